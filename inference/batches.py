@@ -1,7 +1,7 @@
-"""Batches of stored data on the device, a whole batch at once.
+"""Batches of stored data on the device.
 
-Data are uint8 (or small vectors), and what a network sees is made of them on the device. Which data
-a batch holds is a function of the step alone (:func:`inference.recipe.indices`).
+Data are uint8 (or small vectors), and are transformed on the device. The content of a batch is a
+function of the step alone (:func:`inference.recipe.indices`).
 """
 
 from __future__ import annotations
@@ -13,20 +13,19 @@ from inference.recipe import indices
 from inference.seeds import seed_from
 
 ON_DEVICE = 2 * 2**30
-"""Bytes of data up to which an accelerator holds them all."""
+"""The most bytes of data that an accelerator holds all at once."""
 
 
 class Batches:
     """This process's part of each batch, by step.
 
     Args:
-        data: (n, *event_shape) as stored; may be memory-mapped.
-        batch_size: N, of all processes and pieces together.
-        seed: of the order.
-        device: where batches go.
-        pieces: which pieces of the batch are wanted, and of how many: piece r of S holds its data
-            r, r + S, …
-        flip: mirror each image left to right with probability ½.
+        data: the data as stored, (n, *event_shape); may be memory-mapped.
+        batch_size: N, over all processes and pieces.
+        seed: the seed of the order.
+        device: the device of the batches.
+        pieces: the pieces to return, and their number S: piece r has data r, r + S, … of a batch.
+        flip: whether to mirror each image left to right with probability ½.
     """
 
     def __init__(

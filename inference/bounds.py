@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 Stored = TypeVar("Stored", Tensor, Part, Tensor | Part)
-"""Stored data, alone or with what is known of them."""
+"""Stored data, alone or with their contexts."""
 
 BIAS_DATA, BIAS_DRAWS = 512, 4
-"""The most data, and draws of each, that the bias of the simulation's step is measured with."""
+"""The most data, and draws of each, for the bias of the simulation's step."""
 
 LARGE_BIAS = 0.1
-"""Bits/dim that half the step may change without a warning."""
+"""The bias of the step above which there is a warning, bits/dim."""
 
 
 class Calls(TypedDict, total=False):
-    """Options of a bound: how the network is called, as in :func:`pyro_mdm.evaluation.compare`."""
+    """The options of network calls for a bound, as in :func:`pyro_mdm.evaluation.compare`."""
 
     draws: int
     batch_size: int
@@ -46,14 +46,14 @@ class Calls(TypedDict, total=False):
 
 
 class Draws(Calls, total=False):
-    """Options of a bound: how the network is called, and how precise the bound is to be."""
+    """The options of a bound: its network calls and its precision."""
 
     half_width: float | None
 
 
 @dataclass(frozen=True)
 class StepBias:
-    """The change by half the step of a simulation, in bits/dim at the same paths."""
+    """The change of the bound when the simulation's step is halved, bits/dim, at the same paths."""
 
     step_size: float
     change: float
@@ -76,8 +76,8 @@ class StepBias:
 class Bound:
     """The bound on a part of the data by term, each (value, standard error) in bits/dim.
 
-    The value of ``bits_per_dim`` is the sum of the others. Dequantized data count the
-    log-determinant and the levels with the reconstruction.
+    ``bits_per_dim`` is the sum of the other terms. For dequantized data the reconstruction includes
+    the log-determinant and the levels.
     """
 
     bits_per_dim: tuple[float, float]
@@ -85,17 +85,17 @@ class Bound:
     prior_kl: tuple[float, float]
     diffusion: tuple[float, float]
     num_data: int
-    monte_carlo_error: float  # of bits_per_dim: what other noise would change
+    monte_carlo_error: float  # of bits_per_dim, by the noise alone
     log_snr_edges: list[float]
     diffusion_by_log_snr: list[float]  # the part of ``diffusion`` in each interval
     diffusion_by_log_snr_error: list[float]
-    probe_error: float = 0.0  # the part of Hutchinson's probes in it; NaN for a single one
-    step_bias: StepBias | None = None  # of a simulation, where it was measured
-    context: tuple[float, float] = (0.0, 0.0)  # of a latent context, where there is one
+    probe_error: float = 0.0  # the share of Hutchinson's probes in it; NaN for a single one
+    step_bias: StepBias | None = None  # for a simulation, where it was measured
+    context: tuple[float, float] = (0.0, 0.0)  # the KL of a latent context, where there is one
 
     @property
     def terms(self) -> dict[str, tuple[float, float]]:
-        """Value and standard error of each term, by name."""
+        """The value and standard error of each term, by name."""
         names = ALL_TERMS if self.context[0] else TERMS
         return {name: getattr(self, name) for name in ("bits_per_dim", *names)}
 
@@ -106,13 +106,13 @@ class Bound:
 
     @property
     def columns(self) -> dict[str, float]:
-        """The bound in columns of metrics.csv."""
+        """The bound as columns of metrics.csv."""
         values = {name: value for name, (value, _) in self.terms.items()}
         errors = {f"{name}_standard_error": error for name, (_, error) in self.terms.items()}
         return values | errors
 
     def as_json(self) -> dict[str, object]:
-        """The bound as results.json has it."""
+        """The bound as in results.json."""
         named = {k: {"value": v, "standard_error": e} for k, (v, e) in self.terms.items()}
         return asdict(self) | named
 
@@ -131,8 +131,8 @@ def measure(
     """The bound on stored ``data`` (n, *event_shape), given their contexts if any, in bits/dim.
 
     Args:
-        seed: of the noise, that of dequantization too.
-        options: draws, batch_size, …, of :func:`pyro_mdm.evaluation.log_likelihood`.
+        seed: the seed of all noise, dequantization included.
+        options: draws, batch_size, …, as for :func:`pyro_mdm.evaluation.log_likelihood`.
     """
     estimate, log_det = estimated(programs, data, seed=seed, **options)
     return bound_of(estimate, log_det, programs.problem.dequantized_levels)
@@ -141,7 +141,7 @@ def measure(
 def estimated(
     programs: Programs, data: Tensor | Part, *, seed: int = 0, **options: Unpack[Draws]
 ) -> tuple[Estimate, Tensor]:
-    """The bound on each of ``data`` in nats, and log-determinants (n,); see :func:`measure`."""
+    """The bound on each datum in nats, and log-determinants (n,); see :func:`measure`."""
     _, model, guide = of_data(programs, data)
     x, log_det = in_model_space(programs, data, seed)
     own = baseline([programs])
@@ -149,12 +149,12 @@ def estimated(
 
 
 def some(data: Stored, most: int = 256) -> Stored:
-    """At most ``most`` data, spread evenly: neighbours in a data set are often of one kind."""
+    """At most ``most`` data, spread evenly, since neighbours in a data set are often alike."""
     return data if len(data) <= most else data[spread(len(data), most)]
 
 
 def of_data(programs: Programs, data: Tensor | Part) -> Programs:
-    """The programs of data given what comes with them."""
+    """The programs given the contexts of data, if they have any."""
     return programs.given(data.context) if isinstance(data, Part) else programs
 
 
@@ -166,7 +166,7 @@ def in_model_space(programs: Programs, data: Tensor | Part, seed: int) -> tuple[
 
 
 def baseline(entries: Sequence[Programs]) -> DenoiserScore | None:
-    """A denoiser as baseline of programs in closed form; None where they have their own."""
+    """A denoiser as baseline for programs in closed form; None where they have their own."""
     closed = [p for p in entries if not kind_of(p.model.diffusion).simulated]
     if not closed or any(isinstance(p.model.score_function, DenoiserScore) for p in closed):
         return None
@@ -186,15 +186,15 @@ def in_bits(
     """A bound in bits/dim and its standard error over the data.
 
     Args:
-        log_det: log|det ∂x/∂w| (n,) in nats of the data as transformed;  levels: their number if
-            noise made them continuous, else None.
+        log_det: log|det ∂x/∂w| (n,) of the data as transformed, in nats.
+        levels: the number of levels of dequantized data, else None.
     """
     d, n = estimate.num_dims, estimate.num_data
     bits = bits_per_dim(estimate.per_datum, d, log_det=log_det, num_levels=levels)
     if not isinstance(log_det, Tensor):
         return float(bits.mean()), estimate.bits_per_dim_error
-    # the log-determinant varies with the datum, which the estimate's own error does not know; how
-    # it varies with the bound is told by data that were drawn, others have a prediction alone
+    # the log-determinant varies with the datum, which the estimate's own error leaves out; its
+    # covariance with the bound comes from data that were drawn, as others have a prediction alone
     drawn = estimate.per_datum_error.isfinite()
     drawn = drawn if bool(drawn.any()) else ~drawn  # by one weight each: drawn, of unknown error
     both = torch.stack([estimate.per_datum[drawn], log_det.double().cpu()[drawn]])
@@ -237,13 +237,13 @@ def by_datum(
 ) -> list[Row]:
     """The bound on each datum in bits/dim with its Monte Carlo error, for a CSV file.
 
-    Both are empty for a datum that was never drawn, of which nothing was measured.
+    Both are empty for a datum that was never drawn.
 
     Args:
-        log_det, levels: as of :func:`in_bits`.
-        numbers: of the data, (n,).
-        labels: of the data, (n,), -1 where not known.
-        probabilities: of each class, (n, classes).
+        log_det, levels: as for :func:`in_bits`.
+        numbers: the indices of the data, (n,).
+        labels: the labels of the data, (n,), -1 where unknown.
+        probabilities: the probability of each class, (n, classes).
     """
     unit = estimate.num_dims * math.log(2)
     bits = bits_per_dim(
@@ -252,7 +252,7 @@ def by_datum(
     columns: dict[str, list[float | str]] = {"row": numbers.tolist()}
     if labels is not None:
         columns["label"] = ["" if label < 0 else label for label in labels.tolist()]
-    never = estimate.halves.isnan().all(0)  # drawn: what there is, is the baseline's prediction
+    never = estimate.halves.isnan().all(0)  # drawn: the value is the baseline's prediction
     bits = bits.masked_fill(never.to(bits.device), math.nan)
     measured = {"": bits, "_standard_error": estimate.per_datum_error / unit}
     for of, values in measured.items():
@@ -265,13 +265,13 @@ def by_datum(
 
 
 def nats_by_row(bound: Bound, columns: int) -> str:
-    """A bound in bits/dim as one on the log density of a row of a table, for people."""
+    """The bound on the log density of a row of a table, in words, from one in bits/dim."""
     value, error = (columns * math.log(2) * number for number in bound.bits_per_dim)
     return f"log p of a row, of what is there: at least {-value:.3f} ± {error:.3f} nats"
 
 
 def told_nothing(programs: Programs, data: Part) -> Part | None:
-    """A part's data without their contexts, where the network was trained for that."""
+    """A part's data without contexts, if the network was trained for that; else None."""
     context = programs.problem.context
     if context is None or not context.dropout:
         return None
@@ -279,7 +279,7 @@ def told_nothing(programs: Programs, data: Part) -> Part | None:
 
 
 def step_bias(programs: Programs, data: Tensor | Part, *, draws: int, seed: int) -> StepBias:
-    """The bias of the simulation's step, measured on some of the data."""
+    """The bias of the simulation's step, measured on some data."""
     data = some(data, BIAS_DATA)
     x, _ = in_model_space(programs, data, seed)
     _, model, guide = of_data(programs, data)
@@ -289,7 +289,7 @@ def step_bias(programs: Programs, data: Tensor | Part, *, draws: int, seed: int)
 
 
 def path_gap(programs: Programs, data: Tensor | Part, *, seed: int) -> str:
-    """The loss of paths whose drift sees the data, whatever the network, in words."""
+    """The loss by paths whose drift sees the data, with any network, in words."""
     points, _ = in_model_space(programs, some(data), seed)
     information = path_information_gap(programs.model.diffusion, points, levels=64, seed=seed)
     gap = information.gap.scaled(1 / (points[0].numel() * math.log(2)))

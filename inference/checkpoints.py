@@ -1,11 +1,11 @@
-"""Checkpoints that survive being killed, cut short or damaged, and that cannot run code.
+"""Checkpoints that survive interruption and damage, and that cannot run code.
 
-One checkpoint is two files of a folder, ``step-00000100.safetensors`` with every tensor and
+A checkpoint is two files of a folder, ``step-00000100.safetensors`` with every tensor and
 ``step-00000100.json`` with everything else and the checksum of the first. Both are written to
-temporary files beside them and flushed to the disk before either is renamed; the JSON comes last
-and is what makes the pair a checkpoint, so a half-written one is never the newest valid one, and a
-full disk is noticed while nothing has changed. Tensors are written one after the other and hashed
-on the way, without a copy of the whole. Nothing is unpickled, ever.
+temporary files and flushed to the disk before either is renamed. The JSON comes last and makes the
+pair a checkpoint, so that a half-written one never counts, and a full disk is noticed before
+anything changes. Tensors are written and hashed one by one, without a copy of the whole. Nothing is
+unpickled.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pyro_mdm.support.settings import EXTRA_STATE, SettingsError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CHUNK = 1 << 24
-"""Bytes read, written and hashed at a time."""
+"""The number of bytes read, written and hashed at a time."""
 
 FORMATS = {
     torch.float64: "F64",
@@ -54,11 +54,11 @@ LEFTOVER = re.compile(r"\.step-\d{8,}\.(json|safetensors)\.tmp")
 
 
 class RunError(RuntimeError):
-    """A run folder is in the way, missing, or not what it should be."""
+    """A run folder is in the way, missing or damaged."""
 
 
 class StorageError(RunError):
-    """A file could not be written for want of space; what was there before is whole."""
+    """A file could not be written for want of space; earlier files are intact."""
 
 
 class CheckpointError(RuntimeError):
@@ -71,14 +71,14 @@ class ArchitectureError(RuntimeError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything a run needs to go on: tensors by name, and what JSON can hold."""
+    """The state that a run resumes from: tensors by name, and what JSON can hold."""
 
     step: int
     tensors: dict[str, Tensor]
     state: dict[str, Any] = field(default_factory=dict)
 
     def part(self, name: str) -> dict[str, Tensor]:
-        """The tensors saved under ``name/``, with that prefix taken off."""
+        """The tensors saved under ``name/``, without this prefix."""
         prefix = name + "/"
         return {k.removeprefix(prefix): t for k, t in self.tensors.items() if k.startswith(prefix)}
 
@@ -88,7 +88,7 @@ class Checkpoint:
 
 @contextlib.contextmanager
 def explain_full_disk(path: Path, needed: int) -> Iterator[None]:
-    """Errors of a full disk, quota or file size limit as a :class:`StorageError`."""
+    """Turn errors of a full disk, quota or file size limit into a :class:`StorageError`."""
     try:
         yield
     except OSError as error:
@@ -112,8 +112,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def raw_bytes(tensor: Tensor) -> Iterator[memoryview]:
-    """The bytes of ``tensor``, row-major, in pieces; those of a contiguous tensor on the CPU,
-    memory-mapped or not, are never copied."""
+    """The bytes of ``tensor``, row-major, in pieces; never copied from a contiguous CPU tensor."""
     tensor = tensor.detach()
     flat = tensor.view(-1) if tensor.is_contiguous() else tensor
     length = max(1, CHUNK * len(flat) // max(1, flat.numel() * flat.element_size()))
@@ -127,9 +126,9 @@ def raw_bytes(tensor: Tensor) -> Iterator[memoryview]:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
-    """Write ``checkpoint``, drop all but the newest ``keep`` up to it; the JSON's path.
+    """Write ``checkpoint``, and remove all but the newest ``keep``; returns the JSON's path.
 
-    Without space for it (StorageError) earlier checkpoints are as they were.
+    Without space for it (StorageError) earlier checkpoints are kept.
     """
     if keep < 1:
         raise ValueError(f"keep is {keep}, expected at least 1: the newest checkpoint stays")
@@ -151,7 +150,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path
         with explain_full_disk(description, len(text)):
             write(description, [text])
     for old in [d for d in _descriptions(folder) if _step(d) <= checkpoint.step][keep:]:
-        old.unlink()  # first what makes it a checkpoint
+        old.unlink()  # the JSON first: it makes a checkpoint
         old.with_suffix(".safetensors").unlink(missing_ok=True)
     return description
 
@@ -225,8 +224,10 @@ def _hash(path: Path) -> tuple[int, str]:
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint:
-    """The newest checkpoint of ``folder`` that is whole; warns of each damaged one passed over
-    (CheckpointError: there is none)."""
+    """The newest whole checkpoint of ``folder`` (CheckpointError: there is none).
+
+    Warns of each damaged one that is newer.
+    """
     problems = []
     for description in _descriptions(folder):
         try:
@@ -260,8 +261,8 @@ def _digest(body: object) -> str:
 def load_module(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
     """Load ``tensors`` into ``module``, all of them or none.
 
-    Settings in a checkpoint (:mod:`pyro_mdm.support.settings`) are taken over; one that is older
-    than they are leaves those of ``module``.
+    Settings in a checkpoint (:mod:`pyro_mdm.support.settings`) are restored too; one that is older
+    than a setting keeps that of ``module``.
 
     Raises:
         ArchitectureError: names, shapes or settings differ; the message lists where.
@@ -295,7 +296,7 @@ def load_module(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> 
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Iterable[str]) -> dict[str, Tensor]:
-    """An optimizer's state as ``<parameter's name>/<entry>``; ``names`` in its own order."""
+    """An optimizer's state as ``<parameter's name>/<entry>``; ``names`` are in its order."""
     state = optimizer.state_dict()["state"]
     return {
         f"{name}/{entry}": value

@@ -1,10 +1,9 @@
-"""Command lines from signatures, with errors for people.
+"""Command lines from signatures, with readable errors.
 
-A program is a function: its parameters are the options, their annotations say what the words after
-them are read as, and its docstring is the help. If they are many, they are fields of dataclasses,
-by group. Every program also has ``--config FILE.yaml``, for options from a file (those on the
-command line win), ``--print_config`` and ``--help``, and ``--trust``, which no file can say: see
-:mod:`inference.trust`.
+A program is a function: its parameters are the options, their annotations the types, and its
+docstring is the help. Many options are fields of dataclasses, by group. Every program also has
+``--config FILE.yaml``, for options from a file (those on the command line win), ``--print_config``
+and ``--help``, and ``--trust``, which a file cannot set: see :mod:`inference.trust`.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ MISTAKES = (
 
 
 class OptionError(Exception):
-    """A word that is no option, or no value of its option."""
+    """A word on the command line is no option, or not a value of its option."""
 
 
 def command_line(
@@ -61,21 +60,20 @@ def command_line(
     groups: Mapping[str, type] | None = None,
     listed: Sequence[str] = (),
 ) -> None:
-    """Run ``function`` on the command line's arguments, typed and explained by its signature.
+    """Run ``function`` with the command line's arguments, typed and explained by its signature.
 
     A mistake (an unknown name, a folder in the way, a damaged checkpoint) ends the program with its
-    message alone; ``--debug`` as the first argument shows where it was raised. The exit status is 2
-    for a word that is no option or no value of one, and 1 for what the program itself refuses.
+    message alone; ``--debug`` as the first argument shows the traceback. The exit status is 2 for a
+    wrong option or value, and 1 for errors of the program.
 
     Args:
-        function: its parameters are the options; or, with ``groups``, all of their fields.
-        arguments: words; by default those of the process.
+        function: the program; its parameters, or the fields of ``groups``, are the options.
+        arguments: the words; by default those of the process.
         unnamed: the option whose name may be left out.
         groups: dataclasses by name. Their docstrings begin with a title for the help. An option
             is called ``--steps``, or ``--optimization.steps`` with the name of its group; likewise
             in files.
-        listed: options that name several things, with commas between. A comma in others is one of
-            the name.
+        listed: options that name several things, with commas between.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = words[:1] == ["--debug"]
@@ -104,7 +102,7 @@ def command_line(
 
 
 def _trusts(words: Sequence[str]) -> tuple[bool, list[str]]:
-    """Whether --trust is among words ``--option=value``, and the other words."""
+    """Whether --trust is among the words ``--option=value``, and the other words."""
     said = [word.removeprefix("--trust=") for word in words if word.startswith("--trust=")]
     if wrong := [value for value in said if value not in ("true", "false")]:
         raise OptionError(f"--trust is {wrong[0]!r}, expected true or false")
@@ -112,7 +110,7 @@ def _trusts(words: Sequence[str]) -> tuple[bool, list[str]]:
 
 
 def _code(options: Namespace, named: set[str], listed: Sequence[str]) -> list[str]:
-    """Names of code among the words of the command line, not of a file of --config."""
+    """The names of code in the words of the command line, without those of --config files."""
     names: list[str] = []
     for name in (*NAMED, "simulator"):
         if name in named and (value := options[name]):
@@ -121,14 +119,14 @@ def _code(options: Namespace, named: set[str], listed: Sequence[str]) -> list[st
 
 
 def check_positive(**options: float | None) -> None:
-    """Raises ValueError unless all of ``options`` that are given are positive."""
+    """Raise ValueError unless all given ``options`` are positive."""
     for name, value in options.items():
         if value is not None and not value > 0:
             raise ValueError(f"--{name} is {value}, expected a positive number")
 
 
 class _Parser(ArgumentParser):
-    """A parser with errors in words, for the options of ``hints``."""
+    """A parser with readable errors, for the options of ``hints``."""
 
     hints: dict[str, Any]
     option_groups: dict[str, dict[str, Any]]
@@ -139,7 +137,7 @@ class _Parser(ArgumentParser):
         return alone if alone in self.option_groups.get(group, {}) else name
 
     def astray(self, name: str, dashes: str = "") -> str:
-        """A guess at what ``optimization.stpes`` or ``machine.steps`` meant, for messages."""
+        """A suggestion for ``optimization.stpes`` or ``machine.steps``, for messages."""
         group, _, alone = name.rpartition(".")
         if group in self.option_groups:
             known = [g for g, options in self.option_groups.items() if alone in options]
@@ -147,7 +145,7 @@ class _Parser(ArgumentParser):
         return _nearest(name, [*self.hints, *self.option_groups, "config"], dashes)
 
     def parse_string(self, content: str, *arguments: object, **options: object) -> Any:
-        """Options of a file, of which some may be in their group."""
+        """The options of a file, some of which may be in their group."""
         with contextlib.suppress(yaml.YAMLError):
             content_of = yaml.safe_load(content)
             if self.option_groups and isinstance(content_of, dict):
@@ -238,10 +236,10 @@ def _parser(
 
 
 def _assign(words: Sequence[str], parser: _Parser, unnamed: str | None) -> list[str]:
-    """The words as ``--option=value`` each, files of options first.
+    """The words as ``--option=value``, files of options first.
 
-    So values may begin with a minus, integers be written as 1e3, flags go without a value, and
-    words of ``unnamed`` stand anywhere.
+    So values may begin with a minus, integers may be written as 1e3, flags need no value, and words
+    of ``unnamed`` may stand anywhere.
     """
     hints = parser.hints
     known = {**hints, "config": Path, "trust": bool}
@@ -296,7 +294,7 @@ NAMES: dict[Any, list[str]] = {
 
 
 def _kinds(hint: object) -> list[str]:
-    """The kinds of value that an annotation stands for, in words."""
+    """The kinds of value of an annotation, in words."""
     parts = typing.get_args(hint)
     if hint in NAMES:
         return NAMES[hint]

@@ -1,10 +1,10 @@
-"""Runs compared with each other: the bound of each, and what is left of their difference.
+"""A comparison of runs: the bound of each, and paired differences.
 
     python -m inference.compare runs/cld runs/learned --out comparison
 
-All runs are evaluated on the same data, at the same noise levels, with the same noise, so that what
-they share cancels. As many network calls are made as a pilot says it takes to know every bound and
-every difference to --half_width, as far as the noise goes. The folder holds
+All runs are evaluated on the same data, at the same noise levels, with the same noise, so that
+shared errors cancel. A pilot says how many network calls it takes to know every bound and every
+difference to --half_width, as far as the noise goes. The folder holds
 
     bounds.csv        a row for each run
     differences.csv   a row for each pair of runs
@@ -39,11 +39,11 @@ from pyro_mdm import evaluation
 from pyro_mdm.evaluation.estimates import Comparison
 
 FILES = ("bounds.csv", "differences.csv", "by_log_snr.csv", "comparison.png")
-# -- what is compared ------------------------------------------------------------------------------
+# -- the runs --------------------------------------------------------------------------------------
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
-    """A name for each folder: its last part, with as many parents as tell it from the others."""
+    """A name for each folder: its last part, with the parents that distinguish it from others."""
     seen: dict[Path, Path] = {}
     for folder in folders:
         place = folder.resolve()
@@ -143,19 +143,19 @@ def compare(
 ) -> Comparison:
     """Compare the bounds of runs, with their averaged weights, on the same data and noise.
 
-    The differences are printed, with 95% intervals and which of them are resolved from 0, and
-    written with the bounds of each run as CSV and as a picture.
+    Differences are printed with 95% intervals and whether they exclude 0. They are written with the
+    bounds of each run as CSV, and drawn.
 
     Args:
-        runs: run folders, of one --model and one --protocol; nothing in them is changed.
-        half_width: network calls are made until every bound and every difference, in bits/dim, is
-            within ± this at 95% as far as the noise goes; null for all the draws.
+        runs: run folders, of one --model and one --protocol, which are only read.
+        half_width: half-width of the 95% intervals for the noise of every bound and difference, in
+            bits/dim, up to which network calls are made; null for all the draws.
         draws: the most network calls per datum and run for the diffusion term.
-        part: of the data; choose settings on validation, for which runs need --holdout true.
+        part: part of the data; choose settings on validation, for which runs need --holdout true.
         num_data: the most data of that part, spread evenly over it; all by default.
         out: folder for bounds.csv, differences.csv, by_log_snr.csv and comparison.png.
         batch_size: data per network call.
-        seed: of the noise.
+        seed: seed of the noise.
         overwrite: replace a comparison in ``out``.
         accelerator: cpu, cuda, … or auto.
 
@@ -200,7 +200,7 @@ def compare(
 
 
 def _write(out: Path, numbers: Tables, title: str) -> None:
-    """Write the files of a comparison, the numbers before the picture, which may fail."""
+    """Write the files of a comparison; the picture comes last, since drawing may fail."""
     out.mkdir(parents=True, exist_ok=True)
     bounds, differences, by_log_snr = numbers
     contents = (
@@ -215,7 +215,7 @@ def _write(out: Path, numbers: Tables, title: str) -> None:
 
 
 def _of_given(entries: Sequence[Entry]) -> list[str]:
-    """A word on bounds of data that are given something in some runs."""
+    """A note where some bounds are on data given a context."""
     names = [e.name for e in entries if e.programs.problem.context is not None]
     if not names:
         return []

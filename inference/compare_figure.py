@@ -15,24 +15,24 @@ if TYPE_CHECKING:
 
 DPI = 110
 FEW = 6
-"""Runs up to which the diffusion term has error bands and the cumulative difference is drawn."""
+"""The most runs with error bands of the diffusion term and a cumulative difference."""
 
 NARROW = 0.02
-"""Cells of log SNR narrower than this, between ends that almost meet, are too noisy to draw."""
+"""The width of cells of log SNR below which they are too noisy to draw."""
 
 
 def comparison_figure(
     bounds: Sequence[Row], differences: Sequence[Row], by_log_snr: Sequence[Row], title: str = ""
 ) -> Figure:
-    """Bounds and paired differences as a forest plot, best run on top; the diffusion term by λ.
+    """A forest plot of bounds and paired differences, best run on top; the diffusion term by λ.
 
-    Arguments are fields of :class:`inference.compare_tables.Tables`, and what was compared.
+    Arguments are the fields of :class:`inference.compare_tables.Tables`, and a title.
     """
     from matplotlib.figure import Figure
 
     names = [row["run"] for row in bounds]
     colors = _colors(names)
-    # noise levels of simulated diffusions are nominal: sums over them do not compare up to the end
+    # log SNRs of simulated diffusions are nominal: sums up to one of them do not compare
     simulated = any(row["simulated"] for row in bounds)
     few = 1 < len(names) <= FEW and not simulated
     height = 1.4 + 0.32 * max(len(names), 4)
@@ -132,7 +132,7 @@ def _diffusion_term(
 def _cumulative_differences(
     axes: Axes, names: Sequence[str], by_log_snr: Sequence[Row], colors: dict[str, Any]
 ) -> None:
-    """∫_{λ_min}^λ of the diffusion term, less that of the best run."""
+    """Draw ∫_{λ_min}^λ of the diffusion term, less that of the best run."""
     sums = {name: _cumulative(by_log_snr, name) for name in names}
     edges = np.unique(np.concatenate([x for x, _ in sums.values()]))
     best = np.interp(edges, *sums[names[0]])

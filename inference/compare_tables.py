@@ -1,4 +1,4 @@
-"""The numbers of a comparison of runs as tables, for files and for people."""
+"""The numbers of a comparison of runs as tables, for files and the terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pyro_mdm.evaluation.estimates import Z95, Comparison, Difference, Estimate
 from pyro_mdm.support.measured import ALL_TERMS, TERMS
 
 PRINTED = 15
-"""Differences that are printed; with more pairs, those from the best run."""
+"""The most differences that are printed; with more pairs, those from the best run."""
 
 DIFFERENCE_COLUMNS = (
     "first",
@@ -33,7 +33,7 @@ DIFFERENCE_COLUMNS = (
     "resolved",
 )
 RANGE_TOLERANCE = 1e-3
-"""The difference between ends of log SNR of two runs up to which nothing is said of it."""
+"""The difference between two runs' ends of log SNR above which there is a note."""
 
 
 class Entry(NamedTuple):
@@ -81,9 +81,9 @@ def tables(
 
     Args:
         entries: the runs, named as in ``comparison``.
-        log_det: log|det ∂x/∂w| (n,) in nats of the data as transformed;  levels: their number if
-            noise made them continuous, else None. They count with the reconstruction, whose own
-            standard error is then unknown (NaN).
+        log_det: log|det ∂x/∂w| (n,) of the data as transformed, in nats.
+        levels: the number of levels of dequantized data, else None. Both belong to the
+            reconstruction, whose own standard error is then unknown (NaN).
     """
     bounds: list[Row] = []
     by_log_snr: list[Row] = []
@@ -258,7 +258,7 @@ def _differences_text(numbers: Tables, terms: Sequence[str]) -> list[str]:
 
 
 def _notes(numbers: Tables, comparison: Comparison, draws: int) -> list[str]:
-    """The number of calls, what signs mean, and a warning where ranges of log SNR differ."""
+    """The number of calls, the meaning of signs, and a warning where log SNR ranges differ."""
     n, bounds = numbers.bounds[0]["num_data"], numbers.bounds
     notes = [
         _calls(numbers, comparison, draws),
@@ -297,7 +297,7 @@ def _notes(numbers: Tables, comparison: Comparison, draws: int) -> list[str]:
 
 
 def _calls(numbers: Tables, comparison: Comparison, draws: int) -> str:
-    """The number of network calls, and what they tell, in words."""
+    """The number of network calls, and whether they were enough, in words."""
     each = comparison.network_calls / (numbers.bounds[0]["num_data"] * len(numbers.bounds))
     calls = f"network calls: {comparison.network_calls:,} in all, {each:.1f} per datum and run"
     width = max(

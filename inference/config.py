@@ -20,22 +20,22 @@ YOUNGER = (
     *("likelihood", "time_varying", "learn_ends", "learn_stationary", "condition"),
     *("context_dropout", "split_seed", "threads", "patience"),
 )
-"""Settings younger than some run folders, which were trained as by their defaults."""
+"""Settings that older run folders lack, which were trained with their defaults."""
 
 LATER: dict[str, Any] = {f.name: f.default for f in fields(Training) if f.name in YOUNGER}
 LATER |= {"optimizer": "adam"}
-"""What inference.train did before it had these settings."""
+"""The values that inference.train used before it had these settings."""
 
 REMOVED: dict[str, Any] = {"members": 1, "augment": 0.0, "weight_decay": 0.0}
 REMOVED |= dict.fromkeys(("solver", "probes", "probe_law", "backpropagation"))
-"""Options that inference.train had: the values at which they did nothing."""
+"""Former options of inference.train, with the values at which they had no effect."""
 
 RENAMED = {"decoder": "likelihood"}
-"""Options that inference.train has under another name."""
+"""Former names of options of inference.train, with those of today."""
 
 
 class Settings(dict[str, Any]):
-    """The settings of a run; one that is missing is a mistake with an explanation."""
+    """The settings of a run; a missing one is a RunError that explains it."""
 
     def __missing__(self, name: str) -> Any:
         raise RunError(
@@ -48,7 +48,7 @@ def without_removed(config: Mapping[str, Any]) -> dict[str, Any]:
     """Settings by their names of today, without the options of :data:`REMOVED`.
 
     Raises:
-        RunError: one of these did something.
+        RunError: one of these had an effect.
     """
     for name, nothing in REMOVED.items():
         if (value := config.get(name, nothing)) != nothing:
@@ -81,7 +81,7 @@ def _with_kinds(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The settings in a run folder (RunError: it is none, or they cannot be read)."""
+    """The settings in a run folder (RunError: it is no run folder, or they cannot be read)."""
     path = folder / "config.yaml"
     if not path.is_file():
         near = sorted(str(p.parent) for p in folder.parent.glob("*/config.yaml"))

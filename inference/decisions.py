@@ -1,4 +1,4 @@
-"""Decisions on a new run where settings leave it to the data set, the guide and the machine."""
+"""The defaults of a new run that depend on its data set, guide and machine."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from pyro_mdm.scores.denoiser import DenoiserScore
 
 
 def with_absolute_names(settings: Training) -> Training:
-    """Settings whose names of files hold in any folder."""
+    """Settings with absolute paths in the names of files."""
     named = {option: getattr(settings, option) for option in names.NAMED}
     named = {option: names.absolute_name(name) for option, name in named.items() if name}
     return replace(settings, **named)
 
 
 def with_recipe(settings: Training) -> Training:
-    """Settings with the network that the data set is trained with, if none is asked for.
+    """Settings with the network of the data set's recipe, if none is given.
 
-    A subclass that has networks or a form of its own does not inherit a recipe.
+    A subclass with its own networks or form does not inherit a recipe.
     """
     named = names.find("model", settings.model)
     if settings.network is not None or not inspect.isclass(named):
@@ -45,9 +45,9 @@ def with_recipe(settings: Training) -> Training:
 
 
 def decide(settings: Training, programs: Programs) -> Decided:
-    """Settings with what was left to the data set and the guide, as it came out.
+    """Settings with the values of the programs in place of defaults.
 
-    A learned guide of one's own may be given another end of log SNR, and a score other times.
+    Your own learned guide may have changed an end of log SNR, and your own score the times.
     """
     problem, model, _ = programs
     end, denoises = settings.min_log_snr, isinstance(model.score_function, DenoiserScore)
@@ -85,7 +85,7 @@ def decide(settings: Training, programs: Programs) -> Decided:
 
 
 def _where(settings: Training, problem: Problem) -> str | None:
-    """The place of the data, the same from any folder; None if it was not said, nor needs be."""
+    """The absolute path of the data; None if it was not given and is not needed."""
     if isinstance(problem, FileImages | Images):
         return str(problem.root.resolve())
     if settings.data is None:
@@ -113,7 +113,7 @@ def _batch_size(settings: Training, problem: Problem) -> int:
 
 
 def _optimizer(settings: Training, programs: Programs) -> str:
-    """The optimizer of the recipe, where the network is the recipe's; else Adam."""
+    """The optimizer of the recipe, if the network is the recipe's; else Adam."""
     problem = programs.problem
     if (
         isinstance(problem, ImageProblem)

@@ -1,4 +1,4 @@
-"""The diffusion that the settings of a guide describe, and its ends of log SNR."""
+"""Diffusions from the settings of a guide, and their ends of log SNR."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from pyro_mdm import (
 from pyro_mdm.diffusions.learned import LearnedFamily
 
 LEARNED_MIN_LOG_SNR = -10.0
-"""λ(T) of a learned diffusion under a denoiser, which gives its clock no other reason to stop."""
+"""The default λ(T) of a learned diffusion with a denoiser, whose bound does not fix the clock."""
 
 FOR_LEARNED = (
     *("num_variables", "rank", "learn_beta", "time_varying", "learn_ends", "learn_stationary"),
     *("learned_from", "stationary_variance"),
 )
-"""Settings of a guide that are for ``learned``."""
+"""The settings of a guide that are for ``learned`` alone."""
 
 
 def build_diffusion(
@@ -39,18 +39,18 @@ def build_diffusion(
     """The diffusion that the settings of a guide describe.
 
     Args:
-        guide: its ``max_log_snr`` is λ at ε, where the decoder takes over, and its ``min_log_snr``
-            λ at T, to which the clock is scaled, also of a linear diffusion that does not take it;
-            it is nominal for a nonlinear one. A class or function that ``guide`` names is called
-            with both, if given, where it takes them; a diffusion is copied.
-        event_shape: of a datum, for a guide with a network.
-        simulation: what replaces settings of a nonlinear diffusion.
+        guide: settings. ``max_log_snr`` is λ at ε, where the decoder takes over, ``min_log_snr`` λ
+            at T, nominal for a nonlinear diffusion. A class or function is called with those that
+            are given and that it takes; a diffusion is copied. The clock of a linear diffusion is
+            scaled to ``min_log_snr`` in any case.
+        event_shape: the shape of a datum, for a guide with a network.
+        simulation: settings that replace those of a nonlinear diffusion.
 
     Raises:
         NameNotFoundError: see :func:`~inference.names.find`.
-        TypeError: what is named is not a diffusion and does not return one.
-        ValueError: an option of ``learned`` for another guide, of simulation for a linear one, or
-            one that makes no sense.
+        TypeError: the name is no diffusion and does not return one.
+        ValueError: an option of ``learned`` for another guide, one of simulation for a linear
+            diffusion, or an invalid value.
     """
     kind = find("guide", guide.guide)
     diffusion: Diffusion
@@ -93,7 +93,7 @@ def _learned(guide: Guide) -> LearnedFamily:
 
 
 def _other(guide: Guide, kind: object, event_shape: Sequence[int] | None) -> Diffusion:
-    """A diffusion whose class or function says what it is."""
+    """A diffusion from a class or function."""
     given = {name: getattr(guide, name) for name in FOR_LEARNED}
     given = {k: v for k, v in given.items() if v is not None and v is not False}
     options: dict[str, object] = {**_ends(guide)}
@@ -108,7 +108,7 @@ def _other(guide: Guide, kind: object, event_shape: Sequence[int] | None) -> Dif
 
 
 def _start(guide: Guide, name: str) -> LinearDiffusion:
-    """The diffusion that a learned one begins as."""
+    """The diffusion that a learned one starts as."""
     high, low = guide.max_log_snr, guide.min_log_snr
     try:
         start = build_diffusion(Guide(guide=name, max_log_snr=high, min_log_snr=low))
@@ -128,7 +128,7 @@ def _start(guide: Guide, name: str) -> LinearDiffusion:
 
 
 def _stationary(value: StationaryVariance, K: int) -> torch.Tensor:
-    """Σ_∞ as :class:`LinearDiffusion` takes it, if its shape is one of K variables."""
+    """Σ_∞ as for :class:`LinearDiffusion`, checked to be of K variables."""
     try:
         variance = torch.as_tensor(value, dtype=torch.float64)
     except (TypeError, ValueError):  # rows of different length
@@ -167,9 +167,9 @@ def _set_simulation(name: str, diffusion: Diffusion, settings: SimulatedGuide) -
 
 
 def give_learned_end(diffusion: Diffusion) -> bool:
-    """Scale the clock of a learned diffusion that has no λ(T) to :data:`LEARNED_MIN_LOG_SNR`.
+    """Scale the clock of a learned diffusion without a set λ(T) to :data:`LEARNED_MIN_LOG_SNR`.
 
-    Returns whether it was; one that is not learned, or is cut at a time, stays as it is.
+    Returns whether it did; a diffusion that is not learned, or is cut at a time, is not changed.
     """
     if not isinstance(diffusion, LearnedFamily) or diffusion.min_log_snr is not None:
         return False
@@ -180,7 +180,7 @@ def give_learned_end(diffusion: Diffusion) -> bool:
 
 
 def check_ends(guide: Guide, diffusion: Diffusion) -> None:
-    """Raises ValueError unless a diffusion has the ends of log SNR that were asked for."""
+    """Raise ValueError unless a diffusion has the ends of log SNR of the settings."""
     for option, wanted in (("max", guide.max_log_snr), ("min", guide.min_log_snr)):
         if wanted is None:
             continue

@@ -1,4 +1,4 @@
-"""Code and machine, which the numbers of a run may depend on besides its settings and data."""
+"""The code and the machine, on which the numbers of a run may depend too."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 
 SOURCE = Path(__file__).parent
 LOOK = 0.5
-"""Seconds for which the load is looked at."""
+"""The seconds for which the load is measured."""
 STAT, CGROUP, CGROUPS = Path("/proc/stat"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
@@ -48,7 +48,7 @@ def code_changes() -> bytes:
 
 
 def describe() -> dict[str, Any]:
-    """Versions, the machine, and the git commit with the names of what differs from it."""
+    """Versions, the machine, and the git commit with the names of changed files."""
     changes = _git("status", "--porcelain")
     lines = None if changes is None else changes.decode(errors="replace").splitlines()
     return {
@@ -63,7 +63,7 @@ def describe() -> dict[str, Any]:
 
 
 def _packages() -> dict[str, str]:
-    """The version of every installed distribution; of two with one name, the one imported."""
+    """The versions of installed distributions; of two with one name, that of the imported one."""
     versions: dict[str, str] = {}
     for distribution in metadata.distributions():
         name = distribution.metadata["Name"]
@@ -103,7 +103,7 @@ def _memory() -> int | None:
 def _accelerators() -> list[str]:
     try:
         return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    except RuntimeError as error:  # a driver that does not work is no reason not to use the CPU
+    except RuntimeError as error:  # the CPU can be used without a working driver
         return [f"cannot be read: {error}"]
 
 
@@ -111,7 +111,7 @@ def _accelerators() -> list[str]:
 
 
 class Threads(NamedTuple):
-    """The number of threads that PyTorch computes with on the CPU, and why."""
+    """The number of PyTorch's CPU threads, with the reason."""
 
     number: int
     why: str = ""  # in words, where it is neither given nor all
@@ -121,11 +121,10 @@ class Threads(NamedTuple):
 
 
 def choose_threads(given: int | None = None) -> Threads:
-    """The number of threads that PyTorch has from here on.
+    """Set and return the number of PyTorch's threads.
 
-    Threads that wait for a core that other work has cost processor time, and gain none. So there
-    are as many as there are cores that other work leaves free, at most what the system lets this
-    process have, and at least one; or ``given``, or ``OMP_NUM_THREADS``.
+    ``given``, or ``OMP_NUM_THREADS``, or the number of idle cores that this process may use, at
+    least one: threads that wait for a busy core cost time and gain none.
     """
     if given is not None:
         torch.set_num_threads(given)
@@ -145,9 +144,9 @@ def choose_threads(given: int | None = None) -> Threads:
 
 
 def keep_threads(number: int | None, given: int | None, folder: Path) -> None:
-    """Compute with the number of threads of the run in ``folder``, unless the user gives another.
+    """Use the number of threads of the run in ``folder``, unless the user gives another.
 
-    Warns where there is another one: sums of floating-point numbers may round otherwise.
+    Warns of another number, with which floating-point sums may round differently.
     """
     if given is not None:
         torch.set_num_threads(given)
@@ -163,15 +162,15 @@ def keep_threads(number: int | None, given: int | None, folder: Path) -> None:
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on, or whose time its control groups give it."""
+    """The number of cores that this process may use, by affinity and control groups."""
     return max(1, int(min(len(_cores()), _quota())))
 
 
 def busy_cores() -> tuple[int, float]:
-    """The number of cores for this process, and of those that other work has now.
+    """The number of cores for this process, and the number of those that are busy.
 
-    Linux says what each core did while this process sleeps for :data:`LOOK` seconds. Elsewhere
-    nothing is known of other work: 0. (A load average says what ran in the last minute.)
+    On Linux by the activity of each core while this process sleeps for :data:`LOOK` seconds (a load
+    average is of the last minute); elsewhere 0 are taken to be busy.
     """
     cores = _cores()
     try:
@@ -191,7 +190,7 @@ def _cores() -> set[int]:
 
 
 def _quota() -> float:
-    """The time of how many cores control groups leave this process, ∞ without a limit.
+    """The limit of control groups on this process, in cores; ∞ without one.
 
     A line is ``0::/a/b`` in version 2, and ``4:cpu,cpuacct:/a/b`` in version 1 (cgroups(7)). Each
     group is limited by those above it; in a container its own folder may be the topmost.
@@ -211,7 +210,7 @@ def _quota() -> float:
 
 
 def _limit(folder: Path, *, version: int) -> float:
-    """The time of how many cores one control group has, ∞ without a limit."""
+    """The limit of one control group, in cores; ∞ without one."""
     names = ["cpu.max"] if version == 2 else ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
     try:
         quota, period = " ".join((folder / name).read_text() for name in names).split()
@@ -221,7 +220,7 @@ def _limit(folder: Path, *, version: int) -> float:
 
 
 def _busy_and_all(cores: set[int]) -> tuple[int, int]:
-    """Ticks in which these cores had work, and all, as ``/proc/stat`` counts them.
+    """The busy ticks and all ticks of these cores, from ``/proc/stat``.
 
     A line is ``cpu0 user nice system idle iowait irq softirq steal guest guest_nice``, and guests
     are in user and nice already (proc_stat(5)).

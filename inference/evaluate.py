@@ -5,8 +5,8 @@
     python -m inference.evaluate runs/digits-learned-0-0 --method importance --samples 64
     python -m inference.evaluate runs/digits-learned-0-0 --out rows.csv
 
-For a diffusion without a closed form it also measures what the step of the simulation does. The
-last line has the form ``bits/dim 1.234 ± 0.005 (reconstruction …, prior KL …, diffusion …)``.
+For a diffusion without a closed form it also measures the bias of the simulation's step. The last
+line has the form ``bits/dim 1.234 ± 0.005 (reconstruction …, prior KL …, diffusion …)``.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ if TYPE_CHECKING:
 Method = Literal["elbo", "importance", "flow", "all"]
 
 EXACT = 16
-"""States K·d up to which the divergence of the flow is exact by default."""
+"""The largest state, K·d, with an exact divergence of the flow by default."""
 
 RTOL = 1e-4
-"""Tolerance of the flow's solver by default."""
+"""The default tolerance of the flow's solver."""
 
 
 def evaluate(
@@ -92,37 +92,37 @@ def evaluate(
     trained denoiser under another diffusion, without training.
 
     Args:
-        run: the run folder, in which nothing is changed, or the name of a trained model in
-            models/trained, such as digits.
+        run: the run folder, which is only read, or the name of a trained model in models/trained,
+            such as digits.
         draws: network evaluations per test datum, at log SNRs of low discrepancy.
         batch_size: data per network call.
-        seed: of the noise; the one and only source of difference between two evaluations.
+        seed: seed of the noise; with the same seed an evaluation repeats exactly.
         reuse: a run folder whose denoiser is put under --guide.
         guide: with --reuse: vpsde, cld, malda, alda, hold, learned (as it starts), module:Name,
             file.py:Name, or run:FOLDER for the diffusion that another run ended with.
         max_log_snr: with --reuse: log SNR at the start time; by default the run's.
         min_log_snr: with --reuse: log SNR at time T, to which the clock is scaled; by default the
             guide's own clock, scaled if it would leave the range the network was trained on.
-        half_width: draw as often as a pilot says it takes for a 95% interval, as far as noise goes,
-            of ± this many bits/dim; draws are then the most there will be, pilot included.
-        method: elbo, the bound; importance, the chain on a grid by importance weights over its
-            paths; flow, the probability-flow ODE and the decoder; or all, beside each other. They
-            are of different models, which are one where the score is exact: do not sort them.
-        samples: weights of each datum, 64 by default of importance, 1 of flow.
-        times: of the grid of importance, even in log SNR; 65 by default.
-        probes: of flow: of Hutchinson's estimator, 0 for the exact divergence (d derivatives a call
-            of a denoiser, K·d of other scores); by default 0 up to 16 states and 1 for more.
-        rtol: of flow: tolerance of dopri5, relative and absolute; 1e-4 by default.
+        half_width: half-width, in bits/dim, of the 95% interval for the noise; a pilot says how
+            many draws it takes. --draws is then the most there will be, pilot included.
+        method: elbo, the bound; importance, importance weights over paths of the chain on a grid;
+            flow, the probability-flow ODE and the decoder; or all. They estimate log p of different
+            models, which agree where the score is exact: do not rank them.
+        samples: weights per datum; by default 64 for importance, 1 for flow.
+        times: times of the grid of importance, even in log SNR; 65 by default.
+        probes: for flow: Hutchinson probes, or 0 for the exact divergence (d derivatives a call of
+            a denoiser, K·d of other scores); by default 0 up to 16 states and 1 for more.
+        rtol: for flow: tolerance of dopri5, relative and absolute; 1e-4 by default.
         test_size: the most test data, spread evenly over the test part; by default all.
-        classify: of a run with --condition labels: classify the test data by Bayes' rule from the
-            bounds given each class, which takes --draws network calls per datum and class.
+        classify: with a run of --condition labels: classify the test data by Bayes' rule from the
+            bounds given each class, with --draws network calls per datum and class.
         accelerator: cpu, cuda, … or auto. Under torchrun all processes share the work of elbo.
-        precision: of the network.
+        precision: precision of the network.
         out: a .csv for the bound on each datum, its Monte Carlo error, its label and, with
-            --classify, the probability of each class. ``row`` is the number of the datum in the
-            data set, such as a row of the table, from 0; in an official test part, in that part.
-            Of dequantized images it is the bound at one draw of that noise, by --seed, which the
-            error leaves out. With --half_width both are empty for data that were never drawn.
+            --classify, the probability of each class. ``row`` is the index of the datum, from 0, in
+            the data set, such as a row of the table, or in an official test part. For dequantized
+            images the bound is at one draw of the dequantization, by --seed, which the error leaves
+            out. With --half_width both are empty for data that were never drawn.
         overwrite: replace ``out`` if it exists.
     """
     check_positive(
@@ -159,7 +159,7 @@ def evaluate(
 
 
 def _check_bounds(method: Method, classify: bool, out: Path | None, overwrite: bool) -> None:
-    """Raises unless what is for bounds is asked of bounds, and ``out`` may be written."""
+    """Raise unless options of bounds come with bounds, and ``out`` may be written."""
     for option, given in (("classify", classify), ("out", out is not None)):
         if given and method != "elbo":
             what = "by" if option == "classify" else "for"
@@ -186,7 +186,7 @@ def _by_bound(
     out: Path | None,
     lead: bool,
 ) -> None:
-    """Measure the bound on data and print it; ``lead`` is the process that prints."""
+    """Measure the bound on data and print it; ``lead``: this process prints."""
     programs, problem = opened.programs, opened.programs.problem
 
     def say(text: str) -> None:
@@ -271,9 +271,9 @@ def given_in_words(programs: Programs) -> str:
 def classes(
     programs: Programs, data: Part, *, seed: int, **calls: Unpack[Calls]
 ) -> tuple[str, ClassPosterior]:
-    """The accuracy of Bayes' rule by the bounds given each class, in words, and each datum's.
+    """The accuracy of Bayes' rule from the bounds given each class, in words, and the posterior.
 
-    Data that are given no labels are a ValueError.
+    Data without labels are a ValueError.
     """
     if not isinstance(programs.problem.context, Labels):
         raise ValueError(
@@ -308,7 +308,7 @@ def classes(
 
 @dataclass(frozen=True, kw_only=True)
 class Weighing:
-    """Options of likelihoods by weights; None is left to the method."""
+    """The options of likelihoods by weights; None is the method's default."""
 
     samples: int | None = None
     times: int | None = None
@@ -317,7 +317,7 @@ class Weighing:
     seed: int = 0
 
     def check(self, method: Method, half_width: float | None) -> None:
-        """Raises ValueError for an option that was given and is another method's."""
+        """Raise ValueError for a given option of another method."""
         options: dict[str, dict[str, float | None]] = {
             "elbo": {"half_width": half_width},
             "importance": {"times": self.times},
@@ -333,7 +333,7 @@ class Weighing:
             )
 
     def solver(self, programs: Programs) -> Solver:
-        """The solver of the flow's equation, with exact divergences where states are few."""
+        """The solver of the flow's equation, with exact divergences of small states."""
         model, rtol = programs.model, RTOL if self.rtol is None else self.rtol
         states = model.diffusion.num_variables * math.prod(model.event_shape)
         probes = self.probes if self.probes is not None else 0 if states <= EXACT else 1
@@ -341,7 +341,7 @@ class Weighing:
 
 
 def _by_weights(programs: Programs, data: Part, method: Method, weighing: Weighing) -> None:
-    """Print the likelihood by importance weights, by the flow, or by all methods that serve."""
+    """Print the likelihood by importance weights, by the flow, or by all available methods."""
     unserved = kind_of(programs.model.diffusion).unserved if method == "all" else {}
     samples, seed = weighing.samples, weighing.seed
     if "importance" in unserved:
@@ -372,9 +372,9 @@ def weights(
     """The likelihood of stored ``data`` by weights, in bits/dim, in words.
 
     Args:
-        samples: weights of each datum.
-        seed: of the noise.
-        options: of :func:`~pyro_mdm.evaluation.importance_weighted` or
+        samples: weights per datum.
+        seed: the seed of the noise.
+        options: options of :func:`~pyro_mdm.evaluation.importance_weighted` or
             :func:`~pyro_mdm.evaluation.probability_flow`.
     """
     problem, model, guide = of_data(programs, data)

@@ -1,4 +1,4 @@
-"""Which diffusion is better? The tables of docs/measured.
+"""The experiments behind the tables of docs/measured: which diffusion is better?
 
     python -m inference.experiment digits --workers 2
     python -m inference.experiment mnist5k --workers 2
@@ -63,7 +63,7 @@ STARTS = {
     "learned3": "learned3_frozen",
     **{f"learned_from_{name}": name for name in ("cld", "malda", "alda")},
 }
-"""The guide that each learned one is before its first step, where a table has both."""
+"""The guide that each learned one starts as, where a table has both."""
 # the paper's, cut as there; and beside them, as we cut them, at log SNR 9, with the decoder of x
 # alone: at so late a start that of (x, v_0) would cost them 1.8 to 3.3 bits/dim
 PUBLISHED: dict[str, Options] = {
@@ -138,7 +138,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table's runs: one network (up to its channels), optimizer, steps and data for all."""
+    """The runs of a table: one network (up to its channels), optimizer, steps and data for all."""
 
     scores: tuple[str, ...]
     options: Options
@@ -147,11 +147,11 @@ class Table:
     further: dict[str, dict[str, Options]] = field(default_factory=dict)  # guides of one score
 
     def guides_of(self, score: str) -> dict[str, Options]:
-        """Guides of a score by name, those that all scores have first."""
+        """The guides of a score by name, those of all scores first."""
         return self.guides | self.further.get(score, {})
 
     def cells(self) -> Iterator[Cell]:
-        """The runs, one seed after another, so that some of them are a table already."""
+        """The runs, seed by seed, so that the first ones already make a table."""
         for seed in range(self.seeds):
             for score in self.scores:
                 for guide, options in self.guides_of(score).items():
@@ -237,15 +237,15 @@ def experiment(
     """Train the runs of a table and compare them.
 
     Args:
-        table: which.
+        table: name of the table.
         workers: runs trained at a time, each with one thread.
-        steps: of each training, instead of the table's.
-        seeds: how many, instead of the table's.
-        scores: the columns, some of the table's, e.g. [noise]; the summary is of these alone.
-        half_width: of the comparisons, bits/dim, as of inference.compare.
+        steps: training steps, in place of the table's.
+        seeds: number of seeds, in place of the table's.
+        scores: some of the table's scores, e.g. [noise]; the summary has these alone.
+        half_width: half-width of the comparisons, bits/dim, as for inference.compare.
         draws: the most network calls per image and run of the comparisons.
         num_data: the most test data of the comparisons; all by default.
-        root: where the folder of the table is.
+        root: folder that holds the table's folder.
     """
     check_positive(workers=workers, steps=steps, seeds=seeds, half_width=half_width, draws=draws)
     chosen = TABLES[table]
@@ -278,9 +278,9 @@ def _check_scores(scores: list[str], known: tuple[str, ...]) -> None:
 
 
 def train_all(cells: list[Cell], folder: Path, workers: int) -> None:
-    """Train those of ``cells`` that are not finished, ``workers`` at a time.
+    """Train the unfinished ones of ``cells``, ``workers`` at a time.
 
-    A RunError tells of a run that failed (see the log beside its folder), or has other settings.
+    A run that failed (see the log beside its folder) or has other settings is a RunError.
     """
     waiting = [cell for cell in cells if not _is_finished(cell, folder)]
     finished = len(cells) - len(waiting)

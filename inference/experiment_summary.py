@@ -1,13 +1,13 @@
 """Tables of an experiment's runs over seeds, and figures of how learned diffusions moved.
 
 The runs of one score and seed are compared in pairs by :mod:`inference.compare`, whose files stay
-in ``comparisons/<score>-<seed>``. Over seeds there is then, for every score and guide, the mean of
-the bounds with its standard error, and the mean difference to the first guide of the same seed.
-Its 95% interval is for other seeds and other images: Student's t of the standard error over seeds,
-and the normal one over images (which holds the noise once more: a little wide), added as squares.
-A guide is told from the first one where that interval excludes 0. Likewise what learning gained:
-the difference of a learned guide to the diffusion it started as. What half the step of a
-simulation would change, as the runs measured it at their end, is no part of any of these.
+in ``comparisons/<score>-<seed>``. The summary has, for every score and guide, the mean bound over
+seeds with its standard error, and the mean difference to the first guide of the same seed. Its 95%
+interval is for other seeds and images: Student's t with the error over seeds, and the normal one
+over images, added as squares. (The latter contains the noise once more: the interval is a little
+wide.) A difference is resolved if its interval excludes 0. The gain of learning, the difference of
+a learned guide to the diffusion it started as, is treated alike. The bias of a simulation's step,
+which runs measure at their end, is not included.
 """
 
 from __future__ import annotations
@@ -41,15 +41,16 @@ def summarize(
     draws: int,
     num_data: int | None = None,
 ) -> list[Row]:
-    """Compare the runs ``<score>-<guide>-<seed>`` in ``folder`` and write what they say.
+    """Compare the runs ``<score>-<guide>-<seed>`` in ``folder`` and write a summary.
 
-    Writes summary.csv, summary.md and, where diffusions were learned, movement.png. A
-    comparison of all these runs that is there already is not made again.
+    Writes summary.csv, summary.md and, where diffusions were learned, movement.png. A finished
+    comparison of all these runs is not repeated.
 
     Args:
-        guides: of each score, the first for all to be compared with.
-        starts: by learned guide the one that it is before its first step.
-        half_width: of each comparison, bits/dim;  draws: the most network calls per datum and run.
+        guides: the guides of each score; all are compared with the first.
+        starts: for each learned guide the one that it starts as.
+        half_width: the half-width of each comparison, bits/dim.
+        draws: the most network calls per datum and run.
         num_data: the most test data of each comparison; all by default.
     """
     starts = starts or {}
@@ -93,12 +94,12 @@ def summary_rows(
     seeds: Sequence[int],
     starts: Mapping[str, str] | None = None,
 ) -> list[Row]:
-    """A row for each score and guide; numbers in bits/dim, ± standard errors.
+    """A row for each score and guide, in bits/dim, with standard errors.
 
     ``difference`` is to the first guide, paired by seed and noise; ``difference_images`` its
-    standard error over the test images for one seed, noise included (the mean over seeds);
-    ``gain`` is that to ``start``, the guide that it began as, NaN where ``starts`` has none;
-    ``half_the_step`` what half the step of a simulation changes, NaN where no run measured it.
+    standard error over test images for one seed, noise included (mean over seeds); ``gain`` is the
+    difference to ``start``, the guide that it started as, NaN where ``starts`` has none;
+    ``half_the_step`` is the change by half the step of a simulation, NaN where not measured.
     """
     rows = []
     for score, of_score in guides.items():
@@ -139,7 +140,7 @@ ENDS = ("log_snr_min", "log_snr_max")
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The rows as a table for people, and what learning gained as a second one."""
+    """The rows as a Markdown table, and a second table of the gains of learning."""
     simulated = any(not math.isnan(row["half_the_step"]) for row in rows)
     lines = [
         "| score | guide | log SNR | test bits/dim ± s.e. over seeds | prior KL | "
@@ -208,7 +209,7 @@ def movement_figure(
 
 
 def _entries(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """Entries of Q and D by step, as a run wrote them for TensorBoard."""
+    """The entries of Q and D by step, as a run wrote them for TensorBoard."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
@@ -224,7 +225,7 @@ def _entries(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
 
 
 def _holds(out: Path, runs: Sequence[Path]) -> bool:
-    """Whether a finished comparison is of these runs, or of more."""
+    """Whether a finished comparison has all these runs."""
     if not (out / "comparison.png").exists():
         return False
     return {run.name for run in runs} <= _comparison(out)[0].keys()
@@ -270,14 +271,14 @@ def _pair(differences: Sequence[Row], first: str, second: str) -> tuple[float, f
 
 
 def _error(values: Sequence[float]) -> float:
-    """Standard error of the mean; NaN for one value, or of NaN."""
+    """The standard error of the mean; NaN for one value, or of NaN."""
     if len(values) < 2 or any(map(math.isnan, values)):
         return math.nan
     return statistics.stdev(values) / math.sqrt(len(values))
 
 
 def _reach(n: int) -> float:
-    """Standard errors that a 95% interval of Student's t reaches to either side."""
+    """The half-width of a 95% interval of Student's t in standard errors, for n values."""
     from scipy import stats
 
     return float(stats.t.ppf(0.975, n - 1)) if n > 1 else math.nan

@@ -1,4 +1,4 @@
-"""Incomplete tables completed by a run that was trained on such rows.
+"""Imputation of incomplete tables by a run that was trained on such rows.
 
 python -m inference.impute runs/tabular-learned-0-0 --data incomplete.csv --num 20 --out full.csv
 """
@@ -44,7 +44,7 @@ def impute(
     overwrite: bool = False,
     accelerator: str = "auto",
 ) -> None:
-    """Complete a table with a run's averaged weights: its missing entries given the others.
+    """Complete a table with a run's averaged weights: missing entries given the others.
 
     Two files are written: the table with one value for each missing entry, and beside it
     NAME-draws.csv with all draws, whose column draw counts them. What was there stays as it was,
@@ -62,9 +62,9 @@ def impute(
             the column is; where most draws are one atom, it is that. Of an ordinal one it is the
             median level, of a categorical one the most frequent category.
         sampler: as for inference.sample; by default exponential.
-        steps: of the sampler.
+        steps: steps of the sampler.
         batch_size: rows simulated together.
-        seed: of the noise.
+        seed: seed of the noise.
         overwrite: replace both files if they exist.
         accelerator: cpu, cuda, … or auto.
     """

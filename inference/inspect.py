@@ -1,4 +1,4 @@
-"""What to know of a diffusion before training with it: a table and a figure, without a network.
+"""An inspection of diffusions before training: a table and a figure, without a network.
 
     python -m inference.inspect --guide cld
     python -m inference.inspect --guide vpsde,cld,malda,alda --model mnist5k
@@ -44,14 +44,14 @@ DPI = 110
 
 @torch.no_grad()
 def figure(names: Sequence[str], diffusions: Sequence[LinearDiffusion], x: Tensor) -> Figure:
-    """Everything to look at, for diffusions whose kernels float64 holds.
+    """The figure of diffusions whose kernels float64 holds.
 
     On top, all of them: log SNR(s), prior KL(s) with the relaxation times, and the eigenvalues of
     A_0. Below, one row each: a(s), Σ(s), and noised data for every variable, at equal steps of log
     SNR from ε to T.
 
     Args:
-        names: of the diffusions, for titles.
+        names: the diffusions' names, for titles.
         x: data in model space: images (n, C, H, W) with C = 1 or 3, of which the first is drawn,
             or vectors (n, features), drawn as points.
     """
@@ -136,21 +136,21 @@ def inspect(
     out: Path | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Print what to know of diffusions before training with them, and draw it.
+    """Print the properties of diffusions before training with them, and draw them.
 
     Args:
         guide: vpsde, cld, malda, alda, hold, learned (as it starts), module:Name, file.py:Name,
             or run:FOLDER for the diffusion a run ended with; several with commas between them.
         model: data set for the prior KL and the noised images, as for inference.train.
         protocol: images only: levels in [-1, 1], or dequantized as in the paper.
-        data: where the data set's files are, as for inference.train.
-        image_size: of --model images, as for inference.train.
+        data: the data set's files, as for inference.train.
+        image_size: with --model images, as for inference.train.
         num_variables: K of learned, 2 by default.
         rank: rank of D of learned, K by default.
         stationary_variance: Σ_∞ of learned, as for inference.train.
         max_log_snr: log SNR at the start time; by default the data set's.
         min_log_snr: log SNR at time T, to which clocks are scaled; by default -10 for learned and
-            for learned diffusions of your own, else clocks are left as they are.
+            for learned diffusions of your own; other clocks are not scaled.
         out: a .png for the figure; by default inspect-<model>-<guides>.png here.
         overwrite: replace ``out`` if it exists.
     """
@@ -185,13 +185,13 @@ def inspect(
 
 
 def _for_learned(asked: Guide) -> list[str]:
-    """The options that were given, of those that are for learned."""
+    """The given options that are for learned alone."""
     names = ("num_variables", "rank", "stationary_variance")
     return [f"--{name}" for name in names if getattr(asked, name) is not None]
 
 
 def _diffusion(asked: Guide, problem: Problem) -> LinearDiffusion:
-    """A diffusion with the ends that were asked for, or its own."""
+    """A diffusion with the given ends, or its own."""
     name, high, low = asked.guide, asked.max_log_snr, asked.min_log_snr
     if name.startswith("run:"):
         for option, value in (("max_log_snr", high), ("min_log_snr", low)):

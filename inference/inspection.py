@@ -1,20 +1,20 @@
-r"""A table of a diffusion in closed form, to read before training with it.
+r"""A table of the properties of a diffusion in closed form.
 
 Definitions, with A_0 = -(Q + D) Σ_∞^{-1} the drift per unit of the clock b(s) = ∫_0^s β:
 
 - *prior KL* at s: mean of KL(q(y_s | x) ‖ N(0, Σ_∞)) over test data. It is I(x; y_s), which the
   diffusion term would cost if the path went on, plus the *mismatch* KL(q(y_s) ‖ N(0, Σ_∞)), which
-  is lost. Both vanish with a longer clock; only the mismatch is gained by the bound. I is taken for
-  Gaussian data of the same covariance C, ½ log det(1 + SNR C): right to the second order in SNR.
+  is lost. Both vanish with a longer clock; the bound gains the mismatch alone. I is that of
+  Gaussian data of the same covariance C, ½ log det(1 + SNR C): right to second order in SNR.
 - *relaxation time*: 1 / min |Re μ| over the eigenvalues μ of A_0, in units of the clock, and the s
-  at which b(s) equals it: there the slowest mode has decayed to e⁻¹.
+  at which b(s) reaches it and the slowest mode has decayed to e⁻¹.
 - *mixing time*: the first s at which the prior KL falls to 0.001 bits/dim.
 - *damping* is that of the slowest mode: underdamped if μ is complex, critical if two modes meet in
   one (a double eigenvalue with a single eigenvector), else overdamped. Its *quality* is
   |μ| / (2 |Re μ|) for a complex pair and √(μ_1 μ_2) / |μ_1 + μ_2| for the two slowest real modes:
   ½ at critical damping, less above it, more below it.
 - *condition numbers* are of Σ(s) = Cov(y_s | x), as it is and as a correlation matrix.
-- *amplification* is the growth of rounding errors in the factors of Σ: 1 keeps 15.7 digits.
+- *amplification*: the growth of rounding errors in the factors of Σ; 1 keeps 15.7 digits.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ T = TypeVar("T")
 
 @dataclass
 class Inspection:
-    """Results of :func:`look`; None where float64 cannot hold it, with the reason in ``errors``."""
+    """Results of :func:`look`; None where float64 does not suffice, with reasons in ``errors``."""
 
     name: str
     num_variables: int
@@ -74,7 +74,7 @@ class Inspection:
     advice: list[str] = field(default_factory=list)
 
     def attempt(self, compute: Callable[[], T]) -> T | None:
-        """The result of ``compute``; None where float64 cannot hold it, with the reason kept."""
+        """The result of ``compute``; None where float64 does not suffice, with the reason kept."""
         try:
             return compute()
         except (kernels.KernelPrecisionError, ValueError) as error:
@@ -85,10 +85,10 @@ class Inspection:
 
 @torch.no_grad()
 def look(name: str, diffusion: LinearDiffusion, x: Tensor) -> Inspection:
-    """A diffusion inspected on data x (n, *event_shape), n ≥ 2, in model space.
+    """The inspection of a diffusion on data x (n, *event_shape), n ≥ 2, in model space.
 
-    Where dimensions have blocks of their own, the first one. Nothing is raised for kernels that
-    float64 cannot hold, or a start that is never reached: ``errors`` says what is not known.
+    For a diffusion by dimension, of its first block. Kernels that float64 cannot hold, or a start
+    that is never reached, raise nothing: ``errors`` tells.
     """
     x = x.double()
     if kind_of(diffusion).by_dimension:
@@ -110,7 +110,7 @@ def look(name: str, diffusion: LinearDiffusion, x: Tensor) -> Inspection:
 
 
 def _look_at_ends(seen: Inspection, diffusion: LinearDiffusion) -> None:
-    """The clock, and log SNR where noising starts and ends."""
+    """Fill in the clock, and log SNR at both ends."""
     end, attempt = diffusion.horizon, seen.attempt
     seen.clock = attempt(lambda: diffusion.clock(end).item())
     seen.start_log_snr = diffusion.max_log_snr
@@ -122,7 +122,7 @@ def _look_at_ends(seen: Inspection, diffusion: LinearDiffusion) -> None:
 
 
 def _look_between(seen: Inspection, diffusion: LinearDiffusion, x: Tensor, start: float) -> None:
-    """The prior's KL, the mixing time and what rounding does."""
+    """Fill in the prior KL, the mixing time and the effects of rounding."""
     end, d, attempt = diffusion.horizon, x[0].numel(), seen.attempt
 
     def prior() -> tuple[float, float]:
@@ -142,7 +142,7 @@ def _look_between(seen: Inspection, diffusion: LinearDiffusion, x: Tensor, start
 
 
 def prior_kl_curve(diffusion: LinearDiffusion, x: Tensor, s: float | Tensor) -> Tensor:
-    """Mean KL(q(y_s | x) ‖ N(0, Σ_π)) over x (n, *event_shape) in bits/dim, like s in (0, T]."""
+    """The mean of KL(q(y_s | x) ‖ N(0, Σ_π)) over x (n, *event_shape), bits/dim, like s."""
     marginal, prior = diffusion.marginal(s), diffusion.prior_covariance
     inverse = torch.linalg.inv(prior)
     trace = (inverse @ marginal.covariance).diagonal(dim1=-2, dim2=-1).sum(-1)
@@ -162,7 +162,7 @@ def _information(x: Tensor, log_snr: float) -> float:
 def _damping(A: Tensor) -> tuple[str, float | None]:
     """The regime of the slowest mode and its quality, as the module defines them."""
     mu, vectors = torch.linalg.eig(A)
-    slow = mu.real > mu.real.max() * (1 + 1e-6)  # of equally slow modes the one that turns most
+    slow = mu.real > mu.real.max() * (1 + 1e-6)  # of equally slow modes the fastest to turn
     first = torch.where(slow, mu.imag.abs(), -1.0).argmax()
     order = torch.argsort(-mu.real, stable=True)
     order = torch.cat([first[None], order[order != first]])
@@ -182,7 +182,7 @@ def _damping(A: Tensor) -> tuple[str, float | None]:
 
 
 def _first(holds: Callable[[float], bool], low: float, high: float) -> float:
-    """The first time in [low, high] from which a condition holds; inf if never."""
+    """The first time in [low, high] from which on a condition holds; inf if never."""
     if low > 0 and holds(low):
         return low
     if not holds(high):
@@ -194,14 +194,14 @@ def _first(holds: Callable[[float], bool], low: float, high: float) -> float:
 
 
 def time_of_clock(diffusion: LinearDiffusion, tau: float) -> float:
-    """The time at which the clock has run for ``tau``; inf if not by T."""
+    """The time at which the clock reaches ``tau``; inf if not by T."""
     return _first(lambda s: diffusion.clock(s).item() >= tau, 0.0, diffusion.horizon)
 
 
 def _conditions(diffusion: LinearDiffusion) -> dict[str, tuple[float, float]]:
     """Condition numbers of Σ, raw and as a correlation: at ε, half way in λ, T, and the largest.
 
-    From its root: the singular values of L keep digits that eigenvalues of Σ lose.
+    From singular values of the root L, which keep digits that eigenvalues of Σ lose.
     """
     marginal = diffusion.marginal(diffusion.log_snr_grid(POINTS))
     L = marginal.scale_tril
@@ -232,7 +232,7 @@ def _forming(diffusion: LinearDiffusion) -> float:
 
 
 def _advise(seen: Inspection, diffusion: LinearDiffusion, x: Tensor) -> None:
-    """Warnings about a diffusion, and what to do."""
+    """Add warnings about a diffusion, with advice."""
     say = seen.advice.append
     if seen.mismatch is not None and seen.mismatch > MIXED:
         say(
@@ -251,7 +251,7 @@ def _advise(seen: Inspection, diffusion: LinearDiffusion, x: Tensor) -> None:
 
 
 def table(seen: Sequence[Inspection]) -> str:
-    """A table with a column for each inspection, units in the first; then errors and advice."""
+    """A table with a column for each inspection, units in the first, then errors and advice."""
 
     def number(value: float | None, digits: int = 4) -> str:
         if value is None:
@@ -308,7 +308,7 @@ def table(seen: Sequence[Inspection]) -> str:
 
 
 def _complex(values: Sequence[complex]) -> list[str]:
-    """Numbers in print: conjugate pairs once, as -0.5±1i, multiples as -1 (×2)."""
+    """Complex numbers as text: conjugate pairs once, as -0.5±1i, multiples as -1 (×2)."""
     texts: list[str] = []
     for value in values:
         scale = 1e-6 * abs(value)

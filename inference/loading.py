@@ -1,4 +1,4 @@
-"""Trained runs: their programs with the averaged weights."""
+"""The programs of trained runs, with averaged weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pyro_mdm import DiffusionModel
 def load_weights(model: DiffusionModel, checkpoint: Checkpoint, part: str, run: Run) -> None:
     """Load the tensors ``part`` of a run's checkpoint.
 
-    An ArchitectureError names the settings that changed since, too.
+    An ArchitectureError also names the settings that have changed since.
     """
     where = f"the checkpoint of step {checkpoint.step} in {run.folder}"
     try:
@@ -43,8 +43,8 @@ def load_trained(folder: Path) -> tuple[Run, Programs, Checkpoint]:
 
     Raises:
         RunError, CheckpointError, ArchitectureError: there is no such run, it has no usable
-            checkpoint, or that is another architecture's.
-        UntrustedCodeError: its settings name code that is not run, see :mod:`inference.trust`.
+            checkpoint, or the checkpoint is of another architecture.
+        UntrustedCodeError: its settings name code that is not trusted, see :mod:`inference.trust`.
     """
     run = Run.open(folder)
     try:

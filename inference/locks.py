@@ -1,4 +1,4 @@
-"""The right to write into a run folder, which one process has at a time."""
+"""The lock of a run folder, so that one process at a time writes into it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ LOCK, WRITER = ".lock", ".writer.json"
 class WriteLock:
     """The right to write into a run folder.
 
-    It ends when it is released or collected, or with its process, however that ends: the system
-    then drops the lock. The file ``.lock`` stays and means nothing by itself.
+    It ends when it is released or collected, or with its process. The file ``.lock`` stays and
+    means nothing by itself.
 
     Raises:
         RunError: another run object holds it, in this process or another, or its files are links.
@@ -55,7 +55,7 @@ class WriteLock:
 
 
 def _read_writer(path: Path) -> str:
-    """The process that holds the lock, as far as it can be told."""
+    """The process that holds the lock, as far as it is known."""
     try:
         writer = json.loads(path.read_bytes())
         mine = (writer["pid"], writer["host"]) == (os.getpid(), platform.node())
@@ -66,8 +66,7 @@ def _read_writer(path: Path) -> str:
 
 
 def refuse_links(paths: Iterable[Path]) -> None:
-    """Raises RunError for links, by which training would write to files of the user's in somebody
-    else's run folder."""
+    """Raise RunError for links, through which a foreign run folder could overwrite other files."""
     for path in paths:
         if path.is_symlink():
             raise RunError(

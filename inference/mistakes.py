@@ -1,4 +1,4 @@
-"""Options of inference.train that no run can have, or that would change nothing: each says so."""
+"""Checks of the options of inference.train that are impossible or have no effect."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pyro_mdm import NonlinearDiffusion
 from pyro_mdm.diffusions.closed import Kernels
 
 FEWEST = 8
-"""Data of a part, below which its bound has no error bar."""
+"""The fewest data of a part whose bound has an error bar."""
 
 POSITIVE = (
     *("steps", "batch_size", "micro_batches", "learning_rate", "log_every", "measure_every"),
@@ -28,7 +28,7 @@ POSITIVE = (
 
 
 def check_training(settings: Decided, programs: Programs, processes: int) -> None:
-    """Raises ValueError for a run that cannot be trained; ``processes`` share the work."""
+    """Raise ValueError for a run that cannot be trained; ``processes`` share the work."""
     problem, model, _ = programs
     _check_numbers(settings, processes)
     _check_sizes(settings, programs)
@@ -68,7 +68,7 @@ def _check_numbers(settings: Decided, processes: int) -> None:
 
 
 def _check_sizes(settings: Decided, programs: Programs) -> None:
-    """Raises ValueError unless there are enough data of each part."""
+    """Raise ValueError unless each part has enough data."""
     for name in ("train", "validation", "test"):
         n = len(getattr(programs.problem, name))
         if n < FEWEST and (n or name != "validation"):
@@ -102,7 +102,7 @@ def _check_simulated(settings: Decided, diffusion: NonlinearDiffusion) -> None:
 
 
 def check_effects(settings: Training, programs: Programs) -> None:
-    """Raises ValueError for a setting of a new run that was given and changes nothing."""
+    """Raise ValueError for a given setting of a new run that has no effect."""
     diffusion = programs.model.diffusion
     check_ends(settings, diffusion)
     if settings.diffusion_learning_rate == 0:
@@ -127,7 +127,7 @@ def check_effects(settings: Training, programs: Programs) -> None:
 
 
 def check_patience(settings: Decided, programs: Programs) -> None:
-    """Raises ValueError for a --patience that cannot stop a new run before its last step."""
+    """Raise ValueError for a --patience that cannot stop a new run before its last step."""
     patience, steps, every = settings.patience, settings.steps, settings.measure_every
     if patience is None:
         return
@@ -150,7 +150,7 @@ LEARNED = {
     "learn_ends": "both ends where they start",
     "learn_stationary": "Σ_∞ as it starts",
 }
-"""Parts that --diffusion_learning_rate 0 leaves, by the option that asks for more."""
+"""Parts that --diffusion_learning_rate 0 does not learn, by the option that would learn them."""
 
 
 def _check_learned(settings: Training) -> None:
@@ -163,7 +163,7 @@ def _check_learned(settings: Training) -> None:
 
 
 def start_note(settings: Training, programs: Programs) -> str | None:
-    """A note on a guide that starts elsewhere than its data set asks for, at no set time."""
+    """A note on a guide whose λ(ε) is not the data set's, though its start time is not set."""
     diffusion = programs.model.diffusion
     own, usual = diffusion.max_log_snr, programs.problem.max_log_snr
     at_a_time = isinstance(diffusion, Kernels) and diffusion.cut_time is not None

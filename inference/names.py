@@ -1,8 +1,8 @@
 """Names on the command line: of data sets, guides, scores, likelihoods and samplers.
 
-A name is one of those known here, ``module:Name`` for something importable, or ``file.py:Name`` for
-something in a file of your own. A new built-in of any kind is one line in its list. Code of your
-own, or of somebody else, is run if :mod:`inference.trust` has nothing against it.
+A name is one of the lists here, ``module:Name`` for something importable, or ``file.py:Name`` for
+something in a file of your own. A new built-in is one line in its list. Other code is run if
+:mod:`inference.trust` allows it.
 """
 
 from __future__ import annotations
@@ -69,11 +69,11 @@ NAMED: dict[str, Mapping[str, Any]] = {
     "likelihood": LIKELIHOODS,
     "sampler": SAMPLERS,
 }
-"""Settings that are names, and the names that each knows."""
+"""The settings that are names, with the built-in names of each."""
 
 
 class NameNotFoundError(LookupError):
-    """A name of a command line that stands for nothing."""
+    """A name that stands for nothing."""
 
 
 def find(option: str, name: str) -> Any:
@@ -81,10 +81,10 @@ def find(option: str, name: str) -> Any:
 
     Args:
         option: one of :data:`NAMED`, without hyphens, or simulator.
-        name: a name that it knows, ``module:Name`` or ``file.py:Name``.
+        name: a built-in name, ``module:Name`` or ``file.py:Name``.
 
     Raises:
-        NameNotFoundError: an unknown name, a file or module that is not there or has no such name.
+        NameNotFoundError: an unknown name, a missing file or module, or one without this name.
         UntrustedCodeError: see :func:`inference.trust.check`.
     """
     known = SIMULATORS if option == "simulator" else NAMED[option]
@@ -131,20 +131,20 @@ def _load_file(option: str, name: str, place: str) -> ModuleType:
 
 
 def _import_from(folder: Path) -> None:
-    """Let code that was trusted import what lies beside it; last, in the way of nothing."""
+    """Let trusted code import the modules beside it, after all other modules of their names."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
 
 
 @functools.cache
 def _run_file(path: Path, content: bytes) -> ModuleType:
-    """A file as a module, run once however many options name it, unless it is changed."""
+    """A file as a module, run once for all options that name it, and again if it changes."""
     digest = hashlib.sha256(f"{path} ".encode(errors="surrogateescape") + content).hexdigest()[:8]
-    return _run(f"{path.stem}_{digest}", path, content)  # in the way of no package of that name
+    return _run(f"{path.stem}_{digest}", path, content)  # shadows no package of that name
 
 
 class _AsRead(SourceFileLoader):
-    """A loader of bytes that were read before, whatever the file and its byte code say by now."""
+    """A loader of bytes that were read before, whatever is in the file by now."""
 
     def __init__(self, name: str, path: Path, content: bytes) -> None:
         super().__init__(name, str(path))
@@ -155,7 +155,7 @@ class _AsRead(SourceFileLoader):
 
 
 def _run(name: str, path: Path, content: bytes, folders: Sequence[str] | None = None) -> ModuleType:
-    """The content of a file as the module ``name``, a package of ``folders`` if there are any."""
+    """The content of a file as the module ``name``, or as a package of ``folders``."""
     spec = importlib.util.spec_from_file_location(
         name,
         path,
@@ -173,7 +173,7 @@ def _run(name: str, path: Path, content: bytes, folders: Sequence[str] | None = 
 
 
 def _load_module(option: str, name: str, place: str) -> ModuleType:
-    """A module, after the packages that it is in; what is not loaded yet is run as it was read."""
+    """A module, after its packages; those not loaded yet are run from the bytes checked."""
     parts, here = place.split("."), False
     for k in range(len(parts)):
         whole = ".".join(parts[: k + 1])
@@ -218,47 +218,47 @@ def _file_of(spec: ModuleSpec) -> tuple[Path | None, bytes]:
     return None, b""
 
 
-# -- names as they are kept and shown --------------------------------------------------------------
+# -- forms of names --------------------------------------------------------------------------------
 
 
 def absolute_name(name: str) -> str:
-    """``file.py:Name`` with the file's full path, as a config file needs it; others unchanged."""
+    """``file.py:Name`` with the file's full path, for config files; other names unchanged."""
     place, _, attribute = name.rpartition(":")
     return f"{Path(place).resolve()}:{attribute}" if place.endswith(".py") else name
 
 
 def own_names(settings: Mapping[str, Any]) -> list[str]:
-    """Names in settings that no list knows: of code of the user's own, or ours."""
+    """The names in settings that are not built in."""
     named = {option: str(settings.get(option)) for option in NAMED}
     return [name for option, name in named.items() if ":" in name and name not in NAMED[option]]
 
 
 def source_files(settings: Mapping[str, Any]) -> list[Path]:
-    """Files of the user's own that settings name, as ``file.py:Name``."""
+    """The user's files that settings name, as ``file.py:Name``."""
     places = [str(settings.get(option)).rpartition(":")[0] for option in NAMED]
     return [Path(place) for place in dict.fromkeys(places) if place.endswith(".py")]
 
 
 def short_name(name: str) -> str:
-    """``Name`` of ``module:Name`` and ``file.py:Name``; others unchanged."""
+    """``Name`` of ``module:Name`` or ``file.py:Name``; other names unchanged."""
     return name.rpartition(":")[2]
 
 
 def slug(name: str) -> str:
-    """A :func:`short_name` as a part of a file's name."""
+    """A :func:`short_name` for use in a file's name."""
     return re.sub(r"\W+", "-", short_name(name)).strip("-")
 
 
-# -- what names stand for --------------------------------------------------------------------------
+# -- objects by name -------------------------------------------------------------------------------
 
 
 def takes(function: object, name: str) -> bool:
-    """Whether ``function`` has a keyword of that name of its own."""
+    """Whether ``function`` names a keyword argument so."""
     return callable(function) and name in inspect.signature(function).parameters
 
 
 def accepted(function: Callable[..., object], options: Mapping[str, object]) -> dict[str, Any]:
-    """``options`` that ``function`` takes as keywords."""
+    """Those of ``options`` that ``function`` takes as keywords."""
     parameters = inspect.signature(function).parameters.values()
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         return dict(options)
@@ -269,8 +269,11 @@ def accepted(function: Callable[..., object], options: Mapping[str, object]) -> 
 def make(
     option: str, name: str, named: object, kind: type[Any], options: Mapping[str, object]
 ) -> Any:
-    """An object of ``kind`` by name: of a class or function, called with ``options`` that it takes,
-    or of an object, which is copied (TypeError: another thing, or it needs more)."""
+    """An object of ``kind``, from what a name stands for.
+
+    A class or function is called with the ``options`` that it takes; an object is copied.
+    (TypeError: it is of another kind, or needs more options.)
+    """
     made = named
     if isinstance(named, kind):
         return copy.deepcopy(named)
@@ -284,7 +287,7 @@ def make(
 def call(
     option: str, name: str, named: Callable[..., object], options: Mapping[str, object]
 ) -> object:
-    """The value of a class or function for ``options`` that it takes (TypeError: it needs more)."""
+    """The value of a class or function for the ``options`` it takes (TypeError: it needs more)."""
     given = accepted(named, options)
     try:
         inspect.signature(named).bind(**given)
@@ -299,7 +302,7 @@ def call(
 def wrong_kind(
     option: str, name: str, value: object, kind: type, *, returned: bool = False
 ) -> TypeError:
-    """The error of a name that stands for something of another kind."""
+    """The error for a name that stands for something of another kind."""
     itself = "" if option == "score" else ", or one itself"  # a network is made for its data
     return TypeError(
         f"{name} {'returns' if returned else 'is'} {describe(value)}, expected a {kind.__name__}: "

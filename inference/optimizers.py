@@ -1,4 +1,4 @@
-"""Muon for the convolutions inside U-Nets, and AdamW for all other parameters, as one optimizer."""
+"""One optimizer with Muon for the convolutions inside U-Nets, and AdamW for other parameters."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from pyro_mdm.networks import UNet
 
 MOMENTUM = 0.95
 FACTOR = 10.0
-"""Muon's rate by AdamW's: its steps have singular values of about 1, whatever the gradient."""
+"""The ratio of Muon's rate to AdamW's; its steps have singular values of about 1."""
 
 COEFFICIENTS, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
-"""Newton and Schulz's iteration by a quintic, which brings singular values to 0.7 to 1.2."""
+"""The quintic Newton-Schulz iteration, which brings singular values to between 0.7 and 1.2."""
 
 
 def hidden_weights(model: DiffusionModel) -> list[str]:
-    """The names of the convolutions' weights inside the score's U-Nets, all but the first and the
-    last of each; empty where there is no U-Net."""
+    """The names of the weights of convolutions inside the score's U-Nets.
+
+    Without the first and the last of each; empty without a U-Net.
+    """
     names = []
     for at, module in model.score_function.named_modules():
         if isinstance(module, UNet):
@@ -46,12 +48,12 @@ def orthogonalized(matrices: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW, with Muon's steps for groups that say ``orthogonal``.
+    """AdamW, with Muon's steps for groups with ``orthogonal`` set.
 
-    Of such a weight, (outputs, …) as a matrix of so many rows, the gradient's momentum is brought
-    to singular values of about 1, times √(rows / columns) if that is more than 1, and FACTOR times
-    the group's rate. Weights of one shape are worked on at once. Source: Jordan et al., *Muon: An
-    optimizer for hidden layers in neural networks*, 2024.
+    Such a weight is a matrix with a row for each output. The momentum of its gradient is brought to
+    singular values of about 1, and multiplied by √(rows / columns), if that is above 1, and by
+    FACTOR times the group's rate. Weights of one shape are computed together. Source: Jordan et
+    al., *Muon: An optimizer for hidden layers in neural networks*, 2024.
     """
 
     @torch.no_grad()
@@ -62,7 +64,7 @@ class Muon(torch.optim.AdamW):
             if group.get("orthogonal"):
                 kept += [(p, p.grad) for p in group["params"] if p.grad is not None]
                 self._orthogonal_step(group)
-        for weight, _ in kept:  # AdamW leaves alone what has no gradient
+        for weight, _ in kept:  # AdamW skips weights without a gradient
             weight.grad = None
         loss = super().step(closure)
         for weight, gradient in kept:

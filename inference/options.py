@@ -1,7 +1,7 @@
-"""The settings of a training run, in groups, with what --help says of them.
+"""The settings of a training run, in groups, with their help texts.
 
-All groups together are :class:`Training`, which a run's config.yaml holds, flat: names differ
-between groups. A function that needs one group takes that.
+:class:`Training` joins all groups; a run's config.yaml holds its fields. Functions take the group
+that they need.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from inference.processes import Precision
 T = TypeVar("T", bound="Training")
 
 Reach = float | list[float]
-"""The reach of learned ends of log SNR: of both, or one number for each."""
+"""The reach of learned ends of log SNR: one number for both, or one for each."""
 
 StationaryVariance = float | list[float] | list[list[float]]
 """Σ_∞ as an option: a number, K variances or K rows of a covariance."""
@@ -31,7 +31,7 @@ class Data:
         model: data set: toy, digits, mnist5k, mnist, fashion_mnist, cifar10, imagenet32_old,
             imagenet32_new, images, tabular, module:Name or file.py:Name.
         protocol: images only: a likelihood over the levels, or dequantized as in the paper.
-        data: where data sets that are read from files are, "data" by default; for --model images
+        data: folder of data sets that are read from files, "data" by default; for --model images
             your folder of images or .npz file; for --model tabular your .csv or .parquet file, or
             breast_cancer, diabetes, iris or wine.
         columns: of --model tabular: kinds of columns that are to be others than is found, e.g.
@@ -40,17 +40,17 @@ class Data:
         image_size: of --model images: cut to squares and resized to this side.
         logit_margin: of dequantized images, x = logit(α + (1 - 2α) w): α, 1e-6 by default; the
             paper's is 0.05.
-        holdout: keep a part of the training data for validation; settings are chosen there.
-        split_seed: of the order in which data without official parts are split, evenly over their
-            labels where they have some; 0 by default. "index" makes every tenth datum test, as toy,
-            digits and mnist5k are split by default, for published numbers, and older runs are.
-            Give it with --config of an older run, which does not say how it was split.
+        holdout: keep a part of the training data for validation; choose settings there.
+        split_seed: seed of the split of data without official parts, 0 by default; the split is
+            even over their labels, if any. "index" makes every tenth datum test, as for toy, digits
+            and mnist5k by default, whose published numbers have this split. Older runs have it too,
+            and do not say so: give it with their --config.
         flip: mirror training images left to right at random.
-        condition: what each datum is given, for a model of data given it: labels, of digits,
-            mnist5k, mnist, fashion_mnist, cifar10 and toy, or what a data set of yours names in
-            contexts. All bounds are then of data given it.
-        context_dropout: the part of each batch whose context the network is not told, so that it is
-            a model of data without it too, and samples can be guided; 0.1 by default.
+        condition: the context that the model is given: labels, for digits, mnist5k, mnist,
+            fashion_mnist, cifar10 and toy, or a name in the contexts of your data set. All bounds
+            are then on data given the context.
+        context_dropout: fraction of each batch whose context is hidden from the network, which then
+            models data without context too and allows guidance; 0.1 by default.
     """
 
     model: str = "digits"
@@ -77,17 +77,17 @@ class Guide:
         rank: rank of a learned D, K by default.
         learn_beta: learn the clock of a learned guide too.
         time_varying: let Q and D of a learned guide vary in time: every entry is a polynomial of
-            degree 3, four numbers in place of one, which starts constant.
-        learn_ends: learn both ends of log SNR of a learned guide within this much of where they
-            start, e.g. 2.0; or [1.0, 3.0], of the start and of the end at T. 0 holds an end.
-        learn_stationary: learn Σ_∞ of a learned guide too, but for the variance of x.
+            degree 3 (four numbers in place of one), which starts constant.
+        learn_ends: learn both ends of log SNR of a learned guide, within this distance of where
+            they start, e.g. 2.0; or [1.0, 3.0], at the start and at T. 0 fixes an end.
+        learn_stationary: learn Σ_∞ of a learned guide too, except for the variance of x.
         learned_from: guide with a closed form, as for --guide, whose Q, D and clock a learned guide
             starts from; by default D = ½ on the last ``rank`` variables of a chain.
-        stationary_variance: Σ_∞ of a learned guide, the covariance of the noise it ends in: a
+        stationary_variance: Σ_∞ of a learned guide, the covariance of its noise at the end: a
             number, K variances or K rows of a covariance, x first; by default 1 for all.
         max_log_snr: log SNR where the decoder takes over; by default the data set's.
         min_log_snr: log SNR at time T, to which the guide's clock is scaled; by default -10 for a
-            learned guide, one of your own too, with a denoiser; else the clock is as it is.
+            learned guide (one of your own too) with a denoiser; other clocks are not scaled.
     """
 
     guide: str = "learned"
@@ -105,13 +105,13 @@ class Guide:
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatedGuide:
-    """The simulation of a nonlinear guide, in place of its own Simulation, which explains these.
+    """The simulation of a nonlinear guide, in place of the guide's own settings.
 
     Args:
-        step_size: of simulated paths, as a part of the way from data to noise.
-        points: how often the bound is estimated along each path.
-        objective: how the divergence of the score is estimated: ism, or local_dsm, which needs no
-            derivative of the network.
+        step_size: step of simulated paths, as a fraction of the way from data to noise.
+        points: number of points on each path at which the bound is estimated.
+        objective: estimate of the score's divergence: ism, or local_dsm, which needs no derivative
+            of the network.
     """
 
     step_size: float | None = None
@@ -127,23 +127,23 @@ class Score:
         score: parameterization of the score: discrete, denoiser, noise, score, residual, mixed,
             module:Name or file.py:Name; "default" for the data set's own, or residual for a guide
             without a closed form.
-        network: of images: small, paper, … see the data set's file; by default the one it names
-            for training, or its first.
+        network: network of images: small, paper, … see the data set's file; by default the one it
+            names for training, or its first.
         likelihood: p(x | y_ε): gaussian, tweedie, joint_tweedie, discretized_gaussian,
-            network_posterior, module:Name or file.py:Name; by default the data set's own, which is
-            tweedie for dequantized images, of x by the denoised state; the paper's is
+            network_posterior, module:Name or file.py:Name; by default the data set's. For
+            dequantized images that is tweedie, of x by the denoised state; the paper's is
             joint_tweedie, of x and v_0 less the log density of v_0.
-        decoder_in_loss: false for the paper's training loss, without the decoder's term: the
-            training objective is then no bound on data. Measurements always are.
-        times: law of the times of training: adaptive, more where gradients vary more; log_volume,
-            uniform in it, or in log SNR for denoisers; or, of scores of the raw state, vpsde, the
-            importance times of the paper. By default the data set's, but for nonlinear guides and
-            maps, which have their own.
+        decoder_in_loss: false leaves the decoder's term out of the training loss, as in the paper.
+            The training objective is then no bound on data; measurements still are.
+        times: law of training times: adaptive, more where gradients vary more; log_volume, uniform
+            in log volume, or in log SNR for denoisers; or vpsde, the importance times of the paper,
+            for scores of the raw state. By default the data set's; nonlinear guides and maps have
+            their own.
         maps: tell a denoiser's network the log SNR of every dimension, for conditioning, and train
-            it at levels (all dimensions at one), subsets (some observed, some left out),
-            independent ones, or mixed, half of them levels. But for levels the training objective
-            is then no bound on whole data. Measurements always are. Tables are trained at mixed
-            maps by default, others are told none.
+            it at maps of this kind: levels (one log SNR for all dimensions), subsets (some
+            dimensions observed, some left out), independent (one for each), or mixed, of which half
+            are levels. With other maps than levels the training objective is no bound on whole
+            data; measurements still are. Tables have mixed maps by default, other data none.
     """
 
     score: str = "default"
@@ -160,21 +160,22 @@ class Optimization:
 
     Args:
         steps: training steps; by default the data set's.
-        batch_size: data per step, of all processes together; by default the data set's, or all
-            training data if they are fewer.
-        optimizer: adam, or muon: convolutions inside a U-Net by Muon, whose steps have singular
-            values of about 1, at ten times the rate, and all else by Adam. By default the data
+        batch_size: data per step, over all processes; by default the data set's, or all training
+            data if they are fewer.
+        optimizer: adam, or muon: Muon for convolutions inside a U-Net, whose steps have singular
+            values of about 1, at ten times the rate, and Adam for the rest. By default the data
             set's.
-        micro_batches: pieces that each process computes its part of a batch in, to save memory.
-        learning_rate: of the network, at its highest; by default the data set's.
-        diffusion_learning_rate: of the diffusion, at its highest; 0 leaves it as it starts, without
-            gradients.
+        micro_batches: number of pieces in which each process computes its part of a batch, to save
+            memory.
+        learning_rate: highest learning rate of the network; by default the data set's.
+        diffusion_learning_rate: highest learning rate of the diffusion; 0 keeps it as it starts,
+            without gradients.
         warmup: steps of linear warm-up, at most a tenth of all.
-        decay: after it: a cosine that falls to zero, or a constant rate.
+        decay: learning rate after the warm-up: a cosine that falls to zero, or constant.
         clip: largest norm of the gradient of the loss in nats per dimension.
-        ema_decay: of the averaged weights, which are the ones evaluated and sampled; 0 for no
+        ema_decay: decay of the averaged weights, which are evaluated and sampled; 0 for no
             averaging.
-        seed: of everything random.
+        seed: seed of everything random.
     """
 
     steps: int | None = None
@@ -192,27 +193,27 @@ class Optimization:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What is measured, drawn and saved.
+    """Measurements, samples and checkpoints.
 
     Args:
         log_every: steps between entries of the training objective.
         measure_every: steps between measurements of the bound (averaged weights); by default a
-            tenth of all, and 250 at least.
+            tenth of all, and at least 250.
         checkpoint_every: steps between checkpoints.
         draws: network evaluations per test datum at the end.
         test_size: the most test data at the end, spread evenly over the test part; by default all.
             inference.evaluate and compare take all.
-        num_samples: data generated at the end.
-        sampler: that generates them: splitting, euler, ancestral, exponential, stochastic,
+        num_samples: number of samples at the end.
+        sampler: sampler at the end: splitting, euler, ancestral, exponential, stochastic,
             probability_flow, stochastic_heun, torchsde, module:Name or file.py:Name; by default
             exponential, stochastic for a score of the raw state, or euler for a nonlinear guide.
-        sampler_steps: its steps, of one network call for most samplers; by default 25 of
-            exponential, 50 of stochastic, 256 of others.
+        sampler_steps: steps of the sampler, one network call each for most; by default 25 for
+            exponential, 50 for stochastic, 256 for others.
         figures: draw figures for TensorBoard, some seconds each; without them it has numbers and
             samples.
-        patience: stop after so many measurements in a row by which the bound on validation data
-            has not fallen by 0.005 bits/dim. The learning rate is then as high as it is at that
-            step: a run of that many steps is the better one.
+        patience: stop after this many measurements in a row without a fall of the bound on
+            validation data by 0.005 bits/dim. The learning rate has then not fallen to its end: a
+            run of just so many steps would have a better bound.
     """
 
     log_every: int = 50
@@ -233,12 +234,12 @@ class Machine:
 
     Args:
         accelerator: cpu, cuda, … or auto, as lightning.fabric names them.
-        precision: of the network; data, noise and bound stay float32 and kernels float64.
+        precision: precision of the network; data, noise and bound stay float32, kernels float64.
         compile: backend of torch.compile for the network, such as inductor.
-        channels_last: lay the network's weights out with channels last; faster on recent GPUs.
-        threads: of the CPU; by default as many as there are cores that other work leaves free when
-            the run begins, or OMP_NUM_THREADS. A run that is resumed keeps its number, as far as
-            there are so many cores, unless one of both is given: it may then round otherwise.
+        channels_last: store the network's weights with channels last; faster on recent GPUs.
+        threads: CPU threads; by default OMP_NUM_THREADS, or as many as there are idle cores when
+            the run begins. A resumed run keeps its number, as far as there are so many cores; with
+            another number it may round differently.
     """
 
     accelerator: str = "auto"
@@ -255,7 +256,7 @@ class Folder:
     Args:
         run: run folder; by default a new one, runs/<model>-<guide>-<seed>-<k>.
         resume: continue the run in this folder, with its own settings.
-        overwrite: replace a run that is in the way in ``run``. One that ended before its first
+        overwrite: replace a run that is already in ``run``. One that ended before its first
             checkpoint is always replaced.
     """
 
@@ -276,7 +277,7 @@ class Training(Machine, Evaluation, Optimization, Score, SimulatedGuide, Guide, 
 
 @dataclass(frozen=True, kw_only=True)
 class Decided(Training):
-    """Settings of a run that has begun, with what was left to its data set."""
+    """The settings of a run that has begun, with its data set's values in place of defaults."""
 
     steps: int
     batch_size: int
@@ -296,7 +297,7 @@ class Options(Folder, Training):
 
     @property
     def given(self) -> list[str]:
-        """Names of options that are not left at their defaults."""
+        """The names of options that differ from their defaults."""
         return [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
 
 

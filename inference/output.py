@@ -1,4 +1,4 @@
-"""Output of programs: CSV, PNG and aligned columns."""
+"""The output of programs: CSV, PNG and aligned columns."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
 
 
 def csv_bytes(rows: Sequence[Row], columns: Sequence[str] | None = None) -> bytes:
-    """A CSV file's content; ``columns`` are by default those of the first row."""
+    """The content of a CSV file; ``columns`` are those of the first row by default."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if columns is None else columns)
     writer.writeheader()
@@ -42,7 +42,7 @@ def csv_bytes(rows: Sequence[Row], columns: Sequence[str] | None = None) -> byte
 
 
 def png(picture: Figure | Tensor) -> bytes:
-    """A PNG file's content, of a figure or of pixels, uint8 (3, height, width)."""
+    """The content of a PNG file of a figure, or of pixels, uint8 (3, height, width)."""
     buffer = io.BytesIO()
     if isinstance(picture, Tensor):
         Image.fromarray(picture.movedim(0, -1).numpy()).save(buffer, "png")
@@ -52,16 +52,22 @@ def png(picture: Figure | Tensor) -> bytes:
 
 
 def default_out(run: Path, name: str) -> Path:
-    """The file called ``name`` that a program makes of a run: in the run folder; of a trained model
-    of this checkout in the current folder, with the model's name before it."""
+    """The default path of a program's output ``name`` for a run.
+
+    In the run folder; for a trained model of this checkout in the current folder, with the model's
+    name in front.
+    """
     folder = trained_folder(run)
     ours = folder.resolve().parent == TRAINED
     return Path(f"{folder.name}-{name}") if ours else folder / name
 
 
 def check_out(out: Path, suffixes: Sequence[str], *, overwrite: bool, option: str = "out") -> None:
-    """Raises RunError unless ``out`` may be written: a name ending in one of ``suffixes`` (none: a
-    folder), in a folder, with nothing in its way. ``option`` names it in messages."""
+    """Raise RunError unless ``out`` may be written.
+
+    It must end in one of ``suffixes`` (none: a folder), be in a folder, and replace nothing unless
+    ``overwrite``. ``option`` names it in messages.
+    """
     if suffixes and out.suffix not in suffixes:
         raise RunError(f"--{option} is {out}, expected a name that ends in {' or '.join(suffixes)}")
     if not suffixes and out.exists() and not out.is_dir():

@@ -1,4 +1,4 @@
-"""Pictures of data that a model generates: images in a grid, or points coloured by label."""
+"""Pictures of samples: images in a grid, or points coloured by label."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LEGEND = 12
-"""The most labels whose colours a picture names."""
+"""The most labels in a picture's legend."""
 
 
 def columns(problem: Problem) -> int | None:
-    """Columns of a picture of data given each class in turn; None for other data."""
+    """The columns of a picture of samples given each class in turn; None for other data."""
     context = problem.context
     return context.num_classes if isinstance(context, Labels) else None
 
 
 def contexts(problem: Problem, n: int, given: float | Sequence[float] | None) -> Tensor | None:
-    """Contexts of n samples; None if data are given nothing.
+    """The contexts of n samples; None if the data have none.
 
     Args:
-        given: a class, several in turn, or a vector (ValueError where data are given nothing);
-            None: each class in turn, or what test data are given.
+        given: a class, several in turn, or a vector (ValueError if the data have no context); None:
+            each class in turn, or contexts of test data.
     """
     context = problem.context
     if given is None:
@@ -52,14 +52,14 @@ def contexts(problem: Problem, n: int, given: float | Sequence[float] | None) ->
 def picture(
     problem: Problem, x: Tensor, *, columns: int | None = None, context: Tensor | None = None
 ) -> Tensor:
-    """Data x in model space as a picture, uint8 (3, height, width): images in a grid, or points.
+    """A picture of data x in model space, uint8 (3, height, width): images in a grid, or points.
 
-    Points are shown by their first two coordinates, beside test data; those of a run with labels
-    have a colour for each label, and so have the test data.
+    Points are shown by their first two coordinates, with test data, and coloured by label if there
+    are labels.
 
     Args:
-        columns: as of :func:`~pyro_mdm.plots.pictures.image_grid`.
-        context: of each of x, (n, …), if any; colours points.
+        columns: see :func:`~pyro_mdm.plots.pictures.image_grid`.
+        context: contexts of x, (n, …), if any, for colours.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -98,7 +98,7 @@ NOWHERE: Plane = (np.zeros(0, np.float32), np.zeros(0, np.float32))
 
 
 def _plane(points: Tensor) -> Plane:
-    """The first two coordinates of points (n, d), the second 0 where there is one."""
+    """The first two coordinates of points (n, d); the second is 0 for d = 1."""
     second = points[:, 1] if points.shape[1] > 1 else torch.zeros(len(points))
     return points[:, 0].numpy(), second.numpy()
 
@@ -111,8 +111,7 @@ def _draw_labelled(
     given: Tensor | None,
     num_classes: int,
 ) -> None:
-    """Test data as crosses and samples as dots, in the colours of their labels; black where a
-    label is not known."""
+    """Draw test data as crosses and samples as dots, coloured by label, black where unknown."""
     from matplotlib import colormaps
 
     ten = num_classes <= 10

@@ -1,7 +1,6 @@
-"""Decisions on a model and its diffusion, and the two programs over it.
+"""The plan of a model and its diffusion, and the two programs built from it.
 
-Settings say what was asked for; :class:`Plan` what came of them and the data set. It is made once,
-and all that is built is built from it.
+Settings may leave things to the data set; a :class:`Plan` has all decided. It is made once.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ class Programs(NamedTuple):
     guide: DiffusionGuide
 
     def given(self, context: torch.Tensor | None) -> Programs:
-        """The programs of data with these contexts (n, …), if the data set is given any."""
+        """The programs given contexts (n, …), if the data set has any."""
         if context is None:
             return self
         device = self.model.diffusion.start_time.device
@@ -50,13 +49,13 @@ class Plan:
     """Decisions on a model and its guide.
 
     Attributes:
-        settings: what was asked for.
-        problem: the data set: its split, its networks, and what data are given.
-        guide: settings of the diffusion with both ends of log SNR as they are to be; λ(T) is None
-            where the diffusion keeps its own clock.
-        score: the name of the score at this data set, its class, or a function that makes it.
+        settings: the settings that the plan is of.
+        problem: the data set, with its split, networks and contexts.
+        guide: the settings of the diffusion, with both ends of log SNR decided; λ(T) is None where
+            the diffusion keeps its own clock.
+        score: the score's name in the data set, its class, or a function that makes it.
         likelihood: p(x | y_ε); None: the data set's own.
-        maps: at which maps of log SNR the denoiser is trained; None: it is told none.
+        maps: the maps of log SNR that the denoiser is trained at; None: it is told none.
     """
 
     settings: Training
@@ -68,10 +67,10 @@ class Plan:
 
     @classmethod
     def of(cls, settings: Training) -> Plan:
-        """The plan of settings: the same settings, the same plan.
+        """The plan of settings, a function of them alone.
 
         Raises:
-            NameNotFoundError, TypeError, ValueError: settings that name nothing, or do not go with
+            NameNotFoundError, TypeError, ValueError: unknown names, or settings that contradict
                 each other.
         """
         problem = build_problem(settings, network=settings.network)
@@ -116,7 +115,7 @@ class Plan:
         return Programs(problem, model, DiffusionGuide(diffusion))
 
     def _check_times(self, model: DiffusionModel) -> None:
-        """Raises ValueError unless a score can be trained at times of the law asked for."""
+        """Raise ValueError unless the score can be trained at times of the given law."""
         times, score = self.settings.times, model.score_function
         if kind_of(model.diffusion).simulated:
             raise ValueError(
@@ -163,7 +162,7 @@ def build(settings: Training, *, fitted: bool = True) -> Programs:
 
 
 SHARES = {"levels": 0.0, "subsets": 0.0, "independent": 0.0}
-"""Shares of kinds of maps that are not asked for."""
+"""The shares of the kinds of maps, all 0."""
 
 
 def _score_kind(name: str) -> str | ScoreKind:
@@ -185,7 +184,7 @@ def _is_denoiser(score: str | ScoreKind, problem: Problem) -> bool:
 
 
 def _likelihood(settings: Training, problem: Problem) -> Likelihood | None:
-    """The decoder that was asked for by name; None for the problem's own."""
+    """The decoder that settings name; None for the problem's own."""
     name = settings.likelihood
     if name is None:
         return None
@@ -207,7 +206,7 @@ def _needs(function: Callable[..., object], name: str) -> bool:
 
 
 def _try_likelihood(name: str, problem: Problem, model: DiffusionModel) -> None:
-    """Raises unless a decoder serves such data, diffusion and score, by trying it."""
+    """Raise unless a decoder serves the data, diffusion and score, by trying it."""
     diffusion, event_shape = model.diffusion, model.event_shape
     y = torch.zeros(2, diffusion.num_variables, *event_shape)
     with evaluating(model), torch.random.fork_rng(devices=[]):

@@ -1,15 +1,16 @@
-"""Simulation-based inference: the posterior of a simulator, for any data, sampled and scored.
+"""Simulation-based inference: the posterior of a simulator, for any data.
 
     python -m inference.posterior --simulator two_moons
     python -m inference.posterior --simulator mine.py:program --latent [theta] --observed [x]
 
 A simulator is a Pyro program without arguments, which draws its parameters and its data. A
 diffusion model of the parameters given the data learns from simulations alone
-(:mod:`pyro_mdm.posteriors`). Printed are the log density of the true parameters of new simulations,
-beside the exact one where it is known, the prior's, and that of a Gaussian whose mean is linear in
-the data, fitted to the same simulations; and whether ranks of true parameters among draws are
-uniform, as they must be. Ranks that are uniform mean little where the score is poor: those of the
-prior are.
+(:mod:`pyro_mdm.posteriors`).
+
+The program prints the log density of the true parameters of new simulations. Beside it stand the
+exact one, where it is known, that of the prior, and that of a Gaussian with a mean linear in the
+data, fitted to the same simulations. It also tests whether the ranks of true parameters among draws
+are uniform, which is necessary and not sufficient: those of the prior are.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DRAWS = 99
-"""Draws of each posterior for its ranks, which then fall evenly into ten bins."""
+"""Draws from each posterior for its ranks, which then fall evenly into ten bins."""
 
 SHOWN, POINTS = 3, 1000
-"""Data whose posteriors are drawn, and points of each."""
+"""The number of posteriors in the picture, and of points in each."""
 
 
 def posterior(
@@ -62,17 +63,17 @@ def posterior(
             arguments or a Simulator.
         latent: names of the sites that are parameters; needed for a program of your own.
         observed: names of the sites that are data; needed for a program of your own.
-        simulations: how many draws are learned from.
-        steps: of training.
-        batch_size: simulations of a step.
-        learning_rate: at its highest.
+        simulations: number of simulations to learn from.
+        steps: training steps.
+        batch_size: simulations per step.
+        learning_rate: highest learning rate.
         scored: new simulations whose true parameters are scored.
         calibration: new simulations whose true parameters are ranked.
         vectorized: whether a program of your own may be run in a plate, which is quicker.
         out: a .png for draws of some posteriors, with the truth; by default posterior-<name>.png.
         save: a folder for the posterior, which AmortizedPosterior.from_pretrained opens.
-        seed: of all of it.
-        overwrite: replace ``out`` and what is in ``save`` if they exist.
+        seed: seed of everything random.
+        overwrite: replace ``out`` and the content of ``save`` if they exist.
     """
     check_positive(
         simulations=simulations,
@@ -124,7 +125,7 @@ def _checked(
     vectorized: bool,
     seed: int,
 ) -> tuple[dict[str, Tensor], str]:
-    """New simulations, and the scores and ranks that a posterior has of them, in words."""
+    """New simulations, and a posterior's scores and ranks on them, in words."""
     program = simulator.program
     truth = simulate(program, scored, seed=seed + 1, vectorized=vectorized, progress=True)
     density = learned.log_prob(truth, truth, seed=seed, progress=True)
@@ -158,7 +159,7 @@ def _simulator(name: str, latent: list[str] | None, observed: list[str] | None) 
 def _scores(
     value: Tensor, learned: AmortizedPosterior, simulator: Simulator, truth: dict[str, Tensor]
 ) -> str:
-    """Mean log densities of true parameters: ours, the exact one, and two easy ones."""
+    """Mean log densities of true parameters: ours, the exact one, and two baselines."""
     rows, notes = [["log density of the truth, nats", str(Measured.of(value))]], []
     better = []
     if simulator.log_posterior is not None:
@@ -214,7 +215,7 @@ def _calibration(drawn: Calibration) -> str:
 
 
 def _names(drawn: dict[str, Tensor]) -> list[str]:
-    """The names of all parameters, of draws (m, n, *shape) by site: a, or b[0], b[1], …"""
+    """The names of all parameters, for draws (m, n, *shape) by site: a, or b[0], b[1], …"""
     return [
         name if value.dim() == 2 else f"{name}[{', '.join(map(str, place))}]"
         for name, value in drawn.items()

@@ -1,4 +1,4 @@
-"""The data set that settings describe: how it is read and split, and what data are given."""
+"""Data sets from settings: reading, split and contexts."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ OPTIONS = {
     "columns": "tables",
     "image_size": "images of your own",
 }
-"""Data sets that have an option, in words, by option."""
+"""The data sets that have an option, in words, by option."""
 
 BY_INDEX: Final = "index"
-"""--split_seed of data that are split as they lie. In older runs it is null, or not there."""
+"""The --split_seed of data that are split by index. In older runs it is null or missing."""
 
 CONTEXT_DROPOUT = 0.1
-"""The part of a batch whose context is hidden, where none is given."""
+"""The default fraction of a batch whose context is hidden."""
 
 
 def build_problem(data: Data, *, network: str | None = None) -> Problem:
-    """The data set that settings describe, of data given what is asked for.
+    """The data set that settings describe, with its context.
 
     Args:
-        data: its ``model`` is a name, see :func:`~inference.names.find`. Without ``split_seed``
-            data are split by index, see :func:`with_split`.
-        network: of images, see :class:`~models.base.ImageProblem`.
+        data: settings, whose ``model`` is a name, see :func:`~inference.names.find`. Without
+            ``split_seed`` data are split by index, see :func:`with_split`.
+        network: the network of images, see :class:`~models.base.ImageProblem`.
 
     Raises:
         NameNotFoundError: see :func:`~inference.names.find`.
-        TypeError: what is named is no data set, or one that takes no ``holdout``.
-        ValueError: an option that this data set does not have, or data that are not what it says.
+        TypeError: the name is no data set, or one that takes no ``holdout``.
+        ValueError: an option that this data set does not have, or data that it refuses.
     """
     options = {"network": network, **{n: getattr(data, n) for n in OPTIONS if n != "network"}}
     given = {name: value for name, value in options.items() if value is not None}
@@ -72,7 +72,7 @@ def build_problem(data: Data, *, network: str | None = None) -> Problem:
 
 
 def _made(data: Data, given: Mapping[str, object]) -> object:
-    """The object that the name stands for; of a class, one made with what was given."""
+    """The object that the name stands for; a class is called with the given options."""
     named = find("model", data.model)
     is_class = inspect.isclass(named) and issubclass(named, Problem)
     taken = _taken(named, {"holdout": data.holdout, **given}) if is_class else {}
@@ -92,7 +92,7 @@ def _made(data: Data, given: Mapping[str, object]) -> object:
 
 
 def _taken(kind: type[Problem], options: Mapping[str, object]) -> dict[str, Any]:
-    """``options`` that a data set is made with; a class may hand others to the one it is of."""
+    """Those of ``options`` that a data set takes, also through its base classes."""
     names: set[str] = set()
     for base in kind.__mro__[: kind.__mro__.index(Problem)]:
         if "__init__" in vars(base):
@@ -106,12 +106,12 @@ def _taken(kind: type[Problem], options: Mapping[str, object]) -> dict[str, Any]
 
 
 def _seed(data: Data) -> int | None:
-    """The seed by which data are split; None: by index."""
+    """The seed of the split; None: by index."""
     return None if data.split_seed == BY_INDEX else data.split_seed
 
 
 def with_split(data: T) -> T:
-    """Settings of a new run, with its data set's own split where none is asked for."""
+    """The settings of a new run, with its data set's own split where none is given."""
     if data.split_seed is not None:
         return data
     own = getattr(find("model", data.model), "split_seed", None)
@@ -119,12 +119,12 @@ def with_split(data: T) -> T:
 
 
 def split_word(seed: int | None) -> Literal["index"] | int:
-    """The word for --split_seed where data are split by ``seed``."""
+    """The value of --split_seed for data split by ``seed``."""
     return BY_INDEX if seed is None else seed
 
 
 def check_split(split_seed: Literal["index"] | int | None, problem: Problem) -> None:
-    """Raises ValueError for a split that was asked for of data with official parts."""
+    """Raise ValueError for a given split of data with official parts."""
     if split_seed is not None and problem.rows is None:
         raise ValueError(
             f"--split_seed is {split_seed}, and {problem.name} has official parts, which are never "

@@ -1,12 +1,11 @@
-"""One process or several, on any accelerator: what programs need of lightning.fabric.
+"""One process or several, on any accelerator, by lightning.fabric.
 
     torchrun --nproc_per_node 2 -m inference.train --model cifar10
     torchrun --nproc_per_node 2 -m inference.evaluate runs/cifar10-learned-0-0
 
-The same command without ``torchrun`` is one process. (torchrun takes ``--run`` for an option of its
-own, but not after ``--``: ``torchrun --nproc_per_node 2 -m -- inference.train --run …``.) Mixed
-precision is the network's alone: data, noise, kernels and the bound stay as they are, so that
-levels are exact and nothing cancels.
+The same command without ``torchrun`` is one process. (torchrun has an option ``--run`` too; write
+``torchrun --nproc_per_node 2 -m -- inference.train --run …`` for ours.) Mixed precision is for the
+network alone: data, noise, kernels and the bound keep theirs.
 """
 
 from __future__ import annotations
@@ -41,11 +40,11 @@ DTYPES: dict[str, torch.dtype | None] = {
 SMALLEST_SCALE = 1e-4  # of a float16 loss; below it no gradient fits
 
 TIMEOUT = timedelta(hours=2)
-"""The time that processes wait for each other: the first draws samples and figures alone."""
+"""The time that processes wait for each other, as the first draws samples and figures alone."""
 
 
 def start(accelerator: str = "auto", precision: str = "32-true") -> Fabric:
-    """The processes that ``torchrun`` started, joined, or this one alone."""
+    """The processes that ``torchrun`` started, connected, or this one alone."""
     from lightning_fabric import Fabric  # takes as long as torch to import
     from lightning_fabric.accelerators import ACCELERATOR_REGISTRY
     from lightning_fabric.strategies import DDPStrategy
@@ -87,26 +86,26 @@ def start(accelerator: str = "auto", precision: str = "32-true") -> Fabric:
 
 
 def autocast_dtype(precision: str) -> torch.dtype | None:
-    """The precision that the network computes in, for :class:`pyro_mdm.scores.Score`."""
+    """The precision of the network, for :class:`pyro_mdm.scores.Score`."""
     return DTYPES[precision]
 
 
 def _constant_buffers() -> dict[str, Any]:
-    """DDP's option not to send buffers at every step, by the name that this torch has for it."""
+    """DDP's option not to send buffers at every step, by its name in this torch."""
     options = inspect.signature(DistributedDataParallel).parameters
     new = "forward_sync_buffers" in options
     return {"forward_sync_buffers" if new else "broadcast_buffers": False}
 
 
 def _device_type(accelerator: str) -> str:
-    """The device that "auto" stands for: kernels are float64, which not every one has."""
+    """The device that "auto" stands for, which must have float64 for kernels."""
     if accelerator == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return "cuda" if accelerator == "gpu" else accelerator
 
 
 def _loss_scaling(accelerator: str) -> MixedPrecision:
-    """Fabric's loss scaling without its autocast, which would cover data and bound too."""
+    """Fabric's loss scaling without its autocast, which would cast data and bound too."""
     from lightning_fabric.plugins.precision import MixedPrecision
 
     class LossScaling(MixedPrecision):
@@ -124,13 +123,13 @@ def _loss_scaling(accelerator: str) -> MixedPrecision:
 
 @dataclass(frozen=True)
 class LossScale:
-    """The scale of a float16 loss, as far as training must know it."""
+    """The scale of a float16 loss."""
 
     scaler: Any
 
     @property
     def state(self) -> dict[str, Any]:
-        """Numbers of it that a checkpoint keeps."""
+        """The state that a checkpoint keeps."""
         return {} if self.scaler is None else dict(self.scaler.state_dict())
 
     def load(self, state: dict[str, Any]) -> None:
@@ -139,17 +138,17 @@ class LossScale:
 
     @property
     def value(self) -> float:
-        """The factor; it falls where a step was left out because gradients overflowed."""
+        """The factor, which falls where a step was left out because gradients overflowed."""
         return 1.0 if self.scaler is None else float(self.scaler.get_scale())
 
     @property
     def may_fall(self) -> bool:
-        """Whether gradients that overflow can be the scale's fault."""
+        """Whether the scale can be the cause of gradients that overflow."""
         return self.scaler is not None and self.value > SMALLEST_SCALE
 
 
 def loss_scale(fabric: Fabric) -> LossScale:
-    """The scale of the loss under ``fabric``; without mixed float16 there is none."""
+    """The scale of the loss; there is none without mixed float16."""
     from lightning_fabric.plugins.precision import MixedPrecision
 
     precision = fabric.strategy.precision
@@ -157,7 +156,7 @@ def loss_scale(fabric: Fabric) -> LossScale:
 
 
 class Stopped(SystemExit):
-    """Training was asked to stop, saved its state and ends; the exit status is 128 + signal."""
+    """Training was stopped by a signal and saved its state; the exit status is 128 + signal."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
@@ -172,9 +171,9 @@ class Signals:
 
 @contextmanager
 def catch_signals() -> Iterator[Signals]:
-    """A note of SIGTERM and Ctrl-C in place of an interrupt; a second Ctrl-C interrupts at once.
+    """Record SIGTERM and Ctrl-C instead of interrupting; a second Ctrl-C interrupts at once.
 
-    Outside of the main thread signals are not caught.
+    Signals are caught in the main thread alone.
     """
     caught = Signals()
     if threading.current_thread() is not threading.main_thread():

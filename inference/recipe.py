@@ -19,13 +19,13 @@ from pyro_mdm import DiffusionModel
 from pyro_mdm.scores.denoiser import DenoiserScore
 
 FALL = 0.005
-"""Bits/dim by which a bound falls, or has stopped falling."""
+"""The least change of a bound, in bits/dim, that counts as a fall."""
 
 
 def optimizer(
     model: DiffusionModel, settings: Optimization
 ) -> tuple[list[str], torch.optim.Optimizer]:
-    """The optimizer of network and, at a rate of its own, diffusion; and the names in order."""
+    """The optimizer of the network and, at its own rate, the diffusion; and parameter names."""
     muon = settings.optimizer == "muon"
     hidden = set(hidden_weights(model)) if muon else set()
     groups: list[dict[str, Any]] = [{}, {}, {}]
@@ -48,14 +48,14 @@ def optimizer(
 
 
 def schedule(step: int, steps: int, warmup: int, decay: str = "cosine") -> float:
-    """Linear warm-up, over a tenth of the steps at most, times a cosine to zero or a constant."""
+    """The factor on rates: linear warm-up, at most a tenth of all steps, times the decay."""
     warmup = max(1, min(warmup, steps // 10))
     factor = 0.5 * (1 + math.cos(math.pi * step / steps)) if decay == "cosine" else 1.0
     return min(1.0, (step + 1) / warmup) * factor
 
 
 def averaging(decay: float) -> Callable[..., None]:
-    """Exponential averaging that forgets its start: its decay grows to ``decay`` as it goes on."""
+    """Exponential averaging whose decay grows to ``decay``, so that it forgets its start."""
 
     def average(averages: list[Tensor], values: list[Tensor], number: Tensor) -> None:
         now = min(decay, (1 + int(number)) / (10 + int(number)))
@@ -65,7 +65,7 @@ def averaging(decay: float) -> Callable[..., None]:
 
 
 def indices(step: int, batch_size: int, n: int, seed: int) -> Tensor:
-    """Indices of the data in the batch of ``step``: permutations in turn, none cut short."""
+    """The indices of the data in the batch of ``step``, from whole permutations in turn."""
     position = torch.arange(step * batch_size, (step + 1) * batch_size)
     epochs = position // n
     return torch.cat(
@@ -82,7 +82,7 @@ def _permutation(epoch: int, n: int, seed: int) -> Tensor:
 def last_fall(bounds: Mapping[int, float]) -> tuple[int, int]:
     """The step at which a bound (bits/dim by step) last fell, and the number of steps after it.
 
-    It falls where it is lower by :data:`FALL` than where it last did; at first it always does.
+    A fall is by at least :data:`FALL` from the last one; the first measurement counts as a fall.
     """
     step, *later = bounds
     after = 0
@@ -94,7 +94,7 @@ def last_fall(bounds: Mapping[int, float]) -> tuple[int, int]:
 
 @dataclass
 class Window:
-    """The losses of some steps: their number, their sum and that of their squares."""
+    """The losses of some steps: their number, sum and sum of squares."""
 
     number: float = 0.0
     total: float = 0.0
@@ -114,10 +114,10 @@ class Window:
 
 
 def close_range(*models: DiffusionModel) -> None:
-    """Declare the log SNRs that denoisers were trained on: others are an error from here on.
+    """Declare the range of log SNR that denoisers were trained on; others raise from here on.
 
-    Models of one training, averaged weights and the last ones, whose learned ends may differ a
-    little, each serve what any of them covers.
+    The models are of one training, with averaged and last weights. Their learned ends may differ a
+    little, and each serves the union of their ranges.
     """
     diffusions = [model.diffusion for model in models]
     low = min(diffusion.terminal_log_snr.item() for diffusion in diffusions)

@@ -1,4 +1,4 @@
-"""Lines of JSON and CSV in files that are appended to, and read back where they are whole."""
+"""Files of JSON or CSV lines: appending, and reading the lines that are whole."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Record = dict[str, Any]
 
 
 def finite(content: object) -> Any:
-    """Content of JSON, with None for numbers that are not finite, which it cannot hold."""
+    """Content for JSON, with None for numbers that are not finite."""
     if isinstance(content, dict):
         return {key: finite(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
@@ -28,7 +28,7 @@ def finite(content: object) -> Any:
 
 
 def encode(text: str) -> bytes:
-    """UTF-8; what it cannot hold, as in a file name that is no text, is escaped as JSON does."""
+    """The text in UTF-8; characters that it cannot hold are escaped as in JSON."""
     return text.encode(errors="backslashreplace")
 
 
@@ -38,9 +38,9 @@ def now() -> str:
 
 
 def append(path: Path, line: str) -> None:
-    """Append a line, whole; one that was torn before is ended first.
+    """Append a whole line; a torn one before it is ended first.
 
-    Without space for it (StorageError) the file is as it was.
+    Without space for it (StorageError) the file is not changed.
     """
     data = encode(line)
     with explain_full_disk(path, len(data)), open(path, "ab+", buffering=0) as file:
@@ -58,14 +58,14 @@ def append(path: Path, line: str) -> None:
 
 
 def flush(path: Path) -> None:
-    """Have what was appended to ``path`` on the disk."""
+    """Flush what was appended to ``path`` to the disk."""
     if path.exists():
         with explain_full_disk(path, 0), open(path, "rb") as file:
             os.fsync(file.fileno())
 
 
 def read_lines(path: Path, keys: set[str]) -> list[Record]:
-    """The JSON objects with ``keys``, one of them the step, in the lines of a file."""
+    """The JSON objects in the lines of a file that have ``keys``, one of them the step."""
     records = []
     for line in path.read_bytes().split(b"\n") if path.exists() else []:
         try:

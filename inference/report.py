@@ -1,10 +1,10 @@
-"""Reports of a training run to people, during and at the end of it.
+"""Reports of a training run, during training and at its end.
 
-Numbers are written at every measurement, those of a diffusion if it is learned, and a term of the
-bound once it has been more than what prints as 0.000. Figures cost more: of a diffusion that is
-learned and of the bound over training they are drawn at the 1st, 2nd, 4th, 8th, … measurement and
-at the end, of one that is fixed at the start; the rest at the end alone. Of a diffusion without a
-closed form there are simulated paths and the drift.
+Numbers are written at every measurement: those of a learned diffusion, and terms of the bound once
+they do not print as 0.000. Figures cost more. Those of a learned diffusion and of the bound over
+training are drawn at the 1st, 2nd, 4th, 8th, … measurement and at the end, those of a fixed
+diffusion at the start, others at the end alone. A diffusion without a closed form has figures of
+simulated paths and of the drift.
 """
 
 from __future__ import annotations
@@ -42,35 +42,35 @@ METRICS = {
     "test/bits_per_dim": "test bits/dim",
     "uncertainty/standard_error/test/bits_per_dim": "± standard error",
 }
-"""The last columns of the table of runs, title by tag; with four settings they fit a screen."""
+"""The last columns of the table of runs, titles by tag; with four settings they fit a screen."""
 
 NEGLIGIBLE = 5e-4
-"""Bits/dim: what is printed as 0.000. A term of the bound gets curves once it has been more."""
+"""The value in bits/dim below which a term prints as 0.000; it gets curves once it is above."""
 
 OBJECTIVE = "objective/bits_per_dim"
 """The tag of the training objective."""
 
 UNAVERAGED = "validation_unaveraged"
-"""The name of validation data under the weights as they are, for tables and tags."""
+"""The name of validation data with unaveraged weights, in tables and tags."""
 
 SAMPLER_CALLS = (10, 25, 100)
-"""Network calls in the picture that compares samplers: with few they differ."""
+"""The network calls in the picture that compares samplers, which differ with few."""
 
 RANKED, REPEATS, DRAWS = 8, 16, 8
-"""Numbers of best and worst test images, of measurements of each, and of draws of these."""
+"""The number of best and worst test images, of measurements of each, and of draws in one."""
 
 SAMPLES = 18
-"""Images in the picture that training updates: three rows of six."""
+"""The number of images in the picture that training updates: three rows of six."""
 
 POINTS = 256
-"""Points in that picture, of data that are no images."""
+"""The number of points in that picture, for data that are no images."""
 
 RANKED_OF = 1_000
-"""The most test images among which they are looked for."""
+"""The most test images from which the best and the worst are chosen."""
 
 
 def at_start(run: Run, writer: SummaryWriter, programs: Programs) -> None:
-    """The run's settings and its diffusion before the first step."""
+    """Write the run's settings and its diffusion before the first step."""
     of_run, diffusion = settings(run, programs), programs.model.diffusion
     tensorboard.write_settings(writer, columns(of_run), METRICS)
     matrices = shown(diffusion).matrices
@@ -82,7 +82,7 @@ def at_start(run: Run, writer: SummaryWriter, programs: Programs) -> None:
 
 
 def settings(run: Run, programs: Programs) -> dict[str, str | float]:
-    """The settings that tell runs apart, as they came out."""
+    """The decided settings that distinguish runs."""
     config, (problem, model, _) = run.config, programs
     diffusion = model.diffusion
     names = {name: str(config[name]).rpartition("/")[2] for name in ("model", "guide")}
@@ -113,7 +113,7 @@ def settings(run: Run, programs: Programs) -> dict[str, str | float]:
 def columns(settings: dict[str, str | float]) -> dict[str, str | float]:
     """The settings in four columns of the table of runs, which has no room for more.
 
-    The last, ``others``, leaves out what is as usual.
+    The last, ``others``, leaves out defaults.
     """
     guide = f"{settings['guide']}, K = {settings['num_variables']}"
     first = {"model": settings["model"], "guide": guide, "score": settings["score"]}
@@ -130,7 +130,7 @@ def _or_default(value: object) -> str:
 def objective(
     run: Run, writer: SummaryWriter, mean: float, error: float, row: dict[str, float], step: int
 ) -> None:
-    """Write the training objective since its last entry, in bits/dim, and what goes with it."""
+    """Write the training objective since its last entry, in bits/dim, and the row beside it."""
     errors = {"bits_per_dim_standard_error": error}
     run.log(step, "objective", {"bits_per_dim": mean} | errors | row)
     tensorboard.write_mean(writer, OBJECTIVE, mean, error, step)
@@ -147,10 +147,10 @@ def at_step(
     *,
     distributed: bool = False,
 ) -> None:
-    """Write the bound on some training and validation data, and the diffusion as it is now.
+    """Write the bound on some training and validation data, and the diffusion.
 
-    By averaged weights, ``programs``; on validation data by those of ``current`` too, to see what
-    averaging gives. All processes call this; the one that has the writer writes.
+    With averaged weights, ``programs``; on validation data with those of ``current`` too, for the
+    gain of averaging. All processes call this; the one that has the writer writes.
     """
     problem, model, _ = programs
     options, seed = Draws(draws=2, distributed=distributed), run.config["seed"]
@@ -181,10 +181,10 @@ def at_step(
 
 
 def _samples(programs: Programs, n: int, **options: Unpack[sample.Sampling]) -> Tensor | None:
-    """Data that the model generates, or None, with a word, if they are not finite.
+    """Samples of the model, or None, with a warning, if they are not finite.
 
-    The reverse drift of a nonlinear diffusion may grow faster than a young score holds it, or than
-    a few steps can follow: that spoils a picture, and no run.
+    The reverse drift of a nonlinear diffusion may diverge with an untrained score or few steps,
+    which must not end the run.
     """
     model, context = programs.model, programs.problem.contexts_in_turn(n)
     simulated = kind_of(model.diffusion).simulated
@@ -203,7 +203,7 @@ def _samples(programs: Programs, n: int, **options: Unpack[sample.Sampling]) -> 
 
 
 def _picture(problem: Problem, x: Tensor, columns: int | None = None) -> Tensor:
-    """A picture of samples: one column for each class, where data have one, else ``columns``."""
+    """A picture of samples, with a column for each class, if there are classes, or ``columns``."""
     width, told = sample.columns(problem) or columns, problem.contexts_in_turn(len(x))
     return sample.picture(problem, x, columns=width, context=told)
 
@@ -220,7 +220,7 @@ def _few(problem: Problem) -> int:
 @contextmanager
 @torch.no_grad()
 def _parameters_of(source: DiffusionModel, model: DiffusionModel) -> Iterator[None]:
-    """``model``, neither compiled nor of mixed precision, with the parameters of ``source``."""
+    """``model`` with the parameters of ``source``, which may be compiled or of mixed precision."""
     own = [parameter.detach().clone() for parameter in model.parameters()]
     try:
         for parameter, value in zip(model.parameters(), source.parameters(), strict=True):
@@ -240,10 +240,10 @@ def at_end(
     *,
     distributed: bool = False,
 ) -> Bound:
-    """The test bound, once, and the pictures. All processes call this, as :func:`at_step`.
+    """Measure the test bound, once, and draw the pictures. All processes call this.
 
     ``step`` is the last one. The process that has the writer calls ``save`` with the bound before
-    it makes pictures, which may take long, or fail.
+    it draws pictures, which may take long or fail.
     """
     problem, model, _ = programs
     draws, n, sampler, sampler_steps, seed = (
@@ -301,7 +301,7 @@ def _log_bound(
 
 
 def _noticeable(measured: Sequence[Mapping[str, Any]], always: Sequence[str]) -> list[str]:
-    """Terms of the bound that differ from 0 in print in some measurement, and others."""
+    """The terms of the bound that do not always print as 0.000, and those of ``always``."""
 
     def differs(value: float | None) -> bool:
         # what is not finite, None in a record, differs
@@ -335,14 +335,14 @@ def _learned(diffusion: Diffusion) -> bool:
 
 
 def _data(run: Run, programs: Programs, most: int) -> Tensor:
-    """Some training data in model space."""
+    """At most ``most`` training data in model space."""
     generator = torch.Generator().manual_seed(run.config["seed"])
     data = bounds.some(programs.problem.train, most)
     return _complete(programs.problem.to_model_space(data, generator))
 
 
 def _complete(x: Tensor) -> Tensor:
-    """Data to look at, with the mean of the others, or 0, for an entry that is missing."""
+    """Data for figures: a missing entry is the mean of the others, or 0."""
     return torch.where(x.isnan(), x.nanmean(0).nan_to_num(), x)
 
 
@@ -350,7 +350,7 @@ def _complete(x: Tensor) -> Tensor:
 
 
 def draw_training(run: Run, writer: SummaryWriter, programs: Programs, step: int) -> None:
-    """The figures of training so far, from the run's history."""
+    """Draw the figures of training so far, from the run's history."""
     history: dict[str, list[dict[str, Any]]] = {}
     for record in run.history():
         history.setdefault(record["part"], []).append(record)
@@ -373,7 +373,7 @@ def draw_training(run: Run, writer: SummaryWriter, programs: Programs, step: int
 
 
 def draw_end(run: Run, writer: SummaryWriter, programs: Programs, step: int) -> None:
-    """Noised data, samples by sampler, and the best and the worst test images."""
+    """Draw noised data, samples by sampler, and the best and the worst test images."""
     problem, model, _ = programs
     seed = run.config["seed"]
     x = _complete(problem.to_model_space(problem.test[:512], torch.Generator().manual_seed(seed)))
@@ -401,8 +401,8 @@ def draw_end(run: Run, writer: SummaryWriter, programs: Programs, step: int) -> 
 def _best_and_worst(programs: Programs, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Images, bits/dim and Monte Carlo errors of the best and the worst test images.
 
-    They are chosen with one draw of noise and measured with others, so that what was lucky or
-    unlucky in the choice does not count. Of many images, some are looked at.
+    They are chosen with one draw of noise and measured with others, so that luck in the choice does
+    not count. Of many images, :data:`RANKED_OF` are considered.
     """
     problem = programs.problem
     test = bounds.some(problem.part("test"), RANKED_OF)
@@ -419,7 +419,7 @@ def _best_and_worst(programs: Programs, seed: int) -> tuple[Tensor, Tensor, Tens
 
 
 def _bits(programs: Programs, data: Part, *, draws: int, seed: int) -> Tensor:
-    """The bound of each datum in bits/dim, (n,)."""
+    """The bound on each datum in bits/dim, (n,)."""
     problem, model, guide = bounds.of_data(programs, data)
     x, log_det = bounds.in_model_space(programs, data, seed)
     estimate = evidence_lower_bound(model, guide, x, draws=draws, seed=seed)

@@ -1,4 +1,4 @@
-"""Images restored from blurred, coarse or incomplete ones, by a run that was trained on whole ones.
+"""Restoration of blurred, coarse or partly seen images, by a run that was trained on whole ones.
 
 python -m inference.restore runs/digits-learned-0-0 --task deblur
 python -m inference.restore runs/digits-learned-0-0 --task inpaint --num_images 16 --out inpaint.png
@@ -39,15 +39,15 @@ Task = Literal["deblur", "superresolve", "inpaint"]
 
 INTERVAL = 0.9
 FEWEST = 19
-"""Samples of an image, of which the least and the largest are the ends of a 90% interval."""
+"""The fewest samples of an image: their least and largest are the ends of a 90% interval."""
 SHOWN = 3
-"""Samples of an image in the picture."""
+"""The samples of an image in the picture."""
 PEAK = 2.0
-"""From the darkest to the lightest pixel, in model space."""
+"""The range from the darkest to the lightest pixel, in model space."""
 
 
 def half(event_shape: tuple[int, ...]) -> Mask:
-    """A mask by which the left half of each row is seen."""
+    """A mask that sees the left half of each row."""
     seen = torch.zeros(event_shape, dtype=torch.bool)
     seen[..., : (event_shape[-1] + 1) // 2] = True
     return Mask(seen)
@@ -61,7 +61,7 @@ TASKS: dict[str, Callable[[tuple[int, ...]], LinearOperator]] = {
 
 
 class Restored(NamedTuple):
-    """Images, their measurements and samples, in model space, on the CPU."""
+    """Images with their measurements and posterior samples, in model space, on the CPU."""
 
     truth: Tensor  # (n, C, H, W)
     obs: Tensor  # (n, *obs_shape)
@@ -86,11 +86,11 @@ def restored(
     """Posterior samples of images (n, C, H, W) given noisy measurements of them.
 
     Args:
-        noise: standard deviation of what is added to a measurement.
-        num_samples: of each image.
-        batch_size: about how many are drawn together.
-        covariance_from: of :func:`~pyro_mdm.measurements.condition_on_measurements`.
-        sampler, steps, progress: of :func:`~inference.sample.draw`.
+        noise: the standard deviation of the measurements' noise.
+        num_samples: samples of each image.
+        batch_size: about how many samples are drawn together.
+        covariance_from: see :func:`~pyro_mdm.measurements.condition_on_measurements`.
+        sampler, steps, progress: see :func:`~inference.sample.draw`.
     """
     generator = torch.Generator().manual_seed(seed_from(seed, "measurements"))
     obs = operator(truth.double())
@@ -106,18 +106,18 @@ def restored(
 
 
 def psnr(estimate: Tensor, truth: Tensor) -> Measured:
-    """Peak signal-to-noise ratio of images (n, C, H, W), dB, mean over images ± standard error."""
+    """The peak signal-to-noise ratio of images (n, C, H, W), dB; mean over images and error."""
     square = (estimate - truth).double().square().flatten(1).mean(1)
     return Measured.of(10 * torch.log10(PEAK**2 / square.clamp_min(1e-12)))
 
 
 def coverage(restored: Restored, seed: int = 0) -> tuple[float, Measured]:
-    """The part of pixels whose 90% intervals hold the truth, of those not seen as they are.
+    """The nominal and the measured fraction of pixels inside their 90% intervals.
 
-    Ends are the k-th sample from below and from above, with k = ⌊(S + 1) / 20⌋; samples equal to
-    the truth, which pixels of levels have, are put on either side of it by chance. Returned are the
-    probability 1 - 2 k / (S + 1), where truth and samples are of one law, and the mean over images
-    ± standard error.
+    The ends of an interval are the k-th sample from below and from above, k = ⌊(S + 1) / 20⌋. Ties
+    of samples with the truth, which levels have, are broken at random. Pixels that are seen exactly
+    do not count. The nominal fraction is 1 - 2 k / (S + 1), where truth and samples have one law;
+    the measured one is a mean over images with its standard error.
     """
     S = len(restored.samples)
     k = math.floor((1 - INTERVAL) / 2 * (S + 1) + 1e-9)
@@ -171,14 +171,13 @@ def _seen(restored: Restored) -> Tensor:
 def told(
     problem: Problem, part: Part, given: float | Sequence[float] | None
 ) -> tuple[Tensor | None, str | None]:
-    """Contexts (n, …) of images beside their measurements, and a sentence; None if there are none.
+    """The contexts (n, …) of images, and a sentence about them; None where there are none.
 
     Args:
-        given: labels in turn, or a vector; None: nothing.
+        given: labels in turn, or a vector; None: no context.
 
     Raises:
-        ValueError: something is given, and data are given nothing; or the reverse, and the network
-            was always told.
+        ValueError: a context for a run without one, or none for a network that always had one.
     """
     context = problem.context
     if given is not None:
@@ -224,31 +223,30 @@ def restore(
 ) -> None:
     """Restore test images from measurements of them, with a run's averaged weights.
 
-    The run was trained on whole images, by a denoiser (--score discrete or denoiser). The picture
-    has a row for each image: what was measured, the mean of the samples, three samples, the truth.
-    Printed are the peak signal-to-noise ratio and how many of the pixels are inside of their 90%
-    intervals, ± standard error over images.
+    The run needs a denoiser (--score discrete or denoiser), trained on whole images. The picture
+    has a row for each image: the measurement, the mean of the samples, three samples, the truth.
+    It prints the peak signal-to-noise ratio and the fraction of pixels inside their 90% intervals,
+    ± standard error over images.
 
     Args:
         run: the run folder, or the name of a trained model in models/trained, such as digits.
         task: deblur (a Gaussian of one pixel's width), superresolve (averages of 2×2 pixels) or
             inpaint (the left half is seen).
-        num_images: from the first test image on.
-        num_samples: of each image; at least 19, of which the extremes are a 90% interval.
-        noise: standard deviation of what is added to the measurement, in units in which pixels go
-            from -1 to 1.
-        sampler: as of inference.sample.
-        steps: as of inference.sample.
-        covariance_from: log SNR from which the covariance of an image given its noised one is the
-            network's own; below it that of independent pixels. 99: never, which is fastest.
-        out: a .png; by default in the run folder, or of a trained model by name in the current
-            folder, named after the task and seed.
-        batch_size: images drawn together, to a multiple of num_images.
-        seed: of all noise.
+        num_images: number of images, from the first test image on.
+        num_samples: samples of each image; at least 19, whose extremes are a 90% interval.
+        noise: standard deviation of the measurements' noise; pixels range from -1 to 1.
+        sampler: as for inference.sample.
+        steps: as for inference.sample.
+        covariance_from: log SNR from which the covariance of an image given its noised version is
+            the network's; below it, that of independent pixels. 99: never, which is fastest.
+        out: a .png; by default in the run folder (of a model in models/trained, in the current
+            folder), named after the task and seed.
+        batch_size: images drawn together, rounded to a multiple of num_images.
+        seed: seed of all noise.
         overwrite: replace ``out`` if it exists.
         accelerator: cpu, cuda, … or auto.
-        given: of a run with --condition: what the network is told of the images beside their
-            measurements, a label, such as 3, or [3, 5] in turn, or a vector; by default nothing.
+        given: with a run of --condition: the context of the images, a label, such as 3, or [3, 5]
+            in turn, or a vector; by default none.
     """
     counts = {"num_images": num_images, "steps": steps, "batch_size": batch_size}
     check_positive(noise=noise, **counts)
@@ -286,7 +284,7 @@ def restore(
 
 
 def _images(run: Path, problem: Problem, num_images: int) -> ImageProblem:
-    """The data set of a run, of so many images of levels (else RunError or ValueError)."""
+    """The data set of a run, if it has so many images of levels (else RunError, ValueError)."""
     if not isinstance(problem, ImageProblem) or problem.dequantization is not None:
         raise RunError(
             f"{run} was trained on {problem.name}, of which x is no image of pixels from -1 to 1; "

@@ -1,4 +1,4 @@
-"""A trained denoiser over another diffusion, without training."""
+"""The reuse of a trained denoiser with another diffusion, without training."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 RANGE_TOLERANCE = 1e-3
-"""Distance by which λ may leave the trained range, as in :meth:`DenoiserScore.check_log_snr`."""
+"""How far λ may leave the trained range, as in :meth:`DenoiserScore.check_log_snr`."""
 
 
 class Another(NamedTuple):
@@ -48,7 +48,7 @@ class Reused(NamedTuple):
     checkpoint: Checkpoint
     own: Programs
     programs: Programs  # over the other diffusion
-    notes: list[str]  # what was trained on what, and how the other diffusion was cut; for people
+    notes: list[str]  # remarks on the training and on the ends of the other diffusion
 
 
 def reuse(
@@ -60,8 +60,8 @@ def reuse(
 ) -> Reused:
     """The trained denoiser of a run over another diffusion, without training.
 
-    x̂(z, λ) has never seen a diffusion: ``z = aᵀ Σ^{-1} y / SNR`` is all it reads. So its bound
-    under another one has the same integrand over λ, and differs by the prior KL and the ends alone.
+    x̂(z, λ) depends on the state through ``z = aᵀ Σ^{-1} y / SNR`` alone. So its bound under
+    another diffusion has the same integrand over λ, and differs by the prior KL and the ends.
 
     Args:
         folder: a run with a denoiser (``--score denoiser`` or ``discrete``).
@@ -69,11 +69,10 @@ def reuse(
             with. ``learned`` is that diffusion before its first step.
         max_log_snr: λ(ε), by default the run's.
         min_log_snr: λ(T), to which the clock is scaled. By default the diffusion keeps its own
-            clock if that ends inside the range of λ the network was trained on, and is scaled to
-            the lower end of that range if it ends below it.
+            clock, scaled to the lower end of the trained range of λ if it ends below that.
 
     Returns:
-        :class:`Reused`; both programs in eval mode, with one score between them.
+        :class:`Reused`; both programs are in eval mode and share one score.
 
     Raises:
         RunError: the run's score is no denoiser, or λ would leave the trained range.
@@ -108,7 +107,7 @@ def reuse(
 def _denoiser(
     folder: Path, own: Programs, name: str, guide: str
 ) -> tuple[DenoiserScore, LinearDiffusion]:
-    """The denoiser of a run, ``name`` in messages, and its diffusion (RunError: another score)."""
+    """The denoiser of a run and its diffusion (RunError: another score)."""
     score, source = own.model.score_function, own.model.diffusion
     if kind_of(source).simulated:
         raise RunError(
@@ -140,7 +139,7 @@ def _other(guide: str, own: Programs, max_log_snr: float | None) -> LinearDiffus
     made = build_diffusion(asked, event_shape=own.problem.event_shape)
     diffusion = copy.deepcopy(_with_closed_form(guide, made))
     if max_log_snr is not None:
-        diffusion.max_log_snr = max_log_snr  # also of a guide that sets its own
+        diffusion.max_log_snr = max_log_snr  # even if the guide sets its own
     return diffusion
 
 
@@ -158,7 +157,7 @@ def _with_closed_form(guide: str, diffusion: Diffusion) -> LinearDiffusion:
 def _fit_clock(
     diffusion: LinearDiffusion, min_log_snr: float | None, low: float, trained: str
 ) -> str:
-    """Bring λ(T) into the trained range; what was done, in words."""
+    """Bring λ(T) into the trained range; returns what was done, in words."""
     own = diffusion.terminal_log_snr.item()
     clock = diffusion.clock(diffusion.horizon).item()
     target = low if min_log_snr is None and own < low - RANGE_TOLERANCE else min_log_snr
@@ -181,7 +180,7 @@ def _fit_clock(
 
 
 class Opened(NamedTuple):
-    """A run that a program reads, as it was trained or under another diffusion."""
+    """A run opened for reading, with its own diffusion or another."""
 
     folder: Path
     programs: Programs
@@ -190,12 +189,12 @@ class Opened(NamedTuple):
 
     @property
     def notes(self) -> list[str]:
-        """Remarks on the other diffusion, for people."""
+        """Remarks on the other diffusion."""
         return [] if self.reused is None else self.reused.notes
 
     @property
     def all_programs(self) -> list[Programs]:
-        """The programs, and the trained ones where they are others."""
+        """The programs, and the trained ones if they differ."""
         return [self.programs, *([] if self.reused is None else [self.reused.own])]
 
 
@@ -203,7 +202,7 @@ def open_run(run: Path | None, reused: Path | None, other: Another) -> Opened:
     """The run of ``RUN``, or of ``--reuse RUN --guide NAME``.
 
     Raises:
-        RunError: both of run and reuse or neither, or an option without what it belongs to.
+        RunError: both of run and reuse or neither, or options of reuse without it.
     """
     given = {name: value for name, value in other._asdict().items() if value is not None}
     if run is not None and reused is None:
@@ -234,7 +233,7 @@ def open_run(run: Path | None, reused: Path | None, other: Another) -> Opened:
 
 
 class Paired(NamedTuple):
-    """The bounds of a reused denoiser under its own diffusion and another, at the same draws."""
+    """The bounds of a reused denoiser with its own diffusion and another, at the same draws."""
 
     own: Bound
     new: Bound
@@ -245,7 +244,7 @@ class Paired(NamedTuple):
 
     @property
     def table(self) -> str:
-        """The bounds by term under both diffusions, and their difference at the same draws."""
+        """The bounds by term with both diffusions, and their paired difference, as text."""
         names = map("{} ({})".format, ("own", "new"), self.diffusions)
         rows = [["", *names, "new - own, paired"]]
         for term in self.own.terms:
@@ -258,10 +257,10 @@ class Paired(NamedTuple):
 def against_own(
     reused: Reused, data: Tensor | Part, *, seed: int = 0, **options: Unpack[Draws]
 ) -> Paired:
-    """The bound of a reused denoiser under its own diffusion and the other, and other - own.
+    """The bounds of a reused denoiser with its own diffusion and the other, and other - own.
 
-    Both on stored ``data`` (n, *event_shape) at the same log SNRs with the same noise: where their
-    ranges of log SNR overlap, the diffusion terms differ by rounding. See
+    Both are on stored ``data`` (n, *event_shape) at the same log SNRs with the same noise. Where
+    their ranges of log SNR overlap, the diffusion terms differ by rounding. Arguments are those of
     :func:`~inference.bounds.measure`.
     """
     x, log_det = in_model_space(reused.own, data, seed)

@@ -1,24 +1,25 @@
-"""The run folder: one training run on the disk, explaining itself.
+"""The run folder: the files of one training run.
 
     config.yaml       every setting, in the form that ``inference.train --config`` reads
-    environment.json  every package's version, the machine, the git commit and what differs from it
+    environment.json  versions of all packages, the machine, the git commit and what differs from it
     changes.patch     ``git diff HEAD`` of the code that ran, if it had changes
     sources/          copies of files named by ``--model``, ``--guide``, … ``file.py:Name``; not run
     data.json         shape, type and SHA-256 of each part of the data set
     sessions.jsonl    one JSON object in a line for each start and each --resume
-    metrics.csv       one row for each thing measured; ``pandas.read_csv`` reads it
-    history.jsonl     what its figures are drawn from, one JSON object in a line: the bound of a
-                      part of the data by term and by log SNR, or the diffusion at that step
+    metrics.csv       one row for each measurement; ``pandas.read_csv`` reads it
+    history.jsonl     the data of its figures, one JSON object in a line: the bound on a part of
+                      the data by term and by log SNR, or the diffusion at that step
     checkpoints/      see :mod:`inference.checkpoints`
     config.json, model.safetensors
                       the averaged model of the newest checkpoint, without optimizer, for
-                      ``DiffusionModel.from_pretrained(folder)``, and for all programs that read
-                      runs where checkpoints/ was removed
+                      ``DiffusionModel.from_pretrained(folder)``, and for programs that read runs
+                      whose checkpoints/ was removed
     tensorboard/      events for ``tensorboard --logdir``
-    results.json      the test bound with its terms;  samples.png  what the model generates
+    results.json      the test bound with its terms
+    samples.png       samples of the model
     .lock             held by the one process that may write here, which .writer.json names
 
-Nothing of an existing folder is overwritten unless asked, and no two processes write into one.
+An existing folder is overwritten on request only, and one process at a time writes into it.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ CONTENT = (
 )
 
 CHANGES_LIMIT = 1 << 20
-"""Bytes of changes.patch; more is not kept."""
+"""The most bytes of changes.patch; the rest is cut off."""
 
 
 def default_folder(model: str, guide: str, seed: int, root: Path = RUNS) -> Path:
@@ -102,7 +103,7 @@ def default_folder(model: str, guide: str, seed: int, root: Path = RUNS) -> Path
 def create_default(
     model: str, guide: str, seed: int, config: Mapping[str, Any], root: Path = RUNS
 ) -> Run:
-    """A run started in a :func:`default_folder`, one for each of processes that ask at once."""
+    """A run in a new :func:`default_folder`; processes that call at once get different ones."""
     root.mkdir(parents=True, exist_ok=True)
     while True:
         folder = default_folder(model, guide, seed, root)
@@ -114,10 +115,10 @@ def create_default(
 
 
 class Run:
-    """An open run folder: its settings, its table, its checkpoints. See the module's docstring.
+    """An open run folder, with its settings, tables and checkpoints.
 
-    :meth:`create` and :meth:`resume` open it for writing, alone, until :meth:`close` or the end of
-    a ``with`` block; :meth:`open` for reading.
+    :meth:`create` and :meth:`resume` open it for writing, exclusively, until :meth:`close` or the
+    end of a ``with`` block; :meth:`open` opens it for reading.
     """
 
     def __init__(
@@ -131,10 +132,10 @@ class Run:
     def create(cls, folder: Path, config: Mapping[str, Any], *, overwrite: bool = False) -> Run:
         """Start a run in a new or empty folder.
 
-        A run there is removed first, the files it wrote and no others, with ``overwrite`` or if it
-        ended before its first checkpoint. A RunError tells what else is in the way.
+        A run that is there is removed first, with ``overwrite`` or if it ended before its first
+        checkpoint: the files it wrote and no others. Anything else there is a RunError.
         """
-        _check_ours(folder)  # nothing is touched in what is no run folder, not even for a lock
+        _check_ours(folder)  # in other folders nothing is touched, not even for a lock
         folder.mkdir(parents=True, exist_ok=True)
         lock = WriteLock(folder)
         try:
@@ -144,7 +145,7 @@ class Run:
                     "with --overwrite, or give another --run"
                 )
             _remove_temporary_files(folder)
-            for name in CONTENT[1:]:  # config.yaml is replaced: until then this is the old run
+            for name in CONTENT[1:]:  # not config.yaml: until it is replaced this is the old run
                 path = folder / name
                 linked = path.is_symlink() or not path.is_dir()
                 path.unlink(missing_ok=True) if linked else shutil.rmtree(path)
@@ -161,9 +162,9 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path) -> Run:
-        """Open a run for reading, also while another process writes (RunError: there is none).
+        """Open a run for reading, even while another process writes (RunError: there is none).
 
-        A trained model of this checkout, in models/trained, opens by its name too.
+        Trained models of this checkout, in models/trained, open by name too.
         """
         folder = trained_folder(folder)
         return cls(folder, read_settings(folder))
@@ -173,11 +174,11 @@ class Run:
         """Open a run for writing, and remove the temporary files of a killed process.
 
         Raises:
-            RunError: there is none, it is being written, it is a trained model without its
-                checkpoints, or what would be written is a link.
+            RunError: there is no run, another process writes it, it is a trained model without
+                checkpoints, or a file to be written is a link.
         """
         folder = trained_folder(folder)
-        read_settings(folder)  # nothing is touched in what is no run folder
+        read_settings(folder)  # in other folders nothing is touched
         inside = [folder / name for name in CONTENT]
         inside += [path for place in inside if place.is_dir() for path in place.rglob("*")]
         refuse_links(inside)
@@ -210,12 +211,12 @@ class Run:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    # -- what the numbers depend on ----------------------------------------------------------------
+    # -- code, machine and data --------------------------------------------------------------------
 
     def begin_session(self, step: int, **facts: object) -> None:
-        """Write to sessions.jsonl that training starts or goes on at ``step``, and with what.
+        """Write to sessions.jsonl that training starts or resumes at ``step``, with ``facts``.
 
-        Warns if PyTorch or the code is not what the run was started with.
+        Warns if PyTorch or the code has changed since the run was created.
         """
         session = {
             "started": now(),
@@ -242,11 +243,11 @@ class Run:
             )
 
     def sessions(self) -> list[Record]:
-        """Records of :meth:`begin_session`, in order; empty for a run that has none."""
+        """The records of :meth:`begin_session`, in order."""
         return read_lines(self.folder / "sessions.jsonl", {"started", "step"})
 
     def _first_versions(self) -> dict[str, Any]:
-        """PyTorch and git commit when the run was created; nothing if that cannot be read."""
+        """PyTorch's version and the git commit at creation; empty if they cannot be read."""
         try:
             first = json.loads((self.folder / "environment.json").read_bytes())
             return {"torch": first["packages"]["torch"], "git_commit": first["git_commit"]}
@@ -254,10 +255,10 @@ class Run:
             return {}
 
     def check_data(self, fingerprint: Mapping[str, Any]) -> None:
-        """Hold the data set to the one that the run was started on, by their fingerprints.
+        """Compare the data set with the run's, by fingerprints.
 
-        The first time, it is written to data.json, unless the run is open for reading only. A
-        RunError tells which part differs, is new or is missing.
+        The first one is written to data.json, unless the run is open for reading. A part that
+        differs, is new or is missing is a RunError.
         """
         path = self.folder / "data.json"
         here = json.loads(json.dumps(finite(dict(fingerprint))))
@@ -280,7 +281,7 @@ class Run:
             )
 
     def keep_sources(self, paths: Iterable[Path]) -> None:
-        """Keep a copy of code of the user's own in sources/; later, warn if it has changed."""
+        """Keep a copy of the user's code in sources/; later, warn if it has changed."""
         paths = list(paths)
         alike = Counter(path.name for path in paths)
         for path in paths:
@@ -313,7 +314,7 @@ class Run:
     # -- metrics -----------------------------------------------------------------------------------
 
     def log(self, step: int, part: str, values: Mapping[str, float]) -> None:
-        """Append one row to metrics.csv; values are named as in its header, others stay empty."""
+        """Append one row to metrics.csv; columns that ``values`` lacks stay empty."""
         if unknown := set(values) - set(COLUMNS):
             raise ValueError(f"unknown columns {sorted(unknown)}, expected some of {COLUMNS}")
         row = io.StringIO()
@@ -326,13 +327,13 @@ class Run:
         append(self.folder / "history.jsonl", line + "\n")
 
     def history(self) -> list[Record]:
-        """Records of :meth:`record`, in order; a line that was torn is left out."""
+        """The records of :meth:`record`, in order, without torn lines."""
         return read_lines(self.folder / "history.jsonl", {"step", "part"})
 
     def rewind(self, step: int, *, measured: bool = True) -> None:
-        """Drop what a run resumed at ``step`` writes to metrics.csv and history.jsonl again.
+        """Remove the rows of metrics.csv and history.jsonl that a run resumed at ``step`` rewrites.
 
-        Later, test and torn rows, and those of that step unless it is ``measured``.
+        These are later rows, test rows, torn rows, and those of ``step`` unless it is ``measured``.
         """
 
         def keeps(at: int, part: str) -> bool:
@@ -358,13 +359,13 @@ class Run:
     # -- checkpoints and results -------------------------------------------------------------------
 
     def save(self, checkpoint: Checkpoint, keep: int = 2) -> Path:
-        """Write a checkpoint, after the rows that go with it, and keep the newest ``keep``."""
+        """Write a checkpoint, after flushing its rows, and keep the newest ``keep``."""
         for name in ("metrics.csv", "history.jsonl"):
             flush(self.folder / name)
         return save_checkpoint(self.folder / "checkpoints", checkpoint, keep)
 
     def save_model(self, model: DiffusionModel) -> None:
-        """Write the model for ``DiffusionModel.from_pretrained``; warns if it cannot be."""
+        """Write the model for ``DiffusionModel.from_pretrained``; warns if it cannot be written."""
         size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
         try:
             with explain_full_disk(self.folder / TENSORS, size):
@@ -376,7 +377,7 @@ class Run:
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether a checkpoint was ever written, whole or not."""
+        """Whether there is a checkpoint, whole or not."""
         return has_checkpoint(self.folder)
 
     def latest(self) -> Checkpoint:
@@ -384,8 +385,11 @@ class Run:
         return latest_checkpoint(self.folder / "checkpoints")
 
     def averaged(self) -> Checkpoint:
-        """The averaged weights, as the part "ema": of the newest whole checkpoint, or of the
-        averaged model of a run that has ended and whose checkpoints were removed."""
+        """The averaged weights, as the part "ema" of a checkpoint.
+
+        They are from the newest whole checkpoint, or, if checkpoints were removed after the run
+        ended, from its averaged model.
+        """
         results = self.folder / "results.json"
         if self.has_checkpoint or not results.is_file():
             return self.latest()
@@ -408,7 +412,7 @@ class Run:
 
 
 def _check_ours(folder: Path) -> set[str]:
-    """The names in ``folder`` but the lock's (RunError: it is not new, empty or a run's)."""
+    """The names in ``folder`` without the lock's (RunError: it holds something else than a run)."""
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file, expected a folder for the run; give another --run")
     held = {path.name for path in folder.iterdir()} if folder.exists() else set()
@@ -425,12 +429,12 @@ def _is_worth_keeping(names: set[str], folder: Path) -> bool:
     """Whether ``folder`` holds more than the start of a run without a checkpoint."""
     if not names:
         return False
-    begun = "environment.json" in names  # else config.yaml may be anyone's
+    begun = "environment.json" in names  # else config.yaml may be another program's
     return not begun or "results.json" in names or has_checkpoint(folder)
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether a checkpoint of the run in ``folder`` was ever written, whole or not."""
+    """Whether the run in ``folder`` has a checkpoint, whole or not."""
     return any((folder / "checkpoints").glob("step-*.json"))
 
 
@@ -439,7 +443,7 @@ def _temporary_files(folder: Path) -> list[Path]:
 
 
 def _remove_temporary_files(folder: Path) -> None:
-    """Remove the temporary files that a killed process left, and nothing else."""
+    """Remove the temporary files of a killed process."""
     for path in _temporary_files(folder):
         path.unlink(missing_ok=True)
     remove_leftovers(folder / "checkpoints")

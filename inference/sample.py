@@ -46,30 +46,30 @@ if TYPE_CHECKING:
 
 
 STEPS = {"exponential": 25, "stochastic": 50}
-"""Steps of these samplers, where none are given; others take :data:`MANY`."""
+"""The default steps of these samplers; others take :data:`MANY`."""
 MANY = 256
 
 
 def default_sampler(model: DiffusionModel) -> str:
-    """The name of what :func:`pyro_mdm.samplers.default_sampler` chooses."""
+    """The name of the sampler that :func:`pyro_mdm.samplers.default_sampler` chooses."""
     chosen = type(samplers.default_sampler(model.diffusion, model.score_function))
     return next(name for name, sampler in SAMPLERS.items() if sampler is chosen)
 
 
 def default_steps(sampler: str) -> int:
-    """The steps of a sampler of that name, where none are given."""
+    """The default steps of a sampler of that name."""
     return STEPS.get(sampler, MANY)
 
 
 def make_sampler(
     name: str, steps: int | None, diffusion: Diffusion, score: Score | None = None
 ) -> Callable[..., Tensor]:
-    """The sampler called ``name`` for a diffusion, and a score if that is known.
+    """The sampler called ``name``, for a diffusion, and for a score if there is one.
 
     Args:
-        steps: by default :func:`default_steps`.
-        name: a class or function of ``steps`` is called with them; what takes a ``shape`` is a
-            sampler itself, and gets its steps if it takes them.
+        name: the name of a class or function. One that takes a ``shape`` is a sampler itself; any
+            other is called with ``steps``.
+        steps: the number of steps; :func:`default_steps` by default.
 
     Raises:
         NameNotFoundError: see :func:`~inference.names.find`.
@@ -97,13 +97,13 @@ PICTURE = 4096
 """Samples that a picture can show."""
 
 PICTURED = ("exponential", "stochastic", "ancestral", "splitting", "euler")
-"""Samplers of one call a step, whose samples TensorBoard shows beside each other."""
+"""Samplers of one call a step, which TensorBoard shows beside each other."""
 
 
 def samplers_for(
     diffusion: Diffusion, among: Iterable[str] = SAMPLERS, score: Score | None = None
 ) -> list[str]:
-    """Names of samplers among some that serve a diffusion, and a score if it is given."""
+    """The names of samplers among ``among`` that serve a diffusion, and a score if given."""
     names = []
     for name in among:
         with suppress(TypeError):
@@ -113,7 +113,7 @@ def samplers_for(
 
 
 class Sampling(TypedDict, total=False):
-    """Options of simulating the generative program, see :func:`draw`."""
+    """The options of a simulation of the generative program, see :func:`draw`."""
 
     sampler: str | None
     steps: int | None
@@ -123,28 +123,28 @@ class Sampling(TypedDict, total=False):
 
 
 class Drawing(Sampling, total=False):
-    """Options of :func:`draw`: of the simulation, and what data are given."""
+    """The options of :func:`draw`: of the simulation, and the context of data."""
 
     context: Tensor | None
     guidance: float | None
 
 
 def draw(model: DiffusionModel, num_samples: int, **options: Unpack[Drawing]) -> Tensor:
-    """Simulate the generative program: x (num_samples, *event_shape), on the CPU.
+    """Samples of the generative program, (num_samples, *event_shape), on the CPU.
 
-    The i-th of a seed is the same, to rounding, however many are drawn and at a time (but for
-    samplers of one's own that draw for themselves or choose steps by the batch). The random state
-    of the caller stays as it is.
+    The i-th sample of a seed is the same, to rounding, whatever the number and the batch size,
+    unless your own sampler draws for itself or chooses steps by the batch. The caller's random
+    state is kept.
 
     Args:
-        options: ``sampler``, by name; ``steps`` of it; ``batch_size``, 256 by default; ``seed``, 0
-            by default; ``progress`` shows how far it is; ``context`` is what each datum is given,
-            (num_samples, …), of a model that has a context; ``guidance`` is the weight of
-            classifier-free guidance, see :class:`~pyro_mdm.samplers.Guided`.
+        options: ``sampler``, by name, and its ``steps``; ``batch_size``, 256 by default; ``seed``,
+            0 by default; ``progress``, for a progress bar; ``context``, (num_samples, …), for a
+            model that has one; ``guidance``, the weight of classifier-free guidance, see
+            :class:`~pyro_mdm.samplers.Guided`.
 
     Raises:
         TypeError: a sampler that needs closed forms which the diffusion does not have.
-        ValueError: numbers below 1, or states that are not finite: too few steps.
+        ValueError: numbers below 1, or states that are not finite after too few steps.
     """
     return torch.cat([x for _, x in draw_batches(model, num_samples, **options)])
 
@@ -162,7 +162,7 @@ def draw_batches(
     guidance: float | None = None,
     share: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[int, Tensor]]:
-    """Samples a batch at a time, and the number of the first, in the memory of one batch.
+    """Samples batch by batch, with the index of the first, in the memory of one batch.
 
     Args:
         share: (r, S): every S-th batch from the r-th on.
@@ -191,7 +191,7 @@ def draw_batches(
 def _draw_batch(
     model: DiffusionModel, sampler: Callable[..., Tensor], first: int, n: int, seed: int
 ) -> Tensor:
-    """x (n, *event_shape) of the data first, …, first + n - 1."""
+    """The samples first, …, first + n - 1, (n, *event_shape)."""
     device, usual = model.diffusion.start_time.device, model.sampler
     with evaluating(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed_from(seed, "samples", first))
@@ -240,21 +240,20 @@ def sample(
 
     Args:
         run: the run folder, or the name of a trained model in models/trained, such as digits.
-        num_samples: how many.
+        num_samples: number of samples.
         sampler: exponential (of the probability flow, the default), stochastic (the same with
             noise put back), euler (Euler-Maruyama, for any diffusion, and the default of one
             without a closed form), ancestral (the exact Gaussian posteriors of a chain),
             splitting, probability_flow, stochastic_heun, torchsde, module:Name or
             file.py:Name.
-        steps: of the sampler, of one network call for most; by default 25 of exponential, 50 of
-            stochastic, 256 of others.
-        out: a .png for a picture, a .npy for the data in model space or a .csv for rows of a table
-            in its own units and categories, any number of them, or a .gif for all variables on
-            their way from noise to data; by default a picture in the run folder, or of a
-            trained model by name in the current folder, named after the guide if reused, the
-            sampler, steps and seed.
+        steps: steps of the sampler, one network call each for most; by default 25 for exponential,
+            50 for stochastic, 256 for others.
+        out: a .png for a picture, a .npy for data in model space or a .csv for rows of a table in
+            its own units, of any number of samples, or a .gif for all variables from noise to data;
+            by default a picture in the run folder (of a model in models/trained, in the current
+            folder), named after the sampler, steps, seed and the guide of --reuse.
         batch_size: data simulated together, by each process; it changes no sample.
-        seed: of the noise.
+        seed: seed of the noise.
         overwrite: replace ``out`` if it exists.
         reuse: a run folder whose denoiser is put under --guide.
         guide: with --reuse: vpsde, cld, malda, alda, hold, learned (as it starts), module:Name,
@@ -263,10 +262,10 @@ def sample(
         min_log_snr: with --reuse: log SNR at time T, to which the clock is scaled; by default the
             guide's own clock, scaled if it would leave the range the network was trained on.
         accelerator: cpu, cuda, … or auto. Under torchrun all processes share the work.
-        given: of a run with --condition: the class, such as 3, or [3, 5] in turn; or a vector; by
-            default each class in turn, one column each, or what test data are given.
-        guidance: of such a run: weight of classifier-free guidance, such as 2; 1 is none. Samples
-            are then of no model whose density is known.
+        given: with a run of --condition: the class, such as 3, or [3, 5] in turn; or a vector; by
+            default each class in turn, one column each, or contexts of test data.
+        guidance: with such a run: weight of classifier-free guidance, such as 2; 1 is none.
+            Guided samples come from no model with a known density.
     """
     check_positive(num_samples=num_samples, steps=steps, batch_size=batch_size)
     other = Another(guide, max_log_snr, min_log_snr)
@@ -300,7 +299,7 @@ def sample(
 
 
 def _check_file(out: Path, problem: Problem, num_samples: int, overwrite: bool) -> None:
-    """Raises unless a file may be written, and holds so many samples."""
+    """Raise unless a file may be written, and can hold so many samples."""
     tables = [".csv"] if isinstance(problem, Tabular) else []
     check_out(out, (".png", ".npy", ".gif", *tables), overwrite=overwrite)
     most = {".png": PICTURE, ".gif": MOST}.get(out.suffix, num_samples)
@@ -322,7 +321,7 @@ def _animate(out: Path, problem: Problem, model: DiffusionModel, n: int, options
 
 
 def _write(out: Path, drawn: Path, problem: Problem, told: Tensor | None, *, in_turn: bool) -> None:
-    """Turn a file of samples into what was asked for; ``in_turn``: a column for each class."""
+    """Turn a file of samples into the output; ``in_turn``: a column for each class."""
     if out.suffix == ".npy":
         drawn.replace(out)
         return

@@ -1,4 +1,4 @@
-"""Seeds: one for each use of randomness."""
+"""Seeds for independent uses of randomness."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import hashlib
 
 
 def seed_from(seed: int, *labels: object) -> int:
-    """A seed for one use of randomness, told apart from all others by its labels."""
+    """A seed for the use of randomness that has these labels."""
     text = repr((seed, *labels)).encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1

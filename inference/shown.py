@@ -1,4 +1,4 @@
-"""Views of a diffusion by its kind, in words and figures: kernels in closed form, or paths."""
+"""Reports of a diffusion in words and figures, by kernels in closed form or simulated paths."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.plots import tensorboard
 
 Data = Callable[[int], Tensor]
-"""Gives so many training data, at most, in model space."""
+"""A function that returns at most so many training data in model space."""
 
 CURVES, VIEWS = 256, 512
-"""Data that simulated paths start at, and that views of a diffusion in closed form are of."""
+"""The number of data for simulated paths, and for views of a diffusion in closed form."""
 
 
 @dataclass(frozen=True)
 class ShownKernels:
-    """Views of a diffusion in closed form."""
+    """Reports of a diffusion in closed form."""
 
     diffusion: LinearDiffusion
     seed: int
 
     @property
     def matrices(self) -> dict[str, Tensor]:
-        """Q and D as they are, by name."""
+        """Q and D by name."""
         return dict(zip(("Q", "D"), self.diffusion.frozen(), strict=False))
 
     @property
     def rank(self) -> str:
-        """The rank of D; of others a dash, as runs of one table have the same columns."""
+        """The rank of D, for tables; a dash where there is none."""
         return str(int(torch.linalg.matrix_rank(self.diffusion.frozen().D.detach())))
 
     @property
     def simulation(self) -> str:
-        """The way of simulating paths and estimating the bound, in words."""
+        """The settings of the simulation, in words."""
         return "closed form"
 
     def write_numbers(self, writer: SummaryWriter, data: Data, step: int) -> None:
-        """Write curves over training of what is learned."""
+        """Write learned numbers as curves over training."""
         tensorboard.write_diffusion(writer, self.diffusion, step)
 
     def write_figures(self, writer: SummaryWriter, data: Data, step: int) -> None:
-        """Write figures of the diffusion as it is."""
+        """Write figures of the diffusion."""
         tensorboard.write_curves(writer, self.diffusion, step)
         tensorboard.write_views(writer, self.diffusion, data(VIEWS), step)
 
@@ -60,7 +60,7 @@ class ShownKernels:
 
 @dataclass(frozen=True)
 class ShownPaths:
-    """Views of a diffusion whose paths are simulated."""
+    """Reports of a diffusion whose paths are simulated."""
 
     diffusion: NonlinearDiffusion
     seed: int
@@ -79,12 +79,12 @@ class ShownPaths:
         tensorboard.write_paths(writer, self.diffusion, data(CURVES), step, seed=self.seed)
 
     def write_noising(self, writer: SummaryWriter, x: Tensor, step: int) -> None:
-        """Nothing: no kernels draw it."""
+        """Do nothing, without kernels."""
 
 
 @functools.singledispatch
 def shown(diffusion: Diffusion, seed: int = 0) -> ShownKernels | ShownPaths:
-    """Views of a diffusion by its kind; ``seed`` is of paths and noise."""
+    """The reports of a diffusion, by its kind; ``seed`` is that of paths and noise."""
     return ShownPaths(cast(NonlinearDiffusion, diffusion), seed)
 
 

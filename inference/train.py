@@ -1,12 +1,12 @@
-"""Fit a multivariate diffusion model and its diffusion.
+"""The training of a multivariate diffusion model and its diffusion.
 
     python -m inference.train --model digits --guide learned
     python -m inference.train --model digits --guide cld --steps 2000 --seed 1 --run runs/cld
     python -m inference.train --resume runs/cld
 
-Ends with the test bound, ``bits/dim 1.234 ± 0.005 (reconstruction …, prior KL …, diffusion …)``,
-and a picture of samples in the run folder (see :mod:`inference.runs`). Every number drawn is a
-function of the seed and the step, so that a run killed at any moment and resumed ends with the same
+It ends with the test bound, ``bits/dim 1.234 ± 0.005 (reconstruction …, prior KL …, diffusion …)``,
+and a picture of samples in the run folder (see :mod:`inference.runs`). Every random number is a
+function of the seed and the step, so that a run that is killed and resumed ends with the same
 weights, on one kind of machine bit for bit.
 """
 
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 LATE = 0.75
-"""The part of all steps after which a bound that stops falling is no news."""
+"""The fraction of all steps after which a bound may stop falling without a note."""
 
 
 def train(
@@ -57,8 +57,8 @@ def train(
     """Fit a model and its guide, and report the test bound.
 
     Args:
-        model, guide, score: names, as all others in :class:`~inference.options.Options`.
-        options: the others, by name; ``run`` and ``resume`` are the folder.
+        model, guide, score: names, as in :class:`~inference.options.Options`.
+        options: other options by name; ``run`` or ``resume`` is the folder.
     """
     given = Options(model=model, guide=guide, score=score, **options)
     if given.resume is not None:
@@ -68,7 +68,7 @@ def train(
     if given.overwrite and given.run is None:
         raise RunError("--overwrite replaces a run in the folder --run, which is not given")
     asked = with_split(with_recipe(with_absolute_names(given.training)))
-    programs = build(asked)  # mistakes show before a folder is made
+    programs = build(asked)  # errors come before a folder is made
     check_split(given.split_seed, programs.problem)
     check_effects(asked, programs)
     settings = decide(asked, programs)
@@ -88,7 +88,7 @@ def train(
 
 
 def _say(settings: Decided, programs: Programs, threads: Threads) -> None:
-    """Print what to know of a run before it begins."""
+    """Print a summary of a run before it begins."""
     if note := start_note(settings, programs):
         print(note)
     if isinstance(programs.problem, Tabular):
@@ -123,7 +123,7 @@ def _resume(given: Options, folder: Path) -> Bound:
 def _fit(
     fabric: Fabric, run: Run, settings: Decided, programs: Programs, *, resumed: bool
 ) -> Bound:
-    """Train a run from where it is to its end."""
+    """Train a run from its last step to its end."""
     trainee = Trainee(fabric, programs, settings)
     progress = trainee.load(run) if run.has_checkpoint else Progress()
     _check_data(fabric, run, programs, progress)
@@ -161,10 +161,10 @@ def _fit(
 
 
 class Session:
-    """A run from where it is on: its steps, and what is written, measured and saved of them.
+    """The training of a run: its steps, and what is logged, measured and saved.
 
     Attributes:
-        done: how many steps were taken.
+        done: the number of steps taken.
     """
 
     def __init__(
@@ -179,11 +179,11 @@ class Session:
 
     @property
     def seconds(self) -> float:
-        """Seconds of training, those before a resume included."""
+        """The seconds of training, with those before a resume."""
         return time.monotonic() - self._began
 
     def step(self, caught: Signals, bar: Bar) -> bool:
-        """Take a step, and do what is due after it; whether patience is out."""
+        """Take a step, and log, measure and save what is due; returns whether patience is out."""
         settings = self.settings
         with _explained(self.done, self.run):
             taken = self.trainee.step(self.done, caught.number)
@@ -193,7 +193,7 @@ class Session:
         last = self.done == settings.steps
         if self.done % settings.log_every == 0 or last:
             bar.set_postfix_str(self.log(taken))
-        # saved first, so that a process that ends while it measures has lost nothing
+        # saved first, so that a process that ends while it measures loses nothing
         due = self.done % settings.measure_every == 0 or last
         if self.done % settings.checkpoint_every == 0 or last or taken.stop:
             if last:
@@ -217,14 +217,14 @@ class Session:
         return f"{mean:.3f} ± {error:.3f} bits/dim"
 
     def measure(self) -> None:
-        """Measure the bound as it is."""
+        """Measure the bound."""
         trainee, several = self.trainee, self.fabric.world_size > 1
         averaged, model = trainee.averaged, trainee.programs.model
         at_step = self.report.at_step
         at_step(self.run, self.writer, averaged, model, self.done, distributed=several)
 
     def out_of_patience(self) -> bool:
-        """Whether the bound has not fallen for as long as --patience says."""
+        """Whether the bound has not fallen for --patience measurements."""
         most = self.settings.patience
         if most is None:
             return False
@@ -233,7 +233,7 @@ class Session:
         return over
 
     def close_range(self) -> None:
-        """Declare the log SNRs that were trained on."""
+        """Declare the range of log SNR that was trained on."""
         recipe.close_range(self.trainee.programs.model, self.trainee.averaged.model)
 
     def save(self, *, unmeasured: bool) -> None:
@@ -243,7 +243,7 @@ class Session:
             self.trainee.save(self.run, Progress(self.done, self.seconds, window, unmeasured))
 
     def end(self) -> Bound:
-        """The test bound and the last pictures."""
+        """Measure the test bound and draw the last pictures."""
 
         def keep(bound: Bound) -> None:
             spent = {"steps": self.done, "seconds": self.seconds}
@@ -254,11 +254,11 @@ class Session:
         return at_end(self.run, self.writer, averaged, self.done, keep, distributed=several)
 
 
-# -- around it -------------------------------------------------------------------------------------
+# -- start and errors ------------------------------------------------------------------------------
 
 
 def _check_data(fabric: Fabric, run: Run, programs: Programs, progress: Progress) -> None:
-    """Raises unless all processes begin at one step, with the data of the run's start."""
+    """Raise unless all processes begin at one step, with the data of the run's start."""
     parts = ("train", "validation", "test")
     data = {part: programs.problem.part(part) for part in parts}
     tensors = {part: p.data for part, p in data.items()}
@@ -296,7 +296,7 @@ def _open_books(
 
 
 def _since_last_fall(run: Run) -> tuple[int, int]:
-    """The last fall of the bound on validation data, as :func:`recipe.last_fall` has it."""
+    """The last fall of the bound on validation data, see :func:`recipe.last_fall`."""
     bounds = {
         record["step"]: record["terms"]["bits_per_dim"][0]
         for record in run.history()
@@ -307,7 +307,7 @@ def _since_last_fall(run: Run) -> tuple[int, int]:
 
 
 def _on_validation(run: Run, done: int) -> str | None:
-    """Advice on a run that had learned all it would before it ended at step ``done``."""
+    """Advice on a run whose bound had stopped falling long before it ended at step ``done``."""
     step, after = _since_last_fall(run)
     steps = run.config["steps"]
     fell = f"the validation bound last fell by {recipe.FALL} bits/dim at step {step:,}"
@@ -319,7 +319,7 @@ def _on_validation(run: Run, done: int) -> str | None:
 
 
 def _flush(writer: SummaryWriter) -> None:
-    """Flush, also while an error is on its way, which another one must not hide."""
+    """Flush; an error here must not hide one that is being raised."""
     with suppress(OSError):
         writer.flush()
 
@@ -333,7 +333,7 @@ def _stopped(run: Run, step: int, number: int) -> Stopped:
 
 @contextmanager
 def _explained(step: int, run: Run) -> Iterator[None]:
-    """Errors that say at which step training ended, what may be at fault, and what is left."""
+    """Add to errors the step at which training ended, possible causes, and what is saved."""
     try:
         yield
     except FloatingPointError as error:
@@ -357,7 +357,7 @@ def _advice(step: int, run: Run, rates: str) -> str:
 
 
 def check_alike(fabric: Fabric, run: Run, mine: tuple[int, dict[str, Any]]) -> None:
-    """Raises unless all processes begin at the step and with the data of the first one."""
+    """Raise unless all processes begin at the step and with the data of the first one."""
     theirs = fabric.broadcast(mine)
     if mine != theirs:
         raise RunError(
@@ -369,7 +369,7 @@ def check_alike(fabric: Fabric, run: Run, mine: tuple[int, dict[str, Any]]) -> N
 
 @contextmanager
 def _open(fabric: Fabric, make: Callable[[], Run]) -> Iterator[Run]:
-    """The run that the first process makes or resumes, on the others to read."""
+    """The run that the first process makes or resumes; the others open it for reading."""
     run = make() if fabric.is_global_zero else None
     folder = fabric.broadcast(str(run.folder) if run is not None else "")
     run = run if run is not None else Run.open(Path(folder))

@@ -1,4 +1,4 @@
-"""A step of training, and what it changes."""
+"""The state of training, and a step of it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Progress(NamedTuple):
-    """The progress of a run, as a checkpoint has it beside its tensors."""
+    """The progress of a run, as in a checkpoint beside its tensors."""
 
     step: int = 0
     seconds: float = 0.0
@@ -46,17 +46,17 @@ class Step(NamedTuple):
     bits: float  # the objective, bits/dim
     norm: float  # of its gradient, nats/dim
     rate: float  # learning rate of the network
-    stop: int  # the signal that any process was stopped by, or 0
+    stop: int  # the signal that stopped any process, or 0
 
 
 class Trainee:
-    """The state that training changes and a checkpoint holds, and a step of it.
+    """The state of training, which a checkpoint holds, and its steps.
 
     Data, noise and learning rates of a step are functions of the seed and the step alone. A batch
-    is in equal pieces, micro-batches of each process, whose noise is the whole batch's.
+    is in equal pieces, the micro-batches of each process, which share the noise of the batch.
 
     Attributes:
-        averaged: the programs with averaged weights, which are evaluated.
+        averaged: the programs with averaged weights, for evaluation.
     """
 
     def __init__(self, fabric: Fabric, programs: Programs, settings: Decided) -> None:
@@ -94,12 +94,15 @@ class Trainee:
         return Batches(data, size, seed, self.fabric.device, pieces=pieces, flip=flip)
 
     def step(self, step: int, signal_number: int = 0) -> Step:
-        """Take step number ``step`` from 0; all processes do. A signal stopped this one, if not 0.
+        """Take step number ``step``, from 0, in all processes.
+
+        Args:
+            signal_number: the signal that stopped this process, or 0.
 
         Raises:
             FloatingPointError: the loss or its gradient is not finite.
-            SimulationError, UnreachableError, KernelPrecisionError: the diffusion was trained into
-                what has no bound.
+            SimulationError, UnreachableError, KernelPrecisionError: the diffusion has no bound any
+                more.
         """
         settings, scale = self.settings, self.scale.value
         factor = recipe.schedule(step, settings.steps, settings.warmup, settings.decay)
@@ -107,7 +110,7 @@ class Trainee:
             group["lr"] = rate * factor
         nats = self._gradients(step)
         if self.density is not None:
-            # processes and float16 scale the loss, and a run may go on with others
+            # processes and float16 scale the loss, and a resumed run may have others
             self.density.update(self._sum_of_processes, self.fabric.world_size * scale)
         clipped = self.fabric.clip_gradients(
             self.loss_of, self.stepper, max_norm=settings.clip, error_if_nonfinite=False
@@ -122,7 +125,7 @@ class Trainee:
                 f"the loss is {bits} bits/dim and the norm of its gradient {norm}"
             )
         self.stepper.step()
-        if self.scale.value >= scale:  # else it was too large and the step was left out
+        if self.scale.value >= scale:  # else gradients overflowed and the step was left out
             self.ema.update_parameters(self.programs.model)
         return Step(bits, norm, self.optimizer.param_groups[0]["lr"], stop)
 
@@ -141,7 +144,7 @@ class Trainee:
                 with randomness.piece(r, self.count, noise_seed):
                     x, log_det = problem.transform(part)
                     loss = self.loss_of(x, *([] if context is None else [context])) / numbers
-                # processes are averaged, and their sum is meant
+                # gradients are averaged over processes, and their sum is needed
                 self.fabric.backward(loss * self.fabric.world_size)
             nats += loss.detach() - log_det.sum() / numbers
         return nats
@@ -163,7 +166,7 @@ class Trainee:
         run.save_model(self.averaged.model)
 
     def load(self, run: Run) -> Progress:
-        """Go back to the newest checkpoint."""
+        """Restore the newest checkpoint."""
         checkpoint = run.latest()
         before = checkpoint.state.get("config", {}).get("optimizer", "adam")
         if before != self.settings.optimizer:
@@ -181,7 +184,7 @@ class Trainee:
 
 
 def _sum(fabric: Fabric, nats: Tensor, signal_number: int) -> tuple[float, int]:
-    """The loss of all processes, and the signal that any of them was stopped by, or 0."""
+    """The loss over all processes, and the signal that stopped any of them, or 0."""
     both = torch.stack([nats.double(), nats.new_tensor(signal_number, dtype=torch.float64)])
     total, signals = cast(Tensor, fabric.all_reduce(both, reduce_op="sum")).tolist()
     return total, (signal_number or int(signal.SIGTERM)) if signals else 0

@@ -1,4 +1,4 @@
-"""Animated pictures of samples: every variable on its way from noise to data."""
+"""Animations of samples: every variable from noise to data."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FRAMES = 50
-"""The most pictures of an animation."""
+"""The most frames of an animation."""
 MOST = 1024
-"""Samples that an animation can show."""
+"""The most samples in an animation."""
 MILLISECONDS, LAST = 80, 2000
 
 
@@ -34,8 +34,8 @@ def trajectory(
 ) -> list[tuple[Tensor, Tensor]]:
     """Times and states (n, K, *event_shape), float32, of about :data:`FRAMES` steps from T to ε.
 
-    The samples are those that :func:`inference.sample.draw` makes of the same seed. A sampler of
-    one's own that does not take ``watch`` is a TypeError.
+    The samples are those of :func:`inference.sample.draw` with the same seed. A sampler of your own
+    that does not take ``watch`` is a TypeError.
     """
     frames: list[tuple[Tensor, Tensor]] = []
     every = max(1, math.ceil(getattr(sampler, "steps", 1) / FRAMES))
@@ -60,7 +60,7 @@ def trajectory(
 def animation(
     problem: Problem, model: DiffusionModel, states: list[tuple[Tensor, Tensor]]
 ) -> bytes:
-    """A GIF file's content: one panel a variable, one picture a step, at most :data:`FRAMES`."""
+    """The content of a GIF file with a panel for each variable and a frame for each step."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -93,7 +93,7 @@ def animation(
 
 
 def _of_images(axes: Axes, v: Tensor) -> None:
-    """A grid of one variable, grey at 0, white or black at two standard deviations or 1."""
+    """Draw a grid of one variable, grey at 0, white or black at two standard deviations or 1."""
     from pyro_mdm.plots.pictures import image_grid
 
     scaled = v / max(1.0, 2 * float(v.std()))

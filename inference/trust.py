@@ -1,18 +1,17 @@
-"""Whose code a program runs: what the user names, what they have trained with, what they trust.
+"""The rules for which code a program runs.
 
 The settings of a run folder, and options from a file, may name code: ``file.py:Name`` or
 ``module:Name``. Such a folder may be somebody else's. :mod:`inference.names` looks up every name,
-and asks :func:`check` about the bytes that it is about to run. They are run if
+and passes the bytes that it is about to run to :func:`check`. They are run if
 
-- the user named that file or module among the words of this very command line, or in a Python
-  program of their own; or
+- the user named that file or module on this command line, or in a Python program; or
 - the user has trained with that very file, or trusted it before: its absolute path without links
   and its SHA-256 are remembered (:func:`remember`); or
-- they say ``--trust``, in Python :func:`trusting`, which remembers it; or
+- ``--trust`` is given, in Python :func:`trusting`, which remembers it; or
 - it is this checkout's own: of ``pyro_mdm``, ``models``, or the examples in ``inference``.
 
-What that code imports is its own affair. One file for each path and content is kept, readable by
-the user alone, as ``sha256sum`` writes it, in :func:`folder`; deleting it ends the trust.
+What that code imports is not checked. One file for each path and content is kept in :func:`folder`,
+readable by the user alone, as ``sha256sum`` writes it; deleting it ends the trust.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ LIBRARY += ["plots", "posteriors", "samplers", "scores", "seeing", "simulated", 
 LIBRARY += ["varying"]
 ROOMS = ("models", *(f"inference/{name}" for name in EXAMPLES))
 ROOMS += ("pyro_mdm", *(f"pyro_mdm/{name}" for name in LIBRARY))
-"""Folders whose files are ours, but not what lies below them: that may be a run folder."""
+"""Folders whose files are ours, without subfolders, which may be run folders."""
 
 
 class UntrustedCodeError(RuntimeError):
@@ -46,7 +45,7 @@ class UntrustedCodeError(RuntimeError):
 
 @dataclass(frozen=True)
 class _Rule:
-    """Rules of what may be run beside what is remembered."""
+    """The rule for code that is not remembered."""
 
     named: frozenset[str] | None = None  # keys; None: everything, as a Python program names it
     trusts: bool = False
@@ -56,17 +55,17 @@ class _Rule:
 _PYTHON, _CLOSED = _Rule(), _Rule(frozenset())
 _rule: ContextVar[_Rule | None] = ContextVar("rule", default=None)
 _commands = 0
-"""The number of command lines being run, in whichever thread; one, but in tests."""
+"""The number of command lines being run, in all threads; one, except in tests."""
 _passed: dict[str, dict[Path, str]] = {}
-"""SHA-256 by file of what was run last by each key."""
+"""The SHA-256 of what was run last, by key and file."""
 
 
-# -- who says what ---------------------------------------------------------------------------------
+# -- rules -----------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def command(names: Iterable[str], *, trusts: bool) -> Iterator[None]:
-    """A command line, whose ``names`` alone are the user's own; ``trusts``: --trust is there."""
+    """The rule of a command line with these ``names``; ``trusts``: --trust is given."""
     global _commands
     named = frozenset(key(name) for name in names if not name.startswith("run:"))
     _commands += 1
@@ -79,7 +78,7 @@ def command(names: Iterable[str], *, trusts: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def named_by(source: Path) -> Iterator[None]:
-    """Names of the run folder ``source``, not of the Python program that opens it."""
+    """The rule for names in the run folder ``source``, which the user did not write."""
     rule = _current()
     named = frozenset() if rule.named is None else rule.named
     with _ruled(replace(rule, named=named, source=str(source / "config.yaml"))):
@@ -99,7 +98,7 @@ def is_said() -> bool:
 
 
 def _current() -> _Rule:
-    """The rule here. A thread that a command line starts does not know its words: none are."""
+    """The rule in this thread; one that a command line starts has no names of its own."""
     rule = _rule.get()
     if rule is None:
         return _CLOSED if _commands else _PYTHON
@@ -125,19 +124,19 @@ def key(name: str) -> str:
 
 
 def check(option: str, name: str, path: Path | None, content: bytes) -> None:
-    """Raises UntrustedCodeError unless code may be run.
+    """Raise UntrustedCodeError unless code may be run.
 
     Args:
-        option: that names it, without hyphens.
+        option: the option that names it, without hyphens.
         name: ``module:Name`` or ``file.py:Name``.
-        path: its file, absolute and without links, of a module perhaps that of a package it is in;
-            None for what has no file, a module that is built into Python.
-        content: the very bytes that are run if this returns.
+        path: its file, absolute and without links, or that of a package around it; None for a
+            module that is built into Python.
+        content: the bytes that are run if this returns.
     """
     rule, digest = _current(), hashlib.sha256(content).hexdigest()
     place = name.rpartition(":")[0]
     if path is not None and place.endswith(".py"):
-        place = str(path)  # what was read, wherever the name leads by now
+        place = str(path)  # the file that was read, wherever the name leads by now
     if not (
         rule.named is None
         or place in rule.named
@@ -170,29 +169,32 @@ def _refusal(rule: _Rule, option: str, name: str, path: Path | None, digest: str
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a file is one of this checkout that may be imported; programs do something then."""
+    """Whether a file is one of this checkout that is safe to import, which programs are not."""
     if path == CHECKOUT / "inference" / "__init__.py":
         return True
     rooms = [CHECKOUT / room for room in ROOMS]
     return path.parent in rooms and path.name != "__main__.py"
 
 
-# -- what is remembered ----------------------------------------------------------------------------
+# -- remembered code -------------------------------------------------------------------------------
 
 
 def folder() -> Path:
-    """The folder of trust: ``$PYRO_MDM_TRUSTED``, or ``pyro_mdm/trusted`` in ``$XDG_STATE_HOME``,
-    by default ``~/.local/state``."""
+    """The folder of remembered code.
+
+    ``$PYRO_MDM_TRUSTED``, or ``pyro_mdm/trusted`` in ``$XDG_STATE_HOME``, by default
+    ``~/.local/state``.
+    """
     if own := os.environ.get(FOLDER):
         return Path(own)
     state = Path(os.environ.get("XDG_STATE_HOME", ""))
-    if not state.is_absolute():  # as that standard has it
+    if not state.is_absolute():  # as the XDG standard says
         state = Path("~/.local/state").expanduser()
     return state / "pyro_mdm" / "trusted"
 
 
 def remember(names: Iterable[str]) -> None:
-    """Remember that the user trained with the code of ``names``, as it was run here."""
+    """Remember the code of ``names`` that was run here, since the user trained with it."""
     for name in names:
         for path, digest in _passed.get(key(name), {}).items():
             if not _is_ours(path):
@@ -209,7 +211,7 @@ def _line(path: Path, digest: str) -> bytes:
 
 
 def _is_known(path: Path) -> bool:
-    """Whether some content of the file is remembered."""
+    """Whether any content of the file is remembered."""
     end = _line(path, "")
     with contextlib.suppress(OSError):
         return any(entry.read_bytes().endswith(end) for entry in folder().iterdir())

@@ -1,8 +1,8 @@
 """Generative programs, one file per data set: data, transform, network, likelihood.
 
 Read one, copy it, change it; ``--model file.py:Name`` runs your copy. Images need a name and
-``load``, all of them in a fixed order; where training and test data are official, or given apart,
-``split`` returns the parts instead. See models/base.py.
+``load``, which returns all of them in a fixed order, or ``split``, which returns official parts.
+See docs/guide/data.md.
 """
 
 from __future__ import annotations
@@ -48,4 +48,4 @@ MODELS: dict[str, type[Problem]] = {
     "images": Images,
     "tabular": Tabular,
 }
-"""The names that programs know; any other is given as ``module:Name`` or ``file.py:Name``."""
+"""The data sets that programs know by name; others are ``module:Name`` or ``file.py:Name``."""

@@ -1,8 +1,7 @@
-"""Parts of a data set of one's own: see digits.py, and README.md here.
+"""The base classes of data sets, for one of your own: see digits.py and docs/guide/data.md.
 
-``Problem`` is what a program needs to know of a data set; ``ImageProblem`` adds what images with
-discrete levels have in common, and ``FileImages`` what those read from files with official parts
-have. No data set changes its images at random.
+``Problem`` is the base of all, ``ImageProblem`` that of images with discrete levels, and
+``FileImages`` that of images read from files with official parts. No data set augments its images.
 """
 
 from __future__ import annotations

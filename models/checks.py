@@ -1,4 +1,4 @@
-"""Checks of data of one's own, before anything is trained on them."""
+"""Checks of data before training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def as_tensor(data: object, what: str) -> Tensor:
-    """A tensor or a NumPy array of numbers as a tensor, without a copy where that can be."""
+    """A tensor or a NumPy array of numbers as a tensor, without a copy where possible."""
     if isinstance(data, Tensor):
         return data.detach()
     if not isinstance(data, np.ndarray):
@@ -28,7 +28,7 @@ def as_tensor(data: object, what: str) -> Tensor:
 
 
 def check_shape(data: Tensor, event_shape: tuple[int, ...], what: str) -> None:
-    """Raises ValueError unless there are data, each of ``event_shape``."""
+    """Raise ValueError unless there are data, each of ``event_shape``."""
     shape = tuple(data.shape)
     if len(shape) < 2:
         raise ValueError(
@@ -43,7 +43,7 @@ def check_shape(data: Tensor, event_shape: tuple[int, ...], what: str) -> None:
 
 
 def check_numbers(data: Tensor, what: str) -> None:
-    """Raises ValueError unless data are real and finite."""
+    """Raise ValueError unless data are real and finite."""
     if data.is_complex() or data.dtype == torch.bool:
         raise ValueError(f"{what} are of dtype {_dtype(data)}, expected real numbers")
     if data.is_floating_point() and (wrong := int((~data.isfinite()).sum())):
@@ -54,7 +54,7 @@ def check_numbers(data: Tensor, what: str) -> None:
 
 
 def check_images(data: Tensor, num_levels: int, what: str) -> None:
-    """Raises ValueError unless data are codes (n, C, H, W) of levels 0 … ``num_levels`` - 1."""
+    """Raise ValueError unless data are codes (n, C, H, W) of levels 0 … ``num_levels`` - 1."""
     shape, top = tuple(data.shape), num_levels - 1
     if len(shape) != 4:
         advice = "; add the axis of channels: images[:, None]" if len(shape) == 3 else ""
@@ -87,7 +87,7 @@ def check_images(data: Tensor, num_levels: int, what: str) -> None:
 
 
 def _codes(data: Tensor, low: float, high: float, top: int) -> str:
-    """Advice on how such images become codes."""
+    """Advice on how to turn such images into codes."""
     if low >= 0 and high <= top and bool((data == data.round()).all()) and (high > 1 or top == 1):
         return "images.to(torch.uint8)"
     if low >= 0 and high <= 1:

@@ -19,15 +19,14 @@ if TYPE_CHECKING:
 
 
 class CIFAR10(FileImages):
-    """x_j ∈ linspace(-1, 1, 256), tilts of the pixel's histogram, and a U-Net.
+    """Photographs, x_j ∈ linspace(-1, 1, 256), with tilts of a pixel's histogram and a U-Net.
 
-    50,000 images are trained on (45,000 with ``holdout``, the last 5,000 kept) and 10,000 are test.
-    Read from ``<data>/cifar-10-batches-py``, the folder inside the published archive. Its files
-    are pickles, and are read without calling anything that they name.
+    50,000 training images (45,000 with ``holdout``, the last 5,000 kept) and 10,000 test images.
+    Files are read from ``<data>/cifar-10-batches-py``, the folder inside the published archive.
+    They are pickles, and are read without calling anything that they name.
 
     Raises:
-        DataError: a file is missing, its MD5 is not that of the published one, or it holds
-            something else than images.
+        DataError: a file is missing, is not the published one (MD5), or does not hold images.
     """
 
     name = "cifar10"
@@ -44,7 +43,7 @@ class CIFAR10(FileImages):
         return self._read("labels", ())
 
     def _read(self, key: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """An entry of the training and of the test files, (n, *shape) each."""
+        """An entry of the training and the test files, (n, *shape) each."""
         from torchvision.datasets import CIFAR10 as official
 
         lists = (official.train_list, official.test_list)

@@ -43,13 +43,13 @@ PLAIN = "plain"
 """Kind of :data:`OTHERS`: continuous, ordinal or categorical, whatever numbers repeat."""
 
 FEW = 20
-"""Distinct whole numbers up to which a column of them is ordinal."""
+"""The most distinct whole numbers of an ordinal column, by default."""
 
 MOST = {"ordinal": 256, "categorical": 100}
-"""Levels of a column."""
+"""The most levels of a column, by kind."""
 
 KNOTS = 100
-"""The most quantiles that a column is scaled by."""
+"""The most quantiles for the scale of a column."""
 
 REPEATS, SHARE = 5, 0.02
 """How often a number is there at least, and in which part of the rows, to be an atom."""
@@ -65,7 +65,7 @@ Center = Literal["mean", "median"]
 
 
 class Column(ABC):
-    """A column by its name.
+    """A named column of a table.
 
     Attributes:
         kind: of the column.
@@ -82,11 +82,11 @@ class Column(ABC):
 
     @abstractmethod
     def codes(self, values: Series[Any]) -> Values:
-        """Stored numbers (n,) float64, NaN for no value (DataError: one that it cannot have)."""
+        """The codes of values, (n,) float64, NaN where missing (DataError: an invalid value)."""
 
     @abstractmethod
     def values(self, codes: Values) -> Any:
-        """Values of a table for stored numbers, of which none is NaN."""
+        """The table's values of codes (n,), none of them NaN."""
 
     @abstractmethod
     def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -98,7 +98,7 @@ class Column(ABC):
 
     @abstractmethod
     def unscaled(self, x: Tensor) -> Tensor:
-        """Stored numbers of x, float64, like x."""
+        """The codes of x, float64, like x."""
 
     @abstractmethod
     def center(self, draws: Values, center: Center) -> Values:
@@ -111,15 +111,15 @@ class Column(ABC):
 
 
 class Continuous(Column):
-    r"""A monotone map of w to x ~ N(0, 1): between quantiles w_i a line, and beyond them too.
+    r"""A continuous column, mapped to x ~ N(0, 1) by lines between and beyond quantiles.
 
-    x_i = Φ^{-1}(p_i) at the p_i-quantile of scikit-learn's ``QuantileTransformer``, the least and
-    the largest value being those of 1/2n and 1 - 1/2n. ``QuantileTransformer`` itself is flat
-    outside of the values that it was fitted to, where a density would be 0.
+    x_i = Φ^{-1}(p_i) at the p_i-quantile, as in scikit-learn's ``QuantileTransformer``; the least
+    and the largest of n values are the quantiles of 1/2n and 1 - 1/2n. ``QuantileTransformer`` is
+    flat outside of the fitted values, where the density would be 0.
 
     Args:
-        values: that it is fitted to, NaN where there is none. It has as many knots as the root of
-            their number, at most 100.
+        values: the values that it is fitted to, NaN where missing. The number of knots is the root
+            of theirs, at most 100.
     """
 
     kind: Kind = "continuous"
@@ -459,7 +459,7 @@ class Ordinal(_Levels):
     """A column of few numbers, in their order.
 
     Args:
-        values: all that it may have, in any order.
+        values: all values that it may have, in any order.
     """
 
     kind = "ordinal"
@@ -491,10 +491,10 @@ class Ordinal(_Levels):
 
 
 class Categorical(_Levels):
-    """Categories in the order of their frequency, the most frequent first.
+    """A column of categories in the order of their frequency, the most frequent first.
 
     Args:
-        values: those that it is fitted to.
+        values: the values that it is fitted to.
     """
 
     kind = "categorical"
@@ -517,7 +517,7 @@ class Categorical(_Levels):
 
 
 def _numbers(name: str, values: Series[Any]) -> Values:
-    """Values as float64, NaN where there is none."""
+    """Values as float64, NaN where missing."""
     import pandas as pd
 
     numbers = pd.to_numeric(values, errors="coerce")
@@ -531,7 +531,7 @@ def _numbers(name: str, values: Series[Any]) -> Values:
 
 
 def _finite_numbers(name: str, values: Series[Any]) -> Values:
-    """Values as float64, finite or NaN where there is none."""
+    """Values as float64, finite, or NaN where missing."""
     numbers = _numbers(name, values)
     if np.isinf(numbers).any():
         raise DataError(
@@ -615,7 +615,7 @@ def kinds_of(table: DataFrame, said: Mapping[str, str] | None = None) -> dict[st
 
 
 def categories(table: DataFrame, kinds: Mapping[str, str] | None = None) -> dict[str, Tensor]:
-    """Levels of each column that has them, (n,) int64, -1 where one is missing, by column."""
+    """The codes of all columns with levels, (n,) int64 by name, -1 where missing."""
     import pandas as pd
 
     levels = {}
@@ -628,7 +628,7 @@ def categories(table: DataFrame, kinds: Mapping[str, str] | None = None) -> dict
 def fit_columns(
     table: DataFrame, train: NDArray[np.bool_], kinds: Mapping[str, str] | None = None
 ) -> list[Column]:
-    """The columns of a table, scales and categories being those of the training rows.
+    """The columns of a table, with scales and categories of the training rows.
 
     Args:
         train: which rows are trained on. The numbers that an ordinal column may have are those of
@@ -637,8 +637,8 @@ def fit_columns(
             That of "*" is of all that are not named.
 
     Raises:
-        DataError: a kind for a column that there is not, or a kind that there is not; a column
-            without a value, with one value, or with too many levels.
+        DataError: an unknown column or kind; a column without a value, with one value, or with too
+            many levels.
     """
     kinds = dict(kinds or {})
     for name, kind in kinds.items():
@@ -700,7 +700,7 @@ def _check_values(name: str, kind: str, values: Series[Any], training: Series[An
 
 
 def encode(columns: Sequence[Column], table: DataFrame) -> Tensor:
-    """Stored data (n, d) float64 of a table (DataError: it lacks a column, or fits none)."""
+    """The codes of a table, (n, d) float64 (DataError: a missing column or an invalid value)."""
     if absent := [c.name for c in columns if c.name not in table.columns]:
         raise DataError(
             f"the table has no column {absent[0]!r}, expected {', '.join(c.name for c in columns)};"
@@ -735,7 +735,7 @@ def to_model_space(
 
 
 def decode(columns: Sequence[Column], x: Tensor) -> DataFrame:
-    """The table of data x (n, d) in model space, in its own units; NaN stays empty."""
+    """The table of data x (n, d) in model space, in its own units; NaN becomes empty."""
     import pandas as pd
 
     table = {}

@@ -1,4 +1,4 @@
-"""Data sets: how data are read, split, and what is known of each datum beside itself."""
+"""Data sets: reading data, splitting them into parts, and their contexts."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from models.splits import EVERY, Rows, split_rows
 from pyro_mdm.contexts import GivenContext, Labels, Vectors
 
 SHOWN_CLASSES = 20
-"""The most classes of which the number of test data is said."""
+"""The most classes whose numbers of test data are printed."""
 
 D = TypeVar("D", bound="DataSet")
 
 
 @dataclass(frozen=True)
 class Part:
-    """Data as stored, (n, *event_shape), and their contexts, (n, …), if there are any."""
+    """A part of the data, as stored, (n, *event_shape), with contexts (n, …), if any."""
 
     data: Tensor
     context: Tensor | None = None
@@ -35,56 +35,54 @@ class Part:
 
 
 class DataSet(ABC):
-    """Data, their split into parts, and what is known of each datum beside itself.
+    """Data, their split into parts, and their contexts.
 
     Subclasses define :meth:`load`, or :meth:`split` where the parts are official.
 
-    A tenth of the data, drawn by ``split_seed``, is test. With ``holdout`` another tenth, otherwise
-    trained on, is kept for validation: choose settings there, never on test. Where the data have
-    labels, each class is split so; a class with a single datum is trained on. Official parts, such
-    as a published test set, come from :meth:`split` instead of :meth:`load`::
+    A tenth of the data, drawn by ``split_seed``, is test. With ``holdout`` another tenth is kept
+    from training for validation: choose settings there, never on test. Each class is split so,
+    where data have labels; a class with a single datum is trained on. Official parts, such as a
+    published test set, come from :meth:`split` instead of :meth:`load`::
 
         def split(self, holdout):
             train, test = …  # tensors or NumPy arrays
             end = len(train) - 5000 if holdout else len(train)
             return train[:end], train[end:], test
 
-    What is known of the data beside themselves, such as labels, is named in ``contexts`` and comes
-    from :meth:`load_context` (or :meth:`split_context`), in their order.
+    Contexts, such as labels, are named in ``contexts`` and come from :meth:`load_context` (or
+    :meth:`split_context`), in the order of the data.
 
     Args:
-        holdout: keep a validation part out of the training data.
+        holdout: whether to keep a validation part out of the training data.
 
     Attributes:
-        train, validation, test: the data as stored, (n, *event_shape); compact (uint8) for images.
+        train, validation, test: the data as stored, (n, *event_shape); uint8 for images.
             ``validation`` is empty without ``holdout``.
-        rows: which of the data are in which part, by their numbers in the order of :meth:`load`;
-            None where the parts are official.
-        context: how a network is told what is known of them, after :meth:`condition_on`; None
-            before.
+        rows: the indices of each part in the order of :meth:`load`; None for official parts.
+        context: how a network is told contexts, after :meth:`condition_on`; None before.
 
     Raises:
-        TypeError: an attribute is missing, or data are no tensor and no NumPy array.
-        ValueError: data of another shape or kind than the class says, or none.
+        TypeError: an attribute is missing, or data are neither tensor nor NumPy array.
+        ValueError: data of another shape or type than the class declares, or no data.
     """
 
     name: str
     event_shape: tuple[int, ...]
-    """Shape of a datum; by default that of the training data."""
+    """The shape of a datum; by default that of the training data."""
 
     contexts: ClassVar[tuple[str, ...]] = ()
-    """Names of what data may be given: whole numbers are labels, others vectors."""
+    """Names of contexts that data have: whole numbers are labels, others vectors."""
 
     split_seed: int | None = 0
-    """Seed of the order in which data without official parts are split; None: every 10th is test
-    as they lie, those of index 0, 10, 20, …, and 8, 18, 28, … are validation. :meth:`split_by`
-    gives another."""
+    """The seed of the split of data without official parts; :meth:`split_by` gives another.
+
+    None splits by index: 0, 10, 20, … are test and 8, 18, 28, … validation."""
 
     strata: ClassVar[str] = "classes"
-    """Groups that data are split evenly over where they have several, in words."""
+    """The name of the groups that data are split evenly over, in words."""
 
     needed: ClassVar[Mapping[str, str]] = {"name": "'mine'"}
-    """Attributes that a class has to have, with an example of each."""
+    """Attributes that a class must have, with an example of each."""
 
     @classmethod
     def split_by(cls: type[D], split_seed: int | None, **options: Any) -> D:
@@ -92,7 +90,7 @@ class DataSet(ABC):
 
         Args:
             split_seed: see :attr:`split_seed`.
-            options: what the class is made with, such as ``holdout``.
+            options: arguments of the class, such as ``holdout``.
         """
         data = cls.__new__(cls)
         data.split_seed = split_seed
@@ -130,7 +128,7 @@ class DataSet(ABC):
             self.check(part, f"{self.name}: the {name} data")
 
     def check(self, data: Tensor, what: str) -> None:
-        """Raises ValueError unless a part of the data is what the class says."""
+        """Raise ValueError unless a part of the data is as the class declares."""
         check_shape(data, self.event_shape, what)
         check_numbers(data, what)
 
@@ -142,8 +140,7 @@ class DataSet(ABC):
         )
 
     def split(self, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Train, validation (empty without ``holdout``) and test, by :attr:`split_seed` unless
-        overridden."""
+        """Train, validation (empty without ``holdout``) and test; by :attr:`split_seed` here."""
         data = as_tensor(self.load(), f"{self.name}: the data")
         labels = None if self.split_seed is None else self._labels(len(data))
         rows = self.divide(len(data), holdout, labels, [] if labels is None else [labels])
@@ -156,12 +153,12 @@ class DataSet(ABC):
         strata: Tensor | None = None,
         categories: Sequence[Tensor] = (),
     ) -> Rows:
-        """The split of n data by :attr:`split_seed`, kept as ``rows``; see :func:`split_rows`."""
+        """The split of n data by :attr:`split_seed`, kept in ``rows``; see :func:`split_rows`."""
         self.rows = split_rows(n, holdout, self.split_seed, strata, categories)
         return self.rows
 
     def _labels(self, n: int) -> Tensor | None:
-        """The classes of all n data, if they have any: labels, on average two of each at least."""
+        """The labels of all n data, if they have any and two data a class on average."""
         if type(self).load_context is DataSet.load_context:
             return None  # contexts are split by split_context alone
         for name in self.contexts:
@@ -175,10 +172,10 @@ class DataSet(ABC):
         return None
 
     def numbers(self, part: str) -> Tensor:
-        """Numbers of a part's data in the order of :meth:`load`, (n,) int64; 0, 1, … if official.
+        """Indices of a part's data in the order of :meth:`load`, (n,) int64; 0, 1, … if official.
 
         Raises:
-            ValueError: :attr:`rows` are of another number of data than there are.
+            ValueError: ``rows`` are for another number of data.
         """
         n = len(getattr(self, part))
         own: Tensor | None = None if self.rows is None else getattr(self.rows, part)
@@ -193,7 +190,7 @@ class DataSet(ABC):
 
     @property
     def split_in_words(self) -> str:
-        """The number of data in each part, and how they were split, in words."""
+        """The number of data in each part and the way of the split, in words."""
         parts = [(len(self.train), "training"), (len(self.validation), "validation")]
         parts = [(n, part) for n, part in [*parts, (len(self.test), "test")] if n]
         counts = ", ".join(f"{n:,} {part}" for n, part in parts) + " data"
@@ -214,20 +211,23 @@ class DataSet(ABC):
             how += f"; test data of classes 0, 1, …: {', '.join(map(str, number))}"
         return f"{counts}; {how}"
 
-    # -- what is known of the data -----------------------------------------------------------------
+    # -- contexts ----------------------------------------------------------------------------------
 
     def load_context(self, name: str) -> Any:
-        """Contexts of all data by name, in the order of :meth:`load`: labels 0, 1, … (n,) as whole
-        numbers, or vectors (n, m). Unknown ones are -1 or NaN, with a dropout above 0."""
+        """The contexts of all data by name, in the order of :meth:`load`.
+
+        Labels 0, 1, … (n,) as whole numbers, or vectors (n, m). With a dropout above 0 unknown ones
+        may be -1 or NaN.
+        """
         raise NotImplementedError(
             f"{type(self).__name__} names {name} in contexts and defines neither load_context nor "
             "split_context; see models/digits.py"
         )
 
     def split_context(self, name: str, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Contexts of train, validation and test, split as the data are unless overridden."""
+        """The contexts of train, validation and test; split like the data unless overridden."""
         context = as_tensor(self.load_context(name), f"{self.name}: the {name}")
-        # by index, if a split of one's own says nothing of its rows
+        # by index, if an overridden split does not set rows
         rows = split_rows(len(context), holdout, None) if self.rows is None else self.rows
         n = sum(map(len, rows[:3]))
         if len(context) != n:
@@ -238,13 +238,14 @@ class DataSet(ABC):
         return context[rows.train], context[rows.validation], context[rows.test]
 
     def condition_on(self, name: str, dropout: float = 0.0) -> None:
-        """Have programs be of the data given one of ``contexts``.
+        """Condition models of the data on one of ``contexts``.
 
         Args:
+            name: the name of the context.
             dropout: see :class:`~pyro_mdm.contexts.GivenContext`.
 
         Raises:
-            ValueError: another name; contexts of another number than the data; labels of test data
+            ValueError: an unknown name; another number of contexts than data; labels of test data
                 that no training data have.
         """
         if name not in self.contexts:
@@ -279,7 +280,7 @@ class DataSet(ABC):
         self._contexts = parts
 
     def _classes(self, name: str, parts: Mapping[str, Tensor], *, told_always: bool) -> int:
-        """The number of classes of labels: 0, 1, 2, …, and -1 of what is not always told."""
+        """The number of classes of labels 0, 1, 2, …; -1 is an unknown one."""
         train = parts["train"]
         classes = int(train.max()) + 1
         given = set(train.unique().tolist()) - (set() if told_always else {-1})
@@ -294,11 +295,11 @@ class DataSet(ABC):
         return classes
 
     def part(self, name: str) -> Part:
-        """``train``, ``validation`` or ``test``, with contexts if there are any."""
+        """The part ``train``, ``validation`` or ``test``, with contexts if there are any."""
         return Part(getattr(self, name), self._contexts.get(name))
 
     def contexts_in_turn(self, n: int) -> Tensor | None:
-        """Contexts of n data to look at: each class in turn, or those of test data; else None."""
+        """Contexts of n samples: each class in turn, or those of test data; None without any."""
         if self.context is None:
             return None
         if isinstance(self.context, Labels):

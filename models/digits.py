@@ -11,26 +11,26 @@ from models.base import ImageProblem
 
 
 class Digits(ImageProblem):
-    """x_j ∈ linspace(-1, 1, 17), a free logit per level and pixel, and an 8×8 U-Net.
+    """Digits, x_j ∈ linspace(-1, 1, 17), with a logit per level and pixel and an 8×8 U-Net.
 
-    1,617 images are trained on (1,438 with ``holdout``) and 180 are test. An independent-pixel
+    1,617 training images (1,438 with ``holdout``) and 180 test images. An independent-pixel
     histogram has 2.41 bits/dim.
 
-    Published numbers are of the split by index: every 10th image is test. The order of the images
-    is periodic, so that classes are uneven there: of 0, …, 9 the test part has 11, 16, 19, 27, 31,
-    22, 14, 15, 15 and 10, validation 15, 19, 20, 22, 19, 19, 10, 22, 18 and 15. ``--split_seed 1``,
-    or :meth:`split_by`, splits them evenly.
+    Published numbers have the split by index: every 10th image is test. Since the images lie in a
+    periodic order, its classes are uneven: of 0, …, 9 the test part has 11, 16, 19, 27, 31, 22, 14,
+    15, 15 and 10, validation 15, 19, 20, 22, 19, 19, 10, 22, 18 and 15. ``--split_seed 1``, or
+    :meth:`split_by`, splits them evenly.
     """
 
     name = "digits"
-    split_seed = None  # the published split; a data set of your own goes without this line
+    split_seed = None  # the published split; your own data set needs no such line
     event_shape = (1, 8, 8)
     num_levels = 17
     form = "logits"
     max_log_snr = 9.0
     learning_rate = 2e-3
     contexts = ("labels",)
-    times = "log_volume"  # adaptive ones learn so few images by heart sooner
+    times = "log_volume"  # with adaptive times so few images are overfitted sooner
     networks: ClassVar = {
         "small": {"base": 32, "multipliers": (1, 2, 2), "lean": True},
         "narrow": {"base": 24, "multipliers": (1, 2, 2), "lean": True},  # of models/trained/digits

@@ -1,8 +1,8 @@
 """Fashion-MNIST: 70,000 pictures of clothes of 28×28 pixels, 256 grey levels.
 
 Xiao, Rasul & Vollgraf 2017, *Fashion-MNIST: a novel image dataset for benchmarking machine learning
-algorithms*. It comes by torchvision or as a package of Debian and Ubuntu, which compressed the same
-contents anew: checksums are of the contents.
+algorithms*. Files come from torchvision or a Debian package, which compresses them differently;
+checksums are those of the uncompressed contents.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ INSTALL = "apt-get install --reinstall dataset-fashion-mnist"
 
 
 class FashionMNIST(MNIST):
-    """The same as of digits, of clothes: sizes, files, networks and likelihood are those of MNIST.
+    """Clothes, with the sizes, files, networks and likelihood of :class:`MNIST`.
 
-    Each file is read from ``<data>/FashionMNIST/raw``, where
-    ``torchvision.datasets.FashionMNIST(data, download=True)`` puts it, or if it is not there, from
-    where Debian's package ``dataset-fashion-mnist`` does.
+    Files are read from ``<data>/FashionMNIST/raw``, where
+    ``torchvision.datasets.FashionMNIST(data, download=True)`` puts them, or else from the folder of
+    Debian's package ``dataset-fashion-mnist``.
 
     Raises:
-        DataError: a file is missing, or the MD5 of its contents is not that of the published ones.
+        DataError: a file is missing, or its contents are not the published ones (MD5).
     """
 
     name = "fashion_mnist"

@@ -1,8 +1,8 @@
-"""Files of data sets: what was published is what is read, and nothing that is read runs code.
+"""Files of data sets, checked against what was published and read without running code.
 
-A published file is known by its checksum (:class:`Published`). Pickles, which some data sets are
-distributed as, are read by :func:`unpickle_arrays`, which calls nothing that they name. Images that
-take long to decode are decoded once and memory-mapped from then on (:func:`cached`).
+Published files have checksums (:class:`Published`). Pickles, the format of some data sets, are read
+by :func:`unpickle_arrays`, which calls nothing that they name. Images that are slow to decode are
+decoded once and memory-mapped from then on (:func:`cached`).
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ CHUNK = 2**22  # bytes read at a time
 LARGE = 2**28  # bytes from which reading a file shows its progress
 
 GZIP, IDX_BYTES = b"\x1f\x8b", b"\0\0\x08"
-"""First bytes of gzipped files, and of IDX files of unsigned bytes."""
+"""The first bytes of gzipped files, and of IDX files of unsigned bytes."""
 
 Images = NDArray[np.uint8]
 
 
 class DataError(RuntimeError):
-    """Files of a data set are missing, damaged, or hold something else than expected."""
+    """Files of a data set are missing, damaged, or not what was expected."""
 
 
 # -- published files -------------------------------------------------------------------------------
@@ -57,11 +57,12 @@ class Published(NamedTuple):
     size: int | None = None  # bytes, where known
 
     def check(self, source: Path | bytes, place: str, fetch: str) -> None:
-        """Raises DataError unless a file, or its bytes, is what was published.
+        """Raise DataError unless a file, or its bytes, is the published one.
 
         Args:
-            place: what the file is called in messages.
-            fetch: what to run or do to get it.
+            source: the file, or its bytes.
+            place: the name of the file in messages.
+            fetch: how to get it, in words.
         """
         if isinstance(source, Path) and not source.is_file():
             raise DataError(f"{place} is missing; expected {self}. To fetch it: {fetch}")
@@ -78,7 +79,7 @@ class Published(NamedTuple):
         return f"{size}{self.algorithm} {self.digest}"
 
     def description(self) -> dict[str, str]:
-        """Name and checksum, for the record of a cache's sources."""
+        """The name and checksum, for the record of a cache's sources."""
         return {"file": self.name, self.algorithm: self.digest}
 
 
@@ -114,7 +115,7 @@ def python_command(program: str) -> str:
 
 
 def idx_images(content: bytes, place: str, shape: tuple[int, int]) -> Tensor:
-    """Images (n, 1, H, W) of an IDX file, uint8 (DataError: it has none, or others)."""
+    """Images (n, 1, H, W) of an IDX file, uint8 (DataError: it has none, or of another size)."""
     images = idx_array(content, place)
     if images.ndim != 3 or images.shape[1:] != shape:
         raise DataError(f"{place}: found images of {images.shape[1:]} pixels, expected {shape}")
@@ -127,11 +128,11 @@ def idx_labels(content: bytes, place: str) -> Tensor:
 
 
 IDX_SIZES = {"images": (3, 4), "labels": (1,)}
-"""Numbers of sizes that an array may have, by what it holds."""
+"""The numbers of dimensions that an array may have, by content."""
 
 
 def idx_array(content: bytes, place: str, what: Literal["images", "labels"] = "images") -> Images:
-    """The bytes in an IDX file, gzipped or not: images, or labels (DataError: it is damaged)."""
+    """The array of an IDX file, gzipped or not: images or labels (DataError: it is damaged)."""
     if content[:2] == GZIP:
         try:
             content = gzip.decompress(content)
@@ -156,7 +157,7 @@ class _Dtype:
         self.name = name
 
     def __setstate__(self, state: object) -> None:
-        """Byte order and fields, which single bytes have not."""
+        """Ignore byte order and fields, which single bytes do not have."""
 
 
 class _Array:
@@ -187,7 +188,7 @@ _STAND_INS: dict[tuple[str, str], Any] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """An unpickler of plain values and arrays of bytes, which looks up no name."""
+    """An unpickler of plain values and arrays of bytes that looks up no name."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _STAND_INS:
@@ -198,14 +199,14 @@ class _Unpickler(pickle.Unpickler):
 
 
 def unpickle_arrays(path: Path) -> dict[str, Images]:
-    """The arrays of bytes in a pickled dict, by key, and its lists of small whole numbers as such
-    arrays; other values are left out.
+    """The arrays of bytes in a pickled dict, by key; other values are left out.
 
-    No function or class that the pickle names is called or even looked up: names that an array of
-    bytes needs are answered by stand-ins that keep shape and data, any other is an error.
+    Lists of small whole numbers are arrays too. No function or class that the pickle names is
+    called or looked up: the names that an array of bytes needs have stand-ins that keep shape and
+    data, and any other name is an error.
 
     Raises:
-        DataError: the pickle names anything else, is damaged, or is no dict.
+        DataError: the pickle has other names, is damaged, or is no dict.
     """
     try:
         with open(path, "rb") as file:
@@ -230,7 +231,7 @@ def unpickle_arrays(path: Path) -> dict[str, Images]:
 
 
 def spread(n: int, count: int) -> Tensor:
-    """``count`` different indices spread evenly over range(n), increasing, int64."""
+    """``count`` increasing indices spread evenly over range(n), int64."""
     return (2 * torch.arange(count) + 1) * n // (2 * count)
 
 
@@ -240,21 +241,21 @@ def cached(
     shape: tuple[int, ...],
     make: Callable[[list[dict[str, Any]]], Iterable[Images]],
 ) -> Tensor:
-    """Images uint8 (n, C, H, W), memory-mapped from ``path``, which is made on the first call.
+    """Images uint8 (n, C, H, W), memory-mapped from ``path``, which the first call makes.
 
-    One process of several makes it. A JSON file beside it tells what it was made from, and its
-    SHA-256. A file that is cut short, was changed, or is about something else is made again. What
-    is written to the tensor stays in memory.
+    One of several processes makes it. A JSON file beside it holds its sources and SHA-256. A file
+    that is cut short, was changed, or has another description is made again. Writes to the tensor
+    stay in memory.
 
     Args:
-        path: ends in ``.npy``.
-        about: what the images are, as JSON has it; a file about anything else does not count.
+        path: the file, ending in ``.npy``.
+        about: the description of the images, as JSON.
         shape: (n, C, H, W).
-        make: gives the images in batches (m, C, H, W), and appends what they come from to the list
+        make: returns the images in batches (m, C, H, W), and appends their sources to the list that
             it is called with.
 
     Raises:
-        DataError: the folder cannot be written to, or ``make`` gives another number of images.
+        DataError: the folder cannot be written to, or ``make`` returns another number of images.
     """
     wanted = {**about, "shape": list(shape)}
     images = _read(path, wanted)
@@ -280,7 +281,7 @@ def cached(
 
 
 def _read(path: Path, wanted: Mapping[str, Any]) -> Tensor | str:
-    """The images, or why ``path`` does not give them."""
+    """The images of ``path``, or the reason why they cannot be used."""
     try:
         record = json.loads(path.with_suffix(".json").read_bytes())
         if record["about"] != wanted:
@@ -320,7 +321,7 @@ def _write(
 
 
 def _npy(name: str, shape: tuple[int, ...], batches: Iterable[Images]) -> Iterator[Any]:
-    """The content of an .npy file of uint8 in pieces, shown as they are made."""
+    """The content of an .npy file of uint8 in pieces, with progress."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(
         header, {"descr": "|u1", "fortran_order": False, "shape": shape}

@@ -1,4 +1,4 @@
-"""Images: what data sets of them share, and those that are read from files."""
+"""The base classes of image data sets, and of those read from files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pyro_mdm.scores.base import Score
 from pyro_mdm.scores.discrete_denoiser import Form, outputs_of
 
 SMALL: dict[str, Any] = {"base": 32, "multipliers": (1, 2, 3), "lean": True, "patch": 2}
-"""A U-Net that a laptop's CPU can train, 1.3 million parameters for 3×32×32."""
+"""A U-Net for training on a laptop's CPU, 1.3 million parameters for 3×32×32."""
 
 MIXTURE: dict[str, Any] = SMALL | {"form": "mixture"}
 """A small U-Net with a mixture of three tilts for each pixel."""
@@ -33,7 +33,7 @@ FINE: dict[str, Any] = {
     "lean": True,
     "form": "mixture",
 }
-"""A U-Net with a level of every pixel, not of patches: 1.1 million parameters for 1×28×28."""
+"""A U-Net at full resolution, without patches, 1.1 million parameters for 1×28×28."""
 
 PAPER: dict[str, Any] = {
     "base": 128,
@@ -49,7 +49,7 @@ PUBLISHED: dict[str, Any] = PAPER | {"dropout": 0.0}
 
 
 class ImageProblem(Problem):
-    """Images of few or 256 grey levels or colours, stored as uint8 codes k = 0 … num_levels - 1.
+    """Images with up to 256 levels, grey or in colour, as uint8 codes k = 0 … num_levels - 1.
 
     Two protocols:
 
@@ -60,9 +60,9 @@ class ImageProblem(Problem):
       Gaussian one for a diffusion without a closed form, which has no denoiser); bits per dimension
       need ``transform``'s log-determinant and ``dequantized_levels``.
 
-    A subclass needs no more than a ``name`` and :meth:`load` (or :meth:`split`, for official
-    parts), which gives uint8 (n, C, H, W) with C = 1 or 3. It may name other U-Nets in ``networks``
-    or define :meth:`network` itself.
+    A subclass needs a ``name`` and :meth:`load` (or :meth:`split`, for official parts), which
+    returns uint8 (n, C, H, W) with C = 1 or 3. It may name other U-Nets in ``networks`` or define
+    :meth:`network` itself.
 
     Args:
         protocol: ``"discrete"`` or ``"dequantized"``.
@@ -73,25 +73,23 @@ class ImageProblem(Problem):
 
     Raises:
         ValueError: an unknown protocol or network; a margin out of range or without the protocol;
-            images that are no codes of the levels, or whose size does not suit the network.
+            images that are not codes of levels, or of a size that does not suit the network.
     """
 
     max_log_snr: float = 13.0
     num_levels: int = 256
     form: Form = "tilt"
-    """A discrete denoiser's output for a pixel, see :class:`~pyro_mdm.DiscreteDenoiser`."""
+    """The form of a discrete denoiser's output, see :class:`~pyro_mdm.DiscreteDenoiser`."""
 
     networks: ClassVar[dict[str, dict[str, Any]]] = {"small": SMALL}
-    """Options of :class:`UNet` by name; the first is the default. ``form`` may be among them, in
-    place of the class's."""
+    """Options of :class:`UNet` by name; the first is the default. A ``form`` among them replaces
+    the class's."""
 
     recipe: ClassVar[str | None] = None
-    """The one of ``networks`` that ``inference.train`` takes if none is asked for; None: the first.
-    """
+    """The name in ``networks`` that ``inference.train`` takes by default; None: the first."""
 
     optimizer: ClassVar[Literal["adam", "muon"]] = "adam"
-    """The optimizer of ``recipe``'s network in ``inference.train`` if nothing else is asked for,
-    in subclasses too; all others are by Adam."""
+    """The default optimizer of ``recipe``'s network in ``inference.train``; others have Adam."""
 
     learning_rates: ClassVar[dict[str, float]] = {"paper": 2e-4, "published": 2e-4}
     """Default learning rates of networks for which ``learning_rate`` is too high."""
@@ -154,7 +152,7 @@ class ImageProblem(Problem):
             )
 
     def resize_advice(self, size: int) -> str:
-        """Advice on how images get ``size`` pixels a side."""
+        """Advice on how to make images of ``size`` pixels a side."""
         return f"crop, pad or scale them to {size}×{size}"
 
     def _choose(self, network: str | None) -> str | None:
@@ -173,7 +171,7 @@ class ImageProblem(Problem):
         return next(iter(self.networks)) if network is None else network
 
     def network(self, inputs: int, outputs: int) -> nn.Module:
-        """A new U-Net, the one of ``networks`` that was asked for."""
+        """A new U-Net, the chosen one of ``networks``."""
         if self.network_name is None:
             raise NotImplementedError(
                 f"{type(self).__name__} names no U-Net in networks and has no method network; "
@@ -221,17 +219,17 @@ class ImageProblem(Problem):
 
 
 class FileImages(ImageProblem):
-    """Images read from files below a folder, with official training and test parts.
+    """Images read from files in a folder, with official training and test parts.
 
-    Test is the official test set, whatever ``holdout``. With ``holdout`` the last ``held_out`` of
-    the official training set are kept for validation.
+    With ``holdout`` the last ``held_out`` images of the official training set are kept for
+    validation. Test is always the official test set.
 
     Args:
         data: the folder; None: ``data`` in the working directory.
         options: protocol, holdout, network, …, see :class:`ImageProblem`.
 
     Raises:
-        DataError: a file is missing or damaged; says what to run.
+        DataError: a file is missing or damaged; the message says what to run.
     """
 
     held_out: int = 5_000
@@ -249,7 +247,7 @@ class FileImages(ImageProblem):
         """The official training and test sets, uint8 (n, C, H, W)."""
 
     def labels(self) -> tuple[Tensor, Tensor]:
-        """Labels 0, 1, …, (n,), of both sets, where ``contexts`` names them."""
+        """The labels 0, 1, … of both sets, (n,), where ``contexts`` names them."""
         raise NotImplementedError(f"{type(self).__name__} has no labels")
 
     def split(self, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,7 +1,6 @@
-"""ImageNet at 32×32 pixels in colour, in both versions that papers call by this name.
+"""ImageNet at 32×32 pixels in colour, in the two versions of the literature.
 
-They were downsampled by different methods, so that bits/dim of the two are not comparable, and each
-has its own name:
+They were downsampled by different methods, so that their bits/dim are not comparable:
 
 - ``imagenet32_old``: van den Oord, Kalchbrenner & Kavukcuoglu 2016, *Pixel recurrent neural
   networks*; 1,281,149 training and 49,999 validation images, PNG files in two tar archives.
@@ -74,7 +73,7 @@ TORRENT = "https://academictorrents.com/details/bf62f5051ef878b9c357e6221e879629
 DOWNLOAD = "https://image-net.org/data/downsample"
 
 ORDER = 1
-"""Version of the order of images in the decoded files; another makes them anew."""
+"""The version of the order of images in decoded files; files of another are made again."""
 
 BATCH = 1024  # images decoded at a time
 
@@ -86,8 +85,8 @@ class ImageNet32(FileImages):
     spread evenly over the official training set are kept for validation.
 
     The first use decodes the images into ``<data>/imagenet32/<name>-train.npy`` (3.9 GB) and
-    ``-test.npy``, in which those that ``holdout`` keeps come last, so that every part is a slice of
-    a memory-mapped file.
+    ``-test.npy``. Validation images come last, so that every part is a slice of a memory-mapped
+    file.
     """
 
     event_shape = (3, 32, 32)
@@ -95,10 +94,10 @@ class ImageNet32(FileImages):
     held_out = 10_000
 
     sizes: ClassVar[dict[str, int]]
-    """Images of the official training set (train) and validation set (test)."""
+    """The number of images in the official training set (train) and validation set (test)."""
 
     files: ClassVar[tuple[str, ...]]
-    """Files and folders that they come in."""
+    """The files and folders that hold them."""
 
     @property
     def folder(self) -> Path:
@@ -121,7 +120,7 @@ class ImageNet32(FileImages):
 
     @abstractmethod
     def decode(self, part: Part, sources: list[dict[str, Any]]) -> Iterator[Images]:
-        """Images of ``part`` in batches, checked; ``sources`` gets what they come from."""
+        """The images of ``part`` in batches, checked; appends their files to ``sources``."""
 
     def _last(self, part: Part) -> NDArray[np.int64]:
         """Sorted indices of the images that come last in the decoded file."""
@@ -143,7 +142,7 @@ class ImageNet32(FileImages):
 
 
 class ImageNet32Old(ImageNet32):
-    """The version of 2016, "small" ImageNet: 1,281,149 images, 49,999 of them apart as test.
+    """The version of 2016, "small" ImageNet, with 1,281,149 training and 49,999 test images.
 
     Read from ``train_32x32.tar`` and ``valid_32x32.tar`` in ``<data>/imagenet32``. Images are in
     the order of their file names.
@@ -170,7 +169,7 @@ class ImageNet32Old(ImageNet32):
         yield from _decoded(self._tar(path, part))
 
     def _tar(self, path: Path, part: Part) -> Iterator[tuple[str, bytes]]:
-        """Name and content of every image."""
+        """The name and content of every image."""
         members = []
         with tarfile.open(path, "r:") as tar:
             while (member := tar.next()) is not None:
@@ -212,7 +211,7 @@ def _decoded(files: Iterable[tuple[str, bytes]]) -> Iterator[Images]:
 
 
 class ImageNet32New(ImageNet32):
-    """The version of 2017, of all of ILSVRC 2012: 1,281,167 images, and 50,000 apart as test.
+    """The version of 2017, of all of ILSVRC 2012, with 1,281,167 training and 50,000 test images.
 
     Read from ``Imagenet32_train_npz.zip`` and ``Imagenet32_val_npz.zip`` in ``<data>/imagenet32``.
     Images are in the order of the files in them.
@@ -243,7 +242,7 @@ class ImageNet32New(ImageNet32):
         yield from last
 
     def _arrays(self, part: Part) -> Iterator[tuple[str, Images]]:
-        """Images (n, 3, 32, 32) of every file of an archive, and their place."""
+        """The images (n, 3, 32, 32) of every file in an archive, with its place."""
         archive = self.folder / ZIPS[part]
         get = (
             f"curl -fL --create-dirs -o {shlex.quote(str(archive))} {DOWNLOAD}/{archive.name} "

@@ -34,11 +34,11 @@ PARTS = {
     "valid": "validation",
     "test": "test",
 }
-"""Names of subfolders and arrays that are parts of the data."""
+"""The names of subfolders and arrays that hold parts of the data."""
 
 IDX_PARTS = PARTS | {"t10k": "test"}
 IDX_NAME = re.compile(r"[-.]idx[34]-ubyte(\.gz)?$")
-"""Files of images, as MNIST calls them; idx1 are its labels."""
+"""The names of image files in the format of MNIST; idx1 files hold labels."""
 
 GREY = frozenset(["1", "L", "LA", "La"])
 COLOUR = frozenset(["P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"])
@@ -50,34 +50,34 @@ U = TypeVar("U")
 
 
 class Images(ImageProblem):
-    """x_j ∈ linspace(-1, 1, 256), tilts of the pixel's histogram, and a U-Net.
+    """Your own images, x_j ∈ linspace(-1, 1, 256), with tilts of a pixel's histogram and a U-Net.
 
     ``data`` is a folder, an .npz file or an IDX file, the format of MNIST. In a folder, images are
-    searched for at any depth and taken in the order of their paths; hidden files and files with
-    other suffixes are passed over. Images are turned upright as their EXIF data say, transparent
-    ones are laid on white, and only the first frame of an animation counts. All have one channel if
-    all files are of a grey kind (palettes are colours), else three.
-    An .npz file has arrays of uint8, (n, H, W), (n, H, W, C) or (n, C, H, W) with C = 1 or 3, an
-    IDX file, gzipped or not, one of them. Of a folder with files ``…-idx3-ubyte`` only those count.
+    searched for at any depth and taken in the order of their paths, without hidden files and files
+    with other suffixes. Images are turned upright by their EXIF data, transparent ones are put on
+    white, and of an animation the first frame is taken. All have one channel if all files are grey
+    (palettes are colours), else three.
+
+    An .npz file has arrays of uint8, (n, H, W), (n, H, W, C) or (n, C, H, W) with C = 1 or 3; an
+    IDX file, gzipped or not, has one. In a folder with files ``…-idx3-ubyte`` only these are read.
 
     Subfolders, arrays or IDX files named ``train``, ``validation`` (or ``val``, ``valid``) and
-    ``test`` (or ``t10k``, of IDX files, whose names may have other words too) are the parts. Where
-    there is no ``test``, a tenth of the training images, drawn by ``split_seed``, is; where there
-    is no ``validation``, ``holdout`` keeps another tenth. They are drawn evenly from the subfolders
-    that the images lie in, which may be their classes. Without ``holdout`` a ``validation`` is
-    trained on.
+    ``test`` (or ``t10k`` for IDX files, whose names may have other words too) are the parts.
+    Without ``test``, a tenth of the training images, drawn by ``split_seed``, is test; without
+    ``validation``, ``holdout`` keeps another tenth. They are drawn evenly from the subfolders,
+    which may be classes. Without ``holdout`` a ``validation`` part is trained on.
 
     Args:
         data: the folder or file.
-        image_size: cut the middle square out of each image and scale it to this many pixels a side
-            (Lanczos, antialiased).
+        image_size: the side in pixels of the middle square of each image after scaling (Lanczos,
+            antialiased); None: images stay as they are.
         options: protocol, holdout, network, …, see :class:`ImageProblem`.
 
     Raises:
-        ValueError: no ``data``; an image size that is not positive; images whose size does not suit
-            the network.
+        ValueError: no ``data``; an image size that is not positive; images of a size that does not
+            suit the network.
         DataError: fewer than 20 images, images of different sizes (without ``image_size``), or
-            something that cannot be read.
+            files that cannot be read.
     """
 
     name = "images"
@@ -130,7 +130,7 @@ class Images(ImageProblem):
             missing = [part for part in missing if part == "test"]
         if missing:
             rows = self.divide(len(train), "validation" in missing, folders)
-            if "test" not in missing:  # it is official, and rows drawn for it are trained on
+            if "test" not in missing:  # test is official: rows drawn for it are trained on
                 rows = rows._replace(test=rows.test[:0])
             for part in missing:
                 index = getattr(rows, part)
@@ -147,7 +147,7 @@ class Images(ImageProblem):
         return f"use --image_size {size}"
 
 
-# -- what both kinds of files need -----------------------------------------------------------------
+# -- files of both kinds ---------------------------------------------------------------------------
 
 
 def _scaled(image: Image.Image, size: int | None) -> Image.Image:
@@ -171,7 +171,7 @@ def _other_size(first: str, shape: Sequence[int], name: str, other: Sequence[int
 
 
 def _named_parts(names: Iterable[str], place: Path) -> dict[str, str]:
-    """The parts among names of subfolders or arrays, as part: name."""
+    """The names of the parts among those of subfolders or arrays, by part."""
     parts: dict[str, str] = {}
     for name in names:
         if name in PARTS:
@@ -188,14 +188,14 @@ def _in_threads(function: Callable[[T], U], items: Sequence[T], what: str) -> It
         results = pool.map(function, items)
         yield from tqdm(results, what, len(items), unit="image", leave=False, disable=None)
     finally:
-        pool.shutdown(cancel_futures=True)  # after an error nobody wants the rest
+        pool.shutdown(cancel_futures=True)  # after an error the rest is not needed
 
 
 # -- folders ---------------------------------------------------------------------------------------
 
 
 def _from_folder(root: Path, image_size: int | None) -> tuple[dict[str, Tensor], Tensor]:
-    """The parts, and the number of each training image's folder, (n,)."""
+    """The parts, and the index of each training image's folder, (n,)."""
     files = _files(root)
     tops = [path.relative_to(root).parts[0] for path in files]
     named = _named_parts(sorted(set(tops)), root)
@@ -226,7 +226,7 @@ def _files(root: Path) -> list[Path]:
     paths, seen = [], set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
         if (real := os.path.realpath(folder)) in seen:
-            subfolders.clear()  # a link to a folder above it
+            subfolders.clear()  # a link to one of its parents
             continue
         seen.add(real)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
@@ -305,7 +305,7 @@ def _from_npz(path: Path, image_size: int | None) -> dict[str, Tensor]:
 
 
 def _sized(arrays: dict[str, Pixels], path: Path, image_size: int | None) -> dict[str, Tensor]:
-    """Parts (n, C, H, W) of one size."""
+    """The parts as (n, C, H, W) of one size."""
     channels = {name: array.shape[1] for name, array in arrays.items()}
     if len(set(channels.values())) > 1:
         raise DataError(f"{path} has arrays of different channels: {channels}")
@@ -318,7 +318,7 @@ def _sized(arrays: dict[str, Pixels], path: Path, image_size: int | None) -> dic
 
 
 def _idx_files(root: Path) -> list[Path]:
-    """The IDX files of images that ``root`` is or holds, each once: not also its .gz."""
+    """The IDX files of images that ``root`` is or holds, without the .gz of one that is there."""
     if root.is_file():
         with open(root, "rb") as file:
             begin = file.read(3)
@@ -349,7 +349,7 @@ def _from_idx(files: Sequence[Path], root: Path, image_size: int | None) -> dict
 
 
 def _planes(array: NDArray[Any], path: Path, name: str) -> Pixels:
-    """Contiguous (n, C, H, W) from any of the accepted layouts."""
+    """A contiguous array (n, C, H, W) from any accepted layout."""
     expected = "expected uint8 (n, H, W), (n, H, W, C) or (n, C, H, W) with C = 1 or 3"
     holds = f"{path}: found {name} {array.dtype} {array.shape}"
     if array.dtype != np.uint8:

@@ -1,6 +1,6 @@
-"""The kind of a diffusion, as models and programs need it: asked here, and nowhere else.
+"""The properties of a kind of diffusion that models and programs depend on.
 
-A new kind is registered with :func:`kind_of`, and whatever is made, measured and drawn follows.
+They are defined here alone. A new kind is registered with :func:`kind_of`.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from pyro_mdm.seeing.context import Context
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """Properties of a diffusion that models and programs ask for.
+    """The properties of a diffusion that models and programs depend on.
 
     Attributes:
-        simulated: paths are simulated, since only the law at the start time has a closed form.
-        score: name of the score that is used if none is asked for; None: the data set's first.
-        sampler: name of the sampler of runs that named none.
-        by_dimension: every data dimension has a log SNR of its own, which networks are told.
-        latent: the latent context of a datum, which networks are told too, if there is one.
-        coordinates: those of the data that states hold, if they do not hold the data.
-        learned_ends: λ(ε) or λ(T) is learned.
-        path_gap: paths tell more than their ends, which no network wins back.
-        unserved: methods of likelihood that do not serve it, and what each of them needs.
+        simulated: whether paths are simulated; only the law at the start time has a closed form.
+        score: the name of the default score; None: the data set's first.
+        sampler: the name of the sampler of runs that name none.
+        by_dimension: whether every data dimension has its own log SNR, which networks are told.
+        latent: the latent context of a datum, which networks are told, if there is one.
+        coordinates: the coordinates of the data in states, if these do not hold the data.
+        learned_ends: whether λ(ε) or λ(T) is learned.
+        path_gap: whether paths hold more information on the data than their ends do, which costs
+            every model.
+        unserved: likelihood methods that do not serve it, and what each of them needs.
     """
 
     simulated: bool

@@ -23,14 +23,14 @@ LABELS = (
 
 
 class MNIST(FileImages):
-    """x_j ∈ linspace(-1, 1, 256), tilts of the pixel's histogram, and a U-Net.
+    """Digits, x_j ∈ linspace(-1, 1, 256), with tilts of a pixel's histogram and a U-Net.
 
-    60,000 images are trained on (55,000 with ``holdout``, the last 5,000 kept) and 10,000 are test.
-    Read from ``<data>/MNIST/raw``, where ``torchvision.datasets.MNIST(data, download=True)`` puts
-    them.
+    60,000 training images (55,000 with ``holdout``, the last 5,000 kept) and 10,000 test images.
+    Files are read from ``<data>/MNIST/raw``, where
+    ``torchvision.datasets.MNIST(data, download=True)`` puts them.
 
     Raises:
-        DataError: a file is missing or its MD5 is not that of the published one.
+        DataError: a file is missing, or is not the published one (MD5).
     """
 
     name = "mnist"
@@ -50,7 +50,7 @@ class MNIST(FileImages):
     """The name of torchvision's class, and of the folder where it puts the files."""
 
     published: ClassVar = {"images": IMAGES, "labels": LABELS}
-    """Files of the training and of the test part."""
+    """The files of the training and the test part."""
 
     def parts(self) -> tuple[Tensor, Tensor]:
         files = self.published["images"]
@@ -69,7 +69,7 @@ class MNIST(FileImages):
         return python_command(program)
 
     def read(self, published: Published) -> tuple[bytes, str]:
-        """The content of a file, and what it is called in messages."""
+        """The content of a file, and its name in messages."""
         path = self.root / self.official / "raw" / published.name
         published.check(path, str(path), self.fetch)
         return path.read_bytes(), str(path)

@@ -12,14 +12,14 @@ from models.base import FINE, MIXTURE, SMALL, ImageProblem
 
 
 class Mnist5k(ImageProblem):
-    """x_j ∈ linspace(-1, 1, 256), tilts of the pixel's histogram, and a U-Net.
+    """Digits, x_j ∈ linspace(-1, 1, 256), with tilts of a pixel's histogram and a U-Net.
 
-    4,500 images are trained on (4,000 with ``holdout``) and 500 are test, 50 of each digit: the
-    images lie sorted, and every 10th is test.
+    4,500 training images (4,000 with ``holdout``) and 500 test images, 50 of each digit: images lie
+    sorted, and every 10th is test.
     """
 
     name = "mnist5k"
-    split_seed = None  # even as it is, and published so
+    split_seed = None  # the published split, which is even
     event_shape = (1, 28, 28)
     steps = 2000
     batch_size = 32

@@ -1,4 +1,4 @@
-"""Problems: data sets with a generative program for each, and how that is put together."""
+"""Problems: data sets with their generative programs, and the assembly of these."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ FIT_SIZE = 50_000
 """The most data that a baseline is fitted to; spread evenly over the training part."""
 
 ROUGH_SIZE = 64
-"""Data for baselines that a checkpoint replaces."""
+"""The number of data for baselines that a checkpoint replaces."""
 
 FIT_VALUES = FIT_SIZE * 3 * 32 * 32
-"""The most numbers that a baseline is fitted to, which counts for images larger than 3×32×32."""
+"""The most numbers that a baseline is fitted to, which limits images larger than 3×32×32."""
 
 FIT_CHUNK = 2**24
-"""Numbers made continuous at a time, which takes many times their memory."""
+"""Numbers dequantized at a time, which takes many times their memory."""
 
 FIT_LEVELS = 33
-"""Noise levels that a residual score is fitted at."""
+"""The number of log SNRs that a residual score is fitted at."""
 
 FIT_PATHS, FIT_STATES = 512, 2**25
-"""The most paths to each of them, and the most numbers in the states of all, at least 64 paths."""
+"""The most paths to each of them, and the most numbers in all states; at least 64 paths."""
 
 P = TypeVar("P", bound="Problem")
 
@@ -78,27 +78,26 @@ class Problem(DataSet):
     needed: ClassVar = {**DataSet.needed, "max_log_snr": "9.0"}
 
     scores: tuple[str, ...] = tuple(name for name in SCORES if name not in ("discrete", "mixed"))
-    """The parameterizations that can be asked for; the first is the default.
+    """The available parameterizations; the first is the default.
 
-    For a diffusion without a closed form the default is ``residual``, and ``score`` is the other
-    one that can be used.
+    A diffusion without a closed form has ``residual``, its default, and ``score``.
     """
 
     max_log_snr: float
     """λ at ε, where the decoder takes over. Pass it to the diffusion."""
 
     default_maps: ClassVar[str | None] = None
-    """Maps that denoisers are trained at where nothing is asked for, as ``--maps`` says."""
+    """The maps that denoisers are trained at by default, in the words of ``--maps``."""
 
     steps: int = 2000
     batch_size: int = 128
     learning_rate: float = 1e-3
     times: ClassVar[Times] = "adaptive"
-    """Law of the times of training, of scores of linear diffusions, see
+    """The law of training times for linear diffusions, see
     :attr:`~pyro_mdm.scores.base.Score.times`."""
 
     rough: bool = False
-    """Whether baselines are fitted to a few data alone, since a checkpoint replaces them."""
+    """Whether baselines are fitted to few data, since a checkpoint replaces them."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -115,22 +114,22 @@ class Problem(DataSet):
     def transform(self, data: Tensor, generator: torch.Generator | None = None) -> Dequantized:
         """A batch of stored data as x, float32, with log|det ∂x/∂w| in nats, (n,).
 
-        The log-determinant, w being the data on their own scale, is what ``bits_per_dim`` needs: 0
-        where x are the data themselves, or levels that stand for them one to one.
+        w are the data on their own scale, and ``bits_per_dim`` needs the log-determinant. It is 0
+        where x are the data, or levels that stand for them one to one.
         """
         return Dequantized(data.to(torch.float32), torch.zeros(len(data), device=data.device))
 
     def to_model_space(self, data: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """A batch of stored data as the x that the model generates."""
+        """A batch of stored data in model space, x."""
         return self.transform(data, generator).x
 
     @property
     def dequantized_levels(self) -> int | None:
-        """The number of levels if noise made them continuous, for ``bits_per_dim``; else None."""
+        """The number of levels of dequantized data, for ``bits_per_dim``; None for other data."""
         return None
 
     def to_images(self, x: Tensor) -> Tensor | None:
-        """Model-space x as uint8 images (n, C, H, W) to look at; None where x are no images."""
+        """Model-space x as uint8 images (n, C, H, W); None where x are no images."""
         return None
 
     def likelihood(self, score: Score, diffusion: Diffusion) -> Likelihood | None:
@@ -138,14 +137,14 @@ class Problem(DataSet):
         return None
 
     def own_score(self, kind: type[Score], assembly: Assembly) -> Score | None:
-        """A new score of a class that is made otherwise for such data; None: as for all data."""
+        """A new score, if these data need another way of making it; None: the usual way."""
         return None
 
     def fit_x(self) -> Tensor:
-        """The x that baselines are fitted to: all of the training part, or as much as is enough.
+        """The x that baselines are fitted to: training data, spread evenly.
 
-        That is :data:`FIT_SIZE` data, or fewer if they have more than :data:`FIT_VALUES` numbers,
-        spread evenly, so that large data are never float32 all at once.
+        At most :data:`FIT_SIZE` of them, or fewer if they have more than :data:`FIT_VALUES`
+        numbers, so that large data are never float32 all at once.
         """
         size = math.prod(self.event_shape)
         most = ROUGH_SIZE if self.rough else FIT_SIZE
@@ -162,7 +161,7 @@ class Problem(DataSet):
         return x
 
     def roughly_fitted(self: P) -> P:
-        """The data set with few data for baselines, which a checkpoint replaces."""
+        """The data set with baselines fitted to few data, since a checkpoint replaces them."""
         rough = copy.copy(self)
         rough.rough = True
         return rough
@@ -176,22 +175,21 @@ class Problem(DataSet):
         maps: bool = False,
         fitted: bool = True,
     ) -> DiffusionModel:
-        """The generative program over ``diffusion`` with a new network, fitted baseline included.
+        """The generative program over ``diffusion``, with a new network and a fitted baseline.
 
         Args:
-            diffusion: made with this problem's ``max_log_snr``.
+            diffusion: the noising diffusion, made with this problem's ``max_log_snr``.
             score: one of ``scores``, "default" (the first where the diffusion has a closed form,
                 else ``residual``), or your own, see :meth:`Assembly.score`.
             likelihood: p(x | y_ε); by default that of :meth:`likelihood`.
-            maps: whether a denoiser is told maps of log SNR, also where the diffusion has one for
-                all dimensions.
-            fitted: False where a checkpoint brings what is fitted, which must be buffers of the
-                score or the likelihood: then it is of a few data alone.
+            maps: whether a denoiser is told maps of log SNR even where all dimensions have one.
+            fitted: False fits the baseline to few data, for a checkpoint that replaces it; it must
+                consist of buffers of the score or the likelihood.
 
         Raises:
             TypeError: a function that returns no score.
-            ValueError: a score that these data do not have, or that is made of closed forms which
-                the diffusion does not have.
+            ValueError: a score that these data do not have, or that needs closed forms which the
+                diffusion does not have.
             SimulationError: a path exploded, of those that ``residual`` is fitted to.
         """
         problem = self if fitted else self.roughly_fitted()
@@ -200,13 +198,12 @@ class Problem(DataSet):
 
 @dataclass(frozen=True)
 class Assembly:
-    """The parts of a model of a data set over a diffusion, made to fit each other.
+    """The assembly of a model of a data set over a diffusion.
 
     Attributes:
         problem: the data set.
-        diffusion: made with the problem's ``max_log_snr``.
-        maps: whether a denoiser is told maps of log SNR, also where the diffusion has one for all
-            dimensions.
+        diffusion: the noising diffusion, made with the problem's ``max_log_snr``.
+        maps: whether a denoiser is told maps of log SNR even where all dimensions have one.
     """
 
     problem: Problem
@@ -215,11 +212,11 @@ class Assembly:
 
     @property
     def diffusion_kind(self) -> Kind:
-        """The kind of the diffusion, which says what it needs of networks and scores."""
+        """The kind of the diffusion, with what it needs of networks and scores."""
         return kind_of(self.diffusion)
 
     def score_name(self, score: str = "default") -> str:
-        """The name of ``score`` here: "default" is the first of the problem, or ``residual``."""
+        """The name of ``score``; "default" is the first of the problem, or ``residual``."""
         if score != "default":
             return score
         return self.diffusion_kind.score or self.problem.scores[0]
@@ -264,13 +261,13 @@ class Assembly:
         return SCORES[name]
 
     def score(self, kind: ScoreKind) -> Score:
-        """A new score, its network and what is fitted included.
+        """A new score with its network and baseline.
 
         Args:
-            kind: a class, made by its ``fit`` if it is a denoiser or a
-                :class:`~pyro_mdm.ResidualScore`, else of the network alone; or a function of the
-                problem and the diffusion. A denoiser's network has the channels of the data,
-                others see all K variables as channels.
+            kind: a class or a function of the problem and the diffusion. A denoiser or a
+                :class:`~pyro_mdm.ResidualScore` is made by its ``fit``, other classes with the
+                network alone. A denoiser's network has the channels of the data, others see all K
+                variables as channels.
         """
         problem, diffusion = self.problem, self.diffusion
         if not inspect.isclass(kind):
@@ -310,7 +307,7 @@ class Assembly:
         fit = cast(Any, kind).fit
         return self.wrapped(fit(network, x, **self.fit_options))
 
-    # -- parts of it -------------------------------------------------------------------------------
+    # -- parts of a score --------------------------------------------------------------------------
 
     @property
     def told_maps(self) -> bool:
@@ -319,11 +316,11 @@ class Assembly:
 
     @property
     def fit_options(self) -> dict[str, bool]:
-        """Options of a denoiser's ``fit`` about maps."""
+        """The options of a denoiser's ``fit`` for maps."""
         return {"maps": True} if self.told_maps else {}
 
     def wrapped(self, denoiser: DenoiserScore) -> Score:
-        """A denoiser in what the diffusion needs around it, if anything."""
+        """A denoiser, in the score that the diffusion needs around it, if any."""
         around = wrapping(self.diffusion)
         return denoiser if around is None else around(denoiser)
 
@@ -337,7 +334,7 @@ class Assembly:
         return self.network(inputs * C, outputs * C)
 
     def network(self, inputs: int, outputs: int) -> nn.Module:
-        """A new network that is told contexts: of its own accord, or as further channels."""
+        """A new network that is told contexts, as an argument or as further channels."""
         context = self.diffusion_kind.latent
         latent = 0 if context is None else context.size
         network = self.problem.network(inputs + latent, outputs)
@@ -351,12 +348,12 @@ class Assembly:
         return 0 if by_itself or given is None else given.size
 
     def _of_coordinates(self, network: nn.Module, told: int = 0) -> nn.Module:
-        """A network of data, also where the diffusion's states hold coordinates of them."""
+        """A network that sees data, even where states hold other coordinates of them."""
         transform = self.diffusion_kind.coordinates
         return network if transform is None else CoordinateNetwork(network, transform, told)
 
     def _num_paths(self) -> int:
-        """Paths to each noise level: enough for a covariance of K variables, few for memory."""
+        """The number of paths to each log SNR: enough for a covariance of K variables."""
         K = self.diffusion.num_variables
         if self.problem.rough:
             return 8 * K

@@ -9,20 +9,20 @@ import torch
 from torch import Tensor
 
 EVERY = 10
-"""One datum in so many is test, and one more of them is validation."""
+"""The number of data of which one is test and another validation."""
 VALIDATION = 8
-"""The place of validation data of 0 … 9 in the order of the split; 0 is test."""
+"""The place of validation data among 0 … 9 in the order of the split; 0 is test."""
 
 
 class Rows(NamedTuple):
-    """Numbers of the data of each part, int64 and increasing, and the way of the split."""
+    """The indices of each part, int64 and increasing, and how they were split."""
 
     train: Tensor
     validation: Tensor
     test: Tensor
     seed: int | None
     stratified: bool  # evenly over several strata
-    rare: int = 0  # data that are trained on because nothing else has their category
+    rare: int = 0  # data moved to training because no others have their category
 
 
 def split_rows(
@@ -34,17 +34,17 @@ def split_rows(
 ) -> Rows:
     """The parts of n data: every 10th is test, and with ``holdout`` every 10th validation.
 
-    They are counted in a random order in which data of one stratum follow each other, so that of
-    each stratum a tenth is test, to one datum. Test data are the same with and without ``holdout``.
+    Data are counted in a random order in which strata follow each other, so that a tenth of each
+    stratum is test, to one datum. Test data are the same with and without ``holdout``.
 
     Args:
-        n: how many data there are.
+        n: the number of data.
         holdout: whether there is a validation part.
-        seed: of the order; None: they are counted as they are, 0, 10, 20, … being test and 8, 18,
-            28, … validation, whatever their strata and categories.
-        strata: whole numbers (n,).
-        categories: whole numbers (n,) of each kind of categories, below 0 where a datum has none.
-            Data of a category that no other part has go to training.
+        seed: the seed of the order. None splits by index, 0, 10, 20, … into test and 8, 18, 28, …
+            into validation, whatever strata and categories.
+        strata: the strata, whole numbers (n,).
+        categories: whole numbers (n,) for each column of categories, below 0 where a datum has
+            none. Data of a category that no other part has go to training.
 
     Raises:
         ValueError: a seed below 0, or of more than 63 bits.
@@ -57,7 +57,7 @@ def split_rows(
     else:
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(n, generator=generator)
-        if strata is not None:  # in a random order too, so that small ones have their turn
+        if strata is not None:  # strata in a random order, so that small ones are tested too
             kinds, own = strata.unique(return_inverse=True)
             turn = torch.randperm(len(kinds), generator=generator)[own]
             order = order[turn[order].argsort(stable=True)]
@@ -74,7 +74,7 @@ def split_rows(
 
 
 def _known_elsewhere(part: Tensor, others: Tensor, categories: Sequence[Tensor]) -> Tensor:
-    """The data of a part without categories that neither ``others`` nor the rest of them have."""
+    """The data of a part whose categories occur in ``others`` or in the rest of the part."""
     for own in categories:
         unseen = part & (own >= 0) & ~torch.isin(own, own[others])
         part, others = part & ~unseen, others | unseen

@@ -1,4 +1,4 @@
-"""Tables: your CSV or parquet file, or one of scikit-learn's, with columns of several kinds."""
+"""Tables from a CSV or parquet file or from scikit-learn, with columns of several kinds."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ SHIPPED: dict[str, Callable[[], DataFrame]] = {
     "iris": _with_classes("iris"),
     "wine": _with_classes("wine"),
 }
-"""Tables of scikit-learn by name, their targets included."""
+"""Tables of scikit-learn by name, with their targets."""
 
 
 class Tabular(Problem):
@@ -88,9 +88,9 @@ class Tabular(Problem):
 
     Raises:
         DataError: no such file, or one that is no table; fewer than 20 rows; an unknown column or
-            kind; a column without a value, with one alone, or with too many levels; a column in
-            which every row has a level of its own; without ``split_seed``, a category of the test
-            rows that the training rows never have.
+            kind; a column without a value, with a single one, with too many levels, or with a
+            different level in every row; without ``split_seed``, a category that only test rows
+            have.
         ValueError: no ``data``, or ``columns`` of another form.
     """
 
@@ -138,7 +138,7 @@ class Tabular(Problem):
 
     @property
     def absolute_source(self) -> str:
-        """The file, the same from any folder, or the name."""
+        """The file with its absolute path, or the name."""
         source = str(self.source)
         return source if source in SHIPPED else str(Path(source).expanduser().resolve())
 
@@ -163,7 +163,7 @@ class Tabular(Problem):
         return codes[rows.train], codes[rows.validation], codes[rows.test]
 
     def check(self, data: Tensor, what: str) -> None:
-        """Check the shape alone: entries may be missing, and columns check the others."""
+        """Check the shape; entries may be missing, and columns check the others."""
         check_shape(data, self.event_shape, what)
 
     def network(self, inputs: int, outputs: int) -> nn.Module:
@@ -207,7 +207,7 @@ def _kinds(columns: str | None) -> dict[str, str]:
 
 
 def read_table(source: Path | str) -> DataFrame:
-    """A table by its file, .csv or .parquet, or by its name (DataError: none can be read)."""
+    """The table of a .csv or .parquet file, or of a name (DataError: it cannot be read)."""
     try:
         import pandas as pd
     except ImportError as error:

@@ -13,11 +13,10 @@ from pyro_mdm.networks import MLP
 
 
 class Toy(Problem):
-    """x ~ Σ_c w_c N(μ_c, 0.1² I), c = 1 … 8, with unequal weights so that no symmetry hides errors.
+    """Points x ~ Σ_c w_c N(μ_c, 0.1² I), c = 1 … 8, with unequal weights to break symmetries.
 
-    ``density.log_prob(x)`` is the exact log p(x), the ceiling of every bound: on average
-    ``density.log_prob(problem.test).mean()`` nats. 10,000 points in random order; every 10th is
-    test.
+    ``density.log_prob(x)`` is the exact log p(x), nats, which no bound exceeds on average. 10,000
+    points in random order; every 10th is test.
     """
 
     name = "toy"
@@ -46,6 +45,6 @@ class Toy(Problem):
         return MLP(inputs, hidden=128, depth=3, out_features=outputs)
 
     def load_context(self, name: str) -> Tensor:
-        """The nearest Gaussian to each point, which is all but surely its own."""
+        """The index of the nearest Gaussian to each point, almost surely its own."""
         means = self.density.component_distribution.mean
         return torch.cdist(self.load(), means).argmin(1)

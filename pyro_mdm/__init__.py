@@ -3,7 +3,7 @@
 The noising diffusion with its auxiliary variables is a guide, the reverse SDE is a model, and SVI
 maximizes the evidence lower bound over both at once.
 
-PyTorch is loaded with the first name that is asked for: the command ``pyro-mdm`` needs none.
+PyTorch is loaded at the first use of a name: the command ``pyro-mdm`` needs none.
 """
 
 from importlib import import_module

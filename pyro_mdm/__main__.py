@@ -1,11 +1,11 @@
-"""The command ``pyro-mdm``: the programs of a checkout, from any folder.
+"""The command ``pyro-mdm``, which runs the programs of a checkout from any folder::
 
     pyro-mdm train --model digits --guide cld
 
 or ``python -m pyro_mdm train …`` is ``python -m inference.train --model digits --guide cld`` in the
-checkout that this file lies in, where ``pip install -e .`` leaves it. Folders that are named or
-made, such as ``runs``, are those of the folder where it is called. The program has a Python of its
-own: it sets how threads wait before PyTorch is loaded, which this package does.
+checkout that contains this file, where ``pip install -e .`` leaves it. Relative paths, such as
+``runs``, are those of the current folder. The program runs in a Python process of its own: it sets
+how threads wait before PyTorch is loaded, which this package does.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PROGRAMS = (
 
 
 def main() -> None:
-    """Run the program that the first word names on the words after it."""
+    """Run the program that the first word names, with the remaining words as its arguments."""
     if not (ROOT / "setup.py").is_file() or not (ROOT / "inference" / "train.py").is_file():
         raise SystemExit(
             f"error: the programs are not in {ROOT}: pip installed the library without them. Get "
@@ -58,10 +58,10 @@ def main() -> None:
 
 
 def _run(command: list[str]) -> NoReturn:
-    """Run a command in place of this process where that can be, else end with its exit status.
+    """Run a command in place of this process where that is possible, else end with its exit status.
 
-    The folder where it is called is not searched for what Python and the programs import: it may
-    be somebody else's. A module that is named on the command line is also found there.
+    Python and the programs import nothing from the current folder, which may belong to somebody
+    else. A module that is named on the command line is also found there.
     """
     folders = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     paths = {"PYTHONPATH": os.pathsep.join(folders), "PYTHONSAFEPATH": "1"}

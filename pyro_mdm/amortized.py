@@ -1,4 +1,4 @@
-"""The names of :mod:`pyro_mdm.posteriors`, where they were before."""
+"""The names of :mod:`pyro_mdm.posteriors` at their former address."""
 
 from pyro_mdm import posteriors
 from pyro_mdm.posteriors import *  # noqa: F403

@@ -1,16 +1,16 @@
-r"""What is known of each datum beside itself, and how a network is told: labels, vectors, anything.
+r"""Contexts: what is known of each datum beside itself, and how a network is told it.
 
 A model of x given c is a :class:`~pyro_mdm.DiffusionModel` with a ``context``. c is the second
 argument of both programs, ``svi.step(x, c)``, so it may be a site of a program around them. The
-bound is then one on log p(x | c); nothing else changes, for the guide noises x alone. Models of
-data whose c is known, for samples and bounds, are those of :func:`~pyro_mdm.condition`.
+bound is then one on log p(x | c); nothing else changes, because the guide noises x alone. For
+samples and bounds at a known c, use :func:`~pyro_mdm.condition`.
 
-A network is told c as numbers, ``size`` of them: further channels of its inputs, the same for all
-pixels, which come last. A network of one's own that has an attribute ``context_size`` is called as
+A network receives c as ``size`` numbers: as further channels of its inputs after the others, the
+same for all pixels. A network of your own with an attribute ``context_size`` is called as
 ``network(inputs, log_snr, context)`` instead, with context (n, context_size).
 
-Not to know c is a context too (``unknown``), told as zeros. A network learns it where some data
-have it, or by ``dropout``, which hides c from a part of each batch. Then it is a model of x as
+An unknown c is a context too (``unknown``), given to the network as zeros. A network learns it from
+data without c, or by ``dropout``, which hides c in a part of each batch. Then it is a model of x as
 well, and samples can be guided (:class:`~pyro_mdm.samplers.Guided`; Ho & Salimans, "Classifier-Free
 Diffusion Guidance", 2022).
 """
@@ -39,13 +39,13 @@ __all__ = ["EncodedContext", "GivenContext", "Labels", "Vectors"]
 
 
 class GivenContext(Restorable, nn.Module, ABC):
-    """A context c of each datum, of shape (*batch, *shape), and what a network is told of it.
+    """A context c of each datum, of shape (*batch, *shape), and its encoding for a network.
 
     Args:
-        shape: of one c.
-        size: how many numbers the network is told.
-        dropout: the part of the data of which, in training, it is told that c is not known. Their
-            part of the objective is a bound on log p(x). At 0 all have to be known.
+        shape: shape of one c.
+        size: number of numbers that the network receives.
+        dropout: the part of the data whose c is hidden from the network in training. Their part of
+            the objective is a bound on log p(x). At 0 every c must be known.
 
     Raises:
         ValueError: a dropout that is not in [0, 1).
@@ -60,7 +60,7 @@ class GivenContext(Restorable, nn.Module, ABC):
     @property
     @abstractmethod
     def unknown(self) -> Tensor:
-        """The c that stands for one that is not known, (*shape)."""
+        """The value that stands for an unknown c, (*shape)."""
 
     @abstractmethod
     def known(self, context: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class GivenContext(Restorable, nn.Module, ABC):
 
     @abstractmethod
     def numbers(self, context: Tensor) -> Tensor:
-        """Numbers (n, size) that a network is told of known contexts (n, *shape)."""
+        """The encoding (n, size) of known contexts (n, *shape)."""
 
     def check(self, context: object) -> Tensor:
         """Contexts (*batch, *shape) as a tensor.
@@ -91,11 +91,10 @@ class GivenContext(Restorable, nn.Module, ABC):
         return f"({', '.join(['*batch', *map(str, self.shape)])})"
 
     def encode(self, context: object) -> Tensor:
-        """Numbers (*batch, size) that a network is told of contexts (*batch, *shape); 0 if unknown.
+        """The encoding (*batch, size) of contexts (*batch, *shape); 0 for an unknown one.
 
         Raises:
-            TypeError, ValueError: contexts that there cannot be; one that is not known, without
-                dropout.
+            TypeError, ValueError: invalid contexts; an unknown one without dropout.
         """
         c = self.check(context)
         batch = c.shape[: c.dim() - len(self.shape)]
@@ -105,19 +104,19 @@ class GivenContext(Restorable, nn.Module, ABC):
             raise ValueError(
                 f"the context of {int((~known).sum())} of {len(flat)} data is not known, and the "
                 f"network always knew it; make the model with {type(self).__name__}(…, "
-                "dropout=0.1) and train it so"
+                "dropout=0.1) and train it again"
             )
         safe = torch.where(known.reshape(-1, *[1] * len(self.shape)), flat, torch.zeros_like(flat))
         told = self.numbers(safe)
         if told.shape != (len(flat), self.size):
             raise ValueError(
-                f"what is told of {len(flat)} contexts has shape {tuple(told.shape)}, expected "
+                f"the numbers of {len(flat)} contexts have shape {tuple(told.shape)}, expected "
                 f"({len(flat)}, {self.size}); give {type(self).__name__} the size of its encoder"
             )
         return (told * known.unsqueeze(-1).to(told)).reshape(*batch, self.size)
 
     def drop(self, told: Tensor) -> Tensor:
-        """Numbers (n, size) of contexts, with those of a part ``dropout`` of the data at 0."""
+        """Encodings (n, size) with a random part ``dropout`` of the rows set to 0."""
         if not self.dropout:
             return told
         u = randomness.uniform((len(told), 1), told.dtype, told.device)
@@ -128,7 +127,7 @@ class GivenContext(Restorable, nn.Module, ABC):
 
 
 class Labels(GivenContext):
-    """Labels of ``num_classes`` classes, whole numbers 0, 1, …; -1 where one is not known.
+    """Labels of ``num_classes`` classes, whole numbers 0, 1, …; -1 for an unknown one.
 
     Args:
         num_classes: at least 2.
@@ -181,14 +180,14 @@ class Labels(GivenContext):
 
 
 class Vectors(GivenContext):
-    """A vector of real numbers, told in units of its standard deviation; NaN if not known.
+    """Vectors of real numbers, encoded in units of their standard deviation; NaN if unknown.
 
     Args:
-        mean, scale: what counts as 0 and as 1, each (m,).
+        mean, scale: those of the encoding (c - mean) / scale, each (m,).
         dropout: see :class:`GivenContext`.
 
     Raises:
-        ValueError: means and scales of another shape, or not positive.
+        ValueError: means and scales of another shape, or scales that are not positive.
     """
 
     mean: Tensor
@@ -207,7 +206,7 @@ class Vectors(GivenContext):
 
     @classmethod
     def fit(cls, contexts: Tensor, dropout: float = 0.0) -> Vectors:
-        """Vectors by mean and scale of training data's, (n, m); rows with NaN are left out."""
+        """Vectors with the mean and scale of contexts (n, m); rows with NaN are left out."""
         rows = real_tensor("contexts", contexts, "vectors (n, m) of training data")
         rows = rows[rows.isfinite().flatten(1).all(1)] if rows.dim() > 1 else rows
         if rows.dim() != 2 or len(rows) < 2:
@@ -237,15 +236,15 @@ class Vectors(GivenContext):
 
 
 class EncodedContext(GivenContext):
-    """A context of any shape, told by an encoder of one's own, which is trained with the model.
+    """Contexts of any shape, encoded by a module of your own, which is trained with the model.
 
     Args:
         encoder: a module of contexts (n, *shape), which returns (n, size).
-        size: how many numbers it returns.
-        shape: of one context.
-        dropout: see :class:`GivenContext`. A context that is not known is NaN, or -1 where contexts
-            are whole numbers, in all its entries.
-        whole: whether contexts are whole numbers, as tokens are.
+        size: number of numbers that it returns.
+        shape: shape of one context.
+        dropout: see :class:`GivenContext`. An unknown context is NaN, or -1 where contexts are
+            whole numbers, in all its entries.
+        whole: whether contexts are whole numbers, such as tokens.
     """
 
     def __init__(

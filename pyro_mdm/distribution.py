@@ -1,4 +1,4 @@
-"""A trained model as a distribution, for somebody else's Pyro program."""
+"""A trained model as a distribution, for use in any Pyro program."""
 
 from __future__ import annotations
 
@@ -40,53 +40,51 @@ _STEPS: WeakKeyDictionary[DiffusionModel, int] = WeakKeyDictionary()
 
 
 class MDM(TorchDistribution):
-    r"""The data that a model generates, ``pyro.sample("x", MDM(model))``: a prior of a program.
+    r"""The distribution of the data that a model generates: a prior, ``pyro.sample("x",
+    MDM(model))``.
 
-    ``sample`` runs the model's sampler and decoder. ``rsample`` does so with derivatives by the
-    model's parameters (at the times of the sampler's grid as they are), where the sampler is the
-    library's and the decoder has ``rsample``. Pyro then draws by it, with the graph of every
-    network call, unless the model is frozen.
-    ``log_prob`` is differentiable in x and in the model. There are three methods:
+    ``sample`` runs the model's sampler and decoder. ``rsample`` does so with derivatives in the
+    model's parameters (for a fixed grid of the sampler's times), where the sampler is the library's
+    and the decoder has ``rsample``. Pyro then draws by it, with the graph of every network call,
+    unless the model is frozen. ``log_prob`` is differentiable in x and in the model. There are
+    three methods:
 
     - ``"flow"``: the density of the probability-flow ODE, from ``draws`` draws of y_ε in ± pairs,
       with exact divergences. The default for a denoiser of at most :data:`MOST` continuous
-      dimensions. The draws are fixed and the same for every datum, so that it is one function of x,
-      which HMC and NUTS can walk on. The ODE takes Runge-Kutta steps of four network calls, with d
+      dimensions. The draws are fixed and the same for every datum, so it is one function of x, as
+      HMC and NUTS need. The ODE takes Runge–Kutta steps of four network calls, with d
       derivatives each: 8 steps, or 16, 32 or 64 where samples of the model show that fewer are not
       enough.
     - ``"elbo"``: the mean of ``draws`` estimates of the evidence lower bound, all in one call. The
-      default for all else. Its error is several nats with one draw, and falls as 1/√draws.
-    - ``"importance"``: the log of the mean of ``draws`` weights of paths on a grid, a call for each
-      step of each: a bound for the chain on that grid, tighter the more there are.
+      default otherwise. Its error is several nats with one draw, and falls as 1/√draws.
+    - ``"importance"``: the log of the mean of ``draws`` weights of paths on a grid, with a network
+      call for each step of each: a bound for the chain on that grid, tighter with more draws.
 
     The last two are lower bounds in expectation over draws, which are fresh at every call, so that
-    a variational bound that they are part of stays a bound. A seed fixes them.
+    a variational bound that they are part of stays a bound. A seed fixes them. Entries of x that
+    are NaN are missing, as for :func:`~pyro_mdm.bound`: ``"elbo"`` bounds the density of the
+    others, if the denoiser has maps. With a context the distribution is conditional, ``MDM(model,
+    context=c)``, and c may be a site of the program, even an enumerated one.
 
     Args:
         model: a trained model in continuous time; put it in eval mode and freeze it,
             ``model.eval().requires_grad_(False)``, if it is not to be trained further.
-        method: of ``log_prob``; None for the default.
-        draws: for each datum; by default 2 of ``"flow"``, else 1.
-        seed: fixes the draws, the same for every datum, and then the model is evaluated in eval
-            mode. None: 0 for ``"flow"``, other draws at every call for bounds.
-        times: of the grid of ``"importance"``, a number or the times from ε to T; by default those
-            of a model that is a chain, else 65.
-        solver: of the ODE of ``"flow"``; by default as above for a denoiser, and an adaptive one
+        method: method of ``log_prob``; None for the default.
+        draws: number of draws for each datum; by default 2 for ``"flow"``, else 1.
+        seed: fixes the draws, the same for every datum, and evaluates the model in eval mode. None:
+            0 for ``"flow"``, fresh draws at every call for bounds.
+        times: grid of ``"importance"``, a number or the times from ε to T; by default those of a
+            model that is a chain, else 65.
+        solver: solver of the ODE of ``"flow"``; by default as above for a denoiser, and adaptive
             for another score.
-        batch_shape: as of any distribution, broadcast with that of the contexts.
-        context: of a model that has one, see :mod:`pyro_mdm.contexts`: of all data, (*shape), or of
-            each, (*batch_shape, *shape).
+        batch_shape: as for any distribution, broadcast with that of the contexts.
+        context: for a model with contexts (:mod:`pyro_mdm.contexts`): one for all data, (*shape),
+            or one for each, (*batch_shape, *shape).
 
     Raises:
-        TypeError, ValueError: no model, a method that there is not, options of another method,
-            ``"importance"`` of a diffusion without a closed form, another method of a chain on a
-            grid. ``log_prob`` under HMC or NUTS: draws that are not fixed.
-
-    Entries of x that are NaN are missing, as for :func:`~pyro_mdm.bound`: the density of what is
-    there is bounded by ``"elbo"``, if the denoiser is told maps.
-
-    With a context it is a conditional distribution, ``MDM(model, context=c)``, and c may be a site
-    of the program, enumerated ones included.
+        TypeError, ValueError: an object that is no model, an unknown method, options of another
+            method, ``"importance"`` of a diffusion without a closed form, another method of a chain
+            on a grid. ``log_prob`` under HMC or NUTS: draws that are not fixed.
 
     Example:
         >>> import pyro, torch
@@ -133,18 +131,18 @@ class MDM(TorchDistribution):
             method = method or "flow"
         self._asked = (method, draws, seed, times, solver)
         number = 1 if draws is None else draws
-        Estimator(model, method or "elbo", number, seed, times, solver)  # refused if it has to be
+        Estimator(model, method or "elbo", number, seed, times, solver)  # for its errors
 
     @cached_property
     def method(self) -> Method:
-        """The method of ``log_prob``: the one that was asked for, or the default."""
+        """The method of ``log_prob``: the given one, or the default."""
         asked: Method | None = self._asked[0]
         return asked or ("flow" if self._flows else "elbo")
 
     @cached_property
     def _flows(self) -> bool:
-        """Whether few steps of the flow of z have the density: a denoiser of continuous data, few
-        of them, of all dimensions, over a diffusion that sees no data."""
+        """Whether few steps of the flow of z give the density: a denoiser of few continuous
+        dimensions, all of them counted, over a diffusion that does not see the data."""
         score, diffusion = self.model.score_function, self.model.diffusion
         plain = {Cap.READOUT, Cap.OWN_DRIFT, Cap.NO_CONTEXT} <= diffusion.caps
         if not score.denoises or not plain or math.prod(self.event_shape) > MOST:
@@ -153,7 +151,7 @@ class MDM(TorchDistribution):
         return not some and not self.support.is_discrete
 
     def _estimator(self, model: DiffusionModel, method: Method) -> Estimator:
-        """The estimator of log p(x) under the model, with what was asked for."""
+        """The estimator of log p(x) under the model, with the given options."""
         _, draws, seed, times, solver = self._asked
         draws = DRAWS.get(method, 1) if draws is None else draws
         if method == "flow":
@@ -164,7 +162,7 @@ class MDM(TorchDistribution):
 
     @property
     def _steps(self) -> int:
-        """The steps of the flow: as few as twice as many agree with, at samples and between them.
+        """The fewest steps of the flow that agree with twice as many, at samples and between them.
 
         They are counted once for each model.
         """
@@ -173,7 +171,7 @@ class MDM(TorchDistribution):
             devices = [device] if device is not None and device.type == "cuda" else []
             with torch.random.fork_rng(devices), evaluating(self.model):
                 torch.manual_seed(0)
-                told = self.model.score_function.told  # of each of some data, or of any
+                told = self.model.score_function.told  # one for each of some data, or one for all
                 rows = 16 if told is None or told.dim() == 1 else len(told.flatten(0, -2))
                 x = self.sample((max(2, rows // math.prod(self.batch_shape)),))
                 part = torch.rand(2, len(x), *[1] * (x.dim() - 1), dtype=x.dtype).to(x.device)
@@ -210,7 +208,7 @@ class MDM(TorchDistribution):
 
     @constraints.dependent_property
     def support(self) -> Any:
-        """The decoder's support: levels are discrete."""
+        """The decoder's support, which is discrete for levels."""
         return self._decoded.support
 
     def expand(self, batch_shape: Sequence[int], _instance: MDM | None = None) -> MDM:
@@ -220,14 +218,14 @@ class MDM(TorchDistribution):
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
-        """Whether samples have derivatives by the model's parameters."""
+        """Whether samples have derivatives in the model's parameters."""
         if not isinstance(self.model.sampler, Sampler) or self.model.times is not None:
             return False
         return bool(self._decoded.has_rsample)
 
     @cached_property
     def _decoded(self) -> Any:
-        """The decoder's distribution of one datum, at the state 0."""
+        """The decoder's distribution of one datum, at state 0."""
         K, device = self.model.diffusion.num_variables, tensor_device(self.model)
         y = torch.zeros(1, K, *self.event_shape, dtype=self.model.bound_score.dtype)
         latent = self.model.diffusion.context
@@ -240,11 +238,11 @@ class MDM(TorchDistribution):
             return self._decoder(model, y.to(device), context)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Data as of :meth:`sample`, with the graph of every network call of the sampler."""
+        """Data as from :meth:`sample`, with the graph of every network call of the sampler."""
         if not self.has_rsample:
             raise NotImplementedError(
-                f"{describe(self.model.sampler)} and {describe(self.model.likelihood)} draw what "
-                "has no derivative; use sample, or a density as the decoder and a sampler of "
+                f"samples of {describe(self.model.sampler)} and {describe(self.model.likelihood)} "
+                "have no derivative; use sample, or a density as the decoder and a sampler of "
                 "pyro_mdm.samplers"
             )
         lead = (*sample_shape, *self.batch_shape)
@@ -283,9 +281,9 @@ class MDM(TorchDistribution):
         """log p(value), or a lower bound on it, (*batch), nats; see the class.
 
         Raises:
-            ValueError: data of another shape, missing entries of a denoiser without maps, and under
-                HMC or NUTS as the class says.
-            TypeError: missing entries, and a score that cannot leave out dimensions.
+            ValueError: data of another shape, missing entries for a denoiser without maps, and
+                draws that are not fixed under HMC or NUTS.
+            TypeError: missing entries for a score that cannot leave out dimensions.
         """
         event_dim = len(self.event_shape)
         if value.shape[max(value.dim() - event_dim, 0) :] != self.event_shape:
@@ -323,7 +321,7 @@ class MDM(TorchDistribution):
 
 
 def _under_hmc() -> bool:
-    """Whether Pyro's MCMC asks, which only the stack of calls tells."""
+    """Whether Pyro's MCMC is the caller, which only the call stack tells."""
     frame = inspect.currentframe()
     while frame is not None:
         if frame.f_globals.get("__name__", "").startswith("pyro.infer.mcmc"):

@@ -52,9 +52,9 @@ Site = Mapping[str, Any]
 class ELBOTerms:
     """One estimate of the bound per datum, by term; each field (batch,), nats.
 
-    ``terms.items()`` gives the terms and the whole by name, e.g. for TensorBoard:
-    ``for name, value in terms.items(): writer.add_scalar(name, value.mean(), step)``. Printed are
-    means over the batch with their standard errors.
+    ``terms.items()`` gives the terms and their total by name, e.g. for TensorBoard: ``for name,
+    value in terms.items(): writer.add_scalar(name, value.mean(), step)``. Its text has the means
+    over the batch with their standard errors.
     """
 
     reconstruction: Tensor  # E log p(x | y_ε)
@@ -70,8 +70,8 @@ class ELBOTerms:
         return self.reconstruction - self.prior_kl - self.diffusion - self.context
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
-        """reconstruction, prior_kl, diffusion, context if that is not 0, and elbo by name, each
-        (batch,), nats."""
+        """The terms by name, each (batch,), nats: the fields, without a context that is 0, and
+        elbo."""
         names = [*TERMS, "elbo"] if bool((self.context == 0).all()) else [*ALL_TERMS, "elbo"]
         return ((name, getattr(self, name)) for name in names)
 
@@ -84,7 +84,7 @@ class ELBOTerms:
 
 
 class MDM_ELBO(ELBO):
-    """The bound with one network call per step and low-discrepancy log SNRs.
+    """The evidence lower bound, with one network call per step and low-discrepancy log SNRs.
 
     Use it where Pyro takes an ELBO, ``SVI(model, guide, optim, loss=MDM_ELBO())``, or as a module
     for torch optimizers, ``loss = MDM_ELBO()(model, guide); loss(x).backward()``.
@@ -94,28 +94,27 @@ class MDM_ELBO(ELBO):
     Any other latent site contributes
 
     - its KL divergence, if one is registered, model and guide scale and mask it alike, and no
-      earlier site of the model comes later in the guide (then the model's law may depend on what
-      the guide draws given this site, and the closed form would be wrong);
+      earlier site of the model comes later in the guide (otherwise the model's law may depend on a
+      later draw of the guide, and the closed form would be wrong);
     - else log p - log q at its draw.
 
     Sites that are not reparameterized have score-function gradients, with the costs of other
     elements of a shared plate left out, as in :class:`~pyro.infer.Trace_ELBO`. With one particle, a
     discrete context of a :class:`DiffusionGuide` is drawn twice, with the same noise along the
     path: the loss is the average of both bounds, and the costs of each are less those of the other
-    (leave-one-out, Kool et al. 2019), so that only what the context changes is left in them. Sites
-    of the guide that are marked ``is_auxiliary`` contribute -log q. Nothing is enumerated.
+    (leave-one-out, Kool et al. 2019), so that only the effect of the context remains. Sites of the
+    guide that are marked ``is_auxiliary`` contribute -log q. Nothing is enumerated.
 
     Args:
-        decoder: False for the paper's training loss, without the decoder's term: instead of
-            E log p(x | y_ε) the bound then has -H[q(y_ε | x)] + H[q(v_0)], as if y_ε itself were
-            the data (theory: log p(y_ε) less log q(v_0)). The observed sites, one for each path,
-            do not count then. Linear diffusions only.
-        args, kwargs: as of :class:`pyro.infer.ELBO`.
+        decoder: False for the paper's training loss, without the decoder's term: in place of E log
+            p(x | y_ε) the bound has -H[q(y_ε | x)] + H[q(v_0)], as if y_ε itself were the data.
+            Observed sites, one for each path, then do not count. Linear diffusions only.
+        args, kwargs: those of :class:`pyro.infer.ELBO`.
 
     Raises:
         ValueError: ``decoder=False`` for a diffusion that is simulated or for a program with other
-            observed sites; a site that only one of the programs has, that asks for enumeration, or
-            a path that they scale or mask differently.
+            observed sites; a site that only one of the programs has or that asks for enumeration; a
+            path that the programs scale or mask differently.
     """
 
     def __init__(self, *args: Any, decoder: bool = True, **kwargs: Any) -> None:
@@ -125,7 +124,7 @@ class MDM_ELBO(ELBO):
     def differentiable_loss(
         self, model: Program, guide: Program, *args: Any, **kwargs: Any
     ) -> Tensor:
-        """The loss as a scalar tensor that carries gradients."""
+        """The loss as a scalar tensor with gradients."""
         several = self.num_particles > 1 or not torch.is_grad_enabled()
         with shared_ends():
             if isinstance(guide, DiffusionGuide) and guide.is_paired and not several:
@@ -171,7 +170,7 @@ class MDM_ELBO(ELBO):
         return [self._loss(one, ours, theirs), self._loss(other, theirs, ours)]
 
     def _loss(self, guide_trace: Trace, terms: list[_Term], baseline: list[_Term]) -> Tensor:
-        """The negative bound by its terms; those of another draw are a baseline for gradients."""
+        """The negative bound from its terms; those of another draw are a baseline for gradients."""
         loss: Tensor | float = 0.0
         for term in terms:
             if is_validation_enabled():
@@ -215,7 +214,7 @@ def _terms(model_trace: Trace, guide_trace: Trace, decoder: bool = True) -> Iter
 
 
 def _latent(name: str, model_trace: Trace, guide_trace: Trace) -> _Term:
-    """-KL(q ‖ p) of a latent site in closed form, where that is right, or at its draw."""
+    """-KL(q ‖ p) of a latent site, in closed form where that is right, else at its draw."""
     p: Site = model_trace.nodes[name]
     q: Site = guide_trace.nodes[name]
     alike = all(_same(q[what], p[what]) for what in ("scale", "mask"))
@@ -227,7 +226,7 @@ def _latent(name: str, model_trace: Trace, guide_trace: Trace) -> _Term:
 
 
 def _minus_log_q(site: Site) -> Tensor:
-    """-log q at the draw, scaled and masked; of its gradient, the part that reparameterizes."""
+    """-log q at the draw, scaled and masked, with the reparameterized part of its gradient."""
     parts = _score_parts(site)
     rest = torch.as_tensor(parts.log_prob - parts.entropy_term).detach()
     return -(parts.entropy_term + rest)
@@ -259,7 +258,7 @@ def _score_function_gradient(
 
 
 def site_divergence(guide_site: Site, model_site: Site) -> PathKL | None:
-    """The divergence of the laws of a path, by part, or None for a site of another kind."""
+    """The divergence of the laws of a path, by part; None for a site of another kind."""
     q, p = guide_site["fn"], model_site["fn"]
     if isinstance(q, NoisingLaw) and isinstance(p, GenerativeLaw):
         return path_divergence(q, p, guide_site["value"])
@@ -294,7 +293,7 @@ def run_programs(
 
 
 def check_programs(model: object, guide: object) -> None:
-    """Raises if two programs are swapped or, as far as they tell, over different diffusions."""
+    """Raises if two programs are swapped or, as far as can be told, over different diffusions."""
     if isinstance(model, DiffusionGuide) or isinstance(guide, DiffusionModel):
         raise TypeError(
             f"model is {describe(model)} and guide {describe(guide)}: they are swapped; the model "
@@ -313,7 +312,7 @@ def check_programs(model: object, guide: object) -> None:
 
 
 def check_sites(model_trace: Trace, guide_trace: Trace) -> None:
-    """Refuse programs whose sites do not match."""
+    """Raises ValueError for programs whose sites do not match."""
     for name, site in _samples(model_trace):
         if site["is_observed"] and name in guide_trace.nodes:
             raise ValueError(
@@ -415,14 +414,14 @@ def elbo_terms(model: Program, guide: Program, *args: Any, **kwargs: Any) -> ELB
     """One estimate of the bound of each datum, by term: ``elbo_terms(model, guide, x)``.
 
     It is differentiable, and as noisy as a step of training. For numbers, averaged over draws and
-    data in batches, with standard errors and without gradients, see :func:`pyro_mdm.bound`.
+    data in batches, with standard errors and without gradients, use :func:`pyro_mdm.bound`.
 
-    A latent site named ``"context"`` contributes its divergence as that term; gradients of one that
-    is not reparameterized are :class:`MDM_ELBO`'s alone.
+    A latent site named ``"context"`` contributes its divergence as that term. If it is not
+    reparameterized, only :class:`MDM_ELBO` has its gradients.
 
-    Of a simulated path ``prior_kl`` is :func:`~pyro_mdm.paths.arrival`, from a path of its own
-    to T, and ``diffusion`` all else of the divergence; where paths arrive at the prior they mean
-    what they mean for a linear diffusion.
+    For a simulated path ``prior_kl`` is :func:`~pyro_mdm.paths.arrival`, from a path of its own to
+    T, and ``diffusion`` is the rest of the divergence. Where paths arrive at the prior, both mean
+    the same as for a linear diffusion.
 
     Returns:
         :class:`ELBOTerms`, each (batch,), nats, without the scale of a plate.

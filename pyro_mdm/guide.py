@@ -1,4 +1,4 @@
-"""The inference program: the noising diffusion started at the data."""
+"""The guide: the noising diffusion started at the data."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ __all__ = ["DiffusionGuide"]
 
 
 class DiffusionGuide(Registered):
-    """``path ~ q(path | x)`` in a plate of the batch, as the model's.
+    """The noising program ``path ~ q(path | x)``, in a plate of the batch like the model's.
 
-    The law of the path is in closed form (:class:`~pyro_mdm.paths.NoisingPath`) if the diffusion
+    The law of the path is in closed form (:class:`~pyro_mdm.paths.NoisingPath`) where the diffusion
     has one, as linear ones do, and simulated otherwise (:class:`~pyro_mdm.paths.SimulatedPath`).
 
     Args:
         diffusion: the noising diffusion, the same object as the model's.
         times: as the model's: None for the state at ε alone, a number N or (N,) times for a grid.
-        simulation: how paths of a nonlinear diffusion are simulated; the diffusion's by default.
+        simulation: settings for simulating a nonlinear diffusion; the diffusion's by default.
         plate: name of its own plate of the batch, the model's too.
-        event_dim: number of dimensions of a datum, all of x's but the first by default: for data
-            that have sizes of outer plates before the batch's.
+        event_dim: number of dimensions of a datum, all of x's but the first by default; for data
+            with sizes of outer plates before the batch's.
 
     Raises:
-        TypeError: no diffusion, e.g. a model or a class.
-        ValueError: a simulation of what is known in closed form. On call: no data, or data that
+        TypeError: an object that is no diffusion, e.g. a model or a class.
+        ValueError: a simulation for a diffusion in closed form. On call: no data, or data that
             :class:`DiffusionModel` refuses too.
 
     Site: ``"path"``, (*batch, N, K, *event_shape); before it ``"context"`` ~ q(c | x), (*batch,
@@ -68,8 +68,8 @@ class DiffusionGuide(Registered):
 
     @property
     def is_paired(self) -> bool:
-        """Whether gradients of a draw of the guide need a second draw as their baseline, see
-        :class:`~pyro_mdm.MDM_ELBO`."""
+        """Whether gradients of a draw need a second draw as baseline
+        (:class:`~pyro_mdm.MDM_ELBO`)."""
         context = self.diffusion.context
         return context is not None and not context.reparameterized
 
@@ -89,10 +89,10 @@ class DiffusionGuide(Registered):
         batch_size: int | None = None,
         num_data: int | None = None,
     ) -> Tensor:
-        """Noise x (batch, *event_shape); returns the path.
+        """The path of noised data x (batch, *event_shape), for the model's arguments.
 
-        Takes the model's arguments. The contexts that the model is given have no part in the noise.
-        An entry of x that is NaN is missing and noised as 0; the model leaves it out, or refuses.
+        Contexts given to the model do not affect the noise. An entry of x that is NaN is missing
+        and noised as 0; the model leaves it out or raises.
         """
         self.register()
         if x is None:

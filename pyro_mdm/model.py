@@ -1,4 +1,4 @@
-r"""The generative program: the reverse SDE from N(0, Σ_π) to y_ε, then x ~ p(x | y_ε)."""
+r"""The generative program: the reverse SDE from the prior to y_ε, then x ~ p(x | y_ε)."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ __all__ = ["DiffusionModel", "check_diffusion", "check_times", "leaving_out"]
 
 
 class DiffusionModel(Registered):
-    r"""``y_ε ~`` reverse SDE, ``x ~ p(x | y_ε)``, in a plate of the batch, for any diffusion.
+    r"""The generative program: ``y_ε ~`` reverse SDE, ``x ~ p(x | y_ε)``, for any diffusion.
 
     The plate of the batch is at dim -1. It is the program's own, ``plate(name, n)``, unless the
     program is called inside one: ``with pyro.plate("N", n, subsample_size=16) as i: model(x[i])``.
-    Plates at other dims go around it, and every datum is then in each of their elements.
+    Plates at other dims go around it, and each of their elements then has all data.
 
     Args:
         diffusion: the noising diffusion that is reversed; the guide is built over the same object.
@@ -54,19 +54,20 @@ class DiffusionModel(Registered):
         likelihood: p(x | y_ε), the score's own decoder by default.
         event_shape: shape of one datum, (features,) or (C, *spatial); that of the score by default,
             if it was fitted to data. Scalars have the shape (1,).
-        sampler: simulates the generative SDE when the path is not given,
-            by default :func:`~pyro_mdm.samplers.default_sampler`, which takes 25 network calls with
-            a denoiser.
+        sampler: integrator of the generative SDE, for a path that is not given; by default
+            :func:`~pyro_mdm.samplers.default_sampler`, which takes 25 network calls with a
+            denoiser.
         times: None for the continuous-time law seen at ε; a number N, or (N,) times from ε to T,
-            for the Markov chain on that grid (its density is exact, so importance weights are).
+            for the Markov chain on that grid (its density is exact, and so are its importance
+            weights).
         plate: name of its own plate of the batch, the guide's too.
-        context: of a model of x given c, see :mod:`pyro_mdm.contexts`; None for a model of x.
+        context: for a model of x given c, see :mod:`pyro_mdm.contexts`; None for a model of x.
 
     Raises:
         TypeError: parts of another kind, swapped, or classes instead of objects.
-        ValueError: a network that is told contexts of another size, or none that the model has, or
-            the reverse; a context of a diffusion that has a latent one; an event shape that no
-            network takes or that is not the score's, none at all, or a chain of a diffusion without
+        ValueError: a network whose contexts have another size than the model's, or only one of the
+            two with contexts; a given context together with a latent one; an event shape that does
+            not fit the network or the score, or none at all; a chain of a diffusion without
             closed-form kernels. On call: data of another shape or precision than the network's, on
             another device, empty or not finite; a context that is missing, or of other data; a
             start time whose noise the precision does not resolve.
@@ -132,19 +133,19 @@ class DiffusionModel(Registered):
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write ``config.json`` and ``model.safetensors``, which :meth:`from_pretrained` reads.
 
-        All of the model is in them: diffusion, score, network, likelihood and sampler. Other files
+        They contain the whole model: diffusion, score, network, likelihood and sampler. Other files
         of the folder are left alone; both are complete on the disk before either replaces an
         earlier one. Nothing is pickled.
 
         Raises:
-            PretrainedError: something without a name, such as a lambda, or two classes of one name;
-                a model of data whose context is given.
-            OSError: the files cannot be written; earlier ones are as they were.
+            PretrainedError: a part without a name, such as a lambda, two classes of one name, or a
+                model conditioned on given contexts.
+            OSError: the files cannot be written; earlier ones are unchanged.
         """
         if self.score_function.told is not None:
             raise PretrainedError(
-                "this is the model of data whose context is given, expected that of any context; "
-                "save the model that was conditioned, and condition it when it is read"
+                "the model is conditioned on a given context, expected one for any context; save "
+                "the model before condition(…), and condition it again after loading"
             )
         save_folder(self, folder)
 
@@ -155,21 +156,21 @@ class DiffusionModel(Registered):
         """The model that :meth:`save_pretrained` wrote, on the CPU and in eval mode.
 
         Its guide is ``DiffusionGuide(model.diffusion)``, with ``model.times`` for a chain. The
-        folder of a training run, with the averaged weights, opens likewise, and so does a trained
-        model of the repository by its name, such as ``"digits"``, where the library is installed
-        from a checkout. No code is run from the folder.
+        folder of a training run opens too, with the averaged weights. So does a trained model of
+        the repository by its name, such as ``"digits"``, where the library is installed from a
+        checkout. No code is run from the folder.
 
         Args:
             folder: with ``config.json`` and ``model.safetensors``, or the name of a trained model.
-            classes: what is not of this library, by name: a class, a function that makes an object,
-                or (once) the object itself, whose parameters are replaced; functions of the state
-                as they are. A class that inherits from one of this library's is called with the
-                arguments that it had, any other class without any. A class of this library that
-                this version does not have is named here too, and called like the former.
+            classes: parts that are not of this library, by name: a class, a function that makes an
+                object, or (once) the object itself, whose parameters are replaced; functions of the
+                state as they are. A class that inherits from one of this library's is called with
+                its recorded arguments, any other class without any. A class of this library that
+                this version lacks may be named here too, and is called with its recorded arguments.
 
         Raises:
-            PretrainedError: no such folder, one that is damaged, of a newer format, or of something
-                else; a name that is not in ``classes``, or stands for something that does not fit.
+            PretrainedError: no such folder, or one that is damaged, of a newer format, or of
+                something else; a name that is missing in ``classes``, or whose value does not fit.
 
         Example:
             >>> from tempfile import TemporaryDirectory
@@ -192,7 +193,7 @@ class DiffusionModel(Registered):
 
     @property
     def bound_score(self) -> BoundScore:
-        """``score(y, s)`` and ``denoise(y, s)`` together, as samplers take them."""
+        """``score(y, s)`` and ``denoise(y, s)`` in one object, as samplers take them."""
         return BoundScore(self.diffusion, self.score_function)
 
     def log_prob(self, x: Tensor, *, method: Method = "elbo", **options: Any) -> Tensor:
@@ -213,13 +214,13 @@ class DiffusionModel(Registered):
         return Estimator(present, method, **options)(x)
 
     def for_present(self, x: Tensor) -> tuple[DiffusionModel, Tensor]:
-        """The model of the entries of x (*batch, *event_shape) that are there, and x with 0 for
-        those that are missing, NaN: they are left out, so that its bound is one on the density of
-        what is there. Itself where nothing is missing.
+        """The model of the entries of x (*batch, *event_shape) that are present, and x with 0 for
+        missing ones (NaN). Its bound is one on the density of the present entries. It is the
+        model itself where none is missing.
 
         Raises:
             TypeError: a score that cannot leave out a dimension, see :func:`leaving_out`.
-            ValueError: paths of a datum that are led by all of its dimensions.
+            ValueError: a diffusion whose paths depend on all dimensions of a datum.
         """
         missing = x.isnan()
         if not bool(missing.any()):
@@ -229,8 +230,7 @@ class DiffusionModel(Registered):
         return leaving_out(self.score_function, self, flat), torch.where(missing, 0, x)
 
     def path_law(self, context: Tensor | None = None) -> GenerativePath | GenerativeChain:
-        """The law of the generative path of one datum, or of data with latent contexts
-        (*batch, size)."""
+        """The law of the generative path of one datum, or of data with contexts (*batch, size)."""
         self._check_given()
         if self.times is None:
             diffusion, score = self.given(context)
@@ -239,14 +239,16 @@ class DiffusionModel(Registered):
         return GenerativeChain(self.diffusion, self.score_function, self.event_shape, times)
 
     def given_context(self, context: object, *, drop: bool = False) -> DiffusionModel:
-        """The model of data with these contexts, (*shape) of one or (*batch, *shape), with the
-        parameters of this one; itself for None.
+        """The model of data with these contexts, (*shape) or (*batch, *shape); itself for None.
+
+        Parameters are shared.
 
         Args:
-            drop: hide them from a part of the data, as training does; one for all is not hidden.
+            drop: whether to hide them from a part of the data, as training does; one for all is not
+                hidden.
 
         Raises:
-            TypeError, ValueError: contexts that there cannot be, or of a model that has none.
+            TypeError, ValueError: invalid contexts, or a model without contexts.
         """
         if context is None:
             return self
@@ -261,7 +263,7 @@ class DiffusionModel(Registered):
         """Contexts (*batch, *shape) as a tensor.
 
         Raises:
-            TypeError, ValueError: contexts that there cannot be, or of a model that has none.
+            TypeError, ValueError: invalid contexts, or a model without contexts.
         """
         if self.context is None:
             known = self.score_function.told is not None
@@ -274,22 +276,22 @@ class DiffusionModel(Registered):
         return self.context.check(context)
 
     def for_rows(self, rows: Tensor) -> DiffusionModel:
-        """The model of the data of these indices (m,), where it differs between data; else itself.
+        """The model of the data at indices (m,), where it differs between data; else itself.
 
-        For a model whose context, or what is observed, is given for each of n data.
+        It differs where contexts or observations are given for each of n data.
         """
         score = self.score_function.for_rows(rows)
         return self if score is self.score_function else replace(self, score_function=score)
 
     def given(self, context: Tensor | None) -> tuple[Any, Any]:
-        """Diffusion and score of data with latent contexts (*batch, size); as they are for None."""
+        """Diffusion and score of data with latent contexts (*batch, size); for None the model's."""
         if context is None:
             return self.diffusion, self.score_function
         return self.diffusion.given(context), self.score_function.given_context(context)
 
     def drawn(self, n: int) -> tuple[Any, BoundScore]:
-        """Diffusion and ``bound_score`` for samplers of n data: where they depend on a context,
-        those of contexts drawn from its prior."""
+        """Diffusion and ``bound_score`` for samples of n data, with latent contexts drawn from
+        their prior, if there are any."""
         drawn, score = self.diffusion.for_samples(n), self.score_function
         if drawn.context is not None:
             score = score.given_context(drawn.context)
@@ -308,10 +310,10 @@ class DiffusionModel(Registered):
         Args:
             x: data (batch, *event_shape), or None to generate. Inside plates at dims -2, … it may
                 have their sizes before the batch's. Entries that are NaN are missing: a denoiser
-                that is told maps leaves them out (:meth:`for_present`), others refuse them.
-            given: the contexts of these data, (batch, *shape), or one for all, (*shape), where the
-                model has a context. In training mode those of given data are hidden from a part of
-                them (:class:`~pyro_mdm.contexts.GivenContext`).
+                with maps leaves them out (:meth:`for_present`), others raise.
+            given: for a model with a context, the contexts of these data, (batch, *shape), or one
+                for all, (*shape). In training mode they are hidden from a part of the given data
+                (:class:`~pyro_mdm.contexts.GivenContext`).
             batch_size: number of data to generate; by default the size of the plate around it.
             num_data: size of the data set of which x is a subsample; scales the loss.
 
@@ -345,7 +347,7 @@ class DiffusionModel(Registered):
         return drawn if x is None else x
 
     def check_data(self, x: Tensor) -> None:
-        """Raises unless x are data that this model can be asked about, (batch, *event_shape)."""
+        """Raises TypeError or ValueError unless x is data of the model, (batch, *event_shape)."""
         check_data("x", x, tensor_device(self), missing=self.score_function.maps)
         event_dim = len(self.event_shape)
         if x.dim() <= event_dim or x.shape[x.dim() - event_dim :] != self.event_shape:
@@ -367,7 +369,7 @@ class DiffusionModel(Registered):
             self.score_function.check_data(x)
 
     def _check_given(self) -> None:
-        """Whether the context is given, if the model has one."""
+        """Raises ValueError if the model has a context that is not given."""
         if self.context is not None:
             raise ValueError(
                 f"the model is one of x given a context, {type(self.context).__name__}, and none "
@@ -376,7 +378,7 @@ class DiffusionModel(Registered):
             )
 
     def check_given(self, x: Tensor) -> None:
-        """Raises ValueError unless contexts are given, if there are any, of data x (*batch,
+        """Raises ValueError unless contexts, if there are any, fit data x (*batch,
         *event_shape)."""
         self._check_given()
         told, lead = self.score_function.told, x.shape[: x.dim() - len(self.event_shape)]
@@ -389,10 +391,10 @@ class DiffusionModel(Registered):
 
 @singledispatch
 def leaving_out(score: Score, model: DiffusionModel, missing: Tensor) -> DiffusionModel:
-    """The model of what is there of data with missing entries, of the same parameters.
+    """The model of the present entries of data with missing ones, with shared parameters.
 
-    It is dispatched on the score. A kind of one's own that can leave out dimensions registers how:
-    ``@leaving_out.register(Kind)`` over a function of (score, model, missing).
+    Dispatched on the score. Register a function for a kind of your own by
+    ``@leaving_out.register(Kind)`` over (score, model, missing).
 
     Args:
         score: the model's.
@@ -437,7 +439,7 @@ def check_parts(
 
 
 def check_context(context: GivenContext | None, diffusion: Diffusion, score: Score) -> None:
-    """Raises unless the network is told what the model is given."""
+    """Raises ValueError unless the network takes the context that the model is given."""
     size = getattr(score.network, "context_size", 0)
     if context is None:
         latent = diffusion.context
@@ -462,7 +464,7 @@ def check_context(context: GivenContext | None, diffusion: Diffusion, score: Sco
 
 
 def check_diffusion(diffusion: Diffusion) -> None:
-    """Raises TypeError unless it is a diffusion."""
+    """Raises TypeError unless given a diffusion."""
     if isinstance(diffusion, DiffusionModel):
         raise TypeError(
             "diffusion is a DiffusionModel, expected the diffusion that it reverses; pass "
@@ -480,7 +482,7 @@ def check_ends(diffusion: Diffusion) -> None:
 
 
 def check_times(times: object) -> None:
-    """Raises unless it is None, a number of times from 2 on, or the times themselves."""
+    """Raises unless ``times`` is None, a number of times from 2 on, or the times themselves."""
     if times is None or isinstance(times, (Tensor, list, tuple)):
         return
     expected = "that of the times on a grid from ε to T, both among them (or None, or the times)"
@@ -502,7 +504,7 @@ def _reshaped(x: Tensor, event_shape: torch.Size) -> str:
 
 
 def _event_shape(given: Sequence[int] | None, score: Score) -> torch.Size:
-    """The shape of one datum, as given or as the score has it."""
+    """The shape of one datum, as given or that of the score."""
     known = getattr(score, "event_shape", None)
     event_shape = known if given is None else given
     if event_shape is None:

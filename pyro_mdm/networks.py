@@ -1,9 +1,9 @@
-"""Networks for the scores: an MLP for vectors and a U-Net for images.
+"""Networks for scores: an MLP for vectors and a U-Net for images.
 
 Any ``nn.Module`` called as ``network(x, log_snr)`` can take their place: ``x`` is (n, features) or
 (n, C, H, W) of about unit variance, ``log_snr`` is (n,), and the result has the shape of ``x`` with
-the number of channels that the score asks for. Both start at zero output (last layer zero), where a
-denoiser's bound is that of its baseline.
+the number of channels that the score needs. Both networks start at zero output (last layer zero),
+where a denoiser's bound is that of its baseline.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["MAP_LIMIT", "MAP_UNIT", "MLP", "LogSNREmbedding", "MapMLP", "UNet"]
 _M = TypeVar("_M", bound=nn.Module)
 MAP_UNIT, MAP_LIMIT = 10.0, 3.0
 """Unit and limit of what networks are told of maps of log SNR."""
-PERIOD = 64.0  # the longest in the embedding: log SNRs within (-32, 32) look different
+PERIOD = 64.0  # the longest of the embedding, which tells log SNRs in (-32, 32) apart
 
 
 class LogSNREmbedding(Recorded, nn.Module):
@@ -123,13 +123,13 @@ class _MLPBlock(nn.Module):
 
 
 class MapMLP(Recorded, nn.Module):
-    r"""Residual MLP of vectors that are told maps of log SNR, beside a Gaussian law of them.
+    r"""Residual MLP for vectors with maps of log SNR, on top of the denoiser of a Gaussian law.
 
-    Under x ~ N(μ, C), for any map of log SNR, E[x | z] is a formula, and so is the output F of a
-    denoiser that it is written by. This network sees it, and adds it to the outputs ``direct``: it
-    starts as the denoiser of the Gaussian law, which it departs from by what it learns. Of each
-    dimension it sees besides whether it is observed, left out or generated, and its value and log
-    SNR; as λ of its blocks it takes the average over those that are generated.
+    Under x ~ N(μ, C), E[x | z] has a closed form for any map of log SNR, and so has the output F of
+    a denoiser that returns it. This network computes that F and adds it to the outputs ``direct``:
+    it starts as the denoiser of the Gaussian law, and learns what differs. Its other inputs are,
+    for each dimension, whether it is observed, left out or generated, its value and its log SNR; λ
+    of its blocks is the average over the generated ones.
 
     Args:
         covariance: C of the data, (d, d), positive definite.
@@ -137,10 +137,11 @@ class MapMLP(Recorded, nn.Module):
         hidden: width.
         depth: number of residual blocks.
         out_features: size of the output; None: d.
-        direct: which output is the F of dimension j, (d,) int64, and -1 for none; None: the j-th.
+        direct: the index of the output that is F of dimension j, (d,) int64, and -1 for none; None:
+            the j-th.
 
-    Call: x (n, 2 d), as :func:`~pyro_mdm.scores.base.map_channels` makes it, log_snr (n,) ->
-    (n, out_features). A solution of d equations for each datum.
+    Call: x (n, 2 d), as from :func:`~pyro_mdm.scores.base.map_channels`, log_snr (n,) -> (n,
+    out_features). It solves d linear equations for each datum.
 
     Raises:
         ValueError: sizes below 1 or that do not fit, or a C that is no covariance.
@@ -171,8 +172,9 @@ class MapMLP(Recorded, nn.Module):
             )
         if int(direct.max()) >= out_features or torch.linalg.cholesky_ex(covariance.double()).info:
             raise ValueError(
-                f"direct reaches {int(direct.max())} of {out_features} outputs, or covariance is "
-                "not positive definite; expected outputs that there are and a covariance"
+                f"direct has the index {int(direct.max())} for {out_features} outputs, or "
+                "covariance is not positive definite; expected indices below the number of "
+                "outputs, and a positive definite covariance"
             )
         self.register_buffer("covariance", covariance.detach().float())
         self.register_buffer("scale", scale.detach().float())
@@ -209,8 +211,8 @@ class MapMLP(Recorded, nn.Module):
     def _of_gaussian(
         self, values: Tensor, log_snr: Tensor, observed: Tensor, left_out: Tensor
     ) -> Tensor:
-        """F of the Gaussian law, (n, d), where x̂ = μ + σ (a i + q^½ F) of what the network sees,
-        i = a (z - μ)/σ, a² = σ²/(σ² + v) and q = 1 - a²; 0 where it is observed."""
+        """F of the Gaussian law, (n, d), where x̂ = μ + σ (a i + q^½ F), given the network's
+        inputs i = a (z - μ)/σ, with a² = σ²/(σ² + v) and q = 1 - a²; 0 for observed dimensions."""
         q = torch.sigmoid(-(log_snr + 2 * self.scale.log()))
         q = torch.where(observed, 0, torch.where(left_out, 1, q)).double()
         a, i = (1 - q).sqrt(), values.double()
@@ -226,10 +228,10 @@ class UNet(Restorable, nn.Module):
     """U-Net of residual blocks with group norm and SiLU, after Ho et al. 2020 (DDPM), appendix B.
 
     Level l works at 1/2^l of the image's size (rounded up) with base·multipliers[l] channels. The
-    way down has ``blocks`` residual blocks per level and a strided convolution between levels, the
-    way up ``blocks + 1``, each fed one stored output of the way down; two residual blocks sit
-    between. λ enters every block as scale and shift. The paper's CIFAR scale, 35.5 million
-    parameters for 3×32×32, is::
+    way down has ``blocks`` residual blocks per level and a strided convolution between levels. The
+    way up has ``blocks + 1``, each with one stored output of the way down as a second input. Two
+    residual blocks are in the middle. λ enters every block as scale and shift. The paper's CIFAR
+    scale, 35.5 million parameters for 3×32×32, is::
 
         UNet(3, base=128, multipliers=(1, 2, 2, 2), blocks=2, attention=(1,), dropout=0.1)
 
@@ -243,13 +245,13 @@ class UNet(Restorable, nn.Module):
             over pixels; if there are any, the middle has one too.
         heads: attention heads; must divide the channels where attention is used.
         groups: largest number of groups of a group norm.
-        dropout: dropout probability inside the residual blocks; or one for each level, the last
-            being that of the middle too.
+        dropout: dropout probability inside the residual blocks; one for all, or one per level, the
+            last of which is also that of the middle.
         embedding: width of the λ embedding; None: 2·base.
         lean: store the blocks' outputs only, and have ``blocks`` per level on the way up too, which
             saves a block per level.
-        patch: work on patches of patch×patch pixels as channels of one (pixel unshuffle), which
-            divides the work by about patch²; height and width must be multiples of it.
+        patch: side of square patches whose pixels become channels (pixel unshuffle), which divides
+            the work by about patch²; height and width must be multiples of it.
 
     Call: x (n, channels, H, W), log_snr (n,) -> (n, out_channels, H, W), for any H and W of at
     least 2^(levels - 1) patches, odd numbers included.
@@ -328,7 +330,7 @@ class UNet(Restorable, nn.Module):
                 width = widths[level]
 
     def settings(self) -> dict[str, Any]:
-        """Settings that the shapes of weights do not tell; dropout is for training alone."""
+        """Settings that the shapes of weights do not determine; dropout acts in training alone."""
         names = ("channels", "heads", "groups", "patch", "lean")
         return {name: getattr(self, name) for name in names}
 
@@ -419,7 +421,7 @@ class _Attention(nn.Module):
 
 
 class _Down(nn.Module):
-    """Halving of the size (rounded up) by a strided convolution; called like a block."""
+    """A strided convolution that halves the size (rounded up), called like a block."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -430,9 +432,9 @@ class _Down(nn.Module):
 
 
 class _Up(nn.Module):
-    """Enlarging to a size by repeating pixels.
+    """Upsampling to a given size by repeated pixels.
 
-    The convolution before it costs a quarter of one after it; the next block's one smooths.
+    The convolution before it costs a quarter of one after it; the next block's convolution smooths.
     """
 
     def __init__(self, channels: int) -> None:
@@ -446,7 +448,7 @@ class _Up(nn.Module):
 def group_norm(channels: int, groups: int, affine: bool = True) -> nn.GroupNorm:
     """Group norm with the largest divisor of ``channels`` up to ``groups`` and channels/4 groups.
 
-    A group of one channel would erase its mean, so a group has 4 channels where there are as many.
+    A group of one channel would erase its mean, so a group has at least 4 channels if there are 4.
     """
     limit = min(groups, max(1, channels // 4))
     divisor = max(g for g in range(1, limit + 1) if channels % g == 0)
@@ -456,7 +458,7 @@ def group_norm(channels: int, groups: int, affine: bool = True) -> nn.GroupNorm:
 def _dropout_by_level(
     multipliers: Sequence[int], attention: Sequence[int], dropout: float | Sequence[float]
 ) -> Sequence[float]:
-    """The dropout probability of each level of a U-Net, if its levels are possible."""
+    """The dropout probability of each level of a U-Net, after a check of its levels."""
     if not isinstance(multipliers, Sequence):
         raise TypeError(
             f"multipliers is {describe(multipliers)}, expected one factor for each level of "

@@ -1,18 +1,18 @@
-"""Models in folders: ``config.json`` says what they are made of, ``model.safetensors`` their state.
+"""Models in folders: their parts in ``config.json``, their state in ``model.safetensors``.
 
-The configuration is a tree of objects by class and constructor arguments, as :class:`Recorded`
-keeps them::
+The configuration is a tree of objects by class and constructor arguments (:class:`Recorded`)::
 
     {"class": "CLD", "arguments": {"mass": 0.25}}           a class of this library
     {"your_class": "MyNet", "arguments": null}              one of the user's; null: not known
     {"your_function": "friction"}                           likewise
     {"tensor": "score_function.data_mean"}                  in model.safetensors
-    {"number": "inf"}                                       what JSON has no number for
+    {"number": "inf"}                                       a number that JSON lacks
     {"same": "model.score.network"}                         an object that is there already
 
 and numbers, strings, null and lists as they are. Tensors are those of the state dict, settings
-included, which has the last word; what constructors were given beyond that is under ``arguments.``.
-Only classes of this library are called by name; everything else is handed in by the caller.
+included, which take precedence; other tensors that constructors were given are under
+``arguments.``. Only classes of this library are called by name; the caller passes in everything
+else.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class PretrainedError(ValueError):
-    """A model cannot be saved as it is, or a folder holds none that can be read."""
+    """A model that cannot be saved, or a folder without one that can be read."""
 
 
 def library_classes() -> dict[str, type]:
@@ -83,9 +83,9 @@ def trained_models() -> list[str]:
 
 
 def trained_folder(folder: str | os.PathLike[str]) -> Path:
-    """The folder of a trained model, from that folder or its name.
+    """The folder of a trained model, from its path or its name.
 
-    A folder that exists is meant itself, whatever its name.
+    An existing folder takes precedence over a trained model of that name.
     """
     path = Path(folder)
     named = path.name in trained_models() and len(path.parts) == 1 and not path.exists()
@@ -93,8 +93,7 @@ def trained_folder(folder: str | os.PathLike[str]) -> Path:
 
 
 def names_instead(folder: Path) -> str:
-    """The names of trained models, for messages on a folder that is missing; "" for a path of
-    several parts, which is no name."""
+    """The names of trained models, for messages on a missing folder; "" for no possible name."""
     if len(folder.parts) != 1 or folder.exists():
         return ""
     if names := trained_models():
@@ -125,7 +124,7 @@ def save_folder(model: nn.Module, folder: str | os.PathLike[str]) -> None:
 
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous tensors on the CPU, of which no two share memory, as safetensors wants them."""
+    """Contiguous tensors on the CPU, no two of which share memory, as safetensors requires."""
     own_memory: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
@@ -136,7 +135,7 @@ def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class _Writer:
-    """A writer of a model as a tree of JSON, and of the tensors that it names."""
+    """A writer of a model as a JSON tree, and of the tensors that it names."""
 
     def __init__(self, model: nn.Module) -> None:
         state = model.state_dict(keep_vars=True)
@@ -238,20 +237,20 @@ def load_folder(cls: type[M], folder: str | os.PathLike[str], classes: Mapping[s
 
 
 def load_state(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The state dict of the model in a folder (PretrainedError: there is none, or it is damaged).
+    """The state dict of the model in a folder (PretrainedError: none, or damaged).
 
-    No object is built of what the folder describes.
+    No object of the configuration is built.
     """
     return _state(_read(Path(folder))[1])
 
 
 def _state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without those that constructors were given."""
+    """The tensors without those that are constructors' arguments."""
     return {name: t for name, t in tensors.items() if not name.startswith(ARGUMENTS)}
 
 
 def _read(folder: Path) -> tuple[Any, dict[str, Tensor], Path]:
-    """The tree, the tensors, and the file of the tree."""
+    """The tree, the tensors, and the file that has the tree."""
     folder, given = trained_folder(folder), folder
     path = folder / CONFIG
     try:
@@ -276,7 +275,7 @@ def _read(folder: Path) -> tuple[Any, dict[str, Tensor], Path]:
         return tree, safetensors.torch.load(data), folder / CONFIG
     except (FileNotFoundError, NotADirectoryError) as error:
         raise PretrainedError(
-            f"{path} is missing; {folder} is no folder that save_pretrained or a training wrote"
+            f"{path} is missing; {folder} was not written by save_pretrained or a training run"
             f"{names_instead(given)}"
         ) from error
     except PretrainedError:
@@ -291,7 +290,7 @@ def _read(folder: Path) -> tuple[Any, dict[str, Tensor], Path]:
 
 
 class _Reader:
-    """A builder of what a tree describes, from classes of the library and those handed in."""
+    """A builder of the objects in a tree, from classes of the library and those passed in."""
 
     def __init__(self, file: Path, tensors: Mapping[str, Tensor], yours: Mapping[str, Any]) -> None:
         self.file, self.tensors, self.yours = file, tensors, yours
@@ -335,8 +334,8 @@ class _Reader:
         if name not in self.library and name not in self.yours:
             raise PretrainedError(
                 f"{self.file} names the class {name} at {place}, which this version of pyro_mdm "
-                "does not have; install the version that saved the model, or pass what to make "
-                f"instead of those arguments, classes={{{name!r}: …}}"
+                "does not have; install the version that saved the model, or pass a class or "
+                f"function for those arguments, classes={{{name!r}: …}}"
             )
         return self.library[name] if name in self.library else self.yours[name]
 
@@ -349,7 +348,7 @@ class _Reader:
         return self.yours[name]
 
     def _build(self, given: Callable[..., Any], arguments: dict[str, Any], place: str) -> Any:
-        """The object that ``given`` makes of recorded arguments."""
+        """The result of ``given`` with recorded arguments."""
         decoded = {name: self.decode(v, f"{place}.{name}") for name, v in arguments.items()}
         try:
             return given(**decoded)
@@ -360,7 +359,7 @@ class _Reader:
             ) from error
 
     def _make(self, given: Callable[..., Any], name: str, place: str) -> Any:
-        """The object that ``given`` makes without arguments."""
+        """The result of ``given`` without arguments."""
         try:
             return given()
         except TypeError as error:
@@ -371,7 +370,7 @@ class _Reader:
             ) from error
 
     def _once(self, given: object, place: str) -> Any:
-        """The object ``given``, which has one place."""
+        """The object ``given``, at the one place that it may have."""
         if id(given) in self._used:
             raise PretrainedError(
                 f"the {type(given).__name__} in classes is used already when {place} needs one; "

@@ -29,9 +29,9 @@ _names = itertools.count()
 class Registered(Restorable, nn.Module):
     """A module whose parameters join Pyro's store when, and only when, ``SVI`` collects them.
 
-    ``pyro.module`` would put them there at every call, and takes what the store holds under a name
-    without a word: of weights in ``channels_last``, or of a copy of a model, ``SVI`` would then
-    train other tensors than the module's. Here that is an error, and a copy has its own name.
+    ``pyro.module`` would put them there at every call, and silently takes those stored under the
+    same name: of weights in ``channels_last``, or of a copy of a model, ``SVI`` would then train
+    other tensors than the module's. Here that is an error, and a copy has its own name.
     """
 
     def __init__(self) -> None:
@@ -61,8 +61,7 @@ class Registered(Restorable, nn.Module):
 
 
 def _full_name(parameter: Tensor, name: str) -> str:
-    """The name of a parameter by the first program that registered it: shared ones are stepped
-    once, wherever in their programs they are."""
+    """The name of a parameter by the first program that registered it, so shared ones step once."""
     known = getattr(parameter, "pyro_mdm_name", None)
     if known is None:
         parameter.pyro_mdm_name = known = name  # type: ignore[attr-defined]
@@ -72,13 +71,13 @@ def _full_name(parameter: Tensor, name: str) -> str:
 def batch_plate(
     name: str, batch_shape: Sequence[int], batch_size: int | None, num_data: int | None
 ) -> AbstractContextManager[Any]:
-    """The plate of the batch, at dim -1: the one that the program is called in, or its own.
+    """The plate of the batch, at dim -1: the one around the program's call, or its own.
 
     Args:
-        name: of its own.
+        name: name of its own plate.
         batch_shape: of the data, whose last size is the batch's; () if there are none.
-        batch_size: as asked for.
-        num_data: of which the batch is a subsample; scales what is in the plate.
+        batch_size: the requested size of the batch.
+        num_data: size of the data set of which the batch is a subsample; scales the plate.
 
     Raises:
         ValueError: sizes that disagree, or no size at all.
@@ -129,11 +128,11 @@ def _own_plate(name: str, n: int, num_data: int | None) -> Any:
 
 
 class OnePath(Messenger):
-    """A check that a path the model is given was made for it, whatever the objective.
+    """A check that a path given to the model was made for it, for any objective.
 
-    Objectives replay the model against the guide. Here the laws of both are seen together, before
-    a path of another shape, or one that another diffusion made, meets the score. Pyro has no public
-    name for its stack of handlers, which knows what is replayed.
+    Objectives replay the model against the guide. Here the laws of both are compared before the
+    score receives a path of another shape or of another diffusion. Pyro has no public name for its
+    stack of handlers, which knows what is replayed.
 
     Raises:
         ValueError: guide and model have different diffusions, or their paths different shapes.
@@ -156,10 +155,10 @@ class OnePath(Messenger):
 
 
 def grid_times(diffusion: Diffusion, times: int | Tensor) -> Tensor:
-    """A number of times, equally spaced in noise level, or the times themselves."""
+    """The times of a grid: given, or a number of them, equally spaced in noise level."""
     return diffusion.log_snr_grid(times) if isinstance(times, int) else times
 
 
 def restored_times(saved: int | list[float] | None) -> int | Tensor | None:
-    """Times of a program, from its settings."""
+    """The times of a program, from its settings."""
     return torch.tensor(saved, dtype=torch.float64) if isinstance(saved, list) else saved

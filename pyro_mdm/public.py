@@ -1,4 +1,4 @@
-"""The names that the library is used by, which are those of :mod:`pyro_mdm` too."""
+"""The public names of the library, which are those of :mod:`pyro_mdm` too."""
 
 from pyro_mdm.conditioning import condition
 from pyro_mdm.conditioning.imputation import impute

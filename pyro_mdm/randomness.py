@@ -1,19 +1,20 @@
-r"""Random numbers of a batch that is computed in pieces: every piece has the rows of the whole.
+r"""Random numbers of a batch that is computed in pieces, equal to those of the whole batch.
 
 A batch of N data may be spread over processes and over micro-batches, S pieces in all, of which
 piece r holds the data r, r + S, r + 2S, …. Within :func:`piece` every draw for n = N/S rows is made
-for all N, by a generator that every piece seeds alike, and the piece keeps its own rows. So the sum
-of the pieces is the whole batch's loss with the whole batch's noise, and log SNRs are spread with
-low discrepancy over all of it, each piece having a stratum in every S-th part of the range.
+for all N, by a generator with the same seed in every piece, and the piece keeps its own rows. So
+the sum of the pieces is the whole batch's loss with the whole batch's noise, and log SNRs are
+spread with low discrepancy over all of it: each piece has a stratum in every S-th part of the
+range.
 
-Drawing numbers that others use costs little beside a network call. Outside of :func:`piece` the
+Drawing the other pieces' numbers costs little beside a network call. Outside :func:`piece` the
 draws are torch's own, from the global generator.
 
-A density that is estimated by draws has another need: to be one function of the datum, wherever in
-a batch it stands. Within :func:`alike` every datum has the same draws.
+A density that is estimated by draws should be one function of the datum, wherever it is in a batch.
+Within :func:`alike` every datum has the same draws.
 
-Samples have yet another: the i-th of a seed should be the same, however many are drawn at a time.
-Within :func:`stream` they come from generators of their own, one for each :data:`BLOCK` of data.
+The i-th sample of a seed should be the same, however many are drawn at a time. Within
+:func:`stream` samples come from generators of their own, one for each :data:`BLOCK` of data.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class _Alike(_Seeded):
     data: int
 
     def copy_of(self, n: int, device: torch.device) -> Tensor:
-        """The copy that each of n rows is of, (n,)."""
+        """The index of the copy of each of n rows, (n,)."""
         rows = rows_asked()
         rows = torch.arange(n, device=device) if rows is None else rows
         return rows // self.data % self.copies
@@ -107,8 +108,8 @@ def piece(index: int, count: int, seed: int) -> AbstractContextManager[None]:
 
     Args:
         index: r, 0 ≤ r < count.
-        count: S; the data of the pieces are r, r + S, r + 2S, … of the batch.
-        seed: of the batch: the same for all its pieces, another one for each batch.
+        count: S; the data of piece r are r, r + S, r + 2S, … of the batch.
+        seed: seed of the batch: the same for all its pieces, another one for each batch.
 
     Raises:
         ValueError: an index outside [0, count).
@@ -121,29 +122,28 @@ def piece(index: int, count: int, seed: int) -> AbstractContextManager[None]:
 def alike(copies: int, data: int, seed: int) -> AbstractContextManager[None]:
     """A context in which draws for ``copies · data`` rows, copy by copy, are the same for all data.
 
-    Normal draws of two copies are of opposite sign: the first half of the copies is drawn, and the
-    rest are their negatives.
+    Normal draws are antithetic: half of the copies are drawn, and the others are their negatives.
 
     Args:
-        copies: how many draws each datum has.
-        data: the number of data.
-        seed: of the draws; they are functions of it alone.
+        copies: number of draws for each datum.
+        data: number of data.
+        seed: seed of the draws, which depend on it alone.
     """
     return _drawing(_Alike(seed, copies, data))
 
 
 def held(seed: int) -> AbstractContextManager[None]:
-    """A context in which draws are functions of a seed: alike for all data where they are so here,
-    else of the batch, by place."""
+    """A context in which draws depend on a seed: the same for all data within :func:`alike`,
+    else by position in the batch."""
     if isinstance(_current, _Alike):
         return alike(_current.copies, _current.data, seed)
     return piece(0, 1, seed)
 
 
 def repeatable(device: torch.device) -> Callable[[], AbstractContextManager[None]]:
-    """A function of contexts within which the draws of this module are the same every time.
+    """A function that returns contexts within which the draws of this module repeat.
 
-    Draws of torch's own generator go on; so two runs of a program can differ in these alone.
+    Draws of torch's own generator continue, so two runs of a program can differ in these alone.
     """
     here = _current
     seed = int(torch.randint(2**62, (), device=device, generator=_generator(device)))
@@ -164,14 +164,14 @@ def uniform(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str
 
 
 def _generator(device: torch.device) -> torch.Generator | None:
-    """The generator of this piece, or of draws that are alike; None for torch's own."""
+    """The generator of this piece, or of :func:`alike`; None for torch's own."""
     return None if _current is None else _current.generator(device)
 
 
 def _draw(
     law: Callable[..., Tensor], shape: Sequence[int], dtype: torch.dtype, device: torch.device | str
 ) -> Tensor:
-    """The rows of this piece, of draws for the whole batch."""
+    """The rows of this piece, from draws for the whole batch."""
     if _current is None:
         return law(tuple(shape), dtype=dtype, device=device)
     generator = _current.generator(device)
@@ -191,9 +191,9 @@ def _draw(
 
 
 def low_discrepancy(n: int, device: torch.device | None = None) -> Tensor:
-    """Numbers (n,) float64 in [0, 1): one random offset and N equal steps, (u + i / N) mod 1.
+    """Numbers (n,) float64 in [0, 1): a random offset u and N equal steps, (u + i / N) mod 1.
 
-    N is n, or the size of the whole batch of which these are the n rows of a piece.
+    N is n, or the size of the whole batch whose rows of one piece these are.
     """
     device = torch.device("cpu") if device is None else device
     generator = _generator(device)
@@ -216,8 +216,8 @@ def brownian(
 ) -> torchsde.BaseBrownian:
     """torchsde's Brownian motion over [0, 1], (n·d, K), for the n data of this piece.
 
-    A function of a seed that is drawn like the other numbers; it can be asked again for the same
-    path with other steps.
+    It depends on a seed that is drawn like the other numbers, so the same path can be evaluated
+    again at other steps.
     """
     total, chosen, by = n, None, _current
     if by is None:
@@ -276,13 +276,13 @@ class _Rows(torchsde.BaseBrownian):
 def subset(
     n: int, part: int, device: torch.device, copies: int = 1
 ) -> Iterator[tuple[Tensor, float]]:
-    """Choose one in ``part`` of the batch's data; draws within it are for n rows and those chosen,
-    ``copies`` times over.
+    """A context for one in ``part`` of the batch's data: draws are for n rows and then for those
+    chosen, ``copies`` times.
 
     Yields:
-        which of the n data of this piece are chosen, (m,) int64 (m varies from piece to piece); and
-        the weight with which a sum over them, summed over the pieces, estimates the sum over all
-        data of the batch.
+        The indices of the chosen ones among the n data of this piece, (m,) int64 (m varies from
+        piece to piece); and the weight with which a sum over them, summed over the pieces,
+        estimates the sum over all data of the batch.
     """
     global _current, _rows
     outer, outer_rows = _current, _rows
@@ -322,7 +322,7 @@ BLOCK = 16
 
 
 class _Stream:
-    """The data of a stream that are drawn, and the generators of their blocks."""
+    """The next data of a stream, and the generators of their blocks."""
 
     def __init__(self, seed: int, first: int) -> None:
         self.seed, self.first = seed, first
@@ -343,7 +343,7 @@ _stream: _Stream | None = None
 def stream(seed: int, first: int = 0) -> Iterator[None]:
     """A context in which :func:`for_data` draws, for n data, those of first, …, first + n - 1.
 
-    They are functions of the seed and of what was drawn before for the same data, on any device.
+    They depend on the seed and on earlier draws for the same data, on any device.
     """
     global _stream
     outer, _stream = _stream, _Stream(seed, first)
@@ -359,10 +359,10 @@ def for_data(
     device: torch.device,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """``draw(n, generator)`` (n, …), or within :func:`stream` the rows of n data of it.
+    """``draw(n, generator)`` (n, …), or within :func:`stream` the rows of its n data.
 
     Args:
-        draw: for a number of data and a generator; None stands for the global one.
+        draw: a function of a number of data and a generator; None stands for the global one.
     """
     if _stream is None or generator is not None:
         return draw(n, generator).to(device)
@@ -375,7 +375,7 @@ def for_data(
 def normal_for_data(
     shape: Sequence[int], device: torch.device, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Standard normal numbers (n, …) in float64 by :func:`for_data`."""
+    """Standard normal numbers (n, …) in float64, by :func:`for_data`."""
     n, *rest = shape
 
     def draw(n: int, generator: torch.Generator | None) -> Tensor:
@@ -386,7 +386,7 @@ def normal_for_data(
 
 
 def blocks(first: int, n: int) -> Iterator[tuple[int, slice]]:
-    """The blocks that the data first, …, first + n - 1 are in, and which rows of each they are."""
+    """The blocks of the data first, …, first + n - 1, and the rows of these data in each."""
     for block in range(first // BLOCK, (first + n - 1) // BLOCK + 1):
         start = block * BLOCK
         yield block, slice(max(first - start, 0), min(first + n - start, BLOCK))

@@ -30,6 +30,10 @@ def test_it_builds_without_warnings() -> None:
     page = DOCS / "_build" / "html" / "api" / "modules" / "pyro_mdm.elbo.html"
     text = page.read_text(encoding="utf-8")
     assert "<math" in text and 'href="../pyro_mdm.ELBOTerms.html#pyro_mdm.ELBOTerms"' in text
+    for page in (DOCS / "_build" / "html" / "notebooks").glob("*.html"):
+        assert 'alt="../' not in page.read_text(encoding="utf-8"), (
+            f"a picture without words: {page}"
+        )
 
 
 def test_without_its_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +116,7 @@ def test_formulas_of_docstrings_are_read(text: str, tex: str) -> None:
 
 
 def test_indented_paragraphs_are_formulas_but_for_code_and_arguments() -> None:
-    doc = """Claim about ``a λ`` of (*batch, K) and |x|.
+    doc = """Claim about ``a λ`` or ``sqrt(λ)`` of (*batch, K) and |x|, by ``noise(λ)``.
 
     a = b²
 
@@ -126,7 +130,8 @@ Args:
         More of it.
 """
     lines = formulas.typeset(inspect.cleandoc(doc).splitlines())
-    assert lines[0] == r"Claim about :math:`a λ` of ``(*batch, K)`` and \|x\|."
+    roots = r":math:`a λ` or :math:`\sqrt{λ}` of"
+    assert lines[0] == rf"Claim about {roots} ``(*batch, K)`` and \|x\|, by ``noise(λ)``."
     assert lines.count(".. math::") == 1 and "   a = b^{2}" in lines
     assert "    a = b" in lines and "        More of it." in lines
 
@@ -134,6 +139,31 @@ Args:
 def test_a_command_of_tex_that_is_not_known_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"\\nosuch"):
         mathml.mathml(r"\nosuch x", display=False)
+
+
+THIN = f'<mspace width="{mathml.THIN}" />'
+
+
+@pytest.mark.parametrize(
+    ("tex", "part"),
+    [
+        ("a ≥ ‖b‖", '<mi>a</mi><mo>≥</mo><mo fence="false" stretchy="false">‖</mo><mi>b</mi>'),
+        (r"\lVert b \rVert^2", '<mo fence="false" stretchy="false">‖</mo><mi>b</mi>'),
+        ("½∫_0^1 x", "<msubsup><mo>∫</mo>"),
+        (r"E\log p", f"<mi>E</mi>{THIN}<mi>log</mi>{THIN}<mi>p</mi>"),
+        (r"\log_2 p", f"</msub>{THIN}<mi>p</mi>"),
+        (r"x_\max y", "<msub><mi>x</mi><"),
+        (
+            r"\mathrm{SNR}^{-1} y",
+            f"<msup><mi>SNR</mi><mrow><mo>−</mo><mn>1</mn></mrow></msup>{THIN}",
+        ),
+        (r"\log(p)", '<mi>log</mi><mo stretchy="false">('),
+        (r"\mathrm{KL}(q)", '<mi>KL</mi><mo stretchy="false">('),
+        (r"\operatorname{tr} A", f"<mi>tr</mi>{THIN}<mi>A</mi>"),
+    ],
+)
+def test_signs_and_functions_have_their_space(tex: str, part: str) -> None:
+    assert part in mathml.mathml(tex, display=True)
 
 
 # -- outputs of notebooks --------------------------------------------------------------------------

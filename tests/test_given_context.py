@@ -399,7 +399,7 @@ def test_guidance_needs_a_network_that_knows_no_context() -> None:
             lambda: DiffusionModel(noising, score, sampler=sampler, times=5, context=Labels(2)),
             "a chain that takes no sampler",
         ),
-        (lambda: sampler(plain.diffusion, plain.bound_score, shape), "the score is of no context"),
+        (lambda: sampler(plain.diffusion, plain.bound_score, shape), "the score has no context"),
         (lambda: sampler(plain.diffusion, lambda y, s: y, shape), "of a model whose context is gi"),
         (lambda: Guided(ExponentialIntegrator, 2.0), "sampler is the class ExponentialIntegrator"),
         (lambda: Guided(sampler.sampler, 2.0, (3, 1)), r"log_snr is \(3, 1\), expected the two en"),
@@ -488,7 +488,7 @@ def test_it_is_saved_with_the_model(made: Any, tmp_path: Path) -> None:
         second.score(x[:, None], torch.ones(10) * 0.4),
     )
     assert repr(again.sampler) == repr(sampler)
-    with pytest.raises(PretrainedError, match="the model of data whose context is given"):
+    with pytest.raises(PretrainedError, match="the model is conditioned on a given context"):
         first.save_pretrained(tmp_path / "other")
     kind = Vectors([0.0, 0.0], [1.0, 1.0]) if isinstance(context, Labels) else Labels(2)
     other = DiffusionModel(VPSDE(), score, context=kind)

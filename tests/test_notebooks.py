@@ -21,7 +21,8 @@ def test_a_notebook_is_text_with_a_title_and_ends_with_what_can_go_wrong(name: s
     head, _, body = text.removeprefix("---\n").partition("\n---\n")
     assert "format_name: myst" in head
     assert "name: python3" in head
-    cells = re.findall(r"^```\{code-cell\} ipython3\n(.*?)^```$", body, re.MULTILINE | re.DOTALL)
+    cell = r"^```\{code-cell\} ipython3\n(?::mystnb: [^\n]*\n\n)?(.*?)^```$"  # pictures have words
+    cells = re.findall(cell, body, re.MULTILINE | re.DOTALL)
     assert len(cells) == body.count("{code-cell}")
     prose = re.sub(r"^```.*?^```$", "", body, flags=re.MULTILINE | re.DOTALL)
     headings = re.findall(r"^(#+) (.*)$", prose, re.MULTILINE)

@@ -26,10 +26,10 @@ from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
 from pyro_mdm.samplers.exponential import ExponentialIntegrator, StochasticExponentialIntegrator
 from pyro_mdm.samplers.grids import GRIDS, log_snr_grid, log_volume_grid
 from pyro_mdm.samplers.probability_flow import ADAPTIVE, ProbabilityFlow, ToleranceError
-from pyro_mdm.samplers.reference import TorchSDE, increments
 from pyro_mdm.samplers.splitting import Splitting
 from pyro_mdm.samplers.stochastic_heun import StochasticHeun
 from pyro_mdm.samplers.transport import transport
+from pyro_mdm.simulated.reference import TorchSDE, increments
 from pyro_mdm.support.progress import progress_bar
 from tests.mistakes import refused
 from tests.problems import (

@@ -15,9 +15,9 @@ from pyro_mdm.samplers.euler_maruyama import EulerMaruyama
 from pyro_mdm.samplers.exponential import ExponentialIntegrator, StochasticExponentialIntegrator
 from pyro_mdm.samplers.grids import information_grid, log_snr_grid
 from pyro_mdm.samplers.probability_flow import ProbabilityFlow
-from pyro_mdm.samplers.reference import TorchSDE
 from pyro_mdm.samplers.splitting import Splitting
 from pyro_mdm.samplers.stochastic_heun import StochasticHeun
+from pyro_mdm.simulated.reference import TorchSDE
 from tests.gradients import assert_gradients
 from tests.mistakes import refused
 from tests.problems import DIFFUSIONS, ExactScore, generator, learned, mixture

@@ -177,7 +177,7 @@ def typeset(lines: list[str]) -> list[str]:
     return out
 
 
-CODE = re.compile(r"\"|(?<![\w)}])'|->|[A-Za-z_]{4}")
+CODE = re.compile(r"\"|(?<![\w)}])'|->|(?!sqrt\()[A-Za-z_]{4}")
 """In literals that are code, whatever letters they have; a quote after a symbol is a prime."""
 SHAPE = re.compile(r"\((?=[^()]*\*\w)[\w.*, +-]+\)")
 STAR = re.compile(r"((?<=\()|(?<=, )|^\s*)\*(?=[\w.]+[,)])")

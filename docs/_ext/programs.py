@@ -118,7 +118,7 @@ def _options(parser: argparse.ArgumentParser) -> Iterator[Option]:
             default = action.default
             said = default not in (None, argparse.SUPPRESS)
             default = str(default).lower() if isinstance(default, bool) else str(default)
-            title = (group.title or "options").removeprefix("optional arguments")
+            title = (group.title or "").removeprefix("options")
             yield Option(
                 title[:1].upper() + title[1:],
                 action.option_strings[0],
@@ -181,7 +181,7 @@ def markdown(program: str) -> list[str]:
     for option in described(program):
         if option.group != group:
             group = option.group
-            lines += [f":::{{rubric}} {group}", ":::", ""]
+            lines += [f":::{{rubric}} {group}", ":::", ""] if group else []
         default = f" By default `{option.default}`." if option.default else ""
         text = _plain(option.help)
         text = text[:1].upper() + text[1:] if re.match("[a-z]+ ", text) else text

@@ -1,4 +1,4 @@
-"""Worked examples of new diffusions, to be read and forked.
+"""Worked examples of new diffusions, to read and copy.
 
 A new fixed diffusion costs two matrices: Q skew-symmetric, which moves mass between the variables,
 and D positive semi-definite, which adds noise. Everything else (kernels, bound, samplers, pictures)

@@ -1,10 +1,10 @@
-"""Images whose frequencies are blurred away as they are noised.
+"""A diffusion that blurs images as it noises them.
 
     python -m inference.train --model digits --guide inference.guides.blurring:blurring \\
         --score denoiser
 
-The state holds the cosine transform of an image; the network sees pixels. Denoisers of levels,
-which are of pixels, cannot be used.
+The state holds the cosine transform of an image; the network sees pixels. Discrete denoisers, whose
+levels are of pixels, cannot be used.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ def blurring(
     min_log_snr: float = -10.0,
     blur: float = 20.0,
 ) -> PerDimensionDiffusion:
-    """VPSDE of every frequency on a clock of its own; high ones lose what they say first.
+    """VPSDE with a clock for every frequency; high frequencies are noised first.
 
     Args:
         event_shape: (C, H, W).
-        min_log_snr: that of the lowest frequency at T.
-        blur: of the image at T, in pixels.
+        min_log_snr: log SNR of the lowest frequency at T.
+        blur: the blur of the image at T, in pixels.
     """
     if len(event_shape) != 3:
         raise ValueError(f"event_shape is {tuple(event_shape)}, expected (C, H, W): images")

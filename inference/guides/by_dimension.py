@@ -1,8 +1,8 @@
-"""Blocks for each channel and clocks for each pixel, learned.
+"""Learned blocks for each channel, and learned clocks for each pixel.
 
     python -m inference.train --model digits --guide inference.guides.by_dimension:per_pixel
 
-Denoisers are then told a map of log SNR: a second channel for each one of the data.
+Denoisers are told a map of log SNR, as a second channel for each channel of the data.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pyro_mdm.diffusions import LearnedClocks
 def per_channel(
     event_shape: Sequence[int], max_log_snr: float = 13.0, min_log_snr: float = -10.0
 ) -> PerDimensionDiffusion:
-    """Q and D of two variables, learned for each channel (or feature) of the data."""
+    """A learned diffusion of two variables for each channel (or feature) of the data."""
     channels = event_shape[0]
     ends: dict[str, Any] = {"max_log_snr": max_log_snr, "min_log_snr": min_log_snr}
     blocks = [LearnedDiffusion(2, **ends) for _ in range(channels)]
@@ -31,7 +31,7 @@ def per_channel(
 def per_pixel(
     event_shape: Sequence[int], max_log_snr: float = 13.0, min_log_snr: float = -10.0
 ) -> PerDimensionDiffusion:
-    """VPSDE with a learned clock for each pixel, of all channels (or for each feature)."""
+    """VPSDE with a learned clock for each pixel (or feature), common to all channels."""
     shape = (1, *event_shape[1:]) if len(event_shape) > 1 else tuple(event_shape)
     clock_of = torch.arange(math.prod(shape)).reshape(shape)
     block = VPSDE(max_log_snr=max_log_snr, min_log_snr=min_log_snr)

@@ -8,20 +8,19 @@ from pyro_mdm import LinearDiffusion
 
 
 class DampedChain(LinearDiffusion):
-    r"""x ↔ v_1 ↔ v_2, with friction and noise on v_1 and v_2.
+    r"""The chain x ↔ v_1 ↔ v_2, with friction and noise on v_1 and v_2.
 
         dx   = β v_1 ds
         dv_1 = β (-x - γ_1 v_1 + c v_2) ds + sqrt(2 γ_1 β) dB_1
         dv_2 = β (-c v_1 - γ_2 v_2) ds     + sqrt(2 γ_2 β) dB_2
 
-    Between CLD, which is the case c = 0 with v_2 left out, and ALDA, where only the last variable
-    is damped: the chain smooths the noise that reaches x, and the friction γ_1 takes the ringing
-    out of it.
+    It lies between CLD, with c = 0 and without v_2, and ALDA, which damps the last variable alone:
+    the chain smooths the noise that reaches x, and the friction γ_1 damps its oscillations.
 
     Args:
-        coupling: c, strength of v_1 ↔ v_2; nonzero where damping_1 is 0.
+        coupling: c, the strength of v_1 ↔ v_2; nonzero where damping_1 is 0.
         damping_1, damping_2: γ_1 and γ_2 ≥ 0.
-        options: what every :class:`~pyro_mdm.LinearDiffusion` takes (clock, max_log_snr, …).
+        options: those of :class:`~pyro_mdm.LinearDiffusion` (clock, max_log_snr, …).
     """
 
     def __init__(

@@ -1,10 +1,10 @@
-"""Noising paths that are driven by the data: means and scales that a small network reads off x.
+"""Noising paths driven by the data: a small network of x gives their means and scales.
 
     python -m inference.train --model digits --guide inference.guides.driven:scales
     python -m inference.train --model digits --guide inference.guides.driven:means_and_scales
 
-Both are VPSDE before the first step, at its ends always, and serve every score: discrete, denoiser
-and noise. A denoiser's x̂ takes the place of x, and the volatility of the paths follows its errors.
+Both start as VPSDE, keep its ends, and serve every score: discrete, denoiser and noise. A
+denoiser's x̂ takes the place of x, and the volatility of the paths follows its errors.
 
 After DiffEnc (Nielsen et al., ICLR 2024), NDM and NFDM (Bartosh et al., 2024).
 """
@@ -19,7 +19,7 @@ from pyro_mdm import VPSDE, DataDrivenDiffusion
 from pyro_mdm.networks import MLP, UNet
 
 WIDTH = 16
-"""Channels at full resolution of the network for images; a vector's has four times as many."""
+"""The channels at full resolution of the network for images, a quarter of those for vectors."""
 
 
 def means_and_scales(
@@ -32,7 +32,7 @@ def means_and_scales(
 def scales(
     event_shape: Sequence[int], max_log_snr: float = 13.0, min_log_snr: float = -10.0
 ) -> DataDrivenDiffusion:
-    """VPSDE with scales alone that depend on the data, which says what is noised when."""
+    """VPSDE with scales that depend on the data, and so the times when dimensions are noised."""
     return _driven(event_shape, max_log_snr, min_log_snr, means=0.0)
 
 
@@ -46,7 +46,7 @@ def _driven(
 
 
 def _network(event_shape: Sequence[int], outputs: int) -> nn.Module:
-    """From data to so many numbers, zero at first."""
+    """A network from data to so many outputs, 0 at first."""
     channels, *sizes = event_shape
     if not sizes:
         return MLP(channels, 4 * WIDTH, 2, out_features=outputs)

@@ -3,9 +3,9 @@
     python -m inference.train --model digits --guide inference.guides.encoder:cld
     python -m inference.train --model digits --guide inference.guides.encoder:learned
 
-v_0 ~ N(m(x), Σ_v) instead of N(0, Σ_v): what the generative model must make first, from noise, are
-x and a learned view of it together. The guide is all there is to say; programs, scores, samplers
-and pictures know what to do with it. TensorBoard shows m(x) beside x.
+v_0 ~ N(m(x), Σ_v) instead of N(0, Σ_v): the generative model makes x together with a learned
+encoding of it. Programs, scores, samplers and pictures need nothing else than the guide.
+TensorBoard shows m(x) beside x.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pyro_mdm import CLD, EncodedDiffusion, LearnedDiffusion, LinearDiffusion
 
 
 class Encoder(nn.Module):
-    """A small network of the data: convolutions of images, else layers; 0 at first.
+    """A small network of the data, convolutional for images, whose outputs are 0 at first.
 
     Call: data (n, C, *spatial) -> (n, outputs·C, *spatial).
     """
@@ -60,6 +60,6 @@ def cld(
 def learned(
     event_shape: Sequence[int], max_log_snr: float = 13.0, min_log_snr: float = -10.0
 ) -> EncodedDiffusion:
-    """Q and D learned too."""
+    """A learned diffusion whose velocities encode the data."""
     ends: dict[str, Any] = {"max_log_snr": max_log_snr, "min_log_snr": min_log_snr}
     return _encoded(LearnedDiffusion(2, initial_variance=0.25, **ends), event_shape)

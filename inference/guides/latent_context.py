@@ -1,11 +1,11 @@
-"""Clocks for each pixel that a latent context of the datum decides.
+"""Clocks for each pixel, chosen by a latent context of the datum.
 
     python -m inference.train --model digits --guide inference.guides.latent_context:gaussian
     python -m inference.train --model digits --guide inference.guides.latent_context:discrete
 
-The guide looks at x, draws a context c, and noises each pixel at a pace that depends on c; the
-model draws c first. KL(q(c | x) ‖ p(c)) is a term of the bound, shown beside the others.
-TensorBoard shows which pixels of an image are noised early (blue) and late.
+The guide draws a context c given x, and noises each pixel at a pace that depends on c; the model
+draws c first. KL(q(c | x) ‖ p(c)) is a term of the bound. TensorBoard shows which pixels of an
+image are noised early (blue) and late.
 
 After Sahoo et al., "Diffusion Models With Learned Adaptive Noise", NeurIPS 2024.
 """
@@ -31,7 +31,7 @@ from pyro_mdm.diffusions import (
 
 
 class Summary(nn.Module):
-    """A few numbers of a datum: features of it, averaged over pixels and mixed; 0 at first.
+    """A network of a datum with few outputs: averages of features, mixed; 0 at first.
 
     Call: data (n, C, *spatial) -> (n, outputs).
     """
@@ -54,7 +54,7 @@ class Summary(nn.Module):
 
 
 def _diffusion(event_shape: Sequence[int], context: Context, **ends: Any) -> ContextDiffusion:
-    """VPSDE with a clock for each pixel, of all channels (or for each feature)."""
+    """VPSDE with a clock for each pixel (or feature), common to all channels."""
     shape = (1, *event_shape[1:]) if len(event_shape) > 1 else tuple(event_shape)
     clock_of = torch.arange(math.prod(shape)).reshape(shape)
     return ContextDiffusion(
@@ -68,7 +68,7 @@ def gaussian(
     min_log_snr: float = -10.0,
     size: int = 4,
 ) -> ContextDiffusion:
-    """A Gaussian context of ``size`` numbers."""
+    """VPSDE with clocks chosen by a Gaussian context of ``size`` numbers."""
     context = GaussianContext(Summary(event_shape, 2 * size), size)
     return _diffusion(event_shape, context, max_log_snr=max_log_snr, min_log_snr=min_log_snr)
 
@@ -79,6 +79,6 @@ def discrete(
     min_log_snr: float = -10.0,
     size: int = 4,
 ) -> ContextDiffusion:
-    """A discrete context, one of ``size`` ways to noise a datum."""
+    """VPSDE with clocks chosen by a discrete context of ``size`` values."""
     context = DiscreteContext(Summary(event_shape, size), size)
     return _diffusion(event_shape, context, max_log_snr=max_log_snr, min_log_snr=min_log_snr)

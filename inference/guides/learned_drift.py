@@ -1,4 +1,4 @@
-"""A learned nonlinear drift beside the linear diffusion it begins as, on points of the plane.
+"""A learned nonlinear drift, and the linear diffusion it starts as, for points of the plane.
 
     python -m inference.train --model toy --guide inference.guides.learned_drift:learned
     python -m inference.train --model toy --guide inference.guides.learned_drift:linear
@@ -6,13 +6,11 @@
 
 ``learned`` is critically-damped Langevin diffusion with a small network in its drift, trained with
 the score; ``linear`` is the same without the network. Both are simulated and scored alike, so that
-a budget of steps means the same for both. ``closed`` is the linear one in closed form, to see what
-simulation costs.
+equal steps are comparable. ``closed`` is the linear one in closed form, to see the cost of
+simulation. ``steep`` shows what goes wrong with a network without a limit on its slope.
 
-``steep`` is what not to do: a network that may be as steep as it likes.
-
-This is the whole of it: a function that returns a diffusion is a guide. A drift of your own, in
-formulas, is a subclass of :class:`pyro_mdm.NonlinearDiffusion`.
+A function that returns a diffusion is a guide. A drift of your own, in formulas, is a subclass of
+:class:`pyro_mdm.NonlinearDiffusion`.
 """
 
 from __future__ import annotations
@@ -27,16 +25,16 @@ from pyro_mdm.diffusions.clocks import ConstantBeta
 from pyro_mdm.networks import MLP
 
 SIMULATION = Simulation(step_size=1 / 80, points=16, objective="local_dsm")
-"""Beside so small a network steps cost the most, so that a path is looked at often."""
+"""Settings for a small network: steps cost the most, so that points on a path are many."""
 
 
 class Field(nn.Module):
-    """A field on states that is nowhere steeper than ``steepness``; zero at first.
+    """A field on states with a Lipschitz constant of at most ``steepness``; 0 at first.
 
-    The bound is of paths in continuous time. A field that changes much within one step of the
-    simulation moves simulated paths as it would move no real ones, and a field that is trained
-    finds out: it gains on the bound what only the step loses. So its Lipschitz constant is limited,
-    by the Frobenius norms of its two layers.
+    The bound is for paths in continuous time. A field that changes much within one step of the
+    simulation moves simulated paths differently, and training exploits this error of the step: the
+    estimate of the bound gets better than any true one. So the Lipschitz constant is limited, by
+    the Frobenius norms of the two layers.
 
     Call: states (n, features) and noise levels (n,) -> (n, features).
     """
@@ -57,7 +55,7 @@ class Field(nn.Module):
 
 
 def closed(**options: Any) -> LinearDiffusion:
-    """CLD at a constant rate, at rest by T: options are those of ``CLD``."""
+    """CLD at a constant rate, stationary by T; options are those of ``CLD``."""
     return CLD(beta=ConstantBeta(5.0), **options)
 
 
@@ -67,10 +65,10 @@ def linear(max_log_snr: float) -> Simulated:
 
 
 def learned(max_log_snr: float) -> LearnedDrift:
-    """CLD, simulated, with a network added to its drift, which sees x and v in the plane."""
+    """CLD, simulated, with a network of x and v in the plane added to its drift."""
     return LearnedDrift(closed(max_log_snr=max_log_snr), Field(4), simulation=SIMULATION)
 
 
 def steep(max_log_snr: float) -> LearnedDrift:
-    """A network without limits, whose bound is soon better than any can be: see ``Field``."""
+    """CLD with a network of unlimited slope, whose estimated bound is too good: see ``Field``."""
     return LearnedDrift(closed(max_log_snr=max_log_snr), MLP(4, 64, 1), simulation=SIMULATION)

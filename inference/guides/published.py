@@ -1,4 +1,4 @@
-"""The diffusions of the paper's experiments, and its protocol: what is as published and what not.
+"""The diffusions and the protocol of the paper's experiments, and how ours differ.
 
     python -m inference.train --config models/mnist_paper.yaml \
         --guide inference.guides.published:cld_at_time
@@ -6,13 +6,13 @@
 ``vpsde_at_time``, ``cld_at_time``, ``malda_at_time``, ``learned2_at_time`` and ``learned3_at_time``
 are those of the configurations released with the paper: β from 0.1 to 10, Σ_∞ = I, Σ_v = 0.01 I,
 cut at the time s = 0.001; learned ones with D = diag(softplus(d) + 0.001) and random W and d, drawn
-by torch's current seed (of a run: its own). Log SNR is 9.2 there for VPSDE, 27.2 for CLD, 26.5 for
-MALDA. ``alda_at_time`` (48.1, beyond what single precision can resolve of data of unit scale, about
-32) and ``learned1_at_time`` have no released configuration.
+by torch's current seed (in a run, the run's). Log SNR is 9.2 there for VPSDE, 27.2 for CLD, 26.5
+for MALDA. ``alda_at_time`` (48.1; single precision resolves data of unit scale up to about 32) and
+``learned1_at_time`` have no released configuration.
 
-Those without ``_at_time`` are ours: the same matrices, cut at the log SNR that is asked for. Give
-them ``--likelihood tweedie``: for log SNR 9 CLD, MALDA and ALDA start so late (s = 0.1 to 0.25)
-that the decoder of (x, v_0) costs 1.8 to 3.3 bits/dim, where at s = 0.001 it costs 0.001.
+Those without ``_at_time`` are ours: the same matrices, cut at a given log SNR. Use them with
+``--likelihood tweedie``: for log SNR 9 CLD, MALDA and ALDA start so late (s = 0.1 to 0.25) that the
+decoder of (x, v_0) costs 1.8 to 3.3 bits/dim, where at s = 0.001 it costs 0.001.
 
 As published, in the ``*_paper.yaml`` recipes and the table ``paper`` of inference.experiment:
 

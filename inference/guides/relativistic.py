@@ -1,11 +1,11 @@
-"""A diffusion that is not linear, by its energy: relativistic motion under friction that fades.
+"""A nonlinear diffusion from an energy: relativistic motion with a friction that fades.
 
     python -m inference.train --model toy --guide inference.guides.relativistic:Relativistic
 
-The kinetic energy m c² sqrt(1 + v²/(m c²)) grows like |v|: velocities have exponential tails at
-rest, and x moves no faster than c. Friction 2 γ / (1 + v²/(m c²)) is strong for slow motion and
-weak for fast motion, so that D depends on the state. The law at rest, exp(-H), is the generative
-model's prior; any such energy and matrices are a diffusion (Ma, Chen & Fox 2015).
+The kinetic energy m c² sqrt(1 + v²/(m c²)) grows like |v|: stationary velocities have exponential
+tails, and x moves no faster than c. Friction 2 γ / (1 + v²/(m c²)) is strong for slow motion and
+weak for fast motion, so that D depends on the state. The stationary law ∝ exp(-H) is the generative
+model's prior; any such energy and matrices make a diffusion (Ma, Chen & Fox 2015).
 
 Source of the kinetic energy: Lu et al., "Relativistic Monte Carlo", AISTATS 2017.
 """
@@ -22,12 +22,12 @@ from pyro_mdm.diffusions.clocks import ConstantBeta
 
 
 class Relativistic(HamiltonianDiffusion):
-    """H = x²/2 + m c² sqrt(1 + v²/(m c²)) with m = 1.
+    """The diffusion of H = x²/2 + m c² sqrt(1 + v²/(m c²)) with m = 1.
 
     Args:
-        speed: c, the limit of the speed; the larger, the more it is like CLD.
+        speed: c, the limit of the speed; for large c it is like CLD.
         friction: γ.
-        options: keyword arguments of :class:`HamiltonianDiffusion` (max_log_snr, …).
+        options: those of :class:`HamiltonianDiffusion` (max_log_snr, …).
     """
 
     def __init__(self, speed: float = 1.5, friction: float = 1.0, **options: Any) -> None:

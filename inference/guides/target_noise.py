@@ -1,9 +1,9 @@
-"""A learned diffusion to a noise that is given: x and v end correlated.
+"""A learned diffusion towards a given noise, in which x and v are correlated.
 
     python -m inference.train --model toy --guide inference.guides.target_noise:TargetNoise
 
-Whatever Q and D become, N(0, Σ_∞) stays the law at rest, and the prior that generation starts from:
-Σ_∞ is chosen, the way there is learned. Here it is not diagonal. For Σ_∞ alone no code is needed:
+N(0, Σ_∞) is the stationary law and the prior for any Q and D: Σ_∞ is chosen, and the way to it is
+learned. Here it is not diagonal. A choice of Σ_∞ alone needs no code:
 
     python -m inference.train --model toy --stationary_variance '[[1, 0.3], [0.3, 0.25]]'
 """
@@ -16,14 +16,14 @@ from pyro_mdm import LearnedDiffusion
 
 
 class TargetNoise(LearnedDiffusion):
-    r"""Q and D learned, K = 2, towards N(0, Σ_∞) with
+    r"""A learned diffusion of two variables towards N(0, Σ_∞) with
 
         Σ_∞ = [[1, ρ σ], [ρ σ, σ²]].
 
     Args:
-        correlation: ρ of x and v at rest, between -1 and 1.
-        deviation: σ, standard deviation of v at rest.
-        options: keyword arguments of :class:`~pyro_mdm.LearnedDiffusion` (rank, max_log_snr, …).
+        correlation: ρ, the stationary correlation of x and v, between -1 and 1.
+        deviation: σ, the stationary standard deviation of v.
+        options: those of :class:`~pyro_mdm.LearnedDiffusion` (rank, max_log_snr, …).
     """
 
     def __init__(self, correlation: float = 0.6, deviation: float = 0.5, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""A decoder that forgives a state far from its datum.
+"""A decoder with heavy tails, for states far from their datum.
 
 python -m inference.train --model toy --likelihood inference.likelihoods.heavy_tails:HeavyTails
 """
@@ -13,7 +13,7 @@ from pyro_mdm.likelihoods.base import StateScore
 
 
 class HeavyTails(Likelihood):
-    """Student's t about z, what the state says of x, with the deviation of its noise."""
+    """Student's t about z, with the standard deviation of its noise as scale."""
 
     def __init__(self, degrees: float = 4.0) -> None:
         super().__init__()

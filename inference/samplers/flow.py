@@ -1,4 +1,4 @@
-"""The probability flow in its shortest form; the library's ``probability_flow`` has more solvers.
+"""The probability flow in a few lines; the library's ``probability_flow`` has more solvers.
 
 python -m inference.sample RUN --sampler inference.samplers.flow:Flow
 """
@@ -12,7 +12,7 @@ from pyro_mdm.samplers import Sampler, information_grid
 
 
 class Flow(Sampler):
-    """dy/ds = f(y, s) - ½ g² s_θ(y, s), backwards by the midpoint rule; only y_T is random."""
+    """The flow dy/ds = f(y, s) - ½ g² s_θ(y, s), backwards by the midpoint rule."""
 
     def times(self, diffusion: Any) -> Tensor:
         return information_grid(diffusion, self.steps)

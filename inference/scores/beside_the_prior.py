@@ -1,4 +1,4 @@
-"""A score of the raw state that begins as that of pure noise.
+"""A score of the raw state that starts as that of the prior.
 
 python -m inference.train --score inference.scores.beside_the_prior:BesideThePrior
 """
@@ -11,7 +11,7 @@ from pyro_mdm import Diffusion, RawScore
 
 
 class BesideThePrior(RawScore):
-    """s_θ(y, s) = ∇ log π(y) + F(y, λ(s)), for any diffusion: exact at T where F is 0."""
+    """The score s_θ(y, s) = ∇ log π(y) + F(y, λ(s)), for any diffusion; exact at T for F = 0."""
 
     def score(self, diffusion: Diffusion, y: Tensor, s: float | Tensor) -> Tensor:
         """s_θ(y, s), like y."""

@@ -1,4 +1,4 @@
-"""Simulators for ``inference.posterior``: Pyro programs, with posteriors where they are known."""
+"""Simulators for ``inference.posterior``: Pyro programs, with their exact posteriors."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ __all__ = ["Simulator"]
 
 
 class Simulator(NamedTuple):
-    """A Pyro program without arguments, and which of its sites are parameters and which data."""
+    """A Pyro program without arguments, with the names of its parameters' and data's sites."""
 
     program: Callable[[], Any]
     latent: tuple[str, ...]
     observed: tuple[str, ...]
     log_posterior: Callable[[dict[str, Tensor]], Tensor] | None = None
-    """log p(θ | x), (n,), of draws of all sites by name, (n, …), where it is known."""
+    """log p(θ | x), (n,), for draws of all sites by name, (n, …); None: unknown."""
     vectorized: bool = False
     """Whether the program may be run in a plate."""

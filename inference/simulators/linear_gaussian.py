@@ -11,11 +11,11 @@ from inference.simulators import Simulator
 
 A = torch.tensor([[1.0, 0.5, 0.0], [0.0, 1.0, -1.0], [0.5, 0.0, 1.0], [1.0, 1.0, 1.0]])
 NOISE = 0.5
-"""Standard deviation of each of the four measurements."""
+"""The standard deviation of the noise of each measurement."""
 
 
 def program() -> Tensor:
-    """Three parameters, four measurements."""
+    """The simulator, with three parameters and four measurements."""
     theta = pyro.sample("theta", dist.Normal(torch.zeros(3), 1.0).to_event(1))
     x: Tensor = pyro.sample("x", dist.Normal(theta @ A.mT, NOISE).to_event(1))
     return x

@@ -1,7 +1,7 @@
-"""Two moons: a posterior of two crescents, thin and apart.
+"""The two-moons simulator, whose posterior is two thin crescents.
 
-θ is uniform on the square (-1, 1)², and x a point of a half circle of radius 0.1, noised by 0.01,
-moved by (-|θ_0 + θ_1|, θ_1 - θ_0)/√2 (Greenberg, Nonnenmacher & Macke, ICML 2019).
+θ is uniform on the square (-1, 1)², and x a point of a half circle of radius 0.1, with noise 0.01,
+shifted by (-|θ_0 + θ_1|, θ_1 - θ_0)/√2 (Greenberg, Nonnenmacher & Macke, ICML 2019).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _shift(theta: Tensor) -> Tensor:
 
 
 def program() -> Tensor:
-    """Two parameters, two measurements."""
+    """The simulator, with two parameters and two measurements."""
     square = dist.Uniform(-torch.ones(2), 1.0).to_event(1)
     theta = pyro.sample("theta", square)
     half_pi = torch.full(theta.shape[:-1], math.pi / 2)
@@ -36,7 +36,7 @@ def program() -> Tensor:
 
 
 def log_likelihood(theta: Tensor, x: Tensor) -> Tensor:
-    """log p(x | θ), (*batch), for both (*batch, 2): a density of radius and angle, less log r."""
+    """log p(x | θ), (*batch), for both (*batch, 2): from the density of radius r and angle."""
     p = x - _shift(theta)
     u, v = p[..., 0] - OFFSET, p[..., 1]
     r = torch.hypot(u, v)
@@ -45,7 +45,7 @@ def log_likelihood(theta: Tensor, x: Tensor) -> Tensor:
 
 
 def log_posterior(draws: dict[str, Tensor], cells: int = 2000) -> Tensor:
-    """log p(θ | x), (n,); normalized by a sum over cells² points of the square."""
+    """log p(θ | x), (n,), normalized by a sum over cells² points of the square."""
     theta, x = draws["theta"], draws["x"]
     edge = (torch.arange(cells, dtype=torch.float64) + 0.5) / cells * 2 - 1
     grid = torch.cartesian_prod(edge, edge)

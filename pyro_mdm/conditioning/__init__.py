@@ -1,4 +1,4 @@
-"""Models of data given what is known of them: a context, other dimensions, or what is there."""
+"""Models of data given a context or other dimensions; classification and imputation by them."""
 
 from pyro_mdm.conditioning.classification import ClassPosterior, class_posterior
 from pyro_mdm.conditioning.conditioned import (

@@ -2,20 +2,20 @@ r"""Classes by Bayes' rule from the bounds of a model of x given its class.
 
     p(c | x) ∝ p(c) exp ELBO(x | c)
 
-With the bounds of all classes at the same noise, what they share cancels. It is a check that the
-densities mean something: no classifier is trained (Li et al., "Your Diffusion Model is Secretly a
-Zero-Shot Classifier", ICCV 2023).
+All classes are evaluated at the same noise, so that shared errors cancel. No classifier is trained:
+the accuracy tests the densities (Li et al., "Your Diffusion Model is Secretly a Zero-Shot
+Classifier", ICCV 2023).
 
-The exponential of a noisy bound is too large on average, so that the mixture of classes at the
-estimates, log Σ p(c) exp ELBO(x | c), is no bound. By Jensen's inequality it is at least
+The exponential of a noisy bound is too large on average, so that log Σ p(c) exp ELBO(x | c) at the
+estimates is no bound. By Jensen's inequality it is at least
 
     Σ w_c ( ELBO(x | c) + log p(c) - log w_c )
 
-for any weights that sum to 1, with equality for p(c | x). The weights come of one half of a datum's
-draws and the bounds of its other half, whose noise is independent of theirs. So this is a bound in
-expectation, whatever the noise; a single estimate may be above. Both halves share coefficients of
-the baseline, which draws of other data tell, and for any of which a half is unbiased. They share
-strata and densities of noise levels too, which one datum of n moves by a part of order 1/n.
+for any weights that sum to 1, with equality for p(c | x). The weights come from one half of a
+datum's draws, the bounds from the other half, whose noise is independent. So this is a bound in
+expectation, whatever the noise; a single estimate may be above. The halves share coefficients of
+the baseline, which come from other data and leave each half unbiased. They also share strata and
+densities of noise levels, to which one of n data contributes a share of order 1/n.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ BINS = 10
 
 @dataclass(frozen=True, repr=False)
 class ClassPosterior:
-    """The posterior of the classes of n data, by bounds."""
+    """The posterior over the classes of n data, from bounds on log p(x | c)."""
 
     elbo: Tensor  # (n, classes) bound on log p(x | c), nats
-    halves: Tensor  # (2, n, classes) the same by one half of the draws each
+    halves: Tensor  # (2, n, classes) the same from each half of the draws
     log_prior: Tensor  # (classes,)
     num_dims: int
     network_calls: int
@@ -61,42 +61,47 @@ class ClassPosterior:
 
     @property
     def mixture(self) -> Tensor:
-        """A bound on log Σ_c p(c) exp ELBO(x | c), and so on log p(x) of the mixture of classes,
-        (n,), nats. It is one in expectation: noise makes it smaller on average, and a single
-        estimate may be above. See the module's text."""
+        """A bound in expectation on log p(x) of the mixture of classes, (n,), nats.
+
+        Noise makes it smaller on average; a single estimate may be above. See the text of the
+        module.
+        """
         joint = self.halves + self.log_prior
         log_w = joint.log_softmax(-1)
         return (log_w.exp() * (joint.flip(0) - log_w)).sum(-1).mean(0)
 
     @property
     def mixture_gap(self) -> float:
-        """The mean over data of log Σ_c p(c) exp ELBO(x | c) at the estimated bounds, which noise
-        makes larger on average, less the mean of :attr:`mixture`, which noise makes smaller; nats,
-        0 where that is negative. The mean of :attr:`mixture` without noise is between the two, in
-        expectation."""
+        """The most that noise lowers the mean of :attr:`mixture`, in expectation; nats, at least 0.
+
+        The mean over data of log Σ_c p(c) exp ELBO(x | c) at the estimates, which noise makes
+        larger on average, less that of :attr:`mixture`.
+        """
         larger = (self.elbo + self.log_prior).logsumexp(-1)
         return max(0.0, float((larger - self.mixture).mean()))
 
     @property
     def bits_per_dim(self) -> Measured:
-        """:attr:`mixture` in bits/dim. :attr:`mixture_gap` is in its error."""
+        """:attr:`mixture` in bits/dim; its error includes :attr:`mixture_gap`."""
         mean, error = Measured.of(self.mixture)
         nats = Measured(mean, math.hypot(error, self.mixture_gap))
         return nats.scaled(-1 / (self.num_dims * math.log(2)))
 
     def accuracy(self, labels: Tensor) -> Measured:
-        """The part of the data whose class is the most probable one."""
+        """The fraction of data whose label (n,) is the most probable class."""
         return Measured.of((self.labels == self._checked(labels)).double())
 
     def log_loss(self, labels: Tensor) -> Measured:
-        """The mean of -log p(c | x), nats."""
+        """The mean of -log p(c | x) at the labels (n,), nats."""
         known = self._checked(labels)
         return Measured.of(-self.log_probs.gather(-1, known[:, None])[:, 0])
 
     def calibration_error(self, labels: Tensor, bins: int = BINS) -> float:
-        """The expected calibration error: how far confidence is from accuracy, on average over
-        intervals of confidence with as many data each (Guo et al., ICML 2017; Nguyen & O'Connor,
-        EMNLP 2015)."""
+        """The expected calibration error: the mean distance of confidence from accuracy.
+
+        Data are sorted by confidence into ``bins`` of equal size. Source: Guo et al., ICML 2017;
+        Nguyen & O'Connor, EMNLP 2015.
+        """
         right = (self.labels == self._checked(labels)).double()
         confidence = self.log_probs.exp().amax(-1)
         order = confidence.argsort()
@@ -131,18 +136,18 @@ def class_posterior(
     progress: bool = False,
     distributed: bool = False,
 ) -> ClassPosterior:
-    """The probability of each class, given data, by the bounds on log p(x | c).
+    """The probabilities p(c | x) of the classes of data, from bounds on log p(x | c).
 
     Args:
         model, guide: over one diffusion; the model's context is :class:`~pyro_mdm.contexts.Labels`.
         x: data in model space, (n, *event_shape), at least 8.
-        prior: p(c), (classes,), positive and summing to 1; even by default.
+        prior: p(c), (classes,), positive and summing to 1; uniform by default.
         draws: network calls per datum and class, at least 2.
-        batch_size, seed, progress, distributed: as of :func:`~pyro_mdm.evaluation.compare`.
+        batch_size, seed, progress, distributed: as for :func:`~pyro_mdm.evaluation.compare`.
 
     Raises:
         TypeError: a model whose context is no label.
-        ValueError: a prior that is none; else as :func:`~pyro_mdm.evaluation.compare`.
+        ValueError: a prior that is no probability; else as :func:`~pyro_mdm.evaluation.compare`.
     """
     check_instance("model", model, DiffusionModel, "e.g. DiffusionModel(…, context=Labels(10))")
     check_count("draws", draws, "the number of network calls for each datum, in two halves", 2)

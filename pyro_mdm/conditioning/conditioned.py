@@ -1,21 +1,20 @@
-r"""Models of data given what is known of them: a context, p(x | c), or other dimensions.
+r"""Models of data given a context, p(x | c), or given some of their dimensions, p(x_u | x_o).
 
-A context is what the network was trained to be told (:mod:`pyro_mdm.contexts`). Some dimensions
-given others, p(x_u | x_o), are those of a network of maps of log SNR.
+For a context the network must be told it (:mod:`pyro_mdm.contexts`); for dimensions it must be told
+a map of log SNR.
 
-Given x the noised dimensions are independent, so a dimension that is known can be noised like the
-others and not be looked at. What is told of each dimension is then a choice. With λ the log SNR of
-the state,
+Given x the noised dimensions are independent. So an observed dimension can be noised like the
+others, and the network be told its value instead. With λ the log SNR of the state,
 
     x̂_u( z_u, x_o, λ ),    λ_j = λ for u, generated;  +∞ for o, observed;  -∞, left out,
 
-is a denoiser of x_u given x_o, and the bound is that of every denoiser, its three terms summed over
-u alone:
+is a denoiser of x_u given x_o. The bound is that of any denoiser, its three terms summed over u
+alone:
 
     log p(x_u | x_o) ≥ E log p(x_u | y_ε) - KL(q(y_T,u | x_u) ‖ π) - ½ ∫ E ‖x_u - x̂_u‖² e^λ dλ.
 
-The guide is that of the unconditional model. The conditional laws of an inexact network need not
-come from one joint law.
+The guide is that of the unconditional model. The conditional laws of an inexact network need not be
+those of one joint law.
 """
 
 from __future__ import annotations
@@ -63,47 +62,42 @@ def condition(
     *,
     context: object = None,
 ) -> DiffusionModel:
-    """The model of the rest of the dimensions, given those observed: p(x_u | x_o), or of data given
-    their context: p(x | c); or both.
+    """The model of data given a context, p(x | c), or given some dimensions, p(x_u | x_o); or both.
 
-    It is sampled by every sampler, with the observed entries at their values. Its bound
-    (:func:`~pyro_mdm.bound`, :func:`~pyro_mdm.elbo_terms`, :class:`~pyro_mdm.MDM_ELBO`,
-    ``log_prob``) is one on log p(x_u | x_o), in nats, at the x_o of the data that it is asked
-    about. Bits per dimension are still divided by the number of all dimensions. Parameters, network
+    Every sampler serves it; observed entries keep their values. Its bound (:func:`~pyro_mdm.bound`,
+    :func:`~pyro_mdm.elbo_terms`, :class:`~pyro_mdm.MDM_ELBO`, ``log_prob``) is on log p(x_u | x_o),
+    in nats, with the x_o of the data. Bits/dim are still per dimension of all. Parameters, network
     and diffusion are shared with ``model``; the guide is ``DiffusionGuide(conditioned.diffusion)``,
-    or the one that there is.
+    or the one of ``model``.
 
-    Where dimensions are observed or left out, densities of all of them together are refused:
-    ``Trace_ELBO``, importance weights, the probability flow. Given a context there are all.
+    Where dimensions are observed or left out, joint densities of all dimensions are refused:
+    ``Trace_ELBO``, importance weights, the probability flow. Given a context alone they are not.
 
     Args:
-        model: of a context, see :mod:`pyro_mdm.contexts`; for masks one whose score is a denoiser
-            told :attr:`~pyro_mdm.scores.Score.maps` of log SNR. Its network answers as it was
-            trained to: train it on maps with dimensions observed and left out
-            (:class:`~pyro_mdm.scores.maps.RandomMaps`, or by conditional models themselves).
-        observed: which dimensions are known, bool, (*event_shape); or (n, *event_shape) for n data
-            that differ, and then every call is about n data, in this order (or several times
-            these).
-        values: what is known, (*event_shape) or (n, *event_shape); only the observed entries are
-            looked at, others may be NaN. The data of a bound must agree with them. None: the bound
-            is for any data, and there is nothing to sample from.
-        left_out: dimensions that are neither known nor asked for, bool, as ``observed``; None:
-            none. They are integrated out and have no part in a bound, whatever data hold there. In
-            samples they have the data's mean, or the level nearest to it.
-        context: what is known of one datum, of which there may be any number, (*shape); or of each
-            of n, (n, *shape), in their order (or several times these). An encoder that is still
-            trained is asked once, now.
+        model: for a context, a model with one (:mod:`pyro_mdm.contexts`). For masks, a model whose
+            score is a denoiser told :attr:`~pyro_mdm.scores.Score.maps` of log SNR and trained on
+            maps with dimensions observed and left out (:class:`~pyro_mdm.scores.RandomMaps`, or
+            conditional models themselves).
+        observed: the mask of known dimensions, bool, (*event_shape); or (n, *event_shape) for n
+            data that differ. Every call is then for these n data in order, once or several times.
+        values: the known values, (*event_shape) or (n, *event_shape). Only observed entries are
+            read; others may be NaN. Data of a bound must agree with them. None: the bound is for
+            any data, and the model cannot be sampled.
+        left_out: the mask of dimensions that are integrated out, bool, shaped like ``observed``;
+            None: none. They have no part in a bound, whatever the data hold there. In samples they
+            have the data's mean, or the level nearest to it.
+        context: the context of all data, (*shape), or of each of n data, (n, *shape); calls are
+            then for these n in order, once or several times. A trained encoder is called once, now.
 
     Raises:
         TypeError: nothing to condition on; a model whose score is no denoiser, or is conditioned
-            already, or whose decoder is of no independent dimensions; masks that are not bool.
-        ValueError: a context of a model that has none, or that there cannot be; a score that is not
-            told maps, a diffusion of frequencies of the data, or one
-            whose drift sees the data; masks or
-            values of another shape, a dimension both observed and left out, none left to generate,
-            observed values that are not finite or not on the levels. On call: data that differ from
-            the values, or another number of them than masks and values are for; samples without
-            values.
+            already, or whose decoder's dimensions are not independent; masks that are not bool.
+        ValueError: a context for a model without one, or one that it cannot have; a score that is
+            not told maps; a diffusion in frequencies of the data, or whose drift sees the data;
+            masks or values of another shape, a dimension both observed and left out, none left to
+            generate, observed values that are not finite or not on the levels. On call: data that
+            differ from the values, another number of data than masks and values have; samples
+            without values.
 
     Example:
         >>> from pyro_mdm import VPSDE, Denoiser, DiffusionGuide, DiffusionModel, elbo_terms
@@ -175,11 +169,11 @@ def _of_present(denoiser: DenoiserScore, model: DiffusionModel, missing: Tensor)
 
 
 class ConditionedDenoiser(DerivedDenoiser):
-    """The denoiser of x_u given x_o, and what counts; see :func:`condition`.
+    """The denoiser of x_u given x_o; see :func:`condition`.
 
     Args:
-        denoiser: of all dimensions, told maps of log SNR.
-        observed, values, left_out: as of :func:`condition`.
+        denoiser: the denoiser of all dimensions, told maps of log SNR.
+        observed, values, left_out: as for :func:`condition`.
 
     Raises:
         TypeError, ValueError: see :func:`condition`.
@@ -209,7 +203,7 @@ class ConditionedDenoiser(DerivedDenoiser):
         self._check_masks()
 
     def _checked_values(self, values: Tensor, event: tuple[int, ...]) -> Tensor:
-        """Values in float64 where they are observed, the fill elsewhere."""
+        """The values in float64 where they are observed, the fill elsewhere."""
         values = real_tensor("values", values, "what is observed, (*event_shape)")
         _check_shape("values", values, event)
         if len(_sizes(self.observed, values, event_dim=len(event))) > 1:
@@ -267,7 +261,7 @@ class ConditionedDenoiser(DerivedDenoiser):
         return self._for(x, self._counted)
 
     def _for(self, x: Tensor, value: Tensor) -> Tensor:
-        """A mask or values, (*event_shape) or of n data, broadcastable to x (*batch, *event)."""
+        """A mask or values, of all or of n data, made broadcastable to x (*batch, *event)."""
         event_dim = len(self.event_shape or ())
         return of_rows(value, event_dim, x.shape[: x.dim() - event_dim])
 
@@ -286,17 +280,17 @@ class ConditionedDenoiser(DerivedDenoiser):
         return self.changed(denoiser, observed=known, values=values, left_out=left_out)
 
     def leaving_out(self, missing: Tensor) -> ConditionedDenoiser:
-        """The denoiser that leaves out missing entries, (n, *event_shape) bool, observed ones too.
+        """The denoiser that leaves out missing entries too, (n, *event_shape) bool.
 
-        Of a datum nothing may remain: its bound is 0, the logarithm of the density of nothing.
+        The bound of a datum of which nothing remains is 0.
         """
         left_out = missing if self.left_out is None else missing | self.left_out
         return self.changed(observed=self.observed & ~missing, left_out=left_out)
 
     def as_noised(self) -> ConditionedDenoiser:
-        """The denoiser that sees observed entries as they are in z, at its noise.
+        """The denoiser that sees observed entries as noisy as the others, in z.
 
-        For decoders that call the network: y_ε tells x_o to e^{-λ(ε)}.
+        For decoders that call the network, where the noise has variance e^{-λ(ε)}.
         """
         return self.changed(observed=torch.zeros_like(self.observed), values=None)
 
@@ -324,10 +318,10 @@ class ConditionedDenoiser(DerivedDenoiser):
     # -- the denoiser ------------------------------------------------------------------------------
 
     def x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
-        """E[x | z_u, x_o], like z (*batch, *event_shape); the data's mean where it is left out.
+        """E[x | z_u, x_o], like z (*batch, *event_shape); the data's mean where left out.
 
         Raises:
-            ValueError: no values of what is observed.
+            ValueError: no values were given.
         """
         z, maps = self._told(z, log_snr)
         return self._exact(z, maps, self.denoiser.x_hat(z, maps))
@@ -336,7 +330,7 @@ class ConditionedDenoiser(DerivedDenoiser):
         return super().posterior(*self._told(z, log_snr))
 
     def _told(self, z: Tensor, log_snr: Number) -> tuple[Tensor, Tensor]:
-        """z with the observed values in it, and the map of log SNR, like z."""
+        """z with the observed values put in, and the map of log SNR, both like z."""
         _, lam = self._values("z", z, log_snr)
         maps = with_event_dims(lam, z).expand(z.shape)
         if self.left_out is not None:
@@ -353,20 +347,20 @@ class ConditionedDenoiser(DerivedDenoiser):
         return torch.where(observed, self._for(z, self.values).to(z.dtype), z), maps
 
     def _exact(self, z: Tensor, maps: Tensor, x_hat: Tensor) -> Tensor:
-        """x̂ (like z), with its value where that is known without a network."""
+        """x̂, like z, with exact values where these are known without a network."""
         x_hat = torch.where(maps == math.inf, z, x_hat)
         return torch.where(maps == -math.inf, self.fill.to(z.dtype), x_hat)
 
     def completed(self, x: Tensor) -> Tensor:
-        """Data (*batch, *event_shape) with the observed values, and the mean where left out.
+        """Data (*batch, *event_shape) with observed values put in, and the mean where left out.
 
         Raises:
-            ValueError: no values of what is observed.
+            ValueError: no values were given.
         """
         x, maps = self._told(x, 0.0)
         return self._exact(x, maps, x)
 
-    # -- the baseline, of the dimensions that count ------------------------------------------------
+    # -- the baseline, over the generated dimensions -----------------------------------------------
 
     def baseline_log_prob(self, x: Tensor, counted: Tensor | None = None) -> Tensor:
         """log p_0(x_u), (*batch), nats."""
@@ -384,7 +378,7 @@ class ConditionedDenoiser(DerivedDenoiser):
         return self.denoiser.baseline_integrals(x, edges, dims, counted)
 
     def _part(self, x: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Data that hold a possible value where they do not count, and what counts."""
+        """Data with a valid value where they do not count, and the mask of those that do."""
         ours = self.counts(x)
         ours = ours if counted is None else ours & counted
         return torch.where(ours, x, self.fill.to(x.dtype)), ours
@@ -394,14 +388,14 @@ class ConditionedDenoiser(DerivedDenoiser):
 
 
 class ConditionedLikelihood(Likelihood):
-    """p(x_u | y_ε), by a decoder of all dimensions; of a :class:`ConditionedDenoiser`.
+    """The decoder p(x_u | y_ε) of a :class:`ConditionedDenoiser`.
 
     Args:
-        likelihood: of independent dimensions. One that calls the network (``network_calls``) sees
-            the observed entries as y_ε has them.
+        likelihood: a decoder of all dimensions, which are independent given y_ε. One that calls the
+            network (``network_calls``) sees the observed entries as noisy as y_ε has them.
 
     Raises:
-        TypeError: a decoder of dimensions that depend on each other.
+        TypeError: a decoder whose dimensions depend on each other.
     """
 
     def __init__(self, likelihood: Likelihood) -> None:
@@ -429,13 +423,13 @@ class ConditionedLikelihood(Likelihood):
 
 
 class ConditionedDecoder(DecoderDistribution):
-    """x with the observed entries at their values and the mean in those left out.
+    """The law of x with observed entries at their values, and the data's mean where left out.
 
     ``log_prob`` is that of the generated entries alone.
 
     Args:
-        law: of all dimensions, independent.
-        score: knows which are which.
+        law: the decoder's law of all dimensions, which are independent.
+        score: the denoiser, which has the masks and values.
     """
 
     def __init__(self, law: TorchDistributionMixin, score: ConditionedDenoiser) -> None:
@@ -451,15 +445,15 @@ class ConditionedDecoder(DecoderDistribution):
         return new
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log p(x_u | y_ε), (*sample, *batch), nats. What x holds elsewhere has no effect."""
+        """log p(x_u | y_ε), (*sample, *batch), nats; other entries of x have no effect."""
         terms = self.log_prob_by_dimension(value)
         return terms.flatten(terms.dim() - len(self.event_shape)).sum(-1).to(value.dtype)
 
     def log_prob_by_dimension(self, value: Tensor) -> Tensor:
-        """log p(x_j | y_ε), and 0 where x_j is not generated.
+        """log p(x_j | y_ε), like x, nats; 0 where x_j is not generated.
 
         Raises:
-            TypeError: a decoder's distribution of dimensions that depend on each other.
+            TypeError: the decoder's dimensions depend on each other.
         """
         self.check_event(value)
         counted = self._score.counts(value)
@@ -513,5 +507,5 @@ def _check_shape(name: str, value: Tensor, event: tuple[int, ...]) -> None:
 
 
 def _sizes(*parts: Tensor | None, event_dim: int) -> set[int]:
-    """Numbers of data between which masks and values differ."""
+    """The numbers of data n that masks and values are for, where they differ between data."""
     return {len(t) for t in parts if t is not None and t.dim() > event_dim}

@@ -1,4 +1,4 @@
-"""Denoisers that are made of another one, whose network and baseline they share."""
+"""Denoisers derived from another one, whose network and baseline they share."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ D = TypeVar("D", bound="DerivedDenoiser")
 
 
 class DerivedDenoiser(DenoiserScore):
-    """A denoiser made of another one, whose parameters it shares, under one name.
-
-    Its baseline, what λ it was trained at and its decoder are the other's too, unless overridden.
+    """A denoiser derived from another one, with its parameters, baseline and decoder.
 
     Args:
-        denoiser: the other one.
+        denoiser: the one it is derived from.
     """
 
     def __init__(self, denoiser: DenoiserScore) -> None:
@@ -31,15 +29,14 @@ class DerivedDenoiser(DenoiserScore):
         self.denoiser = denoiser
 
     def arguments(self) -> dict[str, Any]:
-        """The constructor's arguments: the network is the denoiser's own."""
+        """The constructor's arguments; the network is the denoiser's own."""
         return {name: v for name, v in super().arguments().items() if name != "network"}
 
     def changed(self: D, denoiser: DenoiserScore | None = None, **buffers: Tensor | None) -> D:
-        """A copy with another denoiser, or with other buffers, which are arguments that are known
-        to be right."""
+        """A copy with another denoiser or other buffers, which are not checked again."""
         denoiser = self.denoiser if denoiser is None else denoiser
         new = type(self).__new__(type(self), **self.arguments() | {"denoiser": denoiser} | buffers)
-        made = new.__dict__["_given"]  # what it would have been made with
+        made = new.__dict__["_given"]  # the constructor's arguments of the copy
         return replace(self, denoiser=denoiser, _given=made, **buffers)
 
     # -- contexts, which the denoiser is told ------------------------------------------------------
@@ -67,7 +64,7 @@ class DerivedDenoiser(DenoiserScore):
         """p_θ(x | z) of a discrete denoiser, see :class:`~pyro_mdm.likelihoods.NetworkPosterior`.
 
         Raises:
-            TypeError: another denoiser.
+            TypeError: the denoiser is not discrete.
         """
         posterior = getattr(self.denoiser, "posterior", None)
         if posterior is None:

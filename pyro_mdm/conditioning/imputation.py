@@ -1,4 +1,4 @@
-"""Multiple imputation: draws of what is missing given what is there."""
+"""Multiple imputation: draws of the missing entries given the others."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ def impute(
     seed: int = 0,
     progress: bool = False,
 ) -> Tensor:
-    """Several completions of data with missing entries, each a draw of p(x_missing | x_present).
+    """Completions of data with missing entries, each a draw of p(x_missing | x_present).
 
-    By :func:`~pyro_mdm.condition`, each datum with a mask of its own, and the model's sampler.
-    Entries that are there stay what they are. The mean of the completions is the posterior mean,
+    The model of each datum is that of :func:`~pyro_mdm.condition`, with the model's sampler.
+    Present entries keep their values. The mean of the completions estimates the posterior mean;
     their quantiles are intervals for each missing entry.
 
     Args:
-        model: whose score is a denoiser told maps and trained at them, see
+        model: a model whose score is a denoiser told maps and trained on them, see
             :class:`~pyro_mdm.scores.RandomMaps`.
-        x: data in model space, (n, *event_shape), NaN where an entry is missing. Of a datum all may
-            be missing.
+        x: data in model space, (n, *event_shape), NaN where an entry is missing. All entries of a
+            datum may be.
         num: completions of each datum.
         batch_size: completions simulated together.
-        seed: of the noise. The draws are a function of it, of x and of ``batch_size``; the caller's
-            random state stays as it is.
-        progress: show a progress bar.
+        seed: the seed of the noise. Draws depend on it, on x and on ``batch_size``; the caller's
+            random state is kept.
+        progress: whether to show a progress bar.
 
     Returns:
         (num, n, *event_shape), in the dtype of x.
 
     Raises:
-        TypeError, ValueError: numbers below 1; what :func:`~pyro_mdm.condition` refuses, and data
-            that the model does.
+        TypeError, ValueError: numbers below 1; data that the model refuses, and what
+            :func:`~pyro_mdm.condition` refuses.
 
     Example:
         >>> from pyro_mdm import VPSDE, Denoiser

@@ -1,4 +1,4 @@
-"""Inpainting by any score: what is observed is put into the states on their way."""
+"""Inpainting with any score: observed dimensions are replaced in the states before each step."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ __all__ = ["Replacement"]
 
 
 class Replacement(Sampler):
-    """Another sampler, with observed dimensions of y_s drawn from q(y_s | x_o) before each step.
+    """A sampler that draws observed dimensions of y_s from q(y_s | x_o) before each step.
 
-    All K variables of a dimension are. For any score of a linear diffusion, of the raw state too,
-    ``DiffusionModel(diffusion, score, sampler=Replacement(Ancestral(100), observed, values))``.
+    It serves any score of a linear diffusion, of the raw state too::
 
-    It is an approximation, whatever the score and the steps: dimensions that are generated hear of
-    x_o through the score alone, at the noise of z, and what is drawn early does not fit what is
-    observed later. ``repeats`` makes them fit better. A denoiser that was trained with maps
-    (:func:`~pyro_mdm.condition`) needs none of this, and others do better by
-    :func:`~pyro_mdm.measurements.condition_on_measurements`.
+        DiffusionModel(diffusion, score, sampler=Replacement(Ancestral(100), observed, values))
+
+    It is an approximation, whatever the score and the steps: the other dimensions are told x_o
+    through the score alone, at the noise of z, so that early draws do not fit it. ``repeats`` makes
+    them fit better. A denoiser trained with maps does not need it (:func:`~pyro_mdm.condition`);
+    for others :func:`~pyro_mdm.measurements.condition_on_measurements` is better.
 
     Args:
-        sampler: whose steps are taken.
-        observed: which dimensions are known, bool, (*event_shape).
-        values: what is known, (*event_shape), or (n, *event_shape) of n data that differ; only
-            observed entries are looked at.
-        repeats: how often each step is taken, noised again in between.
+        sampler: the sampler that takes the steps.
+        observed: the mask of known dimensions, bool, (*event_shape).
+        values: the known values, (*event_shape), or (n, *event_shape) for n data that differ; only
+            observed entries are read.
+        repeats: how often each step is taken, with noise added back in between.
 
     Raises:
-        TypeError: no sampler, or one that takes no steps on a grid; a mask that is not bool; on
-            call, a diffusion without closed-form kernels.
+        TypeError: no sampler, or one without steps on a grid; a mask that is not bool; on call, a
+            diffusion without closed-form kernels.
         ValueError: values of another shape, or not finite where they are observed.
 
     Source: Song et al., "Score-Based Generative Modeling through Stochastic Differential

@@ -1,4 +1,4 @@
-"""Noising diffusions: all that callers may ask, whether there is a closed form or not."""
+"""The interface of noising diffusions, with and without a closed form."""
 
 from __future__ import annotations
 
@@ -45,18 +45,18 @@ Matrix = Sequence[Sequence[float]] | Tensor
 
 
 class UnreachableError(ValueError):
-    """A log SNR that a diffusion's clock cannot be scaled to, or variables its noise never reaches.
+    """A log SNR that the clock cannot be scaled to, or a variable that noise never reaches.
 
-    Of given matrices it is a mistake; of learned ones, where their training has led.
+    For given matrices it is a mistake in the input; for learned ones, training has led there.
     """
 
 
 class UnsupportedDiffusionError(TypeError, ValueError):
-    """A request that a diffusion of this kind does not serve; see :func:`require`."""
+    """A request that this kind of diffusion does not support; see :func:`require`."""
 
 
 class Cap(Enum):
-    """A capability that one may need of a diffusion, and that not every diffusion has."""
+    """A capability that some diffusions have and others lack; see :func:`require`."""
 
     KERNELS = "closed-form kernels"
     SIMULATED = "paths that are simulated"
@@ -69,7 +69,7 @@ class Cap(Enum):
 
 
 class Marginal(NamedTuple):
-    """y_s | x ~ N(a x, Σ), per data dimension, and how the state is read: z = kᵀ y."""
+    """The law y_s | x ~ N(a x, Σ), per data dimension, and its readout z = kᵀ y."""
 
     mean: Tensor  # a (…, K)
     covariance: Tensor  # Σ (…, K, K)
@@ -79,12 +79,12 @@ class Marginal(NamedTuple):
     log_det: Tensor  # log det Σ, (…)
 
     def at(self, i: int) -> Marginal:
-        """The law at the i-th of (N,) times; one for each data dimension comes as a batch of 1."""
+        """The law at the i-th of N times; laws per data dimension keep a batch dimension of 1."""
         return Marginal(*(t[place(self.log_det, i)] for t in self))
 
 
 class Transition(NamedTuple):
-    """y_s | y_r ~ N(M y_r, P), per data dimension."""
+    """The law y_s | y_r ~ N(M y_r, P), per data dimension."""
 
     matrix: Tensor  # M (…, K, K)
     covariance: Tensor  # P (…, K, K)
@@ -92,12 +92,12 @@ class Transition(NamedTuple):
     log_det: Tensor  # log det P, (…)
 
     def at(self, i: int) -> Transition:
-        """The law to the i-th of (N,) times; one for each data dimension comes as a batch of 1."""
+        """The law to the i-th of N times; laws per data dimension keep a batch dimension of 1."""
         return Transition(*(t[place(self.log_det, i)] for t in self))
 
 
 class Noised(NamedTuple):
-    """States on their way from data, and what a score is to say there.
+    """Noised states, and the regression target of the score there.
 
     The diffusion term is ½ ∫ E share ‖s_θ(state) - target‖²_{g²} ds.
     """
@@ -121,10 +121,10 @@ REASONS = {
 
 
 def require(diffusion: Diffusion, *caps: Cap, who: str, fix: str) -> None:
-    """Raises :class:`UnsupportedDiffusionError` for a diffusion that lacks one of these.
+    """A check that the diffusion has these capabilities; else UnsupportedDiffusionError.
 
     Args:
-        who: needs them, as the subject of a sentence;  fix: what to do instead.
+        who: what needs them, as the subject of the error's sentence;  fix: what to do instead.
     """
     for cap in caps:
         if cap not in diffusion.caps:
@@ -135,54 +135,54 @@ def require(diffusion: Diffusion, *caps: Cap, who: str, fix: str) -> None:
 
 
 class Level(NamedTuple):
-    """Log SNR on the way from ε to T, by the part u of the way that has passed."""
+    """Log SNR and its rate, at the fraction u of the way from ε to T."""
 
     log_snr: Tensor  # λ (n,), or by data dimension (n, *event_shape), with sizes of 1 if shared
     rate: Tensor  # -dλ/du > 0, likewise
 
 
 class Drawn(NamedTuple):
-    """A diffusion for each of n data, by a draw of the context that their noising depends on."""
+    """The diffusion of n data, with a context drawn for each where their noising depends on one."""
 
     diffusion: Any  # a Diffusion of these n data, in their order
-    context: Tensor | None  # c (n, size); None: the noising depends on none
+    context: Tensor | None  # c (n, size); None: the noising has none
     kl: Tensor  # KL(q(c | x) ‖ p(c)), (n,) nats; 0 without a context
     log_q: Tensor | None  # log q(c | x), (n,), of a draw that has no derivative itself
 
 
 def same_time(s: Times) -> Tensor | None:
-    """The one time, 0-dim, that ``s`` repeats for every datum, if it was made by ``expand``."""
+    """The time, 0-dim, that ``s`` repeats by ``expand`` for every datum; None for other times."""
     if isinstance(s, Tensor) and s.numel() > 1 and not any(s.stride()):
         return s[(0,) * s.dim()]
     return None
 
 
 def place(of_law: Tensor, i: int) -> int | slice:
-    """The index of the i-th of N laws; a slice where each has a number by dimension."""
+    """The index of the i-th of N laws: a number, or a slice of one for laws per data dimension."""
     return i if of_law.dim() == 1 else slice(i, i + 1)
 
 
 class Asked(Protocol):
-    """The score and denoiser that velocities are made of, in float64; samplers ask a network."""
+    """The score and denoiser that :meth:`Diffusion.velocity` calls, in float64."""
 
     def score(self, y: Tensor, s: Tensor) -> Tensor:
         """s_θ(y, s), like y (n, K, *event_shape), at one time s."""
 
     def denoise(self, y: Tensor, s: Tensor, noise: float = 1.0) -> Tensor:
-        """x̂ (n, *event_shape), for a process with the part η of the noise."""
+        """x̂ (n, *event_shape), for the backward process with noise η g²."""
 
 
 class Diffusion(Restorable, Exact, ABC):
     """A noising diffusion ``dy = f(y, s) ds + G(y, s) dB_s`` of K variables per data dimension.
 
     It starts at ε, where y_ε given x is Gaussian per data dimension, and runs to the horizon T,
-    where the generative process takes its prior. What lies between has a closed form or is
-    simulated (:attr:`closed_form`): the first for :class:`~pyro_mdm.diffusions.Kernels`, the second
-    for a :class:`~pyro_mdm.diffusions.NonlinearDiffusion`.
+    where the generative process takes its prior. Between them its law has a closed form
+    (:class:`~pyro_mdm.diffusions.Kernels`) or is simulated
+    (:class:`~pyro_mdm.diffusions.NonlinearDiffusion`); :attr:`closed_form` says which.
 
-    Log SNR counts the way from ε to T: ``log_snr(s)`` falls from :attr:`max_log_snr` to
-    :attr:`terminal_log_snr`. It is what networks are told of the time, and what times are drawn by.
-    At ε it is what it says; later, of a diffusion without a closed form, it is nominal.
+    ``log_snr(s)`` falls from :attr:`max_log_snr` at ε to :attr:`terminal_log_snr` at T. Networks
+    are told it in place of the time, and times are drawn by it. Without a closed form it is the
+    true log SNR at ε only, and nominal later.
 
     Floating-point parameters and buffers stay in float64 when the module is cast to another
     precision; moving it to another device moves them.
@@ -207,7 +207,7 @@ class Diffusion(Restorable, Exact, ABC):
 
     @property
     def caps(self) -> frozenset[Cap]:
-        """The capabilities that the diffusion has; :func:`require` refuses what it lacks."""
+        """The capabilities of the diffusion; :func:`require` refuses what it lacks."""
         has = {
             Cap.KERNELS: self.closed_form,
             Cap.SIMULATED: not self.closed_form,
@@ -226,10 +226,10 @@ class Diffusion(Restorable, Exact, ABC):
 
     @abstractmethod
     def dispersion(self, y: Tensor, s: Times) -> Tensor:
-        """G(y, s), with G Gᵀ = g², one K×K block for each data dimension, in float64 or y's dtype.
+        """G(y, s), with G Gᵀ = g², a K×K block for each data dimension, in float64 or y's dtype.
 
-        (*batch, K, K), or (K, K) for one time: shared by all data dimensions, not depending on y;
-        or (*batch, *event_shape, K, K) if :attr:`noise_depends_on_state`.
+        (*batch, K, K), or (K, K) for one time, where it is the same for all states and data
+        dimensions; (*batch, *event_shape, K, K) if :attr:`noise_depends_on_state`.
         """
 
     @abstractmethod
@@ -238,7 +238,7 @@ class Diffusion(Restorable, Exact, ABC):
 
         Args:
             times: (N,) increasing, in [ε, T].
-            simulation: how, where there is no closed form; the diffusion's own by default.
+            simulation: settings where there is no closed form; the diffusion's own by default.
 
         Returns:
             (n, N, K, *event_shape), y itself first.
@@ -259,7 +259,7 @@ class Diffusion(Restorable, Exact, ABC):
 
     @property
     def start_log_snr(self) -> Tensor:
-        """:attr:`max_log_snr` as a tensor, 0-dim: with its gradient where it is learned."""
+        """:attr:`max_log_snr` as a tensor, 0-dim, with its gradient where it is learned."""
         return self.as_tensor(self.max_log_snr)
 
     @property
@@ -269,12 +269,12 @@ class Diffusion(Restorable, Exact, ABC):
 
     @property
     def learns_ends(self) -> bool:
-        """Whether λ(ε) or λ(T) is a parameter of its own; ask :attr:`reference`."""
+        """Whether λ(ε) or λ(T) is learned; ask it of :attr:`reference`."""
         return False
 
     @property
     def learns_stationary(self) -> bool:
-        """Whether the covariance of the law at rest is learned, likewise."""
+        """Whether the stationary covariance is learned; ask it of :attr:`reference`."""
         return False
 
     @property
@@ -301,34 +301,34 @@ class Diffusion(Restorable, Exact, ABC):
 
     @abstractmethod
     def clock(self, s: Times) -> Tensor:
-        """b(s), like s: how much the diffusion has done by then, from b(0) = 0."""
+        """The clock time b(s), like s, with b(0) = 0."""
 
     @abstractmethod
     def rate(self, s: Times) -> Tensor:
-        """db/ds, like s."""
+        """The clock's rate db/ds, like s."""
 
     @abstractmethod
     def inverse_clock(self, tau: Tensor) -> Tensor:
-        """The inverse of :meth:`clock`, which rounding may put past T; like τ."""
+        """The inverse of :meth:`clock`, like τ; rounding may put it past T."""
 
     # -- the way from ε to T -----------------------------------------------------------------------
 
     def time_on_the_way(self, u: Tensor) -> Tensor:
-        """The time when the part u of the way from ε to T has passed, like u.
+        """The time at the fraction u of the way from ε to T, like u.
 
-        The way is what the diffusion term and the flow of states are integrated over: log SNR,
-        or, in closed form, log volume.
+        The diffusion term and the flow of states are integrated over the way: log SNR, or log
+        volume where there is a closed form.
         """
         start, end = self.start_log_snr, self.terminal_log_snr
         return self.time_at_log_snr(start + u.clamp(0, 1) * (end - start))
 
     def speed_on_the_way(self, s: Tensor) -> Tensor:
-        """ds/du, like s."""
+        """ds/du of :meth:`time_on_the_way`, like s."""
         return (self.start_log_snr - self.terminal_log_snr) / self.log_snr_rate(s)
 
     def pace(self, s: Tensor) -> Tensor:
-        """An increasing function of time in which flows are smooth, like s: -λ, or, in closed form,
-        the logarithm of the clock."""
+        """An increasing function of time in which flows are smooth, like s: -λ, or in closed
+        form the logarithm of the clock."""
         return -self.log_snr(s)
 
     def pace_rate(self, s: Tensor) -> Tensor:
@@ -336,51 +336,52 @@ class Diffusion(Restorable, Exact, ABC):
         return self.log_snr_rate(s)
 
     def time_at_pace(self, pace: Tensor) -> Tensor:
-        """The inverse of :meth:`pace`, which rounding may put outside of [ε, T]; like the pace."""
+        """The inverse of :meth:`pace`, like it; rounding may put it outside [ε, T]."""
         return self.time_at_log_snr(-pace)
 
     @abstractmethod
     def velocity(self, y: Tensor, s: Tensor, noise: float, ask: Asked) -> Tensor:
-        """f - (1 + η)/2 (g² s_θ + ∇·g²), like y: dy/ds of the process that runs backwards with the
-        part η of the noise.
+        """The velocity f - (1 + η)/2 (g² s_θ + ∇·g²) of the backward process with noise η g².
+
+        It is dy/ds, like y.
 
         Args:
             y: states (n, K, *event_shape) in float64;  s: one time, 0-dim.
-            ask: says the score and x̂.
+            noise: η, from 0 (the probability flow) to 1 (the generative SDE).
+            ask: the score and x̂.
         """
 
-    # -- what is seen of the data ------------------------------------------------------------------
+    # -- diffusions that depend on the data --------------------------------------------------------
 
     @property
     def context(self) -> Any:
-        """The latent context of a datum that its noising depends on, a
-        :class:`~pyro_mdm.diffusions.Context`; None: there is none, or it is given."""
+        """The latent :class:`~pyro_mdm.diffusions.Context` of a datum; None if none, or if
+        given."""
         return None
 
     def for_data(self, x: Tensor) -> Drawn:
-        """The diffusion of these data (n, *event_shape), by a draw of the context of each."""
+        """The diffusion of data x (n, *event_shape), with a context drawn for each."""
         return Drawn(self, None, x.new_zeros(len(x)), None)
 
     def for_samples(self, n: int) -> Drawn:
-        """The diffusion of n data that are to be generated, by contexts from their prior."""
+        """The diffusion of n data to be generated, with contexts drawn from their prior."""
         return Drawn(self, None, torch.zeros(n), None)
 
     @property
     def origin(self) -> Diffusion:
-        """The diffusion that guide and model share: itself, unless contexts are given."""
+        """The diffusion before contexts were given, which guide and model share; or this one."""
         return self
 
     def given(self, context: Tensor) -> Diffusion:
-        """The diffusion of data with these contexts (*batch, size), where it depends on them."""
+        """The diffusion given these contexts (*batch, size); this one if it depends on none."""
         raise NotImplementedError(f"{type(self).__name__} depends on no context")
 
     def typical(self, x: Tensor) -> Diffusion:
-        """The diffusion of these data (n, *event_shape) at a typical context of each, to look
-        at."""
+        """The diffusion of data x (n, *event_shape) at a typical context of each, for pictures."""
         return self
 
     def displacement(self, x: Tensor, s: Times, event_dim: int | None = None) -> Tensor | None:
-        """The mean of y_s given x less a(s) x, like a state; None where that is 0 for all data.
+        """The displacement E[y_s | x] - a(s) x, like a state; None where it is 0 for all data.
 
         Args:
             x: data (*batch, *event_shape), in coordinates.
@@ -390,9 +391,9 @@ class Diffusion(Restorable, Exact, ABC):
         return None
 
     def without_displacement(self, y: Tensor, event_dim: int) -> Tensor:
-        """y_ε (*batch, K, *event_shape) less what :meth:`displacement` added, as far as y_ε says.
+        """y_ε (*batch, K, *event_shape) less the :meth:`displacement`, as far as y_ε determines it.
 
-        The readout of :attr:`start` gives x with this, in float64 where anything is taken away.
+        The readout of :attr:`start` then gives x. In float64 where anything is subtracted.
 
         Args:
             event_dim: number of dimensions of a datum.
@@ -400,12 +401,12 @@ class Diffusion(Restorable, Exact, ABC):
         return y
 
     def score_tells(self, noise: float) -> bool:
-        """Whether the score of the state tells of the process with the part η of the noise too, as
-        it does wherever the drift does not see the data."""
+        """Whether the score determines the backward process with noise η g², as it does unless
+        the drift sees the data."""
         return True
 
     def read_start(self, y: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
-        """z = kᵀ y_ε (*batch, *event_shape), of the data, and λ(ε), in float64.
+        """The readout z = kᵀ y_ε (*batch, *event_shape), of the data, and λ(ε), in float64.
 
         Args:
             y: the state at ε, (*batch, K, *event_shape).
@@ -415,30 +416,30 @@ class Diffusion(Restorable, Exact, ABC):
         return self.from_coordinates(rows @ start.readout), start.log_snr
 
     def views(self, x: Tensor) -> dict[str, Tensor]:
-        """Tensors to look at, of what the diffusion makes of data x (n, *event_shape): by name,
-        (columns, n, *event_shape) of as many stages. Empty where nothing depends on the data."""
+        """Tensors for pictures of what the diffusion makes of data x (n, *event_shape), by name,
+        (columns, n, *event_shape) with a column per stage. Empty where nothing depends on data."""
         return {}
 
     def planned(self, plan: Callable[[Any, Tensor], Any], times: Tensor) -> Any:
-        """``plan(self, times)``, the plan of a sampler, by data dimension where these differ.
+        """The plan ``plan(self, times)`` of a sampler, per data dimension where dimensions differ.
 
         Args:
-            plan: of a diffusion and times (N + 1, …), to the times or a named tuple of tensors
-                (N, …), with a field ``s`` of common times.
+            plan: a function of a diffusion and times (N + 1, …). It returns the times, or a named
+                tuple of tensors (N, …) whose field ``s`` holds the common times.
         """
         return plan(self, times)
 
     @property
     def transform(self) -> Any:
-        """Coordinates of the data that states hold; None for the data themselves."""
+        """The coordinates of the data that states hold; None for the data themselves."""
         return None
 
     def coordinates(self, x: Tensor) -> Tensor:
-        """The data (…, *event_shape) as the state holds them: x itself, or its frequencies."""
+        """Data (…, *event_shape) as the state holds them: x itself, or its frequencies."""
         return x
 
     def from_coordinates(self, x: Tensor) -> Tensor:
-        """The data, from their coordinates."""
+        """The data with these coordinates."""
         return x
 
     @property
@@ -448,11 +449,11 @@ class Diffusion(Restorable, Exact, ABC):
 
     @property
     def for_grids(self) -> Diffusion:
-        """The diffusion that makes grids of times: this, unless its times differ between data."""
+        """The diffusion that grids of times are made of: this, unless times differ between data."""
         return self
 
     def check(self, event_shape: Sequence[int]) -> None:
-        """Tries on states of this event shape what the diffusion declares, where it can be wrong.
+        """A check of what the diffusion declares, on states of this event shape.
 
         Raises:
             ValueError: it is not as declared.
@@ -468,7 +469,7 @@ class Diffusion(Restorable, Exact, ABC):
         return torch.cat([s, self.as_tensor(self.horizon).reshape(1)])
 
     def noise_divergence(self, y: Tensor, s: Times) -> Tensor:
-        """∇·g², like y: 0 where noise does not depend on the state."""
+        """∇·g², like y; 0 where noise does not depend on the state."""
         return torch.zeros_like(y)
 
     def forward_sde(self, event_shape: Sequence[int] = ()) -> ForwardSDE:
@@ -482,7 +483,7 @@ class Diffusion(Restorable, Exact, ABC):
         return ReverseSDE(self, score, event_shape)
 
     def as_tensor(self, value: Times) -> Tensor:
-        """A number or tensor in float64 on the device of the diffusion."""
+        """A number or tensor in float64, on the device of the diffusion."""
         return torch.as_tensor(value, dtype=torch.float64, device=self._device())
 
     def _device(self) -> torch.device:
@@ -490,7 +491,7 @@ class Diffusion(Restorable, Exact, ABC):
         return next((t.device for t in tensors), torch.device("cpu"))
 
     def checked_time(self, name: str, value: Times) -> Tensor:
-        """Times in float64; raises ValueError outside [0, T]."""
+        """Times in float64. Raises ValueError outside [0, T]."""
         s = self.as_tensor(value)
         if s.numel() and not bool(((s >= 0) & (s <= self.horizon)).all()):
             bad = s.detach().flatten()[~((s >= 0) & (s <= self.horizon)).flatten()][0].item()

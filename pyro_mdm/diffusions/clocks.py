@@ -36,7 +36,7 @@ class Clock(Recorded, nn.Module, ABC):
         """The s with b(s) = τ, like τ."""
 
     def kinks(self) -> Tensor:
-        """Times (n,) at which β has no derivative, so that no step of high order crosses them."""
+        """Times (n,) at which β has no derivative; no step of high order should cross them."""
         return torch.zeros(0, dtype=torch.float64)
 
 
@@ -114,7 +114,7 @@ class LearnedBeta(Clock):
         return torch.linspace(0, self.horizon, len(self.raw), dtype=torch.float64)[1:-1]
 
     def settings(self) -> dict[str, Any]:
-        return {"horizon": self.horizon}  # where it started is in ``raw`` no more
+        return {"horizon": self.horizon}  # ``raw`` has replaced its start
 
     def _pieces(self) -> tuple[float, Tensor, Tensor, Tensor]:
         beta = F.softplus(self.raw, threshold=700)

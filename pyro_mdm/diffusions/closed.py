@@ -1,4 +1,4 @@
-"""Diffusions in closed form: kernels, and what scores make of them."""
+"""Diffusions in closed form: their kernels, and scores and errors under them."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 
 
 class Kernels(Diffusion):
-    """A diffusion whose paths are a Gaussian chain given the data, and known in closed form.
+    """A diffusion with a closed form: given the data, its paths are a Gaussian chain.
 
-    Laws are per data dimension. Where dimensions have laws of their own (:attr:`maps`), these have
-    the dimensions of a datum after those of the times, with sizes of 1 along dimensions that share,
-    and a batch dimension of 1 for one time.
+    Laws are per data dimension. Where dimensions have different laws (:attr:`maps`), their tensors
+    have the dimensions of a datum after those of the times, with sizes of 1 along dimensions that
+    share, and a batch dimension of 1 for one time.
     """
 
     closed_form = True
@@ -49,7 +49,7 @@ class Kernels(Diffusion):
 
     @abstractmethod
     def transition(self, s: Times, r: Times = 0.0) -> Transition:
-        """The law of y_s given y_r, for s > r broadcast together to (…), likewise."""
+        """The law of y_s given y_r, for s > r broadcast together to (…), differentiable too."""
 
     @property
     @abstractmethod
@@ -59,7 +59,7 @@ class Kernels(Diffusion):
     @property
     @abstractmethod
     def prior_covariance(self) -> Tensor:
-        """Σ_π (K, K), of the prior N(0, Σ_π)."""
+        """Σ_π (K, K) of the prior N(0, Σ_π)."""
 
     @abstractmethod
     def drift_matrix(self, s: Times) -> Tensor:
@@ -79,19 +79,19 @@ class Kernels(Diffusion):
 
     @abstractmethod
     def divergence(self, s: Times, r: Times, dimensions: int = 1) -> Tensor:
-        """``∫_r^s tr A`` over ``dimensions`` data dimensions, (…) as s and r."""
+        """The integral ``∫_r^s tr A`` over ``dimensions`` data dimensions, (…) as s and r."""
 
     @abstractmethod
     def frozen(self) -> Any:
-        """Q, D and A per unit of clock time when half of the clock has run, to look at."""
+        """Q, D and A per unit of clock time, halfway through the clock, for pictures."""
 
     @abstractmethod
     def each(self, law: Callable[..., Any], *times: Tensor) -> Any:
-        """``law(linear, *times)`` of the linear diffusion that data dimensions run, or of each.
+        """``law(linear, *times)`` of the linear diffusion of all data dimensions, or of each.
 
         Args:
-            law: of a linear diffusion and so many times, all of one shape, to tensors that begin
-                with that shape, or named tuples of them.
+            law: a function of a linear diffusion and times, all of one shape. It returns tensors
+                whose shape begins with that of the times, or named tuples of them.
         """
 
     def drift(self, y: Tensor, s: Times) -> Tensor:
@@ -99,11 +99,11 @@ class Kernels(Diffusion):
         return apply_matrix(self.drift_matrix(s), y)
 
     def dispersion(self, y: Tensor | None, s: Times) -> Tensor:
-        """G(s), whatever the state."""
+        """G(s), for any state."""
         return self.dispersion_matrix(s)
 
     def simulate(self, y: Tensor, times: Tensor, simulation: Any = None) -> Tensor:
-        """Paths by their exact transitions; ``simulation`` has no effect on them."""
+        """Paths drawn from their exact transitions; ``simulation`` has no effect."""
         states, steps = [y], self.transition(times[1:], times[:-1])
         for i in range(len(times) - 1):
             step, noise = steps.at(i), randomness.normal(y.shape, y.dtype, y.device)
@@ -117,7 +117,7 @@ class Kernels(Diffusion):
     @property
     @abstractmethod
     def min_log_snr(self) -> float | None:
-        """λ(T) that the clock is scaled to, or None for the clock as it is."""
+        """λ(T) that the clock is scaled to; None for the clock as it is."""
 
     @property
     @abstractmethod
@@ -131,7 +131,7 @@ class Kernels(Diffusion):
 
     @abstractmethod
     def log_volume(self, s: Times) -> Tensor:
-        """κ(s) = log det Σ - 2 ∫ tr A, like s, or its average over data dimensions; increasing."""
+        """κ(s) = log det Σ - 2 ∫ tr A, like s, averaged over data dimensions; increasing."""
 
     @abstractmethod
     def log_volume_rate(self, s: Times) -> Tensor:
@@ -160,7 +160,7 @@ class Kernels(Diffusion):
         return value
 
     def on_the_way(self, square: Tensor, s: Tensor, whitener: Tensor, g2: Tensor) -> Tensor:
-        """½ ‖·‖²_{g²} per unit of the way, (n,), by that per unit of clock time.
+        """½ ‖·‖²_{g²} per unit of the way, (n,), from its square per unit of clock time.
 
         Args:
             square: ‖·‖² in g² per unit of clock time, (n,);  s: times (n,).
@@ -183,12 +183,12 @@ class Kernels(Diffusion):
         return self.inverse_clock(pace.exp())
 
     def level(self, u: Tensor) -> Level:
-        """Log SNR when the part u (n,) of that of the common clock has passed."""
+        """Log SNR at fractions u (n,) of the common clock's way in log SNR."""
         width = self.start_log_snr - self.terminal_log_snr
         return Level(self.start_log_snr - u * width, width.expand_as(u))
 
     def log_snr_map_at(self, s: Times) -> Tensor:
-        """λ at times s (n,), (n,), or by data dimension (n, *event_shape)."""
+        """λ at times s (n,): (n,), or (n, *event_shape) where data dimensions differ."""
         return self.log_snr(s)
 
     # -- scores and velocities ---------------------------------------------------------------------
@@ -196,7 +196,7 @@ class Kernels(Diffusion):
     def noised(
         self, x: Tensor, s: Tensor, noise: Tensor, law: Marginal, whitener: Tensor
     ) -> Noised:
-        """States y_s of data, and what a score is to say there.
+        """States y_s of data, and the target of the score there.
 
         Args:
             x: data (n, *event_shape), in coordinates;  s: times (n,).
@@ -209,10 +209,10 @@ class Kernels(Diffusion):
         return Noised(state if moved is None else state + moved, target)
 
     def score_from(self, x: Tensor, y: Tensor, s: Tensor, law: Marginal) -> Tensor:
-        """s_θ = -Σ^{-1} (y - a x), like y, in float64: of a model that takes x for the data.
+        """The score s_θ = -Σ^{-1} (y - a x) of a model that predicts x, like y, in float64.
 
         Args:
-            x: (*batch, *event_shape);  y: states (*batch, K, *event_shape).
+            x: the prediction, (*batch, *event_shape);  y: states (*batch, K, *event_shape).
             s: times (*batch), or a number for one batch dimension;  law: :meth:`marginal` there.
         """
         event_dim = y.dim() - (s.dim() or 1) - 1
@@ -221,19 +221,20 @@ class Kernels(Diffusion):
         return -apply_matrix(W.mT, noise)
 
     def aim(self, x: Tensor, z: Tensor, log_snr: Tensor, noise: float) -> Tensor:
-        """The point, like x̂, to which a process run back with the part η of the noise draws z: x
-        itself, unless the drift sees the data.
+        """The point, like x̂, to which the backward process with noise η g² draws z: x itself,
+        unless the drift sees the data.
 
         Args:
-            x, z: (*batch, *event_shape);  log_snr: of z, (*batch), a map, or a number.
+            x, z: (*batch, *event_shape);  log_snr: of z, (*batch), a map, or a number;  noise: η.
         """
         return x
 
     def denoising_error(
         self, x: Tensor, level: Tensor, noise: Tensor, denoiser: Denoise, counted: Tensor | None
     ) -> Tensor:
-        """One draw of what the bound loses per unit of λ where x̂ takes the place of x, (n,) nats:
-        ½ e^λ ‖x - x̂(z, λ)‖², unless data dimensions have levels of their own or drive the drift.
+        """One draw of the bound's loss per unit of λ when x̂ stands for x, (n,) nats.
+
+        It is ½ e^λ ‖x - x̂(z, λ)‖², unless data dimensions differ in λ or the drift sees the data.
 
         Args:
             x: data (n, *event_shape), in coordinates;  level: λ of the common clock, (n,).
@@ -245,8 +246,8 @@ class Kernels(Diffusion):
     def error_on_the_way(
         self, x: Tensor, u: Tensor, noise: Tensor, denoiser: Denoise, counted: Tensor | None
     ) -> Tensor:
-        """One draw of Σ_j ½ e^λ_j (x_j - x̂_j)² (-dλ_j/du) at the parts u (n,) of the way, (n,);
-        arguments else as for :meth:`denoising_error`."""
+        """One draw of Σ_j ½ e^λ_j (x_j - x̂_j)² (-dλ_j/du) at fractions u (n,) of the way, (n,)
+        nats; the other arguments are those of :meth:`denoising_error`."""
         log_snr, rate = self.level(u.clamp(0, 1))
         z = noised_data(x, log_snr, noise)
         told = log_snr if log_snr.dim() == 1 else log_snr.expand(x.shape)
@@ -260,26 +261,23 @@ class Kernels(Diffusion):
 
 
 class OneBlock(Kernels):
-    """A diffusion that is one linear diffusion for all data dimensions.
-
-    What is asked at clock times is of that: its propagator and factors.
-    """
+    """A single linear diffusion for all data dimensions; methods of clock times use its kernels."""
 
     @property
     @abstractmethod
     def propagator(self) -> Propagator:
-        """The propagator of states between clock times, of which all kernels are made."""
+        """The propagator between clock times, from which all kernels are computed."""
 
     @abstractmethod
     def factorization(self, tau: Tensor) -> tuple[Tensor, Tensor, Factor]:
-        """a, Σ and its factorization at clock times τ (…)."""
+        """a, Σ and the factorization of Σ at clock times τ (…)."""
 
     @abstractmethod
     def check_precision(self, growth: Tensor, tau: Tensor, what: str) -> None:
-        """Raises KernelPrecisionError where rounding grows by more than float64 has digits for."""
+        """Raises KernelPrecisionError where rounding errors grow beyond the digits of float64."""
 
     def data_columns(self, tau: Tensor, a: Tensor) -> Tensor:
-        """The columns that make the mean of a state, (…, K, columns): a, which is that of x.
+        """The columns from which the mean of a state is made, (…, K, columns); a is that of x.
 
         Args:
             tau: clock times (…);  a: there, (…, K).
@@ -290,19 +288,19 @@ class OneBlock(Kernels):
 def denoising_error(
     x: Tensor, log_snr: Tensor, noise: Tensor, denoiser: Denoise, counted: Tensor | None = None
 ) -> Tensor:
-    """½ e^λ ‖x - x̂(z, λ)‖², (n,), at one z = x + e^{-λ/2} ε; arguments as for
+    """½ e^λ ‖x - x̂(z, λ)‖², (n,), at one draw of z = x + e^{-λ/2} ε; arguments as for
     :meth:`Kernels.denoising_error`."""
     square = (x - denoiser(noised_data(x, log_snr, noise), log_snr)).square()
     return 0.5 * torch.exp(log_snr).to(x.dtype) * of_counted(square, counted).flatten(1).sum(1)
 
 
 def noised_data(x: Tensor, log_snr: Tensor, noise: Tensor) -> Tensor:
-    """z = x + e^{-λ/2} ε, like data x (n, *event_shape), for λ (n,) or maps of it."""
+    """z = x + e^{-λ/2} ε, like x (n, *event_shape), for λ (n,) or maps of log SNR."""
     return x + with_event_dims(torch.exp(-log_snr / 2), x).to(x.dtype) * noise
 
 
 def noised_state(law: Marginal, x: Tensor, noise: Tensor) -> Tensor:
-    """y = a x + L η, like η (n, K, *event_shape), for data (n, *event_shape), in their dtype.
+    """y = a x + L η, like η (n, K, *event_shape), for data x (n, *event_shape), in x's dtype.
 
     Args:
         law: of times (n,), or of one time for all.

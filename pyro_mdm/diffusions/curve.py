@@ -12,26 +12,26 @@ from pyro_mdm.diffusions.propagator import ConstantPropagator, Propagator
 
 __all__ = ["Curve", "decay", "times", "volume_rate"]
 
-FEW = 16  # times, for which it costs less to compute too much than to choose
+FEW = 16  # times: for so few, computing both routes costs less than choosing
 
 
 class Curve(NamedTuple):
-    """The laws of a state given x over clock time, of which log SNR and log volume are read."""
+    """The laws of a state given x over clock time, from which log SNR and log volume follow."""
 
     move: Propagator
     initial: Tensor  # Σ_0, (K, K)
 
     def log_volume(self, log_det: Tensor, tau: Tensor) -> Tensor:
-        """κ at clock times τ at which ``log_det`` is log det Σ."""
+        """κ at clock times τ, from log det Σ there."""
         return log_det - 2 * self.move.trace(None, tau)
 
     def factorized(self, tau: Tensor) -> tuple[Tensor, Tensor, Tensor, kernels.Factor]:
         """M, a, Σ and its factor at clock times τ.
 
-        Late by Σ itself; early by way of time 0, of those two the one that keeps more digits.
+        Σ is factored itself or pulled back to time 0, by whichever route keeps more digits.
         """
         move, Sigma0, shape = self.move, self.initial, tau.shape
-        near = move.travelled(tau) < 20.0  # beyond, M^{-1} has lost every digit there is
+        near = move.travelled(tau) < 20.0  # beyond, M^{-1} has no correct digit
         back = None
         if tau.numel() > 0 and bool(near.all()):
             (M, P), back = move.both_moments(tau)
@@ -73,7 +73,7 @@ class Curve(NamedTuple):
 def decay(factor: kernels.Factor, unit_noise: Tensor) -> Tensor:
     """-dλ/dτ = SNR kᵀ g² k."""
     root = (factor.log_snr / 2).exp()[..., None] * factor.readout
-    if root.shape[-1] == 1:  # the square first: numbers stay what they have been, to the last bit
+    if root.shape[-1] == 1:  # the square first, for the same last bits as before
         return root[..., 0].square() * unit_noise[..., 0, 0]
     return (times(unit_noise, root) * root).sum(-1)
 

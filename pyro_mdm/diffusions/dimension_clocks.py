@@ -1,4 +1,4 @@
-"""Clocks for each data dimension: how far each has come when the common one has come so far."""
+"""Clocks for each data dimension, as functions of the common one."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["BlurClocks", "Clocks", "LearnedClocks", "SharedClock", "TurnClocks"]
 
 
 class Clocks(Restorable, Exact, ABC):
-    """Several clocks: how far each has come when the common clock has done the part u of its way.
+    """Clocks of their own for blocks: functions F(u) of the fraction u of the common clock's way.
 
-    The way of a block is its log SNR from λ(ε) down to λ(T). A clock is a function F of u with
-    F(0) = 0 and F(1) ≤ 1 that increases all the way; the common one is F(u) = u.
+    The way of a block is its log SNR from λ(ε) down to λ(T). F increases from F(0) = 0 to F(1) ≤ 1,
+    and gives the fraction of that way; the common clock is F(u) = u.
     """
 
     number: int
@@ -32,7 +32,7 @@ class Clocks(Restorable, Exact, ABC):
 
     @abstractmethod
     def rate(self, u: Tensor) -> Tensor:
-        """dF/du > 0, likewise."""
+        """dF/du > 0, (*u.shape, number)."""
 
 
 class SharedClock(Clocks):
@@ -48,13 +48,13 @@ class SharedClock(Clocks):
 
 
 class TurnClocks(Clocks):
-    """Each clock runs in an interval of its own, and hardly moves before and after.
+    """Clocks that each run in an interval of their own, and hardly move before and after.
 
-    Dimensions that are noised one after another are generated one after another, the last first.
+    Dimensions that are noised one after another are generated in the reverse order.
 
     Args:
         intervals: (number, 2), beginning and end of each clock's turn in [0, 1].
-        leak: the part of its way that a clock does in the common time, in and out of its turn.
+        leak: the part of its way that a clock covers at the common pace, in and out of its turn.
 
     Raises:
         ValueError: intervals of another shape, empty or outside [0, 1]; a leak outside (0, 1].
@@ -92,10 +92,10 @@ class BlurClocks(Clocks):
 
     Heat dissipates frequency ω² by d(u) = (1 - d_min) e^{-ω² τ} + d_min, τ = ½ σ_B² sin²(½ π u), so
 
-        λ_ω(u) = λ(ε) - u (λ(ε) - λ_0) + 2 log d(u):
+        λ_ω(u) = λ(ε) - u (λ(ε) - λ_0) + 2 log d(u).
 
-    the lowest frequency ends at λ_0, and the highest lower by 2 log d_min, which is where the block
-    must end.
+    The lowest frequency ends at λ_0, and the highest at λ_0 + 2 log d_min, which must be the end of
+    the block.
 
     Args:
         squares: ω² (number,), e.g. π² (i²/W² + j²/H²).
@@ -156,14 +156,14 @@ class BlurClocks(Clocks):
 class LearnedClocks(Clocks):
     r"""Learned clocks that all go from 0 to 1: F(u) = Σ_k w_k I_k(u), increasing by construction.
 
-    I_k is the integral of the k-th Bernstein polynomial of degree n, divided by its whole, so F is
-    a polynomial of degree n + 1; w is a softmax of n + 1 numbers per clock, and never below
-    ``floor`` of an even share, so no clock stands still. It starts as F(u) = u.
+    I_k is the integral of the k-th Bernstein polynomial of degree n, divided by its value at 1, so
+    F is a polynomial of degree n + 1. The weights w are a softmax of n + 1 numbers per clock, each
+    at least ``floor``/(n + 1), so that no clock stands still. F starts as F(u) = u.
 
     Args:
-        number: of clocks.
+        number: number of clocks.
         degree: n; n numbers are learned for each clock.
-        floor: see above.
+        floor: the least weight, as a part of an even share.
 
     Raises:
         ValueError: a number or degree below 1, a floor outside (0, 1).
@@ -180,7 +180,7 @@ class LearnedClocks(Clocks):
         self.logits = nn.Parameter(torch.zeros(shape, dtype=torch.float64))
 
     def weights(self) -> Tensor:
-        """w (number, degree + 1): each row sums to 1."""
+        """The weights w (number, degree + 1); each row sums to 1."""
         return self.mixed(self.logits, self.floor)
 
     def forward(self, u: Tensor) -> Tensor:
@@ -202,7 +202,7 @@ class LearnedClocks(Clocks):
 
     @staticmethod
     def bernstein(u: Tensor, degree: int) -> Tensor:
-        """Bernstein's basis (*u.shape, degree + 1) by de Casteljau: gradients at both ends too."""
+        """Bernstein's basis (*u.shape, degree + 1), by de Casteljau: differentiable at 0 and 1."""
         u = u.double().unsqueeze(-1)
         basis = torch.ones_like(u)
         for _ in range(degree):

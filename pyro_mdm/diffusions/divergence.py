@@ -23,11 +23,13 @@ AT_ONCE = 2**16
 
 
 def own_node(y: Tensor) -> Tensor:
-    """A node for y of its own: derivatives with respect to it do not see y's other uses."""
+    """A graph node of its own for y: derivatives with respect to it ignore y's other uses."""
     return y.view_as(y) if y.requires_grad else y.detach().requires_grad_()
 
 
 class Trace(NamedTuple):
+    """An estimate of a divergence for each of n data."""
+
     value: Tensor  # (n,)
     variance: Tensor  # (n,) of the value, by its probes; 0 if exact, NaN for a single probe
 
@@ -40,11 +42,12 @@ def divergence(
     *,
     create_graph: bool = True,
 ) -> Trace:
-    r"""tr(Gᵀ J G) for the Jacobian J of a field (n, K, *event_shape) at y, or tr J for G = None.
+    r"""The trace tr(Gᵀ J G) of a field's Jacobian J at y; tr J for G = None.
 
     Args:
-        field: computed from y, which requires gradients.
+        field: (n, K, *event_shape), computed from y, which requires gradients.
         G: (n, d or 1, K, K), held fixed.
+        simulation: the number of probes, or ``exact``, and their law.
         create_graph: whether the divergence has derivatives itself.
     """
     n, K = y.shape[:2]
@@ -83,8 +86,8 @@ def divergence(
 def _batched(rows: Tensor, y: Tensor, create_graph: bool) -> Tensor:
     """tr J, (n,), of a field (n, d, K) at y, by batches of derivatives.
 
-    Where a batch fails, its derivatives are taken one by one, and an error of these is raised. A
-    batch for which there is no memory fails at once.
+    Where a batch fails, its derivatives are taken one by one, and an error in these is raised. A
+    batch that exhausts the memory fails at once.
     """
     n, d, K = rows.shape
     unit = torch.eye(d * K, dtype=rows.dtype, device=rows.device)

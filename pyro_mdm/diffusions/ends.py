@@ -16,17 +16,17 @@ __all__ = ["Ends", "reach_of"]
 
 @dataclass(frozen=True)
 class Ends:
-    """λ(ε) and λ(T) as they are given, and how far they may be learned from there.
+    """λ(ε) and λ(T) as they are given, and how far each may be learned.
 
     Args:
         high: λ(ε).
         low: λ(T) that the clock is scaled to; None: the clock stays as it is.
         cut_time: ε as a time, instead of by ``high``.
-        reach: how far λ(ε) and λ(T) may move, in units of log SNR; 0 for one that is held.
+        reach: how far λ(ε) and λ(T) may move, in units of log SNR; 0 holds an end fixed.
 
     Raises:
-        TypeError, ValueError: no finite numbers, ends in the wrong order or whose ranges meet, a
-            range of what is not given.
+        TypeError, ValueError: ends that are not finite, in the wrong order or with ranges that
+            meet; a range for an end that is not given.
     """
 
     high: float
@@ -35,7 +35,7 @@ class Ends:
     reach: tuple[float, float] = (0.0, 0.0)
 
     def checked(self, horizon: float) -> Ends:
-        """The ends in floats, if they make sense for a diffusion that runs to ``horizon``."""
+        """The ends as floats, checked for a diffusion that runs to ``horizon``."""
         high = check_number("max_log_snr", self.high, "a finite log SNR, e.g. 13")
         low, cut, reach = self.low, self.cut_time, self.reach
         if low is not None:
@@ -52,8 +52,8 @@ class Ends:
                 )
             if low is not None:
                 raise ValueError(
-                    f"cut_time is {cut} and min_log_snr {low}, to which the clock is scaled and "
-                    "with it what that time means; give max_log_snr instead of cut_time"
+                    f"cut_time is {cut} and min_log_snr {low}, expected one of them: min_log_snr "
+                    "scales the clock, and so moves cut_time; give max_log_snr instead of cut_time"
                 )
             if any(reach):
                 raise ValueError(
@@ -76,10 +76,10 @@ class Ends:
         return Ends(high, low, cut, reach)
 
     def values(self, moved: Tensor | None = None) -> Tensor:
-        """λ(ε) and, if it is given, λ(T), (1,) or (2,), on the CPU without ``moved``.
+        """λ(ε) and, if it is given, λ(T), (1,) or (2,); on the CPU without ``moved``.
 
         Args:
-            moved: the parameter p (2,) by which both are learned, λ + reach · tanh(p).
+            moved: the parameter p (2,) of learned ends, λ + reach · tanh(p).
         """
         given = [self.high] if self.low is None else [self.high, self.low]
         values = torch.tensor(given, dtype=torch.float64)
@@ -89,7 +89,7 @@ class Ends:
         return values + values.new_tensor(self.reach[:n]) * torch.tanh(moved[:n])
 
     def settings(self) -> dict[str, Any]:
-        """Settings of the ends, for a state dict."""
+        """Settings of the ends for a state dict."""
         return {"max_log_snr": self.high, "min_log_snr": self.low, "cut_time": self.cut_time}
 
 

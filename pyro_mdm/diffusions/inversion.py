@@ -23,21 +23,21 @@ T = TypeVar("T")
 
 
 class Keep(Protocol):
-    """A memory for what follows from a diffusion alone: what was computed under a name."""
+    """A memory of what depends on the diffusion alone, by name."""
 
     def __call__(self, name: str, compute: Callable[[], T], /) -> T: ...
 
 
 @dataclass(frozen=True)
 class Inversion:
-    """A search in log τ for the clock times τ at which -λ or κ, which increase, has a value.
+    """A search for the clock times τ at which -λ or κ, both increasing, has a given value.
 
     Args:
-        curve: λ and κ as the diffusion now has them.
+        curve: λ and κ of the diffusion as it is now.
         learned: whether they depend on anything that is learned.
-        knots: log τ, increasing, between which values of a coordinate are looked for, (n,).
-        unreachable: the error of a λ that is not there, by that and by what is.
-        keep: what follows from the diffusion alone, kept.
+        knots: increasing log τ (n,) between which values of a coordinate are searched for.
+        unreachable: the error for a λ that is not reached, from that λ and what is reached.
+        keep: a memory of what depends on the diffusion alone.
     """
 
     curve: Callable[[], Curve]
@@ -53,7 +53,7 @@ class Inversion:
         noise = curve.move.noise(tau)
         if of == LOG_SNR:
             return -factor.log_snr, decay(factor, noise)
-        # by another curve: what shares a graph adds up its gradients in another order
+        # by another curve: a shared graph would add gradients in another order
         return self.curve().log_volume(factor.log_det, tau), volume_rate(factor, noise)
 
     def root(
@@ -68,17 +68,17 @@ class Inversion:
         """The τ with λ(τ) or κ(τ) = value: by steps in log τ from a guess, or safe ones.
 
         Args:
-            value: of the coordinate ``of``;  guess: τ near there, like it.
-            move: a propagator of constant Q and D that is known; only steps from a guess use it.
-            enough: a step of Halley's from a guess is the last where it is smaller, in log τ: what
-                is left to do after it is of the order of its cube.
+            value: a value of the coordinate ``of``;  guess: τ near its root, like it.
+            move: a known propagator of constant Q and D, for steps from a guess.
+            enough: the size in log τ of the last Halley step from a guess; the error that remains
+                is of the order of its cube.
         """
         with torch.no_grad():
             wanted = value.detach().flatten() * (-1 if of == LOG_SNR else 1)
             if guess is not None and guess.shape == wanted.shape:
                 x, move = guess.log(), move or self.curve().move
                 halley = of == LOG_SNR and isinstance(move, ConstantPropagator)
-                small = enough if halley else 1e-7  # after one of Newton's its square is left
+                small = enough if halley else 1e-7  # a Newton step leaves its square
                 for _ in range(12):
                     if halley:
                         error, step = self._halley(move, x, wanted)
@@ -111,7 +111,7 @@ class Inversion:
                 inside = (x + step >= low) & (x + step <= high)
                 previous, x = x, torch.where(inside, x + step, (low + high) / 2)
                 if bool((((x - previous).abs() < 1e-7) & (error.abs() < 1e-6)).all()):
-                    break  # Newton's next step is below rounding
+                    break  # the next Newton step is below rounding
         return x.exp().reshape(value.shape)
 
     def _check_reached(self, log_snr: Tensor, known: Tensor) -> None:
@@ -135,12 +135,10 @@ class Inversion:
         return error, -error / (tau * slope)
 
     def _halley(self, move: Propagator, x: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """-λ less ``wanted`` at log τ = x, and Halley's step in x.
+        """-λ less ``wanted`` at log τ = x, and Halley's step in x, for constant A and g².
 
-        It is of third order, for constant A and g².
-
-        With r = -λ' = SNR kᵀ g² k and the readout k, see :class:`FoundEnds`,
-        r' = r² - 2 SNR kᵀ g² (Aᵀ k + Σ^{-1} g² k).
+        The step is of third order. With r = -λ' = SNR kᵀ g² k and the readout k, see
+        :class:`FoundEnds`, r' = r² - 2 SNR kᵀ g² (Aᵀ k + Σ^{-1} g² k).
         """
         tau = x.exp()
         *_, factor = self.curve()._replace(move=move).factorized(tau)
@@ -155,7 +153,7 @@ class Inversion:
         return error, torch.where((curved - 1).abs() < 0.5, step / curved, step)
 
     def with_gradient(self, tau: Tensor, value: Tensor, of: str = LOG_SNR) -> Tensor:
-        """τ, given as a number the root for ``value``: one Newton step carries gradients."""
+        """τ with gradients, from the root τ for ``value`` as a number: one Newton step."""
         if not (self.is_learned(value) and torch.is_grad_enabled()):
             return tau
         here, slope = self._coordinate(of, tau)
@@ -180,20 +178,20 @@ class Inversion:
 
 
 class FoundEnds:
-    """The laws at the two ends, and how they follow their clock times as λ there is held.
+    """The laws at both ends, and their derivatives in the clock times at which λ is held.
 
-    With Σ' = A Σ + Σ Aᵀ + g² and X = L^{-1} A L, one factorization gives the times (by Newton's
-    step, see :meth:`Inversion.with_gradient`) and, by derivatives in time, all that is asked there:
+    With Σ' = A Σ + Σ Aᵀ + g² and X = L^{-1} A L, one factorization gives the times, by a Newton
+    step as in :meth:`Inversion.with_gradient`, and the derivatives in time of
 
         L' = L Φ(X + Xᵀ + L^{-1} g² L^{-T}),    k' = (-λ') k - Aᵀ k - Σ^{-1} g² k,
 
-    Φ being the lower triangle with half of the diagonal, and k the readout.
+    where Φ keeps the lower triangle with half of the diagonal, and k is the readout.
 
     Args:
-        roots: clock times τ of ε and T (2,), numbers, near where λ is the target.
+        roots: clock times τ of ε and T (2,), as numbers, near where λ is the target.
         targets: λ at both, or (1,) at ε alone.
-        a, Sigma, factor: at the roots, with gradients at given times.
-        A, noise: the drift and g² per unit of clock time, without.
+        a, Sigma, factor: at the roots, with gradients at fixed times.
+        A, noise: the drift and g² per unit of clock time, without gradients.
     """
 
     def __init__(
@@ -216,15 +214,15 @@ class FoundEnds:
     def close(self) -> bool:
         """Whether the clock times are close to the roots.
 
-        Laws are off by its square, their derivatives by itself, each times how fast these vary in
-        log τ: about 1, and up to 1,000 where λ nearly pauses.
+        Laws are wrong by the square of the distance in log τ and their derivatives by the distance,
+        times the rate at which they vary in log τ: about 1, and up to 1,000 where λ nearly pauses.
         """
         with torch.no_grad():
             left = self.clocks / self._roots[: len(self.clocks)] - 1
             return bool((left.abs() < 1e-9).all())
 
     def marginal(self, clocks: Tensor) -> Marginal:
-        """The laws at ``clocks``, which are near the roots: with first derivatives alone."""
+        """The laws at ``clocks``, which are near the roots, with first derivatives only."""
         factor, A, noise = self.factor, self._A, self._noise
         L = kernels.lower_triangular(factor.root)
         with torch.no_grad():

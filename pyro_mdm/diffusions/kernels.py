@@ -4,18 +4,18 @@ For ``dy = A y dτ + G dB`` with constant ``A`` and ``G`` (a common clock makes 
 
     y_τ | y_0 ~ N(M y_0, P),    M = exp(A τ),    P = ∫_0^τ exp(A u) G Gᵀ exp(Aᵀ u) du.
 
-Three things make these digits hard to keep, because P and Σ are *graded*: their entries and pivots
-scale with different powers of τ.
+P and Σ are *graded*: their entries and pivots scale with different powers of τ. Three choices keep
+their digits:
 
 * Differences cancel, so P is a sum of positive terms only: Gauss–Legendre quadrature of a short
   step, then doubling ``P(2h) = P(h) + M(h) P(h) M(h)ᵀ``.
 * Matrix exponentials chosen by norm drop the small high-order entries, so ``exp`` is a Taylor
   series of fixed degree.
-* A Cholesky factorization of Σ succeeds and still loses the information about x, so the covariance
+* A Cholesky factorization of Σ can succeed and lose the information about x. So the covariance
   given x is factored after pulling it back to time 0, with the data variable last: its last pivot
   *is* 1/SNR. A transition of low-rank noise is factored in a basis adapted to how noise spreads.
 
-Nothing here adds anything to a diagonal. Tests compare with 80-digit references.
+Nothing is added to a diagonal. Tests compare with 80-digit references.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ MAX_DOUBLINGS = 60
 
 @cache
 def gauss_legendre(q: int) -> tuple[Tensor, Tensor]:
-    """The q nodes and weights on [0, 1]."""
+    """The q nodes and weights of Gauss–Legendre quadrature on [0, 1]."""
     nodes, weights = np.polynomial.legendre.leggauss(q)
     return torch.from_numpy(nodes / 2 + 0.5), torch.from_numpy(weights / 2)
 
@@ -69,7 +69,7 @@ class KernelPrecisionError(ArithmeticError):
 
 
 class Factor(NamedTuple):
-    """A factorization Σ = F Fᵀ of Cov(y | x), and by it log SNR and how z reads the state."""
+    """A factorization Σ = F Fᵀ of Cov(y | x), with the log SNR and readout that follow from it."""
 
     root: Tensor  # F (…, K, K), not necessarily triangular
     whitener: Tensor  # F^{-1} (…, K, K), with the digits that inverting F would lose
@@ -121,15 +121,15 @@ def _scalar_powers(u: Tensor) -> Tensor:
 def transition_moments(
     A: Tensor, GG: Tensor, tau: Tensor, series: Series | None = None
 ) -> tuple[Tensor, Tensor]:
-    """``M = exp(Aτ)`` and ``P = ∫_0^τ exp(Au) GGᵀ exp(Aᵀu) du`` by positive terms only.
+    """``M = exp(Aτ)`` and ``P = ∫_0^τ exp(Au) GGᵀ exp(Aᵀu) du``, by positive terms only.
 
-    With a series of n matrices of one norm they are those of each, (n, …, K, K).
+    A series of n matrices of one norm gives M and P of each, (n, …, K, K).
 
     Args:
         A: (K, K) drift matrix per unit of τ.
         GG: (K, K) positive semi-definite noise covariance per unit of τ.
-        tau: (…) non-negative durations; of several series (1, …) or (n, …).
-        series: that of A, if it is known, or of several.
+        tau: (…) non-negative durations; (1, …) or (n, …) for a series of n matrices.
+        series: the power series of A, if it is known, or of n matrices.
 
     Returns:
         M and P, (…, K, K), each entry accurate relative to its own natural scale.
@@ -169,8 +169,8 @@ def transition_moments(
 def scaled_cholesky(S: Tensor) -> tuple[Tensor, Tensor]:
     """Lower-triangular C with C Cᵀ = S, factored at unit diagonal, and 1 / its smallest pivot.
 
-    Where S is not numerically positive definite the second result is infinite (nothing is raised,
-    nothing is added to the diagonal).
+    The latter is infinite where S is not numerically positive definite; nothing is raised, and
+    nothing is added to the diagonal.
     """
     d = S.detach().diagonal(dim1=-2, dim2=-1).clamp_min(1e-300).sqrt()
     S = S / (d.unsqueeze(-1) * d.unsqueeze(-2))
@@ -194,7 +194,7 @@ def lower_triangular(F: Tensor) -> Tensor:
 
 
 def apply_to_dimensions(matrix: Tensor, y: Tensor, event_dim: int) -> Tensor:
-    """``matrix`` (*batch or 1, *event_shape, K, K) on y (*batch, K, *event_shape), like y."""
+    """``matrix`` (*batch or 1, *event_shape, K, K) times y (*batch, K, *event_shape)."""
     at = y.dim() - event_dim - 1
     rows = y.movedim(at, -1).unsqueeze(-2)  # (*batch, *event_shape, 1, K)
     return (matrix * rows).sum(-1).movedim(-1, at)
@@ -212,7 +212,7 @@ def _log_diagonal_sum(C: Tensor) -> Tensor:
 
 
 class _Cholesky(NamedTuple):
-    """A covariance's factor C, lower triangular, its inverse, and the growth of rounding errors."""
+    """The lower triangular factor C of a covariance, its inverse, and the growth of rounding."""
 
     root: Tensor
     inverse: Tensor
@@ -225,7 +225,7 @@ def _cholesky(S: Tensor) -> _Cholesky:
 
 
 def pulled_back_factor(M: Tensor, W: Tensor, P: Tensor, Sigma0: Tensor) -> Factor:
-    """Factor Σ through its pull-back to time 0, ``P̃ + Σ_0``, with the data variable last.
+    """The factor of Σ by way of its pull-back to time 0, ``P̃ + Σ_0``, with the data variable last.
 
     The last pivot squared is 1/SNR, so the information about x is never the small difference of
     large numbers. Best for small and moderate τ; with fast modes it degrades as exp(2‖A‖τ).
@@ -236,27 +236,27 @@ def pulled_back_factor(M: Tensor, W: Tensor, P: Tensor, Sigma0: Tensor) -> Facto
         Sigma0: (K, K).
 
     Returns:
-        Σ's factor; its ``log_det`` is that of ``P̃ + Σ_0``, log det Σ less ``2 ∫ tr A``.
+        The factor of Σ, with ``log_det`` that of ``P̃ + Σ_0``, log det Σ less ``2 ∫ tr A``.
     """
     return _pulled_back(M, W, _cholesky(_data_last(P + Sigma0)))
 
 
 def direct_factor(Sigma: Tensor, a: Tensor) -> Factor:
-    """Factor Σ itself by a scaled Cholesky. Best late, where Σ is near its stationary value."""
+    """The factor of Σ by a scaled Cholesky. Best late, where Σ is near its stationary value."""
     return _direct(a, _cholesky(Sigma))
 
 
 def both_factors(
     Sigma: Tensor, M: Tensor, W: Tensor, P: Tensor, Sigma0: Tensor
 ) -> tuple[Factor, Factor]:
-    """:func:`direct_factor` and :func:`pulled_back_factor`, in one go."""
+    """:func:`direct_factor` and :func:`pulled_back_factor` of the same Σ, computed together."""
     C, inverse, growth = _cholesky(torch.stack([Sigma, _data_last(P + Sigma0)]))
     direct = _Cholesky(C[0], inverse[0], growth[0])
     return _direct(M[..., 0], direct), _pulled_back(M, W, _Cholesky(C[1], inverse[1], growth[1]))
 
 
 def _if_factored(factored: _Cholesky, log_snr: Tensor) -> Tensor:
-    """NaN where another matrix was factored for the sake of gradients."""
+    """The log SNR, and NaN where another matrix was factored for the sake of gradients."""
     if not factored.root.requires_grad:
         return log_snr
     return torch.where(factored.amplification < torch.inf, log_snr, torch.nan)
@@ -290,18 +290,18 @@ def _direct(a: Tensor, factored: _Cholesky) -> Factor:
 
 
 def noise_basis(A: Tensor, D: Tensor, tolerance: float = 1e-14) -> tuple[Tensor, Tensor]:
-    """Orthonormal basis U of [G, AG, A²G, …] and the order in which noise reaches each vector.
+    """An orthonormal basis U of [G, AG, A²G, …], and the order in which noise reaches each vector.
 
     Args:
-        A, D: (K, K); the range of D is the range of G. Or those of many times, (n, K, K) and
-            (m, K, K): what noise reaches through all of them together.
-        tolerance: what is taken for rounding of zero, relative to ‖D‖ (an eigenvalue) or to ‖A‖
-            (a coupling).
+        A, D: (K, K); the range of D is the range of G. Or those of many times, (n, K, K) and (m, K,
+            K): what noise reaches through all of them together.
+        tolerance: the size below which a number counts as zero, relative to ‖D‖ for an eigenvalue
+            and to ‖A‖ for a coupling.
 
     Returns:
-        U (K, K), whose columns noise reaches after ``order`` integrations, and ``order`` (K,).
-        With fewer than K columns the pair (A, G) is not controllable: noise never reaches the
-        remaining directions.
+        U (K, K), whose columns noise reaches after ``order`` integrations, and ``order`` (K,). With
+        fewer than K columns the pair (A, G) is not controllable: noise never reaches the remaining
+        directions.
     """
     with torch.no_grad():
         K = A.shape[-1]
@@ -314,7 +314,7 @@ def noise_basis(A: Tensor, D: Tensor, tolerance: float = 1e-14) -> tuple[Tensor,
         while U.shape[1] < K:
             for _ in range(2):  # twice is enough (Kahan)
                 block = block - U @ (U.mT @ block)
-            # those of many times make it wide, with a square of right vectors that nobody needs
+            # columns of many times make it wide, with many right vectors that are not needed
             left, values, _ = torch.linalg.svd(block, full_matrices=block.shape[1] <= K)
             new = left[:, : int((values > tolerance).sum())]
             if new.shape[1] == 0:
@@ -331,7 +331,7 @@ def transition_factor(
     """A root F of ``P = F Fᵀ`` (not triangular), F^{-1}, log det P, and the growth of rounding.
 
     P is factored in ``basis`` (see :func:`noise_basis`), where its grading lies along the axes.
-    Entries that vanish there by construction are set to exact zero and keep their gradient.
+    Entries that vanish there by construction are set to zero and keep their gradient.
 
     Raises:
         KernelPrecisionError: the basis has fewer than K vectors, so that P is singular.
@@ -368,10 +368,9 @@ def _basis_growth(
     above: Tensor,
     noiseless: Tensor,
 ) -> float:
-    """The growth of rounding in the vectors of a basis; infinite where entries that are taken
-    for zero are larger than rounding makes them.
+    """The growth of rounding in a basis; infinite where an entry taken for zero exceeds rounding.
 
-    An error of a vector's direction is found again in the next ones. Axes are exact.
+    An error in one vector's direction carries over to the next ones. Axes are exact.
     """
     with torch.no_grad():
         K, orders = len(A), order.to(A.device)
@@ -398,7 +397,7 @@ def _basis_growth(
 
 
 def check_reached(U: Tensor) -> None:
-    """Raises KernelPrecisionError unless the basis U of :func:`noise_basis` is one of all."""
+    """Raises KernelPrecisionError unless the basis U of :func:`noise_basis` has K vectors."""
     if U.shape[-1] < U.shape[-2]:
         raise KernelPrecisionError(
             f"noise reaches {U.shape[-1]} of {U.shape[-2]} variables: the covariance of a "
@@ -407,7 +406,7 @@ def check_reached(U: Tensor) -> None:
 
 
 def semidefinite_cholesky(D: Tensor) -> Tensor:
-    """Lower triangular L with L Lᵀ = D for semi-definite D (…, K, K), by columns.
+    """The lower triangular L with L Lᵀ = D for semi-definite D (…, K, K), by columns.
 
     Gradients are those of the factor at constant rank: a pivot of rounding's size is held at zero,
     with its column. torch's Cholesky needs full rank, and eigenvectors of equal eigenvalues have no

@@ -1,4 +1,4 @@
-"""Linear diffusions that SVI learns: their matrices, and if asked their ends and law at rest."""
+"""Linear diffusions that SVI learns: matrices, and optionally ends and stationary covariance."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ REMEDY = (
 
 
 class LearnedFamily(LinearDiffusion):
-    r"""A linear diffusion whose matrices are parameters, and its ends if asked.
+    r"""A linear diffusion with learned matrices and, optionally, learned ends.
 
     Args:
-        matrices: those that are learned.
-        learn_ends: how far λ(ε) and λ(T) may move from where they start, in units of log SNR: one
-            number for both, or one for each, 0 for an end that is held. Each is learned as
-            λ = λ_start + reach · tanh(p) and cannot leave [λ_start - reach, λ_start + reach];
-            p starts at 0. Setting an end starts both where they then are. By default ends are held.
+        matrices: the learned Q and D.
+        learn_ends: how far λ(ε) and λ(T) may move from their start, in units of log SNR: one number
+            for both, or one for each; 0 holds an end fixed, as by default. Each is learned as λ =
+            λ_start + reach · tanh(p), where p starts at 0. Setting an end starts both anew where
+            they are.
         learn_stationary: whether Σ_∞, the covariance of the prior, is learned too, as L Lᵀ with L
-            lower triangular and log L_ii a parameter, so that it stays positive definite. L_00,
-            the standard deviation that x comes to rest at, is held: λ is in units of the data, and
-            with both ends given the bound hardly tells one scale of all variables from another,
-            which then would drift.
+            lower triangular and log L_ii a parameter, so that it stays positive definite. L_00, the
+            standard deviation of x at rest, is held fixed: λ is in units of the data, and with both
+            ends given the bound hardly distinguishes a common scale of all variables, which would
+            drift.
         options: those of :class:`LinearDiffusion`; λ(T) is learned around ``min_log_snr``.
 
     Raises:
-        ValueError: a reach that is negative, ranges that meet, a reach for λ(T) without
-            ``min_log_snr``, one for ends that are cut at a time, or nothing of Σ_∞ to learn, which
-            for K = 1 is all held.
+        ValueError: a negative reach, ranges that meet, a reach for λ(T) without ``min_log_snr``, a
+            reach for ends that are cut at a time, or ``learn_stationary`` for K = 1, where nothing
+            of Σ_∞ is free.
     """
 
     lower: nn.Parameter
@@ -65,10 +65,10 @@ class Learned(Constant):
     """Q = W - Wᵀ and D = B Bᵀ, or diag(softplus(d) + 0.001), all of them parameters.
 
     Args:
-        Q, D: where they begin, (K, K); D is diagonal, its first entries 0 beyond its rank.
-        rank: columns of B.
-        diagonal: whether D is.
-        seed: of a random beginning instead; None: none.
+        Q, D: the start, (K, K); D is diagonal, its first entries 0 beyond its rank.
+        rank: number of columns of B.
+        diagonal: whether D is diagonal.
+        seed: seed of a random start instead; None: none.
     """
 
     remedy = REMEDY
@@ -103,7 +103,7 @@ class Learned(Constant):
         """Take over Q and D of a diffusion.
 
         Raises:
-            ValueError: D is not diagonal, or of a higher rank.
+            ValueError: D is not diagonal, or its rank is higher.
         """
         Q, D, name = start.Q, start.D.detach(), type(start).__name__
         if self.diagonal:
@@ -142,15 +142,15 @@ class Learned(Constant):
         return B @ B.mT
 
     def root(self, s: Times | None = None) -> Tensor:
-        """√2 B and columns of zeros, differentiable where a symmetric root of D is not, or that
-        root if D is diagonal."""
+        """√2 B padded with columns of zeros, differentiable where a symmetric root of D is not;
+        or for a diagonal D the symmetric root."""
         if self.diagonal:
             return torch.diag((2 * self.of.D.diagonal()).sqrt())
         empty = self.of.num_variables - self.rank
         return math.sqrt(2) * nn.functional.pad(self._part("B"), (0, empty))
 
     def hides_noise(self) -> bool:
-        """D = B Bᵀ has half of the digits that B has."""
+        """Whether rounding of D may hide noise: D = B Bᵀ has half of B's digits."""
         if self.diagonal:
             return False
         values = self.of.kept("spread of B", lambda: torch.linalg.svdvals(self._part("B"))).detach()

@@ -1,6 +1,6 @@
-r"""Linear diffusions under one clock: all of them in closed form.
+r"""Linear diffusions under one clock, with closed-form kernels.
 
-A linear diffusion is made of its :class:`Matrices`, what Q and D are, and of its
+A linear diffusion consists of its :class:`Matrices` Q and D, and its
 :class:`~pyro_mdm.diffusions.ends.Ends`, where log SNR starts and stops.
 """
 
@@ -51,7 +51,7 @@ T = TypeVar("T")
 
 
 class Frozen(NamedTuple):
-    """Matrices of a linear diffusion at one time, (K, K) each."""
+    """Matrices (K, K) of a linear diffusion at one time."""
 
     Q: Tensor
     D: Tensor
@@ -63,9 +63,9 @@ _shared: dict[tuple[int, Any], Any] | None = None
 
 @contextmanager
 def shared_ends() -> Iterator[None]:
-    """A block in which what learned ends need is computed once, gradients included.
+    """A block in which the laws at learned ends are computed once, gradients included.
 
-    It is for the time of one loss and its parameters; nothing is kept after it.
+    Use it around one loss and its gradients; what it keeps ends with the block.
     """
     global _shared
     outer, _shared = _shared, {}
@@ -76,10 +76,10 @@ def shared_ends() -> Iterator[None]:
 
 
 def shared(owner: object, name: Any, compute: Callable[[], T]) -> T:
-    """``compute()``, once within :func:`shared_ends`.
+    """``compute()``, evaluated once within :func:`shared_ends`.
 
     Args:
-        owner, name: of what is computed; the name is hashable.
+        owner, name: what identifies the value; the name is hashable.
     """
     if _shared is None:
         return compute()
@@ -92,12 +92,12 @@ def shared(owner: object, name: Any, compute: Callable[[], T]) -> T:
 class Matrices(ABC):
     """Q and D of a linear diffusion: constant or varying in time, given or learned.
 
-    The diffusion itself holds the parameters and buffers that the matrices are made of, so that
-    its state dict has their names.
+    The diffusion itself holds the parameters and buffers of the matrices, so that its state dict
+    has their names.
 
     Attributes:
         of: the diffusion.
-        remedy: what else to try where the matrices are at fault, for messages.
+        remedy: advice for error messages where the matrices are at fault.
         searched: the number of ends that are searched for along one curve; None: all that are
             given. It is 1 where the curve depends on the scale of the clock: the scale is found
             first, and with it λ(T).
@@ -109,7 +109,7 @@ class Matrices(ABC):
 
     @abstractmethod
     def register(self) -> int:
-        """Give the diffusion, whose horizon is known, the tensors they are made of; returns K."""
+        """Register the matrices' tensors with the diffusion, whose horizon is known; return K."""
 
     @abstractmethod
     def check(self) -> None:
@@ -117,17 +117,17 @@ class Matrices(ABC):
 
     @property
     def moments(self) -> Times:
-        """Times that show how the matrices vary."""
+        """Times at which a check sees how the matrices vary."""
         return 0.0
 
     @property
     def when(self) -> str:
-        """The time at which messages show the matrices, in brackets; empty where it is any."""
+        """The time at which messages show the matrices, in brackets; empty for constant ones."""
         return ""
 
     @abstractmethod
     def constant(self, name: str) -> Tensor:
-        """Q or D, by its name, (K, K). Raises TypeError where it varies."""
+        """Q or D, by its name, (K, K). Raises TypeError where it varies in time."""
 
     @abstractmethod
     def at(self, name: str, s: Times) -> Tensor:
@@ -135,7 +135,7 @@ class Matrices(ABC):
 
     @abstractmethod
     def root(self, s: Times | None = None) -> Tensor:
-        """G_0 with G_0 G_0ᵀ = 2 D, likewise; for s = None as :meth:`constant` has it."""
+        """G_0 with G_0 G_0ᵀ = 2 D, of the shape of :meth:`at`; for None of the constant D."""
 
     @abstractmethod
     def propagator(self) -> Propagator:
@@ -143,19 +143,19 @@ class Matrices(ABC):
 
     @abstractmethod
     def last_clock(self) -> float:
-        """The log of the latest clock time at which λ is looked for."""
+        """The logarithm of the latest clock time at which λ is searched for."""
 
     @abstractmethod
     def end_clock(self, guess: Tensor | None) -> Tensor:
         """The clock time of T at which log SNR is ``min_log_snr``, 0-dim."""
 
     def settings(self) -> dict[str, Any]:
-        """Settings of the matrices that are no parameters or buffers, for a state dict."""
+        """Settings of the matrices beside parameters and buffers, for a state dict."""
         return {}
 
 
 class Constant(Matrices):
-    """Matrices that are the same at all times: given ones.
+    """Given matrices that are the same at all times.
 
     Args:
         Q, D: (K, K).
@@ -183,8 +183,7 @@ class Constant(Matrices):
         return matrix
 
     def root(self, s: Times | None = None) -> Tensor:
-        """The symmetric root, or, where D is learned, a triangular one, which is differentiable
-        whatever its rank."""
+        """The symmetric root, or for a learned D a triangular one, differentiable at any rank."""
 
         def root() -> Tensor:
             if self.of.D.requires_grad:
@@ -194,13 +193,13 @@ class Constant(Matrices):
         return self.of.kept("unit_dispersion", root)
 
     def hides_noise(self) -> bool:
-        """Whether there is noise in some direction that rounding of D hides."""
+        """Whether rounding of D hides noise in some direction."""
         return False
 
     def propagator(self) -> Propagator:
         """The propagator, kept where nothing carries a gradient, even within :func:`shared_ends`.
 
-        What shares a graph adds up its gradients in another order.
+        A shared graph would add gradients in another order.
         """
         if torch.is_grad_enabled() and self.of.is_learned():
             return self._propagator()
@@ -229,25 +228,25 @@ class Constant(Matrices):
 
 
 class LinearDiffusion(OneBlock):
-    r"""``dy = -(Q + D) Σ_∞^{-1} y β ds + sqrt(2 D β) dB``.
+    r"""A linear diffusion ``dy = -(Q + D) Σ_∞^{-1} y β ds + sqrt(2 D β) dB``.
 
     Args:
         Q: (K, K), skew-symmetric. Moves mass between variables without changing N(0, Σ_∞).
-        D: (K, K), symmetric positive semi-definite. Adds noise and forgets.
+        D: (K, K), symmetric positive semi-definite. Adds noise and forgets the data.
         beta: the clock β(s), :class:`~pyro_mdm.diffusions.clocks.LinearBeta` 0.1 → 20 by default.
         horizon: T.
         stationary_variance: Σ_∞ as a number (times the identity), K variances, or a (K, K) matrix.
         initial_variance: Σ_v, the variance of the auxiliary variables at s = 0: a number or K-1.
         max_log_snr: λ at the start time ε, where the generative process hands over to the decoder.
             The same λ makes diffusions comparable; the same ε does not.
-        min_log_snr: if given, the clock is multiplied by the number that makes log SNR(T) equal it.
-        cut_time: ε as a time, as the paper has it, instead of by ``max_log_snr``, which then is
-            whatever λ(ε) is, also while the diffusion is learned. Not with ``min_log_snr``.
+        min_log_snr: if given, the clock is multiplied by the number that makes λ(T) equal it.
+        cut_time: ε as a time, as in the paper, instead of by ``max_log_snr``. Then ``max_log_snr``
+            is whatever λ(ε) is, also while the diffusion is learned. Not with ``min_log_snr``.
 
     Raises:
         ValueError: a matrix of the wrong shape, Q not skew, D not symmetric or not positive
             semi-definite, Σ_∞ not positive definite, ends that make no sense.
-        UnreachableError: (A, G) not controllable, or a log SNR that float64 does not reach. Of a
+        UnreachableError: (A, G) not controllable, or a log SNR that float64 does not reach; for a
             learned diffusion, at any later use too.
 
     Example:
@@ -291,7 +290,7 @@ class LinearDiffusion(OneBlock):
             self.matrices.check()
         self.check_controllable()
         with torch.no_grad():
-            self.end_clocks()  # an end that is out of reach is a mistake now, not when it is used
+            self.end_clocks()  # an end out of reach is an error now, not at its first use
 
     def check_controllable(self) -> None:
         """Raises UnreachableError unless noise reaches all variables."""
@@ -315,7 +314,7 @@ class LinearDiffusion(OneBlock):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state without what is kept, so that a copy computes from its own matrices."""
+        """The state without cached values, so that a copy computes from its own matrices."""
         return self.__dict__ | {"_cache": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -347,7 +346,7 @@ class LinearDiffusion(OneBlock):
 
     @property
     def prior_covariance(self) -> Tensor:
-        """Σ_π of the generative model's prior N(0, Σ_π): the stationary covariance."""
+        """Σ_π (K, K) of the prior N(0, Σ_π): the stationary covariance."""
         return self.stationary_covariance
 
     @property
@@ -356,7 +355,7 @@ class LinearDiffusion(OneBlock):
 
     @property
     def unit_drift(self) -> Tensor:
-        """A_0 = -(Q + D) Σ_∞^{-1}, the drift matrix per unit of clock time b."""
+        """A_0 = -(Q + D) Σ_∞^{-1}, (K, K), the drift matrix per unit of clock time b."""
         return self._drift(self.Q, self.D)
 
     def _drift(self, Q: Tensor, D: Tensor) -> Tensor:
@@ -368,7 +367,7 @@ class LinearDiffusion(OneBlock):
 
     @property
     def unit_noise(self) -> Tensor:
-        """g²_0 = 2 D, the noise covariance per unit of clock time b."""
+        """g²_0 = 2 D, (K, K), the noise covariance per unit of clock time b."""
         return 2 * self.D
 
     def frozen(self) -> Frozen:
@@ -384,9 +383,9 @@ class LinearDiffusion(OneBlock):
         return any(p.requires_grad for p in self.parameters())
 
     def kept(self, name: str, compute: Callable[[], T]) -> T:
-        """A quantity of the diffusion alone, kept until a parameter changes its value.
+        """A quantity of the diffusion alone, kept until a parameter changes.
 
-        What carries a gradient is kept within :func:`shared_ends` only.
+        A value that carries a gradient is kept within :func:`shared_ends` only.
         """
         if torch.is_grad_enabled() and self.is_learned():
             return shared(self, name, compute)
@@ -419,7 +418,7 @@ class LinearDiffusion(OneBlock):
         return own | ({"learn_ends": list(self._ends.reach)} if self.learns_ends else {})
 
     def options(self) -> dict[str, Any]:
-        """Keyword arguments of another one with the same clock, laws and ends."""
+        """Keyword arguments for another diffusion with the same clock, laws and ends."""
         cut = {} if self.cut_time is None else {"cut_time": self.cut_time}
         return cut | {
             "beta": self.beta,
@@ -431,7 +430,7 @@ class LinearDiffusion(OneBlock):
         }
 
     def remembered(self) -> dict[str, Any]:
-        """The start of the search for the ends, on which their last digits depend."""
+        """The start of the search for the ends, which determines their last digits."""
         return {"guess": None if (guess := self._root_guess()) is None else guess.tolist()}
 
     def restore(self, saved: dict[str, Any]) -> None:
@@ -444,11 +443,11 @@ class LinearDiffusion(OneBlock):
     # -- the clock ---------------------------------------------------------------------------------
 
     def unscaled_end(self) -> Tensor:
-        """The clock time of T for β as it is, 0-dim."""
+        """The clock time of T for the unscaled β, 0-dim."""
         return self.beta.integral(self.as_tensor(self.horizon))
 
     def clock_scale(self) -> Tensor:
-        """The number that β is multiplied by, 0-dim."""
+        """The number by which β is multiplied, 0-dim."""
 
         def scale() -> Tensor:
             end = self.unscaled_end()
@@ -459,7 +458,7 @@ class LinearDiffusion(OneBlock):
         return self.kept("clock_scale", scale)
 
     def clock(self, s: Times) -> Tensor:
-        """b(s) = ∫_0^s β, like s: the time that kernels depend on."""
+        """The clock time b(s) = ∫_0^s β, like s, on which kernels depend."""
         return self.clock_scale() * self.beta.integral(self.checked_time("s", s))
 
     def inverse_clock(self, tau: Tensor) -> Tensor:
@@ -467,7 +466,7 @@ class LinearDiffusion(OneBlock):
 
     def time_at_clock(self, tau: Tensor) -> Tensor:
         s = self.inverse_clock(tau)
-        return s - (s.detach() - self.horizon).clamp_min(0)  # rounding past T; gradients stay
+        return s - (s.detach() - self.horizon).clamp_min(0)  # not past T, by rounding
 
     def rate(self, s: Times) -> Tensor:
         return self.clock_scale() * self.beta.rate(self.checked_time("s", s))
@@ -493,7 +492,7 @@ class LinearDiffusion(OneBlock):
         return law(self, *times)
 
     def divergence(self, s: Times, r: Times, dimensions: int = 1) -> Tensor:
-        """``dimensions · ∫_r^s tr A``: by how much log volumes of states grow, (…)."""
+        """The growth of the log volume of states, ``dimensions · ∫_r^s tr A``, (…) as s and r."""
         start = self.clock(r)
         return self.propagator.trace(start, self.clock(s) - start, dimensions)
 
@@ -528,10 +527,10 @@ class LinearDiffusion(OneBlock):
         return Transition(M, P, kernels.lower_triangular(F), log_det)
 
     def noise_last_root(self, s: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
-        """M, a root F of P(s, r) = F Fᵀ, its inverse, and m, the columns noise enters by.
+        """M, a root F of P(s, r) = F Fᵀ, its inverse, and m, the number of columns of noise.
 
-        G's range is spanned by the last m columns of F, whatever the others add to the state: with
-        y_s = M y_r + F η, the last m entries of η are what is new in it given the rest of y_s.
+        The last m columns of F span the range of G, whatever the others add to the state: with y_s
+        = M y_r + F η, the last m entries of η are what is new in it given the rest of y_s.
         """
         end, start = self.clock(s), self.clock(r)
         tau, move = end - start, self.propagator
@@ -560,7 +559,7 @@ class LinearDiffusion(OneBlock):
     # -- one variable, for which no factorization is needed ----------------------------------------
 
     def many_marginals(self, s: Tensor) -> Marginal:
-        """:meth:`marginal` of very many times: of one variable by two exponentials."""
+        """:meth:`marginal` at very many times: for K = 1 by two exponentials."""
         if self.num_variables > 1 or not isinstance(self.propagator, ConstantPropagator):
             return self.marginal(s)
         S = self.stationary_covariance[0, 0]
@@ -576,14 +575,14 @@ class LinearDiffusion(OneBlock):
         )
 
     def many_log_snr_rates(self, s: Tensor) -> Tensor:
-        """:meth:`log_snr_rate` of very many times: of one variable by one exponential."""
+        """:meth:`log_snr_rate` at very many times: for K = 1 by one exponential."""
         if self.num_variables > 1 or not isinstance(self.propagator, ConstantPropagator):
             return self.log_snr_rate(s)
         by_clock = 2 * self.D[0, 0] / self.stationary_covariance[0, 0]
         return self.rate(s) * -by_clock / torch.expm1(-by_clock * self._positive_clock(s))
 
     def times_at_log_snr(self, value: Tensor) -> Tensor:
-        """:meth:`time_at_log_snr` of very many values: of one variable by one logarithm."""
+        """:meth:`time_at_log_snr` of very many values: for K = 1 by one logarithm."""
         if self.num_variables > 1 or not isinstance(self.propagator, ConstantPropagator):
             return self.time_at_log_snr(value)
         S = self.stationary_covariance[0, 0]
@@ -618,11 +617,12 @@ class LinearDiffusion(OneBlock):
     def factorization_by(
         self, move: Propagator, tau: Tensor
     ) -> tuple[Tensor, Tensor, kernels.Factor]:
-        """a, Σ and its factorization by another propagator than the diffusion's own.
+        """a, Σ and its factorization by a propagator other than the diffusion's own.
 
-        Rounding grows by the factorization; by how far the drift travels, as what the last digits
-        of A say of slow modes is lost to fast ones; and by how small what is left of x is beside
-        what is left of the other variables, each in units of its law at rest.
+        The growth of rounding has three parts: that of the factorization; the distance that the
+        drift travels, as the last digits of A for slow modes are lost to fast ones; and the ratio
+        of what is left of the other variables to what is left of x, each in units of its stationary
+        law.
         """
         M, a, Sigma, factor = Curve(move, self.initial_covariance).factorized(tau)
         with torch.no_grad():
@@ -637,7 +637,7 @@ class LinearDiffusion(OneBlock):
 
     @property
     def terminal_log_snr(self) -> Tensor:
-        """λ(T), 0-dim: what is left of the data when the prior takes over.
+        """λ(T), 0-dim: the information about the data that is left at the prior.
 
         A constant where ``min_log_snr`` is given and not learned.
         """
@@ -647,7 +647,7 @@ class LinearDiffusion(OneBlock):
 
     @property
     def max_log_snr(self) -> float:
-        """λ at the start time ε; it follows the diffusion if that is cut at a time."""
+        """λ at the start time ε; with a ``cut_time`` it follows the diffusion."""
         with torch.no_grad():
             return float(self.start_log_snr)
 
@@ -690,8 +690,8 @@ class LinearDiffusion(OneBlock):
     def _guess_here(self) -> None:
         """Begin the search for the ends where they are now.
 
-        What was kept on the way is forgotten: its last digits are not those that a copy finds,
-        which starts from the guess.
+        Cached values are cleared: their last digits differ from those of a copy, which starts from
+        this guess.
         """
         self._guess = None
         self._guess = self.end_clocks().detach()
@@ -699,25 +699,25 @@ class LinearDiffusion(OneBlock):
 
     @property
     def cut_time(self) -> float | None:
-        """ε, if it was given as a time. Setting an end by its log SNR ends that."""
+        """ε, if it was given as a time; None once an end is set by its log SNR."""
         return self._ends.cut_time
 
     def _learn(self, learn_ends: float | Sequence[float], learn_stationary: bool) -> None:
-        """Take ends and the law at rest for parameters, if asked, once all else is known."""
+        """Make parameters of the ends and the stationary law, if asked, once all else is known."""
         self._guess_here()
         if any(reach := reach_of(learn_ends)):
             self._ends = dataclasses.replace(self._ends, reach=reach).checked(self.horizon)
             self.ends = nn.Parameter(torch.zeros(2, dtype=torch.float64))
         if learn_stationary:
             self._learn_stationary()
-        self._cache.clear()  # what is kept there may be for fewer parameters
+        self._cache.clear()  # it may be of fewer parameters
 
     def _learn_stationary(self) -> None:
         K = self.num_variables
         if K == 1:
             raise ValueError(
-                "learn_stationary is True, but of K = 1 variable nothing of Σ_∞ is learned: x's "
-                "own variance is held; leave it out, or raise num_variables"
+                "learn_stationary is True, but with K = 1 variable nothing of Σ_∞ is learned: the "
+                "variance of x is held fixed; leave it out, or raise num_variables"
             )
         L = torch.linalg.cholesky(self.stationary_covariance)
         del self.stationary_covariance
@@ -730,7 +730,7 @@ class LinearDiffusion(OneBlock):
         return "stationary_lower" in self._parameters
 
     def __getattr__(self, name: str) -> Any:
-        """Σ_∞, where it is no buffer but made of parameters."""
+        """Σ_∞, where it is computed from parameters and no buffer."""
         if name == "stationary_covariance" and self.learns_stationary:
             return self.kept(name, self._stationary)
         return super().__getattr__(name)
@@ -805,7 +805,7 @@ class LinearDiffusion(OneBlock):
         return self.kept("found ends", compute)
 
     def _root_guess(self) -> Tensor | None:
-        """The start of the search for the ends; it advances to those found, once parameters move.
+        """The start of the search for the ends; it moves to the last ends once parameters change.
 
         One set of parameters is always searched from one place, so that its digits do not change.
         """
@@ -854,7 +854,7 @@ class LinearDiffusion(OneBlock):
 
         Raises:
             ValueError: a value below λ(T), which this diffusion never reaches.
-            UnreachableError: one so high that float64 does not.
+            UnreachableError: a value too high for float64.
         """
         value = self.as_tensor(value)
         with torch.no_grad():
@@ -870,11 +870,11 @@ class LinearDiffusion(OneBlock):
     # -- log volume --------------------------------------------------------------------------------
 
     def log_volume(self, s: Times) -> Tensor:
-        """κ(s) = log det Σ(s) - 2 ∫_0^s tr A, like s: the log volume of Σ pulled back to time 0.
+        """The log volume κ(s) = log det Σ(s) - 2 ∫_0^s tr A of Σ pulled back to time 0, like s.
 
-        It increases, κ' = tr(Σ^{-1} g²) > 0, where log SNR may pause: per unit of κ the divergence
-        of a score of the raw state is a weighted mean of squares, whatever Q and D. For K = 1 it
-        is -λ. Raises as :meth:`marginal` does.
+        It increases, κ' = tr(Σ^{-1} g²) > 0, even where log SNR pauses. Per unit of κ the
+        divergence of a score of the raw state is a weighted mean of squares, whatever Q and D. For
+        K = 1 it is -λ. Raises as :meth:`marginal` does.
         """
         tau = self._positive_clock(s)
         _, _, factor = self.factorization(tau)
@@ -966,7 +966,7 @@ class LinearDiffusion(OneBlock):
 
     def check_precision(self, growth: Tensor, tau: Tensor, what: str) -> None:
         if growth.numel() and not bool((growth <= MAX_AMPLIFICATION).all()):
-            self.check_controllable()  # a better reason than precision
+            self.check_controllable()  # a more specific error than one of precision
             worst = int(growth.flatten().argmax())
             s = self.inverse_clock(tau.detach())
             raise kernels.KernelPrecisionError(

@@ -1,4 +1,4 @@
-"""K×K matrices: acting on the variables of states, and checked where they are given."""
+"""K×K matrices: their products with the variables of states, and checks of given ones."""
 
 from __future__ import annotations
 
@@ -36,11 +36,12 @@ MAX_AMPLIFICATION = 2e7
 
 
 def apply_matrix(matrix: Tensor, y: Tensor, event_dim: int | None = None) -> Tensor:
-    """``matrix`` (*batch, K, K) on the variables of y (*batch, K, *event_shape), in y's dtype.
+    """The product of ``matrix`` (*batch, K, K) with the variables of y (*batch, K, *event_shape).
 
     One (K, K) matrix serves a y with a single batch dimension, (batch, K, *event_shape), or with
-    any if ``event_dim`` says how many dimensions a datum has. Matrices by data dimension,
-    (batch or 1, *event_shape, K, K) with sizes of 1 where they are shared, likewise.
+    several if ``event_dim`` says how many dimensions a datum has. So do matrices per data
+    dimension, (batch or 1, *event_shape, K, K), with sizes of 1 where they are shared. In y's
+    dtype.
     """
     own = matrix.dim() - 3 if event_dim is None else event_dim
     if matrix.dim() > 2 and (event_dim is not None or matrix.dim() == y.dim() + 1 > 3):
@@ -52,10 +53,10 @@ def apply_matrix(matrix: Tensor, y: Tensor, event_dim: int | None = None) -> Ten
 
 
 def apply_vector(vector: Tensor, y: Tensor) -> Tensor:
-    """``vector`` (*batch, K) contracted with the variables of y: (*batch, *event_shape).
+    """The inner product of ``vector`` (*batch, K) with the variables of y: (*batch, *event_shape).
 
     One (K,) vector serves a y with a single batch dimension, (batch, K, *event_shape); so do
-    vectors by data dimension, (batch or 1, *event_shape, K).
+    vectors per data dimension, (batch or 1, *event_shape, K).
     """
     if vector.dim() == y.dim() > 2:
         with full_precision(y):
@@ -71,7 +72,7 @@ def outer(vector: Tensor, x: Tensor, event_dim: int | None = None) -> Tensor:
     """``vector`` times x (*batch, *event_shape), in x's dtype: (*batch, K, *event_shape).
 
     Args:
-        vector: (K,) for all; (*batch, K); or by data dimension, (batch or 1, *event_shape, K).
+        vector: (K,) for all; (*batch, K); or per data dimension, (batch or 1, *event_shape, K).
         event_dim: number of dimensions of a datum, all of x's but the first by default.
     """
     event_dim = x.dim() - 1 if event_dim is None else event_dim
@@ -84,17 +85,17 @@ def outer(vector: Tensor, x: Tensor, event_dim: int | None = None) -> Tensor:
 
 
 def full_precision(like: Tensor) -> torch.autocast:
-    """Autocast switched off on the device of ``like``: algebra outside the network is exact."""
+    """A context without autocast on the device of ``like``, for algebra outside the network."""
     return torch.autocast(like.device.type, enabled=False)
 
 
 def as_rows(y: Tensor) -> Tensor:
-    """The variables of each data dimension last: (n, K, *event_shape) -> (n, d, K)."""
+    """y (n, K, *event_shape) with the variables of each data dimension last: (n, d, K)."""
     return y.reshape(*y.shape[:2], -1).mT
 
 
 def apply_to_rows(matrix: Tensor, rows: Tensor) -> Tensor:
-    """``matrix`` (n, d or 1, K, K) on rows (n, d, K), one K×K block for each data dimension."""
+    """``matrix`` (n, d or 1, K, K) times rows (n, d, K), one K×K block per data dimension."""
     return (matrix @ rows.unsqueeze(-1)).squeeze(-1)
 
 
@@ -104,7 +105,7 @@ def apply_noise(G: Tensor, y: Tensor) -> Tensor:
 
 
 def check_skew(name: str, Q: Tensor, tolerance: float) -> None:
-    """Raises ValueError unless Q (…, K, K) is skew-symmetric, relative to its size."""
+    """Raises ValueError unless Q (…, K, K) is skew-symmetric, up to rounding."""
     if (skew := (Q + Q.mT).abs().max().item()) > tolerance * max(1.0, Q.abs().max().item()):
         raise ValueError(
             f"{name} is not skew-symmetric: |Q + Qᵀ| reaches {skew:.3g}, expected 0; use Q = W - Wᵀ"
@@ -112,7 +113,7 @@ def check_skew(name: str, Q: Tensor, tolerance: float) -> None:
 
 
 def check_semidefinite(name: str, D: Tensor, tolerance: float) -> None:
-    """Raises ValueError unless D (…, K, K) is symmetric positive semi-definite, likewise."""
+    """Raises ValueError unless D (…, K, K) is symmetric positive semi-definite, up to rounding."""
     size = max(1.0, D.abs().max().item())
     if (asym := (D - D.mT).abs().max().item()) > tolerance * size:
         raise ValueError(
@@ -133,7 +134,7 @@ def symmetric_root(matrix: Tensor) -> Tensor:
 
 
 def square_matrix(name: str, value: Matrix) -> Tensor:
-    """A (K, K) matrix of finite numbers in float64, checked."""
+    """A (K, K) matrix of finite numbers in float64; raises ValueError for another value."""
     matrix = real_tensor(name, value, "a square matrix (K, K)").clone()
     if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.numel():
         raise ValueError(f"{name} has shape {tuple(matrix.shape)}, expected a square matrix (K, K)")
@@ -145,7 +146,7 @@ def square_matrix(name: str, value: Matrix) -> Tensor:
 
 
 def covariance_matrix(name: str, value: object, size: int) -> Tensor:
-    """A number, ``size`` variances or a (size, size) matrix, as a positive definite matrix."""
+    """The positive definite matrix (size, size) given by a number, variances or itself."""
     v = real_tensor(name, value, f"a number, {size} variances or a ({size}, {size}) covariance")
     if v.dim() <= 1 and v.shape in ((), (size,)):
         matrix = torch.diag(v.expand(size)).clone()
@@ -173,24 +174,24 @@ def covariance_matrix(name: str, value: object, size: int) -> Tensor:
 
 
 def with_event_dims(value: Tensor, like: Tensor) -> Tensor:
-    """A value per datum, (*batch), as (*batch, 1, …, 1); a map, (*batch, *event), as it is."""
+    """A value per datum (*batch) as (*batch, 1, …, 1); a map (*batch, *event_shape) as it is."""
     return value.reshape(*value.shape, *[1] * (like.dim() - value.dim()))
 
 
 def of_counted(value: Tensor, counted: Tensor | None) -> Tensor:
-    """A value per dimension, (*batch, *event_shape), where the dimension counts, and else 0."""
+    """A value per dimension (*batch, *event_shape), set to 0 where the dimension does not count."""
     return value if counted is None else torch.where(counted, value, 0)
 
 
 def of_rows(value: Tensor, event_dim: int, batch: Sequence[int]) -> Tensor:
-    """A value for all data, or one for each of n, in a shape that broadcasts to (*batch, *event).
+    """A value for all data or for each of n, in a shape that broadcasts to (*batch, *event_shape).
 
     Args:
-        value: (*event) with ``event_dim`` dimensions, or (n, *event).
-        batch: of what is asked about: n data in this order, or several times these.
+        value: (*event_shape) with ``event_dim`` dimensions, or (n, *event_shape).
+        batch: the shape of the batch: n data in this order, or a multiple of them.
 
     Raises:
-        ValueError: a number of data that is no multiple of n.
+        ValueError: a batch that is no multiple of n.
     """
     if value.dim() == event_dim or (batch and batch[-1] == len(value)):
         return value

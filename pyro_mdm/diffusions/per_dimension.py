@@ -8,10 +8,10 @@ its *block*, on a *clock* of its own,
 so log SNR and log volume are maps over dimensions, and the bound is a sum over them along the
 common time,
 
-    diffusion term = Σ_j ½ ∫ E (x_j - x̂_j(z, λ))² e^{λ_j} dλ_j,
+    diffusion term = Σ_j ½ ∫ E (x_j - x̂_j(z, λ))² e^{λ_j} dλ_j.
 
-the line integral of a gradient where x̂ is exact: then only its ends matter, and else the way that
-the clocks take through the levels of noise.
+For an exact x̂ this is the line integral of a gradient, and only the ends of the path through the
+levels of noise matter. For any other x̂ the path matters too.
 
 Sources: Sahoo et al., "Diffusion Models With Learned Adaptive Noise", NeurIPS 2024, for K = 1;
 Singhal, Goldstein & Ranganath, ICLR 2023, for K variables under one clock.
@@ -48,25 +48,25 @@ def _of_blocks(name: str) -> Any:
 class PerDimensionDiffusion(Kernels):
     """A linear diffusion for each data dimension: one of several blocks, on one of several clocks.
 
-    Its common time is that of the first block, the *reference*: ε, T, ``log_snr(s)`` and
-    ``clock(s)`` are that block's, and what the others have done by then their clocks say. Kernels
-    have a block for each dimension: :meth:`marginal` has (*batch, *event_shape, K, K), with sizes
-    of 1 along dimensions that share, and a batch dimension of 1 for one time. Only what is
-    different is computed.
+    The common time is that of the first block, the *reference*: ε, T, ``log_snr(s)`` and
+    ``clock(s)`` are that block's, and the clocks give the times of the others. Kernels have a block
+    for each dimension: those of :meth:`marginal` are (*batch, *event_shape, K, K), with sizes of 1
+    along dimensions that share, and a batch dimension of 1 for one time. Each different block is
+    computed once.
 
     Args:
-        blocks: linear diffusions of one K and one ``max_log_snr``, constant, time-varying or
+        blocks: linear diffusions with one K and one ``max_log_snr``, constant, time-varying or
             learned.
-        block_of: which block a dimension has: integers of as many dimensions as a datum, with the
-            sizes of the event shape or 1. 0 for all by default.
+        block_of: the index of each dimension's block: integers of as many dimensions as a datum,
+            with the sizes of the event shape or 1. 0 for all by default.
         clocks: one for all by default.
-        clock_of: which of the clocks a dimension has, likewise.
-        transform: coordinates of the data, such as :class:`~pyro_mdm.diffusions.Frequencies`; then
-            it is these that are noised, and "dimension" means one of these. Fit a
-            :class:`~pyro_mdm.Denoiser` to ``coordinates(x)``.
+        clock_of: the index of each dimension's clock, likewise.
+        transform: coordinates of the data, such as :class:`~pyro_mdm.diffusions.Frequencies`. These
+            are then noised, and "dimension" means one of them. Fit a :class:`~pyro_mdm.Denoiser` to
+            ``coordinates(x)``.
 
     Raises:
-        ValueError: blocks of different K or λ(ε), indices that are none, neither ``block_of`` nor
+        ValueError: blocks of different K or λ(ε), invalid indices, neither ``block_of`` nor
             ``clock_of``.
 
     Example:
@@ -170,9 +170,9 @@ class PerDimensionDiffusion(Kernels):
     # -- maps --------------------------------------------------------------------------------------
 
     def level(self, u: Tensor) -> Level:
-        """λ_j and -dλ_j/du when the part u (n,) of the reference's log SNR has passed.
+        """λ_j and -dλ_j/du at the fraction u (n,) of the reference's way in log SNR.
 
-        Each (n, *event_shape), with sizes of 1 along dimensions that share; differentiable in u,
+        Each is (n, *event_shape), with sizes of 1 along dimensions that share; differentiable in u,
         the clocks and the ends of learned blocks. No kernel is computed.
         """
         width = self._widths()
@@ -184,7 +184,7 @@ class PerDimensionDiffusion(Kernels):
         return self.level(self.progress(self._vector(s))).log_snr
 
     def progress(self, s: Tensor) -> Tensor:
-        """u, the part of the reference's log SNR that has passed at s, like s."""
+        """The fraction u of the reference's way in log SNR at time s, like s."""
         high, low = self.start_log_snr, self.terminal_log_snr
         inside = torch.maximum(s, self.start_time)
         return ((high - self.reference.log_snr(inside)) / (high - low)).clamp(0, 1)
@@ -202,7 +202,7 @@ class PerDimensionDiffusion(Kernels):
         return list(self.blocks)
 
     def _spread(self, value: Tensor, shape: Sequence[int]) -> Tensor:
-        """Values of cells (*shape, cells, …) as those of dimensions (*shape, *index map, …)."""
+        """Values of cells (*shape, cells, …) laid out over dimensions, (*shape, *index map, …)."""
         dim = len(shape)
         entries: Tensor = value.index_select(dim, self._cell_of)
         spread: Tensor = entries.unflatten(dim, tuple(self.block_of.shape))
@@ -220,20 +220,20 @@ class PerDimensionDiffusion(Kernels):
     def read_start(self, y: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
         rows = y.double().movedim(y.dim() - 1 - event_dim, -1)
         z = (rows * self.start.readout).sum(-1)
-        return self.from_coordinates(z), self.start_log_snr  # λ(ε) is that of all
+        return self.from_coordinates(z), self.start_log_snr  # λ(ε) is common to all
 
     def planned(self, plan: Callable[[Any, Tensor], Any], times: Tensor) -> Any:
-        """Each block's plan: a field is (N, 1, *event_shape, …), and ``s`` the common times."""
+        """The plans of all blocks: fields (N, 1, *event_shape, …), and ``s``, the common times."""
         common = plan(self.reference, times)
         if isinstance(common, Tensor):
             return common  # the times themselves
         return _by_step(self.each(plan, times))._replace(s=common.s)
 
     def local_times(self, s: Tensor) -> list[Tensor]:
-        """The time of each cell in its own block, (*s.shape, cells of the block) by block.
+        """The time of each cell in its own block, (*s.shape, cells of the block), by block.
 
-        It takes inverting log SNR, so without gradients the last ones are kept: who asks for a
-        drift asks for a dispersion at the same times.
+        Log SNR is inverted for these. Without gradients the last ones are kept, because a drift and
+        a dispersion are usually asked for at the same times.
         """
         if torch.is_grad_enabled() and (s.requires_grad or self._is_learned()):
             return self._find_local_times(s)
@@ -241,7 +241,7 @@ class PerDimensionDiffusion(Kernels):
         return times
 
     def _unless_moved(self, name: str, s: Tensor, find: Callable[[], Any]) -> Any:
-        """The value kept under this name, made anew for other times or if anything has moved."""
+        """The value kept under this name, computed anew for other times or changed parameters."""
         parameters = list(self.parameters())
         kept = self._kept.get(name)
         ends = [(b.max_log_snr, b.min_log_snr) for b in self._each_block()]
@@ -317,7 +317,7 @@ class PerDimensionDiffusion(Kernels):
         return GaussianPrior(self.prior_covariance)
 
     def _speed(self, s: Tensor, local: list[Tensor]) -> list[Tensor]:
-        """The speed of each cell's time by the common one, (*s.shape, cells), by block."""
+        """The derivative of each cell's time in the common one, (*s.shape, cells), by block."""
         rates: list[Tensor] = []
         parts = self._log_snr_rate(s).split(self._cells_of_block, -1)
         for i, (block, t) in enumerate(zip(self._each_block(), local, strict=True)):
@@ -346,7 +346,7 @@ class PerDimensionDiffusion(Kernels):
         return s.reshape(1) if s.dim() == 0 else s
 
     def _rated(self, matrix: Callable[[Any, Tensor], Tensor], s: Times, power: float) -> Tensor:
-        """``matrix(block, local time)`` by the speed of local time to this power."""
+        """``matrix(block, local time)`` times a power of the speed of local time."""
         if (one := same_time(s)) is not None and isinstance(s, Tensor):
             once = self._rated(matrix, one, power)
             return once.expand(*s.shape, *once.shape[1:])
@@ -382,9 +382,9 @@ class PerDimensionDiffusion(Kernels):
     # -- log volume --------------------------------------------------------------------------------
 
     def log_volume(self, s: Times) -> Tensor:
-        """The average of κ over dimensions, like s; increasing, and its ends as for one block."""
+        """The average of κ over dimensions, like s; increasing, with the ends of one block."""
         s = self.as_tensor(s)
-        if self.num_variables == 1:  # κ is -λ, which the clocks say
+        if self.num_variables == 1:  # κ is -λ, given by the clocks
             volumes = -self.log_snr_map_at(s)
         else:
             volumes = self.each(lambda block, t: block.log_volume(t), s)
@@ -429,11 +429,11 @@ class PerDimensionDiffusion(Kernels):
             inside = (step >= low) & (step <= high)
             s = torch.where(inside, step, (low + high) / 2)
             if bool((error.abs() < 1e-6).all()):
-                break  # what Newton's method leaves is its square
+                break  # the error of a Newton step is its square
         return s
 
     def _table(self) -> tuple[Tensor, Tensor]:
-        """Times from ε to T, even in the logarithm of the clock, and log volume there."""
+        """Times from ε to T, evenly spaced in the logarithm of the clock, and log volume there."""
         first, last = self.clock(self.start_time).log(), self.clock(self.horizon).log()
         knots = first + (last - first) * torch.linspace(0, 1, KNOTS).to(first)
         times = self.inverse_clock(knots.exp()).clamp_max(self.horizon)
@@ -449,7 +449,7 @@ class PerDimensionDiffusion(Kernels):
         if not fits or any(n not in (1, m) for n, m in zip(shape, event_shape, strict=True)):
             raise ValueError(
                 f"block_of and clock_of have shape {shape}, and a datum {tuple(event_shape)}, "
-                "expected as many dimensions, of its sizes or 1"
+                "expected as many dimensions, each of the datum's size or 1"
             )
 
     def settings(self) -> dict[str, Any]:
@@ -468,7 +468,7 @@ class PerDimensionDiffusion(Kernels):
 
 
 class _Kept(NamedTuple):
-    """A value, and all that it was computed for."""
+    """A value, with everything that it was computed from."""
 
     s: Tensor
     ends: list[tuple[float, float | None]]

@@ -32,12 +32,12 @@ SHORT = 1.0  # ‖A‖τ of the steps that are pulled back
 
 
 class Posterior(NamedTuple):
-    """y_r | y_s, x ~ N(gain y_s + mean_coefficient x, covariance), per data dimension.
+    """The law y_r | y_s, x ~ N(gain y_s + mean_coefficient x, covariance), per data dimension.
 
-    A covariance whose narrow directions are not axes (a D of low rank) is more than the K² numbers
-    of ``covariance`` and ``scale_tril`` can hold; ``whitener``, ``signal`` and ``log_det`` keep the
-    digits. Where ``resolution`` is not small, y_r itself, rounded to float64, does not say where
-    in the posterior it lies: sampling is unaffected, but a density at y_r is noise.
+    A covariance whose narrow directions are not axes (D of low rank) exceeds what the K² numbers of
+    ``covariance`` and ``scale_tril`` can hold; ``whitener``, ``signal`` and ``log_det`` keep the
+    digits. Where ``resolution`` is not small, y_r rounded to float64 does not determine its place
+    in the posterior: sampling is unaffected, but a density at y_r is noise.
     """
 
     gain: Tensor  # C (…, K, K)
@@ -50,19 +50,19 @@ class Posterior(NamedTuple):
     resolution: Tensor  # (…): how far rounding y_r to float64 moves ``whitener y_r``, see below
 
     def at(self, i: int) -> Posterior:
-        """The law of the i-th of N steps; one for each data dimension comes as a batch of 1."""
+        """The law of the i-th of N steps; laws per data dimension keep a batch dimension of 1."""
         return Posterior(*(t[place(self.log_det, i)] for t in self))
 
 
 def posterior(diffusion: Kernels, s: Times, r: Times) -> Posterior:
     r"""The law of y_r given y_s and x, for times s > r > 0 broadcast together to shape (…).
 
-    Where data dimensions have blocks of their own there is one for each, see
+    Where data dimensions have different blocks there is a law for each, see
     :class:`~pyro_mdm.diffusions.PerDimensionDiffusion`.
 
     Returns:
-        :class:`Posterior` in float64, differentiable in the diffusion's parameters. All steps of
-        a grid are computed in one batch.
+        :class:`Posterior` in float64, differentiable in the diffusion's parameters. All steps of a
+        grid are computed in one batch.
 
     Raises:
         ValueError: a time outside (0, T] or s ≤ r.

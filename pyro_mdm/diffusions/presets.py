@@ -1,7 +1,7 @@
-r"""Linear diffusions by name: the published ones, and the one that is learned.
+r"""Linear diffusions by name: the published ones, and a learned one.
 
 Source of the constants: Singhal, Goldstein & Ranganath, "Where to Diffuse, How to Diffuse, and How
-to Get Back", ICLR 2023.
+to Get Back", ICLR 2023 (below: "the paper").
 """
 
 from __future__ import annotations
@@ -115,17 +115,17 @@ class HOLD(LinearDiffusion):
 
         Q = Σ_i γ_i (E_{i+1,i} - E_{i,i+1}),    D = diag(0, …, 0, K),    Σ_∞ = I
 
-    with the couplings γ at which all K eigenvalues of A_0 are -1: the chain returns to rest as fast
-    as it can without ringing. Noise enters the last variable, so paths of x have K - 2 derivatives.
-    For K = 2 it is :class:`CLD`.
+    The couplings γ make all K eigenvalues of A_0 equal -1: the chain returns to rest as fast as it
+    can without ringing. Noise enters the last variable, so paths of x have K - 2 derivatives. For K
+    = 2 it is :class:`CLD`.
 
     Args:
         num_variables: K, the order of the chain, at least 1.
         options: keyword arguments of :class:`LinearDiffusion`.
 
     Source: Shi & Liu, "Generative Modelling with High-Order Langevin Dynamics", 2024, whose HOLD++
-    is critically damped for K = 3. For any K: the γ_i² are ratios of the first column of Routh's
-    array of (μ + 1)^K, which Schwarz's form of a polynomial has.
+    is critically damped for K = 3. For any K, the γ_i² are ratios of the first column of Routh's
+    array of (μ + 1)^K, as in Schwarz's form of a polynomial.
     """
 
     def __init__(self, num_variables: int = 3, **options: Any) -> None:
@@ -150,10 +150,12 @@ def _critical_couplings(K: int) -> list[Fraction]:
 
 
 class LearnedDiffusion(LearnedFamily):
-    r"""A diffusion that SVI learns: Q = W - Wᵀ, D = B Bᵀ (the paper), and if asked its clock.
+    r"""A learned diffusion: Q = W - Wᵀ, D = B Bᵀ (the paper), and optionally its clock.
 
     W is strictly lower triangular, so that every skew Q is reached once; B is (K, rank) without
-    constraint, so that D may be singular and CLD, MALDA and ALDA are members of the family.
+    constraint, so that D may be singular and CLD, MALDA and ALDA are members of the family. It
+    starts as a chain x - v_1 - … with noise on its last ``rank`` variables; for K = 1 that is
+    :class:`VPSDE`. See :meth:`from_diffusion` to start elsewhere.
 
     Args:
         num_variables: K ≥ 1.
@@ -161,17 +163,13 @@ class LearnedDiffusion(LearnedFamily):
         learn_beta: whether β(s) is learned too (:class:`~pyro_mdm.diffusions.clocks.LearnedBeta`).
         diagonal: D = diag(softplus(d) + 0.001) instead, as in the paper's released code: always of
             full rank, so that CLD, MALDA and ALDA are not members.
-        seed: start at random by this seed, all of W (full, with Q = W - Wᵀ), and B or d uniform
-            within ±1/√K; None: at the chain below.
-        min_log_snr: λ(T), held fixed while Q and D are learned: the clock is rescaled to reach it.
-            With a denoiser the bound depends on Q and D through the prior mismatch alone, and
-            without this they could only lengthen or shorten the same path.
+        seed: seed of a random start: all of W (full, with Q = W - Wᵀ), and B or d, uniform within
+            ±1/√K. None: start at the chain.
         options: keyword arguments of :class:`LinearDiffusion`, and ``learn_ends`` and
-            ``learn_stationary``: whether λ(ε) and λ(T) are learned within ranges, and Σ_∞ but for
-            the variance of x, see :class:`~pyro_mdm.diffusions.learned.LearnedFamily`.
-
-    It starts as a chain x - v_1 - … with noise on its last ``rank`` variables; for K = 1 that is
-    :class:`VPSDE`. See :meth:`from_diffusion` to start elsewhere.
+            ``learn_stationary`` of :class:`~pyro_mdm.diffusions.learned.LearnedFamily`. A
+            ``min_log_snr`` holds λ(T) fixed while Q and D are learned: the clock is rescaled to
+            reach it. With a denoiser the bound depends on Q and D through the prior mismatch alone,
+            so without it they could only lengthen or shorten the same path.
     """
 
     matrices: Learned
@@ -216,14 +214,14 @@ class LearnedDiffusion(LearnedFamily):
         learn_beta: bool = False,
         **options: Any,
     ) -> LearnedDiffusion:
-        """The learned diffusion that begins as ``start``.
+        """The learned diffusion that starts as ``start``.
 
         Args:
             start: any linear diffusion, e.g. a preset.
-            rank: rank of the learned D, K by default; at least the rank of ``start.D``. Where it is
-                more, D begins with 1e-12 of its largest eigenvalue in the directions that
-                ``start`` leaves without noise: from 0 no gradient leads anywhere, and the rank
-                would be that of ``start`` for ever.
+            rank: rank of the learned D, K by default; at least the rank of ``start.D``. For a
+                higher rank, D starts with 1e-12 of its largest eigenvalue in the directions that
+                ``start`` leaves without noise: at 0 their gradient is 0, and the rank could not
+                grow.
             learn_beta: whether the clock is learned too.
             options: keyword arguments of :class:`LinearDiffusion` that replace those of ``start``.
         """

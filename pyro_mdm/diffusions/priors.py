@@ -1,7 +1,7 @@
-r"""Laws that the generative process starts from: independent data dimensions, K variables in each.
+r"""Priors of the generative process: independent data dimensions, K variables in each.
 
-A prior π is known by its density, its score ∇ log π, samples and its entropy. It may have
-parameters, through which all of these are differentiable.
+A prior π has a density, its score ∇ log π, samples and an entropy. All are differentiable in its
+parameters, if it has any.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ROUGH = 1e-4
 
 
 class Prior(Recorded, ABC):
-    """π(y) = Π_j π_1(y_j) over data dimensions j, π_1 a law of K variables.
+    """A prior π(y) = Π_j π_1(y_j) over data dimensions j, with π_1 a law of K variables.
 
     Raises:
         ValueError: a y that is not (batch, K, *event_shape).
@@ -50,7 +50,7 @@ class Prior(Recorded, ABC):
 
     @abstractmethod
     def entropy(self, num_dims: int = 1) -> Tensor:
-        """-E log π(y) of ``num_dims`` data dimensions, 0-dim, nats."""
+        """The entropy -E log π(y) of ``num_dims`` data dimensions, 0-dim, nats."""
 
     def score(self, y: Tensor) -> Tensor:
         """∇ log π(y), like y (batch, K, *event_shape); differentiable in y."""
@@ -71,11 +71,11 @@ class Prior(Recorded, ABC):
 
 
 class GaussianPrior(Prior):
-    """N(0, Σ_π) per data dimension.
+    """A Gaussian prior N(0, Σ_π) per data dimension.
 
     Args:
-        covariance: Σ_π (K, K) float64, positive definite, or one for each data dimension,
-            (1, *event_shape, K, K) with sizes of 1 where they share.
+        covariance: Σ_π (K, K) float64, positive definite, or one for each data dimension, (1,
+            *event_shape, K, K) with sizes of 1 where they share.
 
     Raises:
         ValueError: a covariance that is not square.
@@ -125,14 +125,14 @@ class GaussianPrior(Prior):
 
 
 class DistributionPrior(Prior):
-    """A distribution of PyTorch or Pyro over the K variables of one data dimension.
+    """A prior whose K variables per data dimension follow a distribution of PyTorch or Pyro.
 
-    Its density is computed in its own dtype, so give it float64 parameters. Samples are
-    differentiable where it has ``rsample``.
+    Its density is computed in the distribution's dtype; use float64 parameters. Samples are
+    differentiable where the distribution has ``rsample``.
 
     Args:
-        distribution: with batch shape () and event shape (K,).
-        num_samples: for its entropy, where the distribution does not know it (Monte Carlo).
+        distribution: batch shape () and event shape (K,).
+        num_samples: number of Monte Carlo samples for an entropy that the distribution lacks.
 
     Raises:
         ValueError: another shape.
@@ -169,7 +169,7 @@ class DistributionPrior(Prior):
         return each.flatten(1).sum(1) if each.dim() > 1 else each
 
     def sample(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
-        """The distribution draws from torch's global generator, seeded here by ``generator``."""
+        """Samples from torch's global generator, seeded here by ``generator``."""
         lead = torch.Size((shape[0], *shape[2:]))
         draw = self.distribution.rsample if self.distribution.has_rsample else None
         draw = draw or self.distribution.sample
@@ -196,22 +196,21 @@ class DistributionPrior(Prior):
 
 
 class QuadraturePrior(Prior):
-    r"""π_1 ∝ exp(-Σ_k H_k(y_k)): K independent variables with an energy each.
+    r"""A prior π_1 ∝ exp(-Σ_k H_k(y_k)): K independent variables with an energy each.
 
-    Normalizers, entropies and distribution functions are integrals over one variable by the
-    trapezoidal rule in u = asinh(1000 y), of exponential accuracy for smooth energies with light
-    tails or heavy ones. Samples are quantiles of uniform numbers, the distribution function being
+    Normalizers, entropies and distribution functions are integrals over one variable, by the
+    trapezoidal rule in u = asinh(1000 y). Its accuracy is exponential for smooth energies with
+    light or heavy tails. Samples are quantiles of uniform numbers, with the distribution function
     interpolated linearly between nodes.
 
     Args:
-        energies: H_k, each a function of a float64 tensor of any shape, applied elementwise;
-            exp(-H_k) must be integrable. With parameters, everything is differentiable in them,
-            samples too.
+        energies: H_k, each an elementwise function of a float64 tensor of any shape; exp(-H_k) must
+            be integrable. Densities, entropies and samples are differentiable in their parameters.
         device: where the integrals are computed.
 
     Raises:
-        ValueError: on use, an energy that returns another shape, is not finite where its law is,
-            does not grow fast enough in both directions for exp(-H) to be integrable, or varies
+        ValueError: on use, an energy that returns another shape, is not finite on the support of
+            its law, grows too slowly in either direction for exp(-H) to be integrable, or varies
             too quickly for the quadrature.
 
     Example:
@@ -241,7 +240,7 @@ class QuadraturePrior(Prior):
         return total.to(y.dtype)
 
     def score(self, y: Tensor) -> Tensor:
-        """-∇H, like y; the normalizer has no part in it."""
+        """-∇H, like y; the normalizer does not enter."""
         self._check(y)
         with torch.enable_grad():
             point = y.view_as(y) if y.requires_grad else y.detach().requires_grad_()
@@ -302,7 +301,7 @@ class QuadraturePrior(Prior):
 
     @torch.no_grad()
     def _bounds(self, k: int) -> tuple[float, float]:
-        """The places u on both sides where exp(-H) dy/du falls to e^-REACH of its highest value."""
+        """The points u on both sides where exp(-H) dy/du falls to e^-REACH of its maximum."""
         end = float(_inverse(torch.tensor(FARTHEST, dtype=torch.float64)))
         half = POINTS // 2
         steps = torch.arange(-half, half + 1, dtype=torch.float64, device=self.device)
@@ -327,7 +326,7 @@ class QuadraturePrior(Prior):
 
 
 def _line(u: Tensor) -> Tensor:
-    """y(u) = sinh(u) / 1000: even near 0, in proportion far from it."""
+    """y(u) = sinh(u) / 1000: evenly spaced near 0, in proportion far from it."""
     return 1e-3 * u.sinh()
 
 
@@ -341,7 +340,7 @@ def _log_stretch(u: Tensor) -> Tensor:
 
 
 def _parameters(distribution: Distribution) -> dict[str, Any]:
-    """A distribution's class and tensors, and those of the distributions it is made of."""
+    """The class and tensors of a distribution, and of the distributions that it is made of."""
     parameters: dict[str, Any] = {"class": type(distribution).__name__}
     for name, value in vars(distribution).items():
         computed = isinstance(getattr(type(distribution), name, None), lazy_property)

@@ -1,12 +1,12 @@
-r"""Propagators: how a linear diffusion moves between two clock times, which is all its uses ask.
+r"""Propagators: the law by which a linear diffusion moves between two clock times.
 
 For ``dy = A(τ) y dτ + G(τ) dB`` in clock time τ = b(s), over the time τ_0 to τ_1,
 
     M' = A M,  M(τ_0) = I,    P = ∫ M(τ_1, u) g² M(τ_1, u)ᵀ du,    P̃ = M^{-1} P M^{-T},
 
-where P̃, pulled back to τ_0, is a sum of positive terms of its own. Marginals, transitions,
-posteriors, samplers and bounds are made of these. A diffusion of constant Q and D has them in
-closed form; of Q and D that vary, :mod:`pyro_mdm.varying.magnus` has them by small steps.
+where P̃, the noise pulled back to τ_0, is a sum of positive terms too. Marginals, transitions,
+posteriors, samplers and bounds are computed from these. For constant Q and D they have a closed
+form; for varying ones :mod:`pyro_mdm.varying.magnus` computes them by small steps.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Root(NamedTuple):
 
 
 class Halves(NamedTuple):
-    """The two halves of a step of the diffusion of (-Q, D), run backwards, later half first."""
+    """Both halves of a step of the diffusion of (-Q, D), run backwards, the later half first."""
 
     first: Tensor  # M (…, K, K)
     first_root: Tensor  # of the noise gained, (…, K, K)
@@ -45,10 +45,10 @@ class Halves(NamedTuple):
 
 
 class Propagator(ABC):
-    """A linear diffusion between clock times, in float64, differentiable in all that is learned.
+    """A linear diffusion between clock times, in float64, differentiable in its parameters.
 
     ``start`` and ``duration`` are clock times (…) and lengths ≥ 0 (…), broadcast together; a start
-    of None is time 0. What is the same at all clock times may come without their dimensions.
+    of None is time 0. What is constant in time may come without their dimensions.
     """
 
     @abstractmethod
@@ -57,11 +57,11 @@ class Propagator(ABC):
 
     @abstractmethod
     def noise(self, tau: Tensor) -> Tensor:
-        """g² per unit of clock time, likewise."""
+        """g² per unit of clock time, (K, K) or (*tau.shape, K, K)."""
 
     @abstractmethod
     def dispersion(self, tau: Tensor) -> Tensor:
-        """G per unit of clock time, likewise, with G Gᵀ = g²."""
+        """G per unit of clock time with G Gᵀ = g², (K, K) or (*tau.shape, K, K)."""
 
     @property
     @abstractmethod
@@ -71,19 +71,19 @@ class Propagator(ABC):
     @property
     @abstractmethod
     def decay(self) -> Tensor:
-        """The rate of decay of the slowest mode, at least about 1e-12; 0-dim, without gradient."""
+        """The decay rate of the slowest mode, at least about 1e-12; 0-dim, without gradient."""
 
     @abstractmethod
     def travelled(self, tau: Tensor) -> Tensor:
-        """``∫_0^τ ‖A‖``, like τ, without gradient: M^{-1} loses digits by its exponential."""
+        """``∫_0^τ ‖A‖``, like τ, without gradient; M^{-1} loses digits as its exponential."""
 
     @abstractmethod
     def effort(self, tau: Tensor) -> Tensor:
-        """``∫_0^τ (‖A‖ - 2 tr A)``, like τ, without gradient: what log det Σ lacks to increase."""
+        """``∫_0^τ (‖A‖ - 2 tr A)``, like τ, without gradient; log det Σ plus this increases."""
 
     @abstractmethod
     def trace(self, start: Tensor | None, duration: Tensor, copies: int = 1) -> Tensor:
-        """``∫ tr A`` of ``copies`` dimensions together, (…)."""
+        """``∫ tr A`` times ``copies``, the number of dimensions, (…)."""
 
     @abstractmethod
     def moments(self, start: Tensor | None, duration: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,21 +102,21 @@ class Propagator(ABC):
 
     @abstractmethod
     def pulled_back(self, start: Tensor, duration: Tensor) -> tuple[Tensor, Tensor]:
-        """M^{-1} and P̃, (…, K, K). Raises as :meth:`moments` does."""
+        """M^{-1} and P̃, (…, K, K). Raises KernelPrecisionError as :meth:`moments` does."""
 
     @abstractmethod
     def pulled_back_at(self, near: Tensor, tau: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """M^{-1} and P̃ from time 0 to times ``near`` (n,), the ``index`` (n,) of τ (…), flattened.
+        """M^{-1} and P̃ from time 0 to times ``near`` (n,), the flattened τ (…) at ``index`` (n,).
 
-        Where :meth:`travelled` is small, below 20. :meth:`moments` of τ may have shared its work.
+        For :meth:`travelled` below 20. The computation of :meth:`moments` of τ may be shared.
         """
 
     @abstractmethod
     def root(self, start: Tensor | None, duration: Tensor, *, noise_last: bool = False) -> Root:
-        """A root of P, of positive durations.
+        """A root of P for positive durations.
 
         Args:
-            noise_last: G's range at the end is spanned by the last :attr:`new` columns.
+            noise_last: whether the last :attr:`new` columns span G's range at the end.
 
         Raises:
             KernelPrecisionError: noise does not reach all variables.
@@ -125,29 +125,29 @@ class Propagator(ABC):
     @property
     @abstractmethod
     def new(self) -> int:
-        """The number of columns of a :meth:`root` that noise enters by; all where it turns."""
+        """The number of columns of a :meth:`root` that noise enters by; K where G's range turns."""
 
     @abstractmethod
     def pulled_back_root(self, start: Tensor | None, duration: Tensor) -> Root:
-        """A root of P̃, likewise."""
+        """A root of P̃ for positive durations."""
 
     @abstractmethod
     def halves(self, start: Tensor, duration: Tensor) -> Halves:
-        """Both halves of each step from its end back to its start, by the diffusion of (-Q, D)."""
+        """Both halves of each step, from its end back to its start, by the diffusion of (-Q, D)."""
 
 
 Basis = tuple[Tensor, Tensor]
 
 
 class ConstantPropagator(Propagator):
-    """The propagator of constant Q and D: closed forms of the duration alone.
+    """The propagator of constant Q and D: closed forms that depend on the duration alone.
 
     Args:
         drift, noise: A and g² per unit of clock time, (K, K).
         backward: A of the diffusion of (-Q, D), which runs backwards.
         root: G per unit of clock time.
-        basis: one that shows what noise reaches, as ``kernels.noise_basis`` finds it.
-        hides_noise: whether there is noise in some direction that rounding of D hides.
+        basis: the directions that noise reaches, as from ``kernels.noise_basis``.
+        hides_noise: whether rounding of D hides noise in some direction.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class ConstantPropagator(Propagator):
         self._basis, self._hides_noise = basis, hides_noise
 
     def detached(self) -> ConstantPropagator:
-        """A copy for moments without gradients, by the series of those with gradients."""
+        """A copy for moments without gradients, from the same series."""
         other = copy.copy(self)
         other._A, other._GG = self._A.detach(), self._GG.detach()
         other.speed = self.speed
@@ -222,7 +222,7 @@ class ConstantPropagator(Propagator):
     def both_moments(
         self, tau: Tensor, back: Tensor | None = None
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """M and P, M^{-1} and P̃; the second pair to times ``back``, like τ, if these are given."""
+        """M and P, M^{-1} and P̃; the second pair to times ``back``, like τ, where given."""
         both = tau.unsqueeze(0) if back is None else torch.stack([tau, back])
         M, P = kernels.transition_moments(self._A, self._GG, both, self._both)
         return (M[0], P[0]), (M[1], P[1])

@@ -1,8 +1,7 @@
 r"""Diffusions as torchsde objects: the noising SDE and the generative one.
 
-torchsde integrates two-dimensional states forward in time. So data dimensions are folded into the
-batch, a state (batch, K, *event_shape) becoming (batch·d, K) with a K×K dispersion, and the
-generative SDE runs in t = T - s,
+torchsde integrates two-dimensional states forward in time. So a state (batch, K, *event_shape) is
+folded to (batch·d, K) with a K×K dispersion, and the generative SDE runs in t = T - s,
 
     du = ( g² s_θ(u, T-t) + ∇·g² - f(u, T-t) ) dt + G(u, T-t) dB_t,    g² = G Gᵀ
 
@@ -39,8 +38,8 @@ __all__ = [
 
 
 class Noising(Protocol):
-    """A noising diffusion as far as its equation goes; every
-    :class:`~pyro_mdm.diffusions.Diffusion` is one."""
+    """The part of a noising diffusion that its SDE needs; every
+    :class:`~pyro_mdm.diffusions.Diffusion` has it."""
 
     num_variables: int
     horizon: float
@@ -55,14 +54,14 @@ class Noising(Protocol):
 
 
 def fold(y: Tensor) -> Tensor:
-    """(batch, K, *event_shape) -> (batch·d, K)."""
+    """States (batch, K, *event_shape) as (batch·d, K)."""
     if y.dim() < 2:
         raise ValueError(f"y has shape {tuple(y.shape)}, expected (batch, K, *event_shape)")
     return y.movedim(1, -1).reshape(-1, y.shape[1])
 
 
 def unfold(states: Tensor, event_shape: Sequence[int]) -> Tensor:
-    """(batch·d, K) -> (batch, K, *event_shape)."""
+    """States (batch·d, K) as (batch, K, *event_shape)."""
     d = math.prod(event_shape)
     if states.dim() != 2 or states.shape[0] % d:
         raise ValueError(
@@ -73,7 +72,7 @@ def unfold(states: Tensor, event_shape: Sequence[int]) -> Tensor:
 
 
 def check_dispersion(diffusion: Noising, G: Tensor, y: Tensor) -> Tensor:
-    """G(y, s) as (batch, d or 1, K, K), if it has the shape that its diffusion declares.
+    """G(y, s) as (batch, d or 1, K, K), checked against the shape that its diffusion declares.
 
     Raises:
         ValueError: another shape.
@@ -96,12 +95,12 @@ def check_dispersion(diffusion: Noising, G: Tensor, y: Tensor) -> Tensor:
 
 
 def noise_root(diffusion: Noising, y: Tensor, s: Tensor) -> Tensor:
-    """G(y, s) as (n, d or 1, K, K) in y's dtype; checked."""
+    """G(y, s) as (n, d or 1, K, K) in y's dtype, checked by :func:`check_dispersion`."""
     return check_dispersion(diffusion, diffusion.dispersion(y, s), y).to(y.dtype)
 
 
 class _DiffusionSDE(nn.Module):
-    """An Itô SDE of K×K dispersions, in either direction."""
+    """An Itô SDE with K×K dispersions, in either direction."""
 
     sde_type = "ito"
 
@@ -121,7 +120,7 @@ class _DiffusionSDE(nn.Module):
         return unfold(states, self.event_shape)
 
     def _time(self, s: Tensor) -> Tensor:
-        """s in float64, put back into [0, T] where the rounding of t moved it out."""
+        """s in float64, put back into [0, T] where rounding of t has moved it out."""
         T = self.diffusion.horizon
         slack = 4 * torch.finfo(s.dtype).eps * T
         s = s.double()
@@ -138,7 +137,7 @@ class _DiffusionSDE(nn.Module):
 
 
 class ForwardSDE(_DiffusionSDE):
-    """dy = f(y, s) ds + G(y, s) dB_s over states (batch·d, K), with torchsde's time s itself.
+    """The noising SDE dy = f(y, s) ds + G(y, s) dB_s over states (batch·d, K), in time s.
 
     Args:
         diffusion: the noising diffusion.
@@ -161,7 +160,7 @@ class ForwardSDE(_DiffusionSDE):
 
 
 class ReverseSDE(_DiffusionSDE):
-    """The generative SDE over states (batch·d, K), with torchsde's time t = T - s.
+    """The generative SDE over states (batch·d, K), in torchsde's time t = T - s.
 
     Integrate from t = 0, where the state is drawn from the prior, to T - ε.
 

@@ -1,4 +1,4 @@
-"""Settings of simulated paths, and what is said of those that explode."""
+"""Settings of simulated paths, and errors of those that explode."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ LIMIT = 1e6
 
 
 class SimulationError(ArithmeticError):
-    """A simulated path left the range of numbers that mean anything."""
+    """A simulated path whose values overflow or are not finite."""
 
 
 @dataclass(frozen=True)
 class Simulation(Recorded):
-    """Settings of how paths are simulated and the bound is estimated on them.
+    """Settings for simulating paths and estimating the bound on them.
 
     Args:
-        step_size: the average step, as a part of the way from ε to T
+        step_size: the average step, as a fraction of the way from ε to T
             (:meth:`~pyro_mdm.diffusions.NonlinearDiffusion.progress`); within a stratum steps are
-            even in s. It biases the bound, of first order in the step for ``euler`` and of second
-            for ``srk``; measure that with :func:`pyro_mdm.simulated.evaluation.step_size_bias`.
-        points: how often the integrand is evaluated along a path, at times that are drawn; more of
-            them are worth their price where the network is cheap beside the steps.
+            even in s. Its bias is of first order in the step for ``euler`` and of second for
+            ``srk``; measure it with :func:`pyro_mdm.simulated.evaluation.step_size_bias`.
+        points: number of evaluations of the integrand along a path, at drawn times. More pay off
+            where the network is cheap beside the steps.
         method: of torchsde: ``srk`` (two drift evaluations per step; for noise that does not depend
             on the state, and the default there) or ``euler`` (the default otherwise).
-        backpropagation: ``direct`` through every step, or torchsde's ``adjoint``: memory of the
-            states alone, and gradients of another discretization, which differ by several percent
-            at ordinary steps and by more where noise depends on the state.
+        backpropagation: ``direct`` through every step, or torchsde's ``adjoint``. The adjoint
+            stores the states alone, and its gradients are of another discretization: they differ by
+            several percent at ordinary steps, and by more where noise depends on the state.
         objective: ``ism`` or ``local_dsm``, see :mod:`pyro_mdm.simulated.path_integral`.
-        increment: of ``local_dsm``, as a part of a step: where noise depends on the state it is
-            biased by that, of first order.
+        increment: of ``local_dsm``, as a fraction of a step. Where noise depends on the state, its
+            bias is of first order in this.
         probes: number of Hutchinson probes, or ``exact``; by default exact for up to 8 derivatives
-            and else 1.
+            and otherwise 1.
         probe_law: ``rademacher`` (±1) or ``gaussian``.
 
     Raises:
@@ -83,7 +83,7 @@ class Simulation(Recorded):
         return self.points * max(1, math.ceil(1 / (self.points * self.step_size) - 1e-9))
 
     def solver(self, diffusion: Diffusion) -> str:
-        """The method that is used for a diffusion.
+        """The torchsde method for a diffusion.
 
         Raises:
             ValueError: ``srk`` for noise that depends on the state.

@@ -1,7 +1,7 @@
 r"""Coordinates of data in which dimensions are noised independently, such as frequencies.
 
-The coordinates of x are C x with C orthonormal: volumes, densities and white noise are the same in
-both, so a bound on the density of coordinates is one on that of x.
+The coordinates of x are C x with C orthonormal. Volumes, densities and white noise are the same in
+both, so a bound on the density of the coordinates is one on that of x.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Transform(Restorable, nn.Module, ABC):
 class Frequencies(Transform):
     """The orthonormal cosine transform (DCT-II) along the last dimensions: height and width.
 
-    Coordinate 0 along a dimension is its mean times √n; then come ever higher frequencies.
+    Coordinate 0 along a dimension is its mean times √n; higher frequencies follow in order.
 
     Args:
-        dims: how many of the last dimensions.
+        dims: number of dimensions, the last ones.
 
     Example:
         >>> x = torch.randn(5, 1, 8, 8)
@@ -71,7 +71,7 @@ class Frequencies(Transform):
 
 
 def cosine_basis(n: int) -> Tensor:
-    """C (n, n) float64, orthonormal: C_kj = √(2/n) cos(π k (j + ½) / n), √(1/n) in row 0."""
+    """The orthonormal C (n, n) float64: C_kj = √(2/n) cos(π k (j + ½) / n), and √(1/n) in row 0."""
     j = torch.arange(n, dtype=torch.float64)
     C = (math.pi / n * j[:, None] * (j + 0.5)).cos() * math.sqrt(2 / n)
     C[0] = math.sqrt(1 / n)

@@ -1,16 +1,16 @@
 r"""The bound of trained models, with errors, alone and in pairs.
 
-The diffusion term (1/n) Σ_i ∫ E h(x_i, λ) dλ is estimated as :mod:`pyro_mdm.evaluation.strata`
-describes: a likelihood ratio to a baseline with an exact denoiser, at noise levels (log SNR, or log
-volume for scores of the raw state) spread evenly over a density that adapts. The prior's divergence
-is exact, and the decoder's term costs no network call unless the decoder is a network. Models that
-are compared see the same data, noise levels and noise: state noise is drawn such that its first
-part is that of z, whatever the diffusion (z itself is the same where levels are log SNR for both).
-Models whose diffusion is simulated are evaluated as :mod:`pyro_mdm.simulated.evaluation` describes.
-:func:`log_likelihood` also knows other methods: importance weights, and the probability flow.
+The diffusion term (1/n) Σ_i ∫ E h(x_i, λ) dλ is estimated as in :mod:`pyro_mdm.evaluation.strata`:
+relative to a baseline with an exact denoiser, at noise levels (log SNR, or log volume for scores of
+the raw state) spread evenly over a density that adapts. The prior's divergence is exact, and the
+decoder's term costs no network call unless the decoder is a network. Compared models see the same
+data, noise levels and noise: the first variable of the state noise is that of z, whatever the
+diffusion (z itself is the same where levels are log SNR for both). Models with a simulated
+diffusion are evaluated as in :mod:`pyro_mdm.simulated.evaluation`. :func:`log_likelihood` also has
+other methods: importance weights, and the probability flow.
 
-Two errors are told apart. The Monte Carlo error is what other noise for the same data would change,
-and what more network calls make small; the standard error is over the data and includes it.
+Two errors are reported. The Monte Carlo error is the change that other noise for the same data
+would make, and falls with more network calls; the standard error is over the data and includes it.
 """
 
 from typing import TYPE_CHECKING

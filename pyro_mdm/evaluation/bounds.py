@@ -1,4 +1,4 @@
-"""The bound of data in numbers: each term with its standard error, and no gradients."""
+"""The bound of data in numbers: each term with its standard error, without gradients."""
 
 from __future__ import annotations
 
@@ -31,23 +31,22 @@ class Bound:
     """A lower bound on the mean log-likelihood of data, by term, in nats per datum.
 
     Terms are (mean, standard error). The error is over the data and includes the noise of the
-    estimate; of one datum it is that noise alone. ``monte_carlo_error`` is what other noise would
-    change in ``elbo`` for the same data, and what more draws make small.
+    estimate; for one datum it is that noise alone. ``monte_carlo_error`` is the change in ``elbo``
+    that other noise for the same data would make, and falls with more draws.
     """
 
     reconstruction: Measured  # E log p(x | y_ε)
     prior_kl: Measured  # KL(q(y_T|x) ‖ π)
     diffusion: Measured  # ½ ∫ E ‖s_θ - ∇ log q‖²_{g²} ds
     elbo: Measured  # reconstruction - prior_kl - diffusion - context
-    monte_carlo_error: float  # NaN if it cannot be told from one draw
+    monte_carlo_error: float  # NaN where a single draw has no estimate of it
     num_dims: int  # d, of a datum
     per_datum: Tensor  # (n,) bound of each datum, nats
-    per_datum_error: Tensor  # (n,) its noise; NaN for a datum drawn less than twice
+    per_datum_error: Tensor  # (n,) its Monte Carlo error; NaN for fewer than two draws
     context: Measured = NO_TERM  # KL(q(c|x) ‖ p(c)); 0 without a latent context
 
     def items(self) -> Iterator[tuple[str, Measured]]:
-        """Each term by its name, nats per datum, the whole (``elbo``) last; ``context`` if there is
-        one."""
+        """Each term by its name, nats per datum, ``elbo`` last; ``context`` if there is one."""
         names = NAMES if self.context[0] else (*TERMS, "elbo")
         return ((name, getattr(self, name)) for name in names)
 
@@ -58,11 +57,11 @@ class Bound:
 
     @property
     def bits_per_dim(self) -> Measured:
-        """-elbo / (d ln 2). Of dequantized data see :func:`pyro_mdm.bits_per_dim`."""
+        """-elbo / (d ln 2). For dequantized data use :func:`pyro_mdm.bits_per_dim`."""
         return self.elbo.scaled(-1 / self._unit)
 
     def in_bits(self) -> dict[str, Measured]:
-        """Each term in bits/dim, with the sign that makes them add up to ``bits_per_dim``."""
+        """Each term in bits/dim, with signs such that they add up to ``bits_per_dim``."""
         signs = {"reconstruction": -1, "elbo": -1}
         return {name: term.scaled(signs.get(name, 1) / self._unit) for name, term in self.items()}
 
@@ -91,29 +90,29 @@ def bound(
 ) -> Bound:
     """Estimate the evidence lower bound of data: ``print(bound(model, guide, x))``.
 
-    The model is put in evaluation mode meanwhile. For a :class:`DiffusionModel` and its guide this
-    is :func:`pyro_mdm.evaluation.evidence_lower_bound`, which has more settings and makes the most
-    of every network call. For chains on a grid (``times``), of which it is the exact discrete-time
-    bound, for programs of your own that :func:`elbo_terms` takes, and for fewer than 8 data,
-    estimates by :func:`elbo_terms` are averaged.
+    The model is in evaluation mode meanwhile. For a :class:`DiffusionModel` and its guide this is
+    :func:`pyro_mdm.evaluation.evidence_lower_bound`, which has more settings and needs fewer
+    network calls. Estimates by :func:`elbo_terms` are averaged for chains on a grid (``times``),
+    whose exact discrete-time bound it is, for programs of your own, and for fewer than 8 data.
 
     Args:
         model, guide: over one diffusion, linear or not.
         x: data in model space, (n, *event_shape); n ≥ 1. NaN where an entry is missing, for a
-            denoiser told maps: the bound is then on the density of what is there, exactly 0 where
-            nothing is, and bits per dimension are still divided by the number of all dimensions.
-        draws: network evaluations per datum for the diffusion term; of a simulated diffusion, as
-            many as make whole paths, two at least.
+            denoiser with maps: the bound is then on the density of the entries that are present,
+            exactly 0 where there are none, and bits per dimension are still divided by the number
+            of all dimensions.
+        draws: network evaluations per datum for the diffusion term; for a simulated diffusion
+            rounded up to whole paths, at least two.
         batch_size: data per network call, which bounds the memory.
-        seed: of the noise; the caller's random state stays as it is.
+        seed: seed of the noise; the caller's random state stays as it is.
         progress: show a progress bar.
 
     Returns:
         :class:`Bound`, in nats per datum and bits/dim.
 
     Raises:
-        TypeError: x that is no tensor, programs swapped.
-        ValueError: what the programs refuse, numbers below 1.
+        TypeError: x that is no tensor, swapped programs.
+        ValueError: data that the programs refuse, numbers below 1.
     """
     check_count("draws", draws, "the number of draws for each datum")
     check_count("batch_size", batch_size, "the number of data for each network call")
@@ -176,7 +175,7 @@ def _averaged(
 
 
 def _terms(model: Callable[..., Any], guide: Callable[..., Any], x: Tensor) -> Tensor:
-    """One estimate of NAMES of each datum, (5, n), float64 on the CPU."""
+    """One estimate of the NAMES of each datum, (5, n), float64 on the CPU."""
     terms = elbo_terms(model, guide, x)
     if terms.elbo.shape != x.shape[:1]:
         raise ValueError(

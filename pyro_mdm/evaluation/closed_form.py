@@ -60,7 +60,7 @@ Pair = tuple[DiffusionModel, DiffusionGuide]
 
 @dataclass(frozen=True)
 class Share:
-    """The share of the work that a process does, and sums over all processes."""
+    """A process's share of the work, and sums over all processes."""
 
     device: torch.device
     rank: int = 0
@@ -76,15 +76,15 @@ class Share:
         return cls(device, torch.distributed.get_rank(), torch.distributed.get_world_size())
 
     def has(self, part: int) -> bool:
-        """Whether part number ``part`` is done here."""
+        """Whether this process does part number ``part``."""
         return part % self.size == self.rank
 
     def first(self, values: Tensor) -> Tensor:
-        """The first process's values of a CPU tensor, for decisions that all must take alike."""
+        """The first process's values of a CPU tensor, for decisions common to all."""
         return self.sum(values if self.rank == 0 else torch.zeros_like(values))
 
     def sum(self, values: Tensor) -> Tensor:
-        """Σ over processes of a CPU tensor; exact where all others have zeros."""
+        """The sum over processes of a CPU tensor; exact where all others have zeros."""
         if self.size == 1:
             return values
         moved = values.to(self.device)  # a group may reduce on its own kind of device alone
@@ -93,13 +93,13 @@ class Share:
 
 
 def precisions(x: Tensor, models: Iterable[DiffusionModel]) -> set[torch.dtype]:
-    """The dtypes of data and of the weights of scores, in which these are computed."""
+    """The dtypes of the data and of the weights of the scores."""
     return {x.dtype}.union(*(floating_dtypes(model.score_function) for model in models))
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What :func:`~pyro_mdm.evaluation.compare` is asked for, and the share that is done here."""
+    """The arguments of :func:`~pyro_mdm.evaluation.compare`, and this process's share."""
 
     draws: int
     half_width: float | None
@@ -114,7 +114,7 @@ class Settings:
 
 
 class ClosedFormComparison:
-    """The state of a comparison: what is known, and the draws so far."""
+    """The state of a comparison: exact terms, and the draws so far."""
 
     def __init__(self, programs: Mapping[str, Pair], x: Tensor, asked: Settings) -> None:
         self.asked, self.share = asked, asked.share
@@ -154,7 +154,7 @@ class ClosedFormComparison:
         return torch.cat([diffusion.for_data(part).kl for part in parts]).double().cpu()
 
     def _prior_kl(self, model: DiffusionModel) -> Tensor:
-        """KL(q(y_T | x) ‖ π) of each datum, likewise."""
+        """KL(q(y_T | x) ‖ π) of each datum, (n,) float64 on the CPU."""
         diffusion, event_dim = model.diffusion, self.x.dim() - 1
         by_network = Cap.READOUT not in diffusion.caps
         size = self.asked.batch_size if by_network else len(self.x)
@@ -207,11 +207,11 @@ class ClosedFormComparison:
             return n - done % n
         if done == 0:
             return (n + 1) // 2
-        # what a round costs besides its calls is in proportion to all draws so far
+        # the cost of a round besides its calls is in proportion to all draws so far
         return n if done < MANY_PASSES * n else done // (8 * n) * n
 
     def _pilot(self, targets: list[Target], most: int, wanted: float, bar: Progress) -> Plan | None:
-        """The plan of a pilot, of as many rounds as tell the draws needed: PILOT_SHARE to one.
+        """The plan of a pilot: rounds until the pilot is PILOT_SHARE of the draws needed.
 
         None where ``most`` leaves no room for a pilot: then all of it is drawn.
         """
@@ -244,7 +244,7 @@ class ClosedFormComparison:
         )
 
     def _needed(self, plan: Plan, wanted: float) -> int:
-        """The number of draws after which every error is the one wanted."""
+        """The number of draws at which every error is the one wanted."""
         need = 0.0
         for target in plan.spread:
             left = wanted**2 - self._reconstruction_error(target) ** 2
@@ -293,7 +293,7 @@ class ClosedFormComparison:
         self.integrals.add(draws, values, baseline if self.baseline is not None else None)
 
     def _reconstruct(self, data: Tensor | None = None) -> Tensor:
-        """One draw of log p(x | y_ε), (M, n), for every datum, or those of the indices ``data``."""
+        """One draw of log p(x | y_ε), (M, n), for every datum, or at the indices ``data`` only."""
         data = torch.arange(len(self.x)) if data is None else data
         decoded = torch.zeros(len(self.models), len(data), dtype=torch.float64)
         for i, part in self._parts("reconstruction", len(data), self.asked.batch_size, "data"):
@@ -314,9 +314,9 @@ class ClosedFormComparison:
         return self.share.sum(decoded)
 
     def _reconstruct_enough(self, targets: list[Target], draws: int, wanted: float | None) -> None:
-        """Reconstructs until the error is at most a third of the one wanted, as two of some say.
+        """Reconstructs until the error is at most a third of the one wanted.
 
-        Those two are no part of the estimate.
+        The number of draws comes from two draws of some data, which are no part of the estimate.
         """
         number = max(2, min(draws, 4))
         if wanted is not None:
@@ -330,7 +330,7 @@ class ClosedFormComparison:
         self.reconstruction += [self._reconstruct() for _ in range(number)]
 
     def _parts(self, what: str, number: int, size: int, units: str) -> Iterator[tuple[int, Tensor]]:
-        """Indices below ``number`` in parts of ``size``, numbered; shown if it takes long."""
+        """Indices below ``number`` in parts of ``size``, numbered; with a bar if it takes long."""
         with progress_bar(number, what, units, delay=1, shown=self.asked.progress) as bar:
             for i, part in enumerate(torch.arange(number).split(size)):
                 yield i, part
@@ -346,8 +346,8 @@ class ClosedFormComparison:
         return int(torch.randint(2**31, (), generator=self.contexts)) if self.latent else 0
 
     def _of_data(self, model: DiffusionModel, datum: Tensor, seed: int) -> tuple[Any, Any]:
-        """Diffusion and score of the data of these indices (m,); at a draw of the latent context,
-        if there is one, by torch's generator, which :func:`compare` gives back as it was."""
+        """Diffusion and score of the data at indices (m,); with a latent context, at a draw of
+        it by torch's generator, which :func:`compare` restores."""
         if not self.latent:
             return model.diffusion, model.score_function.for_rows(datum)
         torch.manual_seed(seed)
@@ -377,7 +377,7 @@ class ClosedFormComparison:
         return self.share.sum(known)
 
     def _first_density(self, known: Tensor) -> Tensor:
-        """The first round's density: the spread of the baseline's own noise in each cell."""
+        """The first round's density: the spread in each cell that the baseline's noise makes."""
         assert self.baseline is not None
         few = min(len(self.x), FIRST_ROUND)
         x, width = self.baseline_x[:few], self.edges.diff()
@@ -526,7 +526,7 @@ def _of_target(terms: Tensor, target: Target) -> Tensor:
 def _shared_clocks(diffusions: list[Any]) -> Any:
     """The first diffusion, if all have clocks by dimension; the baseline then follows its clocks.
 
-    Not where they are so many that what is known of a baseline would take long to know.
+    None for so many clocks that the baseline's integrals would take long.
     """
     first = diffusions[0]
     fixed = all(d.maps and d.context is None for d in diffusions)
@@ -544,7 +544,7 @@ def _edges_along(diffusion: Kernels, edges: Tensor, event_shape: Sequence[int]) 
 
 
 def _edges(lows: Tensor, highs: Tensor, bins: int) -> Tensor:
-    """Cells that no range ends inside of: ``bins`` even ones, cut at every end."""
+    """Cells of noise level: ``bins`` even ones, cut at the ends of all ranges."""
     even = torch.linspace(float(lows.min()), float(highs.max()), bins + 1, dtype=torch.float64)
     ends = torch.cat([lows, highs]).unique()
     apart = (even[:, None] - ends).abs().amin(1) > 1e-3 * (even[1] - even[0])
@@ -554,7 +554,7 @@ def _edges(lows: Tensor, highs: Tensor, bins: int) -> Tensor:
 
 
 def _state(marginal: Marginal, x: Tensor, noise: Tensor) -> Tensor:
-    """y = a x + L η, (n, K, *event), with the first of ``noise`` that of z."""
+    """y = a x + L η, (n, K, *event_shape), with the first variable of ``noise`` that of z."""
     if marginal.mean.dim() > 1:  # one for each data dimension
         return noised_state(marginal, x, rotated(marginal, noise))
     one = Marginal(*(t.unsqueeze(0) for t in marginal))

@@ -1,4 +1,4 @@
-"""The likelihood of one model by a chosen method, or the bounds of several at the same draws."""
+"""The likelihood of a model by a chosen method, and bounds of several models at the same draws."""
 
 from __future__ import annotations
 
@@ -47,27 +47,28 @@ def evidence_lower_bound(
     Args:
         model, guide: over one diffusion, linear or not.
         x: data in model space, (n, *event_shape); NaN where an entry is missing, for a denoiser
-            told maps, and then the bound is on the density of what is there.
-        draws: network evaluations per datum for the diffusion term; the most, with ``half_width``.
-        half_width: make as many draws as the 95% interval of the bound in bits/dim, as far as noise
-            goes, takes to be ± this. A pilot tells how many: a fourth of all, or more if they are
-            few. It is no part of the estimate, which is unbiased for it. None: all ``draws``.
+            with maps: the bound is then on the density of the entries that are present.
+        draws: network evaluations per datum for the diffusion term; with ``half_width`` the most.
+        half_width: wanted half-width in bits/dim of the bound's 95% interval, as far as noise goes.
+            A pilot gives the number of draws that it takes; the pilot is a fourth of all draws, or
+            more if they are few, and no part of the estimate, which is unbiased for that. None: all
+            ``draws``.
         batch_size: data per network call.
-        seed: of the noise; the same seed gives different models the same noise.
+        seed: seed of the noise; the same seed gives different models the same noise.
         control_variate: whether to use a baseline.
-        baseline: a denoiser fitted to such data, of which only the baseline is used; by default the
-            score itself if it is one.
-        bins: cells of noise level, for coefficients, the density of draws and the estimate's own
-            density.
-        progress: show on standard error how far it is (:mod:`pyro_mdm.support.progress`).
+        baseline: a denoiser fitted to such data, whose baseline is used; by default the score
+            itself if it is a denoiser.
+        bins: number of cells of noise level, for coefficients, the density of draws and the
+            estimate's own density.
+        progress: show the progress on standard error (:mod:`pyro_mdm.support.progress`).
         distributed: share the network calls among the processes of torch.distributed's default
-            group, all of which must call this alike; every one gets the same estimate, which is a
-            single process's to rounding.
+            group. All must make the same call, and all get the same estimate, which is a single
+            process's up to rounding.
 
     Raises:
         RuntimeError: ``distributed`` without a process group.
-        ValueError: fewer than 8 data or 1 draw, a half-width that is not positive, or programs
-            over different diffusions.
+        ValueError: fewer than 8 data or 1 draw, a half-width that is not positive, or programs over
+            different diffusions.
     """
     comparison = compare(
         {"model": (model, guide)},
@@ -98,8 +99,8 @@ def log_likelihood(
 ) -> Any:
     """Estimate log p(x) of each datum and its mean by one of three methods.
 
-    Each is of a model of its own, which are one where the score is exact. So their numbers stand
-    beside each other, and are not sorted.
+    Each method has a model of its own; they coincide where the score is exact. So their numbers may
+    be reported side by side, but no order follows from them.
 
     Args:
         model, guide: over one diffusion.
@@ -108,7 +109,7 @@ def log_likelihood(
             ``"importance"``, the chain on a grid by importance weights over its paths
             (:func:`importance_weighted`); ``"flow"``, the probability-flow ODE and the decoder
             (:func:`probability_flow`).
-        options: of that function.
+        options: keyword arguments of that function.
 
     Returns:
         An :class:`Estimate` for ``"elbo"``, else a :class:`~pyro_mdm.evaluation.Weighted`; both
@@ -116,7 +117,7 @@ def log_likelihood(
 
     Raises:
         TypeError: an option that the method does not have.
-        ValueError: an unknown method; else as the function says.
+        ValueError: an unknown method; else as for the function.
     """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
@@ -150,15 +151,15 @@ def compare(
         programs: (model, guide) by name; scores and diffusions may be of any kind.
         x, batch_size, seed, control_variate, bins, progress, distributed: as for
             :func:`evidence_lower_bound`.
-        draws: network evaluations per datum and model for the diffusion term; the most, with
-            ``half_width``.
+        draws: network evaluations per datum and model for the diffusion term; with ``half_width``
+            the most.
         half_width: as for :func:`evidence_lower_bound`, for every bound and every difference.
         baseline: as for :func:`evidence_lower_bound`; by default the first score that is a
             denoiser.
-        adapt: whether the density of noise levels follows what was found.
+        adapt: whether the density of noise levels follows earlier draws.
 
     Raises:
-        RuntimeError, ValueError: as :func:`evidence_lower_bound`, and no model, or models of
+        RuntimeError, ValueError: as for :func:`evidence_lower_bound`; no model, or models of
             different event shapes.
     """
     _check(programs, x, draws, batch_size, half_width)
@@ -176,7 +177,7 @@ def compare(
         if len(linear) == len(programs):
             return ClosedFormComparison(programs, x, asked).until()
         known = None
-        if linear:  # which has half of the variance of a difference
+        if linear:  # it has half of the variance of a difference
             part = None if half_width is None else half_width / math.sqrt(2)
             known = ClosedFormComparison(linear, x, replace(asked, half_width=part)).until()
         other = next(model.diffusion for name, (model, _) in programs.items() if name not in linear)
@@ -191,13 +192,13 @@ def compare_paths(
     linear: Comparison | None,
     asked: Settings,
 ) -> Comparison:
-    """The comparison of several models of which one at least has a diffusion without closed form.
+    """The comparison of several models, at least one with a diffusion without closed form.
 
-    It is dispatched on that diffusion. A kind of one's own that is no
-    :class:`~pyro_mdm.diffusions.Kernels` and not simulated registers another.
+    Dispatched on that diffusion. Register a function for a kind of your own that is neither
+    :class:`~pyro_mdm.diffusions.Kernels` nor simulated.
 
     Args:
-        diffusion: the first that has no closed form.
+        diffusion: the first without a closed form.
         linear: the comparison of the programs in closed form, if there are any.
         programs, x, asked: as of :func:`compare`.
     """
@@ -207,7 +208,7 @@ def compare_paths(
 
 
 def _of_present(programs: Mapping[str, Pair], x: Tensor) -> tuple[dict[str, Pair], Tensor]:
-    """The programs of the entries that are there, and data with a number for those missing."""
+    """The programs of the entries that are present, and data with a number for missing ones."""
     present = {name: (model.for_present(x)[0], guide) for name, (model, guide) in programs.items()}
     return present, torch.where(x.isnan(), 0, x)
 
@@ -239,5 +240,5 @@ def _check(
         if x.dim() != len(model.event_shape) + 1 or len(x) < FEWEST:
             raise ValueError(
                 f"x has shape {tuple(x.shape)}, expected (n, *event_shape) with n at least "
-                f"{FEWEST} data, whose spread is an error; use pyro_mdm.bound for fewer"
+                f"{FEWEST} data for a standard error; use pyro_mdm.bound for fewer"
             )

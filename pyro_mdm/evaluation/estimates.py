@@ -30,7 +30,7 @@ Z95 = 1.959964
 
 
 class InBits:
-    """A mean over data in nats per datum, read in bits/dim."""
+    """A mean over data in nats per datum, with its value in bits/dim."""
 
     mean: float
     standard_error: float
@@ -51,8 +51,8 @@ class InBits:
 class Estimate(InBits):
     """A lower bound on the mean log-likelihood of a data set, in nats per datum, with its errors.
 
-    ``standard_error`` is over the data (it includes the Monte Carlo error);
-    ``monte_carlo_error`` is what drawing other noise for the same data would change.
+    ``standard_error`` is over the data (it includes the Monte Carlo error); ``monte_carlo_error``
+    is the change that other noise for the same data would make.
     """
 
     mean: float
@@ -66,11 +66,11 @@ class Estimate(InBits):
     network_calls: int  # network evaluations of one datum
     per_datum: Tensor  # (num_data,) bound of each datum, nats
     per_datum_error: Tensor  # (num_data,) its Monte Carlo error; NaN for a datum never drawn
-    halves: Tensor  # (2, num_data) by one half of each datum's draws each; NaN where it has none
+    halves: Tensor  # (2, num_data) from each half of a datum's draws; NaN for none
     log_snr_edges: Tensor  # (bins + 1,)
     density: Tensor  # (bins,) integrand of the diffusion term, nats per unit of log SNR
     density_error: Tensor  # (bins,) its Monte Carlo error
-    probe_error: float = 0.0  # what Hutchinson's probes have in it (simulated; NaN for one probe)
+    probe_error: float = 0.0  # the part of Hutchinson's probes (simulated; NaN for one probe)
     context: Measured = NO_TERM  # nats per datum; 0 without a latent context
 
     def __repr__(self) -> str:
@@ -88,8 +88,8 @@ class Estimate(InBits):
 class Weighted(InBits):
     """log p(x) by S weights w for each datum: log (1/S) Σ w, a bound in expectation, nats.
 
-    Of which model is told by ``method``: those of different methods are not ordered. The standard
-    error is over the data and includes the Monte Carlo error.
+    ``method`` names the model; the numbers of different methods are not ordered. The standard error
+    is over the data and includes the Monte Carlo error.
     """
 
     method: str
@@ -111,13 +111,13 @@ class Weighted(InBits):
 
     @property
     def pareto_limit(self) -> float:
-        """The tail index above which S weights are too few to trust: 1 - 1 / log10 S, 0.7 at most
-        (Vehtari et al., "Pareto Smoothed Importance Sampling", JMLR 2024); 0.45 for S = 64."""
+        """The tail index above which S weights are too few to trust: 1 - 1 / log10 S, 0.7 at
+        most (Vehtari et al., "Pareto Smoothed Importance Sampling", JMLR 2024); 0.45 for S = 64."""
         return min(1 - 1 / math.log10(max(self.num_weights, 11)), 0.7)
 
     @property
     def weights_in_words(self) -> str:
-        """The number of weights that count, and how far they can be trusted, in words."""
+        """The effective number of weights, and how far they can be trusted, in words."""
         k, limit = self.pareto_k[~self.pareto_k.isnan()], self.pareto_limit
         tail = "too few to see their tail"
         if len(k):
@@ -134,8 +134,8 @@ class Difference:
     """The bound of ``first`` less that of ``second`` on the same data, in bits/dim: < 0 if better.
 
     Each term is (mean, standard error over the data, Monte Carlo error included). A
-    ``bits_per_dim`` that rounding may have made (:func:`rounding`) is 0, so that its interval holds
-    0 and p is 1.
+    ``bits_per_dim`` within the range of rounding (:func:`rounding`) is set to 0, so that its
+    interval contains 0 and p is 1.
     """
 
     first: str
@@ -158,11 +158,11 @@ class Difference:
         unit: float,
         floor: float,
     ) -> Difference:
-        """A difference from nats: ``total`` as a cost, ``terms`` as those of a bound.
+        """A difference in bits/dim from nats: ``total`` as a cost, ``terms`` as those of a bound.
 
         Args:
             unit: nats in a bit/dim, d ln 2.
-            floor: a total no larger than this, in nats, is 0.
+            floor: a total of at most this size, in nats, becomes 0.
         """
         if abs(total.mean) <= floor < math.inf:
             total = Measured(0.0, total.standard_error)
@@ -173,7 +173,7 @@ class Difference:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95% interval of bits_per_dim, for this difference alone."""
+        """The 95% interval of bits_per_dim, for this difference alone."""
         mean, error = self.bits_per_dim
         return mean - Z95 * error, mean + Z95 * error
 
@@ -188,7 +188,7 @@ class Difference:
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """Estimates of several models at the same draws, and all differences of two."""
+    """Estimates of several models at the same draws, and all pairwise differences."""
 
     estimates: dict[str, Estimate]
     differences: tuple[Difference, ...]
@@ -213,7 +213,7 @@ class Comparison:
 
 
 def resolved(differences: Iterable[Difference]) -> tuple[Difference, ...]:
-    """The differences of a comparison, with whether each is resolved from 0."""
+    """The differences of a comparison, each marked as resolved from 0 or not."""
     every = list(differences)
     rejected = holm([difference.p_value for difference in every])
     return tuple(replace(d, resolved=r) for d, r in zip(every, rejected, strict=True))
@@ -231,11 +231,11 @@ def holm(p_values: list[float], error_rate: float = 0.05) -> list[bool]:
 
 
 def rounding(first: Estimate, second: Estimate, dtypes: Iterable[torch.dtype]) -> float:
-    """The most that two equal models may differ by rounding, in nats: below it nothing is said.
+    """The largest difference between two equal models that rounding may make, in nats.
 
-    Four units in the last place, of all that was added up for both. Two forms of one exact score
-    come out 0.3 units apart at the most, in float64 or float32, up to λ = 13: the rounding error of
-    a score grows with λ, but its sign differs from draw to draw, so that it averages out.
+    It is four units in the last place of the sum of all terms of both. Two forms of one exact score
+    come out at most 0.3 units apart, in float64 or float32, up to λ = 13: the rounding error of a
+    score grows with λ, but its sign differs from draw to draw, so that it averages out.
 
     Args:
         dtypes: of the data and of the scores' weights; the coarsest counts.
@@ -245,11 +245,11 @@ def rounding(first: Estimate, second: Estimate, dtypes: Iterable[torch.dtype]) -
 
 
 def population_error(per_datum: Tensor, noise: Tensor, monte_carlo_error: float) -> float:
-    """Standard error over data of their mean, noise included.
+    """The standard error over data of their mean, noise included.
 
-    What data differ by is told by those that were drawn, less their noise; others have a
-    prediction, whose spread is not theirs. A datum's own noise says little of the mean's, which
-    draws of low discrepancy and densities pooled over rounds make smaller.
+    The spread between data is estimated from those that were drawn, less their noise; the others
+    have only a prediction, with another spread. The noise of single data says little of the mean's,
+    because draws of low discrepancy and densities pooled over rounds reduce it.
 
     Args:
         per_datum: (n,) estimates;  noise: (n,) their errors, NaN where a datum was not drawn.

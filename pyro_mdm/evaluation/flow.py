@@ -1,12 +1,12 @@
 """Likelihoods by the probability-flow ODE of a trained model.
 
-The ODE gives a density of y_ε (:mod:`pyro_mdm.paths.flow`). What it gives for the data is, with S
-draws of y_ε from the noising law,
+The ODE gives a density of y_ε (:mod:`pyro_mdm.paths.flow`). With S draws of y_ε from the noising
+law it gives for the data
 
     log p(x) ≥ E log (1/S) Σ_j w_j,    w_j = p_ode(y_j) p(x | y_j) / q(y_j | x),
 
-a bound by one draw, and by many of them log p(x) under the ODE and the decoder. An estimated
-divergence (Hutchinson's probes) is unbiased for log w and not for w: then it is the bound alone.
+a bound by one draw, which tends to log p(x) under the ODE and the decoder as S grows. An estimated
+divergence (Hutchinson probes) is unbiased for log w and not for w: then it is the bound alone.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def probability_flow(
         x: data in model space, (n, *event_shape).
         samples: S, draws of y_ε for each datum.
         solver: of the ODE; exact divergences by default.
-        seed: of the noise and the probes.
-        progress: show how far it is.
+        seed: seed of the noise and the probes.
+        progress: show a progress bar.
 
     Raises:
         ValueError: several samples with an estimated divergence, numbers below 1.

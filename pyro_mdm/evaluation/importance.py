@@ -1,19 +1,19 @@
 r"""Importance-weighted likelihoods over whole paths on a grid.
 
 On a grid ε = s_1 < … < s_N = T the generative path is a Markov chain with an exact density, and so
-is the noising path, so that with S of them drawn for each datum
+is the noising path. With S noising paths for each datum
 
     log p_grid(x) ≥ E log (1/S) Σ_j w_j,    w_j = p(x | y_ε) p_θ(path_j) / q(path_j | x),
 
 with equality as S grows (Burda, Grosse & Salakhutdinov 2016). For S = 1 it is the grid's own bound,
-which meets that of the SDE as N grows. The chain is a model of its own: its numbers are ordered
-among each other, and stand beside those of the SDE.
+which tends to that of the SDE as N grows. The chain is a model of its own: its numbers are ordered
+among each other, but not relative to those of the SDE.
 
-How far weights can be trusted is told by the effective sample size, (Σ w)² / Σ w², and by the tail
-index k̂ of the largest of them (Vehtari et al., "Pareto Smoothed Importance Sampling", 2024), which
-should be below a limit that falls with S: 0.7 of many, 0.45 of 64. The fewer they are, the less k̂
-sees of a tail, and the less of it they bear. Where the tail is one of 0.9, k̂ is above the limit for
-four data of five, at 64 weights as at 1,024 (tests/benchmarks/tails.py).
+Two diagnostics of the weights are the effective sample size, (Σ w)² / Σ w², and the tail index k̂
+of the largest weights (Vehtari et al., "Pareto Smoothed Importance Sampling", 2024). The latter
+should be below a limit that falls with S: 0.7 for many weights, 0.45 for 64. With few weights k̂
+detects less of a tail, and a lighter tail does harm. For a tail index of 0.9, k̂ is above the limit
+for four data of five, at 64 weights as at 1,024 (tests/benchmarks/tails.py).
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ def importance_weighted(
     Args:
         model, guide: over one diffusion in closed form.
         x: data in model space, (n, *event_shape).
-        samples: S, paths for each datum. Each takes as many network calls as the grid has steps, so
-            that 64 are what there is room for, and too few to rule a heavy tail out.
-        times: of the grid, a number N or (N,) from ε to T; 65 by default.
-        seed: of the noise.
-        progress: show how far it is.
+        samples: S, paths for each datum. Each takes as many network calls as the grid has steps;
+            the default of 64 is affordable, but too few to rule out a heavy tail.
+        times: grid, a number N or (N,) from ε to T; 65 by default.
+        seed: seed of the noise.
+        progress: show a progress bar.
 
     Raises:
         ValueError: a diffusion without closed-form kernels, numbers below 1.
@@ -93,10 +93,10 @@ def draw_weights(
     seed: int,
     progress: bool,
 ) -> Tensor:
-    """Log-weights (samples, n) float64 of data x (n, *event_shape), in memory that is bounded.
+    """Log-weights (samples, n) float64 of data x (n, *event_shape), in bounded memory.
 
     Args:
-        log_weight: of one draw for each of the data of some indices, (m,) -> (m,) nats.
+        log_weight: a function that draws once for each of the data at indices (m,) -> (m,) nats.
         size: how many numbers a draw of one datum takes.
     """
     n = len(x)
@@ -113,8 +113,8 @@ def draw_weights(
 def pareto_k(log_weights: Tensor) -> Tensor:
     """The tail index k̂ of the weights of each datum, (n,), from log-weights (S, n).
 
-    Of the largest min(S / 5, 3 √S); NaN for fewer than 25 weights or equal ones, infinite where the
-    largest is all that float64 can hold beside the others.
+    It is fitted to the largest min(S / 5, 3 √S); NaN for fewer than 25 weights or equal ones,
+    infinite where the largest exceeds the others beyond float64's digits.
     """
     S, n = log_weights.shape
     k_hat = torch.full((n,), math.nan, dtype=torch.float64)
@@ -132,11 +132,11 @@ def pareto_k(log_weights: Tensor) -> Tensor:
 
 
 def weighted(method: str, log_weights: Tensor, num_dims: int, network_calls: int) -> Weighted:
-    """The estimate that log-weights (S, n), nats, make."""
+    """The estimate from log-weights (S, n), nats."""
     value, error = log_mean_weight(log_weights)
     over_data = Measured.of(value)
     of_mean = math.sqrt(float(error.square().sum())) / len(value)
-    if len(log_weights) > 1 and len(value) > 1:  # else the noise is in the spread, or all there is
+    if len(log_weights) > 1 and len(value) > 1:  # else noise is in the spread, or alone
         over_data = Measured(over_data.mean, population_error(value, error, of_mean))
     return Weighted(
         method=method,

@@ -1,30 +1,30 @@
 r"""Integrals over noise level, averaged over data, from few evaluations of several integrands.
 
-What is wanted of every integrand h_m(x, λ, ε) is (1/n) Σ_i ∫ E h_m(x_i, λ, ε) dλ, and an evaluation
-is a network call. λ is the level that :meth:`pyro_mdm.scores.Score.integrand` takes. Four things
-make it cheap:
+The target for every integrand h_m(x, λ, ε) is (1/n) Σ_i ∫ E h_m(x_i, λ, ε) dλ, and an evaluation is
+a network call. λ is the level that :meth:`pyro_mdm.scores.Score.integrand` takes. Four things make
+it cheap:
 
 - *A control variate.* A baseline h_0 of the same x, λ and ε has a known integral H_s(x) over each
   cell s of a partition of the range. Near λ the difference h_m - h_0 is predicted by
 
       p = β_0 + β_1 (h_0 - H_s(x)/w_s) + β_2 H_s(x)/w_s,
 
-  w_s being the cell's width, whose integral over λ is known for every x, so that only
-  h_m - h_0 - p is random. β_1 takes out the noise that the network shares with the baseline, β_2
-  that some data are harder than others.
-- *Allocation.* λ is drawn with a density proportional to the standard deviation of what is left
+  where w_s is the cell's width. The integral of p over λ is known for every x, so that only
+  h_m - h_0 - p is random. β_1 removes the noise that the network shares with the baseline, β_2
+  the variation between easier and harder data.
+- *Allocation.* λ is drawn with a density proportional to the standard deviation of the residual
   (Neyman 1934), a tenth of it uniform.
 - *Stratification.* Within a round the λ are spread evenly over the quantiles of that density.
 - *Pairing.* All integrands are evaluated at the same draws; a difference has the variance of a
   difference.
 
-Given coefficients and densities that owe nothing to the draws of an estimate, it is unbiased. They
-come from a :class:`Plan`, made from a pilot that is no part of the estimate; then its number of
-draws may come from the pilot too. Without a plan they come from the data of other folds
-(cross-fitting), and no draw is lost. That is for a number of draws given beforehand: stopping when
-the draws themselves look good would stop early, and low, where tails are heavy. (From the third
-round on a density has seen a little of its own fold, through the others' coefficients.
-tests/test_strata.py looks for a bias of either kind.)
+The estimate is unbiased if its coefficients and densities are independent of its draws. They come
+from a :class:`Plan`, made from a pilot that is no part of the estimate; the number of draws may
+then come from the pilot too. Without a plan they come from the data of other folds (cross-fitting),
+and no draw is lost. That is for a fixed number of draws: stopping when the draws themselves look
+good would stop early, and low, where tails are heavy. (From the third round on a density depends
+slightly on its own fold, through the others' coefficients. tests/test_strata.py looks for a bias of
+either kind.)
 
 Source of the control variate: regression estimators of survey sampling (Cochran, "Sampling
 Techniques", 1977, chapter 7), with coefficients that vary with λ.
@@ -42,20 +42,20 @@ __all__ = ["Draws", "Integral", "Plan", "StratifiedIntegrals", "Target", "cells"
 
 FOLDS = 4
 UNIFORM_SHARE = 0.1
-SMALL = 0.05  # part of the baseline's largest density below which data are not told apart
+SMALL = 0.05  # part of the baseline's largest density below which all data count alike
 Target = tuple[int, int | None]
 """An integrand by its number, or two for their difference."""
 
 
 class Draws(NamedTuple):
-    """The places where to evaluate the integrands: one entry per call."""
+    """The data and levels at which to evaluate the integrands, one entry per call."""
 
     datum: Tensor  # (m,) int64
     level: Tensor  # (m,) float64
 
 
 class Plan(NamedTuple):
-    """A pilot's plan of the draws to come, whose estimate it is no part of."""
+    """A plan of the draws to come, from a pilot that is no part of their estimate."""
 
     coefficients: Tensor  # (M, S, p)
     density: Tensor  # (S,) over level
@@ -69,7 +69,7 @@ class Plan(NamedTuple):
 
 
 class Integral(NamedTuple):
-    """An estimate for one integrand, or for the difference of two."""
+    """An estimate of one integrand's integral, or of the difference of two."""
 
     mean: float
     error: float  # standard error of the mean over other draws for the same data
@@ -90,10 +90,10 @@ class StratifiedIntegrals:
         known: (n, S) integral of the baseline over each cell; None without a baseline.
         density: (S,) of the first round over level, up to a factor; None for uniform.
         adapt: whether later rounds have densities of their own.
-        seed: of the draws.
+        seed: seed of the draws.
         plan: coefficients and density, from a pilot; None to fit them to the draws, across folds.
-        counts: (M, n) whether a datum has an integrand m; else it is 0 at every level, and a datum
-            of which all are is not drawn. None: every datum has all.
+        counts: (M, n) whether integrand m exists for a datum; otherwise it is 0 at every level, and
+            a datum without any is not drawn. None: all exist.
     """
 
     def __init__(
@@ -142,11 +142,11 @@ class StratifiedIntegrals:
 
     @property
     def num_draws(self) -> int:
-        """Draws so far."""
+        """The number of draws so far."""
         return len(self._datum)
 
     def draw(self, size: int) -> Draws:
-        """The next round: ``size`` data, each at one level; call :meth:`add` with the values."""
+        """The next round: ``size`` data, each at one level; pass their values to :meth:`add`."""
         while len(self._queue) < size:
             more = torch.randperm(len(self._drawn), generator=self._generator)
             self._queue = torch.cat([self._queue, self._drawn[more]])
@@ -161,7 +161,7 @@ class StratifiedIntegrals:
         return Draws(datum, level)
 
     def add(self, draws: Draws, values: Tensor, baseline: Tensor | None = None) -> None:
-        """The integrands (M, m) and the baseline (m,) at the round's draws, per unit of level."""
+        """Add the values (M, m) and the baseline's (m,) at the round's draws, per unit of level."""
         calls = torch.bincount(self._fold_of[draws.datum], minlength=self.folds)
         self._rounds.append((calls, self._next.clone()))
         self._round = torch.cat([self._round, torch.full_like(draws.datum, len(self._rounds) - 1)])
@@ -202,11 +202,11 @@ class StratifiedIntegrals:
     def errors(self, targets: Sequence[Target]) -> Tensor:
         """The error of :meth:`integral` for each target, (len(targets),).
 
-        With a plan, whose targets these must be, from the spread of the pilot's draws too: draws of
-        a heavy-tailed integrand that come out low look alike, and the pilot's do not know of it.
-        And where few draws make the most of the mean, and so of its skewness t, an interval of
-        normal size covers too little: the error is 1 + 3 t² times what the spread says, by
-        measurement (tests/benchmarks/coverage.py).
+        With a plan, whose targets these must be, the spread of the pilot's draws counts too: the
+        draws of a heavy-tailed integrand that come out low also look alike, and the pilot is
+        independent of them. Where few draws make most of the mean, and of its skewness t, an
+        interval of normal size covers too little: the error is 1 + 3 t² times that of the spread,
+        by measurement (tests/benchmarks/coverage.py).
         """
         error, skewness = self._error_of_sum(self._weight() * self._left_of(targets))
         plan, N = self._plan, self.num_draws
@@ -219,7 +219,7 @@ class StratifiedIntegrals:
         return allowance * (pooled / (N + plan.num_draws) / N).sqrt()
 
     def plan(self, targets: Sequence[Target]) -> Plan:
-        """Coefficients and a density for other draws, which serves ``targets`` best, evenly."""
+        """The coefficients and the density for other draws that serve all ``targets`` best."""
         everything = torch.ones(self.num_draws, dtype=torch.bool)
         density = self._best_density(targets, everything) if self.adapt else self._next[0]
         columns, excess, scale = self._regression()
@@ -236,7 +236,7 @@ class StratifiedIntegrals:
         )
 
     def allocate(self, targets: Sequence[Target]) -> None:
-        """Set the densities of the next round to what serves ``targets`` best, evenly."""
+        """Set the densities of the next round to those that serve all ``targets`` best."""
         if not self.adapt or not targets:
             return
         fold = self._fold_of[self._datum]
@@ -246,7 +246,7 @@ class StratifiedIntegrals:
     # -- the parts ---------------------------------------------------------------------------------
 
     def _fit(self) -> None:
-        """Coefficients by cell for each fold, from the others; what is left of every call."""
+        """Fit coefficients by cell for each fold, from the others, and all residuals."""
         cell, fold = cells(self._level, self.edges), self._fold_of[self._datum]
         columns, excess, scale = self._regression()
         self._left = torch.zeros_like(self._values)
@@ -293,7 +293,7 @@ class StratifiedIntegrals:
         )
 
     def _best_density(self, targets: Sequence[Target], use: Tensor) -> Tensor:
-        """A density (S,) like the standard deviation of what is left, told by some draws."""
+        """A density (S,) like the standard deviation of the residuals of draws in ``use``."""
         need = self.errors(targets).square().clamp_min(1e-300)
         importance = (self._left_of(targets).square() / need[:, None]).sum(0)
         kernel = self._kernel(self._level[use])
@@ -301,7 +301,7 @@ class StratifiedIntegrals:
         return self._with_floor(variance.sqrt())
 
     def _kernel(self, level: Tensor) -> Tensor:
-        """Weights (S, m) of draws for each cell's centre, wide enough to hold some 40 draws."""
+        """Weights (S, m) of draws for each cell's centre, wide enough for some 40 draws."""
         span = float(self.edges[-1] - self.edges[0])
         bandwidth = span * min(1.0, max(1 / 40, 16 / max(len(level), 1)))
         centre = (self.edges[1:] + self.edges[:-1]) / 2
@@ -313,7 +313,7 @@ class StratifiedIntegrals:
         return torch.minimum(self.edges[i] + (u * mass[-1] - mass[i]) / density[i], self.edges[-1])
 
     def _with_floor(self, density: Tensor) -> Tensor:
-        """A density, normalized, mixed with a uniform part, and 0 where no integrand is."""
+        """The density, normalized, mixed with a uniform part, and 0 where there is no integrand."""
         used = self.covers.any(0).double()
         uniform = used / (used * self.width).sum()
         density = density.double() * used
@@ -323,14 +323,14 @@ class StratifiedIntegrals:
         return (1 - UNIFORM_SHARE) * density / total + UNIFORM_SHARE * uniform
 
     def _left_of(self, targets: Sequence[Target]) -> Tensor:
-        """The rest (len(targets), N) that is left of each draw."""
+        """The residuals (len(targets), N) of the draws."""
         return torch.stack(
             [self._left[a] if b is None else self._left[a] - self._left[b] for a, b in targets]
         )
 
     def _weight(self) -> Tensor:
-        """The weight (N,) of each draw in the mean over data of the integral: folds count by their
-        data that are drawn."""
+        """The weight (N,) of each draw in the mean over data of the integral; a fold counts by
+        the number of its data that are drawn."""
         fold = self._fold_of[self._datum]
         data = self._fold_of[self._drawn]
         share = torch.bincount(data, minlength=self.folds).double() / self.num_data
@@ -342,8 +342,8 @@ class StratifiedIntegrals:
 
         Groups (N,) are each round's draws of each fold, unless given.
 
-        Draws are stratified: a value's distance from its neighbour in λ has twice its variance,
-        while the spread of all would count what varies smoothly with λ, which cancels in the sum.
+        Draws are stratified: a value's distance from its neighbour in λ has twice its variance. The
+        spread of all values would include smooth variation with λ, which cancels in the sum.
         """
         if group is None:
             group = self._round * self.folds + self._fold_of[self._datum]
@@ -373,7 +373,7 @@ class StratifiedIntegrals:
         return (pooled / torch.as_tensor(total).clamp_min(1)[:, None])[fold, cell]
 
     def _sums(self, left: Tensor, use: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Sums and sums of squares for each datum of what is left of the draws in ``use``, by their
+        """For each datum, the sum and the sum of squares of the residuals in ``use`` over their
         density, and their number, (n,)."""
         own, datum = self._own_density(use), self._datum[use]
         value, nothing = left[use] / own, own.new_zeros(self.num_data)
@@ -406,14 +406,14 @@ def cells(level: Tensor, edges: Tensor) -> Tensor:
 
 
 def _allowance(skewness: Any) -> Any:
-    """The factor on the error that the spread says."""
+    """The factor by which the error exceeds that of the spread."""
     return 1 + 3 * skewness**2
 
 
 def _local_regression(weight: Tensor, X: Tensor, y: Tensor) -> Tensor:
     """Weighted least squares of y (m,) on X (m, p) for each row of ``weight`` (S, m): (S, p).
 
-    Shrunk to 0 by one observation's worth, so that few draws do not make wild coefficients.
+    Shrunk to 0 by the weight of one observation, so that few draws do not give wild coefficients.
     """
     p = X.shape[1]
     normal = (weight @ (X[:, :, None] * X[:, None]).flatten(1)).unflatten(1, (p, p))

@@ -1,4 +1,4 @@
-"""The base of decoders p(x | y_ε), and bits per dimension."""
+"""The base class of decoders p(x | y_ε), and bits per dimension."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def bits_per_dim(
     Args:
         log_prob: log p(x) in nats summed over the d dimensions, a number or a tensor (…).
         num_dims: d.
-        log_det: log|det ∂x/∂w| summed over dimensions, where x = T(w) is what log p is a density
-            of; 0 if nothing was transformed.
+        log_det: log|det ∂x/∂w| summed over dimensions, where log p is a density of x = T(w) and
+            bits are of w; 0 if nothing was transformed.
         num_levels: number n of levels if w = (k + u)/n was dequantized by uniform noise u, whose
             density is then n^d times the probability of k. None for a probability of levels.
 
@@ -57,7 +57,7 @@ def bits_per_dim(
 
 
 class Likelihood(Restorable, ExactBuffers, ABC):
-    """p(x | y_ε). Buffers stay in float64 when the module is cast to another precision."""
+    """A decoder p(x | y_ε), with buffers that stay in float64 when the module is cast."""
 
     network_calls: ClassVar[int] = 0
     """Network calls that a decoder's distribution takes."""
@@ -69,7 +69,7 @@ class Likelihood(Restorable, ExactBuffers, ABC):
         """The decoder's distribution of x.
 
         Args:
-            diffusion: which noised x;  score: the :class:`~pyro_mdm.scores.Score` in use.
+            diffusion: the noising diffusion;  score: the :class:`~pyro_mdm.scores.Score` in use.
             y: the state at ``diffusion.start_time``, (*batch, K, *event_shape).
             event_dim: number of event dimensions; None: those of the score's event shape if it has
                 one, else all but one batch dimension.
@@ -80,7 +80,7 @@ class Likelihood(Restorable, ExactBuffers, ABC):
 
 
 class DecoderDistribution(TorchDistribution):
-    """Base of the distributions of x that decoders return; samples are not reparameterized."""
+    """The base class of decoders' distributions of x; samples are not reparameterized."""
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
     has_rsample = False
@@ -90,18 +90,18 @@ class DecoderDistribution(TorchDistribution):
         return constraints.independent(constraints.real, len(self.event_shape))
 
     def expand(self: D, batch_shape: Sequence[int], _instance: D | None = None) -> D:
-        """A copy of another batch shape; subclasses expand the tensors in it."""
+        """A copy with another batch shape; subclasses expand its tensors."""
         new: D = self._get_checked_instance(type(self), _instance)
         new.__dict__.update(self.__dict__)
         super(DecoderDistribution, new).__init__(torch.Size(batch_shape), self.event_shape)
         return new
 
     def log_prob_by_dimension(self, value: Tensor) -> Tensor:
-        """log p(x_j), (*batch, *event_shape), nats, of independent dimensions; their sum is
-        ``log_prob``.
+        """log p(x_j), (*batch, *event_shape), nats, of independent dimensions; ``log_prob`` is
+        their sum.
 
         Raises:
-            NotImplementedError: dimensions that depend on each other, or unless overridden.
+            NotImplementedError: dimensions that depend on each other, or a subclass without it.
         """
         raise NotImplementedError(
             f"{type(self).__name__} has no log-probability for each dimension; see "
@@ -118,7 +118,7 @@ class DecoderDistribution(TorchDistribution):
 
 
 def log_prob_by_dimension(law: Any, value: Tensor) -> Tensor:
-    """log p(x_j) of a decoder's distribution, like x.
+    """log p(x_j) under a decoder's distribution, like x, nats.
 
     Raises:
         TypeError: dimensions that depend on each other.
@@ -136,7 +136,7 @@ def log_prob_by_dimension(law: Any, value: Tensor) -> Tensor:
 
 
 class StateScore(Protocol):
-    """The part of a score that decoders ask: a :class:`~pyro_mdm.scores.Score` has it."""
+    """The part of a :class:`~pyro_mdm.scores.Score` that decoders call."""
 
     event_shape: tuple[int, ...] | None
 
@@ -148,7 +148,7 @@ class StateScore(Protocol):
 
 
 class Reading(NamedTuple):
-    """z = kᵀ y_ε (*batch, *event_shape), of the data, and λ(ε), in float64."""
+    """The readout z = kᵀ y_ε (*batch, *event_shape), of the data, and λ(ε), in float64."""
 
     z: Tensor
     log_snr: Tensor
@@ -158,7 +158,7 @@ class Reading(NamedTuple):
 def read_state(
     diffusion: Diffusion, score: StateScore, y: Tensor, event_dim: int | None
 ) -> Reading:
-    """The reading of a state at ε: what it says about x; arguments as for :class:`Likelihood`."""
+    """The reading of x from a state at ε; arguments as for :class:`Likelihood`."""
     if event_dim is None:
         known = getattr(score, "event_shape", None)
         event_dim = y.dim() - 2 if known is None else len(known)

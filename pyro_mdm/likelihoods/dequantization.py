@@ -1,4 +1,4 @@
-"""Levels as continuous data: uniform noise and a logit, with their log-determinant."""
+"""Dequantization of levels by uniform noise and a logit, with its log-determinant."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class Dequantized(NamedTuple):
 
 @dataclass(frozen=True)
 class LogitDequantization:
-    r"""The paper's protocol for levels as continuous data: x = logit(α + (1 - 2α) w), w = (k+u)/n.
+    r"""The paper's dequantization of levels: x = logit(α + (1 - 2α) w), w = (k+u)/n.
 
     Bits/dim of the levels are at most, in expectation over the uniform noise u,
     ``bits_per_dim(log_prob, d, log_det=log_det, num_levels=n)``.
 
     Args:
         num_levels: n.
-        margin: α, which keeps w = 0 finite; the paper's is 0.05. Bits/dim are of the same levels
-            whatever α, but Gaussians in x are other models of them for each.
+        margin: α, which keeps w = 0 finite; the paper's is 0.05. Bits/dim count the same levels for
+            every α, but Gaussians in x are a different model of them for each.
 
     Raises:
         ValueError: n < 2, α outside [0, ½), k outside {0 … n-1} or not whole.
@@ -60,7 +60,7 @@ class LogitDequantization:
 
     @property
     def transform(self) -> Transform:
-        """T, with its log-determinant."""
+        """The map T, with its log-determinant."""
         squeeze = AffineTransform(self.margin, 1 - 2 * self.margin)
         return ComposeTransform([squeeze, SigmoidTransform().inv])
 
@@ -71,7 +71,7 @@ class LogitDequantization:
         dtype: torch.dtype = torch.float32,
     ) -> Dequantized:
         """x and log|det| for level numbers k (N, *event_shape); fresh noise at each call."""
-        codes = k.double()  # compared as uint8, 256 levels would be none
+        codes = k.double()  # uint8 cannot hold the number 256
         off = ~((codes >= 0) & (codes < self.num_levels) & (codes == codes.round()))
         if bool(off.any()):
             raise ValueError(
@@ -88,6 +88,6 @@ class LogitDequantization:
         return Dequantized(x.to(dtype), log_det.to(dtype))
 
     def levels(self, x: Tensor) -> Tensor:
-        """k of samples x, int64, like x."""
+        """The levels k of samples x, int64, like x."""
         w = self.transform.inv(x.double())
         return (w * self.num_levels).floor().clamp(0, self.num_levels - 1).long()

@@ -6,14 +6,14 @@ library has, up to a constant in k, the log-odds
     ℓ_jk = log π_jk + α_j δ_k + β_j δ_k²,    δ_k = v_k - c_j,
 
 for any centre c: the noise N(z; v_k, e^{-λ}) contributes α = e^λ (z - c), β = -½ e^λ, and a tilt by
-a network adds to both. The centre is the point of [v_1, v_n] nearest z, so that float32 survives
-λ = 16 (raw moments fail at 13) and z far outside the levels. With E and Cov under softmax(ℓ_j)
+a network adds to both. The centre is the point of [v_1, v_n] nearest z, so that float32 works up to
+λ = 16 (raw moments fail at 13) and for z far outside the levels. With E and Cov under softmax(ℓ_j)
 
     ∂E[δ]/∂α = Var δ,    ∂E[δ]/∂β = Cov(δ, δ²) = E(δ - E δ)³ + 2 E[δ] Var δ,
 
-so one pass gives value and gradients. It runs block by block, in cache, and nothing with a level
-axis outlives its block: naively 128 CIFAR images of 256 levels are 400 MB per tensor. Means over
-even levels on a CPU are faster by :mod:`~pyro_mdm.likelihoods.even_levels`.
+so one pass gives value and gradients. It runs block by block, in cache, and no tensor with a level
+axis outlives its block: all at once, 128 CIFAR images of 256 levels take 400 MB per tensor. Means
+over even levels on a CPU are faster by :mod:`~pyro_mdm.likelihoods.even_levels`.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def level_values(levels: int | Sequence[float] | Tensor) -> Tensor:
 
 
 class LevelSupport(Constraint):
-    """Values of which each dimension is one of some levels, or any number.
+    """A constraint that each dimension takes one of some levels, or any number.
 
     Args:
         levels: of every dimension, (n,); or of each of d dimensions of a vector, None where it is
@@ -90,7 +90,7 @@ class LevelSupport(Constraint):
         super().__init__()
 
     def check(self, value: Tensor) -> Tensor:
-        """Whether it is one of its levels, or a number, like the value."""
+        """Whether each entry is one of its levels, or a number, like the value."""
         if isinstance(self.levels, Tensor):
             return _nearest(value, self.levels)[1]
         parts = zip(value.unbind(-1), self.levels, strict=True)
@@ -107,14 +107,13 @@ class LevelSupport(Constraint):
 @transform_to.register(LevelSupport)
 def _no_way_between(constraint: LevelSupport) -> Any:
     raise NotImplementedError(
-        f"x takes {constraint!r}, and nothing continuous moves between them: not HMC or NUTS, nor "
-        "an autoguide. Observe x (obs=...), or hide its site from the inference, e.g. "
-        "poutine.block(model, hide=['x'])"
+        f"x takes {constraint!r}, and HMC, NUTS and autoguides need continuous values. Observe x "
+        "(obs=...), or hide its site from the inference, e.g. poutine.block(model, hide=['x'])"
     )
 
 
 def level_index(x: Tensor, levels: Tensor) -> Tensor:
-    """k with x = v_k, int64, like x.
+    """The index k with x = v_k, int64, like x.
 
     Raises:
         ValueError: a value further from every level than a thousandth of the smallest gap, or NaN.
@@ -145,12 +144,12 @@ def _nearest(x: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _are_even(gaps: Tensor) -> bool:
-    """Whether levels with these gaps are even, so that the nearest needs no search."""
+    """Whether levels with these gaps are evenly spaced, so that the nearest needs no search."""
     return bool((gaps - gaps[0]).abs().max() <= 1e-9 * gaps[0])
 
 
 def check_log_prior(log_prior: Tensor, n: int) -> Tensor:
-    """A prior (*event_shape, n) in float64, normalized to the last digit.
+    """The log-prior (*event_shape, n) in float64, normalized to the last digit.
 
     Raises:
         ValueError: another shape, entries that are not finite, or not normalized.
@@ -180,9 +179,9 @@ def smoothed_histogram(x: Tensor, levels: Tensor) -> Tensor:
 
         π_jk = (c_jk + κ_j g_k) / (N + κ_j),    g_k = (Σ_j c_jk + 1) / (N d + n),
 
-    with c_jk the counts over N data and g the histogram pooled over the d dimensions. κ_j ≥ 1, how
-    much dimension j trusts the pool, has the largest leave-one-out likelihood of the data
-    themselves. Entries that are NaN are missing, and N is then the number of those that are not.
+    with c_jk the counts over N data and g the histogram pooled over the d dimensions. κ_j ≥ 1, the
+    weight of the pool in dimension j, maximizes the leave-one-out likelihood of the data. NaN
+    entries are missing, and N counts the others.
 
     Args:
         x: (N, *event_shape), on the levels, or NaN.
@@ -233,14 +232,14 @@ def noise_odds(z: Tensor, log_snr: Tensor, levels: Tensor) -> tuple[Tensor, Tens
 
 
 class Window(NamedTuple):
-    """The ``size`` levels of each dimension that start at index ``first`` (B, d)."""
+    """A window of ``size`` levels in each dimension, from index ``first`` (B, d) on."""
 
     first: Tensor
     size: int
 
 
 def level_window(levels: Tensor, centre: Tensor, log_snr: float, prior_range: float) -> Window:
-    """The levels that can matter to a posterior under noise alone, rounding being float64's.
+    """The levels that can matter to a posterior under noise alone, in float64.
 
     With v_0 the level nearest z, level k weighs at most exp(R - ½ e^λ ((v_k - z)² - (v_0 - z)²)).
 
@@ -264,7 +263,7 @@ def level_window(levels: Tensor, centre: Tensor, log_snr: float, prior_range: fl
 
 
 class Block(NamedTuple):
-    """ℓ and δ of some data and dimensions, (rows, columns, levels), and room for a third such."""
+    """ℓ and δ of some data and dimensions, (rows, columns, levels), and a buffer of that shape."""
 
     rows: slice
     columns: slice
@@ -282,7 +281,7 @@ def log_odds_blocks(
     quadratic: Tensor,
     window: Window | None = None,
 ) -> Iterator[Block]:
-    """ℓ = log π + α δ + β δ², block by block; each block overwrites the one before.
+    """The log-odds ℓ = log π + α δ + β δ², block by block; each block overwrites the last.
 
     Args:
         log_prior: (d, n);  levels: (n,);  centre, linear, quadratic: (B, d); one dtype.
@@ -336,14 +335,14 @@ def _block_moments(
 
 
 def _moments(p: Tensor, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """E[δ], Var δ and Cov(δ, δ²) by their definition."""
+    """E[δ], Var δ and Cov(δ, δ²) by their definitions."""
     mean = (p * delta).sum(-1, keepdim=True)
     centred = p * (delta - mean)
     return mean[..., 0], (centred * delta).sum(-1), (centred * delta.square()).sum(-1)
 
 
 class _PosteriorMean(torch.autograd.Function):
-    """E[δ]; keeps Var δ and Cov(δ, δ²), two numbers per dimension."""
+    """E[δ], which keeps Var δ and Cov(δ, δ²) for its gradient: two numbers per dimension."""
 
     @staticmethod
     def forward(
@@ -356,7 +355,7 @@ class _PosteriorMean(torch.autograd.Function):
         even: EvenLevels | None,
         differentiate: bool,
     ) -> Tensor:
-        if torch.compiler.is_compiling():  # one kernel, which a compiler makes of the definition
+        if torch.compiler.is_compiling():  # a compiler makes one kernel of the definition
             p, delta = _weights(log_prior, levels, centre, linear, quadratic)
             moments: tuple[Tensor, ...] = _moments(p, delta)
         elif even is not None:
@@ -380,7 +379,7 @@ class _PosteriorMean(torch.autograd.Function):
 
 
 class _LogNormalizer(torch.autograd.Function):
-    """log Σ_k exp ℓ_k; keeps E[δ] and E[δ²]."""
+    """log Σ_k exp ℓ_k, which keeps E[δ] and E[δ²] for its gradient."""
 
     @staticmethod
     def forward(
@@ -437,7 +436,7 @@ def posterior_mean(
 ) -> Tensor:
     """E[v_k - c_j] (B, d) under the log-odds log π + α δ + β δ²; differentiable in α and β.
 
-    The value c + E[δ] does not depend on c, which is taken for a constant. A graph of the gradient
+    The value c + E[δ] does not depend on c, which is treated as constant. A graph of the gradient
     (``create_graph``) holds all levels at once, (B, d, n); the gradient alone does not.
 
     Args:
@@ -462,7 +461,7 @@ def log_normalizer(
 ) -> Tensor:
     """log Σ_k exp(log π + α δ + β δ²) (B, d), over a window of levels if given.
 
-    Differentiable in α and β as :func:`posterior_mean`, and its arguments are the same.
+    The arguments are those of :func:`posterior_mean`; differentiable in α and β.
     """
     differentiate = torch.is_grad_enabled() and (linear.requires_grad or quadratic.requires_grad)
     return _LogNormalizer.apply(
@@ -479,10 +478,10 @@ def mixture_kl(log_prior: Tensor, levels: Tensor, log_snr: float) -> Tensor:
     begins. One grid in u serves all levels: the logarithm is computed once at each of its points,
     and exp(-½(u_l - u)²) are the mixture's components and the weights of the rule.
 
-    Where two levels compete, the logarithm turns a corner of width 1/τ, τ their distance in u, and
-    has a branch point at Im ε = π/τ; Gauss–Hermite nodes grow too far apart for such corners. A
-    step h leaves an error of about exp(-ε²/2 - 2π²/(τ h)); τ ≤ 2 (ε² + 2R)^{1/2}, R being the range
-    of log π, as further levels weigh less than k itself.
+    Where two levels compete, the logarithm turns a corner of width 1/τ, where τ is their distance
+    in u, and has a branch point at Im ε = π/τ; Gauss–Hermite nodes grow too far apart for such
+    corners. A step h leaves an error of about exp(-ε²/2 - 2π²/(τ h)); τ ≤ 2 (ε² + 2R)^{1/2}, where
+    R is the range of log π, as further levels weigh less than k itself.
 
     Args:
         log_prior: (d, n) float64, above -600;  levels: (n,) float64.
@@ -516,7 +515,7 @@ def mixture_kl(log_prior: Tensor, levels: Tensor, log_snr: float) -> Tensor:
 
 
 def _trapezoid_step(spread: float, R: float) -> float:
-    """Step in ε for levels within ``spread`` of each other in u and priors within e^R."""
+    """The step in ε for levels within ``spread`` of each other in u and priors within e^R."""
     digits = 24.0  # an error of order e^{-24}
     step = math.pi * math.sqrt(2 / digits)  # for a Gaussian alone: exp(-2π²/h²)
     for e in torch.linspace(0, math.sqrt(2 * digits), 200)[:-1].tolist():

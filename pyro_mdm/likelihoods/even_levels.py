@@ -4,22 +4,22 @@ A posterior over levels that are h apart has the log-odds log π_jk + α δ_k + 
 :mod:`~pyro_mdm.likelihoods.discrete`. Each pair of a datum and a dimension is one of three:
 
 * *flat*: Σ_k π_jk f(v_k) is an integral over the measure π_j, for which Gauss's rule of M nodes is
-  exact if f is a polynomial of degree 2M - 1. Its weights are positive, so that its error is at
-  most twice that of the best such polynomial. With f = exp(B x + C x²), x from -1 to 1, that is
+  exact if f is a polynomial of degree 2M - 1. Its weights are positive, so its error is at
+  most twice that of the best such polynomial. For f = exp(B x + C x²), x from -1 to 1, that is
   relative to f's least value at most TOLERANCE if for a ρ > 1
 
       |B| (½(ρ + 1/ρ) + 1) + |C| (¼(ρ² + ρ⁻²) + 3/2)
           ≤ (2M - 1) log ρ - log(4/(1 - 1/ρ)) + log TOLERANCE
 
   (Trefethen, Approximation Theory and Approximation Practice, 2013, theorem 8.2);
-* *peaked*: about the level k_0 nearest to where the quadratic is largest, with slope s there and
+* *peaked*: from the level k_0 nearest to the maximum of the quadratic, with slope s there and
   b = -β h², it falls by b t² - s t within t levels. Further than r from k_0, where that exceeds the
-  range of log π_j by CUT, levels are nil. A window of one of a few sizes holds the others;
+  range of log π_j by CUT, levels have no weight. A window of one of a few sizes holds the others;
 * neither: all levels.
 
-The last two leave of a level the copy of a row of log π, a product of matrices that adds the
-quadratic to it, an exponential, and a product with powers of t that sums. Raw moments cancel: they
-are float64.
+The last two need per level only a copied row of log π, a matrix product that adds the quadratic, an
+exponential, and a product with powers of t for the sums. Raw moments cancel, so they are in
+float64.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = ["EvenLevels", "gauss_rules"]
 
 RULES = ((16, 5.0), (32, 4.0))  # nodes M, and ρ
 TOLERANCE = 1e-9
-ROUNDING = 1e-14  # a vector of the recurrence that is not larger is that alone
+ROUNDING = 1e-14  # a vector of the recurrence of at most this size is rounding
 WINDOWS = (16, 32, 64, 128)  # their numbers of levels
 FEWEST = 2 * RULES[-1][0]  # with fewer levels there is nothing to gain
 CUT = 32.0  # log-odds this far below the largest are lost when added to it, times a distance cubed
@@ -49,8 +49,8 @@ PAIRS = 2**14  # of a datum and a dimension: in cache
 def gauss_rules(log_prior: Tensor, x: Tensor, sizes: tuple[int, ...]) -> list[tuple[Tensor, ...]]:
     """Nodes and log-weights (d, M) of Gauss's rules for the measures Σ_k π_jk δ(x - x_k).
 
-    By Lanczos's recurrence from π_j^½ with x as the operator, orthogonalized twice (Golub & Welsch,
-    Math. Comp. 23, 1969).
+    They come from Lanczos's recurrence from π_j^½ with x as the operator, orthogonalized twice
+    (Golub & Welsch, Math. Comp. 23, 1969).
 
     Args:
         log_prior: (d, n) float64;  x: (n,);  sizes: the M.
@@ -87,7 +87,7 @@ def gauss_rules(log_prior: Tensor, x: Tensor, sizes: tuple[int, ...]) -> list[tu
 
 
 class _Rule(NamedTuple):
-    """Gauss's rule of every dimension, (d, M): for linear |B| + quadratic |C| ≤ most."""
+    """Gauss's rule of every dimension, (d, M), for linear |B| + quadratic |C| ≤ most."""
 
     x: Tensor
     log_weight: Tensor
@@ -106,7 +106,7 @@ class _Top(NamedTuple):
 
 
 class EvenLevels:
-    """Tables of a prior, computed once: Gauss's rules, and log π as windows read it.
+    """Tables of a prior, computed once: Gauss's rules, and log π in the layout of windows.
 
     Args:
         log_prior: log π, (d, n), normalized;  levels: (n,). See :meth:`serves`.
@@ -133,7 +133,7 @@ class EvenLevels:
 
     @staticmethod
     def serves(log_prior: Tensor, levels: Tensor) -> bool:
-        """Whether levels are many, even to float32 and on a CPU, and log π ranges no wider."""
+        """Whether levels are many, even and on a CPU, and the range of log π is small enough."""
         if levels.device.type != "cpu" or len(levels) < FEWEST:
             return False
         even = torch.linspace(levels[0].item(), levels[-1].item(), len(levels), dtype=torch.float64)
@@ -159,7 +159,7 @@ class EvenLevels:
         return moments.reshape(len(moments), B, d).unbind()
 
     def _flat(self, pairs: Tensor, j: Tensor, out: Tensor, sums: _Sums) -> Tensor:
-        """Fills in the pairs that a rule serves; returns the indices of the others."""
+        """Fill in the pairs that a rule serves; return the indices of the others."""
         half, middle = (self.last - self.first) / 2, (self.last + self.first) / 2
         c, alpha, beta = pairs
         delta = middle - c
@@ -182,7 +182,7 @@ class EvenLevels:
         return left.nonzero()[:, 0]
 
     def _peaked(self, pairs: Tensor, j: Tensor, places: Tensor, out: Tensor, sums: _Sums) -> None:
-        """Fills in pairs at their places by windows, or by all levels."""
+        """Fill in pairs at their places by windows, or by all levels."""
         n, h = self.n, self.gap
         top = self._top(pairs, self.fall[j])
         left = torch.ones_like(j, dtype=torch.bool)
@@ -212,7 +212,7 @@ class EvenLevels:
             out.index_copy_(1, places[index], torch.stack(values).to(out.dtype))
 
     def _top(self, pairs: Tensor, fall: Tensor) -> _Top:
-        """The place where the quadratic is largest, and how far from it the fall is ``fall``."""
+        """The maximum of the quadratic, and the distance from it at which the fall is ``fall``."""
         last, h = self.n - 1, self.gap
         c, alpha, beta = pairs
         slope, b = alpha * h, beta * -(h * h)  # per level, at c
@@ -234,14 +234,14 @@ class EvenLevels:
 
 
 class _Sums:
-    """Means and central moments of pairs, in buffers of ``room`` weights."""
+    """Means and central moments of pairs, in buffers for ``room`` weights."""
 
     def __init__(self, room: int, spread: bool) -> None:
         self.weights, self.wide = torch.empty(room), torch.empty(room, dtype=torch.float64)
         self.powers = range(4 if spread else 2)
 
     def by_rule(self, rule: _Rule, j: Tensor, tilts: Tensor) -> tuple[Tensor, ...]:
-        """E[x] and, if wanted, E(x - E x)² and E(x - E x)³ of every pair.
+        """E[x] and, with ``spread``, E(x - E x)² and E(x - E x)³ of every pair.
 
         Args:
             j: dimensions (pairs,);  tilts: B and C, (2, pairs).
@@ -267,10 +267,10 @@ class _Sums:
         return moments.unbind()
 
     def by_levels(self, table: Tensor, rows: Tensor, coefficients: Tensor) -> tuple[Tensor, ...]:
-        """E[t] and, if wanted, E(t - E t)² and E(t - E t)³ of every pair, in float64.
+        """E[t] and, with ``spread``, E(t - E t)² and E(t - E t)³ of every pair, in float64.
 
         Args:
-            table: log π (…, size);  rows: of it, (pairs,).
+            table: log π (…, size);  rows: indices of its rows, (pairs,).
             coefficients: (pairs, 3) of 1, t and t² in the tilt, t = -size//2 … .
         """
         pairs, size = len(rows), table.shape[1]

@@ -1,4 +1,4 @@
-"""Continuous data: Gaussian decoders of the state at the start."""
+"""Gaussian decoders of continuous data, from the state at ε."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ __all__ = ["Gaussian", "JointTweedie", "Tweedie"]
 
 
 class Gaussian(Likelihood):
-    r"""Decoder for continuous data: the posterior of x given z = x + e^{-λ/2} ε.
+    r"""A decoder for continuous data: the posterior of x given z = x + e^{-λ/2} ε.
 
         N( x; μ + σ²/(σ²+v) (z - μ), σ² v/(σ²+v) ),  v = e^{-λ},    or N(x; z, v) for σ² = ∞
 
     Where states hold coordinates of the data (``transform``), x, z, μ and σ² are these coordinates,
-    as for :class:`~pyro_mdm.Denoiser`; what it returns is still a law of the data.
+    as for :class:`~pyro_mdm.Denoiser`; the distribution returned is still one of the data.
 
     Args:
         prior_mean, prior_variance: μ, σ²: numbers, or tensors of the event shape. By default flat.
@@ -68,7 +68,7 @@ class Gaussian(Likelihood):
 
 
 class _OfCoordinates(Transform):
-    """The map from coordinates to data, which is orthonormal: no volume changes."""
+    """The map from coordinates to data, which is orthonormal and keeps volumes."""
 
     bijective = True
 
@@ -89,7 +89,7 @@ class _OfCoordinates(Transform):
 
 
 class Tweedie(Likelihood):
-    """N(x; x̂(y_ε, ε), e^{-λ}): one network call. The paper's decoder for K = 1."""
+    """A decoder N(x; x̂(y_ε, ε), e^{-λ}) with one network call; the paper's for K = 1."""
 
     network_calls = 1
 
@@ -115,7 +115,7 @@ class JointTweedie(Likelihood):
 
         -½ ‖s_θ + Σ^{-1}(y_ε - a x)‖²_P + ½ log det Σ_v - ½ κ(ε) - ½ log 2π + ½ (tr Σ^{-1}P - 1)
 
-    per data dimension, κ being log volume. For K = 1 it is :class:`Tweedie`; for K > 1 and the
+    per data dimension, where κ is log volume. For K = 1 it is :class:`Tweedie`; for K > 1 and the
     exact score it is on average below it, the more the further ε is from 0.
 
     Source: Singhal, Goldstein & Ranganath, ICLR 2023, Theorem 1 and the appendix on its likelihood.
@@ -126,10 +126,10 @@ class JointTweedie(Likelihood):
     def forward(
         self, diffusion: Diffusion, score: StateScore, y: Tensor, event_dim: int | None = None
     ) -> JointTweedieDecoder:
-        """The decoder at y_ε. The network is called when that is first asked for a number.
+        """The decoder at y_ε; it calls the network when first asked for a number.
 
         Raises:
-            TypeError: a diffusion whose law of y_ε given (x, v_0) is no closed form.
+            TypeError: a diffusion without a closed-form law of y_ε given (x, v_0).
         """
         needed = (Cap.READOUT, Cap.ONE_LEVEL, Cap.DATA_STATES, Cap.KERNELS)
         require(diffusion, *needed, who="JointTweedie", fix="decode with Gaussian")
@@ -141,8 +141,8 @@ class JointTweedie(Likelihood):
 class JointTweedieDecoder(DecoderDistribution):
     """The law of x under :class:`JointTweedie`, with v_0 integrated out.
 
-    ``log_prob`` is the bound on the log density of what ``sample`` draws, the x of (x, v_0) ~
-    p(x, v_0 | y_ε); for K = 1 it is that density.
+    ``log_prob`` is the bound on the log density of the x that ``sample`` draws with v_0 from p(x,
+    v_0 | y_ε); for K = 1 it is that density.
     """
 
     def __init__(self, diffusion: Kernels, score: StateScore, y: Tensor, batch_dim: int) -> None:
@@ -186,7 +186,7 @@ class JointTweedieDecoder(DecoderDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """The mean of the x that ``sample`` draws: the first of M^{-1} (y_ε + P s_θ)."""
+        """The mean of the x that ``sample`` draws: variable 0 of M^{-1} (y_ε + P s_θ)."""
         step = self._diffusion.transition(self._diffusion.start_time)
         back = torch.linalg.inv(step.matrix)
         state = self._apply(back, self._root._y)
@@ -196,7 +196,7 @@ class JointTweedieDecoder(DecoderDistribution):
 
     @property
     def variance(self) -> Tensor:
-        """The variance of the x that ``sample`` draws: the first of M^{-1} P M^{-T}."""
+        """The variance of the x that ``sample`` draws: variable 0 of M^{-1} P M^{-T}."""
         step = self._diffusion.transition(self._diffusion.start_time)
         row = torch.linalg.solve(step.matrix, step.scale_tril)[0]
         return row.square().sum().to(self._y.dtype).expand(self.batch_shape + self.event_shape)

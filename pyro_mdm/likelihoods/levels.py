@@ -1,4 +1,4 @@
-"""Data of few levels: distributions over them, and likelihoods that give these."""
+"""Data with levels: distributions over them, and the decoders that return these."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
 
 # -- distributions over levels ---------------------------------------------------------------------
 class LevelDistribution(DecoderDistribution, ABC):
-    """Independent dimensions, each on the levels v_1 < … < v_n."""
+    """Independent dimensions, each with values on the levels v_1 < … < v_n."""
 
     levels: Tensor
 
@@ -45,7 +45,7 @@ class LevelDistribution(DecoderDistribution, ABC):
         """E[x], (*batch, *event_shape)."""
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log p(x), nats, summed over dimensions.
+        """log p(x), (*batch), nats, summed over dimensions.
 
         Raises:
             ValueError: x off the levels.
@@ -59,7 +59,7 @@ class LevelDistribution(DecoderDistribution, ABC):
 
 
 class LevelPosterior(LevelDistribution):
-    """p(x_j = v_k) ∝ π_jk exp(α_j δ_k + β_j δ_k²), δ_k = v_k - c_j.
+    """A posterior over levels p(x_j = v_k) ∝ π_jk exp(α_j δ_k + β_j δ_k²), δ_k = v_k - c_j.
 
     See :mod:`pyro_mdm.likelihoods.discrete`.
 
@@ -68,9 +68,9 @@ class LevelPosterior(LevelDistribution):
         log_prior: log π, (*event_shape, n) float64.
         centre, linear, quadratic: c, α, β, broadcastable to c, which is (*batch, *event_shape). The
             log-odds are computed in c's dtype.
-        dtype: of samples and log-probabilities.
-        window: the levels, (B, d) first ones and their number, outside which the probability is
-            nil to rounding.
+        dtype: the dtype of samples and log-probabilities.
+        window: the first levels (B, d) and the number of levels outside which the probability is 0
+            up to rounding.
     """
 
     def __init__(
@@ -131,11 +131,11 @@ class LevelPosterior(LevelDistribution):
         return self._log_normalizer
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log p(x), nats, summed over dimensions before it is rounded."""
+        """log p(x), (*batch), nats, summed over dimensions before it is rounded."""
         return super().log_prob(value).to(self.dtype)
 
     def log_prob_by_dimension(self, value: Tensor) -> Tensor:
-        """log p(x_j), in the precision of the log-odds. Raises ValueError for x off the levels."""
+        """log p(x_j), nats, in the log-odds' dtype. Raises ValueError for x off the levels."""
         shape = self._log_prob_shape(value)
         prior, levels = self._tables()
         index = discrete.level_index(value, self.levels)
@@ -172,7 +172,7 @@ class LevelPosterior(LevelDistribution):
 
 
 class LevelCategorical(LevelDistribution):
-    """p(x_j = v_k), given as log-probabilities.
+    """Probabilities p(x_j = v_k), given as their logarithms.
 
     Args:
         levels: (n,);  log_probs: (*batch, *event_shape, n);  event_dim: len(event_shape).
@@ -219,19 +219,19 @@ class LevelCategorical(LevelDistribution):
 
 
 class DiscretizedGaussian(Likelihood):
-    r"""Decoder for data with levels: p(x_j = v_k | y_ε) ∝ π_jk N(z_j; v_k, e^{-λ}), Σ_k = 1.
+    r"""A decoder for data with levels: p(x_j = v_k | y_ε) ∝ π_jk N(z_j; v_k, e^{-λ}), Σ_k = 1.
 
-    A probability of levels, so that bits per dimension need no dequantization. Computed in
+    It is a probability of levels, so that bits per dimension need no dequantization. Computed in
     float64; at large λ over the few levels near z that matter to its last digit.
 
     Args:
         levels: n for ``linspace(-1, 1, n)``, or increasing values (n,).
-        log_prior: log π, (*event_shape, n): the baseline's posterior, of which the discrete
-            denoiser's bound is made. None: flat, the decoder of Kingma et al., "Variational
-            Diffusion Models", 2021, eq. 8.
+        log_prior: log π, (*event_shape, n), for the posterior of the discrete denoiser's baseline,
+            to which that denoiser's bound belongs. None: flat, the decoder of Kingma et al.,
+            "Variational Diffusion Models", 2021, eq. 8.
 
     Raises:
-        ValueError: a bad prior or levels; from ``log_prob``, x off the levels.
+        ValueError: an invalid prior or levels; from ``log_prob``, x off the levels.
     """
 
     levels: Tensor
@@ -276,7 +276,7 @@ class DiscretizedGaussian(Likelihood):
 
 
 class NetworkPosterior(Likelihood):
-    """The discrete denoiser's own posterior p_θ(x | z, λ) at ε: one network call.
+    """The discrete denoiser's own posterior p_θ(x | z, λ) at ε. One network call.
 
     Raises:
         TypeError: a score that has no posterior over levels.

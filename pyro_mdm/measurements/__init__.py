@@ -1,4 +1,4 @@
-"""Models of data given linear measurements of them: inverse problems."""
+"""Models of data given linear measurements of them, for inverse problems."""
 
 from pyro_mdm.measurements.denoiser import MeasuredDenoiser, condition_on_measurements
 from pyro_mdm.measurements.operators import (

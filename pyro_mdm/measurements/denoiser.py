@@ -1,12 +1,12 @@
 r"""Models of data given linear measurements of them, obs = H x + noise, for any denoiser.
 
-z = aᵀ Σ^{-1} y / SNR is all that a state tells of x, whatever the number of its variables, and the
-noise of a measurement is not that of z. So what a sampler needs is E[x | z, obs]. With x given z
-taken for Gaussian, of the mean x̂ and the covariance C that the denoiser itself has of it,
+z = aᵀ Σ^{-1} y / SNR is a sufficient statistic of the state for x, with any number of variables.
+Its noise is independent of a measurement's. So samplers need E[x | z, obs]. If x given z is taken
+for Gaussian, with the denoiser's mean x̂ and covariance C,
 
     E[x | z, obs] = x̂ + C Hᵀ (H C Hᵀ + R)^{-1} (obs - H x̂),    C = e^{-λ} ∂x̂/∂z
 
-which is exact for Gaussian data and their denoiser.
+which is exact for Gaussian data and their exact denoiser.
 """
 
 from __future__ import annotations
@@ -57,47 +57,49 @@ def condition_on_measurements(
     tolerance: float = 1e-3,
     max_iterations: int = 3,
 ) -> DiffusionModel:
-    r"""The model of data of which obs = H x + noise is known, noise ~ N(0, R): p(x | obs).
+    r"""The model p(x | obs) of data given obs = H x + noise, noise ~ N(0, R).
 
-    For any denoiser, as it was trained, over any linear diffusion. Every sampler serves it, and so
-    do ``Predictive``, :class:`~pyro_mdm.MDM` and bounds, which are on its own log p(x | obs).
+    It needs no training: any denoiser serves, over any linear diffusion. Every sampler serves it,
+    and so do ``Predictive``, :class:`~pyro_mdm.MDM` and bounds, which are on its log p(x | obs).
     Parameters, network and diffusion are shared with ``model``.
 
-    **What is exact.** For Gaussian data with their exact denoiser all is, up to the sampler's
-    steps, if ``covariance_from`` is -∞ and the systems are solved. Otherwise x given z is taken for
-    Gaussian (module text), which is nearly right at high λ alone: the modes of a mixture may get
-    wrong weights. :func:`~pyro_mdm.measurements.twisted_smc` corrects that by weights.
+    **What is exact.** Samples are, up to the sampler's steps, for Gaussian data with their exact
+    denoiser, if ``covariance_from`` is -∞ and the linear systems are solved. Otherwise x given z is
+    taken for Gaussian (text of the module), which is nearly right at high λ alone: the modes of a
+    mixture may get wrong weights. :func:`~pyro_mdm.measurements.twisted_smc` corrects them.
 
-    The network's own covariance is (∂x̂/∂z) e^{-λ}, in which errors of ∂x̂/∂z grow as λ falls. The
-    defaults are the best of those tried on the U-Net of digits: below λ = 0 another covariance, and
-    above it few iterations, which leave out the directions in which the network's is small.
+    The network's covariance is (∂x̂/∂z) e^{-λ}, in which errors of ∂x̂/∂z grow as λ falls. The
+    defaults were the best of those tried with the U-Net of digits: below λ = 0 another covariance,
+    and above it few iterations, which leave out directions of small covariance.
 
-    An answer takes a network call, and for each iteration of conjugate gradients a vector-Jacobian
-    and a Jacobian-vector product, some three calls. The decoder is the model's and does not see
-    obs, so that samples meet exact observations to the noise e^{-λ(ε)/2} of the start.
+    Each x̂ takes a network call, and for each iteration of conjugate gradients a vector-Jacobian and
+    a Jacobian-vector product, about three calls. The decoder is the model's and does not see obs,
+    so that samples agree with exact observations up to the noise e^{-λ(ε)/2} of the start.
 
     Args:
-        model: whose score is a :class:`~pyro_mdm.scores.DenoiserScore`.
+        model: a model whose score is a :class:`~pyro_mdm.scores.DenoiserScore`.
         H: a matrix (m, d) of flattened data, or a :class:`LinearOperator`, such as
             :class:`Mask`, :class:`Blur`, :class:`Downsample` or :class:`FunctionOperator`.
-        obs: what is measured, (*obs_shape), or (n, *obs_shape) of n data that differ, and then
-            every call is about n data, in this order (or several times these).
+        obs: observations of all data, (*obs_shape), or of each of n data, (n, *obs_shape); every
+            call is then for these n data in order, once or several times.
         noise_variance: R, in squared units of the data: a number, or one for each observation,
             (*obs_shape). 0: observed exactly.
         covariance_from: the λ from which the covariance of x given z is the symmetric part of the
-            denoiser's own. Below it, that of independent dimensions, σ² e^{-λ} / (σ² + e^{-λ}) with
-            the data's variance σ², is in the inverse; then one vector-Jacobian product is all
-            (ΠGDM, and for a mask reconstruction guidance). -∞: always the denoiser's; ∞: never.
-        tolerance: of the linear system, ‖residual‖ ≤ tolerance ‖obs - H x̂‖ for each datum.
-        max_iterations: of conjugate gradients; a system that takes more stays unfinished
-            (:attr:`MeasuredDenoiser.solved` tells).
+            denoiser's. Below it the inverse has that of independent dimensions,
+            σ² e^{-λ} / (σ² + e^{-λ}) with the data's variance σ², and one vector-Jacobian product
+            is enough (ΠGDM; for a mask, reconstruction guidance). -∞: always the denoiser's; ∞:
+            never.
+        tolerance: the relative residual at which a system is solved, ‖residual‖ ≤ tolerance
+            ‖obs - H x̂‖ for each datum.
+        max_iterations: the most iterations of conjugate gradients; :attr:`MeasuredDenoiser.solved`
+            tells whether they were enough.
 
     Raises:
         TypeError: a model whose score is no denoiser of z, or is conditioned already; a nonlinear
             diffusion; no operator.
-        ValueError: a diffusion of frequencies of the data, or one whose drift sees the data or a
+        ValueError: a diffusion in frequencies of the data, or whose drift sees the data or a
             context; obs of another shape or not finite, negative variances, exact observations
-            that depend on each other, an H that is not linear, or whose adjoint is none.
+            that depend on each other, an H that is not linear, or with a wrong adjoint.
 
     Source: for the formula and conjugate gradients, Rozet et al., "Learning Diffusion Priors from
     Observations by Expectation Maximization", NeurIPS 2024; below ``covariance_from``, Song et al.,
@@ -130,7 +132,7 @@ def condition_on_measurements(
 
 
 class Given(NamedTuple):
-    """The denoiser's answers with and without a measurement; see :class:`MeasuredDenoiser`."""
+    """Denoised data with and without a measurement; see :class:`MeasuredDenoiser`."""
 
     prior: Tensor  # x̂ = E[x | z], like z
     x_hat: Tensor  # E[x | z, obs], like z
@@ -138,15 +140,16 @@ class Given(NamedTuple):
 
 
 class MeasuredDenoiser(DerivedDenoiser):
-    """The denoiser of x given obs; see :func:`condition_on_measurements`.
+    """The denoiser of x given obs.
 
     Args:
-        denoiser: of x alone.
-        H: of data of its shape.
-        obs, noise_variance, covariance_from, tolerance, max_iterations: as there.
+        denoiser: the denoiser without measurements.
+        H: the operator, of data of the denoiser's shape.
+        obs, noise_variance, covariance_from, tolerance, max_iterations: as for
+            :func:`condition_on_measurements`.
 
     Raises:
-        TypeError, ValueError: see there.
+        TypeError, ValueError: as for :func:`condition_on_measurements`.
     """
 
     obs: Tensor
@@ -178,7 +181,7 @@ class MeasuredDenoiser(DerivedDenoiser):
         self.covariance_from, self.tolerance = covariance_from, tolerance
         self.max_iterations = max_iterations
         self.solved: Solution | None = None
-        """How the linear systems of the last answer were solved."""
+        """The solutions of the last call's linear systems, with iterations and residuals."""
 
     # -- of which data -----------------------------------------------------------------------------
 
@@ -203,8 +206,10 @@ class MeasuredDenoiser(DerivedDenoiser):
         return self.given_obs(z, log_snr).x_hat
 
     def given_obs(self, z: Tensor, log_snr: Number) -> Given:
-        """x̂ with and without obs, and how well obs fits z (*batch, *event_shape); from one network
-        call and its products with vectors."""
+        """x̂ at z (*batch, *event_shape) with and without obs, and the fit of obs.
+
+        It takes one network call, and its products with vectors.
+        """
         batch_dim, lam = self._values("z", z, log_snr)
         batch, event = z.shape[:batch_dim], self.operator.event_shape
         variance = with_event_dims(torch.exp(-lam), z).to(z.dtype)
@@ -225,7 +230,7 @@ class MeasuredDenoiser(DerivedDenoiser):
         return Given(seen.x_hat.reshape(z.shape), x_hat.reshape(z.shape), fit.reshape(batch))
 
     def _covariances(self, seen: DenoiserCovariance, variance: Tensor) -> tuple[Product, Product]:
-        """Products with C in the inverse and before Hᵀ, for V (n, *event_shape)."""
+        """Products with the C in the inverse and with the C before Hᵀ, for V (n, *event_shape)."""
         s2 = self.denoiser.data_variance.to(variance.dtype)
         spread = s2 / (s2 + variance) * variance
         own = -variance.flatten(1).amax(1).log() >= self.covariance_from
@@ -297,7 +302,7 @@ def _checked_variance(value: object, shape: tuple[int, ...]) -> Tensor:
 
 
 def _check_exact(operator: LinearOperator, variance: Tensor) -> None:
-    """Raises ValueError for exact observations of which some follow from others."""
+    """Raise ValueError for exact observations of which some follow from others."""
     exact = (variance == 0).expand(operator.obs_shape).flatten()
     number, d = int(exact.sum()), math.prod(operator.event_shape)
     if number == 0 or operator.independent or (number <= d and number * d > LARGEST_MATRIX):

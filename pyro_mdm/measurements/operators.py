@@ -1,4 +1,4 @@
-"""Linear measurements of data, H x, with their adjoints."""
+"""Linear operators H that measure data, with their adjoints."""
 
 from __future__ import annotations
 
@@ -29,15 +29,17 @@ DIGITS = 1e-8
 
 
 class LinearOperator(Recorded, ExactBuffers, ABC):
-    """H, from data (*batch, *event_shape) to observations (*batch, *obs_shape), in float64.
+    """A linear map H of data (*batch, *event_shape) to observations (*batch, *obs_shape).
+
+    It computes in float64.
 
     Args:
-        event_shape: of a datum.
-        obs_shape: of what is measured of it.
+        event_shape: the shape of a datum.
+        obs_shape: the shape of its observations.
     """
 
     independent: ClassVar[bool] = False
-    """Whether no observation follows from the others, whatever the arguments: full row rank."""
+    """Whether H has full row rank for all arguments: no observation follows from the others."""
 
     def __init__(self, event_shape: Sequence[int], obs_shape: Sequence[int]) -> None:
         super().__init__()
@@ -48,8 +50,7 @@ class LinearOperator(Recorded, ExactBuffers, ABC):
         """H x, (*batch, *obs_shape)."""
 
     def adjoint(self, obs: Tensor) -> Tensor:
-        """Hᵀ obs, (*batch, *event_shape). Unless overridden by the derivative of :meth:`forward`,
-        which does not depend on x."""
+        """Hᵀ obs, (*batch, *event_shape); from the derivative of H unless overridden."""
         batch = obs.shape[: obs.dim() - len(self.obs_shape)]
         with torch.enable_grad():
             x = obs.new_zeros(*batch, *self.event_shape, requires_grad=True)
@@ -66,7 +67,7 @@ class LinearOperator(Recorded, ExactBuffers, ABC):
 
     @torch.no_grad()
     def check(self) -> None:
-        """Raises ValueError unless it is linear and :meth:`adjoint` is its adjoint, on two data."""
+        """Raise ValueError unless H is linear and :meth:`adjoint` its adjoint, on two data."""
         generator = torch.Generator().manual_seed(0)
 
         def normal(*shape: int) -> Tensor:
@@ -97,11 +98,11 @@ class LinearOperator(Recorded, ExactBuffers, ABC):
 
 
 class Matrix(LinearOperator):
-    """The operator of a matrix H, of the flattened data.
+    """The operator of a matrix that multiplies flattened data.
 
     Args:
-        H: (m, d), d the number of dimensions of a datum.
-        event_shape: of a datum, by default (d,).
+        H: the matrix, (m, d), d the number of dimensions of a datum.
+        event_shape: the shape of a datum, (d,) by default.
     """
 
     H: Tensor
@@ -133,13 +134,13 @@ class FunctionOperator(LinearOperator):
     """The operator of a linear function.
 
     Args:
-        function: H x (n, *obs_shape) of data x (n, *event_shape) in float64; differentiable, unless
-            the adjoint is given.
-        event_shape: of a datum.
-        adjoint: Hᵀ obs, (n, *event_shape); None: by the derivative of the function.
+        function: returns H x, (n, *obs_shape), for data x (n, *event_shape) in float64;
+            differentiable, unless the adjoint is given.
+        event_shape: the shape of a datum.
+        adjoint: returns Hᵀ obs, (n, *event_shape); None: by the derivative of ``function``.
 
     Raises:
-        ValueError: a function that is not linear, or an adjoint that is not its adjoint.
+        ValueError: the function is not linear, or ``adjoint`` is not its adjoint.
     """
 
     def __init__(
@@ -167,10 +168,10 @@ class FunctionOperator(LinearOperator):
 
 
 class Mask(LinearOperator):
-    """The dimensions that are seen, in order: inpainting.
+    """The operator of inpainting: the dimensions that are seen, in order, (number seen,).
 
     Args:
-        seen: bool, (*event_shape).
+        seen: the mask of these dimensions, bool, (*event_shape).
     """
 
     independent = True
@@ -194,11 +195,11 @@ class Mask(LinearOperator):
 
 
 class Blur(LinearOperator):
-    """Every channel convolved with one kernel; beyond its edges an image goes on as it ends.
+    """The convolution of every channel with a Gaussian kernel; edges are replicated outwards.
 
     Args:
         event_shape: (C, H, W).
-        width: standard deviation of the Gaussian kernel, in pixels. It is cut off at three of them.
+        width: the standard deviation of the kernel, in pixels. The kernel is cut off at three.
     """
 
     kernel: Tensor
@@ -222,11 +223,11 @@ class Blur(LinearOperator):
 
 
 class Downsample(LinearOperator):
-    """Averages of squares of pixels, as an image of fewer pixels has them: superresolution.
+    """The operator of superresolution: an image of fewer pixels, each the average of a square.
 
     Args:
         event_shape: (C, H, W).
-        factor: pixels on a side of a square, by which H and W can be divided.
+        factor: the side of a square in pixels, a divisor of H and W.
     """
 
     independent = True
@@ -255,8 +256,8 @@ def as_operator(H: Tensor | LinearOperator, event_shape: Sequence[int]) -> Linea
     """H as an operator of data of this shape, checked; a matrix (m, d) becomes one.
 
     Raises:
-        TypeError: no operator.
-        ValueError: one of data of another shape, not linear, or whose adjoint is not its adjoint.
+        TypeError: H is neither operator nor matrix.
+        ValueError: H is of data of another shape, not linear, or has a wrong adjoint.
     """
     if isinstance(H, Tensor):
         H = Matrix(H, event_shape)

@@ -1,11 +1,11 @@
-r"""Products with the covariance that a denoiser has of x, and linear systems with them.
+r"""Products with a denoiser's covariance of x given z, and linear systems with them.
 
-With z = x + V^{1/2} ε, where V is e^{-λ}, of one number or of one for each dimension, Tweedie's
-formula of second order gives the covariance of x given z by the denoiser alone:
+With z = x + V^{1/2} ε and V = e^{-λ}, one number or one for each dimension, Tweedie's formula of
+second order gives the covariance from the denoiser alone:
 
     Cov(x | z) = (∂x̂/∂z) V
 
-It is symmetric for an exact denoiser. Of a network it is the symmetric part that is used.
+It is symmetric for an exact denoiser. For a network the symmetric part is used.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ __all__ = ["DenoiserCovariance", "Solution", "conjugate_gradients"]
 
 
 class DenoiserCovariance:
-    """x̂ at z, and products of its covariance with vectors like z.
+    """The covariance of x given z by a denoiser, as products with vectors like z, and x̂.
 
     A product takes a vector-Jacobian and a Jacobian-vector product, the latter by differentiating
-    the former. Products have derivatives where gradients are enabled.
+    the former. Products are differentiable where gradients are enabled.
 
     Args:
-        denoise: x̂ of z, like z.
+        denoise: returns x̂, like z.
         z: (n, *event_shape).
         variance: V, broadcastable to z.
     """
@@ -40,7 +40,7 @@ class DenoiserCovariance:
 
     @cached_property
     def _pulled(self) -> tuple[Tensor, Tensor]:
-        """Jᵀ w and the w that it can be differentiated by."""
+        """Jᵀ w, and the w to differentiate it by."""
         with torch.enable_grad():
             w = torch.zeros_like(self._x_hat, requires_grad=True)
             return self._gradient(self._x_hat, self._z, w, create_graph=True), w
@@ -57,7 +57,7 @@ class DenoiserCovariance:
         return (forward + self.transposed(v)) / 2
 
     def transposed(self, v: Tensor) -> Tensor:
-        """V Jᵀ v, like z: by the vector-Jacobian product alone."""
+        """V Jᵀ v, like z, from the vector-Jacobian product alone."""
         return self._variance * self._gradient(self._x_hat, self._z, v.to(self._z.dtype))
 
     def _gradient(
@@ -75,7 +75,7 @@ class DenoiserCovariance:
 
 
 class Solution(NamedTuple):
-    """Solutions u of n linear systems, and how they were solved."""
+    """Solutions of n linear systems, with iterations and residuals."""
 
     u: Tensor  # (n, m)
     iterations: Tensor  # (n,), int64
@@ -85,14 +85,14 @@ class Solution(NamedTuple):
 def conjugate_gradients(
     product: Callable[[Tensor], Tensor], b: Tensor, tolerance: float, max_iterations: int
 ) -> Solution:
-    """S u = b for n systems at once, each with steps and an end of its own.
+    """The solutions u of n systems S u = b, each with its own steps.
 
-    A system is done when ‖b - S u‖ ≤ tolerance ‖b‖, after ``max_iterations``, or in a direction p
+    A system stops when ‖b - S u‖ ≤ tolerance ‖b‖, after ``max_iterations``, or at a direction p
     with pᵀ S p ≤ 0, which a positive definite S does not have.
 
     Args:
-        product: S p, (n, m), for p (n, m); S symmetric.
-        b: (n, m).
+        product: returns S p, (n, m), for p (n, m); S is symmetric.
+        b: right-hand sides, (n, m).
     """
     u, r, p = torch.zeros_like(b), b, b
     square = first = r.square().sum(-1)

@@ -1,17 +1,17 @@
 r"""Weighted samples of data given measurements: twisted sequential Monte Carlo.
 
-Particles go down the chain of ancestral sampling, p(y_r | y_s, x̂), each with E[x | z, obs] in the
-place of x̂. What that is off by is in their weights: with ψ(y) > 0 for how likely obs is, given y,
+Particles follow the chain of ancestral sampling, p(y_r | y_s, x̂), with E[x | z, obs] in the place
+of x̂. Their weights correct for it: with ψ(y) > 0 an approximation of p(obs | y),
 
     w ∏= p(y_r | y_s, x̂) ψ(y_r) / ( q(y_r | y_s, E[x | z_s, obs]) ψ(y_s) )
 
-and at the end p(obs | x) in the place of ψ. ψ = exp(-½ rᵀ (H C Hᵀ + R)^{-1} r) with r = obs - H x̂.
-Whatever ψ and the approximations in it, the mean weight is an unbiased estimate of p(obs) of the
-chain, and weighted particles are samples of its p(x | obs) as their number grows.
+with p(obs | x) in the place of ψ at the end. ψ = exp(-½ rᵀ (H C Hᵀ + R)^{-1} r), r = obs - H x̂.
+Whatever ψ, the mean weight is an unbiased estimate of the chain's p(obs), and weighted particles
+are samples of its p(x | obs) as their number grows.
 
-The chain is not the process that it is a grid of: in log p(obs) they are apart by a term of first
-order in the step. Of 16 steps or more, particles of half as many tell how large that is
-(Richardson's extrapolation).
+The chain is a discretization: its log p(obs) differs from that of the process by a term of first
+order in the step. From 16 steps on, a chain of half as many steps estimates that term (Richardson's
+extrapolation).
 """
 
 from __future__ import annotations
@@ -42,38 +42,44 @@ FEWEST_STEPS = 16
 
 
 class Particles(NamedTuple):
-    """Weighted samples, of R repeats that are independent of each other, with P particles each."""
+    """Weighted samples, P particles in each of R independent repeats."""
 
     x: Tensor  # (R, P, *event_shape)
     log_weights: Tensor  # (R, P), nats, float64; their exponentials have the mean p(obs)
-    network_calls: int  # for each particle, products with vectors not counted
-    grid_error: Measured  # what the grid adds to log_evidence, nats; NaN below 16 steps
+    network_calls: int  # per particle, without products with vectors
+    grid_error: Measured  # the term that the grid adds to log_evidence, nats; NaN below 16 steps
 
     @property
     def log_evidence(self) -> Measured:
-        """log p(obs) of the chain, nats, and its standard error over repeats (NaN for one of them):
-        the logarithm of the mean of unbiased estimates. Of few repeats see :attr:`interval`."""
+        """log p(obs) of the chain, nats, with its standard error over repeats (NaN for one).
+
+        It is the logarithm of the mean of unbiased estimates. For few repeats see :attr:`interval`.
+        """
         return _log_evidence(self.log_weights)
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95% interval of log p(obs) of the chain, nats: by Student's t of R - 1 degrees of
-        freedom, since the standard error is one of R repeats; NaN for one of them."""
+        """95% interval of log p(obs) of the chain, nats; NaN for one repeat.
+
+        By Student's t with R - 1 degrees of freedom, since the standard error comes from R repeats.
+        """
         mean, error = self.log_evidence
-        from scipy.special import stdtrit  # takes a tenth of what torch takes to load
+        from scipy.special import stdtrit  # loads in a tenth of the time of torch
 
         half = float(stdtrit(len(self.log_weights) - 1, 0.975)) * error
         return mean - half, mean + half
 
     @property
     def weights(self) -> Tensor:
-        """Weights of all particles, (R, P); they sum to 1."""
+        """The weights of all particles, (R, P), which sum to 1."""
         return self.log_weights.flatten().softmax(0).reshape(self.log_weights.shape)
 
     @property
     def posterior_mean(self) -> tuple[Tensor, Tensor]:
-        """E[x | obs] and its standard error over repeats (NaN for one of them), (*event_shape); an
-        interval takes Student's t of it, as :attr:`interval` does."""
+        """E[x | obs] and its standard error over repeats (NaN for one), (*event_shape) each.
+
+        For an interval use Student's t, as :attr:`interval` does.
+        """
         of_each = self.weights.sum(1)  # (R,)
         event = self.x.dim() - 2
         w = self.weights.reshape(*self.weights.shape, *[1] * event)
@@ -85,7 +91,7 @@ class Particles(NamedTuple):
         return mean, error
 
     def resampled(self, n: int) -> Tensor:
-        """Data drawn by their weights, (n, *event_shape)."""
+        """n particles drawn with their weights as probabilities, (n, *event_shape)."""
         chosen = torch.multinomial(self.weights.flatten(), n, replacement=True)
         return self.x.flatten(0, 1)[chosen]
 
@@ -98,30 +104,30 @@ def twisted_smc(
     repeats: int = 1,
     threshold: float = 0.5,
 ) -> Particles:
-    """Samples of p(x | obs) with weights, and an unbiased estimate of p(obs).
+    """Weighted samples of p(x | obs), and an unbiased estimate of p(obs).
 
-    Where :func:`condition_on_measurements` is approximate, as for data of several modes, this is
-    right for many particles. How many are needed grows with the number and the precision of the
-    observations: look at the spread of the evidence between repeats. Samples and evidence are those
-    of the chain of :class:`~pyro_mdm.samplers.Ancestral` on its grid, with the model's decoder.
-    What the grid adds to log p(obs) is estimated, to first order, in ``grid_error``. That is too
-    little where steps are few: 0.146 of 0.185 nats for Gaussian data and 30 steps
-    (tests/test_measurements.py). Below 16 steps it is NaN, and costs no calls: the weights of half
-    as many steps are too unequal to tell.
+    It is consistent in the number of particles where :func:`condition_on_measurements` is
+    approximate, as for data of several modes. The particles needed grow with the number and the
+    precision of the observations: look at the spread of the evidence between repeats. Samples and
+    evidence are those of the chain of :class:`~pyro_mdm.samplers.Ancestral` on its grid, with the
+    model's decoder. ``grid_error`` estimates what the grid adds to log p(obs), to first order. With
+    few steps this is too little: 0.146 of 0.185 nats for Gaussian data and 30 steps
+    (tests/test_measurements.py). Below 16 steps it is NaN and costs nothing, since the weights of
+    half as many steps are too unequal.
 
     Args:
-        model: of :func:`condition_on_measurements`, with one obs for all. Its noise variances are
-            positive, and not small beside e^{-λ(ε)}; or all 0, and H a :class:`Mask`.
-        num_particles: P of each repeat.
-        steps: of the chain, a network call each. From 16 on another chain of half as many, of which
-            only the evidence is used, tells what the grid adds.
+        model: a model of :func:`condition_on_measurements` with one obs for all data. Its noise
+            variances are positive and not small beside e^{-λ(ε)}, or all 0 with H a :class:`Mask`.
+        num_particles: P, the particles of each repeat.
+        steps: steps of the chain, a network call each. From 16 on a second chain of half as many
+            steps runs for ``grid_error``.
         repeats: R, computed at once. From two on the evidence has a standard error.
-        threshold: particles of a repeat are drawn anew by their weights where the effective size
-            falls below this part of P.
+        threshold: the particles of a repeat are resampled where their effective number falls below
+            this fraction of P.
 
     Raises:
         TypeError: another model, or a diffusion whose steps need more than x̂.
-        ValueError: obs that differ between data, exact observations that are no coordinates of x.
+        ValueError: obs that differ between data, exact observations that are not entries of x.
 
     Source: Wu, Trippe, Naesseth, Blei & Cunningham, "Practical and Asymptotically Exact Conditional
     Sampling in Diffusion Models", NeurIPS 2023, algorithm 1, here for any K and with the
@@ -159,7 +165,7 @@ def _log_evidence(log_weights: Tensor) -> Measured:
 
 
 def _added_by_grid(fine: Measured, coarse: Measured, ratio: float) -> Measured:
-    """The part of ``fine`` that its grid adds, by steps ``ratio`` times as long, to first order."""
+    """The first-order term that the grid adds to ``fine``, from steps ``ratio`` times longer."""
     error = math.hypot(fine.standard_error, coarse.standard_error)
     return Measured(coarse.mean - fine.mean, error).scaled(1 / (ratio - 1))
 
@@ -186,7 +192,7 @@ def _run(
         kernel, noise = kernels.at(i), torch.randn_like(y)
         mean = apply_matrix(kernel.gain, y) + outer(kernel.mean_coefficient, x_hat.double())
         y = mean + apply_matrix(torch.linalg.inv(kernel.whitener), noise)
-        # log p - log q, both Gaussian of one covariance: in units of it the means are `apart`
+        # log p - log q, Gaussians of one covariance, in whose units the means are `apart`
         apart = outer(kernel.signal, (x_hat - prior).double())
         ratio = -(apart * (noise + apart / 2)).flatten(1).sum(1)
         if i + 1 < steps:
@@ -199,15 +205,17 @@ def _run(
 
 
 def _look(model: DiffusionModel, score: MeasuredDenoiser, y: Tensor, s: Tensor) -> Given:
-    """Answers of the denoiser to states y (n, K, *event_shape) at one time."""
+    """Denoised data for states y (n, K, *event_shape) at one time."""
     marginal = model.diffusion.marginal(s.expand(len(y)))
     z = apply_vector(marginal.readout, y).to(model.bound_score.dtype)
     return score.given_obs(z, marginal.log_snr)
 
 
 def _decoded(model: DiffusionModel, score: MeasuredDenoiser, y: Tensor) -> tuple[Tensor, Tensor]:
-    """x (n, *event_shape) by the decoder, which does not see obs, and log p(obs | x), or that of
-    the entries seen, (n,)."""
+    """x (n, *event_shape) from the decoder, which does not see obs, and log p(obs | x), (n,).
+
+    For exact observations, the log probability of the observed entries.
+    """
     y, operator = y.to(model.bound_score.dtype), score.operator
     law = model.likelihood(model.diffusion, score.denoiser, y, len(model.event_shape))
     x = law.sample()
@@ -222,8 +230,10 @@ def _decoded(model: DiffusionModel, score: MeasuredDenoiser, y: Tensor) -> tuple
 
 
 def _resampled(log_w: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """Indices of particles that go on (R P,) and their weights (R, P), drawn anew in repeats of few
-    that count, at equal distances along the sum of the weights."""
+    """The indices (R P,) of the particles that go on, and their log-weights (R, P).
+
+    Repeats of a small effective number of particles are resampled systematically.
+    """
     R, P = log_w.shape
     w = log_w.softmax(1)
     few = 1 / w.square().sum(1, keepdim=True) < threshold * P

@@ -1,7 +1,7 @@
 r"""Laws of paths, as Pyro distributions: the noising path (guide) and the generative path (model).
 
 A value is the state at N times, (*batch, N, K, *event_shape). By default N = 1, the start time ε
-alone: the evidence lower bound needs no more of the path, because Girsanov's theorem gives the
+alone. The evidence lower bound needs no more of the path, because Girsanov's theorem gives the
 divergence of the two continuous-time laws,
 
     KL(Q ‖ P) = KL(q(y_T|x) ‖ π) + ½ ∫_ε^T E ‖s_θ(y_s, s) - ∇ log q(y_s|x)‖²_{g²(s)} ds.

@@ -1,4 +1,4 @@
-"""Shapes that all laws of paths share, and Gaussians of states."""
+"""The base classes of laws of paths, and Gaussian densities of states."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def _solve(scale_tril: Tensor, y: Tensor, event_dim: int) -> Tensor:
 
 
 def white_log_prob(white: Tensor, log_det: Tensor, event_dim: int) -> Tensor:
-    """log N(r; 0, V) from the whitened residual and log det V per dimension, (*lead).
+    """log N(r; 0, V) from the whitened residual and log det V per dimension, (*lead), nats.
 
     Args:
-        log_det: of all, 0-dim, or by dimension, (1, *event) or sizes of 1.
+        log_det: one for all dimensions, 0-dim, or per dimension, (1, *event_shape) or sizes of 1.
     """
     dims = tuple(range(-event_dim - 1, 0))
     sizes = white.shape[white.dim() - event_dim - 1 :]
@@ -59,12 +59,12 @@ def white_log_prob(white: Tensor, log_det: Tensor, event_dim: int) -> Tensor:
 def gaussian_log_prob(
     residual: Tensor, scale_tril: Tensor, log_det: Tensor, event_dim: int
 ) -> Tensor:
-    """log N(residual; 0, L Lᵀ) summed over K and the event, (*lead); L and log det likewise."""
+    """log N(residual; 0, L Lᵀ) summed over K and the event, (*lead), nats."""
     return white_log_prob(_solve(scale_tril, residual, event_dim), log_det, event_dim)
 
 
 class PathLaw(TorchDistribution):
-    """Base of the laws of paths: batch_shape, and event_shape (N, K, *event_shape of x)."""
+    """The base class of laws of paths, with event shape (N, K, *event_shape of x)."""
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
     diffusion: Any  # a Diffusion; of the kind that the law is for
@@ -89,7 +89,7 @@ class PathLaw(TorchDistribution):
 
     @property
     def num_dims(self) -> int:
-        """d, the number of data dimensions."""
+        """The number d of data dimensions."""
         return math.prod(self.x_shape)
 
     @constraints.dependent_property
@@ -97,7 +97,7 @@ class PathLaw(TorchDistribution):
         return constraints.independent(constraints.real, len(self.event_shape))
 
     def expanded(self: Self, batch_shape: Any, _instance: Any) -> Self:
-        """A copy of the law with another batch shape; what depends on data is the caller's."""
+        """A copy of the law with another batch shape; the caller expands what depends on data."""
         new: Self = self._get_checked_instance(type(self), _instance)
         new.__dict__.update(self.__dict__)
         super(PathLaw, new).__init__(torch.Size(batch_shape), self.event_shape)
@@ -109,7 +109,7 @@ class PathLaw(TorchDistribution):
 
 
 class PathKL(NamedTuple):
-    """The divergence of a noising path from a generative one and what it is made of, (*batch)."""
+    """The divergence of a noising path from a generative one, by part, each (*batch)."""
 
     prior: Tensor  # of what does not depend on the score, nats: KL(q(y_T|x) ‖ π) in closed form
     diffusion: Tensor  # one unbiased estimate of the integral, nats
@@ -119,8 +119,8 @@ class PathKL(NamedTuple):
 class NoisingLaw(PathLaw):
     """The law of a path that starts at data x (*batch, *event_shape), seen at ``times``.
 
-    ``x`` are these data in the coordinates that states hold. Its divergence from a generative law
-    is :func:`~pyro_mdm.paths.path_divergence`.
+    ``x`` holds these data in the coordinates of states. Its divergence from a generative law is
+    :func:`~pyro_mdm.paths.path_divergence`.
     """
 
     has_rsample = True
@@ -147,10 +147,10 @@ class NoisingLaw(PathLaw):
         return new
 
     def by_term(self, kl: PathKL, path: Tensor) -> PathKL:
-        """A divergence by the terms of the bound that people read: prior KL and diffusion.
+        """A divergence by the terms of the bound that are reported: prior KL and diffusion.
 
         Args:
-            path: the one that the divergence was estimated with.
+            path: the path with which the divergence was estimated.
         """
         return kl
 
@@ -168,7 +168,7 @@ def check_counts_all(score: Score, y: Tensor, what: str) -> None:
     """Raises ValueError if only some dimensions of states y (*batch, K, *event_shape) count.
 
     Args:
-        what: it is that would be of all of them.
+        what: what needs all dimensions, for the message.
     """
     first = y.select(y.dim() - 1 - len(score.event_shape or y.shape[2:]), 0)
     if score.counts(first) is not None:
@@ -179,7 +179,7 @@ def check_counts_all(score: Score, y: Tensor, what: str) -> None:
 
 
 def checked_times(diffusion: Diffusion, times: Tensor, whole: bool = False) -> Tensor:
-    """Times checked at the door: (N,), increasing, and from ε to T if ``whole``."""
+    """Times (N,), checked to be increasing, and to run from ε to T if ``whole``."""
     s = torch.as_tensor(times, dtype=torch.float64)
     if s.dim() != 1 or not len(s) or not bool((s.diff() > 0).all()):
         raise ValueError(f"times are {times_text(s)}, expected an increasing vector (N,)")

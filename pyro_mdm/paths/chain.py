@@ -25,7 +25,7 @@ __all__ = ["GenerativeChain", "check_chain"]
 
 
 def check_chain(diffusion: Diffusion) -> None:
-    """Raises UnsupportedDiffusionError where steps back on a grid need more than kernels and x̂."""
+    """Raises UnsupportedDiffusionError where steps back need more than kernels and x̂."""
     needed = (Cap.KERNELS, Cap.READOUT, Cap.OWN_DRIFT, Cap.NO_CONTEXT)
     fix = "use the model in continuous time (leave out times), and its bound"
     require(diffusion, *needed, who="a chain on a grid, which steps back by x̂ alone,", fix=fix)
@@ -86,7 +86,7 @@ class GenerativeChain(GenerativeLaw):
         """log p_θ(path), exact, (*batch), nats. One network call for all steps together.
 
         Raises:
-            ValueError: a score of which some dimensions are observed or left out.
+            ValueError: a score with observed or left-out dimensions.
         """
         if self._validate_args:
             self._validate_sample(value)
@@ -97,7 +97,7 @@ class GenerativeChain(GenerativeLaw):
         lead = value.shape[: value.dim() - len(self.event_shape)]
         later = torch.stack(states[1:])  # (N-1, *lead, K, *event)
         s = self.times[1:].reshape(-1, *(1,) * len(lead)).expand(-1, *lead)
-        score = BoundScore(self.diffusion, self.score)  # asked in its network's precision
+        score = BoundScore(self.diffusion, self.score)  # in its network's precision
         x_hat = score.denoise(later.reshape(-1, *self.event_shape[1:]), s.reshape(-1))
         x_hat = x_hat.reshape(len(s), *lead, *self.x_shape)
         # K×K algebra and residuals in float64: they are small differences of the states
@@ -116,7 +116,7 @@ class GenerativeChain(GenerativeLaw):
         return total.to(value.dtype)
 
     def _check_resolution(self, resolution: Tensor, dtype: torch.dtype) -> None:
-        """Refuse a density at states whose own rounding decides it."""
+        """Raises for a density at states that is decided by their own rounding."""
         ratio = torch.finfo(dtype).eps / torch.finfo(torch.float64).eps
         worst = ratio * resolution.detach().max().item()
         if not worst <= 0.1:

@@ -1,7 +1,7 @@
-r"""Stochastic lower bounds on log p_θ(y_ε), the density of what the generative path ends in.
+r"""Stochastic lower bounds on log p_θ(y_ε), the density of the end of the generative path.
 
-Each is unbiased for its bound and differentiable; it is dispatched on the kind of diffusion. A kind
-of one's own registers another: ``@density_bound.register(Kind)`` over (diffusion, score, y).
+Each is unbiased for its bound, differentiable, and dispatched on the kind of diffusion. Register
+one for a kind of your own by ``@density_bound.register(Kind)`` over (diffusion, score, y).
 
 Source of both bounds: Singhal, Goldstein & Ranganath, ICLR 2023, Theorem 1 and its appendices.
 """
@@ -30,18 +30,18 @@ __all__ = ["density_bound"]
 
 @singledispatch
 def density_bound(diffusion: Diffusion, score: Score, y: Tensor) -> Tensor:
-    """One estimate of a lower bound on log p_θ(y_ε) for each state y (n, K, *event_shape), (n,).
+    """One estimate of a lower bound on log p_θ(y_ε) for each state y (n, K, *event_shape).
 
     In closed form it is the denoising score matching bound from y, at one random time per state
-    with noise in ± pairs: two network calls. Where paths are simulated it is that of
+    with noise in ± pairs: two network calls. For simulated paths it is that of
     :mod:`pyro_mdm.simulated.path_integral`.
 
     Returns:
         (n,) nats, differentiable in the network and the diffusion.
 
     Raises:
-        NotImplementedError: a kind of diffusion that has no bound registered.
-        ValueError: a score of which some dimensions are observed or left out.
+        NotImplementedError: a kind of diffusion without a registered bound.
+        ValueError: a score with observed or left-out dimensions.
     """
     raise NotImplementedError(
         f"no bound is registered for {type(diffusion).__name__}; see density_bound"
@@ -60,7 +60,7 @@ def _closed_form(diffusion: Kernels, score: Score, y: Tensor) -> Tensor:
     weight = 2 * (diffusion.horizon - start) * u
     M, F, F_inverse, sign = _flipping_root(diffusion, s, start)
     # pairs differ in the noise that G adds last, given the rest of y_s: of s_θ · g² ∇ log q
-    # only its dependence on that noise counts, and all else cancels
+    # only its dependence on that noise counts, and the rest cancels
     noise = randomness.normal(y.shape, y.dtype, y.device)
     flipped = outer(sign, torch.ones_like(noise[:, 0])) * noise
     both = apply_matrix(M, y).repeat(2, *(1,) * (y.dim() - 1))
@@ -85,7 +85,7 @@ def _closed_form(diffusion: Kernels, score: Score, y: Tensor) -> Tensor:
 
 
 class _Flip(NamedTuple):
-    """The matrices of a step, and the signs of its noises in the other path of a pair."""
+    """The matrices of a step, and the signs of its noise in the other path of a pair."""
 
     matrix: Tensor  # M (n, K, K)
     root: Tensor  # F (n, K, K)

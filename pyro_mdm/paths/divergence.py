@@ -1,4 +1,4 @@
-"""Divergences of the laws of two paths, registered as KL divergences."""
+"""Divergences between the laws of two paths, registered as KL divergences."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ __all__ = [
 def path_divergence(noising: object, generative: object, path: Tensor | None = None) -> PathKL:
     """The divergence of a noising path from a generative one, by part, for each datum.
 
-    It is dispatched on the noising law. A law of one's own registers its divergence:
+    Dispatched on the noising law. Register the divergence of a law of your own by
     ``@path_divergence.register(Law)`` over a function of (noising, generative, path).
 
     Args:
         noising, generative: laws of one diffusion.
-        path: the one that a decoder is evaluated at, (*batch, N, K, *event_shape); laws that are
-            simulated go on from it. None to draw it.
+        path: the path at which a decoder is evaluated, (*batch, N, K, *event_shape); simulated laws
+            continue it. None to draw it.
 
     Returns:
         :class:`PathKL`, (*batch), nats.
 
     Raises:
-        NotImplementedError: the laws have no divergence.
-        ValueError: they are of different diffusions, or seen at different times.
+        NotImplementedError: no divergence is registered for the laws.
+        ValueError: laws of different diffusions, or seen at different times.
     """
     raise NotImplementedError(
         f"no divergence is registered for {type(noising).__name__}; see path_divergence"
@@ -65,9 +65,11 @@ def _kl(noising: NoisingLaw, generative: GenerativeLaw) -> Tensor:
 def prior_kl(
     diffusion: Kernels, x: Tensor, event_dim: int, counted: Tensor | None = None
 ) -> Tensor:
-    """KL(q(y_T | x) ‖ N(0, Σ_π)), closed form, shape of x less its last ``event_dim``, nats.
+    """KL(q(y_T | x) ‖ N(0, Σ_π)) in closed form, (*batch), nats.
 
     Args:
+        x: data (*batch, *event_shape), in coordinates.
+        event_dim: number of dimensions of a datum.
         counted: which dimensions count, bool, broadcastable to x; None: all.
     """
     if diffusion.terminal.log_det.dim() or counted is not None:
@@ -103,7 +105,7 @@ def _prior_kl_by_dimension(
 
 
 def path_kl(noising: NoisingPath, generative: GenerativeLaw) -> PathKL:
-    r"""The divergence of the continuous-time path laws, one network call.
+    r"""The divergence of the continuous-time path laws. One network call.
 
     The diffusion term is :meth:`~pyro_mdm.scores.Score.diffusion_term`: over λ = log SNR for a
     denoiser, over log volume for a score of the raw state.
@@ -112,7 +114,7 @@ def path_kl(noising: NoisingPath, generative: GenerativeLaw) -> PathKL:
         :class:`PathKL`, (*batch), nats.
 
     Raises:
-        ValueError: the laws are of different diffusions (then they are mutually singular).
+        ValueError: laws of different diffusions, which are mutually singular.
     """
     diffusion = shared_diffusion(noising, generative)
     event_dim = noising.x_dim
@@ -126,7 +128,7 @@ def path_kl(noising: NoisingPath, generative: GenerativeLaw) -> PathKL:
 def chain_kl(noising: NoisingPath, generative: GenerativeLaw) -> PathKL:
     """The divergence of the chains on one grid: prior KL + Σ ½ (SNR_i - SNR_{i+1}) E‖x - x̂‖².
 
-    One noise draw per time; the sum over the grid is complete. ``log_snr`` is λ(T).
+    Noise is drawn once for each time; the sum over the grid is complete. ``log_snr`` is λ(T).
     """
     diffusion = shared_diffusion(noising, generative)
     if noising.times is None or not torch.equal(noising.times, generative.times):
@@ -160,7 +162,7 @@ def chain_kl(noising: NoisingPath, generative: GenerativeLaw) -> PathKL:
 
 
 def different_diffusions(guide: object, model: object) -> str:
-    """A message about programs over two diffusions, with what tells the two apart."""
+    """A message on programs over two diffusions, with the settings that differ."""
     one, other = _described(guide), _described(model)
     if one == other:
         for name in ("Q", "D", "stationary_covariance", "initial_covariance", "horizon", "beta"):
@@ -188,7 +190,7 @@ def _in_short(value: object) -> str:
 
 
 def shared_diffusion(noising: Any, generative: GenerativeLaw) -> Any:
-    """The diffusion of two laws; raises ValueError unless they are of one, of one path."""
+    """The diffusion of two laws; raises ValueError unless both have the same, of one path."""
     if noising.diffusion.origin is not generative.diffusion.origin:
         raise ValueError(different_diffusions(noising.diffusion, generative.diffusion))
     if noising.x_shape != generative.x_shape:

@@ -1,12 +1,11 @@
-r"""The density of a generative path that has no noise: the probability-flow ODE.
+r"""The density of a generative path without noise: the probability-flow ODE.
 
     dy/ds = v(y, s) = f - ½ (g² s_θ + ∇·g²),    log p_ode(y_ε) = log π(y_T) + ∫_ε^T ∇·v(y_s, s) ds
 
-It is a model of its own: where s_θ is the score of what the diffusion makes of the data its law is
-that of the SDE, and elsewhere not. A denoiser's is the flow of z, which is all that it sees; what
-else y_ε holds has its law given z. The divergence is exact, by d derivatives of a denoiser and K·d
-of other scores, or estimated by Hutchinson's probes, which are the same along a path, so that the
-ODE stays one.
+It is a model of its own: its law is that of the SDE only where s_θ is the exact score of noised
+data. For a denoiser the ODE is a flow of z, the only part of the state that it depends on; the rest
+of y_ε has its law given z. The divergence is exact, by d derivatives of a denoiser and K·d of other
+scores, or estimated by Hutchinson probes, which stay the same along a path, so that the ODE is one.
 
 Sources: Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations",
 ICLR 2021; Grathwohl et al., "FFJORD", ICLR 2019 (probes); torchdiffeq solves it.
@@ -47,18 +46,17 @@ ADAPTIVE = ("dopri5", "dopri8", "bosh3", "adaptive_heun")
 
 @dataclass(frozen=True)
 class Solver:
-    """Settings of the solver of the probability-flow ODE, torchdiffeq's, in float64.
+    """Settings of torchdiffeq's solver of the probability-flow ODE, in float64.
 
     Args:
-        method: adaptive, ``"dopri5"`` and its kin, or of fixed steps, ``"rk4"`` and its kin.
-        rtol, atol: tolerances of an adaptive one, relative and absolute, for every step.
-        steps: of a fixed one.
-        probes: of Hutchinson's estimator; 0 for the exact divergence, d derivatives a call of a
-            denoiser, K·d of other scores.
+        method: an adaptive method such as ``"dopri5"``, or one of fixed steps such as ``"rk4"``.
+        rtol, atol: relative and absolute tolerance of an adaptive method, for every step.
+        steps: number of steps of a fixed method.
+        probes: number of Hutchinson probes; 0 for the exact divergence, with d derivatives a call
+            of a denoiser, K·d of other scores.
 
     Raises:
-        ValueError: a method that there is not, tolerances that float64 cannot hold, numbers below
-            1.
+        ValueError: an unknown method, tolerances that float64 cannot hold, numbers below 1.
     """
 
     method: str = "dopri5"
@@ -83,7 +81,7 @@ class Solver:
 
 
 class FlowDensity(NamedTuple):
-    """log p_ode of states, and the calls that it took."""
+    """log p_ode of states, and the number of network calls."""
 
     log_prob: Tensor  # (n,) nats
     calls: int  # of the network, for each state
@@ -94,14 +92,14 @@ def flow_log_prob(
 ) -> FlowDensity:
     """log p_ode(y_ε) of states y (n, K, *event_shape), differentiable in y and in the network.
 
-    With probes it is unbiased for the log density, and its exponential for nothing.
+    With probes it is unbiased for the log density, but its exponential is unbiased for nothing.
 
     Args:
-        score: a :class:`~pyro_mdm.scores.Score`; its network is asked in its own precision.
+        score: a :class:`~pyro_mdm.scores.Score`; its network is called in its own precision.
 
     Raises:
-        UnsupportedDiffusionError: a diffusion led by contexts, or driven by the data.
-        ValueError: a score of which some dimensions are observed or left out.
+        UnsupportedDiffusionError: a diffusion that depends on contexts or on the data.
+        ValueError: a score with observed or left-out dimensions.
     """
     import torchdiffeq  # loads scipy
 
@@ -125,7 +123,7 @@ def flow_log_prob(
 
 
 class _Flow(ABC):
-    """A velocity and its divergence per unit of u in [0, 1], the part of the way from ε to T."""
+    """A velocity and its divergence per unit of u in [0, 1], the fraction of the way."""
 
     def __init__(self, diffusion: Diffusion, score: Score, solver: Solver, seed: int) -> None:
         self.diffusion = diffusion
@@ -145,7 +143,7 @@ class _Flow(ABC):
 
     @abstractmethod
     def start(self, y: Tensor) -> tuple[Tensor, Tensor | float]:
-        """The beginning of the flow of states y_ε, and what is known of their log density there."""
+        """The start of the flow of states y_ε, and the known part of their log density."""
 
     @abstractmethod
     def velocity(self, u: Tensor, y: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
@@ -157,9 +155,9 @@ class _Flow(ABC):
 
 
 class _StateFlow(_Flow):
-    """The flow of the whole state, for scores that see it.
+    """The flow of the whole state, for scores that depend on all of it.
 
-    u is the part of the diffusion's own way (:meth:`~pyro_mdm.Diffusion.time_on_the_way`).
+    u is the fraction of the diffusion's own way (:meth:`~pyro_mdm.Diffusion.time_on_the_way`).
     """
 
     def start(self, y: Tensor) -> tuple[Tensor, Tensor | float]:
@@ -200,16 +198,16 @@ def _linear_flow(
 
 
 class _DenoiserFlow(_Flow):
-    r"""The flow of z, which is all that a denoiser sees of the state: the same for every K.
+    r"""The flow of z, the only part of the state that a denoiser depends on: the same for every K.
 
-    With v = e^{-λ}, and data of mean μ and variance σ² by dimension, the flow
+    With v = e^{-λ}, and data of mean μ and variance σ² per dimension, the flow
 
         dz/dλ = -½ (z - x̂(z, λ))      is      dw/dλ = ½ (x̂ - x̂_0) / √(σ² + v)
 
-    for w = (z - μ)/√(σ² + v), where x̂_0 = μ + σ²/(σ² + v) (z - μ) is exact for N(μ, σ²). So it
-    stands still where the network says what a Gaussian fit would, is nowhere stiff, and few steps
-    are enough. It ends in the law of z_T under the prior, N(0, kᵀ Σ_π k). What y_ε holds beside z
-    has its law given z, whatever the data.
+    for w = (z - μ)/√(σ² + v), where x̂_0 = μ + σ²/(σ² + v) (z - μ) is exact for N(μ, σ²). So w is
+    constant where the network agrees with a Gaussian fit, and nowhere stiff: few steps are enough.
+    It ends in the law of z_T under the prior, N(0, kᵀ Σ_π k). The rest of y_ε has its law given z,
+    whatever the data.
 
     u is counted in arsinh((λ + log σ²)/4), or in the diffusion's own way where log SNRs differ
     between dimensions.
@@ -227,7 +225,7 @@ class _DenoiserFlow(_Flow):
         self.middle = -self.variance.log().mean().detach()
 
     def _level(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """λ at the part u of the way, a number or a map, and dλ/du."""
+        """λ at the fraction u of the way, a number or a map, and dλ/du."""
         diffusion = self.diffusion
         if diffusion.maps:
             log_snr, rate = diffusion.level(u.reshape(1))

@@ -24,7 +24,7 @@ Sampler = Callable[..., Tensor]
 
 
 class GenerativeLaw(PathLaw):
-    """Base of the generative laws: they have a score, and do not depend on x."""
+    """The base class of generative laws: they have a score, and do not depend on x."""
 
     has_rsample = False
     score: Score
@@ -42,7 +42,7 @@ class GenerativePath(GenerativeLaw):
         diffusion: the noising diffusion that is reversed.
         score: a :class:`~pyro_mdm.scores.Score`.
         event_shape: shape of a datum.
-        sampler: what simulates it (:mod:`pyro_mdm.samplers`).
+        sampler: the integrator of the SDE (:mod:`pyro_mdm.samplers`).
 
     ``sample`` simulates the SDE. ``log_prob`` is a *stochastic lower bound* on log p(y_ε),
     :func:`~pyro_mdm.paths.density_bound`. Its exponential estimates nothing: importance weights
@@ -97,8 +97,8 @@ class GenerativePath(GenerativeLaw):
 class BoundScore:
     """A score and its diffusion as the callable ``score(y, s)``, with ``denoise(y, s)``.
 
-    States may be of any precision (samplers hold them in float64): the network sees its own, and
-    the result is cast back.
+    States may have any dtype (samplers hold them in float64): the network receives its own, and the
+    result is cast back.
     """
 
     def __init__(self, diffusion: Diffusion, score: Score) -> None:
@@ -121,12 +121,12 @@ class BoundScore:
         return theta.to(y.dtype), of_score.to(y.dtype)
 
     def denoise(self, y: Tensor, s: Tensor, noise: float = 1.0) -> Tensor:
-        """x̂, (*batch, *event_shape), in y's dtype, as a process with the part η of the noise needs
-        it: the same for all, unless the drift of noising paths sees the data."""
+        """x̂, (*batch, *event_shape), in y's dtype, for the backward process with noise η g²:
+        the same for every η, unless the drift of noising paths sees the data."""
         return self.parameterization.aim(self.diffusion, y.to(self.dtype), s, noise).to(y.dtype)
 
     def __getattr__(self, name: str) -> Any:
-        """``start_hat``, where the score estimates the mean of v_0 too."""
+        """The function ``start_hat`` of scores that estimate the mean of v_0 too."""
         if name != "start_hat":
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
         estimate: Any = self.parameterization.start_hat  # of some scores alone

@@ -24,10 +24,10 @@ def noising_law(
     event_dim: int | None = None,
     simulation: Simulation | None = None,
 ) -> NoisingLaw:
-    """q(path | x): in closed form where there is one, else simulated.
+    """The law q(path | x): in closed form where there is one, else simulated.
 
-    It is dispatched on the kind of diffusion. A kind of one's own that is no
-    :class:`~pyro_mdm.diffusions.Kernels` and not simulated registers another.
+    Dispatched on the kind of diffusion. Register a function for a kind of your own that is neither
+    :class:`~pyro_mdm.diffusions.Kernels` nor simulated.
 
     Args:
         x: data (batch, *event_shape).

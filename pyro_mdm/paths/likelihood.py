@@ -1,14 +1,14 @@
-r"""log p(x) of a generative program from draws of its noising path.
+r"""Estimates of log p(x) under a generative program, from draws of its noising path.
 
-Each is in expectation a lower bound, of a model of its own, and differentiable in x and the model:
+Each is in expectation a lower bound, for a model of its own, and differentiable in x and the model:
 
 - ``elbo``: the evidence lower bound of the SDE, unbiased for it;
 - ``importance``: log w of a path on a grid, w = p(x | y_ε) p_θ(path) / q(path | x), for the chain
   on that grid, whose density is exact;
 - ``flow``: log w of y_ε, w = p_ode(y_ε) p(x | y_ε) / q(y_ε | x), for the probability-flow ODE.
 
-The mean of S weights is unbiased for p(x), of ``flow`` if the divergence is exact, and its log a
-tighter bound (Burda, Grosse & Salakhutdinov, "Importance weighted autoencoders", ICLR 2016).
+The mean of S weights is unbiased for p(x), for ``flow`` if the divergence is exact, and its log is
+a tighter bound (Burda, Grosse & Salakhutdinov, "Importance weighted autoencoders", ICLR 2016).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ TIMES = 65
 
 
 class Generative(Protocol):
-    """The parts of a generative program; a :class:`~pyro_mdm.DiffusionModel` has them."""
+    """The parts of a generative program, such as those of a :class:`~pyro_mdm.DiffusionModel`."""
 
     diffusion: Any
     score_function: Any
@@ -62,21 +62,21 @@ class Estimator:
     """A stochastic lower bound on log p(x), as a function of x.
 
     Args:
-        model: what is asked for.
-        method: see the module's text.
-        draws: for each datum: estimates whose mean is taken (``elbo``, and ``flow`` with an
-            estimated divergence), or weights, of whose mean the log is.
-        seed: fixes the draws of a batch, by place: another order or size of it has others. None for
-            others at every call.
-        times: of the grid of ``importance``: a number or (N,) from ε to T; by default those of a
+        model: the generative program.
+        method: ``elbo``, ``importance`` or ``flow``, see the module.
+        draws: number for each datum: of estimates whose mean is taken (``elbo``, and ``flow`` with
+            an estimated divergence), or of weights, for the log of their mean.
+        seed: fixes the draws of a batch, by position: they change with its order or size. None for
+            fresh draws at every call.
+        times: grid of ``importance``: a number, or (N,) from ε to T; by default the times of a
             model that is a chain, else :data:`TIMES`.
         solver: of the ODE of ``flow``; adaptive by default.
-        common: whether a seed's draws are the same for every datum, so that the estimate is one
-            function of x. Its errors are then those of all data alike.
+        common: whether the draws of a seed are the same for every datum, so that the estimate is
+            one function of x. Its errors are then common to all data.
 
     Raises:
-        ValueError: a method that there is not, ``importance`` of a diffusion without a closed form,
-            another method of a chain on a grid, times of another method, numbers below 1.
+        ValueError: an unknown method, ``importance`` of a diffusion without a closed form, another
+            method of a chain on a grid, times of another method, numbers below 1.
     """
 
     def __init__(
@@ -97,7 +97,9 @@ class Estimator:
                 "or use method='importance'"
             )
         if method != "importance" and times is not None:
-            raise ValueError(f"times are of method 'importance', and method is {method!r}")
+            raise ValueError(
+                f"times are of method 'importance', and method is {method!r}; leave them out"
+            )
         if method != "flow" and solver is not None:
             raise ValueError(f"solver is of method 'flow', and method is {method!r}; leave it out")
         check_count("draws", draws, "the number of draws for each datum")
@@ -106,10 +108,10 @@ class Estimator:
         self.times = model.times if times is None else times
         self.solver = Solver() if solver is None else solver
         if method == "importance":
-            chain_of(model, self.times)  # refused here if it has to be
+            chain_of(model, self.times)  # raises here if there is none
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The bound (n,), nats, of x (n, *event_shape), in its dtype; all draws at once."""
+        """The bound (n,), nats, of x (n, *event_shape), in x's dtype; all draws at once."""
         many = x.repeat(self.draws, *(1,) * (x.dim() - 1))
         with self._drawing(len(x)):
             each = self._one(many).expand(len(many)).reshape(self.draws, -1)
@@ -137,8 +139,8 @@ class Estimator:
         return self._lower_bound(x)
 
     def _lower_bound(self, x: Tensor) -> Tensor:
-        """The bound at a draw of the context, if there is one; at two, each the baseline of the
-        other, where its gradient is that of the score function."""
+        """The bound at a draw of the context, if there is one; at two where its gradient is that
+        of the score function, each the other's baseline."""
         model = self.model
         one = model.diffusion.for_data(x)
         if one.log_q is None or not torch.is_grad_enabled():
@@ -184,7 +186,7 @@ def path_weight(
     """log w of one path on the chain's grid for each datum, (n,) float64.
 
     Args:
-        noising: of x in float64, at the chain's times.
+        noising: the law of paths from x in float64, at the chain's times.
     """
     path = noising.rsample()
     decoded = _decoded(model, noising.states(path)[0], x)
@@ -194,10 +196,10 @@ def path_weight(
 def flow_weight(
     model: Generative, noising: NoisingLaw, x: Tensor, solver: Solver
 ) -> tuple[Tensor, int]:
-    """log w of one y_ε for each datum, (n,) float64, and the network calls that it took.
+    """log w of one y_ε for each datum, (n,) float64, and the number of network calls.
 
     Args:
-        noising: of x in float64, in continuous time.
+        noising: the law of paths from x in float64, in continuous time.
     """
     path = noising.rsample()
     (y,) = noising.states(path)
@@ -207,7 +209,7 @@ def flow_weight(
 
 
 def log_mean_weight(log_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """log (1/S) Σ_j w_j of log-weights (S, n), and its Monte Carlo error, (n,), nats.
+    """log (1/S) Σ_j w_j of log-weights (S, n), and its Monte Carlo error, (n,) each, nats.
 
     The error is that of the mean weight relative to it; NaN for S = 1.
     """

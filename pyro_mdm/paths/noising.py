@@ -1,4 +1,4 @@
-"""The noising path of a linear diffusion: a Gaussian chain."""
+"""The noising path of a diffusion in closed form: a Gaussian chain."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["NoisingPath"]
 class NoisingPath(NoisingLaw):
     """The law q(y_{s_1}, …, y_{s_N} | x) of a diffusion in closed form: a Gaussian chain.
 
+    Values are (*batch, N, K, *event_shape) in x's dtype; ``rsample`` has gradients in Q, D and the
+    clock, and ``log_prob`` is exact.
+
     Args:
         diffusion: the noising diffusion.
         x: data, (*batch, *event_shape).
         times: (N,) increasing times in (0, T]; the start time ε alone by default.
         event_dim: number of dimensions of a datum; all of x's but the first by default.
-
-    Values are (*batch, N, K, *event_shape) in x's dtype; ``rsample`` carries gradients to Q, D and
-    the clock, ``log_prob`` is exact.
 
     Raises:
         ValueError: x with no batch dimension or with entries that are not finite.

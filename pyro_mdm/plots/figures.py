@@ -1,19 +1,19 @@
 r"""Figures of a diffusion and its bound, drawn off screen with matplotlib.
 
-Bounds are in bits/dim, and every mean that is estimated is drawn with its standard error. The
-figures of training take what was recorded at its measurements, earliest first, as mappings that
-JSON can hold (:func:`snapshot` makes those of the diffusion)::
+Bounds are in bits/dim; estimated means are drawn with their standard errors. Figures of training
+take records of its measurements, earliest first, as mappings that JSON can hold (:func:`snapshot`
+makes those of the diffusion)::
 
     bounds      step; terms, name → (value, standard error); log_snr_edges, (n + 1,);
                 diffusion_by_log_snr and diffusion_by_log_snr_error, (n,) in bits/dim, the
-                error being what other noise would change (Monte Carlo)
+                error being that by the noise (Monte Carlo)
     snapshots   step; and the fields of snapshot
 
-Of a diffusion without a closed form there are simulated paths (:func:`paths_figure`) and the field
-of its drift (:func:`field_figure`).
+A diffusion without a closed form has simulated paths (:func:`paths_figure`) and the field of its
+drift (:func:`field_figure`).
 
-matplotlib comes with ``pip install "pyro-mdm[plots]"``; without it this module, and those that draw
-with it, raise ModuleNotFoundError when they are imported.
+matplotlib comes with ``pip install "pyro-mdm[plots]"``. Without it, importing this module raises
+ModuleNotFoundError.
 """
 
 from __future__ import annotations
@@ -83,11 +83,11 @@ Record = Mapping[str, Any]
 
 # -- the bound -------------------------------------------------------------------------------------
 def terms_figure(bounds: Mapping[str, Sequence[Record]]) -> Figure:
-    """The terms of the bound over training, stacked, and the whole bound of each part of the data.
+    """The terms of the bound over training, stacked, and the bound of each part of the data.
 
-    The layer of a term is what it has above its least over the steps. The stack stands on the sum
-    of those, so that it reaches the whole bound and the axis shows where terms differ, however
-    large they are; the legend has what each amounts to at the last step.
+    The layer of a term is its excess over its minimum during training. The stack starts at the sum
+    of these minima, so that it reaches the bound and changes are seen, however large the terms. The
+    legend has each term at the last step.
 
     Args:
         bounds: the records of each part of the data, at least one each; the terms of the last part
@@ -128,7 +128,7 @@ def terms_figure(bounds: Mapping[str, Sequence[Record]]) -> Figure:
 
 
 def _fit(axes: Axes, heights: np.ndarray) -> None:
-    """Cut the axis to those of ``heights`` that are finite."""
+    """Limit the axis to the finite ``heights``."""
     known = heights[np.isfinite(heights)]
     if len(known):
         margin = 0.08 * max(float(np.ptp(known)), 1e-3)
@@ -136,7 +136,7 @@ def _fit(axes: Axes, heights: np.ndarray) -> None:
 
 
 def _series(records: Sequence[Record], term: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Steps, values and standard errors; what is missing is NaN."""
+    """Steps, values and standard errors; missing ones are NaN."""
     pairs = [record["terms"].get(term, (0.0, 0.0)) for record in records]
     values = np.array(pairs, dtype=float)  # None becomes NaN
     return np.array([r["step"] for r in records], dtype=float), values[:, 0], values[:, 1]
@@ -150,9 +150,9 @@ def diffusion_term_figure(edges: object, mean: object, standard_error: object) -
     """The density of the diffusion term over log SNR: its integral is the diffusion term.
 
     Args:
-        edges: (n + 1,) increasing bounds of the intervals of log SNR.
-        mean: (n,) the diffusion term per interval, in bits/dim; NaN where nothing was drawn.
-        standard_error: (n,) likewise, what other noise would change (Monte Carlo).
+        edges: increasing bounds of the intervals of log SNR, (n + 1,).
+        mean: the diffusion term per interval, (n,), in bits/dim; NaN where nothing was drawn.
+        standard_error: its Monte Carlo standard error, (n,).
 
     Raises:
         ValueError: shapes that do not fit together.
@@ -181,10 +181,10 @@ def diffusion_term_figure(edges: object, mean: object, standard_error: object) -
 
 
 def diffusion_term_history_figure(bounds: Sequence[Record]) -> Figure:
-    """The density of the diffusion term over log SNR and step, and its Monte Carlo error.
+    """Heat maps of the diffusion term by log SNR and step, and of its Monte Carlo error.
 
-    Two heat maps, in bits/dim per unit of log SNR; the integral of a column is the diffusion term
-    at that step. Grey: nothing was drawn there. Of many records, about 100 are shown.
+    In bits/dim per unit of log SNR: the integral of a column is the diffusion term at that step.
+    Grey: nothing was drawn there. Of many records, about 100 are shown.
 
     Raises:
         ValueError: no record.
@@ -208,7 +208,7 @@ def diffusion_term_history_figure(bounds: Sequence[Record]) -> Figure:
         ]
         known = np.concatenate(columns)
         known = known[np.isfinite(known)]
-        # one outlier among the noisiest should not darken all the rest
+        # one outlier must not darken the rest
         low, high = (min(0.0, known.min()), np.quantile(known, 0.995)) if len(known) else (0, 1)
         norm = Normalize(low, max(high, low + 1e-12))
         for i, (edge, column) in enumerate(zip(edges, columns, strict=True)):
@@ -221,7 +221,7 @@ def diffusion_term_history_figure(bounds: Sequence[Record]) -> Figure:
 
 
 def _thin(records: Sequence[Record], most: int) -> list[Record]:
-    """At most ``most`` of the records, evenly chosen, the first and the last among them."""
+    """At most ``most`` of the records, evenly chosen, with the first and the last."""
     chosen = np.linspace(0, len(records) - 1, min(most, len(records))).round().astype(int)
     return [records[i] for i in chosen]
 
@@ -241,12 +241,12 @@ MOST_LINES = 256
 # -- the diffusion ---------------------------------------------------------------------------------
 @torch.no_grad()
 def snapshot(diffusion: Diffusion, points: int = 65) -> dict[str, Any]:
-    """Numbers of a diffusion as it is now, for the figures of training, in lists.
+    """The numbers of a diffusion that the figures of training need, in lists.
 
     ``times`` s, 0 to T, with ``rate`` β(s) and ``clock`` b(s); ``start_time`` ε;
-    ``terminal_log_snr`` λ(T). Of a linear diffusion ``Q`` and ``D``, (K, K), and ``eigenvalues`` of
-    b(T) A_0, K pairs (real, imaginary), too; of one that varies in time, those of the middle of its
-    clock.
+    ``terminal_log_snr`` λ(T). For a linear diffusion also ``Q`` and ``D``, (K, K), and
+    ``eigenvalues`` of b(T) A_0, K pairs (real, imaginary), at the middle of the clock if they vary
+    in time.
     """
     s = torch.linspace(0.0, diffusion.horizon, points, dtype=torch.float64)
     on_device = s.to(diffusion.start_time.device)
@@ -274,7 +274,7 @@ def _eigenvalues(diffusion: Kernels) -> list[list[float]]:
 def preset_eigenvalues(diffusion: Diffusion) -> dict[str, list[list[float]]]:
     """Eigenvalues of b(T) A_0 of each preset with as many variables, by name.
 
-    Their clocks are scaled so that they end at the log SNR at which ``diffusion`` ends.
+    The presets' clocks are scaled to end at the log SNR of ``diffusion`` at T.
     """
     end = diffusion.terminal_log_snr.item()
     presets = {name: preset(min_log_snr=end) for name, preset in PRESETS.items()}
@@ -287,10 +287,10 @@ def eigenvalues_figure(
 ) -> Figure:
     """The eigenvalues μ of b(T) A_0 over training, in the complex plane.
 
-    e^μ is what is left at T of a mode of the drift: -Re μ e-folds of decay, Im μ radians turned.
-    On the real axis modes only decay (overdamped); off it they come in pairs that turn while they
-    decay (underdamped); where a pair meets the axis it is critically damped. Thin lines join
-    eigenvalues of one damping ratio ζ = -Re μ / |μ|. If they moved, a second panel shows how.
+    A mode of the drift is multiplied by e^μ until T: it decays by -Re μ e-folds and turns by Im μ
+    radians. Modes on the real axis only decay (overdamped); pairs off it turn while they decay
+    (underdamped); a pair that meets the axis is critically damped. Thin lines join eigenvalues of
+    one damping ratio ζ = -Re μ / |μ|. If eigenvalues moved, a second panel shows how.
 
     Args:
         snapshots: records with ``step`` and ``eigenvalues``, at least one.
@@ -346,7 +346,7 @@ def eigenvalues_figure(
 
 
 def clock_figure(snapshots: Sequence[Record], most: int = 6) -> Figure:
-    """The clock over training: β(s) and b(s) of the first, the last and some snapshots between.
+    """The clock over training: β(s) and b(s) of ``most`` snapshots, with the first and the last.
 
     A clock that never changed is drawn once.
 
@@ -377,10 +377,10 @@ def clock_figure(snapshots: Sequence[Record], most: int = 6) -> Figure:
 
 @torch.no_grad()
 def log_snr_map_figure(diffusion: Kernels, points: int = 101) -> Figure:
-    """The log SNR of dimensions with clocks of their own along the common way.
+    """The log SNR of each data dimension, less the common one, from ε to T.
 
-    Left, a line for each different one, less that of the common clock. Right, where the index maps
-    are those of images, pictures of it at three times; blue is noised early.
+    Left, a line for each different clock. Right, for images, the map at three times; blue
+    dimensions are noised early.
     """
     u = torch.linspace(0, 1, points, dtype=torch.float64, device=diffusion.start_time.device)
     maps = diffusion.level(u).log_snr.cpu()
@@ -411,13 +411,14 @@ def log_snr_map_figure(diffusion: Kernels, points: int = 101) -> Figure:
 
 @torch.no_grad()
 def views_figures(diffusion: Diffusion, x: Tensor) -> dict[str, Figure]:
-    """Views of what a diffusion makes of data (:meth:`~pyro_mdm.Diffusion.views`), each a figure.
+    """Figures of what a diffusion does to data, one for each of its views, by name.
 
-    A column for each stage, after the data themselves. Of images there is a row for each; of other
-    data one row of points, by their first two features, coloured by what the first is made into.
+    Columns are the data and then the stages of the view (:meth:`~pyro_mdm.Diffusion.views`). Images
+    have a row each. Other data have one row of points, by their first two features, coloured by the
+    view of the first.
 
     Args:
-        x: data in model space, (n, *event_shape), of which a few images are drawn.
+        x: data in model space, (n, *event_shape); a few images are drawn.
     """
     image = x.dim() == 4
     x = x[: MOST_IMAGES if image else 512].to(diffusion.start_time.device)
@@ -429,7 +430,7 @@ def views_figures(diffusion: Diffusion, x: Tensor) -> dict[str, Figure]:
 
 
 def _view_of_images(name: str, stages: Tensor, x: Tensor) -> Figure:
-    """A figure of images, red where a pixel is above 0, blue below; colours are averaged."""
+    """A figure of images, averaged over colours: red where a pixel is above 0, blue below."""
     columns, reach = len(stages) + 1, float(stages.abs().max()) or 1.0
     figure = new_figure(1.3 * columns + 0.8, 1.3 * len(x) + 0.5)
     figure.suptitle(name, fontsize=10)
@@ -480,7 +481,7 @@ def curves_figure(diffusion: LinearDiffusion, points: int = 200) -> Figure:
 def draw_moments(
     left: Axes, right: Axes, diffusion: LinearDiffusion, points: int = 200, fontsize: int = 8
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a(s) and the entries of Σ(s) over time from ε to T, which is returned with log SNR."""
+    """Draw a(s) and the entries of Σ(s) over time from ε to T; returns times and log SNR."""
     K, start = diffusion.num_variables, diffusion.start_time
     times = torch.linspace(float(start), diffusion.horizon, points, dtype=torch.float64)
     marginal = diffusion.marginal(times.to(start.device))
@@ -504,16 +505,17 @@ def draw_moments(
 def paths_figure(
     diffusion: NonlinearDiffusion, x: Tensor, *, points: int = 65, most: int = 24, seed: int = 0
 ) -> Figure:
-    """Simulated noising paths from data: each variable over time, and for points of the plane x.
+    """Simulated noising paths from data: each variable over time, and in the plane for 2-D data.
 
-    One line is one datum; of many data dimensions the one is drawn that varies most. Dashed lines
-    at T are the 5, 50 and 95% quantiles of the prior, which paths should arrive at.
+    Each line is one datum, in the data dimension that varies most. Dashed lines at T are the 5, 50
+    and 95% quantiles of the prior, which paths should reach.
 
     Args:
-        diffusion: a :class:`~pyro_mdm.diffusions.NonlinearDiffusion`.
-        x: data, (n, *event_shape), in model space, evenly chosen if they are more than ``most``.
-        points: times, from ε to T, between which lines are straight.
-        seed: of the noise; the caller's random state stays as it is.
+        diffusion: a diffusion without a closed form.
+        x: data, (n, *event_shape), in model space; of more than ``most``, evenly chosen ones.
+        points: the number of times from ε to T, between which lines are straight.
+        most: the most paths.
+        seed: the seed of the noise; the caller's random state is kept.
 
     Raises:
         ValueError: fewer than 2 data.
@@ -571,18 +573,17 @@ def field_figure(
     reach: float | None = None,
     arrows: int = 17,
 ) -> Figure:
-    """The drift f(y, s) over the plane of x, auxiliary variables at 0, at a few times.
+    """The drift f(y, s) over the plane of x, with auxiliary variables at 0, at a few times.
 
-    A column for each time and a row for each variable whose drift is not 0 there: for one that is
-    driven by a velocity it is the velocity's row that shows the force. Arrows have the direction of
-    the drift, colours its size.
+    A column for each time, a row for each variable whose drift is not 0 there: with a velocity, the
+    force is in the velocity's row. Arrows show the direction of the drift, colours its size.
 
     Args:
-        diffusion: one whose data are points of the plane.
+        diffusion: a diffusion of points of the plane.
         x: data (n, 2) in model space, drawn as dots.
-        times: in [ε, T]; by default ε, T, and one half way by clock and noise level.
-        reach: the plane is drawn to ± this; by default as far as the prior and x go.
-        arrows: in a row.
+        times: in [ε, T]; by default ε, T, and the one half way by clock and log SNR.
+        reach: the plane is drawn to ± this; by default as far as the prior and x reach.
+        arrows: the number of arrows in a row.
 
     Raises:
         ValueError: x of another shape, times outside [ε, T].
@@ -637,12 +638,12 @@ def field_figure(
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure in inches, drawn off screen whatever backend the process has."""
+    """An empty figure, in inches, drawn off screen with any backend."""
     figure = Figure((width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def variable_name(i: int) -> str:
-    """x, v1, v2, …: what the variables of the state are called."""
+    """The name of the i-th variable of the state: x, v1, v2, …"""
     return "x" if i == 0 else f"v{i}"

@@ -1,4 +1,4 @@
-"""Pictures of data: samples in a grid, ranked images, and what noise makes of them."""
+"""Pictures of data: samples in a grid, ranked images, noised data."""
 
 from __future__ import annotations
 
@@ -28,14 +28,12 @@ __all__ = [
 
 
 def image_grid(images: Tensor, *, columns: int | None = None, side: int = 512) -> Tensor:
-    """Images in a grid, enlarged by a whole factor so that small ones can be seen.
-
-    The gap between them is a tenth of their shorter side, at least 2 pixels.
+    """A grid of images, enlarged by a whole factor so that small ones can be seen.
 
     Args:
         images: (n, C, H, W) with C = 1 or 3: uint8, or numbers in [0, 1] (others are clipped).
         columns: images per row; None: about as many as rows.
-        side: the grid is enlarged while it stays within this many pixels a side.
+        side: the most pixels of a side of the enlarged grid.
 
     Returns:
         uint8 (3, height, width).
@@ -65,11 +63,12 @@ def image_grid(images: Tensor, *, columns: int | None = None, side: int = 512) -
 
 
 def ranked_images_figure(images: Tensor, bits: Tensor, errors: Tensor) -> Figure:
-    """Images in two rows: the better half by bits/dim, best first, and the worse half, worst first.
+    """Two rows of images: the better half by bits/dim, best first, and the worse, worst first.
 
     Args:
         images: (n, C, H, W) uint8 with C = 1 or 3, n ≥ 2.
-        bits, errors: (n,) the bits/dim of each and its Monte Carlo standard error, written above.
+        bits, errors: bits/dim of each image and their Monte Carlo standard errors, (n,), written
+            above it.
 
     Raises:
         ValueError: other shapes.
@@ -101,10 +100,10 @@ def ranked_images_figure(images: Tensor, bits: Tensor, errors: Tensor) -> Figure
 
 
 def pictures_figure(pictures: Mapping[str, Tensor], columns: int) -> Figure:
-    """Pictures, uint8 (3, height, width), beside each other under their titles.
+    """Pictures beside each other under their titles.
 
     Args:
-        pictures: by title, in rows from the left.
+        pictures: uint8 (3, height, width) by title, in rows from the left.
         columns: pictures in a row.
 
     Raises:
@@ -135,12 +134,11 @@ def noising_figure(
 ) -> Figure:
     r"""Noised data: a row for each variable, columns from data to noise at equal steps of log SNR.
 
-    Each column is a draw of ``y_s | x``, all with the same ε. Images are drawn in grey or colour
-    with the range of each variable over the row; vectors as a scatter of their first two
-    coordinates (against ε where there is one).
+    Each column is a draw of ``y_s | x``, all with the same ε. Images are scaled to the range of
+    each row. Vectors are scattered by their first two coordinates, or by one and ε.
 
     Args:
-        x: (n, C, H, W), of which the first is drawn, or (n, features), of which all are.
+        x: images (n, C, H, W), of which the first is drawn, or vectors (n, features).
 
     Raises:
         ValueError: x of another shape.
@@ -156,7 +154,7 @@ def noising_figure(
 
 @torch.no_grad()
 def _states(diffusion: Kernels, x: Tensor, s: Tensor, noise: Tensor) -> Tensor:
-    """States at each of the times (N,), (N, n, K, *event_shape), on the CPU, for noise as there."""
+    """States at times s (N,), (N, n, K, *event_shape), on the CPU; noise is like a state."""
     device = s.device
     x = diffusion.coordinates(x.detach().to(device).double())
     known, n, noise = diffusion.typical(x), len(x), noise.to(device)
@@ -176,7 +174,7 @@ def draw_noising(
     columns: int = 9,
     seed: int = 0,
 ) -> None:
-    """Draw :func:`noising_figure` into an empty figure, or a part of one."""
+    """Draw :func:`noising_figure` into an empty figure or subfigure."""
     K, image = diffusion.num_variables, x.dim() == 4
     x = x[:1] if image else x[:512]
     device = diffusion.start_time.device

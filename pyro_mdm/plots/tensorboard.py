@@ -1,23 +1,23 @@
-r"""Records of a run for people to look at.
+r"""Records of a training run in TensorBoard.
 
-Each function takes a :class:`torch.utils.tensorboard.SummaryWriter` and writes one kind of thing.
+Each function writes one kind of record with a :class:`torch.utils.tensorboard.SummaryWriter`.
 TensorBoard sorts tags by group, the part before the first slash, capitals first, and opens the
-first two groups of its Time Series page. So the groups are, in this order::
+first two groups of its Time Series page. The groups are, in this order::
 
     Overview        the bound by term, the diffusion term by log SNR, the eigenvalues of the drift
                     (of a diffusion without a closed form its paths and its drift) and samples
     bound           the bound and its terms for each part of the data, as curves
-    diffusion       Q, D and their eigenvalues, the clock, the ends; what noise makes of the data,
-                    and what a guide that sees them does
-    objective       of training
-    samples         by sampler
-    test            what is measured once, at the end
+    diffusion       Q, D and their eigenvalues, the clock, the ends; noised data, and what a guide
+                    that sees the data does to them
+    objective       the objective of training
+    samples         samples by sampler
+    test            measurements made once, at the end
     training        figures of the bound over training
     uncertainty     standard errors, and the ends of value ± error
 
-and beside them the Custom Scalars page has the bound with its errors, HParams a row for each run,
-and Text its settings. Bounds are in bits/dim. In a training loop of your own,
-:func:`write_terms` is the line that writes the terms of the bound.
+The Custom Scalars page has the bound with its errors, HParams a row for each run, Text its
+settings. Bounds are in bits/dim. In a training loop of your own, :func:`write_terms` writes the
+terms of the bound.
 """
 
 from __future__ import annotations
@@ -80,14 +80,13 @@ def write_settings(
 ) -> None:
     """Start this run's row of the hparams table.
 
-    The row belongs to the run itself (``SummaryWriter.add_hparams`` would add a run of its own).
-    The table takes its columns from one of its runs, so give every run the same names in the same
-    order. At first it shows five settings and five metrics, of which six columns in all fit a
-    window of 1,600 pixels.
+    The row belongs to the run itself (``SummaryWriter.add_hparams`` would add another run). The
+    table takes its columns from one of its runs, so give every run the same names in the same
+    order. It opens with five settings and five metrics.
 
     Args:
         settings: text or number by name.
-        metrics: title by tag of the scalar whose last value is shown.
+        metrics: titles by tag of the scalar; the table shows its last value.
     """
     from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
@@ -110,7 +109,7 @@ def write_settings(
 
 
 def write_finished(writer: SummaryWriter) -> None:
-    """End this run's row of the hparams table: it is done."""
+    """Mark this run as finished in the hparams table."""
     from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
     end = plugin_data_pb2.SessionEndInfo(status=api_pb2.STATUS_SUCCESS)
@@ -131,7 +130,7 @@ def _write_hparams(writer: SummaryWriter, tag: str, **content: Any) -> None:
 
 
 def write_text(writer: SummaryWriter, tag: str, rows: Mapping[str, str | float]) -> None:
-    """Write names and values as a table of the Text page."""
+    """Write names and values as a table on the Text page."""
     lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
     writer.add_text(tag, "\n".join(lines))
 
@@ -151,16 +150,16 @@ def write_terms(
 
     The scalars are means over the batch: ``bound/elbo/<part>``, ``bound/reconstruction/<part>``,
     ``bound/prior_kl/<part>`` and ``bound/diffusion/<part>``, in nats per datum, with the signs of
-    :class:`~pyro_mdm.elbo.ELBOTerms`: elbo = reconstruction - prior_kl - diffusion. Their errors
-    are written as by :func:`write_mean`, and shown as bands after one call of::
+    :class:`~pyro_mdm.elbo.ELBOTerms`: elbo = reconstruction - prior_kl - diffusion. Errors are
+    written by :func:`write_mean`, and shown as bands after one call of::
 
         write_layout(writer, ["train"], ["elbo", "reconstruction", "diffusion"], unit="nats")
 
     Args:
-        terms: of :func:`~pyro_mdm.elbo.elbo_terms`, each (batch,), nats.
+        terms: the terms from :func:`~pyro_mdm.elbo.elbo_terms`, each (batch,), nats.
         step: training steps so far.
-        part: what the batch is of, ``"train"`` or ``"validation"`` say.
-        num_dims: dimensions d of a datum; if given, all is in bits/dim instead, as by
+        part: the part of the data that the batch is from, such as ``"validation"``.
+        num_dims: dimensions d of a datum; if given, scalars are in bits/dim, as in
             :func:`write_bound`: bits_per_dim = reconstruction + prior_kl + diffusion (+ context).
 
     Raises:
@@ -189,15 +188,15 @@ def write_layout(
     others: Sequence[str] = (),
     unit: str = "bits/dim",
 ) -> None:
-    """Lay out the Custom Scalars page: the terms of the bound as curves with bands of ± 1 error.
+    """Lay out the Custom Scalars page: curves of terms with bands of ± 1 standard error.
 
-    Of several calls the last counts.
+    The last of several calls counts.
 
     Args:
-        parts: of the data, as given to :func:`write_bound` or :func:`write_terms`.
-        terms: those whose errors will be written.
+        parts: parts of the data, as given to :func:`write_bound` or :func:`write_terms`.
+        terms: the terms whose errors will be written.
         others: further tags that :func:`write_mean` will write.
-        unit: for the titles.
+        unit: the unit in the titles.
     """
     tags = {term: [f"bound/{term}/{part}" for part in parts] for term in terms}
     tags |= {tag: [tag] for tag in others}
@@ -215,10 +214,10 @@ def _band(tag: str) -> tuple[str, str]:
 
 
 def write_mean(writer: SummaryWriter, tag: str, value: float, error: float, step: int) -> None:
-    """Write a mean, its standard error, and the ends of value ± error for the margin charts.
+    """Write a mean as ``tag``, with its standard error and the ends of value ± error.
 
     The error is ``uncertainty/standard_error/<tag>``, the ends ``uncertainty/low/<tag>`` and
-    ``uncertainty/high/<tag>``. An error that is not finite is left out.
+    ``uncertainty/high/<tag>``, for the margin charts. An error that is not finite is left out.
     """
     writer.add_scalar(tag, value, step)
     if math.isfinite(error):
@@ -229,9 +228,9 @@ def write_mean(writer: SummaryWriter, tag: str, value: float, error: float, step
 
 
 def write_bound(writer: SummaryWriter, part: str, terms: Terms, step: int) -> None:
-    """Write the bound of one part of the data, term by term, each as :func:`write_mean` does.
+    """Write the bound of one part of the data, term by term, with errors as :func:`write_mean`.
 
-    As ``bound/<term>/<part>``; test data, which are measured once, as ``test/<term>``.
+    Tags are ``bound/<term>/<part>``; those of test data, measured once, are ``test/<term>``.
 
     Args:
         part: ``"train"``, ``"validation"`` or ``"test"``.
@@ -252,10 +251,7 @@ def write_bound(writer: SummaryWriter, part: str, terms: Terms, step: int) -> No
 def write_diffusion_term(
     writer: SummaryWriter, tag: str, edges: object, mean: object, standard_error: object, step: int
 ) -> None:
-    """Write the density of the diffusion term as ``tag``.
-
-    See :func:`~pyro_mdm.plots.figures.diffusion_term_figure`.
-    """
+    """Write :func:`~pyro_mdm.plots.figures.diffusion_term_figure` as ``tag``."""
     writer.add_figure(tag, figures.diffusion_term_figure(edges, mean, standard_error), step)
 
 
@@ -265,8 +261,8 @@ def write_bound_history(
     """Write ``Overview/bound_by_term`` and ``training/diffusion_term_by_log_snr``.
 
     Args:
-        bounds: the records of each part, see :mod:`pyro_mdm.plots.figures`; the last part is the
-            one whose terms are shown. Nothing is written before its second record.
+        bounds: the records of each part, see :mod:`pyro_mdm.plots.figures`; the terms of the last
+            part are shown. Nothing is written before its second record.
         step: training steps so far.
     """
     shown = list(bounds.values())[-1]
@@ -279,11 +275,10 @@ def write_bound_history(
 # -- the diffusion ---------------------------------------------------------------------------------
 @torch.no_grad()
 def write_diffusion(writer: SummaryWriter, diffusion: LinearDiffusion, step: int) -> None:
-    """Write Q and D, entry by entry and as eigenvalues, and both ends of log SNR, as scalars; Σ_∞,
-    entry by entry, where it is learned.
+    """Write entries and eigenvalues of Q and D, both ends of log SNR, and Σ_∞ if it is learned.
 
-    Q is skew-symmetric: its eigenvalues are ±iω, of which the frequencies |ω| are shown. Of a
-    diffusion that varies in time they are those of the middle of its clock.
+    Q is skew-symmetric: its eigenvalues are ±iω, of which the frequencies |ω| are shown. Matrices
+    that vary in time are those at the middle of the clock.
     """
     (Q, D, _), K = (matrix.cpu() for matrix in diffusion.frozen()), diffusion.num_variables
     for i in range(K):
@@ -315,15 +310,14 @@ def _write_ends(writer: SummaryWriter, diffusion: Diffusion, step: int) -> None:
 def write_simulated(
     writer: SummaryWriter, diffusion: Diffusion, x: Tensor, step: int, *, seed: int = 0
 ) -> None:
-    """Write the numbers of a diffusion without a closed form, as scalars.
+    """Write the ends and scalar parameters of a diffusion without a closed form.
 
-    Both its ends, its parameters that are single numbers, and, if it has a learned drift ``added``
-    to another one, the root mean square of that per dimension and variable, at data at ε
-    (``diffusion/learned_drift/rms_at_data``) and at draws of the prior at T (``…/rms_at_prior``).
+    For a learned drift ``added`` also its root mean square per dimension and variable, for data at
+    ε (``diffusion/learned_drift/rms_at_data``) and prior draws at T (``…/rms_at_prior``).
 
     Args:
         x: data, (n, *event_shape), in model space.
-        seed: of the states; the caller's random state stays as it is.
+        seed: the seed of the states; the caller's random state is kept.
     """
     _write_ends(writer, diffusion, step)
     for name, parameter in diffusion.named_parameters():
@@ -349,7 +343,7 @@ def write_simulated(
 def write_views(writer: SummaryWriter, diffusion: Diffusion, x: Tensor, step: int) -> None:
     """Write :func:`~pyro_mdm.plots.figures.views_figures` as ``diffusion/what_it_makes_of_data/…``.
 
-    Nothing is written of a diffusion for which all data are alike.
+    Nothing is written for a diffusion that does not see the data.
 
     Args:
         x: data in model space, (n, *event_shape).
@@ -362,9 +356,9 @@ def write_views(writer: SummaryWriter, diffusion: Diffusion, x: Tensor, step: in
 def write_curves(writer: SummaryWriter, diffusion: Kernels, step: int) -> None:
     """Write :func:`~pyro_mdm.plots.figures.curves_figure` as ``diffusion/curves``.
 
-    Where dimensions have blocks and clocks of their own those are the curves of the first block,
-    and :func:`~pyro_mdm.plots.figures.log_snr_map_figure` is ``diffusion/log_snr_map``, unless
-    clocks differ between data: then :func:`write_views` shows them.
+    For a diffusion by dimension they are those of the first block, and
+    :func:`~pyro_mdm.plots.figures.log_snr_map_figure` is ``diffusion/log_snr_map``. Clocks that
+    differ between data are left to :func:`write_views`.
     """
     reference: Any = diffusion.reference
     writer.add_figure("diffusion/curves", figures.curves_figure(reference), step)
@@ -378,7 +372,7 @@ def write_paths(
 ) -> None:
     """Write :func:`~pyro_mdm.plots.figures.paths_figure` as ``Overview/paths``.
 
-    And, of points of the plane, :func:`~pyro_mdm.plots.figures.field_figure` as
+    For points of the plane also :func:`~pyro_mdm.plots.figures.field_figure`, as
     ``Overview/drift_field``.
 
     Args:
@@ -392,10 +386,9 @@ def write_paths(
 def write_diffusion_history(
     writer: SummaryWriter, snapshots: Sequence[Record], diffusion: Diffusion, step: int
 ) -> None:
-    """Write the eigenvalues of the drift over training, with those of the presets, and the clock.
+    """Write the clock and the eigenvalues of the drift over training, with those of presets.
 
-    As ``Overview/eigenvalues`` (of a linear diffusion with K > 1: one variable has one real
-    eigenvalue) and ``diffusion/clock``.
+    As ``diffusion/clock`` and ``Overview/eigenvalues``, the latter for linear diffusions of K > 1.
 
     Args:
         snapshots: records of the diffusion, see :func:`pyro_mdm.plots.figures.snapshot`.

@@ -1,15 +1,15 @@
 r"""Simulation-based inference: p(θ | x) of a simulator that is a Pyro program, for any x.
 
-A simulator draws its parameters θ at latent sites and its data x at others. From draws of both,
-:class:`AmortizedPosterior` learns a diffusion model of θ given x, with x as its context. Nothing of
-the simulator is used but its draws, so that it may be a program without densities. The posterior is
-sampled and scored: ``log_prob`` is a log density in θ's own space, with its error.
+A simulator draws its parameters θ at latent sites and its data x at other sites. From draws of both
+:class:`AmortizedPosterior` learns a diffusion model of θ with x as context. It uses the simulator's
+draws alone, so that the program needs no densities. The posterior has samples and ``log_prob``, a
+log density in θ's own space with its error.
 
-Whether a posterior can be trusted is asked by :func:`calibrate`: if θ* is drawn from the prior and
-x from the simulator, then the rank of each entry of θ* among draws of p(θ | x) is uniform (Talts et
-al., "Validating Bayesian Inference Algorithms with Simulation-Based Calibration", 2018). It is a
-necessary condition: the prior passes it too, so look at the score beside it, and at what the prior
-(:func:`log_prior`) and a Gaussian (:class:`LinearGaussian`) have.
+:func:`calibrate` tests a posterior: if θ* is drawn from the prior and x from the simulator, the
+rank of each entry of θ* among draws of p(θ | x) is uniform (Talts et al., "Validating Bayesian
+Inference Algorithms with Simulation-Based Calibration", 2018). This is necessary, not sufficient:
+the prior passes it too. So compare ``log_prob`` with that of the prior (:func:`log_prior`) and of a
+Gaussian (:class:`LinearGaussian`).
 
 Source of the approach: Papamakarios & Murray, NeurIPS 2016; with diffusions Geffner et al., ICML
 2023, and Sharrock et al., ICML 2024.
@@ -93,12 +93,12 @@ def simulate(
 
     Args:
         program: a Pyro program without arguments, whose data are drawn, not observed.
-        n: how many.
-        seed: of the draws; the caller's random state stays as it is. None: the global generator.
-        vectorized: run it once in a plate of n (``Predictive(parallel=True)``), which is quicker.
-            It must then not mix what it draws along dimensions of batches, and nothing can check
-            that. Else it is run n times.
-        progress: show how far it is, where it is run n times.
+        n: the number of draws.
+        seed: the seed of the draws; the caller's random state is kept. None: the global generator.
+        vectorized: whether to run the program once in a plate of n (``Predictive(parallel=True)``),
+            which is quicker than n times. It must then not mix entries of its batch, which cannot
+            be checked.
+        progress: whether to show a progress bar, where the program runs n times.
     """
     check_count("n", n, "the number of simulations")
     shown = progress and not vectorized
@@ -107,7 +107,7 @@ def simulate(
 
         def counted() -> Any:
             value = program()
-            if next(runs) < n:  # Predictive runs it once more, to see its sites
+            if next(runs) < n:  # Predictive runs it once more, to list its sites
                 bar.update()
             return value
 
@@ -135,15 +135,16 @@ def _nodes(program: Callable[..., Any], seed: int = 0) -> dict[str, Any]:
 def log_prior(
     program: Callable[..., Any], latent: Sequence[str], draws: Mapping[str, Tensor]
 ) -> Tensor:
-    """log p(θ) of n parameters in θ's own space, (n,), nats, by running the program at each.
+    """log p(θ) of n parameters in θ's own space, (n,), nats, from a run of the program at each.
 
     Args:
+        program: the simulator, without arguments.
         latent: the names of the parameters' sites.
         draws: values of these sites by name, (n, *shape).
 
     Raises:
-        ValueError: a site that there is not; a parameter whose law depends on sites that are no
-            parameters, so that its density is not known, or that is no draw.
+        ValueError: an unknown site; a parameter that is not drawn, or whose law depends on sites
+            that are not parameters, so that its density is not known.
     """
     sites = _sites(program, latent)
     if fixed := [name for name, site in sites.items() if site["is_observed"]]:
@@ -176,20 +177,20 @@ def _log_prob(program: Callable[..., Any], names: Sequence[str], seed: int) -> T
 
 
 class LinearGaussian(NamedTuple):
-    """A Gaussian law of θ given x whose mean is linear in x: what a posterior should exceed."""
+    """A Gaussian law of θ given x with a mean linear in x, as a baseline for posteriors."""
 
-    center: Tensor  # (m,) of x
-    unit: Tensor  # (m,)
+    center: Tensor  # (m,), the mean of x
+    unit: Tensor  # (m,), the scale of x
     weight: Tensor  # (1 + m, d)
-    root: Tensor  # (d, d), lower triangular, of the covariance
+    root: Tensor  # (d, d), the lower triangular root of the covariance
 
     @classmethod
     def fit(cls, theta: Tensor, x: Tensor) -> LinearGaussian | None:
         """The least-squares fit to n pairs of θ (n, d) and x (n, m), float64.
 
         Returns:
-            None where there are fewer than ten pairs for each number that θ is regressed on, or
-            where x tells some combination of θ exactly.
+            None if there are fewer than ten pairs for each regressor, or if x determines some
+            linear combination of θ exactly.
         """
         theta, x = theta.double(), x.double()
         if len(x) < PER_NUMBER * (1 + x.shape[1]):
@@ -201,7 +202,7 @@ class LinearGaussian(NamedTuple):
         rest = theta - inputs @ solved.solution
         covariance = rest.mT @ rest / (len(x) - int(solved.rank))
         root, info = torch.linalg.cholesky_ex(covariance)
-        # what draws in float32 cannot tell from 0 is 0
+        # variances that float32 draws cannot tell from 0 are 0
         least = torch.finfo(torch.float32).eps * theta.std(0)
         if int(info) or bool((root.diagonal() <= least).any()):
             return None
@@ -231,7 +232,7 @@ class LogDensity(NamedTuple):
 
 
 class _Site(NamedTuple):
-    """A latent site, as it stands in the vector of parameters."""
+    """A latent site of the vector of parameters."""
 
     name: str
     shape: torch.Size  # of one draw
@@ -246,25 +247,25 @@ class _Site(NamedTuple):
 
 
 class AmortizedPosterior(nn.Module):
-    """p(θ | x) for any x, a diffusion model of θ in unconstrained, standardized coordinates.
+    """The posterior p(θ | x) for any x: a diffusion model of θ, unconstrained and standardized.
+
+    :meth:`fit` makes one and trains it. ``model`` and ``guide`` are the two programs, for a loop of
+    your own over :meth:`coordinates`. ``gaussian`` is the :class:`LinearGaussian` of the draws in
+    these coordinates; None after :meth:`from_pretrained`.
 
     Args:
         program: the simulator, without arguments.
         latent: the names of its parameters' sites.
         observed: the names of its data's sites.
-        draws: of simulations, to scale by (:func:`simulate`).
-        network: called with (n, d + size) numbers, z and what is told of x, and log SNR (n,), which
-            returns (n, d); by default an MLP.
-        diffusion: that noises θ; VPSDE by default.
+        draws: simulations, for the scales of θ and x (:func:`simulate`).
+        network: called with z and the encoded x, (n, d + size), and log SNR (n,); returns (n, d).
+            An MLP by default.
+        diffusion: the diffusion that noises θ, VPSDE by default.
 
     Raises:
         TypeError: sites that are not continuous.
-        ValueError: sites that there are not, that are observed, or that are named twice; a
-            parameter that never varies, or whose support depends on others.
-
-    :meth:`fit` makes one and trains it. ``model`` and ``guide`` are the two programs, for a loop of
-    your own over :meth:`coordinates`. ``gaussian`` is the :class:`LinearGaussian` of the draws, of
-    θ in these coordinates; None of one that was opened.
+        ValueError: unknown or observed sites, or one named twice; a parameter that never varies, or
+            whose support depends on others.
     """
 
     mean: Tensor
@@ -317,16 +318,16 @@ class AmortizedPosterior(nn.Module):
         seed: int = 0,
         progress: bool = False,
     ) -> AmortizedPosterior:
-        """Simulate, and train.
+        """A posterior trained on new simulations.
 
         Args:
             program, latent, observed, network, diffusion: see the class.
-            simulations: how many draws of θ and x are learned from.
-            steps, batch_size, learning_rate: of Adam, with a cosine that falls to zero; the weights
-                that are kept are averages of the last of them.
+            simulations: the number of draws of θ and x to learn from.
+            steps, batch_size, learning_rate: training by Adam, with a cosine schedule that ends at
+                zero. The weights are averaged over the last steps.
             vectorized: see :func:`simulate`.
-            seed: of simulations, weights and noise.
-            progress: show how far it is.
+            seed: the seed of simulations, weights and noise.
+            progress: whether to show a progress bar.
         """
         check_count("simulations", simulations, "the number of draws that are learned from", 2)
         check_count("steps", steps, "the number of training steps")
@@ -370,8 +371,11 @@ class AmortizedPosterior(nn.Module):
         self.eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write the model (:meth:`DiffusionModel.save_pretrained`), and in ``posterior.json`` the
-        names of the sites and the scales of the parameters."""
+        """Write the posterior to a folder.
+
+        It holds the model (:meth:`DiffusionModel.save_pretrained`), and in ``posterior.json`` the
+        names of the sites and the scales of the parameters.
+        """
         self.model.save_pretrained(folder)
         named = {"latent": self.latent, "observed": self.observed, "shapes": self._shapes}
         scales = {"mean": self.mean.tolist(), "scale": self.scale.tolist()}
@@ -385,13 +389,11 @@ class AmortizedPosterior(nn.Module):
         """The posterior that :meth:`save_pretrained` wrote, for the same simulator.
 
         Args:
-            folder: that it was written to.
-            program: the simulator, whose sites say what the supports of the parameters are; the
-                folder holds no code.
+            folder: the folder it was written to.
+            program: the simulator, for the supports of its parameters; the folder holds no code.
 
         Raises:
-            PretrainedError: no such folder, one that is damaged, or a program whose sites have
-                other shapes.
+            PretrainedError: the folder is missing or damaged, or sites have other shapes.
             TypeError: no program.
             ValueError: a program without these sites.
         """
@@ -456,7 +458,7 @@ class AmortizedPosterior(nn.Module):
     # -- coordinates -------------------------------------------------------------------------------
 
     def data(self, draws: Mapping[str, Tensor]) -> Tensor:
-        """Data by site as the numbers that the network sees, (n, m).
+        """Data by site as one vector each, (n, m), as the network sees them.
 
         Raises:
             ValueError: a site is missing, or of another shape.
@@ -479,12 +481,12 @@ class AmortizedPosterior(nn.Module):
         return numbers
 
     def coordinates(self, draws: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Parameters by site as the model has them, (n, d), and log|det| of the change, (n,)."""
+        """The model's coordinates of parameters by site, (n, d), and log|det| of the map, (n,)."""
         u, log_det = self._unconstrained(draws)
         return (u - self.mean) / self.scale, log_det - self.scale.log().sum()
 
     def parameters_of(self, theta: Tensor) -> Draws:
-        """The parameters by site, (n, *shape), of the model's coordinates (n, d)."""
+        """The parameters by site, (n, *shape), at coordinates of the model (n, d)."""
         u, values, first = theta * self.scale + self.mean, {}, 0
         for site in self._sites:
             shape = site.transform.inverse_shape(site.shape)
@@ -497,7 +499,7 @@ class AmortizedPosterior(nn.Module):
         """Values of the parameters by site, (n, *shape).
 
         Raises:
-            ValueError: a site is missing, of another shape, or has another number of values.
+            ValueError: a site is missing, has another shape or another number of values.
         """
         values = {site.name: _rows(draws, site.name, site.shape) for site in self._sites}
         numbers = {name: len(value) for name, value in values.items()}
@@ -515,14 +517,19 @@ class AmortizedPosterior(nn.Module):
         log_det = torch.stack([log_det for _, log_det in parts]).sum(0)
         return torch.cat([u for u, _ in parts], 1), log_det
 
-    # -- what it is for ----------------------------------------------------------------------------
+    # -- samples and densities ---------------------------------------------------------------------
 
     @torch.no_grad()
     def sample(self, data: Mapping[str, Tensor], n: int, *, seed: int | None = None) -> Draws:
         """n draws of p(θ | x) for each of m data, (m, n, *shape) by site.
 
         Args:
-            data: by site, (m, *shape), or one datum, (*shape); then the draws are (n, *shape).
+            data: data by site, (m, *shape), or one datum, (*shape); then draws are (n, *shape).
+            n: the number of draws for each datum.
+            seed: the seed of the draws; None: the global generator.
+
+        Raises:
+            ValueError: what :meth:`data` refuses.
         """
         check_count("n", n, "the number of draws for each datum")
         x = self.data(data)
@@ -553,16 +560,17 @@ class AmortizedPosterior(nn.Module):
         """log p(θ | x) of n pairs, in θ's own space, by the probability-flow ODE.
 
         Args:
-            theta, data: by site, (n, *shape); data may be one, for all. Outside of the support
-                of θ, and on its boundary, it is -∞, with error 0.
+            theta: parameters by site, (n, *shape). Outside of the support and on its boundary log
+                p is -∞, with error 0.
+            data: data by site, (n, *shape), or one datum, (*shape), for all.
             samples: draws of the state at ε for each pair.
-            solver: of the ODE; by default dopri5 with tolerances of 1e-4, and exact divergences.
-            seed: of the draws.
-            progress: show how far it is.
+            solver: the ODE solver; by default dopri5 with tolerances of 1e-4 and exact divergences.
+            seed: the seed of the draws.
+            progress: whether to show a progress bar.
 
         Raises:
-            ValueError: parameters that are NaN; another number of them than of data, or between
-                sites; what :meth:`data` refuses.
+            ValueError: parameters that are NaN; sites or data of different numbers n; what
+                :meth:`data` refuses.
         """
         solver = Solver(rtol=1e-4, atol=1e-4) if solver is None else solver
         inside, x = self._inside(theta), self.data(data)
@@ -586,7 +594,7 @@ class AmortizedPosterior(nn.Module):
         return LogDensity(value, error)
 
     def _inside(self, theta: Mapping[str, Tensor]) -> Tensor:
-        """Whether parameters are in the interior of their support, (n,)."""
+        """Whether parameters are in the interior of their support, (n,) bool."""
         inside, values = [], self._values(theta)
         for site in self._sites:
             value = values[site.name]
@@ -601,19 +609,19 @@ class AmortizedPosterior(nn.Module):
 
 @dataclass(frozen=True, repr=False)
 class Calibration:
-    """Ranks of true parameters among draws of their posterior, and whether they are uniform."""
+    """Ranks of true parameters among draws of their posterior, with tests of uniformity."""
 
     ranks: dict[str, Tensor]  # (simulations, *shape) by site, whole numbers from 0 to draws
-    draws: int
+    draws: int  # from each posterior
 
     def p_values(self, bins: int = 10) -> dict[str, Tensor]:
         """P-values of the χ² test that ranks are uniform, by site, (*shape).
 
         Args:
-            bins: of ranks, at most ``draws`` + 1; a divisor of that keeps them even.
+            bins: the number of bins, at most ``draws`` + 1; even bins need a divisor of that.
 
         Raises:
-            ValueError: more bins than ranks there can be.
+            ValueError: more bins than possible ranks.
         """
         if not 2 <= bins <= self.draws + 1:
             raise ValueError(
@@ -650,13 +658,15 @@ def calibrate(
     """Simulation-based calibration of a posterior, on new simulations.
 
     Args:
-        simulations: how many pairs of θ* and x.
-        draws: of each posterior; with 99, ranks from 0 to 99 fall evenly into ten bins.
+        posterior: the posterior to test.
+        program: the simulator, without arguments.
+        simulations: the number of pairs of θ* and x.
+        draws: draws from each posterior; with 99, ranks 0 to 99 fall evenly into ten bins.
         vectorized, progress: see :func:`simulate`.
-        seed: of all of it.
+        seed: the seed of simulations and draws.
 
     Returns:
-        The ranks, and p-values of their uniformity.
+        :class:`Calibration`, with ranks and p-values.
     """
     truth = simulate(program, simulations, seed=seed, vectorized=vectorized, progress=progress)
     ranks = {}
@@ -667,7 +677,7 @@ def calibrate(
 
 
 def _uniform_p_value(ranks: Tensor, values: int, bins: int) -> Tensor:
-    """P-values of a χ² test that ranks (n, *shape) below ``values`` are uniform, (*shape)."""
+    """P-values (*shape) of a χ² test that ranks (n, *shape) below ``values`` are uniform."""
     n, flat = len(ranks), ranks.reshape(len(ranks), -1)
     cell = flat * bins // values
     width = (torch.arange(values) * bins // values).bincount(minlength=bins).double() / values
@@ -682,7 +692,7 @@ def _sites(program: Callable[..., Any], names: Sequence[str]) -> dict[str, Any]:
     """Sites of the program by name.
 
     Raises:
-        ValueError: one that there is not, or none.
+        ValueError: an unknown site, or no site.
     """
     nodes = _nodes(program)
     known = list(nodes)
@@ -708,9 +718,9 @@ def _of_parameter(name: str, site: Mapping[str, Any]) -> _Site:
 
 
 def _is_interior(support: constraints.Constraint, value: Tensor) -> Tensor:
-    """Whether values (n, …) are inside a support and not on its boundary, (n,).
+    """Whether values (n, …) are inside a support, (n,) bool, and not on its boundary.
 
-    Closed supports have their boundary, where unconstrained numbers are infinite.
+    Closed supports include their boundary, where unconstrained numbers are infinite.
     """
     while isinstance(support, constraints.independent):
         support = support.base_constraint
@@ -737,7 +747,7 @@ def _of_rows(each: Tensor) -> Tensor:
 
 
 def _check_supports(program: Callable[..., Any], sites: Sequence[_Site]) -> None:
-    """Raises ValueError for a parameter whose support depends on others, by several runs."""
+    """Raise ValueError for a parameter whose support depends on others, by several runs."""
     for seed in range(1, SUPPORT_RUNS):
         nodes = _nodes(program, seed)
         for site in sites:
@@ -752,10 +762,10 @@ def _check_supports(program: Callable[..., Any], sites: Sequence[_Site]) -> None
 
 
 def _rows(values: Mapping[str, Any], name: str, shape: Sequence[int]) -> Tensor:
-    """Values of a site, (n, *shape), of which one may be given as (*shape).
+    """Values of a site, (n, *shape); a single one may be given as (*shape).
 
     Raises:
-        ValueError: there are none, or of another shape.
+        ValueError: values are missing or have another shape.
     """
     if name not in values:
         raise ValueError(

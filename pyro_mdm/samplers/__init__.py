@@ -5,16 +5,15 @@ In reverse time t = T - s the generative SDE is
     du = ( g² s_θ(u, s) + ∇·g² - f(u, s) ) dt + G dB_t,    u_0 ~ π,
 
 for a linear diffusion f = A u, A = -(Q + D) Σ_∞^{-1}, g² = 2 D and π = N(0, Σ_π). Processes with
-less noise have the same marginals where the score is exact, down to the probability-flow ODE, which
-has none. Each integrator is one class, called as::
+less noise have the same marginals where the score is exact, down to the probability-flow ODE
+without noise. Each integrator is one class, called as::
 
     sampler(diffusion, score, shape, generator=None, *, dtype=None, progress=False) -> y_ε
 
 with ``shape = (batch, K, *event_shape)`` and ``score(y, s) -> like y`` for times s (batch,). The
 state is held in float64, because late steps are small differences of it; the score is called in
-``dtype``, and its answer is taken back to float64. All K×K kernels of the grid are computed in one
-batched call before the first step, and ``sampler.calls`` says after a run how often the network was
-asked.
+``dtype``, and its result is cast to float64. All K×K kernels of the grid are computed in one
+batched call before the first step. After a run ``sampler.calls`` is the number of network calls.
 
 ========================================  =================  ===========  ============  ===========
 sampler                                   follows            order        calls a step  closed form
@@ -30,14 +29,13 @@ sampler                                   follows            order        calls 
 ========================================  =================  ===========  ============  ===========
 
 Orders are weak ones, and measured (``tests/test_sampler_orders.py``). Every sampler takes a
-``grid`` by name (:data:`GRIDS`), as times, or as a function. Where none is chosen it is
-:func:`default_sampler`. :class:`Guided` is any of them with classifier-free guidance,
-:class:`Replacement` one with observed dimensions put into its states.
+``grid`` by name (:data:`GRIDS`), as times, or as a function. The default sampler is
+:func:`default_sampler`. :class:`Guided` adds classifier-free guidance to any sampler,
+:class:`Replacement` puts observed dimensions into its states.
 
-A score may have two attributes: ``dtype``, the precision it likes to be called in (PyTorch's
-default one otherwise), and ``denoise(y, s) -> x̂``, (batch, *event_shape), which exponential
-integrators and :class:`Ancestral` use; without it the denoiser is found from the score by its
-projection on g².
+A score may have two attributes: ``dtype``, the precision it is called in (PyTorch's default
+otherwise), and ``denoise(y, s) -> x̂``, (batch, *event_shape), which exponential integrators and
+:class:`Ancestral` use; without it the denoiser is the projection of the score on g².
 """
 
 from typing import TYPE_CHECKING
@@ -58,15 +56,17 @@ from pyro_mdm.samplers.grids import (
 )
 from pyro_mdm.samplers.guided import Guided
 from pyro_mdm.samplers.probability_flow import ProbabilityFlow, ToleranceError
-from pyro_mdm.samplers.reference import TorchSDE
 from pyro_mdm.samplers.splitting import Splitting
 from pyro_mdm.samplers.stochastic_heun import StochasticHeun
 from pyro_mdm.support.wings import names_of_wings
 
 if TYPE_CHECKING:
     from pyro_mdm.conditioning.replacement import Replacement
+    from pyro_mdm.simulated.reference import TorchSDE
 else:
-    __getattr__, __dir__ = names_of_wings(__name__, conditioning=("Replacement",))
+    __getattr__, __dir__ = names_of_wings(
+        __name__, conditioning=("Replacement",), simulated=("TorchSDE",)
+    )
 
 __all__ = [
     "Ancestral",

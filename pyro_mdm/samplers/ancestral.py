@@ -23,7 +23,7 @@ class _AncestralPlan(NamedTuple):
 class Ancestral(Sampler):
     """The exact Gaussian posterior ``q(y_{s'} | y_s, x = x̂(y_s, s))``, by default on ``log_snr``.
 
-    The discrete-time model of the grid: with it the chain's bound is the grid's own. One call of
+    It samples the discrete-time model of the grid, whose bound is that of the chain. One call of
     the denoiser a step. Source: Ho, Jain & Abbeel, "Denoising Diffusion Probabilistic Models",
     NeurIPS 2020, equations 6 and 7, here for any K.
     """

@@ -1,4 +1,4 @@
-"""The base of samplers: steps over a grid of times, by a diffusion and a score."""
+"""The base class of samplers: steps over a grid of times, by a diffusion and a score."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Sampler(Recorded, ABC):
     Args:
         steps: number of steps from T to ε, at least 1.
         grid: where they end: a name in :data:`~pyro_mdm.samplers.grids.GRIDS`, the times from T to
-            ε themselves, or a function of a diffusion and the number of steps that returns them;
-            by default the sampler's own.
+            ε themselves, or a function of a diffusion and the number of steps that returns them; by
+            default the sampler's own.
 
     Raises:
-        TypeError: on call, a diffusion that the sampler or the grid is not for.
-        ValueError: a grid of another name, of times that do not decrease, or, on call, that are not
-            from T to ε; on call, a shape whose second entry is not the diffusion's K, a score or
-            denoiser that answers in another shape or with entries that are not finite.
+        TypeError: on call, a diffusion that the sampler or the grid does not support.
+        ValueError: an unknown grid, times that do not decrease, or, on call, do not run from T to
+            ε; on call, a shape whose second entry is not the diffusion's K, a score or denoiser
+            that returns another shape or entries that are not finite.
     """
 
     needs: ClassVar[tuple[Cap, ...]] = (Cap.KERNELS,)
@@ -67,14 +67,13 @@ class Sampler(Recorded, ABC):
         return grid_times(grid, diffusion.for_grids, self.steps)
 
     def plan(self, diffusion: Any, times: Tensor) -> Any:
-        """Everything the steps need that does not depend on the state, for all steps at once.
+        """What all steps need that does not depend on the state; by default the times alone.
 
-        By default the times alone.
+        A plan is a named tuple whose fields begin with the steps and whose field ``s`` holds the
+        times of the score calls, or the times themselves.
 
         Args:
-            times: (steps + 1,), or (steps + 1, …) of other grids, and so are the fields of a plan:
-                the steps first. A named tuple with a field ``s``, the times at which the score is
-                asked, or the times themselves.
+            times: (steps + 1,), or (steps + 1, …) for a batch of grids.
         """
         return times
 
@@ -83,16 +82,16 @@ class Sampler(Recorded, ABC):
         """The state after step i, like y (batch, K, *event_shape), in float64.
 
         Args:
-            plan: of :meth:`plan`.
+            plan: the result of :meth:`plan`.
             ask: the score and the denoiser.
-            noise: draws standard normal numbers, like y.
+            noise: a function that draws standard normal numbers, like y.
         """
 
     def check(self, diffusion: Diffusion, score: Any = None) -> None:
-        """Raises TypeError for a diffusion that the sampler cannot integrate, or not by a score.
+        """Raises TypeError for a diffusion or a score that the sampler does not support.
 
         Args:
-            score: what it would ask; None if that is not known yet.
+            score: the score in use; None if it is not known yet.
         """
         fix = f"use EulerMaruyama({self.steps})"
         require(diffusion, *self.needs, who=type(self).__name__, fix=fix)
@@ -126,16 +125,17 @@ class Sampler(Recorded, ABC):
 
         Args:
             diffusion: the noising diffusion that is reversed.
-            score: ``score(y, s) -> like y``, see the module's text for optional attributes.
+            score: ``score(y, s) -> like y``, see :mod:`pyro_mdm.samplers` for optional attributes.
             shape: (batch, K, *event_shape).
             generator: source of randomness, on the diffusion's device.
             dtype: precision of the score's inputs and of the result.
-            progress: whether to show the steps (:mod:`pyro_mdm.support.progress`), or what counts
-                them.
-            watch: is called with the time and the state (float64) before each step and at the end.
-            differentiable: keep the graph, so that y_ε has derivatives by the score's parameters
-                and the diffusion's, at the times of the grid as they are (but for a grid that is a
-                function which keeps theirs).
+            progress: whether to show the steps (:mod:`pyro_mdm.support.progress`), or a bar to
+                count them.
+            watch: a function called with the time and the state (float64) before each step and at
+                the end.
+            differentiable: keep the graph, so that y_ε has derivatives in the parameters of score
+                and diffusion. The times of the grid are constants, unless the grid is a function
+                that keeps their derivatives.
         """
         check_instance("diffusion", diffusion, Diffusion, "the order is (diffusion, score, shape)")
         _check_score(score)
@@ -186,11 +186,11 @@ class Sampler(Recorded, ABC):
 
 
 class Questions:
-    """The score and the denoiser, asked in their own precision and answering in float64.
+    """The score and the denoiser, called in their own precision, with results in float64.
 
     Attributes:
-        calls: how often they were asked.
-        past: what a method of several steps keeps, the newest first.
+        calls: number of calls.
+        past: what a multistep method keeps, the newest first.
     """
 
     def __init__(
@@ -203,7 +203,7 @@ class Questions:
         self.past: deque[Any] = deque(maxlen=3)
 
     def watch(self, s: Tensor, y: Tensor) -> None:
-        """Shows a state y at the time s to whoever watches."""
+        """Pass a state y at the time s to the function that watches, if any."""
         if self._watch is not None:
             self._watch(s.detach(), y.detach())
 
@@ -213,7 +213,7 @@ class Questions:
         return self._checked("score", out, y.shape)
 
     def denoise(self, y: Tensor, s: Tensor, noise: float = 1.0) -> Tensor:
-        """x̂ (batch, *event_shape), for a process with the part η of the noise."""
+        """x̂ (batch, *event_shape), for the backward process with noise η g²."""
         denoise = getattr(self._score, "denoise", None)
         if denoise is None:
             return project(self.diffusion, self.score(y, s), y, s.expand(len(y)))
@@ -223,15 +223,15 @@ class Questions:
         return self._checked("denoiser", out, y.shape[:1] + y.shape[2:])
 
     def start(self, y: Tensor, s: Tensor) -> Tensor:
-        """ŵ = (x̂, m̂), like y: the denoised state at time 0, where v_0's mean depends on x."""
+        """The denoised state ŵ = (x̂, m̂) at time 0, like y, where v_0's mean depends on x."""
         self.calls += 1
         score: Any = self._score
         out = score.start_hat(y.to(self.dtype), s.expand(len(y)))
         return self._checked("denoiser", out, y.shape)
 
     def velocity(self, y: Tensor, s: Tensor, noise: float = 0.0) -> Tensor:
-        """f - (1 + η)/2 (g² s_θ + ∇·g²), like y: dy/ds of the process that runs backwards with the
-        part η of the noise, at one time s, for any diffusion."""
+        """The velocity f - (1 + η)/2 (g² s_θ + ∇·g²) of the backward process with noise η g²,
+        like y, at one time s, for any diffusion."""
         value: Tensor = self.diffusion.velocity(y, s, noise, self)
         return value
 
@@ -242,18 +242,18 @@ class Questions:
 
 
 def check_size(y: Tensor, s: Tensor, i: int, steps: int) -> None:
-    """Raises SimulationError for a state that has exploded, in step i at the time s."""
+    """Raises SimulationError if the state has exploded in step i at the time s."""
     if bool((y.abs() < LIMIT).all()):
         return
     raise SimulationError(
         f"sampling exploded: a state of {y.abs().max().item():.3g} at s = {s.item():.4g}, in step "
-        f"{i + 1} of {steps} back from T. Take more steps (a drift that pulls back strongly pushes "
-        "apart in reverse until the score is learned), or train on"
+        f"{i + 1} of {steps} back from T. Take more steps (a drift that contracts strongly expands "
+        "in reverse until the score is learned), or train on"
     )
 
 
 def _check_score(score: Any) -> None:
-    """Raises TypeError for what has a score in it, or is none."""
+    """Raises TypeError unless given the score itself, not an object that has one."""
     has_a_score = isinstance(score, Parameterization) or hasattr(score, "bound_score")
     if has_a_score or not callable(score):
         raise TypeError(

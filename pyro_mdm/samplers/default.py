@@ -1,4 +1,4 @@
-"""The sampler that is used where none is chosen."""
+"""The default sampler."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["default_sampler"]
 
 
 def default_sampler(diffusion: Diffusion, score: Score | None = None) -> Sampler:
-    """The sampler where no other is asked for.
+    """The default sampler of a diffusion and a score.
 
     ``ExponentialIntegrator(25)`` for a denoiser (or where the score is not known),
-    ``StochasticExponentialIntegrator(50)`` for a score of the raw state, whose errors a process
-    without noise does not forget, and ``EulerMaruyama(256)`` without a closed form, or where v_0's
+    ``StochasticExponentialIntegrator(50)`` for a score of the raw state, because a process without
+    noise would keep its errors, and ``EulerMaruyama(256)`` without a closed form, or where v_0's
     mean depends on data and the score does not estimate it.
     """
     known = Cap.KERNELS in diffusion.caps

@@ -25,9 +25,9 @@ class _EulerPlan(NamedTuple):
 
 
 class EulerMaruyama(Sampler):
-    """``u' = u + h (g² s_θ + ∇·g² - f) + √h G ξ``, weak order 1. One score call a step.
+    """Euler–Maruyama, ``u' = u + h (g² s_θ + ∇·g² - f) + √h G ξ``, for any diffusion.
 
-    For any diffusion.
+    Weak order 1, one score call a step.
     """
 
     needs = ()
@@ -59,7 +59,7 @@ class EulerMaruyama(Sampler):
 
 @singledispatch
 def _planned(diffusion: Diffusion, times: Tensor) -> _EulerPlan | Tensor:
-    """The times themselves, or, in closed form, what is the same for all states."""
+    """The times, or in closed form the matrices of all steps."""
     return times
 
 

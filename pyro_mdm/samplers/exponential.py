@@ -1,8 +1,8 @@
 r"""Exponential integrators: the linear part of every step exactly, x̂ as a polynomial over it.
 
-Methods of several steps: the polynomial goes through what the network said in this step and in
-those before, so that every order costs one network call a step. The first steps, which have no
-past, are of lower order; there the data are hardly seen yet.
+They are multistep methods: the polynomial passes through the x̂ of this step and of earlier ones,
+so that every order costs one network call a step. The first steps, which have no past, are of lower
+order; there y says little of the data.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _ExponentialPlan(NamedTuple):
 
 
 class _Exponential(Sampler):
-    """Base of the deterministic and the stochastic integrator."""
+    """The base class of the deterministic and the stochastic integrator."""
 
     orders: ClassVar[tuple[int, ...]]
     default_grid = "quadratic"
@@ -72,17 +72,17 @@ class _Exponential(Sampler):
 
 
 class ExponentialIntegrator(_Exponential):
-    r"""The probability-flow ODE of any linear diffusion in few steps; no noise is added.
+    r"""The probability-flow ODE of any linear diffusion in few steps, without noise.
 
         y_r = a_r x̂ + R_r R_s^{-1} (y_s - a_s x̂),    R' = (A + ½ g² Σ^{-1}) R,    R Rᵀ = Σ
 
     where x̂ is held over the step (order 1), extrapolated to its middle (2), or a parabola over it
-    (3), in log volume κ, which for K = 1 is -λ. One network call a step, whatever the order. Of a
-    score of the raw state x̂ is the projection on g², as for :class:`Ancestral`.
+    (3), in log volume κ, which for K = 1 is -λ. One network call a step at every order. For a score
+    of the raw state x̂ is the projection on g², as for :class:`Ancestral`.
 
     Args:
         steps: number of steps, which is the number of calls.
-        order: 1, 2 or 3, of the error of the ODE.
+        order: order of the ODE's error, 1, 2 or 3.
         grid: see :class:`Sampler`; ``quadratic`` by default.
 
     Raises:
@@ -102,17 +102,17 @@ class ExponentialIntegrator(_Exponential):
 
 
 class StochasticExponentialIntegrator(_Exponential):
-    r"""An exponential integrator with noise: from the ODE at 0 to the reversed SDE at 1.
+    r"""An exponential integrator with noise η: from the ODE at η = 0 to the reversed SDE at η = 1.
 
-        dy = ( A y + (1 + η)/2 g² Σ^{-1} (y - a x̂) ) ds + √η G dB̄,    η the noise,
+        dy = ( A y + (1 + η)/2 g² Σ^{-1} (y - a x̂) ) ds + √η G dB̄
 
-    exactly for x̂ held over the step (order 1) or extrapolated to its middle (2). All have the
-    marginals of the noising process, and what is drawn last forgets errors made before. At η = 1
-    and order 1 it is :class:`Ancestral`. One call of the denoiser a step.
+    exactly for x̂ held over the step (order 1) or extrapolated to its middle (2). All η have the
+    marginals of the noising process; with noise, later steps forget earlier errors. At η = 1 and
+    order 1 it is :class:`Ancestral`. One call of the denoiser a step.
 
     Args:
         steps: number of steps, which is the number of calls.
-        noise: η, from 0 (nothing is drawn) to 1 (as much as noising adds).
+        noise: η, from 0 (no noise) to 1 (as much as noising adds).
         order: weak order, 1 or 2.
         grid: see :class:`Sampler`; ``quadratic`` by default.
 
@@ -120,8 +120,8 @@ class StochasticExponentialIntegrator(_Exponential):
         ValueError: another order, a noise outside [0, 1]; see also :class:`Sampler`.
         KernelPrecisionError: on call, float64 cannot hold the diffusion's kernels.
 
-    Source: for K = 1, η = 1 it is SDE-DPM-Solver++ (Lu et al., "DPM-Solver++", 2022);
-    for K > 1 and order 1 stochastic gDDIM (Zhang, Tao & Chen, ICLR 2023).
+    Source: for K = 1, η = 1 it is SDE-DPM-Solver++ (Lu et al., "DPM-Solver++", 2022); for K > 1 and
+    order 1 stochastic gDDIM (Zhang, Tao & Chen, ICLR 2023).
     """
 
     orders = (1, 2)
@@ -137,10 +137,10 @@ class StochasticExponentialIntegrator(_Exponential):
 
 
 def _weights(moments: Tensor, volume: Tensor, order: int) -> Tensor:
-    """The weights of x̂ of this step and of those before, (N, …, order, K).
+    """The weights of x̂ in this step and in earlier ones, (N, …, order, K).
 
     Args:
-        moments: (N, …, 1 or 3, K), of the powers of the part of the step that is done.
+        moments: (N, …, 1 or 3, K), of powers of the fraction of the step that is done.
         volume: (N, …), the lengths of the steps in log volume, in which x̂ is extrapolated.
     """
     held = moments[..., 0, :]

@@ -1,4 +1,4 @@
-"""Grids of times for samplers: from T down to ε, even in some measure of what happens between."""
+"""Grids of times for samplers, decreasing from T to ε."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ that returns them."""
 def log_snr_grid(diffusion: Diffusion, steps: int) -> Tensor:
     """Decreasing times (steps + 1,) from T to ε, equally spaced in log SNR.
 
-    For a nonlinear diffusion in its nominal log SNR.
+    For a nonlinear diffusion the log SNR is nominal.
     """
     return diffusion.log_snr_grid(steps + 1).flip(0)
 
@@ -85,13 +85,13 @@ def quadratic_grid(diffusion: Diffusion, steps: int) -> Tensor:
 
 @torch.no_grad()
 def information_grid(diffusion: Kernels, steps: int) -> Tensor:
-    r"""Decreasing times (steps + 1,) from T to ε, even in what noise does to all variables.
+    r"""Decreasing times (steps + 1,) from T to ε, even in the effect of noise on all variables.
 
-    The measure is ``-λ(s) + ∫ tr(Σ^{-1} g²) ds``, closed form because the integral is
-    ``log det Σ - 2 ∫ tr A``. For K = 1 both parts are -λ and the grid is :func:`log_snr_grid`. For
-    K > 1 log SNR can pause while auxiliary variables forget fast: equal steps of λ alone are then
-    so long that explicit steps of the score overshoot. Where data dimensions have blocks and clocks
-    of their own, it is at every time that of the one for which most happens.
+    The measure is ``-λ(s) + ∫ tr(Σ^{-1} g²) ds``, in closed form because the integral is ``log det
+    Σ - 2 ∫ tr A``. For K = 1 both parts are -λ and the grid is :func:`log_snr_grid`. For K > 1 log
+    SNR can pause while auxiliary variables forget fast; steps that are even in λ alone are then so
+    long that explicit steps of the score overshoot. With blocks and clocks per data dimension, the
+    measure follows at every time the dimension that changes fastest.
     """
     return _information_grid(diffusion, steps)
 
@@ -120,7 +120,7 @@ def _fastest_grid(diffusion: PerDimensionDiffusion, steps: int) -> Tensor:
 
 
 class Progressing(Protocol):
-    """A diffusion that says how far on the way from ε to T a time is, as simulated ones do."""
+    """A diffusion with a ``progress``, the fraction of the way from ε to T, as simulated ones."""
 
     @property
     def start_time(self) -> Tensor: ...
@@ -157,7 +157,7 @@ class Tabulated:
     """An increasing function of clock time between ε and T, by linear interpolation.
 
     Args:
-        measure: of clock times (n,) and the factorization of Σ there.
+        measure: a function of clock times (n,) and the factorization of Σ there.
     """
 
     def __init__(self, diffusion: OneBlock, measure: Callable[[Tensor, Factor], Tensor]) -> None:
@@ -170,11 +170,11 @@ class Tabulated:
         self.values = measure(self.tau, factor)
 
     def __call__(self, tau: Tensor) -> Tensor:
-        """The measure at clock times, like them."""
+        """The measure at clock times τ, like τ."""
         return _interpolated(tau, self.tau, self.values)
 
     def inverse(self, value: Tensor) -> Tensor:
-        """The clock times at which the measure has these values, like them."""
+        """The clock times at which the measure has these values, like the values."""
         return _interpolated(value, self.values, self.tau)
 
 
@@ -205,8 +205,8 @@ def grid_times(grid: Grid, diffusion: Diffusion, steps: int) -> Tensor:
     """Decreasing times (steps + 1,) from T to ε in float64, checked.
 
     Raises:
-        TypeError: a grid that this diffusion cannot have.
-        ValueError: times of another number, not decreasing, or not from T to ε.
+        TypeError: a grid that this diffusion does not support.
+        ValueError: another number of times, not decreasing, or not from T to ε.
     """
     if isinstance(grid, str):
         if grid in NEED:
@@ -251,5 +251,5 @@ def _check_times(times: Tensor, steps: int) -> None:
 
 
 def usual_grid(diffusion: Diffusion, closed: str) -> str:
-    """The name of a sampler's own grid, ``closed`` in closed form."""
+    """The name of a sampler's default grid; ``closed`` for a diffusion in closed form."""
     return closed if Cap.KERNELS in diffusion.caps else "progress"

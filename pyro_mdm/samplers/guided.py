@@ -1,4 +1,4 @@
-"""Samples that are pulled towards their context more than the model says."""
+"""Classifier-free guidance: samples pulled towards their context."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ class Guided(Recorded):
 
         x̂ = x̂(z) + w ( x̂(z, c) - x̂(z) ),    and likewise for scores
 
-    w = 1 is the model of data given c, and w = 0 that of all. Beyond 1, samples are more typical of
-    their context and vary less. They are no samples of a model whose density is known: what is
-    drawn with w above 1 has no bound.
+    w = 1 is the model of data given c, and w = 0 that of all data. With w > 1, samples are more
+    typical of their context and vary less. They have no model with a known density, and so no
+    bound.
 
-    Sources: Ho & Salimans, "Classifier-Free Diffusion Guidance", 2022; the interval Kynkäänniemi et
-    al., "Applying Guidance in a Limited Interval", NeurIPS 2024.
+    Sources: Ho & Salimans, "Classifier-Free Diffusion Guidance", 2022; for the interval,
+    Kynkäänniemi et al., "Applying Guidance in a Limited Interval", NeurIPS 2024.
 
     Args:
-        sampler: called as those of :mod:`pyro_mdm.samplers`. Each of its network calls is two.
+        sampler: called as those of :mod:`pyro_mdm.samplers`. Each of its network calls becomes two.
         weight: w.
-        log_snr: the interval of log SNR in which there is guidance; by default all of it. Of
-            diffusions with a closed form.
+        log_snr: the interval of log SNR with guidance; by default all. For diffusions with a closed
+            form.
 
     Raises:
-        TypeError: what cannot be called as a sampler; on call, a score that has no context.
+        TypeError: an object that cannot be called as a sampler; on call, a score without a context.
         ValueError: a weight that is not finite, an interval that is empty; on call, a network that
             was never trained without its context.
 
@@ -80,7 +80,7 @@ class Guided(Recorded):
 
     @property
     def calls(self) -> int:
-        """The number of times that the last run asked the network, at most."""
+        """The largest possible number of network calls of the last run."""
         return (1 if self.weight == 1 else 2) * int(getattr(self.sampler, "calls", 0))
 
     def check(self, diffusion: Diffusion, score: Any = None) -> None:
@@ -114,7 +114,7 @@ class Guided(Recorded):
 
 
 class _GuidedScore(BoundScore):
-    """The score with a context, as far from that without as the weight says."""
+    """The score moved by the weight from the one without a context towards the one with it."""
 
     def __init__(self, score: BoundScore, weight: float, interval: list[float]) -> None:
         super().__init__(score.diffusion, score.parameterization)

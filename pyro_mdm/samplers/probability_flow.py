@@ -1,9 +1,9 @@
-r"""The probability-flow ODE by solvers of ODEs, for every diffusion.
+r"""The probability-flow ODE by ODE solvers, for every diffusion.
 
     dy/ds = f - ½ ∇·g² - ½ g² s_θ
 
-has the marginals of the reversed SDE where s_θ is exact. It is followed in the logarithm of the
-clock, in which what happens near the data takes as long as the rest.
+has the marginals of the reversed SDE where s_θ is exact. It is integrated over the logarithm of the
+clock, which gives changes near the data as much room as others.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ ROUNDING = 10.0
 
 
 class ToleranceError(ArithmeticError):
-    """An adaptive solver did not reach ε."""
+    """An adaptive solver that did not reach ε."""
 
 
 class ProbabilityFlow(Sampler):
-    """The ODE by Heun's method on a grid, or by an adaptive solver of torchdiffeq.
+    """The probability-flow ODE by Heun's method on a grid, or by an adaptive solver of torchdiffeq.
 
-    ``calls`` says after a run how many score calls it took. Adaptive solvers weigh the error over
-    the batch as a whole, so that a state depends a little on what it is drawn with.
+    After a run ``calls`` is the number of score calls. Adaptive solvers weigh the error over the
+    batch as a whole, so a state depends slightly on the others of its batch.
 
     Args:
-        steps: of ``heun``, order 2, with two calls each; of an adaptive solver, the most it may
-            take.
+        steps: number of steps of ``heun`` (order 2, two calls each); the largest number of steps of
+            an adaptive solver.
         solver: ``heun``, or one of :data:`ADAPTIVE`.
         rtol, atol: of an adaptive solver: the error of a step is kept below rtol |y| + atol.
         grid: of ``heun``; see :class:`Sampler`.
 
     Raises:
-        ValueError: another solver, a tolerance that is not positive, or that the precision of the
-            score cannot hold, a grid for an adaptive solver; see also :class:`Sampler`.
+        ValueError: another solver, a tolerance that is not positive or below the precision of the
+            score, a grid for an adaptive solver; see also :class:`Sampler`.
         ToleranceError: on call, more steps would be needed.
 
     Source: Song et al., "Score-Based Generative Modeling through Stochastic Differential
@@ -125,7 +125,7 @@ class ProbabilityFlow(Sampler):
 
 
 class _Flow:
-    """dy/dw as torchdiffeq calls it, w the diffusion's pace; counts the steps it takes."""
+    """dy/dw as called by torchdiffeq, for the diffusion's pace w; it counts the accepted steps."""
 
     def __init__(self, ask: Questions, bar: Progress) -> None:
         self.ask, self.bar, self.steps = ask, bar, 0
@@ -144,5 +144,5 @@ class _Flow:
 
 
 def _time(diffusion: Diffusion, pace: Tensor) -> Tensor:
-    """The time at this pace, kept within [ε, T], like it."""
+    """The time at a pace, clamped to [ε, T], like the pace."""
     return diffusion.time_at_pace(pace).clamp(diffusion.start_time.item(), diffusion.horizon)

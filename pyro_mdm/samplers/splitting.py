@@ -27,9 +27,9 @@ class _SplittingPlan(NamedTuple):
 class Splitting(Sampler):
     r"""Symmetric splitting for any (Q, D): half a step of noise, a step of score, half a step.
 
-    The reverse drift is ``(Q - D) Σ_∞^{-1} u + g² (s_θ + Σ_∞^{-1} u)``. Its first part with the
-    noise is the diffusion of (-Q, D), whose kernel is exact; the second vanishes where the score is
-    that of the stationary law.
+    The reverse drift is ``(Q - D) Σ_∞^{-1} u + g² (s_θ + Σ_∞^{-1} u)``. Its first part and the
+    noise are the diffusion of (-Q, D), whose kernel is exact; the second part vanishes where the
+    score is that of the stationary law.
 
     Args:
         steps: number of steps.

@@ -1,4 +1,4 @@
-"""Stochastic Heun: two drifts a step, for every diffusion whose noise does not see the state."""
+"""The stochastic Heun method: two drifts a step, for noise that does not depend on the state."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ __all__ = ["StochasticHeun"]
 
 
 class StochasticHeun(Sampler):
-    r"""A step of Euler-Maruyama, then the mean of the drifts at both ends with the same noise.
+    r"""The stochastic Heun method: an Euler–Maruyama step, then the mean of the drifts at both
+    ends.
 
         u* = u + h F(u, s) + √h G(s) ξ,    u' = u + h/2 ( F(u, s) + F(u*, s') ) + √h (G + G')/2 ξ
 
-    with the reverse drift F = g² s_θ - f, linear or not. Weak order 2, two score calls a step.
-    Noise must not depend on the state: there it converges to the Stratonovich process, another one.
+    with the reverse drift F = g² s_θ - f, linear or not, and the same noise in both. Weak order 2,
+    two score calls a step. Noise must not depend on the state: there the method converges to the
+    Stratonovich process instead.
 
-    Source: Kloeden & Platen, "Numerical Solution of Stochastic Differential Equations", 1992,
-    for additive noise.
+    Source: Kloeden & Platen, "Numerical Solution of Stochastic Differential Equations", 1992, for
+    additive noise.
     """
 
     needs = (Cap.PLAIN_NOISE,)

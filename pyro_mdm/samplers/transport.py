@@ -5,7 +5,7 @@ All processes that run backwards through the marginals of a linear diffusion are
     dy = ( A y - (1 + η)/2 g² s ) ds + √η G dB̄,    s = -Σ^{-1} (y - a x̂),
 
 from the probability-flow ODE at η = 0 to the reversed SDE at η = 1. Given x̂ they are linear. With
-x̂ over a step from s to r < s a polynomial in the part θ of the step that is done,
+x̂ over a step from s to r < s a polynomial in the fraction θ of the step that is done,
 
     y_r = C y_s + Σ_k b_k x̂^(k) + N(0, V),    x̂(θ) = Σ_k x̂^(k) θ^k,
 
@@ -13,18 +13,18 @@ where θ counts log volume κ (:meth:`~pyro_mdm.diffusions.LinearDiffusion.log_v
 is -λ), which never pauses, as λ does where noise of low rank turns. At η = 1 and constant x̂ it is
 the exact posterior q(y_r | y_s, x̂); for K = 1, η = 0 it is DDIM.
 
-There is no closed form for K > 1, since the noises of different times do not commute. A step is cut
-into pieces of about one unit of κ. In a piece that begins (in noising time) at τ_0, with
-Σ(τ_0) = F Fᵀ, W = F^{-1} and all pulled back to τ_0 and whitened there,
+There is no closed form for K > 1, because the noises of different times do not commute. A step is
+cut into pieces of about one unit of κ. In a piece that begins (in noising time) at τ_0, with Σ(τ_0)
+= F Fᵀ, W = F^{-1} and all pulled back to τ_0 and whitened there,
 
     H(u) = I + W P̃(u) Wᵀ,    X' = (1 + η)/2 H' H^{-1} X,    X(0) = I,
 
-which at η = 0 gives X Xᵀ = H, and log det H is what κ gains. X^{-1} is found by collocation at
-Gauss points (``NODES``), to rounding. The mean is then -∫ θ^k d(X^{-1}), and V the integral of
-η X^{-1} H' X^{-T}: positive terms only, no differences of covariances.
+which at η = 0 gives X Xᵀ = H, and log det H is the gain of κ. X^{-1} is computed by collocation at
+Gauss points (``NODES``), to rounding. The mean is then -∫ θ^k d(X^{-1}), and V the integral of η
+X^{-1} H' X^{-T}: positive terms only, no differences of covariances.
 
-Source for η = 0 and constant x̂: Zhang, Tao & Chen, "gDDIM: Generalized denoising diffusion implicit
-models", ICLR 2023, where X is found by a solver of ODEs.
+Source for η = 0 and constant x̂: Zhang, Tao & Chen, "gDDIM: Generalized denoising diffusion
+implicit models", ICLR 2023, where an ODE solver computes X.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ NODES = 10
 
 
 class Transport(NamedTuple):
-    """y_r = gain y_s + Σ_k moments_k x̂^(k) + scale_tril ξ, for each of N steps."""
+    """The map y_r = gain y_s + Σ_k moments_k x̂^(k) + scale_tril ξ of each of N steps."""
 
     gain: Tensor  # C (N, K, K)
     moments: Tensor  # b (N, powers, K); where v_0 is estimated too, ŵ = (x̂, m̂), (N, powers, K·K)
@@ -56,13 +56,13 @@ class Transport(NamedTuple):
 
 
 def transport(diffusion: OneBlock, times: Tensor, noise: float = 0.0, powers: int = 1) -> Transport:
-    """The steps of a decreasing grid of times (N + 1,) in (0, T], in float64.
+    """The maps of the steps of a decreasing grid of times (N + 1,) in (0, T], in float64.
 
-    Those of many grids, (N + 1, …), are (N, …) wherever it says N.
+    For a batch of grids, (N + 1, …), all shapes have (N, …) in place of N.
 
     Args:
         noise: η ≥ 0.
-        powers: how many coefficients x̂'s polynomials have.
+        powers: number of coefficients of the polynomial x̂.
 
     Raises:
         KernelPrecisionError: float64 cannot hold Σ.
@@ -114,8 +114,8 @@ def transport(diffusion: OneBlock, times: Tensor, noise: float = 0.0, powers: in
 
 
 def _of_one_variable(diffusion: OneBlock, times: Tensor, noise: float, powers: int) -> Transport:
-    """:func:`transport` for K = 1, where noises of all times commute: for grids as many as data
-    have dimensions. With m = (1 + η)/2 · volume, X^{-1} is e^{-m} at the end of a step."""
+    """:func:`transport` for K = 1, where the noises of all times commute, for as many grids as
+    data have dimensions. With m = (1 + η)/2 · volume, X^{-1} is e^{-m} at the end of a step."""
     volume = -diffusion.log_volume(times).diff(dim=0)
     m = (1 + noise) / 2 * volume
     move = diffusion.transition(times[:-1], times[1:])
@@ -161,7 +161,7 @@ def _collocation(q: int) -> tuple[Tensor, Tensor, Tensor]:
 def _knots(diffusion: OneBlock, times: Tensor) -> Tensor:
     """Clock times (pieces + 1, N) from each step's end up to its beginning, in short pieces.
 
-    Where a step is cut decides nothing, so that no gradient is needed there.
+    The result does not depend on where a step is cut, so no gradient is needed there.
     """
     tau = diffusion.clock(times)
     first, last = tau[1:], tau[:-1]

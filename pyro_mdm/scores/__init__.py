@@ -5,13 +5,13 @@ r"""Parameterizations of the score: they own a network, not a diffusion.
     E[x | y_s] = E[x | z_s],    ∇ log q(y_s) = -Σ^{-1} ( y_s - a E[x | z_s] )    (exact),
 
 and one network x̂(z, λ), λ = log SNR, gives the score of *every* linear diffusion
-(:class:`Denoiser`, :class:`DiscreteDenoiser`). Conversely any score defines a denoiser through what
-the loss sees of it, g² s_θ:
+(:class:`Denoiser`, :class:`DiscreteDenoiser`). Conversely any score defines a denoiser through g²
+s_θ, the part of it that the loss depends on:
 
     x̂ = aᵀ Σ^{-1} g² ( s_θ + Σ^{-1} y ) / ( aᵀ Σ^{-1} g² Σ^{-1} a )
 
-(:class:`NoisePrediction`, :class:`RawScore`). For diffusions without a closed form there is no z:
-:class:`RawScore`, and :class:`~pyro_mdm.scores.ResidualScore` in better coordinates.
+(:class:`NoisePrediction`, :class:`RawScore`). Diffusions without a closed form have no z; use
+:class:`RawScore`, or :class:`~pyro_mdm.scores.ResidualScore` in better coordinates.
 
 Shapes: data ``(*batch, *event_shape)``, states ``(*batch, K, *event_shape)``, times and log SNRs
 ``(*batch)``, or one number for a single batch dimension (any batch if the event shape is known).

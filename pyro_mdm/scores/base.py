@@ -50,11 +50,10 @@ Times = Literal["log_volume", "vpsde", "adaptive"]
 
 
 class Score(Restorable, ExactBuffers, ABC):
-    """A model's score s_θ, for any diffusion whose noising paths it is made for.
+    """A model's score s_θ, for the diffusions whose noising paths it is made for.
 
-    Those made of the closed-form law of y_s given x serve linear diffusions alone.
-
-    Buffers stay in float64 when the module is cast to another precision.
+    Scores that use the closed-form law of y_s given x serve linear diffusions alone. Buffers stay
+    in float64 when the module is cast to another precision.
     """
 
     network: nn.Module
@@ -70,15 +69,15 @@ class Score(Restorable, ExactBuffers, ABC):
 
     @property
     def times(self) -> Times:
-        """Law of the times of :meth:`diffusion_term`, for linear diffusions.
+        """The law of the times at which :meth:`diffusion_term` is estimated, for linear diffusions.
 
         ``"log_volume"``: uniform in log volume, or for denoisers in log SNR. ``"adaptive"``: in
         training mode by a density over these that follows the gradients of earlier steps, see
-        :class:`~pyro_mdm.scores.density.AdaptiveDensity`. ``"vpsde"``, for raw scores: the paper's,
-        VPSDE's importance times, uniform in the log SNR that VPSDE has on the same clock b: density
-        ∝ β/(1 - e^{-b}) (Song et al. 2021). All are weighted and differentiated to be unbiased; for
-        VPSDE the first and the last are one. Random maps of log SNR (``training_maps``), and scores
-        that are made of another one, such as conditioned ones, have times of their own.
+        :class:`~pyro_mdm.scores.density.AdaptiveDensity`. ``"vpsde"``, for raw scores: the paper's
+        importance times, uniform in the log SNR that VPSDE has on the same clock b, with density ∝
+        β/(1 - e^{-b}) (Song et al. 2021). For VPSDE the first and the last are the same. All are
+        weighted and differentiated to be unbiased. Random maps of log SNR (``training_maps``), and
+        scores that wrap another one, such as conditioned ones, have times of their own.
         """
         return self._times
 
@@ -101,7 +100,7 @@ class Score(Restorable, ExactBuffers, ABC):
     _watched: tuple[Tensor, Tensor] | None = None
 
     def _drawn(self, n: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """Parts u of the way for n data, (n,) float64, and their weights where these are not 1."""
+        """Fractions u of the way for n data, (n,) float64, and their weights, None for 1."""
         u = randomness.low_discrepancy(n, device)
         if self.time_density is None or self.times != "adaptive" or not self.training:
             return u, None
@@ -145,48 +144,46 @@ class Score(Restorable, ExactBuffers, ABC):
         """s_θ(y, s), like y (*batch, K, *event_shape), for times s (*batch) or one time for all."""
 
     def denoise(self, diffusion: Kernels, y: Tensor, s: Number) -> Tensor:
-        """x̂ (*batch, *event_shape), the expected data given the state y at time s.
+        """The denoiser x̂ (*batch, *event_shape): the expected data given the state y at time s.
 
-        Unless overridden by the projection on g² s_θ, for linear diffusions only.
+        By default it is the projection of g² s_θ, for linear diffusions only.
 
         Raises:
-            TypeError: paths that start at an encoding of the data, at another time than ε.
+            TypeError: paths that start at an encoding of the data, at a time other than ε.
         """
         self.check_process(diffusion, 1.0)
         state = y
         if Cap.READOUT not in diffusion.caps:
             at = diffusion.as_tensor(s)
-            if not bool((at == diffusion.start_time).all()):  # g² s_θ does not tell x from m(x)
+            if not bool((at == diffusion.start_time).all()):  # g² s_θ mixes x with m(x)
                 who = f"{type(self).__name__}, asked for x̂ at another time than ε,"
                 require(diffusion, Cap.READOUT, who=who, fix="use StateDenoiser")
             state = diffusion.without_displacement(y, y.dim() - 1 - (at.dim() or 1))
         return project(diffusion, self.score(diffusion, y, s), state, s)
 
     def aim(self, diffusion: Kernels, y: Tensor, s: Number, noise: float) -> Tensor:
-        """The point, like x̂, to which a process run back with the part η of the noise is drawn.
+        """The point, like x̂, to which the backward process with noise η g² is drawn.
 
-        That is x̂ whatever η is, unless the drift of noising paths sees the data.
+        It is x̂ for every η, unless the drift of noising paths sees the data.
 
         Raises:
-            TypeError: a score of the raw state, which there knows one process alone.
+            TypeError: a score of the raw state, which then knows one process alone.
         """
         self.check_process(diffusion, noise)
         return self.denoise(diffusion, y, s)
 
     def check_process(self, diffusion: Diffusion, noise: float) -> None:
-        """Raises TypeError for a score that does not know the process that is run back with the
-        part η of the noise.
+        """Raises TypeError for a score that does not know the backward process with noise η g².
 
-        One of the raw state knows the process that it was trained for, and where the drift sees the
-        data no other follows from it.
+        A score of the raw state knows the process that it was trained for; where the drift sees the
+        data, no other process follows from it.
         """
         if self.denoises or diffusion.score_tells(noise):
             return
         raise UnsupportedDiffusionError(
-            f"{type(self).__name__} knows one process alone, that of the noise it was trained "
-            f"for, and one with the part {noise:g} of that of the base of "
-            f"{type(diffusion).__name__} is asked for; sample with EulerMaruyama(256), or "
-            "train a denoiser"
+            f"{type(self).__name__} knows one process alone, with the noise that it was trained "
+            f"for, not one with {noise:g} times the noise variance of the base of "
+            f"{type(diffusion).__name__}; sample with EulerMaruyama(256), or train a denoiser"
         )
 
     def with_divergence(
@@ -200,8 +197,8 @@ class Score(Restorable, ExactBuffers, ABC):
     ) -> tuple[Tensor, Tensor]:
         """s_θ, like y (batch, K, *event_shape), and ∇·(g² s_θ), (batch,) in float64.
 
-        What is large near the data, -Σ^{-1} y, is differentiated by hand, so that probes see only
-        what the network adds.
+        The part that is large near the data, -Σ^{-1} y, is differentiated in closed form, so that
+        probes see only what the network adds.
 
         Args:
             y: states, which require gradients;  s: times (batch,).
@@ -219,68 +216,68 @@ class Score(Restorable, ExactBuffers, ABC):
     # -- a part of the dimensions, and differences between data ------------------------------------
 
     def counts(self, x: Tensor) -> Tensor | None:
-        """The dimensions whose probability is asked for, bool, broadcastable to data
-        x (*batch, *event_shape); None: all. See :func:`~pyro_mdm.condition`."""
+        """The dimensions whose probability is asked for, bool, broadcastable to x (*batch,
+        *event_shape); None: all. See :func:`~pyro_mdm.condition`."""
         return None
 
     def given(self, x: Tensor) -> Score:
-        """The score that is told the observed entries of data x (*batch, *event_shape).
+        """The score given the observed entries of x (*batch, *event_shape), if there are any.
 
-        Itself, unless dimensions are observed.
+        It is this score otherwise.
         """
         return self
 
     @property
     def told(self) -> Tensor | None:
-        """The contexts that the network is told, (size,) for all data or (*batch, size)."""
+        """The contexts that the network receives, (size,) for all data or (*batch, size)."""
         return self._context_told
 
     def given_context(self, context: Tensor | None, *, knows_unknown: bool = False) -> Any:
-        """The score whose network is told contexts, (size,) or (*batch, size); None: of none.
+        """The score whose network receives contexts, (size,) or (*batch, size); None for none.
 
-        A network with a ``context_size`` is called with them; for any other they follow the other
-        channels of its input, the same for all pixels. See :mod:`pyro_mdm.contexts`.
+        A network with a ``context_size`` is called with them; for any other they are channels after
+        those of its input, the same for all pixels. See :mod:`pyro_mdm.contexts`.
 
         Args:
-            knows_unknown: whether the network was trained on data whose context it is not told.
+            knows_unknown: whether the network was trained with unknown contexts too.
         """
         return replace(self, _context_told=context, _knows_unknown=knows_unknown)
 
     def without_context(self) -> Any:
-        """The score of data whose context is not known.
+        """The score of data with an unknown context.
 
         Raises:
-            ValueError: no context is given, or the network was never trained without.
+            ValueError: no context is given, or the network was never trained without one.
         """
         told = self.told
         if told is None or not self._knows_unknown:
-            why = "the score is of no context" if told is None else "the network always knew it"
+            why = "the score has no context" if told is None else "the network always knew it"
             raise ValueError(
-                f"what a network says where the context is not known is asked for, and {why}; "
+                f"the score for an unknown context is needed, and {why}; "
                 "train a model with context=Labels(10, dropout=0.1) (--context_dropout 0.1), and "
                 "condition it on a context"
             )
         return self.given_context(told.new_zeros(told.shape[-1]), knows_unknown=True)
 
     def for_rows(self, rows: Tensor) -> Score:
-        """The score of the data of these indices (m,), among those that it differs between.
+        """The score of the data at indices (m,).
 
-        Itself, unless contexts, or what is observed, differ from datum to datum.
+        It is this score, unless contexts or observations differ between data.
         """
         if self._context_told is None or self._context_told.dim() == 1:
             return self
         told = self._context_told.reshape(-1, self._context_told.shape[-1])
-        of_rows = told[rows.to(told.device) % len(told)]  # of several times these data, too
+        of_rows = told[rows.to(told.device) % len(told)]  # also for several copies of these data
         chosen: Score = self.given_context(of_rows, knows_unknown=self._knows_unknown)
         return chosen
 
     def check_data(self, x: Tensor) -> None:
-        """Raises ValueError for data (*batch, *event_shape) that it cannot be asked about."""
+        """Raises ValueError for data (*batch, *event_shape) that the score does not fit."""
 
     def default_likelihood(self) -> likelihoods.Likelihood:
         """The decoder p(x | y_ε) that fits this parameterization and costs no network call.
 
-        Unless overridden :class:`~pyro_mdm.likelihoods.Gaussian` with a flat prior.
+        By default :class:`~pyro_mdm.likelihoods.Gaussian` with a flat prior.
         """
         return likelihoods.Gaussian()
 
@@ -291,8 +288,8 @@ class Score(Restorable, ExactBuffers, ABC):
         (:meth:`~pyro_mdm.diffusions.LinearDiffusion.log_volume`), drawn uniformly and with low
         discrepancy over the batch: (κ_T - κ_ε) E_u h(κ_ε + u (κ_T - κ_ε)). With s_θ = -L^{-T} ε_θ,
         h is a weighted mean of ½ (ε_θ - ε)²; over log SNR, which pauses where the noise is of low
-        rank, its variance would be infinite. With u fixed all else is differentiated, the time and
-        both ends included. :attr:`times` may ask for another law of times.
+        rank, its variance would be infinite. At fixed u everything is differentiated, the time and
+        both ends included. :attr:`times` selects another law of times.
 
         Args:
             x: data (n, *event_shape).
@@ -311,14 +308,14 @@ class Score(Restorable, ExactBuffers, ABC):
     ) -> Tensor:
         """One draw of the diffusion term's integrand per unit of ``level``, for evaluation.
 
-        Levels run over [λ(T), λ(ε)] like log SNR, which they are for a denoiser. For a score of the
-        raw state they are log volume κ, decreasing and scaled to the same ends; for K = 1 that is
-        log SNR too.
+        Levels run over [λ(T), λ(ε)]. For a denoiser they are log SNR. For a score of the raw state
+        they are log volume κ, decreasing and scaled to the same ends; for K = 1 that is log SNR
+        too.
 
         Args:
             x: data (n, *event_shape);  level: (n,).
-            noise: standard normal (n, ≥ K, *event_shape) of which the first makes
-                z = x + e^{-λ/2} noise_0, whatever the diffusion; None to draw it.
+            noise: standard normal (n, ≥ K, *event_shape) whose first variable gives z = x +
+                e^{-λ/2} noise_0 for every diffusion; None to draw it.
 
         Returns:
             (n,), nats per unit of level, for one draw of y_s at each level. One network call.
@@ -340,8 +337,8 @@ class Score(Restorable, ExactBuffers, ABC):
         noise: Tensor | None,
         times: Times = "log_volume",
     ) -> tuple[Tensor, Tensor]:
-        """A draw at the part u of the way from ε to T by the law of ``times``, whose integral over
-        u is the diffusion term; and λ there."""
+        """A draw at the fraction u of the way, by the law of ``times``, whose integral over u is
+        the diffusion term; and λ there."""
         if times == "vpsde":
             s, clock_rate = _importance_time(diffusion, u)
         else:
@@ -397,7 +394,7 @@ class Score(Restorable, ExactBuffers, ABC):
         return batch_dim, log_snr
 
     def _map_values(self, name: str, value: Tensor, log_snr: Tensor) -> tuple[int, Tensor]:
-        """:meth:`_values` for a log SNR of every dimension, (*batch, *event_shape)."""
+        """:meth:`_values` for maps of log SNR, (*batch, *event_shape)."""
         assert self.event_shape is not None
         batch_dim = value.dim() - len(self.event_shape)
         fits = all(n in (1, m) for n, m in zip(log_snr.shape, value.shape, strict=True))
@@ -412,7 +409,7 @@ class Score(Restorable, ExactBuffers, ABC):
         return batch_dim, log_snr
 
     def checked_state(self, diffusion: Diffusion, y: Tensor, s: Number) -> Tensor:
-        """Times in float64, (*batch) or a number for one batch dimension; y and s checked."""
+        """Times in float64, (*batch) or a number for one batch dimension; y is checked too."""
         if not self.serves_nonlinear:
             fix = "use ResidualScore or RawScore"
             require(diffusion, Cap.KERNELS, who=type(self).__name__, fix=fix)
@@ -444,13 +441,12 @@ class Score(Restorable, ExactBuffers, ABC):
         factor: int = 1,
         channels: int | None = None,
     ) -> Tensor:
-        """The network on ``inputs`` (*batch, C, *spatial): (*batch, factor·C, *spatial), exact.
+        """The output of the network for ``inputs`` (*batch, C, *spatial): (*batch, factor·C,
+        *spatial).
 
-        It returns ``channels`` channels instead where that is given.
-
-        Of a score that is told :attr:`maps` the network sees 2 C channels: the log SNR of every
-        dimension after the dimensions themselves, see :func:`map_channels`; its own log SNR is
-        their average.
+        With ``channels`` it has that number of channels instead. For a score with :attr:`maps` the
+        network receives 2 C channels, the dimensions and then the log SNR of each, see
+        :func:`map_channels`; its own log SNR is their average.
         """
         batch, event = inputs.shape[:batch_dim], inputs.shape[batch_dim:]
         if not event:
@@ -485,14 +481,14 @@ class Score(Restorable, ExactBuffers, ABC):
                 f"expected {expected}; build it with {name}={expected[1]}"
             )
         if not torch.compiler.is_compiling() and not bool(out.isfinite().all()):
-            check_weights(self.network)  # what finite ones return is the caller's to judge
+            check_weights(self.network)  # the caller judges what finite weights return
         if self._watched is not None and self.time_density is not None and out.requires_grad:
             self.time_density.watch(out, *self._watched)
         return out.to(inputs.dtype).reshape(*batch, *expected[1:])
 
     def _with_context(self, inputs: Tensor) -> tuple[Tensor, ...]:
-        """The network's inputs (n, C, *spatial) with what it is told of contexts: as a tensor of
-        its own, (n, size), or as channels."""
+        """The network's inputs (n, C, *spatial) with contexts: as a tensor (n, size), or as
+        channels."""
         size, told = getattr(self.network, "context_size", 0), self._context_told
         if told is None and not size:
             return (inputs,)
@@ -509,15 +505,15 @@ class Score(Restorable, ExactBuffers, ABC):
 
 
 def map_channels(inputs: Tensor, log_snr: Tensor, batch: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The arguments of a network of log SNR maps: (n, 2·C, *spatial), and (n,) log SNRs.
+    """The arguments of a network of log SNR maps: inputs (n, 2·C, *spatial) and log SNRs (n,).
 
-    The channels that follow the inputs are λ/10, at most 3 in size: -3 for a dimension that is left
-    out, of log SNR -∞, and 3 for one that is observed, of +∞.
+    The channels after the inputs are λ/10, at most 3 in size: -3 for a dimension that is left out
+    (log SNR -∞), and 3 for one that is observed (+∞).
 
     Args:
-        inputs: (n, C, *spatial), n that of the batch dimensions.
-        log_snr: a number, one for each datum (*batch), or maps, with sizes of 1 or those of
-            (*batch, C, *spatial).
+        inputs: (n, C, *spatial), where n counts all batch dimensions.
+        log_snr: a number, one for each datum (*batch), or maps, (*batch, C, *spatial) with sizes of
+            1 along dimensions that share.
     """
     event = inputs.shape[1:]
     if log_snr.dim() <= len(batch):
@@ -532,7 +528,7 @@ def map_channels(inputs: Tensor, log_snr: Tensor, batch: Sequence[int]) -> tuple
 
 
 def _rows_of_context(context: Tensor, inputs: Tensor) -> Tensor:
-    """Contexts (size,) or (*batch, size) of each of the inputs (n, …), (n, size)."""
+    """The context of each of the inputs (n, …), (n, size), from (size,) or (*batch, size)."""
     rows, n = context.reshape(-1, context.shape[-1]).to(inputs), len(inputs)
     if n % len(rows):
         raise ValueError(
@@ -543,7 +539,7 @@ def _rows_of_context(context: Tensor, inputs: Tensor) -> Tensor:
 
 
 def project(diffusion: Kernels, score: Tensor, y: Tensor, s: Number) -> Tensor:
-    r"""The denoiser of any score: x̂ = aᵀ Σ^{-1} g² (s_θ + Σ^{-1} y) / (aᵀ Σ^{-1} g² Σ^{-1} a).
+    r"""The denoiser of a score: x̂ = aᵀ Σ^{-1} g² (s_θ + Σ^{-1} y) / (aᵀ Σ^{-1} g² Σ^{-1} a).
 
     Args:
         score, y: (*batch, K, *event_shape);  s: (*batch), or a number for one batch dimension.
@@ -576,13 +572,13 @@ def _importance_time(diffusion: Kernels, u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rotated(marginal: Marginal, noise: Tensor) -> Tensor:
-    r"""Standard normal η with L η = (y - a x) such that the first of ``noise`` is that of z.
+    r"""Standard normal η with L η = (y - a x), whose noise of z is the first variable of ``noise``.
 
     z - x = kᵀ L η = e^{-λ/2} uᵀη for a unit vector u; η = H noise for the reflection H that takes
     the first axis to u. Two diffusions given the same noise then have the same z at the same λ.
 
     Args:
-        marginal: of times (n,), or by data dimension, (n or 1, *event_shape).
+        marginal: at times (n,), or per data dimension, (n or 1, *event_shape).
         noise: standard normal (n, ≥ K, *event_shape).
     """
     K = marginal.mean.shape[-1]
@@ -597,12 +593,12 @@ def rotated(marginal: Marginal, noise: Tensor) -> Tensor:
 
 
 def level_of(diffusion: Diffusion, marginal: Marginal, s: Tensor) -> Tensor:
-    """λ at times s, like s: one number for all dimensions, of the reference if they differ."""
+    """λ at times s, like s: a number for all dimensions, that of the reference if they differ."""
     return marginal.log_snr if marginal.log_snr.dim() == s.dim() else diffusion.log_snr(s)
 
 
 def call_on_state(score: Score, y: Tensor, log_snr: Tensor, batch_dim: int) -> Tensor:
-    """The network on all variables of y (*batch, K, *event_shape), as channels; like y."""
+    """The network's output for all variables of y (*batch, K, *event_shape), as channels."""
     if y.dim() == batch_dim + 1:
         return score.call_network(y, log_snr, batch_dim)
     return score.call_network(y.flatten(batch_dim, batch_dim + 1), log_snr, batch_dim).reshape(
@@ -611,15 +607,15 @@ def call_on_state(score: Score, y: Tensor, log_snr: Tensor, batch_dim: int) -> T
 
 
 def weighted(value: Tensor, weight: Tensor | None) -> Tensor:
-    """A value per datum (n,) times its weight, if it has one."""
+    """A value per datum (n,) times its weight; the value alone for None."""
     return value if weight is None else value * weight.to(value.dtype)
 
 
 def check_fit(network: Any, train_x: Any, *, missing: bool = False) -> None:
-    """Raises unless a network comes first, and then data (N, *event_shape) to fit to.
+    """Raises TypeError or ValueError unless given a network and then data (N, *event_shape) to fit.
 
     Args:
-        missing: whether entries may be NaN; each dimension has some that are not.
+        missing: whether entries may be NaN, as long as each dimension has some that are not.
     """
     check_network("network", network, Score, Diffusion)
     check_data("train_x", train_x, missing=missing)

@@ -1,4 +1,4 @@
-"""Networks of data that are asked about coordinates of them."""
+"""Networks of data for diffusions of their coordinates."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ __all__ = ["CoordinateNetwork"]
 
 
 class CoordinateNetwork(Recorded, nn.Module):
-    """A network of pixels for a diffusion of their frequencies, or of any coordinates.
+    """A network of pixels for a diffusion of their frequencies, or of other coordinates.
 
-    Its inputs are brought back to data, and its outputs to coordinates.
+    Its inputs are transformed to data, and its outputs to coordinates.
 
     Args:
         network: called with data, (n, C, *spatial), and log SNR (n,).
         transform: from data to coordinates.
-        told: how many of the last input channels are left as they are: those that a denoiser is
-            told of maps of log SNR, or of contexts.
+        told: number of the last input channels to leave as they are: maps of log SNR, or contexts.
 
     Call: coordinates (n, C, *spatial), log_snr (n,) -> (n, channels, *spatial); with a context too
     if the network takes one.
@@ -34,7 +33,6 @@ class CoordinateNetwork(Recorded, nn.Module):
         self.context_size = int(getattr(network, "context_size", 0))
 
     def forward(self, inputs: Tensor, log_snr: Tensor, *context: Tensor) -> Tensor:
-        """The network's output in coordinates, of the network's shape."""
         seen = inputs.shape[1] - self.told
         data = self.transform.inverse(inputs[:, :seen])
         if self.told:

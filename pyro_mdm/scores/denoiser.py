@@ -1,4 +1,4 @@
-"""Denoisers of z, which serve every linear diffusion, and their Gaussian baseline."""
+"""Denoisers of z, for every linear diffusion, and their Gaussian baseline."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ class DenoiserScore(Score):
     def settings(self) -> dict[str, Any]:
         own = super().settings()
         if not self.maps:
-            own.pop("maps", None)  # as state dicts of earlier versions have it
+            own.pop("maps", None)  # as in state dicts of earlier versions
         return own
 
     @property
     def training_maps(self) -> MapLaw | None:
         """The law of the maps at which :meth:`diffusion_term` is estimated in training mode.
 
-        For a score that is told maps. None (by default, and always in eval mode): at those of the
+        For a score with :attr:`maps`. None (the default, and always in eval mode): the maps of the
         diffusion, so that the term is that of the bound.
         """
         return self._training_maps
@@ -83,8 +83,8 @@ class DenoiserScore(Score):
     def x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
         """E[x | z], like z (*batch, *event_shape), at log SNR λ (*batch). One network call.
 
-        Of a score with ``maps`` λ may be a map too, (*batch, *event_shape): a dimension of +∞ is
-        observed, x̂ = z; one of -∞ is left out, and what z holds there has no effect.
+        With ``maps``, λ may be a map (*batch, *event_shape). A dimension of +∞ is observed, x̂ = z;
+        one of -∞ is left out, and its entry of z has no effect.
         """
 
     def inputs(self, z: Tensor, log_snr: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class DenoiserScore(Score):
         """x̂, like z, from the network's output F (*batch, outputs·C, *spatial).
 
         Raises:
-            NotImplementedError: a denoiser that is no function of these.
+            NotImplementedError: a denoiser that is no function of F, z and λ.
         """
         raise NotImplementedError(
             f"{type(self).__name__} does not say how x̂ follows from the network's output; see "
@@ -110,13 +110,15 @@ class DenoiserScore(Score):
 
     @property
     def typical(self) -> Tensor:
-        """A possible value of each dimension, (*event_shape) float64: the data's mean, or the level
-        nearest to it."""
+        """A value that each dimension can have, (*event_shape) float64: near the data's mean."""
         return self.data_mean.detach().double()
 
     def check_values(self, values: Tensor, known: Tensor) -> None:
-        """Raises ValueError for entries that no datum can have, where ``known``, of values
-        (*batch, *event_shape)."""
+        """Raises ValueError for impossible entries of ``values`` (*batch, *event_shape).
+
+        Args:
+            known: which entries to check, bool, like the values.
+        """
 
     @abstractmethod
     def baseline_x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
@@ -124,7 +126,7 @@ class DenoiserScore(Score):
 
     @abstractmethod
     def baseline_log_prob(self, x: Tensor, counted: Tensor | None = None) -> Tensor:
-        """log p_0(x), (*batch), nats, in float64; or that of some dimensions.
+        """log p_0(x), (*batch), nats, in float64.
 
         Args:
             x: data (*batch, *event_shape).
@@ -133,7 +135,7 @@ class DenoiserScore(Score):
 
     @abstractmethod
     def baseline_kl(self, x: Tensor, log_snr: Number, counted: Tensor | None = None) -> Tensor:
-        """KL( q(z_λ | x) ‖ p_0(z_λ) ), (*batch), nats, in float64; or that of some dimensions.
+        """KL( q(z_λ | x) ‖ p_0(z_λ) ) of the counted dimensions, (*batch), nats, in float64.
 
         Its derivative in λ is ½ e^λ E‖x - x̂_0‖²: the baseline's diffusion term over [λ_0, λ_1] is
         ``baseline_kl(x, λ_1) - baseline_kl(x, λ_0)``.
@@ -143,12 +145,12 @@ class DenoiserScore(Score):
     def baseline_integrals(
         self, x: Tensor, edges: Tensor, dims: slice, counted: Tensor | None = None
     ) -> Tensor:
-        """Some dimensions' part of the baseline's diffusion term between each λ and the next.
+        """The baseline's diffusion term between each λ and the next, for some dimensions.
 
         Args:
             x: data (n, *event_shape).
-            edges: increasing λ, (S + 1,) in float64, or those of each of these dimensions,
-                (S + 1, dims).
+            edges: increasing λ, (S + 1,) in float64, or those of each of these dimensions, (S + 1,
+                dims).
             dims: which of the flattened dimensions; over all of them it is ``baseline_kl`` at each
                 edge less that at the edge before.
             counted: which of all dimensions count, bool, broadcastable to x; None: all.
@@ -175,7 +177,7 @@ class DenoiserScore(Score):
         return self._aimed(diffusion, y, s, 1.0)
 
     def aim(self, diffusion: Kernels, y: Tensor, s: Number, noise: float) -> Tensor:
-        if Cap.OWN_DRIFT in diffusion.caps:  # x̂ whatever the noise, by whoever overrides it
+        if Cap.OWN_DRIFT in diffusion.caps:  # x̂ for every η, from an overridden denoise
             return self.denoise(diffusion, y, s)
         return self._aimed(diffusion, y, s, noise)
 
@@ -186,17 +188,17 @@ class DenoiserScore(Score):
         return diffusion.aim(self.x_hat(z, marginal.log_snr), z, marginal.log_snr, noise)
 
     def diffusion_term(self, diffusion: Kernels, x: Tensor) -> tuple[Tensor, Tensor]:
-        """One unbiased estimate of ½ ∫ E‖x - x̂(z, λ)‖² e^λ dλ for each datum, (n,), and its λ.
+        """One unbiased estimate of ½ ∫ E‖x - x̂(z, λ)‖² e^λ dλ for each datum, (n,) nats, and its
+        λ.
 
-        λ is drawn uniformly, or as :attr:`times` says, and with low discrepancy over the batch. The
-        integrand does not see the diffusion: all that can move are the ends, whose boundary terms a
-        few more data give.
+        λ is drawn uniformly, or by :attr:`times`, and with low discrepancy over the batch. The
+        integrand does not depend on the diffusion: only the ends can move, and a few more data give
+        their boundary terms. Where dimensions have clocks of their own, the term is the sum over
+        them at the fraction u of the common way, with u drawn in the same way, and it is
+        differentiated in all that is learned.
 
         Raises:
             ValueError: a learned diffusion with a ``cut_time``, where λ(ε) moves too.
-
-        Where dimensions have clocks of their own, it is the sum over them at the part u of the
-        common way, u drawn likewise, and all that is learned moves with it.
         """
         low, high = diffusion.terminal_log_snr, diffusion.start_log_snr
         if self.training and self._training_maps is not None:
@@ -239,11 +241,11 @@ class DenoiserScore(Score):
     def integrand(
         self, diffusion: Kernels, x: Tensor, level: Tensor, noise: Tensor | None = None
     ) -> Tensor:
-        """One draw of ½ e^λ ‖x - x̂(z, λ)‖², (n,), at λ = level: the diffusion is not seen.
+        """One draw of ½ e^λ ‖x - x̂(z, λ)‖², (n,), at λ = level, whatever the diffusion.
 
-        Where dimensions have clocks of their own, the level is that of the reference, and what is
-        summed over dimensions is ½ e^λ_j (x_j - x̂_j)² by the change of λ_j with it. Where the
-        drift sees the data, it is what x̂ in the place of x costs there.
+        Where dimensions have clocks of their own, the level is that of the reference, and each ½
+        e^λ_j (x_j - x̂_j)² is multiplied by dλ_j/dλ. Where the drift sees the data, it is the loss
+        of the bound when x̂ stands for x.
         """
         epsilon = _epsilon(x) if noise is None else noise[:, 0]
         denoiser: Any = self.given(x)  # one of its kind
@@ -255,8 +257,8 @@ class DenoiserScore(Score):
         moves = low.requires_grad or diffusion.start_log_snr.requires_grad
         if moves or not {Cap.ONE_LEVEL, Cap.OWN_DRIFT} <= diffusion.caps:
             raise UnsupportedDiffusionError(
-                f"training_maps is {law}, in place of the clocks and the ends of log SNR that "
-                f"{type(diffusion).__name__} has and learns; use a diffusion of one clock, whose "
+                f"training_maps is {law}, which would replace the clocks or learned ends of "
+                f"{type(diffusion).__name__}; use a diffusion of one clock, whose "
                 "min_log_snr is given and not learned, or leave out training_maps"
             )
         present = self.counts(x)
@@ -282,10 +284,11 @@ class DenoiserScore(Score):
         noise: Tensor | None = None,
         diffusion: Kernels | None = None,
     ) -> Tensor:
-        """:meth:`integrand` of the baseline, (n,); with the same noise, at the same z. No call.
+        """:meth:`integrand` of the baseline, (n,), without a network call.
 
         Args:
-            diffusion: with clocks of its own for each dimension, if it is to follow these.
+            noise: as for :meth:`integrand`; the same noise gives the same z.
+            diffusion: with clocks of its own for each dimension, if these are to be followed.
         """
         epsilon, counted = _epsilon(x) if noise is None else noise[:, 0], self.counts(x)
         error = denoising_error if diffusion is None else diffusion.denoising_error
@@ -302,14 +305,14 @@ class DenoiserScore(Score):
         return torch.where(v.isinf(), s2, spread) if self.maps else spread
 
     def set_trained_range(self, low: float, high: float) -> None:
-        """Declares the λ the network was trained on; :meth:`x_hat` refuses others."""
+        """Declare the range of λ that the network was trained on; :meth:`x_hat` refuses others."""
         if not low < high:
             raise ValueError(f"trained range of log SNR is [{low}, {high}], expected low < high")
         self.trained_min.fill_(low)
         self.trained_max.fill_(high)
 
     def check_log_snr(self, log_snr: Number) -> None:
-        """Raises ValueError for a λ outside the trained range (to 1e-3, which rounding needs)."""
+        """Raises ValueError for a λ outside the trained range, with 1e-3 left for rounding."""
         if torch.compiler.is_compiling():
             return
         lam = torch.as_tensor(log_snr, dtype=torch.float64, device=self.trained_min.device)
@@ -344,7 +347,7 @@ def _epsilon(x: Tensor) -> Tensor:
 
 
 class Denoiser(DenoiserScore):
-    r"""Denoiser for continuous data, scaled so that network inputs and outputs have unit variance.
+    r"""A denoiser for continuous data, with network inputs and outputs of unit variance.
 
     With v = e^{-λ} and the data's mean μ and variance σ², per dimension,
 
@@ -400,8 +403,8 @@ class Denoiser(DenoiserScore):
     ) -> Denoiser:
         """The denoiser with μ and σ² of ``train_x`` (N, *event_shape), per dimension.
 
-        σ² is at least ``floor`` times its average over dimensions. With ``maps`` entries may be
-        missing, NaN.
+        σ² is at least ``floor`` times its average over dimensions. With ``maps``, NaN entries are
+        allowed and count as missing.
         """
         check_fit(network, train_x, missing=maps)
         mean, variance = moments(train_x)

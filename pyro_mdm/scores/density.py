@@ -1,9 +1,9 @@
-r"""A density of training over the way from data to noise: more, where gradients vary more.
+r"""A density of training times that is higher where gradients vary more.
 
-The diffusion term is an integral over u in [0, 1], the part of the way in log SNR or log volume.
-Uniform draws of u spend many network calls where a gradient says next to nothing. Draws from
-another density p, weighted by 1/p, have the same mean. The variance of a gradient g(u)/p(u) is
-least for p ∝ (E‖g‖²)^½, which is found as training goes.
+The diffusion term is an integral over u in [0, 1], the fraction of the way in log SNR or log
+volume. Uniform draws of u spend many network calls where gradients are near 0. Draws from another
+density p, weighted by 1/p, have the same mean. The variance of a gradient g(u)/p(u) is least for p
+∝ (E‖g‖²)^½, which is estimated during training.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ FLOOR = 0.1
 
 
 class AdaptiveDensity(ExactBuffers):
-    r"""A density over the parts u of the way, from the gradients of earlier steps.
+    r"""A density over fractions u of the way, from the gradients of earlier steps.
 
-    It is constant in each of 24 bins, p_b = 0.1 + 0.9 r_b / mean(r), r_b² being a running mean of
-    ‖∂h/∂F‖² for the integrand h and the network's output F of draws in the bin; uniform at first.
-    A step is drawn by what earlier steps have found, and its weights are 1/p, so that every
-    estimate is unbiased. (Kingma et al., "Variational Diffusion Models", 2021, learn a schedule for
+    It is constant in each of 24 bins, p_b = 0.1 + 0.9 r_b / mean(r), where r_b² is a running mean
+    of ‖∂h/∂F‖² for the integrand h and the network's output F of draws in the bin; uniform at
+    first. A step is drawn by the density of earlier steps, and its weights are 1/p, so that every
+    estimate is unbiased. (Kingma et al., "Variational Diffusion Models", 2021, learn a schedule at
     which the loss itself varies least.)
 
     Attributes:
-        automatic: whether what a backward pass found counts from the next draw on. Where a batch
-            is drawn in pieces, set it to False and call :meth:`update` once for the whole batch.
+        automatic: whether a backward pass counts from the next draw on. Where a batch is drawn in
+            pieces, set it to False and call :meth:`update` once for the whole batch.
     """
 
     squares: Tensor
@@ -57,7 +57,7 @@ class AdaptiveDensity(ExactBuffers):
         return FLOOR + (1 - FLOOR) * r / r.mean()
 
     def place(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Parts of the way with this density, and their weights 1/p, for uniform numbers u (n,)."""
+        """Fractions of the way with this density, and weights 1/p, from uniform numbers u (n,)."""
         if self.automatic:
             self.update()
         density = self.density
@@ -68,7 +68,7 @@ class AdaptiveDensity(ExactBuffers):
         return (b + inside) / BINS, 1 / density[b]
 
     def watch(self, output: Tensor, u: Tensor, weight: Tensor) -> None:
-        """Take notice of gradients when a backward pass reaches the network's output.
+        """Record gradients when a backward pass reaches the network's output.
 
         Args:
             output: F, whose first rows are those of the data (≥ n, …).
@@ -82,7 +82,7 @@ class AdaptiveDensity(ExactBuffers):
         output.register_hook(note)
 
     def note(self, u: Tensor, squares: Tensor) -> None:
-        """Add squared norms (n,) of gradients at u (n,) to what the next update counts."""
+        """Add squared norms (n,) of gradients at u (n,) to those of the next update."""
         b = (u.detach() * BINS).long().clamp(0, BINS - 1)
         squares = squares.double()
         both = torch.stack([squares, torch.ones_like(squares)])
@@ -92,11 +92,11 @@ class AdaptiveDensity(ExactBuffers):
         self._noted.index_add_(1, b[finite], both[:, finite])
 
     def update(self, reduce: Callable[[Tensor], Tensor] | None = None, unit: float = 1.0) -> None:
-        """Let the density follow what has been noted since the last time.
+        """Update the density by the gradients noted since the last update.
 
         Args:
-            reduce: sums a tensor over processes.
-            unit: what gradients were multiplied by, if that may differ from step to step.
+            reduce: a function that sums a tensor over processes.
+            unit: a factor of all gradients, if it may differ from step to step.
         """
         noted, self._noted = self._noted, None
         if reduce is not None:

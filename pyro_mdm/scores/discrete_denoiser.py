@@ -1,4 +1,4 @@
-"""Denoisers of data of few levels: a distribution over the levels of each dimension."""
+"""Denoisers of data with levels: a distribution over the levels of each dimension."""
 
 from __future__ import annotations
 
@@ -25,34 +25,35 @@ Form = Literal["tilt", "mixture", "logits"]
 COMPONENTS = 3
 """The number of tilts of a mixture."""
 
-KL_TABLES_BYTES = 256 * 2**20  # memory for what baseline_kl has found
-NIL = -60.0  # log-odds that change no sum; of far smaller ones float32 is subnormal, and slow
+KL_TABLES_BYTES = 256 * 2**20  # memory for the tables of baseline_kl
+NIL = -60.0  # log-odds that change no sum; far smaller ones are subnormal in float32, and slow
 VARIANCE_FLOOR = 0.5  # a dimension's scale has at least this part of the average variance
 
 
 class DiscreteDenoiser(DenoiserScore):
-    r"""Denoiser for data with levels v_1 … v_n: Bayes' rule with a prior tilted by the network.
+    r"""A denoiser for data with levels v_1 … v_n: Bayes' rule with a prior tilted by the network.
 
         p_θ(x_j = v_k | z, λ) ∝ π_jk exp(T_jk(z, λ)) N(z_j; v_k, e^{-λ}),    x̂_j = Σ_k v_k p_θ(v_k)
 
-    ``form="tilt"``, for many levels: two outputs per dimension, T = F1 u + f(F2) u² with
-    u = (v_k - m)/w, where m, w² are mean and variance of the posterior under the Gaussian prior
-    N(μ, σ²), and w at least half the smallest gap. f(F2) = F2 for F2 < 0 and
-    ½ tanh(2 F2) else, so that a tilt can cancel the curvature of the noise but never exceed it by
-    more than the prior's own. Costs no tensor with a level axis after the forward pass.
-    ``form="mixture"``, for many levels, where a pixel may be one of several things: p_θ is a
-    mixture Σ_r w_r p_r of three tilts, w their softmax; nine outputs per dimension, and three times
-    a tilt's work beside the network. Component r has the sum of the first r outputs for its F1, so
-    that the three part ways in training.
-    ``form="logits"``, for few: T_jk = F_k, one output per level.
+    - ``form="tilt"``, for many levels: two outputs per dimension, T = F1 u + f(F2) u² with u = (v_k
+      - m)/w, where m, w² are mean and variance of the posterior under the Gaussian prior N(μ, σ²),
+      and w is at least half the smallest gap. f(F2) is F2 for F2 < 0 and ½ tanh(2 F2) otherwise, so
+      that a tilt can cancel the curvature of the noise but exceed it by no more than the prior's
+      own. After the forward pass no tensor has a level axis.
+    - ``form="mixture"``, for many levels, where a pixel may be one of several things: p_θ is a
+      mixture Σ_r w_r p_r of three tilts, w their softmax; nine outputs per dimension, and three
+      times the work of a tilt beside the network. F1 of component r is the sum of its first r
+      outputs, so that the three separate in training.
+    - ``form="logits"``, for few levels: T_jk = F_k, one output per level.
 
     At F = 0 the bound is that of the independent dimensions π.
 
     Args:
-        network: called with (z - μ)/sqrt(σ² + e^{-λ}), (n, C, *spatial), μ and σ² the mean and
-            variance of π, σ² at least half its average over dimensions; returns
-            (n, 2·C, *spatial), arranged (F1, F2) × C, for tilts, (n, 9·C, *spatial), arranged (F1,
-            F2, log w) × 3 × C, for mixtures, or (n, levels·C, *spatial), arranged levels × C.
+        network: called with (z - μ)/sqrt(σ² + e^{-λ}), (n, C, *spatial), where μ and σ² are the
+            mean and variance of π, σ² at least half its average over dimensions. It returns (n,
+            2·C, *spatial), arranged (F1, F2) × C, for tilts, (n, 9·C, *spatial), arranged (F1, F2,
+            log w) × 3 × C, for mixtures, or (n, levels·C, *spatial), arranged levels × C, for
+            logits.
         levels: n for ``linspace(-1, 1, n)``, or increasing values (n,).
         log_prior: log π, (*event_shape, n), finite and normalized. :meth:`fit` makes one.
         form: "tilt", "mixture" or "logits"; None: logits up to 32 levels, else a tilt.
@@ -116,8 +117,8 @@ class DiscreteDenoiser(DenoiserScore):
     ) -> DiscreteDenoiser:
         """The denoiser whose prior is the smoothed histogram of ``train_x`` (N, *event_shape).
 
-        See :func:`pyro_mdm.likelihoods.discrete.smoothed_histogram`. With ``maps`` entries may be
-        missing, NaN.
+        See :func:`pyro_mdm.likelihoods.discrete.smoothed_histogram`. With ``maps``, NaN entries are
+        allowed and count as missing.
         """
         check_fit(network, train_x, missing=maps)
         values = discrete.level_values(levels).to(train_x.device)
@@ -168,7 +169,7 @@ class DiscreteDenoiser(DenoiserScore):
             return posterior.log_probs()
 
     def posterior(self, z: Tensor, log_snr: Number) -> likelihoods.LevelDistribution:
-        """p_θ(x | z, λ) as a Pyro distribution of batch shape (*batch). One call of the network."""
+        """p_θ(x | z, λ) as a Pyro distribution of batch shape (*batch). One network call."""
         F, lam = self._network_output(z, log_snr)
         k = self._batch_dim(z)
         F = F.unflatten(k, (self.outputs, -1))
@@ -213,8 +214,7 @@ class DiscreteDenoiser(DenoiserScore):
 
         Not differentiable in λ (the derivative is ½ e^λ E‖x - x̂_0‖²): raises ValueError if asked.
 
-        The work is that of a table of all levels of all dimensions for each different λ, and later
-        calls with that λ find it done.
+        The first call with a λ computes a table over all levels of all dimensions, which is kept.
         """
         batch_dim, lam = self._values("x", x, log_snr)
         if torch.is_grad_enabled() and lam.requires_grad:
@@ -263,7 +263,7 @@ class DiscreteDenoiser(DenoiserScore):
         return torch.cat(sums)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._kl_tables.clear()  # they are of the prior that is replaced
+        self._kl_tables.clear()  # the prior is replaced
         super()._load_from_state_dict(*args, **kwargs)
 
     def _kl_table(self, log_snr: float, dims: slice) -> Tensor:
@@ -325,7 +325,7 @@ class DiscreteDenoiser(DenoiserScore):
         return c + delta.reshape(c.shape)
 
     def _even_levels(self) -> EvenLevels | None:
-        """The prior's tables as it is now, or None where they don't serve it."""
+        """Tables of the current prior; None where they do not serve it."""
         prior, kept = self.log_prior, self._even
         if kept is None or kept[0].device != prior.device or not torch.equal(kept[0], prior):
             flat = prior.flatten(0, -2)
@@ -335,7 +335,7 @@ class DiscreteDenoiser(DenoiserScore):
         return kept[1]
 
     def _level_odds(self, z: Tensor, lam: Tensor, F: Tensor, k: int) -> tuple[Tensor, ...]:
-        """Centre like z; δ and log-odds with the levels on axis k."""
+        """The centre, like z; δ and log-odds with the levels on axis k."""
         c, alpha, beta = (
             t.unsqueeze(k) for t in discrete.noise_odds(z, with_event_dims(lam, z), self.levels)
         )
@@ -346,5 +346,5 @@ class DiscreteDenoiser(DenoiserScore):
 
 
 def outputs_of(form: Form, levels: int) -> int:
-    """The number of the network's outputs for each dimension of data with so many levels."""
+    """The number of network outputs for each dimension of data with this number of levels."""
     return {"tilt": 2, "mixture": 3 * COMPONENTS, "logits": levels}[form]

@@ -1,9 +1,9 @@
-r"""Maps of log SNR that a denoiser is trained at, so that one network knows every conditional.
+r"""Maps of log SNR at which a denoiser is trained, so that one network knows every conditional.
 
-A dimension of a datum is *observed* (log SNR +∞), *left out* (-∞) or *generated* (between). Trained
-at random maps a denoiser x̂(z, λ) serves any choice of them later: samples of, and bounds on, the
-generated dimensions given the observed ones, whatever is left out. The conditionals of a network
-that is not exact need not come from one joint law.
+A dimension of a datum is *observed* (log SNR +∞), *left out* (-∞) or *generated* (between). A
+denoiser x̂(z, λ) trained at random maps serves any later choice: samples of, and bounds on, the
+generated dimensions given the observed ones. The conditionals of a network that is not exact need
+not come from one joint law.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ OBSERVED, LEFT_OUT = float("inf"), float("-inf")
 
 
 class Maps(NamedTuple):
-    """Maps of log SNR, and the weights of errors there."""
+    """Maps of log SNR, and the weights of squared errors there."""
 
     log_snr: Tensor  # λ (n, *event_shape) float64, +∞ observed, -∞ left out
     weight: Tensor  # w (n, *event_shape) float64: the loss is Σ_j w_j ½ e^λ_j (x_j - x̂_j)²
 
 
 class MapLaw(Recorded, ABC):
-    """A law of maps, for ``score.training_maps``."""
+    """A law of maps, for :attr:`~pyro_mdm.scores.denoiser.DenoiserScore.training_maps`."""
 
     @abstractmethod
     def draw(
@@ -44,11 +44,12 @@ class MapLaw(Recorded, ABC):
         device: torch.device,
         present: Tensor | None = None,
     ) -> Maps:
-        """Maps for data of ``shape`` (n, *event_shape), of log SNRs between λ(T) and λ(ε).
+        """Maps for data of ``shape`` (n, *event_shape), with log SNRs between λ(T) and λ(ε).
 
         Args:
-            present: which entries are there, bool, like the data; all others are left out, without
-                a weight. None: all are.
+            low, high: λ(T) and λ(ε).
+            present: which entries are not missing, bool, like the data; None: all. Missing ones are
+                left out, with weight 0.
         """
 
 
@@ -61,15 +62,15 @@ class RandomMaps(MapLaw):
       log p(x_u | x_o), times d over the number of generated dimensions.
     - ``independent``: every dimension has a log SNR of its own, uniform.
 
-    The terms of the first two are unbiased estimates of what they bound, and all are of one size,
-    so that the loss is an average over kinds of task, and no bound on log p(x) alone. Of data with
-    missing entries, d is the number of those that are there, and of which subsets are made.
+    The terms of the first two are unbiased estimates of what they bound. All are of one size, so
+    that the loss is an average over kinds of task and no bound on log p(x) alone. For data with
+    missing entries, d counts those that are present, and subsets are made of these.
 
     Args:
-        levels, subsets, independent: shares, at least 0, of which only the ratios count.
+        levels, subsets, independent: shares, at least 0; only their ratios count.
 
     Raises:
-        ValueError: a share below 0, or none above.
+        ValueError: a share below 0, or all equal to 0.
 
     Example:
         >>> from pyro_mdm import Denoiser

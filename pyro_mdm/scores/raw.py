@@ -1,4 +1,4 @@
-"""Scores of the raw state y: a network of all variables, for one diffusion."""
+"""Scores of the raw state y: networks of all variables, for one diffusion."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class NoisePrediction(Score):
 
     Args:
         network: ε_θ, called with the K variables as channels, (n, K·C, *spatial), and λ; returns
-            the shape of its input. Only its part in the range of G is trained (theory: g² s_θ).
+            the shape of its input. Only its part in the range of G is trained, as the loss depends
+            on g² s_θ.
 
     Raises:
         ValueError: NaN, states of the wrong shape, a network output of another shape.
@@ -41,10 +42,10 @@ class NoisePrediction(Score):
 
 
 class RawScore(Score):
-    """The network is the score: s_θ(y, s) = F(y, λ(s)), like y, for any diffusion.
+    """A network used as the score: s_θ(y, s) = F(y, λ(s)), like y, for any diffusion.
 
     Args:
-        network: called with the K variables as channels, (n, K·C, *spatial), and the noise level λ;
+        network: called with the K variables as channels, (n, K·C, *spatial), and the log SNR λ;
             returns the shape of its input.
 
     Raises:

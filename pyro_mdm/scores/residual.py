@@ -1,4 +1,4 @@
-r"""A score in coordinates in which noised data have unit variance, for any diffusion."""
+r"""A score in coordinates where noised data have unit variance, for any diffusion."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["ResidualScore", "noised_moments"]
 
 
 class ResidualScore(Score):
-    r"""The score of a Gaussian fit of y_s, and what a network adds to it, for any diffusion.
+    r"""The score of a Gaussian fit of y_s plus a network's correction, for any diffusion.
 
         s_θ(y, s) = Wᵀ ( F(W (y - m), λ(s)) - W (y - m) ),    W = L^{-1},    C = L Lᵀ
 
-    m and C are the mean and covariance (K×K per data dimension) of noised data at the time, fitted
-    once by :meth:`fit` on a grid of noise levels, m and W being interpolated linearly: network
-    inputs and outputs have unit variance, and at F = 0 the model is that of Gaussian data. They are
-    a choice of coordinates, and need not stay exact while a diffusion is learned.
+    m and C are the mean and covariance (K×K per data dimension) of noised data, fitted once by
+    :meth:`fit` on a grid of noise levels; m and W are interpolated linearly. Network inputs and
+    outputs then have unit variance, and at F = 0 the model is that of Gaussian data. m and C only
+    choose coordinates and need not stay exact while a diffusion is learned.
 
     Args:
         network: F, called with the K variables as channels, (n, K·C, *spatial), and λ; returns the
@@ -72,13 +72,13 @@ class ResidualScore(Score):
         num_paths: int = 512,
         seed: int = 0,
     ) -> ResidualScore:
-        """Fit m and C to noised data: in closed form if linear, else by simulation.
+        """The score with m and C of noised data, in closed form or by simulation.
 
         Args:
             train_x: data in model space, (N, *event_shape).
-            num_levels: between the ends of the diffusion.
-            num_paths: simulated to each level.
-            seed: of the paths; the caller's random state stays as it is.
+            num_levels: number of levels between the ends of the diffusion.
+            num_paths: number of simulated paths to each level.
+            seed: seed of the paths; the caller's random state stays as it is.
         """
         check_fit(network, train_x)
         fix = "the order is ResidualScore.fit(network, diffusion, train_x)"
@@ -120,11 +120,11 @@ class ResidualScore(Score):
 def noised_moments(
     diffusion: Diffusion, train_x: Tensor, s: Tensor, num_paths: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Mean (M, K, *event_shape) and covariance (M, *event_shape, K, K) of noised data at times
+    """The mean (M, K, *event_shape) and covariance (M, *event_shape, K, K) of data noised to times
     s (M,).
 
-    It is dispatched on the kind of diffusion. A kind of one's own that is no
-    :class:`~pyro_mdm.diffusions.Kernels` and not simulated registers another.
+    Dispatched on the kind of diffusion. Register a function for a kind of your own that is neither
+    :class:`~pyro_mdm.diffusions.Kernels` nor simulated.
 
     Args:
         train_x, num_paths, seed: as of :meth:`ResidualScore.fit`.

@@ -1,4 +1,4 @@
-"""Guides that see the data: where v_0 starts, where paths go, and clocks by a latent context."""
+"""Guides that see the data: encoded starts v_0, paths driven by the data, clocks by context."""
 
 from pyro_mdm.seeing.context import (
     Context,

@@ -1,9 +1,9 @@
-r"""Diffusions that depend on a latent context of each datum: c ~ q(c | x), p(c) in the model.
+r"""Diffusions that depend on a latent context c of each datum, with laws q(c | x) and p(c).
 
-Given c the noising process is linear, with a clock of its own for each data dimension, so that a
-guide may choose by datum what is noised when. The context is a site of both programs, and its
-divergence KL(q(c | x) ‖ p(c)) a term of the bound. Paths given c are Markov and x enters where
-they start and through c alone, so the bound can be tight.
+Given c the noising process is linear, with a clock for each data dimension: the guide chooses by
+datum when each dimension is noised. The context is a site of both programs, and KL(q(c | x) ‖ p(c))
+is a term of the bound. Given c paths are Markov, and x enters through their start and c alone, so
+that the bound can be tight.
 
 Source: Sahoo et al., "Diffusion Models With Learned Adaptive Noise", NeurIPS 2024, for one variable
 and a Gaussian or discrete context; here for K variables.
@@ -35,15 +35,15 @@ __all__ = ["Context", "ContextClocks", "ContextDiffusion", "DiscreteContext", "G
 
 
 class Context(Restorable, Exact, ABC):
-    """A latent context c of each datum, a vector: its law in the guide and in the model.
+    """A latent context c of each datum, a vector, with its laws in guide and model.
 
     Args:
-        encoder: a module of data (n, *event_shape), whose output :meth:`posterior` reads.
-        size: how many numbers c has.
+        encoder: a module called with data (n, *event_shape); :meth:`posterior` reads its output.
+        size: the number of entries of c.
     """
 
     reparameterized: ClassVar[bool] = True
-    """Whether draws of q(c | x) are differentiable in what it is made of."""
+    """Whether draws of q(c | x) are differentiable in its parameters."""
 
     def __init__(self, encoder: nn.Module, size: int) -> None:
         super().__init__()
@@ -61,12 +61,14 @@ class Context(Restorable, Exact, ABC):
 
     @abstractmethod
     def drawn(self, law: Any) -> Tensor:
-        """c of a law that :meth:`posterior` returned, (n, size), by :mod:`pyro_mdm.randomness`, so
-        that a seed fixes it; differentiable if that is (:attr:`reparameterized`)."""
+        """A draw of a law of :meth:`posterior`, (n, size), by :mod:`pyro_mdm.randomness`.
+
+        Differentiable if :attr:`reparameterized`.
+        """
 
     @abstractmethod
     def typical(self, x: Tensor) -> Tensor:
-        """The centre of q(c | x), (n, size), to look at."""
+        """The centre of q(c | x), (n, size), for pictures."""
 
     @abstractmethod
     def prior(self) -> TorchDistributionMixin:
@@ -74,11 +76,13 @@ class Context(Restorable, Exact, ABC):
 
     @abstractmethod
     def draw(self, n: int) -> Tensor:
-        """c ~ p(c), (n, size), float32, the i-th the same however many are drawn
-        (:func:`pyro_mdm.randomness.stream`)."""
+        """n draws of p(c), (n, size), float32.
+
+        The i-th is the same however many are drawn (:func:`pyro_mdm.randomness.stream`).
+        """
 
     def encoded(self, x: Tensor, outputs: int, event_dim: int | None = None) -> Tensor:
-        """The encoder's output for data (*batch, *event_shape), (*batch, outputs); checked."""
+        """The encoder's output, (*batch, outputs), for data (*batch, *event_shape); checked."""
         batch_dim = 1 if event_dim is None else x.dim() - event_dim
         flat = x.reshape(-1, *x.shape[batch_dim:])
         dtype = next((p.dtype for p in self.encoder.parameters()), x.dtype)
@@ -94,9 +98,9 @@ class GaussianContext(Context):
     """q(c | x) = N(μ(x), diag σ(x)²), p(c) = N(0, I).
 
     Args:
-        encoder: data (n, *event_shape) -> (n, 2·size): μ, then log σ, of which more than 10 in size
-            count as 10.
-        size: of c.
+        encoder: called with data (n, *event_shape); returns (n, 2·size): μ, then log σ, which is
+            clamped to ± 10.
+        size: the number of entries of c.
     """
 
     def posterior(self, x: Tensor, event_dim: int | None = None) -> TorchDistributionMixin:
@@ -133,14 +137,14 @@ class GaussianContext(Context):
 
 
 class DiscreteContext(Context):
-    """One of ``size`` values, as a one-hot vector; p(c) is learned, even at first.
+    """A context with one of ``size`` values, one-hot; p(c) is learned and starts uniform.
 
-    Its gradient is that of the score function, with a second draw of c under the same noise as the
-    baseline, see :class:`~pyro_mdm.MDM_ELBO`.
+    Gradients are score-function estimates, whose baseline is the bound at a second draw of c under
+    the same noise; see :class:`~pyro_mdm.MDM_ELBO`.
 
     Args:
-        encoder: data (n, *event_shape) -> (n, size): logits of q(c | x).
-        size: number of values, at least 2.
+        encoder: called with data (n, *event_shape); returns (n, size), the logits of q(c | x).
+        size: the number of values, at least 2.
     """
 
     reparameterized = False
@@ -179,13 +183,13 @@ class DiscreteContext(Context):
 class ContextClocks(Clocks):
     """Learned clocks (:class:`LearnedClocks`) whose weights are a function of the context.
 
-    They are asked through :meth:`given`. At first all are the common clock.
+    :meth:`given` evaluates them. All start as the common clock.
 
     Args:
-        number: of clocks.
-        context_size: of c.
-        degree, floor: as of :class:`LearnedClocks`.
-        width: of the layer between the context and the weights.
+        number: how many clocks.
+        context_size: the number of entries of c.
+        degree, floor: as for :class:`LearnedClocks`.
+        width: units of the layer between the context and the weights.
     """
 
     def __init__(
@@ -231,7 +235,7 @@ _NO_CONTEXT = (
 
 
 class RowClocks(Clocks):
-    """Clocks of each of n data: of u (…, n), or (…, 1) for all, F is (…, n, number).
+    """Clocks of each of n data: (…, n, number) at u (…, n), or at u (…, 1) for all data.
 
     Args:
         weights: (n, number, degree + 1), each row summing to 1.
@@ -253,22 +257,22 @@ class RowClocks(Clocks):
 
 
 class ContextDiffusion(PerDimensionDiffusion):
-    """A linear diffusion on clocks for each data dimension that a context of the datum decides.
+    """A linear diffusion with a clock for each data dimension, chosen by a latent context.
 
-    The programs draw the context, ``"context"`` (*batch, size), and go on with :meth:`given`. Both
-    ends of every clock are those of the block, whatever the context: the decoder, the prior and
-    their terms do not depend on it.
+    The programs draw the context at the site ``"context"`` (*batch, size) and use the diffusion
+    that :meth:`given` returns. Every clock ends where the block's does, whatever the context, so
+    that the decoder, the prior and their terms do not depend on it.
 
     Args:
         block: the linear diffusion that all dimensions run.
-        context: c, its laws in guide and model.
-        clocks: functions of c, :class:`ContextClocks`.
-        clock_of: which clock a dimension has, integers of as many dimensions as a datum.
+        context: the laws of c in guide and model.
+        clocks: the clocks as functions of c.
+        clock_of: the index of each dimension's clock, integers of the shape of a datum.
 
     Raises:
-        TypeError: parts of another kind.
-        ValueError: clocks of another size of context, indices that are none; on use without a
-            context, kernels between the ends.
+        TypeError: a part of another type.
+        ValueError: clocks of contexts of another size, indices of no clock; without a context,
+            kernels between the two ends.
     """
 
     def __init__(
@@ -287,13 +291,13 @@ class ContextDiffusion(PerDimensionDiffusion):
 
     @property
     def context(self) -> Context | None:
-        """The context that noising depends on; None once that is given."""
+        """The laws of the context; None once a context is given."""
         return cast("Context | None", self._modules["context"])
 
     def given(self, context: Tensor) -> ContextDiffusion:
-        """The diffusion of n data, or of as many as the batch has, given contexts (*batch, size).
+        """The diffusion of n data given their contexts (*batch, size), n the size of the batch.
 
-        It shares the block's parameters, and is differentiable in the context. Times are (…, n), or
+        It shares the block's parameters and is differentiable in the context. Times are (…, n), or
         (…, 1) for all data.
         """
         clocks: Any = self.clocks
@@ -306,7 +310,7 @@ class ContextDiffusion(PerDimensionDiffusion):
 
     @property
     def origin(self) -> ContextDiffusion:
-        """The diffusion that contexts were given to; itself, if none were."""
+        """The diffusion before :meth:`given`; itself, if no contexts are given."""
         origin: ContextDiffusion = self.__dict__.get("_whole", self)
         return origin
 
@@ -339,7 +343,7 @@ class ContextDiffusion(PerDimensionDiffusion):
         return self.each(plan, times.unsqueeze(1))._replace(s=common.s)
 
     def time_on_the_way(self, u: Tensor) -> Tensor:
-        """The time by the log SNR of the block, which is common to all data."""
+        """The time, by the log SNR of the block, which is common to all data."""
         return Diffusion.time_on_the_way(self, u)
 
     def speed_on_the_way(self, s: Tensor) -> Tensor:
@@ -352,12 +356,12 @@ class ContextDiffusion(PerDimensionDiffusion):
 
     @property
     def terminal(self) -> Marginal:
-        """The marginal at T, (1, *event_shape) by dimension, whatever the context."""
+        """The marginal at T, batch (1, *event_shape); it does not depend on the context."""
         marginal: Marginal = self.of_blocks("terminal")
         return marginal
 
     def views(self, x: Tensor) -> dict[str, Tensor]:
-        """``log SNR less the common one`` at three parts of the way, at typical contexts."""
+        """``log SNR less the common one`` at three times from ε to T, at typical contexts."""
         known = self.typical(x)
         u = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64, device=x.device)
         maps = known.level(u[:, None]).log_snr

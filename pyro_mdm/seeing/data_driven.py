@@ -1,27 +1,29 @@
-r"""A linear diffusion of one variable whose noising paths are driven by the data they start from.
+r"""A linear diffusion of one variable whose noising paths depend on the data all along.
 
-With y = α z, v = e^{-λ} and u the part of the way that λ has gone from ε to T, the marginals are
+With y = α z, v = e^{-λ} and u in [0, 1] how far λ is from λ(ε) to λ(T), the marginals are
 
     z = m(x, u) + S(x, u) ε,    m = x + Σ_j φ_j(u) n_j(x),    log S² = -λ + Σ_j φ_j(u) r_j(x),
 
-where n and r are read off one network, called once for each datum and not told the time, and φ_j
-are Bernstein polynomials that vanish at both ends, and at ε with their derivative. So start, end,
-decoder and prior KL are those of the linear diffusion, and all derivatives in time are exact.
+where n and r are outputs of one network, called once for each datum and not told the time. φ_j are
+Bernstein polynomials that vanish at both ends, and at ε with their derivative. So the start, the
+end, the decoder and the prior KL are those of the linear diffusion, and derivatives in time are
+exact.
 
-Paths of these marginals whose noise is ρ dv have the reverse drift
+Paths with these marginals and noise ρ dv have the reverse drift
 
     b = ∂_v m + ∂_v log S (z - m) + ½ ρ (z - m)/S²        per unit of v,
 
-which is put as the two *aims* U and R that z is drawn to on its way back (:class:`Aims`):
+which draws z to two points, the *aims* U and R (:class:`Aims`):
 
     v b = ½ (z - U) + ½ ρ (z - R),    U = m + 2 ∂_λ m + h' (z - m),    R = z - e^{-h} (z - m),
 
-h = log S² + λ. Both are x for the linear diffusion. The model puts its estimate x̂ in the place of
-x, and the bound loses ⅛ e^λ/ρ E‖ΔU + ρ ΔR‖² per unit of λ, which for the linear diffusion is
+with h = log S² + λ. For the linear diffusion both are x. The model replaces x by its estimate x̂,
+and the bound loses ⅛ e^λ/ρ E‖ΔU + ρ ΔR‖² per unit of λ, which for the linear diffusion is
 ½ e^λ E‖x - x̂‖².
 
-Given x the paths are Markov, but their mixture over x is not: they tell more of x than their ends
-do, and what that costs no network wins back (:func:`pyro_mdm.evaluation.path_information_gap`).
+Given x the paths are Markov, but their mixture over x is not: a path holds more information on x
+than its ends do. No network can win back what that costs the bound
+(:func:`pyro_mdm.seeing.path_information_gap`).
 
 Source: written for this library. Means that depend on the data are those of Nielsen et al.,
 "DiffEnc: Variational Diffusion with a Learned Encoder", ICLR 2024, and Bartosh et al., "Neural
@@ -52,21 +54,18 @@ VIEWS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 class Aims(NamedTuple):
-    """The points z is drawn to on its way back to a datum: v b = ½ (z - flow) + ½ ρ (z - score)."""
+    """The two points that the reverse drift draws z to: v b = ½ (z - flow) + ½ ρ (z - score)."""
 
     flow: Tensor  # U: the velocity that moves the marginals is (z - U)/2v
     score: Tensor  # R: ∇ log q(z | x) = -(z - R)/v
 
     def with_noise(self, noise: float) -> Tensor:
-        """x̂ of a linear diffusion that is run back with the part η of its noise: (U + ηR)/(1 + η).
-
-        There v b = ½ (1 + η) (z - x̂).
-        """
+        """x̂ = (U + ηR)/(1 + η), with which v b = ½ (1 + η) (z - x̂), η the part of the noise."""
         return (self.flow + noise * self.score) / (1 + noise)
 
 
 class DataPath(NamedTuple):
-    """The marginals of z on the way from data, at one log SNR each; rates are per unit of λ."""
+    """The marginals of z given n data, at one log SNR each; rates are per unit of λ."""
 
     mean: Tensor  # m, like the data
     mean_rate: Tensor
@@ -79,28 +78,27 @@ class DataPath(NamedTuple):
         return self.mean + ((self.stretch - lam) / 2).exp().to(noise.dtype) * noise
 
     def aims(self, z: Tensor) -> Aims:
-        """The aims of a path that is at z."""
+        """The aims at z."""
         rest = z - self.mean
         flow = self.mean + 2 * self.mean_rate + self.stretch_rate * rest
         return Aims(flow, self.mean - torch.expm1(-self.stretch) * rest)
 
 
 class DataDrivenDiffusion(WrappedDiffusion):
-    """Noising paths with means and scales that depend on the data; see the module's text.
+    """Noising paths with means and scales that depend on the data; see the text of the module.
 
-    Every :class:`~pyro_mdm.Denoiser` serves it as it does a linear diffusion, x̂ in the place of x,
-    and so does a score of the raw state. At networks that begin at zero, as those of this library
-    do, it is the linear diffusion. ``drift`` is that of the base: it is what the generative process
-    reverses, whose score holds all that data do.
+    Every :class:`~pyro_mdm.Denoiser` serves it, x̂ in the place of x, and so does a score of the raw
+    state. Where the network's output is 0, as at the start of this library's networks, it is the
+    linear diffusion. ``drift`` is that of the base, and the score holds what the data add to it.
 
     Args:
-        base: a linear diffusion with K = 1; λ(ε), λ(T), kernels, clock and prior are its.
+        base: a linear diffusion with K = 1, whose ends, kernels, clock and prior it has.
         network: called once with data (n, C, *spatial) and zeros (n,) in the place of log SNR;
-            returns (n, :meth:`outputs`·C, *spatial), means before scales, each degree - 2 times C.
-        means: n_j is c tanh(·/c) of what the network returns, so that means move by at most c, in
-            the units of the data; 0: they stay.
-        scales: r_j likewise, so that S² changes by a factor of at most e^c; 0: it does not.
-        degree: of the polynomials, at least 3.
+            returns (n, :meth:`outputs`·C, *spatial), means before scales, each (degree - 2)·C.
+        means: the bound c on n_j = c tanh(output / c): means move by at most c, in units of the
+            data. 0: they do not move.
+        scales: the bound c on r_j, likewise: S² changes by a factor of at most e^c. 0: not at all.
+        degree: the degree of the polynomials, at least 3.
 
     Raises:
         TypeError: a base of another kind.
@@ -145,13 +143,13 @@ class DataDrivenDiffusion(WrappedDiffusion):
 
     @staticmethod
     def outputs(*, means: bool = True, scales: bool = True, degree: int = 5) -> int:
-        """The number of the network's outputs for each dimension of the data."""
+        """The number of network outputs for each data dimension."""
         return (means + scales) * (degree - 2)
 
     # -- the way of the marginals ------------------------------------------------------------------
 
     def way(self, log_snr: Tensor) -> Tensor:
-        """u, the part of the way from λ(ε) to λ(T), like λ."""
+        """u, how far λ is from λ(ε) to λ(T), in [0, 1], like λ."""
         high, low = self._ends()
         return (high - log_snr) / (high - low)
 
@@ -176,7 +174,7 @@ class DataDrivenDiffusion(WrappedDiffusion):
         )
 
     def _moved(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """n_j and r_j, each (n, J, *event_shape), with sizes of 1 where there are none."""
+        """n_j and r_j, each (n, J, *event_shape); one that is switched off is 0, broadcastable."""
         dtype = next((p.dtype for p in self.network.parameters()), x.dtype)
         out = self.network(x.to(dtype), x.new_zeros(len(x), dtype=dtype))
         ranges = [self.means, self.scales]
@@ -193,8 +191,11 @@ class DataDrivenDiffusion(WrappedDiffusion):
         return means, scales
 
     def aims(self, x: Tensor, z: Tensor, log_snr: Tensor) -> Aims:
-        """The aims of the path from x, at z, both (*batch, *event_shape); log SNRs (*batch), or a
-        number for one batch dimension."""
+        """The aims at z of a path from x, both (*batch, *event_shape).
+
+        Args:
+            log_snr: (*batch), or a number for one batch dimension.
+        """
         batch_dim = log_snr.dim() or 1
         batch, event = x.shape[:batch_dim], x.shape[batch_dim:]
         path = self.path(x.reshape(-1, *event), log_snr.expand(batch).reshape(-1))
@@ -203,7 +204,7 @@ class DataDrivenDiffusion(WrappedDiffusion):
 
     @torch.no_grad()
     def views(self, x: Tensor) -> dict[str, Tensor]:
-        """Means and log S² less those of the base, at five parts of the way."""
+        """Means and log S² less those of the base, at five log SNRs."""
         high, low = self._ends()
         paths = [self.path(x, (high + u * (low - high)).expand(len(x))) for u in VIEWS]
         shown = {"mean": (self.means, [p.mean - x for p in paths])}
@@ -213,7 +214,7 @@ class DataDrivenDiffusion(WrappedDiffusion):
     # -- what scores learn -------------------------------------------------------------------------
 
     def volatility_at(self, s: Times) -> Tensor:
-        """ρ(s), like s."""
+        """The volatility ρ(s), like s."""
         rho: Tensor = self.volatility(self.way(self.marginal(s).log_snr))
         return rho
 
@@ -246,7 +247,7 @@ class DataDrivenDiffusion(WrappedDiffusion):
         return self.base.drift(y, s) + (1 + noise) / 2 * outer(law.mean, pull)
 
     def _score(self, aims: Aims, z: Tensor, marginal: Marginal) -> Tensor:
-        """-b/(ρ α), with which the drift of the paths is A y - ρ g² s_θ."""
+        """The score s_θ for which the reverse drift is A y - ρ g² s_θ."""
         lam, alpha = marginal.log_snr, marginal.mean[..., 0]
         rho = self.volatility(self.way(lam))
         over = (0.5 * lam.exp() / (alpha * rho), rho)
@@ -259,10 +260,10 @@ class DataDrivenDiffusion(WrappedDiffusion):
     def denoising_error(
         self, x: Tensor, level: Tensor, noise: Tensor, denoiser: Denoise, counted: Tensor | None
     ) -> Tensor:
-        """⅛ e^λ/ρ ‖ΔU + ρ ΔR‖², (n,), of all dimensions: each sees all data.
+        """⅛ e^λ/ρ ‖ΔU + ρ ΔR‖², (n,), over all dimensions.
 
-        In training, with gradients, the errors are taken into the averages that ρ follows, after
-        this draw has been made with the ρ of those before.
+        In training the errors are recorded for ρ (:class:`~pyro_mdm.seeing.volatility.Volatility`);
+        this draw still uses the ρ before.
         """
         path = self.path(x, level)
         z = path.place(level, noise)
@@ -289,14 +290,14 @@ class DataDrivenDiffusion(WrappedDiffusion):
         return self.volatility_at(s).sqrt()[..., None, None] * G
 
     def simulate(self, y: Tensor, times: Tensor, simulation: Any = None) -> NoReturn:
-        """Raises TypeError: paths go on from data, and not from a state alone."""
+        """Raise TypeError: paths start from data, and not from a state alone."""
         raise TypeError(
             f"paths of {type(self).__name__} are driven by the data that they started from, "
             "which a state does not hold; see DataDrivenDiffusion.noised for their law at a time"
         )
 
     def forward_sde(self, event_shape: object = ()) -> NoReturn:
-        """Raises TypeError, as :meth:`simulate`."""
+        """Raise TypeError, as :meth:`simulate`."""
         self.simulate(torch.zeros(()), torch.zeros(()))
 
     def settings(self) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 r"""Diffusions whose auxiliary variables start at an encoding of the data: v_0 ~ N(m_φ(x), Σ_v).
 
-Given x the paths are those of the base, moved: with w = (x, m_φ(x)) and M(s) the drift's propagator
-from time 0,
+Given x the paths are those of the base, with another mean. With w = (x, m_φ(x)) and M(s) the
+drift's propagator from time 0,
 
-    y_s | x ~ N(M(s) w, Σ(s)),    ∇ log q(y_s | x) = -Σ^{-1} (y_s - M(s) w),
+    y_s | x ~ N(M(s) w, Σ(s)),    ∇ log q(y_s | x) = -Σ^{-1} (y_s - M(s) w).
 
-so that x enters where the path starts alone, and with exact networks the bound is tight. The score
-that is learned is -Σ^{-1} (y - M E[w | y]): z is no longer sufficient.
+x enters through the start of the path alone, so that the bound is tight with exact networks. The
+learned score is -Σ^{-1} (y - M E[w | y]), for which z is no longer sufficient.
 """
 
 from __future__ import annotations
@@ -28,28 +28,27 @@ __all__ = ["EncodedDiffusion"]
 class EncodedDiffusion(WrappedDiffusion):
     r"""A linear diffusion of K ≥ 2 variables with v_0 ~ N(m_φ(x), Σ_v), m_φ a network.
 
-    The auxiliary variables are then an encoder of the data, and the state at T is what is left of
-    it. Σ_v is the base's ``initial_variance``. The generative model is the base's; its score must
-    see the whole state: :class:`~pyro_mdm.scores.StateDenoiser`, or one of the raw state.
+    The auxiliary variables start as an encoding of the data. Σ_v is the base's
+    ``initial_variance``. The generative model is the base's, with a score that sees the whole
+    state: :class:`~pyro_mdm.seeing.StateDenoiser`, or one of the raw state.
 
-    Decoders read x from y_ε as the base does, once M(ε) (0, m_φ(x)), the part of the state that the
-    encoding adds, is taken off. The noise is then that of λ(ε), which the diffusion term has paid
-    for. Since x is not known, m_φ is evaluated at x_0, the first variable of M(ε)^{-1} y_ε: an
-    estimate of x that takes nothing of v_0 for granted. It is noisier than what decoders read, but
-    close enough to x for m_φ; no score takes part in it. What v_0 says of x beyond that is not
-    used.
+    Decoders subtract M(ε) (0, m_φ(x)), which the encoding adds to the state, and then read x from
+    y_ε as for the base, with the noise of λ(ε). Since x is not known, m_φ is evaluated at x_0, the
+    first variable of M(ε)^{-1} y_ε: an estimate of x that assumes nothing about v_0. It is noisier
+    than what decoders read, but close enough to x for m_φ, and needs no score. What v_0 tells of x
+    beyond that is not used.
 
     The loss in the bound is up to 2 (ρ c)² nats for each data dimension, where c is the slope of
     m_φ and ρ the base's readout of M(ε) e_1. For CLD ρ is 0.034 at λ(ε) = 9 and 0.007 at 13 with
     Σ_v = 0.01, and 0.012 and 0.001 with Σ_v = 0.25.
 
     Args:
-        base: with two variables at least.
+        base: a linear diffusion of at least two variables.
         encoder: m_φ, called with data (n, *event_shape); returns (n, (K-1)·C, *spatial) for data of
             C channels (or features), those of v_1 first.
 
     Raises:
-        TypeError: a base that is not linear; an encoder that is no module.
+        TypeError: a base that is not linear; an encoder that is not a module.
         ValueError: a base of one variable; on call, an encoder that returns another shape, or
             values that are not finite.
     """
@@ -87,17 +86,17 @@ class EncodedDiffusion(WrappedDiffusion):
         return moved.reshape(*batch, self.num_variables, *event)
 
     def push(self, s: Times) -> Tensor:
-        """The columns of M(s) that v_0 is multiplied by, (*s.shape, K, K-1)."""
+        """The columns of M(s) that multiply v_0, (*s.shape, K, K-1)."""
         M, _ = self.base.propagator.moments(None, self.clock(s))
         return M[..., 1:]
 
     def data_columns(self, tau: Tensor, a: Tensor) -> Tensor:
-        """M at clock times τ (…), (…, K, K): the columns of x and of v_0."""
+        """M at clock times τ (…), (…, K, K): the columns that multiply x and v_0."""
         M, _ = self.base.propagator.moments(None, tau)
         return M
 
     def without_displacement(self, y: Tensor, event_dim: int) -> Tensor:
-        """y_ε - M(ε) (0, m_φ(x_0)), see the class; float64. One call of m_φ."""
+        """y_ε - M(ε) (0, m_φ(x_0)), like y in float64; see the class. It calls m_φ once."""
         tau = self.clock(self.start_time)
         back, _ = self.base.propagator.pulled_back(torch.zeros_like(tau), tau)
         state = y.double()

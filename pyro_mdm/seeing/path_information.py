@@ -1,12 +1,12 @@
-r"""The part of the bound that noising paths driven by the data lose, whatever the network.
+r"""The loss in the bound by noising paths driven by the data, whatever the network.
 
-Such paths tell more of x than their ends do, and a generative process that is Markov cannot use it.
-With the exact network, of the aims E[U | z] and E[R | z], the diffusion term is
+Such paths hold more information on x than their ends do, which a Markov generative process cannot
+use. With the exact network, whose aims are E[U | z] and E[R | z], the diffusion term is
 
     ⅛ ∫ e^λ/ρ E‖ΔU + ρ ΔR‖² dλ  =  I(x; z_ε) - I(x; z_T)  +  ⅛ ∫ e^λ/ρ E‖ΔU - ρ ΔR‖² dλ,
 
 where ΔU = U - E[U | z], ΔR = R - E[R | z] (:class:`~pyro_mdm.seeing.data_driven.Aims`). The
-mutual information is what a linear diffusion, for which U = R, needs too; the rest is the gap.
+mutual information is the term of a linear diffusion, for which U = R; the rest is the gap.
 
 Source: derived for this library, from Girsanov's theorem for the noising paths and their mixture.
 """
@@ -27,11 +27,11 @@ __all__ = ["PathInformation", "path_information_gap"]
 
 
 class PathInformation(NamedTuple):
-    """The diffusion term of the exact network, (mean, standard error), in nats per datum."""
+    """The diffusion term of the exact network and its parts, with errors, in nats per datum."""
 
-    diffusion: Measured  # the two others together
-    information: Measured  # I(x; z_ε) - I(x; z_T): the least that any model needs
-    gap: Measured  # what is lost, by any model
+    diffusion: Measured  # the sum of the two others
+    information: Measured  # I(x; z_ε) - I(x; z_T): the least diffusion term of any model
+    gap: Measured  # the loss of any model
 
 
 def path_information_gap(
@@ -45,24 +45,24 @@ def path_information_gap(
 ) -> PathInformation:
     """The information in noising paths beyond that in their ends, for data of a known law.
 
-    The law is that of finitely many points: a grid over a density in a few dimensions, or some data
-    taken as all there are. Posterior means are sums over the points, so that the network is exact.
+    The law is one of finitely many points: a grid over a density in a few dimensions, or a data
+    set. Posterior means are sums over the points, which stand for the exact network.
 
     Args:
-        diffusion: whose paths they are.
-        points: (N, *event_shape).
-        weights: their probabilities (N,), up to a factor; None: equal.
-        levels: of log SNR, drawn one in each of so many equal parts.
-        draws: of x and the noise at each level, 2 at least.
-        seed: of the draws.
+        diffusion: the diffusion of the paths.
+        points: data, (N, *event_shape).
+        weights: the probabilities of the points, (N,), up to a factor; None: equal.
+        levels: the number of log SNRs, one drawn in each of so many equal intervals.
+        draws: draws of x and the noise at each log SNR, at least 2.
+        seed: the seed of the draws.
 
     Returns:
-        :class:`PathInformation`. Errors are those of the draws at each level.
+        :class:`PathInformation`. Errors are those of the draws at each log SNR.
 
     Raises:
-        TypeError: another kind of diffusion; points that are no tensor.
-        ValueError: points that are not finite, weights of another shape or below 0, numbers too
-            small.
+        TypeError: another kind of diffusion; points that are not a tensor.
+        ValueError: points that are not finite, weights of another shape or below 0, too few levels
+            or draws.
 
     Example:
         >>> from pyro_mdm import VPSDE
@@ -103,7 +103,7 @@ def _rates(
     draws: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """Draws of the rate of the term and of the gap per unit of λ, (2, draws) float64 on the CPU."""
+    """Draws of the diffusion term and the gap per unit of λ, (2, draws), float64 on the CPU."""
     x = points.double()
     levels = x.new_full((len(x),), log_snr)
     path = diffusion.path(x, levels)

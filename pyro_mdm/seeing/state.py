@@ -18,17 +18,17 @@ __all__ = ["StateDenoiser"]
 
 
 class StateDenoiser(WrappedDenoiser):
-    r"""The score of an :class:`~pyro_mdm.EncodedDiffusion`, by estimates of x and of m_φ(x).
+    r"""The score of an :class:`~pyro_mdm.EncodedDiffusion`, from estimates of x and of m_φ(x).
 
         s_θ(y, s) = -Σ^{-1} (y - M(s) ŵ),    ŵ = (x̂, m̂)
 
-    From one call of the network: m̂ are outputs of it, x̂ is the denoiser's at
-    z̃ = kᵀ (y - M (0, m̂)), in which noise is e^{-λ/2} where m̂ is right. Inputs are z as the denoiser
-    scales it and the K-1 directions of L^{-1} y in which there is no x, which are noise of unit
-    variance around what they say of m_φ(x). Where encoder and outputs are 0 it is the denoiser.
+    Both come from one network call. m̂ is an output; x̂ is the denoiser's at z̃ = kᵀ (y - M (0, m̂)),
+    in which the noise is e^{-λ/2} where m̂ is right. The network sees z, as the denoiser scales it,
+    and the K-1 directions of L^{-1} y without x, whose mean depends on m_φ(x) and whose noise has
+    unit variance. Where encoder and outputs are 0 it is the denoiser.
 
     Args:
-        denoiser: whose network has K·C channels, and (outputs + K - 1)·C outputs.
+        denoiser: over a network with K·C channels and (outputs + K - 1)·C outputs.
 
     Raises:
         TypeError, ValueError: as :class:`~pyro_mdm.seeing.wrapping.WrappedDenoiser`; states of the
@@ -58,7 +58,7 @@ class StateDenoiser(WrappedDenoiser):
         return self.start_hat(diffusion, y, s).select(y.dim() - 1 - self._event_dim, 0)
 
     def start_hat(self, diffusion: Kernels, y: Tensor, s: Number) -> Tensor:
-        """ŵ = (x̂, m̂), like y: the state at time 0, expected given y, less the noise of v_0."""
+        """ŵ = (x̂, m̂), like y: an estimate of E[w | y], with w = (x, m_φ(x))."""
         *_, x, m = self._estimates(diffusion, y, s)
         return torch.cat([x.unsqueeze(1), m], 1).reshape(y.shape)
 
@@ -69,7 +69,7 @@ class StateDenoiser(WrappedDenoiser):
     def _estimates(
         self, diffusion: Kernels, y: Tensor, s: Number
     ) -> tuple[Marginal, Tensor, Tensor, Tensor, Tensor]:
-        """Marginal, state and times flattened to n, x̂ (n, *event_shape) and m̂ (n, K-1, …)."""
+        """The marginal, states and times flattened to n, x̂ (n, *event_shape), m̂ (n, K-1, …)."""
         s = self.checked_state(diffusion, y, s)
         state = y.reshape(-1, diffusion.num_variables, *y.shape[y.dim() - self._event_dim :])
         s = s.expand(y.shape[: y.dim() - 1 - self._event_dim]).reshape(-1)

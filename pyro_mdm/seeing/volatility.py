@@ -1,8 +1,8 @@
-r"""The volatility of paths whose drift sees the data, fitted in closed form while models train.
+r"""The volatility of paths whose drift sees the data, fitted in closed form during training.
 
-Paths of the same marginals may have any volatility ρ > 0, relative to that of a linear diffusion,
-if guide and model share it. Where a model errs by ΔU in the aim of the flow and by ΔR in that of
-the score (:class:`~pyro_mdm.seeing.data_driven.Aims`), the bound loses per unit of λ
+Paths with the same marginals may have any volatility ρ > 0, relative to that of a linear diffusion,
+if guide and model share it. With errors ΔU and ΔR of the model in the aims of flow and score
+(:class:`~pyro_mdm.seeing.data_driven.Aims`), the bound loses per unit of λ
 
     ⅛ e^λ ( E‖ΔU‖² / ρ + 2 E ΔU·ΔR + ρ E‖ΔR‖² ),    least at    ρ² = E‖ΔU‖² / E‖ΔR‖².
 """
@@ -20,24 +20,23 @@ __all__ = ["Volatility"]
 
 KNOTS = 33
 MEMORY = 2.0**15
-"""Data after which a running average has forgotten all but 1/e."""
+"""The number of data after which a running average keeps 1/e of its past."""
 DOUBT = 64.0
-"""Data at a knot that count for ρ = 1 there."""
+"""The number of data that ρ = 1 counts for at a knot."""
 LIMIT = 10.0
-"""ρ is between 1/LIMIT and LIMIT."""
+"""The bound on ρ, which is between 1/LIMIT and LIMIT."""
 
 
 class Volatility(ExactBuffers, nn.Module):
-    """ρ as a function of the part u of the way from ε to T: 1 until errors are recorded.
+    """The volatility ρ(u), u from 0 at ε to 1 at T; 1 until errors are recorded.
 
-    Running averages at ``KNOTS`` knots, between which log ρ is linear; at ε it is 1. They are
-    buffers, so that they are saved, resumed and copied with the model. ρ is no parameter: it is the
-    best one for errors that were seen before, in batches or micro-batches that came earlier, and
-    nothing is differentiated through it but u.
+    log ρ is linear between ``KNOTS`` knots, and ρ is 1 at ε. It is no parameter: at each knot it is
+    the best value for running averages of the errors of earlier batches. These are buffers, saved
+    and copied with the model. Gradients go through u alone.
     """
 
     errors: Tensor  # E‖ΔU‖² and E‖ΔR‖², each times e^λ and the weight, (2, knots)
-    weight: Tensor  # how many data they are of, (knots,)
+    weight: Tensor  # the number of data in the averages, (knots,)
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,11 +60,11 @@ class Volatility(ExactBuffers, nn.Module):
 
     @torch.no_grad()
     def record(self, u: Tensor, flow: Tensor, score: Tensor) -> None:
-        """Take errors into the averages, those of all processes; draws to come are what they serve.
+        """Add errors of n data to the averages, over all processes, for the draws to come.
 
         Args:
-            u: (n,).
-            flow, score: e^λ ‖ΔU‖² and e^λ ‖ΔR‖² of one datum each, (n,).
+            u: where they were drawn, (n,).
+            flow, score: e^λ ‖ΔU‖² and e^λ ‖ΔR‖² of each datum, (n,).
         """
         known = (flow + score).isfinite()
         kept = [torch.where(known, t, 0.0).double() for t in (known.double(), flow, score)]

@@ -1,4 +1,4 @@
-"""Diffusions that are a linear one, but for what they do with the data."""
+"""The base class of diffusions that change how data enter the paths of a linear one."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ __all__ = ["WrappedDiffusion"]
 
 
 class WrappedDiffusion(OneBlock):
-    """A diffusion that is ``base`` in all that a subclass does not change.
+    """A diffusion with the kernels, clock, ends and prior of ``base``.
 
-    Kernels, clock, ends and prior are those of the base, which is what the generative model
-    reverses; what data do to noising paths is the subclass's.
+    The generative model reverses the base. A subclass says what the data do to noising paths.
 
     Args:
         base: a linear diffusion, constant, time-varying or learned.

@@ -1,4 +1,4 @@
-"""Denoisers inside of other scores: for diffusions of which z alone does not tell enough."""
+"""Scores that wrap a denoiser, for diffusions of which z is not a sufficient statistic."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ WRAPPERS: list[type[WrappedDenoiser]] = []
 
 
 class WrappedDenoiser(Score):
-    """A score whose network sees more than a denoiser's, and tells more; both read one network.
+    """A score around a denoiser, whose network has further inputs and outputs.
 
-    A subclass is asked by :func:`wrapping` whether it is the one for a diffusion. What the network
-    is asked beside what the denoiser asks it comes last among its channels.
+    Both read one network; its further channels come last. :func:`wrapping` picks the subclass for a
+    diffusion.
 
     Args:
-        denoiser: of one log SNR for all dimensions, over a network of as many more channels as
-            :meth:`more_inputs` and :meth:`more_outputs` say.
+        denoiser: told one log SNR for all dimensions, over a network with as many further channels
+            as :meth:`more_inputs` and :meth:`more_outputs` say.
 
     Raises:
-        TypeError: what is no denoiser.
-        ValueError: one that is told maps of log SNR, or that does not know the shape of its data.
+        TypeError: no denoiser.
+        ValueError: a denoiser told maps of log SNR, or that does not know the shape of its data.
     """
 
     instead_of: ClassVar[Cap | None] = None
-    """The capability that a denoiser needs, and that diffusions lack which need this score."""
+    """The capability that a denoiser needs and that the diffusions of this score lack."""
 
     def __init__(self, denoiser: DenoiserScore) -> None:
         fix = "e.g. Denoiser.fit(network, train_x)"
@@ -55,17 +55,17 @@ class WrappedDenoiser(Score):
 
     @staticmethod
     def more_inputs(diffusion: Diffusion) -> int:
-        """The number of the network's inputs for each data dimension beside the denoiser's."""
+        """The number of further network inputs for each data dimension."""
         return 0
 
     @staticmethod
     def more_outputs(diffusion: Diffusion) -> int:
-        """The number of outputs beside the denoiser's, likewise."""
+        """The number of further network outputs for each data dimension."""
         return 0
 
     @property
     def network(self) -> Any:
-        """The denoiser's network, which is this score's too."""
+        """The network, which is the denoiser's."""
         return self.denoiser.network
 
     @network.setter
@@ -79,15 +79,15 @@ class WrappedDenoiser(Score):
     def check_diffusion(self, diffusion: Diffusion) -> None:
         if self.instead_of in diffusion.caps:
             raise UnsupportedDiffusionError(
-                f"{type(self).__name__} is for diffusions that data decide more of, and "
-                f"{type(diffusion).__name__} is none; use the denoiser itself"
+                f"{type(self).__name__} is for diffusions that a denoiser alone does not serve, "
+                f"and it serves {type(diffusion).__name__}; use the denoiser itself"
             )
 
     def default_likelihood(self) -> likelihoods.Likelihood:
         return self.denoiser.default_likelihood()
 
     def call(self, inputs: Tensor, log_snr: Tensor, more: int) -> tuple[Tensor, Tensor]:
-        """The network's outputs for (n, channels, *spatial): the denoiser's, and the rest."""
+        """The outputs for inputs (n, channels, *spatial): the denoiser's, then the further ones."""
         C = self.denoiser.event_shape[0]  # type: ignore[index]
         own = self.denoiser.outputs * C
         F = self.call_network(inputs, log_snr, 1, channels=own + more * C)
@@ -95,5 +95,5 @@ class WrappedDenoiser(Score):
 
 
 def wrapping(diffusion: Diffusion) -> type[WrappedDenoiser] | None:
-    """The score that a denoiser is put into for this diffusion; None: it is itself the score."""
+    """The class of score that wraps a denoiser for this diffusion; None: none is needed."""
     return next((cls for cls in WRAPPERS if cls.instead_of not in diffusion.caps), None)

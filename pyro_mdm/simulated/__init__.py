@@ -1,6 +1,6 @@
-"""Diffusions without a closed form: their paths are simulated, and the bound along them.
+"""Diffusions without a closed form, whose paths and bounds are simulated.
 
-Loading it registers laws of their paths, bounds, fits and comparisons with the core.
+Importing this package registers them with the core: path laws, bounds, fits and comparisons.
 """
 
 from pyro_mdm.simulated import moments  # noqa: F401  registers how scores are fitted
@@ -9,6 +9,7 @@ from pyro_mdm.simulated.hamiltonian import HamiltonianDiffusion
 from pyro_mdm.simulated.learned_drift import LearnedDrift, Simulated
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 from pyro_mdm.simulated.paths import SimulatedPath, arrival, simulated_kl
+from pyro_mdm.simulated.reference import TorchSDE
 
 __all__ = [
     "HamiltonianDiffusion",
@@ -17,6 +18,7 @@ __all__ = [
     "Simulated",
     "SimulatedPath",
     "StepSizeBias",
+    "TorchSDE",
     "arrival",
     "simulated_kl",
     "step_size_bias",

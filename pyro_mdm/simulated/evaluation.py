@@ -1,13 +1,12 @@
-r"""The bound of models whose noising diffusion is simulated, with errors, and in pairs.
+r"""Bounds of models whose noising diffusion is simulated, with errors, and paired differences.
 
-Draws come in rounds: a path for every datum from a start y_ε to T, looked at once in every stratum
-of the way, at an offset that is spread evenly over the data. Rounds are independent, so that their
-spread is the Monte Carlo error; how many a half-width takes is told by a pilot of two, which are no
-part of the estimate. The decoder and the divergence are evaluated at the same y_ε, whose
-noise cancels.
+A round simulates one path for every datum, from y_ε to T. It evaluates the integrand once in every
+stratum of the path, at offsets spread evenly over the data. Rounds are independent: their spread is
+the Monte Carlo error. A pilot of two rounds, left out of the estimate, tells how many rounds a
+half-width takes. The decoder and the divergence share y_ε, so that its noise cancels.
 
-The step of the simulation is one more error, of another kind: :func:`step_size_bias` measures it by
-running the same paths (the same Brownian motion) with half the step.
+The step of the simulation adds a bias. :func:`step_size_bias` measures it by simulating the same
+paths (the same Brownian motion) with half the step.
 """
 
 from __future__ import annotations
@@ -49,15 +48,15 @@ ROWS = 2048
 """Paths that are simulated together: steps cost almost the same for fewer."""
 
 PILOT = 2
-"""Rounds that say how many a half-width takes, and are no part of the estimate."""
+"""Rounds that tell how many a half-width takes; they are left out of the estimate."""
 
 
 @dataclass(frozen=True)
 class StepSizeBias:
-    """The change of the bound by halving the step, nats per datum, at the same noise.
+    """The change of the bound when the step is halved, at the same noise, in nats per datum.
 
-    The bias of the whole step is twice the difference for a method of first order, 4/3 of it for
-    one of second order (``srk``, in most cases).
+    The bias of the whole step is twice the difference for a method of first order, and 4/3 of it
+    for a method of second order (mostly ``srk``).
     """
 
     step_size: float
@@ -74,13 +73,13 @@ class StepSizeBias:
 def step_size_bias(
     model: DiffusionModel, guide: DiffusionGuide, x: Tensor, *, draws: int = 4, seed: int = 0
 ) -> StepSizeBias:
-    """Measure what the step of the simulation does to the bound.
+    """The change of the bound when the step of the simulation is halved.
 
     Args:
-        model, guide: over one nonlinear diffusion.
-        x: data in model space, (n, *event_shape).
-        draws: paths per datum, each simulated twice.
-        seed: of the noise.
+        model, guide: programs over one simulated diffusion.
+        x: data in model space, (n, *event_shape), at least 8.
+        draws: paths per datum; each is simulated twice.
+        seed: the seed of the noise.
 
     Raises:
         ValueError: a linear diffusion, which is not simulated; fewer than 8 data.
@@ -137,7 +136,7 @@ class _Rounds:
         self.forget()
 
     def forget(self) -> None:
-        """Leaves all rounds so far out of the estimate."""
+        """Leave all rounds so far out of the estimate."""
         self.terms: list[Tensor] = []  # (3, n) each: TERMS, in nats
         self.probe_variance = 0.0  # summed over draws
         # number, sum, sum of squares
@@ -145,12 +144,12 @@ class _Rounds:
 
     @property
     def calls_per_path(self) -> int:
-        """Evaluations of the score on each path."""
+        """The number of score evaluations on each path."""
         settings: Any = self.guide.simulation or self.model.diffusion.simulation
         return int(settings.points) * (2 if settings.objective == "local_dsm" else 1)
 
     def add(self, bar: Progress) -> None:
-        """Adds a round: a path for every datum."""
+        """Add a round: a path for every datum."""
         n, r, seed = len(self.x), self.number, self.seed
         generator = torch.Generator().manual_seed(_seed(seed, r))
         spread = (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
@@ -183,7 +182,7 @@ class _Rounds:
         start = law.log_prob(path) - diffusion.prior.log_prob(y)
         decoded = model.likelihood(diffusion, model.score_function, y, x.dim() - 1).log_prob(x)
         excess = arrival(law, path, integral.end)
-        # decoded and start have the noise of y in common: it cancels in their difference
+        # decoded and start share the noise of y, which cancels in their difference
         for row, value in enumerate((decoded, excess, start + integral.value - excess)):
             terms[row, part] = value.double().cpu()
         probe += integral.probe_variance.double().sum().cpu()
@@ -200,11 +199,11 @@ class _Rounds:
         return terms[:, 0] - terms[:, 1] - terms[:, 2]
 
     def means(self) -> dict[str, Tensor]:
-        """The mean of each of TERMS, (n,)."""
+        """The mean of each of TERMS over rounds, (n,)."""
         return dict(zip(TERMS, torch.stack(self.terms, 1).mean(1), strict=True))
 
     def estimate(self) -> Estimate:
-        """The estimate by all rounds."""
+        """The estimate from all rounds."""
         totals = self.totals()
         n = totals.shape[1]
         per_datum = totals.mean(0)
@@ -239,10 +238,10 @@ def _compare(
     linear: Comparison | None,
     asked: Settings,
 ) -> Comparison:
-    """The comparison where all diffusions that are not linear are simulated.
+    """The comparison of models of which some, or all, are simulated.
 
-    Simulated models of the same shape see the same noise, as linear ones do: their differences are
-    paired. Those of a linear and a simulated model are paired over data alone.
+    Simulated models of one shape see the same noise, so that their differences are paired over data
+    and noise. A linear and a simulated model are paired over data alone.
     """
     half_width, share = asked.half_width, asked.share
     known = {} if linear is None else linear.estimates
@@ -295,7 +294,7 @@ def _needed(
     simulated: Mapping[str, _Rounds],
     wanted: float,
 ) -> float:
-    """The factor on the rounds so far after which every error of theirs is the one wanted."""
+    """The factor by which the rounds so far must grow to bring every error down to ``wanted``."""
     estimates = {name: of_model.estimate() for name, of_model in simulated.items()}
     need = max((e.monte_carlo_error / wanted) ** 2 for e in estimates.values())
     estimates |= linear

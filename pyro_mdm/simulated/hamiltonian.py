@@ -1,14 +1,14 @@
-r"""Noising diffusions with a chosen law at rest: an energy and two matrices of the state.
+r"""Noising diffusions with a chosen stationary law, from an energy and two matrix fields.
 
     dy = β(s) ( -(Q + D) ∇H + Γ ) ds + sqrt(2 D β(s)) dB,    Γ_i = Σ_j ∂_j (Q_ij + D_ij)
 
-leaves π ∝ exp(-H) as it is for every skew-symmetric Q(y) and positive semi-definite D(y), and every
-diffusion that does so has this form (Ma, Chen & Fox, "A Complete Recipe for Stochastic Gradient
-MCMC", NeurIPS 2015, equations 2-3 and Theorems 1-2). With a quadratic H and constant Q and D it is
-:class:`~pyro_mdm.diffusions.LinearDiffusion`.
+has the stationary law π ∝ exp(-H) for every skew-symmetric Q(y) and positive semi-definite D(y),
+and every diffusion with that stationary law has this form (Ma, Chen & Fox, "A Complete Recipe for
+Stochastic Gradient MCMC", NeurIPS 2015, equations 2-3 and Theorems 1-2). With a quadratic H and
+constant Q and D it is a :class:`~pyro_mdm.diffusions.LinearDiffusion`.
 
-Γ is what a state-dependent Q or D adds: the velocity of probability at π is F = β (-Q ∇H + ∇·Q), so
-that F π = β ∇·(Q π), whose divergence vanishes as Q is skew-symmetric.
+Γ corrects for a Q or D that depends on the state. The probability velocity at π is
+F = β (-Q ∇H + ∇·Q), so that F π = β ∇·(Q π), whose divergence vanishes as Q is skew-symmetric.
 """
 
 from __future__ import annotations
@@ -48,11 +48,13 @@ SKEW = 1e-9
 
 
 class HamiltonianDiffusion(NonlinearDiffusion):
-    r"""``dy = β (-(Q + D) ∇H + Γ) ds + sqrt(2 D β) dB`` with stationary law π ∝ exp(-H), the prior.
+    r"""A diffusion with the stationary law π ∝ exp(-H), which is its prior.
 
-    All is computed in float64, to which modules are cast when they are handed over; what is to be
-    learned must be a parameter of theirs. Functions are of a state of any batch size and event
-    shape, and what they return for a data dimension may depend on that dimension's variables alone.
+        dy = β (-(Q + D) ∇H + Γ) ds + sqrt(2 D β) dB
+
+    Everything is computed in float64; modules are cast to it. What is to be learned must be a
+    parameter of a module. Functions take states of any batch size and event shape. Their value at a
+    data dimension may depend on that dimension's variables alone.
 
     Args:
         H: the energy. K functions of one variable each, applied elementwise: the prior is then
@@ -61,31 +63,32 @@ class HamiltonianDiffusion(NonlinearDiffusion):
         Q: skew-symmetric, a (K, K) matrix or a function
             ``(batch, K, *event_shape) -> (batch, *event_shape, K, K)``. Moves mass between
             variables.
-        D: symmetric positive semi-definite, likewise. Adds noise and forgets. Noise must reach all
-            variables, directly or through Q and the energy: that is not checked.
-        root: for a D that is a function: one of the same shape with ``root rootᵀ = D``. By default
-            the Cholesky factor, which is the elementwise root where D is diagonal; pivots that are
-            zero by rounding make columns of zeros. It is differentiable wherever D keeps its rank;
-            give a root if D does not. A constant D has its symmetric root.
-        prior: a law with log π = -H + const. Needed for a joint H; may replace the quadrature where
-            something faster is known.
+        D: symmetric positive semi-definite, a matrix or a function like Q. Adds noise and damps.
+            Noise must reach all variables, directly or through Q and the energy; this is not
+            checked.
+        root: a function with ``root rootᵀ = D``, of D's shape, where D is a function. By default
+            the Cholesky factor, in which a pivot that is zero up to rounding makes a column of
+            zeros. It is differentiable where D keeps its rank; give a root if D does not. A
+            constant D has its symmetric root.
+        prior: a law with log π = -H + const. Needed for a joint H; otherwise it may replace the
+            quadrature by something faster.
         beta: the clock β(s), :class:`~pyro_mdm.diffusions.clocks.LinearBeta` 0.1 → 20 by default.
         horizon: T.
-        initial_variance: Σ_v at s = 0: a number or K-1.
+        initial_variance: Σ_v at s = 0: a number, or K-1 of them.
         max_log_snr: λ at the start, where the decoder takes over.
-        min_log_snr: the nominal noise level at T.
+        min_log_snr: the nominal log SNR at T.
         simulation: how paths are simulated.
 
     Raises:
         ValueError: no prior for a joint H, matrices of another shape than (K, K), Q not
             skew-symmetric, D not symmetric or not positive semi-definite, a root for a constant D.
             On use: a function that returns another shape. On first use (:meth:`check`): functions
-            that are not skew-symmetric or positive semi-definite, a root of something else, a prior
-            that is not exp(-H).
+            that are not skew-symmetric or positive semi-definite, a root whose square is not D, a
+            prior that is not exp(-H) up to a factor.
 
     Example:
-        Motion with a relativistic kinetic energy, whose speed is below 1, and a friction that fades
-        with speed:
+        Motion with a relativistic kinetic energy, so that speeds are below 1, and a friction that
+        fades with speed:
 
         >>> def friction(y):
         ...     v = y[:, 1]
@@ -172,10 +175,10 @@ class HamiltonianDiffusion(NonlinearDiffusion):
         return QuadraturePrior(list(self.H), self._device())
 
     def energy(self, y: Tensor) -> Tensor:
-        """H of each data dimension, (batch, *event_shape) float64, for y (batch, K, *event_shape).
+        """H of each data dimension, (batch, *event_shape) in float64, for y (batch, K, *event).
 
         Raises:
-            ValueError: another shape of y, or of what the energy returns.
+            ValueError: y or the energy's value has another shape.
         """
         K = self.num_variables
         if y.dim() < 2 or y.shape[1] != K:
@@ -203,7 +206,7 @@ class HamiltonianDiffusion(NonlinearDiffusion):
         return self.released(f.to(y.dtype), y)
 
     def _correction(self, state: Tensor) -> Tensor:
-        """Γ, like the state, from which it is computed."""
+        """Γ, like the state."""
         fields = [field for field in (self.Q, self.D) if field.function is not None]
         if not fields:
             return torch.zeros_like(state)
@@ -211,8 +214,10 @@ class HamiltonianDiffusion(NonlinearDiffusion):
         return matrix_divergence(sum(blocks[1:], blocks[0]), state)
 
     def dispersion(self, y: Tensor, s: Times) -> Tensor:
-        """sqrt(β) times a root of 2 D: (K, K), or (batch, K, K) for s (batch,), if D is constant;
-        else (batch, *event_shape, K, K). float64."""
+        """sqrt(β) times a root of 2 D, in float64.
+
+        (K, K), or (batch, K, K) for s (batch,), if D is constant; else (batch, *event_shape, K, K).
+        """
         half_rate = self.rate(s).sqrt()
         if not self.noise_depends_on_state:
             return half_rate[..., None, None] * self._unit_dispersion
@@ -223,7 +228,7 @@ class HamiltonianDiffusion(NonlinearDiffusion):
         return (half_rate * math.sqrt(2) * unit).reshape(len(y), *y.shape[2:], K, K)
 
     def noise_divergence(self, y: Tensor, s: Times) -> Tensor:
-        """∇·g² = 2 β ∇·D, like y: of D itself, as roots are not smooth where D loses rank."""
+        """∇·g² = 2 β ∇·D, like y; from D itself, as roots are not smooth where D loses rank."""
         if not self.noise_depends_on_state:
             return torch.zeros_like(y)
         with torch.enable_grad():
@@ -247,7 +252,7 @@ class HamiltonianDiffusion(NonlinearDiffusion):
 
 
 class _Function(nn.Module):
-    """A plain function among modules."""
+    """A plain function as a module."""
 
     def __init__(self, function: Function) -> None:
         super().__init__()
@@ -267,7 +272,7 @@ def _module(function: Any) -> nn.Module:
 
 
 class _Field(nn.Module):
-    """A K×K matrix, constant or of the state: (1, 1, K, K) or (batch, d, K, K)."""
+    """A K×K matrix, constant (1, 1, K, K) or a function of the state, (batch, d, K, K)."""
 
     constant: Tensor
 

@@ -1,8 +1,8 @@
 r"""Paths of diffusions without a closed form, simulated from y_ε by torchsde.
 
-Every path has times of its own: s runs linearly with torchsde's u between knots that are drawn for
-each datum, and data dimensions are folded into the batch, so that noise stays K×K. What is done
-with the states is :mod:`pyro_mdm.simulated.path_integral`.
+Every path has its own times: knots are drawn for each datum, and s is linear in torchsde's time u
+between them. Data dimensions are folded into the batch, so that noise stays K×K.
+:mod:`pyro_mdm.simulated.path_integral` integrates along the paths.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ __all__ = ["advance"]
 
 
 class _TimedSDE(nn.Module):
-    """dy in u ∈ [low, high], s running linearly from begin to end, each datum with its own.
+    """The SDE in u ∈ [low, high]; s is linear in u, from begin to end of each datum.
 
     States are (n·d, K), data dimensions folded into the batch.
 
     Args:
         begin, end: times (n,).
-        steps: of the integrator, for messages.
+        steps: how many the integrator takes, for messages.
     """
 
     sde_type = "ito"
@@ -99,12 +99,12 @@ def advance(
     simulation: Simulation,
     brownian: Any = None,
 ) -> Tensor:
-    """States (M, n, K, *event_shape) at knots[1:] of paths that are at y at knots[0].
+    """States (M, n, K, *event_shape) at knots[1:] of paths that start from y at knots[0].
 
     Args:
-        y: (n, K, *event_shape).
-        knots: (M + 1,) or (M + 1, n) increasing times; no gradient reaches them.
-        steps: between two knots.
+        y: states, (n, K, *event_shape).
+        knots: (M + 1,) or (M + 1, n) increasing times, held fixed in gradients.
+        steps: how many to take between two knots.
         brownian: a torchsde Brownian motion over [0, 1] of shape (n·d, K).
     """
     event_shape = y.shape[2:]
@@ -130,7 +130,7 @@ def advance(
         sde = _TimedSDE(diffusion, knots[i], knots[i + 1], interval, event_shape, steps)
         with full_precision(y):
             if adjoint:
-                # every step is kept, since a path that is run backwards is soon another one
+                # every step is kept, since a path run backwards soon departs from this one
                 ts = torch.linspace(*interval, steps + 1, dtype=torch.float64, device=y.device)
                 ends = torchsde.sdeint_adjoint(sde, states, ts, adjoint_params=learned, **options)
             else:

@@ -1,4 +1,4 @@
-"""Diffusions made of a linear one: simulated, or with a network in the drift."""
+"""A linear diffusion that is simulated, and one with a network added to its drift."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["LearnedDrift", "Simulated"]
 
 
 class _FromLinear(NonlinearDiffusion, ABC):
-    """A diffusion that starts as a linear one has it at ε, with its noise, prior and clock."""
+    """A diffusion with the start, noise, prior and clock of a linear one."""
 
     def __init__(self, linear: LinearDiffusion, simulation: Simulation | None) -> None:
         check_instance("linear", linear, LinearDiffusion, f"e.g. {type(self).__name__}(CLD(), …)")
@@ -65,13 +65,10 @@ class _FromLinear(NonlinearDiffusion, ABC):
 
 
 class Simulated(_FromLinear):
-    """A linear diffusion by its drift and dispersion alone, simulated as if it had no closed form.
+    """A linear diffusion that is simulated from its drift and dispersion, without its closed form.
 
-    The yardstick of simulation: its bound differs from the closed form by the step size and noise.
-
-    Args:
-        linear: the diffusion.
-        simulation: how paths are simulated.
+    Its bound differs from that in closed form by the bias of the step and by noise, which makes it
+    a test of the simulation.
     """
 
     stationary_prior = True
@@ -84,17 +81,20 @@ class Simulated(_FromLinear):
 
 
 class LearnedDrift(_FromLinear):
-    r"""A linear diffusion and a small network: ``dy = (A y + β u(y, λ)) ds + G dB``.
+    r"""A linear diffusion with a small network added to its drift.
 
-    u = c tanh(F / c) is within ± c, so that paths cannot run away; at F = 0, where networks of this
-    library begin, the diffusion is the linear one. The prior stays that of the linear diffusion,
-    and the bound counts what u does to it (the term c of :mod:`pyro_mdm.simulated.path_integral`).
+        dy = (A y + β u(y, λ)) ds + G dB
+
+    u = c tanh(F / c) is within ± c, so that paths cannot run away. At F = 0, where networks of this
+    library begin, the diffusion is the linear one. The prior is that of the linear diffusion; u may
+    move the law away from it, which the term ∇·(F π) / π of the bound
+    (:mod:`pyro_mdm.simulated.path_integral`) accounts for.
 
     Args:
         linear: any linear diffusion, a learned one too.
-        network: F, called with the K variables as channels, (n, K·C, *spatial), and the noise level
-            (n,); returns the shape of its input.
-        limit: c, per unit of the clock and variable.
+        network: F, called with the K variables as channels, (n, K·C, *spatial), and log SNR (n,);
+            returns the shape of its input.
+        limit: the bound c on each entry of u.
         simulation: how paths are simulated.
 
     Raises:
@@ -136,5 +136,5 @@ class LearnedDrift(_FromLinear):
         return self.linear.drift(y, s) + self.added(y, s)
 
     def prior_current(self, y: Tensor, s: Tensor) -> Tensor:
-        """β u: the linear diffusion's own part leaves the prior as it is."""
+        """β u, like y: the linear part has no current, since the prior is its stationary law."""
         return self.added(y, s)

@@ -1,4 +1,4 @@
-"""Mean and covariance of noised data, by simulation."""
+"""The mean and covariance of noised data, by simulation."""
 
 from __future__ import annotations
 

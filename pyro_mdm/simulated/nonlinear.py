@@ -1,13 +1,13 @@
-r"""Noising diffusions without a closed form: write the drift, and paths are simulated.
+r"""Noising diffusions without a closed form, given by a drift and a dispersion.
 
     dy = f(y, s) ds + G(y, s) dB_s        from ε to T
 
-The law of y_ε given x is Gaussian and exact, so that decoders and the model's ends are as for
-linear diffusions; all else is known by simulation (:mod:`pyro_mdm.diffusions.simulation`).
+The law of y_ε given x is an exact Gaussian, so that decoders serve as for linear diffusions.
+Everything later is simulated (:mod:`pyro_mdm.diffusions.simulation`).
 
 Example:
     >>> class Cubic(NonlinearDiffusion):
-    ...     "Over-damped motion in the potential y⁴/4, whose law at rest is exp(-y⁴/4)."
+    ...     "Over-damped motion in the potential y⁴/4, with stationary law ∝ exp(-y⁴/4)."
     ...     stationary_prior = True
     ...     def __init__(self):
     ...         super().__init__(1, horizon=3.0, prior=QuadraturePrior([lambda y: y**4 / 4]))
@@ -51,36 +51,36 @@ MISMATCH = 1e-4
 
 
 class NonlinearDiffusion(Diffusion, ABC):
-    """Any Itô diffusion. Subclasses define :meth:`drift` and :meth:`dispersion`, rates included.
+    """Any Itô diffusion. Subclasses define :meth:`drift` and :meth:`dispersion`, with the rate β.
 
-    They are asked in the precision of the data while training, in float64 by :meth:`check` and by
-    samplers: a network inside must cast its inputs, as :class:`LearnedDrift` does.
+    States come in the precision of the data while training, and in float64 from :meth:`check` and
+    samplers. A network in the drift must cast its inputs, as :class:`LearnedDrift` does.
 
     At ε = 0 the state is ``y = (x + e^{-λ/2} ε_0, v_0)`` with λ = ``max_log_snr`` and
-    ``v_0 ~ N(0, Σ_v)``. Later log SNR is nominal, a logarithm of the clock's time from
-    ``max_log_snr`` to ``min_log_snr``; they decide which times are drawn how often, and what a
-    network is told of the time, never what the bound is.
+    ``v_0 ~ N(0, Σ_v)``. Later log SNR is nominal: logarithmic in clock time, from ``max_log_snr``
+    to ``min_log_snr``. It decides how often times are drawn and what the network is told of the
+    time. The bound is valid whatever it is.
 
     Args:
         num_variables: K.
-        beta: a clock β that says where in [0, T] things happen, :class:`ConstantBeta` (1) by
-            default. ``self.rate(s)`` is there for drifts to use.
+        beta: the clock β, :class:`ConstantBeta` (1) by default, which drifts read as
+            ``self.rate(s)``.
         horizon: T.
-        initial_variance: Σ_v at s = 0: a number or K-1.
+        initial_variance: Σ_v at s = 0: a number, or K-1 of them.
         max_log_snr: λ at the start, where the decoder takes over.
         min_log_snr: the nominal log SNR at T.
-        prior: π, N(0, I) by default. One that depends on parameters of the diffusion belongs into
-            an overridden property ``prior``, so that a copy of the diffusion has its own.
+        prior: π, N(0, I) by default. For a prior that depends on parameters of the diffusion,
+            override the property ``prior``, so that a copy of the diffusion has its own.
         simulation: how paths are simulated.
 
     Attributes:
-        stationary_prior: whether π is stationary at every s. Declare it where it is known: then
-            (1) of :mod:`pyro_mdm.simulated.path_integral` has no term c, and it is checked. The
-            bound is right either way.
+        stationary_prior: whether π is stationary at every s. If declared, it is checked, and the
+            term c of (1) in :mod:`pyro_mdm.simulated.path_integral` is left out. The bound is valid
+            without the declaration too.
 
     Raises:
-        ValueError: K < 1, a horizon or variances that are not positive, levels in the wrong order,
-            a prior of another K. On first use: a drift or dispersion of another shape than
+        ValueError: K < 1, a horizon or variances that are not positive, log SNRs in the wrong
+            order, a prior of another K. On first use: a drift or dispersion of another shape than
             declared, a prior declared stationary that is not.
     """
 
@@ -131,7 +131,7 @@ class NonlinearDiffusion(Diffusion, ABC):
 
     @property
     def prior(self) -> Prior:
-        """π: N(0, I) if none was given."""
+        """π, the law that the generative process starts from; N(0, I) by default."""
         if self._prior is None:
             return GaussianPrior(torch.eye(self.num_variables).to(self.initial_covariance))
         return self._prior
@@ -177,23 +177,23 @@ class NonlinearDiffusion(Diffusion, ABC):
         return torch.maximum(self.inverse_clock(tau).clamp(max=self.horizon), self.start_time)
 
     def progress(self, s: Times) -> Tensor:
-        """The part of the way from ε to T that s has come, in [0, 1], half by clock, half by level.
+        """How far s is from ε to T, in [0, 1]: the mean of the fractions by clock and by log SNR.
 
-        Steps of it are short both for what noise does late and for the data's scales early.
+        Even steps of it are short both early, where scales of the data are small, and late.
         """
         done, whole = self._done(s), self._ends()[1]
         by_level = (done / self._unit).log1p() / (whole / self._unit).log1p()
         return (done / whole + by_level) / 2
 
     def progress_rate(self, s: Times) -> Tensor:
-        """The derivative of :meth:`progress` in s, like s."""
+        """The derivative of :meth:`progress` by s, like s."""
         done, whole = self._done(s), self._ends()[1]
         by_level = 1 / ((self._unit + done) * (whole / self._unit).log1p())
         return self.rate(s) * (1 / whole + by_level) / 2
 
     @torch.no_grad()
     def time_at_progress(self, progress: Times) -> Tensor:
-        """The time at which :meth:`progress` is as given, like it."""
+        """The inverse of :meth:`progress`: the times, like ``progress``."""
         wanted = self.as_tensor(progress)
         start, whole = self._ends()
         whole = whole / self._unit
@@ -212,7 +212,7 @@ class NonlinearDiffusion(Diffusion, ABC):
         return (self.clock(s) - self._ends()[0]).clamp_min(0.0)
 
     def _ends(self) -> tuple[Tensor, Tensor]:
-        """The clock at ε, and from there to T; kept if nothing about them is learned."""
+        """The clock at ε, and its increase from there to T; kept if the clock is not learned."""
         at = self.start_time
         if self._kept_ends is None or not torch.equal(self._kept_ends[0], at):
             start = self.clock(at)
@@ -223,7 +223,7 @@ class NonlinearDiffusion(Diffusion, ABC):
         return self._kept_ends[1:]
 
     def _clock_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters of everything that could move the clock."""
+        """The parameters that the clock depends on."""
         return self.parameters()
 
     def inverse_clock(self, tau: Tensor) -> Tensor:
@@ -235,12 +235,12 @@ class NonlinearDiffusion(Diffusion, ABC):
 
     @property
     def _width(self) -> Tensor:
-        """Levels per unit of log1p(clock / unit)."""
+        """The change of log SNR per unit of log1p(clock / unit)."""
         whole = self._ends()[1]
         return (self.max_log_snr - self._min_log_snr) / (whole / self._unit).log1p()
 
     def simulate(self, y: Tensor, times: Tensor, simulation: Simulation | None = None) -> Tensor:
-        """Paths by torchsde, in steps of at most ``step_size`` of :meth:`progress`."""
+        """Paths from torchsde, with steps of at most ``step_size`` in :meth:`progress`."""
         if len(times) == 1:
             return y.unsqueeze(1)
         simulation = self.simulation if simulation is None else simulation
@@ -252,7 +252,7 @@ class NonlinearDiffusion(Diffusion, ABC):
     # -- what the bound needs ----------------------------------------------------------------------
 
     def noise_divergence(self, y: Tensor, s: Times) -> Tensor:
-        """∇·g², like y: Σ_j ∂_j g²_ij within each data dimension, by automatic differentiation."""
+        """∇·g², like y: Σ_j ∂_j g²_ij within each data dimension; automatic unless overridden."""
         if not self.noise_depends_on_state:
             return torch.zeros_like(y)
         with torch.enable_grad():
@@ -262,15 +262,15 @@ class NonlinearDiffusion(Diffusion, ABC):
         return self.released(divergences, y)
 
     def released(self, value: Tensor, y: Tensor) -> Tensor:
-        """The value, without a graph where nothing is differentiated by it.
-
-        So paths that nothing is learned from carry none.
-        """
+        """The value, without its graph where no gradient will be taken through it."""
         learned = y.requires_grad or any(p.requires_grad for p in self.parameters())
         return value if torch.is_grad_enabled() and learned else value.detach()
 
     def prior_current(self, y: Tensor, s: Tensor) -> Tensor | None:
-        """F = f - ½ (g² ∇log π + ∇·g²), like y, or None if ∇·(F π) is known to be 0."""
+        """The probability velocity at π, F = f - ½ (g² ∇log π + ∇·g²), like y.
+
+        None if ∇·(F π) is known to be 0.
+        """
         if self.stationary_prior:
             return None
         return self._prior_current(y, s)
@@ -287,7 +287,7 @@ class NonlinearDiffusion(Diffusion, ABC):
         return self.drift(y, at).double() - (1 + noise) / 2 * pull
 
     def check(self, event_shape: Sequence[int]) -> None:
-        """Try what the diffusion declares on a few states from the prior; once per shape.
+        """Check what the diffusion declares, on a few states from the prior, once per shape.
 
         Raises:
             ValueError: see the class.
@@ -327,7 +327,7 @@ class NonlinearDiffusion(Diffusion, ABC):
         self._checked.add(event_shape)
 
     def _check_structure(self, y: Tensor, s: Tensor) -> None:
-        """Raise ValueError unless noise depends on the state as declared."""
+        """Raise ValueError unless noise depends on the state, or not, as declared."""
         s = s[:1].expand(len(y))
         here = check_dispersion(self, self.dispersion(y, s), y)
         if not self.noise_depends_on_state:
@@ -372,7 +372,7 @@ class NonlinearDiffusion(Diffusion, ABC):
             )
 
     def settings(self) -> dict[str, Any]:
-        """Settings, the arguments of a subclass that are numbers, strings or None among them."""
+        """The settings, with a subclass's arguments that are numbers, strings or None."""
         in_buffers = ("num_variables", "initial_variance")
         own = {name: v for name, v in super().settings().items() if name not in in_buffers}
         return own | {
@@ -399,7 +399,7 @@ class NonlinearDiffusion(Diffusion, ABC):
 
 
 def matrix_divergence(matrix: Tensor, y: Tensor) -> Tensor:
-    """Σ_j ∂_j m_ij like y (n, K, *event_shape), for blocks m (n, d, K, K) computed from y.
+    """Σ_j ∂_j m_ij, like y (n, K, *event_shape), for blocks m (n, d, K, K) computed from y.
 
     The block of a data dimension must depend on that dimension's variables alone.
     """

@@ -1,4 +1,4 @@
-r"""The bound that needs nothing but simulated paths of the noising diffusion dy = f ds + G dB.
+r"""The bound from simulated paths of the noising diffusion dy = f ds + G dB.
 
 Girsanov's theorem and integration by parts give, with ℓ = log π, g² = G Gᵀ and r = s_θ - ∇ℓ,
 
@@ -8,8 +8,8 @@ Girsanov's theorem and integration by parts give, with ℓ = log π, g² = G G�
 
 at states y_s of the path from y_ε. It is the implicit (ISM) bound E[ log π(y_T) + ∫ -½ ‖s_θ‖² -
 ∇·(g² s_θ - f) - ½ ∇·∇·g² ds ] with log π(y_T) written as log π(y_ε) plus an integral (Itô), so that
-no path need reach T. F is the velocity of probability at π: c = ∇·(F π)/π vanishes if π is
-stationary. A model at rest (r = 0) then has exactly log π(y_ε): what is estimated is what it gains.
+no path need reach T. F is the probability velocity at π: c = ∇·(F π)/π vanishes if π is stationary.
+Then a score of r = 0 has exactly log π(y_ε), and the integral is what a trained one gains over it.
 
 The divergence is
 
@@ -17,8 +17,8 @@ The divergence is
   probes ξᵀ Gᵀ J G ξ, which see the range of G alone;
 - local denoising score matching: over an Euler-Maruyama increment y_s = y_r + f δ + √δ G ξ, by
   Stein's identity, E tr(Gᵀ J G)(y_s) = E ⟨Gᵀ r(y_s), ξ⟩ / √δ; exactly for the simulated state if
-  noise does not depend on it, else to first order in δ, one step. ξ is used with both signs: a
-  central difference, of finite variance for any δ, that needs no derivative of the network.
+  noise does not depend on it, else to first order in δ. ξ is used with both signs: a central
+  difference, of finite variance for any δ, without a derivative of the network.
 
 Sources: Singhal, Goldstein & Ranganath, ICLR 2023, Theorem 1 and appendices (ISM, DSM); the same
 authors, "What's the score? Automated Denoising Score Matching for Nonlinear Diffusions", ICML 2024
@@ -49,12 +49,12 @@ ScoreFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 class PathIntegral(NamedTuple):
-    """One estimate of the integral in (1) for each datum; P points on each path."""
+    """One estimate of the integral in (1) for each of n data, from P points on each path."""
 
     value: Tensor  # (n,), nats
-    level: Tensor  # (P, n) the noise levels where the integrand was evaluated
-    density: Tensor  # (P, n) the integrand per unit of noise level, nats
-    probe_variance: Tensor  # (n,) of the value, by Hutchinson's probes; 0 if exact, NaN for one
+    level: Tensor  # (P, n) log SNRs at which the integrand was evaluated
+    density: Tensor  # (P, n) the integrand per unit of log SNR, nats
+    probe_variance: Tensor  # (n,) of the value, by Hutchinson's probes; 0: exact, NaN: one probe
     end: Tensor | None  # (n, K, *event_shape) the state at T, if asked for
 
 
@@ -69,18 +69,24 @@ def path_integral(
     noise: Tensor | None = None,
     to_end: bool = False,
 ) -> PathIntegral:
-    """The integral of (1) from one path per datum, which starts at y (n, K, *event_shape) at ε.
+    """An estimate of the integral in (1), from one path per datum.
 
-    The way from ε to T (``progress``) is cut into P equal strata, ``points`` of the simulation; the
-    path is looked at once in each, at the same part of it.
+    ``progress`` from ε to T is cut into P equal strata, the ``points`` of the simulation. The
+    integrand is evaluated once in each, at the same fraction of the stratum.
 
     Args:
-        score: ``score(y, s) -> like y`` for times (n,).
-        fraction: (n,) in [0, 1): which part; by default of low discrepancy. Times are held fixed in
-            gradients.
-        brownian, noise: of the path, over [0, 1], (n·d, K), and of the increments of local DSM,
-            (n·P, d, K); by default drawn.
-        to_end: go on to T.
+        score: ``score(y, s)``, like y, for times (n,).
+        y: states at ε, (n, K, *event_shape).
+        simulation: how paths are simulated and the integral is estimated.
+        fraction: the fraction of a stratum, (n,) in [0, 1); by default of low discrepancy. Times
+            are held fixed in gradients.
+        brownian: the Brownian motion of the paths over [0, 1], of shape (n·d, K); drawn by default.
+        noise: increments of local DSM, (n·P, d, K); drawn by default.
+        to_end: whether to simulate on to T, for ``end``.
+
+    Raises:
+        SimulationError: a path exploded.
+        ValueError: the score has another shape than y.
     """
     n, P, steps = len(y), simulation.points, simulation.steps() // simulation.points
     with torch.no_grad():
@@ -183,7 +189,7 @@ def _spurious(diffusion: NonlinearDiffusion, y: Tensor, s: Tensor, residual: Ten
 
 
 def _current(diffusion: NonlinearDiffusion, y: Tensor, s: Tensor, simulation: Simulation) -> Trace:
-    """c = ∇·F + F·∇ℓ, (n,); numbers 0 if π is stationary."""
+    """c = ∇·F + F·∇ℓ, (n,); 0-dim zeros if π is stationary."""
     with torch.enable_grad():
         point = own_node(y)
         F = diffusion.prior_current(point, s)

@@ -1,7 +1,7 @@
 r"""The law of a simulated noising path, and its divergence from a generative one.
 
-What a :class:`~pyro_mdm.paths.NoisingPath` is for linear diffusions, in closed form, this is for
-all others: exact at the start time ε, simulated by torchsde beyond it, as far as the bound needs.
+The counterpart of :class:`~pyro_mdm.paths.NoisingPath`, which has a closed form: the law is exact
+at the start time ε, and simulated by torchsde beyond it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["SimulatedPath", "arrival", "simulated_kl"]
 
 
 class SimulatedPath(NoisingLaw):
-    """The law q(y_{s_1}, …, y_{s_N} | x) of a nonlinear diffusion started at x, by simulation.
+    """The simulated law q(y_{s_1}, …, y_{s_N} | x) of a nonlinear diffusion.
 
     Args:
         diffusion: the noising diffusion.
@@ -40,11 +40,11 @@ class SimulatedPath(NoisingLaw):
         simulation: how paths are simulated and the bound is estimated; the diffusion's by default.
 
     Values are (*batch, N, K, *event_shape) in x's dtype. At ε the law is Gaussian and has a
-    density; later it can be sampled only.
+    density; at later times it can only be sampled.
 
     Raises:
-        ValueError: as :class:`NoisingPath`, and what :class:`NonlinearDiffusion` finds wrong with
-            itself.
+        ValueError: as for :class:`~pyro_mdm.paths.NoisingPath`; times before ε; a diffusion that
+            fails :meth:`NonlinearDiffusion.check`.
         SimulationError: a path exploded.
     """
 
@@ -88,7 +88,7 @@ class SimulatedPath(NoisingLaw):
         """log q(y_ε | x), (*batch), nats.
 
         Raises:
-            NotImplementedError: the path is seen later than at ε.
+            NotImplementedError: the path has times beyond ε.
         """
         if self.times is not None:
             raise NotImplementedError(
@@ -102,7 +102,7 @@ class SimulatedPath(NoisingLaw):
         return gaussian_log_prob(residual, start.scale_tril, start.log_det, self.x_dim)
 
     def by_term(self, kl: PathKL, path: Tensor) -> PathKL:
-        """The divergence by term, with :func:`arrival` on a path of its own as prior KL."""
+        """The divergence by term, with :func:`arrival` as prior KL, on another path."""
         prior = arrival(self, path)
         return PathKL(prior, kl.prior + kl.diffusion - prior, kl.log_snr)
 
@@ -110,20 +110,19 @@ class SimulatedPath(NoisingLaw):
 def simulated_kl(
     noising: SimulatedPath, generative: GenerativeLaw, path: Tensor | None = None
 ) -> PathKL:
-    """The divergence of the path laws of a nonlinear diffusion, from one path per datum.
+    """An estimate of the divergence of a noising from a generative law, from one path per datum.
 
     Args:
-        path: the state at ε, (*batch, 1, K, *event_shape), from ``noising``; None to draw it. With
-            the one that a decoder is evaluated at, the noise of both cancels.
+        path: the state at ε, (*batch, 1, K, *event_shape), drawn from ``noising``; None to draw it.
+            With the one that the decoder is evaluated at, the noise of both cancels.
 
     Returns:
-        :class:`PathKL`, (*batch), nats. ``prior`` is KL(q(y_ε|x) ‖ π), one draw of it: the price of
-        a model at rest. ``diffusion`` is what the score changes about it, negative if it has
-        learned anything, see (1) of :mod:`pyro_mdm.simulated.path_integral`. Their sum is the
-        divergence.
+        :class:`PathKL`, (*batch), nats, whose terms sum to the divergence. ``prior`` is one draw of
+        KL(q(y_ε|x) ‖ π), the divergence at r = 0. ``diffusion`` is what the score adds, negative
+        once it has learned; see (1) of :mod:`pyro_mdm.simulated.path_integral`.
 
     Raises:
-        ValueError: the laws are of different diffusions (then they are mutually singular).
+        ValueError: the laws are of different diffusions, and so mutually singular.
         SimulationError: a path exploded.
     """
     diffusion = shared_diffusion(noising, generative)
@@ -138,10 +137,10 @@ def simulated_kl(
 
 @torch.no_grad()
 def arrival(noising: SimulatedPath, path: Tensor, end: Tensor | None = None) -> Tensor:
-    """-log π(y_T) - H(π) at the end of one path per datum, (*batch), nats: 0 on average at π.
+    """-log π(y_T) - H(π) at the end of one path per datum, (*batch), nats.
 
-    How far the prior's code is from the shortest for the states that arrive there: their
-    cross-entropy with the prior in excess of its entropy. It may be negative.
+    It is the excess of the cross-entropy with the prior over the prior's entropy: 0 on average if
+    y_T has the law π. It may be negative.
 
     Args:
         path: the state at ε, (*batch, 1, K, *event_shape).

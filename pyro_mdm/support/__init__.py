@@ -1,1 +1,1 @@
-"""Tools of all of the library: checks at the door, settings, progress, numbers in print."""
+"""Tools for the whole library: input checks, settings, progress, numbers in print."""

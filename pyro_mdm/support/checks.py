@@ -1,6 +1,6 @@
-"""The door: what users hand over is checked once, before it is used.
+"""Checks of what users pass in, made once, before it is used.
 
-Every message has the value, what was expected, and the fix. Wrong kinds of object raise TypeError,
+Every message has the value, the expectation and the fix. Objects of another kind raise TypeError,
 wrong values ValueError.
 """
 
@@ -53,7 +53,7 @@ def _class_for_object(name: str, cls: type, fix: str) -> TypeError:
 def check_network(name: str, network: object, *others: type) -> None:
     """Raises TypeError unless ``network`` can be called as a network, and is none of ``others``.
 
-    A score is no network, nor are data: they are what is handed over in its place.
+    A score is no network, nor are data; both are often passed in its place.
     """
     call = f"{name} is called as {name}(inputs, log_snr)"
     if isinstance(network, type):
@@ -77,7 +77,7 @@ NUMBERS = {2: "two", 3: "three"}
 
 
 def _takes(network: Callable[..., object], number: int) -> bool:
-    """Whether a callable can be called with so many arguments, as far as its signature tells."""
+    """Whether a callable can be called with this number of arguments, by its signature."""
     call = network.forward if isinstance(network, nn.Module) else network
     try:
         signature = inspect.signature(call)
@@ -106,7 +106,7 @@ def describe(value: object) -> str:
 
 # -- numbers ---------------------------------------------------------------------------------------
 def check_count(name: str, value: object, expected: str, least: int = 1) -> None:
-    """Raises unless ``value`` is a whole number ≥ ``least``; 2.0 and True are none."""
+    """Raises unless ``value`` is a whole number ≥ ``least``; 2.0 and True are not."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         whole = isinstance(value, float) and value.is_integer()
         fix = f"; write {value:.0f}" if whole else ""
@@ -116,7 +116,7 @@ def check_count(name: str, value: object, expected: str, least: int = 1) -> None
 
 
 def check_number(name: str, value: object, expected: str, *, positive: bool = False) -> float:
-    """A real number as a float: finite, and above 0 if ``positive``."""
+    """A real number as a float, checked to be finite, and above 0 if ``positive``."""
     try:
         number = float(value) if isinstance(value, SupportsFloat) else math.nan
     except (TypeError, ValueError, RuntimeError):
@@ -139,7 +139,7 @@ def real_tensor(name: str, value: object, expected: str) -> Tensor:
         raise TypeError(f"{name} is {numbers.dtype}, expected {expected}; give real numbers")
     if numbers.requires_grad:
         raise ValueError(
-            f"{name} requires gradients, but what is given is not learned: use LearnedDiffusion, "
+            f"{name} requires gradients, but a given tensor is not learned: use LearnedDiffusion, "
             f"or pass {name}.detach()"
         )
     return numbers.to(torch.float64)
@@ -152,8 +152,8 @@ def check_data(
     """Raises unless ``x`` is data in model space: a tensor of finite float32 or float64 numbers.
 
     Args:
-        device: where it must be, if that is known.
-        missing: whether NaN may stand for an entry that is not known.
+        device: the device that x must be on, if it is known.
+        missing: whether NaN is allowed, for a missing entry.
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} is {_not_a_tensor(name, x)}")
@@ -218,7 +218,7 @@ def check_finite(name: str, value: Tensor) -> None:
 
 
 def check_resolution(max_log_snr: float, dtype: torch.dtype, mean_square: float = 1.0) -> None:
-    """Raises ValueError where z = x + e^{-λ/2} ε is x itself to the rounding of ``dtype``."""
+    """Raises ValueError where z = x + e^{-λ/2} ε equals x up to the rounding of ``dtype``."""
     if not mean_square > 0:
         return
     limit = -2 * math.log(torch.finfo(dtype).eps) - math.log(mean_square)
@@ -232,7 +232,7 @@ def check_resolution(max_log_snr: float, dtype: torch.dtype, mean_square: float 
 
 # -- modules ---------------------------------------------------------------------------------------
 def floating_dtypes(module: object) -> set[torch.dtype]:
-    """The precisions of a module's parameters; a plain function has none."""
+    """The dtypes of a module's parameters; none for a plain function."""
     if not isinstance(module, nn.Module):
         return set()
     return {p.dtype for p in module.parameters() if p.is_floating_point()}
@@ -247,7 +247,7 @@ def tensor_device(module: nn.Module) -> torch.device | None:
 def check_encoded(
     encoder: nn.Module, x: Tensor, out: object, expected: tuple[int, ...], why: str = ""
 ) -> None:
-    """Raises ValueError unless what an encoder returned for data x is finite, and of this shape."""
+    """Raises ValueError unless an encoder's output for data x is finite, and of this shape."""
     name = type(encoder).__name__
     if not isinstance(out, Tensor) or out.shape != expected:
         got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__

@@ -7,17 +7,17 @@ from torch import Tensor
 
 __all__ = ["joint_moments"]
 
-ROWS = 1024  # whose covariances are in memory at once
+ROWS = 1024  # number of covariances in memory at once
 CLOSE = 1e-6  # relative change of C at which it has converged
 
 
 @torch.no_grad()
 def joint_moments(x: Tensor, *, rounds: int = 50, shrinkage: float = 1.0) -> tuple[Tensor, Tensor]:
-    r"""The Gaussian law of data (N, d) that may miss entries, NaN: μ (d,) and C (d, d), float64.
+    r"""The Gaussian law of data (N, d) with missing entries (NaN): μ (d,) and C (d, d), float64.
 
-    By EM: in each round a row counts as E[x | what is there] and Cov[x | what is there] under the
-    law so far. C is drawn to the variances of the columns, as by ``shrinkage`` rows of independent
-    columns, so that it is not singular. A column without a value has the variance 1.
+    By EM: in each round a row counts as its mean and covariance given its present entries, under
+    the law so far. C is shrunk to the variances of the columns, as by ``shrinkage`` rows of
+    independent columns, so that it is not singular. A column without a value has the variance 1.
 
     Source: Little & Rubin, "Statistical Analysis with Missing Data", 2002, chapter 11.2.
     """
@@ -42,8 +42,8 @@ def joint_moments(x: Tensor, *, rounds: int = 50, shrinkage: float = 1.0) -> tup
 
 
 def _expected(off: Tensor, there: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-    """E[x - μ | what is there], (n, d), and Σ Cov[x | what is there], (d, d), of rows x - μ that
-    are 0 where nothing is there."""
+    """The conditional means of x - μ, (n, d), and the sum of the conditional covariances, (d,
+    d), of rows x - μ that are 0 where an entry is missing."""
     of_there = there.unsqueeze(-1) * C
     K = of_there * there.unsqueeze(-2) + torch.diag_embed(1 - there)
     gain = torch.linalg.solve(K, of_there).mT  # C_{·o} C_oo^{-1}, (n, d, d)

@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole or not at all, whatever happens meanwhile."""
+"""Files that are replaced as a whole or not at all, even if the process is killed."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ Write = Callable[[Path, Iterable[bytes | memoryview]], str]
 
 
 def temporary(path: Path) -> Path:
-    """The path at which ``path`` is written before it gets its name."""
+    """The path at which ``path`` is written before it is renamed."""
     return path.with_name(f".{path.name}.tmp")
 
 
 @contextmanager
 def replacing() -> Iterator[Write]:
-    """Write files that get their names together, at the end::
+    """Write files that are renamed together, at the end::
 
         with replacing() as write:
             digest = write(data_file, pieces)
             write(description, [json.dumps({"sha256": digest}).encode()])
 
     Each is on the disk when ``write`` returns. At the end of ``with`` they are renamed one after
-    another, in the order in which they were written; a kill in between leaves the first ones new,
-    so that the last should tell of the others by their digests. After an error, a full disk say,
-    what was there before still is, and no temporary file is left.
+    another, in the order in which they were written. A kill in between leaves the first ones new,
+    so the last should contain the digests of the others. After an error, such as a full disk, the
+    earlier files are unchanged and no temporary file is left.
     """
     paths: list[Path] = []
 
     def write(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
         digest = hashlib.sha256()
         paths.append(path)
-        temporary(path).unlink(missing_ok=True)  # a link would be followed
+        temporary(path).unlink(missing_ok=True)  # else a link would be followed
         with open(temporary(path), "wb") as file:
             for piece in pieces:
                 digest.update(piece)
@@ -58,7 +58,7 @@ def replacing() -> Iterator[Write]:
 
 
 def _flush_names(folder: Path) -> None:
-    """Have the names in a folder on the disk, where a folder can be opened for that."""
+    """Flush the names in a folder to the disk, where the system can open folders."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""Means with standard errors, and how they print."""
+"""Means with standard errors, and their text."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Measured(NamedTuple):
 
     @classmethod
     def of(cls, values: Tensor) -> Measured:
-        """The mean of independent values (n,); without an error for one of them."""
+        """The mean of independent values (n,), with its standard error; NaN for a single value."""
         values = values.detach().double()
         n = len(values)
         error = float(values.std()) / math.sqrt(n) if n > 1 else math.nan
@@ -51,7 +51,7 @@ NO_TERM = Measured(0.0, 0.0)
 
 
 def table(title: str, head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """Lines of a title, a head and rows, columns aligned to the left."""
+    """The text of a title, a head and rows, with columns aligned to the left."""
     cells = [head, *rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in cells]

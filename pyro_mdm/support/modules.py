@@ -1,4 +1,4 @@
-"""Modules whose buffers keep their digits, copies that share, and evaluation mode for a while."""
+"""Modules that keep their precision, copies that share parameters, and evaluation mode."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ N = TypeVar("N", bound=nn.Module)
 
 
 class Exact(nn.Module):
-    """A module that keeps its precision when it is cast to another one; devices it changes."""
+    """A module that keeps its dtypes when it is cast; moving it to another device moves it."""
 
     def _apply(self: E, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> E:
         super()._apply(lambda t: t.to(fn(t).device), recurse)
@@ -25,7 +25,7 @@ class Exact(nn.Module):
 
 
 class ExactBuffers(nn.Module):
-    """A module whose buffers keep their precision when it is cast to another one."""
+    """A module whose buffers keep their dtypes when it is cast."""
 
     def _apply(self: M, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> M:
         exact = {name: b for name, b in self._buffers.items() if b is not None}
@@ -38,11 +38,10 @@ class ExactBuffers(nn.Module):
 
 
 def replace(module: N, **parts: Any) -> N:
-    """A module like this one but for these parts, which shares all else with it: parameters too.
+    """A copy of a module with these parts replaced; it shares all else, parameters included.
 
     Args:
-        parts: by name: modules and buffers in the place of those that there are; other attributes,
-            and what takes a module's place, are set.
+        parts: by name: modules and buffers replace those of the module; other attributes are set.
     """
     copy = object.__new__(type(module))
     copy.__dict__.update(module.__dict__)
@@ -75,14 +74,14 @@ class _OfPart:
 
 
 def of_part(part: str) -> Any:
-    """A member of a class that is the member of this name of one of its parts, to read and to set:
-    ``prior = of_part("base")``."""
+    """A class's member that is the same member of one of its parts, to read and to set: ``prior
+    = of_part("base")``."""
     return _OfPart(part)
 
 
 @contextmanager
 def in_eval_mode(*programs: Any) -> Iterator[None]:
-    """A context with ``programs`` that are modules in evaluation mode, then as they were."""
+    """A context with ``programs`` that are modules in evaluation mode; their mode is restored."""
     modules = [program for program in programs if isinstance(program, nn.Module)]
     training = [(part, part.training) for module in modules for part in module.modules()]
     for module in modules:
@@ -96,6 +95,6 @@ def in_eval_mode(*programs: Any) -> Iterator[None]:
 
 @contextmanager
 def evaluating(*programs: Any) -> Iterator[None]:
-    """A context as :func:`in_eval_mode`, without gradients."""
+    """A context like :func:`in_eval_mode`, and without gradients."""
     with in_eval_mode(*programs), torch.no_grad():
         yield

@@ -1,4 +1,4 @@
-"""The dimensions of a vector in parts, and back in their order."""
+"""The dimensions of a vector split into parts, and joined in their order."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["Parts"]
 
 
 class Parts:
-    """The dimensions of a vector in parts, each in the order of the whole.
+    """The dimensions of a vector split into parts, each in the order of the whole.
 
     Args:
-        part_of: (d,) int64, as :meth:`checked`.
+        part_of: the part of each dimension, (d,) int64, as :meth:`checked` returns it.
     """
 
     def __init__(self, part_of: Tensor) -> None:
@@ -28,7 +28,7 @@ class Parts:
         """``part_of`` as a tensor (d,) int64.
 
         Raises:
-            ValueError: it has not every number from 0 to ``count`` - 1, or others.
+            ValueError: it does not have exactly the numbers from 0 to ``count`` - 1.
         """
         parts = torch.as_tensor(part_of)
         if parts.dim() != 1 or parts.unique().tolist() != list(range(count)):
@@ -39,9 +39,9 @@ class Parts:
         return parts.to(torch.int64)
 
     def split(self, x: Tensor) -> list[Tensor]:
-        """The dimensions of each part, of x (…, d)."""
+        """The dimensions of each part of x (…, d)."""
         return [x[..., dims] for dims in self.dims]
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
-        """The whole (…, d) of its parts, as :meth:`split` gives them."""
+        """The whole (…, d) from its parts."""
         return torch.cat([part.to(parts[0].dtype) for part in parts], -1)[..., self._order]

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, in a log a line now and then."""
+"""Progress of long work: a bar on a terminal, and lines at intervals in a log."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ FIRST_LINE, NEXT_LINE = 10.0, 30.0
 
 
 class Progress(Protocol):
-    """A count of what is done, shown until it is closed, by hand or at the end of ``with``."""
+    """A count of work done, shown until it is closed, explicitly or at the end of ``with``."""
 
     def update(self, n: int = 1) -> Any:
         """Count ``n`` more."""
 
     def set_postfix_str(self, s: str) -> None:
-        """Show a word beside the count from now on."""
+        """Show a text beside the count from now on."""
 
     def close(self) -> None:
         """End the count."""
@@ -43,14 +43,14 @@ def progress_bar(
     delay: float = 0.0,
     shown: bool = True,
 ) -> Progress:
-    """Shows on standard error how many of ``total`` units of work are done.
+    """A count on standard error of how many of ``total`` units of work are done.
 
     Args:
         total: number of units.
-        what: is done, in a word;  units: what is counted, in the plural.
+        what: name of the work, in a word;  units: name of the units, in the plural.
         initial: units that were done before.
-        leave: whether what is shown at the end stays on a terminal; a log says then how long the
-            work took, however short.
+        leave: whether the last state stays on a terminal; a log then also says how long short work
+            took.
         delay: seconds before a terminal shows it.
         shown: False for a count that shows nothing.
     """
@@ -69,12 +69,12 @@ def progress_bar(
 
 
 class LogProgress:
-    """A line after ``FIRST_LINE`` seconds, then at most every ``NEXT_LINE``, and the end.
+    """A line after ``FIRST_LINE`` seconds, then at most every ``NEXT_LINE``, and at the end.
 
     Args:
         total, what, units, initial, leave: as for :func:`progress_bar`.
-        file: to write to; by default standard error.
-        clock: seconds, from whenever.
+        file: the stream to write to; standard error by default.
+        clock: a function that returns seconds, from any origin.
     """
 
     def __init__(
@@ -97,7 +97,6 @@ class LogProgress:
         self._postfix = ""
 
     def update(self, n: int = 1) -> None:
-        """Count ``n`` more."""
         self.done += n
         if (now := self._clock()) >= self._due and self._initial < self.done < self.total:
             left = (now - self._began) * (self.total - self.done) / (self.done - self._initial)
@@ -105,11 +104,11 @@ class LogProgress:
             self._due, self._says_end = now + NEXT_LINE, True
 
     def set_postfix_str(self, s: str) -> None:
-        """Add a word to every line from now on."""
+        """Add a text to every line from now on."""
         self._postfix = s
 
     def close(self) -> None:
-        """Write the last line, if there was one before or it is wanted."""
+        """Write the last line, if there was one before or if ``leave``."""
         if self._says_end and not self._closed:
             self._write(self._times(self._clock()))
         self._closed = True

@@ -1,11 +1,11 @@
-"""Objects that know what they were made of, and state dicts that say what decides the bound.
+"""Objects that record their constructor's arguments, and state dicts that include settings.
 
-A state dict holds parameters and buffers. Numbers that are neither, such as ``max_log_snr``, decide
-a bound as much, so a module that is :class:`Restorable` puts them beside its tensors, under
-``_extra_state``: as JSON in a tensor of bytes, so that a state dict still is tensors alone, for
-``torch.load(weights_only=True)`` and safetensors too. Loading restores what can be set and refuses
-what cannot. A state dict that has none, of an earlier version, lacks these keys; ``strict=False``
-loads it and keeps the settings that are there.
+A state dict holds parameters and buffers. Other numbers, such as ``max_log_snr``, decide a bound as
+much. So a :class:`Restorable` module puts them beside its tensors, under ``_extra_state``, as JSON
+in a tensor of bytes: a state dict still holds tensors alone, for ``torch.load(weights_only=True)``
+and safetensors too. Loading restores the settings that can be set and refuses others that differ. A
+state dict of an earlier version lacks these keys; ``strict=False`` loads it and keeps the module's
+settings.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ EXTRA_STATE = "_extra_state"
 
 
 class SettingsError(ValueError):
-    """A state dict that was saved by a module with other settings."""
+    """A state dict of a module with other settings."""
 
 
 class Recorded:
-    """An object that remembers the arguments of its constructor, defaults too; so do subclasses."""
+    """An object that records the arguments of its constructor, defaults too; so do subclasses."""
 
     _given: tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -41,9 +41,9 @@ class Recorded:
         return self
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of the constructor that make an object like this one.
+        """Keyword arguments of the constructor for an object like this one.
 
-        What is changed later is in :meth:`settings`, parameters or buffers.
+        Later changes are in :meth:`settings`, parameters or buffers.
         """
         args, kwargs = self._given
         signature = inspect.signature(type(self).__init__)
@@ -52,7 +52,7 @@ class Recorded:
         for name, parameter in list(signature.parameters.items())[1:]:
             value = given.get(name, parameter.default)
             if name not in given and not is_plain(value):
-                continue  # the default of a function or the like need not be remembered
+                continue  # a default that is a function or the like need not be recorded
             if parameter.kind is inspect.Parameter.VAR_KEYWORD:
                 arguments |= value
             elif parameter.kind is inspect.Parameter.VAR_POSITIONAL:
@@ -62,10 +62,10 @@ class Recorded:
         return arguments
 
     def settings(self) -> dict[str, Any]:
-        """Settings that decide the object's part in a bound, by name, but parameters and buffers.
+        """Settings, beside parameters and buffers, on which a bound depends, by name.
 
-        By default the constructor's arguments that are numbers, strings or None, as the attributes
-        of these names are now, without those that became buffers.
+        By default the constructor's arguments that are numbers, strings or None, with the current
+        values of the attributes of these names, without those that became buffers.
         """
         buffers = vars(self).get("_buffers", {})
         now = {name: vars(self).get(name, v) for name, v in self.arguments().items()}
@@ -77,27 +77,27 @@ def _without_graph(value: object) -> Any:
 
 
 class Restorable(Recorded):
-    """A module whose settings are in its state dict. Put it before ``nn.Module`` among bases."""
+    """A module whose settings are in its state dict; a base class to put before ``nn.Module``."""
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Set those of :meth:`settings` that can be set after construction; by default none.
 
-        What :meth:`remembered` saved is there too, where a state dict has it.
+        ``saved`` has the result of :meth:`remembered` too, if the state dict has it.
         """
 
     def remembered(self) -> dict[str, Any]:
-        """State that later digits depend on and two alike may differ in: saved, never compared."""
+        """State on which later digits depend, saved but never compared."""
         return {}
 
     def get_extra_state(self) -> Tensor:
-        """The class's name, the settings and what is remembered, as JSON in bytes (n,), uint8."""
+        """The class's name, the settings and :meth:`remembered`, as JSON in bytes (n,), uint8."""
         return _packed({"class": type(self).__name__} | self.settings() | self.remembered())
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take over the settings of a state dict.
+        """Set the settings from a state dict.
 
         Raises:
-            SettingsError: they are of another class, or differ in what cannot be set.
+            SettingsError: settings of another class, or a difference in one that cannot be set.
         """
         saved, name = _unpacked(state), type(self).__name__
         if saved.get("class") != name:
@@ -133,14 +133,14 @@ class Restorable(Recorded):
 
 
 def is_plain(value: object) -> bool:
-    """Whether it is a number, a string or None."""
+    """Whether a value is a number, a string or None."""
     return value is None or isinstance(value, bool | int | float | str)
 
 
 def described(value: object) -> Any:
-    """A setting as JSON can hold it: an object by its class and settings, a function by its name.
+    """A setting in JSON's types: an object by its class and settings, a function by its name.
 
-    Two that are described alike may differ in what a function of the user's computes.
+    Two functions of the same name have the same description, whatever they compute.
     """
     if isinstance(value, Recorded):
         own = {key: described(v) for key, v in value.settings().items()}

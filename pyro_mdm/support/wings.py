@@ -1,7 +1,7 @@
 """Wings of the library, which import its core and are never imported by it.
 
-A package of the core may list names of a wing among its own. The wing is loaded when one of them is
-asked for, and registers then what its kinds do differently.
+A package of the core may list names of a wing among its own. The wing is loaded at the first use of
+one of them, and then registers its functions for its kinds.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ WINGS = ("conditioning", "measurements", "posteriors", "seeing", "simulated", "t
 
 
 def load_wing(wing: str) -> Any:
-    """The package ``pyro_mdm.<wing>``, with all that it registers."""
+    """The package ``pyro_mdm.<wing>``, loaded with its registrations."""
     return import_module(f"pyro_mdm.{wing}")
 
 
 def names_of_wings(
     package: str, **names: Sequence[str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The ``__getattr__`` and ``__dir__`` (PEP 562) of a package that has names of wings.
+    """The ``__getattr__`` and ``__dir__`` (PEP 562) of a package with names of wings.
 
     Args:
         package: its ``__name__``.
-        names: those that it has, by wing.
+        names: the names, by wing.
     """
     wing_of = {name: wing for wing, of_wing in names.items() for name in of_wing}
 

@@ -1,4 +1,4 @@
-"""Tables: columns of several kinds, of which each has levels or is continuous."""
+"""Denoisers and decoders of tables, whose columns are continuous or have levels."""
 
 from pyro_mdm.tables.denoiser import MixedDenoiser
 from pyro_mdm.tables.likelihood import MixedLikelihood

@@ -1,4 +1,4 @@
-"""Denoisers of vectors whose dimensions are of several kinds: the rows of a table."""
+"""Denoisers of vectors with dimensions of several kinds, such as rows of a table."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SHRINKAGE = 3.0
 
 
 class Elsewhere(Recorded, nn.Module):
-    """A stand-in for the network of a part of a :class:`MixedDenoiser`: the whole has it."""
+    """A placeholder for the network of a part of a :class:`MixedDenoiser`, which has it itself."""
 
     def forward(self, inputs: Tensor, log_snr: Tensor) -> Tensor:
         raise TypeError(
@@ -41,30 +41,30 @@ class Elsewhere(Recorded, nn.Module):
 
 
 class MixedDenoiser(DenoiserScore):
-    r"""One network for dimensions of several kinds, each kind read by a denoiser of its own.
+    r"""A denoiser of dimensions of several kinds: one network, and a denoiser for each kind.
 
-    Given x the noised dimensions are independent, so the bound is a sum over them, and what one
-    number of the network's output means for x̂_j is the business of dimension j: of a continuous one
-    :class:`Denoiser`'s, of one with levels :class:`DiscreteDenoiser`'s, with a logit for each
-    level. Log p(x) is then a density in the continuous dimensions and a probability in the others.
-    At F = 0 the bound is that of independent dimensions, Gaussians and histograms.
+    Given x the noised dimensions are independent, so the bound is a sum over them, and each
+    dimension may read the network's output in its own way: a continuous one like :class:`Denoiser`,
+    one with levels like :class:`DiscreteDenoiser`, with a logit for each level. Then p(x) is a
+    density in the continuous dimensions and a probability in the others. At F = 0 the bound is that
+    of independent dimensions, Gaussians and histograms.
 
-    A category is a level too: its code on a line, whose noise takes neighbours for each other
-    first. The logits are free, so that no order is in the posterior.
+    Categories are levels too. Noise on their codes confuses neighbours first, but the logits are
+    free, so that the posterior has no order.
 
     Args:
         network: called with (z - μ)/sqrt(σ² + e^{-λ}), (n, d) (with ``maps`` (n, 2 d)); returns
             (n, :meth:`num_outputs`): those of the first part, arranged outputs × dimensions, then
             those of the second, and so on.
-        parts: denoisers of vectors, made over :class:`Elsewhere`. :meth:`fit` makes them.
-        part_of: which of them each dimension is of, (d,) int64.
-        maps: whether log SNRs may differ between dimensions, as that of the parts.
+        parts: denoisers of vectors, made over :class:`Elsewhere`; :meth:`fit` makes them.
+        part_of: the index of each dimension's part, (d,) int64.
+        maps: whether log SNRs may differ between dimensions; the parts must agree.
 
     Raises:
-        TypeError: parts that are no denoisers; a diffusion that sees the data or has clocks of
-            dimensions.
+        TypeError: parts that are no denoisers; a diffusion that sees the data or has clocks by
+            dimension.
         ValueError: a part without a dimension, of another number of dimensions or another ``maps``;
-            as the parts do for data.
+            data that a part refuses.
 
     Example:
         >>> from pyro_mdm.networks import MLP
@@ -110,11 +110,11 @@ class MixedDenoiser(DenoiserScore):
         *,
         maps: bool = False,
     ) -> MixedDenoiser:
-        """The denoiser whose baseline is fitted to ``train_x`` (N, d): means and variances, and
-        smoothed histograms. With ``maps`` entries may be missing, NaN.
+        """The denoiser with a baseline fitted to data: means and variances, smoothed histograms.
 
         Args:
-            levels: of each dimension; None: it is continuous.
+            train_x: data, (N, d); with ``maps`` entries may be missing, NaN.
+            levels: the levels of each dimension; None: it is continuous.
         """
         check_fit(network, train_x, missing=maps)
         if train_x.dim() != 2 or len(levels) != train_x.shape[1]:
@@ -139,13 +139,14 @@ class MixedDenoiser(DenoiserScore):
     ) -> MixedDenoiser:
         """The denoiser of a table over a new :class:`~pyro_mdm.networks.MapMLP`, told maps.
 
-        It starts as the denoiser of one Gaussian law of all columns, for every map, and so from
-        their correlations. Entries may be missing, NaN.
+        It starts as the exact denoiser of a Gaussian law of all columns, at every map, and so knows
+        their correlations.
 
         Args:
-            train_x: rows, (N, d), to which the Gaussian law and the baseline are fitted.
-            levels: of each column; None: it is continuous.
-            hidden, depth: of the network.
+            train_x: rows, (N, d), to which the Gaussian law and the baseline are fitted; entries
+                may be missing, NaN.
+            levels: the levels of each column; None: it is continuous.
+            hidden, depth: the network's width and number of layers.
 
         Raises:
             ValueError: as :meth:`fit`.
@@ -161,7 +162,7 @@ class MixedDenoiser(DenoiserScore):
 
     @staticmethod
     def num_outputs(levels: Sequence[Levels]) -> int:
-        """The number of the network's outputs: 1 for a continuous dimension, else its levels."""
+        """The number of network outputs: 1 for a continuous dimension, else that of its levels."""
         return sum(1 if v is None else len(discrete.level_values(v)) for v in levels)
 
     def arguments(self) -> dict[str, Any]:
@@ -170,10 +171,10 @@ class MixedDenoiser(DenoiserScore):
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
-        """No one number: it differs between dimensions, which no wrapping score serves."""
+        """Not defined: it differs between dimensions."""
         raise TypeError(
-            "a MixedDenoiser has other numbers of outputs for other dimensions, expected one for "
-            "all here; use a linear diffusion that does not see the data"
+            "a MixedDenoiser has a number of outputs for each dimension, expected one for all "
+            "dimensions; use a linear diffusion that does not see the data"
         )
 
     @property
@@ -187,8 +188,7 @@ class MixedDenoiser(DenoiserScore):
         require(diffusion, *needed, who=type(self).__name__, fix=fix)
 
     def _split(self, x: Tensor, *others: Any) -> Iterator[tuple[Any, ...]]:
-        """Every part with its dimensions of x (…, d) and of what is like x; None, and numbers of a
-        datum, as they are."""
+        """Each part with its dimensions of x (…, d) and of others like x; scalars, None as is."""
         for part, dims in zip(self.parts, self._dims.dims, strict=True):
             of_dims = [
                 v[..., dims] if v is not None and v.dim() == x.dim() and v.shape[-1] > 1 else v
@@ -206,12 +206,12 @@ class MixedDenoiser(DenoiserScore):
 
     @property
     def channels(self) -> int:
-        """The number of the network's outputs for a datum."""
+        """The number of network outputs for a datum."""
         return sum(self._sizes())
 
     @property
     def direct(self) -> Tensor:
-        """The channel that is the F of each dimension, (d,) int64; -1 for one with levels."""
+        """The channel with the F of each dimension, (d,) int64; -1 for one with levels."""
         channel, start = torch.full_like(self.part_of, -1), 0
         for part, dims, size in zip(self.parts, self._dims.dims, self._sizes(), strict=True):
             if part.outputs == 1:
@@ -220,7 +220,7 @@ class MixedDenoiser(DenoiserScore):
         return channel
 
     def _sizes(self) -> list[int]:
-        """The number of the network's outputs for each part."""
+        """The number of network outputs for each part."""
         return [part.outputs * part.event_shape[0] for part in self.parts]
 
     def read(self, z: Tensor, log_snr: Tensor, F: Tensor) -> Tensor:
@@ -242,7 +242,7 @@ class MixedDenoiser(DenoiserScore):
         return self._dims.join([part.baseline_x_hat(x, v) for part, x, v in self._split(z, lam)])
 
     def baseline_log_prob(self, x: Tensor, counted: Tensor | None = None) -> Tensor:
-        """log p_0(x), (*batch), nats: Gaussians' densities and probabilities of levels."""
+        """log p_0(x), (*batch), nats: Gaussian log densities and log probabilities of levels."""
         self._values("x", x, 0.0)
         each = [p.baseline_log_prob(own, on) for p, own, on in self._split(x, _like(x, counted))]
         return torch.stack(each).sum(0)
@@ -269,7 +269,7 @@ class MixedDenoiser(DenoiserScore):
         return total
 
     def default_likelihood(self) -> likelihoods.Likelihood:
-        """A mixed decoder, which reads each dimension by the decoder of its part."""
+        """A mixed decoder, with the default decoder of each part."""
         own = [part.default_likelihood() for part in self.parts]
         return likelihoods.MixedLikelihood(own, self.part_of)
 

@@ -1,4 +1,4 @@
-"""Decoders of vectors whose dimensions are of several kinds."""
+"""Decoders of vectors with dimensions of several kinds."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ __all__ = ["MixedDecoder", "MixedLikelihood"]
 
 
 class MixedLikelihood(Likelihood):
-    """p(x | y_ε) of independent dimensions, each by the decoder of its part.
+    """A decoder p(x | y_ε) of independent dimensions, each by the decoder of its part.
 
     Args:
-        parts: decoders of vectors, that call no network.
-        part_of: which of them each dimension is of, (d,) int64.
+        parts: decoders of vectors that do not call the network.
+        part_of: the index of each dimension's part, (d,) int64.
 
     Raises:
-        ValueError: a part without a dimension, or a dimension of a part that there is not. On call:
-            a diffusion that has a clock for each dimension.
+        ValueError: a part without a dimension, an index of no part. On call: a diffusion with
+            clocks by dimension.
     """
 
     part_of: Tensor
@@ -52,16 +52,16 @@ class MixedLikelihood(Likelihood):
         require(diffusion, *needed, who=type(self).__name__, fix=fix)
         dims = Parts(self.part_of)
         of_parts = zip(self.parts, dims.split(diffusion.without_displacement(y, 1)), strict=True)
-        base = diffusion.reference  # in which nothing is displaced
+        base = diffusion.reference  # without a displacement by the data
         return MixedDecoder([part(base, score, own.to(y), 1) for part, own in of_parts], dims)
 
 
 class MixedDecoder(DecoderDistribution):
-    """Independent dimensions of several kinds.
+    """A distribution of independent dimensions of several kinds.
 
     Args:
-        laws: of the dimensions of each part, (*batch) and (d_p,).
-        dims: which these are.
+        laws: the law of each part, batch (*batch), event (d_p,).
+        dims: the indices of each part's dimensions.
     """
 
     def __init__(self, laws: Sequence[Any], dims: Parts) -> None:
@@ -78,7 +78,7 @@ class MixedDecoder(DecoderDistribution):
 
     @property
     def support(self) -> Any:
-        """Levels in the dimensions that have some, any number in the others."""
+        """The levels in dimensions that have some, the real numbers in the others."""
         levels: list[Tensor | None] = [None] * self._dims.number
         for law, dims in zip(self._laws, self._dims.dims, strict=True):
             for j in dims.tolist():

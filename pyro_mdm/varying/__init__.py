@@ -1,4 +1,4 @@
-"""Linear diffusions whose Q and D vary in time, without commuting."""
+"""Linear diffusions whose Q and D vary in time and need not commute at different times."""
 
 from pyro_mdm.varying.time_varying import TimeVaryingDiffusion, TimeVaryingLearnedDiffusion
 

@@ -1,7 +1,7 @@
-r"""Exponentials of stretches of a straight line of matrices, by the Magnus expansion.
+r"""Matrix exponentials of the Magnus steps of :mod:`~pyro_mdm.varying.magnus`.
 
-See :mod:`~pyro_mdm.varying.magnus`, whose steps they are. Matrices of two variables, of which
-there are many small ones, are worked on by their entries: half of the time of a training step.
+2×2 matrices, of which there are many, are computed entry by entry, which halves the time of a
+training step.
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ BRACKET = torch.tensor([[1, 0, 0], [0, 0, 2], [0, 2, 0]], dtype=torch.float64)
 
 
 def stretches(length: Tensor, middle: Tensor) -> Tensor:
-    """The factors by which :func:`exponentials` makes exp Ω of parts of a cell, (J, 7).
+    """The factors for :func:`exponentials` of J stretches of a cell, (J, 7).
 
     Args:
-        length, middle: in parts of the cell; the cell's own middle is 0. (J,)
+        length, middle: length and middle of each stretch, (J,), as fractions of the cell; the
+            middle of the cell is 0.
     """
     fifth = length**5
     factors = [length, length * middle, -(length**3) / 12, fifth / 240]
@@ -52,11 +53,11 @@ def stretches(length: Tensor, middle: Tensor) -> Tensor:
 
 
 def exponentials(A1: Tensor, A2: Tensor, factors: Tensor) -> Tensor:
-    """exp Ω of stretches of a straight line of matrices, ‖Ω‖ up to about ½.
+    """exp Ω of stretches of n cells in which A is linear, for ‖Ω‖ up to about ½.
 
     Args:
-        A1, A2: at the Gauss points of a cell, times its length, (n, K, K); real or complex.
-        factors: of :func:`stretches`, (J, 7); negative ones for the inverse.
+        A1, A2: A at the Gauss points of a cell, times its length, (n, K, K); real or complex.
+        factors: from :func:`stretches`, (J, 7); their negatives give the inverse.
 
     Returns:
         (n, J, K, K).
@@ -97,12 +98,14 @@ def _exp(X: Tensor) -> Tensor:
 
 
 def _of_two(A1: Tensor, A2: Tensor, factors: Tensor) -> Tensor:
-    """exp Ω of K = 2: with X = t I + X_0, exp X = e^t (cosh √δ I + sinh √δ / √δ X_0), where X_0² =
-    δ I, δ = h² + e f."""
+    """exp Ω for K = 2.
+
+    With X = t I + X_0 and X_0² = δ I, δ = h² + e f: exp X = e^t (cosh √δ I + sinh √δ / √δ X_0).
+    """
     factors = factors.to(A1.dtype)
     entries = torch.stack([A1, A2]).flatten(-2) @ ENTRIES.to(A1)
     both = torch.stack([(entries[0] + entries[1]) / 2, math.sqrt(3) * (entries[1] - entries[0])])
-    t = both[..., 0].mT @ factors[:, :2].mT  # commutators have none
+    t = both[..., 0].mT @ factors[:, :2].mT  # commutators have no trace
     w = factors @ torch.stack(_parts(both[..., 1:], _bracket), -2)
     delta = w[..., 0].square() + w[..., 1] * w[..., 2]
     second = delta * delta
@@ -114,6 +117,6 @@ def _of_two(A1: Tensor, A2: Tensor, factors: Tensor) -> Tensor:
 
 
 def _bracket(x: Tensor, y: Tensor) -> Tensor:
-    """The commutator by h, e, f, (…, 3)."""
+    """The commutator of matrices with entries h, e, f, (…, 3)."""
     cross: Tensor = torch.linalg.cross(x, y, dim=-1)
     return cross @ BRACKET.to(x)

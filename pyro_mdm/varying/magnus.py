@@ -1,24 +1,24 @@
-r"""Linear diffusions whose Q and D vary in time and do not commute: Magnus steps over cells.
+r"""Propagators of linear diffusions whose Q and D vary in time, by Magnus steps over cells.
 
-Clock time is cut into cells of length h. In a cell A is read at its two Gauss points c_1 < c_2 and
-taken for the straight line through them, with mean Ā and difference Δ = √3 (A(c_2) - A(c_1)) over
-the cell; the exponent of a stretch of length δ h about the place ½ + m of the cell is
+Clock time is cut into cells of length h. In a cell A is evaluated at the two Gauss points c_1 < c_2
+and replaced by the straight line through them, with mean Ā and difference Δ = √3 (A(c_2) - A(c_1))
+over the cell. The exponent of a stretch of length δ h centred at ½ + m of the cell is
 
     Ω = X - [X, Y]/12 + [[X, Y], Y]/240 + [X, [X, [X, Y]]]/720,    M = exp(Ω),
 
-with X = δ h (Ā + m Δ) and Y = δ² h Δ. Over the whole cell its first two terms are the fourth-order
-Magnus step h/2 (A_1 + A_2) - √3 h²/12 [A_1, A_2]; the other two, of the fifth order, keep digits of
-what noise reaches through many variables, which begins like a high power of h. Noise is a sum of
-positive terms, Gauss-Legendre quadrature of ``M(·, u) g²(u) M(·, u)ᵀ`` over the cell with g² read
-at every node. What a straight line leaves out is orthogonal to straight lines, so that noise is of
-the fourth order like the mean.
+with X = δ h (Ā + m Δ) and Y = δ² h Δ. Over the whole cell the first two terms are the fourth-order
+Magnus step h/2 (A_1 + A_2) - √3 h²/12 [A_1, A_2]. The other two, of fifth order, keep the digits of
+variables that noise reaches through many others, whose variance begins like a high power of h.
+Noise is a Gauss-Legendre quadrature of ``M(·, u) g²(u) M(·, u)ᵀ`` over the cell, with g² at every
+node. The error of a straight line is orthogonal to straight lines, so that noise is of fourth order
+like the mean.
 
-Cells compose by a parallel prefix product, and stretches of several cells by products of 1, 2, 4, …
-of them; a time inside a cell by a step of its own from the cell's beginning. Where nothing varies,
-each of these is exact.
+Cells compose by a parallel prefix product, stretches of several cells by products of 1, 2, 4, … of
+them, and a time inside a cell takes one more step from the cell's beginning. Where nothing varies,
+all of this is exact.
 
 Source of the step: Blanes, Casas, Oteo & Ros, "The Magnus expansion and some of its applications",
-Physics Reports 470 (2009), section 5, whose sixth-order exponent this is on a straight line.
+Physics Reports 470 (2009), section 5: the sixth-order exponent, on a straight line.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ Field = Callable[[Tensor], Tensor]
 
 
 class CellMatrices(NamedTuple):
-    """Matrices that cells, or stretches of them, are made of."""
+    """The matrices of n cells, or of stretches of them."""
 
-    A1: Tensor  # at the Gauss points, (n, K, K)
-    A2: Tensor
-    GG: Tensor  # at the nodes of the noise, (n, q, K, K)
-    h: Tensor  # (n,)
+    A1: Tensor  # A at the first Gauss point, (n, K, K)
+    A2: Tensor  # A at the second
+    GG: Tensor  # G Gᵀ at the nodes of the noise, (n, q, K, K)
+    h: Tensor  # lengths, (n,)
 
 
 class MovedCells(NamedTuple):
-    """Moves of states over stretches, and the same pulled back, (n, K, K) each."""
+    """Moments of states over stretches, forward and pulled back, (n, K, K) each."""
 
     M: Tensor
     P: Tensor
@@ -71,7 +71,7 @@ class MovedCells(NamedTuple):
 
 
 class _Moved(NamedTuple):
-    """M and P, or pulled back M^{-1} and P̃, (n, K, K)."""
+    """M and P of stretches, or pulled back M^{-1} and P̃, (n, K, K) each."""
 
     M: Tensor
     P: Tensor
@@ -80,7 +80,7 @@ class _Moved(NamedTuple):
         return _Moved(self.M[index], self.P[index])
 
     def then(self, later: _Moved) -> _Moved:
-        """One move of two that follow each other; of two pulled back, this is the later one."""
+        """The composition of two stretches; of two pulled back, ``self`` is the later one."""
         return _Moved(later.M @ self.M, later.P + later.M @ self.P @ later.M.mT)
 
 
@@ -88,11 +88,11 @@ class MagnusPropagator(Propagator):
     """The propagator of Q and D that are functions of clock time.
 
     Args:
-        Q, D: of clock times (…), (…, K, K) in float64.
+        Q, D: functions of clock times (…) that return (…, K, K) in float64.
         stationary: Σ_∞ (K, K).
-        bounds: (n + 1,) increasing clock times from 0, the cells' bounds. Times beyond the last are
-            taken for it.
-        dispersion: a differentiable root of 2 D; by default a triangular one.
+        bounds: the bounds of the cells, (n + 1,) increasing clock times from 0. Later times are
+            taken for the last.
+        dispersion: a differentiable root of 2 D; a triangular one by default.
     """
 
     def __init__(
@@ -112,11 +112,11 @@ class MagnusPropagator(Propagator):
         self._ends: tuple[Tensor, bool, Tensor, MovedCells] | None = None
         length = torch.cat([self._nodes, bounds.new_ones(1)])
         forward = stretches(length, (length - 1) / 2)
-        self._stretches = torch.cat([-forward, forward[-1:]])  # back from each node; the whole
+        self._stretches = torch.cat([-forward, forward[-1:]])  # back from each node; whole cells
         self._gauss = 0.5 + bounds.new_tensor([-math.sqrt(3) / 6, math.sqrt(3) / 6])
 
     def slowed(self, scale: Tensor) -> MagnusPropagator:
-        """The propagator of the same Q and D, ``scale`` (0-dim) times as long in clock time."""
+        """The propagator of the same Q and D with clock times multiplied by ``scale``, 0-dim."""
         slowed = MagnusPropagator(
             lambda tau: self._Q(tau / scale),
             lambda tau: self._D(tau / scale),
@@ -128,7 +128,7 @@ class MagnusPropagator(Propagator):
         return slowed
 
     def with_moved(self, moved: MovedCells) -> MagnusPropagator:
-        """A copy to which :attr:`moved` is given."""
+        """A copy with these moments of the cells, :attr:`moved`."""
         other = copy.copy(self)
         for name in ("_prefix", "_forward", "_backward", "_reversed"):
             other.__dict__.pop(name, None)
@@ -149,7 +149,7 @@ class MagnusPropagator(Propagator):
         return kernels.semidefinite_cholesky(self.noise(tau))
 
     def read(self, start: Tensor, h: Tensor) -> CellMatrices:
-        """Matrices of stretches (n,) from ``start``."""
+        """The matrices of n stretches of lengths h from clock times ``start``, (n,) each."""
         places = torch.cat([self._gauss, self._nodes])
         tau = start[..., None] + h[..., None] * places
         D = self._D(tau)
@@ -162,7 +162,7 @@ class MagnusPropagator(Propagator):
 
     @cached_property
     def _norms(self) -> Tensor:
-        """‖A‖ in each cell, by its Frobenius norm, (n,)."""
+        """The Frobenius norm of A in each cell, (n,)."""
         both = torch.stack([self.cells.A1.detach(), self.cells.A2.detach()])
         norms: Tensor = torch.linalg.matrix_norm(both)
         return norms.amax(0)
@@ -210,7 +210,7 @@ class MagnusPropagator(Propagator):
         return self._traces[cell] + mean * h
 
     def locate(self, tau: Tensor) -> tuple[Tensor, Tensor]:
-        """Times kept within the grid, and their cells."""
+        """Times clamped to the grid, and the indices of their cells."""
         tau = tau - (tau.detach() - self.bounds[-1].detach()).clamp_min(0)
         cell = torch.searchsorted(self.bounds.detach(), tau.detach().contiguous(), right=True) - 1
         return tau, cell.clamp(0, len(self.bounds) - 2)
@@ -231,7 +231,7 @@ class MagnusPropagator(Propagator):
         return W.reshape(-1, K, K)[index], P.reshape(-1, K, K)[index]
 
     def _from_zero(self, tau: Tensor, pulled_back: bool) -> tuple[Tensor, Tensor]:
-        """Moments from time 0; what both directions share is made once for the same times."""
+        """Moments from time 0; what both directions share is computed once for the same times."""
         grad = torch.is_grad_enabled()
         if self._ends is None or self._ends[0] is not tau or self._ends[1] != grad:
             flat, cell = self.locate(tau.reshape(-1))
@@ -240,7 +240,7 @@ class MagnusPropagator(Propagator):
         _, _, cell, steps = self._ends
         M, P, W, pulled = self._prefix
         if pulled_back:
-            cell = cell.clamp_max(len(W) - 1)  # later ones are not asked for
+            cell = cell.clamp_max(len(W) - 1)  # later cells are not needed
             moved = steps.one(True).then(_Moved(W[cell], pulled[cell]))
         else:
             moved = _Moved(M[cell], P[cell]).then(steps.one(False))
@@ -249,13 +249,13 @@ class MagnusPropagator(Propagator):
 
     @cached_property
     def moved(self) -> MovedCells:
-        """The moves of the cells."""
+        """The moments of the cells."""
         return self.steps(self.cells)
 
     def moved_rates(self) -> MovedCells:
-        """The derivative of :attr:`moved` in the scale of :meth:`slowed`, at 1, without gradient.
+        """The derivative of :attr:`moved` by the scale of :meth:`slowed` at 1, without gradient.
 
-        By a complex step, so that it is exact to rounding.
+        It is taken by a complex step, exact to rounding.
         """
         with torch.no_grad():
             steps = self.steps(self.cells._replace(h=self.cells.h * (1 + COMPLEX_STEP * 1j)))
@@ -263,7 +263,7 @@ class MagnusPropagator(Propagator):
 
     @cached_property
     def _prefix(self) -> MovedCells:
-        """Moves from time 0 to each bound, (n + 1, K, K); pulled back as far as digits reach."""
+        """Moments from time 0 to each bound, (n + 1, K, K); pulled back while digits last."""
         cells = self.moved
         near = self._travelled[:-1] < 25.0
         eye = torch.eye(cells.M.shape[-1]).to(cells.M)
@@ -322,7 +322,7 @@ class MagnusPropagator(Propagator):
         return E[..., -1, :, :], E[..., -2, :, :], E[..., :-2, :, :]
 
     def steps(self, read: CellMatrices) -> MovedCells:
-        """The moves of stretches of at most a cell."""
+        """The moments of stretches within a cell."""
         M, W, back = self.exponentials(read)
         both = torch.stack([M[..., None, :, :] @ back, back])
         weights = (read.h[..., None] * self._weights)[..., None, None]
@@ -331,7 +331,7 @@ class MagnusPropagator(Propagator):
         return MovedCells(M, P[0], W, P[1])
 
     def rooted_steps(self, start: Tensor, h: Tensor, pulled_back: bool) -> _Moved:
-        """M and columns (n, K, q K) whose outer products are P; pulled back, M^{-1} and of P̃."""
+        """M and columns C (n, K, q K) with P = C Cᵀ; or M^{-1} and those of P̃, pulled back."""
         M, W, N = self.exponentials(self.read(start, h))
         if not pulled_back:
             N = M[..., None, :, :] @ N
@@ -345,7 +345,7 @@ class MagnusPropagator(Propagator):
 
     @cached_property
     def basis(self) -> tuple[Tensor, Tensor]:
-        """A basis of what noise reaches, common to all times, as ``kernels.noise_basis`` has it."""
+        """A basis of what noise reaches, common to all times, as from ``kernels.noise_basis``."""
         A = self.cells
         both = torch.cat([A.A1, A.A2]).detach()
         return kernels.noise_basis(both, A.GG[:, [0, -1]].detach().flatten(0, 1) / 2)
@@ -361,9 +361,9 @@ class MagnusPropagator(Propagator):
         return self._rooted(self._backward, start, duration)
 
     def _rooted(self, stretches: _Stretches, start: Tensor | None, duration: Tensor) -> Root:
-        """A root by QR of the columns that P is a sum of.
+        """A root of P, by QR of the columns C with P = C Cᵀ.
 
-        P itself, squared, has half of the digits where the axes of its grading turn with time.
+        P itself has half of the digits where its graded axes turn with time.
         """
         kernels.check_reached(self.basis[0])
         start = torch.zeros_like(duration) if start is None else start
@@ -398,7 +398,7 @@ class MagnusPropagator(Propagator):
 
 
 class _Stretches:
-    """Stretches of cells, forward or pulled back."""
+    """Stretches of several cells, forward or pulled back."""
 
     def __init__(self, propagator: MagnusPropagator, *, pulled_back: bool) -> None:
         self._of, self._pulled_back = propagator, pulled_back
@@ -409,7 +409,7 @@ class _Stretches:
         return self._of.steps(self._of.read(start, h)).one(self._pulled_back)
 
     def _join(self, first: _Moved, second: _Moved) -> _Moved:
-        """One stretch of two that follow each other in time."""
+        """The stretch of two that follow each other in time."""
         return second.then(first) if self._pulled_back else first.then(second)
 
     @cached_property
@@ -417,7 +417,7 @@ class _Stretches:
         return self._of.moved.one(self._pulled_back)
 
     def _span(self, power: int) -> _Moved:
-        """Moves over 2^power cells from each cell from which there are as many."""
+        """Moments over 2^power cells, from each cell that has so many after it."""
         while len(self._spans) <= power:
             if not self._spans:
                 self._spans.append(self._moved)
@@ -428,7 +428,7 @@ class _Stretches:
         return self._spans[power]
 
     def _root(self, power: int) -> Tensor:
-        """Triangular roots of the P of :meth:`_span`."""
+        """Triangular roots of P of :meth:`_span`."""
         while len(self._roots) <= power:
             if not self._roots:
                 bounds = self._of.bounds
@@ -444,7 +444,7 @@ class _Stretches:
         return self._roots[power]
 
     def between(self, first: Tensor, last: Tensor) -> _Moved:
-        """Moves from ``first`` to ``last``, clock times (m,)."""
+        """Moments from ``first`` to ``last``, clock times (m,)."""
         (first, i), (last, j) = self._of.locate(first), self._of.locate(last)
         if bool((i == j).all()):
             return self._steps(first, last - first)
@@ -458,7 +458,7 @@ class _Stretches:
         return self._join(moved, ending)
 
     def columns(self, first: Tensor, last: Tensor) -> Tensor:
-        """Columns (m, K, …) whose outer products are the P of :meth:`between`."""
+        """Columns C (m, K, …) with C Cᵀ the P of :meth:`between`."""
         (first, i), (last, j) = self._of.locate(first), self._of.locate(last)
         if bool((i == j).all()):
             return self._of.rooted_steps(first, last - first, self._pulled_back).P
@@ -478,7 +478,7 @@ class _Stretches:
         return torch.cat([ending.M @ columns, ending.P], -1)
 
     def _ends(self, first: Tensor, last: Tensor, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
-        """Beginnings and lengths of the stretches before and after whole cells, (2 m,)."""
+        """Starts and lengths of the stretches before and after whole cells, (2 m,)."""
         bounds, same = self._of.bounds, i == j
         head = torch.where(same, last, bounds[i + 1]) - first
         tail = torch.where(same, last, bounds[j])
@@ -486,7 +486,7 @@ class _Stretches:
 
 
 def _composed(cells: MovedCells) -> tuple[Tensor, Tensor]:
-    """M and P of all cells (n, …) one after another."""
+    """M and P over all cells (n, …)."""
     M, P = cells.M, cells.P
     while len(M) > 1:
         odd = len(M) % 2
@@ -500,7 +500,7 @@ def _composed(cells: MovedCells) -> tuple[Tensor, Tensor]:
 
 
 def _halves(count: int) -> tuple[slice, slice]:
-    """The slice without the last ``count``, and that without the first."""
+    """The slices without the last and without the first ``count``."""
     return slice(None, -count), slice(count, None)
 
 
@@ -510,8 +510,10 @@ def _split(both: _Moved) -> tuple[_Moved, _Moved]:
 
 
 def _powers(i: Tensor, j: Tensor) -> Iterator[tuple[Tensor, int, Tensor]]:
-    """The whole cells between cells i and j (m,) in powers of 2: who takes one, which, and from
-    which cell."""
+    """The whole cells between cells i and j (m,) as spans of 2^power cells.
+
+    Yields a power, for those of m whose span it is, with its first cells: (which, power, first).
+    """
     count, at = (j - i - 1).clamp_min(0), i + 1
     for power in range(int(count.max()).bit_length()):
         taken = (count >> power) % 2 == 1

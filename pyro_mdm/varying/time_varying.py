@@ -1,4 +1,4 @@
-r"""Linear diffusions whose Q(s) and D(s) vary in time, without commuting: given, or learned."""
+r"""Linear diffusions with given or learned functions of time Q(s) and D(s)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class _Near(NamedTuple):
     rates: MovedCells
 
     def at(self, scale: Tensor) -> MovedCells:
-        """Moves of cells for a scale that is the same but for its gradient, or rounding."""
+        """The moments of cells at a scale equal to this one but for its gradient or rounding."""
         more = scale / self.scale - 1
         return MovedCells(
             *(t + rate * more for t, rate in zip(self.move.moved, self.rates, strict=True))
@@ -50,7 +50,7 @@ class Varying(Matrices, ABC):
     """Matrices that are functions of time, over a grid of cells.
 
     Args:
-        cells: how many.
+        cells: the number of cells.
     """
 
     searched = 1
@@ -61,7 +61,7 @@ class Varying(Matrices, ABC):
 
     @abstractmethod
     def evaluate(self, name: str, s: Tensor) -> Tensor:
-        """Q or D, by its name, at times s (…) in float64, (…, K, K)."""
+        """Q or D, by its name, (…, K, K), at times s (…) in float64."""
 
     @property
     def moments(self) -> Tensor:
@@ -126,7 +126,7 @@ class Varying(Matrices, ABC):
         return self._grid(scale).slowed(scale)
 
     def _grid(self, scale: Tensor) -> MagnusPropagator:
-        """The propagator with β as it is, on cells short enough for ``scale`` times that."""
+        """The propagator with β unscaled, on cells short enough for β times ``scale``."""
         with torch.no_grad():
             s, uncut = self._bounds(scale)
         return self.of.kept("uncut grid", lambda: self._unscaled(s)) if uncut else self._unscaled(s)
@@ -145,7 +145,7 @@ class Varying(Matrices, ABC):
         )
 
     def _bounds(self, scale: Tensor) -> tuple[Tensor, bool]:
-        """Times of the cells' bounds, (n + 1,), and whether all cells are as long as usual."""
+        """Times of the cells' bounds, (n + 1,), and whether no cell was cut."""
         s, tau, norm = self.of.kept("bounds", self._uncut_bounds)
         parts = norm * scale / REACH
         total = parts.sum().item()
@@ -165,7 +165,7 @@ class Varying(Matrices, ABC):
         return torch.cat([cut, s[-1:]]), False
 
     def _uncut_bounds(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Times of the bounds, the integral of β there, and ‖A‖ times its length in each cell."""
+        """Times of the bounds, the integral of β there, and ‖A‖ times the length of each cell."""
         x = torch.linspace(
             0, 1, self._num_cells + 1, dtype=torch.float64, device=self.of.initial_covariance.device
         )
@@ -194,7 +194,7 @@ class Varying(Matrices, ABC):
         return self.of.kept("end_clock", compute)
 
     def _end_gradient(self, root: Tensor) -> Tensor:
-        """The end of the clock, given as a number: one Newton step carries its gradient."""
+        """The end of the clock, with the gradient carried by one Newton step at ``root``."""
         end = self.of.unscaled_end()
         near = self._near((root / end).detach())
         leaves = MovedCells(*(t.detach().requires_grad_() for t in near.move.moved))
@@ -211,7 +211,7 @@ class Varying(Matrices, ABC):
         return near.scale * (1 + more) * end
 
     def _near(self, scale: Tensor) -> _Near:
-        """Cells for a scale of the clock, from which those for ones beside it are found."""
+        """Cells for a scale of the clock, with derivatives for scales beside it."""
 
         def compute() -> _Near:
             move = self._grid(scale).slowed(scale)
@@ -224,13 +224,13 @@ class Varying(Matrices, ABC):
         M, P = move.whole()
         factor = kernels.direct_factor(P + M @ self.of.initial_covariance @ M.mT, M[..., 0])
         if factor.amplification.item() > 1e3 and move.travelled(move.bounds[-1]).item() < 20.0:
-            W, pulled = move.whole_pulled_back()  # near the data still
+            W, pulled = move.whole_pulled_back()  # T is near the data still
             near = kernels.pulled_back_factor(M, W, pulled, self.of.initial_covariance)
             factor = near if near.amplification < factor.amplification else factor
         return factor.log_snr
 
     def _find_end(self, guess: Tensor | None) -> Tensor:
-        """The clock time of T by secants in log τ, kept within a bracket once there is one."""
+        """The clock time of T by secants in log τ, within a bracket as soon as there is one."""
         target = float(self.of.min_log_snr or 0.0)
         end = self.of.unscaled_end()
         if guess is not None and len(guess) == 2:
@@ -252,7 +252,7 @@ class Varying(Matrices, ABC):
             if abs(error) < 1e-11 or abs(step) < 1e-15:
                 return self.of.as_tensor(x).exp()
             if abs(error) < 1e-7 and last is not None and abs(x - last[0]) < 1e-3:
-                return self.of.as_tensor(x + step).exp()  # a secant as short as this misses nothing
+                return self.of.as_tensor(x + step).exp()  # converged: the secant is short
             last, moved = (x, error), x + step
             if not low < moved < high:
                 moved = (
@@ -264,9 +264,9 @@ class Varying(Matrices, ABC):
         raise self._end_unreachable(math.exp(min(x, 700.0)), error + target)
 
     def _about_end(self, x: float, target: float) -> tuple[float, float]:
-        """Estimates of the log of the clock's end with λ(T) = ``target``, and of -1 / dλ(T) by it.
+        """Estimates of the log end of the clock with λ(T) = ``target``, and of -1 over its slope.
 
-        By few cells at many clocks around the log end ``x``.
+        From few cells, at many clocks around the log end ``x``.
         """
         s = self.of.kept("bounds", self._uncut_bounds)[0]
         grid = self._unscaled(s[torch.linspace(0, len(s) - 1, COARSE + 1).long()])
@@ -300,8 +300,8 @@ class Functions(Varying):
     """Matrices that are given as functions of time; see :class:`TimeVaryingDiffusion`.
 
     Args:
-        Q, D: times (…) -> (…, K, K).
-        cells: of the grid.
+        Q, D: functions of times (…) that return (…, K, K).
+        cells: the number of cells.
     """
 
     def __init__(self, Q: MatrixFunction, D: MatrixFunction, cells: int) -> None:
@@ -334,7 +334,7 @@ class Functions(Varying):
         return K
 
     def _checked(self, name: str, function: MatrixFunction, s: Tensor) -> Tensor:
-        """Matrices of a function at times s (…), of a shape and dtype that are checked."""
+        """The matrices of a function at times s (…), (…, K, K), with shape and dtype checked."""
         matrix = function(s)
         K = self.of.num_variables
         if not isinstance(matrix, Tensor) or matrix.dtype != torch.float64:
@@ -369,9 +369,9 @@ class Polynomials(Varying):
     """Matrices that are learned polynomials of time; see :class:`TimeVaryingLearnedDiffusion`.
 
     Args:
-        start: constant ones, where they begin.
-        degree: of the polynomials.
-        cells: of the grid.
+        start: the diffusion of constant matrices where they start.
+        degree: the degree of the polynomials.
+        cells: the number of cells.
     """
 
     remedy = REMEDY
@@ -390,7 +390,7 @@ class Polynomials(Varying):
         return K
 
     def _polynomials(self, s: Tensor) -> Tensor:
-        """T_0, …, T_degree, (*s.shape, degree + 1)."""
+        """The polynomials T_0, …, T_degree at s, (*s.shape, degree + 1)."""
         x = 2 * s / self.of.horizon - 1
         T = [torch.ones_like(x), x]
         while len(T) <= self._degree:
@@ -414,7 +414,7 @@ class Polynomials(Varying):
         return W - W.mT
 
     def _check_values(self, s: Tensor) -> None:
-        """Q(s) is skew and D(s) positive semi-definite by construction."""
+        """Nothing to check: Q(s) is skew and D(s) positive semi-definite by construction."""
 
     def root_at(self, s: Tensor) -> Tensor:
         B = self._entries("B", s)
@@ -425,24 +425,25 @@ class Polynomials(Varying):
 
 
 class TimeVaryingDiffusion(LinearDiffusion):
-    r"""``dy = -(Q(s) + D(s)) Σ_∞^{-1} y β(s) ds + sqrt(2 D(s) β(s)) dB``.
+    r"""A linear diffusion whose Q and D are given functions of time.
 
-    N(0, Σ_∞) is at rest whatever Q(s) and D(s) are, which need not commute at different times.
-    Everything that a :class:`LinearDiffusion` has is there, by Magnus steps of the fourth order
-    over a grid of cells (:mod:`~pyro_mdm.varying.magnus`) instead of closed forms of constant
-    matrices; of constant ones it is the same to rounding. With 256 cells and matrices that change
-    by about their own size, moments have errors below 1e-7 for K up to 5; log SNR of a chain of 8
-    has 4e-7.
+        dy = -(Q(s) + D(s)) Σ_∞^{-1} y β(s) ds + sqrt(2 D(s) β(s)) dB
+
+    N(0, Σ_∞) is stationary for any Q(s) and D(s), which need not commute at different times. All
+    methods of :class:`LinearDiffusion` are there, by fourth-order Magnus steps over a grid of cells
+    (:mod:`~pyro_mdm.varying.magnus`) instead of closed forms; for constant matrices they agree to
+    rounding. With 256 cells and matrices that change by about their own size, moments have errors
+    below 1e-7 for K up to 5; log SNR of a chain of 8 has 4e-7.
 
     Args:
-        Q: times s (…) in float64, within [0, T] -> (…, K, K) in float64, skew-symmetric. A
-            function, or an ``nn.Module``; what is learned must be a module's parameter.
+        Q: a function or ``nn.Module`` of times s (…) in float64 within [0, T], which returns
+            (…, K, K) in float64, skew-symmetric. What is learned must be a module's parameter.
         D: likewise, symmetric positive semi-definite.
-        cells: number of cells. The error of moments falls with its fourth power, as far as Q and D
-            are smooth in s. Cells are even in s but short near 0, where x's noise begins like a
-            high power of s, and a clock's kinks are bounds of cells.
-        options: those of :class:`LinearDiffusion`. With ``min_log_snr`` the clock is scaled while
-            Q(s) and D(s) keep their places on [0, T].
+        cells: the number of cells. The error of moments falls with its fourth power, as far as Q
+            and D are smooth in s. Cells are even in s but shorter near 0, where the noise of x
+            begins like a high power of s. Kinks of the clock are bounds of cells.
+        options: those of :class:`LinearDiffusion`. With ``min_log_snr`` the clock is scaled, while
+            Q and D stay the same functions of s.
 
     Raises:
         TypeError: Q or D is no function, or does not return float64 tensors.
@@ -470,21 +471,19 @@ class TimeVaryingDiffusion(LinearDiffusion):
 class TimeVaryingLearnedDiffusion(LearnedFamily, TimeVaryingDiffusion):
     r"""A :class:`~pyro_mdm.LearnedDiffusion` whose W and B are learned polynomials of time.
 
-    Q(s) = W(s) - W(s)ᵀ and D(s) = B(s) B(s)ᵀ, every entry of the strictly lower triangular W and of
-    B (K, rank) a sum of Chebyshev polynomials T_0, …, T_degree of 2 s / T - 1, so that there are
-    degree + 1 numbers in place of each one of ``LearnedDiffusion``. It starts at what that starts
-    at, constant in time.
+    Q(s) = W(s) - W(s)ᵀ and D(s) = B(s) B(s)ᵀ. Every entry of the strictly lower triangular W and of
+    B (K, rank) is a sum of Chebyshev polynomials T_0, …, T_degree of 2 s / T - 1, with degree + 1
+    coefficients in place of each parameter of ``LearnedDiffusion``. It starts like that one,
+    constant in time; :meth:`from_diffusion` starts elsewhere.
 
     Args:
         num_variables, rank: K and the rank of D(s), as for ``LearnedDiffusion``.
         learn_beta: whether the clock is learned too.
-        degree: of the polynomials, at least 0, which is constant.
+        degree: the degree of the polynomials, at least 0 (constant).
         cells: as for :class:`TimeVaryingDiffusion`.
         learn_ends, learn_stationary: whether ends and Σ_∞ are learned too, as for
             ``LearnedDiffusion``.
         options: those of :class:`LinearDiffusion`.
-
-    See :meth:`from_diffusion` to start elsewhere.
     """
 
     def __init__(
@@ -516,11 +515,11 @@ class TimeVaryingLearnedDiffusion(LearnedFamily, TimeVaryingDiffusion):
         cells: int = 256,
         **options: Any,
     ) -> TimeVaryingLearnedDiffusion:
-        """The learned diffusion that begins as one of constant Q and D.
+        """The learned diffusion that starts as one of constant Q and D.
 
         Args:
             start, rank, learn_beta, options: as for ``LearnedDiffusion.from_diffusion``.
-            degree, cells: as above.
+            degree, cells: as for the class.
         """
         names = ("learn_ends", "learn_stationary")
         learned = {name: options.pop(name) for name in names if name in options}
@@ -537,7 +536,7 @@ class TimeVaryingLearnedDiffusion(LearnedFamily, TimeVaryingDiffusion):
 
 
 def _through(x: list[float], y: list[float], at: float) -> float:
-    """The polynomial through points, by Lagrange."""
+    """The value at ``at`` of the polynomial through points, by Lagrange's formula."""
     factors = [math.prod((at - b) / (a - b) for b in x if b != a) for a in x]
     return sum(f * value for f, value in zip(factors, y, strict=True))
 

@@ -1,4 +1,4 @@
-"""torchsde's integrators, to compare with."""
+"""torchsde's integrators, for comparison."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ METHODS = {"euler": "ito", "srk": "ito", "reversible_heun": "stratonovich"}
 
 
 class TorchSDE(Sampler):
-    """The reversed SDE by torchsde, one of its steps for each of the grid's.
+    """The reversed SDE by torchsde, with one of its steps for each step of the grid.
 
     Args:
         steps: number of steps.
         method: ``euler``, which is :class:`EulerMaruyama`, one score call a step; ``srk``, weak
-            order 2, two calls; ``reversible_heun``, two (its steps are checked before they are
-            made), weak order 2, but for K > 1 its errors grow unless steps are very short.
+            order 2, two calls; ``reversible_heun``, weak order 2, two calls (its steps are checked
+            before they are made), but for K > 1 its errors grow unless steps are very short.
         grid: see :class:`Sampler`.
 
     Raises:
@@ -76,14 +76,14 @@ class TorchSDE(Sampler):
 
 
 def increments(h: Tensor, noise: Noise, area: bool) -> tuple[Tensor, Tensor | None]:
-    """Increments over a step of length h: W of variance h, like the noise, and, if ``area`` is
-    wanted, U = ∫ W du of variance h³/3 and covariance h²/2 with W."""
+    """Brownian increments W over a step of length h, of variance h, like the noise; with
+    ``area`` also U = ∫ W du, of variance h³/3 and covariance h²/2 with W."""
     W = h.sqrt() * noise()
     return W, h * (W / 2 + (h / 12).sqrt() * noise()) if area else None
 
 
 class _ReverseSDE(ReverseSDE):
-    """The reversed SDE; it keeps the last drift, for torchsde asks for some of them twice."""
+    """The reversed SDE, which keeps the last drift: torchsde asks for some of them twice."""
 
     _last: tuple[Tensor, Tensor, Tensor] | None = None
 
