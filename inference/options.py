@@ -34,11 +34,11 @@ class Data:
         data: folder of data sets that are read from files, "data" by default; for --model images
             your folder of images or .npz file; for --model tabular your .csv or .parquet file, or
             breast_cancer, diabetes, iris or wine.
-        columns: of --model tabular: kinds of columns that are to be others than is found, e.g.
+        columns: with --model tabular: kinds of columns that replace those found, e.g.
             age=continuous,zip=drop; of continuous, nonnegative, mixed, rounded, integer, ordinal,
             categorical and drop. That of * is of all that are not named.
-        image_size: of --model images: cut to squares and resized to this side.
-        logit_margin: of dequantized images, x = logit(α + (1 - 2α) w): α, 1e-6 by default; the
+        image_size: with --model images: cut images to squares and resize them to this side.
+        logit_margin: for dequantized images: α of x = logit(α + (1 - 2α) w), 1e-6 by default; the
             paper's is 0.05.
         holdout: keep a part of the training data for validation; choose settings there.
         split_seed: seed of the split of data without official parts, 0 by default; the split is

@@ -631,10 +631,11 @@ def fit_columns(
     """The columns of a table, with scales and categories of the training rows.
 
     Args:
-        train: which rows are trained on. The numbers that an ordinal column may have are those of
-            all rows, and so are the ends of a column of numbers.
-        kinds: of columns by name, where they are not to be :func:`kind_of`; "drop" leaves one out.
-            That of "*" is of all that are not named.
+        table: all rows.
+        train: the mask of training rows, (n,). Ordinal columns have the values of all rows, and
+            columns of numbers end where all rows do.
+        kinds: kinds by name that replace :func:`kind_of`; "drop" leaves a column out. The kind of
+            "*" is that of all columns without one.
 
     Raises:
         DataError: an unknown column or kind; a column without a value, with one value, or with too

@@ -67,8 +67,10 @@ SHIPPED: dict[str, Callable[[], DataFrame]] = {
 
 
 class Tabular(Problem):
-    """Rows of a table: columns of numbers, a Gaussian denoiser of what their quantiles make normal;
-    ordinal and categorical ones, a logit for each level; an MLP, told maps of log SNR.
+    """Rows of a table, with an MLP that is told maps of log SNR.
+
+    Columns of numbers are made normal by their quantiles and have a Gaussian denoiser; ordinal and
+    categorical ones have a logit for each level.
 
     ``data`` is a CSV or parquet file, whose first row has the names, or the name of one of
     :data:`SHIPPED`. An empty entry is missing. What columns are taken for says
