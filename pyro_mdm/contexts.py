@@ -110,7 +110,7 @@ class GivenContext(Restorable, nn.Module, ABC):
         told = self.numbers(safe)
         if told.shape != (len(flat), self.size):
             raise ValueError(
-                f"the numbers of {len(flat)} contexts have shape {tuple(told.shape)}, expected "
+                f"the encoding of {len(flat)} contexts has shape {tuple(told.shape)}, expected "
                 f"({len(flat)}, {self.size}); give {type(self).__name__} the size of its encoder"
             )
         return (told * known.unsqueeze(-1).to(told)).reshape(*batch, self.size)
