@@ -165,7 +165,7 @@ def test_a_sampler_of_a_run_is_not_run_by_what_draws_with_it(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = sent(here / "sent", sampler="sent/evil.py:S")
-    table = SimpleNamespace(encode=lambda table: torch.tensor([[torch.nan]]))
+    table = SimpleNamespace(encode=lambda *_: torch.tensor([[torch.nan]]))
     monkeypatch.setattr(impute, "Tabular", SimpleNamespace)
     run = SimpleNamespace(config={"sampler": "sent/evil.py:S", "maps": "mixed"})
     model: Any = SimpleNamespace(diffusion=None, score_function=None)
