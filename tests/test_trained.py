@@ -69,15 +69,16 @@ def test_a_trained_model_is_tensors_and_settings_and_names_no_code(name: str, he
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_the_bound_is_the_one_that_was_measured(name: str) -> None:
+def test_the_bound_is_the_one_that_was_measured(name: str, request: pytest.FixtureRequest) -> None:
     """With the same data and noise, so that rounding is all that differs: a small part of what
-    other noise would change."""
+    other noise would change. With other noise, by --seed-offset, within what that changes."""
+    part = 0.02 if request.config.getoption("seed_offset") == 0 else 5 * 2**0.5
     run, programs, checkpoint = load_trained(Path(name))
     told = json.loads((TRAINED / name / "results.json").read_bytes())
     draws, seed = run.config["draws"], run.config["seed"]
     bound = measure(programs, programs.problem.part("test"), draws=draws, seed=seed)
     difference = bound.bits_per_dim[0] - told["bits_per_dim"]["value"]
-    assert abs(difference) < 0.02 * told["monte_carlo_error"]
+    assert abs(difference) < part * told["monte_carlo_error"]
     assert bound.num_data == told["num_data"] and checkpoint.step == told["steps"]
 
 
