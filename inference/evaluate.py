@@ -257,7 +257,7 @@ def _notes(
         asked = f"± {half_width:g} bits/dim at 95%, as far as noise goes"
         notes.append(f"{asked}, is {word}: ± {Z95 * error:.4f}")
     if isinstance(problem, Tabular):
-        notes.append(nats_by_row(bound, math.prod(model.event_shape)))
+        notes.append(nats_by_row(bound, model.num_dims))
     if problem.context is not None:
         notes.append(f"of x given its {given_in_words(programs)}:")
     return notes

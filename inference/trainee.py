@@ -132,7 +132,7 @@ class Trainee:
     def _gradients(self, step: int) -> Tensor:
         """Gradients of the negative bound in nats/dim, and this process's part of it."""
         seed, problem = self.settings.seed, self.programs.problem
-        numbers = self.settings.batch_size * math.prod(problem.event_shape)
+        numbers = self.settings.batch_size * self.programs.model.num_dims
         noise_seed = seed_from(seed, "noise", step, 0)
         self.optimizer.zero_grad(set_to_none=True)
         nats = torch.zeros((), device=self.fabric.device)

@@ -229,6 +229,13 @@ class DiffusionModel(Registered):
         flat = missing.reshape(-1, *self.event_shape)
         return leaving_out(self.score_function, self, flat), torch.where(missing, 0, x)
 
+    @property
+    def num_dims(self) -> int:
+        """The number of dimensions of a datum that bits are divided by: that of its columns, where
+        a column has several (:attr:`~pyro_mdm.scores.Score.groups`)."""
+        groups = self.score_function.groups
+        return self.event_shape.numel() if groups is None else int(groups.max()) + 1
+
     def path_law(self, context: Tensor | None = None) -> GenerativePath | GenerativeChain:
         """The law of the generative path of one datum, or of data with contexts (*batch, size)."""
         self._check_given()

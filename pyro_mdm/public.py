@@ -28,6 +28,7 @@ from pyro_mdm.simulated.learned_drift import LearnedDrift, Simulated
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 from pyro_mdm.simulated.paths import SimulatedPath
 from pyro_mdm.tables.denoiser import MixedDenoiser
+from pyro_mdm.tables.one_hot import OneHot
 from pyro_mdm.varying.time_varying import TimeVaryingDiffusion, TimeVaryingLearnedDiffusion
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "NoisePrediction",
     "NoisingPath",
     "NonlinearDiffusion",
+    "OneHot",
     "PerDimensionDiffusion",
     "RawScore",
     "ResidualScore",

@@ -19,33 +19,49 @@ from pyro_mdm import (
     DiffusionGuide,
     DiffusionModel,
     MixedDenoiser,
+    OneHot,
     PerDimensionDiffusion,
     bound,
     condition,
     elbo_terms,
     impute,
 )
+from pyro_mdm.likelihoods.discrete import mixture_kl
 from pyro_mdm.networks import MLP, MapMLP
+from pyro_mdm.scores import RandomMaps
 from pyro_mdm.support.covariance import joint_moments
 from pyro_mdm.tables.denoiser import SHRINKAGE, Elsewhere
+from pyro_mdm.tables.one_hot import OneHotDenoiser, one_hot_kl
 from tests.mistakes import refused
 from tests.problems import ENDS, D, Silent, fixed, masks, normal
 from tests.problems import ExactDenoiser as Exact
 from tests.problems import correlated as gaussian
 
-LEVELS: list[Any] = [None, 3, 2, None, [-1.0, 0.5, 1.0], 2]
+LEVELS: list[Any] = [None, 3, OneHot(3), 2, None, OneHot(4), [-1.0, 0.5, 1.0], OneHot(3), 2]
+OF_DIMS: list[Any] = [v for v in LEVELS for _ in range(getattr(v, "number", 1))]
+GROUPS = torch.tensor([0, 1, 2, 2, 2, 3, 4, 5, 5, 5, 5, 6, 7, 7, 7, 8])
+WIDE = len(GROUPS)
 
 
 def rows(n: int) -> Tensor:
     """Of independent columns."""
-    columns = [normal(0, n) * 2 + 1, normal(1, n), normal(2, n), normal(3, n), normal(4, n)]
-    columns.append(normal(5, n))
+    columns = []
     for j, levels in enumerate(LEVELS):
-        if levels is not None:
-            values = torch.linspace(-1, 1, levels) if isinstance(levels, int) else levels
-            which = torch.bucketize(columns[j], torch.linspace(-0.5, 0.9, len(values) - 1).double())
-            columns[j] = torch.as_tensor(values).double()[which]
+        own = normal(j, n) * (2 if j == 0 else 1) + (j == 0)
+        if levels is None:
+            columns.append(own)
+            continue
+        values = torch.linspace(-1, 1, levels) if isinstance(levels, int) else levels
+        if isinstance(levels, OneHot):
+            values = torch.eye(levels.number)
+        which = torch.bucketize(own, torch.linspace(-0.5, 0.9, len(values) - 1).double())
+        columns += list(torch.as_tensor(values).double()[which].reshape(n, -1).T)
     return torch.stack(columns, 1)
+
+
+def leave_out(x: Tensor, missing: Tensor) -> Tensor:
+    """x (n, d) with NaN in missing columns (n, columns)."""
+    return torch.where(missing[:, GROUPS], math.nan, x)
 
 
 def silent(x: Tensor, **options: Any) -> MixedDenoiser:
@@ -58,12 +74,16 @@ def test_a_network_of_no_opinion_has_the_bound_of_independent_columns(maps: bool
     """Their log probabilities, column by column; of incomplete rows, of what is there."""
     x = rows(200)
     if maps:
-        x[normal(6, 200, 6) > 0.8] = math.nan
+        x = leave_out(x, normal(6, 200, len(LEVELS)) > 0.8)
     score = silent(x, maps=maps)
     known = torch.zeros(200, dtype=torch.float64)
-    for j, (levels, column) in enumerate(zip(LEVELS, x.T, strict=True)):
+    for j, (levels, column) in enumerate(zip(OF_DIMS, x.T, strict=True)):
         here = ~column.isnan()
-        if levels is None:
+        if isinstance(levels, OneHot):  # the dimension of each category adds where it is 1
+            part = score.parts[int(score.part_of[j])]
+            place = int((score.part_of[:j] == score.part_of[j]).sum())
+            known += torch.where(column == 1, part.log_prior.flatten()[place], 0)
+        elif levels is None:
             law = torch.distributions.Normal(column[here].mean(), column[here].std(correction=0))
             known[here] += law.log_prob(column[here])
         else:
@@ -78,9 +98,10 @@ def test_a_network_of_no_opinion_has_the_bound_of_independent_columns(maps: bool
     assert found.monte_carlo_error < 0.12  # of the decoders alone
     assert abs(found.elbo.mean - known.mean()) < 4.5 * found.monte_carlo_error + 1e-3
     edges = torch.tensor([-8.0, 0.0, 3.0], dtype=torch.float64)
-    each = [score.baseline_integrals(filled, edges, d, present) for d in (slice(0, 2), slice(2, 6))]
+    parts = (slice(0, 3), slice(3, 8), slice(8, 8), slice(8, WIDE))
+    each = torch.stack([score.baseline_integrals(filled, edges, d, present) for d in parts])
     ends = torch.stack([score.baseline_kl(filled, e, present) for e in edges.tolist()], 1)
-    torch.testing.assert_close(each[0] + each[1], ends.diff(dim=1))
+    torch.testing.assert_close(each.sum(0), ends.diff(dim=1))
 
 
 class Enumerated(nn.Module):
@@ -108,69 +129,172 @@ class Enumerated(nn.Module):
         outputs = []
         for part, dims in zip(score.parts, score._dims.dims, strict=True):
             logits = []
-            for j, prior in zip(dims.tolist(), part.log_prior, strict=True):
-                others = self.log_weights - 0.5 * (distance.sum(-1) - distance[..., j])
-                is_level = (self.points[:, j, None] - part.levels).abs() < 1e-6
+            for own, prior in zip(
+                dims.reshape(len(part.log_prior), -1), part.log_prior, strict=True
+            ):
+                others = self.log_weights - 0.5 * (distance.sum(-1) - distance[..., own].sum(-1))
+                is_level = self.points[:, own] > 0.5  # of each category, or at each level
+                if len(own) == 1:
+                    is_level = (self.points[:, own] - part.levels).abs() < 1e-6
                 each = torch.where(is_level, others.unsqueeze(-1), -math.inf).logsumexp(1)
                 logits.append(each - prior)
-            outputs.append(torch.stack(logits, -1).flatten(1))
+            one_hot = isinstance(part, OneHotDenoiser)
+            outputs.append(torch.cat(logits, 1) if one_hot else torch.stack(logits, -1).flatten(1))
         return torch.cat(outputs, 1) + self.weight
 
 
-def joint() -> tuple[Tensor, Tensor, Any]:
-    """A law of columns of 3, 2 and 3 levels that depend on each other."""
-    values = [torch.linspace(-1, 1, n).double() for n in (3, 2, 3)]
-    points = torch.tensor(list(itertools.product(*values)), dtype=torch.float64)
+def joint(*levels: Any) -> tuple[Tensor, Tensor, Any]:
+    """A law of columns of these levels that depend on each other: points, weights, the score."""
+    values = [
+        torch.eye(own.number).double()
+        if isinstance(own, OneHot)
+        else torch.linspace(-1, 1, own).double().unsqueeze(1)
+        for own in levels
+    ]
+    points = torch.stack([torch.cat(cell) for cell in itertools.product(*values)])
     weights = (1.5 * fixed(4, len(points))).softmax(0)
     network = Enumerated(points, weights)
     chosen = torch.multinomial(weights, 4000, True, generator=torch.Generator().manual_seed(0))
-    score = MixedDenoiser.fit(network, points[chosen], [3, 2, 3], maps=True)
+    score = MixedDenoiser.fit(network, points[chosen], levels, maps=True)
     network.of.append(score)
     return points, weights, score
 
 
+def column_of(score: MixedDenoiser) -> Tensor:
+    d = len(score.part_of)
+    return torch.arange(d) if score.groups is None else score.groups
+
+
+def given(points: Tensor, weights: Tensor, datum: Tensor) -> Tensor:
+    """The conditional law (m,) given what is there of a datum."""
+    fits = ((points - datum).abs()[:, ~datum.isnan()] < 1e-6).all(1)
+    return torch.where(fits, weights, 0) / weights[fits].sum()
+
+
+of_levels = pytest.mark.parametrize(
+    "levels", [(3, 2, 3), (OneHot(3), 2, OneHot(3)), (OneHot(4), OneHot(2))], ids=str
+)
+
+
+@of_levels
 @torch.no_grad()
-def test_the_bound_of_an_enumerated_law_is_below_its_log_probabilities() -> None:
+def test_the_denoiser_of_an_enumerated_law_is_its_posterior_mean(levels: Any) -> None:
+    """At maps with columns observed, left out and at different levels of noise."""
+    points, weights, score = joint(*levels)
+    columns = column_of(score)
+    for lam in ([1.0, 3.0, -2.0], [math.inf, 0.0, -math.inf], [2.0, math.inf, 1.0]):
+        maps = torch.tensor(lam, dtype=torch.float64)[columns].expand(5, -1)
+        x = points[torch.arange(5)]
+        z = torch.where(maps == math.inf, x, x + (-maps / 2).exp() * normal(7, *x.shape))
+        z = torch.where(maps == -math.inf, 0.3, z)
+        sharp = maps.clamp(-60, 20)
+        distance = ((z.unsqueeze(1) - points).square() * sharp.exp().unsqueeze(1)).sum(-1)
+        known = (weights.log() - distance / 2).softmax(1) @ points
+        torch.testing.assert_close(score.x_hat(z, maps), known, rtol=1e-6, atol=1e-6)
+
+
+@of_levels
+@torch.no_grad()
+def test_the_bound_of_an_enumerated_law_is_below_its_log_probabilities(levels: Any) -> None:
     """Just below for the exact posterior, more for a shaken one; conditionals too."""
-    points, weights, score = joint()
+    points, weights, score = joint(*levels)
     model = DiffusionModel(VPSDE(max_log_snr=9.0, min_log_snr=-12.0), score)
     guide = DiffusionGuide(model.diffusion)
-    x = points.repeat(60, 1)
-    known = weights.log().repeat(60)
+    repeats = 1080 // len(points)
+    x = points.repeat(repeats, 1)
+    known = weights.log().repeat(repeats)
     found = bound(model, guide, x, draws=8)
-    assert found.monte_carlo_error < 0.04
+    assert found.monte_carlo_error < 0.05 and found.num_dims == len(levels)
     gap = float(known.mean()) - found.elbo.mean
     assert abs(gap) < 4.5 * found.monte_carlo_error + 0.01
-    first = torch.tensor([True, False, False])
-    of_first = torch.stack([weights[points[:, 0] == v].sum() for v in points[:, 0]])
-    conditional = (weights / of_first).log().repeat(60)
+    first = column_of(score) == 0
+    of_first = [given(points, weights, torch.where(first, p, math.nan)) for p in points]
+    conditional = torch.stack([law[i] for i, law in enumerate(of_first)]).log().repeat(repeats)
     found = bound(condition(model, first), guide, x, draws=8)
     gap = float(conditional.mean()) - found.elbo.mean
+    assert abs(gap) < 4.5 * found.monte_carlo_error + 0.01
+    of_rest = torch.stack([weights[(points[:, first] == p[first]).all(1)].sum() for p in points])
+    found = bound(model, guide, torch.where(first, x, math.nan), draws=8)
+    gap = float(of_rest.log().mean()) - found.elbo.mean
     assert abs(gap) < 4.5 * found.monte_carlo_error + 0.01
     score.network.log_weights = (weights.log() + fixed(9, len(weights))).log_softmax(0)
     worse = bound(model, guide, x, draws=8)
     expected = float((weights * (weights.log() - score.network.log_weights)).sum())
-    of_law = weights.repeat(60) * len(points)
+    of_law = weights.repeat(repeats) * len(points)
     gap = float(((known - worse.per_datum) * of_law).mean())
     assert expected > 0.2 and gap > 0.9 * expected
 
 
+@of_levels
 @torch.no_grad()
-def test_imputations_have_the_conditional_probabilities() -> None:
-    points, weights, score = joint()
+def test_imputations_have_the_conditional_probabilities(levels: Any) -> None:
+    points, weights, score = joint(*levels)
     model = DiffusionModel(VPSDE(max_log_snr=9.0, min_log_snr=-9.0), score)
-    x = torch.tensor([[-1.0, math.nan, math.nan], [math.nan, 1.0, 0.0], [1.0, 1.0, 1.0]]).double()
+    columns = column_of(score)
+    x = torch.stack([points[0], points[5], points[7]])
+    x[0, columns > 0] = math.nan
+    x[1, columns == 0] = math.nan
     found = impute(model, x, num=400, seed=1)
     assert torch.equal(found[:, 2], x[2].expand(400, -1))
     for row, datum in enumerate(x[:2]):
-        given = ~datum.isnan()
-        fits = ((points - datum).abs()[:, given] < 1e-6).all(1)
-        law = weights[fits] / weights[fits].sum()
-        share = [float((found[:, row] == p).all(1).double().mean()) for p in points[fits]]
+        law = given(points, weights, datum)
+        share = [float((found[:, row] == p).all(1).double().mean()) for p in points]
+        assert sum(share) == pytest.approx(1)  # nothing else is drawn
         error = (law * (1 - law) / 400).sqrt()
         assert bool(((torch.tensor(share) - law).abs() < 4.5 * error + 0.02).all())
     again = impute(model, x, num=400, seed=1)
     assert torch.equal(found, again) and not torch.equal(again[:9], impute(model, x, num=9, seed=2))
+
+
+@pytest.mark.parametrize("log_snr", [-6.0, 0.0, 2.5, 4.0, 8.0])
+def test_the_divergence_of_categories(log_snr: float) -> None:
+    """Of two it is one along the line between them; of more that of draws; and its derivative is
+    the baseline's error."""
+    prior = (1.5 * fixed(1, 3, 2)).log_softmax(-1)
+    line = torch.tensor([0.0, math.sqrt(2)], dtype=torch.float64)
+    torch.testing.assert_close(one_hot_kl(prior, log_snr), mixture_kl(prior, line, log_snr))
+    prior = (1.5 * fixed(2, 1, 5)).log_softmax(-1)
+    score = OneHotDenoiser(Silent(1), prior)
+    n, noise = 100_000, math.exp(-log_snr / 2)
+    x = torch.eye(5).double()[torch.arange(n) % 5]
+    z = x + noise * normal(3, n, 5)
+    q = -0.5 * ((z - x) / noise).square().sum(1)
+    apart = (z.unsqueeze(1) - torch.eye(5).double()) / noise
+    p = (prior - 0.5 * apart.square().sum(-1)).logsumexp(-1)
+    off = score.baseline_kl(x, log_snr) - (q - p)
+    assert abs(float(off.mean())) < 4.5 * float(off.std()) / math.sqrt(n) + 1e-5
+    with torch.no_grad():
+        h0 = score.baseline_integrand(x, torch.full((n,), log_snr, dtype=torch.float64))
+    ends_of = [score.baseline_kl(x[:5], log_snr + step) for step in (-1e-3, 1e-3)]
+    slope = ((ends_of[1] - ends_of[0]) / 2e-3).repeat(n // 5)
+    off = slope - h0
+    assert abs(float(off.mean())) < 4.5 * float(off.std()) / math.sqrt(n) + 1e-5
+
+
+@pytest.mark.parametrize("kind", ["levels", "subsets", "independent"])
+@torch.no_grad()
+def test_random_maps_of_columns_are_unbiased(kind: str) -> None:
+    """A category is one column in roles, log SNRs and weights, missing entries included."""
+    n, x = 6000, leave_out(rows(6000), normal(9, 6000, len(LEVELS)) > 1.0)
+    score = silent(x, maps=True)
+    shares = {name: float(name == kind) for name in ("levels", "subsets", "independent")}
+    score.training_maps = RandomMaps(**shares)
+    present = ~x.isnan()
+    maps = score.training_maps.draw_by_group(
+        GROUPS, x.shape, -5.0, 7.0, torch.device("cpu"), present
+    )
+    for own in GROUPS.unique():
+        for part in (maps.log_snr, maps.weight):
+            assert torch.equal(part[:, own == GROUPS].amin(1), part[:, own == GROUPS].amax(1))
+    firsts = torch.tensor([True, *(GROUPS.diff() > 0).tolist()])
+    number = (present[:, firsts]).sum(1)
+    torch.testing.assert_close(maps.weight[:, firsts].sum(1), 12.0 * number.double())
+    model = DiffusionModel(CLD(max_log_snr=7.0, min_log_snr=-6.0), score).train()
+    terms = elbo_terms(model, DiffusionGuide(model.diffusion), x)
+    filled = torch.where(present, x, score.typical)
+    ends = [score.baseline_kl(filled, end, present) for end in (-6.0, 7.0)]
+    off = terms.diffusion - (ends[1] - ends[0])
+    assert abs(float(off.mean())) < 4.5 * float(off.std()) / math.sqrt(n)
 
 
 @torch.no_grad()
@@ -216,7 +340,7 @@ def test_moments_of_incomplete_rows_are_those_of_the_law() -> None:
 
 def test_training_and_saving(tmp_path: Path) -> None:
     x = rows(40).float()
-    x[0, 1] = x[1, 3] = math.nan
+    x[0, 1] = x[1, 6] = x[2, 2:5] = math.nan
     score = MixedDenoiser.from_gaussian(x, LEVELS, hidden=8, depth=1)
     _, covariance = joint_moments(x, shrinkage=SHRINKAGE)
     torch.testing.assert_close(score.network.covariance, covariance.float())
@@ -235,7 +359,7 @@ def test_training_and_saving(tmp_path: Path) -> None:
 
 
 def fitted(levels: Any = LEVELS, x: Any = None) -> MixedDenoiser:
-    return MixedDenoiser.fit(MLP(6), rows(30) if x is None else x, levels)
+    return MixedDenoiser.fit(MLP(WIDE), rows(30) if x is None else x, levels)
 
 
 def of_parts(part: Any, *part_of: int) -> MixedDenoiser:
@@ -250,10 +374,21 @@ def told() -> DiffusionModel:
     return DiffusionModel(VPSDE(), silent(rows(30), maps=True))
 
 
-CLOCKS = {"block_of": torch.zeros(6, dtype=torch.int64)}
-VALUES = torch.tensor([0.0, 0.3, 1.0, 0.0, 0.5, 1.0])
+def torn(at: int, value: float) -> Tensor:
+    x = rows(30)
+    x[0, at] = value
+    return x
+
+
+def mask(*dims: int) -> Tensor:
+    return torch.isin(torch.arange(WIDE), torch.tensor(dims))
+
+
+CLOCKS = {"block_of": torch.zeros(WIDE, dtype=torch.int64)}
+VALUES = rows(1)[0].index_fill(0, torch.tensor([1]), 0.3)
+TWO = rows(1)[0].index_fill(0, torch.tensor([2, 3]), 1.0)
 MISTAKES: list[tuple[Any, str]] = [
-    (lambda: fitted([None, 2]), r"train_x has shape \(30, 6\) and levels are of 2 dimensions"),
+    (lambda: fitted([None, 2]), r"train_x has shape \(30, 16\) and levels are of 2 dimensions"),
     (lambda: fitted([2, *LEVELS[1:]]), "x holds .* off the levels"),
     (lambda: fitted(x=rows(30).float()).x_hat(rows(30).float(), 0.0), "build it with"),
     (lambda: fitted().parts[0].x_hat(rows(30)[:, :2], 0.0), "has no network of its own; ask the"),
@@ -264,7 +399,15 @@ MISTAKES: list[tuple[Any, str]] = [
         lambda: DiffusionModel(PerDimensionDiffusion(VPSDE(), **CLOCKS), fitted()),
         "needs one log SNR for all",
     ),
-    (lambda: condition(told(), torch.arange(6) < 3, VALUES), "x holds 0.3"),
+    (lambda: condition(told(), mask(0, 1), VALUES), "x holds 0.3"),
+    (lambda: condition(told(), mask(2, 3, 4), TWO), r"x holds \[1.0, 1.0, .*expected one 1 and 2"),
+    (lambda: condition(told(), mask(0, 3)), "some of the dimensions 2 … 4, which are one category"),
+    (lambda: condition(told(), mask(0), left_out=mask(4)), "left_out has some .* set all 3 alike"),
+    (lambda: impute(told(), torn(9, math.nan)), "some of the dimensions 7 … 10"),
+    (lambda: told().log_prob(torn(9, math.nan)), r"missing \(NaN\) has some of the dimensions 7"),
+    (lambda: told().log_prob(torn(9, 0.5)), "expected one 1 and 3 zeros"),
+    (lambda: fitted(x=torn(9, 0.5)), "expected one 1 and 3 zeros"),
+    (lambda: OneHot(1), "number is 1"),
     (lambda: MapMLP(torch.zeros(2, 2), torch.ones(2)), "not positive definite"),
     (lambda: MapMLP(torch.eye(2), torch.ones(2))(torch.zeros(3, 2), torch.zeros(3)), "maps=True"),
     (lambda: impute(told(), rows(30), num=0), "num is 0"),

@@ -222,8 +222,27 @@ class ConditionedDenoiser(DerivedDenoiser):
         self.denoiser.check_values(values.expand(known.shape), known)
         return torch.where(self.observed, values, self.fill)
 
+    def _check_whole(self, name: str, mask: Tensor) -> None:
+        """Raises ValueError for a mask (…, d) with a part of a column."""
+        if self.groups is None:
+            return
+        groups = self.groups.to(mask.device)
+        number = mask.new_zeros(*mask.shape[:-1], int(groups.max()) + 1, dtype=torch.int64)
+        number.index_add_(-1, groups, mask.to(torch.int64))
+        split = (number > 0) & (number < groups.bincount())
+        if bool(split.any()):
+            own = (groups == split.nonzero()[0, -1]).nonzero().squeeze(1).tolist()
+            raise ValueError(
+                f"{name} has some of the dimensions {own[0]} … {own[-1]}, which are one category, "
+                "and not all of them, expected all or none; a category is known, missing or left "
+                f"out as a whole, so set all {len(own)} alike"
+            )
+
     def _check_masks(self) -> None:
         observed, left = self.observed, self.left_out
+        self._check_whole("the mask of what is observed", observed)
+        if left is not None:
+            self._check_whole("left_out", left)
         event_dim = len(self.event_shape or ())
         if left is not None:
             if len(_sizes(observed, left, self.values, event_dim=event_dim)) > 1:
@@ -284,6 +303,7 @@ class ConditionedDenoiser(DerivedDenoiser):
 
         The bound of a datum of which nothing remains is 0.
         """
+        self._check_whole("the mask of what is missing (NaN)", missing)
         left_out = missing if self.left_out is None else missing | self.left_out
         return self.changed(observed=self.observed & ~missing, left_out=left_out)
 

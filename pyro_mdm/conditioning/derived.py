@@ -75,6 +75,7 @@ class DerivedDenoiser(DenoiserScore):
         law: likelihoods.LevelDistribution = posterior(z, log_snr)
         return law
 
+    groups = of_part("denoiser")
     typical = of_part("denoiser")
     data_mean = of_part("denoiser")
     data_variance = of_part("denoiser")

@@ -168,7 +168,7 @@ def _averaged(
     return Bound(
         **terms,
         monte_carlo_error=float(of_mean[-1]),
-        num_dims=math.prod(x.shape[1:]),
+        num_dims=model.num_dims if isinstance(model, DiffusionModel) else math.prod(x.shape[1:]),
         per_datum=mean[-1],
         per_datum_error=noise[-1],
     )

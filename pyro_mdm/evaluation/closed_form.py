@@ -121,7 +121,7 @@ class ClosedFormComparison:
         self.names = list(programs)
         self.models = [model for model, _ in programs.values()]
         self.x = x
-        self.num_dims = math.prod(x.shape[1:])
+        self.num_dims = min(model.num_dims for model in self.models)
         self.unit = self.num_dims * math.log(2)
         self.generator = torch.Generator().manual_seed(asked.seed)
         self.contexts = torch.Generator().manual_seed(asked.seed)
@@ -369,7 +369,8 @@ class ClosedFormComparison:
         edges = self.edges.to(self.x.device)
         if self.clocks is not None:
             edges = _edges_along(self.clocks, edges, self.x.shape[1:])
-        for i, part in self._parts("baseline", self.num_dims, DIMS_AT_ONCE, "dimensions"):
+        size = math.prod(self.x.shape[1:])
+        for i, part in self._parts("baseline", size, DIMS_AT_ONCE, "dimensions"):
             if self.share.has(i):
                 dims = slice(int(part[0]), int(part[-1]) + 1)
                 here = edges if edges.dim() == 1 else edges[:, dims]

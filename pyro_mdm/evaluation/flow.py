@@ -68,8 +68,8 @@ def probability_flow(
         calls = max(calls, taken)
         return weight
 
-    d = math.prod(model.event_shape)
-    size = 8 * d * model.diffusion.num_variables
+    size = 8 * math.prod(model.event_shape) * model.diffusion.num_variables
     with evaluating(model):
         weights = draw_weights(log_weight, x, samples, size, seed, progress)
-    return weighted("flow", weights, d, samples * (calls + model.likelihood.network_calls))
+    calls += model.likelihood.network_calls
+    return weighted("flow", weights, model.num_dims, samples * calls)

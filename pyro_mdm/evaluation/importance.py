@@ -82,7 +82,7 @@ def importance_weighted(
     with evaluating(model):
         weights = draw_weights(log_weight, x, samples, size, seed, progress)
     calls = samples * (len(grid) - 1 + model.likelihood.network_calls)
-    return weighted("importance", weights, math.prod(model.event_shape), calls)
+    return weighted("importance", weights, model.num_dims, calls)
 
 
 def draw_weights(

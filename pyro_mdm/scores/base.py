@@ -215,6 +215,12 @@ class Score(Restorable, ExactBuffers, ABC):
 
     # -- a part of the dimensions, and differences between data ------------------------------------
 
+    @property
+    def groups(self) -> Tensor | None:
+        """The column of each dimension of a vector, (d,) int64, where a column has several
+        dimensions, which are known, missing or noised together; None: each dimension is one."""
+        return None
+
     def counts(self, x: Tensor) -> Tensor | None:
         """The dimensions whose probability is asked for, bool, broadcastable to x (*batch,
         *event_shape); None: all. See :func:`~pyro_mdm.condition`."""

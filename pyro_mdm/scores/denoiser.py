@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from functools import partial
 from typing import Any
 
 import torch
@@ -262,8 +263,9 @@ class DenoiserScore(Score):
                 "min_log_snr is given and not learned, or leave out training_maps"
             )
         present = self.counts(x)
-        among = {} if present is None else {"present": present.expand_as(x)}
-        maps = law.draw(x.shape, low.item(), diffusion.max_log_snr, x.device, **among)
+        among: dict[str, Any] = {} if present is None else {"present": present.expand_as(x)}
+        draw = law.draw if self.groups is None else partial(law.draw_by_group, self.groups)
+        maps = draw(x.shape, low.item(), diffusion.max_log_snr, x.device, **among)
         between = maps.weight > 0
         log_snr = torch.where(between, maps.log_snr, 0.0)
         z = torch.where(maps.log_snr == OBSERVED, x, noised_data(x, log_snr, _epsilon(x)))

@@ -52,6 +52,30 @@ class MapLaw(Recorded, ABC):
                 left out, with weight 0.
         """
 
+    def draw_by_group(
+        self,
+        groups: Tensor,
+        shape: Sequence[int],
+        low: float,
+        high: float,
+        device: torch.device,
+        present: Tensor | None = None,
+    ) -> Maps:
+        """Maps for vectors that :meth:`draw` draws for their columns: the dimensions of one have
+        one log SNR and one weight.
+
+        Args:
+            groups: the column of each dimension, (d,) int64.
+            shape, low, high, device, present: as for :meth:`draw`.
+        """
+        groups = groups.to(device)
+        number = int(groups.max()) + 1
+        among: dict[str, Tensor] = {}
+        if present is not None:
+            among["present"] = present.new_empty(shape[0], number).index_copy_(1, groups, present)
+        maps = self.draw((shape[0], number), low, high, device, **among)
+        return Maps(maps.log_snr[:, groups], maps.weight[:, groups])
+
 
 class RandomMaps(MapLaw):
     r"""A law that draws one of three kinds of map for each datum, by their shares.

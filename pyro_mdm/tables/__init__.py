@@ -2,5 +2,6 @@
 
 from pyro_mdm.tables.denoiser import MixedDenoiser
 from pyro_mdm.tables.likelihood import MixedLikelihood
+from pyro_mdm.tables.one_hot import OneHot, OneHotDenoiser, OneHotLikelihood
 
-__all__ = ["MixedDenoiser", "MixedLikelihood"]
+__all__ = ["MixedDenoiser", "MixedLikelihood", "OneHot", "OneHotDenoiser", "OneHotLikelihood"]

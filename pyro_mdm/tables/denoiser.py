@@ -19,11 +19,13 @@ from pyro_mdm.support.checks import check_instance
 from pyro_mdm.support.covariance import joint_moments
 from pyro_mdm.support.parts import Parts
 from pyro_mdm.support.settings import Recorded
+from pyro_mdm.tables.one_hot import OneHot, OneHotDenoiser
 
-__all__ = ["Elsewhere", "Levels", "MixedDenoiser"]
+__all__ = ["Elsewhere", "Levels", "MixedDenoiser", "OneHot"]
 
-Levels = int | Sequence[float] | Tensor | None
-"""The values of a dimension, n for ``linspace(-1, 1, n)``; None where it is continuous."""
+Levels = int | Sequence[float] | Tensor | OneHot | None
+"""The values of a column, n for ``linspace(-1, 1, n)``; None where it is continuous. A category
+without an order is :class:`OneHot`, which takes as many dimensions as it has values."""
 
 GAUSSIAN_ROWS = 10_000
 """The most rows that the Gaussian law is fitted to, spread evenly."""
@@ -47,10 +49,10 @@ class MixedDenoiser(DenoiserScore):
     dimension may read the network's output in its own way: a continuous one like :class:`Denoiser`,
     one with levels like :class:`DiscreteDenoiser`, with a logit for each level. Then p(x) is a
     density in the continuous dimensions and a probability in the others. At F = 0 the bound is that
-    of independent dimensions, Gaussians and histograms.
+    of independent columns, Gaussians and histograms.
 
-    Categories are levels too. Noise on their codes confuses neighbours first, but the logits are
-    free, so that the posterior has no order.
+    A category without an order is :class:`OneHot`: as many neighbouring dimensions as it has
+    values, one of which is 1. Noise then confuses all values alike, as it does no code on a line.
 
     Args:
         network: called with (z - μ)/sqrt(σ² + e^{-λ}), (n, d) (with ``maps`` (n, 2 d)); returns
@@ -98,6 +100,7 @@ class MixedDenoiser(DenoiserScore):
                     f"expected ({len(dims)},) and maps={maps} as part_of and maps say; make the "
                     "parts by MixedDenoiser.fit"
                 )
+        self._groups = self._joined_groups()
         for name in ("data_mean", "data_variance"):
             self.register_buffer(name, self._dims.join([getattr(p, name) for p in parts]))
 
@@ -114,21 +117,30 @@ class MixedDenoiser(DenoiserScore):
 
         Args:
             train_x: data, (N, d); with ``maps`` entries may be missing, NaN.
-            levels: the levels of each dimension; None: it is continuous.
+            levels: the levels of each column; None: it is continuous. All but :class:`OneHot` are
+                of one dimension.
         """
         check_fit(network, train_x, missing=maps)
-        if train_x.dim() != 2 or len(levels) != train_x.shape[1]:
+        of_dims: list[Any] = []
+        for own in levels:
+            if isinstance(own, OneHot):
+                of_dims += [own] * own.number
+            else:
+                of_dims.append(None if own is None else tuple(discrete.level_values(own).tolist()))
+        if train_x.dim() != 2 or len(of_dims) != train_x.shape[1]:
             raise ValueError(
-                f"train_x has shape {tuple(train_x.shape)} and levels are of {len(levels)} "
-                "dimensions, expected (N, d) and levels of all d, None for a continuous one"
+                f"train_x has shape {tuple(train_x.shape)} and levels are of {len(of_dims)} "
+                "dimensions, expected (N, d) and levels of all d, None for a continuous one and "
+                "OneHot(n) for n of a category"
             )
-        of_dims = [None if v is None else tuple(discrete.level_values(v).tolist()) for v in levels]
         kinds = list(dict.fromkeys(of_dims))
         part_of = torch.tensor([kinds.index(kind) for kind in of_dims])
         parts: list[DenoiserScore] = []
         for kind, x in zip(kinds, Parts(part_of).split(train_x), strict=True):
             if kind is None:
                 parts.append(Denoiser.fit(Elsewhere(), x, maps=maps))
+            elif isinstance(kind, OneHot):
+                parts.append(OneHotDenoiser.fit(Elsewhere(), x, kind.number, maps=maps))
             else:
                 parts.append(DiscreteDenoiser.fit(Elsewhere(), x, kind, "logits", maps=maps))
         return cls(network, parts, part_of.to(train_x.device), maps=maps)
@@ -145,7 +157,7 @@ class MixedDenoiser(DenoiserScore):
         Args:
             train_x: rows, (N, d), to which the Gaussian law and the baseline are fitted; entries
                 may be missing, NaN.
-            levels: the levels of each column; None: it is continuous.
+            levels: as for :meth:`fit`.
             hidden, depth: the network's width and number of layers.
 
         Raises:
@@ -162,8 +174,15 @@ class MixedDenoiser(DenoiserScore):
 
     @staticmethod
     def num_outputs(levels: Sequence[Levels]) -> int:
-        """The number of network outputs: 1 for a continuous dimension, else that of its levels."""
-        return sum(1 if v is None else len(discrete.level_values(v)) for v in levels)
+        """The number of network outputs: 1 for a continuous column, else that of its levels."""
+        return sum(
+            1
+            if own is None
+            else own.number
+            if isinstance(own, OneHot)
+            else len(discrete.level_values(own))
+            for own in levels
+        )
 
     def arguments(self) -> dict[str, Any]:
         own = {"parts": list(self.parts), "part_of": self.part_of, "maps": self.maps}
@@ -186,6 +205,21 @@ class MixedDenoiser(DenoiserScore):
         fix = "use a diffusion of the data on one clock"
         needed = (Cap.ONE_LEVEL, Cap.DATA_STATES)
         require(diffusion, *needed, who=type(self).__name__, fix=fix)
+
+    @property
+    def groups(self) -> Tensor | None:
+        return self._groups
+
+    def _joined_groups(self) -> Tensor | None:
+        """The columns in the order of their first dimensions; None: each is one dimension."""
+        if all(part.groups is None for part in self.parts):
+            return None
+        first = torch.arange(len(self.part_of))
+        for part, dims in zip(self.parts, self._dims.dims, strict=True):
+            if part.groups is not None:
+                own, columns = dims.cpu(), part.groups.cpu()
+                first[own] = own[torch.searchsorted(columns, columns)]
+        return first.unique(return_inverse=True)[1]
 
     def _split(self, x: Tensor, *others: Any) -> Iterator[tuple[Any, ...]]:
         """Each part with its dimensions of x (…, d) and of others like x; scalars, None as is."""
@@ -214,7 +248,7 @@ class MixedDenoiser(DenoiserScore):
         """The channel with the F of each dimension, (d,) int64; -1 for one with levels."""
         channel, start = torch.full_like(self.part_of, -1), 0
         for part, dims, size in zip(self.parts, self._dims.dims, self._sizes(), strict=True):
-            if part.outputs == 1:
+            if isinstance(part, Denoiser):
                 channel[dims] = start + torch.arange(len(dims), device=channel.device)
             start += size
         return channel
@@ -235,7 +269,7 @@ class MixedDenoiser(DenoiserScore):
         for part, own, here in self._split(values, known.expand_as(values)):
             part.check_values(own, here)
 
-    # -- the baseline: independent dimensions ------------------------------------------------------
+    # -- the baseline: independent columns ---------------------------------------------------------
 
     def baseline_x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
         _, lam = self._values("z", z, log_snr)
