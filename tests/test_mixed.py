@@ -222,7 +222,8 @@ def test_the_bound_of_an_enumerated_law_is_below_its_log_probabilities(levels: A
     expected = float((weights * (weights.log() - score.network.log_weights)).sum())
     of_law = weights.repeat(repeats) * len(points)
     gap = float(((known - worse.per_datum) * of_law).mean())
-    assert expected > 0.2 and gap > 0.9 * expected
+    error = float((worse.per_datum_error * of_law).norm()) / len(x)
+    assert expected > 4 * error and abs(gap - expected) < 4.5 * error
 
 
 @of_levels
@@ -246,7 +247,7 @@ def test_imputations_have_the_conditional_probabilities(levels: Any) -> None:
     assert torch.equal(found, again) and not torch.equal(again[:9], impute(model, x, num=9, seed=2))
 
 
-@pytest.mark.parametrize("log_snr", [-6.0, 0.0, 2.5, 4.0, 8.0])
+@pytest.mark.parametrize("log_snr", [-6.0, 0.0, 2.5, 8.0])
 def test_the_divergence_of_categories(log_snr: float) -> None:
     """Of two it is one along the line between them; of more that of draws; and its derivative is
     the baseline's error."""
