@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,14 @@ from torch import Tensor, nn
 
 from pyro_mdm.support.checks import check_count, describe
 from pyro_mdm.support.settings import Recorded, Restorable
+from pyro_mdm.support.wings import names_of_wings
 
 __all__ = ["MAP_LIMIT", "MAP_UNIT", "MLP", "LogSNREmbedding", "MapMLP", "UNet"]
+
+if TYPE_CHECKING:
+    from pyro_mdm.tables.network import MapMLP
+else:
+    __getattr__, __dir__ = names_of_wings(__name__, tables=("MapMLP",))
 
 _M = TypeVar("_M", bound=nn.Module)
 MAP_UNIT, MAP_LIMIT = 10.0, 3.0
@@ -78,6 +84,7 @@ class MLP(Recorded, nn.Module):
         hidden: width.
         depth: number of residual blocks.
         out_features: size of the output; None: ``features``.
+        dropout: probability by which a hidden number of a block is left out in training.
 
     Call: x (n, features), log_snr (n,) -> (n, out_features).
 
@@ -86,7 +93,12 @@ class MLP(Recorded, nn.Module):
     """
 
     def __init__(
-        self, features: int, hidden: int = 128, depth: int = 3, out_features: int | None = None
+        self,
+        features: int,
+        hidden: int = 128,
+        depth: int = 3,
+        out_features: int | None = None,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         out_features = features if out_features is None else out_features
@@ -94,7 +106,7 @@ class MLP(Recorded, nn.Module):
         self.features = features
         self.embedding = LogSNREmbedding(hidden)
         self.inlet = nn.Linear(features, hidden)
-        self.blocks = nn.ModuleList(_MLPBlock(hidden) for _ in range(depth))
+        self.blocks = nn.ModuleList(_MLPBlock(hidden, dropout) for _ in range(depth))
         self.outlet = _zeroed(nn.Linear(hidden, out_features))
 
     def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
@@ -112,116 +124,15 @@ class MLP(Recorded, nn.Module):
 
 
 class _MLPBlock(nn.Module):
-    def __init__(self, hidden: int) -> None:
+    def __init__(self, hidden: int, dropout: float) -> None:
         super().__init__()
         self.first = nn.Linear(hidden, hidden)
         self.film = FiLM(hidden, hidden)
         self.second = nn.Linear(hidden, hidden)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
-        return h + self.second(F.silu(self.film(self.first(F.silu(h)), embedding)))
-
-
-class MapMLP(Recorded, nn.Module):
-    r"""Residual MLP for vectors with maps of log SNR, on top of the denoiser of a Gaussian law.
-
-    Under x ~ N(μ, C), E[x | z] has a closed form for any map of log SNR, and so has the output F of
-    a denoiser that returns it. This network computes that F and adds it to the outputs ``direct``:
-    it starts as the denoiser of the Gaussian law, and learns what differs. Its other inputs are,
-    for each dimension, whether it is observed, left out or generated, its value and its log SNR; λ
-    of its blocks is the average over the generated ones.
-
-    Args:
-        covariance: C of the data, (d, d), positive definite.
-        scale: standard deviations σ (d,) that the denoiser divides by.
-        hidden: width.
-        depth: number of residual blocks.
-        out_features: size of the output; None: d.
-        direct: the index of the output that is F of dimension j, (d,) int64, and -1 for none; None:
-            the j-th.
-
-    Call: x (n, 2 d), as from :func:`~pyro_mdm.scores.base.map_channels`, log_snr (n,) -> (n,
-    out_features). It solves d linear equations for each datum.
-
-    Raises:
-        ValueError: sizes below 1 or that do not fit, or a C that is no covariance.
-    """
-
-    covariance: Tensor
-    scale: Tensor
-    direct: Tensor
-
-    def __init__(
-        self,
-        covariance: Tensor,
-        scale: Tensor,
-        hidden: int = 128,
-        depth: int = 3,
-        out_features: int | None = None,
-        direct: Tensor | None = None,
-    ) -> None:
-        super().__init__()
-        d = len(covariance)
-        out_features = d if out_features is None else out_features
-        _check_positive(hidden=hidden, depth=depth, out_features=out_features)
-        direct = torch.arange(d) if direct is None else direct
-        if covariance.shape != (d, d) or scale.shape != (d,) or direct.shape != (d,):
-            raise ValueError(
-                f"covariance, scale and direct have shapes {tuple(covariance.shape)}, "
-                f"{tuple(scale.shape)} and {tuple(direct.shape)}, expected (d, d), (d,) and (d,)"
-            )
-        if int(direct.max()) >= out_features or torch.linalg.cholesky_ex(covariance.double()).info:
-            raise ValueError(
-                f"direct has the index {int(direct.max())} for {out_features} outputs, or "
-                "covariance is not positive definite; expected indices below the number of "
-                "outputs, and a positive definite covariance"
-            )
-        self.register_buffer("covariance", covariance.detach().float())
-        self.register_buffer("scale", scale.detach().float())
-        self.register_buffer("direct", direct)
-        self.embedding = LogSNREmbedding(hidden)
-        self.inlet = nn.Linear(6 * d, hidden)
-        self.blocks = nn.ModuleList(_MLPBlock(hidden) for _ in range(depth))
-        self.outlet = _zeroed(nn.Linear(hidden, out_features))
-
-    def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
-        d = len(self.scale)
-        if x.dim() != 2 or x.shape[1] != 2 * d:
-            raise ValueError(
-                f"the MapMLP of {d} dimensions takes vectors of shape (n, {2 * d}), got "
-                f"{tuple(x.shape)}; make the denoiser with maps=True"
-            )
-        _check_log_snr(x, log_snr)
-        values, told = x.chunk(2, 1)
-        observed, left_out = told >= MAP_LIMIT, told <= -MAP_LIMIT
-        generated = (~(observed | left_out)).to(x)
-        told = told * generated
-        level = MAP_UNIT * told.sum(1) / generated.sum(1).clamp_min(1)
-        known = observed.to(x)
-        gaussian = self._of_gaussian(values, MAP_UNIT * told, observed, left_out)
-        parts = [known * values, generated * values, known, generated, told, gaussian]
-        h, embedding = self.inlet(torch.cat(parts, 1)), self.embedding(level)
-        for block in self.blocks:
-            h = block(h, embedding)
-        out = self.outlet(F.silu(h))
-        has = self.direct >= 0
-        return out.index_add(1, self.direct[has], gaussian[:, has].to(out.dtype))
-
-    @torch.no_grad()
-    def _of_gaussian(
-        self, values: Tensor, log_snr: Tensor, observed: Tensor, left_out: Tensor
-    ) -> Tensor:
-        """F of the Gaussian law, (n, d), where x̂ = μ + σ (a i + q^½ F), given the network's
-        inputs i = a (z - μ)/σ, with a² = σ²/(σ² + v) and q = 1 - a²; 0 for observed dimensions."""
-        q = torch.sigmoid(-(log_snr + 2 * self.scale.log()))
-        q = torch.where(observed, 0, torch.where(left_out, 1, q)).double()
-        a, i = (1 - q).sqrt(), values.double()
-        R = (self.covariance / self.scale / self.scale.unsqueeze(-1)).double()
-        S = a.unsqueeze(-1) * R * a.unsqueeze(-2) + torch.diag_embed(q)
-        solved = torch.cholesky_solve(i.unsqueeze(-1), torch.linalg.cholesky(S)).squeeze(-1)
-        mean = (a * solved) @ R
-        F = (mean - a * i) / q.clamp_min(1e-12).sqrt()
-        return torch.where(observed, 0, F).to(values.dtype)
+        return h + self.second(self.dropout(F.silu(self.film(self.first(F.silu(h)), embedding))))
 
 
 class UNet(Restorable, nn.Module):

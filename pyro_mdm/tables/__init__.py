@@ -2,6 +2,14 @@
 
 from pyro_mdm.tables.denoiser import MixedDenoiser
 from pyro_mdm.tables.likelihood import MixedLikelihood
+from pyro_mdm.tables.network import MapMLP
 from pyro_mdm.tables.one_hot import OneHot, OneHotDenoiser, OneHotLikelihood
 
-__all__ = ["MixedDenoiser", "MixedLikelihood", "OneHot", "OneHotDenoiser", "OneHotLikelihood"]
+__all__ = [
+    "MapMLP",
+    "MixedDenoiser",
+    "MixedLikelihood",
+    "OneHot",
+    "OneHotDenoiser",
+    "OneHotLikelihood",
+]

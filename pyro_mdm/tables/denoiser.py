@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from pyro_mdm import likelihoods
 from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.likelihoods import discrete
-from pyro_mdm.networks import MapMLP
 from pyro_mdm.scores.base import Number, check_fit
 from pyro_mdm.scores.denoiser import Denoiser, DenoiserScore
 from pyro_mdm.scores.discrete_denoiser import DiscreteDenoiser
@@ -19,6 +18,7 @@ from pyro_mdm.support.checks import check_instance
 from pyro_mdm.support.covariance import joint_moments
 from pyro_mdm.support.parts import Parts
 from pyro_mdm.support.settings import Recorded
+from pyro_mdm.tables.network import MapMLP
 from pyro_mdm.tables.one_hot import OneHot, OneHotDenoiser
 
 __all__ = ["Elsewhere", "Levels", "MixedDenoiser", "OneHot"]
@@ -147,18 +147,25 @@ class MixedDenoiser(DenoiserScore):
 
     @classmethod
     def from_gaussian(
-        cls, train_x: Tensor, levels: Sequence[Levels], *, hidden: int = 128, depth: int = 3
+        cls,
+        train_x: Tensor,
+        levels: Sequence[Levels],
+        *,
+        hidden: int = 128,
+        depth: int = 3,
+        members: int = 1,
+        dropout: float = 0.0,
     ) -> MixedDenoiser:
         """The denoiser of a table over a new :class:`~pyro_mdm.networks.MapMLP`, told maps.
 
-        It starts as the exact denoiser of a Gaussian law of all columns, at every map, and so knows
-        their correlations.
+        It starts as the denoiser of a Gaussian law of all columns, at every map, and so knows their
+        correlations: exact for continuous ones, and by Bayes' rule for those with levels.
 
         Args:
             train_x: rows, (N, d), to which the Gaussian law and the baseline are fitted; entries
                 may be missing, NaN.
             levels: as for :meth:`fit`.
-            hidden, depth: the network's width and number of layers.
+            hidden, depth, members, dropout: those of the network.
 
         Raises:
             ValueError: as :meth:`fit`.
@@ -169,7 +176,18 @@ class MixedDenoiser(DenoiserScore):
             some = train_x[(2 * torch.arange(GAUSSIAN_ROWS) + 1) * N // (2 * GAUSSIAN_ROWS)]
         _, covariance = joint_moments(some, shrinkage=SHRINKAGE)
         scale = score.data_variance.sqrt()
-        score.network = MapMLP(covariance, scale, hidden, depth, score.channels, score.direct)
+        score.network = MapMLP(
+            covariance,
+            scale,
+            hidden,
+            depth,
+            score.channels,
+            score.direct,
+            score.codes,
+            score.groups,
+            members,
+            dropout,
+        )
         return score
 
     @staticmethod
@@ -252,6 +270,24 @@ class MixedDenoiser(DenoiserScore):
                 channel[dims] = start + torch.arange(len(dims), device=channel.device)
             start += size
         return channel
+
+    @property
+    def codes(self) -> Tensor | None:
+        """(v - μ)/σ of the level v that each channel is the logit of, (channels, d) float64, and 0
+        outside of the dimensions of its column; None: no dimension has levels."""
+        mean, scale = self.data_mean.double(), self.data_variance.double().sqrt()
+        rows = []
+        for part, dims, size in zip(self.parts, self._dims.dims, self._sizes(), strict=True):
+            rows.append(mean.new_zeros(size, len(mean)))
+            if isinstance(part, DiscreteDenoiser):
+                each = (part.levels - mean[dims].unsqueeze(-1)) / scale[dims].unsqueeze(-1)
+                rows[-1][torch.arange(size), dims.repeat(part.outputs)] = each.mT.flatten()
+            elif isinstance(part, OneHotDenoiser):
+                same = (part.groups == part.groups.unsqueeze(-1)).to(mean)
+                one = torch.eye(size, dtype=mean.dtype, device=mean.device)
+                rows[-1][:, dims] = same * (one - mean[dims]) / scale[dims]
+        codes = torch.cat(rows)
+        return codes if bool(codes.any()) else None
 
     def _sizes(self) -> list[int]:
         """The number of network outputs for each part."""

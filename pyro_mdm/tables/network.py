@@ -1,0 +1,196 @@
+"""The network of tables, which starts as the denoiser of a Gaussian law of all columns."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pyro_mdm.networks import MAP_LIMIT, MAP_UNIT, MLP
+from pyro_mdm.support.checks import check_count
+
+__all__ = ["MapMLP"]
+
+
+class MapMLP(MLP):
+    r"""Residual MLPs for vectors with maps of log SNR, on top of the denoiser of a Gaussian law.
+
+    Under x ~ N(μ, C), E[x | z] has a closed form for any map of log SNR, and so has the output F of
+    a denoiser that returns it. This network computes that F and adds it to the outputs ``direct``.
+    A column with levels needs logits. There the Gaussian law of the other columns given this one is
+    used alone, p(z_other | v): its logarithm is a quadratic function of the codes v of the levels,
+
+        log p(z_other | v) = h·v - ½ v·Λv + const,
+
+    which is added to the logits. The posterior is then that of the column's own histogram, as in
+    linear discriminant analysis. What differs from these laws is learned. The other inputs of the
+    MLPs are, for each dimension, whether it is observed, left out or generated, its value and its
+    log SNR; λ of their blocks is the average over the generated ones.
+
+    Several MLPs, the members, share each training batch, every one seeing its own rows of it. Else
+    the output is the mean of all.
+
+    Args:
+        covariance: C of the data, (d, d), positive definite.
+        scale: standard deviations σ (d,) that the denoiser divides by.
+        hidden: width.
+        depth: number of residual blocks.
+        out_features: size of the output; None: d.
+        direct: the index of the output that is F of dimension j, (d,) int64, and -1 for none; None:
+            the j-th.
+        codes: (v - μ)/σ of the level that an output is the logit of, (out_features, d), in the
+            dimensions of its column, and 0 elsewhere; None: no output has logits that start so.
+        columns: the column of each dimension, (d,) int64; None: each is one.
+        members: number of MLPs.
+        dropout: probability by which a hidden number is left out in training.
+
+    Call: x (n, 2 d), as from :func:`~pyro_mdm.scores.base.map_channels`, log_snr (n,) -> (n,
+    out_features). It solves d linear equations for each datum.
+
+    Raises:
+        ValueError: sizes below 1 or that do not fit, or a C that is no covariance.
+
+    Source: Hastie, Tibshirani & Friedman, "The Elements of Statistical Learning", 2009, chapter
+    4.3; Lakshminarayanan et al., "Simple and scalable predictive uncertainty estimation using deep
+    ensembles", 2017.
+    """
+
+    covariance: Tensor
+    scale: Tensor
+    direct: Tensor
+    codes: Tensor | None
+    columns: Tensor | None
+
+    def __init__(
+        self,
+        covariance: Tensor,
+        scale: Tensor,
+        hidden: int = 128,
+        depth: int = 3,
+        out_features: int | None = None,
+        direct: Tensor | None = None,
+        codes: Tensor | None = None,
+        columns: Tensor | None = None,
+        members: int = 1,
+        dropout: float = 0.0,
+    ) -> None:
+        d = len(covariance)
+        out_features = d if out_features is None else out_features
+        super().__init__(6 * d, hidden, depth, out_features, dropout)
+        direct = torch.arange(d) if direct is None else direct
+        of_columns = torch.arange(d) if columns is None else columns
+        shapes = [covariance.shape, scale.shape, direct.shape, of_columns.shape]
+        if shapes != [(d, d), (d,), (d,), (d,)]:
+            raise ValueError(
+                "covariance, scale, direct and columns have shapes "
+                f"{', '.join(str(tuple(shape)) for shape in shapes)}, expected (d, d), (d,), (d,) "
+                "and (d,)"
+            )
+        if codes is not None and codes.shape != (out_features, d):
+            raise ValueError(
+                f"codes has shape {tuple(codes.shape)}, expected that of outputs and dimensions, "
+                f"({out_features}, {d})"
+            )
+        if int(direct.max()) >= out_features or torch.linalg.cholesky_ex(covariance.double()).info:
+            raise ValueError(
+                f"direct has the index {int(direct.max())} for {out_features} outputs, or "
+                "covariance is not positive definite; expected indices below the number of "
+                "outputs, and a positive definite covariance"
+            )
+        check_count("members", members, "the number of MLPs whose mean is the output")
+        self.register_buffer("covariance", covariance.detach().float())
+        self.register_buffer("scale", scale.detach().float())
+        self.register_buffer("direct", direct)
+        self.register_buffer("codes", None if codes is None else codes.detach().double())
+        self.register_buffer("columns", columns)
+        self.others = nn.ModuleList(
+            MLP(6 * d, hidden, depth, out_features, dropout) for _ in range(members - 1)
+        )
+
+    def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
+        d = len(self.scale)
+        if x.dim() != 2 or x.shape[1] != 2 * d:
+            raise ValueError(
+                f"the MapMLP of {d} dimensions takes vectors of shape (n, {2 * d}), got "
+                f"{tuple(x.shape)}; make the denoiser with maps=True"
+            )
+        values, told = x.chunk(2, 1)
+        observed, left_out = told >= MAP_LIMIT, told <= -MAP_LIMIT
+        generated = ~(observed | left_out)
+        some, known = generated.to(x), observed.to(x)
+        told = told * some
+        level = MAP_UNIT * told.sum(1) / some.sum(1).clamp_min(1)
+        start, gaussian = self._start(values, MAP_UNIT * told, observed, left_out)
+        parts = [known * values, some * values, known, some, told, gaussian]
+        out = self._of_members(torch.cat(parts, 1), level)
+        return out + start.to(out.dtype)
+
+    def _of_members(self, features: Tensor, level: Tensor) -> Tensor:
+        """The mean output of the members, or in training that of one for each row, in turn."""
+        members = [super().forward, *self.others]
+        M = len(members)
+        if M == 1 or not self.training:
+            return torch.stack([member(features, level) for member in members]).mean(0)
+        each = [member(features[m::M], level[m::M]) for m, member in enumerate(members)]
+        order = torch.cat([torch.arange(m, len(level), M) for m in range(M)]).argsort()
+        return torch.cat(each)[order.to(features.device)]
+
+    @torch.no_grad()
+    def _start(
+        self, values: Tensor, log_snr: Tensor, observed: Tensor, left_out: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The outputs of the Gaussian law, (n, out_features), and F of all dimensions, (n, d).
+
+        With R the covariance of x̃ = (x - μ)/σ, a² = σ²/(σ² + v) and q = 1 - a², the network's
+        inputs i = a x̃ + q^½ ε have the covariance S = a R a + q, and x̂ = μ + σ (a i + q^½ F).
+        """
+        q = torch.sigmoid(-(log_snr + 2 * self.scale.log()))
+        q = torch.where(observed, 0, torch.where(left_out, 1, q)).double()
+        a, i = (1 - q).sqrt(), torch.where(left_out, 0, values).double()
+        R = (self.covariance / self.scale / self.scale.unsqueeze(-1)).double()
+        S = a.unsqueeze(-1) * R * a.unsqueeze(-2) + torch.diag_embed(q)
+        factor = torch.linalg.cholesky(S)
+        solved = torch.cholesky_solve(i.unsqueeze(-1), factor).squeeze(-1)
+        F = ((a * solved) @ R - a * i) / q.clamp_min(1e-12).sqrt()
+        F = torch.where(observed, 0, F)
+        has = self.direct >= 0
+        start = F.new_zeros(len(F), self.outlet.out_features)
+        start[:, self.direct[has]] = F[:, has]
+        if self.codes is not None:
+            generated = ~(observed | left_out)
+            start += self._evidence(R, factor, i, solved, q, generated)
+        return start, F.to(values.dtype)
+
+    def _evidence(
+        self, R: Tensor, factor: Tensor, i: Tensor, solved: Tensor, q: Tensor, generated: Tensor
+    ) -> Tensor:
+        """h·v - ½ v·Λv of the levels, (n, out_features), and 0 where there is none.
+
+        With J = S^{-1}, the inputs of a column b given those of the others have the covariance
+        J_bb^{-1} and the mean i_b - J_bb^{-1} (J i)_b. So x̃_b given the others has T = (J_bb^{-1} -
+        q)/a² and the mean m = (i_b - J_bb^{-1} (J i)_b)/a; what the others tell has Λ = T^{-1} -
+        R_bb^{-1} and h = T^{-1} m.
+        """
+        assert self.codes is not None
+        dims = self.codes.any(0).nonzero().squeeze(1)
+        codes, generated = self.codes[:, dims], generated[:, dims]
+        columns = dims if self.columns is None else self.columns[dims]
+        same = columns == columns.unsqueeze(-1)
+        J = torch.cholesky_inverse(factor)[:, dims[:, None], dims]
+        i, solved, q = i[:, dims], solved[:, dims], q[:, dims]
+        a = torch.where(generated, 1 - q, 1).sqrt()
+        inverse = _inverse(J * same)
+        T = (inverse - torch.diag_embed(q)) / a.unsqueeze(-1) / a.unsqueeze(-2)
+        both = generated.unsqueeze(-1) & generated.unsqueeze(-2)
+        T = torch.where(both, T, torch.eye(len(dims), dtype=T.dtype, device=T.device))
+        precision = _inverse(T)
+        m = (i - (inverse @ solved.unsqueeze(-1)).squeeze(-1)) / a
+        h = (precision @ (generated * m).unsqueeze(-1)).squeeze(-1)
+        told = precision - _inverse(R[dims[:, None], dims] * same)
+        quadratic = ((codes @ told) * codes).sum(-1)
+        one = generated.to(codes) @ (codes != 0).to(codes).mT > 0
+        return torch.where(one, h @ codes.mT - 0.5 * quadratic, 0)
+
+
+def _inverse(C: Tensor) -> Tensor:
+    """The inverse of covariances, (*batch, d, d)."""
+    return torch.cholesky_inverse(torch.linalg.cholesky(C))
