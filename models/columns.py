@@ -57,6 +57,8 @@ DECIMALS = 6
 """The most digits behind the point of a rounded column."""
 WHOLE = 2.0**53
 """Whole numbers from which on float64 does not have them all."""
+END = 1.0
+"""The part of a line, in model space, that its tail goes on with."""
 MARGIN = 1e-6
 """The part of an interval of model space that is left out at each end, which rounding needs."""
 
@@ -135,6 +137,17 @@ class Continuous(Column):
         self._w = torch.from_numpy(w)
         self._x = torch.special.ndtri(torch.from_numpy(share))
 
+    def _set_tails(self) -> None:
+        """Give the line beyond each end the slope of its last :data:`END` of x, as two values that
+        are next to each other may be close."""
+        w, x = self._w, self._x
+        low = int(torch.searchsorted(x, x[:1] + END).clamp_max(len(x) - 1))
+        high = int(torch.searchsorted(x, x[-1:] - END, right=True) - 1)
+        start, end = (w[low] - w[0]) / (x[low] - x[0]), (w[-1] - w[high]) / (x[-1] - x[high])
+        start, end = start * (w[1] > w[0]), end * (w[-1] > w[-2])  # an atom at an end has no tail
+        self._w = torch.cat([w[:1] - start, w, w[-1:] + end])
+        self._x = torch.cat([x[:1] - 1, x, x[-1:] + 1])
+
     def codes(self, values: Series[Any]) -> Values:
         return _finite_numbers(self.name, values)
 
@@ -209,6 +222,7 @@ class Mixed(Continuous):
             low[0] = -math.inf if atoms[0] == self._lower else low[0]
             high[-1] = math.inf if atoms[-1] == self._upper else high[-1]
         self.atoms, self._low, self._high = torch.from_numpy(atoms), low, high
+        self._set_tails()
 
     def codes(self, values: Series[Any]) -> Values:
         codes = super().codes(values)
@@ -249,9 +263,9 @@ class Mixed(Continuous):
 
     @property
     def _tail(self) -> tuple[float, float, float]:
-        """The first point (w, x) of the line and its slope dw/dx there."""
+        """The first point (w, x) of a value, and the slope dw/dx before it."""
         w, x = self._w[:2].tolist(), self._x[:2].tolist()
-        return w[0], x[0], (w[1] - w[0]) / (x[1] - x[0])
+        return w[1], x[1], w[1] - w[0]
 
     def center(self, draws: Values, center: Center) -> Values:
         """The atom that most draws are, if there is one, else the middle of all draws."""
@@ -307,6 +321,7 @@ class Rounded(Continuous):
         places = np.linspace(0, len(known) - 1, number).round().astype(int)
         edges = np.unique(np.concatenate([known[places] - 0.5, known[places] + 0.5]))
         self._set_line(edges, _smoothed(np.searchsorted(known, edges), len(known)))
+        self._set_tails()
 
     def _whole(self, values: Values) -> Values:
         return np.asarray((values * 10.0**self._decimals).round())

@@ -155,6 +155,7 @@ class MixedDenoiser(DenoiserScore):
         depth: int = 3,
         members: int = 1,
         dropout: float = 0.0,
+        logits: bool = True,
     ) -> MixedDenoiser:
         """The denoiser of a table over a new :class:`~pyro_mdm.networks.MapMLP`, told maps.
 
@@ -166,6 +167,7 @@ class MixedDenoiser(DenoiserScore):
                 may be missing, NaN.
             levels: as for :meth:`fit`.
             hidden, depth, members, dropout: those of the network.
+            logits: whether the logits of levels start from the Gaussian law too, or at 0.
 
         Raises:
             ValueError: as :meth:`fit`.
@@ -183,8 +185,8 @@ class MixedDenoiser(DenoiserScore):
             depth,
             score.channels,
             score.direct,
-            score.codes,
-            score.groups,
+            score.codes if logits else None,
+            score.groups if logits else None,
             members,
             dropout,
         )
