@@ -23,7 +23,7 @@ from inference.processes import start
 from inference.runs import RunError
 from inference.sample import make_sampler
 from models import Tabular
-from models.columns import Center
+from models.columns import Center, encode
 from models.tabular import read_table
 from pyro_mdm.conditioning.imputation import impute as completions
 
@@ -83,7 +83,7 @@ def impute(
     table = read_table(data)
     noise = torch.Generator().manual_seed(seed)
     each = [problem.encode(table, noise) for _ in range(num)]
-    missing = each[0].isnan()
+    missing = encode(problem.columns, table).isnan()
     if not bool(missing.any()):
         raise ValueError(f"--data {data} has no missing entry, expected one at least")
     fabric = start(accelerator)

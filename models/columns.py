@@ -2,7 +2,8 @@ r"""Columns of a table: their kinds, their numbers in a model, and their values 
 
 A table's stored data are codes, float64 (n, d): the numbers themselves of a column of numbers, the
 number of the level of any other, and NaN where an entry is missing. In model space a column of
-numbers is scaled to N(0, 1) by its quantiles and the levels lie evenly in [-1, 1].
+numbers is scaled to N(0, 1) by its quantiles, levels lie evenly in [-1, 1], and three categories or
+more are one-hot: as many dimensions, one of which is 1.
 
 A value w that has a probability, an integer or an atom, is an interval I(w) of model space, whose
 mass is that probability. A row that has w is anywhere in I(w), x ~ q = N(0, 1) given I(w), and any
@@ -40,7 +41,8 @@ Kind = Literal[
 OTHERS = "*"
 """Stands for the columns that no kind is given for."""
 PLAIN = "plain"
-"""Kind of :data:`OTHERS`: continuous, ordinal or categorical, whatever numbers repeat."""
+"""Kind of :data:`OTHERS`: continuous, ordinal or categorical, whatever numbers repeat, and all
+categories on a line, as in the first tables."""
 
 FEW = 20
 """The most distinct whole numbers of an ordinal column, by default."""
@@ -72,11 +74,13 @@ class Column(ABC):
     Attributes:
         kind: of the column.
         levels: how many it has; None: it is one of numbers.
+        width: its number of dimensions in model space.
         noisy: whether a value may be many x.
     """
 
     kind: Kind
     levels: int | None = None
+    width: int = 1
     noisy: ClassVar[bool] = False
 
     def __init__(self, name: str) -> None:
@@ -92,7 +96,7 @@ class Column(ABC):
 
     @abstractmethod
     def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x of stored numbers, float64, and log|dx/dw| or -log q(x), 0 of levels; both like them.
+        """x of codes (n,), float64, (n,) or (n, width), and log|dx/dw| or -log q(x), 0 of levels.
 
         Args:
             noise: uniform in [0, 1), like ``codes``, of a noisy column.
@@ -100,7 +104,7 @@ class Column(ABC):
 
     @abstractmethod
     def unscaled(self, x: Tensor) -> Tensor:
-        """The codes of x, float64, like x."""
+        """The codes (n,) of x, float64."""
 
     @abstractmethod
     def center(self, draws: Values, center: Center) -> Values:
@@ -506,18 +510,32 @@ class Ordinal(_Levels):
 
 
 class Categorical(_Levels):
-    """A column of categories in the order of their frequency, the most frequent first.
+    """A column of categories, the most frequent first: one-hot, or if there are two on a line.
 
     Args:
         values: the values that it is fitted to.
+        one_hot: False: on a line, however many there are.
     """
 
     kind = "categorical"
 
-    def __init__(self, name: str, values: Series[Any]) -> None:
+    def __init__(self, name: str, values: Series[Any], *, one_hot: bool = True) -> None:
         super().__init__(name)
         self._known = values.dropna().astype(object).value_counts().index.tolist()
         self.levels = len(self._known)
+        self.width = self.levels if one_hot and self.levels > 2 else 1
+
+    def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if self.width == 1:
+            return super().scaled(codes)
+        each = torch.arange(self.width, device=codes.device) == codes.unsqueeze(-1)
+        x = each.double().masked_fill(codes.isnan().unsqueeze(-1), math.nan)
+        return x, torch.zeros_like(codes)
+
+    def unscaled(self, x: Tensor) -> Tensor:
+        if self.width == 1:
+            return super().unscaled(x)
+        return x.argmax(-1).double().masked_fill(x.isnan().any(-1), math.nan)
 
     def center(self, draws: Values, center: Center) -> Values:
         """The most frequent category."""
@@ -674,15 +692,17 @@ def fit_columns(
         values = table[name]
         if kind != "drop":
             _check_values(name, kind, values, values[train])
-            columns.append(_column(name, kind, values, train))
+            columns.append(_column(name, kind, values, train, kinds.get(OTHERS) == PLAIN))
     if not columns:
         raise DataError("no column of the table is left, expected one at least")
     return columns
 
 
-def _column(name: str, kind: str, values: Series[Any], train: NDArray[np.bool_]) -> Column:
+def _column(
+    name: str, kind: str, values: Series[Any], train: NDArray[np.bool_], plain: bool
+) -> Column:
     if kind == "categorical":
-        return Categorical(name, values[train])
+        return Categorical(name, values[train], one_hot=not plain)
     if kind == "ordinal":
         return Ordinal(name, _numbers(name, values))
     numbers = _finite_numbers(name, values)
@@ -728,7 +748,8 @@ def encode(columns: Sequence[Column], table: DataFrame) -> Tensor:
 def to_model_space(
     columns: Sequence[Column], codes: Tensor, generator: torch.Generator | None = None
 ) -> Dequantized:
-    """x (n, d) float32 of stored data, NaN where missing, and the log-determinant (n,) of the rest.
+    """x (n, Σ width) float32 of stored data (n, d), NaN where missing, and the log-determinant (n,)
+    of the rest.
 
     Values that have a probability are fresh draws from their intervals at each call, and
     log p(x) + log-determinant is a bound of log p(row) in expectation.
@@ -744,19 +765,19 @@ def to_model_space(
         for j, own in zip(noisy, drawn.unbind(-1), strict=True):
             noise[j] = own
     parts = zip(columns, codes.unbind(-1), noise, strict=True)
-    both = [c.scaled(w, u) for c, w, u in parts]
-    x, log_det = (torch.stack(part, -1) for part in zip(*both, strict=True))
-    log_det = torch.where(codes.isnan(), 0, log_det).sum(-1)
+    xs, log_dets = zip(*[c.scaled(w, u) for c, w, u in parts], strict=True)
+    x = torch.cat([own.unsqueeze(-1) if own.dim() == 1 else own for own in xs], -1)
+    log_det = torch.where(codes.isnan(), 0, torch.stack(log_dets, -1)).sum(-1)
     return Dequantized(x.float(), log_det.float())
 
 
 def decode(columns: Sequence[Column], x: Tensor) -> DataFrame:
-    """The table of data x (n, d) in model space, in its own units; NaN becomes empty."""
+    """The table of data x (n, Σ width) in model space, in its own units; NaN becomes empty."""
     import pandas as pd
 
     table = {}
-    for column, own in zip(columns, x.cpu().unbind(-1), strict=True):
-        codes = column.unscaled(own).numpy()
+    for column, own in zip(columns, x.cpu().split([c.width for c in columns], -1), strict=True):
+        codes = column.unscaled(own if column.width > 1 else own.squeeze(-1)).numpy()
         missing = np.isnan(codes)
         values = pd.Series(column.values(np.where(missing, 0, codes)))
         table[column.name] = values.mask(missing) if missing.any() else values

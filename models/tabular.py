@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from models.checks import check_shape
 from models.columns import (
     OTHERS,
+    PLAIN,
     Column,
     Kind,
     categories,
@@ -25,7 +26,7 @@ from models.columns import (
 )
 from models.files import DataError
 from models.problem import Assembly, Problem
-from pyro_mdm import MixedDenoiser
+from pyro_mdm import MixedDenoiser, OneHot
 from pyro_mdm.likelihoods.dequantization import Dequantized
 from pyro_mdm.networks import MLP
 from pyro_mdm.scores.base import Score
@@ -70,7 +71,7 @@ class Tabular(Problem):
     """Rows of a table, with an MLP that is told maps of log SNR.
 
     Columns of numbers are made normal by their quantiles and have a Gaussian denoiser; ordinal and
-    categorical ones have a logit for each level.
+    categorical ones have a logit for each level. Three categories or more are one-hot.
 
     ``data`` is a CSV or parquet file, whose first row has the names, or the name of one of
     :data:`SHIPPED`. An empty entry is missing. What columns are taken for says
@@ -85,7 +86,8 @@ class Tabular(Problem):
         data: the file, or a name.
         columns: kinds of columns where they are to be others, ``"age=continuous,zip=drop"``, of
             :data:`~models.columns.Kind`. That of ``*`` is of all columns that are not named, and
-            may be plain too: continuous, ordinal or categorical, whatever numbers repeat.
+            may be plain too: continuous, ordinal or categorical, whatever numbers repeat, and
+            categories on a line.
         holdout: see :class:`Problem`.
 
     Raises:
@@ -112,13 +114,16 @@ class Tabular(Problem):
                 "--model tabular needs --data: a CSV or parquet file whose first row has the names "
                 f"of its columns, or one of {', '.join(SHIPPED)}"
             )
-        self.source, self._kinds = data, _kinds(columns)
+        self.source, self._said, self._kinds = data, columns or "", _kinds(columns)
         self.columns: list[Column] = []
         super().__init__(holdout=holdout)
 
     @property
     def all_kinds(self) -> str:
-        """``columns`` that say the kind of every column, and so need no table to infer it from."""
+        """``columns`` that say the kind of every column, and so need no table to infer it from; as
+        they were given where the others are plain."""
+        if self._kinds.get(OTHERS) == PLAIN:
+            return self._said
         text = io.StringIO()
         kinds = [f"{column.name}={column.kind}" for column in self.columns]
         csv.writer(text, lineterminator="").writerow([f"{OTHERS}=drop", *kinds])
@@ -154,6 +159,7 @@ class Tabular(Problem):
         train = np.zeros(len(table), dtype=np.bool_)
         train[rows.train.numpy()] = True
         self.columns = fit_columns(table, train, self._kinds)
+        self.event_shape = (sum(column.width for column in self.columns),)
         if len(rows.test) == 0:
             name = max(levels, key=lambda name: int(levels[name].max()))
             raise DataError(
@@ -166,7 +172,7 @@ class Tabular(Problem):
 
     def check(self, data: Tensor, what: str) -> None:
         """Check the shape; entries may be missing, and columns check the others."""
-        check_shape(data, self.event_shape, what)
+        check_shape(data, (len(self.columns),), what)
 
     def network(self, inputs: int, outputs: int) -> nn.Module:
         return MLP(inputs, hidden=HIDDEN, depth=DEPTH, out_features=outputs)
@@ -181,15 +187,16 @@ class Tabular(Problem):
     def own_score(self, kind: type[Score], assembly: Assembly) -> Score | None:
         if kind is not MixedDenoiser:
             return None
-        levels = [column.levels for column in self.columns]
+        levels = [OneHot(c.width) if c.width > 1 else c.levels for c in self.columns]
         return kind.from_gaussian(self.fit_x(), levels, hidden=HIDDEN, depth=DEPTH)
 
     def encode(self, table: DataFrame, generator: torch.Generator | None = None) -> Tensor:
-        """Another table in model space, (n, d), NaN where missing (DataError: unknown values)."""
+        """Another table in model space, like x of :meth:`to_model_space`, NaN where missing
+        (DataError: unknown values)."""
         return self.to_model_space(encode(self.columns, table), generator)
 
     def to_table(self, x: Tensor) -> DataFrame:
-        """Data x (n, d) in model space as a table in its own units and categories."""
+        """Data x (n, *event_shape) in model space as a table in its own units and categories."""
         return decode(self.columns, x)
 
 
