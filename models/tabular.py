@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import numpy as np
 import torch
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 FEWEST = 20
 HIDDEN, DEPTH = 128, 3
+NETWORK: dict[str, Any] = {"hidden": 64, "depth": 2, "members": 4, "dropout": 0.1}
+"""The network of a table; that of plain columns is the one of older runs."""
 
 
 def _with_classes(name: str) -> Callable[[], DataFrame]:
@@ -188,7 +190,11 @@ class Tabular(Problem):
         if kind is not MixedDenoiser:
             return None
         levels = [OneHot(c.width) if c.width > 1 else c.levels for c in self.columns]
-        return kind.from_gaussian(self.fit_x(), levels, hidden=HIDDEN, depth=DEPTH)
+        if self._kinds.get(OTHERS) == PLAIN:
+            return kind.from_gaussian(
+                self.fit_x(), levels, hidden=HIDDEN, depth=DEPTH, logits=False
+            )
+        return kind.from_gaussian(self.fit_x(), levels, **NETWORK)
 
     def encode(self, table: DataFrame, generator: torch.Generator | None = None) -> Tensor:
         """Another table in model space, like x of :meth:`to_model_space`, NaN where missing
