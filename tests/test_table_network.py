@@ -1,0 +1,133 @@
+"""The network of tables, held to Gaussian laws by brute force."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_mdm import MixedDenoiser, OneHot
+from pyro_mdm.networks import MapMLP
+from pyro_mdm.tables.network import MapMLP as Same
+from tests.mistakes import refused
+from tests.problems import normal
+
+LEVELS = [None, 3, OneHot(3), 2, None, OneHot(4)]
+COLUMNS = torch.tensor([0, 1, 2, 2, 2, 3, 4, 5, 5, 5, 5])
+D = len(COLUMNS)
+LEVEL, LEFT_OUT, OBSERVED = 0.7, -math.inf, math.inf
+
+
+def table(n: int = 300) -> Tensor:
+    """Rows whose columns all depend on one normal number."""
+    common = normal(0, n)
+
+    def index(j: int, number: int) -> Tensor:
+        inner = torch.linspace(-1, 1, number + 1)[1:-1].double()
+        return torch.bucketize((common + normal(j, n)) / 2, inner)
+
+    columns = [common + normal(1, n), index(2, 3) - 1.0]
+    columns += list(torch.eye(3).double()[index(3, 3)].T) + [2.0 * index(4, 2) - 1]
+    columns += [2 * common - normal(5, n), *torch.eye(4).double()[index(6, 4)].T]
+    return torch.stack(columns, 1)
+
+
+def denoiser(**options: float) -> MixedDenoiser:
+    torch.manual_seed(0)
+    score = MixedDenoiser.from_gaussian(table(), LEVELS, hidden=8, depth=1, **options)  # type: ignore[arg-type]
+    return score.double()
+
+
+def outputs(score: MixedDenoiser, z: Tensor, lam: Tensor) -> Tensor:
+    with torch.no_grad():
+        return score.call_network(score.inputs(z, lam), lam, 1, channels=score.channels)
+
+
+def logits_of_law(score: MixedDenoiser, z: Tensor, lam: Tensor, dims: Tensor, v: Tensor) -> Tensor:
+    """log p(z of the other columns | column = v), for each of the levels v (n, width), of a row."""
+    network = score.network
+    C, mean = network.covariance.double(), score.data_mean
+    others = torch.ones(D, dtype=torch.bool)
+    others[dims] = False
+    o = (others & (lam > LEFT_OUT)).nonzero().squeeze(1)
+    gain = torch.linalg.solve(C[dims[:, None], dims], C[dims[:, None], o]).mT
+    noise = torch.where(lam[o] == OBSERVED, 0.0, (-lam[o]).exp())
+    within = C[o[:, None], o] - gain @ C[dims[:, None], o] + noise.diag()
+    means = mean[o] + (v - mean[dims]) @ gain.mT
+    law = torch.distributions.MultivariateNormal(means, within)
+    return law.log_prob(z[o])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_logits_start_as_bayes_rule_by_the_gaussian_law(seed: int) -> None:
+    """Of each column with levels, given all others at any map."""
+    score = denoiser()
+    generator = torch.Generator().manual_seed(seed)
+    role = torch.randint(3, (6,), generator=generator)[COLUMNS]
+    lam = torch.tensor([LEVEL, LEFT_OUT, OBSERVED])[role].double()
+    lam = torch.where(COLUMNS == 0, -8.0, lam)
+    z = table(1)[0] + 0.5 * torch.randn(D, generator=generator, dtype=torch.float64)
+    asked = [j for j in (1, 2, 3, 5) if lam[COLUMNS == j][0] == LEVEL] or [1]
+    for j in asked:
+        lam[COLUMNS == j] = LEVEL
+    start = outputs(score, z[None], lam[None])[0]
+    codes, scale = score.codes, score.data_variance.sqrt()
+    assert codes is not None
+    for j in asked:
+        dims = (COLUMNS == j).nonzero().squeeze(1)
+        rows = codes[:, dims].any(1).nonzero().squeeze(1)
+        values = codes[rows][:, dims] * scale[dims] + score.data_mean[dims]
+        expected = logits_of_law(score, z, lam, dims, values)
+        off = (start[rows] - expected) - (start[rows] - expected).mean()
+        torch.testing.assert_close(off, torch.zeros_like(off), atol=1e-4, rtol=0)
+        assert float((expected - expected.mean()).abs().max()) > 1e-2  # the others tell something
+
+
+def test_members_share_a_batch_in_training_and_are_averaged_else() -> None:
+    score = denoiser(members=3)
+    network = score.network
+    members = [super(Same, network).forward, *network.others]
+    torch.nn.init.normal_(network.outlet.weight)
+    for other in network.others:
+        torch.nn.init.normal_(other.outlet.weight)
+    features, level = normal(0, 7, 6 * D), normal(1, 7)
+    each = torch.stack([member(features, level) for member in members])
+    network.train()
+    rows = torch.stack([each[i % 3, i] for i in range(7)])
+    torch.testing.assert_close(network._of_members(features, level), rows)
+    network.eval()
+    torch.testing.assert_close(network._of_members(features, level), each.mean(0))
+    assert not torch.allclose(rows, each.mean(0))
+
+
+def test_dropout_acts_in_training_alone() -> None:
+    score = denoiser(dropout=0.5)
+    network = score.network
+    torch.nn.init.normal_(network.outlet.weight)
+    inputs, level = normal(0, 5, 2 * D), normal(1, 5)
+    network.eval()
+    assert torch.equal(network(inputs, level), network(inputs, level))
+    network.train()
+    assert not torch.equal(network(inputs, level), network(inputs, level))
+
+
+def test_logits_may_start_at_zero_as_in_older_runs() -> None:
+    torch.manual_seed(0)
+    score = MixedDenoiser.from_gaussian(table(), LEVELS, hidden=8, depth=1, logits=False)
+    score, lam = score.double(), torch.zeros(4, D).double()
+    start = outputs(score, table(4), lam)
+    others = torch.ones(score.channels, dtype=torch.bool)
+    others[score.direct[score.direct >= 0]] = False
+    assert not bool(start[:, others].any()) and bool(start[:, ~others].any())
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    eye, one = torch.eye(2), torch.ones(2)
+    mistakes = [
+        (lambda: MapMLP(eye, one, members=0), "members is 0"),
+        (lambda: MapMLP(eye, torch.ones(3)), r"\(2, 2\), \(3,\)"),
+        (lambda: MapMLP(eye, one, codes=torch.zeros(3, 2)), r"codes has shape \(3, 2\)"),
+    ]
+    refused((TypeError, ValueError), *mistakes)
