@@ -29,7 +29,7 @@ def table(n: int = 300) -> Tensor:
         return torch.bucketize((common + normal(j, n)) / 2, inner)
 
     columns = [common + normal(1, n), index(2, 3) - 1.0]
-    columns += list(torch.eye(3).double()[index(3, 3)].T) + [2.0 * index(4, 2) - 1]
+    columns += [*torch.eye(3).double()[index(3, 3)].T, 2.0 * index(4, 2) - 1]
     columns += [2 * common - normal(5, n), *torch.eye(4).double()[index(6, 4)].T]
     return torch.stack(columns, 1)
 
@@ -69,14 +69,14 @@ def test_logits_start_as_bayes_rule_by_the_gaussian_law(seed: int) -> None:
     lam = torch.tensor([LEVEL, LEFT_OUT, OBSERVED])[role].double()
     lam = torch.where(COLUMNS == 0, -8.0, lam)
     z = table(1)[0] + 0.5 * torch.randn(D, generator=generator, dtype=torch.float64)
-    asked = [j for j in (1, 2, 3, 5) if lam[COLUMNS == j][0] == LEVEL] or [1]
+    asked = [j for j in (1, 2, 3, 5) if lam[j == COLUMNS][0] == LEVEL] or [1]
     for j in asked:
-        lam[COLUMNS == j] = LEVEL
+        lam[j == COLUMNS] = LEVEL
     start = outputs(score, z[None], lam[None])[0]
     codes, scale = score.codes, score.data_variance.sqrt()
     assert codes is not None
     for j in asked:
-        dims = (COLUMNS == j).nonzero().squeeze(1)
+        dims = (j == COLUMNS).nonzero().squeeze(1)
         rows = codes[:, dims].any(1).nonzero().squeeze(1)
         values = codes[rows][:, dims] * scale[dims] + score.data_mean[dims]
         expected = logits_of_law(score, z, lam, dims, values)
@@ -89,9 +89,8 @@ def test_members_share_a_batch_in_training_and_are_averaged_else() -> None:
     score = denoiser(members=3)
     network = score.network
     members = [super(Same, network).forward, *network.others]
-    torch.nn.init.normal_(network.outlet.weight)
-    for other in network.others:
-        torch.nn.init.normal_(other.outlet.weight)
+    for weight in network.parameters():
+        torch.nn.init.normal_(weight)
     features, level = normal(0, 7, 6 * D), normal(1, 7)
     each = torch.stack([member(features, level) for member in members])
     network.train()
