@@ -150,7 +150,7 @@ def _fit(
             raise _stopped(run, session.done, caught.number)
     bound = session.end()
     if lead:
-        if note := _on_validation(run, session.done):
+        if note := _on_validation(run, session.done, kept=bool(trainee.best)):
             print(note)
         board = run.folder / "tensorboard"
         print(
@@ -222,6 +222,10 @@ class Session:
         averaged, model = trainee.averaged, trainee.programs.model
         at_step = self.report.at_step
         at_step(self.run, self.writer, averaged, model, self.done, distributed=several)
+        if trainee.programs.problem.keeps_best:
+            lead = self.fabric.is_global_zero
+            if self.fabric.broadcast(lead and _best_step(self.run) == self.done):
+                trainee.keep()
 
     def out_of_patience(self) -> bool:
         """Whether the bound has not fallen for --patience measurements."""
@@ -249,6 +253,10 @@ class Session:
             spent = {"steps": self.done, "seconds": self.seconds}
             self.run.write_json("results.json", bound.as_json() | spent)
 
+        if self.trainee.best:
+            self.trainee.use_best()
+            self.close_range()
+            self.save(unmeasured=False)
         several, averaged = self.fabric.world_size > 1, self.trainee.averaged
         at_end = self.report.at_end
         return at_end(self.run, self.writer, averaged, self.done, keep, distributed=several)
@@ -295,19 +303,33 @@ def _open_books(
     return writer
 
 
-def _since_last_fall(run: Run) -> tuple[int, int]:
-    """The last fall of the bound on validation data, see :func:`recipe.last_fall`."""
+def _validation_bounds(run: Run) -> dict[int, float]:
+    """The finite bounds on validation data, bits/dim, by step."""
     bounds = {
         record["step"]: record["terms"]["bits_per_dim"][0]
         for record in run.history()
         if record["part"] == "validation"
     }
-    finite = {step: value for step, value in bounds.items() if value is not None}
+    return {step: value for step, value in bounds.items() if value is not None}
+
+
+def _since_last_fall(run: Run) -> tuple[int, int]:
+    """The last fall of the bound on validation data, see :func:`recipe.last_fall`."""
+    finite = _validation_bounds(run)
     return recipe.last_fall(finite) if finite else (0, 0)
 
 
-def _on_validation(run: Run, done: int) -> str | None:
+def _best_step(run: Run) -> int | None:
+    """The step of the best bound on validation data; None: there is none."""
+    finite = _validation_bounds(run)
+    return min(finite, key=lambda step: finite[step]) if finite else None
+
+
+def _on_validation(run: Run, done: int, *, kept: bool) -> str | None:
     """Advice on a run whose bound had stopped falling long before it ended at step ``done``."""
+    if kept:
+        best = f"the averaged weights of step {_best_step(run):,}"
+        return f"{best} are kept, whose bound on validation data was the best"
     step, after = _since_last_fall(run)
     steps = run.config["steps"]
     fell = f"the validation bound last fell by {recipe.FALL} bits/dim at step {step:,}"

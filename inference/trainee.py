@@ -57,6 +57,8 @@ class Trainee:
 
     Attributes:
         averaged: the programs with averaged weights, for evaluation.
+        best: the averaged weights that had the best bound on validation data; empty until
+            :meth:`keep`.
     """
 
     def __init__(self, fabric: Fabric, programs: Programs, settings: Decided) -> None:
@@ -73,6 +75,7 @@ class Trainee:
         self.ema = AveragedModel(model, multi_avg_fn=recipe.averaging(settings.ema_decay))
         averaged = cast(DiffusionModel, self.ema.module)
         self.averaged = Programs(problem, averaged, DiffusionGuide(averaged.diffusion))
+        self.best: dict[str, Tensor] = {}
         self.scale: LossScale = loss_scale(fabric)
         model.score_function.autocast_dtype = autocast_dtype(settings.precision)
         if settings.compile is not None:
@@ -152,9 +155,19 @@ class Trainee:
     def _sum_of_processes(self, values: Tensor) -> Tensor:
         return cast(Tensor, self.fabric.all_reduce(values, reduce_op="sum"))
 
+    def keep(self) -> None:
+        """Keep the averaged weights as the best so far."""
+        self.best = {name: t.clone() for name, t in self.averaged.model.state_dict().items()}
+
+    def use_best(self) -> None:
+        """Put the best weights in place of the averaged ones, if any were kept."""
+        if self.best:
+            self.averaged.model.load_state_dict(self.best)
+
     def save(self, run: Run, progress: Progress) -> None:
         """Write a checkpoint, and the averaged model."""
         named = {
+            "best": self.best,
             "model": self.programs.model.state_dict(),
             "ema": self.averaged.model.state_dict(),
             "optimizer": optimizer_tensors(self.optimizer, self.names),
@@ -176,6 +189,7 @@ class Trainee:
             )
         load_weights(self.programs.model, checkpoint, "model", run)
         load_weights(self.averaged.model, checkpoint, "ema", run)
+        self.best = checkpoint.part("best")
         load_optimizer(self.optimizer, checkpoint.part("optimizer"), self.names)
         self.ema.n_averaged.fill_(checkpoint.state.get("averages", checkpoint.step))
         self.scale.load(checkpoint.state.get("loss_scale", {}))

@@ -96,6 +96,10 @@ class Problem(DataSet):
     """The law of training times for linear diffusions, see
     :attr:`~pyro_mdm.scores.base.Score.times`."""
 
+    keeps_best: bool = False
+    """Whether training ends with the averaged weights of the best bound on validation data, for
+    data so few that a network learns them by heart, and else with the last ones."""
+
     rough: bool = False
     """Whether baselines are fitted to few data, since a checkpoint replaces them."""
 

@@ -118,6 +118,7 @@ class Tabular(Problem):
             )
         self.source, self._said, self._kinds = data, columns or "", _kinds(columns)
         self.columns: list[Column] = []
+        self.keeps_best = self._kinds.get(OTHERS) != PLAIN
         super().__init__(holdout=holdout)
 
     @property
@@ -190,7 +191,7 @@ class Tabular(Problem):
         if kind is not MixedDenoiser:
             return None
         levels = [OneHot(c.width) if c.width > 1 else c.levels for c in self.columns]
-        if self._kinds.get(OTHERS) == PLAIN:
+        if not self.keeps_best:
             return kind.from_gaussian(
                 self.fit_x(), levels, hidden=HIDDEN, depth=DEPTH, logits=False
             )
