@@ -151,9 +151,8 @@ class Plan:
                 "for each dimension or learns; use a guide of one clock, give --min_log_snr and "
                 "leave out --learn_ends"
             )
-        score.training_maps = (
-            RandomMaps() if maps == "mixed" else RandomMaps(**SHARES | {maps: 1.0})
-        )
+        shares = {} if maps == "mixed" else SHARES | {maps: 1.0}
+        score.training_maps = RandomMaps(**shares, window=self.problem.window)
 
 
 def build(settings: Training, *, fitted: bool = True) -> Programs:

@@ -89,6 +89,9 @@ class Problem(DataSet):
     default_maps: ClassVar[str | None] = None
     """The maps that denoisers are trained at by default, in the words of ``--maps``."""
 
+    window: tuple[float, float] | None = None
+    """The window of these maps, see :class:`~pyro_mdm.scores.RandomMaps`."""
+
     steps: int = 2000
     batch_size: int = 128
     learning_rate: float = 1e-3

@@ -36,8 +36,16 @@ if TYPE_CHECKING:
 
 FEWEST = 20
 HIDDEN, DEPTH = 128, 3
-NETWORK: dict[str, Any] = {"hidden": 64, "depth": 2, "members": 4, "dropout": 0.1}
+NETWORK: dict[str, Any] = {
+    "hidden": 64,
+    "depth": 2,
+    "frequencies": (0.25, 0.5, 1.0, 2.0),
+    "members": 4,
+    "dropout": 0.1,
+}
 """The network of a table; that of plain columns is the one of older runs."""
+WINDOW = (-3.0, 3.0)
+"""The log SNRs between which most training maps are."""
 
 
 def _with_classes(name: str) -> Callable[[], DataFrame]:
@@ -104,9 +112,9 @@ class Tabular(Problem):
     scores: tuple[str, ...] = ("mixed",)
     max_log_snr: float = 9.0
     default_maps: ClassVar = "mixed"
-    steps = 2000
-    batch_size = 256
-    learning_rate = 1e-3
+    steps = 1500
+    batch_size = 512
+    learning_rate = 5e-3
 
     def __init__(
         self, *, data: Path | str | None = None, columns: str | None = None, holdout: bool = False
@@ -118,7 +126,8 @@ class Tabular(Problem):
             )
         self.source, self._said, self._kinds = data, columns or "", _kinds(columns)
         self.columns: list[Column] = []
-        self.keeps_best = self._kinds.get(OTHERS) != PLAIN
+        if self._kinds.get(OTHERS) != PLAIN:
+            self.keeps_best, self.window = True, WINDOW
         super().__init__(holdout=holdout)
 
     @property

@@ -8,6 +8,7 @@ not come from one joint law.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -90,11 +91,20 @@ class RandomMaps(MapLaw):
     that the loss is an average over kinds of task and no bound on log p(x) alone. For data with
     missing entries, d counts those that are present, and subsets are made of these.
 
+    With a ``window`` (b, a) terms count by a weight that falls where there is little noise,
+
+        w(λ) = 1 / (1 + e^{λ - a}),
+
+    and λ is drawn by w(λ) / (1 + e^{b - λ}), which has few terms of almost nothing but noise. The
+    average over λ is then no bound. It is for few data: fine structure, which has most of the
+    noise of gradients, cannot be learned from them.
+
     Args:
         levels, subsets, independent: shares, at least 0; only their ratios count.
+        window: (b, a), log SNRs; None: λ is uniform.
 
     Raises:
-        ValueError: a share below 0, or all equal to 0.
+        ValueError: a share below 0, or all equal to 0; a window that is empty.
 
     Example:
         >>> from pyro_mdm import Denoiser
@@ -103,13 +113,22 @@ class RandomMaps(MapLaw):
         >>> score.training_maps = RandomMaps(levels=0.5, subsets=0.5)
     """
 
-    def __init__(self, levels: float = 0.5, subsets: float = 0.4, independent: float = 0.1) -> None:
+    def __init__(
+        self,
+        levels: float = 0.5,
+        subsets: float = 0.4,
+        independent: float = 0.1,
+        window: tuple[float, float] | None = None,
+    ) -> None:
         shares = (levels, subsets, independent)
         for name, value in zip(("levels", "subsets", "independent"), shares, strict=True):
             check_number(name, value, "a share of the data of a batch, e.g. 0.5")
         if min(shares) < 0 or not sum(shares) > 0:
             raise ValueError(f"the shares are {shares}, expected none below 0 and one above")
+        if window is not None and not window[0] < window[1]:
+            raise ValueError(f"window is {window}, expected two log SNRs, the smaller one first")
         self.levels, self.subsets, self.independent = map(float, shares)
+        self.window = window
 
     def draw(
         self,
@@ -145,7 +164,7 @@ class RandomMaps(MapLaw):
         if present is not None:
             generated, observed = generated & present, observed & present
         part = torch.where(own, one_each, one_for_all)
-        log_snr = low + (high - low) * part
+        log_snr, weight = self._spread(part, low, high)
         log_snr = torch.where(of_subset & observed, OBSERVED, log_snr)
         left_out = of_subset & ~generated & ~observed
         size: Tensor | int = generated[0].numel()
@@ -154,4 +173,23 @@ class RandomMaps(MapLaw):
             size = present.flatten(1).sum(1).reshape(column)
         log_snr = torch.where(left_out, LEFT_OUT, log_snr)
         count = generated.expand(n, *event).flatten(1).double().sum(1).reshape(column)
-        return Maps(log_snr, (high - low) * generated * (size / count.clamp_min(1)))
+        return Maps(log_snr, weight * generated * (size / count.clamp_min(1)))
+
+    def _spread(self, part: Tensor, low: float, high: float) -> tuple[Tensor, Tensor | float]:
+        """Log SNRs at parts of their law, in [0, 1), and w(λ) over its density there."""
+        if self.window is None:
+            return low + (high - low) * part, high - low
+        b, a = self.window
+
+        def below(log_snr: float) -> float:
+            return _softplus(log_snr - b) - _softplus(log_snr - a)
+
+        start, mass = below(low), below(high) - below(low)
+        S = start + mass * part
+        log_snr = b + (S.expm1() / -(S + b - a).expm1()).log()
+        log_snr = log_snr.clamp(low, high)
+        return log_snr, mass / -math.expm1(b - a) / torch.sigmoid(log_snr - b)
+
+
+def _softplus(value: float) -> float:
+    return max(value, 0.0) + math.log1p(math.exp(-abs(value)))

@@ -153,6 +153,7 @@ class MixedDenoiser(DenoiserScore):
         *,
         hidden: int = 128,
         depth: int = 3,
+        frequencies: Sequence[float] = (),
         members: int = 1,
         dropout: float = 0.0,
         logits: bool = True,
@@ -166,7 +167,7 @@ class MixedDenoiser(DenoiserScore):
             train_x: rows, (N, d), to which the Gaussian law and the baseline are fitted; entries
                 may be missing, NaN.
             levels: as for :meth:`fit`.
-            hidden, depth, members, dropout: those of the network.
+            hidden, depth, frequencies, members, dropout: those of the network.
             logits: whether the logits of levels start from the Gaussian law too, or at 0.
 
         Raises:
@@ -187,6 +188,7 @@ class MixedDenoiser(DenoiserScore):
             score.direct,
             score.codes if logits else None,
             score.groups if logits else None,
+            frequencies,
             members,
             dropout,
         )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +27,8 @@ class MapMLP(MLP):
     which is added to the logits. The posterior is then that of the column's own histogram, as in
     linear discriminant analysis. What differs from these laws is learned. The other inputs of the
     MLPs are, for each dimension, whether it is observed, left out or generated, its value and its
-    log SNR; λ of their blocks is the average over the generated ones.
+    log SNR; λ of their blocks is the average over the generated ones. Sines and cosines of values let
+    them learn what changes fast along a column.
 
     Several MLPs, the members, share each training batch, every one seeing its own rows of it. Else
     the output is the mean of all.
@@ -40,6 +44,8 @@ class MapMLP(MLP):
         codes: (v - μ)/σ of the level that an output is the logit of, (out_features, d), in the
             dimensions of its column, and 0 elsewhere; None: no output has logits that start so.
         columns: the column of each dimension, (d,) int64; None: each is one.
+        frequencies: those of sines and cosines of the values of dimensions that have an F, in
+            periods by their standard deviation.
         members: number of MLPs.
         dropout: probability by which a hidden number is left out in training.
 
@@ -70,13 +76,16 @@ class MapMLP(MLP):
         direct: Tensor | None = None,
         codes: Tensor | None = None,
         columns: Tensor | None = None,
+        frequencies: Sequence[float] = (),
         members: int = 1,
         dropout: float = 0.0,
     ) -> None:
         d = len(covariance)
         out_features = d if out_features is None else out_features
-        super().__init__(6 * d, hidden, depth, out_features, dropout)
         direct = torch.arange(d) if direct is None else direct
+        features = 6 * d + 4 * len(frequencies) * int((direct >= 0).sum())
+        super().__init__(features, hidden, depth, out_features, dropout)
+        self.frequencies = tuple(frequencies)
         of_columns = torch.arange(d) if columns is None else columns
         shapes = [covariance.shape, scale.shape, direct.shape, of_columns.shape]
         if shapes != [(d, d), (d,), (d,), (d,)]:
@@ -103,7 +112,7 @@ class MapMLP(MLP):
         self.register_buffer("codes", None if codes is None else codes.detach().double())
         self.register_buffer("columns", columns)
         self.others = nn.ModuleList(
-            MLP(6 * d, hidden, depth, out_features, dropout) for _ in range(members - 1)
+            MLP(features, hidden, depth, out_features, dropout) for _ in range(members - 1)
         )
 
     def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
@@ -121,8 +130,19 @@ class MapMLP(MLP):
         level = MAP_UNIT * told.sum(1) / some.sum(1).clamp_min(1)
         start, gaussian = self._start(values, MAP_UNIT * told, observed, left_out)
         parts = [known * values, some * values, known, some, told, gaussian]
+        if self.frequencies:
+            parts += [self._waves(values, known), self._waves(values, some)]
         out = self._of_members(torch.cat(parts, 1), level)
         return out + start.to(out.dtype)
+
+    def _waves(self, values: Tensor, mask: Tensor) -> Tensor:
+        """Sines and cosines of values, (n, 2 · frequencies · dimensions with an F), 0 outside of
+        the mask."""
+        has = self.direct >= 0
+        angles = values[:, has] * mask[:, has]
+        angles = torch.cat([2 * math.pi * f * angles for f in self.frequencies], 1)
+        shown = mask[:, has].repeat(1, len(self.frequencies))
+        return torch.cat([angles.sin(), angles.cos() * shown], 1)
 
     def _of_members(self, features: Tensor, level: Tensor) -> Tensor:
         """The mean output of the members, or in training that of one for each row, in turn."""
