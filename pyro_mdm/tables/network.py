@@ -27,8 +27,8 @@ class MapMLP(MLP):
     which is added to the logits. The posterior is then that of the column's own histogram, as in
     linear discriminant analysis. What differs from these laws is learned. The other inputs of the
     MLPs are, for each dimension, whether it is observed, left out or generated, its value and its
-    log SNR; λ of their blocks is the average over the generated ones. Sines and cosines of values let
-    them learn what changes fast along a column.
+    log SNR; λ of their blocks is the average over the generated ones. Sines and cosines of values
+    let them learn what changes fast along a column.
 
     Several MLPs, the members, share each training batch, every one seeing its own rows of it. Else
     the output is the mean of all.
