@@ -29,6 +29,7 @@ from pyro_mdm import (
 from pyro_mdm.likelihoods.discrete import mixture_kl
 from pyro_mdm.networks import MLP, MapMLP
 from pyro_mdm.scores import RandomMaps
+from pyro_mdm.scores.maps import Maps
 from pyro_mdm.support.covariance import joint_moments
 from pyro_mdm.tables.denoiser import SHRINKAGE, Elsewhere
 from pyro_mdm.tables.one_hot import OneHotDenoiser, one_hot_kl
@@ -272,6 +273,14 @@ def test_the_divergence_of_categories(log_snr: float) -> None:
     assert abs(float(off.mean())) < 4.5 * float(off.std()) / math.sqrt(n) + 1e-5
 
 
+class OfColumns(RandomMaps):
+    """Random maps that are asked for columns, not for dimensions."""
+
+    def draw(self, shape: Any, *args: Any, **options: Any) -> Maps:
+        assert tuple(shape)[1:] == (len(LEVELS),) == options["present"].shape[1:]
+        return super().draw(shape, *args, **options)
+
+
 @pytest.mark.parametrize("kind", ["levels", "subsets", "independent"])
 @torch.no_grad()
 def test_random_maps_of_columns_are_unbiased(kind: str) -> None:
@@ -279,7 +288,7 @@ def test_random_maps_of_columns_are_unbiased(kind: str) -> None:
     n, x = 6000, leave_out(rows(6000), normal(9, 6000, len(LEVELS)) > 1.0)
     score = silent(x, maps=True)
     shares = {name: float(name == kind) for name in ("levels", "subsets", "independent")}
-    score.training_maps = RandomMaps(**shares)
+    score.training_maps = OfColumns(**shares)
     present = ~x.isnan()
     maps = score.training_maps.draw_by_group(
         GROUPS, x.shape, -5.0, 7.0, torch.device("cpu"), present
