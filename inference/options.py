@@ -34,9 +34,11 @@ class Data:
         data: folder of data sets that are read from files, "data" by default; for --model images
             your folder of images or .npz file; for --model tabular your .csv or .parquet file, or
             breast_cancer, diabetes, iris or wine.
-        columns: with --model tabular: kinds of columns that replace those found, e.g.
-            age=continuous,zip=drop; of continuous, nonnegative, mixed, rounded, integer, ordinal,
-            categorical and drop. That of * is of all that are not named.
+        columns: with --model tabular: what columns are instead of what was found, e.g.
+            age=continuous,zip=drop; kinds are continuous, nonnegative, mixed, rounded, integer,
+            boolean, ordinal, categorical, date and drop. Levels may have an order,
+            size=small<middle<large, and numbers a range, score=0..100 or score=integer 0..; in
+            quotes. The kind of * is that of all that are not named.
         image_size: with --model images: cut images to squares and resize them to this side.
         logit_margin: for dequantized images: α of x = logit(α + (1 - 2α) w), 1e-6 by default; the
             paper's is 0.05.

@@ -20,51 +20,44 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.column_kinds import (
+    DECIMALS,
+    MOST,
+    NUMBERS,
+    OTHERS,
+    PLAIN,
+    Kind,
+    Said,
+    atoms_of,
+    decimals_of,
+    in_words,
+    kinds_of,
+    left_out,
+)
+from models.column_kinds import kind_of as kind_of
+from models.column_kinds import plain_kind_of as plain_kind_of
+from models.dates import DAY, DateForm, days_of
 from models.files import DataError
+from models.scales import KNOTS, MARGIN, along, quantiles, share_below, smoothed, within
 from pyro_mdm import randomness
 from pyro_mdm.likelihoods.dequantization import Dequantized
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
-Kind = Literal[
-    "continuous", "nonnegative", "mixed", "rounded", "integer", "ordinal", "categorical", "drop"
-]
-
-OTHERS = "*"
-"""Stands for the columns that no kind is given for."""
-PLAIN = "plain"
-"""Kind of :data:`OTHERS`: continuous, ordinal or categorical, whatever numbers repeat, and all
-categories on a line, as in the first tables."""
-
-FEW = 20
-"""The most distinct whole numbers of an ordinal column, by default."""
-
-MOST = {"ordinal": 256, "categorical": 100}
-"""The most levels of a column, by kind."""
-
-KNOTS = 100
-"""The most quantiles for the scale of a column."""
-
-REPEATS, SHARE = 5, 0.02
-"""How often a number is there at least, and in which part of the rows, to be an atom."""
-DECIMALS = 6
-"""The most digits behind the point of a rounded column."""
-WHOLE = 2.0**53
-"""Whole numbers from which on float64 does not have them all."""
 END = 1.0
 """The part of a line, in model space, that its tail goes on with."""
-MARGIN = 1e-6
-"""The part of an interval of model space that is left out at each end, which rounding needs."""
 
 Values = NDArray[Any]
+Ends = tuple[float, float]
+"""The least and the largest number that may be."""
 Center = Literal["mean", "median"]
 
 
@@ -86,9 +79,25 @@ class Column(ABC):
     def __init__(self, name: str) -> None:
         self.name = name
 
-    @abstractmethod
     def codes(self, values: Series[Any]) -> Values:
-        """The codes of values, (n,) float64, NaN where missing (DataError: an invalid value)."""
+        """The codes of values, (n,) float64, NaN where missing (DataError: an unknown value)."""
+        codes = self._read(values)
+        unknown = np.isnan(codes) & values.notna().to_numpy()
+        if unknown.any():
+            raise DataError(self._refusal(values[unknown].iloc[0]))
+        return codes
+
+    def unknown(self, values: Series[Any]) -> NDArray[np.bool_]:
+        """Which values the column cannot have, (n,)."""
+        return np.isnan(self._read(values)) & values.notna().to_numpy()
+
+    @abstractmethod
+    def _read(self, values: Series[Any]) -> Values:
+        """The codes of values, NaN where missing and of those that the column cannot have."""
+
+    @abstractmethod
+    def _refusal(self, value: Any) -> str:
+        """Why the column cannot have a value, and what to do."""
 
     @abstractmethod
     def values(self, codes: Values) -> Any:
@@ -115,6 +124,11 @@ class Column(ABC):
         """The column in words, without its name."""
         return self.kind
 
+    @property
+    def said(self) -> str:
+        """What says the same of the column as its values did."""
+        return self.kind
+
 
 class Continuous(Column):
     r"""A continuous column, mapped to x ~ N(0, 1) by lines between and beyond quantiles.
@@ -133,7 +147,7 @@ class Continuous(Column):
     def __init__(self, name: str, values: Values) -> None:
         super().__init__(name)
         known = values[~np.isnan(values)]
-        knots, share = _quantiles(known)
+        knots, share = quantiles(known)
         share = share.clip(0.5 / len(known), 1 - 0.5 / len(known))
         self._set_line(knots, share)
 
@@ -141,29 +155,32 @@ class Continuous(Column):
         self._w = torch.from_numpy(w)
         self._x = torch.special.ndtri(torch.from_numpy(share))
 
-    def _set_tails(self) -> None:
-        """Give the line beyond each end the slope of its last :data:`END` of x, as two values that
-        are next to each other may be close."""
+    def _set_tails(self, low: bool = True, high: bool = True) -> None:
+        """Give the line beyond an end the slope of its last :data:`END` of x, as two values that
+        are next to each other may be close; or none, where nothing lies beyond."""
         w, x = self._w, self._x
-        low = int(torch.searchsorted(x, x[:1] + END).clamp_max(len(x) - 1))
-        high = int(torch.searchsorted(x, x[-1:] - END, right=True) - 1)
-        start, end = (w[low] - w[0]) / (x[low] - x[0]), (w[-1] - w[high]) / (x[-1] - x[high])
-        start, end = start * (w[1] > w[0]), end * (w[-1] > w[-2])  # an atom at an end has no tail
+        first = (x < x[0] + END).sum().clamp(int((w == w[0]).sum()), len(x) - 1)
+        last = len(x) - 1 - (x > x[-1] - END).sum().clamp(int((w == w[-1]).sum()), len(x) - 1)
+        start = low * (w[first] - w[0]) / (x[first] - x[0])
+        end = high * (w[-1] - w[last]) / (x[-1] - x[last])
         self._w = torch.cat([w[:1] - start, w, w[-1:] + end])
         self._x = torch.cat([x[:1] - 1, x, x[-1:] + 1])
 
-    def codes(self, values: Series[Any]) -> Values:
+    def _read(self, values: Series[Any]) -> Values:
         return _finite_numbers(self.name, values)
+
+    def _refusal(self, value: Any) -> str:
+        return _no_number(self.name, value)
 
     def values(self, codes: Values) -> Any:
         return codes
 
     def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         w, x = self._w.to(codes.device), self._x.to(codes.device)
-        return _along(codes, w, x)
+        return along(codes, w, x)
 
     def unscaled(self, x: Tensor) -> Tensor:
-        return _along(x.double(), self._x.to(x.device), self._w.to(x.device))[0]
+        return along(x.double(), self._x.to(x.device), self._w.to(x.device))[0]
 
     def center(self, draws: Values, center: Center) -> Values:
         return np.asarray(draws.mean(0) if center == "mean" else np.median(draws, 0))
@@ -174,18 +191,19 @@ class Continuous(Column):
 
 
 class Mixed(Continuous):
-    r"""A density beside atoms, and none below 0 where no number is.
+    r"""A density beside atoms, and none beyond an end: below 0 where no number is, or as said.
 
     x = Φ^{-1}(P(value < w)) at quantiles of what is no atom, and at an atom a from P(value < a) to
     P(value <= a), which is its interval; a line between. The least number is an end if it is an
-    atom, and the greatest; its interval has no end then. Else the line goes on, where no number is
-    negative by w = w_1 exp(s (x - x_1)/w_1), s being its slope.
+    atom, and the greatest; its interval has no end then. Else the line goes on, and before an end e
+    that no number is by w = e + (w_1 - e) exp(s (x - x_1)/(w_1 - e)), s being its slope.
 
     Args:
         kind: "nonnegative", whose one atom is 0 if the column has it, or "mixed", see
-            :func:`atoms_of`.
+            :func:`atoms_of`; "continuous" has atoms at its ends alone, if numbers are there.
         values: that it is fitted to, NaN where there is none.
         everything: numbers of all rows, which say where it ends.
+        ends: where it ends if that is said.
 
     Raises:
         DataError: a negative number in a nonnegative column.
@@ -193,23 +211,29 @@ class Mixed(Continuous):
 
     noisy = True
 
-    def __init__(self, kind: Kind, name: str, values: Values, everything: Values) -> None:
+    def __init__(
+        self, kind: Kind, name: str, values: Values, everything: Values, ends: Ends | None = None
+    ) -> None:
         Column.__init__(self, name)
-        self.kind = kind
+        self.kind, self._ends = kind, ends
         known = np.sort(values[~np.isnan(values)])
         least, most = float(np.nanmin(everything)), float(np.nanmax(everything))
-        if kind == "nonnegative" and least < 0:
+        if kind == "nonnegative" and least < 0 and ends is None:
             raise DataError(
                 f"column {name!r} holds {least:g}, expected no negative number in a nonnegative "
                 f"one; say --columns {name}=continuous"
             )
         atoms = atoms_of(known) if kind == "mixed" else np.empty(0)
-        if least == 0:
-            atoms = np.union1d(atoms, 0.0)
-        self._lower = least if least in atoms else 0.0 if least >= 0 else -math.inf
-        self._upper = most if most in atoms else math.inf
+        if ends is not None:
+            atoms = np.union1d(atoms, [end for end in ends if end in (least, most)])
+            self._lower, self._upper = ends
+        else:
+            if least == 0:
+                atoms = np.union1d(atoms, 0.0)
+            self._lower = least if least in atoms else 0.0 if least >= 0 else -math.inf
+            self._upper = most if most in atoms else math.inf
         rest = known[~np.isin(known, atoms)]
-        knots, share = _quantiles(rest) if len(rest) else (np.empty(0), np.empty(0))
+        knots, share = quantiles(rest) if len(rest) else (np.empty(0), np.empty(0))
         inner = ~np.isin(knots, atoms)
         knots, share = knots[inner], share[inner]
         below = np.interp(atoms, knots, share, 0.0, 1.0) if len(knots) else 0 * atoms
@@ -219,27 +243,32 @@ class Mixed(Continuous):
         w = np.concatenate([knots, atoms, atoms])
         rank = np.concatenate([len(rest) * share + of_atoms, before, before + counts])
         order = np.lexsort((rank, w))
-        self._set_line(w[order], _smoothed(rank[order], len(known)))
+        self._set_line(w[order], smoothed(rank[order], len(known)))
         first = np.searchsorted(w[order], atoms)
         low, high = self._x[first].clone(), self._x[first + 1]
         if len(atoms):
             low[0] = -math.inf if atoms[0] == self._lower else low[0]
             high[-1] = math.inf if atoms[-1] == self._upper else high[-1]
         self.atoms, self._low, self._high = torch.from_numpy(atoms), low, high
-        self._set_tails()
+        self._set_tails(self._lower not in atoms, self._upper not in atoms)
 
-    def codes(self, values: Series[Any]) -> Values:
-        codes = super().codes(values)
-        _check_range(self.name, codes, self._lower, self._upper)
-        return codes
+    def _read(self, values: Series[Any]) -> Values:
+        codes = super()._read(values)
+        outside = (codes < self._lower) | (codes > self._upper)
+        for end, *_ in self._tails:
+            outside |= codes == end
+        return np.where(outside, math.nan, codes)
+
+    def _refusal(self, value: Any) -> str:
+        open_ends = [end for end, *_ in self._tails]
+        return _refused_number(self.name, value, self._lower, self._upper, open_ends)
 
     def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         x, log_slope = super().scaled(codes)
-        start, end, slope = self._tail
-        if self._bends:
-            beyond = codes < start
-            log_ratio = (codes / start).log()
-            x = torch.where(beyond, end + start / slope * log_ratio, x)
+        for end, start, x_start, slope in self._tails:
+            beyond = codes < start if end < start else codes > start
+            log_ratio = ((codes - end) / (start - end)).log()
+            x = torch.where(beyond, x_start + (start - end) / slope * log_ratio, x)
             log_slope = torch.where(beyond, -math.log(slope) - log_ratio, log_slope)
         if len(self.atoms) == 0:
             return x, log_slope
@@ -247,29 +276,30 @@ class Mixed(Continuous):
         atoms = self.atoms.to(codes.device)
         k = torch.searchsorted(atoms, codes.contiguous()).clamp_max(len(atoms) - 1)
         low, high = self._low.to(codes.device)[k], self._high.to(codes.device)[k]
-        own, log_density = _within(low, high, noise)
+        own, log_density = within(low, high, noise)
         here = codes == atoms[k]
         return torch.where(here, own, x), torch.where(here, -log_density, log_slope)
 
     def unscaled(self, x: Tensor) -> Tensor:
         x = x.double()
         w = super().unscaled(x)
-        if not self._bends:
-            return w
-        start, end, slope = self._tail
-        tail = start * (slope * (x - end) / start).clamp_max(0).exp()
-        return torch.where(x < end, tail, w)
+        for end, start, x_start, slope in self._tails:
+            beyond = x < x_start if end < start else x > x_start
+            tail = (slope * (x - x_start) / (start - end)).clamp_max(0).exp()
+            w = torch.where(beyond, end + (start - end) * tail, w)
+        return w
 
     @property
-    def _bends(self) -> bool:
-        """Whether the line turns away from 0."""
-        return self._lower == 0 and not (len(self.atoms) and float(self.atoms[0]) == 0)
-
-    @property
-    def _tail(self) -> tuple[float, float, float]:
-        """The first point (w, x) of a value, and the slope dw/dx before it."""
-        w, x = self._w[:2].tolist(), self._x[:2].tolist()
-        return w[1], x[1], w[1] - w[0]
+    def _tails(self) -> list[tuple[float, float, float, float]]:
+        """The ends before which the line turns away, the point (w, x) where it does, and its slope
+        dw/dx there."""
+        tails, atoms = [], self.atoms.tolist()
+        points = [*zip(self._w.tolist(), self._x.tolist(), strict=True)]
+        for end, line in ((self._lower, points), (self._upper, points[::-1])):
+            if math.isfinite(end) and end not in atoms:
+                (beyond, _), (w, x) = line[:2]  # one unit of x apart
+                tails.append((end, w, x, abs(w - beyond)))
+        return tails
 
     def center(self, draws: Values, center: Center) -> Values:
         """The atom that most draws are, if there is one, else the middle of all draws."""
@@ -283,10 +313,14 @@ class Mixed(Continuous):
         ends = _ends(self._lower, self._upper)
         if len(self.atoms) == 0:
             return f"{self.kind}: a density{ends}"
-        shares = (_share_below(self._high) - _share_below(self._low)).tolist()
+        shares = (share_below(self._high) - share_below(self._low)).tolist()
         each = [f"{a:g} ({s:.1%})" for a, s in zip(self.atoms.tolist(), shares, strict=True)]
         more = f" and {len(each) - 5} more" if len(each) > 5 else ""
         return f"{self.kind}: atoms {', '.join(each[:5])}{more}, and a density beside them{ends}"
+
+    @property
+    def said(self) -> str:
+        return _with_ends(self.kind, self._ends)
 
 
 class Rounded(Continuous):
@@ -294,13 +328,15 @@ class Rounded(Continuous):
 
     The interval of w is that of all that would be rounded to it, w ± ½ step, its ends being
     x = Φ^{-1}(P(value < end)) at the ends of the values at quantiles, and on a line between and
-    beyond them. There is no greatest one. Where no number is negative, 0 has all that is below.
+    beyond them. There is no greatest one unless it is said. Where no number is negative, 0 has all
+    that is below.
 
     Args:
         kind: "integer" or "rounded".
         values: that it is fitted to, NaN where there is none.
         everything: numbers of all rows, which say what they are rounded to and whether they end at
             0.
+        ends: the least and the largest if that is said.
 
     Raises:
         DataError: numbers that are not rounded so.
@@ -308,9 +344,11 @@ class Rounded(Continuous):
 
     noisy = True
 
-    def __init__(self, kind: Kind, name: str, values: Values, everything: Values) -> None:
+    def __init__(
+        self, kind: Kind, name: str, values: Values, everything: Values, ends: Ends | None = None
+    ) -> None:
         Column.__init__(self, name)
-        self.kind = kind
+        self.kind, self._ends = kind, ends
         decimals = 0 if kind == "integer" else decimals_of(everything)
         if decimals is None:
             raise DataError(
@@ -318,33 +356,37 @@ class Rounded(Continuous):
                 f"ones; say --columns {name}=continuous"
             )
         self._decimals = decimals
-        self._lower = 0.0 if float(np.nanmin(everything)) >= 0 else -math.inf
-        self._check(everything)
+        least = 0.0 if float(np.nanmin(everything)) >= 0 else -math.inf
+        self._lower, self._upper = (least, math.inf) if ends is None else ends
+        if (wrong := self._unrounded(everything)).any():
+            raise DataError(self._refusal(everything[wrong][0]))
         known = np.sort(self._whole(values[~np.isnan(values)]))
         number = int(np.clip(math.isqrt(len(known)), 2, KNOTS))
         places = np.linspace(0, len(known) - 1, number).round().astype(int)
         edges = np.unique(np.concatenate([known[places] - 0.5, known[places] + 0.5]))
-        self._set_line(edges, _smoothed(np.searchsorted(known, edges), len(known)))
+        self._set_line(edges, smoothed(np.searchsorted(known, edges), len(known)))
         self._set_tails()
 
     def _whole(self, values: Values) -> Values:
         return np.asarray((values * 10.0**self._decimals).round())
 
-    def _check(self, values: Values) -> None:
-        wrong = np.round(values, self._decimals) != values
-        wrong &= ~np.isnan(values)
-        if wrong.any():
-            expected = f"numbers of {self._decimals} decimals" if self._decimals else "whole ones"
-            raise DataError(
-                f"column {self.name!r} holds {values[wrong][0]:g}, expected {expected}; round it, "
-                f"or train with --columns {self.name}=continuous"
-            )
-        _check_range(self.name, values, self._lower, math.inf)
+    def _unrounded(self, values: Values) -> NDArray[np.bool_]:
+        return np.asarray((np.round(values, self._decimals) != values) & ~np.isnan(values))
 
-    def codes(self, values: Series[Any]) -> Values:
-        codes = super().codes(values)
-        self._check(codes)
-        return codes
+    def _read(self, values: Series[Any]) -> Values:
+        codes = super()._read(values)
+        wrong = self._unrounded(codes) | (codes < self._lower) | (codes > self._upper)
+        return np.where(wrong, math.nan, codes)
+
+    def _refusal(self, value: Any) -> str:
+        number = _as_number(value)
+        if number is not None and self._unrounded(np.array([number]))[0]:
+            expected = f"numbers of {self._decimals} decimals" if self._decimals else "whole ones"
+            return (
+                f"column {self.name!r} holds {number:g}, expected {expected}; round it, or train "
+                f"with --columns {self.name}=continuous"
+            )
+        return _refused_number(self.name, value, self._lower, self._upper)
 
     def values(self, codes: Values) -> Any:
         if self.kind == "integer":
@@ -355,13 +397,21 @@ class Rounded(Continuous):
         assert noise is not None
         whole = (codes * 10.0**self._decimals).round()
         low, high = (super(Rounded, self).scaled(whole + half)[0] for half in (-0.5, 0.5))
-        low = torch.where(whole <= self._lower, -math.inf, low)
-        x, log_density = _within(low, high, noise)
+        first, last = self._whole_ends
+        low = torch.where(whole <= first, -math.inf, low)
+        high = torch.where(whole >= last, math.inf, high)
+        x, log_density = within(low, high, noise)
         return x, -log_density
 
     def unscaled(self, x: Tensor) -> Tensor:
-        whole = super().unscaled(x).round().clamp_min(self._lower)
+        whole = super().unscaled(x).round().clamp(*self._whole_ends)
         return whole / 10.0**self._decimals
+
+    @property
+    def _whole_ends(self) -> Ends:
+        """The least and the largest multiple."""
+        low, high = (end * 10.0**self._decimals for end in (self._lower, self._upper))
+        return float(np.ceil(low - MARGIN)), float(np.floor(high + MARGIN))
 
     def center(self, draws: Values, center: Center) -> Values:
         return np.asarray(self.values(super().center(draws, center)))
@@ -369,7 +419,11 @@ class Rounded(Continuous):
     @property
     def told(self) -> str:
         what = "integer" if self._decimals == 0 else f"number of {self._decimals} decimals"
-        return f"{self.kind}: a probability of each {what}{_ends(self._lower, math.inf)}"
+        return f"{self.kind}: a probability of each {what}{_ends(self._lower, self._upper)}"
+
+    @property
+    def said(self) -> str:
+        return _with_ends(self.kind, self._ends)
 
 
 def _ends(lower: float, upper: float) -> str:
@@ -378,62 +432,23 @@ def _ends(lower: float, upper: float) -> str:
     return low + (f", none above {upper:g}" if upper < math.inf else "")
 
 
-def _check_range(name: str, codes: Values, lower: float, upper: float) -> None:
-    wrong = (codes < lower) | (codes > upper)
-    if wrong.any():
-        raise DataError(
-            f"column {name!r} holds {codes[wrong][0]:g}, and the table of the run has none "
-            f"{f'below {lower:g}' if codes[wrong][0] < lower else f'above {upper:g}'}; leave the "
-            f"entry empty, or train with --columns {name}=continuous"
-        )
+def _with_ends(kind: Kind, ends: Ends | None) -> str:
+    return kind if ends is None else f"{kind} {in_words(ends)}"
 
 
-def _quantiles(values: Values) -> tuple[Values, Values]:
-    """Quantiles that differ, at most 100, and the shares of values below them."""
-    from sklearn.preprocessing import QuantileTransformer
-
-    number = int(np.clip(math.isqrt(len(values)), 2, KNOTS))
-    scaler = QuantileTransformer(n_quantiles=number, subsample=None).fit(values[:, None])
-    knots, where = np.unique(scaler.quantiles_[:, 0], return_inverse=True)
-    return knots, np.bincount(where, scaler.references_) / np.bincount(where)
-
-
-def _smoothed(ranks: Values, number: int) -> Values:
-    """Shares that increase, in (0, 1), for ranks among ``number`` values that never fall: a value
-    more is spread evenly over the steps between them, and half a one lies beyond each end."""
-    even = np.arange(len(ranks)) / (len(ranks) - 1)
-    return np.asarray((ranks + even + 0.5) / (number + 2))
-
-
-def _within(low: Tensor, high: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """x ~ N(0, 1) given low < x < high, and its log density, of uniform noise.
-
-    Where float64 has no mass to tell, far out, x is uniform over the unit next to the centre.
-    """
-    flip = low + high > 0  # seen from the lower tail, whose masses are exact
-    left, right = torch.where(flip, -high, low), torch.where(flip, -low, high)
-    noise = MARGIN + (1 - 2 * MARGIN) * noise
-    below, above = _share_below(left), _share_below(right)
-    mass = above - below
-    x = torch.special.ndtri(below + mass * noise)
-    log_density = -0.5 * x.square() - 0.5 * math.log(2 * math.pi) - mass.log()
-    far = mass < 1e-200
-    start = torch.maximum(left, right - 1)
-    x = torch.where(far, start + (right - start) * noise, x)
-    log_density = torch.where(far, -(right - start).log(), log_density)
-    return torch.where(flip, -x, x), log_density - math.log1p(-2 * MARGIN)
-
-
-def _share_below(x: Tensor) -> Tensor:
-    """Φ(x), also far below 0, where ``torch.special.ndtr`` has lost it."""
-    return 0.5 * torch.special.erfc(-math.sqrt(0.5) * x)
-
-
-def _along(value: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-    """The line through points (start_i, end_i), continued beyond both ends, and its log slope."""
-    i = torch.searchsorted(start, value.contiguous()).clamp(1, len(start) - 1)
-    slope = (end[i] - end[i - 1]) / (start[i] - start[i - 1])
-    return end[i - 1] + slope * (value - start[i - 1]), slope.log()
+def _refused_number(
+    name: str, value: Any, lower: float, upper: float, open_ends: Sequence[float] = ()
+) -> str:
+    """Why a column that ends has no such value."""
+    number = _as_number(value)
+    if number is None:
+        return _no_number(name, value)
+    at = "at or " if number in open_ends else ""
+    where = f"{at}below {lower:g}" if number <= lower else f"{at}above {upper:g}"
+    return (
+        f"column {name!r} holds {number:g}, and the table of the run has none {where}; leave the "
+        f"entry empty, or train with --columns {name}=continuous"
+    )
 
 
 class _Levels(Column):
@@ -441,21 +456,17 @@ class _Levels(Column):
 
     _known: Sequence[Any]
 
-    def codes(self, values: Series[Any]) -> Values:
+    def _read(self, values: Series[Any]) -> Values:
         place = {value: k for k, value in enumerate(self._known)}
-        values = values.astype(object)
-        levels = values.map(place).to_numpy(dtype=np.float64, na_value=math.nan)
-        unknown = values.notna().to_numpy() & np.isnan(levels)
-        if unknown.any():
-            raise DataError(self._unknown(values[unknown].iloc[0]))
-        return np.asarray(levels)
+        levels = values.astype(object).map(place)
+        return np.asarray(levels.to_numpy(dtype=np.float64, na_value=math.nan))
 
-    def _unknown(self, value: object) -> str:
-        known = ", ".join(map(repr, self._known[:8])) + (", …" if len(self._known) > 8 else "")
+    def _refusal(self, value: Any) -> str:
+        known = ", ".join(map(_shown, self._known[:8])) + (", …" if len(self._known) > 8 else "")
         return (
-            f"column {self.name!r} holds {value!r}, which the training rows never have; expected "
-            f"one of {known}. Leave the entry empty, join it with another category, or drop the "
-            f"column: --columns {self.name}=drop"
+            f"column {self.name!r} holds {_shown(value)}, which the training rows never have; "
+            f"expected one of {known}. Leave the entry empty, join it with another category, or "
+            f"drop the column: --columns {self.name}=drop"
         )
 
     def values(self, codes: Values) -> Any:
@@ -475,25 +486,36 @@ class _Levels(Column):
 
 
 class Ordinal(_Levels):
-    """A column of few numbers, in their order.
+    """A column of few numbers in their order, or of levels in an order that is given.
 
     Args:
-        values: all values that it may have, in any order.
+        values: all numbers that it may have, in any order.
+        order: all levels instead, the lowest first.
+        said: whether the order was said, and is not that of the table itself.
     """
 
     kind = "ordinal"
 
-    def __init__(self, name: str, values: Values) -> None:
+    def __init__(
+        self, name: str, values: Values, order: Sequence[Any] | None = None, said: bool = False
+    ) -> None:
         super().__init__(name)
-        self._known = np.unique(values[~np.isnan(values)]).tolist()
-        self.levels = len(self._known)
+        own = np.unique(values[~np.isnan(values)]).tolist() if order is None else list(order)
+        self._known, self._said = own, said
+        self._of_numbers = all(isinstance(level, float) for level in own)
+        self._numbers_in_order = order is None
+        self.levels = len(own)
 
-    def codes(self, values: Series[Any]) -> Values:
+    def _read(self, values: Series[Any]) -> Values:
         import pandas as pd
 
-        return super().codes(pd.Series(_numbers(self.name, values).tolist()))
+        if self._of_numbers:
+            values = pd.Series(_numbers(values).tolist())
+        return super()._read(values)
 
     def values(self, codes: Values) -> Any:
+        if not self._of_numbers:
+            return super().values(codes)
         numbers = np.asarray(self._known)
         if (numbers == numbers.round()).all():
             numbers = numbers.astype(np.int64)
@@ -501,16 +523,64 @@ class Ordinal(_Levels):
 
     def center(self, draws: Values, center: Center) -> Values:
         """The median draw."""
-        return np.asarray(np.sort(draws, 0)[len(draws) // 2])
+        import pandas as pd
+
+        place = {level: k for k, level in enumerate(self._known)}
+        levels = np.stack([pd.Series(own).map(place).to_numpy(np.float64) for own in draws])
+        return np.asarray(self.values(np.sort(levels, 0)[len(draws) // 2]))
 
     @property
     def told(self) -> str:
         first, last = self._known[0], self._known[-1]
-        return f"ordinal: {self.levels} numbers in their order, {first:g} to {last:g}"
+        if self._numbers_in_order:
+            return f"ordinal: {self.levels} numbers in their order, {first:g} to {last:g}"
+        shown = [*map(_plain, self._known)]
+        return f"ordinal: {' < '.join(shown if len(shown) <= 8 else [*shown[:7], '…', shown[-1]])}"
+
+    @property
+    def said(self) -> str:
+        return "<".join(map(_plain, self._known)) if self._said else "ordinal"
+
+
+def _shown(value: Any) -> str:
+    """A value in words: numbers as they are written, all else in quotes."""
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    return f"{value:.15g}" if number else repr(value)
+
+
+def _plain(level: object) -> str:
+    """A level as it is said."""
+    return f"{level:.15g}" if isinstance(level, float) else str(level)
+
+
+class Boolean(_Levels):
+    """A column of what is true or false."""
+
+    kind = "boolean"
+    levels = 2
+    _known = (False, True)
+
+    def _refusal(self, value: Any) -> str:
+        return (
+            f"column {self.name!r} holds {_shown(value)}, expected true or false; correct it, or "
+            f"say --columns {self.name}=categorical"
+        )
+
+    def values(self, codes: Values) -> Any:
+        return codes.astype(bool)
+
+    def center(self, draws: Values, center: Center) -> Values:
+        """What most draws are."""
+        return np.asarray(2 * draws.astype(bool).sum(0) > len(draws))
+
+    @property
+    def told(self) -> str:
+        return "boolean: true or false"
 
 
 class Categorical(_Levels):
-    """A column of categories, the most frequent first: one-hot, or if there are two on a line.
+    """A column of categories, the most frequent first: one-hot, or if there are two on a line; at
+    most 100.
 
     Args:
         values: the values that it is fitted to.
@@ -521,7 +591,8 @@ class Categorical(_Levels):
 
     def __init__(self, name: str, values: Series[Any], *, one_hot: bool = True) -> None:
         super().__init__(name)
-        self._known = values.dropna().astype(object).value_counts().index.tolist()
+        known = values.dropna().astype(object).value_counts().index.tolist()
+        self._known = known[: MOST["categorical"]]
         self.levels = len(self._known)
         self.width = self.levels if one_hot and self.levels > 2 else 1
 
@@ -549,113 +620,111 @@ class Categorical(_Levels):
         return f"categorical: {self.levels} categories, {known}"
 
 
-def _numbers(name: str, values: Series[Any]) -> Values:
-    """Values as float64, NaN where missing."""
+class Dates(Column):
+    """A column of dates: a probability of each day, or a density where they have a time of day.
+
+    Codes are days since 1970. Values have the form that those of the table have.
+
+    Args:
+        values: of all rows.
+        train: the mask of the training rows.
+
+    Raises:
+        DataError: a value that is no date.
+    """
+
+    kind = "date"
+    noisy = True
+
+    def __init__(self, name: str, values: Series[Any], train: NDArray[np.bool_]) -> None:
+        super().__init__(name)
+        days = days_of(values)
+        if (wrong := np.isnan(days) & values.notna().to_numpy()).any():
+            raise DataError(
+                f"column {name!r} holds {str(values[wrong].iloc[0])!r}, expected a date, such as "
+                f"2024-12-31 or 2024-12-31 23:59; correct it, or leave the entry empty"
+            )
+        self._form = DateForm.of(values)
+        self._first, self._last = self._form.dates(np.array([np.nanmin(days), np.nanmax(days)]))
+        self._line: Continuous = (
+            Rounded("integer", name, days[train], days, (-math.inf, math.inf))
+            if self._form.step == DAY
+            else Continuous(name, days[train])
+        )
+
+    def _read(self, values: Series[Any]) -> Values:
+        import pandas as pd
+
+        return self._line._read(pd.Series(days_of(values)))
+
+    def _refusal(self, value: Any) -> str:
+        day = ", without a time of day" if self._form.step == DAY else ""
+        return (
+            f"column {self.name!r} holds {str(value)!r}, expected a date such as {self._first}"
+            f"{day}; correct it, or leave the entry empty"
+        )
+
+    def values(self, codes: Values) -> Any:
+        return self._form.dates(codes)
+
+    def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._line.scaled(codes, noise)
+
+    def unscaled(self, x: Tensor) -> Tensor:
+        return self._line.unscaled(x)
+
+    def center(self, draws: Values, center: Center) -> Values:
+        import pandas as pd
+
+        days = np.stack([days_of(pd.Series(own)) for own in draws])
+        return np.asarray(self.values(self._line.center(days, center)))
+
+    @property
+    def told(self) -> str:
+        what = "a probability of each day" if self._form.step == DAY else "a density"
+        return f"date: {what}, {self._first} to {self._last} in the table"
+
+
+def _numbers(values: Series[Any]) -> Values:
+    """Values as float64, NaN where missing or no number."""
     import pandas as pd
 
     numbers = pd.to_numeric(values, errors="coerce")
-    wrong = numbers.isna() & values.notna()
-    if wrong.any():
-        raise DataError(
-            f"column {name!r} holds {values[wrong].iloc[0]!r}, expected a number; correct it, or "
-            f"say --columns {name}=categorical"
-        )
-    return numbers.to_numpy(dtype=np.float64, na_value=math.nan)
+    return np.asarray(numbers.to_numpy(dtype=np.float64, na_value=math.nan))
 
 
 def _finite_numbers(name: str, values: Series[Any]) -> Values:
-    """Values as float64, finite, or NaN where missing."""
-    numbers = _numbers(name, values)
-    if np.isinf(numbers).any():
+    """Values as float64, finite, or NaN where missing or no number."""
+    numbers = _numbers(values)
+    if (infinite := np.isinf(numbers)).any():
         raise DataError(
-            f"column {name!r} holds an infinite number, expected finite ones; leave the entry empty"
+            f"column {name!r} holds an infinite number in {_rows(infinite)}, expected finite ones; "
+            "leave the entry empty"
         )
     return numbers
 
 
+def _as_number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _no_number(name: str, value: Any) -> str:
+    return (
+        f"column {name!r} holds {value!r}, expected a number; correct it, or say --columns "
+        f"{name}=categorical"
+    )
+
+
+def _rows(mask: NDArray[np.bool_]) -> str:
+    """The number of rows of a mask in words."""
+    count = int(mask.sum())
+    return f"{count:,} row{'s' if count != 1 else ''}"
+
+
 # -- all columns -----------------------------------------------------------------------------------
-
-
-def atoms_of(known: Values) -> Values:
-    """Numbers that repeat more often than a density can explain, in order.
-
-    They are those which at least 5 values and 2% of all values are, unless the others mostly repeat
-    too: these are rounded then, and none is an atom.
-    """
-    numbers, counts = np.unique(known, return_counts=True)
-    often = counts >= max(REPEATS, SHARE * len(known))
-    others = counts[~often]
-    return numbers[often] if 2 * len(others) >= others.sum() > 0 else numbers[:0]
-
-
-def decimals_of(values: Values) -> int | None:
-    """Decimals that numbers are rounded to, NaN left out; None: more than :data:`DECIMALS`."""
-    known = values[~np.isnan(values)]
-    for decimals in range(DECIMALS + 1):
-        small = bool((np.abs(known) * 10.0**decimals < WHOLE).all())
-        if small and bool((np.round(known, decimals) == known).all()):
-            return decimals
-    return None
-
-
-def kind_of(values: Series[Any]) -> Kind:
-    """The kind of a column by its values.
-
-    Categorical unless they are numbers; ordinal if these are at most 20 different whole numbers, or
-    two; integer if they are whole. Else mixed if there are :func:`atoms_of` them; rounded if most
-    numbers repeat, and none has more than 6 decimals; nonnegative if none is negative; else
-    continuous.
-    """
-    import pandas as pd
-
-    plain = plain_kind_of(values)
-    if plain != "continuous":
-        return plain
-    known = pd.to_numeric(values.dropna()).to_numpy(dtype=np.float64)
-    if len(known) == 0 or np.isinf(known).any():
-        return plain
-    decimals = decimals_of(known)
-    if decimals == 0:
-        return "integer"
-    if len(atoms_of(known)):
-        return "mixed"
-    counts = np.unique(known, return_counts=True)[1]
-    others = counts[counts < max(REPEATS, SHARE * len(known))]
-    if decimals is not None and 2 * len(others) <= others.sum():
-        return "rounded"
-    return "nonnegative" if (known >= 0).all() else "continuous"
-
-
-def plain_kind_of(values: Series[Any]) -> Kind:
-    """The kind of a column by its values, one of continuous, ordinal and categorical."""
-    import pandas as pd
-
-    if pd.api.types.is_bool_dtype(values) or not pd.api.types.is_numeric_dtype(values):
-        return "categorical"
-    distinct = values.dropna().unique()
-    whole = all(float(value).is_integer() for value in distinct)
-    return "ordinal" if len(distinct) <= 2 or (whole and len(distinct) <= FEW) else "continuous"
-
-
-def kinds_of(table: DataFrame, said: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The kind of each column by its name: what is said of it or of :data:`OTHERS`, or else
-    :func:`kind_of` its values."""
-    said = said or {}
-    others = said.get(OTHERS)
-    infer = plain_kind_of if others == PLAIN else kind_of
-    rest = None if others == PLAIN else others
-    return {name: said.get(name) or rest or infer(table[name]) for name in table.columns}
-
-
-def categories(table: DataFrame, kinds: Mapping[str, str] | None = None) -> dict[str, Tensor]:
-    """The codes of all columns with levels, (n,) int64 by name, -1 where missing."""
-    import pandas as pd
-
-    levels = {}
-    for name, kind in kinds_of(table, kinds).items():
-        if kind in MOST:
-            levels[name] = torch.from_numpy(pd.factorize(table[name])[0]).long()
-    return levels
 
 
 def fit_columns(
@@ -667,55 +736,98 @@ def fit_columns(
         table: all rows.
         train: the mask of training rows, (n,). Ordinal columns have the values of all rows, and
             columns of numbers end where all rows do.
-        kinds: kinds by name that replace :func:`kind_of`; "drop" leaves a column out. The kind of
-            "*" is that of all columns without one.
+        kinds: by name what replaces :func:`kind_of`: a kind, of which "drop" leaves a column out,
+            an order or a range, see :class:`~models.column_kinds.Said`. The kind of "*" is that of
+            all columns without one. Those without one that say nothing are left out, see
+            :func:`~models.column_kinds.left_out`.
 
     Raises:
-        DataError: an unknown column or kind; a column without a value, with one value, or with too
-            many levels.
+        DataError: an unknown column or kind; a column of a kind that its values cannot have, with
+            values beyond its range or order, or, if its kind is given, without two values; no
+            column is left.
     """
     kinds = dict(kinds or {})
-    for name, kind in kinds.items():
-        if name == OTHERS and kind == PLAIN:
-            continue
+    for name, text in kinds.items():
         if name not in table.columns and name != OTHERS:
             raise DataError(
                 f"--columns names {name!r}, and the table has no such column; expected one of "
                 f"{', '.join(map(str, table.columns))}"
             )
-        if kind not in get_args(Kind):
-            raise DataError(
-                f"--columns {name}={kind}: expected a kind of {', '.join(get_args(Kind))}"
-            )
+        Said.of(name, text)
+    without = left_out(table, train, kinds)
     columns = []
     for name, kind in kinds_of(table, kinds).items():
-        values = table[name]
-        if kind != "drop":
-            _check_values(name, kind, values, values[train])
-            columns.append(_column(name, kind, values, train, kinds.get(OTHERS) == PLAIN))
+        if kind != "drop" and name not in without:
+            said = Said.of(name, kinds.get(name, kind))
+            _check_values(name, kind, said, table[name], train)
+            plain = kinds.get(OTHERS) == PLAIN
+            columns.append(_column(name, kind, said, table[name], train, plain))
     if not columns:
-        raise DataError("no column of the table is left, expected one at least")
+        reasons = "".join(f"; {name!r}: {reason}" for name, reason in without.items())
+        raise DataError(
+            f"no column of the table is left, expected one at least that differs between rows"
+            f"{reasons}"
+        )
     return columns
 
 
 def _column(
-    name: str, kind: str, values: Series[Any], train: NDArray[np.bool_], plain: bool
+    name: str, kind: str, said: Said, values: Series[Any], train: NDArray[np.bool_], plain: bool
 ) -> Column:
     if kind == "categorical":
         return Categorical(name, values[train], one_hot=not plain)
+    if kind == "boolean":
+        return Boolean(name)
+    if kind == "date":
+        return Dates(name, values, train)
+    if kind == "ordinal" and (order := _order(name, said.order, values)) is not None:
+        return Ordinal(name, np.empty(0), order, said=said.order is not None)
     if kind == "ordinal":
-        return Ordinal(name, _numbers(name, values))
-    numbers = _finite_numbers(name, values)
-    if kind in ("nonnegative", "mixed"):
-        return Mixed(cast(Kind, kind), name, numbers[train], numbers)
+        return Ordinal(name, _numbers(values))
+    numbers, ends = _finite_numbers(name, values), said.ends
+    if kind in ("nonnegative", "mixed") or (kind == "continuous" and ends is not None):
+        return Mixed(cast(Kind, kind), name, numbers[train], numbers, ends)
     if kind in ("rounded", "integer"):
-        return Rounded(cast(Kind, kind), name, numbers[train], numbers)
+        return Rounded(cast(Kind, kind), name, numbers[train], numbers, ends)
     return Continuous(name, numbers[train])
 
 
-def _check_values(name: str, kind: str, values: Series[Any], training: Series[Any]) -> None:
-    distinct = training.dropna().unique()
-    drop = f"--columns {name}=drop"
+def _order(name: str, said: Sequence[str] | None, values: Series[Any]) -> list[Any] | None:
+    """The levels of an ordinal column in the order that is said or that pandas has, as the table
+    has them; None: they are numbers in their own order."""
+    import pandas as pd
+
+    if said is None:
+        dtype = values.dtype
+        return [*dtype.categories] if isinstance(dtype, pd.CategoricalDtype) else None
+    distinct = values.dropna().unique()
+    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
+        wrong = [level for level in said if _as_number(level) is None]
+        if wrong:
+            raise DataError(
+                f"--columns {name}={'<'.join(said)}: column {name!r} holds numbers, and its order "
+                f"has {wrong[0]!r}; expected numbers"
+            )
+        own = {level: float(level) for level in said}
+        outside = [value for value in distinct if float(value) not in own.values()]
+    else:
+        texts = {str(value): value for value in distinct}
+        own = {level: texts.get(level, level) for level in said}
+        outside = [value for text, value in texts.items() if text not in own]
+    if outside:
+        raise DataError(
+            f"column {name!r} holds {outside[0]!s}, which its order leaves out, expected one of "
+            f"{' < '.join(said)}; add it to the order, or leave the entry empty"
+        )
+    return [*own.values()]
+
+
+def _check_values(
+    name: str, kind: str, said: Said, values: Series[Any], train: NDArray[np.bool_]
+) -> None:
+    import pandas as pd
+
+    distinct, drop = values[train].dropna().unique(), f"--columns {name}=drop"
     if len(distinct) == 0:
         raise DataError(
             f"column {name!r} has no value in the training rows, expected two different ones at "
@@ -726,21 +838,71 @@ def _check_values(name: str, kind: str, values: Series[Any], training: Series[An
             f"column {name!r} has one value in all training rows, {distinct[0]!r}, expected two at "
             f"least; it says nothing, so leave it out: {drop}"
         )
-    number = len(distinct if kind == "categorical" else values.dropna().unique())
-    if kind in MOST and number > MOST[kind]:
-        other = "join rare ones" if kind == "categorical" else f"say --columns {name}=continuous"
+    number = len(values.dropna().unique())
+    if kind == "ordinal" and number > MOST[kind]:
         raise DataError(
-            f"column {name!r} has {number} different values, expected at most {MOST[kind]} of a "
-            f"{kind} one; {other}, or leave it out: {drop}"
+            f"column {name!r} has {number} different values, expected at most {MOST[kind]} of an "
+            f"ordinal one; say --columns {name}=continuous, or leave it out: {drop}"
         )
+    if said.ends is not None and kind not in NUMBERS:
+        raise DataError(
+            f"--columns {name}={in_words(said.ends)} is a range of numbers, and column {name!r} "
+            f"is {kind}; expected a column of numbers"
+        )
+    ordered = isinstance(values.dtype, pd.CategoricalDtype) or said.order is not None
+    if kind in NUMBERS or (kind == "ordinal" and not ordered):
+        numbers = _numbers(values)
+        if (wrong := np.isnan(numbers) & values.notna().to_numpy()).any():
+            order = "<".join(map(str, distinct[:4]))
+            fix = f"; or say its order, such as --columns {name}={order}" * (kind == "ordinal")
+            raise DataError(_no_number(name, values[wrong].iloc[0]) + fix)
+        low, high = said.ends or (-math.inf, math.inf)
+        if (outside := (numbers < low) | (numbers > high)).any():
+            raise DataError(
+                f"column {name!r} holds {numbers[outside][0]:g}, expected numbers in the range "
+                f"{in_words((low, high))} that --columns says; correct it, or say another range"
+            )
+    if kind == "boolean" and (wrong := Boolean(name).unknown(values)).any():
+        Boolean(name).codes(values[wrong])
+
+
+class Unknown(NamedTuple):
+    """Values that a column cannot have: their mask (n,), and in words some of them and where."""
+
+    mask: NDArray[np.bool_]
+    values: str
+    are: str
+    rows: str
+
+
+def unknown_in(columns: Sequence[Column], table: DataFrame) -> dict[str, Unknown]:
+    """The values of a table that its columns cannot have, by the names of such columns."""
+    unknown = {}
+    for column in columns:
+        if column.name in table.columns:
+            values = table[column.name]
+            if (mask := column.unknown(values)).any():
+                some = [*map(_shown, values[mask].astype(object).unique()[:6].tolist())]
+                words = ", ".join(some[:5]) + (", …" if len(some) > 5 else "")
+                are = "is" if len(some) == 1 else "are"
+                unknown[column.name] = Unknown(mask, words, are, _rows(mask))
+    return unknown
+
+
+def known_alone(table: DataFrame, unknown: Mapping[str, Unknown]) -> DataFrame:
+    """A table without its unknown values, missing there."""
+    table = table.copy(deep=False)
+    for name, own in unknown.items():
+        table[name] = table[name].mask(own.mask)
+    return table
 
 
 def encode(columns: Sequence[Column], table: DataFrame) -> Tensor:
     """The codes of a table, (n, d) float64 (DataError: a missing column or an invalid value)."""
     if absent := [c.name for c in columns if c.name not in table.columns]:
         raise DataError(
-            f"the table has no column {absent[0]!r}, expected {', '.join(c.name for c in columns)};"
-            " add it, empty where nothing is known"
+            f"the table has no column {', '.join(map(repr, absent))}, expected "
+            f"{', '.join(c.name for c in columns)}; add these, empty where nothing is known"
         )
     return torch.from_numpy(np.stack([c.codes(table[c.name]) for c in columns], 1))
 

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from models.checks import check_shape
+from models.column_kinds import MOST, OTHERS, PLAIN, Kind, doubts_of, kinds_of, left_out
 from models.columns import (
-    OTHERS,
-    PLAIN,
     Column,
-    Kind,
-    categories,
+    Unknown,
     decode,
     encode,
     fit_columns,
+    known_alone,
     to_model_space,
+    unknown_in,
 )
 from models.files import DataError
 from models.problem import Assembly, Problem
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 FEWEST = 20
+OfUnknown = Literal["missing", "refuse"]
+"""What is done with values that a column cannot have."""
 HIDDEN, DEPTH = 128, 3
 NETWORK: dict[str, Any] = {
     "hidden": 64,
@@ -80,31 +83,38 @@ SHIPPED: dict[str, Callable[[], DataFrame]] = {
 class Tabular(Problem):
     """Rows of a table, with an MLP that is told maps of log SNR.
 
-    Columns of numbers are made normal by their quantiles and have a Gaussian denoiser; ordinal and
-    categorical ones have a logit for each level. Three categories or more are one-hot.
+    Columns of numbers and dates are made normal by their quantiles and have a Gaussian denoiser;
+    boolean, ordinal and categorical ones have a logit for each level. Three categories or more are
+    one-hot.
 
     ``data`` is a CSV or parquet file, whose first row has the names, or the name of one of
     :data:`SHIPPED`. An empty entry is missing. What columns are taken for says
-    :func:`~models.columns.kind_of`. A tenth
-    of the rows, drawn by ``split_seed``, is test, and scales and categories are those of the
-    training rows; a row with a level that no other row has is trained on. Those of :data:`SHIPPED`
-    whose target is a category, all but diabetes, are split evenly over it. Bits per dimension are
-    bits per column: of the density of a number in its own units, and of the probability of an atom,
-    of a rounded number and of a level.
+    :func:`~models.column_kinds.kind_of`, and which are left out
+    :func:`~models.column_kinds.left_out`. A tenth of the rows, drawn by ``split_seed``, is test,
+    and scales and categories are those of the training rows. A category that these do not have, or
+    that is not one of their 100 most frequent, counts as missing. Those of :data:`SHIPPED` whose
+    target is a category, all but diabetes, are split evenly over it. Bits per dimension are bits
+    per column: of the density of a number in its own units, and of the probability of an atom, of a
+    rounded number, of a day and of a level.
 
     Args:
         data: the file, or a name.
-        columns: kinds of columns where they are to be others, ``"age=continuous,zip=drop"``, of
-            :data:`~models.columns.Kind`. That of ``*`` is of all columns that are not named, and
-            may be plain too: continuous, ordinal or categorical, whatever numbers repeat, and
-            categories on a line.
+        columns: what columns are where they are to be others: a kind of
+            :data:`~models.column_kinds.Kind`, an order, or a range, as in
+            ``"age=continuous,zip=drop,size=small<middle<large,score=0..100"``. The kind of ``*`` is
+            that of all columns that are not named, and may be plain too: continuous, ordinal or
+            categorical, whatever numbers repeat, and categories on a line.
         holdout: see :class:`Problem`.
+
+    Attributes:
+        columns: the columns of the model.
+        left_out: why others that nothing was said of are not among them, by name.
+        doubts: what is doubtful of columns and their kinds, by name, in words.
 
     Raises:
         DataError: no such file, or one that is no table; fewer than 20 rows; an unknown column or
-            kind; a column without a value, with a single one, with too many levels, or with a
-            different level in every row; without ``split_seed``, a category that only test rows
-            have.
+            kind; a kind, an order or a range that the values of a column do not have; infinite
+            numbers; no column that a model could learn of.
         ValueError: no ``data``, or ``columns`` of another form.
     """
 
@@ -128,29 +138,37 @@ class Tabular(Problem):
         self.columns: list[Column] = []
         if self._kinds.get(OTHERS) != PLAIN:
             self.keeps_best, self.window = True, WINDOW
+        self.left_out: dict[str, str] = {}
+        self.doubts: dict[str, list[str]] = {}
         super().__init__(holdout=holdout)
 
     @property
     def all_kinds(self) -> str:
-        """``columns`` that say the kind of every column, and so need no table to infer it from; as
-        they were given where the others are plain."""
+        """``columns`` that say what every column is, and so need no table to infer it from; as they
+        were given where the others are plain."""
         if self._kinds.get(OTHERS) == PLAIN:
             return self._said
         text = io.StringIO()
-        kinds = [f"{column.name}={column.kind}" for column in self.columns]
+        kinds = [f"{column.name}={column.said}" for column in self.columns]
         csv.writer(text, lineterminator="").writerow([f"{OTHERS}=drop", *kinds])
         return text.getvalue()
 
     @property
     def columns_in_words(self) -> str:
-        """What each column was taken for, a line each, and how to say otherwise."""
-        width = max(len(column.name) for column in self.columns)
-        lines = [f"  {c.name:<{width}}  {c.told}" for c in self.columns]
+        """What each column was taken for, a line each, doubts, and how to say otherwise."""
+        told = {c.name: c.told for c in self.columns}
+        told |= {name: f"left out: {reason}" for name, reason in self.left_out.items()}
+        width = max(map(len, told))
+        lines = []
+        for name, words in told.items():
+            lines.append(f"  {name:<{width}}  {words}")
+            lines += [f"  {'':<{width}}  warning: {doubt}" for doubt in self.doubts.get(name, [])]
         kinds = ", ".join(get_args(Kind))
         return "\n".join(
             [
                 "columns of the table (say otherwise by --columns NAME=KIND,…, of",
-                f"{kinds}):",
+                f"{kinds};",
+                'by an order, "NAME=low<middle<high"; or by a range, NAME=0..100):',
                 *lines,
             ]
         )
@@ -165,22 +183,42 @@ class Tabular(Problem):
         table = read_table(self.source)
         if len(table) < FEWEST:
             raise DataError(f"{self.source} has {len(table)} rows, expected at least {FEWEST}")
-        levels = categories(table, self._kinds)
-        target = levels.get("target") if str(self.source) in SHIPPED else None
-        rows = self.divide(len(table), holdout, target, list(levels.values()))
+        rows = self.divide(len(table), holdout, self._strata(table))
         train = np.zeros(len(table), dtype=np.bool_)
         train[rows.train.numpy()] = True
         self.columns = fit_columns(table, train, self._kinds)
         self.event_shape = (sum(column.width for column in self.columns),)
-        if len(rows.test) == 0:
-            name = max(levels, key=lambda name: int(levels[name].max()))
-            raise DataError(
-                f"{self.source}: no row is left to test on, as each of those drawn has a level "
-                f"that no other row has; column {name!r} has {int(levels[name].max()) + 1} levels "
-                f"in {len(table)} rows. Leave it out: --columns {name}=drop"
-            )
-        codes = encode(self.columns, table)
+        self.left_out = left_out(table, train, self._kinds)
+        unknown = unknown_in(self.columns, table)
+        self._doubt(table, unknown)
+        codes = encode(self.columns, known_alone(table, unknown))
         return codes[rows.train], codes[rows.validation], codes[rows.test]
+
+    def _strata(self, table: DataFrame) -> Tensor | None:
+        """The classes of a shipped table, (n,)."""
+        import pandas as pd
+
+        if str(self.source) not in SHIPPED or kinds_of(table, self._kinds)["target"] not in MOST:
+            return None
+        return torch.from_numpy(pd.factorize(table["target"])[0]).long()
+
+    def _doubt(self, table: DataFrame, unknown: Mapping[str, Unknown]) -> None:
+        """Set :attr:`doubts`: of inferred kinds, and of categories that count as missing."""
+        inferred = {c.name: c.kind for c in self.columns} | dict.fromkeys(
+            self.left_out, "categorical"
+        )
+        for name, kind in inferred.items():
+            doubts = []
+            if name not in self._kinds and self._kinds.get(OTHERS, PLAIN) == PLAIN:
+                doubts += doubts_of(name, table[name], kind)
+            if name in unknown:
+                what = unknown[name]
+                doubts.append(
+                    f"{what.values} {what.are} no category of the training rows, or {what.are} "
+                    f"not one of the {MOST['categorical']} most frequent; missing in {what.rows}"
+                )
+            if doubts:
+                self.doubts[name] = doubts
 
     def check(self, data: Tensor, what: str) -> None:
         """Check the shape; entries may be missing, and columns check the others."""
@@ -206,10 +244,46 @@ class Tabular(Problem):
             )
         return kind.from_gaussian(self.fit_x(), levels, **NETWORK)
 
-    def encode(self, table: DataFrame, generator: torch.Generator | None = None) -> Tensor:
-        """Another table in model space, like x of :meth:`to_model_space`, NaN where missing
-        (DataError: unknown values)."""
-        return self.to_model_space(encode(self.columns, table), generator)
+    def codes(self, table: DataFrame, unknown: OfUnknown = "missing") -> Tensor:
+        """The stored data (n, d) of another table, float64, NaN where missing.
+
+        Args:
+            table: a table with all columns of the model, whose order is free, and any others.
+            unknown: what to do with values that a column of the model cannot have, such as new
+                categories and numbers out of its range: "missing" takes them for missing entries,
+                with a warning, and "refuse" is a DataError.
+
+        Raises:
+            DataError: absent columns, infinite numbers, and unknown values if they are refused.
+        """
+        if unknown not in get_args(OfUnknown):
+            raise ValueError(
+                f"unknown is {unknown!r}, expected one of {', '.join(get_args(OfUnknown))}"
+            )
+        check_names([*table.columns], "the table")
+        if unknown == "missing":
+            masks = unknown_in(self.columns, table)
+            for name, what in masks.items():
+                warnings.warn(
+                    f"column {name!r} holds {what.values} in {what.rows}, expected of it "
+                    f"{self._told(name)}; there the entry counts as missing, and --unknown refuse "
+                    "makes this an error",
+                    stacklevel=2,
+                )
+            table = known_alone(table, masks)
+        return encode(self.columns, table)
+
+    def encode(
+        self,
+        table: DataFrame,
+        generator: torch.Generator | None = None,
+        unknown: OfUnknown = "missing",
+    ) -> Tensor:
+        """Another table in model space, (n, d), NaN where missing; see :meth:`codes`."""
+        return self.to_model_space(self.codes(table, unknown), generator)
+
+    def _told(self, name: str) -> str:
+        return next(column.told for column in self.columns if column.name == name)
 
     def to_table(self, x: Tensor) -> DataFrame:
         """Data x (n, *event_shape) in model space as a table in its own units and categories."""
@@ -242,10 +316,7 @@ def read_table(source: Path | str) -> DataFrame:
     if str(source) in SHIPPED:
         return SHIPPED[str(source)]()
     path = Path(source).expanduser()
-    readers: dict[str, Callable[[Path], DataFrame]] = {
-        ".csv": pd.read_csv,
-        ".parquet": pd.read_parquet,
-    }
+    readers: dict[str, Callable[[Path], DataFrame]] = {".csv": _read_csv, ".parquet": _read_parquet}
     if path.suffix not in readers or not path.is_file():
         known = "is not there" if path.suffix in readers else "is no table that can be read"
         raise DataError(
@@ -257,7 +328,39 @@ def read_table(source: Path | str) -> DataFrame:
     except (ValueError, OSError, ImportError, pd.errors.ParserError) as error:
         raise DataError(f"{path} cannot be read as a table: {error}") from error
     table.columns = table.columns.map(str)
-    if table.columns.has_duplicates:
-        twice = table.columns[table.columns.duplicated()][0]
-        raise DataError(f"{path} has two columns {twice!r}, expected names that differ; rename one")
+    check_names(table.columns, str(path))
     return table
+
+
+def check_names(names: Sequence[str], what: str) -> None:
+    """Raise DataError where two columns of a table, which ``what`` is in words, have one name."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise DataError(
+                f"{what} has two columns {name!r}, expected names that differ; rename one"
+            )
+        seen.add(name)
+
+
+def _read_csv(path: Path) -> DataFrame:
+    import pandas as pd
+
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        names = next((row for row in csv.reader(file) if row), None)
+    if names is None:
+        raise DataError(f"{path} is empty, expected a table whose first row has the names")
+    check_names([name for name in names if name], str(path))  # pandas would call the second a.1
+    separator = next((mark for mark in ";\t|" if mark in names[0]), None)
+    if len(names) == 1 and separator is not None:
+        raise DataError(
+            f"{path} has one column, {names[0]!r}, expected commas between columns, and it has "
+            f"{separator!r} there; write it with commas"
+        )
+    return pd.read_csv(path)
+
+
+def _read_parquet(path: Path) -> DataFrame:
+    import pandas as pd
+
+    return pd.read_parquet(path)

@@ -343,7 +343,6 @@ def test_types_index_and_order_of_a_table_stay() -> None:
 
 
 def test_a_parquet_file_comes_back_in_its_types(tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow")
     typed().to_parquet(tmp_path / "in.parquet")
     before = pd.read_parquet(tmp_path / "in.parquet")
     (tmp_path / "out.parquet").write_bytes(filled(before, pd.DataFrame(NEW)).to_parquet())
@@ -369,7 +368,7 @@ def test_a_run_keeps_the_kinds_that_it_was_trained_with(
     assert "  rain        mixed: atoms 0 (" in told and "--columns NAME=KIND" in told
     said = read_settings(tmp_path / "run")["columns"]
     assert said == '*=drop,"age, years=integer",rain=mixed,a=b=ordinal'
-    monkeypatch.setattr("models.columns.kind_of", None)  # nothing is inferred anew
+    monkeypatch.setattr("models.column_kinds.kind_of", None)  # nothing is inferred anew
     problem = load_trained(tmp_path / "run")[1].problem
     assert [c.kind for c in problem.columns] == ["integer", "mixed", "ordinal"]
 

@@ -21,7 +21,7 @@ from inference.options import Data
 from inference.problems import build_problem
 from inference.runs import Run
 from inference.train import train
-from models import DataError, Digits, Images, Mnist5k, Problem, Tabular, Toy
+from models import Digits, Images, Mnist5k, Problem, Tabular, Toy
 from models.splits import split_rows
 from pyro_mdm.networks import MLP
 from tests.brief import SHORT
@@ -147,31 +147,19 @@ def test_a_class_of_one_datum_is_trained_on() -> None:
     assert any(single in split_rows(60, True, s, unknown, [unknown]).test for s in range(40))
 
 
-def test_levels_that_no_other_row_has_are_trained_on(tmp_path: Path) -> None:
-    table = pd.DataFrame({"a": np.arange(60.0).round(1) + 0.5, "city": ["Rome", "Oslo"] * 30})
-    table["size"] = np.arange(60) % 3
-    for row in range(0, 60, 7):  # nine rows, of which seeds draw some
-        table.loc[row, "city"] = f"town {row}"
-    table.loc[5, "size"] = 9
+def test_rows_of_a_table_are_split_whatever_levels_they_have(tmp_path: Path) -> None:
+    table = pd.DataFrame({"a": np.arange(60.0) + 0.5, "city": ["Rome", "Oslo"] * 30})
+    table.loc[::7, "city"] = [f"town {row}" for row in range(0, 60, 7)]
     table.to_csv(tmp_path / "own.csv", index=False)
-    seen = set()
-    for seed in range(6):
+    for seed in (None, 0, 1, 2):
         problem = Tabular.split_by(seed, data=tmp_path / "own.csv", holdout=True)
-        train = {*problem.numbers("train").tolist()}
-        assert {*range(0, 60, 7), 5} <= train
-        assert problem.rows is not None
-        seen.add(problem.rows.rare)
-        rare = problem.rows.rare
-        said = f"; {rare} data are of categories too rare to be split, and are trained on"
-        if rare == 1:
-            said = "; 1 datum is of categories too rare to be split, and is trained on"
-        assert (said in problem.split_in_words) == ("rare" in problem.split_in_words) == (rare > 0)
-    assert max(seen) > 0
-    with pytest.raises(DataError, match="'city' holds 'town 0', which the training rows never"):
-        Tabular.split_by(None, data=tmp_path / "own.csv")
-    table.assign(name=[f"n{i}" for i in range(60)]).to_csv(tmp_path / "own.csv", index=False)
-    with pytest.raises(DataError, match=r"'name' has 60 levels in 60 rows.*--columns name=drop"):
-        Tabular(data=tmp_path / "own.csv")
+        expected = split_rows(60, True, seed)
+        assert problem.rows is not None and torch.equal(problem.rows.test, expected.test)
+        seen = {*table["city"][expected.train.numpy()]}
+        new = [city not in seen for city in table["city"][expected.test.numpy()]]
+        assert problem.test[:, 1].isnan().tolist() == new
+        every = {*table["city"]} - seen
+        assert ("warning: " in problem.columns_in_words) == bool(every)
 
 
 @pytest.mark.parametrize("name", ["iris", "wine", "breast_cancer"])

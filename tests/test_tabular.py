@@ -56,7 +56,7 @@ def test_kinds_are_found_or_said(file: Path) -> None:
         "income": ("nonnegative", None),
         "grade": ("ordinal", 4),
         "city": ("categorical", 3),
-        "member": ("categorical", 2),
+        "member": ("boolean", 2),
     }
     said = Tabular(data=file, columns="age=drop, grade=categorical").columns
     assert [(c.name, c.kind) for c in said][:2] == [
@@ -218,13 +218,36 @@ MISTAKES: dict[str, tuple[Any, str, str]] = {
     "unknown column": (None, "weight=drop", "'weight', and the table has no such .* one of age"),
     "unknown kind": (None, "age=float", "age=float: expected a kind of continuous, nonnegative"),
     "no kind": (None, "age", "--columns has 'age', expected name=kind"),
-    "no value": (table_with(e=[math.nan] * N), "", "'e' has no value .* --columns e=drop"),
-    "constant": (table_with(c=["a"] * N), "", "'c' has one value in all training rows, 'a'"),
-    "names": (table_with(c=[f"a{i}" for i in range(N)]), "", "'c' has 120 different .* most 100"),
+    "no value": (table_with(e=[math.nan] * N), "e=integer", "'e' has no value .* --columns e=drop"),
+    "constant": (table_with(c=["a"] * N), "c=categorical", "'c' has one value in all .*, 'a'"),
     "words": (None, "city=continuous", "'city' holds '.*', expected a number; correct it"),
+    "words in no order": (
+        None,
+        "city=ordinal",
+        "'city' holds .*; or say its order, such as --colu",
+    ),
+    "another order": (None, "city=Oslo<Rome", "'city' holds Bern, which its order leaves out, exp"),
+    "an order twice": (None, "city=Oslo<Oslo", "city=Oslo<Oslo: expected levels that differ, the"),
+    "an order of words": (None, "grade=0<1<two", "'grade' holds numbers, and its order has 'two'"),
+    "backwards": (None, "age=90..10", "age=90..10: expected a range of numbers, the least first"),
+    "no range": (None, "age=a..b", "age=a..b: expected a range of numbers, the least first"),
+    "a range of levels": (None, "age=ordinal 0..9", "expected a kind of .*; or a range, 0..100"),
+    "a range of words": (
+        None,
+        "city=0..9",
+        "city=0..9 is a range of numbers, .* 'city' is categor",
+    ),
+    "out of range": (None, "age=20..99", "'age' holds 1.*, expected numbers in the range 20..99 t"),
+    "no truth": (None, "city=boolean", "'city' holds '.*', expected true or false; correct it"),
+    "no dates": (None, "city=date", "'city' holds '.*', expected a date, such as 2024-12-31"),
     "infinite": (table_with(age=[math.inf] + [1.5, 2.5] * 59 + [3.5]), "", "'age' holds an infin"),
     "few rows": (lambda table: table.head(12), "", "has 12 rows, expected at least 20"),
     "nothing left": (lambda table: table[["age"]], "age=drop", "no column of the table is left"),
+    "nothing told": (
+        lambda table: table.assign(c=1)[["c"]],
+        "",
+        "no column .* differs between rows; 'c': its only value in the training rows is 1",
+    ),
 }
 
 
@@ -245,14 +268,26 @@ def test_mistakes_of_files_and_programs(file: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises((DataError, ValueError), match=message):
             Tabular(data=data)
-    (tmp_path / "broken.csv").write_text('a,b\n"1,2\n3')
-    with pytest.raises(DataError, match=r"broken\.csv cannot be read as a table"):
-        Tabular(data=tmp_path / "broken.csv")
+    for text, message in (
+        ('a,b\n"1,2\n3', r"own\.csv cannot be read as a table"),
+        ("", r"own\.csv is empty, expected a table whose first row has the names"),
+        ("a,b\n", r"own\.csv has 0 rows, expected at least 20"),
+        ("a,b,a\n1,2,3\n", r"own\.csv has two columns 'a', expected names that differ; rename"),
+        ("a;b\n1;2\n", r"own\.csv has one column, 'a;b', expected commas .* has ';' there"),
+        ("a\tb\n1\t2\n", r"has one column, 'a\\tb', expected commas"),
+    ):
+        (tmp_path / "own.csv").write_text(text)
+        with pytest.raises(DataError, match=message):
+            Tabular(data=tmp_path / "own.csv")
     with pytest.raises(ValueError, match=r"--columns a=drop is for tables; --model digits has no"):
         build_problem(with_split(Data(model="digits", columns="a=drop", holdout=False)))
     problem = Tabular(data=file)
-    with pytest.raises(DataError, match="no column 'city', expected age, income"):
-        problem.encode(people().drop(columns="city"))
-    with pytest.raises(DataError, match=r"'grade' holds 9\.0, which the training rows never have"):
-        problem.encode(people().assign(grade=9))
+    with pytest.raises(DataError, match="no column 'age', 'city', expected age, income"):
+        problem.encode(people().drop(columns=["age", "city"]))
+    with pytest.raises(DataError, match="the table has two columns 'age', expected names that"):
+        problem.encode(people().set_axis(["age", "age", "grade", "city", "member"], axis=1))
+    with pytest.raises(DataError, match=r"'grade' holds 9, which the training rows never have"):
+        problem.encode(people().assign(grade=9), unknown="refuse")
+    with pytest.raises(ValueError, match="unknown is 'drop', expected one of missing, refuse"):
+        problem.encode(people(), unknown="drop")  # type: ignore[arg-type]
     assert isinstance(problem.columns[2], Ordinal)
