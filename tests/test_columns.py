@@ -386,3 +386,15 @@ def test_an_older_run_has_the_columns_of_its_time() -> None:
     assert torch.equal(x, programs.problem.transform(rows).x) and bool(log_det.isfinite().all())
     now = [c.kind for c in Tabular(data="wine").columns]
     assert now != kinds and now[-2:] == ["integer", "categorical"]
+
+
+@pytest.mark.parametrize("factor", [1.0, 1000.0])
+def test_what_lies_beyond_the_values_of_a_rounded_column_is_rare_and_no_more(factor: float) -> None:
+    """Beyond the last value the line is not as steep as over the rounding of that one."""
+    values = factor * generator().lognormal(3, 0.5, 400).round()
+    own = column(values)
+    assert own.kind == "integer"
+    top = values.max()
+    half = torch.full((2,), 0.5).double()
+    x, _ = own.scaled(torch.tensor([top, 1.3 * top]).double(), half)
+    assert float(x[0]) + 0.1 < float(x[1]) < float(x[0]) + 3
