@@ -192,7 +192,8 @@ class Table:
         return self._programs
 
     @property
-    def _problem(self) -> Tabular:
+    def problem(self) -> Tabular:
+        """The table that was fitted to, with its columns."""
         problem = self._fitted.problem
         assert isinstance(problem, Tabular)
         return problem
@@ -206,16 +207,16 @@ class Table:
     @property
     def columns_in_words(self) -> str:
         """What each column was taken for, a line each."""
-        return self._problem.columns_in_words
+        return self.problem.columns_in_words
 
     @property
     def names(self) -> list[str]:
         """The names of the columns that are modelled."""
-        return [column.name for column in self._problem.columns]
+        return [column.name for column in self.problem.columns]
 
     def column(self, name: str) -> Column:
         """The column of a name (DataError: none that is modelled)."""
-        own = {column.name: column for column in self._problem.columns}
+        own = {column.name: column for column in self.problem.columns}
         if name not in own:
             raise DataError(f"there is no column {name!r}, expected one of {', '.join(own)}")
         return own[name]
@@ -337,16 +338,16 @@ class Table:
         """
         own = seed_from(self.seed if seed is None else seed, "draws", piece)
         noise, model = torch.Generator().manual_seed(own), self._fitted.model
-        x = torch.cat([self._problem.encode(rows, noise) for _ in range(num)])
+        x = torch.cat([self.problem.encode(rows, noise) for _ in range(num)])
         x = x.to(model.diffusion.start_time.device)
         left_out = None if only is None else x.isnan() & ~self._dims(only).to(x.device)
         options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
         drawn = impute(model, x, num=1, left_out=left_out, seed=own, **options)[0]
-        return [self._problem.to_table(part) for part in drawn.split(max(1, len(rows)))]
+        return [self.problem.to_table(part) for part in drawn.split(max(1, len(rows)))]
 
     def _dims(self, name: str) -> Tensor:
         """The mask (d,) of the dimensions of model space that a column has."""
-        problem, column = self._problem, self.column(name)
+        problem, column = self.problem, self.column(name)
         codes = torch.full((1, len(problem.columns)), math.nan, dtype=torch.float64)
         middle = column.unscaled(torch.zeros(1)) if column.levels is None else torch.zeros(1)
         codes[:, problem.columns.index(column)] = middle.double()
@@ -404,7 +405,7 @@ class Table:
                 column.name: column.center(
                     np.stack([own[column.name] for own in draws]), center or self.center
                 )
-                for column in self._problem.columns
+                for column in self.problem.columns
             }
         )
 
@@ -423,7 +424,7 @@ class Table:
         """
         import pandas as pd
 
-        problem, seed = self._problem, self.seed if seed is None else seed
+        problem, seed = self.problem, self.seed if seed is None else seed
         if not given:
             drawn = draw(self._fitted.model, n, batch_size=batch_size, seed=seed)
             return problem.to_table(drawn)
