@@ -16,9 +16,19 @@ import numpy as np
 
 from inference.checkpoints import explain_full_disk
 from inference.cli import check_positive, command_line
+from inference.completion import PIECE, filled
 from inference.output import check_out
-from inference.pieces import Cells, Part, Piece, Texts, common_types, content, read_pieces
-from inference.table import PIECE, Table, filled
+from inference.pieces import (
+    Cells,
+    Part,
+    Piece,
+    Texts,
+    common_types,
+    content,
+    read_pieces,
+    text_columns,
+)
+from inference.table import Table
 from models.columns import Center, Column, encode
 from pyro_mdm.support.files import replacing
 from pyro_mdm.support.progress import progress_bar
@@ -75,7 +85,7 @@ def impute(
     columns = table.problem.columns
     if sampler is not None or steps is not None:
         table.use_sampler(sampler, steps)
-    pieces = partial(read_pieces, data, PIECE, _text_columns(columns))
+    pieces = partial(read_pieces, data, PIECE, text_columns(columns))
     whole = Survey.of(pieces(), columns)
     if not whole.missing:
         raise ValueError(f"--data {data} has no missing entry, expected one at least")
@@ -155,16 +165,6 @@ class Survey(NamedTuple):
             if cells is not None:
                 texts.seen(cells, table)
         return cls(rows, incomplete, missing, types, texts)
-
-
-def _text_columns(columns: Sequence[Column]) -> list[str]:
-    """The names of columns whose levels are text."""
-    names = []
-    for column in columns:
-        if column.levels is not None:
-            levels = column.values(np.arange(column.levels))
-            names += [column.name] if all(isinstance(level, str) for level in levels) else []
-    return names
 
 
 def fill_cells(

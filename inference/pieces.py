@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from models import DataError
+from models.columns import Column
 from models.tabular import read_table
 
 if TYPE_CHECKING:
@@ -169,6 +170,16 @@ class Texts:
         as_float = self._as_floats.get(name, False) and isinstance(value, int)
         text = f"{value}.0" if as_float else str(value)
         return self._known.get(name, {}).get(value, text)
+
+
+def text_columns(columns: Sequence[Column]) -> list[str]:
+    """The names of columns whose levels are text."""
+    names = []
+    for column in columns:
+        if column.levels is not None:
+            levels = column.values(np.arange(column.levels))
+            names += [column.name] if all(isinstance(level, str) for level in levels) else []
+    return names
 
 
 def csv_text(rows: Cells) -> str:

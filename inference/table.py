@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from inference import trust
+from inference.completion import column_of, draws, draws_given, filled, in_pieces
 from inference.loading import load_trained
 from inference.plan import Programs
 from inference.processes import start
@@ -42,9 +43,9 @@ from inference.runs import Run, RunError
 from inference.sample import draw, make_sampler
 from inference.seeds import seed_from
 from inference.train import train
-from models import DataError, Tabular
+from models import Tabular
 from models.columns import Center, Column, encode
-from pyro_mdm import bound, condition, impute
+from pyro_mdm import bound, condition
 from pyro_mdm.support.progress import without_progress
 
 if TYPE_CHECKING:
@@ -52,8 +53,6 @@ if TYPE_CHECKING:
 
 Frame: TypeAlias = Any  # a pandas DataFrame, or an array
 
-PIECE = 4096
-"""The rows that are completed or measured together; each such piece has a seed of its own."""
 FRESH = 8
 """Draws from the intervals of integers, rounded numbers and atoms, over which a bound is a mean."""
 
@@ -114,6 +113,7 @@ class Table:
     _run: Run
     _programs: Programs
     _names_in: list[str]
+    _sampler: tuple[str | None, int | None] = (None, None)
 
     def __init__(
         self,
@@ -216,10 +216,7 @@ class Table:
 
     def column(self, name: str) -> Column:
         """The column of a name (DataError: none that is modelled)."""
-        own = {column.name: column for column in self.problem.columns}
-        if name not in own:
-            raise DataError(f"there is no column {name!r}, expected one of {', '.join(own)}")
-        return own[name]
+        return column_of(self.problem, name)
 
     def use_sampler(self, name: str | None = None, steps: int | None = None) -> None:
         """Draw by another sampler than the run's, or by as many steps.
@@ -229,6 +226,7 @@ class Table:
             steps: the number of steps; None: the sampler's own.
         """
         model, own = self._fitted.model, self._run.config["sampler"]
+        self._sampler = name, steps
         with nullcontext() if name else trust.named_by(self.run_folder):
             model.sampler = make_sampler(
                 name or own or "exponential", steps, model.diffusion, model.score_function
@@ -237,7 +235,7 @@ class Table:
     # -- density -----------------------------------------------------------------------------------
 
     def log_prob(
-        self, X: Frame, *, draws: int = 32, batch_size: int = 1024, seed: int | None = None
+        self, X: Frame, *, draws: int = 128, batch_size: int = 1024, seed: int | None = None
     ) -> pd.DataFrame:
         """A lower bound on log p of each row, of what is there: missing entries are integrated out.
 
@@ -336,22 +334,10 @@ class Table:
             piece: the number of these rows among pieces of a larger table, for their seed.
             only: the one column that is drawn, if the others are integrated out and stay empty.
         """
-        own = seed_from(self.seed if seed is None else seed, "draws", piece)
-        noise, model = torch.Generator().manual_seed(own), self._fitted.model
-        x = torch.cat([self.problem.encode(rows, noise) for _ in range(num)])
-        x = x.to(model.diffusion.start_time.device)
-        left_out = None if only is None else x.isnan() & ~self._dims(only).to(x.device)
+        own = self.seed if seed is None else seed
         options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
-        drawn = impute(model, x, num=1, left_out=left_out, seed=own, **options)[0]
-        return [self.problem.to_table(part) for part in drawn.split(max(1, len(rows)))]
-
-    def _dims(self, name: str) -> Tensor:
-        """The mask (d,) of the dimensions of model space that a column has."""
-        problem, column = self.problem, self.column(name)
-        codes = torch.full((1, len(problem.columns)), math.nan, dtype=torch.float64)
-        middle = column.unscaled(torch.zeros(1)) if column.levels is None else torch.zeros(1)
-        codes[:, problem.columns.index(column)] = middle.double()
-        return ~problem.to_model_space(codes, torch.Generator()).isnan()[0]
+        model = self._fitted.model
+        return draws(self.problem, model, rows, num, piece=piece, only=only, seed=own, **options)
 
     def impute(
         self, X: Frame, num: int = 20, *, batch_size: int = 1024, seed: int | None = None
@@ -422,16 +408,13 @@ class Table:
         Args:
             given: values of columns by name, which all rows have; the others are drawn given them.
         """
-        import pandas as pd
-
-        problem, seed = self.problem, self.seed if seed is None else seed
-        if not given:
-            drawn = draw(self._fitted.model, n, batch_size=batch_size, seed=seed)
-            return problem.to_table(drawn)
-        for name in given:
-            self.column(name)  # or an error
-        known = pd.DataFrame({name: [given.get(name)] * n for name in self.names})
-        return filled(known, self.draws(known, 1, batch_size=batch_size, seed=seed)[0])
+        problem, model = self.problem, self._fitted.model
+        own = self.seed if seed is None else seed
+        if given:
+            return draws_given(problem, model, n, given, batch_size=batch_size, seed=own)
+        name, steps = self._sampler
+        options: dict[str, Any] = {"sampler": name, "steps": steps, "seed": own}
+        return problem.to_table(draw(model, n, batch_size=batch_size, **options))
 
     def conditional(
         self, X: Frame, column: str, *, num: int = 200, batch_size: int = 1024
@@ -592,7 +575,7 @@ class Conditional:
         probabilities = torch.from_numpy(np.stack(bounds, 1)).softmax(1).numpy()
         return pd.DataFrame(probabilities, self.rows.index, columns=list(levels))
 
-    def log_prob(self, values: Sequence[Any], draws: int = 32) -> pd.DataFrame:
+    def log_prob(self, values: Sequence[Any], draws: int = 128) -> pd.DataFrame:
         """A lower bound on log p of a value in each row, given what is there, in nats.
 
         Args:
@@ -675,32 +658,3 @@ def as_frame(X: Frame) -> pd.DataFrame:
         )
     names = [f"x{j}" for j in range(values.shape[1])]
     return pd.DataFrame(values, columns=names).infer_objects()
-
-
-def in_pieces(frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """The rows by :data:`PIECE`, at least one piece."""
-    for first in range(0, max(1, len(frame)), PIECE):
-        yield frame.iloc[first : first + PIECE]
-
-
-def filled(table: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
-    """A table with ``values`` where its own columns of these names are empty, its types kept; a
-    column without any entry has the type of the values."""
-    import pandas as pd
-
-    whole = table.copy()
-    for name in values.columns:
-        own, empty = whole[name], whole[name].isna().to_numpy()
-        if not empty.any():
-            continue
-        new = pd.Series(values[name].to_numpy()[empty], dtype=object)
-        if empty.all() and not isinstance(own.dtype, pd.CategoricalDtype):
-            whole[name] = new.infer_objects().set_axis(whole.index)
-            continue
-        if isinstance(own.dtype, pd.CategoricalDtype):
-            unknown = [value for value in new.unique() if value not in own.cat.categories]
-            own = own.cat.add_categories(unknown)
-        own = own.copy()
-        own[empty] = new.astype(own.dtype).array
-        whole[name] = own
-    return whole
