@@ -1,4 +1,4 @@
-"""A table with missing entries as one object: its density, completions, samples and conditionals.
+"""A table with missing entries as one object: its density, completions, samples and conditionals::
 
     from inference import Table
 
