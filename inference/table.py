@@ -93,9 +93,6 @@ class Table:
             and to show progress.
         settings: other options of ``inference.train`` by name.
 
-    Attributes:
-        run_folder: the folder of the run.
-
     Raises:
         DataError, RunError, ValueError: ``fit``: what ``inference.train`` refuses.
         RunError: before ``fit``, whatever needs a trained run.
