@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import torch
 from torch import Tensor
 
 from inference.bounds import (
@@ -40,9 +41,12 @@ from inference.output import check_out, csv_bytes
 from inference.plan import Programs
 from inference.processes import Precision, autocast_dtype, start
 from inference.reuse import Another, Opened, against_own, open_run
+from inference.runs import RunError
+from inference.table import Table
 from models import Tabular
 from models.base import Part
 from models.kinds import kind_of
+from models.tabular import read_table
 from pyro_mdm import bits_per_dim
 from pyro_mdm.conditioning.classification import ClassPosterior, class_posterior
 from pyro_mdm.contexts import Labels
@@ -85,6 +89,7 @@ def evaluate(
     precision: Precision = "32-true",
     out: Path | None = None,
     overwrite: bool = False,
+    data: str | None = None,
 ) -> None:
     """Print the test bound of a run, with its averaged weights.
 
@@ -124,7 +129,27 @@ def evaluate(
             images the bound is at one draw of the dequantization, by --seed, which the error leaves
             out. With --half_width both are empty for data that were never drawn.
         overwrite: replace ``out`` if it exists.
+        data: with a run of a table: rows to evaluate in place of the test data, a .csv or .parquet
+            file or a name as for inference.train. ``out`` then has a bound on log p of each row in
+            nats, of what is there, and its standard error.
     """
+    if data is not None:
+        asked = {
+            **{"reuse": reuse, "guide": guide, "max_log_snr": max_log_snr},
+            **{"min_log_snr": min_log_snr, "half_width": half_width, "samples": samples},
+            **{"times": times, "probes": probes, "rtol": rtol, "test_size": test_size},
+            **{"classify": classify or None, "method": None if method == "elbo" else method},
+            "precision": None if precision == "32-true" else precision,
+        }
+        if others := [f"--{name}" for name, value in asked.items() if value is not None]:
+            raise ValueError(
+                f"--data has bounds of new rows of a table, by --draws alone; leave out "
+                f"{', '.join(others)}"
+            )
+        check_positive(draws=draws, batch_size=batch_size)
+        _check_bounds(method, classify, out, overwrite)
+        _of_rows(run, data, out, draws, batch_size, seed, accelerator)
+        return
     check_positive(
         draws=draws, batch_size=batch_size, half_width=half_width, samples=samples, rtol=rtol
     )
@@ -140,11 +165,11 @@ def evaluate(
     for programs in opened.all_programs:
         programs.model.to(fabric.device)
         programs.model.score_function.autocast_dtype = autocast_dtype(precision)
-    data = opened.programs.problem.part("test")
-    data = data if test_size is None else some(data, test_size)
+    tested = opened.programs.problem.part("test")
+    tested = tested if test_size is None else some(tested, test_size)
     calls = Calls(draws=draws, batch_size=batch_size, progress=lead, distributed=several)
     if method == "elbo":
-        _by_bound(opened, data, seed, half_width, calls, classify=classify, out=out, lead=lead)
+        _by_bound(opened, tested, seed, half_width, calls, classify=classify, out=out, lead=lead)
         return
     if several:
         raise ValueError(f"--method {method} runs in one process; start it without torchrun")
@@ -152,10 +177,10 @@ def evaluate(
         print(note)
     known = opened.programs.problem.context is not None
     told = f", each given its {given_in_words(opened.programs)}" if known else ""
-    print(f"{opened.folder}: step {opened.checkpoint.step}, {len(data)} test data{told}")
+    print(f"{opened.folder}: step {opened.checkpoint.step}, {len(tested)} test data{told}")
     if method == "all":
-        print(f"elbo: {measure(opened.programs, data, seed=seed, **calls)}")
-    _by_weights(opened.programs, data, method, weighing)
+        print(f"elbo: {measure(opened.programs, tested, seed=seed, **calls)}")
+    _by_weights(opened.programs, tested, method, weighing)
 
 
 def _check_bounds(method: Method, classify: bool, out: Path | None, overwrite: bool) -> None:
@@ -170,6 +195,28 @@ def _check_bounds(method: Method, classify: bool, out: Path | None, overwrite: b
         check_out(out, (".csv",), overwrite=overwrite)
     elif overwrite:
         raise ValueError("--overwrite is for --out, which is not given; leave it out")
+
+
+def _of_rows(
+    run: Path | None,
+    data: str,
+    out: Path | None,
+    draws: int,
+    batch_size: int,
+    seed: int,
+    accelerator: str,
+) -> None:
+    """Measure the bound on rows of a new table, and print its mean."""
+    if run is None:
+        raise RunError("--data is of rows for a run, which is missing; give its folder")
+    table = Table.from_run(run, accelerator=accelerator)
+    rows = table.log_prob(read_table(data), draws=draws, batch_size=batch_size, seed=seed)
+    if out is not None:
+        own = rows.reset_index(drop=True)
+        write_atomically(out, own.to_csv(index_label="row").encode())
+        print(f"the bound of each row: {out}")
+    values = torch.tensor(rows["log_prob"].tolist())
+    print(f"log p of a row, of what is there: at least {Measured.of(values)} nats")
 
 
 # -- bounds ----------------------------------------------------------------------------------------

@@ -5,27 +5,35 @@ python -m inference.impute runs/tabular-learned-0-0 --data incomplete.csv --num 
 
 from __future__ import annotations
 
-import csv
-import io
-from contextlib import nullcontext
+import warnings
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 
-from inference import trust
-from inference.checkpoints import write_atomically
+from inference.checkpoints import explain_full_disk
 from inference.cli import check_positive, command_line
-from inference.loading import load_trained
+from inference.completion import PIECE, filled
 from inference.output import check_out
-from inference.processes import start
-from inference.runs import RunError
-from inference.sample import make_sampler
+from inference.pieces import (
+    Cells,
+    Part,
+    Piece,
+    Texts,
+    common_types,
+    content,
+    read_pieces,
+    text_columns,
+)
+from inference.table import Table
 from models import Tabular
 from models.columns import Center
-from models.tabular import OfUnknown, read_table
-from pyro_mdm.conditioning.imputation import impute as completions
+from models.tabular import OfUnknown
+from pyro_mdm.support.files import replacing
+from pyro_mdm.support.progress import progress_bar
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,7 +58,9 @@ def impute(
     Two files are written: the table with one value for each missing entry, and beside it
     NAME-draws.csv with all draws, whose column draw counts them. What was there stays as it was,
     also columns that the run does not know: of a CSV file the text of each cell, of a table in
-    parquet the types and the index.
+    parquet the types and the index. The table is read, completed and written in pieces of 4,096
+    rows, so that any number of rows takes the memory of one piece; both files are put in place at
+    the end. It is :meth:`inference.Table.impute`, which has the same draws.
 
     Args:
         run: the run folder, of --model tabular (--run may be left out), or the name of such a
@@ -65,7 +75,8 @@ def impute(
         sampler: as for inference.sample; by default exponential.
         steps: steps of the sampler.
         batch_size: rows simulated together.
-        seed: seed of the noise.
+        seed: seed of the noise. Draws of a row depend on it, on --batch_size and on the rows of
+            its piece.
         unknown: what to do with values that the run does not know, such as new categories and
             numbers out of a column's range: missing, to take them for missing entries, with a
             warning; or refuse. Their cells stay as they are.
@@ -76,132 +87,119 @@ def impute(
     draws_out = out.with_name(f"{out.stem}-draws{out.suffix}")
     for file in (out, draws_out):
         check_out(file, (".csv", ".parquet"), overwrite=overwrite)
-    trained, (problem, model, _), _ = load_trained(run)
-    if not isinstance(problem, Tabular):
-        raise RunError(f"{run} is of --model {trained.config['model']}, expected one of tabular")
-    if trained.config["maps"] == "levels":
-        raise RunError(
-            f"{run} was trained at --maps levels, where no entry is ever observed, expected mixed "
-            "or subsets; train it at such maps"
-        )
-    table = read_table(data)
-    noise = torch.Generator().manual_seed(seed)
-    codes = problem.codes(table, unknown)
-    each = [problem.to_model_space(codes, noise) for _ in range(num)]
-    names = [column.name for column in problem.columns]
-    missing = table[names].isna().to_numpy()
-    if not missing.any():
+    table = Table.from_run(run, accelerator=accelerator)
+    columns = table.problem.columns
+    if sampler is not None or steps is not None:
+        table.use_sampler(sampler, steps)
+    pieces = partial(read_pieces, data, PIECE, text_columns(columns))
+    whole = Survey.of(pieces(), table.problem, unknown)
+    if not whole.missing:
+        names = ", ".join(column.name for column in columns)
         raise ValueError(
             f"--data {data} has no missing entry, expected one at least in the columns of the run, "
-            f"{', '.join(names)}; leave one empty"
+            f"{names}; leave one empty"
         )
-    fabric = start(accelerator)
-    if fabric.world_size > 1:
-        raise ValueError("inference.impute runs in one process; start it without torchrun")
-    if sampler is not None or steps is not None:
-        name = sampler or trained.config["sampler"] or "exponential"
-        with nullcontext() if sampler else trust.named_by(run):
-            model.sampler = make_sampler(name, steps, model.diffusion, model.score_function)
-    x = torch.cat(each).to(fabric.device)
-    model.to(fabric.device)
-    drawn = completions(model, x, num=1, batch_size=batch_size, seed=seed, progress=True)
-    tables = [problem.to_table(rows) for rows in drawn[0].split(len(table))]
-    _write(out, draws_out, data, table, problem, tables, center)
-    rows = int(missing.any(1).sum())
+    with TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}-") as folder:
+        middle = Part(Path(folder) / f"middle{out.suffix}", whole.rows)
+        each = [
+            Part(Path(folder) / f"{k}{out.suffix}", whole.rows, header=k == 0) for k in range(num)
+        ]
+        with progress_bar(whole.rows, "imputation", "rows") as bar:
+            for k, piece in enumerate(pieces()):
+                rows = piece.table.astype(whole.types)
+                draws = table.draws(
+                    rows, num, piece=k, batch_size=batch_size, seed=seed, unknown=unknown
+                )
+                _add(middle, rows, piece.cells, whole, table.middle(draws, center))
+                for number, own in enumerate(draws):
+                    _add(each[number], rows, piece.cells, whole, own, number)
+                bar.update(len(rows))
+        for part in (middle, *each):
+            part.close()
+        with explain_full_disk(out, 0), replacing() as write:
+            write(draws_out, content(each))
+            write(out, content([middle]))
     print(
-        f"{int(missing.sum())} missing entries in {rows} of {len(table)} rows; {out}; {draws_out}"
+        f"{whole.missing} missing entries in {whole.incomplete} of {whole.rows} rows; {out}; "
+        f"{draws_out}"
     )
 
 
-def _write(
-    out: Path,
-    draws_out: Path,
-    data: str,
-    table: pd.DataFrame,
-    problem: Tabular,
-    draws: list[pd.DataFrame],
-    center: Center,
+def _add(
+    part: Part,
+    rows: pd.DataFrame,
+    cells: Cells | None,
+    whole: Survey,
+    values: pd.DataFrame,
+    draw: int | None = None,
 ) -> None:
-    """Write a table with the middle of the draws of its missing entries, and all draws."""
+    """Add completed rows to a file, with the number of the draw in a last column if it is one."""
     import pandas as pd
 
-    middle = {
-        column.name: column.center(np.stack([own[column.name] for own in draws]), center)
-        for column in problem.columns
-    }
-    middles, cells = pd.DataFrame(middle), None
-    if out.suffix == ".csv":
-        cells = read_cells(Path(data).expanduser(), table)
-    if cells is not None:
-        each = [fill_cells(cells, table, own) for own in draws]
-        of_draws = [[*row, str(k)] for k, rows in enumerate(each) for row in rows[1:]]
-        write_atomically(draws_out, _csv([[*cells[0], "draw"], *of_draws]))
-        write_atomically(out, _csv(fill_cells(cells, table, middles)))
+    if cells is not None and part.path.suffix == ".csv":
+        completed = fill_cells(cells, rows, values, whole.texts)
+        if draw is not None:
+            names, *others = completed
+            completed = [[*names, "draw"], *([*row, str(draw)] for row in others)]
+        part.add_cells(completed)
         return
-    everything = pd.concat([filled(table, own).assign(draw=k) for k, own in enumerate(draws)])
-    for file, whole in ((draws_out, everything), (out, filled(table, middles))):
-        parquet = file.suffix == ".parquet"
-        text = whole.to_parquet() if parquet else whole.to_csv(index=False).encode()
-        write_atomically(file, text)
+    table = filled(rows, values)
+    if draw is not None:
+        table = table.assign(draw=draw)
+        if isinstance(table.index, pd.RangeIndex):  # which counts the rows of one draw
+            table.index = pd.Index(table.index.to_numpy(), name=table.index.name)
+    part.add(table)
 
 
-def filled(table: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
-    """A table with ``values`` where its own columns of these names are empty, its types kept."""
-    import pandas as pd
+class Survey(NamedTuple):
+    """What is known of a table before it is completed, of all of its rows."""
 
-    whole = table.copy()
-    for name in values.columns:
-        own, empty = whole[name], whole[name].isna().to_numpy()
-        if not empty.any():
-            continue
-        new = pd.Series(values[name].to_numpy()[empty], dtype=object)
-        if isinstance(own.dtype, pd.CategoricalDtype):
-            unknown = [value for value in new.unique() if value not in own.cat.categories]
-            own = own.cat.add_categories(unknown)
-        own = own.copy()
-        own[empty] = new.astype(own.dtype).array
-        whole[name] = own
-    return whole
+    rows: int
+    incomplete: int
+    missing: int
+    types: dict[str, Any]
+    texts: Texts
 
-
-def read_cells(path: Path, table: pd.DataFrame) -> list[list[str]] | None:
-    """The text of each cell of a CSV file, the first row being the names; None: it is no such file,
-    or has other rows than ``table``, which was read from it."""
-    if path.suffix != ".csv" or not path.is_file():
-        return None
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.reader(file) if row]
-    width = len(table.columns)
-    if len(rows) != len(table) + 1 or len(rows[0]) != width or max(map(len, rows)) > width:
-        return None
-    return [row + [""] * (width - len(row)) for row in rows]
+    @classmethod
+    def of(cls, pieces: Iterable[Piece], problem: Tabular, unknown: OfUnknown) -> Survey:
+        """Read a table once (DataError: a missing column, or an invalid value)."""
+        names = [column.name for column in problem.columns]
+        rows = incomplete = missing = 0
+        types: dict[str, Any] = {}
+        texts = Texts()
+        for table, cells in pieces:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # they come again with the completions
+                problem.codes(table, unknown)
+            gone = table[names].isna().to_numpy()
+            rows, missing = rows + len(table), missing + int(gone.sum())
+            incomplete += int(gone.any(1).sum())
+            own = dict(table.dtypes)
+            types = common_types(types, own) if types else own
+            if cells is not None:
+                texts.seen(cells, table)
+        return cls(rows, incomplete, missing, types, texts)
 
 
 def fill_cells(
-    cells: list[list[str]], table: pd.DataFrame, values: pd.DataFrame
-) -> list[list[str]]:
+    cells: Cells, table: pd.DataFrame, values: pd.DataFrame, texts: Texts | None = None
+) -> Cells:
     """Cells, the names first, with ``values`` where the table is empty, written as the column has
-    them elsewhere; every other cell is the text that it was."""
+    them elsewhere; every other cell is the text that it was.
+
+    Args:
+        texts: how the whole file writes its values; None: these cells are the whole.
+    """
+    texts = Texts().seen(cells, table) if texts is None else texts
     whole = [row.copy() for row in cells]
     for j, name in enumerate(table.columns):
         empty = table[name].isna().to_numpy()
         if name not in values.columns or not empty.any():
             continue
-        there = np.flatnonzero(~empty)
-        texts = [cells[i + 1][j] for i in there]
-        written = dict(zip(table[name].iloc[there], texts, strict=True))
-        as_floats = bool(texts) and all(text.endswith(".0") for text in texts)
         own = values[name].tolist()
         for i in np.flatnonzero(empty):
-            text = f"{own[i]}.0" if as_floats and isinstance(own[i], int) else str(own[i])
-            whole[i + 1][j] = written.get(own[i], text)
+            whole[i + 1][j] = texts.text(name, own[i])
     return whole
-
-
-def _csv(rows: list[list[str]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()
 
 
 if __name__ == "__main__":

@@ -7,8 +7,10 @@ python -m inference.sample --reuse runs/digits-learned-0-0 --guide alda
 
 from __future__ import annotations
 
+import csv
 import functools
 import inspect
+import io
 import os
 import signal
 import threading
@@ -16,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn, TypedDict
+from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
 
 import numpy as np
 import torch
@@ -25,9 +27,11 @@ from torch import Tensor
 
 from inference.checkpoints import write_atomically
 from inference.cli import check_positive, command_line
+from inference.completion import draws_given
 from inference.names import SAMPLERS, accepted, call, find, slug, takes, wrong_kind
 from inference.output import check_out, default_out, png
 from inference.picture import columns, contexts, picture
+from inference.pieces import csv_text, text_columns
 from inference.processes import start
 from inference.reuse import Another, open_run
 from inference.seeds import seed_from
@@ -230,7 +234,7 @@ def sample(
     max_log_snr: float | None = None,
     min_log_snr: float | None = None,
     accelerator: str = "auto",
-    given: list[float] | float | None = None,
+    given: list[float] | float | str | None = None,
     guidance: float | None = None,
 ) -> None:
     """Generate data with a run's averaged weights.
@@ -263,7 +267,8 @@ def sample(
             guide's own clock, scaled if it would leave the range the network was trained on.
         accelerator: cpu, cuda, … or auto. Under torchrun all processes share the work.
         given: with a run of --condition: the class, such as 3, or [3, 5] in turn; or a vector; by
-            default each class in turn, one column each, or contexts of test data.
+            default each class in turn, one column each, or contexts of test data. With a table and
+            --out rows.csv: values that all rows have, such as age=50,sex=f.
         guidance: with such a run: weight of classifier-free guidance, such as 2; 1 is none.
             Guided samples come from no model with a known density.
     """
@@ -279,6 +284,17 @@ def sample(
         parts += [slug(f"{word}-{value}") for word, value in asked.items() if value is not None]
         out = default_out(opened.folder, f"samples-{'-'.join(parts)}.png")
     _check_file(out, problem, num_samples, overwrite)
+    if isinstance(given, str):
+        known = _values_of(given, problem, out)
+        model.to(start(accelerator).device)
+        if sampler is not None or steps is not None:
+            name = sampler or default_sampler(model)
+            model.sampler = make_sampler(name, steps, model.diffusion, model.score_function)
+        assert isinstance(problem, Tabular)
+        rows = draws_given(problem, model, num_samples, known, batch_size=batch_size, seed=seed)
+        write_atomically(out, rows.to_csv(index=False).encode())
+        print(out)
+        return
     fabric = start(accelerator)
     model.to(fabric.device)
     told = contexts(problem, num_samples, given)
@@ -296,6 +312,28 @@ def sample(
         _animate(out, problem, model, num_samples, options)
     if fabric.is_global_zero:
         print(out)
+
+
+def _values_of(given: str, problem: Problem, out: Path) -> dict[str, Any]:
+    """The values of ``"age=50,sex=f"``, quoted as in a CSV file, by column."""
+    import pandas as pd
+
+    if not isinstance(problem, Tabular) or out.suffix != ".csv":
+        raise ValueError(
+            f"--given is {given!r}, which is for rows of a table in a .csv file; give a class or a "
+            "vector, or --out rows.csv"
+        )
+    parts = next(csv.reader([given], skipinitialspace=True), [])
+    pairs = [part.partition("=") for part in parts]
+    if wrong := [part for part, (_, equals, _) in zip(parts, pairs, strict=True) if not equals]:
+        raise ValueError(
+            f"--given has {wrong[0]!r}, expected name=value, with commas between; e.g. age=50,sex=f"
+        )
+    names, _, values = ([text.strip() for text in own] for own in zip(*pairs, strict=True))
+    text = csv_text([names, values])
+    as_text = {name: str for name in text_columns(problem.columns) if name in names}
+    row: dict[str, Any] = pd.read_csv(io.StringIO(text), dtype=as_text).iloc[0].to_dict()
+    return row
 
 
 def _check_file(out: Path, problem: Problem, num_samples: int, overwrite: bool) -> None:

@@ -26,6 +26,7 @@ from models.columns import (
     unknown_in,
 )
 from models.files import DataError
+from models.kept import table_bytes, table_of
 from models.problem import Assembly, Problem
 from pyro_mdm import MixedDenoiser, OneHot
 from pyro_mdm.likelihoods.dequantization import Dequantized
@@ -88,7 +89,7 @@ class Tabular(Problem):
     one-hot.
 
     ``data`` is a CSV or parquet file, whose first row has the names, or the name of one of
-    :data:`SHIPPED`. An empty entry is missing. What columns are taken for says
+    :data:`SHIPPED`, or a DataFrame. An empty entry is missing. What columns are taken for says
     :func:`~models.column_kinds.kind_of`, and which are left out
     :func:`~models.column_kinds.left_out`. A tenth of the rows, drawn by ``split_seed``, is test,
     and scales and categories are those of the training rows. A category that these do not have, or
@@ -98,7 +99,8 @@ class Tabular(Problem):
     rounded number, of a day and of a level.
 
     Args:
-        data: the file, or a name.
+        data: the file, a name, or a DataFrame, which is in ``kept`` then, as
+            :func:`~models.kept.table_bytes`.
         columns: what columns are where they are to be others: a kind of
             :data:`~models.column_kinds.Kind`, an order, or a range, as in
             ``"age=continuous,zip=drop,size=small<middle<large,score=0..100"``. The kind of ``*`` is
@@ -127,13 +129,20 @@ class Tabular(Problem):
     learning_rate = 5e-3
 
     def __init__(
-        self, *, data: Path | str | None = None, columns: str | None = None, holdout: bool = False
+        self,
+        *,
+        data: Path | str | DataFrame | None = None,
+        columns: str | None = None,
+        holdout: bool = False,
     ) -> None:
         if data is None:
             raise ValueError(
                 "--model tabular needs --data: a CSV or parquet file whose first row has the names "
                 f"of its columns, or one of {', '.join(SHIPPED)}"
             )
+        self.kept: bytes | None = None
+        if not isinstance(data, Path | str):
+            data, self.kept = "the table", table_bytes(_named(data, "the table"))
         self.source, self._said, self._kinds = data, columns or "", _kinds(columns)
         self.columns: list[Column] = []
         if self._kinds.get(OTHERS) != PLAIN:
@@ -180,7 +189,7 @@ class Tabular(Problem):
         return source if source in SHIPPED else str(Path(source).expanduser().resolve())
 
     def split(self, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
-        table = read_table(self.source)
+        table = read_table(self.source) if self.kept is None else table_of(self.kept)
         if len(table) < FEWEST:
             raise DataError(f"{self.source} has {len(table)} rows, expected at least {FEWEST}")
         rows = self.divide(len(table), holdout, self._strata(table))
@@ -316,7 +325,11 @@ def read_table(source: Path | str) -> DataFrame:
     if str(source) in SHIPPED:
         return SHIPPED[str(source)]()
     path = Path(source).expanduser()
-    readers: dict[str, Callable[[Path], DataFrame]] = {".csv": _read_csv, ".parquet": _read_parquet}
+    readers: dict[str, Callable[[Path], DataFrame]] = {
+        ".csv": _read_csv,
+        ".parquet": _read_parquet,
+        ".json": lambda file: table_of(file.read_bytes()),
+    }
     if path.suffix not in readers or not path.is_file():
         known = "is not there" if path.suffix in readers else "is no table that can be read"
         raise DataError(
@@ -327,8 +340,13 @@ def read_table(source: Path | str) -> DataFrame:
         table = readers[path.suffix](path)
     except (ValueError, OSError, ImportError, pd.errors.ParserError) as error:
         raise DataError(f"{path} cannot be read as a table: {error}") from error
-    table.columns = table.columns.map(str)
-    check_names(table.columns, str(path))
+    return _named(table, path)
+
+
+def _named(table: DataFrame, where: object) -> DataFrame:
+    """A table whose columns have names that differ (DataError: two have one name)."""
+    table = table.set_axis(table.columns.map(str), axis=1)
+    check_names([*table.columns], str(where))
     return table
 
 

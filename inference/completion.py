@@ -1,0 +1,123 @@
+"""Completions of rows of a table, each a draw of what is missing given the others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from inference.seeds import seed_from
+from models import DataError, Tabular
+from models.columns import Column
+from models.tabular import OfUnknown
+from pyro_mdm import DiffusionModel, impute
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PIECE = 4096
+"""The rows that are completed or measured together; each such piece has a seed of its own."""
+
+
+def draws(
+    problem: Tabular,
+    model: DiffusionModel,
+    rows: pd.DataFrame,
+    num: int,
+    *,
+    piece: int = 0,
+    only: str | None = None,
+    batch_size: int = 1024,
+    seed: int = 0,
+    unknown: OfUnknown = "missing",
+    progress: bool = False,
+) -> list[pd.DataFrame]:
+    """Completed rows, a table for each draw, of the columns that are modelled and rows 0, 1, ….
+
+    Args:
+        rows: those that memory holds ``num`` times.
+        piece: the number of these rows among pieces of a larger table, for their seed.
+        only: the one column that is drawn, if the others are integrated out and stay empty.
+        batch_size: completions simulated together.
+        unknown: as for :meth:`models.tabular.Tabular.codes`.
+    """
+    own = seed_from(seed, "draws", piece)
+    noise = torch.Generator().manual_seed(own)
+    codes = problem.codes(rows, unknown).repeat(num, 1)
+    x = problem.to_model_space(codes, noise).to(model.diffusion.start_time.device)
+    left_out = None if only is None else x.isnan() & ~_dims(problem, only).to(x.device)
+    options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
+    drawn = impute(model, x, num=1, left_out=left_out, seed=own, **options)[0]
+    whole, n = problem.to_table(drawn), len(rows)
+    return [whole.iloc[k * n : k * n + n].reset_index(drop=True) for k in range(num)]
+
+
+def draws_given(
+    problem: Tabular,
+    model: DiffusionModel,
+    n: int,
+    given: Mapping[str, Any],
+    *,
+    batch_size: int = 1024,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """n rows that have the values ``given`` of columns by name, their other columns drawn.
+
+    Raises:
+        DataError: no such column, or a value that it cannot have.
+    """
+    import pandas as pd
+
+    for name in given:
+        column_of(problem, name)  # or an error
+    known = pd.DataFrame({c.name: [given.get(c.name)] * n for c in problem.columns})
+    return filled(known, draws(problem, model, known, 1, batch_size=batch_size, seed=seed)[0])
+
+
+def column_of(problem: Tabular, name: str) -> Column:
+    """The column of a name (DataError: none that is modelled)."""
+    own = {column.name: column for column in problem.columns}
+    if name not in own:
+        raise DataError(f"there is no column {name!r}, expected one of {', '.join(own)}")
+    return own[name]
+
+
+def _dims(problem: Tabular, name: str) -> Tensor:
+    """The mask (d,) of the dimensions of model space that a column has."""
+    column = column_of(problem, name)
+    codes = torch.full((1, len(problem.columns)), math.nan, dtype=torch.float64)
+    middle = column.unscaled(torch.zeros(1)) if column.levels is None else torch.zeros(1)
+    codes[:, problem.columns.index(column)] = middle.double()
+    return ~problem.to_model_space(codes, torch.Generator()).isnan()[0]
+
+
+def in_pieces(frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """The rows by :data:`PIECE`, at least one piece."""
+    for first in range(0, max(1, len(frame)), PIECE):
+        yield frame.iloc[first : first + PIECE]
+
+
+def filled(table: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
+    """A table with ``values`` where its own columns of these names are empty, its types kept; a
+    column without any entry has the type of the values."""
+    import pandas as pd
+
+    whole = table.copy()
+    for name in values.columns:
+        own, empty = whole[name], whole[name].isna().to_numpy()
+        if not empty.any():
+            continue
+        new = pd.Series(values[name].to_numpy()[empty], dtype=object)
+        if empty.all() and not isinstance(own.dtype, pd.CategoricalDtype):
+            whole[name] = new.infer_objects().set_axis(whole.index)
+            continue
+        if isinstance(own.dtype, pd.CategoricalDtype):
+            unknown = [value for value in new.unique() if value not in own.cat.categories]
+            own = own.cat.add_categories(unknown)
+        own = own.copy()
+        own[empty] = new.astype(own.dtype).array
+        whole[name] = own
+    return whole

@@ -1,0 +1,268 @@
+"""Tables in files, read and written in pieces, so that memory holds one piece of any number."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from models import DataError
+from models.columns import Column
+from models.tabular import read_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+KNOWN_TEXTS = 10_000
+"""The most values of a column whose text is remembered."""
+CHUNK = 1 << 20
+"""The bytes of a file that are copied at a time."""
+
+Cells = list[list[str]]
+"""The text of each cell of a CSV file, the first row being the names."""
+
+
+class Piece(NamedTuple):
+    """Rows of a table in their order, and their text if they are of a CSV file."""
+
+    table: pd.DataFrame
+    cells: Cells | None
+
+
+def read_pieces(data: str, size: int, as_text: Sequence[str] = ()) -> Iterator[Piece]:
+    """A table in pieces of ``size`` rows, the last one of what is left.
+
+    Types are those that pandas reads in each piece, see :func:`common_types`.
+
+    Args:
+        data: a .csv or .parquet file, or a name, as for :func:`~models.tabular.read_table`.
+        as_text: columns of a CSV file that hold text, also where a piece has numbers alone.
+
+    Raises:
+        DataError: it cannot be read, or a row has more cells than there are names.
+    """
+    path = Path(data).expanduser()
+    if path.is_file() and path.suffix == ".csv":
+        yield from _of_csv(path, size, as_text)
+    elif path.is_file() and path.suffix == ".parquet":
+        yield from _of_parquet(path, size)
+    else:
+        table = read_table(data)
+        for first in range(0, len(table), size):
+            yield Piece(table.iloc[first : first + size], None)
+
+
+def _of_csv(path: Path, size: int, as_text: Sequence[str]) -> Iterator[Piece]:
+    import pandas as pd
+
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = (row for row in csv.reader(file) if row)
+            names, done = next(rows, []), 0
+            while some := list(itertools.islice(rows, size)):
+                if wide := [i for i, row in enumerate(some) if len(row) > len(names)]:
+                    raise DataError(
+                        f"{path}: row {done + wide[0]} has {len(some[wide[0]])} cells, expected "
+                        f"at most {len(names)}, the number of names in the first row"
+                    )
+                cells = [names, *(row + [""] * (len(names) - len(row)) for row in some)]
+                text = io.StringIO(csv_text(cells))
+                table = pd.read_csv(text, dtype={n: str for n in as_text if n in names})
+                table.index = pd.RangeIndex(done, done + len(table))
+                done += len(table)
+                yield Piece(table, cells)
+    except (csv.Error, UnicodeDecodeError, pd.errors.ParserError) as error:
+        raise DataError(f"{path} cannot be read as a table: {error}") from error
+
+
+def _of_parquet(path: Path, size: int) -> Iterator[Piece]:
+    import pandas as pd
+
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError as error:
+        raise DataError(
+            f"{path} is read by pyarrow, which is not installed; pip install pyarrow"
+        ) from error
+    try:
+        with parquet.ParquetFile(path) as file:
+            step = _range(file.schema_arrow)
+            left, done = file.schema_arrow.empty_table(), 0
+            batches = file.iter_batches(size)
+            while True:
+                while len(left) < size and (batch := next(batches, None)) is not None:
+                    left = pa.concat_tables([left, pa.Table.from_batches([batch])])
+                if not len(left):
+                    return
+                table = left[:size].to_pandas()
+                if step is not None or isinstance(table.index, pd.RangeIndex):
+                    start, stride = step or (0, 1)
+                    first = start + stride * done
+                    ends = first, first + stride * len(table), stride
+                    table.index = pd.RangeIndex(*ends, name=table.index.name)
+                table.columns = table.columns.map(str)
+                done, left = done + len(table), left[size:]
+                yield Piece(table, None)
+    except pa.ArrowException as error:
+        raise DataError(f"{path} cannot be read as a table: {error}") from error
+
+
+def _range(schema: Any) -> tuple[int, int] | None:
+    """The start and step of a table's RangeIndex in arrow's schema, None if it has none."""
+    with suppress(KeyError, TypeError, IndexError):
+        own = json.loads(schema.metadata[b"pandas"])["index_columns"][0]
+        return int(own["start"]), int(own["step"])
+    return None
+
+
+# -- types and text --------------------------------------------------------------------------------
+
+
+def common_types(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """The types of columns of two pieces together, as pandas reads them at once."""
+    return {name: _common(first[name], second[name]) for name in first}
+
+
+def _common(first: Any, second: Any) -> Any:
+    import pandas as pd
+
+    if first == second:
+        return first
+    categories = isinstance(first, pd.CategoricalDtype), isinstance(second, pd.CategoricalDtype)
+    if all(categories):
+        both = first.categories.union(second.categories, sort=False)
+        return pd.CategoricalDtype(both, first.ordered)
+    numbers = all(isinstance(one, np.dtype) and one.kind in "iuf" for one in (first, second))
+    return np.result_type(first, second) if numbers else np.dtype(object)
+
+
+class Texts:
+    """How a CSV file writes the values of its columns, as far as it has been :meth:`seen`."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, dict[object, str]] = {}
+        self._as_floats: dict[str, bool] = {}
+
+    def seen(self, cells: Cells, table: pd.DataFrame) -> Texts:
+        """Itself, with the texts of cells of the rows of a table."""
+        for j, name in enumerate(table.columns):
+            there = np.flatnonzero(table[name].notna().to_numpy())
+            texts = [cells[i + 1][j] for i in there]
+            known = self._known.setdefault(name, {})
+            for value, text in zip(table[name].iloc[there], texts, strict=True):
+                if value in known or len(known) < KNOWN_TEXTS:
+                    known[value] = text
+            if texts:
+                ends = all(text.endswith(".0") for text in texts)
+                self._as_floats[name] = self._as_floats.get(name, True) and ends
+        return self
+
+    def text(self, name: str, value: object) -> str:
+        """The text of a value of the column ``name``, as the file has it elsewhere."""
+        as_float = self._as_floats.get(name, False) and isinstance(value, int)
+        text = f"{value}.0" if as_float else str(value)
+        return self._known.get(name, {}).get(value, text)
+
+
+def text_columns(columns: Sequence[Column]) -> list[str]:
+    """The names of columns whose levels are text."""
+    names = []
+    for column in columns:
+        if column.levels is not None:
+            levels = column.values(np.arange(column.levels))
+            names += [column.name] if all(isinstance(level, str) for level in levels) else []
+    return names
+
+
+def csv_text(rows: Cells) -> str:
+    """Cells as the text of a CSV file."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+class Part:
+    """A file of rows that are added piece by piece, .csv or .parquet, each column of one type.
+
+    Args:
+        path: the new file.
+        number: of all rows that will be added.
+        header: whether a CSV file begins with the names.
+    """
+
+    def __init__(self, path: Path, number: int, *, header: bool = True) -> None:
+        self.path, self._number = path, number
+        self._needs_names = header
+        self._writer: Any = None
+
+    def add_cells(self, cells: Cells) -> None:
+        """Add rows of a CSV file, with the names first."""
+        self._append(csv_text(cells if self._needs_names else cells[1:]))
+
+    def add(self, table: pd.DataFrame) -> None:
+        """Add rows; to a CSV file without their index."""
+        if self.path.suffix == ".csv":
+            self._append(table.to_csv(index=False, header=self._needs_names))
+        else:
+            self._add_to_parquet(table)
+
+    def _append(self, text: str) -> None:
+        self._needs_names = False
+        with self.path.open("ab") as file:
+            file.write(text.encode())
+
+    def _add_to_parquet(self, table: pd.DataFrame) -> None:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        if self._writer is None:
+            schema = _for_rows(pa.Schema.from_pandas(table), self._number)
+            self._writer = parquet.ParquetWriter(self.path, schema)
+        self._writer.write_table(pa.Table.from_pandas(table, self._writer.schema))
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _for_rows(schema: Any, number: int) -> Any:
+    """A schema of arrow's for so many rows, if its index is a range."""
+    if (ends := _range(schema)) is None:
+        return schema
+    own = json.loads(schema.metadata[b"pandas"])
+    own["index_columns"][0]["stop"] = ends[0] + ends[1] * number
+    return schema.with_metadata({**schema.metadata, b"pandas": json.dumps(own).encode()})
+
+
+def content(parts: Sequence[Part]) -> Iterator[bytes]:
+    """The bytes of one file with the rows of all parts, closed and in one folder, in their order.
+
+    Of CSV files the first alone has names.
+    """
+    whole = parts[0].path
+    if whole.suffix == ".parquet" and len(parts) > 1:
+        from pyarrow import parquet
+
+        whole = whole.with_name(f"all-{whole.name}")
+        with parquet.ParquetWriter(whole, parquet.read_schema(parts[0].path)) as writer:
+            for part in parts:
+                with parquet.ParquetFile(part.path) as file:
+                    for batch in file.iter_batches():
+                        writer.write_batch(batch)
+        parts = parts[:0]
+    for path in [part.path for part in parts] or [whole]:
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                yield chunk
