@@ -4,6 +4,7 @@
     python -m inference.evaluate --reuse runs/digits-learned-0-0 --guide alda
     python -m inference.evaluate runs/digits-learned-0-0 --method importance --samples 64
     python -m inference.evaluate runs/digits-learned-0-0 --out rows.csv
+    python -m inference.evaluate wine --calibration calibration.png
 
 For a diffusion without a closed form it also measures the bias of the simulation's step. The last
 line has the form ``bits/dim 1.234 ± 0.005 (reconstruction …, prior KL …, diffusion …)``.
@@ -34,9 +35,10 @@ from inference.bounds import (
     step_bias,
     told_nothing,
 )
+from inference.calibration import table_calibration
 from inference.checkpoints import write_atomically
 from inference.cli import check_positive, command_line
-from inference.output import check_out, csv_bytes
+from inference.output import check_out, csv_bytes, png
 from inference.plan import Programs
 from inference.processes import Precision, autocast_dtype, start
 from inference.reuse import Another, Opened, against_own, open_run
@@ -84,6 +86,7 @@ def evaluate(
     accelerator: str = "auto",
     precision: Precision = "32-true",
     out: Path | None = None,
+    calibration: Path | None = None,
     overwrite: bool = False,
 ) -> None:
     """Print the test bound of a run, with its averaged weights.
@@ -123,7 +126,9 @@ def evaluate(
             the data set, such as a row of the table, or in an official test part. For dequantized
             images the bound is at one draw of the dequantization, by --seed, which the error leaves
             out. With --half_width both are empty for data that were never drawn.
-        overwrite: replace ``out`` if it exists.
+        calibration: of a table: a .png for the calibration of its test rows, whose entries are
+            drawn, 99 times, given about half of the others.
+        overwrite: replace ``out`` and ``calibration`` if they exist.
     """
     check_positive(
         draws=draws, batch_size=batch_size, half_width=half_width, samples=samples, rtol=rtol
@@ -132,7 +137,15 @@ def evaluate(
         raise ValueError(f"--test_size is {test_size}, expected at least {FEWEST}")
     weighing = Weighing(samples=samples, times=times, probes=probes, rtol=rtol, seed=seed)
     weighing.check(method, half_width)
-    _check_bounds(method, classify, out, overwrite)
+    _check_bounds(method, classify, out)
+    if calibration is not None:
+        check_out(calibration, (".png",), overwrite=overwrite, option="calibration")
+    if out is not None:
+        check_out(out, (".csv",), overwrite=overwrite)
+    if overwrite and out is None and calibration is None:
+        raise ValueError(
+            "--overwrite is for --out and --calibration, which are not given; leave it out"
+        )
     fabric = start(accelerator, precision)
     lead, several = fabric.is_global_zero, fabric.world_size > 1
     other = Another(guide, max_log_snr, min_log_snr)
@@ -143,6 +156,8 @@ def evaluate(
     data = opened.programs.problem.part("test")
     data = data if test_size is None else some(data, test_size)
     calls = Calls(draws=draws, batch_size=batch_size, progress=lead, distributed=several)
+    if calibration is not None and lead:
+        _calibrate(opened, data.data, calibration, seed)
     if method == "elbo":
         _by_bound(opened, data, seed, half_width, calls, classify=classify, out=out, lead=lead)
         return
@@ -158,18 +173,26 @@ def evaluate(
     _by_weights(opened.programs, data, method, weighing)
 
 
-def _check_bounds(method: Method, classify: bool, out: Path | None, overwrite: bool) -> None:
-    """Raise unless options of bounds come with bounds, and ``out`` may be written."""
+def _calibrate(opened: Opened, rows: Tensor, out: Path, seed: int) -> None:
+    """Write a picture of the calibration of test rows, and print it in words."""
+    problem, model, _ = opened.programs
+    if not isinstance(problem, Tabular):
+        raise ValueError("--calibration is for runs of --model tabular; leave it out")
+    measured = table_calibration(problem, model, rows, seed=seed, progress=True)
+    write_atomically(out, png(measured.figure()))
+    print(f"entries of {len(rows)} test rows, given about half of the others in their row:")
+    print(measured)
+    print(f"calibration by column: {out}")
+
+
+def _check_bounds(method: Method, classify: bool, out: Path | None) -> None:
+    """Raise unless options of bounds come with bounds."""
     for option, given in (("classify", classify), ("out", out is not None)):
         if given and method != "elbo":
             what = "by" if option == "classify" else "for"
             raise ValueError(
                 f"--{option} is {what} bounds, and --method is {method}; leave one of them out"
             )
-    if out is not None:
-        check_out(out, (".csv",), overwrite=overwrite)
-    elif overwrite:
-        raise ValueError("--overwrite is for --out, which is not given; leave it out")
 
 
 # -- bounds ----------------------------------------------------------------------------------------

@@ -37,15 +37,15 @@ MOST_LEVELS, MOST_BINS = 10, 30
 """The most bars of a column of categories, and bins of one of numbers."""
 LETTERS = 22
 """The most letters of a name."""
-SPIKE = (5, 0.02, 6)
-"""How often a number is there, and in which share of rows, to be drawn beside the bins; and the
-most of these."""
+SPIKE = (5, 0.02, 2, 6)
+"""How often a number is there, in which share of rows, and how many times as often as any that is
+no spike, to be drawn beside the bins; and the most of these."""
 POINTS = 400
 """The most points of a table in each panel of pairs."""
 COMPARED, RANKED = 30, 1000
 """The most columns, and rows of them, of which dependence is measured."""
 LOOKS: dict[str, dict[str, Any]] = {
-    "observed": {"color": "0.55"},
+    "observed": {"color": "0.5"},
     "drawn": {"color": "C0"},
 }
 BINS = 10
@@ -128,7 +128,7 @@ def pairs_figure(observed: Columns, drawn: Columns | None = None, *, most: int =
             if j > 0 and i != j:
                 axes.tick_params(labelleft=False, left=i > j)
             if j == 0:
-                axes.set_ylabel(_short(shown[i].name), fontsize=7.5)
+                axes.set_ylabel(_short(shown[i].name, 17), fontsize=7.5)
     figure.align_labels()
     part = ""
     if k < len(columns):
@@ -157,7 +157,9 @@ def calibration_figure(
             that the predicted law has below the true value, plus a random part of the mass at it
             (:func:`pyro_mdm.posteriors.ranks` by draws). NaN where no entry was predicted.
         classes: predictions of categories by column: probabilities (n, C) and which was true,
-            (n,), NaN where none was predicted.
+            (n,), NaN where none was predicted. Frequencies among draws are noisy, and the largest
+            one is too large. So give two of them, (2, n, C), of different draws: the first sorts
+            into bins and chooses, the second says how probable what is in them is.
 
     Raises:
         ValueError: no column; other shapes; numbers outside of [0, 1]; a column where nothing was
@@ -342,7 +344,7 @@ def _draw_marginal(axes: Axes, column: _Column, *, named: bool = True) -> None:
     else:
         _draw_histogram(axes, column, everything)
     axes.yaxis.set_major_locator(MaxNLocator(3))
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.tick_params(labelsize=6.5, length=2, pad=2)
     if named:
         axes.spines[["top", "right"]].set_visible(False)
@@ -428,13 +430,18 @@ def _mark_numbers(axes: Axes, column: _Column, which: str = "x") -> None:
 
 
 def _spikes(column: _Column) -> Values:
-    """Numbers that repeat, if they are few."""
-    repeats, share, most = SPIKE
+    """Numbers that repeat far more often than the others."""
+    repeats, share, times, most = SPIKE
     often: set[float] = set()
     for values in column.known.values():
         numbers, counts = np.unique(values, return_counts=True)
-        often |= {*numbers[counts >= max(repeats, share * len(values))].tolist()}
-    return np.array(sorted(often) if len(often) <= most else [])
+        order = np.argsort(-counts, kind="stable")
+        counts = np.append(counts[order], 0)
+        many = counts[:-1] >= max(repeats, share * len(values))
+        ends = np.flatnonzero(many & (counts[:-1] >= times * counts[1:]))
+        ends = ends[ends < most]
+        often |= {*numbers[order[: ends[-1] + 1]].tolist()} if len(ends) else set()
+    return np.array(sorted(often))
 
 
 # -- two columns -----------------------------------------------------------------------------------
@@ -443,17 +450,23 @@ def _spikes(column: _Column) -> Values:
 def _draw_pair(axes: Axes, across: _Column, up: _Column, seed: int) -> None:
     """Rows of both tables; in a category those of each table have their own half."""
     rng = np.random.default_rng(seed)
-    for part, x in across.values.items():
-        y = up.values[part]
-        there = np.flatnonzero(~np.isnan(x) & ~np.isnan(y))
-        few = there[np.linspace(0, len(there) - 1, min(POINTS, len(there))).astype(int)]
-        side = 0.0 if len(across.values) == 1 else -0.2 if part == "observed" else 0.2
-        points = []
-        for column, own, shift in ((across, x, side), (up, y, 0.0 if across.levels else side)):
+    both = {part: ~np.isnan(x) & ~np.isnan(up.values[part]) for part, x in across.values.items()}
+    most = min(POINTS, *(int(there.sum()) for there in both.values()))  # as many of each
+    points, colours = [], []
+    for part, there in both.items():
+        few = np.flatnonzero(there)
+        few = few[np.linspace(0, len(few) - 1, most).astype(int)]
+        side = 0.0 if len(both) == 1 else -0.2 if part == "observed" else 0.2
+        place = []
+        for column, shift in ((across, side), (up, 0.0 if across.levels else side)):
             wide = 0.15 if shift else 0.3
-            jitter = shift + wide * rng.uniform(-1, 1, len(few)) if column.levels else 0.0
-            points.append(own[few] + jitter)
-        axes.plot(*points, ".", ms=2.2, mew=0, alpha=0.6, **LOOKS[part])
+            jitter = shift + wide * rng.uniform(-1, 1, most) if column.levels else 0.0
+            place.append(column.values[part][few] + jitter)
+        points.append(np.stack(place, 1))
+        colours += [LOOKS[part]["color"]] * most
+    order = rng.permutation(len(colours))  # so that no table covers the other
+    x, y = np.concatenate(points)[order].T
+    axes.scatter(x, y, s=3.5, lw=0, alpha=0.7, c=[colours[i] for i in order])
     for column, which in ((across, "x"), (up, "y")):
         _limit(axes, column, which)
 
@@ -543,15 +556,16 @@ def _transforms(name: str, values: Any) -> Values:
 
 def _predicted(name: str, probabilities: Any, true: Any) -> tuple[Values, NDArray[np.int64]]:
     p, k = np.asarray(probabilities, dtype=np.float64), np.asarray(true, dtype=np.float64)
-    if p.ndim != 2 or k.shape != p.shape[:1]:
+    p = p[None] if p.ndim == 2 else p
+    if p.ndim != 3 or len(p) > 2 or k.shape != p.shape[1:2]:
         raise ValueError(
-            f"classes of {name!r} have shapes {p.shape} and {k.shape}, expected (n, C) "
-            "probabilities and which category was true, (n,)"
+            f"classes of {name!r} have shapes {np.shape(probabilities)} and {k.shape}, expected "
+            "(n, C) or (2, n, C) probabilities and which category was true, (n,)"
         )
     there = ~np.isnan(k)
     if not there.any():
         raise ValueError(f"no category of {name!r} was predicted; leave the column out")
-    return p[there], k[there].astype(np.int64)
+    return p[:, there], k[there].astype(np.int64)
 
 
 def _draw_coverage(axes: Axes, u: Values, name: str, color: str = "C0") -> None:
@@ -589,19 +603,23 @@ def _binomial_band(number: int, levels: Values) -> tuple[Values, Values]:
 
 
 def _draw_reliability(axes: Axes, p: Values, true: NDArray[np.int64], name: str) -> None:
-    """How often categories are true by their probabilities, in bins of about as many."""
-    hit, p_all = (true[:, None] == np.arange(p.shape[1])).ravel(), p.ravel()
-    edges = np.unique(np.quantile(p_all, np.linspace(0, 1, min(BINS, max(2, len(p) // 8)) + 1)))
-    bins = np.digitize(p_all, edges[1:-1])
+    """How often categories are true by their probabilities (1 or 2, n, C), in bins of as many."""
+    sorting, own = p[0], p[-1]
+    hit = (true[:, None] == np.arange(own.shape[1])).ravel()
+    edges = np.quantile(sorting, np.linspace(0, 1, min(BINS, max(2, len(true) // 8)) + 1))
+    bins = np.digitize(sorting.ravel(), np.unique(edges)[1:-1])
     parts = [np.flatnonzero(bins == k) for k in np.unique(bins)]
-    mean = np.array([p_all[part].mean() for part in parts])
+    mean = np.array([own.ravel()[part].mean() for part in parts])
     share = np.array([hit[part].mean() for part in parts])
-    spread = np.array([np.sqrt((p_all[q] * (1 - p_all[q])).sum()) / len(q) for q in parts])
+    spread = np.sqrt([(own * (1 - own)).ravel()[q].sum() / len(q) ** 2 for q in parts])
     axes.plot([0, 1], [0, 1], color="0.6", lw=0.8)
-    axes.errorbar(mean, share, 1.96 * spread, fmt="o-", color="C2", ms=3, lw=1, capsize=1.5)
-    right, sure = float((p.argmax(1) == true).mean()), float(p.max(1).mean())
+    axes.errorbar(
+        mean, share, 1.96 * spread, fmt="o-", color="C2", ms=3, lw=1, capsize=1.5, clip_on=False
+    )
+    chosen = sorting.argmax(1)
+    right, sure = float((chosen == true).mean()), float(own[np.arange(len(own)), chosen].mean())
     axes.set_title(f"{_short(name, 26)}\n{right:.0%} right, {sure:.0%} predicted", fontsize=7.5)
-    _count(axes, len(p))
+    _count(axes, len(true))
     axes.set_xlabel("probability", fontsize=7)
 
 
