@@ -71,6 +71,10 @@ def _instead(name: str) -> str:
     return "a guide's own Simulation says how it is simulated, see docs/guide/simulated.md"
 
 
+OWN_TABLE = "table.json"
+"""The ``data`` of a run that was given a table in Python, which is in this file of its folder."""
+
+
 def _with_kinds(config: dict[str, Any]) -> dict[str, Any]:
     """Settings that say what every column of a table is: those of older runs left to the table
     which are continuous, ordinal and categorical, and there were no other kinds."""
@@ -95,6 +99,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise RunError(f"{path} holds {type(config).__name__}, expected settings as name: value")
     try:
-        return _with_kinds(LATER | without_removed(config))
+        config = _with_kinds(LATER | without_removed(config))
     except RunError as error:
         raise RunError(f"{path}: {error}") from None
+    own = config["data"] == OWN_TABLE
+    return config | {"data": str(folder.resolve() / OWN_TABLE)} if own else config

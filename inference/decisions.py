@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from inference import names, sample
+from inference.config import OWN_TABLE
 from inference.diffusion import LEARNED_MIN_LOG_SNR, give_learned_end
 from inference.optimizers import hidden_weights
 from inference.options import Decided, Training
@@ -90,7 +91,9 @@ def _where(settings: Training, problem: Problem) -> str | None:
         return str(problem.root.resolve())
     if settings.data is None:
         return None
-    return problem.absolute_source if isinstance(problem, Tabular) else str(settings.data)
+    if not isinstance(problem, Tabular):
+        return str(settings.data)
+    return problem.absolute_source if problem.kept is None else OWN_TABLE
 
 
 def _columns(settings: Training, problem: Problem) -> str | None:

@@ -14,6 +14,7 @@
                       the averaged model of the newest checkpoint, without optimizer, for
                       ``DiffusionModel.from_pretrained(folder)``, and for programs that read runs
                       whose checkpoints/ was removed
+    table.json        the table that a run of --model tabular was given in Python
     tensorboard/      events for ``tensorboard --logdir``
     results.json      the test bound with its terms
     samples.png       samples of the model
@@ -51,7 +52,7 @@ from inference.checkpoints import (
     save_checkpoint,
     write_atomically,
 )
-from inference.config import Settings, read_settings
+from inference.config import OWN_TABLE, Settings, read_settings
 from inference.fingerprints import differences
 from inference.locks import LOCK, WRITER, WriteLock, refuse_links
 from inference.names import slug
@@ -76,6 +77,7 @@ CONTENT = (
     "changes.patch",
     "sources",
     "data.json",
+    OWN_TABLE,
     "sessions.jsonl",
     "metrics.csv",
     "history.jsonl",

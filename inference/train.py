@@ -24,8 +24,9 @@ import torch
 
 from inference import names, recipe, trust
 from inference.bounds import Bound
-from inference.checkpoints import explain_full_disk
+from inference.checkpoints import explain_full_disk, write_atomically
 from inference.cli import check_positive, command_line
+from inference.config import OWN_TABLE
 from inference.decisions import decide, with_absolute_names, with_recipe
 from inference.environment import Threads, choose_threads, keep_threads
 from inference.fingerprints import fingerprint
@@ -58,7 +59,8 @@ def train(
 
     Args:
         model, guide, score: names, as in :class:`~inference.options.Options`.
-        options: other options by name; ``run`` or ``resume`` is the folder.
+        options: other options by name; ``run`` or ``resume`` is the folder, and ``data`` may be a
+            DataFrame, which the run keeps.
     """
     given = Options(model=model, guide=guide, score=score, **options)
     if given.resume is not None:
@@ -79,9 +81,14 @@ def train(
         _say(settings, programs, threads)
 
     def create() -> Run:
+        config, kept = asdict(settings), getattr(programs.problem, "kept", None)
         if given.run is None:
-            return create_default(given.model, given.guide, given.seed, asdict(settings))
-        return Run.create(given.run, asdict(settings), overwrite=given.overwrite)
+            run = create_default(given.model, given.guide, given.seed, config)
+        else:
+            run = Run.create(given.run, config, overwrite=given.overwrite)
+        if kept is not None:
+            write_atomically(run.folder / OWN_TABLE, kept)
+        return run
 
     with _open(fabric, create) as run:
         return _fit(fabric, run, settings, programs, resumed=False)

@@ -24,6 +24,7 @@ from models.columns import (
     to_model_space,
 )
 from models.files import DataError
+from models.kept import table_bytes, table_of
 from models.problem import Assembly, Problem
 from pyro_mdm import MixedDenoiser
 from pyro_mdm.likelihoods.dequantization import Dequantized
@@ -73,7 +74,7 @@ class Tabular(Problem):
     categorical ones have a logit for each level.
 
     ``data`` is a CSV or parquet file, whose first row has the names, or the name of one of
-    :data:`SHIPPED`. An empty entry is missing. What columns are taken for says
+    :data:`SHIPPED`, or a DataFrame. An empty entry is missing. What columns are taken for says
     :func:`~models.columns.kind_of`. A tenth
     of the rows, drawn by ``split_seed``, is test, and scales and categories are those of the
     training rows; a row with a level that no other row has is trained on. Those of :data:`SHIPPED`
@@ -82,7 +83,8 @@ class Tabular(Problem):
     of a rounded number and of a level.
 
     Args:
-        data: the file, or a name.
+        data: the file, a name, or a DataFrame, which is in ``kept`` then, as
+            :func:`~models.kept.table_bytes`.
         columns: kinds of columns where they are to be others, ``"age=continuous,zip=drop"``, of
             :data:`~models.columns.Kind`. That of ``*`` is of all columns that are not named, and
             may be plain too: continuous, ordinal or categorical, whatever numbers repeat.
@@ -105,13 +107,20 @@ class Tabular(Problem):
     learning_rate = 1e-3
 
     def __init__(
-        self, *, data: Path | str | None = None, columns: str | None = None, holdout: bool = False
+        self,
+        *,
+        data: Path | str | DataFrame | None = None,
+        columns: str | None = None,
+        holdout: bool = False,
     ) -> None:
         if data is None:
             raise ValueError(
                 "--model tabular needs --data: a CSV or parquet file whose first row has the names "
                 f"of its columns, or one of {', '.join(SHIPPED)}"
             )
+        self.kept: bytes | None = None
+        if not isinstance(data, Path | str):
+            data, self.kept = "the table", table_bytes(_named(data, "the table"))
         self.source, self._kinds = data, _kinds(columns)
         self.columns: list[Column] = []
         super().__init__(holdout=holdout)
@@ -145,7 +154,7 @@ class Tabular(Problem):
         return source if source in SHIPPED else str(Path(source).expanduser().resolve())
 
     def split(self, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
-        table = read_table(self.source)
+        table = read_table(self.source) if self.kept is None else table_of(self.kept)
         if len(table) < FEWEST:
             raise DataError(f"{self.source} has {len(table)} rows, expected at least {FEWEST}")
         levels = categories(table, self._kinds)
@@ -222,6 +231,7 @@ def read_table(source: Path | str) -> DataFrame:
     readers: dict[str, Callable[[Path], DataFrame]] = {
         ".csv": pd.read_csv,
         ".parquet": pd.read_parquet,
+        ".json": lambda file: table_of(file.read_bytes()),
     }
     if path.suffix not in readers or not path.is_file():
         known = "is not there" if path.suffix in readers else "is no table that can be read"
@@ -233,8 +243,15 @@ def read_table(source: Path | str) -> DataFrame:
         table = readers[path.suffix](path)
     except (ValueError, OSError, ImportError, pd.errors.ParserError) as error:
         raise DataError(f"{path} cannot be read as a table: {error}") from error
-    table.columns = table.columns.map(str)
+    return _named(table, path)
+
+
+def _named(table: DataFrame, where: object) -> DataFrame:
+    """A table whose columns have names that differ (DataError: two have one name)."""
+    table = table.set_axis(table.columns.map(str), axis=1)
     if table.columns.has_duplicates:
         twice = table.columns[table.columns.duplicated()][0]
-        raise DataError(f"{path} has two columns {twice!r}, expected names that differ; rename one")
+        raise DataError(
+            f"{where} has two columns {twice!r}, expected names that differ; rename one"
+        )
     return table

@@ -19,6 +19,7 @@ def impute(
     x: Tensor,
     *,
     num: int = 20,
+    left_out: Tensor | None = None,
     batch_size: int = 1024,
     seed: int = 0,
     progress: bool = False,
@@ -35,6 +36,8 @@ def impute(
         x: data in model space, (n, *event_shape), NaN where an entry is missing. All entries of a
             datum may be.
         num: completions of each datum.
+        left_out: the mask of missing entries that are integrated out and stay NaN, bool, like x;
+            None: none, all are drawn.
         batch_size: completions simulated together.
         seed: the seed of the noise. Draws depend on it, on x and on ``batch_size``; the caller's
             random state is kept.
@@ -61,16 +64,19 @@ def impute(
     check_data("x", x, tensor_device(model), missing=True)
     model.check_data(x)
     missing = x.isnan()
-    rows = missing.flatten(1).any(1).nonzero().squeeze(1)
+    drawn = missing if left_out is None else missing & ~left_out
+    rows = drawn.flatten(1).any(1).nonzero().squeeze(1)
     completed = x.repeat(num, *[1] * x.dim())
     jobs = torch.cartesian_prod(torch.arange(num, device=x.device), rows)
     devices = [x.device] if x.device.type == "cuda" else []
     with evaluating(model), torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         with progress_bar(len(jobs), "imputation", "rows", shown=progress) as bar:
-            for part in jobs.split(batch_size):
+            for part in jobs.split(batch_size) if len(jobs) else ():
                 draw, row = part.unbind(1)
-                conditioned = condition(model, ~missing[row], x[row])
-                completed[draw, row] = conditioned(batch_size=len(part)).to(x.dtype)
+                left = None if left_out is None else missing[row] & left_out[row]
+                conditioned = condition(model, ~missing[row], x[row], left)
+                whole = conditioned(batch_size=len(part)).to(x.dtype)
+                completed[draw, row] = whole if left is None else whole.masked_fill(left, torch.nan)
                 bar.update(len(part))
     return completed

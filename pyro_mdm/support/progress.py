@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Protocol, TextIO
 
 from tqdm.asyncio import tqdm_asyncio
 from tqdm.auto import tqdm
 
-__all__ = ["LogProgress", "Progress", "progress_bar"]
+__all__ = ["LogProgress", "Progress", "progress_bar", "without_progress"]
 
 FIRST_LINE, NEXT_LINE = 10.0, 30.0
 """Seconds from the start to the first line of a log, and the least from one to the next."""
+
+
+_hidden: ContextVar[bool] = ContextVar("hidden", default=False)
+
+
+@contextmanager
+def without_progress() -> Iterator[None]:
+    """Show no count, whoever asks for one."""
+    token = _hidden.set(True)
+    try:
+        yield
+    finally:
+        _hidden.reset(token)
 
 
 class Progress(Protocol):
@@ -54,6 +69,7 @@ def progress_bar(
         delay: seconds before a terminal shows it.
         shown: False for a count that shows nothing.
     """
+    shown = shown and not _hidden.get()
     in_notebook = tqdm is not tqdm_asyncio
     if shown and not in_notebook and not sys.stderr.isatty():
         return LogProgress(total, what, units, initial=initial, leave=leave)

@@ -1,0 +1,705 @@
+"""A table with missing entries as one object: its density, completions, samples and conditionals.
+
+    from inference import Table
+
+    table = Table.fit(frame, folder="runs/people")
+    table.log_prob(new)  # nats by row, with standard errors
+    table.impute(new, num=20)  # draws of what is missing
+    table.sample(100, given={"age": 50})
+    table.conditional(new, "income").interval(0.9)
+
+It is a run of ``inference.train --model tabular``, so that the programs open it too, and it opens
+theirs: :meth:`Table.from_run`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import inspect
+import io
+import itertools
+import math
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from inference import trust
+from inference.loading import load_trained
+from inference.plan import Programs
+from inference.processes import start
+from inference.runs import Run, RunError
+from inference.sample import draw, make_sampler
+from inference.seeds import seed_from
+from inference.train import train
+from models import DataError, Tabular
+from models.columns import Center, Column, encode
+from pyro_mdm import bound, condition, impute
+from pyro_mdm.support.progress import without_progress
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Frame: TypeAlias = Any  # a pandas DataFrame, or an array
+
+PIECE = 4096
+"""The rows that are completed or measured together; each such piece has a seed of its own."""
+FRESH = 8
+"""Draws from the intervals of integers, rounded numbers and atoms, over which a bound is a mean."""
+
+
+class _Fit:
+    """``fit`` of an estimator, ``Table(steps=500).fit(frame)``; called on the class it makes one
+    with the settings that it is given, ``Table.fit(frame, steps=500)``."""
+
+    def __get__(self, table: Table | None, owner: type[Table]) -> Callable[..., Table]:
+        if table is not None:
+            return partial(_trained, table)
+        return lambda X, y=None, **settings: _trained(owner(**settings), X, y)
+
+
+class Table:
+    """A joint law of the columns of a table, whatever their kinds, learned from incomplete rows.
+
+    An estimator in the manner of scikit-learn: the settings are those of :meth:`get_params`,
+    ``fit`` trains, and :meth:`transform` completes a table, in a ``Pipeline`` too. Rows are a
+    DataFrame with the columns that it was fitted to, in any order and with others beside them,
+    which stay as they are; or an array, whose columns are called x0, x1, …. What is missing is NaN
+    or None.
+
+    ``fit`` is that of ``inference.train --model tabular``: a tenth of the rows is test and another
+    validation. ``Table.fit(frame, **settings)`` is short for ``Table(**settings).fit(frame)``.
+
+    Args:
+        columns: kinds of columns where they are to be others than those found, as for
+            ``--columns``: ``"age=integer,zip=drop"``, or a dict of kinds by name.
+        folder: the run folder, new or empty, which keeps the rows, the settings, checkpoints and
+            measurements: ``inference.train --resume`` goes on with it if it is interrupted. None:
+            a temporary one, for as long as the object lives.
+        seed: seed of training, and of all draws.
+        steps: training steps; None: those of ``inference.train``.
+        num: draws of each row for :meth:`transform`.
+        center: of these, which a number becomes: mean or median.
+        progress: whether to print what ``inference.train`` prints, such as the kinds of columns,
+            and to show progress.
+        settings: other options of ``inference.train`` by name.
+
+    Attributes:
+        run_folder: the folder of the run.
+
+    Raises:
+        DataError, RunError, ValueError: ``fit``: what ``inference.train`` refuses.
+        RunError: before ``fit``, whatever needs a trained run.
+
+    Example:
+        >>> import numpy as np, pandas as pd
+        >>> rng = np.random.default_rng(0)
+        >>> frame = pd.DataFrame({"age": rng.normal(size=99), "of": rng.choice(["a", "b"], 99)})
+        >>> table = Table.fit(frame, steps=2, test_size=8)
+        >>> table.impute(frame.assign(of=None).head(2), num=3).shape
+        (6, 2)
+    """
+
+    fit = _Fit()
+    _run: Run
+    _programs: Programs
+    _names_in: list[str]
+
+    def __init__(
+        self,
+        *,
+        columns: str | Mapping[str, str] | None = None,
+        folder: Path | str | None = None,
+        seed: int = 0,
+        steps: int | None = None,
+        num: int = 20,
+        center: Center = "mean",
+        progress: bool = False,
+        **settings: Any,
+    ) -> None:
+        self.columns, self.folder, self.seed, self.steps = columns, folder, seed, steps
+        self.num, self.center, self.progress = num, center, progress
+        self.settings = settings
+
+    @classmethod
+    def from_run(cls, folder: Path | str, *, accelerator: str = "auto") -> Table:
+        """A run that has been trained, or a trained model of this checkout by its name: wine.
+
+        Args:
+            folder: of a run of ``--model tabular``.
+            accelerator: cpu, cuda, … or auto.
+
+        Raises:
+            RunError, CheckpointError, DataError, UntrustedCodeError: as for the programs; a run of
+                other data than a table, or one whose maps never observe an entry.
+        """
+        run, programs, _ = load_trained(Path(folder))
+        config = run.config
+        if not isinstance(programs.problem, Tabular):
+            raise RunError(f"{folder} is of --model {config['model']}, expected one of tabular")
+        if config["maps"] == "levels":
+            raise RunError(
+                f"{folder} was trained at --maps levels, where no entry is ever observed, expected "
+                "mixed or subsets; train it at such maps"
+            )
+        table = cls(columns=config["columns"], seed=config["seed"], steps=config["steps"])
+        fabric = start(accelerator)
+        if fabric.world_size > 1:
+            raise ValueError("a Table is for one process; start it without torchrun")
+        programs.model.to(fabric.device)
+        table._run, table._programs = run, programs
+        table._names_in = table.names
+        return table
+
+    def take(self, other: Table, names: Sequence[str], parent: str | None) -> None:
+        """Become fitted as another table is, to columns of these ``names``; the folder ``parent``
+        is removed with the object."""
+        self._run, self._programs, self._names_in = other._run, other._programs, list(names)
+        if (end := vars(self).pop("_end", None)) is not None:
+            end()
+        if parent is not None:
+            self._end = weakref.finalize(self, shutil.rmtree, parent, ignore_errors=True)
+
+    def save(self, folder: Path | str) -> None:
+        """Copy the run to a new folder, which ``from_run`` and the programs open.
+
+        Raises:
+            RunError: there is something at ``folder``, or the run's own folder is gone.
+        """
+        folder, own = Path(folder), self.run_folder
+        if folder.exists():
+            raise RunError(f"{folder} exists; give another name")
+        if not own.is_dir():
+            raise RunError(f"the run folder {own} is gone; fit with folder=…, which keeps it")
+        shutil.copytree(own, folder)
+
+    # -- what was fitted ---------------------------------------------------------------------------
+
+    @property
+    def _fitted(self) -> Programs:
+        if not hasattr(self, "_programs"):
+            raise RunError("this Table is not fitted yet; call fit, or use Table.from_run(folder)")
+        return self._programs
+
+    @property
+    def _problem(self) -> Tabular:
+        problem = self._fitted.problem
+        assert isinstance(problem, Tabular)
+        return problem
+
+    @property
+    def run_folder(self) -> Path:
+        """The folder of the run."""
+        self._fitted  # noqa: B018  # or an error
+        return self._run.folder
+
+    @property
+    def columns_in_words(self) -> str:
+        """What each column was taken for, a line each."""
+        return self._problem.columns_in_words
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the columns that are modelled."""
+        return [column.name for column in self._problem.columns]
+
+    def column(self, name: str) -> Column:
+        """The column of a name (DataError: none that is modelled)."""
+        own = {column.name: column for column in self._problem.columns}
+        if name not in own:
+            raise DataError(f"there is no column {name!r}, expected one of {', '.join(own)}")
+        return own[name]
+
+    def use_sampler(self, name: str | None = None, steps: int | None = None) -> None:
+        """Draw by another sampler than the run's, or by as many steps.
+
+        Args:
+            name: as for ``inference.sample --sampler``; None: the run's, by default exponential.
+            steps: the number of steps; None: the sampler's own.
+        """
+        model, own = self._fitted.model, self._run.config["sampler"]
+        with nullcontext() if name else trust.named_by(self.run_folder):
+            model.sampler = make_sampler(
+                name or own or "exponential", steps, model.diffusion, model.score_function
+            )
+
+    # -- density -----------------------------------------------------------------------------------
+
+    def log_prob(
+        self, X: Frame, *, draws: int = 32, batch_size: int = 1024, seed: int | None = None
+    ) -> pd.DataFrame:
+        """A lower bound on log p of each row, of what is there: missing entries are integrated out.
+
+        It is a density in columns of numbers, in their own units, and a probability in the others
+        and of integers, rounded numbers and atoms. A row without any entry has 0.
+
+        Args:
+            draws: network evaluations of a row.
+            batch_size: rows evaluated together.
+            seed: of the noise; None: the object's.
+
+        Returns:
+            Columns log_prob and standard_error, in nats, with the index of X. The error is that of
+            the noise; how far log p is above its bound is not known.
+        """
+        return self.measured(as_frame(X), None, draws, batch_size, seed)
+
+    def measured(
+        self,
+        rows: pd.DataFrame,
+        given: pd.DataFrame | None,
+        draws: int,
+        batch_size: int,
+        seed: int | None = None,
+    ) -> pd.DataFrame:
+        """The bound of :meth:`log_prob` for rows, given the entries of ``given`` if there are any,
+        which has the same rows."""
+        import pandas as pd
+
+        own, pieces = self.seed if seed is None else seed, []
+        knowns = in_pieces(given) if given is not None else itertools.repeat(None)
+        for k, (part, known) in enumerate(zip(in_pieces(rows), knowns, strict=False)):
+            if len(part):
+                seed_of = seed_from(own, "bound", k)
+                pieces.append(self._bound(part, known, draws, batch_size, seed_of))
+        values = torch.cat(pieces, 1).T.numpy() if pieces else np.empty((0, 2))
+        return pd.DataFrame(values, rows.index, columns=["log_prob", "standard_error"])
+
+    def _bound(
+        self,
+        rows: pd.DataFrame,
+        given: pd.DataFrame | None,
+        draws: int,
+        batch_size: int,
+        seed: int,
+    ) -> Tensor:
+        """The bound on log p of rows, given others if there are any, and its error, (2, n)."""
+        problem, model, guide = self._fitted
+        assert isinstance(problem, Tabular)
+        fresh = min(FRESH, draws)
+        generator = torch.Generator().manual_seed(seed)
+        device = model.diffusion.start_time.device
+
+        def in_model_space(frame: pd.DataFrame) -> tuple[Tensor, Tensor]:
+            codes = encode(problem.columns, frame).repeat(fresh, 1)
+            x, log_det = problem.transform(codes, generator)
+            return x.to(device), log_det
+
+        x, log_det = in_model_space(rows)
+        if given is not None:
+            there = ~x[: len(rows)].isnan().all(1).cpu().numpy()
+            if not there.all():  # a row of which nothing is asked has log p 0
+                values = torch.zeros(2, len(rows), dtype=torch.float64)
+                if there.any():
+                    asked, known_of = rows[there], given[there]
+                    values[:, there] = self._bound(asked, known_of, draws, batch_size, seed)
+                return values
+            known = in_model_space(given)[0]
+            observed = ~known.isnan()
+            model = condition(model, observed, left_out=x.isnan() & ~observed)
+            x = torch.where(observed, known, torch.where(x.isnan(), 0, x))
+        measured = bound(
+            model, guide, x, draws=-(-draws // fresh), batch_size=batch_size, seed=seed
+        )
+        each = (measured.per_datum.cpu() + log_det.double()).unflatten(0, (fresh, -1))
+        error = each.std(0) / math.sqrt(fresh) if fresh > 1 else measured.per_datum_error.cpu()
+        return torch.stack([each.mean(0), error])
+
+    # -- draws -------------------------------------------------------------------------------------
+
+    def draws(
+        self,
+        rows: pd.DataFrame,
+        num: int,
+        *,
+        piece: int = 0,
+        only: str | None = None,
+        batch_size: int = 1024,
+        seed: int | None = None,
+        progress: bool = False,
+    ) -> list[pd.DataFrame]:
+        """Completed rows, a table for each draw, of the columns that are modelled and rows 0, 1, ….
+
+        Args:
+            rows: those that memory holds ``num`` times.
+            piece: the number of these rows among pieces of a larger table, for their seed.
+            only: the one column that is drawn, if the others are integrated out and stay empty.
+        """
+        own = seed_from(self.seed if seed is None else seed, "draws", piece)
+        noise, model = torch.Generator().manual_seed(own), self._fitted.model
+        x = torch.cat([self._problem.encode(rows, noise) for _ in range(num)])
+        x = x.to(model.diffusion.start_time.device)
+        left_out = None if only is None else x.isnan() & ~self._dims(only).to(x.device)
+        options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
+        drawn = impute(model, x, num=1, left_out=left_out, seed=own, **options)[0]
+        return [self._problem.to_table(part) for part in drawn.split(max(1, len(rows)))]
+
+    def _dims(self, name: str) -> Tensor:
+        """The mask (d,) of the dimensions of model space that a column has."""
+        problem, column = self._problem, self.column(name)
+        codes = torch.full((1, len(problem.columns)), math.nan, dtype=torch.float64)
+        middle = column.unscaled(torch.zeros(1)) if column.levels is None else torch.zeros(1)
+        codes[:, problem.columns.index(column)] = middle.double()
+        return ~problem.to_model_space(codes, torch.Generator()).isnan()[0]
+
+    def impute(
+        self, X: Frame, num: int = 20, *, batch_size: int = 1024, seed: int | None = None
+    ) -> pd.DataFrame:
+        """Draws of the missing entries given the others of their row; the others stay as they are.
+
+        Args:
+            num: draws of each row.
+            batch_size: rows simulated together.
+            seed: of the noise; None: the object's. Draws depend on it, on ``batch_size``, and on
+                the rows of their piece of 4,096, see :data:`PIECE`.
+
+        Returns:
+            ``num`` completed tables, one after another, in the types of X. The index has the number
+            of the draw and then that of X: ``draws.loc[0]`` is the first table, and
+            ``draws.groupby(level=1)`` has the draws of a row.
+        """
+        import pandas as pd
+
+        frame = as_frame(X)
+        each: list[list[pd.DataFrame]] = [[] for _ in range(num)]
+        for k, rows in enumerate(in_pieces(frame)):
+            options: dict[str, Any] = {"piece": k, "batch_size": batch_size, "seed": seed}
+            for own, new in zip(each, self.draws(rows, num, **options), strict=True):
+                own.append(filled(rows, new))
+        wholes = [pd.concat(own) for own in each]
+        names = ["draw", *frame.index.names]
+        return pd.concat(wholes, keys=range(num), names=names)
+
+    def transform(self, X: Frame) -> Frame:
+        """A completed table, with the centre of ``num`` draws where an entry was missing.
+
+        Numbers are their mean or median, as ``center`` says, and the most frequent atom if most
+        draws are one; ordinal levels are the median, categories the most frequent. An array comes
+        back as an array.
+        """
+        import pandas as pd
+
+        wholes = []
+        for k, rows in enumerate(in_pieces(as_frame(X))):
+            wholes.append(filled(rows, self.middle(self.draws(rows, self.num, piece=k))))
+        whole = pd.concat(wholes)
+        return whole if isinstance(X, pd.DataFrame) else whole.to_numpy(np.asarray(X).dtype)
+
+    def middle(self, draws: list[pd.DataFrame], center: Center | None = None) -> pd.DataFrame:
+        """The centre of :meth:`draws`, of each entry."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {
+                column.name: column.center(
+                    np.stack([own[column.name] for own in draws]), center or self.center
+                )
+                for column in self._problem.columns
+            }
+        )
+
+    def sample(
+        self,
+        n: int,
+        given: Mapping[str, Any] | None = None,
+        *,
+        batch_size: int = 1024,
+        seed: int | None = None,
+    ) -> pd.DataFrame:
+        """Draws of n rows, (n, columns).
+
+        Args:
+            given: values of columns by name, which all rows have; the others are drawn given them.
+        """
+        import pandas as pd
+
+        problem, seed = self._problem, self.seed if seed is None else seed
+        if not given:
+            drawn = draw(self._fitted.model, n, batch_size=batch_size, seed=seed)
+            return problem.to_table(drawn)
+        for name in given:
+            self.column(name)  # or an error
+        known = pd.DataFrame({name: [given.get(name)] * n for name in self.names})
+        return filled(known, self.draws(known, 1, batch_size=batch_size, seed=seed)[0])
+
+    def conditional(
+        self, X: Frame, column: str, *, num: int = 200, batch_size: int = 1024
+    ) -> Conditional:
+        """The law of one column in each row, given what is there in the other columns.
+
+        The column's own entries are ignored, and may be absent; what else is missing is integrated
+        out.
+
+        Args:
+            column: its name.
+            num: draws of each row, for what is computed by draws.
+            batch_size: rows simulated together.
+        """
+        self.column(column)  # or an error
+        rows = as_frame(X).assign(**{column: None})
+        return Conditional(self, rows, column, num, batch_size)
+
+    # -- the conventions of scikit-learn -----------------------------------------------------------
+
+    @classmethod
+    def _own_names(cls) -> list[str]:
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """All settings by name, as they were given."""
+        return {name: getattr(self, name) for name in self._own_names()} | self.settings
+
+    def set_params(self, **params: Any) -> Table:
+        """Change settings by name, for the next ``fit``; returns the object."""
+        for name, value in params.items():
+            if name in self._own_names():
+                setattr(self, name, value)
+            else:
+                self.settings = {**self.settings, name: value}
+        return self
+
+    def fit_transform(self, X: Frame, y: object = None) -> Frame:
+        """``fit(X).transform(X)``."""
+        return self.fit(X, y).transform(X)
+
+    def get_feature_names_out(self, input_features: object = None) -> NDArray[Any]:
+        """The names of the columns that ``transform`` returns: those of the table fitted to."""
+        return np.asarray(self.feature_names_in_, dtype=object)
+
+    @property
+    def feature_names_in_(self) -> NDArray[Any]:
+        """The names of the columns that were fitted to, those that are left out too."""
+        self._fitted  # noqa: B018  # or an error
+        return np.asarray(self._names_in, dtype=object)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "_programs")
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import InputTags, Tags, TargetTags, TransformerTags
+
+        inputs = InputTags(allow_nan=True, categorical=True, string=True)
+        transformer = TransformerTags(preserves_dtype=[])
+        return Tags(
+            estimator_type=None,
+            target_tags=TargetTags(required=False),
+            transformer_tags=transformer,
+            input_tags=inputs,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_end"}
+
+    def __repr__(self) -> str:
+        default = {
+            p.name: p.default for p in inspect.signature(type(self).__init__).parameters.values()
+        }
+        said = [
+            f"{name}={value!r}"
+            for name, value in self.get_params().items()
+            if name not in default or value != default[name]
+        ]
+        return f"{type(self).__name__}({', '.join(said)})"
+
+
+class Conditional:
+    """The law of one column in each of n rows, given what is there in the other columns.
+
+    :meth:`Table.conditional` makes it. What needs draws makes them at the first call and keeps
+    them. Everything has the index of the rows.
+
+    Attributes:
+        table: the joint law.
+        rows: the rows, without the column's own entries.
+        name: that of the column.
+    """
+
+    def __init__(
+        self, table: Table, rows: pd.DataFrame, name: str, num: int, batch_size: int
+    ) -> None:
+        self.table, self.rows, self.name = table, rows, name
+        self._num, self._batch_size = num, batch_size
+        self._draws: pd.DataFrame | None = None
+
+    def sample(self) -> pd.DataFrame:
+        """The draws, (n, num)."""
+        import pandas as pd
+
+        if self._draws is None:
+            each: list[pd.DataFrame] = []
+            options: dict[str, Any] = {"batch_size": self._batch_size, "only": self.name}
+            for k, rows in enumerate(in_pieces(self.rows)):
+                drawn = self.table.draws(rows, self._num, piece=k, **options)
+                own = [one[self.name].to_numpy() for one in drawn]
+                each.append(pd.DataFrame(dict(enumerate(own))))
+            self._draws = pd.concat(each).set_axis(self.rows.index)
+        return self._draws
+
+    def mean(self) -> pd.Series[Any]:
+        """The mean of the draws, (n,), of a column of numbers."""
+        return self._numbers().mean(axis=1).rename(self.name)
+
+    def quantile(self, q: float | Sequence[float]) -> pd.Series[Any] | pd.DataFrame:
+        """Quantiles of the draws, (n,) for one q in [0, 1], or (n, len(q)), of a column of numbers.
+
+        The k-th of S draws in their order is the quantile of k/(S + 1), with a line between.
+        """
+        import pandas as pd
+
+        values = np.quantile(self._numbers(), q, axis=1, method="weibull")
+        if np.ndim(q) == 0:
+            return pd.Series(values, self.rows.index, name=self.name)
+        return pd.DataFrame(values.T, self.rows.index, columns=list(cast("Sequence[float]", q)))
+
+    def interval(self, level: float = 0.9) -> pd.DataFrame:
+        """The ends low and high of the central interval of so much probability, by the draws."""
+        if not 0 < level < 1:
+            raise ValueError(f"level is {level}, expected a probability between 0 and 1, e.g. 0.9")
+        ends = self.quantile([(1 - level) / 2, (1 + level) / 2])
+        return ends.set_axis(["low", "high"], axis=1)
+
+    def probabilities(self, draws: int = 32) -> pd.DataFrame:
+        """The probability of each level, (n, levels), of a column that has levels.
+
+        They are those of the bounds on log P(level | what is there), at the same noise, normalized:
+        without the coarseness of draws, and exact where the network is.
+
+        Args:
+            draws: network evaluations of a row and level.
+        """
+        import pandas as pd
+
+        column = self.table.column(self.name)
+        if column.levels is None:
+            raise ValueError(
+                f"column {self.name!r} is {column.kind}, expected one with levels; its law has "
+                "mean(), quantile(q), interval() and log_prob(values)"
+            )
+        levels = column.values(np.arange(column.levels))
+        bounds = [self.log_prob([level] * len(self.rows), draws)["log_prob"] for level in levels]
+        probabilities = torch.from_numpy(np.stack(bounds, 1)).softmax(1).numpy()
+        return pd.DataFrame(probabilities, self.rows.index, columns=list(levels))
+
+    def log_prob(self, values: Sequence[Any], draws: int = 32) -> pd.DataFrame:
+        """A lower bound on log p of a value in each row, given what is there, in nats.
+
+        Args:
+            values: n values of the column, in the order of the rows; a missing one has 0.
+            draws: network evaluations of a row.
+
+        Returns:
+            Columns log_prob and standard_error, as :meth:`Table.log_prob`.
+        """
+        asked = self.rows.assign(**dict.fromkeys(self.table.names, None))
+        asked[self.name] = np.asarray(values, dtype=object)
+        return self.table.measured(asked, self.rows, draws, self._batch_size)
+
+    def _numbers(self) -> pd.DataFrame:
+        column = self.table.column(self.name)
+        if column.kind == "categorical":
+            raise ValueError(
+                f"column {self.name!r} is categorical, expected one of numbers; its law has "
+                "probabilities() and sample()"
+            )
+        return self.sample().astype(np.float64)
+
+    def __repr__(self) -> str:
+        return f"Conditional of {self.name!r} in {len(self.rows)} rows"
+
+
+# -- training --------------------------------------------------------------------------------------
+
+
+def _trained(table: Table, X: Frame, y: object = None) -> Table:
+    frame = as_frame(X)
+    parent = None if table.folder is not None else tempfile.mkdtemp(prefix="table-")
+    folder = Path(table.folder or Path(str(parent)) / "run")
+    options: dict[str, Any] = {"figures": False} | table.settings
+    options |= {"columns": _in_words(table.columns), "seed": table.seed, "steps": table.steps}
+    threads = torch.get_num_threads()
+    try:
+        with torch.random.fork_rng(), nullcontext() if table.progress else _silence():
+            train(model="tabular", data=frame, run=folder, **options)
+        fitted = Table.from_run(folder, accelerator=options.get("accelerator", "auto"))
+    except BaseException:
+        if parent is not None:
+            shutil.rmtree(parent, ignore_errors=True)
+        raise
+    finally:
+        torch.set_num_threads(threads)
+    table.take(fitted, list(frame.columns), parent)
+    return table
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    with contextlib.redirect_stdout(io.StringIO()), without_progress():
+        yield
+
+
+def _in_words(columns: str | Mapping[str, str] | None) -> str | None:
+    """Kinds as ``--columns`` has them."""
+    if columns is None or isinstance(columns, str):
+        return columns
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(f"{name}={kind}" for name, kind in columns.items())
+    return text.getvalue()
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+
+def as_frame(X: Frame) -> pd.DataFrame:
+    """X as a DataFrame; the columns of an array are x0, x1, …"""
+    import pandas as pd
+
+    if isinstance(X, pd.DataFrame):
+        return X
+    values: NDArray[Any] = np.asarray(X)
+    if values.ndim != 2:
+        raise ValueError(
+            f"X has shape {values.shape}, expected (rows, columns); pass a DataFrame, or an array "
+            "of two axes"
+        )
+    names = [f"x{j}" for j in range(values.shape[1])]
+    return pd.DataFrame(values, columns=names).infer_objects()
+
+
+def in_pieces(frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """The rows by :data:`PIECE`, at least one piece."""
+    for first in range(0, max(1, len(frame)), PIECE):
+        yield frame.iloc[first : first + PIECE]
+
+
+def filled(table: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
+    """A table with ``values`` where its own columns of these names are empty, its types kept; a
+    column without any entry has the type of the values."""
+    import pandas as pd
+
+    whole = table.copy()
+    for name in values.columns:
+        own, empty = whole[name], whole[name].isna().to_numpy()
+        if not empty.any():
+            continue
+        new = pd.Series(values[name].to_numpy()[empty], dtype=object)
+        if empty.all() and not isinstance(own.dtype, pd.CategoricalDtype):
+            whole[name] = new.infer_objects().set_axis(whole.index)
+            continue
+        if isinstance(own.dtype, pd.CategoricalDtype):
+            unknown = [value for value in new.unique() if value not in own.cat.categories]
+            own = own.cat.add_categories(unknown)
+        own = own.copy()
+        own[empty] = new.astype(own.dtype).array
+        whole[name] = own
+    return whole

@@ -1,0 +1,75 @@
+"""Tables in JSON, which has every value and type of a pandas table again, without pandas' pickles.
+
+``{"rows": n, "columns": [{"name": …, "dtype": …, "values": […]}, …]}``, null where an entry is
+missing. Numbers have all their digits. A column of pandas categories has them and their codes;
+times are counted in the unit of their dtype since 1970, in UTC. The index is not kept.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from models.files import DataError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame, Series
+
+SCALARS = (bool, int, float, str)
+"""What a value may be."""
+
+
+def table_bytes(table: DataFrame) -> bytes:
+    """A table as JSON (DataError: a column of values that are none of numbers, text and times)."""
+    columns = [{"name": str(name), **_column(str(name), own)} for name, own in table.items()]
+    return json.dumps({"rows": len(table), "columns": columns}).encode()
+
+
+def table_of(content: bytes) -> DataFrame:
+    """The table of :func:`table_bytes`, with rows 0, 1, … (ValueError: of something else)."""
+    import pandas as pd
+
+    try:
+        kept = json.loads(content)
+        columns = [(own["name"], _values(own)) for own in kept["columns"]]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"no table that a run keeps: {error!r}") from error
+    table = pd.DataFrame(dict(enumerate(own for _, own in columns)), range(kept["rows"]))
+    return table.set_axis([name for name, _ in columns], axis=1)
+
+
+def _column(name: str, values: Series[Any]) -> dict[str, Any]:
+    import pandas as pd
+
+    kind = values.dtype
+    if isinstance(kind, pd.CategoricalDtype):
+        codes = [None if code < 0 else int(code) for code in values.cat.codes]
+        known = _column(name, pd.Series(kind.categories))
+        return {"dtype": "category", "ordered": bool(kind.ordered), "of": known, "values": codes}
+    if pd.api.types.is_datetime64_any_dtype(kind) or pd.api.types.is_timedelta64_dtype(kind):
+        return {"dtype": str(kind), "values": values.astype("int64").tolist()}
+    missing = values.isna().to_numpy()
+    each: list[Any] = []
+    for value, gone in zip(values.astype(object), missing, strict=True):
+        value = value.item() if isinstance(value, np.generic) else value
+        if not gone and type(value) not in SCALARS:
+            raise DataError(
+                f"column {name!r} holds {value!r}, a {type(value).__name__}, expected numbers, "
+                f"text or times; convert it, or leave it out: --columns {name}=drop"
+            )
+        each.append(None if gone else value)
+    return {"dtype": str(kind), "values": each}
+
+
+def _values(own: dict[str, Any]) -> Series[Any]:
+    import pandas as pd
+
+    if own["dtype"] == "category":
+        known = pd.CategoricalDtype(_values(own["of"]), own["ordered"])
+        codes = [-1 if code is None else code for code in own["values"]]
+        return pd.Series(pd.Categorical.from_codes(codes, dtype=known))
+    if own["dtype"].startswith(("datetime64", "timedelta64")):
+        return pd.Series(own["values"], dtype="int64").astype(own["dtype"])
+    return pd.Series(own["values"], dtype=own["dtype"])
