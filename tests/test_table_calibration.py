@@ -12,12 +12,14 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from inference import Table
 from inference.calibration import TableCalibration, table_calibration
 from inference.evaluate import evaluate
 from inference.picture import as_columns
 from inference.sample import sample
 from inference.train import train
 from models import Tabular
+from models.tabular import read_table
 from pyro_mdm import VPSDE, DiffusionModel
 from pyro_mdm.posteriors import Calibration, ranks
 from pyro_mdm.scores import RandomMaps
@@ -89,6 +91,16 @@ def test_columns_of_a_picture_are_those_of_the_table(tmp_path: Path) -> None:
     assert [*columns] == ["b", "c", "years", "size"]
     np.testing.assert_allclose(columns["years"], frame(40)["years"])
     assert columns["size"].isna().equals(frame(40)["size"].isna())
+
+
+def test_a_table_is_calibrated_by_its_rows() -> None:
+    table = Table.from_run("wine", accelerator="cpu")
+    rows = read_table("wine").head(12)
+    rows.loc[:3, "alcohol"] = np.nan
+    measured = table.calibration(rows, draws=4)
+    assert [*measured.pit, *measured.classes] == table.names
+    assert int(np.isnan(measured.pit["alcohol"]).sum()) == 4
+    assert np.array_equal(measured.pit["ash"], table.calibration(rows, draws=4).pit["ash"])
 
 
 def size(file: Path) -> tuple[int, int]:

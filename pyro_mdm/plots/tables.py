@@ -329,7 +329,7 @@ def _inner(level: str) -> str:
 
 
 def _draw_marginal(axes: Axes, column: _Column, *, named: bool = True) -> None:
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     everything = np.concatenate([*column.known.values()])
     if column.levels is not None:
@@ -344,7 +344,7 @@ def _draw_marginal(axes: Axes, column: _Column, *, named: bool = True) -> None:
     else:
         _draw_histogram(axes, column, everything)
     axes.yaxis.set_major_locator(MaxNLocator(3))
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.3g}%"))
     axes.tick_params(labelsize=6.5, length=2, pad=2)
     if named:
         axes.spines[["top", "right"]].set_visible(False)
@@ -393,9 +393,11 @@ def _draw_histogram(axes: Axes, column: _Column, everything: Values) -> None:
         )
         axes.stairs(share, edges, **LOOKS[part], **filled)
         tallest = max(tallest, float(share.max()))
-    shares = np.array([[(v == w).mean() for v in column.known.values()] for w in spikes])
+    shares = np.array([[(v == w).mean() for v in column.known.values()] for w in spikes]).reshape(
+        -1, len(column.values)
+    )
     top = 1.12 * max(tallest, shares.max(initial=0.0))
-    cut = tallest > 0 and top > 3.5 * tallest
+    cut = tallest > 0 and int((shares > 1.9 * tallest).any(-1).sum()) == 1 and top > 3.5 * tallest
     top = 1.9 * tallest if cut else top
     width = reach / 45
     for spike, of_parts in zip(spikes, shares, strict=True):
@@ -606,7 +608,7 @@ def _draw_reliability(axes: Axes, p: Values, true: NDArray[np.int64], name: str)
     """How often categories are true by their probabilities (1 or 2, n, C), in bins of as many."""
     sorting, own = p[0], p[-1]
     hit = (true[:, None] == np.arange(own.shape[1])).ravel()
-    edges = np.quantile(sorting, np.linspace(0, 1, min(BINS, max(2, len(true) // 8)) + 1))
+    edges = np.quantile(sorting, np.linspace(0, 1, min(BINS, max(2, len(true) // 16)) + 1))
     bins = np.digitize(sorting.ravel(), np.unique(edges)[1:-1])
     parts = [np.flatnonzero(bins == k) for k in np.unique(bins)]
     mean = np.array([own.ravel()[part].mean() for part in parts])
