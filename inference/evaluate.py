@@ -4,6 +4,7 @@
     python -m inference.evaluate --reuse runs/digits-learned-0-0 --guide alda
     python -m inference.evaluate runs/digits-learned-0-0 --method importance --samples 64
     python -m inference.evaluate runs/digits-learned-0-0 --out rows.csv
+    python -m inference.evaluate wine --calibration calibration.png
 
 For a diffusion without a closed form it also measures the bias of the simulation's step. The last
 line has the form ``bits/dim 1.234 ± 0.005 (reconstruction …, prior KL …, diffusion …)``.
@@ -35,9 +36,10 @@ from inference.bounds import (
     step_bias,
     told_nothing,
 )
+from inference.calibration import table_calibration
 from inference.checkpoints import write_atomically
 from inference.cli import check_positive, command_line
-from inference.output import check_out, csv_bytes
+from inference.output import check_out, csv_bytes, png
 from inference.plan import Programs
 from inference.processes import Precision, autocast_dtype, start
 from inference.reuse import Another, Opened, against_own, open_run
@@ -88,6 +90,7 @@ def evaluate(
     accelerator: str = "auto",
     precision: Precision = "32-true",
     out: Path | None = None,
+    calibration: Path | None = None,
     overwrite: bool = False,
     data: str | None = None,
 ) -> None:
@@ -128,7 +131,9 @@ def evaluate(
             the data set, such as a row of the table, or in an official test part. For dequantized
             images the bound is at one draw of the dequantization, by --seed, which the error leaves
             out. With --half_width both are empty for data that were never drawn.
-        overwrite: replace ``out`` if it exists.
+        calibration: of a table: a .png for the calibration of its test rows, whose entries are
+            drawn, 99 times, given about half of the others.
+        overwrite: replace ``out`` and ``calibration`` if they exist.
         data: with a run of a table: rows to evaluate in place of the test data, a .csv or .parquet
             file or a name as for inference.train. ``out`` then has a bound on log p of each row in
             nats, of what is there, and its standard error.
@@ -140,6 +145,7 @@ def evaluate(
             **{"times": times, "probes": probes, "rtol": rtol, "test_size": test_size},
             **{"classify": classify or None, "method": None if method == "elbo" else method},
             "precision": None if precision == "32-true" else precision,
+            "calibration": calibration,
         }
         if others := [f"--{name}" for name, value in asked.items() if value is not None]:
             raise ValueError(
@@ -147,7 +153,7 @@ def evaluate(
                 f"{', '.join(others)}"
             )
         check_positive(draws=draws, batch_size=batch_size)
-        _check_bounds(method, classify, out, overwrite)
+        _check_out(out, overwrite)
         _of_rows(run, data, out, draws, batch_size, seed, accelerator)
         return
     check_positive(
@@ -157,7 +163,11 @@ def evaluate(
         raise ValueError(f"--test_size is {test_size}, expected at least {FEWEST}")
     weighing = Weighing(samples=samples, times=times, probes=probes, rtol=rtol, seed=seed)
     weighing.check(method, half_width)
-    _check_bounds(method, classify, out, overwrite)
+    _check_bounds(method, classify, out)
+    if calibration is not None:
+        check_out(calibration, (".png",), overwrite=overwrite, option="calibration")
+    if out is not None or calibration is None:
+        _check_out(out, overwrite)
     fabric = start(accelerator, precision)
     lead, several = fabric.is_global_zero, fabric.world_size > 1
     other = Another(guide, max_log_snr, min_log_snr)
@@ -168,6 +178,8 @@ def evaluate(
     tested = opened.programs.problem.part("test")
     tested = tested if test_size is None else some(tested, test_size)
     calls = Calls(draws=draws, batch_size=batch_size, progress=lead, distributed=several)
+    if calibration is not None and lead:
+        _calibrate(opened, tested.data, calibration, seed)
     if method == "elbo":
         _by_bound(opened, tested, seed, half_width, calls, classify=classify, out=out, lead=lead)
         return
@@ -183,18 +195,34 @@ def evaluate(
     _by_weights(opened.programs, tested, method, weighing)
 
 
-def _check_bounds(method: Method, classify: bool, out: Path | None, overwrite: bool) -> None:
-    """Raise unless options of bounds come with bounds, and ``out`` may be written."""
+def _calibrate(opened: Opened, rows: Tensor, out: Path, seed: int) -> None:
+    """Write a picture of the calibration of test rows, and print it in words."""
+    problem, model, _ = opened.programs
+    if not isinstance(problem, Tabular):
+        raise ValueError("--calibration is for runs of --model tabular; leave it out")
+    measured = table_calibration(problem, model, rows, seed=seed, progress=True)
+    write_atomically(out, png(measured.figure()))
+    print(f"entries of {len(rows)} test rows, given about half of the others in their row:")
+    print(measured)
+    print(f"calibration by column: {out}")
+
+
+def _check_bounds(method: Method, classify: bool, out: Path | None) -> None:
+    """Raise unless options of bounds come with bounds."""
     for option, given in (("classify", classify), ("out", out is not None)):
         if given and method != "elbo":
             what = "by" if option == "classify" else "for"
             raise ValueError(
                 f"--{option} is {what} bounds, and --method is {method}; leave one of them out"
             )
+
+
+def _check_out(out: Path | None, overwrite: bool) -> None:
+    """Raise unless ``out`` may be written, and ``overwrite`` is for a file."""
     if out is not None:
         check_out(out, (".csv",), overwrite=overwrite)
     elif overwrite:
-        raise ValueError("--overwrite is for --out, which is not given; leave it out")
+        raise ValueError("--overwrite is for --out and --calibration, and neither is given")
 
 
 def _of_rows(

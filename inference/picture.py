@@ -1,20 +1,22 @@
-"""Pictures of samples: images in a grid, or points coloured by label."""
+"""Pictures of samples: images in a grid, columns of a table, or points coloured by label."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models import Problem
+from models import Problem, Tabular
 from pyro_mdm.contexts import Labels
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 LEGEND = 12
 """The most labels in a picture's legend."""
@@ -52,7 +54,8 @@ def contexts(problem: Problem, n: int, given: float | Sequence[float] | None) ->
 def picture(
     problem: Problem, x: Tensor, *, columns: int | None = None, context: Tensor | None = None
 ) -> Tensor:
-    """A picture of data x in model space, uint8 (3, height, width): images in a grid, or points.
+    """A picture of data x in model space, uint8 (3, height, width): images in a grid, the columns
+    of a table beside those of its training rows, or points.
 
     Points are shown by their first two coordinates, with test data, and coloured by label if there
     are labels.
@@ -61,19 +64,19 @@ def picture(
         columns: see :func:`~pyro_mdm.plots.pictures.image_grid`.
         context: contexts of x, (n, …), if any, for colours.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+    from pyro_mdm.plots.figures import new_figure
     from pyro_mdm.plots.pictures import image_grid
+    from pyro_mdm.plots.tables import marginals_figure
 
     images = problem.to_images(x)
     if images is not None:
         return image_grid(images, columns=columns)
+    if isinstance(problem, Tabular):
+        return pixels_of(marginals_figure(*observed_and_drawn(problem, x)))
     test = problem.part("test")[:500]
     data = problem.to_model_space(test.data).flatten(1)
     labelled = isinstance(problem.context, Labels) and context is not None
-    figure = Figure((3.9 if labelled else 3.2, 3.2), dpi=160, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    figure = new_figure(3.9 if labelled else 3.2, 3.2)
     axes = figure.add_subplot()
     if labelled:
         assert isinstance(problem.context, Labels)
@@ -86,9 +89,44 @@ def picture(
     axes.set_xlabel("x_0")
     axes.set_ylabel("x_1")
     axes.set_aspect("equal", adjustable="datalim")
+    return pixels_of(figure)
+
+
+def pixels_of(figure: Figure) -> Tensor:
+    """A figure as uint8 (3, height, width)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3]
     return torch.from_numpy(pixels.copy()).movedim(-1, 0)
+
+
+OBSERVED = 5_000
+"""The most training rows in pictures of tables."""
+
+
+def observed_and_drawn(problem: Tabular, x: Tensor) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Training rows of a table, and rows x in model space, as pictures of tables take them."""
+    train = problem.train[torch.linspace(0, len(problem.train) - 1, OBSERVED).long().unique()]
+    observed = problem.to_model_space(train, torch.Generator().manual_seed(0))
+    return as_columns(problem, observed), as_columns(problem, x)
+
+
+def as_columns(problem: Tabular, x: Tensor) -> Mapping[str, Any]:
+    """Rows x in model space as columns by name, with categories in the order of the model."""
+    import pandas as pd
+
+    table = problem.to_table(x)
+    columns: dict[str, pd.Series[Any]] = {
+        column.name: table[column.name] for column in problem.columns
+    }
+    for column in problem.columns:
+        own = columns[column.name]
+        if column.levels is not None and not pd.api.types.is_numeric_dtype(own.dtype):
+            known = [*column.values(np.arange(column.levels))]
+            columns[column.name] = own.astype(pd.CategoricalDtype(known))
+    return columns
 
 
 Plane = tuple[NDArray[np.float32], NDArray[np.float32]]

@@ -1,10 +1,10 @@
 """Reports of a training run, during training and at its end.
 
 Numbers are written at every measurement: those of a learned diffusion, and terms of the bound once
-they do not print as 0.000. Figures cost more. Those of a learned diffusion and of the bound over
-training are drawn at the 1st, 2nd, 4th, 8th, … measurement and at the end, those of a fixed
-diffusion at the start, others at the end alone. A diffusion without a closed form has figures of
-simulated paths and of the drift.
+they do not print as 0.000. Figures cost more. Those of a learned diffusion, of the bound over
+training, and of the columns of a table and their calibration are drawn at the 1st, 2nd, 4th, 8th, …
+measurement and at the end, those of a fixed diffusion at the start, others at the end alone. A
+diffusion without a closed form has figures of simulated paths and of the drift.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ from torch.utils.tensorboard import SummaryWriter
 
 from inference import bounds, sample
 from inference.bounds import Bound, Draws
+from inference.calibration import observes_entries, table_calibration
 from inference.checkpoints import write_atomically
 from inference.output import png
+from inference.picture import observed_and_drawn
 from inference.plan import Programs
 from inference.runs import Run
 from inference.seeds import seed_from
 from inference.shown import shown
+from models import Tabular
 from models.base import Assembly, Part, Problem
 from models.kinds import kind_of
 from pyro_mdm import Diffusion, DiffusionModel, bits_per_dim
@@ -64,6 +67,12 @@ SAMPLES = 18
 
 POINTS = 256
 """The number of points in that picture, for data that are no images."""
+
+ROWS = 512
+"""The number of drawn rows in the picture of a table's pairs."""
+
+CALIBRATED, RANKS = 200, 49
+"""The most rows of a table whose calibration is drawn, and draws of each entry."""
 
 RANKED_OF = 1_000
 """The most test images from which the best and the worst are chosen."""
@@ -170,14 +179,17 @@ def at_step(
     if writer is None:
         return
     _log_diffusion(run, writer, programs, step)
-    few = _samples(programs, _few(problem), steps=32, seed=seed)
-    if few is not None:
-        tensorboard.write_samples(writer, _picture(problem, few, 6), step)
     measurements = sum(r["part"] == "train" for r in run.history())
     power_of_two = measurements & (measurements - 1) == 0
     last = step == run.config["steps"]  # which at_end draws
-    if run.config["figures"] and power_of_two and not last:
+    due = run.config["figures"] and power_of_two and not last
+    if due or not isinstance(problem, Tabular):  # whose columns take as long as a figure
+        few = _samples(programs, _few(problem), steps=32, seed=seed)
+        if few is not None:
+            tensorboard.write_samples(writer, _picture(problem, few, 6), step)
+    if due:
         draw_training(run, writer, programs, step)
+        draw_calibration(run, writer, programs, "validation", step)
 
 
 def _samples(programs: Programs, n: int, **options: Unpack[sample.Sampling]) -> Tensor | None:
@@ -373,11 +385,18 @@ def draw_training(run: Run, writer: SummaryWriter, programs: Programs, step: int
 
 
 def draw_end(run: Run, writer: SummaryWriter, programs: Programs, step: int) -> None:
-    """Draw noised data, samples by sampler, and the best and the worst test images."""
+    """Draw noised data, samples by sampler, and the best and the worst test images; of a table its
+    columns in pairs, and the calibration of test rows."""
     problem, model, _ = programs
     seed = run.config["seed"]
     x = _complete(problem.to_model_space(problem.test[:512], torch.Generator().manual_seed(seed)))
     shown(model.diffusion, seed).write_noising(writer, x, step)
+    if isinstance(problem, Tabular):
+        drawn = _samples(programs, ROWS, steps=run.config["sampler_steps"], seed=seed)
+        if drawn is not None and len(problem.columns) > 1:
+            tensorboard.write_pairs(writer, *observed_and_drawn(problem, drawn), step)
+        draw_calibration(run, writer, programs, "test", step)
+        return
 
     images = problem.to_images(x[:1]) is not None
     n, pictures = 16 if images else 256, {}
@@ -396,6 +415,21 @@ def draw_end(run: Run, writer: SummaryWriter, programs: Programs, step: int) -> 
 
     if images:
         tensorboard.write_ranked_images(writer, *_best_and_worst(programs, seed), step)
+
+
+def draw_calibration(
+    run: Run, writer: SummaryWriter, programs: Programs, part: str, step: int
+) -> None:
+    """Draw the calibration of a model of tables on a part of them, if there is one."""
+    problem, model, _ = programs
+    if not isinstance(problem, Tabular) or not observes_entries(model):
+        return
+    rows = bounds.some(problem.part(part).data, CALIBRATED)
+    if bool(rows.isnan().all()):
+        return
+    measured = table_calibration(problem, model, rows, draws=RANKS, seed=run.config["seed"])
+    group = {"test": "test", "validation": "Overview"}[part]
+    tensorboard.write_calibration(writer, group, measured.pit, measured.classes, step)
 
 
 def _best_and_worst(programs: Programs, seed: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -30,7 +30,7 @@ from inference.cli import check_positive, command_line
 from inference.completion import draws_given
 from inference.names import SAMPLERS, accepted, call, find, slug, takes, wrong_kind
 from inference.output import check_out, default_out, png
-from inference.picture import columns, contexts, picture
+from inference.picture import columns, contexts, observed_and_drawn, picture
 from inference.pieces import csv_text, text_columns
 from inference.processes import start
 from inference.reuse import Another, open_run
@@ -236,6 +236,7 @@ def sample(
     accelerator: str = "auto",
     given: list[float] | float | str | None = None,
     guidance: float | None = None,
+    pairs: bool = False,
 ) -> None:
     """Generate data with a run's averaged weights.
 
@@ -271,6 +272,7 @@ def sample(
             --out rows.csv: values that all rows have, such as age=50,sex=f.
         guidance: with such a run: weight of classifier-free guidance, such as 2; 1 is none.
             Guided samples come from no model with a known density.
+        pairs: of a table: a picture of its columns in pairs instead of each alone.
     """
     check_positive(num_samples=num_samples, steps=steps, batch_size=batch_size)
     other = Another(guide, max_log_snr, min_log_snr)
@@ -282,6 +284,7 @@ def sample(
         parts = [*map(slug, [*([] if guide is None else [guide]), chosen]), str(number), str(seed)]
         asked = {"given": given, "guided": guidance}
         parts += [slug(f"{word}-{value}") for word, value in asked.items() if value is not None]
+        parts += ["pairs"] if pairs else []
         out = default_out(opened.folder, f"samples-{'-'.join(parts)}.png")
     _check_file(out, problem, num_samples, overwrite)
     if isinstance(given, str):
@@ -295,6 +298,8 @@ def sample(
         write_atomically(out, rows.to_csv(index=False).encode())
         print(out)
         return
+    if pairs and not (isinstance(problem, Tabular) and out.suffix == ".png"):
+        raise ValueError("--pairs is for a .png of a run of --model tabular; leave it out")
     fabric = start(accelerator)
     model.to(fabric.device)
     told = contexts(problem, num_samples, given)
@@ -307,7 +312,7 @@ def sample(
         with _partial(out, fabric) as partial:
             _draw_into(partial, fabric, model, num_samples, options)
             if fabric.is_global_zero:
-                _write(out, partial, problem, told, in_turn=given is None)
+                _write(out, partial, problem, told, in_turn=given is None, pairs=pairs)
     elif fabric.is_global_zero:
         _animate(out, problem, model, num_samples, options)
     if fabric.is_global_zero:
@@ -358,7 +363,9 @@ def _animate(out: Path, problem: Problem, model: DiffusionModel, n: int, options
     write_atomically(out, animation(problem, model, states))
 
 
-def _write(out: Path, drawn: Path, problem: Problem, told: Tensor | None, *, in_turn: bool) -> None:
+def _write(
+    out: Path, drawn: Path, problem: Problem, told: Tensor | None, *, in_turn: bool, pairs: bool
+) -> None:
     """Turn a file of samples into the output; ``in_turn``: a column for each class."""
     if out.suffix == ".npy":
         drawn.replace(out)
@@ -366,6 +373,11 @@ def _write(out: Path, drawn: Path, problem: Problem, told: Tensor | None, *, in_
     x = torch.from_numpy(np.load(drawn))
     if isinstance(problem, Tabular) and out.suffix == ".csv":
         write_atomically(out, problem.to_table(x).to_csv(index=False).encode())
+        return
+    if isinstance(problem, Tabular) and pairs:
+        from pyro_mdm.plots.tables import pairs_figure  # loads matplotlib
+
+        write_atomically(out, png(pairs_figure(*observed_and_drawn(problem, x))))
         return
     width = columns(problem) if in_turn else None
     write_atomically(out, png(picture(problem, x, columns=width, context=told)))

@@ -35,6 +35,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from inference import trust
+from inference.calibration import DRAWS as CALIBRATION_DRAWS
+from inference.calibration import TableCalibration, table_calibration
 from inference.completion import column_of, draws, draws_given, filled, in_pieces
 from inference.loading import load_trained
 from inference.plan import Programs
@@ -433,6 +435,23 @@ class Table:
         self.column(column)  # or an error
         rows = as_frame(X).assign(**{column: None})
         return Conditional(self, rows, column, num, batch_size)
+
+    def calibration(
+        self, X: Frame, *, draws: int = CALIBRATION_DRAWS, seed: int | None = None
+    ) -> TableCalibration:
+        """The calibration of predictions on rows that were not trained on.
+
+        Each entry is hidden once, with about half of its row, and drawn given the others. ``print``
+        tells how many are in their 90% intervals, ``figure()`` draws it by column.
+
+        Args:
+            draws: of each entry, at least 2.
+            seed: of what is hidden and drawn; None: the object's.
+        """
+        problem, model, _ = self._fitted
+        assert isinstance(problem, Tabular)
+        codes, own = problem.codes(as_frame(X)), self.seed if seed is None else seed
+        return table_calibration(problem, model, codes, draws=draws, seed=own)
 
     # -- the conventions of scikit-learn -----------------------------------------------------------
 

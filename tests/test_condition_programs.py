@@ -288,7 +288,9 @@ def test_evaluate_writes_what_it_knows_of_each_datum(
         evaluate.evaluate(labelled, out=tmp_path / "rows.json")
     with pytest.raises(ValueError, match="--out is for bounds, and --method is flow"):
         evaluate.evaluate(labelled, out=tmp_path / "c.csv", method="flow")
-    with pytest.raises(ValueError, match="--overwrite is for --out, which is not given"):
+    with pytest.raises(
+        ValueError, match="--overwrite is for --out and --calibration, which are not given"
+    ):
         evaluate.evaluate(labelled, overwrite=True)
 
 

@@ -5,12 +5,13 @@ TensorBoard sorts tags by group, the part before the first slash, capitals first
 first two groups of its Time Series page. The groups are, in this order::
 
     Overview        the bound by term, the diffusion term by log SNR, the eigenvalues of the drift
-                    (of a diffusion without a closed form its paths and its drift) and samples
+                    (of a diffusion without a closed form its paths and its drift) and samples;
+                    the calibration of a model of a table on validation rows
     bound           the bound and its terms for each part of the data, as curves
     diffusion       Q, D and their eigenvalues, the clock, the ends; noised data, and what a guide
                     that sees the data does to them
     objective       the objective of training
-    samples         samples by sampler
+    samples         samples by sampler; columns of a table in pairs
     test            measurements made once, at the end
     training        figures of the bound over training
     uncertainty     standard errors, and the ends of value ± error
@@ -35,7 +36,7 @@ from pyro_mdm.diffusions.closed import Kernels, noised_state
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.elbo import ELBOTerms
 from pyro_mdm.likelihoods.base import bits_per_dim
-from pyro_mdm.plots import figures, pictures
+from pyro_mdm.plots import figures, pictures, tables
 from pyro_mdm.plots.pictures import image_grid
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 from pyro_mdm.support import measured
@@ -48,6 +49,7 @@ __all__ = [
     "TERMS",
     "write_bound",
     "write_bound_history",
+    "write_calibration",
     "write_curves",
     "write_diffusion",
     "write_diffusion_history",
@@ -56,6 +58,7 @@ __all__ = [
     "write_layout",
     "write_mean",
     "write_noising",
+    "write_pairs",
     "write_paths",
     "write_pictures",
     "write_ranked_images",
@@ -422,6 +425,24 @@ def write_ranked_images(
     """Write :func:`~pyro_mdm.plots.pictures.ranked_images_figure` as ``test/best_and_worst``."""
     figure = pictures.ranked_images_figure(images, bits, errors)
     writer.add_figure("test/best_and_worst", figure, step)
+
+
+def write_pairs(
+    writer: SummaryWriter, observed: Mapping[str, Any], drawn: Mapping[str, Any], step: int
+) -> None:
+    """Write :func:`~pyro_mdm.plots.tables.pairs_figure` of a table as ``samples/pairs``."""
+    writer.add_figure("samples/pairs", tables.pairs_figure(observed, drawn), step)
+
+
+def write_calibration(
+    writer: SummaryWriter,
+    group: str,
+    pit: Mapping[str, Any],
+    classes: Mapping[str, tuple[Any, Any]] | None,
+    step: int,
+) -> None:
+    """Write :func:`~pyro_mdm.plots.tables.calibration_figure` as ``<group>/calibration``."""
+    writer.add_figure(f"{group}/calibration", tables.calibration_figure(pit, classes), step)
 
 
 def write_noising(

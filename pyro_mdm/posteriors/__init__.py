@@ -7,6 +7,7 @@ from pyro_mdm.posteriors.amortized import (
     LogDensity,
     calibrate,
     log_prior,
+    ranks,
     simulate,
 )
 
@@ -17,5 +18,6 @@ __all__ = [
     "LogDensity",
     "calibrate",
     "log_prior",
+    "ranks",
     "simulate",
 ]

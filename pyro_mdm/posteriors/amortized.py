@@ -58,6 +58,7 @@ __all__ = [
     "LogDensity",
     "calibrate",
     "log_prior",
+    "ranks",
     "simulate",
 ]
 
@@ -669,11 +670,37 @@ def calibrate(
         :class:`Calibration`, with ranks and p-values.
     """
     truth = simulate(program, simulations, seed=seed, vectorized=vectorized, progress=progress)
-    ranks = {}
+    of_sites = {}
     for name, value in posterior.sample(truth, draws, seed=seed + 1).items():
-        own = truth[name].reshape(simulations, 1, *value.shape[2:])
-        ranks[name] = (value < own).sum(1)
-    return Calibration(ranks, draws)
+        own = truth[name].reshape(simulations, *value.shape[2:])
+        of_sites[name] = ranks(value.transpose(0, 1), own)
+    return Calibration(of_sites, draws)
+
+
+def ranks(draws: Tensor, truth: Tensor, *, seed: int = 0) -> Tensor:
+    """Ranks of true values among draws that predict them, whole numbers from 0 to m.
+
+    A rank is the number of draws below the true value. Where some are equal to it, as integers are
+    and numbers that have a probability, it is one of the places among these, drawn evenly. So it
+    is uniform if the prediction is right. With u uniform in [0, 1), (rank + u) / (m + 1) is a
+    probability integral transform.
+
+    Args:
+        draws: (m, *shape).
+        truth: the true values, (*shape).
+        seed: the seed of places; the caller's random state is kept.
+
+    Returns:
+        (*shape), int64.
+
+    Example:
+        >>> ranks(torch.tensor([[1.0], [3.0], [5.0]]), torch.tensor([4.0]))
+        tensor([2])
+    """
+    below, equal = (draws < truth).sum(0), (draws == truth).sum(0)
+    generator = torch.Generator().manual_seed(seed)
+    places = torch.rand(below.shape, generator=generator, dtype=torch.float64).to(below.device)
+    return below + (places * (equal + 1)).long()
 
 
 def _uniform_p_value(ranks: Tensor, values: int, bins: int) -> Tensor:
