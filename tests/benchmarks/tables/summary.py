@@ -1,0 +1,256 @@
+"""The documentation's tables of what the benchmarks of tables wrote."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+from scipy import stats
+
+OURS = "diffusion"
+MACHINE = "machine E"
+LESS = {"rmse", "crps", "log_score", "brier", "log_score_of_categories"}
+"""Scores of which less is better."""
+PEERS = "python -m tests.benchmarks.tables.peers"
+COMMAND = "python -m tests.benchmarks.imputation --workers 2 --out runs/imputation.csv"
+
+
+def write(
+    file: Path,
+    rows: pd.DataFrame,
+    commands: Iterable[str],
+    seeds: str,
+    unit: str | None = None,
+    notes: Sequence[str] = (),
+    digits: int = 3,
+) -> None:
+    """A table with its comments."""
+    facts = [("command", command) for command in commands]
+    facts += [("machine", MACHINE), ("date", datetime.date.today().isoformat()), ("seeds", seeds)]
+    facts += [("unit", unit)] * (unit is not None) + [("note", note) for note in notes]
+    text = "".join(f"# {fact}: {said}\n" for fact, said in facts)
+    body = rows.map(lambda cell: f"{cell:.{digits}f}" if isinstance(cell, float) else cell)
+    body = body.mask(rows.isna(), "")
+    file.write_text(text + body.to_csv(index=False, lineterminator="\n"), encoding="utf-8")
+    print(file)
+
+
+def seeds_in_words(rows: pd.DataFrame) -> str:
+    seeds = sorted(rows.seed.unique())
+    return str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+
+
+def mean_and_error(values: pd.Series) -> tuple[float, float]:
+    """The mean, and its standard error, NaN of a single value."""
+    values = values.dropna()
+    if len(values) == 0:
+        return math.nan, math.nan
+    error = values.std() / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return float(values.mean()), float(error)
+
+
+def interval(differences: pd.Series) -> tuple[float, float, float]:
+    """The mean and the 95% interval of Student's t, NaN of a single value."""
+    mean, error = mean_and_error(differences)
+    number = differences.notna().sum()
+    half = float(stats.t.ppf(0.975, number - 1)) * error if number > 1 else math.nan
+    return mean, mean - half, mean + half
+
+
+def ranks(rows: pd.DataFrame, scores: Sequence[str], methods: Sequence[str]) -> pd.DataFrame:
+    """Ranks by task among methods, the least score first, of tasks that all of them have done."""
+    own = rows[rows.method.isin(methods)]
+    columns = {}
+    for score in scores:
+        wide = own.pivot_table(index=["seed", "table", "mechanism"], columns="method", values=score)
+        columns[score] = wide.dropna().rank(axis=1).stack()
+    return pd.DataFrame(columns).reset_index()
+
+
+def of_imputation(file: Path, folder: Path) -> None:
+    """imputation-ranks, imputation-tables, imputation-coverage and imputation-costs."""
+    rows = pd.read_csv(file)
+    commands = [PEERS, COMMAND]
+    write(
+        folder / "imputation-ranks.csv",
+        overall(rows),
+        commands,
+        seeds_in_words(rows),
+        notes=[
+            "ranks, 1 being best, are means over tasks that all methods have done; rmse ratio is "
+            "to the least RMSE of the task; accuracy less best is to the highest of the task; "
+            "errors are over tables and mechanisms"
+        ],
+    )
+    write(
+        folder / "imputation-tables.csv",
+        by_table(rows),
+        commands,
+        seeds_in_words(rows),
+        unit="standard deviations of columns",
+        notes=[
+            "log scores are nats by missing entry; less ours is paired by seed, with Student's t",
+        ],
+    )
+    coverage = rows.pivot_table(index="table", columns="method", values="coverage", sort=False)
+    order = [method for method in rows.method.unique() if method in coverage]
+    write(
+        folder / "imputation-coverage.csv",
+        coverage[order].reset_index(),
+        commands,
+        seeds_in_words(rows),
+        notes=["of intervals of 90%, over mechanisms and seeds"],
+    )
+    costs = rows.pivot_table(index="table", columns="method", values="cpu_seconds", sort=False)
+    write(
+        folder / "imputation-costs.csv",
+        costs[list(rows.method.unique())].reset_index(),
+        commands,
+        seeds_in_words(rows),
+        unit="seconds of processor time",
+        notes=["fit and 50 draws of a fifth of the rows, mean over mechanisms and seeds"],
+        digits=0,
+    )
+
+
+RANKED = {
+    "crps": "rank_crps",
+    "log_score": "rank_log_score",
+    "brier": "rank_brier",
+    "log_score_of_categories": "rank_log_score_of_categories",
+}
+
+
+def everywhere(rows: pd.DataFrame) -> list[str]:
+    """Methods that have done as many tasks as any."""
+    counts = rows.groupby("method", sort=False).size()
+    return counts.index[counts == counts.max()].tolist()
+
+
+def overall(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row for each method: mean ranks, the ratio of RMSE to the best and so on.
+
+    They are over the tasks that all methods have done, if some have done fewer: of these "all"
+    names the methods that did as many as any, and another block all methods.
+    """
+    blocks = [("all", everywhere(rows))]
+    every = rows.method.unique().tolist()
+    if set(every) != set(blocks[0][1]):
+        blocks.append(("those of all methods", every))
+    made = []
+    for name, methods in blocks:
+        own = rows[rows.method.isin(methods)]
+        task = ["seed", "table", "mechanism"]
+        whole = own.groupby(task).method.transform("nunique") == len(methods)
+        own = own[whole].copy()
+        if own.empty:
+            continue
+        drawing = [m for m in methods if own[own.method == m].crps.notna().any()]
+        ranked = ranks(own, list(RANKED), drawing)
+        least = own.groupby(task).rmse.transform("min")
+        most = own.groupby(task).accuracy.transform("max")
+        own["rmse_ratio"] = own.rmse / least
+        own["accuracy_less_best"] = own.accuracy - most
+        for method in methods:
+            cells: dict[str, object] = {"tasks": name, "method": method}
+            for score, label in RANKED.items():
+                of = ranked[ranked.method == method]
+                per = of.groupby(["table", "mechanism"])[score].mean()
+                cells[label], cells[f"{label}_se"] = mean_and_error(per)
+            for score in ("rmse_ratio", "accuracy_less_best", "coverage", "cpu_seconds"):
+                of = own[own.method == method]
+                per = of.groupby(["table", "mechanism"])[score].mean()
+                mean, error = mean_and_error(per)
+                cells[score] = mean
+                if score in ("rmse_ratio", "accuracy_less_best"):
+                    cells[f"{score}_se"] = error
+            of_tables = own[own.method == method].groupby("table").coverage.mean()
+            cells["coverage_least"], cells["coverage_most"] = of_tables.min(), of_tables.max()
+            cells["number_of_tasks"] = str(len(own[own.method == method]))
+            made.append(cells)
+    table = pd.DataFrame(made)
+    if table.tasks.nunique() == 1:
+        table = table.drop(columns="tasks")
+    return table
+
+
+SHOWN = (
+    "rmse",
+    "crps",
+    "log_score",
+    "coverage",
+    "width",
+    "accuracy",
+    "brier",
+    "log_score_of_categories",
+)
+
+
+def by_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Means over seeds, and paired differences to ours."""
+    made = []
+    for (table, mechanism), part in rows.groupby(["table", "mechanism"], sort=False):
+        ours = part[part.method == OURS].set_index("seed")
+        for method, own in part.groupby("method", sort=False):
+            own = own.set_index("seed")
+            cells: dict[str, object] = {"task": f"{table}, {mechanism}", "method": method}
+            for score in SHOWN:
+                cells[score], cells[f"{score}_se"] = mean_and_error(own[score])
+                if score in LESS | {"accuracy"}:
+                    label = f"{score}_less_ours"
+                    apart = own[score] - ours[score] if method != OURS else own[score][:0]
+                    ends = interval(apart)
+                    cells[label], cells[f"{label}_low"], cells[f"{label}_high"] = ends
+            made.append(cells)
+    return pd.DataFrame(made)
+
+
+def paired(rows: pd.DataFrame, scores: Sequence[str], differing: Sequence[str]) -> pd.DataFrame:
+    """By table and method the means over seeds, and paired differences to ours."""
+    made = []
+    for table, part in rows.groupby("table", sort=False):
+        ours = part[part.method == OURS].set_index("seed")
+        for method, own in part.groupby("method", sort=False):
+            own = own.set_index("seed")
+            cells: dict[str, object] = {"table": table, "method": method}
+            for score in scores:
+                cells[score], cells[f"{score}_se"] = mean_and_error(own[score])
+                if score in differing:
+                    label = f"{score}_less_ours"
+                    apart = own[score] - ours[score] if method != OURS else own[score][:0]
+                    ends = interval(apart)
+                    cells[label], cells[f"{label}_low"], cells[f"{label}_high"] = ends
+            cells["cpu_seconds"] = f"{own.cpu_seconds.mean():.0f}"
+            made.append(cells)
+    return pd.DataFrame(made)
+
+
+def of_density(file: Path, folder: Path) -> None:
+    """tables-density."""
+    rows = pd.read_csv(file)
+    command = "python -m tests.benchmarks.table_density --workers 2 --out runs/density.csv"
+    write(
+        folder / "tables-density.csv",
+        paired(rows, ["log_prob"], ["log_prob"]),
+        [PEERS, command],
+        seeds_in_words(rows),
+        unit="nats by row",
+        notes=["that of the diffusion is a lower bound; less ours is paired by seed"],
+    )
+
+
+def of_samples(file: Path, folder: Path) -> None:
+    """tables-samples."""
+    rows = pd.read_csv(file)
+    command = "python -m tests.benchmarks.table_samples --workers 2 --out runs/samples.csv"
+    scores = ["prediction", "correlation_error", "association_error", "closer"]
+    write(
+        folder / "tables-samples.csv",
+        paired(rows, scores, ["prediction"]),
+        [PEERS, command],
+        seeds_in_words(rows),
+        notes=["errors are standard errors over seeds; less ours is paired by seed"],
+    )
