@@ -56,7 +56,7 @@ def _breast_cancer() -> pd.DataFrame:
 
 TABLES = {
     "diabetes": Source(_diabetes, "age", "target", without=("s4",), categories=("sex",)),
-    "affairs": Source(("AER/Affairs",), "yearsmarried", "rating"),
+    "affairs": Source(("AER/Affairs",), "yearsmarried", "children"),
     "pima": Source(("MASS/Pima.tr", "MASS/Pima.te"), "age", "type"),
     "breast cancer": Source(_breast_cancer, "mean radius", "diagnosis"),
     "concrete": Source(("modeldata/concrete",), "age", "compressive_strength"),

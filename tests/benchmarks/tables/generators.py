@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tests.benchmarks.tables.data import Problem
 from tests.benchmarks.tables.methods import (
     FOREST_COPIES,
+    FOREST_TIMES,
     Dummies,
     import_what,
     levels_of,
@@ -55,7 +56,7 @@ def copula(problem: Problem) -> Numbers:
 
 
 def forestdiffusion(problem: Problem) -> Numbers:
-    """Flow matching by XGBoost models, as the package has it but for the copies of rows."""
+    """Flow matching by XGBoost models, with the sizes of the imputer."""
     from ForestDiffusion import ForestDiffusionModel
 
     dummies = Dummies(levels_of(problem))
@@ -63,6 +64,7 @@ def forestdiffusion(problem: Problem) -> Numbers:
     model = ForestDiffusionModel(
         x,
         diffusion_type="flow",
+        n_t=FOREST_TIMES,
         duplicate_K=FOREST_COPIES,
         int_indexes=whole_numbers(x),
         n_jobs=1,
