@@ -142,13 +142,15 @@ def test_summaries_pair_by_seed(tmp_path: runs.Path) -> None:
         dict.fromkeys(imputation.SCORES, value + gain)
         | {"seed": seed, "table": table, "mechanism": "30%", "method": method, "cpu_seconds": 1.0}
         for seed, value in enumerate([0.1, 0.9, 0.5])
-        for table in ("a", "b")
+        for table in ("wage", "pima")
         for method, gain in (("diffusion", 0.0), ("mean", 0.25))
     ]
     file = tmp_path / "rows.csv"
     pd.DataFrame(rows).to_csv(file, index=False)
     summary.of_imputation(file, tmp_path)
     tables = pd.read_csv(tmp_path / "imputation-tables.csv", comment="#")
+    assert tables.task.tolist() == ["pima, 30%"] * 2 + ["wage, 30%"] * 2
+    assert tables.method.tolist() == ["mean", "diffusion"] * 2
     other = tables[tables.method == "mean"].iloc[0]
     assert (other.crps_less_ours, other.crps_less_ours_low, other.crps_less_ours_high) == (
         0.25,

@@ -10,6 +10,11 @@ from pathlib import Path
 import pandas as pd
 from scipy import stats
 
+from tests.benchmarks.tables.data import MECHANISMS, TABLES
+from tests.benchmarks.tables.densities import DENSITIES
+from tests.benchmarks.tables.generators import GENERATORS
+from tests.benchmarks.tables.methods import METHODS
+
 OURS = "diffusion"
 MACHINE = "machine E"
 LESS = {"rmse", "crps", "log_score", "brier", "log_score_of_categories"}
@@ -43,6 +48,21 @@ def seeds_in_words(rows: pd.DataFrame) -> str:
     return str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
 
 
+def read_rows(file: Path) -> pd.DataFrame:
+    """Rows of a benchmark, in the order of tables, mechanisms, methods and seeds."""
+    rows = pd.read_csv(file)
+    methods = list(dict.fromkeys([*METHODS, *DENSITIES, *GENERATORS]))
+    methods.append(methods.pop(methods.index(OURS)))
+    orders = {"table": list(TABLES), "mechanism": list(MECHANISMS), "method": methods}
+    columns = [name for name in orders if name in rows] + ["seed"]
+
+    def places(column: pd.Series) -> pd.Series:
+        known = orders.get(str(column.name), [])
+        return column.map(lambda value: known.index(value) if value in known else value)
+
+    return rows.sort_values(columns, key=places, kind="stable", ignore_index=True)
+
+
 def mean_and_error(values: pd.Series) -> tuple[float, float]:
     """The mean, and its standard error, NaN of a single value."""
     values = values.dropna()
@@ -73,7 +93,7 @@ def ranks(rows: pd.DataFrame, scores: Sequence[str], methods: Sequence[str]) -> 
 def of_imputation(file: Path, folder: Path) -> None:
     """Files imputation-NAME: ranks of methods that have done most tasks, few of all methods and the
     tasks that all have done, tables, coverage and costs."""
-    rows = pd.read_csv(file)
+    rows = read_rows(file)
     commands = [PEERS, COMMAND]
     for name, methods in (("ranks", often(rows)), ("few", list(rows.method.unique()))):
         write(
@@ -217,7 +237,7 @@ def paired(rows: pd.DataFrame, scores: Sequence[str], differing: Sequence[str]) 
 
 def of_density(file: Path, folder: Path) -> None:
     """tables-density."""
-    rows = pd.read_csv(file)
+    rows = read_rows(file)
     command = "python -m tests.benchmarks.table_density --workers 2 --out runs/density.csv"
     write(
         folder / "tables-density.csv",
@@ -231,7 +251,7 @@ def of_density(file: Path, folder: Path) -> None:
 
 def of_samples(file: Path, folder: Path) -> None:
     """tables-samples."""
-    rows = pd.read_csv(file)
+    rows = read_rows(file)
     command = "python -m tests.benchmarks.table_samples --workers 2 --out runs/samples.csv"
     scores = ["prediction", "correlation_error", "association_error", "closer"]
     write(
