@@ -79,7 +79,8 @@ class Table:
     which stay as they are; or an array, whose columns are called x0, x1, …. What is missing is NaN
     or None.
 
-    ``fit`` is that of ``inference.train --model tabular``: a tenth of the rows is test and another
+    ``fit`` is that of ``inference.train --model tabular --guide vpsde``, a diffusion that is not
+    learned, as a denoiser of rows hardly gains by it: a tenth of the rows is test and another
     validation. ``Table.fit(frame, **settings)`` is short for ``Table(**settings).fit(frame)``.
 
     Args:
@@ -629,7 +630,7 @@ def _trained(table: Table, X: Frame, y: object = None) -> Table:
     frame = as_frame(X)
     parent = None if table.folder is not None else tempfile.mkdtemp(prefix="table-")
     folder = Path(table.folder or Path(str(parent)) / "run")
-    options: dict[str, Any] = {"figures": False} | table.settings
+    options: dict[str, Any] = {"figures": False, "guide": "vpsde"} | table.settings
     options |= {"columns": _in_words(table.columns), "seed": table.seed, "steps": table.steps}
     threads = torch.get_num_threads()
     try:
