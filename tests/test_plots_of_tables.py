@@ -145,6 +145,17 @@ def test_calibrated_predictions_are_in_their_band_and_others_are_not() -> None:
     assert {text.get_text() for text in figure.axes[1].texts} == {"n = 180"}
 
 
+def test_the_band_is_as_wide_as_chance() -> None:
+    u = RNG.permutation((np.arange(200) + 0.5) / 200)
+    figure = calibration_figure({"one": u, "the same": u})
+    for axes in figure.axes[:2]:  # 400 entries in 200 rows tell no more than 200 do
+        (band,) = axes.collections
+        corners = band.get_paths()[0].vertices
+        ends = corners[np.isclose(corners[:, 0], 0.5), 1]
+        half = 1.96 * np.sqrt(0.25 / 200)
+        assert [ends.min(), ends.max()] == pytest.approx([0.5 - half, 0.5 + half], abs=0.01)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
