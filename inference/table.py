@@ -80,8 +80,9 @@ class Table:
     or None.
 
     ``fit`` is that of ``inference.train --model tabular --guide vpsde``, a diffusion that is not
-    learned, as a denoiser of rows hardly gains by it: a tenth of the rows is test and another
-    validation. ``Table.fit(frame, **settings)`` is short for ``Table(**settings).fit(frame)``.
+    learned, as a denoiser of rows hardly gains by it. A tenth of the rows is for validation and
+    chooses the weights; no others are held out, and what ``inference.evaluate`` calls test are
+    these. ``Table.fit(frame, **settings)`` is short for ``Table(**settings).fit(frame)``.
 
     Args:
         columns: kinds of columns where they are to be others than those found, as for

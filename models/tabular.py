@@ -100,7 +100,8 @@ class Tabular(Problem):
 
     Args:
         data: the file, a name, or a DataFrame, which is in ``kept`` then, as
-            :func:`~models.kept.table_bytes`.
+            :func:`~models.kept.table_bytes`. Of a DataFrame no rows are test data: those who have
+            one hold out their own. What is measured as test are its validation rows.
         columns: what columns are where they are to be others: a kind of
             :data:`~models.column_kinds.Kind`, an order, or a range, as in
             ``"age=continuous,zip=drop,size=small<middle<large,score=0..100"``. The kind of ``*`` is
@@ -183,6 +184,17 @@ class Tabular(Problem):
         )
 
     @property
+    def split_in_words(self) -> str:
+        words = super().split_in_words
+        same = self._of_frame and len(self.validation)
+        return f"{words}; test data are the validation data" if same else words
+
+    @property
+    def _of_frame(self) -> bool:
+        """Whether the table was a DataFrame, which a run keeps as a JSON file."""
+        return self.kept is not None or str(self.source).endswith(".json")
+
+    @property
     def absolute_source(self) -> str:
         """The file with its absolute path, or the name."""
         source = str(self.source)
@@ -193,6 +205,9 @@ class Tabular(Problem):
         if len(table) < FEWEST:
             raise DataError(f"{self.source} has {len(table)} rows, expected at least {FEWEST}")
         rows = self.divide(len(table), holdout, self._strata(table))
+        if self._of_frame and holdout:
+            others = torch.cat([rows.train, rows.test]).sort().values
+            rows = self.rows = rows._replace(train=others, test=rows.validation)
         train = np.zeros(len(table), dtype=np.bool_)
         train[rows.train.numpy()] = True
         self.columns = fit_columns(table, train, self._kinds)

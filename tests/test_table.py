@@ -148,9 +148,10 @@ def test_a_conditional_is_that_of_the_law(gaussian: Table) -> None:
 
 
 def test_probabilities_of_levels_are_those_of_the_histogram(mixed: Table) -> None:
-    """Which is all that the network knows before it is trained."""
+    """Which is all that a network of plain columns knows before it is trained."""
+    plain = Table(columns={"*": "plain"}, seed=3, num=4, **UNTRAINED).fit(people())
     rows = people().head(9).set_index(pd.Index(range(100, 109)))
-    chances = mixed.conditional(rows.drop(columns="city"), "city").probabilities()
+    chances = plain.conditional(rows.drop(columns="city"), "city").probabilities()
     assert chances.index.equals(rows.index)
     shares = people()["city"].value_counts(normalize=True)[chances.columns]
     np.testing.assert_allclose(chances.sum(axis=1), 1)
@@ -273,7 +274,10 @@ def test_a_value_that_cannot_be_leaves_no_file(mixed: Table, tmp_path: Path) -> 
     refused(
         DataError,
         (lambda: impute(run, str(tmp_path / "wide.csv"), out), r"row 0 has 6 cells.* at most 5"),
-        (lambda: impute(run, str(tmp_path / "words.csv"), out), "'age' holds 'x', expected a numb"),
+        (
+            lambda: impute(run, str(tmp_path / "words.csv"), out, unknown="refuse"),
+            "'age' holds 'x', expected a numb",
+        ),
     )
     assert {path.name for path in tmp_path.iterdir()} == {"wide.csv", "words.csv"}
 
