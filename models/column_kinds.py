@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from models.dates import is_dates
@@ -42,8 +43,9 @@ FEW = 20
 MOST = {"ordinal": 256, "categorical": 100}
 """The most levels of a column, by kind."""
 
-REPEATS, SHARE = 5, 0.02
-"""How often a number is there at least, and in which part of the rows, to be an atom."""
+REPEATS, SHARE, CHANCE = 5, 0.02, 1e-3
+"""How often a number is there at least, and in which part of the rows, to be an atom; and how
+improbable that is by chance in a column."""
 DECIMALS = 6
 """The most digits behind the point of a rounded column."""
 WHOLE = 2.0**53
@@ -147,12 +149,29 @@ def atoms_of(known: Values) -> Values:
     """Numbers that repeat more often than a density can explain, in order.
 
     They are those which at least 5 values and 2% of all values are, unless the others mostly repeat
-    too: these are rounded then, and none is an atom.
+    too: these are rounded then, and none is an atom. Where numbers are rounded and not so often
+    alike, none is an atom either that as many values might be by chance, at 0.1% for the column.
     """
     numbers, counts = np.unique(known, return_counts=True)
     often = counts >= max(REPEATS, SHARE * len(known))
     others = counts[~often]
-    return numbers[often] if 2 * len(others) >= others.sum() > 0 else numbers[:0]
+    if not 2 * len(others) >= others.sum() > 0:
+        return numbers[:0]
+    decimals = decimals_of(known)
+    if decimals is None:
+        return numbers[often]
+    reach, step = known.std() / 5, 10.0**-decimals
+    chance = [
+        _more_than_chance(int(n), ((np.abs(known - a) <= reach).sum() - n) * step / (2 * reach))
+        for a, n in zip(numbers[often], counts[often], strict=True)
+    ]
+    return numbers[often][np.array(chance) * len(numbers) < CHANCE]
+
+
+def _more_than_chance(count: int, expected: float) -> float:
+    """P(N >= count) of a Poisson number N."""
+    both = torch.tensor([count, expected], dtype=torch.float64)
+    return float(torch.special.gammainc(*both))
 
 
 def decimals_of(values: Values) -> int | None:

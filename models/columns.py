@@ -45,13 +45,24 @@ from models.column_kinds import kind_of as kind_of
 from models.column_kinds import plain_kind_of as plain_kind_of
 from models.dates import DAY, DateForm, days_of
 from models.files import DataError
-from models.scales import KNOTS, MARGIN, along, quantiles, share_below, smoothed, within
+from models.scales import (
+    KNOTS,
+    MARGIN,
+    along,
+    fewest_bends,
+    quantiles,
+    share_below,
+    smoothed,
+    within,
+)
 from pyro_mdm import randomness
 from pyro_mdm.likelihoods.dequantization import Dequantized
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
+POINTS = 33
+"""Points of a line of what is beside atoms."""
 END = 1.0
 """The part of a line, in model space, that its tail goes on with."""
 
@@ -120,6 +131,11 @@ class Column(ABC):
         """The middle (n,) of draws (num, n) of values."""
 
     @property
+    def places(self) -> int | Sequence[float] | None:
+        """The levels in model space, as for MixedDenoiser: their number where they lie evenly."""
+        return self.levels
+
+    @property
     def told(self) -> str:
         """The column in words, without its name."""
         return self.kind
@@ -144,12 +160,25 @@ class Continuous(Column):
 
     kind: Kind = "continuous"
 
-    def __init__(self, name: str, values: Values) -> None:
+    def __init__(self, name: str, values: Values, *, plain: bool = False) -> None:
         super().__init__(name)
-        known = values[~np.isnan(values)]
+        known = np.sort(values[~np.isnan(values)])
+        if not plain and self._straighten(*np.unique(known, return_counts=True)):
+            return
         knots, share = quantiles(known)
         share = share.clip(0.5 / len(known), 1 - 0.5 / len(known))
         self._set_line(knots, share)
+
+    def _straighten(
+        self, numbers: Values, counts: Values, lower: float = -math.inf, upper: float = math.inf
+    ) -> bool:
+        """Set the line with the fewest bends through different values, if there is one."""
+        total = int(counts.sum())
+        share = (np.cumsum(counts) - counts / 2) / total
+        line = fewest_bends(numbers, share, total, lower, upper)
+        if line is not None:
+            self._w, self._x = map(torch.from_numpy, line)
+        return line is not None
 
     def _set_line(self, w: Values, share: Values) -> None:
         self._w = torch.from_numpy(w)
@@ -233,7 +262,8 @@ class Mixed(Continuous):
             self._lower = least if least in atoms else 0.0 if least >= 0 else -math.inf
             self._upper = most if most in atoms else math.inf
         rest = known[~np.isin(known, atoms)]
-        knots, share = quantiles(rest) if len(rest) else (np.empty(0), np.empty(0))
+        ends_of_rest = self._lower, self._upper
+        knots, share = _scale_of(rest, ends_of_rest) if len(rest) else (np.empty(0), np.empty(0))
         inner = ~np.isin(knots, atoms)
         knots, share = knots[inner], share[inner]
         below = np.interp(atoms, knots, share, 0.0, 1.0) if len(knots) else 0 * atoms
@@ -243,7 +273,9 @@ class Mixed(Continuous):
         w = np.concatenate([knots, atoms, atoms])
         rank = np.concatenate([len(rest) * share + of_atoms, before, before + counts])
         order = np.lexsort((rank, w))
-        self._set_line(w[order], smoothed(rank[order], len(known)))
+        distinct = np.unique(known, return_counts=True)
+        if len(atoms) or not self._straighten(*distinct, self._lower, self._upper):
+            self._set_line(w[order], smoothed(rank[order], len(known)))
         first = np.searchsorted(w[order], atoms)
         low, high = self._x[first].clone(), self._x[first + 1]
         if len(atoms):
@@ -361,6 +393,12 @@ class Rounded(Continuous):
         if (wrong := self._unrounded(everything)).any():
             raise DataError(self._refusal(everything[wrong][0]))
         known = np.sort(self._whole(values[~np.isnan(values)]))
+        edges = np.unique(np.concatenate([known - 0.5, known + 0.5]))
+        share = smoothed(np.searchsorted(known, edges), len(known))
+        line = fewest_bends(edges, share, len(known))
+        if line is not None:
+            self._w, self._x = map(torch.from_numpy, line)
+            return
         number = int(np.clip(math.isqrt(len(known)), 2, KNOTS))
         places = np.linspace(0, len(known) - 1, number).round().astype(int)
         edges = np.unique(np.concatenate([known[places] - 0.5, known[places] + 0.5]))
@@ -426,6 +464,17 @@ class Rounded(Continuous):
         return _with_ends(self.kind, self._ends)
 
 
+def _scale_of(values: Values, ends: Ends) -> tuple[Values, Values]:
+    """Points (w, share) of the line with the fewest bends, or quantiles where there is none."""
+    numbers, counts = np.unique(values, return_counts=True)
+    share = (np.cumsum(counts) - counts / 2) / len(values)
+    line = fewest_bends(numbers, share, len(values), *ends)
+    if line is None:
+        return quantiles(values)
+    x = np.linspace(line[1][0], line[1][-1], POINTS)
+    return np.interp(x, line[1], line[0]), share_below(torch.from_numpy(x)).numpy()
+
+
 def _ends(lower: float, upper: float) -> str:
     """The ends of a column in words."""
     low = f", none below {lower:g}" if lower > -math.inf else ""
@@ -473,11 +522,20 @@ class _Levels(Column):
         return np.asarray(self._known, dtype=object)[codes.astype(int)]
 
     def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return 2 * codes / (self._count - 1) - 1, torch.zeros_like(codes)
+        if self.places is None or isinstance(self.places, int):
+            return 2 * codes / (self._count - 1) - 1, torch.zeros_like(codes)
+        places = torch.tensor(self.places, dtype=torch.float64, device=codes.device)
+        missing = codes.isnan()
+        x = places[torch.where(missing, 0, codes).long()].masked_fill(missing, math.nan)
+        return x, torch.zeros_like(codes)
 
     def unscaled(self, x: Tensor) -> Tensor:
-        top = self._count - 1
-        return ((x.double() + 1) / 2 * top).round().clamp(0, top)
+        x, top = x.double(), self._count - 1
+        if self.places is None or isinstance(self.places, int):
+            return ((x + 1) / 2 * top).round().clamp(0, top)
+        places = torch.tensor(self.places, dtype=torch.float64, device=x.device)
+        nearest = torch.searchsorted((places[1:] + places[:-1]) / 2, x.contiguous()).double()
+        return nearest.masked_fill(x.isnan(), math.nan)
 
     @property
     def _count(self) -> int:
@@ -492,19 +550,34 @@ class Ordinal(_Levels):
         values: all numbers that it may have, in any order.
         order: all levels instead, the lowest first.
         said: whether the order was said, and is not that of the table itself.
+        even: whether numbers lie evenly in model space, as in older runs, and not as they are.
     """
 
     kind = "ordinal"
 
     def __init__(
-        self, name: str, values: Values, order: Sequence[Any] | None = None, said: bool = False
+        self,
+        name: str,
+        values: Values,
+        order: Sequence[Any] | None = None,
+        said: bool = False,
+        *,
+        even: bool = False,
     ) -> None:
         super().__init__(name)
         own = np.unique(values[~np.isnan(values)]).tolist() if order is None else list(order)
         self._known, self._said = own, said
         self._of_numbers = all(isinstance(level, float) for level in own)
         self._numbers_in_order = order is None
-        self.levels = len(own)
+        self.levels, self._even = len(own), even or order is not None
+
+    @property
+    def places(self) -> int | Sequence[float]:
+        numbers = np.array([0.0] if self._even else self._known)
+        gaps = np.diff(numbers)
+        if self._even or np.allclose(gaps, gaps[0]):
+            return self._count
+        return tuple((2 * (numbers - numbers[0]) / (numbers[-1] - numbers[0]) - 1).tolist())
 
     def _read(self, values: Series[Any]) -> Values:
         import pandas as pd
@@ -783,13 +856,13 @@ def _column(
     if kind == "ordinal" and (order := _order(name, said.order, values)) is not None:
         return Ordinal(name, np.empty(0), order, said=said.order is not None)
     if kind == "ordinal":
-        return Ordinal(name, _numbers(values))
+        return Ordinal(name, _numbers(values), even=plain)
     numbers, ends = _finite_numbers(name, values), said.ends
     if kind in ("nonnegative", "mixed") or (kind == "continuous" and ends is not None):
         return Mixed(cast(Kind, kind), name, numbers[train], numbers, ends)
     if kind in ("rounded", "integer"):
         return Rounded(cast(Kind, kind), name, numbers[train], numbers, ends)
-    return Continuous(name, numbers[train])
+    return Continuous(name, numbers[train], plain=plain)
 
 
 def _order(name: str, said: Sequence[str] | None, values: Series[Any]) -> list[Any] | None:

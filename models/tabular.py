@@ -261,7 +261,7 @@ class Tabular(Problem):
     def own_score(self, kind: type[Score], assembly: Assembly) -> Score | None:
         if kind is not MixedDenoiser:
             return None
-        levels = [OneHot(c.width) if c.width > 1 else c.levels for c in self.columns]
+        levels = [OneHot(c.width) if c.width > 1 else c.places for c in self.columns]
         if not self.keeps_best:
             return kind.from_gaussian(
                 self.fit_x(), levels, hidden=HIDDEN, depth=DEPTH, logits=False
