@@ -728,7 +728,10 @@ class Dates(Column):
     def _read(self, values: Series[Any]) -> Values:
         import pandas as pd
 
-        return self._line._read(pd.Series(days_of(values)))
+        days = days_of(values)
+        if self._form.step == DAY and getattr(values.dtype, "tz", None) is not None:
+            days = np.floor(days)  # where a clock was put forward at midnight, the day begins later
+        return self._line._read(pd.Series(days))
 
     def _refusal(self, value: Any) -> str:
         day = ", without a time of day" if self._form.step == DAY else ""

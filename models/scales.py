@@ -14,6 +14,8 @@ KNOTS = 100
 """The most quantiles for the scale of a column."""
 BENDS = (0, 1, 2, 3, 5, 8, 13, 21, 34)
 """The numbers of bends of a line, in the order in which they are tried."""
+SLACK, SLACK_X = 0.03, 0.3
+"""What a share and an x may be off by, for a line with fewer bends."""
 MARGIN = 1e-6
 """The part of an interval of model space that is left out at each end, which rounding needs."""
 
@@ -37,8 +39,8 @@ def fewest_bends(
     as points (w_i, x_i), from the least to the largest value; None: more than 34 bends.
 
     A normal column keeps its scale so, and what is linear between columns stays linear. A line is
-    refuted by a share that is off by more than 0.8/√n (Lilliefors' test has 0.89/√n at 5%), or by
-    more than three standard errors.
+    refuted by a share that is off by more than 0.03 + 0.8/√n (Lilliefors' test has 0.89/√n at 5%),
+    or by an x that is off by more than 0.3 and three standard errors.
 
     Args:
         w: different values, increasing.
@@ -71,7 +73,8 @@ def fewest_bends(
                 continue
             placed = along(*map(torch.from_numpy, (w.astype(np.float64), nodes, at)))[0].numpy()
             off = share_below(torch.from_numpy(placed)).numpy() - share
-            if (np.abs(placed - x) <= 3 * error).all() and np.abs(off).max() <= 0.8 / number**0.5:
+            near = np.abs(placed - x) <= 3 * error + SLACK_X
+            if near.all() and np.abs(off).max() <= 0.8 / number**0.5 + SLACK:
                 return nodes, at
     return None
 

@@ -411,10 +411,7 @@ def test_new_kinds_through_the_programs(
     full = after.drop(columns="same").assign(note=None)
     full.assign(city="Lima").to_parquet(tmp_path / "full.parquet")  # unknown, and not empty
     options["data"] = str(tmp_path / "full.parquet")
-    with (
-        pytest.warns(UserWarning, match="'Lima' in 40 rows"),
-        pytest.raises(ValueError, match="in the columns of the run, bo"),
-    ):
+    with pytest.raises(ValueError, match="in the columns of the run, bo"):
         impute(tmp_path / "run", out=tmp_path / "again.parquet", **options)
     assert not (tmp_path / "again.parquet").exists()
 

@@ -46,7 +46,8 @@ def repeated(times: int, n: int) -> Numbers:
 
 def column(values: Numbers, kind: str | None = None) -> Column:
     table = pd.DataFrame({"w": values})
-    return fit_columns(table, np.ones(len(values), bool), {"w": kind} if kind else None)[0]
+    (own,) = fit_columns(table, np.ones(len(values), bool), {"w": kind} if kind else None)
+    return own
 
 
 def log_prob(own: Column, w: Numbers | Tensor) -> Tensor:
@@ -398,3 +399,45 @@ def test_what_lies_beyond_the_values_of_a_rounded_column_is_rare_and_no_more(fac
     half = torch.full((2,), 0.5).double()
     x, _ = own.scaled(torch.tensor([top, 1.3 * top]).double(), half)
     assert float(x[0]) + 0.1 < float(x[1]) < float(x[0]) + 3
+
+
+# -- scales ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [200, 2000])
+def test_a_scale_bends_only_where_values_refute_a_straight_one(number: int) -> None:
+    """That of a normal column is straight, so that linear relations stay linear."""
+    at = torch.tensor([-2.0, 0.0, 1.0, 2.0]).double()
+    normal = column(3 + 2 * generator().normal(size=number), "continuous")
+    x = normal.scaled(3 + 2 * at)[0]
+    torch.testing.assert_close(x.diff(), at.diff() * (x[-1] - x[0]) / 4)
+    torch.testing.assert_close(x, at, atol=0.3, rtol=0)
+    two = generator().choice([-3.0, 3.0], number) + 0.5 * generator().normal(size=number)
+    bent = column(two, "continuous").scaled(torch.from_numpy(np.sort(two)))[0]
+    share = torch.special.ndtr(bent) - (torch.arange(number) + 0.5) / number
+    assert float(share.abs().max()) < 1.2 / number**0.5
+    straight = (np.sort(two) - two.mean()) / two.std()
+    assert float((bent - torch.from_numpy(straight)).abs().max()) > 0.5
+
+
+def test_numbers_that_are_alike_by_chance_are_no_atoms() -> None:
+    values = generator().normal(40, 5, 300).round(1)
+    repeated = np.unique(values, return_counts=True)[1].max()
+    assert repeated >= 5  # as often as an atom must be
+    assert column(values).kind in ("rounded", "nonnegative")
+    assert column(np.append(values, [40.0] * 30)).kind == "mixed"
+
+
+def test_levels_that_are_numbers_lie_as_these_do() -> None:
+    """And evenly in older runs."""
+    values = np.array([1.0, 2.0, 10.0] * 9)
+    x = [-1, 2 / 9 - 1, 1]
+    codes = torch.tensor([0.0, 1.0, 2.0, math.nan]).double()
+    own = Ordinal("w", values)
+    assert own.places == pytest.approx(x)
+    torch.testing.assert_close(
+        own.scaled(codes)[0], torch.tensor([*x, math.nan]).double(), equal_nan=True
+    )
+    noisy = own.scaled(codes)[0] + torch.tensor([-5.0, 0.3, -0.2, 0.0])
+    torch.testing.assert_close(own.unscaled(noisy), codes, equal_nan=True)
+    assert Ordinal("w", values, even=True).places == Ordinal("w", np.arange(3.0)).places == 3
