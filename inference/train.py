@@ -137,7 +137,7 @@ def _fit(
     lead = fabric.is_global_zero
     writer = _open_books(fabric, run, trainee, progress, resumed) if lead else None
     session = Session(run, trainee, writer, progress)
-    if progress.unmeasured:
+    if progress.unmeasured or (programs.problem.keeps_best and progress.step == 0):
         session.measure()
     with ExitStack() as stack:
         if writer is not None:

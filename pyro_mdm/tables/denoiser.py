@@ -29,7 +29,7 @@ without an order is :class:`OneHot`, which takes as many dimensions as it has va
 
 GAUSSIAN_ROWS = 10_000
 """The most rows that the Gaussian law is fitted to, spread evenly."""
-SHRINKAGE = 3.0
+SHRINKAGE = 1.0
 """Rows of independent columns that the covariance of the Gaussian law counts besides the data's."""
 
 
