@@ -102,5 +102,5 @@ def read_settings(folder: Path) -> dict[str, Any]:
         config = _with_kinds(LATER | without_removed(config))
     except RunError as error:
         raise RunError(f"{path}: {error}") from None
-    own = config["data"] == OWN_TABLE
+    own = config.get("data") == OWN_TABLE
     return config | {"data": str(folder.resolve() / OWN_TABLE)} if own else config

@@ -222,7 +222,7 @@ def _check_out(out: Path | None, overwrite: bool) -> None:
     if out is not None:
         check_out(out, (".csv",), overwrite=overwrite)
     elif overwrite:
-        raise ValueError("--overwrite is for --out and --calibration, and neither is given")
+        raise ValueError("--overwrite is for --out and --calibration, which are not given")
 
 
 def _of_rows(

@@ -20,11 +20,9 @@ from pyro_mdm.support.checks import check_count, describe
 from pyro_mdm.support.settings import Recorded, Restorable
 from pyro_mdm.support.wings import names_of_wings
 
-__all__ = ["MAP_LIMIT", "MAP_UNIT", "MLP", "LogSNREmbedding", "MapMLP", "UNet"]
+__all__ = ["MAP_LIMIT", "MAP_UNIT", "MLP", "LogSNREmbedding", "UNet"]
 
-if TYPE_CHECKING:
-    from pyro_mdm.tables.network import MapMLP
-else:
+if not TYPE_CHECKING:
     __getattr__, __dir__ = names_of_wings(__name__, tables=("MapMLP",))
 
 _M = TypeVar("_M", bound=nn.Module)

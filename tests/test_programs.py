@@ -141,7 +141,7 @@ def test_the_main_job_and_what_reads_it(
             "sample", run, "--num_samples", 5, "--sampler", sampler, "--steps", 4, "--out", out
         )
         with Image.open(out) as image:
-            assert image.size == (512, 512)
+            assert image.width == image.height > 100
 
 
 def test_the_command_line_is_typed_explained_and_read_from_yaml(

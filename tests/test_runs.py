@@ -209,7 +209,7 @@ def test_an_existing_run_is_refused_unless_asked(tmp_path: Path) -> None:
     run.begin_session(0)
     run.check_data({"train": {"sha256": "a"}})
     run.write_json("results.json", {})
-    for name in ("samples.png", "changes.patch", "config.json", "model.safetensors"):
+    for name in ("samples.png", "changes.patch", "config.json", "model.safetensors", "table.json"):
         (folder / name).write_text("old")
     (folder / "tensorboard").symlink_to(tmp_path)  # is unlinked, not emptied
     run.keep_sources([Path(__file__)])

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import MixedDenoiser, OneHot
-from pyro_mdm.networks import MapMLP
-from pyro_mdm.tables.network import MapMLP as Same
+from pyro_mdm.tables import MapMLP
 from tests.mistakes import refused
 from tests.problems import normal
 
@@ -88,7 +87,7 @@ def test_logits_start_as_bayes_rule_by_the_gaussian_law(seed: int) -> None:
 def test_members_share_a_batch_in_training_and_are_averaged_else() -> None:
     score = denoiser(members=3)
     network = score.network
-    members = [super(Same, network).forward, *network.others]
+    members = [super(MapMLP, network).forward, *network.others]
     for weight in network.parameters():
         torch.nn.init.normal_(weight)
     features, level = normal(0, 7, 6 * D), normal(1, 7)

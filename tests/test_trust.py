@@ -23,7 +23,7 @@ import pytest
 import torch
 import yaml
 
-from inference import experiment, impute, names, report, trust
+from inference import Table, experiment, impute, names, report, trust
 from inference.checkpoints import CheckpointError, RunError, write_atomically
 from inference.cli import command_line
 from inference.evaluate import evaluate
@@ -165,11 +165,15 @@ def test_a_sampler_of_a_run_is_not_run_by_what_draws_with_it(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = sent(here / "sent", sampler="sent/evil.py:S")
-    table = SimpleNamespace(encode=lambda *_: torch.tensor([[torch.nan]]))
-    monkeypatch.setattr(impute, "Tabular", SimpleNamespace)
-    run = SimpleNamespace(config={"sampler": "sent/evil.py:S", "maps": "mixed"})
+    run = SimpleNamespace(config={"sampler": "sent/evil.py:S"}, folder=folder)
     model: Any = SimpleNamespace(diffusion=None, score_function=None)
-    monkeypatch.setattr(impute, "load_trained", lambda folder: (run, (table, model, None), None))
+    table = Table()
+    opened = {
+        "_run": run,
+        "_programs": SimpleNamespace(model=model, problem=SimpleNamespace(columns=[])),
+    }
+    vars(table).update(opened)
+    monkeypatch.setattr(Table, "from_run", lambda *_, **__: table)
     with pytest.raises(trust.UntrustedCodeError, match="as sampler"):
         impute.impute(folder, "wine", here / "full.csv", steps=3)
     with trust.named_by(folder), pytest.raises(trust.UntrustedCodeError, match="as sampler"):
