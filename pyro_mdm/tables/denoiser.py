@@ -152,7 +152,8 @@ class MixedDenoiser(DenoiserScore):
         """The denoiser of a table over a new :class:`~pyro_mdm.networks.MapMLP`, told maps.
 
         It starts as the exact denoiser of a Gaussian law of all columns, at every map, and so knows
-        their correlations.
+        their correlations. Categories (:class:`OneHot`) are columns of that law; where they are
+        noised, their posteriors stand for them.
 
         Args:
             train_x: rows, (N, d), to which the Gaussian law and the baseline are fitted; entries
