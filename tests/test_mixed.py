@@ -127,13 +127,6 @@ class Enumerated(nn.Module):
         v = (-lam).exp()
         z = inputs[:, :d] * (score.data_variance + v).sqrt() + score.data_mean
         z = torch.where(told >= 3, score.data_mean + inputs[:, :d] * score.data_variance.sqrt(), z)
-        for part, own in zip(score.parts, score._dims.dims, strict=True):
-            if isinstance(part, OneHotDenoiser):  # its input is a posterior, p ∝ π exp(z/v)
-                s2 = part.data_variance
-                p = part.data_mean + inputs[:, own] * s2 / (s2 + v[:, own]).sqrt()
-                p = torch.where(told[:, own] <= -3, part.data_mean, p)
-                of_noise = (p.clamp_min(1e-17).log() - part.log_prior.flatten()) * v[:, own]
-                z[:, own] = torch.where(told[:, own] >= 3, z[:, own], of_noise)
         distance = (z.unsqueeze(1) - self.points).square() / v.unsqueeze(1)  # (n, m, d)
         outputs = []
         for part, dims in zip(score.parts, score._dims.dims, strict=True):

@@ -55,7 +55,7 @@ class MixedDenoiser(DenoiserScore):
     values, one of which is 1. Noise then confuses all values alike, as it does no code on a line.
 
     Args:
-        network: called with the inputs of all parts, (n, d) (with ``maps`` (n, 2 d)); returns
+        network: called with (z - μ)/sqrt(σ² + e^{-λ}), (n, d) (with ``maps`` (n, 2 d)); returns
             (n, :meth:`num_outputs`): those of the first part, arranged outputs × dimensions, then
             those of the second, and so on.
         parts: denoisers of vectors, made over :class:`Elsewhere`; :meth:`fit` makes them.
@@ -260,9 +260,6 @@ class MixedDenoiser(DenoiserScore):
         self.check_log_snr(lam)
         F = self.call_network(self.inputs(z, lam), lam, batch_dim, channels=self.channels)
         return self.read(z, lam, F)
-
-    def inputs(self, z: Tensor, log_snr: Tensor) -> Tensor:
-        return self._dims.join([part.inputs(x, lam) for part, x, lam in self._split(z, log_snr)])
 
     @property
     def channels(self) -> int:

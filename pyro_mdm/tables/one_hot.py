@@ -101,8 +101,8 @@ class OneHotDenoiser(DenoiserScore):
     At F = 0 the bound is that of independent columns with the probabilities π.
 
     Args:
-        network: called with :meth:`inputs`, (n, m C), where σ² = π (1 - π), at least half its
-            average; returns the logits F, (n, m C).
+        network: called with (z - π)/sqrt(σ² + e^{-λ}), (n, m C), with σ² = π (1 - π), at least half
+            its average; returns the logits F, (n, m C).
         log_prior: log π, (m, C), finite and normalized. :meth:`fit` makes one.
         maps: whether log SNRs may differ between columns; all dimensions of a column have one.
 
@@ -160,17 +160,6 @@ class OneHotDenoiser(DenoiserScore):
         batch_dim, lam = self._values("z", z, log_snr)
         self.check_log_snr(lam)
         return self.read(z, lam, self.call_network(self.inputs(z, lam), lam, batch_dim))
-
-    def inputs(self, z: Tensor, log_snr: Tensor) -> Tensor:
-        """(p_0 - π)/σ · sqrt(1 + e^{-λ}/σ²), where p_0 is the posterior of the prior π alone.
-
-        Of a joint law the logits F are the logarithm of a sum of products of these p_0, of which
-        z, far from it, says less. The factor makes it (z - π)/sqrt(σ² + e^{-λ}) at small SNR.
-        """
-        with full_precision(z):
-            mu, s2, v = self._scales(z, log_snr)
-            p = self.read(z, log_snr, z.new_zeros(()))
-            return torch.where(v.isinf(), 0, (p - mu) * ((s2 + v).sqrt() / s2))
 
     def read(self, z: Tensor, log_snr: Tensor, F: Tensor) -> Tensor:
         with full_precision(z):

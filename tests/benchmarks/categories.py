@@ -45,7 +45,7 @@ def in_model_space(codes: Tensor) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=3000)
     options = parser.parse_args()
     generator = torch.Generator().manual_seed(0)
     law = (2 * torch.randn(256, generator=generator)).softmax(0)
