@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import MDM_ELBO, VPSDE, DiffusionGuide, DiffusionModel, MixedDenoiser, OneHot, bound
-from pyro_mdm.networks import MLP
 
 SIZES = (8, 8, 4)
 
@@ -24,8 +23,8 @@ SIZES = (8, 8, 4)
 def trained(x: Tensor, steps: int) -> tuple[DiffusionModel, DiffusionGuide]:
     torch.manual_seed(0)
     levels = [OneHot(n) for n in SIZES]
-    network = MLP(x.shape[1], 128, 3, MixedDenoiser.num_outputs(levels))
-    score = MixedDenoiser.fit(network, x, levels)
+    score = MixedDenoiser.from_gaussian(x, levels, hidden=128, depth=3)
+    network = score.network
     model = DiffusionModel(VPSDE(max_log_snr=9.0, min_log_snr=-9.0), score)
     guide = DiffusionGuide(model.diffusion)
     loss, optimizer = MDM_ELBO()(model, guide), torch.optim.Adam(network.parameters(), 2e-3)
