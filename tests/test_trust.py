@@ -167,12 +167,10 @@ def test_a_sampler_of_a_run_is_not_run_by_what_draws_with_it(
     run = SimpleNamespace(config={"sampler": "sent/evil.py:S"}, folder=folder)
     model: Any = SimpleNamespace(diffusion=None, score_function=None)
     table = Table()
-    opened = {
-        "_run": run,
-        "_programs": SimpleNamespace(model=model, problem=SimpleNamespace(columns=[])),
-    }
-    vars(table).update(opened)
-    monkeypatch.setattr(Table, "from_run", lambda *_, **__: table)
+    vars(table).update(_run=run, _programs=SimpleNamespace(model=model))
+    problem = SimpleNamespace(columns=[])
+    opened = SimpleNamespace(problem=problem, use_sampler=table.use_sampler)
+    monkeypatch.setattr(Table, "from_run", lambda *_, **__: opened)
     with pytest.raises(trust.UntrustedCodeError, match="as sampler"):
         impute.impute(folder, "wine", here / "full.csv", steps=3)
     with trust.named_by(folder), pytest.raises(trust.UntrustedCodeError, match="as sampler"):
