@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import MixedDenoiser, OneHot
-from pyro_mdm.tables import MapMLP
+from pyro_mdm.tables import LevelLogits, MapMLP
 from tests.mistakes import refused
 from tests.problems import normal
 
@@ -72,16 +72,39 @@ def test_logits_start_as_bayes_rule_by_the_gaussian_law(seed: int) -> None:
     for j in asked:
         lam[j == COLUMNS] = LEVEL
     start = outputs(score, z[None], lam[None])[0]
-    codes, scale = score.codes, score.data_variance.sqrt()
-    assert codes is not None
+    levels, scale = score.level_logits, score.data_variance.sqrt()
+    assert levels is not None
     for j in asked:
         dims = (j == COLUMNS).nonzero().squeeze(1)
-        rows = codes[:, dims].any(1).nonzero().squeeze(1)
-        values = codes[rows][:, dims] * scale[dims] + score.data_mean[dims]
+        own = levels.of_levels == j
+        values = levels.codes[own][:, dims] * scale[dims] + score.data_mean[dims]
+        rows = levels.outputs[own]
         expected = logits_of_law(score, z, lam, dims, values)
         off = (start[rows] - expected) - (start[rows] - expected).mean()
         torch.testing.assert_close(off, torch.zeros_like(off), atol=1e-4, rtol=0)
         assert float((expected - expected.mean()).abs().max()) > 1e-2  # the others tell something
+
+
+def test_chances_are_posteriors_by_the_noise_of_one_column() -> None:
+    score = denoiser()
+    levels = score.level_logits
+    assert levels is not None
+    mean, scale = score.data_mean, score.data_variance.sqrt()
+    z = table(6) + normal(3, 6, D)
+    lam = torch.tensor([LEVEL, 2.0, -1.0, LEVEL, 0.3, 4.0]).double()[COLUMNS]
+    generated = COLUMNS.expand(6, D) != 3  # the fourth is observed
+    q = torch.sigmoid(-(lam + 2 * scale.log())).expand(6, D)
+    chances = levels.chances((1 - q).sqrt() * (z - mean) / scale, q, generated)
+    for j in (1, 2, 5):
+        dims, own = (j == COLUMNS).nonzero().squeeze(1), levels.of_levels == j
+        v = levels.codes[own][:, dims] * scale[dims] + mean[dims]
+        noise = torch.distributions.Normal(v, (-lam[dims] / 2).exp())
+        pi = levels.prior[own]
+        p = (pi.log() + noise.log_prob(z[:, None, dims]).sum(-1)).softmax(-1)
+        a = (1 - q[:, dims[:1]]).sqrt()
+        torch.testing.assert_close(chances[:, own], (p - pi) / (pi * (1 - pi)).sqrt() / a)
+        assert float(pi.sum()) == pytest.approx(1)
+    assert not bool(chances[:, levels.of_levels == 3].any())
 
 
 def test_members_share_a_batch_in_training_and_are_averaged_else() -> None:
@@ -90,7 +113,7 @@ def test_members_share_a_batch_in_training_and_are_averaged_else() -> None:
     members = [super(MapMLP, network).forward, *network.others]
     for weight in network.parameters():
         torch.nn.init.normal_(weight)
-    features, level = normal(0, 7, 6 * D), normal(1, 7)
+    features, level = normal(0, 7, network.features), normal(1, 7)
     each = torch.stack([member(features, level) for member in members])
     network.train()
     rows = torch.stack([each[i % 3, i] for i in range(7)])
@@ -123,9 +146,18 @@ def test_logits_may_start_at_zero_as_in_older_runs() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     eye, one = torch.eye(2), torch.ones(2)
+
+    def levels(number: int = 3) -> LevelLogits:
+        codes, prior, zeros = torch.zeros(3, 2), torch.ones(number), torch.zeros(3).long()
+        return LevelLogits(codes, prior, torch.arange(3), torch.tensor([0, 1]), zeros)
+
     mistakes = [
         (lambda: MapMLP(eye, one, members=0), "members is 0"),
         (lambda: MapMLP(eye, torch.ones(3)), r"\(2, 2\), \(3,\)"),
-        (lambda: MapMLP(eye, one, codes=torch.zeros(3, 2)), r"codes has shape \(3, 2\)"),
+        (
+            lambda: MapMLP(torch.eye(3), torch.ones(3), levels=levels()),
+            "in 2 dimensions, expected 3",
+        ),
+        (lambda: levels(prior=one), r"of 3 levels and 2 dimensions.*expected \(3,\)"),
     ]
     refused((TypeError, ValueError), *mistakes)

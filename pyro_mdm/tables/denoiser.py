@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from pyro_mdm.support.checks import check_instance
 from pyro_mdm.support.covariance import joint_moments
 from pyro_mdm.support.parts import Parts
 from pyro_mdm.support.settings import Recorded
-from pyro_mdm.tables.network import MapMLP
+from pyro_mdm.tables.network import LevelLogits, MapMLP
 from pyro_mdm.tables.one_hot import OneHot, OneHotDenoiser
 
 __all__ = ["Elsewhere", "Levels", "MixedDenoiser", "OneHot"]
@@ -187,8 +188,7 @@ class MixedDenoiser(DenoiserScore):
             depth,
             score.channels,
             score.direct,
-            score.codes if logits else None,
-            score.groups if logits else None,
+            score.level_logits if logits else None,
             frequencies,
             members,
             dropout,
@@ -277,22 +277,35 @@ class MixedDenoiser(DenoiserScore):
         return channel
 
     @property
-    def codes(self) -> Tensor | None:
-        """(v - μ)/σ of the level v that each channel is the logit of, (channels, d) float64, and 0
-        outside of the dimensions of its column; None: no dimension has levels."""
+    def level_logits(self) -> LevelLogits | None:
+        """What is known of all levels before anything is learned; None: there are none."""
         mean, scale = self.data_mean.double(), self.data_variance.double().sqrt()
-        rows = []
-        for part, dims, size in zip(self.parts, self._dims.dims, self._sizes(), strict=True):
-            rows.append(mean.new_zeros(size, len(mean)))
+        d, device = len(mean), mean.device
+        columns = torch.arange(d, device=device) if self.groups is None else self.groups
+        rows, priors, outputs, of_levels = [], [], [], []
+        starts = [0, *itertools.accumulate(self._sizes())]
+        parts = zip(self.parts, self._dims.dims, starts, self._sizes(), strict=False)
+        for part, dims, start, size in parts:
+            own = mean.new_zeros(size, d)
             if isinstance(part, DiscreteDenoiser):
                 each = (part.levels - mean[dims].unsqueeze(-1)) / scale[dims].unsqueeze(-1)
-                rows[-1][torch.arange(size), dims.repeat(part.outputs)] = each.mT.flatten()
+                at = dims.repeat(part.outputs)
+                own[torch.arange(size), at] = each.mT.flatten()
+                priors.append(part.log_prior.exp().mT.flatten())
             elif isinstance(part, OneHotDenoiser):
                 same = (part.groups == part.groups.unsqueeze(-1)).to(mean)
-                one = torch.eye(size, dtype=mean.dtype, device=mean.device)
-                rows[-1][:, dims] = same * (one - mean[dims]) / scale[dims]
-        codes = torch.cat(rows)
-        return codes if bool(codes.any()) else None
+                one = torch.eye(size, dtype=mean.dtype, device=device)
+                at, own[:, dims] = dims, same * (one - mean[dims]) / scale[dims]
+                priors.append(part.log_prior.exp().flatten())
+            else:
+                continue
+            rows.append(own)
+            outputs.append(start + torch.arange(size, device=device))
+            of_levels.append(columns[at])
+        if not rows:
+            return None
+        codes, prior, of_network = torch.cat(rows), torch.cat(priors), torch.cat(outputs)
+        return LevelLogits(codes, prior, of_network, columns, torch.cat(of_levels))
 
     def _sizes(self) -> list[int]:
         """The number of network outputs for each part."""

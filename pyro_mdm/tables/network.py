@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from pyro_mdm.networks import MAP_LIMIT, MAP_UNIT, MLP
 from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.settings import Recorded
 
-__all__ = ["MapMLP"]
+__all__ = ["LevelLogits", "MapMLP"]
 
 
 class MapMLP(MLP):
@@ -28,7 +29,8 @@ class MapMLP(MLP):
     linear discriminant analysis. What differs from these laws is learned. The other inputs of the
     MLPs are, for each dimension, whether it is observed, left out or generated, its value and its
     log SNR; λ of their blocks is the average over the generated ones. Sines and cosines of values
-    let them learn what changes fast along a column.
+    let them learn what changes fast along a column, and posteriors of levels by the noise of their
+    column alone are what joint laws are made of.
 
     Several MLPs, the members, share each training batch, every one seeing its own rows of it. Else
     the output is the mean of all.
@@ -41,9 +43,7 @@ class MapMLP(MLP):
         out_features: size of the output; None: d.
         direct: the index of the output that is F of dimension j, (d,) int64, and -1 for none; None:
             the j-th.
-        codes: (v - μ)/σ of the level that an output is the logit of, (out_features, d), in the
-            dimensions of its column, and 0 elsewhere; None: no output has logits that start so.
-        columns: the column of each dimension, (d,) int64; None: each is one.
+        levels: the levels whose logits start by Bayes' rule; None: there are none.
         frequencies: those of sines and cosines of the values of dimensions that have an F, in
             periods by their standard deviation.
         members: number of MLPs.
@@ -63,8 +63,6 @@ class MapMLP(MLP):
     covariance: Tensor
     scale: Tensor
     direct: Tensor
-    codes: Tensor | None
-    columns: Tensor | None
 
     def __init__(
         self,
@@ -74,8 +72,7 @@ class MapMLP(MLP):
         depth: int = 3,
         out_features: int | None = None,
         direct: Tensor | None = None,
-        codes: Tensor | None = None,
-        columns: Tensor | None = None,
+        levels: LevelLogits | None = None,
         frequencies: Sequence[float] = (),
         members: int = 1,
         dropout: float = 0.0,
@@ -84,20 +81,19 @@ class MapMLP(MLP):
         out_features = d if out_features is None else out_features
         direct = torch.arange(d) if direct is None else direct
         features = 6 * d + 4 * len(frequencies) * int((direct >= 0).sum())
+        features += 0 if levels is None else len(levels.outputs)
         super().__init__(features, hidden, depth, out_features, dropout)
         self.frequencies = tuple(frequencies)
-        of_columns = torch.arange(d) if columns is None else columns
-        shapes = [covariance.shape, scale.shape, direct.shape, of_columns.shape]
-        if shapes != [(d, d), (d,), (d,), (d,)]:
+        shapes = [covariance.shape, scale.shape, direct.shape]
+        if shapes != [(d, d), (d,), (d,)]:
             raise ValueError(
-                "covariance, scale, direct and columns have shapes "
-                f"{', '.join(str(tuple(shape)) for shape in shapes)}, expected (d, d), (d,), (d,) "
-                "and (d,)"
+                f"covariance, scale and direct have shapes {', '.join(map(str, map(tuple, shapes)))}, "
+                "expected (d, d), (d,) and (d,)"
             )
-        if codes is not None and codes.shape != (out_features, d):
+        if levels is not None and levels.codes.shape[1] != d:
             raise ValueError(
-                f"codes has shape {tuple(codes.shape)}, expected that of outputs and dimensions, "
-                f"({out_features}, {d})"
+                f"levels have codes in {levels.codes.shape[1]} dimensions, expected {d}, those of "
+                "the covariance"
             )
         if int(direct.max()) >= out_features or torch.linalg.cholesky_ex(covariance.double()).info:
             raise ValueError(
@@ -109,8 +105,7 @@ class MapMLP(MLP):
         self.register_buffer("covariance", covariance.detach().float())
         self.register_buffer("scale", scale.detach().float())
         self.register_buffer("direct", direct)
-        self.register_buffer("codes", None if codes is None else codes.detach().double())
-        self.register_buffer("columns", columns)
+        self.levels = levels
         self.others = nn.ModuleList(
             MLP(features, hidden, depth, out_features, dropout) for _ in range(members - 1)
         )
@@ -128,8 +123,8 @@ class MapMLP(MLP):
         some, known = generated.to(x), observed.to(x)
         told = told * some
         level = MAP_UNIT * told.sum(1) / some.sum(1).clamp_min(1)
-        start, gaussian = self._start(values, MAP_UNIT * told, observed, left_out)
-        parts = [known * values, some * values, known, some, told, gaussian]
+        start, gaussian, chances = self._start(values, MAP_UNIT * told, observed, left_out)
+        parts = [known * values, some * values, known, some, told, gaussian, chances]
         if self.frequencies:
             parts += [self._waves(values, known), self._waves(values, some)]
         out = self._of_members(torch.cat(parts, 1), level)
@@ -157,8 +152,9 @@ class MapMLP(MLP):
     @torch.no_grad()
     def _start(
         self, values: Tensor, log_snr: Tensor, observed: Tensor, left_out: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The outputs of the Gaussian law, (n, out_features), and F of all dimensions, (n, d).
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The outputs of the Gaussian law, (n, out_features), F of all dimensions, (n, d), and what
+        the noise of a column says of its levels, (n, number of levels).
 
         With R the covariance of x̃ = (x - μ)/σ, a² = σ²/(σ² + v) and q = 1 - a², the network's
         inputs i = a x̃ + q^½ ε have the covariance S = a R a + q, and x̂ = μ + σ (a i + q^½ F).
@@ -175,40 +171,107 @@ class MapMLP(MLP):
         has = self.direct >= 0
         start = F.new_zeros(len(F), self.outlet.out_features)
         start[:, self.direct[has]] = F[:, has]
-        if self.codes is not None:
+        chances = F.new_zeros(len(F), 0)
+        if self.levels is not None:
             generated = ~(observed | left_out)
-            start += self._evidence(R, factor, i, solved, q, generated)
-        return start, F.to(values.dtype)
+            evidence = self.levels.evidence(R, factor, i, solved, q, generated)
+            start[:, self.levels.outputs] = evidence
+            chances = self.levels.chances(i, q, generated)
+        return start, F.to(values.dtype), chances.to(values.dtype)
 
-    def _evidence(
+
+class LevelLogits(Recorded, nn.Module):
+    r"""Levels of columns, and what is known of them before anything is learned.
+
+    Args:
+        codes: (v - μ)/σ of each level v, (L, d), in the dimensions of its column, and 0 elsewhere.
+        prior: the share π of each level in its column, (L,).
+        outputs: the output of the network that is the logit of each level, (L,) int64.
+        columns: the column of each dimension, (d,) int64.
+        of_levels: the column of each level, (L,) int64.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+
+    codes: Tensor
+    prior: Tensor
+    outputs: Tensor
+    columns: Tensor
+    of_levels: Tensor
+
+    def __init__(
+        self, codes: Tensor, prior: Tensor, outputs: Tensor, columns: Tensor, of_levels: Tensor
+    ) -> None:
+        super().__init__()
+        L, d = codes.shape
+        shapes = [prior.shape, outputs.shape, columns.shape, of_levels.shape]
+        if shapes != [(L,), (L,), (d,), (L,)]:
+            raise ValueError(
+                f"codes are of {L} levels and {d} dimensions, and prior, outputs, columns and "
+                f"of_levels have shapes {', '.join(str(tuple(shape)) for shape in shapes)}; "
+                f"expected ({L},), ({L},), ({d},) and ({L},)"
+            )
+        self.register_buffer("codes", codes.detach().double())
+        self.register_buffer("prior", prior.detach().double())
+        for name, index in (("outputs", outputs), ("columns", columns), ("of_levels", of_levels)):
+            self.register_buffer(name, index)
+
+    def evidence(
         self, R: Tensor, factor: Tensor, i: Tensor, solved: Tensor, q: Tensor, generated: Tensor
     ) -> Tensor:
-        """h·v - ½ v·Λv of the levels, (n, out_features), and 0 where there is none.
+        """h·v - ½ v·Λv of the levels, (n, L), and 0 for columns that are not generated.
 
         With J = S^{-1}, the inputs of a column b given those of the others have the covariance
         J_bb^{-1} and the mean i_b - J_bb^{-1} (J i)_b. So x̃_b given the others has T = (J_bb^{-1} -
         q)/a² and the mean m = (i_b - J_bb^{-1} (J i)_b)/a; what the others tell has Λ = T^{-1} -
         R_bb^{-1} and h = T^{-1} m.
+
+        Args:
+            R, factor, i, solved, q: as in :class:`MapMLP`, factor being that of S by Cholesky and
+                solved S^{-1} i.
+            generated: which dimensions are, (n, d).
         """
-        assert self.codes is not None
-        dims = self.codes.any(0).nonzero().squeeze(1)
-        codes, generated = self.codes[:, dims], generated[:, dims]
-        columns = dims if self.columns is None else self.columns[dims]
-        same = columns == columns.unsqueeze(-1)
+        dims = torch.isin(self.columns, self.of_levels).nonzero().squeeze(1)
+        codes, some = self.codes[:, dims], generated[:, dims]
+        same = self.columns[dims] == self.columns[dims].unsqueeze(-1)
         J = torch.cholesky_inverse(factor)[:, dims[:, None], dims]
         i, solved, q = i[:, dims], solved[:, dims], q[:, dims]
-        a = torch.where(generated, 1 - q, 1).sqrt()
+        a = torch.where(some, 1 - q, 1).sqrt()
         inverse = _inverse(J * same)
         T = (inverse - torch.diag_embed(q)) / a.unsqueeze(-1) / a.unsqueeze(-2)
-        both = generated.unsqueeze(-1) & generated.unsqueeze(-2)
+        both = some.unsqueeze(-1) & some.unsqueeze(-2)
         T = torch.where(both, T, torch.eye(len(dims), dtype=T.dtype, device=T.device))
         precision = _inverse(T)
         m = (i - (inverse @ solved.unsqueeze(-1)).squeeze(-1)) / a
-        h = (precision @ (generated * m).unsqueeze(-1)).squeeze(-1)
+        h = (precision @ (some * m).unsqueeze(-1)).squeeze(-1)
         told = precision - _inverse(R[dims[:, None], dims] * same)
-        quadratic = ((codes @ told) * codes).sum(-1)
-        one = generated.to(codes) @ (codes != 0).to(codes).mT > 0
-        return torch.where(one, h @ codes.mT - 0.5 * quadratic, 0)
+        logits = h @ codes.mT - 0.5 * ((codes @ told) * codes).sum(-1)
+        return torch.where(generated[:, self._first], logits, 0)
+
+    def chances(self, i: Tensor, q: Tensor, generated: Tensor) -> Tensor:
+        """(p - π)/(s a) of the levels, (n, L), where p is the posterior by the noise of the column
+        alone and s² = π (1 - π); 0 for columns that are not generated.
+
+        The logits of a joint law are logarithms of sums of products of these p.
+        """
+        q = torch.where(generated, q, 1)
+        a = (1 - q).clamp_min(1e-12).sqrt()
+        odds = self.prior.log() + (a * i / q) @ self.codes.mT
+        odds = odds - 0.5 * (a.square() / q) @ self.codes.square().mT
+        shape, index = (len(i), int(self.of_levels.max()) + 1), self.of_levels.expand_as(odds)
+        most = odds.new_full(shape, -math.inf).scatter_reduce(1, index, odds, "amax")
+        weight = (odds - most[:, self.of_levels]).exp()
+        total = odds.new_zeros(shape).scatter_add(1, index, weight)
+        p = weight / total[:, self.of_levels]
+        spread = (self.prior * (1 - self.prior)).sqrt()
+        own = (p - self.prior) / spread / a[:, self._first]
+        return torch.where(generated[:, self._first], own, 0)
+
+    @property
+    def _first(self) -> Tensor:
+        """The first dimension of the column of each level, (L,)."""
+        return (self.columns == self.of_levels.unsqueeze(-1)).to(torch.int64).argmax(1)
 
 
 def _inverse(C: Tensor) -> Tensor:
