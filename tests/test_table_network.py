@@ -158,6 +158,6 @@ def test_what_does_not_fit_is_refused() -> None:
             lambda: MapMLP(torch.eye(3), torch.ones(3), levels=levels()),
             "in 2 dimensions, expected 3",
         ),
-        (lambda: levels(prior=one), r"of 3 levels and 2 dimensions.*expected \(3,\)"),
+        (lambda: levels(2), r"of 3 levels and 2 dimensions.*expected \(3,\)"),
     ]
     refused((TypeError, ValueError), *mistakes)

@@ -87,7 +87,7 @@ class MapMLP(MLP):
         shapes = [covariance.shape, scale.shape, direct.shape]
         if shapes != [(d, d), (d,), (d,)]:
             raise ValueError(
-                f"covariance, scale and direct have shapes {', '.join(map(str, map(tuple, shapes)))}, "
+                f"covariance, scale and direct have shapes {[tuple(s) for s in shapes]}, "
                 "expected (d, d), (d,) and (d,)"
             )
         if levels is not None and levels.codes.shape[1] != d:
