@@ -125,6 +125,8 @@ class Tabular(Problem):
     scores: tuple[str, ...] = ("mixed",)
     max_log_snr: float = 9.0
     default_maps: ClassVar = "mixed"
+    KEEPS: ClassVar = True
+    """:attr:`keeps_best`, unless columns are plain."""
     steps = 1500
     batch_size = 512
     learning_rate = 5e-3
@@ -146,17 +148,22 @@ class Tabular(Problem):
             data, self.kept = "the table", table_bytes(_named(data, "the table"))
         self.source, self._said, self._kinds = data, columns or "", _kinds(columns)
         self.columns: list[Column] = []
-        if self._kinds.get(OTHERS) != PLAIN:
-            self.keeps_best, self.window = True, WINDOW
+        if not self._plain:
+            self.keeps_best, self.window = self.KEEPS, WINDOW
         self.left_out: dict[str, str] = {}
         self.doubts: dict[str, list[str]] = {}
         super().__init__(holdout=holdout)
 
     @property
+    def _plain(self) -> bool:
+        """Whether columns, network and training are those of older runs."""
+        return self._kinds.get(OTHERS) == PLAIN
+
+    @property
     def all_kinds(self) -> str:
         """``columns`` that say what every column is, and so need no table to infer it from; as they
         were given where the others are plain."""
-        if self._kinds.get(OTHERS) == PLAIN:
+        if self._plain:
             return self._said
         text = io.StringIO()
         kinds = [f"{column.name}={column.said}" for column in self.columns]
@@ -262,7 +269,7 @@ class Tabular(Problem):
         if kind is not MixedDenoiser:
             return None
         levels = [OneHot(c.width) if c.width > 1 else c.places for c in self.columns]
-        if not self.keeps_best:
+        if self._plain:
             return kind.from_gaussian(
                 self.fit_x(), levels, hidden=HIDDEN, depth=DEPTH, logits=False
             )

@@ -70,6 +70,13 @@ TABLES = {
     "wage": Source(("ISLR/Wage",), "age", "wage", without=("region", "logwage")),
     "credit": Source(("modeldata/credit_data",), "Age", "Status"),
 }
+CHOSEN_ON = {
+    "penguins": Source(("palmerpenguins/penguins",), "bill_length_mm", "species", ("year",)),
+    "CPS1985": Source(("AER/CPS1985",), "age", "wage"),
+    "Boston": Source(("MASS/Boston",), "age", "medv"),
+    "Carseats": Source(("ISLR/Carseats",), "Price", "Sales"),
+}
+"""Tables that the recipe was chosen on, and which say nothing of it beside others."""
 RARE = 0.01
 """Categories of fewer rows than this share are joined as one, "other"."""
 
@@ -80,7 +87,7 @@ def path_of(place: str, environment: Path = ENVIRONMENT) -> Path:
 
 def read(name: str, environment: Path = ENVIRONMENT) -> pd.DataFrame:
     """A table, whose numbers are float64 and whose categories are strings."""
-    source = TABLES[name]
+    source = (TABLES | CHOSEN_ON)[name]
     if callable(source.places):
         table = source.places()
     else:
@@ -207,7 +214,7 @@ def task_of(
     table = read(name, environment)
     rng = np.random.default_rng(seed)
     table = table.iloc[rng.permutation(len(table))].reset_index(drop=True)
-    missing = missing_of(table, mechanism, TABLES[name].driver, rng)
+    missing = missing_of(table, mechanism, (TABLES | CHOSEN_ON)[name].driver, rng)
     there = table.notna().to_numpy()
     train = int(0.8 * len(table))
     incomplete = table.mask(missing)

