@@ -5,7 +5,8 @@
     python -m tests.benchmarks.table_ladder --out runs/ladder.csv --summary docs/measured/data
 
 The first has the tables. 30% of the entries are missing at random, as in
-tests.benchmarks.imputation, whose scores these are. A variant is paired with the recipe by table and seed.
+tests.benchmarks.imputation, whose scores these are. A variant is paired with the recipe by table
+and seed.
 """
 
 from __future__ import annotations
