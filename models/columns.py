@@ -225,7 +225,8 @@ class Mixed(Continuous):
     x = Φ^{-1}(P(value < w)) at quantiles of what is no atom, and at an atom a from P(value < a) to
     P(value <= a), which is its interval; a line between. The least number is an end if it is an
     atom, and the greatest; its interval has no end then. Else the line goes on, and before an end e
-    that no number is by w = e + (w_1 - e) exp(s (x - x_1)/(w_1 - e)), s being its slope.
+    that no number is by w = e + (w_1 - e) exp(s (x - x_1)/(w_1 - e)), s being its slope, or less,
+    so that no x that is drawn reaches e.
 
     Args:
         kind: "nonnegative", whose one atom is 0 if the column has it, or "mixed", see
@@ -330,7 +331,7 @@ class Mixed(Continuous):
         for end, line in ((self._lower, points), (self._upper, points[::-1])):
             if math.isfinite(end) and end not in atoms:
                 (beyond, _), (w, x) = line[:2]  # one unit of x apart
-                tails.append((end, w, x, abs(w - beyond)))
+                tails.append((end, w, x, min(abs(w - beyond), abs(w - end))))
         return tails
 
     def center(self, draws: Values, center: Center) -> Values:
@@ -575,7 +576,7 @@ class Ordinal(_Levels):
     def places(self) -> int | Sequence[float]:
         numbers = np.array([0.0] if self._even else self._known)
         gaps = np.diff(numbers)
-        if self._even or np.allclose(gaps, gaps[0]):
+        if self._even or gaps.min() < 0.5 * gaps.mean() or np.allclose(gaps, gaps[0]):
             return self._count
         return tuple((2 * (numbers - numbers[0]) / (numbers[-1] - numbers[0]) - 1).tolist())
 

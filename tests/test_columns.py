@@ -429,9 +429,9 @@ def test_numbers_that_are_alike_by_chance_are_no_atoms() -> None:
 
 
 def test_levels_that_are_numbers_lie_as_these_do() -> None:
-    """And evenly in older runs."""
-    values = np.array([1.0, 2.0, 10.0] * 9)
-    x = [-1, 2 / 9 - 1, 1]
+    """And evenly in older runs, or where they would be lost beside a far one."""
+    values = np.array([1.0, 2.0, 4.0] * 9)
+    x = [-1, -1 / 3, 1]
     codes = torch.tensor([0.0, 1.0, 2.0, math.nan]).double()
     own = Ordinal("w", values)
     assert own.places == pytest.approx(x)
@@ -441,3 +441,4 @@ def test_levels_that_are_numbers_lie_as_these_do() -> None:
     noisy = own.scaled(codes)[0] + torch.tensor([-5.0, 0.3, -0.2, 0.0])
     torch.testing.assert_close(own.unscaled(noisy), codes, equal_nan=True)
     assert Ordinal("w", values, even=True).places == Ordinal("w", np.arange(3.0)).places == 3
+    assert Ordinal("w", np.array([0.0, 1.0, 2.0, 999.0])).places == 4

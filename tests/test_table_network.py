@@ -39,6 +39,38 @@ def denoiser(**options: float) -> MixedDenoiser:
     return score.double()
 
 
+def test_it_starts_right_where_what_is_missing_depends_on_what_is_there() -> None:
+    """The mean of what is there is then not the mean of the law."""
+    x = normal(0, 4000, 2)
+    x[:, 1] = 0.9 * x[:, 0] + (1 - 0.81) ** 0.5 * x[:, 1]
+    x[x[:, 0] > 0, 1] = math.nan
+    score = MixedDenoiser.from_gaussian(x, [None, None], hidden=8, depth=1)
+    lam = torch.tensor([OBSERVED, -12.0]).expand(2, 2)
+    z = torch.tensor([[1.5, 0.0], [-1.5, 0.0]])
+    with torch.no_grad():
+        expected = torch.tensor([1.35, -1.35])
+        torch.testing.assert_close(score.x_hat(z, lam)[:, 1], expected, atol=0.15, rtol=0)
+    assert float(score.data_mean[1]) < -0.5
+
+
+@pytest.mark.parametrize("rare", [1, 3])
+def test_rare_levels_start_at_any_noise(rare: int) -> None:
+    x = torch.full((10_000, 1), -1.0)
+    x[:rare] = 1.0
+    x = torch.cat([x, normal(0, 10_000, 1).float()], 1)
+    score = MixedDenoiser.from_gaussian(x, [2, None], hidden=8, depth=1)
+    lam = torch.tensor([-20.0, -10.0, 5.0, 20.0])
+    assert bool(score.x_hat(x[:4], lam).isfinite().all())
+
+
+def test_a_level_that_few_rows_have_does_not_stop_the_start() -> None:
+    """Of many rows some are chosen, all alike in a column."""
+    x = torch.cat([torch.full((20_000, 1), -1.0), normal(0, 20_000, 1).float()], 1)
+    x[0, 0] = 1.0
+    score = MixedDenoiser.from_gaussian(x, [2, None], hidden=8, depth=1)
+    assert bool(score.x_hat(x[:4], 0.0).isfinite().all())
+
+
 def outputs(score: MixedDenoiser, z: Tensor, lam: Tensor) -> Tensor:
     with torch.no_grad():
         return score.call_network(score.inputs(z, lam), lam, 1, channels=score.channels)
@@ -47,7 +79,7 @@ def outputs(score: MixedDenoiser, z: Tensor, lam: Tensor) -> Tensor:
 def logits_of_law(score: MixedDenoiser, z: Tensor, lam: Tensor, dims: Tensor, v: Tensor) -> Tensor:
     """log p(z of the other columns | column = v), for each of the levels v (n, width), of a row."""
     network = score.network
-    C, mean = network.covariance.double(), score.data_mean
+    C, mean = network.covariance.double(), score.data_mean + network.offset * network.scale
     others = torch.ones(D, dtype=torch.bool)
     others[dims] = False
     o = (others & (lam > LEFT_OUT)).nonzero().squeeze(1)
@@ -94,15 +126,16 @@ def test_chances_are_posteriors_by_the_noise_of_one_column() -> None:
     lam = torch.tensor([LEVEL, 2.0, -1.0, LEVEL, 0.3, 4.0]).double()[COLUMNS]
     generated = COLUMNS.expand(6, D) != 3  # the fourth is observed
     q = torch.sigmoid(-(lam + 2 * scale.log())).expand(6, D)
-    chances = levels.chances((1 - q).sqrt() * (z - mean) / scale, q, generated)
+    a = (1 - q).sqrt()
+    chances = levels.chances(a * (z - mean) / scale, a, q, generated)
     for j in (1, 2, 5):
         dims, own = (j == COLUMNS).nonzero().squeeze(1), levels.of_levels == j
         v = levels.codes[own][:, dims] * scale[dims] + mean[dims]
         noise = torch.distributions.Normal(v, (-lam[dims] / 2).exp())
         pi = levels.prior[own]
         p = (pi.log() + noise.log_prob(z[:, None, dims]).sum(-1)).softmax(-1)
-        a = (1 - q[:, dims[:1]]).sqrt()
-        torch.testing.assert_close(chances[:, own], (p - pi) / (pi * (1 - pi)).sqrt() / a)
+        shift = (p - pi) / (pi * (1 - pi)).sqrt()
+        torch.testing.assert_close(chances[:, own], shift / a[:, dims[:1]])
         assert float(pi.sum()) == pytest.approx(1)
     assert not bool(chances[:, levels.of_levels == 3].any())
 

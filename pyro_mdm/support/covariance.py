@@ -17,7 +17,7 @@ def joint_moments(x: Tensor, *, rounds: int = 50, shrinkage: float = 1.0) -> tup
 
     By EM: in each round a row counts as its mean and covariance given its present entries, under
     the law so far. C is shrunk to the variances of the columns, as by ``shrinkage`` rows of
-    independent columns, so that it is not singular. A column without a value has the variance 1.
+    independent columns, so that it is not singular. A column without two values has the variance 1.
 
     Source: Little & Rubin, "Statistical Analysis with Missing Data", 2002, chapter 11.2.
     """
@@ -26,7 +26,7 @@ def joint_moments(x: Tensor, *, rounds: int = 50, shrinkage: float = 1.0) -> tup
     rows, count = torch.nan_to_num(x), known.sum(0)
     mean = rows.sum(0) / count.clamp_min(1)
     variance = ((rows - mean).square() * known).sum(0) / count.clamp_min(1)
-    prior = torch.where(count > 0, variance, 1.0).diag()
+    prior = torch.where(variance > 0, variance, 1.0).diag()
     C = prior
     for _ in range(rounds):
         total, square = torch.zeros_like(mean), torch.zeros_like(C)

@@ -179,7 +179,7 @@ class MixedDenoiser(DenoiserScore):
         N, some = len(train_x), train_x
         if N > GAUSSIAN_ROWS:
             some = train_x[(2 * torch.arange(GAUSSIAN_ROWS) + 1) * N // (2 * GAUSSIAN_ROWS)]
-        _, covariance = joint_moments(some, shrinkage=SHRINKAGE)
+        mean, covariance = joint_moments(some, shrinkage=SHRINKAGE)
         scale = score.data_variance.sqrt()
         score.network = MapMLP(
             covariance,
@@ -189,6 +189,7 @@ class MixedDenoiser(DenoiserScore):
             score.channels,
             score.direct,
             score.level_logits if logits else None,
+            (mean - score.data_mean) / scale if logits else None,
             frequencies,
             members,
             dropout,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,8 @@ class MapMLP(MLP):
         direct: the index of the output that is F of dimension j, (d,) int64, and -1 for none; None:
             the j-th.
         levels: the levels whose logits start by Bayes' rule; None: there are none.
+        offset: (μ - m)/σ, (d,), where m are the means that the denoiser subtracts, which are not
+            those of the law where what is missing depends on what is there; None: 0.
         frequencies: those of sines and cosines of the values of dimensions that have an F, in
             periods by their standard deviation.
         members: number of MLPs.
@@ -63,6 +66,7 @@ class MapMLP(MLP):
     covariance: Tensor
     scale: Tensor
     direct: Tensor
+    offset: Tensor | None
 
     def __init__(
         self,
@@ -73,6 +77,7 @@ class MapMLP(MLP):
         out_features: int | None = None,
         direct: Tensor | None = None,
         levels: LevelLogits | None = None,
+        offset: Tensor | None = None,
         frequencies: Sequence[float] = (),
         members: int = 1,
         dropout: float = 0.0,
@@ -105,6 +110,7 @@ class MapMLP(MLP):
         self.register_buffer("covariance", covariance.detach().float())
         self.register_buffer("scale", scale.detach().float())
         self.register_buffer("direct", direct)
+        self.register_buffer("offset", None if offset is None else offset.detach().double())
         self.levels = levels
         self.others = nn.ModuleList(
             MLP(features, hidden, depth, out_features, dropout) for _ in range(members - 1)
@@ -156,17 +162,20 @@ class MapMLP(MLP):
         """The outputs of the Gaussian law, (n, out_features), F of all dimensions, (n, d), and what
         the noise of a column says of its levels, (n, number of levels).
 
-        With R the covariance of x̃ = (x - μ)/σ, a² = σ²/(σ² + v) and q = 1 - a², the network's
-        inputs i = a x̃ + q^½ ε have the covariance S = a R a + q, and x̂ = μ + σ (a i + q^½ F).
+        With x̃ = (x - m)/σ of mean δ and covariance R, a² = σ²/(σ² + v) and q = 1 - a², the
+        network's inputs i = a x̃ + q^½ ε have the mean a δ and the covariance S = a R a + q, and
+        x̂ = m + σ (a i + q^½ F).
         """
-        q = torch.sigmoid(-(log_snr + 2 * self.scale.log()))
-        q = torch.where(observed, 0, torch.where(left_out, 1, q)).double()
-        a, i = (1 - q).sqrt(), torch.where(left_out, 0, values).double()
+        level = log_snr.double() + 2 * self.scale.double().log()
+        level = torch.where(observed, math.inf, torch.where(left_out, -math.inf, level))
+        q, a = torch.sigmoid(-level), torch.sigmoid(level).sqrt()
+        i = torch.where(left_out, 0, values).double()
+        offset = torch.zeros_like(i[0]) if self.offset is None else self.offset
         R = (self.covariance / self.scale / self.scale.unsqueeze(-1)).double()
         S = a.unsqueeze(-1) * R * a.unsqueeze(-2) + torch.diag_embed(q)
         factor = torch.linalg.cholesky(S)
-        solved = torch.cholesky_solve(i.unsqueeze(-1), factor).squeeze(-1)
-        F = ((a * solved) @ R - a * i) / q.clamp_min(1e-12).sqrt()
+        solved = torch.cholesky_solve((i - a * offset).unsqueeze(-1), factor).squeeze(-1)
+        F = (offset + (a * solved) @ R - a * i) / q.clamp_min(1e-12).sqrt()
         F = torch.where(observed, 0, F)
         has = self.direct >= 0
         start = F.new_zeros(len(F), self.outlet.out_features)
@@ -174,10 +183,19 @@ class MapMLP(MLP):
         chances = F.new_zeros(len(F), 0)
         if self.levels is not None:
             generated = ~(observed | left_out)
-            evidence = self.levels.evidence(R, factor, i, solved, q, generated)
-            start[:, self.levels.outputs] = evidence
-            chances = self.levels.chances(i, q, generated)
+            law = Law(R, offset, factor, solved)
+            start[:, self.levels.outputs] = self.levels.evidence(law, i, a, q, generated)
+            chances = self.levels.chances(i, a, q, generated)
         return start, F.to(values.dtype), chances.to(values.dtype)
+
+
+class Law(NamedTuple):
+    """The Gaussian law of x̃ and of inputs i, as in :class:`MapMLP`."""
+
+    R: Tensor  # covariance of x̃, (d, d)
+    offset: Tensor  # mean δ of x̃, (d,)
+    factor: Tensor  # of S by Cholesky, (n, d, d)
+    solved: Tensor  # S^{-1} (i - a δ), (n, d)
 
 
 class LevelLogits(Recorded, nn.Module):
@@ -217,46 +235,42 @@ class LevelLogits(Recorded, nn.Module):
         for name, index in (("outputs", outputs), ("columns", columns), ("of_levels", of_levels)):
             self.register_buffer(name, index)
 
-    def evidence(
-        self, R: Tensor, factor: Tensor, i: Tensor, solved: Tensor, q: Tensor, generated: Tensor
-    ) -> Tensor:
-        """h·v - ½ v·Λv of the levels, (n, L), and 0 for columns that are not generated.
+    def evidence(self, law: Law, i: Tensor, a: Tensor, q: Tensor, generated: Tensor) -> Tensor:
+        """h·u - ½ u·Λu of levels at u = v - δ, (n, L), and 0 for columns that are not generated.
 
-        With J = S^{-1}, the inputs of a column b given those of the others have the covariance
-        J_bb^{-1} and the mean i_b - J_bb^{-1} (J i)_b. So x̃_b given the others has T = (J_bb^{-1} -
-        q)/a² and the mean m = (i_b - J_bb^{-1} (J i)_b)/a; what the others tell has Λ = T^{-1} -
-        R_bb^{-1} and h = T^{-1} m.
+        With J = S^{-1}, the inputs of a column b less their mean, given those of the others, have
+        the covariance J_bb^{-1} and the mean (i - a δ)_b - J_bb^{-1} (J (i - a δ))_b. So x̃_b - δ_b
+        given the others has T = (J_bb^{-1} - q)/a² and the mean m, that divided by a; what the
+        others tell has Λ = T^{-1} - R_bb^{-1} and h = T^{-1} m.
 
         Args:
-            R, factor, i, solved, q: as in :class:`MapMLP`, factor being that of S by Cholesky and
-                solved S^{-1} i.
+            i, a, q: as in :class:`MapMLP`, (n, d).
             generated: which dimensions are, (n, d).
         """
         dims = torch.isin(self.columns, self.of_levels).nonzero().squeeze(1)
-        codes, some = self.codes[:, dims], generated[:, dims]
+        own = self.columns[dims] == self.of_levels.unsqueeze(-1)
+        codes, some = self.codes[:, dims] - own * law.offset[dims], generated[:, dims]
         same = self.columns[dims] == self.columns[dims].unsqueeze(-1)
-        J = torch.cholesky_inverse(factor)[:, dims[:, None], dims]
-        i, solved, q = i[:, dims], solved[:, dims], q[:, dims]
-        a = torch.where(some, 1 - q, 1).sqrt()
+        J = torch.cholesky_inverse(law.factor)[:, dims[:, None], dims]
+        solved, q, a = law.solved[:, dims], q[:, dims], torch.where(some, a[:, dims], 1)
         inverse = _inverse(J * same)
         T = (inverse - torch.diag_embed(q)) / a.unsqueeze(-1) / a.unsqueeze(-2)
         both = some.unsqueeze(-1) & some.unsqueeze(-2)
         T = torch.where(both, T, torch.eye(len(dims), dtype=T.dtype, device=T.device))
         precision = _inverse(T)
-        m = (i - (inverse @ solved.unsqueeze(-1)).squeeze(-1)) / a
+        m = (i[:, dims] - (inverse @ solved.unsqueeze(-1)).squeeze(-1)) / a - law.offset[dims]
         h = (precision @ (some * m).unsqueeze(-1)).squeeze(-1)
-        told = precision - _inverse(R[dims[:, None], dims] * same)
+        told = precision - _inverse(law.R[dims[:, None], dims] * same)
         logits = h @ codes.mT - 0.5 * ((codes @ told) * codes).sum(-1)
         return torch.where(generated[:, self._first], logits, 0)
 
-    def chances(self, i: Tensor, q: Tensor, generated: Tensor) -> Tensor:
+    def chances(self, i: Tensor, a: Tensor, q: Tensor, generated: Tensor) -> Tensor:
         """(p - π)/(s a) of the levels, (n, L), where p is the posterior by the noise of the column
         alone and s² = π (1 - π); 0 for columns that are not generated.
 
         The logits of a joint law are logarithms of sums of products of these p.
         """
-        q = torch.where(generated, q, 1)
-        a = (1 - q).clamp_min(1e-12).sqrt()
+        a, q = torch.where(generated, a, 1), torch.where(generated, q, 1)
         odds = self.prior.log() + (a * i / q) @ self.codes.mT
         odds = odds - 0.5 * (a.square() / q) @ self.codes.square().mT
         shape, index = (len(i), int(self.of_levels.max()) + 1), self.of_levels.expand_as(odds)
