@@ -116,6 +116,7 @@ def main() -> None:
         summary.of_speed(options.out, options.summary)
         return
     jobs = [dict(zip(KEY, (t, n), strict=True)) for t in options.tasks for n in tasks[t]]
+    jobs.sort(key=lambda job: job["rows"])
     failed = runs.run_all(jobs, work, runs.Rows(options.out, KEY, VALUES), 1)
     sys.exit(f"{len(failed)} jobs failed" if failed else 0)
 

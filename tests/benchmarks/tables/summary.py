@@ -266,5 +266,5 @@ def of_samples(file: Path, folder: Path) -> None:
 def of_speed(file: Path, folder: Path) -> None:
     """The processor time and the memory of a Table."""
     command = "python -m tests.benchmarks.table_speed --out runs/speed.csv"
-    rows = pd.read_csv(file)
+    rows = pd.read_csv(file).sort_values(["task", "rows"])
     write(folder / "tables-speed.csv", rows, [command], "0", digits=0)
