@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 KNOWN_TEXTS = 10_000
 """The most values of a column whose text is remembered."""
-CHUNK = 1 << 20
-"""The bytes of a file that are copied at a time."""
+CHUNK = 1 << 16
+"""The bytes of a file that are copied at a time, or read of a column of a parquet file."""
 
 Cells = list[list[str]]
 """The text of each cell of a CSV file, the first row being the names."""
@@ -93,7 +93,7 @@ def _of_parquet(path: Path, size: int) -> Iterator[Piece]:
             f"{path} is read by pyarrow, which is not installed; pip install pyarrow"
         ) from error
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path, buffer_size=CHUNK, pre_buffer=False) as file:
             step = _range(file.schema_arrow)
             left, done = file.schema_arrow.empty_table(), 0
             batches = file.iter_batches(size)
@@ -259,8 +259,8 @@ def content(parts: Sequence[Part]) -> Iterator[bytes]:
         with parquet.ParquetWriter(whole, parquet.read_schema(parts[0].path)) as writer:
             for part in parts:
                 with parquet.ParquetFile(part.path) as file:
-                    for batch in file.iter_batches():
-                        writer.write_batch(batch)
+                    for group in range(file.num_row_groups):  # each a piece
+                        writer.write_table(file.read_row_group(group))
         parts = parts[:0]
     for path in [part.path for part in parts] or [whole]:
         with path.open("rb") as file:

@@ -22,6 +22,13 @@ MARGIN = 1e-6
 Values = NDArray[Any]
 
 
+def shares(values: Values) -> tuple[Values, Values]:
+    """The different values, increasing, and the share of values below each, half of its own among
+    them."""
+    w, counts = np.unique(values, return_counts=True)
+    return w, (np.cumsum(counts) - counts / 2) / len(values)
+
+
 def quantiles(values: Values) -> tuple[Values, Values]:
     """Quantiles that differ, at most 100, and the shares of values below them."""
     from sklearn.preprocessing import QuantileTransformer

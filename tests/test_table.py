@@ -23,6 +23,7 @@ from inference import Table
 from inference.checkpoints import RunError
 from inference.evaluate import evaluate
 from inference.impute import impute
+from inference.pieces import read_pieces
 from inference.sample import sample
 from inference.train import train
 from models import DataError
@@ -255,6 +256,8 @@ def test_a_file_is_completed_in_pieces(
     own = read(source)
     draws = mixed.impute(own, 2)
     written = read(tmp_path / f"out-draws.{suffix}")
+    if suffix == "parquet":
+        assert groups(tmp_path / "out-draws.parquet") == [8, 8, 4] * 2  # a piece is held at a time
     assert written["draw"].tolist() == [0] * 20 + [1] * 20
     expected = draws.reset_index(drop=True).assign(draw=np.repeat([0, 1], 20))
     pd.testing.assert_frame_equal(
@@ -265,6 +268,25 @@ def test_a_file_is_completed_in_pieces(
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         [f"in.{suffix}", f"out-draws.{suffix}", f"out.{suffix}"]
     )
+
+
+def groups(path: Path) -> list[int]:
+    """The numbers of rows in the row groups of a parquet file."""
+    from pyarrow import parquet
+
+    own = parquet.read_metadata(path)
+    return [own.row_group(k).num_rows for k in range(own.num_row_groups)]
+
+
+def test_a_row_group_is_not_held_to_read_a_piece_of_it(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    rows = pd.DataFrame(np.random.default_rng(0).random((100_000, 4)), columns=[*"abcd"])
+    path, before = tmp_path / "long.parquet", pa.total_allocated_bytes()
+    rows.to_parquet(path, use_dictionary=False, compression="none", data_page_size=4096)
+    assert groups(path) == [100_000]
+    for _ in read_pieces(str(path), 100):
+        assert pa.total_allocated_bytes() - before < path.stat().st_size / 2
+        break
 
 
 def test_a_value_that_cannot_be_leaves_no_file(mixed: Table, tmp_path: Path) -> None:

@@ -261,3 +261,10 @@ def of_samples(file: Path, folder: Path) -> None:
         seeds_in_words(rows),
         notes=["errors are standard errors over seeds; less ours is paired by seed"],
     )
+
+
+def of_speed(file: Path, folder: Path) -> None:
+    """The processor time and the memory of a Table."""
+    command = "python -m tests.benchmarks.table_speed --out runs/speed.csv"
+    rows = pd.read_csv(file).sort_values(["task", "rows"])
+    write(folder / "tables-speed.csv", rows, [command], "0", digits=0)

@@ -1,0 +1,477 @@
+"""Columns of numbers and of dates, scaled to N(0, 1), with intervals where values have mass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.column import Center, Column, Values, as_number, numbers_of, rows_in_words
+from models.column_kinds import DECIMALS, Kind, atoms_of, decimals_of, in_words
+from models.dates import DAY, DateForm, days_of
+from models.files import DataError
+from models.scales import (
+    KNOTS,
+    MARGIN,
+    along,
+    fewest_bends,
+    quantiles,
+    share_below,
+    shares,
+    smoothed,
+    within,
+)
+
+if TYPE_CHECKING:
+    from pandas import Series
+
+POINTS = 33
+"""Points of a line of what is beside atoms."""
+END = 1.0
+"""The part of a line, in model space, that its tail goes on with."""
+
+Ends = tuple[float, float]
+"""The least and the largest number that may be."""
+EVERYWHERE = (-math.inf, math.inf)
+"""The ends of a column that has none."""
+
+
+class Continuous(Column):
+    r"""A continuous column, mapped to x ~ N(0, 1) by lines between and beyond quantiles.
+
+    x_i = Φ^{-1}(p_i) at the p_i-quantile, as in scikit-learn's ``QuantileTransformer``; the least
+    and the largest of n values are the quantiles of 1/2n and 1 - 1/2n. ``QuantileTransformer`` is
+    flat outside of the fitted values, where the density would be 0.
+
+    Args:
+        values: the values that it is fitted to, NaN where missing. The number of knots is the root
+            of theirs, at most 100.
+    """
+
+    kind: Kind = "continuous"
+
+    def __init__(self, name: str, values: Values, *, plain: bool = False) -> None:
+        super().__init__(name)
+        known = np.sort(values[~np.isnan(values)])
+        if plain or not self._straighten(*shares(known), len(known)):
+            knots, share = quantiles(known)
+            self._set_line(knots, share.clip(0.5 / len(known), 1 - 0.5 / len(known)))
+
+    def _straighten(self, w: Values, share: Values, number: int, ends: Ends = EVERYWHERE) -> bool:
+        """Set the line with the fewest bends, see :func:`fewest_bends`, if there is one."""
+        line = fewest_bends(w, share, number, *ends)
+        if line is not None:
+            self._w, self._x = map(torch.from_numpy, line)
+        return line is not None
+
+    def _set_line(self, w: Values, share: Values) -> None:
+        self._w = torch.from_numpy(w)
+        self._x = torch.special.ndtri(torch.from_numpy(share))
+
+    def _set_tails(self, low: bool = True, high: bool = True) -> None:
+        """Give the line beyond an end the slope of its last :data:`END` of x, as two values that
+        are next to each other may be close; or none, where nothing lies beyond."""
+        w, x = self._w, self._x
+        first = (x < x[0] + END).sum().clamp(int((w == w[0]).sum()), len(x) - 1)
+        last = len(x) - 1 - (x > x[-1] - END).sum().clamp(int((w == w[-1]).sum()), len(x) - 1)
+        start = low * (w[first] - w[0]) / (x[first] - x[0])
+        end = high * (w[-1] - w[last]) / (x[-1] - x[last])
+        self._w = torch.cat([w[:1] - start, w, w[-1:] + end])
+        self._x = torch.cat([x[:1] - 1, x, x[-1:] + 1])
+
+    def _read(self, values: Series[Any]) -> Values:
+        return finite_numbers(self.name, values)
+
+    def _refusal(self, value: Any) -> str:
+        return no_number(self.name, value)
+
+    def values(self, codes: Values) -> Any:
+        return codes
+
+    def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        w, x = self._w.to(codes.device), self._x.to(codes.device)
+        return along(codes, w, x)
+
+    def unscaled(self, x: Tensor) -> Tensor:
+        return along(x.double(), self._x.to(x.device), self._w.to(x.device))[0]
+
+    def center(self, draws: Values, center: Center) -> Values:
+        return np.asarray(draws.mean(0) if center == "mean" else np.median(draws, 0))
+
+    @property
+    def told(self) -> str:
+        return f"{self.kind}: a density on the whole line"
+
+
+class Mixed(Continuous):
+    r"""A density beside atoms, and none beyond an end: below 0 where no number is, or as said.
+
+    x = Φ^{-1}(P(value < w)) at quantiles of what is no atom, and at an atom a from P(value < a) to
+    P(value <= a), which is its interval; a line between. The least number is an end if it is an
+    atom, and the greatest; its interval has no end then. Else the line goes on, and before an end e
+    that no number is by w = e + (w_1 - e) exp(s (x - x_1)/(w_1 - e)), s being its slope, or less,
+    so that no x that is drawn reaches e.
+
+    Args:
+        kind: "nonnegative", whose one atom is 0 if the column has it, or "mixed", see
+            :func:`atoms_of`; "continuous" has atoms at its ends alone, if numbers are there.
+        values: that it is fitted to, NaN where there is none.
+        everything: numbers of all rows, which say where it ends.
+        ends: where it ends if that is said.
+
+    Raises:
+        DataError: a negative number in a nonnegative column.
+    """
+
+    noisy = True
+
+    def __init__(
+        self, kind: Kind, name: str, values: Values, everything: Values, ends: Ends | None = None
+    ) -> None:
+        Column.__init__(self, name)
+        self.kind, self._ends = kind, ends
+        known = np.sort(values[~np.isnan(values)])
+        least, most = float(np.nanmin(everything)), float(np.nanmax(everything))
+        if kind == "nonnegative" and least < 0 and ends is None:
+            raise DataError(
+                f"column {name!r} holds {least:g}, expected no negative number in a nonnegative "
+                f"one; say --columns {name}=continuous"
+            )
+        atoms = atoms_of(known) if kind == "mixed" else np.empty(0)
+        if ends is not None:
+            atoms = np.union1d(atoms, [end for end in ends if end in (least, most)])
+            self._lower, self._upper = ends
+        else:
+            if least == 0:
+                atoms = np.union1d(atoms, 0.0)
+            self._lower = least if least in atoms else 0.0 if least >= 0 else -math.inf
+            self._upper = most if most in atoms else math.inf
+        ends = self._lower, self._upper
+        if len(atoms) or not self._straighten(*shares(known), len(known), ends):
+            self._set_line(*_beside(atoms, known, ends))
+        first = np.searchsorted(self._w.numpy(), atoms)
+        low, high = self._x[first].clone(), self._x[first + 1]
+        if len(atoms):
+            low[0] = -math.inf if atoms[0] == self._lower else low[0]
+            high[-1] = math.inf if atoms[-1] == self._upper else high[-1]
+        self.atoms, self._low, self._high = torch.from_numpy(atoms), low, high
+        self._set_tails(self._lower not in atoms, self._upper not in atoms)
+
+    def _read(self, values: Series[Any]) -> Values:
+        codes = super()._read(values)
+        outside = (codes < self._lower) | (codes > self._upper)
+        for end, *_ in self._tails:
+            outside |= codes == end
+        return np.where(outside, math.nan, codes)
+
+    def _refusal(self, value: Any) -> str:
+        open_ends = [end for end, *_ in self._tails]
+        return _refused_number(self.name, value, self._lower, self._upper, open_ends)
+
+    def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x, log_slope = super().scaled(codes)
+        for end, start, x_start, slope in self._tails:
+            beyond = codes < start if end < start else codes > start
+            log_ratio = ((codes - end) / (start - end)).log()
+            x = torch.where(beyond, x_start + (start - end) / slope * log_ratio, x)
+            log_slope = torch.where(beyond, -math.log(slope) - log_ratio, log_slope)
+        if len(self.atoms) == 0:
+            return x, log_slope
+        assert noise is not None
+        atoms = self.atoms.to(codes.device)
+        k = torch.searchsorted(atoms, codes.contiguous()).clamp_max(len(atoms) - 1)
+        low, high = self._low.to(codes.device)[k], self._high.to(codes.device)[k]
+        own, log_density = within(low, high, noise)
+        here = codes == atoms[k]
+        return torch.where(here, own, x), torch.where(here, -log_density, log_slope)
+
+    def unscaled(self, x: Tensor) -> Tensor:
+        x = x.double()
+        w = super().unscaled(x)
+        for end, start, x_start, slope in self._tails:
+            beyond = x < x_start if end < start else x > x_start
+            tail = (slope * (x - x_start) / (start - end)).clamp_max(0).exp()
+            w = torch.where(beyond, end + (start - end) * tail, w)
+        return w
+
+    @property
+    def _tails(self) -> list[tuple[float, float, float, float]]:
+        """The ends before which the line turns away, the point (w, x) where it does, and its slope
+        dw/dx there."""
+        tails, atoms = [], self.atoms.tolist()
+        points = [*zip(self._w.tolist(), self._x.tolist(), strict=True)]
+        for end, line in ((self._lower, points), (self._upper, points[::-1])):
+            if math.isfinite(end) and end not in atoms:
+                (beyond, _), (w, x) = line[:2]  # one unit of x apart
+                tails.append((end, w, x, min(abs(w - beyond), abs(w - end))))
+        return tails
+
+    def center(self, draws: Values, center: Center) -> Values:
+        """The atom that most draws are, if there is one, else the middle of all draws."""
+        middle = super().center(draws, center)
+        for atom in self.atoms.tolist():
+            middle[2 * (draws == atom).sum(0) > len(draws)] = atom
+        return middle
+
+    @property
+    def told(self) -> str:
+        ends = _ends(self._lower, self._upper)
+        if len(self.atoms) == 0:
+            return f"{self.kind}: a density{ends}"
+        shares = (share_below(self._high) - share_below(self._low)).tolist()
+        each = [f"{a:g} ({s:.1%})" for a, s in zip(self.atoms.tolist(), shares, strict=True)]
+        more = f" and {len(each) - 5} more" if len(each) > 5 else ""
+        return f"{self.kind}: atoms {', '.join(each[:5])}{more}, and a density beside them{ends}"
+
+    @property
+    def said(self) -> str:
+        return _with_ends(self.kind, self._ends)
+
+
+class Rounded(Continuous):
+    r"""Multiples of a power of ten, each with its probability: integers, or rounded numbers.
+
+    The interval of w is that of all that would be rounded to it, w ± ½ step, its ends being
+    x = Φ^{-1}(P(value < end)) at the ends of the values at quantiles, and on a line between and
+    beyond them. There is no greatest one unless it is said. Where no number is negative, 0 has all
+    that is below.
+
+    Args:
+        kind: "integer" or "rounded".
+        values: that it is fitted to, NaN where there is none.
+        everything: numbers of all rows, which say what they are rounded to and whether they end at
+            0.
+        ends: the least and the largest if that is said.
+
+    Raises:
+        DataError: numbers that are not rounded so.
+    """
+
+    noisy = True
+
+    def __init__(
+        self, kind: Kind, name: str, values: Values, everything: Values, ends: Ends | None = None
+    ) -> None:
+        Column.__init__(self, name)
+        self.kind, self._ends = kind, ends
+        decimals = 0 if kind == "integer" else decimals_of(everything)
+        if decimals is None:
+            raise DataError(
+                f"column {name!r} has numbers of more than {DECIMALS} decimals, expected rounded "
+                f"ones; say --columns {name}=continuous"
+            )
+        self._decimals = decimals
+        least = 0.0 if float(np.nanmin(everything)) >= 0 else -math.inf
+        self._lower, self._upper = (least, math.inf) if ends is None else ends
+        if (wrong := self._unrounded(everything)).any():
+            raise DataError(self._refusal(everything[wrong][0]))
+        known = np.sort(self._whole(values[~np.isnan(values)]))
+        edges = np.unique(np.concatenate([known - 0.5, known + 0.5]))
+        share = smoothed(np.searchsorted(known, edges), len(known))
+        if self._straighten(edges, share, len(known)):
+            return
+        number = int(np.clip(math.isqrt(len(known)), 2, KNOTS))
+        places = np.linspace(0, len(known) - 1, number).round().astype(int)
+        edges = np.unique(np.concatenate([known[places] - 0.5, known[places] + 0.5]))
+        self._set_line(edges, smoothed(np.searchsorted(known, edges), len(known)))
+        self._set_tails()
+
+    def _whole(self, values: Values) -> Values:
+        return np.asarray((values * 10.0**self._decimals).round())
+
+    def _unrounded(self, values: Values) -> NDArray[np.bool_]:
+        return np.asarray((np.round(values, self._decimals) != values) & ~np.isnan(values))
+
+    def _read(self, values: Series[Any]) -> Values:
+        codes = super()._read(values)
+        wrong = self._unrounded(codes) | (codes < self._lower) | (codes > self._upper)
+        return np.where(wrong, math.nan, codes)
+
+    def _refusal(self, value: Any) -> str:
+        number = as_number(value)
+        if number is not None and self._unrounded(np.array([number]))[0]:
+            expected = f"numbers of {self._decimals} decimals" if self._decimals else "whole ones"
+            return (
+                f"column {self.name!r} holds {number:g}, expected {expected}; round it, or train "
+                f"with --columns {self.name}=continuous"
+            )
+        return _refused_number(self.name, value, self._lower, self._upper)
+
+    def values(self, codes: Values) -> Any:
+        if self.kind == "integer":
+            return codes.round().astype(np.int64)
+        return np.round(codes, self._decimals)
+
+    def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        assert noise is not None
+        whole = (codes * 10.0**self._decimals).round()
+        low, high = (super(Rounded, self).scaled(whole + half)[0] for half in (-0.5, 0.5))
+        first, last = self._whole_ends
+        low = torch.where(whole <= first, -math.inf, low)
+        high = torch.where(whole >= last, math.inf, high)
+        x, log_density = within(low, high, noise)
+        return x, -log_density
+
+    def unscaled(self, x: Tensor) -> Tensor:
+        whole = super().unscaled(x).round().clamp(*self._whole_ends)
+        return whole / 10.0**self._decimals
+
+    @property
+    def _whole_ends(self) -> Ends:
+        """The least and the largest multiple."""
+        low, high = (end * 10.0**self._decimals for end in (self._lower, self._upper))
+        return float(np.ceil(low - MARGIN)), float(np.floor(high + MARGIN))
+
+    def center(self, draws: Values, center: Center) -> Values:
+        return np.asarray(self.values(super().center(draws, center)))
+
+    @property
+    def told(self) -> str:
+        what = "integer" if self._decimals == 0 else f"number of {self._decimals} decimals"
+        return f"{self.kind}: a probability of each {what}{_ends(self._lower, self._upper)}"
+
+    @property
+    def said(self) -> str:
+        return _with_ends(self.kind, self._ends)
+
+
+class Dates(Column):
+    """A column of dates: a probability of each day, or a density where they have a time of day.
+
+    Codes are days since 1970. Values have the form that those of the table have.
+
+    Args:
+        values: of all rows.
+        train: the mask of the training rows.
+
+    Raises:
+        DataError: a value that is no date.
+    """
+
+    kind = "date"
+    noisy = True
+
+    def __init__(self, name: str, values: Series[Any], train: NDArray[np.bool_]) -> None:
+        super().__init__(name)
+        days = days_of(values)
+        if (wrong := np.isnan(days) & values.notna().to_numpy()).any():
+            raise DataError(
+                f"column {name!r} holds {str(values[wrong].iloc[0])!r}, expected a date, such as "
+                f"2024-12-31 or 2024-12-31 23:59; correct it, or leave the entry empty"
+            )
+        self._form = DateForm.of(values)
+        self._first, self._last = self._form.dates(np.array([np.nanmin(days), np.nanmax(days)]))
+        self._line: Continuous = (
+            Rounded("integer", name, days[train], days, EVERYWHERE)
+            if self._form.step == DAY
+            else Continuous(name, days[train])
+        )
+
+    def _read(self, values: Series[Any]) -> Values:
+        import pandas as pd
+
+        days = days_of(values)
+        if self._form.step == DAY and getattr(values.dtype, "tz", None) is not None:
+            days = np.floor(days)  # where a clock was put forward at midnight, the day begins later
+        return self._line._read(pd.Series(days))
+
+    def _refusal(self, value: Any) -> str:
+        day = ", without a time of day" if self._form.step == DAY else ""
+        return (
+            f"column {self.name!r} holds {str(value)!r}, expected a date such as {self._first}"
+            f"{day}; correct it, or leave the entry empty"
+        )
+
+    def values(self, codes: Values) -> Any:
+        return self._form.dates(codes)
+
+    def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._line.scaled(codes, noise)
+
+    def unscaled(self, x: Tensor) -> Tensor:
+        return self._line.unscaled(x)
+
+    def center(self, draws: Values, center: Center) -> Values:
+        import pandas as pd
+
+        days = np.stack([days_of(pd.Series(own)) for own in draws])
+        return np.asarray(self.values(self._line.center(days, center)))
+
+    @property
+    def told(self) -> str:
+        what = "a probability of each day" if self._form.step == DAY else "a density"
+        return f"date: {what}, {self._first} to {self._last} in the table"
+
+
+def finite_numbers(name: str, values: Series[Any]) -> Values:
+    """Values as float64, finite, or NaN where missing or no number."""
+    numbers = numbers_of(values)
+    if (infinite := np.isinf(numbers)).any():
+        raise DataError(
+            f"column {name!r} holds an infinite number in {rows_in_words(infinite)}, expected "
+            "finite ones; leave the entry empty"
+        )
+    return numbers
+
+
+def _beside(atoms: Values, known: Values, ends: Ends) -> tuple[Values, Values]:
+    """Points (w, share) of the line of sorted values, among which each atom is twice: where it
+    begins and where it ends."""
+    rest = known[~np.isin(known, atoms)]
+    knots, share = _scale_of(rest, ends) if len(rest) else (np.empty(0), np.empty(0))
+    inner = ~np.isin(knots, atoms)
+    knots, share = knots[inner], share[inner]
+    below = np.interp(atoms, knots, share, 0.0, 1.0) if len(knots) else 0 * atoms
+    before = len(rest) * below + np.searchsorted(known, atoms) - np.searchsorted(rest, atoms)
+    counts = np.searchsorted(known, atoms, "right") - np.searchsorted(known, atoms)
+    of_atoms = np.searchsorted(known, knots) - np.searchsorted(rest, knots)
+    w = np.concatenate([knots, atoms, atoms])
+    rank = np.concatenate([len(rest) * share + of_atoms, before, before + counts])
+    order = np.lexsort((rank, w))
+    return w[order], smoothed(rank[order], len(known))
+
+
+def _scale_of(values: Values, ends: Ends) -> tuple[Values, Values]:
+    """Points (w, share) of the line with the fewest bends, or quantiles where there is none."""
+    line = fewest_bends(*shares(values), len(values), *ends)
+    if line is None:
+        return quantiles(values)
+    x = np.linspace(line[1][0], line[1][-1], POINTS)
+    return np.interp(x, line[1], line[0]), share_below(torch.from_numpy(x)).numpy()
+
+
+def _ends(lower: float, upper: float) -> str:
+    """The ends of a column in words."""
+    low = f", none below {lower:g}" if lower > -math.inf else ""
+    return low + (f", none above {upper:g}" if upper < math.inf else "")
+
+
+def _with_ends(kind: Kind, ends: Ends | None) -> str:
+    return kind if ends is None else f"{kind} {in_words(ends)}"
+
+
+def _refused_number(
+    name: str, value: Any, lower: float, upper: float, open_ends: Sequence[float] = ()
+) -> str:
+    """Why a column that ends has no such value."""
+    number = as_number(value)
+    if number is None:
+        return no_number(name, value)
+    at = "at or " if number in open_ends else ""
+    where = f"{at}below {lower:g}" if number <= lower else f"{at}above {upper:g}"
+    return (
+        f"column {name!r} holds {number:g}, and the table of the run has none {where}; leave the "
+        f"entry empty, or train with --columns {name}=continuous"
+    )
+
+
+def no_number(name: str, value: Any) -> str:
+    return (
+        f"column {name!r} holds {value!r}, expected a number; correct it, or say --columns "
+        f"{name}=categorical"
+    )
