@@ -54,6 +54,10 @@ nitpick_ignore = [
     ("py:class", name)
     for name in ("ExpandedDistribution", "Figure", "Record", "SubFigure", "SummaryWriter", "Tensor")
 ]  # of others, imported for types alone
+nitpick_ignore += [("py:class", name) for name in ("pd.DataFrame", "pd.Series")]
+nitpick_ignore += [
+    ("py:exc", name) for name in ("CheckpointError", "DataError", "UntrustedCodeError")
+]  # of the programs, which have no pages of names
 
 # -- pages in Markdown, and notebooks --------------------------------------------------------------
 

@@ -353,7 +353,7 @@ class Table:
             num: draws of each row.
             batch_size: rows simulated together.
             seed: of the noise; None: the object's. Draws depend on it, on ``batch_size``, and on
-                the rows of their piece of 4,096, see :data:`PIECE`.
+                the rows of their piece of 4,096.
 
         Returns:
             ``num`` completed tables, one after another, in the types of X. The index has the number
