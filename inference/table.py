@@ -15,7 +15,6 @@ theirs: :meth:`Table.from_run`.
 from __future__ import annotations
 
 import contextlib
-import csv
 import inspect
 import io
 import itertools
@@ -47,7 +46,7 @@ from inference.seeds import seed_from
 from inference.train import train
 from models import Tabular
 from models.columns import Center, Column
-from models.tabular import OfUnknown
+from models.tabular import OfUnknown, said_of
 from pyro_mdm import bound, condition
 from pyro_mdm.support.progress import without_progress
 
@@ -658,9 +657,7 @@ def _in_words(columns: str | Mapping[str, str] | None) -> str | None:
     """Kinds as ``--columns`` has them."""
     if columns is None or isinstance(columns, str):
         return columns
-    text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(f"{name}={kind}" for name, kind in columns.items())
-    return text.getvalue()
+    return said_of({str(name): kind for name, kind in columns.items()})
 
 
 # -- tables ----------------------------------------------------------------------------------------
