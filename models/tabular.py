@@ -100,8 +100,10 @@ class Tabular(Problem):
 
     Args:
         data: the file, a name, or a DataFrame, which is in ``kept`` then, as
-            :func:`~models.kept.table_bytes`. Of a DataFrame no rows are test data: those who have
-            one hold out their own. What is measured as test are its validation rows.
+            :func:`~models.kept.table_bytes`, where columns that are said to be dropped are empty.
+            Of a DataFrame with ``holdout`` no rows are test data: those who have one hold out their
+            own, and what is measured as test are its validation rows. Without ``holdout`` a tenth
+            is test, as of a file.
         columns: what columns are where they are to be others: a kind of
             :data:`~models.column_kinds.Kind`, an order, or a range, as in
             ``"age=continuous,zip=drop,size=small<middle<large,score=0..100"``. The kind of ``*`` is
@@ -145,7 +147,12 @@ class Tabular(Problem):
             )
         self.kept: bytes | None = None
         if not isinstance(data, Path | str):
-            data, self.kept = "the table", table_bytes(_named(data, "the table"))
+            table = _named(data, "the table")
+            kinds = _kinds(columns, [*table.columns])
+            others = kinds.get(OTHERS)
+            dropped = [name for name in table if kinds.get(name, others) == "drop"]
+            empty = table.assign(**dict.fromkeys(dropped))  # whatever objects are in them
+            data, self.kept = "the table", table_bytes(empty)
         self.source, self._said, self._kinds = data, columns or "", _kinds(columns)
         self.columns: list[Column] = []
         if not self._plain:
@@ -347,9 +354,9 @@ def said_of(kinds: Mapping[str, str]) -> str:
     """``columns`` that say kinds of columns by name."""
     text = io.StringIO()
     spaces = any(str(name) != str(name).strip() for name in kinds)
-    quoting = csv.QUOTE_ALL if spaces else csv.QUOTE_MINIMAL
+    options: dict[str, Any] = {"quoting": csv.QUOTE_ALL} if spaces else {}
     row = [f"{name}={kind}" for name, kind in kinds.items()]
-    csv.writer(text, quoting=quoting, lineterminator="").writerow(row)
+    csv.writer(text, lineterminator="", **options).writerow(row)
     return text.getvalue()
 
 
