@@ -7,6 +7,7 @@ import math
 import pickle
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from inference import Table
-from inference.checkpoints import RunError
+from inference.checkpoints import ArchitectureError, RunError
 from inference.evaluate import evaluate
 from inference.impute import impute
+from inference.loading import load_trained, load_weights
 from inference.picture import as_columns
 from inference.sample import sample
 from inference.train import train
@@ -76,8 +78,6 @@ def law_of(table: Table) -> tuple[np.ndarray, np.ndarray]:
 
 
 def load_score(table: Table) -> Any:
-    from inference.loading import load_trained
-
     return load_trained(table.run_folder)[1].model.score_function
 
 
@@ -274,6 +274,19 @@ def test_a_run_keeps_its_table(mixed: Table, tmp_path: Path) -> None:
     (Path(moved) / "results.json").unlink()
     train(resume=moved)  # to the end, where it is already
     assert (Path(moved) / "results.json").exists()
+
+
+def test_a_run_of_an_earlier_network_is_to_be_trained_again(mixed: Table) -> None:
+    run, programs, checkpoint = load_trained(mixed.run_folder)
+    tensors = {name: own for name, own in checkpoint.tensors.items() if "network" not in name}
+    earlier = replace(checkpoint, tensors=tensors)
+    refused(
+        ArchitectureError,
+        (
+            lambda: load_weights(programs.model, earlier, "ema", run),
+            "was trained by an earlier version of tables, .*; train it again, in a new folder",
+        ),
+    )
 
 
 def test_a_temporary_run_goes_with_its_table(brief: None, gaussian: Table) -> None:
