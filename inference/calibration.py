@@ -16,6 +16,7 @@ from models.columns import encode
 from pyro_mdm import DiffusionModel
 from pyro_mdm.conditioning.imputation import impute
 from pyro_mdm.posteriors import Calibration, ranks
+from pyro_mdm.scores import RandomMaps
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.support.measured import Measured
 
@@ -93,7 +94,8 @@ class TableCalibration:
 def observes_entries(model: DiffusionModel) -> bool:
     """Whether the model was trained at maps with entries observed."""
     score = model.score_function
-    return isinstance(score, DenoiserScore) and score.training_maps is not None
+    maps = score.training_maps if isinstance(score, DenoiserScore) else None
+    return maps is not None and not (isinstance(maps, RandomMaps) and maps.subsets == 0)
 
 
 @torch.no_grad()
@@ -124,8 +126,8 @@ def table_calibration(
     """
     if not observes_entries(model):
         raise ValueError(
-            "the run was trained at --maps levels, where no entry is ever observed, expected mixed "
-            "or subsets; train it at such maps"
+            "the run was trained at --maps levels or independent, where no entry is ever observed, "
+            "expected mixed or subsets; train it at such maps"
         )
     if bool(rows.isnan().all()):
         raise ValueError("the rows have no entry, expected at least one to predict")

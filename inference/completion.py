@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,7 +74,8 @@ def draws_given(
     for name in given:
         column_of(problem, name)  # or an error
     known = pd.DataFrame({c.name: [given.get(c.name)] * n for c in problem.columns})
-    return filled(known, draws(problem, model, known, 1, batch_size=batch_size, seed=seed)[0])
+    options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "unknown": "refuse"}
+    return filled(known, draws(problem, model, known, 1, **options)[0])
 
 
 def column_of(problem: Tabular, name: str) -> Column:
@@ -87,11 +88,8 @@ def column_of(problem: Tabular, name: str) -> Column:
 
 def _dims(problem: Tabular, name: str) -> Tensor:
     """The mask (d,) of the dimensions of model space that a column has."""
-    column = column_of(problem, name)
-    codes = torch.full((1, len(problem.columns)), math.nan, dtype=torch.float64)
-    middle = column.unscaled(torch.zeros(1)) if column.levels is None else torch.zeros(1)
-    codes[:, problem.columns.index(column)] = middle.double()
-    return ~problem.to_model_space(codes, torch.Generator()).isnan()[0]
+    column_of(problem, name)  # or an error
+    return torch.cat([torch.full((c.width,), c.name == name) for c in problem.columns])
 
 
 def in_pieces(frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
@@ -100,9 +98,24 @@ def in_pieces(frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
         yield frame.iloc[first : first + PIECE]
 
 
+def with_levels(types: Mapping[str, Any], columns: Sequence[Column]) -> dict[str, Any]:
+    """Types of a table's columns by name, those of pandas categories with all levels of ``columns``
+    beside their own, so that draws do not change them."""
+    import pandas as pd
+
+    whole = dict(types)
+    for column in columns:
+        own = whole.get(column.name)
+        if column.levels is not None and isinstance(own, pd.CategoricalDtype):
+            levels = column.values(np.arange(column.levels))
+            new = [level for level in levels if level not in own.categories]
+            whole[column.name] = pd.CategoricalDtype([*own.categories, *new], own.ordered)
+    return whole
+
+
 def filled(table: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
     """A table with ``values`` where its own columns of these names are empty, its types kept; a
-    column without any entry has the type of the values."""
+    column without any entry has the type of the values, unless its own has such numbers too."""
     import pandas as pd
 
     whole = table.copy()
@@ -112,7 +125,8 @@ def filled(table: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
             continue
         new = pd.Series(values[name].to_numpy()[empty], dtype=object)
         if empty.all() and not isinstance(own.dtype, pd.CategoricalDtype):
-            whole[name] = new.infer_objects().set_axis(whole.index)
+            new = new.infer_objects().set_axis(whole.index)
+            whole[name] = new.astype(own.dtype) if _holds(own.dtype, new.dtype) else new
             continue
         if isinstance(own.dtype, pd.CategoricalDtype):
             unknown = [value for value in new.unique() if value not in own.cat.categories]
@@ -121,3 +135,13 @@ def filled(table: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
         own[empty] = new.astype(own.dtype).array
         whole[name] = own
     return whole
+
+
+def _holds(own: Any, new: Any) -> bool:
+    """Whether a type of numbers has those of another one."""
+    from pandas.api import types
+
+    numbers = all(
+        types.is_numeric_dtype(one) and not types.is_bool_dtype(one) for one in (own, new)
+    )
+    return numbers and (types.is_float_dtype(own) or types.is_integer_dtype(new))

@@ -39,16 +39,17 @@ from inference.bounds import (
 from inference.calibration import table_calibration
 from inference.checkpoints import write_atomically
 from inference.cli import check_positive, command_line
+from inference.completion import PIECE
 from inference.output import check_out, csv_bytes, png
+from inference.pieces import read_pieces, text_columns
 from inference.plan import Programs
 from inference.processes import Precision, autocast_dtype, start
 from inference.reuse import Another, Opened, against_own, open_run
 from inference.runs import RunError
 from inference.table import Table
-from models import Tabular
+from models import DataError, Tabular
 from models.base import Part
 from models.kinds import kind_of
-from models.tabular import read_table
 from pyro_mdm import bits_per_dim
 from pyro_mdm.conditioning.classification import ClassPosterior, class_posterior
 from pyro_mdm.contexts import Labels
@@ -235,10 +236,18 @@ def _of_rows(
     accelerator: str,
 ) -> None:
     """Measure the bound on rows of a new table, and print its mean."""
+    import pandas as pd
+
     if run is None:
         raise RunError("--data is of rows for a run, which is missing; give its folder")
     table = Table.from_run(run, accelerator=accelerator)
-    rows = table.log_prob(read_table(data), draws=draws, batch_size=batch_size, seed=seed)
+    each = [
+        table.measured(rows.table, None, draws, batch_size, seed, piece=k)
+        for k, rows in enumerate(read_pieces(data, PIECE, text_columns(table.problem.columns)))
+    ]
+    if not each:
+        raise DataError(f"--data {data} has no row, expected one at least")
+    rows = pd.concat(each)
     if out is not None:
         own = rows.reset_index(drop=True)
         write_atomically(out, own.to_csv(index_label="row").encode())

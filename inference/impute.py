@@ -16,7 +16,7 @@ import numpy as np
 
 from inference.checkpoints import explain_full_disk
 from inference.cli import check_positive, command_line
-from inference.completion import PIECE, filled
+from inference.completion import PIECE, filled, with_levels
 from inference.output import check_out
 from inference.pieces import (
     Cells,
@@ -26,6 +26,7 @@ from inference.pieces import (
     common_types,
     content,
     read_pieces,
+    schema_without,
     text_columns,
 )
 from inference.table import Table
@@ -100,10 +101,9 @@ def impute(
             f"{names}; leave one empty"
         )
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}-") as folder:
-        middle = Part(Path(folder) / f"middle{out.suffix}", whole.rows)
-        each = [
-            Part(Path(folder) / f"{k}{out.suffix}", whole.rows, header=k == 0) for k in range(num)
-        ]
+        part = partial(Part, number=whole.rows, schema=schema_without(data, table.names))
+        middle = part(Path(folder) / f"middle{out.suffix}")
+        each = [part(Path(folder) / f"{k}{out.suffix}", header=k == 0) for k in range(num)]
         with progress_bar(whole.rows, "imputation", "rows") as bar:
             for k, piece in enumerate(pieces()):
                 rows = piece.table.astype(whole.types)
@@ -111,11 +111,11 @@ def impute(
                     rows, num, piece=k, batch_size=batch_size, seed=seed, unknown=unknown
                 )
                 _add(middle, rows, piece.cells, whole, table.middle(draws, center))
-                for number, own in enumerate(draws):
-                    _add(each[number], rows, piece.cells, whole, own, number)
+                for number, values in enumerate(draws):
+                    _add(each[number], rows, piece.cells, whole, values, number)
                 bar.update(len(rows))
-        for part in (middle, *each):
-            part.close()
+        for own in (middle, *each):
+            own.close()
         with explain_full_disk(out, 0), replacing() as write:
             write(draws_out, content(each))
             write(out, content([middle]))
@@ -178,6 +178,7 @@ class Survey(NamedTuple):
             types = common_types(types, own) if types else own
             if cells is not None:
                 texts.seen(cells, table)
+        types = with_levels(types, problem.columns)
         return cls(rows, incomplete, missing, types, texts)
 
 

@@ -17,18 +17,25 @@ from pyro_mdm import DiffusionModel
 def load_weights(model: DiffusionModel, checkpoint: Checkpoint, part: str, run: Run) -> None:
     """Load the tensors ``part`` of a run's checkpoint.
 
-    An ArchitectureError also names the settings that have changed since.
+    An ArchitectureError also names the settings that have changed since; of a table without such
+    it says that an earlier version trained it.
     """
     where = f"the checkpoint of step {checkpoint.step} in {run.folder}"
     try:
         load_module(model, checkpoint.part(part), where)
     except ArchitectureError as error:
+        tabular = run.config["model"] == "tabular"
         then = LATER | checkpoint.state["config"]
         changed = [
             f"{key}: {then.get(key)!r} in the checkpoint, {value!r} in config.yaml"
             for key, value in run.config.items()
-            if then.get(key) != value
+            if then.get(key) != value and not (tabular and key == "data")  # the folder's own file
         ]
+        if not changed and tabular and run.config["network"] is None:
+            raise ArchitectureError(
+                f"{where} was trained by an earlier version of tables, which had another network; "
+                "train it again, in a new folder, by the settings in its config.yaml"
+            ) from error
         if not changed:
             raise
         lines = "\n  ".join(changed)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models import Problem, Tabular
+from models.dates import DAY, days_of
 from pyro_mdm.contexts import Labels
 
 if TYPE_CHECKING:
@@ -114,7 +115,8 @@ def observed_and_drawn(problem: Tabular, x: Tensor) -> tuple[Mapping[str, Any], 
 
 
 def as_columns(problem: Tabular, x: Tensor) -> Mapping[str, Any]:
-    """Rows x in model space as columns by name, with categories in the order of the model."""
+    """Rows x in model space as columns by name, with categories in the order of the model, and
+    dates of whatever form as datetime64."""
     import pandas as pd
 
     table = problem.to_table(x)
@@ -123,7 +125,10 @@ def as_columns(problem: Tabular, x: Tensor) -> Mapping[str, Any]:
     }
     for column in problem.columns:
         own = columns[column.name]
-        if column.levels is not None and not pd.api.types.is_numeric_dtype(own.dtype):
+        if column.kind == "date":
+            micros = pd.Series(days_of(own) * DAY).round().astype("Int64")
+            columns[column.name] = micros.astype("datetime64[us]")
+        elif column.levels is not None and not pd.api.types.is_numeric_dtype(own.dtype):
             known = [*column.values(np.arange(column.levels))]
             columns[column.name] = own.astype(pd.CategoricalDtype(known))
     return columns

@@ -15,7 +15,7 @@ import numpy as np
 
 from models import DataError
 from models.columns import Column
-from models.tabular import read_table
+from models.tabular import check_names, read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,9 +63,10 @@ def _of_csv(path: Path, size: int, as_text: Sequence[str]) -> Iterator[Piece]:
     import pandas as pd
 
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             rows = (row for row in csv.reader(file) if row)
             names, done = next(rows, []), 0
+            check_names([name for name in names if name], str(path))
             while some := list(itertools.islice(rows, size)):
                 if wide := [i for i, row in enumerate(some) if len(row) > len(names)]:
                     raise DataError(
@@ -113,6 +114,17 @@ def _of_parquet(path: Path, size: int) -> Iterator[Piece]:
                 yield Piece(table, None)
     except pa.ArrowException as error:
         raise DataError(f"{path} cannot be read as a table: {error}") from error
+
+
+def schema_without(data: str, names: Sequence[str]) -> Any:
+    """Arrow's schema of a .parquet file, without the columns of these names; None of other data."""
+    path = Path(data).expanduser()
+    if path.suffix != ".parquet":
+        return None
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    return pa.schema([own for own in parquet.read_schema(path) if own.name not in names])
 
 
 def _range(schema: Any) -> tuple[int, int] | None:
@@ -199,10 +211,12 @@ class Part:
         path: the new file.
         number: of all rows that will be added.
         header: whether a CSV file begins with the names.
+        schema: of a parquet file, arrow's of columns that stay as they were; the types of others
+            are those of the first piece.
     """
 
-    def __init__(self, path: Path, number: int, *, header: bool = True) -> None:
-        self.path, self._number = path, number
+    def __init__(self, path: Path, number: int, *, header: bool = True, schema: Any = None) -> None:
+        self.path, self._number, self._schema = path, number, schema
         self._needs_names = header
         self._writer: Any = None
 
@@ -228,6 +242,9 @@ class Part:
 
         if self._writer is None:
             schema = _for_rows(pa.Schema.from_pandas(table), self._number)
+            for field in self._schema or ():
+                if (place := schema.get_field_index(field.name)) >= 0:
+                    schema = schema.set(place, field)
             self._writer = parquet.ParquetWriter(self.path, schema)
         self._writer.write_table(pa.Table.from_pandas(table, self._writer.schema))
 

@@ -15,7 +15,6 @@ theirs: :meth:`Table.from_run`.
 from __future__ import annotations
 
 import contextlib
-import csv
 import inspect
 import io
 import itertools
@@ -37,7 +36,14 @@ from torch import Tensor
 from inference import trust
 from inference.calibration import DRAWS as CALIBRATION_DRAWS
 from inference.calibration import TableCalibration, table_calibration
-from inference.completion import column_of, draws, draws_given, filled, in_pieces
+from inference.completion import (
+    column_of,
+    draws,
+    draws_given,
+    filled,
+    in_pieces,
+    with_levels,
+)
 from inference.loading import load_trained
 from inference.plan import Programs
 from inference.processes import start
@@ -47,7 +53,8 @@ from inference.seeds import seed_from
 from inference.train import train
 from models import Tabular
 from models.columns import Center, Column
-from models.tabular import OfUnknown
+from models.dates import days_of
+from models.tabular import OfUnknown, check_names, said_of
 from pyro_mdm import bound, condition
 from pyro_mdm.support.progress import without_progress
 
@@ -82,7 +89,8 @@ class Table:
     ``fit`` is that of ``inference.train --model tabular --guide vpsde``, a diffusion that is not
     learned, as a denoiser of rows hardly gains by it. A tenth of the rows is for validation and
     chooses the weights; no others are held out, and what ``inference.evaluate`` calls test are
-    these. ``Table.fit(frame, **settings)`` is short for ``Table(**settings).fit(frame)``.
+    these. With ``holdout=False`` none chooses, and a tenth is test. ``Table.fit(frame,
+    **settings)`` is short for ``Table(**settings).fit(frame)``.
 
     Args:
         columns: kinds of columns where they are to be others than those found, as for
@@ -149,10 +157,10 @@ class Table:
         config = run.config
         if not isinstance(programs.problem, Tabular):
             raise RunError(f"{folder} is of --model {config['model']}, expected one of tabular")
-        if config["maps"] == "levels":
+        if config["maps"] in ("levels", "independent"):
             raise RunError(
-                f"{folder} was trained at --maps levels, where no entry is ever observed, expected "
-                "mixed or subsets; train it at such maps"
+                f"{folder} was trained at --maps {config['maps']}, where no entry is ever "
+                "observed, expected mixed or subsets; train it at such maps"
             )
         table = cls(columns=config["columns"], seed=config["seed"], steps=config["steps"])
         fabric = start(accelerator)
@@ -167,6 +175,7 @@ class Table:
         """Become fitted as another table is, to columns of these ``names``; the folder ``parent``
         is removed with the object."""
         self._run, self._programs, self._names_in = other._run, other._programs, list(names)
+        self._sampler = other._sampler
         if (end := vars(self).pop("_end", None)) is not None:
             end()
         if parent is not None:
@@ -262,14 +271,16 @@ class Table:
         draws: int,
         batch_size: int,
         seed: int | None = None,
+        piece: int = 0,
     ) -> pd.DataFrame:
         """The bound of :meth:`log_prob` for rows, given the entries of ``given`` if there are any,
-        which has the same rows."""
+        which has the same rows; ``piece`` is the number of the first of them among pieces of a
+        larger table."""
         import pandas as pd
 
         own, pieces = self.seed if seed is None else seed, []
         knowns = in_pieces(given) if given is not None else itertools.repeat(None)
-        for k, (part, known) in enumerate(zip(in_pieces(rows), knowns, strict=False)):
+        for k, (part, known) in enumerate(zip(in_pieces(rows), knowns, strict=False), piece):
             if len(part):
                 seed_of = seed_from(own, "bound", k)
                 pieces.append(self._bound(part, known, draws, batch_size, seed_of))
@@ -362,7 +373,7 @@ class Table:
         """
         import pandas as pd
 
-        frame = as_frame(X)
+        frame = self._to_fill(X)
         each: list[list[pd.DataFrame]] = [[] for _ in range(num)]
         for k, rows in enumerate(in_pieces(frame)):
             options: dict[str, Any] = {"piece": k, "batch_size": batch_size, "seed": seed}
@@ -370,7 +381,8 @@ class Table:
                 own.append(filled(rows, new))
         wholes = [pd.concat(own) for own in each]
         names = ["draw", *frame.index.names]
-        return pd.concat(wholes, keys=range(num), names=names)
+        whole = pd.concat(wholes, keys=range(num), names=names)
+        return whole.set_axis(X.columns, axis=1) if isinstance(X, pd.DataFrame) else whole
 
     def transform(self, X: Frame) -> Frame:
         """A completed table, with the centre of ``num`` draws where an entry was missing.
@@ -382,10 +394,20 @@ class Table:
         import pandas as pd
 
         wholes = []
-        for k, rows in enumerate(in_pieces(as_frame(X))):
+        for k, rows in enumerate(in_pieces(self._to_fill(X))):
             wholes.append(filled(rows, self.middle(self.draws(rows, self.num, piece=k))))
         whole = pd.concat(wholes)
-        return whole if isinstance(X, pd.DataFrame) else whole.to_numpy(np.asarray(X).dtype)
+        if isinstance(X, pd.DataFrame):
+            return whole.set_axis(X.columns, axis=1)
+        return whole.to_numpy(np.asarray(X).dtype)
+
+    def _to_fill(self, X: Frame) -> pd.DataFrame:
+        """X as a DataFrame, whose pandas categories have all levels that draws may have."""
+        frame = as_frame(X)
+        incomplete = [c for c in self.problem.columns if c.name in frame and frame[c.name].hasnans]
+        types = dict(frame.dtypes)
+        wider = with_levels(types, incomplete)
+        return frame.astype({name: own for name, own in wider.items() if own is not types[name]})
 
     def middle(self, draws: list[pd.DataFrame], center: Center | None = None) -> pd.DataFrame:
         """The centre of :meth:`draws`, of each entry."""
@@ -434,6 +456,7 @@ class Table:
             num: draws of each row, for what is computed by draws.
             batch_size: rows simulated together.
         """
+        column = str(column)
         self.column(column)  # or an error
         rows = as_frame(X).assign(**{column: None})
         return Conditional(self, rows, column, num, batch_size)
@@ -553,11 +576,15 @@ class Conditional:
         return self._draws
 
     def mean(self) -> pd.Series[Any]:
-        """The mean of the draws, (n,), of a column of numbers."""
-        return self._numbers().mean(axis=1).rename(self.name)
+        """The mean of the draws, (n,), of a column of numbers or dates."""
+        import pandas as pd
+
+        means = self._values(self._numbers().mean(axis=1).to_numpy())
+        return pd.Series(means, self.rows.index, name=self.name)
 
     def quantile(self, q: float | Sequence[float]) -> pd.Series[Any] | pd.DataFrame:
-        """Quantiles of the draws, (n,) for one q in [0, 1], or (n, len(q)), of a column of numbers.
+        """Quantiles of the draws, (n,) for one q in [0, 1], or (n, len(q)), of a column of numbers
+        or dates.
 
         The k-th of S draws in their order is the quantile of k/(S + 1), with a line between.
         """
@@ -565,8 +592,10 @@ class Conditional:
 
         values = np.quantile(self._numbers(), q, axis=1, method="weibull")
         if np.ndim(q) == 0:
-            return pd.Series(values, self.rows.index, name=self.name)
-        return pd.DataFrame(values.T, self.rows.index, columns=list(cast("Sequence[float]", q)))
+            return pd.Series(self._values(values), self.rows.index, name=self.name)
+        each = dict(enumerate(map(self._values, values)))
+        whole = pd.DataFrame(each, self.rows.index)
+        return whole.set_axis(list(cast("Sequence[float]", q)), axis=1)
 
     def interval(self, level: float = 0.9) -> pd.DataFrame:
         """The ends low and high of the central interval of so much probability, by the draws."""
@@ -612,13 +641,23 @@ class Conditional:
         return self.table.measured(asked, self.rows, draws, self._batch_size)
 
     def _numbers(self) -> pd.DataFrame:
+        """The draws as numbers, which of dates are days."""
         column = self.table.column(self.name)
-        if column.kind == "categorical":
+        levels = () if column.levels is None else column.values(np.arange(column.levels))
+        if any(isinstance(level, str) for level in levels) or column.kind == "categorical":
             raise ValueError(
-                f"column {self.name!r} is categorical, expected one of numbers; its law has "
+                f"column {self.name!r} is {column.kind}, expected one of numbers; its law has "
                 "probabilities() and sample()"
             )
-        return self.sample().astype(np.float64)
+        return self.sample().apply(days_of) if self._dates else self.sample().astype(np.float64)
+
+    def _values(self, numbers: NDArray[np.float64]) -> Any:
+        """Values of the column of :meth:`_numbers`, (n,)."""
+        return self.table.column(self.name).values(numbers) if self._dates else numbers
+
+    @property
+    def _dates(self) -> bool:
+        return self.table.column(self.name).kind == "date"
 
     def __repr__(self) -> str:
         return f"Conditional of {self.name!r} in {len(self.rows)} rows"
@@ -658,20 +697,20 @@ def _in_words(columns: str | Mapping[str, str] | None) -> str | None:
     """Kinds as ``--columns`` has them."""
     if columns is None or isinstance(columns, str):
         return columns
-    text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(f"{name}={kind}" for name, kind in columns.items())
-    return text.getvalue()
+    return said_of({str(name): kind for name, kind in columns.items()})
 
 
 # -- tables ----------------------------------------------------------------------------------------
 
 
 def as_frame(X: Frame) -> pd.DataFrame:
-    """X as a DataFrame; the columns of an array are x0, x1, …"""
+    """X as a DataFrame whose labels are text; the columns of an array are x0, x1, …"""
     import pandas as pd
 
     if isinstance(X, pd.DataFrame):
-        return X
+        frame = X.set_axis([str(name) for name in X.columns], axis=1)
+        check_names([*frame.columns], "the table")
+        return frame
     values: NDArray[Any] = np.asarray(X)
     if values.ndim != 2:
         raise ValueError(

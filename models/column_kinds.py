@@ -80,12 +80,13 @@ class Said(NamedTuple):
     @classmethod
     def of(cls, name: str, text: str) -> Said:
         """What a text says of a column: a kind, an order a<b<c, or a range 0..100, which may follow
-        a kind of numbers and have one end alone (DataError: another text)."""
+        a kind of numbers and have one end alone (DataError: another text). A level may begin with
+        <, as in ``<=50K<>50K``."""
         if text in get_args(Kind) or (name == OTHERS and text == PLAIN):
             return cls(text)
         if "<" in text:
-            order = tuple(level.strip() for level in text.split("<"))
-            if len(set(order)) < len(order) or not all(order):
+            order = tuple(level.strip() for level in re.split(r"(?<=[^<\s])\s*<", text))
+            if len(set(order)) < max(2, len(order)) or not all(order):
                 raise DataError(
                     f"--columns {name}={text}: expected levels that differ, the lowest first, "
                     "such as low<middle<high"

@@ -2,11 +2,13 @@
 
 ``{"rows": n, "columns": [{"name": …, "dtype": …, "values": […]}, …]}``, null where an entry is
 missing. Numbers have all their digits. A column of pandas categories has them and their codes;
-times are counted in the unit of their dtype since 1970, in UTC. The index is not kept.
+times are counted in the unit of their dtype since 1970, in UTC. Dates that are objects are ISO text
+of dtype "date". The index is not kept.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +44,7 @@ def table_of(content: bytes) -> DataFrame:
 
 def _column(name: str, values: Series[Any]) -> dict[str, Any]:
     import pandas as pd
+    from pandas.api.types import infer_dtype, is_object_dtype
 
     kind = values.dtype
     if isinstance(kind, pd.CategoricalDtype):
@@ -51,13 +54,17 @@ def _column(name: str, values: Series[Any]) -> dict[str, Any]:
     if pd.api.types.is_datetime64_any_dtype(kind) or pd.api.types.is_timedelta64_dtype(kind):
         return {"dtype": str(kind), "values": values.astype("int64").tolist()}
     missing = values.isna().to_numpy()
+    if infer_dtype(values) == "date" and is_object_dtype(kind):
+        days = [None if day is None else day.isoformat() for day in values.where(~missing, None)]
+        return {"dtype": "date", "values": days}
     each: list[Any] = []
     for value, gone in zip(values.astype(object), missing, strict=True):
         value = value.item() if isinstance(value, np.generic) else value
         if not gone and type(value) not in SCALARS:
             raise DataError(
                 f"column {name!r} holds {value!r}, a {type(value).__name__}, expected numbers, "
-                f"text or times; convert it, or leave it out: --columns {name}=drop"
+                "text or times; convert it, as by .astype(str), or leave it out: --columns "
+                f"{name}=drop"
             )
         each.append(None if gone else value)
     return {"dtype": str(kind), "values": each}
@@ -72,4 +79,7 @@ def _values(own: dict[str, Any]) -> Series[Any]:
         return pd.Series(pd.Categorical.from_codes(codes, dtype=known))
     if own["dtype"].startswith(("datetime64", "timedelta64")):
         return pd.Series(own["values"], dtype="int64").astype(own["dtype"])
+    if own["dtype"] == "date":
+        days = [day and datetime.date.fromisoformat(day) for day in own["values"]]
+        return pd.Series(days, dtype=object)
     return pd.Series(own["values"], dtype=own["dtype"])

@@ -100,8 +100,10 @@ class Tabular(Problem):
 
     Args:
         data: the file, a name, or a DataFrame, which is in ``kept`` then, as
-            :func:`~models.kept.table_bytes`. Of a DataFrame no rows are test data: those who have
-            one hold out their own. What is measured as test are its validation rows.
+            :func:`~models.kept.table_bytes`, where columns that are said to be dropped are empty.
+            Of a DataFrame with ``holdout`` no rows are test data: those who have one hold out their
+            own, and what is measured as test are its validation rows. Without ``holdout`` a tenth
+            is test, as of a file.
         columns: what columns are where they are to be others: a kind of
             :data:`~models.column_kinds.Kind`, an order, or a range, as in
             ``"age=continuous,zip=drop,size=small<middle<large,score=0..100"``. The kind of ``*`` is
@@ -145,7 +147,12 @@ class Tabular(Problem):
             )
         self.kept: bytes | None = None
         if not isinstance(data, Path | str):
-            data, self.kept = "the table", table_bytes(_named(data, "the table"))
+            table = _named(data, "the table")
+            kinds = _kinds(columns, [*table.columns])
+            others = kinds.get(OTHERS)
+            dropped = [name for name in table if kinds.get(name, others) == "drop"]
+            empty = table.assign(**dict.fromkeys(dropped))  # whatever objects are in them
+            data, self.kept = "the table", table_bytes(empty)
         self.source, self._said, self._kinds = data, columns or "", _kinds(columns)
         self.columns: list[Column] = []
         if not self._plain:
@@ -165,10 +172,7 @@ class Tabular(Problem):
         were given where the others are plain."""
         if self._plain:
             return self._said
-        text = io.StringIO()
-        kinds = [f"{column.name}={column.said}" for column in self.columns]
-        csv.writer(text, lineterminator="").writerow([f"{OTHERS}=drop", *kinds])
-        return text.getvalue()
+        return said_of({OTHERS: "drop", **{column.name: column.said for column in self.columns}})
 
     @property
     def columns_in_words(self) -> str:
@@ -211,6 +215,7 @@ class Tabular(Problem):
         table = read_table(self.source) if self.kept is None else table_of(self.kept)
         if len(table) < FEWEST:
             raise DataError(f"{self.source} has {len(table)} rows, expected at least {FEWEST}")
+        self._kinds = _kinds(self._said, [*table.columns])
         rows = self.divide(len(table), holdout, self._strata(table))
         if self._of_frame and holdout:
             others = torch.cat([rows.train, rows.test]).sort().values
@@ -321,19 +326,38 @@ class Tabular(Problem):
         return decode(self.columns, x)
 
 
-def _kinds(columns: str | None) -> dict[str, str]:
-    """Kinds of columns by name, of ``"age=continuous,zip=drop"``, quoted as in a CSV file."""
+def _kinds(columns: str | None, names: Sequence[str] = ()) -> dict[str, str]:
+    """Kinds of columns by name, of ``"age=continuous,zip=drop"``, quoted as in a CSV file.
+
+    Args:
+        names: those of the table, which may have = in them, and spaces before and after them that
+            are not said; a name that is said exactly goes before.
+    """
+    known = {name.strip(): name for name in names} | {name: name for name in names}
     kinds = {}
     for part in next(csv.reader([columns or ""], skipinitialspace=True), []):
-        name, equals, kind = part.strip().rpartition("=")
-        if part.strip() and not (equals and name):
+        ends = [i for i, sign in enumerate(part) if sign == "=" and part[:i].strip()]
+        if part.strip() and not ends:
             raise ValueError(
                 f"--columns has {part.strip()!r}, expected name=kind, with commas between; e.g. "
                 "age=continuous,zip=drop"
             )
-        if equals:
-            kinds[name.strip()] = kind.strip()
+        if ends:
+            own = [i for i in ends if part[:i] in known or part[:i].strip() in known]
+            end = own[-1] if own else ends[0]  # before a sign of an order, such as <=50K<>50K
+            name, kind = part[:end], part[end + 1 :].strip()
+            kinds[known.get(name) or known.get(name.strip(), name.strip())] = kind
     return kinds
+
+
+def said_of(kinds: Mapping[str, str]) -> str:
+    """``columns`` that say kinds of columns by name."""
+    text = io.StringIO()
+    spaces = any(str(name) != str(name).strip() for name in kinds)
+    options: dict[str, Any] = {"quoting": csv.QUOTE_ALL} if spaces else {}
+    row = [f"{name}={kind}" for name, kind in kinds.items()]
+    csv.writer(text, lineterminator="", **options).writerow(row)
+    return text.getvalue()
 
 
 def read_table(source: Path | str) -> DataFrame:

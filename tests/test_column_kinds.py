@@ -68,6 +68,24 @@ def test_numbers_have_the_order_that_is_said() -> None:
     assert own.center(np.array([[3], [1], [2]]), "mean").tolist() == [1]
 
 
+def test_names_and_levels_may_have_signs_and_spaces() -> None:
+    """And what a run says of its columns is read again."""
+    more = pd.Series([f"{k % 2}.5" for k in range(30)])
+    table = pd.DataFrame({"a": range(30), " b": SCHOOLS, "b": more, "a=c": more, "d ": more})
+    table["inc"] = ["<=50K", ">50K"] * 15
+    said = "a=integer, b=categorical, a=c=categorical,d=categorical,inc=<=50K<>50K"
+    problem = Tabular(data=table, columns=f'{said}," b=primary<secondary < tertiary"')
+    kinds = {c.name: c.told for c in problem.columns}
+    assert kinds[" b"] == "ordinal: primary < secondary < tertiary"
+    assert kinds["inc"] == "ordinal: <=50K < >50K" and set(kinds) == {*table}
+    again = Tabular(data=table, columns=problem.all_kinds)
+    assert {c.name: c.told for c in again.columns} == kinds
+    spaced = table[["a", " b"]]
+    assert [c.kind for c in Tabular(data=spaced, columns="*=drop, b=categorical").columns] == [
+        "categorical"
+    ]
+
+
 def test_an_order_of_pandas_is_used() -> None:
     values = pd.Series(pd.Categorical(SCHOOLS, ["tertiary", "primary", "secondary"], ordered=True))
     own = column(values)

@@ -83,6 +83,17 @@ def test_categories_stand_in_their_order_and_the_rarest_are_one() -> None:
     assert bars(axes)[-1][1] == pytest.approx(33 / 60)
 
 
+def test_every_whole_number_is_in_a_bin() -> None:
+    axes = panels(marginals_figure({"age": np.append(np.arange(100), [100] * 20)}))["age"]
+    (stairs,) = (p.get_data() for p in axes.patches if isinstance(p, StepPatch))
+    tall = [height for _, height in bars(axes)]
+    assert stairs.values.sum() + sum(tall) == pytest.approx(1) and stairs.edges[-1] > 100
+    day = np.full(30, np.datetime64("2020-01-01"))
+    axes = panels(marginals_figure({"day": day}))["day"]
+    (stairs,) = (p.get_data() for p in axes.patches if isinstance(p, StepPatch))
+    assert stairs.values.sum() + sum(height for _, height in bars(axes)) == pytest.approx(1)
+
+
 def test_thirty_columns_and_more_are_a_grid() -> None:
     wide = {f"column {i}": RNG.normal(size=50) for i in range(50)}
     figure = marginals_figure(wide)

@@ -7,6 +7,8 @@ import math
 import pickle
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from inference import Table
-from inference.checkpoints import RunError
+from inference.checkpoints import ArchitectureError, RunError
 from inference.evaluate import evaluate
 from inference.impute import impute
+from inference.loading import load_trained, load_weights
+from inference.picture import as_columns
 from inference.pieces import read_pieces
 from inference.sample import sample
 from inference.train import train
@@ -75,8 +79,6 @@ def law_of(table: Table) -> tuple[np.ndarray, np.ndarray]:
 
 
 def load_score(table: Table) -> Any:
-    from inference.loading import load_trained
-
     return load_trained(table.run_folder)[1].model.score_function
 
 
@@ -106,6 +108,7 @@ def test_log_p_is_that_of_the_law(gaussian: Table) -> None:
     measured = gaussian.log_prob(rows)
     assert measured.index.equals(rows.index)
     agrees(measured, exact + log_det)
+    assert not gaussian.log_prob(rows, seed=1).drop("e").isin(measured).any(axis=None)
     assert measured.loc["e"].tolist() == [0.0, 0.0]
     pd.testing.assert_frame_equal(measured, gaussian.log_prob(rows))
 
@@ -197,6 +200,67 @@ def test_samples_have_what_is_given(mixed: Table) -> None:
     pd.testing.assert_frame_equal(free, mixed.sample(6))
 
 
+def test_labels_are_what_the_caller_has(brief: None) -> None:
+    frame = related().set_axis([0, 1, "c"], axis=1)
+    table = Table(num=2, columns={"*": "continuous"}, **UNTRAINED).fit(frame)
+    rows = frame.head(3)
+    assert table.names == ["0", "1", "c"] and len(table.log_prob(rows)) == 3
+    assert table.impute(rows, 2).columns.tolist() == table.transform(rows).columns.tolist()
+    assert table.transform(rows).columns.tolist() == [0, 1, "c"]
+    assert table.conditional(rows, 1, num=2).sample().shape == (3, 2)  # type: ignore[arg-type]
+    own = table.sample(2)
+    table.use_sampler("exponential", 1)
+    assert not own.equals(table.sample(2))
+    pd.testing.assert_frame_equal(own, table.fit(frame).sample(2))  # with its own sampler again
+
+
+def test_types_do_not_depend_on_the_piece(mixed: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inference.completion.PIECE", 4)
+    rows = people().head(12).astype({"age": "float32", "city": "category", "grade": "float32"})
+    rows["city"] = rows["city"].cat.remove_categories("Bern")
+    rows.loc[:3, ["age", "grade"]] = np.nan
+    rows.loc[4:7, "city"] = "Rome"
+    rows.loc[8:, "city"] = None
+    for whole in (mixed.impute(rows, 3), mixed.transform(rows)):
+        own = whole.dtypes.drop("city")
+        pd.testing.assert_series_equal(own, rows.dtypes.drop("city"))
+        assert set(whole["city"].cat.categories) == {"Rome", "Oslo", "Bern"}
+
+
+def dated(n: int = 80) -> pd.DataFrame:
+    """Dates as text, as objects and in a zone, an order of words, lists and intervals."""
+    days = pd.Series(pd.date_range("2020-01-01", periods=n)).mask(np.arange(n) % 9 == 0)
+    spoken = np.array(["low", "middle", "high"])[np.arange(n) % 3]
+    table = pd.DataFrame({"text": days.dt.strftime("%Y-%m-%d"), "zone": days})
+    table["zone"] = days.dt.tz_localize("Europe/Rome")
+    table["day"] = pd.Series([None if day is pd.NaT else day.date() for day in days], dtype=object)
+    table["size"] = pd.Categorical(spoken, ["low", "middle", "high"], ordered=True)
+    table["lists"], table["cut"] = [[1]] * n, pd.cut(np.arange(n), 3)
+    return table
+
+
+def test_laws_of_dates_are_dates_and_those_of_words_are_refused(brief: None) -> None:
+    refused(DataError, (lambda: table_bytes(dated()[["cut"]]), r"by \.astype\(str\), or leave it"))
+    frame = dated().astype({"cut": str})
+    table = Table.fit(frame, columns="lists=drop", **UNTRAINED)
+    rows = frame.head(3)
+    for name in ("text", "zone", "day"):
+        law = table.conditional(rows, name, num=9)
+        ends, middle = law.interval(0.5), law.mean()
+        assert ends["low"].map(type).equals(rows[name].bfill().map(type))
+        assert (ends["low"] <= ends["high"]).all() and ends["low"].nunique() > 1
+        assert middle.between(law.quantile(0), law.quantile(1)).all()
+    refused(
+        ValueError,
+        (lambda: table.conditional(rows, "size").mean(), "'size' is ordinal, expected one of num"),
+    )
+    columns = as_columns(table.problem, table.problem.encode(frame))
+    for name in ("text", "zone", "day"):
+        assert columns[name].dtype == "datetime64[us]"
+        assert columns[name].dt.strftime("%Y-%m-%d").equals(frame["text"])
+    pd.testing.assert_frame_equal(table_of(table_bytes(frame[["day"]])), frame[["day"]])
+
+
 # -- runs and programs -----------------------------------------------------------------------------
 
 
@@ -211,6 +275,19 @@ def test_a_run_keeps_its_table(mixed: Table, tmp_path: Path) -> None:
     (Path(moved) / "results.json").unlink()
     train(resume=moved)  # to the end, where it is already
     assert (Path(moved) / "results.json").exists()
+
+
+def test_a_run_of_an_earlier_network_is_to_be_trained_again(mixed: Table) -> None:
+    run, programs, checkpoint = load_trained(mixed.run_folder)
+    tensors = {name: own for name, own in checkpoint.tensors.items() if "network" not in name}
+    earlier = replace(checkpoint, tensors=tensors)
+    refused(
+        ArchitectureError,
+        (
+            lambda: load_weights(programs.model, earlier, "ema", run),
+            "was trained by an earlier version of tables, .*; train it again, in a new folder",
+        ),
+    )
 
 
 def test_a_temporary_run_goes_with_its_table(brief: None, gaussian: Table) -> None:
@@ -289,26 +366,62 @@ def test_a_row_group_is_not_held_to_read_a_piece_of_it(tmp_path: Path) -> None:
         break
 
 
+def test_text_of_numerals_is_text(brief: None, tmp_path: Path) -> None:
+    code = pd.Series([f"0{k % 3}" for k in range(80)])
+    code[0] = "a"
+    table = Table.fit(pd.DataFrame({"code": code}), **UNTRAINED)
+    rows = pd.DataFrame({"code": ["01", "02", "00"]})
+    rows.to_csv(tmp_path / "new.csv", index=False)
+    evaluate(table.run_folder, data=str(tmp_path / "new.csv"), draws=8, out=tmp_path / "rows.csv")
+    written = pd.read_csv(tmp_path / "rows.csv", index_col="row")
+    pd.testing.assert_frame_equal(written, table.log_prob(rows, draws=8), check_names=False)
+
+
+def test_columns_that_stay_have_their_types_in_parquet(
+    mixed: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the first piece has no value of them."""
+    pytest.importorskip("pyarrow")
+    for module in ("completion", "impute"):
+        monkeypatch.setattr(f"inference.{module}.PIECE", 4)
+    born = pd.Series([None] * 5 + [date(2020, 1, 2)] * 3, dtype=object)
+    people().head(8).assign(born=born).to_parquet(tmp_path / "in.parquet")
+    impute(mixed.run_folder, str(tmp_path / "in.parquet"), tmp_path / "out.parquet", num=1)
+    assert pd.read_parquet(tmp_path / "out.parquet")["born"].tolist() == born.tolist()
+
+
 def test_a_value_that_cannot_be_leaves_no_file(mixed: Table, tmp_path: Path) -> None:
+    (tmp_path / "two.csv").write_text("age,age\n1.5,\n")
+    (tmp_path / "none.csv").write_text("age,income,grade,city,member\n")
     (tmp_path / "wide.csv").write_text("age,income,grade,city,member\n1.5,,1,Rome,True,9\n")
     people().head(3).assign(age=["x", "y", None]).to_csv(tmp_path / "words.csv", index=False)
     run, out = mixed.run_folder, tmp_path / "out.csv"
     refused(
         DataError,
         (lambda: impute(run, str(tmp_path / "wide.csv"), out), r"row 0 has 6 cells.* at most 5"),
+        (lambda: impute(run, str(tmp_path / "two.csv"), out), "has two columns 'age', expected"),
+        (lambda: evaluate(run, data=str(tmp_path / "none.csv")), "has no row, expected one at"),
         (
             lambda: impute(run, str(tmp_path / "words.csv"), out, unknown="refuse"),
             "'age' holds 'x', expected a numb",
         ),
     )
-    assert {path.name for path in tmp_path.iterdir()} == {"wide.csv", "words.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("none.csv", "two.csv", "wide.csv", "words.csv"),
+    }
 
 
 def test_programs_are_doors_to_the_object(
-    mixed: Table, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    mixed: Table,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run, rows = mixed.run_folder, people().head(9)
+    rows["city"] = rows["city"].fillna("Rome")
     rows.to_csv(tmp_path / "new.csv", index=False)
+    for module in ("completion", "evaluate"):
+        monkeypatch.setattr(f"inference.{module}.PIECE", 4)
     evaluate(run, data=str(tmp_path / "new.csv"), draws=8, seed=3, out=tmp_path / "rows.csv")
     assert "log p of a row, of what is there: at least" in capsys.readouterr().out
     written = pd.read_csv(tmp_path / "rows.csv", index_col="row")
@@ -358,8 +471,13 @@ def test_mistakes_are_told(mixed: Table, tmp_path: Path) -> None:
         (lambda: Table.from_run("digits"), "is of --model digits, expected one of tabular"),
         (lambda: mixed.conditional(rows, "height"), "there is no column 'height', expected one of"),
         (lambda: mixed.sample(2, {"height": 1}), "there is no column 'height'"),
+        (lambda: mixed.sample(2, {"city": "Paris"}), "'city' holds 'Paris', which the training"),
         (lambda: mixed.impute(rows.drop(columns="age")), "the table has no column 'age'"),
         (lambda: mixed.conditional(rows, "city").mean(), "'city' is categorical, expected one of"),
+        (
+            lambda: Table.fit(related(), maps="independent", **UNTRAINED),
+            "at --maps independent, where no entry",
+        ),
         (law.probabilities, "'age' is nonnegative, expected one with levels"),
         (lambda: law.interval(1.5), "level is 1.5, expected a probability between 0 and 1"),
         (lambda: mixed.save(tmp_path), "exists; give another name"),

@@ -380,7 +380,7 @@ def _draw_histogram(axes: Axes, column: _Column, everything: Values) -> None:
     spikes = _spikes(column)
     if _whole(everything):
         step = max(1, math.ceil((high - low + 1) / bins))
-        edges = np.arange(math.floor(low), high + step, step) - 0.5
+        edges = np.arange(math.floor(low), high + 1 + step, step) - 0.5
         spikes = spikes if step > 1 else spikes[:0]
     else:
         edges = np.linspace(low, high, bins + 1)
