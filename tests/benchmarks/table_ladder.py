@@ -77,7 +77,7 @@ def summarized(file: Path, out: Path) -> None:
         lines.append(line)
     seeds, tables = rows["seed"].nunique(), ", ".join(rows["table"].unique())
     head = [
-        f"# command: {COMMAND} --seeds {seeds}",
+        f"# command: {COMMAND} --seeds {seeds} --tables {tables.replace(',', '')}",
         "# machine: machine E",
         f"# date: {time.strftime('%Y-%m-%d')}",
         f"# seeds: {', '.join(map(str, sorted(rows['seed'].unique())))}",
