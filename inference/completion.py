@@ -137,7 +137,7 @@ def filled(table: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
     return whole
 
 
-def _holds(own: Any, new: Any) -> bool:
+def _holds(own: object, new: object) -> bool:
     """Whether a type of numbers has those of another one."""
     from pandas.api import types
 

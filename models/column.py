@@ -71,7 +71,7 @@ class Column(ABC):
         """The codes of values, NaN where missing and of those that the column cannot have."""
 
     @abstractmethod
-    def _refusal(self, value: Any) -> str:
+    def _refusal(self, value: object) -> str:
         """Why the column cannot have a value, and what to do."""
 
     @abstractmethod

@@ -27,7 +27,7 @@ class _Levels(Column):
         levels = values.astype(object).map(place)
         return np.asarray(levels.to_numpy(dtype=np.float64, na_value=math.nan))
 
-    def _refusal(self, value: Any) -> str:
+    def _refusal(self, value: object) -> str:
         known = ", ".join(map(shown, self._known[:8])) + (", …" if len(self._known) > 8 else "")
         return (
             f"column {self.name!r} holds {shown(value)}, which the training rows never have; "
@@ -67,7 +67,7 @@ class Boolean(_Levels):
     levels = 2
     _known = (False, True)
 
-    def _refusal(self, value: Any) -> str:
+    def _refusal(self, value: object) -> str:
         return (
             f"column {self.name!r} holds {shown(value)}, expected true or false; correct it, or "
             f"say --columns {self.name}=categorical"
@@ -199,7 +199,7 @@ class Categorical(_Levels):
         return f"categorical: {self.levels} categories, {known}"
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value in words: numbers as they are written, all else in quotes."""
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
     return f"{value:.15g}" if number else repr(value)

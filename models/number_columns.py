@@ -87,7 +87,7 @@ class Continuous(Column):
     def _read(self, values: Series[Any]) -> Values:
         return finite_numbers(self.name, values)
 
-    def _refusal(self, value: Any) -> str:
+    def _refusal(self, value: object) -> str:
         return no_number(self.name, value)
 
     def values(self, codes: Values) -> Any:
@@ -169,7 +169,7 @@ class Mixed(Continuous):
             outside |= codes == end
         return np.where(outside, math.nan, codes)
 
-    def _refusal(self, value: Any) -> str:
+    def _refusal(self, value: object) -> str:
         open_ends = [end for end, *_ in self._tails]
         return _refused_number(self.name, value, self._lower, self._upper, open_ends)
 
@@ -292,7 +292,7 @@ class Rounded(Continuous):
         wrong = self._unrounded(codes) | (codes < self._lower) | (codes > self._upper)
         return np.where(wrong, math.nan, codes)
 
-    def _refusal(self, value: Any) -> str:
+    def _refusal(self, value: object) -> str:
         number = as_number(value)
         if number is not None and self._unrounded(np.array([number]))[0]:
             expected = f"numbers of {self._decimals} decimals" if self._decimals else "whole ones"
@@ -380,7 +380,7 @@ class Dates(Column):
             days = np.floor(days)  # where a clock was put forward at midnight, the day begins later
         return self._line._read(pd.Series(days))
 
-    def _refusal(self, value: Any) -> str:
+    def _refusal(self, value: object) -> str:
         day = ", without a time of day" if self._form.step == DAY else ""
         return (
             f"column {self.name!r} holds {str(value)!r}, expected a date such as {self._first}"
@@ -456,7 +456,7 @@ def _with_ends(kind: Kind, ends: Ends | None) -> str:
 
 
 def _refused_number(
-    name: str, value: Any, lower: float, upper: float, open_ends: Sequence[float] = ()
+    name: str, value: object, lower: float, upper: float, open_ends: Sequence[float] = ()
 ) -> str:
     """Why a column that ends has no such value."""
     number = as_number(value)
@@ -470,7 +470,7 @@ def _refused_number(
     )
 
 
-def no_number(name: str, value: Any) -> str:
+def no_number(name: str, value: object) -> str:
     return (
         f"column {name!r} holds {value!r}, expected a number; correct it, or say --columns "
         f"{name}=categorical"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from pyro_mdm.plots.figures import new_figure
 
@@ -286,7 +286,7 @@ def _with_levels(
     return _Column(name, values, [*words, *rest])
 
 
-def _missing(values: Any) -> NDArray[np.bool_]:
+def _missing(values: object) -> NDArray[np.bool_]:
     if hasattr(values, "isna"):  # of pandas, whose missing values are not equal nor unequal
         return np.asarray(values.isna(), dtype=np.bool_)
     array = np.asarray(values)
@@ -547,7 +547,7 @@ def _most_dependent(columns: Sequence[_Column], most: int) -> list[_Column]:
 # -- calibration -----------------------------------------------------------------------------------
 
 
-def _transforms(name: str, values: Any) -> Values:
+def _transforms(name: str, values: ArrayLike) -> Values:
     u = np.asarray(values, dtype=np.float64)
     if u.ndim != 1 or ((u < 0) | (u > 1)).any():
         raise ValueError(f"pit of {name!r} has shape {u.shape}, expected (n,) numbers in [0, 1]")
