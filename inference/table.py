@@ -212,7 +212,7 @@ class Table:
     @property
     def run_folder(self) -> Path:
         """The folder of the run."""
-        self._fitted  # noqa: B018  # or an error
+        _ = self._fitted  # or an error
         return self._run.folder
 
     @property
@@ -509,7 +509,7 @@ class Table:
     @property
     def feature_names_in_(self) -> NDArray[Any]:
         """The names of the columns that were fitted to, those that are left out too."""
-        self._fitted  # noqa: B018  # or an error
+        _ = self._fitted  # or an error
         return np.asarray(self._names_in, dtype=object)
 
     def __sklearn_is_fitted__(self) -> bool:

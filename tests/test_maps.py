@@ -170,3 +170,29 @@ def test_network_of_vectors() -> None:
     score = Denoiser.fit(MLP(4, out_features=2), normal(0, 50, 2).float(), maps=True)
     found = score.x_hat(torch.zeros(3, 2), torch.tensor([[1.0, 2.0]]))
     assert found.shape == (3, 2)
+
+
+@pytest.mark.parametrize("window", [(-3.0, 3.0), (-2.0, 5.0), (0.0, 1.0)])
+def test_a_window_weighs_log_snrs_as_it_says(window: tuple[float, float]) -> None:
+    """The mean of weight · f over draws is ∫ w f, w(λ) = σ(a - λ), and few draws are outside."""
+    b, a = window
+    n = 100_000
+    law = RandomMaps(levels=1.0, subsets=0.0, independent=0.0, window=window)
+    torch.manual_seed(0)
+    maps = law.draw((n, 1), -4.0, 9.0, torch.device("cpu"))
+    lam, grid = maps.log_snr[:, 0], torch.linspace(-4.0, 9.0, 100_001).double()
+    assert float(lam.min()) >= -4.0 and float(lam.max()) <= 9.0
+
+    def f(at: Tensor) -> Tensor:
+        return torch.sigmoid(at - b) * (1 + (at / 3).cos())
+
+    mean = (maps.weight[:, 0] * f(lam)).mean()
+    known = torch.trapezoid(torch.sigmoid(a - grid) * f(grid), grid)
+    torch.testing.assert_close(mean, known, rtol=2e-3, atol=0)
+    density = torch.sigmoid(grid - b) * torch.sigmoid(a - grid)
+    share = torch.trapezoid(density[grid < b], grid[grid < b]) / torch.trapezoid(density, grid)
+    assert float((lam < b).double().mean()) == pytest.approx(float(share), abs=2e-3)
+
+
+def test_an_empty_window_is_refused() -> None:
+    refused(ValueError, (lambda: RandomMaps(window=(3.0, -3.0)), "the smaller one first"))

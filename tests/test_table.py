@@ -482,3 +482,22 @@ def test_mistakes_are_told(mixed: Table, tmp_path: Path) -> None:
         (lambda: law.interval(1.5), "level is 1.5, expected a probability between 0 and 1"),
         (lambda: mixed.save(tmp_path), "exists; give another name"),
     )
+
+
+def test_the_weights_of_the_best_validation_bound_are_kept(brief: None, tmp_path: Path) -> None:
+    """Those of the start, where a learning rate makes all others worse; resumed too."""
+    options = BRIEF | {"learning_rate": 0.5, "ema_decay": 0.0, "steps": 4, "measure_every": 2}
+    table = Table(folder=tmp_path / "run", seed=0, **options).fit(people())
+    bounds = {
+        record["step"]: record["terms"]["bits_per_dim"][0]
+        for record in table._run.history()
+        if record["part"] == "validation"
+    }
+    assert min(bounds, key=lambda step: bounds[step]) == 0 and set(bounds) == {0, 2, 4}
+    checkpoint = table._run.latest()
+    kept, last = checkpoint.part("ema"), checkpoint.part("model")
+    outlet = "score_function.network.outlet.weight"
+    assert not bool(kept[outlet].any()) and bool(last[outlet].any())  # it starts at 0
+    train(resume=tmp_path / "run")
+    again = Table.from_run(tmp_path / "run")._run.latest().part("ema")
+    assert not bool(again[outlet].any())

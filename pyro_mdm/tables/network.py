@@ -202,7 +202,7 @@ class LevelLogits(Recorded, nn.Module):
     r"""Levels of columns, and what is known of them before anything is learned.
 
     Args:
-        codes: (v - μ)/σ of each level v, (L, d), in the dimensions of its column, and 0 elsewhere.
+        codes: (v - m)/σ of each level v, (L, d), in the dimensions of its column, and 0 elsewhere.
         prior: the share π of each level in its column, (L,).
         outputs: the output of the network that is the logit of each level, (L,) int64.
         columns: the column of each dimension, (d,) int64.
