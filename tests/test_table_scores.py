@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from tests.benchmarks import imputation, table_density, table_samples
-from tests.benchmarks.tables import data, methods, runs, scores, summary
+from tests.benchmarks import imputation, runs, table_density, table_samples
+from tests.benchmarks.tables import data, methods, scores, summary
 
 
 def within(values: np.ndarray, expected: float) -> None:

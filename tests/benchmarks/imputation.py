@@ -36,10 +36,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.benchmarks.tables import runs, scores, summary
+from tests.benchmarks import runs
+from tests.benchmarks.environments import python_of
+from tests.benchmarks.tables import scores, summary
 from tests.benchmarks.tables.data import ENVIRONMENT, MECHANISMS, TABLES, Task, task_of
 from tests.benchmarks.tables.methods import METHODS, OF_PEERS
-from tests.benchmarks.tables.peers import python_of
 
 Numbers = NDArray[np.float64]
 KEY = ("seed", "table", "mechanism", "method")

@@ -21,7 +21,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tests.benchmarks.tables import runs, summary
+from tests.benchmarks import runs
+from tests.benchmarks.tables import summary
 from tests.benchmarks.tables.data import ENVIRONMENT, read
 from tests.benchmarks.tables.densities import DENSITIES
 

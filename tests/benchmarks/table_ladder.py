@@ -21,8 +21,8 @@ import pandas as pd
 
 import models.tabular
 from inference import Table
+from tests.benchmarks import runs
 from tests.benchmarks.imputation import SCORES, scores_of
-from tests.benchmarks.tables import runs
 from tests.benchmarks.tables.data import CHOSEN_ON, ENVIRONMENT, Task, task_of
 
 ONE = {"members": 1, "hidden": 128, "depth": 3}

@@ -31,11 +31,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.benchmarks.tables import runs, summary
+from tests.benchmarks import runs
+from tests.benchmarks.environments import python_of
+from tests.benchmarks.tables import summary
 from tests.benchmarks.tables.data import ENVIRONMENT, TABLES, Problem, read
 from tests.benchmarks.tables.generators import GENERATORS
 from tests.benchmarks.tables.methods import OF_PEERS, levels_of
-from tests.benchmarks.tables.peers import python_of
 
 Numbers = NDArray[np.float64]
 KEY = ("seed", "table", "method")

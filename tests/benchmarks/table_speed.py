@@ -23,8 +23,9 @@ import pandas as pd
 
 from inference import Table
 from models.tabular import read_table
-from tests.benchmarks.tables import runs, summary
-from tests.benchmarks.tables.methods import processor_seconds
+from tests.benchmarks import runs
+from tests.benchmarks.runs import processor_seconds
+from tests.benchmarks.tables import summary
 
 KEY = ("task", "rows")
 VALUES = ("fit_cpu_seconds", "draws_cpu_seconds", "peak_megabytes")

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.benchmarks.tables.methods import processor_seconds
+from tests.benchmarks.runs import processor_seconds
 
 Numbers = NDArray[np.float64]
 

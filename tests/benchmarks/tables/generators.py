@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.benchmarks.runs import processor_seconds
 from tests.benchmarks.tables.data import Problem
 from tests.benchmarks.tables.methods import (
     FOREST_COPIES,
@@ -23,7 +24,6 @@ from tests.benchmarks.tables.methods import (
     Dummies,
     import_what,
     levels_of,
-    processor_seconds,
     whole_numbers,
 )
 

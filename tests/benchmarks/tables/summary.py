@@ -2,50 +2,24 @@
 
 from __future__ import annotations
 
-import datetime
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 from scipy import stats
 
+from tests.benchmarks.documented import mean_and_error, seeds_in_words, write
 from tests.benchmarks.tables.data import MECHANISMS, TABLES
 from tests.benchmarks.tables.densities import DENSITIES
 from tests.benchmarks.tables.generators import GENERATORS
 from tests.benchmarks.tables.methods import METHODS
 
 OURS = "diffusion"
-MACHINE = "machine E"
 LESS = {"rmse", "crps", "log_score", "brier", "log_score_of_categories"}
 """Scores of which less is better."""
 PEERS = "python -m tests.benchmarks.tables.peers"
 COMMAND = "python -m tests.benchmarks.imputation --workers 2 --out runs/imputation.csv"
-
-
-def write(
-    file: Path,
-    rows: pd.DataFrame,
-    commands: Iterable[str],
-    seeds: str,
-    unit: str | None = None,
-    notes: Sequence[str] = (),
-    digits: int = 3,
-) -> None:
-    """A table with its comments."""
-    facts = [("command", command) for command in commands]
-    facts += [("machine", MACHINE), ("date", datetime.date.today().isoformat()), ("seeds", seeds)]
-    facts += [("unit", unit)] * (unit is not None) + [("note", note) for note in notes]
-    text = "".join(f"# {fact}: {said}\n" for fact, said in facts)
-    body = rows.map(lambda cell: f"{cell:.{digits}f}" if isinstance(cell, float) else cell)
-    body = body.mask(rows.isna(), "")
-    file.write_text(text + body.to_csv(index=False, lineterminator="\n"), encoding="utf-8")
-    print(file)
-
-
-def seeds_in_words(rows: pd.DataFrame) -> str:
-    seeds = sorted(rows.seed.unique())
-    return str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
 
 
 def read_rows(file: Path) -> pd.DataFrame:
@@ -61,15 +35,6 @@ def read_rows(file: Path) -> pd.DataFrame:
         return column.map(lambda value: known.index(value) if value in known else value)
 
     return rows.sort_values(columns, key=places, kind="stable", ignore_index=True)
-
-
-def mean_and_error(values: pd.Series) -> tuple[float, float]:
-    """The mean, and its standard error, NaN of a single value."""
-    values = values.dropna()
-    if len(values) == 0:
-        return math.nan, math.nan
-    error = values.std() / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return float(values.mean()), float(error)
 
 
 def interval(differences: pd.Series) -> tuple[float, float, float]:

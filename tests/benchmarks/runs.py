@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -47,6 +48,10 @@ class Rows:
         with self.file.open(mode, newline="") as opened:
             csv.writer(opened, lineterminator="\n").writerow(cells)
 
+    def has(self, row: Row) -> bool:
+        """Whether there was a row of this key when the file was opened."""
+        return tuple(str(row[name]) for name in self.key) in self.done
+
     def add(self, row: Row) -> None:
         cells = [row.get(name, "") for name in self.columns]
         cells = [f"{cell:.6g}" if isinstance(cell, float) else cell for cell in cells]
@@ -57,18 +62,23 @@ class Rows:
 
 def run_all(jobs: Sequence[Row], work: Callable[[Row], Row], rows: Rows, workers: int) -> list[Row]:
     """Do the jobs that have no row, in order, and return those that failed."""
-    todo = [job for job in jobs if tuple(str(job[k]) for k in rows.key) not in rows.done]
+    todo = [job for job in jobs if not rows.has(job)]
+    return do_all(todo, lambda job: rows.add(job | work(job)), workers)
+
+
+def do_all(jobs: Sequence[Row], do: Callable[[Row], None], workers: int) -> list[Row]:
+    """Do jobs, several at a time, and return those that failed."""
     failed = []
 
     def one(job: Row) -> None:
         try:
-            rows.add(job | work(job))
+            do(job)
         except (RuntimeError, subprocess.TimeoutExpired) as error:
             print(f"{job} failed: {error}", file=sys.stderr, flush=True)
             failed.append(job)
 
     with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(one, todo))
+        list(pool.map(one, jobs))
     return failed
 
 
@@ -81,5 +91,11 @@ def run_process(python: Path | str, module: str, arguments: Sequence[str], limit
         raise RuntimeError(done.stderr.strip().splitlines()[-1] if done.stderr else "no message")
 
 
+def processor_seconds() -> float:
+    """Of this process and of its children that have ended."""
+    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(resource.getrusage(w).ru_utime + resource.getrusage(w).ru_stime for w in who)
+
+
 def folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="tables-")
+    return tempfile.TemporaryDirectory(prefix="benchmark-")
