@@ -18,7 +18,7 @@ from inference.simulators import Simulator
 RADIUS, WIDTH, OFFSET = 0.1, 0.01, 0.25
 
 
-def _shift(theta: Tensor) -> Tensor:
+def shift(theta: Tensor) -> Tensor:
     a, b = theta.unbind(-1)
     return torch.stack([-(a + b).abs(), b - a], -1) / math.sqrt(2)
 
@@ -31,13 +31,13 @@ def program() -> Tensor:
     angle = pyro.sample("angle", dist.Uniform(-half_pi, half_pi))
     radius = pyro.sample("radius", dist.Normal(RADIUS * torch.ones_like(half_pi), WIDTH))
     point = torch.stack([radius * angle.cos() + OFFSET, radius * angle.sin()], -1)
-    x: Tensor = pyro.deterministic("x", point + _shift(theta))
+    x: Tensor = pyro.deterministic("x", point + shift(theta))
     return x
 
 
 def log_likelihood(theta: Tensor, x: Tensor) -> Tensor:
     """log p(x | θ), (*batch), for both (*batch, 2): from the density of radius r and angle."""
-    p = x - _shift(theta)
+    p = x - shift(theta)
     u, v = p[..., 0] - OFFSET, p[..., 1]
     r = torch.hypot(u, v)
     log_p = -0.5 * ((r - RADIUS) / WIDTH).square() - math.log(WIDTH * math.sqrt(2 * math.pi))
