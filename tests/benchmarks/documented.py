@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
+from scipy import stats
 
 MACHINE = "machine E"
 
@@ -44,3 +45,11 @@ def mean_and_error(values: pd.Series) -> tuple[float, float]:
         return math.nan, math.nan
     error = values.std() / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return float(values.mean()), float(error)
+
+
+def interval(differences: pd.Series) -> tuple[float, float, float]:
+    """The mean and the 95% interval of Student's t, NaN of a single value."""
+    mean, error = mean_and_error(differences)
+    number = differences.notna().sum()
+    half = float(stats.t.ppf(0.975, number - 1)) * error if number > 1 else math.nan
+    return mean, mean - half, mean + half

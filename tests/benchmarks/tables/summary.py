@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-from scipy import stats
 
-from tests.benchmarks.documented import mean_and_error, seeds_in_words, write
+from tests.benchmarks.documented import interval, mean_and_error, seeds_in_words, write
 from tests.benchmarks.tables.data import MECHANISMS, TABLES
 from tests.benchmarks.tables.densities import DENSITIES
 from tests.benchmarks.tables.generators import GENERATORS
@@ -35,14 +33,6 @@ def read_rows(file: Path) -> pd.DataFrame:
         return column.map(lambda value: known.index(value) if value in known else value)
 
     return rows.sort_values(columns, key=places, kind="stable", ignore_index=True)
-
-
-def interval(differences: pd.Series) -> tuple[float, float, float]:
-    """The mean and the 95% interval of Student's t, NaN of a single value."""
-    mean, error = mean_and_error(differences)
-    number = differences.notna().sum()
-    half = float(stats.t.ppf(0.975, number - 1)) * error if number > 1 else math.nan
-    return mean, mean - half, mean + half
 
 
 def ranks(rows: pd.DataFrame, scores: Sequence[str], methods: Sequence[str]) -> pd.DataFrame:

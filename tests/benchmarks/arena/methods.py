@@ -1,0 +1,265 @@
+"""Posteriors of the tasks, each a process of its own that measures its processor time.
+
+    python -m tests.benchmarks.arena.methods METHOD FOLDER
+
+reads the problem in the folder and writes the answer there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tests.benchmarks.runs import processor_seconds
+
+Numbers = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a method is given, and what it is asked."""
+
+    task: str
+    seed: int
+    theta: Numbers  # (n, d), simulations to learn from
+    x: Numbers  # (n, m)
+    observations: Numbers  # (k, m)
+    references: Numbers  # (k, draws, d), from the exact posteriors
+    new_theta: Numbers  # (c, d), simulations that coverage is measured by
+    new_x: Numbers  # (c, m)
+    draws: int  # of the posterior of each observation
+    densities: int  # reference draws whose density is asked for
+    folds: int  # of the classifier, that are scored
+    limit: float | None = None  # processor seconds that training takes; None: as by default
+    new_draws: int = 99  # of the posterior of each new simulation
+
+    def save(self, folder: Path) -> None:
+        _save(self, folder, "problem")
+
+    @classmethod
+    def load(cls, folder: Path) -> Problem:
+        return cls(**_load(folder, "problem"))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a method says."""
+
+    draws: Numbers  # (k, draws, d)
+    of_new: Numbers | None = None  # (c, new_draws, d)
+    log_prob: Numbers | None = None  # (k, densities), of the first reference draws
+    seconds: dict[str, float] = field(default_factory=dict)  # of the processor, by what they took
+
+    def save(self, folder: Path) -> None:
+        _save(self, folder, "answer")
+
+    @classmethod
+    def load(cls, folder: Path) -> Answer:
+        return cls(**_load(folder, "answer"))
+
+
+def _save(what: Any, folder: Path, name: str) -> None:
+    values = {own.name: getattr(what, own.name) for own in fields(what)}
+    arrays = {key: value for key, value in values.items() if isinstance(value, np.ndarray)}
+    np.savez(folder / f"{name}.npz", **arrays)
+    others = {key: value for key, value in values.items() if key not in arrays}
+    (folder / f"{name}.json").write_text(json.dumps(others))
+
+
+def _load(folder: Path, name: str) -> dict[str, Any]:
+    with np.load(folder / f"{name}.npz") as arrays:
+        return json.loads((folder / f"{name}.json").read_text()) | dict(arrays)
+
+
+class Posterior:
+    """A method's posterior of a task: the three calls that the arena makes."""
+
+    def sample(self, x: Tensor, n: int) -> Tensor:
+        """n draws for one datum (m,), (n, d)."""
+        raise NotImplementedError
+
+    def sample_each(self, x: Tensor, n: int) -> Tensor:
+        """n draws for each of data (c, m), (c, n, d)."""
+        raise NotImplementedError
+
+    def log_prob(self, theta: Tensor, x: Tensor) -> Tensor:
+        """log p(θ | x) of θ (n, d) for one datum (m,), nats."""
+        raise NotImplementedError
+
+
+def ours(problem: Problem) -> Posterior:
+    """This library's, as its user calls it: its simulations are those of the seed."""
+    from pyro_mdm.posteriors import AmortizedPosterior
+    from tests.benchmarks.arena.tasks import TASKS, by_site, flat
+
+    task = TASKS[problem.task]
+    fitted = AmortizedPosterior.fit(
+        task.program,
+        task.latent,
+        task.observed,
+        simulations=len(problem.theta),
+        vectorized=True,
+        seed=problem.seed,
+    )
+
+    class Ours(Posterior):
+        def sample(self, x: Tensor, n: int) -> Tensor:
+            return flat(fitted.sample(by_site(task, task.observed, x), n), task.latent)
+
+        def sample_each(self, x: Tensor, n: int) -> Tensor:
+            drawn = fitted.sample(by_site(task, task.observed, x), n)
+            together = {name: value.flatten(0, 1) for name, value in drawn.items()}
+            return flat(together, task.latent).unflatten(0, (len(x), n))
+
+        def log_prob(self, theta: Tensor, x: Tensor) -> Tensor:
+            parameters = by_site(task, task.latent, theta)
+            return fitted.log_prob(parameters, by_site(task, task.observed, x)).value
+
+    return Ours()
+
+
+def of_sbi(name: str) -> Callable[[Problem], Posterior]:
+    """A method of the package sbi, by its defaults."""
+
+    def method(problem: Problem) -> Posterior:
+        import sbi.inference
+        from sbi.utils import MultipleIndependent
+
+        from tests.benchmarks.arena.tasks import TASKS, sites_of
+
+        task = TASKS[problem.task]
+        laws = [sites_of(task)[site]["fn"] for site in task.latent]
+        laws = [law if law.event_shape else law.expand([1]) for law in laws]
+        prior = MultipleIndependent(laws) if len(laws) > 1 else laws[0]
+        inference = getattr(sbi.inference, name)(prior=prior, show_progress_bars=False)
+        inference.append_simulations(torch.from_numpy(problem.theta), torch.from_numpy(problem.x))
+        if problem.limit is None:
+            inference.train()
+        else:
+            train_for(inference, problem.limit)
+        posterior = inference.build_posterior()
+
+        class OfSbi(Posterior):
+            def sample(self, x: Tensor, n: int) -> Tensor:
+                return posterior.sample((n,), x=x, show_progress_bars=False)
+
+            def sample_each(self, x: Tensor, n: int) -> Tensor:
+                drawn = posterior.sample_batched((n,), x=x, show_progress_bars=False)
+                return drawn.transpose(0, 1)
+
+            def log_prob(self, theta: Tensor, x: Tensor) -> Tensor:
+                return posterior.log_prob(theta, x=x)
+
+        return OfSbi()
+
+    return method
+
+
+def train_for(inference: Any, seconds: float) -> None:
+    """Train a method of sbi until it has taken so many seconds of the processor, whether its loss
+    of validation gets better or not, and keep the weights that had the best."""
+    end = processor_seconds() + seconds
+    converged = inference._converged
+
+    def ended(epoch: int, patience: int) -> bool:
+        converged(epoch, patience)  # which keeps the best weights
+        if processor_seconds() < end or epoch == 0:
+            return False
+        inference._neural_net.load_state_dict(inference._best_model_state_dict)
+        return True
+
+    inference._converged = ended
+    inference.train(stop_after_epochs=2**31 - 1)
+
+
+def prior(problem: Problem) -> Posterior:
+    """The prior whatever the data are: what a posterior that learned nothing scores."""
+    theta = torch.from_numpy(problem.theta)
+    generator = torch.Generator().manual_seed(problem.seed)
+
+    class Prior(Posterior):
+        def sample(self, x: Tensor, n: int) -> Tensor:
+            return theta[torch.randint(len(theta), (n,), generator=generator)]
+
+        def sample_each(self, x: Tensor, n: int) -> Tensor:
+            return self.sample(x, len(x) * n).unflatten(0, (len(x), n))
+
+        def log_prob(self, theta: Tensor, x: Tensor) -> Tensor:
+            from tests.benchmarks.arena.tasks import TASKS, by_site, sites_of
+
+            task = TASKS[problem.task]
+            values, sites = by_site(task, task.latent, theta), sites_of(task)
+            each = [sites[name]["fn"].log_prob(values[name]) for name in task.latent]
+            return torch.stack(each).sum(0)
+
+    return Prior()
+
+
+OURS = "ours"
+METHODS: dict[str, Callable[[Problem], Posterior]] = {
+    "prior": prior,
+    OURS: ours,
+    "npe": of_sbi("NPE"),
+    "npse": of_sbi("NPSE"),
+    "fmpe": of_sbi("FMPE"),
+}
+OF_PEERS = ("npe", "npse", "fmpe")
+"""Methods that need the peers' environment."""
+SAME_TIME = "_same_time"
+NAMES = (*METHODS, *(peer + SAME_TIME for peer in OF_PEERS))
+"""Methods, and those that are trained for as long as ours."""
+
+
+def import_what(method: str) -> None:
+    """Import what a method needs, whose time is not its own."""
+    if method in OF_PEERS:
+        import sbi.inference  # noqa: F401
+    else:
+        import pyro_mdm.posteriors  # noqa: F401
+    import tests.benchmarks.arena.tasks  # noqa: F401
+
+
+def answer_of(problem: Problem, method: Callable[[Problem], Posterior]) -> Answer:
+    """Draws and densities of a method, and the processor time of each."""
+    torch.manual_seed(problem.seed)
+    began = processor_seconds()
+    posterior = method(problem)
+    seconds = {"fit_seconds": processor_seconds() - began}
+    observations = torch.from_numpy(problem.observations)
+    began = processor_seconds()
+    draws = torch.stack([posterior.sample(x, problem.draws) for x in observations])
+    seconds["sample_seconds"] = (processor_seconds() - began) / len(observations)
+    of_new = log_prob = None
+    if len(problem.new_x):
+        each = posterior.sample_each(torch.from_numpy(problem.new_x), problem.new_draws)
+        of_new = each.numpy()
+    if problem.densities:
+        began = processor_seconds()
+        chosen = torch.from_numpy(problem.references[:, : problem.densities])
+        pairs = zip(chosen, observations, strict=True)
+        log_prob = torch.stack([posterior.log_prob(*pair) for pair in pairs]).numpy()
+        seconds["density_seconds"] = (processor_seconds() - began) / len(observations)
+    return Answer(draws.numpy(), of_new, log_prob, seconds)
+
+
+def main() -> None:
+    method, folder = sys.argv[1], Path(sys.argv[2])
+    warnings.simplefilter("ignore")
+    import_what(method)
+    os.chdir(folder)  # where the package sbi writes its logs
+    answer_of(Problem.load(folder), METHODS[method]).save(folder)
+
+
+if __name__ == "__main__":
+    main()
