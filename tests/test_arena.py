@@ -1,0 +1,294 @@
+"""Tasks of the public benchmark of simulators, and the scores of their posteriors."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyro
+import pytest
+import torch
+from pyro import poutine
+
+from pyro_mdm.posteriors import simulate
+from tests.benchmarks import posteriors, runs
+from tests.benchmarks.arena import methods, references, scores, summary, tasks
+from tests.benchmarks.arena.tasks import TASKS, by_site, flat
+
+SIZES = {
+    "two_moons": (2, 2),
+    "slcp": (5, 8),
+    "gaussian_linear": (10, 10),
+    "gaussian_linear_uniform": (10, 10),
+    "gaussian_mixture": (2, 2),
+    "bernoulli_glm": (10, 10),
+    "sir": (2, 10),
+    "lotka_volterra": (4, 20),
+}
+"""Parameters and data of the benchmark's tasks."""
+
+
+# -- tasks -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_simulations_are_vectors_of_the_benchmark_and_back(name: str) -> None:
+    task = TASKS[name]
+    draws = simulate(task.program, 5, seed=0, vectorized=True)
+    for names, size in zip((task.latent, task.observed), SIZES[name], strict=True):
+        vectors = flat(draws, names)
+        assert vectors.shape == (5, size) and vectors.isfinite().all()
+        assert len(vectors.unique(dim=0)) == 5
+        back = by_site(task, names, vectors)
+        assert all(torch.equal(back[site], draws[site]) for site in names)
+        one = by_site(task, names, vectors[3])
+        assert all(torch.equal(one[site], draws[site][3]) for site in names)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_rows_of_simulations_have_the_densities_of_single_ones(name: str) -> None:
+    task = TASKS[name]
+    draws = simulate(task.program, 3, seed=1, vectorized=True)
+    draws = {site: value for site, value in draws.items() if name != "two_moons" or site != "x"}
+    rows = [{site: value[i] for site, value in draws.items()} for i in range(3)]
+    each = [poutine.trace(poutine.condition(task.program, row)).get_trace() for row in rows]
+    if name != "slcp":  # which has a plate of its own
+        draws = {site: value.unsqueeze(1) for site, value in draws.items()}
+    else:
+        draws["theta"] = draws["theta"].unsqueeze(1)
+    together = poutine.condition(task.program, draws)
+    with pyro.plate("rows", 3, dim=-2):
+        trace = poutine.trace(together).get_trace()
+    expected = sum(float(one.log_prob_sum()) for one in each)
+    assert float(trace.log_prob_sum()) == pytest.approx(expected, rel=1e-4)
+
+
+def law_of(name: str, site: str, **values: Any) -> Any:
+    """The law of a site of a task, given values of others."""
+    given = {own: torch.as_tensor(value) for own, value in values.items()}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return poutine.trace(poutine.condition(TASKS[name].program, given)).get_trace().nodes[site]
+
+
+def test_slcp_has_four_independent_data_of_one_covariance() -> None:
+    site = law_of("slcp", "x", theta=[0.5, -1.0, 1.2, -0.7, 0.4])
+    s, t = 1.2**2, 0.7**2
+    covariance = torch.tensor([[s**2, math.tanh(0.4) * s * t], [math.tanh(0.4) * s * t, t**2]])
+    torch.testing.assert_close(site["fn"].covariance_matrix, covariance.expand(4, 2, 2))
+    torch.testing.assert_close(site["fn"].loc, torch.tensor([0.5, -1.0]).expand(4, 2))
+    assert [frame.name for frame in site["cond_indep_stack"]] == ["data"]
+    at_zero = law_of("slcp", "x", theta=[0.5, -1.0, 0.0, 0.0, 3.0])["fn"]
+    assert at_zero.log_prob(torch.zeros(4, 2)).isfinite().all()
+
+
+def test_data_of_the_glm_are_sums_at_spikes() -> None:
+    u = tasks.stimulus()
+    spikes = torch.zeros(100)
+    spikes[[0, 4, 50]] = 1
+    x = law_of("bernoulli_glm", "x", spikes=spikes)["value"]
+    lags = [sum(float(u[t - k]) for t in (0, 4, 50) if t >= k) for k in range(9)]
+    torch.testing.assert_close(x, torch.tensor([3.0, *lags]))
+    weights = torch.arange(1.0, 10) / 10
+    logits = law_of("bernoulli_glm", "spikes", offset=0.3, filter=weights)["fn"].base_dist.logits
+    present = 0.3 + sum(float(weights[k] * u[4 - k]) for k in range(5))
+    assert float(logits[4]) == pytest.approx(present, abs=1e-5)
+
+
+def test_the_filter_of_the_glm_has_small_second_differences() -> None:
+    w = torch.randn(9, generator=torch.Generator().manual_seed(0))
+    before = torch.cat([torch.zeros(2), w])
+    second = w - 2 * before[1:10] + before[:9] + (torch.arange(9) / 9).sqrt() * w
+    assert float(w @ tasks.SMOOTHNESS @ w) == pytest.approx(float(second.square().sum()), rel=1e-4)
+
+
+def test_differential_equations_are_solved_to_fourth_order() -> None:
+    def turning(state: torch.Tensor) -> torch.Tensor:
+        return torch.stack([state[..., 1], -state[..., 0]], -1)
+
+    start = torch.tensor([[1.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
+    times = 0.7 * torch.arange(4, dtype=torch.float64)
+    exact = torch.stack([times.cos(), 2 * times.sin()], 1)
+    errors = []
+    for steps in (2, 4):
+        solved = tasks.solve(turning, start, 0.7, 4, steps)
+        assert solved.shape == (4, 2, 2)
+        errors.append(float((solved[..., 0] - exact).abs().max()))
+    assert errors[0] < 0.01 and 10 < errors[0] / errors[1] < 25
+
+
+def test_an_epidemic_grows_exponentially_at_first() -> None:
+    share = law_of("sir", "infected", beta=0.3, gamma=0.1)["fn"].base_dist.probs
+    expected = torch.exp(0.2 * 17 * torch.arange(3)) / 1e6
+    torch.testing.assert_close(share[:3], expected, rtol=0.01, atol=0)
+
+
+def test_lotka_volterra_conserves_what_it_conserves() -> None:
+    a, b, c, d = 0.9, 0.05, 0.8, 0.06
+    rates = {"alpha": a, "beta": b, "gamma": c, "delta": d}
+    u, v = (
+        law_of("lotka_volterra", site, **rates)["fn"].base_dist.loc.double()
+        for site in ("prey", "predators")
+    )
+    assert u.std() > 0.5
+    kept = d * u.exp() - c * u + b * v.exp() - a * v
+    start = d * 30 - c * math.log(30) + b
+    torch.testing.assert_close(kept, torch.full_like(kept, start), rtol=1e-4, atol=0)
+
+
+# -- scores ----------------------------------------------------------------------------------------
+
+
+def test_c2st_tells_laws_that_differ_alone() -> None:
+    rng = np.random.default_rng(0)
+    reference, same = rng.normal(size=(2, 200, 4))
+    assert scores.c2st(reference, same) == pytest.approx(0.5, abs=5 * 0.5 / 400**0.5)
+    reference, other = rng.normal(size=(2, 400, 1))
+    best = 0.5 * (1 + math.erf(1 / 2**0.5))
+    unit = 1e-4  # is of no matter
+    accuracy = scores.c2st(unit * reference, unit * (other + 2), folds=2)
+    assert accuracy == pytest.approx(best, abs=5 * (best * (1 - best) / 320) ** 0.5)
+
+
+def test_intervals_have_nine_in_ten_draws() -> None:
+    draws = np.arange(99, dtype=np.float32)[None, :, None]
+    truth = np.arange(-0.5, 99, dtype=np.float32)[:, None]
+    inside = scores.covered(draws.repeat(100, 0), truth)[:, 0]
+    assert inside.sum() == 90 and inside[5:95].all()
+
+
+def fake_environment(folder: Path, task: str, draws: int) -> Path:
+    """References of a task that are draws of its prior, for the first two observations."""
+    for k in (1, 2):
+        place = folder / "sbibm" / "sbibm" / "tasks" / task / "files" / f"num_observation_{k}"
+        place.mkdir(parents=True)
+        own = simulate(TASKS[task].program, draws, seed=100 + k, vectorized=True)
+        theta, x = (flat(own, names) for names in (TASKS[task].latent, TASKS[task].observed))
+        for name, rows in (
+            ("observation.csv", x[:1]),
+            ("true_parameters.csv", theta[:1]),
+            ("reference_posterior_samples.csv.bz2", theta),
+        ):
+            pd.DataFrame(rows.numpy()).to_csv(place / name, index=False)
+    return folder
+
+
+def in_process(python: Path | str, module: str, arguments: Sequence[str], limit: float) -> None:
+    """What a process of a method or of scores does, here."""
+    folder = Path(arguments[-1])
+    if module.endswith("methods"):
+        problem = methods.Problem.load(folder)
+        methods.answer_of(problem, methods.METHODS[arguments[0]]).save(folder)
+    else:
+        sys.argv = [module, *arguments]
+        scores.main()
+
+
+def test_the_program_goes_on_where_it_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = fake_environment(tmp_path, "gaussian_mixture", 300)
+    monkeypatch.setattr(runs, "run_process", in_process)
+    file = tmp_path / "rows.csv"
+
+    def call(*more: str) -> pd.DataFrame:
+        fixed = "--tasks gaussian_mixture --simulations 500 --methods prior --seeds 1 --folds 1"
+        small = f"--draws 300 --densities 20 --new 40 --environment {environment} --out {file}"
+        monkeypatch.setattr(sys, "argv", ["", *fixed.split(), *small.split(), *more])
+        with pytest.raises(SystemExit) as end:
+            posteriors.main()
+        assert end.value.code == 0
+        return pd.read_csv(file)
+
+    assert call("--observations", "1").observation.tolist() == [1]
+    rows = call("--observations", "1", "2")
+    assert rows.observation.tolist() == [1, 2]
+    # the reference is the prior: nothing to tell, and its density is known
+    assert rows.c2st.between(0.5 - 5 * 0.5 / 120**0.5, 0.5 + 5 * 0.5 / 120**0.5).all()
+    assert (rows.coverage - 0.9).abs().max() < 5 * rows.coverage_se.max()
+    assert rows.log_prob.tolist() == pytest.approx([-2 * math.log(20)] * 2, rel=1e-4)
+
+
+def test_references_that_are_missing_are_said(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"make them by python -m tests\.benchmarks\.arena\.peers"):
+        references.read("slcp", 1, "observation", tmp_path)
+
+
+def test_a_method_is_trained_for_a_time_and_keeps_its_best(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    losses = [3.0, 1.0, 2.0, 2.5, 2.6, 2.7, 2.8, 0.0]
+
+    class Inference:
+        """Loses these, epoch by epoch, and keeps the best as the package does."""
+
+        def __init__(self) -> None:
+            self._neural_net = torch.nn.Linear(1, 1, bias=False)
+            self.epochs = 0
+
+        def _converged(self, epoch: int, patience: int) -> bool:
+            if epoch == 0 or self.loss < self.best:
+                self.best = math.inf if epoch == 0 else self.loss
+                self._best_model_state_dict = {
+                    name: value.clone() for name, value in self._neural_net.state_dict().items()
+                }
+            return False
+
+        def train(self, stop_after_epochs: int) -> None:
+            while not self._converged(self.epochs, stop_after_epochs):
+                self.loss = losses[self.epochs]
+                torch.nn.init.constant_(self._neural_net.weight, self.loss)
+                self.epochs += 1
+
+    inference = Inference()
+    monkeypatch.setattr(methods, "processor_seconds", lambda: 10.0 * inference.epochs)
+    methods.train_for(inference, 45.0)
+    assert inference.epochs == 5
+    assert inference._neural_net.weight.item() == 1.0
+
+
+def test_summaries_average_seeds_and_pair_observations(tmp_path: Path) -> None:
+    names = ("simulations", "seed", "observation", "c2st", "log_prob_se", "coverage")
+    ours = [
+        (1000, 0, 1, 0.6, 0.3, 0.8),
+        (1000, 1, 1, 0.8, 0.3, 0.9),
+        (1000, 0, 2, 0.7, 0.4, 0.8),
+        (1000, 1, 2, 0.9, 0.4, 0.9),
+    ]
+    common = {
+        "task": "slcp",
+        "log_prob": -1.0,
+        "coverage_se": 0.03,
+        "fit_seconds": 60.0,
+        "sample_seconds": 1.0,
+        "density_seconds": 1.0,
+        "draws": 10,
+        "folds": 1,
+        "densities": 5,
+        "new": 4,
+    }
+    rows = [common | {"method": "ours"} | dict(zip(names, row, strict=True)) for row in ours]
+    others = [
+        row | {"method": "npe", "c2st": row["c2st"] + 0.05 * row["observation"]} for row in rows
+    ]
+    rows += others[:-1]  # the second seed has not done the second observation
+    file = tmp_path / "rows.csv"
+    pd.DataFrame(rows).sample(frac=1, random_state=0).to_csv(file, index=False)
+    assert posteriors.seconds_of_ours(rows[0], file) == 60.0
+    with pytest.raises(RuntimeError, match="no row of ours"):
+        posteriors.seconds_of_ours(rows[0] | {"seed": 7}, file)
+    summary.of_posteriors(file, tmp_path)
+    table = pd.read_csv(tmp_path / "posteriors-arena.csv", comment="#").set_index("method")
+    assert table.index.tolist() == ["ours", "npe"]
+    own, other = table.loc["ours"], table.loc["npe"]
+    assert (own.c2st, own.c2st_se, own.coverage) == (0.75, 0.05, 0.85)
+    assert own.log_prob_se == 0.25 and own.coverage_se == 0.021
+    assert np.isnan(own.c2st_less_ours)
+    assert other.c2st_less_ours == 0.075
+    half = 12.706 * 0.025
+    assert other.c2st_less_ours_high == pytest.approx(0.075 + half, abs=1e-3)
