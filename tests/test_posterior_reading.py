@@ -188,7 +188,7 @@ def neighbours(a: torch.Tensor) -> None:
 
 def one_pair(a: torch.Tensor) -> None:
     z = normal("z", a)
-    normal("x", torch.stack([z[0], z[1], z[1], z[3]]))
+    normal("x", torch.stack([z[0], z[1], z[2], z[1]]))
 
 
 def centred(a: torch.Tensor) -> None:
@@ -250,6 +250,11 @@ def test_places_of_other_laws_or_that_depend_on_each_other_are_one_datum(law: An
     assert structure.data[0].parameters == ("a",) and structure.data[0].plates == (("p", 4, -1),)
     (note,) = structure.notes
     assert "data in the plate 'p' are not exchangeable given the parameters: the law of" in note
+
+
+def test_a_plate_of_one_place_shows_nothing() -> None:
+    structure = read_program(in_a_plate(lambda a: normal("x", a), size=1), ["a"], ["x"])
+    assert [factor.plate for factor in structure.factors] == [None] and structure.notes == ()
 
 
 def outside(use: Callable[[torch.Tensor], Any]) -> Program:
@@ -336,7 +341,21 @@ def test_numbers_drawn_outside_of_pyro_join_data() -> None:
     assert factors(program(0.0), ["x", "y"], ("a", "b")) == [(["x"], None), (["y"], None)]
     structure = read_program(program(1.0), ["a", "b"], ["x", "y"])
     assert len(structure.factors) == 1 and "x, y are not seen to be" in structure.notes[0]
-    assert [site.parameters for site in structure.data] == [("a",), ("b",)]
+    assert [site.parameters for site in structure.data] == [("a", "b")] * 2  # it is not known
+
+
+def test_parameters_that_cannot_be_followed_are_found_by_drawing_them_anew() -> None:
+    def program() -> None:
+        a, b = normal("a"), normal("b")
+        stripped = getattr(a, "_t", a)  # as compiled code does
+        with pyro.plate("p", 4):
+            normal("x", stripped)
+            normal("y", normal("z", stripped + b))
+        pyro.deterministic("double", 2 * stripped)
+
+    structure = read_program(program, ["a", "b"], ["x", "y", "double"])
+    assert [site.parameters for site in structure.data] == [("a",), ("a", "b"), ("a",)]
+    assert [(len(f.sites), f.plate) for f in structure.factors] == [(2, "p"), (1, None)]
 
 
 def test_a_site_that_feeds_a_parameter_and_data_is_said() -> None:

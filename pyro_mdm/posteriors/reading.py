@@ -483,9 +483,10 @@ def _read(program: Program, latent: Sequence[str], observed: Sequence[str]) -> S
             fed = {name: list(latent) for name in data}
             notes = [f"the program cannot be followed ({type(error).__name__}: {error})"]
         else:
-            fed, groups, notes = _grouped(latent, list(data), parents)
+            laws = _Laws(program, latent)
+            fed, groups, notes = _grouped(latent, list(data), laws.completed(parents))
             if not notes:
-                parts, notes = _Laws(program, latent).parts(groups)
+                parts, notes = laws.parts(groups)
     sites = {name: _of_data(name, site, fed[name]) for name, site in data.items()}
     factors = [Factor(tuple(sites[n] for n in names), plate) for plate, names in parts]
     return Structure(tuple(parameters), tuple(sites.values()), tuple(factors), tuple(notes))
@@ -559,6 +560,25 @@ class _Laws:
     def __init__(self, program: Program, latent: Sequence[str]) -> None:
         self.program, self.latent, self.nodes = program, latent, _nodes(program)
         self.plates = {name: {p.name: p for p in _plates(s)} for name, s in self.nodes.items()}
+
+    def completed(self, parents: Mapping[str, Collection[str]]) -> dict[str, set[str]]:
+        """Sites that feed each site directly, with parameters that were not seen to.
+
+        One parameter is drawn anew and all else is held; laws that change are fed by it.
+        """
+        all_parents = {name: set(names) for name, names in parents.items()}
+        drawn = [name for name in parents if not is_computed(self.nodes[name])]
+        for parameter in self.latent:
+            for seed in range(2):
+                known = run_holding(self.program, {}, seed)
+                held = {n: (known.values[n], ALL) for n in known.values if n in drawn}
+                held |= {n: (known.values[n], ALL) for n in known.values if n in self.latent}
+                held.pop(parameter, None)
+                run = run_holding(self.program, held, FRESH + seed)
+                for name in parents:
+                    if name != parameter and not self._is_same(name, known, run):
+                        all_parents[name].add(parameter)
+        return all_parents
 
     def parts(self, groups: Sequence[_Group]) -> tuple[Parts, list[str]]:
         """Data that are independent given the parameters, with their plate, and why not more are.
