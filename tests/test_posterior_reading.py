@@ -108,7 +108,10 @@ def test_of_nested_plates_the_outermost_is_taken_that_holds() -> None:
     assert torch.equal(factor.data(draws)[1, 2, :4], draws["x"][1, 2])
     assert torch.equal(factor.data(draws)[1, 2, 4], draws["y"][1, 2, 0])
     heights = torch.arange(3.0).unsqueeze(-1)
-    assert factors(nested(lambda a: a + heights), ["x"]) == [(["x"], "times")]
+    assert factors(nested(lambda a: a), ["x", "y"]) == [(["x", "y"], "places")]
+    (factor,) = read_program(nested(lambda a: a + heights), ["a"], ["x"]).factors
+    assert (factor.plate, factor.size) == ("times", 4)
+    assert torch.equal(factor.data(draws), draws["x"].transpose(1, 2))
 
     def crossed() -> None:
         a = normal("a")
@@ -162,10 +165,10 @@ def test_a_vector_is_one_factor(simulator: Any) -> None:
 
 # -- data that are not -----------------------------------------------------------------------------
 
-COVARIATES = torch.linspace(-1, 1, 4)
+COVARIATES = torch.linspace(-1, 1, 8)
 
 
-def in_a_plate(law: Callable[..., Any], size: int = 4) -> Program:
+def in_a_plate(law: Callable[..., Any], size: int = 8) -> Program:
     def program() -> None:
         a = normal("a")
         with pyro.plate("p", size):
@@ -188,7 +191,7 @@ def neighbours(a: torch.Tensor) -> None:
 
 def one_pair(a: torch.Tensor) -> None:
     z = normal("z", a)
-    normal("x", torch.stack([z[0], z[1], z[2], z[1]]))
+    normal("x", torch.cat([z[:7], z[5:6]]))
 
 
 def centred(a: torch.Tensor) -> None:
@@ -247,7 +250,7 @@ def implicit(a: torch.Tensor) -> None:
 def test_places_of_other_laws_or_that_depend_on_each_other_are_one_datum(law: Any) -> None:
     structure = read_program(in_a_plate(law), ["a"], ["x"])
     assert [factor.plate for factor in structure.factors] == [None]
-    assert structure.data[0].parameters == ("a",) and structure.data[0].plates == (("p", 4, -1),)
+    assert structure.data[0].parameters == ("a",) and structure.data[0].plates == (("p", 8, -1),)
     (note,) = structure.notes
     assert "data in the plate 'p' are not exchangeable given the parameters: the law of" in note
 
@@ -282,17 +285,23 @@ def added(z: torch.Tensor) -> torch.Tensor:
     return also
 
 
+def put(z: torch.Tensor) -> torch.Tensor:
+    shift = torch.zeros(())
+    torch.add(shift, z, out=shift)
+    return shift
+
+
 USES: list[Callable[[torch.Tensor], Any]] = [
     lambda z: z,
     lambda z: float(z),
     lambda z: 1.0 if z else 0.0,
     lambda z: torch.tensor([z, z, z, z]),
     lambda z: torch.from_numpy(z.numpy()),
-    lambda z: torch.add(torch.zeros(()), z, out=torch.zeros(())),
     lambda z: sum(z.expand(3).tolist()),
     lambda z: torch.full((4,), z),
     written,
     added,
+    put,
 ]
 
 
@@ -421,11 +430,19 @@ def test_programs_that_change_are_refused_and_may_hide_what_does() -> None:
         a = normal("a")
         normal("x", a * torch.ones(2 + int(a > 1.3)))
 
+    def less() -> None:
+        a = normal("a")
+        if float(a) > 1.3:  # as in the first run
+            normal("z")
+        normal("x", a)
+
     expected = "expected the same sites of the same shapes in every run; draw as many"
     refused(
         ValueError,
         (lambda: read_program(walk(3), ["a"], ["x"]), f"'step.' in some runs?.*, {expected}"),
         (lambda: read_program(lengths, ["a"], ["x"]), r"draws 'x' of shape \(\d,\) and in another"),
+        (lambda: read_program(less, ["a"], ["x"]), f"has no site 'z' in some runs, {expected}"),
+        (lambda: simulate(less, 20, seed=0), f"has no site 'z' in some runs, {expected}"),
         (lambda: simulate(late, 100, seed=0), r"draws 'x' of shape \(\d,\) and in another"),
         (lambda: simulate(walk(3), 100, seed=0), expected),
         (lambda: simulate(walk(9), 100, seed=1, progress=True), expected),
