@@ -8,16 +8,30 @@ from pyro_mdm.posteriors.amortized import (
     calibrate,
     log_prior,
     ranks,
+)
+from pyro_mdm.posteriors.reading import (
+    DataSite,
+    Factor,
+    ParameterSite,
+    Plate,
+    Structure,
+    read_program,
     simulate,
 )
 
 __all__ = [
     "AmortizedPosterior",
     "Calibration",
+    "DataSite",
+    "Factor",
     "LinearGaussian",
     "LogDensity",
+    "ParameterSite",
+    "Plate",
+    "Structure",
     "calibrate",
     "log_prior",
     "ranks",
+    "read_program",
     "simulate",
 ]

@@ -17,22 +17,17 @@ Source of the approach: Papamakarios & Murray, NeurIPS 2016; with diffusions Gef
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
-from pyro.infer import Predictive
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
-from torch.distributions import biject_to, constraints
 
 from pyro_mdm.contexts import Vectors
 from pyro_mdm.diffusions.linear import LinearDiffusion
@@ -43,6 +38,15 @@ from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.flow import Solver
+from pyro_mdm.posteriors.reading import (
+    SUPPORT_RUNS,
+    Draws,
+    is_interior,
+    named_sites,
+    rows_of,
+    simulate,
+    sites_of,
+)
 from pyro_mdm.pretrained import PretrainedError
 from pyro_mdm.scores.denoiser import Denoiser
 from pyro_mdm.support.checks import check_count, describe
@@ -62,14 +66,8 @@ __all__ = [
     "simulate",
 ]
 
-Draws = dict[str, Tensor]
-"""Values of sites by name, (n, *shape)."""
-
 NAMES = "posterior.json"
 """The file beside a model's that has the names of the sites and the scales of the parameters."""
-
-SUPPORT_RUNS = 4
-"""Runs of the program, in which supports have to be the same."""
 
 MAX_LOG_SNR = 13.0
 """λ where the decoder takes over, for parameters of unit variance: noise of 0.0015."""
@@ -80,57 +78,6 @@ fitted."""
 
 SHOWN_EVERY = 100
 """Training steps from one word on the loss to the next."""
-
-
-def simulate(
-    program: Callable[..., Any],
-    n: int,
-    *,
-    seed: int | None = None,
-    vectorized: bool = False,
-    progress: bool = False,
-) -> Draws:
-    """Draws of all sites of a program, observed ones included, (n, *shape) each.
-
-    Args:
-        program: a Pyro program without arguments, whose data are drawn, not observed.
-        n: the number of draws.
-        seed: the seed of the draws; the caller's random state is kept. None: the global generator.
-        vectorized: whether to run the program once in a plate of n (``Predictive(parallel=True)``),
-            which is quicker than n times. It must then not mix entries of its batch, which cannot
-            be checked.
-        progress: whether to show a progress bar, where the program runs n times.
-    """
-    check_count("n", n, "the number of simulations")
-    shown = progress and not vectorized
-    with progress_bar(n, "simulating", "runs", shown=shown) as bar, ExitStack() as stack:
-        runs = itertools.count()
-
-        def counted() -> Any:
-            value = program()
-            if next(runs) < n:  # Predictive runs it once more, to list its sites
-                bar.update()
-            return value
-
-        draws = Predictive(counted if shown else program, num_samples=n, parallel=vectorized)
-        if seed is not None:
-            stack.enter_context(torch.random.fork_rng(devices=[]))
-            torch.manual_seed(seed)
-        drawn = draws()
-    return {
-        name: value.detach().reshape(n, *site["value"].shape)
-        for name, site in _nodes(program).items()
-        if (value := drawn.get(name)) is not None
-    }
-
-
-def _nodes(program: Callable[..., Any], seed: int = 0) -> dict[str, Any]:
-    """The sample sites of one run of a program, by name."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        nodes = poutine.trace(program).get_trace().nodes.items()
-    draws = ((name, site) for name, site in nodes if site["type"] == "sample")
-    return {name: site for name, site in draws if not site_is_subsample(site)}
 
 
 def log_prior(
@@ -147,13 +94,13 @@ def log_prior(
         ValueError: an unknown site; a parameter that is not drawn, or whose law depends on sites
             that are not parameters, so that its density is not known.
     """
-    sites = _sites(program, latent)
+    sites = sites_of(program, latent)
     if fixed := [name for name, site in sites.items() if site["is_observed"]]:
         raise ValueError(
             f"site {fixed[0]!r} is computed or observed in the program, expected a sampled site; "
             f"give the sites that {fixed[0]!r} is computed from"
         )
-    values = {name: _rows(draws, name, site["value"].shape) for name, site in sites.items()}
+    values = {name: rows_of(draws, name, site["value"].shape) for name, site in sites.items()}
     log_p = []
     for i in range(len(next(iter(values.values())))):
         given = poutine.condition(program, {name: value[i] for name, value in values.items()})
@@ -230,21 +177,6 @@ class LogDensity(NamedTuple):
     def mean(self) -> Measured:
         """The mean over the pairs, with its standard error."""
         return Measured.of(self.value)
-
-
-class _Site(NamedTuple):
-    """A latent site of the vector of parameters."""
-
-    name: str
-    shape: torch.Size  # of one draw
-    support: Any
-    transform: Any  # from unconstrained numbers
-
-    def unconstrained(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Unconstrained numbers of values, (n, k), and log|det ∂u/∂θ|, (n,)."""
-        u = self.transform.inv(value)
-        log_det = self.transform.log_abs_det_jacobian(u, value)
-        return u.reshape(len(u), -1), -log_det.reshape(len(u), -1).sum(1)
 
 
 class AmortizedPosterior(nn.Module):
@@ -432,21 +364,8 @@ class AmortizedPosterior(nn.Module):
         self, program: Callable[..., Any], latent: Sequence[str], observed: Sequence[str]
     ) -> None:
         self.latent, self.observed = list(latent), list(observed)
-        parameters, data = _sites(program, self.latent), _sites(program, self.observed)
-        self._sites = [_of_parameter(name, site) for name, site in parameters.items()]
-        self._data_shapes = {name: site["value"].shape for name, site in data.items()}
-        if twice := set(self.latent) & set(self.observed):
-            raise ValueError(
-                f"{sorted(twice)} are both latent and observed, expected parameters in one and "
-                "data in the other"
-            )
-        seen = [name for name, site in data.items() if site["is_observed"]]
-        if fixed := [n for n in seen if not data[n]["infer"].get("_deterministic", False)]:
-            raise ValueError(
-                f"site {fixed[0]!r} is observed in the program, expected data that it draws; leave "
-                "out obs"
-            )
-        _check_supports(program, self._sites)
+        sites, data = named_sites(program, self.latent, self.observed)
+        self._sites, self._data_shapes = sites, {n: site["value"].shape for n, site in data.items()}
 
     @property
     def _shapes(self) -> dict[str, list[int]]:
@@ -464,7 +383,7 @@ class AmortizedPosterior(nn.Module):
         Raises:
             ValueError: a site is missing, or of another shape.
         """
-        parts = {name: _rows(draws, name, shape) for name, shape in self._data_shapes.items()}
+        parts = {name: rows_of(draws, name, shape) for name, shape in self._data_shapes.items()}
         n = max(map(len, parts.values()))
         if odd := [name for name, part in parts.items() if len(part) not in (1, n)]:
             raise ValueError(
@@ -502,7 +421,7 @@ class AmortizedPosterior(nn.Module):
         Raises:
             ValueError: a site is missing, has another shape or another number of values.
         """
-        values = {site.name: _rows(draws, site.name, site.shape) for site in self._sites}
+        values = {site.name: rows_of(draws, site.name, site.shape) for site in self._sites}
         numbers = {name: len(value) for name, value in values.items()}
         if len(set(numbers.values())) > 1:
             each = ", ".join(f"{n} of {name!r}" for name, n in numbers.items())
@@ -584,7 +503,7 @@ class AmortizedPosterior(nn.Module):
         value = torch.full((n,), -math.inf, dtype=torch.float64)
         error = torch.zeros(n, dtype=torch.float64)
         if bool(inside.any()):
-            chosen = {s.name: _rows(theta, s.name, s.shape)[inside] for s in self._sites}
+            chosen = {s.name: rows_of(theta, s.name, s.shape)[inside] for s in self._sites}
             z, log_det = self.coordinates(chosen)
             model = self.model.given_context(x[inside])
             options: dict[str, Any] = {"samples": samples, "solver": solver, "seed": seed}
@@ -604,7 +523,7 @@ class AmortizedPosterior(nn.Module):
                     f"{int(value.isnan().sum())} values of {site.name!r} are NaN, expected numbers;"
                     " leave these parameters out"
                 )
-            inside.append(_is_interior(site.support, value))
+            inside.append(is_interior(site.support, value))
         return torch.stack(inside).all(0)
 
 
@@ -713,95 +632,3 @@ def _uniform_p_value(ranks: Tensor, values: int, bins: int) -> Tensor:
     statistic = ((counts - expected).square() / expected).sum(0)
     half = torch.full_like(statistic, (bins - 1) / 2)
     return torch.special.gammaincc(half, statistic / 2).reshape(ranks.shape[1:])
-
-
-def _sites(program: Callable[..., Any], names: Sequence[str]) -> dict[str, Any]:
-    """Sites of the program by name.
-
-    Raises:
-        ValueError: an unknown site, or no site.
-    """
-    nodes = _nodes(program)
-    known = list(nodes)
-    for name in names:
-        if name not in known:
-            raise ValueError(
-                f"the program has no site {name!r}, expected one of {', '.join(known)}; name those "
-                "of its parameters in latent, and of its data in observed"
-            )
-    if not names:
-        raise ValueError(f"no site is named, expected at least one of {', '.join(known)}")
-    return {name: nodes[name] for name in names}
-
-
-def _of_parameter(name: str, site: Mapping[str, Any]) -> _Site:
-    support = site["fn"].support
-    if support.is_discrete:
-        raise TypeError(
-            f"site {name!r} is discrete, {describe(site['fn'])}, expected real numbers; sum it out "
-            "in the program, or leave it out of latent"
-        )
-    return _Site(name, site["value"].shape, support, biject_to(support))
-
-
-def _is_interior(support: constraints.Constraint, value: Tensor) -> Tensor:
-    """Whether values (n, …) are inside a support, (n,) bool, and not on its boundary.
-
-    Closed supports include their boundary, where unconstrained numbers are infinite.
-    """
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    if isinstance(support, constraints.cat | constraints.stack):
-        if isinstance(support, constraints.cat):
-            parts = value.split(support.lengths, support.dim)
-        else:
-            parts = value.unbind(support.dim)
-        pairs = zip(support.cseq, parts, strict=True)
-        return torch.stack([_is_interior(own, part) for own, part in pairs]).all(0)
-    inside = _of_rows(support.check(value)) & _of_rows(value.isfinite())
-    if hasattr(support, "lower_bound"):
-        inside = inside & _of_rows(value > support.lower_bound)
-    if hasattr(support, "upper_bound"):
-        inside = inside & _of_rows(value < support.upper_bound)
-    if isinstance(support, type(constraints.simplex)):
-        inside = inside & _of_rows(value > 0)
-    return inside
-
-
-def _of_rows(each: Tensor) -> Tensor:
-    """Whether all entries (n, …) of a row are true, (n,)."""
-    return each.reshape(len(each), -1).all(1)
-
-
-def _check_supports(program: Callable[..., Any], sites: Sequence[_Site]) -> None:
-    """Raise ValueError for a parameter whose support depends on others, by several runs."""
-    for seed in range(1, SUPPORT_RUNS):
-        nodes = _nodes(program, seed)
-        for site in sites:
-            now = _of_parameter(site.name, nodes[site.name]).transform
-            origin = torch.zeros(site.transform.inverse_shape(site.shape))
-            if not torch.allclose(now(origin), site.transform(origin)):
-                raise ValueError(
-                    f"the support of site {site.name!r} depends on other sites, expected one that "
-                    "is the same in every run; draw a number of fixed support and scale it, e.g. "
-                    "u ~ Uniform(0, 1), b = a * u"
-                )
-
-
-def _rows(values: Mapping[str, Any], name: str, shape: Sequence[int]) -> Tensor:
-    """Values of a site, (n, *shape); a single one may be given as (*shape).
-
-    Raises:
-        ValueError: values are missing or have another shape.
-    """
-    if name not in values:
-        raise ValueError(
-            f"there is no value of {name!r} among {list(values)}, expected one; give each site by "
-            "its name"
-        )
-    value = torch.as_tensor(values[name]).to(torch.get_default_dtype())
-    tail = tuple(value.shape[value.dim() - len(shape) :]) if len(shape) <= value.dim() else None
-    if tail != tuple(shape) or value.dim() > len(shape) + 1:
-        sizes = ", ".join(["n", *map(str, shape)])
-        raise ValueError(f"{name!r} has shape {tuple(value.shape)}, expected ({sizes})")
-    return value.reshape(-1, *shape)

@@ -1,0 +1,709 @@
+r"""What a simulator's program says of itself: its parameters, its data, and how these are related.
+
+:func:`simulate` draws from a program, and :func:`read_program` reads it. It says which parameters
+data depend on, and into which factors the law of data given the parameters θ falls,
+
+    p(x | θ) = ∏_f p(x_f | θ),  with  p(x_f | θ) = ∏_i p(x_{f,i} | θ)
+
+for data that are exchangeable along a plate: each place i has the same law, and places are
+independent given θ. Sites that are not named are integrated out, which keeps that true where they
+are in the plate too.
+
+This is found in two ways. Values are followed from site to site, so that it is known what feeds
+what. And the program is run with some values held and all others drawn anew: the laws of what is
+held have to stay as they were. In doubt data are one factor without a plate, which is always true.
+What can be missed is what a few runs do not meet: places that depend on each other in rare cases,
+or numbers drawn outside of Pyro that matter in rare cases. The number of data in a plate is that of
+the program; that laws are the same for more of them is for its author to say.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, NamedTuple, NoReturn, TypeVar
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import Predictive
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import biject_to, constraints
+
+from pyro_mdm.posteriors.dependence import Run, is_computed, parents_of, run_holding
+from pyro_mdm.support.checks import check_count, describe
+from pyro_mdm.support.progress import progress_bar
+
+__all__ = [
+    "SUPPORT_RUNS",
+    "DataSite",
+    "Draws",
+    "Factor",
+    "ParameterSite",
+    "Plate",
+    "Structure",
+    "is_interior",
+    "named_sites",
+    "read_program",
+    "rows_of",
+    "simulate",
+    "sites_of",
+]
+
+T = TypeVar("T")
+
+Program = Callable[..., Any]
+
+Draws = dict[str, Tensor]
+"""Values of sites by name, (n, *shape)."""
+
+SUPPORT_RUNS = 4
+"""Runs of the program, in which supports and shapes have to be the same, and laws are compared."""
+
+RTOL, ATOL = 1e-5, 1e-4
+"""Tolerances within which log densities are the same, ATOL in nats. Computed values are the same
+within ATOL of their spread."""
+
+FRESH = 1000
+"""The first seed of runs in which values are held, away from the seeds of other runs."""
+
+ALL = torch.tensor(True)
+"""The mask of values that are held in all places."""
+
+
+# -- draws -----------------------------------------------------------------------------------------
+
+
+def simulate(
+    program: Program,
+    n: int,
+    *,
+    seed: int | None = None,
+    vectorized: bool = False,
+    progress: bool = False,
+) -> Draws:
+    """Draws of all sites of a program, observed ones included, (n, *shape) each.
+
+    Args:
+        program: a Pyro program without arguments, whose data are drawn, not observed.
+        n: the number of draws.
+        seed: the seed of the draws; the caller's random state is kept. None: the global generator.
+        vectorized: whether to run the program once in a plate of n (``Predictive(parallel=True)``),
+            which is quicker than n times. It must then not mix entries of its batch, which cannot
+            be checked.
+        progress: whether to show a progress bar, where the program runs n times.
+
+    Raises:
+        ValueError: sites or their shapes change from run to run.
+    """
+    check_count("n", n, "the number of simulations")
+    shown = progress and not vectorized
+    nodes = _nodes(program)
+    same = _SameSites(nodes)
+    checked = program if vectorized else same.around(program)
+    with progress_bar(n, "simulating", "runs", shown=shown) as bar, ExitStack() as stack:
+        runs = itertools.count()
+
+        def counted() -> Any:
+            value = checked()
+            if next(runs) < n:  # Predictive runs it once more, to list its sites
+                bar.update()
+            return value
+
+        draws = Predictive(counted if shown else checked, num_samples=n, parallel=vectorized)
+        if seed is not None:
+            stack.enter_context(torch.random.fork_rng(devices=[]))
+            torch.manual_seed(seed)
+        drawn = same.held_by(draws)
+    return {
+        name: value.detach().reshape(n, *site["value"].shape)
+        for name, site in nodes.items()
+        if (value := drawn.get(name)) is not None
+    }
+
+
+def _nodes(program: Program, seed: int = 0) -> dict[str, Any]:
+    """The sample sites of one run of a program, by name."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        nodes = poutine.trace(program).get_trace().nodes.items()
+    draws = ((name, site) for name, site in nodes if site["type"] == "sample")
+    return {name: site for name, site in draws if not site_is_subsample(site)}
+
+
+class _SameSites(Messenger):
+    """Around runs of a program: they have the sites and shapes that one run had."""
+
+    def __init__(self, nodes: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.shapes = {name: _shape(site) for name, site in nodes.items()}
+        self.error: ValueError | None = None
+
+    def around(self, program: Program) -> Program:
+        """The program, whose runs fail if they have other sites."""
+
+        def run() -> Any:
+            with self:
+                return program()
+
+        return run
+
+    def held_by(self, call: Callable[[], T]) -> T:
+        """What a call gives that runs the program.
+
+        Raises:
+            ValueError: a run has other sites, whatever the call makes of that.
+        """
+        try:
+            result = call()
+        except Exception:
+            if self.error is None:
+                raise
+        if self.error is not None:
+            raise self.error
+        return result
+
+    def __enter__(self) -> Any:
+        self.seen: set[str] = set()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        if error[0] is None and (missing := self.shapes.keys() - self.seen):
+            self._differs(f"has no site {min(missing)!r} in some runs")
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            return
+        name, now = msg["name"], _shape(msg)
+        self.seen.add(name)
+        if name not in self.shapes:
+            self._differs(f"has a site {name!r} in some runs alone")
+        elif now != self.shapes[name]:
+            self._differs(f"draws {name!r} of shape {self.shapes[name]} and in another run {now}")
+
+    def _differs(self, how: str) -> NoReturn:
+        self.error = ValueError(
+            f"the program {how}, expected the same sites of the same shapes in every run; draw as "
+            "many numbers each time, or hide sites that are neither parameters nor data: "
+            "poutine.block(program, expose=[…])"
+        )
+        raise self.error
+
+
+def _shape(site: Mapping[str, Any]) -> tuple[int, ...]:
+    return tuple(getattr(site["value"], "shape", ()))
+
+
+def rows_of(values: Mapping[str, Any], name: str, shape: Sequence[int]) -> Tensor:
+    """Values of a site, (n, *shape); a single one may be given as (*shape).
+
+    Raises:
+        ValueError: values are missing or have another shape.
+    """
+    if name not in values:
+        raise ValueError(
+            f"there is no value of {name!r} among {list(values)}, expected one; give each site by "
+            "its name"
+        )
+    value = torch.as_tensor(values[name]).to(torch.get_default_dtype())
+    tail = tuple(value.shape[value.dim() - len(shape) :]) if len(shape) <= value.dim() else None
+    if tail != tuple(shape) or value.dim() > len(shape) + 1:
+        sizes = ", ".join(["n", *map(str, shape)])
+        raise ValueError(f"{name!r} has shape {tuple(value.shape)}, expected ({sizes})")
+    return value.reshape(-1, *shape)
+
+
+# -- what a program is made of ---------------------------------------------------------------------
+
+
+class ParameterSite(NamedTuple):
+    """A latent site of the vector of parameters."""
+
+    name: str
+    shape: torch.Size  # of one draw
+    support: Any
+    transform: Any  # from unconstrained numbers
+
+    def unconstrained(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Unconstrained numbers of values, (n, k), and log|det ∂u/∂θ|, (n,)."""
+        u = self.transform.inv(value)
+        log_det = self.transform.log_abs_det_jacobian(u, value)
+        return u.reshape(len(u), -1), -log_det.reshape(len(u), -1).sum(1)
+
+
+class Plate(NamedTuple):
+    """A plate that a site is in."""
+
+    name: str
+    size: int
+    dim: int  # of the site's value that counts places, from the right: negative
+
+
+class DataSite(NamedTuple):
+    """A site of data."""
+
+    name: str
+    shape: torch.Size  # of one draw
+    is_discrete: bool
+    plates: tuple[Plate, ...]  # outermost first; those entered by ``with``
+    parameters: tuple[str, ...]  # sites that its law given all parameters depends on, at most
+
+
+class Factor(NamedTuple):
+    """Data that are independent of all other data given the parameters."""
+
+    sites: tuple[DataSite, ...]
+    plate: str | None  # along which they are exchangeable given the parameters, if any
+
+    @property
+    def size(self) -> int:
+        """The number of data of one law: places of the plate; 1 without."""
+        sizes = [p.size for site in self.sites for p in site.plates if p.name == self.plate]
+        return sizes[0] if sizes else 1
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Sites of parameters that the law depends on, at most."""
+        return tuple(dict.fromkeys(name for site in self.sites for name in site.parameters))
+
+    def data(self, draws: Mapping[str, Tensor]) -> Tensor:
+        """Data by place, (n, size, m), the sites side by side.
+
+        Args:
+            draws: values of the sites by name, (n, *shape); a single one may be (*shape).
+
+        Raises:
+            ValueError: a site is missing or of another shape.
+        """
+        parts = []
+        for site in self.sites:
+            value = rows_of(draws, site.name, site.shape)
+            dims = [plate.dim for plate in site.plates if plate.name == self.plate]
+            value = value.movedim(dims[0], 1) if dims else value.unsqueeze(1)
+            parts.append(value.flatten(2) if value.dim() > 2 else value.unsqueeze(2))
+        return torch.cat(parts, 2)
+
+
+class Structure(NamedTuple):
+    """What a program says of its parameters and data."""
+
+    parameters: tuple[ParameterSite, ...]
+    data: tuple[DataSite, ...]
+    factors: tuple[Factor, ...]  # of p(x | θ)
+    notes: tuple[str, ...]  # why data in plates, or at several sites, are not apart
+
+    def check(self, draws: Mapping[str, Tensor]) -> None:
+        """Raise ValueError for data that never vary between n draws, or are not all finite.
+
+        Args:
+            draws: simulations by site, (n, *shape).
+        """
+        for site in self.data:
+            value = rows_of(draws, site.name, site.shape).flatten(1)
+            odd = ~value.isfinite().all(1)
+            if bool(odd.any()):
+                raise ValueError(
+                    f"{site.name!r} is infinite or NaN in {int(odd.sum())} of {len(value)} "
+                    f"simulations (the first is number {int(odd.nonzero()[0])}), expected finite "
+                    "numbers; leave these simulations out, parameters too, or have the program "
+                    "draw an indicator of what is missing"
+                )
+            if len(value) > 1 and bool((value == value[0]).all()):
+                raise ValueError(
+                    f"{site.name!r} is the same in all {len(value)} simulations, expected data "
+                    "that vary; leave it out of observed, or draw parameters that it depends on"
+                )
+
+
+def sites_of(program: Program, names: Sequence[str]) -> dict[str, Any]:
+    """Sites of the program by name.
+
+    Raises:
+        ValueError: an unknown site, or no site.
+    """
+    return _chosen(_nodes(program), names)
+
+
+def _chosen(nodes: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    known = list(nodes)
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"the program has no site {name!r}, expected one of {', '.join(known)}; name those "
+                "of its parameters in latent, and of its data in observed"
+            )
+    if not names:
+        raise ValueError(f"no site is named, expected at least one of {', '.join(known)}")
+    return {name: nodes[name] for name in names}
+
+
+def named_sites(
+    program: Program, latent: Sequence[str], observed: Sequence[str]
+) -> tuple[list[ParameterSite], dict[str, Any]]:
+    """The parameters of a program, and the sites of its data by name, checked in several runs.
+
+    Raises:
+        TypeError: parameters that are not continuous.
+        ValueError: unknown sites, or named twice; data that are observed; a parameter whose support
+            depends on others; sites or shapes that change from run to run.
+    """
+    nodes = _nodes(program)
+    chosen, data = _chosen(nodes, latent), _chosen(nodes, observed)
+    parameters = [_of_parameter(name, site) for name, site in chosen.items()]
+    for names in (latent, observed):
+        if again := [name for name in chosen | data if list(names).count(name) > 1]:
+            raise ValueError(
+                f"site {again[0]!r} is named twice, expected once; name each site once"
+            )
+    if twice := set(latent) & set(observed):
+        raise ValueError(
+            f"{sorted(twice)} are both latent and observed, expected parameters in one and "
+            "data in the other"
+        )
+    if fixed := [n for n, site in data.items() if site["is_observed"] and not is_computed(site)]:
+        raise ValueError(
+            f"site {fixed[0]!r} is observed in the program, expected data that it draws; leave "
+            "out obs"
+        )
+    same = _SameSites(nodes)
+    for seed in range(1, SUPPORT_RUNS):
+        now = same.held_by(partial(_nodes, same.around(program), seed))
+        _check_supports(parameters, now)
+    return parameters, data
+
+
+def _of_parameter(name: str, site: Mapping[str, Any]) -> ParameterSite:
+    support = site["fn"].support
+    if support.is_discrete:
+        raise TypeError(
+            f"site {name!r} is discrete, {describe(site['fn'])}, expected real numbers; sum it out "
+            "in the program, or leave it out of latent"
+        )
+    return ParameterSite(name, site["value"].shape, support, biject_to(support))
+
+
+def _check_supports(sites: Sequence[ParameterSite], nodes: Mapping[str, Any]) -> None:
+    """Raise ValueError for a parameter whose support is another in another run."""
+    for site in sites:
+        now = _of_parameter(site.name, nodes[site.name]).transform
+        origin = torch.zeros(site.transform.inverse_shape(site.shape))
+        if not torch.allclose(now(origin), site.transform(origin)):
+            raise ValueError(
+                f"the support of site {site.name!r} depends on other sites, expected one that "
+                "is the same in every run; draw a number of fixed support and scale it, e.g. "
+                "u ~ Uniform(0, 1), b = a * u"
+            )
+
+
+def is_interior(support: constraints.Constraint, value: Tensor) -> Tensor:
+    """Whether values (n, …) are inside a support, (n,) bool, and not on its boundary.
+
+    Closed supports include their boundary, where unconstrained numbers are infinite.
+    """
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if isinstance(support, constraints.cat | constraints.stack):
+        if isinstance(support, constraints.cat):
+            parts = value.split(support.lengths, support.dim)
+        else:
+            parts = value.unbind(support.dim)
+        pairs = zip(support.cseq, parts, strict=True)
+        return torch.stack([is_interior(own, part) for own, part in pairs]).all(0)
+    inside = _of_rows(support.check(value)) & _of_rows(value.isfinite())
+    if hasattr(support, "lower_bound"):
+        inside = inside & _of_rows(value > support.lower_bound)
+    if hasattr(support, "upper_bound"):
+        inside = inside & _of_rows(value < support.upper_bound)
+    if isinstance(support, type(constraints.simplex)):
+        inside = inside & _of_rows(value > 0)
+    return inside
+
+
+def _of_rows(each: Tensor) -> Tensor:
+    """Whether all entries (n, …) of a row are true, (n,)."""
+    return each.reshape(len(each), -1).all(1)
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+class _Group(NamedTuple):
+    """Data that depend on common sites."""
+
+    data: list[str]
+    sites: set[str]  # these, and what they depend on given the parameters
+
+
+Parts = list[tuple[str | None, list[str]]]
+"""Names of data that are independent of others given the parameters, with their plate."""
+
+
+def read_program(program: Program, latent: Sequence[str], observed: Sequence[str]) -> Structure:
+    """What a program says of its parameters and data, from a few dozen runs of it.
+
+    Sites that are not named, discrete ones too, are drawn and integrated out. Of these
+    ``pyro.deterministic`` is seen through.
+
+    Args:
+        program: the simulator, a Pyro program without arguments.
+        latent: the names of its parameters' sites.
+        observed: the names of its data's sites.
+
+    Raises:
+        TypeError: parameters that are not continuous.
+        ValueError: as :func:`named_sites`.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> def program():
+        ...     rate = pyro.sample("rate", dist.LogNormal(0.0, 1.0))
+        ...     with pyro.plate("days", 5):
+        ...         pyro.sample("counts", dist.Poisson(rate))
+        >>> (factor,) = read_program(program, ["rate"], ["counts"]).factors
+        >>> factor.plate, factor.size
+        ('days', 5)
+    """
+    same = _SameSites(_nodes(program))
+    return same.held_by(lambda: _read(same.around(program), latent, observed))
+
+
+def _read(program: Program, latent: Sequence[str], observed: Sequence[str]) -> Structure:
+    parameters, data = named_sites(program, latent, observed)
+    parts: Parts = [(None, list(data))]
+    with pyro.validation_enabled(False), torch.no_grad():
+        try:
+            seeds = range(SUPPORT_RUNS, 2 * SUPPORT_RUNS)
+            parents = parents_of(program, [*latent, *observed], seeds)
+        except Exception as error:  # of any code that takes no tensors that are followed
+            fed = {name: list(latent) for name in data}
+            notes = [f"the program cannot be followed ({type(error).__name__}: {error})"]
+        else:
+            laws = _Laws(program, latent)
+            fed, groups, notes = _grouped(latent, list(data), laws.completed(parents))
+            if not notes:
+                parts, notes = laws.parts(groups)
+    sites = {name: _of_data(name, site, fed[name]) for name, site in data.items()}
+    factors = [Factor(tuple(sites[n] for n in names), plate) for plate, names in parts]
+    return Structure(tuple(parameters), tuple(sites.values()), tuple(factors), tuple(notes))
+
+
+def _grouped(
+    latent: Sequence[str], data: Sequence[str], parents: Mapping[str, Collection[str]]
+) -> tuple[dict[str, list[str]], list[_Group], list[str]]:
+    """Parameters that data depend on; data that depend on common sites; why there are no groups.
+
+    Args:
+        latent, data: the names of sites.
+        parents: by site, the names of those that feed it directly.
+    """
+
+    def above(name: str) -> set[str]:
+        """Sites that feed one, without parameters and what feeds it by way of them alone."""
+        reached, waiting = set[str](), [name]
+        while waiting:
+            new = {p for p in parents[waiting.pop()] if p not in latent} - reached
+            reached |= new
+            waiting += new
+        return reached
+
+    behind = {name: {name} | above(name) for name in data}
+    everything = set[str]().union(*behind.values())
+    for parameter in latent:
+        if led := above(parameter) & everything:
+            note = (
+                f"{min(led)!r} feeds the parameter {parameter!r} and data, so that data depend on "
+                "each other given the parameters; if it is not data, name it in latent too"
+            )
+            return {name: list(latent) for name in data}, [], [note]
+    groups: list[_Group] = []
+    for name, sites in behind.items():
+        linked = [group for group in groups if group.sites & sites]
+        names = [*(n for group in linked for n in group.data), name]
+        joined = _Group(names, sites.union(*(group.sites for group in linked)))
+        groups = [*(group for group in groups if group not in linked), joined]
+    feeding = {n: set[str]().union(*(parents[s] for s in sites)) for n, sites in behind.items()}
+    return {n: [p for p in latent if p in feeding[n]] for n in data}, groups, []
+
+
+def _of_data(name: str, site: Mapping[str, Any], parameters: Sequence[str]) -> DataSite:
+    try:
+        discrete = site["fn"].support.is_discrete
+    except NotImplementedError:
+        discrete = False
+    discrete = discrete or not site["value"].is_floating_point()
+    return DataSite(name, site["value"].shape, discrete, _plates(site), tuple(parameters))
+
+
+def _plates(site: Mapping[str, Any]) -> tuple[Plate, ...]:
+    """Plates of a site that are entered by ``with``, and whose places its value has."""
+    plates, shape = [], site["value"].shape
+    for frame in site["cond_indep_stack"]:
+        if frame.dim is None:
+            continue
+        dims = [d for d in range(-len(shape), 0) if shape[d] == frame.size]
+        dim = frame.dim - site["fn"].event_dim
+        if dim not in dims and is_computed(site) and len(dims) == 1:
+            dim = dims[0]  # all dimensions of a computed value count as those of one event
+        if dim in dims:
+            plates.append(Plate(frame.name, frame.size, dim))
+    return tuple(plates)
+
+
+class _Laws:
+    """Laws of sites given the parameters, compared between places and runs of a program."""
+
+    def __init__(self, program: Program, latent: Sequence[str]) -> None:
+        self.program, self.latent, self.nodes = program, latent, _nodes(program)
+        self.plates = {name: {p.name: p for p in _plates(s)} for name, s in self.nodes.items()}
+
+    def completed(self, parents: Mapping[str, Collection[str]]) -> dict[str, set[str]]:
+        """Sites that feed each site directly, with parameters that were not seen to.
+
+        One parameter is drawn anew and all else is held; laws that change are fed by it.
+        """
+        all_parents = {name: set(names) for name, names in parents.items()}
+        drawn = [name for name in parents if not is_computed(self.nodes[name])]
+        for parameter in self.latent:
+            for seed in range(2):
+                known = run_holding(self.program, {}, seed)
+                held = {n: (known.values[n], ALL) for n in known.values if n in drawn}
+                held |= {n: (known.values[n], ALL) for n in known.values if n in self.latent}
+                held.pop(parameter, None)
+                run = run_holding(self.program, held, FRESH + seed)
+                for name in parents:
+                    if name != parameter and not self._is_same(name, known, run):
+                        all_parents[name].add(parameter)
+        return all_parents
+
+    def parts(self, groups: Sequence[_Group]) -> tuple[Parts, list[str]]:
+        """Data that are independent given the parameters, with their plate, and why not more are.
+
+        Args:
+            groups: data that depend on common sites.
+        """
+        by_plate: dict[str, _Group] = {}
+        rest, notes, odd = list[_Group](), list[str](), dict[str, set[str]]()
+        for group in groups:
+            for plate in self.plates[group.data[0]].values():
+                if plate.size < 2:
+                    continue
+                if outside := [s for s in group.sites if plate.name not in self.plates[s]]:
+                    notes.append(
+                        f"data in the plate {plate.name!r} are not independent given the "
+                        f"parameters, as {min(outside)!r} is outside of it; if it is not data, "
+                        "name it in latent too"
+                    )
+                    continue
+                if plate.name not in odd:
+                    odd[plate.name] = self._odd(plate, set().union(*(g.sites for g in groups)))
+                if strange := group.sites & odd[plate.name]:
+                    notes.append(
+                        f"data in the plate {plate.name!r} are not exchangeable given the "
+                        f"parameters: the law of {min(strange)!r} differs between places, depends "
+                        "on other places, or is not known"
+                    )
+                    continue
+                old = by_plate.get(plate.name, _Group([], set()))
+                joined = _Group([*old.data, *group.data], old.sites | group.sites)
+                by_plate[plate.name] = joined
+                break
+            else:
+                rest.append(group)
+        if not self._are_apart([*by_plate.values(), *rest]):
+            names = [name for group in groups for name in group.data]
+            notes.append(
+                f"{', '.join(names)} are not seen to be independent given the parameters: laws "
+                "change where all that feeds them is held, or are not known; draw all random "
+                "numbers by pyro.sample"
+            )
+            return [(None, names)], notes
+        parts: Parts = [(plate, group.data) for plate, group in by_plate.items()]
+        return [*parts, *((None, group.data) for group in rest)], notes
+
+    def _odd(self, plate: Plate, sites: set[str]) -> set[str]:
+        """Sites in a plate whose law in some place is another, or depends on other places.
+
+        One place's values are held in half of the places, then in the other half, and all else is
+        drawn anew. For any two places there is a run that holds the first and not the second.
+        """
+        dims = {
+            name: self.plates[name][plate.name].dim
+            for name in sites
+            if plate.name in self.plates[name] and self.plates[name][plate.name].size == plate.size
+        }
+        odd = sites - dims.keys()
+        for seed, halves in _halvings(plate.size):
+            known, place = run_holding(self.program, {}, seed), seed % plate.size
+            if not dims.keys() <= known.values.keys():
+                return sites
+            for half in halves:
+                held = {name: (known.values[name], ALL) for name in self.latent}
+                for name, dim in dims.items():
+                    if not is_computed(self.nodes[name]):
+                        value = known.values[name].narrow(dim, place, 1)
+                        held[name] = value, half.reshape(-1, *[1] * (-dim - 1))
+                run = run_holding(self.program, held, FRESH + seed)
+                for name, dim in dims.items():
+                    if not is_computed(self.nodes[name]):
+                        dim = dim + self.nodes[name]["fn"].event_dim
+
+                    def before(law: Tensor, dim: int = dim, place: int = place) -> Tensor:
+                        return law.movedim(dim, 0)[place]
+
+                    def now(law: Tensor, dim: int = dim, half: Tensor = half) -> Tensor:
+                        return law.movedim(dim, 0)[half]
+
+                    if not self._is_same(name, known, run, before, now):
+                        odd.add(name)
+        return odd
+
+    def _are_apart(self, groups: Sequence[_Group]) -> bool:
+        """Whether laws of some groups stay as they are where others are drawn anew.
+
+        For any two groups there is a run that holds the first and not the second.
+        """
+        if len(groups) < 2:
+            return True
+        for seed, halves in _halvings(len(groups)):
+            known = run_holding(self.program, {}, seed)
+            if not known.values:
+                return False
+            for half in halves:
+                held_groups = [group for group, held in zip(groups, half, strict=True) if held]
+                sites = set[str]().union(*(group.sites for group in held_groups))
+                drawn = {name for name in sites if not is_computed(self.nodes[name])}
+                held = {name: (known.values[name], ALL) for name in drawn.union(self.latent)}
+                run = run_holding(self.program, held, FRESH + seed)
+                if not all(self._is_same(name, known, run) for name in sites):
+                    return False
+        return True
+
+    def _is_same(
+        self,
+        name: str,
+        known: Run,
+        run: Run,
+        before: Callable[[Tensor], Tensor] = Tensor.double,
+        now: Callable[[Tensor], Tensor] = Tensor.double,
+    ) -> bool:
+        """Whether a site's law in one run is as it was in another, each at a part of it."""
+        if name not in known.laws or name not in run.laws:
+            return False
+        old, new = known.laws[name].double(), run.laws[name].double()
+        rtol, atol = RTOL, ATOL
+        if is_computed(self.nodes[name]):
+            rtol, atol = 0.0, ATOL * float(old.max() - old.min())
+        return torch.allclose(now(new), before(old).expand_as(now(new)), rtol=rtol, atol=atol)
+
+
+def _halvings(n: int) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
+    """Halves of n things by the digits of their numbers, two masks (n,) each, with a seed."""
+    digits = max(1, (n - 1).bit_length())
+    for seed in range(max(SUPPORT_RUNS, digits)):
+        half = (torch.arange(n) >> seed % digits) % 2 == 0
+        yield seed, (half, ~half)
