@@ -20,6 +20,7 @@ __all__ = [
     "Weighted",
     "Z95",
     "holm",
+    "pareto_limit",
     "population_error",
     "resolved",
     "rounding",
@@ -84,6 +85,12 @@ class Estimate(InBits):
         )
 
 
+def pareto_limit(S: int) -> float:
+    """The tail index above which S weights are too few to trust: 1 - 1 / log10 S, 0.7 at most
+    (Vehtari et al., "Pareto Smoothed Importance Sampling", JMLR 2024); 0.45 for S = 64."""
+    return min(1 - 1 / math.log10(max(S, 11)), 0.7)
+
+
 @dataclass(frozen=True)
 class Weighted(InBits):
     """log p(x) by S weights w for each datum: log (1/S) Σ w, a bound in expectation, nats.
@@ -111,9 +118,8 @@ class Weighted(InBits):
 
     @property
     def pareto_limit(self) -> float:
-        """The tail index above which S weights are too few to trust: 1 - 1 / log10 S, 0.7 at
-        most (Vehtari et al., "Pareto Smoothed Importance Sampling", JMLR 2024); 0.45 for S = 64."""
-        return min(1 - 1 / math.log10(max(self.num_weights, 11)), 0.7)
+        """:func:`pareto_limit` of these weights."""
+        return pareto_limit(self.num_weights)
 
     @property
     def weights_in_words(self) -> str:

@@ -9,6 +9,7 @@ from pyro_mdm.posteriors.amortized import (
     log_prior,
     ranks,
 )
+from pyro_mdm.posteriors.guide import ImportanceWeights, PosteriorGuide, ScoredDraws
 from pyro_mdm.posteriors.reading import (
     DataSite,
     Factor,
@@ -24,10 +25,13 @@ __all__ = [
     "Calibration",
     "DataSite",
     "Factor",
+    "ImportanceWeights",
     "LinearGaussian",
     "LogDensity",
     "ParameterSite",
     "Plate",
+    "PosteriorGuide",
+    "ScoredDraws",
     "Structure",
     "calibrate",
     "log_prior",

@@ -38,6 +38,7 @@ from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.flow import Solver
+from pyro_mdm.posteriors.guide import PosteriorGuide, ScoredDraws, draw_by_flow, one_row
 from pyro_mdm.posteriors.reading import (
     SUPPORT_RUNS,
     Draws,
@@ -182,9 +183,9 @@ class LogDensity(NamedTuple):
 class AmortizedPosterior(nn.Module):
     """The posterior p(θ | x) for any x: a diffusion model of θ, unconstrained and standardized.
 
-    :meth:`fit` makes one and trains it. ``model`` and ``guide`` are the two programs, for a loop of
-    your own over :meth:`coordinates`. ``gaussian`` is the :class:`LinearGaussian` of the draws in
-    these coordinates; None after :meth:`from_pretrained`.
+    :meth:`fit` makes one and trains it. ``model`` and ``noising`` are the two programs, for a loop
+    of your own over :meth:`coordinates`. ``gaussian`` is the :class:`LinearGaussian` of the draws
+    in these coordinates; None after :meth:`from_pretrained`.
 
     Args:
         program: the simulator, without arguments.
@@ -203,6 +204,7 @@ class AmortizedPosterior(nn.Module):
 
     mean: Tensor
     scale: Tensor
+    program: Callable[..., Any]
 
     def __init__(
         self,
@@ -277,7 +279,7 @@ class AmortizedPosterior(nn.Module):
     ) -> None:
         theta, x = self.coordinates(draws)[0], self.data(draws)
         self.train()
-        loss = MDM_ELBO()(self.model, self.guide)
+        loss = MDM_ELBO()(self.model, self.noising)
         optimizer = torch.optim.Adam(loss.parameters(), lr=learning_rate)
         average = torch.optim.swa_utils.get_ema_multi_avg_fn(max(0.0, min(0.995, 1 - 20 / steps)))
         kept = torch.optim.swa_utils.AveragedModel(self.model, multi_avg_fn=average)
@@ -364,6 +366,7 @@ class AmortizedPosterior(nn.Module):
         self, program: Callable[..., Any], latent: Sequence[str], observed: Sequence[str]
     ) -> None:
         self.latent, self.observed = list(latent), list(observed)
+        object.__setattr__(self, "program", program)  # which may be a module: no part of this one
         sites, data = named_sites(program, self.latent, self.observed)
         self._sites, self._data_shapes = sites, {n: site["value"].shape for n, site in data.items()}
 
@@ -373,7 +376,7 @@ class AmortizedPosterior(nn.Module):
         return {name: list(shape) for name, shape in shapes.items()}
 
     def _set_model(self, model: DiffusionModel) -> None:
-        self.model, self.guide = model, DiffusionGuide(model.diffusion)
+        self.model, self.noising = model, DiffusionGuide(model.diffusion)
 
     # -- coordinates -------------------------------------------------------------------------------
 
@@ -466,6 +469,30 @@ class AmortizedPosterior(nn.Module):
         drawn = self.parameters_of(theta).items()
         return {name: value.reshape(*lead, *value.shape[1:]) for name, value in drawn}
 
+    def scored_draws(
+        self, data: Mapping[str, Tensor], n: int, *, seed: int | None = None
+    ) -> ScoredDraws:
+        """n draws of p(θ | x) for one datum, with the density of the law that they are drawn from.
+
+        These are draws of the probability-flow ODE, for weights (:mod:`pyro_mdm.posteriors.guide`).
+        """
+        x = one_row(self.data(data))
+        model = self.model.given_context(x.expand(n, -1))
+        return draw_by_flow(model, self.parameters_of, self.coordinates, n, seed=seed)
+
+    def guide(
+        self, data: Mapping[str, Tensor], *, nuisance: bool = True, seed: int | None = None
+    ) -> PosteriorGuide:
+        """The posterior of one observation, a Pyro guide of the program (:class:`PosteriorGuide`).
+
+        Args:
+            data: the observation by site, (*shape).
+            nuisance: whether sites that are neither parameters nor data are drawn too.
+            seed: the seed of the draws; None: the global generator.
+        """
+        one_row(self.data(data))
+        return PosteriorGuide(self, self.program, self._sites, data, nuisance=nuisance, seed=seed)
+
     @torch.no_grad()
     def log_prob(
         self,
@@ -507,7 +534,7 @@ class AmortizedPosterior(nn.Module):
             z, log_det = self.coordinates(chosen)
             model = self.model.given_context(x[inside])
             options: dict[str, Any] = {"samples": samples, "solver": solver, "seed": seed}
-            estimate = probability_flow(model, self.guide, z, progress=progress, **options)
+            estimate = probability_flow(model, self.noising, z, progress=progress, **options)
             there = inside.cpu()
             value[there] = estimate.per_datum + log_det.double().cpu()
             error[there] = estimate.per_datum_error

@@ -46,6 +46,7 @@ __all__ = [
     "ParameterSite",
     "Plate",
     "Structure",
+    "drawn_sites",
     "is_interior",
     "named_sites",
     "read_program",
@@ -221,6 +222,14 @@ def rows_of(values: Mapping[str, Any], name: str, shape: Sequence[int]) -> Tenso
 # -- what a program is made of ---------------------------------------------------------------------
 
 
+class Plate(NamedTuple):
+    """A plate that a site is in."""
+
+    name: str
+    size: int
+    dim: int  # of the site's value that counts places, from the right: negative
+
+
 class ParameterSite(NamedTuple):
     """A latent site of the vector of parameters."""
 
@@ -228,20 +237,14 @@ class ParameterSite(NamedTuple):
     shape: torch.Size  # of one draw
     support: Any
     transform: Any  # from unconstrained numbers
+    event_dim: int = 0
+    plates: tuple[Plate, ...] = ()  # outermost first; those entered by ``with``
 
     def unconstrained(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Unconstrained numbers of values, (n, k), and log|det ∂u/∂θ|, (n,)."""
         u = self.transform.inv(value)
         log_det = self.transform.log_abs_det_jacobian(u, value)
         return u.reshape(len(u), -1), -log_det.reshape(len(u), -1).sum(1)
-
-
-class Plate(NamedTuple):
-    """A plate that a site is in."""
-
-    name: str
-    size: int
-    dim: int  # of the site's value that counts places, from the right: negative
 
 
 class DataSite(NamedTuple):
@@ -320,6 +323,11 @@ class Structure(NamedTuple):
                 )
 
 
+def drawn_sites(program: Program) -> list[str]:
+    """The names of the sites that a program draws, in order; none that is observed or computed."""
+    return [name for name, site in _nodes(program).items() if not site["is_observed"]]
+
+
 def sites_of(program: Program, names: Sequence[str]) -> dict[str, Any]:
     """Sites of the program by name.
 
@@ -384,7 +392,8 @@ def _of_parameter(name: str, site: Mapping[str, Any]) -> ParameterSite:
             f"site {name!r} is discrete, {describe(site['fn'])}, expected real numbers; sum it out "
             "in the program, or leave it out of latent"
         )
-    return ParameterSite(name, site["value"].shape, support, biject_to(support))
+    shape, event_dim = site["value"].shape, site["fn"].event_dim
+    return ParameterSite(name, shape, support, biject_to(support), event_dim, _plates(site))
 
 
 def _check_supports(sites: Sequence[ParameterSite], nodes: Mapping[str, Any]) -> None:

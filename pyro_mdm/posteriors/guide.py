@@ -1,0 +1,417 @@
+r"""The posterior of one observation as a guide of its program, and weights that make it exact.
+
+A learned posterior q(θ | x) is not quite p(θ | x). Where the program has densities, draws of q with
+the weights
+
+    w = p(θ, x) / q(θ | x)
+
+are exact: weighted means tend to those of p(θ | x), and the mean weight to p(x), the evidence.
+:class:`PosteriorGuide` is a Pyro guide, so that Pyro's own ``Importance`` finds them, and
+:class:`ImportanceWeights` says how far they can be trusted.
+
+Draws and their density have to be of one law. They are those of the probability-flow ODE, whose
+state y_ε gives θ by the decoder p(θ | y_ε). With this y_1 and more draws y_2, …, y_S of the noising
+law q(y | θ) the density is estimated by
+
+    q̂(θ) = (1/S) Σ_j p_ode(y_j) p(θ | y_j) / q(y_j | θ),
+
+of which 1/q̂ is unbiased for 1/q for any S, so that no error of q̂ is left in weighted means (the
+identity behind bounds from above: Grosse, Ghahramani & Adams, "Sandwiching the marginal likelihood
+using bidirectional Monte Carlo", 2015).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_mdm.evaluation.estimates import pareto_limit
+from pyro_mdm.evaluation.importance import pareto_k
+from pyro_mdm.model import DiffusionModel
+from pyro_mdm.paths.flow import Solver, flow_log_prob
+from pyro_mdm.paths.laws import noising_law
+from pyro_mdm.paths.likelihood import log_mean_weight
+from pyro_mdm.posteriors.reading import Draws, ParameterSite, drawn_sites
+from pyro_mdm.samplers.probability_flow import ProbabilityFlow
+from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.measured import Measured
+from pyro_mdm.support.modules import evaluating
+
+__all__ = [
+    "ImportanceWeights",
+    "Posterior",
+    "PosteriorGuide",
+    "ScoredDraws",
+    "draw_by_flow",
+    "one_row",
+]
+
+JOINT = "_posterior"
+"""The auxiliary site of a guide, which has the density of all parameters together."""
+
+FIRST, MOST = 100, 10_000
+"""Draws that are made together: at first, and at most. Otherwise as many as there were before."""
+
+TOLERANCE = 1e-5
+"""Relative and absolute tolerance of the ODE, for draws and densities alike."""
+
+
+class ScoredDraws:
+    """Draws of parameters with their log density, which is computed when it is first asked for.
+
+    Args:
+        theta: parameters by site, (n, *shape).
+        score: a function that returns log q(θ), (n,), nats, in θ's own space.
+    """
+
+    def __init__(self, theta: Draws, score: Callable[[], Tensor]) -> None:
+        self.theta, self._score = theta, score
+
+    @cached_property
+    def log_prob(self) -> Tensor:
+        """log q(θ) of the draws, (n,) float64, nats, in θ's own space."""
+        return self._score().detach().double()
+
+
+class Posterior(Protocol):
+    """What a guide asks of a posterior."""
+
+    def scored_draws(
+        self, data: Mapping[str, Tensor], n: int, *, seed: int | None = None
+    ) -> ScoredDraws:
+        """n draws of the posterior of one observation, with the density of their own law."""
+
+    def log_prob(self, theta: Mapping[str, Tensor], data: Mapping[str, Tensor]) -> Any:
+        """log p(θ | x) of other parameters, with ``value`` (n,)."""
+
+
+class _Flow(NamedTuple):
+    """The probability-flow ODE of a model, from the prior to coordinates of parameters."""
+
+    model: DiffusionModel
+    samples: int
+
+    def draw(self, n: int) -> tuple[Tensor, Tensor]:
+        """Coordinates z (n, d), and the states y_ε (n, K, d) that they were decoded from."""
+        model = self.model
+        shape = (n, model.diffusion.num_variables, *model.event_shape)
+        flow = ProbabilityFlow(1000, "dopri5", rtol=TOLERANCE, atol=TOLERANCE)
+        y = flow(*model.drawn(n), shape)
+        law = model.likelihood(model.diffusion, model.score_function, y, len(model.event_shape))
+        return law.sample(), y
+
+    def log_prob(self, z: Tensor, y: Tensor) -> Tensor:
+        """log q̂ of draws, (n,), by the states that they were decoded from and further ones."""
+        model = self.model
+        noising = noising_law(model.diffusion, z.double(), event_dim=z.dim() - 1)
+        solver, weights = Solver(rtol=TOLERANCE, atol=TOLERANCE), []
+        for j in range(self.samples):
+            path = y.double().unsqueeze(1) if j == 0 else noising.rsample()
+            (state,) = noising.states(path)
+            decoder = model.likelihood(
+                model.diffusion, model.score_function, state.to(z.dtype), z.dim() - 1
+            )
+            flow = flow_log_prob(model.diffusion, model.score_function, state, solver).log_prob
+            weights.append(flow + decoder.log_prob(z).double() - noising.log_prob(path))
+        return log_mean_weight(torch.stack(weights))[0]
+
+
+def one_row(x: Tensor) -> Tensor:
+    """Data (1, m) of one observation.
+
+    Raises:
+        ValueError: there are several.
+    """
+    if len(x) != 1:
+        raise ValueError(
+            f"the data are {len(x)} observations, expected one, of which the guide is; make a "
+            "guide for each"
+        )
+    return x
+
+
+@torch.no_grad()
+def draw_by_flow(
+    model: DiffusionModel,
+    parameters_of: Callable[[Tensor], Draws],
+    coordinates: Callable[[Mapping[str, Tensor]], tuple[Tensor, Tensor]],
+    n: int,
+    *,
+    samples: int = 1,
+    seed: int | None = None,
+) -> ScoredDraws:
+    """n draws of a model by the probability-flow ODE, with the density of that law.
+
+    Args:
+        model: the model of the parameters' coordinates for these n draws.
+        parameters_of, coordinates: from coordinates to parameters by site, and back with log|det|.
+        n: the number of draws.
+        samples: S, states for each density; one makes weights right, and more steadier.
+        seed: the seed of the draws; None: the global generator.
+    """
+    check_count("n", n, "the number of draws")
+    flow = _Flow(model, samples)
+    with evaluating(model), torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        z, y = flow.draw(n)
+    theta = parameters_of(z)
+
+    def score() -> Tensor:
+        with torch.no_grad(), evaluating(model), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0 if seed is None else seed)
+            return flow.log_prob(z, y) + coordinates(theta)[1].double()
+
+    return ScoredDraws(theta, score)
+
+
+class _Draws:
+    """Draws of a posterior, handed out one by one, whose densities are known."""
+
+    def __init__(self, draw: Callable[[int, int], ScoredDraws], names: Sequence[str]) -> None:
+        self.draw, self.names = draw, names
+        self.blocks: list[ScoredDraws] = []
+        self.place: dict[bytes, tuple[int, int]] = {}
+        self.waiting = torch.empty(0)
+        self.made = 0
+
+    def take(self, n: int) -> Tensor:
+        """The next n draws, (n, size), the sites side by side."""
+        if (short := n - len(self.waiting)) > 0:
+            self._make(max(short, min(MOST, max(FIRST, self.made))))
+        rows, self.waiting = self.waiting[:n], self.waiting[n:]
+        return rows
+
+    def _make(self, n: int) -> None:
+        with poutine.block():  # programs that run for it are none of the guide's
+            block = self.draw(n, len(self.blocks))
+        rows = torch.cat([block.theta[name].reshape(n, -1) for name in self.names], 1)
+        self.place |= {_key(row): (len(self.blocks), i) for i, row in enumerate(rows)}
+        self.blocks.append(block)
+        self.waiting = torch.cat([self.waiting, rows]) if len(self.waiting) else rows
+        self.made += n
+
+    def log_prob(self, rows: Tensor) -> Tensor | None:
+        """log q of rows (n, size), (n,); None: not all are draws of these."""
+        places = [self.place.get(_key(row)) for row in rows]
+        with poutine.block():
+            known = [self.blocks[at[0]].log_prob[at[1]] for at in places if at is not None]
+        return torch.stack(known) if len(known) == len(places) else None
+
+
+def _key(row: Tensor) -> bytes:
+    return row.detach().cpu().numpy().tobytes()
+
+
+class _Joint(TorchDistribution):
+    """The law of all parameters, side by side."""
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    support = constraints.real_vector
+
+    def __init__(
+        self, draws: _Draws, score: Callable[[Tensor], Tensor], size: int, batch_shape: Any = ()
+    ) -> None:
+        self.draws, self.score, self.size = draws, score, size
+        super().__init__(torch.Size(batch_shape), torch.Size([size]), validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: object = None) -> _Joint:
+        return _Joint(self.draws, self.score, self.size, batch_shape)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        shape = torch.Size([*sample_shape, *self.batch_shape])
+        return self.draws.take(shape.numel()).reshape(*shape, self.size)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        rows = value.reshape(-1, self.size)
+        log_q = self.draws.log_prob(rows)
+        log_q = self.score(rows) if log_q is None else log_q
+        return log_q.reshape(value.shape[:-1])
+
+
+class PosteriorGuide:
+    """The posterior of one observation as a Pyro guide of its program.
+
+    Each call samples all parameters jointly, at their own sites and in their own plates. Draws are
+    made and scored in blocks, and handed out one by one. Sites that are neither parameters nor data
+    are drawn from the program given the parameters and the observation, so that weights are right.
+    Arguments of a call are ignored, as the program takes none.
+
+    It is made by ``posterior.guide(data)``.
+
+    Args:
+        posterior: the posterior, see :class:`Posterior`.
+        program: the simulator, without arguments.
+        sites: the sites of the parameters.
+        data: one observation by site, (*shape).
+        nuisance: whether other sites are drawn here. False leaves them to the program, for sites
+            that are enumerated.
+        seed: the seed of the draws; None: the global generator.
+
+    Example:
+        >>> from pyro.infer import Importance, Predictive
+        >>> from pyro_mdm.posteriors import AmortizedPosterior
+        >>> def program():
+        ...     a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("x", dist.Normal(a, 1.0))
+        >>> posterior = AmortizedPosterior.fit(program, ["a"], ["x"], simulations=50, steps=2)
+        >>> observed = {"x": torch.tensor(0.5)}
+        >>> guide = posterior.guide(observed, seed=0)
+        >>> replicated = Predictive(program, guide=guide, num_samples=7)()
+        >>> conditioned = pyro.condition(program, observed)
+        >>> weights = ImportanceWeights.of(Importance(conditioned, guide, num_samples=20).run())
+        >>> replicated["x"].shape, weights.log_weights.shape
+        (torch.Size([7]), torch.Size([20]))
+    """
+
+    def __init__(
+        self,
+        posterior: Posterior,
+        program: Callable[..., Any],
+        sites: Sequence[ParameterSite],
+        data: Mapping[str, Tensor],
+        *,
+        nuisance: bool = True,
+        seed: int | None = None,
+    ) -> None:
+        self.sites = tuple(sites)
+        self._posterior, self._data = posterior, dict(data)
+        names = [site.name for site in self.sites]
+        size = sum(site.shape.numel() for site in self.sites)
+
+        def draw(n: int, block: int) -> ScoredDraws:
+            return posterior.scored_draws(data, n, seed=None if seed is None else seed + block)
+
+        self._joint = _Joint(_Draws(draw, names), self._score, size)
+        self._program = program
+        drawn = drawn_sites(program)
+        values = {name: torch.as_tensor(value) for name, value in data.items()}
+        told = {name for name, value in values.items() if not bool(value.isnan().all())}
+        self._known = {
+            n: values[n] for n in drawn if n in told and bool(values[n].isfinite().all())
+        }
+        self._others = [n for n in drawn if n not in told.union(names)] if nuisance else []
+
+    def _split(self, rows: Tensor) -> Draws:
+        """Values by site, (n, *shape), of rows (n, size)."""
+        parts = rows.split([site.shape.numel() for site in self.sites], 1)
+        pairs = zip(self.sites, parts, strict=True)
+        return {site.name: part.reshape(-1, *site.shape) for site, part in pairs}
+
+    def _score(self, rows: Tensor) -> Tensor:
+        """log q of parameters that are no draws of this guide, (n,)."""
+        value: Tensor = self._posterior.log_prob(self._split(rows), self._data).value
+        return value
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Draws:
+        """Sample all parameters; returned by site."""
+        joint = pyro.sample(JOINT, self._joint, infer={"is_auxiliary": True})
+        batch, values = joint.shape[:-1], self._split(joint.reshape(-1, joint.shape[-1]))
+        every = {p.name: (p.size, p.dim + s.event_dim) for s in self.sites for p in s.plates}
+        plates = {name: pyro.plate(name, size, dim=dim) for name, (size, dim) in every.items()}
+        for site in self.sites:
+            shape = torch.broadcast_shapes(site.shape, (*batch, *[1] * site.event_dim))
+            values[site.name] = values[site.name].reshape(shape)
+            with ExitStack() as stack:
+                for plate in site.plates:
+                    stack.enter_context(plates[plate.name])
+                pyro.sample(site.name, dist.Delta(values[site.name], event_dim=site.event_dim))
+        if self._others:
+            given = poutine.condition(self._program, data=self._known | values)
+            poutine.block(given, expose=self._others)()
+        return values
+
+    def initial_params(self, chains: int = 1) -> Draws:
+        """Draws in unconstrained coordinates, where chains of NUTS start.
+
+        They are as ``MCMC(NUTS(program), …, num_chains=chains, initial_params=…)`` takes them:
+        (chains, *unconstrained shape) by site, without the first dimension for one chain.
+        """
+        check_count("chains", chains, "the number of chains of MCMC")
+        drawn = self._split(self._joint.sample((chains,)))
+        starts = {site.name: site.transform.inv(drawn[site.name]) for site in self.sites}
+        return starts if chains > 1 else {name: value[0] for name, value in starts.items()}
+
+
+@dataclass(frozen=True, repr=False)
+class ImportanceWeights:
+    """Importance weights, how many of them count, and the evidence that they estimate.
+
+    Args:
+        log_weights: log p(θ, x) - log q(θ | x) of S draws, (S,), nats.
+    """
+
+    log_weights: Tensor
+
+    @classmethod
+    def of(cls, importance: Any) -> ImportanceWeights:
+        """The weights of Pyro's ``Importance`` after ``run``, with a warning if they mislead.
+
+        Raises:
+            ValueError: it has not been run.
+        """
+        log_weights = torch.as_tensor(importance.log_weights)
+        if not len(log_weights):
+            raise ValueError("there are no weights, expected those of importance.run(); run it")
+        weights = cls(log_weights.detach().double())
+        if weights.pareto_k > weights.pareto_limit or weights.effective == 0:
+            warnings.warn(
+                f"the weights have a tail of k̂ {weights.pareto_k:.2f}, expected at most "
+                f"{weights.pareto_limit:.2f}: weighted means are not to be trusted, nor is the "
+                "evidence; train the posterior with more simulations or steps, or run NUTS from "
+                "guide.initial_params()",
+                stacklevel=2,
+            )
+        return weights
+
+    @property
+    def normalized(self) -> Tensor:
+        """The weights divided by their sum, (S,)."""
+        return self.log_weights.softmax(0)
+
+    @property
+    def effective(self) -> float:
+        """The effective sample size, (Σ w)² / Σ w², from 1 to S; 0 if all weights are 0."""
+        log_w = self.log_weights
+        if bool((log_w == -math.inf).all()):
+            return 0.0
+        return float((2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp())
+
+    @property
+    def pareto_k(self) -> float:
+        """The tail index k̂ of the largest weights (Vehtari et al., "Pareto Smoothed Importance
+        Sampling", JMLR 2024); NaN for fewer than 25 weights, or equal ones."""
+        if self.effective == 0:
+            return math.inf
+        return float(pareto_k(self.log_weights.unsqueeze(1))[0])
+
+    @property
+    def pareto_limit(self) -> float:
+        """The k̂ above which S weights mislead, min(1 - 1 / log10 S, 0.7), from the same source."""
+        return pareto_limit(len(self.log_weights))
+
+    @property
+    def log_evidence(self) -> Measured:
+        """log p(x) by the mean weight, nats, with its Monte Carlo error."""
+        value, error = log_mean_weight(self.log_weights.unsqueeze(1))
+        return Measured(float(value), float(error))
+
+    def __repr__(self) -> str:
+        return (
+            f"{len(self.log_weights):,} weights count as {self.effective:,.0f} draws, k̂ "
+            f"{self.pareto_k:.2f} of at most {self.pareto_limit:.2f}; log evidence "
+            f"{self.log_evidence} nats"
+        )
