@@ -162,7 +162,6 @@ def draw_by_flow(
         samples: S, states for each density; one makes weights right, and more steadier.
         seed: the seed of the draws; None: the global generator.
     """
-    check_count("n", n, "the number of draws")
     flow = _Flow(model, samples)
     with evaluating(model), torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
