@@ -9,6 +9,7 @@ from pyro_mdm.posteriors.amortized import (
     log_prior,
     ranks,
 )
+from pyro_mdm.posteriors.checks import Coverage, calibrate_at, expected_coverage
 from pyro_mdm.posteriors.guide import ImportanceWeights, PosteriorGuide, ScoredDraws
 from pyro_mdm.posteriors.reading import (
     DataSite,
@@ -23,6 +24,7 @@ from pyro_mdm.posteriors.reading import (
 __all__ = [
     "AmortizedPosterior",
     "Calibration",
+    "Coverage",
     "DataSite",
     "Factor",
     "ImportanceWeights",
@@ -34,6 +36,8 @@ __all__ = [
     "ScoredDraws",
     "Structure",
     "calibrate",
+    "calibrate_at",
+    "expected_coverage",
     "log_prior",
     "ranks",
     "read_program",

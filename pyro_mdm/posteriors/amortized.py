@@ -20,12 +20,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import safetensors.torch
 import torch
 from pyro import poutine
 from torch import Tensor, nn
@@ -41,6 +43,7 @@ from pyro_mdm.networks import MLP
 from pyro_mdm.paths.flow import Solver
 from pyro_mdm.posteriors.encoding import Encoding
 from pyro_mdm.posteriors.guide import PosteriorGuide, ScoredDraws, draw_by_flow, one_row
+from pyro_mdm.posteriors.predictive import PriorPredictive
 from pyro_mdm.posteriors.reading import (
     SUPPORT_RUNS,
     Draws,
@@ -68,6 +71,9 @@ __all__ = [
     "ranks",
     "simulate",
 ]
+
+KEPT = "simulations.safetensors"
+"""The file beside it that has the data of some simulations."""
 
 NAMES = "posterior.json"
 """The file beside a model's that has the names of the sites and the scales of the parameters."""
@@ -245,6 +251,7 @@ class AmortizedPosterior(nn.Module):
         self.encoding = Encoding.fit(self._numbers(draws), missing)
         x = self.data(draws)
         self.gaussian = LinearGaussian.fit((u - self.mean) / self.scale, self.encoding.values(x))
+        self.predictive = PriorPredictive(self.encoding.values(x))
         context = Vectors.fit(x)
         r, _ = self.coordinates(draws, x)
         d = u.shape[1]
@@ -342,8 +349,9 @@ class AmortizedPosterior(nn.Module):
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the posterior to a folder.
 
-        It holds the model (:meth:`DiffusionModel.save_pretrained`), and in ``posterior.json`` the
-        names of the sites and the scales of the parameters.
+        It holds the model (:meth:`DiffusionModel.save_pretrained`), in ``posterior.json`` the names
+        of the sites and the scales of the parameters, and in ``simulations.safetensors`` the
+        encoded data of 1,000 simulations at most, for :meth:`predictive_p_value`.
         """
         self.model.save_pretrained(folder)
         named = {"latent": self.latent, "observed": self.observed, "shapes": self._shapes}
@@ -357,6 +365,7 @@ class AmortizedPosterior(nn.Module):
             "gaussian": gaussian,
         }
         with replacing() as write:
+            write(Path(folder) / KEPT, [safetensors.torch.save({"kept": self.predictive.kept})])
             write(Path(folder) / NAMES, [json.dumps(named | scales | learned).encode()])
 
     @classmethod
@@ -411,6 +420,9 @@ class AmortizedPosterior(nn.Module):
         new.gaussian = law and LinearGaussian(
             **{name: torch.tensor(value, dtype=torch.float64) for name, value in law.items()}
         )
+        if not (path.parent / KEPT).is_file():
+            raise PretrainedError(f"{path.parent / KEPT} is missing; save the posterior again")
+        new.predictive = PriorPredictive(safetensors.torch.load_file(path.parent / KEPT)["kept"])
         new._set_model(DiffusionModel.from_pretrained(folder))
         return new.eval()
 
@@ -527,9 +539,29 @@ class AmortizedPosterior(nn.Module):
             torch.as_tensor(data[name]).dim() == len(shape)
             for name, shape in self._data_shapes.items()
         )
+        if one:
+            self._warn_of(x)
         lead = (n,) if one else (len(x), n)
         drawn = self.parameters_of(r, each).items()
         return {name: value.reshape(*lead, *value.shape[1:]) for name, value in drawn}
+
+    def predictive_p_value(self, data: Mapping[str, Tensor]) -> Tensor:
+        """The prior predictive p-value of n data, (n,); small for data unlike all simulations.
+
+        It is that of the distance to the nearest of simulations that are kept
+        (:mod:`pyro_mdm.posteriors.predictive`). Far from these a posterior is a guess, and
+        :meth:`sample` and :meth:`guide` warn of that.
+
+        Args:
+            data: data by site, (n, *shape), or one datum, (*shape).
+        """
+        x = self.data(data)
+        return self.predictive.p_values(self.encoding.values(x), self.encoding.seen(x))
+
+    def _warn_of(self, x: Tensor) -> None:
+        said = self.predictive.warning(self.encoding.values(x), self.encoding.seen(x))
+        if said is not None:
+            warnings.warn(said, stacklevel=4)
 
     def scored_draws(
         self, data: Mapping[str, Tensor], n: int, *, seed: int | None = None
@@ -554,7 +586,7 @@ class AmortizedPosterior(nn.Module):
             nuisance: whether sites that are neither parameters nor data are drawn too.
             seed: the seed of the draws; None: the global generator.
         """
-        one_row(self.data(data))
+        self._warn_of(one_row(self.data(data)))
         return PosteriorGuide(self, self.program, self._sites, data, nuisance=nuisance, seed=seed)
 
     @torch.no_grad()

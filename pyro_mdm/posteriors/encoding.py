@@ -73,6 +73,11 @@ class Encoding(nn.Module):
         """The encoded numbers without their mask, (n, m)."""
         return encoded[:, : len(self.center)]
 
+    def seen(self, encoded: Tensor) -> Tensor:
+        """Which of the encoded numbers are there, (n, m) bool."""
+        m = len(self.center)
+        return encoded[:, m:] > 0 if self.missing else torch.ones_like(encoded, dtype=torch.bool)
+
     def hide(self, encoded: Tensor, part: float) -> Tensor:
         """Encodings (n, 2 m) of which numbers are hidden at random.
 

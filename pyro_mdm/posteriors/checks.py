@@ -1,0 +1,182 @@
+r"""Checks of a posterior beyond ranks: expected coverage, and calibration at one observation.
+
+:func:`expected_coverage` asks how often credible regions of level α hold the true parameters of new
+simulations: α of them if the posterior is right, fewer if it is too sure (Hermans et al., "A crisis
+in simulation-based inference? Beware, your posterior approximations can be unfaithful", TMLR 2022).
+
+Both that and ranks are means over all data of the prior. A posterior may be right on average and
+wrong at the observation that matters. :func:`calibrate_at` ranks the true parameters of those new
+simulations alone whose data are nearest to it. Which they are is decided by data alone, so that
+ranks are uniform if the posterior is right at these data: a local form of simulation-based
+calibration, after the local coverage test of Zhao, Dalmasso, Izbicki & Lee ("Diagnostics for
+conditional density models and Bayesian inference algorithms", UAI 2021), with neighbours in place
+of a regression. More simulations bring the neighbours nearer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_mdm.posteriors.amortized import AmortizedPosterior, Calibration, ranks
+from pyro_mdm.posteriors.guide import one_row
+from pyro_mdm.posteriors.reading import Draws, simulate
+from pyro_mdm.support.checks import check_count
+
+__all__ = ["Coverage", "calibrate_at", "expected_coverage"]
+
+PIECE = 2000
+"""Densities that are found together."""
+
+
+@dataclass(frozen=True, repr=False)
+class Coverage:
+    """The levels of the smallest credible regions that hold the truth; uniform if they are right.
+
+    A region of level α holds the truth where its level is at most α.
+    """
+
+    levels: dict[str, Tensor]  # of central intervals, (simulations, *shape) by site
+    joint: Tensor | None = None  # of the highest-density region of all parameters, (simulations,)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.levels.values())))
+
+    def by_site(self, level: float) -> dict[str, Tensor]:
+        """The share of central intervals of a level that hold the truth, (*shape) by site."""
+        return {name: (own <= level).double().mean(0) for name, own in self.levels.items()}
+
+    def of_region(self, level: float) -> float:
+        """The share of highest-density regions of a level that hold the truth; NaN: not asked."""
+        return math.nan if self.joint is None else float((self.joint <= level).double().mean())
+
+    def error(self, level: float) -> float:
+        """The standard error of a share if the posterior is right: √(α (1 - α) / n)."""
+        return math.sqrt(level * (1 - level) / len(self))
+
+    def __repr__(self) -> str:
+        words = []
+        for level in (0.5, 0.9):
+            shares = torch.cat([s.reshape(-1) for s in self.by_site(level).values()])
+            low, high = float(shares.min()), float(shares.max())
+            own = f"{low:.0%}" if low == high else f"{low:.0%} to {high:.0%}"
+            joint = "" if self.joint is None else f", joint regions {self.of_region(level):.0%}"
+            words.append(f"{level:.0%} intervals hold {own}{joint}, ± {self.error(level):.0%}")
+        return f"Coverage({len(self)} simulations: {'; '.join(words)})"
+
+
+def expected_coverage(
+    posterior: AmortizedPosterior,
+    program: Callable[..., Any],
+    simulations: int = 300,
+    draws: int = 99,
+    *,
+    joint: bool = False,
+    vectorized: bool = False,
+    seed: int = 0,
+    progress: bool = False,
+) -> Coverage:
+    """How often credible regions of a posterior hold the true parameters of new simulations.
+
+    Args:
+        posterior: the posterior to test.
+        program: the simulator, without arguments.
+        simulations: the number of pairs of θ* and x.
+        draws: draws from each posterior, which regions are found from.
+        joint: whether highest-density regions of all parameters are tested too. This takes the
+            densities of all draws, ``simulations`` times ``draws`` of them.
+        vectorized, progress: see :func:`simulate`.
+        seed: the seed of simulations and draws.
+    """
+    truth = simulate(program, simulations, seed=seed, vectorized=vectorized, progress=progress)
+    drawn = posterior.sample(truth, draws, seed=seed + 1)
+    levels = {}
+    for name, value in drawn.items():
+        own = truth[name].reshape(simulations, *value.shape[2:])
+        places = _places(ranks(value.transpose(0, 1), own), draws, seed)
+        levels[name] = (2 * places - 1).abs()
+    if not joint:
+        return Coverage(levels)
+    log_p = _densities(posterior, truth, drawn, draws, seed)
+    sparser = ranks(-log_p[:, 1:].mT, -log_p[:, 0])  # draws of higher density than the truth
+    return Coverage(levels, _places(sparser, draws, seed + 1))
+
+
+def _places(rank: Tensor, draws: int, seed: int) -> Tensor:
+    """(rank + u) / (draws + 1) with u uniform, like ranks, float64: uniform if these are."""
+    generator = torch.Generator().manual_seed(seed)
+    u = torch.rand(rank.shape, generator=generator, dtype=torch.float64)
+    return (rank + u) / (draws + 1)
+
+
+def _densities(
+    posterior: AmortizedPosterior, truth: Draws, drawn: Draws, draws: int, seed: int
+) -> Tensor:
+    """log p of the truth and of draws given each datum, (simulations, 1 + draws), by one estimate
+    each, whose error is that of both."""
+    n = len(next(iter(drawn.values())))
+    theta = {
+        name: torch.cat([truth[name].reshape(n, 1, *value.shape[2:]), value], 1).flatten(0, 1)
+        for name, value in drawn.items()
+    }
+    data = {name: truth[name] for name in posterior.observed}
+    which = torch.arange(n).repeat_interleave(1 + draws)
+    log_p: list[Tensor] = []
+    for part in torch.arange(len(which)).split(PIECE):
+        some = {name: value[part] for name, value in theta.items()}
+        known = {name: value[which[part]] for name, value in data.items()}
+        found = posterior.log_prob(some, known, samples=1, seed=seed + len(log_p))
+        log_p.append(found.value)
+    return torch.cat(log_p).reshape(n, 1 + draws)
+
+
+def calibrate_at(
+    posterior: AmortizedPosterior,
+    program: Callable[..., Any],
+    data: Mapping[str, Tensor],
+    simulations: int = 10_000,
+    nearest: int = 300,
+    draws: int = 99,
+    *,
+    vectorized: bool = False,
+    seed: int = 0,
+    progress: bool = False,
+) -> Calibration:
+    """Ranks of true parameters of those new simulations whose data are nearest to an observation.
+
+    Args:
+        posterior: the posterior to test.
+        program: the simulator, without arguments.
+        data: the observation by site, (*shape). Numbers that it lacks (NaN) are hidden in all.
+        simulations: the number of new simulations.
+        nearest: how many of them are kept, by distance in the data's own covariance.
+        draws: draws from each posterior; with 99, ranks 0 to 99 fall evenly into ten bins.
+        vectorized, progress: see :func:`simulate`.
+        seed: the seed of simulations and draws.
+
+    Raises:
+        ValueError: several observations; ``nearest`` above ``simulations``.
+    """
+    check_count("nearest", nearest, "the number of simulations whose parameters are ranked")
+    if nearest > simulations:
+        raise ValueError(
+            f"nearest is {nearest}, expected at most simulations, {simulations}; lower it"
+        )
+    one, encoding = one_row(posterior.data(data)), posterior.encoding
+    truth = simulate(program, simulations, seed=seed, vectorized=vectorized, progress=progress)
+    for name in posterior.observed:
+        if bool((lacks := torch.as_tensor(data[name]).isnan()).any()):
+            truth[name] = truth[name].to(one).masked_fill(lacks, math.nan)
+    values, seen = encoding.values(posterior.data(truth)), encoding.seen(one)[0]
+    distance = posterior.predictive.distances(values, encoding.values(one), seen)
+    rows = distance.argsort()[:nearest]
+    near = {name: value[rows] for name, value in truth.items()}
+    of_sites = {}
+    for name, value in posterior.sample(near, draws, seed=seed + 1).items():
+        of_sites[name] = ranks(value.transpose(0, 1), near[name].reshape(nearest, *value.shape[2:]))
+    return Calibration(of_sites, draws)

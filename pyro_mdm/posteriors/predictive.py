@@ -1,0 +1,109 @@
+r"""Whether an observation is like what its simulator makes: a prior predictive p-value.
+
+A posterior is learned where simulations are. Far from all of them it answers too, and nothing says
+that it is wrong. So some simulations are kept, in two halves. The distance of an observation to the
+nearest one of the first half is ranked among those of the second half. Under the simulator all are
+exchangeable, so that the p-value
+
+    p = (1 + #{i : distance_i ≥ distance}) / (1 + number of the second half)
+
+is at most α with probability at most α (Box, "Sampling and Bayes' inference in scientific modelling
+and robustness", JRSS A 1980, for p-values of the prior predictive law).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["MOST_KEPT", "PriorPredictive"]
+
+MOST_KEPT = 1000
+"""Simulations that are kept, at most."""
+
+FEWEST = 99
+"""Simulations to compare with, below which an observation is not called unlike all of them."""
+
+
+class PriorPredictive(nn.Module):
+    """Data of some simulations, to which observations are compared.
+
+    Distances are Euclidean where the first half has unit covariance, shrunk towards independence
+    where it is small for the numbers in a datum.
+
+    Args:
+        x: encoded data of simulations, (n, m), all there; of more than 1,000 the first are kept.
+
+    Raises:
+        ValueError: fewer than two simulations.
+    """
+
+    kept: Tensor
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__()
+        if len(x) < 2:
+            raise ValueError(f"there are {len(x)} simulations to keep, expected at least two")
+        self.register_buffer("kept", x[:MOST_KEPT].detach().clone())
+
+    @property
+    def compared(self) -> int:
+        """The number of simulations that observations are ranked among."""
+        return len(self.kept) // 2
+
+    def whitened(self, x: Tensor, seen: Tensor) -> Tensor:
+        """Numbers of x (n, m) that are ``seen`` (m,), where simulations have unit covariance."""
+        near = self.kept[self.compared :].double()[:, seen]
+        spread = near.std(0, correction=0)
+        unit = torch.where(spread > 0, spread, 1.0)
+        scaled = (near - near.mean(0)) / unit
+        n, m = scaled.shape
+        shrunk = m / (n + m)
+        covariance = (1 - shrunk) * scaled.mT @ scaled / n
+        covariance = covariance + shrunk * torch.eye(m).to(covariance)
+        root = torch.linalg.cholesky(covariance)
+        rest = ((x.double()[:, seen] - near.mean(0)) / unit).mT
+        return torch.linalg.solve_triangular(root, rest, upper=False).mT
+
+    def distances(self, x: Tensor, one: Tensor, seen: Tensor) -> Tensor:
+        """Distances of encoded data x (n, m) to one (1, m) in numbers that are ``seen``, (n,)."""
+        return (self.whitened(x, seen) - self.whitened(one, seen)).norm(dim=1)
+
+    def p_values(self, x: Tensor, seen: Tensor) -> Tensor:
+        """P-values of encoded data x (n, m), (n,) float64; small for data unlike simulations.
+
+        Args:
+            seen: which numbers are there, (n, m) bool; others are left out of distances.
+        """
+        value = torch.ones(len(x), dtype=torch.float64)
+        for pattern in seen.unique(dim=0):
+            rows = (seen == pattern).all(1)
+            if not bool(pattern.any()):
+                continue  # nothing is seen, which is like anything
+            first, second = (
+                self.whitened(part, pattern)
+                for part in (self.kept[self.compared :], self.kept[: self.compared])
+            )
+            own = torch.cdist(self.whitened(x[rows], pattern), first).amin(1)
+            usual = torch.cdist(second, first).amin(1)
+            farther = (usual >= own.unsqueeze(1)).sum(1)
+            value[rows] = (1 + farther.double()) / (1 + self.compared)
+        return value
+
+    def warning(self, x: Tensor, seen: Tensor) -> str | None:
+        """What is said of one datum (1, m) that is farther than all simulations; None: it is not.
+
+        A datum of the simulator is so by chance with probability one over their number.
+        """
+        if self.compared < FEWEST:
+            return None
+        p = float(self.p_values(x, seen))
+        if not math.isclose(p, 1 / (1 + self.compared)):
+            return None
+        return (
+            f"the observation is unlike all simulations: farther from others than each of "
+            f"{self.compared} (prior predictive p-value {p:.2g}), where a posterior is a guess; "
+            "look at simulations beside it, and at its units"
+        )
