@@ -1,7 +1,8 @@
 """Simulation-based inference: the posterior of a simulator, for any data.
 
     python -m inference.posterior --simulator two_moons
-    python -m inference.posterior --simulator mine.py:program --latent [theta] --observed [x]
+    python -m inference.posterior --simulator mine.py:program --latent [theta] --observed [x] \
+        --data mine.json
 
 A simulator is a Pyro program without arguments, which draws its parameters and its data. A
 diffusion model of the parameters given the data learns from simulations alone
@@ -11,33 +12,57 @@ The program prints the log density of the true parameters of new simulations. Be
 exact one, where it is known, that of the prior, and that of a Gaussian with a mean linear in the
 data, fitted to the same simulations. It also tests whether the ranks of true parameters among draws
 are uniform, which is necessary and not sufficient: those of the prior are.
+
+With --data it answers for an observation of one's own: draws of its posterior in a file, pictures
+of them and of what they predict, how usual the observation is for the simulator, and whether ranks
+are uniform near it.
 """
 
 from __future__ import annotations
 
-import itertools
+import csv
+import json
+import math
+import pickle
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
+from pyro.infer import Predictive
 from torch import Tensor
 
 from inference.checkpoints import write_atomically
 from inference.cli import check_positive, command_line
 from inference.names import find, short_name, slug
-from inference.output import aligned, check_out, png
+from inference.output import aligned, check_out, csv_bytes, png
+from inference.runs import RunError
 from inference.simulators import Simulator
-from pyro_mdm.posteriors import AmortizedPosterior, Calibration, calibrate, log_prior, simulate
+from pyro_mdm.plots.posteriors import posterior_columns, posterior_figure, predictive_figure
+from pyro_mdm.posteriors import (
+    AmortizedPosterior,
+    Calibration,
+    Coverage,
+    calibrate,
+    calibrate_at,
+    log_prior,
+    simulate,
+)
+from pyro_mdm.posteriors.reading import sites_of
+from pyro_mdm.support.checks import describe
 from pyro_mdm.support.measured import Measured
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 DRAWS = 99
 """Draws from each posterior for its ranks, which then fall evenly into ten bins."""
 
-SHOWN, POINTS = 3, 1000
-"""The number of posteriors in the picture, and of points in each."""
+POINTS, REPLICATED = 1000, 200
+"""Draws of the posterior in the picture by default, and simulations from it."""
+
+NEAR = 20
+"""New simulations for each that is near the observation."""
+
+HIDDEN = 0.3
+"""The part of the simulations of which numbers are hidden, where the observation lacks some."""
 
 
 def posterior(
@@ -51,6 +76,9 @@ def posterior(
     scored: int = 200,
     calibration: int = 500,
     vectorized: bool = False,
+    data: Path | None = None,
+    num_samples: int = POINTS,
+    near: int = 5_000,
     out: Path | None = None,
     save: Path | None = None,
     seed: int = 0,
@@ -70,7 +98,13 @@ def posterior(
         scored: new simulations whose true parameters are scored.
         calibration: new simulations whose true parameters are ranked.
         vectorized: whether a program of your own may be run in a plate, which is quicker.
-        out: a .png for draws of some posteriors, with the truth; by default posterior-<name>.png.
+        data: an observation by site, .json, .csv with a column for each site or .pt, in which null,
+            an empty cell or NaN is missing; it may have true parameters too. By default a new
+            simulation is observed.
+        num_samples: draws of the posterior of the observation.
+        near: with data, new simulations of which the nearest twentieth are ranked too; 0: none.
+        out: a .png for draws of the posterior of the observation, by default posterior-<name>.png.
+            Beside it are written -draws.csv, with --data, and -predictive.png.
         save: a folder for the posterior, which AmortizedPosterior.from_pretrained opens.
         seed: seed of everything random.
         overwrite: replace ``out`` and the content of ``save`` if they exist.
@@ -82,18 +116,24 @@ def posterior(
         learning_rate=learning_rate,
         scored=scored,
         calibration=calibration,
+        num_samples=num_samples,
     )
     chosen = _simulator(simulator, latent, observed)
     vectorized = vectorized or chosen.vectorized
     out = Path(f"posterior-{slug(simulator)}.png") if out is None else out
     check_out(out, (".png",), overwrite=overwrite)
+    predictive, table = _beside(out, "-predictive.png"), _beside(out, "-draws.csv")
+    for own in (predictive, *([table] if data is not None else [])):
+        check_out(own, (own.suffix,), overwrite=overwrite)
     if save is not None:
         check_out(save, (), overwrite=overwrite, option="save")
+    known = None if data is None else read_observation(data, chosen)
     learned = AmortizedPosterior.fit(
         chosen.program,
         chosen.latent,
         chosen.observed,
         simulations=simulations,
+        missing=HIDDEN if known is not None and _lacks(known) else 0.0,
         steps=steps,
         batch_size=batch_size,
         learning_rate=learning_rate,
@@ -110,11 +150,161 @@ def posterior(
     truth, said = _checked(learned, chosen, scored, calibration, vectorized, seed)
     print(f"{short_name(simulator)}: {simulations:,} simulations, {steps:,} steps")
     print(said)
-    few = {name: value[:SHOWN] for name, value in truth.items()}
-    drawn = learned.sample(few, POINTS, seed=seed)
-    write_atomically(out, png(_figure(few, drawn)))
-    print(out)
+    one = {name: value[0] for name, value in truth.items()} if known is None else known
+    drawn = learned.sample(one, num_samples, seed=seed)
+    if data is not None:
+        print(_of_observation(learned, chosen, one, drawn))
+        if near:
+            print(_near(learned, chosen, one, near, vectorized, seed))
+        columns = posterior_columns(drawn)
+        rows = zip(*(value.tolist() for value in columns.values()), strict=True)
+        content = csv_bytes([dict(zip(columns, row, strict=True)) for row in rows])
+        write_atomically(table, content)
+        print(table)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        few = {name: value[:REPLICATED] for name, value in drawn.items()}
+        replicated = Predictive(chosen.program, few, parallel=vectorized)()
+    replicated = {
+        name: replicated[name].reshape(-1, *truth[name].shape[1:]) for name in chosen.observed
+    }
+    parameters = {name: one[name] for name in chosen.latent if name in one}
+    whole = parameters if len(parameters) == len(chosen.latent) else None
+    write_atomically(out, png(posterior_figure(drawn, truth, whole)))
+    observation = {name: one[name] for name in chosen.observed}
+    write_atomically(predictive, png(predictive_figure(replicated, observation, truth)))
+    print(f"{out}\n{predictive}")
     return learned
+
+
+def _beside(out: Path, ending: str) -> Path:
+    return out.with_name(out.stem + ending)
+
+
+# -- an observation --------------------------------------------------------------------------------
+
+
+def read_observation(path: Path, simulator: Simulator) -> dict[str, Tensor]:
+    """An observation by site, (*shape) each, and true parameters if the file has them all.
+
+    Args:
+        path: a .json of lists by site, a .csv with a column for each site, whose numbers stand
+            below each other, or a .pt of tensors by site.
+
+    Raises:
+        RunError: no such file, or one of another kind; a site that is missing, has another number
+            of values, or values that are no numbers.
+    """
+    shapes = {
+        name: tuple(site["value"].shape)
+        for name, site in sites_of(
+            simulator.program, [*simulator.observed, *simulator.latent]
+        ).items()
+    }
+    content = _content(path)
+    if absent := [name for name in simulator.observed if name not in content]:
+        raise RunError(
+            f"--data {path} has no {absent[0]!r}, expected the sites of the data, "
+            f"{', '.join(simulator.observed)}; it has {', '.join(map(str, content)) or 'nothing'}"
+        )
+    values = {}
+    for name, shape in shapes.items():
+        if name not in content:
+            continue
+        own, size = content[name], math.prod(shape)
+        if path.suffix == ".csv" and not any(cell not in (None, "") for cell in own[size:]):
+            own = own[:size]  # shorter columns end in empty cells
+        try:
+            value = torch.tensor(_numbers(own), dtype=torch.get_default_dtype())
+        except (TypeError, ValueError) as error:
+            raise RunError(
+                f"--data {path}: {name!r} has a value that is no number ({error}), expected "
+                "numbers, and nothing where one is missing"
+            ) from error
+        if value.numel() != size:
+            raise RunError(
+                f"--data {path}: {name!r} has {value.numel()} values, expected {size}, of shape "
+                f"{shape}; one observation has the shape that the program draws"
+            )
+        values[name] = value.reshape(shape)
+    return values
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        if path.suffix == ".json":
+            content = json.loads(path.read_text())
+        elif path.suffix == ".csv":
+            with path.open(newline="") as file:
+                rows = list(csv.DictReader(file, skipinitialspace=True))
+            content = {name: [row[name] for row in rows] for name in (rows[0] if rows else [])}
+        elif path.suffix == ".pt":
+            content = torch.load(path, weights_only=True)
+        else:
+            raise RunError(f"--data is {path}, expected a .json, .csv or .pt file")
+    except OSError as error:
+        raise RunError(f"--data {path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise RunError(f"--data {path} is damaged ({error}), expected values by site") from error
+    if not isinstance(content, dict):
+        raise RunError(f"--data {path} holds {describe(content)}, expected values by site")
+    return content
+
+
+def _numbers(value: Any) -> Any:
+    """Nested lists of numbers, NaN for what is missing."""
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, list):
+        return [_numbers(one) for one in value]
+    return math.nan if value is None or value == "" else float(value)
+
+
+def _lacks(values: Mapping[str, Tensor]) -> bool:
+    return any(bool(value.isnan().any()) for value in values.values())
+
+
+def _of_observation(
+    learned: AmortizedPosterior,
+    simulator: Simulator,
+    one: Mapping[str, Tensor],
+    drawn: Mapping[str, Tensor],
+) -> str:
+    """The posterior of each parameter, in words, and how usual the observation is."""
+    rows = [["parameter", "mean", "sd", "5%", "95%"]]
+    single = {n: one[n].unsqueeze(0) for n in simulator.latent if n in one}
+    true = posterior_columns(single)
+    if true:
+        rows[0].append("truth")
+    for name, value in posterior_columns(drawn).items():
+        low, high = value.quantile(value.new_tensor([0.05, 0.95])).tolist()
+        cells = [float(value.mean()), float(value.std()), low, high]
+        own = [f"{float(true[name]):.4g}" if name in true else ""] if true else []
+        rows.append([name, *(f"{cell:.4g}" for cell in cells), *own])
+    p = float(learned.predictive_p_value(one))
+    usual = f"prior predictive p-value of the observation: {p:.2g}, small if unlike simulations"
+    return f"{aligned(rows)}\n{usual}"
+
+
+def _near(
+    learned: AmortizedPosterior,
+    simulator: Simulator,
+    one: Mapping[str, Tensor],
+    near: int,
+    vectorized: bool,
+    seed: int,
+) -> str:
+    """Ranks of the simulations that are nearest to the observation, in words."""
+    nearest = max(1, near // NEAR)
+    observation = {name: one[name] for name in simulator.observed}
+    local = calibrate_at(
+        learned, simulator.program, observation, near, nearest, DRAWS,
+        vectorized=vectorized, seed=seed + 3, progress=True,
+    )  # fmt: skip
+    return f"near the observation, the nearest {nearest / near:.0%}: {_calibration(local)}"
+
+
+# -- checks ----------------------------------------------------------------------------------------
 
 
 def _checked(
@@ -133,7 +323,7 @@ def _checked(
         learned, program, calibration, DRAWS, seed=seed + 2, vectorized=vectorized, progress=True
     )
     scores = _scores(density.value, learned, simulator, truth)
-    return truth, f"{scores}\n{_calibration(ranks)}"
+    return truth, f"{scores}\n{_calibration(ranks)}\n{_coverage(ranks)}"
 
 
 def _simulator(name: str, latent: list[str] | None, observed: list[str] | None) -> Simulator:
@@ -215,36 +405,18 @@ def _calibration(drawn: Calibration) -> str:
     )
 
 
-def _names(drawn: dict[str, Tensor]) -> list[str]:
-    """The names of all parameters, for draws (m, n, *shape) by site: a, or b[0], b[1], …"""
-    return [
-        name if value.dim() == 2 else f"{name}[{', '.join(map(str, place))}]"
-        for name, value in drawn.items()
-        for place in itertools.product(*map(range, value.shape[2:]))
+def _coverage(drawn: Calibration) -> str:
+    held = Coverage.of(drawn)
+    words = [
+        f"{level:.0%} ones {_shares(held.by_site(level))} (± {held.error(level):.0%})"
+        for level in (0.5, 0.9)
     ]
+    return f"central intervals hold the truth: {', '.join(words)}"
 
 
-def _figure(truth: dict[str, Tensor], drawn: dict[str, Tensor]) -> Figure:
-    """Draws of the first two parameters of each datum, and the truth."""
-    from matplotlib.figure import Figure
-
-    points = torch.cat([v.reshape(*v.shape[:2], -1) for v in drawn.values()], -1)
-    known = torch.cat([truth[name].reshape(len(points), -1) for name in drawn], -1)
-    names = _names(drawn)
-    figure = Figure((3.4 * len(points), 3.4), dpi=110, layout="constrained")
-    for i, axes in enumerate(figure.subplots(1, len(points), squeeze=False)[0]):
-        if len(names) == 1:
-            axes.hist(points[i, :, 0].numpy(), bins=50, color="C0", density=True)
-            axes.axvline(float(known[i, 0]), color="C1", label="truth")
-            axes.set_ylabel("density")
-        else:
-            axes.plot(points[i, :, 0], points[i, :, 1], "C0.", ms=2, alpha=0.5, label="draws")
-            axes.plot(known[i, 0], known[i, 1], "C1*", ms=12, label="truth")
-            axes.set_ylabel(names[1])
-        axes.set_xlabel(names[0])
-        axes.set_title(f"datum {i + 1}", fontsize=9)
-    axes.legend(fontsize=8)
-    return figure
+def _shares(shares: Mapping[str, Tensor]) -> str:
+    every = torch.cat([share.reshape(-1) for share in shares.values()]).tolist()
+    return " ".join(f"{share:.0%}" for share in every)
 
 
 if __name__ == "__main__":

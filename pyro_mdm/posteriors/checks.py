@@ -44,6 +44,18 @@ class Coverage:
     levels: dict[str, Tensor]  # of central intervals, (simulations, *shape) by site
     joint: Tensor | None = None  # of the highest-density region of all parameters, (simulations,)
 
+    @classmethod
+    def of(cls, calibration: Calibration, joint: Tensor | None = None, seed: int = 0) -> Coverage:
+        """The levels of central intervals, which ranks of the truth say.
+
+        Args:
+            calibration: the ranks.
+            joint: the levels of highest-density regions, (simulations,), if known.
+            seed: the seed of places between ranks.
+        """
+        places = {n: _places(r, calibration.draws, seed) for n, r in calibration.ranks.items()}
+        return cls({name: (2 * place - 1).abs() for name, place in places.items()}, joint)
+
     def __len__(self) -> int:
         return len(next(iter(self.levels.values())))
 
@@ -95,16 +107,12 @@ def expected_coverage(
     """
     truth = simulate(program, simulations, seed=seed, vectorized=vectorized, progress=progress)
     drawn = posterior.sample(truth, draws, seed=seed + 1)
-    levels = {}
-    for name, value in drawn.items():
-        own = truth[name].reshape(simulations, *value.shape[2:])
-        places = _places(ranks(value.transpose(0, 1), own), draws, seed)
-        levels[name] = (2 * places - 1).abs()
+    central = Calibration(_ranked(truth, drawn), draws)
     if not joint:
-        return Coverage(levels)
+        return Coverage.of(central, seed=seed)
     log_p = _densities(posterior, truth, drawn, draws, seed)
     sparser = ranks(-log_p[:, 1:].mT, -log_p[:, 0])  # draws of higher density than the truth
-    return Coverage(levels, _places(sparser, draws, seed + 1))
+    return Coverage.of(central, _places(sparser, draws, seed + 1), seed)
 
 
 def _places(rank: Tensor, draws: int, seed: int) -> Tensor:
@@ -176,7 +184,12 @@ def calibrate_at(
     distance = posterior.predictive.distances(values, encoding.values(one), seen)
     rows = distance.argsort()[:nearest]
     near = {name: value[rows] for name, value in truth.items()}
-    of_sites = {}
-    for name, value in posterior.sample(near, draws, seed=seed + 1).items():
-        of_sites[name] = ranks(value.transpose(0, 1), near[name].reshape(nearest, *value.shape[2:]))
-    return Calibration(of_sites, draws)
+    return Calibration(_ranked(near, posterior.sample(near, draws, seed=seed + 1)), draws)
+
+
+def _ranked(truth: Draws, drawn: Draws) -> Draws:
+    """Ranks of true parameters (n, *shape) by site among draws (n, draws, *shape)."""
+    return {
+        name: ranks(value.transpose(0, 1), truth[name].reshape(len(value), *value.shape[2:]))
+        for name, value in drawn.items()
+    }
