@@ -16,6 +16,7 @@ from pyro.infer import MCMC, NUTS, Importance, Predictive
 from torch import Tensor
 
 from inference.simulators.linear_gaussian import LINEAR_GAUSSIAN, NOISE, A
+from pyro_mdm.diffusions.presets import VPSDE
 from pyro_mdm.posteriors import (
     AmortizedPosterior,
     ImportanceWeights,
@@ -146,6 +147,25 @@ def test_draws_have_the_density_of_their_own_law(hardly_trained: AmortizedPoster
     assert torch.equal(scored.theta["theta"], again.theta["theta"])
     other = hardly_trained.log_prob(scored.theta, OBSERVED, samples=8).value
     torch.testing.assert_close(scored.log_prob, other, atol=0.1, rtol=0)
+
+
+def test_weights_are_right_where_a_density_is_an_estimate() -> None:
+    """Much noise at ε, and a network of random weights: a density by one state is uncertain. As it
+    is the state that the draw was decoded from, the mean of 1/q̂ is 1/q."""
+    draws = simulate(LINEAR_GAUSSIAN.program, 400, seed=0, vectorized=True)
+    torch.manual_seed(0)
+    named, noisy = LINEAR_GAUSSIAN[:3], VPSDE(max_log_snr=-0.5)
+    posterior = AmortizedPosterior(*named, draws, diffusion=noisy)
+    for weight in posterior.model.score_function.parameters():
+        weight.data += 0.05 * torch.randn_like(weight)
+    scored = posterior.scored_draws(OBSERVED, 1000, seed=2)
+    theta = scored.theta["theta"]
+    prior = dist.Normal(0.0, 1.0).log_prob(theta).sum(1)
+    likelihood = dist.Normal(theta @ A.mT, NOISE).log_prob(OBSERVED["x"]).sum(1)
+    weights = ImportanceWeights((prior + likelihood).double() - scored.log_prob)
+    _, evidence = exact()
+    assert abs(weights.log_evidence.mean - evidence) < 4 * weights.log_evidence.standard_error
+    assert weights.log_evidence.standard_error < 0.02
 
 
 # -- guides ----------------------------------------------------------------------------------------
