@@ -123,6 +123,8 @@ def test_p_values_are_uniform_for_simulations_and_small_for_odd_data() -> None:
     predictive = PriorPredictive(x[:1000])
     assert predictive.kept.shape == (1000, 2) and predictive.compared == 500
     every = torch.ones(1, 2, dtype=torch.bool)
+    covariance = predictive.whitened(x, every[0]).mT.cov()
+    torch.testing.assert_close(covariance, torch.eye(2).double(), atol=0.4, rtol=0)
     p = predictive.p_values(x[1000:], every.expand(600, 2))
     assert scipy.stats.kstest(p, "uniform").pvalue > 1e-4 and bool((p > 0).all())
     odd = torch.tensor([[9.0, 9.0], [1.5, -1.5], [1.5, 1.5]])

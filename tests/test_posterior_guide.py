@@ -183,6 +183,30 @@ def test_weights_of_a_guide_of_the_prior_are_likelihoods() -> None:
         assert float(weight) == pytest.approx(float(expected), abs=1e-3)
 
 
+def test_nuisance_sites_are_drawn_given_what_is_observed() -> None:
+    """Between data, of which one is missing: a site that is drawn too."""
+
+    def program() -> None:
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        x = pyro.sample("x", dist.Normal(a, 1.0))
+        h = pyro.sample("h", dist.Normal(10 * x, 1.0))
+        y = pyro.sample("y", dist.Normal(h, 1.0))
+        pyro.sample("z", dist.Normal(y, 1.0))
+
+    def draw(n: int, seed: int) -> dict[str, Tensor]:
+        return {"a": simulate(program, n, seed=seed)["a"]}
+
+    posterior = Standing(draw, lambda theta: dist.Normal(0.0, 1.0).log_prob(theta["a"]))
+    sites = read_program(program, ["a"], ["x", "y", "z"]).parameters
+    known = {"x": torch.tensor(1.0), "z": torch.tensor(9.0)}
+    guide = PosteriorGuide(posterior, program, sites, known | {"y": torch.tensor(math.nan)})
+    importance = Importance(pyro.condition(program, known), guide, num_samples=10).run()
+    for trace, weight in zip(importance.exec_traces, importance.log_weights, strict=True):
+        means = torch.stack([trace.nodes["a"]["value"], trace.nodes["y"]["value"]])
+        expected = dist.Normal(means, 1.0).log_prob(torch.stack([known["x"], known["z"]])).sum()
+        assert float(weight) == pytest.approx(float(expected), abs=1e-3)
+
+
 def test_sites_of_a_guide_are_those_of_the_program() -> None:
     _, guide = standing_prior()
     traced = poutine.trace(guide).get_trace("any", argument=1)
@@ -235,6 +259,7 @@ def test_chains_start_at_draws() -> None:
     conditioned = pyro.condition(LINEAR_GAUSSIAN.program, OBSERVED)
     _, guide = standing_exact()
     start = guide.initial_params()
+    assert start["theta"].shape == (3,)
     kernel = NUTS(conditioned, step_size=1e-9, adapt_step_size=False)
     chain = MCMC(kernel, num_samples=1, warmup_steps=0, initial_params=start, disable_progbar=True)
     chain.run()
