@@ -70,7 +70,7 @@ def posterior(
     latent: list[str] | None = None,
     observed: list[str] | None = None,
     simulations: int = 10_000,
-    steps: int = 5_000,
+    steps: int = 8_000,
     batch_size: int = 256,
     learning_rate: float = 2e-3,
     scored: int = 200,

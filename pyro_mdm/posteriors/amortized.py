@@ -78,8 +78,8 @@ KEPT = "simulations.safetensors"
 NAMES = "posterior.json"
 """The file beside a model's that has the names of the sites and the scales of the parameters."""
 
-MAX_LOG_SNR = 13.0
-"""λ where the decoder takes over, for parameters of unit variance: noise of 0.0015."""
+MIN_LOG_SNR, MAX_LOG_SNR = -5.0, 12.0
+"""λ(T) and the λ where the decoder takes over, for residuals of unit variance: noise of 0.0025."""
 
 PER_NUMBER = 10
 """Simulations for each number that a parameter is regressed on, below which a Gaussian is not
@@ -257,7 +257,11 @@ class AmortizedPosterior(nn.Module):
         d = u.shape[1]
         if network is None:
             network = MLP(d + context.size, hidden=HIDDEN, depth=DEPTH, out_features=d)
-        diffusion = VPSDE(max_log_snr=MAX_LOG_SNR) if diffusion is None else diffusion
+        diffusion = (
+            VPSDE(min_log_snr=MIN_LOG_SNR, max_log_snr=MAX_LOG_SNR)
+            if diffusion is None
+            else diffusion
+        )
         self._set_model(DiffusionModel(diffusion, Denoiser.fit(network, r), context=context))
 
     @classmethod
@@ -270,7 +274,7 @@ class AmortizedPosterior(nn.Module):
         draws: Draws | None = None,
         simulations: int = 10_000,
         missing: float = 0.0,
-        steps: int = 6_000,
+        steps: int = 8_000,
         batch_size: int = 256,
         learning_rate: float = 2e-3,
         network: nn.Module | None = None,

@@ -99,7 +99,7 @@ class Posterior:
 
 
 def ours(problem: Problem) -> Posterior:
-    """This library's, as its user calls it: its simulations are those of the seed."""
+    """This library's amortized posterior, as its user calls it."""
     from pyro_mdm.posteriors import AmortizedPosterior
     from tests.benchmarks.arena.tasks import TASKS, by_site, flat
 
@@ -108,8 +108,8 @@ def ours(problem: Problem) -> Posterior:
         task.program,
         task.latent,
         task.observed,
-        simulations=len(problem.theta),
-        vectorized=True,
+        draws=by_site(task, task.latent, torch.from_numpy(problem.theta))
+        | by_site(task, task.observed, torch.from_numpy(problem.x)),
         seed=problem.seed,
     )
 
