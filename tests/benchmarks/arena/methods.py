@@ -89,8 +89,11 @@ class Posterior:
         """n draws for one datum (m,), (n, d)."""
         raise NotImplementedError
 
+    amortized = True
+    """Whether draws for other data cost little."""
+
     def sample_each(self, x: Tensor, n: int) -> Tensor:
-        """n draws for each of data (c, m), (c, n, d)."""
+        """n draws for each of data (c, m), (c, n, d), of an amortized one."""
         raise NotImplementedError
 
     def log_prob(self, theta: Tensor, x: Tensor) -> Tensor:
@@ -103,15 +106,8 @@ def ours(problem: Problem) -> Posterior:
     from pyro_mdm.posteriors import AmortizedPosterior
     from tests.benchmarks.arena.tasks import TASKS, by_site, flat
 
-    task = TASKS[problem.task]
-    fitted = AmortizedPosterior.fit(
-        task.program,
-        task.latent,
-        task.observed,
-        draws=by_site(task, task.latent, torch.from_numpy(problem.theta))
-        | by_site(task, task.observed, torch.from_numpy(problem.x)),
-        seed=problem.seed,
-    )
+    task, seed = TASKS[problem.task], problem.seed
+    fitted = AmortizedPosterior.fit(*task[:3], draws=simulations_of(problem), seed=seed)
 
     class Ours(Posterior):
         def sample(self, x: Tensor, n: int) -> Tensor:
@@ -127,6 +123,41 @@ def ours(problem: Problem) -> Posterior:
             return fitted.log_prob(parameters, by_site(task, task.observed, x)).value
 
     return Ours()
+
+
+def simulations_of(problem: Problem) -> dict[str, Tensor]:
+    """What is learned from, by site."""
+    from tests.benchmarks.arena.tasks import TASKS, by_site
+
+    task = TASKS[problem.task]
+    theta = by_site(task, task.latent, torch.from_numpy(problem.theta))
+    return theta | by_site(task, task.observed, torch.from_numpy(problem.x))
+
+
+def by_likelihood(problem: Problem) -> Posterior:
+    """This library's posterior by a learned likelihood and sequential Monte Carlo."""
+    from pyro_mdm.posteriors import AmortizedLikelihood, log_prior
+    from tests.benchmarks.arena.tasks import TASKS, by_site, flat
+
+    task, seed = TASKS[problem.task], problem.seed
+    fitted = AmortizedLikelihood.fit(*task[:3], draws=simulations_of(problem), seed=seed)
+
+    class ByLikelihood(Posterior):
+        amortized = False
+        evidence: dict[tuple[float, ...], float] = {}
+
+        def sample(self, x: Tensor, n: int) -> Tensor:
+            result = fitted.posterior(by_site(task, task.observed, x), n, seed=seed)
+            self.evidence[tuple(x.tolist())] = result.log_evidence.mean
+            return flat(result.draws, task.latent)
+
+        def log_prob(self, theta: Tensor, x: Tensor) -> Tensor:
+            parameters, data = by_site(task, task.latent, theta), by_site(task, task.observed, x)
+            prior = log_prior(task.program, task.latent, parameters)
+            joint = prior + fitted.log_prob(data, parameters)
+            return joint - self.evidence[tuple(x.tolist())]
+
+    return ByLikelihood()
 
 
 def of_sbi(name: str) -> Callable[[Problem], Posterior]:
@@ -210,6 +241,7 @@ OURS = "ours"
 METHODS: dict[str, Callable[[Problem], Posterior]] = {
     "prior": prior,
     OURS: ours,
+    "likelihood": by_likelihood,
     "npe": of_sbi("NPE"),
     "npse": of_sbi("NPSE"),
     "fmpe": of_sbi("FMPE"),
@@ -241,7 +273,7 @@ def answer_of(problem: Problem, method: Callable[[Problem], Posterior]) -> Answe
     draws = torch.stack([posterior.sample(x, problem.draws) for x in observations])
     seconds["sample_seconds"] = (processor_seconds() - began) / len(observations)
     of_new = log_prob = None
-    if len(problem.new_x):
+    if len(problem.new_x) and posterior.amortized:
         each = posterior.sample_each(torch.from_numpy(problem.new_x), problem.new_draws)
         of_new = each.numpy()
     if problem.densities:
