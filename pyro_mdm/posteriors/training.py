@@ -1,0 +1,105 @@
+"""Training of a conditional model on simulations, with the weights that validation finds best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from pyro_mdm.support.modules import evaluating
+from pyro_mdm.support.progress import progress_bar
+
+__all__ = ["train"]
+
+VALIDATED, LOOKS = 1000, 40
+"""Simulations, at most a tenth, that the loss is validated on, and how often that is done."""
+
+WARM_UP = 100
+"""Steps in which the learning rate rises."""
+
+DECAY = 0.999
+"""Of the moving average of weights, in the end."""
+
+
+def train(
+    module: nn.Module,
+    loss: Callable[[Tensor], Tensor],
+    n: int,
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    largest_gradient: float,
+    progress: bool = False,
+) -> float:
+    """The mean loss on held-out simulations, nats, of the weights that a module is left with.
+
+    These are moving averages. Of those looked at, at the start too, they are the ones whose loss on
+    a tenth of the simulations, the last ones, is least. So what few simulations do not tell is not
+    learned.
+
+    Args:
+        module: what is trained. It is in evaluation mode in the end.
+        loss: called with the indices of simulations, (b,) int64; returns their mean loss.
+        n: the number of simulations.
+        steps, batch_size, learning_rate: training by Adam, with a cosine schedule that ends at 0.
+        largest_gradient: the norm at which gradients are clipped.
+        progress: whether to show a progress bar.
+
+    Raises:
+        FloatingPointError: the loss is no number.
+    """
+    held_out = min(VALIDATED, n // 10)
+    rows = torch.arange(n - held_out, n)
+    weights = [p for p in module.parameters() if p.requires_grad]
+    average = [p.detach().clone() for p in weights]
+    best = [p.clone() for p in average]
+
+    def validated() -> float:
+        own = [p.detach().clone() for p in weights]
+        _set(weights, average)
+        with torch.no_grad(), evaluating(module), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            value = float(torch.stack([loss(rows) for _ in range(4)]).mean())
+        _set(weights, own)
+        return value
+
+    module.train()
+    least = validated() if held_out else math.inf
+    optimizer = torch.optim.Adam(weights, lr=learning_rate)
+    every = max(1, steps // LOOKS)
+    with progress_bar(steps, "training", "steps", shown=progress) as bar:
+        for step in range(steps):
+            warm = min(1.0, (step + 1) / WARM_UP)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+            optimizer.zero_grad()
+            value = loss(torch.randint(n - held_out, (batch_size,)))
+            value.backward()
+            nn.utils.clip_grad_norm_(weights, largest_gradient)
+            optimizer.step()
+            kept = min(DECAY, (step + 1) / (step + 20))
+            for mean, now in zip(average, weights, strict=True):
+                mean.lerp_(now.detach(), 1 - kept)
+            if (step + 1) % every == 0 or step == steps - 1:
+                if not math.isfinite(float(value.detach())):
+                    raise FloatingPointError(
+                        f"the loss is {float(value.detach())} after {step + 1} steps, expected a "
+                        "number; lower learning_rate"
+                    )
+                reached = validated() if held_out else -math.inf
+                if reached < least or not held_out:
+                    least, best = reached, [p.clone() for p in average]
+                bar.set_postfix_str(f"{least:.2f} nats" if held_out else f"{float(value):.2f} nats")
+            bar.update()
+    _set(weights, best)
+    module.eval()
+    return least
+
+
+@torch.no_grad()
+def _set(weights: list[nn.Parameter], values: list[Tensor]) -> None:
+    for own, value in zip(weights, values, strict=True):
+        own.copy_(value)
