@@ -38,6 +38,7 @@ from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.flow import Solver
+from pyro_mdm.posteriors.encoding import Encoding
 from pyro_mdm.posteriors.reading import (
     SUPPORT_RUNS,
     Draws,
@@ -47,13 +48,13 @@ from pyro_mdm.posteriors.reading import (
     simulate,
     sites_of,
 )
+from pyro_mdm.posteriors.training import train
 from pyro_mdm.pretrained import PretrainedError
 from pyro_mdm.scores.denoiser import Denoiser
-from pyro_mdm.support.checks import check_count, describe
+from pyro_mdm.support.checks import check_count, check_number, describe
 from pyro_mdm.support.files import replacing
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating
-from pyro_mdm.support.progress import progress_bar
 
 __all__ = [
     "AmortizedPosterior",
@@ -76,8 +77,8 @@ PER_NUMBER = 10
 """Simulations for each number that a parameter is regressed on, below which a Gaussian is not
 fitted."""
 
-SHOWN_EVERY = 100
-"""Training steps from one word on the loss to the next."""
+HIDDEN, DEPTH = 128, 3
+"""Width and number of blocks of the MLP."""
 
 
 def log_prior(
@@ -156,10 +157,18 @@ class LinearGaussian(NamedTuple):
             return None
         return cls(center, unit, solved.solution, root)
 
+    def mean(self, x: Tensor) -> Tensor:
+        """E[θ | x], (n, d), float64."""
+        return _with_one((x.double() - self.center) / self.unit) @ self.weight
+
+    def residual(self, theta: Tensor, x: Tensor) -> Tensor:
+        """r of θ = E[θ | x] + root r, (n, d), float64: standard normal under this law."""
+        errors = (theta.double() - self.mean(x)).mT
+        return torch.linalg.solve_triangular(self.root, errors, upper=False).mT
+
     def log_prob(self, theta: Tensor, x: Tensor) -> Tensor:
         """log p(θ | x) of n pairs, (n,), nats."""
-        mean = _with_one((x.double() - self.center) / self.unit) @ self.weight
-        law = torch.distributions.MultivariateNormal(mean, scale_tril=self.root)
+        law = torch.distributions.MultivariateNormal(self.mean(x), scale_tril=self.root)
         return law.log_prob(theta.double())
 
 
@@ -180,20 +189,24 @@ class LogDensity(NamedTuple):
 
 
 class AmortizedPosterior(nn.Module):
-    """The posterior p(θ | x) for any x: a diffusion model of θ, unconstrained and standardized.
+    """The posterior p(θ | x) for any x: a diffusion model of θ given x.
 
-    :meth:`fit` makes one and trains it. ``model`` and ``guide`` are the two programs, for a loop of
-    your own over :meth:`coordinates`. ``gaussian`` is the :class:`LinearGaussian` of the draws in
-    these coordinates; None after :meth:`from_pretrained`.
+    θ is unconstrained, and the model is one of the residual r of a Gaussian law whose mean is
+    linear in x (:class:`LinearGaussian`), fitted to the simulations: what differs from that law is
+    learned. With few simulations for the numbers in x, r is θ in units of its standard deviation.
+    :meth:`fit` makes a posterior and trains it. ``model`` and ``guide`` are the two programs, for a
+    loop of your own over :meth:`coordinates`. ``gaussian`` is the law; None if there is none.
 
     Args:
         program: the simulator, without arguments.
         latent: the names of its parameters' sites.
         observed: the names of its data's sites.
         draws: simulations, for the scales of θ and x (:func:`simulate`).
-        network: called with z and the encoded x, (n, d + size), and log SNR (n,); returns (n, d).
-            An MLP by default.
-        diffusion: the diffusion that noises θ, VPSDE by default.
+        network: called with z, the encoded x and 1, (n, d + m + 1), and log SNR (n,); returns
+            (n, d). With ``missing`` it is told m more numbers, which are 1 where a number of x is
+            there. An MLP by default.
+        diffusion: the diffusion that noises r, VPSDE by default.
+        missing: whether numbers of x may be missing.
 
     Raises:
         TypeError: sites that are not continuous.
@@ -212,10 +225,11 @@ class AmortizedPosterior(nn.Module):
         draws: Draws,
         network: nn.Module | None = None,
         diffusion: LinearDiffusion | None = None,
+        *,
+        missing: bool = False,
     ) -> None:
         super().__init__()
         self._name_sites(program, latent, observed)
-        x = self.data(draws)
         u, _ = self._unconstrained(draws)
         spread = u.std(0)
         if not bool((spread > 0).all() and u.isfinite().all()):
@@ -225,14 +239,16 @@ class AmortizedPosterior(nn.Module):
             )
         self.register_buffer("mean", u.mean(0))
         self.register_buffer("scale", spread)
-        self.gaussian = LinearGaussian.fit((u - self.mean) / self.scale, x)
+        self.encoding = Encoding.fit(self._numbers(draws), missing)
+        x = self.data(draws)
+        self.gaussian = LinearGaussian.fit((u - self.mean) / self.scale, self.encoding.values(x))
         context = Vectors.fit(x)
+        r, _ = self.coordinates(draws, x)
         d = u.shape[1]
         if network is None:
-            network = MLP(d + context.size, hidden=128, depth=3, out_features=d)
+            network = MLP(d + context.size, hidden=HIDDEN, depth=DEPTH, out_features=d)
         diffusion = VPSDE(max_log_snr=MAX_LOG_SNR) if diffusion is None else diffusion
-        score = Denoiser.fit(network, (u - self.mean) / self.scale)
-        self._set_model(DiffusionModel(diffusion, score, context=context))
+        self._set_model(DiffusionModel(diffusion, Denoiser.fit(network, r), context=context))
 
     @classmethod
     def fit(
@@ -241,8 +257,10 @@ class AmortizedPosterior(nn.Module):
         latent: Sequence[str],
         observed: Sequence[str],
         *,
+        draws: Draws | None = None,
         simulations: int = 10_000,
-        steps: int = 3_000,
+        missing: float = 0.0,
+        steps: int = 6_000,
         batch_size: int = 256,
         learning_rate: float = 2e-3,
         network: nn.Module | None = None,
@@ -251,56 +269,71 @@ class AmortizedPosterior(nn.Module):
         seed: int = 0,
         progress: bool = False,
     ) -> AmortizedPosterior:
-        """A posterior trained on new simulations.
+        """A posterior trained on simulations, nine tenths of them.
+
+        The last tenth, at most 1,000, chooses between weights.
 
         Args:
             program, latent, observed, network, diffusion: see the class.
-            simulations: the number of draws of θ and x to learn from.
+            draws: simulations, (n, *shape) by site, as from :func:`simulate`; None: new ones.
+            simulations: the number of new ones.
+            missing: the part of the simulations of a step of which numbers of x are hidden, each
+                number by a probability that is uniform for a simulation. Then data may have NaN.
             steps, batch_size, learning_rate: training by Adam, with a cosine schedule that ends at
-                zero. The weights are averaged over the last steps.
+                zero. Of the moving averages of the weights the best are kept.
             vectorized: see :func:`simulate`.
             seed: the seed of simulations, weights and noise.
             progress: whether to show a progress bar.
+
+        Raises:
+            FloatingPointError: the loss is no number.
+            ValueError: numbers that are too small; ``missing`` outside [0, 1].
         """
         check_count("simulations", simulations, "the number of draws that are learned from", 2)
         check_count("steps", steps, "the number of training steps")
         check_count("batch_size", batch_size, "the number of simulations of a step")
+        if not 0 <= check_number("missing", missing, "a part of the simulations, e.g. 0.3") <= 1:
+            raise ValueError(f"missing is {missing}, expected a number in [0, 1], e.g. 0.3")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            draws = simulate(program, simulations, vectorized=vectorized, progress=progress)
-            posterior = cls(program, latent, observed, draws, network, diffusion)
-            posterior._train(draws, steps, batch_size, learning_rate, progress)
+            if draws is None:
+                draws = simulate(program, simulations, vectorized=vectorized, progress=progress)
+            posterior = cls(
+                program, latent, observed, draws, network, diffusion, missing=missing > 0
+            )
+            posterior._train(draws, missing, steps, batch_size, learning_rate, progress)
         return posterior
 
     def _train(
-        self, draws: Draws, steps: int, batch_size: int, learning_rate: float, progress: bool
+        self,
+        draws: Draws,
+        missing: float,
+        steps: int,
+        batch_size: int,
+        learning_rate: float,
+        progress: bool,
     ) -> None:
-        theta, x = self.coordinates(draws)[0], self.data(draws)
-        self.train()
-        loss = MDM_ELBO()(self.model, self.guide)
-        optimizer = torch.optim.Adam(loss.parameters(), lr=learning_rate)
-        average = torch.optim.swa_utils.get_ema_multi_avg_fn(max(0.0, min(0.995, 1 - 20 / steps)))
-        kept = torch.optim.swa_utils.AveragedModel(self.model, multi_avg_fn=average)
-        with progress_bar(steps, "training", "steps", shown=progress) as bar:
-            for step in range(steps):
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
-                rows = torch.randint(len(theta), (batch_size,))
-                optimizer.zero_grad()
-                value = loss(theta[rows], x[rows]) / batch_size
-                value.backward()
-                nn.utils.clip_grad_norm_(loss.parameters(), float(theta.shape[1]))
-                optimizer.step()
-                kept.update_parameters(self.model)
-                if step % SHOWN_EVERY == 0:
-                    bar.set_postfix_str(f"{float(value.detach()):.2f} nats")
-                bar.update()
-        if not math.isfinite(float(value.detach())):
-            raise FloatingPointError(
-                f"the loss is {float(value.detach())} after {steps} steps, expected a number; "
-                "lower learning_rate"
-            )
-        self.model.load_state_dict(kept.module.state_dict())
+        x = self.data(draws)
+        r, elbo = self.coordinates(draws, x)[0], MDM_ELBO()(self.model, self.guide)
+
+        def loss(rows: Tensor) -> Tensor:
+            chosen, coordinates = x[rows], r[rows]
+            if missing:
+                chosen = self.encoding.hide(chosen, missing)
+                coordinates = self.coordinates({n: v[rows] for n, v in draws.items()}, chosen)[0]
+            mean: Tensor = elbo(coordinates, chosen) / len(rows)
+            return mean
+
+        train(
+            elbo,
+            loss,
+            len(x),
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            largest_gradient=float(r.shape[1]),
+            progress=progress,
+        )
         self.eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -312,8 +345,16 @@ class AmortizedPosterior(nn.Module):
         self.model.save_pretrained(folder)
         named = {"latent": self.latent, "observed": self.observed, "shapes": self._shapes}
         scales = {"mean": self.mean.tolist(), "scale": self.scale.tolist()}
+        encoding = {name: b.tolist() for name, b in self.encoding.named_buffers()}
+        law = None if self.gaussian is None else self.gaussian._asdict()
+        gaussian = law and {name: value.tolist() for name, value in law.items()}
+        learned = {
+            "encoding": encoding,
+            "missing": self.encoding.missing,
+            "gaussian": gaussian,
+        }
         with replacing() as write:
-            write(Path(folder) / NAMES, [json.dumps(named | scales).encode()])
+            write(Path(folder) / NAMES, [json.dumps(named | scales | learned).encode()])
 
     @classmethod
     def from_pretrained(
@@ -348,7 +389,6 @@ class AmortizedPosterior(nn.Module):
             )
         new = cls.__new__(cls)
         nn.Module.__init__(new)
-        new.gaussian = None
         new._name_sites(program, saved["latent"], saved["observed"])
         if new._shapes != saved["shapes"]:
             raise PretrainedError(
@@ -357,6 +397,17 @@ class AmortizedPosterior(nn.Module):
             )
         new.register_buffer("mean", torch.tensor(saved["mean"]))
         new.register_buffer("scale", torch.tensor(saved["scale"]))
+        if "encoding" not in saved:
+            raise PretrainedError(
+                f"{path} was written by an earlier version, whose posteriors had no encoding of "
+                "their data; train it again by AmortizedPosterior.fit"
+            )
+        encoding = {name: torch.tensor(value) for name, value in saved["encoding"].items()}
+        new.encoding = Encoding(**encoding, missing=saved["missing"])
+        law = saved["gaussian"]
+        new.gaussian = law and LinearGaussian(
+            **{name: torch.tensor(value, dtype=torch.float64) for name, value in law.items()}
+        )
         new._set_model(DiffusionModel.from_pretrained(folder))
         return new.eval()
 
@@ -378,11 +429,16 @@ class AmortizedPosterior(nn.Module):
     # -- coordinates -------------------------------------------------------------------------------
 
     def data(self, draws: Mapping[str, Tensor]) -> Tensor:
-        """Data by site as one vector each, (n, m), as the network sees them.
+        """Data by site as one vector each, (n, m), as the network sees them (:class:`Encoding`).
 
         Raises:
-            ValueError: a site is missing, or of another shape.
+            ValueError: a site is missing, or of another shape; infinite numbers, or NaN where none
+                may be missing.
         """
+        encoded: Tensor = self.encoding(self._numbers(draws))
+        return encoded
+
+    def _numbers(self, draws: Mapping[str, Tensor]) -> Tensor:
         parts = {name: rows_of(draws, name, shape) for name, shape in self._data_shapes.items()}
         n = max(map(len, parts.values()))
         if odd := [name for name, part in parts.items() if len(part) not in (1, n)]:
@@ -390,24 +446,28 @@ class AmortizedPosterior(nn.Module):
                 f"{odd[0]!r} has {len(parts[odd[0]])} data and others {n}, expected one number; "
                 "give each site the same data"
             )
-        numbers = torch.cat(
-            [part.reshape(len(part), -1).expand(n, -1) for part in parts.values()], 1
-        )
-        if not bool(numbers.isfinite().all()):
-            raise ValueError(
-                f"{int((~numbers.isfinite()).sum())} numbers of the data are not finite; leave "
-                "these data out, or have the program draw an indicator of what is missing"
-            )
-        return numbers
+        return torch.cat([part.reshape(len(part), -1).expand(n, -1) for part in parts.values()], 1)
 
-    def coordinates(self, draws: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The model's coordinates of parameters by site, (n, d), and log|det| of the map, (n,)."""
+    def coordinates(self, draws: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+        """The model's coordinates r of parameters by site, (n, d), and log|det ∂r/∂θ|, (n,).
+
+        Args:
+            draws: parameters by site, (n, *shape).
+            x: data of each, (n, m), from :meth:`data`.
+        """
         u, log_det = self._unconstrained(draws)
-        return (u - self.mean) / self.scale, log_det - self.scale.log().sum()
+        u, log_det = (u - self.mean) / self.scale, log_det - self.scale.log().sum()
+        if self.gaussian is None:
+            return u, log_det
+        r = self.gaussian.residual(u, self.encoding.values(x))
+        return r.to(u), log_det - self.gaussian.root.diagonal().log().sum()
 
-    def parameters_of(self, theta: Tensor) -> Draws:
-        """The parameters by site, (n, *shape), at coordinates of the model (n, d)."""
-        u, values, first = theta * self.scale + self.mean, {}, 0
+    def parameters_of(self, r: Tensor, x: Tensor) -> Draws:
+        """The parameters by site, (n, *shape), at coordinates r (n, d) given data x (n, m)."""
+        if self.gaussian is not None:
+            mean = self.gaussian.mean(self.encoding.values(x))
+            r = (mean + r.double() @ self.gaussian.root.mT).to(r)
+        u, values, first = r * self.scale + self.mean, {}, 0
         for site in self._sites:
             shape = site.transform.inverse_shape(site.shape)
             size = math.prod(shape)
@@ -453,17 +513,18 @@ class AmortizedPosterior(nn.Module):
         """
         check_count("n", n, "the number of draws for each datum")
         x = self.data(data)
-        model = self.model.given_context(x.repeat_interleave(n, 0))
+        each = x.repeat_interleave(n, 0)
+        model = self.model.given_context(each)
         with evaluating(model), torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
-            theta = model(batch_size=n * len(x))
+            r = model(batch_size=n * len(x))
         one = all(
             torch.as_tensor(data[name]).dim() == len(shape)
             for name, shape in self._data_shapes.items()
         )
         lead = (n,) if one else (len(x), n)
-        drawn = self.parameters_of(theta).items()
+        drawn = self.parameters_of(r, each).items()
         return {name: value.reshape(*lead, *value.shape[1:]) for name, value in drawn}
 
     @torch.no_grad()
@@ -504,7 +565,7 @@ class AmortizedPosterior(nn.Module):
         error = torch.zeros(n, dtype=torch.float64)
         if bool(inside.any()):
             chosen = {s.name: rows_of(theta, s.name, s.shape)[inside] for s in self._sites}
-            z, log_det = self.coordinates(chosen)
+            z, log_det = self.coordinates(chosen, x[inside])
             model = self.model.given_context(x[inside])
             options: dict[str, Any] = {"samples": samples, "solver": solver, "seed": seed}
             estimate = probability_flow(model, self.guide, z, progress=progress, **options)
