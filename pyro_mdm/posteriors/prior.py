@@ -7,7 +7,7 @@ parameters can be drawn in a plate, n of them take one run.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pyro
@@ -164,7 +164,8 @@ def _nesting(program: Program) -> int:
         torch.manual_seed(0)
         nodes = poutine.trace(program).get_trace().nodes.values()
     sites = [node for node in nodes if node["type"] == "sample"]
-    dims = [frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
+    frames = [frame for site in sites for frame in site["cond_indep_stack"]]
+    dims = [frame.dim for frame in frames if frame.dim is not None]
     return -min(dims, default=0)
 
 
@@ -185,10 +186,8 @@ class _Parameters(Messenger):
             stack.enter_context(self)
             if n:
                 stack.enter_context(pyro.plate("_parameters", n, dim=-nesting - 1))
-            try:
+            with suppress(_AllDrawn):
                 program()
-            except _AllDrawn:
-                pass
         return self
 
     def _pyro_post_sample(self, msg: Any) -> None:

@@ -28,9 +28,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["GROUPS", "Particles", "temper"]
+from pyro_mdm.paths.likelihood import log_mean_weight
+from pyro_mdm.support.measured import Measured
 
-GROUPS = 10
+__all__ = ["GROUPS", "Density", "Particles", "temper"]
+
+GROUPS = 8
 """Independent groups of particles, by which the error of the evidence is measured."""
 KEPT = 0.5
 """The effective part of the particles that a step of β leaves."""
@@ -53,6 +56,17 @@ class Particles(NamedTuple):
     effective: float  # the least effective part of the particles in a step of β
     acceptance: float  # of the moves at the last β
     steps: int  # of β
+
+    @property
+    def log_constant(self) -> Measured:
+        """The log of the normalizing constant, nats, with its error by the groups."""
+        value, error = log_mean_weight(self.log_weights.unsqueeze(1))
+        return Measured(float(value), float(error))
+
+    def draws(self, n: int) -> Tensor:
+        """n draws of all groups, (n, d), by systematic resampling, in random order."""
+        each = self.log_weights.unsqueeze(1).expand(self.values.shape[:2])
+        return self.values.flatten(0, 1)[_systematic(each.reshape(1, -1), n)[0]][torch.randperm(n)]
 
 
 def temper(
@@ -93,7 +107,7 @@ def temper(
             step = (after - beta) * gain
             effective = min(effective, float(_effective(step).mean()))
             log_weights = log_weights + step.logsumexp(1) - math.log(step.shape[1])
-            law.choose(_systematic(step))
+            law.choose(_systematic(step, step.shape[1]))
             beta, steps = after, steps + 1
             last = beta == 1 and k == len(likelihoods) - 1
             scale, accepted = law.move(beta, scale, moves * (2 if last else 1), most)
@@ -121,13 +135,12 @@ def _next(beta: float, gain: Tensor) -> float:
     return high  # above low, so that β grows even where weights are 0 for most
 
 
-def _systematic(log_weights: Tensor) -> Tensor:
-    """Systematic resampling of particles with log weights (groups, n): their places, (groups, n)."""
-    n = log_weights.shape[1]
+def _systematic(log_weights: Tensor, n: int) -> Tensor:
+    """Places (groups, n) of particles with log weights (groups, m), resampled systematically."""
     part = log_weights.softmax(1).cumsum(1)
     start = torch.rand(len(part), 1, dtype=part.dtype)
     at = (torch.arange(n, dtype=part.dtype) + start) / n
-    return torch.searchsorted(part, at * part[:, -1:]).clamp_max(n - 1)
+    return torch.searchsorted(part, at * part[:, -1:]).clamp_max(part.shape[1] - 1)
 
 
 class _Law:
@@ -173,19 +186,20 @@ class _Law:
         self.choose(order)
         spread = self.u.flatten(0, 1).std(0)
         half = self.u.shape[1] // 2
+        halves = slice(half), slice(half, None)
         for _ in range(most):
-            share = 0.0
-            for own, other in ((slice(0, half), slice(half, None)), (slice(half, None), slice(half))):
-                share += 0.5 * self._moved(beta, scale, own, self.u[:, other], spread)
+            both = [
+                self._moved(beta, scale, own, self.u[:, other], spread)
+                for own, other in (halves, halves[::-1])
+            ]
+            share = sum(both) / 2
             scale = min(max(scale * math.exp(share - ACCEPTED), 1e-3), 4.0)
             total, shares = total + share, [*shares, share]
             if total >= moves:
                 break
         return scale, sum(shares) / len(shares)
 
-    def _moved(
-        self, beta: float, scale: float, own: slice, other: Tensor, spread: Tensor
-    ) -> float:
+    def _moved(self, beta: float, scale: float, own: slice, other: Tensor, spread: Tensor) -> float:
         """Move the particles of one half by differences of the others, (groups, n/2, d)."""
         u = self.u[:, own]
         n, m, d = u.shape[1], other.shape[1], u.shape[2]
