@@ -9,6 +9,7 @@ from pyro_mdm.posteriors.amortized import (
     log_prior,
     ranks,
 )
+from pyro_mdm.posteriors.likelihood import AmortizedLikelihood, PosteriorDraws
 from pyro_mdm.posteriors.reading import (
     DataSite,
     Factor,
@@ -20,6 +21,7 @@ from pyro_mdm.posteriors.reading import (
 )
 
 __all__ = [
+    "AmortizedLikelihood",
     "AmortizedPosterior",
     "Calibration",
     "DataSite",
@@ -28,6 +30,7 @@ __all__ = [
     "LogDensity",
     "ParameterSite",
     "Plate",
+    "PosteriorDraws",
     "Structure",
     "calibrate",
     "log_prior",

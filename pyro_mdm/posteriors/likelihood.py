@@ -47,10 +47,12 @@ from pyro_mdm.posteriors.reading import (
     Draws,
     Factor,
     ParameterSite,
+    Program,
     is_interior,
     read_program,
     rows_of,
     simulate,
+    sites_of,
 )
 from pyro_mdm.posteriors.tempering import GROUPS, Density, temper
 from pyro_mdm.posteriors.training import VALIDATED, train
@@ -59,7 +61,7 @@ from pyro_mdm.scores.denoiser import Denoiser
 from pyro_mdm.support.checks import check_count, describe
 from pyro_mdm.support.files import replacing
 from pyro_mdm.support.measured import Measured
-from pyro_mdm.support.modules import evaluating
+from pyro_mdm.support.modules import evaluating, in_eval_mode
 
 __all__ = ["AmortizedLikelihood", "ConditionalGaussian", "PosteriorDraws"]
 
@@ -69,20 +71,24 @@ NAMES, TENSORS = "likelihood.json", "likelihood.safetensors"
 MAX_LOG_SNR = 9.0
 """λ where the flow of what a Gaussian leaves ends: noise of 0.011 of its standard deviation."""
 
-SOLVER = Solver("rk4", steps=6)
-"""Steps of the flow."""
+STEPS = 8
+"""Steps of the flow, of the classical Runge-Kutta method."""
+
+FEW_STEPS = 2
+"""Steps of the flow that particles are led by first: what they miss is small, and weighted."""
 
 AT_ONCE = 4096
 """Data whose densities are computed together, in cache."""
 
-LEAST_GAIN = 0.01
+LEAST_GAIN = 0.05
 """Nats per datum by which a diffusion has to be better than the Gaussian, to be worth its time."""
 
 DRAWS_OF_GAIN = 8
 """Draws of noise for each simulation that the gain is measured by."""
 
-LEAST_PARTICLES = 2_000
-"""Particles of sequential Monte Carlo, where fewer draws are asked for."""
+LEAST_PARTICLES = {False: 20_000, True: 4_000}
+"""Particles of sequential Monte Carlo, where fewer draws are asked for: without and with densities
+of a flow, which take longer."""
 
 
 class PosteriorDraws(NamedTuple):
@@ -154,15 +160,20 @@ def _normal(r: Tensor) -> Tensor:
 
 
 class _FactorLaw(nn.Module):
-    """The learned law of the data of a factor, one datum of a plate at a time, given θ."""
+    """The learned law of the data of a factor, one datum of a plate at a time, given θ.
+
+    Numbers that have a lower bound are seen by the log of what they are above it.
+    """
 
     center: Tensor
     unit: Tensor
+    lower: Tensor  # (m,), -∞ where there is no bound
 
     def __init__(self, inputs: int, outputs: int, hidden: int, depth: int) -> None:
         super().__init__()
         self.register_buffer("center", torch.zeros(outputs))
         self.register_buffer("unit", torch.ones(outputs))
+        self.register_buffer("lower", torch.full((outputs,), -math.inf))
         self.gaussian = ConditionalGaussian(inputs, outputs, hidden, depth)
         context = Vectors(torch.zeros(inputs), torch.ones(inputs))
         network = MLP(outputs + context.size, hidden, depth, outputs)
@@ -177,13 +188,15 @@ class _FactorLaw(nn.Module):
         gain = self.gain
         return gain is not None and gain.mean > max(LEAST_GAIN, 2 * gain.standard_error)
 
-    def fit(self, x: Tensor, theta: Tensor, diffusion: bool, **options: Any) -> None:
-        """Learn the law of x (n, k, m) given θ (n, inputs)."""
-        flat = x.flatten(0, 1)
+    def fit(self, x: Tensor, theta: Tensor, lower: Tensor, diffusion: bool, **options: Any) -> None:
+        """Learn the law of x (n, k, m) given θ (n, inputs), with lower bounds (m,)."""
+        flat, n = x.flatten(0, 1), len(x)
+        self.lower.copy_(torch.where((flat > lower).all(0), lower, -math.inf))
+        flat = self._unbounded(flat)[0]
         spread = flat.std(0)
         self.center.copy_(flat.mean(0))
         self.unit.copy_(torch.where(spread > 0, spread, 1.0))
-        x, n = (x - self.center) / self.unit, len(x)
+        x = self._scaled(x)[0]
 
         def of_gaussian(rows: Tensor) -> Tensor:
             r, log_det = self.gaussian.residual(x[rows], theta[rows])
@@ -209,6 +222,19 @@ class _FactorLaw(nn.Module):
         rows = torch.arange(n - held_out, n) if held_out else torch.arange(n)
         self.gain = self._measured(*chosen(rows.repeat(DRAWS_OF_GAIN)))
 
+    def _unbounded(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Numbers without bounds, like x (*batch, m), and log|det| of the map, (*batch): NaN where
+        x is outside of its bounds."""
+        bounded = self.lower.isfinite()
+        above = torch.where(bounded, x - torch.where(bounded, self.lower, 0.0), 1.0).log()
+        above = torch.where(above.isfinite(), above, math.nan)
+        return torch.where(bounded, above, x), -above.sum(-1)
+
+    def _scaled(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x in the coordinates of the laws, and log|det| of the map, as :meth:`_unbounded`."""
+        x, log_det = self._unbounded(x)
+        return (x - self.center) / self.unit, log_det - self.unit.log().sum()
+
     @torch.no_grad()
     def _measured(self, r: Tensor, theta: Tensor) -> Measured:
         """The gain on data r (n, m), whose noise is the same for both laws."""
@@ -224,33 +250,36 @@ class _FactorLaw(nn.Module):
         gained = (high - low) * apart.double()
         return Measured.of(gained.reshape(DRAWS_OF_GAIN, -1).mean(0))
 
-    def log_prob(self, x: Tensor, theta: Tensor, corrected: bool = True) -> Tensor:
+    def log_prob(self, x: Tensor, theta: Tensor, steps: int = STEPS) -> Tensor:
         """log p(x | θ), (n,) float64, of k data x (n or 1, k, m) of each θ (n, inputs).
 
         Args:
-            corrected: whether the diffusion counts, if it is part of the law.
+            steps: of the flow, if the diffusion is part of the law; 0 for the Gaussian alone.
         """
-        given = ~x.isnan().any(2)
-        x = torch.where(given.unsqueeze(2), (x - self.center) / self.unit, 0.0)
-        r, log_det = self.gaussian.residual(x, theta)
-        each = _normal(r).double() + (log_det.double() - self.unit.log().sum()).unsqueeze(1)
-        if corrected and self.is_corrected:
+        present = ~x.isnan().any(2)
+        x, of_scale = self._scaled(x)
+        given = ~of_scale.isnan() & present
+        r, log_det = self.gaussian.residual(torch.where(given.unsqueeze(2), x, 0.0), theta)
+        each = _normal(r).double() + log_det.double().unsqueeze(1)
+        each = each + torch.where(given, of_scale, 0.0).double()
+        if steps and self.is_corrected and bool(given.any()):
             given = given.expand(each.shape)
-            of_data = theta.unsqueeze(1).expand(-1, r.shape[1], -1)[given]
-            gained = self._flow(r[given], of_data) - _normal(r[given]).double()
+            of_data = theta.unsqueeze(1).expand(*r.shape[:2], -1)[given]
+            gained = self._flow(r[given], of_data, steps) - _normal(r[given]).double()
             each = each.masked_scatter(given, each[given] + gained)
-        return torch.where(given, each, 0.0).sum(1)
+        outside = torch.where(present, -math.inf, 0.0).double()
+        return torch.where(given, each, outside).sum(1)
 
-    def _flow(self, r: Tensor, theta: Tensor) -> Tensor:
+    def _flow(self, r: Tensor, theta: Tensor, steps: int) -> Tensor:
         """log p(r | θ) under the diffusion, (n,) float64: that of r with the noise at ε."""
         diffusion, values = self.model.diffusion, list[Tensor]()
         scale = diffusion.start.mean  # of r in the state at ε, (1,)
         for part, context in zip(r.split(AT_ONCE), theta.split(AT_ONCE), strict=True):
             score = self.model.given_context(context).score_function
             y = part.double().unsqueeze(1) * scale.double().unsqueeze(1)
-            density = flow_log_prob(diffusion, score, y, SOLVER).log_prob
+            density = flow_log_prob(diffusion, score, y, Solver("rk4", steps=steps)).log_prob
             values.append(density + r.shape[1] * scale.double().log().sum())
-        return torch.cat(values) if values else r.new_zeros(0, dtype=torch.float64)
+        return torch.cat(values)
 
     def sample(self, theta: Tensor, k: int) -> Tensor:
         """k data for each θ (n, inputs), (n, k, m)."""
@@ -260,7 +289,8 @@ class _FactorLaw(nn.Module):
             r = model(batch_size=n * k).reshape(n, k, m)
         else:
             r = torch.randn(n, k, m)
-        return self.gaussian.data(r, theta) * self.unit + self.center
+        x = self.gaussian.data(r, theta) * self.unit + self.center
+        return torch.where(self.lower.isfinite(), self.lower + x.exp(), x)
 
 
 class AmortizedLikelihood(nn.Module):
@@ -390,7 +420,8 @@ class AmortizedLikelihood(nn.Module):
             options: dict[str, Any] = {"steps": steps, "batch_size": batch_size}
             options |= {"learning_rate": learning_rate, "progress": progress}
             for factor, law in likelihood._factors:
-                law.fit(factor.data(draws), _of_factor(theta, factor), diffusion, **options)
+                lower = _lower_bounds(program, factor)
+                law.fit(factor.data(draws), _of_factor(theta, factor), lower, diffusion, **options)
         return likelihood.eval().requires_grad_(False)
 
     @property
@@ -517,7 +548,7 @@ class AmortizedLikelihood(nn.Module):
         parts = []
         for site in self.structure.parameters:
             value = values[site.name]
-            parts.append(value.flatten(1) if _is_bounded(site) else site.unconstrained(value)[0])
+            parts.append(value if _is_bounded(site) else site.unconstrained(value)[0])
         return torch.cat([part.reshape(len(part), -1) for part in parts], 1)
 
     def _inputs(self, values: Mapping[str, Tensor]) -> Draws:
@@ -576,12 +607,12 @@ class AmortizedLikelihood(nn.Module):
         return nowhere.masked_scatter(inside, some)
 
     def _log_prob(
-        self, x: Sequence[Tensor], values: Mapping[str, Tensor], corrected: bool = True
+        self, x: Sequence[Tensor], values: Mapping[str, Tensor], steps: int = STEPS
     ) -> Tensor:
         inputs, total = self._inputs(values), torch.zeros((), dtype=torch.float64)
         for (factor, law), part in zip(self._factors, x, strict=True):
-            with evaluating(law):
-                total = total + law.log_prob(part, _of_factor(inputs, factor), corrected)
+            with in_eval_mode(law):
+                total = total + law.log_prob(part, _of_factor(inputs, factor), steps)
         return total
 
     def _inside(self, values: Mapping[str, Tensor]) -> Tensor:
@@ -641,7 +672,7 @@ class AmortizedLikelihood(nn.Module):
         n: int = 10_000,
         *,
         particles: int | None = None,
-        moves: float = 3.0,
+        moves: float = 5.0,
         seed: int = 0,
     ) -> PosteriorDraws:
         """n draws of p(θ | x) for one datum, and log p(x), by sequential Monte Carlo.
@@ -654,15 +685,17 @@ class AmortizedLikelihood(nn.Module):
         Args:
             data: data by site, (*shape), as for :meth:`log_prob`.
             n: the number of draws.
-            particles: their number, n by default, but at least 2,000.
-            moves: the accepted moves of a particle at each temperature.
+            particles: their number. By default it is n, but at least 20,000, or 4,000 where a
+                diffusion is part of the law.
+            moves: accepted moves of a particle at each temperature, and at the end.
             seed: the seed of the draws.
 
         Raises:
             ValueError: data that no parameters make; several data; what :meth:`data` refuses.
         """
         check_count("n", n, "the number of draws")
-        particles = max(n, LEAST_PARTICLES) if particles is None else particles
+        corrected = any(law.is_corrected for _, law in self._factors)
+        particles = max(n, LEAST_PARTICLES[corrected]) if particles is None else particles
         check_count("particles", particles, "that of sequential Monte Carlo", 10 * GROUPS)
         x = self.data(data)
         if max(map(len, x)) > 1:
@@ -676,9 +709,8 @@ class AmortizedLikelihood(nn.Module):
             torch.manual_seed(seed)
             start = prior.sample(GROUPS * in_group)
             u = torch.cat([s.unconstrained(start[s.name])[0] for s in self.structure.parameters], 1)
-            likelihoods = [self._density(x, False)]
-            if any(law.is_corrected for _, law in self._factors):
-                likelihoods.append(self._density(x, True))
+            each = (0, FEW_STEPS, STEPS) if corrected else (0,)
+            likelihoods = [self._density(x, steps) for steps in each]
             result = temper(
                 u.reshape(GROUPS, in_group, -1),
                 self._unconstrained(prior),
@@ -711,11 +743,11 @@ class AmortizedLikelihood(nn.Module):
 
         return density
 
-    def _density(self, x: Sequence[Tensor], corrected: bool) -> Density:
+    def _density(self, x: Sequence[Tensor], steps: int) -> Density:
         """The log likelihood as a function of unconstrained numbers (n, d)."""
 
         def density(u: Tensor) -> Tensor:
-            return self._log_prob(x, self._parameters_of(u)[0], corrected)
+            return self._log_prob(x, self._parameters_of(u)[0], steps)
 
         return density
 
@@ -737,6 +769,23 @@ def _of_factor(inputs: Mapping[str, Tensor], factor: Factor) -> Tensor:
     if factor.parameters:
         return torch.cat([inputs[name] for name in factor.parameters], 1)
     return torch.zeros(len(next(iter(inputs.values()))), 1)
+
+
+def _lower_bounds(program: Program, factor: Factor) -> Tensor:
+    """The lower bound of each number of a datum by the program, (m,); -∞ where there is none, or
+    an upper one too."""
+    bounds = []
+    for site in factor.sites:
+        support = sites_of(program, [site.name])[site.name]["fn"].support
+        while isinstance(support, constraints.independent):
+            support = support.base_constraint
+        bound = torch.as_tensor(getattr(support, "lower_bound", -math.inf))
+        if hasattr(support, "upper_bound") or bound.numel() != 1:
+            bound = torch.tensor(-math.inf)
+        dim = _dim(factor, site)
+        size = math.prod(site.shape) // (1 if dim is None else site.shape[dim])
+        bounds.append(bound.to(torch.get_default_dtype()).expand(size))
+    return torch.cat(bounds)
 
 
 def _name(factor: Factor) -> str:

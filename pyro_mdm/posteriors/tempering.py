@@ -74,8 +74,8 @@ def temper(
     prior: Density,
     likelihoods: Sequence[Density],
     *,
-    moves: float = 3.0,
-    most: int = 40,
+    moves: float = 5.0,
+    most: int = 60,
 ) -> Particles:
     """Draws of p_0 L_K from draws of p_0.
 
@@ -83,8 +83,10 @@ def temper(
         particles: draws of the prior, (groups, n, d), n even.
         prior: log p_0, which need not be normalized.
         likelihoods: log L_1, …, log L_K; NaN counts as -∞.
-        moves: the mean number of accepted moves of a particle at each β; twice as many at the last.
-        most: the most moves at each β.
+        moves: the mean number of accepted moves of a particle after a step of β that leaves half
+            of the particles effective, and fewer after a smaller one. There are as many once more
+            for the way from one likelihood to the next as a whole.
+        most: the most moves after a step of β.
 
     Raises:
         ValueError: a likelihood that is 0 at all particles of a group.
@@ -92,25 +94,24 @@ def temper(
     law = _Law(particles, prior)
     log_weights = particles.new_zeros(len(particles), dtype=torch.float64)
     effective, steps, scale, accepted = 1.0, 0, 1.0, math.nan
-    for k, likelihood in enumerate(likelihoods):
+    for likelihood in likelihoods:
         law.aim_at(likelihood)
-        beta = 0.0
+        if not bool((law.gain > -math.inf).any(1).all()):
+            raise ValueError(
+                "the data have the density 0 at all parameters that were drawn from the prior, "
+                "expected data that the simulator can make; check their units, or draw more "
+                "particles"
+            )
+        whole, beta = float(_effective(law.gain).mean()), 0.0
         while beta < 1:
-            gain = law.gain
-            if not bool((gain > -math.inf).any(1).all()):
-                raise ValueError(
-                    "the data have the density 0 at all parameters that were drawn from the prior, "
-                    "expected data that the simulator can make; check their units, or draw more "
-                    "particles"
-                )
-            after = _next(beta, gain)
-            step = (after - beta) * gain
-            effective = min(effective, float(_effective(step).mean()))
+            after = _next(beta, law.gain)
+            step = (after - beta) * law.gain
+            left = float(_effective(step).mean())
             log_weights = log_weights + step.logsumexp(1) - math.log(step.shape[1])
             law.choose(_systematic(step, step.shape[1]))
-            beta, steps = after, steps + 1
-            last = beta == 1 and k == len(likelihoods) - 1
-            scale, accepted = law.move(beta, scale, moves * (2 if last else 1), most)
+            beta, steps, effective = after, steps + 1, min(effective, left)
+            lost = min(1.0, (1 - left) / KEPT) + (min(1.0, (1 - whole) / KEPT) if beta == 1 else 0)
+            scale, accepted = law.move(beta, scale, lost * moves, most)
     return Particles(law.u, log_weights, effective, accepted, steps)
 
 
