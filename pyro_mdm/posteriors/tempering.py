@@ -39,6 +39,9 @@ KEPT = 0.5
 """The effective part of the particles that a step of β leaves."""
 ACCEPTED = 0.3
 """The part of moves that is accepted: scales are adapted to it."""
+SCALES = (-2.5, 0.5)
+"""Logs of the factors between which scales of moves are drawn, since a law may be narrow in some
+places and wide in others."""
 JUMPS = 0.1
 """The part of moves that are jumps by a whole difference, from mode to mode."""
 JITTER = 1e-3
@@ -208,7 +211,9 @@ class _Law:
         second = (first + torch.randint(1, m, u.shape[:2])) % m
         rows = torch.arange(len(u)).unsqueeze(1)
         apart = other[rows, first] - other[rows, second]
-        factor = scale * 2.38 / math.sqrt(2 * d) * (torch.rand(len(u), n, 1) + 0.5)
+        low, high = SCALES
+        factor = (low + (high - low) * torch.rand(len(u), n, 1)).exp()
+        factor = scale * 2.38 / math.sqrt(2 * d) * factor
         factor = torch.where(torch.rand(len(u), n, 1) < JUMPS, 1.0, factor)
         there = u + factor * apart + JITTER * spread * torch.randn_like(u)
         log_p, old, new = (self._of(f, there) for f in (self._prior, self._old, self._new))
