@@ -11,6 +11,7 @@ from pyro_mdm.posteriors.amortized import (
 )
 from pyro_mdm.posteriors.checks import Coverage, calibrate_at, expected_coverage
 from pyro_mdm.posteriors.guide import ImportanceWeights, PosteriorGuide, ScoredDraws
+from pyro_mdm.posteriors.likelihood import AmortizedLikelihood, PosteriorDraws
 from pyro_mdm.posteriors.reading import (
     DataSite,
     Factor,
@@ -22,6 +23,7 @@ from pyro_mdm.posteriors.reading import (
 )
 
 __all__ = [
+    "AmortizedLikelihood",
     "AmortizedPosterior",
     "Calibration",
     "Coverage",
@@ -34,6 +36,7 @@ __all__ = [
     "Plate",
     "PosteriorGuide",
     "ScoredDraws",
+    "PosteriorDraws",
     "Structure",
     "calibrate",
     "calibrate_at",

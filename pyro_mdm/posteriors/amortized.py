@@ -29,7 +29,6 @@ from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
-from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_mdm.contexts import Vectors
@@ -44,14 +43,13 @@ from pyro_mdm.paths.flow import Solver
 from pyro_mdm.posteriors.encoding import Encoding
 from pyro_mdm.posteriors.guide import PosteriorGuide, ScoredDraws, draw_by_flow, one_row
 from pyro_mdm.posteriors.predictive import PriorPredictive
+from pyro_mdm.posteriors.prior import log_prior
 from pyro_mdm.posteriors.reading import (
-    SUPPORT_RUNS,
     Draws,
     is_interior,
     named_sites,
     rows_of,
     simulate,
-    sites_of,
 )
 from pyro_mdm.posteriors.training import train
 from pyro_mdm.pretrained import PretrainedError
@@ -87,50 +85,6 @@ fitted."""
 
 HIDDEN, DEPTH = 128, 3
 """Width and number of blocks of the MLP."""
-
-
-def log_prior(
-    program: Callable[..., Any], latent: Sequence[str], draws: Mapping[str, Tensor]
-) -> Tensor:
-    """log p(θ) of n parameters in θ's own space, (n,), nats, from a run of the program at each.
-
-    Args:
-        program: the simulator, without arguments.
-        latent: the names of the parameters' sites.
-        draws: values of these sites by name, (n, *shape).
-
-    Raises:
-        ValueError: an unknown site; a parameter that is not drawn, or whose law depends on sites
-            that are not parameters, so that its density is not known.
-    """
-    sites = sites_of(program, latent)
-    if fixed := [name for name, site in sites.items() if site["is_observed"]]:
-        raise ValueError(
-            f"site {fixed[0]!r} is computed or observed in the program, expected a sampled site; "
-            f"give the sites that {fixed[0]!r} is computed from"
-        )
-    values = {name: rows_of(draws, name, site["value"].shape) for name, site in sites.items()}
-    log_p = []
-    for i in range(len(next(iter(values.values())))):
-        given = poutine.condition(program, {name: value[i] for name, value in values.items()})
-        several = [_log_prob(given, latent, seed) for seed in range(2 if i < SUPPORT_RUNS else 1)]
-        if not torch.allclose(several[0], several[-1]):
-            raise ValueError(
-                f"the law of {', '.join(latent)} depends on sites that are not among them, so that "
-                "its density is not known; name those in latent too"
-            )
-        log_p.append(several[0])
-    return torch.stack(log_p)
-
-
-def _log_prob(program: Callable[..., Any], names: Sequence[str], seed: int) -> Tensor:
-    """The log density of sites in one run of a program, float64."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        trace = poutine.trace(program).get_trace()
-    trace.compute_log_prob(lambda name, site: name in names)
-    terms = [trace.nodes[name]["log_prob_sum"].detach().double() for name in names]
-    return torch.stack(terms).sum()
 
 
 class LinearGaussian(NamedTuple):

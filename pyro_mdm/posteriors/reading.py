@@ -45,6 +45,7 @@ __all__ = [
     "Factor",
     "ParameterSite",
     "Plate",
+    "Program",
     "Structure",
     "drawn_sites",
     "is_interior",
@@ -307,7 +308,8 @@ class Structure(NamedTuple):
             draws: simulations by site, (n, *shape).
         """
         for site in self.data:
-            value = rows_of(draws, site.name, site.shape).flatten(1)
+            value = rows_of(draws, site.name, site.shape)
+            value = value.reshape(len(value), -1)
             odd = ~value.isfinite().all(1)
             if bool(odd.any()):
                 raise ValueError(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import progress_bar
 
-__all__ = ["train"]
+__all__ = ["VALIDATED", "train"]
 
 VALIDATED, LOOKS = 1000, 40
 """Simulations, at most a tenth, that the loss is validated on, and how often that is done."""

@@ -1,0 +1,844 @@
+r"""The likelihood p(x | θ) of a simulator that is a Pyro program, learned from its draws.
+
+The program says which data are independent given θ (:func:`~pyro_mdm.posteriors.read_program`), and
+so into which factors p(x | θ) falls. Each is learned by itself, and data that are exchangeable
+along a plate are learned one by one: 10,000 simulations of four data are 40,000 examples of one
+law. For any number of data the log densities are added, with the same networks.
+
+A factor is first a Gaussian law N(x; m(θ), S(θ)), whose mean and covariance are a network's. What
+is left, r = S^{-½} (x - m), is a diffusion model given θ, if that is better on held-out
+simulations; else it is N(0, I). Its density is that of the probability flow, in a few steps.
+
+With it the posterior p(θ | x) ∝ p(θ) p(x | θ) has draws by sequential Monte Carlo from the prior,
+and the evidence p(x). Nothing of this is amortized over x, but a network that has to know the law
+of few numbers learns it well from few simulations.
+
+Source of the approach: Papamakarios, Sterratt & Murray, "Sequential Neural Likelihood", AISTATS
+2019; for data that are independent given θ, Geffner, Papamakarios & Mnih, ICML 2023.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyro
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from pyro_mdm.contexts import Vectors
+from pyro_mdm.diffusions.presets import VPSDE
+from pyro_mdm.elbo import MDM_ELBO
+from pyro_mdm.guide import DiffusionGuide
+from pyro_mdm.model import DiffusionModel
+from pyro_mdm.networks import MLP
+from pyro_mdm.paths.flow import Solver, flow_log_prob
+from pyro_mdm.posteriors.prior import Prior
+from pyro_mdm.posteriors.reading import (
+    DataSite,
+    Draws,
+    Factor,
+    ParameterSite,
+    Program,
+    is_interior,
+    read_program,
+    rows_of,
+    simulate,
+    sites_of,
+)
+from pyro_mdm.posteriors.tempering import GROUPS, Density, temper
+from pyro_mdm.posteriors.training import VALIDATED, train
+from pyro_mdm.pretrained import PretrainedError
+from pyro_mdm.scores.denoiser import Denoiser
+from pyro_mdm.support.checks import check_count, describe
+from pyro_mdm.support.files import replacing
+from pyro_mdm.support.measured import Measured
+from pyro_mdm.support.modules import evaluating, in_eval_mode
+
+__all__ = ["AmortizedLikelihood", "ConditionalGaussian", "PosteriorDraws"]
+
+NAMES, TENSORS = "likelihood.json", "likelihood.safetensors"
+"""The files of a likelihood: names of sites and sizes of networks, and the networks' weights."""
+
+MAX_LOG_SNR = 9.0
+"""λ where the flow of what a Gaussian leaves ends: noise of 0.011 of its standard deviation."""
+
+STEPS = 8
+"""Steps of the flow, of the classical Runge-Kutta method."""
+
+FEW_STEPS = 2
+"""Steps of the flow that particles are led by first: what they miss is small, and weighted."""
+
+AT_ONCE = 4096
+"""Data whose densities are computed together, in cache."""
+
+LEAST_GAIN = 0.05
+"""Nats per datum by which a diffusion has to be better than the Gaussian, to be worth its time."""
+
+DRAWS_OF_GAIN = 8
+"""Draws of noise for each simulation that the gain is measured by."""
+
+LEAST_PARTICLES = {False: 20_000, True: 4_000}
+"""Particles of sequential Monte Carlo, where fewer draws are asked for: without and with densities
+of a flow, which take longer."""
+
+
+class PosteriorDraws(NamedTuple):
+    """Draws of a posterior by sequential Monte Carlo."""
+
+    draws: Draws  # (n, *shape) by site
+    log_evidence: Measured  # log p(x), nats, with its error by independent groups of particles
+    effective: float  # the least effective part of the particles in a step of the temperature
+    acceptance: float  # of the moves at the posterior
+
+
+class ConditionalGaussian(nn.Module):
+    """The law N(x; m(θ), S(θ)) by a residual network of θ.
+
+    The network returns m, log scales s, and the part L below the diagonal of a unit triangular
+    matrix, so that r = e^{-s} (1 + L) (x - m) is N(0, I).
+
+    Args:
+        inputs, outputs: numbers of θ, and of x.
+        hidden, depth: the network's width, and its number of blocks.
+    """
+
+    def __init__(self, inputs: int, outputs: int, hidden: int = 64, depth: int = 2) -> None:
+        super().__init__()
+        self.outputs = outputs
+        self.inlet = nn.Linear(inputs, hidden)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.LayerNorm(hidden),
+                nn.Linear(hidden, hidden),
+                nn.SiLU(),
+                nn.Linear(hidden, hidden),
+            )
+            for _ in range(depth)
+        )
+        self.outlet = nn.Linear(hidden, 2 * outputs + outputs * (outputs - 1) // 2)
+        for parameter in self.outlet.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """m and s, (n, m) each, and 1 + L, (n, m, m), of θ (n, k)."""
+        h = self.inlet(theta)
+        for block in self.blocks:
+            h = h + block(h)
+        m = self.outputs
+        mean, log_scale, below = self.outlet(h).split([m, m, m * (m - 1) // 2], 1)
+        factor = torch.eye(m, dtype=h.dtype, device=h.device).repeat(len(h), 1, 1)
+        row, column = torch.tril_indices(m, m, -1)
+        factor[:, row, column] = below
+        return mean, log_scale, factor
+
+    def residual(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """r, (n, k, m), of k data x (n or 1, k, m) of each θ, and log|det ∂r/∂x|, (n,)."""
+        mean, log_scale, factor = self(theta)
+        apart = (x - mean.unsqueeze(1)) @ factor.mT
+        return apart * (-log_scale).exp().unsqueeze(1), -log_scale.sum(1)
+
+    def data(self, r: Tensor, theta: Tensor) -> Tensor:
+        """x at r, (n, k, m): the inverse of :meth:`residual`."""
+        mean, log_scale, factor = self(theta)
+        apart = (r * log_scale.exp().unsqueeze(1)).mT
+        solved = torch.linalg.solve_triangular(factor, apart, upper=False, unitriangular=True)
+        return solved.mT + mean.unsqueeze(1)
+
+
+def _normal(r: Tensor) -> Tensor:
+    """log N(r; 0, I), (*batch), of r (*batch, m)."""
+    return -0.5 * (r.square() + math.log(2 * math.pi)).sum(-1)
+
+
+class _FactorLaw(nn.Module):
+    """The learned law of the data of a factor, one datum of a plate at a time, given θ.
+
+    Numbers that have a lower bound are seen by the log of what they are above it.
+    """
+
+    center: Tensor
+    unit: Tensor
+    lower: Tensor  # (m,), -∞ where there is no bound
+
+    def __init__(self, inputs: int, outputs: int, hidden: int, depth: int) -> None:
+        super().__init__()
+        self.register_buffer("center", torch.zeros(outputs))
+        self.register_buffer("unit", torch.ones(outputs))
+        self.register_buffer("lower", torch.full((outputs,), -math.inf))
+        self.gaussian = ConditionalGaussian(inputs, outputs, hidden, depth)
+        context = Vectors(torch.zeros(inputs), torch.ones(inputs))
+        network = MLP(outputs + context.size, hidden, depth, outputs)
+        score = Denoiser(network, torch.zeros(outputs), torch.ones(outputs))
+        self.model = DiffusionModel(VPSDE(max_log_snr=MAX_LOG_SNR), score, context=context)
+        self.gain: Measured | None = None
+        """Nats per datum by which the diffusion is better than the Gaussian; None: not learned."""
+
+    @property
+    def is_corrected(self) -> bool:
+        """Whether the diffusion is part of the law."""
+        gain = self.gain
+        return gain is not None and gain.mean > max(LEAST_GAIN, 2 * gain.standard_error)
+
+    def fit(self, x: Tensor, theta: Tensor, lower: Tensor, diffusion: bool, **options: Any) -> None:
+        """Learn the law of x (n, k, m) given θ (n, inputs), with lower bounds (m,)."""
+        flat, n = x.flatten(0, 1), len(x)
+        self.lower.copy_(torch.where((flat > lower).all(0), lower, -math.inf))
+        flat = self._unbounded(flat)[0]
+        spread = flat.std(0)
+        self.center.copy_(flat.mean(0))
+        self.unit.copy_(torch.where(spread > 0, spread, 1.0))
+        x = self._scaled(x)[0]
+
+        def of_gaussian(rows: Tensor) -> Tensor:
+            r, log_det = self.gaussian.residual(x[rows], theta[rows])
+            return -(_normal(r).mean(1) + log_det).mean()
+
+        train(self.gaussian, of_gaussian, n, largest_gradient=20.0, **options)
+        if not diffusion:
+            return
+        with torch.no_grad():
+            r = self.gaussian.residual(x, theta)[0]
+        loss = MDM_ELBO()(self.model, DiffusionGuide(self.model.diffusion))
+
+        def chosen(rows: Tensor) -> tuple[Tensor, Tensor]:
+            """A datum of each simulation, and its parameters."""
+            return r[rows, torch.randint(r.shape[1], (len(rows),))], theta[rows]
+
+        def of_diffusion(rows: Tensor) -> Tensor:
+            return loss(*chosen(rows)) / len(rows)
+
+        d = float(r.shape[2])
+        train(self.model, of_diffusion, n, largest_gradient=d, **options)
+        held_out = min(VALIDATED, n // 10)
+        rows = torch.arange(n - held_out, n) if held_out else torch.arange(n)
+        self.gain = self._measured(*chosen(rows.repeat(DRAWS_OF_GAIN)))
+
+    def _unbounded(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Numbers without bounds, like x (*batch, m), and log|det| of the map, (*batch): NaN where
+        x is outside of its bounds."""
+        bounded = self.lower.isfinite()
+        above = torch.where(bounded, x - torch.where(bounded, self.lower, 0.0), 1.0).log()
+        above = torch.where(above.isfinite(), above, math.nan)
+        return torch.where(bounded, above, x), -above.sum(-1)
+
+    def _scaled(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x in the coordinates of the laws, and log|det| of the map, as :meth:`_unbounded`."""
+        x, log_det = self._unbounded(x)
+        return (x - self.center) / self.unit, log_det - self.unit.log().sum()
+
+    @torch.no_grad()
+    def _measured(self, r: Tensor, theta: Tensor) -> Measured:
+        """The gain on data r (n, m), whose noise is the same for both laws."""
+        diffusion = self.model.diffusion
+        score: Any = self.model.given_context(theta).score_function
+        low, high = diffusion.terminal_log_snr, diffusion.start_log_snr
+        level = low + (high - low) * (torch.rand(len(r)) + torch.arange(len(r))) / len(r)
+        level = level[torch.randperm(len(r))]
+        noise = torch.randn(len(r), 1, r.shape[1])
+        apart = score.baseline_integrand(r, level, noise) - score.integrand(
+            diffusion, r, level, noise
+        )
+        gained = (high - low) * apart.double()
+        return Measured.of(gained.reshape(DRAWS_OF_GAIN, -1).mean(0))
+
+    def log_prob(self, x: Tensor, theta: Tensor, steps: int = STEPS) -> Tensor:
+        """log p(x | θ), (n,) float64, of k data x (n or 1, k, m) of each θ (n, inputs).
+
+        Args:
+            steps: of the flow, if the diffusion is part of the law; 0 for the Gaussian alone.
+        """
+        present = ~x.isnan().any(2)
+        x, of_scale = self._scaled(x)
+        given = ~of_scale.isnan() & present
+        r, log_det = self.gaussian.residual(torch.where(given.unsqueeze(2), x, 0.0), theta)
+        each = _normal(r).double() + log_det.double().unsqueeze(1)
+        each = each + torch.where(given, of_scale, 0.0).double()
+        if steps and self.is_corrected and bool(given.any()):
+            given = given.expand(each.shape)
+            of_data = theta.unsqueeze(1).expand(*r.shape[:2], -1)[given]
+            gained = self._flow(r[given], of_data, steps) - _normal(r[given]).double()
+            each = each.masked_scatter(given, each[given] + gained)
+        outside = torch.where(present, -math.inf, 0.0).double()
+        return torch.where(given, each, outside).sum(1)
+
+    def _flow(self, r: Tensor, theta: Tensor, steps: int) -> Tensor:
+        """log p(r | θ) under the diffusion, (n,) float64: that of r with the noise at ε."""
+        diffusion, values = self.model.diffusion, list[Tensor]()
+        scale = diffusion.start.mean  # of r in the state at ε, (1,)
+        for part, context in zip(r.split(AT_ONCE), theta.split(AT_ONCE), strict=True):
+            score = self.model.given_context(context).score_function
+            y = part.double().unsqueeze(1) * scale.double().unsqueeze(1)
+            density = flow_log_prob(diffusion, score, y, Solver("rk4", steps=steps)).log_prob
+            values.append(density + r.shape[1] * scale.double().log().sum())
+        return torch.cat(values)
+
+    def sample(self, theta: Tensor, k: int) -> Tensor:
+        """k data for each θ (n, inputs), (n, k, m)."""
+        n, m = len(theta), len(self.center)
+        if self.is_corrected:
+            model = self.model.given_context(theta.repeat_interleave(k, 0))
+            r = model(batch_size=n * k).reshape(n, k, m)
+        else:
+            r = torch.randn(n, k, m)
+        x = self.gaussian.data(r, theta) * self.unit + self.center
+        return torch.where(self.lower.isfinite(), self.lower + x.exp(), x)
+
+
+class AmortizedLikelihood(nn.Module):
+    """The likelihood p(x | θ) for any θ, a density that is differentiable in θ and x.
+
+    :meth:`fit` makes one and trains it. It has draws of data (:meth:`sample`), and for given data
+    draws of the posterior with the evidence (:meth:`posterior`).
+
+    Args:
+        program: the simulator, without arguments.
+        latent: the names of its parameters' sites.
+        observed: the names of its data's sites.
+        draws: simulations, for the scales of θ (:func:`simulate`).
+        hidden, depth: width and number of blocks of the networks. Small ones have quick densities.
+
+    Raises:
+        TypeError: sites that are not continuous.
+        ValueError: unknown or observed sites, or one named twice; a parameter that never varies, or
+            whose support depends on others; data that never vary or are not finite.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        program: Callable[..., Any],
+        latent: Sequence[str],
+        observed: Sequence[str],
+        draws: Draws,
+        *,
+        hidden: int = 64,
+        depth: int = 3,
+    ) -> None:
+        super().__init__()
+        self._read(program, latent, observed, hidden, depth)
+        self.structure.check(draws)
+        seen = self._seen(self._values(draws))
+        spread = seen.std(0)
+        if not bool((spread > 0).all() and seen.isfinite().all()):
+            raise ValueError(
+                f"{int((~(spread > 0)).sum())} of {seen.shape[1]} parameters do not vary between "
+                f"{len(seen)} simulations, or are not finite; leave their sites out of latent"
+            )
+        self.mean.copy_(seen.mean(0))
+        self.scale.copy_(spread)
+
+    def _read(
+        self,
+        program: Callable[..., Any],
+        latent: Sequence[str],
+        observed: Sequence[str],
+        hidden: int,
+        depth: int,
+    ) -> None:
+        self.structure = read_program(program, latent, observed)
+        self.latent, self.observed = list(latent), list(observed)
+        self.hidden, self.depth = hidden, depth
+        for site in self.structure.data:
+            if site.is_discrete:
+                raise TypeError(
+                    f"site {site.name!r} of the data is discrete, expected real numbers, which "
+                    "have a density; use AmortizedPosterior, which learns from any data"
+                )
+        self._program = program
+        sizes = {site.name: _numbers(site) for site in self.structure.parameters}
+        self._places, first = dict[str, slice](), 0
+        for name, size in sizes.items():
+            self._places[name], first = slice(first, first + size), first + size
+        self.register_buffer("mean", torch.zeros(first))
+        self.register_buffer("scale", torch.ones(first))
+        laws = []
+        for factor in self.structure.factors:
+            inputs = sum(sizes[name] for name in factor.parameters)
+            outputs = sum(math.prod(site.shape) for site in factor.sites) // factor.size
+            laws.append(_FactorLaw(max(1, inputs), outputs, hidden, depth))
+        self.laws = nn.ModuleList(laws)
+
+    @classmethod
+    def fit(
+        cls,
+        program: Callable[..., Any],
+        latent: Sequence[str],
+        observed: Sequence[str],
+        *,
+        draws: Draws | None = None,
+        simulations: int = 10_000,
+        steps: int = 6_000,
+        batch_size: int = 256,
+        learning_rate: float = 3e-3,
+        hidden: int = 64,
+        depth: int = 3,
+        diffusion: bool = True,
+        vectorized: bool = False,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> AmortizedLikelihood:
+        """A likelihood trained on simulations, nine tenths of them.
+
+        The last tenth, at most 1,000, chooses between weights, and between the diffusion and the
+        Gaussian alone.
+
+        Args:
+            program, latent, observed, hidden, depth: see the class.
+            draws: simulations, (n, *shape) by site, as from :func:`simulate`; None: new ones.
+            simulations: the number of new ones.
+            steps, batch_size, learning_rate: training by Adam, with a cosine schedule that ends at
+                zero, of each network. Of the moving averages of the weights the best are kept.
+            diffusion: whether to learn what differs from a Gaussian law; kept where it is better.
+            vectorized: see :func:`simulate`.
+            seed: the seed of simulations, weights and noise.
+            progress: whether to show a progress bar.
+
+        Raises:
+            FloatingPointError: the loss is no number.
+            TypeError, ValueError: what the class refuses; numbers that are too small.
+        """
+        check_count("simulations", simulations, "the number of draws that are learned from", 2)
+        check_count("steps", steps, "the number of training steps")
+        check_count("batch_size", batch_size, "the number of simulations of a step")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if draws is None:
+                draws = simulate(program, simulations, vectorized=vectorized, progress=progress)
+            likelihood = cls(program, latent, observed, draws, hidden=hidden, depth=depth)
+            theta = likelihood._inputs(likelihood._values(draws))
+            options: dict[str, Any] = {"steps": steps, "batch_size": batch_size}
+            options |= {"learning_rate": learning_rate, "progress": progress}
+            for factor, law in likelihood._factors:
+                lower = _lower_bounds(program, factor)
+                law.fit(factor.data(draws), _of_factor(theta, factor), lower, diffusion, **options)
+        return likelihood.eval().requires_grad_(False)
+
+    @property
+    def _factors(self) -> list[tuple[Factor, Any]]:
+        return list(zip(self.structure.factors, self.laws, strict=True))
+
+    @property
+    def gains(self) -> dict[str, Measured | None]:
+        """Nats per datum by which the diffusion is better than the Gaussian on held-out
+        simulations, with standard errors, by the sites of a factor; None where none was learned."""
+        return {_name(factor): law.gain for factor, law in self._factors}
+
+    # -- folders -----------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write the likelihood to a folder.
+
+        It holds the weights of the networks, and in ``likelihood.json`` their sizes and the names
+        of the sites.
+        """
+        state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        gains = [None if law.gain is None else list(law.gain) for _, law in self._factors]
+        named = {"latent": self.latent, "observed": self.observed, "sites": self._described}
+        sizes = {"hidden": self.hidden, "depth": self.depth, "gains": gains}
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with replacing() as write:
+            digest = write(Path(folder) / TENSORS, [safetensors.torch.save(state)])
+            content = named | sizes | {"sha256": digest}
+            write(Path(folder) / NAMES, [json.dumps(content).encode()])
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | os.PathLike[str], program: Callable[..., Any] | None = None
+    ) -> AmortizedLikelihood:
+        """The likelihood that :meth:`save_pretrained` wrote, for the same simulator.
+
+        Args:
+            folder: the folder it was written to.
+            program: the simulator, for the law of its parameters; the folder holds no code.
+
+        Raises:
+            PretrainedError: the folder is missing or damaged, or the program has other factors.
+            TypeError: no program.
+            ValueError: a program without these sites.
+        """
+        path = Path(folder) / NAMES
+        for file in (path, path.with_name(TENSORS)):
+            if not file.is_file():
+                raise PretrainedError(f"{file} is missing, expected what save_pretrained writes")
+        damaged = "expected what save_pretrained writes; save it again"
+        try:
+            saved = json.loads(path.read_text())
+            names = saved["latent"], saved["observed"]
+            sizes = saved["hidden"], saved["depth"]
+            gains = [gain if gain is None else Measured(*gain) for gain in saved["gains"]]
+            described, digest = saved["sites"], saved["sha256"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise PretrainedError(f"{path} is damaged ({error}), {damaged}") from error
+        if not callable(program):
+            raise TypeError(
+                f"program is {describe(program)}, expected the simulator that the likelihood in "
+                f"{folder} is of, with the sites {', '.join([*names[0], *names[1]])}; a folder "
+                "holds no code: AmortizedLikelihood.from_pretrained(folder, program)"
+            )
+        new = cls.__new__(cls)
+        nn.Module.__init__(new)
+        with torch.random.fork_rng(devices=[]):  # weights are drawn that are replaced
+            new._read(program, *names, *sizes)
+        if new._described != described:
+            raise PretrainedError(
+                f"the sites of the program are {new._described}, expected those of the likelihood "
+                f"in {folder}, {described}; give the simulator that it is of"
+            )
+        content = path.with_name(TENSORS).read_bytes()
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise PretrainedError(f"{path.with_name(TENSORS)} is another than was saved, {damaged}")
+        try:
+            new.load_state_dict(safetensors.torch.load(content))
+        except (RuntimeError, SafetensorError) as error:
+            raise PretrainedError(
+                f"{path.with_name(TENSORS)} is damaged ({error}), {damaged}"
+            ) from error
+        for (_, law), gain in zip(new._factors, gains, strict=True):
+            law.gain = gain
+        return new.eval().requires_grad_(False)
+
+    @property
+    def _described(self) -> list[dict[str, Any]]:
+        """Shapes of the parameters, and of the data in each factor with its plate."""
+        parameters = {site.name: list(site.shape) for site in self.structure.parameters}
+        factors = [
+            {site.name: list(site.shape) for site in factor.sites} | {"plate": factor.plate}
+            for factor in self.structure.factors
+        ]
+        return [parameters, *factors]
+
+    # -- parameters and data -----------------------------------------------------------------------
+
+    def _values(self, theta: Mapping[str, Tensor]) -> Draws:
+        """Values of the parameters by site, (n, *shape).
+
+        Raises:
+            ValueError: a site is missing, has another shape or another number of values, or is NaN.
+        """
+        sites = self.structure.parameters
+        values = {site.name: rows_of(theta, site.name, site.shape) for site in sites}
+        numbers = {name: len(value) for name, value in values.items()}
+        if len(set(numbers.values())) > 1:
+            each = ", ".join(f"{n} of {name!r}" for name, n in numbers.items())
+            raise ValueError(
+                f"the numbers of parameters differ between sites ({each}), expected one number n; "
+                "give each site (n, *shape) values"
+            )
+        for name, value in values.items():
+            if bool(value.isnan().any()):
+                raise ValueError(
+                    f"{int(value.isnan().sum())} values of {name!r} are NaN, expected numbers; "
+                    "leave these parameters out"
+                )
+        return values
+
+    def _seen(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The parameters as numbers (n, k): as they are in an interval, else unconstrained."""
+        parts = []
+        for site in self.structure.parameters:
+            value = values[site.name]
+            parts.append(value if _is_bounded(site) else site.unconstrained(value)[0])
+        return torch.cat([part.reshape(len(part), -1) for part in parts], 1)
+
+    def _inputs(self, values: Mapping[str, Tensor]) -> Draws:
+        """What networks see of each site, (n, k), standardized."""
+        seen = (self._seen(values) - self.mean) / self.scale
+        return {name: seen[:, place] for name, place in self._places.items()}
+
+    def data(self, data: Mapping[str, Tensor]) -> list[Tensor]:
+        """Data of each factor, (n or 1, places, m), of which NaN are missing.
+
+        Raises:
+            ValueError: a site is missing, or of another shape; numbers of data differ; infinite
+                numbers, or places of which a part is missing.
+        """
+        parts = [_data(factor, data) for factor in self.structure.factors]
+        n = max(map(len, parts))
+        if odd := [len(part) for part in parts if len(part) not in (1, n)]:
+            raise ValueError(
+                f"there are {odd[0]} data of one site and {n} of another, expected one number; "
+                "give each site the same data"
+            )
+        return parts
+
+    # -- densities and draws -----------------------------------------------------------------------
+
+    def log_prob(self, data: Mapping[str, Tensor], theta: Mapping[str, Tensor]) -> Tensor:
+        """log p(x | θ) of n pairs, (n,) float64, nats, differentiable in θ and x.
+
+        Along a plate whose data are exchangeable there may be any number of data, whose log
+        densities are added. A datum that is NaN is missing: it is left out.
+
+        Args:
+            data: data by site, (n, *shape), or one datum, (*shape), for all.
+            theta: parameters by site, (n, *shape), or one for all data. Outside of the interior of
+                their support the value is -∞.
+
+        Raises:
+            ValueError: parameters that are NaN; numbers n that differ; what :meth:`data` refuses.
+        """
+        values, x = self._values(theta), self.data(data)
+        n, m = len(next(iter(values.values()))), max(map(len, x))
+        if n != m and 1 not in (n, m):
+            raise ValueError(
+                f"theta are {n} and data {m}, expected as many of both, or one of either"
+            )
+        inside = self._inside(values)
+        if bool(inside.all()):
+            return self._log_prob(x, values).expand(max(n, m))
+        if n == 1:
+            return torch.full((m,), -math.inf, dtype=torch.float64)
+        some = self._log_prob(
+            [part[inside] if len(part) > 1 else part for part in x],
+            {name: value[inside] for name, value in values.items()},
+        )
+        nowhere = torch.full((n,), -math.inf, dtype=torch.float64)
+        return nowhere.masked_scatter(inside, some)
+
+    def _log_prob(
+        self, x: Sequence[Tensor], values: Mapping[str, Tensor], steps: int = STEPS
+    ) -> Tensor:
+        inputs, total = self._inputs(values), torch.zeros((), dtype=torch.float64)
+        for (factor, law), part in zip(self._factors, x, strict=True):
+            with in_eval_mode(law):
+                total = total + law.log_prob(part, _of_factor(inputs, factor), steps)
+        return total
+
+    def _inside(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Whether parameters are in the interior of their support, (n,) bool."""
+        sites = self.structure.parameters
+        return torch.stack([is_interior(s.support, values[s.name].detach()) for s in sites]).all(0)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        theta: Mapping[str, Tensor],
+        *,
+        plates: Mapping[str, int] | None = None,
+        seed: int | None = None,
+    ) -> Draws:
+        """Data of n parameters, (n, *shape) by site.
+
+        Args:
+            theta: parameters by site, (n, *shape).
+            plates: the numbers of data in plates along which they are exchangeable, by name; those
+                of the program by default.
+            seed: the seed of the draws; None: the global generator.
+
+        Raises:
+            ValueError: parameters that are NaN or outside of their support; a plate of another
+                kind.
+        """
+        values, plates = self._values(theta), dict(plates or {})
+        own = [factor.plate for factor in self.structure.factors if factor.plate is not None]
+        if other := [name for name in plates if name not in own]:
+            raise ValueError(
+                f"plates has {other[0]!r}, expected plates along which data are exchangeable given "
+                f"the parameters ({', '.join(own) or 'there are none'}); leave it out"
+            )
+        for name, size in plates.items():
+            check_count(f"plates[{name!r}]", size, "the number of data")
+        if bool((~self._inside(values)).any()):
+            raise ValueError(
+                f"{int((~self._inside(values)).sum())} parameters are outside of their support, "
+                "expected none; leave them out"
+            )
+        drawn: Draws = {}
+        inputs = self._inputs(values)
+        with torch.random.fork_rng(devices=[], enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            for factor, law in self._factors:
+                size = plates.get(factor.plate or "", factor.size)
+                with evaluating(law):
+                    drawn |= _by_site(factor, law.sample(_of_factor(inputs, factor), size))
+        return {name: drawn[name] for name in self.observed}
+
+    @torch.no_grad()
+    def posterior(
+        self,
+        data: Mapping[str, Tensor],
+        n: int = 10_000,
+        *,
+        particles: int | None = None,
+        moves: float = 5.0,
+        seed: int = 0,
+    ) -> PosteriorDraws:
+        """n draws of p(θ | x) for one datum, and log p(x), by sequential Monte Carlo.
+
+        From draws of the program's prior particles are led to the posterior under the Gaussian
+        laws, and from it to that under the diffusions where there are some
+        (:mod:`pyro_mdm.posteriors.tempering`). More particles and moves make it more exact; the
+        error of the learned likelihood stays, and is no part of the error of the evidence.
+
+        Args:
+            data: data by site, (*shape), as for :meth:`log_prob`.
+            n: the number of draws.
+            particles: their number. By default it is n, but at least 20,000, or 4,000 where a
+                diffusion is part of the law.
+            moves: accepted moves of a particle at each temperature, and at the end.
+            seed: the seed of the draws.
+
+        Raises:
+            ValueError: data that no parameters make; several data; what :meth:`data` refuses.
+        """
+        check_count("n", n, "the number of draws")
+        corrected = any(law.is_corrected for _, law in self._factors)
+        particles = max(n, LEAST_PARTICLES[corrected]) if particles is None else particles
+        check_count("particles", particles, "that of sequential Monte Carlo", 10 * GROUPS)
+        x = self.data(data)
+        if max(map(len, x)) > 1:
+            raise ValueError(
+                f"there are {max(map(len, x))} data, expected one; data along a plate are one "
+                "datum, of shape (*shape), and for others there is another call each"
+            )
+        prior = Prior(self._program, self.latent)
+        in_group = 2 * math.ceil(particles / (2 * GROUPS))
+        with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
+            torch.manual_seed(seed)
+            start = prior.sample(GROUPS * in_group)
+            u = torch.cat([s.unconstrained(start[s.name])[0] for s in self.structure.parameters], 1)
+            each = (0, FEW_STEPS, STEPS) if corrected else (0,)
+            likelihoods = [self._density(x, steps) for steps in each]
+            result = temper(
+                u.reshape(GROUPS, in_group, -1),
+                self._unconstrained(prior),
+                likelihoods,
+                moves=moves,
+            )
+            chosen = result.draws(n)
+        values = self._parameters_of(chosen)[0]
+        return PosteriorDraws(values, result.log_constant, result.effective, result.acceptance)
+
+    def _parameters_of(self, u: Tensor) -> tuple[Draws, Tensor]:
+        """Parameters by site, (n, *shape), at unconstrained numbers (n, d); log|det ∂θ/∂u|."""
+        values, first, total = Draws(), 0, u.new_zeros(len(u))
+        for site in self.structure.parameters:
+            shape = site.transform.inverse_shape(site.shape)
+            size = math.prod(shape)
+            part = u[:, first : first + size].reshape(len(u), *shape)
+            value = site.transform(part)
+            log_det = site.transform.log_abs_det_jacobian(part, value)
+            total = total + log_det.reshape(len(u), -1).sum(1)
+            values[site.name], first = value, first + size
+        return values, total
+
+    def _unconstrained(self, prior: Prior) -> Density:
+        """The prior's log density of unconstrained numbers (n, d)."""
+
+        def density(u: Tensor) -> Tensor:
+            values, log_det = self._parameters_of(u)
+            return torch.where(self._inside(values), prior.log_prob(values) + log_det, -math.inf)
+
+        return density
+
+    def _density(self, x: Sequence[Tensor], steps: int) -> Density:
+        """The log likelihood as a function of unconstrained numbers (n, d)."""
+
+        def density(u: Tensor) -> Tensor:
+            return self._log_prob(x, self._parameters_of(u)[0], steps)
+
+        return density
+
+
+def _is_bounded(site: ParameterSite) -> bool:
+    support = site.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return hasattr(support, "lower_bound") and hasattr(support, "upper_bound")
+
+
+def _numbers(site: ParameterSite) -> int:
+    """How many numbers a network sees of a parameter's site."""
+    return math.prod(site.shape if _is_bounded(site) else site.transform.inverse_shape(site.shape))
+
+
+def _of_factor(inputs: Mapping[str, Tensor], factor: Factor) -> Tensor:
+    """The inputs of the parameters of a factor, (n, k); a zero where it has none."""
+    if factor.parameters:
+        return torch.cat([inputs[name] for name in factor.parameters], 1)
+    return torch.zeros(len(next(iter(inputs.values()))), 1)
+
+
+def _lower_bounds(program: Program, factor: Factor) -> Tensor:
+    """The lower bound of each number of a datum by the program, (m,); -∞ where there is none, or
+    an upper one too."""
+    bounds = []
+    for site in factor.sites:
+        support = sites_of(program, [site.name])[site.name]["fn"].support
+        while isinstance(support, constraints.independent):
+            support = support.base_constraint
+        bound = torch.as_tensor(getattr(support, "lower_bound", -math.inf))
+        if hasattr(support, "upper_bound") or bound.numel() != 1:
+            bound = torch.tensor(-math.inf)
+        dim = _dim(factor, site)
+        size = math.prod(site.shape) // (1 if dim is None else site.shape[dim])
+        bounds.append(bound.to(torch.get_default_dtype()).expand(size))
+    return torch.cat(bounds)
+
+
+def _name(factor: Factor) -> str:
+    return ", ".join(site.name for site in factor.sites)
+
+
+def _dim(factor: Factor, site: DataSite) -> int | None:
+    """The dimension of a site's value that counts the places of the factor's plate, if any."""
+    return next((plate.dim for plate in site.plates if plate.name == factor.plate), None)
+
+
+def _data(factor: Factor, data: Mapping[str, Tensor]) -> Tensor:
+    """Data by place, (n, places, m), of any number of places."""
+    sites, places = [], dict[str, int]()
+    for site in factor.sites:
+        dim, shape = _dim(factor, site), list(site.shape)
+        if dim is not None and site.name in data:
+            given = torch.as_tensor(data[site.name]).shape
+            if len(given) >= len(shape):
+                shape[dim] = places[site.name] = given[dim]
+        sites.append(site._replace(shape=torch.Size(shape)))
+    if len(set(places.values())) > 1:
+        each = ", ".join(f"{number} of {name!r}" for name, number in places.items())
+        raise ValueError(
+            f"the numbers of data in the plate {factor.plate!r} differ between sites ({each}), "
+            "expected one number; give NaN where a datum is missing"
+        )
+    x = factor._replace(sites=tuple(sites)).data(data)
+    missing = x.isnan()
+    if bool(x.isinf().any()):
+        raise ValueError(
+            f"{int(x.isinf().sum())} numbers of {_name(factor)} are infinite, expected finite "
+            "numbers; leave these data out"
+        )
+    if bool((missing.any(2) & ~missing.all(2)).any()):
+        raise ValueError(
+            f"a part of the {x.shape[2]} numbers of a datum of {_name(factor)} is NaN, expected "
+            "all or none, since their joint law is learned; use AmortizedPosterior.fit(…, "
+            "missing=0.3), which takes any part"
+        )
+    return x
+
+
+def _by_site(factor: Factor, x: Tensor) -> Draws:
+    """Data by site, (n, *shape), of data by place (n, places, m)."""
+    values, first = Draws(), 0
+    for site in factor.sites:
+        dim, shape = _dim(factor, site), list(site.shape)
+        if dim is not None:
+            del shape[dim]
+        size = math.prod(shape)
+        value = x[:, :, first : first + size].reshape(*x.shape[:2], *shape)
+        place = len(site.shape) + dim + 1 if dim is not None else 0
+        values[site.name] = value.movedim(1, place) if dim is not None else value.squeeze(1)
+        first += size
+    return values

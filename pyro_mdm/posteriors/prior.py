@@ -1,0 +1,200 @@
+"""The law of a program's parameters: their draws and densities, without the rest of the program.
+
+A run ends where the last parameter has been drawn, so that no data are simulated. Where the
+parameters can be drawn in a plate, n of them take one run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from pyro_mdm.posteriors.reading import SUPPORT_RUNS, Draws, Program, rows_of, sites_of
+from pyro_mdm.support.checks import check_count
+
+__all__ = ["Prior", "log_prior"]
+
+TESTED = 4
+"""Parameters for which a run in a plate is compared with a run for each."""
+
+OTHER = 1000
+"""The seed of a second run, in which what is not a parameter is drawn anew."""
+
+
+def log_prior(
+    program: Program,
+    latent: Sequence[str],
+    draws: Mapping[str, Tensor],
+    *,
+    vectorized: bool = False,
+) -> Tensor:
+    """log p(θ) of n parameters in θ's own space, (n,), nats, float64.
+
+    The program runs for each of them, as far as its last parameter.
+
+    Args:
+        program: the simulator, without arguments.
+        latent: the names of the parameters' sites.
+        draws: values of these sites by name, (n, *shape).
+        vectorized: whether to run the program once in a plate of n, which is quicker than n times.
+            It must then not mix entries of its batch (:func:`~pyro_mdm.posteriors.simulate`).
+
+    Raises:
+        ValueError: an unknown site; a parameter that is not drawn, or whose law depends on sites
+            that are not parameters, so that its density is not known.
+    """
+    law = Prior(program, latent, vectorized)
+    values = law.values(draws)
+    n = len(next(iter(values.values())))
+    few = {name: value[:SUPPORT_RUNS] for name, value in values.items()}
+    log_p = law.log_prob(values)
+    if not torch.allclose(log_p[: min(n, SUPPORT_RUNS)], law.log_prob(few, OTHER)):
+        raise ValueError(
+            f"the law of {', '.join(latent)} depends on sites that are not among them, so that "
+            "its density is not known; name those in latent too"
+        )
+    return log_p
+
+
+class Prior:
+    """The law p(θ) of parameters of a program.
+
+    Args:
+        program: the simulator, without arguments.
+        latent: the names of the parameters' sites.
+        vectorized: whether n parameters are drawn by one run in a plate of n. None: if this is seen
+            to give what a run for each gives.
+
+    Raises:
+        ValueError: an unknown site, or one that is computed or observed.
+    """
+
+    def __init__(
+        self, program: Program, latent: Sequence[str], vectorized: bool | None = None
+    ) -> None:
+        sites = sites_of(program, latent)
+        if fixed := [name for name, site in sites.items() if site["is_observed"]]:
+            raise ValueError(
+                f"site {fixed[0]!r} is computed or observed in the program, expected a sampled "
+                f"site; give the sites that {fixed[0]!r} is computed from"
+            )
+        self._program = program
+        self._shapes = {name: site["value"].shape for name, site in sites.items()}
+        self._batches = {name: len(site["fn"].batch_shape) for name, site in sites.items()}
+        self._nesting = _nesting(program)
+        self.vectorized = self._can_be_in_a_plate() if vectorized is None else vectorized
+
+    def values(self, draws: Mapping[str, Tensor]) -> Draws:
+        """Values of the parameters by site, (n, *shape).
+
+        Raises:
+            ValueError: a site is missing or of another shape.
+        """
+        return {name: rows_of(draws, name, shape) for name, shape in self._shapes.items()}
+
+    def sample(self, n: int, *, seed: int | None = None) -> Draws:
+        """n draws by site, (n, *shape); the caller's random state is kept if there is a seed."""
+        check_count("n", n, "the number of parameters")
+        with torch.random.fork_rng(devices=[], enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            if self.vectorized:
+                return self._drawn(n)
+            runs = [_Parameters(self._shapes).of(self._program).values for _ in range(n)]
+        return {name: torch.stack([run[name] for run in runs]) for name in self._shapes}
+
+    def _drawn(self, n: int) -> Draws:
+        drawn = _Parameters(self._shapes).of(self._program, n, self._nesting).values
+        return {name: drawn[name].reshape(n, *shape) for name, shape in self._shapes.items()}
+
+    def log_prob(self, draws: Mapping[str, Tensor], seed: int = 0) -> Tensor:
+        """log p(θ), (n,) float64, nats, of values by site, (n, *shape).
+
+        Args:
+            seed: of what else the program draws.
+        """
+        values = self.values(draws)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if self.vectorized:
+                return self._log_prob_in_plate(values)
+            n, each = len(next(iter(values.values()))), []
+            for i in range(n):
+                given = {name: value[i] for name, value in values.items()}
+                run = _Parameters(self._shapes).of(poutine.condition(self._program, given))
+                each.append(torch.stack([term.sum() for term in run.log_probs]).sum())
+        return torch.stack(each)
+
+    def _log_prob_in_plate(self, values: Mapping[str, Tensor]) -> Tensor:
+        given = {}
+        for name, value in values.items():
+            ones = [1] * (self._nesting - self._batches[name])
+            given[name] = value.reshape(len(value), *ones, *value.shape[1:])
+        n = len(next(iter(values.values())))
+        conditioned = poutine.condition(self._program, given)
+        run = _Parameters(self._shapes).of(conditioned, n, self._nesting)
+        return torch.stack([term.reshape(n, -1).sum(1) for term in run.log_probs]).sum(0)
+
+    def _can_be_in_a_plate(self) -> bool:
+        """Whether a few parameters of a plate differ, and have the densities that each has."""
+        with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
+            torch.manual_seed(0)
+            try:
+                values = self._drawn(TESTED)
+                together = self._log_prob_in_plate(values)
+            except Exception:  # of any code that takes no batch
+                return False
+        if any(bool((value == value.roll(1, 0)).all()) for value in values.values()):
+            return False
+        self.vectorized = False
+        return torch.allclose(together, self.log_prob(values))
+
+
+def _nesting(program: Program) -> int:
+    """The number of dimensions that the plates of a program take."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        nodes = poutine.trace(program).get_trace().nodes.values()
+    sites = [node for node in nodes if node["type"] == "sample"]
+    frames = [frame for site in sites for frame in site["cond_indep_stack"]]
+    dims = [frame.dim for frame in frames if frame.dim is not None]
+    return -min(dims, default=0)
+
+
+class _AllDrawn(Exception):
+    """The last parameter of a run has been drawn."""
+
+
+class _Parameters(Messenger):
+    """Values and log densities of the parameters of one run, which ends with the last of them."""
+
+    def __init__(self, names: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.names, self.values, self.log_probs = names, Draws(), list[Tensor]()
+
+    def of(self, program: Callable[[], Any], n: int = 0, nesting: int = 0) -> _Parameters:
+        """Itself after a run, in a plate of n at the dimension after those that are taken."""
+        with torch.no_grad(), ExitStack() as stack:
+            stack.enter_context(self)
+            if n:
+                stack.enter_context(pyro.plate("_parameters", n, dim=-nesting - 1))
+            with suppress(_AllDrawn):
+                program()
+        return self
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["name"] not in self.names:
+            return
+        log_prob = msg["fn"].log_prob(msg["value"])
+        self.values[msg["name"]] = msg["value"]
+        self.log_probs.append(scale_and_mask(log_prob, msg["scale"], msg["mask"]).double())
+        if len(self.values) == len(self.names):
+            raise _AllDrawn

@@ -1,0 +1,230 @@
+"""Sequential Monte Carlo by tempering: draws of a law, and its normalizing constant.
+
+From draws of a prior p_0 particles go to p_0 L_1, and from there to p_0 L_2 and so on, each by way
+of laws
+
+    p_0(u) L_{k-1}(u)^{1-β} L_k(u)^β,    β from 0 to 1.
+
+At each step particles are weighted and resampled, and then moved by Metropolis steps that leave the
+law as it is. β is chosen for the effective sample size of the weights. The product of their means
+is the normalizing constant. Particles are in independent groups, whose constants differ by its
+error.
+
+A move adds a multiple of the difference of two other particles (ter Braak, "A Markov chain Monte
+Carlo version of the genetic algorithm Differential Evolution", Statistics and Computing 2006). So
+its directions and scales are those of the law, and from mode to mode it jumps. The two are from the
+half of the group that is not moved.
+
+Source: Del Moral, Doucet & Jasra, "Sequential Monte Carlo samplers", JRSS B 2006; with adaptive
+temperatures Jasra et al., Scandinavian Journal of Statistics 2011.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_mdm.paths.likelihood import log_mean_weight
+from pyro_mdm.support.measured import Measured
+
+__all__ = ["GROUPS", "Density", "Particles", "temper"]
+
+GROUPS = 8
+"""Independent groups of particles, by which the error of the evidence is measured."""
+KEPT = 0.5
+"""The effective part of the particles that a step of β leaves."""
+ACCEPTED = 0.3
+"""The part of moves that is accepted: scales are adapted to it."""
+SCALES = (-2.5, 0.5)
+"""Logs of the factors between which scales of moves are drawn, since a law may be narrow in some
+places and wide in others."""
+JUMPS = 0.1
+"""The part of moves that are jumps by a whole difference, from mode to mode."""
+JITTER = 1e-3
+"""Noise of moves, in standard deviations, so that no particle stays on a line."""
+
+Density = Callable[[Tensor], Tensor]
+"""A log density (n,) of particles (n, d), nats."""
+
+
+class Particles(NamedTuple):
+    """Draws of a law by sequential Monte Carlo."""
+
+    values: Tensor  # (groups, n, d)
+    log_weights: Tensor  # (groups,), by which groups count: their log normalizing constants
+    effective: float  # the least effective part of the particles in a step of β
+    acceptance: float  # of the moves at the last β
+    steps: int  # of β
+
+    @property
+    def log_constant(self) -> Measured:
+        """The log of the normalizing constant, nats, with its error by the groups."""
+        value, error = log_mean_weight(self.log_weights.unsqueeze(1))
+        return Measured(float(value), float(error))
+
+    def draws(self, n: int) -> Tensor:
+        """n draws of all groups, (n, d), by systematic resampling, in random order."""
+        each = self.log_weights.unsqueeze(1).expand(self.values.shape[:2])
+        return self.values.flatten(0, 1)[_systematic(each.reshape(1, -1), n)[0]][torch.randperm(n)]
+
+
+def temper(
+    particles: Tensor,
+    prior: Density,
+    likelihoods: Sequence[Density],
+    *,
+    moves: float = 5.0,
+    most: int = 60,
+) -> Particles:
+    """Draws of p_0 L_K from draws of p_0.
+
+    Args:
+        particles: draws of the prior, (groups, n, d), n even.
+        prior: log p_0, which need not be normalized.
+        likelihoods: log L_1, …, log L_K; NaN counts as -∞.
+        moves: the mean number of accepted moves of a particle after a step of β that leaves half
+            of the particles effective, and fewer after a smaller one. There are as many once more
+            for the way from one likelihood to the next as a whole.
+        most: the most moves after a step of β.
+
+    Raises:
+        ValueError: a likelihood that is 0 at all particles of a group.
+    """
+    law = _Law(particles, prior)
+    log_weights = particles.new_zeros(len(particles), dtype=torch.float64)
+    effective, steps, scale, accepted = 1.0, 0, 1.0, math.nan
+    for likelihood in likelihoods:
+        law.aim_at(likelihood)
+        if not bool((law.gain > -math.inf).any(1).all()):
+            raise ValueError(
+                "the data have the density 0 at all parameters that were drawn from the prior, "
+                "expected data that the simulator can make; check their units, or draw more "
+                "particles"
+            )
+        whole, beta = float(_effective(law.gain).mean()), 0.0
+        while beta < 1:
+            after = _next(beta, law.gain)
+            step = (after - beta) * law.gain
+            left = float(_effective(step).mean())
+            log_weights = log_weights + step.logsumexp(1) - math.log(step.shape[1])
+            law.choose(_systematic(step, step.shape[1]))
+            beta, steps, effective = after, steps + 1, min(effective, left)
+            lost = min(1.0, (1 - left) / KEPT) + (min(1.0, (1 - whole) / KEPT) if beta == 1 else 0)
+            scale, accepted = law.move(beta, scale, lost * moves, most)
+    return Particles(law.u, log_weights, effective, accepted, steps)
+
+
+def _effective(log_weights: Tensor) -> Tensor:
+    """The effective part of particles with log weights (groups, n), (groups,)."""
+    one, two = log_weights.logsumexp(1), (2 * log_weights).logsumexp(1)
+    return (2 * one - two).exp() / log_weights.shape[1]
+
+
+def _next(beta: float, gain: Tensor) -> float:
+    """The next β, at most 1, at which enough particles are effective, by bisection."""
+    low, high = beta, 1.0
+
+    def is_enough(after: float) -> bool:
+        return float(_effective((after - beta) * gain).mean()) >= KEPT
+
+    if is_enough(high):
+        return high
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if is_enough(middle) else (low, middle)
+    return high  # above low, so that β grows even where weights are 0 for most
+
+
+def _systematic(log_weights: Tensor, n: int) -> Tensor:
+    """Places (groups, n) of particles with log weights (groups, m), resampled systematically."""
+    part = log_weights.softmax(1).cumsum(1)
+    start = torch.rand(len(part), 1, dtype=part.dtype)
+    at = (torch.arange(n, dtype=part.dtype) + start) / n
+    return torch.searchsorted(part, at * part[:, -1:]).clamp_max(part.shape[1] - 1)
+
+
+class _Law:
+    """Particles and the densities of all laws at them, (groups, n), float64."""
+
+    def __init__(self, u: Tensor, prior: Density) -> None:
+        self.u, self._prior = u, prior
+        self._old: Density | None = None
+        self._new: Density | None = None
+        self.log_p = self._of(prior, u)
+        self.old = self.new = torch.zeros_like(self.log_p)
+
+    @staticmethod
+    def _of(density: Density | None, u: Tensor) -> Tensor:
+        """A density at u (groups, n, d), (groups, n)."""
+        if density is None:
+            return torch.zeros(u.shape[:2], dtype=torch.float64)
+        value = density(u.flatten(0, 1)).double().reshape(u.shape[:2])
+        return value.nan_to_num(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
+
+    def aim_at(self, likelihood: Density) -> None:
+        """Take the law that was reached for the old one, and a likelihood for the new."""
+        self._old, self._new = self._new, likelihood
+        self.old, self.new = self.new, self._of(likelihood, self.u)
+
+    @property
+    def gain(self) -> Tensor:
+        """log L_k - log L_{k-1}."""
+        return self.new - self.old
+
+    def choose(self, places: Tensor) -> None:
+        """Particles at these places, (groups, n)."""
+        self.u = self.u.gather(1, places.unsqueeze(-1).expand_as(self.u))
+        self.log_p, self.old, self.new = (
+            value.gather(1, places) for value in (self.log_p, self.old, self.new)
+        )
+
+    def move(self, beta: float, scale: float, moves: float, most: int) -> tuple[float, float]:
+        """Metropolis moves; the scale of differences, adapted, and the part that is accepted."""
+        total, shares = 0.0, list[float]()
+        # resampled particles are copies of each other until they have moved
+        order = torch.rand(self.u.shape[:2]).argsort(1)
+        self.choose(order)
+        spread = self.u.flatten(0, 1).std(0)
+        half = self.u.shape[1] // 2
+        halves = slice(half), slice(half, None)
+        for _ in range(most):
+            both = [
+                self._moved(beta, scale, own, self.u[:, other], spread)
+                for own, other in (halves, halves[::-1])
+            ]
+            share = sum(both) / 2
+            scale = min(max(scale * math.exp(share - ACCEPTED), 1e-3), 4.0)
+            total, shares = total + share, [*shares, share]
+            if total >= moves:
+                break
+        return scale, sum(shares) / len(shares)
+
+    def _moved(self, beta: float, scale: float, own: slice, other: Tensor, spread: Tensor) -> float:
+        """Move the particles of one half by differences of the others, (groups, n/2, d)."""
+        u = self.u[:, own]
+        n, m, d = u.shape[1], other.shape[1], u.shape[2]
+        first = torch.randint(m, u.shape[:2])
+        second = (first + torch.randint(1, m, u.shape[:2])) % m
+        rows = torch.arange(len(u)).unsqueeze(1)
+        apart = other[rows, first] - other[rows, second]
+        low, high = SCALES
+        factor = (low + (high - low) * torch.rand(len(u), n, 1)).exp()
+        factor = scale * 2.38 / math.sqrt(2 * d) * factor
+        factor = torch.where(torch.rand(len(u), n, 1) < JUMPS, 1.0, factor)
+        there = u + factor * apart + JITTER * spread * torch.randn_like(u)
+        log_p, old, new = (self._of(f, there) for f in (self._prior, self._old, self._new))
+
+        def at(log_p: Tensor, old: Tensor, new: Tensor) -> Tensor:
+            return log_p + (1 - beta) * old + beta * new if beta < 1 else log_p + new
+
+        here = at(self.log_p[:, own], self.old[:, own], self.new[:, own])
+        gained = at(log_p, old, new) - here
+        is_accepted = torch.rand(gained.shape, dtype=gained.dtype).log() < gained
+        self.u[:, own] = torch.where(is_accepted.unsqueeze(-1), there, u)
+        for mine, theirs in ((self.log_p, log_p), (self.old, old), (self.new, new)):
+            mine[:, own] = torch.where(is_accepted, theirs, mine[:, own])
+        return float(is_accepted.double().mean())

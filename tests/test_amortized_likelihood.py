@@ -1,0 +1,454 @@
+"""Learned likelihoods, with their posteriors and evidences, held to those that are known."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_mdm.posteriors import AmortizedLikelihood, log_prior, simulate
+from pyro_mdm.posteriors.likelihood import ConditionalGaussian
+from pyro_mdm.posteriors.prior import Prior
+from pyro_mdm.posteriors.tempering import temper
+from pyro_mdm.pretrained import PretrainedError
+from pyro_mdm.support.measured import Measured
+from tests.mistakes import refused
+
+# -- the law of parameters -------------------------------------------------------------------------
+
+
+def several() -> None:
+    """Parameters of several supports, one in a plate and one that another leads to."""
+    a = pyro.sample("a", dist.Normal(torch.zeros(2), torch.tensor([1.0, 5.0])).to_event(1))
+    with pyro.plate("places", 3):
+        pyro.sample("c", dist.LogNormal(a[..., 0], 0.5))
+    pyro.sample("x", dist.Normal(a.sum(-1), 1.0))
+
+
+def one_by_one() -> None:
+    """Parameters that are drawn by code that takes no batch."""
+    a = pyro.sample("a", dist.Normal(0.0, 2.0))
+    pyro.sample("c", dist.Normal(0.0, 1.0 if float(a) > 0 else 3.0))
+    pyro.sample("x", dist.Normal(a, 1.0))
+
+
+def log_normal(value: Tensor, mean: Any = 0.0, scale: Any = 1.0) -> Tensor:
+    return torch.distributions.Normal(mean, scale).log_prob(value).double()
+
+
+def test_densities_of_parameters_in_a_plate_are_those_of_each() -> None:
+    draws = simulate(several, 9, seed=0)
+    a, c = draws["a"], draws["c"]
+    expected = log_normal(a, 0.0, torch.tensor([1.0, 5.0])).sum(1)
+    expected = expected + (log_normal(c.log(), a[:, :1], 0.5) - c.log()).sum(1)
+    for vectorized in (False, True):
+        torch.testing.assert_close(
+            log_prior(several, ["a", "c"], draws, vectorized=vectorized), expected
+        )
+
+
+@pytest.mark.parametrize("program", [several, one_by_one])
+def test_parameters_are_drawn_in_a_plate_where_that_is_possible(program: Any) -> None:
+    law = Prior(program, ["a", "c"])
+    assert law.vectorized == (program is several)
+    draws = law.sample(400, seed=0)
+    assert bool((draws["a"] != draws["a"].roll(1, 0)).any())
+    expected = log_prior(program, ["a", "c"], draws)
+    torch.testing.assert_close(law.log_prob(draws), expected)
+    scale = 1.0 if program is several else 2.0
+    first = draws["a"].reshape(400, -1)[:, 0]
+    assert float(first.std()) == pytest.approx(scale, rel=0.15)
+
+
+def test_a_run_ends_with_the_last_parameter() -> None:
+    runs = []
+
+    def program() -> None:
+        pyro.sample("a", dist.Normal(0.0, 1.0))
+        runs.append(1)
+        pyro.sample("x", dist.Normal(0.0, 1.0))
+
+    law = Prior(program, ["a"])
+    runs.clear()
+    law.log_prob(law.sample(5, seed=0))
+    Prior(program, ["a"], vectorized=False).sample(5)
+    # those of the second law, which looks for sites and plates
+    assert len(runs) == 2
+
+
+# -- tempering -------------------------------------------------------------------------------------
+
+
+def test_tempering_finds_all_modes_and_the_constant() -> None:
+    """A prior N(0, 3²) in the plane, a likelihood of two modes of unequal weight, then a part of
+    it: constants are those of Gaussian laws."""
+    torch.manual_seed(0)
+    centers, scale = torch.tensor([[-4.0, 1.0], [3.0, -2.0]]), 0.3
+
+    def mixture(u: Tensor) -> Tensor:
+        each = log_normal(u.unsqueeze(1), centers, scale).sum(2)
+        return torch.logsumexp(each + torch.tensor([0.2, 0.8]).log(), 1)
+
+    def half(u: Tensor) -> Tensor:
+        return torch.where(u[:, 0] > 0, mixture(u), -math.inf)
+
+    prior = partial(log_normal, scale=3.0)
+    start = 3 * torch.randn(8, 500, 2)
+    known = log_normal(centers, 0.0, math.hypot(3.0, scale)).sum(1)
+    weights = known + torch.tensor([0.2, 0.8]).double().log()
+    found = temper(start, lambda u: prior(u).sum(1), [mixture])
+    assert found.log_constant.standard_error < 0.15
+    assert abs(found.log_constant.mean - float(weights.logsumexp(0))) < 0.3
+    draws = found.draws(3000)
+    right = draws[:, 0] > 0
+    assert float(right.double().mean()) == pytest.approx(float(weights.softmax(0)[1]), abs=0.06)
+    shrunk = 9.0 / (9.0 + scale**2)
+    torch.testing.assert_close(draws[right].mean(0), shrunk * centers[1], atol=0.05, rtol=0)
+    narrow = torch.full((2,), scale * math.sqrt(shrunk))
+    torch.testing.assert_close(draws[right].std(0), narrow, atol=0.03, rtol=0)
+    two = temper(start, lambda u: prior(u).sum(1), [mixture, half])
+    assert bool((two.draws(500)[:, 0] > 0).all())
+    assert abs(two.log_constant.mean - float(weights[1])) < 0.3
+
+
+# -- laws of networks that have learned nothing ----------------------------------------------------
+
+
+def plated() -> None:
+    """Two numbers, positive ones, in a plate, and one outside that depends on another parameter."""
+    a = pyro.sample("a", dist.Uniform(-1.0, 2.0))
+    b = pyro.sample("b", dist.LogNormal(torch.zeros(2), 0.3).to_event(1))
+    with pyro.plate("data", 3):
+        mean = torch.stack([a, a.square()], -1)
+        pyro.sample("x", dist.Normal(mean, 1.0).to_event(1))
+    pyro.sample("y", dist.LogNormal(b.sum(-1), 0.2))
+
+
+@pytest.fixture(scope="module")
+def random() -> tuple[AmortizedLikelihood, dict[str, Tensor]]:
+    """Networks of random weights, with the diffusions."""
+    draws = simulate(plated, 300, seed=3, vectorized=True)
+    torch.manual_seed(0)
+    likelihood = AmortizedLikelihood.fit(
+        plated, ["a", "b"], ["x", "y"], draws=draws, steps=1, hidden=8, depth=1, diffusion=False
+    )
+    for law in likelihood.laws:
+        for outlet in (law.gaussian.outlet, law.model.score_function.network.outlet):
+            torch.nn.init.normal_(outlet.weight, std=0.2)
+        law.gain = Measured(1.0, 0.1)
+    return likelihood, draws
+
+
+def rows(draws: dict[str, Tensor], *places: int) -> dict[str, Tensor]:
+    return {name: value[list(places)] for name, value in draws.items()}
+
+
+def test_the_residual_of_a_gaussian_is_an_affine_map_of_data() -> None:
+    torch.manual_seed(0)
+    law = ConditionalGaussian(2, 3, hidden=8, depth=1)
+    torch.nn.init.normal_(law.outlet.weight, std=0.3)
+    theta, x = torch.randn(4, 2), torch.randn(4, 5, 3)
+    r, log_det = law.residual(x, theta)
+    torch.testing.assert_close(law.data(r, theta), x)
+    one = x[:1, :1]
+    jacobian: Any = torch.autograd.functional.jacobian(
+        lambda x: law.residual(x, theta[:1])[0].flatten(), one
+    )
+    assert float(torch.linalg.slogdet(jacobian.reshape(3, 3))[1]) == pytest.approx(
+        float(log_det[0].detach()), abs=1e-5
+    )
+
+
+def test_densities_integrate_to_one(random: Any) -> None:
+    """Over the numbers of a plate, and over the positive ones outside of it."""
+    likelihood, draws = random
+    theta = rows(draws, 0)
+    edge = torch.linspace(-8, 9, 60)
+    points = torch.cartesian_prod(edge, edge)
+    nothing = math.nan * torch.ones(len(points))
+    log_p = likelihood.log_prob({"x": points.unsqueeze(1), "y": nothing}, theta)
+    cell = float(edge[1] - edge[0]) ** 2
+    assert float(log_p.exp().sum()) * cell == pytest.approx(1.0, abs=0.01)
+    log_y = torch.linspace(-6, 12, 600)
+    given = {"x": math.nan * torch.ones(600, 1, 2), "y": log_y.exp()}
+    log_p = likelihood.log_prob(given, theta) + log_y
+    assert float(log_p.exp().sum()) * float(log_y[1] - log_y[0]) == pytest.approx(1.0, abs=0.01)
+
+
+def test_a_density_has_derivatives_in_parameters_and_data(random: Any) -> None:
+    likelihood, draws = random
+    a, b, x, y = (rows(draws, 0, 1)[name].requires_grad_() for name in "abxy")
+
+    def log_p(*values: Tensor) -> Tensor:
+        a, b, x, y = values
+        return likelihood.log_prob({"x": x, "y": y}, {"a": a, "b": b}).sum()
+
+    gradients = torch.autograd.grad(log_p(a, b, x, y), (a, b, x, y))
+    for k, value in enumerate((a, b, x, y)):
+        step = torch.zeros_like(value)
+        step.view(-1)[0] = 1e-2
+        moved = [
+            log_p(*[v + sign * step if v is value else v for v in (a, b, x, y)]) for sign in (1, -1)
+        ]
+        slope = float((moved[0] - moved[1]).detach()) / 2e-2
+        assert float(gradients[k].flatten()[0]) == pytest.approx(slope, rel=0.02, abs=5e-3)
+
+
+def test_data_in_a_plate_count_one_by_one_and_missing_ones_do_not(random: Any) -> None:
+    """More and fewer data than the program has, and all of one datum or of a site missing."""
+    likelihood, draws = random
+    theta, one = rows(draws, 0, 1), rows(draws, 0)
+    assert likelihood.structure.factors[0].plate == "data"
+    x, y = draws["x"][:5].reshape(1, 15, 2), one["y"]
+
+    def log_p(x: Tensor, y: Tensor = y) -> Tensor:
+        return likelihood.log_prob({"x": x, "y": y}, theta)
+
+    without = log_p(x[:, :1] * math.nan)
+    each = torch.stack([log_p(x[:, k : k + 1]) - without for k in range(15)])
+    torch.testing.assert_close(log_p(x) - without, each.sum(0))
+    some = torch.where(torch.arange(15).reshape(1, 15, 1) % 3 == 0, math.nan, x)
+    present = torch.arange(15) % 3 != 0
+    torch.testing.assert_close(log_p(some) - without, each[present].sum(0))
+    of_x = log_p(x, y * math.nan)
+    torch.testing.assert_close(of_x + without, log_p(x))
+    assert (log_p(x[:, :1] * math.nan, y * math.nan) == 0).all()
+
+
+def test_the_density_is_that_of_what_is_drawn(random: Any) -> None:
+    """log p(x) - log p(y) of draws of one law has the mean E_y[e^f] = 1 of a ratio of densities."""
+    likelihood, draws = random
+    theta = rows(draws, *[0] * 4000)
+    drawn = likelihood.sample(theta, plates={"data": 1}, seed=0)
+    assert drawn["x"].shape == (4000, 1, 2) and drawn["y"].shape == (4000,)
+    nothing = {"x": math.nan * drawn["x"], "y": math.nan * drawn["y"]}
+    for name in ("x", "y"):
+        value = drawn[name] if name == "x" else drawn[name].log()
+        flat = value.reshape(4000, -1)
+        other = dist.MultivariateNormal(flat.mean(0), flat.T.cov().reshape(2 * [flat.shape[1]]))
+        points = other.sample((4000,))
+        at = points.reshape(value.shape) if name == "x" else points.flatten().exp()
+        log_p = likelihood.log_prob(nothing | {name: at}, theta)
+        log_p = log_p + (at.log() if name == "y" else 0.0)
+        ratio = (log_p - other.log_prob(points)).exp()
+        # moments of the density by weights are those of the draws
+        for power in (1, 2, 3):
+            weighted = (ratio * points[:, 0] ** power).mean()
+            scale = float((flat[:, 0].abs() ** power).mean())
+            own = (flat[:, 0] ** power).mean()
+            assert float(weighted) == pytest.approx(float(own), abs=0.15 * scale)
+
+
+def test_outside_of_supports_there_is_no_density(random: Any) -> None:
+    likelihood, draws = random
+    theta = rows(draws, 0, 1, 2, 3)
+    inside = likelihood.log_prob(rows(draws, 0), theta)
+    theta["a"][1], theta["b"][2, 0], theta["b"][3, 1] = 2.5, -0.1, 0.0
+    log_p = likelihood.log_prob(rows(draws, 0), theta)
+    torch.testing.assert_close(log_p[:1], inside[:1])
+    assert log_p[1:].tolist() == [-math.inf] * 3
+    below = rows(draws, 0) | {"y": torch.tensor([-1.0])}
+    assert likelihood.log_prob(below, rows(draws, 0)).tolist() == [-math.inf]
+    assert likelihood.log_prob(rows(draws, 0, 1), rows(theta, 1)).tolist() == [-math.inf] * 2
+    assert bool((likelihood.sample(rows(draws, *range(50)), seed=0)["y"] > 0).all())
+
+
+def test_a_saved_likelihood_is_the_same(random: Any, tmp_path: Path) -> None:
+    likelihood, draws = random
+    likelihood.save_pretrained(tmp_path)
+    again = AmortizedLikelihood.from_pretrained(tmp_path, plated)
+    assert again.gains == likelihood.gains
+    few = rows(draws, 0, 1, 2)
+    assert torch.equal(again.log_prob(few, few), likelihood.log_prob(few, few))
+    refused(
+        PretrainedError,
+        (lambda: AmortizedLikelihood.from_pretrained(tmp_path / "no", plated), "json is missing"),
+        (
+            lambda: AmortizedLikelihood.from_pretrained(tmp_path, other_shapes),
+            "the sites of the program are .*, expected those of the likelihood",
+        ),
+    )
+    refused(TypeError, (lambda: AmortizedLikelihood.from_pretrained(tmp_path), "holds no code"))
+    tensors = tmp_path / "likelihood.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-1])
+    with pytest.raises(PretrainedError, match="is another than was saved"):
+        AmortizedLikelihood.from_pretrained(tmp_path, plated)
+    (tmp_path / "likelihood.json").write_text("{}")
+    with pytest.raises(PretrainedError, match="is damaged"):
+        AmortizedLikelihood.from_pretrained(tmp_path, plated)
+
+
+def other_shapes() -> None:
+    """As :func:`plated`, of four data."""
+    a = pyro.sample("a", dist.Uniform(-1.0, 2.0))
+    pyro.sample("b", dist.LogNormal(torch.zeros(2), 0.3).to_event(1))
+    pyro.sample("x", dist.Normal(a, torch.ones(4, 2)).to_event(2))
+    pyro.sample("y", dist.LogNormal(a, 0.2))
+
+
+def counts() -> None:
+    a = pyro.sample("a", dist.LogNormal(0.0, 1.0))
+    pyro.sample("x", dist.Poisson(a))
+
+
+def test_mistakes_are_named(random: Any) -> None:
+    likelihood, draws = random
+    few = rows(draws, 0, 1, 2)
+    nan = few["x"].clone()
+    nan[0, 0, 0] = math.nan
+    fit = AmortizedLikelihood.fit
+    refused(
+        TypeError,
+        (
+            lambda: fit(counts, ["a"], ["x"], simulations=5),
+            "'x' of the data is discrete, expected real numbers.*; use AmortizedPosterior",
+        ),
+    )
+    refused(
+        ValueError,
+        (lambda: fit(plated, ["a"], ["x"], simulations=1), "simulations is 1"),
+        (lambda: likelihood.log_prob(few, rows(draws, 0, 1)), "theta are 2 and data 3"),
+        (lambda: likelihood.log_prob(few, few | {"a": few["a"] * math.nan}), "3 values of 'a' are"),
+        (lambda: likelihood.log_prob(few, few | {"a": few["a"][:2]}), "2 of 'a', 3 of 'b'"),
+        (lambda: likelihood.log_prob(few | {"y": few["y"][:2]}, few), "there are 2 data of one"),
+        (lambda: likelihood.log_prob(few | {"x": nan}, few), "a part of the 2 numbers of a datum"),
+        (lambda: likelihood.log_prob(few | {"y": few["y"] + math.inf}, few), "3 numbers of y are"),
+        (lambda: likelihood.log_prob({"x": few["x"]}, few), "there is no value of 'y'"),
+        (lambda: likelihood.sample(few, plates={"times": 3}), "plates has 'times', .*data.*leave"),
+        (lambda: likelihood.sample(few, plates={"data": 0}), "is 0"),
+        (lambda: likelihood.sample(few | {"a": few["a"] + 9}), "3 parameters are outside"),
+        (lambda: likelihood.posterior(few), "there are 3 data, expected one"),
+        (lambda: likelihood.posterior(rows(draws, 0), 0), "n is 0"),
+        (lambda: likelihood.posterior(rows(draws, 0), particles=3), "particles is 3"),
+        (
+            lambda: likelihood.posterior(rows(draws, 0) | {"y": -torch.ones(1)}, particles=80),
+            "the data have the density 0 at all",
+        ),
+    )
+
+
+# -- posteriors and evidence -----------------------------------------------------------------------
+
+
+def conjugate(scale: float = 1.0) -> None:
+    theta = pyro.sample("theta", dist.Normal(0.0, scale))
+    with pyro.plate("data", 4):
+        pyro.sample("x", dist.Normal(theta, 0.5))
+
+
+@pytest.fixture(scope="module")
+def learned() -> AmortizedLikelihood:
+    return AmortizedLikelihood.fit(
+        conjugate,
+        ["theta"],
+        ["x"],
+        simulations=1000,
+        steps=400,
+        hidden=16,
+        depth=1,
+        diffusion=False,
+        vectorized=True,
+    )
+
+
+@pytest.mark.parametrize("k", [2, 4, 9])
+def test_the_posterior_and_the_evidence_of_data_are_those_of_a_conjugate_law(
+    learned: AmortizedLikelihood, k: int
+) -> None:
+    """Of fewer and more data than the program has."""
+    torch.manual_seed(k)
+    x = 0.7 + 0.5 * torch.randn(k)
+    found = learned.posterior({"x": x}, 2000, particles=4000, moves=3)
+    precision = 1 + k / 0.25
+    mean = float(x.sum()) / 0.25 / precision
+    theta = found.draws["theta"]
+    assert theta.shape == (2000,)
+    assert float(theta.mean()) == pytest.approx(mean, abs=0.05)
+    assert float(theta.std()) == pytest.approx(precision**-0.5, rel=0.15)
+    covariance = 0.25 * torch.eye(k) + 1.0
+    exact = dist.MultivariateNormal(torch.zeros(k), covariance).log_prob(x)
+    assert found.log_evidence.standard_error < 0.1
+    assert found.log_evidence.mean == pytest.approx(float(exact), abs=0.3)
+    assert 0.15 < found.acceptance < 0.5 and 0.3 < found.effective <= 1
+
+
+def test_simulators_are_compared_by_their_evidence(learned: AmortizedLikelihood) -> None:
+    """One of parameters of scale 1, and one of scale 4, on data near 0."""
+    wide = AmortizedLikelihood.fit(
+        partial(conjugate, 4.0),
+        ["theta"],
+        ["x"],
+        simulations=1000,
+        steps=400,
+        hidden=16,
+        depth=1,
+        diffusion=False,
+        vectorized=True,
+    )
+    x = torch.tensor([0.1, -0.4, 0.5, 0.3])
+    evidence = [one.posterior({"x": x}, 10, particles=4000).log_evidence for one in (learned, wide)]
+    exact = [
+        dist.MultivariateNormal(torch.zeros(4), 0.25 * torch.eye(4) + scale**2).log_prob(x)
+        for scale in (1.0, 4.0)
+    ]
+    apart = float(exact[0] - exact[1])
+    assert apart > 1
+    assert evidence[0].mean - evidence[1].mean == pytest.approx(apart, abs=0.4)
+
+
+def bimodal() -> None:
+    theta = pyro.sample("theta", dist.Uniform(-1.0, 1.0))
+    side = 2.0 * pyro.sample("side", dist.Bernoulli(0.5 * torch.ones_like(theta))) - 1
+    pyro.sample("x", dist.Normal(theta + side, 0.2))
+
+
+def test_a_diffusion_is_part_of_the_law_where_it_is_better() -> None:
+    """Of two values of x for each θ: density, draws, and a posterior of two intervals."""
+    likelihood = AmortizedLikelihood.fit(
+        bimodal,
+        ["theta"],
+        ["x"],
+        simulations=2000,
+        steps=600,
+        hidden=32,
+        depth=1,
+        vectorized=True,
+    )
+    (law,) = likelihood.laws
+    assert law.is_corrected
+    theta = torch.linspace(-0.9, 0.9, 7)
+    x = torch.linspace(-2.0, 2.0, 41)
+    pairs = {"theta": theta.repeat_interleave(41)}, {"x": x.repeat(7)}
+    log_p = likelihood.log_prob(pairs[1], pairs[0])
+    each = [log_normal(pairs[1]["x"] - pairs[0]["theta"], side, 0.2) for side in (-1, 1)]
+    exact = torch.stack(each).logsumexp(0) - math.log(2)
+    apart = (exact.exp() * (exact - log_p)).reshape(7, 41).sum(1) * float(x[1] - x[0])
+    assert float(apart.mean()) < 0.1
+    found = likelihood.posterior({"x": torch.tensor(0.0)}, 1000, particles=480, moves=2)
+    drawn = found.draws["theta"]
+    assert float((drawn.abs() < 0.5).double().mean()) < 0.05  # 0.012 of the exact law
+    assert float((drawn > 0).double().mean()) == pytest.approx(0.5, abs=0.2)
+    # at 0 half of the mass of N(±1, 0.2²) is inside
+    assert found.log_evidence.mean == pytest.approx(math.log(0.25), abs=0.3)
+
+
+def test_a_diffusion_is_left_out_where_a_gaussian_law_is_right() -> None:
+    likelihood = AmortizedLikelihood.fit(
+        conjugate,
+        ["theta"],
+        ["x"],
+        simulations=1000,
+        steps=200,
+        hidden=16,
+        depth=1,
+        vectorized=True,
+    )
+    (gain,) = likelihood.gains.values()
+    assert gain is not None and not likelihood.laws[0].is_corrected
