@@ -140,22 +140,22 @@ def by_likelihood(problem: Problem) -> Posterior:
     from tests.benchmarks.arena.tasks import TASKS, by_site, flat
 
     task, seed = TASKS[problem.task], problem.seed
+    evidence: dict[tuple[float, ...], float] = {}
     fitted = AmortizedLikelihood.fit(*task[:3], draws=simulations_of(problem), seed=seed)
 
     class ByLikelihood(Posterior):
         amortized = False
-        evidence: dict[tuple[float, ...], float] = {}
 
         def sample(self, x: Tensor, n: int) -> Tensor:
             result = fitted.posterior(by_site(task, task.observed, x), n, seed=seed)
-            self.evidence[tuple(x.tolist())] = result.log_evidence.mean
+            evidence[tuple(x.tolist())] = result.log_evidence.mean
             return flat(result.draws, task.latent)
 
         def log_prob(self, theta: Tensor, x: Tensor) -> Tensor:
             parameters, data = by_site(task, task.latent, theta), by_site(task, task.observed, x)
             prior = log_prior(task.program, task.latent, parameters)
             joint = prior + fitted.log_prob(data, parameters)
-            return joint - self.evidence[tuple(x.tolist())]
+            return joint - evidence[tuple(x.tolist())]
 
     return ByLikelihood()
 
