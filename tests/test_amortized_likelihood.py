@@ -39,6 +39,12 @@ def one_by_one() -> None:
     pyro.sample("x", dist.Normal(a, 1.0))
 
 
+def mixing() -> None:
+    """Parameters that in a plate depend on those of others."""
+    a = pyro.sample("a", dist.Normal(0.0, 2.0))
+    pyro.sample("c", dist.Normal(a.mean(), 1.0))
+
+
 def log_normal(value: Tensor, mean: Any = 0.0, scale: Any = 1.0) -> Tensor:
     return torch.distributions.Normal(mean, scale).log_prob(value).double()
 
@@ -54,7 +60,7 @@ def test_densities_of_parameters_in_a_plate_are_those_of_each() -> None:
         )
 
 
-@pytest.mark.parametrize("program", [several, one_by_one])
+@pytest.mark.parametrize("program", [several, one_by_one, mixing])
 def test_parameters_are_drawn_in_a_plate_where_that_is_possible(program: Any) -> None:
     law = Prior(program, ["a", "c"])
     assert law.vectorized == (program is several)

@@ -90,6 +90,9 @@ LEAST_PARTICLES = {False: 20_000, True: 4_000}
 """Particles of sequential Monte Carlo, where fewer draws are asked for: without and with densities
 of a flow, which take longer."""
 
+MOVES = {False: 5.0, True: 2.0}
+"""Accepted moves of a particle at each temperature, likewise."""
+
 
 class PosteriorDraws(NamedTuple):
     """Draws of a posterior by sequential Monte Carlo."""
@@ -672,7 +675,7 @@ class AmortizedLikelihood(nn.Module):
         n: int = 10_000,
         *,
         particles: int | None = None,
-        moves: float = 5.0,
+        moves: float | None = None,
         seed: int = 0,
     ) -> PosteriorDraws:
         """n draws of p(θ | x) for one datum, and log p(x), by sequential Monte Carlo.
@@ -687,7 +690,8 @@ class AmortizedLikelihood(nn.Module):
             n: the number of draws.
             particles: their number. By default it is n, but at least 20,000, or 4,000 where a
                 diffusion is part of the law.
-            moves: accepted moves of a particle at each temperature, and at the end.
+            moves: accepted moves of a particle at each temperature, and at the end; by default 5,
+                or 2 where a diffusion is part of the law.
             seed: the seed of the draws.
 
         Raises:
@@ -696,6 +700,7 @@ class AmortizedLikelihood(nn.Module):
         check_count("n", n, "the number of draws")
         corrected = any(law.is_corrected for _, law in self._factors)
         particles = max(n, LEAST_PARTICLES[corrected]) if particles is None else particles
+        moves = MOVES[corrected] if moves is None else moves
         check_count("particles", particles, "that of sequential Monte Carlo", 10 * GROUPS)
         x = self.data(data)
         if max(map(len, x)) > 1:
