@@ -174,12 +174,17 @@ def test_far_tails_are_bent_and_what_is_missing_is_masked() -> None:
     torch.testing.assert_close(encoded[:, 0], (x[:, 0] - x[:, 0].mean()) / x[:, 0].std())
     torch.testing.assert_close(encoded[:, 1].sinh() * plain.unit[1] + plain.center[1], x[:, 1])
     assert float(plain.center[1]) == pytest.approx(5, abs=0.3) and not bool(encoded[:, 2].any())
-    holed = Encoding.fit(x, missing=True)
-    row = torch.tensor([[math.nan, 5.0, 1.0]])
-    assert holed(row)[0, 3:].tolist() == [0.0, 1.0, 1.0] and float(holed(row)[0, 0]) == 0.0
+    x[:, 0] += x[:, 1].asinh()
+    holed, encoded = Encoding.fit(x, missing=True), Encoding.fit(x, missing=False)(x)
+    row = holed(torch.tensor([[math.nan, 7.0, 1.0]]))
+    C, mean = torch.cov(encoded.mT), encoded.mean(0)
+    expected = mean[0] + C[0, 1] / C[1, 1] * (row[0, 1] - mean[1])
+    assert row[0, 3:].tolist() == [0.0, 1.0, 1.0] and abs(float(C[0, 1])) > 0.2
+    assert float(row[0, 0]) == pytest.approx(float(expected), abs=1e-4)
+    torch.testing.assert_close(holed(x), torch.cat([encoded, torch.ones_like(encoded)], 1))
     hidden = holed.hide(holed(x), 0.5)
     shown = hidden[:, 3:].bool()
-    assert torch.equal(hidden[:, :3], torch.where(shown, encoded, 0.0))
+    torch.testing.assert_close(hidden, holed(torch.where(shown, x, math.nan)))
     assert 0.7 < float(shown.double().mean()) < 0.8  # ½ of half of the rows are hidden
     for off, asked in ((math.nan, plain), (math.inf, holed)):
         with pytest.raises(ValueError, match="1 numbers of the data are not finite; leave"):
@@ -190,7 +195,7 @@ def test_far_tails_are_bent_and_what_is_missing_is_masked() -> None:
 
 
 @pytest.mark.slow
-def test_a_posterior_given_a_part_of_the_data_is_learned() -> None:
+def test_a_posterior_given_a_part_of_the_data_is_learned(tmp_path: Path) -> None:
     """x_0 = θ + noise and x_1 = -θ + noise: the posterior of θ given both, one or none."""
 
     def program() -> None:
@@ -202,6 +207,12 @@ def test_a_posterior_given_a_part_of_the_data_is_learned() -> None:
     posterior = AmortizedPosterior.fit(
         program, ["theta"], ["x"], draws=draws, missing=0.5, steps=600
     )
+    posterior.save_pretrained(tmp_path)
+    again = AmortizedPosterior.from_pretrained(tmp_path, program)
+    one = {"x": torch.tensor([1.0, math.nan])}
+    assert torch.equal(
+        again.sample(one, 5, seed=0)["theta"], posterior.sample(one, 5, seed=0)["theta"]
+    )
     for x in ([1.0, -0.5], [1.0, math.nan], [math.nan, -0.5], [math.nan, math.nan]):
         known = torch.tensor(x)
         precision = 1 + 4 * float(known.isfinite().sum())
@@ -209,6 +220,57 @@ def test_a_posterior_given_a_part_of_the_data_is_learned() -> None:
         drawn = posterior.sample({"x": known}, 4000, seed=1)["theta"]
         assert float(drawn.mean()) == pytest.approx(mean, abs=0.12)
         assert float(drawn.std()) == pytest.approx(precision**-0.5, abs=0.1)
+
+
+class Pooled(torch.nn.Module):
+    """The mean over a set of five numbers of what a layer makes of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x.unsqueeze(-1)).relu().mean(1)
+        return out
+
+
+def test_an_encoder_of_sets_does_not_see_their_order() -> None:
+    def program() -> None:
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("data", 5):
+            pyro.sample("x", dist.Normal(0.0, scale))
+
+    draws = simulate(program, 300, seed=0, vectorized=True)
+    encoder = Pooled()
+    before = encoder.layer.weight.detach().clone()
+    options: dict[str, Any] = {"draws": draws, "encoder": encoder, "steps": 20}
+    posterior = AmortizedPosterior.fit(program, ["scale"], ["x"], **options)
+    assert posterior.model.context.size == 4 + 1 and not torch.equal(before, encoder.layer.weight)
+    x = draws["x"][0] - draws["x"].mean(0)
+    encoded = posterior.data({"x": torch.stack([x, x.flip(0)])})
+    told = posterior.model.context.encode(encoded[:1] * torch.ones(2, 1))
+    assert torch.equal(told[0], told[1])
+    a, b = posterior.model.context.encode(torch.stack([encoded[0], encoded[0].flip(0)]))
+    torch.testing.assert_close(a, b)
+
+
+@pytest.mark.slow
+def test_parameters_may_be_given_too() -> None:
+    """p(a | b, x) of x = a + b + noise, with b among the data, and p(a | x) where b is missing."""
+
+    def program() -> None:
+        a, b = (pyro.sample(name, dist.Normal(0.0, 1.0)) for name in "ab")
+        pyro.sample("x", dist.Normal(a + b, 0.5))
+
+    draws = simulate(program, 2000, seed=0, vectorized=True)
+    options: dict[str, Any] = {"draws": draws, "missing": 0.5, "steps": 600}
+    posterior = AmortizedPosterior.fit(program, ["a"], ["b", "x"], **options)
+    for b, noise in ((0.7, 0.25), (math.nan, 1.25)):  # of x about a + b, or about a
+        mean = (1.5 - (0.0 if math.isnan(b) else b)) / (1 + noise)
+        given = {"b": torch.tensor(b), "x": torch.tensor(1.5)}
+        drawn = posterior.sample(given, 4000, seed=1)["a"]
+        assert float(drawn.mean()) == pytest.approx(mean, abs=0.12)
+        assert float(drawn.std()) == pytest.approx((noise / (1 + noise)) ** 0.5, abs=0.1)
 
 
 @pytest.mark.slow

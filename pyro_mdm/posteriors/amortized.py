@@ -31,7 +31,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.contexts import Vectors
+from pyro_mdm.contexts import EncodedContext, GivenContext, Vectors
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.presets import VPSDE
 from pyro_mdm.elbo import MDM_ELBO
@@ -123,10 +123,16 @@ class LinearGaussian(NamedTuple):
         """E[θ | x], (n, d), float64."""
         return _with_one((x.double() - self.center) / self.unit) @ self.weight
 
-    def residual(self, theta: Tensor, x: Tensor) -> Tensor:
-        """r of θ = E[θ | x] + root r, (n, d), float64: standard normal under this law."""
-        errors = (theta.double() - self.mean(x)).mT
-        return torch.linalg.solve_triangular(self.root, errors, upper=False).mT
+    def roots(self, spread: Tensor | None) -> Tensor:
+        """The triangular root of the covariance, (d, d); (n, d, d) where x is its mean alone.
+
+        Args:
+            spread: the covariance of each x about it, (n, m, m); None: x is known.
+        """
+        if spread is None:
+            return self.root
+        weight = self.weight[1:] / self.unit.unsqueeze(-1)
+        return torch.linalg.cholesky(self.root @ self.root.mT + weight.mT @ spread @ weight)
 
     def log_prob(self, theta: Tensor, x: Tensor) -> Tensor:
         """log p(θ | x) of n pairs, (n,), nats."""
@@ -169,6 +175,9 @@ class AmortizedPosterior(nn.Module):
             there. An MLP by default.
         diffusion: the diffusion that noises r, VPSDE by default.
         missing: whether numbers of x may be missing.
+        encoder: a module of encoded x, (n, m) or (n, 2 m) with ``missing``, that returns (n, size),
+            for sets, sequences or images; it is trained along. The network is told its numbers in
+            place of x. None: it is told x.
 
     Raises:
         TypeError: sites that are not continuous.
@@ -190,6 +199,7 @@ class AmortizedPosterior(nn.Module):
         diffusion: LinearDiffusion | None = None,
         *,
         missing: bool = False,
+        encoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self._name_sites(program, latent, observed)
@@ -206,7 +216,11 @@ class AmortizedPosterior(nn.Module):
         x = self.data(draws)
         self.gaussian = LinearGaussian.fit((u - self.mean) / self.scale, self.encoding.values(x))
         self.predictive = PriorPredictive(self.encoding.values(x))
-        context = Vectors.fit(x)
+        context: GivenContext = Vectors.fit(x)
+        if encoder is not None:
+            with torch.no_grad():
+                size = encoder(x[:2]).shape[-1]
+            context = EncodedContext(encoder, size, x.shape[1:])
         r, _ = self.coordinates(draws, x)
         d = u.shape[1]
         if network is None:
@@ -233,6 +247,7 @@ class AmortizedPosterior(nn.Module):
         learning_rate: float = 2e-3,
         network: nn.Module | None = None,
         diffusion: LinearDiffusion | None = None,
+        encoder: nn.Module | None = None,
         vectorized: bool = False,
         seed: int = 0,
         progress: bool = False,
@@ -242,7 +257,7 @@ class AmortizedPosterior(nn.Module):
         The last tenth, at most 1,000, chooses between weights.
 
         Args:
-            program, latent, observed, network, diffusion: see the class.
+            program, latent, observed, network, diffusion, encoder: see the class.
             draws: simulations, (n, *shape) by site, as from :func:`simulate`; None: new ones.
             simulations: the number of new ones.
             missing: the part of the simulations of a step of which numbers of x are hidden, each
@@ -266,9 +281,8 @@ class AmortizedPosterior(nn.Module):
             torch.manual_seed(seed)
             if draws is None:
                 draws = simulate(program, simulations, vectorized=vectorized, progress=progress)
-            posterior = cls(
-                program, latent, observed, draws, network, diffusion, missing=missing > 0
-            )
+            parts: dict[str, Any] = {"missing": missing > 0, "encoder": encoder}
+            posterior = cls(program, latent, observed, draws, network, diffusion, **parts)
             posterior._train(draws, missing, steps, batch_size, learning_rate, progress)
         return posterior
 
@@ -317,11 +331,7 @@ class AmortizedPosterior(nn.Module):
         encoding = {name: b.tolist() for name, b in self.encoding.named_buffers()}
         law = None if self.gaussian is None else self.gaussian._asdict()
         gaussian = law and {name: value.tolist() for name, value in law.items()}
-        learned = {
-            "encoding": encoding,
-            "missing": self.encoding.missing,
-            "gaussian": gaussian,
-        }
+        learned = {"encoding": encoding, "gaussian": gaussian}
         with replacing() as write:
             write(Path(folder) / KEPT, [safetensors.torch.save({"kept": self.predictive.kept})])
             write(Path(folder) / NAMES, [json.dumps(named | scales | learned).encode()])
@@ -372,8 +382,7 @@ class AmortizedPosterior(nn.Module):
                 f"{path} was written by an earlier version, whose posteriors had no encoding of "
                 "their data; train it again by AmortizedPosterior.fit"
             )
-        encoding = {name: torch.tensor(value) for name, value in saved["encoding"].items()}
-        new.encoding = Encoding(**encoding, missing=saved["missing"])
+        new.encoding = Encoding.of_lists(saved["encoding"])
         law = saved["gaussian"]
         new.gaussian = law and LinearGaussian(
             **{name: torch.tensor(value, dtype=torch.float64) for name, value in law.items()}
@@ -433,14 +442,17 @@ class AmortizedPosterior(nn.Module):
         u, log_det = (u - self.mean) / self.scale, log_det - self.scale.log().sum()
         if self.gaussian is None:
             return u, log_det
-        r = self.gaussian.residual(u, self.encoding.values(x))
-        return r.to(u), log_det - self.gaussian.root.diagonal().log().sum()
+        root = self.gaussian.roots(self.encoding.spread(x))
+        errors = u.double() - self.gaussian.mean(self.encoding.values(x))
+        r = torch.linalg.solve_triangular(root, errors.unsqueeze(-1), upper=False).squeeze(-1)
+        return r.to(u), log_det - root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
     def parameters_of(self, r: Tensor, x: Tensor) -> Draws:
         """The parameters by site, (n, *shape), at coordinates r (n, d) given data x (n, m)."""
         if self.gaussian is not None:
+            root = self.gaussian.roots(self.encoding.spread(x))
             mean = self.gaussian.mean(self.encoding.values(x))
-            r = (mean + r.double() @ self.gaussian.root.mT).to(r)
+            r = (mean + (root @ r.double().unsqueeze(-1)).squeeze(-1)).to(r)
         u, values, first = r * self.scale + self.mean, {}, 0
         for site in self._sites:
             shape = site.transform.inverse_shape(site.shape)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -14,29 +17,59 @@ above which numbers are bent."""
 CENTRAL = (0.16, 0.84)
 """The parts of a Gaussian law below one standard deviation under its mean and above."""
 
+RIDGE, TINY = 1e-6, 1e-6
+"""Of variances, and of units squared: what is added to variances of encoded numbers, some of which
+may be sums of others, or constant."""
+
 
 class Encoding(nn.Module):
     """Numbers of data x (n, m) in units of their spread, (x - center) / unit.
 
-    Where tails are far, asinh of that. What is missing (NaN) is 0. Where numbers may be missing, a
-    mask follows that is 1 where one is there, so that the encoding has 2 m numbers.
+    Where tails are far, asinh of that. What is missing (NaN) is its mean given what is there, under
+    a Gaussian law of encoded x. Where numbers may be missing, a mask follows that is 1 where one is
+    there, so that the encoding has 2 m numbers.
 
     Args:
         center, unit: (m,).
         bent: where asinh is taken, (m,) bool.
-        missing: whether numbers may be missing.
+        mean, covariance: of encoded x, (m,) and (m, m) float64; None: no number is ever missing.
     """
 
     center: Tensor
     unit: Tensor
     bent: Tensor
+    mean: Tensor | None
+    covariance: Tensor | None
 
-    def __init__(self, center: Tensor, unit: Tensor, bent: Tensor, missing: bool) -> None:
+    def __init__(
+        self,
+        center: Tensor,
+        unit: Tensor,
+        bent: Tensor,
+        mean: Tensor | None = None,
+        covariance: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.register_buffer("center", center)
         self.register_buffer("unit", unit)
         self.register_buffer("bent", bent)
-        self.missing = missing
+        self.register_buffer("mean", mean)
+        self.register_buffer("covariance", covariance)
+
+    @classmethod
+    def of_lists(cls, buffers: Mapping[str, list[Any]]) -> Encoding:
+        """The encoding with buffers that were written as lists."""
+        exact = ("mean", "covariance")
+        of = {
+            n: torch.tensor(b, dtype=torch.float64 if n in exact else None)
+            for n, b in buffers.items()
+        }
+        return cls(**of)
+
+    @property
+    def missing(self) -> bool:
+        """Whether numbers may be missing."""
+        return self.covariance is not None
 
     @classmethod
     def fit(cls, x: Tensor, missing: bool) -> Encoding:
@@ -48,9 +81,12 @@ class Encoding(nn.Module):
         width = (high - low) / 2
         bent = (width > 0) & (spread > FAR_TAILS * width)
         plain = torch.where(spread > 0, spread, 1.0)
-        return cls(
-            torch.where(bent, middle, x.mean(0)), torch.where(bent, width, plain), bent, missing
-        )
+        new = cls(torch.where(bent, middle, x.mean(0)), torch.where(bent, width, plain), bent)
+        if missing:
+            values = new(x).double()
+            new.mean, new.covariance = values.mean(0), torch.cov(values.mT).reshape(len(bent), -1)
+            new.covariance = new.covariance + torch.diag(RIDGE * new.covariance.diagonal() + TINY)
+        return new
 
     def forward(self, x: Tensor) -> Tensor:
         """The encoding of x, (n, m) or (n, 2 m).
@@ -67,7 +103,34 @@ class Encoding(nn.Module):
             raise ValueError(f"{int(off.sum())} numbers of the data are not finite; {fix}")
         scaled = (torch.where(known, x, self.center) - self.center) / self.unit
         scaled = torch.where(self.bent, scaled.asinh(), scaled)
-        return torch.cat([scaled, known.to(scaled)], 1) if self.missing else scaled
+        return self._masked(scaled, known) if self.missing else scaled
+
+    def _masked(self, values: Tensor, known: Tensor) -> Tensor:
+        """Encoded numbers, the unknown ones filled in, and the mask, (n, 2 m)."""
+        mean, _ = self._law()
+        mask = known.double()
+        filled = mean + (self._gain(mask) @ (values - mean).unsqueeze(-1)).squeeze(-1)
+        return torch.cat([torch.where(known, values, filled.to(values)), known.to(values)], 1)
+
+    def _law(self) -> tuple[Tensor, Tensor]:
+        assert self.mean is not None and self.covariance is not None
+        return self.mean, self.covariance
+
+    def _gain(self, mask: Tensor) -> Tensor:
+        """The matrix (n, m, m) from numbers that are there to the mean of all given them."""
+        _, C = self._law()
+        some = mask.unsqueeze(-1) * C
+        factor = torch.linalg.cholesky(some * mask.unsqueeze(-2) + torch.diag_embed(1 - mask))
+        return torch.cholesky_solve(some, factor).mT
+
+    def spread(self, encoded: Tensor) -> Tensor | None:
+        """The covariance of encoded numbers given those that are there, (n, m, m) float64; None
+        where no number may be missing."""
+        if not self.missing:
+            return None
+        _, C = self._law()
+        mask = self.seen(encoded).double()
+        return C - self._gain(mask) @ (mask.unsqueeze(-1) * C)
 
     def values(self, encoded: Tensor) -> Tensor:
         """The encoded numbers without their mask, (n, m)."""
@@ -87,5 +150,5 @@ class Encoding(nn.Module):
         """
         n, m = len(encoded), len(self.center)
         each = torch.rand(n, 1) * (torch.rand(n, 1) < part)
-        shown = (torch.rand(n, m) >= each).to(encoded)
-        return encoded * shown.repeat(1, 2)
+        shown = (torch.rand(n, m) >= each) & self.seen(encoded)
+        return self._masked(self.values(encoded), shown)

@@ -153,7 +153,7 @@ def by_likelihood(problem: Problem) -> Posterior:
 
         def log_prob(self, theta: Tensor, x: Tensor) -> Tensor:
             parameters, data = by_site(task, task.latent, theta), by_site(task, task.observed, x)
-            prior = log_prior(task.program, task.latent, parameters)
+            prior = log_prior(task.program, task.latent, parameters, vectorized=True)
             joint = prior + fitted.log_prob(data, parameters)
             return joint - evidence[tuple(x.tolist())]
 
