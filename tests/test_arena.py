@@ -283,9 +283,9 @@ def test_summaries_average_seeds_and_pair_observations(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="no row of ours"):
         posteriors.seconds_of_ours(rows[0] | {"seed": 7}, file)
     summary.of_posteriors(file, tmp_path)
-    table = pd.read_csv(tmp_path / "posteriors-arena.csv", comment="#").set_index("method")
-    assert table.index.tolist() == ["ours", "npe"]
-    own, other = table.loc["ours"], table.loc["npe"]
+    table = pd.read_csv(tmp_path / "posteriors-arena.csv", comment="#").set_index("posterior")
+    assert table.index.tolist() == ["slcp, ours", "slcp, npe"]
+    own, other = table.loc["slcp, ours"], table.loc["slcp, npe"]
     assert (own.c2st, own.c2st_se, own.coverage) == (0.75, 0.05, 0.85)
     assert own.log_prob_se == 0.25 and own.coverage_se == 0.021
     assert np.isnan(own.c2st_less_ours)

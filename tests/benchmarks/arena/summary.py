@@ -13,7 +13,8 @@ from tests.benchmarks.documented import interval, mean_and_error, seeds_in_words
 
 COMMANDS = (
     "python -m tests.benchmarks.arena.peers",
-    "python -m tests.benchmarks.posteriors --workers 2 --out runs/posteriors.csv",
+    "python -m tests.benchmarks.posteriors --simulations 10000 --seeds 1 --observations 1 2 3 "
+    "--folds 1 --densities 100 --new 100 --methods ours likelihood npe --out runs/posteriors.csv",
 )
 GROUP = ["task", "simulations", "method"]
 
@@ -29,6 +30,13 @@ def of_posteriors(file: Path, folder: Path) -> None:
         *(f"{cost}: {said}" for cost, said in costs_in_words(rows).items()),
     ]
     table = pd.DataFrame(made).sort_values(GROUP, key=_places, kind="stable")
+    several = table.simulations.nunique() > 1
+    names = [
+        f"{row.task}, {row.method}" + (f", {row.simulations}" if several else "")
+        for row in table.itertuples()
+    ]
+    table = table.drop(columns=GROUP)
+    table.insert(0, "posterior", names)
     write(folder / "posteriors-arena.csv", table, COMMANDS, seeds_in_words(rows), notes=notes)
 
 
