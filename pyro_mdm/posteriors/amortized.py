@@ -49,6 +49,7 @@ from pyro_mdm.posteriors.reading import (
     is_interior,
     named_sites,
     rows_of,
+    shuffled,
     simulate,
 )
 from pyro_mdm.posteriors.training import train
@@ -281,6 +282,7 @@ class AmortizedPosterior(nn.Module):
             torch.manual_seed(seed)
             if draws is None:
                 draws = simulate(program, simulations, vectorized=vectorized, progress=progress)
+            draws = shuffled(draws)
             parts: dict[str, Any] = {"missing": missing > 0, "encoder": encoder}
             posterior = cls(program, latent, observed, draws, network, diffusion, **parts)
             posterior._train(draws, missing, steps, batch_size, learning_rate, progress)

@@ -51,6 +51,7 @@ from pyro_mdm.posteriors.reading import (
     is_interior,
     read_program,
     rows_of,
+    shuffled,
     simulate,
     sites_of,
 )
@@ -418,6 +419,7 @@ class AmortizedLikelihood(nn.Module):
             torch.manual_seed(seed)
             if draws is None:
                 draws = simulate(program, simulations, vectorized=vectorized, progress=progress)
+            draws = shuffled(draws)
             likelihood = cls(program, latent, observed, draws, hidden=hidden, depth=depth)
             theta = likelihood._inputs(likelihood._values(draws))
             options: dict[str, Any] = {"steps": steps, "batch_size": batch_size}

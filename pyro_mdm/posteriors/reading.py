@@ -52,6 +52,7 @@ __all__ = [
     "named_sites",
     "read_program",
     "rows_of",
+    "shuffled",
     "simulate",
     "sites_of",
 ]
@@ -78,6 +79,12 @@ ALL = torch.tensor(True)
 
 
 # -- draws -----------------------------------------------------------------------------------------
+
+
+def shuffled(draws: Draws) -> Draws:
+    """Draws in a random order, so that their last ones are like the others."""
+    order = torch.randperm(min(map(len, draws.values())))
+    return {name: value[order] for name, value in draws.items()}
 
 
 def simulate(
