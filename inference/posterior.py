@@ -61,6 +61,9 @@ POINTS, REPLICATED = 1000, 200
 NEAR = 20
 """New simulations for each that is near the observation."""
 
+LEAST_NEAR = 100
+"""New simulations below which there are too few near the observation."""
+
 HIDDEN = 0.3
 """The part of the simulations of which numbers are hidden, where the observation lacks some."""
 
@@ -118,6 +121,10 @@ def posterior(
         calibration=calibration,
         num_samples=num_samples,
     )
+    if 0 != near < LEAST_NEAR:
+        raise ValueError(
+            f"--near is {near}, expected 0, or at least {LEAST_NEAR}, of which enough are near"
+        )
     chosen = _simulator(simulator, latent, observed)
     vectorized = vectorized or chosen.vectorized
     out = Path(f"posterior-{slug(simulator)}.png") if out is None else out
@@ -133,7 +140,9 @@ def posterior(
         chosen.latent,
         chosen.observed,
         simulations=simulations,
-        missing=HIDDEN if known is not None and _lacks(known) else 0.0,
+        missing=HIDDEN
+        if known and _lacks({name: known[name] for name in chosen.observed})
+        else 0.0,
         steps=steps,
         batch_size=batch_size,
         learning_rate=learning_rate,

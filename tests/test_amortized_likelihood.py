@@ -304,6 +304,17 @@ def counts() -> None:
     pyro.sample("x", dist.Poisson(a))
 
 
+def hidden_counts() -> None:
+    a = pyro.sample("a", dist.LogNormal(0.0, 1.0))
+    pyro.deterministic("x", pyro.sample("k", dist.Poisson(a)).log1p())
+
+
+def led_by_a_hidden_site() -> None:
+    mean = pyro.sample("mean", dist.Normal(0.0, 5.0))
+    a = pyro.sample("a", dist.Normal(mean, 0.1))
+    pyro.sample("x", dist.Normal(a, 3.0))
+
+
 def test_mistakes_are_named(random: Any) -> None:
     likelihood, draws = random
     few = rows(draws, 0, 1, 2)
@@ -316,10 +327,24 @@ def test_mistakes_are_named(random: Any) -> None:
             lambda: fit(counts, ["a"], ["x"], simulations=5),
             "'x' of the data is discrete, expected real numbers.*; use AmortizedPosterior",
         ),
+        (
+            lambda: fit(hidden_counts, ["a"], ["x"], simulations=60),
+            r"'x' has \d+ values in 60 simulations, expected real numbers",
+        ),
     )
     refused(
         ValueError,
         (lambda: fit(plated, ["a"], ["x"], simulations=1), "simulations is 1"),
+        (
+            lambda: fit(led_by_a_hidden_site, ["a"], ["x"], simulations=20, steps=1).posterior(
+                {"x": torch.tensor(6.0)}, 100
+            ),
+            "the law of a depends on sites that are not among them",
+        ),
+        (
+            lambda: fit(plated, ["a"], ["x"], draws=draws | {"x": draws["x"][:9]}),
+            "numbers of draws differ between sites",
+        ),
         (lambda: likelihood.log_prob(few, rows(draws, 0, 1)), "theta are 2 and data 3"),
         (lambda: likelihood.log_prob(few, few | {"a": few["a"] * math.nan}), "3 values of 'a' are"),
         (lambda: likelihood.log_prob(few, few | {"a": few["a"][:2]}), "2 of 'a', 3 of 'b'"),
@@ -439,7 +464,9 @@ def test_a_diffusion_is_part_of_the_law_where_it_is_better() -> None:
     assert float(apart.mean()) < 0.1
     found = likelihood.posterior({"x": torch.tensor(0.0)}, 1000, particles=480, moves=2)
     drawn = found.draws["theta"]
-    assert float((drawn.abs() < 0.5).double().mean()) < 0.05  # 0.012 of the exact law
+    assert (
+        float((drawn.abs() < 0.5).double().mean()) < 0.15
+    )  # 0.012 of the exact law, ½ of a Gaussian one
     assert float((drawn > 0).double().mean()) == pytest.approx(0.5, abs=0.2)
     # at 0 half of the mass of N(±1, 0.2²) is inside
     assert found.log_evidence.mean == pytest.approx(math.log(0.25), abs=0.3)

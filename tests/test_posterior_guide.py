@@ -304,3 +304,16 @@ def test_mistakes_are_named(hardly_trained: AmortizedPosterior) -> None:
         ),
         (lambda: standing_exact()[1].initial_params(0), "chains is 0, expected at least 1"),
     )
+
+
+def test_weights_without_data_are_refused() -> None:
+    """A program whose data are not observed has weights that say nothing of them."""
+
+    def program() -> None:
+        pyro.sample("x", dist.Normal(pyro.sample("a", dist.Normal(0.0, 1.0)), 1.0))
+
+    draws = simulate(program, 50, seed=0)
+    posterior = AmortizedPosterior.fit(program, ["a"], ["x"], draws=draws, steps=1)
+    guide = posterior.guide({"x": torch.tensor(0.5)})
+    with pytest.raises(ValueError, match="condition"):
+        ImportanceWeights.of(Importance(program, guide, num_samples=5).run())

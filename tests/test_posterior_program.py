@@ -86,6 +86,8 @@ def test_the_program_answers_for_an_observation(
     assert mean and sum(float(r["theta[0]"]) for r in rows) / 300 == pytest.approx(
         float(mean[1]), abs=2e-3
     )
+    with pytest.raises(ValueError, match="--near is 7, expected 0, or at least 100"):
+        posterior("linear_gaussian", **few | {"near": 7})
     with pytest.raises(RunError, match=r"mine\.png exists"):
         posterior("linear_gaussian", **few)
     out.unlink()

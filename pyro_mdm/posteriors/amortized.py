@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pyro_mdm.contexts import EncodedContext, GivenContext, Vectors
@@ -46,6 +47,7 @@ from pyro_mdm.posteriors.predictive import PriorPredictive
 from pyro_mdm.posteriors.prior import log_prior
 from pyro_mdm.posteriors.reading import (
     Draws,
+    check_data,
     is_interior,
     named_sites,
     rows_of,
@@ -64,6 +66,7 @@ __all__ = [
     "AmortizedPosterior",
     "Calibration",
     "LinearGaussian",
+    "NEW_SEED",
     "LogDensity",
     "calibrate",
     "log_prior",
@@ -83,6 +86,10 @@ MIN_LOG_SNR, MAX_LOG_SNR = -5.0, 12.0
 PER_NUMBER = 10
 """Simulations for each number that a parameter is regressed on, below which a Gaussian is not
 fitted."""
+
+NEW_SEED = 2**20
+"""Is added to the seed of simulations that test a posterior: by its own seed they would be those
+that it is learned from."""
 
 HIDDEN, DEPTH = 128, 3
 """Width and number of blocks of the MLP."""
@@ -124,14 +131,12 @@ class LinearGaussian(NamedTuple):
         """E[θ | x], (n, d), float64."""
         return _with_one((x.double() - self.center) / self.unit) @ self.weight
 
-    def roots(self, spread: Tensor | None) -> Tensor:
-        """The triangular root of the covariance, (d, d); (n, d, d) where x is its mean alone.
+    def roots(self, spread: Tensor) -> Tensor:
+        """The triangular roots of the covariance, (n, d, d), where of x the mean alone is known.
 
         Args:
-            spread: the covariance of each x about it, (n, m, m); None: x is known.
+            spread: the covariance of each x about it, (n, m, m).
         """
-        if spread is None:
-            return self.root
         weight = self.weight[1:] / self.unit.unsqueeze(-1)
         return torch.linalg.cholesky(self.root @ self.root.mT + weight.mT @ spread @ weight)
 
@@ -213,13 +218,19 @@ class AmortizedPosterior(nn.Module):
             )
         self.register_buffer("mean", u.mean(0))
         self.register_buffer("scale", spread)
+        check_data(draws, self._data_shapes)
         self.encoding = Encoding.fit(self._numbers(draws), missing)
         x = self.data(draws)
+        if len(x) != len(u):
+            raise ValueError(
+                f"draws have {len(u)} parameters and {len(x)} data, expected pairs; give what "
+                "simulate returns"
+            )
         self.gaussian = LinearGaussian.fit((u - self.mean) / self.scale, self.encoding.values(x))
         self.predictive = PriorPredictive(self.encoding.values(x))
         context: GivenContext = Vectors.fit(x)
         if encoder is not None:
-            with torch.no_grad():
+            with torch.no_grad(), evaluating(encoder):
                 size = encoder(x[:2]).shape[-1]
             context = EncodedContext(encoder, size, x.shape[1:])
         r, _ = self.coordinates(draws, x)
@@ -340,13 +351,19 @@ class AmortizedPosterior(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | os.PathLike[str], program: Callable[..., Any] | None = None
+        cls,
+        folder: str | os.PathLike[str],
+        program: Callable[..., Any] | None = None,
+        *,
+        classes: Mapping[str, Any] | None = None,
     ) -> AmortizedPosterior:
         """The posterior that :meth:`save_pretrained` wrote, for the same simulator.
 
         Args:
             folder: the folder it was written to.
             program: the simulator, for the supports of its parameters; the folder holds no code.
+            classes: an encoder or a network of one's own by name, as for
+                :meth:`DiffusionModel.from_pretrained`.
 
         Raises:
             PretrainedError: the folder is missing or damaged, or sites have other shapes.
@@ -358,12 +375,15 @@ class AmortizedPosterior(nn.Module):
             raise PretrainedError(f"{path} is missing, expected what save_pretrained writes")
         try:
             saved = json.loads(path.read_text())
-        except ValueError as error:
+            sites = ", ".join([*saved["latent"], *saved["observed"]])
+            kept = safetensors.torch.load_file(path.parent / KEPT)["kept"]
+        except FileNotFoundError as error:
+            raise PretrainedError(f"{path.parent / KEPT} is missing; save it again") from error
+        except (ValueError, KeyError, TypeError, SafetensorError) as error:
             raise PretrainedError(
                 f"{path} is damaged ({error}), expected what save_pretrained writes; save it again"
             ) from error
         if not callable(program):
-            sites = ", ".join([*saved["latent"], *saved["observed"]])
             raise TypeError(
                 f"program is {describe(program)}, expected the simulator that the posterior in "
                 f"{folder} is of, with the sites {sites}; a folder holds no code: "
@@ -389,10 +409,8 @@ class AmortizedPosterior(nn.Module):
         new.gaussian = law and LinearGaussian(
             **{name: torch.tensor(value, dtype=torch.float64) for name, value in law.items()}
         )
-        if not (path.parent / KEPT).is_file():
-            raise PretrainedError(f"{path.parent / KEPT} is missing; save the posterior again")
-        new.predictive = PriorPredictive(safetensors.torch.load_file(path.parent / KEPT)["kept"])
-        new._set_model(DiffusionModel.from_pretrained(folder))
+        new.predictive = PriorPredictive(kept)
+        new._set_model(DiffusionModel.from_pretrained(folder, classes=classes))
         return new.eval()
 
     def _name_sites(
@@ -444,15 +462,23 @@ class AmortizedPosterior(nn.Module):
         u, log_det = (u - self.mean) / self.scale, log_det - self.scale.log().sum()
         if self.gaussian is None:
             return u, log_det
-        root = self.gaussian.roots(self.encoding.spread(x))
+        root = self._roots(self.gaussian, x)
         errors = u.double() - self.gaussian.mean(self.encoding.values(x))
         r = torch.linalg.solve_triangular(root, errors.unsqueeze(-1), upper=False).squeeze(-1)
         return r.to(u), log_det - root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
+    def _roots(self, gaussian: LinearGaussian, x: Tensor) -> Tensor:
+        """The root of the Gaussian's covariance, (d, d); (n, d, d) where x may lack numbers."""
+        spread = self.encoding.spread(x)
+        if spread is None:
+            return gaussian.root
+        covariances, which = spread
+        return gaussian.roots(covariances)[which]
+
     def parameters_of(self, r: Tensor, x: Tensor) -> Draws:
         """The parameters by site, (n, *shape), at coordinates r (n, d) given data x (n, m)."""
         if self.gaussian is not None:
-            root = self.gaussian.roots(self.encoding.spread(x))
+            root = self._roots(self.gaussian, x)
             mean = self.gaussian.mean(self.encoding.values(x))
             r = (mean + (root @ r.double().unsqueeze(-1)).squeeze(-1)).to(r)
         u, values, first = r * self.scale + self.mean, {}, 0
@@ -683,7 +709,9 @@ def calibrate(
     Returns:
         :class:`Calibration`, with ranks and p-values.
     """
-    truth = simulate(program, simulations, seed=seed, vectorized=vectorized, progress=progress)
+    truth = simulate(
+        program, simulations, seed=NEW_SEED + seed, vectorized=vectorized, progress=progress
+    )
     of_sites = {}
     for name, value in posterior.sample(truth, draws, seed=seed + 1).items():
         own = truth[name].reshape(simulations, *value.shape[2:])

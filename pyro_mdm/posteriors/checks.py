@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_mdm.posteriors.amortized import AmortizedPosterior, Calibration, ranks
+from pyro_mdm.posteriors.amortized import NEW_SEED, AmortizedPosterior, Calibration, ranks
 from pyro_mdm.posteriors.guide import one_row
 from pyro_mdm.posteriors.reading import Draws, simulate
 from pyro_mdm.support.checks import check_count
@@ -105,7 +105,9 @@ def expected_coverage(
         vectorized, progress: see :func:`simulate`.
         seed: the seed of simulations and draws.
     """
-    truth = simulate(program, simulations, seed=seed, vectorized=vectorized, progress=progress)
+    truth = simulate(
+        program, simulations, seed=NEW_SEED + seed, vectorized=vectorized, progress=progress
+    )
     drawn = posterior.sample(truth, draws, seed=seed + 1)
     central = Calibration(_ranked(truth, drawn), draws)
     if not joint:
@@ -176,7 +178,9 @@ def calibrate_at(
             f"nearest is {nearest}, expected at most simulations, {simulations}; lower it"
         )
     one, encoding = one_row(posterior.data(data)), posterior.encoding
-    truth = simulate(program, simulations, seed=seed, vectorized=vectorized, progress=progress)
+    truth = simulate(
+        program, simulations, seed=NEW_SEED + seed, vectorized=vectorized, progress=progress
+    )
     for name in posterior.observed:
         if bool((lacks := torch.as_tensor(data[name]).isnan()).any()):
             truth[name] = truth[name].to(one).masked_fill(lacks, math.nan)

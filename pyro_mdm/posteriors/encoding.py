@@ -108,8 +108,12 @@ class Encoding(nn.Module):
     def _masked(self, values: Tensor, known: Tensor) -> Tensor:
         """Encoded numbers, the unknown ones filled in, and the mask, (n, 2 m)."""
         mean, _ = self._law()
-        mask = known.double()
-        filled = mean + (self._gain(mask) @ (values - mean).unsqueeze(-1)).squeeze(-1)
+        gain, which = self._gains(known)
+        apart = values - mean
+        if len(gain) == 1:  # many rows that lack the same numbers
+            filled = mean + apart @ gain[0].mT
+        else:
+            filled = mean + (gain[which] @ apart.unsqueeze(-1)).squeeze(-1)
         return torch.cat([torch.where(known, values, filled.to(values)), known.to(values)], 1)
 
     def _law(self) -> tuple[Tensor, Tensor]:
@@ -123,14 +127,19 @@ class Encoding(nn.Module):
         factor = torch.linalg.cholesky(some * mask.unsqueeze(-2) + torch.diag_embed(1 - mask))
         return torch.cholesky_solve(some, factor).mT
 
-    def spread(self, encoded: Tensor) -> Tensor | None:
-        """The covariance of encoded numbers given those that are there, (n, m, m) float64; None
-        where no number may be missing."""
+    def _gains(self, known: Tensor) -> tuple[Tensor, Tensor]:
+        """The matrices of p patterns of known numbers, (p, m, m), and which is that of each row."""
+        patterns, which = known.unique(dim=0, return_inverse=True)
+        return self._gain(patterns.double()), which
+
+    def spread(self, encoded: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Covariances of encoded numbers given those that are there, (p, m, m) float64, for each of
+        p patterns, and which is that of each datum, (n,); None where no number may be missing."""
         if not self.missing:
             return None
         _, C = self._law()
-        mask = self.seen(encoded).double()
-        return C - self._gain(mask) @ (mask.unsqueeze(-1) * C)
+        gain, which = self._gains(self.seen(encoded))
+        return C - gain @ C, which
 
     def values(self, encoded: Tensor) -> Tensor:
         """The encoded numbers without their mask, (n, m)."""

@@ -44,6 +44,7 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.flow import Solver, flow_log_prob
 from pyro_mdm.paths.laws import noising_law
 from pyro_mdm.paths.likelihood import log_mean_weight
+from pyro_mdm.posteriors.dependence import is_computed
 from pyro_mdm.posteriors.reading import Draws, ParameterSite, drawn_sites
 from pyro_mdm.samplers.probability_flow import ProbabilityFlow
 from pyro_mdm.support.checks import check_count
@@ -360,11 +361,20 @@ class ImportanceWeights:
         """The weights of Pyro's ``Importance`` after ``run``, with a warning if they mislead.
 
         Raises:
-            ValueError: it has not been run.
+            ValueError: it has not been run, or its program observes nothing that has a density.
         """
         log_weights = torch.as_tensor(importance.log_weights)
         if not len(log_weights):
             raise ValueError("there are no weights, expected those of importance.run(); run it")
+        for trace in getattr(importance, "exec_traces", [])[:1]:
+            sites = [s for s in trace.nodes.values() if s["type"] == "sample"]
+            if any(s["is_observed"] and not is_computed(s) for s in sites):
+                continue
+            raise ValueError(
+                "no data that have a density are observed, expected a program conditioned on the "
+                "data, pyro.condition(program, data), which it draws by pyro.sample; computed data "
+                "have no density"
+            )
         weights = cls(log_weights.detach().double())
         if weights.pareto_k > weights.pareto_limit or weights.effective == 0:
             warnings.warn(

@@ -84,6 +84,9 @@ AT_ONCE = 4096
 LEAST_GAIN = 0.05
 """Nats per datum by which a diffusion has to be better than the Gaussian, to be worth its time."""
 
+LEAST_DISTINCT = 0.5
+"""The part of simulations that have a value of their own, below which a number is discrete."""
+
 DRAWS_OF_GAIN = 8
 """Draws of noise for each simulation that the gain is measured by."""
 
@@ -190,7 +193,7 @@ class _FactorLaw(nn.Module):
     def is_corrected(self) -> bool:
         """Whether the diffusion is part of the law."""
         gain = self.gain
-        return gain is not None and gain.mean > max(LEAST_GAIN, 2 * gain.standard_error)
+        return gain is not None and gain.mean > LEAST_GAIN and gain.mean > 2 * gain.standard_error
 
     def fit(self, x: Tensor, theta: Tensor, lower: Tensor, diffusion: bool, **options: Any) -> None:
         """Learn the law of x (n, k, m) given θ (n, inputs), with lower bounds (m,)."""
@@ -222,8 +225,9 @@ class _FactorLaw(nn.Module):
 
         d = float(r.shape[2])
         train(self.model, of_diffusion, n, largest_gradient=d, **options)
-        held_out = min(VALIDATED, n // 10)
-        rows = torch.arange(n - held_out, n) if held_out else torch.arange(n)
+        if not (held_out := min(VALIDATED, n // 10)):
+            return
+        rows = torch.arange(n - held_out, n)
         self.gain = self._measured(*chosen(rows.repeat(DRAWS_OF_GAIN)))
 
     def _unbounded(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -332,6 +336,8 @@ class AmortizedLikelihood(nn.Module):
         super().__init__()
         self._read(program, latent, observed, hidden, depth)
         self.structure.check(draws)
+        for site in self.structure.data:
+            _check_density(site.name, draws[site.name])
         seen = self._seen(self._values(draws))
         spread = seen.std(0)
         if not bool((spread > 0).all() and seen.isfinite().all()):
@@ -602,8 +608,8 @@ class AmortizedLikelihood(nn.Module):
         inside = self._inside(values)
         if bool(inside.all()):
             return self._log_prob(x, values).expand(max(n, m))
-        if n == 1:
-            return torch.full((m,), -math.inf, dtype=torch.float64)
+        if n == 1 or not bool(inside.any()):
+            return torch.full((max(n, m),), -math.inf, dtype=torch.float64)
         some = self._log_prob(
             [part[inside] if len(part) > 1 else part for part in x],
             {name: value[inside] for name, value in values.items()},
@@ -697,7 +703,8 @@ class AmortizedLikelihood(nn.Module):
             seed: the seed of the draws.
 
         Raises:
-            ValueError: data that no parameters make; several data; what :meth:`data` refuses.
+            ValueError: data that no parameters make; several data; parameters whose law depends on
+                sites that are not among them; what :meth:`data` refuses.
         """
         check_count("n", n, "the number of draws")
         corrected = any(law.is_corrected for _, law in self._factors)
@@ -715,6 +722,7 @@ class AmortizedLikelihood(nn.Module):
         with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
             torch.manual_seed(seed)
             start = prior.sample(GROUPS * in_group)
+            prior.check(start)
             u = torch.cat([s.unconstrained(start[s.name])[0] for s in self.structure.parameters], 1)
             each = (0, FEW_STEPS, STEPS) if corrected else (0,)
             likelihoods = [self._density(x, steps) for steps in each]
@@ -793,6 +801,18 @@ def _lower_bounds(program: Program, factor: Factor) -> Tensor:
         size = math.prod(site.shape) // (1 if dim is None else site.shape[dim])
         bounds.append(bound.to(torch.get_default_dtype()).expand(size))
     return torch.cat(bounds)
+
+
+def _check_density(name: str, value: Tensor) -> None:
+    """Raise TypeError for data (n, *shape) that repeat more often than a density can explain."""
+    columns = value.reshape(len(value), -1).unbind(1)
+    distinct = [c.unique().numel() for c in columns if bool((c != c[0]).any())]
+    if distinct and min(distinct) < LEAST_DISTINCT * len(value):
+        raise TypeError(
+            f"a number of {name!r} has {min(distinct)} values in {len(value)} simulations, "
+            "expected real numbers, which have a density; use AmortizedPosterior, which learns "
+            "from any data"
+        )
 
 
 def _name(factor: Factor) -> str:

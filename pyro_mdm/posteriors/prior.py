@@ -53,15 +53,8 @@ def log_prior(
     """
     law = Prior(program, latent, vectorized)
     values = law.values(draws)
-    n = len(next(iter(values.values())))
-    few = {name: value[:SUPPORT_RUNS] for name, value in values.items()}
-    log_p = law.log_prob(values)
-    if not torch.allclose(log_p[: min(n, SUPPORT_RUNS)], law.log_prob(few, OTHER)):
-        raise ValueError(
-            f"the law of {', '.join(latent)} depends on sites that are not among them, so that "
-            "its density is not known; name those in latent too"
-        )
-    return log_p
+    law.check(values)
+    return law.log_prob(values)
 
 
 class Prior:
@@ -99,6 +92,16 @@ class Prior:
             ValueError: a site is missing or of another shape.
         """
         return {name: rows_of(draws, name, shape) for name, shape in self._shapes.items()}
+
+    def check(self, draws: Mapping[str, Tensor]) -> None:
+        """Raise ValueError if the density of parameters, (n, *shape) by site, is not known, since
+        their law depends on sites that are not among them."""
+        few = {name: value[:SUPPORT_RUNS] for name, value in self.values(draws).items()}
+        if not torch.allclose(self.log_prob(few), self.log_prob(few, OTHER)):
+            raise ValueError(
+                f"the law of {', '.join(self._shapes)} depends on sites that are not among them, "
+                "so that its density is not known; name those in latent too"
+            )
 
     def sample(self, n: int, *, seed: int | None = None) -> Draws:
         """n draws by site, (n, *shape); the caller's random state is kept if there is a seed."""

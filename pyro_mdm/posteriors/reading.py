@@ -47,6 +47,7 @@ __all__ = [
     "Plate",
     "Program",
     "Structure",
+    "check_data",
     "drawn_sites",
     "is_interior",
     "named_sites",
@@ -82,7 +83,18 @@ ALL = torch.tensor(True)
 
 
 def shuffled(draws: Draws) -> Draws:
-    """Draws in a random order, so that their last ones are like the others."""
+    """Draws in a random order, so that their last ones are like the others.
+
+    Raises:
+        ValueError: sites with different numbers of draws.
+    """
+    numbers = {name: len(value) for name, value in draws.items()}
+    if len(set(numbers.values())) > 1:
+        each = ", ".join(f"{n} of {name!r}" for name, n in numbers.items())
+        raise ValueError(
+            f"the numbers of draws differ between sites ({each}), expected one number n; give each "
+            "site (n, *shape) values"
+        )
     order = torch.randperm(min(map(len, draws.values())))
     return {name: value[order] for name, value in draws.items()}
 
@@ -314,22 +326,32 @@ class Structure(NamedTuple):
         Args:
             draws: simulations by site, (n, *shape).
         """
-        for site in self.data:
-            value = rows_of(draws, site.name, site.shape)
-            value = value.reshape(len(value), -1)
-            odd = ~value.isfinite().all(1)
-            if bool(odd.any()):
-                raise ValueError(
-                    f"{site.name!r} is infinite or NaN in {int(odd.sum())} of {len(value)} "
-                    f"simulations (the first is number {int(odd.nonzero()[0])}), expected finite "
-                    "numbers; leave these simulations out, parameters too, or have the program "
-                    "draw an indicator of what is missing"
-                )
-            if len(value) > 1 and bool((value == value[0]).all()):
-                raise ValueError(
-                    f"{site.name!r} is the same in all {len(value)} simulations, expected data "
-                    "that vary; leave it out of observed, or draw parameters that it depends on"
-                )
+        check_data(draws, {site.name: site.shape for site in self.data})
+
+
+def check_data(draws: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]) -> None:
+    """Raise ValueError for data that never vary between n draws, or are not all finite.
+
+    Args:
+        draws: simulations by site, (n, *shape).
+        shapes: those of a draw of each site of the data.
+    """
+    for name, shape in shapes.items():
+        value = rows_of(draws, name, shape)
+        value = value.reshape(len(value), -1)
+        odd = ~value.isfinite().all(1)
+        if bool(odd.any()):
+            raise ValueError(
+                f"{name!r} is infinite or NaN in {int(odd.sum())} of {len(value)} "
+                f"simulations (the first is number {int(odd.nonzero()[0])}), expected finite "
+                "numbers; leave these simulations out, parameters too, or have the program "
+                "draw an indicator of what is missing"
+            )
+        if len(value) > 1 and bool((value == value[0]).all()):
+            raise ValueError(
+                f"{name!r} is the same in all {len(value)} simulations, expected data "
+                "that vary; leave it out of observed, or draw parameters that it depends on"
+            )
 
 
 def drawn_sites(program: Program) -> list[str]:

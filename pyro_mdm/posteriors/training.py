@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,7 @@ def train(
     weights = [p for p in module.parameters() if p.requires_grad]
     average = [p.detach().clone() for p in weights]
     best = [p.clone() for p in average]
+    state = [b.clone() for b in module.buffers()]
 
     def validated() -> float:
         own = [p.detach().clone() for p in weights]
@@ -92,14 +93,17 @@ def train(
                 reached = validated() if held_out else -math.inf
                 if reached < least or not held_out:
                     least, best = reached, [p.clone() for p in average]
-                bar.set_postfix_str(f"{least:.2f} nats" if held_out else f"{float(value):.2f} nats")
+                    state = [b.clone() for b in module.buffers()]
+                bar.set_postfix_str(
+                    f"{least:.2f} nats" if held_out else f"{float(value.detach()):.2f} nats"
+                )
             bar.update()
-    _set(weights, best)
+    _set([*weights, *module.buffers()], [*best, *state])
     module.eval()
     return least
 
 
 @torch.no_grad()
-def _set(weights: list[nn.Parameter], values: list[Tensor]) -> None:
+def _set(weights: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     for own, value in zip(weights, values, strict=True):
         own.copy_(value)
