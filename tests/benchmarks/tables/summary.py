@@ -55,7 +55,7 @@ def of_imputation(file: Path, folder: Path) -> None:
             folder / f"imputation-{name}.csv",
             overall(rows, methods),
             commands,
-            seeds_in_words(rows),
+            seeds_in_words(ranks(rows, ["rmse"], methods)),
             notes=[
                 "ranks, 1 being best, are means over tasks; rmse ratio is to the least RMSE of the "
                 "task; accuracy less best is to the highest of the task; coverage is that of the "
