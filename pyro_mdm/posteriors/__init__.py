@@ -13,8 +13,8 @@ from pyro_mdm.posteriors.checks import Coverage, calibrate_at, expected_coverage
 from pyro_mdm.posteriors.guide import ImportanceWeights, PosteriorGuide, ScoredDraws
 from pyro_mdm.posteriors.likelihood import AmortizedLikelihood, PosteriorDraws
 from pyro_mdm.posteriors.reading import (
+    DataFactor,
     DataSite,
-    Factor,
     ParameterSite,
     Plate,
     Structure,
@@ -28,7 +28,7 @@ __all__ = [
     "Calibration",
     "Coverage",
     "DataSite",
-    "Factor",
+    "DataFactor",
     "ImportanceWeights",
     "LinearGaussian",
     "LogDensity",

@@ -43,9 +43,9 @@ from pyro_mdm.networks import MLP
 from pyro_mdm.paths.flow import Solver, flow_log_prob
 from pyro_mdm.posteriors.prior import Prior
 from pyro_mdm.posteriors.reading import (
+    DataFactor,
     DataSite,
     Draws,
-    Factor,
     ParameterSite,
     Program,
     is_interior,
@@ -436,7 +436,7 @@ class AmortizedLikelihood(nn.Module):
         return likelihood.eval().requires_grad_(False)
 
     @property
-    def _factors(self) -> list[tuple[Factor, Any]]:
+    def _factors(self) -> list[tuple[DataFactor, Any]]:
         return list(zip(self.structure.factors, self.laws, strict=True))
 
     @property
@@ -779,14 +779,14 @@ def _numbers(site: ParameterSite) -> int:
     return math.prod(site.shape if _is_bounded(site) else site.transform.inverse_shape(site.shape))
 
 
-def _of_factor(inputs: Mapping[str, Tensor], factor: Factor) -> Tensor:
+def _of_factor(inputs: Mapping[str, Tensor], factor: DataFactor) -> Tensor:
     """The inputs of the parameters of a factor, (n, k); a zero where it has none."""
     if factor.parameters:
         return torch.cat([inputs[name] for name in factor.parameters], 1)
     return torch.zeros(len(next(iter(inputs.values()))), 1)
 
 
-def _lower_bounds(program: Program, factor: Factor) -> Tensor:
+def _lower_bounds(program: Program, factor: DataFactor) -> Tensor:
     """The lower bound of each number of a datum by the program, (m,); -∞ where there is none, or
     an upper one too."""
     bounds = []
@@ -815,16 +815,16 @@ def _check_density(name: str, value: Tensor) -> None:
         )
 
 
-def _name(factor: Factor) -> str:
+def _name(factor: DataFactor) -> str:
     return ", ".join(site.name for site in factor.sites)
 
 
-def _dim(factor: Factor, site: DataSite) -> int | None:
+def _dim(factor: DataFactor, site: DataSite) -> int | None:
     """The dimension of a site's value that counts the places of the factor's plate, if any."""
     return next((plate.dim for plate in site.plates if plate.name == factor.plate), None)
 
 
-def _data(factor: Factor, data: Mapping[str, Tensor]) -> Tensor:
+def _data(factor: DataFactor, data: Mapping[str, Tensor]) -> Tensor:
     """Data by place, (n, places, m), of any number of places."""
     sites, places = [], dict[str, int]()
     for site in factor.sites:
@@ -856,7 +856,7 @@ def _data(factor: Factor, data: Mapping[str, Tensor]) -> Tensor:
     return x
 
 
-def _by_site(factor: Factor, x: Tensor) -> Draws:
+def _by_site(factor: DataFactor, x: Tensor) -> Draws:
     """Data by site, (n, *shape), of data by place (n, places, m)."""
     values, first = Draws(), 0
     for site in factor.sites:

@@ -42,7 +42,7 @@ __all__ = [
     "SUPPORT_RUNS",
     "DataSite",
     "Draws",
-    "Factor",
+    "DataFactor",
     "ParameterSite",
     "Plate",
     "Program",
@@ -277,7 +277,7 @@ class DataSite(NamedTuple):
     parameters: tuple[str, ...]  # sites that its law given all parameters depends on, at most
 
 
-class Factor(NamedTuple):
+class DataFactor(NamedTuple):
     """Data that are independent of all other data given the parameters."""
 
     sites: tuple[DataSite, ...]
@@ -317,7 +317,7 @@ class Structure(NamedTuple):
 
     parameters: tuple[ParameterSite, ...]
     data: tuple[DataSite, ...]
-    factors: tuple[Factor, ...]  # of p(x | θ)
+    factors: tuple[DataFactor, ...]  # of p(x | θ)
     notes: tuple[str, ...]  # why data in plates, or at several sites, are not apart
 
     def check(self, draws: Mapping[str, Tensor]) -> None:
@@ -528,7 +528,7 @@ def _read(program: Program, latent: Sequence[str], observed: Sequence[str]) -> S
             if not notes:
                 parts, notes = laws.parts(groups)
     sites = {name: _of_data(name, site, fed[name]) for name, site in data.items()}
-    factors = [Factor(tuple(sites[n] for n in names), plate) for plate, names in parts]
+    factors = [DataFactor(tuple(sites[n] for n in names), plate) for plate, names in parts]
     return Structure(tuple(parameters), tuple(sites.values()), tuple(factors), tuple(notes))
 
 
