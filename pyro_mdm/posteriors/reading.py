@@ -61,6 +61,7 @@ __all__ = [
 T = TypeVar("T")
 
 Program = Callable[..., Any]
+"""A Pyro program."""
 
 Draws = dict[str, Tensor]
 """Values of sites by name, (n, *shape)."""
