@@ -23,7 +23,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,6 @@ from inference.names import find, short_name, slug
 from inference.output import aligned, check_out, csv_bytes, png
 from inference.runs import RunError
 from inference.simulators import Simulator
-from pyro_mdm.plots.posteriors import posterior_columns, posterior_figure, predictive_figure
 from pyro_mdm.posteriors import (
     AmortizedPosterior,
     Calibration,
@@ -112,6 +110,12 @@ def posterior(
         seed: seed of everything random.
         overwrite: replace ``out`` and the content of ``save`` if they exist.
     """
+    from pyro_mdm.plots.posteriors import (  # loads matplotlib
+        posterior_columns,
+        posterior_figure,
+        predictive_figure,
+    )
+
     check_positive(
         simulations=simulations,
         steps=steps,
@@ -253,7 +257,7 @@ def _content(path: Path) -> dict[str, Any]:
             raise RunError(f"--data is {path}, expected a .json, .csv or .pt file")
     except OSError as error:
         raise RunError(f"--data {path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+    except Exception as error:  # of torch.load, which has several
         raise RunError(f"--data {path} is damaged ({error}), expected values by site") from error
     if not isinstance(content, dict):
         raise RunError(f"--data {path} holds {describe(content)}, expected values by site")
@@ -280,6 +284,8 @@ def _of_observation(
     drawn: Mapping[str, Tensor],
 ) -> str:
     """The posterior of each parameter, in words, and how usual the observation is."""
+    from pyro_mdm.plots.posteriors import posterior_columns  # loads matplotlib
+
     rows = [["parameter", "mean", "sd", "5%", "95%"]]
     single = {n: one[n].unsqueeze(0) for n in simulator.latent if n in one}
     true = posterior_columns(single)

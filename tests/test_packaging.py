@@ -156,7 +156,11 @@ def test_what_the_library_imports_is_required(described):
     known = {r.name for r in required(described)}
     plots = known | {r.name for r in required(described, "plots")}
     for path in sorted((ROOT / "pyro_mdm").rglob("*.py")):
-        allowed = plots if path.name in ("figures.py", "pictures.py", "tables.py") else known
+        allowed = (
+            plots
+            if path.name in ("figures.py", "pictures.py", "posteriors.py", "tables.py")
+            else known
+        )
         for module in imported(path):
             names = {canonicalize_name(d) for d in DISTRIBUTIONS.get(module, [module])}
             assert names & allowed, f"{path.name} imports {module}, which setup.py does not ask for"
@@ -201,7 +205,7 @@ def test_only_pictures_need_more_than_the_library_installs(described):
     )
     assert done.returncode == 0, done.stderr
     errors = json.loads(done.stdout)
-    drawing = ("figures", "pictures", "tables", "tensorboard")
+    drawing = ("figures", "pictures", "posteriors", "tables", "tensorboard")
     assert set(errors) == {f"pyro_mdm.plots.{name}" for name in drawing}
     for kind, name, message in errors.values():
         assert (kind, name) == ("ModuleNotFoundError", "matplotlib")
