@@ -99,9 +99,9 @@ def posterior(
         scored: new simulations whose true parameters are scored.
         calibration: new simulations whose true parameters are ranked.
         vectorized: whether a program of your own may be run in a plate, which is quicker.
-        data: an observation by site, .json, .csv with a column for each site or .pt, in which null,
-            an empty cell or NaN is missing; it may have true parameters too. By default a new
-            simulation is observed.
+        data: an observation by site, .json, or .csv with a column for each site, in which null or
+            an empty cell is missing; it may have true parameters too. By default a new simulation
+            is observed.
         num_samples: draws of the posterior of the observation.
         near: with data, new simulations of which the nearest twentieth are ranked too; 0: none.
         out: a .png for draws of the posterior of the observation, by default posterior-<name>.png.
@@ -198,11 +198,11 @@ def _beside(out: Path, ending: str) -> Path:
 
 
 def read_observation(path: Path, simulator: Simulator) -> dict[str, Tensor]:
-    """An observation by site, (*shape) each, and true parameters if the file has them all.
+    """An observation by site, (*shape) each, and those true parameters that the file has.
 
     Args:
-        path: a .json of lists by site, a .csv with a column for each site, whose numbers stand
-            below each other, or a .pt of tensors by site.
+        path: a .json of lists by site, or a .csv with a column for each site, whose numbers stand
+            below each other.
 
     Raises:
         RunError: no such file, or one of another kind; a site that is missing, has another number
@@ -251,13 +251,11 @@ def _content(path: Path) -> dict[str, Any]:
             with path.open(newline="") as file:
                 rows = list(csv.DictReader(file, skipinitialspace=True))
             content = {name: [row[name] for row in rows] for name in (rows[0] if rows else [])}
-        elif path.suffix == ".pt":
-            content = torch.load(path, weights_only=True)
         else:
-            raise RunError(f"--data is {path}, expected a .json, .csv or .pt file")
+            raise RunError(f"--data is {path}, expected a .json or a .csv file")
     except OSError as error:
         raise RunError(f"--data {path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # of torch.load, which has several
+    except (ValueError, csv.Error) as error:
         raise RunError(f"--data {path} is damaged ({error}), expected values by site") from error
     if not isinstance(content, dict):
         raise RunError(f"--data {path} holds {describe(content)}, expected values by site")
@@ -266,8 +264,6 @@ def _content(path: Path) -> dict[str, Any]:
 
 def _numbers(value: Any) -> Any:
     """Nested lists of numbers, NaN for what is missing."""
-    if isinstance(value, Tensor):
-        return value.tolist()
     if isinstance(value, list):
         return [_numbers(one) for one in value]
     return math.nan if value is None or value == "" else float(value)

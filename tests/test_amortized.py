@@ -164,6 +164,35 @@ def test_a_support_of_parts_has_no_density_on_the_boundary_of_any(joined: Any) -
     assert found.value.isfinite().tolist() == [True, False, False, False]
 
 
+def test_residuals_given_a_part_of_the_data_are_standard() -> None:
+    """Of Gaussian pairs, whatever is missing: mean 0, covariance I, and the Jacobian of the map."""
+
+    def program() -> None:
+        theta = pyro.sample("theta", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        x = torch.stack([theta[..., 0] + theta[..., 1], theta[..., 0], theta[..., 1]], -1)
+        pyro.sample("x", dist.Normal(x, torch.tensor([0.1, 0.5, 2.0])).to_event(1))
+
+    draws = simulate(program, 4000, seed=0, vectorized=True)
+    posterior = AmortizedPosterior(program, ["theta"], ["x"], draws, missing=True)
+    for lacks in ([], [0], [1, 2], [0, 1, 2]):
+        hidden = draws["x"].clone()
+        hidden[:, lacks] = math.nan
+        x = posterior.data({"x": hidden})
+        r, log_det = posterior.coordinates(draws, x)
+        torch.testing.assert_close(r.mean(0), torch.zeros(2), atol=1e-3, rtol=0)
+        torch.testing.assert_close(torch.cov(r.mT), torch.eye(2), atol=5e-3, rtol=0)
+        own = x[:1]
+
+        def of(theta: Tensor, own: Tensor = own) -> Tensor:
+            return posterior.coordinates({"theta": theta[None]}, own)[0][0]
+
+        jacobian: Any = torch.autograd.functional.jacobian(of, draws["theta"][0])
+        expected = torch.linalg.slogdet(jacobian)[1]
+        torch.testing.assert_close(log_det[0].float(), expected, atol=1e-4, rtol=0)
+        back = posterior.parameters_of(r, x)["theta"]
+        torch.testing.assert_close(back, draws["theta"], atol=1e-4, rtol=1e-4)
+
+
 def test_far_tails_are_bent_and_what_is_missing_is_masked() -> None:
     torch.manual_seed(0)
     far = torch.distributions.StudentT(1.0).sample((2000, 1))
@@ -296,6 +325,9 @@ def test_a_linear_gaussian_posterior_is_learned(tmp_path: Path) -> None:
     assert torch.equal(opened.sample(two, 5, seed=1)["theta"], again)
     with pytest.raises(PretrainedError, match="sites of the program have the shapes"):
         AmortizedPosterior.from_pretrained(tmp_path, TWO_MOONS.program)
+    (tmp_path / "posterior.json").write_text('{"latent": ["theta"], "observed": ["x"]}')
+    with pytest.raises(PretrainedError, match=r"was written by an earlier version.*train it again"):
+        AmortizedPosterior.from_pretrained(tmp_path, LINEAR_GAUSSIAN.program)
     (tmp_path / "posterior.json").write_text("{")
     with pytest.raises(PretrainedError, match=r"posterior.json is damaged"):
         AmortizedPosterior.from_pretrained(tmp_path, LINEAR_GAUSSIAN.program)

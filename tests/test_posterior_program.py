@@ -31,11 +31,10 @@ def test_an_observation_is_read_from_each_kind_of_file(tmp_path: Path) -> None:
     named = {"x": rows, "b": 2.5}
     no_nan = [[None if math.isnan(v) else v for v in row] for row in rows]
     (tmp_path / "a.json").write_text(json.dumps(named | {"x": no_nan}))
-    torch.save({name: torch.tensor(value) for name, value in named.items()}, tmp_path / "a.pt")
     flat = [v for row in no_nan for v in row]
     lines = [f"{'' if v is None else v},{2.5 if i == 0 else ''}" for i, v in enumerate(flat)]
     (tmp_path / "a.csv").write_text("\n".join(["x, b", *lines]))
-    for ending in ("json", "csv", "pt"):
+    for ending in ("json", "csv"):
         values = read_observation(tmp_path / f"a.{ending}", IN_PLATES)
         assert set(values) == {"x", "b"} and float(values["b"]) == 2.5
         torch.testing.assert_close(values["x"], torch.tensor(rows), equal_nan=True)
@@ -49,9 +48,9 @@ def test_files_that_are_no_observation_are_refused(tmp_path: Path) -> None:
 
     refused(
         RunError,
-        (told("a.txt", "1"), r"a\.txt, expected a \.json, \.csv or \.pt file"),
+        (told("a.txt", "1"), r"^--data is .*a\.txt, expected a \.json or a \.csv file"),
         (told("a.json", "{"), r"a\.json is damaged \(.*expected values by site"),
-        (told("b.pt", b"no"), r"b\.pt is damaged"),
+        (told("b.csv", b"x\n\xff"), r"b\.csv is damaged"),
         (told("c.json", "[1]"), r"holds \[1\], expected values by site"),
         (told("d.json", '{"y": 1}'), r"has no 'x', expected the sites of the data, x; it has y"),
         (told("e.csv", ""), "it has nothing"),

@@ -43,12 +43,12 @@ from pyro_mdm.networks import MLP
 from pyro_mdm.paths.flow import Solver
 from pyro_mdm.posteriors.encoding import Encoding
 from pyro_mdm.posteriors.guide import PosteriorGuide, ScoredDraws, draw_by_flow, one_row
+from pyro_mdm.posteriors.parameters import Parameters, spread_of
 from pyro_mdm.posteriors.predictive import PriorPredictive
 from pyro_mdm.posteriors.prior import log_prior
 from pyro_mdm.posteriors.reading import (
     Draws,
     check_data,
-    is_interior,
     named_sites,
     rows_of,
     shuffled,
@@ -66,8 +66,8 @@ __all__ = [
     "AmortizedPosterior",
     "Calibration",
     "LinearGaussian",
-    "NEW_SEED",
     "LogDensity",
+    "NEW_SEED",
     "calibrate",
     "log_prior",
     "ranks",
@@ -209,15 +209,9 @@ class AmortizedPosterior(nn.Module):
     ) -> None:
         super().__init__()
         self._name_sites(program, latent, observed)
-        u, _ = self._unconstrained(draws)
-        spread = u.std(0)
-        if not bool((spread > 0).all() and u.isfinite().all()):
-            raise ValueError(
-                f"{int((~(spread > 0)).sum())} of {u.shape[1]} parameters do not vary between "
-                f"{len(u)} simulations, or are not finite; leave their sites out of latent"
-            )
+        u, _ = self.sites.unconstrained(self.sites.values(draws))
+        self.register_buffer("scale", spread_of(u))
         self.register_buffer("mean", u.mean(0))
-        self.register_buffer("scale", spread)
         check_data(draws, self._data_shapes)
         self.encoding = Encoding.fit(self._numbers(draws), missing)
         x = self.data(draws)
@@ -376,6 +370,11 @@ class AmortizedPosterior(nn.Module):
         try:
             saved = json.loads(path.read_text())
             sites = ", ".join([*saved["latent"], *saved["observed"]])
+            if "encoding" not in saved:
+                raise PretrainedError(
+                    f"{path} was written by an earlier version, whose posteriors had no encoding "
+                    "of their data; train it again by AmortizedPosterior.fit"
+                )
             kept = safetensors.torch.load_file(path.parent / KEPT)["kept"]
         except FileNotFoundError as error:
             raise PretrainedError(f"{path.parent / KEPT} is missing; save it again") from error
@@ -399,11 +398,6 @@ class AmortizedPosterior(nn.Module):
             )
         new.register_buffer("mean", torch.tensor(saved["mean"]))
         new.register_buffer("scale", torch.tensor(saved["scale"]))
-        if "encoding" not in saved:
-            raise PretrainedError(
-                f"{path} was written by an earlier version, whose posteriors had no encoding of "
-                "their data; train it again by AmortizedPosterior.fit"
-            )
         new.encoding = Encoding.of_lists(saved["encoding"])
         law = saved["gaussian"]
         new.gaussian = law and LinearGaussian(
@@ -419,11 +413,12 @@ class AmortizedPosterior(nn.Module):
         self.latent, self.observed = list(latent), list(observed)
         object.__setattr__(self, "program", program)  # which may be a module: no part of this one
         sites, data = named_sites(program, self.latent, self.observed)
-        self._sites, self._data_shapes = sites, {n: site["value"].shape for n, site in data.items()}
+        self.sites = Parameters(sites)
+        self._data_shapes = {n: site["value"].shape for n, site in data.items()}
 
     @property
     def _shapes(self) -> dict[str, list[int]]:
-        shapes = {site.name: site.shape for site in self._sites} | self._data_shapes
+        shapes = {site.name: site.shape for site in self.sites} | self._data_shapes
         return {name: list(shape) for name, shape in shapes.items()}
 
     def _set_model(self, model: DiffusionModel) -> None:
@@ -458,7 +453,7 @@ class AmortizedPosterior(nn.Module):
             draws: parameters by site, (n, *shape).
             x: data of each, (n, m), from :meth:`data`.
         """
-        u, log_det = self._unconstrained(draws)
+        u, log_det = self.sites.unconstrained(self.sites.values(draws))
         u, log_det = (u - self.mean) / self.scale, log_det - self.scale.log().sum()
         if self.gaussian is None:
             return u, log_det
@@ -481,35 +476,7 @@ class AmortizedPosterior(nn.Module):
             root = self._roots(self.gaussian, x)
             mean = self.gaussian.mean(self.encoding.values(x))
             r = (mean + (root @ r.double().unsqueeze(-1)).squeeze(-1)).to(r)
-        u, values, first = r * self.scale + self.mean, {}, 0
-        for site in self._sites:
-            shape = site.transform.inverse_shape(site.shape)
-            size = math.prod(shape)
-            part = u[:, first : first + size].reshape(len(u), *shape)
-            values[site.name], first = site.transform(part), first + size
-        return values
-
-    def _values(self, draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Values of the parameters by site, (n, *shape).
-
-        Raises:
-            ValueError: a site is missing, has another shape or another number of values.
-        """
-        values = {site.name: rows_of(draws, site.name, site.shape) for site in self._sites}
-        numbers = {name: len(value) for name, value in values.items()}
-        if len(set(numbers.values())) > 1:
-            each = ", ".join(f"{n} of {name!r}" for name, n in numbers.items())
-            raise ValueError(
-                f"the numbers of parameters differ between sites ({each}), expected one number n; "
-                "give each site (n, *shape) values"
-            )
-        return values
-
-    def _unconstrained(self, draws: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        values = self._values(draws)
-        parts = [site.unconstrained(values[site.name]) for site in self._sites]
-        log_det = torch.stack([log_det for _, log_det in parts]).sum(0)
-        return torch.cat([u for u, _ in parts], 1), log_det
+        return self.sites.by_site(r * self.scale + self.mean)[0]
 
     # -- samples and densities ---------------------------------------------------------------------
 
@@ -585,7 +552,9 @@ class AmortizedPosterior(nn.Module):
             seed: the seed of the draws; None: the global generator.
         """
         self._warn_of(one_row(self.data(data)))
-        return PosteriorGuide(self, self.program, self._sites, data, nuisance=nuisance, seed=seed)
+        return PosteriorGuide(
+            self, self.program, self.sites.sites, data, nuisance=nuisance, seed=seed
+        )
 
     @torch.no_grad()
     def log_prob(
@@ -614,7 +583,8 @@ class AmortizedPosterior(nn.Module):
                 :meth:`data` refuses.
         """
         solver = Solver(rtol=1e-4, atol=1e-4) if solver is None else solver
-        inside, x = self._inside(theta), self.data(data)
+        values, x = self.sites.values(theta), self.data(data)
+        inside = self.sites.inside(values)
         n = len(inside)
         x = x.expand(n, -1) if len(x) == 1 else x
         if len(x) != n:
@@ -624,7 +594,7 @@ class AmortizedPosterior(nn.Module):
         value = torch.full((n,), -math.inf, dtype=torch.float64)
         error = torch.zeros(n, dtype=torch.float64)
         if bool(inside.any()):
-            chosen = {s.name: rows_of(theta, s.name, s.shape)[inside] for s in self._sites}
+            chosen = {name: v[inside] for name, v in values.items()}
             z, log_det = self.coordinates(chosen, x[inside])
             model = self.model.given_context(x[inside])
             options: dict[str, Any] = {"samples": samples, "solver": solver, "seed": seed}
@@ -634,19 +604,6 @@ class AmortizedPosterior(nn.Module):
             error[there] = estimate.per_datum_error
         return LogDensity(value, error)
 
-    def _inside(self, theta: Mapping[str, Tensor]) -> Tensor:
-        """Whether parameters are in the interior of their support, (n,) bool."""
-        inside, values = [], self._values(theta)
-        for site in self._sites:
-            value = values[site.name]
-            if bool(value.isnan().any()):
-                raise ValueError(
-                    f"{int(value.isnan().sum())} values of {site.name!r} are NaN, expected numbers;"
-                    " leave these parameters out"
-                )
-            inside.append(is_interior(site.support, value))
-        return torch.stack(inside).all(0)
-
 
 @dataclass(frozen=True, repr=False)
 class Calibration:
@@ -654,6 +611,15 @@ class Calibration:
 
     ranks: dict[str, Tensor]  # (simulations, *shape) by site, whole numbers from 0 to draws
     draws: int  # from each posterior
+
+    @classmethod
+    def of(cls, truth: Draws, drawn: Draws) -> Calibration:
+        """Ranks of true parameters (n, *shape) by site among draws (n, draws, *shape)."""
+        by_site = {
+            name: ranks(value.transpose(0, 1), truth[name].reshape(len(value), *value.shape[2:]))
+            for name, value in drawn.items()
+        }
+        return cls(by_site, next(iter(drawn.values())).shape[1])
 
     def p_values(self, bins: int = 10) -> dict[str, Tensor]:
         """P-values of the χ² test that ranks are uniform, by site, (*shape).
@@ -712,11 +678,7 @@ def calibrate(
     truth = simulate(
         program, simulations, seed=NEW_SEED + seed, vectorized=vectorized, progress=progress
     )
-    of_sites = {}
-    for name, value in posterior.sample(truth, draws, seed=seed + 1).items():
-        own = truth[name].reshape(simulations, *value.shape[2:])
-        of_sites[name] = ranks(value.transpose(0, 1), own)
-    return Calibration(of_sites, draws)
+    return Calibration.of(truth, posterior.sample(truth, draws, seed=seed + 1))
 
 
 def ranks(draws: Tensor, truth: Tensor, *, seed: int = 0) -> Tensor:

@@ -109,7 +109,7 @@ def expected_coverage(
         program, simulations, seed=NEW_SEED + seed, vectorized=vectorized, progress=progress
     )
     drawn = posterior.sample(truth, draws, seed=seed + 1)
-    central = Calibration(_ranked(truth, drawn), draws)
+    central = Calibration.of(truth, drawn)
     if not joint:
         return Coverage.of(central, seed=seed)
     log_p = _densities(posterior, truth, drawn, draws, seed)
@@ -188,12 +188,4 @@ def calibrate_at(
     distance = posterior.predictive.distances(values, encoding.values(one), seen)
     rows = distance.argsort()[:nearest]
     near = {name: value[rows] for name, value in truth.items()}
-    return Calibration(_ranked(near, posterior.sample(near, draws, seed=seed + 1)), draws)
-
-
-def _ranked(truth: Draws, drawn: Draws) -> Draws:
-    """Ranks of true parameters (n, *shape) by site among draws (n, draws, *shape)."""
-    return {
-        name: ranks(value.transpose(0, 1), truth[name].reshape(len(value), *value.shape[2:]))
-        for name, value in drawn.items()
-    }
+    return Calibration.of(near, posterior.sample(near, draws, seed=seed + 1))

@@ -41,6 +41,7 @@ from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.flow import Solver, flow_log_prob
+from pyro_mdm.posteriors.parameters import Parameters, spread_of
 from pyro_mdm.posteriors.prior import Prior
 from pyro_mdm.posteriors.reading import (
     DataFactor,
@@ -48,9 +49,7 @@ from pyro_mdm.posteriors.reading import (
     Draws,
     ParameterSite,
     Program,
-    is_interior,
     read_program,
-    rows_of,
     shuffled,
     simulate,
     sites_of,
@@ -102,7 +101,7 @@ class PosteriorDraws(NamedTuple):
     """Draws of a posterior by sequential Monte Carlo."""
 
     draws: Draws  # (n, *shape) by site
-    log_evidence: Measured  # log p(x), nats, with its error by independent groups of particles
+    log_evidence: Measured  # log p(x), nats, with its error by groups of particles
     effective: float  # the least effective part of the particles in a step of the temperature
     acceptance: float  # of the moves at the posterior
 
@@ -338,15 +337,9 @@ class AmortizedLikelihood(nn.Module):
         self.structure.check(draws)
         for site in self.structure.data:
             _check_density(site.name, draws[site.name])
-        seen = self._seen(self._values(draws))
-        spread = seen.std(0)
-        if not bool((spread > 0).all() and seen.isfinite().all()):
-            raise ValueError(
-                f"{int((~(spread > 0)).sum())} of {seen.shape[1]} parameters do not vary between "
-                f"{len(seen)} simulations, or are not finite; leave their sites out of latent"
-            )
+        seen = self._seen(self.sites.values(draws))
+        self.scale.copy_(spread_of(seen))
         self.mean.copy_(seen.mean(0))
-        self.scale.copy_(spread)
 
     def _read(
         self,
@@ -357,6 +350,7 @@ class AmortizedLikelihood(nn.Module):
         depth: int,
     ) -> None:
         self.structure = read_program(program, latent, observed)
+        self.sites = Parameters(self.structure.parameters)
         self.latent, self.observed = list(latent), list(observed)
         self.hidden, self.depth = hidden, depth
         for site in self.structure.data:
@@ -427,7 +421,7 @@ class AmortizedLikelihood(nn.Module):
                 draws = simulate(program, simulations, vectorized=vectorized, progress=progress)
             draws = shuffled(draws)
             likelihood = cls(program, latent, observed, draws, hidden=hidden, depth=depth)
-            theta = likelihood._inputs(likelihood._values(draws))
+            theta = likelihood._inputs(likelihood.sites.values(draws))
             options: dict[str, Any] = {"steps": steps, "batch_size": batch_size}
             options |= {"learning_rate": learning_rate, "progress": progress}
             for factor, law in likelihood._factors:
@@ -531,33 +525,10 @@ class AmortizedLikelihood(nn.Module):
 
     # -- parameters and data -----------------------------------------------------------------------
 
-    def _values(self, theta: Mapping[str, Tensor]) -> Draws:
-        """Values of the parameters by site, (n, *shape).
-
-        Raises:
-            ValueError: a site is missing, has another shape or another number of values, or is NaN.
-        """
-        sites = self.structure.parameters
-        values = {site.name: rows_of(theta, site.name, site.shape) for site in sites}
-        numbers = {name: len(value) for name, value in values.items()}
-        if len(set(numbers.values())) > 1:
-            each = ", ".join(f"{n} of {name!r}" for name, n in numbers.items())
-            raise ValueError(
-                f"the numbers of parameters differ between sites ({each}), expected one number n; "
-                "give each site (n, *shape) values"
-            )
-        for name, value in values.items():
-            if bool(value.isnan().any()):
-                raise ValueError(
-                    f"{int(value.isnan().sum())} values of {name!r} are NaN, expected numbers; "
-                    "leave these parameters out"
-                )
-        return values
-
     def _seen(self, values: Mapping[str, Tensor]) -> Tensor:
         """The parameters as numbers (n, k): as they are in an interval, else unconstrained."""
         parts = []
-        for site in self.structure.parameters:
+        for site in self.sites:
             value = values[site.name]
             parts.append(value if _is_bounded(site) else site.unconstrained(value)[0])
         return torch.cat([part.reshape(len(part), -1) for part in parts], 1)
@@ -599,13 +570,13 @@ class AmortizedLikelihood(nn.Module):
         Raises:
             ValueError: parameters that are NaN; numbers n that differ; what :meth:`data` refuses.
         """
-        values, x = self._values(theta), self.data(data)
+        values, x = self.sites.values(theta), self.data(data)
         n, m = len(next(iter(values.values()))), max(map(len, x))
         if n != m and 1 not in (n, m):
             raise ValueError(
                 f"theta are {n} and data {m}, expected as many of both, or one of either"
             )
-        inside = self._inside(values)
+        inside = self.sites.inside(values)
         if bool(inside.all()):
             return self._log_prob(x, values).expand(max(n, m))
         if n == 1 or not bool(inside.any()):
@@ -625,11 +596,6 @@ class AmortizedLikelihood(nn.Module):
             with in_eval_mode(law):
                 total = total + law.log_prob(part, _of_factor(inputs, factor), steps)
         return total
-
-    def _inside(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Whether parameters are in the interior of their support, (n,) bool."""
-        sites = self.structure.parameters
-        return torch.stack([is_interior(s.support, values[s.name].detach()) for s in sites]).all(0)
 
     @torch.no_grad()
     def sample(
@@ -651,7 +617,7 @@ class AmortizedLikelihood(nn.Module):
             ValueError: parameters that are NaN or outside of their support; a plate of another
                 kind.
         """
-        values, plates = self._values(theta), dict(plates or {})
+        values, plates = self.sites.values(theta), dict(plates or {})
         own = [factor.plate for factor in self.structure.factors if factor.plate is not None]
         if other := [name for name in plates if name not in own]:
             raise ValueError(
@@ -660,10 +626,9 @@ class AmortizedLikelihood(nn.Module):
             )
         for name, size in plates.items():
             check_count(f"plates[{name!r}]", size, "the number of data")
-        if bool((~self._inside(values)).any()):
+        if outside := int((~self.sites.inside(values)).sum()):
             raise ValueError(
-                f"{int((~self._inside(values)).sum())} parameters are outside of their support, "
-                "expected none; leave them out"
+                f"{outside} parameters are outside of their support, expected none; leave them out"
             )
         drawn: Draws = {}
         inputs = self._inputs(values)
@@ -723,7 +688,7 @@ class AmortizedLikelihood(nn.Module):
             torch.manual_seed(seed)
             start = prior.sample(GROUPS * in_group)
             prior.check(start)
-            u = torch.cat([s.unconstrained(start[s.name])[0] for s in self.structure.parameters], 1)
+            u, _ = self.sites.unconstrained(start)
             each = (0, FEW_STEPS, STEPS) if corrected else (0,)
             likelihoods = [self._density(x, steps) for steps in each]
             result = temper(
@@ -733,28 +698,17 @@ class AmortizedLikelihood(nn.Module):
                 moves=moves,
             )
             chosen = result.draws(n)
-        values = self._parameters_of(chosen)[0]
+        values = self.sites.by_site(chosen)[0]
         return PosteriorDraws(values, result.log_constant, result.effective, result.acceptance)
-
-    def _parameters_of(self, u: Tensor) -> tuple[Draws, Tensor]:
-        """Parameters by site, (n, *shape), at unconstrained numbers (n, d); log|det ∂θ/∂u|."""
-        values, first, total = Draws(), 0, u.new_zeros(len(u))
-        for site in self.structure.parameters:
-            shape = site.transform.inverse_shape(site.shape)
-            size = math.prod(shape)
-            part = u[:, first : first + size].reshape(len(u), *shape)
-            value = site.transform(part)
-            log_det = site.transform.log_abs_det_jacobian(part, value)
-            total = total + log_det.reshape(len(u), -1).sum(1)
-            values[site.name], first = value, first + size
-        return values, total
 
     def _unconstrained(self, prior: Prior) -> Density:
         """The prior's log density of unconstrained numbers (n, d)."""
 
         def density(u: Tensor) -> Tensor:
-            values, log_det = self._parameters_of(u)
-            return torch.where(self._inside(values), prior.log_prob(values) + log_det, -math.inf)
+            values, log_det = self.sites.by_site(u)
+            return torch.where(
+                self.sites.inside(values), prior.log_prob(values) + log_det, -math.inf
+            )
 
         return density
 
@@ -762,7 +716,7 @@ class AmortizedLikelihood(nn.Module):
         """The log likelihood as a function of unconstrained numbers (n, d)."""
 
         def density(u: Tensor) -> Tensor:
-            return self._log_prob(x, self._parameters_of(u)[0], steps)
+            return self._log_prob(x, self.sites.by_site(u)[0], steps)
 
         return density
 

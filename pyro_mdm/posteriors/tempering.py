@@ -7,8 +7,8 @@ of laws
 
 At each step particles are weighted and resampled, and then moved by Metropolis steps that leave the
 law as it is. β is chosen for the effective sample size of the weights. The product of their means
-is the normalizing constant. Particles are in independent groups, whose constants differ by its
-error.
+is the normalizing constant. Particles are in groups, which share β and the scale of moves alone and
+whose constants differ by its error.
 
 A move adds a multiple of the difference of two other particles (ter Braak, "A Markov chain Monte
 Carlo version of the genetic algorithm Differential Evolution", Statistics and Computing 2006). So
@@ -34,7 +34,7 @@ from pyro_mdm.support.measured import Measured
 __all__ = ["GROUPS", "Density", "Particles", "temper"]
 
 GROUPS = 8
-"""Independent groups of particles, by which the error of the evidence is measured."""
+"""Groups of particles, by which the error of the evidence is measured."""
 KEPT = 0.5
 """The effective part of the particles that a step of β leaves."""
 ACCEPTED = 0.3

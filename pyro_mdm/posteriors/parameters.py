@@ -1,0 +1,87 @@
+"""The vector of all parameters of a program, unconstrained, and its values by site."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from pyro_mdm.posteriors.reading import Draws, ParameterSite, is_interior, rows_of
+
+__all__ = ["Parameters", "spread_of"]
+
+
+class Parameters:
+    """The sites of a program's parameters, side by side in one vector u of unconstrained numbers.
+
+    Args:
+        sites: the sites in order.
+    """
+
+    def __init__(self, sites: Sequence[ParameterSite]) -> None:
+        self.sites = tuple(sites)
+
+    def __iter__(self) -> Iterator[ParameterSite]:
+        return iter(self.sites)
+
+    def values(self, draws: Mapping[str, Tensor]) -> Draws:
+        """Values by site, (n, *shape); a single one may be given as (*shape).
+
+        Raises:
+            ValueError: a site is missing, has another shape or another number of values, or is NaN.
+        """
+        values = {site.name: rows_of(draws, site.name, site.shape) for site in self}
+        numbers = {name: len(value) for name, value in values.items()}
+        if len(set(numbers.values())) > 1:
+            each = ", ".join(f"{n} of {name!r}" for name, n in numbers.items())
+            raise ValueError(
+                f"the numbers of parameters differ between sites ({each}), expected one number n; "
+                "give each site (n, *shape) values"
+            )
+        for name, value in values.items():
+            if bool(value.isnan().any()):
+                raise ValueError(
+                    f"{int(value.isnan().sum())} values of {name!r} are NaN, expected numbers; "
+                    "leave these parameters out"
+                )
+        return values
+
+    def unconstrained(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """u of values (n, *shape) by site, (n, d), and log|det ∂u/∂θ|, (n,)."""
+        parts = [site.unconstrained(values[site.name]) for site in self]
+        log_det = torch.stack([log_det for _, log_det in parts]).sum(0)
+        return torch.cat([u for u, _ in parts], 1), log_det
+
+    def by_site(self, u: Tensor) -> tuple[Draws, Tensor]:
+        """Values by site, (n, *shape), at u (n, d), and log|det ∂θ/∂u|, (n,)."""
+        values, first, total = Draws(), 0, u.new_zeros(len(u))
+        for site in self:
+            shape = site.transform.inverse_shape(site.shape)
+            size = math.prod(shape)
+            part = u[:, first : first + size].reshape(len(u), *shape)
+            value = site.transform(part)
+            log_det = site.transform.log_abs_det_jacobian(part, value)
+            total = total + log_det.reshape(len(u), -1).sum(1)
+            values[site.name], first = value, first + size
+        return values, total
+
+    def inside(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Whether values (n, *shape) by site are in the interior of their support, (n,) bool."""
+        return torch.stack([is_interior(s.support, values[s.name].detach()) for s in self]).all(0)
+
+
+def spread_of(numbers: Tensor) -> Tensor:
+    """The standard deviations (d,) of what stands for n parameters, (n, d).
+
+    Raises:
+        ValueError: numbers that do not vary, or are not finite.
+    """
+    spread = numbers.std(0)
+    if not bool((spread > 0).all() and numbers.isfinite().all()):
+        raise ValueError(
+            f"{int((~(spread > 0)).sum())} of {numbers.shape[1]} parameters do not vary between "
+            f"{len(numbers)} simulations, or are not finite; leave their sites out of latent"
+        )
+    return spread
