@@ -226,6 +226,7 @@ def test_data_in_a_plate_count_one_by_one_and_missing_ones_do_not(random: Any) -
     of_x = log_p(x, y * math.nan)
     torch.testing.assert_close(of_x + without, log_p(x))
     assert (log_p(x[:, :1] * math.nan, y * math.nan) == 0).all()
+    assert (log_p(x[:, :0], y * math.nan) == 0).all()
 
 
 def test_the_density_is_that_of_what_is_drawn(random: Any) -> None:

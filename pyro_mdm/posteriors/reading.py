@@ -237,7 +237,7 @@ def rows_of(values: Mapping[str, Any], name: str, shape: Sequence[int]) -> Tenso
     if tail != tuple(shape) or value.dim() > len(shape) + 1:
         sizes = ", ".join(["n", *map(str, shape)])
         raise ValueError(f"{name!r} has shape {tuple(value.shape)}, expected ({sizes})")
-    return value.reshape(-1, *shape)
+    return value if value.dim() > len(shape) else value.unsqueeze(0)
 
 
 # -- what a program is made of ---------------------------------------------------------------------
