@@ -444,7 +444,7 @@ SEEN, AT_REST = torch.tensor([1, 0, 0, 0]).bool(), torch.zeros(D)
 
 def measured(**changed: Any) -> DiffusionModel:
     model = program(gaussian(), VPSDE(**ENDS))
-    options = {"H": H, "obs": OBS, "noise_variance": NOISE}
+    options = {"H": H, "obs": OBS, "noise": NOISE}
     return condition_on_measurements(model, **options | changed)
 
 
@@ -476,9 +476,9 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: measured(obs=OBS[:1]), r"obs has shape \(1,\), expected that of H x, \(2\), or \(n"),
     (lambda: measured(obs=OBS.expand(2, 3, 2)), r"obs has shape \(2, 3, 2\)"),
     (lambda: measured(obs=OBS * math.nan), "obs of shape .* holds nan"),
-    (lambda: measured(noise_variance=-0.1), "noise_variance reaches -0.1, expected finite numbers"),
-    (lambda: measured(noise_variance=NOISE[:1]), r"noise_variance has shape \(1,\), expected a"),
-    (lambda: measured(H=H[[0, 0]], noise_variance=0.0), "of which H makes only 1 independent"),
+    (lambda: measured(noise=-0.1), "noise reaches -0.1, expected finite variances"),
+    (lambda: measured(noise=NOISE[:1]), r"noise has shape \(1,\), expected a"),
+    (lambda: measured(H=H[[0, 0]], noise=0.0), "of which H makes only 1 independent"),
     (lambda: measured(covariance_from=math.nan), "covariance_from is nan, expected a log SNR"),
     (lambda: measured(tolerance=0.0), "tolerance is 0.0, expected a positive number"),
     (lambda: measured(max_iterations=0), "max_iterations is 0, expected at least 1"),
@@ -492,7 +492,7 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (blurring, "states that hold the data"),
     (lambda: twisted_smc(program(gaussian(), VPSDE(**ENDS))), "expected a MeasuredDenoiser"),
     (lambda: twisted_smc(measured(obs=OBS.expand(3, 2))), "one for each datum"),
-    (lambda: twisted_smc(measured(noise_variance=0.0)), "coordinates"),
+    (lambda: twisted_smc(measured(noise=0.0)), "coordinates"),
     (lambda: twisted_smc(measured(), 1), "num_particles is 1, expected at least 2"),
     (lambda: Replacement(ProbabilityFlow(5), SEEN, AT_REST), "takes no steps on a grid"),
     (lambda: Replacement("ancestral", SEEN, AT_REST), "expected a Sampler"),
@@ -502,7 +502,10 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: FunctionOperator(lambda x: x + 1, (D,)), "expected a linear H"),
     (lambda: double(lambda y: y), r"⟨H x, y⟩ is .* and ⟨x, Hᵀ y⟩ .*, expected them to be equal"),
     (lambda: double(lambda y: y[..., :3]), r"Hᵀ obs of FunctionOperator is a Tensor of shape \(2"),
-    (lambda: measured(H=columns_backwards), "expected a LinearOperator; a matrix"),
+    (
+        lambda: measured(H=columns_backwards),
+        "expected a LinearOperator or NonlinearOperator; a matrix",
+    ),
     (lambda: Downsample(IMAGE, 4), "expected a divisor of the 4×6 pixels"),
     (lambda: Mask(torch.zeros(D).bool()), "no dimension is seen"),
     (lambda: measured(obs=OBS.expand(3, 2))(batch_size=4), "differs between 3 data, and 4 are"),

@@ -219,11 +219,8 @@ def _decoded(model: DiffusionModel, score: MeasuredDenoiser, y: Tensor) -> tuple
     y, operator = y.to(model.bound_score.dtype), score.operator
     law = model.likelihood(model.diffusion, score.denoiser, y, len(model.event_shape))
     x = law.sample()
-    variance = score.noise_variance.expand(operator.obs_shape)
-    if bool((variance > 0).all()):
-        rest = (score.obs - operator(x.double())).square() / variance
-        terms = -0.5 * (rest + (2 * math.pi * variance).log())
-        return x, terms.flatten(1).sum(1)
+    if not isinstance(score.noise, Tensor) or bool((score.noise > 0).all()):
+        return x, score.log_prob_of_obs(x)
     seen: Any = operator.seen
     x[:, seen] = score.obs.to(x.dtype)
     return x, log_prob_by_dimension(law, x)[:, seen].sum(1).double()
@@ -251,7 +248,7 @@ def _checked(model: DiffusionModel) -> MeasuredDenoiser:
     if not isinstance(score, MeasuredDenoiser):
         raise TypeError(
             f"the score of model is {type(score).__name__}, expected a MeasuredDenoiser; make the "
-            "model by condition_on_measurements(model, H, obs, noise_variance)"
+            "model by condition_on_measurements(model, H, obs, noise)"
         )
     check_chain(model.diffusion)
     if score.obs.dim() > len(score.operator.obs_shape):
@@ -264,10 +261,10 @@ def _checked(model: DiffusionModel) -> MeasuredDenoiser:
             f"contexts are of {tuple(score.told.shape[:-1])} data, expected one for all particles; "
             "call it for each of them"
         )
-    exact = score.noise_variance == 0
+    exact = score.noise == 0 if isinstance(score.noise, Tensor) else torch.zeros(1).bool()
     if bool(exact.any()) and not (bool(exact.all()) and isinstance(score.operator, Mask)):
         raise ValueError(
-            "noise_variance is 0, and of measurements other than coordinates, or of some alone, "
-            "the decoder has no density; give noise_variance positive numbers, or H = Mask(seen)"
+            "noise is 0, and of measurements other than coordinates, or of some alone, "
+            "the decoder has no density; give noise positive variances, or H = Mask(seen)"
         )
     return score
