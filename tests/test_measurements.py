@@ -25,8 +25,6 @@ from pyro_mdm import (
 )
 from pyro_mdm.contexts import Labels
 from pyro_mdm.diffusions import Frequencies
-from pyro_mdm.diffusions.matrices import apply_matrix, outer
-from pyro_mdm.diffusions.posterior import posterior
 from pyro_mdm.likelihoods import Tweedie
 from pyro_mdm.measurements import (
     Blur,
@@ -42,6 +40,7 @@ from pyro_mdm.measurements import (
 from pyro_mdm.measurements.solve import DenoiserCovariance, conjugate_gradients
 from pyro_mdm.networks import MLP
 from pyro_mdm.samplers import Ancestral, EulerMaruyama, ProbabilityFlow, Replacement, StochasticHeun
+from tests.chains import chain_law
 from tests.gradients import assert_gradients
 from tests.mistakes import refused
 from tests.problems import (
@@ -204,41 +203,6 @@ def test_it_is_saved_and_has_derivatives(tmp_path: Path) -> None:
 
 
 # -- weighted samples ------------------------------------------------------------------------------
-
-
-def affine(function: Callable[[Tensor], Tensor], n: int) -> tuple[Tensor, Tensor]:
-    """Matrix and offset of an affine function of (batch, n)."""
-    offset = function(torch.zeros(1, n, dtype=torch.float64))
-    return (function(torch.eye(n, dtype=torch.float64)) - offset).mT, offset[0]
-
-
-def chain_law(model: Any, steps: int) -> tuple[Tensor, Tensor]:
-    """Mean and covariance of the data of an ancestral chain whose denoiser is affine."""
-    diffusion, K = model.diffusion, model.diffusion.num_variables
-    times = Ancestral(steps).times(diffusion)
-    kernels = posterior(diffusion, times[:-1], times[1:])
-    eye = torch.eye(D, dtype=torch.float64)
-    mean = torch.zeros(K * D, dtype=torch.float64)
-    covariance = torch.kron(diffusion.prior_covariance, eye)
-    for i in range(steps):
-        kernel = kernels.at(i)
-
-        def moved(y: Tensor, kernel: Any = kernel, s: Tensor = times[i]) -> Tensor:
-            y = y.reshape(-1, K, D)
-            x = model.score_function.denoise(diffusion, y, s)
-            return (apply_matrix(kernel.gain, y) + outer(kernel.mean_coefficient, x)).flatten(1)
-
-        A, b = affine(moved, K * D)
-        mean = A @ mean + b
-        covariance = A @ covariance @ A.mT + torch.kron(kernel.covariance, eye)
-
-    def decoded(y: Tensor) -> Tensor:
-        law: Any = model.likelihood(diffusion, model.score_function, y.reshape(-1, K, D), 1)
-        return law.mean
-
-    A, b = affine(decoded, K * D)
-    law: Any = model.likelihood(diffusion, model.score_function, torch.zeros(1, K, D).double(), 1)
-    return A @ mean + b, A @ covariance @ A.mT + law.variance[0].diag()
 
 
 @torch.no_grad()

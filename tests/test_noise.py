@@ -6,26 +6,33 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from torch import Tensor
 
-from pyro_mdm import VPSDE
+from pyro_mdm import MDM, VPSDE
 from pyro_mdm.diffusions.posterior import posterior
 from pyro_mdm.measurements import (
     Clipped,
+    FunctionOperator,
     Matrix,
     MeasuredDenoiser,
+    Measurement,
     NonlinearOperator,
     Quantized,
     condition_on_measurements,
     twisted_smc,
 )
 from pyro_mdm.measurements.laws import Law, gaussian_sites, likeliest
+from pyro_mdm.paths.flow import Solver
 from pyro_mdm.samplers import Ancestral
+from tests.chains import chain_law
 from tests.gradients import assert_gradients
-from tests.problems import D, GaussianMixture, fixed, normal, program
+from tests.mistakes import refused
+from tests.problems import ENDS, D, GaussianMixture, fixed, given_measurement, normal, program
 from tests.problems import ExactDenoiser as Exact
 from tests.problems import correlated as gaussian
 
@@ -214,3 +221,162 @@ def test_twisted_particles_have_the_posterior_of_any_noise(name: str) -> None:
     assert abs(value - evidence) < 5.5 * error < 0.5
     mean_found, of_mean = (float(t) for t in found.posterior_mean)
     assert abs(mean_found - mean) < 5.5 * of_mean < 0.4 * spread
+
+
+# -- unknown noise and operators -------------------------------------------------------------------
+
+
+def test_unknown_noise_is_inferred_with_the_data() -> None:
+    """By importance sampling, against quadrature with the law of the chain.
+
+    Few particles, whose evidence is off by half a nat, do not bias the posterior.
+    """
+    H, steps, n = 0.7 * fixed(1, 10, D), 6, 50
+    model = program(gaussian(), VPSDE(max_log_snr=5.0, min_log_snr=-4.0))
+    with torch.no_grad():
+        mean, covariance = chain_law(model, steps)
+    chain = GaussianMixture([1.0], mean[None], covariance[None])
+    obs = H @ chain.sample(1, 5)[0] + 0.5 * fixed(9, 10)
+    prior = dist.LogNormal(torch.tensor(0.0).double(), 0.7)
+    first = dist.LogNormal(torch.tensor(-0.6).double(), 0.5)
+
+    def measured(obs: Tensor) -> None:
+        sigma = pyro.sample("sigma", prior)
+        given = Measurement(
+            model, H, sigma**2, num_particles=128, steps=steps, covariance_from=-math.inf
+        )
+        pyro.sample("obs", given, obs=obs)
+        pyro.deterministic("x", given.particles(obs)[0].resampled(1)[0])
+
+    def guide(obs: Tensor) -> None:
+        pyro.sample("sigma", first)
+
+    sigma = torch.linspace(-4, 3, 400).double().exp()
+    laws = [given_measurement(chain, H, obs, s.square().expand(10)) for s in sigma]
+    w = (torch.stack([e for _, e in laws]) + prior.log_prob(sigma) + sigma.log()).softmax(0)
+    known = torch.cat([(w @ sigma.log())[None], w @ torch.stack([law.mean for law, _ in laws])])
+    pyro.set_rng_seed(0)
+    runs = pyro.infer.Importance(measured, guide, num_samples=n).run(obs)
+    w = runs.get_normalized_weights()
+    sites = [run.nodes for run in runs.exec_traces]
+    drawn = torch.stack(
+        [torch.cat([s["sigma"]["value"].log()[None], s["x"]["value"]]) for s in sites]
+    )
+    found = w @ drawn
+    error = (w.square() @ (drawn - found).square()).sqrt()
+    assert bool(((found - known).abs() < 4.5 * error).all())
+    assert float(first.base_dist.loc - known[0]) > 6 * float(error[0])
+
+
+def test_a_measurement_is_a_site() -> None:
+    """It is drawn with the data summed out; its particles are those of its evidence."""
+    model = program(gaussian(), VPSDE(max_log_snr=5.0, min_log_snr=-4.0))
+    H, obs = fixed(1, 2, D), fixed(2, 3, 2)
+    given = Measurement(model, H, 0.3, num_particles=4, steps=3)
+    trace = poutine.trace(lambda: pyro.sample("obs", given.expand([3]), obs=obs)).get_trace()
+    trace.compute_log_prob()
+    found = given.particles(obs)
+    evidence = torch.tensor([one.log_evidence.mean for one in found])
+    torch.testing.assert_close(trace.nodes["obs"]["log_prob"], evidence.double())
+    assert given.particles(obs) is found and given.particles(obs + 1) is not found
+    torch.manual_seed(0)
+    for noise in (0.3, lambda u: dist.Normal(u, 0.3**0.5)):
+        drawn = Measurement(model, H, noise).sample((2000,))
+        law = H @ gaussian().covariance @ H.mT + 0.3 * torch.eye(2)
+        off = (drawn.T.cov() - law) / law.diagonal().sqrt() / law.diagonal().sqrt()[:, None]
+        assert float(off.abs().max()) < 4.5 * math.sqrt(2 / 2000) + 0.02
+
+
+@torch.no_grad()
+def test_data_given_a_measurement_are_a_site_with_a_density() -> None:
+    H, obs, noise = fixed(1, 2, D), torch.tensor([1.2, -0.8]), torch.tensor([0.1, 0.3]).double()
+    law, _ = given_measurement(gaussian(), H, obs.double(), noise)
+    model = program(gaussian(), VPSDE(max_log_snr=6.0, min_log_snr=-6.0))
+    given = condition_on_measurements(model, H, obs, noise, **OWN)
+
+    def larger() -> Tensor:
+        x: Tensor = pyro.sample("x", MDM(given, solver=Solver("rk4", steps=16)))
+        pyro.sample("sum", dist.Normal(x.sum(), 1.0), obs=torch.tensor(0.5).double())
+        return x
+
+    x = law.sample(1, 4)[0]
+    trace = poutine.trace(poutine.condition(larger, {"x": x})).get_trace()
+    found = trace.log_prob_sum() - dist.Normal(x.sum(), 1.0).log_prob(torch.tensor(0.5).double())
+    assert float(found) == pytest.approx(float(law.log_prob(x)), abs=0.1)
+    assert poutine.trace(larger).get_trace().nodes["x"]["value"].shape == (D,)
+
+
+# -- operators that are not linear -----------------------------------------------------------------
+
+
+def test_a_nonlinear_operator_is_linearized() -> None:
+    operator, x = NonlinearOperator(squared, (D,)), normal(0, 3, D)
+    J = torch.stack([torch.autograd.functional.jacobian(operator, one) for one in x])
+    H = operator.linearized(x)
+    v, u = normal(1, 3, D), normal(2, 3, 2 * D)
+    torch.testing.assert_close(H.forward(v), torch.einsum("nij,nj->ni", J, v))
+    torch.testing.assert_close(H.adjoint(u), torch.einsum("nij,ni->nj", J, u))
+    torch.testing.assert_close(H.squares(), J.square().sum(2))  # each row has one entry
+    matrix, obs, z = fixed(1, 6, D), fixed(2, 6), normal(0, 3, D)
+    for noise in (0.3, lambda u: dist.Laplace(u, 0.3)):
+        one, other = (
+            MeasuredDenoiser(Exact(gaussian()), H, obs, noise, tolerance=1e-12, **OWN)
+            for H in (Matrix(matrix), NonlinearOperator(lambda x: x @ matrix.mT, (D,)))
+        )
+        lam = torch.zeros(3).double()
+        close = {"rtol": 1e-6, "atol": 1e-6 if noise == 0.3 else 0.3}
+        torch.testing.assert_close(one.x_hat(z, lam), other.x_hat(z, lam), **close)
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+
+def measured(**changed: Any) -> Any:
+    model = program(gaussian(), VPSDE(**ENDS))
+    options = {"H": fixed(1, 2, D), "obs": torch.tensor([3.0, 1.0])}
+    return condition_on_measurements(model, **options | changed)
+
+
+learned = torch.tensor(0.3, requires_grad=True)
+MISTAKES: list[tuple[Callable[[], Any], str]] = [
+    (
+        lambda: measured(noise=dist.Poisson),
+        r"noise\(u\) fails for u from -.*dist.Poisson\(u.clamp_min",
+    ),
+    (
+        lambda: measured(noise=LAWS["poisson"][0], obs=torch.tensor([3.0, -1.0])),
+        "obs reaches from -1 to 3, which Poisson does not allow: .*correct obs or the law",
+    ),
+    (
+        lambda: measured(noise=lambda u: dist.Normal(u, 1.0).to_event(1)),
+        r"event shape \(2,\) for u of shape .*leave out .to_event",
+    ),
+    (lambda: measured(noise=lambda u: dist.Normal(u[..., :1], 1.0)), "of each entry of u"),
+    (lambda: measured(noise=lambda u: u), r"noise\(u\) is a Tensor .*expected a distribution"),
+    (
+        lambda: measured(noise=lambda u: dist.Uniform(u, u + 1e-9, validate_args=False)),
+        "log probability -inf whatever u is, from .*correct the units",
+    ),
+    (lambda: measured(noise="poisson"), "noise is 'poisson', expected a variance, one for each"),
+    (lambda: Quantized(LEVELS, LEVELS.flip(0)), "expected at least two in ascending order"),
+    (lambda: Quantized(LEVELS, LEVELS, -1.0), "scale reaches -1, expected finite"),
+    (lambda: Quantized(LEVELS, LEVELS).log_prob(LEVELS + 0.3), "within the support"),
+    (lambda: Clipped(LEVELS, 0.0, -1, 1), "scale reaches 0, .*expected a positive scale"),
+    (lambda: Clipped(LEVELS, 0.1, 1, -1), "the ends are 1 and -1"),
+    (lambda: FunctionOperator(lambda x: x.square(), (D,)), "or use NonlinearOperator"),
+    (lambda: NonlinearOperator(torch.log, (D,)), r"H\(x\) of random data .*holds nan"),
+    (lambda: NonlinearOperator(lambda x: x[:, :0], (D,)), "expected at least one observation"),
+    (lambda: NonlinearOperator(lambda x: x[0], (D,)), "keep the first dimension"),
+    (lambda: Measurement(program(gaussian(), VPSDE()), fixed(1, 2, D), learned), "no derivative"),
+    (
+        lambda: Measurement(
+            program(gaussian(), VPSDE()), fixed(1, 2, D), lambda u: dist.Laplace(u, learned)
+        ),
+        "no derivative",
+    ),
+    (lambda: Measurement(Exact(gaussian()), fixed(1, 2, D), 0.1), "expected a DiffusionModel"),
+]
+
+
+def test_what_cannot_be_measured_is_said() -> None:
+    refused((TypeError, ValueError), *MISTAKES)

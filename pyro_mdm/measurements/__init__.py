@@ -2,6 +2,7 @@
 
 from pyro_mdm.measurements.denoiser import MeasuredDenoiser, condition_on_measurements
 from pyro_mdm.measurements.laws import Clipped, Quantized
+from pyro_mdm.measurements.measurement import Measurement
 from pyro_mdm.measurements.operators import (
     Blur,
     Downsample,
@@ -22,6 +23,7 @@ __all__ = [
     "Mask",
     "Matrix",
     "MeasuredDenoiser",
+    "Measurement",
     "NonlinearOperator",
     "Particles",
     "Quantized",

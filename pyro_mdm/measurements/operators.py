@@ -212,8 +212,7 @@ class FunctionOperator(LinearOperator):
         event_shape: Sequence[int],
         adjoint: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        obs = function(torch.zeros(1, *event_shape, dtype=torch.float64))
-        super().__init__(event_shape, obs.shape[1:])
+        super().__init__(event_shape, _obs_shape(function, event_shape))
         self.function, self._adjoint = function, adjoint
         self.check()
 
@@ -253,8 +252,7 @@ class NonlinearOperator(Operator):
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor], event_shape: Sequence[int]) -> None:
-        obs = function(torch.zeros(1, *event_shape, dtype=torch.float64))
-        super().__init__(event_shape, obs.shape[1:])
+        super().__init__(event_shape, _obs_shape(function, event_shape))
         self.function = function
         self.check()
 
@@ -328,7 +326,7 @@ class Blur(LinearOperator):
 
     def __init__(self, event_shape: Sequence[int], width: float = 1.0) -> None:
         _check_image(event_shape)
-        check_number("width", width, "a positive number of pixels", positive=True)
+        width = check_number("width", width, "a positive number of pixels", positive=True)
         super().__init__(event_shape, event_shape)
         self.width = width
         reach = math.ceil(3 * width)
@@ -374,7 +372,9 @@ class Downsample(LinearOperator):
         return spread / self.factor**2
 
 
-def as_operator(H: Tensor | Operator, event_shape: Sequence[int]) -> Operator:
+def as_operator(
+    H: Tensor | LinearOperator | NonlinearOperator, event_shape: Sequence[int]
+) -> LinearOperator | NonlinearOperator:
     """H as an operator of data of this shape, checked; a matrix (m, d) becomes one.
 
     Raises:
@@ -392,6 +392,16 @@ def as_operator(H: Tensor | Operator, event_shape: Sequence[int]) -> Operator:
         )
     H.check()
     return H
+
+
+def _obs_shape(function: Callable[[Tensor], Tensor], event_shape: Sequence[int]) -> torch.Size:
+    obs = function(torch.zeros(2, *event_shape, dtype=torch.float64))
+    if not isinstance(obs, Tensor) or obs.dim() < 2 or len(obs) != 2:
+        raise ValueError(
+            f"H x is {describe(obs)} for two data, expected a Tensor of shape (2, *obs_shape); "
+            "keep the first dimension, that of the data, e.g. by x[:, 0] or .flatten(1)"
+        )
+    return obs.shape[1:]
 
 
 def _signs(n: int, shape: Sequence[int], device: torch.device) -> Tensor:
