@@ -37,6 +37,7 @@ from pyro_mdm.measurements import (
     condition_on_measurements,
     twisted_smc,
 )
+from pyro_mdm.measurements.covariance import DataCovariance, reference
 from pyro_mdm.measurements.solve import DenoiserCovariance, conjugate_gradients
 from pyro_mdm.networks import MLP
 from pyro_mdm.samplers import Ancestral, EulerMaruyama, ProbabilityFlow, Replacement, StochasticHeun
@@ -84,7 +85,7 @@ def exact(problem: GaussianMixture, noise: Tensor, z: Tensor, variance: Tensor) 
 @pytest.mark.parametrize("noise", [NOISE, torch.tensor(0.0).double()], ids=["noise", "exact"])
 def test_the_denoiser_of_gaussian_data_is_exact(noise: Tensor) -> None:
     problem = gaussian()
-    score = MeasuredDenoiser(Exact(problem), Matrix(H), OBS, noise, tolerance=1e-12, **OWN)
+    score = MeasuredDenoiser(Exact(problem), Matrix(H), OBS, noise, **OWN)
     log_snr = torch.tensor([-8.0, -2.0, 0.0, 3.0, 9.0], dtype=torch.float64)
     z = problem.sample(5, 3) + torch.exp(-log_snr / 2)[:, None] * normal(4, 5, D)
     found = score.x_hat(z, log_snr)
@@ -97,7 +98,7 @@ def test_the_denoiser_of_gaussian_data_is_exact(noise: Tensor) -> None:
     torch.testing.assert_close(found[0], known, rtol=1e-8, atol=1e-8)
 
 
-def test_a_covariance_is_the_symmetric_part_of_the_networks() -> None:
+def test_a_covariance_is_the_networks() -> None:
     """Of continuous denoisers and of those of levels, whose derivatives are written by hand."""
     torch.manual_seed(0)
     levels = torch.linspace(-1, 1, 5).double()[torch.randint(5, (50, D))]
@@ -125,7 +126,7 @@ def test_a_covariance_is_the_symmetric_part_of_the_networks() -> None:
         with torch.no_grad():
             seen = DenoiserCovariance(lambda at, s=score: s.x_hat(at, lam), z, v)
             w = normal(5, 3, D)
-            known = ((C + C.mT) / 2 @ w.unsqueeze(-1)).squeeze(-1)
+            known = (C.mT @ w.unsqueeze(-1)).squeeze(-1)
             torch.testing.assert_close(seen(w), known)
             assert not seen.x_hat.requires_grad
         assert DenoiserCovariance(lambda at, s=score: s.x_hat(at, lam), z, v)(w).requires_grad
@@ -139,17 +140,137 @@ def test_systems_are_solved_each_with_its_own_steps() -> None:
     b = fixed(4, 4, 6)
     b[3] = 0
 
-    def product(p: Tensor) -> Tensor:
-        return (S @ p.unsqueeze(-1)).squeeze(-1)
+    B = fixed(5, 4, 2, 6)
+
+    def product(p: Tensor) -> tuple[Tensor, Tensor]:
+        return (S @ p.unsqueeze(-1)).squeeze(-1), (B @ p.unsqueeze(-1)).squeeze(-1)
 
     found = conjugate_gradients(product, b, 1e-10, 20)
     torch.testing.assert_close(found.u[:2], torch.linalg.solve(S[:2], b[:2].unsqueeze(-1))[..., 0])
     assert found.iterations.tolist()[1:] == [1, 0, 0] and 5 < int(found.iterations[0]) < 20
-    assert found.residual[2:].tolist() == [1.0, 0.0] and float(found.residual[:2].max()) < 1e-10
     few = conjugate_gradients(product, b, 1e-10, 2)
-    assert few.iterations.tolist() == [2, 1, 0, 0] and float(few.residual[0]) > 1e-3
+    assert few.iterations.tolist() == [2, 1, 0, 0] and float(few.rest[0].norm()) > 1e-3
     rough = conjugate_gradients(product, b, 0.5, 20)
     assert int(rough.iterations[0]) < int(found.iterations[0])
+    for solution in (found, few, rough):
+        Su, image = product(solution.u)
+        torch.testing.assert_close(solution.image, image)
+        torch.testing.assert_close(solution.rest, b - Su)
+    known = conjugate_gradients(
+        product, b, 1e-10, 1, lambda r: torch.linalg.solve(S, r.unsqueeze(-1))[..., 0]
+    )
+    torch.testing.assert_close(known.u[:2], found.u[:2])
+
+
+# -- the covariance of x given z -------------------------------------------------------------------
+
+
+def test_linear_estimates_have_the_covariance_of_gaussian_data() -> None:
+    """Σ - Σ (Σ + V)^{-1} Σ, with as many directions as data have, with few, and with none."""
+    A, v = fixed(6, D, D), fixed(7, 3, D)
+    sigma = A @ A.mT + 0.1 * torch.eye(D, dtype=torch.float64)
+    values, vectors = torch.linalg.eigh(sigma)
+    variance = torch.tensor([0.01, 1.0, 1e6]).double()
+    for r in (D, 2, 0):
+        kept, U = values[D - r :], vectors[:, D - r :]
+        rest = torch.tensor(0.3).double()
+        whole = U @ torch.diag(kept - rest) @ U.mT + rest * torch.eye(D)
+        some = DataCovariance(rest, kept, U) if r else DataCovariance(rest.expand(D))
+        wide = variance[:, None].expand(3, D)
+        S = whole + variance[:, None, None] * torch.eye(D)
+        C = whole - whole @ torch.linalg.solve(S, whole.expand(3, D, D))
+        got = some.given(wide, by_dimension=False)(v)
+        torch.testing.assert_close(got, (C @ v.unsqueeze(-1))[..., 0])
+        own, each = whole.diagonal(), torch.tensor([0.1, 2.0, 0.3, 5.0]).double().expand(3, D)
+        got = some.given(each, by_dimension=True)(v)
+        torch.testing.assert_close(got, own * each / (own + each) * v)
+
+
+def test_the_covariance_of_few_data_is_shrunk() -> None:
+    """By the formula of Ledoit and Wolf; that of many data hardly."""
+    for n, d in ((6, 9), (40, 5)):
+        x = fixed(8, n, d) @ torch.diag(torch.linspace(0.2, 3, d).double())
+        x = x - x.mean(0)
+        S = x.mT @ x / n
+        mean = S.trace() / d
+        apart = (S - mean * torch.eye(d)).square().sum()
+        noise = sum((torch.outer(row, row) - S).square().sum() for row in x) / n**2
+        part = min(noise / apart, torch.tensor(1.0).double())
+        known = part * mean * torch.eye(d) + (1 - part) * S
+        made = DataCovariance.of(x + 5)
+        assert made.values is not None and made.vectors is not None
+        U, e, s = made.vectors, made.values, made.rest
+        torch.testing.assert_close(U @ torch.diag(e - s) @ U.mT + s * torch.eye(d), known)
+    many = DataCovariance.of(torch.randn(5000, 3, generator=torch.Generator().manual_seed(0)) * 2)
+    assert many.values is not None
+    torch.testing.assert_close(many.values, torch.full((3,), 4.0).double(), rtol=0.1, atol=0)
+    same = DataCovariance.of(torch.ones(5, 3))
+    assert bool(same.given(torch.ones(2, 3), by_dimension=False)(torch.ones(2, 3)).eq(0).all())
+
+
+class Wrong(Exact):
+    """A denoiser whose derivative is wrong by 0.5 below a level."""
+
+    below = -math.inf
+
+    def x_hat(self, z: Tensor, log_snr: Any) -> Tensor:
+        wrong = torch.as_tensor(log_snr).max() < self.below
+        return super().x_hat(z, log_snr) + 0.5 * wrong * (z - z.detach())
+
+
+@torch.no_grad()
+def test_a_denoisers_covariance_is_trusted_where_linear_estimates_are_no_better() -> None:
+    """Two components far apart: z tells which one it is, what a linear estimate makes no use of."""
+    apart = torch.zeros(2, D).double()
+    apart[1, 0] = 6.0
+    problem = GaussianMixture([0.5, 0.5], apart, 0.3 * torch.eye(D).double().expand(2, D, D))
+    for below in (-math.inf, 2.0, math.inf):
+        score = Wrong(problem)
+        score.below = below
+        model = DiffusionModel(VPSDE(**ENDS), score)
+        covariance, trusted_from = reference(model, problem.sample(2000, 1))
+        values = covariance.values
+        assert values is not None and float(values.max()) == pytest.approx(9.3, rel=0.1)
+        if math.isfinite(below):
+            assert below <= trusted_from < below + 1
+        else:
+            assert (trusted_from == math.inf) if below > 0 else (trusted_from < 0)
+
+
+@torch.no_grad()
+def test_what_is_known_of_a_model_is_kept_until_it_is_trained() -> None:
+    torch.manual_seed(0)
+    model = DiffusionModel(VPSDE(), Denoiser(MLP(D, hidden=8)), event_shape=(D,))
+    state = torch.get_rng_state()
+    first = reference(model)
+    assert torch.equal(state, torch.get_rng_state()) and reference(model) is first
+    next(model.parameters()).add_(0.1)
+    assert reference(model) is not first
+
+
+@torch.no_grad()
+def test_few_directions_are_the_denoisers_and_all_others_linear() -> None:
+    """Between the exact posterior mean and that of linear estimates, and near to what is exact."""
+    problem, noise = gaussian(), torch.full((D,), 0.05).double()
+    whole = torch.eye(D, dtype=torch.float64)
+    z, log_snr = normal(3, 200, D), torch.zeros(200)
+    obs = normal(4, 200, D)
+    guess = DataCovariance.of(problem.sample(12, 5))
+    x_hat = {}
+    for most in (0, 1, 2, D):
+        level = -math.inf if most else math.inf
+        score = MeasuredDenoiser(
+            Exact(problem),
+            Matrix(whole),
+            obs,
+            noise,
+            data_covariance=guess,
+            covariance_from=level,
+            max_iterations=max(most, 1),
+        )
+        x_hat[most] = score.x_hat(z, log_snr)
+    off = [float((x_hat[most] - x_hat[D]).norm()) for most in (0, 1, 2)]
+    assert off[0] > 1.3 * off[1] > 1.3 * off[2] > 1e-3
 
 
 # -- samples ---------------------------------------------------------------------------------------
@@ -177,9 +298,7 @@ def test_below_a_level_dimensions_are_taken_for_independent() -> None:
     found = {}
     for problem in (independent, gaussian()):
         for level in (-math.inf, 0.0, math.inf):
-            score = MeasuredDenoiser(
-                Exact(problem), Matrix(H), OBS, NOISE, covariance_from=level, tolerance=1e-12
-            )
+            score = MeasuredDenoiser(Exact(problem), Matrix(H), OBS, NOISE, covariance_from=level)
             found[problem is independent, level] = score.x_hat(z, log_snr)
     for level in (0.0, math.inf):
         torch.testing.assert_close(found[True, level], found[True, -math.inf])
@@ -346,10 +465,12 @@ def test_measurements_of_data_with_a_context() -> None:
         VPSDE(), Denoiser(network), event_shape=(D,), context=Labels(2, dropout=0.1)
     )
     z, log_snr = normal(0, 3, D).float(), torch.zeros(3)
+    same: dict[str, Any] = {"data": normal(2, 20, D), "covariance_from": 0.0}
     one, other = (
-        condition_on_measurements(condition(model, context=c), H, OBS, NOISE) for c in (0, 1)
+        condition_on_measurements(condition(model, context=c), H, OBS, NOISE, **same)
+        for c in (0, 1)
     )
-    late = condition_on_measurements(model, H, OBS, NOISE).given_context(1)
+    late = condition_on_measurements(model, H, OBS, NOISE, **same).given_context(1)
     found = [m.score_function.x_hat(z, log_snr) for m in (one, other, late)]
     torch.testing.assert_close(found[1], found[2])
     assert float((found[0] - found[1]).abs().min()) > 1e-4
@@ -444,7 +565,14 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: measured(noise=NOISE[:1]), r"noise has shape \(1,\), expected a"),
     (lambda: measured(H=H[[0, 0]], noise=0.0), "of which H makes only 1 independent"),
     (lambda: measured(covariance_from=math.nan), "covariance_from is nan, expected a log SNR"),
-    (lambda: measured(tolerance=0.0), "tolerance is 0.0, expected a positive number"),
+    (
+        lambda: measured(data=torch.zeros(1, D)),
+        "data have shape .1, 4., expected .n, 4. of at least two",
+    ),
+    (
+        lambda: measured(data=torch.zeros(3, 2)),
+        "data have shape .3, 2., expected .n, 4. of at least two",
+    ),
     (lambda: measured(max_iterations=0), "max_iterations is 0, expected at least 1"),
     (raw, "expected a DenoiserScore: a measurement"),
     (twice, "conditioned already"),
