@@ -16,8 +16,10 @@ from torch import Tensor
 from pyro_mdm import MDM, VPSDE
 from pyro_mdm.diffusions.posterior import posterior
 from pyro_mdm.measurements import (
+    Blur,
     Clipped,
     FunctionOperator,
+    Mask,
     Matrix,
     MeasuredDenoiser,
     Measurement,
@@ -144,6 +146,32 @@ def test_a_gaussian_law_is_its_variance(name: str, level: float) -> None:
     torch.testing.assert_close(of_rows, each[1][kept])
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", LAWS)
+def test_guidance_by_one_observation_is_exact_for_gaussian_data(name: str) -> None:
+    """Whatever the law; and by many, if dimensions do not depend on each other."""
+    law, value = LAWS[name]
+    problem, log_snr = gaussian(), torch.tensor([1.0]).double()
+    h, z = fixed(1, 1, D), normal(0, 1, D)
+    score = MeasuredDenoiser(Exact(problem), Matrix(h), torch.tensor([value]), law, **OWN)
+    C, noise = problem.covariance, torch.exp(-log_snr) * torch.eye(D)
+    C = C - C @ torch.linalg.solve(C + noise, C)
+    x_hat, Ch = Exact(problem).x_hat(z, log_snr)[0], C @ h[0]
+    mean, variance = float(h[0] @ x_hat), float(h[0] @ Ch)
+    _, m, V = moments(law, value, mean, variance)
+    m, off = torch.tensor(m).double(), 0.1 * (V / variance) ** 0.5 * Ch.abs().max()
+    expected = x_hat + Ch / variance * (m - mean)
+    assert float((score.x_hat(z, log_snr)[0] - expected).abs().max()) < float(off)
+    assert float((expected - x_hat).abs().max()) > 2 * float(off)
+
+    independent = GaussianMixture([1.0], torch.zeros(1, 6), 0.7 * torch.eye(6)[None])
+    obs, all_seen, z = torch.full((6,), value), torch.ones(6).bool(), normal(2, 1, 6)
+    score = MeasuredDenoiser(Exact(independent), Mask(all_seen), obs, law)
+    x_hat, variance = Exact(independent).x_hat(z, log_snr)[0], 1 / (1 / 0.7 + math.e)
+    known = torch.tensor([moments(law, value, float(u), variance)[1] for u in x_hat]).double()
+    assert float((score.x_hat(z, log_snr)[0] - known).abs().max()) < 0.1 * variance**0.5
+
+
 def test_a_law_has_derivatives() -> None:
     scale = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
     z = normal(0, 2, D)
@@ -266,6 +294,13 @@ def test_unknown_noise_is_inferred_with_the_data() -> None:
     error = (w.square() @ (drawn - found).square()).sqrt()
     assert bool(((found - known).abs() < 4.5 * error).all())
     assert float(first.base_dist.loc - known[0]) > 6 * float(error[0])
+
+
+def test_a_blur_may_have_a_site_for_its_width() -> None:
+    blurs = [
+        Blur((1, 4, 6), width).matrix() for width in (0.8, torch.tensor(0.8, dtype=torch.float64))
+    ]
+    assert torch.equal(*blurs)
 
 
 def test_a_measurement_is_a_site() -> None:
