@@ -419,6 +419,11 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: Clipped(LEVELS, 0.0, -1, 1), "scale reaches 0, .*expected a positive scale"),
     (lambda: Clipped(LEVELS, 0.1, 1, -1), "the ends are 1 and -1"),
     (lambda: FunctionOperator(lambda x: x.square(), (D,)), "or use NonlinearOperator"),
+    (lambda: FunctionOperator(lambda x: 0 * x, (D,)), "is 0 for random data, so that nothing is"),
+    (
+        lambda: measured(H=NonlinearOperator(squared, (D,)), obs=torch.zeros(2 * D), noise=0.0),
+        "noise is 0, and H is NonlinearOperator.*give noise a positive variance",
+    ),
     (lambda: NonlinearOperator(torch.log, (D,)), r"H\(x\) of random data .*holds nan"),
     (lambda: NonlinearOperator(lambda x: x[:, :0], (D,)), "expected at least one observation"),
     (lambda: NonlinearOperator(lambda x: x[0], (D,)), "keep the first dimension"),

@@ -120,8 +120,8 @@ def condition_on_measurements(
             diffusion; no operator.
         ValueError: a diffusion in frequencies of the data, or whose drift sees the data or a
             context; obs of another shape or not finite, negative variances, exact observations
-            that depend on each other, an H that is not linear, or with a wrong adjoint; a law of
-            another shape, or under which obs are impossible.
+            that depend on each other or of a nonlinear H, an H that is 0, not linear, or with a
+            wrong adjoint; a law of another shape, or under which obs are impossible.
 
     Source: for the formula and conjugate gradients, Rozet et al., "Learning Diffusion Priors from
     Observations by Expectation Maximization", NeurIPS 2024; below ``covariance_from``, Song et al.,
@@ -390,6 +390,11 @@ def _checked_variance(value: object, shape: tuple[int, ...]) -> Tensor:
 def _check_exact(operator: Operator, variance: Tensor) -> None:
     """Raise ValueError for exact observations of which some follow from others."""
     if not isinstance(operator, LinearOperator):
+        if bool((variance == 0).any()):
+            raise ValueError(
+                f"noise is 0, and H is {describe(operator)}, of which no x may have exactly these "
+                "obs; give noise a positive variance"
+            )
         return
     exact = (variance == 0).expand(operator.obs_shape).flatten()
     number, d = int(exact.sum()), math.prod(operator.event_shape)
