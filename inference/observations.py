@@ -93,11 +93,8 @@ def _larger(image: Shape, usual: Shape, obs: Shape) -> Shape | None:
     return (image[0], *map(int, sizes)) if whole else None
 
 
-def how_measured(task: Task | None, mask: Path | None, operator: str | None, channels: int) -> How:
+def how_measured(task: Task | None, mask: Path | None, operator: str | None) -> How:
     """How images are measured, from the one option that is given.
-
-    Args:
-        channels: of the network's images.
 
     Raises:
         ValueError: none or several are given.
@@ -113,8 +110,8 @@ def how_measured(task: Task | None, mask: Path | None, operator: str | None, cha
             "measured"
         )
     if mask is not None:
-        seen = read_mask(mask, channels)
-        return How("mask", given[0], lambda shape: Mask(seen))
+        seen = read_mask(mask)
+        return How("mask", given[0], lambda shape: Mask(seen.repeat(shape[0], 1, 1)))
     if operator is not None:
         named = find("operator", operator)
         return How(
@@ -126,8 +123,8 @@ def how_measured(task: Task | None, mask: Path | None, operator: str | None, cha
     return How(task, given[0], TASKS[task])
 
 
-def read_mask(path: Path, channels: int) -> Tensor:
-    """The pixels that are seen, bool (channels, H, W), from a picture where these are white.
+def read_mask(path: Path) -> Tensor:
+    """The pixels that are seen, bool (1, H, W), from a picture where these are white.
 
     Raises:
         DataError: no picture, one with other colours than black and white, or of one of these
@@ -152,7 +149,7 @@ def read_mask(path: Path, channels: int) -> Tensor:
             f"--mask {path} is white, so that nothing is hidden, expected black where the image is "
             "not seen; use --task denoise for an image that is seen everywhere"
         )
-    return seen.expand(channels, -1, -1).clone()
+    return seen
 
 
 class Observation(NamedTuple):

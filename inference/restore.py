@@ -157,14 +157,14 @@ def restore(
         noise = NOISE if noise is None else noise
     else:
         _check_own(noise, num_images)
+    how = how_measured(task, mask, operator)
     files = None if data is None else measured_files(data)
-    programs = load_trained(run)[1]
-    number = NUM_IMAGES if num_images is None else num_images
-    problem = _images(run, programs.problem, number if data is None else 0)
-    how = how_measured(task, mask, operator, problem.event_shape[0])
     name = f"restored-{how.name}-{seed}" + (".png" if data is None else "")
     out = default_out(run, name) if out is None else out
     check_out(out, (".png",) if data is None else (), overwrite=overwrite)
+    programs = load_trained(run)[1]
+    number = NUM_IMAGES if num_images is None else num_images
+    problem = _images(run, programs.problem, number if data is None else 0)
     assert noise is not None
     fabric = start(accelerator)
     programs.model.to(fabric.device)

@@ -191,7 +191,7 @@ def test_white_of_a_mask_is_seen(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(here)
-    words = f"--data photo.png {how} --noise 0.02 --sampler stochastic --steps 6 --accelerator cpu --out out"
+    words = f"--data photo.png {how} --noise 0.02 --sampler stochastic --steps 6 --out out"
     run_program("restore", runs["digits"], *words.split())
     said = capsys.readouterr().out.splitlines()
     number = r"\d+(\.\d+)?(e-\d+)?"
@@ -375,7 +375,7 @@ def test_a_colour_network_needs_three_channels(here: Path) -> None:
     """Grey of colours is a measurement of its own."""
     from inference.observations import read
 
-    how = how_measured("denoise", None, None, 3)
+    how = how_measured("denoise", None, None)
     refused(
         ValueError,
         (

@@ -69,14 +69,14 @@ def test_a_texture_has_no_seam() -> None:
     windows; and so each sample is nearly that of the exact denoiser."""
     found, exact = (draws(model, 256) for model in both())
     assert float((found - exact).square().mean()) < 0.04**2
-    for of in (
-        lambda x: x,
-        lambda x: x.diff(dim=1),
-        lambda x: x.diff(dim=2),
-        lambda x: x[:, :, 6:] - x[:, :, :-6],
+    for of, most in (
+        (lambda x: x, 0.02),
+        (lambda x: x.diff(dim=1), 0.02),
+        (lambda x: x.diff(dim=2), 0.02),
+        (lambda x: x[:, :, 6:] - x[:, :, :-6], 0.03),
     ):
         ratio = of(found).square().mean(0) / of(exact).square().mean(0)
-        assert float((ratio - 1).abs().max()) < 0.04
+        assert float((ratio - 1).abs().max()) < most
         assert float((ratio - 1).mean().abs()) < 0.01
 
 

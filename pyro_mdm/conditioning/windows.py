@@ -61,7 +61,7 @@ def windowed(model: DiffusionModel, size: Sequence[int]) -> DiffusionModel:
     whole image. It has no baseline, so that bounds are taken without a control variate.
 
     For stationary Gaussian textures whose correlation falls by a factor of e in a fifth of a window
-    or less, with their exact denoiser, variances of pixels are right to 1%, and so are those of
+    or less, with their exact denoiser, variances of pixels are right to 2%, and so are those of
     differences of neighbours, across a window's edges as elsewhere (tests/test_windows.py).
 
     Args:
