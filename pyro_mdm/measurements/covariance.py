@@ -13,6 +13,8 @@ than C it is wrong for certain.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -20,14 +22,15 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from pyro_mdm.conditioning.windows import WindowedDenoiser, Windows, unwindowed
 from pyro_mdm.measurements.solve import DenoiserCovariance, Product
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.samplers.default import default_sampler
-from pyro_mdm.support.checks import tensor_device
+from pyro_mdm.support.checks import check_finite, real_tensor, tensor_device
 from pyro_mdm.support.modules import ExactBuffers, evaluating, replace
 from pyro_mdm.support.settings import Recorded
 
-__all__ = ["DataCovariance", "Reference", "reference"]
+__all__ = ["Covariance", "DataCovariance", "Reference", "WindowedCovariance", "reference"]
 
 DRAWS, MOST_DRAWS, PROBED = 256, 2048, 64
 """Draws of a model that its covariance is made of, data used at most, and draws that probe it."""
@@ -37,7 +40,15 @@ SLACK = 1.05
 """How much larger than C the mean of a network's covariance may be, since C comes from draws."""
 
 
-class DataCovariance(Recorded, ExactBuffers):
+class Covariance(Recorded, ExactBuffers, ABC):
+    """The covariance of data, from which C comes."""
+
+    @abstractmethod
+    def given(self, variance: Tensor, *, by_dimension: bool) -> Product:
+        """Products C v, like v, for V and v (n, *event_shape)."""
+
+
+class DataCovariance(Covariance):
     """The covariance of data, Σ = U diag(e) Uᵀ + s (1 - U Uᵀ), and C from it.
 
     Args:
@@ -110,33 +121,78 @@ def of_variance(prior: Tensor, noise: Tensor) -> Tensor:
     return prior / (prior + noise) * noise
 
 
+class WindowedCovariance(Covariance):
+    """C of a larger image by windows, Σ_w P_wᵀ b_w^{½} C b_w^{½} P_w; see
+    :func:`~pyro_mdm.conditioning.windowed`.
+
+    Args:
+        covariance: that of a window.
+        window: (h, w) of a window.
+        size: (H, W) of the image.
+    """
+
+    def __init__(self, covariance: Covariance, window: Sequence[int], size: Sequence[int]) -> None:
+        super().__init__()
+        self.covariance, self.windows = covariance, Windows(window, size)
+
+    def given(self, variance: Tensor, *, by_dimension: bool) -> Product:
+        """Products C v, like v, for V and v (n, C, H, W)."""
+        windows = self.windows
+        parts = windows.cut(variance)
+        of_window = self.covariance.given(parts.flatten(0, 1), by_dimension=by_dimension)
+        root = windows.weights.sqrt().reshape(len(windows), 1, 1, *windows.window)
+
+        def product(v: Tensor) -> Tensor:
+            scale = root.to(v.dtype)
+            part = (windows.cut(v) * scale).flatten(0, 1)
+            return windows.blend(of_window(part).reshape(parts.shape) / scale)
+
+        return product
+
+
 class Reference(NamedTuple):
     """What a model's data say of the covariance of x given z."""
 
-    covariance: DataCovariance
+    covariance: Covariance
     trusted_from: float  # the λ from which the denoiser's own covariance is used
 
 
-_REFERENCES: WeakKeyDictionary[DiffusionModel, tuple[Any, Reference]] = WeakKeyDictionary()
+_REFERENCES: WeakKeyDictionary[DiffusionModel, tuple[Any, Tensor | None, Reference]] = (
+    WeakKeyDictionary()
+)
 
 
 def reference(model: DiffusionModel, data: Tensor | None = None) -> Reference:
     """The covariance of a model's data, and the λ from which that of its denoiser is trusted.
 
     It takes 256 draws of the model, unless there are data, and some fifty network calls for each of
-    64 draws. It is kept while the model's parameters stay as they are. A denoiser that has to be
+    64 draws. It is kept while parameters and data stay as they are. A denoiser that has to be
     told a context, and has not been, is trusted from λ = 0, and without data has the variances of
     its dimensions alone.
     """
+    stamp = [(id(p), p._version) for p in (*model.parameters(), *([] if data is None else [data]))]
+    known = _REFERENCES.get(model)
+    if known is not None and known[0] == stamp:
+        return known[2]
+    denoiser = model.score_function
+    if isinstance(denoiser, WindowedDenoiser):
+        small, trusted = reference(unwindowed(model), data)
+        windows = denoiser.windows
+        made = Reference(WindowedCovariance(small, windows.window, windows.size), trusted)
+    else:
+        made = _measured(model, data)
+    _REFERENCES[model] = stamp, data, made  # the data are kept, so that their id stays theirs
+    return made
+
+
+def _measured(model: DiffusionModel, data: Tensor | None) -> Reference:
+    """See :func:`reference`."""
     denoiser: Any = model.score_function
     diagonal = DataCovariance(denoiser.data_variance.detach().clone())
-    untold = model.context is not None
-    if untold and data is None:
+    if data is not None:
+        _check_data(data, model.event_shape)
+    elif model.context is not None:
         return Reference(diagonal, 0.0)
-    stamp = [(id(p), p._version) for p in model.parameters()]
-    known = _REFERENCES.get(model)
-    if data is None and known is not None and known[0] == stamp:
-        return known[1]
     device = tensor_device(denoiser)
     devices = [device] if device is not None and device.type == "cuda" else []
     with torch.random.fork_rng(devices), evaluating(model):
@@ -146,11 +202,9 @@ def reference(model: DiffusionModel, data: Tensor | None = None) -> Reference:
         if not bool(x.isfinite().all()):
             return Reference(diagonal, math.inf)
         covariance = DataCovariance.of(x)
-        trusted = 0.0 if untold else _trusted_from(model, denoiser, covariance, x)
-    made = Reference(covariance, trusted)
-    if data is None:
-        _REFERENCES[model] = stamp, made
-    return made
+        if model.context is not None:
+            return Reference(covariance, 0.0)
+        return Reference(covariance, _trusted_from(model, denoiser, covariance, x))
 
 
 def _drawn(model: DiffusionModel) -> Tensor:
@@ -194,3 +248,14 @@ def _levels(model: DiffusionModel) -> list[float]:
     """λ of the diffusion, from high to low."""
     low, high = float(model.diffusion.terminal_log_snr), float(model.diffusion.start_log_snr)
     return [high - step for step in range(math.ceil(high - low))]
+
+
+def _check_data(data: object, event_shape: torch.Size) -> None:
+    data = real_tensor("data", data, "draws of the data, (n, *event_shape)")
+    if data.shape[1:] != event_shape or len(data) < 2:
+        sizes = ", ".join(map(str, event_shape))
+        raise ValueError(
+            f"data have shape {tuple(data.shape)}, expected (n, {sizes}) of at least two draws; "
+            "leave them out for draws of the model"
+        )
+    check_finite("data", data)

@@ -22,7 +22,7 @@ from pyro_mdm.conditioning.conditioned import ConditionedDenoiser, with_score
 from pyro_mdm.conditioning.derived import DerivedDenoiser
 from pyro_mdm.diffusions.base import Cap, require
 from pyro_mdm.diffusions.matrices import of_rows, with_event_dims
-from pyro_mdm.measurements.covariance import DataCovariance, reference
+from pyro_mdm.measurements.covariance import Covariance, DataCovariance, reference
 from pyro_mdm.measurements.laws import Law, Sites, gaussian_sites, likeliest
 from pyro_mdm.measurements.operators import (
     LARGEST_MATRIX,
@@ -117,7 +117,8 @@ def condition_on_measurements(
             obs, entry by entry: ``lambda u: dist.Poisson(u.clamp_min(0) * 100)``,
             ``lambda u: dist.Laplace(u, 0.1)``, :class:`Quantized`, :class:`Clipped`.
         data: draws of the data, (n, *event_shape), of which the covariance is taken, such as those
-            that the model was trained on; None: 256 draws of the model.
+            that the model was trained on; of a model by windows, draws of a window. None: 256
+            draws of the model.
         covariance_from: the λ from which the covariance of x given z is the denoiser's; None: as
             measured. -∞: always, as for an exact denoiser; ∞: never, which is fastest.
         max_iterations: the most iterations of conjugate gradients with the denoiser's covariance,
@@ -128,8 +129,8 @@ def condition_on_measurements(
             diffusion; no operator.
         ValueError: a diffusion in frequencies of the data, or whose drift sees the data or a
             context; data or obs of another shape or not finite, negative variances, exact
-            observations that depend on each other, an H that is not linear, or with a wrong
-            adjoint; a law of another shape, or under which obs are impossible.
+            observations that depend on each other or of a nonlinear H, an H that is 0, not linear,
+            or with a wrong adjoint; a law of another shape, or under which obs are impossible.
 
     Source: for the formula and conjugate gradients, Rozet et al., "Learning Diffusion Priors from
     Observations by Expectation Maximization", NeurIPS 2024; for the sites of other laws, Minka,
@@ -149,8 +150,6 @@ def condition_on_measurements(
     fix = "use a linear diffusion of the data, whose dimensions are noised apart"
     require(model.diffusion, *needed, who="conditioning on a measurement", fix=fix)
     denoiser = _checked_denoiser(model.score_function)
-    if data is not None:
-        _check_data(data, model.event_shape)
     of_data, trusted_from = reference(model, data)
     score = MeasuredDenoiser(
         denoiser,
@@ -197,7 +196,7 @@ class MeasuredDenoiser(DerivedDenoiser):
         obs: Tensor,
         noise: float | Tensor | Law,
         *,
-        data_covariance: DataCovariance | None = None,
+        data_covariance: Covariance | None = None,
         covariance_from: float = -math.inf,
         max_iterations: int = 1,
     ) -> None:
@@ -400,17 +399,6 @@ def _checked_denoiser(score: Score) -> DenoiserScore:
     return score
 
 
-def _check_data(data: object, event_shape: torch.Size) -> None:
-    data = real_tensor("data", data, "draws of the data, (n, *event_shape)")
-    if data.shape[1:] != event_shape or len(data) < 2:
-        sizes = ", ".join(map(str, event_shape))
-        raise ValueError(
-            f"data have shape {tuple(data.shape)}, expected (n, {sizes}) of at least two draws; "
-            "leave them out for draws of the model"
-        )
-    check_finite("data", data)
-
-
 def _checked_obs(obs: object, shape: tuple[int, ...]) -> Tensor:
     obs = real_tensor("obs", obs, "what is measured, (*obs_shape)")
     if obs.shape[max(obs.dim() - len(shape), 0) :] != shape or obs.dim() > len(shape) + 1:
@@ -441,6 +429,11 @@ def _checked_variance(value: object, shape: tuple[int, ...]) -> Tensor:
 def _check_exact(operator: Operator, variance: Tensor) -> None:
     """Raise ValueError for exact observations of which some follow from others."""
     if not isinstance(operator, LinearOperator):
+        if bool((variance == 0).any()):
+            raise ValueError(
+                f"noise is 0, and H is {describe(operator)}, of which no x may have exactly these "
+                "obs; give noise a positive variance"
+            )
         return
     exact = (variance == 0).expand(operator.obs_shape).flatten()
     number, d = int(exact.sum()), math.prod(operator.event_shape)

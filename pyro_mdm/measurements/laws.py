@@ -29,14 +29,14 @@ __all__ = ["Clipped", "Law", "Quantized", "Sites", "gaussian_sites", "likeliest"
 Law = Callable[[Tensor], Distribution]
 """The distribution of observations (*batch, *obs_shape) given clean ones of this shape."""
 
-NODES, WINDOWS, CUT = 65, 3, 24.0
-"""Nodes of a window of u, windows one inside the other, and the nats below the largest node at
-which a window ends."""
+WINDOWS, CUT = (17, 17, 49), 18.0
+"""Nodes of windows of u, one inside the other, and the nats below the largest node at which a
+window ends."""
 WEAKEST = 1e-3
 """The least v / r of a site: a law that leaves u as wide as it was, or wider, counts so much."""
 FAR = 1e6
 """Standard deviations beyond which the tail of a normal distribution is not told apart."""
-SCANNED, AT_ONCE = 2049, 2**22
+SCANNED, AT_ONCE = 257, 2**22
 """Clean measurements at which a law is looked at for each observation, and all looked at together.
 """
 
@@ -97,7 +97,7 @@ class Quantized(TorchDistribution):
             self._validate_sample(value)
         edges = (self.levels[1:] + self.levels[:-1]) / 2
         ends = torch.cat([edges.new_tensor([-math.inf]), edges, edges.new_tensor([math.inf])])
-        k = torch.searchsorted(edges, value.to(edges.dtype).contiguous())
+        k = _nearest(value, self.levels)
         low, high = ends[k] - self.loc, ends[k + 1] - self.loc
         exact = self.scale == 0
         inside = torch.where((low <= 0) & (high > 0), 0.0, -math.inf)
@@ -113,7 +113,7 @@ class Quantized(TorchDistribution):
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         shape = (*sample_shape, *self.batch_shape)
         u = self.loc + self.scale * torch.randn(shape, dtype=self.loc.dtype).to(self.loc.device)
-        return self.levels[torch.searchsorted((self.levels[1:] + self.levels[:-1]) / 2, u)]
+        return self.levels[_nearest(u, self.levels)]
 
 
 class _Levels(constraints.Constraint):
@@ -123,8 +123,14 @@ class _Levels(constraints.Constraint):
         self.levels = levels
 
     def check(self, value: Tensor) -> Tensor:
-        near = (value.unsqueeze(-1) - self.levels).abs().amin(-1)
-        return near <= 1e-6 * (self.levels[-1] - self.levels[0])
+        nearest = self.levels[_nearest(value, self.levels)]
+        return (value - nearest).abs() <= 1e-6 * (self.levels[-1] - self.levels[0])
+
+
+def _nearest(value: Tensor, levels: Tensor) -> Tensor:
+    """The indices of the nearest levels, like the value."""
+    edges = (levels[1:] + levels[:-1]) / 2
+    return torch.searchsorted(edges, value.to(edges.dtype).contiguous())
 
 
 class Clipped(TorchDistribution):
@@ -228,23 +234,25 @@ def gaussian_sites(law: Law, obs: Tensor, mean: Tensor, variance: Tensor, peak: 
     def tilted(u: Tensor) -> Tensor:
         return law(u).log_prob(obs) - 0.5 * (u - mean).square() / v
 
-    part = torch.linspace(0, 1, NODES, dtype=mean.dtype, device=mean.device)
-    part = part.reshape(-1, *[1] * mean.dim())
+    def nodes(number: int) -> Tensor:
+        part = torch.linspace(0, 1, number, dtype=mean.dtype, device=mean.device)
+        return low + (high - low) * part.reshape(-1, *[1] * mean.dim())
+
     with torch.no_grad():
         low, high = mean - 8 * v.sqrt(), mean + 8 * v.sqrt()
         low, high = torch.minimum(low, peak), torch.maximum(high, peak)
-        for _ in range(WINDOWS - 1):
-            u = torch.cat([low + (high - low) * part, peak.unsqueeze(0)])
+        for number in WINDOWS[:-1]:
+            u = torch.cat([nodes(number), peak.unsqueeze(0)])
             log_p = tilted(u)
-            kept, step = log_p > log_p.amax(0) - CUT, (high - low) / (NODES - 1)
+            kept, step = log_p > log_p.amax(0) - CUT, (high - low) / (number - 1)
             low = torch.where(kept, u, math.inf).amin(0) - step
             high = torch.where(kept, u, -math.inf).amax(0) + step
-    u = low + (high - low) * part
+    u = nodes(WINDOWS[-1])
     log_p = tilted(u)
     w = log_p.softmax(0)
     m = (w * u).sum(0)
     V = (w * (u - m).square()).sum(0)
-    step = (high - low) / (NODES - 1)
+    step = (high - low) / (WINDOWS[-1] - 1)
     r = v / (v / V - 1).clamp_min(WEAKEST)
     rest = (m - mean) * (v + r) / v
     log_Z = log_p.logsumexp(0) + step.log() - 0.5 * (2 * math.pi * v).log()
@@ -259,15 +267,15 @@ def gaussian_sites(law: Law, obs: Tensor, mean: Tensor, variance: Tensor, peak: 
 def likeliest(law: Law, obs: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
     """The clean measurements under which each of obs (n, *obs_shape) is likeliest, like obs.
 
-    They are looked for within ten standard deviations of clean measurements, mean and spread
-    (*obs_shape), and the nearest to the mean is taken.
+    They are looked for at obs, and within ten standard deviations of clean measurements, mean and
+    spread (*obs_shape), from the mean outwards.
 
     Raises:
         TypeError: a law that returns no distribution.
         ValueError: a law that fails for some u, or has other shapes; obs that are impossible.
     """
     part = torch.linspace(-1, 1, SCANNED, dtype=obs.dtype, device=obs.device)
-    best, peak = torch.full_like(obs, -math.inf), mean.expand_as(obs).clone()
+    best, peak = _log_prob(law, obs.unsqueeze(0), obs)[0], obs
     for piece in part[part.abs().argsort()].split(max(1, AT_ONCE // obs.numel())):
         u = mean + 10 * spread * piece.reshape(-1, *[1] * obs.dim())
         u = u.expand(-1, *obs.shape)

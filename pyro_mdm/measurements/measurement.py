@@ -126,7 +126,7 @@ class Measurement(TorchDistribution):
         They are drawn once: ``log_prob`` of the same obs is their evidence, before and after.
         """
         for seen, drawn in self._seen:
-            if seen is obs or (seen.shape == obs.shape and torch.equal(seen, obs)):
+            if torch.equal(seen, obs):
                 return drawn
         drawn = [self._drawn(one) for one in obs.reshape(-1, *self.event_shape)]
         self._seen.append((obs, drawn))

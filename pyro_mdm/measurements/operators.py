@@ -145,6 +145,11 @@ class LinearOperator(Operator):
         Hx, Hty = self(x), self.adjoint(y)
         self._check_shape("H x", Hx, self.obs_shape)
         self._check_shape("Hᵀ obs", Hty, self.event_shape)
+        if not bool(Hx.any()):
+            raise ValueError(
+                f"H x of {type(self).__name__} is 0 for random data, so that nothing is measured; "
+                "correct H, or draw data from the model itself"
+            )
         together, apart = self(x[:1] - 2 * x[1:]), Hx[:1] - 2 * Hx[1:]
         if not float((together - apart).norm()) <= DIGITS * (1 + float(Hx.norm())):
             raise ValueError(
