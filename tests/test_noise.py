@@ -419,6 +419,12 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: Clipped(LEVELS, 0.0, -1, 1), "scale reaches 0, .*expected a positive scale"),
     (lambda: Clipped(LEVELS, 0.1, 1, -1), "the ends are 1 and -1"),
     (lambda: FunctionOperator(lambda x: x.square(), (D,)), "or use NonlinearOperator"),
+    (
+        lambda: twisted_smc(
+            measured(noise=lambda u: Quantized(u, torch.arange(30001) / 1e4)), 2, steps=2
+        ),
+        "none of 2 particles can have given obs, .*some noise",
+    ),
     (lambda: FunctionOperator(lambda x: 0 * x, (D,)), "is 0 for random data, so that nothing is"),
     (
         lambda: measured(H=NonlinearOperator(squared, (D,)), obs=torch.zeros(2 * D), noise=0.0),
@@ -439,4 +445,5 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
 
 
 def test_what_cannot_be_measured_is_said() -> None:
+    torch.manual_seed(0)
     refused((TypeError, ValueError), *MISTAKES)

@@ -97,7 +97,7 @@ class Quantized(TorchDistribution):
             self._validate_sample(value)
         edges = (self.levels[1:] + self.levels[:-1]) / 2
         ends = torch.cat([edges.new_tensor([-math.inf]), edges, edges.new_tensor([math.inf])])
-        k = torch.searchsorted(edges, value.to(edges.dtype).contiguous())
+        k = _nearest(value, self.levels)
         low, high = ends[k] - self.loc, ends[k + 1] - self.loc
         exact = self.scale == 0
         inside = torch.where((low <= 0) & (high > 0), 0.0, -math.inf)
@@ -113,7 +113,7 @@ class Quantized(TorchDistribution):
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         shape = (*sample_shape, *self.batch_shape)
         u = self.loc + self.scale * torch.randn(shape, dtype=self.loc.dtype).to(self.loc.device)
-        return self.levels[torch.searchsorted((self.levels[1:] + self.levels[:-1]) / 2, u)]
+        return self.levels[_nearest(u, self.levels)]
 
 
 class _Levels(constraints.Constraint):
@@ -123,8 +123,14 @@ class _Levels(constraints.Constraint):
         self.levels = levels
 
     def check(self, value: Tensor) -> Tensor:
-        near = (value.unsqueeze(-1) - self.levels).abs().amin(-1)
-        return near <= 1e-6 * (self.levels[-1] - self.levels[0])
+        nearest = self.levels[_nearest(value, self.levels)]
+        return (value - nearest).abs() <= 1e-6 * (self.levels[-1] - self.levels[0])
+
+
+def _nearest(value: Tensor, levels: Tensor) -> Tensor:
+    """The indices of the nearest levels, like the value."""
+    edges = (levels[1:] + levels[:-1]) / 2
+    return torch.searchsorted(edges, value.to(edges.dtype).contiguous())
 
 
 class Clipped(TorchDistribution):

@@ -127,7 +127,8 @@ def twisted_smc(
 
     Raises:
         TypeError: another model, or a diffusion whose steps need more than x̂.
-        ValueError: obs that differ between data, exact observations that are not entries of x.
+        ValueError: obs that differ between data, exact observations that are not entries of x, a
+            law under which no particle can have given obs.
 
     Source: Wu, Trippe, Naesseth, Blei & Cunningham, "Practical and Asymptotically Exact Conditional
     Sampling in Diffusion Models", NeurIPS 2023, algorithm 1, here for any K and with the
@@ -150,6 +151,11 @@ def twisted_smc(
     check_number("threshold", threshold, "a part of the particles, from 0 to 1")
     with evaluating(model):
         x, log_w = _run(model, score, repeats, num_particles, steps, threshold)
+        if bool((log_w == -math.inf).all()):
+            raise ValueError(
+                f"none of {log_w.numel()} particles can have given obs, whose probability is 0 by "
+                "the law of noise; take more particles and steps, or give the law some noise"
+            )
         added, half = Measured(math.nan, math.nan), steps // 2 if steps >= FEWEST_STEPS else 0
         if half:
             of_half = _run(model, score, repeats, num_particles, half, threshold)[1]
