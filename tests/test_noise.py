@@ -443,7 +443,6 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
 ]
 
 
-@torch.no_grad()
 def test_what_cannot_be_measured_is_said() -> None:
     torch.manual_seed(0)
     refused((TypeError, ValueError), *MISTAKES)

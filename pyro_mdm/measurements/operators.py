@@ -117,7 +117,7 @@ class LinearOperator(Operator):
     @cached_property
     @torch.no_grad()
     def squares(self) -> Tensor:
-        """The diagonal of H Hᵀ, (*obs_shape); of a large H by :data:`PROBES` random data."""
+        """The diagonal of H Hᵀ, (*obs_shape); of a large H by random data."""
         if math.prod(self.event_shape) * math.prod(self.obs_shape) <= LARGEST_MATRIX:
             return self.matrix().square().sum(1).reshape(self.obs_shape)
         return self(_signs(PROBES, self.event_shape, _device(self))).square().mean(0)
