@@ -5,12 +5,6 @@ A simulator draws its parameters θ at latent sites and its data x at other site
 draws alone, so that the program needs no densities. The posterior has samples and ``log_prob``, a
 log density in θ's own space with its error.
 
-:func:`calibrate` tests a posterior: if θ* is drawn from the prior and x from the simulator, the
-rank of each entry of θ* among draws of p(θ | x) is uniform (Talts et al., "Validating Bayesian
-Inference Algorithms with Simulation-Based Calibration", 2018). This is necessary, not sufficient:
-the prior passes it too. So compare ``log_prob`` with that of the prior (:func:`log_prior`) and of a
-Gaussian (:class:`LinearGaussian`).
-
 Source of the approach: Papamakarios & Murray, NeurIPS 2016; with diffusions Geffner et al., ICML
 2023, and Sharrock et al., ICML 2024.
 """
@@ -22,7 +16,6 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +34,7 @@ from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.flow import Solver
+from pyro_mdm.posteriors.calibration import NEW_SEED, Calibration, calibrate, ranks
 from pyro_mdm.posteriors.encoding import Encoding
 from pyro_mdm.posteriors.guide import PosteriorGuide, ScoredDraws, draw_by_flow, one_row
 from pyro_mdm.posteriors.parameters import Parameters, spread_of
@@ -86,10 +80,6 @@ MIN_LOG_SNR, MAX_LOG_SNR = -5.0, 12.0
 PER_NUMBER = 10
 """Simulations for each number that a parameter is regressed on, below which a Gaussian is not
 fitted."""
-
-NEW_SEED = 2**20
-"""Is added to the seed of simulations that test a posterior: by its own seed they would be those
-that it is learned from."""
 
 HIDDEN, DEPTH = 128, 3
 """Width and number of blocks of the MLP."""
@@ -603,117 +593,3 @@ class AmortizedPosterior(nn.Module):
             value[there] = estimate.per_datum + log_det.double().cpu()
             error[there] = estimate.per_datum_error
         return LogDensity(value, error)
-
-
-@dataclass(frozen=True, repr=False)
-class Calibration:
-    """Ranks of true parameters among draws of their posterior, with tests of uniformity."""
-
-    ranks: dict[str, Tensor]  # (simulations, *shape) by site, whole numbers from 0 to draws
-    draws: int  # from each posterior
-
-    @classmethod
-    def of(cls, truth: Draws, drawn: Draws) -> Calibration:
-        """Ranks of true parameters (n, *shape) by site among draws (n, draws, *shape)."""
-        by_site = {
-            name: ranks(value.transpose(0, 1), truth[name].reshape(len(value), *value.shape[2:]))
-            for name, value in drawn.items()
-        }
-        return cls(by_site, next(iter(drawn.values())).shape[1])
-
-    def p_values(self, bins: int = 10) -> dict[str, Tensor]:
-        """P-values of the χ² test that ranks are uniform, by site, (*shape).
-
-        Args:
-            bins: the number of bins, at most ``draws`` + 1; even bins need a divisor of that.
-
-        Raises:
-            ValueError: more bins than possible ranks.
-        """
-        if not 2 <= bins <= self.draws + 1:
-            raise ValueError(
-                f"bins is {bins}, expected from 2 to {self.draws + 1}, the number of ranks that "
-                "there can be; take more draws"
-            )
-        return {name: _uniform_p_value(r, self.draws + 1, bins) for name, r in self.ranks.items()}
-
-    @property
-    def smallest(self) -> float:
-        """The smallest p-value times the number of parameters (Bonferroni), at most 1."""
-        by_site = self.p_values(min(10, self.draws + 1))
-        values = torch.cat([p.reshape(-1) for p in by_site.values()])
-        return min(1.0, float(values.min()) * len(values))
-
-    def __repr__(self) -> str:
-        n = len(next(iter(self.ranks.values())))
-        return (
-            f"Calibration({n} simulations, {self.draws} draws each, smallest p-value "
-            f"{self.smallest:.3g} after Bonferroni)"
-        )
-
-
-def calibrate(
-    posterior: AmortizedPosterior,
-    program: Callable[..., Any],
-    simulations: int = 300,
-    draws: int = 99,
-    *,
-    vectorized: bool = False,
-    seed: int = 0,
-    progress: bool = False,
-) -> Calibration:
-    """Simulation-based calibration of a posterior, on new simulations.
-
-    Args:
-        posterior: the posterior to test.
-        program: the simulator, without arguments.
-        simulations: the number of pairs of θ* and x.
-        draws: draws from each posterior; with 99, ranks 0 to 99 fall evenly into ten bins.
-        vectorized, progress: see :func:`simulate`.
-        seed: the seed of simulations and draws.
-
-    Returns:
-        :class:`Calibration`, with ranks and p-values.
-    """
-    truth = simulate(
-        program, simulations, seed=NEW_SEED + seed, vectorized=vectorized, progress=progress
-    )
-    return Calibration.of(truth, posterior.sample(truth, draws, seed=seed + 1))
-
-
-def ranks(draws: Tensor, truth: Tensor, *, seed: int = 0) -> Tensor:
-    """Ranks of true values among draws that predict them, whole numbers from 0 to m.
-
-    A rank is the number of draws below the true value. Where some are equal to it, as integers are
-    and numbers that have a probability, it is one of the places among these, drawn evenly. So it
-    is uniform if the prediction is right. With u uniform in [0, 1), (rank + u) / (m + 1) is a
-    probability integral transform.
-
-    Args:
-        draws: (m, *shape).
-        truth: the true values, (*shape).
-        seed: the seed of places; the caller's random state is kept.
-
-    Returns:
-        (*shape), int64.
-
-    Example:
-        >>> ranks(torch.tensor([[1.0], [3.0], [5.0]]), torch.tensor([4.0]))
-        tensor([2])
-    """
-    below, equal = (draws < truth).sum(0), (draws == truth).sum(0)
-    generator = torch.Generator().manual_seed(seed)
-    places = torch.rand(below.shape, generator=generator, dtype=torch.float64).to(below.device)
-    return below + (places * (equal + 1)).long()
-
-
-def _uniform_p_value(ranks: Tensor, values: int, bins: int) -> Tensor:
-    """P-values (*shape) of a χ² test that ranks (n, *shape) below ``values`` are uniform."""
-    n, flat = len(ranks), ranks.reshape(len(ranks), -1)
-    cell = flat * bins // values
-    width = (torch.arange(values) * bins // values).bincount(minlength=bins).double() / values
-    counts = torch.stack([(cell == b).sum(0) for b in range(bins)]).double()
-    expected = n * width.unsqueeze(-1)
-    statistic = ((counts - expected).square() / expected).sum(0)
-    half = torch.full_like(statistic, (bins - 1) / 2)
-    return torch.special.gammaincc(half, statistic / 2).reshape(ranks.shape[1:])
