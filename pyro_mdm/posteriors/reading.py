@@ -20,6 +20,7 @@ the program; that laws are the same for more of them is for its author to say.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -55,6 +56,7 @@ __all__ = [
     "Plate",
     "Program",
     "Structure",
+    "bounds_of",
     "check_data",
     "drawn_sites",
     "is_interior",
@@ -353,6 +355,48 @@ def sites_of(program: Program, names: Sequence[str]) -> dict[str, Any]:
         ValueError: an unknown site, or no site.
     """
     return _chosen(_nodes(program), names)
+
+
+def bounds_of(program: Program, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
+    """The ends of the supports of some sites by name, two tensors (*shape), infinite where there is
+    none. An end that differs between runs of the program depends on its draws and is none.
+
+    Raises:
+        ValueError: as :func:`sites_of`.
+    """
+    runs = [_chosen(_nodes(program, seed), names) for seed in range(SUPPORT_RUNS)]
+    bounds = {}
+    for name in names:
+        ends = [_ends(run[name]) for run in runs]
+        lower, upper = (torch.stack([end[i] for end in ends]) for i in (0, 1))
+        bounds[name] = (
+            torch.where((lower == lower[0]).all(0), lower[0], -math.inf),
+            torch.where((upper == upper[0]).all(0), upper[0], math.inf),
+        )
+    return bounds
+
+
+def _ends(site: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """The ends of the support of a site in one run, (*shape) each."""
+    shape, is_mixture = site["value"].shape, False
+    try:
+        support = site["fn"].support
+    except NotImplementedError:
+        support = constraints.real
+    while hasattr(support, "base_constraint"):
+        is_mixture = is_mixture or not isinstance(support, constraints.independent)
+        support = support.base_constraint
+    lower, upper = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
+    is_binary = isinstance(support, type(constraints.boolean) | type(constraints.one_hot))
+    if is_binary or site["value"].dtype == torch.bool:
+        lower, upper = 0, 1
+    elif isinstance(support, constraints.multinomial):
+        lower = 0
+    ends = []
+    for bound, nothing, outermost in ((lower, -math.inf, "min"), (upper, math.inf, "max")):
+        end = torch.as_tensor(nothing if bound is None else bound, dtype=torch.get_default_dtype())
+        ends.append((getattr(end, outermost)() if is_mixture else end).expand(shape))
+    return ends[0], ends[1]
 
 
 def _chosen(nodes: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
