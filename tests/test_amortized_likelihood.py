@@ -197,7 +197,7 @@ def test_numbers_inside_of_bounds_have_a_density_there_alone() -> None:
         torch.nn.init.normal_(parameter, std=0.2)
     law.requires_grad_(False)
     lower = torch.tensor([-2.0, -math.inf, 3.0, -math.inf])
-    upper = torch.tensor([math.inf, 5.0, 4.0, math.inf])
+    upper = torch.tensor([math.inf, 5.0, 7.0, math.inf])
     law.lower.copy_(lower)
     law.upper.copy_(upper)
     theta = torch.randn(1, 1)
@@ -215,7 +215,7 @@ def test_numbers_inside_of_bounds_have_a_density_there_alone() -> None:
         assert bool(((at_end > lower) & (at_end < upper)).all())
     for place in range(3):
         outside = x.clone()
-        outside[place] = (-3.0, 6.0, 4.0)[place]
+        outside[place] = (-3.0, 6.0, 7.0)[place]
         assert law.each(outside.expand(1, 1, 4), theta).item() == -math.inf
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pyro_mdm.posteriors import AmortizedLikelihood, simulate
 from pyro_mdm.posteriors.laws import DiscreteLaw, Lattice, MixedLaw, law_of
 from pyro_mdm.posteriors.reading import bounds_of
+from pyro_mdm.support.measured import Measured
 from tests.mistakes import refused
 
 SMALL: dict[str, Any] = {
@@ -198,6 +199,27 @@ def test_the_posterior_and_the_evidence_of_counts_are_those_of_a_conjugate_law(
     assert torch.equal(again.log_prob({"k": x}, theta), likelihood.log_prob({"k": x}, theta))
 
 
+def test_the_bayes_factor_of_the_guide_is_the_exact_one() -> None:
+    """Its example with more training: what it prints."""
+    page = (Path(__file__).parents[1] / "docs/guide/simulators.md").read_text(encoding="utf-8")
+    (block,) = (part.split("```")[0] for part in page.split("```python\n") if "def bursts" in part)
+    small = '"simulations": 500, "steps": 20}'
+    assert small in block
+    more = '"simulations": 3000, "steps": 400, "hidden": 16, "vectorized": True}'
+    names: dict[str, Any] = {}
+    exec(block.replace(small, more), names)
+    exact = names["log_steady"], names["log_bursts"]
+    assert names["evidence"] == pytest.approx(exact, abs=0.25)
+    x, grid = names["counts"].double(), (torch.arange(20_000).double() + 0.5) / 20_000
+    for value, prior, law, top in (
+        (exact[0], dist.Exponential(0.5), dist.Poisson, 40),
+        (exact[1], dist.Beta(2.0, 1.0), dist.Geometric, 1),
+    ):
+        theta = top * grid
+        joint = prior.log_prob(theta) + law(theta.unsqueeze(1)).log_prob(x).sum(1)
+        assert value == pytest.approx(float(joint.exp().mean().log()) + math.log(top), abs=1e-3)
+
+
 def test_a_probability_has_derivatives_in_parameters() -> None:
     likelihood = AmortizedLikelihood.fit(
         events, ["rate"], ["k"], simulations=100, **SMALL | {"steps": 30}
@@ -254,9 +276,13 @@ def test_a_density_of_mixed_data_is_that_of_the_program(
     for level in range(3):
         at = drawn["kind"] == level
         assert float(drawn["x"][at].mean()) == pytest.approx(0.8 + level, abs=0.3)
-    mixed.save_pretrained(tmp_path)
-    again = AmortizedLikelihood.from_pretrained(tmp_path, categories)
-    assert torch.equal(again.log_prob(draws, draws), log_p)
+    few = {name: value[:9] for name, value in draws.items()}
+    for gain in (None, Measured(1.0, 0.1)):  # without and with a diffusion
+        mixed.laws[0].gain = mixed.laws[0].continuous.gain = gain
+        mixed.save_pretrained(tmp_path)
+        again = AmortizedLikelihood.from_pretrained(tmp_path, categories)
+        saved, own = again.log_prob(few, few), mixed.log_prob(few, few)
+        assert torch.equal(saved, own) and torch.equal(own, log_p[:9]) == (gain is None)
 
 
 # -- which numbers are discrete, and which values they have ----------------------------------------
