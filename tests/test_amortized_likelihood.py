@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from functools import partial
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -325,6 +328,19 @@ def test_a_saved_likelihood_is_the_same(random: Any, tmp_path: Path) -> None:
     assert again.gains == likelihood.gains
     few = rows(draws, 0, 1, 2)
     assert torch.equal(again.log_prob(few, few), likelihood.log_prob(few, few))
+    earlier = tmp_path / "earlier"  # as earlier versions wrote it
+    names = json.loads((tmp_path / "likelihood.json").read_text())
+    tensors = safetensors.torch.load_file(tmp_path / "likelihood.safetensors")
+    earlier.mkdir()
+    of_them = {name: value for name, value in tensors.items() if not name.endswith(".upper")}
+    assert len(of_them) == len(tensors) - 2
+    content = safetensors.torch.save(of_them)
+    (earlier / "likelihood.safetensors").write_bytes(content)
+    del names["lattices"]
+    digest = hashlib.sha256(content).hexdigest()
+    (earlier / "likelihood.json").write_text(json.dumps(names | {"sha256": digest}))
+    opened = AmortizedLikelihood.from_pretrained(earlier, plated)
+    assert torch.equal(opened.log_prob(few, few), likelihood.log_prob(few, few))
     refused(
         PretrainedError,
         (lambda: AmortizedLikelihood.from_pretrained(tmp_path / "no", plated), "json is missing"),
@@ -334,8 +350,8 @@ def test_a_saved_likelihood_is_the_same(random: Any, tmp_path: Path) -> None:
         ),
     )
     refused(TypeError, (lambda: AmortizedLikelihood.from_pretrained(tmp_path), "holds no code"))
-    tensors = tmp_path / "likelihood.safetensors"
-    tensors.write_bytes(tensors.read_bytes()[:-1])
+    damaged = tmp_path / "likelihood.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
     with pytest.raises(PretrainedError, match="is another than was saved"):
         AmortizedLikelihood.from_pretrained(tmp_path, plated)
     (tmp_path / "likelihood.json").write_text("{}")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm.posteriors import AmortizedLikelihood, simulate
-from pyro_mdm.posteriors.laws import DiscreteLaw, Lattice, MixedLaw, law_of
+from pyro_mdm.posteriors.discrete import DiscreteLaw, Lattice, MixedLaw, law_of
 from pyro_mdm.posteriors.reading import bounds_of
 from pyro_mdm.support.measured import Measured
 from tests.mistakes import refused

@@ -149,11 +149,15 @@ def test_an_odd_observation_is_a_warning(tmp_path: Path) -> None:
             warnings.simplefilter("error")
             own.sample(usual, 3)
             own.guide(usual)
-            own.sample({"x": torch.tensor([[30.0, 0.0]])}, 3)  # of a batch nothing is said
+            own.sample(draws, 2)  # some are farthest by chance
         for asked in (lambda own=own: own.sample(odd, 3), lambda own=own: own.guide(odd)):
             with pytest.warns(UserWarning, match="unlike all simulations: .* each of 200") as said:
                 asked()
             assert said[0].filename == __file__
+        several = {"x": torch.cat([draws["x"][:40], odd["x"].expand(3, 2)])}
+        with pytest.warns(UserWarning, match=r"[34] of 43 observations are unlike all sim") as said:
+            own.sample(several, 3)
+        assert said[0].filename == __file__
     both = {"x": torch.stack([usual["x"], odd["x"]])}
     assert torch.equal(opened.predictive_p_value(both), posterior.predictive_p_value(both))
     (tmp_path / "simulations.safetensors").unlink()

@@ -18,8 +18,6 @@ Source of the approach: Papamakarios, Sterratt & Murray, "Sequential Neural Like
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -27,13 +25,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyro
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_mdm.posteriors.laws import STEPS, Bounds, ConditionalGaussian, FactorLaw, Lattice, law_of
+from pyro_mdm.posteriors.discrete import Lattice, law_of
+from pyro_mdm.posteriors.folders import (
+    check_program,
+    damage_of,
+    read_names,
+    read_tensors,
+    write_folder,
+)
+from pyro_mdm.posteriors.laws import STEPS, Bounds, ConditionalGaussian, FactorLaw
 from pyro_mdm.posteriors.parameters import Parameters, spread_of
 from pyro_mdm.posteriors.prior import Prior
 from pyro_mdm.posteriors.reading import (
@@ -44,13 +48,11 @@ from pyro_mdm.posteriors.reading import (
     Program,
     bounds_of,
     read_program,
-    shuffled,
-    simulate,
 )
 from pyro_mdm.posteriors.tempering import GROUPS, Density, temper
+from pyro_mdm.posteriors.training import Options, to_learn_from
 from pyro_mdm.pretrained import PretrainedError
-from pyro_mdm.support.checks import check_count, describe
-from pyro_mdm.support.files import replacing
+from pyro_mdm.support.checks import check_count
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating, in_eval_mode
 
@@ -196,21 +198,15 @@ class AmortizedLikelihood(nn.Module):
             FloatingPointError: the loss is no number.
             TypeError, ValueError: what the class refuses; numbers that are too small.
         """
-        check_count("simulations", simulations, "the number of draws that are learned from", 2)
-        check_count("steps", steps, "the number of training steps")
-        check_count("batch_size", batch_size, "the number of simulations of a step")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            if draws is None:
-                draws = simulate(program, simulations, vectorized=vectorized, progress=progress)
-            draws = shuffled(draws)
-            likelihood = cls(program, latent, observed, draws, hidden=hidden, depth=depth)
-            theta = likelihood._inputs(likelihood.sites.values(draws))
-            options: dict[str, Any] = {"steps": steps, "batch_size": batch_size}
-            options |= {"learning_rate": learning_rate, "progress": progress}
+        options = Options(steps, batch_size, learning_rate, progress)
+        with to_learn_from(
+            program, draws, simulations, options, vectorized=vectorized, seed=seed
+        ) as chosen:
+            likelihood = cls(program, latent, observed, chosen, hidden=hidden, depth=depth)
+            theta = likelihood._inputs(likelihood.sites.values(chosen))
             for factor, law in likelihood._factors:
-                x, bounds = factor.data(draws), _bounds(program, factor)
-                law.fit(x, _of_factor(theta, factor), bounds, diffusion, **options)
+                x, bounds = factor.data(chosen), _bounds(program, factor)
+                law.fit(x, _of_factor(theta, factor), bounds, options, diffusion)
         return likelihood.eval().requires_grad_(False)
 
     @property
@@ -231,16 +227,11 @@ class AmortizedLikelihood(nn.Module):
         It holds the weights of the networks, and in ``likelihood.json`` their sizes and the names
         of the sites.
         """
-        state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         gains = [None if law.gain is None else list(law.gain) for _, law in self._factors]
         named = {"latent": self.latent, "observed": self.observed, "sites": self._described}
         sizes = {"hidden": self.hidden, "depth": self.depth, "gains": gains}
         sizes |= {"lattices": self.lattices}
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with replacing() as write:
-            digest = write(Path(folder) / TENSORS, [safetensors.torch.save(state)])
-            content = named | sizes | {"sha256": digest}
-            write(Path(folder) / NAMES, [json.dumps(content).encode()])
+        write_folder(folder, NAMES, named | sizes, {TENSORS: self.state_dict()})
 
     @classmethod
     def from_pretrained(
@@ -257,29 +248,18 @@ class AmortizedLikelihood(nn.Module):
             TypeError: no program.
             ValueError: a program without these sites.
         """
-        path = Path(folder) / NAMES
-        for file in (path, path.with_name(TENSORS)):
-            if not file.is_file():
-                raise PretrainedError(f"{file} is missing, expected what save_pretrained writes")
-        damaged = "expected what save_pretrained writes; save it again"
-        try:
-            saved = json.loads(path.read_text())
+        saved, path = read_names(folder, NAMES), Path(folder) / NAMES
+        with damage_of(path):
             names = saved["latent"], saved["observed"]
             sizes = saved["hidden"], saved["depth"]
             gains = [gain if gain is None else Measured(*gain) for gain in saved["gains"]]
-            described, digest = saved["sites"], saved["sha256"]
+            described = saved["sites"]
             lattices = [
                 [None if own is None else Lattice(*own) for own in of_factor]
                 for of_factor in saved.get("lattices", [])
             ]
-        except (ValueError, KeyError, TypeError) as error:
-            raise PretrainedError(f"{path} is damaged ({error}), {damaged}") from error
-        if not callable(program):
-            raise TypeError(
-                f"program is {describe(program)}, expected the simulator that the likelihood in "
-                f"{folder} is of, with the sites {', '.join([*names[0], *names[1]])}; a folder "
-                "holds no code: AmortizedLikelihood.from_pretrained(folder, program)"
-            )
+        state = read_tensors(folder, saved, TENSORS)
+        program = check_program(program, cls.__name__, folder, [*names[0], *names[1]])
         new = cls.__new__(cls)
         nn.Module.__init__(new)
         new._read(program, *names, *sizes)
@@ -292,19 +272,11 @@ class AmortizedLikelihood(nn.Module):
             lattices = [[None] * _size(factor) for factor in new.structure.factors]
         with torch.random.fork_rng(devices=[]):  # weights are drawn that are replaced
             new._make_laws(lattices)
-        content = path.with_name(TENSORS).read_bytes()
-        if hashlib.sha256(content).hexdigest() != digest:
-            raise PretrainedError(f"{path.with_name(TENSORS)} is another than was saved, {damaged}")
-        try:
-            state = safetensors.torch.load(content)
-            for name, value in new.state_dict().items():
-                if name.endswith(".upper"):  # which an earlier version does not have
-                    state.setdefault(name, value)
+        for name, value in new.state_dict().items():
+            if name.endswith(".upper"):  # which an earlier version does not have
+                state.setdefault(name, value)
+        with damage_of(path.with_name(TENSORS)):
             new.load_state_dict(state)
-        except (RuntimeError, SafetensorError) as error:
-            raise PretrainedError(
-                f"{path.with_name(TENSORS)} is damaged ({error}), {damaged}"
-            ) from error
         for (_, law), gain in zip(new._factors, gains, strict=True):
             for part in law.modules():
                 if isinstance(part, FactorLaw):
