@@ -106,6 +106,23 @@ def test_data_that_are_no_values_have_none_and_missing_ones_do_not_count() -> No
     torch.testing.assert_close(law.log_prob(many, theta), 5000 * log_p[:, 0], rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("lattices", [(LEVELS, COUNT), (LEVELS, None)])
+def test_many_densities_are_those_of_each(lattices: Any) -> None:
+    """In pieces, of many data or parameters or both."""
+    torch.manual_seed(0)
+    law = law_of(2, lattices, 8, 1)
+    for parameter in law.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    law.requires_grad_(False)
+    x, theta = torch.randint(0, 3, (9, 1000, 2)).float(), torch.randn(9, 2)
+    whole, near = law.each(x, theta), {"atol": 1e-4, "rtol": 1e-4}
+    torch.testing.assert_close(law.each(x[:1], theta)[0], whole[0], **near)
+    torch.testing.assert_close(law.each(x, theta[:1])[0], whole[0], **near)
+    alone = torch.cat([law.each(x[i : i + 1], theta[i : i + 1]) for i in range(9)])
+    torch.testing.assert_close(whole, alone, **near)
+    assert whole.shape == (9, 1000)
+
+
 def test_real_numbers_have_a_law_given_the_discrete_ones_before_or_after_them() -> None:
     """Integrated over the real number, what is left are the probabilities of the others."""
     torch.manual_seed(0)
@@ -337,6 +354,11 @@ def often_zero() -> None:
     pyro.deterministic("x", (pyro.sample("k", dist.Normal(a, 0.1)) - 0.7).relu())
 
 
+def shares() -> None:
+    a = pyro.sample("a", dist.LogNormal(0.0, 1.0))
+    pyro.sample("x", dist.Dirichlet(a * torch.ones(3)))
+
+
 def test_numbers_that_repeat_and_are_not_whole_are_refused_and_values_are_of_the_support() -> None:
     fit = AmortizedLikelihood.fit
     draws = simulate(trials, 50, seed=0, vectorized=True)
@@ -348,6 +370,10 @@ def test_numbers_that_repeat_and_are_not_whole_are_refused_and_values_are_of_the
                 r"a number of 'x' has \d+ values in 60 .* is not whole.*; observe the draw that",
             )
             for program in (hidden_counts, often_zero)
+        ),
+        (
+            lambda: fit(shares, ["a"], ["x"], simulations=60),
+            r"the 3 numbers of 'x' have 2 degrees of freedom \(Simplex.*; observe as many of them",
         ),
     )
     refused(

@@ -101,6 +101,17 @@ class Cells(NamedTuple):
     is_present: Tensor  # (n, k), whether none is NaN, bool
 
 
+def _pieces(x: Tensor, theta: Tensor) -> list[slice]:
+    """Rows of data (n or 1, k, m) and parameters (n or 1, inputs) that are computed together."""
+    size = max(1, AT_ONCE // max(1, x.shape[1]))
+    return [slice(i, i + size) for i in range(0, max(len(x), len(theta)), size)]
+
+
+def _part(values: Tensor, rows: slice) -> Tensor:
+    """Rows of values, or the only one."""
+    return values[rows] if len(values) > 1 else values
+
+
 class Masked(nn.Linear):
     """A linear map of which some entries are 0.
 
@@ -264,13 +275,12 @@ class DiscreteLaw(FactorLaw):
         return torch.where(cells.is_value, total, -math.inf)
 
     def each(self, x: Tensor, theta: Tensor, steps: int = STEPS) -> Tensor:
-        cells, values = self.cells(x), list[Tensor]()
-        size = max(1, AT_ONCE // max(1, x.shape[1]))
-        for first in range(0, max(len(x), len(theta)), size):
-            rows = slice(first, first + size)
-            own = Cells(*(part[rows] if len(x) > 1 else part for part in cells))
-            values.append(self._log_prob(own, theta[rows] if len(theta) > 1 else theta))
-        return torch.where(cells.is_present, torch.cat(values), 0.0)
+        cells = self.cells(x)
+        log_p = [
+            self._log_prob(Cells(*(_part(own, rows) for own in cells)), _part(theta, rows))
+            for rows in _pieces(x, theta)
+        ]
+        return torch.where(cells.is_present, torch.cat(log_p), 0.0)
 
     @torch.no_grad()
     def sample(self, theta: Tensor, k: int) -> Tensor:
@@ -332,8 +342,11 @@ class MixedLaw(FactorLaw):
 
     def each(self, x: Tensor, theta: Tensor, steps: int = STEPS) -> Tensor:
         discrete = self.discrete.each(x[..., self.counted], theta)
-        given, real = self._given(x, theta)
-        return discrete + self.continuous.each(real, given, steps).reshape(discrete.shape)
+        log_p = []
+        for rows in _pieces(x, theta):
+            given, real = self._given(_part(x, rows), _part(theta, rows))
+            log_p.append(self.continuous.each(real, given, steps).reshape(-1, x.shape[1]))
+        return discrete + torch.cat(log_p)
 
     def sample(self, theta: Tensor, k: int) -> Tensor:
         x = torch.zeros(len(theta), k, len(self.counted) + len(self.real))

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import biject_to, constraints
 
 from pyro_mdm.posteriors.discrete import Lattice, law_of
 from pyro_mdm.posteriors.folders import (
@@ -48,6 +48,7 @@ from pyro_mdm.posteriors.reading import (
     Program,
     bounds_of,
     read_program,
+    sites_of,
 )
 from pyro_mdm.posteriors.tempering import GROUPS, Density, temper
 from pyro_mdm.posteriors.training import Options, to_learn_from
@@ -98,7 +99,8 @@ class AmortizedLikelihood(nn.Module):
         hidden, depth: width and number of blocks of the networks. Small ones have quick densities.
 
     Raises:
-        TypeError: parameters that are not continuous; data that repeat and are no whole numbers.
+        TypeError: parameters that are not continuous; data that repeat and are not whole, or of
+            which some determine others.
         ValueError: unknown or observed sites, or one named twice; a parameter that never varies, or
             whose support depends on others; data that never vary, are not finite, or are outside of
             their support.
@@ -526,14 +528,31 @@ def _lattices(program: Program, factor: DataFactor, draws: Draws) -> list[Lattic
     """The values of each number of a datum; None for real numbers.
 
     Raises:
-        TypeError: numbers that repeat more often than a density can explain, and are not whole.
+        TypeError: numbers that repeat more often than a density can explain, and are not whole;
+            numbers that others determine.
         ValueError: discrete numbers outside of their support.
     """
     lower, upper = (bound.tolist() for bound in _bounds(program, factor))
     x, sites = factor.data(draws), list[DataSite]()
     for site in factor.sites:
+        _check_freedom(program, site)
         sites += [site] * _size(DataFactor((site,), factor.plate))
     return [_lattice(site, x[:, :, j], lower[j], upper[j]) for j, site in enumerate(sites)]
+
+
+def _check_freedom(program: Program, site: DataSite) -> None:
+    """Raise TypeError for data on a support of fewer dimensions, where they have no density."""
+    try:
+        support = sites_of(program, [site.name])[site.name]["fn"].support
+        free = math.prod(biject_to(support).inverse_shape(site.shape))
+    except NotImplementedError:  # no support is known, or it is discrete
+        return
+    if free < (numbers := math.prod(site.shape)):
+        raise TypeError(
+            f"the {numbers} numbers of {site.name!r} have {free} degrees of freedom ({support}), "
+            "expected free numbers, which have a density; observe as many of them, by "
+            "pyro.deterministic"
+        )
 
 
 def _lattice(site: DataSite, x: Tensor, lower: float, upper: float) -> Lattice | None:
