@@ -490,7 +490,7 @@ def test_the_program_scores_ranks_and_draws(
         r"linear_gaussian: 200 simulations, 3 steps",
         r"log density of the truth, nats +-?\d+\.\d+ ± ",
         r"of the exact posterior +-?\d",
-        r"exact less ours, paired: the divergence +\d",
+        r"exact less ours, paired: the divergence +-?\d",
         r"ranks of the truth among 99 draws, 20 simulations: .*theta \d.*",
     ):
         assert re.search(line, said), line
