@@ -102,7 +102,7 @@ def test_a_density_is_of_the_parameters_as_they_are(untrained: Any) -> None:
 
         jacobian: Any = torch.autograd.functional.jacobian(of_free, free)
         log_det = torch.linalg.slogdet(jacobian.double())[1]
-        assert float(found.value[i]) == pytest.approx(float(standard[i] + log_det), abs=0.03)
+        assert float(found.value[i]) == pytest.approx(float(standard[i] + log_det), abs=0.1)
 
 
 def test_outside_of_the_support_and_on_its_boundary_there_is_no_density(untrained: Any) -> None:

@@ -33,7 +33,7 @@ from pyro.infer import Predictive
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import MixtureSameFamily, biject_to, constraints
 
 from pyro_mdm.posteriors.dependence import is_computed, parents_of
 from pyro_mdm.posteriors.independence import (
@@ -378,13 +378,15 @@ def bounds_of(program: Program, names: Sequence[str]) -> dict[str, tuple[Tensor,
 
 def _ends(site: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """The ends of the support of a site in one run, (*shape) each."""
-    shape, is_mixture = site["value"].shape, False
+    shape, law = site["value"].shape, site["fn"]
     try:
-        support = site["fn"].support
+        support = law.support
     except NotImplementedError:
         support = constraints.real
+    while hasattr(law, "base_dist"):
+        law = law.base_dist
+    is_mixture = isinstance(law, MixtureSameFamily)  # whose components have bounds of their own
     while hasattr(support, "base_constraint"):
-        is_mixture = is_mixture or not isinstance(support, constraints.independent)
         support = support.base_constraint
     lower, upper = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
     is_binary = isinstance(support, type(constraints.boolean) | type(constraints.one_hot))
