@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -23,6 +23,7 @@ from pyro_mdm import (
     PerDimensionDiffusion,
     condition,
 )
+from pyro_mdm.conditioning.conditioned import with_score
 from pyro_mdm.contexts import Labels
 from pyro_mdm.diffusions import Frequencies
 from pyro_mdm.likelihoods import Tweedie
@@ -382,6 +383,10 @@ def test_twisted_particles_say_what_the_grid_adds(steps: int) -> None:
     value, error = found.grid_error
     assert abs(value - expected) < 4.5 * error < 0.9 * expected
     assert found.network_calls == steps + half
+    process = found.extrapolated
+    assert process.mean == found.log_evidence.mean - value
+    assert process.standard_error > 0.5 * value
+    assert abs(process.mean - cast(float, known[None])) < 0.5 * abs(expected)
     if steps == 30:  # most of what there is
         assert known[steps] - known[None] == pytest.approx(0.185, abs=5e-4)
         assert expected == pytest.approx(0.146, abs=5e-4)
@@ -394,6 +399,37 @@ def test_of_few_steps_twisted_particles_take_no_second_chain() -> None:
         found = twisted_smc(given, 8, steps=steps)
         assert found.network_calls == calls and math.isnan(found.interval[0])
         assert math.isnan(found.grid_error.mean) == (steps < 16)
+
+
+@torch.no_grad()
+def test_one_particle_of_each_repeat_is_an_independent_draw() -> None:
+    """Of the chain's p(x | obs), with a covariance that makes weights differ; and few particles
+    bound the evidence from below, by more the fewer they are."""
+    model, steps, n = program(gaussian(), VPSDE(**ENDS)), 8, 3000
+    mean, covariance = chain_law(model, steps)
+    chain = GaussianMixture([1.0], mean[None], covariance[None])
+    law, evidence = given_measurement(chain, H, OBS, NOISE)
+    diagonal = DataCovariance(torch.ones(D).double())
+    score = MeasuredDenoiser(
+        cast(Any, model.score_function),
+        Matrix(H),
+        OBS,
+        NOISE,
+        data_covariance=diagonal,
+        covariance_from=math.inf,
+    )
+    given = with_score(model, score, model.likelihood)
+    torch.manual_seed(3)
+    many, few = (twisted_smc(given, P, steps=steps, repeats=n) for P in (32, 2))
+    x = many.one_of_each()
+    spread = law.covariance.diagonal().sqrt()
+    assert x.shape == (n, D) and len(x.unique(dim=0)) == n
+    assert bool(((x.mean(0) - law.mean).abs() < (4.5 / math.sqrt(n) + 0.03) * spread).all())
+    plain = few.x[:, 0]
+    assert float(((plain.mean(0) - law.mean) / spread).abs().max()) > 0.2, "weights matter"
+    bounds = [p.lower_bound for p in (few, many)]
+    assert bounds[0].mean < bounds[1].mean - 0.1 < float(evidence) - 0.1 + 4.5 * bounds[1][1]
+    assert float(evidence) - bounds[1].mean < 0.3
 
 
 @torch.no_grad()
