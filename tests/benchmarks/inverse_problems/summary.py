@@ -1,0 +1,130 @@
+"""The documentation's tables of samplers of inverse problems."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from tests.benchmarks.documented import mean_and_error, seeds_in_words, write
+from tests.benchmarks.inverse_problems.methods import EXACT, OF_PEERS, OURS
+
+__all__ = ["COMMANDS", "of_measurements"]
+
+COMMANDS = (
+    "python -m tests.benchmarks.inverse_problems.peers",
+    "python -m tests.benchmarks.measurements --workers 2 --out runs/measurements.csv",
+)
+PROBLEM = ["size", "noise", "operator"]
+NAMES = [EXACT, *OURS, *OF_PEERS]
+
+
+def of_measurements(file: Path, folder: Path) -> None:
+    """measurements-peers: a row for each method; -problems: for each problem; -evidence."""
+    rows = pd.read_csv(file)
+    rows["method"] = pd.Categorical(rows.method, [n for n in NAMES if n in set(rows.method)])
+    rows["floors"] = rows.energy / rows.floor
+    rows = rows.sort_values("method", kind="stable")
+    seeds, draws = seeds_in_words(rows), rows.draws.max()
+    budgets = sorted(set(rows.budget) - {"0 steps"}, key=_place)
+    problems = rows[[*PROBLEM, "seed"]].drop_duplicates()
+    of_what = (
+        f"{len(problems)} problems: data of {_listed(rows['size'])} dimensions, "
+        f"{_listed(rows.noise)} noise, {_listed(rows.operator)}"
+    )
+    energies = f"energies are squared energy distances of {draws} draws in units of the floor"
+    cost = "a call of the denoiser is one, a product of its Jacobian with a vector two"
+
+    made = []
+    for method, part in rows.groupby("method", observed=True, sort=True):
+        row: dict[str, object] = {"method": method}
+        for budget in budgets:
+            name = budget.replace(" ", "_")
+            own = part if method == EXACT else part[part.budget == budget]
+            quartiles = _quartiles(own.floors)
+            row |= dict(zip((f"energy_{name}{end}" for end in ENDS), quartiles, strict=True))
+        last = part if method == EXACT else part[part.budget == part.budget.iloc[-1]]
+        for score in ("mean_error", "weights_error"):
+            row |= dict(
+                zip((f"{score}{end}" for end in ENDS), _quartiles(last[score]), strict=True)
+            )
+        for budget in budgets:
+            own = part[part.budget == budget]
+            for what in ("calls", "seconds"):
+                row[f"{what}_{budget.replace(' ', '_')}"] = float(own[what].mean())
+        made.append(row)
+    notes = [of_what, f"{energies}; medians over problems with quartiles", cost]
+    notes += ["errors of mean and weights are those of the largest budget"]
+    write(folder / "measurements-peers.csv", pd.DataFrame(made), COMMANDS, seeds, notes=notes)
+
+    made = []
+    for names, part in rows.groupby([*PROBLEM, "method"], observed=True, sort=False):
+        size, noise, operator, method = names
+        row = {"problem": f"{size}, {noise} noise, {operator}", "method": method}
+        for budget in budgets:
+            own = part if method == EXACT else part[part.budget == budget]
+            name = f"energy_{budget.replace(' ', '_')}"
+            row[name], row[f"{name}_se"] = mean_and_error(own.floors)
+        made.append(row)
+    table = pd.DataFrame(made)
+    table = table.sort_values("problem", kind="stable", key=_natural)
+    notes = [energies, "errors are over seeds, whose problems differ", cost]
+    write(folder / "measurements-problems.csv", table, COMMANDS, seeds, notes=notes)
+
+    known = rows[rows.log_evidence.notna() & (rows.method != EXACT)]
+    if not known.empty:
+        of_evidence(known, folder, seeds, of_what)
+
+
+def of_evidence(known: pd.DataFrame, folder: Path, seeds: str, of_what: str) -> None:
+    """measurements-evidence: errors of log p(obs), by method and budget."""
+    made = []
+    for names, part in known.groupby(["method", "budget"], observed=True, sort=True):
+        off = part.log_evidence - part.exact_log_evidence
+        made.append(
+            {
+                "method": f"{names[0]}, {names[1]}",
+                **dict(zip(("error", "error_se"), mean_and_error(off), strict=True)),
+                "least": float(off.min()),
+                "largest": float(off.max()),
+                "own_error": float(part.log_evidence_se.median()),
+                "calls": float(part.calls.mean()),
+            }
+        )
+    write(
+        folder / "measurements-evidence.csv",
+        pd.DataFrame(made),
+        COMMANDS,
+        seeds,
+        unit="nats",
+        notes=[
+            of_what,
+            "log p(obs) less the exact one; its own error is the median of what is said",
+        ],
+    )
+
+
+ENDS = ("", "_q1", "_q3")
+
+
+def _quartiles(values: pd.Series) -> NDArray[np.float64]:
+    if values.empty:
+        return np.full(3, np.nan)
+    return np.asarray(np.quantile(values, [0.5, 0.25, 0.75]))
+
+
+def _place(budget: str) -> tuple[str, float]:
+    number, unit = budget.split()
+    return {"steps": "0"}.get(unit, unit), float(number)
+
+
+def _listed(values: pd.Series) -> str:
+    *most, last = map(str, values.unique())
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _natural(column: pd.Series) -> pd.Series:
+    """Names of problems, by size first."""
+    return column.map(lambda name: (int(name.split(",")[0]), name.partition(",")[2]))
