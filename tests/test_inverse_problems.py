@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.benchmarks import measurements, runs
-from tests.benchmarks.inverse_problems import methods, summary
+from tests.benchmarks import measured_images, measurements, runs
+from tests.benchmarks.inverse_problems import images, methods, summary
 from tests.benchmarks.inverse_problems.counting import counted
 from tests.benchmarks.inverse_problems.methods import EXACT, METHODS, OURS, Cost, steps_within
 from tests.benchmarks.inverse_problems.problems import (
@@ -158,7 +158,8 @@ def test_steps_are_those_that_a_budget_allows() -> None:
 @pytest.mark.parametrize("name", OURS)
 def test_ours_are_near_and_their_work_is_seen(name: str) -> None:
     exact = exact_problem(2, "easy", "blur", 1)
-    [row] = methods.rows_of(exact, [{"method": name, "budget": "16 steps", "draws": 64}])
+    cell = {"method": name, "budget": "16 steps", "draws": 64}
+    [row] = methods.rows_of(exact.problem, [cell], methods.of_exact(exact))
     assert row["steps"] == 16 and row["calls"] >= 16
     assert row["mean_error"] < 0.8 and row["energy"] < 0.6
     if "particles" in name:
@@ -211,3 +212,53 @@ def test_the_program_goes_on_where_it_ended(
 def test_peers_are_not_needed_to_name_methods() -> None:
     assert METHODS.keys() == OURS.keys() | methods.OF_PEERS.keys()
     assert not {"azula", "deepinv"} & sys.modules.keys()
+
+
+# -- images ----------------------------------------------------------------------------------------
+
+
+def test_crps_is_that_of_normal_draws() -> None:
+    """Of a truth y given N(0, 1): y (2Φ(y) - 1) + 2φ(y) - 1/√π."""
+    x, y = normal(1, 2_000, 1, 1), 0.7
+    cdf = 0.5 * (1 + math.erf(y / math.sqrt(2)))
+    density = math.exp(-(y**2) / 2) / math.sqrt(2 * math.pi)
+    known = y * (2 * cdf - 1) + 2 * density - 1 / math.sqrt(math.pi)
+    truth = torch.full((1, 1), y, dtype=torch.float64)
+    assert float(images.crps(x, truth)) == pytest.approx(known, abs=0.05)
+    few = torch.stack([images.crps(normal(seed, 4, 1, 1), truth) for seed in range(400)])
+    assert float(few.mean()) == pytest.approx(known, abs=0.12), "few draws have no bias"
+
+
+def test_intervals_hold_nine_in_ten_pixels_and_ties_are_broken() -> None:
+    draws = torch.arange(19.0).reshape(19, 1, 1)
+    truth = torch.arange(-0.5, 19).unsqueeze(1)
+    held = images.inside(draws.expand(19, 20, 1), truth)
+    assert held.flatten().tolist() == [False, *[True] * 18, False]
+    held = images.inside(torch.zeros(19, 1, 5_000), torch.zeros(1, 5_000))
+    assert float(held.double().mean()) == pytest.approx(0.9, abs=0.025)
+
+
+def test_images_are_restored_and_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "run_process", in_process)
+    file = tmp_path / "rows.csv"
+
+    def call(*more: str) -> None:
+        fixed = "digits --tasks inpaint --images 2 --draws 3 --budgets"
+        options = [*fixed.split(), "3 steps", "--out", str(file), *more]
+        monkeypatch.setattr(sys, "argv", ["", *options])
+        with pytest.raises(SystemExit) as end:
+            measured_images.main()
+        assert end.value.code == 0
+
+    call("--methods", "default")
+    call("--methods", "default", "default, ancestral")
+    rows = pd.read_csv(file)
+    assert rows.image.tolist() == [0, 1, 0, 1] and rows.steps.eq(3).all()
+    assert rows.psnr.between(3, 40).all() and rows.crps.between(0, 1).all()
+    assert rows.calls.gt(3).all()
+    summary.of_images(file, tmp_path)
+    table = pd.read_csv(tmp_path / "measurements-images.csv", comment="#").set_index("method")
+    assert table.psnr["default"] == pytest.approx(rows.psnr[:2].mean(), abs=1e-3)
+    apart = (rows.psnr[2:].to_numpy() - rows.psnr[:2].to_numpy()).mean()
+    assert table.psnr_less_ours["default, ancestral"] == pytest.approx(apart, abs=1e-3)
+    assert math.isnan(table.psnr_less_ours["default"])

@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.inverse_problems.methods FOLDER
 
-does the cells that the folder's ``cells.json`` names, and writes their rows to ``rows.json``. A
-method is asked for the draws that a budget allows: ``200 steps``, or as many steps as take
-``600 calls`` of the network for each draw, or ``5 seconds`` of the processor for all draws. What a
-step takes is measured first, by two runs of few steps.
+does the cells that the folder's ``cells.json`` names, of an exact problem or of images that are
+there, and writes their rows to ``rows.json``. A method is asked for the draws that a budget allows:
+``200 steps``, or as many steps as take ``600 calls`` of the network for each draw, or ``5 seconds``
+of the processor for all draws. What a step takes is measured first, by two runs of few steps.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ from pyro_mdm import CLD, VPSDE, DiffusionModel
 from pyro_mdm.measurements import condition_on_measurements, twisted_smc
 from pyro_mdm.samplers import Ancestral, ExponentialIntegrator, StochasticExponentialIntegrator
 from tests.benchmarks.inverse_problems.counting import Work, counted
+from tests.benchmarks.inverse_problems.images import Images
 from tests.benchmarks.inverse_problems.problems import Exact, InverseProblem, exact_problem
 from tests.benchmarks.inverse_problems.scores import Reference, error_of_mean, error_of_weights
 
-__all__ = ["EXACT", "METHODS", "OF_PEERS", "OURS", "PARTICLES", "Drawn", "steps_within"]
+__all__ = ["DEFAULT", "EXACT", "METHODS", "OF_PEERS", "OURS", "PARTICLES", "Drawn", "steps_within"]
 
 PARTICLES = 64
 """Of a repeat of twisted particles, whose draws are independent of those of other repeats."""
@@ -79,8 +80,10 @@ def particles(diffusion: Any, number: int | None, **options: Any) -> Method:
     """Twisted particles: so many of each repeat, or one repeat of as many as there are draws."""
 
     def method(problem: InverseProblem, steps: int, n: int) -> Drawn:
+        if len(problem.obs) > 1:
+            each = [method(problem._replace(obs=obs[None]), steps, n) for obs in problem.obs]
+            return each[0]._replace(x=torch.cat([one.x for one in each], 1))
         given = conditioned(problem, diffusion, Ancestral(steps), **options)
-        assert len(problem.obs) == 1
         P, repeats = (n, 1) if number is None else (number, max(n // OF_EACH, 1))
         drawn = twisted_smc(given, P, steps=steps, repeats=repeats)
         evidence = drawn.log_evidence
@@ -106,8 +109,9 @@ def conditioned(
     return condition_on_measurements(model, problem.operator, obs, problem.noise**2, **options)
 
 
+DEFAULT = "default"
 OURS: dict[str, Method] = {
-    "default": guided(VPSDE, ExponentialIntegrator),
+    DEFAULT: guided(VPSDE, ExponentialIntegrator),
     "default, stochastic": guided(VPSDE, stochastic),
     "default, ancestral": guided(VPSDE, Ancestral),
     "own covariance, stochastic": guided(VPSDE, stochastic, **OWN),
@@ -131,9 +135,10 @@ def flat(problem: InverseProblem) -> Callable[[Tensor], Tensor]:
 
 
 def x_hat_of(problem: InverseProblem, z: Tensor, log_snr: Tensor) -> Tensor:
-    """E[x | z] of flattened z (b, d)."""
-    shaped = z.reshape(-1, *problem.operator.event_shape)
-    return problem.score.x_hat(shaped, log_snr.expand(len(z))).flatten(1)
+    """E[x | z] of flattened z (b, d), in the denoiser's precision."""
+    dtype = next(problem.score.parameters()).dtype
+    shaped = z.reshape(-1, *problem.operator.event_shape).to(dtype)
+    return problem.score.x_hat(shaped, log_snr.expand(len(z)).to(dtype)).flatten(1).to(z.dtype)
 
 
 def azula(make: Callable[..., Any], one_datum: bool = False) -> Method:
@@ -356,35 +361,54 @@ def steps_within(budget: str, cost: Callable[[], Cost]) -> int:
 # -- the process -----------------------------------------------------------------------------------
 
 
-def rows_of(exact: Exact, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Scores of methods and budgets of one problem, and their costs."""
-    problem, law = exact.problem, exact.posterior
-    work, rows = counted(problem.score), []
+Row = dict[str, Any]
+Scored = Callable[[Drawn], list[Row]]
+"""Of draws, a row of scores or several."""
+
+
+def of_exact(exact: Exact) -> Scored:
+    """One row, beside the exact posterior."""
+    law = exact.posterior
     reference = Reference(law.sample(REFERENCE, seed=1))
-    for cell in cells:
-        n, name = int(cell["draws"]), cell["method"]
-        torch.manual_seed(zlib.crc32(json.dumps(cell, sort_keys=True).encode()))
-        row = dict.fromkeys(("steps", "calls", "seconds"), 0.0)
-        if name == EXACT:
-            drawn = Drawn(law.sample(n, seed=2).unsqueeze(1), 1, 1.0, exact.log_evidence, 0.0)
-        else:
-            method = METHODS[name]
-            cost = functools.cache(lambda method=method, n=n: cost_of(method, problem, work, n))
-            steps = steps_within(cell["budget"], cost)
-            run(method, problem, work, FEWEST, 16)
-            drawn, calls, seconds = run(method, problem, work, steps, n)
-            row = {"steps": steps, "calls": calls, "seconds": seconds}
+
+    def scored(drawn: Drawn) -> list[Row]:
         x = drawn.x[:, 0].double()
-        row |= {
+        row = {
             "energy": reference.energy(x, drawn.of_each),
-            "floor": reference.floor(n),
+            "floor": reference.floor(len(x)),
             "mean_error": error_of_mean(x, law),
             "weights_error": error_of_weights(x, law),
             "log_evidence": drawn.log_evidence,
             "log_evidence_se": drawn.log_evidence_se,
             "exact_log_evidence": exact.log_evidence,
         }
-        rows.append(cell | row)
+        return [row]
+
+    return scored
+
+
+def exact_draws(exact: Exact) -> Method:
+    def method(problem: InverseProblem, steps: int, n: int) -> Drawn:
+        x = exact.posterior.sample(n, seed=2).unsqueeze(1)
+        return Drawn(x, 1, 1.0, exact.log_evidence, 0.0)
+
+    return method
+
+
+def rows_of(
+    problem: InverseProblem, cells: list[Row], scored: Scored, methods: dict[str, Method] = METHODS
+) -> list[Row]:
+    """Scores of methods and budgets of a problem, and what they took."""
+    work, rows = counted(problem.score), []
+    for cell in cells:
+        method, n = methods[cell["method"]], int(cell["draws"])
+        torch.manual_seed(zlib.crc32(json.dumps(cell, sort_keys=True).encode()))
+        cost = functools.partial(cost_of, method, problem, work, n)
+        steps = steps_within(cell["budget"], cost)
+        run(method, problem, work, FEWEST, min(n, 16))  # loads what a method needs
+        drawn, calls, seconds = run(method, problem, work, steps, n)
+        took = {"steps": steps, "calls": calls, "seconds": seconds}
+        rows += [cell | took | row for row in scored(drawn)]
     return rows
 
 
@@ -393,8 +417,15 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     asked = json.loads((folder / "cells.json").read_text())
-    exact = exact_problem(*asked["problem"])
-    (folder / "rows.json").write_text(json.dumps(rows_of(exact, asked["cells"])))
+    cells = asked["cells"]
+    if "problem" in asked:
+        exact = exact_problem(*asked["problem"])
+        known = METHODS | {EXACT: exact_draws(exact)}
+        rows = rows_of(exact.problem, cells, of_exact(exact), known)
+    else:
+        images = Images.load(folder)
+        rows = rows_of(images.problem(), cells, lambda drawn: images.scores(drawn.x))
+    (folder / "rows.json").write_text(json.dumps(rows))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tests.benchmarks.documented import mean_and_error, seeds_in_words, write
-from tests.benchmarks.inverse_problems.methods import EXACT, OF_PEERS, OURS
+from tests.benchmarks.documented import interval, mean_and_error, seeds_in_words, write
+from tests.benchmarks.inverse_problems.methods import DEFAULT, EXACT, OF_PEERS, OURS
 
 __all__ = ["COMMANDS", "of_measurements"]
 
@@ -128,3 +128,54 @@ def _listed(values: pd.Series) -> str:
 def _natural(column: pd.Series) -> pd.Series:
     """Names of problems, by size first."""
     return column.map(lambda name: (int(name.split(",")[0]), name.partition(",")[2]))
+
+
+IMAGE_COMMANDS = (
+    "python -m tests.benchmarks.inverse_problems.peers",
+    "python -m tests.benchmarks.measured_images digits --out runs/measured-images.csv",
+)
+
+
+def of_images(file: Path, folder: Path) -> None:
+    """measurements-images: a row for each run, task and method, with differences to ours."""
+    rows = pd.read_csv(file)
+    rows["run"] = rows.run.map(lambda name: Path(name).name)
+    rows["method"] = pd.Categorical(rows.method, [n for n in NAMES if n in set(rows.method)])
+    names, several = ["run", "task", "method", "budget"], rows.budget.nunique() > 1
+    made = []
+    for (run, task, method, budget), part in rows.groupby(names, observed=True, sort=False):
+        first = rows[(rows.run == run) & (rows.task == task) & (rows.budget == budget)]
+        ours = first[first.method == DEFAULT]
+        row: dict[str, object] = {
+            "restoration": f"{run}, {task}",
+            "method": f"{method}, {budget}" if several else str(method),
+        }
+        by_image = part.groupby("image")
+        for name in ("psnr", "psnr_sample", "crps", "inside"):
+            row[name], row[f"{name}_se"] = mean_and_error(by_image[name].mean())
+        pairs = part.merge(ours, on=["seed", "image"], suffixes=("", "_ours"))
+        for name in ("psnr", "crps"):
+            apart = (pairs[name] - pairs[f"{name}_ours"]).groupby(pairs.image).mean()
+            apart = apart[:0] if method == DEFAULT else apart
+            label = f"{name}_less_ours"
+            row[label], row[f"{label}_low"], row[f"{label}_high"] = interval(apart)
+        row["distance"] = float(part.distance.mean())
+        for name in ("steps", "calls", "seconds"):
+            row[name] = float(part[name].mean())
+        made.append(row)
+    notes = [
+        f"{rows.images.max()} test images, {rows.draws.max()} draws of each; errors are over "
+        "images; less ours is paired by image, with Student's t",
+        "psnr is that of the draws' mean, dB; inside is the fraction of pixels in intervals of 90%",
+        "a call of the network is one, a product of its Jacobian with a vector two; seconds are of "
+        "the processor, for all draws of all images",
+    ]
+    table = pd.DataFrame(made)
+    write(
+        folder / "measurements-images.csv",
+        table,
+        IMAGE_COMMANDS,
+        seeds_in_words(rows),
+        notes=notes,
+        digits=4,
+    )
