@@ -128,11 +128,10 @@ def main() -> None:
                     for budget in options.budgets
                 ]
                 todo = [cell for cell in cells if not rows.has(own | cell | {"image": 0})]
-                jobs += [
-                    own | {"of_peers": peers, "cells": [cell]}
-                    for cell in todo
-                    for peers in [cell["method"] in OF_PEERS]
-                ]
+                for peers in (False, True):
+                    some = [cell for cell in todo if (cell["method"] in OF_PEERS) == peers]
+                    if some:
+                        jobs.append(own | {"of_peers": peers, "cells": some})
     failed = runs.do_all(jobs, lambda job: do(job, rows, options), options.workers)
     sys.exit(f"{len(failed)} restorations failed" if failed else 0)
 
