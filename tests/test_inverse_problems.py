@@ -99,14 +99,13 @@ def test_energy_of_draws_that_depend_on_each_other_is_that_of_independent_ones()
 
 
 def test_errors_of_mean_and_weights_are_in_their_units() -> None:
-    law = GaussianMixture(
-        [0.7, 0.3], torch.tensor([[0.0, 0], [20, 0]]), torch.eye(2).expand(2, 2, 2)
-    )
+    covariance = torch.tensor([[1.0, 0.0], [0.0, 4.0]]).expand(2, 2, 2)
+    law = GaussianMixture([0.7, 0.3], torch.tensor([[0.0, 0], [20, 0]]), covariance)
     exact = torch.cat([torch.zeros(70, 2), torch.tensor([[20.0, 0]]).expand(30, 2)]).double()
     assert error_of_weights(exact, law) == pytest.approx(0, abs=1e-9)
     assert error_of_weights(exact[:70], law) == pytest.approx(0.3)
     assert error_of_mean(exact, law) == pytest.approx(0, abs=1e-9)
-    assert error_of_mean(exact + torch.tensor([0, 0.5]), law) == pytest.approx(0.5 / math.sqrt(2))
+    assert error_of_mean(exact + torch.tensor([0, 0.5]), law) == pytest.approx(0.25 / math.sqrt(2))
 
 
 # -- counts ----------------------------------------------------------------------------------------
