@@ -336,9 +336,9 @@ def run(
 
 
 def cost_of(method: Method, problem: InverseProblem, work: Work, n: int) -> Cost:
-    """By runs of 8 and 24 steps of all draws."""
+    """By runs of 8 and 24 steps of so many draws."""
     few, more = 8, 24
-    run(method, problem, work, FEWEST, n)  # what is made once is not of a step
+    run(method, problem, work, FEWEST, n)  # loads what a method needs
     (_, calls_few, seconds_few), (_, calls, seconds) = (
         run(method, problem, work, steps, n) for steps in (few, more)
     )
@@ -400,12 +400,17 @@ def rows_of(
 ) -> list[Row]:
     """Scores of methods and budgets of a problem, and what they took."""
     work, rows = counted(problem.score), []
+    costs: dict[tuple[str, int], Callable[[], Cost]] = {}
     done: dict[tuple[str, int, int], tuple[Drawn, float, float]] = {}
     for cell in cells:
         name, n = cell["method"], int(cell["draws"])
         method = methods[name]
-        cost = functools.partial(cost_of, method, problem, work, n)
-        steps = steps_within(cell["budget"], cost)
+        looked_at = n if cell["budget"].endswith("seconds") else min(n, 64)
+        if (name, looked_at) not in costs:
+            costs[name, looked_at] = functools.cache(
+                functools.partial(cost_of, method, problem, work, looked_at)
+            )
+        steps = steps_within(cell["budget"], costs[name, looked_at])
         if (name, n, steps) not in done:
             torch.manual_seed(zlib.crc32(f"{name} {n} {steps}".encode()))
             run(method, problem, work, FEWEST, min(n, 16))  # loads what a method needs
