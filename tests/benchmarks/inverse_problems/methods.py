@@ -115,6 +115,7 @@ OURS: dict[str, Method] = {
     "default, stochastic": guided(VPSDE, stochastic),
     "default, ancestral": guided(VPSDE, Ancestral),
     "own covariance, stochastic": guided(VPSDE, stochastic, **OWN),
+    "scalar covariance, stochastic": guided(VPSDE, stochastic, covariance_from=math.inf),
     "default, CLD": guided(CLD, ExponentialIntegrator),
     "default, CLD, stochastic": guided(CLD, stochastic),
     "own covariance, CLD, stochastic": guided(CLD, stochastic, **OWN),
@@ -212,11 +213,19 @@ def tmpd(denoiser: Any, problem: InverseProblem, obs: Tensor, **options: Any) ->
     return DDPMSampler(TMPDenoiser(denoiser, obs, flat(problem), problem.noise**2), **options)
 
 
-def diffpir(denoiser: Any, problem: InverseProblem, obs: Tensor, **options: Any) -> Any:
-    from azula.guidance import DiffPIRDenoiser
-    from azula.sample import DDPMSampler
+def diffpir(weight: float, iterations: int) -> Method:
+    """DiffPIR of a weight λ, 10 by default, with so many iterations of GMRES, by default one."""
 
-    return DDPMSampler(DiffPIRDenoiser(denoiser, obs, flat(problem), problem.noise**2), **options)
+    def make(denoiser: Any, problem: InverseProblem, obs: Tensor, **options: Any) -> Any:
+        from azula.guidance import DiffPIRDenoiser
+        from azula.sample import DDPMSampler
+
+        given = DiffPIRDenoiser(
+            denoiser, obs, flat(problem), problem.noise**2, lmbda=weight, iterations=iterations
+        )
+        return DDPMSampler(given, **options)
+
+    return azula(make)
 
 
 def dps(zeta: float) -> Method:
@@ -304,7 +313,8 @@ OF_PEERS: dict[str, Method] = {
     "azula, PGDM": azula(pgdm),
     "azula, DPS, ζ = 1": dps(1.0),
     "azula, DPS, ζ = 0.1": dps(0.1),
-    "azula, DiffPIR": azula(diffpir),
+    "azula, DiffPIR": diffpir(10.0, 1),
+    "azula, DiffPIR, λ = 1, 5 iterations": diffpir(1.0, 5),
     "azula, TDS": azula(tds, one_datum=True),
     "deepinv, DDRM": ddrm,
 }
