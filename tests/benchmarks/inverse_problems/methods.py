@@ -348,7 +348,7 @@ def run(
 def cost_of(method: Method, problem: InverseProblem, work: Work, n: int) -> Cost:
     """By runs of 8 and 24 steps of so many draws."""
     few, more = 8, 24
-    run(method, problem, work, FEWEST, n)  # loads what a method needs
+    run(method, problem, work, FEWEST, FEWEST)  # loads what a method needs
     (_, calls_few, seconds_few), (_, calls, seconds) = (
         run(method, problem, work, steps, n) for steps in (few, more)
     )
@@ -415,7 +415,8 @@ def rows_of(
     for cell in cells:
         name, n = cell["method"], int(cell["draws"])
         method = methods[name]
-        looked_at = n if cell["budget"].endswith("seconds") else min(n, 64)
+        few = max(FEWEST, 64 // len(problem.obs))
+        looked_at = n if cell["budget"].endswith("seconds") else min(n, few)
         if (name, looked_at) not in costs:
             costs[name, looked_at] = functools.cache(
                 functools.partial(cost_of, method, problem, work, looked_at)
@@ -423,7 +424,7 @@ def rows_of(
         steps = steps_within(cell["budget"], costs[name, looked_at])
         if (name, n, steps) not in done:
             torch.manual_seed(zlib.crc32(f"{name} {n} {steps}".encode()))
-            run(method, problem, work, FEWEST, min(n, 16))  # loads what a method needs
+            run(method, problem, work, FEWEST, FEWEST)  # loads what a method needs
             done[name, n, steps] = run(method, problem, work, steps, n)
         drawn, calls, seconds = done[name, n, steps]
         took = {"steps": steps, "calls": calls, "seconds": seconds}
