@@ -32,7 +32,7 @@ from tests.benchmarks import runs
 from tests.benchmarks.environments import python_of
 from tests.benchmarks.inverse_problems import summary
 from tests.benchmarks.inverse_problems.images import Images
-from tests.benchmarks.inverse_problems.methods import OF_PEERS, OURS
+from tests.benchmarks.inverse_problems.methods import COMPARED_BY_IMAGES, METHODS, OF_PEERS
 from tests.benchmarks.inverse_problems.peers import ENVIRONMENT
 from tests.problems import fixed
 
@@ -96,12 +96,17 @@ def do(job: runs.Row, rows: runs.Rows, options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    methods = [*OURS, *OF_PEERS]
     parser.add_argument("runs", nargs="+", help="folders, or names of trained models")
     parser.add_argument("--tasks", nargs="+", default=list(IMAGE_TASKS), choices=IMAGE_TASKS)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--first_seed", type=int, default=0)
-    parser.add_argument("--methods", nargs="+", default=methods, choices=methods, metavar="METHOD")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=COMPARED_BY_IMAGES,
+        choices=list(METHODS),
+        metavar="METHOD",
+    )
     parser.add_argument(
         "--budgets", nargs="+", default=["200 calls"], help="as for tests.benchmarks.measurements"
     )

@@ -31,7 +31,7 @@ from pathlib import Path
 from tests.benchmarks import runs
 from tests.benchmarks.environments import python_of
 from tests.benchmarks.inverse_problems import summary
-from tests.benchmarks.inverse_problems.methods import EXACT, OF_PEERS, OURS
+from tests.benchmarks.inverse_problems.methods import COMPARED, EXACT, METHODS, OF_PEERS
 from tests.benchmarks.inverse_problems.peers import ENVIRONMENT
 from tests.benchmarks.inverse_problems.problems import NOISES, OPERATORS, SIZES
 
@@ -92,18 +92,18 @@ def jobs_of(rows: runs.Rows, options: argparse.Namespace) -> list[runs.Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    methods = [EXACT, *OURS, *OF_PEERS]
+    methods, compared = [EXACT, *METHODS], [EXACT, *COMPARED]
     parser.add_argument("--sizes", nargs="+", type=int, default=list(SIZES), choices=SIZES)
     parser.add_argument("--noises", nargs="+", default=list(NOISES), choices=NOISES)
     parser.add_argument("--operators", nargs="+", default=list(OPERATORS), choices=OPERATORS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first_seed", type=int, default=0)
-    parser.add_argument("--methods", nargs="+", default=methods, choices=methods, metavar="METHOD")
+    parser.add_argument("--methods", nargs="+", default=compared, choices=methods, metavar="METHOD")
     parser.add_argument(
         "--budgets",
         nargs="+",
-        default=["50 steps", "200 steps"],
-        help="such as '50 steps', '600 calls' of a draw or '5 seconds' of all draws",
+        default=["250 calls", "1000 calls"],
+        help="such as '200 steps', '250 calls' of a draw or '5 seconds' of all draws",
     )
     parser.add_argument("--draws", type=int, default=2_000)
     parser.add_argument("--workers", type=int, default=1, help="processes at a time")

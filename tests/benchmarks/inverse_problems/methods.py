@@ -32,7 +32,18 @@ from tests.benchmarks.inverse_problems.images import Images
 from tests.benchmarks.inverse_problems.problems import Exact, InverseProblem, exact_problem
 from tests.benchmarks.inverse_problems.scores import Reference, error_of_mean, error_of_weights
 
-__all__ = ["DEFAULT", "EXACT", "METHODS", "OF_PEERS", "OURS", "PARTICLES", "Drawn", "steps_within"]
+__all__ = [
+    "COMPARED",
+    "COMPARED_BY_IMAGES",
+    "DEFAULT",
+    "EXACT",
+    "METHODS",
+    "OF_PEERS",
+    "OURS",
+    "PARTICLES",
+    "Drawn",
+    "steps_within",
+]
 
 PARTICLES = 64
 """Of a repeat of twisted particles, whose draws are independent of those of other repeats."""
@@ -321,6 +332,16 @@ OF_PEERS: dict[str, Method] = {
 """Methods that need the peers' environment."""
 EXACT = "exact draws"
 METHODS: dict[str, Method] = OURS | OF_PEERS
+COMPARED = [
+    *(DEFAULT, "default, stochastic", "own covariance, stochastic"),
+    *("own covariance, CLD, stochastic", "particles", "particles, own covariance"),
+    *(name for name in OF_PEERS if not name.endswith("DDIM")),
+]
+"""Methods of the documentation's table of problems with known answers."""
+COMPARED_BY_IMAGES = [
+    *(DEFAULT, "default, stochastic", "scalar covariance, stochastic"),
+    *(name for name in OF_PEERS if not name.endswith(("DDIM", "0.1", "λ = 1, 5 iterations"))),
+]
 
 # -- budgets ---------------------------------------------------------------------------------------
 

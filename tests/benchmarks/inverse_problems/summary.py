@@ -9,7 +9,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tests.benchmarks.documented import interval, mean_and_error, seeds_in_words, write
-from tests.benchmarks.inverse_problems.methods import DEFAULT, EXACT, OF_PEERS, OURS
+from tests.benchmarks.inverse_problems.methods import DEFAULT, EXACT, METHODS
+from tests.benchmarks.inverse_problems.peers import PACKAGES
 
 __all__ = ["COMMANDS", "of_measurements"]
 
@@ -18,7 +19,8 @@ COMMANDS = (
     "python -m tests.benchmarks.measurements --workers 2 --out runs/measurements.csv",
 )
 PROBLEM = ["size", "noise", "operator"]
-NAMES = [EXACT, *OURS, *OF_PEERS]
+NAMES = [EXACT, *METHODS]
+VERSIONS = ", ".join(PACKAGES).replace("==", " ")
 
 
 def of_measurements(file: Path, folder: Path) -> None:
@@ -56,7 +58,7 @@ def of_measurements(file: Path, folder: Path) -> None:
                 row[f"{what}_{budget.replace(' ', '_')}"] = float(own[what].mean())
         made.append(row)
     notes = [of_what, f"{energies}; medians over problems with quartiles", cost]
-    notes += ["errors of mean and weights are those of the largest budget"]
+    notes += ["errors of mean and weights are those of the largest budget", VERSIONS]
     write(folder / "measurements-peers.csv", pd.DataFrame(made), COMMANDS, seeds, notes=notes)
 
     made = []
@@ -169,6 +171,7 @@ def of_images(file: Path, folder: Path) -> None:
         "psnr is that of the draws' mean, dB; inside is the fraction of pixels in intervals of 90%",
         "a call of the network is one, a product of its Jacobian with a vector two; seconds are of "
         "the processor, for all draws of all images",
+        VERSIONS,
     ]
     table = pd.DataFrame(made)
     write(
