@@ -26,7 +26,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter,
 from inference import trust
 from inference.checkpoints import ArchitectureError, CheckpointError
 from inference.config import without_removed
-from inference.names import NAMED, NameNotFoundError
+from inference.names import ASKED, NAMED, NameNotFoundError
 from inference.runs import RunError
 from models import DataError
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
@@ -112,7 +112,7 @@ def _trusts(words: Sequence[str]) -> tuple[bool, list[str]]:
 def _code(options: Namespace, named: set[str], listed: Sequence[str]) -> list[str]:
     """The names of code in the words of the command line, without those of --config files."""
     names: list[str] = []
-    for name in (*NAMED, "simulator"):
+    for name in (*NAMED, *ASKED):
         if name in named and (value := options[name]):
             names += [one.strip() for one in value.split(",")] if name in listed else [value]
     return names

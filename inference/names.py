@@ -61,6 +61,9 @@ SAMPLERS: dict[str, Any] = {
 
 SIMULATORS: dict[str, Any] = {"two_moons": TWO_MOONS, "linear_gaussian": LINEAR_GAUSSIAN}
 
+ASKED: dict[str, Mapping[str, Any]] = {"simulator": SIMULATORS, "operator": {}}
+"""The options of one program alone that are names, with the built-in names of each."""
+
 NAMED: dict[str, Mapping[str, Any]] = {
     "model": MODELS,
     "guide": GUIDES,
@@ -80,14 +83,14 @@ def find(option: str, name: str) -> Any:
     """The object that ``name`` stands for.
 
     Args:
-        option: one of :data:`NAMED`, without hyphens, or simulator.
+        option: one of :data:`NAMED` or :data:`ASKED`, without hyphens.
         name: a built-in name, ``module:Name`` or ``file.py:Name``.
 
     Raises:
         NameNotFoundError: an unknown name, a missing file or module, or one without this name.
         UntrustedCodeError: see :func:`inference.trust.check`.
     """
-    known = SIMULATORS if option == "simulator" else NAMED[option]
+    known = (NAMED | ASKED)[option]
     if name in known:
         return known[name]
     if option == "guide" and name.startswith("run:"):
@@ -102,8 +105,9 @@ def find(option: str, name: str) -> Any:
         if name.endswith(".py"):
             hint = f" (which class or function of that file? {name}:Name)"
         raise NameNotFoundError(
-            f"unknown {option} {name!r}{hint}: use one of {', '.join(known)}, or name your own as "
-            "module:Name or file.py:Name"
+            f"unknown {option} {name!r}{hint}: "
+            + (f"use one of {', '.join(known)}, or " if known else "")
+            + "name your own as module:Name or file.py:Name"
         )
     load = _load_file if place.endswith(".py") else _load_module
     module = load(option, name, place)
@@ -304,7 +308,8 @@ def wrong_kind(
 ) -> TypeError:
     """The error for a name that stands for something of another kind."""
     itself = "" if option == "score" else ", or one itself"  # a network is made for its data
+    where = "pyro_mdm.measurements" if option == "operator" else f"inference/{option}s"
     return TypeError(
         f"{name} {'returns' if returned else 'is'} {describe(value)}, expected a {kind.__name__}: "
-        f"a subclass, a function that returns one{itself} (see inference/{option}s)"
+        f"a subclass, a function that returns one{itself} (see {where})"
     )

@@ -196,7 +196,7 @@ def _in_threads(function: Callable[[T], U], items: Sequence[T], what: str) -> It
 
 def _from_folder(root: Path, image_size: int | None) -> tuple[dict[str, Tensor], Tensor]:
     """The parts, and the index of each training image's folder, (n,)."""
-    files = _files(root)
+    files = image_files(root)
     tops = [path.relative_to(root).parts[0] for path in files]
     named = _named_parts(sorted(set(tops)), root)
     if "train" in named:
@@ -221,7 +221,7 @@ def _from_folder(root: Path, image_size: int | None) -> tuple[dict[str, Tensor],
     return {part: images[own] for part, own in rows.items()}, folders[rows["train"]]
 
 
-def _files(root: Path) -> list[Path]:
+def image_files(root: Path) -> list[Path]:
     """Image files at any depth, in the order of their paths below ``root``."""
     paths, seen = [], set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
@@ -241,7 +241,7 @@ def _files(root: Path) -> list[Path]:
 def _decode(files: Sequence[Path], image_size: int | None) -> Pixels:
     """Pixels (n, C, H, W) of files, with one channel if all are grey."""
     result: Pixels = np.empty((0, 1, 1, 1), np.uint8)
-    decoded = _in_threads(lambda path: _pixels(path, image_size), files, "decoding")
+    decoded = _in_threads(lambda path: read_pixels(path, image_size), files, "decoding")
     for i, (path, image) in enumerate(zip(files, decoded, strict=True)):
         if i == 0:
             result = np.empty((len(files), *image.shape), np.uint8)
@@ -253,8 +253,12 @@ def _decode(files: Sequence[Path], image_size: int | None) -> Pixels:
     return result
 
 
-def _pixels(path: Path, image_size: int | None) -> Pixels:
-    """Pixels (1, H, W) of a grey file, (3, H, W) of any other."""
+def read_pixels(path: Path, image_size: int | None = None) -> Pixels:
+    """Pixels (1, H, W) of a grey file, (3, H, W) of any other; see :class:`Images`.
+
+    Raises:
+        DataError: no image that can be read, or one that has not 8 bits per channel.
+    """
     try:
         with Image.open(path) as image:
             grey = image.mode in GREY

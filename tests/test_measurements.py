@@ -25,8 +25,6 @@ from pyro_mdm import (
 )
 from pyro_mdm.contexts import Labels
 from pyro_mdm.diffusions import Frequencies
-from pyro_mdm.diffusions.matrices import apply_matrix, outer
-from pyro_mdm.diffusions.posterior import posterior
 from pyro_mdm.likelihoods import Tweedie
 from pyro_mdm.measurements import (
     Blur,
@@ -42,6 +40,7 @@ from pyro_mdm.measurements import (
 from pyro_mdm.measurements.solve import DenoiserCovariance, conjugate_gradients
 from pyro_mdm.networks import MLP
 from pyro_mdm.samplers import Ancestral, EulerMaruyama, ProbabilityFlow, Replacement, StochasticHeun
+from tests.chains import chain_law
 from tests.gradients import assert_gradients
 from tests.mistakes import refused
 from tests.problems import (
@@ -204,41 +203,6 @@ def test_it_is_saved_and_has_derivatives(tmp_path: Path) -> None:
 
 
 # -- weighted samples ------------------------------------------------------------------------------
-
-
-def affine(function: Callable[[Tensor], Tensor], n: int) -> tuple[Tensor, Tensor]:
-    """Matrix and offset of an affine function of (batch, n)."""
-    offset = function(torch.zeros(1, n, dtype=torch.float64))
-    return (function(torch.eye(n, dtype=torch.float64)) - offset).mT, offset[0]
-
-
-def chain_law(model: Any, steps: int) -> tuple[Tensor, Tensor]:
-    """Mean and covariance of the data of an ancestral chain whose denoiser is affine."""
-    diffusion, K = model.diffusion, model.diffusion.num_variables
-    times = Ancestral(steps).times(diffusion)
-    kernels = posterior(diffusion, times[:-1], times[1:])
-    eye = torch.eye(D, dtype=torch.float64)
-    mean = torch.zeros(K * D, dtype=torch.float64)
-    covariance = torch.kron(diffusion.prior_covariance, eye)
-    for i in range(steps):
-        kernel = kernels.at(i)
-
-        def moved(y: Tensor, kernel: Any = kernel, s: Tensor = times[i]) -> Tensor:
-            y = y.reshape(-1, K, D)
-            x = model.score_function.denoise(diffusion, y, s)
-            return (apply_matrix(kernel.gain, y) + outer(kernel.mean_coefficient, x)).flatten(1)
-
-        A, b = affine(moved, K * D)
-        mean = A @ mean + b
-        covariance = A @ covariance @ A.mT + torch.kron(kernel.covariance, eye)
-
-    def decoded(y: Tensor) -> Tensor:
-        law: Any = model.likelihood(diffusion, model.score_function, y.reshape(-1, K, D), 1)
-        return law.mean
-
-    A, b = affine(decoded, K * D)
-    law: Any = model.likelihood(diffusion, model.score_function, torch.zeros(1, K, D).double(), 1)
-    return A @ mean + b, A @ covariance @ A.mT + law.variance[0].diag()
 
 
 @torch.no_grad()
@@ -444,7 +408,7 @@ SEEN, AT_REST = torch.tensor([1, 0, 0, 0]).bool(), torch.zeros(D)
 
 def measured(**changed: Any) -> DiffusionModel:
     model = program(gaussian(), VPSDE(**ENDS))
-    options = {"H": H, "obs": OBS, "noise_variance": NOISE}
+    options = {"H": H, "obs": OBS, "noise": NOISE}
     return condition_on_measurements(model, **options | changed)
 
 
@@ -476,9 +440,9 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: measured(obs=OBS[:1]), r"obs has shape \(1,\), expected that of H x, \(2\), or \(n"),
     (lambda: measured(obs=OBS.expand(2, 3, 2)), r"obs has shape \(2, 3, 2\)"),
     (lambda: measured(obs=OBS * math.nan), "obs of shape .* holds nan"),
-    (lambda: measured(noise_variance=-0.1), "noise_variance reaches -0.1, expected finite numbers"),
-    (lambda: measured(noise_variance=NOISE[:1]), r"noise_variance has shape \(1,\), expected a"),
-    (lambda: measured(H=H[[0, 0]], noise_variance=0.0), "of which H makes only 1 independent"),
+    (lambda: measured(noise=-0.1), "noise reaches -0.1, expected finite variances"),
+    (lambda: measured(noise=NOISE[:1]), r"noise has shape \(1,\), expected a"),
+    (lambda: measured(H=H[[0, 0]], noise=0.0), "of which H makes only 1 independent"),
     (lambda: measured(covariance_from=math.nan), "covariance_from is nan, expected a log SNR"),
     (lambda: measured(tolerance=0.0), "tolerance is 0.0, expected a positive number"),
     (lambda: measured(max_iterations=0), "max_iterations is 0, expected at least 1"),
@@ -492,7 +456,7 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (blurring, "states that hold the data"),
     (lambda: twisted_smc(program(gaussian(), VPSDE(**ENDS))), "expected a MeasuredDenoiser"),
     (lambda: twisted_smc(measured(obs=OBS.expand(3, 2))), "one for each datum"),
-    (lambda: twisted_smc(measured(noise_variance=0.0)), "coordinates"),
+    (lambda: twisted_smc(measured(noise=0.0)), "coordinates"),
     (lambda: twisted_smc(measured(), 1), "num_particles is 1, expected at least 2"),
     (lambda: Replacement(ProbabilityFlow(5), SEEN, AT_REST), "takes no steps on a grid"),
     (lambda: Replacement("ancestral", SEEN, AT_REST), "expected a Sampler"),
@@ -502,7 +466,10 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: FunctionOperator(lambda x: x + 1, (D,)), "expected a linear H"),
     (lambda: double(lambda y: y), r"⟨H x, y⟩ is .* and ⟨x, Hᵀ y⟩ .*, expected them to be equal"),
     (lambda: double(lambda y: y[..., :3]), r"Hᵀ obs of FunctionOperator is a Tensor of shape \(2"),
-    (lambda: measured(H=columns_backwards), "expected a LinearOperator; a matrix"),
+    (
+        lambda: measured(H=columns_backwards),
+        "expected a LinearOperator or NonlinearOperator; a matrix",
+    ),
     (lambda: Downsample(IMAGE, 4), "expected a divisor of the 4×6 pixels"),
     (lambda: Mask(torch.zeros(D).bool()), "no dimension is seen"),
     (lambda: measured(obs=OBS.expand(3, 2))(batch_size=4), "differs between 3 data, and 4 are"),

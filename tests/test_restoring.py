@@ -34,7 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_task_of_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = ("--num_images", 2, "--steps", 2, "--accelerator", "cpu")
-    for task, level in zip(TASKS, (0, 99, -99), strict=True):
+    for task, level in zip(TASKS, (0, 99, -99, 99), strict=True):
         out = tmp_path / f"{task}.png"
         run_program("restore", run, "--task", task, "--covariance_from", level, *few, "--out", out)
         said = capsys.readouterr().out.splitlines()
@@ -146,7 +146,10 @@ def test_the_signal_to_noise_ratio() -> None:
         ("--num_samples 18", "--num_samples is 18, expected at least 19"),
         ("--num_images 181", "--num_images is 181, expected at most the 180 test images"),
         ("--noise 0", "--noise is 0.0, expected a positive number"),
-        ("--task deblurr", "--task is 'deblurr', expected deblur, superresolve or inpaint"),
+        (
+            "--task deblurr",
+            "--task is 'deblurr', expected deblur, superresolve, inpaint or denoise",
+        ),
         ("--out {tmp}/a.npy", "expected a name that ends in .png"),
         ("--out {tmp}/there.png", "there.png exists; give another --out, or --overwrite"),
     ],

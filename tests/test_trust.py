@@ -136,6 +136,7 @@ PROGRAMS = {
     "train by its settings": "train --config {sent}/config.yaml --run mine",
     "inspect by its settings": "inspect --config {sent}/inspect.yaml",
     "posterior by its settings": "posterior --config {sent}/posterior.yaml",
+    "restore by its settings": "restore {good} --config {sent}/restore.yaml",
 }
 
 
@@ -144,6 +145,7 @@ def test_no_program_runs_code_of_a_folder_that_was_sent(line: str, here: Path, g
     folder = sent(here / "sent")
     (folder / "inspect.yaml").write_text(f"model: toy\nguide: {folder}/evil.py:G\n")
     (folder / "posterior.yaml").write_text(f"simulator: {folder}/evil.py:T\n")
+    (folder / "restore.yaml").write_text(f"operator: {folder}/evil.py:T\n")
     message = refused(*line.format(sent=folder, good=good).split())
     digest = hashlib.sha256((folder / "evil.py").read_bytes()).hexdigest()
     assert f"{folder}/evil.py (SHA-256 {digest[:12]}…)" in message

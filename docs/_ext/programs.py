@@ -41,7 +41,6 @@ WORDS: dict[Any, str] = {
     str: "name",
     Path: "path",
     Sequence[Path]: "path …",
-    list[float]: "[number, …]",
 }
 ROLE = re.compile(r":\w+:`~?([^`]+)`")
 
@@ -98,6 +97,8 @@ def _value(hint: Any) -> str:
     parts = [part for part in typing.get_args(hint) if part is not type(None)]
     if typing.get_origin(hint) is Literal:
         return " | ".join(str(part) for part in parts)
+    if typing.get_origin(hint) is list:
+        return f"[{_value(parts[0])}, …]"
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " | ".join(_value(part) for part in parts)
     return getattr(hint, "__name__", str(hint))

@@ -10,6 +10,7 @@ from pyro_mdm.conditioning.conditioned import (
 from pyro_mdm.conditioning.derived import DerivedDenoiser
 from pyro_mdm.conditioning.imputation import impute
 from pyro_mdm.conditioning.replacement import Replacement
+from pyro_mdm.conditioning.windows import WindowedDenoiser, windowed
 
 __all__ = [
     "ClassPosterior",
@@ -18,7 +19,9 @@ __all__ = [
     "ConditionedLikelihood",
     "DerivedDenoiser",
     "Replacement",
+    "WindowedDenoiser",
     "class_posterior",
     "condition",
     "impute",
+    "windowed",
 ]

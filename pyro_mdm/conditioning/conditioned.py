@@ -148,7 +148,7 @@ def with_score(model: DiffusionModel, score: Score, likelihood: Likelihood) -> D
         model.diffusion,
         score,
         likelihood,
-        model.event_shape,
+        model.event_shape if score.event_shape is None else score.event_shape,
         sampler=model.sampler,
         times=model.times,
         plate=model.plate,

@@ -1,16 +1,24 @@
-"""Linear operators H that measure data, with their adjoints."""
+"""Operators H that measure data: linear ones with their adjoints, and others, linearized."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from functools import cached_property
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.support.checks import check_count, check_instance, check_number, describe, real_tensor
+from pyro_mdm.support.checks import (
+    check_count,
+    check_finite,
+    check_instance,
+    check_number,
+    describe,
+    real_tensor,
+)
 from pyro_mdm.support.modules import ExactBuffers
 from pyro_mdm.support.settings import Recorded
 
@@ -18,17 +26,78 @@ __all__ = [
     "Blur",
     "Downsample",
     "FunctionOperator",
+    "LARGEST_MATRIX",
+    "Linear",
     "LinearOperator",
     "Mask",
     "Matrix",
+    "NonlinearOperator",
+    "Operator",
     "as_operator",
 ]
 
+LARGEST_MATRIX = 2**21
+"""Entries of an H that is looked at as a matrix."""
+PROBES, FEW_PROBES = 256, 16
+"""Random data by which squares of a larger H, and of a derivative at each x̂, are estimated."""
 DIGITS = 1e-8
 """Distance of ⟨H x, y⟩ from ⟨x, Hᵀ y⟩, relative to their sizes: rounding of float64."""
 
 
-class LinearOperator(Recorded, ExactBuffers, ABC):
+class Operator(Recorded, ExactBuffers, ABC):
+    """A map H of data (*batch, *event_shape) to observations (*batch, *obs_shape), in float64.
+
+    Args:
+        event_shape: the shape of a datum.
+        obs_shape: the shape of its observations.
+
+    Raises:
+        ValueError: no observation at all.
+    """
+
+    def __init__(self, event_shape: Sequence[int], obs_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.event_shape, self.obs_shape = tuple(event_shape), tuple(obs_shape)
+        if not math.prod(self.obs_shape):
+            raise ValueError(
+                f"H x has shape {self.obs_shape}, expected at least one observation; to draw data "
+                "of which nothing is known use the model itself"
+            )
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """H x, (*batch, *obs_shape)."""
+
+    @abstractmethod
+    def linearized(self, x: Tensor) -> Linear:
+        """Products with the derivative of H at data x (n, *event_shape) and with its adjoint."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise ValueError unless H is what its class says, on two random data."""
+
+    def _two(self, *shape: int, seed: int = 0) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
+        return drawn.to(_device(self))
+
+    def _check_shape(self, name: str, value: object, shape: tuple[int, ...]) -> None:
+        if not isinstance(value, Tensor) or value.shape != (2, *shape):
+            raise ValueError(
+                f"{name} of {type(self).__name__} is {describe(value)} for two data, expected "
+                f"a Tensor of shape {(2, *shape)}"
+            )
+
+
+class Linear(NamedTuple):
+    """Products of n data with a matrix for each, J (m, d) of flattened data."""
+
+    forward: Callable[[Tensor], Tensor]  # J v, (n, *obs_shape), for v (n, *event_shape)
+    adjoint: Callable[[Tensor], Tensor]  # Jᵀ u, (n, *event_shape), for u (n, *obs_shape)
+    squares: Callable[[], Tensor]  # the diagonal of J Jᵀ, (*obs_shape) or (n, *obs_shape)
+
+
+class LinearOperator(Operator):
     """A linear map H of data (*batch, *event_shape) to observations (*batch, *obs_shape).
 
     It computes in float64.
@@ -41,13 +110,17 @@ class LinearOperator(Recorded, ExactBuffers, ABC):
     independent: ClassVar[bool] = False
     """Whether H has full row rank for all arguments: no observation follows from the others."""
 
-    def __init__(self, event_shape: Sequence[int], obs_shape: Sequence[int]) -> None:
-        super().__init__()
-        self.event_shape, self.obs_shape = tuple(event_shape), tuple(obs_shape)
+    def linearized(self, x: Tensor) -> Linear:
+        """H and its adjoint, whatever x is."""
+        return Linear(self, self.adjoint, lambda: self.squares)
 
-    @abstractmethod
-    def forward(self, x: Tensor) -> Tensor:
-        """H x, (*batch, *obs_shape)."""
+    @cached_property
+    @torch.no_grad()
+    def squares(self) -> Tensor:
+        """The diagonal of H Hᵀ, (*obs_shape); of a large H by :data:`PROBES` random data."""
+        if math.prod(self.event_shape) * math.prod(self.obs_shape) <= LARGEST_MATRIX:
+            return self.matrix().square().sum(1).reshape(self.obs_shape)
+        return self(_signs(PROBES, self.event_shape, _device(self))).square().mean(0)
 
     def adjoint(self, obs: Tensor) -> Tensor:
         """Hᵀ obs, (*batch, *event_shape); from the derivative of H unless overridden."""
@@ -68,26 +141,21 @@ class LinearOperator(Recorded, ExactBuffers, ABC):
     @torch.no_grad()
     def check(self) -> None:
         """Raise ValueError unless H is linear and :meth:`adjoint` its adjoint, on two data."""
-        generator = torch.Generator().manual_seed(0)
-
-        def normal(*shape: int) -> Tensor:
-            drawn = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
-            return drawn.to(_device(self))
-
-        x, y = normal(*self.event_shape), normal(*self.obs_shape)
+        x, y = self._two(*self.event_shape), self._two(*self.obs_shape, seed=1)
         Hx, Hty = self(x), self.adjoint(y)
-        for name, value, shape in (("H x", Hx, self.obs_shape), ("Hᵀ obs", Hty, self.event_shape)):
-            if not isinstance(value, Tensor) or value.shape != (2, *shape):
-                raise ValueError(
-                    f"{name} of {type(self).__name__} is {describe(value)} for two data, expected "
-                    f"a Tensor of shape {(2, *shape)}"
-                )
+        self._check_shape("H x", Hx, self.obs_shape)
+        self._check_shape("Hᵀ obs", Hty, self.event_shape)
+        if not bool(Hx.any()):
+            raise ValueError(
+                f"H x of {type(self).__name__} is 0 for random data, so that nothing is measured; "
+                "correct H, or draw data from the model itself"
+            )
         together, apart = self(x[:1] - 2 * x[1:]), Hx[:1] - 2 * Hx[1:]
         if not float((together - apart).norm()) <= DIGITS * (1 + float(Hx.norm())):
             raise ValueError(
                 f"H(x - 2 x') differs from H x - 2 H x' by {float((together - apart).norm()):.3g} "
                 f"for random data, expected a linear H; leave what it adds to x out of "
-                f"{type(self).__name__}, and subtract it from obs"
+                f"{type(self).__name__}, and subtract it from obs, or use NonlinearOperator"
             )
         left, right = float((Hx * y).sum()), float((x * Hty).sum())
         if not abs(left - right) <= DIGITS * float(Hx.norm() * y.norm() + x.norm() * Hty.norm()):
@@ -149,8 +217,7 @@ class FunctionOperator(LinearOperator):
         event_shape: Sequence[int],
         adjoint: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        obs = function(torch.zeros(1, *event_shape, dtype=torch.float64))
-        super().__init__(event_shape, obs.shape[1:])
+        super().__init__(event_shape, _obs_shape(function, event_shape))
         self.function, self._adjoint = function, adjoint
         self.check()
 
@@ -165,6 +232,64 @@ class FunctionOperator(LinearOperator):
         batch = obs.shape[: obs.dim() - len(self.obs_shape)]
         pulled = self._adjoint(obs.reshape(-1, *self.obs_shape))
         return pulled.reshape(*batch, *pulled.shape[1:])
+
+
+class NonlinearOperator(Operator):
+    """The operator of a differentiable function, which guidance takes for linear near x̂.
+
+    At each step H(x) ≈ H(x̂) + J (x - x̂), with J the derivative at x̂ = E[x | z] (one Gauss-Newton
+    step). So samples of a model conditioned on it are approximate, even for Gaussian data. They are
+    nearly right where H is nearly straight over the width of p(x | z), that is, at high λ.
+    :func:`~pyro_mdm.measurements.twisted_smc` weighs by H itself, and is right in the limit.
+
+    Args:
+        function: returns H(x), (n, *obs_shape), for data x (n, *event_shape) in float64, each
+            datum by itself; differentiable by ``torch.func``.
+        event_shape: the shape of a datum.
+
+    Raises:
+        ValueError: H(x) or its derivative is not finite for random data.
+
+    Example:
+        >>> phaseless = NonlinearOperator(lambda x: torch.fft.rfft(x).abs(), (8,))
+        >>> phaseless.obs_shape
+        (5,)
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor], event_shape: Sequence[int]) -> None:
+        super().__init__(event_shape, _obs_shape(function, event_shape))
+        self.function = function
+        self.check()
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch = x.shape[: x.dim() - len(self.event_shape)]
+        measured = self.function(x.reshape(-1, *self.event_shape))
+        return measured.reshape(*batch, *measured.shape[1:])
+
+    def linearized(self, x: Tensor) -> Linear:
+        """The derivative J at x, by reverse mode; a product with J is the derivative of Jᵀ u."""
+        Hx, pull = torch.func.vjp(self.function, x.double())[:2]
+
+        def adjoint(u: Tensor) -> Tensor:
+            pulled: Tensor = pull(u.double())[0]
+            return pulled
+
+        push = torch.func.vjp(adjoint, torch.zeros_like(Hx))[1]
+
+        @torch.no_grad()
+        def squares() -> Tensor:
+            signs = _signs(FEW_PROBES, self.event_shape, x.device)
+            return torch.stack([push(e.expand(x.shape))[0].square() for e in signs]).mean(0)
+
+        return Linear(lambda v: push(v.double())[0], adjoint, squares)
+
+    def check(self) -> None:
+        """Raise ValueError unless H(x) and its derivative are finite, on two random data."""
+        x = self._two(*self.event_shape)
+        Hx = self(x)
+        self._check_shape("H(x)", Hx, self.obs_shape)
+        check_finite("H(x) of random data", Hx)
+        check_finite("the derivative of H", self.linearized(x).adjoint(torch.ones_like(Hx)))
 
 
 class Mask(LinearOperator):
@@ -206,7 +331,7 @@ class Blur(LinearOperator):
 
     def __init__(self, event_shape: Sequence[int], width: float = 1.0) -> None:
         _check_image(event_shape)
-        check_number("width", width, "a positive number of pixels", positive=True)
+        width = check_number("width", width, "a positive number of pixels", positive=True)
         super().__init__(event_shape, event_shape)
         self.width = width
         reach = math.ceil(3 * width)
@@ -252,7 +377,9 @@ class Downsample(LinearOperator):
         return spread / self.factor**2
 
 
-def as_operator(H: Tensor | LinearOperator, event_shape: Sequence[int]) -> LinearOperator:
+def as_operator(
+    H: Tensor | LinearOperator | NonlinearOperator, event_shape: Sequence[int]
+) -> LinearOperator | NonlinearOperator:
     """H as an operator of data of this shape, checked; a matrix (m, d) becomes one.
 
     Raises:
@@ -262,7 +389,7 @@ def as_operator(H: Tensor | LinearOperator, event_shape: Sequence[int]) -> Linea
     if isinstance(H, Tensor):
         H = Matrix(H, event_shape)
     fix = "a matrix (m, d), or FunctionOperator(function, event_shape)"
-    check_instance("H", H, LinearOperator, fix)
+    check_instance("H", H, (LinearOperator, NonlinearOperator), fix)
     if H.event_shape != tuple(event_shape):
         raise ValueError(
             f"H is of data of shape {H.event_shape}, expected {tuple(event_shape)}, that of the "
@@ -270,6 +397,23 @@ def as_operator(H: Tensor | LinearOperator, event_shape: Sequence[int]) -> Linea
         )
     H.check()
     return H
+
+
+def _obs_shape(function: Callable[[Tensor], Tensor], event_shape: Sequence[int]) -> torch.Size:
+    obs = function(torch.zeros(2, *event_shape, dtype=torch.float64))
+    if not isinstance(obs, Tensor) or obs.dim() < 2 or len(obs) != 2:
+        raise ValueError(
+            f"H x is {describe(obs)} for two data, expected a Tensor of shape (2, *obs_shape); "
+            "keep the first dimension, that of the data, e.g. by x[:, 0] or .flatten(1)"
+        )
+    return obs.shape[1:]
+
+
+def _signs(n: int, shape: Sequence[int], device: torch.device) -> Tensor:
+    """n random data of ±1, always the same, (n, *shape) in float64."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(2, (n, *shape), generator=generator, dtype=torch.float64)
+    return (2 * drawn - 1).to(device)
 
 
 def _check_image(event_shape: Sequence[int]) -> None:

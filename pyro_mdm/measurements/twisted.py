@@ -127,7 +127,8 @@ def twisted_smc(
 
     Raises:
         TypeError: another model, or a diffusion whose steps need more than x̂.
-        ValueError: obs that differ between data, exact observations that are not entries of x.
+        ValueError: obs that differ between data, exact observations that are not entries of x, a
+            law under which no particle can have given obs.
 
     Source: Wu, Trippe, Naesseth, Blei & Cunningham, "Practical and Asymptotically Exact Conditional
     Sampling in Diffusion Models", NeurIPS 2023, algorithm 1, here for any K and with the
@@ -150,6 +151,11 @@ def twisted_smc(
     check_number("threshold", threshold, "a part of the particles, from 0 to 1")
     with evaluating(model):
         x, log_w = _run(model, score, repeats, num_particles, steps, threshold)
+        if bool((log_w == -math.inf).all()):
+            raise ValueError(
+                f"none of {log_w.numel()} particles can have given obs, whose probability is 0 by "
+                "the law of noise; take more particles and steps, or give the law some noise"
+            )
         added, half = Measured(math.nan, math.nan), steps // 2 if steps >= FEWEST_STEPS else 0
         if half:
             of_half = _run(model, score, repeats, num_particles, half, threshold)[1]
@@ -219,11 +225,8 @@ def _decoded(model: DiffusionModel, score: MeasuredDenoiser, y: Tensor) -> tuple
     y, operator = y.to(model.bound_score.dtype), score.operator
     law = model.likelihood(model.diffusion, score.denoiser, y, len(model.event_shape))
     x = law.sample()
-    variance = score.noise_variance.expand(operator.obs_shape)
-    if bool((variance > 0).all()):
-        rest = (score.obs - operator(x.double())).square() / variance
-        terms = -0.5 * (rest + (2 * math.pi * variance).log())
-        return x, terms.flatten(1).sum(1)
+    if not isinstance(score.noise, Tensor) or bool((score.noise > 0).all()):
+        return x, score.log_prob_of_obs(x)
     seen: Any = operator.seen
     x[:, seen] = score.obs.to(x.dtype)
     return x, log_prob_by_dimension(law, x)[:, seen].sum(1).double()
@@ -251,7 +254,7 @@ def _checked(model: DiffusionModel) -> MeasuredDenoiser:
     if not isinstance(score, MeasuredDenoiser):
         raise TypeError(
             f"the score of model is {type(score).__name__}, expected a MeasuredDenoiser; make the "
-            "model by condition_on_measurements(model, H, obs, noise_variance)"
+            "model by condition_on_measurements(model, H, obs, noise)"
         )
     check_chain(model.diffusion)
     if score.obs.dim() > len(score.operator.obs_shape):
@@ -264,10 +267,10 @@ def _checked(model: DiffusionModel) -> MeasuredDenoiser:
             f"contexts are of {tuple(score.told.shape[:-1])} data, expected one for all particles; "
             "call it for each of them"
         )
-    exact = score.noise_variance == 0
+    exact = score.noise == 0 if isinstance(score.noise, Tensor) else torch.zeros(1).bool()
     if bool(exact.any()) and not (bool(exact.all()) and isinstance(score.operator, Mask)):
         raise ValueError(
-            "noise_variance is 0, and of measurements other than coordinates, or of some alone, "
-            "the decoder has no density; give noise_variance positive numbers, or H = Mask(seen)"
+            "noise is 0, and of measurements other than coordinates, or of some alone, "
+            "the decoder has no density; give noise positive variances, or H = Mask(seen)"
         )
     return score

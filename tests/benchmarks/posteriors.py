@@ -29,6 +29,7 @@ import argparse
 import functools
 import json
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,6 +58,8 @@ SCORES = (
 )
 COSTS = ("draws", "folds", "densities", "new")
 """What scores are made of, which the options say."""
+SIMULATING = threading.Lock()
+"""Is held while a program runs: Pyro's stack of handlers is one for all threads."""
 NEW_SEED = 1_000_000
 """Is added to the seed of simulations that are not learned from."""
 
@@ -103,7 +106,9 @@ def do(fit: runs.Row, rows: runs.Rows, options: argparse.Namespace) -> None:
     method = fit["method"].removesuffix(SAME_TIME)
     python = python_of(options.environment) if method in OF_PEERS else sys.executable
     with runs.folder() as name:
-        problem_of(fit, observations, options).save(Path(name))
+        with SIMULATING:
+            problem = problem_of(fit, observations, options)
+        problem.save(Path(name))
         package = "tests.benchmarks.arena"
         runs.run_process(python, f"{package}.methods", [method, name], options.limit)
         runs.run_process(sys.executable, f"{package}.scores", [name], options.limit)

@@ -1,0 +1,330 @@
+r"""Laws of observations given clean measurements u = H x: the noise of a measurement.
+
+A law is a function of u that returns the distribution of obs, entry by entry, such as
+``lambda u: dist.Poisson(u.clamp_min(0) * 100)`` or ``lambda u: dist.Laplace(u, 0.1)``. Here are two
+that torch lacks, and what guidance makes of any law: Gaussian sites. With u ~ N(û, v), the moments
+m, V of p(u | obs) ∝ N(u; û, v) p(obs | u) are those after an observation y = u + N(0, r) with
+
+    1/r = 1/V - 1/v,    y = û + (m - û) (v + r)/v,    p(obs | u) ≈ ζ N(y; u, r)
+
+which is one pass of expectation propagation. A Gaussian law is its own site.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+from torch.special import log_ndtr
+
+from pyro_mdm.support.checks import describe
+
+__all__ = ["Clipped", "Law", "Quantized", "Sites", "gaussian_sites", "likeliest"]
+
+Law = Callable[[Tensor], Distribution]
+"""The distribution of observations (*batch, *obs_shape) given clean ones of this shape."""
+
+WINDOWS, CUT = (17, 17, 49), 18.0
+"""Nodes of windows of u, one inside the other, and the nats below the largest node at which a
+window ends."""
+WEAKEST = 1e-3
+"""The least v / r of a site: a law that leaves u as wide as it was, or wider, counts so much."""
+FAR = 1e6
+"""Standard deviations beyond which the tail of a normal distribution is not told apart."""
+SCANNED, AT_ONCE = 257, 2**22
+"""Clean measurements at which a law is looked at for each observation, and all looked at together.
+"""
+
+
+# -- two laws --------------------------------------------------------------------------------------
+
+
+class Quantized(TorchDistribution):
+    """The distribution of the nearest of some levels to u + N(0, scale²).
+
+    The first and the last level stand for all that lies beyond them.
+
+    Args:
+        loc: u, (*batch).
+        levels: in ascending order, (L,).
+        scale: the standard deviation of noise before rounding, a number or (*batch). 0: none.
+
+    Raises:
+        ValueError: fewer than two levels, levels that do not ascend, a negative scale.
+
+    Example:
+        >>> bits = Quantized(torch.tensor([0.1, 0.9]), torch.tensor([0.0, 1.0]))
+        >>> bits.log_prob(torch.tensor([0.0, 1.0]))
+        tensor([0., 0.])
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    def __init__(
+        self,
+        loc: Tensor,
+        levels: Tensor | Sequence[float],
+        scale: float | Tensor = 0.0,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.levels = torch.as_tensor(levels, dtype=loc.dtype, device=loc.device)
+        self.scale = _scale(scale, loc)
+        if self.levels.dim() != 1 or len(self.levels) < 2 or bool((self.levels.diff() <= 0).any()):
+            raise ValueError(
+                f"levels are {describe(levels)}, expected at least two in ascending order, (L,); "
+                "write levels.unique()"
+            )
+        self.loc, self.scale = torch.broadcast_tensors(loc, self.scale)
+        super().__init__(self.loc.shape, validate_args=validate_args)
+
+    @constraints.dependent_property(is_discrete=True, event_dim=0)
+    def support(self) -> Any:
+        """The levels."""
+        return _Levels(self.levels)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Quantized:
+        loc, scale = self.loc.expand(batch_shape), self.scale.expand(batch_shape)
+        return Quantized(loc, self.levels, scale, validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """The log probability of the bin of ``value``."""
+        if self._validate_args:
+            self._validate_sample(value)
+        edges = (self.levels[1:] + self.levels[:-1]) / 2
+        ends = torch.cat([edges.new_tensor([-math.inf]), edges, edges.new_tensor([math.inf])])
+        k = _nearest(value, self.levels)
+        low, high = ends[k] - self.loc, ends[k + 1] - self.loc
+        exact = self.scale == 0
+        inside = torch.where((low <= 0) & (high > 0), 0.0, -math.inf)
+        scale = torch.where(exact, 1, self.scale)
+        low, high = (low / scale).clamp(-FAR, FAR), (high / scale).clamp(-FAR, FAR)
+        above = low > 0  # the upper tail is the lower one of -u, where digits are not lost
+        low, high = torch.where(above, -high, low), torch.where(above, -low, high)
+        at_high = log_ndtr(high)
+        noisy = at_high + torch.log1p(-torch.exp(log_ndtr(low) - at_high))
+        return torch.where(exact, inside.to(noisy.dtype), noisy)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        shape = (*sample_shape, *self.batch_shape)
+        u = self.loc + self.scale * torch.randn(shape, dtype=self.loc.dtype).to(self.loc.device)
+        return self.levels[_nearest(u, self.levels)]
+
+
+class _Levels(constraints.Constraint):
+    is_discrete = True
+
+    def __init__(self, levels: Tensor) -> None:
+        self.levels = levels
+
+    def check(self, value: Tensor) -> Tensor:
+        nearest = self.levels[_nearest(value, self.levels)]
+        return (value - nearest).abs() <= 1e-6 * (self.levels[-1] - self.levels[0])
+
+
+def _nearest(value: Tensor, levels: Tensor) -> Tensor:
+    """The indices of the nearest levels, like the value."""
+    edges = (levels[1:] + levels[:-1]) / 2
+    return torch.searchsorted(edges, value.to(edges.dtype).contiguous())
+
+
+class Clipped(TorchDistribution):
+    """The distribution of u + N(0, scale²) clipped to an interval, whose ends have probabilities.
+
+    ``log_prob`` is a log density inside and a log probability at the ends. Without noise use a
+    :class:`~pyro_mdm.measurements.Mask` of what is not clipped.
+
+    Args:
+        loc: u, (*batch).
+        scale: the standard deviation of noise before clipping, positive, a number or (*batch).
+        low, high: the ends of the interval; infinite for none.
+
+    Raises:
+        ValueError: a scale that is not positive, an empty interval.
+
+    Example:
+        >>> white = Clipped(torch.tensor([2.0]), 0.1, high=1.0)
+        >>> white.sample()
+        tensor([1.])
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    def __init__(
+        self,
+        loc: Tensor,
+        scale: float | Tensor,
+        low: float = -math.inf,
+        high: float = math.inf,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.scale, self.low, self.high = _scale(scale, loc), low, high
+        if bool((self.scale == 0).any()) or not low < high:
+            raise ValueError(
+                f"scale reaches {self.scale.min().item():.3g}, and the ends are {low} and {high}, "
+                "expected a positive scale and low < high; without noise leave out what is clipped"
+            )
+        self.loc, self.scale = torch.broadcast_tensors(loc, self.scale)
+        super().__init__(self.loc.shape, validate_args=validate_args)
+
+    @constraints.dependent_property(is_discrete=False, event_dim=0)
+    def support(self) -> Any:
+        """The interval."""
+        return constraints.interval(self.low, self.high)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Clipped:
+        loc, scale = self.loc.expand(batch_shape), self.scale.expand(batch_shape)
+        return Clipped(loc, scale, self.low, self.high, validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """The log density of ``value``, or its log probability where it is an end."""
+        if self._validate_args:
+            self._validate_sample(value)
+        rest = (value - self.loc) / self.scale
+        inside = -0.5 * rest.square() - (math.sqrt(2 * math.pi) * self.scale).log()
+        at_high = torch.where(value >= self.high, log_ndtr(-rest), inside)
+        return torch.where(value <= self.low, log_ndtr(rest), at_high)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        shape = (*sample_shape, *self.batch_shape)
+        noise = torch.randn(shape, dtype=self.loc.dtype).to(self.loc.device)
+        return (self.loc + self.scale * noise).clamp(self.low, self.high)
+
+
+def _scale(scale: float | Tensor, loc: Tensor) -> Tensor:
+    value = torch.as_tensor(scale, dtype=loc.dtype, device=loc.device)
+    if not bool(((value >= 0) & value.isfinite()).all()):
+        raise ValueError(
+            f"scale reaches {value.min().item():.3g}, expected finite standard deviations, none "
+            "below 0"
+        )
+    return value
+
+
+# -- Gaussian sites --------------------------------------------------------------------------------
+
+
+class Sites(NamedTuple):
+    """Gaussian observations in the place of others, (n, *obs_shape) in float64; see the module."""
+
+    obs: Tensor  # y
+    variance: Tensor  # r > 0
+    log_p: Tensor  # Σ log p(obs) + ½ (y - û)² / (v + r), (n,), with the law of u, one by one
+    scale: Tensor | None  # (v + r)^{-½}, by which equations are scaled; None: not at all
+
+
+def gaussian_sites(law: Law, obs: Tensor, mean: Tensor, variance: Tensor, peak: Tensor) -> Sites:
+    """Sites of observations obs (n, *obs_shape) where u ~ N(mean, variance), entry by entry.
+
+    Moments are sums over nodes of a window that closes in on p(u | obs). They have derivatives in
+    the mean, the variance and the law. Where p(u | obs) is as wide as N(mean, variance), or wider,
+    the site keeps the mean, and has the variance v / :data:`WEAKEST`.
+
+    Args:
+        peak: where p(obs | u) is largest, or positive, which a window never leaves out.
+    """
+    v = variance
+
+    def tilted(u: Tensor) -> Tensor:
+        return law(u).log_prob(obs) - 0.5 * (u - mean).square() / v
+
+    def nodes(number: int) -> Tensor:
+        part = torch.linspace(0, 1, number, dtype=mean.dtype, device=mean.device)
+        return low + (high - low) * part.reshape(-1, *[1] * mean.dim())
+
+    with torch.no_grad():
+        low, high = mean - 8 * v.sqrt(), mean + 8 * v.sqrt()
+        low, high = torch.minimum(low, peak), torch.maximum(high, peak)
+        for number in WINDOWS[:-1]:
+            u = torch.cat([nodes(number), peak.unsqueeze(0)])
+            log_p = tilted(u)
+            kept, step = log_p > log_p.amax(0) - CUT, (high - low) / (number - 1)
+            low = torch.where(kept, u, math.inf).amin(0) - step
+            high = torch.where(kept, u, -math.inf).amax(0) + step
+    u = nodes(WINDOWS[-1])
+    log_p = tilted(u)
+    w = log_p.softmax(0)
+    m = (w * u).sum(0)
+    V = (w * (u - m).square()).sum(0)
+    step = (high - low) / (WINDOWS[-1] - 1)
+    r = v / (v / V - 1).clamp_min(WEAKEST)
+    rest = (m - mean) * (v + r) / v
+    log_Z = log_p.logsumexp(0) + step.log() - 0.5 * (2 * math.pi * v).log()
+    fit = log_Z + 0.5 * rest.square() / (v + r)
+    return Sites(mean + rest, r, fit.flatten(1).sum(1), (v + r).rsqrt())
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def likeliest(law: Law, obs: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
+    """The clean measurements under which each of obs (n, *obs_shape) is likeliest, like obs.
+
+    They are looked for at obs, and within ten standard deviations of clean measurements, mean and
+    spread (*obs_shape), from the mean outwards.
+
+    Raises:
+        TypeError: a law that returns no distribution.
+        ValueError: a law that fails for some u, or has other shapes; obs that are impossible.
+    """
+    part = torch.linspace(-1, 1, SCANNED, dtype=obs.dtype, device=obs.device)
+    best, peak = _log_prob(law, obs.unsqueeze(0), obs)[0], obs
+    for piece in part[part.abs().argsort()].split(max(1, AT_ONCE // obs.numel())):
+        u = mean + 10 * spread * piece.reshape(-1, *[1] * obs.dim())
+        u = u.expand(-1, *obs.shape)
+        largest, k = _log_prob(law, u, obs).max(0)
+        larger = largest > best
+        best = torch.where(larger, largest, best)
+        peak = torch.where(larger, u.gather(0, k[None])[0], peak)
+    if not bool(best.isfinite().all()):
+        where = tuple((~best.isfinite()).nonzero()[0].tolist())
+        ends = [(mean + k * spread)[where[1:]].item() for k in (-10, 10)]
+        raise ValueError(
+            f"noise gives obs {obs[where].item():g} at {where[1:]} the log probability "
+            f"{best[where].item():g} whatever u is, from {ends[0]:.3g} to {ends[1]:.3g}, expected "
+            "a finite one for some u = H x; correct the units of obs or of the law"
+        )
+    return peak
+
+
+def _log_prob(law: Law, u: Tensor, obs: Tensor) -> Tensor:
+    """log p(obs | u), like u, checked; NaN, as of 0 log 0, is -∞."""
+    try:
+        given = law(u)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"noise(u) fails for u from {u.min().item():.3g} to {u.max().item():.3g}, of shape "
+            f"{tuple(u.shape)}: {_first_line(error)}; expected a distribution for all real u; clamp"
+            " what must be positive, e.g. dist.Poisson(u.clamp_min(0) * 100)"
+        ) from error
+    if not isinstance(given, Distribution):
+        raise TypeError(
+            f"noise(u) is {describe(given)}, expected a distribution of obs; give a function of "
+            "clean measurements, e.g. lambda u: dist.Laplace(u, 0.1)"
+        )
+    if given.event_shape or given.batch_shape != u.shape:
+        raise ValueError(
+            f"noise(u) has batch shape {tuple(given.batch_shape)} and event shape "
+            f"{tuple(given.event_shape)} for u of shape {tuple(u.shape)}, expected a distribution "
+            "of each entry of u by itself; leave out .to_event, sums and shapes of its own"
+        )
+    try:
+        log_p: Tensor = given.log_prob(obs)
+    except ValueError as error:
+        raise ValueError(
+            f"obs reaches from {obs.min().item():g} to {obs.max().item():g}, which "
+            f"{type(given).__name__} does not allow: {_first_line(error)}; correct obs or the law, "
+            "or write validate_args=False where its support depends on u"
+        ) from error
+    return torch.where(log_p.isnan(), -math.inf, log_p)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].rstrip(".:, ")

@@ -1,0 +1,139 @@
+"""What is measured of a model's data, as a site of another program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import Normal, constraints
+
+from pyro_mdm.distribution import MDM
+from pyro_mdm.measurements.denoiser import condition_on_measurements
+from pyro_mdm.measurements.laws import Law
+from pyro_mdm.measurements.operators import LinearOperator, NonlinearOperator, as_operator
+from pyro_mdm.measurements.twisted import Particles, twisted_smc
+from pyro_mdm.model import DiffusionModel
+from pyro_mdm.support.checks import check_instance
+
+__all__ = ["Measurement"]
+
+
+class Measurement(TorchDistribution):
+    """The distribution of obs = H x + noise where x are a model's data, which are summed out.
+
+    It is a site of a program in which the noise or the operator is unknown, ``pyro.sample("obs",
+    Measurement(model, H, sigma**2), obs=obs)``. ``log_prob`` is the evidence by
+    :func:`twisted_smc`, whose exponential is unbiased, with fresh particles for each object. So the
+    posterior of the unknowns is right in the limit of many samples, however few the particles, by
+    ``pyro.infer.Importance`` or Metropolis-Hastings (pseudo-marginal inference), up to the steps of
+    the chain. :meth:`particles` are those that gave the evidence, and together with the unknowns of
+    the same run they are from the joint posterior. There are no derivatives, as SVI and HMC need.
+
+    Args:
+        model, H, noise: as for :func:`condition_on_measurements`.
+        num_particles, steps: as for :func:`twisted_smc`.
+        guidance: further options of :func:`condition_on_measurements`.
+
+    Raises:
+        TypeError, ValueError: as for :func:`condition_on_measurements`, by ``log_prob``; noise that
+            requires gradients.
+
+    Source: Andrieu & Roberts, "The Pseudo-Marginal Approach for Efficient Monte Carlo
+    Computations", Annals of Statistics 2009.
+
+    Example:
+        >>> import pyro
+        >>> from pyro_mdm import CLD, Denoiser
+        >>> from pyro_mdm.networks import MLP
+        >>> model = DiffusionModel(CLD(max_log_snr=9.0), Denoiser.fit(MLP(2), torch.randn(100, 2)))
+        >>> def program(obs):
+        ...     sigma = pyro.sample("sigma", pyro.distributions.LogNormal(-1.0, 0.5))
+        ...     pyro.sample("obs", Measurement(model, torch.eye(2), sigma**2, steps=10), obs=obs)
+        >>> runs = pyro.infer.Importance(program, num_samples=2).run(torch.tensor([3.0, 1.0]))
+        >>> pyro.infer.EmpiricalMarginal(runs, "sigma").sample((5,)).shape
+        torch.Size([5])
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        H: Tensor | LinearOperator | NonlinearOperator,
+        noise: float | Tensor | Law,
+        *,
+        num_particles: int = 64,
+        steps: int = 50,
+        validate_args: bool | None = None,
+        **guidance: Any,
+    ) -> None:
+        check_instance("model", model, DiffusionModel, "e.g. DiffusionModel(diffusion, score)")
+        self.model, self.noise, self.guidance = model, noise, guidance
+        self.operator = as_operator(H, model.event_shape)
+        self.num_particles, self.steps = num_particles, steps
+        self._seen: list[tuple[Tensor, list[Particles]]] = []
+        obs_shape = torch.Size(self.operator.obs_shape)
+        if self._has_derivative():
+            raise ValueError(
+                "noise requires gradients, as under SVI and HMC, and evidence by particles has no "
+                "derivative; infer by pyro.infer.Importance, or pass what it depends on detached"
+            )
+        super().__init__(torch.Size(), obs_shape, validate_args=validate_args)
+
+    @constraints.dependent_property(is_discrete=False)
+    def support(self) -> Any:
+        """Real numbers, whatever the noise."""
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Measurement:
+        new = self._get_checked_instance(Measurement, _instance)
+        new.__dict__.update(self.__dict__, _batch_shape=torch.Size(batch_shape))
+        return new
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Measurements of data drawn from the model, (*sample_shape, *batch_shape, *obs_shape)."""
+        x = MDM(self.model, batch_shape=self.batch_shape).sample(torch.Size(sample_shape))
+        drawn: Tensor = self._law(self.operator(x.double())).sample()
+        return drawn
+
+    def _has_derivative(self) -> bool:
+        if isinstance(self.noise, Tensor):
+            return self.noise.requires_grad
+        if not callable(self.noise):
+            return False
+        law = self.noise(torch.zeros(self.operator.obs_shape, dtype=torch.float64))
+        return bool(law.log_prob(law.sample()).requires_grad)
+
+    def _law(self, clean: Tensor) -> Any:
+        if callable(self.noise):
+            return self.noise(clean)
+        return Normal(clean, torch.as_tensor(self.noise, dtype=clean.dtype).sqrt())
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(value) by particles, (*batch) in float64, nats."""
+        batch = value.shape[: value.dim() - len(self.event_shape)]
+        each = [of_one.log_evidence.mean for of_one in self.particles(value)]
+        evidence = torch.tensor(each, dtype=torch.float64, device=value.device)
+        return evidence.reshape(batch).expand(torch.broadcast_shapes(batch, self.batch_shape))
+
+    def particles(self, obs: Tensor) -> list[Particles]:
+        """Particles of p(x | obs) for each of obs (*batch, *obs_shape), in order.
+
+        They are drawn once: ``log_prob`` of the same obs is their evidence, before and after.
+        """
+        for seen, drawn in self._seen:
+            if torch.equal(seen, obs):
+                return drawn
+        drawn = [self._drawn(one) for one in obs.reshape(-1, *self.event_shape)]
+        self._seen.append((obs, drawn))
+        return drawn
+
+    def _drawn(self, obs: Tensor) -> Particles:
+        given = condition_on_measurements(
+            self.model, self.operator, obs, self.noise, **self.guidance
+        )
+        return twisted_smc(given, self.num_particles, steps=self.steps)
