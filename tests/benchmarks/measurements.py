@@ -31,7 +31,7 @@ from pathlib import Path
 from tests.benchmarks import runs
 from tests.benchmarks.environments import python_of
 from tests.benchmarks.inverse_problems import summary
-from tests.benchmarks.inverse_problems.methods import COMPARED, EXACT, METHODS, OF_PEERS
+from tests.benchmarks.inverse_problems.methods import COMPARED, EXACT, METHODS, OF_PEERS, ONE_BUDGET
 from tests.benchmarks.inverse_problems.peers import ENVIRONMENT
 from tests.benchmarks.inverse_problems.problems import NOISES, OPERATORS, SIZES
 
@@ -77,7 +77,9 @@ def jobs_of(rows: runs.Rows, options: argparse.Namespace) -> list[runs.Row]:
                     cells = [
                         problem | {"method": method, "budget": budget, "draws": options.draws}
                         for method in options.methods
-                        for budget in (["0 steps"] if method == EXACT else options.budgets)
+                        for budget in (
+                            [ONE_BUDGET[method]] if method in ONE_BUDGET else options.budgets
+                        )
                     ]
                     for peers in (False, True):
                         own = [

@@ -121,6 +121,7 @@ def conditioned(
 
 
 DEFAULT = "default"
+INDEPENDENT = f"one of {PARTICLES} particles"
 OURS: dict[str, Method] = {
     DEFAULT: guided(VPSDE, ExponentialIntegrator),
     "default, stochastic": guided(VPSDE, stochastic),
@@ -133,7 +134,7 @@ OURS: dict[str, Method] = {
     "particles": particles(VPSDE, None),
     "particles, CLD": particles(CLD, None),
     "particles, own covariance": particles(VPSDE, None, **OWN),
-    f"one of {PARTICLES} particles": particles(VPSDE, PARTICLES),
+    INDEPENDENT: particles(VPSDE, PARTICLES),
 }
 """This library's."""
 
@@ -335,9 +336,12 @@ METHODS: dict[str, Method] = OURS | OF_PEERS
 COMPARED = [
     *(DEFAULT, "default, stochastic", "own covariance, stochastic"),
     *("own covariance, CLD, stochastic", "particles", "particles, own covariance"),
+    INDEPENDENT,
     *(name for name in OF_PEERS if not name.endswith("DDIM")),
 ]
 """Methods of the documentation's table of problems with known answers."""
+ONE_BUDGET = {EXACT: "0 steps", INDEPENDENT: "100 steps"}
+"""Methods that other budgets are nothing for."""
 COMPARED_BY_IMAGES = [
     *(DEFAULT, "default, stochastic", "scalar covariance, stochastic"),
     *(name for name in OF_PEERS if not name.endswith(("DDIM", "0.1", "λ = 1, 5 iterations"))),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,13 @@ VERSIONS = ", ".join(PACKAGES).replace("==", " ")
 
 
 def of_measurements(file: Path, folder: Path) -> None:
-    """measurements-peers: a row for each method; -problems: for each problem; -evidence."""
+    """measurements-peers: a row for each method; -problems: for each problem; -evidence.
+
+    Problems that some methods have not done are left out.
+    """
     rows = pd.read_csv(file)
+    cells = rows.groupby([*PROBLEM, "seed"]).energy.transform("size")
+    rows = rows[cells == cells.max()]
     rows["method"] = pd.Categorical(rows.method, [n for n in NAMES if n in set(rows.method)])
     rows["floors"] = rows.energy / rows.floor
     rows = rows.sort_values("method", kind="stable")
@@ -47,18 +53,16 @@ def of_measurements(file: Path, folder: Path) -> None:
             own = part if method == EXACT else part[part.budget == budget]
             quartiles = _quartiles(own.floors)
             row |= dict(zip((f"energy_{name}{end}" for end in ENDS), quartiles, strict=True))
-        last = part if method == EXACT else part[part.budget == part.budget.iloc[-1]]
+        last = part[part.budget == max(part.budget, key=_place)]
         for score in ("mean_error", "weights_error"):
             row |= dict(
                 zip((f"{score}{end}" for end in ENDS), _quartiles(last[score]), strict=True)
             )
-        for budget in budgets:
-            own = part[part.budget == budget]
-            for what in ("calls", "seconds"):
-                row[f"{what}_{budget.replace(' ', '_')}"] = float(own[what].mean())
+        for what in ("calls", "seconds"):
+            row[what] = float(last[what].mean()) if method != EXACT else math.nan
         made.append(row)
     notes = [of_what, f"{energies}; medians over problems with quartiles", cost]
-    notes += ["errors of mean and weights are those of the largest budget", VERSIONS]
+    notes += ["errors of mean and weights are those of a method's largest budget", VERSIONS]
     write(folder / "measurements-peers.csv", pd.DataFrame(made), COMMANDS, seeds, notes=notes)
 
     made = []
@@ -91,7 +95,6 @@ def of_evidence(known: pd.DataFrame, folder: Path, seeds: str, of_what: str) -> 
                 **dict(zip(("error", "error_se"), mean_and_error(off), strict=True)),
                 "least": float(off.min()),
                 "largest": float(off.max()),
-                "own_error": float(part.log_evidence_se.median()),
                 "calls": float(part.calls.mean()),
             }
         )
@@ -103,7 +106,7 @@ def of_evidence(known: pd.DataFrame, folder: Path, seeds: str, of_what: str) -> 
         unit="nats",
         notes=[
             of_what,
-            "log p(obs) less the exact one; its own error is the median of what is said",
+            "log p(obs) less the exact one",
         ],
     )
 
@@ -119,7 +122,7 @@ def _quartiles(values: pd.Series) -> NDArray[np.float64]:
 
 def _place(budget: str) -> tuple[str, float]:
     number, unit = budget.split()
-    return {"steps": "0"}.get(unit, unit), float(number)
+    return unit, float(number)
 
 
 def _listed(values: pd.Series) -> str:
