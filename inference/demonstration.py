@@ -41,7 +41,7 @@ def restored(
     *,
     seed: int = 0,
     batch_size: int = 256,
-    covariance_from: float = 0.0,
+    data: Tensor | None = None,
     sampler: str | None = None,
     steps: int | None = None,
     progress: bool = False,
@@ -52,16 +52,14 @@ def restored(
         noise: the standard deviation of the measurements' noise.
         num_samples: samples of each image.
         batch_size: about how many samples are drawn together.
-        covariance_from: see :func:`~pyro_mdm.measurements.condition_on_measurements`.
+        data: see :func:`~pyro_mdm.measurements.condition_on_measurements`.
         sampler, steps, progress: see :func:`~inference.sample.draw`.
     """
     generator = torch.Generator().manual_seed(seed_from(seed, "measurements"))
     obs = operator(truth.double())
     drawn = torch.randn(obs.shape, generator=generator, dtype=torch.float64)
     obs, n = obs + noise * drawn, len(truth)
-    given = condition_on_measurements(
-        model, operator, obs, noise**2, covariance_from=covariance_from
-    )
+    given = condition_on_measurements(model, operator, obs, noise**2, data=data)
     options = Drawing(sampler=sampler, steps=steps, progress=progress)
     options |= Drawing(seed=seed, batch_size=n * max(1, batch_size // n))
     x = draw(given, n * num_samples, **options)

@@ -15,7 +15,8 @@ are uniform, which is necessary and not sufficient: those of the prior are.
 
 With --data it answers for an observation of one's own: draws of its posterior in a file, pictures
 of them and of what they predict, how usual the observation is for the simulator, and whether ranks
-are uniform near it.
+are uniform near it. Where the program has densities it prints the evidence log p(x) too: that of
+two simulators of the same data, less each other, is the log Bayes factor.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from __future__ import annotations
 import csv
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyro
 import torch
-from pyro.infer import Predictive
+from pyro.infer import Importance, Predictive
 from torch import Tensor
 
 from inference.checkpoints import write_atomically
@@ -41,11 +44,13 @@ from pyro_mdm.posteriors import (
     AmortizedPosterior,
     Calibration,
     Coverage,
+    ImportanceWeights,
     calibrate,
     calibrate_at,
     log_prior,
     simulate,
 )
+from pyro_mdm.posteriors.dependence import is_computed
 from pyro_mdm.posteriors.reading import sites_of
 from pyro_mdm.support.checks import describe
 from pyro_mdm.support.measured import Measured
@@ -61,6 +66,9 @@ NEAR = 20
 
 LEAST_NEAR = 100
 """New simulations below which there are too few near the observation."""
+
+WEIGHTS = 1000
+"""Draws of the posterior that are weighted for the evidence."""
 
 HIDDEN = 0.3
 """The part of the simulations of which numbers are hidden, where the observation lacks some."""
@@ -167,6 +175,7 @@ def posterior(
     drawn = learned.sample(one, num_samples, seed=seed)
     if data is not None:
         print(_of_observation(learned, chosen, one, drawn))
+        print(_evidence(learned, chosen, one, seed))
         if near:
             print(_near(learned, chosen, one, near, vectorized, seed))
         columns = posterior_columns(drawn)
@@ -295,6 +304,39 @@ def _of_observation(
     p = float(learned.predictive_p_value(one))
     usual = f"prior predictive p-value of the observation: {p:.2g}, small if unlike simulations"
     return f"{aligned(rows)}\n{usual}"
+
+
+def _evidence(
+    learned: AmortizedPosterior, simulator: Simulator, one: Mapping[str, Tensor], seed: int
+) -> str:
+    """log p(x) by weighted draws, in words, or why it is not known."""
+    observation = {name: one[name] for name in simulator.observed}
+    unknown = "the evidence log p(x) is not known"
+    sites = sites_of(simulator.program, simulator.observed)
+    if _lacks(observation):
+        return f"{unknown}: numbers of the observation are missing"
+    if computed := [name for name, site in sites.items() if is_computed(site)]:
+        return f"{unknown}: {computed[0]!r} is computed, and has no density"
+    conditioned = pyro.condition(simulator.program, observation)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what they say is printed here
+        torch.manual_seed(seed)
+        guide = learned.guide(observation, seed=seed)
+        try:
+            importance = Importance(conditioned, guide, num_samples=WEIGHTS).run()
+        except NotImplementedError as error:
+            return f"{unknown}: a law of the program has no density ({error})"
+        weights = ImportanceWeights.of(importance)
+    said = (
+        f"the evidence log p(x): {weights.log_evidence} nats, by {WEIGHTS:,} weights that count as "
+        f"{weights.effective:,.0f} draws"
+    )
+    if weights.pareto_k > weights.pareto_limit or weights.effective == 0:
+        said += (
+            f"; NOT to be trusted, as their tail has k̂ {weights.pareto_k:.2f}, expected at most "
+            f"{weights.pareto_limit:.2f}: give more --simulations or --steps"
+        )
+    return said
 
 
 def _near(

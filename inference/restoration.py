@@ -131,7 +131,7 @@ def restoration(
     noise: float,
     num_samples: int,
     *,
-    covariance_from: float,
+    data: Tensor,
     sampler: str | None,
     steps: int | None,
     batch_size: int,
@@ -142,8 +142,8 @@ def restoration(
 
     Args:
         noise: the standard deviation of the measurement's noise.
+        data: what the network was trained on, in model space, (N, C, h, w).
         batch_size: about how many images or windows of the network's size are computed together.
-        covariance_from: see :func:`~pyro_mdm.measurements.condition_on_measurements`.
         sampler, steps, seed, progress: see :func:`~inference.sample.draw`; the draws of an image
             depend on no other image.
 
@@ -156,9 +156,7 @@ def restoration(
         model = windowed(model, operator.event_shape[1:])  # others are refused next
     score = model.score_function
     windows = len(score.windows) if isinstance(score, WindowedDenoiser) else 1
-    given = condition_on_measurements(
-        model, operator, obs, noise**2, covariance_from=covariance_from
-    )
+    given = condition_on_measurements(model, operator, obs, noise**2, data=data)
     options = Drawing(sampler=sampler, steps=steps, seed=seed, progress=progress)
     x = draw(given, num_samples, **options | Drawing(batch_size=max(1, batch_size // windows)))
     way, log_snr = _way(given, sampler, steps, seed)

@@ -33,6 +33,8 @@ from pyro_mdm.contexts import Labels
 
 __all__ = ["TASKS", "Restored", "coverage", "picture", "psnr", "restore", "restored", "summary"]
 
+LEARNED_FROM = 2048
+"""Training images of which the covariance of pixels is taken, or up to twice as many."""
 FEWEST = 19
 """The fewest samples of an image: their least and largest are the ends of a 90% interval."""
 NUM_IMAGES, NOISE = 8, 0.05
@@ -91,7 +93,6 @@ def restore(
     num_samples: int = FEWEST,
     sampler: str | None = None,
     steps: int | None = None,
-    covariance_from: float = 0.0,
     out: Path | None = None,
     batch_size: int = 256,
     seed: int = 0,
@@ -131,8 +132,6 @@ def restore(
         num_samples: samples of each image; at least 19, whose extremes are a 90% interval.
         sampler: as for inference.sample.
         steps: as for inference.sample.
-        covariance_from: log SNR from which the covariance of an image given its noised version is
-            the network's; below it, that of independent pixels. 99: never, which is fastest.
         out: a .png; with --data a folder, for a .png and an .npz of each image. By default in the
             run folder (of a model in models/trained, in the current folder), named after the
             measurement and seed.
@@ -168,7 +167,7 @@ def restore(
     assert noise is not None
     fabric = start(accelerator)
     programs.model.to(fabric.device)
-    options = Options(noise, num_samples, seed, batch_size, covariance_from, sampler, steps)
+    options = Options(noise, num_samples, seed, batch_size, sampler, steps)
     if files is None:
         _demonstrate(programs, problem, how, number, given, options, out)
     else:
@@ -182,7 +181,6 @@ class Options(NamedTuple):
     num_samples: int
     seed: int
     batch_size: int
-    covariance_from: float
     sampler: str | None
     steps: int | None
 
@@ -218,7 +216,8 @@ def _demonstrate(
     context, said = told(problem, number, given, own)
     truth, operator = problem.to_model_space(part.data), how.operator(problem.event_shape)
     model = programs.given(context).model
-    images = restored(model, truth, operator, progress=True, **options._asdict())
+    data = _learned_from(problem)
+    images = restored(model, truth, operator, data=data, progress=True, **options._asdict())
     write_atomically(out, png(picture(problem, images)))
     if said is not None:
         print(said)
@@ -242,16 +241,23 @@ def _restore_own(
     context, said = told(problem, len(files), given)
     if said is not None:
         print(said)
+    data = _learned_from(problem)
     for i, (file, observation) in enumerate(zip(files, observations, strict=True)):
         model = programs.given(None if context is None else context[i]).model
         try:
-            one = restoration(model, observation, progress=True, **options._asdict())
+            one = restoration(model, observation, data=data, progress=True, **options._asdict())
         except ValueError as error:
             raise ValueError(f"--data {file}: {error}") from error
         out.mkdir(exist_ok=True)
         for suffix, content in ((".npz", one.arrays()), (".png", png(one.page()))):
             write_atomically(out / f"{observation.name}{suffix}", content)
         print(f"{one.summary()}\n{out / observation.name}.png")
+
+
+def _learned_from(problem: ImageProblem) -> Tensor:
+    """Training images in model space, some of many."""
+    data = problem.part("train").data
+    return problem.to_model_space(data[:: max(1, len(data) // LEARNED_FROM)])
 
 
 def _images(run: Path, problem: Problem, num_images: int) -> ImageProblem:

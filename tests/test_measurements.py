@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -23,6 +23,7 @@ from pyro_mdm import (
     PerDimensionDiffusion,
     condition,
 )
+from pyro_mdm.conditioning.conditioned import with_score
 from pyro_mdm.contexts import Labels
 from pyro_mdm.diffusions import Frequencies
 from pyro_mdm.likelihoods import Tweedie
@@ -37,6 +38,7 @@ from pyro_mdm.measurements import (
     condition_on_measurements,
     twisted_smc,
 )
+from pyro_mdm.measurements.covariance import DataCovariance, reference
 from pyro_mdm.measurements.solve import DenoiserCovariance, conjugate_gradients
 from pyro_mdm.networks import MLP
 from pyro_mdm.samplers import Ancestral, EulerMaruyama, ProbabilityFlow, Replacement, StochasticHeun
@@ -84,7 +86,7 @@ def exact(problem: GaussianMixture, noise: Tensor, z: Tensor, variance: Tensor) 
 @pytest.mark.parametrize("noise", [NOISE, torch.tensor(0.0).double()], ids=["noise", "exact"])
 def test_the_denoiser_of_gaussian_data_is_exact(noise: Tensor) -> None:
     problem = gaussian()
-    score = MeasuredDenoiser(Exact(problem), Matrix(H), OBS, noise, tolerance=1e-12, **OWN)
+    score = MeasuredDenoiser(Exact(problem), Matrix(H), OBS, noise, **OWN)
     log_snr = torch.tensor([-8.0, -2.0, 0.0, 3.0, 9.0], dtype=torch.float64)
     z = problem.sample(5, 3) + torch.exp(-log_snr / 2)[:, None] * normal(4, 5, D)
     found = score.x_hat(z, log_snr)
@@ -97,7 +99,7 @@ def test_the_denoiser_of_gaussian_data_is_exact(noise: Tensor) -> None:
     torch.testing.assert_close(found[0], known, rtol=1e-8, atol=1e-8)
 
 
-def test_a_covariance_is_the_symmetric_part_of_the_networks() -> None:
+def test_a_covariance_is_the_networks() -> None:
     """Of continuous denoisers and of those of levels, whose derivatives are written by hand."""
     torch.manual_seed(0)
     levels = torch.linspace(-1, 1, 5).double()[torch.randint(5, (50, D))]
@@ -125,7 +127,7 @@ def test_a_covariance_is_the_symmetric_part_of_the_networks() -> None:
         with torch.no_grad():
             seen = DenoiserCovariance(lambda at, s=score: s.x_hat(at, lam), z, v)
             w = normal(5, 3, D)
-            known = ((C + C.mT) / 2 @ w.unsqueeze(-1)).squeeze(-1)
+            known = (C.mT @ w.unsqueeze(-1)).squeeze(-1)
             torch.testing.assert_close(seen(w), known)
             assert not seen.x_hat.requires_grad
         assert DenoiserCovariance(lambda at, s=score: s.x_hat(at, lam), z, v)(w).requires_grad
@@ -139,17 +141,137 @@ def test_systems_are_solved_each_with_its_own_steps() -> None:
     b = fixed(4, 4, 6)
     b[3] = 0
 
-    def product(p: Tensor) -> Tensor:
-        return (S @ p.unsqueeze(-1)).squeeze(-1)
+    B = fixed(5, 4, 2, 6)
+
+    def product(p: Tensor) -> tuple[Tensor, Tensor]:
+        return (S @ p.unsqueeze(-1)).squeeze(-1), (B @ p.unsqueeze(-1)).squeeze(-1)
 
     found = conjugate_gradients(product, b, 1e-10, 20)
     torch.testing.assert_close(found.u[:2], torch.linalg.solve(S[:2], b[:2].unsqueeze(-1))[..., 0])
     assert found.iterations.tolist()[1:] == [1, 0, 0] and 5 < int(found.iterations[0]) < 20
-    assert found.residual[2:].tolist() == [1.0, 0.0] and float(found.residual[:2].max()) < 1e-10
     few = conjugate_gradients(product, b, 1e-10, 2)
-    assert few.iterations.tolist() == [2, 1, 0, 0] and float(few.residual[0]) > 1e-3
+    assert few.iterations.tolist() == [2, 1, 0, 0] and float(few.rest[0].norm()) > 1e-3
     rough = conjugate_gradients(product, b, 0.5, 20)
     assert int(rough.iterations[0]) < int(found.iterations[0])
+    for solution in (found, few, rough):
+        Su, image = product(solution.u)
+        torch.testing.assert_close(solution.image, image)
+        torch.testing.assert_close(solution.rest, b - Su)
+    known = conjugate_gradients(
+        product, b, 1e-10, 1, lambda r: torch.linalg.solve(S, r.unsqueeze(-1))[..., 0]
+    )
+    torch.testing.assert_close(known.u[:2], found.u[:2])
+
+
+# -- the covariance of x given z -------------------------------------------------------------------
+
+
+def test_linear_estimates_have_the_covariance_of_gaussian_data() -> None:
+    """Σ - Σ (Σ + V)^{-1} Σ, with as many directions as data have, with few, and with none."""
+    A, v = fixed(6, D, D), fixed(7, 3, D)
+    sigma = A @ A.mT + 0.1 * torch.eye(D, dtype=torch.float64)
+    values, vectors = torch.linalg.eigh(sigma)
+    variance = torch.tensor([0.01, 1.0, 1e6]).double()
+    for r in (D, 2, 0):
+        kept, U = values[D - r :], vectors[:, D - r :]
+        rest = torch.tensor(0.3).double()
+        whole = U @ torch.diag(kept - rest) @ U.mT + rest * torch.eye(D)
+        some = DataCovariance(rest, kept, U) if r else DataCovariance(rest.expand(D))
+        wide = variance[:, None].expand(3, D)
+        S = whole + variance[:, None, None] * torch.eye(D)
+        C = whole - whole @ torch.linalg.solve(S, whole.expand(3, D, D))
+        got = some.given(wide, by_dimension=False)(v)
+        torch.testing.assert_close(got, (C @ v.unsqueeze(-1))[..., 0])
+        own, each = whole.diagonal(), torch.tensor([0.1, 2.0, 0.3, 5.0]).double().expand(3, D)
+        got = some.given(each, by_dimension=True)(v)
+        torch.testing.assert_close(got, own * each / (own + each) * v)
+
+
+def test_the_covariance_of_few_data_is_shrunk() -> None:
+    """By the formula of Ledoit and Wolf; that of many data hardly."""
+    for n, d in ((6, 9), (40, 5)):
+        x = fixed(8, n, d) @ torch.diag(torch.linspace(0.2, 3, d).double())
+        x = x - x.mean(0)
+        S = x.mT @ x / n
+        mean = S.trace() / d
+        apart = (S - mean * torch.eye(d)).square().sum()
+        noise = sum((torch.outer(row, row) - S).square().sum() for row in x) / n**2
+        part = min(noise / apart, torch.tensor(1.0).double())
+        known = part * mean * torch.eye(d) + (1 - part) * S
+        made = DataCovariance.of(x + 5)
+        assert made.values is not None and made.vectors is not None
+        U, e, s = made.vectors, made.values, made.rest
+        torch.testing.assert_close(U @ torch.diag(e - s) @ U.mT + s * torch.eye(d), known)
+    many = DataCovariance.of(torch.randn(5000, 3, generator=torch.Generator().manual_seed(0)) * 2)
+    assert many.values is not None
+    torch.testing.assert_close(many.values, torch.full((3,), 4.0).double(), rtol=0.1, atol=0)
+    same = DataCovariance.of(torch.ones(5, 3))
+    assert bool(same.given(torch.ones(2, 3), by_dimension=False)(torch.ones(2, 3)).eq(0).all())
+
+
+class Wrong(Exact):
+    """A denoiser whose derivative is wrong by 0.5 below a level."""
+
+    below = -math.inf
+
+    def x_hat(self, z: Tensor, log_snr: Any) -> Tensor:
+        wrong = torch.as_tensor(log_snr).max() < self.below
+        return super().x_hat(z, log_snr) + 0.5 * wrong * (z - z.detach())
+
+
+@torch.no_grad()
+def test_a_denoisers_covariance_is_trusted_where_linear_estimates_are_no_better() -> None:
+    """Two components far apart: z tells which one it is, what a linear estimate makes no use of."""
+    apart = torch.zeros(2, D).double()
+    apart[1, 0] = 6.0
+    problem = GaussianMixture([0.5, 0.5], apart, 0.3 * torch.eye(D).double().expand(2, D, D))
+    for below in (-math.inf, 2.0, math.inf):
+        score = Wrong(problem)
+        score.below = below
+        model = DiffusionModel(VPSDE(**ENDS), score)
+        covariance, trusted_from = reference(model, problem.sample(2000, 1))
+        values = covariance.values
+        assert values is not None and float(values.max()) == pytest.approx(9.3, rel=0.1)
+        if math.isfinite(below):
+            assert below <= trusted_from < below + 1
+        else:
+            assert (trusted_from == math.inf) if below > 0 else (trusted_from < 0)
+
+
+@torch.no_grad()
+def test_what_is_known_of_a_model_is_kept_until_it_is_trained() -> None:
+    torch.manual_seed(0)
+    model = DiffusionModel(VPSDE(), Denoiser(MLP(D, hidden=8)), event_shape=(D,))
+    state = torch.get_rng_state()
+    first = reference(model)
+    assert torch.equal(state, torch.get_rng_state()) and reference(model) is first
+    next(model.parameters()).add_(0.1)
+    assert reference(model) is not first
+
+
+@torch.no_grad()
+def test_few_directions_are_the_denoisers_and_all_others_linear() -> None:
+    """Between the exact posterior mean and that of linear estimates, and near to what is exact."""
+    problem, noise = gaussian(), torch.full((D,), 0.05).double()
+    whole = torch.eye(D, dtype=torch.float64)
+    z, log_snr = normal(3, 200, D), torch.zeros(200)
+    obs = normal(4, 200, D)
+    guess = DataCovariance.of(problem.sample(12, 5))
+    x_hat = {}
+    for most in (0, 1, 2, D):
+        level = -math.inf if most else math.inf
+        score = MeasuredDenoiser(
+            Exact(problem),
+            Matrix(whole),
+            obs,
+            noise,
+            data_covariance=guess,
+            covariance_from=level,
+            max_iterations=max(most, 1),
+        )
+        x_hat[most] = score.x_hat(z, log_snr)
+    off = [float((x_hat[most] - x_hat[D]).norm()) for most in (0, 1, 2)]
+    assert off[0] > 1.3 * off[1] > 1.3 * off[2] > 1e-3
 
 
 # -- samples ---------------------------------------------------------------------------------------
@@ -177,9 +299,7 @@ def test_below_a_level_dimensions_are_taken_for_independent() -> None:
     found = {}
     for problem in (independent, gaussian()):
         for level in (-math.inf, 0.0, math.inf):
-            score = MeasuredDenoiser(
-                Exact(problem), Matrix(H), OBS, NOISE, covariance_from=level, tolerance=1e-12
-            )
+            score = MeasuredDenoiser(Exact(problem), Matrix(H), OBS, NOISE, covariance_from=level)
             found[problem is independent, level] = score.x_hat(z, log_snr)
     for level in (0.0, math.inf):
         torch.testing.assert_close(found[True, level], found[True, -math.inf])
@@ -263,6 +383,10 @@ def test_twisted_particles_say_what_the_grid_adds(steps: int) -> None:
     value, error = found.grid_error
     assert abs(value - expected) < 4.5 * error < 0.9 * expected
     assert found.network_calls == steps + half
+    process = found.extrapolated
+    assert process.mean == found.log_evidence.mean - value
+    assert process.standard_error > 0.5 * value
+    assert abs(process.mean - cast(float, known[None])) < 0.5 * abs(expected)
     if steps == 30:  # most of what there is
         assert known[steps] - known[None] == pytest.approx(0.185, abs=5e-4)
         assert expected == pytest.approx(0.146, abs=5e-4)
@@ -275,6 +399,37 @@ def test_of_few_steps_twisted_particles_take_no_second_chain() -> None:
         found = twisted_smc(given, 8, steps=steps)
         assert found.network_calls == calls and math.isnan(found.interval[0])
         assert math.isnan(found.grid_error.mean) == (steps < 16)
+
+
+@torch.no_grad()
+def test_one_particle_of_each_repeat_is_an_independent_draw() -> None:
+    """Of the chain's p(x | obs), with a covariance that makes weights differ; and few particles
+    bound the evidence from below, by more the fewer they are."""
+    model, steps, n = program(gaussian(), VPSDE(**ENDS)), 8, 3000
+    mean, covariance = chain_law(model, steps)
+    chain = GaussianMixture([1.0], mean[None], covariance[None])
+    law, evidence = given_measurement(chain, H, OBS, NOISE)
+    diagonal = DataCovariance(torch.ones(D).double())
+    score = MeasuredDenoiser(
+        cast(Any, model.score_function),
+        Matrix(H),
+        OBS,
+        NOISE,
+        data_covariance=diagonal,
+        covariance_from=math.inf,
+    )
+    given = with_score(model, score, model.likelihood)
+    torch.manual_seed(3)
+    many, few = (twisted_smc(given, P, steps=steps, repeats=n) for P in (32, 2))
+    x = many.one_of_each()
+    spread = law.covariance.diagonal().sqrt()
+    assert x.shape == (n, D) and len(x.unique(dim=0)) == n
+    assert bool(((x.mean(0) - law.mean).abs() < (4.5 / math.sqrt(n) + 0.03) * spread).all())
+    plain = few.x[:, 0]
+    assert float(((plain.mean(0) - law.mean) / spread).abs().max()) > 0.2, "weights matter"
+    bounds = [p.lower_bound for p in (few, many)]
+    assert bounds[0].mean < bounds[1].mean - 0.1 < float(evidence) - 0.1 + 4.5 * bounds[1][1]
+    assert float(evidence) - bounds[1].mean < 0.3
 
 
 @torch.no_grad()
@@ -346,10 +501,12 @@ def test_measurements_of_data_with_a_context() -> None:
         VPSDE(), Denoiser(network), event_shape=(D,), context=Labels(2, dropout=0.1)
     )
     z, log_snr = normal(0, 3, D).float(), torch.zeros(3)
+    same: dict[str, Any] = {"data": normal(2, 20, D), "covariance_from": 0.0}
     one, other = (
-        condition_on_measurements(condition(model, context=c), H, OBS, NOISE) for c in (0, 1)
+        condition_on_measurements(condition(model, context=c), H, OBS, NOISE, **same)
+        for c in (0, 1)
     )
-    late = condition_on_measurements(model, H, OBS, NOISE).given_context(1)
+    late = condition_on_measurements(model, H, OBS, NOISE, **same).given_context(1)
     found = [m.score_function.x_hat(z, log_snr) for m in (one, other, late)]
     torch.testing.assert_close(found[1], found[2])
     assert float((found[0] - found[1]).abs().min()) > 1e-4
@@ -444,7 +601,14 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: measured(noise=NOISE[:1]), r"noise has shape \(1,\), expected a"),
     (lambda: measured(H=H[[0, 0]], noise=0.0), "of which H makes only 1 independent"),
     (lambda: measured(covariance_from=math.nan), "covariance_from is nan, expected a log SNR"),
-    (lambda: measured(tolerance=0.0), "tolerance is 0.0, expected a positive number"),
+    (
+        lambda: measured(data=torch.zeros(1, D)),
+        "data have shape .1, 4., expected .n, 4. of at least two",
+    ),
+    (
+        lambda: measured(data=torch.zeros(3, 2)),
+        "data have shape .3, 2., expected .n, 4. of at least two",
+    ),
     (lambda: measured(max_iterations=0), "max_iterations is 0, expected at least 1"),
     (raw, "expected a DenoiserScore: a measurement"),
     (twice, "conditioned already"),

@@ -136,7 +136,7 @@ def test_a_gaussian_law_is_its_variance(name: str, level: float) -> None:
     H = OPERATORS[name]()
     (m,) = H.obs_shape
     obs, variance = fixed(5, 3, m), 0.1 + fixed(6, m).square()
-    options: dict[str, Any] = {"tolerance": 1e-12, "max_iterations": 20, "covariance_from": level}
+    options: dict[str, Any] = {"max_iterations": 20, "covariance_from": level}
     found = [
         MeasuredDenoiser(Exact(gaussian()), H, obs, noise, **options)
         for noise in (variance, lambda u: dist.Normal(u, variance.sqrt()))
@@ -185,7 +185,6 @@ def test_a_law_has_derivatives() -> None:
         Matrix(fixed(1, 2, D)),
         torch.tensor([0.3, -0.5]),
         lambda u: dist.StudentT(3.0, u, scale),
-        tolerance=1e-12,
         **OWN,
     )
     assert_gradients(lambda: score.x_hat(z, torch.zeros(2)).sum(), [scale, z], h=1e-4, rel=1e-3)
@@ -313,7 +312,7 @@ def test_unknown_noise_is_inferred_with_the_data() -> None:
     found = w @ drawn
     error = (w.square() @ (drawn - found).square()).sqrt()
     assert bool(((found - known).abs() < 4.5 * error).all())
-    assert float(first.base_dist.loc - known[0]) > 6 * float(error[0])
+    assert float(first.base_dist.loc - known[0]) > 5 * float(error[0])
 
 
 def test_a_blur_may_have_a_site_for_its_width() -> None:
@@ -375,7 +374,7 @@ def test_a_nonlinear_operator_is_linearized() -> None:
     matrix, obs, z = fixed(1, 6, D), fixed(2, 6), normal(0, 3, D)
     for noise in (0.3, lambda u: dist.Laplace(u, 0.3)):
         one, other = (
-            MeasuredDenoiser(Exact(gaussian()), H, obs, noise, tolerance=1e-12, **OWN)
+            MeasuredDenoiser(Exact(gaussian()), H, obs, noise, **OWN)
             for H in (Matrix(matrix), NonlinearOperator(lambda x: x @ matrix.mT, (D,)))
         )
         lam = torch.zeros(3).double()
@@ -444,7 +443,6 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
 ]
 
 
-@torch.no_grad()
 def test_what_cannot_be_measured_is_said() -> None:
     torch.manual_seed(0)
     refused((TypeError, ValueError), *MISTAKES)

@@ -136,6 +136,19 @@ def test_p_values_are_uniform_for_simulations_and_small_for_odd_data() -> None:
     assert float(predictive.p_values(odd[:1], first & ~first)) == 1
 
 
+@pytest.mark.parametrize("odd", [0, 1, 2, 3, 4, 5])
+def test_more_odd_data_than_chance_makes_are_a_warning(odd: int) -> None:
+    """Of 60: by chance three are farther than 200 simulations in one case of 85, four of 380."""
+    torch.manual_seed(0)
+    predictive = PriorPredictive(torch.randn(400, 2))
+    usual = predictive.kept[: predictive.compared][: 60 - odd]
+    x = torch.cat([usual[usual.norm(dim=1).argsort()], torch.full((odd, 2), 50.0)])
+    x[: 60 - odd] = x[0]  # not the farthest one itself
+    said = predictive.warning(x, torch.ones_like(x, dtype=torch.bool))
+    assert (said is not None) == (odd > 3)
+    assert said is None or said.startswith(f"{odd} of 60 observations are unlike all")
+
+
 def test_an_odd_observation_is_a_warning(tmp_path: Path) -> None:
     """Where it is sampled and where a guide is made; also of a posterior that was saved."""
     draws = simulate(program, 400, seed=0, vectorized=True)
@@ -149,11 +162,14 @@ def test_an_odd_observation_is_a_warning(tmp_path: Path) -> None:
             warnings.simplefilter("error")
             own.sample(usual, 3)
             own.guide(usual)
-            own.sample({"x": torch.tensor([[30.0, 0.0]])}, 3)  # of a batch nothing is said
         for asked in (lambda own=own: own.sample(odd, 3), lambda own=own: own.guide(odd)):
             with pytest.warns(UserWarning, match="unlike all simulations: .* each of 200") as said:
                 asked()
             assert said[0].filename == __file__
+        several = {"x": torch.cat([draws["x"][:40], odd["x"].expand(3, 2)])}
+        with pytest.warns(UserWarning, match=r"[34] of 43 observations are unlike all sim") as said:
+            own.sample(several, 3)
+        assert said[0].filename == __file__
     both = {"x": torch.stack([usual["x"], odd["x"]])}
     assert torch.equal(opened.predictive_p_value(both), posterior.predictive_p_value(both))
     (tmp_path / "simulations.safetensors").unlink()

@@ -9,14 +9,19 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
 
-from inference.posterior import posterior, read_observation
+from inference.posterior import _evidence, posterior, read_observation
 from inference.runs import RunError
 from inference.simulators import Simulator
+from inference.simulators.linear_gaussian import LINEAR_GAUSSIAN, NOISE, A
+from inference.simulators.two_moons import TWO_MOONS
 from pyro_mdm.plots.posteriors import posterior_columns, posterior_figure, predictive_figure
+from pyro_mdm.posteriors import AmortizedPosterior, simulate
 from tests.mistakes import refused
 from tests.test_posterior_guide import in_plates
 
@@ -74,6 +79,7 @@ def test_the_program_answers_for_an_observation(
         r"central intervals hold the truth: 50% ones( \d+%){3} \(± 11%\), 90% ones( \d+%){3} ",
         r"parameter +mean +sd +5% +95% +truth\ntheta\[0\]( +-?[\d.]+){4} +0\.5\ntheta\[1\]",
         r"prior predictive p-value of the observation: [01]\.?\d*, small",
+        r"\nthe evidence log p\(x\) is not known: numbers of the observation are missing\n",
         r"near the observation, the nearest 5%: ranks .* 5 simulations",
         r"mine-draws\.csv\n.*mine\.png\n.*mine-predictive\.png",
     ):
@@ -92,6 +98,54 @@ def test_the_program_answers_for_an_observation(
     out.unlink()
     with pytest.raises(RunError, match=r"mine-predictive\.png exists"):
         posterior("linear_gaussian", **few)
+
+
+def sampled_without_a_density() -> None:
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    pyro.sample("x", NoDensity(a, 1.0))
+
+
+def narrow() -> None:
+    """A law that a Gaussian one is far from."""
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    pyro.sample("x", dist.Normal((8 * a).sin(), 0.003))
+
+
+class NoDensity(dist.Normal):
+    def log_prob(self, value: Tensor) -> Tensor:
+        raise NotImplementedError("it is not known")
+
+
+def test_the_evidence_of_an_observation_is_printed_where_it_is_known() -> None:
+    """By the weights of a posterior that has learned little but its Gaussian law, which is exact
+    for the linear Gaussian simulator; other programs have none."""
+    fit: dict[str, Any] = {"steps": 1, "vectorized": True, "seed": 0}
+    program, latent, observed = LINEAR_GAUSSIAN[:3]
+    learned = AmortizedPosterior.fit(program, latent, observed, simulations=1500, **fit)
+    x = torch.tensor([1.0, -0.5, 0.5, 2.0])
+    said = _evidence(learned, LINEAR_GAUSSIAN, {"x": x}, 0)
+    number = r"the evidence log p\(x\): (-[\d.]+) ± ([\d.]+) nats, by 1,000 weights that count as "
+    printed = re.fullmatch(rf"{number}[\d,]+ draws", said)
+    assert printed, said
+    law = dist.MultivariateNormal(torch.zeros(4), A @ A.mT + NOISE**2 * torch.eye(4))
+    assert float(printed[2]) < 0.1
+    assert abs(float(printed[1]) - float(law.log_prob(x))) < 4 * float(printed[2]) + 1e-3
+    for simulator, told in (
+        (
+            Simulator(narrow, ("a",), ("x",)),
+            r"NOT to be trusted, .* k̂ .*: give more --simul.* --steps",
+        ),
+        (TWO_MOONS, "'x' is computed, and has no density"),
+        (
+            Simulator(sampled_without_a_density, ("a",), ("x",)),
+            r"has no density \(it is not known\)",
+        ),
+    ):
+        names = simulator[:3]
+        draws = simulate(simulator.program, 60, vectorized=True, seed=0)
+        other = AmortizedPosterior.fit(*names, draws=draws, steps=1)
+        one = {name: value[0] for name, value in draws.items()}
+        assert re.search(f"^the evidence .*{told}$", _evidence(other, simulator, one, 0))
 
 
 # -- pictures --------------------------------------------------------------------------------------

@@ -128,7 +128,7 @@ def here(tmp_path: Path) -> Path:
     return tmp_path
 
 
-FAST: dict[str, Any] = {"steps": 2, "covariance_from": 99.0, "accelerator": "cpu", "noise": 0.05}
+FAST: dict[str, Any] = {"steps": 2, "accelerator": "cpu", "noise": 0.05}
 
 
 def pixels(file: Path) -> Tensor:
@@ -259,7 +259,7 @@ def test_larger_images_are_restored_by_windows(
 def test_test_images_are_measured_by_ones_own_operator_too(
     runs: dict[str, Path], here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = {"num_images": 2, "out": here / "x.png", "steps": 1, "covariance_from": 99.0}
+    options = {"num_images": 2, "out": here / "x.png", "steps": 1}
     for how in ({"operator": f"{here}/mine.py:Rows"}, {"mask": here / "mask.png"}):
         capsys.readouterr()
         restore(runs["digits"], overwrite=True, accelerator="cpu", **how, **options)  # type: ignore[arg-type]

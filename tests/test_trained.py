@@ -142,7 +142,7 @@ def test_programs_read_it_by_name_and_write_where_they_are_run(here: Path) -> No
     sample.sample(Path("digits"), num_samples=10, steps=5)
     with Image.open(here / "digits-samples-exponential-5-0.png") as image:
         assert image.width > 5 * image.height  # a column for each class
-    fast: dict[str, Any] = {"num_images": 2, "steps": 4, "covariance_from": 99.0}
+    fast: dict[str, Any] = {"num_images": 2, "steps": 4}
     restore.restore(Path("digits"), **fast)
     restore.restore(TRAINED / "digits", task="inpaint", **fast)
     sample.sample(reuse=Path("digits"), guide="vpsde", num_samples=2, steps=2)

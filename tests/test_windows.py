@@ -24,6 +24,7 @@ from pyro_mdm.conditioning.windows import WindowedDenoiser, Windows
 from pyro_mdm.contexts import Labels
 from pyro_mdm.likelihoods import DiscretizedGaussian
 from pyro_mdm.measurements import Downsample, LinearOperator, Mask, condition_on_measurements
+from pyro_mdm.measurements.covariance import DataCovariance, WindowedCovariance
 from pyro_mdm.networks import MLP, UNet
 from tests.mistakes import refused
 from tests.problems import ENDS, Silent, normal
@@ -97,6 +98,33 @@ def test_a_measured_texture_is_that_of_the_exact_denoiser(operator: LinearOperat
     )
     spread = exact.std(0).mean()
     assert float((found - exact).square().mean().sqrt()) < 0.08 * spread < 0.08
+
+
+def test_a_larger_image_has_the_covariance_of_its_windows() -> None:
+    """The linear one is a sum over windows, and guidance by it alone is near to the exact one's."""
+    small, whole = Texture(*WINDOW), both()[1]
+    of_window = DataCovariance.of(normal(3, 400, 1, *WINDOW))
+    made = WindowedCovariance(of_window, WINDOW, SIZE)
+    v, V = normal(4, 2, 1, *SIZE), torch.tensor([0.5, 3.0]).double().reshape(2, 1, 1, 1)
+    known = torch.zeros_like(v)
+    windows = made.windows
+    for index, weights in zip(windows.index, windows.weights, strict=True):
+        part = v.flatten(2)[:, :, index] * weights.sqrt()
+        V_of_part = V.expand(2, 1, *WINDOW)
+        image = of_window.given(V_of_part, by_dimension=False)(part.unflatten(-1, WINDOW))
+        known.flatten(2)[:, :, index] += image.flatten(2) * weights.sqrt()
+    found = made.given(V.expand(2, 1, *SIZE), by_dimension=False)(v)
+    torch.testing.assert_close(found, known)
+
+    operator = half_seen()
+    obs = operator(draws(whole, 1).double().unsqueeze(1))[0]
+    L = torch.linalg.cholesky(small.basis @ small.spectrum.diag() @ small.basis.mT)
+    data = (normal(5, 2000, 64) @ L.mT).reshape(-1, 1, *WINDOW)
+    guided = condition_on_measurements(both()[0], operator, obs, 0.1**2, data=data)
+    exact = condition_on_measurements(whole, operator, obs, 0.1**2, covariance_from=-math.inf)
+    exact.score_function.max_iterations = 40
+    far, near = (draws(model, 8) - draws(exact, 8) for model in (both()[0], guided))
+    assert float(near.square().mean().sqrt()) < 0.2 < 0.5 < float(far.square().mean().sqrt())
 
 
 def test_independent_pixels_are_exact() -> None:

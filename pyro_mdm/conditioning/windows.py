@@ -45,6 +45,7 @@ __all__ = [
     "WindowedLikelihood",
     "Windows",
     "share_of_place",
+    "unwindowed",
     "windowed",
 ]
 
@@ -92,6 +93,13 @@ def windowed(model: DiffusionModel, size: Sequence[int]) -> DiffusionModel:
         return model
     score = WindowedDenoiser(denoiser, size)
     return with_score(model, score, WindowedLikelihood(model.likelihood, score.windows))
+
+
+def unwindowed(model: DiffusionModel) -> DiffusionModel:
+    """The model whose windows a model of :func:`windowed` has."""
+    score, likelihood = model.score_function, model.likelihood
+    assert isinstance(score, WindowedDenoiser) and isinstance(likelihood, WindowedLikelihood)
+    return with_score(model, score.denoiser, likelihood.likelihood)
 
 
 def share_of_place(denoiser: DenoiserScore) -> float:

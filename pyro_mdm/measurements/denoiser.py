@@ -22,6 +22,7 @@ from pyro_mdm.conditioning.conditioned import ConditionedDenoiser, with_score
 from pyro_mdm.conditioning.derived import DerivedDenoiser
 from pyro_mdm.diffusions.base import Cap, require
 from pyro_mdm.diffusions.matrices import of_rows, with_event_dims
+from pyro_mdm.measurements.covariance import Covariance, DataCovariance, reference
 from pyro_mdm.measurements.laws import Law, Sites, gaussian_sites, likeliest
 from pyro_mdm.measurements.operators import (
     LARGEST_MATRIX,
@@ -31,7 +32,12 @@ from pyro_mdm.measurements.operators import (
     Operator,
     as_operator,
 )
-from pyro_mdm.measurements.solve import DenoiserCovariance, Solution, conjugate_gradients
+from pyro_mdm.measurements.solve import (
+    DenoiserCovariance,
+    Product,
+    Solution,
+    conjugate_gradients,
+)
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.scores.base import Number, Score
 from pyro_mdm.scores.denoiser import DenoiserScore
@@ -39,7 +45,6 @@ from pyro_mdm.support.checks import (
     check_count,
     check_finite,
     check_instance,
-    check_number,
     describe,
     real_tensor,
     tensor_device,
@@ -48,8 +53,10 @@ from pyro_mdm.support.modules import replace
 
 __all__ = ["Given", "MeasuredDenoiser", "condition_on_measurements"]
 
-Product = Callable[[Tensor], Tensor]
-
+TOLERANCE = 1e-6
+"""The relative residual at which a linear system is solved."""
+MOST_ITERATIONS = 100
+"""Iterations of conjugate gradients without network calls."""
 FEW = 4
 """Observations up to which their variances given z are exact."""
 SMALLEST = 1e-12
@@ -66,9 +73,9 @@ def condition_on_measurements(
     obs: Tensor,
     noise: float | Tensor | Law,
     *,
-    covariance_from: float = 0.0,
-    tolerance: float = 1e-3,
-    max_iterations: int = 3,
+    data: Tensor | None = None,
+    covariance_from: float | None = None,
+    max_iterations: int = 1,
 ) -> DiffusionModel:
     r"""The model p(x | obs) of data given obs = H x + noise, noise ~ N(0, R), or another law.
 
@@ -77,21 +84,25 @@ def condition_on_measurements(
     Parameters, network and diffusion are shared with ``model``.
 
     **What is exact.** Samples are, up to the sampler's steps, for Gaussian data with their exact
-    denoiser, if ``covariance_from`` is -∞ and the linear systems are solved. Otherwise x given z is
-    taken for Gaussian (text of the module), which is nearly right at high λ alone: the modes of a
-    mixture may get wrong weights. :func:`~pyro_mdm.measurements.twisted_smc` corrects them.
+    denoiser, if the linear systems are solved. Otherwise x given z is taken for Gaussian (text of
+    the module), which is nearly right at high λ alone: the modes of a mixture may get wrong
+    weights. :func:`~pyro_mdm.measurements.twisted_smc` corrects them.
 
     A law of noise that is not Gaussian enters guidance as Gaussian observations with the same
     moments of each u given z and obs (:mod:`pyro_mdm.measurements.laws`), and a nonlinear H by its
     derivative at x̂. Both are approximations; the particles weigh by the law and by H themselves.
 
-    The network's covariance is (∂x̂/∂z) e^{-λ}, in which errors of ∂x̂/∂z grow as λ falls. The
-    defaults were the best of those tried with the U-Net of digits: below λ = 0 another covariance,
-    and above it few iterations, which leave out directions of small covariance.
+    **The covariance** of x given z is the denoiser's own, (∂x̂/∂z) e^{-λ}, at the levels where its
+    mean is not larger than the mean square error of the best linear estimate, which no exact one
+    exceeds (:mod:`pyro_mdm.measurements.covariance`). Errors of ∂x̂/∂z grow as λ falls, and below
+    these levels the covariance is that of linear estimates, which takes no network calls. It also
+    leads to the direction in which the denoiser's own is used, and serves in all others; with more
+    directions the errors of a network are followed too. The first call for a model draws from it,
+    to measure its levels.
 
-    Each x̂ takes a network call, and for each iteration of conjugate gradients a vector-Jacobian and
-    a Jacobian-vector product, about three calls. The decoder is the model's and does not see obs,
-    so that samples agree with exact observations up to the noise e^{-λ(ε)/2} of the start.
+    Each x̂ takes a network call, and for each direction a vector-Jacobian product, about one call
+    more. The decoder is the model's and does not see obs, so that samples
+    agree with exact observations up to the noise e^{-λ(ε)/2} of the start.
 
     Args:
         model: a model whose score is a :class:`~pyro_mdm.scores.DenoiserScore`.
@@ -105,29 +116,25 @@ def condition_on_measurements(
             measurements u = H x in float64, (*batch, *obs_shape), that returns the distribution of
             obs, entry by entry: ``lambda u: dist.Poisson(u.clamp_min(0) * 100)``,
             ``lambda u: dist.Laplace(u, 0.1)``, :class:`Quantized`, :class:`Clipped`.
-        covariance_from: the λ from which the covariance of x given z is the symmetric part of the
-            denoiser's. Below it the inverse has that of independent dimensions,
-            σ² e^{-λ} / (σ² + e^{-λ}) with the data's variance σ², and one vector-Jacobian product
-            is enough (ΠGDM; for a mask, reconstruction guidance). -∞: always the denoiser's; ∞:
-            never.
-        tolerance: the relative residual at which a system is solved, ‖residual‖ ≤ tolerance
-            ‖obs - H x̂‖ for each datum.
-        max_iterations: the most iterations of conjugate gradients; :attr:`MeasuredDenoiser.solved`
-            tells whether they were enough.
+        data: draws of the data, (n, *event_shape), of which the covariance is taken, such as those
+            that the model was trained on; of a model by windows, draws of a window. None: 256
+            draws of the model.
+        covariance_from: the λ from which the covariance of x given z is the denoiser's; None: as
+            measured. -∞: always, as for an exact denoiser; ∞: never, which is fastest.
+        max_iterations: the most iterations of conjugate gradients with the denoiser's covariance,
+            each a direction; as many as observations for an exact denoiser.
 
     Raises:
         TypeError: a model whose score is no denoiser of z, or is conditioned already; a nonlinear
             diffusion; no operator.
         ValueError: a diffusion in frequencies of the data, or whose drift sees the data or a
-            context; obs of another shape or not finite, negative variances, exact observations
-            that depend on each other or of a nonlinear H, an H that is 0, not linear, or with a
-            wrong adjoint; a law of another shape, or under which obs are impossible.
+            context; data or obs of another shape or not finite, negative variances, exact
+            observations that depend on each other or of a nonlinear H, an H that is 0, not linear,
+            or with a wrong adjoint; a law of another shape, or under which obs are impossible.
 
     Source: for the formula and conjugate gradients, Rozet et al., "Learning Diffusion Priors from
-    Observations by Expectation Maximization", NeurIPS 2024; below ``covariance_from``, Song et al.,
-    "Pseudoinverse-Guided Diffusion Models for Inverse Problems", ICLR 2023, and Ho et al., "Video
-    Diffusion Models", NeurIPS 2022, section 3.1; for the sites of other laws, Minka, "Expectation
-    Propagation for Approximate Bayesian Inference", UAI 2001, in one pass.
+    Observations by Expectation Maximization", NeurIPS 2024; for the sites of other laws, Minka,
+    "Expectation Propagation for Approximate Bayesian Inference", UAI 2001, in one pass.
 
     Example:
         >>> from pyro_mdm import CLD, Denoiser, DiffusionModel
@@ -142,13 +149,15 @@ def condition_on_measurements(
     needed = (Cap.KERNELS, Cap.OWN_DRIFT, Cap.NO_CONTEXT, Cap.DATA_STATES)
     fix = "use a linear diffusion of the data, whose dimensions are noised apart"
     require(model.diffusion, *needed, who="conditioning on a measurement", fix=fix)
+    denoiser = _checked_denoiser(model.score_function)
+    of_data, trusted_from = reference(model, data)
     score = MeasuredDenoiser(
-        _checked_denoiser(model.score_function),
+        denoiser,
         as_operator(H, model.event_shape),
         obs,
         noise,
-        covariance_from=covariance_from,
-        tolerance=tolerance,
+        data_covariance=of_data,
+        covariance_from=trusted_from if covariance_from is None else covariance_from,
         max_iterations=max_iterations,
     )
     return with_score(model, score, model.likelihood)
@@ -168,8 +177,9 @@ class MeasuredDenoiser(DerivedDenoiser):
     Args:
         denoiser: the denoiser without measurements.
         H: the operator, of data of the denoiser's shape.
-        obs, noise, covariance_from, tolerance, max_iterations: as for
-            :func:`condition_on_measurements`.
+        obs, noise, max_iterations: as for :func:`condition_on_measurements`.
+        data_covariance: the covariance of the data; None: that of independent dimensions.
+        covariance_from: the λ from which that of x given z is the denoiser's own.
 
     Raises:
         TypeError, ValueError: as for :func:`condition_on_measurements`.
@@ -186,9 +196,9 @@ class MeasuredDenoiser(DerivedDenoiser):
         obs: Tensor,
         noise: float | Tensor | Law,
         *,
-        covariance_from: float = 0.0,
-        tolerance: float = 1e-3,
-        max_iterations: int = 3,
+        data_covariance: Covariance | None = None,
+        covariance_from: float = -math.inf,
+        max_iterations: int = 1,
     ) -> None:
         super().__init__(_checked_denoiser(denoiser))
         self.event_shape = H.event_shape
@@ -206,10 +216,11 @@ class MeasuredDenoiser(DerivedDenoiser):
         self.register_buffer("peak", peak, persistent=False)
         if math.isnan(covariance_from):
             raise ValueError("covariance_from is nan, expected a log SNR, -inf or inf")
-        check_number("tolerance", tolerance, "a positive number, such as 1e-3", positive=True)
         check_count("max_iterations", max_iterations, "of conjugate gradients")
-        self.covariance_from, self.tolerance = covariance_from, tolerance
-        self.max_iterations = max_iterations
+        self.covariance_from, self.max_iterations = covariance_from, max_iterations
+        if data_covariance is None:
+            data_covariance = DataCovariance(denoiser.data_variance.detach().double())
+        self.data_covariance = data_covariance.to(device)
         self.solved: Solution | None = None
         """The solutions of the last call's linear systems, with iterations and residuals."""
 
@@ -240,42 +251,30 @@ class MeasuredDenoiser(DerivedDenoiser):
     def given_obs(self, z: Tensor, log_snr: Number) -> Given:
         """x̂ at z (*batch, *event_shape) with and without obs, and the fit of obs.
 
-        It takes one network call, and its products with vectors.
+        It takes one network call, and where its own covariance is used products with vectors.
         """
         batch_dim, lam = self._values("z", z, log_snr)
         batch, event = z.shape[:batch_dim], self.operator.event_shape
         variance = with_event_dims(torch.exp(-lam), z).to(z.dtype)
-        flat = variance.expand(z.shape).reshape(-1, *event)
-        seen = DenoiserCovariance(
-            lambda at: self.denoiser.x_hat(at.reshape(z.shape), lam).reshape(at.shape),
-            z.reshape(-1, *event),
-            flat,
-        )
-        shape = self.operator.obs_shape
-        clean, H = self.operator(seen.x_hat.double()), self.operator.linearized(seen.x_hat)
-        inner, outer = self._covariances(seen, flat)
-        sites = self._sites(H, inner, clean, batch)
-        rest = (sites.obs - clean).flatten(1)
-        solution = self._solve(H, inner, rest, sites)
-        self.solved = solution._replace(u=solution.u.detach())
-        fit = sites.log_p - 0.5 * (rest * solution.u).sum(-1)
-        x_hat = seen.x_hat + outer(H.adjoint(solution.u.reshape(-1, *shape)))
-        return Given(seen.x_hat.reshape(z.shape), x_hat.reshape(z.shape), fit.reshape(batch))
+        variance, states = variance.expand(z.shape).reshape(-1, *event), z.reshape(-1, *event)
+        by_dimension = lam.dim() > batch_dim
+        lowest = lam.flatten(batch_dim).amin(-1) if by_dimension else lam
+        own = (lowest >= self.covariance_from).expand(batch).reshape(-1)
 
-    def _covariances(self, seen: DenoiserCovariance, variance: Tensor) -> tuple[Product, Product]:
-        """Products with the C in the inverse and with the C before Hᵀ, for V (n, *event_shape)."""
-        s2 = self.denoiser.data_variance.to(variance.dtype)
-        spread = s2 / (s2 + variance) * variance
-        own = -variance.flatten(1).amax(1).log() >= self.covariance_from
-        if bool(own.all()):
-            return seen, seen
-        if not bool(own.any()):
-            return lambda v: spread * v, seen.transposed
-        own = own.reshape(-1, *[1] * (variance.dim() - 1))
-        return (
-            lambda v: torch.where(own, seen(v), spread * v),
-            lambda v: torch.where(own, seen(v), seen.transposed(v)),
-        )
+        def denoise(at: Tensor) -> Tensor:
+            return self.denoiser.x_hat(at.reshape(z.shape), lam).reshape(at.shape)
+
+        linear = self.data_covariance.given(variance, by_dimension=by_dimension)
+        seen = DenoiserCovariance(denoise, states, variance) if bool(own.any()) else None
+        x_hat = denoise(states) if seen is None else seen.x_hat
+        clean, H = self.operator(x_hat.double()), self.operator.linearized(x_hat)
+        sites = self._sites(H, _of_rows(own, seen, linear), clean, batch)
+        rest = (sites.obs - clean).flatten(1)
+        solution = self._solve(H, own, seen, linear, rest, sites)
+        self.solved = Solution(*(part.detach() for part in solution))
+        fit = sites.log_p - 0.5 * (rest * solution.u).sum(-1)
+        given = (x_hat + solution.image.to(x_hat.dtype)).reshape(z.shape)
+        return Given(x_hat.reshape(z.shape), given, fit.reshape(batch))
 
     def _sites(self, H: Linear, inner: Product, clean: Tensor, batch: torch.Size) -> Sites:
         """Gaussian observations in the place of obs, given H x̂ (n, *obs_shape)."""
@@ -308,17 +307,46 @@ class MeasuredDenoiser(DerivedDenoiser):
         ratio = product(signs.to(clean.dtype)).sum(1) / squares.flatten(1).sum(1)
         return (ratio.reshape(-1, *[1] * len(shape)) * squares).clamp_min(least)
 
-    def _solve(self, H: Linear, covariance: Product, rest: Tensor, sites: Sites) -> Solution:
-        """The solution u of (H C Hᵀ + R) u = rest, (n, m) in float64."""
+    def _solve(
+        self,
+        H: Linear,
+        own: Tensor,
+        seen: DenoiserCovariance | None,
+        linear: Product,
+        rest: Tensor,
+        sites: Sites,
+    ) -> Solution:
+        """The solution u of (H C Hᵀ + R) u = rest, (n, m) in float64, and C Hᵀ u.
+
+        C is the denoiser's own in the first directions of conjugate gradients, where it is trusted
+        and has positive quadratic forms. In all others it is the linear one, which preconditions
+        the first.
+        """
         shape, noise = self.operator.obs_shape, sites.variance.flatten(1)
         scale = torch.ones_like(noise) if sites.scale is None else sites.scale.flatten(1)
 
-        def product(p: Tensor) -> Tensor:
-            pulled = covariance(H.adjoint((scale * p).reshape(-1, *shape)))
-            return scale * (H.forward(pulled.double()).flatten(1) + noise * (scale * p))
+        def system(covariance: Product) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+            def product(p: Tensor) -> tuple[Tensor, Tensor]:
+                image = covariance(H.adjoint((scale * p).reshape(-1, *shape)))
+                measured = H.forward(image.double()).flatten(1)
+                return scale * (measured + noise * scale * p), image
 
-        scaled = conjugate_gradients(product, scale * rest, self.tolerance, self.max_iterations)
-        return scaled._replace(u=scale * scaled.u)
+            return product
+
+        def solved(b: Tensor) -> Solution:
+            return conjugate_gradients(system(linear), b, TOLERANCE, MOST_ITERATIONS)
+
+        if seen is None:
+            solution = solved(scale * rest)
+        else:
+            some = scale * rest * own.unsqueeze(1)
+            most = self.max_iterations
+            by_own = conjugate_gradients(system(seen), some, TOLERANCE, most, lambda r: solved(r).u)
+            left = solved(scale * rest - some + by_own.rest)
+            solution = Solution(
+                by_own.u + left.u, by_own.image + left.image, left.rest, by_own.iterations
+            )
+        return solution._replace(u=scale * solution.u)
 
     # -- observations ------------------------------------------------------------------------------
 
@@ -342,6 +370,17 @@ class MeasuredDenoiser(DerivedDenoiser):
         mean, variance = self.denoiser.data_mean, self.denoiser.data_variance
         clean = self.operator(mean + variance.sqrt() * normal.to(obs.device))
         return likeliest(law, obs, clean.mean(0), clean.std(0)).reshape(self.obs.shape)
+
+
+def _of_rows(own: Tensor, seen: DenoiserCovariance | None, linear: Product) -> Product:
+    """Products with the one covariance in some rows (n,), and with the other elsewhere."""
+    if seen is None:
+        return linear
+    return lambda v: _rows(own, seen(v), linear(v))
+
+
+def _rows(own: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    return torch.where(own.reshape(-1, *[1] * (one.dim() - 1)), one, other)
 
 
 def _checked_denoiser(score: Score) -> DenoiserScore:

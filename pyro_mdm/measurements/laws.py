@@ -224,7 +224,7 @@ def gaussian_sites(law: Law, obs: Tensor, mean: Tensor, variance: Tensor, peak: 
 
     Moments are sums over nodes of a window that closes in on p(u | obs). They have derivatives in
     the mean, the variance and the law. Where p(u | obs) is as wide as N(mean, variance), or wider,
-    the site keeps the mean, and has the variance v / :data:`WEAKEST`.
+    the site keeps the mean, and has the variance a thousand v.
 
     Args:
         peak: where p(obs | u) is largest, or positive, which a window never leaves out.

@@ -117,7 +117,7 @@ class LinearOperator(Operator):
     @cached_property
     @torch.no_grad()
     def squares(self) -> Tensor:
-        """The diagonal of H Hᵀ, (*obs_shape); of a large H by :data:`PROBES` random data."""
+        """The diagonal of H Hᵀ, (*obs_shape); of a large H by random data."""
         if math.prod(self.event_shape) * math.prod(self.obs_shape) <= LARGEST_MATRIX:
             return self.matrix().square().sum(1).reshape(self.obs_shape)
         return self(_signs(PROBES, self.event_shape, _device(self))).square().mean(0)
@@ -327,24 +327,32 @@ class Blur(LinearOperator):
         width: the standard deviation of the kernel, in pixels. The kernel is cut off at three.
     """
 
-    kernel: Tensor
+    down: Tensor  # (H, H), of a column of pixels
+    across: Tensor  # (W, W), of a row
 
     def __init__(self, event_shape: Sequence[int], width: float = 1.0) -> None:
         _check_image(event_shape)
         width = check_number("width", width, "a positive number of pixels", positive=True)
         super().__init__(event_shape, event_shape)
         self.width = width
-        reach = math.ceil(3 * width)
-        row = torch.exp(-0.5 * (torch.arange(-reach, reach + 1).double() / width).square())
-        self.register_buffer("kernel", row / row.sum())
+        self.register_buffer("down", _blurring(event_shape[1], width))
+        self.register_buffer("across", _blurring(event_shape[2], width))
 
     def forward(self, x: Tensor) -> Tensor:
-        images, reach = x.reshape(-1, 1, *self.event_shape[1:]), len(self.kernel) // 2
-        images = nn.functional.pad(images, 4 * (reach,), mode="replicate")
-        of_axis = self.kernel.to(x.dtype)
-        for kernel in (of_axis[:, None], of_axis[None, :]):
-            images = nn.functional.conv2d(images, kernel[None, None])
-        return images.reshape(x.shape)
+        return self.down.to(x.dtype) @ x @ self.across.mT.to(x.dtype)
+
+    def adjoint(self, obs: Tensor) -> Tensor:
+        return self.down.mT.to(obs.dtype) @ obs @ self.across.to(obs.dtype)
+
+
+def _blurring(size: int, width: float) -> Tensor:
+    """The convolution of so many pixels with a Gaussian kernel, (size, size) in float64."""
+    reach = math.ceil(3 * width)
+    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1).double() / width).square())
+    pixel = torch.arange(size).unsqueeze(1)
+    seen = (pixel + torch.arange(-reach, reach + 1)).clamp(0, size - 1)  # edges are replicated
+    matrix = torch.zeros(size, size, dtype=torch.float64)
+    return matrix.scatter_add(1, seen, (kernel / kernel.sum()).expand(size, -1))
 
 
 class Downsample(LinearOperator):

@@ -5,26 +5,28 @@ second order gives the covariance from the denoiser alone:
 
     Cov(x | z) = (∂x̂/∂z) V
 
-It is symmetric for an exact denoiser. For a network the symmetric part is used.
+It is symmetric for an exact denoiser, and nearly so for a network where noise is low.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["DenoiserCovariance", "Solution", "conjugate_gradients"]
+__all__ = ["DenoiserCovariance", "Product", "Solution", "conjugate_gradients"]
+
+
+Product = Callable[[Tensor], Tensor]
 
 
 class DenoiserCovariance:
     """The covariance of x given z by a denoiser, as products with vectors like z, and x̂.
 
-    A product takes a vector-Jacobian and a Jacobian-vector product, the latter by differentiating
-    the former. Products are differentiable where gradients are enabled.
+    A product is a vector-Jacobian product, V (∂x̂/∂z)ᵀ v, about the time of a network call. It is
+    differentiable where gradients are enabled.
 
     Args:
         denoise: returns x̂, like z.
@@ -38,52 +40,39 @@ class DenoiserCovariance:
             self._z = z if z.requires_grad else z.detach().requires_grad_()
             self._x_hat = denoise(self._z)
 
-    @cached_property
-    def _pulled(self) -> tuple[Tensor, Tensor]:
-        """Jᵀ w, and the w to differentiate it by."""
-        with torch.enable_grad():
-            w = torch.zeros_like(self._x_hat, requires_grad=True)
-            return self._gradient(self._x_hat, self._z, w, create_graph=True), w
-
     @property
     def x_hat(self) -> Tensor:
         """x̂, like z."""
         return self._x_hat if self._create_graph else self._x_hat.detach()
 
     def __call__(self, v: Tensor) -> Tensor:
-        """½ (J V + V Jᵀ) v, like z, with J = ∂x̂/∂z."""
-        v = v.to(self._z.dtype)
-        forward = self._gradient(*self._pulled, self._variance * v)
-        return (forward + self.transposed(v)) / 2
-
-    def transposed(self, v: Tensor) -> Tensor:
-        """V Jᵀ v, like z, from the vector-Jacobian product alone."""
-        return self._variance * self._gradient(self._x_hat, self._z, v.to(self._z.dtype))
-
-    def _gradient(
-        self, of: Tensor, by: Tensor, weight: Tensor, *, create_graph: bool | None = None
-    ) -> Tensor:
+        """V (∂x̂/∂z)ᵀ v, like z."""
         (gradient,) = torch.autograd.grad(
-            of,
-            by,
-            weight,
+            self._x_hat,
+            self._z,
+            v.to(self._x_hat.dtype),
             retain_graph=True,
-            create_graph=self._create_graph if create_graph is None else create_graph,
+            create_graph=self._create_graph,
             materialize_grads=True,
         )
-        return gradient
+        return self._variance * gradient
 
 
 class Solution(NamedTuple):
-    """Solutions of n linear systems, with iterations and residuals."""
+    """Approximate solutions of n linear systems S u = b."""
 
     u: Tensor  # (n, m)
+    image: Tensor  # B u, of the B that is computed with S u
+    rest: Tensor  # b - S u, (n, m)
     iterations: Tensor  # (n,), int64
-    residual: Tensor  # (n,): ‖b - S u‖ / ‖b‖
 
 
 def conjugate_gradients(
-    product: Callable[[Tensor], Tensor], b: Tensor, tolerance: float, max_iterations: int
+    product: Callable[[Tensor], tuple[Tensor, Tensor]],
+    b: Tensor,
+    tolerance: float,
+    max_iterations: int,
+    precondition: Product | None = None,
 ) -> Solution:
     """The solutions u of n systems S u = b, each with its own steps.
 
@@ -91,24 +80,31 @@ def conjugate_gradients(
     with pᵀ S p ≤ 0, which a positive definite S does not have.
 
     Args:
-        product: returns S p, (n, m), for p (n, m); S is symmetric.
+        product: returns S p, (n, m), and B p, (n, *shape), for p (n, m); S is symmetric, and B a
+            matrix whose product is wanted too.
         b: right-hand sides, (n, m).
+        precondition: returns M r, (n, m), of residuals r; M is symmetric, and near to S^{-1}.
     """
-    u, r, p = torch.zeros_like(b), b, b
-    square = first = r.square().sum(-1)
-    goes_on = first > 0
+    u, r, first = torch.zeros_like(b), b, b.square().sum(-1)
+    p = q = b if precondition is None else precondition(b)
+    square, goes_on = (r * q).sum(-1), first > 0
     iterations = torch.zeros(len(b), dtype=torch.int64, device=b.device)
-    for _ in range(max_iterations):
-        if not bool(goes_on.any()):
+    image: Tensor | None = None
+    for i in range(max_iterations):
+        if image is not None and not bool(goes_on.any()):
             break
-        Sp = product(torch.where(goes_on.unsqueeze(-1), p, 0))
+        Sp, Bp = product(torch.where(goes_on.unsqueeze(-1), p, 0))
         curvature = (p * Sp).sum(-1)
         goes_on = goes_on & (curvature > 0)
-        step = torch.where(goes_on, square / torch.where(goes_on, curvature, 1), 0).unsqueeze(-1)
-        u, r = u + step * p, r - step * Sp
-        before, square = square, r.square().sum(-1)
-        p = r + (square / torch.where(before > 0, before, 1)).unsqueeze(-1) * p
+        step = torch.where(goes_on, square / torch.where(goes_on, curvature, 1), 0)
+        part = step.reshape(-1, *[1] * (Bp.dim() - 1)) * Bp
+        image = part if image is None else image + part
+        u, r = u + step.unsqueeze(-1) * p, r - step.unsqueeze(-1) * Sp
         iterations += goes_on
-        goes_on = goes_on & (square > tolerance**2 * first)
-    residual = (square / torch.where(first > 0, first, 1)).sqrt()
-    return Solution(u, iterations, residual.detach())
+        goes_on = goes_on & (r.square().sum(-1) > tolerance**2 * first)
+        if i + 1 < max_iterations:
+            q = r if precondition is None else precondition(r)
+            before, square = square, (r * q).sum(-1)
+            p = q + (square / torch.where(before > 0, before, 1)).unsqueeze(-1) * p
+    assert image is not None
+    return Solution(u, image, r, iterations)

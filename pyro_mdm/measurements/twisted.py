@@ -39,6 +39,8 @@ __all__ = ["Particles", "twisted_smc"]
 
 FEWEST_STEPS = 16
 """Steps of a chain of which half as many tell what the grid adds."""
+UNCERTAIN = 0.5
+"""How wrong that may be, as a part of it: one standard error (tests/benchmarks/evidence.py)."""
 
 
 class Particles(NamedTuple):
@@ -53,17 +55,39 @@ class Particles(NamedTuple):
     def log_evidence(self) -> Measured:
         """log p(obs) of the chain, nats, with its standard error over repeats (NaN for one).
 
-        It is the logarithm of the mean of unbiased estimates. For few repeats see :attr:`interval`.
+        It is the logarithm of the mean of unbiased estimates. That of the process is
+        :attr:`extrapolated`.
         """
         return _log_evidence(self.log_weights)
 
     @property
+    def lower_bound(self) -> Measured:
+        """The mean over repeats of the logarithm of their mean weights, nats, with its error.
+
+        Its expectation is below the chain's log p(obs), which it meets as particles grow in number.
+        """
+        return Measured.of(self.log_weights.logsumexp(1) - math.log(self.log_weights.shape[1]))
+
+    @property
+    def extrapolated(self) -> Measured:
+        """log p(obs) of the process, nats: that of the chain less ``grid_error``.
+
+        The standard error is of both, and of half of ``grid_error``, since it is of first order
+        alone. Below 16 steps it is the chain's.
+        """
+        chain, added = self.log_evidence, self.grid_error
+        if math.isnan(added.mean):
+            return chain
+        error = math.hypot(chain.standard_error, added.standard_error, UNCERTAIN * added.mean)
+        return Measured(chain.mean - added.mean, error)
+
+    @property
     def interval(self) -> tuple[float, float]:
-        """95% interval of log p(obs) of the chain, nats; NaN for one repeat.
+        """95% interval of log p(obs), nats, from :attr:`extrapolated`; NaN for one repeat.
 
         By Student's t with R - 1 degrees of freedom, since the standard error comes from R repeats.
         """
-        mean, error = self.log_evidence
+        mean, error = self.extrapolated
         from scipy.special import stdtrit  # loads in a tenth of the time of torch
 
         half = float(stdtrit(len(self.log_weights) - 1, 0.975)) * error
@@ -90,8 +114,20 @@ class Particles(NamedTuple):
         error = (R / (R - 1) * off.square().sum(0)).sqrt() if R > 1 else mean * math.nan
         return mean, error
 
+    def one_of_each(self) -> Tensor:
+        """One particle of each repeat, drawn by its weights, (R, *event_shape).
+
+        These are independent draws of p(x | obs), as exact as the particles of a repeat are many.
+        """
+        chosen = torch.multinomial(self.log_weights.softmax(1), 1).squeeze(1)
+        return self.x[torch.arange(len(self.x), device=self.x.device), chosen]
+
     def resampled(self, n: int) -> Tensor:
-        """n particles drawn with their weights as probabilities, (n, *event_shape)."""
+        """n particles drawn with their weights as probabilities, (n, *event_shape).
+
+        They share ancestors: of few repeats there are few that differ much. Independent draws are
+        those of :meth:`one_of_each`.
+        """
         chosen = torch.multinomial(self.weights.flatten(), n, replacement=True)
         return self.x.flatten(0, 1)[chosen]
 

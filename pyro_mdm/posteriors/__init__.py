@@ -1,17 +1,11 @@
 """Posteriors of simulators that are Pyro programs, and their calibration."""
 
-from pyro_mdm.posteriors.amortized import (
-    AmortizedPosterior,
-    Calibration,
-    LinearGaussian,
-    LogDensity,
-    calibrate,
-    log_prior,
-    ranks,
-)
+from pyro_mdm.posteriors.amortized import AmortizedPosterior, LinearGaussian, LogDensity
+from pyro_mdm.posteriors.calibration import Calibration, calibrate, ranks
 from pyro_mdm.posteriors.checks import Coverage, calibrate_at, expected_coverage
 from pyro_mdm.posteriors.guide import ImportanceWeights, PosteriorGuide, ScoredDraws
 from pyro_mdm.posteriors.likelihood import AmortizedLikelihood, PosteriorDraws
+from pyro_mdm.posteriors.prior import log_prior
 from pyro_mdm.posteriors.reading import (
     DataFactor,
     DataSite,

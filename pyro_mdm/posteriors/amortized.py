@@ -5,31 +5,21 @@ A simulator draws its parameters θ at latent sites and its data x at other site
 draws alone, so that the program needs no densities. The posterior has samples and ``log_prob``, a
 log density in θ's own space with its error.
 
-:func:`calibrate` tests a posterior: if θ* is drawn from the prior and x from the simulator, the
-rank of each entry of θ* among draws of p(θ | x) is uniform (Talts et al., "Validating Bayesian
-Inference Algorithms with Simulation-Based Calibration", 2018). This is necessary, not sufficient:
-the prior passes it too. So compare ``log_prob`` with that of the prior (:func:`log_prior`) and of a
-Gaussian (:class:`LinearGaussian`).
-
 Source of the approach: Papamakarios & Murray, NeurIPS 2016; with diffusions Geffner et al., ICML
 2023, and Sharrock et al., ICML 2024.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pyro_mdm.contexts import EncodedContext, GivenContext, Vectors
@@ -41,7 +31,15 @@ from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.flow import Solver
-from pyro_mdm.posteriors.encoding import Encoding
+from pyro_mdm.posteriors.calibration import NEW_SEED, Calibration, calibrate, ranks
+from pyro_mdm.posteriors.encoding import Encoding, center_and_unit
+from pyro_mdm.posteriors.folders import (
+    check_program,
+    damage_of,
+    read_names,
+    read_tensors,
+    write_folder,
+)
 from pyro_mdm.posteriors.guide import PosteriorGuide, ScoredDraws, draw_by_flow, one_row
 from pyro_mdm.posteriors.parameters import Parameters, spread_of
 from pyro_mdm.posteriors.predictive import PriorPredictive
@@ -51,14 +49,12 @@ from pyro_mdm.posteriors.reading import (
     check_data,
     named_sites,
     rows_of,
-    shuffled,
     simulate,
 )
-from pyro_mdm.posteriors.training import train
-from pyro_mdm.pretrained import PretrainedError
+from pyro_mdm.posteriors.training import Options, to_learn_from, train
+from pyro_mdm.pretrained import CONFIG, PretrainedError
 from pyro_mdm.scores.denoiser import Denoiser
-from pyro_mdm.support.checks import check_count, check_number, describe
-from pyro_mdm.support.files import replacing
+from pyro_mdm.support.checks import check_count, check_number
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating
 
@@ -87,10 +83,6 @@ PER_NUMBER = 10
 """Simulations for each number that a parameter is regressed on, below which a Gaussian is not
 fitted."""
 
-NEW_SEED = 2**20
-"""Is added to the seed of simulations that test a posterior: by its own seed they would be those
-that it is learned from."""
-
 HIDDEN, DEPTH = 128, 3
 """Width and number of blocks of the MLP."""
 
@@ -114,8 +106,7 @@ class LinearGaussian(NamedTuple):
         theta, x = theta.double(), x.double()
         if len(x) < PER_NUMBER * (1 + x.shape[1]):
             return None
-        spread = x.std(0)
-        center, unit = x.mean(0), torch.where(spread > 0, spread, 1.0)
+        center, unit = center_and_unit(x)
         inputs = _with_one((x - center) / unit)
         solved = torch.linalg.lstsq(inputs, theta, driver="gelsd")  # x may have less than full rank
         rest = theta - inputs @ solved.solution
@@ -278,30 +269,18 @@ class AmortizedPosterior(nn.Module):
             FloatingPointError: the loss is no number.
             ValueError: numbers that are too small; ``missing`` outside [0, 1].
         """
-        check_count("simulations", simulations, "the number of draws that are learned from", 2)
-        check_count("steps", steps, "the number of training steps")
-        check_count("batch_size", batch_size, "the number of simulations of a step")
         if not 0 <= check_number("missing", missing, "a part of the simulations, e.g. 0.3") <= 1:
             raise ValueError(f"missing is {missing}, expected a number in [0, 1], e.g. 0.3")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            if draws is None:
-                draws = simulate(program, simulations, vectorized=vectorized, progress=progress)
-            draws = shuffled(draws)
+        options = Options(steps, batch_size, learning_rate, progress)
+        with to_learn_from(
+            program, draws, simulations, options, vectorized=vectorized, seed=seed
+        ) as chosen:
             parts: dict[str, Any] = {"missing": missing > 0, "encoder": encoder}
-            posterior = cls(program, latent, observed, draws, network, diffusion, **parts)
-            posterior._train(draws, missing, steps, batch_size, learning_rate, progress)
+            posterior = cls(program, latent, observed, chosen, network, diffusion, **parts)
+            posterior._train(chosen, missing, options)
         return posterior
 
-    def _train(
-        self,
-        draws: Draws,
-        missing: float,
-        steps: int,
-        batch_size: int,
-        learning_rate: float,
-        progress: bool,
-    ) -> None:
+    def _train(self, draws: Draws, missing: float, options: Options) -> None:
         x = self.data(draws)
         r, elbo = self.coordinates(draws, x)[0], MDM_ELBO()(self.model, self.noising)
 
@@ -313,16 +292,7 @@ class AmortizedPosterior(nn.Module):
             mean: Tensor = elbo(coordinates, chosen) / len(rows)
             return mean
 
-        train(
-            elbo,
-            loss,
-            len(x),
-            steps=steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            largest_gradient=float(r.shape[1]),
-            progress=progress,
-        )
+        train(elbo, loss, len(x), options, largest_gradient=float(r.shape[1]))
         self.eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -339,9 +309,8 @@ class AmortizedPosterior(nn.Module):
         law = None if self.gaussian is None else self.gaussian._asdict()
         gaussian = law and {name: value.tolist() for name, value in law.items()}
         learned = {"encoding": encoding, "gaussian": gaussian}
-        with replacing() as write:
-            write(Path(folder) / KEPT, [safetensors.torch.save({"kept": self.predictive.kept})])
-            write(Path(folder) / NAMES, [json.dumps(named | scales | learned).encode()])
+        content = named | scales | learned
+        write_folder(folder, NAMES, content, {KEPT: {"kept": self.predictive.kept}}, [CONFIG])
 
     @classmethod
     def from_pretrained(
@@ -364,46 +333,33 @@ class AmortizedPosterior(nn.Module):
             TypeError: no program.
             ValueError: a program without these sites.
         """
-        path = Path(folder) / NAMES
-        if not path.is_file():
-            raise PretrainedError(f"{path} is missing, expected what save_pretrained writes")
-        try:
-            saved = json.loads(path.read_text())
-            sites = ", ".join([*saved["latent"], *saved["observed"]])
-            if "encoding" not in saved:
-                raise PretrainedError(
-                    f"{path} was written by an earlier version, whose posteriors had no encoding "
-                    "of their data; train it again by AmortizedPosterior.fit"
-                )
-            kept = safetensors.torch.load_file(path.parent / KEPT)["kept"]
-        except FileNotFoundError as error:
-            raise PretrainedError(f"{path.parent / KEPT} is missing; save it again") from error
-        except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        saved, path = read_names(folder, NAMES), Path(folder) / NAMES
+        if "latent" in saved and "encoding" not in saved:
             raise PretrainedError(
-                f"{path} is damaged ({error}), expected what save_pretrained writes; save it again"
-            ) from error
-        if not callable(program):
-            raise TypeError(
-                f"program is {describe(program)}, expected the simulator that the posterior in "
-                f"{folder} is of, with the sites {sites}; a folder holds no code: "
-                "AmortizedPosterior.from_pretrained(folder, program)"
+                f"{path} was written by an earlier version, whose posteriors had no encoding "
+                "of their data; train it again by AmortizedPosterior.fit"
             )
+        kept = read_tensors(folder, saved, KEPT)
+        with damage_of(path):
+            latent, observed, shapes = saved["latent"], saved["observed"], saved["shapes"]
+            mean, scale = torch.tensor(saved["mean"]), torch.tensor(saved["scale"])
+            encoding, law = Encoding.of_lists(saved["encoding"]), saved["gaussian"]
+            gaussian = law and LinearGaussian(
+                **{name: torch.tensor(value, dtype=torch.float64) for name, value in law.items()}
+            )
+            predictive = PriorPredictive(kept["kept"])
+        program = check_program(program, cls.__name__, folder, [*latent, *observed])
         new = cls.__new__(cls)
         nn.Module.__init__(new)
-        new._name_sites(program, saved["latent"], saved["observed"])
-        if new._shapes != saved["shapes"]:
+        new._name_sites(program, latent, observed)
+        if new._shapes != shapes:
             raise PretrainedError(
                 f"the sites of the program have the shapes {new._shapes}, expected those of the "
-                f"posterior in {folder}, {saved['shapes']}; give the simulator that it is of"
+                f"posterior in {folder}, {shapes}; give the simulator that it is of"
             )
-        new.register_buffer("mean", torch.tensor(saved["mean"]))
-        new.register_buffer("scale", torch.tensor(saved["scale"]))
-        new.encoding = Encoding.of_lists(saved["encoding"])
-        law = saved["gaussian"]
-        new.gaussian = law and LinearGaussian(
-            **{name: torch.tensor(value, dtype=torch.float64) for name, value in law.items()}
-        )
-        new.predictive = PriorPredictive(kept)
+        new.register_buffer("mean", mean)
+        new.register_buffer("scale", scale)
+        new.encoding, new.gaussian, new.predictive = encoding, gaussian, predictive
         new._set_model(DiffusionModel.from_pretrained(folder, classes=classes))
         return new.eval()
 
@@ -504,8 +460,7 @@ class AmortizedPosterior(nn.Module):
             torch.as_tensor(data[name]).dim() == len(shape)
             for name, shape in self._data_shapes.items()
         )
-        if one:
-            self._warn_of(x)
+        self._warn_of(x)
         lead = (n,) if one else (len(x), n)
         drawn = self.parameters_of(r, each).items()
         return {name: value.reshape(*lead, *value.shape[1:]) for name, value in drawn}
@@ -515,7 +470,7 @@ class AmortizedPosterior(nn.Module):
 
         It is that of the distance to the nearest of simulations that are kept
         (:mod:`pyro_mdm.posteriors.predictive`). Far from these a posterior is a guess, and
-        :meth:`sample` and :meth:`guide` warn of that.
+        :meth:`sample` and :meth:`guide` warn of more such data than chance makes.
 
         Args:
             data: data by site, (n, *shape), or one datum, (*shape).
@@ -603,117 +558,3 @@ class AmortizedPosterior(nn.Module):
             value[there] = estimate.per_datum + log_det.double().cpu()
             error[there] = estimate.per_datum_error
         return LogDensity(value, error)
-
-
-@dataclass(frozen=True, repr=False)
-class Calibration:
-    """Ranks of true parameters among draws of their posterior, with tests of uniformity."""
-
-    ranks: dict[str, Tensor]  # (simulations, *shape) by site, whole numbers from 0 to draws
-    draws: int  # from each posterior
-
-    @classmethod
-    def of(cls, truth: Draws, drawn: Draws) -> Calibration:
-        """Ranks of true parameters (n, *shape) by site among draws (n, draws, *shape)."""
-        by_site = {
-            name: ranks(value.transpose(0, 1), truth[name].reshape(len(value), *value.shape[2:]))
-            for name, value in drawn.items()
-        }
-        return cls(by_site, next(iter(drawn.values())).shape[1])
-
-    def p_values(self, bins: int = 10) -> dict[str, Tensor]:
-        """P-values of the χ² test that ranks are uniform, by site, (*shape).
-
-        Args:
-            bins: the number of bins, at most ``draws`` + 1; even bins need a divisor of that.
-
-        Raises:
-            ValueError: more bins than possible ranks.
-        """
-        if not 2 <= bins <= self.draws + 1:
-            raise ValueError(
-                f"bins is {bins}, expected from 2 to {self.draws + 1}, the number of ranks that "
-                "there can be; take more draws"
-            )
-        return {name: _uniform_p_value(r, self.draws + 1, bins) for name, r in self.ranks.items()}
-
-    @property
-    def smallest(self) -> float:
-        """The smallest p-value times the number of parameters (Bonferroni), at most 1."""
-        by_site = self.p_values(min(10, self.draws + 1))
-        values = torch.cat([p.reshape(-1) for p in by_site.values()])
-        return min(1.0, float(values.min()) * len(values))
-
-    def __repr__(self) -> str:
-        n = len(next(iter(self.ranks.values())))
-        return (
-            f"Calibration({n} simulations, {self.draws} draws each, smallest p-value "
-            f"{self.smallest:.3g} after Bonferroni)"
-        )
-
-
-def calibrate(
-    posterior: AmortizedPosterior,
-    program: Callable[..., Any],
-    simulations: int = 300,
-    draws: int = 99,
-    *,
-    vectorized: bool = False,
-    seed: int = 0,
-    progress: bool = False,
-) -> Calibration:
-    """Simulation-based calibration of a posterior, on new simulations.
-
-    Args:
-        posterior: the posterior to test.
-        program: the simulator, without arguments.
-        simulations: the number of pairs of θ* and x.
-        draws: draws from each posterior; with 99, ranks 0 to 99 fall evenly into ten bins.
-        vectorized, progress: see :func:`simulate`.
-        seed: the seed of simulations and draws.
-
-    Returns:
-        :class:`Calibration`, with ranks and p-values.
-    """
-    truth = simulate(
-        program, simulations, seed=NEW_SEED + seed, vectorized=vectorized, progress=progress
-    )
-    return Calibration.of(truth, posterior.sample(truth, draws, seed=seed + 1))
-
-
-def ranks(draws: Tensor, truth: Tensor, *, seed: int = 0) -> Tensor:
-    """Ranks of true values among draws that predict them, whole numbers from 0 to m.
-
-    A rank is the number of draws below the true value. Where some are equal to it, as integers are
-    and numbers that have a probability, it is one of the places among these, drawn evenly. So it
-    is uniform if the prediction is right. With u uniform in [0, 1), (rank + u) / (m + 1) is a
-    probability integral transform.
-
-    Args:
-        draws: (m, *shape).
-        truth: the true values, (*shape).
-        seed: the seed of places; the caller's random state is kept.
-
-    Returns:
-        (*shape), int64.
-
-    Example:
-        >>> ranks(torch.tensor([[1.0], [3.0], [5.0]]), torch.tensor([4.0]))
-        tensor([2])
-    """
-    below, equal = (draws < truth).sum(0), (draws == truth).sum(0)
-    generator = torch.Generator().manual_seed(seed)
-    places = torch.rand(below.shape, generator=generator, dtype=torch.float64).to(below.device)
-    return below + (places * (equal + 1)).long()
-
-
-def _uniform_p_value(ranks: Tensor, values: int, bins: int) -> Tensor:
-    """P-values (*shape) of a χ² test that ranks (n, *shape) below ``values`` are uniform."""
-    n, flat = len(ranks), ranks.reshape(len(ranks), -1)
-    cell = flat * bins // values
-    width = (torch.arange(values) * bins // values).bincount(minlength=bins).double() / values
-    counts = torch.stack([(cell == b).sum(0) for b in range(bins)]).double()
-    expected = n * width.unsqueeze(-1)
-    statistic = ((counts - expected).square() / expected).sum(0)
-    half = torch.full_like(statistic, (bins - 1) / 2)
-    return torch.special.gammaincc(half, statistic / 2).reshape(ranks.shape[1:])

@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_mdm.posteriors.amortized import NEW_SEED, AmortizedPosterior, Calibration, ranks
+from pyro_mdm.posteriors.amortized import AmortizedPosterior
+from pyro_mdm.posteriors.calibration import NEW_SEED, Calibration, ranks
 from pyro_mdm.posteriors.guide import one_row
 from pyro_mdm.posteriors.reading import Draws, simulate
 from pyro_mdm.support.checks import check_count

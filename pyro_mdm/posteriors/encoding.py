@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Encoding"]
+__all__ = ["Encoding", "center_and_unit"]
 
 FAR_TAILS = 1.5
 """The ratio of a standard deviation to half the width of the central 68%, 1 for a Gaussian law,
@@ -20,6 +20,12 @@ CENTRAL = (0.16, 0.84)
 RIDGE, TINY = 1e-6, 1e-6
 """Of variances, and of units squared: what is added to variances of encoded numbers, some of which
 may be sums of others, or constant."""
+
+
+def center_and_unit(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The means of numbers (n, m), and their standard deviations; 1 of those that never vary."""
+    spread = x.std(0)
+    return x.mean(0), torch.where(spread > 0, spread, 1.0)
 
 
 class Encoding(nn.Module):
@@ -74,14 +80,13 @@ class Encoding(nn.Module):
     @classmethod
     def fit(cls, x: Tensor, missing: bool) -> Encoding:
         """The encoding of simulations x (n, m)."""
-        ordered, spread = x.sort(0).values, x.std(0)
+        ordered, (center, unit) = x.sort(0).values, center_and_unit(x)
         low, middle, high = (
             ordered[int(part * (len(x) - 1))] for part in (CENTRAL[0], 0.5, CENTRAL[1])
         )
         width = (high - low) / 2
-        bent = (width > 0) & (spread > FAR_TAILS * width)
-        plain = torch.where(spread > 0, spread, 1.0)
-        new = cls(torch.where(bent, middle, x.mean(0)), torch.where(bent, width, plain), bent)
+        bent = (width > 0) & (unit > FAR_TAILS * width)
+        new = cls(torch.where(bent, middle, center), torch.where(bent, width, unit), bent)
         if missing:
             values = new(x).double()
             new.mean, new.covariance = values.mean(0), torch.cov(values.mT).reshape(len(bent), -1)

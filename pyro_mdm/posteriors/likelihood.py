@@ -5,9 +5,8 @@ so into which factors p(x | θ) falls. Each is learned by itself, and data that 
 along a plate are learned one by one: 10,000 simulations of four data are 40,000 examples of one
 law. For any number of data the log densities are added, with the same networks.
 
-A factor is first a Gaussian law N(x; m(θ), S(θ)), whose mean and covariance are a network's. What
-is left, r = S^{-½} (x - m), is a diffusion model given θ, if that is better on held-out
-simulations; else it is N(0, I). Its density is that of the probability flow, in a few steps.
+Real numbers have a Gaussian law whose mean and covariance are a network's, and a diffusion of what
+is left; discrete ones have probabilities (:mod:`pyro_mdm.posteriors.laws`).
 
 With it the posterior p(θ | x) ∝ p(θ) p(x | θ) has draws by sequential Monte Carlo from the prior,
 and the evidence p(x). Nothing of this is amortized over x, but a network that has to know the law
@@ -19,8 +18,6 @@ Source of the approach: Papamakarios, Sterratt & Murray, "Sequential Neural Like
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -28,19 +25,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyro
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import biject_to, constraints
 
-from pyro_mdm.contexts import Vectors
-from pyro_mdm.diffusions.presets import VPSDE
-from pyro_mdm.elbo import MDM_ELBO
-from pyro_mdm.guide import DiffusionGuide
-from pyro_mdm.model import DiffusionModel
-from pyro_mdm.networks import MLP
-from pyro_mdm.paths.flow import Solver, flow_log_prob
+from pyro_mdm.posteriors.discrete import Lattice, law_of
+from pyro_mdm.posteriors.folders import (
+    check_program,
+    damage_of,
+    read_names,
+    read_tensors,
+    write_folder,
+)
+from pyro_mdm.posteriors.laws import STEPS, Bounds, ConditionalGaussian, FactorLaw
 from pyro_mdm.posteriors.parameters import Parameters, spread_of
 from pyro_mdm.posteriors.prior import Prior
 from pyro_mdm.posteriors.reading import (
@@ -49,17 +46,14 @@ from pyro_mdm.posteriors.reading import (
     Draws,
     ParameterSite,
     Program,
+    bounds_of,
     read_program,
-    shuffled,
-    simulate,
     sites_of,
 )
 from pyro_mdm.posteriors.tempering import GROUPS, Density, temper
-from pyro_mdm.posteriors.training import VALIDATED, train
+from pyro_mdm.posteriors.training import Options, to_learn_from
 from pyro_mdm.pretrained import PretrainedError
-from pyro_mdm.scores.denoiser import Denoiser
-from pyro_mdm.support.checks import check_count, describe
-from pyro_mdm.support.files import replacing
+from pyro_mdm.support.checks import check_count
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating, in_eval_mode
 
@@ -68,26 +62,11 @@ __all__ = ["AmortizedLikelihood", "ConditionalGaussian", "PosteriorDraws"]
 NAMES, TENSORS = "likelihood.json", "likelihood.safetensors"
 """The files of a likelihood: names of sites and sizes of networks, and the networks' weights."""
 
-MAX_LOG_SNR = 9.0
-"""λ where the flow of what a Gaussian leaves ends: noise of 0.011 of its standard deviation."""
-
-STEPS = 8
-"""Steps of the flow, of the classical Runge-Kutta method."""
-
 FEW_STEPS = 2
 """Steps of the flow that particles are led by first: what they miss is small, and weighted."""
 
-AT_ONCE = 4096
-"""Data whose densities are computed together, in cache."""
-
-LEAST_GAIN = 0.05
-"""Nats per datum by which a diffusion has to be better than the Gaussian, to be worth its time."""
-
 LEAST_DISTINCT = 0.5
 """The part of simulations that have a value of their own, below which a number is discrete."""
-
-DRAWS_OF_GAIN = 8
-"""Draws of noise for each simulation that the gain is measured by."""
 
 LEAST_PARTICLES = {False: 20_000, True: 4_000}
 """Particles of sequential Monte Carlo, where fewer draws are asked for: without and with densities
@@ -106,200 +85,6 @@ class PosteriorDraws(NamedTuple):
     acceptance: float  # of the moves at the posterior
 
 
-class ConditionalGaussian(nn.Module):
-    """The law N(x; m(θ), S(θ)) by a residual network of θ.
-
-    The network returns m, log scales s, and the part L below the diagonal of a unit triangular
-    matrix, so that r = e^{-s} (1 + L) (x - m) is N(0, I).
-
-    Args:
-        inputs, outputs: numbers of θ, and of x.
-        hidden, depth: the network's width, and its number of blocks.
-    """
-
-    def __init__(self, inputs: int, outputs: int, hidden: int = 64, depth: int = 2) -> None:
-        super().__init__()
-        self.outputs = outputs
-        self.inlet = nn.Linear(inputs, hidden)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.LayerNorm(hidden),
-                nn.Linear(hidden, hidden),
-                nn.SiLU(),
-                nn.Linear(hidden, hidden),
-            )
-            for _ in range(depth)
-        )
-        self.outlet = nn.Linear(hidden, 2 * outputs + outputs * (outputs - 1) // 2)
-        for parameter in self.outlet.parameters():
-            nn.init.zeros_(parameter)
-
-    def forward(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """m and s, (n, m) each, and 1 + L, (n, m, m), of θ (n, k)."""
-        h = self.inlet(theta)
-        for block in self.blocks:
-            h = h + block(h)
-        m = self.outputs
-        mean, log_scale, below = self.outlet(h).split([m, m, m * (m - 1) // 2], 1)
-        factor = torch.eye(m, dtype=h.dtype, device=h.device).repeat(len(h), 1, 1)
-        row, column = torch.tril_indices(m, m, -1)
-        factor[:, row, column] = below
-        return mean, log_scale, factor
-
-    def residual(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """r, (n, k, m), of k data x (n or 1, k, m) of each θ, and log|det ∂r/∂x|, (n,)."""
-        mean, log_scale, factor = self(theta)
-        apart = (x - mean.unsqueeze(1)) @ factor.mT
-        return apart * (-log_scale).exp().unsqueeze(1), -log_scale.sum(1)
-
-    def data(self, r: Tensor, theta: Tensor) -> Tensor:
-        """x at r, (n, k, m): the inverse of :meth:`residual`."""
-        mean, log_scale, factor = self(theta)
-        apart = (r * log_scale.exp().unsqueeze(1)).mT
-        solved = torch.linalg.solve_triangular(factor, apart, upper=False, unitriangular=True)
-        return solved.mT + mean.unsqueeze(1)
-
-
-def _normal(r: Tensor) -> Tensor:
-    """log N(r; 0, I), (*batch), of r (*batch, m)."""
-    return -0.5 * (r.square() + math.log(2 * math.pi)).sum(-1)
-
-
-class _FactorLaw(nn.Module):
-    """The learned law of the data of a factor, one datum of a plate at a time, given θ.
-
-    Numbers that have a lower bound are seen by the log of what they are above it.
-    """
-
-    center: Tensor
-    unit: Tensor
-    lower: Tensor  # (m,), -∞ where there is no bound
-
-    def __init__(self, inputs: int, outputs: int, hidden: int, depth: int) -> None:
-        super().__init__()
-        self.register_buffer("center", torch.zeros(outputs))
-        self.register_buffer("unit", torch.ones(outputs))
-        self.register_buffer("lower", torch.full((outputs,), -math.inf))
-        self.gaussian = ConditionalGaussian(inputs, outputs, hidden, depth)
-        context = Vectors(torch.zeros(inputs), torch.ones(inputs))
-        network = MLP(outputs + context.size, hidden, depth, outputs)
-        score = Denoiser(network, torch.zeros(outputs), torch.ones(outputs))
-        self.model = DiffusionModel(VPSDE(max_log_snr=MAX_LOG_SNR), score, context=context)
-        self.gain: Measured | None = None
-        """Nats per datum by which the diffusion is better than the Gaussian; None: not learned."""
-
-    @property
-    def is_corrected(self) -> bool:
-        """Whether the diffusion is part of the law."""
-        gain = self.gain
-        return gain is not None and gain.mean > LEAST_GAIN and gain.mean > 2 * gain.standard_error
-
-    def fit(self, x: Tensor, theta: Tensor, lower: Tensor, diffusion: bool, **options: Any) -> None:
-        """Learn the law of x (n, k, m) given θ (n, inputs), with lower bounds (m,)."""
-        flat, n = x.flatten(0, 1), len(x)
-        self.lower.copy_(torch.where((flat > lower).all(0), lower, -math.inf))
-        flat = self._unbounded(flat)[0]
-        spread = flat.std(0)
-        self.center.copy_(flat.mean(0))
-        self.unit.copy_(torch.where(spread > 0, spread, 1.0))
-        x = self._scaled(x)[0]
-
-        def of_gaussian(rows: Tensor) -> Tensor:
-            r, log_det = self.gaussian.residual(x[rows], theta[rows])
-            return -(_normal(r).mean(1) + log_det).mean()
-
-        train(self.gaussian, of_gaussian, n, largest_gradient=20.0, **options)
-        if not diffusion:
-            return
-        with torch.no_grad():
-            r = self.gaussian.residual(x, theta)[0]
-        loss = MDM_ELBO()(self.model, DiffusionGuide(self.model.diffusion))
-
-        def chosen(rows: Tensor) -> tuple[Tensor, Tensor]:
-            """A datum of each simulation, and its parameters."""
-            return r[rows, torch.randint(r.shape[1], (len(rows),))], theta[rows]
-
-        def of_diffusion(rows: Tensor) -> Tensor:
-            return loss(*chosen(rows)) / len(rows)
-
-        d = float(r.shape[2])
-        train(self.model, of_diffusion, n, largest_gradient=d, **options)
-        if not (held_out := min(VALIDATED, n // 10)):
-            return
-        rows = torch.arange(n - held_out, n)
-        self.gain = self._measured(*chosen(rows.repeat(DRAWS_OF_GAIN)))
-
-    def _unbounded(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Numbers without bounds, like x (*batch, m), and log|det| of the map, (*batch): NaN where
-        x is outside of its bounds."""
-        bounded = self.lower.isfinite()
-        above = torch.where(bounded, x - torch.where(bounded, self.lower, 0.0), 1.0).log()
-        above = torch.where(above.isfinite(), above, math.nan)
-        return torch.where(bounded, above, x), -above.sum(-1)
-
-    def _scaled(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x in the coordinates of the laws, and log|det| of the map, as :meth:`_unbounded`."""
-        x, log_det = self._unbounded(x)
-        return (x - self.center) / self.unit, log_det - self.unit.log().sum()
-
-    @torch.no_grad()
-    def _measured(self, r: Tensor, theta: Tensor) -> Measured:
-        """The gain on data r (n, m), whose noise is the same for both laws."""
-        diffusion = self.model.diffusion
-        score: Any = self.model.given_context(theta).score_function
-        low, high = diffusion.terminal_log_snr, diffusion.start_log_snr
-        level = low + (high - low) * (torch.rand(len(r)) + torch.arange(len(r))) / len(r)
-        level = level[torch.randperm(len(r))]
-        noise = torch.randn(len(r), 1, r.shape[1])
-        apart = score.baseline_integrand(r, level, noise) - score.integrand(
-            diffusion, r, level, noise
-        )
-        gained = (high - low) * apart.double()
-        return Measured.of(gained.reshape(DRAWS_OF_GAIN, -1).mean(0))
-
-    def log_prob(self, x: Tensor, theta: Tensor, steps: int = STEPS) -> Tensor:
-        """log p(x | θ), (n,) float64, of k data x (n or 1, k, m) of each θ (n, inputs).
-
-        Args:
-            steps: of the flow, if the diffusion is part of the law; 0 for the Gaussian alone.
-        """
-        present = ~x.isnan().any(2)
-        x, of_scale = self._scaled(x)
-        given = ~of_scale.isnan() & present
-        r, log_det = self.gaussian.residual(torch.where(given.unsqueeze(2), x, 0.0), theta)
-        each = _normal(r).double() + log_det.double().unsqueeze(1)
-        each = each + torch.where(given, of_scale, 0.0).double()
-        if steps and self.is_corrected and bool(given.any()):
-            given = given.expand(each.shape)
-            of_data = theta.unsqueeze(1).expand(*r.shape[:2], -1)[given]
-            gained = self._flow(r[given], of_data, steps) - _normal(r[given]).double()
-            each = each.masked_scatter(given, each[given] + gained)
-        outside = torch.where(present, -math.inf, 0.0).double()
-        return torch.where(given, each, outside).sum(1)
-
-    def _flow(self, r: Tensor, theta: Tensor, steps: int) -> Tensor:
-        """log p(r | θ) under the diffusion, (n,) float64: that of r with the noise at ε."""
-        diffusion, values = self.model.diffusion, list[Tensor]()
-        scale = diffusion.start.mean  # of r in the state at ε, (1,)
-        for part, context in zip(r.split(AT_ONCE), theta.split(AT_ONCE), strict=True):
-            score = self.model.given_context(context).score_function
-            y = part.double().unsqueeze(1) * scale.double().unsqueeze(1)
-            density = flow_log_prob(diffusion, score, y, Solver("rk4", steps=steps)).log_prob
-            values.append(density + r.shape[1] * scale.double().log().sum())
-        return torch.cat(values)
-
-    def sample(self, theta: Tensor, k: int) -> Tensor:
-        """k data for each θ (n, inputs), (n, k, m)."""
-        n, m = len(theta), len(self.center)
-        if self.is_corrected:
-            model = self.model.given_context(theta.repeat_interleave(k, 0))
-            r = model(batch_size=n * k).reshape(n, k, m)
-        else:
-            r = torch.randn(n, k, m)
-        x = self.gaussian.data(r, theta) * self.unit + self.center
-        return torch.where(self.lower.isfinite(), self.lower + x.exp(), x)
-
-
 class AmortizedLikelihood(nn.Module):
     """The likelihood p(x | θ) for any θ, a density that is differentiable in θ and x.
 
@@ -314,9 +99,11 @@ class AmortizedLikelihood(nn.Module):
         hidden, depth: width and number of blocks of the networks. Small ones have quick densities.
 
     Raises:
-        TypeError: sites that are not continuous.
+        TypeError: parameters that are not continuous; data that repeat and are not whole, or of
+            which some determine others.
         ValueError: unknown or observed sites, or one named twice; a parameter that never varies, or
-            whose support depends on others; data that never vary or are not finite.
+            whose support depends on others; data that never vary, are not finite, or are outside of
+            their support.
     """
 
     mean: Tensor
@@ -335,8 +122,7 @@ class AmortizedLikelihood(nn.Module):
         super().__init__()
         self._read(program, latent, observed, hidden, depth)
         self.structure.check(draws)
-        for site in self.structure.data:
-            _check_density(site.name, draws[site.name])
+        self._make_laws([_lattices(program, factor, draws) for factor in self.structure.factors])
         seen = self._seen(self.sites.values(draws))
         self.scale.copy_(spread_of(seen))
         self.mean.copy_(seen.mean(0))
@@ -353,12 +139,6 @@ class AmortizedLikelihood(nn.Module):
         self.sites = Parameters(self.structure.parameters)
         self.latent, self.observed = list(latent), list(observed)
         self.hidden, self.depth = hidden, depth
-        for site in self.structure.data:
-            if site.is_discrete:
-                raise TypeError(
-                    f"site {site.name!r} of the data is discrete, expected real numbers, which "
-                    "have a density; use AmortizedPosterior, which learns from any data"
-                )
         self._program = program
         sizes = {site.name: _numbers(site) for site in self.structure.parameters}
         self._places, first = dict[str, slice](), 0
@@ -366,12 +146,20 @@ class AmortizedLikelihood(nn.Module):
             self._places[name], first = slice(first, first + size), first + size
         self.register_buffer("mean", torch.zeros(first))
         self.register_buffer("scale", torch.ones(first))
-        laws = []
-        for factor in self.structure.factors:
-            inputs = sum(sizes[name] for name in factor.parameters)
-            outputs = sum(math.prod(site.shape) for site in factor.sites) // factor.size
-            laws.append(_FactorLaw(max(1, inputs), outputs, hidden, depth))
-        self.laws = nn.ModuleList(laws)
+
+    def _make_laws(self, lattices: Sequence[Sequence[Lattice | None]]) -> None:
+        """Networks that have learned nothing, for the values of each number of each factor."""
+        inputs = {name: place.stop - place.start for name, place in self._places.items()}
+        self.lattices = [tuple(of_factor) for of_factor in lattices]
+        self.laws = nn.ModuleList(
+            law_of(
+                max(1, sum(inputs[name] for name in factor.parameters)),
+                values,
+                self.hidden,
+                self.depth,
+            )
+            for factor, values in zip(self.structure.factors, self.lattices, strict=True)
+        )
 
     @classmethod
     def fit(
@@ -412,21 +200,15 @@ class AmortizedLikelihood(nn.Module):
             FloatingPointError: the loss is no number.
             TypeError, ValueError: what the class refuses; numbers that are too small.
         """
-        check_count("simulations", simulations, "the number of draws that are learned from", 2)
-        check_count("steps", steps, "the number of training steps")
-        check_count("batch_size", batch_size, "the number of simulations of a step")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            if draws is None:
-                draws = simulate(program, simulations, vectorized=vectorized, progress=progress)
-            draws = shuffled(draws)
-            likelihood = cls(program, latent, observed, draws, hidden=hidden, depth=depth)
-            theta = likelihood._inputs(likelihood.sites.values(draws))
-            options: dict[str, Any] = {"steps": steps, "batch_size": batch_size}
-            options |= {"learning_rate": learning_rate, "progress": progress}
+        options = Options(steps, batch_size, learning_rate, progress)
+        with to_learn_from(
+            program, draws, simulations, options, vectorized=vectorized, seed=seed
+        ) as chosen:
+            likelihood = cls(program, latent, observed, chosen, hidden=hidden, depth=depth)
+            theta = likelihood._inputs(likelihood.sites.values(chosen))
             for factor, law in likelihood._factors:
-                lower = _lower_bounds(program, factor)
-                law.fit(factor.data(draws), _of_factor(theta, factor), lower, diffusion, **options)
+                x, bounds = factor.data(chosen), _bounds(program, factor)
+                law.fit(x, _of_factor(theta, factor), bounds, options, diffusion)
         return likelihood.eval().requires_grad_(False)
 
     @property
@@ -447,15 +229,11 @@ class AmortizedLikelihood(nn.Module):
         It holds the weights of the networks, and in ``likelihood.json`` their sizes and the names
         of the sites.
         """
-        state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         gains = [None if law.gain is None else list(law.gain) for _, law in self._factors]
         named = {"latent": self.latent, "observed": self.observed, "sites": self._described}
         sizes = {"hidden": self.hidden, "depth": self.depth, "gains": gains}
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with replacing() as write:
-            digest = write(Path(folder) / TENSORS, [safetensors.torch.save(state)])
-            content = named | sizes | {"sha256": digest}
-            write(Path(folder) / NAMES, [json.dumps(content).encode()])
+        sizes |= {"lattices": self.lattices}
+        write_folder(folder, NAMES, named | sizes, {TENSORS: self.state_dict()})
 
     @classmethod
     def from_pretrained(
@@ -472,45 +250,39 @@ class AmortizedLikelihood(nn.Module):
             TypeError: no program.
             ValueError: a program without these sites.
         """
-        path = Path(folder) / NAMES
-        for file in (path, path.with_name(TENSORS)):
-            if not file.is_file():
-                raise PretrainedError(f"{file} is missing, expected what save_pretrained writes")
-        damaged = "expected what save_pretrained writes; save it again"
-        try:
-            saved = json.loads(path.read_text())
+        saved, path = read_names(folder, NAMES), Path(folder) / NAMES
+        with damage_of(path):
             names = saved["latent"], saved["observed"]
             sizes = saved["hidden"], saved["depth"]
             gains = [gain if gain is None else Measured(*gain) for gain in saved["gains"]]
-            described, digest = saved["sites"], saved["sha256"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise PretrainedError(f"{path} is damaged ({error}), {damaged}") from error
-        if not callable(program):
-            raise TypeError(
-                f"program is {describe(program)}, expected the simulator that the likelihood in "
-                f"{folder} is of, with the sites {', '.join([*names[0], *names[1]])}; a folder "
-                "holds no code: AmortizedLikelihood.from_pretrained(folder, program)"
-            )
+            described = saved["sites"]
+            lattices = [
+                [None if own is None else Lattice(*own) for own in of_factor]
+                for of_factor in saved.get("lattices", [])
+            ]
+        state = read_tensors(folder, saved, TENSORS)
+        program = check_program(program, cls.__name__, folder, [*names[0], *names[1]])
         new = cls.__new__(cls)
         nn.Module.__init__(new)
-        with torch.random.fork_rng(devices=[]):  # weights are drawn that are replaced
-            new._read(program, *names, *sizes)
+        new._read(program, *names, *sizes)
         if new._described != described:
             raise PretrainedError(
                 f"the sites of the program are {new._described}, expected those of the likelihood "
                 f"in {folder}, {described}; give the simulator that it is of"
             )
-        content = path.with_name(TENSORS).read_bytes()
-        if hashlib.sha256(content).hexdigest() != digest:
-            raise PretrainedError(f"{path.with_name(TENSORS)} is another than was saved, {damaged}")
-        try:
-            new.load_state_dict(safetensors.torch.load(content))
-        except (RuntimeError, SafetensorError) as error:
-            raise PretrainedError(
-                f"{path.with_name(TENSORS)} is damaged ({error}), {damaged}"
-            ) from error
+        if not lattices:  # of an earlier version, whose data are all real
+            lattices = [[None] * _size(factor) for factor in new.structure.factors]
+        with torch.random.fork_rng(devices=[]):  # weights are drawn that are replaced
+            new._make_laws(lattices)
+        for name, value in new.state_dict().items():
+            if name.endswith(".upper"):  # which an earlier version does not have
+                state.setdefault(name, value)
+        with damage_of(path.with_name(TENSORS)):
+            new.load_state_dict(state)
         for (_, law), gain in zip(new._factors, gains, strict=True):
-            law.gain = gain
+            for part in law.modules():
+                if isinstance(part, FactorLaw):
+                    part.gain = gain
         return new.eval().requires_grad_(False)
 
     @property
@@ -740,33 +512,75 @@ def _of_factor(inputs: Mapping[str, Tensor], factor: DataFactor) -> Tensor:
     return torch.zeros(len(next(iter(inputs.values()))), 1)
 
 
-def _lower_bounds(program: Program, factor: DataFactor) -> Tensor:
-    """The lower bound of each number of a datum by the program, (m,); -∞ where there is none, or
-    an upper one too."""
-    bounds = []
+def _size(factor: DataFactor) -> int:
+    """The number of numbers of a datum."""
+    return sum(math.prod(site.shape) for site in factor.sites) // factor.size
+
+
+def _bounds(program: Program, factor: DataFactor) -> Bounds:
+    """The ends of the support of each number of a datum, in all places."""
+    ends = bounds_of(program, [site.name for site in factor.sites])
+    lower, upper = (factor.data({name: own[i] for name, own in ends.items()}) for i in (0, 1))
+    return lower.amin((0, 1)), upper.amax((0, 1))
+
+
+def _lattices(program: Program, factor: DataFactor, draws: Draws) -> list[Lattice | None]:
+    """The values of each number of a datum; None for real numbers.
+
+    Raises:
+        TypeError: numbers that repeat more often than a density can explain, and are not whole;
+            numbers that others determine.
+        ValueError: discrete numbers outside of their support.
+    """
+    lower, upper = (bound.tolist() for bound in _bounds(program, factor))
+    x, sites = factor.data(draws), list[DataSite]()
     for site in factor.sites:
+        _check_freedom(program, site)
+        sites += [site] * _size(DataFactor((site,), factor.plate))
+    return [_lattice(site, x[:, :, j], lower[j], upper[j]) for j, site in enumerate(sites)]
+
+
+def _check_freedom(program: Program, site: DataSite) -> None:
+    """Raise TypeError for data on a support of fewer dimensions, where they have no density."""
+    try:
         support = sites_of(program, [site.name])[site.name]["fn"].support
-        while isinstance(support, constraints.independent):
-            support = support.base_constraint
-        bound = torch.as_tensor(getattr(support, "lower_bound", -math.inf))
-        if hasattr(support, "upper_bound") or bound.numel() != 1:
-            bound = torch.tensor(-math.inf)
-        dim = _dim(factor, site)
-        size = math.prod(site.shape) // (1 if dim is None else site.shape[dim])
-        bounds.append(bound.to(torch.get_default_dtype()).expand(size))
-    return torch.cat(bounds)
-
-
-def _check_density(name: str, value: Tensor) -> None:
-    """Raise TypeError for data (n, *shape) that repeat more often than a density can explain."""
-    columns = value.reshape(len(value), -1).unbind(1)
-    distinct = [c.unique().numel() for c in columns if bool((c != c[0]).any())]
-    if distinct and min(distinct) < LEAST_DISTINCT * len(value):
+        free = math.prod(biject_to(support).inverse_shape(site.shape))
+    except NotImplementedError:  # no support is known, or it is discrete
+        return
+    if free < (numbers := math.prod(site.shape)):
         raise TypeError(
-            f"a number of {name!r} has {min(distinct)} values in {len(value)} simulations, "
-            "expected real numbers, which have a density; use AmortizedPosterior, which learns "
-            "from any data"
+            f"the {numbers} numbers of {site.name!r} have {free} degrees of freedom ({support}), "
+            "expected free numbers, which have a density; observe as many of them, by "
+            "pyro.deterministic"
         )
+
+
+def _lattice(site: DataSite, x: Tensor, lower: float, upper: float) -> Lattice | None:
+    """The values of a number x (n, places) of a site; None for a real number."""
+    distinct = [place.unique().numel() for place in x.unbind(1) if bool((place != place[0]).any())]
+    repeats = bool(distinct) and min(distinct) < LEAST_DISTINCT * len(x)
+    if not (site.is_discrete or repeats):
+        return None
+    if bool((x != x.round()).any()):
+        raise TypeError(
+            f"a number of {site.name!r} has {min(distinct, default=1)} values in {len(x)} "
+            "simulations and is not whole, expected whole numbers, which have probabilities, or "
+            "numbers that do not repeat, which have a density; observe the draw that it is made "
+            "from, or use AmortizedPosterior, which learns from any data"
+        )
+    values = [int(value) for value in x.unique().tolist()]
+    gap = 1
+    if not (math.isfinite(lower) or math.isfinite(upper)):
+        gap = math.gcd(*(value - values[0] for value in values)) or 1
+    origin = lower if math.isfinite(lower) else upper if math.isfinite(upper) else values[0]
+    lattice = Lattice(float(origin), float(gap), lower, upper)
+    if not bool(lattice.has(x).all()):
+        raise ValueError(
+            f"{site.name!r} has the values {values[0]} to {values[-1]} in the simulations, "
+            f"expected whole numbers from {lower:g} to {upper:g}, its support by the program; "
+            "leave others out"
+        )
+    return lattice
 
 
 def _name(factor: DataFactor) -> str:

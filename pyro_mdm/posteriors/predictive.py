@@ -24,7 +24,8 @@ MOST_KEPT = 1000
 """Simulations that are kept, at most."""
 
 FEWEST = 99
-"""Simulations to compare with, below which an observation is not called unlike all of them."""
+"""Simulations to compare with, below which an observation is not called unlike all of them: chance
+makes a warning in one case of 100 at most."""
 
 
 class PriorPredictive(nn.Module):
@@ -93,17 +94,20 @@ class PriorPredictive(nn.Module):
         return value
 
     def warning(self, x: Tensor, seen: Tensor) -> str | None:
-        """What is said of one datum (1, m) that is farther than all simulations; None: it is not.
+        """What is said of data (n, m) of which some are farther than all simulations, if anything.
 
-        A datum of the simulator is so by chance with probability one over their number.
+        A datum of the simulator is so by chance with probability one over their number. Of n data k
+        are so with probability ∏_i (n - i) / (n + compared - i), i from 0 to k - 1: all orders of
+        distances are alike.
         """
-        if self.compared < FEWEST:
+        least = 1 / (1 + self.compared)
+        farther = int((self.p_values(x, seen) <= least * (1 + 1e-9)).sum())
+        chance = math.prod((len(x) - i) / (len(x) + self.compared - i) for i in range(farther))
+        if chance > 1 / (1 + FEWEST):
             return None
-        p = float(self.p_values(x, seen))
-        if not math.isclose(p, 1 / (1 + self.compared)):
-            return None
+        those = "the observation is" if len(x) == 1 else f"{farther} of {len(x)} observations are"
         return (
-            f"the observation is unlike all simulations: farther from others than each of "
-            f"{self.compared} (prior predictive p-value {p:.2g}), where a posterior is a guess; "
-            "look at simulations beside it, and at its units"
+            f"{those} unlike all simulations: farther from others than each of {self.compared} "
+            f"(prior predictive p-value {least:.2g}), where a posterior is a guess; look at "
+            "simulations beside it, and at its units"
         )

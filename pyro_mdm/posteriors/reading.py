@@ -20,7 +20,8 @@ the program; that laws are the same for more of them is for its author to say.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple, NoReturn, TypeVar
@@ -32,9 +33,17 @@ from pyro.infer import Predictive
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import MixtureSameFamily, biject_to, constraints
 
-from pyro_mdm.posteriors.dependence import Run, is_computed, parents_of, run_holding
+from pyro_mdm.posteriors.dependence import is_computed, parents_of
+from pyro_mdm.posteriors.independence import (
+    SUPPORT_RUNS,
+    Laws,
+    Parts,
+    Plate,
+    grouped,
+    plates_of,
+)
 from pyro_mdm.support.checks import check_count, describe
 from pyro_mdm.support.progress import progress_bar
 
@@ -47,6 +56,7 @@ __all__ = [
     "Plate",
     "Program",
     "Structure",
+    "bounds_of",
     "check_data",
     "drawn_sites",
     "is_interior",
@@ -65,20 +75,6 @@ Program = Callable[..., Any]
 
 Draws = dict[str, Tensor]
 """Values of sites by name, (n, *shape)."""
-
-SUPPORT_RUNS = 4
-"""Runs of the program, in which supports and shapes have to be the same, and laws are compared."""
-
-RTOL, ATOL = 1e-5, 1e-4
-"""Tolerances within which log densities are the same, ATOL in nats. Computed values are the same
-within ATOL of their spread."""
-
-FRESH = 1000
-"""The first seed of runs in which values are held, away from the seeds of other runs."""
-
-ALL = torch.tensor(True)
-"""The mask of values that are held in all places."""
-
 
 # -- draws -----------------------------------------------------------------------------------------
 
@@ -243,14 +239,6 @@ def rows_of(values: Mapping[str, Any], name: str, shape: Sequence[int]) -> Tenso
 # -- what a program is made of ---------------------------------------------------------------------
 
 
-class Plate(NamedTuple):
-    """A plate that a site is in."""
-
-    name: str
-    size: int
-    dim: int  # of the site's value that counts places, from the right: negative
-
-
 class ParameterSite(NamedTuple):
     """A latent site of the vector of parameters."""
 
@@ -369,6 +357,50 @@ def sites_of(program: Program, names: Sequence[str]) -> dict[str, Any]:
     return _chosen(_nodes(program), names)
 
 
+def bounds_of(program: Program, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
+    """The ends of the supports of some sites by name, two tensors (*shape), infinite where there is
+    none. An end that differs between runs of the program depends on its draws and is none.
+
+    Raises:
+        ValueError: as :func:`sites_of`.
+    """
+    runs = [_chosen(_nodes(program, seed), names) for seed in range(SUPPORT_RUNS)]
+    bounds = {}
+    for name in names:
+        ends = [_ends(run[name]) for run in runs]
+        lower, upper = (torch.stack([end[i] for end in ends]) for i in (0, 1))
+        bounds[name] = (
+            torch.where((lower == lower[0]).all(0), lower[0], -math.inf),
+            torch.where((upper == upper[0]).all(0), upper[0], math.inf),
+        )
+    return bounds
+
+
+def _ends(site: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """The ends of the support of a site in one run, (*shape) each."""
+    shape, law = site["value"].shape, site["fn"]
+    try:
+        support = law.support
+    except NotImplementedError:
+        support = constraints.real
+    while hasattr(law, "base_dist"):
+        law = law.base_dist
+    is_mixture = isinstance(law, MixtureSameFamily)  # whose components have bounds of their own
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    lower, upper = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
+    is_binary = isinstance(support, type(constraints.boolean) | type(constraints.one_hot))
+    if is_binary or site["value"].dtype == torch.bool:
+        lower, upper = 0, 1
+    elif isinstance(support, constraints.multinomial):
+        lower = 0
+    ends = []
+    for bound, nothing, outermost in ((lower, -math.inf, "min"), (upper, math.inf, "max")):
+        end = torch.as_tensor(nothing if bound is None else bound, dtype=torch.get_default_dtype())
+        ends.append((getattr(end, outermost)() if is_mixture else end).expand(shape))
+    return ends[0], ends[1]
+
+
 def _chosen(nodes: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     known = list(nodes)
     for name in names:
@@ -425,7 +457,7 @@ def _of_parameter(name: str, site: Mapping[str, Any]) -> ParameterSite:
             "in the program, or leave it out of latent"
         )
     shape, event_dim = site["value"].shape, site["fn"].event_dim
-    return ParameterSite(name, shape, support, biject_to(support), event_dim, _plates(site))
+    return ParameterSite(name, shape, support, biject_to(support), event_dim, plates_of(site))
 
 
 def _check_supports(sites: Sequence[ParameterSite], nodes: Mapping[str, Any]) -> None:
@@ -473,17 +505,6 @@ def _of_rows(each: Tensor) -> Tensor:
 # -- reading ---------------------------------------------------------------------------------------
 
 
-class _Group(NamedTuple):
-    """Data that depend on common sites."""
-
-    data: list[str]
-    sites: set[str]  # these, and what they depend on given the parameters
-
-
-Parts = list[tuple[str | None, list[str]]]
-"""Names of data that are independent of others given the parameters, with their plate."""
-
-
 def read_program(program: Program, latent: Sequence[str], observed: Sequence[str]) -> Structure:
     """What a program says of its parameters and data, from a few dozen runs of it.
 
@@ -524,51 +545,13 @@ def _read(program: Program, latent: Sequence[str], observed: Sequence[str]) -> S
             fed = {name: list(latent) for name in data}
             notes = [f"the program cannot be followed ({type(error).__name__}: {error})"]
         else:
-            laws = _Laws(program, latent)
-            fed, groups, notes = _grouped(latent, list(data), laws.completed(parents))
+            laws = Laws(program, latent, _nodes(program))
+            fed, groups, notes = grouped(latent, list(data), laws.completed(parents))
             if not notes:
                 parts, notes = laws.parts(groups)
     sites = {name: _of_data(name, site, fed[name]) for name, site in data.items()}
     factors = [DataFactor(tuple(sites[n] for n in names), plate) for plate, names in parts]
     return Structure(tuple(parameters), tuple(sites.values()), tuple(factors), tuple(notes))
-
-
-def _grouped(
-    latent: Sequence[str], data: Sequence[str], parents: Mapping[str, Collection[str]]
-) -> tuple[dict[str, list[str]], list[_Group], list[str]]:
-    """Parameters that data depend on; data that depend on common sites; why there are no groups.
-
-    Args:
-        latent, data: the names of sites.
-        parents: by site, the names of those that feed it directly.
-    """
-
-    def above(name: str) -> set[str]:
-        """Sites that feed one, without parameters and what feeds it by way of them alone."""
-        reached, waiting = set[str](), [name]
-        while waiting:
-            new = {p for p in parents[waiting.pop()] if p not in latent} - reached
-            reached |= new
-            waiting += new
-        return reached
-
-    behind = {name: {name} | above(name) for name in data}
-    everything = set[str]().union(*behind.values())
-    for parameter in latent:
-        if led := above(parameter) & everything:
-            note = (
-                f"{min(led)!r} feeds the parameter {parameter!r} and data, so that data depend on "
-                "each other given the parameters; if it is not data, name it in latent too"
-            )
-            return {name: list(latent) for name in data}, [], [note]
-    groups: list[_Group] = []
-    for name, sites in behind.items():
-        linked = [group for group in groups if group.sites & sites]
-        names = [*(n for group in linked for n in group.data), name]
-        joined = _Group(names, sites.union(*(group.sites for group in linked)))
-        groups = [*(group for group in groups if group not in linked), joined]
-    feeding = {n: set[str]().union(*(parents[s] for s in sites)) for n, sites in behind.items()}
-    return {n: [p for p in latent if p in feeding[n]] for n in data}, groups, []
 
 
 def _of_data(name: str, site: Mapping[str, Any], parameters: Sequence[str]) -> DataSite:
@@ -577,174 +560,4 @@ def _of_data(name: str, site: Mapping[str, Any], parameters: Sequence[str]) -> D
     except NotImplementedError:
         discrete = False
     discrete = discrete or not site["value"].is_floating_point()
-    return DataSite(name, site["value"].shape, discrete, _plates(site), tuple(parameters))
-
-
-def _plates(site: Mapping[str, Any]) -> tuple[Plate, ...]:
-    """Plates of a site that are entered by ``with``, and whose places its value has."""
-    plates, shape = [], site["value"].shape
-    for frame in site["cond_indep_stack"]:
-        if frame.dim is None:
-            continue
-        dims = [d for d in range(-len(shape), 0) if shape[d] == frame.size]
-        dim = frame.dim - site["fn"].event_dim
-        if dim not in dims and is_computed(site) and len(dims) == 1:
-            dim = dims[0]  # all dimensions of a computed value count as those of one event
-        if dim in dims:
-            plates.append(Plate(frame.name, frame.size, dim))
-    return tuple(plates)
-
-
-class _Laws:
-    """Laws of sites given the parameters, compared between places and runs of a program."""
-
-    def __init__(self, program: Program, latent: Sequence[str]) -> None:
-        self.program, self.latent, self.nodes = program, latent, _nodes(program)
-        self.plates = {name: {p.name: p for p in _plates(s)} for name, s in self.nodes.items()}
-
-    def completed(self, parents: Mapping[str, Collection[str]]) -> dict[str, set[str]]:
-        """Sites that feed each site directly, with parameters that were not seen to.
-
-        One parameter is drawn anew and all else is held; laws that change are fed by it.
-        """
-        all_parents = {name: set(names) for name, names in parents.items()}
-        drawn = [name for name in parents if not is_computed(self.nodes[name])]
-        for parameter in self.latent:
-            for seed in range(2):
-                known = run_holding(self.program, {}, seed)
-                held = {n: (known.values[n], ALL) for n in known.values if n in drawn}
-                held |= {n: (known.values[n], ALL) for n in known.values if n in self.latent}
-                held.pop(parameter, None)
-                run = run_holding(self.program, held, FRESH + seed)
-                for name in parents:
-                    if name != parameter and not self._is_same(name, known, run):
-                        all_parents[name].add(parameter)
-        return all_parents
-
-    def parts(self, groups: Sequence[_Group]) -> tuple[Parts, list[str]]:
-        """Data that are independent given the parameters, with their plate, and why not more are.
-
-        Args:
-            groups: data that depend on common sites.
-        """
-        by_plate: dict[str, _Group] = {}
-        rest, notes, odd = list[_Group](), list[str](), dict[str, set[str]]()
-        for group in groups:
-            for plate in self.plates[group.data[0]].values():
-                if plate.size < 2:
-                    continue
-                if outside := [s for s in group.sites if plate.name not in self.plates[s]]:
-                    notes.append(
-                        f"data in the plate {plate.name!r} are not independent given the "
-                        f"parameters, as {min(outside)!r} is outside of it; if it is not data, "
-                        "name it in latent too"
-                    )
-                    continue
-                if plate.name not in odd:
-                    odd[plate.name] = self._odd(plate, set().union(*(g.sites for g in groups)))
-                if strange := group.sites & odd[plate.name]:
-                    notes.append(
-                        f"data in the plate {plate.name!r} are not exchangeable given the "
-                        f"parameters: the law of {min(strange)!r} differs between places, depends "
-                        "on other places, or is not known"
-                    )
-                    continue
-                old = by_plate.get(plate.name, _Group([], set()))
-                joined = _Group([*old.data, *group.data], old.sites | group.sites)
-                by_plate[plate.name] = joined
-                break
-            else:
-                rest.append(group)
-        if not self._are_apart([*by_plate.values(), *rest]):
-            names = [name for group in groups for name in group.data]
-            notes.append(
-                f"{', '.join(names)} are not seen to be independent given the parameters: laws "
-                "change where all that feeds them is held, or are not known; draw all random "
-                "numbers by pyro.sample"
-            )
-            return [(None, names)], notes
-        parts: Parts = [(plate, group.data) for plate, group in by_plate.items()]
-        return [*parts, *((None, group.data) for group in rest)], notes
-
-    def _odd(self, plate: Plate, sites: set[str]) -> set[str]:
-        """Sites in a plate whose law in some place is another, or depends on other places.
-
-        One place's values are held in half of the places, then in the other half, and all else is
-        drawn anew. For any two places there is a run that holds the first and not the second.
-        """
-        dims = {
-            name: self.plates[name][plate.name].dim
-            for name in sites
-            if plate.name in self.plates[name] and self.plates[name][plate.name].size == plate.size
-        }
-        odd = sites - dims.keys()
-        for seed, halves in _halvings(plate.size):
-            known, place = run_holding(self.program, {}, seed), seed % plate.size
-            if not dims.keys() <= known.values.keys():
-                return sites
-            for half in halves:
-                held = {name: (known.values[name], ALL) for name in self.latent}
-                for name, dim in dims.items():
-                    if not is_computed(self.nodes[name]):
-                        value = known.values[name].narrow(dim, place, 1)
-                        held[name] = value, half.reshape(-1, *[1] * (-dim - 1))
-                run = run_holding(self.program, held, FRESH + seed)
-                for name, dim in dims.items():
-                    if not is_computed(self.nodes[name]):
-                        dim = dim + self.nodes[name]["fn"].event_dim
-
-                    def before(law: Tensor, dim: int = dim, place: int = place) -> Tensor:
-                        return law.movedim(dim, 0)[place]
-
-                    def now(law: Tensor, dim: int = dim, half: Tensor = half) -> Tensor:
-                        return law.movedim(dim, 0)[half]
-
-                    if not self._is_same(name, known, run, before, now):
-                        odd.add(name)
-        return odd
-
-    def _are_apart(self, groups: Sequence[_Group]) -> bool:
-        """Whether laws of some groups stay as they are where others are drawn anew.
-
-        For any two groups there is a run that holds the first and not the second.
-        """
-        if len(groups) < 2:
-            return True
-        for seed, halves in _halvings(len(groups)):
-            known = run_holding(self.program, {}, seed)
-            if not known.values:
-                return False
-            for half in halves:
-                held_groups = [group for group, held in zip(groups, half, strict=True) if held]
-                sites = set[str]().union(*(group.sites for group in held_groups))
-                drawn = {name for name in sites if not is_computed(self.nodes[name])}
-                held = {name: (known.values[name], ALL) for name in drawn.union(self.latent)}
-                run = run_holding(self.program, held, FRESH + seed)
-                if not all(self._is_same(name, known, run) for name in sites):
-                    return False
-        return True
-
-    def _is_same(
-        self,
-        name: str,
-        known: Run,
-        run: Run,
-        before: Callable[[Tensor], Tensor] = Tensor.double,
-        now: Callable[[Tensor], Tensor] = Tensor.double,
-    ) -> bool:
-        """Whether a site's law in one run is as it was in another, each at a part of it."""
-        if name not in known.laws or name not in run.laws:
-            return False
-        old, new = known.laws[name].double(), run.laws[name].double()
-        rtol, atol = RTOL, ATOL
-        if is_computed(self.nodes[name]):
-            rtol, atol = 0.0, ATOL * float(old.max() - old.min())
-        return torch.allclose(now(new), before(old).expand_as(now(new)), rtol=rtol, atol=atol)
-
-
-def _halvings(n: int) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
-    """Halves of n things by the digits of their numbers, two masks (n,) each, with a seed."""
-    digits = max(1, (n - 1).bit_length())
-    for seed in range(max(SUPPORT_RUNS, digits)):
-        half = (torch.arange(n) >> seed % digits) % 2 == 0
-        yield seed, (half, ~half)
+    return DataSite(name, site["value"].shape, discrete, plates_of(site), tuple(parameters))

@@ -1,17 +1,21 @@
-"""Training of a conditional model on simulations, with the weights that validation finds best."""
+"""Simulations to learn from, and training with the weights that validation finds best."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from pyro_mdm.posteriors.reading import Draws, Program, shuffled, simulate
+from pyro_mdm.support.checks import check_count
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import progress_bar
 
-__all__ = ["VALIDATED", "train"]
+__all__ = ["VALIDATED", "Options", "to_learn_from", "train"]
 
 VALIDATED, LOOKS = 1000, 40
 """Simulations, at most a tenth, that the loss is validated on, and how often that is done."""
@@ -23,16 +27,55 @@ DECAY = 0.999
 """Of the moving average of weights, in the end."""
 
 
+class Options(NamedTuple):
+    """Options of training."""
+
+    steps: int
+    batch_size: int  # simulations of a step
+    learning_rate: float  # of Adam, the highest
+    progress: bool = False  # whether to show a progress bar
+
+
+@contextmanager
+def to_learn_from(
+    program: Program,
+    draws: Draws | None,
+    simulations: int,
+    options: Options,
+    *,
+    vectorized: bool,
+    seed: int,
+) -> Iterator[Draws]:
+    """Simulations in a random order, and a random state of its own, in which all is learned.
+
+    Args:
+        program: the simulator, without arguments.
+        draws: simulations, (n, *shape) by site; None: new ones.
+        simulations: the number of new ones.
+        options: of the training.
+        vectorized: see :func:`simulate`.
+        seed: the seed of that state.
+
+    Raises:
+        ValueError: numbers that are too small; what :func:`simulate` and :func:`shuffled` refuse.
+    """
+    check_count("simulations", simulations, "the number of draws that are learned from", 2)
+    check_count("steps", options.steps, "the number of training steps")
+    check_count("batch_size", options.batch_size, "the number of simulations of a step")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if draws is None:
+            draws = simulate(program, simulations, vectorized=vectorized, progress=options.progress)
+        yield shuffled(draws)
+
+
 def train(
     module: nn.Module,
     loss: Callable[[Tensor], Tensor],
     n: int,
+    options: Options,
     *,
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
     largest_gradient: float,
-    progress: bool = False,
 ) -> float:
     """The mean loss on held-out simulations, nats, of the weights that a module is left with.
 
@@ -44,13 +87,13 @@ def train(
         module: what is trained. It is in evaluation mode in the end.
         loss: called with the indices of simulations, (b,) int64; returns their mean loss.
         n: the number of simulations.
-        steps, batch_size, learning_rate: training by Adam, with a cosine schedule that ends at 0.
+        options: of Adam, whose learning rate has a cosine schedule that ends at 0.
         largest_gradient: the norm at which gradients are clipped.
-        progress: whether to show a progress bar.
 
     Raises:
         FloatingPointError: the loss is no number.
     """
+    steps, batch_size, learning_rate, progress = options
     held_out = min(VALIDATED, n // 10)
     rows = torch.arange(n - held_out, n)
     weights = [p for p in module.parameters() if p.requires_grad]

@@ -1,0 +1,261 @@
+r"""What is known of the covariance of x given z without a network, and how far one can be trusted.
+
+If data were Gaussian, with covariance Σ, the covariance of x given z = x + V^{1/2} ε would be
+
+    C = Σ - Σ (Σ + V)^{-1} Σ
+
+For any data it is the mean square error of the best estimate that is linear in z. So the mean over
+z of a denoiser's covariance is at most C, in every direction, and it is C at low λ, where z says
+little. A network's covariance is (∂x̂/∂z) V, with errors of ∂x̂/∂z times V. Where its mean is larger
+than C it is wrong for certain.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from pyro_mdm.conditioning.windows import WindowedDenoiser, Windows, unwindowed
+from pyro_mdm.measurements.solve import DenoiserCovariance, Product
+from pyro_mdm.model import DiffusionModel
+from pyro_mdm.samplers.default import default_sampler
+from pyro_mdm.support.checks import check_finite, real_tensor, tensor_device
+from pyro_mdm.support.modules import ExactBuffers, evaluating, replace
+from pyro_mdm.support.settings import Recorded
+
+__all__ = ["Covariance", "DataCovariance", "Reference", "WindowedCovariance", "reference"]
+
+DRAWS, MOST_DRAWS, PROBED = 256, 2048, 64
+"""Draws of a model that its covariance is made of, data used at most, and draws that probe it."""
+RANK = 256
+"""Directions of data whose variances are kept apart."""
+SLACK = 1.05
+"""How much larger than C the mean of a network's covariance may be, since C comes from draws."""
+
+
+class Covariance(Recorded, ExactBuffers, ABC):
+    """The covariance of data, from which C comes."""
+
+    @abstractmethod
+    def given(self, variance: Tensor, *, by_dimension: bool) -> Product:
+        """Products C v, like v, for V and v (n, *event_shape)."""
+
+
+class DataCovariance(Covariance):
+    """The covariance of data, Σ = U diag(e) Uᵀ + s (1 - U Uᵀ), and C from it.
+
+    Args:
+        rest: s, the variance in all other directions, (); or, without U, one for each dimension,
+            (*event_shape).
+        values, vectors: e, (r,), and U, (d, r), of flattened data; None: r = 0.
+    """
+
+    rest: Tensor
+    values: Tensor | None
+    vectors: Tensor | None
+
+    def __init__(
+        self, rest: Tensor, values: Tensor | None = None, vectors: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        self.register_buffer("rest", rest)
+        self.register_buffer("values", values)
+        self.register_buffer("vectors", vectors)
+
+    @classmethod
+    def of(cls, x: Tensor) -> DataCovariance:
+        """The covariance of draws x (n, *event_shape), shrunk towards a multiple of 1.
+
+        Source: Ledoit & Wolf, "A Well-Conditioned Estimator for Large-Dimensional Covariance
+        Matrices", Journal of Multivariate Analysis 2004.
+        """
+        flat = x.double().flatten(1)
+        n, d = flat.shape
+        flat = flat - flat.mean(0)
+        vectors, singular, _ = torch.linalg.svd(flat.mT / math.sqrt(n), full_matrices=False)
+        values = singular.square()
+        mean, square = values.sum() / d, values.square().sum()
+        apart = square - d * mean.square()
+        noise = (flat.square().sum(1).square().sum() / n - square) / n
+        shrunk = (noise / apart).clamp(0, 1) if bool(apart > 0) else torch.ones_like(apart)
+        r = min(RANK, len(values))
+        total = (1 - shrunk) * values[r:].sum()
+        rest = shrunk * mean + (total / (d - r) if d > r else 0.0)
+        return cls(rest, (1 - shrunk) * values[:r] + shrunk * mean, vectors[:, :r])
+
+    def given(self, variance: Tensor, *, by_dimension: bool) -> Product:
+        """Products C v, like v, for V and v (n, *event_shape).
+
+        Args:
+            by_dimension: whether V differs between dimensions. C is then that of independent ones.
+        """
+        variance = variance.double()
+        if self.values is None or self.vectors is None:
+            spread = of_variance(self.rest, variance)
+            return lambda v: (spread * v.double()).to(v.dtype)
+        U, e = self.vectors, self.values
+        if by_dimension:
+            own = self.rest + U.square() @ (e - self.rest)
+            spread = of_variance(own.reshape(variance.shape[1:]), variance)
+            return lambda v: (spread * v.double()).to(v.dtype)
+        V = variance.flatten(1)[:, :1]
+        rest = of_variance(self.rest, V)
+        more = of_variance(e, V) - rest
+
+        def product(v: Tensor) -> Tensor:
+            flat = v.double().flatten(1)
+            return (((flat @ U) * more) @ U.mT + rest * flat).reshape(v.shape).to(v.dtype)
+
+        return product
+
+
+def of_variance(prior: Tensor, noise: Tensor) -> Tensor:
+    """The variance of a Gaussian number after an observation with noise."""
+    return prior / (prior + noise) * noise
+
+
+class WindowedCovariance(Covariance):
+    """C of a larger image by windows, Σ_w P_wᵀ b_w^{½} C b_w^{½} P_w; see
+    :func:`~pyro_mdm.conditioning.windowed`.
+
+    Args:
+        covariance: that of a window.
+        window: (h, w) of a window.
+        size: (H, W) of the image.
+    """
+
+    def __init__(self, covariance: Covariance, window: Sequence[int], size: Sequence[int]) -> None:
+        super().__init__()
+        self.covariance, self.windows = covariance, Windows(window, size)
+
+    def given(self, variance: Tensor, *, by_dimension: bool) -> Product:
+        """Products C v, like v, for V and v (n, C, H, W)."""
+        windows = self.windows
+        parts = windows.cut(variance)
+        of_window = self.covariance.given(parts.flatten(0, 1), by_dimension=by_dimension)
+        root = windows.weights.sqrt().reshape(len(windows), 1, 1, *windows.window)
+
+        def product(v: Tensor) -> Tensor:
+            scale = root.to(v.dtype)
+            part = (windows.cut(v) * scale).flatten(0, 1)
+            return windows.blend(of_window(part).reshape(parts.shape) / scale)
+
+        return product
+
+
+class Reference(NamedTuple):
+    """What a model's data say of the covariance of x given z."""
+
+    covariance: Covariance
+    trusted_from: float  # the λ from which the denoiser's own covariance is used
+
+
+_REFERENCES: WeakKeyDictionary[DiffusionModel, tuple[Any, Tensor | None, Reference]] = (
+    WeakKeyDictionary()
+)
+
+
+def reference(model: DiffusionModel, data: Tensor | None = None) -> Reference:
+    """The covariance of a model's data, and the λ from which that of its denoiser is trusted.
+
+    It takes 256 draws of the model, unless there are data, and some fifty network calls for each of
+    64 draws. It is kept while parameters and data stay as they are. A denoiser that has to be
+    told a context, and has not been, is trusted from λ = 0, and without data has the variances of
+    its dimensions alone.
+    """
+    stamp = [(id(p), p._version) for p in (*model.parameters(), *([] if data is None else [data]))]
+    known = _REFERENCES.get(model)
+    if known is not None and known[0] == stamp:
+        return known[2]
+    denoiser = model.score_function
+    if isinstance(denoiser, WindowedDenoiser):
+        small, trusted = reference(unwindowed(model), data)
+        windows = denoiser.windows
+        made = Reference(WindowedCovariance(small, windows.window, windows.size), trusted)
+    else:
+        made = _measured(model, data)
+    _REFERENCES[model] = stamp, data, made  # the data are kept, so that their id stays theirs
+    return made
+
+
+def _measured(model: DiffusionModel, data: Tensor | None) -> Reference:
+    """See :func:`reference`."""
+    denoiser: Any = model.score_function
+    diagonal = DataCovariance(denoiser.data_variance.detach().clone())
+    if data is not None:
+        _check_data(data, model.event_shape)
+    elif model.context is not None:
+        return Reference(diagonal, 0.0)
+    device = tensor_device(denoiser)
+    devices = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(devices), evaluating(model):
+        torch.manual_seed(0)
+        x = _drawn(model) if data is None else data[torch.randperm(len(data))[:MOST_DRAWS]]
+        x = x.to(device)
+        if not bool(x.isfinite().all()):
+            return Reference(diagonal, math.inf)
+        covariance = DataCovariance.of(x)
+        if model.context is not None:
+            return Reference(covariance, 0.0)
+        return Reference(covariance, _trusted_from(model, denoiser, covariance, x))
+
+
+def _drawn(model: DiffusionModel) -> Tensor:
+    """Draws of the model, as many for each of the contexts that it is told."""
+    denoiser = model.score_function
+    own = replace(model, sampler=default_sampler(model.diffusion, denoiser), times=None)
+    told = denoiser.told
+    rows = 1 if told is None or told.dim() == 1 else len(told.flatten(0, -2))
+    n = rows * math.ceil(DRAWS / rows)
+    y = own.path_law().expand((n,)).sample().select(1, 0)
+    law = model.likelihood(model.diffusion, denoiser, y, len(model.event_shape))
+    return law.sample()
+
+
+def _trusted_from(
+    model: DiffusionModel, denoiser: Any, covariance: DataCovariance, x: Tensor
+) -> float:
+    """The λ above which means of vᵀ C v by the denoiser are at most those of C, or about.
+
+    Directions v are random, and random ones of the data.
+    """
+    x = x[:PROBED].to(model.bound_score.dtype)
+    denoiser = denoiser.for_rows(torch.arange(len(x)))
+    random = torch.randn(x.shape, dtype=x.dtype, device=x.device)
+    directions = [torch.randn_like(x).sign(), x - x.roll(1, 0)]
+    trusted = math.inf
+    for lam in _levels(model):
+        variance = torch.full_like(x, math.exp(-lam))
+        z = x + variance.sqrt() * random
+        own = DenoiserCovariance(partial(denoiser.x_hat, log_snr=lam), z, variance)
+        linear = covariance.given(variance, by_dimension=False)
+        for v in directions:
+            each = [(v * C(v)).double().flatten(1).sum(1) for C in (own, linear)]
+            if not bool(each[0].mean() <= SLACK * each[1].mean()):
+                return trusted
+        trusted = lam
+    return -math.inf
+
+
+def _levels(model: DiffusionModel) -> list[float]:
+    """λ of the diffusion, from high to low."""
+    low, high = float(model.diffusion.terminal_log_snr), float(model.diffusion.start_log_snr)
+    return [high - step for step in range(math.ceil(high - low))]
+
+
+def _check_data(data: object, event_shape: torch.Size) -> None:
+    data = real_tensor("data", data, "draws of the data, (n, *event_shape)")
+    if data.shape[1:] != event_shape or len(data) < 2:
+        sizes = ", ".join(map(str, event_shape))
+        raise ValueError(
+            f"data have shape {tuple(data.shape)}, expected (n, {sizes}) of at least two draws; "
+            "leave them out for draws of the model"
+        )
+    check_finite("data", data)

@@ -1,0 +1,373 @@
+r"""Laws of data with discrete numbers given the parameters θ, learned from simulations.
+
+Discrete numbers have probabilities, one after the other (:class:`DiscreteLaw`),
+
+    P(x | θ) = ∏_j P(x_j | x_1, …, x_{j-1}, θ).
+
+Of a datum with numbers of both kinds, the discrete ones come first, and the others have a law given
+θ and these (:class:`MixedLaw`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pyro_mdm.posteriors.encoding import center_and_unit
+from pyro_mdm.posteriors.laws import (
+    AT_ONCE,
+    STEPS,
+    Bounds,
+    ContinuousLaw,
+    FactorLaw,
+    Residual,
+)
+from pyro_mdm.posteriors.training import Options, train
+
+__all__ = ["Cells", "DiscreteLaw", "Lattice", "Masked", "MixedLaw", "law_of"]
+
+MOST_LEVELS = 32
+"""Values of a discrete number up to which each has a probability of its own."""
+
+COMPONENTS = 4
+"""Logistic laws in the mixture of a discrete number that has more values."""
+
+
+class Lattice(NamedTuple):
+    """The evenly spaced values that a discrete number has."""
+
+    origin: float  # one of them
+    gap: float
+    lower: float  # the least of them, -∞ if there is none
+    upper: float  # the greatest, ∞ likewise
+
+    @property
+    def size(self) -> float:
+        """The number of values."""
+        return (self.upper - self.lower) / self.gap + 1
+
+    def has(self, x: Tensor) -> Tensor:
+        """Whether numbers are among the values; bool, like x."""
+        steps = (x.double() - self.origin) / self.gap
+        return (steps == steps.round()) & (x >= self.lower) & (x <= self.upper)
+
+    def coordinate(self, x: Tensor) -> Tensor:
+        """A growing function of numbers x, from half a gap below the values to half a gap above,
+        float64.
+
+        It is a square root above a lower bound, and an arcsine of one between two: in these the
+        spread of a Poisson and of a binomial number hardly depend on the mean.
+        """
+        x = x.double()
+        low, high = math.isfinite(self.lower), math.isfinite(self.upper)
+        below = ((x - self.lower) / self.gap + 0.5).clamp_min(0).sqrt() if low else x
+        above = ((self.upper - x) / self.gap + 0.5).clamp_min(0).sqrt() if high else x
+        if low and high:
+            return torch.atan2(below, above)
+        return below if low else -above if high else x
+
+    def value(self, z: Tensor) -> Tensor:
+        """The values whose cells have coordinates z, float64; an end, where z is beyond it."""
+        z = z.double()
+        low, high = math.isfinite(self.lower), math.isfinite(self.upper)
+        if low and high:
+            part = z.clamp(0, math.pi / 2).sin().square()
+            x = self.lower + self.gap * (self.size * part - 0.5)
+        elif low:
+            x = self.lower + self.gap * (z.clamp_min(0).square() - 0.5)
+        elif high:
+            x = self.upper - self.gap * (z.clamp_max(0).square() - 0.5)
+        else:
+            x = z
+        x = self.origin + self.gap * ((x - self.origin) / self.gap).round()
+        return x.clamp(self.lower, self.upper)
+
+
+class Cells(NamedTuple):
+    """Where discrete data (n, k, m) are: what networks are told of them, and at which values."""
+
+    told: Tensor  # (n, k, features)
+    level: Tensor  # (n, k, f), places of the numbers with few values among these, int64
+    middle: Tensor  # (n, k, w), of the cells of others, in units of their spread
+    width: Tensor  # (n, k, w)
+    is_first: Tensor  # (n, k, w), whether it is the least value, bool
+    is_last: Tensor  # (n, k, w)
+    is_value: Tensor  # (n, k), whether all numbers are among their values, bool
+    is_present: Tensor  # (n, k), whether none is NaN, bool
+
+
+def _pieces(x: Tensor, theta: Tensor) -> list[slice]:
+    """Rows of data (n or 1, k, m) and parameters (n or 1, inputs) that are computed together."""
+    size = max(1, AT_ONCE // max(1, x.shape[1]))
+    return [slice(i, i + size) for i in range(0, max(len(x), len(theta)), size)]
+
+
+def _part(values: Tensor, rows: slice) -> Tensor:
+    """Rows of values, or the only one."""
+    return values[rows] if len(values) > 1 else values
+
+
+class Masked(nn.Linear):
+    """A linear map of which some entries are 0.
+
+    Args:
+        mask: which are not, (outputs, inputs) bool.
+    """
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__(mask.shape[1], mask.shape[0])
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight * self.mask, self.bias)
+
+
+class DiscreteLaw(FactorLaw):
+    """The law of discrete numbers, each given θ and those before it in the datum.
+
+    A number of few values has a probability for each. Another one has those of a mixture of
+    logistic laws between the edges of cells around its values, in :meth:`Lattice.coordinate`; the
+    cells of its least and greatest value are open (Salimans et al., "PixelCNN++", ICLR 2017). So
+    probabilities sum to 1 for values of any range. What the network returns of θ is computed once
+    for all data of a plate, and masked layers add to it what earlier numbers say (Germain et al.,
+    "MADE", ICML 2015).
+
+    Args:
+        inputs: numbers of θ.
+        lattices: the values of each number of a datum.
+        hidden, depth: the network's width, and its number of blocks.
+    """
+
+    center: Tensor
+    unit: Tensor
+    start: Tensor
+    never: Tensor
+
+    def __init__(self, inputs: int, lattices: Sequence[Lattice], hidden: int, depth: int) -> None:
+        super().__init__()
+        m = len(lattices)
+        few = [j for j, own in enumerate(lattices) if own.size <= MOST_LEVELS]
+        wide = [j for j in range(m) if j not in few]
+        levels = max((int(lattices[j].size) for j in few), default=0)
+        of_number = 3 * COMPONENTS
+        outputs = len(few) * levels + len(wide) * of_number
+        self.network = Residual(inputs, outputs, hidden, depth)
+        self.lattices, self.few, self.wide, self.levels = tuple(lattices), few, wide, levels
+        self.features = len(few) * levels + len(wide)
+        place, far = torch.arange(levels), torch.tensor(-math.inf)
+        sizes = torch.tensor([[lattices[j].size] for j in few]).reshape(-1, 1)
+        self.register_buffer("never", torch.where(place < sizes, 0.0, far), persistent=False)
+        # components start apart, as equal ones would stay equal
+        start = torch.stack(
+            [
+                torch.zeros(COMPONENTS),
+                torch.linspace(-1, 1, COMPONENTS),
+                torch.full((COMPONENTS,), -1.0),
+            ]
+        )
+        self.register_buffer("start", start, persistent=False)
+        self.register_buffer("center", torch.zeros(len(wide), dtype=torch.float64))
+        self.register_buffer("unit", torch.ones(len(wide), dtype=torch.float64))
+        self.masked = nn.ModuleList()
+        if m > 1:
+            told = torch.tensor([j for j in few for _ in range(levels)] + wide)
+            asked = [j for j in few for _ in range(levels)]
+            asked += [j for j in wide for _ in range(of_number)]
+            degree = torch.arange(hidden) * (m - 1) // hidden  # the last number that a unit sees
+            self.masked.append(Masked(told <= degree.unsqueeze(1)))
+            self.masked.append(Masked(degree <= degree.unsqueeze(1)))
+            self.masked.append(Masked(degree < torch.tensor(asked).unsqueeze(1)))
+            self.of_theta = nn.Linear(hidden, 2 * hidden)
+            for parameter in self.masked[-1].parameters():
+                nn.init.zeros_(parameter)
+
+    def fit(
+        self, x: Tensor, theta: Tensor, bounds: Bounds, options: Options, diffusion: bool
+    ) -> None:
+        flat = x.flatten(0, 1)
+        if self.wide:
+            z = torch.stack([self.lattices[j].coordinate(flat[:, j]) for j in self.wide], 1)
+            center, unit = center_and_unit(z)
+            self.center.copy_(center)
+            self.unit.copy_(unit)
+        cells = self.cells(x)
+
+        def loss(rows: Tensor) -> Tensor:
+            return -self._log_prob(Cells(*(part[rows] for part in cells)), theta[rows]).mean()
+
+        train(self, loss, len(x), options, largest_gradient=20.0)
+
+    # -- data --------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def cells(self, x: Tensor) -> Cells:
+        """Where data x (n, k, m) are."""
+        known = torch.stack([own.has(x[..., j]) for j, own in enumerate(self.lattices)], -1)
+        origin = x.new_tensor([own.origin for own in self.lattices])
+        inside = torch.where(known, x, origin)
+        lattices = [self.lattices[j] for j in self.few]
+        levels = [
+            ((inside[..., j] - own.lower) / own.gap).round().long()
+            for j, own in zip(self.few, lattices, strict=True)
+        ]
+        nothing = inside[..., :0]
+        level = torch.stack(levels, -1) if levels else nothing.long()
+        edges, ends = [], []
+        for j in self.wide:
+            own, value = self.lattices[j], inside[..., j].double()
+            half = own.gap / 2
+            edges.append(torch.stack([own.coordinate(value - half), own.coordinate(value + half)]))
+            ends.append(torch.stack([value == own.lower, value == own.upper]))
+        none = nothing.double().expand(2, *nothing.shape)
+        low, high = (torch.stack(edges, -1) if edges else none).sub(self.center).div(self.unit)
+        is_first, is_last = torch.stack(ends, -1) if ends else none.bool()
+        middle, width = ((low + high) / 2).to(x), (high - low).to(x)
+        hot = functional.one_hot(level, max(1, self.levels)).to(x).flatten(2)
+        told = torch.cat([hot, middle], 2)
+        present = ~x.isnan().any(2)
+        return Cells(told, level, middle, width, is_first, is_last, known.all(2), present)
+
+    # -- probabilities -----------------------------------------------------------------------------
+
+    def _heads(self, told: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Log probabilities of few values, (n, k, f, levels), and parameters of mixtures,
+        (n, k, w, 3, components)."""
+        h = self.network.trunk(theta)
+        outputs = self.network.outlet(h).unsqueeze(1)
+        if len(self.masked):
+            first, second = self.of_theta(h).unsqueeze(1).chunk(2, 2)
+            z = functional.silu(self.masked[0](told) + first)
+            z = z + functional.silu(self.masked[1](z) + second)
+            outputs = outputs + self.masked[2](z)
+        logits, raw = outputs.split(
+            [len(self.few) * self.levels, outputs.shape[2] - len(self.few) * self.levels], 2
+        )
+        logits = logits.unflatten(2, (len(self.few), self.levels)) + self.never
+        raw = raw.unflatten(2, (len(self.wide), 3, COMPONENTS)) + self.start
+        return logits.log_softmax(-1), raw
+
+    def _log_prob(self, cells: Cells, theta: Tensor) -> Tensor:
+        """log P of each datum given θ, (n, k), -∞ where it is not among the values."""
+        logits, raw = self._heads(cells.told, theta)
+        shape = torch.broadcast_shapes(logits.shape[:3], cells.level.shape)
+        level = cells.level.unsqueeze(-1).expand(*shape, 1)
+        of_few = logits.expand(*shape, -1).gather(3, level).squeeze(3).sum(2)
+        weight, location, log_scale = raw.unbind(3)
+        sharpness = (-log_scale).exp()
+        half = cells.width.unsqueeze(-1) / 2
+        apart = cells.middle.unsqueeze(-1) - location
+        # σ(b) - σ(a) = σ(b) σ(-a) (1 - e^{a-b})
+        up_to = functional.logsigmoid((apart + half) * sharpness)
+        from_ = functional.logsigmoid((half - apart) * sharpness)
+        within = (-torch.expm1(-2 * half * sharpness)).log()
+        first, last = cells.is_first.unsqueeze(-1), cells.is_last.unsqueeze(-1)
+        inner = torch.where(first | last, 0.0, within)
+        each = torch.where(last, 0.0, up_to) + torch.where(first, 0.0, from_) + inner
+        of_wide = (weight.log_softmax(-1) + each).logsumexp(-1).sum(2)
+        total = (of_few + of_wide).double()
+        return torch.where(cells.is_value, total, -math.inf)
+
+    def each(self, x: Tensor, theta: Tensor, steps: int = STEPS) -> Tensor:
+        cells = self.cells(x)
+        log_p = [
+            self._log_prob(Cells(*(_part(own, rows) for own in cells)), _part(theta, rows))
+            for rows in _pieces(x, theta)
+        ]
+        return torch.where(cells.is_present, torch.cat(log_p), 0.0)
+
+    @torch.no_grad()
+    def sample(self, theta: Tensor, k: int) -> Tensor:
+        origin = torch.tensor([own.origin for own in self.lattices])
+        x = origin.to(theta).expand(len(theta), k, -1).clone()
+        for j, own in enumerate(self.lattices):
+            logits, raw = self._heads(self.cells(x).told, theta)
+            if j in self.few:
+                chances = logits[:, :, self.few.index(j)].exp().expand(-1, k, -1)
+                level = torch.multinomial(chances.flatten(0, 1), 1).reshape(-1, k)
+                x[:, :, j] = own.lower + own.gap * level.to(x)
+                continue
+            place = self.wide.index(j)
+            weight, location, log_scale = raw[:, :, place].expand(-1, k, -1, -1).unbind(2)
+            chosen = torch.multinomial(weight.softmax(-1).flatten(0, 1), 1).reshape(-1, k, 1)
+            u = torch.rand(len(theta), k, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
+            z = location.gather(2, chosen).squeeze(2).double()
+            z = z + log_scale.gather(2, chosen).squeeze(2).double().exp() * u.logit()
+            x[:, :, j] = own.value(z * self.unit[place] + self.center[place]).to(x)
+        return x
+
+
+class MixedLaw(FactorLaw):
+    """The law of discrete numbers, and of real ones given these.
+
+    Args:
+        inputs: numbers of θ.
+        lattices: the values of each number of a datum; None for a real number.
+        hidden, depth: width and number of blocks of the networks.
+    """
+
+    def __init__(
+        self, inputs: int, lattices: Sequence[Lattice | None], hidden: int, depth: int
+    ) -> None:
+        super().__init__()
+        self.counted = [j for j, own in enumerate(lattices) if own is not None]
+        self.real = [j for j, own in enumerate(lattices) if own is None]
+        values = [own for own in lattices if own is not None]
+        self.discrete = DiscreteLaw(inputs, values, hidden, depth)
+        inputs = inputs + self.discrete.features
+        self.continuous = ContinuousLaw(inputs, len(self.real), hidden, depth)
+
+    def fit(
+        self, x: Tensor, theta: Tensor, bounds: Bounds, options: Options, diffusion: bool
+    ) -> None:
+        lower, upper = (bound[self.real] for bound in bounds)
+        self.discrete.fit(x[..., self.counted], theta, bounds, options, diffusion)
+        given, real = self._given(x, theta)
+        self.continuous.fit(real, given, (lower, upper), options, diffusion)
+        self.gain = self.continuous.gain
+
+    def _given(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """What the real numbers of each datum are given, (n k, inputs), and these, (n k, 1, m)."""
+        told = self.discrete.cells(x[..., self.counted]).told
+        n, k = max(len(x), len(theta)), x.shape[1]
+        given = torch.cat([theta.unsqueeze(1).expand(n, k, -1), told.expand(n, -1, -1)], 2)
+        real = x[..., self.real].expand(n, -1, -1)
+        return given.flatten(0, 1), real.reshape(n * k, 1, -1)
+
+    def each(self, x: Tensor, theta: Tensor, steps: int = STEPS) -> Tensor:
+        discrete = self.discrete.each(x[..., self.counted], theta)
+        log_p = []
+        for rows in _pieces(x, theta):
+            given, real = self._given(_part(x, rows), _part(theta, rows))
+            log_p.append(self.continuous.each(real, given, steps).reshape(-1, x.shape[1]))
+        return discrete + torch.cat(log_p)
+
+    def sample(self, theta: Tensor, k: int) -> Tensor:
+        x = torch.zeros(len(theta), k, len(self.counted) + len(self.real))
+        x[..., self.counted] = self.discrete.sample(theta, k)
+        x[..., self.real] = self.continuous.sample(self._given(x, theta)[0], 1).reshape(
+            len(theta), k, -1
+        )
+        return x
+
+
+def law_of(inputs: int, lattices: Sequence[Lattice | None], hidden: int, depth: int) -> FactorLaw:
+    """The law of data whose numbers have values on lattices, or are real (None).
+
+    Args:
+        inputs: numbers of θ.
+        lattices: of each number of a datum.
+        hidden, depth: width and number of blocks of the networks.
+    """
+    values = [own for own in lattices if own is not None]
+    if not values:
+        return ContinuousLaw(inputs, len(lattices), hidden, depth)
+    if len(values) < len(lattices):
+        return MixedLaw(inputs, lattices, hidden, depth)
+    return DiscreteLaw(inputs, values, hidden, depth)

@@ -1,0 +1,317 @@
+r"""Laws of the data of one factor given the parameters θ, learned from simulations.
+
+Real numbers of a datum have first a Gaussian law N(x; m(θ), S(θ)), whose mean and covariance are a
+network's. What is left, r = S^{-½} (x - m), is a diffusion model given θ, if that is better on
+held-out simulations; else it is N(0, I). Its density is that of the probability flow, in a few
+steps (:class:`ContinuousLaw`). Numbers in an interval, or above or below a bound, are seen without
+bounds. Laws of discrete numbers are in :mod:`pyro_mdm.posteriors.discrete`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_mdm.contexts import Vectors
+from pyro_mdm.diffusions.presets import VPSDE
+from pyro_mdm.elbo import MDM_ELBO
+from pyro_mdm.guide import DiffusionGuide
+from pyro_mdm.model import DiffusionModel
+from pyro_mdm.networks import MLP
+from pyro_mdm.paths.flow import Solver, flow_log_prob
+from pyro_mdm.posteriors.encoding import center_and_unit
+from pyro_mdm.posteriors.training import VALIDATED, Options, train
+from pyro_mdm.scores.denoiser import Denoiser
+from pyro_mdm.support.measured import Measured
+
+__all__ = [
+    "AT_ONCE",
+    "STEPS",
+    "Bounds",
+    "ConditionalGaussian",
+    "ContinuousLaw",
+    "FactorLaw",
+    "Residual",
+]
+
+Bounds = tuple[Tensor, Tensor]
+"""The ends of the support of each number, (m,) each, infinite where there is none."""
+
+MAX_LOG_SNR = 9.0
+"""λ where the flow of what a Gaussian leaves ends: noise of 0.011 of its standard deviation."""
+
+STEPS = 8
+"""Steps of the flow, of the classical Runge-Kutta method."""
+
+AT_ONCE = 4096
+"""Data whose densities are computed together, in cache."""
+
+LEAST_GAIN = 0.05
+"""Nats per datum by which a diffusion has to be better than the Gaussian, to be worth its time."""
+
+DRAWS_OF_GAIN = 8
+"""Draws of noise for each simulation that the gain is measured by."""
+
+
+class Residual(nn.Module):
+    """A residual network, whose outputs are zeros at first.
+
+    Args:
+        inputs, outputs: numbers that it takes and returns.
+        hidden, depth: its width, and its number of blocks.
+    """
+
+    def __init__(self, inputs: int, outputs: int, hidden: int, depth: int) -> None:
+        super().__init__()
+        self.inlet = nn.Linear(inputs, hidden)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.LayerNorm(hidden),
+                nn.Linear(hidden, hidden),
+                nn.SiLU(),
+                nn.Linear(hidden, hidden),
+            )
+            for _ in range(depth)
+        )
+        self.outlet = nn.Linear(hidden, outputs)
+        for parameter in self.outlet.parameters():
+            nn.init.zeros_(parameter)
+
+    def trunk(self, theta: Tensor) -> Tensor:
+        """What the outputs are linear in, (n, hidden), of inputs (n, k)."""
+        h: Tensor = self.inlet(theta)
+        for block in self.blocks:
+            h = h + block(h)
+        return h
+
+
+class ConditionalGaussian(Residual):
+    """The law N(x; m(θ), S(θ)) by a residual network of θ.
+
+    The network returns m, log scales s, and the part L below the diagonal of a unit triangular
+    matrix, so that r = e^{-s} (1 + L) (x - m) is N(0, I).
+
+    Args:
+        inputs, outputs: numbers of θ, and of x.
+        hidden, depth: the network's width, and its number of blocks.
+    """
+
+    def __init__(self, inputs: int, outputs: int, hidden: int = 64, depth: int = 2) -> None:
+        super().__init__(inputs, 2 * outputs + outputs * (outputs - 1) // 2, hidden, depth)
+        self.outputs = outputs
+
+    def forward(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """m and s, (n, m) each, and 1 + L, (n, m, m), of θ (n, k)."""
+        h, m = self.trunk(theta), self.outputs
+        mean, log_scale, below = self.outlet(h).split([m, m, m * (m - 1) // 2], 1)
+        factor = torch.eye(m, dtype=h.dtype, device=h.device).repeat(len(h), 1, 1)
+        row, column = torch.tril_indices(m, m, -1)
+        factor[:, row, column] = below
+        return mean, log_scale, factor
+
+    def residual(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """r, (n, k, m), of k data x (n or 1, k, m) of each θ, and log|det ∂r/∂x|, (n,)."""
+        mean, log_scale, factor = self(theta)
+        apart = (x - mean.unsqueeze(1)) @ factor.mT
+        return apart * (-log_scale).exp().unsqueeze(1), -log_scale.sum(1)
+
+    def data(self, r: Tensor, theta: Tensor) -> Tensor:
+        """x at r, (n, k, m): the inverse of :meth:`residual`."""
+        mean, log_scale, factor = self(theta)
+        apart = (r * log_scale.exp().unsqueeze(1)).mT
+        solved = torch.linalg.solve_triangular(factor, apart, upper=False, unitriangular=True)
+        return solved.mT + mean.unsqueeze(1)
+
+
+def _normal(r: Tensor) -> Tensor:
+    """log N(r; 0, I), (*batch), of r (*batch, m)."""
+    return -0.5 * (r.square() + math.log(2 * math.pi)).sum(-1)
+
+
+class FactorLaw(nn.Module, ABC):
+    """The learned law of the data of a factor, one datum of a plate at a time, given θ."""
+
+    gain: Measured | None = None
+    """Nats per datum by which a diffusion is better than the Gaussian; None: none was learned."""
+
+    @property
+    def is_corrected(self) -> bool:
+        """Whether a diffusion is part of the law."""
+        gain = self.gain
+        return gain is not None and gain.mean > LEAST_GAIN and gain.mean > 2 * gain.standard_error
+
+    @abstractmethod
+    def fit(
+        self, x: Tensor, theta: Tensor, bounds: Bounds, options: Options, diffusion: bool
+    ) -> None:
+        """Learn the law of x (n, k, m) given θ (n, inputs).
+
+        Args:
+            bounds: of the support of each number.
+            options: of the training.
+            diffusion: whether a diffusion is learned too.
+        """
+
+    @abstractmethod
+    def each(self, x: Tensor, theta: Tensor, steps: int = STEPS) -> Tensor:
+        """log p of each of k data x (n or 1, k, m) given each θ, (n, k) float64; 0 if it is NaN."""
+
+    def log_prob(self, x: Tensor, theta: Tensor, steps: int = STEPS) -> Tensor:
+        """log p(x | θ), (n,) float64, of k data x (n or 1, k, m) of each θ (n, inputs).
+
+        Args:
+            steps: of the flow, if a diffusion is part of the law; 0 for the Gaussian alone.
+        """
+        return self.each(x, theta, steps).sum(1)
+
+    @abstractmethod
+    def sample(self, theta: Tensor, k: int) -> Tensor:
+        """k data for each θ (n, inputs), (n, k, m)."""
+
+
+class ContinuousLaw(FactorLaw):
+    """The law of real numbers: a Gaussian, and a diffusion of what it leaves.
+
+    Numbers that have a lower bound are seen by the log of what they are above it, and those in an
+    interval by their logit. Outside of its bounds a datum has the density 0.
+
+    Args:
+        inputs, outputs: numbers of θ, and of a datum.
+        hidden, depth: width and number of blocks of the networks.
+    """
+
+    center: Tensor
+    unit: Tensor
+    lower: Tensor  # (m,), -∞ where there is no bound
+    upper: Tensor  # (m,), ∞ likewise
+
+    def __init__(self, inputs: int, outputs: int, hidden: int, depth: int) -> None:
+        super().__init__()
+        self.register_buffer("center", torch.zeros(outputs))
+        self.register_buffer("unit", torch.ones(outputs))
+        self.register_buffer("lower", torch.full((outputs,), -math.inf))
+        self.register_buffer("upper", torch.full((outputs,), math.inf))
+        self.gaussian = ConditionalGaussian(inputs, outputs, hidden, depth)
+        context = Vectors(torch.zeros(inputs), torch.ones(inputs))
+        network = MLP(outputs + context.size, hidden, depth, outputs)
+        score = Denoiser(network, torch.zeros(outputs), torch.ones(outputs))
+        self.model = DiffusionModel(VPSDE(max_log_snr=MAX_LOG_SNR), score, context=context)
+
+    def fit(
+        self, x: Tensor, theta: Tensor, bounds: Bounds, options: Options, diffusion: bool
+    ) -> None:
+        (lower, upper), flat, n = bounds, x.flatten(0, 1), len(x)
+        self.lower.copy_(torch.where((flat > lower).all(0), lower, -math.inf))
+        self.upper.copy_(torch.where((flat < upper).all(0), upper, math.inf))
+        flat = self._unbounded(flat)[0]
+        center, unit = center_and_unit(flat)
+        self.center.copy_(center)
+        self.unit.copy_(unit)
+        x = self._scaled(x)[0]
+
+        def of_gaussian(rows: Tensor) -> Tensor:
+            r, log_det = self.gaussian.residual(x[rows], theta[rows])
+            return -(_normal(r).mean(1) + log_det).mean()
+
+        train(self.gaussian, of_gaussian, n, options, largest_gradient=20.0)
+        if not diffusion:
+            return
+        with torch.no_grad():
+            r = self.gaussian.residual(x, theta)[0]
+        loss = MDM_ELBO()(self.model, DiffusionGuide(self.model.diffusion))
+
+        def chosen(rows: Tensor) -> tuple[Tensor, Tensor]:
+            """A datum of each simulation, and its parameters."""
+            return r[rows, torch.randint(r.shape[1], (len(rows),))], theta[rows]
+
+        def of_diffusion(rows: Tensor) -> Tensor:
+            return loss(*chosen(rows)) / len(rows)
+
+        d = float(r.shape[2])
+        train(self.model, of_diffusion, n, options, largest_gradient=d)
+        if not (held_out := min(VALIDATED, n // 10)):
+            return
+        rows = torch.arange(n - held_out, n)
+        self.gain = self._measured(*chosen(rows.repeat(DRAWS_OF_GAIN)))
+
+    def _unbounded(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Numbers without bounds, like x (*batch, m), and log|det| of the map, (*batch): NaN where
+        x is outside of its bounds."""
+        low, high = self.lower.isfinite(), self.upper.isfinite()
+        above = torch.where(low, x - torch.where(low, self.lower, 0.0), 1.0).log()
+        below = torch.where(high, torch.where(high, self.upper, 0.0) - x, 1.0).log()
+        above = torch.where(above.isfinite(), above, math.nan)
+        below = torch.where(below.isfinite(), below, math.nan)
+        width = torch.where(low & high, self.upper - self.lower, 1.0).log()
+        u = torch.where(low | high, above - below, x)
+        return u, (width - (above + below)).sum(-1)
+
+    def _bounded(self, u: Tensor) -> Tensor:
+        """x at numbers without bounds, inside of its bounds: the inverse of :meth:`_unbounded`."""
+        low, high = self.lower.isfinite(), self.upper.isfinite()
+        between = self.lower + (self.upper - self.lower) * u.sigmoid()
+        one_sided = torch.where(low, self.lower + u.exp(), self.upper - (-u).exp())
+        x = torch.where(low & high, between, torch.where(low | high, one_sided, u))
+        inside = self.upper.new_tensor(math.inf)
+        first = torch.where(low, self.lower.nextafter(inside), self.lower)
+        last = torch.where(high, self.upper.nextafter(-inside), self.upper)
+        return torch.minimum(torch.maximum(x, first), last)
+
+    def _scaled(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x in the coordinates of the laws, and log|det| of the map, as :meth:`_unbounded`."""
+        x, log_det = self._unbounded(x)
+        return (x - self.center) / self.unit, log_det - self.unit.log().sum()
+
+    @torch.no_grad()
+    def _measured(self, r: Tensor, theta: Tensor) -> Measured:
+        """The gain on data r (n, m), whose noise is the same for both laws."""
+        diffusion = self.model.diffusion
+        score: Any = self.model.given_context(theta).score_function
+        low, high = diffusion.terminal_log_snr, diffusion.start_log_snr
+        level = low + (high - low) * (torch.rand(len(r)) + torch.arange(len(r))) / len(r)
+        level = level[torch.randperm(len(r))]
+        noise = torch.randn(len(r), 1, r.shape[1])
+        apart = score.baseline_integrand(r, level, noise) - score.integrand(
+            diffusion, r, level, noise
+        )
+        gained = (high - low) * apart.double()
+        return Measured.of(gained.reshape(DRAWS_OF_GAIN, -1).mean(0))
+
+    def each(self, x: Tensor, theta: Tensor, steps: int = STEPS) -> Tensor:
+        present = ~x.isnan().any(2)
+        x, of_scale = self._scaled(x)
+        given = ~of_scale.isnan() & present
+        r, log_det = self.gaussian.residual(torch.where(given.unsqueeze(2), x, 0.0), theta)
+        each = _normal(r).double() + log_det.double().unsqueeze(1)
+        each = each + torch.where(given, of_scale, 0.0).double()
+        if steps and self.is_corrected and bool(given.any()):
+            given = given.expand(each.shape)
+            of_data = theta.unsqueeze(1).expand(*r.shape[:2], -1)[given]
+            gained = self._flow(r[given], of_data, steps) - _normal(r[given]).double()
+            each = each.masked_scatter(given, each[given] + gained)
+        outside = torch.where(present, -math.inf, 0.0).double()
+        return torch.where(given, each, outside)
+
+    def _flow(self, r: Tensor, theta: Tensor, steps: int) -> Tensor:
+        """log p(r | θ) under the diffusion, (n,) float64: that of r with the noise at ε."""
+        diffusion, values = self.model.diffusion, list[Tensor]()
+        scale = diffusion.start.mean  # of r in the state at ε, (1,)
+        for part, context in zip(r.split(AT_ONCE), theta.split(AT_ONCE), strict=True):
+            score = self.model.given_context(context).score_function
+            y = part.double().unsqueeze(1) * scale.double().unsqueeze(1)
+            density = flow_log_prob(diffusion, score, y, Solver("rk4", steps=steps)).log_prob
+            values.append(density + r.shape[1] * scale.double().log().sum())
+        return torch.cat(values)
+
+    def sample(self, theta: Tensor, k: int) -> Tensor:
+        n, m = len(theta), len(self.center)
+        if self.is_corrected:
+            model = self.model.given_context(theta.repeat_interleave(k, 0))
+            r = model(batch_size=n * k).reshape(n, k, m)
+        else:
+            r = torch.randn(n, k, m)
+        return self._bounded(self.gaussian.data(r, theta) * self.unit + self.center)
