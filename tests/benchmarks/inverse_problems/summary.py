@@ -17,7 +17,7 @@ __all__ = ["COMMANDS", "of_measurements"]
 
 COMMANDS = (
     "python -m tests.benchmarks.inverse_problems.peers",
-    "python -m tests.benchmarks.measurements --workers 2 --out runs/measurements.csv",
+    "python -m tests.benchmarks.measurements --sizes 8 --seeds 1 --out runs/measurements.csv",
 )
 PROBLEM = ["size", "noise", "operator"]
 NAMES = [EXACT, *METHODS]
@@ -137,7 +137,7 @@ def _natural(column: pd.Series) -> pd.Series:
 
 IMAGE_COMMANDS = (
     "python -m tests.benchmarks.inverse_problems.peers",
-    "python -m tests.benchmarks.measured_images digits --out runs/measured-images.csv",
+    "python -m tests.benchmarks.measured_images digits --images 12 --out runs/measured-images.csv",
 )
 
 
@@ -152,7 +152,7 @@ def of_images(file: Path, folder: Path) -> None:
         first = rows[(rows.run == run) & (rows.task == task) & (rows.budget == budget)]
         ours = first[first.method == DEFAULT]
         row: dict[str, object] = {
-            "restoration": f"{run}, {task}",
+            "restoration": f"{run}, {task}" if rows.run.nunique() > 1 else task,
             "method": f"{method}, {budget}" if several else str(method),
         }
         by_image = part.groupby("image")
