@@ -53,7 +53,7 @@ def of_measurements(file: Path, folder: Path) -> None:
             own = part if method == EXACT else part[part.budget == budget]
             quartiles = _quartiles(own.floors)
             row |= dict(zip((f"energy_{name}{end}" for end in ENDS), quartiles, strict=True))
-        last = part[part.budget == max(part.budget, key=_place)]
+        last = part[part.budget == part.groupby("budget").calls.mean().idxmax()]
         for score in ("mean_error", "weights_error"):
             row |= dict(
                 zip((f"{score}{end}" for end in ENDS), _quartiles(last[score]), strict=True)
@@ -63,7 +63,8 @@ def of_measurements(file: Path, folder: Path) -> None:
         made.append(row)
     notes = [of_what, f"{energies}; medians over problems with quartiles", cost]
     notes += ["errors of mean and weights are those of a method's largest budget", VERSIONS]
-    write(folder / "measurements-peers.csv", pd.DataFrame(made), COMMANDS, seeds, notes=notes)
+    table = pd.DataFrame(made).dropna(axis=1, how="all")
+    write(folder / "measurements-peers.csv", table, COMMANDS, seeds, notes=notes)
 
     made = []
     for names, part in rows.groupby([*PROBLEM, "method"], observed=True, sort=False):
@@ -146,6 +147,9 @@ def of_images(file: Path, folder: Path) -> None:
     rows = pd.read_csv(file)
     rows["run"] = rows.run.map(lambda name: Path(name).name)
     rows["method"] = pd.Categorical(rows.method, [n for n in NAMES if n in set(rows.method)])
+    tasks = list(rows.task.unique())
+    rows = rows.sort_values("method", kind="stable")
+    rows = rows.sort_values("task", kind="stable", key=lambda column: column.map(tasks.index))
     names, several = ["run", "task", "method", "budget"], rows.budget.nunique() > 1
     made = []
     for (run, task, method, budget), part in rows.groupby(names, observed=True, sort=False):
@@ -176,7 +180,7 @@ def of_images(file: Path, folder: Path) -> None:
         "the processor, for all draws of all images",
         VERSIONS,
     ]
-    table = pd.DataFrame(made)
+    table = pd.DataFrame(made).dropna(axis=1, how="all")
     write(
         folder / "measurements-images.csv",
         table,
