@@ -134,14 +134,14 @@ def prior(
 DEFAULT = "default"
 INDEPENDENT = f"one of {PARTICLES} particles"
 OURS: dict[str, Method] = {
-    DEFAULT: guided(VPSDE, ExponentialIntegrator),
-    "default, stochastic": guided(VPSDE, stochastic),
+    DEFAULT: guided(VPSDE, stochastic),
+    "default, without noise": guided(VPSDE, ExponentialIntegrator),
     "default, ancestral": guided(VPSDE, Ancestral),
-    "own covariance, stochastic": guided(VPSDE, stochastic, **OWN),
-    "linear covariance, stochastic": guided(VPSDE, stochastic, covariance_from=math.inf),
-    "default, CLD": guided(CLD, ExponentialIntegrator),
-    "default, CLD, stochastic": guided(CLD, stochastic),
-    "own covariance, CLD, stochastic": guided(CLD, stochastic, **OWN),
+    "own covariance": guided(VPSDE, stochastic, **OWN),
+    "linear covariance": guided(VPSDE, stochastic, covariance_from=math.inf),
+    "default, CLD": guided(CLD, stochastic),
+    "default, CLD, without noise": guided(CLD, ExponentialIntegrator),
+    "own covariance, CLD": guided(CLD, stochastic, **OWN),
     "particles": particles(VPSDE, None),
     "particles, CLD": particles(CLD, None),
     "particles, own covariance": particles(VPSDE, None, **OWN),
@@ -345,8 +345,8 @@ OF_PEERS: dict[str, Method] = {
 EXACT = "exact draws"
 METHODS: dict[str, Method] = OURS | OF_PEERS
 COMPARED = [
-    *(DEFAULT, "default, stochastic", "own covariance, stochastic"),
-    *("own covariance, CLD, stochastic", "particles", "particles, own covariance"),
+    *(DEFAULT, "default, without noise", "own covariance"),
+    *("own covariance, CLD", "particles", "particles, own covariance"),
     INDEPENDENT,
     *(name for name in OF_PEERS if not name.endswith("DDIM")),
 ]
@@ -354,7 +354,7 @@ COMPARED = [
 ONE_BUDGET = {EXACT: "0 steps", INDEPENDENT: "100 steps"}
 """Methods that other budgets are nothing for."""
 COMPARED_BY_IMAGES = [
-    *(DEFAULT, "default, stochastic", "linear covariance, stochastic"),
+    *(DEFAULT, "default, without noise", "linear covariance"),
     *(name for name in OF_PEERS if not name.endswith(("DDIM", "0.1", "λ = 1, 5 iterations"))),
 ]
 
