@@ -255,10 +255,10 @@ def test_a_method_is_trained_for_a_time_and_keeps_its_best(
 def test_summaries_average_seeds_and_pair_observations(tmp_path: Path) -> None:
     names = ("simulations", "seed", "observation", "c2st", "log_prob_se", "coverage")
     ours = [
-        (1000, 0, 1, 0.6, 0.3, 0.8),
-        (1000, 1, 1, 0.8, 0.3, 0.9),
-        (1000, 0, 2, 0.7, 0.4, 0.8),
-        (1000, 1, 2, 0.9, 0.4, 0.9),
+        (10_000, 0, 1, 0.6, 0.3, 0.8),
+        (10_000, 1, 1, 0.8, 0.3, 0.9),
+        (10_000, 0, 2, 0.7, 0.4, 0.8),
+        (10_000, 1, 2, 0.9, 0.4, 0.9),
     ]
     common = {
         "task": "slcp",
@@ -276,9 +276,10 @@ def test_summaries_average_seeds_and_pair_observations(tmp_path: Path) -> None:
     others = [
         row | {"method": "npe", "c2st": row["c2st"] + 0.05 * row["observation"]} for row in rows
     ]
+    small = [row | {"simulations": 1000, "c2st": row["c2st"] + 0.1} for row in rows[:3]]
     rows += others[:-1]  # the second seed has not done the second observation
     file = tmp_path / "rows.csv"
-    pd.DataFrame(rows).sample(frac=1, random_state=0).to_csv(file, index=False)
+    pd.DataFrame(rows + small).sample(frac=1, random_state=0).to_csv(file, index=False)
     assert posteriors.seconds_of_ours(rows[0], file) == 60.0
     with pytest.raises(RuntimeError, match="no row of ours"):
         posteriors.seconds_of_ours(rows[0] | {"seed": 7}, file)
@@ -292,3 +293,8 @@ def test_summaries_average_seeds_and_pair_observations(tmp_path: Path) -> None:
     assert other.c2st_less_ours == 0.075
     half = 12.706 * 0.025
     assert other.c2st_less_ours_high == pytest.approx(0.075 + half, abs=1e-3)
+    sizes = pd.read_csv(tmp_path / "posteriors-sizes.csv", comment="#").set_index("posterior")
+    assert sizes.index.tolist() == ["slcp, ours"]  # what all sizes have
+    cells = sizes.loc["slcp, ours"]
+    assert (cells.c2st_1000, cells.c2st_10000) == (0.8, 0.7)
+    assert cells.c2st_10000_se == pytest.approx(0.1 / math.sqrt(3), abs=1e-3)

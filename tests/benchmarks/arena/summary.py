@@ -1,4 +1,4 @@
-"""The documentation's table of posteriors of the public benchmark."""
+"""The documentation's tables of posteriors of the public benchmark."""
 
 from __future__ import annotations
 
@@ -11,17 +11,59 @@ from tests.benchmarks.arena.methods import NAMES, OURS
 from tests.benchmarks.arena.tasks import TASKS
 from tests.benchmarks.documented import interval, mean_and_error, seeds_in_words, write
 
-COMMANDS = (
-    "python -m tests.benchmarks.arena.peers",
-    "python -m tests.benchmarks.posteriors --simulations 10000 --seeds 1 --observations 1 2 3 "
-    "--folds 1 --densities 100 --new 100 --methods ours likelihood npe --out runs/posteriors.csv",
+PEERS = "python -m tests.benchmarks.arena.peers"
+COMMAND = (
+    "python -m tests.benchmarks.posteriors --seeds 1 --folds 1 --densities 100 --new 100 "
+    "--out runs/posteriors.csv"
+)
+LOOKED_AT = "--tasks two_moons slcp gaussian_mixture bernoulli_glm"
+OF_SIZE = (
+    PEERS,
+    f"{COMMAND} --simulations 10000 --observations 1 2 3 --methods ours likelihood npe",
+    f"{COMMAND} --simulations 10000 --first_seed 1 --observations 4 5 6 "
+    f"--methods ours likelihood npe {LOOKED_AT}",
+    f"{COMMAND} --simulations 10000 --first_seed 2 --observations 7 8 9 10 "
+    f"--methods ours likelihood npe {LOOKED_AT}",
+)
+OF_SIZES = (
+    PEERS,
+    f"{COMMAND} --simulations 1000 10000 30000 --observations 1 2 3 --methods ours likelihood "
+    "--tasks two_moons slcp gaussian_mixture",
 )
 GROUP = ["task", "simulations", "method"]
+SIZE = 10_000
 
 
 def of_posteriors(file: Path, folder: Path) -> None:
-    """posteriors-arena: a row for each task, number of simulations and method."""
-    rows = pd.read_csv(file)
+    """posteriors-arena, a row for each task and method; posteriors-sizes, by simulations."""
+    every = pd.read_csv(file)
+    rows = every[every.simulations == SIZE]
+    if not rows.empty:
+        of_size(rows, folder)
+    if (every.simulations != SIZE).any():
+        of_sizes(every, folder)
+
+
+def of_sizes(rows: pd.DataFrame, folder: Path) -> None:
+    """C2ST by the number of simulations, of the fits and observations that all sizes have."""
+    keys = ["task", "method", "seed", "observation"]
+    of_each = rows.pivot(index=keys, columns="simulations", values="c2st").dropna().reset_index()
+    sizes = sorted(rows.simulations.unique())
+    made = []
+    for (task, method), part in of_each.groupby(["task", "method"], sort=False):
+        cells: dict[str, object] = {"task": task, "method": method}
+        for n in sizes:
+            cells[f"c2st_{n}"], cells[f"c2st_{n}_se"] = mean_and_error(part[n])
+        made.append(cells)
+    table = pd.DataFrame(made).sort_values(["task", "method"], key=_places, kind="stable")
+    table.insert(0, "posterior", table.task + ", " + table.method)
+    table = table.drop(columns=["task", "method"])
+    notes = ["means over observations, and their standard errors"]
+    write(folder / "posteriors-sizes.csv", table, OF_SIZES, seeds_in_words(of_each), notes=notes)
+
+
+def of_size(rows: pd.DataFrame, folder: Path) -> None:
+    """A row for each task and method, from one number of simulations."""
     made = [cells_of(part, rows) for _, part in rows.groupby(GROUP, sort=False)]
     notes = [
         "means over observations and seeds; errors are over observations, of log_prob over "
@@ -30,14 +72,10 @@ def of_posteriors(file: Path, folder: Path) -> None:
         *(f"{cost}: {said}" for cost, said in costs_in_words(rows).items()),
     ]
     table = pd.DataFrame(made).sort_values(GROUP, key=_places, kind="stable")
-    several = table.simulations.nunique() > 1
-    names = [
-        f"{row.task}, {row.method}" + (f", {row.simulations}" if several else "")
-        for row in table.itertuples()
-    ]
+    names = [f"{row.task}, {row.method}" for row in table.itertuples()]
     table = table.drop(columns=GROUP)
     table.insert(0, "posterior", names)
-    write(folder / "posteriors-arena.csv", table, COMMANDS, seeds_in_words(rows), notes=notes)
+    write(folder / "posteriors-arena.csv", table, OF_SIZE, seeds_in_words(rows), notes=notes)
 
 
 def _places(column: pd.Series) -> pd.Series:
