@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -125,6 +126,19 @@ def test_a_larger_image_has_the_covariance_of_its_windows() -> None:
     exact.score_function.max_iterations = 40
     far, near = (draws(model, 8) - draws(exact, 8) for model in (both()[0], guided))
     assert float(near.square().mean().sqrt()) < 0.2 < 0.5 < float(far.square().mean().sqrt())
+
+
+@torch.no_grad()
+def test_it_is_saved_with_its_windows(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(50, 1, *WINDOW)
+    small = DiffusionModel(VPSDE(**ENDS), Denoiser.fit(UNet(1, base=8, multipliers=(1,)), x))
+    operator = half_seen()
+    obs = normal(1, *operator.obs_shape)
+    given = condition_on_measurements(windowed(small, SIZE), operator, obs, 0.1, data=x)
+    given.save_pretrained(tmp_path)
+    again = DiffusionModel.from_pretrained(tmp_path)
+    torch.testing.assert_close(draws(again, 2), draws(given, 2))
 
 
 def test_independent_pixels_are_exact() -> None:
