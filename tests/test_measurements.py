@@ -385,7 +385,10 @@ def test_twisted_particles_say_what_the_grid_adds(steps: int) -> None:
     assert found.network_calls == steps + half
     process = found.extrapolated
     assert process.mean == found.log_evidence.mean - value
-    assert process.standard_error > 0.5 * value
+    ratio, own = steps / half, found.log_evidence.standard_error
+    coarse = math.sqrt(((ratio - 1) * error) ** 2 - own**2)
+    whole = math.hypot(ratio * own, coarse) / (ratio - 1)  # of (ratio fine - coarse) / (ratio - 1)
+    assert 1 <= process.standard_error / math.hypot(whole, 0.5 * value) + 1e-9 < 1.05
     assert abs(process.mean - cast(float, known[None])) < 0.5 * abs(expected)
     if steps == 30:  # most of what there is
         assert known[steps] - known[None] == pytest.approx(0.185, abs=5e-4)

@@ -73,12 +73,14 @@ class Particles(NamedTuple):
         """log p(obs) of the process, nats: that of the chain less ``grid_error``.
 
         The standard error is of both, and of half of ``grid_error``, since it is of first order
-        alone. Below 16 steps it is the chain's.
+        alone. The chain's own error is in both, and counts twice: chance that raises the chain's
+        log p(obs) lowers ``grid_error`` as much. Below 16 steps it is the chain's.
         """
         chain, added = self.log_evidence, self.grid_error
         if math.isnan(added.mean):
             return chain
-        error = math.hypot(chain.standard_error, added.standard_error, UNCERTAIN * added.mean)
+        own = math.sqrt(3) * chain.standard_error  # Var f + 2 Cov(f, f - c), of f - (c - f)
+        error = math.hypot(own, added.standard_error, UNCERTAIN * added.mean)
         return Measured(chain.mean - added.mean, error)
 
     @property
