@@ -246,7 +246,14 @@ def test_what_is_known_of_a_model_is_kept_until_it_is_trained() -> None:
     first = reference(model)
     assert torch.equal(state, torch.get_rng_state()) and reference(model) is first
     next(model.parameters()).add_(0.1)
-    assert reference(model) is not first
+    second = reference(model)
+    assert second is not first and reference(model) is second
+    cast(Tensor, model.score_function.data_variance).mul_(2.0)
+    assert reference(model) is not second
+    with torch.inference_mode():  # of which torch does not count the changes
+        data = torch.randn(50, D)
+    third = reference(model, data)
+    assert reference(model, data) is third and reference(model, data + 1) is not third
 
 
 @torch.no_grad()
@@ -604,6 +611,10 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: measured(noise=NOISE[:1]), r"noise has shape \(1,\), expected a"),
     (lambda: measured(H=H[[0, 0]], noise=0.0), "of which H makes only 1 independent"),
     (lambda: measured(covariance_from=math.nan), "covariance_from is nan, expected a log SNR"),
+    (
+        lambda: measured(data=torch.zeros(5, D).numpy()),
+        "expected a Tensor; write torch.as_tensor",
+    ),
     (
         lambda: measured(data=torch.zeros(1, D)),
         "data have shape .1, 4., expected .n, 4. of at least two",

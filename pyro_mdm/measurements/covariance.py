@@ -26,7 +26,8 @@ from pyro_mdm.conditioning.windows import WindowedDenoiser, Windows, unwindowed
 from pyro_mdm.measurements.solve import DenoiserCovariance, Product
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.samplers.default import default_sampler
-from pyro_mdm.support.checks import check_finite, real_tensor, tensor_device
+from pyro_mdm.scores.base import Score
+from pyro_mdm.support.checks import check_finite, check_instance, real_tensor, tensor_device
 from pyro_mdm.support.modules import ExactBuffers, evaluating, replace
 from pyro_mdm.support.settings import Recorded
 
@@ -157,32 +158,39 @@ class Reference(NamedTuple):
     trusted_from: float  # the λ from which the denoiser's own covariance is used
 
 
-_REFERENCES: WeakKeyDictionary[DiffusionModel, tuple[Any, Tensor | None, Reference]] = (
-    WeakKeyDictionary()
-)
+_REFERENCES: WeakKeyDictionary[Score, tuple[list[Any], list[Any], Reference]] = WeakKeyDictionary()
 
 
 def reference(model: DiffusionModel, data: Tensor | None = None) -> Reference:
     """The covariance of a model's data, and the λ from which that of its denoiser is trusted.
 
     It takes 256 draws of the model, unless there are data, and some fifty network calls for each of
-    64 draws. It is kept while parameters and data stay as they are. A denoiser that has to be
-    told a context, and has not been, is trusted from λ = 0, and without data has the variances of
-    its dimensions alone.
+    64 draws. It is kept while parameters, buffers and data stay as they are; changes by way of
+    ``.data`` are not seen. A denoiser that has to be told a context, and has not been, is trusted
+    from λ = 0, and without data has the variances of its dimensions alone.
     """
-    stamp = [(id(p), p._version) for p in (*model.parameters(), *([] if data is None else [data]))]
-    known = _REFERENCES.get(model)
+    if data is not None:
+        check_instance("data", data, Tensor, "write torch.as_tensor(data)")
+    denoiser = model.score_function
+    parts: list[Any] = [model.diffusion, model.likelihood, model.context, data]
+    parts += [*model.parameters(), *model.buffers()]
+    stamp = [(id(part), _version(part)) for part in parts]
+    known = _REFERENCES.get(denoiser)
     if known is not None and known[0] == stamp:
         return known[2]
-    denoiser = model.score_function
     if isinstance(denoiser, WindowedDenoiser):
         small, trusted = reference(unwindowed(model), data)
         windows = denoiser.windows
         made = Reference(WindowedCovariance(small, windows.window, windows.size), trusted)
     else:
         made = _measured(model, data)
-    _REFERENCES[model] = stamp, data, made  # the data are kept, so that their id stays theirs
+    _REFERENCES[denoiser] = stamp, parts, made  # parts are kept, so that their ids stay theirs
     return made
+
+
+def _version(part: object) -> int | None:
+    """How often a tensor was changed; None where torch does not count."""
+    return part._version if isinstance(part, Tensor) and not part.is_inference() else None
 
 
 def _measured(model: DiffusionModel, data: Tensor | None) -> Reference:
