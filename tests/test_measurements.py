@@ -617,12 +617,14 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     ),
     (
         lambda: measured(data=torch.zeros(1, D)),
-        "data have shape .1, 4., expected .n, 4. of at least two",
+        "data have shape .1, 4., expected .n, 4. of at least 3",
     ),
     (
         lambda: measured(data=torch.zeros(3, 2)),
-        "data have shape .3, 2., expected .n, 4. of at least two",
+        "data have shape .3, 2., expected .n, 4. of at least 3",
     ),
+    (lambda: measured(data=torch.randn(2, D)), "data have shape .2, 4., .* of at least 3 draws"),
+    (lambda: measured(data=torch.ones(5, D)), "data are 5 times the same, expected draws that"),
     (lambda: measured(max_iterations=0), "max_iterations is 0, expected at least 1"),
     (raw, "expected a DenoiserScore: a measurement"),
     (twice, "conditioned already"),

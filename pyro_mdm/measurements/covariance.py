@@ -35,6 +35,8 @@ __all__ = ["Covariance", "DataCovariance", "Reference", "WindowedCovariance", "r
 
 DRAWS, MOST_DRAWS, PROBED = 256, 2048, 64
 """Draws of a model that its covariance is made of, data used at most, and draws that probe it."""
+FEWEST = 3
+"""The fewest data of which a covariance can be taken: that of two is never shrunk."""
 RANK = 256
 """Directions of data whose variances are kept apart."""
 SLACK = 1.05
@@ -260,10 +262,15 @@ def _levels(model: DiffusionModel) -> list[float]:
 
 def _check_data(data: object, event_shape: torch.Size) -> None:
     data = real_tensor("data", data, "draws of the data, (n, *event_shape)")
-    if data.shape[1:] != event_shape or len(data) < 2:
+    if data.shape[1:] != event_shape or len(data) < FEWEST:
         sizes = ", ".join(map(str, event_shape))
         raise ValueError(
-            f"data have shape {tuple(data.shape)}, expected (n, {sizes}) of at least two draws; "
-            "leave them out for draws of the model"
+            f"data have shape {tuple(data.shape)}, expected (n, {sizes}) of at least {FEWEST} "
+            "draws; leave them out for draws of the model"
         )
     check_finite("data", data)
+    if bool((data == data[0]).all()):
+        raise ValueError(
+            f"data are {len(data)} times the same, expected draws that differ, of which a "
+            "covariance is taken; leave them out for draws of the model"
+        )
