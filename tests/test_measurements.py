@@ -35,6 +35,7 @@ from pyro_mdm.measurements import (
     Mask,
     Matrix,
     MeasuredDenoiser,
+    Particles,
     condition_on_measurements,
     twisted_smc,
 )
@@ -42,6 +43,7 @@ from pyro_mdm.measurements.covariance import DataCovariance, reference
 from pyro_mdm.measurements.solve import DenoiserCovariance, conjugate_gradients
 from pyro_mdm.networks import MLP
 from pyro_mdm.samplers import Ancestral, EulerMaruyama, ProbabilityFlow, Replacement, StochasticHeun
+from pyro_mdm.support.measured import Measured
 from tests.chains import chain_law
 from tests.gradients import assert_gradients
 from tests.mistakes import refused
@@ -440,6 +442,15 @@ def test_one_particle_of_each_repeat_is_an_independent_draw() -> None:
     bounds = [p.lower_bound for p in (few, many)]
     assert bounds[0].mean < bounds[1].mean - 0.1 < float(evidence) - 0.1 + 4.5 * bounds[1][1]
     assert float(evidence) - bounds[1].mean < 0.3
+
+
+def test_repeats_that_cannot_have_given_obs_have_no_draw() -> None:
+    x = torch.arange(6.0).reshape(3, 2, 1)
+    never = -math.inf
+    log_weights = torch.tensor([[never, 0.0], [never, never], [0.5, never]]).double()
+    found = Particles(x, log_weights, 5, Measured(math.nan, math.nan))
+    assert found.one_of_each().flatten().tolist() == [1.0, 4.0]
+    assert set(found.resampled(50).flatten().tolist()) == {1.0, 4.0}
 
 
 @torch.no_grad()

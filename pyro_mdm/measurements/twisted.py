@@ -120,9 +120,12 @@ class Particles(NamedTuple):
         """One particle of each repeat, drawn by its weights, (R, *event_shape).
 
         These are independent draws of p(x | obs), as exact as the particles of a repeat are many.
+        Repeats of which no particle can have given obs are left out.
         """
-        chosen = torch.multinomial(self.log_weights.softmax(1), 1).squeeze(1)
-        return self.x[torch.arange(len(self.x), device=self.x.device), chosen]
+        some = (self.log_weights > -math.inf).any(1)
+        x, log_weights = self.x[some], self.log_weights[some]
+        chosen = torch.multinomial(log_weights.softmax(1), 1).squeeze(1)
+        return x[torch.arange(len(x), device=x.device), chosen]
 
     def resampled(self, n: int) -> Tensor:
         """n particles drawn with their weights as probabilities, (n, *event_shape).
