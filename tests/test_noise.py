@@ -333,7 +333,12 @@ def test_a_measurement_is_a_site() -> None:
     evidence = torch.tensor([one.log_evidence.mean for one in found])
     torch.testing.assert_close(trace.nodes["obs"]["log_prob"], evidence.double())
     assert given.particles(obs) is found and given.particles(obs + 1) is not found
+    obs += 1
+    assert given.particles(obs) is not found
     torch.manual_seed(0)
+    state = torch.get_rng_state()
+    Measurement(model, H, lambda u: dist.Laplace(u, 0.3))
+    assert torch.equal(torch.get_rng_state(), state)
     for noise in (0.3, lambda u: dist.Normal(u, 0.3**0.5)):
         drawn = Measurement(model, H, noise).sample((2000,))
         law = H @ gaussian().covariance @ H.mT + 0.3 * torch.eye(2)
@@ -440,6 +445,12 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
         "no derivative",
     ),
     (lambda: Measurement(Exact(gaussian()), fixed(1, 2, D), 0.1), "expected a DiffusionModel"),
+    (
+        lambda: Measurement(program(gaussian(), VPSDE()), torch.eye(D), lambda u: u).log_prob(
+            torch.zeros(D)
+        ),
+        r"noise\(u\) is a Tensor .*expected a distribution",
+    ),
 ]
 
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import Normal, constraints
+from torch.distributions import Distribution, Normal, constraints
 
 from pyro_mdm.distribution import MDM
 from pyro_mdm.measurements.denoiser import condition_on_measurements
@@ -105,8 +105,10 @@ class Measurement(TorchDistribution):
             return self.noise.requires_grad
         if not callable(self.noise):
             return False
-        law = self.noise(torch.zeros(self.operator.obs_shape, dtype=torch.float64))
-        return bool(law.log_prob(law.sample()).requires_grad)
+        with torch.random.fork_rng(devices=[]):
+            law = self.noise(torch.zeros(self.operator.obs_shape, dtype=torch.float64))
+            known = isinstance(law, Distribution)  # others are refused with the first obs
+            return known and bool(law.log_prob(law.sample()).requires_grad)
 
     def _law(self, clean: Tensor) -> Any:
         if callable(self.noise):
@@ -129,7 +131,7 @@ class Measurement(TorchDistribution):
             if torch.equal(seen, obs):
                 return drawn
         drawn = [self._drawn(one) for one in obs.reshape(-1, *self.event_shape)]
-        self._seen.append((obs, drawn))
+        self._seen.append((obs.clone(), drawn))
         return drawn
 
     def _drawn(self, obs: Tensor) -> Particles:
