@@ -176,6 +176,41 @@ def test_guidance_by_one_observation_is_exact_for_gaussian_data(name: str) -> No
     assert off < 0.05
 
 
+class PositiveRate(dist.Exponential):
+    """An exponential law of which nothing is defined where the rate is not positive."""
+
+    undefined: float
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        log_p = super().log_prob(value)
+        return torch.where(self.rate > 0, log_p, self.undefined)
+
+
+@torch.no_grad()
+def test_where_a_law_is_undefined_its_density_is_zero() -> None:
+    """In guidance and in weights, as where it is refused or not."""
+
+    def law(undefined: float) -> Law:
+        def given(u: Tensor) -> PositiveRate:
+            of_u = PositiveRate(u, validate_args=False)
+            of_u.undefined = undefined
+            return of_u
+
+        return given
+
+    H, obs, z = fixed(1, 2, D), torch.tensor([0.5, 2.0]), normal(0, 3, D)
+    one, other = (
+        MeasuredDenoiser(Exact(gaussian()), Matrix(H), obs, law(undefined), **OWN)
+        for undefined in (math.nan, -math.inf)
+    )
+    found = one.x_hat(z, torch.zeros(3))
+    assert bool(found.isfinite().all())
+    torch.testing.assert_close(found, other.x_hat(z, torch.zeros(3)))
+    x = normal(1, 20, D)
+    assert torch.equal(one.log_prob_of_obs(x), other.log_prob_of_obs(x))
+    assert bool(one.log_prob_of_obs(x).eq(-math.inf).any())
+
+
 def test_a_law_has_derivatives() -> None:
     scale = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
     z = normal(0, 2, D)
