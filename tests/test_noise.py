@@ -211,6 +211,12 @@ def test_where_a_law_is_undefined_its_density_is_zero() -> None:
     assert bool(one.log_prob_of_obs(x).eq(-math.inf).any())
 
 
+def test_squares_of_an_operator_are_where_data_are() -> None:
+    operator = Matrix(fixed(1, 2, D))
+    assert operator.squares.device.type == "cpu"
+    assert operator.linearized(torch.zeros(3, D, device="meta")).squares().is_meta
+
+
 def test_a_law_has_derivatives() -> None:
     scale = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
     z = normal(0, 2, D)
