@@ -532,6 +532,11 @@ def test_measurements_of_data_with_a_context() -> None:
     torch.testing.assert_close(found[1], found[2])
     assert float((found[0] - found[1]).abs().min()) > 1e-4
     assert late(batch_size=3).shape == (3, D)
+    asked = []
+    network.register_forward_hook(lambda module, inputs, out: asked.append(len(out)))
+    for n in (3, 1000):  # of many contexts some are drawn from
+        reference(condition(model, context=torch.arange(n) % 2))
+    assert set(asked) == {64, 256}
     unknown: Any = late.score_function.without_context()
     assert float((unknown.x_hat(z, log_snr) - found[1]).abs().min()) > 1e-4
 

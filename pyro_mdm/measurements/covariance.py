@@ -207,6 +207,10 @@ def _measured(model: DiffusionModel, data: Tensor | None) -> Reference:
     devices = [device] if device is not None and device.type == "cuda" else []
     with torch.random.fork_rng(devices), evaluating(model):
         torch.manual_seed(0)
+        if denoiser.told is not None and denoiser.told.dim() > 1:  # of some data, however many
+            number = len(denoiser.told.flatten(0, -2))
+            denoiser = denoiser.for_rows(torch.randperm(DRAWS) * number // DRAWS)
+            model = replace(model, score_function=denoiser)
         x = _drawn(model) if data is None else data[torch.randperm(len(data))[:MOST_DRAWS]]
         x = x.to(device)
         if not bool(x.isfinite().all()):
@@ -218,13 +222,10 @@ def _measured(model: DiffusionModel, data: Tensor | None) -> Reference:
 
 
 def _drawn(model: DiffusionModel) -> Tensor:
-    """Draws of the model, as many for each of the contexts that it is told."""
+    """256 draws of the model."""
     denoiser = model.score_function
     own = replace(model, sampler=default_sampler(model.diffusion, denoiser), times=None)
-    told = denoiser.told
-    rows = 1 if told is None or told.dim() == 1 else len(told.flatten(0, -2))
-    n = rows * math.ceil(DRAWS / rows)
-    y = own.path_law().expand((n,)).sample().select(1, 0)
+    y = own.path_law().expand((DRAWS,)).sample().select(1, 0)
     law = model.likelihood(model.diffusion, denoiser, y, len(model.event_shape))
     return law.sample()
 
