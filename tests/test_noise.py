@@ -486,6 +486,15 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
         "no derivative",
     ),
     (lambda: Measurement(Exact(gaussian()), fixed(1, 2, D), 0.1), "expected a DiffusionModel"),
+    *(
+        (
+            lambda obs=obs: Measurement(program(gaussian(), VPSDE()), torch.eye(D), 0.1).log_prob(
+                obs
+            ),
+            r"obs has shape \(\d?,?\), expected \(\*batch, 4\), that of H x",
+        )
+        for obs in (torch.zeros(3), torch.zeros(8), torch.tensor(1.0))
+    ),
     (
         lambda: Measurement(program(gaussian(), VPSDE()), torch.eye(D), lambda u: u).log_prob(
             torch.zeros(D)

@@ -126,7 +126,16 @@ class Measurement(TorchDistribution):
         """Particles of p(x | obs) for each of obs (*batch, *obs_shape), in order.
 
         They are drawn once: ``log_prob`` of the same obs is their evidence, before and after.
+
+        Raises:
+            ValueError: obs of another shape.
         """
+        batch = obs.shape[: max(obs.dim() - len(self.event_shape), 0)]
+        if obs.shape != batch + self.event_shape:
+            sizes = ", ".join(map(str, self.event_shape))
+            raise ValueError(
+                f"obs has shape {tuple(obs.shape)}, expected (*batch, {sizes}), that of H x"
+            )
         for seen, drawn in self._seen:
             if torch.equal(seen, obs):
                 return drawn
