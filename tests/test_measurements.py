@@ -241,6 +241,18 @@ def test_a_denoisers_covariance_is_trusted_where_linear_estimates_are_no_better(
 
 
 @torch.no_grad()
+def test_wide_and_narrow_data_are_probed_in_directions_of_others() -> None:
+    """From a wide component to others it is far, and its own covariance is large along the way."""
+    covariances = torch.tensor([0.05, 1.0])[:, None, None] * torch.eye(D)
+    problem = GaussianMixture([0.5, 0.5], torch.zeros(2, D), covariances)
+    levels = [
+        reference(DiffusionModel(VPSDE(**ENDS), Exact(problem)), problem.sample(2000, seed))[1]
+        for seed in (1, 2, 3)
+    ]
+    assert min(levels) < 0
+
+
+@torch.no_grad()
 def test_what_is_known_of_a_model_is_kept_until_it_is_trained() -> None:
     torch.manual_seed(0)
     model = DiffusionModel(VPSDE(), Denoiser(MLP(D, hidden=8)), event_shape=(D,))

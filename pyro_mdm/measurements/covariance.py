@@ -235,12 +235,13 @@ def _trusted_from(
 ) -> float:
     """The λ above which means of vᵀ C v by the denoiser are at most those of C, or about.
 
-    Directions v are random, and random ones of the data.
+    Directions v are random, and random ones of the data, between two others: those from a datum
+    itself would be large where its own covariance is.
     """
     x = x[:PROBED].to(model.bound_score.dtype)
     denoiser = denoiser.for_rows(torch.arange(len(x)))
     random = torch.randn(x.shape, dtype=x.dtype, device=x.device)
-    directions = [torch.randn_like(x).sign(), x - x.roll(1, 0)]
+    directions = [torch.randn_like(x).sign(), x.roll(1, 0) - x.roll(2, 0)]
     trusted = math.inf
     for lam in _levels(model):
         variance = torch.full_like(x, math.exp(-lam))
