@@ -387,6 +387,19 @@ def test_a_measurement_is_a_site() -> None:
         assert float(off.abs().max()) < 4.5 * math.sqrt(2 / 2000) + 0.02
 
 
+def test_what_no_particle_can_have_given_has_evidence_zero() -> None:
+    """Which is unbiased, so that a program goes on; and a measurement takes one chain alone."""
+    model = program(gaussian(), VPSDE(max_log_snr=5.0, min_log_snr=-4.0))
+    levels = torch.arange(30001) / 1e4
+    given = Measurement(
+        *(model, fixed(1, 2, D), lambda u: Quantized(u, levels)), num_particles=2, steps=16
+    )
+    obs = torch.tensor([3.0, 1.0])
+    assert float(given.log_prob(obs)) == -math.inf
+    (particles,) = given.particles(obs)
+    assert particles.network_calls == 16 and particles.resampled(3).shape == (3, D)
+
+
 @torch.no_grad()
 def test_data_given_a_measurement_are_a_site_with_a_density() -> None:
     H, obs, noise = fixed(1, 2, D), torch.tensor([1.2, -0.8]), torch.tensor([0.1, 0.3]).double()

@@ -14,7 +14,7 @@ from pyro_mdm.distribution import MDM
 from pyro_mdm.measurements.denoiser import condition_on_measurements
 from pyro_mdm.measurements.laws import Law
 from pyro_mdm.measurements.operators import LinearOperator, NonlinearOperator, as_operator
-from pyro_mdm.measurements.twisted import Particles, twisted_smc
+from pyro_mdm.measurements.twisted import Particles, weighted_particles
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.support.checks import check_instance
 
@@ -30,7 +30,8 @@ class Measurement(TorchDistribution):
     posterior of the unknowns is right in the limit of many samples, however few the particles, by
     ``pyro.infer.Importance`` or Metropolis-Hastings (pseudo-marginal inference), up to the steps of
     the chain. :meth:`particles` are those that gave the evidence, and together with the unknowns of
-    the same run they are from the joint posterior. There are no derivatives, as SVI and HMC need.
+    the same run they are from the joint posterior. Where none of them can have given obs, the
+    evidence is 0, and so is the weight of the run. There are no derivatives, as SVI and HMC need.
 
     Args:
         model, H, noise: as for :func:`condition_on_measurements`.
@@ -147,4 +148,4 @@ class Measurement(TorchDistribution):
         given = condition_on_measurements(
             self.model, self.operator, obs, self.noise, **self.guidance
         )
-        return twisted_smc(given, self.num_particles, steps=self.steps)
+        return weighted_particles(given, self.num_particles, steps=self.steps)
