@@ -42,7 +42,14 @@ from pyro_mdm.measurements import (
 from pyro_mdm.measurements.covariance import DataCovariance, reference
 from pyro_mdm.measurements.solve import DenoiserCovariance, conjugate_gradients
 from pyro_mdm.networks import MLP
-from pyro_mdm.samplers import Ancestral, EulerMaruyama, ProbabilityFlow, Replacement, StochasticHeun
+from pyro_mdm.samplers import (
+    Ancestral,
+    EulerMaruyama,
+    ProbabilityFlow,
+    Replacement,
+    StochasticExponentialIntegrator,
+    StochasticHeun,
+)
 from pyro_mdm.support.measured import Measured
 from tests.chains import chain_law
 from tests.gradients import assert_gradients
@@ -310,6 +317,16 @@ def test_every_other_sampler_serves_it(sampler: Any) -> None:
     assert float((found[::2] @ H.mT - OBS).abs().mean()) < 0.6
     assert float((found[1::2] @ H.mT - obs[1]).abs().mean()) < 6
     assert MDM(given).sample((3, 2)).shape == (3, 2, D)
+
+
+def test_the_default_sampler_is_stochastic_and_a_chosen_one_is_kept() -> None:
+    for sampler, kind in (
+        (None, StochasticExponentialIntegrator),
+        (ProbabilityFlow(5), ProbabilityFlow),
+    ):
+        model = program(gaussian(), VPSDE(**ENDS), sampler=sampler)
+        given = condition_on_measurements(model, H, OBS, NOISE)
+        assert type(given.sampler) is kind
 
 
 @torch.no_grad()

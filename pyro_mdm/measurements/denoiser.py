@@ -39,6 +39,7 @@ from pyro_mdm.measurements.solve import (
     conjugate_gradients,
 )
 from pyro_mdm.model import DiffusionModel
+from pyro_mdm.samplers.default import default_sampler
 from pyro_mdm.scores.base import Number, Score
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.support.checks import (
@@ -79,8 +80,9 @@ def condition_on_measurements(
 ) -> DiffusionModel:
     r"""The model p(x | obs) of data given obs = H x + noise, noise ~ N(0, R), or another law.
 
-    It needs no training: any denoiser serves, over any linear diffusion. Every sampler serves it,
-    and so do ``Predictive``, :class:`~pyro_mdm.MDM` and bounds, which are on its log p(x | obs).
+    It needs no training: any denoiser serves, over any linear diffusion. Every sampler serves it
+    (where the model has its default, it becomes a stochastic one, which does not keep errors), and
+    so do ``Predictive``, :class:`~pyro_mdm.MDM` and bounds, which are on its log p(x | obs).
     Parameters, network and diffusion are shared with ``model``.
 
     **What is exact.** Samples are, up to the sampler's steps, for Gaussian data with their exact
@@ -160,7 +162,10 @@ def condition_on_measurements(
         covariance_from=trusted_from if covariance_from is None else covariance_from,
         max_iterations=max_iterations,
     )
-    return with_score(model, score, model.likelihood)
+    given = with_score(model, score, model.likelihood)
+    if repr(model.sampler) == repr(default_sampler(model.diffusion, denoiser)):
+        given.sampler = default_sampler(model.diffusion, score)
+    return given
 
 
 class Given(NamedTuple):
@@ -185,6 +190,7 @@ class MeasuredDenoiser(DerivedDenoiser):
         TypeError, ValueError: as for :func:`condition_on_measurements`.
     """
 
+    approximates = True
     obs: Tensor
     noise: Any  # R, a buffer; or a law
     peak: Tensor  # the clean measurements under which a law makes obs likeliest; like obs

@@ -19,13 +19,14 @@ def default_sampler(diffusion: Diffusion, score: Score | None = None) -> Sampler
     """The default sampler of a diffusion and a score.
 
     ``ExponentialIntegrator(25)`` for a denoiser (or where the score is not known),
-    ``StochasticExponentialIntegrator(50)`` for a score of the raw state, because a process without
-    noise would keep its errors, and ``EulerMaruyama(256)`` without a closed form, or where v_0's
-    mean depends on data and the score does not estimate it.
+    ``StochasticExponentialIntegrator(50)`` for a score of the raw state, and for a denoiser given
+    measurements, because a process without noise would keep their errors, and
+    ``EulerMaruyama(256)`` without a closed form, or where v_0's mean depends on data and the score
+    does not estimate it.
     """
     known = Cap.KERNELS in diffusion.caps
     if not known or not (Cap.READOUT in diffusion.caps or hasattr(score, "start_hat")):
         return EulerMaruyama(256)
-    if score is None or score.denoises:
+    if score is None or (score.denoises and not score.approximates):
         return ExponentialIntegrator(25)
     return StochasticExponentialIntegrator(50)

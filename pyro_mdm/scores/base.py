@@ -62,6 +62,8 @@ class Score(Restorable, ExactBuffers, ABC):
     """Whether the score serves diffusions without a closed form too."""
     denoises: ClassVar[bool] = False
     """Whether the network reads z alone, not the raw state."""
+    approximates: ClassVar[bool] = False
+    """Whether it would be wrong with an exact network too, so that samplers should add noise."""
     maps: bool = False
     """Whether log SNRs may differ between the dimensions of a datum, and the network is told."""
 
