@@ -35,6 +35,7 @@ from pyro_mdm.measurements import (
     Mask,
     Matrix,
     MeasuredDenoiser,
+    Particles,
     condition_on_measurements,
     twisted_smc,
 )
@@ -49,6 +50,7 @@ from pyro_mdm.samplers import (
     StochasticExponentialIntegrator,
     StochasticHeun,
 )
+from pyro_mdm.support.measured import Measured
 from tests.chains import chain_law
 from tests.gradients import assert_gradients
 from tests.mistakes import refused
@@ -246,6 +248,18 @@ def test_a_denoisers_covariance_is_trusted_where_linear_estimates_are_no_better(
 
 
 @torch.no_grad()
+def test_wide_and_narrow_data_are_probed_in_directions_of_others() -> None:
+    """From a wide component to others it is far, and its own covariance is large along the way."""
+    covariances = torch.tensor([0.05, 1.0])[:, None, None] * torch.eye(D)
+    problem = GaussianMixture([0.5, 0.5], torch.zeros(2, D), covariances)
+    levels = [
+        reference(DiffusionModel(VPSDE(**ENDS), Exact(problem)), problem.sample(2000, seed))[1]
+        for seed in (1, 2, 3)
+    ]
+    assert min(levels) < 0
+
+
+@torch.no_grad()
 def test_what_is_known_of_a_model_is_kept_until_it_is_trained() -> None:
     torch.manual_seed(0)
     model = DiffusionModel(VPSDE(), Denoiser(MLP(D, hidden=8)), event_shape=(D,))
@@ -253,7 +267,14 @@ def test_what_is_known_of_a_model_is_kept_until_it_is_trained() -> None:
     first = reference(model)
     assert torch.equal(state, torch.get_rng_state()) and reference(model) is first
     next(model.parameters()).add_(0.1)
-    assert reference(model) is not first
+    second = reference(model)
+    assert second is not first and reference(model) is second
+    cast(Tensor, model.score_function.data_variance).mul_(2.0)
+    assert reference(model) is not second
+    with torch.inference_mode():  # of which torch does not count the changes
+        data = torch.randn(50, D)
+    third = reference(model, data)
+    assert reference(model, data) is third and reference(model, data + 1) is not third
 
 
 @torch.no_grad()
@@ -402,7 +423,10 @@ def test_twisted_particles_say_what_the_grid_adds(steps: int) -> None:
     assert found.network_calls == steps + half
     process = found.extrapolated
     assert process.mean == found.log_evidence.mean - value
-    assert process.standard_error > 0.5 * value
+    ratio, own = steps / half, found.log_evidence.standard_error
+    coarse = math.sqrt(((ratio - 1) * error) ** 2 - own**2)
+    whole = math.hypot(ratio * own, coarse) / (ratio - 1)  # of (ratio fine - coarse) / (ratio - 1)
+    assert 1 <= process.standard_error / math.hypot(whole, 0.5 * value) + 1e-9 < 1.05
     assert abs(process.mean - cast(float, known[None])) < 0.5 * abs(expected)
     if steps == 30:  # most of what there is
         assert known[steps] - known[None] == pytest.approx(0.185, abs=5e-4)
@@ -447,6 +471,15 @@ def test_one_particle_of_each_repeat_is_an_independent_draw() -> None:
     bounds = [p.lower_bound for p in (few, many)]
     assert bounds[0].mean < bounds[1].mean - 0.1 < float(evidence) - 0.1 + 4.5 * bounds[1][1]
     assert float(evidence) - bounds[1].mean < 0.3
+
+
+def test_repeats_that_cannot_have_given_obs_have_no_draw() -> None:
+    x = torch.arange(6.0).reshape(3, 2, 1)
+    never = -math.inf
+    log_weights = torch.tensor([[never, 0.0], [never, never], [0.5, never]]).double()
+    found = Particles(x, log_weights, 5, Measured(math.nan, math.nan))
+    assert found.one_of_each().flatten().tolist() == [1.0, 4.0]
+    assert set(found.resampled(50).flatten().tolist()) == {1.0, 4.0}
 
 
 @torch.no_grad()
@@ -528,6 +561,11 @@ def test_measurements_of_data_with_a_context() -> None:
     torch.testing.assert_close(found[1], found[2])
     assert float((found[0] - found[1]).abs().min()) > 1e-4
     assert late(batch_size=3).shape == (3, D)
+    asked = []
+    network.register_forward_hook(lambda module, inputs, out: asked.append(len(out)))
+    for n in (3, 1000):  # of many contexts some are drawn from
+        reference(condition(model, context=torch.arange(n) % 2))
+    assert set(asked) == {64, 256}
     unknown: Any = late.score_function.without_context()
     assert float((unknown.x_hat(z, log_snr) - found[1]).abs().min()) > 1e-4
 
@@ -619,13 +657,19 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: measured(H=H[[0, 0]], noise=0.0), "of which H makes only 1 independent"),
     (lambda: measured(covariance_from=math.nan), "covariance_from is nan, expected a log SNR"),
     (
+        lambda: measured(data=torch.zeros(5, D).numpy()),
+        "expected a Tensor; write torch.as_tensor",
+    ),
+    (
         lambda: measured(data=torch.zeros(1, D)),
-        "data have shape .1, 4., expected .n, 4. of at least two",
+        "data have shape .1, 4., expected .n, 4. of at least 3",
     ),
     (
         lambda: measured(data=torch.zeros(3, 2)),
-        "data have shape .3, 2., expected .n, 4. of at least two",
+        "data have shape .3, 2., expected .n, 4. of at least 3",
     ),
+    (lambda: measured(data=torch.randn(2, D)), "data have shape .2, 4., .* of at least 3 draws"),
+    (lambda: measured(data=torch.ones(5, D)), "data are 5 times the same, expected draws that"),
     (lambda: measured(max_iterations=0), "max_iterations is 0, expected at least 1"),
     (raw, "expected a DenoiserScore: a measurement"),
     (twice, "conditioned already"),

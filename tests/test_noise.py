@@ -176,6 +176,47 @@ def test_guidance_by_one_observation_is_exact_for_gaussian_data(name: str) -> No
     assert off < 0.05
 
 
+class PositiveRate(dist.Exponential):
+    """An exponential law of which nothing is defined where the rate is not positive."""
+
+    undefined: float
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        log_p = super().log_prob(value)
+        return torch.where(self.rate > 0, log_p, self.undefined)
+
+
+@torch.no_grad()
+def test_where_a_law_is_undefined_its_density_is_zero() -> None:
+    """In guidance and in weights, as where it is refused or not."""
+
+    def law(undefined: float) -> Law:
+        def given(u: Tensor) -> PositiveRate:
+            of_u = PositiveRate(u, validate_args=False)
+            of_u.undefined = undefined
+            return of_u
+
+        return given
+
+    H, obs, z = fixed(1, 2, D), torch.tensor([0.5, 2.0]), normal(0, 3, D)
+    one, other = (
+        MeasuredDenoiser(Exact(gaussian()), Matrix(H), obs, law(undefined), **OWN)
+        for undefined in (math.nan, -math.inf)
+    )
+    found = one.x_hat(z, torch.zeros(3))
+    assert bool(found.isfinite().all())
+    torch.testing.assert_close(found, other.x_hat(z, torch.zeros(3)))
+    x = normal(1, 20, D)
+    assert torch.equal(one.log_prob_of_obs(x), other.log_prob_of_obs(x))
+    assert bool(one.log_prob_of_obs(x).eq(-math.inf).any())
+
+
+def test_squares_of_an_operator_are_where_data_are() -> None:
+    operator = Matrix(fixed(1, 2, D))
+    assert operator.squares.device.type == "cpu"
+    assert operator.linearized(torch.zeros(3, D, device="meta")).squares().is_meta
+
+
 def test_a_law_has_derivatives() -> None:
     scale = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
     z = normal(0, 2, D)
@@ -333,12 +374,30 @@ def test_a_measurement_is_a_site() -> None:
     evidence = torch.tensor([one.log_evidence.mean for one in found])
     torch.testing.assert_close(trace.nodes["obs"]["log_prob"], evidence.double())
     assert given.particles(obs) is found and given.particles(obs + 1) is not found
+    obs += 1
+    assert given.particles(obs) is not found
     torch.manual_seed(0)
+    state = torch.get_rng_state()
+    Measurement(model, H, lambda u: dist.Laplace(u, 0.3))
+    assert torch.equal(torch.get_rng_state(), state)
     for noise in (0.3, lambda u: dist.Normal(u, 0.3**0.5)):
         drawn = Measurement(model, H, noise).sample((2000,))
         law = H @ gaussian().covariance @ H.mT + 0.3 * torch.eye(2)
         off = (drawn.T.cov() - law) / law.diagonal().sqrt() / law.diagonal().sqrt()[:, None]
         assert float(off.abs().max()) < 4.5 * math.sqrt(2 / 2000) + 0.02
+
+
+def test_what_no_particle_can_have_given_has_evidence_zero() -> None:
+    """Which is unbiased, so that a program goes on; and a measurement takes one chain alone."""
+    model = program(gaussian(), VPSDE(max_log_snr=5.0, min_log_snr=-4.0))
+    levels = torch.arange(30001) / 1e4
+    given = Measurement(
+        *(model, fixed(1, 2, D), lambda u: Quantized(u, levels)), num_particles=2, steps=16
+    )
+    obs = torch.tensor([3.0, 1.0])
+    assert float(given.log_prob(obs)) == -math.inf
+    (particles,) = given.particles(obs)
+    assert particles.network_calls == 16 and particles.resampled(3).shape == (3, D)
 
 
 @torch.no_grad()
@@ -440,6 +499,21 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
         "no derivative",
     ),
     (lambda: Measurement(Exact(gaussian()), fixed(1, 2, D), 0.1), "expected a DiffusionModel"),
+    *(
+        (
+            lambda obs=obs: Measurement(program(gaussian(), VPSDE()), torch.eye(D), 0.1).log_prob(
+                obs
+            ),
+            r"obs has shape \(\d?,?\), expected \(\*batch, 4\), that of H x",
+        )
+        for obs in (torch.zeros(3), torch.zeros(8), torch.tensor(1.0))
+    ),
+    (
+        lambda: Measurement(program(gaussian(), VPSDE()), torch.eye(D), lambda u: u).log_prob(
+            torch.zeros(D)
+        ),
+        r"noise\(u\) is a Tensor .*expected a distribution",
+    ),
 ]
 
 

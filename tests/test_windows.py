@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from pyro_mdm.conditioning.windows import WindowedDenoiser, Windows
 from pyro_mdm.contexts import Labels
 from pyro_mdm.likelihoods import DiscretizedGaussian
 from pyro_mdm.measurements import Downsample, LinearOperator, Mask, condition_on_measurements
-from pyro_mdm.measurements.covariance import DataCovariance, WindowedCovariance
+from pyro_mdm.measurements.covariance import DataCovariance, WindowedCovariance, reference
 from pyro_mdm.networks import MLP, UNet
 from tests.mistakes import refused
 from tests.problems import ENDS, Silent, normal
@@ -125,6 +126,28 @@ def test_a_larger_image_has_the_covariance_of_its_windows() -> None:
     exact.score_function.max_iterations = 40
     far, near = (draws(model, 8) - draws(exact, 8) for model in (both()[0], guided))
     assert float(near.square().mean().sqrt()) < 0.2 < 0.5 < float(far.square().mean().sqrt())
+
+
+@torch.no_grad()
+def test_it_is_saved_with_its_windows(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(50, 1, *WINDOW)
+    small = DiffusionModel(VPSDE(**ENDS), Denoiser.fit(UNet(1, base=8, multipliers=(1,)), x))
+    operator = half_seen()
+    obs = normal(1, *operator.obs_shape)
+    given = condition_on_measurements(windowed(small, SIZE), operator, obs, 0.1, data=x)
+    given.save_pretrained(tmp_path)
+    again = DiffusionModel.from_pretrained(tmp_path)
+    torch.testing.assert_close(draws(again, 2), draws(given, 2))
+
+
+def test_windows_of_one_model_are_measured_once() -> None:
+    small, data = DiffusionModel(VPSDE(**ENDS), Texture(*WINDOW)), normal(1, 50, 1, *WINDOW)
+    first, second = (reference(windowed(small, size), data) for size in (SIZE, (9, 8)))
+    of_window: Any = first.covariance
+    assert isinstance(second.covariance, WindowedCovariance)
+    assert of_window.covariance is second.covariance.covariance
+    assert reference(small, data).covariance is of_window.covariance
 
 
 def test_independent_pixels_are_exact() -> None:

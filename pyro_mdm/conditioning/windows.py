@@ -38,6 +38,7 @@ from pyro_mdm.scores.base import Number, Score
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.support.checks import check_instance, describe, tensor_device
 from pyro_mdm.support.modules import ExactBuffers
+from pyro_mdm.support.settings import Recorded
 
 __all__ = [
     "WindowedDecoder",
@@ -115,7 +116,7 @@ def share_of_place(denoiser: DenoiserScore) -> float:
     return float(between / (between + within))
 
 
-class Windows(ExactBuffers):
+class Windows(Recorded, ExactBuffers):
     """Overlapping windows that cover a larger image, W in all.
 
     Args:

@@ -26,7 +26,8 @@ from pyro_mdm.conditioning.windows import WindowedDenoiser, Windows, unwindowed
 from pyro_mdm.measurements.solve import DenoiserCovariance, Product
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.samplers.default import default_sampler
-from pyro_mdm.support.checks import check_finite, real_tensor, tensor_device
+from pyro_mdm.scores.base import Score
+from pyro_mdm.support.checks import check_finite, check_instance, real_tensor, tensor_device
 from pyro_mdm.support.modules import ExactBuffers, evaluating, replace
 from pyro_mdm.support.settings import Recorded
 
@@ -34,6 +35,8 @@ __all__ = ["Covariance", "DataCovariance", "Reference", "WindowedCovariance", "r
 
 DRAWS, MOST_DRAWS, PROBED = 256, 2048, 64
 """Draws of a model that its covariance is made of, data used at most, and draws that probe it."""
+FEWEST = 3
+"""The fewest data of which a covariance can be taken: that of two is never shrunk."""
 RANK = 256
 """Directions of data whose variances are kept apart."""
 SLACK = 1.05
@@ -157,32 +160,39 @@ class Reference(NamedTuple):
     trusted_from: float  # the λ from which the denoiser's own covariance is used
 
 
-_REFERENCES: WeakKeyDictionary[DiffusionModel, tuple[Any, Tensor | None, Reference]] = (
-    WeakKeyDictionary()
-)
+_REFERENCES: WeakKeyDictionary[Score, tuple[list[Any], list[Any], Reference]] = WeakKeyDictionary()
 
 
 def reference(model: DiffusionModel, data: Tensor | None = None) -> Reference:
     """The covariance of a model's data, and the λ from which that of its denoiser is trusted.
 
     It takes 256 draws of the model, unless there are data, and some fifty network calls for each of
-    64 draws. It is kept while parameters and data stay as they are. A denoiser that has to be
-    told a context, and has not been, is trusted from λ = 0, and without data has the variances of
-    its dimensions alone.
+    64 draws. It is kept while parameters, buffers and data stay as they are; changes by way of
+    ``.data`` are not seen. A denoiser that has to be told a context, and has not been, is trusted
+    from λ = 0, and without data has the variances of its dimensions alone.
     """
-    stamp = [(id(p), p._version) for p in (*model.parameters(), *([] if data is None else [data]))]
-    known = _REFERENCES.get(model)
+    if data is not None:
+        check_instance("data", data, Tensor, "write torch.as_tensor(data)")
+    denoiser = model.score_function
+    parts: list[Any] = [model.diffusion, model.likelihood, model.context, data]
+    parts += [*model.parameters(), *model.buffers()]
+    stamp = [(id(part), _version(part)) for part in parts]
+    known = _REFERENCES.get(denoiser)
     if known is not None and known[0] == stamp:
         return known[2]
-    denoiser = model.score_function
     if isinstance(denoiser, WindowedDenoiser):
         small, trusted = reference(unwindowed(model), data)
         windows = denoiser.windows
         made = Reference(WindowedCovariance(small, windows.window, windows.size), trusted)
     else:
         made = _measured(model, data)
-    _REFERENCES[model] = stamp, data, made  # the data are kept, so that their id stays theirs
+    _REFERENCES[denoiser] = stamp, parts, made  # parts are kept, so that their ids stay theirs
     return made
+
+
+def _version(part: object) -> int | None:
+    """How often a tensor was changed; None where torch does not count."""
+    return part._version if isinstance(part, Tensor) and not part.is_inference() else None
 
 
 def _measured(model: DiffusionModel, data: Tensor | None) -> Reference:
@@ -197,6 +207,10 @@ def _measured(model: DiffusionModel, data: Tensor | None) -> Reference:
     devices = [device] if device is not None and device.type == "cuda" else []
     with torch.random.fork_rng(devices), evaluating(model):
         torch.manual_seed(0)
+        if denoiser.told is not None and denoiser.told.dim() > 1:  # of some data, however many
+            number = len(denoiser.told.flatten(0, -2))
+            denoiser = denoiser.for_rows(torch.randperm(DRAWS) * number // DRAWS)
+            model = replace(model, score_function=denoiser)
         x = _drawn(model) if data is None else data[torch.randperm(len(data))[:MOST_DRAWS]]
         x = x.to(device)
         if not bool(x.isfinite().all()):
@@ -208,13 +222,10 @@ def _measured(model: DiffusionModel, data: Tensor | None) -> Reference:
 
 
 def _drawn(model: DiffusionModel) -> Tensor:
-    """Draws of the model, as many for each of the contexts that it is told."""
+    """256 draws of the model."""
     denoiser = model.score_function
     own = replace(model, sampler=default_sampler(model.diffusion, denoiser), times=None)
-    told = denoiser.told
-    rows = 1 if told is None or told.dim() == 1 else len(told.flatten(0, -2))
-    n = rows * math.ceil(DRAWS / rows)
-    y = own.path_law().expand((n,)).sample().select(1, 0)
+    y = own.path_law().expand((DRAWS,)).sample().select(1, 0)
     law = model.likelihood(model.diffusion, denoiser, y, len(model.event_shape))
     return law.sample()
 
@@ -224,12 +235,13 @@ def _trusted_from(
 ) -> float:
     """The λ above which means of vᵀ C v by the denoiser are at most those of C, or about.
 
-    Directions v are random, and random ones of the data.
+    Directions v are random, and random ones of the data, between two others: those from a datum
+    itself would be large where its own covariance is.
     """
     x = x[:PROBED].to(model.bound_score.dtype)
     denoiser = denoiser.for_rows(torch.arange(len(x)))
     random = torch.randn(x.shape, dtype=x.dtype, device=x.device)
-    directions = [torch.randn_like(x).sign(), x - x.roll(1, 0)]
+    directions = [torch.randn_like(x).sign(), x.roll(1, 0) - x.roll(2, 0)]
     trusted = math.inf
     for lam in _levels(model):
         variance = torch.full_like(x, math.exp(-lam))
@@ -252,10 +264,15 @@ def _levels(model: DiffusionModel) -> list[float]:
 
 def _check_data(data: object, event_shape: torch.Size) -> None:
     data = real_tensor("data", data, "draws of the data, (n, *event_shape)")
-    if data.shape[1:] != event_shape or len(data) < 2:
+    if data.shape[1:] != event_shape or len(data) < FEWEST:
         sizes = ", ".join(map(str, event_shape))
         raise ValueError(
-            f"data have shape {tuple(data.shape)}, expected (n, {sizes}) of at least two draws; "
-            "leave them out for draws of the model"
+            f"data have shape {tuple(data.shape)}, expected (n, {sizes}) of at least {FEWEST} "
+            "draws; leave them out for draws of the model"
         )
     check_finite("data", data)
+    if bool((data == data[0]).all()):
+        raise ValueError(
+            f"data are {len(data)} times the same, expected draws that differ, of which a "
+            "covariance is taken; leave them out for draws of the model"
+        )

@@ -23,7 +23,7 @@ from pyro_mdm.conditioning.derived import DerivedDenoiser
 from pyro_mdm.diffusions.base import Cap, require
 from pyro_mdm.diffusions.matrices import of_rows, with_event_dims
 from pyro_mdm.measurements.covariance import Covariance, DataCovariance, reference
-from pyro_mdm.measurements.laws import Law, Sites, gaussian_sites, likeliest
+from pyro_mdm.measurements.laws import Law, Sites, gaussian_sites, likeliest, log_prob_of
 from pyro_mdm.measurements.operators import (
     LARGEST_MATRIX,
     Linear,
@@ -363,7 +363,7 @@ class MeasuredDenoiser(DerivedDenoiser):
             rest = (self.obs - clean).square() / self.noise
             terms = -0.5 * (rest + (2 * math.pi * self.noise).log())
         else:
-            terms = self.noise(clean).log_prob(self.obs)
+            terms = log_prob_of(self.noise(clean), self.obs)
         return terms.flatten(1).sum(1)
 
     @torch.no_grad()

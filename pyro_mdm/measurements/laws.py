@@ -24,7 +24,7 @@ from torch.special import log_ndtr
 
 from pyro_mdm.support.checks import describe
 
-__all__ = ["Clipped", "Law", "Quantized", "Sites", "gaussian_sites", "likeliest"]
+__all__ = ["Clipped", "Law", "Quantized", "Sites", "gaussian_sites", "likeliest", "log_prob_of"]
 
 Law = Callable[[Tensor], Distribution]
 """The distribution of observations (*batch, *obs_shape) given clean ones of this shape."""
@@ -232,7 +232,7 @@ def gaussian_sites(law: Law, obs: Tensor, mean: Tensor, variance: Tensor, peak: 
     v = variance
 
     def tilted(u: Tensor) -> Tensor:
-        return law(u).log_prob(obs) - 0.5 * (u - mean).square() / v
+        return log_prob_of(law(u), obs) - 0.5 * (u - mean).square() / v
 
     def nodes(number: int) -> Tensor:
         part = torch.linspace(0, 1, number, dtype=mean.dtype, device=mean.device)
@@ -294,8 +294,14 @@ def likeliest(law: Law, obs: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
     return peak
 
 
+def log_prob_of(given: Distribution, obs: Tensor) -> Tensor:
+    """log p(obs), entry by entry; NaN, as of 0 log 0, is -∞."""
+    log_p: Tensor = given.log_prob(obs)
+    return torch.where(log_p.isnan(), -math.inf, log_p)
+
+
 def _log_prob(law: Law, u: Tensor, obs: Tensor) -> Tensor:
-    """log p(obs | u), like u, checked; NaN, as of 0 log 0, is -∞."""
+    """log p(obs | u), like u, checked."""
     try:
         given = law(u)
     except (ValueError, RuntimeError) as error:
@@ -316,14 +322,13 @@ def _log_prob(law: Law, u: Tensor, obs: Tensor) -> Tensor:
             "of each entry of u by itself; leave out .to_event, sums and shapes of its own"
         )
     try:
-        log_p: Tensor = given.log_prob(obs)
+        return log_prob_of(given, obs)
     except ValueError as error:
         raise ValueError(
             f"obs reaches from {obs.min().item():g} to {obs.max().item():g}, which "
             f"{type(given).__name__} does not allow: {_first_line(error)}; correct obs or the law, "
             "or write validate_args=False where its support depends on u"
         ) from error
-    return torch.where(log_p.isnan(), -math.inf, log_p)
 
 
 def _first_line(error: Exception) -> str:

@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import Normal, constraints
+from torch.distributions import Distribution, Normal, constraints
 
 from pyro_mdm.distribution import MDM
 from pyro_mdm.measurements.denoiser import condition_on_measurements
 from pyro_mdm.measurements.laws import Law
 from pyro_mdm.measurements.operators import LinearOperator, NonlinearOperator, as_operator
-from pyro_mdm.measurements.twisted import Particles, twisted_smc
+from pyro_mdm.measurements.twisted import Particles, weighted_particles
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.support.checks import check_instance
 
@@ -30,7 +30,8 @@ class Measurement(TorchDistribution):
     posterior of the unknowns is right in the limit of many samples, however few the particles, by
     ``pyro.infer.Importance`` or Metropolis-Hastings (pseudo-marginal inference), up to the steps of
     the chain. :meth:`particles` are those that gave the evidence, and together with the unknowns of
-    the same run they are from the joint posterior. There are no derivatives, as SVI and HMC need.
+    the same run they are from the joint posterior. Where none of them can have given obs, the
+    evidence is 0, and so is the weight of the run. There are no derivatives, as SVI and HMC need.
 
     Args:
         model, H, noise: as for :func:`condition_on_measurements`.
@@ -105,8 +106,10 @@ class Measurement(TorchDistribution):
             return self.noise.requires_grad
         if not callable(self.noise):
             return False
-        law = self.noise(torch.zeros(self.operator.obs_shape, dtype=torch.float64))
-        return bool(law.log_prob(law.sample()).requires_grad)
+        with torch.random.fork_rng(devices=[]):
+            law = self.noise(torch.zeros(self.operator.obs_shape, dtype=torch.float64))
+            known = isinstance(law, Distribution)  # others are refused with the first obs
+            return known and bool(law.log_prob(law.sample()).requires_grad)
 
     def _law(self, clean: Tensor) -> Any:
         if callable(self.noise):
@@ -124,16 +127,25 @@ class Measurement(TorchDistribution):
         """Particles of p(x | obs) for each of obs (*batch, *obs_shape), in order.
 
         They are drawn once: ``log_prob`` of the same obs is their evidence, before and after.
+
+        Raises:
+            ValueError: obs of another shape.
         """
+        batch = obs.shape[: max(obs.dim() - len(self.event_shape), 0)]
+        if obs.shape != batch + self.event_shape:
+            sizes = ", ".join(map(str, self.event_shape))
+            raise ValueError(
+                f"obs has shape {tuple(obs.shape)}, expected (*batch, {sizes}), that of H x"
+            )
         for seen, drawn in self._seen:
             if torch.equal(seen, obs):
                 return drawn
         drawn = [self._drawn(one) for one in obs.reshape(-1, *self.event_shape)]
-        self._seen.append((obs, drawn))
+        self._seen.append((obs.clone(), drawn))
         return drawn
 
     def _drawn(self, obs: Tensor) -> Particles:
         given = condition_on_measurements(
             self.model, self.operator, obs, self.noise, **self.guidance
         )
-        return twisted_smc(given, self.num_particles, steps=self.steps)
+        return weighted_particles(given, self.num_particles, steps=self.steps)

@@ -112,7 +112,7 @@ class LinearOperator(Operator):
 
     def linearized(self, x: Tensor) -> Linear:
         """H and its adjoint, whatever x is."""
-        return Linear(self, self.adjoint, lambda: self.squares)
+        return Linear(self, self.adjoint, lambda: self.squares.to(x.device))
 
     @cached_property
     @torch.no_grad()

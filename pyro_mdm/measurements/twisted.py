@@ -35,7 +35,7 @@ from pyro_mdm.support.checks import check_count, check_number
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating
 
-__all__ = ["Particles", "twisted_smc"]
+__all__ = ["Particles", "twisted_smc", "weighted_particles"]
 
 FEWEST_STEPS = 16
 """Steps of a chain of which half as many tell what the grid adds."""
@@ -58,7 +58,9 @@ class Particles(NamedTuple):
         It is the logarithm of the mean of unbiased estimates. That of the process is
         :attr:`extrapolated`.
         """
-        return _log_evidence(self.log_weights)
+        each = self.log_weights.logsumexp(1, keepdim=True) - math.log(self.log_weights.shape[1])
+        value, error = log_mean_weight(each)
+        return Measured(float(value), float(error))
 
     @property
     def lower_bound(self) -> Measured:
@@ -73,12 +75,14 @@ class Particles(NamedTuple):
         """log p(obs) of the process, nats: that of the chain less ``grid_error``.
 
         The standard error is of both, and of half of ``grid_error``, since it is of first order
-        alone. Below 16 steps it is the chain's.
+        alone. The chain's own error is in both, and counts twice: chance that raises the chain's
+        log p(obs) lowers ``grid_error`` as much. Below 16 steps it is the chain's.
         """
         chain, added = self.log_evidence, self.grid_error
         if math.isnan(added.mean):
             return chain
-        error = math.hypot(chain.standard_error, added.standard_error, UNCERTAIN * added.mean)
+        own = math.sqrt(3) * chain.standard_error  # Var f + 2 Cov(f, f - c), of f - (c - f)
+        error = math.hypot(own, added.standard_error, UNCERTAIN * added.mean)
         return Measured(chain.mean - added.mean, error)
 
     @property
@@ -95,8 +99,9 @@ class Particles(NamedTuple):
 
     @property
     def weights(self) -> Tensor:
-        """The weights of all particles, (R, P), which sum to 1."""
-        return self.log_weights.flatten().softmax(0).reshape(self.log_weights.shape)
+        """The weights of all particles, (R, P), which sum to 1; all alike if none is possible."""
+        log_w = self.log_weights.flatten().clamp_min(torch.finfo(self.log_weights.dtype).min)
+        return log_w.softmax(0).reshape(self.log_weights.shape)
 
     @property
     def posterior_mean(self) -> tuple[Tensor, Tensor]:
@@ -118,9 +123,12 @@ class Particles(NamedTuple):
         """One particle of each repeat, drawn by its weights, (R, *event_shape).
 
         These are independent draws of p(x | obs), as exact as the particles of a repeat are many.
+        Repeats of which no particle can have given obs are left out.
         """
-        chosen = torch.multinomial(self.log_weights.softmax(1), 1).squeeze(1)
-        return self.x[torch.arange(len(self.x), device=self.x.device), chosen]
+        some = (self.log_weights > -math.inf).any(1)
+        x, log_weights = self.x[some], self.log_weights[some]
+        chosen = torch.multinomial(log_weights.softmax(1), 1).squeeze(1)
+        return x[torch.arange(len(x), device=x.device), chosen]
 
     def resampled(self, n: int) -> Tensor:
         """n particles drawn with their weights as probabilities, (n, *event_shape).
@@ -180,6 +188,33 @@ def twisted_smc(
         >>> particles.resampled(5).shape
         torch.Size([5, 2])
     """
+    options: dict[str, Any] = {"repeats": repeats, "threshold": threshold}
+    fine = weighted_particles(model, num_particles, steps=steps, **options)
+    if bool((fine.log_weights == -math.inf).all()):
+        raise ValueError(
+            f"none of {fine.log_weights.numel()} particles can have given obs, whose probability "
+            "is 0 by the law of noise; take more particles and steps, or give the law some noise"
+        )
+    if steps < FEWEST_STEPS:
+        return fine
+    half = steps // 2
+    coarse = weighted_particles(model, num_particles, steps=half, **options)
+    added = _added_by_grid(fine.log_evidence, coarse.log_evidence, steps / half)
+    return fine._replace(network_calls=steps + half, grid_error=added)
+
+
+def weighted_particles(
+    model: DiffusionModel,
+    num_particles: int,
+    *,
+    steps: int,
+    repeats: int = 1,
+    threshold: float = 0.5,
+) -> Particles:
+    """The particles of :func:`twisted_smc` by one chain alone, without ``grid_error``.
+
+    They are not refused if none of them can have given obs: the estimate of p(obs), 0, is unbiased.
+    """
     score = _checked(model)
     check_count("num_particles", num_particles, "the number of particles of a repeat", 2)
     check_count("steps", steps, "the number of steps from T to ε")
@@ -187,23 +222,7 @@ def twisted_smc(
     check_number("threshold", threshold, "a part of the particles, from 0 to 1")
     with evaluating(model):
         x, log_w = _run(model, score, repeats, num_particles, steps, threshold)
-        if bool((log_w == -math.inf).all()):
-            raise ValueError(
-                f"none of {log_w.numel()} particles can have given obs, whose probability is 0 by "
-                "the law of noise; take more particles and steps, or give the law some noise"
-            )
-        added, half = Measured(math.nan, math.nan), steps // 2 if steps >= FEWEST_STEPS else 0
-        if half:
-            of_half = _run(model, score, repeats, num_particles, half, threshold)[1]
-            added = _added_by_grid(_log_evidence(log_w), _log_evidence(of_half), steps / half)
-    return Particles(x, log_w, steps + half, added)
-
-
-def _log_evidence(log_weights: Tensor) -> Measured:
-    """The logarithm of the mean weight (R, P), and its standard error over repeats."""
-    each = log_weights.logsumexp(1, keepdim=True) - math.log(log_weights.shape[1])
-    value, error = log_mean_weight(each)
-    return Measured(float(value), float(error))
+    return Particles(x, log_w, steps, Measured(math.nan, math.nan))
 
 
 def _added_by_grid(fine: Measured, coarse: Measured, ratio: float) -> Measured:
