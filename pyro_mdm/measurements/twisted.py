@@ -39,7 +39,7 @@ __all__ = ["Particles", "twisted_smc", "weighted_particles"]
 
 FEWEST_STEPS = 16
 """Steps of a chain of which half as many tell what the grid adds."""
-UNCERTAIN = 0.5
+UNCERTAIN = 0.25
 """How wrong that may be, as a part of it: one standard error (tests/benchmarks/evidence.py)."""
 
 
@@ -74,7 +74,7 @@ class Particles(NamedTuple):
     def extrapolated(self) -> Measured:
         """log p(obs) of the process, nats: that of the chain less ``grid_error``.
 
-        The standard error is of both, and of half of ``grid_error``, since it is of first order
+        The standard error is of both, and of a quarter of ``grid_error``, since it is of first order
         alone. The chain's own error is in both, and counts twice: chance that raises the chain's
         log p(obs) lowers ``grid_error`` as much. Below 16 steps it is the chain's.
         """
