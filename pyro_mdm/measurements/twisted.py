@@ -26,7 +26,7 @@ from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, outer
 from pyro_mdm.diffusions.posterior import posterior
 from pyro_mdm.likelihoods.base import log_prob_by_dimension
 from pyro_mdm.measurements.denoiser import Given, MeasuredDenoiser
-from pyro_mdm.measurements.operators import Mask
+from pyro_mdm.measurements.operators import LinearOperator, Mask
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.chain import check_chain
 from pyro_mdm.paths.likelihood import log_mean_weight
@@ -39,6 +39,8 @@ __all__ = ["Particles", "twisted_smc", "weighted_particles"]
 
 FEWEST_STEPS = 16
 """Steps of a chain of which half as many tell what the grid adds."""
+FAR_BELOW = 100
+"""How far the variance of noise may be below that of H x by the decoder."""
 UNCERTAIN = 0.25
 """How wrong that may be, as a part of it: one standard error (tests/benchmarks/evidence.py)."""
 
@@ -74,9 +76,9 @@ class Particles(NamedTuple):
     def extrapolated(self) -> Measured:
         """log p(obs) of the process, nats: that of the chain less ``grid_error``.
 
-        The standard error is of both, and of a quarter of ``grid_error``, since it is of first order
-        alone. The chain's own error is in both, and counts twice: chance that raises the chain's
-        log p(obs) lowers ``grid_error`` as much. Below 16 steps it is the chain's.
+        The standard error is of both, and of a quarter of ``grid_error``, since it is of first
+        order alone. The chain's own error is in both, and counts twice: chance that raises the
+        chain's log p(obs) lowers ``grid_error`` as much. Below 16 steps it is the chain's.
         """
         chain, added = self.log_evidence, self.grid_error
         if math.isnan(added.mean):
@@ -328,4 +330,15 @@ def _checked(model: DiffusionModel) -> MeasuredDenoiser:
             "noise is 0, and of measurements other than coordinates, or of some alone, "
             "the decoder has no density; give noise positive variances, or H = Mask(seen)"
         )
+    operator, noise = score.operator, score.noise
+    if isinstance(noise, Tensor) and isinstance(operator, LinearOperator) and not bool(exact.any()):
+        of_start = math.exp(-float(torch.as_tensor(model.diffusion.start_log_snr).max()))
+        least = operator.squares * of_start / FAR_BELOW
+        if bool((noise < least).any()):
+            raise ValueError(
+                f"noise reaches {float(noise.min()):.3g}, expected at least "
+                f"{float(least.max()):.3g}: the variance of H x by the decoder is {FAR_BELOW} times "
+                "that, so that hardly a particle agrees with obs; give noise more variance, or "
+                "train with a larger max_log_snr"
+            )
     return score
