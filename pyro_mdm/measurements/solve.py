@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["DenoiserCovariance", "Product", "Solution", "conjugate_gradients"]
+__all__ = ["DenoiserCovariance", "Solution", "conjugate_gradients"]
 
 
 Product = Callable[[Tensor], Tensor]

@@ -337,7 +337,7 @@ def _checked(model: DiffusionModel) -> MeasuredDenoiser:
         if bool((noise < least).any()):
             raise ValueError(
                 f"noise reaches {float(noise.min()):.3g}, expected at least "
-                f"{float(least.max()):.3g}: the variance of H x by the decoder is {FAR_BELOW} times "
+                f"{float(least.max()):.3g}: that of H x by the decoder is {FAR_BELOW} times "
                 "that, so that hardly a particle agrees with obs; give noise more variance, or "
                 "train with a larger max_log_snr"
             )

@@ -17,7 +17,7 @@ __all__ = ["COMMANDS", "of_measurements"]
 
 COMMANDS = (
     "python -m tests.benchmarks.inverse_problems.peers",
-    "python -m tests.benchmarks.measurements --sizes 2 8 --out runs/measurements.csv",
+    "python -m tests.benchmarks.measurements --sizes 8 --out runs/measurements.csv",
 )
 PROBLEM = ["size", "noise", "operator"]
 NAMES = [EXACT, *METHODS]
