@@ -156,11 +156,8 @@ def test_what_the_library_imports_is_required(described):
     known = {r.name for r in required(described)}
     plots = known | {r.name for r in required(described, "plots")}
     for path in sorted((ROOT / "pyro_mdm").rglob("*.py")):
-        allowed = (
-            plots
-            if path.name in ("figures.py", "pictures.py", "posteriors.py", "tables.py")
-            else known
-        )
+        drawing = ("figures", "pictures", "posteriors", "restorations", "tables")
+        allowed = plots if path.stem in drawing else known
         for module in imported(path):
             names = {canonicalize_name(d) for d in DISTRIBUTIONS.get(module, [module])}
             assert names & allowed, f"{path.name} imports {module}, which setup.py does not ask for"
@@ -205,7 +202,7 @@ def test_only_pictures_need_more_than_the_library_installs(described):
     )
     assert done.returncode == 0, done.stderr
     errors = json.loads(done.stdout)
-    drawing = ("figures", "pictures", "posteriors", "tables", "tensorboard")
+    drawing = ("figures", "pictures", "posteriors", "restorations", "tables", "tensorboard")
     assert set(errors) == {f"pyro_mdm.plots.{name}" for name in drawing}
     for kind, name, message in errors.values():
         assert (kind, name) == ("ModuleNotFoundError", "matplotlib")
