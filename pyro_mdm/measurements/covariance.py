@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.conditioning.windows import WindowedDenoiser, Windows, unwindowed
-from pyro_mdm.measurements.solve import DenoiserCovariance, Product
+from pyro_mdm.measurements.solve import DenoiserCovariance
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.samplers.default import default_sampler
 from pyro_mdm.scores.base import Score
@@ -32,6 +32,8 @@ from pyro_mdm.support.modules import ExactBuffers, evaluating, replace
 from pyro_mdm.support.settings import Recorded
 
 __all__ = ["Covariance", "DataCovariance", "Reference", "WindowedCovariance", "reference"]
+
+Product = Callable[[Tensor], Tensor]
 
 DRAWS, MOST_DRAWS, PROBED = 256, 2048, 64
 """Draws of a model that its covariance is made of, data used at most, and draws that probe it."""

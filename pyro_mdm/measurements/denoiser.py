@@ -34,7 +34,6 @@ from pyro_mdm.measurements.operators import (
 )
 from pyro_mdm.measurements.solve import (
     DenoiserCovariance,
-    Product,
     Solution,
     conjugate_gradients,
 )
@@ -53,6 +52,8 @@ from pyro_mdm.support.checks import (
 from pyro_mdm.support.modules import replace
 
 __all__ = ["Given", "MeasuredDenoiser", "condition_on_measurements"]
+
+Product = Callable[[Tensor], Tensor]
 
 TOLERANCE = 1e-6
 """The relative residual at which a linear system is solved."""
