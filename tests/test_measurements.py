@@ -192,6 +192,9 @@ def test_linear_estimates_have_the_covariance_of_gaussian_data() -> None:
         got = some.given(wide, by_dimension=False)(v)
         torch.testing.assert_close(got, (C @ v.unsqueeze(-1))[..., 0])
         own, each = whole.diagonal(), torch.tensor([0.1, 2.0, 0.3, 5.0]).double().expand(3, D)
+        ends = torch.tensor([0.0, math.inf, 1.0, 1.0]).double().expand(3, D)  # seen, and left out
+        got = some.given(ends, by_dimension=True)(v)[:, :2]
+        torch.testing.assert_close(got, torch.stack([0 * v[:, 0], own[1] * v[:, 1]], 1))
         got = some.given(each, by_dimension=True)(v)
         torch.testing.assert_close(got, own * each / (own + each) * v)
 
@@ -275,6 +278,24 @@ def test_what_is_known_of_a_model_is_kept_until_it_is_trained() -> None:
         data = torch.randn(50, D)
     third = reference(model, data)
     assert reference(model, data) is third and reference(model, data + 1) is not third
+
+
+@torch.no_grad()
+def test_observations_of_very_different_noise_are_all_told_of() -> None:
+    """Fifty of Gaussian data, whose noise has variances from a millionth to a hundred, at any λ."""
+    problem, m = gaussian(), 50
+    H_all, noise = fixed(9, m, D), torch.logspace(-6, 2, m).double()
+    obs = H_all @ problem.sample(1, 2)[0] + noise.sqrt() * fixed(10, m)
+    for log_snr in (-6.0, 0.0, 9.0):
+        z = normal(5, 1, D)
+        score = MeasuredDenoiser(
+            Exact(problem), Matrix(H_all), obs, noise, max_iterations=D, covariance_from=-math.inf
+        )
+        both = torch.cat([torch.eye(D, dtype=torch.float64), H_all])
+        v = torch.tensor(math.exp(-log_snr)).double().expand(D)
+        law, _ = given_measurement(problem, both, torch.cat([z[0], obs]), torch.cat([v, noise]))
+        off = (score.x_hat(z, log_snr)[0] - law.mean) / law.covariance.diagonal().sqrt()
+        assert float(off.abs().max()) < 1e-2
 
 
 @torch.no_grad()
@@ -659,6 +680,7 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
         lambda: twisted_smc(measured(noise=1e-9), 2, steps=2),
         "noise reaches 1e-09, expected at least .*give noise more variance",
     ),
+    (lambda: measured(data=1e-3 * normal(0, 9, D)), "in the units of the model; scale them"),
     (lambda: measured(covariance_from=math.nan), "covariance_from is nan, expected a log SNR"),
     (
         lambda: measured(data=torch.zeros(5, D).numpy()),

@@ -31,7 +31,14 @@ from pyro_mdm.support.checks import check_finite, check_instance, real_tensor, t
 from pyro_mdm.support.modules import ExactBuffers, evaluating, replace
 from pyro_mdm.support.settings import Recorded
 
-__all__ = ["Covariance", "DataCovariance", "Reference", "WindowedCovariance", "reference"]
+__all__ = [
+    "Covariance",
+    "DataCovariance",
+    "Reference",
+    "WindowedCovariance",
+    "of_variance",
+    "reference",
+]
 
 Product = Callable[[Tensor], Tensor]
 
@@ -41,6 +48,8 @@ FEWEST = 3
 """The fewest data of which a covariance can be taken: that of two is never shrunk."""
 RANK = 256
 """Directions of data whose variances are kept apart."""
+OTHER_UNITS = 1e4
+"""How different the variance of data may be from that which the model was given."""
 SLACK = 1.05
 """How much larger than C the mean of a network's covariance may be, since C comes from draws."""
 
@@ -123,7 +132,7 @@ class DataCovariance(Covariance):
 
 def of_variance(prior: Tensor, noise: Tensor) -> Tensor:
     """The variance of a Gaussian number after an observation with noise."""
-    return prior / (prior + noise) * noise
+    return prior / (1 + prior / noise)  # also without noise, and with nothing but noise
 
 
 class WindowedCovariance(Covariance):
@@ -203,6 +212,7 @@ def _measured(model: DiffusionModel, data: Tensor | None) -> Reference:
     diagonal = DataCovariance(denoiser.data_variance.detach().clone())
     if data is not None:
         _check_data(data, model.event_shape)
+        _check_units(data, denoiser.data_variance)
     elif model.context is not None:
         return Reference(diagonal, 0.0)
     device = tensor_device(denoiser)
@@ -262,6 +272,15 @@ def _levels(model: DiffusionModel) -> list[float]:
     """λ of the diffusion, from high to low."""
     low, high = float(model.diffusion.terminal_log_snr), float(model.diffusion.start_log_snr)
     return [high - step for step in range(math.ceil(high - low))]
+
+
+def _check_units(data: Tensor, variance: Tensor) -> None:
+    own, known = float(data.double().var(0).mean()), float(variance.mean())
+    if not known / OTHER_UNITS < own < known * OTHER_UNITS:
+        raise ValueError(
+            f"data have a variance of {own:.3g}, and those of the model {known:.3g}, expected data "
+            "in the units of the model; scale them as it was trained, or leave them out"
+        )
 
 
 def _check_data(data: object, event_shape: torch.Size) -> None:

@@ -57,7 +57,7 @@ Product = Callable[[Tensor], Tensor]
 
 TOLERANCE = 1e-6
 """The relative residual at which a linear system is solved."""
-MOST_ITERATIONS = 100
+MOST_ITERATIONS = 400
 """Iterations of conjugate gradients without network calls."""
 FEW = 4
 """Observations up to which their variances given z are exact."""
@@ -229,7 +229,7 @@ class MeasuredDenoiser(DerivedDenoiser):
             data_covariance = DataCovariance(denoiser.data_variance.detach().double())
         self.data_covariance = data_covariance.to(device)
         self.solved: Solution | None = None
-        """The solutions of the last call's linear systems, with iterations and residuals."""
+        """The solutions of the last call's linear systems."""
 
     # -- of which data -----------------------------------------------------------------------------
 

@@ -78,10 +78,11 @@ class Particles(NamedTuple):
 
         The standard error is of both, and of a quarter of ``grid_error``, since it is of first
         order alone. The chain's own error is in both, and counts twice: chance that raises the
-        chain's log p(obs) lowers ``grid_error`` as much. Below 16 steps it is the chain's.
+        chain's log p(obs) lowers ``grid_error`` as much. Below 16 steps it is the chain's, and so
+        it is where no particle of half as many steps can have given obs.
         """
         chain, added = self.log_evidence, self.grid_error
-        if math.isnan(added.mean):
+        if not math.isfinite(added.mean):
             return chain
         own = math.sqrt(3) * chain.standard_error  # Var f + 2 Cov(f, f - c), of f - (c - f)
         error = math.hypot(own, added.standard_error, UNCERTAIN * added.mean)
