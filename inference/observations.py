@@ -104,9 +104,9 @@ def how_measured(task: Task | None, mask: Path | None, operator: str | None) -> 
     options = {"task": task, "mask": mask, "operator": operator}
     given = [f"--{name} {value}" for name, value in options.items() if value is not None]
     if len(given) != 1:
-        what = " and ".join(given) if given else "none of them"
+        what = f"{' and '.join(given)} are" if given else "none of them is"
         raise ValueError(
-            f"{what} is given, expected one of --task, --mask and --operator: how the images were "
+            f"{what} given, expected one of --task, --mask and --operator: how the images were "
             "measured"
         )
     if mask is not None:

@@ -320,7 +320,7 @@ def test_a_page_has_all_of_it() -> None:
         ("photo.png --noise 1", "none of them is given, expected one of --task, --mask and --oper"),
         (
             "photo.png --task deblur --mask mask.png --noise 1",
-            "--task deblur and --mask mask.png is given, expected one of --task, --mask and",
+            "--task deblur and --mask mask.png are given, expected one of --task, --mask and",
         ),
         ("photo.png --task deblur --noise 1 --num_images 3", "--num_images is 3, which is for tes"),
         ("away.png --task deblur --noise 1", "--data away.png is not there, expected a file"),
