@@ -629,6 +629,11 @@ def test_what_operators_do() -> None:
     assert torch.equal(Downsample(IMAGE, 2)(x)[0, 0], torch.tensor([3.5, 5.5, 7.5]).double())
     assert torch.equal(Mask(x > 45)(x), torch.tensor([46.0, 47.0]).double())
     blurred = Blur(IMAGE, 1.0)(x)
+    row = torch.distributions.Normal(0.0, 1.0).log_prob(torch.arange(-3.0, 4.0)).exp().double()
+    kernel = torch.outer(row, row) / row.sum() ** 2
+    wide = torch.nn.functional.pad(x.flatten(0, -3).unsqueeze(1), (3, 3, 3, 3), mode="replicate")
+    known = torch.nn.functional.conv2d(wide, kernel.to(x.dtype)[None, None]).reshape(x.shape)
+    torch.testing.assert_close(blurred, known)
     torch.testing.assert_close(Blur(IMAGE, 1.0)(torch.ones_like(x)), torch.ones_like(x))
     assert float(blurred.std()) < float(x.std())
 
