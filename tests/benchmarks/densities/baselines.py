@@ -16,6 +16,7 @@ left out.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -106,7 +107,8 @@ def weigh(target: Target, law: Distribution, n: int, seed: int) -> Draws:
             else:
                 x = law.rsample((size,))
                 log_q = law.log_prob(x)  # at once: an autoregressive flow remembers its draws
-            made.append((x, target.log_density(x).double() - log_q.double()))
+            log_weights = target.log_density(x).double() - log_q.double()
+            made.append((x, log_weights.nan_to_num(nan=-math.inf, neginf=-math.inf)))
     x, log_weights = map(torch.cat, zip(*made, strict=True))
     return Draws(x, log_weights)
 
@@ -196,7 +198,7 @@ def _chain(target: Target, warmup: int, clock: Clock) -> tuple[Tensor, list[floa
         rows.append(torch.cat([value.detach().flatten() for value in values.values()]))
         took.append(clock.spent)
     kept = rows[warmup:] if len(rows) > warmup else rows[len(rows) // 2 :]
-    return torch.stack(kept), [after - before for before, after in zip(took, took[1:])]
+    return torch.stack(kept), [after - before for before, after in itertools.pairwise(took)]
 
 
 def nuts(target: Target, seconds: float, seed: int) -> Fitted:

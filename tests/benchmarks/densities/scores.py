@@ -16,7 +16,7 @@ doesn't have are left out: weights are those of guides, modes those of targets w
     floor                 the same of reference draws
     mode_distance         total variation distance of the modes' probabilities, by weights
     modes                 of all modes, those with at least a tenth of their probability
-    seconds, draw_seconds, updates
+    fit_seconds, draw_seconds, updates
                           processor time of the fit and of the draws with their weights; updates
 """
 
@@ -47,11 +47,12 @@ OTHER = 1_000_000
 class Reference:
     """Draws (n, dim) of the target, log Z where known, and its standard error.
 
-    The first half is what others are compared with, the second what the floor is taken of.
+    One half is what others are compared with, the other is what the floor is taken of.
     """
 
     def __init__(self, x: Tensor, log_z: float | None, log_z_se: float = 0.0) -> None:
-        self.x, self.other = x.double().chunk(2)
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+        self.x, self.other = x[order].double().chunk(2)
         self.log_z, self.log_z_se = log_z, log_z_se
 
     def energy(self, x: Tensor) -> float:
@@ -115,7 +116,7 @@ def scores_of(
     began = time.process_time()
     drawn = fitted.draw(n, seed)
     scores = {"draw_seconds": time.process_time() - began}
-    scores |= {"seconds": fitted.seconds, "updates": fitted.updates}
+    scores |= {"fit_seconds": fitted.seconds, "updates": fitted.updates}
     if drawn.log_weights is not None:
         scores |= of_weights(drawn.log_weights)
     if fitted.log_z is not None:
@@ -136,10 +137,10 @@ def scores_of(
 
 def reference_of(target: Target, seed: int) -> Reference:
     """Exact draws, or those of the long run."""
-    from tests.benchmarks.densities import references
-
     if target.exact is not None:
         return Reference(target.exact(2 * DRAWS, seed), target.log_z)
+    from tests.benchmarks.densities import references
+
     x, log_z, log_z_se = references.reference(target, 2 * DRAWS)
     if target.log_z is not None:
         log_z, log_z_se = target.log_z, 0.0
@@ -147,12 +148,12 @@ def reference_of(target: Target, seed: int) -> Reference:
 
 
 def main() -> None:
+    from tests.benchmarks.densities import targets
     from tests.benchmarks.densities.methods import METHODS
-    from tests.benchmarks.densities.targets import TARGETS
 
     name, method, seed, seconds = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
     pyro.enable_validation(False)
-    target = TARGETS[name]
+    target = targets.target(name)
     fitted = METHODS[method](target, seconds, seed)
     scores = scores_of(target, fitted, reference_of(target, seed + 2 * OTHER), seed + OTHER)
     Path(sys.argv[5]).write_text(json.dumps(scores))
