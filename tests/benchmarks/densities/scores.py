@@ -148,6 +148,7 @@ def main() -> None:
 
     name, method, seed, seconds = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
     pyro.enable_validation(False)
+    torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # the first one loads modules
     target = targets.target(name)
     reference = reference_of(target, seed + 2 * OTHER)
     fitted = METHODS[method](target, seconds, seed)
