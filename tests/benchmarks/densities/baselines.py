@@ -211,12 +211,11 @@ def nuts(target: Target, seconds: float, seed: int) -> Fitted:
     clock = Clock(seconds)
     pyro.set_rng_seed(seed)
     _, took = _chain(target, 1_000, Clock(PILOT * seconds))
-    later = took[len(took) // 2 :]
-    cost = sum(later) / len(later)
     chains, moves = [], len(took)
     for k in range(CHAINS):
+        later = took[len(took) // 2 :]  # of the chain before
         own = clock.left / (CHAINS - k)
-        warmup = min(max(int(WARMUP * own / cost), 20), 1_000)
+        warmup = min(max(int(WARMUP * own * len(later) / sum(later)), 20), 1_000)
         rows, took = _chain(target, warmup, Clock(own))
         chains.append(rows)
         moves += len(took)
@@ -276,7 +275,7 @@ class Particles:
             for _ in range(40):
                 middle = (low + high) / 2
                 low, high = (middle, high) if agreeing(middle) > AGREE else (low, middle)
-            by = max(low, 1e-9)
+            by = max(low, 1e-6)
         else:
             by = high
         log_w = by * gap
