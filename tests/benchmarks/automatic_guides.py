@@ -57,7 +57,7 @@ def main() -> None:
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     jobs = itertools.product(seeds, options.targets, options.methods)
     fits = [
-        {"target": target, "method": method, "seed": seed, "seconds": options.seconds}
+        {"target": target, "method": method, "seed": seed, "seconds": f"{options.seconds:g}"}
         for seed, target, method in jobs
     ]
     rows = runs.Rows(options.out, KEY, VALUES)

@@ -7,8 +7,8 @@ left out.
     auto_normal, auto_multivariate_normal, auto_iaf_normal
                  Pyro's guides by SVI with Trace_ELBO, from the prior's median and a scale of 0.1
                  where they take these
-    zuko_flow    a neural spline flow as a guide, of three autoregressive transforms that are quick
-                 to draw from, in units of the prior's center and spread
+    zuko_flow    a neural spline flow as a guide: three autoregressive transforms that are quick to
+                 draw from, and an affine one, from the prior's center and spread
     nuts         Pyro's NUTS: four chains, one after the other, from draws of the prior
     smc          particles from a Gaussian of the prior's center and spread, tempered to the target
 """
@@ -43,9 +43,11 @@ from tests.benchmarks.densities.base import Draws, Fitted, Method, Target
 
 __all__ = ["METHODS", "Clock", "descend", "prior_draws", "prior_gaussian", "weigh"]
 
-PARTICLES = 64
+OF_GAUSSIANS, OF_FLOWS = 64, 256
 """Draws of a guide for an update."""
 CLIP = 10.0
+Sample = Callable[[int], tuple[Tensor, Tensor]]
+"""Of a number: x (n, dim) and their log densities (n,)."""
 AT_A_TIME = 1_000
 """Draws that are weighed together."""
 CHAINS = 4
@@ -96,17 +98,13 @@ def descend(
     return updates
 
 
-def weigh(target: Target, law: Distribution, n: int, seed: int) -> Draws:
-    """Draws of a law of x, and their log weights."""
+def weigh(target: Target, sample: Sample, n: int, seed: int) -> Draws:
+    """Draws, and their log weights."""
     pyro.set_rng_seed(seed)
     made = []
     with torch.no_grad():
         for size in (min(AT_A_TIME, n - done) for done in range(0, n, AT_A_TIME)):
-            if isinstance(law, zuko.distributions.NormalizingFlow):
-                x, log_q = law.rsample_and_log_prob((size,))
-            else:
-                x = law.rsample((size,))
-                log_q = law.log_prob(x)  # at once: an autoregressive flow remembers its draws
+            x, log_q = sample(size)
             log_weights = target.log_density(x).double() - log_q.double()
             made.append((x, log_weights.nan_to_num(nan=-math.inf, neginf=-math.inf)))
     x, log_weights = map(torch.cat, zip(*made, strict=True))
@@ -125,6 +123,7 @@ def _law(guide: Any) -> Distribution:
 def _automatic(
     make: Callable[[Callable[[], None]], AutoGuide],
     rate: float,
+    particles: int,
     target: Target,
     seconds: float,
     seed: int,
@@ -134,15 +133,16 @@ def _automatic(
     pyro.clear_param_store()
     guide = make(target.program)
     guide()  # which makes its parameters
-    elbo = Trace_ELBO(num_particles=PARTICLES, vectorize_particles=True)
+    elbo = Trace_ELBO(num_particles=particles, vectorize_particles=True)
     loss = functools.partial(elbo.differentiable_loss, target.program, guide)
     updates = descend(guide.parameters(), loss, rate, clock)
 
-    def draw(n: int, seed: int) -> Draws:
-        with torch.no_grad():
-            return weigh(target, _law(guide), n, seed)
+    def sample(n: int) -> tuple[Tensor, Tensor]:
+        law = _law(guide)
+        x = law.rsample((n,))
+        return x, law.log_prob(x)  # at once: an autoregressive flow remembers its last draws
 
-    return Fitted(draw, updates, clock.spent)
+    return Fitted(functools.partial(weigh, target, sample), updates, clock.spent)
 
 
 def prior_draws(target: Target, n: int, seed: int) -> Tensor:
@@ -166,19 +166,24 @@ def prior_gaussian(target: Target, seed: int) -> Normal:
 def zuko_flow(target: Target, seconds: float, seed: int) -> Fitted:
     clock = Clock(seconds)
     start = prior_gaussian(target, seed)
-    own = zuko.flows.NSF(target.dim, transforms=3, hidden_features=(64, 64)).to(start.loc.dtype)
-    units = zuko.lazy.UnconditionalTransform(
-        zuko.transforms.MonotonicAffineTransform, start.loc, start.scale.log(), buffer=True
-    )
-    # turned about, it draws in one pass
-    flow = zuko.flows.Flow([units.inv, own.transform.inv], own.base)
+    pyro.set_rng_seed(seed)
+    flow = zuko.flows.NSF(target.dim, transforms=3, hidden_features=(64, 64)).to(start.loc.dtype)
+    flow = zuko.flows.Flow(flow.transform.inv, flow.base)  # which draws in one pass
+    center, log_scale = (torch.zeros_like(start.loc).requires_grad_() for _ in range(2))
+    below = torch.zeros(target.dim, target.dim, dtype=start.loc.dtype, requires_grad=True)
+
+    def sample(n: int) -> tuple[Tensor, Tensor]:
+        u, log_q = flow().rsample_and_log_prob((n,))
+        u = center + (u + u @ below.tril(-1).mT) * log_scale.exp()
+        return start.loc + start.scale * u, log_q - (log_scale + start.scale.log()).sum()
 
     def loss() -> Tensor:
-        x, log_q = flow().rsample_and_log_prob((PARTICLES,))
+        x, log_q = sample(OF_FLOWS)
         return (log_q - target.log_density(x)).mean()
 
-    updates = descend(flow.parameters(), loss, 3e-3, clock)
-    return Fitted(lambda n, seed: weigh(target, flow(), n, seed), updates, clock.spent)
+    parameters = [*flow.parameters(), center, log_scale, below]
+    updates = descend(parameters, loss, 3e-3, clock)
+    return Fitted(functools.partial(weigh, target, sample), updates, clock.spent)
 
 
 # -- chains ----------------------------------------------------------------------------------------
@@ -192,7 +197,8 @@ def _chain(target: Target, warmup: int, clock: Clock) -> tuple[Tensor, list[floa
     kernel = NUTS(target.program, init_strategy=init_to_sample)
     kernel.setup(warmup)
     values = kernel.initial_params
-    rows, took = [], [clock.spent]
+    rows: list[Tensor] = []
+    took = [clock.spent]
     while clock.left > 0 or not rows:
         values = kernel.sample(values)
         rows.append(torch.cat([value.detach().flatten() for value in values.values()]))
@@ -205,12 +211,11 @@ def nuts(target: Target, seconds: float, seed: int) -> Fitted:
     clock = Clock(seconds)
     pyro.set_rng_seed(seed)
     _, took = _chain(target, 1_000, Clock(PILOT * seconds))
-    later = took[len(took) // 2 :]
-    cost = sum(later) / len(later)
     chains, moves = [], len(took)
     for k in range(CHAINS):
+        later = took[len(took) // 2 :]  # of the chain before
         own = clock.left / (CHAINS - k)
-        warmup = min(max(int(WARMUP * own / cost), 20), 1_000)
+        warmup = min(max(int(WARMUP * own * len(later) / sum(later)), 20), 1_000)
         rows, took = _chain(target, warmup, Clock(own))
         chains.append(rows)
         moves += len(took)
@@ -229,8 +234,10 @@ def nuts(target: Target, seconds: float, seed: int) -> Fitted:
 
 # -- particles -------------------------------------------------------------------------------------
 
-MOVES = 3
-"""Of Hamiltonian Monte Carlo, for each temperature."""
+MOVES = 10
+"""Of Hamiltonian Monte Carlo, for each temperature, where there is time for them."""
+TEMPERED = 0.7
+"""Of the time, for the way to the target."""
 LEAPS = 8
 AGREE = 0.7
 """Effective particles of all after a temperature."""
@@ -268,7 +275,7 @@ class Particles:
             for _ in range(40):
                 middle = (low + high) / 2
                 low, high = (middle, high) if agreeing(middle) > AGREE else (low, middle)
-            by = max(low, 1e-9)
+            by = max(low, 1e-6)
         else:
             by = high
         log_w = by * gap
@@ -305,38 +312,35 @@ class Particles:
         self.moves += 1
 
 
-def _tempered(target: Target, start: Normal, n: int) -> Particles:
+def _tempered(target: Target, start: Normal, n: int, moves: int) -> Particles:
     particles = Particles(target, start, start.sample((n,)))
     while particles.beta < 1:
         particles.cool()
-        for _ in range(MOVES):
+        for _ in range(moves):
             particles.move()
     return particles
 
 
 def smc(target: Target, seconds: float, seed: int) -> Fitted:
-    """As many particles as the time allows, by a run with few; what is left of it goes into more
-    moves of those at the target."""
+    """As many particles as the time allows, by a run of few with few moves; what is left of it goes
+    into more moves of those at the target."""
     clock = Clock(seconds)
     start = prior_gaussian(target, seed)
-    began = clock.spent
-    particles = _tempered(target, start, FEWEST)
-    moves = particles.moves
-    number, left = FEWEST, clock.left
-    if left > clock.spent - began:
-        while number < MOST:
-            trial = Particles(target, start, start.sample((2 * number,)), beta=0.5)
-            before = clock.spent
-            trial.move()
-            if (clock.spent - before) * moves > 0.7 * clock.left:
-                break
-            number *= 2
-        particles = _tempered(target, start, number)
-        moves += particles.moves
-    more = particles.moves
+    pilot = _tempered(target, start, FEWEST, 1)
+
+    def fit(number: int) -> float:
+        """How many moves for a temperature there is time for, with a number of particles."""
+        trial = Particles(target, start, start.sample((number,)), beta=0.5)
+        before = clock.spent
+        trial.move()
+        return TEMPERED * clock.left / ((clock.spent - before) * pilot.moves)
+
+    number, moves = FEWEST, max(min(int(fit(FEWEST)), MOVES), 1)
+    while number < MOST and fit(2 * number) > MOVES:
+        number *= 2
+    particles = _tempered(target, start, number, moves)
     while clock.left > 0:
         particles.move()
-    moves += particles.moves - more
 
     def draw(n: int, seed: int) -> Draws:
         generator = torch.Generator().manual_seed(seed)
@@ -344,18 +348,18 @@ def smc(target: Target, seconds: float, seed: int) -> Fitted:
         order = torch.randperm(size, generator=generator).repeat(-(-n // size))[:n]
         return Draws(particles.x[order], None)
 
-    return Fitted(draw, moves, clock.spent, log_z=particles.log_z)
+    return Fitted(draw, particles.moves, clock.spent, log_z=particles.log_z)
 
 
-def _of(make: Any, rate: float, **settings: Any) -> Method:
-    return functools.partial(_automatic, functools.partial(make, **settings), rate)
+def _of(make: Any, rate: float, particles: int, **settings: Any) -> Method:
+    return functools.partial(_automatic, functools.partial(make, **settings), rate, particles)
 
 
 MEDIAN = {"init_loc_fn": init_to_median, "init_scale": 0.1}
 METHODS: dict[str, Method] = {
-    "auto_normal": _of(AutoNormal, 0.02, **MEDIAN),
-    "auto_multivariate_normal": _of(AutoMultivariateNormal, 0.02, **MEDIAN),
-    "auto_iaf_normal": _of(AutoIAFNormal, 3e-3, num_transforms=2),
+    "auto_normal": _of(AutoNormal, 0.02, OF_GAUSSIANS, **MEDIAN),
+    "auto_multivariate_normal": _of(AutoMultivariateNormal, 0.02, OF_GAUSSIANS, **MEDIAN),
+    "auto_iaf_normal": _of(AutoIAFNormal, 1e-2, OF_FLOWS, num_transforms=2),
     "zuko_flow": zuko_flow,
     "nuts": nuts,
     "smc": smc,
