@@ -9,6 +9,8 @@ from pathlib import Path
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
+from pyro.infer.autoguide import AutoMultivariateNormal
 from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
 
@@ -41,6 +43,19 @@ def test_a_density_is_what_pyro_computes(name: str) -> None:
         latents = {key: u.reshape(site.shape) for (key, site), u in zip(sites, parts, strict=True)}
         expected.append(-float(potential(latents)))
     torch.testing.assert_close(own.log_density(x), torch.tensor(expected), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_autoguides_have_the_same_vector_and_the_same_bound(name: str) -> None:
+    own = target(name)
+    guide = AutoMultivariateNormal(own.program, init_scale=1e-4)
+    loss = Trace_ELBO(num_particles=6, vectorize_particles=True).loss(own.program, guide)
+    x = guide.loc.detach()
+    parts = x.split([site.shape.numel() for site in sites_of(own.program).values()])
+    for (key, site), u in zip(sites_of(own.program).items(), parts, strict=True):
+        torch.testing.assert_close(site.transform(u.reshape(site.shape)), guide.median()[key])
+    entropy = float(guide.get_posterior().entropy().detach())
+    assert -loss == pytest.approx(float(own.log_density(x[None])) + entropy, rel=0.02, abs=0.5)
 
 
 @pytest.mark.parametrize("name", ["many_well", "funnel", "mixture40"])
