@@ -41,7 +41,15 @@ from torch.distributions import Distribution, Independent, Normal, biject_to
 
 from tests.benchmarks.densities.base import Draws, Fitted, Method, Target
 
-__all__ = ["METHODS", "Clock", "descend", "prior_draws", "prior_gaussian", "weigh"]
+__all__ = [
+    "METHODS",
+    "Clock",
+    "descend",
+    "prior_draws",
+    "prior_gaussian",
+    "tempered_within",
+    "weigh",
+]
 
 OF_GAUSSIANS, OF_FLOWS = 64, 256
 """Draws of a guide for an update."""
@@ -321,10 +329,9 @@ def _tempered(target: Target, start: Normal, n: int, moves: int) -> Particles:
     return particles
 
 
-def smc(target: Target, seconds: float, seed: int) -> Fitted:
+def tempered_within(target: Target, seed: int, clock: Clock) -> Particles:
     """As many particles as the time allows, by a run of few with few moves; what is left of it goes
     into more moves of those at the target."""
-    clock = Clock(seconds)
     start = prior_gaussian(target, seed)
     pilot = _tempered(target, start, FEWEST, 1)
 
@@ -341,6 +348,13 @@ def smc(target: Target, seconds: float, seed: int) -> Fitted:
     particles = _tempered(target, start, number, moves)
     while clock.left > 0:
         particles.move()
+    return particles
+
+
+def smc(target: Target, seconds: float, seed: int) -> Fitted:
+    clock = Clock(seconds)
+    pyro.set_rng_seed(seed)
+    particles = tempered_within(target, seed, clock)
 
     def draw(n: int, seed: int) -> Draws:
         generator = torch.Generator().manual_seed(seed)

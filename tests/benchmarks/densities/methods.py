@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from tests.benchmarks.densities import baselines
+from tests.benchmarks.densities import baselines, diffusions
 from tests.benchmarks.densities.base import Method
 
 __all__ = ["IMPORTABLE", "METHODS", "OURS"]
 
-OURS: dict[str, Method] = {}
+OURS = diffusions.METHODS
 IMPORTABLE = baselines.METHODS
-METHODS = {**OURS, **IMPORTABLE}
+METHODS: dict[str, Method] = {**OURS, **IMPORTABLE}

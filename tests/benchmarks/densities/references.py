@@ -2,11 +2,13 @@
 
     python -m tests.benchmarks.densities.references
 
-A run is sequential Monte Carlo along a tempered path, whose steps are as long as keeps half of the
-particles effective, with Hamiltonian moves that know the particles' covariance. A first one starts
-far away, at the origin. A Student law is fitted to each of its modes, and the runs that count start
-there. The file of a target keeps their estimates of log Z apart, and that of the first. Its draws
-are of all runs, as many of each mode as its probability says, where modes can be told.
+A pilot is sequential Monte Carlo from the origin along a tempered path, whose steps are as long as
+keeps half of the particles effective, with Hamiltonian moves that know the particles' covariance. A
+Student law is fitted to each of its modes, and fitted again to weighted draws of that. Runs are
+importance weights of many draws of the second; what they find does not hang on the pilot, if no
+mode is missing. The file of a target keeps their estimates of log Z apart, and that of the pilot.
+Its draws are resampled from all runs, as many of each mode as its probability says, where modes can
+be told.
 """
 
 from __future__ import annotations
@@ -110,22 +112,38 @@ def fitted(x: Tensor, own: Target) -> Students:
     return Students(torch.stack([part.mean(0) for part in parts]).float(), factors.float())
 
 
-def of_runs(own: Target, particles: int, runs: int, moves: int) -> dict[str, Tensor]:
-    """What a file keeps: draws x, log Z of the first run and of the others (runs,)."""
+def of_runs(own: Target, particles: int, runs: int, draws: int) -> dict[str, Tensor]:
+    """What a file keeps: draws x, log Z of the pilot and of the runs (runs,), and the part of the
+    runs' draws that is effective."""
     origin = Students(torch.zeros(1, own.dim), torch.eye(own.dim)[None])
-    x, first = annealed(own, origin, particles // 2, moves, seed=0)
+    x, first = annealed(own, origin, particles, moves=3, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        x, log_weights = weighted(own, fitted(x, own), draws // 4, generator)
+        x = x[systematic(log_weights.softmax(0), generator)]
     start = fitted(x, own)
-    each = [annealed(own, start, particles, moves, seed) for seed in range(1, runs + 1)]
-    x = torch.cat([x for x, _ in each])
-    shuffled = torch.Generator().manual_seed(0)
-    x = x[torch.randperm(len(x), generator=shuffled)]
-    if own.modes is not None:
+    each = [weighted(own, start, draws, generator) for _ in range(runs)]
+    x, log_weights = (torch.cat(parts) for parts in zip(*each, strict=True))
+    if own.modes is not None:  # each by its probability
         mode = own.modes.of(x)
-        counts = (KEPT * own.modes.probabilities).round().int().tolist()
-        x = torch.cat([x[mode == k][:count] for k, count in enumerate(counts)])
-        x = x[torch.randperm(len(x), generator=shuffled)]
-    log_z = torch.tensor([log_z for _, log_z in each], dtype=torch.float64)
-    return {"x": x[:KEPT], "log_z_runs": log_z, "log_z_first": torch.tensor(first)}
+        for k, probability in enumerate(own.modes.probabilities):
+            log_weights[mode == k] += probability.log() - log_weights[mode == k].logsumexp(0)
+    weights = log_weights.softmax(0)
+    kept = torch.multinomial(weights, KEPT, replacement=False, generator=generator)
+    log_z = torch.stack([of.logsumexp(0) for _, of in each]).double() - math.log(draws)
+    effective = 1 / weights.double().square().sum() / len(weights)
+    log_z_first = torch.tensor(first)
+    return {"x": x[kept], "log_z_runs": log_z, "log_z_first": log_z_first, "effective": effective}
+
+
+def weighted(
+    own: Target, start: Students, n: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Draws of the start (n, dim), and their log weights (n,)."""
+    x = start.draw(n, generator)
+    with torch.no_grad():
+        of = [finite(own.log_density(part)) - start.log_density(part) for part in x.split(ROWS)]
+    return x, torch.cat(of)
 
 
 def annealed(
@@ -219,17 +237,17 @@ def moved(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--targets", nargs="+", default=NAMES, choices=NAMES)
-    parser.add_argument("--particles", type=int, default=4_096, help="of each run")
+    parser.add_argument("--particles", type=int, default=8_192, help="of the pilot")
     parser.add_argument("--runs", type=int, default=4, help="two at least")
-    parser.add_argument("--moves", type=int, default=3, help="at each temperature")
+    parser.add_argument("--draws", type=int, default=200_000, help="of each run")
     parser.add_argument("--folder", type=Path, default=FOLDER)
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     for name in options.targets:
         own = target(name)
         if own.exact is None or own.log_z is None:
-            made = of_runs(own, options.particles, options.runs, options.moves)
-            print(name, made["log_z_first"].item(), made["log_z_runs"].tolist())
+            made = of_runs(own, options.particles, options.runs, options.draws)
+            print(name, *(made[key].tolist() for key in made if key != "x"))
             file = io.BytesIO()
             np.savez(file, **{key: value.numpy() for key, value in made.items()})
             write_atomically(options.folder / f"{name}.npz", file.getvalue())
