@@ -1,0 +1,210 @@
+r"""Chains of a linear diffusion from a Gaussian to an unnormalized density, and their weights.
+
+A chain q draws y_N, …, y_0 and takes u = (y_0)_x. A noising chain r leads from u, and v_0 at rest,
+back to y_N and extends the target γ, so that
+
+    log w = log γ(u) + log N(v_0; 0, Σ_v) + Σ_k log r(y_{k+1} | y_k) - log N(y_N; 0, Σ_∞)
+            - Σ_k log q(y_k | y_{k+1}),    E_q[w] = Z = ∫ γ.
+
+Both are made of the steps of one linear diffusion at rest and of its reversal, whose matrix is -Q,
+
+    r*(y_k | y_{k+1}) = N(M y_{k+1}, L Lᵀ),    r°(y_{k+1} | y_k) = N(R y_k, S Sᵀ),
+
+with exact kernels. As r° is the reversal of r* at rest, no density is computed: a step whose noise
+is ξ = a + σ ε instead of ε costs log q/r* = ½|ξ|² - ½|ε|² - log σ. With h = γ / N(0, I),
+
+    log w = log h(u) - Σ_k (log q/r* - log r/r°),
+
+which is constant for chains without controls where γ is a standard normal, for any Q and D.
+
+Both chains feel b_k ∇log h(x_k), where b rises from 0 to 1. Its part by Q moves v alone and has
+unit Jacobian: half before the step and half after it in q, and taken back in r. Its part by D adds
+to a, and so does a network's u(y, k), which is subtracted in r.
+
+Sources: Geffner & Domke, "Langevin Diffusion Variational Inference", 2023; Vargas et al.,
+"Transport meets Variational Inference: Controlled Monte Carlo Diffusions", 2024; Blessing et al.,
+"Underdamped Diffusion Bridges with Applications to Sampling", 2025.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pyro_mdm.diffusions.kernels import lower_triangular
+from pyro_mdm.diffusions.linear import LinearDiffusion
+
+__all__ = ["Chain", "Path", "Ratio"]
+
+Density = Callable[[Tensor], Tensor]
+
+TIME = 4.0
+"""Of all steps at first, in units of the clock; it is learned."""
+LIMIT = 8.0
+"""Of an entry of ∇log h, which chains feel as g / √(1 + (g / LIMIT)²)."""
+SEEN = 3.0
+"""The same of what the network is shown."""
+
+
+class Ratio:
+    """log h = log γ - log N(0, I) of u (n, d), up to a constant, and its gradient.
+
+    Args:
+        log_density: log γ of x = loc + scale_tril u, (n, d) -> (n,).
+        loc, scale_tril: the units of u, (d,) and (d, d).
+    """
+
+    def __init__(self, log_density: Density, loc: Tensor, scale_tril: Tensor) -> None:
+        self.log_density, self.loc, self.scale_tril = log_density, loc, scale_tril
+
+    def place(self, u: Tensor) -> Tensor:
+        """x of u."""
+        return self.loc + u @ self.scale_tril.mT
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return self.log_density(self.place(u)) + u.square().sum(-1) / 2
+
+    def gradient(self, u: Tensor) -> Tensor:
+        """∇log h, (n, d), through which gradients pass where they pass through u."""
+        through = torch.is_grad_enabled()
+        with torch.enable_grad():
+            u = u if through and u.requires_grad else u.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self(u).sum(), u, create_graph=through)
+        return slope
+
+
+class Kernels(NamedTuple):
+    """The steps of a diffusion at rest from noise to data, and back; step k is y_{k+1} -> y_k."""
+
+    M: Tensor  # (N, K, K)
+    L: Tensor  # (N, K, K)
+    R: Tensor  # (N, K, K)
+    S: Tensor  # (N, K, K)
+    kick: Tensor  # (N, K): half of what a gradient moves by Q
+    drift: Tensor  # (N, K): what it moves by D, in units of L
+    drift_back: Tensor  # (N, K): the same in units of S
+    pace: Tensor  # (N,): root of a step's time
+
+
+class Path(NamedTuple):
+    """Ends of paths, and what these cost."""
+
+    u: Tensor  # (n, d)
+    cost: Tensor  # Σ_k (log q/r* - log r/r°), (n,)
+
+
+class Chain(nn.Module):
+    """A chain of dim latents by a linear diffusion in N steps; it starts as no change of N(0, I).
+
+    Args:
+        dim: d, the number of latents.
+        diffusion: of any K, with Σ_∞ whose entry of x is 1 and whose others don't correlate with x.
+            Its clock doesn't matter, as times of steps are learned.
+        steps: N.
+        width: of the network's two hidden layers.
+    """
+
+    def __init__(self, dim: int, diffusion: LinearDiffusion, steps: int, width: int) -> None:
+        super().__init__()
+        self.dim, self.steps, self.diffusion = dim, steps, diffusion
+        K = self.K = diffusion.num_variables
+        self.gaps = nn.Parameter(torch.zeros(steps))
+        self.log_time = nn.Parameter(torch.zeros(()))
+        self.first = nn.Linear((K + 1) * dim, width)
+        self.second = nn.Linear(width, width)
+        self.told = nn.Parameter(torch.randn(2, steps + 1, width) / 2)
+        self.last = nn.Linear(width, K * dim)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+        rising = 1 - torch.arange(steps + 1) / steps
+        self.power = nn.Parameter(rising[:, None].repeat(1, dim))  # b
+        self.trust = nn.Parameter(torch.zeros(steps + 1, K, dim))
+        self.log_scale = nn.Parameter(torch.zeros(steps, K, dim))  # log σ of q
+        self.log_scale_back = nn.Parameter(torch.zeros(steps, K, dim))  # of r
+
+    @torch.no_grad()
+    def rest(self) -> None:
+        """Make the chain one that doesn't change N(0, I)."""
+        still = (self.last.weight, self.last.bias, self.power, self.trust)
+        for parameter in (*still, self.log_scale, self.log_scale_back):
+            parameter.zero_()
+
+    def kernels(self) -> Kernels:
+        """The steps, whose times are shares of a whole, in units of the clock."""
+        times = TIME * self.log_time.double().exp() * self.gaps.double().softmax(0)
+        move, start = self.diffusion.propagator, torch.zeros_like(times)
+        M, _ = move.moments(start, times)
+        L = lower_triangular(move.root(start, times).root)
+        rest, Q, D = self.diffusion.prior_covariance, self.diffusion.Q, self.diffusion.D
+        one = torch.eye(self.K, dtype=torch.float64)
+        R = rest @ M.mT @ torch.linalg.inv(rest)
+        S = L if self.K == 1 else torch.linalg.cholesky(rest - R @ rest @ R.mT)
+        made = (
+            M,
+            L,
+            R,
+            S,
+            times[:, None] * Q[:, 0] / 2,
+            _solved(L, (one - M) @ rest @ torch.linalg.solve(Q + D, D[:, :1]))[..., 0],
+            _solved(S, (one - R) @ rest @ torch.linalg.solve(D - Q, D[:, :1]))[..., 0],
+            times.sqrt(),
+        )
+        return Kernels(*(part.to(self.power.dtype) for part in made))
+
+    def control(self, y: Tensor, slope: Tensor, k: int) -> Tensor:
+        """u (n, K, d), of states y and ∇log h there."""
+        seen = _bounded(slope, SEEN)
+        told = self.told[:, k]
+        hidden = nn.functional.silu(self.first(torch.cat([y.flatten(1), seen], 1)) + told[0])
+        hidden = hidden + nn.functional.silu(self.second(hidden) + told[1])
+        return self.last(hidden).view(y.shape) + self.trust[k] * seen[:, None]
+
+    def paths(self, h: Ratio, n: int) -> Path:
+        """n paths, through whose states gradients pass where they are enabled."""
+        kernels, one = self.kernels(), self.power
+        root = torch.linalg.cholesky(self.diffusion.prior_covariance).to(one.dtype)
+        y = root @ torch.randn(n, self.K, self.dim, dtype=one.dtype, device=one.device)
+        slope = h.gradient(y[:, 0])
+        u, pull = self.control(y, slope, self.steps), self.power[-1] * _bounded(slope, LIMIT)
+        total = y.new_zeros(n)
+        for k in reversed(range(self.steps)):
+            M, L, R, S, kick, drift, drift_back, pace = (part[k] for part in kernels)
+            kicked = y + kick[:, None] * pull[:, None]
+            epsilon = torch.randn_like(y)
+            noise = drift[:, None] * pull[:, None] + pace * u + self.log_scale[k].exp() * epsilon
+            moved = M @ kicked + L @ noise
+            slope = h.gradient(moved[:, 0])
+            pull = self.power[k] * _bounded(slope, LIMIT)
+            after = moved + kick[:, None] * pull[:, None]
+            u = self.control(after, slope, k)
+            back = _solved(S, kicked - R @ moved)
+            aim = drift_back[:, None] * pull[:, None] - pace * u
+            epsilon_back = (back - aim) * (-self.log_scale_back[k]).exp()
+            total = total + _cost(noise, epsilon, self.log_scale[k])
+            total = total - _cost(back, epsilon_back, self.log_scale_back[k])
+            if self.K > 1:
+                total = total - _log_rest(root, kicked) + _log_rest(root, y)
+                total = total - _log_rest(root, after) + _log_rest(root, moved)
+            y = after
+        return Path(y[:, 0], total)
+
+
+def _solved(triangle: Tensor, y: Tensor) -> Tensor:
+    return torch.linalg.solve_triangular(triangle, y, upper=False)
+
+
+def _log_rest(root: Tensor, y: Tensor) -> Tensor:
+    """log N(y; 0, Σ_∞) up to a constant, (n,)."""
+    return -_solved(root, y).square().sum((1, 2)) / 2
+
+
+def _cost(noise: Tensor, epsilon: Tensor, log_scale: Tensor) -> Tensor:
+    """log N(ξ; a, σ²) / N(ξ; 0, 1) of noise ξ = a + σ ε, summed over K and d, (n,)."""
+    return ((noise.square() - epsilon.square()) / 2 - log_scale).sum((1, 2))
+
+
+def _bounded(slope: Tensor, limit: float) -> Tensor:
+    return slope / (1 + (slope / limit).square()).sqrt()

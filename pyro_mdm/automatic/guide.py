@@ -1,0 +1,349 @@
+"""A diffusion as an automatic guide of a Pyro program."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.infer.autoguide import AutoMultivariateNormal, init_to_median
+from pyro.infer.enum import config_enumerate
+from pyro.ops.contract import contract_to_tensor
+from torch import Tensor, nn
+from torch.distributions import biject_to, constraints
+
+from pyro_mdm.automatic.chain import Chain, Ratio
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.presets import VPSDE
+from pyro_mdm.posteriors.guide import ImportanceWeights
+from pyro_mdm.support.checks import check_count, check_instance
+
+__all__ = ["AutoMDM"]
+
+PATHS = "_mdm_paths"
+"""The plate of many values of the latents."""
+AT_A_TIME = 1_000
+"""Paths that are drawn together."""
+CLIP = 10.0
+"""Of the norm of gradients."""
+WORST = 50.0
+"""Nats below the median beyond which a path's weight doesn't count in an update."""
+COMPARED = 1_000
+"""Paths by which the chain and its Gaussian are compared."""
+
+
+class _ChainLaw(TorchDistribution):
+    """The law of the ends of paths. A draw's log density is the log ratio of its path's densities
+    under guide and noising chain, of which no other value has one."""
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(
+        self, chain: Chain, ratio_at: Callable[[int], Ratio], batch_shape: Sequence[int] = ()
+    ) -> None:
+        self.chain, self.ratio_at = chain, ratio_at
+        self.drawn: tuple[Tensor, Tensor] | None = None
+        super().__init__(torch.Size(batch_shape), torch.Size([chain.dim]), validate_args=False)
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> _ChainLaw:
+        return _ChainLaw(self.chain, self.ratio_at, batch_shape)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        shape = torch.Size([*sample_shape, *self.batch_shape])
+        ratio = self.ratio_at(len(self.batch_shape))
+        path = self.chain.paths(ratio, shape.numel())
+        x = ratio.place(path.u).reshape(*shape, self.chain.dim)
+        rest = -(path.u.square().sum(1) + self.chain.dim * math.log(2 * math.pi)) / 2
+        volume = ratio.scale_tril.diagonal().log().sum()
+        self.drawn = x, (path.cost + rest - volume).reshape(shape)
+        return x
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self.drawn is None or self.drawn[0] is not value:
+            raise NotImplementedError(
+                "a value that this guide did not draw has no density in closed form; draw from the "
+                "guide, or weigh other values by guide.importance(n)"
+            )
+        return self.drawn[1]
+
+
+class AutoMDM(AutoMultivariateNormal):
+    r"""A guide by a diffusion, from a Gaussian to the posterior of a program.
+
+    It is :class:`~pyro.infer.autoguide.AutoMultivariateNormal`, followed by steps of a diffusion
+    that feel the gradient of the program's density, and a network. The path is an auxiliary
+    variable of the guide, and the program is extended by a noising chain, so that
+
+        log w = log p(x, data) - log q(path) / r(path | x),    E w = p(data),
+
+    whatever the parameters. Until it is trained it is the Gaussian. Latents are those of
+    ``AutoContinuous``: continuous sites with any support, in any plates. Discrete sites that can be
+    enumerated are summed over in the gradient; train with ``TraceEnum_ELBO`` then.
+
+    Args:
+        model: the program, conditioned on its data or observing them.
+        diffusion: of any Q, D and K, with Σ_∞ whose entry of x is 1; None:
+            :class:`~pyro_mdm.VPSDE`.
+        steps: N, of the chain.
+        width: of the network's layers.
+        init_loc_fn, init_scale: of the Gaussian, as of ``AutoMultivariateNormal``.
+
+    Source: Vargas et al., "Transport meets Variational Inference: Controlled Monte Carlo
+    Diffusions", 2024; Blessing et al., "Underdamped Diffusion Bridges with Applications to
+    Sampling", 2025.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> def program():
+        ...     a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("b", dist.Normal(a**2, 0.5), obs=torch.tensor(1.0))
+        >>> guide = AutoMDM(program, steps=4)
+        >>> _ = guide.fit(updates=2, gaussian_updates=2, progress=False)
+        >>> guide.sample_posterior(5)["a"].shape
+        torch.Size([5])
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        diffusion: LinearDiffusion | None = None,
+        *,
+        steps: int = 16,
+        width: int = 64,
+        init_loc_fn: Callable[..., Any] = init_to_median,
+        init_scale: float = 0.1,
+    ) -> None:
+        super().__init__(model, init_loc_fn=init_loc_fn, init_scale=init_scale)
+        self._diffusion = VPSDE() if diffusion is None else diffusion
+        fix = "e.g. VPSDE() or CLD()"
+        check_instance("diffusion", self._diffusion, LinearDiffusion, fix)
+        check_count("steps", steps, "the number of steps of the chain")
+        check_count("width", width, "of the layers of the network")
+        self._steps, self._width = steps, width
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        super()._setup_prototype(*args, **kwargs)
+        trace = poutine.block(poutine.trace(self.model).get_trace)(*args, **kwargs)
+        sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
+        frames = [frame for site in sites for frame in site["cond_indep_stack"]]
+        self._nesting = max((-frame.dim for frame in frames if frame.vectorized), default=0)
+        self._enumerated = any(_is_enumerated(site) for site in sites)
+        self.chain = Chain(self.latent_dim, self._diffusion, self._steps, self._width)
+        self.chain.to(self.loc)
+
+    @staticmethod
+    def _prototype_hide_fn(site: dict[str, Any]) -> bool:
+        hidden: bool = AutoMultivariateNormal._prototype_hide_fn(site)
+        return hidden or _is_enumerated(site)
+
+    def log_density(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """log p(x, data) of unconstrained latents (n, latent_dim), with Jacobians, (n,) nats."""
+        return self._log_density(self._nesting, x, *args, **kwargs)
+
+    def _log_density(self, left: int, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The same, where plates take so many dimensions."""
+        n = len(x)
+        values, terms = {}, []
+        for site, own in self._unpack_latent(x.reshape(n, *[1] * left, -1)):
+            transform = biject_to(site["fn"].support)
+            values[site["name"]] = transform(own)
+            log_det = transform.log_abs_det_jacobian(own, values[site["name"]])
+            terms.append(log_det.reshape(n, -1).sum(1))
+        program = poutine.condition(self.model, data=values)
+        if self._enumerated:
+            program = poutine.enum(config_enumerate(program), -left - 2)
+        with poutine.block(), pyro.plate(PATHS, n, dim=-left - 1):
+            trace = poutine.trace(program).get_trace(*args, **kwargs)
+        trace.compute_log_prob()
+        if self._enumerated:
+            terms.append(_summed(trace, n))
+        else:
+            every = (site["log_prob"] for site in _densities(trace))
+            terms += [term.expand(n, *term.shape[1:]).reshape(n, -1).sum(1) for term in every]
+        return torch.stack(terms).sum(0)
+
+    def get_posterior(self, *args: Any, **kwargs: Any) -> _ChainLaw:
+        """The law of all latents, unconstrained, whose draws have densities along their paths."""
+
+        def ratio_at(outside: int) -> Ratio:
+            left = max(outside, self._nesting)
+            scale_tril = self.scale[..., None] * self.scale_tril
+            return Ratio(
+                lambda x: self._log_density(left, x, *args, **kwargs), self.loc, scale_tril
+            )
+
+        return _ChainLaw(self.chain, ratio_at)
+
+    def fit(
+        self,
+        *args: Any,
+        updates: int = 1_000,
+        gaussian_updates: int = 1_000,
+        paths: int = 128,
+        learning_rate: float = 5e-3,
+        progress: bool = True,
+        **kwargs: Any,
+    ) -> AutoMDM:
+        """Fit the Gaussian, and then the chain with it, by gradients of the bound through paths.
+
+        Learning rates fall to 0 by a cosine. Where the chain ends with a lower bound than its
+        Gaussian alone, it is that Gaussian. ``SVI`` with ``Trace_ELBO`` fits both at once.
+
+        Args:
+            args, kwargs: of the program.
+            updates, gaussian_updates: of the chain, and of the Gaussian before.
+            paths: drawn for an update.
+            learning_rate: of the chain; that of the Gaussian is four times as high.
+            progress: whether a progress bar is shown.
+
+        Raises:
+            ValueError: a density that is not finite at the start, or gradients that never are.
+        """
+        self._set_up(*args, **kwargs)
+        gaussian = [p for name, p in self.named_parameters() if not name.startswith("chain.")]
+
+        def bound_of_gaussian() -> Tensor:
+            return self._gaussian_log_weights(paths, *args, **kwargs)
+
+        def bound_of_chain() -> Tensor:
+            return self._log_weights(paths, *args, **kwargs)[1]
+
+        _ascend(gaussian, bound_of_gaussian, 4 * learning_rate, gaussian_updates, progress)
+        _ascend(self.chain.parameters(), bound_of_chain, learning_rate, updates, progress)
+        with torch.no_grad():
+            of_gaussian = self._gaussian_log_weights(COMPARED, *args, **kwargs)
+            gain = self._log_weights(COMPARED, *args, **kwargs)[1].mean() - of_gaussian.mean()
+            if not bool(gain >= 0):
+                self.chain.rest()
+        return self
+
+    def _set_up(self, *args: Any, **kwargs: Any) -> None:
+        if self.prototype_trace is None:
+            with pyro.poutine.block():
+                self(*args, **kwargs)
+
+    def _gaussian_log_weights(self, n: int, *args: Any, **kwargs: Any) -> Tensor:
+        """log p(x, data) - log N(x; loc, …) of n draws, (n,)."""
+        ratio = self.get_posterior(*args, **kwargs).ratio_at(0)
+        u = torch.randn(n, self.latent_dim).to(self.loc)
+        volume = ratio.scale_tril.diagonal().log().sum()
+        return ratio(u) + volume + self.latent_dim * math.log(2 * math.pi) / 2
+
+    def _log_weights(self, n: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """n draws (n, latent_dim), unconstrained, and their log weights (n,)."""
+        law = self.get_posterior(*args, **kwargs).expand((n,))
+        x = law.rsample()
+        return x, self.log_density(x, *args, **kwargs) - law.log_prob(x)
+
+    @torch.no_grad()
+    def _weighted(self, n: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        self._set_up(*args, **kwargs)
+        sizes = [min(AT_A_TIME, n - done) for done in range(0, n, AT_A_TIME)]
+        parts = [self._log_weights(size, *args, **kwargs) for size in sizes]
+        x, log_weights = (torch.cat(of) for of in zip(*parts, strict=True))
+        return x, log_weights.double().nan_to_num(nan=-math.inf, posinf=-math.inf)
+
+    def importance(self, num_samples: int, *args: Any, **kwargs: Any) -> ImportanceWeights:
+        """Importance weights of draws, with how many count, k̂ and log p(data).
+
+        Args:
+            num_samples: the number of draws.
+            args, kwargs: of the program.
+        """
+        check_count("num_samples", num_samples, "the number of draws")
+        return ImportanceWeights(self._weighted(num_samples, *args, **kwargs)[1])
+
+    def sample_posterior(
+        self, num_samples: int, *args: Any, resample: bool = False, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Draws of all latents by site, (num_samples, *shape).
+
+        Args:
+            num_samples: how many.
+            args, kwargs: of the program.
+            resample: whether they are resampled by their weights, of ten times as many.
+        """
+        check_count("num_samples", num_samples, "the number of draws")
+        x, log_weights = self._weighted(
+            num_samples * (10 if resample else 1), *args, **kwargs
+        )
+        if resample:
+            x = x[torch.multinomial(log_weights.softmax(0), num_samples, replacement=True)]
+        return self._by_site(x)
+
+    def _by_site(self, x: Tensor) -> dict[str, Tensor]:
+        latent = x.reshape(len(x), *[1] * self._nesting, -1)
+        return {
+            site["name"]: biject_to(site["fn"].support)(own).reshape(len(x), *site["value"].shape)
+            for site, own in self._unpack_latent(latent)
+        }
+
+    def quantiles(
+        self, quantiles: Sequence[float], *args: Any, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Quantiles of each latent by site, (len(quantiles), *shape), of draws of the guide."""
+        levels = torch.as_tensor(quantiles, dtype=self.loc.dtype)
+        return {
+            name: value.quantile(levels.to(value), 0)
+            for name, value in self.sample_posterior(COMPARED, *args, **kwargs).items()
+        }
+
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The median of each latent by site, of draws of the guide."""
+        return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}
+
+
+def _is_enumerated(site: dict[str, Any]) -> bool:
+    return (
+        site["type"] == "sample"
+        and not site["is_observed"]
+        and getattr(site["fn"], "has_enumerate_support", False)
+    )
+
+
+def _densities(trace: poutine.Trace) -> list[dict[str, Any]]:
+    """Sites of a trace that have a density."""
+    sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
+    return [site for site in sites if not isinstance(site["fn"], pyro.plate)]
+
+
+def _summed(trace: poutine.Trace, n: int) -> Tensor:
+    """The log density of each of many values, summed over enumerated sites, (n,)."""
+    trace.pack_tensors()
+    symbols = trace.plate_to_symbol
+    own = symbols[PATHS]
+    factors: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
+    for site in _densities(trace):
+        plates = frozenset(symbols[f.name] for f in site["cond_indep_stack"] if f.vectorized)
+        kept = plates if n > 1 else plates - {own}  # packed tensors have no dimension of size 1
+        factors.setdefault(kept, []).append(site["packed"]["log_prob"])
+    dims = set(trace.symbol_to_dim) - set(symbols.values())
+    total: Tensor = contract_to_tensor(factors, dims, frozenset([own] if n > 1 else []))
+    return total.reshape(n)
+
+
+def _ascend(
+    parameters: Iterable[Tensor],
+    bound: Callable[[], Tensor],
+    learning_rate: float,
+    updates: int,
+    progress: bool,
+) -> None:
+    """Steps of Adam on the mean of a bound (n,), of which the worst parts don't count."""
+    own = list(parameters)
+    optimizer = torch.optim.Adam(own, learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
+    for _ in range(updates):
+        optimizer.zero_grad()
+        value = bound()
+        (-value.clamp_min(value.detach().nanmedian() - WORST).mean()).backward()
+        if nn.utils.clip_grad_norm_(own, CLIP).isfinite():
+            optimizer.step()
+        schedule.step()
