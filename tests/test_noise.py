@@ -488,6 +488,8 @@ def test_a_nonlinear_operator_is_linearized() -> None:
     torch.testing.assert_close(H.forward(v), torch.einsum("nij,nj->ni", J, v))
     torch.testing.assert_close(H.adjoint(u), torch.einsum("nij,ni->nj", J, u))
     torch.testing.assert_close(H.squares(), J.square().sum(2))  # each row has one entry
+    unknown = torch.full((1, D), math.nan)
+    assert operator.linearized(unknown).forward(v[:1]).isnan().any(), "a network's fault, not H's"
     matrix, obs, z = fixed(1, 6, D), fixed(2, 6), normal(0, 3, D)
     for noise in (0.3, lambda u: dist.Laplace(u, 0.3)):
         one, other = (
