@@ -143,7 +143,9 @@ def test_it_is_saved_with_its_windows(tmp_path: Path) -> None:
 
 def test_windows_of_one_model_are_measured_once() -> None:
     small, data = DiffusionModel(VPSDE(**ENDS), Texture(*WINDOW)), normal(1, 50, 1, *WINDOW)
+    unasked = reference(windowed(small, SIZE), data, levels=False)
     first, second = (reference(windowed(small, size), data) for size in (SIZE, (9, 8)))
+    assert math.isnan(unasked.trusted_from) and not math.isnan(first.trusted_from)
     of_window: Any = first.covariance
     assert isinstance(second.covariance, WindowedCovariance)
     assert of_window.covariance is second.covariance.covariance
