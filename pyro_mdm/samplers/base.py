@@ -53,6 +53,8 @@ class Sampler(Recorded, ABC):
     noise: float | None = None
     """η of the process that is followed by x̂, from 0 for the probability flow to 1 for the reversed
     SDE; None: that of the score, whatever its noise."""
+    is_default: bool = False
+    """Whether nobody chose it: :func:`~pyro_mdm.samplers.default_sampler` did."""
     calls: int = 0
     """The number of times that the last run asked the network."""
 
