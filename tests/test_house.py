@@ -244,6 +244,29 @@ class Mine:
     assert read - own == {"_foreign", "_of_class"}
 
 
+def anything(source: str) -> list[str]:
+    """Named arguments of functions that are annotated by ``Any`` alone."""
+    return [
+        f"{node.name}({argument.arg}), line {argument.lineno}"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef)
+        for argument in node.args.posonlyargs + node.args.args + node.args.kwonlyargs
+        if isinstance(argument.annotation, ast.Name) and argument.annotation.id == "Any"
+    ]
+
+
+def test_arguments_seldom_are_anything() -> None:
+    """They are where types of others, or a circle of imports, leave no choice."""
+    source = "def f(a: Any, b: list[Any], *c: Any, d: Any = None): ..."
+    assert anything(source) == ["f(a), line 1", "f(d), line 1"]
+    those = [
+        f"{module}: {one}"
+        for module, path in MODULES.items()
+        for one in anything(path.read_text(encoding="utf-8"))
+    ]
+    assert len(those) <= 30, "\n".join(those)
+
+
 def test_linear_diffusions_by_name_are_constructors() -> None:
     """What differs between them is their matrices and ends, so none has a kernel of its own."""
     kinds = [importlib.import_module("pyro_mdm.diffusions").LinearDiffusion]
