@@ -91,7 +91,7 @@ class Measurement(TorchDistribution):
         """Real numbers, whatever the noise."""
         return constraints.independent(constraints.real, len(self.event_shape))
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Measurement:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Measurement:
         new = self._get_checked_instance(Measurement, _instance)
         new.__dict__.update(self.__dict__, _batch_shape=torch.Size(batch_shape))
         return new

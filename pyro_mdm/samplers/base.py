@@ -89,7 +89,7 @@ class Sampler(Recorded, ABC):
             noise: a function that draws standard normal numbers, like y.
         """
 
-    def check(self, diffusion: Diffusion, score: Any = None) -> None:
+    def check(self, diffusion: Diffusion, score: object = None) -> None:
         """Raises TypeError for a diffusion or a score that the sampler does not support.
 
         Args:
@@ -254,7 +254,7 @@ def check_size(y: Tensor, s: Tensor, i: int, steps: int) -> None:
     )
 
 
-def _check_score(score: Any) -> None:
+def _check_score(score: object) -> None:
     """Raises TypeError unless given the score itself, not an object that has one."""
     has_a_score = isinstance(score, Parameterization) or hasattr(score, "bound_score")
     if has_a_score or not callable(score):
