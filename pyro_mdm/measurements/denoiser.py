@@ -23,6 +23,7 @@ from pyro_mdm.conditioning.derived import DerivedDenoiser
 from pyro_mdm.diffusions.base import Cap, require
 from pyro_mdm.diffusions.matrices import of_rows, with_event_dims
 from pyro_mdm.measurements.covariance import Covariance, DataCovariance, reference
+from pyro_mdm.measurements.derivatives import outside_inference_mode
 from pyro_mdm.measurements.laws import Law, Sites, gaussian_sites, likeliest, log_prob_of
 from pyro_mdm.measurements.operators import (
     LARGEST_MATRIX,
@@ -49,7 +50,6 @@ from pyro_mdm.support.checks import (
     real_tensor,
     tensor_device,
 )
-from pyro_mdm.support.derivatives import outside_inference_mode
 from pyro_mdm.support.modules import replace
 
 __all__ = ["Given", "MeasuredDenoiser", "checked_variance", "condition_on_measurements"]

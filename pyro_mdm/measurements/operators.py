@@ -11,6 +11,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pyro_mdm.measurements.derivatives import outside_inference_mode
 from pyro_mdm.support.checks import (
     check_count,
     check_instance,
@@ -18,7 +19,6 @@ from pyro_mdm.support.checks import (
     describe,
     real_tensor,
 )
-from pyro_mdm.support.derivatives import outside_inference_mode
 from pyro_mdm.support.modules import ExactBuffers
 from pyro_mdm.support.settings import Recorded
 
