@@ -1,0 +1,380 @@
+"""What a Pyro user can import for a posterior, and a sampler of a hundred lines.
+
+Settings are the same for all targets. Rates of gradient descent fall by a cosine of the fraction of
+the time that is spent; gradients are clipped to a norm of 10, and steps that are not finite are
+left out.
+
+    auto_normal, auto_multivariate_normal, auto_iaf_normal
+                 Pyro's guides by SVI with Trace_ELBO, from the prior's median and a scale of 0.1
+                 where they take these
+    zuko_flow    a neural spline flow as a guide: three autoregressive transforms that are quick to
+                 draw from, and an affine one, from the prior's center and spread
+    nuts         Pyro's NUTS: four chains, one after the other, from draws of the prior
+    smc          particles from a Gaussian of the prior's center and spread, tempered to the target
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+import zuko
+from pyro import poutine
+from pyro.infer import NUTS, Trace_ELBO
+from pyro.infer.autoguide import (
+    AutoGuide,
+    AutoIAFNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+    init_to_median,
+    init_to_sample,
+)
+from torch import Tensor
+from torch.distributions import Distribution, Independent, Normal, biject_to
+
+from tests.benchmarks.densities.base import Draws, Fitted, Method, Target
+
+__all__ = [
+    "METHODS",
+    "Clock",
+    "descend",
+    "prior_draws",
+    "prior_gaussian",
+    "tempered_within",
+    "weigh",
+]
+
+OF_GAUSSIANS, OF_FLOWS = 64, 256
+"""Draws of a guide for an update."""
+CLIP = 10.0
+Sample = Callable[[int], tuple[Tensor, Tensor]]
+"""Of a number: x (n, dim) and their log densities (n,)."""
+AT_A_TIME = 1_000
+"""Draws that are weighed together."""
+CHAINS = 4
+WARMUP = 0.4
+"""Of a chain's time; of 20 to 1,000 moves."""
+PILOT = 0.08
+"""Of the time, for what a move of NUTS costs."""
+
+
+class Clock:
+    """Processor time since it was made, of an amount of seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self._began = seconds, time.process_time()
+
+    @property
+    def spent(self) -> float:
+        return time.process_time() - self._began
+
+    @property
+    def left(self) -> float:
+        return self.seconds - self.spent
+
+    @property
+    def fraction(self) -> float:
+        """Of the time that is spent, 1 afterwards."""
+        return min(self.spent / self.seconds, 1.0)
+
+
+# -- guides ----------------------------------------------------------------------------------------
+
+
+def descend(
+    parameters: Iterable[Tensor], loss: Callable[[], Tensor], rate: float, clock: Clock
+) -> int:
+    """Adam until the time is spent; the number of its steps."""
+    own = list(parameters)
+    optimizer = torch.optim.Adam(own, rate)
+    updates = 0
+    while clock.left > 0:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * (1 + math.cos(math.pi * clock.fraction)) / 2
+        optimizer.zero_grad()
+        loss().backward()
+        if torch.nn.utils.clip_grad_norm_(own, CLIP).isfinite():
+            optimizer.step()
+        updates += 1
+    return updates
+
+
+def weigh(target: Target, sample: Sample, n: int, seed: int) -> Draws:
+    """Draws, and their log weights."""
+    pyro.set_rng_seed(seed)
+    made = []
+    with torch.no_grad():
+        for size in (min(AT_A_TIME, n - done) for done in range(0, n, AT_A_TIME)):
+            x, log_q = sample(size)
+            log_weights = target.log_density(x).double() - log_q.double()
+            made.append((x, log_weights.nan_to_num(nan=-math.inf, neginf=-math.inf)))
+    x, log_weights = map(torch.cat, zip(*made, strict=True))
+    return Draws(x, log_weights)
+
+
+def _law(guide: Any) -> Distribution:
+    """Of all latents of a guide of Pyro, unconstrained."""
+    if not isinstance(guide, AutoNormal):
+        return guide.get_posterior()
+    each = [guide._get_loc_and_scale(name) for name in guide.prototype_trace.stochastic_nodes]
+    location, scale = (torch.cat([s.flatten() for s in of]) for of in zip(*each, strict=True))
+    return Independent(Normal(location, scale), 1)
+
+
+def _automatic(
+    make: Callable[[Callable[[], None]], AutoGuide],
+    rate: float,
+    particles: int,
+    target: Target,
+    seconds: float,
+    seed: int,
+) -> Fitted:
+    clock = Clock(seconds)
+    pyro.set_rng_seed(seed)
+    pyro.clear_param_store()
+    guide = make(target.program)
+    guide()  # which makes its parameters
+    elbo = Trace_ELBO(num_particles=particles, vectorize_particles=True)
+    loss = functools.partial(elbo.differentiable_loss, target.program, guide)
+    updates = descend(guide.parameters(), loss, rate, clock)
+
+    def sample(n: int) -> tuple[Tensor, Tensor]:
+        law = _law(guide)
+        x = law.rsample((n,))
+        return x, law.log_prob(x)  # at once: an autoregressive flow remembers its last draws
+
+    return Fitted(functools.partial(weigh, target, sample), updates, clock.spent)
+
+
+def prior_draws(target: Target, n: int, seed: int) -> Tensor:
+    """Draws (n, dim) of the latents of its program from their prior, unconstrained."""
+    pyro.set_rng_seed(seed)
+    rows = []
+    for _ in range(n):
+        sites = poutine.trace(target.program).get_trace().iter_stochastic_nodes()
+        by_site = [biject_to(site["fn"].support).inv(site["value"]) for _, site in sites]
+        rows.append(torch.cat([value.detach().flatten() for value in by_site]))
+    return torch.stack(rows)
+
+
+def prior_gaussian(target: Target, seed: int) -> Normal:
+    """The median of 200 draws of the prior, and the spread of its middle 90%, as a Gaussian's."""
+    x = prior_draws(target, 200, seed)
+    low, middle, high = x.quantile(torch.tensor([0.05, 0.5, 0.95], dtype=x.dtype), 0)
+    return Normal(middle, ((high - low) / 3.29).clamp_min(1e-3))
+
+
+def zuko_flow(target: Target, seconds: float, seed: int) -> Fitted:
+    clock = Clock(seconds)
+    start = prior_gaussian(target, seed)
+    pyro.set_rng_seed(seed)
+    flow = zuko.flows.NSF(target.dim, transforms=3, hidden_features=(64, 64)).to(start.loc.dtype)
+    flow = zuko.flows.Flow(flow.transform.inv, flow.base)  # which draws in one pass
+    center, log_scale = (torch.zeros_like(start.loc).requires_grad_() for _ in range(2))
+    below = torch.zeros(target.dim, target.dim, dtype=start.loc.dtype, requires_grad=True)
+
+    def sample(n: int) -> tuple[Tensor, Tensor]:
+        u, log_q = flow().rsample_and_log_prob((n,))
+        u = center + (u + u @ below.tril(-1).mT) * log_scale.exp()
+        return start.loc + start.scale * u, log_q - (log_scale + start.scale.log()).sum()
+
+    def loss() -> Tensor:
+        x, log_q = sample(OF_FLOWS)
+        return (log_q - target.log_density(x)).mean()
+
+    parameters = [*flow.parameters(), center, log_scale, below]
+    updates = descend(parameters, loss, 3e-3, clock)
+    return Fitted(functools.partial(weigh, target, sample), updates, clock.spent)
+
+
+# -- chains ----------------------------------------------------------------------------------------
+
+
+def _chain(target: Target, warmup: int, clock: Clock) -> tuple[Tensor, list[float]]:
+    """Draws of a chain after its warm-up until the time is spent, and what each move took.
+
+    A chain that doesn't leave its warm-up in time keeps the later half.
+    """
+    kernel = NUTS(target.program, init_strategy=init_to_sample)
+    kernel.setup(warmup)
+    values = kernel.initial_params
+    rows: list[Tensor] = []
+    took = [clock.spent]
+    while clock.left > 0 or not rows:
+        values = kernel.sample(values)
+        rows.append(torch.cat([value.detach().flatten() for value in values.values()]))
+        took.append(clock.spent)
+    kept = rows[warmup:] if len(rows) > warmup else rows[len(rows) // 2 :]
+    return torch.stack(kept), [after - before for before, after in itertools.pairwise(took)]
+
+
+def nuts(target: Target, seconds: float, seed: int) -> Fitted:
+    clock = Clock(seconds)
+    pyro.set_rng_seed(seed)
+    _, took = _chain(target, 1_000, Clock(PILOT * seconds))
+    chains, moves = [], len(took)
+    for k in range(CHAINS):
+        later = took[len(took) // 2 :]  # of the chain before
+        own = clock.left / (CHAINS - k)
+        warmup = min(max(int(WARMUP * own * len(later) / sum(later)), 20), 1_000)
+        rows, took = _chain(target, warmup, Clock(own))
+        chains.append(rows)
+        moves += len(took)
+
+    def draw(n: int, seed: int) -> Draws:
+        """As many of each chain, evenly spaced."""
+        sizes = [n // CHAINS + (k < n % CHAINS) for k in range(CHAINS)]
+        spaced = [
+            rows[torch.linspace(0, len(rows) - 1, size).round().long()]
+            for rows, size in zip(chains, sizes, strict=True)
+        ]
+        return Draws(torch.cat(spaced), None)
+
+    return Fitted(draw, moves, clock.spent)
+
+
+# -- particles -------------------------------------------------------------------------------------
+
+MOVES = 10
+"""Of Hamiltonian Monte Carlo, for each temperature, where there is time for them."""
+TEMPERED = 0.7
+"""Of the time, for the way to the target."""
+LEAPS = 8
+AGREE = 0.7
+"""Effective particles of all after a temperature."""
+FEWEST, MOST = 256, 65_536
+
+
+@dataclass
+class Particles:
+    """x (n, dim) from a Gaussian to the target, by the power β of their ratio."""
+
+    target: Target
+    start: Normal
+    x: Tensor
+    beta: float = 0.0
+    log_z: float = 0.0
+    step: float = 0.3
+    moves: int = 0
+
+    def gap(self, x: Tensor) -> Tensor:
+        """log target less log start, (n,), float64; -∞ where it isn't a number."""
+        with torch.no_grad():
+            of = self.target.log_density(x).double() - self.start.log_prob(x).sum(-1).double()
+        return of.nan_to_num(nan=-math.inf)
+
+    def cool(self) -> None:
+        """On to the β at which enough of them are left, and all of them drawn again."""
+        gap = self.gap(self.x)
+
+        def agreeing(by: float) -> float:
+            log_w = by * gap
+            return float((2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp()) / len(gap)
+
+        low, high = 0.0, 1 - self.beta
+        if agreeing(high) < AGREE:
+            for _ in range(40):
+                middle = (low + high) / 2
+                low, high = (middle, high) if agreeing(middle) > AGREE else (low, middle)
+            by = max(low, 1e-6)
+        else:
+            by = high
+        log_w = by * gap
+        self.log_z += float(log_w.logsumexp(0)) - math.log(len(gap))
+        at = (torch.rand(1, dtype=gap.dtype) + torch.arange(len(gap))) / len(gap)
+        chosen = torch.searchsorted(log_w.softmax(0).cumsum(0), at).clamp_max(len(gap) - 1)
+        self.x = self.x[chosen]
+        self.beta = 1.0 if by == 1 - self.beta else self.beta + by
+
+    def density(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Log density at β, (n,), and its gradient, (n, dim)."""
+        x = x.detach().requires_grad_()
+        value = self.beta * self.target.log_density(x)
+        value = value + (1 - self.beta) * self.start.log_prob(x).sum(-1)
+        return value.detach(), torch.autograd.grad(value.sum(), x)[0]
+
+    def move(self) -> None:
+        """A move of each, with masses by the spread of all, and a step that aims at 80%."""
+        scale = self.x.std(0).clamp_min(1e-6)
+        before, gradient = self.density(self.x)
+        momentum = torch.randn_like(self.x)
+        h = self.step * (0.5 + torch.rand(len(self.x), 1, dtype=self.x.dtype))
+        x, value, p = self.x, before, momentum
+        for _ in range(LEAPS):
+            p = p + h / 2 * scale * gradient
+            x = x + h * scale * p
+            value, gradient = self.density(x)
+            p = p + h / 2 * scale * gradient
+        gain = value - before + (momentum.square() - p.square()).sum(-1) / 2
+        accepted = gain.nan_to_num(nan=-math.inf).clamp_max(0).exp()
+        taken = torch.rand_like(accepted) < accepted
+        self.x = torch.where(taken[:, None], x, self.x)
+        self.step = min(self.step * math.exp(float(accepted.mean()) - 0.8), 2.0)
+        self.moves += 1
+
+
+def _tempered(target: Target, start: Normal, n: int, moves: int) -> Particles:
+    particles = Particles(target, start, start.sample((n,)))
+    while particles.beta < 1:
+        particles.cool()
+        for _ in range(moves):
+            particles.move()
+    return particles
+
+
+def tempered_within(target: Target, seed: int, clock: Clock) -> Particles:
+    """As many particles as the time allows, by a run of few with few moves; what is left of it goes
+    into more moves of those at the target."""
+    start = prior_gaussian(target, seed)
+    pilot = _tempered(target, start, FEWEST, 1)
+
+    def fit(number: int) -> float:
+        """How many moves for a temperature there is time for, with a number of particles."""
+        trial = Particles(target, start, start.sample((number,)), beta=0.5)
+        before = clock.spent
+        trial.move()
+        return TEMPERED * clock.left / ((clock.spent - before) * pilot.moves)
+
+    number, moves = FEWEST, max(min(int(fit(FEWEST)), MOVES), 1)
+    while number < MOST and fit(2 * number) > MOVES:
+        number *= 2
+    particles = _tempered(target, start, number, moves)
+    while clock.left > 0:
+        particles.move()
+    return particles
+
+
+def smc(target: Target, seconds: float, seed: int) -> Fitted:
+    clock = Clock(seconds)
+    pyro.set_rng_seed(seed)
+    particles = tempered_within(target, seed, clock)
+
+    def draw(n: int, seed: int) -> Draws:
+        generator = torch.Generator().manual_seed(seed)
+        size = len(particles.x)
+        order = torch.randperm(size, generator=generator).repeat(-(-n // size))[:n]
+        return Draws(particles.x[order], None)
+
+    return Fitted(draw, particles.moves, clock.spent, log_z=particles.log_z)
+
+
+def _of(make: Any, rate: float, particles: int, **settings: Any) -> Method:
+    return functools.partial(_automatic, functools.partial(make, **settings), rate, particles)
+
+
+MEDIAN = {"init_loc_fn": init_to_median, "init_scale": 0.1}
+METHODS: dict[str, Method] = {
+    "auto_normal": _of(AutoNormal, 0.02, OF_GAUSSIANS, **MEDIAN),
+    "auto_multivariate_normal": _of(AutoMultivariateNormal, 0.02, OF_GAUSSIANS, **MEDIAN),
+    "auto_iaf_normal": _of(AutoIAFNormal, 1e-2, OF_FLOWS, num_transforms=2),
+    "zuko_flow": zuko_flow,
+    "nuts": nuts,
+    "smc": smc,
+}

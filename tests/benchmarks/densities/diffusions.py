@@ -1,0 +1,147 @@
+"""Guides by diffusions, as methods: chains of :mod:`chains` that are fitted within a time.
+
+    annealing_1, annealing_2, annealing_3
+                 K = 1 (VPSDE), 2 (CLD) and 3 (HOLD): a Gaussian of all latents by a tenth of the
+                 time, then 16 steps from it, by reparameterized gradients of the bound
+    annealing_learned
+                 Q and D of two variables are learned too
+    annealing_variance
+                 K = 1, by the variance of log weights instead, whose gradient is the log-derivative
+                 one with a control variate
+    annealing_1_8, annealing_1_32, annealing_1_64, annealing_2_64, …
+                 so many steps
+    reversal_1, reversal_2
+                 a denoiser of particles: a tempered run of a quarter of the time gives the Gaussian
+                 and data, of which the forward bound is learned
+
+Rates of gradient descent fall as those of the other methods, from 0.005.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_mdm.diffusions import CLD, HOLD, VPSDE, ConstantBeta, LearnedDiffusion, LinearDiffusion
+from tests.benchmarks.densities.base import Draws, Fitted, Method, Target
+from tests.benchmarks.densities.baselines import (
+    AT_A_TIME,
+    Clock,
+    descend,
+    prior_gaussian,
+    tempered_within,
+)
+from tests.benchmarks.densities.chains import Annealing, Ratio, Reversal, Units
+
+__all__ = ["METHODS"]
+
+PATHS = 128
+"""Of an update."""
+RATE = 5e-3
+FITTING = 0.1
+TEMPERING = 0.25
+"""Parts of the time."""
+WORST = 50.0
+"""Nats below the median beyond which log weights don't count in an update."""
+
+
+def diffusion(name: int | str) -> LinearDiffusion:
+    """Of K variables, or a learned one of two, whose Σ_∞ is I."""
+    options = {"beta": ConstantBeta(1.0), "horizon": 1_000.0}
+    if name == "learned":
+        return LearnedDiffusion(2, **options)
+    makers = {1: VPSDE, 2: CLD, 3: functools.partial(HOLD, 3)}
+    return makers[int(name)](**options)
+
+
+def fitted_gaussian(target: Target, seed: int, clock: Clock) -> Units:
+    """The Gaussian of the highest bound, from the prior's center and a third of its spread."""
+    start = prior_gaussian(target, seed)
+    mean = start.loc.float().clone().requires_grad_()
+    log_scale = (start.scale.float() / 3).log().requires_grad_()
+    lower = torch.zeros(target.dim, target.dim, requires_grad=True)
+
+    def units() -> Units:
+        one = torch.eye(target.dim)
+        return Units(mean, log_scale.exp()[:, None] * (lower.tril(-1) + one))
+
+    def loss() -> Tensor:
+        x = units()(torch.randn(64, target.dim))
+        return -(target.log_density(x).mean() + log_scale.sum())
+
+    descend([mean, log_scale, lower], loss, 0.03, clock)
+    return Units(*(part.detach() for part in units()))
+
+
+def gaussian_of(x: Tensor) -> Units:
+    """The Gaussian of draws."""
+    covariance = x.T.cov() + 1e-4 * torch.diag(x.var(0)) + 1e-12 * torch.eye(x.shape[1])
+    return Units(x.mean(0), torch.linalg.cholesky(covariance))
+
+
+def drawn(chain: Annealing | Reversal, h: Ratio, n: int, seed: int) -> Draws:
+    torch.manual_seed(seed)
+    ends, weights = [], []
+    with torch.no_grad():
+        for size in (min(AT_A_TIME, n - done) for done in range(0, n, AT_A_TIME)):
+            u, log_weights = chain.paths(h, size)
+            ends.append(h.units(u))
+            weights.append(log_weights.double().nan_to_num(nan=-math.inf, posinf=-math.inf))
+    return Draws(torch.cat(ends), torch.cat(weights))
+
+
+def annealing(
+    target: Target,
+    seconds: float,
+    seed: int,
+    *,
+    K: int | str = 1,
+    steps: int = 16,
+    through: bool = True,
+) -> Fitted:
+    clock = Clock(seconds)
+    pyro.set_rng_seed(seed)
+    units = fitted_gaussian(target, seed, Clock(FITTING * seconds))
+    h = Ratio(target.log_density, units)
+    chain = Annealing(target.dim, diffusion(K), steps)
+
+    def loss() -> Tensor:
+        _, log_w = chain.paths(h, PATHS, through)
+        log_w = log_w.clamp_min(log_w.detach().nanmedian() - WORST)
+        return -log_w.mean() if through else log_w.var() / 2
+
+    updates = descend(chain.parameters(), loss, RATE, clock)
+    return Fitted(functools.partial(drawn, chain, h), updates, clock.spent)
+
+
+def reversal(target: Target, seconds: float, seed: int, *, K: int = 1, steps: int = 16) -> Fitted:
+    clock = Clock(seconds)
+    pyro.set_rng_seed(seed)
+    particles = tempered_within(target, seed, Clock(TEMPERING * seconds)).x.float()
+    h = Ratio(target.log_density, gaussian_of(particles))
+    data = h.units.inverse(particles)
+    chain = Reversal(target.dim, diffusion(K), steps)
+
+    def loss() -> Tensor:
+        own = data[torch.randint(len(data), (PATHS,))]
+        return -chain.log_ratio(h, own).mean()
+
+    updates = descend(chain.parameters(), loss, RATE, clock)
+    return Fitted(functools.partial(drawn, chain, h), updates, clock.spent)
+
+
+METHODS: dict[str, Method] = {
+    **{f"annealing_{K}": functools.partial(annealing, K=K) for K in (1, 2, 3, "learned")},
+    "annealing_variance": functools.partial(annealing, through=False),
+    **{
+        f"annealing_{K}_{steps}": functools.partial(annealing, K=K, steps=steps)
+        for K in (1, 2)
+        for steps in (8, 32, 64)
+    },
+    "reversal_1": reversal,
+    "reversal_2": functools.partial(reversal, K=2),
+}

@@ -1,0 +1,224 @@
+"""What others' guides and samplers give in the study of automatic guides, and its scores."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+from tests.benchmarks import automatic_guides, runs
+from tests.benchmarks.densities import scores, summary
+from tests.benchmarks.densities.base import Draws, Fitted, Modes, Target
+from tests.benchmarks.densities.baselines import METHODS, prior_draws, prior_gaussian
+from tests.benchmarks.densities.targets import of_program
+
+WEIGHTED = ("auto_normal", "auto_multivariate_normal", "auto_iaf_normal", "zuko_flow")
+ROOT = torch.tensor([[0.5, 0.0], [0.4, 0.7]])
+CENTER = torch.tensor([0.4, -0.6])
+
+
+def gaussian() -> Target:
+    """A Gaussian x of the plane and a log-normal scale, times three: their unconstrained posterior
+    is Gaussian, with log Z = log 3."""
+
+    def program() -> None:
+        scale = pyro.sample("scale", dist.LogNormal(0.5, 0.3))
+        x = pyro.sample("x", dist.MultivariateNormal(CENTER, scale_tril=ROOT))
+        pyro.factor("three", math.log(3) + 0 * (x.sum(-1) + scale))
+
+    def exact(n: int, seed: int) -> Tensor:
+        z = torch.randn(n, 3, generator=torch.Generator().manual_seed(seed))
+        return torch.cat([0.5 + 0.3 * z[:, :1], CENTER + z[:, 1:] @ ROOT.mT], 1)
+
+    half = torch.tensor([0.5, 0.5])
+    modes = Modes(lambda x: (x[:, 0] > 0.5).long(), half)
+    return of_program("gaussian", program, log_z=math.log(3), exact=exact, modes=modes)
+
+
+@pytest.fixture(scope="module")
+def target() -> Target:
+    torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # the first one loads modules
+    return gaussian()
+
+
+@pytest.fixture(scope="module")
+def reference(target: Target) -> scores.Reference:
+    assert target.exact is not None
+    return scores.Reference(target.exact(8_000, 0), target.log_z)
+
+
+# -- methods ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", WEIGHTED)
+def test_weights_of_guides_have_the_evidence_as_their_mean(target: Target, method: str) -> None:
+    fitted = METHODS[method](target, 1.0, 0)
+    x, log_weights = fitted.draw(4_000, 1)
+    assert x.shape == (4_000, 3) and log_weights is not None and log_weights.shape == (4_000,)
+    weights = log_weights.exp() / 3
+    assert abs(float(weights.mean()) - 1) < 5 * float(weights.std()) / 4_000**0.5 + 1e-4
+    assert fitted.updates > 10 and 1.0 <= fitted.seconds < 2.0
+    again = fitted.draw(4_000, 1)
+    assert torch.equal(again.x, x) and not torch.equal(fitted.draw(4_000, 2).x, x)
+
+
+def test_a_gaussian_guide_of_a_gaussian_has_nearly_equal_weights(target: Target) -> None:
+    fitted = METHODS["auto_multivariate_normal"](target, 1.5, 0)
+    log_weights = fitted.draw(2_000, 1).log_weights
+    assert log_weights is not None
+    assert scores.of_weights(log_weights)["ess"] > 0.9
+
+
+def test_particles_have_the_evidence_and_the_law(
+    target: Target, reference: scores.Reference
+) -> None:
+    fitted = METHODS["smc"](target, 1.0, 0)
+    drawn = fitted.draw(4_000, 1)
+    assert drawn.log_weights is None and fitted.log_z is not None
+    assert fitted.log_z == pytest.approx(math.log(3), abs=0.15)
+    assert reference.energy(drawn.x) < 0.01
+
+
+def test_chains_have_the_law(target: Target, reference: scores.Reference) -> None:
+    fitted = METHODS["nuts"](target, 2.0, 0)
+    drawn = fitted.draw(403, 1)
+    assert drawn.x.shape == (403, 3) and drawn.log_weights is None and fitted.log_z is None
+    assert reference.energy(drawn.x[torch.randperm(403)]) < 0.3
+
+
+def test_the_prior_of_a_program_is_unconstrained(target: Target) -> None:
+    assert target.exact is not None
+    x, exact = prior_draws(target, 200, 0), target.exact(4_000, 0)
+    assert torch.allclose(x.mean(0), exact.mean(0), atol=0.2)
+    start = prior_gaussian(target, 0)
+    assert torch.allclose(start.scale, exact.std(0), rtol=0.25)
+    assert torch.allclose(start.loc, exact.mean(0), atol=0.2)
+
+
+# -- scores ----------------------------------------------------------------------------------------
+
+
+def test_exact_draws_are_at_the_floor(target: Target, reference: scores.Reference) -> None:
+    assert target.exact is not None
+    x = target.exact(4_000, 5)
+    far = reference.energy(x + reference.x.std(0) * torch.tensor([0.3, 0.0, 0.0]))
+    assert abs(reference.energy(x)) < 0.004 and abs(reference.energy(reference.other)) < 0.004
+    assert far > 0.02
+    units = torch.tensor([1.0, 100.0, 1.0])
+    scaled = scores.Reference(torch.cat([reference.x, reference.other]) * units, None)
+    assert abs(scaled.energy(x * units) - reference.energy(x)) < 0.004
+
+
+def test_energy_is_that_of_two_gaussians() -> None:
+    """In one dimension E|X - Y| of N(m, 1) and N(0, 1) is √2 E|Z + m/√2|."""
+    m = 1.5
+    mean = math.sqrt(4 / math.pi) * math.exp(-(m**2) / 4) + m * math.erf(m / 2)
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 6_000, 1, dtype=torch.float64, generator=generator)
+    expected = 2 * mean - 2 * 2 / math.sqrt(math.pi)
+    assert scores.energy(x + m, y) == pytest.approx(expected, abs=0.05)
+
+
+def test_scores_of_draws_with_known_weights(target: Target, reference: scores.Reference) -> None:
+    """Exact draws of which a half weighs nine times as much."""
+
+    def draw(n: int, seed: int) -> Draws:
+        assert target.exact is not None
+        x = target.exact(n, seed)
+        return Draws(x, torch.where(x[:, 0] > 0.5, 9.0, 1.0).double().log())
+
+    fitted = Fitted(draw, updates=7, seconds=2.5)
+    own = scores.scores_of(target, fitted, reference, seed=3, n=4_000)
+    assert own["log_z"] == pytest.approx(math.log(5), abs=0.1)
+    assert own["log_z_error"] == pytest.approx(math.log(5 / 3), abs=0.1)
+    assert own["elbo"] == pytest.approx(math.log(9) / 2, abs=0.1)
+    assert own["elbo_se"] == pytest.approx(math.log(9) / 2 / 4_000**0.5, rel=0.05)
+    assert own["ess"] == pytest.approx(25 / 41, abs=0.02)
+    assert own["mode_distance"] == pytest.approx(0.4, abs=0.03) and own["modes"] == 1
+    assert own["energy"] > 0.1 and abs(own["energy_raw"]) < 0.01 and abs(own["floor"]) < 0.01
+    assert own["updates"] == 7 and own["fit_seconds"] == 2.5
+
+
+def test_a_mode_that_is_hardly_drawn_is_not_visited(target: Target) -> None:
+    assert target.modes is not None
+    x = torch.zeros(100, 3)
+    x[:4, 0] = 1
+    assert scores.of_modes(target.modes, x) == {"mode_distance": pytest.approx(0.46), "modes": 0.5}
+    x[4, 0] = 1
+    assert scores.of_modes(target.modes, x)["modes"] == 1
+
+
+# -- the program -----------------------------------------------------------------------------------
+
+
+def test_rows_are_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[tuple[Any, ...]] = []
+
+    def do(fit: runs.Row, limit: float) -> runs.Row:
+        done.append(tuple(fit.values()))
+        return {"elbo": -1.0, "fit_seconds": 2.0}
+
+    monkeypatch.setattr(automatic_guides, "do", do)
+    file = tmp_path / "rows.csv"
+    for seeds in ("1", "2"):
+        arguments = f"--targets funnel --methods smc nuts --seeds {seeds} --seconds 2 --out {file}"
+        monkeypatch.setattr(sys, "argv", ["automatic_guides", *arguments.split()])
+        with pytest.raises(SystemExit, match="0"):
+            automatic_guides.main()
+    assert done == [("funnel", m, seed, "2") for seed in (0, 1) for m in ("smc", "nuts")]
+    rows = pd.read_csv(file)
+    assert rows.elbo.tolist() == [-1.0] * 4 and rows.log_z.isna().all()
+
+
+def test_a_fit_is_a_process(tmp_path: Path) -> None:
+    fit = {"target": "funnel", "method": "auto_normal", "seed": 0, "seconds": "0.2"}
+    row = automatic_guides.do(fit, 100)
+    assert set(row) <= {*automatic_guides.VALUES} and 0.2 <= row["fit_seconds"] < 2
+    assert row["log_z"] == pytest.approx(row["log_z_error"]) and math.isfinite(row["elbo"])
+
+
+def test_the_best_of_ours_is_paired_with_the_best_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = dict.fromkeys(("chain", "weak"), METHODS["smc"])
+    monkeypatch.setattr(summary, "OURS", ours)
+    monkeypatch.setattr(summary, "METHODS", {**ours, **METHODS})
+    elbos = {"chain": (-1.0, -1.2), "weak": (-5.0, -5.0), "zuko_flow": (-1.5, -1.5)}
+    errors = {"chain": (0.1, -0.3), "auto_normal": (0.1, 0.1), "weak": (-1.0, 1.0)}
+    names = dict.fromkeys([*elbos, *errors])
+    rows = [
+        {
+            "target": "funnel",
+            "method": name,
+            "seed": seed,
+            "seconds": 2.0,
+            **dict.fromkeys(automatic_guides.VALUES, math.nan),
+            "elbo": elbos.get(name, (math.nan,) * 2)[seed],
+            "log_z_error": errors.get(name, (math.nan,) * 2)[seed],
+        }
+        for name in names
+        for seed in (0, 1)
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False)
+    summary.of_guides(tmp_path / "rows.csv", tmp_path)
+    best = pd.read_csv(tmp_path / "automatic-guides-best.csv", comment="#", index_col=0)
+    assert best.index.tolist() == ["funnel, elbo", "funnel, log_z_error"]
+    assert best.ours.tolist() == ["chain", "chain"] and best.theirs.tolist() == [
+        "zuko_flow",
+        "auto_normal",
+    ]
+    assert best.gain.tolist() == pytest.approx([0.4, -0.1])
+    half = 12.7062 * 0.1  # Student's t of one degree of freedom
+    assert best.gain_low.tolist() == pytest.approx([0.4 - half, -0.1 - half], abs=1e-3)
+    table = pd.read_csv(tmp_path / "automatic-guides-scores.csv", comment="#", index_col=0)
+    assert table.elbo["funnel, chain"] == pytest.approx(-1.1)
+    assert table.elbo_se["funnel, chain"] == pytest.approx(0.1)
+    assert "automatic-guides-scores.csv" in capsys.readouterr().out

@@ -1,0 +1,143 @@
+"""Chains of the study of automatic guides: weights are right, whatever the chain."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.benchmarks.densities.chains import Annealing, Chain, Ratio, Reversal, Units
+from tests.benchmarks.densities.diffusions import diffusion
+
+MEAN = torch.tensor([0.5, -0.3])
+SPREAD = torch.tensor([0.6, 1.1])
+LOG_Z = 1.3
+VARIABLES = [1, 2, 3, "learned"]
+
+
+def gaussian(x: Tensor) -> Tensor:
+    """N(MEAN, SPREAD²) times exp(LOG_Z)."""
+    own = torch.distributions.Normal(MEAN.to(x), SPREAD.to(x), validate_args=False)
+    return own.log_prob(x).sum(-1) + LOG_Z
+
+
+def ratio() -> Ratio:
+    return Ratio(gaussian, Units(torch.zeros(2), torch.eye(2)))
+
+
+def rough(chain: Chain, size: float = 0.02) -> Chain:
+    """The chain with parameters anywhere."""
+    with torch.no_grad():
+        for parameter in chain.parameters():
+            parameter += size * torch.randn_like(parameter)
+    return chain
+
+
+@pytest.mark.parametrize("kind", [Annealing, Reversal])
+@pytest.mark.parametrize("K", VARIABLES)
+def test_weights_mean_z_whatever_the_parameters(kind: type[Chain], K: int | str) -> None:
+    torch.manual_seed(0)
+    chain = rough(kind(2, diffusion(K), 8))
+    with torch.no_grad():
+        _, log_w = chain.paths(ratio(), 20_000)
+    shares = (log_w.double() - LOG_Z).exp()
+    assert abs(float(shares.mean()) - 1) < 4 * float(shares.std()) / math.sqrt(len(shares))
+    assert 0.1 < shares.std() < 5, "neither constant nor wide"
+
+
+@pytest.mark.parametrize("kind", [Annealing, Reversal])
+@pytest.mark.parametrize("K", VARIABLES)
+def test_where_units_are_the_target_weights_are_constant(kind: type[Chain], K: int | str) -> None:
+    torch.manual_seed(0)
+    h = Ratio(gaussian, Units(MEAN, SPREAD.diag()))
+    with torch.no_grad():
+        u, log_w = kind(2, diffusion(K), 4).paths(h, 5_000)
+    assert torch.allclose(log_w, torch.full_like(log_w, LOG_Z), atol=1e-3)
+    assert torch.allclose(h.units(u).std(0), SPREAD, rtol=0.05)
+
+
+@pytest.mark.parametrize("K", VARIABLES)
+def test_slow_annealing_is_reversible(K: int | str) -> None:
+    """Longer paths of as fine a grid dissipate less; with a wrong reversal they wouldn't."""
+    lost = []
+    with torch.no_grad():
+        for time in (3.0, 24.0):
+            torch.manual_seed(0)
+            _, log_w = Annealing(2, diffusion(K), int(8 * time), time).paths(ratio(), 1_000)
+            lost.append(LOG_Z - float(log_w.mean()))
+    assert 0 < lost[1] < lost[0] / 2
+    assert lost[1] < 0.15
+
+
+class Exact(Reversal):
+    """The reversal that knows the mean of x given z."""
+
+    def control(self, z: Tensor, slope: Tensor, C: Tensor, k: int | Tensor) -> Tensor:
+        more = SPREAD**-2 - 1  # of the precision
+        return (MEAN / SPREAD**2 - more * z) / (1 + C * more)
+
+
+@pytest.mark.parametrize("K", [1, 2, 3])
+def test_an_exact_denoiser_leaves_what_the_grid_costs(K: int) -> None:
+    lost = []
+    with torch.no_grad():
+        for steps in (16, 64):
+            torch.manual_seed(0)
+            _, log_w = Exact(2, diffusion(K), steps).paths(ratio(), 2_000)
+            lost.append(LOG_Z - float(log_w.mean()))
+    assert -0.005 < lost[1] < lost[0] / 2 < 0.1
+
+
+@pytest.mark.parametrize("K", [1, 2])
+def test_the_forward_ratio_is_that_of_paths(K: int) -> None:
+    """E_r[log q/r*] of data less E_r[log h] is the same gap's mean by reversed weights."""
+    torch.manual_seed(0)
+    chain, h = rough(Reversal(2, diffusion(K), 4), 0.02), ratio()
+    with torch.no_grad():
+        data = MEAN + SPREAD * torch.randn(20_000, 2)
+        shares = (chain.log_ratio(h, data) - h(data) + LOG_Z).double().exp()
+    assert abs(float(shares.mean()) - 1) < 4 * float(shares.std()) / math.sqrt(len(shares))
+    assert 0.01 < shares.std() < 5
+
+
+def test_gradients_through_paths_are_those_of_finite_differences() -> None:
+    torch.manual_seed(0)
+    chain, h = rough(Annealing(2, diffusion(2), 3)), ratio()
+
+    def value() -> Tensor:
+        torch.manual_seed(1)
+        return chain.paths(h, 64)[1].double().mean()
+
+    for name in ("gaps", "log_time", "power", "log_scale", "log_scale_back"):
+        parameter = chain.get_parameter(name)
+        (slope,) = torch.autograd.grad(value(), parameter)
+        direction = torch.randn_like(parameter)
+        with torch.no_grad():
+            ends = []
+            for sign in (1, -1):
+                parameter += sign * 1e-2 * direction
+                ends.append(value())
+                parameter -= sign * 1e-2 * direction
+        difference = float(ends[0] - ends[1]) / 2e-2
+        assert float((slope * direction).sum()) == pytest.approx(difference, rel=0.02, abs=2e-3), (
+            name
+        )
+
+
+def test_variance_gradients_agree_with_those_through_paths() -> None:
+    """Where r has no parameters of its own both are estimates of the bound's gradient."""
+    torch.manual_seed(0)
+    chain, h = rough(Annealing(2, diffusion(1), 3)), ratio()
+    parameter = chain.log_scale
+    _, log_w = chain.paths(h, 40_000)
+    (through,) = torch.autograd.grad(log_w.mean(), parameter)
+    halves = []
+    for seed in range(8):
+        torch.manual_seed(seed)
+        _, log_w = chain.paths(h, 10_000, through=False)
+        halves.append(torch.autograd.grad(-log_w.var() / 2, parameter)[0])
+    each = torch.stack(halves)
+    error = each.std(0) / math.sqrt(len(each)) + 0.02
+    assert ((each.mean(0) - through).abs() < 5 * error).all()
