@@ -19,6 +19,7 @@ from models.tabular import check_names, read_table
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 KNOWN_TEXTS = 10_000
 """The most values of a column whose text is remembered."""
@@ -127,7 +128,7 @@ def schema_without(data: str, names: Sequence[str]) -> Any:
     return pa.schema([own for own in parquet.read_schema(path) if own.name not in names])
 
 
-def _range(schema: Any) -> tuple[int, int] | None:
+def _range(schema: pa.Schema) -> tuple[int, int] | None:
     """The start and step of a table's RangeIndex in arrow's schema, None if it has none."""
     with suppress(KeyError, TypeError, IndexError):
         own = json.loads(schema.metadata[b"pandas"])["index_columns"][0]
@@ -215,7 +216,9 @@ class Part:
             are those of the first piece.
     """
 
-    def __init__(self, path: Path, number: int, *, header: bool = True, schema: Any = None) -> None:
+    def __init__(
+        self, path: Path, number: int, *, header: bool = True, schema: pa.Schema | None = None
+    ) -> None:
         self.path, self._number, self._schema = path, number, schema
         self._needs_names = header
         self._writer: Any = None
@@ -254,7 +257,7 @@ class Part:
             self._writer.close()
 
 
-def _for_rows(schema: Any, number: int) -> Any:
+def _for_rows(schema: pa.Schema, number: int) -> pa.Schema:
     """A schema of arrow's for so many rows, if its index is a range."""
     if (ends := _range(schema)) is None:
         return schema

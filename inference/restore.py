@@ -29,6 +29,7 @@ from inference.restoration import restoration
 from inference.runs import RunError
 from inference.sample import contexts
 from models import ImageProblem, Problem
+from pyro_mdm import DiffusionModel
 from pyro_mdm.contexts import Labels
 
 __all__ = ["TASKS", "Restored", "coverage", "picture", "psnr", "restore", "restored", "summary"]
@@ -37,6 +38,8 @@ LEARNED_FROM = 2048
 """Training images of which the covariance of pixels is taken, or up to twice as many."""
 FEWEST = 19
 """The fewest samples of an image: their least and largest are the ends of a 90% interval."""
+OF_A_LABEL = 32
+"""The fewest training images of a label by which an image of this label is restored."""
 NUM_IMAGES, NOISE = 8, 0.05
 """Test images, and the standard deviation of their measurements' noise, by default."""
 
@@ -141,7 +144,8 @@ def restore(
         overwrite: replace what ``out`` names if it exists.
         accelerator: cpu, cuda, … or auto.
         given: with a run of --condition: the context of the images, a label, such as 3, or [3, 5]
-            in turn, or a vector; by default none.
+            in turn, or a vector; by default none. Where images have one label, or with --data, the
+            covariance of pixels is that of training images of their label.
     """
     if num_samples < FEWEST:
         raise ValueError(
@@ -216,7 +220,8 @@ def _demonstrate(
     context, said = told(problem, number, given, own)
     truth, operator = problem.to_model_space(part.data), how.operator(problem.event_shape)
     model = programs.given(context).model
-    data = _learned_from(problem)
+    alike = None if context is None or bool((context != context[0]).any()) else context[0]
+    data = _learned_from(problem, alike)
     images = restored(model, truth, operator, data=data, progress=True, **options._asdict())
     write_atomically(out, png(picture(problem, images)))
     if said is not None:
@@ -241,9 +246,13 @@ def _restore_own(
     context, said = told(problem, len(files), given)
     if said is not None:
         print(said)
-    data = _learned_from(problem)
+    known: dict[tuple[float, ...], tuple[DiffusionModel, Tensor]] = {}  # measured once for each
     for i, (file, observation) in enumerate(zip(files, observations, strict=True)):
-        model = programs.given(None if context is None else context[i]).model
+        own = None if context is None else context[i]
+        key = () if own is None else tuple(own.flatten().tolist())
+        if key not in known:
+            known[key] = programs.given(own).model, _learned_from(problem, own)
+        model, data = known[key]
         try:
             one = restoration(model, observation, data=data, progress=True, **options._asdict())
         except ValueError as error:
@@ -254,9 +263,13 @@ def _restore_own(
         print(f"{one.summary()}\n{out / observation.name}.png")
 
 
-def _learned_from(problem: ImageProblem) -> Tensor:
-    """Training images in model space, some of many."""
-    data = problem.part("train").data
+def _learned_from(problem: ImageProblem, context: Tensor | None = None) -> Tensor:
+    """Training images in model space, some of many; for a label those that have it, if not few."""
+    part = problem.part("train")
+    data = part.data
+    if context is not None and part.context is not None and isinstance(problem.context, Labels):
+        own = data[part.context == context.to(part.context)]
+        data = own if len(own) >= OF_A_LABEL else data
     return problem.to_model_space(data[:: max(1, len(data) // LEARNED_FROM)])
 
 

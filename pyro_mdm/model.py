@@ -158,7 +158,8 @@ class DiffusionModel(Registered):
         Its guide is ``DiffusionGuide(model.diffusion)``, with ``model.times`` for a chain. The
         folder of a training run opens too, with the averaged weights. So does a trained model of
         the repository by its name, such as ``"digits"``, where the library is installed from a
-        checkout. No code is run from the folder.
+        checkout. No code is run from the folder. A sampler that is like the default one is taken
+        for it.
 
         Args:
             folder: with ``config.json`` and ``model.safetensors``, or the name of a trained model.
@@ -185,7 +186,11 @@ class DiffusionModel(Registered):
               (beta): LinearBeta(beta_min=0.1, beta_max=20.0)
             )
         """
-        return load_folder(cls, folder, classes or {})
+        model = load_folder(cls, folder, classes or {})
+        default = default_sampler(model.diffusion, model.score_function)
+        if repr(model.sampler) == repr(default):
+            model.sampler = default
+        return model
 
     def score(self, y: Tensor, s: Tensor) -> Tensor:
         """s_θ(y, s), like y (*batch, K, *event_shape), for s (*batch)."""

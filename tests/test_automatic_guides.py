@@ -192,7 +192,7 @@ def test_the_best_of_ours_is_paired_with_the_best_of_others(
     monkeypatch.setattr(summary, "OURS", ours)
     monkeypatch.setattr(summary, "METHODS", {**ours, **METHODS})
     elbos = {"chain": (-1.0, -1.2), "weak": (-5.0, -5.0), "zuko_flow": (-1.5, -1.5)}
-    errors = {"chain": (0.1, -0.3), "smc": (0.1, 0.1), "weak": (-1.0, 1.0)}
+    errors = {"chain": (0.1, -0.3), "auto_normal": (0.1, 0.1), "weak": (-1.0, 1.0)}
     names = dict.fromkeys([*elbos, *errors])
     rows = [
         {
@@ -211,7 +211,10 @@ def test_the_best_of_ours_is_paired_with_the_best_of_others(
     summary.of_guides(tmp_path / "rows.csv", tmp_path)
     best = pd.read_csv(tmp_path / "automatic-guides-best.csv", comment="#", index_col=0)
     assert best.index.tolist() == ["funnel, elbo", "funnel, log_z_error"]
-    assert best.ours.tolist() == ["chain", "chain"] and best.theirs.tolist() == ["zuko_flow", "smc"]
+    assert best.ours.tolist() == ["chain", "chain"] and best.theirs.tolist() == [
+        "zuko_flow",
+        "auto_normal",
+    ]
     assert best.gain.tolist() == pytest.approx([0.4, -0.1])
     half = 12.7062 * 0.1  # Student's t of one degree of freedom
     assert best.gain_low.tolist() == pytest.approx([0.4 - half, -0.1 - half], abs=1e-3)

@@ -198,11 +198,11 @@ def test_references_are_made_once_and_read(
     monkeypatch.setattr(references, "KEPT", 100)
     with pytest.raises(SystemExit, match=r"funnel\.npz is missing, expected .*; make it by python"):
         reference("funnel", tmp_path)
-    call = f"references --targets funnel --particles 400 --moves 1 --folder {tmp_path}"
+    call = f"references --targets funnel --particles 400 --draws 2000 --folder {tmp_path}"
     monkeypatch.setattr(sys, "argv", call.split())
     references.main()
     held = reference("funnel", tmp_path)
-    assert held.x.shape == (100, 2) and (held.x[:, 0] > 0).sum() == 70
+    assert held.x.shape == (100, 2) and abs((held.x[:, 0] > 0).sum() - 70) < 20
     assert 0 < held.log_z_se < 0.1 and abs(held.log_z - 2) < 5 * held.log_z_se + 0.01
     assert f"log Z {held.log_z:.3f}" in capsys.readouterr().out
 

@@ -45,6 +45,7 @@ from pyro_mdm.networks import MLP
 from pyro_mdm.samplers import (
     Ancestral,
     EulerMaruyama,
+    ExponentialIntegrator,
     ProbabilityFlow,
     Replacement,
     StochasticExponentialIntegrator,
@@ -281,6 +282,25 @@ def test_what_is_known_of_a_model_is_kept_until_it_is_trained() -> None:
 
 
 @torch.no_grad()
+def test_a_denoiser_is_asked_for_its_levels_if_nobody_says_them() -> None:
+    torch.manual_seed(0)
+    network, data = MLP(D, hidden=8), torch.randn(50, D)
+    model = DiffusionModel(VPSDE(), Denoiser(network), event_shape=(D,))
+    asked: list[int] = []
+    network.register_forward_hook(lambda module, inputs, out: asked.append(len(out)))
+
+    def calls(**options: Any) -> int:
+        asked.clear()
+        condition_on_measurements(model, H, OBS, NOISE, **options)
+        return len(asked)
+
+    assert calls(data=data, covariance_from=0.0) == 0 < calls(data=data)
+    assert calls(data=data) == calls(data=data, covariance_from=1.0) == 0
+    drawn = calls(covariance_from=0.0)  # from the model, of which the covariance is taken
+    assert 0 < drawn < calls() and calls() == 0
+
+
+@torch.no_grad()
 def test_observations_of_very_different_noise_are_all_told_of() -> None:
     """Fifty of Gaussian data, whose noise has variances from a millionth to a hundred, at any λ."""
     problem, m = gaussian(), 50
@@ -340,13 +360,26 @@ def test_every_other_sampler_serves_it(sampler: Any) -> None:
     assert MDM(given).sample((3, 2)).shape == (3, 2, D)
 
 
-def test_the_default_sampler_is_stochastic_and_a_chosen_one_is_kept() -> None:
+def test_the_default_sampler_is_stochastic_and_a_chosen_one_is_kept(tmp_path: Path) -> None:
+    """A chosen one that is like the default is kept too; loaded from a folder, that is the default,
+    since folders do not say who chose it."""
     for sampler, kind in (
         (None, StochasticExponentialIntegrator),
         (ProbabilityFlow(5), ProbabilityFlow),
+        (ExponentialIntegrator(25), ExponentialIntegrator),
     ):
         model = program(gaussian(), VPSDE(**ENDS), sampler=sampler)
         given = condition_on_measurements(model, H, OBS, NOISE)
+        assert type(given.sampler) is kind
+    model = DiffusionModel(VPSDE(), Denoiser(MLP(D, hidden=8)), event_shape=(D,))
+    model.save_pretrained(tmp_path)
+    again = DiffusionModel.from_pretrained(tmp_path)
+    for sampler, kind in (
+        (again.sampler, StochasticExponentialIntegrator),
+        (ExponentialIntegrator(25), ExponentialIntegrator),
+    ):
+        again.sampler = sampler
+        given = condition_on_measurements(again, H, OBS, NOISE, covariance_from=0.0)
         assert type(given.sampler) is kind
 
 
@@ -360,6 +393,8 @@ def test_below_a_level_dimensions_are_taken_for_independent() -> None:
         for level in (-math.inf, 0.0, math.inf):
             score = MeasuredDenoiser(Exact(problem), Matrix(H), OBS, NOISE, covariance_from=level)
             found[problem is independent, level] = score.x_hat(z, log_snr)
+            assert score.iterations is not None
+            assert score.iterations.tolist() == [int(lam >= level) for lam in log_snr]
     for level in (0.0, math.inf):
         torch.testing.assert_close(found[True, level], found[True, -math.inf])
     own, mixed, never = (found[False, level] for level in (-math.inf, 0.0, math.inf))
@@ -714,6 +749,14 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: twisted_smc(measured(obs=OBS.expand(3, 2))), "one for each datum"),
     (lambda: twisted_smc(measured(noise=0.0)), "coordinates"),
     (lambda: twisted_smc(measured(), 1), "num_particles is 1, expected at least 2"),
+    *(
+        (
+            lambda part=part: twisted_smc(measured(), 2, steps=2, threshold=part),
+            f"threshold is {said}",
+        )
+        for part, said in ((-0.1, "-0.1, expected a part"), (1.5, "1.5, .*write 0.5 for a half"))
+    ),
+    (lambda: twisted_smc(measured(), 2, steps=2).resampled(0), "n is 0, expected at least 1"),
     (lambda: Replacement(ProbabilityFlow(5), SEEN, AT_REST), "takes no steps on a grid"),
     (lambda: Replacement("ancestral", SEEN, AT_REST), "expected a Sampler"),
     (lambda: Replacement(Ancestral(5), AT_REST, AT_REST), "write .bool"),

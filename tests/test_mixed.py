@@ -30,8 +30,8 @@ from pyro_mdm.likelihoods.discrete import mixture_kl
 from pyro_mdm.networks import MLP
 from pyro_mdm.scores import RandomMaps
 from pyro_mdm.scores.maps import Maps
-from pyro_mdm.support.covariance import joint_moments
 from pyro_mdm.tables import MapMLP
+from pyro_mdm.tables.covariance import joint_moments
 from pyro_mdm.tables.denoiser import SHRINKAGE, Elsewhere
 from pyro_mdm.tables.one_hot import OneHotDenoiser, one_hot_kl
 from tests.mistakes import refused

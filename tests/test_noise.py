@@ -247,6 +247,60 @@ def test_a_law_is_saved_by_its_name(tmp_path: Path) -> None:
         DiffusionModel.from_pretrained(tmp_path)
 
 
+class Falling(Exact):
+    """A denoiser whose covariance has negative quadratic forms alone."""
+
+    def x_hat(self, z: Tensor, log_snr: Any) -> Tensor:
+        return super().x_hat(z, log_snr) - 3 * (z - z.detach())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", OPERATORS)
+def test_where_a_networks_covariance_is_negative_that_of_linear_estimates_serves(name: str) -> None:
+    """For the widths of laws too, which would be 0 otherwise: then obs move nothing."""
+    H, z, log_snr = OPERATORS[name](), normal(0, 3, D), torch.zeros(3)
+    (m,) = H.obs_shape
+    for noise in (0.3, lambda u: dist.Laplace(u, 0.3)):
+        own, linear = (
+            MeasuredDenoiser(Falling(gaussian()), H, fixed(5, m), noise, covariance_from=level)
+            for level in (-math.inf, math.inf)
+        )
+        found = own.x_hat(z, log_snr)
+        torch.testing.assert_close(found, linear.x_hat(z, log_snr))
+        assert float((found - own.denoiser.x_hat(z, log_snr)).abs().max()) > 0.1
+
+
+@torch.no_grad()
+def test_torchs_inference_mode_changes_nothing() -> None:
+    """Though guidance takes derivatives, of the network and of functions."""
+    torch.manual_seed(0)
+    model = DiffusionModel(VPSDE(), Denoiser(MLP(D, hidden=8)), event_shape=(D,))
+    for p in model.parameters():
+        p.data += 0.2 * torch.randn_like(p)
+
+    def x_hats() -> list[Tensor]:
+        operators: list[Any] = [
+            fixed(1, 2, D),
+            FunctionOperator(lambda x: 2 * x[:, :2], (D,)),
+            NonlinearOperator(lambda x: x[:, :2].square(), (D,)),
+        ]
+        z, log_snr = normal(0, 3, D).float(), torch.zeros(3)
+        laws = (0.3, lambda u: dist.Laplace(u, 0.3))
+        return [
+            condition_on_measurements(model, H, torch.ones(2), noise).score_function.x_hat(
+                z, log_snr
+            )
+            for H in operators
+            for noise in laws
+        ]
+
+    known = x_hats()
+    with torch.inference_mode():
+        found = x_hats()
+    for one, other in zip(found, known, strict=True):
+        assert torch.equal(one, other)
+
+
 # -- weighted samples ------------------------------------------------------------------------------
 
 
@@ -385,6 +439,10 @@ def test_a_measurement_is_a_site() -> None:
         law = H @ gaussian().covariance @ H.mT + 0.3 * torch.eye(2)
         off = (drawn.T.cov() - law) / law.diagonal().sqrt() / law.diagonal().sqrt()[:, None]
         assert float(off.abs().max()) < 4.5 * math.sqrt(2 / 2000) + 0.02
+    torch.manual_seed(0)
+    exact = Measurement(model, H, 0).sample((3,))
+    torch.manual_seed(0)
+    assert torch.equal(exact, MDM(model).sample((3,)) @ H.mT)
 
 
 def test_what_no_particle_can_have_given_has_evidence_zero() -> None:
@@ -430,6 +488,8 @@ def test_a_nonlinear_operator_is_linearized() -> None:
     torch.testing.assert_close(H.forward(v), torch.einsum("nij,nj->ni", J, v))
     torch.testing.assert_close(H.adjoint(u), torch.einsum("nij,ni->nj", J, u))
     torch.testing.assert_close(H.squares(), J.square().sum(2))  # each row has one entry
+    unknown = torch.full((1, D), math.nan)
+    assert operator.linearized(unknown).forward(v[:1]).isnan().any(), "a network's fault, not H's"
     matrix, obs, z = fixed(1, 6, D), fixed(2, 6), normal(0, 3, D)
     for noise in (0.3, lambda u: dist.Laplace(u, 0.3)):
         one, other = (
@@ -448,6 +508,22 @@ def measured(**changed: Any) -> Any:
     model = program(gaussian(), VPSDE(**ENDS))
     options = {"H": fixed(1, 2, D), "obs": torch.tensor([3.0, 1.0])}
     return condition_on_measurements(model, **options | changed)
+
+
+def site(noise: Any) -> Measurement:
+    return Measurement(program(gaussian(), VPSDE()), fixed(1, 2, D), noise)
+
+
+def roots(x: Tensor) -> Tensor:
+    return x.abs().sqrt()
+
+
+def at_zero(function: Callable[[Tensor], Tensor]) -> Tensor:
+    """Guidance where x̂ is 0 for the first of two data."""
+    problem = GaussianMixture([1.0], torch.zeros(1, D), torch.eye(D)[None])
+    score = MeasuredDenoiser(Exact(problem), NonlinearOperator(function, (D,)), torch.ones(D), 0.1)
+    z = torch.arange(2.0).double()[:, None].expand(2, D)
+    return score.x_hat(z, torch.zeros(2))
 
 
 learned = torch.tensor(0.3, requires_grad=True)
@@ -488,7 +564,13 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
         lambda: measured(H=NonlinearOperator(squared, (D,)), obs=torch.zeros(2 * D), noise=0.0),
         "noise is 0, and H is NonlinearOperator.*give noise a positive variance",
     ),
-    (lambda: NonlinearOperator(torch.log, (D,)), r"H\(x\) of random data .*holds nan"),
+    (lambda: NonlinearOperator(torch.log, (D,)), r"H\(x\) is infinite or NaN for . of 2 data"),
+    (
+        lambda: at_zero(roots),
+        "the derivative of H is infinite or NaN for 1 of 2 data, whose numbers go from 0 to 0, "
+        "expected finite ones for all x; mend the function",
+    ),
+    (lambda: at_zero(lambda x: 1 / x), r"H\(x\) is infinite or NaN for 1 of 2 data"),
     (lambda: NonlinearOperator(lambda x: x[:, :0], (D,)), "expected at least one observation"),
     (lambda: NonlinearOperator(lambda x: x[0], (D,)), "keep the first dimension"),
     (lambda: Measurement(program(gaussian(), VPSDE()), fixed(1, 2, D), learned), "no derivative"),
@@ -499,6 +581,9 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
         "no derivative",
     ),
     (lambda: Measurement(Exact(gaussian()), fixed(1, 2, D), 0.1), "expected a DiffusionModel"),
+    (lambda: site(-0.1), "noise reaches -0.1, expected finite variances, none below 0"),
+    (lambda: site(torch.ones(3)), r"noise has shape \(3,\), expected a variance, or one for each"),
+    (lambda: site("poisson"), "noise is 'poisson', expected a variance, one for each"),
     *(
         (
             lambda obs=obs: Measurement(program(gaussian(), VPSDE()), torch.eye(D), 0.1).log_prob(

@@ -13,11 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from inference import restore
+from inference.loading import load_trained
 from inference.restore import TASKS, Restored, coverage, psnr, restored
 from inference.train import train
 from models import Digits, Toy
 from pyro_mdm import CLD
-from pyro_mdm.measurements import Mask
+from pyro_mdm.measurements import Mask, covariance
 from tests.brief import SHORT, be_brief
 from tests.programs import run_program
 
@@ -49,21 +50,33 @@ def test_every_task_of_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
             assert image.size[0] > 2.5 * image.size[1]  # six columns, two rows
 
 
-def test_a_labelled_run_is_told_what_is_given_alone(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """By default nothing, and never the true labels without a word."""
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs that are told labels, some of them and always."""
+    folder = tmp_path_factory.mktemp("labelled")
     options: dict[str, Any] = SHORT | {"model": "digits", "guide": "vpsde", "steps": 1}
     for name, dropout in (("some", None), ("always", 0.0)):
-        with monkeypatch.context() as patch:
+        with pytest.MonkeyPatch.context() as patch:
             be_brief(patch)
             labels = {"condition": "labels", "context_dropout": dropout, "figures": False}
-            train(run=tmp_path / name, **options | labels)
+            train(run=folder / name, **options | labels)
+    return folder
+
+
+def test_a_labelled_run_is_told_what_is_given_alone(
+    labelled: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By default nothing, and never the true labels without a word."""
     seen: list[Tensor] = []
+    learned: list[Tensor] = []
     own = restore.restored
 
     def looked_at(model: Any, *arguments: Any, **more: Any) -> Any:
         seen.append(model.score_function.told)
+        learned.append(more["data"])
         return own(model, *arguments, **more)
 
     monkeypatch.setattr(restore, "restored", looked_at)
@@ -71,7 +84,7 @@ def test_a_labelled_run_is_told_what_is_given_alone(
     def said_of(run: str, given: Any = None) -> str:
         few: dict[str, Any] = {"num_images": 3, "steps": 1}
         out = tmp_path / "x.png"
-        restore.restore(tmp_path / run, out=out, overwrite=True, given=given, **few)
+        restore.restore(labelled / run, out=out, overwrite=True, given=given, **few)
         return capsys.readouterr().out
 
     capsys.readouterr()
@@ -87,10 +100,40 @@ def test_a_labelled_run_is_told_what_is_given_alone(
     none, first, second = seen  # one number for each class
     assert none.shape == (3, 10) and not bool(none.any())
     assert first.argmax(1).tolist() == [3, 5, 3] and second.argmax(1).tolist() == [4, 4, 4]
+    part = load_trained(labelled / "always")[1].problem.part("train")
+    assert part.context is not None
+    of_4 = part.data[part.context == 4]
+    assert [len(x) for x in learned] == [len(part.data)] * 2 + [len(of_4)]
+    assert torch.equal(learned[2], problem.to_model_space(of_4))
     with pytest.raises(ValueError, match=r"has always been told; expected .* such as --given 3"):
         said_of("always")
     with pytest.raises(ValueError, match="the label 12, expected one of 0 to 9"):
         said_of("some", 12)
+
+
+def test_each_label_is_measured_once_by_its_own_images(
+    labelled: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in "abc":
+        Image.new("L", (8, 8)).save(tmp_path / f"{name}.png")
+    measured: list[int] = []
+    made = covariance.DataCovariance.of
+
+    def counted(x: Tensor) -> Any:
+        measured.append(len(x))
+        return made(x)
+
+    monkeypatch.setattr(covariance.DataCovariance, "of", counted)
+    files = [tmp_path / f"{name}.png" for name in "abc"]
+    options: dict[str, Any] = {"task": "denoise", "noise": 0.1, "steps": 1, "accelerator": "cpu"}
+    part = load_trained(labelled / "some")[1].problem.part("train")
+    assert part.context is not None
+    numbers = part.context.bincount().tolist()
+    for given, expected in (([3, 5], [numbers[3], numbers[5]]), (None, [len(part.data)])):
+        measured.clear()
+        out = tmp_path / f"out-{given is None}"
+        restore.restore(labelled / "some", data=files, given=given, out=out, **options)
+        assert measured == expected and len(list(out.iterdir())) == 6
 
 
 def test_samples_meet_their_own_measurements() -> None:

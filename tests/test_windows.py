@@ -104,7 +104,9 @@ def test_a_measured_texture_is_that_of_the_exact_denoiser(operator: LinearOperat
 def test_a_larger_image_has_the_covariance_of_its_windows() -> None:
     """The linear one is a sum over windows, and guidance by it alone is near to the exact one's."""
     small, whole = Texture(*WINDOW), both()[1]
-    of_window = DataCovariance.of(normal(3, 400, 1, *WINDOW))
+    L = torch.linalg.cholesky(small.basis @ small.spectrum.diag() @ small.basis.mT)
+    data = (normal(5, 2000, 64) @ L.mT).reshape(-1, 1, *WINDOW)
+    of_window = DataCovariance.of(data)  # not diagonal, so that it matters where it is weighted
     made = WindowedCovariance(of_window, WINDOW, SIZE)
     v, V = normal(4, 2, 1, *SIZE), torch.tensor([0.5, 3.0]).double().reshape(2, 1, 1, 1)
     known = torch.zeros_like(v)
@@ -119,8 +121,6 @@ def test_a_larger_image_has_the_covariance_of_its_windows() -> None:
 
     operator = half_seen()
     obs = operator(draws(whole, 1).double().unsqueeze(1))[0]
-    L = torch.linalg.cholesky(small.basis @ small.spectrum.diag() @ small.basis.mT)
-    data = (normal(5, 2000, 64) @ L.mT).reshape(-1, 1, *WINDOW)
     guided = condition_on_measurements(both()[0], operator, obs, 0.1**2, data=data)
     exact = condition_on_measurements(whole, operator, obs, 0.1**2, covariance_from=-math.inf)
     exact.score_function.max_iterations = 40
@@ -143,7 +143,9 @@ def test_it_is_saved_with_its_windows(tmp_path: Path) -> None:
 
 def test_windows_of_one_model_are_measured_once() -> None:
     small, data = DiffusionModel(VPSDE(**ENDS), Texture(*WINDOW)), normal(1, 50, 1, *WINDOW)
+    unasked = reference(windowed(small, SIZE), data, levels=False)
     first, second = (reference(windowed(small, size), data) for size in (SIZE, (9, 8)))
+    assert math.isnan(unasked.trusted_from) and not math.isnan(first.trusted_from)
     of_window: Any = first.covariance
     assert isinstance(second.covariance, WindowedCovariance)
     assert of_window.covariance is second.covariance.covariance

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -77,7 +75,7 @@ class Replacement(Sampler):
     plan = of_part("sampler")
     step = of_part("sampler")
 
-    def check(self, diffusion: Diffusion, score: Any = None) -> None:
+    def check(self, diffusion: Diffusion, score: object = None) -> None:
         self.sampler.check(diffusion, score)
         needed = (Cap.KERNELS, Cap.OWN_DRIFT, Cap.READOUT, Cap.DATA_STATES, Cap.NO_CONTEXT)
         who = "Replacement, which draws observed dimensions of y_s apart from others,"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -75,7 +75,7 @@ def shared_ends() -> Iterator[None]:
         _shared = outer
 
 
-def shared(owner: object, name: Any, compute: Callable[[], T]) -> T:
+def shared(owner: object, name: Hashable, compute: Callable[[], T]) -> T:
     """``compute()``, evaluated once within :func:`shared_ends`.
 
     Args:

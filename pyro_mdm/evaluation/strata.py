@@ -33,7 +33,7 @@ Techniques", 1977, chapter 7), with coefficients that vary with λ.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -45,6 +45,8 @@ UNIFORM_SHARE = 0.1
 SMALL = 0.05  # part of the baseline's largest density below which all data count alike
 Target = tuple[int, int | None]
 """An integrand by its number, or two for their difference."""
+
+Number = TypeVar("Number", float, Tensor)
 
 
 class Draws(NamedTuple):
@@ -405,7 +407,7 @@ def cells(level: Tensor, edges: Tensor) -> Tensor:
     return (torch.bucketize(level, edges, right=True) - 1).clamp(0, len(edges) - 2)
 
 
-def _allowance(skewness: Any) -> Any:
+def _allowance(skewness: Number) -> Number:
     """The factor by which the error exceeds that of the spread."""
     return 1 + 3 * skewness**2
 

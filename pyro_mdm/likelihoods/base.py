@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.support.checks import describe
 from pyro_mdm.support.modules import ExactBuffers
 from pyro_mdm.support.settings import Restorable
@@ -32,7 +33,11 @@ D = TypeVar("D", bound="DecoderDistribution")
 
 
 def bits_per_dim(
-    log_prob: Any, num_dims: int, *, log_det: Any = 0.0, num_levels: int | None = None
+    log_prob: Tensor | float,
+    num_dims: int,
+    *,
+    log_det: Tensor | float = 0.0,
+    num_levels: int | None = None,
 ) -> Any:
     r"""Bits per dimension of a log-likelihood: -(log p + log|det|) / (d ln 2) (+ log₂ levels).
 
@@ -117,7 +122,7 @@ class DecoderDistribution(TorchDistribution):
             )
 
 
-def log_prob_by_dimension(law: Any, value: Tensor) -> Tensor:
+def log_prob_by_dimension(law: object, value: Tensor) -> Tensor:
     """log p(x_j) under a decoder's distribution, like x, nats.
 
     Raises:
@@ -125,8 +130,7 @@ def log_prob_by_dimension(law: Any, value: Tensor) -> Tensor:
     """
     if isinstance(law, DecoderDistribution):
         return law.log_prob_by_dimension(value)
-    independent = isinstance(law, dist.Independent)
-    if independent and not law.base_dist.event_shape:
+    if isinstance(law, dist.Independent) and not law.base_dist.event_shape:
         return law.base_dist.log_prob(value)
     raise TypeError(
         f"the decoder's distribution is {describe(law)}, expected independent dimensions: a "
@@ -140,7 +144,7 @@ class StateScore(Protocol):
 
     event_shape: tuple[int, ...] | None
 
-    def score(self, diffusion: Any, y: Tensor, s: Tensor) -> Tensor:
+    def score(self, diffusion: Kernels, y: Tensor, s: Tensor) -> Tensor:
         """s_θ(y, s), like y (*batch, K, *event_shape)."""
 
     def denoise(self, diffusion: Any, y: Tensor, s: Tensor) -> Tensor:

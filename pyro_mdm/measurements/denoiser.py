@@ -12,7 +12,7 @@ which is exact for Gaussian data and their exact denoiser.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +23,7 @@ from pyro_mdm.conditioning.derived import DerivedDenoiser
 from pyro_mdm.diffusions.base import Cap, require
 from pyro_mdm.diffusions.matrices import of_rows, with_event_dims
 from pyro_mdm.measurements.covariance import Covariance, DataCovariance, reference
+from pyro_mdm.measurements.derivatives import outside_inference_mode
 from pyro_mdm.measurements.laws import Law, Sites, gaussian_sites, likeliest, log_prob_of
 from pyro_mdm.measurements.operators import (
     LARGEST_MATRIX,
@@ -51,7 +52,7 @@ from pyro_mdm.support.checks import (
 )
 from pyro_mdm.support.modules import replace
 
-__all__ = ["Given", "MeasuredDenoiser", "condition_on_measurements"]
+__all__ = ["Given", "MeasuredDenoiser", "checked_variance", "condition_on_measurements"]
 
 Product = Callable[[Tensor], Tensor]
 
@@ -69,6 +70,7 @@ SINGULAR = 1e-10
 """Smallest singular value beside the largest, below which H is said to be singular."""
 
 
+@outside_inference_mode
 def condition_on_measurements(
     model: DiffusionModel,
     H: Tensor | LinearOperator | NonlinearOperator,
@@ -81,10 +83,10 @@ def condition_on_measurements(
 ) -> DiffusionModel:
     r"""The model p(x | obs) of data given obs = H x + noise, noise ~ N(0, R), or another law.
 
-    It needs no training: any denoiser serves, over any linear diffusion. Every sampler serves it
-    (where the model has its default, it becomes a stochastic one, which does not keep errors), and
-    so do ``Predictive``, :class:`~pyro_mdm.MDM` and bounds, which are on its log p(x | obs).
-    Parameters, network and diffusion are shared with ``model``.
+    It needs no training: any denoiser serves, over any linear diffusion. Every sampler serves it,
+    and so do ``Predictive``, :class:`~pyro_mdm.MDM` and bounds, which are on its log p(x | obs). A
+    sampler that was given to the model stays. Its default becomes a stochastic one, which does not
+    keep errors. Parameters, network and diffusion are shared with ``model``.
 
     **What is exact.** Samples are, up to the sampler's steps, for Gaussian data with their exact
     denoiser, if the linear systems are solved. Otherwise x given z is taken for Gaussian (text of
@@ -120,10 +122,11 @@ def condition_on_measurements(
             obs, entry by entry: ``lambda u: dist.Poisson(u.clamp_min(0) * 100)``,
             ``lambda u: dist.Laplace(u, 0.1)``, :class:`Quantized`, :class:`Clipped`.
         data: draws of the data, (n, *event_shape), of which the covariance is taken, such as those
-            that the model was trained on; of a model by windows, draws of a window. None: 256
-            draws of the model.
+            that the model was trained on; of a model by windows, draws of a window; of one that is
+            told a context, draws with this context. None: 256 draws of the model.
         covariance_from: the λ from which the covariance of x given z is the denoiser's; None: as
-            measured. -∞: always, as for an exact denoiser; ∞: never, which is fastest.
+            measured, once for a model. -∞: always, as for an exact denoiser; ∞: never, which is
+            fastest. With a number nothing is measured.
         max_iterations: the most iterations of conjugate gradients with the denoiser's covariance,
             each a direction; as many as observations for an exact denoiser.
 
@@ -153,7 +156,7 @@ def condition_on_measurements(
     fix = "use a linear diffusion of the data, whose dimensions are noised apart"
     require(model.diffusion, *needed, who="conditioning on a measurement", fix=fix)
     denoiser = _checked_denoiser(model.score_function)
-    of_data, trusted_from = reference(model, data)
+    of_data, trusted_from = reference(model, data, levels=covariance_from is None)
     score = MeasuredDenoiser(
         denoiser,
         as_operator(H, model.event_shape),
@@ -164,7 +167,7 @@ def condition_on_measurements(
         max_iterations=max_iterations,
     )
     given = with_score(model, score, model.likelihood)
-    if repr(model.sampler) == repr(default_sampler(model.diffusion, denoiser)):
+    if getattr(model.sampler, "is_default", False):
         given.sampler = default_sampler(model.diffusion, score)
     return given
 
@@ -217,7 +220,7 @@ class MeasuredDenoiser(DerivedDenoiser):
             self.noise = noise
             peak = self._peak(noise)
         else:
-            variance = _checked_variance(noise, H.obs_shape).to(device)
+            variance = checked_variance(noise, H.obs_shape).to(device)
             self.register_buffer("noise", variance)
             _check_exact(self.operator, variance)
         self.register_buffer("peak", peak, persistent=False)
@@ -228,8 +231,9 @@ class MeasuredDenoiser(DerivedDenoiser):
         if data_covariance is None:
             data_covariance = DataCovariance(denoiser.data_variance.detach().double())
         self.data_covariance = data_covariance.to(device)
-        self.solved: Solution | None = None
-        """The solutions of the last call's linear systems."""
+        self.iterations: Tensor | None = None
+        """Directions of the denoiser's covariance in the last call, (n,), of n data; 0 where it is
+        not used."""
 
     # -- of which data -----------------------------------------------------------------------------
 
@@ -255,6 +259,7 @@ class MeasuredDenoiser(DerivedDenoiser):
     def x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
         return self.given_obs(z, log_snr).x_hat
 
+    @outside_inference_mode
     def given_obs(self, z: Tensor, log_snr: Number) -> Given:
         """x̂ at z (*batch, *event_shape) with and without obs, and the fit of obs.
 
@@ -275,44 +280,53 @@ class MeasuredDenoiser(DerivedDenoiser):
         seen = DenoiserCovariance(denoise, states, variance) if bool(own.any()) else None
         x_hat = denoise(states) if seen is None else seen.x_hat
         clean, H = self.operator(x_hat.double()), self.operator.linearized(x_hat)
-        sites = self._sites(H, _of_rows(own, seen, linear), clean, batch)
+        sites = self._sites(H, _of_rows(own, seen, linear), linear, clean, batch)
         rest = (sites.obs - clean).flatten(1)
         solution = self._solve(H, own, seen, linear, rest, sites)
-        self.solved = Solution(*(part.detach() for part in solution))
+        self.iterations = torch.where(own, solution.iterations, 0)
         fit = sites.log_p - 0.5 * (rest * solution.u).sum(-1)
         given = (x_hat + solution.image.to(x_hat.dtype)).reshape(z.shape)
         return Given(x_hat.reshape(z.shape), given, fit.reshape(batch))
 
-    def _sites(self, H: Linear, inner: Product, clean: Tensor, batch: torch.Size) -> Sites:
+    def _sites(
+        self, H: Linear, inner: Product, linear: Product, clean: Tensor, batch: torch.Size
+    ) -> Sites:
         """Gaussian observations in the place of obs, given H x̂ (n, *obs_shape)."""
         shape = self.operator.obs_shape
         obs = of_rows(self.obs, len(shape), batch).reshape(-1, *shape)
         if isinstance(self.noise, Tensor):
             return Sites(obs, self.noise.expand(1, *shape), clean.new_zeros(()), None)
         peak = of_rows(self.peak, len(shape), batch).reshape(-1, *shape).expand_as(clean)
-        variance = self._variance(H, inner, clean)
+        variance = self._variance(H, inner, linear, clean)
         return gaussian_sites(self.noise, obs.expand_as(clean), clean, variance, peak)
 
-    def _variance(self, H: Linear, covariance: Product, clean: Tensor) -> Tensor:
+    def _variance(self, H: Linear, inner: Product, linear: Product, clean: Tensor) -> Tensor:
         """The diagonal of H C Hᵀ, like H x̂ (n, *obs_shape): exact for few observations.
 
         For others it is that of H Hᵀ times a number, for which the quadratic form of H C Hᵀ with
-        one vector of random signs, always the same, is exact.
+        one vector of random signs, always the same, is exact. Where the network's is not positive,
+        it is that of linear estimates. Else clean measurements would count as known.
         """
         n, m, shape = len(clean), clean[0].numel(), self.operator.obs_shape
-
-        def product(p: Tensor) -> Tensor:
-            p = p.to(clean.device).reshape(shape).expand_as(clean)
-            return (p * H.forward(covariance(H.adjoint(p)).double())).flatten(1)
-
         squares = H.squares().expand_as(clean)
+
+        def form(covariance: Product, p: Tensor) -> Tensor:
+            p = p.to(clean.device).reshape(shape).expand_as(clean)
+            return (p * H.forward(covariance(H.adjoint(p)).double())).flatten(1).sum(1)
+
+        def diagonal(covariance: Product) -> Tensor:
+            if m <= FEW:
+                each = [form(covariance, p) for p in torch.eye(m, dtype=clean.dtype)]
+                return torch.stack(each, 1).reshape(n, *shape)
+            signs = torch.randint(2, (m,), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
+            ratio = form(covariance, signs.to(clean.dtype)) / squares.flatten(1).sum(1)
+            return ratio.reshape(-1, *[1] * len(shape)) * squares
+
+        variance = diagonal(inner)
+        if inner is not linear and bool((variance <= 0).any()):
+            variance = torch.where(variance > 0, variance, diagonal(linear))
         least = SMALLEST * squares.amax() * self.denoiser.data_variance.mean()
-        if m <= FEW:
-            each = [product(p).sum(1) for p in torch.eye(m, dtype=clean.dtype)]
-            return torch.stack(each, 1).reshape(n, *shape).clamp_min(least)
-        signs = torch.randint(2, (m,), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
-        ratio = product(signs.to(clean.dtype)).sum(1) / squares.flatten(1).sum(1)
-        return (ratio.reshape(-1, *[1] * len(shape)) * squares).clamp_min(least)
+        return variance.clamp_min(least)
 
     def _solve(
         self,
@@ -418,7 +432,9 @@ def _checked_obs(obs: object, shape: tuple[int, ...]) -> Tensor:
     return obs
 
 
-def _checked_variance(value: object, shape: tuple[int, ...]) -> Tensor:
+def checked_variance(value: object, shape: Sequence[int]) -> Tensor:
+    """Variances of noise in float64, () or like observations of this shape, checked."""
+    shape = tuple(shape)
     variance = real_tensor("noise", value, "a variance, one for each observation, or a law")
     if variance.dim() and variance.shape != shape:
         raise ValueError(

@@ -87,7 +87,7 @@ class Quantized(TorchDistribution):
         """The levels."""
         return _Levels(self.levels)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Quantized:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Quantized:
         loc, scale = self.loc.expand(batch_shape), self.scale.expand(batch_shape)
         return Quantized(loc, self.levels, scale, validate_args=False)
 
@@ -177,7 +177,7 @@ class Clipped(TorchDistribution):
         """The interval."""
         return constraints.interval(self.low, self.high)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Clipped:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Clipped:
         loc, scale = self.loc.expand(batch_shape), self.scale.expand(batch_shape)
         return Clipped(loc, scale, self.low, self.high, validate_args=False)
 

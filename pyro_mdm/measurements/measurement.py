@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal, constraints
 
 from pyro_mdm.distribution import MDM
-from pyro_mdm.measurements.denoiser import condition_on_measurements
+from pyro_mdm.measurements.denoiser import checked_variance, condition_on_measurements
 from pyro_mdm.measurements.laws import Law
 from pyro_mdm.measurements.operators import LinearOperator, NonlinearOperator, as_operator
 from pyro_mdm.measurements.twisted import Particles, weighted_particles
@@ -39,8 +39,8 @@ class Measurement(TorchDistribution):
         guidance: further options of :func:`condition_on_measurements`.
 
     Raises:
-        TypeError, ValueError: as for :func:`condition_on_measurements`, by ``log_prob``; noise that
-            requires gradients.
+        TypeError, ValueError: as for :func:`condition_on_measurements`, of a law and obs by
+            ``log_prob``; noise that requires gradients.
 
     Source: Andrieu & Roberts, "The Pseudo-Marginal Approach for Efficient Monte Carlo
     Computations", Annals of Statistics 2009.
@@ -82,6 +82,8 @@ class Measurement(TorchDistribution):
                 "noise requires gradients, as under SVI and HMC, and evidence by particles has no "
                 "derivative; infer by pyro.infer.Importance, or pass what it depends on detached"
             )
+        if not callable(noise):
+            checked_variance(noise, obs_shape)
         super().__init__(torch.Size(), obs_shape, validate_args=validate_args)
 
     @constraints.dependent_property(is_discrete=False)
@@ -89,7 +91,7 @@ class Measurement(TorchDistribution):
         """Real numbers, whatever the noise."""
         return constraints.independent(constraints.real, len(self.event_shape))
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Measurement:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Measurement:
         new = self._get_checked_instance(Measurement, _instance)
         new.__dict__.update(self.__dict__, _batch_shape=torch.Size(batch_shape))
         return new
@@ -114,7 +116,8 @@ class Measurement(TorchDistribution):
     def _law(self, clean: Tensor) -> Any:
         if callable(self.noise):
             return self.noise(clean)
-        return Normal(clean, torch.as_tensor(self.noise, dtype=clean.dtype).sqrt())
+        scale = torch.as_tensor(self.noise, dtype=clean.dtype, device=clean.device).sqrt()
+        return Normal(clean, scale, validate_args=False)  # 0 is allowed: observed exactly
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(value) by particles, (*batch) in float64, nats."""

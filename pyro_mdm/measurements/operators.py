@@ -11,9 +11,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pyro_mdm.measurements.derivatives import outside_inference_mode
 from pyro_mdm.support.checks import (
     check_count,
-    check_finite,
     check_instance,
     check_number,
     describe,
@@ -122,6 +122,7 @@ class LinearOperator(Operator):
             return self.matrix().square().sum(1).reshape(self.obs_shape)
         return self(_signs(PROBES, self.event_shape, _device(self))).square().mean(0)
 
+    @outside_inference_mode
     def adjoint(self, obs: Tensor) -> Tensor:
         """Hᵀ obs, (*batch, *event_shape); from the derivative of H unless overridden."""
         batch = obs.shape[: obs.dim() - len(self.obs_shape)]
@@ -248,7 +249,7 @@ class NonlinearOperator(Operator):
         event_shape: the shape of a datum.
 
     Raises:
-        ValueError: H(x) or its derivative is not finite for random data.
+        ValueError: H(x) or its derivative is not finite, for random data or later at an x̂.
 
     Example:
         >>> phaseless = NonlinearOperator(lambda x: torch.fft.rfft(x).abs(), (8,))
@@ -267,14 +268,20 @@ class NonlinearOperator(Operator):
         return measured.reshape(*batch, *measured.shape[1:])
 
     def linearized(self, x: Tensor) -> Linear:
-        """The derivative J at x, by reverse mode; a product with J is the derivative of Jᵀ u."""
+        """The derivative J at x, by reverse mode; a product with J is the derivative of Jᵀ u.
+
+        Raises:
+            ValueError: H(x) or J is not finite at finite x.
+        """
         Hx, pull = torch.func.vjp(self.function, x.double())[:2]
 
         def adjoint(u: Tensor) -> Tensor:
             pulled: Tensor = pull(u.double())[0]
             return pulled
 
-        push = torch.func.vjp(adjoint, torch.zeros_like(Hx))[1]
+        nothing, push = torch.func.vjp(adjoint, torch.zeros_like(Hx))[:2]
+        self._check_at(x, "H(x)", Hx)
+        self._check_at(x, "the derivative of H", nothing)  # NaN, as 0 times ∞ is, or 0
 
         @torch.no_grad()
         def squares() -> Tensor:
@@ -283,13 +290,22 @@ class NonlinearOperator(Operator):
 
         return Linear(lambda v: push(v.double())[0], adjoint, squares)
 
+    def _check_at(self, x: Tensor, name: str, value: Tensor) -> None:
+        bad = (~value.isfinite()).flatten(1).any(1) & x.isfinite().flatten(1).all(1)
+        if bool(bad.any()):
+            raise ValueError(
+                f"{name} is infinite or NaN for {int(bad.sum())} of {len(x)} data, whose numbers "
+                f"go from {x[bad].min().item():.3g} to {x[bad].max().item():.3g}, expected finite "
+                "ones for all x; mend the function, e.g. (x.square() + 1e-6).sqrt() in the place "
+                "of x.square().sqrt()"
+            )
+
+    @outside_inference_mode
     def check(self) -> None:
         """Raise ValueError unless H(x) and its derivative are finite, on two random data."""
         x = self._two(*self.event_shape)
-        Hx = self(x)
-        self._check_shape("H(x)", Hx, self.obs_shape)
-        check_finite("H(x) of random data", Hx)
-        check_finite("the derivative of H", self.linearized(x).adjoint(torch.ones_like(Hx)))
+        self._check_shape("H(x)", self(x), self.obs_shape)
+        self.linearized(x)
 
 
 class Mask(LinearOperator):

@@ -139,6 +139,7 @@ class Particles(NamedTuple):
         They share ancestors: of few repeats there are few that differ much. Independent draws are
         those of :meth:`one_of_each`.
         """
+        check_count("n", n, "the number of particles that are drawn")
         chosen = torch.multinomial(self.weights.flatten(), n, replacement=True)
         return self.x.flatten(0, 1)[chosen]
 
@@ -222,7 +223,9 @@ def weighted_particles(
     check_count("num_particles", num_particles, "the number of particles of a repeat", 2)
     check_count("steps", steps, "the number of steps from T to ε")
     check_count("repeats", repeats, "the number of independent runs")
-    check_number("threshold", threshold, "a part of the particles, from 0 to 1")
+    expected = "a part of the particles, from 0, never to resample, to 1"
+    if not 0 <= check_number("threshold", threshold, expected) <= 1:
+        raise ValueError(f"threshold is {threshold}, expected {expected}; write 0.5 for a half")
     with evaluating(model):
         x, log_w = _run(model, score, repeats, num_particles, steps, threshold)
     return Particles(x, log_w, steps, Measured(math.nan, math.nan))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -68,6 +69,7 @@ class PathLaw(TorchDistribution):
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
     diffusion: Any  # a Diffusion; of the kind that the law is for
+    times: Tensor | None  # (N,), at which a path is seen; None for ε alone
 
     def __init__(
         self,
@@ -96,7 +98,7 @@ class PathLaw(TorchDistribution):
     def support(self) -> Any:
         return constraints.independent(constraints.real, len(self.event_shape))
 
-    def expanded(self: Self, batch_shape: Any, _instance: Any) -> Self:
+    def expanded(self: Self, batch_shape: Sequence[int], _instance: object) -> Self:
         """A copy of the law with another batch shape; the caller expands what depends on data."""
         new: Self = self._get_checked_instance(type(self), _instance)
         new.__dict__.update(self.__dict__)
@@ -141,7 +143,7 @@ class NoisingLaw(PathLaw):
         num_times = 1 if times is None else len(times)
         super().__init__(diffusion, x.shape[:cut], x.shape[cut:], num_times, validate_args)
 
-    def expand(self: Self, batch_shape: Any, _instance: Any = None) -> Self:
+    def expand(self: Self, batch_shape: Sequence[int], _instance: object = None) -> Self:
         new = self.expanded(batch_shape, _instance)
         new.__dict__["x"] = self.x.expand(*batch_shape, *self.x_shape)
         return new

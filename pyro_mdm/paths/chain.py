@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ class GenerativeChain(GenerativeLaw):
             diffusion, torch.Size(batch_shape), torch.Size(event_shape), len(times), validate_args
         )
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         lead = (*sample_shape, *self.batch_shape)
         shape = (math.prod(lead), *self.event_shape[1:])
         device = self.times.device

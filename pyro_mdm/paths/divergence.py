@@ -13,7 +13,7 @@ from torch.distributions import register_kl
 from pyro_mdm import randomness
 from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.matrices import apply_matrix, of_counted, outer
-from pyro_mdm.paths.base import NoisingLaw, PathKL, times_text
+from pyro_mdm.paths.base import NoisingLaw, PathKL, PathLaw, times_text
 from pyro_mdm.paths.generative import GenerativeLaw
 from pyro_mdm.paths.noising import NoisingPath
 
@@ -189,7 +189,7 @@ def _in_short(value: object) -> str:
     return str(value)
 
 
-def shared_diffusion(noising: Any, generative: GenerativeLaw) -> Any:
+def shared_diffusion(noising: PathLaw, generative: GenerativeLaw) -> Any:
     """The diffusion of two laws; raises ValueError unless both have the same, of one path."""
     if noising.diffusion.origin is not generative.diffusion.origin:
         raise ValueError(different_diffusions(noising.diffusion, generative.diffusion))

@@ -175,7 +175,7 @@ class _StateFlow(_Flow):
 
 @singledispatch
 def _flow_by_time(
-    diffusion: Any, score: BoundScore, y: Tensor, s: Tensor, how: Simulation, graph: bool
+    diffusion: Diffusion, score: BoundScore, y: Tensor, s: Tensor, how: Simulation, graph: bool
 ) -> tuple[Tensor, Tensor]:
     """The velocity f - ½ (g² s_θ + ∇·g²), like y, and its divergence, (n,), at times s (n,)."""
     theta = score(y, s)

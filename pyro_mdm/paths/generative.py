@@ -31,7 +31,7 @@ class GenerativeLaw(PathLaw):
     times: Any = None
     """The grid of a chain, (N,); None for a law in continuous time, seen at ε alone."""
 
-    def expand(self: Self, batch_shape: object, _instance: object = None) -> Self:
+    def expand(self: Self, batch_shape: Sequence[int], _instance: object = None) -> Self:
         return self.expanded(batch_shape, _instance)
 
 
@@ -65,7 +65,7 @@ class GenerativePath(GenerativeLaw):
             diffusion, torch.Size(batch_shape), torch.Size(event_shape), 1, validate_args
         )
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         if self.sampler is None:
             raise ValueError("this GenerativePath has no sampler; pass sampler=EulerMaruyama(500)")
         lead = (*sample_shape, *self.batch_shape)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_mdm import randomness
+from pyro_mdm.diffusions.base import Marginal
 from pyro_mdm.diffusions.matrices import apply_matrix, outer
 from pyro_mdm.paths.base import NoisingLaw, gaussian_log_prob
 
@@ -38,14 +40,14 @@ class NoisingPath(NoisingLaw):
             return first, None
         return first, self.diffusion.transition(self.times[1:], self.times[:-1])
 
-    def _mean(self, first: Any) -> Tensor:
+    def _mean(self, first: Marginal) -> Tensor:
         """The mean of the first state given x, (*batch, K, *event_shape)."""
         mean = outer(first.mean, self.x, self.x_dim)
         s = self.diffusion.start_time if self.times is None else self.times[0]
         moved = self.diffusion.displacement(self.x, s, self.x_dim)
         return mean if moved is None else mean + moved
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         first, steps = self._kernels()
         shape = (*sample_shape, *self.batch_shape, *self.event_shape)
         noise = randomness.normal(shape, self.x.dtype, self.x.device)

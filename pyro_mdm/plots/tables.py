@@ -139,7 +139,7 @@ def pairs_figure(observed: Columns, drawn: Columns | None = None, *, most: int =
 
 
 def calibration_figure(
-    pit: Columns, classes: Mapping[str, tuple[Any, Any]] | None = None
+    pit: Columns, classes: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None
 ) -> Figure:
     """Whether predictions of entries are calibrated, for all columns together and for each one.
 
@@ -556,7 +556,9 @@ def _transforms(name: str, values: ArrayLike) -> Values:
     return u
 
 
-def _predicted(name: str, probabilities: Any, true: Any) -> tuple[Values, NDArray[np.int64]]:
+def _predicted(
+    name: str, probabilities: ArrayLike, true: ArrayLike
+) -> tuple[Values, NDArray[np.int64]]:
     p, k = np.asarray(probabilities, dtype=np.float64), np.asarray(true, dtype=np.float64)
     p = p[None] if p.ndim == 2 else p
     if p.ndim != 3 or len(p) > 2 or k.shape != p.shape[1:2]:

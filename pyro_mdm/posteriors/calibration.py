@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyro_mdm.posteriors.reading import Draws, simulate
 
-__all__ = ["NEW_SEED", "Calibration", "Sampled", "calibrate", "ranks"]
+__all__ = ["NEW_SEED", "Calibration", "Sampled", "calibrate", "new_simulations", "ranks"]
 
 NEW_SEED = 2**20
 """Is added to the seed of simulations that test a posterior: by its own seed they would be those
@@ -102,10 +102,15 @@ def calibrate(
     Returns:
         :class:`Calibration`, with ranks and p-values.
     """
-    truth = simulate(
-        program, simulations, seed=NEW_SEED + seed, vectorized=vectorized, progress=progress
-    )
+    truth = new_simulations(program, simulations, vectorized, seed, progress)
     return Calibration.of(truth, posterior.sample(truth, draws, seed=seed + 1))
+
+
+def new_simulations(
+    program: Callable[..., Any], n: int, vectorized: bool, seed: int, progress: bool
+) -> Draws:
+    """n simulations, see :func:`simulate`, that a posterior of this seed was not learned from."""
+    return simulate(program, n, seed=NEW_SEED + seed, vectorized=vectorized, progress=progress)
 
 
 def ranks(draws: Tensor, truth: Tensor, *, seed: int = 0) -> Tensor:

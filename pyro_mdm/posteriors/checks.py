@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.posteriors.amortized import AmortizedPosterior
-from pyro_mdm.posteriors.calibration import NEW_SEED, Calibration, ranks
+from pyro_mdm.posteriors.calibration import Calibration, new_simulations, ranks
 from pyro_mdm.posteriors.guide import one_row
-from pyro_mdm.posteriors.reading import Draws, simulate
+from pyro_mdm.posteriors.reading import Draws
 from pyro_mdm.support.checks import check_count
 
 __all__ = ["Coverage", "calibrate_at", "expected_coverage"]
@@ -106,9 +106,7 @@ def expected_coverage(
         vectorized, progress: see :func:`simulate`.
         seed: the seed of simulations and draws.
     """
-    truth = simulate(
-        program, simulations, seed=NEW_SEED + seed, vectorized=vectorized, progress=progress
-    )
+    truth = new_simulations(program, simulations, vectorized, seed, progress)
     drawn = posterior.sample(truth, draws, seed=seed + 1)
     central = Calibration.of(truth, drawn)
     if not joint:
@@ -179,9 +177,7 @@ def calibrate_at(
             f"nearest is {nearest}, expected at most simulations, {simulations}; lower it"
         )
     one, encoding = one_row(posterior.data(data)), posterior.encoding
-    truth = simulate(
-        program, simulations, seed=NEW_SEED + seed, vectorized=vectorized, progress=progress
-    )
+    truth = new_simulations(program, simulations, vectorized, seed, progress)
     for name in posterior.observed:
         if bool((lacks := torch.as_tensor(data[name]).isnan()).any()):
             truth[name] = truth[name].to(one).masked_fill(lacks, math.nan)

@@ -35,6 +35,7 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.infer import Importance
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -223,15 +224,19 @@ class _Joint(TorchDistribution):
     support = constraints.real_vector
 
     def __init__(
-        self, draws: _Draws, score: Callable[[Tensor], Tensor], size: int, batch_shape: Any = ()
+        self,
+        draws: _Draws,
+        score: Callable[[Tensor], Tensor],
+        size: int,
+        batch_shape: Sequence[int] = (),
     ) -> None:
         self.draws, self.score, self.size = draws, score, size
         super().__init__(torch.Size(batch_shape), torch.Size([size]), validate_args=False)
 
-    def expand(self, batch_shape: Any, _instance: object = None) -> _Joint:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> _Joint:
         return _Joint(self.draws, self.score, self.size, batch_shape)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         shape = torch.Size([*sample_shape, *self.batch_shape])
         return self.draws.take(shape.numel()).reshape(*shape, self.size)
 
@@ -357,7 +362,7 @@ class ImportanceWeights:
     log_weights: Tensor
 
     @classmethod
-    def of(cls, importance: Any) -> ImportanceWeights:
+    def of(cls, importance: Importance) -> ImportanceWeights:
         """The weights of Pyro's ``Importance`` after ``run``, with a warning if they mislead.
 
         Raises:

@@ -193,7 +193,7 @@ class _Parameters(Messenger):
                 program()
         return self
 
-    def _pyro_post_sample(self, msg: Any) -> None:
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
         if msg["name"] not in self.names:
             return
         log_prob = msg["fn"].log_prob(msg["value"])

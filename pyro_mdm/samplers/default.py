@@ -22,8 +22,14 @@ def default_sampler(diffusion: Diffusion, score: Score | None = None) -> Sampler
     ``StochasticExponentialIntegrator(50)`` for a score of the raw state, and for a denoiser given
     measurements, because a process without noise would keep their errors, and
     ``EulerMaruyama(256)`` without a closed form, or where v_0's mean depends on data and the score
-    does not estimate it.
+    does not estimate it. It is marked :attr:`~pyro_mdm.samplers.Sampler.is_default`.
     """
+    chosen = _chosen(diffusion, score)
+    chosen.is_default = True
+    return chosen
+
+
+def _chosen(diffusion: Diffusion, score: Score | None) -> Sampler:
     known = Cap.KERNELS in diffusion.caps
     if not known or not (Cap.READOUT in diffusion.caps or hasattr(score, "start_hat")):
         return EulerMaruyama(256)

@@ -7,7 +7,7 @@ order; there y says little of the data.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ class _Exponential(Sampler):
             raise ValueError(f"order is {order!r}, expected {known}")
         self.order = order
 
-    def check(self, diffusion: Diffusion, score: Any = None) -> None:
+    def check(self, diffusion: Diffusion, score: object = None) -> None:
         super().check(diffusion, score)
         if score is not None and not hasattr(score, "start_hat"):
             fix = "use StateDenoiser, or a sampler by the score alone, such as EulerMaruyama(256)"

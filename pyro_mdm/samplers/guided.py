@@ -83,7 +83,7 @@ class Guided(Recorded):
         """The largest possible number of network calls of the last run."""
         return (1 if self.weight == 1 else 2) * int(getattr(self.sampler, "calls", 0))
 
-    def check(self, diffusion: Diffusion, score: Any = None) -> None:
+    def check(self, diffusion: Diffusion, score: object = None) -> None:
         if self.log_snr is not None:
             require(diffusion, Cap.KERNELS, who="an interval of log SNR", fix="leave log_snr out")
         if hasattr(self.sampler, "check"):
@@ -92,7 +92,7 @@ class Guided(Recorded):
     def __call__(
         self,
         diffusion: Diffusion,
-        score: Any,
+        score: object,
         shape: Sequence[int],
         generator: object = None,
         **options: Any,

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
-from pyro_mdm.diffusions.base import Cap
+from pyro_mdm.diffusions.base import Cap, Diffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_to_rows, as_rows
 from pyro_mdm.diffusions.sde import noise_root
 from pyro_mdm.samplers.base import Noise, Questions, Sampler, check_size
@@ -41,7 +39,7 @@ class StochasticHeun(Sampler):
         return y - h / 2 * (here + there) + (kick + kick_later) / 2
 
     @staticmethod
-    def _kick(diffusion: Any, y: Tensor, s: Tensor, xi: Tensor) -> Tensor:
+    def _kick(diffusion: Diffusion, y: Tensor, s: Tensor, xi: Tensor) -> Tensor:
         G = noise_root(diffusion, y, s.expand(len(y)))  # (n, d or 1, K, K)
         if G.shape[1] == 1:
             return apply_matrix(G[:, 0], xi)

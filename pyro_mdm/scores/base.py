@@ -619,7 +619,7 @@ def weighted(value: Tensor, weight: Tensor | None) -> Tensor:
     return value if weight is None else value * weight.to(value.dtype)
 
 
-def check_fit(network: Any, train_x: Any, *, missing: bool = False) -> None:
+def check_fit(network: object, train_x: Tensor, *, missing: bool = False) -> None:
     """Raises TypeError or ValueError unless given a network and then data (N, *event_shape) to fit.
 
     Args:

@@ -292,7 +292,7 @@ class ContextDiffusion(PerDimensionDiffusion):
     @property
     def context(self) -> Context | None:
         """The laws of the context; None once a context is given."""
-        return cast("Context | None", self._modules["context"])
+        return cast("Context | None", self._modules.get("context"))
 
     def given(self, context: Tensor) -> ContextDiffusion:
         """The diffusion of n data given their contexts (*batch, size), n the size of the batch.
@@ -303,8 +303,7 @@ class ContextDiffusion(PerDimensionDiffusion):
         clocks: Any = self.clocks
         of_rows = clocks.given(context.reshape(-1, context.shape[-1]))
         rows = math.prod(context.shape[:-1])
-        known = replace(self, clocks=of_rows, _kept={}, rows=rows)
-        known._modules["context"] = None
+        known = replace(self, clocks=of_rows, _kept={}, rows=rows, context=None)
         known.__dict__["_whole"] = self
         return known
 

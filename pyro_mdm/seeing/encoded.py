@@ -11,7 +11,7 @@ learned score is -Σ^{-1} (y - M E[w | y]), for which z is no longer sufficient.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -108,7 +108,7 @@ class EncodedDiffusion(WrappedDiffusion):
         """``mean of v_0``: m_φ(x), (K-1, n, *event_shape)."""
         return {"mean of v_0": self.encode(x).movedim(1, 0)}
 
-    def check(self, event_shape: Any) -> None:
+    def check(self, event_shape: Sequence[int]) -> None:
         super().check(event_shape)
         if not len(event_shape):
             raise ValueError(

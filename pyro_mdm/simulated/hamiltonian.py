@@ -124,7 +124,8 @@ class HamiltonianDiffusion(NonlinearDiffusion):
     ) -> None:
         separate = isinstance(H, (Sequence, nn.ModuleList))
         if isinstance(H, (Sequence, nn.ModuleList)):
-            energies, K = list(H), len(H)
+            energies: list[Function] = list(H)
+            K = len(H)
         elif not callable(H):
             raise ValueError(
                 f"H is {H!r}, expected K functions of one variable each or one of the state"
@@ -265,7 +266,7 @@ class _Function(nn.Module):
         return getattr(self.function, "__name__", repr(self.function))
 
 
-def _module(function: Any) -> nn.Module:
+def _module(function: Function) -> nn.Module:
     if not callable(function):
         raise ValueError(f"{function!r} is among the energies H, expected functions")
     return function.double() if isinstance(function, nn.Module) else _Function(function)

@@ -97,7 +97,7 @@ def advance(
     knots: Tensor,
     steps: int,
     simulation: Simulation,
-    brownian: Any = None,
+    brownian: object = None,
 ) -> Tensor:
     """States (M, n, K, *event_shape) at knots[1:] of paths that start from y at knots[0].
 

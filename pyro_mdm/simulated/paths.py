@@ -6,6 +6,7 @@ at the start time ε, and simulated by torchsde beyond it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -66,7 +67,7 @@ class SimulatedPath(NoisingLaw):
                 f"{float(diffusion.start_time):.4g}, where y given x is known"
             )
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         start = self.diffusion.start
         lead = (*sample_shape, *self.batch_shape)
         shape = (*lead, *self.event_shape[1:])

@@ -46,7 +46,7 @@ class TorchSDE(Sampler):
             raise ValueError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
         self.method = method
 
-    def check(self, diffusion: Diffusion, score: Any = None) -> None:
+    def check(self, diffusion: Diffusion, score: object = None) -> None:
         super().check(diffusion, score)
         if self.method != "euler":
             who = f"method {self.method!r}"

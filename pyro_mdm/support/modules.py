@@ -80,7 +80,7 @@ def of_part(part: str) -> Any:
 
 
 @contextmanager
-def in_eval_mode(*programs: Any) -> Iterator[None]:
+def in_eval_mode(*programs: object) -> Iterator[None]:
     """A context with ``programs`` that are modules in evaluation mode; their mode is restored."""
     modules = [program for program in programs if isinstance(program, nn.Module)]
     training = [(part, part.training) for module in modules for part in module.modules()]
@@ -94,7 +94,7 @@ def in_eval_mode(*programs: Any) -> Iterator[None]:
 
 
 @contextmanager
-def evaluating(*programs: Any) -> Iterator[None]:
+def evaluating(*programs: object) -> Iterator[None]:
     """A context like :func:`in_eval_mode`, and without gradients."""
     with in_eval_mode(*programs), torch.no_grad():
         yield

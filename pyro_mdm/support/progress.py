@@ -45,7 +45,7 @@ class Progress(Protocol):
 
     def __enter__(self) -> Any: ...
 
-    def __exit__(self, *error: Any) -> None: ...
+    def __exit__(self, *error: object) -> None: ...
 
 
 def progress_bar(
@@ -132,7 +132,7 @@ class LogProgress:
     def __enter__(self) -> LogProgress:
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _times(self, now: float) -> str:

@@ -16,11 +16,11 @@ from pyro_mdm.scores.base import Number, check_fit
 from pyro_mdm.scores.denoiser import Denoiser, DenoiserScore
 from pyro_mdm.scores.discrete_denoiser import DiscreteDenoiser
 from pyro_mdm.support.checks import check_instance
-from pyro_mdm.support.covariance import joint_moments
-from pyro_mdm.support.parts import Parts
 from pyro_mdm.support.settings import Recorded
+from pyro_mdm.tables.covariance import joint_moments
 from pyro_mdm.tables.network import LevelLogits, MapMLP
 from pyro_mdm.tables.one_hot import OneHot, OneHotDenoiser
+from pyro_mdm.tables.parts import Parts
 
 __all__ = ["Elsewhere", "Levels", "MixedDenoiser", "OneHot"]
 

@@ -17,7 +17,7 @@ from pyro_mdm.likelihoods.base import (
     log_prob_by_dimension,
 )
 from pyro_mdm.likelihoods.discrete import LevelSupport
-from pyro_mdm.support.parts import Parts
+from pyro_mdm.tables.parts import Parts
 
 __all__ = ["MixedDecoder", "MixedLikelihood"]
 

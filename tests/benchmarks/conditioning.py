@@ -114,7 +114,7 @@ def counted(given: Any) -> Callable[[], float]:
     def counting(z: Tensor, log_snr: Any) -> Any:
         seen = look(z, log_snr)
         if float(torch.as_tensor(log_snr).flatten()[0]) >= score.covariance_from:
-            spent[0] += 2 * float(score.solved.iterations.double().mean())
+            spent[0] += 2 * float(score.iterations.double().mean())
         return seen
 
     score.given_obs = counting

@@ -24,11 +24,12 @@ OF_SIZE = (
     f"--methods ours likelihood npe {LOOKED_AT}",
     f"{COMMAND} --simulations 10000 --first_seed 2 --observations 7 8 9 10 "
     f"--methods ours likelihood npe {LOOKED_AT}",
+    f"{COMMAND} --simulations 10000 --observations 1 2 3 --methods fmpe npse --tasks two_moons slcp",
 )
 OF_SIZES = (
     PEERS,
-    f"{COMMAND} --simulations 1000 10000 30000 --observations 1 2 3 --methods ours likelihood "
-    "--tasks two_moons slcp gaussian_mixture",
+    f"{COMMAND} --simulations 1000 10000 30000 --observations 1 2 3 --methods ours likelihood npe "
+    f"{LOOKED_AT}",
 )
 GROUP = ["task", "simulations", "method"]
 SIZE = 10_000

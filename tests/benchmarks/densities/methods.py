@@ -8,5 +8,6 @@ from tests.benchmarks.densities.base import Method
 __all__ = ["IMPORTABLE", "METHODS", "OURS"]
 
 OURS = diffusions.METHODS
-IMPORTABLE = baselines.METHODS
-METHODS: dict[str, Method] = {**OURS, **IMPORTABLE}
+IMPORTABLE = {name: method for name, method in baselines.METHODS.items() if name != "smc"}
+"""What a user of Pyro has; particles are beside."""
+METHODS: dict[str, Method] = {**OURS, **baselines.METHODS}

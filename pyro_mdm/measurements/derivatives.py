@@ -1,0 +1,32 @@
+"""Derivatives where torch's inference mode is on, which keeps no graph to take them of."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+__all__ = ["outside_inference_mode"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def outside_inference_mode(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, which leaves torch's inference mode for ``no_grad``, as it takes derivatives.
+
+    Positional arguments that are tensors, which inference mode may have made, are copied then.
+    """
+
+    @functools.wraps(function)
+    def outside(*args: P.args, **options: P.kwargs) -> R:
+        if not torch.is_inference_mode_enabled():
+            return function(*args, **options)
+        with torch.inference_mode(False), torch.no_grad():
+            copies = [v.clone() if isinstance(v, Tensor) else v for v in args]
+            return function(*copies, **options)  # type: ignore[arg-type]
+
+    return outside
