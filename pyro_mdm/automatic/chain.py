@@ -17,17 +17,23 @@ is ξ = a + σ ε instead of ε costs log q/r* = ½|ξ|² - ½|ε|² - log σ. W
 
 which is constant for chains without controls where γ is a standard normal, for any Q and D.
 
-Both chains feel b_k ∇log h(x_k), where b rises from 0 to 1. Its part by Q moves v alone and has
-unit Jacobian: half before the step and half after it in q, and taken back in r. Its part by D adds
-to a, and so does a network's u(y, k), which is subtracted in r.
+**Annealed** (:class:`Annealed`): both chains feel b_k ∇log h(x_k), where b rises from 0 to 1. Its
+part by Q moves v alone and has unit Jacobian: half before the step and half after it in q, and
+taken back in r. Its part by D adds to a, and so does a network's u(y, k), which is subtracted in r.
 
-Sources: Geffner & Domke, "Langevin Diffusion Variational Inference", 2023; Vargas et al.,
-"Transport meets Variational Inference: Controlled Monte Carlo Diffusions", 2024; Blessing et al.,
-"Underdamped Diffusion Bridges with Applications to Sampling", 2025.
+**Reversed** (:class:`Reversed`): r is r°, and a_k = Lᵀ Bᵀ (x̂ - z) / C, with z = B y_{k+1} the mean
+of x at rest given y_{k+1}, C its variance, and x̂ a network's of z and ∇log h(z): a denoiser. Given
+x̂ the continuous limit of the bound is the same for all Q and D.
+
+Sources: Vargas, Grathwohl & Doucet, "Denoising Diffusion Samplers", 2023; Geffner & Domke,
+"Langevin Diffusion Variational Inference", 2023; Vargas et al., "Transport meets Variational
+Inference: Controlled Monte Carlo Diffusions", 2024; Blessing et al., "Underdamped Diffusion Bridges
+with Applications to Sampling", 2025.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -37,12 +43,10 @@ from torch import Tensor, nn
 from pyro_mdm.diffusions.kernels import lower_triangular
 from pyro_mdm.diffusions.linear import LinearDiffusion
 
-__all__ = ["Chain", "Path", "Ratio"]
+__all__ = ["Annealed", "Chain", "Path", "Ratio", "Reversed"]
 
 Density = Callable[[Tensor], Tensor]
 
-TIME = 4.0
-"""Of all steps at first, in units of the clock; it is learned."""
 LIMIT = 8.0
 """Of an entry of ∇log h, which chains feel as g / √(1 + (g / LIMIT)²)."""
 SEEN = 3.0
@@ -64,14 +68,18 @@ class Ratio:
         """x of u."""
         return self.loc + u @ self.scale_tril.mT
 
+    def inverse(self, x: Tensor) -> Tensor:
+        """u of x."""
+        return _solved(self.scale_tril, (x - self.loc).mT).mT
+
     def __call__(self, u: Tensor) -> Tensor:
         return self.log_density(self.place(u)) + u.square().sum(-1) / 2
 
     def gradient(self, u: Tensor) -> Tensor:
         """∇log h, (n, d), through which gradients pass where they pass through u."""
-        through = torch.is_grad_enabled()
+        through = torch.is_grad_enabled() and u.requires_grad
         with torch.enable_grad():
-            u = u if through and u.requires_grad else u.detach().requires_grad_()
+            u = u if through else u.detach().requires_grad_()
             (slope,) = torch.autograd.grad(self(u).sum(), u, create_graph=through)
         return slope
 
@@ -86,6 +94,8 @@ class Kernels(NamedTuple):
     kick: Tensor  # (N, K): half of what a gradient moves by Q
     drift: Tensor  # (N, K): what it moves by D, in units of L
     drift_back: Tensor  # (N, K): the same in units of S
+    B: Tensor  # (N, K): the mean of x at rest given y_{k+1} is B y_{k+1}
+    C: Tensor  # (N,): its variance
     pace: Tensor  # (N,): root of a step's time
 
 
@@ -96,48 +106,60 @@ class Path(NamedTuple):
     cost: Tensor  # Σ_k (log q/r* - log r/r°), (n,)
 
 
-class Chain(nn.Module):
-    """A chain of dim latents by a linear diffusion in N steps; it starts as no change of N(0, I).
+class Chain(nn.Module, ABC):
+    """A chain of dim latents by a linear diffusion in N steps, whose times are learned.
 
     Args:
         dim: d, the number of latents.
         diffusion: of any K, with Σ_∞ whose entry of x is 1 and whose others don't correlate with x.
-            Its clock doesn't matter, as times of steps are learned.
+            Its clock doesn't matter.
         steps: N.
-        width: of the network's two hidden layers.
+        time: of all steps at first, in units of the clock.
+        inputs, outputs: numbers of the network.
+        moments: at how many it is told apart.
+        width: of its two hidden layers.
     """
 
-    def __init__(self, dim: int, diffusion: LinearDiffusion, steps: int, width: int) -> None:
+    def __init__(
+        self,
+        dim: int,
+        diffusion: LinearDiffusion,
+        steps: int,
+        *,
+        time: float,
+        inputs: int,
+        outputs: int,
+        moments: int,
+        width: int,
+    ) -> None:
         super().__init__()
-        self.dim, self.steps, self.diffusion = dim, steps, diffusion
-        K = self.K = diffusion.num_variables
+        self.dim, self.steps, self.time, self.diffusion = dim, steps, time, diffusion
+        self.K = diffusion.num_variables
         self.gaps = nn.Parameter(torch.zeros(steps))
         self.log_time = nn.Parameter(torch.zeros(()))
-        self.first = nn.Linear((K + 1) * dim, width)
+        self.first = nn.Linear(inputs, width)
         self.second = nn.Linear(width, width)
-        self.told = nn.Parameter(torch.randn(2, steps + 1, width) / 2)
-        self.last = nn.Linear(width, K * dim)
+        self.told = nn.Parameter(torch.randn(2, moments, width) / 2)
+        self.last = nn.Linear(width, outputs)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
-        rising = 1 - torch.arange(steps + 1) / steps
-        self.power = nn.Parameter(rising[:, None].repeat(1, dim))  # b
-        self.trust = nn.Parameter(torch.zeros(steps + 1, K, dim))
-        self.log_scale = nn.Parameter(torch.zeros(steps, K, dim))  # log σ of q
-        self.log_scale_back = nn.Parameter(torch.zeros(steps, K, dim))  # of r
+        self.log_scale = nn.Parameter(torch.zeros(steps, self.K, dim))  # log σ
 
-    @torch.no_grad()
-    def rest(self) -> None:
-        """Make the chain one that doesn't change N(0, I)."""
-        still = (self.last.weight, self.last.bias, self.power, self.trust)
-        for parameter in (*still, self.log_scale, self.log_scale_back):
-            parameter.zero_()
+    @abstractmethod
+    def paths(self, h: Ratio, n: int) -> Path:
+        """n paths, through whose states gradients pass where they are enabled."""
+
+    def shares(self) -> Tensor:
+        """Logarithms of the steps' shares of time, up to a constant, (N,)."""
+        return self.gaps.double()
 
     def kernels(self) -> Kernels:
-        """The steps, whose times are shares of a whole, in units of the clock."""
-        times = TIME * self.log_time.double().exp() * self.gaps.double().softmax(0)
+        """The steps."""
+        times = self.time * self.log_time.double().exp() * self.shares().softmax(0)
         move, start = self.diffusion.propagator, torch.zeros_like(times)
         M, _ = move.moments(start, times)
         L = lower_triangular(move.root(start, times).root)
+        to_data, left = move.moments(start, times.cumsum(0))
         rest, Q, D = self.diffusion.prior_covariance, self.diffusion.Q, self.diffusion.D
         one = torch.eye(self.K, dtype=torch.float64)
         R = rest @ M.mT @ torch.linalg.inv(rest)
@@ -150,32 +172,74 @@ class Chain(nn.Module):
             times[:, None] * Q[:, 0] / 2,
             _solved(L, (one - M) @ rest @ torch.linalg.solve(Q + D, D[:, :1]))[..., 0],
             _solved(S, (one - R) @ rest @ torch.linalg.solve(D - Q, D[:, :1]))[..., 0],
+            to_data[:, 0],
+            left[:, 0, 0],
             times.sqrt(),
         )
-        return Kernels(*(part.to(self.power.dtype) for part in made))
+        return Kernels(*(part.to(self.gaps.dtype) for part in made))
+
+    def network(self, seen: Tensor, k: int | Tensor) -> Tensor:
+        """(…, n, inputs) -> (…, n, outputs), at one moment or at each of the first dimension."""
+        told = self.told[:, k] if isinstance(k, int) else self.told[:, k, None]
+        hidden = nn.functional.silu(self.first(seen) + told[0])
+        hidden = hidden + nn.functional.silu(self.second(hidden) + told[1])
+        return self.last(hidden)
+
+    def root(self) -> Tensor:
+        """The Cholesky factor of Σ_∞."""
+        return torch.linalg.cholesky(self.diffusion.prior_covariance).to(self.gaps.dtype)
+
+    def start(self, n: int) -> Tensor:
+        """y_N at rest (n, K, d)."""
+        return self.root() @ torch.randn(n, self.K, self.dim).to(self.gaps)
+
+
+class Annealed(Chain):
+    """A chain whose two directions feel the annealed target."""
+
+    def __init__(self, dim: int, diffusion: LinearDiffusion, steps: int, width: int = 64) -> None:
+        K = diffusion.num_variables
+        sizes = {"inputs": (K + 1) * dim, "outputs": K * dim, "moments": steps + 1}
+        super().__init__(dim, diffusion, steps, time=4.0, width=width, **sizes)
+        rising = 1 - torch.arange(steps + 1) / steps
+        self.power = nn.Parameter(rising[:, None].repeat(1, dim))  # b
+        self.trust = nn.Parameter(torch.zeros(steps + 1, K, dim))
+        self.log_scale_back = nn.Parameter(torch.zeros(steps, K, dim))  # log σ of r
+
+    @torch.no_grad()
+    def rest(self) -> None:
+        """Make the chain one that doesn't change N(0, I)."""
+        still = (self.last.weight, self.last.bias, self.power, self.trust)
+        for parameter in (*still, self.log_scale, self.log_scale_back):
+            parameter.zero_()
 
     def control(self, y: Tensor, slope: Tensor, k: int) -> Tensor:
         """u (n, K, d), of states y and ∇log h there."""
         seen = _bounded(slope, SEEN)
-        told = self.told[:, k]
-        hidden = nn.functional.silu(self.first(torch.cat([y.flatten(1), seen], 1)) + told[0])
-        hidden = hidden + nn.functional.silu(self.second(hidden) + told[1])
-        return self.last(hidden).view(y.shape) + self.trust[k] * seen[:, None]
+        u = self.network(torch.cat([y.flatten(1), seen], 1), k).view(y.shape)
+        return u + self.trust[k] * seen[:, None]
 
-    def paths(self, h: Ratio, n: int) -> Path:
-        """n paths, through whose states gradients pass where they are enabled."""
-        kernels, one = self.kernels(), self.power
-        root = torch.linalg.cholesky(self.diffusion.prior_covariance).to(one.dtype)
-        y = root @ torch.randn(n, self.K, self.dim, dtype=one.dtype, device=one.device)
+    def paths(self, h: Ratio, n: int, *, through: bool = True) -> Path:
+        """n paths.
+
+        Gradients pass through their states, or take these as given (``through=False``): then they
+        are those of the log-derivative, for a loss that is the variance of log weights.
+        """
+        kernels, root, y = self.kernels(), self.root(), self.start(n)
         slope = h.gradient(y[:, 0])
         u, pull = self.control(y, slope, self.steps), self.power[-1] * _bounded(slope, LIMIT)
         total = y.new_zeros(n)
         for k in reversed(range(self.steps)):
-            M, L, R, S, kick, drift, drift_back, pace = (part[k] for part in kernels)
+            M, L, R, S, kick, drift, drift_back, _, _, pace = (part[k] for part in kernels)
             kicked = y + kick[:, None] * pull[:, None]
             epsilon = torch.randn_like(y)
-            noise = drift[:, None] * pull[:, None] + pace * u + self.log_scale[k].exp() * epsilon
+            a = drift[:, None] * pull[:, None] + pace * u
+            noise = a + self.log_scale[k].exp() * epsilon
             moved = M @ kicked + L @ noise
+            if not through:
+                moved = moved.detach()
+                noise = _solved(L, moved - M @ kicked)
+                epsilon = (noise - a) / self.log_scale[k].exp()
             slope = h.gradient(moved[:, 0])
             pull = self.power[k] * _bounded(slope, LIMIT)
             after = moved + kick[:, None] * pull[:, None]
@@ -192,6 +256,62 @@ class Chain(nn.Module):
         return Path(y[:, 0], total)
 
 
+class Reversed(Chain):
+    """A chain that reverses the noising of a linear diffusion, by a denoiser."""
+
+    def __init__(self, dim: int, diffusion: LinearDiffusion, steps: int, width: int = 64) -> None:
+        sizes = {"inputs": 2 * dim, "outputs": dim, "moments": steps}
+        super().__init__(dim, diffusion, steps, time=8.0, width=width, **sizes)
+        self.trust = nn.Parameter(torch.zeros(steps, dim))
+
+    def shares(self) -> Tensor:
+        """Steps are shorter at the data."""
+        return super().shares() + torch.arange(1, self.steps + 1).to(self.gaps).double().log()
+
+    def score(self, z: Tensor, slope: Tensor, C: Tensor, k: int | Tensor) -> Tensor:
+        """(x̂ - z) / C (…, n, d)."""
+        trust = self.trust[k] if isinstance(k, int) else self.trust[k][:, None]
+        seen = _bounded(C.sqrt() * slope, SEEN)
+        return (self.network(torch.cat([z, seen], -1), k) + trust * seen) / C.sqrt()
+
+    def paths(self, h: Ratio, n: int) -> Path:
+        kernels, y = self.kernels(), self.start(n)
+        total = y.new_zeros(n)
+        for k in reversed(range(self.steps)):
+            B, C, L = kernels.B[k], kernels.C[k], kernels.L[k]
+            z = torch.einsum("k,nkd->nd", B, y)
+            score = self.score(z, h.gradient(z), C, k)
+            epsilon = torch.randn_like(y)
+            noise = L.mT @ (B[:, None] * score[:, None]) + self.log_scale[k].exp() * epsilon
+            y = kernels.M[k] @ y + L @ noise
+            total = total + _cost(noise, epsilon, self.log_scale[k])
+        return Path(y[:, 0], total)
+
+    def log_ratio(self, h: Ratio, u: Tensor) -> Tensor:
+        """log q / r* of noising paths from u (n, d), (n,), whose mean is the forward bound."""
+        kernels = self.kernels()
+        with torch.no_grad():
+            y, noise = self.noised(kernels, u)
+        z = torch.einsum("sk,snkd->snd", kernels.B, y)
+        with torch.no_grad():
+            slope = h.gradient(z.flatten(0, 1)).view(z.shape)
+        score = self.score(z, slope, kernels.C[:, None, None], torch.arange(self.steps))
+        a = kernels.L.mT[:, None] @ (kernels.B[:, None, :, None] * score[:, :, None])
+        log_scale = self.log_scale[:, None]
+        return _cost(noise, (noise - a) / log_scale.exp(), log_scale).sum(0)
+
+    def noised(self, kernels: Kernels, u: Tensor) -> tuple[Tensor, Tensor]:
+        """y_{k+1} and ξ_k (N, n, K, d) of each step of noising paths from u."""
+        y = self.start(len(u))
+        y[:, 0] = u
+        states, noises = [], []
+        for k in range(self.steps):
+            after = kernels.R[k] @ y + kernels.S[k] @ torch.randn_like(y)
+            noises.append(_solved(kernels.L[k], y - kernels.M[k] @ after))
+            states.append(y := after)
+        return torch.stack(states), torch.stack(noises)
+
+
 def _solved(triangle: Tensor, y: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(triangle, y, upper=False)
 
@@ -202,8 +322,8 @@ def _log_rest(root: Tensor, y: Tensor) -> Tensor:
 
 
 def _cost(noise: Tensor, epsilon: Tensor, log_scale: Tensor) -> Tensor:
-    """log N(ξ; a, σ²) / N(ξ; 0, 1) of noise ξ = a + σ ε, summed over K and d, (n,)."""
-    return ((noise.square() - epsilon.square()) / 2 - log_scale).sum((1, 2))
+    """log N(ξ; a, σ²) / N(ξ; 0, 1) of noise ξ = a + σ ε, summed over K and d."""
+    return ((noise.square() - epsilon.square()) / 2 - log_scale).sum((-2, -1))
 
 
 def _bounded(slope: Tensor, limit: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -17,14 +18,17 @@ from pyro.ops.contract import contract_to_tensor
 from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
-from pyro_mdm.automatic.chain import Chain, Ratio
+from pyro_mdm.automatic.chain import Annealed, Chain, Ratio, Reversed
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.presets import VPSDE
 from pyro_mdm.posteriors.guide import ImportanceWeights
+from pyro_mdm.posteriors.tempering import GROUPS, temper
 from pyro_mdm.support.checks import check_count, check_instance
+from pyro_mdm.support.progress import Progress, progress_bar
 
 __all__ = ["AutoMDM"]
 
+STARTS = {"gaussian": Annealed, "particles": Reversed}
 PATHS = "_mdm_paths"
 """The plate of many values of the latents."""
 AT_A_TIME = 1_000
@@ -35,6 +39,8 @@ WORST = 50.0
 """Nats below the median beyond which a path's weight doesn't count in an update."""
 COMPARED = 1_000
 """Paths by which the chain and its Gaussian are compared."""
+OF_PRIOR = 200
+"""Draws of the prior, by whose spread particles start."""
 
 
 class _ChainLaw(TorchDistribution):
@@ -92,6 +98,10 @@ class AutoMDM(AutoMultivariateNormal):
         diffusion: of any Q, D and K, with Σ_∞ whose entry of x is 1; None:
             :class:`~pyro_mdm.VPSDE`.
         steps: N, of the chain.
+        start: "gaussian", for posteriors of one mode and any number of latents: the chain is
+            annealed from the Gaussian of the highest bound, and learns to raise the bound. Or
+            "particles", for posteriors of several modes and up to about twenty latents: particles
+            are tempered to the posterior, and the chain is a denoiser of theirs.
         width: of the network's layers.
         init_loc_fn, init_scale: of the Gaussian, as of ``AutoMultivariateNormal``.
 
@@ -105,7 +115,7 @@ class AutoMDM(AutoMultivariateNormal):
         ...     a = pyro.sample("a", dist.Normal(0.0, 1.0))
         ...     pyro.sample("b", dist.Normal(a**2, 0.5), obs=torch.tensor(1.0))
         >>> guide = AutoMDM(program, steps=4)
-        >>> _ = guide.fit(updates=2, gaussian_updates=2, progress=False)
+        >>> _ = guide.fit(updates=2, start_updates=2, progress=False)
         >>> guide.sample_posterior(5)["a"].shape
         torch.Size([5])
     """
@@ -116,6 +126,7 @@ class AutoMDM(AutoMultivariateNormal):
         diffusion: LinearDiffusion | None = None,
         *,
         steps: int = 16,
+        start: str = "gaussian",
         width: int = 64,
         init_loc_fn: Callable[..., Any] = init_to_median,
         init_scale: float = 0.1,
@@ -126,7 +137,9 @@ class AutoMDM(AutoMultivariateNormal):
         check_instance("diffusion", self._diffusion, LinearDiffusion, fix)
         check_count("steps", steps, "the number of steps of the chain")
         check_count("width", width, "of the layers of the network")
-        self._steps, self._width = steps, width
+        if start not in STARTS:
+            raise ValueError(f"start is {start!r}, expected one of {', '.join(map(repr, STARTS))}")
+        self.start, self._steps, self._width = start, steps, width
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
@@ -135,8 +148,8 @@ class AutoMDM(AutoMultivariateNormal):
         frames = [frame for site in sites for frame in site["cond_indep_stack"]]
         self._nesting = max((-frame.dim for frame in frames if frame.vectorized), default=0)
         self._enumerated = any(_is_enumerated(site) for site in sites)
-        self.chain = Chain(self.latent_dim, self._diffusion, self._steps, self._width)
-        self.chain.to(self.loc)
+        chain = STARTS[self.start](self.latent_dim, self._diffusion, self._steps, self._width)
+        self.chain = chain.to(self.loc)
 
     @staticmethod
     def _prototype_hide_fn(site: dict[str, Any]) -> bool:
@@ -145,9 +158,11 @@ class AutoMDM(AutoMultivariateNormal):
 
     def log_density(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """log p(x, data) of unconstrained latents (n, latent_dim), with Jacobians, (n,) nats."""
-        return self._log_density(self._nesting, x, *args, **kwargs)
+        return self._log_density(self._nesting, x, args=args, kwargs=kwargs)
 
-    def _log_density(self, left: int, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def _log_density(
+        self, left: int, x: Tensor, *, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
         """The same, where plates take so many dimensions."""
         n = len(x)
         values, terms = {}, []
@@ -169,15 +184,16 @@ class AutoMDM(AutoMultivariateNormal):
             terms += [term.expand(n, *term.shape[1:]).reshape(n, -1).sum(1) for term in every]
         return torch.stack(terms).sum(0)
 
+    def _ratio(self, left: int, *args: Any, **kwargs: Any) -> Ratio:
+        scale_tril = self.scale[..., None] * self.scale_tril
+        density = functools.partial(self._log_density, left, args=args, kwargs=kwargs)
+        return Ratio(density, self.loc, scale_tril)
+
     def get_posterior(self, *args: Any, **kwargs: Any) -> _ChainLaw:
         """The law of all latents, unconstrained, whose draws have densities along their paths."""
 
         def ratio_at(outside: int) -> Ratio:
-            left = max(outside, self._nesting)
-            scale_tril = self.scale[..., None] * self.scale_tril
-            return Ratio(
-                lambda x: self._log_density(left, x, *args, **kwargs), self.loc, scale_tril
-            )
+            return self._ratio(max(outside, self._nesting), *args, **kwargs)
 
         return _ChainLaw(self.chain, ratio_at)
 
@@ -185,56 +201,106 @@ class AutoMDM(AutoMultivariateNormal):
         self,
         *args: Any,
         updates: int = 1_000,
-        gaussian_updates: int = 1_000,
+        start_updates: int = 1_000,
         paths: int = 128,
+        particles: int = 2_048,
         learning_rate: float = 5e-3,
         progress: bool = True,
         **kwargs: Any,
     ) -> AutoMDM:
-        """Fit the Gaussian, and then the chain with it, by gradients of the bound through paths.
+        """Fit the Gaussian, or temper particles, and then train the chain from there.
 
-        Learning rates fall to 0 by a cosine. Where the chain ends with a lower bound than its
-        Gaussian alone, it is that Gaussian. ``SVI`` with ``Trace_ELBO`` fits both at once.
+        Learning rates fall to 0 by a cosine. Where an annealed chain ends with a lower bound than
+        its Gaussian alone, it is that Gaussian. ``SVI`` with ``Trace_ELBO`` trains the Gaussian and
+        the chain at once, from where they are.
 
         Args:
             args, kwargs: of the program.
-            updates, gaussian_updates: of the chain, and of the Gaussian before.
+            updates: of the chain.
+            start_updates: of the Gaussian before.
             paths: drawn for an update.
+            particles: that are tempered.
             learning_rate: of the chain; that of the Gaussian is four times as high.
             progress: whether a progress bar is shown.
-
-        Raises:
-            ValueError: a density that is not finite at the start, or gradients that never are.
         """
         self._set_up(*args, **kwargs)
+        ratio = functools.partial(self._ratio, self._nesting, *args, **kwargs)
+        chain, dim = self.chain, self.latent_dim
+
+        def train(parameters: Iterable[Tensor], bound: Callable[[], Tensor], what: str) -> None:
+            own = start_updates if what == "Gaussian" else updates
+            rate = 4 * learning_rate if what == "Gaussian" else learning_rate
+            _ascend(
+                parameters, bound, rate, own, progress_bar(own, what, "updates", shown=progress)
+            )
+
+        if isinstance(chain, Reversed):
+            with torch.no_grad():
+                x = self._tempered(particles, *args, **kwargs)
+                self._become_gaussian_of(x)
+                data = ratio().inverse(x)
+
+            def forward_bound() -> Tensor:
+                return chain.log_ratio(ratio(), data[torch.randint(len(data), (paths,))])
+
+            train(chain.parameters(), forward_bound, "chain")
+            return self
+
+        def bound_of_gaussian(n: int = paths) -> Tensor:
+            u = torch.randn(n, dim).to(self.loc)
+            return ratio()(u) + self._volume() + dim * math.log(2 * math.pi) / 2
+
+        def bound_of_chain(n: int = paths) -> Tensor:
+            return self._log_weights(n, *args, **kwargs)[1]
+
         gaussian = [p for name, p in self.named_parameters() if not name.startswith("chain.")]
-
-        def bound_of_gaussian() -> Tensor:
-            return self._gaussian_log_weights(paths, *args, **kwargs)
-
-        def bound_of_chain() -> Tensor:
-            return self._log_weights(paths, *args, **kwargs)[1]
-
-        _ascend(gaussian, bound_of_gaussian, 4 * learning_rate, gaussian_updates, progress)
-        _ascend(self.chain.parameters(), bound_of_chain, learning_rate, updates, progress)
+        train(gaussian, bound_of_gaussian, "Gaussian")
+        train(chain.parameters(), bound_of_chain, "chain")
         with torch.no_grad():
-            of_gaussian = self._gaussian_log_weights(COMPARED, *args, **kwargs)
-            gain = self._log_weights(COMPARED, *args, **kwargs)[1].mean() - of_gaussian.mean()
-            if not bool(gain >= 0):
-                self.chain.rest()
+            gain = bound_of_chain(COMPARED).mean() - bound_of_gaussian(COMPARED).mean()
+        if isinstance(chain, Annealed) and not bool(gain >= 0):
+            chain.rest()
         return self
+
+    def _tempered(self, n: int, *args: Any, **kwargs: Any) -> Tensor:
+        """Particles of the posterior (n, latent_dim), from a Gaussian like the prior."""
+        rows = []
+        for _ in range(OF_PRIOR):
+            trace = poutine.block(poutine.trace(self.model).get_trace)(*args, **kwargs)
+            each = [(trace.nodes[name], site) for name, site in self._latents()]
+            own = [biject_to(site["fn"].support).inv(drawn["value"]) for drawn, site in each]
+            rows.append(torch.cat([value.flatten() for value in own]))
+        low, middle, high = torch.stack(rows).quantile(
+            torch.tensor([0.05, 0.5, 0.95]).to(rows[0]), 0
+        )
+        prior = torch.distributions.Normal(middle, ((high - low) / 3.29).clamp_min(1e-3))
+
+        def start(x: Tensor) -> Tensor:
+            return prior.log_prob(x).sum(1)
+
+        def gain(x: Tensor) -> Tensor:
+            return self.log_density(x, *args, **kwargs) - start(x)
+
+        first = prior.sample((GROUPS, n // GROUPS))
+        return temper(first, start, [gain]).draws(n)
+
+    def _become_gaussian_of(self, x: Tensor) -> None:
+        covariance = x.T.cov() + torch.diag(1e-4 * x.var(0) + 1e-12)
+        root = torch.linalg.cholesky(covariance.reshape(self.latent_dim, -1))
+        self.loc.data = x.mean(0)
+        self.scale = root.diagonal()
+        self.scale_tril = root / root.diagonal()[:, None]
 
     def _set_up(self, *args: Any, **kwargs: Any) -> None:
         if self.prototype_trace is None:
             with pyro.poutine.block():
                 self(*args, **kwargs)
 
-    def _gaussian_log_weights(self, n: int, *args: Any, **kwargs: Any) -> Tensor:
-        """log p(x, data) - log N(x; loc, …) of n draws, (n,)."""
-        ratio = self.get_posterior(*args, **kwargs).ratio_at(0)
-        u = torch.randn(n, self.latent_dim).to(self.loc)
-        volume = ratio.scale_tril.diagonal().log().sum()
-        return ratio(u) + volume + self.latent_dim * math.log(2 * math.pi) / 2
+    def _volume(self) -> Tensor:
+        return (self.scale.log() + self.scale_tril.diagonal(dim1=-2, dim2=-1).log()).sum()
+
+    def _latents(self) -> Iterable[tuple[str, dict[str, Any]]]:
+        return self.prototype_trace.iter_stochastic_nodes()
 
     def _log_weights(self, n: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """n draws (n, latent_dim), unconstrained, and their log weights (n,)."""
@@ -271,9 +337,7 @@ class AutoMDM(AutoMultivariateNormal):
             resample: whether they are resampled by their weights, of ten times as many.
         """
         check_count("num_samples", num_samples, "the number of draws")
-        x, log_weights = self._weighted(
-            num_samples * (10 if resample else 1), *args, **kwargs
-        )
+        x, log_weights = self._weighted(num_samples * (10 if resample else 1), *args, **kwargs)
         if resample:
             x = x[torch.multinomial(log_weights.softmax(0), num_samples, replacement=True)]
         return self._by_site(x)
@@ -285,9 +349,7 @@ class AutoMDM(AutoMultivariateNormal):
             for site, own in self._unpack_latent(latent)
         }
 
-    def quantiles(
-        self, quantiles: Sequence[float], *args: Any, **kwargs: Any
-    ) -> dict[str, Tensor]:
+    def quantiles(self, quantiles: Sequence[float], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Quantiles of each latent by site, (len(quantiles), *shape), of draws of the guide."""
         levels = torch.as_tensor(quantiles, dtype=self.loc.dtype)
         return {
@@ -308,10 +370,9 @@ def _is_enumerated(site: dict[str, Any]) -> bool:
     )
 
 
-def _densities(trace: poutine.Trace) -> list[dict[str, Any]]:
-    """Sites of a trace that have a density."""
-    sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
-    return [site for site in sites if not isinstance(site["fn"], pyro.plate)]
+def _densities(trace: poutine.Trace) -> list[Any]:
+    """What a trace has drawn or observed."""
+    return [site for site in trace.nodes.values() if site["type"] == "sample"]
 
 
 def _summed(trace: poutine.Trace, n: int) -> Tensor:
@@ -334,16 +395,18 @@ def _ascend(
     bound: Callable[[], Tensor],
     learning_rate: float,
     updates: int,
-    progress: bool,
+    bar: Progress,
 ) -> None:
     """Steps of Adam on the mean of a bound (n,), of which the worst parts don't count."""
     own = list(parameters)
     optimizer = torch.optim.Adam(own, learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
-    for _ in range(updates):
-        optimizer.zero_grad()
-        value = bound()
-        (-value.clamp_min(value.detach().nanmedian() - WORST).mean()).backward()
-        if nn.utils.clip_grad_norm_(own, CLIP).isfinite():
-            optimizer.step()
-        schedule.step()
+    with bar:
+        for _ in range(updates):
+            optimizer.zero_grad()
+            value = bound()
+            (-value.clamp_min(value.detach().nanmedian() - WORST).mean()).backward()
+            if nn.utils.clip_grad_norm_(own, CLIP).isfinite():
+                optimizer.step()
+            schedule.step()
+            bar.update()

@@ -1,0 +1,228 @@
+"""AutoMDM as a guide: its density is Pyro's, its weights are right, its draws are by site."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI, Predictive, Trace_ELBO, TraceEnum_ELBO, config_enumerate
+from pyro.infer.autoguide import AutoDelta, AutoGuideList
+from pyro.infer.mcmc.util import initialize_model
+from torch import Tensor
+from torch.distributions import biject_to
+
+from pyro_mdm import CLD, VPSDE, LinearDiffusion
+from pyro_mdm.automatic import AutoMDM
+
+DATA = torch.tensor([1.0, 0.5, -1.0, 2.0])
+QUICK: dict[str, Any] = {"updates": 20, "start_updates": 100, "progress": False}
+
+
+def groups(data: Tensor = DATA) -> None:
+    """Latents with supports of their own, inside and outside of a plate."""
+    weights = pyro.sample("weights", dist.Dirichlet(torch.ones(3)))
+    scale = pyro.sample("scale", dist.HalfNormal(1.0))
+    with pyro.plate("groups", 4):
+        means = dist.Normal(torch.zeros(2), scale.unsqueeze(-1)).to_event(1)
+        mean = pyro.sample("mean", means).sum(-1)
+        pyro.sample("data", dist.Normal(mean * weights[..., 0], 0.5), obs=data)
+
+
+def conjugate() -> None:
+    mean = pyro.sample("mean", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    with pyro.plate("rows", 3):
+        pyro.sample("data", dist.Normal(mean, 0.5).to_event(1), obs=torch.ones(3, 2))
+
+
+PRECISION = 1 + 3 / 0.25
+CENTER, DEVIATION = 12 / PRECISION, PRECISION**-0.5
+JOINT = dist.MultivariateNormal(torch.zeros(3), 0.25 * torch.eye(3) + torch.ones(3, 3))
+EVIDENCE = 2 * float(JOINT.log_prob(torch.ones(3)))
+
+
+def mixture() -> None:
+    means = pyro.sample("means", dist.Normal(torch.zeros(2), 3.0).to_event(1))
+    with pyro.plate("data", 4):
+        own = pyro.sample("own", dist.Categorical(torch.tensor([0.3, 0.7])))
+        mean = torch.where(own == 0, means[..., 0], means[..., 1])
+        pyro.sample("x", dist.Normal(mean, 1.0), obs=DATA)
+
+
+def two_modes() -> None:
+    x = pyro.sample("x", dist.Normal(0.0, 3.0))
+    pyro.sample("square", dist.Normal(x.square(), 0.5), obs=torch.tensor(4.0))
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+
+
+def made(program: Callable[..., Any], *args: Any, **options: Any) -> AutoMDM:
+    """A guide that has seen its program."""
+    guide = AutoMDM(program, **{"steps": 4, **options})
+    guide(*args)
+    return guide
+
+
+def test_the_density_is_that_of_pyro() -> None:
+    guide = made(groups)
+    _, potential, transforms, _ = initialize_model(groups)
+    x = torch.randn(5, guide.latent_dim)
+    shapes = {"weights": (2,), "scale": (), "mean": (4, 2)}
+    assert set(shapes) == set(transforms)
+    for row, value in zip(x, guide.log_density(x), strict=True):
+        parts = row.split([math.prod(shape) for shape in shapes.values()])
+        by_site = {n: p.reshape(s) for (n, s), p in zip(shapes.items(), parts, strict=True)}
+        assert float(value) == pytest.approx(-float(potential(by_site)), rel=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_enumerated_sites_are_summed_over(rows: int) -> None:
+    x = torch.randn(rows, 2)
+    each = [dist.Normal(x[:, k, None], 1.0).log_prob(DATA) for k in (0, 1)]
+    likelihood = torch.logaddexp(each[0] + math.log(0.3), each[1] + math.log(0.7)).sum(1)
+    expected = dist.Normal(0.0, 3.0).log_prob(x).sum(1) + likelihood
+    torch.testing.assert_close(made(mixture).log_density(x), expected)
+
+
+@pytest.mark.parametrize("diffusion", [None, CLD()])
+def test_weights_have_the_evidence_as_their_mean(diffusion: LinearDiffusion | None) -> None:
+    guide = AutoMDM(conjugate, diffusion, steps=4).fit(**QUICK)
+    weights = guide.importance(4_000)
+    value, error = weights.log_evidence.mean, weights.log_evidence.standard_error
+    assert 0 < error < 0.2 and abs(value - EVIDENCE) < 4 * error
+
+
+def test_training_raises_the_bound_and_its_draws_are_the_posterior() -> None:
+    guide = AutoMDM(conjugate, steps=4).fit(updates=150, start_updates=300, progress=False)
+    assert guide.importance(2_000).effective > 1_900
+    draws = guide.sample_posterior(2_000)["mean"]
+    assert draws.shape == (2_000, 2)
+    error = DEVIATION / math.sqrt(2_000)
+    assert (draws.mean(0) - CENTER).abs().max() < 5 * error
+    assert (draws.std(0) / DEVIATION - 1).abs().max() < 0.1
+    low, high = guide.quantiles([0.159, 0.841])["mean"]
+    torch.testing.assert_close((high - low) / 2, torch.full((2,), DEVIATION), rtol=0.15, atol=0)
+    torch.testing.assert_close(guide.median()["mean"], torch.full((2,), CENTER), rtol=0.1, atol=0)
+
+
+def test_resampled_draws_follow_the_weights() -> None:
+    guide = made(conjugate, init_scale=0.5)  # nothing is fitted
+    raw = guide.sample_posterior(2_000)["mean"]
+    exact = guide.sample_posterior(2_000, resample=True)["mean"]
+    assert (raw.mean(0) - CENTER).abs().min() > 0.1 > (exact.mean(0) - CENTER).abs().max()
+
+
+def test_the_bound_of_svi_is_the_mean_log_weight() -> None:
+    guide = AutoMDM(groups, steps=4).fit(**QUICK)
+    elbo = Trace_ELBO(num_particles=2_000, vectorize_particles=True, max_plate_nesting=1)
+    log_weights = guide.importance(2_000).log_weights
+    error = float(log_weights.std()) * math.sqrt(2 / 2_000)
+    assert abs(elbo.loss(groups, guide) + float(log_weights.mean())) < 5 * error < 0.5
+
+
+def test_svi_trains_everything() -> None:
+    guide = made(groups)
+    before = {name: value.clone() for name, value in guide.named_parameters()}
+    elbo = Trace_ELBO(num_particles=8, vectorize_particles=True, max_plate_nesting=1)
+    svi = SVI(groups, guide, pyro.optim.Adam({"lr": 0.01}), elbo)
+    for _ in range(3):
+        svi.step(DATA)
+    for name, value in guide.named_parameters():
+        assert not torch.equal(value, before[name]), name
+
+
+def test_discrete_sites_are_enumerated_in_svi() -> None:
+    guide = made(mixture)
+    elbo = TraceEnum_ELBO(max_plate_nesting=1)
+    svi = SVI(config_enumerate(mixture), guide, pyro.optim.Adam({"lr": 0.01}), elbo)
+    assert math.isfinite(svi.step())
+
+
+def test_a_chain_that_loses_is_its_gaussian() -> None:
+    guide = AutoMDM(conjugate, steps=4)
+    guide.fit(updates=30, start_updates=300, learning_rate=5e-3, progress=False)
+    with torch.no_grad():
+        guide.chain.power += 5.0
+    guide.fit(updates=1, start_updates=1, learning_rate=1e-6, progress=False)
+    assert all(not bool(p.any()) for p in (guide.chain.power, guide.chain.last.weight))
+    assert guide.importance(2_000).effective > 1_500
+
+
+def test_particles_find_both_modes() -> None:
+    guide = AutoMDM(two_modes, start="particles", steps=8)
+    guide.fit(updates=400, particles=512, learning_rate=0.01, progress=False)
+    x = guide.sample_posterior(1_000)["x"]
+    assert 0.3 < float((x > 0).float().mean()) < 0.7
+    assert float(((x.abs() - 2).abs() < 0.6).float().mean()) > 0.8
+    grid = torch.linspace(-6, 6, 20_001)
+    log_p = dist.Normal(0.0, 3.0).log_prob(grid)
+    log_p = log_p + dist.Normal(grid.square(), 0.5).log_prob(torch.tensor(4.0))
+    evidence = float(log_p.logsumexp(0) + math.log(12 / 20_000))
+    value = guide.importance(4_000).log_evidence
+    assert value.standard_error < 0.3 and abs(value.mean - evidence) < 5 * value.standard_error
+
+
+def test_it_is_a_guide_as_others_are() -> None:
+    guide = made(groups)
+    replicated = Predictive(groups, guide=guide, num_samples=3)()
+    assert replicated["scale"].shape[0] == 3
+    both = AutoGuideList(groups)
+    both.append(AutoDelta(pyro.poutine.block(groups, hide=["mean"])))
+    both.append(AutoMDM(pyro.poutine.block(groups, expose=["mean"]), steps=2))
+    assert set(both()) == {"weights", "scale", "mean"}
+
+
+def test_arguments_of_the_program_are_handed_on() -> None:
+    guide = made(groups, DATA)
+    x = torch.randn(2, guide.latent_dim)
+    assert not torch.equal(guide.log_density(x, DATA), guide.log_density(x, DATA + 1))
+    assert guide.sample_posterior(3, DATA + 1)["mean"].shape == (3, 4, 2)
+
+
+def test_a_saved_guide_is_the_same() -> None:
+    guide, other = made(groups), made(groups)
+    other.load_state_dict(guide.state_dict())
+    draws = []
+    for one in (guide, other):
+        pyro.set_rng_seed(1)
+        draws.append(one.sample_posterior(3)["mean"])
+    assert torch.equal(*draws)
+
+
+def test_other_values_have_no_density() -> None:
+    law = made(conjugate).get_posterior()
+    with pytest.raises(NotImplementedError, match="has no density in closed form"):
+        law.log_prob(torch.zeros(2))
+
+
+def nothing() -> None:
+    pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.tensor(0.0))
+
+
+MISTAKES: list[tuple[Callable[[], Any], str]] = [
+    (lambda: AutoMDM(conjugate, start="nuts"), "start is 'nuts', expected one of 'gaussian'"),
+    (lambda: AutoMDM(conjugate, steps=0), "steps is 0"),
+    (lambda: AutoMDM(conjugate, VPSDE), "diffusion"),
+    (lambda: AutoMDM(nothing)(), "found no latent variables"),
+    (lambda: made(conjugate).importance(0), "num_samples is 0"),
+]
+
+
+@pytest.mark.parametrize("mistake, message", MISTAKES)
+def test_mistakes_are_named(mistake: Callable[[], Any], message: str) -> None:
+    with pytest.raises((ValueError, TypeError, RuntimeError), match=message):
+        mistake()
+
+
+def test_supports_are_those_of_the_sites() -> None:
+    draws = made(groups).sample_posterior(50)
+    assert biject_to(dist.constraints.simplex) is not None
+    assert draws["weights"].sum(-1).sub(1).abs().max() < 1e-5 and bool((draws["scale"] > 0).all())
