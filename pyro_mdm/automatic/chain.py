@@ -160,7 +160,8 @@ class Chain(nn.Module, ABC):
         M, _ = move.moments(start, times)
         L = lower_triangular(move.root(start, times).root)
         to_data, left = move.moments(start, times.cumsum(0))
-        rest, Q, D = self.diffusion.prior_covariance, self.diffusion.Q, self.diffusion.D
+        rest, D = self.diffusion.prior_covariance, move.noise(start[0]) / 2
+        Q = -move.drift(start[0]) @ rest - D
         one = torch.eye(self.K, dtype=torch.float64)
         R = rest @ M.mT @ torch.linalg.inv(rest)
         S = L if self.K == 1 else torch.linalg.cholesky(rest - R @ rest @ R.mT)
