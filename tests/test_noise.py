@@ -605,3 +605,13 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
 def test_what_cannot_be_measured_is_said() -> None:
     torch.manual_seed(0)
     refused((TypeError, ValueError), *MISTAKES)
+
+
+def test_laws_are_checked_where_another_package_turns_checks_off() -> None:
+    before = dist.is_validation_enabled()
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:
+        refused(ValueError, MISTAKES[0])
+        torch.distributions.Poisson(torch.tensor(-1.0))  # they are off still
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(before)

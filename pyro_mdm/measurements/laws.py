@@ -13,7 +13,8 @@ which is one pass of expectation propagation. A Gaussian law is its own site.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -300,6 +301,18 @@ def log_prob_of(given: Distribution, obs: Tensor) -> Tensor:
     return torch.where(log_p.isnan(), -math.inf, log_p)
 
 
+@contextmanager
+def _validating() -> Iterator[None]:
+    """torch's own checks of distributions, which some packages turn off for all."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(True)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
+
+
+@_validating()
 def _log_prob(law: Law, u: Tensor, obs: Tensor) -> Tensor:
     """log p(obs | u), like u, checked."""
     try:

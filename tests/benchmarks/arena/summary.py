@@ -24,7 +24,8 @@ OF_SIZE = (
     f"--methods ours likelihood npe {LOOKED_AT}",
     f"{COMMAND} --simulations 10000 --first_seed 2 --observations 7 8 9 10 "
     f"--methods ours likelihood npe {LOOKED_AT}",
-    f"{COMMAND} --simulations 10000 --observations 1 2 3 --methods fmpe npse --tasks two_moons slcp",
+    f"{COMMAND} --simulations 10000 --observations 1 2 3 --methods fmpe npse "
+    "--tasks two_moons slcp",
 )
 OF_SIZES = (
     PEERS,

@@ -41,6 +41,9 @@ from torch.distributions import Distribution, Independent, Normal, biject_to
 
 from tests.benchmarks.densities.base import Draws, Fitted, Method, Target
 
+Distribution.set_default_validate_args(pyro.distributions.is_validation_enabled())
+"""zuko turns the checks of all distributions off."""
+
 __all__ = [
     "METHODS",
     "Clock",
