@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceEnum_ELBO, config_enumerate
-from pyro.infer.autoguide import AutoDelta, AutoGuideList
+from pyro.infer.autoguide import AutoDiscreteParallel, AutoGuideList
 from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
 from torch.distributions import biject_to
@@ -174,10 +174,10 @@ def test_it_is_a_guide_as_others_are() -> None:
     guide = made(groups)
     replicated = Predictive(groups, guide=guide, num_samples=3)()
     assert replicated["scale"].shape[0] == 3
-    both = AutoGuideList(groups)
-    both.append(AutoDelta(pyro.poutine.block(groups, hide=["mean"])))
-    both.append(AutoMDM(pyro.poutine.block(groups, expose=["mean"]), steps=2))
-    assert set(both()) == {"weights", "scale", "mean"}
+    both = AutoGuideList(mixture)
+    both.append(AutoMDM(mixture, steps=2))
+    both.append(AutoDiscreteParallel(pyro.poutine.block(mixture, expose=["own"])))
+    assert set(both()) == {"means", "own"}
 
 
 def test_arguments_of_the_program_are_handed_on() -> None:
@@ -207,11 +207,35 @@ def nothing() -> None:
     pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.tensor(0.0))
 
 
+def mixing() -> None:
+    x = pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    pyro.sample("y", dist.Normal(x[0].sum(), 1.0), obs=torch.tensor(0.0))
+
+
+def stubborn() -> None:
+    x = pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    pyro.sample("y", dist.Normal(x.reshape(2)[0], 1.0), obs=torch.tensor(0.0))
+
+
+def hiding() -> None:
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(x + torch.randn(()), 1.0), obs=torch.tensor(0.0))
+
+
+def impossible() -> None:
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    pyro.factor("never", x - torch.inf)
+
+
 MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: AutoMDM(conjugate, start="nuts"), "start is 'nuts', expected one of 'gaussian'"),
     (lambda: AutoMDM(conjugate, steps=0), "steps is 0"),
     (lambda: AutoMDM(conjugate, VPSDE), "diffusion"),
     (lambda: AutoMDM(nothing)(), "found no latent variables"),
+    (lambda: AutoMDM(mixing)(), r"at once is .* expected that of each alone"),
+    (lambda: AutoMDM(stubborn)(), r"does not run for 2 values .*w\[\.\.\., 0\]"),
+    (lambda: AutoMDM(hiding)(), "changes from run to run"),
+    (lambda: AutoMDM(impossible)(), "near its start, expected finite"),
     (lambda: made(conjugate).importance(0), "num_samples is 0"),
 ]
 

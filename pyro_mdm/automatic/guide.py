@@ -150,6 +150,41 @@ class AutoMDM(AutoMultivariateNormal):
         self._enumerated = any(_is_enumerated(site) for site in sites)
         chain = STARTS[self.start](self.latent_dim, self._diffusion, self._steps, self._width)
         self.chain = chain.to(self.loc)
+        self._check_program(*args, **kwargs)
+
+    @torch.no_grad()
+    def _check_program(self, *args: Any, **kwargs: Any) -> None:
+        """Raise ValueError unless the program has one density of each of many values."""
+        x = self.loc + 0.1 * torch.randn(2, self.latent_dim).to(self.loc)
+        fix = (
+            "write it so that values may have dimensions at their left, e.g. w[..., 0] for w[0], "
+            "and .to_event(1) for what is one draw"
+        )
+        try:
+            together = self.log_density(x, *args, **kwargs)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                "the program does not run for 2 values of its latents at once "
+                f"({str(error).partition(chr(10))[0]}); {fix}"
+            ) from error
+        apart = torch.cat([self.log_density(row, *args, **kwargs) for row in x.split(1)])
+        again = self.log_density(x, *args, **kwargs)
+        if not torch.allclose(together, again, equal_nan=True):
+            raise ValueError(
+                "the program's density of the same latents changes from run to run "
+                f"({together[0]:.6g}, then {again[0]:.6g}), expected one; give the whole program, "
+                "in which no site that is drawn is hidden"
+            )
+        if not torch.allclose(together, apart, rtol=1e-3, atol=1e-3, equal_nan=True):
+            raise ValueError(
+                f"the program's density of 2 values of its latents at once is {together.tolist()}, "
+                f"expected that of each alone, {apart.tolist()}; {fix}"
+            )
+        if not bool(together.isfinite().any()):
+            raise ValueError(
+                f"the program's density is {together.tolist()} near its start, expected finite "
+                "numbers; choose another init_loc_fn, or mend the program"
+            )
 
     @staticmethod
     def _prototype_hide_fn(site: dict[str, Any]) -> bool:
