@@ -170,6 +170,19 @@ def test_particles_find_both_modes() -> None:
     assert value.standard_error < 0.3 and abs(value.mean - evidence) < 5 * value.standard_error
 
 
+def test_particles_start_as_wide_as_the_prior() -> None:
+    runs = []
+
+    def program() -> None:
+        runs.append(pyro.sample("x", dist.Normal(0.0, 3.0)))
+
+    guide = made(program, start="particles")
+    runs.clear()
+    guide.fit(updates=1, particles=64, progress=False)
+    drawn = torch.stack([x for x in runs if x.dim() == 0])
+    assert len(drawn) == 200 and 2.5 < drawn.std() < 3.5
+
+
 def test_it_is_a_guide_as_others_are() -> None:
     guide = made(groups)
     replicated = Predictive(groups, guide=guide, num_samples=3)()

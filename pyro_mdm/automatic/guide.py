@@ -140,17 +140,26 @@ class AutoMDM(AutoMultivariateNormal):
         if start not in STARTS:
             raise ValueError(f"start is {start!r}, expected one of {', '.join(map(repr, STARTS))}")
         self.start, self._steps, self._width = start, steps, width
+        self._program = (model,)  # as it is, without values to start from; not a module of this one
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
-        trace = poutine.block(poutine.trace(self.model).get_trace)(*args, **kwargs)
+        trace = self._run(*args, **kwargs)
         sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
         frames = [frame for site in sites for frame in site["cond_indep_stack"]]
-        self._nesting = max((-frame.dim for frame in frames if frame.vectorized), default=0)
+        dims = [frame.dim for frame in frames if frame.dim is not None]
+        self._nesting = -min(dims, default=0)
         self._enumerated = any(_is_enumerated(site) for site in sites)
         chain = STARTS[self.start](self.latent_dim, self._diffusion, self._steps, self._width)
         self.chain = chain.to(self.loc)
         self._check_program(*args, **kwargs)
+
+    def _run(self, *args: Any, **kwargs: Any) -> poutine.Trace:
+        """A run of the program."""
+        trace: poutine.Trace = poutine.block(poutine.trace(self._program[0]).get_trace)(
+            *args, **kwargs
+        )
+        return trace
 
     @torch.no_grad()
     def _check_program(self, *args: Any, **kwargs: Any) -> None:
@@ -206,7 +215,7 @@ class AutoMDM(AutoMultivariateNormal):
             values[site["name"]] = transform(own)
             log_det = transform.log_abs_det_jacobian(own, values[site["name"]])
             terms.append(log_det.reshape(n, -1).sum(1))
-        program = poutine.condition(self.model, data=values)
+        program = poutine.condition(self._program[0], data=values)
         if self._enumerated:
             program = poutine.enum(config_enumerate(program), -left - 2)
         with poutine.block(), pyro.plate(PATHS, n, dim=-left - 1):
@@ -301,7 +310,7 @@ class AutoMDM(AutoMultivariateNormal):
         """Particles of the posterior (n, latent_dim), from a Gaussian like the prior."""
         rows = []
         for _ in range(OF_PRIOR):
-            trace = poutine.block(poutine.trace(self.model).get_trace)(*args, **kwargs)
+            trace = self._run(*args, **kwargs)
             each = [(trace.nodes[name], site) for name, site in self._latents()]
             own = [biject_to(site["fn"].support).inv(drawn["value"]) for drawn, site in each]
             rows.append(torch.cat([value.flatten() for value in own]))
@@ -397,7 +406,7 @@ class AutoMDM(AutoMultivariateNormal):
         return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}
 
 
-def _is_enumerated(site: dict[str, Any]) -> bool:
+def _is_enumerated(site: Any) -> bool:
     return (
         site["type"] == "sample"
         and not site["is_observed"]
