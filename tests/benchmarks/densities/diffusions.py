@@ -75,7 +75,8 @@ def fitted_gaussian(target: Target, seed: int, clock: Clock) -> Units:
         return Units(mean, log_scale.exp()[:, None] * (lower.tril(-1) + one))
 
     def loss() -> Tensor:
-        x = units()(torch.randn(64, target.dim))
+        own = units()
+        x = own.loc + torch.randn(64, target.dim) @ own.scale_tril.mT
         return -(target.log_density(x).mean() + log_scale.sum())
 
     descend([mean, log_scale, lower], loss, 0.03, clock)
