@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tests.benchmarks import automatic_guides, runs
-from tests.benchmarks.densities import scores, summary
+from tests.benchmarks.densities import diffusions, scores, summary
 from tests.benchmarks.densities.base import Draws, Fitted, Modes, Target
 from tests.benchmarks.densities.baselines import METHODS, prior_draws, prior_gaussian
 from tests.benchmarks.densities.targets import of_program
@@ -58,9 +58,12 @@ def reference(target: Target) -> scores.Reference:
 # -- methods ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", WEIGHTED)
+OURS = ("annealing_1", "annealing_learned", "annealing_variance", "reversal_2")
+
+
+@pytest.mark.parametrize("method", [*WEIGHTED, *OURS])
 def test_weights_of_guides_have_the_evidence_as_their_mean(target: Target, method: str) -> None:
-    fitted = METHODS[method](target, 1.0, 0)
+    fitted = {**METHODS, **diffusions.METHODS}[method](target, 1.0, 0)
     x, log_weights = fitted.draw(4_000, 1)
     assert x.shape == (4_000, 3) and log_weights is not None and log_weights.shape == (4_000,)
     weights = log_weights.exp() / 3
