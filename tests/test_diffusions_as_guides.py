@@ -99,7 +99,7 @@ def test_the_forward_ratio_is_that_of_paths(K: int) -> None:
     def density(x: Tensor) -> Tensor:
         return torch.distributions.Normal(MEAN, spread).log_prob(x).sum(-1) + LOG_Z
 
-    chain = rough(Reversal(2, diffusion(K), 4), 0.02)
+    chain = rough(Reversal(2, diffusion(K), 4), 0.1)
     h = Ratio(density, Units(torch.zeros(2), torch.eye(2)))
     with torch.no_grad():
         data = MEAN + spread * torch.randn(20_000, 2)
