@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceEnum_ELBO, config_enumerate
-from pyro.infer.autoguide import AutoDiscreteParallel, AutoGuideList
+from pyro.infer.autoguide import AutoDiscreteParallel, AutoGuideList, init_to_value
 from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
 from torch.distributions import biject_to
@@ -113,6 +113,7 @@ def test_training_raises_the_bound_and_its_draws_are_the_posterior() -> None:
     torch.testing.assert_close(guide.median()["mean"], torch.full((2,), CENTER), rtol=0.1, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:the weights have a tail")
 def test_resampled_draws_follow_the_weights() -> None:
     guide = made(conjugate, init_scale=0.5)  # nothing is fitted
     raw = guide.sample_posterior(2_000)["mean"]
@@ -120,6 +121,7 @@ def test_resampled_draws_follow_the_weights() -> None:
     assert (raw.mean(0) - CENTER).abs().min() > 0.1 > (exact.mean(0) - CENTER).abs().max()
 
 
+@pytest.mark.filterwarnings("ignore:the weights have a tail")
 def test_the_bound_of_svi_is_the_mean_log_weight() -> None:
     guide = AutoMDM(groups, steps=4).fit(**QUICK)
     elbo = Trace_ELBO(num_particles=2_000, vectorize_particles=True, max_plate_nesting=1)
@@ -201,7 +203,9 @@ def test_arguments_of_the_program_are_handed_on() -> None:
 
 
 def test_a_saved_guide_is_the_same() -> None:
-    guide, other = made(groups), made(groups)
+    guide = made(groups)
+    pyro.clear_param_store()
+    other = made(groups)
     other.load_state_dict(guide.state_dict())
     draws = []
     for one in (guide, other):
@@ -214,6 +218,45 @@ def test_other_values_have_no_density() -> None:
     law = made(conjugate).get_posterior()
     with pytest.raises(NotImplementedError, match="has no density in closed form"):
         law.log_prob(torch.zeros(2))
+
+
+def test_weights_that_mislead_are_said() -> None:
+    def heavy() -> None:
+        with pyro.plate("rows", 10):
+            pyro.sample("x", dist.Cauchy(0.0, 1.0))
+
+    guide = made(heavy)
+    with pytest.warns(UserWarning, match="tail of k̂ .* heavy tails"):
+        guide.importance(1_000)
+    with pytest.warns(UserWarning, match="tail of k̂"):
+        guide.sample_posterior(100, resample=True)
+
+
+def test_guides_that_share_parameters_are_named() -> None:
+    made(conjugate)
+    with pytest.warns(UserWarning, match=r"shares 'AutoMDM\.loc' .*clear_param_store"):
+        made(conjugate)
+    with pyro.settings.context(module_local_params=True):
+        made(groups)
+
+
+@pytest.mark.filterwarnings("ignore:this guide shares")
+def test_guides_that_cannot_share_parameters_are_refused() -> None:
+    made(conjugate)
+    with pytest.raises(ValueError, match="11 latents, expected 2 as of Pyro's parameter store"):
+        made(groups)
+
+
+def test_an_improper_site_starts_where_it_is_told() -> None:
+    def program() -> None:
+        flat = dist.ImproperUniform(dist.constraints.real, torch.Size(), torch.Size())
+        x = pyro.sample("x", flat)
+        pyro.sample("y", dist.Normal(x, 0.5), obs=torch.tensor(1.0))
+
+    start = init_to_value(values={"x": torch.tensor(0.5)})
+    guide = AutoMDM(program, steps=4, init_loc_fn=start).fit(**QUICK)
+    value = guide.importance(1_000).log_evidence
+    assert abs(value.mean) < 4 * value.standard_error + 0.01
 
 
 def nothing() -> None:
@@ -235,6 +278,18 @@ def hiding() -> None:
     pyro.sample("y", dist.Normal(x + torch.randn(()), 1.0), obs=torch.tensor(0.0))
 
 
+def rootless() -> None:
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    s = pyro.sample("s", dist.HalfNormal(1.0))
+    mean = torch.where(s > 0, s, (s - s).sqrt())  # a derivative of 0 times infinity
+    pyro.sample("y", dist.Normal(x + mean, 1.0), obs=torch.tensor(0.0))
+
+
+def bent() -> None:
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    pyro.factor("bent", (x - x).abs().pow(1.5))  # a second derivative of 0 times infinity
+
+
 def impossible() -> None:
     x = pyro.sample("x", dist.Normal(0.0, 1.0))
     pyro.factor("never", x - torch.inf)
@@ -249,6 +304,8 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: AutoMDM(stubborn)(), r"does not run for 2 values .*w\[\.\.\., 0\]"),
     (lambda: AutoMDM(hiding)(), "changes from run to run"),
     (lambda: AutoMDM(impossible)(), "near its start, expected finite"),
+    (lambda: AutoMDM(rootless)(), r"by 's' is nan where its value is .*mend the program"),
+    (lambda: AutoMDM(bent, steps=2).fit(**QUICK), "finite in 0 of 20 updates of the chain"),
     (lambda: made(conjugate).importance(0), "num_samples is 0"),
 ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
@@ -39,6 +40,15 @@ WORST = 50.0
 """Nats below the median beyond which a path's weight doesn't count in an update."""
 COMPARED = 1_000
 """Paths by which the chain and its Gaussian are compared."""
+STORED = (
+    "of Pyro's parameter store, where another guide has left them; call pyro.clear_param_store() "
+    "before a new guide, or once pyro.settings.set(module_local_params=True)"
+)
+OF_TAILS = (
+    "train longer, with more steps, or with start='particles'; a program whose posterior has heavy "
+    "tails, or none that is proper, has such weights always"
+)
+"""What to do about weights that mislead."""
 OF_PRIOR = 200
 """Draws of the prior, by whose spread particles start."""
 
@@ -143,23 +153,22 @@ class AutoMDM(AutoMultivariateNormal):
         self._program = (model,)  # as it is, without values to start from; not a module of this one
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        stored = [n for n in pyro.get_param_store() if n.startswith(f"{self._pyro_name}.")]
+        if stored and not pyro.settings.get("module_local_params"):
+            warnings.warn(f"this guide shares {stored[0]!r} and others {STORED}", stacklevel=2)
         super()._setup_prototype(*args, **kwargs)
-        trace = self._run(*args, **kwargs)
-        sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
+        sites = _densities(_run(self.model, *args, **kwargs))
         frames = [frame for site in sites for frame in site["cond_indep_stack"]]
         dims = [frame.dim for frame in frames if frame.dim is not None]
         self._nesting = -min(dims, default=0)
         self._enumerated = any(_is_enumerated(site) for site in sites)
+        if self.loc.shape != (self.latent_dim,):
+            raise ValueError(
+                f"the program has {self.latent_dim} latents, expected {len(self.loc)} as {STORED}"
+            )
         chain = STARTS[self.start](self.latent_dim, self._diffusion, self._steps, self._width)
         self.chain = chain.to(self.loc)
         self._check_program(*args, **kwargs)
-
-    def _run(self, *args: Any, **kwargs: Any) -> poutine.Trace:
-        """A run of the program."""
-        trace: poutine.Trace = poutine.block(poutine.trace(self._program[0]).get_trace)(
-            *args, **kwargs
-        )
-        return trace
 
     @torch.no_grad()
     def _check_program(self, *args: Any, **kwargs: Any) -> None:
@@ -194,6 +203,23 @@ class AutoMDM(AutoMultivariateNormal):
                 f"the program's density is {together.tolist()} near its start, expected finite "
                 "numbers; choose another init_loc_fn, or mend the program"
             )
+        self._check_slope(x, *args, **kwargs)
+
+    def _check_slope(self, x: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Raise ValueError, with the site, if the density's gradient is NaN where it is finite."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            density = self.log_density(x, *args, **kwargs)
+            (slope,) = torch.autograd.grad(density.sum(), x)
+        for (site, own), (_, at) in zip(self._unpacked(slope), self._unpacked(x), strict=True):
+            wrong = own.isnan().reshape(len(x), -1).any(1) & density.isfinite()
+            if bool(wrong.any()):
+                value = biject_to(site["fn"].support)(at)[wrong][0].detach().squeeze()
+                raise ValueError(
+                    f"the gradient of the program's density by {site['name']!r} is nan where its "
+                    f"value is {value.tolist()}, expected a number; mend the program, e.g. by "
+                    "torch.where inside of functions whose derivative is infinite, such as sqrt"
+                )
 
     @staticmethod
     def _prototype_hide_fn(site: dict[str, Any]) -> bool:
@@ -210,7 +236,7 @@ class AutoMDM(AutoMultivariateNormal):
         """The same, where plates take so many dimensions."""
         n = len(x)
         values, terms = {}, []
-        for site, own in self._unpack_latent(x.reshape(n, *[1] * left, -1)):
+        for site, own in self._unpacked(x, left):
             transform = biject_to(site["fn"].support)
             values[site["name"]] = transform(own)
             log_det = transform.log_abs_det_jacobian(own, values[site["name"]])
@@ -274,9 +300,14 @@ class AutoMDM(AutoMultivariateNormal):
         def train(parameters: Iterable[Tensor], bound: Callable[[], Tensor], what: str) -> None:
             own = start_updates if what == "Gaussian" else updates
             rate = 4 * learning_rate if what == "Gaussian" else learning_rate
-            _ascend(
-                parameters, bound, rate, own, progress_bar(own, what, "updates", shown=progress)
-            )
+            bar = progress_bar(own, what, "updates", shown=progress)
+            made = _ascend(parameters, bound, rate, own, bar)
+            if made < own / 2:
+                self._check_slope(self._log_weights(100, *args, **kwargs)[0], *args, **kwargs)
+                raise ValueError(
+                    f"gradients were finite in {made} of {own} updates of the {what}, expected "
+                    "most; mend the program's derivatives, or choose another init_loc_fn"
+                )
 
         if isinstance(chain, Reversed):
             with torch.no_grad():
@@ -310,7 +341,7 @@ class AutoMDM(AutoMultivariateNormal):
         """Particles of the posterior (n, latent_dim), from a Gaussian like the prior."""
         rows = []
         for _ in range(OF_PRIOR):
-            trace = self._run(*args, **kwargs)
+            trace = _run(self._program[0], *args, **kwargs)
             each = [(trace.nodes[name], site) for name, site in self._latents()]
             own = [biject_to(site["fn"].support).inv(drawn["value"]) for drawn, site in each]
             rows.append(torch.cat([value.flatten() for value in own]))
@@ -368,7 +399,9 @@ class AutoMDM(AutoMultivariateNormal):
             args, kwargs: of the program.
         """
         check_count("num_samples", num_samples, "the number of draws")
-        return ImportanceWeights(self._weighted(num_samples, *args, **kwargs)[1])
+        weights = ImportanceWeights(self._weighted(num_samples, *args, **kwargs)[1])
+        weights.warn(OF_TAILS, stacklevel=3)
+        return weights
 
     def sample_posterior(
         self, num_samples: int, *args: Any, resample: bool = False, **kwargs: Any
@@ -383,15 +416,23 @@ class AutoMDM(AutoMultivariateNormal):
         check_count("num_samples", num_samples, "the number of draws")
         x, log_weights = self._weighted(num_samples * (10 if resample else 1), *args, **kwargs)
         if resample:
-            x = x[torch.multinomial(log_weights.softmax(0), num_samples, replacement=True)]
+            weights = ImportanceWeights(log_weights)
+            weights.warn(OF_TAILS, stacklevel=3)
+            x = x[torch.multinomial(weights.normalized, num_samples, replacement=True)]
         return self._by_site(x)
 
     def _by_site(self, x: Tensor) -> dict[str, Tensor]:
-        latent = x.reshape(len(x), *[1] * self._nesting, -1)
         return {
             site["name"]: biject_to(site["fn"].support)(own).reshape(len(x), *site["value"].shape)
-            for site, own in self._unpack_latent(latent)
+            for site, own in self._unpacked(x)
         }
+
+    def _unpacked(
+        self, x: Tensor, left: int | None = None
+    ) -> Iterable[tuple[dict[str, Any], Tensor]]:
+        """Sites, and what rows of x (n, latent_dim) have for each, with dimensions for plates."""
+        left = self._nesting if left is None else left
+        return self._unpack_latent(x.reshape(len(x), *[1] * left, -1))
 
     def quantiles(self, quantiles: Sequence[float], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Quantiles of each latent by site, (len(quantiles), *shape), of draws of the guide."""
@@ -404,6 +445,11 @@ class AutoMDM(AutoMultivariateNormal):
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The median of each latent by site, of draws of the guide."""
         return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}
+
+
+def _run(program: Callable[..., Any], *args: Any, **kwargs: Any) -> poutine.Trace:
+    trace: poutine.Trace = poutine.block(poutine.trace(program).get_trace)(*args, **kwargs)
+    return trace
 
 
 def _is_enumerated(site: Any) -> bool:
@@ -440,8 +486,13 @@ def _ascend(
     learning_rate: float,
     updates: int,
     bar: Progress,
-) -> None:
-    """Steps of Adam on the mean of a bound (n,), of which the worst parts don't count."""
+) -> int:
+    """Steps of Adam on the mean of a bound (n,), of which the worst parts don't count.
+
+    Returns:
+        How many gradients were finite; others are left out.
+    """
+    made = 0
     own = list(parameters)
     optimizer = torch.optim.Adam(own, learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
@@ -451,6 +502,10 @@ def _ascend(
             value = bound()
             (-value.clamp_min(value.detach().nanmedian() - WORST).mean()).backward()
             if nn.utils.clip_grad_norm_(own, CLIP).isfinite():
-                optimizer.step()
+                made += 1
+            else:
+                optimizer.zero_grad()
+            optimizer.step()
             schedule.step()
             bar.update()
+    return made
