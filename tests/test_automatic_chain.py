@@ -160,3 +160,23 @@ def test_variance_gradients_agree_with_those_through_paths() -> None:
     each = torch.stack(halves)
     error = each.std(0) / math.sqrt(len(each)) + 0.02
     assert ((each.mean(0) - through).abs() < 5 * error).all()
+
+
+def test_a_control_that_follows_the_annealed_target_costs_nothing() -> None:
+    """N(0, I) moves to N(m, I) by b m; the velocity that particles lack is the control."""
+    m, steps = torch.tensor([1.0, -0.5]), 64
+
+    def moved(x: Tensor) -> Tensor:
+        return torch.distributions.Normal(m, 1.0, validate_args=False).log_prob(x).sum(-1)
+
+    lost = []
+    h = Ratio(moved, torch.zeros(2), torch.eye(2))
+    for part in (-1.0, 0.0, 1.0):
+        torch.manual_seed(0)
+        chain = Annealed(2, VPSDE(), steps)
+        with torch.no_grad():
+            kernels = chain.kernels()
+            chain.last.bias.copy_(part * m / steps / (kernels.L[0, 0, 0] * kernels.pace[0]))
+            _, log_w = weighed(chain, h, 2_000)
+        lost.append(-float(log_w.mean()))
+    assert lost[2] < lost[1] / 10 and lost[1] < lost[0] / 2

@@ -76,10 +76,10 @@ class Ratio:
         return self.log_density(self.place(u)) + u.square().sum(-1) / 2
 
     def gradient(self, u: Tensor) -> Tensor:
-        """∇log h, (n, d), through which gradients pass where they pass through u."""
-        through = torch.is_grad_enabled() and u.requires_grad
+        """∇log h, (n, d), through which gradients pass where they are enabled."""
+        through = torch.is_grad_enabled()
         with torch.enable_grad():
-            u = u if through else u.detach().requires_grad_()
+            u = u if through and u.requires_grad else u.detach().requires_grad_()
             (slope,) = torch.autograd.grad(self(u).sum(), u, create_graph=through)
         return slope
 
@@ -133,6 +133,12 @@ class Chain(nn.Module, ABC):
         width: int,
     ) -> None:
         super().__init__()
+        rest = diffusion.prior_covariance
+        if not torch.allclose(rest[0], torch.eye(len(rest)).to(rest)[0], atol=1e-6):
+            raise ValueError(
+                f"the diffusion's Σ_∞ has the first row {rest[0].tolist()}, expected 1 for x and 0 "
+                "for others; give it stationary_variance=1, e.g. VPSDE() or CLD()"
+            )
         self.dim, self.steps, self.time, self.diffusion = dim, steps, time, diffusion
         self.K = diffusion.num_variables
         self.gaps = nn.Parameter(torch.zeros(steps))
@@ -162,7 +168,7 @@ class Chain(nn.Module, ABC):
         to_data, left = move.moments(start, times.cumsum(0))
         rest, D = self.diffusion.prior_covariance, move.noise(start[0]) / 2
         Q = -move.drift(start[0]) @ rest - D
-        one = torch.eye(self.K, dtype=torch.float64)
+        one = torch.eye(self.K, dtype=torch.float64, device=M.device)
         R = rest @ M.mT @ torch.linalg.inv(rest)
         S = L if self.K == 1 else torch.linalg.cholesky(rest - R @ rest @ R.mT)
         made = (
@@ -328,4 +334,6 @@ def _cost(noise: Tensor, epsilon: Tensor, log_scale: Tensor) -> Tensor:
 
 
 def _bounded(slope: Tensor, limit: float) -> Tensor:
+    """What a chain feels; nothing where a gradient is NaN, whatever the density there."""
+    slope = slope.nan_to_num()
     return slope / (1 + (slope / limit).square()).sqrt()

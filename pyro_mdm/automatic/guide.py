@@ -5,33 +5,28 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.infer.autoguide import AutoMultivariateNormal, init_to_median
-from pyro.infer.enum import config_enumerate
-from pyro.ops.contract import contract_to_tensor
 from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
 from pyro_mdm.automatic.chain import Annealed, Chain, Ratio, Reversed
+from pyro_mdm.automatic.density import ProgramDensity, is_enumerated, run
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.presets import VPSDE
 from pyro_mdm.posteriors.guide import ImportanceWeights
 from pyro_mdm.posteriors.tempering import GROUPS, temper
-from pyro_mdm.support.checks import check_count, check_instance
+from pyro_mdm.support.checks import check_count, check_instance, check_number
 from pyro_mdm.support.progress import Progress, progress_bar
 
 __all__ = ["AutoMDM"]
 
 STARTS = {"gaussian": Annealed, "particles": Reversed}
-PATHS = "_mdm_paths"
-"""The plate of many values of the latents."""
 AT_A_TIME = 1_000
 """Paths that are drawn together."""
 CLIP = 10.0
@@ -42,7 +37,7 @@ COMPARED = 1_000
 """Paths by which the chain and its Gaussian are compared."""
 STORED = (
     "of Pyro's parameter store, where another guide has left them; call pyro.clear_param_store() "
-    "before a new guide, or once pyro.settings.set(module_local_params=True)"
+    "before a new guide"
 )
 OF_TAILS = (
     "train longer, with more steps, or with start='particles'; a program whose posterior has heavy "
@@ -61,23 +56,20 @@ class _ChainLaw(TorchDistribution):
     support = constraints.real_vector
     has_rsample = True
 
-    def __init__(
-        self, chain: Chain, ratio_at: Callable[[int], Ratio], batch_shape: Sequence[int] = ()
-    ) -> None:
-        self.chain, self.ratio_at = chain, ratio_at
+    def __init__(self, chain: Chain, ratio: Ratio, batch_shape: Sequence[int] = ()) -> None:
+        self.chain, self.ratio = chain, ratio
         self.drawn: tuple[Tensor, Tensor] | None = None
         super().__init__(torch.Size(batch_shape), torch.Size([chain.dim]), validate_args=False)
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> _ChainLaw:
-        return _ChainLaw(self.chain, self.ratio_at, batch_shape)
+        return _ChainLaw(self.chain, self.ratio, batch_shape)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         shape = torch.Size([*sample_shape, *self.batch_shape])
-        ratio = self.ratio_at(len(self.batch_shape))
-        path = self.chain.paths(ratio, shape.numel())
-        x = ratio.place(path.u).reshape(*shape, self.chain.dim)
+        path = self.chain.paths(self.ratio, shape.numel())
+        x = self.ratio.place(path.u).reshape(*shape, self.chain.dim)
         rest = -(path.u.square().sum(1) + self.chain.dim * math.log(2 * math.pi)) / 2
-        volume = ratio.scale_tril.diagonal().log().sum()
+        volume = self.ratio.scale_tril.diagonal().log().sum()
         self.drawn = x, (path.cost + rest - volume).reshape(shape)
         return x
 
@@ -99,7 +91,7 @@ class AutoMDM(AutoMultivariateNormal):
 
         log w = log p(x, data) - log q(path) / r(path | x),    E w = p(data),
 
-    whatever the parameters. Until it is trained it is the Gaussian. Latents are those of
+    whatever the parameters. Before training paths follow the gradient alone. Latents are those of
     ``AutoContinuous``: continuous sites with any support, in any plates. Discrete sites that can be
     enumerated are summed over in the gradient; train with ``TraceEnum_ELBO`` then.
 
@@ -156,116 +148,53 @@ class AutoMDM(AutoMultivariateNormal):
         stored = [n for n in pyro.get_param_store() if n.startswith(f"{self._pyro_name}.")]
         if stored and not pyro.settings.get("module_local_params"):
             warnings.warn(f"this guide shares {stored[0]!r} and others {STORED}", stacklevel=2)
-        super()._setup_prototype(*args, **kwargs)
-        sites = _densities(_run(self.model, *args, **kwargs))
-        frames = [frame for site in sites for frame in site["cond_indep_stack"]]
-        dims = [frame.dim for frame in frames if frame.dim is not None]
-        self._nesting = -min(dims, default=0)
-        self._enumerated = any(_is_enumerated(site) for site in sites)
-        if self.loc.shape != (self.latent_dim,):
-            raise ValueError(
-                f"the program has {self.latent_dim} latents, expected {len(self.loc)} as {STORED}"
-            )
-        chain = STARTS[self.start](self.latent_dim, self._diffusion, self._steps, self._width)
-        self.chain = chain.to(self.loc)
-        self._check_program(*args, **kwargs)
-
-    @torch.no_grad()
-    def _check_program(self, *args: Any, **kwargs: Any) -> None:
-        """Raise ValueError unless the program has one density of each of many values."""
-        x = self.loc + 0.1 * torch.randn(2, self.latent_dim).to(self.loc)
-        fix = (
-            "write it so that values may have dimensions at their left, e.g. w[..., 0] for w[0], "
-            "and .to_event(1) for what is one draw"
-        )
         try:
-            together = self.log_density(x, *args, **kwargs)
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(
-                "the program does not run for 2 values of its latents at once "
-                f"({str(error).partition(chr(10))[0]}); {fix}"
-            ) from error
-        apart = torch.cat([self.log_density(row, *args, **kwargs) for row in x.split(1)])
-        again = self.log_density(x, *args, **kwargs)
-        if not torch.allclose(together, again, equal_nan=True):
-            raise ValueError(
-                "the program's density of the same latents changes from run to run "
-                f"({together[0]:.6g}, then {again[0]:.6g}), expected one; give the whole program, "
-                "in which no site that is drawn is hidden"
-            )
-        if not torch.allclose(together, apart, rtol=1e-3, atol=1e-3, equal_nan=True):
-            raise ValueError(
-                f"the program's density of 2 values of its latents at once is {together.tolist()}, "
-                f"expected that of each alone, {apart.tolist()}; {fix}"
-            )
-        if not bool(together.isfinite().any()):
-            raise ValueError(
-                f"the program's density is {together.tolist()} near its start, expected finite "
-                "numbers; choose another init_loc_fn, or mend the program"
-            )
-        self._check_slope(x, *args, **kwargs)
-
-    def _check_slope(self, x: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Raise ValueError, with the site, if the density's gradient is NaN where it is finite."""
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            density = self.log_density(x, *args, **kwargs)
-            (slope,) = torch.autograd.grad(density.sum(), x)
-        for (site, own), (_, at) in zip(self._unpacked(slope), self._unpacked(x), strict=True):
-            wrong = own.isnan().reshape(len(x), -1).any(1) & density.isfinite()
-            if bool(wrong.any()):
-                value = biject_to(site["fn"].support)(at)[wrong][0].detach().squeeze()
+            super()._setup_prototype(*args, **kwargs)
+            if self.loc.shape != (self.latent_dim,):
                 raise ValueError(
-                    f"the gradient of the program's density by {site['name']!r} is nan where its "
-                    f"value is {value.tolist()}, expected a number; mend the program, e.g. by "
-                    "torch.where inside of functions whose derivative is infinite, such as sqrt"
+                    f"the program has {self.latent_dim} latents, expected {len(self.loc)} as "
+                    f"{STORED}"
                 )
+            chain = STARTS[self.start](self.latent_dim, self._diffusion, self._steps, self._width)
+            self.chain = chain.to(self.loc)
+            trace = run(self.model, *args, **kwargs)
+            self._density = ProgramDensity(self._program[0], trace, self._unpack_latent)
+            near = self.loc.detach() + 0.1 * torch.randn(2, self.latent_dim).to(self.loc)
+            self._density.check(near, *args, **kwargs)
+        except BaseException:
+            self.prototype_trace = None  # the next call sets it up again
+            raise
 
     @staticmethod
     def _prototype_hide_fn(site: dict[str, Any]) -> bool:
         hidden: bool = AutoMultivariateNormal._prototype_hide_fn(site)
-        return hidden or _is_enumerated(site)
+        return hidden or is_enumerated(site)
 
     def log_density(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """log p(x, data) of unconstrained latents (n, latent_dim), with Jacobians, (n,) nats."""
-        return self._log_density(self._nesting, x, args=args, kwargs=kwargs)
+        self._set_up(*args, **kwargs)
+        return self._density(x, *args, **kwargs)
 
-    def _log_density(
-        self, left: int, x: Tensor, *, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Tensor:
-        """The same, where plates take so many dimensions."""
-        n = len(x)
-        values, terms = {}, []
-        for site, own in self._unpacked(x, left):
-            transform = biject_to(site["fn"].support)
-            values[site["name"]] = transform(own)
-            log_det = transform.log_abs_det_jacobian(own, values[site["name"]])
-            terms.append(log_det.reshape(n, -1).sum(1))
-        program = poutine.condition(self._program[0], data=values)
-        if self._enumerated:
-            program = poutine.enum(config_enumerate(program), -left - 2)
-        with poutine.block(), pyro.plate(PATHS, n, dim=-left - 1):
-            trace = poutine.trace(program).get_trace(*args, **kwargs)
-        trace.compute_log_prob()
-        if self._enumerated:
-            terms.append(_summed(trace, n))
-        else:
-            every = (site["log_prob"] for site in _densities(trace))
-            terms += [term.expand(n, *term.shape[1:]).reshape(n, -1).sum(1) for term in every]
-        return torch.stack(terms).sum(0)
+    def _ratio(self, *args: Any, **kwargs: Any) -> Ratio:
+        def density(x: Tensor) -> Tensor:
+            return self._density(x, *args, **kwargs)
 
-    def _ratio(self, left: int, *args: Any, **kwargs: Any) -> Ratio:
-        scale_tril = self.scale[..., None] * self.scale_tril
-        density = functools.partial(self._log_density, left, args=args, kwargs=kwargs)
-        return Ratio(density, self.loc, scale_tril)
+        return Ratio(density, self.loc, self.scale[..., None] * self.scale_tril)
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> _ChainLaw:
         """The law of all latents, unconstrained, whose draws have densities along their paths."""
+        return _ChainLaw(self.chain, self._ratio(*args, **kwargs))
 
-        def ratio_at(outside: int) -> Ratio:
-            return self._ratio(max(outside, self._nesting), *args, **kwargs)
+    def get_base_dist(self) -> NoReturn:
+        """No law: the guide is no transform of its Gaussian."""
+        raise NotImplementedError(
+            "AutoMDM is no transform of a simple law, as NeuTraReparam and others need; start NUTS "
+            "from draws of it instead"
+        )
 
-        return _ChainLaw(self.chain, ratio_at)
+    def get_transform(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """No transform: the guide is none of its Gaussian."""
+        self.get_base_dist()
 
     def fit(
         self,
@@ -280,12 +209,13 @@ class AutoMDM(AutoMultivariateNormal):
     ) -> AutoMDM:
         """Fit the Gaussian, or temper particles, and then train the chain from there.
 
-        Learning rates fall to 0 by a cosine. Where an annealed chain ends with a lower bound than
-        its Gaussian alone, it is that Gaussian. ``SVI`` with ``Trace_ELBO`` trains the Gaussian and
-        the chain at once, from where they are.
+        Parameters of the program stay as they are. Learning rates fall to 0 by a cosine. Where an
+        annealed chain ends with a lower bound than its Gaussian alone, it is that Gaussian. ``SVI``
+        with ``Trace_ELBO`` trains the Gaussian, the chain and the program's parameters at once,
+        from where they are.
 
         Args:
-            args, kwargs: of the program.
+            args, kwargs: of the program; arguments of these names are bound by functools.partial.
             updates: of the chain.
             start_updates: of the Gaussian before.
             paths: drawn for an update.
@@ -293,8 +223,13 @@ class AutoMDM(AutoMultivariateNormal):
             learning_rate: of the chain; that of the Gaussian is four times as high.
             progress: whether a progress bar is shown.
         """
+        check_count("updates", updates, "of the chain", least=0)
+        check_count("start_updates", start_updates, "of the Gaussian", least=0)
+        check_count("paths", paths, "of an update")
+        check_count("particles", particles, f"in {GROUPS} groups", least=2 * GROUPS)
+        check_number("learning_rate", learning_rate, "of the chain", positive=True)
         self._set_up(*args, **kwargs)
-        ratio = functools.partial(self._ratio, self._nesting, *args, **kwargs)
+        ratio = functools.partial(self._ratio, *args, **kwargs)
         chain, dim = self.chain, self.latent_dim
 
         def train(parameters: Iterable[Tensor], bound: Callable[[], Tensor], what: str) -> None:
@@ -303,7 +238,8 @@ class AutoMDM(AutoMultivariateNormal):
             bar = progress_bar(own, what, "updates", shown=progress)
             made = _ascend(parameters, bound, rate, own, bar)
             if made < own / 2:
-                self._check_slope(self._log_weights(100, *args, **kwargs)[0], *args, **kwargs)
+                x = self._log_weights(paths, *args, **kwargs)[0]
+                self._density.check_slope(x, *args, **kwargs)
                 raise ValueError(
                     f"gradients were finite in {made} of {own} updates of the {what}, expected "
                     "most; mend the program's derivatives, or choose another init_loc_fn"
@@ -341,7 +277,14 @@ class AutoMDM(AutoMultivariateNormal):
         """Particles of the posterior (n, latent_dim), from a Gaussian like the prior."""
         rows = []
         for _ in range(OF_PRIOR):
-            trace = _run(self._program[0], *args, **kwargs)
+            try:
+                trace = run(self._program[0], *args, **kwargs)
+            except NotImplementedError as error:
+                reason = str(error).partition("\n")[0]
+                raise ValueError(
+                    f"start='particles' draws from the program, which cannot be drawn ({reason}); "
+                    "give its sites proper priors, or take start='gaussian'"
+                ) from error
             each = [(trace.nodes[name], site) for name, site in self._latents()]
             own = [biject_to(site["fn"].support).inv(drawn["value"]) for drawn, site in each]
             rows.append(torch.cat([value.flatten() for value in own]))
@@ -389,6 +332,12 @@ class AutoMDM(AutoMultivariateNormal):
         sizes = [min(AT_A_TIME, n - done) for done in range(0, n, AT_A_TIME)]
         parts = [self._log_weights(size, *args, **kwargs) for size in sizes]
         x, log_weights = (torch.cat(of) for of in zip(*parts, strict=True))
+        if lost := int((log_weights.isnan() | (log_weights == math.inf)).sum()):
+            warnings.warn(
+                f"{lost:,} of {n:,} draws have a density that is NaN or infinite, expected none, "
+                "and count as impossible; mend the program",
+                stacklevel=3,
+            )
         return x, log_weights.double().nan_to_num(nan=-math.inf, posinf=-math.inf)
 
     def importance(self, num_samples: int, *args: Any, **kwargs: Any) -> ImportanceWeights:
@@ -419,20 +368,7 @@ class AutoMDM(AutoMultivariateNormal):
             weights = ImportanceWeights(log_weights)
             weights.warn(OF_TAILS, stacklevel=3)
             x = x[torch.multinomial(weights.normalized, num_samples, replacement=True)]
-        return self._by_site(x)
-
-    def _by_site(self, x: Tensor) -> dict[str, Tensor]:
-        return {
-            site["name"]: biject_to(site["fn"].support)(own).reshape(len(x), *site["value"].shape)
-            for site, own in self._unpacked(x)
-        }
-
-    def _unpacked(
-        self, x: Tensor, left: int | None = None
-    ) -> Iterable[tuple[dict[str, Any], Tensor]]:
-        """Sites, and what rows of x (n, latent_dim) have for each, with dimensions for plates."""
-        left = self._nesting if left is None else left
-        return self._unpack_latent(x.reshape(len(x), *[1] * left, -1))
+        return self._density.by_site(x)
 
     def quantiles(self, quantiles: Sequence[float], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Quantiles of each latent by site, (len(quantiles), *shape), of draws of the guide."""
@@ -445,39 +381,6 @@ class AutoMDM(AutoMultivariateNormal):
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The median of each latent by site, of draws of the guide."""
         return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}
-
-
-def _run(program: Callable[..., Any], *args: Any, **kwargs: Any) -> poutine.Trace:
-    trace: poutine.Trace = poutine.block(poutine.trace(program).get_trace)(*args, **kwargs)
-    return trace
-
-
-def _is_enumerated(site: Any) -> bool:
-    return (
-        site["type"] == "sample"
-        and not site["is_observed"]
-        and getattr(site["fn"], "has_enumerate_support", False)
-    )
-
-
-def _densities(trace: poutine.Trace) -> list[Any]:
-    """What a trace has drawn or observed."""
-    return [site for site in trace.nodes.values() if site["type"] == "sample"]
-
-
-def _summed(trace: poutine.Trace, n: int) -> Tensor:
-    """The log density of each of many values, summed over enumerated sites, (n,)."""
-    trace.pack_tensors()
-    symbols = trace.plate_to_symbol
-    own = symbols[PATHS]
-    factors: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
-    for site in _densities(trace):
-        plates = frozenset(symbols[f.name] for f in site["cond_indep_stack"] if f.vectorized)
-        kept = plates if n > 1 else plates - {own}  # packed tensors have no dimension of size 1
-        factors.setdefault(kept, []).append(site["packed"]["log_prob"])
-    dims = set(trace.symbol_to_dim) - set(symbols.values())
-    total: Tensor = contract_to_tensor(factors, dims, frozenset([own] if n > 1 else []))
-    return total.reshape(n)
 
 
 def _ascend(
@@ -499,8 +402,8 @@ def _ascend(
     with bar:
         for _ in range(updates):
             optimizer.zero_grad()
-            value = bound()
-            (-value.clamp_min(value.detach().nanmedian() - WORST).mean()).backward()
+            value = bound().nan_to_num(nan=-math.inf)
+            (-value.clamp_min(value.detach().nanmedian() - WORST).mean()).backward(inputs=own)
             if nn.utils.clip_grad_norm_(own, CLIP).isfinite():
                 made += 1
             else:
@@ -508,4 +411,5 @@ def _ascend(
             optimizer.step()
             schedule.step()
             bar.update()
+    optimizer.zero_grad()
     return made
