@@ -205,6 +205,9 @@ def test_the_program_goes_on_where_it_ended(
     assert table.energy_4_steps["default"] == pytest.approx(middle, abs=1e-3)
     last = rows[(rows.method == "default") & (rows.budget == "40 calls")]
     assert table.calls["default"] == pytest.approx(last.calls.mean(), abs=1e-3)
+    for budget, part in (("4_steps", own), ("40_calls", last)):
+        seconds = table[f"seconds_{budget}"]["default"]
+        assert seconds == pytest.approx(part.seconds.mean(), abs=1e-3)
     evidence = pd.read_csv(tmp_path / "measurements-evidence.csv", comment="#")
     assert evidence.method.tolist() == ["particles, 4 steps", "particles, 40 calls"]
 
@@ -257,7 +260,7 @@ def test_images_are_restored_and_scored(tmp_path: Path, monkeypatch: pytest.Monk
     assert rows.psnr.between(3, 40).all() and rows.crps.between(0, 1).all()
     assert rows.calls.gt(3).all()
     summary.of_images(file, tmp_path)
-    table = pd.read_csv(tmp_path / "measurements-images.csv", comment="#").set_index("method")
+    table = pd.read_csv(tmp_path / "measurements-digits.csv", comment="#").set_index("method")
     assert table.psnr["default"] == pytest.approx(rows.psnr[:2].mean(), abs=1e-3)
     apart = (rows.psnr[2:].to_numpy() - rows.psnr[:2].to_numpy()).mean()
     assert table.psnr_less_ours["default, ancestral"] == pytest.approx(apart, abs=1e-3)

@@ -21,9 +21,9 @@ OF_SIZE = (
     PEERS,
     f"{COMMAND} --simulations 10000 --observations 1 2 3 --methods ours likelihood npe",
     f"{COMMAND} --simulations 10000 --first_seed 1 --observations 4 5 6 "
-    f"--methods ours likelihood npe {LOOKED_AT}",
+    "--methods ours likelihood npe",
     f"{COMMAND} --simulations 10000 --first_seed 2 --observations 7 8 9 10 "
-    f"--methods ours likelihood npe {LOOKED_AT}",
+    "--methods ours likelihood npe",
     f"{COMMAND} --simulations 10000 --observations 1 2 3 --methods fmpe npse "
     "--tasks two_moons slcp",
 )

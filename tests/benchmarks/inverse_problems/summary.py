@@ -17,7 +17,7 @@ __all__ = ["COMMANDS", "of_measurements"]
 
 COMMANDS = (
     "python -m tests.benchmarks.inverse_problems.peers",
-    "python -m tests.benchmarks.measurements --sizes 8 --out runs/measurements.csv",
+    "python -m tests.benchmarks.measurements --sizes 2 8 32 --out runs/measurements.csv",
 )
 PROBLEM = ["size", "noise", "operator"]
 NAMES = [EXACT, *METHODS]
@@ -58,8 +58,10 @@ def of_measurements(file: Path, folder: Path) -> None:
             row |= dict(
                 zip((f"{score}{end}" for end in ENDS), _quartiles(last[score]), strict=True)
             )
-        for what in ("calls", "seconds"):
-            row[what] = float(last[what].mean()) if method != EXACT else math.nan
+        row["calls"] = float(last.calls.mean()) if method != EXACT else math.nan
+        for budget in budgets:
+            own = part[part.budget == budget]
+            row[f"seconds_{budget.replace(' ', '_')}"] = float(own.seconds.mean())
         made.append(row)
     notes = [of_what, f"{energies}; medians over problems with quartiles", cost]
     notes += ["errors of mean and weights are those of a method's largest budget", VERSIONS]
@@ -136,29 +138,38 @@ def _natural(column: pd.Series) -> pd.Series:
     return column.map(lambda name: (int(name.split(",")[0]), name.partition(",")[2]))
 
 
-IMAGE_COMMANDS = (
-    "python -m tests.benchmarks.inverse_problems.peers",
-    "python -m tests.benchmarks.measured_images digits --images 12 --out runs/measured-images.csv",
-)
+OF_IMAGES = "python -m tests.benchmarks.measured_images"
+IMAGE_COMMANDS = {
+    "digits": (f"{OF_IMAGES} digits --images 12 --out runs/measured-images.csv",),
+    "fashion_mnist": (
+        "python -m inference.train --model fashion_mnist --guide vpsde --network mixture "
+        "--optimizer muon --batch_size 32 --steps 1200 --ema_decay 0.99 --run runs/fashion_mnist",
+        f"{OF_IMAGES} runs/fashion_mnist --images 6 --budgets '100 calls' --methods default "
+        "'azula, MMPS, 5 iterations' 'azula, DPS, ζ = 1' 'deepinv, DDRM' "
+        "--out runs/measured-images.csv",
+    ),
+}
 
 
 def of_images(file: Path, folder: Path) -> None:
-    """measurements-images: a row for each run, task and method, with differences to ours."""
+    """measurements-RUN for each run, with a row for each task and method, less the default."""
     rows = pd.read_csv(file)
     rows["run"] = rows.run.map(lambda name: Path(name).name)
     rows["method"] = pd.Categorical(rows.method, [n for n in NAMES if n in set(rows.method)])
     tasks = list(rows.task.unique())
     rows = rows.sort_values("method", kind="stable")
     rows = rows.sort_values("task", kind="stable", key=lambda column: column.map(tasks.index))
-    names, several = ["run", "task", "method", "budget"], rows.budget.nunique() > 1
+    for run, own in rows.groupby("run"):
+        of_run(str(run), own, folder)
+
+
+def of_run(run: str, rows: pd.DataFrame, folder: Path) -> None:
+    """The table of a run."""
     made = []
-    for (run, task, method, budget), part in rows.groupby(names, observed=True, sort=False):
-        first = rows[(rows.run == run) & (rows.task == task) & (rows.budget == budget)]
-        ours = first[first.method == DEFAULT]
-        row: dict[str, object] = {
-            "restoration": f"{run}, {task}" if rows.run.nunique() > 1 else task,
-            "method": f"{method}, {budget}" if several else str(method),
-        }
+    names = ["task", "method"]
+    for (task, method), part in rows.groupby(names, observed=True, sort=False):
+        ours = rows[(rows.task == task) & (rows.method == DEFAULT)]
+        row: dict[str, object] = {"restoration": task, "method": method}
         by_image = part.groupby("image")
         for name in ("psnr", "psnr_sample", "crps", "inside"):
             row[name], row[f"{name}_se"] = mean_and_error(by_image[name].mean())
@@ -182,9 +193,9 @@ def of_images(file: Path, folder: Path) -> None:
     ]
     table = pd.DataFrame(made).dropna(axis=1, how="all")
     write(
-        folder / "measurements-images.csv",
+        folder / f"measurements-{run}.csv",
         table,
-        IMAGE_COMMANDS,
+        [COMMANDS[0], *IMAGE_COMMANDS.get(run, ())],
         seeds_in_words(rows),
         notes=notes,
         digits=4,
