@@ -1,31 +1,30 @@
-"""The density of a Pyro program, of many values of its latents at once."""
+"""The density of a Pyro program, of many values of its latents at once.
+
+A program is run once for all rows, under :func:`torch.func.vmap`, so that it is written for one
+value of each latent, as for NUTS.
+"""
 
 from __future__ import annotations
 
+import string
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack, nullcontext
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from pyro.infer.enum import config_enumerate
 from pyro.ops import packed
 from pyro.ops.contract import contract_to_tensor
+from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.runtime import _ENUM_ALLOCATOR
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import biject_to
 
 __all__ = ["ProgramDensity", "is_enumerated", "run"]
-
-PATHS = "_mdm_paths"
-"""The plate of many values of the latents."""
-LEFT = (
-    "write it so that values may have dimensions at their left, e.g. w[..., 0] for w[0], and "
-    ".to_event(1) for what is one draw"
-)
 
 
 def run(program: Callable[..., Any], *args: Any, **kwargs: Any) -> poutine.Trace:
@@ -49,8 +48,7 @@ class ProgramDensity:
     Args:
         program: as it is, without values to start from.
         trace: of one run.
-        unpack: latents' sites, and what packed values (…, dim) have for each, where … end with as
-            many dimensions of size 1 as plates take.
+        unpack: latents' sites, and what packed values (dim,) have for each.
     """
 
     def __init__(
@@ -60,110 +58,100 @@ class ProgramDensity:
         unpack: Callable[[Tensor], Iterable[tuple[dict[str, Any], Tensor]]],
     ) -> None:
         self.program, self._unpack = program, unpack
+        sites = _densities(trace)
         self._latents: list[Any] = [
             site for _, site in trace.iter_stochastic_nodes() if not is_enumerated(site)
         ]
-        self._is_checked = False
-        sites = _densities(trace)
         self._frames = {f.name: f for site in sites for f in site["cond_indep_stack"]}
         dims = [frame.dim for frame in self._frames.values() if frame.dim is not None]
-        self._nesting = -min(dims, default=0)
+        self._first_free_dim = min(dims, default=0) - 1
         self._is_summed = any(map(is_enumerated, sites))
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """log p of x (n, dim), (n,) nats; NaN where a distribution is not defined."""
-        with pyro.validation_enabled(False) if self._is_checked else nullcontext():
-            return self._log_density(x, *args, **kwargs)
+        factors: list[_Factor] = []
 
-    def _log_density(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        n, dim = len(x), self._free_dim()
-        values, terms = {}, []
-        for site, own in self.unpacked(x, -dim - 1):
-            transform = biject_to(site["fn"].support)
-            values[site["name"]] = transform(own)
-            log_det = transform.log_abs_det_jacobian(own, values[site["name"]])
-            terms.append(log_det.reshape(n, -1).sum(1))
-        program = poutine.condition(self.program, data=values)
+        def of_one(row: Tensor) -> tuple[Tensor, list[Tensor]]:
+            trace, terms = self._run_at(row, *args, **kwargs)
+            alone = [site for site in _densities(trace) if not self._is_factor(site)]
+            terms += [site["log_prob"].sum() for site in alone]
+            trace.symbolize_dims()
+            parts = [site for site in _densities(trace) if self._is_factor(site)]
+            factors[:] = [_Factor.of(site, trace.plate_to_symbol) for site in parts]
+            return torch.stack(terms).sum(), [_masked(site) for site in parts]
+
         saved = dict(vars(_ENUM_ALLOCATOR))  # of an enumeration around this one
         try:
-            if self._is_summed:
-                program = poutine.enum(config_enumerate(program), dim - 1)
-            with poutine.block(), pyro.plate(PATHS, n, dim=dim):
-                trace = poutine.trace(program).get_trace(*args, **kwargs)
+            with pyro.validation_enabled(False):
+                alone, parts = torch.func.vmap(of_one)(x)
         finally:
             vars(_ENUM_ALLOCATOR).update(saved)
-        trace.compute_log_prob()
-        if self._is_summed:
-            terms += _summed(trace, n, dim)
-        else:
-            terms += [_of_rows(site["log_prob"], n) for site in _densities(trace)]
-        return torch.stack(terms).sum(0)
-
-    def unpacked(
-        self, x: Tensor, left: int | None = None
-    ) -> Iterable[tuple[dict[str, Any], Tensor]]:
-        """Sites, and what x (n, dim) has for each, with ``left`` dimensions between rows and
-        events, None for as many as plates take."""
-        left = self._nesting if left is None else left
-        return self._unpack(x.reshape(len(x), *[1] * left, -1))
+        return alone + _summed(parts, factors) if parts else alone
 
     def by_site(self, x: Tensor) -> dict[str, Tensor]:
         """Latents in their supports, by site, (n, *shape)."""
-        return {
-            site["name"]: biject_to(site["fn"].support)(own).reshape(len(x), *site["value"].shape)
-            for site, own in self.unpacked(x)
-        }
 
-    def _free_dim(self) -> int:
-        """A dimension left of the program's plates that no plate around has."""
-        with poutine.block(), ExitStack() as plates:
-            for k in range(self._nesting):
-                plates.enter_context(pyro.plate(f"{PATHS}_{k}", 1, dim=-1 - k))
-            plates.enter_context(own := pyro.plate(PATHS, 1))
-            return own.dim or -1
+        def of_one(row: Tensor) -> dict[str, Tensor]:
+            return {
+                site["name"]: biject_to(site["fn"].support)(own) for site, own in self._unpack(row)
+            }
+
+        return dict(torch.func.vmap(of_one)(x))
+
+    def _run_at(self, row: Tensor, *args: Any, **kwargs: Any) -> tuple[poutine.Trace, list[Tensor]]:
+        """A run with these latents, and the logarithms of Jacobians."""
+        values, log_dets = {}, []
+        for site, own in self._unpack(row):
+            transform = biject_to(site["fn"].support)
+            values[site["name"]] = transform(own)
+            log_dets.append(transform.log_abs_det_jacobian(own, values[site["name"]]).sum())
+        program = poutine.condition(self.program, data=values)
+        if self._is_summed:
+            program = _Enumeration(self._first_free_dim)(config_enumerate(program))
+        trace = run(program, *args, **kwargs)
+        trace.compute_log_prob()
+        return trace, log_dets
+
+    def _is_factor(self, site: Any) -> bool:
+        """Whether a site's density depends on discrete sites that are summed over."""
+        shape = site["log_prob"].shape
+        of_plates = -self._first_free_dim - 1
+        return self._is_summed and shape[: max(0, len(shape) - of_plates)].numel() > 1
 
     # -- checks ------------------------------------------------------------------------------------
 
-    @torch.enable_grad()
     def check(self, x: Tensor, *args: Any, **kwargs: Any) -> None:
         """Raise ValueError unless the program has one density of each of two values (2, dim)."""
         self._check_latents(*args, **kwargs)
-        x = x.detach().requires_grad_()
+        for row in x:  # by Pyro's own checks
+            self._run_at(row, *args, **kwargs)
+        parts = [f.name for f in self._frames.values() if f.full_size not in (None, f.size)]
+        more = f", with all rows of the plate {parts[0]!r}" if parts else ""
+        fix = f"give the whole program, in which no site that is drawn is hidden{more}"
         try:
-            together = self(x, *args, **kwargs)
-            apart = torch.cat([self(row, *args, **kwargs) for row in x.split(1)])
-        except (RuntimeError, ValueError) as error:
+            first, again = self(x, *args, **kwargs), self(x, *args, **kwargs)
+        except RuntimeError as error:
+            if "random" in str(error):
+                raise ValueError(
+                    "the program draws anew in each run what is none of its latents, expected one "
+                    f"density; {fix}"
+                ) from error
             raise ValueError(
-                "the program does not run for 2 values of its latents at once "
-                f"({str(error).partition(chr(10))[0]}); {LEFT}"
+                "the program does not run for many values of its latents at once "
+                f"({str(error).partition(chr(10))[0]}); write it without Python's branches by "
+                "latents, e.g. torch.where for if"
             ) from error
-        again = self(x, *args, **kwargs)
-        if not torch.allclose(together, again, rtol=1e-7, equal_nan=True):
-            parts = [f.name for f in self._frames.values() if f.full_size not in (None, f.size)]
-            more = f", with all rows of the plate {parts[0]!r}" if parts else ""
+        if not torch.allclose(first, again, rtol=1e-7, equal_nan=True):
             raise ValueError(
                 "the program's density of the same latents changes from run to run "
-                f"({together[0]:.8g}, then {again[0]:.8g}), expected one; give the whole program, "
-                f"in which no site that is drawn is hidden{more}"
+                f"({first[0]:.8g}, then {again[0]:.8g}), expected one; {fix}"
             )
-        if not torch.allclose(together, apart, rtol=1e-3, atol=1e-3, equal_nan=True):
+        if not bool(first.isfinite().any()):
             raise ValueError(
-                f"the program's density of 2 values of its latents at once is {together.tolist()}, "
-                f"expected that of each alone, {apart.tolist()}; {LEFT}"
-            )
-        if not bool(together.isfinite().any()):
-            raise ValueError(
-                f"the program's density is {together.tolist()} near its start, expected finite "
+                f"the program's density is {first.tolist()} near its start, expected finite "
                 "numbers; choose another init_loc_fn, or mend the program"
             )
-        (slope,) = torch.autograd.grad(together[0], x)
-        if bool(slope[1].nan_to_num().any()):
-            raise ValueError(
-                "the program's density of one value of its latents depends on another that is "
-                f"given beside, expected not; {LEFT}"
-            )
         self.check_slope(x, *args, **kwargs)
-        self._is_checked = True
 
     def _check_latents(self, *args: Any, **kwargs: Any) -> None:
         """Raise ValueError if a latent has no proper density, or not always the same support."""
@@ -205,15 +193,24 @@ class ProgramDensity:
         x = x.detach().requires_grad_()
         density = self(x, *args, **kwargs)
         (slope,) = torch.autograd.grad(density.sum(), x)
-        for (site, own), (_, at) in zip(self.unpacked(slope), self.unpacked(x), strict=True):
-            wrong = own.isnan().reshape(len(x), -1).any(1) & density.isfinite()
-            if bool(wrong.any()):
-                value = biject_to(site["fn"].support)(at)[wrong][0].detach().squeeze()
-                raise ValueError(
-                    f"the gradient of the program's density by {site['name']!r} is nan where its "
-                    f"value is {value.tolist()}, expected a number; mend the program, e.g. by "
-                    "torch.where inside of functions whose derivative is infinite, such as sqrt"
-                )
+        wrong = slope.isnan().any(1) & density.isfinite()
+        for row, its_slope in zip(x[wrong].detach(), slope[wrong], strict=True):
+            pairs = zip(self._unpack(row), self._unpack(its_slope), strict=True)
+            site, at = next((site, at) for (site, at), (_, g) in pairs if g.isnan().any())
+            raise ValueError(
+                f"the gradient of the program's density by {site['name']!r} is nan where its value "
+                f"is {biject_to(site['fn'].support)(at).tolist()}, expected a number; mend the "
+                "program, e.g. by torch.where inside of functions whose derivative is infinite, "
+                "such as sqrt"
+            )
+
+
+class _Enumeration(EnumMessenger):
+    """Enumeration under vmap, which refuses a value's ``data``, whose shape alone is asked for."""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        value = msg["value"]
+        super()._pyro_post_sample({**msg, "value": torch.zeros(()).expand(value.shape)})
 
 
 def _densities(trace: poutine.Trace) -> list[Any]:
@@ -221,36 +218,41 @@ def _densities(trace: poutine.Trace) -> list[Any]:
     return [site for site in trace.nodes.values() if site["type"] == "sample"]
 
 
-def _of_rows(term: Tensor, n: int) -> Tensor:
-    """A site's term, whose first dimension is that of n rows or 1, summed over others."""
-    return term.expand(n, *term.shape[1:]).reshape(n, -1).sum(1)
+class _Factor(NamedTuple):
+    """What a density of discrete sites, and of those that depend on them, is over."""
 
+    symbols: dict[int, str]  # of its dimensions
+    plates: frozenset[str]
+    scale: float
 
-def _summed(trace: poutine.Trace, n: int, dim: int) -> list[Tensor]:
-    """Terms (n,) of the log density of n rows, which are along dim, summed over discrete sites."""
-    trace.pack_tensors()
-    symbols = trace.plate_to_symbol
-    own = symbols[PATHS]
-    factors: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
-    alone, scales = [], []
-    for site in _densities(trace):
-        if site["log_prob"].shape[:dim].numel() == 1:
-            alone.append(_of_rows(site["log_prob"].reshape(site["log_prob"].shape[dim:]), n))
-            continue
-        # a mask holds inside of the sum, a scale outside, as in TraceEnum_ELBO
-        log_prob, mask = site["packed"]["unscaled_log_prob"], site["packed"]["mask"]
+    @classmethod
+    def of(cls, site: Any, symbols: dict[str, str]) -> _Factor:
         plates = frozenset(symbols[f.name] for f in site["cond_indep_stack"] if f.vectorized)
-        kept = plates if n > 1 else plates - {own}  # packed tensors have no dimension of size 1
-        masked = log_prob if is_enumerated(site) else packed.scale_and_mask(log_prob, mask=mask)
-        factors.setdefault(kept, []).append(masked)
-        scales.append(float(site["scale"]))
-    if not factors:
-        return alone
-    if len(set(scales)) > 1:
+        return cls(site["infer"]["_dim_to_symbol"], plates, float(site["scale"]))
+
+
+def _masked(site: Any) -> Tensor:
+    """A factor: masks hold inside of the sum, scales outside, as in ``TraceEnum_ELBO``."""
+    log_p: Tensor = site["unscaled_log_prob"]
+    return log_p if is_enumerated(site) else scale_and_mask(log_p, mask=site["mask"])
+
+
+def _summed(parts: Sequence[Tensor], factors: Sequence[_Factor]) -> Tensor:
+    """The log density (n,) of factors (n, …), summed over discrete sites."""
+    scales = {factor.scale for factor in factors}
+    if len(scales) > 1:
         raise ValueError(
             f"discrete sites and what depends on them have scales from {min(scales)} to "
             f"{max(scales)}, expected one"
         )
-    summed = set(trace.symbol_to_dim) - set(symbols.values())
-    total: Tensor = contract_to_tensor(factors, summed, frozenset([own] if n > 1 else []))
-    return [*alone, scales[0] * total.reshape(n)]
+    n = len(parts[0])
+    plates = frozenset().union(*(factor.plates for factor in factors))
+    every = {symbol for factor in factors for symbol in factor.symbols.values()}
+    rows = next(letter for letter in string.ascii_letters if letter not in every | plates)
+    kept = frozenset([rows] if n > 1 else [])  # a dimension of size 1 is packed away
+    tree: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
+    for part, factor in zip(parts, factors, strict=True):
+        whole = packed.pack(part, {**factor.symbols, -part.dim(): rows})
+        tree.setdefault(factor.plates | kept, []).append(whole)
+    total: Tensor = contract_to_tensor(tree, every - plates, kept)
+    return scales.pop() * total.reshape(n)
