@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -208,6 +209,12 @@ def test_the_program_goes_on_where_it_ended(
     for budget, part in (("4_steps", own), ("40_calls", last)):
         seconds = table[f"seconds_{budget}"]["default"]
         assert seconds == pytest.approx(part.seconds.mean(), abs=1e-3)
+    floors = (rows.energy / rows.floor).clip(lower=summary.LEAST)
+    asked = {m: np.log(floors[rows.budget.eq("40 calls") & rows.method.eq(m)]) for m in OURS}
+    apart = (asked["particles"].to_numpy() - asked["default"].to_numpy()).mean()
+    ratios = pd.read_csv(tmp_path / "measurements-ratios.csv", comment="#").set_index("method")
+    assert ratios.index.tolist() == ["particles"]
+    assert ratios.ratio_40_calls["particles"] == pytest.approx(math.exp(apart), abs=1e-3)
     evidence = pd.read_csv(tmp_path / "measurements-evidence.csv", comment="#")
     assert evidence.method.tolist() == ["particles, 4 steps", "particles, 40 calls"]
 

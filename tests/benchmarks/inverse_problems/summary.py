@@ -39,7 +39,7 @@ def of_measurements(file: Path, folder: Path) -> None:
     budgets = sorted(set(rows.budget) - {"0 steps"}, key=_place)
     problems = rows[[*PROBLEM, "seed"]].drop_duplicates()
     of_what = (
-        f"{len(problems)} problems: data of {_listed(rows['size'])} dimensions, "
+        f"{len(problems)} problems: data of {_listed(rows['size'].sort_values())} dimensions, "
         f"{_listed(rows.noise)} noise, {_listed(rows.operator)}"
     )
     energies = f"energies are squared energy distances of {draws} draws in units of the floor"
@@ -82,9 +82,48 @@ def of_measurements(file: Path, folder: Path) -> None:
     notes = [energies, "errors are over seeds, whose problems differ", cost]
     write(folder / "measurements-problems.csv", table, COMMANDS, seeds, notes=notes)
 
+    of_ratios(rows, folder, seeds, of_what)
     known = rows[rows.log_evidence.notna() & (rows.method != EXACT)]
     if not known.empty:
         of_evidence(known, folder, seeds, of_what)
+
+
+LEAST = 0.1
+"""Of the floor, below which a squared energy distance counts as this."""
+
+
+def of_ratios(rows: pd.DataFrame, folder: Path, seeds: str, of_what: str) -> None:
+    """measurements-ratios: distances relative to the default's of the same problem."""
+    budgets = sorted((b for b in set(rows.budget) if b.endswith("calls")), key=_place)
+    by_problem = {
+        budget: rows[rows.budget == budget]
+        .assign(log=lambda of: np.log(of.floors.clip(lower=LEAST)))
+        .pivot(index=[*PROBLEM, "seed"], columns="method", values="log")
+        for budget in budgets
+    }
+    pairs = [(budget, budget) for budget in budgets]
+    if len(budgets) > 1:
+        pairs.append((budgets[-1], budgets[0]))
+    made = []
+    for method in rows.method.cat.categories:
+        row: dict[str, object] = {"method": method}
+        for own, of_default in pairs:
+            if method == DEFAULT or not {method}.issubset(by_problem[own].columns):
+                continue
+            apart = by_problem[own][method] - by_problem[of_default][DEFAULT]
+            name = f"ratio_{own}" if own == of_default else f"ratio_{own}_to_{of_default}"
+            ends = (math.exp(end) for end in interval(apart))
+            labels = (f"{name.replace(' ', '_')}{end}" for end in ("", "_low", "_high"))
+            row |= dict(zip(labels, ends, strict=True))
+        made.append(row)
+    table = pd.DataFrame(made).dropna(how="all", subset=pd.DataFrame(made).columns[1:])
+    notes = [
+        of_what,
+        "squared energy distances over those of the default for the same problem: geometric means "
+        "over problems, with Student's t; the last, of the method's most calls over the default's "
+        "fewest, is near equal time for azula",
+    ]
+    write(folder / "measurements-ratios.csv", table, COMMANDS, seeds, notes=notes)
 
 
 def of_evidence(known: pd.DataFrame, folder: Path, seeds: str, of_what: str) -> None:
