@@ -299,7 +299,7 @@ class AutoMDM(AutoMultivariateNormal):
         def gain(x: Tensor) -> Tensor:
             return self.log_density(x, *args, **kwargs) - start(x)
 
-        first = prior.sample((GROUPS, n // GROUPS))
+        first = prior.sample((GROUPS, n // (2 * GROUPS) * 2))  # in halves
         return temper(first, start, [gain]).draws(n)
 
     def _become_gaussian_of(self, x: Tensor) -> None:
