@@ -99,6 +99,7 @@ def _fits(rows: pd.DataFrame) -> list[pd.DataFrame]:
 def cells_of(rows: pd.DataFrame) -> dict[str, object]:
     """The cells of a target and a method."""
     cells: dict[str, object] = {name: rows[name].iloc[0] for name in ("target", "method")}
+    cells["seeds"] = int(rows.seed.nunique())
     for score in ("gap", *SCORES):
         mean, error = mean_and_error(rows[score])
         if score in ("gap", "log_z_error"):
