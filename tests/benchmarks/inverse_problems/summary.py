@@ -183,7 +183,7 @@ IMAGE_COMMANDS = {
     "fashion_mnist": (
         "python -m inference.train --model fashion_mnist --guide vpsde --network mixture "
         "--optimizer muon --batch_size 32 --steps 1200 --ema_decay 0.99 --run runs/fashion_mnist",
-        f"{OF_IMAGES} runs/fashion_mnist --images 6 --budgets '100 calls' --methods default "
+        f"{OF_IMAGES} runs/fashion_mnist --images 4 --budgets '100 calls' --methods default "
         "'azula, MMPS, 5 iterations' 'azula, DPS, ζ = 1' 'deepinv, DDRM' "
         "--out runs/measured-images.csv",
     ),
