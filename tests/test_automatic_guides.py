@@ -192,11 +192,11 @@ def test_the_best_of_ours_is_paired_with_the_best_of_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ours = dict.fromkeys(("chain", "weak"), METHODS["smc"])
-    monkeypatch.setattr(summary, "OURS", ours)
+    monkeypatch.setattr(summary, "GUIDES", ours)
     monkeypatch.setattr(summary, "METHODS", {**ours, **METHODS})
     elbos = {"chain": (-1.0, -1.2), "weak": (-5.0, -5.0), "zuko_flow": (-1.5, -1.5)}
     errors = {"chain": (0.1, -0.3), "auto_normal": (0.1, 0.1), "weak": (-1.0, 1.0)}
-    names = dict.fromkeys([*elbos, *errors])
+    errors["zuko_flow"] = (0.5, 0.5)
     rows = [
         {
             "target": "funnel",
@@ -205,15 +205,16 @@ def test_the_best_of_ours_is_paired_with_the_best_of_others(
             "seconds": 2.0,
             **dict.fromkeys(automatic_guides.VALUES, math.nan),
             "elbo": elbos.get(name, (math.nan,) * 2)[seed],
-            "log_z_error": errors.get(name, (math.nan,) * 2)[seed],
+            "log_z": errors[name][seed] - 0.5,
+            "log_z_error": errors[name][seed],
         }
-        for name in names
+        for name in errors
         for seed in (0, 1)
     ]
     pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False)
     summary.of_guides(tmp_path / "rows.csv", tmp_path)
-    best = pd.read_csv(tmp_path / "automatic-guides-best.csv", comment="#", index_col=0)
-    assert best.index.tolist() == ["funnel, elbo", "funnel, log_z_error"]
+    best = pd.read_csv(tmp_path / "automatic-guides-best.csv", comment="#")
+    assert best.score.tolist() == ["gap", "log_z_error"] and set(best.target) == {"funnel"}
     assert best.ours.tolist() == ["chain", "chain"] and best.theirs.tolist() == [
         "zuko_flow",
         "auto_normal",
@@ -221,7 +222,35 @@ def test_the_best_of_ours_is_paired_with_the_best_of_others(
     assert best.gain.tolist() == pytest.approx([0.4, -0.1])
     half = 12.7062 * 0.1  # Student's t of one degree of freedom
     assert best.gain_low.tolist() == pytest.approx([0.4 - half, -0.1 - half], abs=1e-3)
-    table = pd.read_csv(tmp_path / "automatic-guides-scores.csv", comment="#", index_col=0)
-    assert table.elbo["funnel, chain"] == pytest.approx(-1.1)
-    assert table.elbo_se["funnel, chain"] == pytest.approx(0.1)
+    table = pd.read_csv(tmp_path / "automatic-guides-scores.csv", comment="#", index_col="method")
+    assert table.elbo["chain"] == pytest.approx(-1.1)
+    assert table.gap["chain"] == pytest.approx(0.6)
+    assert table.elbo_se["chain"] == pytest.approx(0.1)
     assert "automatic-guides-scores.csv" in capsys.readouterr().out
+
+
+def test_variants_are_paired_with_their_base(tmp_path: Path) -> None:
+    log_z = 2.0
+    gaps = {"annealing_1": (0.5, 0.7), "annealing_2": (0.6, 0.9), "nuts": (math.nan,) * 2}
+    rows = [
+        {
+            "target": "funnel",
+            "method": name,
+            "seed": seed,
+            "seconds": 2.0,
+            **dict.fromkeys(automatic_guides.VALUES, math.nan),
+            "elbo": log_z - gaps[name][seed],
+            "log_z": log_z + 0.1,
+            "log_z_error": 0.1,
+        }
+        for name in gaps
+        for seed in (1, 0)
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False)
+    summary.of_guides(tmp_path / "rows.csv", tmp_path)
+    variants = pd.read_csv(tmp_path / "automatic-guides-variants.csv", comment="#")
+    assert variants.method.tolist() == ["annealing_2"]
+    assert variants.gap_less_base.tolist() == pytest.approx([0.15])
+    assert variants.gap_less_base_low.tolist() == pytest.approx([0.15 - 12.7062 * 0.05], abs=1e-3)
+    scores = pd.read_csv(tmp_path / "automatic-guides-scores.csv", comment="#")
+    assert scores.method.tolist() == ["annealing_1", "nuts"]

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 WINGS = {
     "conditioning": ("conditioning", "measurements"),
     "plots": ("plots",),
-    "posteriors": ("posteriors", "amortized"),
+    "posteriors": ("posteriors", "amortized", "automatic"),
     "seeing": ("seeing",),
     "simulated": ("simulated",),
     "tables": ("tables",),

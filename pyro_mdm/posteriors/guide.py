@@ -381,15 +381,22 @@ class ImportanceWeights:
                 "have no density"
             )
         weights = cls(log_weights.detach().double())
-        if weights.pareto_k > weights.pareto_limit or weights.effective == 0:
-            warnings.warn(
-                f"the weights have a tail of k̂ {weights.pareto_k:.2f}, expected at most "
-                f"{weights.pareto_limit:.2f}: weighted means are not to be trusted, nor is the "
-                "evidence; train the posterior with more simulations or steps, or run NUTS from "
-                "guide.initial_params()",
-                stacklevel=2,
-            )
+        weights.warn(
+            "train the posterior with more simulations or steps, or run NUTS from "
+            "guide.initial_params()",
+            stacklevel=3,
+        )
         return weights
+
+    def warn(self, fix: str, stacklevel: int = 2) -> None:
+        """Warn, with a fix, if the weights mislead."""
+        if self.pareto_k > self.pareto_limit or self.effective == 0:
+            warnings.warn(
+                f"the weights have a tail of k̂ {self.pareto_k:.2f}, expected at most "
+                f"{self.pareto_limit:.2f}: weighted means are not to be trusted, nor is the "
+                f"evidence; {fix}",
+                stacklevel=stacklevel,
+            )
 
     @property
     def normalized(self) -> Tensor:

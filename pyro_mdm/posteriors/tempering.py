@@ -102,7 +102,7 @@ def temper(
         if not bool((law.gain > -math.inf).any(1).all()):
             raise ValueError(
                 "the data have the density 0 at all parameters that were drawn from the prior, "
-                "expected data that the simulator can make; check their units, or draw more "
+                "expected data that the program can make; check their units, or draw more "
                 "particles"
             )
         whole, beta = float(_effective(law.gain).mean()), 0.0

@@ -13,7 +13,16 @@ from typing import Any
 
 __all__ = ["WINGS", "load_wing", "names_of_wings"]
 
-WINGS = ("conditioning", "measurements", "posteriors", "seeing", "simulated", "tables", "varying")
+WINGS = (
+    "automatic",
+    "conditioning",
+    "measurements",
+    "posteriors",
+    "seeing",
+    "simulated",
+    "tables",
+    "varying",
+)
 """Packages of wings, but for ``plots``, which has no models and needs matplotlib."""
 
 

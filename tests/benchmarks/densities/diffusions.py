@@ -1,4 +1,4 @@
-"""Guides by diffusions, as methods: chains of :mod:`chains` that are fitted within a time.
+"""Guides by diffusions, as methods: chains of the library that are fitted within a time.
 
     annealing_1, annealing_2, annealing_3
                  K = 1 (VPSDE), 2 (CLD) and 3 (HOLD): a Gaussian of all latents by a tenth of the
@@ -21,12 +21,14 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import NamedTuple
 
 import pyro
 import torch
 from torch import Tensor
 
-from pyro_mdm.diffusions import CLD, HOLD, VPSDE, ConstantBeta, LearnedDiffusion, LinearDiffusion
+from pyro_mdm.automatic.chain import Annealed, Chain, Ratio, Reversed
+from pyro_mdm.diffusions import CLD, HOLD, VPSDE, LearnedDiffusion, LinearDiffusion
 from tests.benchmarks.densities.base import Draws, Fitted, Method, Target
 from tests.benchmarks.densities.baselines import (
     AT_A_TIME,
@@ -35,7 +37,6 @@ from tests.benchmarks.densities.baselines import (
     prior_gaussian,
     tempered_within,
 )
-from tests.benchmarks.densities.chains import Annealing, Ratio, Reversal, Units
 
 __all__ = ["METHODS"]
 
@@ -51,11 +52,15 @@ WORST = 50.0
 
 def diffusion(name: int | str) -> LinearDiffusion:
     """Of K variables, or a learned one of two, whose Σ_∞ is I."""
-    options = {"beta": ConstantBeta(1.0), "horizon": 1_000.0}
-    if name == "learned":
-        return LearnedDiffusion(2, **options)
-    makers = {1: VPSDE, 2: CLD, 3: functools.partial(HOLD, 3)}
-    return makers[int(name)](**options)
+    makers = {1: VPSDE, 2: CLD, 3: HOLD, "learned": LearnedDiffusion}
+    return makers[name]()
+
+
+class Units(NamedTuple):
+    """x = loc + scale_tril u, of a Gaussian."""
+
+    loc: Tensor
+    scale_tril: Tensor
 
 
 def fitted_gaussian(target: Target, seed: int, clock: Clock) -> Units:
@@ -70,7 +75,8 @@ def fitted_gaussian(target: Target, seed: int, clock: Clock) -> Units:
         return Units(mean, log_scale.exp()[:, None] * (lower.tril(-1) + one))
 
     def loss() -> Tensor:
-        x = units()(torch.randn(64, target.dim))
+        own = units()
+        x = own.loc + torch.randn(64, target.dim) @ own.scale_tril.mT
         return -(target.log_density(x).mean() + log_scale.sum())
 
     descend([mean, log_scale, lower], loss, 0.03, clock)
@@ -83,13 +89,21 @@ def gaussian_of(x: Tensor) -> Units:
     return Units(x.mean(0), torch.linalg.cholesky(covariance))
 
 
-def drawn(chain: Annealing | Reversal, h: Ratio, n: int, seed: int) -> Draws:
+def weighed(chain: Chain, h: Ratio, n: int, **options: bool) -> tuple[Tensor, Tensor]:
+    """Ends x (n, dim) of paths, and their log weights (n,)."""
+    path = chain.paths(h, n, **options)
+    volume = h.scale_tril.diagonal().log().sum()
+    constant = volume + chain.dim / 2 * math.log(2 * math.pi)
+    return h.place(path.u), h(path.u) - path.cost + constant
+
+
+def drawn(chain: Chain, h: Ratio, n: int, seed: int) -> Draws:
     torch.manual_seed(seed)
     ends, weights = [], []
     with torch.no_grad():
         for size in (min(AT_A_TIME, n - done) for done in range(0, n, AT_A_TIME)):
-            u, log_weights = chain.paths(h, size)
-            ends.append(h.units(u))
+            x, log_weights = weighed(chain, h, size)
+            ends.append(x)
             weights.append(log_weights.double().nan_to_num(nan=-math.inf, posinf=-math.inf))
     return Draws(torch.cat(ends), torch.cat(weights))
 
@@ -105,12 +119,11 @@ def annealing(
 ) -> Fitted:
     clock = Clock(seconds)
     pyro.set_rng_seed(seed)
-    units = fitted_gaussian(target, seed, Clock(FITTING * seconds))
-    h = Ratio(target.log_density, units)
-    chain = Annealing(target.dim, diffusion(K), steps)
+    h = Ratio(target.log_density, *fitted_gaussian(target, seed, Clock(FITTING * seconds)))
+    chain = Annealed(target.dim, diffusion(K), steps)
 
     def loss() -> Tensor:
-        _, log_w = chain.paths(h, PATHS, through)
+        _, log_w = weighed(chain, h, PATHS, through=through)
         log_w = log_w.clamp_min(log_w.detach().nanmedian() - WORST)
         return -log_w.mean() if through else log_w.var() / 2
 
@@ -122,9 +135,9 @@ def reversal(target: Target, seconds: float, seed: int, *, K: int = 1, steps: in
     clock = Clock(seconds)
     pyro.set_rng_seed(seed)
     particles = tempered_within(target, seed, Clock(TEMPERING * seconds)).x.float()
-    h = Ratio(target.log_density, gaussian_of(particles))
-    data = h.units.inverse(particles)
-    chain = Reversal(target.dim, diffusion(K), steps)
+    h = Ratio(target.log_density, *gaussian_of(particles))
+    data = h.inverse(particles)
+    chain = Reversed(target.dim, diffusion(K), steps)
 
     def loss() -> Tensor:
         own = data[torch.randint(len(data), (PATHS,))]

@@ -5,9 +5,12 @@ from __future__ import annotations
 from tests.benchmarks.densities import baselines, diffusions
 from tests.benchmarks.densities.base import Method
 
-__all__ = ["IMPORTABLE", "METHODS", "OURS"]
+__all__ = ["BESIDE", "GUIDES", "IMPORTABLE", "METHODS"]
 
-OURS = diffusions.METHODS
-IMPORTABLE = {name: method for name, method in baselines.METHODS.items() if name != "smc"}
-"""What a user of Pyro has; particles are beside."""
-METHODS: dict[str, Method] = {**OURS, **baselines.METHODS}
+GUIDES = ("annealing_1", "reversal_1")
+"""Ours that are compared with others: both starts of the library's guide."""
+BESIDE = ("smc",)
+"""Particles, which are no guide."""
+IMPORTABLE = tuple(name for name in baselines.METHODS if name not in BESIDE)
+"""What a user of Pyro has."""
+METHODS: dict[str, Method] = {**diffusions.METHODS, **baselines.METHODS}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
-from tests.benchmarks.densities.methods import IMPORTABLE, METHODS, OURS
+from tests.benchmarks.densities.methods import BESIDE, GUIDES, IMPORTABLE, METHODS
 from tests.benchmarks.densities.targets import NAMES
 from tests.benchmarks.documented import interval, mean_and_error, seeds_in_words, write
 
@@ -27,52 +28,81 @@ SCORES = (
     "draw_seconds",
     "updates",
 )
-GAINS = {"elbo": 1, "log_z_error": -1, "energy": -1, "mode_distance": -1}
-"""Scores by which methods are compared, and whether more is better; of errors, their size."""
+COMPARED = ("gap", "log_z_error", "energy", "mode_distance")
+"""Scores by which methods are compared, of which less is better; of errors, their size."""
 
 
 def of_guides(file: Path, folder: Path) -> None:
-    """automatic-guides-scores, a row for each target and method; automatic-guides-best, ours beside
-    the best that a user can import."""
+    """automatic-guides-scores, of the library's guide and of others; automatic-guides-best, the
+    library's beside the best that a user can import; automatic-guides-variants, chains of other
+    diffusions, steps and gradients."""
     rows = pd.read_csv(file)
-    kept = sorted({(NAMES.index(t), t) for t in rows.target})
-    order = [(t, m) for _, t in kept for m in METHODS]
+    rows["gap"] = rows.log_z - rows.log_z_error - rows.elbo
     seconds = ", ".join(f"{s:g}" for s in sorted(rows.seconds.unique()))
-    commands = [f"{COMMAND} --seeds {rows.seed.nunique()} --seconds {seconds}"]
-    seeds = seeds_in_words(rows)
-    means, pairs = [], []
-    by_fit = dict(iter(rows.groupby(["target", "method"])))
-    for target, method in order:
-        if (target, method) in by_fit:
-            means.append(cells_of(target, method, by_fit[target, method]))
-    for _, target in kept:
-        own = rows[rows.target == target]
-        pairs += [cells for score in GAINS if (cells := best_of(own, score)) is not None]
-    note = "means over seeds and their standard errors; seconds are of the processor"
-    write(
-        folder / "automatic-guides-scores.csv",
-        pd.DataFrame(means),
-        commands,
-        seeds,
-        notes=[note, f"each method has {seconds} seconds"],
-        digits=4,
-    )
-    if pairs:
-        note = (
-            "ours and theirs: the methods whose means over seeds are best; gain: how much better "
-            "ours is, paired by seed, with the 95% interval of Student's t; of log Z, sizes of "
-            "errors"
+    is_variant = rows.method.isin(METHODS.keys() - {*GUIDES, *IMPORTABLE, *BESIDE})
+    command = f"{COMMAND} --seconds {seconds}"
+
+    def save(name: str, of: pd.DataFrame, made: list[dict[str, object]], *notes: str) -> None:
+        seeds = f"--seeds {of.seed.nunique()} --methods {' '.join(_in_order(of.method, METHODS))}"
+        write(
+            folder / f"automatic-guides-{name}.csv",
+            pd.DataFrame(made).dropna(axis=1, how="all"),
+            [f"{command} {seeds}"],
+            seeds_in_words(of),
+            notes=[f"each method has {seconds} seconds of the processor", *notes],
+            digits=4,
         )
-        table = pd.DataFrame(pairs)
-        write(folder / "automatic-guides-best.csv", table, commands, seeds, notes=[note], digits=4)
+
+    own = rows[~is_variant]
+    note = "means over seeds and their standard errors; gap is log Z less the ELBO, nats"
+    save("scores", own, [cells_of(part) for part in _fits(own)], note)
+    pairs = [best_of(part, score) for part in _targets(own) for score in COMPARED]
+    paired = "paired by seed, with the 95% interval of Student's t"
+    save(
+        "best",
+        own,
+        [cells for cells in pairs if cells is not None],
+        "ours and theirs: the methods whose means over seeds are best; gain: how much better ours "
+        f"is, {paired}; of log Z, sizes of errors",
+    )
+    if is_variant.any():
+        made = []
+        for part in _fits(rows[is_variant]):
+            base = part.method.iloc[0].partition("_")[0] + "_1"
+            same = rows[(rows.target == part.target.iloc[0]) & (rows.method == base)]
+            apart = part.set_index("seed").gap - same.set_index("seed").gap
+            ends = interval(apart.dropna())
+            names = ("gap_less_base", "gap_less_base_low", "gap_less_base_high")
+            made.append(cells_of(part) | dict(zip(names, ends, strict=True)))
+        note = f"{note}; base is K = 1, 16 steps and reparameterized gradients, {paired}"
+        save("variants", rows[is_variant], made, note)
 
 
-def cells_of(target: str, method: str, rows: pd.DataFrame) -> dict[str, object]:
+def _in_order(values: Iterable[str], names: Iterable[str]) -> list[str]:
+    own = set(values)
+    return [name for name in names if name in own]
+
+
+def _targets(rows: pd.DataFrame) -> list[pd.DataFrame]:
+    return [rows[rows.target == name] for name in _in_order(rows.target, NAMES)]
+
+
+def _fits(rows: pd.DataFrame) -> list[pd.DataFrame]:
+    """Rows of each target and method."""
+    return [
+        of_target[of_target.method == name]
+        for of_target in _targets(rows)
+        for name in _in_order(of_target.method, METHODS)
+    ]
+
+
+def cells_of(rows: pd.DataFrame) -> dict[str, object]:
     """The cells of a target and a method."""
-    cells: dict[str, object] = {"fit": f"{target}, {method}"}
-    for score in SCORES:
+    cells: dict[str, object] = {name: rows[name].iloc[0] for name in ("target", "method")}
+    cells["seeds"] = int(rows.seed.nunique())
+    for score in ("gap", *SCORES):
         mean, error = mean_and_error(rows[score])
-        if score == "log_z_error":
+        if score in ("gap", "log_z_error"):
             error = math.hypot(error, rows.reference_se.fillna(0).mean())
         cells[score], cells[f"{score}_se"] = mean, error
     return cells
@@ -83,21 +113,22 @@ def best_of(rows: pd.DataFrame, score: str) -> dict[str, object] | None:
     values = rows[score].abs() if score.endswith("_error") else rows[score]
     if score == "energy":  # of draws resampled or not, whichever is better
         values = rows[["energy", "energy_raw"]].min(axis=1)
-    by_seed = (GAINS[score] * values).groupby([rows.seed, rows.method]).mean().unstack()
+    by_seed = values.groupby([rows.seed, rows.method]).mean().unstack()
     by_seed = by_seed.dropna(axis=1)  # a method that failed on a seed is not the best
     best = []
-    for methods in (OURS, IMPORTABLE):
+    for methods in (GUIDES, IMPORTABLE):
         own = by_seed[[m for m in by_seed.columns if m in methods]]
         if own.empty:
             return None
-        best.append(str(own.mean().idxmax()))
+        best.append(str(own.mean().idxmin()))
     ours, theirs = best
-    ends = interval(by_seed[ours] - by_seed[theirs])
+    ends = interval(by_seed[theirs] - by_seed[ours])
     return {
-        "score": f"{rows.target.iloc[0]}, {score}",
+        "target": str(rows.target.iloc[0]),
+        "score": score,
         "ours": ours,
-        "ours_mean": GAINS[score] * by_seed[ours].mean(),
+        "ours_mean": by_seed[ours].mean(),
         "theirs": theirs,
-        "theirs_mean": GAINS[score] * by_seed[theirs].mean(),
+        "theirs_mean": by_seed[theirs].mean(),
         **dict(zip(("gain", "gain_low", "gain_high"), ends, strict=True)),
     }

@@ -1,4 +1,4 @@
-"""Chains of the study of automatic guides: weights are right, whatever the chain."""
+"""Chains to an unnormalized density: weights are right, whatever the chain."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.benchmarks.densities.chains import Annealing, Chain, Ratio, Reversal, Units
-from tests.benchmarks.densities.diffusions import diffusion
+from pyro_mdm import CLD, HOLD, VPSDE, LearnedDiffusion, LinearDiffusion
+from pyro_mdm.automatic.chain import Annealed, Chain, Ratio, Reversed
 
 MEAN = torch.tensor([0.5, -0.3])
 SPREAD = torch.tensor([0.6, 1.1])
 LOG_Z = 1.3
 VARIABLES = [1, 2, 3, "learned"]
+
+
+def diffusion(K: int | str) -> LinearDiffusion:
+    return {1: VPSDE, 2: CLD, 3: HOLD, "learned": LearnedDiffusion}[K]()
 
 
 def gaussian(x: Tensor) -> Tensor:
@@ -24,7 +28,14 @@ def gaussian(x: Tensor) -> Tensor:
 
 
 def ratio() -> Ratio:
-    return Ratio(gaussian, Units(torch.zeros(2), torch.eye(2)))
+    return Ratio(gaussian, torch.zeros(2), torch.eye(2))
+
+
+def weighed(chain: Chain, h: Ratio, n: int, **options: bool) -> tuple[Tensor, Tensor]:
+    """Ends of paths, and their log weights."""
+    path = chain.paths(h, n, **options)
+    constant = h.scale_tril.diagonal().log().sum() + math.log(2 * math.pi)
+    return path.u, h(path.u) - path.cost + constant
 
 
 def rough(chain: Chain, size: float = 0.02) -> Chain:
@@ -35,27 +46,27 @@ def rough(chain: Chain, size: float = 0.02) -> Chain:
     return chain
 
 
-@pytest.mark.parametrize("kind", [Annealing, Reversal])
+@pytest.mark.parametrize("kind", [Annealed, Reversed])
 @pytest.mark.parametrize("K", VARIABLES)
 def test_weights_mean_z_whatever_the_parameters(kind: type[Chain], K: int | str) -> None:
     torch.manual_seed(0)
     chain = rough(kind(2, diffusion(K), 8))
     with torch.no_grad():
-        _, log_w = chain.paths(ratio(), 20_000)
+        _, log_w = weighed(chain, ratio(), 20_000)
     shares = (log_w.double() - LOG_Z).exp()
     assert abs(float(shares.mean()) - 1) < 4 * float(shares.std()) / math.sqrt(len(shares))
     assert 0.1 < shares.std() < 5, "neither constant nor wide"
 
 
-@pytest.mark.parametrize("kind", [Annealing, Reversal])
+@pytest.mark.parametrize("kind", [Annealed, Reversed])
 @pytest.mark.parametrize("K", VARIABLES)
 def test_where_units_are_the_target_weights_are_constant(kind: type[Chain], K: int | str) -> None:
     torch.manual_seed(0)
-    h = Ratio(gaussian, Units(MEAN, SPREAD.diag()))
+    h = Ratio(gaussian, MEAN, SPREAD.diag())
     with torch.no_grad():
-        u, log_w = kind(2, diffusion(K), 4).paths(h, 5_000)
+        u, log_w = weighed(kind(2, diffusion(K), 4), h, 5_000)
     assert torch.allclose(log_w, torch.full_like(log_w, LOG_Z), atol=1e-3)
-    assert torch.allclose(h.units(u).std(0), SPREAD, rtol=0.05)
+    assert torch.allclose(h.place(u).std(0), SPREAD, rtol=0.05)
 
 
 @pytest.mark.parametrize("K", VARIABLES)
@@ -65,16 +76,18 @@ def test_slow_annealing_is_reversible(K: int | str) -> None:
     with torch.no_grad():
         for time in (3.0, 24.0):
             torch.manual_seed(0)
-            _, log_w = Annealing(2, diffusion(K), int(8 * time), time).paths(ratio(), 1_000)
+            chain = Annealed(2, diffusion(K), int(8 * time))
+            chain.log_time += math.log(time / chain.time)
+            _, log_w = weighed(chain, ratio(), 1_000)
             lost.append(LOG_Z - float(log_w.mean()))
     assert 0 < lost[1] < lost[0] / 2
     assert lost[1] < 0.15
 
 
-class Exact(Reversal):
+class Exact(Reversed):
     """The reversal that knows the mean of x given z."""
 
-    def control(self, z: Tensor, slope: Tensor, C: Tensor, k: int | Tensor) -> Tensor:
+    def score(self, z: Tensor, slope: Tensor, C: Tensor, k: int | Tensor) -> Tensor:
         more = SPREAD**-2 - 1  # of the precision
         return (MEAN / SPREAD**2 - more * z) / (1 + C * more)
 
@@ -85,7 +98,7 @@ def test_an_exact_denoiser_leaves_what_the_grid_costs(K: int) -> None:
     with torch.no_grad():
         for steps in (16, 64):
             torch.manual_seed(0)
-            _, log_w = Exact(2, diffusion(K), steps).paths(ratio(), 2_000)
+            _, log_w = weighed(Exact(2, diffusion(K), steps), ratio(), 2_000)
             lost.append(LOG_Z - float(log_w.mean()))
     assert -0.005 < lost[1] < lost[0] / 2 < 0.1
 
@@ -99,22 +112,22 @@ def test_the_forward_ratio_is_that_of_paths(K: int) -> None:
     def density(x: Tensor) -> Tensor:
         return torch.distributions.Normal(MEAN, spread).log_prob(x).sum(-1) + LOG_Z
 
-    chain = rough(Reversal(2, diffusion(K), 4), 0.1)
-    h = Ratio(density, Units(torch.zeros(2), torch.eye(2)))
+    chain = rough(Reversed(2, diffusion(K), 4), 0.1)
+    h = Ratio(density, torch.zeros(2), torch.eye(2))
     with torch.no_grad():
         data = MEAN + spread * torch.randn(20_000, 2)
-        shares = (chain.log_ratio(h, data) - h(data) + LOG_Z).double().exp()
+        shares = (chain.log_ratio(h, data) - h(data) - math.log(2 * math.pi) + LOG_Z).double().exp()
     assert abs(float(shares.mean()) - 1) < 4 * float(shares.std()) / math.sqrt(len(shares))
     assert 0.01 < shares.std() < 5
 
 
 def test_gradients_through_paths_are_those_of_finite_differences() -> None:
     torch.manual_seed(0)
-    chain, h = rough(Annealing(2, diffusion(2), 3)), ratio()
+    chain, h = rough(Annealed(2, diffusion(2), 3)), ratio()
 
     def value() -> Tensor:
         torch.manual_seed(1)
-        return chain.paths(h, 64)[1].double().mean()
+        return weighed(chain, h, 64)[1].double().mean()
 
     for name in ("gaps", "log_time", "power", "log_scale", "log_scale_back"):
         parameter = chain.get_parameter(name)
@@ -135,15 +148,35 @@ def test_gradients_through_paths_are_those_of_finite_differences() -> None:
 def test_variance_gradients_agree_with_those_through_paths() -> None:
     """Where r has no parameters of its own both are estimates of the bound's gradient."""
     torch.manual_seed(0)
-    chain, h = rough(Annealing(2, diffusion(1), 3)), ratio()
+    chain, h = rough(Annealed(2, diffusion(1), 3)), ratio()
     parameter = chain.log_scale
-    _, log_w = chain.paths(h, 40_000)
+    _, log_w = weighed(chain, h, 40_000)
     (through,) = torch.autograd.grad(log_w.mean(), parameter)
     halves = []
     for seed in range(8):
         torch.manual_seed(seed)
-        _, log_w = chain.paths(h, 10_000, through=False)
+        _, log_w = weighed(chain, h, 10_000, through=False)
         halves.append(torch.autograd.grad(-log_w.var() / 2, parameter)[0])
     each = torch.stack(halves)
     error = each.std(0) / math.sqrt(len(each)) + 0.02
     assert ((each.mean(0) - through).abs() < 5 * error).all()
+
+
+def test_a_control_that_follows_the_annealed_target_costs_nothing() -> None:
+    """N(0, I) moves to N(m, I) by b m; the velocity that particles lack is the control."""
+    m, steps = torch.tensor([1.0, -0.5]), 64
+
+    def moved(x: Tensor) -> Tensor:
+        return torch.distributions.Normal(m, 1.0, validate_args=False).log_prob(x).sum(-1)
+
+    lost = []
+    h = Ratio(moved, torch.zeros(2), torch.eye(2))
+    for part in (-1.0, 0.0, 1.0):
+        torch.manual_seed(0)
+        chain = Annealed(2, VPSDE(), steps)
+        with torch.no_grad():
+            kernels = chain.kernels()
+            chain.last.bias.copy_(part * m / steps / (kernels.L[0, 0, 0] * kernels.pace[0]))
+            _, log_w = weighed(chain, h, 2_000)
+        lost.append(-float(log_w.mean()))
+    assert lost[2] < lost[1] / 10 and lost[1] < lost[0] / 2

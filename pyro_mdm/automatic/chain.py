@@ -1,0 +1,339 @@
+r"""Chains of a linear diffusion from a Gaussian to an unnormalized density, and their weights.
+
+A chain q draws y_N, …, y_0 and takes u = (y_0)_x. A noising chain r leads from u, and v_0 at rest,
+back to y_N and extends the target γ, so that
+
+    log w = log γ(u) + log N(v_0; 0, Σ_v) + Σ_k log r(y_{k+1} | y_k) - log N(y_N; 0, Σ_∞)
+            - Σ_k log q(y_k | y_{k+1}),    E_q[w] = Z = ∫ γ.
+
+Both are made of the steps of one linear diffusion at rest and of its reversal, whose matrix is -Q,
+
+    r*(y_k | y_{k+1}) = N(M y_{k+1}, L Lᵀ),    r°(y_{k+1} | y_k) = N(R y_k, S Sᵀ),
+
+with exact kernels. As r° is the reversal of r* at rest, no density is computed: a step whose noise
+is ξ = a + σ ε instead of ε costs log q/r* = ½|ξ|² - ½|ε|² - log σ. With h = γ / N(0, I),
+
+    log w = log h(u) - Σ_k (log q/r* - log r/r°),
+
+which is constant for chains without controls where γ is a standard normal, for any Q and D.
+
+**Annealed** (:class:`Annealed`): both chains feel b_k ∇log h(x_k), where b rises from 0 to 1. Its
+part by Q moves v alone and has unit Jacobian: half before the step and half after it in q, and
+taken back in r. Its part by D adds to a, and so does a network's u(y, k), which is subtracted in r.
+
+**Reversed** (:class:`Reversed`): r is r°, and a_k = Lᵀ Bᵀ (x̂ - z) / C, with z = B y_{k+1} the mean
+of x at rest given y_{k+1}, C its variance, and x̂ a network's of z and ∇log h(z): a denoiser. Given
+x̂ the continuous limit of the bound is the same for all Q and D.
+
+Sources: Vargas, Grathwohl & Doucet, "Denoising Diffusion Samplers", 2023; Geffner & Domke,
+"Langevin Diffusion Variational Inference", 2023; Vargas et al., "Transport meets Variational
+Inference: Controlled Monte Carlo Diffusions", 2024; Blessing et al., "Underdamped Diffusion Bridges
+with Applications to Sampling", 2025.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pyro_mdm.diffusions.kernels import lower_triangular
+from pyro_mdm.diffusions.linear import LinearDiffusion
+
+__all__ = ["Annealed", "Chain", "Path", "Ratio", "Reversed"]
+
+Density = Callable[[Tensor], Tensor]
+
+LIMIT = 8.0
+"""Of an entry of ∇log h, which chains feel as g / √(1 + (g / LIMIT)²)."""
+SEEN = 3.0
+"""The same of what the network is shown."""
+
+
+class Ratio:
+    """log h = log γ - log N(0, I) of u (n, d), up to a constant, and its gradient.
+
+    Args:
+        log_density: log γ of x = loc + scale_tril u, (n, d) -> (n,).
+        loc, scale_tril: the units of u, (d,) and (d, d).
+    """
+
+    def __init__(self, log_density: Density, loc: Tensor, scale_tril: Tensor) -> None:
+        self.log_density, self.loc, self.scale_tril = log_density, loc, scale_tril
+
+    def place(self, u: Tensor) -> Tensor:
+        """x of u."""
+        return self.loc + u @ self.scale_tril.mT
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """u of x."""
+        return _solved(self.scale_tril, (x - self.loc).mT).mT
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return self.log_density(self.place(u)) + u.square().sum(-1) / 2
+
+    def gradient(self, u: Tensor) -> Tensor:
+        """∇log h, (n, d), through which gradients pass where they are enabled."""
+        through = torch.is_grad_enabled()
+        with torch.enable_grad():
+            u = u if through and u.requires_grad else u.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self(u).sum(), u, create_graph=through)
+        return slope
+
+
+class Kernels(NamedTuple):
+    """The steps of a diffusion at rest from noise to data, and back; step k is y_{k+1} -> y_k."""
+
+    M: Tensor  # (N, K, K)
+    L: Tensor  # (N, K, K)
+    R: Tensor  # (N, K, K)
+    S: Tensor  # (N, K, K)
+    kick: Tensor  # (N, K): half of what a gradient moves by Q
+    drift: Tensor  # (N, K): what it moves by D, in units of L
+    drift_back: Tensor  # (N, K): the same in units of S
+    B: Tensor  # (N, K): the mean of x at rest given y_{k+1} is B y_{k+1}
+    C: Tensor  # (N,): its variance
+    pace: Tensor  # (N,): root of a step's time
+
+
+class Path(NamedTuple):
+    """Ends of paths, and what these cost."""
+
+    u: Tensor  # (n, d)
+    cost: Tensor  # Σ_k (log q/r* - log r/r°), (n,)
+
+
+class Chain(nn.Module, ABC):
+    """A chain of dim latents by a linear diffusion in N steps, whose times are learned.
+
+    Args:
+        dim: d, the number of latents.
+        diffusion: of any K, with Σ_∞ whose entry of x is 1 and whose others don't correlate with x.
+            Its clock doesn't matter.
+        steps: N.
+        time: of all steps at first, in units of the clock.
+        inputs, outputs: numbers of the network.
+        moments: at how many it is told apart.
+        width: of its two hidden layers.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        diffusion: LinearDiffusion,
+        steps: int,
+        *,
+        time: float,
+        inputs: int,
+        outputs: int,
+        moments: int,
+        width: int,
+    ) -> None:
+        super().__init__()
+        rest = diffusion.prior_covariance
+        if not torch.allclose(rest[0], torch.eye(len(rest)).to(rest)[0], atol=1e-6):
+            raise ValueError(
+                f"the diffusion's Σ_∞ has the first row {rest[0].tolist()}, expected 1 for x and 0 "
+                "for others; give it stationary_variance=1, e.g. VPSDE() or CLD()"
+            )
+        self.dim, self.steps, self.time, self.diffusion = dim, steps, time, diffusion
+        self.K = diffusion.num_variables
+        self.gaps = nn.Parameter(torch.zeros(steps))
+        self.log_time = nn.Parameter(torch.zeros(()))
+        self.first = nn.Linear(inputs, width)
+        self.second = nn.Linear(width, width)
+        self.told = nn.Parameter(torch.randn(2, moments, width) / 2)
+        self.last = nn.Linear(width, outputs)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+        self.log_scale = nn.Parameter(torch.zeros(steps, self.K, dim))  # log σ
+
+    @abstractmethod
+    def paths(self, h: Ratio, n: int) -> Path:
+        """n paths, through whose states gradients pass where they are enabled."""
+
+    def shares(self) -> Tensor:
+        """Logarithms of the steps' shares of time, up to a constant, (N,)."""
+        return self.gaps.double()
+
+    def kernels(self) -> Kernels:
+        """The steps."""
+        times = self.time * self.log_time.double().exp() * self.shares().softmax(0)
+        move, start = self.diffusion.propagator, torch.zeros_like(times)
+        M, _ = move.moments(start, times)
+        L = lower_triangular(move.root(start, times).root)
+        to_data, left = move.moments(start, times.cumsum(0))
+        rest, D = self.diffusion.prior_covariance, move.noise(start[0]) / 2
+        Q = -move.drift(start[0]) @ rest - D
+        one = torch.eye(self.K, dtype=torch.float64, device=M.device)
+        R = rest @ M.mT @ torch.linalg.inv(rest)
+        S = L if self.K == 1 else torch.linalg.cholesky(rest - R @ rest @ R.mT)
+        made = (
+            M,
+            L,
+            R,
+            S,
+            times[:, None] * Q[:, 0] / 2,
+            _solved(L, (one - M) @ rest @ torch.linalg.solve(Q + D, D[:, :1]))[..., 0],
+            _solved(S, (one - R) @ rest @ torch.linalg.solve(D - Q, D[:, :1]))[..., 0],
+            to_data[:, 0],
+            left[:, 0, 0],
+            times.sqrt(),
+        )
+        return Kernels(*(part.to(self.gaps.dtype) for part in made))
+
+    def network(self, seen: Tensor, k: int | Tensor) -> Tensor:
+        """(…, n, inputs) -> (…, n, outputs), at one moment or at each of the first dimension."""
+        told = self.told[:, k] if isinstance(k, int) else self.told[:, k, None]
+        hidden = nn.functional.silu(self.first(seen) + told[0])
+        hidden = hidden + nn.functional.silu(self.second(hidden) + told[1])
+        return self.last(hidden)
+
+    def root(self) -> Tensor:
+        """The Cholesky factor of Σ_∞."""
+        return torch.linalg.cholesky(self.diffusion.prior_covariance).to(self.gaps.dtype)
+
+    def start(self, n: int) -> Tensor:
+        """y_N at rest (n, K, d)."""
+        return self.root() @ torch.randn(n, self.K, self.dim).to(self.gaps)
+
+
+class Annealed(Chain):
+    """A chain whose two directions feel the annealed target."""
+
+    def __init__(self, dim: int, diffusion: LinearDiffusion, steps: int, width: int = 64) -> None:
+        K = diffusion.num_variables
+        sizes = {"inputs": (K + 1) * dim, "outputs": K * dim, "moments": steps + 1}
+        super().__init__(dim, diffusion, steps, time=4.0, width=width, **sizes)
+        rising = 1 - torch.arange(steps + 1) / steps
+        self.power = nn.Parameter(rising[:, None].repeat(1, dim))  # b
+        self.trust = nn.Parameter(torch.zeros(steps + 1, K, dim))
+        self.log_scale_back = nn.Parameter(torch.zeros(steps, K, dim))  # log σ of r
+
+    @torch.no_grad()
+    def rest(self) -> None:
+        """Make the chain one that doesn't change N(0, I)."""
+        still = (self.last.weight, self.last.bias, self.power, self.trust)
+        for parameter in (*still, self.log_scale, self.log_scale_back):
+            parameter.zero_()
+
+    def control(self, y: Tensor, slope: Tensor, k: int) -> Tensor:
+        """u (n, K, d), of states y and ∇log h there."""
+        seen = _bounded(slope, SEEN)
+        u = self.network(torch.cat([y.flatten(1), seen], 1), k).view(y.shape)
+        return u + self.trust[k] * seen[:, None]
+
+    def paths(self, h: Ratio, n: int, *, through: bool = True) -> Path:
+        """n paths.
+
+        Gradients pass through their states, or take these as given (``through=False``): then they
+        are those of the log-derivative, for a loss that is the variance of log weights.
+        """
+        kernels, root, y = self.kernels(), self.root(), self.start(n)
+        slope = h.gradient(y[:, 0])
+        u, pull = self.control(y, slope, self.steps), self.power[-1] * _bounded(slope, LIMIT)
+        total = y.new_zeros(n)
+        for k in reversed(range(self.steps)):
+            M, L, R, S, kick, drift, drift_back, _, _, pace = (part[k] for part in kernels)
+            kicked = y + kick[:, None] * pull[:, None]
+            epsilon = torch.randn_like(y)
+            a = drift[:, None] * pull[:, None] + pace * u
+            noise = a + self.log_scale[k].exp() * epsilon
+            moved = M @ kicked + L @ noise
+            if not through:
+                moved = moved.detach()
+                noise = _solved(L, moved - M @ kicked)
+                epsilon = (noise - a) / self.log_scale[k].exp()
+            slope = h.gradient(moved[:, 0])
+            pull = self.power[k] * _bounded(slope, LIMIT)
+            after = moved + kick[:, None] * pull[:, None]
+            u = self.control(after, slope, k)
+            back = _solved(S, kicked - R @ moved)
+            aim = drift_back[:, None] * pull[:, None] - pace * u
+            epsilon_back = (back - aim) * (-self.log_scale_back[k]).exp()
+            total = total + _cost(noise, epsilon, self.log_scale[k])
+            total = total - _cost(back, epsilon_back, self.log_scale_back[k])
+            if self.K > 1:
+                total = total - _log_rest(root, kicked) + _log_rest(root, y)
+                total = total - _log_rest(root, after) + _log_rest(root, moved)
+            y = after
+        return Path(y[:, 0], total)
+
+
+class Reversed(Chain):
+    """A chain that reverses the noising of a linear diffusion, by a denoiser."""
+
+    def __init__(self, dim: int, diffusion: LinearDiffusion, steps: int, width: int = 64) -> None:
+        sizes = {"inputs": 2 * dim, "outputs": dim, "moments": steps}
+        super().__init__(dim, diffusion, steps, time=8.0, width=width, **sizes)
+        self.trust = nn.Parameter(torch.zeros(steps, dim))
+
+    def shares(self) -> Tensor:
+        """Steps are shorter at the data."""
+        return super().shares() + torch.arange(1, self.steps + 1).to(self.gaps).double().log()
+
+    def score(self, z: Tensor, slope: Tensor, C: Tensor, k: int | Tensor) -> Tensor:
+        """(x̂ - z) / C (…, n, d)."""
+        trust = self.trust[k] if isinstance(k, int) else self.trust[k][:, None]
+        seen = _bounded(C.sqrt() * slope, SEEN)
+        return (self.network(torch.cat([z, seen], -1), k) + trust * seen) / C.sqrt()
+
+    def paths(self, h: Ratio, n: int) -> Path:
+        kernels, y = self.kernels(), self.start(n)
+        total = y.new_zeros(n)
+        for k in reversed(range(self.steps)):
+            B, C, L = kernels.B[k], kernels.C[k], kernels.L[k]
+            z = torch.einsum("k,nkd->nd", B, y)
+            score = self.score(z, h.gradient(z), C, k)
+            epsilon = torch.randn_like(y)
+            noise = L.mT @ (B[:, None] * score[:, None]) + self.log_scale[k].exp() * epsilon
+            y = kernels.M[k] @ y + L @ noise
+            total = total + _cost(noise, epsilon, self.log_scale[k])
+        return Path(y[:, 0], total)
+
+    def log_ratio(self, h: Ratio, u: Tensor) -> Tensor:
+        """log q / r* of noising paths from u (n, d), (n,), whose mean is the forward bound."""
+        kernels = self.kernels()
+        with torch.no_grad():
+            y, noise = self.noised(kernels, u)
+        z = torch.einsum("sk,snkd->snd", kernels.B, y)
+        with torch.no_grad():
+            slope = h.gradient(z.flatten(0, 1)).view(z.shape)
+        score = self.score(z, slope, kernels.C[:, None, None], torch.arange(self.steps))
+        a = kernels.L.mT[:, None] @ (kernels.B[:, None, :, None] * score[:, :, None])
+        log_scale = self.log_scale[:, None]
+        return _cost(noise, (noise - a) / log_scale.exp(), log_scale).sum(0)
+
+    def noised(self, kernels: Kernels, u: Tensor) -> tuple[Tensor, Tensor]:
+        """y_{k+1} and ξ_k (N, n, K, d) of each step of noising paths from u."""
+        y = self.start(len(u))
+        y[:, 0] = u
+        states, noises = [], []
+        for k in range(self.steps):
+            after = kernels.R[k] @ y + kernels.S[k] @ torch.randn_like(y)
+            noises.append(_solved(kernels.L[k], y - kernels.M[k] @ after))
+            states.append(y := after)
+        return torch.stack(states), torch.stack(noises)
+
+
+def _solved(triangle: Tensor, y: Tensor) -> Tensor:
+    return torch.linalg.solve_triangular(triangle, y, upper=False)
+
+
+def _log_rest(root: Tensor, y: Tensor) -> Tensor:
+    """log N(y; 0, Σ_∞) up to a constant, (n,)."""
+    return -_solved(root, y).square().sum((1, 2)) / 2
+
+
+def _cost(noise: Tensor, epsilon: Tensor, log_scale: Tensor) -> Tensor:
+    """log N(ξ; a, σ²) / N(ξ; 0, 1) of noise ξ = a + σ ε, summed over K and d."""
+    return ((noise.square() - epsilon.square()) / 2 - log_scale).sum((-2, -1))
+
+
+def _bounded(slope: Tensor, limit: float) -> Tensor:
+    """What a chain feels; nothing where a gradient is NaN, whatever the density there."""
+    slope = slope.nan_to_num()
+    return slope / (1 + (slope / limit).square()).sqrt()

@@ -1,0 +1,258 @@
+"""The density of a Pyro program, of many values of its latents at once.
+
+A program is run once for all rows, under :func:`torch.func.vmap`, so that it is written for one
+value of each latent, as for NUTS.
+"""
+
+from __future__ import annotations
+
+import string
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.infer.enum import config_enumerate
+from pyro.ops import packed
+from pyro.ops.contract import contract_to_tensor
+from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.runtime import _ENUM_ALLOCATOR
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+from torch.distributions import biject_to
+
+__all__ = ["ProgramDensity", "is_enumerated", "run"]
+
+
+def run(program: Callable[..., Any], *args: Any, **kwargs: Any) -> poutine.Trace:
+    """What a program draws and observes in a run, of which nothing outside knows."""
+    trace: poutine.Trace = poutine.block(poutine.trace(program).get_trace)(*args, **kwargs)
+    return prune_subsample_sites(trace)
+
+
+def is_enumerated(site: Any) -> bool:
+    """Whether a site is discrete, and summed over."""
+    return (
+        site["type"] == "sample"
+        and not site["is_observed"]
+        and getattr(site["fn"], "has_enumerate_support", False)
+    )
+
+
+class ProgramDensity:
+    """log p(x, data) of rows of unconstrained latents, with Jacobians, summed over discrete sites.
+
+    Args:
+        program: as it is, without values to start from.
+        trace: of one run.
+        unpack: latents' sites, and what packed values (dim,) have for each.
+    """
+
+    def __init__(
+        self,
+        program: Callable[..., Any],
+        trace: poutine.Trace,
+        unpack: Callable[[Tensor], Iterable[tuple[dict[str, Any], Tensor]]],
+    ) -> None:
+        self.program, self._unpack = program, unpack
+        sites = _densities(trace)
+        self._latents: list[Any] = [
+            site for _, site in trace.iter_stochastic_nodes() if not is_enumerated(site)
+        ]
+        self._frames = {f.name: f for site in sites for f in site["cond_indep_stack"]}
+        dims = [frame.dim for frame in self._frames.values() if frame.dim is not None]
+        self._first_free_dim = min(dims, default=0) - 1
+        self._is_summed = any(map(is_enumerated, sites))
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """log p of x (n, dim), (n,) nats; NaN where a distribution is not defined."""
+        factors: list[_Factor] = []
+
+        def of_one(row: Tensor) -> tuple[Tensor, list[Tensor]]:
+            trace, terms = self._run_at(row, *args, **kwargs)
+            alone = [site for site in _densities(trace) if not self._is_factor(site)]
+            terms += [site["log_prob"].sum() for site in alone]
+            trace.symbolize_dims()
+            parts = [site for site in _densities(trace) if self._is_factor(site)]
+            factors[:] = [_Factor.of(site, trace.plate_to_symbol) for site in parts]
+            return torch.stack(terms).sum(), [_masked(site) for site in parts]
+
+        saved = dict(vars(_ENUM_ALLOCATOR))  # of an enumeration around this one
+        try:
+            with pyro.validation_enabled(False):
+                alone, parts = torch.func.vmap(of_one)(x)
+        finally:
+            vars(_ENUM_ALLOCATOR).update(saved)
+        return alone + _summed(parts, factors) if parts else alone
+
+    def by_site(self, x: Tensor) -> dict[str, Tensor]:
+        """Latents in their supports, by site, (n, *shape)."""
+
+        def of_one(row: Tensor) -> dict[str, Tensor]:
+            return {
+                site["name"]: biject_to(site["fn"].support)(own) for site, own in self._unpack(row)
+            }
+
+        return dict(torch.func.vmap(of_one)(x))
+
+    def _run_at(self, row: Tensor, *args: Any, **kwargs: Any) -> tuple[poutine.Trace, list[Tensor]]:
+        """A run with these latents, and the logarithms of Jacobians."""
+        values, log_dets = {}, []
+        for site, own in self._unpack(row):
+            transform = biject_to(site["fn"].support)
+            values[site["name"]] = transform(own)
+            log_dets.append(transform.log_abs_det_jacobian(own, values[site["name"]]).sum())
+        program = poutine.condition(self.program, data=values)
+        if self._is_summed:
+            program = _Enumeration(self._first_free_dim)(config_enumerate(program))
+        trace = run(program, *args, **kwargs)
+        trace.compute_log_prob()
+        return trace, log_dets
+
+    def _is_factor(self, site: Any) -> bool:
+        """Whether a site's density depends on discrete sites that are summed over."""
+        shape = site["log_prob"].shape
+        of_plates = -self._first_free_dim - 1
+        return self._is_summed and shape[: max(0, len(shape) - of_plates)].numel() > 1
+
+    # -- checks ------------------------------------------------------------------------------------
+
+    def check(self, x: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Raise ValueError unless the program has one density of each of two values (2, dim)."""
+        self._check_latents(*args, **kwargs)
+        for row in x:  # by Pyro's own checks
+            self._run_at(row, *args, **kwargs)
+        parts = [f.name for f in self._frames.values() if f.full_size not in (None, f.size)]
+        more = f", with all rows of the plate {parts[0]!r}" if parts else ""
+        fix = f"give the whole program, in which no site that is drawn is hidden{more}"
+        try:
+            first, again = self(x, *args, **kwargs), self(x, *args, **kwargs)
+        except RuntimeError as error:
+            if "random" in str(error):
+                raise ValueError(
+                    "the program draws anew in each run what is none of its latents, expected one "
+                    f"density; {fix}"
+                ) from error
+            raise ValueError(
+                "the program does not run for many values of its latents at once "
+                f"({str(error).partition(chr(10))[0]}); write it without Python's branches by "
+                "latents, e.g. torch.where for if"
+            ) from error
+        if not torch.allclose(first, again, rtol=1e-7, equal_nan=True):
+            raise ValueError(
+                "the program's density of the same latents changes from run to run "
+                f"({first[0]:.8g}, then {again[0]:.8g}), expected one; {fix}"
+            )
+        if not bool(first.isfinite().any()):
+            raise ValueError(
+                f"the program's density is {first.tolist()} near its start, expected finite "
+                "numbers; choose another init_loc_fn, or mend the program"
+            )
+        self.check_slope(x, *args, **kwargs)
+
+    def _check_latents(self, *args: Any, **kwargs: Any) -> None:
+        """Raise ValueError if a latent has no proper density, or not always the same support."""
+        for site in self._latents:
+            for frame in site["cond_indep_stack"]:
+                if frame.full_size not in (None, frame.size):
+                    raise ValueError(
+                        f"{site['name']!r} is in the plate {frame.name!r} with {frame.size} of "
+                        f"{frame.full_size} rows, expected all; a latent has no density for rows "
+                        "that are left out"
+                    )
+            if isinstance(site["mask"], Tensor) and not bool(site["mask"].all()):
+                raise ValueError(
+                    f"{site['name']!r} is masked, so that its density is flat in part, expected a "
+                    "proper one; observe what is known as a site of its own, without obs_mask"
+                )
+        try:
+            runs = [run(self.program, *args, **kwargs) for _ in range(2)]
+        except NotImplementedError:  # a site cannot be drawn, such as an improper one
+            return
+        for site in self._latents:
+            self._check_support([each.nodes[site["name"]] for each in runs])
+
+    @staticmethod
+    def _check_support(runs: list[Any]) -> None:
+        to_support = [biject_to(site["fn"].support) for site in runs]
+        middle = torch.full_like(to_support[0].inv(runs[0]["value"]), 0.3)
+        low, high = (transform(middle) for transform in to_support)
+        if not torch.allclose(low, high):
+            raise ValueError(
+                f"the support of {runs[0]['name']!r} changes with other latents, expected the "
+                "same in each run; draw it from a fixed one and move it, e.g. b * a for a of "
+                "Uniform(0, 1)"
+            )
+
+    @torch.enable_grad()
+    def check_slope(self, x: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Raise ValueError, with the site, if the density's gradient is NaN where it is finite."""
+        x = x.detach().requires_grad_()
+        density = self(x, *args, **kwargs)
+        (slope,) = torch.autograd.grad(density.sum(), x)
+        wrong = slope.isnan().any(1) & density.isfinite()
+        for row, its_slope in zip(x[wrong].detach(), slope[wrong], strict=True):
+            pairs = zip(self._unpack(row), self._unpack(its_slope), strict=True)
+            site, at = next((site, at) for (site, at), (_, g) in pairs if g.isnan().any())
+            raise ValueError(
+                f"the gradient of the program's density by {site['name']!r} is nan where its value "
+                f"is {biject_to(site['fn'].support)(at).tolist()}, expected a number; mend the "
+                "program, e.g. by torch.where inside of functions whose derivative is infinite, "
+                "such as sqrt"
+            )
+
+
+class _Enumeration(EnumMessenger):
+    """Enumeration under vmap, which refuses a value's ``data``, whose shape alone is asked for."""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        value = msg["value"]
+        super()._pyro_post_sample({**msg, "value": torch.zeros(()).expand(value.shape)})
+
+
+def _densities(trace: poutine.Trace) -> list[Any]:
+    """What a trace has drawn or observed."""
+    return [site for site in trace.nodes.values() if site["type"] == "sample"]
+
+
+class _Factor(NamedTuple):
+    """What a density of discrete sites, and of those that depend on them, is over."""
+
+    symbols: dict[int, str]  # of its dimensions
+    plates: frozenset[str]
+    scale: float
+
+    @classmethod
+    def of(cls, site: Any, symbols: dict[str, str]) -> _Factor:
+        plates = frozenset(symbols[f.name] for f in site["cond_indep_stack"] if f.vectorized)
+        return cls(site["infer"]["_dim_to_symbol"], plates, float(site["scale"]))
+
+
+def _masked(site: Any) -> Tensor:
+    """A factor: masks hold inside of the sum, scales outside, as in ``TraceEnum_ELBO``."""
+    log_p: Tensor = site["unscaled_log_prob"]
+    return log_p if is_enumerated(site) else scale_and_mask(log_p, mask=site["mask"])
+
+
+def _summed(parts: Sequence[Tensor], factors: Sequence[_Factor]) -> Tensor:
+    """The log density (n,) of factors (n, …), summed over discrete sites."""
+    scales = {factor.scale for factor in factors}
+    if len(scales) > 1:
+        raise ValueError(
+            f"discrete sites and what depends on them have scales from {min(scales)} to "
+            f"{max(scales)}, expected one"
+        )
+    n = len(parts[0])
+    plates = frozenset().union(*(factor.plates for factor in factors))
+    every = {symbol for factor in factors for symbol in factor.symbols.values()}
+    rows = next(letter for letter in string.ascii_letters if letter not in every | plates)
+    kept = frozenset([rows] if n > 1 else [])  # a dimension of size 1 is packed away
+    tree: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
+    for part, factor in zip(parts, factors, strict=True):
+        whole = packed.pack(part, {**factor.symbols, -part.dim(): rows})
+        tree.setdefault(factor.plates | kept, []).append(whole)
+    total: Tensor = contract_to_tensor(tree, every - plates, kept)
+    return scales.pop() * total.reshape(n)
