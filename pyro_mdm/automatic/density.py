@@ -26,6 +26,9 @@ from torch.distributions import biject_to
 
 __all__ = ["ProgramDensity", "is_enumerated", "run"]
 
+Site = dict[str, Any]
+"""What a trace has of a site."""
+
 
 def run(program: Callable[..., Any], *args: Any, **kwargs: Any) -> poutine.Trace:
     """What a program draws and observes in a run, of which nothing outside knows."""
@@ -33,7 +36,7 @@ def run(program: Callable[..., Any], *args: Any, **kwargs: Any) -> poutine.Trace
     return prune_subsample_sites(trace)
 
 
-def is_enumerated(site: Any) -> bool:
+def is_enumerated(site: Site) -> bool:
     """Whether a site is discrete, and summed over."""
     return (
         site["type"] == "sample"
@@ -55,13 +58,12 @@ class ProgramDensity:
         self,
         program: Callable[..., Any],
         trace: poutine.Trace,
-        unpack: Callable[[Tensor], Iterable[tuple[dict[str, Any], Tensor]]],
+        unpack: Callable[[Tensor], Iterable[tuple[Site, Tensor]]],
     ) -> None:
         self.program, self._unpack = program, unpack
         sites = _densities(trace)
-        self._latents: list[Any] = [
-            site for _, site in trace.iter_stochastic_nodes() if not is_enumerated(site)
-        ]
+        latents: list[Any] = [site for _, site in trace.iter_stochastic_nodes()]
+        self._latents = [site for site in latents if not is_enumerated(site)]
         self._frames = {f.name: f for site in sites for f in site["cond_indep_stack"]}
         dims = [frame.dim for frame in self._frames.values() if frame.dim is not None]
         self._first_free_dim = min(dims, default=0) - 1
@@ -112,7 +114,7 @@ class ProgramDensity:
         trace.compute_log_prob()
         return trace, log_dets
 
-    def _is_factor(self, site: Any) -> bool:
+    def _is_factor(self, site: Site) -> bool:
         """Whether a site's density depends on discrete sites that are summed over."""
         shape = site["log_prob"].shape
         of_plates = -self._first_free_dim - 1
@@ -226,12 +228,12 @@ class _Factor(NamedTuple):
     scale: float
 
     @classmethod
-    def of(cls, site: Any, symbols: dict[str, str]) -> _Factor:
+    def of(cls, site: Site, symbols: dict[str, str]) -> _Factor:
         plates = frozenset(symbols[f.name] for f in site["cond_indep_stack"] if f.vectorized)
         return cls(site["infer"]["_dim_to_symbol"], plates, float(site["scale"]))
 
 
-def _masked(site: Any) -> Tensor:
+def _masked(site: Site) -> Tensor:
     """A factor: masks hold inside of the sum, scales outside, as in ``TraceEnum_ELBO``."""
     log_p: Tensor = site["unscaled_log_prob"]
     return log_p if is_enumerated(site) else scale_and_mask(log_p, mask=site["mask"])
