@@ -31,9 +31,9 @@ FOLDER = "PYRO_MDM_TRUSTED"
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 EXAMPLES = ("guides", "scores", "likelihoods", "samplers", "simulators")
-LIBRARY = ["conditioning", "diffusions", "evaluation", "likelihoods", "measurements", "paths"]
-LIBRARY += ["plots", "posteriors", "samplers", "scores", "seeing", "simulated", "support", "tables"]
-LIBRARY += ["varying"]
+LIBRARY = ["automatic", "conditioning", "diffusions", "evaluation", "likelihoods", "measurements"]
+LIBRARY += ["paths", "plots", "posteriors", "samplers", "scores", "seeing", "simulated", "support"]
+LIBRARY += ["tables", "varying"]
 ROOMS = ("models", *(f"inference/{name}" for name in EXAMPLES))
 ROOMS += ("pyro_mdm", *(f"pyro_mdm/{name}" for name in LIBRARY))
 """Folders whose files are ours, without subfolders, which may be run folders."""
