@@ -140,8 +140,9 @@ class ProgramDensity:
                 ) from error
             raise ValueError(
                 "the program does not run for many values of its latents at once "
-                f"({str(error).partition(chr(10))[0]}); write it without Python's branches by "
-                "latents, e.g. torch.where for if"
+                f"({str(error).partition(chr(10))[0]}); write it for torch.func.vmap, with "
+                "torch.where for if, torch.stack for torch.tensor of latents or values set in "
+                "place, and pyro.factor for a Multinomial's log density"
             ) from error
         if not torch.allclose(first, again, rtol=1e-7, equal_nan=True):
             raise ValueError(
