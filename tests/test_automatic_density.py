@@ -136,6 +136,62 @@ def test_programs_need_not_be_written_for_many_values(program: Callable[[], Any]
         assert float(value) == pytest.approx(-float(potential(by_site)), rel=1e-5)
 
 
+def counted() -> None:
+    p = pyro.sample("p", dist.Dirichlet(torch.ones(3)))
+    pyro.sample("counts", dist.Multinomial(6, p), obs=torch.tensor([1.0, 2.0, 3.0]))
+    pyro.sample("own", dist.Bernoulli(p[0]))
+
+
+def placed() -> None:
+    both = torch.zeros(2)
+    both[0] = pyro.sample("x", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(both, 1.0).to_event(1), obs=torch.ones(2))
+
+
+@pytest.mark.parametrize("program", [counted, placed])
+def test_programs_that_cannot_be_batched_are_run_row_by_row(program: Callable[[], Any]) -> None:
+    with pytest.warns(UserWarning, match="one after another"):
+        guide = made(program)
+    _, potential, transforms, _ = initialize_model(config_enumerate(program), max_plate_nesting=0)
+    (name,) = transforms
+    x = torch.randn(3, guide.latent_dim, requires_grad=True)
+    value = guide.log_density(x)
+    shape = x.shape[1:] if guide.latent_dim > 1 else ()
+    expected = -torch.stack([potential({name: row.reshape(shape)}) for row in x])
+    torch.testing.assert_close(value, expected)
+    slopes = (torch.autograd.grad(of.sum(), x)[0] for of in (value, expected))
+    torch.testing.assert_close(*slopes)
+
+
+def test_rows_whose_matrix_is_singular_have_no_density() -> None:
+    def program() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        root = torch.linalg.cholesky(torch.eye(2) * (x + 2))
+        pyro.sample(
+            "y", dist.MultivariateNormal(torch.zeros(2), scale_tril=root), obs=torch.ones(2)
+        )
+
+    value = made(program).log_density(torch.tensor([[0.5], [-3.0], [1.0], [-2.5]]))
+    assert value.isnan().tolist() == [False, True, False, True]
+    expected = dist.Normal(0.0, 1.0).log_prob(torch.tensor(0.5))
+    expected = expected + 2 * dist.Normal(0.0, 2.5**0.5).log_prob(torch.tensor(1.0))
+    assert float(value[0]) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_latents_of_one_hot_are_summed_over() -> None:
+    def program() -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        own = pyro.sample("own", dist.OneHotCategorical(torch.tensor([0.3, 0.7])))
+        pyro.sample("y", dist.Normal(mean + own[..., 1], 1.0), obs=torch.tensor(1.0))
+
+    parts = [
+        math.log(p) + dist.Normal(m, 1.0).log_prob(torch.tensor(1.0))
+        for p, m in ((0.3, 0.5), (0.7, 1.5))
+    ]
+    expected = dist.Normal(0.0, 1.0).log_prob(torch.tensor(0.5)) + torch.logaddexp(*parts)
+    assert float(made(program).log_density(torch.tensor([[0.5]]))) == pytest.approx(float(expected))
+
+
 def sites_of(program: Callable[[], Any]) -> list[tuple[str, Any]]:
     trace = poutine.trace(program).get_trace()
     return list(poutine.util.prune_subsample_sites(trace).iter_stochastic_nodes())

@@ -341,12 +341,6 @@ def branching() -> None:
     pyro.sample("y", dist.Normal(x if x > 0 else 2 * x, 1.0), obs=torch.tensor(0.0))
 
 
-def placing() -> None:
-    both = torch.zeros(2)
-    both[0] = pyro.sample("x", dist.Normal(0.0, 1.0))
-    pyro.sample("y", dist.Normal(both, 1.0).to_event(1), obs=torch.zeros(2))
-
-
 def hiding() -> None:
     x = pyro.sample("x", dist.Normal(0.0, 1.0))
     pyro.sample("y", dist.Normal(x + torch.randn(()), 1.0), obs=torch.tensor(0.0))
@@ -383,7 +377,6 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: AutoMDM(conjugate, VPSDE), "diffusion"),
     (lambda: AutoMDM(nothing)(), "found no latent variables"),
     (lambda: AutoMDM(branching)(), r"does not run for many values .* torch\.where for if"),
-    (lambda: AutoMDM(placing)(), r"does not run for many values .* torch\.stack for torch\.tensor"),
     (lambda: AutoMDM(hiding)(), "draws anew in each run what is none of its latents"),
     (lambda: AutoMDM(impossible)(), "near its start, expected finite"),
     (lambda: AutoMDM(rootless)(), r"by 's' is nan where its value is .*mend the program"),

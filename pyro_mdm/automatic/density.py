@@ -7,6 +7,7 @@ value of each latent, as for NUTS.
 from __future__ import annotations
 
 import string
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -25,6 +26,16 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 __all__ = ["ProgramDensity", "is_enumerated", "run"]
+
+UNBATCHED = (
+    "boolean mask",
+    "inplace",
+    "`data`",
+    "setup_context",
+    "Batching rule",
+    "broadcast shape",
+)
+"""In errors of what vmap has no rule for, and which is right for a single row."""
 
 Site = dict[str, Any]
 """What a trace has of a site."""
@@ -68,6 +79,7 @@ class ProgramDensity:
         dims = [frame.dim for frame in self._frames.values() if frame.dim is not None]
         self._first_free_dim = min(dims, default=0) - 1
         self._is_summed = any(map(is_enumerated, sites))
+        self._is_batched = True
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """log p of x (n, dim), (n,) nats; NaN where a distribution is not defined."""
@@ -84,11 +96,26 @@ class ProgramDensity:
 
         saved = dict(vars(_ENUM_ALLOCATOR))  # of an enumeration around this one
         try:
-            with pyro.validation_enabled(False):
-                alone, parts = torch.func.vmap(of_one)(x)
+            with pyro.validation_enabled(False), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "There is a performance drop")
+                alone, parts = self._of_rows(of_one, x)
+        except torch.linalg.LinAlgError:  # of some rows: these have no density
+            if len(x) == 1:
+                return torch.nan * x.sum(1)
+            return torch.cat([self(half, *args, **kwargs) for half in x.chunk(2)])
         finally:
             vars(_ENUM_ALLOCATOR).update(saved)
         return alone + _summed(parts, factors) if parts else alone
+
+    def _of_rows(
+        self, of_one: Callable[[Tensor], tuple[Tensor, list[Tensor]]], x: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """What a function gives for each row."""
+        if self._is_batched:
+            batched: tuple[Tensor, list[Tensor]] = torch.func.vmap(of_one)(x)
+            return batched
+        alone, parts = zip(*map(of_one, x), strict=True)
+        return torch.stack(alone), [torch.stack(part) for part in zip(*parts, strict=True)]
 
     def by_site(self, x: Tensor) -> dict[str, Tensor]:
         """Latents in their supports, by site, (n, *shape)."""
@@ -131,18 +158,19 @@ class ProgramDensity:
         more = f", with all rows of the plate {parts[0]!r}" if parts else ""
         fix = f"give the whole program, in which no site that is drawn is hidden{more}"
         try:
-            first, again = self(x, *args, **kwargs), self(x, *args, **kwargs)
+            first, again = self._twice(x, *args, **kwargs)
+            self.check_slope(x, *args, **kwargs)
         except RuntimeError as error:
-            if "random" in str(error):
+            reason = str(error).partition("\n")[0]
+            if "randomness" in reason:
                 raise ValueError(
                     "the program draws anew in each run what is none of its latents, expected one "
-                    f"density; {fix}"
+                    f"density; {fix}, and networks in eval()"
                 ) from error
             raise ValueError(
-                "the program does not run for many values of its latents at once "
-                f"({str(error).partition(chr(10))[0]}); write it for torch.func.vmap, with "
-                "torch.where for if, torch.stack for torch.tensor of latents or values set in "
-                "place, and pyro.factor for a Multinomial's log density"
+                f"the program does not run for many values of its latents at once ({reason}); "
+                "write it for torch.func.vmap, with torch.where for if, and torch.stack for "
+                "torch.tensor of latents or values set in place"
             ) from error
         if not torch.allclose(first, again, rtol=1e-7, equal_nan=True):
             raise ValueError(
@@ -154,7 +182,23 @@ class ProgramDensity:
                 f"the program's density is {first.tolist()} near its start, expected finite "
                 "numbers; choose another init_loc_fn, or mend the program"
             )
-        self.check_slope(x, *args, **kwargs)
+
+    def _twice(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """The density, two times; of a program that cannot be batched, row by row from now on."""
+        try:
+            first = self(x, *args, **kwargs)
+        except RuntimeError as error:
+            if not any(words in str(error) for words in UNBATCHED):
+                raise
+            self._is_batched = False
+            warnings.warn(
+                "the program cannot be run for many values at once "
+                f"({str(error).partition(chr(10))[0]}), and is run for one after another, which "
+                "may take a hundred times as long",
+                stacklevel=2,
+            )
+            first = self(x, *args, **kwargs)
+        return first, self(x, *args, **kwargs)
 
     def _check_latents(self, *args: Any, **kwargs: Any) -> None:
         """Raise ValueError if a latent has no proper density, or not always the same support."""

@@ -133,7 +133,12 @@ class AutoMDM(AutoMultivariateNormal):
         init_loc_fn: Callable[..., Any] = init_to_median,
         init_scale: float = 0.1,
     ) -> None:
-        super().__init__(model, init_loc_fn=init_loc_fn, init_scale=init_scale)
+
+        def start_of(site: dict[str, Any]) -> Tensor:
+            drawn: Tensor = site["fn"].sample() if is_enumerated(site) else init_loc_fn(site)
+            return drawn
+
+        super().__init__(model, init_loc_fn=start_of, init_scale=init_scale)
         self._diffusion = VPSDE() if diffusion is None else diffusion
         fix = "e.g. VPSDE() or CLD()"
         check_instance("diffusion", self._diffusion, LinearDiffusion, fix)
@@ -170,7 +175,7 @@ class AutoMDM(AutoMultivariateNormal):
         hidden: bool = AutoMultivariateNormal._prototype_hide_fn(site)
         return hidden or is_enumerated(site)
 
-    def log_density(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def log_density(self, x: Tensor, /, *args: Any, **kwargs: Any) -> Tensor:
         """log p(x, data) of unconstrained latents (n, latent_dim), with Jacobians, (n,) nats."""
         self._set_up(*args, **kwargs)
         return self._density(x, *args, **kwargs)
@@ -340,7 +345,7 @@ class AutoMDM(AutoMultivariateNormal):
             )
         return x, log_weights.double().nan_to_num(nan=-math.inf, posinf=-math.inf)
 
-    def importance(self, num_samples: int, *args: Any, **kwargs: Any) -> ImportanceWeights:
+    def importance(self, num_samples: int, /, *args: Any, **kwargs: Any) -> ImportanceWeights:
         """Importance weights of draws, with how many count, k̂ and log p(data).
 
         Args:
@@ -353,7 +358,7 @@ class AutoMDM(AutoMultivariateNormal):
         return weights
 
     def sample_posterior(
-        self, num_samples: int, *args: Any, resample: bool = False, **kwargs: Any
+        self, num_samples: int, /, *args: Any, resample: bool = False, **kwargs: Any
     ) -> dict[str, Tensor]:
         """Draws of all latents by site, (num_samples, *shape).
 
@@ -370,7 +375,9 @@ class AutoMDM(AutoMultivariateNormal):
             x = x[torch.multinomial(weights.normalized, num_samples, replacement=True)]
         return self._density.by_site(x)
 
-    def quantiles(self, quantiles: Sequence[float], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+    def quantiles(
+        self, quantiles: Sequence[float], /, *args: Any, **kwargs: Any
+    ) -> dict[str, Tensor]:
         """Quantiles of each latent by site, (len(quantiles), *shape), of draws of the guide."""
         levels = torch.as_tensor(quantiles, dtype=self.loc.dtype)
         return {
