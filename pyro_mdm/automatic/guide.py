@@ -375,9 +375,7 @@ class AutoMDM(AutoMultivariateNormal):
             x = x[torch.multinomial(weights.normalized, num_samples, replacement=True)]
         return self._density.by_site(x)
 
-    def quantiles(
-        self, quantiles: Sequence[float], /, *args: Any, **kwargs: Any
-    ) -> dict[str, Tensor]:
+    def quantiles(self, quantiles: Sequence[float], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Quantiles of each latent by site, (len(quantiles), *shape), of draws of the guide."""
         levels = torch.as_tensor(quantiles, dtype=self.loc.dtype)
         return {
