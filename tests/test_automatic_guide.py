@@ -109,7 +109,8 @@ def test_resampled_draws_follow_the_weights() -> None:
     guide = made(conjugate, init_scale=0.5)  # nothing is fitted
     raw = guide.sample_posterior(2_000)["mean"]
     exact = guide.sample_posterior(2_000, resample=True)["mean"]
-    assert (raw.mean(0) - CENTER).abs().min() > 0.1 > (exact.mean(0) - CENTER).abs().max()
+    off, left = ((x.mean(0) - CENTER).abs() for x in (raw, exact))
+    assert off.sum() > 0.15 > left.sum()
 
 
 @pytest.mark.filterwarnings("ignore:the weights have a tail")

@@ -107,6 +107,11 @@ class ProgramDensity:
             vars(_ENUM_ALLOCATOR).update(saved)
         return alone + _summed(parts, factors) if parts else alone
 
+    def drawn(self, *args: Any, **kwargs: Any) -> poutine.Trace:
+        """A run with latents of its own, whose density may be NaN."""
+        with pyro.validation_enabled(False):
+            return run(self.program, *args, **kwargs)
+
     def _of_rows(
         self, of_one: Callable[[Tensor], tuple[Tensor, list[Tensor]]], x: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
@@ -216,7 +221,7 @@ class ProgramDensity:
                     "proper one; observe what is known as a site of its own, without obs_mask"
                 )
         try:
-            runs = [run(self.program, *args, **kwargs) for _ in range(2)]
+            runs = [self.drawn(*args, **kwargs) for _ in range(2)]
         except NotImplementedError:  # a site cannot be drawn, such as an improper one
             return
         for site in self._latents:

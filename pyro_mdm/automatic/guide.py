@@ -283,7 +283,7 @@ class AutoMDM(AutoMultivariateNormal):
         rows = []
         for _ in range(OF_PRIOR):
             try:
-                trace = run(self._program[0], *args, **kwargs)
+                trace = self._density.drawn(*args, **kwargs)
             except NotImplementedError as error:
                 reason = str(error).partition("\n")[0]
                 raise ValueError(
