@@ -388,6 +388,8 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: AutoMDM(conjugate).fit(particles=4), "particles is 4, expected at least 16"),
     (lambda: AutoMDM(conjugate).fit(learning_rate=-1.0), "learning_rate is -1"),
     (lambda: AutoMDM(flat, start="particles", init_loc_fn=HALF).fit(), "cannot be drawn"),
+    (lambda: made(conjugate).log_density(torch.zeros(3, 1)), r"\(3, 1\), expected \(n, 2\)"),
+    (lambda: made(conjugate).log_density(torch.zeros(0, 2)), r"\(0, 2\), expected \(n, 2\)"),
     (lambda: made(conjugate).importance(0), "num_samples is 0"),
 ]
 

@@ -178,6 +178,11 @@ class AutoMDM(AutoMultivariateNormal):
     def log_density(self, x: Tensor, /, *args: Any, **kwargs: Any) -> Tensor:
         """log p(x, data) of unconstrained latents (n, latent_dim), with Jacobians, (n,) nats."""
         self._set_up(*args, **kwargs)
+        if x.dim() != 2 or len(x) == 0 or x.shape[1] != self.latent_dim:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}, expected (n, {self.latent_dim}): a row for each of "
+                "n ≥ 1 values of all latents, unconstrained"
+            )
         return self._density(x, *args, **kwargs)
 
     def _ratio(self, *args: Any, **kwargs: Any) -> Ratio:
