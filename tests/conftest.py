@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import inference  # noqa: F401  # first: it sets how threads wait, before torch is loaded
@@ -18,8 +19,11 @@ from filelock import FileLock
 
 from inference import trust
 from tests.programs import TINY
+from tests.rounding import RoundingNoise
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+pytest_plugins = ["tests.prices"]
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
@@ -28,6 +32,11 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
         type=int,
         default=0,
         help="add this to every seed: a statistical test must pass whatever it is",
+    )
+    parser.addoption(
+        "--rounding-noise",
+        action="store_true",
+        help="move results by up to a unit in the last place: no test may hang on how it rounds",
     )
     if not pluginmanager.hasplugin("xdist"):  # -p no:xdist: pyproject's options do nothing
         for name in ("--numprocesses", "--dist"):
@@ -50,11 +59,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out, with an offset, what compares this process with others: it is this one's alone."""
-    if config.getoption("seed_offset"):
+    """Leave out what compares this process with others where seeds or rounding are this one's."""
+    if config.getoption("seed_offset") or config.getoption("rounding_noise"):
         for item in items:
             if item.get_closest_marker("other_processes"):
-                item.add_marker(pytest.mark.skip("the seeds of other processes are not shifted"))
+                item.add_marker(pytest.mark.skip("the seeds and rounding are this process's"))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A test and its fixtures on a processor that rounds otherwise, where that is asked for."""
+    noisy = item.config.getoption("rounding_noise") and not item.get_closest_marker("without_noise")
+    with RoundingNoise() if noisy else nullcontext():
+        yield
 
 
 @pytest.fixture(autouse=True)
