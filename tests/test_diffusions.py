@@ -271,6 +271,17 @@ def test_times_and_families_that_cannot_be_are_refused():
     )
 
 
+def test_a_covariance_may_have_been_rounded() -> None:
+    """A product's two triangles may differ in their last place, as on some processors they do."""
+    covariance = torch.tensor([[1.0, 0.4], [0.4, 0.2]], dtype=torch.float64)
+    rounded = covariance.clone()
+    rounded[0, 1] *= 1 + 2**-52
+    assert not torch.equal(rounded, rounded.mT)
+    one, other = (CLD(stationary_variance=value) for value in (covariance, rounded))
+    torch.testing.assert_close(one.prior_covariance, other.prior_covariance, rtol=1e-15, atol=0)
+    assert torch.equal(other.prior_covariance, other.prior_covariance.mT)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_ends_out_of_reach_are_refused_by_what_is_reachable(preset):
     with pytest.raises(UnreachableError, match=r"min_log_snr -80 is out of reach") as caught:

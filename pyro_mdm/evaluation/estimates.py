@@ -239,15 +239,16 @@ def holm(p_values: list[float], error_rate: float = 0.05) -> list[bool]:
 def rounding(first: Estimate, second: Estimate, dtypes: Iterable[torch.dtype]) -> float:
     """The largest difference between two equal models that rounding may make, in nats.
 
-    It is four units in the last place of the sum of all terms of both. Two forms of one exact score
-    come out at most 0.3 units apart, in float64 or float32, up to λ = 13: the rounding error of a
-    score grows with λ, but its sign differs from draw to draw, so that it averages out.
+    It is 16 units in the last place of the sum of all terms of both. Up to λ = 13, in float64 or
+    float32, two forms of one exact score come out at most 0.3 units apart on one processor, and up
+    to 5 where every result is moved by a unit: the rounding error of a score grows with λ, but its
+    sign differs from draw to draw, so that it averages out.
 
     Args:
         dtypes: of the data and of the scores' weights; the coarsest counts.
     """
     terms = [abs(getattr(estimate, name)[0]) for estimate in (first, second) for name in ALL_TERMS]
-    return 4 * max(torch.finfo(dtype).eps for dtype in dtypes) * sum(terms)
+    return 16 * max(torch.finfo(dtype).eps for dtype in dtypes) * sum(terms)
 
 
 def population_error(per_datum: Tensor, noise: Tensor, monte_carlo_error: float) -> float:
