@@ -69,7 +69,7 @@ nb_execution_cache_path = str(
     folder(ROOT / "docs" / "_build", [ROOT / name for name in ("pyro_mdm", "models", "inference")])
 )
 nb_execution_raise_on_error = True
-nb_execution_timeout = 240
+nb_execution_timeout = 1800  # seconds of a cell, on a machine that is busy with other work
 nb_merge_streams = True
 
 # Notebooks run in processes of their own, in the folder that they are in.

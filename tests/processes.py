@@ -19,8 +19,9 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -96,6 +97,39 @@ class Program:
             raise subprocess.TimeoutExpired(self._process.name, timeout)
         out, err = (file.read_text() for file in self._files)
         return out, err
+
+
+def signalled(
+    number: int, count: int, words: str, *before: Callable[[], object]
+) -> Callable[[], object]:
+    """What a program does first so that it gets a signal at a moment of its work, not of a clock.
+
+    Args:
+        number: of the signal.
+        count: how often it opens a file for writing, or moves one, until it gets the signal.
+        words: which the paths of these files contain.
+        before: what it does before that.
+    """
+    return functools.partial(_signalled, number, count, words, before)
+
+
+def _signalled(number: int, count: int, words: str, before: Sequence[Callable[[], object]]) -> None:
+    for do in before:
+        do()
+    left = count
+
+    def heard(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal left
+        writes = event == "os.rename" or (event == "open" and arguments[2] & _WRITING)
+        if writes and words in os.fsdecode(arguments[0] if event == "open" else arguments[1]):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), number)
+
+    sys.addaudithook(heard)
+
+
+_WRITING = os.O_WRONLY | os.O_RDWR
 
 
 def finish(*programs: Program) -> str:

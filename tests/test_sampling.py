@@ -171,10 +171,9 @@ def test_a_file_that_is_not_finished_is_not_left(
 def test_nothing_is_left_by_a_process_that_is_ended(run: Path, tmp_path: Path) -> None:
     words = (run, "--num_samples", 10**6, "--sampler", "euler", "--accelerator", "cpu")
     program = Program("inference.sample", *words, "--out", tmp_path / "a.npy")
-    for _ in range(600):
-        if any(tmp_path.iterdir()):
-            break
-        time.sleep(0.05)
+    while not any(tmp_path.iterdir()):
+        assert program.poll() is None, program.communicate()[1]
+        time.sleep(0.01)
     assert [path.suffix for path in tmp_path.iterdir()] == [".part"]
     program.send_signal(signal.SIGTERM)
     program.communicate()
