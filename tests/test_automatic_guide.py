@@ -208,7 +208,8 @@ def test_particles_find_both_modes() -> None:
     guide.fit(updates=400, particles=512, learning_rate=0.01, progress=False)
     x = guide.sample_posterior(1_000)["x"]
     assert 0.3 < float((x > 0).float().mean()) < 0.7
-    assert float(((x.abs() - 2).abs() < 0.6).float().mean()) > 0.8
+    # a Gaussian of this spread has 0.29 there; seeds of the fit, 0.66 to 0.95
+    assert float(((x.abs() - 2).abs() < 0.6).float().mean()) > 0.45
     grid = torch.linspace(-6, 6, 20_001)
     log_p = dist.Normal(0.0, 3.0).log_prob(grid)
     log_p = log_p + dist.Normal(grid.square(), 0.5).log_prob(torch.tensor(4.0))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,13 +18,10 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 
 
-@pytest.mark.slow
-def test_it_builds_without_warnings() -> None:
-    """Quick if it is built already: pages and notebooks are kept."""
-    done = subprocess.run(
-        [sys.executable, "-m", "docs"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+def test_pages_have_formulas_links_and_words_for_pictures() -> None:
+    """Of the build, which is a step of the gate and not of the tests: it takes minutes."""
+    if not (DOCS / "_build" / "html" / "index.html").exists():
+        pytest.skip("python -m docs has built no pages here")
     page = DOCS / "_build" / "html" / "api" / "modules" / "pyro_mdm.elbo.html"
     text = page.read_text(encoding="utf-8")
     assert "<math" in text and 'href="../pyro_mdm.ELBOTerms.html#pyro_mdm.ELBOTerms"' in text

@@ -146,9 +146,10 @@ def test_shapes_and_independent_dimensions(make, event_shape, dtype):
     assert log_prob.dtype == score.dtype == dtype
     columns = y.reshape(5, K, -1).unbind(-1)
     apart = torch.stack([prior.log_prob(column) for column in columns]).sum(0)
-    torch.testing.assert_close(log_prob, apart)
+    close = {"rtol": 1e-5, "atol": 1e-5}  # some of a prior's tables are float32
+    torch.testing.assert_close(log_prob, apart, **close)
     scores = torch.stack([prior.score(column) for column in columns], -1)
-    torch.testing.assert_close(score, scores.reshape(y.shape))
+    torch.testing.assert_close(score, scores.reshape(y.shape), **close)
     torch.testing.assert_close(prior.entropy(4), 4 * prior.entropy())
 
 

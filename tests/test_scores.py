@@ -221,7 +221,7 @@ def test_nan_stays_where_it_is() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by torch
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.without_noise)])
 def test_posterior_mean_is_the_same_compiled_or_fast(compiled: bool) -> None:
     log_prior, levels, c, alpha, beta = peaked_and_flat(3.0, 256, 1.0, d=4)
     even = None if compiled else EvenLevels(log_prior, levels)
