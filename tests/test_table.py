@@ -293,7 +293,8 @@ def test_a_run_of_an_earlier_network_is_to_be_trained_again(mixed: Table) -> Non
 def test_a_temporary_run_goes_with_its_table(brief: None, gaussian: Table) -> None:
     table = clone(gaussian).fit(related())
     folder = table.run_folder
-    assert folder.is_dir() and table.transform(related().head(3)).notna().all(axis=None)
+    whole = table.transform(related().head(3)).notna().all(axis=None)
+    assert folder.is_dir() and whole
     again = pickle.loads(pickle.dumps(table))
     del table
     assert not folder.exists()
