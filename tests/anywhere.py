@@ -71,17 +71,27 @@ def interpreter(version: str) -> str | None:
     return None
 
 
+def files(root: Path) -> list[str]:
+    """Files of a repository as they are, without those that git ignores."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.check_output(listed, cwd=root, text=True).split("\0")
+    return sorted(name for name in set(names) if (root / name).is_file())
+
+
+def copy_files(root: Path, tree: Path) -> None:
+    """Copy a repository's files into a folder."""
+    for name in files(root):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(root / name, tree / name)
+
+
 def prepared(environment: str, folder: Path) -> tuple[Path, Path]:
     """The Python of an environment and the tree to run in, made as far as they are not there."""
     version, asked = ENVIRONMENTS[environment]
     place = folder / environment.replace(", ", "-").replace(" ", "-").lower()
     python, tree = place / "venv" / "bin" / "python", place / "tree"
     shutil.rmtree(tree, ignore_errors=True)
-    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    for name in subprocess.check_output(listed, cwd=ROOT, text=True).split("\0"):
-        if (ROOT / name).is_file():
-            (tree / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, tree / name)
+    copy_files(ROOT, tree)
     if not python.exists():
         found = interpreter(version)
         assert found is not None

@@ -103,6 +103,13 @@ def test_the_denoiser_of_gaussian_data_is_exact(noise: Tensor) -> None:
     for i in range(5):
         known = exact(problem, noise, z[i], torch.exp(-log_snr[i]))
         torch.testing.assert_close(found[i], known, rtol=1e-8, atol=1e-8)
+    fit = score.given_obs(z, log_snr).fit
+    for i, v in enumerate(torch.exp(-log_snr)):
+        prior = problem.covariance
+        C = prior - prior @ torch.linalg.solve(prior + v * torch.eye(D), prior)
+        rest = OBS - H @ Exact(problem).x_hat(z[i : i + 1], log_snr[i : i + 1])[0]
+        known = -0.5 * rest @ torch.linalg.solve(H @ C @ H.mT + noise * torch.eye(len(H)), rest)
+        torch.testing.assert_close(fit[i], known, rtol=1e-6, atol=1e-8)
     # and where every dimension has a log SNR of its own
     found = score.x_hat(z[1:3], log_snr[torch.tensor([[0, 1, 2, 3], [3, 4, 2, 1]])])
     known = exact(problem, noise, z[1], torch.exp(-log_snr[:4]))
@@ -161,7 +168,9 @@ def test_systems_are_solved_each_with_its_own_steps() -> None:
     assert found.iterations.tolist()[1:] == [1, 0, 0] and 5 < int(found.iterations[0]) < 20
     few = conjugate_gradients(product, b, 1e-10, 2)
     assert few.iterations.tolist() == [2, 1, 0, 0] and float(few.rest[0].norm()) > 1e-3
-    rough = conjugate_gradients(product, b, 0.5, 20)
+    for tolerance in (0.03, 0.1, 0.2, 0.5):
+        rough = conjugate_gradients(product, b, tolerance, 20)
+        assert float(rough.rest[0].norm()) <= tolerance * float(b[0].norm())
     assert int(rough.iterations[0]) < int(found.iterations[0])
     for solution in (found, few, rough):
         Su, image = product(solution.u)
@@ -451,6 +460,17 @@ def test_twisted_particles_have_the_evidence_and_posterior_of_the_chain(name: st
     value, error = found.log_evidence
     assert abs(value - float(evidence)) < 5.5 * error < 1.5
     assert torch.equal(found.resampled(3)[:, seen], x.expand(3, 2))
+
+
+def test_the_error_of_a_posterior_mean_is_that_of_repeats() -> None:
+    x = normal(0, 3, 5, 2)
+    unknown = Measured(math.nan, math.nan)
+    mean, error = Particles(x, torch.zeros(3, 5).double(), 1, unknown).posterior_mean
+    of_each = x.mean(1)
+    torch.testing.assert_close(mean, of_each.mean(0))
+    torch.testing.assert_close(error, of_each.std(0) / math.sqrt(3))
+    mean, error = Particles(x[:1], torch.zeros(1, 5).double(), 1, unknown).posterior_mean
+    assert bool(mean.isfinite().all()) and bool(error.isnan().all())
 
 
 def evidence_of(model: Any, steps: int | None) -> float:

@@ -104,6 +104,13 @@ def test_a_network_of_no_opinion_has_the_bound_of_independent_columns(maps: bool
     each = torch.stack([score.baseline_integrals(filled, edges, d, present) for d in parts])
     ends = torch.stack([score.baseline_kl(filled, e, present) for e in edges.tolist()], 1)
     torch.testing.assert_close(each.sum(0), ends.diff(dim=1))
+    of_dims = edges.unsqueeze(1) + 0.2 * GROUPS  # every column has its own
+    each = torch.stack([score.baseline_integrals(filled, of_dims[:, d], d, present) for d in parts])
+    together = score.baseline_integrals(filled, of_dims, slice(0, WIDE), present)
+    torch.testing.assert_close(each.sum(0), together)
+    same = edges.unsqueeze(1).expand(-1, WIDE)
+    together = score.baseline_integrals(filled, same, slice(0, WIDE), present)
+    torch.testing.assert_close(together, ends.diff(dim=1))
 
 
 class Enumerated(nn.Module):

@@ -144,6 +144,10 @@ def test_a_gaussian_law_is_its_variance(name: str, level: float) -> None:
     z, log_snr = normal(0, 3, D), torch.tensor([-4.0, 0.0, 5.0]).double()
     each = [score.x_hat(z, log_snr) for score in found]
     torch.testing.assert_close(*each, rtol=1e-6, atol=1e-6)
+    same = torch.zeros(3).double()  # where measurements have one variance given any z
+    fits = [score.given_obs(z, same).fit for score in found]
+    apart = fits[1] - fits[0]  # the constants of the law
+    torch.testing.assert_close(apart, apart[:1].expand(3), rtol=1e-6, atol=1e-6)
     kept = torch.tensor([2, 0])
     of_rows = found[1].for_rows(kept).x_hat(z[kept], log_snr[kept])
     torch.testing.assert_close(of_rows, each[1][kept])

@@ -156,6 +156,16 @@ def test_members_share_a_batch_in_training_and_are_averaged_else() -> None:
     assert not torch.allclose(rows, each.mean(0))
 
 
+def test_waves_are_of_the_values_that_are_shown_and_zero_elsewhere() -> None:
+    network = denoiser(frequencies=(0.5, 2.0)).network
+    values, mask = normal(0, 3, D), (normal(1, 3, D) > 0).double()
+    continuous = network.direct >= 0
+    angles = torch.cat([math.pi * values[:, continuous], 4 * math.pi * values[:, continuous]], 1)
+    expected = torch.cat([angles.sin(), angles.cos()], 1) * mask[:, continuous].repeat(1, 4)
+    torch.testing.assert_close(network._waves(values, mask), expected)
+    assert 0 < int(mask[:, continuous].sum()) < mask[:, continuous].numel()
+
+
 def test_dropout_acts_in_training_alone() -> None:
     score = denoiser(dropout=0.5)
     network = score.network

@@ -1,0 +1,765 @@
+"""Lines to break: by file, a text that it has once, another in its place, the test that sees it.
+
+``python -m tests.mutations`` tries them. Each is a mistake that could be made, such as a sign, a
+factor ½ or a term that is left out. Where the code moves, the text here moves with it.
+"""
+
+LINES: dict[str, list[tuple[str, str, str]]] = {
+    "inference/bounds.py": [
+        (
+            '{"row": numbers.tolist()}',
+            '{"row": sorted(numbers.tolist(), reverse=True)}',
+            "test_condition_programs.py::test_evaluate_writes_what_it_knows_of_each_datum",
+        ),
+    ],
+    "inference/checkpoints.py": [
+        (
+            "for d in _descriptions(folder) if _step(d) <= checkpoint.step][keep:]",
+            "for d in _descriptions(folder)][keep:]",
+            "test_runs.py::test_the_checkpoint_just_written_stays_though_later_ones_are_damaged",
+        ),
+        (
+            "setdefault(index[name], {})[entry] = value",
+            "setdefault(index[name], {})[entry] = 0 * value",
+            "test_nonlinear_programs.py::"
+            "test_any_guide_trains_and_resumes_to_the_same_numbers_bit_for_bit[learned]",
+        ),
+        (
+            "load_file(file).items()",
+            '__import__("pickle").load(open(file, "rb")).items()',
+            "test_reliability.py::test_no_reader_of_a_run_folder_runs_what_it_reads",
+        ),
+        (
+            "load_file(file).items()",
+            '__import__("pickle").load(open(file, "rb")).items()',
+            "test_trust.py::test_a_checkpoint_is_not_unpickled",
+        ),
+        (
+            "load_file(file).items()",
+            "torch.load(file, weights_only=False).items()",
+            "test_reliability.py::test_the_code_unpickles_nothing",
+        ),
+        (
+            'if _digest(body) != outer["sha256"]:',
+            "if False:",
+            "test_runs.py::test_every_single_flipped_bit_of_the_description_is_noticed",
+        ),
+    ],
+    "inference/cli.py": [
+        (
+            'power[1] + "0" * int(power[2])',
+            'power[1] + "0" * (int(power[2]) - 1)',
+            "test_cli.py::test_words_are_read_as_the_signature_says[--steps=1e3-expected2]",
+        ),
+    ],
+    "inference/compare_tables.py": [
+        (
+            "**{name: 0.0 - row[name] for name in signed},",
+            "**{name: row[name] for name in signed},",
+            "test_compare.py::test_a_pair_turned_round_has_the_other_sign",
+        ),
+    ],
+    "inference/experiment_summary.py": [
+        (
+            "stats.t.ppf(0.975, n - 1)",
+            "stats.t.ppf(0.975, n)",
+            "test_experiment.py::test_the_summary_is_over_seeds_paired_and_of_student",
+        ),
+    ],
+    "inference/inspection.py": [
+        (
+            'return "critical", 0.5',
+            'return "critical", 1.0',
+            "test_inspect.py::test_damping_of_known_polynomials[cld]",
+        ),
+    ],
+    "inference/optimizers.py": [
+        (
+            "max(1.0, rows / columns) ** 0.5",
+            "max(1.0, rows / columns)",
+            "test_optimizers.py::test_steps_are_muons_where_asked_and_adamws_elsewhere",
+        ),
+    ],
+    "inference/trainee.py": [
+        (
+            'torch.manual_seed(seed_from(seed, "dropout", step, r))',
+            "pass",
+            "test_programs.py::test_a_stopped_run_resumes_to_the_same_numbers_bit_for_bit[muon]",
+        ),
+    ],
+    "models/files.py": [
+        (
+            "if (module, name) not in _STAND_INS:",
+            "if False:",
+            "test_datasets.py::test_a_malicious_pickle_with_the_right_checksum_is_refused",
+        ),
+        (
+            "if digest != self.digest:",
+            "if False:",
+            "test_datasets.py::test_a_damaged_file_is_named_with_both_checksums[mnist-flip]",
+        ),
+        (
+            "return torch.from_numpy(images).view(-1, 1, *shape)",
+            "return torch.from_numpy(images).mT.contiguous().view(-1, 1, *shape)",
+            "test_datasets.py::test_values_arrive_pixel_by_pixel_in_the_right_parts[mnist]",
+        ),
+    ],
+    "pyro_mdm/automatic/chain.py": [
+        (
+            "times[:, None] * Q[:, 0] / 2,",
+            "times[:, None] * Q[:, 0],",
+            "test_automatic_chain.py::test_slow_annealing_is_reversible[2]",
+        ),
+        (
+            "rest @ torch.linalg.solve(D - Q, D[:, :1])",
+            "rest @ torch.linalg.solve(Q + D, D[:, :1])",
+            "test_automatic_chain.py::test_slow_annealing_is_reversible[learned]",
+        ),
+        (
+            "torch.linalg.cholesky(rest - R @ rest @ R.mT)",
+            "L",
+            "test_automatic_chain.py::test_weights_mean_z_whatever_the_parameters[2-Annealed]",
+        ),
+        (
+            "- _log_rest(root, kicked) + _log_rest(root, y)",
+            "+ _log_rest(root, kicked) - _log_rest(root, y)",
+            "test_automatic_chain.py::test_weights_mean_z_whatever_the_parameters[2-Annealed]",
+        ),
+        (
+            "total = total - _cost(back, epsilon_back",
+            "total = total + _cost(back, epsilon_back",
+            "test_automatic_chain.py::test_weights_mean_z_whatever_the_parameters[1-Annealed]",
+        ),
+        (
+            "pull[:, None] - pace * u",
+            "pull[:, None] + pace * u",
+            "test_automatic_chain.py::"
+            "test_a_control_that_follows_the_annealed_target_costs_nothing",
+        ),
+        (
+            "L.mT @ (B[:, None] * score[:, None])",
+            "L @ (B[:, None] * score[:, None])",
+            "test_automatic_chain.py::test_an_exact_denoiser_leaves_what_the_grid_costs[2]",
+        ),
+        (
+            "kernels.S[k] @ torch.randn_like(y)",
+            "kernels.L[k] @ torch.randn_like(y)",
+            "test_automatic_chain.py::test_the_forward_ratio_is_that_of_paths[2]",
+        ),
+    ],
+    "pyro_mdm/automatic/density.py": [
+        (
+            "log_dets.append(transform.",
+            "log_dets.append(-transform.",
+            "test_automatic_guide.py::test_the_density_is_that_of_pyro",
+        ),
+        (
+            "return scales.pop() * total.reshape(n)",
+            "return total.reshape(n)",
+            "test_automatic_density.py::test_discrete_sites_are_summed_over_as_by_pyro[1-tenth]",
+        ),
+    ],
+    "pyro_mdm/automatic/guide.py": [
+        (
+            "(path.cost + rest - volume)",
+            "(path.cost + rest + volume)",
+            "test_automatic_guide.py::test_weights_have_the_evidence_as_their_mean[None]",
+        ),
+        (
+            "root / root.diagonal()[:, None]",
+            "root / root.diagonal()",
+            "test_automatic_guide.py::test_particles_of_a_gaussian_are_its_units",
+        ),
+    ],
+    "pyro_mdm/conditioning/conditioned.py": [
+        (
+            "torch.where(self._for(z, self.left_out), -math.inf, maps)",
+            "torch.where(self._for(z, self.left_out), math.inf, maps)",
+            "test_conditioning.py::test_the_denoiser_is_that_of_the_conditional_law[correlated]",
+        ),
+    ],
+    "pyro_mdm/contexts.py": [
+        (
+            "return told * (u >= self.dropout).to(told)",
+            "return told * (u < self.dropout).to(told)",
+            "test_given_context.py::test_dropout_hides_contexts_in_training_alone",
+        ),
+    ],
+    "pyro_mdm/diffusions/clocks.py": [
+        (
+            "return s * (self.beta_min + 0.5 * self.slope * s)",
+            "return s * (self.beta_min + self.slope * s)",
+            "test_diffusions.py::test_clocks_are_consistent[LinearBeta0]",
+        ),
+    ],
+    "pyro_mdm/diffusions/closed.py": [
+        (
+            "(end - start) * 0.5 * square / rate",
+            "(end - start) * square / rate",
+            "test_elbo.py::test_parameterizations_agree[K1]",
+        ),
+        (
+            "with_event_dims(0.5 * (rate * log_snr.exp()).to(x.dtype), x)",
+            "with_event_dims((rate * log_snr.exp()).to(x.dtype), x)",
+            "test_context.py::test_the_bound_of_gaussian_data_is_known[VPSDE-gaussian]",
+        ),
+        (
+            "return 0.5 * torch.exp(log_snr).to(x.dtype) * of_counted",
+            "return torch.exp(log_snr).to(x.dtype) * of_counted",
+            "test_learned_ends.py::"
+            "test_the_gradient_of_the_whole_bound_is_that_of_the_closed_form[constant-given]",
+        ),
+    ],
+    "pyro_mdm/diffusions/curve.py": [
+        (
+            "log_det=pulled.log_det + 2 * move.trace(None, tau)",
+            "log_det=pulled.log_det + move.trace(None, tau)",
+            "test_kernels.py::test_marginals_have_their_digits[cld]",
+        ),
+    ],
+    "pyro_mdm/diffusions/kernels.py": [
+        (
+            "readout, 2 * _log_diagonal_sum(L), amplification)",
+            "readout, _log_diagonal_sum(L), amplification)",
+            "test_diffusions.py::"
+            "test_marginals_are_transitions_from_the_start_and_have_their_factors[vpsde]",
+        ),
+    ],
+    "pyro_mdm/diffusions/linear.py": [
+        (
+            "-torch.linalg.solve(self.stationary_covariance, Q + D, left=False)",
+            "-torch.linalg.solve(self.stationary_covariance, D - Q, left=False)",
+            "test_kernels.py::test_marginals_have_their_digits[cld]",
+        ),
+        (
+            "return 2 * self.D",
+            "return 1 * self.D",
+            "test_diffusions.py::test_transitions_compose_and_keep_the_stationary_law[vpsde]",
+        ),
+        (
+            'None if saved["guess"] is None else self.as_tensor(saved["guess"])',
+            "None",
+            "test_learned_ends.py::test_saved_between_steps_it_goes_on_bit_for_bit[in time]",
+        ),
+    ],
+    "pyro_mdm/diffusions/per_dimension.py": [
+        (
+            "self._rated(lambda block, t: block.dispersion_matrix(t), s, 0.5)",
+            "self._rated(lambda block, t: block.dispersion_matrix(t), s, 1.0)",
+            "test_per_dimension.py::test_rates_are_derivatives_in_the_common_time[blocks]",
+        ),
+        (
+            "self._rated(lambda block, t: block.drift_matrix(t), s, 1.0)",
+            "self._rated(lambda block, t: block.drift_matrix(t), s, 0.0)",
+            "test_per_dimension.py::test_rates_are_derivatives_in_the_common_time[blocks]",
+        ),
+    ],
+    "pyro_mdm/diffusions/priors.py": [
+        (
+            "0.5 * num_dims * (log_det + K * math.log(2 * math.pi * math.e))",
+            "num_dims * (log_det + K * math.log(2 * math.pi * math.e))",
+            "test_priors.py::test_gaussian_against_pytorch",
+        ),
+        (
+            "u = _inverse(nodes)\n",
+            "u = -_inverse(nodes)\n",
+            "test_priors.py::test_samples_are_quantiles[normal]",
+        ),
+    ],
+    "pyro_mdm/diffusions/sde.py": [
+        (
+            "self._drift(y, s) - self.diffusion.noise_divergence(y, s.expand(len(y)))",
+            "self._drift(y, s)",
+            "test_nonlinear.py::test_a_step_of_the_sampler_is_that_of_the_reverse_sde",
+        ),
+        (
+            "return (G @ white).squeeze(-1) - fold(drift.to(u.dtype))",
+            "return 0.5 * (G @ white).squeeze(-1) - fold(drift.to(u.dtype))",
+            "test_sde.py::test_drift_and_noise_are_those_of_the_diffusion[vpsde]",
+        ),
+        (
+            "return self._dispersion(u, self.diffusion.horizon - t)",
+            "return self._dispersion(u, t)",
+            "test_sde.py::test_drift_and_noise_are_those_of_the_diffusion[vpsde]",
+        ),
+        (
+            "return self.diffusion.drift(y, s.expand(len(y)))",
+            "return -self.diffusion.drift(y, s.expand(len(y)))",
+            "test_sde.py::test_drift_and_noise_are_those_of_the_diffusion[vpsde]",
+        ),
+    ],
+    "pyro_mdm/diffusions/transforms.py": [
+        (
+            "C[0] = math.sqrt(1 / n)",
+            "C[0] = math.sqrt(2 / n)",
+            "test_frequencies.py::test_the_cosine_transform_is_orthonormal_and_scipys",
+        ),
+    ],
+    "pyro_mdm/elbo.py": [
+        (
+            'costs.add((term.site["cond_indep_stack"], -term.value.detach()))',
+            'costs.add((term.site["cond_indep_stack"], term.value.detach()))',
+            "test_context.py::"
+            "test_gradients_of_a_discrete_context_are_unbiased_and_quieter_than_alone",
+        ),
+        (
+            'costs.add((term.site["cond_indep_stack"], term.value.detach()))',
+            'costs.add((term.site["cond_indep_stack"], -term.value.detach()))',
+            "test_host_programs.py::test_score_function_gradients[global-registered]",
+        ),
+        (
+            "each = 0.5 * (log_det + math.log(2 * math.pi) + 1)",
+            "each = 0.5 * (log_det + math.log(2 * math.pi))",
+            "test_elbo.py::test_the_loss_without_the_decoder_is_a_bound_on_the_start[K1]",
+        ),
+        (
+            'return _Term(p, -_scaled(kl_divergence(q["fn"], p["fn"]), p))',
+            'return _Term(p, _scaled(kl_divergence(q["fn"], p["fn"]), p))',
+            "test_host_programs.py::test_a_discrete_site_s_own_divergence[global-registered]",
+        ),
+        (
+            "return self.reconstruction - self.prior_kl - self.diffusion - self.context",
+            "return self.reconstruction - self.diffusion - self.context",
+            "test_elbo.py::test_elbo_terms_add_up_to_the_loss",
+        ),
+        (
+            "value = kl.prior + kl.diffusion",
+            "value = kl.diffusion",
+            "test_elbo.py::test_gradient_to_the_diffusion_with_a_moving_end[exact-mdm]",
+        ),
+    ],
+    "pyro_mdm/evaluation/estimates.py": [
+        (
+            "error_rate / (len(p_values) - rank)",
+            "error_rate / len(p_values)",
+            "test_evaluation.py::test_holm",
+        ),
+    ],
+    "pyro_mdm/likelihoods/discrete.py": [
+        (
+            "return -(total + entropy) / weight",
+            "return -(total + 0.5 * entropy) / weight",
+            "test_scores.py::test_baseline_kl_by_quadrature[17]",
+        ),
+        (
+            "return -(total + entropy) / weight",
+            "return -(total + entropy) / weight * 1.000001",
+            "test_scores.py::test_baseline_kl_by_quadrature[17]",
+        ),
+    ],
+    "pyro_mdm/measurements/covariance.py": [
+        (
+            "return prior / (1 + prior / noise)",
+            "return prior / (1 + noise / prior)",
+            "test_measurements.py::test_linear_estimates_have_the_covariance_of_gaussian_data",
+        ),
+        (
+            "square().sum() / n - square) / n",
+            "square().sum() / n - square)",
+            "test_measurements.py::test_the_covariance_of_few_data_is_shrunk",
+        ),
+        (
+            "own = self.rest + U.square() @ (e - self.rest)",
+            "own = U.square() @ e",
+            "test_measurements.py::test_linear_estimates_have_the_covariance_of_gaussian_data",
+        ),
+        (
+            ".reshape(parts.shape) / scale)",
+            ".reshape(parts.shape))",
+            "test_windows.py::test_a_larger_image_has_the_covariance_of_its_windows",
+        ),
+    ],
+    "pyro_mdm/measurements/denoiser.py": [
+        (
+            "sites.log_p - 0.5 * (rest * solution.u)",
+            "sites.log_p - (rest * solution.u)",
+            "test_measurements.py::test_the_denoiser_of_gaussian_data_is_exact[noise]",
+        ),
+        (
+            "return solution._replace(u=scale * solution.u)",
+            "return solution",
+            "test_noise.py::test_a_gaussian_law_is_its_variance[inf-few]",
+        ),
+    ],
+    "pyro_mdm/measurements/laws.py": [
+        (
+            "step.log() - 0.5 * (2 * math.pi * v).log()",
+            "step.log()",
+            "test_noise.py::test_sites_have_the_moments_of_their_law[laplace]",
+        ),
+    ],
+    "pyro_mdm/measurements/solve.py": [
+        (
+            "return self._variance * gradient",
+            "return gradient",
+            "test_measurements.py::test_the_denoiser_of_gaussian_data_is_exact[noise]",
+        ),
+        (
+            "tolerance**2 * first",
+            "tolerance * first",
+            "test_measurements.py::test_systems_are_solved_each_with_its_own_steps",
+        ),
+    ],
+    "pyro_mdm/measurements/twisted.py": [
+        (
+            "-(apart * (noise + apart / 2))",
+            "-(apart * (noise + apart))",
+            "test_measurements.py::"
+            "test_twisted_particles_have_the_evidence_and_posterior_of_the_chain[vpsde]",
+        ),
+        (
+            "mean = log_w.logsumexp(1, keepdim=True) - math.log(P)",
+            "mean = log_w.logsumexp(1, keepdim=True)",
+            "test_measurements.py::"
+            "test_twisted_particles_have_the_evidence_and_posterior_of_the_chain[vpsde]",
+        ),
+        (
+            "scaled(1 / (ratio - 1))",
+            "scaled(1 / ratio)",
+            "test_measurements.py::test_twisted_particles_say_what_the_grid_adds[30]",
+        ),
+        (
+            "(R / (R - 1) * off.square().sum(0)).sqrt()",
+            "off.square().sum(0).sqrt()",
+            "test_measurements.py::test_the_error_of_a_posterior_mean_is_that_of_repeats",
+        ),
+    ],
+    "pyro_mdm/paths/divergence.py": [
+        (
+            "(trace - K + torch.logdet(prior) - end.log_det)",
+            "(trace - K + torch.logdet(prior) + end.log_det)",
+            "test_laws.py::test_prior_kl_is_the_divergence_of_gaussians[vpsde-own_clock]",
+        ),
+        (
+            "(trace - K + torch.logdet(prior) - end.log_det)",
+            "(trace - K + torch.logdet(prior))",
+            "test_truths.py::test_bounds_are_the_log_likelihood[normal-cld]",
+        ),
+        (
+            "quadratic = 0.5 * (end.mean @",
+            "quadratic = (end.mean @",
+            "test_laws.py::test_prior_kl_is_the_divergence_of_gaussians[vpsde-own_clock]",
+        ),
+    ],
+    "pyro_mdm/paths/flow.py": [
+        (
+            "+ scale.expand_as(z[0]).log().sum()",
+            "- scale.expand_as(z[0]).log().sum()",
+            "test_distribution.py::test_flow_is_the_density_and_its_gradient[VPSDE]",
+        ),
+        (
+            "return v, own - 0.5 * of_score",
+            "return v, own - of_score",
+            "test_likelihood_methods.py::test_probes_are_unbiased_for_the_density_of_the_flow",
+        ),
+        (
+            "v = apply_matrix(A, y) - 0.5 * apply_matrix(",
+            "v = apply_matrix(A, y) - apply_matrix(",
+            "test_likelihood_methods.py::test_the_density_of_the_flow_is_a_density",
+        ),
+    ],
+    "pyro_mdm/paths/likelihood.py": [
+        (
+            "log_mean_weight(each)[0] if exact else each.mean(0)",
+            "each.mean(0)",
+            "test_likelihood_methods.py::test_log_prob_of_weights_is_the_log_of_their_mean",
+        ),
+    ],
+    "pyro_mdm/posteriors/calibration.py": [
+        (
+            "(places * (equal + 1)).long()",
+            "(places * equal).long()",
+            "test_table_calibration.py::test_ranks_are_uniform_where_draws_repeat",
+        ),
+        (
+            "seed=NEW_SEED + seed",
+            "seed=seed",
+            "test_amortized.py::test_ranks_are_of_other_simulations_than_those_of_training",
+        ),
+        (
+            "(bins - 1) / 2",
+            "bins / 2",
+            "test_amortized.py::test_p_values_are_those_of_scipy",
+        ),
+    ],
+    "pyro_mdm/posteriors/checks.py": [
+        (
+            "ranks(-log_p[:, 1:].mT, -log_p[:, 0])",
+            "ranks(log_p[:, 1:].mT, log_p[:, 0])",
+            "test_posterior_checks.py::test_regions_of_the_exact_posterior_hold_what_they_say",
+        ),
+    ],
+    "pyro_mdm/posteriors/encoding.py": [
+        (
+            "return C - gain @ C, which",
+            "return C, which",
+            "test_amortized.py::test_residuals_given_a_part_of_the_data_are_standard",
+        ),
+    ],
+    "pyro_mdm/posteriors/guide.py": [
+        (
+            "decoder.log_prob(z).double() - noising.log_prob(path)",
+            "decoder.log_prob(z).double() + noising.log_prob(path)",
+            "test_posterior_guide.py::test_draws_have_the_density_of_their_own_law",
+        ),
+        (
+            "flow.log_prob(z, y) + coordinates(theta)",
+            "flow.log_prob(z, y) - coordinates(theta)",
+            "test_posterior_guide.py::test_weights_make_a_bad_posterior_exact",
+        ),
+    ],
+    "pyro_mdm/posteriors/laws.py": [
+        (
+            ".unsqueeze(1), -log_scale.sum(1)",
+            ".unsqueeze(1), log_scale.sum(1)",
+            "test_amortized_likelihood.py::test_densities_integrate_to_one",
+        ),
+        (
+            "(width - (above + below))",
+            "(-(above + below))",
+            "test_amortized_likelihood.py::"
+            "test_numbers_inside_of_bounds_have_a_density_there_alone",
+        ),
+    ],
+    "pyro_mdm/posteriors/predictive.py": [
+        (
+            "(1 + farther.double()) / (1 + self.compared)",
+            "farther.double() / self.compared",
+            "test_posterior_checks.py::"
+            "test_p_values_are_uniform_for_simulations_and_small_for_odd_data",
+        ),
+    ],
+    "pyro_mdm/posteriors/reading.py": [
+        (
+            "-log_det.reshape(len(u), -1).sum(1)",
+            "log_det.reshape(len(u), -1).sum(1)",
+            "test_amortized.py::test_a_density_is_of_the_parameters_as_they_are",
+        ),
+    ],
+    "pyro_mdm/posteriors/tempering.py": [
+        (
+            "step.logsumexp(1) - math.log(step.shape[1])",
+            "step.logsumexp(1)",
+            "test_amortized_likelihood.py::test_tempering_finds_all_modes_and_the_constant",
+        ),
+        (
+            "(1 - beta) * old + beta * new",
+            "beta * new",
+            "test_amortized_likelihood.py::test_tempering_goes_from_one_likelihood_to_the_next",
+        ),
+    ],
+    "pyro_mdm/samplers/ancestral.py": [
+        (
+            "return mean + apply_matrix(kernel.scale_tril[i], noise())",
+            "return mean + 1.1 * apply_matrix(kernel.scale_tril[i], noise())",
+            "test_sampler_orders.py::test_every_sampler_has_its_weak_order[ancestral-vpsde]",
+        ),
+    ],
+    "pyro_mdm/samplers/euler_maruyama.py": [
+        (
+            "drift = diffusion.drift(y, s) - diffusion.noise_divergence(y, s)",
+            "drift = diffusion.drift(y, s)",
+            "test_nonlinear.py::test_a_step_of_the_sampler_is_that_of_the_reverse_sde",
+        ),
+        (
+            "root = h.sqrt() * diffusion.dispersion_matrix(s)",
+            "root = 2**0.5 * h.sqrt() * diffusion.dispersion_matrix(s)",
+            "test_sampler_orders.py::test_every_sampler_has_its_weak_order[euler_maruyama-vpsde]",
+        ),
+    ],
+    "pyro_mdm/samplers/guided.py": [
+        (
+            "return free + self.weight * (with_context - free)",
+            "return free + (self.weight + 1) * (with_context - free)",
+            "test_given_context.py::test_guidance_is_a_straight_line_between_two_scores",
+        ),
+    ],
+    "pyro_mdm/samplers/splitting.py": [
+        (
+            "apply_matrix(second_root[i], noise())",
+            "0.5 * apply_matrix(second_root[i], noise())",
+            "test_sampler_orders.py::test_every_sampler_has_its_weak_order[splitting_1-vpsde]",
+        ),
+        (
+            "y + velocity(y) / 2)",
+            "y + velocity(y))",
+            "test_sampler_orders.py::test_every_sampler_has_its_weak_order[splitting_2-vpsde0]",
+        ),
+    ],
+    "pyro_mdm/samplers/transport.py": [
+        (
+            "m = (1 + noise) / 2 * volume",
+            "m = (1 + noise) * volume",
+            "test_per_dimension.py::test_one_variable_needs_no_factorization",
+        ),
+    ],
+    "pyro_mdm/scores/base.py": [
+        (
+            "value = clock_rate * 0.5 * square",
+            "value = clock_rate * square",
+            "test_scores.py::"
+            "test_importance_times_have_the_density_of_vpsde_and_leave_the_mean[vpsde]",
+        ),
+    ],
+    "pyro_mdm/scores/denoiser.py": [
+        (
+            "each = each + sign * change * (boundary",
+            "each = each - sign * change * (boundary",
+            "test_learned_ends.py::"
+            "test_the_gradient_of_the_whole_bound_is_that_of_the_closed_form[constant-given]",
+        ),
+        (
+            "if self.training and self._training_maps is not None:",
+            "if self._training_maps is not None:",
+            "test_missing.py::test_the_term_at_random_maps_is_that_of_what_is_there[independent]",
+        ),
+        (
+            "return -0.5 * of_counted(terms, counted).flatten(batch_dim).sum(-1)",
+            "return -0.5 * terms.flatten(batch_dim).sum(-1)",
+            "test_conditioning.py::test_the_baseline_counts_what_is_generated",
+        ),
+        (
+            "weight = (0.5 * maps.weight * log_snr.exp()).to(x.dtype)",
+            "weight = (maps.weight * log_snr.exp()).to(x.dtype)",
+            "test_missing.py::test_the_term_at_random_maps_is_that_of_what_is_there[levels]",
+        ),
+    ],
+    "pyro_mdm/scores/discrete_denoiser.py": [
+        (
+            "0.5 * torch.tanh(2 * F2))",
+            "torch.tanh(2 * F2))",
+            "test_scores.py::test_discrete_denoiser_is_bayes_rule_with_a_tilted_prior[17-tilt]",
+        ),
+    ],
+    "pyro_mdm/scores/raw.py": [
+        (
+            "-apply_matrix(inverse_tril(marginal.scale_tril).mT, eps)",
+            "-apply_matrix(inverse_tril(marginal.scale_tril), eps)",
+            "test_scores.py::"
+            "test_projection_recovers_the_denoiser_from_the_exact_score[malda-True]",
+        ),
+    ],
+    "pyro_mdm/seeing/data_driven.py": [
+        (
+            "flow = self.mean + 2 * self.mean_rate + self.stretch_rate",
+            "flow = self.mean + self.mean_rate + self.stretch_rate",
+            "test_driven.py::test_paths_have_the_marginals_that_they_are_made_for",
+        ),
+        (
+            "over = (0.5 * lam.exp() / (alpha * rho), rho)",
+            "over = (lam.exp() / (alpha * rho), rho)",
+            "test_driven.py::test_raw_scores_and_denoisers_have_one_loss",
+        ),
+    ],
+    "pyro_mdm/seeing/encoded.py": [
+        (
+            "return M[..., 1:]",
+            "return M[..., :-1]",
+            "test_encoded.py::test_paths_are_those_of_the_base_from_an_encoding[cld]",
+        ),
+    ],
+    "pyro_mdm/simulated/hamiltonian.py": [
+        (
+            "(2 * rate * matrix_divergence(self.D(state), state))",
+            "(rate * matrix_divergence(self.D(state), state))",
+            "test_hamiltonian.py::test_noise_divergence_is_that_of_the_root[state_noise_1]",
+        ),
+        (
+            "return matrix_divergence(sum(blocks[1:], blocks[0]), state)",
+            "return 0.5 * matrix_divergence(sum(blocks[1:], blocks[0]), state)",
+            "test_hamiltonian.py::test_correction_by_hand",
+        ),
+    ],
+    "pyro_mdm/simulated/path_integral.py": [
+        (
+            "((0.5 * white + rest) * white)",
+            "((white + rest) * white)",
+            "test_simulation.py::test_the_integrand_is_the_implicit_bound_s[0.0-Cubic]",
+        ),
+        (
+            "Trace(of_current.value + along, of_current.variance)",
+            "Trace(of_current.value - along, of_current.variance)",
+            "test_simulation.py::test_the_integrand_is_the_implicit_bound_s[0.0-Cubic]",
+        ),
+        (
+            "trace = 0.5 * ((plus - minus) * xi)",
+            "trace = ((plus - minus) * xi)",
+            "test_simulation.py::test_local_dsm_has_the_expectation_of_ism[Cubic]",
+        ),
+        (
+            "weight = 1 / diffusion.progress_rate(s)",
+            "weight = torch.ones_like(s)",
+            "test_simulation.py::test_times_are_weighted_by_what_is_left_out[1]",
+        ),
+    ],
+    "pyro_mdm/tables/covariance.py": [
+        (
+            "(C - gain @ of_there).sum(0)",
+            "0 * (C - gain @ of_there).sum(0)",
+            "test_mixed.py::test_moments_of_incomplete_rows_are_those_of_the_law",
+        ),
+        (
+            "(square + shrinkage * prior) / (len(x) + shrinkage)",
+            "square / len(x)",
+            "test_table_network.py::test_a_level_that_few_rows_have_does_not_stop_the_start",
+        ),
+    ],
+    "pyro_mdm/tables/denoiser.py": [
+        (
+            "(mean - score.data_mean) / scale if logits else None",
+            "None",
+            "test_table_network.py::"
+            "test_it_starts_right_where_what_is_missing_depends_on_what_is_there",
+        ),
+        (
+            "edges[:, columns[here] - start]",
+            "edges[:, columns[here]]",
+            "test_mixed.py::"
+            "test_a_network_of_no_opinion_has_the_bound_of_independent_columns[True]",
+        ),
+    ],
+    "pyro_mdm/tables/network.py": [
+        (
+            "(a * solved) @ R - a * i)",
+            "(a * solved) @ R)",
+            "test_mixed.py::test_a_map_network_starts_at_the_gaussian_law",
+        ),
+        (
+            "told = precision - _inverse(law.R[dims[:, None], dims] * same)",
+            "told = precision",
+            "test_table_network.py::test_logits_start_as_bayes_rule_by_the_gaussian_law[0]",
+        ),
+        (
+            "- 0.5 * ((codes @ told) * codes)",
+            "- ((codes @ told) * codes)",
+            "test_table_network.py::test_logits_start_as_bayes_rule_by_the_gaussian_law[0]",
+        ),
+        (
+            "odds = odds - 0.5 * (a.square() / q)",
+            "odds = odds - (a.square() / q)",
+            "test_table_network.py::test_chances_are_posteriors_by_the_noise_of_one_column",
+        ),
+        (
+            "range(M)]).argsort()",
+            "range(M)])",
+            "test_table_network.py::test_members_share_a_batch_in_training_and_are_averaged_else",
+        ),
+        (
+            "angles.cos() * shown",
+            "angles.cos()",
+            "test_table_network.py::test_waves_are_of_the_values_that_are_shown_and_zero_elsewhere",
+        ),
+    ],
+    "pyro_mdm/tables/one_hot.py": [
+        (
+            "log_other.sum(1, keepdim=True) - log_other",
+            "log_other.sum(1, keepdim=True)",
+            "test_mixed.py::test_the_divergence_of_categories[0.0]",
+        ),
+        (
+            "return log_prior.flatten().to(z.dtype) + snr",
+            "return snr",
+            "test_mixed.py::test_the_divergence_of_categories[0.0]",
+        ),
+    ],
+}
