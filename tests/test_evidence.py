@@ -114,8 +114,9 @@ def test_where_too_little_counts_there_is_no_error(weights: list[float], reason:
     said = repr(alone)
     assert re.search(f"too few for an error of log evidence .*: .*{reason}", said), said
     assert "±" not in said and "take more draws, or a better guide" in said
-    with pytest.warns(UserWarning, match=f"{reason}.*not to be trusted.*; mend it"):
+    with pytest.warns(UserWarning, match=f"{reason}.*not to be trusted.*; mend it") as warned:
         alone.warn("mend it")
+    assert warned[0].filename == __file__
     beside = evidence(columns(weights, [1.0] * len(weights)))
     assert beside.error[0].isnan() and not beside.error[1] > 1e-12
 

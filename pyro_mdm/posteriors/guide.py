@@ -393,7 +393,7 @@ class ImportanceWeights:
         if self.doubt:
             warnings.warn(
                 f"{self.doubt}: weighted means are not to be trusted, nor is the evidence; {fix}",
-                stacklevel=stacklevel + 1,
+                stacklevel=stacklevel,
             )
 
     @property
