@@ -94,6 +94,19 @@ def test_an_error_by_hand() -> None:
     assert found.pareto_k.isnan().all(), "of equal weights, but for one, there is no tail"
 
 
+def test_the_error_doubts_a_heavy_tail_twice_as_much() -> None:
+    """Of k̂ below and above a half, by the quantiles of Pareto's laws."""
+    u = (torch.arange(2_000, dtype=torch.float64) + 0.5) / 2_000
+    for index, beyond in ((0.3, 10), (0.6, 20)):
+        found = evidence(-index * u.log().unsqueeze(1))
+        assert float(found.pareto_k) == pytest.approx(index, abs=0.09)
+        w = u**-index / (u**-index).mean()
+        expected = math.hypot(
+            float(w.std()) / math.sqrt(2_000), beyond * float(w.max() - 1) / 2_000
+        )
+        assert float(found.error) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(
     ("weights", "reason"),
     [

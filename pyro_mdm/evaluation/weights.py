@@ -4,12 +4,13 @@ The mean of weights w_1, …, w_S is unbiased for the evidence Z, but its spread
 of the weights that were drawn. Of a heavy tail the largest are missing in most runs: then the mean
 is too low, and so is its spread. The error of log Z is
 
-    error² = spread² + (10 (w_max / Σ w - 1/S))²,    spread² = Var w / (S (mean w)²).
+    error² = spread² + (c (w_max / Σ w - 1/S))²,    spread² = Var w / (S (mean w)²).
 
 The second term is what lies beyond the largest weight. About one weight of S would be expected
-there, and of a tail of index k it exceeds w_max by w_max k / (1 - k) on average: ten times w_max
-for k = 10/11. That k is not the index k̂ of the weights but one that is heavier, since k̂ comes from
-the same draws, and is too low wherever the mean is (tests/benchmarks/importance_errors.py).
+there, and of a tail of index k it exceeds w_max by w_max k / (1 - k) on average: by c = 10 for an
+index of 0.91. That is not the index k̂ of the weights, but a heavier one, since k̂ comes from the
+same draws, and is too low wherever the mean is. From k̂ = ½ on the variance is not finite, and c is
+20. Both were chosen by coverage (tests/benchmarks/importance_errors.py).
 
 There is no error, but NaN, where too little counts: where k̂ is above its limit (Vehtari et al.,
 "Pareto Smoothed Importance Sampling", JMLR 2024), and where the largest weight is more than a tenth
@@ -30,8 +31,9 @@ from pyro_mdm.support.measured import Measured
 
 __all__ = ["LARGEST", "Evidence", "evidence", "of_repeats", "pareto_k", "pareto_limit"]
 
-BEYOND = 10.0
-"""What the tail has beyond the largest weight, in units of it: k / (1 - k) for an index of 0.91."""
+BEYOND, BEYOND_HEAVY = 10.0, 20.0
+"""What the tail has beyond the largest weight, in units of it: k / (1 - k) for an index of 0.91,
+and of 0.95 where k̂ is above a half."""
 LARGEST = 0.1
 """The part of the sum that the largest weight may have beyond an equal part."""
 FEWEST_FOR_TAIL = 25
@@ -63,7 +65,8 @@ def evidence(log_weights: Tensor) -> Evidence:
     spread = relative.std(0) / math.sqrt(S) if S > 1 else value * math.nan
     k = pareto_k(log_weights)
     counts = (largest <= LARGEST) & ~(k.to(value) > pareto_limit(S))
-    error = torch.hypot(spread, BEYOND * largest)
+    beyond = torch.where(k.to(value) > 0.5, BEYOND_HEAVY, BEYOND)
+    error = torch.hypot(spread, beyond * largest)
     return Evidence(value, torch.where(counts, error, math.nan), k)
 
 
