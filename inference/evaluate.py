@@ -471,7 +471,8 @@ def weights(
     words = f"{weighted.weights_in_words}; {gain:.3f} bits/dim below one weight; "
     told = words if samples > 1 else ""
     calls = f"{weighted.network_calls} network calls for each datum"
-    return f"bits/dim {value:.3f} ± {error:.3f} ({told}{calls})"
+    with_error = f" ± {error:.3f}" if math.isfinite(error) else ""
+    return f"bits/dim {value:.3f}{with_error} ({told}{calls})"
 
 
 if __name__ == "__main__":

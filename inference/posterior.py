@@ -331,11 +331,8 @@ def _evidence(
         f"the evidence log p(x): {weights.log_evidence} nats, by {WEIGHTS:,} weights that count as "
         f"{weights.effective:,.0f} draws"
     )
-    if weights.pareto_k > weights.pareto_limit or weights.effective == 0:
-        said += (
-            f"; NOT to be trusted, as their tail has k̂ {weights.pareto_k:.2f}, expected at most "
-            f"{weights.pareto_limit:.2f}: give more --simulations or --steps"
-        )
+    if weights.doubt:
+        said += f"; NOT to be trusted, as {weights.doubt}: give more --simulations or --steps"
     return said
 
 

@@ -28,13 +28,13 @@ from pyro_mdm import (
 )
 from pyro_mdm.diffusions.clocks import LinearBeta
 from pyro_mdm.diffusions.divergence import divergence, own_node
-from pyro_mdm.evaluation import Estimate, evidence_lower_bound, log_likelihood
+from pyro_mdm.evaluation import Estimate, Weighted, evidence_lower_bound, log_likelihood
 from pyro_mdm.evaluation.flow import probability_flow
-from pyro_mdm.evaluation.importance import importance_weighted, pareto_k, weighted
+from pyro_mdm.evaluation.importance import importance_weighted
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.flow import Solver, flow_log_prob
 from pyro_mdm.paths.generative import BoundScore
-from pyro_mdm.paths.likelihood import chain_of, log_mean_weight
+from pyro_mdm.paths.likelihood import chain_of
 from tests import problems
 from tests.gradients import assert_gradients
 from tests.known_bound import DIMS, MEAN, VARIANCE, data, denoiser, programs
@@ -146,6 +146,12 @@ def test_nothing_flows_at_rest_where_noise_depends_on_the_state() -> None:
     torch.testing.assert_close(found.log_prob, diffusion.prior.log_prob(y))
 
 
+def noise(found: Weighted) -> float:
+    """The standard error of Σ_x p(x), by the spread of the weights that were drawn alone."""
+    square = 1 / found.effective_samples - 1 / found.num_weights
+    return float((found.per_datum.exp().square() * square).sum().sqrt())
+
+
 def test_probabilities_of_levels_add_up_to_one() -> None:
     """p_grid(x) over all x of a dimension of three levels; the flow's too."""
     torch.manual_seed(1)
@@ -159,82 +165,13 @@ def test_probabilities_of_levels_add_up_to_one() -> None:
     guide = DiffusionGuide(diffusion)
     x = torch.tensor([[-1.0], [0.0], [1.0]])
     found = importance_weighted(model, guide, x, samples=300, times=33)
-    p = found.per_datum.exp()
-    error = float((p * found.per_datum_error).square().sum().sqrt())
-    assert error < 0.05 and abs(float(p.sum()) - 1) < 6 * error
+    error = noise(found)
+    assert error < 0.05 and abs(float(found.per_datum.exp().sum()) - 1) < 6 * error
     solver = Solver("rk4", steps=24)
     flow = probability_flow(model, guide, x, samples=30, solver=solver)
-    p = flow.per_datum.exp()
-    error = float((p * flow.per_datum_error).square().sum().sqrt())
-    assert error < 0.05 and abs(float(p.sum()) - 1) < 6 * error
+    error = noise(flow)
+    assert error < 0.05 and abs(float(flow.per_datum.exp().sum()) - 1) < 6 * error
     assert float(flow.bound.mean) < flow.mean
-
-
-def test_log_mean_weights_and_tails_are_those_of_known_laws() -> None:
-    torch.manual_seed(2)
-    shape = torch.tensor([4.0, 1.0]).repeat(50).double()
-    weights = torch.distributions.Pareto(torch.ones(100).double(), shape).sample((4000,))
-    k = pareto_k(weights.log()).reshape(50, 2)
-    error = k.std(0) / math.sqrt(50)
-    assert bool((error < 0.03).all())
-    # with a bias of 0.02 for 1/4, as the tail begins where the law is not all tail yet
-    assert bool(((k.mean(0) - torch.tensor([0.25, 1.0])).abs() < 5 * error + 0.03).all())
-    steep = torch.linspace(0, 40_000, 50, dtype=torch.float64)[:, None]
-    assert pareto_k(steep).item() == math.inf
-    assert pareto_k(torch.zeros(50, 1, dtype=torch.float64)).isnan().all()
-    normal = torch.randn(50, 2000, dtype=torch.float64)
-    value, error = log_mean_weight(0.3 * normal)
-    off = value.exp() - math.exp(0.045)
-    assert abs(float(off.mean())) < 6 * float(off.std()) / math.sqrt(2000)
-    assert float(error.mean()) == pytest.approx(float(value.std()), rel=0.1)
-
-
-@pytest.mark.parametrize(("S", "tail"), [(64, 13), (400, 60)])
-def test_the_tail_is_the_largest_fifth_or_three_roots(S: int, tail: int) -> None:
-    """The tail index changes with the largest weight outside of the tail, and with no smaller."""
-    weights = torch.distributions.Exponential(torch.ones(S).double()).sample().sort(0, True).values
-    found = pareto_k(weights.log()[:, None])
-    for rank, matters in ((tail - 1, True), (tail, True), (tail + 1, False)):
-        changed = weights.clone()
-        changed[rank] = (weights[rank] + weights[rank + 1]) / 2  # keeps their order
-        assert bool(pareto_k(changed.log()[:, None]) != found) == matters
-
-
-@pytest.mark.parametrize(("S", "limit"), [(64, 0.4463), (256, 0.5848), (4096, 0.7)])
-def test_a_heavy_tail_is_seen_by_few_weights_too(S: int, limit: float) -> None:
-    """Of weights whose tail index is 0.9, four data of five at least; at 0.7, half of those of 64
-    were. Of many weights with a light tail, none."""
-    torch.manual_seed(6)
-    n = 400 if S < 1000 else 100
-    heavy, light = (
-        weighted("x", ((torch.rand(S, n).double() ** -k - 1) / k).log(), 1, 1) for k in (0.9, 0.2)
-    )
-    assert heavy.pareto_limit == pytest.approx(limit, abs=1e-4)
-    seen = float((heavy.pareto_k > limit).double().mean())
-    assert seen > 0.8 - 4.5 * 0.4 / math.sqrt(n)
-    assert f"k̂ above {limit:.2f} for {seen:.0%}" in heavy.weights_in_words
-    if S > 64:
-        assert float((light.pareto_k > limit).double().mean()) < 0.15
-    few = weighted("x", heavy.pareto_k.expand(20, -1), 1, 1)
-    assert few.weights_in_words.endswith("effective samples, too few to see their tail")
-
-
-def test_what_weights_estimate_by_hand() -> None:
-    """Weights 1 and 3 of a datum, 2 and 2 of another, 8 and 8 of a third."""
-    found = weighted("x", torch.tensor([[1.0, 2.0, 8.0], [3.0, 2.0, 8.0]]).double().log(), 5, 7)
-    two = math.log(2)
-    assert found.per_datum.tolist() == pytest.approx([two, two, 3 * two])
-    assert found.mean == pytest.approx(5 / 3 * two)
-    assert found.per_datum_error.tolist() == pytest.approx([0.5, 0.0, 0.0])  # √2 / 2 over √2
-    assert found.effective_samples.tolist() == pytest.approx([1.6, 2.0, 2.0])  # 4² / (1 + 3²)
-    assert found.bound.mean == pytest.approx((math.log(3) / 2 + 4 * two) / 3)
-    assert found.monte_carlo_error == pytest.approx(0.5 / 3)
-    between = 4 / 3 * two**2 - 0.25 / 3  # of two, two and three times two, less their noise
-    expected = math.sqrt(0.25 / 9 + between / 3)
-    assert found.standard_error == pytest.approx(expected)
-    assert (found.num_dims, found.network_calls, found.method) == (5, 7, "x")
-    alike = weighted("x", torch.tensor([[1.0, 2.0], [3.0, 2.0]]).double().log(), 5, 7)
-    assert alike.standard_error == pytest.approx(0.25)  # data of one value: the noise is left
 
 
 def test_mistakes() -> None:

@@ -271,23 +271,28 @@ def test_chains_start_at_draws() -> None:
 
 def test_weights_are_counted() -> None:
     log_weights = torch.tensor([0.0, math.log(3.0), -math.inf, 0.0])
-    weights = ImportanceWeights.of(SimpleNamespace(log_weights=[*log_weights]))
+    with pytest.warns(UserWarning, match="largest of 4 weights is 60% of their sum"):
+        weights = ImportanceWeights.of(SimpleNamespace(log_weights=[*log_weights]))
     assert weights.effective == pytest.approx(25 / 11)
     assert weights.log_evidence.mean == pytest.approx(math.log(5 / 4))
-    spread = torch.tensor([1.0, 3.0, 0.0, 1.0]).std() / 2 / 1.25
-    assert weights.log_evidence.standard_error == pytest.approx(float(spread))
     assert "4 weights count as 2 draws" in repr(weights)
     torch.testing.assert_close(weights.normalized, torch.tensor([0.2, 0.6, 0.0, 0.2]).double())
 
 
-@pytest.mark.parametrize("log_weights", [dist.Exponential(0.5), torch.full((30,), -math.inf)])
-def test_heavy_tails_are_a_warning(log_weights: Any) -> None:
+@pytest.mark.parametrize(
+    ("log_weights", "reason"),
+    [
+        (dist.Exponential(0.5), r"tail of k̂ .* expected at most 0\.\d\d"),
+        (torch.full((30,), -math.inf), "all of 30 weights are 0, expected some above"),
+    ],
+)
+def test_heavy_tails_are_a_warning(log_weights: Any, reason: str) -> None:
     """Weights of tail index 2; and weights that are all 0."""
     if not isinstance(log_weights, Tensor):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             log_weights = log_weights.sample((500,))
-    with pytest.warns(UserWarning, match=r"tail of k̂ .* expected at most 0\.\d\d: weighted means"):
+    with pytest.warns(UserWarning, match=f"{reason}: weighted means"):
         ImportanceWeights.of(SimpleNamespace(log_weights=log_weights))
 
 

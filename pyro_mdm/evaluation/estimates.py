@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_mdm.evaluation.weights import pareto_limit
 from pyro_mdm.support.measured import ALL_TERMS, NO_TERM, Measured, table
 
 __all__ = [
@@ -20,7 +21,6 @@ __all__ = [
     "Weighted",
     "Z95",
     "holm",
-    "pareto_limit",
     "population_error",
     "resolved",
     "rounding",
@@ -46,6 +46,13 @@ class InBits:
     def bits_per_dim_error(self) -> float:
         """The standard error in bits/dim."""
         return self.standard_error / (self.num_dims * math.log(2))
+
+    @property
+    def _in_words(self) -> str:
+        """The value in bits/dim, with its error if there is one."""
+        error = self.bits_per_dim_error
+        with_error = f" ± {error:.4f}" if math.isfinite(error) else ""
+        return f"bits/dim {self.bits_per_dim:.4f}{with_error}"
 
 
 @dataclass(frozen=True)
@@ -78,17 +85,11 @@ class Estimate(InBits):
         unit = self.num_dims * math.log(2)
         context = f", context {self.context[0] / unit:.4f}" if self.context[0] else ""
         return (
-            f"bits/dim {self.bits_per_dim:.4f} ± {self.bits_per_dim_error:.4f} "
+            f"{self._in_words} "
             f"(reconstruction {-self.reconstruction[0] / unit:.4f}, "
             f"prior KL {self.prior_kl[0] / unit:.4f}, "
             f"diffusion {self.diffusion[0] / unit:.4f}{context})"
         )
-
-
-def pareto_limit(S: int) -> float:
-    """The tail index above which S weights are too few to trust: 1 - 1 / log10 S, 0.7 at most
-    (Vehtari et al., "Pareto Smoothed Importance Sampling", JMLR 2024); 0.45 for S = 64."""
-    return min(1 - 1 / math.log10(max(S, 11)), 0.7)
 
 
 @dataclass(frozen=True)
@@ -96,18 +97,19 @@ class Weighted(InBits):
     """log p(x) by S weights w for each datum: log (1/S) Σ w, a bound in expectation, nats.
 
     ``method`` names the model; the numbers of different methods are not ordered. The standard error
-    is over the data and includes the Monte Carlo error.
+    is that of the bound: over the data, with the Monte Carlo error. Where too little counts for the
+    error of a datum, the bound may be far below log p (:mod:`pyro_mdm.evaluation.weights`).
     """
 
     method: str
     mean: float
     standard_error: float
-    monte_carlo_error: float
+    monte_carlo_error: float  # of the mean; NaN if that of a datum is
     bound: Measured  # the mean of log w: the bound of the same model by one weight
     num_dims: int
     network_calls: int  # network evaluations of one datum
     per_datum: Tensor  # (n,) nats
-    per_datum_error: Tensor  # (n,) its Monte Carlo error
+    per_datum_error: Tensor  # (n,) of log p; NaN where too little counts, and for one weight
     effective_samples: Tensor  # (n,) (Σ w)² / Σ w², of S
     pareto_k: Tensor  # (n,) tail index of the weights, see pareto_limit; NaN for few of them
     num_weights: int  # S, of each datum
@@ -128,11 +130,13 @@ class Weighted(InBits):
         tail = "too few to see their tail"
         if len(k):
             tail = f"k̂ above {limit:.2f} for {float((k > limit).double().mean()):.0%}"
+        few = float(self.per_datum_error.isnan().double().mean())
+        if few and self.num_weights > 1:
+            tail += f", and too little counts for an error of log p for {few:.0%}: take more"
         return f"{float(self.effective_samples.mean()):.1f} effective samples, {tail}"
 
     def __repr__(self) -> str:
-        value = f"bits/dim {self.bits_per_dim:.4f} ± {self.bits_per_dim_error:.4f}"
-        return f"{value} ({self.weights_in_words})"
+        return f"{self._in_words} ({self.weights_in_words})"
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,10 @@ with equality as S grows (Burda, Grosse & Salakhutdinov 2016). For S = 1 it is t
 which tends to that of the SDE as N grows. The chain is a model of its own: its numbers are ordered
 among each other, but not relative to those of the SDE.
 
-Two diagnostics of the weights are the effective sample size, (Σ w)² / Σ w², and the tail index k̂
-of the largest weights (Vehtari et al., "Pareto Smoothed Importance Sampling", 2024). The latter
-should be below a limit that falls with S: 0.7 for many weights, 0.45 for 64. With few weights k̂
-detects less of a tail, and a lighter tail does harm. For a tail index of 0.9, k̂ is above the limit
-for four data of five, at 64 weights as at 1,024 (tests/benchmarks/tails.py).
+How many weights count is told by the effective sample size, (Σ w)² / Σ w², and how far they can be
+trusted by their tail and the largest of them (:mod:`pyro_mdm.evaluation.weights`). Of 64 weights
+with a tail index of 0.9, four data of five are flagged by the tail alone, as of 1,024
+(tests/benchmarks/tails.py).
 """
 
 from __future__ import annotations
@@ -22,25 +21,23 @@ import math
 from collections.abc import Callable
 
 import torch
-from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 
 from pyro_mdm import randomness
-from pyro_mdm.evaluation.estimates import Weighted, population_error
+from pyro_mdm.evaluation.estimates import Weighted
+from pyro_mdm.evaluation.weights import evidence
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
-from pyro_mdm.paths.likelihood import chain_of, log_mean_weight, path_weight
+from pyro_mdm.paths.likelihood import chain_of, path_weight
 from pyro_mdm.support.checks import check_count
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import progress_bar
 
-__all__ = ["draw_weights", "importance_weighted", "pareto_k", "weighted"]
+__all__ = ["draw_weights", "importance_weighted", "weighted"]
 
 NUMBERS = 2**22
 """The most numbers in states that are weighed together, which bounds the memory."""
-FEWEST_FOR_TAIL = 25
-"""Weights of a datum from which a tail index is estimated."""
 
 
 def importance_weighted(
@@ -110,38 +107,16 @@ def draw_weights(
     return weights.reshape(samples, n)
 
 
-def pareto_k(log_weights: Tensor) -> Tensor:
-    """The tail index k̂ of the weights of each datum, (n,), from log-weights (S, n).
-
-    It is fitted to the largest min(S / 5, 3 √S); NaN for fewer than 25 weights or equal ones,
-    infinite where the largest exceeds the others beyond float64's digits.
-    """
-    S, n = log_weights.shape
-    k_hat = torch.full((n,), math.nan, dtype=torch.float64)
-    if S < FEWEST_FOR_TAIL:
-        return k_hat
-    tail = math.ceil(min(0.2 * S, 3 * math.sqrt(S)))
-    largest = (log_weights - log_weights.amax(0)).exp().sort(0).values[-tail - 1 :]
-    for i in range(n):
-        excess = largest[1:, i] - largest[0, i]
-        if float(largest[0, i]) == 0:
-            k_hat[i] = math.inf
-        elif bool((excess > 0).all()):
-            k_hat[i] = fit_generalized_pareto(excess)[0]
-    return k_hat
-
-
 def weighted(method: str, log_weights: Tensor, num_dims: int, network_calls: int) -> Weighted:
     """The estimate from log-weights (S, n), nats."""
-    value, error = log_mean_weight(log_weights)
+    value, error, k = evidence(log_weights)
     over_data = Measured.of(value)
     of_mean = math.sqrt(float(error.square().sum())) / len(value)
-    if len(log_weights) > 1 and len(value) > 1:  # else noise is in the spread, or alone
-        over_data = Measured(over_data.mean, population_error(value, error, of_mean))
+    errors = filter(math.isfinite, (over_data.standard_error, of_mean))
     return Weighted(
         method=method,
         mean=over_data.mean,
-        standard_error=over_data.standard_error,
+        standard_error=max(errors, default=math.nan),  # the spread over data has the noise in it
         monte_carlo_error=of_mean,
         bound=Measured.of(log_weights.mean(0)),
         num_dims=num_dims,
@@ -149,6 +124,6 @@ def weighted(method: str, log_weights: Tensor, num_dims: int, network_calls: int
         per_datum=value,
         per_datum_error=error,
         effective_samples=(2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp(),
-        pareto_k=pareto_k(log_weights),
+        pareto_k=k,
         num_weights=len(log_weights),
     )

@@ -24,12 +24,12 @@ from torch import Tensor
 
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, outer
 from pyro_mdm.diffusions.posterior import posterior
+from pyro_mdm.evaluation.weights import of_repeats
 from pyro_mdm.likelihoods.base import log_prob_by_dimension
 from pyro_mdm.measurements.denoiser import Given, MeasuredDenoiser
 from pyro_mdm.measurements.operators import LinearOperator, Mask
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.chain import check_chain
-from pyro_mdm.paths.likelihood import log_mean_weight
 from pyro_mdm.samplers.ancestral import Ancestral
 from pyro_mdm.support.checks import check_count, check_number
 from pyro_mdm.support.measured import Measured
@@ -55,14 +55,13 @@ class Particles(NamedTuple):
 
     @property
     def log_evidence(self) -> Measured:
-        """log p(obs) of the chain, nats, with its standard error over repeats (NaN for one).
+        """log p(obs) of the chain, nats, with its standard error over repeats.
 
-        It is the logarithm of the mean of unbiased estimates. That of the process is
-        :attr:`extrapolated`.
+        It is the logarithm of the mean of unbiased estimates. The error is NaN for one repeat, and
+        where the largest estimate is more than a tenth of the sum beyond an equal part: then more
+        particles, or more repeats, are needed. That of the process is :attr:`extrapolated`.
         """
-        each = self.log_weights.logsumexp(1, keepdim=True) - math.log(self.log_weights.shape[1])
-        value, error = log_mean_weight(each)
-        return Measured(float(value), float(error))
+        return of_repeats(self.log_weights.logsumexp(1) - math.log(self.log_weights.shape[1]))
 
     @property
     def lower_bound(self) -> Measured:
@@ -90,7 +89,7 @@ class Particles(NamedTuple):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95% interval of log p(obs), nats, from :attr:`extrapolated`; NaN for one repeat.
+        """95% interval of log p(obs), nats, from :attr:`extrapolated`; NaN where it has no error.
 
         By Student's t with R - 1 degrees of freedom, since the standard error comes from R repeats.
         """

@@ -116,7 +116,7 @@ class Estimator:
         with self._drawing(len(x)):
             each = self._one(many).expand(len(many)).reshape(self.draws, -1)
         exact = self.method == "importance" or (self.method == "flow" and not self.solver.probes)
-        value = log_mean_weight(each)[0] if exact else each.mean(0)
+        value = log_mean_weight(each) if exact else each.mean(0)
         return value.to(x.dtype)
 
     def _drawing(self, n: int) -> AbstractContextManager[None]:
@@ -208,16 +208,9 @@ def flow_weight(
     return flow.log_prob + decoded.double() - noising.log_prob(path), flow.calls
 
 
-def log_mean_weight(log_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """log (1/S) Σ_j w_j of log-weights (S, n), and its Monte Carlo error, (n,) each, nats.
-
-    The error is that of the mean weight relative to it; NaN for S = 1.
-    """
-    S = len(log_weights)
-    value = log_weights.logsumexp(0) - math.log(S)
-    relative = (log_weights - value).exp()
-    error = relative.std(0) / math.sqrt(S) if S > 1 else torch.full_like(value, math.nan)
-    return value, error
+def log_mean_weight(log_weights: Tensor) -> Tensor:
+    """log (1/S) Σ_j w_j of log-weights (S, *n), (*n,), nats."""
+    return log_weights.logsumexp(0) - math.log(len(log_weights))
 
 
 def _decoded(model: Generative, y: Tensor, x: Tensor) -> Tensor:

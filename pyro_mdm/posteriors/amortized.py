@@ -145,7 +145,7 @@ class LogDensity(NamedTuple):
     """log p(θ | x) of n pairs, nats, with the Monte Carlo error of each."""
 
     value: Tensor  # (n,)
-    error: Tensor  # (n,)
+    error: Tensor  # (n,); NaN where too little counts, and for one sample
 
     @property
     def mean(self) -> Measured:

@@ -39,8 +39,8 @@ from pyro.infer import Importance
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_mdm.evaluation.estimates import pareto_limit
-from pyro_mdm.evaluation.importance import pareto_k
+from pyro_mdm.evaluation.estimates import Z95
+from pyro_mdm.evaluation.weights import LARGEST, evidence, pareto_k, pareto_limit
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.flow import Solver, flow_log_prob
 from pyro_mdm.paths.laws import noising_law
@@ -128,7 +128,7 @@ class _Flow(NamedTuple):
             )
             flow = flow_log_prob(model.diffusion, model.score_function, state, solver).log_prob
             weights.append(flow + decoder.log_prob(z).double() - noising.log_prob(path))
-        return log_mean_weight(torch.stack(weights))[0]
+        return log_mean_weight(torch.stack(weights))
 
 
 def one_row(x: Tensor) -> Tensor:
@@ -390,13 +390,45 @@ class ImportanceWeights:
 
     def warn(self, fix: str, stacklevel: int = 2) -> None:
         """Warn, with a fix, if the weights mislead."""
-        if self.pareto_k > self.pareto_limit or self.effective == 0:
+        if self.doubt:
             warnings.warn(
-                f"the weights have a tail of k̂ {self.pareto_k:.2f}, expected at most "
-                f"{self.pareto_limit:.2f}: weighted means are not to be trusted, nor is the "
-                f"evidence; {fix}",
+                f"{self.doubt}: weighted means are not to be trusted, nor is the evidence; {fix}",
                 stacklevel=stacklevel,
             )
+
+    @property
+    def doubt(self) -> str:
+        """Why the evidence has no error, and weighted means mislead, in words; "" if they do not.
+
+        That there is none says nothing of what no draw has come near, such as another mode.
+        """
+        if math.isfinite(self.log_evidence.standard_error):
+            return ""
+        S = len(self.log_weights)
+        if not bool((self.log_weights < math.inf).all()):
+            return f"some of {S:,} weights are NaN or infinite, expected finite ones"
+        if self.effective == 0:
+            return f"all of {S:,} weights are 0, expected some above"
+        if S == 1:
+            return "there is a single weight, expected more"
+        if self.pareto_k > self.pareto_limit:
+            limit = self.pareto_limit
+            return f"the weights have a tail of k̂ {self.pareto_k:.2f}, expected at most {limit:.2f}"
+        largest, most = float(self.normalized.max()), LARGEST + 1 / S
+        return (
+            f"the largest of {S:,} weights is {largest:.0%} of their sum, expected at most "
+            f"{most:.0%}"
+        )
+
+    def agrees_with(self, other: ImportanceWeights) -> bool:
+        """Whether two evidences differ by no more than their errors at 95%; False without errors.
+
+        Weights cannot tell what their draws never came near. Those of another guide, which was
+        fitted from another start, can: it finds what the first has missed, or misses it too.
+        """
+        first, second = self.log_evidence, other.log_evidence
+        error = math.hypot(first.standard_error, second.standard_error)
+        return abs(first.mean - second.mean) <= Z95 * error
 
     @property
     def normalized(self) -> Tensor:
@@ -426,13 +458,19 @@ class ImportanceWeights:
 
     @property
     def log_evidence(self) -> Measured:
-        """log p(x) by the mean weight, nats, with its Monte Carlo error."""
-        value, error = log_mean_weight(self.log_weights.unsqueeze(1))
+        """log p(x) by the mean weight, nats, with its error, NaN where too little counts
+        (:func:`~pyro_mdm.evaluation.weights.evidence`)."""
+        value, error, _ = evidence(self.log_weights.unsqueeze(1))
         return Measured(float(value), float(error))
 
     def __repr__(self) -> str:
-        return (
-            f"{len(self.log_weights):,} weights count as {self.effective:,.0f} draws, k̂ "
-            f"{self.pareto_k:.2f} of at most {self.pareto_limit:.2f}; log evidence "
-            f"{self.log_evidence} nats"
-        )
+        counts = f"{len(self.log_weights):,} weights count as {self.effective:,.0f} draws"
+        if self.doubt:
+            return (
+                f"{counts}, too few for an error of log evidence {self.log_evidence.mean:.1f} "
+                f"nats: {self.doubt}; take more draws, or a better guide"
+            )
+        tail = ""
+        if not math.isnan(self.pareto_k):
+            tail = f", k̂ {self.pareto_k:.2f} of at most {self.pareto_limit:.2f}"
+        return f"{counts}{tail}; log evidence {self.log_evidence} nats"

@@ -28,7 +28,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_mdm.paths.likelihood import log_mean_weight
+from pyro_mdm.evaluation.weights import of_repeats
 from pyro_mdm.support.measured import Measured
 
 __all__ = ["GROUPS", "Density", "Particles", "temper"]
@@ -62,9 +62,9 @@ class Particles(NamedTuple):
 
     @property
     def log_constant(self) -> Measured:
-        """The log of the normalizing constant, nats, with its error by the groups."""
-        value, error = log_mean_weight(self.log_weights.unsqueeze(1))
-        return Measured(float(value), float(error))
+        """The log of the normalizing constant, nats, with its error by the groups, NaN where they
+        differ too much (:func:`~pyro_mdm.evaluation.weights.of_repeats`)."""
+        return of_repeats(self.log_weights)
 
     def draws(self, n: int) -> Tensor:
         """n draws of all groups, (n, d), by systematic resampling, in random order."""

@@ -32,7 +32,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_mdm.evaluation.importance import pareto_k
+from pyro_mdm.evaluation.weights import pareto_k
 from tests.benchmarks.densities.base import Draws, Fitted, Modes, Target
 
 __all__ = ["Reference", "energy", "scores_of"]

@@ -1,0 +1,116 @@
+r"""What importance weights estimate: the log of their mean, its error, and whether it has one.
+
+The mean of weights w_1, …, w_S is unbiased for the evidence Z, but its spread among them knows only
+of the weights that were drawn. Of a heavy tail the largest are missing in most runs: then the mean
+is too low, and so is its spread. The error of log Z is
+
+    error² = spread² + (c (w_max / Σ w - 1/S))²,    spread² = Var w / (S (mean w)²).
+
+The second term is what lies beyond the largest weight. About one weight of S would be expected
+there, and of a tail of index k it exceeds w_max by w_max k / (1 - k) on average: by c = 10 for an
+index of 0.91. That is not the index k̂ of the weights, but a heavier one, since k̂ comes from the
+same draws, and is too low wherever the mean is. From k̂ = ½ on the variance is not finite, and c is
+20. Both were chosen by coverage (tests/benchmarks/importance_errors.py).
+
+There is no error, but NaN, where too little counts: where k̂ is above its limit (Vehtari et al.,
+"Pareto Smoothed Importance Sampling", JMLR 2024), and where the largest weight is more than a tenth
+of the sum. What no draw has come near, such as another mode, no weight can tell.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from pyro.ops.stats import fit_generalized_pareto
+from torch import Tensor
+
+from pyro_mdm.paths.likelihood import log_mean_weight
+from pyro_mdm.support.measured import Measured
+
+__all__ = ["LARGEST", "Evidence", "evidence", "of_repeats", "pareto_k", "pareto_limit"]
+
+BEYOND, BEYOND_HEAVY = 10.0, 20.0
+"""What the tail has beyond the largest weight, in units of it: k / (1 - k) for an index of 0.91,
+and of 0.95 where k̂ is above a half."""
+LARGEST = 0.1
+"""The part of the sum that the largest weight may have beyond an equal part."""
+FEWEST_FOR_TAIL = 25
+"""Weights of a datum, other than 0, from which a tail index is estimated."""
+FEWEST_ABOVE = 5
+"""Weights above the start of the tail from which it is estimated, where many are alike."""
+ALIKE = 1e-4
+"""The relative difference of weights that are alike: that of float32's log densities, and more."""
+
+
+class Evidence(NamedTuple):
+    """What weights of n data estimate."""
+
+    value: Tensor  # (n,) log mean weight, nats
+    error: Tensor  # (n,) its standard error, nats; NaN where too little counts
+    pareto_k: Tensor  # (n,) tail index, see pareto_k
+
+
+def evidence(log_weights: Tensor) -> Evidence:
+    """The log mean weight of each datum, with its error and tail, of log-weights (S, n).
+
+    The error is NaN for one weight, where k̂ is above :func:`pareto_limit`, where the largest weight
+    is more than a tenth of the sum beyond an equal part, and where weights are all 0, NaN or ∞.
+    """
+    S = len(log_weights)
+    value = log_mean_weight(log_weights)
+    relative = (log_weights - value).exp()
+    largest = (relative.amax(0) - 1) / S
+    spread = relative.std(0) / math.sqrt(S) if S > 1 else value * math.nan
+    k = pareto_k(log_weights)
+    counts = (largest <= LARGEST) & ~(k.to(value) > pareto_limit(S))
+    beyond = torch.where(k.to(value) > 0.5, BEYOND_HEAVY, BEYOND)
+    error = torch.hypot(spread, beyond * largest)
+    return Evidence(value, torch.where(counts, error, math.nan), k)
+
+
+def of_repeats(log_means: Tensor) -> Measured:
+    """The log of the mean of independent unbiased estimates, from their logs (R,), nats.
+
+    Each is the mean of many weights itself, whose tails it no longer shows. So the error is by the
+    spread of estimates alone, and for intervals it goes with Student's t of R - 1 degrees of
+    freedom. It is NaN for one estimate, and where the largest is more than a tenth of the sum
+    beyond an equal part.
+    """
+    R = len(log_means)
+    value = log_mean_weight(log_means)
+    relative = (log_means - value).exp()
+    counts = R > 1 and float(relative.max() - 1) / R <= LARGEST
+    error = float(relative.std()) / math.sqrt(R) if counts else math.nan
+    return Measured(float(value), error)
+
+
+def pareto_limit(S: int) -> float:
+    """The tail index above which S weights are too few to trust: 1 - 1 / log10 S, 0.7 at most
+    (Vehtari et al., "Pareto Smoothed Importance Sampling", JMLR 2024); 0.45 for S = 64."""
+    return min(1 - 1 / math.log10(max(S, 11)), 0.7)
+
+
+def pareto_k(log_weights: Tensor) -> Tensor:
+    """The tail index k̂ of the weights of each datum, (n,), from log-weights (S, n).
+
+    It is fitted to the largest min(S / 5, 3 √S) of those that are not 0; NaN for fewer than 25 of
+    them or where they are alike, infinite where the largest exceeds the others beyond float64's
+    digits.
+    """
+    k_hat = torch.full((log_weights.shape[1],), math.nan, dtype=torch.float64)
+    for i, column in enumerate(log_weights.detach().double().unbind(1)):
+        column = column[column > -math.inf]
+        S = len(column)
+        if S < FEWEST_FOR_TAIL:
+            continue
+        tail = math.ceil(min(0.2 * S, 3 * math.sqrt(S)))
+        largest = (column - column.max()).exp().topk(tail + 1).values
+        excess = largest[:-1] - largest[-1]
+        above = excess[excess > ALIKE * largest[-1]]
+        if float(largest[-1]) == 0:
+            k_hat[i] = math.inf
+        elif len(above) >= FEWEST_ABOVE:
+            k_hat[i] = fit_generalized_pareto(above)[0]
+    return k_hat
