@@ -52,6 +52,7 @@ class Particles(NamedTuple):
     log_weights: Tensor  # (R, P), nats, float64; their exponentials have the mean p(obs)
     network_calls: int  # per particle, without products with vectors
     grid_error: Measured  # the term that the grid adds to log_evidence, nats; NaN below 16 steps
+    coarse: Particles | None = None  # those of half as many steps; None below 16 steps
 
     @property
     def log_evidence(self) -> Measured:
@@ -108,10 +109,23 @@ class Particles(NamedTuple):
 
     @property
     def posterior_mean(self) -> tuple[Tensor, Tensor]:
-        """E[x | obs] and its standard error over repeats (NaN for one), (*event_shape) each.
+        """E[x | obs] and its standard error, (*event_shape) each; NaN for one repeat.
 
-        For an interval use Student's t, as :attr:`interval` does.
+        The error is that over repeats, and what the grid adds to the mean, to first order, with the
+        error of that. Below 16 steps this is not known, and it is the chain's own error. For an
+        interval use Student's t, as :attr:`interval` does.
         """
+        mean, error = self._mean
+        if self.coarse is None:
+            return mean, error
+        half, of_half = self.coarse._mean
+        ratio = (self.network_calls - self.coarse.network_calls) / self.coarse.network_calls
+        added = (half - mean).square() + error.square() + of_half.square()
+        return mean, (error.square() + added / (ratio - 1) ** 2).sqrt()
+
+    @property
+    def _mean(self) -> tuple[Tensor, Tensor]:
+        """E[x | obs] of the chain, and its error over repeats."""
         of_each = self.weights.sum(1)  # (R,)
         event = self.x.dim() - 2
         w = self.weights.reshape(*self.weights.shape, *[1] * event)
@@ -204,7 +218,7 @@ def twisted_smc(
     half = steps // 2
     coarse = weighted_particles(model, num_particles, steps=half, **options)
     added = _added_by_grid(fine.log_evidence, coarse.log_evidence, steps / half)
-    return fine._replace(network_calls=steps + half, grid_error=added)
+    return fine._replace(network_calls=steps + half, grid_error=added, coarse=coarse)
 
 
 def weighted_particles(
