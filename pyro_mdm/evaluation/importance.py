@@ -137,7 +137,7 @@ def weighted(method: str, log_weights: Tensor, num_dims: int, network_calls: int
     over_data = Measured.of(value)
     of_mean = math.sqrt(float(error.square().sum())) / len(value)
     if len(log_weights) > 1 and len(value) > 1:  # else noise is in the spread, or alone
-        over_data = Measured(over_data.mean, population_error(value, error, of_mean))
+        over_data = Measured(over_data.mean, population_error(value, error.square(), of_mean))
     return Weighted(
         method=method,
         mean=over_data.mean,
