@@ -32,7 +32,7 @@ from pyro_mdm.paths.chain import check_chain
 from pyro_mdm.paths.likelihood import log_mean_weight
 from pyro_mdm.samplers.ancestral import Ancestral
 from pyro_mdm.support.checks import check_count, check_number
-from pyro_mdm.support.measured import Measured
+from pyro_mdm.support.measured import Measured, reach
 from pyro_mdm.support.modules import evaluating
 
 __all__ = ["Particles", "twisted_smc", "weighted_particles"]
@@ -96,9 +96,7 @@ class Particles(NamedTuple):
         By Student's t with R - 1 degrees of freedom, since the standard error comes from R repeats.
         """
         mean, error = self.extrapolated
-        from scipy.special import stdtrit  # loads in a tenth of the time of torch
-
-        half = float(stdtrit(len(self.log_weights) - 1, 0.975)) * error
+        half = float(reach(len(self.log_weights) - 1)) * error
         return mean - half, mean + half
 
     @property

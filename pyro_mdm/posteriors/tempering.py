@@ -28,8 +28,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_mdm.evaluation.estimates import Z95
 from pyro_mdm.paths.likelihood import log_mean_weight
-from pyro_mdm.support.measured import Measured
+from pyro_mdm.support.measured import Measured, reach
 
 __all__ = ["GROUPS", "Density", "Particles", "temper"]
 
@@ -62,9 +63,10 @@ class Particles(NamedTuple):
 
     @property
     def log_constant(self) -> Measured:
-        """The log of the normalizing constant, nats, with its error by the groups."""
+        """The log of the normalizing constant, nats, with its error by the groups: 1.96 of it are a
+        95% interval by Student's t, since groups are few."""
         value, error = log_mean_weight(self.log_weights.unsqueeze(1))
-        return Measured(float(value), float(error))
+        return Measured(float(value), float(error * reach(len(self.log_weights) - 1)) / Z95)
 
     def draws(self, n: int) -> Tensor:
         """n draws of all groups, (n, d), by systematic resampling, in random order."""
