@@ -294,9 +294,8 @@ class ClosedFormComparison:
             baseline = self.share.sum(baseline)
         self.integrals.add(draws, values, baseline if self.baseline is not None else None)
 
-    def _reconstruct(self, data: Tensor, number: int) -> Tensor:
-        """Draws of log p(x | y_ε) for the data at indices (k,), (number, M, k)."""
-        k, data = len(data), data.repeat(number)
+    def _reconstruct(self, data: Tensor) -> Tensor:
+        """One draw of log p(x | y_ε) for the data at indices (k,), (M, k)."""
         decoded = torch.zeros(len(self.models), len(data), dtype=torch.float64)
         for i, part in self._parts("reconstruction", len(data), self.asked.batch_size, "data"):
             noise, seed = self._noise(len(part)), self._context_seed()
@@ -313,7 +312,7 @@ class ClosedFormComparison:
                 y = y if moved is None else y + moved
                 law = model.likelihood(diffusion, score, y)
                 decoded[m, part] = law.log_prob(x).double().cpu()
-        return self.share.sum(decoded).unflatten(1, (number, k)).transpose(0, 1)
+        return self.share.sum(decoded)
 
     def _reconstruct_enough(self, targets: list[Target], draws: int, wanted: float | None) -> None:
         """Reconstructs as often as the diffusion term is drawn, or until the error is at most a
@@ -325,13 +324,14 @@ class ClosedFormComparison:
         number = max(2, draws)
         if wanted is not None:
             few = torch.randperm(len(self.x), generator=self.generator)[:FIRST_ROUND]
-            pilot = self._reconstruct(few, 2)
+            pilot = torch.stack([self._reconstruct(few) for _ in range(2)])
             variance = max(float(_of_target(pilot, t).var(0).mean()) for t in targets)
             costs = any(getattr(model.likelihood, "network_calls", 0) for model in self.models)
             need = SAFETY * 9 * variance / (len(self.x) * wanted**2)
             need = float(self.share.first(torch.tensor([need], dtype=torch.float64)))
             number = max(2, min(math.ceil(need), draws if costs else 64))
-        self.reconstruction = self._reconstruct(torch.arange(len(self.x)), number)
+        everything = torch.arange(len(self.x))
+        self.reconstruction = torch.stack([self._reconstruct(everything) for _ in range(number)])
 
     def _parts(self, what: str, number: int, size: int, units: str) -> Iterator[tuple[int, Tensor]]:
         """Indices below ``number`` in parts of ``size``, numbered; with a bar if it takes long."""
