@@ -53,9 +53,8 @@ from models.kinds import kind_of
 from pyro_mdm import bits_per_dim
 from pyro_mdm.conditioning.classification import ClassPosterior, class_posterior
 from pyro_mdm.contexts import Labels
-from pyro_mdm.evaluation.closed_form import FEWEST
 from pyro_mdm.evaluation.comparison import log_likelihood
-from pyro_mdm.evaluation.estimates import Z95, Estimate
+from pyro_mdm.evaluation.estimates import FEWEST, Z95, Estimate
 from pyro_mdm.paths.flow import Solver
 from pyro_mdm.support.measured import Measured
 

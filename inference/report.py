@@ -35,6 +35,7 @@ from models.base import Assembly, Part, Problem
 from models.kinds import kind_of
 from pyro_mdm import Diffusion, DiffusionModel, bits_per_dim
 from pyro_mdm.evaluation.comparison import evidence_lower_bound
+from pyro_mdm.evaluation.estimates import Noise
 from pyro_mdm.plots import tensorboard
 from pyro_mdm.plots.figures import snapshot
 
@@ -449,7 +450,7 @@ def _best_and_worst(programs: Programs, seed: int) -> tuple[Tensor, Tensor, Tens
     images = problem.to_images(problem.to_model_space(data.data))
     if images is None:
         raise ValueError(f"{problem.name} are no images, so there are none to show")
-    return images, bits.mean(0), bits.std(0) / math.sqrt(REPEATS)
+    return images, bits.mean(0), Noise.of(bits).error
 
 
 def _bits(programs: Programs, data: Part, *, draws: int, seed: int) -> Tensor:

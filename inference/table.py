@@ -18,7 +18,6 @@ import contextlib
 import inspect
 import io
 import itertools
-import math
 import shutil
 import tempfile
 import weakref
@@ -56,6 +55,7 @@ from models.columns import Center, Column
 from models.dates import days_of
 from models.tabular import OfUnknown, check_names, said_of
 from pyro_mdm import bound, condition
+from pyro_mdm.evaluation.estimates import Noise
 from pyro_mdm.support.progress import without_progress
 
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ class Table:
 
         Returns:
             Columns log_prob and standard_error, in nats, with the index of X. The error is that of
-            the noise; how far log p is above its bound is not known.
+            the noise, 1.96 of which hold 95%; how far log p is above its bound is not known.
         """
         return self.measured(as_frame(X), None, draws, batch_size, seed)
 
@@ -308,8 +308,9 @@ class Table:
             return x.to(device), log_det
 
         x, log_det = in_model_space(rows)
+        counts = ~x[: len(rows)].isnan().all(1).cpu()
         if given is not None:
-            there = ~x[: len(rows)].isnan().all(1).cpu().numpy()
+            there = counts.numpy()
             if not there.all():  # a row of which nothing is asked has log p 0
                 values = torch.zeros(2, len(rows), dtype=torch.float64)
                 if there.any():
@@ -324,7 +325,7 @@ class Table:
             model, guide, x, draws=-(-draws // fresh), batch_size=batch_size, seed=seed
         )
         each = (measured.per_datum.cpu() + log_det.double()).unflatten(0, (fresh, -1))
-        error = each.std(0) / math.sqrt(fresh) if fresh > 1 else measured.per_datum_error.cpu()
+        error = Noise.of(each, counts).error if fresh > 1 else measured.per_datum_error.cpu()
         return torch.stack([each.mean(0), error])
 
     # -- draws -------------------------------------------------------------------------------------

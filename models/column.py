@@ -30,7 +30,7 @@ from models.column_kinds import Kind
 from models.files import DataError
 
 if TYPE_CHECKING:
-    from pandas import Series
+    from pandas import DataFrame, Series
 
 Values = NDArray[Any]
 Center = Literal["mean", "median"]
@@ -116,6 +116,22 @@ def numbers_of(values: Series[Any]) -> Values:
 
     numbers = pd.to_numeric(values, errors="coerce")
     return np.asarray(numbers.to_numpy(dtype=np.float64, na_value=math.nan))
+
+
+def as_written(table: DataFrame) -> DataFrame:
+    """A table whose float32 numbers are the shortest decimals that float32 has so, in float64.
+
+    Columns compare numbers with levels, atoms, ends and decimals, where 0.1 is not 0.10000000149.
+    """
+    short = [n for n, kind in table.dtypes.items() if kind.kind == "f" and kind.itemsize < 8]
+    if not short:
+        return table
+    table = table.copy(deep=False)
+    for name in short:
+        values = table[name]
+        numbers = values.to_numpy(dtype=f"f{values.dtype.itemsize}", na_value=math.nan)
+        table[name] = numbers.astype(str).astype(np.float64)
+    return table
 
 
 def as_number(value: Any) -> float | None:

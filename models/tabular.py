@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models.checks import check_shape
+from models.column import as_written
 from models.column_kinds import MOST, OTHERS, PLAIN, Kind, doubts_of, kinds_of, left_out
 from models.columns import (
     Column,
@@ -213,6 +214,7 @@ class Tabular(Problem):
 
     def split(self, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
         table = read_table(self.source) if self.kept is None else table_of(self.kept)
+        table = as_written(table)
         if len(table) < FEWEST:
             raise DataError(f"{self.source} has {len(table)} rows, expected at least {FEWEST}")
         self._kinds = _kinds(self._said, [*table.columns])
@@ -297,6 +299,7 @@ class Tabular(Problem):
                 f"unknown is {unknown!r}, expected one of {', '.join(get_args(OfUnknown))}"
             )
         check_names([*table.columns], "the table")
+        table = as_written(table)
         if unknown == "missing":
             masks = unknown_in(self.columns, table)
             for name, what in masks.items():

@@ -4,8 +4,8 @@ A batch of N data may be spread over processes and over micro-batches, S pieces 
 piece r holds the data r, r + S, r + 2S, …. Within :func:`piece` every draw for n = N/S rows is made
 for all N, by a generator with the same seed in every piece, and the piece keeps its own rows. So
 the sum of the pieces is the whole batch's loss with the whole batch's noise, and log SNRs are
-spread with low discrepancy over all of it: each piece has a stratum in every S-th part of the
-range.
+spread with low discrepancy over all of it. Which row has which stratum is drawn anew each time, so
+that a mask or a padding of some rows takes no part of the range with it.
 
 Drawing the other pieces' numbers costs little beside a network call. Outside :func:`piece` the
 draws are torch's own, from the global generator.
@@ -191,9 +191,10 @@ def _draw(
 
 
 def low_discrepancy(n: int, device: torch.device | None = None) -> Tensor:
-    """Numbers (n,) float64 in [0, 1): a random offset u and N equal steps, (u + i / N) mod 1.
+    """Numbers (n,) float64 in [0, 1): a random offset u and N equal steps in random order.
 
-    N is n, or the size of the whole batch whose rows of one piece these are.
+    They are (u + π_i / N) mod 1 for a random permutation π. N is n, or the size of the whole batch
+    whose rows of one piece these are. Within :func:`alike` each datum has a step for each copy.
     """
     device = torch.device("cpu") if device is None else device
     generator = _generator(device)
@@ -201,9 +202,8 @@ def low_discrepancy(n: int, device: torch.device | None = None) -> Tensor:
     if isinstance(_current, _Alike):
         return (offset + _current.copy_of(n, device).double() / _current.copies) % 1.0
     index, count = (0, 1) if _current is None else (_current.index, _current.count)
-    rows = slice(index, None, count)
-    steps = torch.arange(n * count, dtype=torch.float64, device=device)[rows] / (n * count)
-    return (offset + steps) % 1.0
+    order = torch.randperm(n * count, device=device, generator=generator)[index::count]
+    return (offset + order.double() / (n * count)) % 1.0
 
 
 def brownian(

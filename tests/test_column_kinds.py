@@ -94,6 +94,27 @@ def test_an_order_of_pandas_is_used() -> None:
     assert kind_of(values.cat.as_unordered()) == "categorical"
 
 
+# -- precision -------------------------------------------------------------------------------------
+
+PRECISIONS = ["float16", "float32", "Float32"]
+NUMBERS = ["mixed", "rounded", "continuous", "rounded 0.1..0.7", "mixed 0.1..0.7", "0.1..0.7"]
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("said", [*NUMBERS, "ordinal", "categorical", "0.1<0.7<0.3", None])
+def test_short_floats_are_the_numbers_that_are_written(said: str | None, dtype: str) -> None:
+    """They are atoms, decimals, levels and ends of a column, in whatever precision a table is."""
+    many = said in NUMBERS
+    values = np.r_[np.repeat([0.1, 0.7], 20), np.arange(11, 70) / 100 if many else [0.3] * 20]
+    table = pd.DataFrame({"w": np.append(values, math.nan)})
+    short = table.astype(dtype)
+    own, other = (Tabular(data=t, columns=f"w={said}" if said else "") for t in (table, short))
+    assert other.columns[0].told == own.columns[0].told and other.all_kinds == own.all_kinds
+    for problem in (own, other):
+        codes = problem.codes(short, unknown="refuse")
+        torch.testing.assert_close(codes, own.codes(table), rtol=0, atol=0, equal_nan=True)
+
+
 # -- truth -----------------------------------------------------------------------------------------
 
 

@@ -227,7 +227,7 @@ def test_the_bound_of_an_enumerated_law_is_below_its_log_probabilities(levels: A
     gap = float(of_rest.log().mean()) - found.elbo.mean
     assert abs(gap) < 4.5 * found.monte_carlo_error + 0.01
     score.network.log_weights = (weights.log() + fixed(9, len(weights))).log_softmax(0)
-    worse = bound(model, guide, x, draws=8)
+    worse = bound(model, guide, x, draws=16)
     expected = float((weights * (weights.log() - score.network.log_weights)).sum())
     of_law = weights.repeat(repeats) * len(points)
     gap = float(((known - worse.per_datum) * of_law).mean())

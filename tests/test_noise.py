@@ -13,6 +13,7 @@ import pytest
 import torch
 from pyro import poutine
 from torch import Tensor
+from torch.special import log_ndtr
 
 from pyro_mdm import MDM, VPSDE, Denoiser, DiffusionModel
 from pyro_mdm.diffusions.posterior import posterior
@@ -84,6 +85,27 @@ def test_clipped_values_have_their_probabilities() -> None:
     often = (law.sample((n,)) == ends[:, None]).double().mean(1)
     assert bool(((often - at_ends).abs() <= 4.5 * (at_ends * (1 - at_ends) / n).sqrt()).all())
     assert law.expand((2, 3)).sample().shape == (2, 3)
+
+
+BOTH = [torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("of_data", BOTH, ids=["data32", "data64"])
+@pytest.mark.parametrize("of_loc", BOTH, ids=["loc32", "loc64"])
+@pytest.mark.parametrize("end", [0.1, 0.3, 0.7, -0.1, -0.7])
+def test_ends_and_levels_are_met_in_any_precision(
+    end: float, of_loc: torch.dtype, of_data: torch.dtype
+) -> None:
+    """Measured in float32 and computed with in float64, 0.1 is 0.10000000149."""
+    ends, loc = torch.tensor([end, end + 1.0]), torch.tensor([end - 0.2, end + 1.3])
+    p = log_ndtr(torch.tensor([0.4, 0.6]).double())
+    data, loc = ends.to(of_data), loc.to(of_loc)
+    clipped = Clipped(loc, 0.5, end, end + 1.0, validate_args=True)
+    torch.testing.assert_close(clipped.log_prob(data).double(), p, rtol=0, atol=1e-5)
+    assert bool(clipped.support.check(clipped.sample((99,)).to(of_data)).all())
+    quantized = Quantized(loc, [end, end + 1.0], 0.5, validate_args=True)
+    p = log_ndtr(torch.tensor([1.4, 1.6]).double())
+    torch.testing.assert_close(quantized.log_prob(data).double(), p, rtol=0, atol=1e-5)
 
 
 def moments(law: Law, obs: float, mean: float, variance: float) -> tuple[float, float, float]:

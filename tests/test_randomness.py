@@ -16,15 +16,19 @@ from pyro_mdm import (
     DiffusionGuide,
     DiffusionModel,
     DiscreteDenoiser,
+    GenerativePath,
     LearnedDiffusion,
     LinearDiffusion,
     NoisePrediction,
     RawScore,
+    Simulated,
     elbo_terms,
     randomness,
 )
 from pyro_mdm.likelihoods.dequantization import LogitDequantization
 from pyro_mdm.networks import MLP
+from pyro_mdm.scores import RandomMaps
+from tests.problems import normal
 
 N, D = 48, 3
 LEVELS = torch.linspace(-1.0, 1.0, 5, dtype=torch.float64)
@@ -65,13 +69,16 @@ def test_pieces_draw_the_rows_of_the_whole_in_whatever_order_they_come(
     assert not torch.equal(woven(pieces(count, draw, seed=6)), whole)
 
 
-def test_log_snrs_are_spread_evenly_over_all_pieces_and_over_each() -> None:
-    parts = pieces(4, randomness.low_discrepancy)
-    u = torch.cat(parts).sort().values
-    torch.testing.assert_close(u.diff(), torch.full((N - 1,), 1 / N, dtype=torch.float64))
-    for part in parts:
-        gaps = part.sort().values.diff()
-        torch.testing.assert_close(gaps, torch.full_like(gaps, 4 / N))
+@pytest.mark.parametrize("count", [1, 4])
+def test_log_snrs_are_spread_evenly_over_all_pieces_in_another_order_each_time(count: int) -> None:
+    def twice(n: int) -> Tensor:
+        return torch.stack([randomness.low_discrepancy(n) for _ in range(2)], 1)
+
+    u = woven(pieces(count, twice))
+    gaps = u.sort(0).values.diff(dim=0)
+    torch.testing.assert_close(gaps, torch.full_like(gaps, 1 / N))
+    orders = u.argsort(0)
+    assert not torch.equal(*orders.unbind(1))
 
 
 @pytest.mark.parametrize("count", [1, 3, 16])
@@ -164,6 +171,58 @@ def test_loss_and_gradients_of_the_pieces_add_up_to_those_of_the_batch(
         # derivatives of λ(T) cancel to some 1e-10 of the largest, and of the loss
         atol = 1e-9 * max(own) + 1e-10 if name.startswith("diffusion.") else 1e-14
         torch.testing.assert_close(p.grad, expected[name], rtol=1e-9, atol=atol, msg=name)
+
+
+# -- masks and padding -----------------------------------------------------------------------------
+
+ROWS, DRAWS = 256, 16
+
+
+def row_by_row(kind: str) -> Callable[[Tensor], Tensor]:
+    """Estimates (n,) of rows x (n, D), whose times are drawn in strata over the batch."""
+    score, _, way = kind.partition(", ")
+    diffusion = VPSDE(max_log_snr=6.0)
+    if score == "maps":
+        function = Denoiser.fit(network(2 * D, D), normal(3, 200, D), maps=True)
+        function.training_maps = RandomMaps(levels=1.0, subsets=0.0, independent=0.0)
+        model = DiffusionModel(diffusion, function, None, (D,))
+    else:
+        model = programs(score, diffusion)
+    if way == "adaptive":
+        model.score_function.times = "adaptive"
+        u = torch.linspace(0, 1, 100, dtype=torch.float64)
+        model.score_function.time_density.note(u, torch.exp(-7.0 * u))
+    if way == "simulated":
+        model = DiffusionModel(Simulated(diffusion), model.score_function, None, (D,))
+    guide = DiffusionGuide(model.diffusion)
+    if way == "log_prob":
+        law = GenerativePath(model.diffusion, model.score_function, (D,))
+        return lambda x: law.log_prob(guide.law(x).rsample())
+    return lambda x: elbo_terms(model, guide, x).diffusion
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("denoiser", "denoiser, adaptive", "maps", "discrete", "noise", "noise, log_prob"),
+        *("score", "score, adaptive", "score, log_prob", "score, simulated"),
+    ],
+)
+def test_contiguous_rows_are_like_any_others(kind: str) -> None:
+    """A mask or a padding of the first half of a batch would otherwise take half of the times: the
+    mean of the rest stays, and its variance grows with the number of rows.
+
+    All rows are equal, so that under the permutations of its values each draw's difference of
+    halves has a known variance, and over it a square that is near χ² with one degree of freedom,
+    with lighter tails, for values with heavier ones. False alarm 1e-7 of χ² with 16.
+    """
+    of_rows = row_by_row(kind)
+    x = LEVELS[torch.randint(5, (1, D))].expand(ROWS, D)
+    values = torch.stack([of_rows(x) for _ in range(DRAWS)]).double()
+    apart = values[:, : ROWS // 2].mean(1) - values[:, ROWS // 2 :].mean(1)
+    variance = 4 / ROWS * values.var(1)
+    assert float((apart.square() / variance).sum()) < 64.0
 
 
 def test_dequantization_in_pieces_is_that_of_the_batch() -> None:

@@ -160,7 +160,7 @@ def test_every_datum_has_an_unbiased_estimate_of_its_own() -> None:
 def test_data_that_were_never_drawn_have_a_prediction_without_an_error() -> None:
     game = play(4, (40,))
     found = game.integral(0)
-    assert int(found.per_datum_error.isnan().sum()) == N - 40
+    assert int(found.noise.variance.isnan().sum()) == N - 40
     assert bool(found.per_datum.isfinite().all())
 
 

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.elbo import check_programs, elbo_terms
-from pyro_mdm.evaluation.closed_form import FEWEST
 from pyro_mdm.evaluation.comparison import evidence_lower_bound
-from pyro_mdm.evaluation.estimates import Estimate
+from pyro_mdm.evaluation.estimates import FEWEST, Z95, Estimate, Noise
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.support.checks import check_count, check_data
-from pyro_mdm.support.measured import ALL_TERMS, NO_TERM, TERMS, Measured, table
+from pyro_mdm.support.measured import ALL_TERMS, NO_TERM, TERMS, Measured, reach, table
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import progress_bar
 
@@ -42,7 +41,7 @@ class Bound:
     monte_carlo_error: float  # NaN where a single draw has no estimate of it
     num_dims: int  # d, of a datum
     per_datum: Tensor  # (n,) bound of each datum, nats
-    per_datum_error: Tensor  # (n,) its Monte Carlo error; NaN for fewer than two draws
+    per_datum_error: Tensor  # (n,) its Monte Carlo error, of which 1.96 are 95%; NaN for one draw
     context: Measured = NO_TERM  # KL(q(c|x) ‖ p(c)); 0 without a latent context
 
     def items(self) -> Iterator[tuple[str, Measured]]:
@@ -101,8 +100,9 @@ def bound(
             denoiser with maps: the bound is then on the density of the entries that are present,
             exactly 0 where there are none, and bits per dimension are still divided by the number
             of all dimensions.
-        draws: network evaluations per datum for the diffusion term; for a simulated diffusion
-            rounded up to whole paths, at least two.
+        draws: network evaluations per datum for the diffusion term, and calls of the decoder, at
+            least two; for a simulated diffusion rounded up to whole paths, at least two. Of one
+            draw, up to 256 data are drawn twice, so that there is an error.
         batch_size: data per network call, which bounds the memory.
         seed: seed of the noise; the caller's random state stays as it is.
         progress: show a progress bar.
@@ -146,21 +146,24 @@ def _averaged(
 ) -> Bound:
     n = len(x)
     total, square = torch.zeros(2, len(NAMES), n, dtype=torch.float64)
+    elbo = torch.empty(draws, n, dtype=torch.float64)
     with progress_bar(draws * n, "bound", "draws", shown=progress) as bar:
         for part in torch.arange(n).split(batch_size):
             chosen = x[part.to(x.device)]
             of_part = model.for_rows(part) if isinstance(model, DiffusionModel) else model
-            for _ in range(draws):
+            for draw in range(draws):
                 drawn = _terms(of_part, guide, chosen)
                 total[:, part] += drawn
                 square[:, part] += drawn.square()
+                elbo[draw, part] = drawn[-1]
                 bar.update(len(part))
     mean = total / draws
-    noise = torch.full_like(mean, math.nan)
+    of_mean = torch.full((len(NAMES),), math.nan)
+    per_datum_error = torch.full((n,), math.nan, dtype=torch.float64)
     if draws > 1:
-        variance = (square / draws - mean.square()).clamp_min(0) * draws / (draws - 1)
-        noise = (variance / draws).sqrt()
-    of_mean = noise.square().sum(1).sqrt() / n
+        variance = (square - draws * mean.square()).clamp_min(0).sum(1) / (draws - 1) / draws
+        of_mean = variance.sqrt() / n * (reach(n * (draws - 1)) / Z95)
+        per_datum_error = Noise.of(elbo).error
     terms = {
         name: Measured.of(mean[i]) if n > 1 else Measured(float(mean[i]), float(of_mean[i]))
         for i, name in enumerate(NAMES)
@@ -170,7 +173,7 @@ def _averaged(
         monte_carlo_error=float(of_mean[-1]),
         num_dims=model.num_dims if isinstance(model, DiffusionModel) else math.prod(x.shape[1:]),
         per_datum=mean[-1],
-        per_datum_error=noise[-1],
+        per_datum_error=per_datum_error,
     )
 
 

@@ -18,6 +18,7 @@ from pyro_mdm.evaluation.estimates import (
     Comparison,
     Difference,
     Estimate,
+    Noise,
     population_error,
     resolved,
     rounding,
@@ -32,10 +33,8 @@ from pyro_mdm.support.checks import floating_dtypes
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.progress import Progress, progress_bar
 
-__all__ = ["ClosedFormComparison", "FEWEST", "Pair", "SAFETY", "Settings", "Share", "precisions"]
+__all__ = ["ClosedFormComparison", "Pair", "SAFETY", "Settings", "Share", "precisions"]
 
-FEWEST = 8
-"""The fewest data whose spread gives an error."""
 FIRST_ROUND = 256
 SMALLEST_ROUND = 64
 
@@ -146,7 +145,7 @@ class ClosedFormComparison:
         self.latent = any(Cap.NO_CONTEXT not in m.diffusion.caps for m in self.models)
         self.context_kl = torch.stack([self._context_kl(m.diffusion) for m in self.models])
         self.prior_kl = torch.stack([self._prior_kl(m) for m in self.models])
-        self.reconstruction: list[Tensor] = []  # (M, n) each
+        self.reconstruction = torch.empty(0)  # (draws, M, n)
 
     def _context_kl(self, diffusion: Kernels) -> Tensor:
         """KL(q(c | x) ‖ p(c)) of each datum, (n,) float64 on the CPU."""
@@ -177,7 +176,10 @@ class ClosedFormComparison:
     def until(self) -> Comparison:
         """The comparison by all ``draws``, or by as many as a pilot says the half-width takes."""
         draws, half_width = self.asked.draws, self.asked.half_width
-        most = draws * (self.num_counted or 1)
+        data = self.num_counted or 1
+        most = draws * data
+        if draws == 1 and half_width is None:
+            most += min(data, FIRST_ROUND)  # one draw of a datum has no spread
         pairs = list(itertools.combinations(range(len(self.models)), 2))
         targets: list[Target] = [*((m, None) for m in range(len(self.models))), *pairs]
         wanted = None if half_width is None else half_width * self.unit / Z95
@@ -292,9 +294,8 @@ class ClosedFormComparison:
             baseline = self.share.sum(baseline)
         self.integrals.add(draws, values, baseline if self.baseline is not None else None)
 
-    def _reconstruct(self, data: Tensor | None = None) -> Tensor:
-        """One draw of log p(x | y_ε), (M, n), for every datum, or at the indices ``data`` only."""
-        data = torch.arange(len(self.x)) if data is None else data
+    def _reconstruct(self, data: Tensor) -> Tensor:
+        """One draw of log p(x | y_ε) for the data at indices (k,), (M, k)."""
         decoded = torch.zeros(len(self.models), len(data), dtype=torch.float64)
         for i, part in self._parts("reconstruction", len(data), self.asked.batch_size, "data"):
             noise, seed = self._noise(len(part)), self._context_seed()
@@ -314,11 +315,13 @@ class ClosedFormComparison:
         return self.share.sum(decoded)
 
     def _reconstruct_enough(self, targets: list[Target], draws: int, wanted: float | None) -> None:
-        """Reconstructs until the error is at most a third of the one wanted.
+        """Reconstructs as often as the diffusion term is drawn, or until the error is at most a
+        third of the one wanted.
 
-        The number of draws comes from two draws of some data, which are no part of the estimate.
+        The number of draws then comes from two draws of some data, which are no part of the
+        estimate.
         """
-        number = max(2, min(draws, 4))
+        number = max(2, draws)
         if wanted is not None:
             few = torch.randperm(len(self.x), generator=self.generator)[:FIRST_ROUND]
             pilot = torch.stack([self._reconstruct(few) for _ in range(2)])
@@ -327,7 +330,8 @@ class ClosedFormComparison:
             need = SAFETY * 9 * variance / (len(self.x) * wanted**2)
             need = float(self.share.first(torch.tensor([need], dtype=torch.float64)))
             number = max(2, min(math.ceil(need), draws if costs else 64))
-        self.reconstruction += [self._reconstruct() for _ in range(number)]
+        everything = torch.arange(len(self.x))
+        self.reconstruction = torch.stack([self._reconstruct(everything) for _ in range(number)])
 
     def _parts(self, what: str, number: int, size: int, units: str) -> Iterator[tuple[int, Tensor]]:
         """Indices below ``number`` in parts of ``size``, numbered; with a bar if it takes long."""
@@ -400,7 +404,7 @@ class ClosedFormComparison:
 
     def _reconstruction_of(self, target: Target) -> Tensor:
         """The draws of the reconstruction, (draws, n)."""
-        return _of_target(torch.stack(self.reconstruction), target)
+        return _of_target(self.reconstruction, target)
 
     def _reconstruction_error(self, target: Target) -> float:
         terms = self._reconstruction_of(target)
@@ -432,7 +436,7 @@ class ClosedFormComparison:
             context,
             shifted(integral.per_datum),
             decoded - kl - context - integral.halves,
-            (integral.per_datum_error.square() + draws.var(0) / len(draws)).sqrt(),
+            integral.noise.plus(Noise.of(draws, counts)),
             self._errors([target])[0],
             integral,
         )
@@ -448,14 +452,16 @@ class ClosedFormComparison:
         stretch = edges.diff() / log_snr_edges.diff()
         return Estimate(
             mean=float(per_datum.mean()),
-            standard_error=population_error(per_datum, terms.error, terms.monte_carlo_error),
+            standard_error=population_error(
+                per_datum, terms.noise.variance, terms.monte_carlo_error
+            ),
             monte_carlo_error=terms.monte_carlo_error,
             **terms.measured(),
             num_data=len(self.x),
             num_dims=self.num_dims,
             network_calls=self.calls[m],
             per_datum=per_datum,
-            per_datum_error=terms.error,
+            per_datum_error=terms.noise.error,
             halves=terms.halves,
             log_snr_edges=log_snr_edges,
             density=terms.integral.density[inside] * stretch,
@@ -474,7 +480,7 @@ class ClosedFormComparison:
         dtypes = precisions(self.x, [self.models[m] for m in pair])
         terms = self._terms(pair)
         total = terms.diffusion + terms.prior_kl + terms.context - terms.reconstruction
-        error = population_error(total, terms.error, terms.monte_carlo_error)
+        error = population_error(total, terms.noise.variance, terms.monte_carlo_error)
         return Difference.of(
             names,
             Measured(float(total.mean()), error),
@@ -493,13 +499,13 @@ class _Terms(NamedTuple):
     context: Tensor
     diffusion: Tensor
     halves: Tensor  # (2, n) of all four, as a bound
-    error: Tensor  # of the three together, Monte Carlo
+    noise: Noise  # of the three together, Monte Carlo
     monte_carlo_error: float  # of their mean
     integral: Integral
 
     def measured(self) -> dict[str, Any]:
         """The mean of each term by name, with its error over data."""
-        noise, error = self.integral.per_datum_error, self.integral.error
+        noise, error = self.integral.noise.variance, self.integral.error
         return {
             "reconstruction": Measured.of(self.reconstruction),
             "prior_kl": Measured.of(self.prior_kl),

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pyro_mdm.diffusions.base import Cap, Diffusion
 from pyro_mdm.elbo import check_programs
-from pyro_mdm.evaluation.closed_form import FEWEST, ClosedFormComparison, Pair, Settings, Share
-from pyro_mdm.evaluation.estimates import Comparison, Estimate
+from pyro_mdm.evaluation.closed_form import ClosedFormComparison, Pair, Settings, Share
+from pyro_mdm.evaluation.estimates import FEWEST, Comparison, Estimate
 from pyro_mdm.evaluation.flow import probability_flow
 from pyro_mdm.evaluation.importance import importance_weighted
 from pyro_mdm.guide import DiffusionGuide
@@ -48,7 +48,8 @@ def evidence_lower_bound(
         model, guide: over one diffusion, linear or not.
         x: data in model space, (n, *event_shape); NaN where an entry is missing, for a denoiser
             with maps: the bound is then on the density of the entries that are present.
-        draws: network evaluations per datum for the diffusion term; with ``half_width`` the most.
+        draws: network evaluations per datum for the diffusion term, and draws of the decoder; with
+            ``half_width`` the most.
         half_width: wanted half-width in bits/dim of the bound's 95% interval, as far as noise goes.
             A pilot gives the number of draws that it takes; the pilot is a fourth of all draws, or
             more if they are few, and no part of the estimate, which is unbiased for that. None: all

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_mdm.evaluation.weights import pareto_limit
-from pyro_mdm.support.measured import ALL_TERMS, NO_TERM, Measured, table
+from pyro_mdm.support.measured import ALL_TERMS, NO_TERM, Measured, reach, table
 
 __all__ = [
     "Comparison",
     "Difference",
     "Estimate",
+    "FEWEST",
     "InBits",
+    "Noise",
     "Weighted",
     "Z95",
     "holm",
@@ -28,6 +30,9 @@ __all__ = [
 
 Z95 = 1.959964
 """The two-sided 95% quantile of a standard normal law."""
+
+FEWEST = 8
+"""The fewest data whose spread gives an error."""
 
 
 class InBits:
@@ -73,7 +78,7 @@ class Estimate(InBits):
     num_dims: int
     network_calls: int  # network evaluations of one datum
     per_datum: Tensor  # (num_data,) bound of each datum, nats
-    per_datum_error: Tensor  # (num_data,) its Monte Carlo error; NaN for a datum never drawn
+    per_datum_error: Tensor  # (num_data,) of which 1.96 are 95%; NaN for a datum never drawn
     halves: Tensor  # (2, num_data) from each half of a datum's draws; NaN for none
     log_snr_edges: Tensor  # (bins + 1,)
     density: Tensor  # (bins,) integrand of the diffusion term, nats per unit of log SNR
@@ -255,7 +260,87 @@ def rounding(first: Estimate, second: Estimate, dtypes: Iterable[torch.dtype]) -
     return 16 * max(torch.finfo(dtype).eps for dtype in dtypes) * sum(terms)
 
 
-def population_error(per_datum: Tensor, noise: Tensor, monte_carlo_error: float) -> float:
+class Noise(NamedTuple):
+    """The variance that draws give to each datum's mean of them, as far as they tell it.
+
+    The variance of few draws says little of their law's, and least where tails are heavy: the draws
+    that missed a tail are off and look alike. So each datum's is a mean of its own and of that of
+    all data, with the weight that predicts it best: by the covariance, over data, of the variances
+    of one half of the draws and of the other.
+    """
+
+    variance: Tensor  # (n,) of the mean; NaN for a datum without draws
+    degrees: Tensor  # (n,) of freedom, by which the variance is known
+
+    @classmethod
+    def of(cls, draws: Tensor, counts: Tensor | None = None) -> Noise:
+        """That of independent draws (R, n).
+
+        Args:
+            counts: whether a datum has draws at all, (n,); otherwise all are equal.
+        """
+        R, n = draws.shape
+        number = torch.full((n,), float(R), dtype=torch.float64)
+        square = draws.double().square().sum(0)
+        spread, *halves = (_variance(part) for part in (draws, draws[::2], draws[1::2]))
+        return cls.of_spread(spread, halves, square, number, counts)
+
+    @classmethod
+    def of_spread(
+        cls,
+        spread: Tensor,
+        halves: Sequence[Tensor],
+        square: Tensor,
+        number: Tensor,
+        counts: Tensor | None = None,
+    ) -> Noise:
+        """That of draws with known variances.
+
+        Args:
+            spread: the variance of a datum's draws, (n,); NaN for fewer than two.
+            halves: that of each half of them, two of (n,).
+            square: their sum of squares, (n,).
+            number: how many they are, (n,).
+            counts: as for :meth:`of`.
+        """
+        counts = torch.ones_like(number, dtype=torch.bool) if counts is None else counts
+        degrees = torch.where(counts, number - 1, 0).clamp_min(0)
+        several = degrees > 0
+        total, share = float(degrees.sum()), 0.0
+        if total:
+            pooled = (degrees * spread)[several].sum() / total
+        else:  # where none is drawn twice: what differs between data counts too
+            total = max(float(number[counts].sum()), 1.0)
+            pooled = square[counts].sum() / total
+        if len(number) < FEWEST:
+            share = 1.0
+        elif int((split := several & halves[0].isfinite() & halves[1].isfinite()).sum()) >= FEWEST:
+            between = torch.stack([halves[0][split], halves[1][split]]).cov()[0, 1]
+            share = min(max(0.0, float(between / spread[split].var())), 1.0)  # 0 of NaN, 0 / 0
+        one = torch.where(several, share * spread + (1 - share) * pooled, pooled)
+        of_mean = torch.where(number > 0, one / number, math.nan)
+        known = torch.where(several, share**2 / degrees + (1 - share) ** 2 / total, 1 / total)
+        return cls(torch.where(counts, of_mean, 0), 1 / known)
+
+    def plus(self, other: Noise) -> Noise:
+        """That of a sum of two independent means (Welch and Satterthwaite's degrees)."""
+        variance = self.variance + other.variance
+        parts = (noise.variance.square() / noise.degrees for noise in (self, other))
+        return Noise(variance, variance.square() / sum(parts))
+
+    @property
+    def error(self) -> Tensor:
+        """Errors (n,) of which 1.96 are a 95% interval by Student's t."""
+        factor = torch.where(self.degrees.isnan(), 1.0, reach(self.degrees) / Z95)
+        return self.variance.sqrt() * factor
+
+
+def _variance(draws: Tensor) -> Tensor:
+    """The variance of draws (R, n) of each datum, (n,); NaN for fewer than two."""
+    return draws.double().var(0) if len(draws) > 1 else draws[0].double() * math.nan
+
+
+def population_error(per_datum: Tensor, variance: Tensor, monte_carlo_error: float) -> float:
     """The standard error over data of their mean, noise included.
 
     The spread between data is estimated from those that were drawn, less their noise; the others
@@ -263,9 +348,10 @@ def population_error(per_datum: Tensor, noise: Tensor, monte_carlo_error: float)
     because draws of low discrepancy and densities pooled over rounds reduce it.
 
     Args:
-        per_datum: (n,) estimates;  noise: (n,) their errors, NaN where a datum was not drawn.
+        per_datum: (n,) estimates.
+        variance: (n,) that of their noise, NaN where a datum was not drawn.
         monte_carlo_error: of the mean.
     """
-    drawn, n = noise.isfinite(), len(per_datum)
-    between = float(per_datum[drawn].var() - noise[drawn].square().mean())
+    drawn, n = variance.isfinite(), len(per_datum)
+    between = float(per_datum[drawn].var() - variance[drawn].mean())
     return math.sqrt(monte_carlo_error**2 + max(between, 0.0) / n)

@@ -38,6 +38,8 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from pyro_mdm.evaluation.estimates import Noise
+
 __all__ = ["Draws", "Integral", "Plan", "StratifiedIntegrals", "Target", "cells"]
 
 FOLDS = 4
@@ -76,7 +78,7 @@ class Integral(NamedTuple):
     mean: float
     error: float  # standard error of the mean over other draws for the same data
     per_datum: Tensor  # (n,)
-    per_datum_error: Tensor  # (n,) standard error over other draws; NaN for a datum never drawn
+    noise: Noise  # of each datum, over other draws
     halves: Tensor  # (2, n) by every second draw of each datum, and by the others; NaN for none
     density: Tensor  # (cells,) per unit of level
     density_error: Tensor  # (cells,)
@@ -186,6 +188,7 @@ class StratifiedIntegrals:
         second_half = self._visit() % 2 == 1
         parts = [self._sums(left, use) for use in (~second_half, second_half)]
         halves = torch.stack([known.sum(1) + one / count for one, _, count in parts])
+        varied, *of_halves = (_variance(*sums) for sums in ((mine, square, number), *parts))
         value = self._weight() * left
         cell = cells(self._level, self.edges)
         density, spread = (known.new_zeros(len(self.width)) for _ in range(2))
@@ -195,7 +198,7 @@ class StratifiedIntegrals:
             mean=float(known.sum(1).mean() + value.sum()),
             error=float(self.errors([(first, second)])),
             per_datum=per_datum,
-            per_datum_error=torch.where(counts, square.sqrt() / number, 0),  # NaN for 0 / 0
+            noise=Noise.of_spread(varied, of_halves, square, number, counts),
             halves=torch.where(counts, halves, 0),
             density=(known.mean(0) + density) / self.width,
             density_error=spread.sqrt() / self.width,
@@ -405,6 +408,12 @@ class StratifiedIntegrals:
 def cells(level: Tensor, edges: Tensor) -> Tensor:
     """The cell of each level between increasing edges (S + 1,), like the levels."""
     return (torch.bucketize(level, edges, right=True) - 1).clamp(0, len(edges) - 2)
+
+
+def _variance(total: Tensor, square: Tensor, number: Tensor) -> Tensor:
+    """The variance of values with this sum, sum of squares and number; NaN for fewer than two."""
+    several = torch.where(number > 1, number - 1, torch.nan)
+    return (square - total.square() / number).clamp_min(0) / several
 
 
 def _allowance(skewness: Number) -> Number:

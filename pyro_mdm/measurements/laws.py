@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
@@ -137,8 +138,9 @@ def _nearest(value: Tensor, levels: Tensor) -> Tensor:
 class Clipped(TorchDistribution):
     """The distribution of u + N(0, scale²) clipped to an interval, whose ends have probabilities.
 
-    ``log_prob`` is a log density inside and a log probability at the ends. Without noise use a
-    :class:`~pyro_mdm.measurements.Mask` of what is not clipped.
+    ``log_prob`` is a log density inside and a log probability at the ends, which float32 values are
+    at if they are the nearest to them. Without noise use a :class:`~pyro_mdm.measurements.Mask` of
+    what is not clipped.
 
     Args:
         loc: u, (*batch).
@@ -175,8 +177,9 @@ class Clipped(TorchDistribution):
 
     @constraints.dependent_property(is_discrete=False, event_dim=0)
     def support(self) -> Any:
-        """The interval."""
-        return constraints.interval(self.low, self.high)
+        """The interval, with its ends as float32 has them."""
+        (low, nearest_low), (high, nearest_high) = map(_both, (self.low, self.high))
+        return constraints.interval(min(low, nearest_low), max(high, nearest_high))
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Clipped:
         loc, scale = self.loc.expand(batch_shape), self.scale.expand(batch_shape)
@@ -188,14 +191,20 @@ class Clipped(TorchDistribution):
             self._validate_sample(value)
         rest = (value - self.loc) / self.scale
         inside = -0.5 * rest.square() - (math.sqrt(2 * math.pi) * self.scale).log()
-        at_high = torch.where(value >= self.high, log_ndtr(-rest), inside)
-        return torch.where(value <= self.low, log_ndtr(rest), at_high)
+        at_high = torch.where(value >= min(_both(self.high)), log_ndtr(-rest), inside)
+        return torch.where(value <= max(_both(self.low)), log_ndtr(rest), at_high)
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         shape = (*sample_shape, *self.batch_shape)
         noise = torch.randn(shape, dtype=self.loc.dtype).to(self.loc.device)
         return (self.loc + self.scale * noise).clamp(self.low, self.high)
+
+
+def _both(end: float) -> tuple[float, float]:
+    """An end, and the float32 number that is nearest to it: what data have, whatever their dtype
+    is now."""
+    return end, float(np.float32(end))
 
 
 def _scale(scale: float | Tensor, loc: Tensor) -> Tensor:

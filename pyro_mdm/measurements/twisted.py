@@ -32,7 +32,7 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.chain import check_chain
 from pyro_mdm.samplers.ancestral import Ancestral
 from pyro_mdm.support.checks import check_count, check_number
-from pyro_mdm.support.measured import Measured
+from pyro_mdm.support.measured import Measured, reach
 from pyro_mdm.support.modules import evaluating
 
 __all__ = ["Particles", "twisted_smc", "weighted_particles"]
@@ -52,6 +52,7 @@ class Particles(NamedTuple):
     log_weights: Tensor  # (R, P), nats, float64; their exponentials have the mean p(obs)
     network_calls: int  # per particle, without products with vectors
     grid_error: Measured  # the term that the grid adds to log_evidence, nats; NaN below 16 steps
+    coarse: Particles | None = None  # those of half as many steps; None below 16 steps
 
     @property
     def log_evidence(self) -> Measured:
@@ -94,9 +95,7 @@ class Particles(NamedTuple):
         By Student's t with R - 1 degrees of freedom, since the standard error comes from R repeats.
         """
         mean, error = self.extrapolated
-        from scipy.special import stdtrit  # loads in a tenth of the time of torch
-
-        half = float(stdtrit(len(self.log_weights) - 1, 0.975)) * error
+        half = float(reach(len(self.log_weights) - 1)) * error
         return mean - half, mean + half
 
     @property
@@ -107,10 +106,23 @@ class Particles(NamedTuple):
 
     @property
     def posterior_mean(self) -> tuple[Tensor, Tensor]:
-        """E[x | obs] and its standard error over repeats (NaN for one), (*event_shape) each.
+        """E[x | obs] and its standard error, (*event_shape) each; NaN for one repeat.
 
-        For an interval use Student's t, as :attr:`interval` does.
+        The error is that over repeats, and what the grid adds to the mean, to first order, with the
+        error of that. Below 16 steps this is not known, and it is the chain's own error. For an
+        interval use Student's t, as :attr:`interval` does.
         """
+        mean, error = self._mean
+        if self.coarse is None:
+            return mean, error
+        half, of_half = self.coarse._mean
+        ratio = (self.network_calls - self.coarse.network_calls) / self.coarse.network_calls
+        added = (half - mean).square() + error.square() + of_half.square()
+        return mean, (error.square() + added / (ratio - 1) ** 2).sqrt()
+
+    @property
+    def _mean(self) -> tuple[Tensor, Tensor]:
+        """E[x | obs] of the chain, and its error over repeats."""
         of_each = self.weights.sum(1)  # (R,)
         event = self.x.dim() - 2
         w = self.weights.reshape(*self.weights.shape, *[1] * event)
@@ -203,7 +215,7 @@ def twisted_smc(
     half = steps // 2
     coarse = weighted_particles(model, num_particles, steps=half, **options)
     added = _added_by_grid(fine.log_evidence, coarse.log_evidence, steps / half)
-    return fine._replace(network_calls=steps + half, grid_error=added)
+    return fine._replace(network_calls=steps + half, grid_error=added, coarse=coarse)
 
 
 def weighted_particles(

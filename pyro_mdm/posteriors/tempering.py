@@ -28,8 +28,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_mdm.evaluation.estimates import Z95
 from pyro_mdm.evaluation.weights import of_repeats
-from pyro_mdm.support.measured import Measured
+from pyro_mdm.support.measured import Measured, reach
 
 __all__ = ["GROUPS", "Density", "Particles", "temper"]
 
@@ -62,9 +63,11 @@ class Particles(NamedTuple):
 
     @property
     def log_constant(self) -> Measured:
-        """The log of the normalizing constant, nats, with its error by the groups, NaN where they
-        differ too much (:func:`~pyro_mdm.evaluation.weights.of_repeats`)."""
-        return of_repeats(self.log_weights)
+        """The log of the normalizing constant, nats, with its error by the groups: 1.96 of it are a
+        95% interval by Student's t, since groups are few. NaN where they differ too much
+        (:func:`~pyro_mdm.evaluation.weights.of_repeats`)."""
+        value, error = of_repeats(self.log_weights)
+        return Measured(value, float(error * reach(len(self.log_weights) - 1)) / Z95)
 
     def draws(self, n: int) -> Tensor:
         """n draws of all groups, (n, d), by systematic resampling, in random order."""

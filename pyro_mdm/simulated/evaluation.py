@@ -29,6 +29,7 @@ from pyro_mdm.evaluation.estimates import (
     Comparison,
     Difference,
     Estimate,
+    Noise,
     population_error,
     resolved,
     rounding,
@@ -207,21 +208,22 @@ class _Rounds:
         totals = self.totals()
         n = totals.shape[1]
         per_datum = totals.mean(0)
-        per_datum_error, monte_carlo_error = _noise(totals)
+        noise = Noise.of(totals)
+        monte_carlo_error = _of_mean(noise.variance)
         number, total, squares = self.histogram
         density = total / number.clamp_min(1)
         variance = (squares / number.clamp_min(1) - density**2).clamp_min(0)
         terms: dict[str, Any] = {name: Measured.of(term) for name, term in self.means().items()}
         return Estimate(
             mean=float(per_datum.mean()),
-            standard_error=population_error(per_datum, per_datum_error, monte_carlo_error),
+            standard_error=population_error(per_datum, noise.variance, monte_carlo_error),
             monte_carlo_error=monte_carlo_error,
             **terms,
             num_data=n,
             num_dims=math.prod(self.x.shape[1:]),
             network_calls=self.calls,
             per_datum=per_datum,
-            per_datum_error=per_datum_error,
+            per_datum_error=noise.error,
             halves=torch.stack([totals[::2].mean(0), totals[1::2].mean(0)]),
             log_snr_edges=self.edges,
             density=density,
@@ -317,8 +319,8 @@ def _difference(
 ) -> Difference:
     first, second = (estimates[name] for name in pair)
     each = second.per_datum - first.per_datum  # bits are minus nats
-    noise, error = _pair_noise(pair, estimates, simulated)
-    total = Measured(float(each.mean()), population_error(each, noise, error))
+    variance, error = _pair_noise(pair, estimates, simulated)
+    total = Measured(float(each.mean()), population_error(each, variance, error))
     if all(key in simulated for key in pair):  # paired over data
         one, other = (simulated[key].means() for key in pair)
         terms = {name: Measured.of(one[name] - other[name]) for name in TERMS}
@@ -333,19 +335,19 @@ def _difference(
 def _pair_noise(
     pair: tuple[str, str], estimates: Mapping[str, Estimate], simulated: Mapping[str, _Rounds]
 ) -> tuple[Tensor, float]:
+    """The variances of the noise of each datum's difference, (n,), and the error of their mean."""
     both = [simulated[name].totals() for name in pair if name in simulated]
     if len(both) == 2 and both[0].shape == both[1].shape:
-        return _noise(both[0] - both[1])
+        variance = Noise.of(both[0] - both[1]).variance
+        return variance, _of_mean(variance)
     first, second = (estimates[name] for name in pair)
-    each = (first.per_datum_error.square() + second.per_datum_error.square()).sqrt()
-    return each, math.hypot(first.monte_carlo_error, second.monte_carlo_error)
+    variance = first.per_datum_error.square() + second.per_datum_error.square()
+    return variance, math.hypot(first.monte_carlo_error, second.monte_carlo_error)
 
 
-def _noise(totals: Tensor) -> tuple[Tensor, float]:
-    """Monte Carlo errors of each datum's mean over rounds (rounds, n), and of the whole mean."""
-    rounds, n = totals.shape
-    variance = totals.var(0) / rounds
-    return variance.sqrt(), math.sqrt(float(variance.sum())) / n
+def _of_mean(variance: Tensor) -> float:
+    """The error of the mean of data whose noise has these variances, (n,)."""
+    return math.sqrt(float(variance.sum())) / len(variance)
 
 
 def _seed(*numbers: int) -> int:

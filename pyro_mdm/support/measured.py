@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-__all__ = ["ALL_TERMS", "NO_TERM", "TERMS", "Measured", "table"]
+__all__ = ["ALL_TERMS", "NO_TERM", "TERMS", "Measured", "reach", "table"]
 
 TERMS = ("reconstruction", "prior_kl", "diffusion")
 """The terms of a bound by name, in the order in which they are shown."""
@@ -44,6 +45,17 @@ class Measured(NamedTuple):
             digits = min(max(1 - math.floor(math.log10(self.standard_error)), 0), 4)
         mean = round(self.mean, digits) + 0.0  # + 0.0: no -0.0000
         return f"{mean:.{digits}f} ± {self.standard_error:.{digits}f}"
+
+
+def reach(degrees: Tensor | float) -> Tensor:
+    """The half-width of a 95% interval in standard errors, by Student's t, in float64.
+
+    Args:
+        degrees: of freedom of the variance that the error comes from; NaN for none.
+    """
+    from scipy.special import stdtrit  # loads in a tenth of the time of torch
+
+    return torch.as_tensor(stdtrit(torch.as_tensor(degrees, dtype=torch.float64).numpy(), 0.975))
 
 
 NO_TERM = Measured(0.0, 0.0)
