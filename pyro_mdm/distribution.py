@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
+import copy
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
@@ -22,6 +23,7 @@ from pyro_mdm.paths.generative import BoundScore
 from pyro_mdm.paths.likelihood import Estimator, Method
 from pyro_mdm.samplers.base import Sampler
 from pyro_mdm.support.checks import check_instance, describe, tensor_device
+from pyro_mdm.support.inference import Inference, inference_in_use
 from pyro_mdm.support.modules import evaluating, in_eval_mode
 
 __all__ = ["MDM", "MOST"]
@@ -36,6 +38,10 @@ AGREE, RELEVANT = 0.1, 8.0
 """Nats by which densities by n and by 2 n steps of the flow may differ, and the distance from the
 largest density up to which that matters."""
 
+NORMALIZED, SEEDS = 0.01, 5
+"""Nats by which the log density of fixed draws may change with their seed, and seeds that tell."""
+
+_SPREADS: WeakKeyDictionary[DiffusionModel, dict[Any, float]] = WeakKeyDictionary()
 _STEPS: WeakKeyDictionary[DiffusionModel, int] = WeakKeyDictionary()
 
 
@@ -61,16 +67,22 @@ class MDM(TorchDistribution):
       call for each step of each: a bound for the chain on that grid, tighter with more draws.
 
     The last two are lower bounds in expectation over draws, which are fresh at every call, so that
-    a variational bound that they are part of stays a bound. A seed fixes them. Entries of x that
-    are NaN are missing, as for :func:`~pyro_mdm.bound`: ``"elbo"`` bounds the density of the
-    others, if the denoiser has maps. With a context the distribution is conditional, ``MDM(model,
-    context=c)``, and c may be a site of the program, even an enumerated one.
+    a variational bound that they are part of stays a bound. A seed fixes them, and with them an
+    error that is the same for all data: what is left is neither a bound nor a density. Pyro's
+    inference takes it only if other seeds change it by less than 0.01 nats, and a
+    bound never where it takes exponentials of it or walks on it, as ``Importance`` and NUTS do.
+
+    Entries of x that are NaN are missing, as for :func:`~pyro_mdm.bound`: ``"elbo"`` bounds the
+    density of the others, if the denoiser has maps. With a context the distribution is conditional,
+    ``MDM(model, context=c)``, and c may be a site of the program, even an enumerated one, if
+    ``log_prob`` is the flow's.
 
     Args:
         model: a trained model in continuous time; put it in eval mode and freeze it,
             ``model.eval().requires_grad_(False)``, if it is not to be trained further.
         method: method of ``log_prob``; None for the default.
-        draws: number of draws for each datum; by default 2 for ``"flow"``, else 1.
+        draws: number of draws for each datum; by default 2 for ``"flow"``, else 1; to be given with
+            the seed of a bound.
         seed: fixes the draws, the same for every datum, and evaluates the model in eval mode. None:
             0 for ``"flow"``, fresh draws at every call for bounds.
         times: grid of ``"importance"``, a number or the times from ε to T; by default those of a
@@ -84,7 +96,8 @@ class MDM(TorchDistribution):
     Raises:
         TypeError, ValueError: an object that is no model, an unknown method, options of another
             method, ``"importance"`` of a diffusion without a closed form, another method of a chain
-            on a grid. ``log_prob`` under HMC or NUTS: draws that are not fixed.
+            on a grid. ``log_prob``: a seed of a bound without a number of draws; under Pyro's
+            inference, a bound where a density is needed.
 
     Example:
         >>> import pyro, torch
@@ -153,6 +166,12 @@ class MDM(TorchDistribution):
     def _estimator(self, model: DiffusionModel, method: Method) -> Estimator:
         """The estimator of log p(x) under the model, with the given options."""
         _, draws, seed, times, solver = self._asked
+        if seed is not None and draws is None and method != "flow":
+            raise ValueError(
+                f"seed is {seed} and draws is not given: log p(x) by {method!r} and a single draw "
+                "that is fixed is neither a density nor a bound; leave the seed out, give the "
+                "number of draws, or use method='flow'"
+            )
         draws = DRAWS.get(method, 1) if draws is None else draws
         if method == "flow":
             seed = 0 if seed is None else seed
@@ -167,18 +186,28 @@ class MDM(TorchDistribution):
         They are counted once for each model.
         """
         if self.model not in _STEPS:
-            device = tensor_device(self.model)
-            devices = [device] if device is not None and device.type == "cuda" else []
-            with torch.random.fork_rng(devices), evaluating(self.model):
-                torch.manual_seed(0)
-                told = self.model.score_function.told  # one for each of some data, or one for all
-                rows = 16 if told is None or told.dim() == 1 else len(told.flatten(0, -2))
-                x = self.sample((max(2, rows // math.prod(self.batch_shape)),))
+            with self._repeatable():
+                x = self._samples(16)
                 part = torch.rand(2, len(x), *[1] * (x.dim() - 1), dtype=x.dtype).to(x.device)
                 other = torch.stack([x.roll(1, 0), x.roll(3, 0)])
                 x = torch.cat([x, *(x + part * (other - x))])
                 _STEPS[self.model] = self._enough(x)
         return _STEPS[self.model]
+
+    @contextmanager
+    def _repeatable(self) -> Iterator[None]:
+        """A context in which draws repeat, and change none outside, of the model in eval mode."""
+        device = tensor_device(self.model)
+        devices = [device] if device is not None and device.type == "cuda" else []
+        with torch.random.fork_rng(devices), evaluating(self.model):
+            torch.manual_seed(0)
+            yield
+
+    def _samples(self, number: int) -> Tensor:
+        """About so many samples (n, *batch_shape, *event_shape), n ≥ 2."""
+        told = self.model.score_function.told  # one for each of some data, or one for all
+        rows = number if told is None or told.dim() == 1 else len(told.flatten(0, -2))
+        return self.sample((max(2, rows // math.prod(self.batch_shape)),))
 
     def _enough(self, x: Tensor) -> int:
         model = self._of(x.shape[: x.dim() - len(self.event_shape)])
@@ -259,10 +288,11 @@ class MDM(TorchDistribution):
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Data (*sample_shape, *batch_shape, *event_shape)."""
         lead = (*sample_shape, *self.batch_shape)
-        model, context = self._of(lead), self._context(lead)
-        path = model.path_law(context).expand(self.batch_shape).sample(torch.Size(sample_shape))
-        y = path.select(-2 - len(self.event_shape), 0)
-        return self._decoder(model, y, context).sample()
+        rows = torch.Size([math.prod(lead)])
+        model, context = self._of(lead), self._context(rows)
+        path = model.path_law(context).expand(rows).sample()
+        drawn: Tensor = self._decoder(model, path[:, 0], context).sample()
+        return drawn.reshape(*lead, *self.event_shape)
 
     def _of(self, lead: Sequence[int]) -> DiffusionModel:
         """The model of data (*lead, *event_shape) with their contexts, if there are any."""
@@ -281,10 +311,19 @@ class MDM(TorchDistribution):
         """log p(value), or a lower bound on it, (*batch), nats; see the class.
 
         Raises:
-            ValueError: data of another shape, missing entries for a denoiser without maps, and
-                draws that are not fixed under HMC or NUTS.
+            ValueError: data of another shape, missing entries for a denoiser without maps, a seed
+                without a number of draws, and a bound under inference that needs a density.
             TypeError: missing entries for a score that cannot leave out dimensions.
         """
+        try:
+            return self._log_prob(value)
+        except RuntimeError as error:
+            if not str(error).startswith("vmap:"):
+                raise
+        rows: Tensor = _AllRows.apply(value, self)
+        return rows
+
+    def _log_prob(self, value: Tensor) -> Tensor:
         event_dim = len(self.event_shape)
         if value.shape[max(value.dim() - event_dim, 0) :] != self.event_shape:
             raise ValueError(
@@ -303,28 +342,81 @@ class MDM(TorchDistribution):
         if bool(x.isnan().any()):
             model, x = model.for_present(x)
             method = self._asked[0] or "elbo"
+        if (use := inference_in_use()) is not None:
+            self.check_density(use, method)
         estimator = self._estimator(model, method)
         if estimator.seed is None:
-            if _under_hmc():
-                raise ValueError(
-                    f"log_prob of {describe(self.model)} is a bound by {method!r} here, with other "
-                    "noise at every call, and HMC needs one function. Use SVI, or fix many draws "
-                    "and look at what other seeds give, e.g. "
-                    f"MDM(model, method={method!r}, draws=1024, seed=0)"
-                )
             return estimator(x).reshape(lead)
         with in_eval_mode(model):
             return estimator(x).reshape(lead)
+
+    def check_density(self, use: Inference, method: Method | None = None) -> None:
+        """Raises ValueError unless ``log_prob`` is what an inference needs of it: one density that
+        is normalized to 1% of noise, or for SVI a bound by fresh draws.
+
+        Args:
+            method: of the values in question, by default that of complete ones.
+        """
+        method = method or self.method
+        estimator = self._estimator(self.model, method)
+        if estimator.is_exact and method == "flow":
+            return
+        flow = "method='flow'" if method != "flow" else "a solver with exact divergences"
+        if estimator.seed is None:
+            if use.walks or (use.weighs and not estimator.is_exact):
+                raise ValueError(
+                    f"log_prob of {describe(self.model)} is a bound by {method!r} here, with other "
+                    f"noise at every call, and {use.name} needs one density; use SVI, or {flow}, "
+                    "or fix so many draws by a seed that others hardly change it, e.g. "
+                    f"MDM(model, method={method!r}, draws=100_000, seed=0)"
+                )
+            return
+        off = self._spread_of(method)
+        if off > NORMALIZED:
+            draws = estimator.draws
+            enough = float(f"{draws * (off / NORMALIZED) ** 2:.1g}")
+            instead = f"use {flow}" if use.weighs else "leave the seed out"
+            raise ValueError(
+                f"log_prob of {describe(self.model)} by {method!r} with {draws:,} draws of a seed "
+                f"is {off:.2g} nats off, for all data alike and once for each row, expected at "
+                f"most {NORMALIZED:g} as {use.name} takes it for the log density; {instead}, or "
+                f"take about {enough:,.0f} draws"
+            )
+
+    def _spread_of(self, method: Method) -> float:
+        """The standard deviation of log densities over seeds, at samples, nats; found once."""
+        asked = (method, *map(str, self._asked[1:]))
+        kept = _SPREADS.setdefault(self.model, {})
+        if asked not in kept:
+            with self._repeatable(), torch.no_grad():
+                x = self._samples(4)
+                model = self._of(x.shape[: x.dim() - len(self.event_shape)])
+                first, flat = self._estimator(model, method), x.reshape(-1, *self.event_shape)
+                values = []
+                for seed in range(SEEDS):
+                    estimator = copy.copy(first)
+                    estimator.seed = (first.seed or 0) + seed
+                    values.append(estimator(flat).double())
+            kept[asked] = float(torch.stack(values).var(0).mean().sqrt())
+        return kept[asked]
 
     def _decoder(self, model: DiffusionModel, y: Tensor, context: Tensor | None = None) -> Any:
         return model.likelihood(*model.given(context), y, len(self.event_shape))
 
 
-def _under_hmc() -> bool:
-    """Whether Pyro's MCMC is the caller, which only the call stack tells."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        if frame.f_globals.get("__name__", "").startswith("pyro.infer.mcmc"):
-            return True
-        frame = frame.f_back
-    return False
+class _AllRows(torch.autograd.Function):
+    """``log_prob`` under :func:`torch.func.vmap`, of all of its rows in one call."""
+
+    generate_vmap_rule = False
+
+    @staticmethod
+    def forward(value: Tensor, law: MDM) -> Tensor:
+        return law.log_prob(value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: object, in_dims: tuple[int, None], value: Tensor, law: MDM) -> Any:
+        return law.log_prob(value.movedim(in_dims[0], 0)), 0

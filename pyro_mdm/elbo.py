@@ -38,6 +38,7 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.base import NoisingLaw, PathKL
 from pyro_mdm.paths.divergence import different_diffusions, path_divergence
 from pyro_mdm.paths.generative import GenerativeLaw
+from pyro_mdm.program import one_thread
 from pyro_mdm.support.checks import describe, tensor_device
 from pyro_mdm.support.measured import ALL_TERMS, TERMS, Measured, table
 
@@ -126,7 +127,7 @@ class MDM_ELBO(ELBO):
     ) -> Tensor:
         """The loss as a scalar tensor with gradients."""
         several = self.num_particles > 1 or not torch.is_grad_enabled()
-        with shared_ends():
+        with one_thread(), shared_ends():
             if isinstance(guide, DiffusionGuide) and guide.is_paired and not several:
                 loss = torch.stack(self._pair(model, guide, args, kwargs)).mean()
             else:

@@ -94,14 +94,13 @@ class DiffusionGuide(Registered):
         Contexts given to the model do not affect the noise. An entry of x that is NaN is missing
         and noised as 0; the model leaves it out or raises.
         """
-        self.register()
         if x is None:
             raise ValueError(f"the guide noises data and was given none (batch_size={batch_size})")
         times = None if self.times is None else grid_times(self.diffusion, self.times)
         if isinstance(x, Tensor) and x.is_floating_point():
             x = torch.where(x.isnan(), 0, x)  # a missing entry, at whose noise the model won't look
         law = self.law(x, times)
-        with batch_plate(self.plate, law.batch_shape, batch_size, num_data):
+        with self.running(), batch_plate(self.plate, law.batch_shape, batch_size, num_data):
             if (latent := self.diffusion.context) is not None:
                 context = pyro.sample("context", latent.posterior(law.x, law.x_dim))
                 law = self.law(x, times, context)

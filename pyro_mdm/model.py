@@ -336,9 +336,9 @@ class DiffusionModel(Registered):
             ValueError: x of another shape, sizes of batch and plates that disagree, contexts that
                 are missing or of other data, or a guide over another diffusion.
         """
-        self.register()
         drop = self.training and x is not None
-        return self.given_context(given, drop=drop)._run(x, batch_size, num_data)
+        with self.running():
+            return self.given_context(given, drop=drop)._run(x, batch_size, num_data)
 
     def _run(self, x: Tensor | None, batch_size: int | None, num_data: int | None) -> Tensor:
         event_dim = len(self.event_shape)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
+from weakref import WeakSet
 
 import pyro
 import torch
@@ -21,9 +23,15 @@ from pyro_mdm.paths.divergence import shared_diffusion
 from pyro_mdm.support.checks import check_count
 from pyro_mdm.support.settings import Restorable
 
-__all__ = ["OnePath", "Registered", "batch_plate", "grid_times", "restored_times"]
+__all__ = ["OnePath", "Registered", "batch_plate", "grid_times", "one_thread", "restored_times"]
 
+PREFIX = "pyro_mdm_"
+"""Of names of parameters in Pyro's store."""
 _names = itertools.count()
+_programs: WeakSet[Registered] = WeakSet()
+"""Programs with parameters in the store."""
+_in_use = threading.RLock()
+"""Held by the thread whose programs use Pyro's handlers, and never waited for."""
 
 
 class Registered(Restorable, nn.Module):
@@ -31,28 +39,49 @@ class Registered(Restorable, nn.Module):
 
     ``pyro.module`` would put them there at every call, and silently takes those stored under the
     same name: of weights in ``channels_last``, or of a copy of a model, ``SVI`` would then train
-    other tensors than the module's. Here that is an error, and a copy has its own name.
+    other tensors than the module's. Here that is an error, and a copy has its own name. What a
+    program had in the store goes when the program is gone and another registers.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._pyro_name = f"pyro_mdm_{next(_names)}"
+        self._pyro_name = f"{PREFIX}{next(_names)}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        for parameter in self.parameters():
+            vars(parameter).pop("unconstrained", None)  # Pyro's weak reference is never pickled
+        return self.__dict__.copy()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._pyro_name = f"pyro_mdm_{next(_names)}"
+        self._pyro_name = f"{PREFIX}{next(_names)}"
+        stored = dict(pyro.get_param_store().named_parameters())
+        for parameter in self.parameters():
+            if stored.get(getattr(parameter, "pyro_mdm_name", "")) is not parameter:
+                vars(parameter).pop("pyro_mdm_name", None)  # that of the one it is a copy of
 
-    def register(self) -> None:
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """A context in which the program runs, in one thread and with its parameters registered."""
+        with one_thread():
+            self._register()
+            yield
+
+    def _register(self) -> None:
         """Register every parameter under one name, however many programs share it."""
         collecting = any(isinstance(m, TraceMessenger) and m.param_only for m in _PYRO_STACK)
         if not collecting:
             return
+        _programs.add(self)
+        store = pyro.get_param_store()
         for name, parameter in self.named_parameters():
             if not parameter.requires_grad:
                 continue
             full = _full_name(parameter, f"{self._pyro_name}$$${name}")
-            stored = pyro.param(full, parameter)
-            if stored is not parameter:
+            if full not in store:
+                _forget()
+            pyro.param(full, parameter)
+            if store[full] is not parameter:
                 raise RuntimeError(
                     f"Pyro's parameter store holds another tensor as {full!r}; SVI would train "
                     "that one and not the module. Call pyro.clear_param_store(), and keep "
@@ -66,6 +95,34 @@ def _full_name(parameter: Tensor, name: str) -> str:
     if known is None:
         parameter.pyro_mdm_name = known = name  # type: ignore[attr-defined]
     return str(known)
+
+
+def _forget() -> None:
+    """Take out of the store what only programs had that are gone."""
+    parameters = (p for program in _programs for p in program.parameters())
+    kept = {getattr(parameter, "pyro_mdm_name", None) for parameter in parameters}
+    store = pyro.get_param_store()
+    for name in [n for n in store if n.startswith(PREFIX) and n not in kept]:
+        del store[name]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """A context that one thread at a time is in.
+
+    Raises:
+        RuntimeError: another thread is in it.
+    """
+    if not _in_use.acquire(blocking=False):
+        raise RuntimeError(
+            "another thread is running a program at the same time, and Pyro has one stack of "
+            "handlers for all threads, so that each would write into the other's traces; train in "
+            "processes, or hold a lock of your own around each step"
+        )
+    try:
+        yield
+    finally:
+        _in_use.release()
 
 
 def batch_plate(

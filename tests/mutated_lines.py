@@ -460,7 +460,7 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
     ],
     "pyro_mdm/paths/likelihood.py": [
         (
-            "log_mean_weight(each) if exact else each.mean(0)",
+            "log_mean_weight(each) if self.is_exact else each.mean(0)",
             "each.mean(0)",
             "test_likelihood_methods.py::test_log_prob_of_weights_is_the_log_of_their_mean",
         ),

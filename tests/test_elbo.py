@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
+import pickle
+import threading
+from typing import Any
 
 import pyro
 import pytest
@@ -385,6 +389,83 @@ def test_a_copy_of_a_model_is_trained_apart_from_it() -> None:
     SVI(copied, own_guide, optim, loss=MDM_ELBO()).step(data(32).float())
     assert all(map(torch.equal, kept, model.parameters()))
     assert not all(map(torch.equal, kept, copied.parameters()))
+
+
+def test_a_model_is_pickled_after_a_step_and_trained_apart_from_it() -> None:
+    """With its guide, whose diffusion it shares; so is a copy, of which nothing else is left."""
+    pyro.clear_param_store()
+    model, guide = tiny(LearnedDiffusion(2, max_log_snr=6.0))
+    optim, x = pyro.optim.Adam({"lr": 1e-3}), data(32).float()
+    svi = SVI(model, guide, optim, loss=MDM_ELBO())
+    svi.step(x)
+    list(pyro.get_param_store().items())  # which refers to parameters weakly once more
+    kept = [p.detach().clone() for p in model.parameters()]
+    loaded, its_guide = pickle.loads(pickle.dumps((model, guide)))
+    assert loaded.diffusion is its_guide.diffusion
+    assert all(map(torch.equal, kept, loaded.parameters()))
+    SVI(loaded, its_guide, optim, loss=MDM_ELBO()).step(x)
+    assert all(map(torch.equal, kept, model.parameters()))
+    assert not all(map(torch.equal, kept, loaded.parameters()))
+    names = len(pyro.get_param_store())
+    assert names == 2 * len(kept)
+    svi.step(x)
+    copy.copy(model)
+    svi.step(x)
+    assert len(pyro.get_param_store()) == names
+
+
+def test_what_a_model_has_in_the_store_goes_with_it() -> None:
+    """At the first step of another; a guide's own part stays as long as the guide."""
+    pyro.clear_param_store()
+    pyro.param("yours", torch.ones(()))
+    optim, x = pyro.optim.Adam({"lr": 1e-3}), data(8).float()
+    guides = []
+    for fit in range(4):
+        model, guide = tiny(LearnedDiffusion(2, max_log_snr=6.0))
+        SVI(model, guide, optim, loss=MDM_ELBO()).step(x)
+        guides = [guide] if fit == 2 else guides  # one is kept beyond its model
+        number, of_diffusion = len(list(model.parameters())), len(list(guide.parameters()))
+        del model, guide
+        gc.collect()
+    assert number > of_diffusion > 0
+    assert len(pyro.get_param_store()) == 1 + of_diffusion + number
+    SVI(*tiny(CLD(max_log_snr=6.0)), optim, loss=MDM_ELBO()).step(x)
+    names = set(pyro.get_param_store().keys())
+    assert "yours" in names
+    assert {p.pyro_mdm_name for p in guides[0].parameters()} <= names
+    assert len(names) < 1 + of_diffusion + number
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_programs_in_two_threads_are_refused_where_they_meet(objective: str) -> None:
+    """Not one after the other; and the thread that came first goes on."""
+    model, guide = tiny(CLD(max_log_snr=6.0))
+    other, its_guide = tiny(CLD(max_log_snr=6.0))
+    inside, done = threading.Event(), threading.Event()
+    x, losses = data(8).float(), []
+
+    class Waiting(Gaussian):
+        def forward(self, *args: Any) -> Any:
+            inside.set()
+            assert done.wait(600)
+            return super().forward(*args)
+
+    model.likelihood = Waiting()
+
+    def train() -> None:
+        losses.append(OBJECTIVES[objective]().loss(model, guide, x))
+
+    first = threading.Thread(target=train)
+    first.start()
+    assert inside.wait(600)
+    try:
+        with pytest.raises(RuntimeError, match="another thread is running a program at the same"):
+            OBJECTIVES[objective]().loss(other, its_guide, x)
+    finally:
+        done.set()
+        first.join()
+    assert math.isfinite(losses[0])
+    assert math.isfinite(OBJECTIVES[objective]().loss(other, its_guide, x))
 
 
 def test_weights_that_the_store_would_replace_are_an_error() -> None:

@@ -25,6 +25,9 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import biject_to
 
+from pyro_mdm.paths.base import PathLaw
+from pyro_mdm.support.inference import Inference
+
 __all__ = ["ProgramDensity", "is_enumerated", "run"]
 
 UNBATCHED = (
@@ -75,6 +78,7 @@ class ProgramDensity:
         sites = _densities(trace)
         latents: list[Any] = [site for _, site in trace.iter_stochastic_nodes()]
         self._latents = [site for site in latents if not is_enumerated(site)]
+        self._laws = {site["name"]: site["fn"] for site in sites}
         self._frames = {f.name: f for site in sites for f in site["cond_indep_stack"]}
         dims = [frame.dim for frame in self._frames.values() if frame.dim is not None]
         self._first_free_dim = min(dims, default=0) - 1
@@ -156,6 +160,7 @@ class ProgramDensity:
 
     def check(self, x: Tensor, *args: Any, **kwargs: Any) -> None:
         """Raise ValueError unless the program has one density of each of two values (2, dim)."""
+        self._check_laws()
         self._check_latents(*args, **kwargs)
         for row in x:  # by Pyro's own checks
             self._run_at(row, *args, **kwargs)
@@ -193,7 +198,9 @@ class ProgramDensity:
         try:
             first = self(x, *args, **kwargs)
         except RuntimeError as error:
-            if not any(words in str(error) for words in UNBATCHED):
+            of_path = any(isinstance(law, PathLaw) for law in self._laws.values())
+            unbatched = (*UNBATCHED, "data-dependent") if of_path else UNBATCHED
+            if not any(words in str(error) for words in unbatched):
                 raise
             self._is_batched = False
             warnings.warn(
@@ -204,6 +211,17 @@ class ProgramDensity:
             )
             first = self(x, *args, **kwargs)
         return first, self(x, *args, **kwargs)
+
+    def _check_laws(self) -> None:
+        """Raise ValueError if a site's ``log_prob`` is no density, such as a bound on one."""
+        for name, law in self._laws.items():
+            while (inner := getattr(law, "base_dist", None)) is not None:
+                law = inner
+            if (check := getattr(law, "check_density", None)) is not None:
+                try:
+                    check(Inference("AutoMDM", walks=True))
+                except ValueError as error:
+                    raise ValueError(f"site {name!r}: {error}") from error
 
     def _check_latents(self, *args: Any, **kwargs: Any) -> None:
         """Raise ValueError if a latent has no proper density, or not always the same support."""

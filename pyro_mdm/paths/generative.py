@@ -14,6 +14,7 @@ from pyro_mdm.diffusions.simulation import Simulation
 from pyro_mdm.paths.base import PathLaw, Self
 from pyro_mdm.paths.density import density_bound
 from pyro_mdm.support.checks import describe
+from pyro_mdm.support.inference import Inference, inference_in_use
 
 if TYPE_CHECKING:
     from pyro_mdm.scores.base import Score
@@ -46,7 +47,7 @@ class GenerativePath(GenerativeLaw):
 
     ``sample`` simulates the SDE. ``log_prob`` is a *stochastic lower bound* on log p(y_ε),
     :func:`~pyro_mdm.paths.density_bound`. Its exponential estimates nothing: importance weights
-    need :class:`GenerativeChain`.
+    need :class:`GenerativeChain`, and Pyro's inference that takes them is refused.
     """
 
     def __init__(
@@ -81,13 +82,29 @@ class GenerativePath(GenerativeLaw):
         return y.reshape(*lead, *self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """A stochastic lower bound on log p_θ(y_ε), (*batch), nats."""
+        """A stochastic lower bound on log p_θ(y_ε), (*batch), nats.
+
+        Raises:
+            ValueError: Pyro's inference asks for it to take exponentials of it, or to walk on it.
+        """
+        if (use := inference_in_use()) is not None:
+            self.check_density(use)
         if self._validate_args:
             self._validate_sample(value)
         (state,) = self.states(value)
         lead = state.shape[: state.dim() - self.x_dim - 1]
         y0 = state.reshape(-1, *self.event_shape[1:])
         return density_bound(self.diffusion, self.score, y0).reshape(lead)
+
+    def check_density(self, use: Inference) -> None:
+        """Raises ValueError for an inference that takes exponentials of a density."""
+        if use.weighs:
+            raise ValueError(
+                "log_prob of a path in continuous time is a lower bound, with other noise at every "
+                f"call, and {use.name} takes it for a log density; give both programs a grid, as "
+                "its paths have one, DiffusionModel(…, times=65) and DiffusionGuide(diffusion, "
+                "times=65), or use SVI with MDM_ELBO or Trace_ELBO"
+            )
 
     def score_at(self, y: Tensor, s: Tensor) -> Tensor:
         """s_θ(y, s), like y (*batch, K, *event_shape), for s (*batch)."""

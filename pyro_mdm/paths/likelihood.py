@@ -115,9 +115,13 @@ class Estimator:
         many = x.repeat(self.draws, *(1,) * (x.dim() - 1))
         with self._drawing(len(x)):
             each = self._one(many).expand(len(many)).reshape(self.draws, -1)
-        exact = self.method == "importance" or (self.method == "flow" and not self.solver.probes)
-        value = log_mean_weight(each) if exact else each.mean(0)
+        value = log_mean_weight(each) if self.is_exact else each.mean(0)
         return value.to(x.dtype)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the exponential of a draw is unbiased for a density, and not below it."""
+        return self.method == "importance" or (self.method == "flow" and not self.solver.probes)
 
     def _drawing(self, n: int) -> AbstractContextManager[None]:
         if self.seed is None:
