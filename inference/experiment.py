@@ -286,9 +286,10 @@ def train_all(cells: list[Cell], folder: Path, workers: int) -> None:
     finished = len(cells) - len(waiting)
     bar = progress_bar(len(cells), folder.name, "runs", initial=finished, leave=True)
     lock, further = threading.Lock(), ["--trust"] if trust.is_said() else []
+    started: list[subprocess.Popen[bytes]] = []
 
     def run(cell: Cell) -> None:
-        _train(cell, folder, further)
+        _train(cell, folder, further, started)
         with lock:
             bar.update()
 
@@ -297,8 +298,11 @@ def train_all(cells: list[Cell], folder: Path, workers: int) -> None:
         try:
             for future in futures:
                 future.result()
-        except BaseException:
+        except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
+            if not isinstance(error, Exception):  # Ctrl-C, or another signal
+                for training in started:
+                    training.terminate()  # it saves its state, and the same command goes on
             raise
 
 
@@ -316,7 +320,10 @@ def _is_finished(cell: Cell, folder: Path) -> bool:
     return (path / "results.json").is_file()
 
 
-def _train(cell: Cell, folder: Path, further: list[str]) -> None:
+def _train(
+    cell: Cell, folder: Path, further: list[str], started: list[subprocess.Popen[bytes]]
+) -> None:
+    """Train a run to its end, in a process that is added to ``started``."""
     path = folder / cell.name
     if has_checkpoint(path):
         words = ["--resume", str(path)]
@@ -331,14 +338,16 @@ def _train(cell: Cell, folder: Path, further: list[str]) -> None:
     # the programs are found from any folder
     folders = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
     with open(log, "ab") as output:
-        done = subprocess.run(
+        training = subprocess.Popen(
             [sys.executable, "-m", "inference.train", *words, *further],
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             env=os.environ | one_thread | {"PYTHONPATH": folders},
         )
-    if done.returncode:
+        started.append(training)
+        training.wait()
+    if training.returncode:
         lines = log.read_text(errors="replace").strip().splitlines()
         said = [line for line in lines if line.startswith("error: ")] or lines
         raise RunError(f"{path} failed: {' '.join(said[-1:])}; see {log}")

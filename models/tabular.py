@@ -335,7 +335,7 @@ def _kinds(columns: str | None, names: Sequence[str] = ()) -> dict[str, str]:
     """
     known = {name.strip(): name for name in names} | {name: name for name in names}
     kinds = {}
-    for part in next(csv.reader([columns or ""], skipinitialspace=True), []):
+    for part in comma_separated(columns or "", "columns"):
         ends = [i for i, sign in enumerate(part) if sign == "=" and part[:i].strip()]
         if part.strip() and not ends:
             raise ValueError(
@@ -356,8 +356,23 @@ def said_of(kinds: Mapping[str, str]) -> str:
     spaces = any(str(name) != str(name).strip() for name in kinds)
     options: dict[str, Any] = {"quoting": csv.QUOTE_ALL} if spaces else {}
     row = [f"{name}={kind}" for name, kind in kinds.items()]
-    csv.writer(text, lineterminator="", **options).writerow(row)
-    return text.getvalue()
+    csv.writer(text, **options).writerow(row)
+    return text.getvalue().removesuffix("\r\n")
+
+
+def comma_separated(text: str, option: str) -> list[str]:
+    """The words between commas of an option, quoted as in a CSV file.
+
+    Raises:
+        ValueError: a line break stands outside of quotes.
+    """
+    try:
+        return next(csv.reader([text], skipinitialspace=True), [])
+    except csv.Error as error:
+        raise ValueError(
+            f"--{option} is {text!r}, which has a line break outside of quotes; expected words "
+            'with commas between, quoted as in a CSV file: "a name=kind",other=kind'
+        ) from error
 
 
 def read_table(source: Path | str) -> DataFrame:
