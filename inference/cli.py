@@ -126,10 +126,25 @@ def _run(
             "overwrite is true in a file of --config, which may be somebody else's; expected "
             "it here: --overwrite true"
         )
+    _look_of_our_own()
     values = {name: _lowered(options[name]) for name in parser.hints}
     with trust.command(_code(values, named, listed), trusts=trusts):
         function(**values)
     sys.stdout.flush()  # a pipe that is closed, or a disk that is full, is told now
+
+
+def _look_of_our_own() -> None:
+    """Draw by matplotlib's own settings where the current folder has some, which may be anybody's.
+
+    Where they are from otherwise they are the user's.
+    """
+    if not Path("matplotlibrc").exists():
+        return
+    with contextlib.suppress(ImportError):
+        import matplotlib
+
+        matplotlib.rcdefaults()
+        matplotlib.use("agg")
 
 
 def _close_output() -> None:
