@@ -26,6 +26,7 @@ from models.columns import (
     unknown_in,
 )
 from models.files import DataError
+from models.gaps import dependent_gaps, gaps_in_words
 from models.kept import table_bytes, table_of
 from models.problem import Assembly, Problem
 from pyro_mdm import MixedDenoiser, OneHot
@@ -115,6 +116,8 @@ class Tabular(Problem):
         columns: the columns of the model.
         left_out: why others that nothing was said of are not among them, by name.
         doubts: what is doubtful of columns and their kinds, by name, in words.
+        dependent_gaps: the columns whose gaps are not chance, see
+            :func:`~models.gaps.dependent_gaps`.
 
     Raises:
         DataError: no such file, or one that is no table; fewer than 20 rows; an unknown column or
@@ -159,6 +162,7 @@ class Tabular(Problem):
             self.keeps_best, self.window = self.KEEPS, WINDOW
         self.left_out: dict[str, str] = {}
         self.doubts: dict[str, list[str]] = {}
+        self.dependent_gaps: dict[str, str] = {}
         super().__init__(holdout=holdout)
 
     @property
@@ -194,6 +198,11 @@ class Tabular(Problem):
             ]
         )
 
+    def warn_of_gaps(self) -> None:
+        """Warn where what is missing depends on other columns."""
+        if self.dependent_gaps:
+            warnings.warn(gaps_in_words(self.dependent_gaps), stacklevel=2)
+
     @property
     def split_in_words(self) -> str:
         words = super().split_in_words
@@ -227,7 +236,9 @@ class Tabular(Problem):
         self.left_out = left_out(table, train, self._kinds)
         unknown = unknown_in(self.columns, table)
         self._doubt(table, unknown)
-        codes = encode(self.columns, known_alone(table, unknown))
+        known = known_alone(table, unknown)
+        self.dependent_gaps = dependent_gaps(known, [column.name for column in self.columns])
+        codes = encode(self.columns, known)
         return codes[rows.train], codes[rows.validation], codes[rows.test]
 
     def _strata(self, table: DataFrame) -> Tensor | None:
