@@ -362,7 +362,7 @@ def _literal(value: str, kinds: Sequence[str], word: str) -> str:
     return value.translate(LIFTED)
 
 
-def _lowered(value: Any) -> Any:
+def _lowered(value: object) -> Any:
     """A value of an option with the characters that :func:`_literal` was given."""
     if isinstance(value, list):
         return [_lowered(one) for one in value]

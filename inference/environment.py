@@ -129,8 +129,8 @@ def check_threads(number: int | None) -> None:
     most = max(MOST_THREADS, os.cpu_count() or 1)
     if number is not None and not 0 < number <= most:
         raise ValueError(
-            f"--threads is {number}, expected a positive number, of at most {most:,}; more than the "
-            f"{usable_cores()} cores that this process may use gain nothing"
+            f"--threads is {number}, expected a positive number, of at most {most:,}; more than "
+            f"the {usable_cores()} cores that this process may use gain nothing"
         )
 
 

@@ -8,7 +8,7 @@ may lack characters that we write.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, TextIO
 
 __all__ = ["Terminal", "plain", "shown"]
 
@@ -60,7 +60,7 @@ class Terminal:
         stream: the stream, such as ``sys.stdout``, which has all other methods.
     """
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
