@@ -11,9 +11,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import errno
 import inspect
 import json
+import os
 import re
+import signal
 import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,16 +24,18 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter
 
 from inference import trust
-from inference.checkpoints import ArchitectureError, CheckpointError
+from inference.checkpoints import FULL, ArchitectureError, CheckpointError
 from inference.config import without_removed
 from inference.names import ASKED, NAMED, NameNotFoundError
+from inference.processes import Stopped, raised_signals
 from inference.runs import RunError
 from models import DataError
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
 from pyro_mdm.diffusions.simulation import SimulationError
+from pyro_mdm.support.text import Terminal, shown
 
 MISTAKES = (
     ArchitectureError,
@@ -62,9 +67,10 @@ def command_line(
 ) -> None:
     """Run ``function`` with the command line's arguments, typed and explained by its signature.
 
-    A mistake (an unknown name, a folder in the way, a damaged checkpoint) ends the program with its
-    message alone; ``--debug`` as the first argument shows the traceback. The exit status is 2 for a
-    wrong option or value, and 1 for errors of the program.
+    A mistake (an unknown name, a folder in the way, a damaged checkpoint, a disk that may not be
+    written to) ends the program with its message alone; ``--debug`` as the first argument shows the
+    traceback. The exit status is 2 for a wrong option or value, 1 for errors of the program, and
+    128 + the number of a signal that ended it.
 
     Args:
         function: the program; its parameters, or the fields of ``groups``, are the options.
@@ -79,26 +85,88 @@ def command_line(
     debug = words[:1] == ["--debug"]
     # of strings jsonargparse runs the module's `if TYPE_CHECKING:`, and loads what is meant to wait
     function.__annotations__ = typing.get_type_hints(function)
-    try:
-        parser = _parser(function, unnamed, groups or {})
-        said = _assign(words[1:] if debug else words, parser, unnamed)
-        trusts, said = _trusts(said)
-        options = parser.parse_args(said)
-        named = {word.removeprefix("--").partition("=")[0] for word in said}
-        if options.get("overwrite") and "overwrite" not in named:
-            raise OptionError(
-                "overwrite is true in a file of --config, which may be somebody else's; expected "
-                "it here: --overwrite true"
-            )
-        with trust.command(_code(options, named, listed), trusts=trusts):
-            function(**{name: options[name] for name in parser.hints})
-    except (OptionError, *MISTAKES) as error:
-        if debug:
-            raise
-        if not isinstance(error, OptionError):
-            raise SystemExit(f"error: {error}") from error
-        print(f"error: {error}\n--help lists the options", file=sys.stderr)
-        raise SystemExit(2) from error
+    out, err = Terminal(sys.stdout), Terminal(sys.stderr)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), raised_signals():
+        try:
+            _run(function, words[1:] if debug else words, unnamed, groups or {}, listed)
+        except (OptionError, OSError, *MISTAKES) as error:
+            if debug:
+                raise
+            if isinstance(error, BrokenPipeError):
+                _close_output()
+                raise SystemExit(1) from None
+            if not isinstance(error, OptionError):
+                message = shown(f"error: {_in_words(error)}", err.encoding)
+                raise SystemExit(message) from error
+            print(f"error: {error}\n--help lists the options", file=sys.stderr)
+            raise SystemExit(2) from error
+        except (KeyboardInterrupt, Stopped) as error:
+            if debug:
+                raise
+            stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
+            print(stopped, file=sys.stderr)
+            raise stopped from None
+
+
+def _run(
+    function: Callable[..., Any],
+    words: list[str],
+    unnamed: str | None,
+    groups: Mapping[str, type],
+    listed: Sequence[str],
+) -> None:
+    """Run a program with the arguments in these words, see :func:`command_line`."""
+    parser = _parser(function, unnamed, groups)
+    said = _assign(words, parser, unnamed)
+    trusts, said = _trusts(said)
+    options = parser.parse_args(said)
+    named = {word.removeprefix("--").partition("=")[0] for word in said}
+    if options.get("overwrite") and "overwrite" not in named:
+        raise OptionError(
+            "overwrite is true in a file of --config, which may be somebody else's; expected "
+            "it here: --overwrite true"
+        )
+    _look_of_our_own()
+    values = {name: _lowered(options[name]) for name in parser.hints}
+    with trust.command(_code(values, named, listed), trusts=trusts):
+        function(**values)
+    sys.stdout.flush()  # a pipe that is closed, or a disk that is full, is told now
+
+
+def _look_of_our_own() -> None:
+    """Draw by matplotlib's own settings where the current folder has some, which may be anybody's.
+
+    Where they are from otherwise they are the user's.
+    """
+    if not Path("matplotlibrc").exists():
+        return
+    with contextlib.suppress(ImportError):
+        import matplotlib
+
+        matplotlib.rcdefaults()
+        matplotlib.use("agg")
+
+
+def _close_output() -> None:
+    """Write no more to a pipe whose reader has seen enough, also where Python ends."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _in_words(error: BaseException) -> str:
+    """The message of an error; one of the system begins with its file."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    place = f"{error.filename}: " if error.filename is not None else ""
+    advice = {
+        **dict.fromkeys(
+            (errno.EACCES, errno.EPERM, errno.EROFS),
+            "give another place, or allow this program to read and write there",
+        ),
+        errno.ENAMETOOLONG: "give a shorter name",
+        **dict.fromkeys(FULL, "free some space, or give another place"),
+    }.get(error.errno or 0, "")
+    return f"{place}{error.strerror}" + (f"; {advice}" if advice else "")
 
 
 def _trusts(words: Sequence[str]) -> tuple[bool, list[str]]:
@@ -109,7 +177,7 @@ def _trusts(words: Sequence[str]) -> tuple[bool, list[str]]:
     return said[-1:] == ["true"], [word for word in words if not word.startswith("--trust=")]
 
 
-def _code(options: Namespace, named: set[str], listed: Sequence[str]) -> list[str]:
+def _code(options: Mapping[str, Any], named: set[str], listed: Sequence[str]) -> list[str]:
     """The names of code in the words of the command line, without those of --config files."""
     names: list[str] = []
     for name in (*NAMED, *ASKED):
@@ -265,15 +333,42 @@ def _assign(words: Sequence[str], parser: _Parser, unnamed: str | None) -> list[
             value = left.pop(0) if follows else "true"
         if INTEGER in kinds and (power := re.fullmatch(r"(\d+)e(\d\d?)", value)):
             value = power[1] + "0" * int(power[2])
-        given.append(f"--{name}={value}")
+        given.append(f"--{name}={_literal(value, kinds, word)}")
     if alone:
         several = unnamed is not None and hints[unnamed] == SEVERAL
         twice = any(word.startswith(f"--{unnamed}=") for word in given)
         if unnamed is None or twice or (len(alone) > 1 and not several):
             wrong = f"{alone[-1]!r} belongs to no option"
             raise OptionError(f"{wrong}; options are given as --name value")
+        kinds = NAMES[Path] if several else _kinds(hints[unnamed])
+        alone = [_literal(word, kinds, f"--{unnamed}") for word in alone]
         given.append(f"--{unnamed}={json.dumps(alone) if several else alone[0]}")
     return sorted(given, key=lambda word: not word.startswith("--config="))
+
+
+LIFTED = {ord("#"): 0x10F023, **{0xDC00 + byte: 0x10F000 + byte for byte in range(0x80, 0x100)}}
+"""Private characters for those with which YAML reads a word as a comment, or does not read it: the
+bytes of a path that is not UTF-8."""
+
+
+def _literal(value: str, kinds: Sequence[str], word: str) -> str:
+    """The value of a path or a name, so that YAML has nothing to read in it; others unchanged."""
+    if not {"a path", "a name"} & set(kinds) or value.startswith("["):
+        return value
+    if "a path" in kinds:
+        if not value:
+            raise OptionError(f"{word} is empty, expected {_listed(kinds)}")
+        value = value if Path(value).is_absolute() else f"./{value}"  # null is a folder too
+    return value.translate(LIFTED)
+
+
+def _lowered(value: object) -> Any:
+    """A value of an option with the characters that :func:`_literal` was given."""
+    if isinstance(value, list):
+        return [_lowered(one) for one in value]
+    if isinstance(value, str | Path):
+        return type(value)(str(value).translate({lifted: own for own, lifted in LIFTED.items()}))
+    return value
 
 
 def _nearest(word: str, known: Iterable[str], dashes: str = "") -> str:

@@ -37,6 +37,7 @@ from models.base import Assembly, ImageProblem
 from models.files import spread
 from pyro_mdm import evaluation
 from pyro_mdm.evaluation.estimates import Comparison
+from pyro_mdm.support.files import check_place
 
 FILES = ("bounds.csv", "differences.csv", "by_log_snr.csv", "comparison.png")
 # -- the runs --------------------------------------------------------------------------------------
@@ -235,6 +236,7 @@ def _check_out(out: Path, overwrite: bool) -> None:
             f"{out} already holds {', '.join(there)}; replace them with --overwrite true, or give "
             "another --out"
         )
+    check_place(out / FILES[0])
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from inference.output import Row
+from pyro_mdm.support.text import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +38,7 @@ def comparison_figure(
     few = 1 < len(names) <= FEW and not simulated
     height = 1.4 + 0.32 * max(len(names), 4)
     figure = Figure((13.0, height + 4.2), dpi=DPI, layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(plain(title))
     parts: Any = figure.subfigures(2, 1, height_ratios=[height, 4.2])
     top, bottom = parts
     if len(names) > 1:
@@ -77,7 +78,7 @@ def _bounds(axes: Axes, bounds: Sequence[Row], colors: dict[str, Any]) -> None:
         axes.hlines(i, row["low_95_bits_per_dim"], row["high_95_bits_per_dim"], color, lw=1.2)
         axes.hlines(i, value - noise, value + noise, color, lw=6, alpha=0.4)
         axes.plot(value, i, "o", ms=4, color=color)
-    axes.set_yticks(range(len(bounds)), [row["run"] for row in bounds], fontsize=8)
+    axes.set_yticks(range(len(bounds)), [plain(row["run"]) for row in bounds], fontsize=8)
     axes.set_ylim(len(bounds) - 0.4, -0.6)
     axes.grid(axis="x", alpha=0.3)
     axes.set_xlabel("bits/dim")
@@ -106,7 +107,7 @@ def _differences(
         axes.text(1.01, i, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
     axes.tick_params(labelleft=False)
     axes.grid(axis="x", alpha=0.3)
-    axes.set_xlabel(f"bits/dim more than {best}")
+    axes.set_xlabel(f"bits/dim more than {plain(best)}")
     axes.set_title("paired difference from the best ± 95%: ● resolved, ○ not", fontsize=10)
 
 
@@ -118,7 +119,7 @@ def _diffusion_term(
         x = [(row["log_snr_low"] + row["log_snr_high"]) / 2 for row in rows]
         y = np.array([row["diffusion_bits_per_dim_per_log_snr"] for row in rows])
         error = np.array([row["monte_carlo_error_bits_per_dim_per_log_snr"] for row in rows])
-        axes.plot(x, y, "o-", ms=2.5, lw=1.1, color=colors[name], label=name)
+        axes.plot(x, y, "o-", ms=2.5, lw=1.1, color=colors[name], label=plain(name))
         if len(names) <= FEW:
             axes.fill_between(x, y - error, y + error, color=colors[name], alpha=0.25, lw=0)
         else:

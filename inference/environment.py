@@ -120,6 +120,20 @@ class Threads(NamedTuple):
         return f"{self.number} thread{'s' if self.number > 1 else ''}{self.why}"
 
 
+MOST_THREADS = 1024
+"""More than any gains by; so many may not start, which ends the process without a word."""
+
+
+def check_threads(number: int | None) -> None:
+    """Raise ValueError for a number of threads that cannot be had."""
+    most = max(MOST_THREADS, os.cpu_count() or 1)
+    if number is not None and not 0 < number <= most:
+        raise ValueError(
+            f"--threads is {number}, expected a positive number, of at most {most:,}; more than "
+            f"the {usable_cores()} cores that this process may use gain nothing"
+        )
+
+
 def choose_threads(given: int | None = None) -> Threads:
     """Set and return the number of PyTorch's threads.
 

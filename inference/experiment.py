@@ -286,9 +286,10 @@ def train_all(cells: list[Cell], folder: Path, workers: int) -> None:
     finished = len(cells) - len(waiting)
     bar = progress_bar(len(cells), folder.name, "runs", initial=finished, leave=True)
     lock, further = threading.Lock(), ["--trust"] if trust.is_said() else []
+    processes = _Processes()
 
     def run(cell: Cell) -> None:
-        _train(cell, folder, further)
+        _train(cell, folder, further, processes)
         with lock:
             bar.update()
 
@@ -297,9 +298,34 @@ def train_all(cells: list[Cell], folder: Path, workers: int) -> None:
         try:
             for future in futures:
                 future.result()
-        except BaseException:
+        except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
+            if not isinstance(error, Exception):  # Ctrl-C, or another signal
+                processes.end()  # they save their state, and the same command goes on
             raise
+
+
+class _Processes:
+    """Processes that are started, until all of them are ended."""
+
+    def __init__(self) -> None:
+        self._started: list[subprocess.Popen[bytes]] | None = []
+        self._lock = threading.Lock()
+
+    def start(self, words: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        """A new process (RunError: all are ended, also those to come)."""
+        with self._lock:
+            if self._started is None:
+                raise RunError("the experiment was stopped")
+            self._started.append(subprocess.Popen(words, **options))
+            return self._started[-1]
+
+    def end(self) -> None:
+        """Ask all to end, and start no more."""
+        with self._lock:
+            for process in self._started or []:
+                process.terminate()
+            self._started = None
 
 
 def _is_finished(cell: Cell, folder: Path) -> bool:
@@ -316,7 +342,8 @@ def _is_finished(cell: Cell, folder: Path) -> bool:
     return (path / "results.json").is_file()
 
 
-def _train(cell: Cell, folder: Path, further: list[str]) -> None:
+def _train(cell: Cell, folder: Path, further: list[str], processes: _Processes) -> None:
+    """Train a run to its end, in a process of its own."""
     path = folder / cell.name
     if has_checkpoint(path):
         words = ["--resume", str(path)]
@@ -331,14 +358,15 @@ def _train(cell: Cell, folder: Path, further: list[str]) -> None:
     # the programs are found from any folder
     folders = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
     with open(log, "ab") as output:
-        done = subprocess.run(
+        training = processes.start(
             [sys.executable, "-m", "inference.train", *words, *further],
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             env=os.environ | one_thread | {"PYTHONPATH": folders},
         )
-    if done.returncode:
+        training.wait()
+    if training.returncode:
         lines = log.read_text(errors="replace").strip().splitlines()
         said = [line for line in lines if line.startswith("error: ")] or lines
         raise RunError(f"{path} failed: {' '.join(said[-1:])}; see {log}")

@@ -100,7 +100,7 @@ def impute(
             f"--data {data} has no missing entry, expected one at least in the columns of the run, "
             f"{names}; leave one empty"
         )
-    with TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}-") as folder:
+    with TemporaryDirectory(dir=out.parent, prefix=".imputed-") as folder:
         part = partial(Part, number=whole.rows, schema=schema_without(data, table.names))
         middle = part(Path(folder) / f"middle{out.suffix}")
         each = [part(Path(folder) / f"{k}{out.suffix}", header=k == 0) for k in range(num)]

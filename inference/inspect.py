@@ -35,6 +35,7 @@ from inference.problems import build_problem, with_split
 from models import Problem
 from models.kinds import kind_of
 from pyro_mdm import LinearDiffusion
+from pyro_mdm.support.text import plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
@@ -69,7 +70,9 @@ def figure(names: Sequence[str], diffusions: Sequence[LinearDiffusion], x: Tenso
     _draw_overview(parts[0], names, shown, x)
     for part, name, block, diffusion in zip(parts[1:], names, shown, diffusions, strict=True):
         left, right = part.subfigures(1, 2, width_ratios=[5.2, 9.8])
-        part.suptitle(f"{name}, K = {diffusion.num_variables}", fontsize=11, x=0.01, ha="left")
+        part.suptitle(
+            f"{plain(name)}, K = {diffusion.num_variables}", fontsize=11, x=0.01, ha="left"
+        )
         _draw_moments(left, block)
         draw_noising(right, diffusion, x)
     return result
@@ -83,8 +86,8 @@ def _draw_overview(
         color, end = f"C{i}", diffusion.horizon
         start = diffusion.start_time.item()
         s = torch.linspace(start, end, 200, dtype=torch.float64)
-        snr.plot(s, diffusion.log_snr(s), color=color, label=name)
-        kl.plot(s, prior_kl_curve(diffusion, x, s), color=color, label=name)
+        snr.plot(s, diffusion.log_snr(s), color=color, label=plain(name))
+        kl.plot(s, prior_kl_curve(diffusion, x, s), color=color, label=plain(name))
         mu = torch.linalg.eigvals(diffusion.frozen().unit_drift)
         tau = (1 / -mu.real.max()).item()
         relaxed = time_of_clock(diffusion, tau)

@@ -23,7 +23,7 @@ FEWEST = 8
 
 POSITIVE = (
     *("steps", "batch_size", "micro_batches", "learning_rate", "log_every", "measure_every"),
-    *("clip", "checkpoint_every", "draws", "num_samples", "sampler_steps", "threads", "patience"),
+    *("clip", "checkpoint_every", "draws", "num_samples", "sampler_steps", "patience"),
 )
 
 

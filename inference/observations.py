@@ -12,6 +12,7 @@ from torch import Tensor
 
 from inference.names import find, make, slug
 from models import DataError
+from models.files import check_npy
 from models.images import SUFFIXES, image_files, read_pixels
 from pyro_mdm.measurements import Blur, Downsample, FunctionOperator, LinearOperator, Mask
 
@@ -233,6 +234,8 @@ def read(path: Path, how: How, image: Shape) -> Observation:
 
 def _array(path: Path) -> Tensor:
     try:
+        with open(path, "rb") as file:
+            check_npy(file, path.stat().st_size)
         values = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"--data {path} cannot be read as an array of numbers: {error}") from error

@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch import Tensor
 
+from inference.records import encode
 from inference.runs import RunError
 from pyro_mdm.pretrained import TRAINED, trained_folder
+from pyro_mdm.support.files import check_place
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Row = dict[str, Any]
+PROBE = "draws.npz"
+"""A name in a folder to be written into."""
 
 
 def aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
@@ -38,7 +42,7 @@ def csv_bytes(rows: Sequence[Row], columns: Sequence[str] | None = None) -> byte
     writer = csv.DictWriter(text, list(rows[0]) if columns is None else columns)
     writer.writeheader()
     writer.writerows(rows)
-    return text.getvalue().encode()
+    return encode(text.getvalue())
 
 
 def png(picture: Figure | Tensor) -> bytes:
@@ -66,13 +70,17 @@ def check_out(out: Path, suffixes: Sequence[str], *, overwrite: bool, option: st
     """Raise RunError unless ``out`` may be written.
 
     It must end in one of ``suffixes`` (none: a folder), be in a folder, and replace nothing unless
-    ``overwrite``. ``option`` names it in messages.
+    ``overwrite``. ``option`` names it in messages. A place where nothing can be written is an
+    OSError now, and not when all is computed.
     """
     if suffixes and out.suffix not in suffixes:
         raise RunError(f"--{option} is {out}, expected a name that ends in {' or '.join(suffixes)}")
     if not suffixes and out.exists() and not out.is_dir():
         raise RunError(f"--{option} is {out}, which is a file, expected a folder; give another")
+    if suffixes and out.is_dir():
+        raise RunError(f"--{option} is {out}, which is a folder, expected a file; give another")
     if out.exists() and not overwrite:
         raise RunError(f"{out} exists; give another --{option}, or --overwrite to replace it")
     if not out.parent.is_dir():
         raise RunError(f"--{option} is {out}, but there is no folder {out.parent}; make it first")
+    check_place(out if suffixes or not out.exists() else out / PROBE)

@@ -6,7 +6,7 @@ import csv
 import io
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -198,8 +198,22 @@ def text_columns(columns: Sequence[Column]) -> list[str]:
 def csv_text(rows: Cells) -> str:
     """Cells as the text of a CSV file."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n", **_quoting(itertools.chain(*rows))).writerows(rows)
     return text.getvalue()
+
+
+def table_text(table: pd.DataFrame, *, header: bool = True) -> str:
+    """A table as the text of a CSV file, without its index."""
+    texts = [table[name] for name in table.columns if table[name].dtype.kind not in "biufM"]
+    return table.to_csv(
+        index=False, header=header, **_quoting(itertools.chain(table.columns, *texts))
+    )
+
+
+def _quoting(cells: Iterable[object]) -> dict[str, Any]:
+    """Options of csv: a return ends a line for readers, and writers do not quote it for that."""
+    returns = any(isinstance(cell, str) and "\r" in cell for cell in cells)
+    return {"quoting": csv.QUOTE_ALL} if returns else {}
 
 
 # -- files -----------------------------------------------------------------------------------------
@@ -230,7 +244,7 @@ class Part:
     def add(self, table: pd.DataFrame) -> None:
         """Add rows; to a CSV file without their index."""
         if self.path.suffix == ".csv":
-            self._append(table.to_csv(index=False, header=self._needs_names))
+            self._append(table_text(table, header=self._needs_names))
         else:
             self._add_to_parquet(table)
 

@@ -14,12 +14,12 @@ import inspect
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -155,11 +155,18 @@ def loss_scale(fabric: Fabric) -> LossScale:
     return LossScale(precision.scaler if isinstance(precision, MixedPrecision) else None)
 
 
+ENDING = [getattr(signal, n) for n in ("SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, n)]
+"""The signals beside Ctrl-C that ask a program to end; HUP is that of a terminal that is closed."""
+
+
 class Stopped(SystemExit):
-    """Training was stopped by a signal and saved its state; the exit status is 128 + signal."""
+    """The program was stopped by a signal; the exit status is 128 + signal."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
+
+    def __str__(self) -> str:
+        return f"stopped by {signal.Signals(self.args[0] - 128).name}"
 
 
 @dataclass
@@ -171,23 +178,49 @@ class Signals:
 
 @contextmanager
 def catch_signals() -> Iterator[Signals]:
-    """Record SIGTERM and Ctrl-C instead of interrupting; a second Ctrl-C interrupts at once.
+    """Record Ctrl-C and :data:`ENDING` instead of interrupting; a second Ctrl-C does so at once.
 
-    Signals are caught in the main thread alone.
+    Signals are caught in the main thread alone, and those that are ignored, as by nohup, stay so.
     """
     caught = Signals()
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
 
     def note(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and caught.number:
             raise KeyboardInterrupt
         caught.number = number
 
-    before = {n: signal.signal(n, note) for n in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with _handled([signal.SIGINT, *ENDING], note):
         yield caught
+
+
+@contextmanager
+def raised_signals() -> Iterator[None]:
+    """Raise :data:`ENDING` as :class:`Stopped`, so that what is unfinished is removed.
+
+    A second one ends the process at once.
+    """
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        signal.signal(number, signal.SIG_DFL)
+        raise Stopped(number)
+
+    with _handled(ENDING, end):
+        yield
+
+
+@contextmanager
+def _handled(
+    numbers: list[int], handler: Callable[[int, FrameType | None], None]
+) -> Iterator[None]:
+    """Signals by this handler, in the main thread; those that are ignored stay so."""
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in numbers}
+    heard = [n for n in before if n == signal.SIGINT or before[n] is not signal.SIG_IGN]
+    for number in heard:
+        signal.signal(number, handler)
+    try:
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in heard:
+            signal.signal(number, before[number])

@@ -31,6 +31,7 @@ from inference.sample import contexts
 from models import ImageProblem, Problem
 from pyro_mdm import DiffusionModel
 from pyro_mdm.contexts import Labels
+from pyro_mdm.support.files import check_place
 
 __all__ = ["TASKS", "Restored", "coverage", "picture", "psnr", "restore", "restored", "summary"]
 
@@ -243,6 +244,8 @@ def _restore_own(
 ) -> None:
     """Restore images of files, each by itself, into a folder."""
     observations = [read(file, how, problem.event_shape) for file in files]
+    for observation in observations:
+        check_place((out if out.is_dir() else out.parent) / f"{observation.name}.npz")
     context, said = told(problem, len(files), given)
     if said is not None:
         print(said)

@@ -7,18 +7,14 @@ python -m inference.sample --reuse runs/digits-learned-0-0 --guide alda
 
 from __future__ import annotations
 
-import csv
 import functools
 import inspect
 import io
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import torch
@@ -31,13 +27,14 @@ from inference.completion import draws_given
 from inference.names import SAMPLERS, accepted, call, find, slug, takes, wrong_kind
 from inference.output import check_out, default_out, png
 from inference.picture import columns, contexts, observed_and_drawn, picture
-from inference.pieces import csv_text, text_columns
+from inference.pieces import csv_text, table_text, text_columns
 from inference.processes import start
 from inference.reuse import Another, open_run
 from inference.seeds import seed_from
 from inference.trajectory import MOST, animation, trajectory
 from models import Problem, Tabular
 from models.kinds import kind_of
+from models.tabular import comma_separated
 from pyro_mdm import Diffusion, DiffusionModel, randomness, samplers
 from pyro_mdm.samplers.base import Sampler
 from pyro_mdm.scores.base import Score
@@ -295,7 +292,7 @@ def sample(
             model.sampler = make_sampler(name, steps, model.diffusion, model.score_function)
         assert isinstance(problem, Tabular)
         rows = draws_given(problem, model, num_samples, known, batch_size=batch_size, seed=seed)
-        write_atomically(out, rows.to_csv(index=False).encode())
+        write_atomically(out, table_text(rows).encode())
         print(out)
         return
     if pairs and not (isinstance(problem, Tabular) and out.suffix == ".png"):
@@ -328,7 +325,7 @@ def _values_of(given: str, problem: Problem, out: Path) -> dict[str, Any]:
             f"--given is {given!r}, which is for rows of a table in a .csv file; give a class or a "
             "vector, or --out rows.csv"
         )
-    parts = next(csv.reader([given], skipinitialspace=True), [])
+    parts = comma_separated(given, "given")
     pairs = [part.partition("=") for part in parts]
     if wrong := [part for part, (_, equals, _) in zip(parts, pairs, strict=True) if not equals]:
         raise ValueError(
@@ -372,7 +369,7 @@ def _write(
         return
     x = torch.from_numpy(np.load(drawn))
     if isinstance(problem, Tabular) and out.suffix == ".csv":
-        write_atomically(out, problem.to_table(x).to_csv(index=False).encode())
+        write_atomically(out, table_text(problem.to_table(x)).encode())
         return
     if isinstance(problem, Tabular) and pairs:
         from pyro_mdm.plots.tables import pairs_figure  # loads matplotlib
@@ -387,19 +384,11 @@ def _write(
 def _partial(out: Path, fabric: Fabric) -> Iterator[Path]:
     """A temporary name beside ``out``, whose file is removed in the end."""
     partial = out.with_name(fabric.broadcast(f".{out.name}.{os.getpid()}.part"))
-    in_main = threading.current_thread() is threading.main_thread()
-    usual = signal.signal(signal.SIGTERM, _end) if in_main else None
     try:
         yield partial
     finally:
         if fabric.is_global_zero:
             partial.unlink(missing_ok=True)
-        if in_main:
-            signal.signal(signal.SIGTERM, usual)
-
-
-def _end(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)
 
 
 def _draw_into(file: Path, fabric: Fabric, model: DiffusionModel, n: int, options: Drawing) -> None:

@@ -35,6 +35,7 @@ from torch import Tensor
 from inference import trust
 from inference.calibration import DRAWS as CALIBRATION_DRAWS
 from inference.calibration import TableCalibration, table_calibration
+from inference.cli import check_positive
 from inference.completion import (
     column_of,
     draws,
@@ -84,7 +85,8 @@ class Table:
     ``fit`` trains, and :meth:`transform` completes a table, in a ``Pipeline`` too. Rows are a
     DataFrame with the columns that it was fitted to, in any order and with others beside them,
     which stay as they are; or an array, whose columns are called x0, x1, …. What is missing is NaN
-    or None.
+    or None. Gaps are taken to be chance: where they depend on other columns, ``fit`` warns, as then
+    :meth:`impute` alone is right.
 
     ``fit`` is that of ``inference.train --model tabular --guide vpsde``, a diffusion that is not
     learned, as a denoiser of rows hardly gains by it. A tenth of the rows is for validation and
@@ -236,12 +238,13 @@ class Table:
             name: as for ``inference.sample --sampler``; None: the run's, by default exponential.
             steps: the number of steps; None: the sampler's own.
         """
+        check_positive(steps=steps)
         model, own = self._fitted.model, self._run.config["sampler"]
-        self._sampler = name, steps
         with nullcontext() if name else trust.named_by(self.run_folder):
             model.sampler = make_sampler(
                 name or own or "exponential", steps, model.diffusion, model.score_function
             )
+        self._sampler = name, steps  # which pickles have, and a mistake has not changed
 
     # -- density -----------------------------------------------------------------------------------
 

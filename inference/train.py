@@ -25,10 +25,10 @@ import torch
 from inference import names, recipe, trust
 from inference.bounds import Bound
 from inference.checkpoints import explain_full_disk, write_atomically
-from inference.cli import check_positive, command_line
+from inference.cli import command_line
 from inference.config import OWN_TABLE
 from inference.decisions import decide, with_absolute_names, with_recipe
-from inference.environment import Threads, choose_threads, keep_threads
+from inference.environment import Threads, check_threads, choose_threads, keep_threads
 from inference.fingerprints import fingerprint
 from inference.mistakes import check_effects, check_patience, check_training, start_note
 from inference.options import GROUPS, Decided, Options
@@ -65,7 +65,7 @@ def train(
     given = Options(model=model, guide=guide, score=score, **options)
     if given.resume is not None:
         return _resume(given, given.resume)
-    check_positive(threads=given.threads)
+    check_threads(given.threads)
     threads = choose_threads(given.threads)
     if given.overwrite and given.run is None:
         raise RunError("--overwrite replaces a run in the folder --run, which is not given")
@@ -100,6 +100,7 @@ def _say(settings: Decided, programs: Programs, threads: Threads) -> None:
         print(note)
     if isinstance(programs.problem, Tabular):
         print(programs.problem.columns_in_words)
+        programs.problem.warn_of_gaps()
     print(programs.problem.split_in_words, flush=True)
     if threads.why:
         print(f"{threads}; give --threads N for another number")
@@ -115,7 +116,7 @@ def _resume(given: Options, folder: Path) -> Bound:
         )
     settings = Decided.of(Run.open(folder).config)
     for number in (given.threads, settings.threads):
-        check_positive(threads=number)
+        check_threads(number)
     keep_threads(settings.threads, given.threads, folder)
     fabric = start(settings.accelerator, settings.precision)
     with trust.named_by(folder), _open(fabric, lambda: Run.resume(folder)) as run:
@@ -355,8 +356,7 @@ def _flush(writer: SummaryWriter) -> None:
 
 def _stopped(run: Run, step: int, number: int) -> Stopped:
     if run.is_writable:
-        resume = f"python -m inference.train --resume {run.folder}"
-        print(f"stopped by a signal at step {step} and saved; go on with {resume}", flush=True)
+        print(f"stopped by a signal at step {step} and saved", flush=True)
     return Stopped(number)
 
 
@@ -402,8 +402,19 @@ def _open(fabric: Fabric, make: Callable[[], Run]) -> Iterator[Run]:
     run = make() if fabric.is_global_zero else None
     folder = fabric.broadcast(str(run.folder) if run is not None else "")
     run = run if run is not None else Run.open(Path(folder))
-    with run, explain_full_disk(run.folder / "tensorboard", 0):
+    with run, explain_full_disk(run.folder / "tensorboard", 0), _going_on(run):
         yield run
+
+
+@contextmanager
+def _going_on(run: Run) -> Iterator[None]:
+    """Say how to go on with a run that is interrupted."""
+    try:
+        yield
+    except (KeyboardInterrupt, Stopped):
+        if run.is_writable:
+            print(f"go on with python -m inference.train --resume {run.folder}", flush=True)
+        raise
 
 
 if __name__ == "__main__":

@@ -18,10 +18,11 @@ import pickle
 import shlex
 import struct
 import sys
+import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -134,17 +135,68 @@ IDX_SIZES = {"images": (3, 4), "labels": (1,)}
 def idx_array(content: bytes, place: str, what: Literal["images", "labels"] = "images") -> Images:
     """The array of an IDX file, gzipped or not: images or labels (DataError: it is damaged)."""
     if content[:2] == GZIP:
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{place} is damaged: {error}") from error
+        content = _unzipped(content, place)
     sizes = content[3] if content[:3] == IDX_BYTES and len(content) >= 8 else 0
     whole = sizes in IDX_SIZES[what] and len(content) >= 4 + 4 * sizes
-    shape = struct.unpack(f">{sizes}i", content[4 : 4 + 4 * sizes]) if whole else ()
+    shape = struct.unpack(f">{sizes}I", content[4 : 4 + 4 * sizes]) if whole else ()
     if not shape or len(content) != 4 + 4 * sizes + math.prod(shape):
         number = "three or four sizes" if what == "images" else "one size"
         raise DataError(f"{place}: expected an IDX file of {what}, unsigned bytes of {number}")
     return np.frombuffer(content[4 + 4 * sizes :], dtype=np.uint8).reshape(shape).copy()
+
+
+def _unzipped(content: bytes, place: str) -> bytes:
+    """The content of a gzipped IDX file, and a byte more than its header claims at most."""
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+            head = file.read(4)
+            head += file.read(4 * head[3] if len(head) == 4 else 0)
+            sizes = struct.unpack(f">{(len(head) - 4) // 4}I", head[4:]) if len(head) > 4 else ()
+            pieces, left = [head], math.prod(sizes) + 1
+            while left > 0 and (piece := file.read(min(left, CHUNK))):
+                pieces.append(piece)
+                left -= len(piece)
+            return b"".join(pieces)
+    except (OSError, EOFError, zlib.error, struct.error) as error:
+        raise DataError(f"{place} is damaged: {error}") from error
+
+
+# -- arrays of NumPy -------------------------------------------------------------------------------
+
+
+def check_npy(file: IO[bytes], size: int) -> None:
+    """Raise ValueError unless an .npy file has as many bytes as its header claims.
+
+    Memory for what it claims is taken before anything is read. The file is read from its start.
+
+    Args:
+        file: the file.
+        size: its bytes.
+    """
+    version = np.lib.format.read_magic(file)
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if read is None:
+        raise ValueError(f"its header has version {version}, expected (1, 0) or (2, 0)")
+    shape, _, kind = read(file)
+    claimed, there = math.prod(shape) * kind.itemsize, size - file.tell()
+    if claimed != there and not kind.hasobject:  # which is refused when it is read
+        raise ValueError(
+            f"its header claims {shape} of {kind}, {claimed:,} bytes, and {there:,} are there"
+        )
+
+
+def check_npz(path: Path) -> None:
+    """Raise ValueError unless every array of an .npz file has as many bytes as it claims."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            try:
+                with archive.open(member) as file:
+                    check_npy(file, member.file_size)
+            except RuntimeError as error:  # it has a password, or an unknown compression
+                raise ValueError(f"{member.filename}: {error}") from error
 
 
 # -- pickles ---------------------------------------------------------------------------------------

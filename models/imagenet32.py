@@ -196,7 +196,7 @@ def _decoded(files: Iterable[tuple[str, bytes]]) -> Iterator[Images]:
     batch = []
     for place, content in files:
         try:
-            with Image.open(io.BytesIO(content)) as image:
+            with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
                 pixels = np.asarray(image.convert("RGB"))
         except Exception as error:  # a damaged image can raise anything
             raise DataError(f"{place} is no image that can be read: {error}") from error

@@ -19,13 +19,19 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from models.base import FINE, PAPER, PUBLISHED, SMALL, ImageProblem
-from models.files import IDX_BYTES, DataError, idx_array
+from models.files import IDX_BYTES, DataError, check_npz, idx_array
 
 FEWEST = 20
 
 SUFFIXES = frozenset(
     [".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"]
 )
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What files are read as, whatever their suffix: PIL has others, some by programs such as
+Ghostscript."""
+MOST_PIXELS = 2**26
+"""The most pixels of a file that is decoded, of which a few kilobytes may claim any number."""
 
 PARTS = {
     "train": "train",
@@ -260,7 +266,12 @@ def read_pixels(path: Path, image_size: int | None = None) -> Pixels:
         DataError: no image that can be read, or one that has not 8 bits per channel.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise DataError(
+                    f"{path} has {image.width:,}×{image.height:,} pixels, expected at most "
+                    f"{MOST_PIXELS:,} in all; scale it down"
+                )
             grey = image.mode in GREY
             if not grey and image.mode not in COLOUR:
                 raise DataError(
@@ -285,6 +296,7 @@ def read_pixels(path: Path, image_size: int | None = None) -> Pixels:
 
 def _from_npz(path: Path, image_size: int | None) -> dict[str, Tensor]:
     try:
+        check_npz(path)
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             names = list(file.files)
             named = _named_parts(names, path)

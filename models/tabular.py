@@ -27,6 +27,7 @@ from models.columns import (
     unknown_in,
 )
 from models.files import DataError
+from models.gaps import dependent_gaps, gaps_in_words
 from models.kept import table_bytes, table_of
 from models.problem import Assembly, Problem
 from pyro_mdm import MixedDenoiser, OneHot
@@ -116,6 +117,8 @@ class Tabular(Problem):
         columns: the columns of the model.
         left_out: why others that nothing was said of are not among them, by name.
         doubts: what is doubtful of columns and their kinds, by name, in words.
+        dependent_gaps: the columns whose gaps are not chance, see
+            :func:`~models.gaps.dependent_gaps`.
 
     Raises:
         DataError: no such file, or one that is no table; fewer than 20 rows; an unknown column or
@@ -160,6 +163,7 @@ class Tabular(Problem):
             self.keeps_best, self.window = self.KEEPS, WINDOW
         self.left_out: dict[str, str] = {}
         self.doubts: dict[str, list[str]] = {}
+        self.dependent_gaps: dict[str, str] = {}
         super().__init__(holdout=holdout)
 
     @property
@@ -195,6 +199,11 @@ class Tabular(Problem):
             ]
         )
 
+    def warn_of_gaps(self) -> None:
+        """Warn where what is missing depends on other columns."""
+        if self.dependent_gaps:
+            warnings.warn(gaps_in_words(self.dependent_gaps), stacklevel=2)
+
     @property
     def split_in_words(self) -> str:
         words = super().split_in_words
@@ -229,7 +238,9 @@ class Tabular(Problem):
         self.left_out = left_out(table, train, self._kinds)
         unknown = unknown_in(self.columns, table)
         self._doubt(table, unknown)
-        codes = encode(self.columns, known_alone(table, unknown))
+        known = known_alone(table, unknown)
+        self.dependent_gaps = dependent_gaps(known, [column.name for column in self.columns])
+        codes = encode(self.columns, known)
         return codes[rows.train], codes[rows.validation], codes[rows.test]
 
     def _strata(self, table: DataFrame) -> Tensor | None:
@@ -338,7 +349,7 @@ def _kinds(columns: str | None, names: Sequence[str] = ()) -> dict[str, str]:
     """
     known = {name.strip(): name for name in names} | {name: name for name in names}
     kinds = {}
-    for part in next(csv.reader([columns or ""], skipinitialspace=True), []):
+    for part in comma_separated(columns or "", "columns"):
         ends = [i for i, sign in enumerate(part) if sign == "=" and part[:i].strip()]
         if part.strip() and not ends:
             raise ValueError(
@@ -359,8 +370,23 @@ def said_of(kinds: Mapping[str, str]) -> str:
     spaces = any(str(name) != str(name).strip() for name in kinds)
     options: dict[str, Any] = {"quoting": csv.QUOTE_ALL} if spaces else {}
     row = [f"{name}={kind}" for name, kind in kinds.items()]
-    csv.writer(text, lineterminator="", **options).writerow(row)
-    return text.getvalue()
+    csv.writer(text, **options).writerow(row)
+    return text.getvalue().removesuffix("\r\n")
+
+
+def comma_separated(text: str, option: str) -> list[str]:
+    """The words between commas of an option, quoted as in a CSV file.
+
+    Raises:
+        ValueError: a line break stands outside of quotes.
+    """
+    try:
+        return next(csv.reader([text], skipinitialspace=True), [])
+    except csv.Error as error:
+        raise ValueError(
+            f"--{option} is {text!r}, which has a line break outside of quotes; expected words "
+            'with commas between, quoted as in a CSV file: "a name=kind",other=kind'
+        ) from error
 
 
 def read_table(source: Path | str) -> DataFrame:

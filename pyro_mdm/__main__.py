@@ -18,6 +18,8 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from pyro_mdm.support.text import shown
+
 __all__ = ["main"]
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,8 +48,9 @@ def main() -> None:
         )
     name, *words = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
-        print("usage: pyro-mdm PROGRAM [--option VALUE …]; pyro-mdm PROGRAM --help lists options\n")
-        print("\n".join(f"  {name:12}{_summary(name)}" for name in PROGRAMS))
+        usage = "usage: pyro-mdm PROGRAM [--option VALUE …]; pyro-mdm PROGRAM --help lists options"
+        lines = [usage, "", *(f"  {name:12}{_summary(name)}" for name in PROGRAMS)]
+        print(shown("\n".join(lines), sys.stdout.encoding))
         return
     if name not in PROGRAMS:
         close = difflib.get_close_matches(name, PROGRAMS, n=1)

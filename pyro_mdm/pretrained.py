@@ -31,6 +31,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_mdm import networks  # noqa: F401  its classes are known by name
 from pyro_mdm.support.files import replacing
@@ -45,6 +46,8 @@ CONFIG, TENSORS = "config.json", "model.safetensors"
 FORMAT = 1
 """The format of such folders that is written."""
 ARGUMENTS = "arguments."
+SPARE, TIMES = 2**26, 8
+"""The entries that constructors may make for nothing, and for each entry of the file of tensors."""
 
 TRAINED = Path(__file__).resolve().parent.parent / "models" / "trained"
 """The folder of trained models in a checkout; an installed library has none beside it."""
@@ -216,7 +219,9 @@ def load_folder(cls: type[M], folder: str | os.PathLike[str], classes: Mapping[s
     tree, tensors, file = _read(Path(folder))
     own = {} if _is_library(cls) else {cls.__name__: cls}
     reader = _Reader(file, tensors, {**own, **classes})
-    with torch.random.fork_rng(devices=[]):  # constructors draw weights that are replaced
+    most = SPARE + TIMES * sum(tensor.numel() for tensor in tensors.values())
+    # constructors draw weights that are replaced
+    with torch.random.fork_rng(devices=[]), _AtMost(most):
         model = reader.decode(tree, "model")
     if not isinstance(model, cls):
         raise PretrainedError(
@@ -287,6 +292,33 @@ def _read(folder: Path) -> tuple[Any, dict[str, Tensor], Path]:
         ) from error
     except (ValueError, TypeError, RecursionError, SafetensorError) as error:
         raise PretrainedError(f"{path} is damaged ({error}); save the model again") from error
+
+
+class _AtMost(TorchDispatchMode):
+    """Makes no tensors of more than ``most`` entries in all.
+
+    A configuration may name any sizes, and constructors take the memory before their tensors are
+    compared with those of the file.
+    """
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = self.left = most
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        sizes = args[0] if args else None
+        if func.overloadpacket is torch.ops.aten.eye:
+            sizes = [args[0], args[-1]]
+        if isinstance(sizes, list | tuple) and all(isinstance(n, int) for n in sizes):
+            self.left -= math.prod(sizes)
+            if self.left < 0:
+                raise PretrainedError(
+                    f"a tensor of shape {tuple(sizes)} is far larger than what {TENSORS} holds; "
+                    f"all in all at most {self.most:,} entries are made for it"
+                )
+        return func(*args, **(kwargs or {}))
 
 
 class _Reader:

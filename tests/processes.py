@@ -89,6 +89,12 @@ class Program:
     def kill(self) -> None:
         self._process.kill()
 
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def wait(self) -> None:
+        self._process.join()
+
     def communicate(self, timeout: float = 300) -> tuple[str, str]:
         """What it wrote to both outputs, once it has ended."""
         self._process.join(timeout)

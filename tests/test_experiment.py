@@ -33,7 +33,7 @@ BRIEF = SHORT | {"batch_size": 8, "measure_every": 4, "sampler_steps": 2, "figur
 
 
 def forked(words: list[str], *, stdout: IO[bytes], env: dict[str, str], **_: object) -> Program:
-    """In place of :func:`subprocess.run`, of ``python -m`` a program."""
+    """In place of :class:`subprocess.Popen`, of ``python -m`` a program."""
     program = Program(*words[2:], environment=env, before=be_brief_here)
     stdout.write("".join(program.communicate()).encode())
     return program
@@ -47,7 +47,7 @@ def test_a_table_is_trained_compared_and_kept(
     further = {"denoiser": {"learned2_frozen": GAINS["learned2_frozen"]}, "noise": GAINS}
     two = Table(("denoiser",), options, guides, seeds=2, further=further)
     monkeypatch.setitem(TABLES, "ends", two)
-    monkeypatch.setattr(experiment.subprocess, "run", forked)
+    monkeypatch.setattr(experiment.subprocess, "Popen", forked)
     experiment.experiment("ends", workers=2, draws=4, half_width=0.5, root=tmp_path)
     folder = tmp_path / "ends"
     printed = capsys.readouterr().out
@@ -84,9 +84,11 @@ def test_a_table_is_trained_compared_and_kept(
     class Done:
         returncode = 0
 
+        def wait(self) -> None: ...
+
     monkeypatch.undo()
     monkeypatch.setattr(
-        experiment.subprocess, "run", lambda words, **_: started.append(words) or Done()
+        experiment.subprocess, "Popen", lambda words, **_: started.append(words) or Done()
     )
     (folder / "denoiser-cld-1" / "results.json").unlink()
     cells = list(Table(("denoiser",), options, guides, seeds=2).cells())
@@ -128,7 +130,7 @@ def test_a_run_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     cell = Cell("nowhere", "denoiser", 0, {"model": "toy", "guide": "nowhere"})
     with pytest.raises(RunError, match=r"denoiser-nowhere-0 failed: .*unknown guide 'nowhere'"):
         train_all([cell], tmp_path, workers=1)
-    monkeypatch.setattr(experiment.subprocess, "run", forked)
+    monkeypatch.setattr(experiment.subprocess, "Popen", forked)
     cell = Cell("cld", "denoiser", 0, {"model": "toy", "guide": "cld", "stpes": 3})
     with pytest.raises(RunError, match=r"error: there is no option --stpes=3; did you mean --ste"):
         train_all([cell], tmp_path, workers=1)

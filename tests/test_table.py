@@ -232,6 +232,25 @@ def test_labels_are_what_the_caller_has(brief: None) -> None:
     pd.testing.assert_frame_equal(own, table.fit(frame).sample(2))  # with its own sampler again
 
 
+@pytest.mark.parametrize(
+    ("name", "steps", "message"),
+    [
+        (None, -3, "--steps is -3, expected a positive number"),
+        ("euler", 0, "--steps is 0, expected a positive number"),
+        ("nowhere", None, "unknown sampler 'nowhere'"),
+        ("ancestral", -1, "--steps is -1"),
+    ],
+)
+def test_a_sampler_that_is_refused_leaves_the_table_as_it_was(
+    mixed: Table, name: str | None, steps: int | None, message: str
+) -> None:
+    before = mixed.sample(3)
+    with pytest.raises((ValueError, LookupError), match=message):
+        mixed.use_sampler(name, steps)
+    pd.testing.assert_frame_equal(mixed.sample(3), before)
+    pd.testing.assert_frame_equal(pickle.loads(pickle.dumps(mixed)).sample(3), before)
+
+
 def test_types_do_not_depend_on_the_piece(mixed: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("inference.completion.PIECE", 4)
     rows = people().head(12).astype({"age": "float32", "city": "category", "grade": "float32"})

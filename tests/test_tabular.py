@@ -20,8 +20,9 @@ from inference.options import Data
 from inference.problems import build_problem, with_split
 from inference.sample import sample
 from inference.train import train
-from models import DataError, Tabular
+from models import DataError, Tabular, gaps
 from models.columns import Categorical, Continuous, Ordinal, fit_columns
+from models.gaps import dependent_gaps
 from models.tabular import SHIPPED, read_table
 from pyro_mdm import VPSDE, DiffusionGuide, MixedDenoiser, OneHot, elbo_terms
 from tests.brief import SHORT, be_brief
@@ -291,3 +292,74 @@ def test_mistakes_of_files_and_programs(file: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown is 'drop', expected one of missing, refuse"):
         problem.encode(people(), unknown="drop")  # type: ignore[arg-type]
     assert isinstance(problem.columns[2], Ordinal)
+
+
+# -- gaps that are not chance ----------------------------------------------------------------------
+
+
+def survey(n: int = 400) -> pd.DataFrame:
+    """A row of every kind of column for each person, complete."""
+    rng = np.random.default_rng(0)
+    return pd.DataFrame(
+        {
+            "age": rng.uniform(18, 80, n),
+            "works": (rng.random(n) < 0.5).astype(object),
+            "city": rng.choice(["Rome", "Oslo", "Bern"], n),
+            "joined": pd.Timestamp("2020-01-01") + pd.to_timedelta(rng.integers(0, 999, n), "D"),
+            "grade": pd.Categorical(rng.choice(["low", "high"], n), ["low", "high"], ordered=True),
+            "hours": rng.normal(size=n),
+        }
+    )
+
+
+REASONS: dict[str, Any] = {
+    "age": lambda table: table["age"] > 60,
+    "middle of age": lambda table: (table["age"] - 49).abs() > 15,
+    "works": lambda table: table["works"].eq(False),
+    "city": lambda table: table["city"] == "Oslo",
+    "joined": lambda table: table["joined"] < "2021-01-01",
+    "grade": lambda table: table["grade"] == "low",
+}
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_gaps_that_depend_on_another_column_are_told(reason: str) -> None:
+    table = survey()
+    gone = REASONS[reason](table).to_numpy()
+    rng = np.random.default_rng(1)
+    table.loc[gone & (rng.random(len(table)) < 0.9), "hours"] = math.nan
+    table.loc[rng.random(len(table)) < 0.1, [name for name in REASONS if name in table]] = None
+    assert dependent_gaps(table, list(table)) == {"hours": reason.removeprefix("middle of ")}
+
+
+@pytest.mark.parametrize("share", [0.005, 0.1, 0.5, 0.9])
+def test_gaps_by_chance_are_not_told(share: float) -> None:
+    """Also where whole blocks of a row are missing together; the bound is proved, 1e-6 a table."""
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        table = survey()
+        table = table.mask(rng.random(table.shape) < share)
+        table.loc[rng.random(len(table)) < share, ["age", "city"]] = None
+        assert dependent_gaps(table, list(table)) == {}
+
+
+def test_the_bound_on_a_sum_of_scores_is_one() -> None:
+    """Bernstein's against the share of 20,000 samples without replacement that exceed it."""
+    rng = np.random.default_rng(0)
+    for score, few in ((np.arange(60) / 59, 10), (np.arange(60) < 5, 6), (np.arange(60) < 30, 30)):
+        score = score.astype(float)
+        gone = rng.permuted(np.tile(np.arange(60) < few, (20_000, 1)), axis=1)
+        exponents = np.array([gaps._exponent(row, score) for row in gone[:2000]])
+        for level in (1.0, 2.0, 3.0):
+            # 2 e^-level bounds the probability; 5 standard errors above it: 3e-7
+            most = min(1.0, 2 * math.exp(-level))
+            assert (exponents > level).mean() < most + 5 * math.sqrt(most * (1 - most) / 2000)
+
+
+def test_training_warns_of_them_and_goes_on(tmp_path: Path, few_pictures: None) -> None:
+    table = survey()
+    table.loc[table["works"].eq(False), "hours"] = math.nan
+    few = SHORT | {"test_size": None, "steps": 1, "guide": "vpsde", "batch_size": 8}
+    message = r"depends on other columns \('hours' on 'works'\).* Right is to complete rows"
+    with pytest.warns(UserWarning, match=message):
+        train(**few | {"model": "tabular", "data": table, "run": tmp_path / "run"})

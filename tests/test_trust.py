@@ -198,11 +198,11 @@ def test_an_experiment_runs_no_code_of_a_table_that_was_sent(
     (folder / "checkpoints" / "step-00000001.json").touch()
     called: list[list[str]] = []
 
-    def call(words: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    def call(words: list[str], **options: Any) -> SimpleNamespace:
         called.append(words[3:])
-        return subprocess.CompletedProcess(words, 1)
+        return SimpleNamespace(returncode=1, wait=lambda: None, terminate=lambda: None)
 
-    monkeypatch.setattr(experiment.subprocess, "run", call)
+    monkeypatch.setattr(experiment.subprocess, "Popen", call)
     for trusts in (False, True):
         with pytest.raises(RunError), trust.command([], trusts=trusts):
             experiment.train_all(list(table.cells()), here / "drift", 1)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_mdm.plots.figures import new_figure
+from pyro_mdm.support.text import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -148,9 +149,9 @@ def _label(axes: Axes, i: int, j: int, names: list[str], limits: list[tuple[floa
     last = i == len(names) - 1
     axes.tick_params(labelbottom=last, labelleft=j == 0)
     if last:
-        axes.set_xlabel(names[j], fontsize=8)
+        axes.set_xlabel(plain(names[j]), fontsize=8)
     if j == 0 and i > 0:
-        axes.set_ylabel(names[i], fontsize=8)
+        axes.set_ylabel(plain(names[i]), fontsize=8)
 
 
 def predictive_figure(replicated: Draws, observed: Draws, prior: Draws | None = None) -> Figure:
@@ -188,10 +189,10 @@ def predictive_figure(replicated: Draws, observed: Draws, prior: Draws | None = 
         axes.tick_params(labelsize=7, length=2)
         if len(own) > 1:
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            axes.set_xlabel(f"place in {name}", fontsize=8)
+            axes.set_xlabel(f"place in {plain(name)}", fontsize=8)
         else:
             axes.set(xticks=[], xlim=(-1.5, 1.5))
-        axes.set_ylabel(name, fontsize=8)
+        axes.set_ylabel(plain(name), fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels[len(names) :]:
         axes.axis("off")

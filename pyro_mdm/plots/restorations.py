@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from pyro_mdm.plots.figures import new_figure
+from pyro_mdm.support.text import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,7 +81,7 @@ def restoration_figure(
         _row(rows[2], way, [f"λ = {value:.1f}" for value in log_snr])
         rows[2].suptitle("x̂ of draw 1 on its way from noise, at log SNR λ", fontsize=10)
     if title:
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(plain(title), fontsize=11)
     return figure
 
 

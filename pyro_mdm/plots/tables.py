@@ -19,6 +19,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from pyro_mdm.plots.figures import new_figure
+from pyro_mdm.support.text import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -317,12 +318,12 @@ def _whole(values: Values) -> bool:
 
 
 def _short(name: str, letters: int = LETTERS) -> str:
-    return name if len(name) <= letters else f"{name[: letters - 1].rstrip()}…"
+    return plain(name if len(name) <= letters else f"{name[: letters - 1].rstrip()}…")
 
 
 def _inner(level: str) -> str:
     """A category by its start and its end, which tell it from others."""
-    return level if len(level) <= 11 else f"{level[:5]}…{level[-5:]}"
+    return plain(level if len(level) <= 11 else f"{level[:5]}…{level[-5:]}")
 
 
 # -- one column ------------------------------------------------------------------------------------

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["Write", "replacing", "temporary"]
+__all__ = ["Write", "check_place", "replacing", "temporary"]
 
 Write = Callable[[Path, Iterable[bytes | memoryview]], str]
 """Writes a file in pieces and returns the SHA-256 of its content."""
@@ -17,6 +17,28 @@ Write = Callable[[Path, Iterable[bytes | memoryview]], str]
 def temporary(path: Path) -> Path:
     """The path at which ``path`` is written before it is renamed."""
     return path.with_name(f".{path.name}.tmp")
+
+
+BLOCK = 4096
+"""The bytes that are written to see whether a file can be."""
+
+
+def check_place(path: Path) -> None:
+    """See whether a file can be written at ``path``, by writing one beside it and removing it.
+
+    Where folders are missing they are not made: the first of them is what is written.
+
+    Raises:
+        OSError: it cannot be: the folder may not be written to, the disk is full, a name is long.
+    """
+    folder = next(parent for parent in path.parents if parent.is_dir())
+    file = temporary(folder / path.relative_to(folder).parts[0])
+    try:
+        with open(file, "wb") as opened:
+            opened.write(bytes(BLOCK))
+    finally:
+        with suppress(OSError):
+            file.unlink(missing_ok=True)
 
 
 @contextmanager
