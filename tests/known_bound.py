@@ -115,12 +115,12 @@ def programs(
 def check_mean(values: Tensor, truth: Tensor | float, largest_error: float) -> None:
     """The mean of independent values is the truth, at a standard error that means something.
 
-    By Student's t, as few values know their own spread badly: one false alarm in 1e5.
+    By Student's t, as few values know their own spread badly: one false alarm in two million.
     """
     error = float(values.std() / math.sqrt(len(values)))
     assert error <= largest_error, f"standard error {error:.2e} is too large to test anything"
     difference = abs(float(values.mean() - truth))
-    assert difference <= student.isf(5e-6, len(values) - 1) * error + 1e-9, (
+    assert difference <= student.isf(2.5e-7, len(values) - 1) * error + 1e-9, (
         f"off by {difference:.2e}, {difference / error:.1f} s.e."
     )
 

@@ -54,7 +54,7 @@ def test_weights_mean_z_whatever_the_parameters(kind: type[Chain], K: int | str)
     with torch.no_grad():
         _, log_w = weighed(chain, ratio(), 20_000)
     shares = (log_w.double() - LOG_Z).exp()
-    assert abs(float(shares.mean()) - 1) < 4 * float(shares.std()) / math.sqrt(len(shares))
+    assert abs(float(shares.mean()) - 1) < 5.5 * float(shares.std()) / math.sqrt(len(shares))
     assert 0.1 < shares.std() < 5, "neither constant nor wide"
 
 
@@ -117,7 +117,7 @@ def test_the_forward_ratio_is_that_of_paths(K: int) -> None:
     with torch.no_grad():
         data = MEAN + spread * torch.randn(20_000, 2)
         shares = (chain.log_ratio(h, data) - h(data) - math.log(2 * math.pi) + LOG_Z).double().exp()
-    assert abs(float(shares.mean()) - 1) < 4 * float(shares.std()) / math.sqrt(len(shares))
+    assert abs(float(shares.mean()) - 1) < 5.5 * float(shares.std()) / math.sqrt(len(shares))
     assert 0.01 < shares.std() < 5
 
 

@@ -114,7 +114,7 @@ def test_atoms_have_probabilities_and_the_rest_a_density(
         assert each.tolist() == pytest.approx([float(each[0])] * 100)  # wherever in its interval
         assert float(each[0]) == pytest.approx(known, abs=2e-3)
         error = math.sqrt(known * (1 - known) / len(drawn))
-        assert (drawn == atom).mean() == pytest.approx(float(each[0]), abs=4 * error)
+        assert (drawn == atom).mean() == pytest.approx(float(each[0]), abs=5.5 * error)
         probabilities += float(each[0])
     w = torch.linspace(min(values.min(), 0) - 8, values.max() + 40, 2_000_002, dtype=torch.float64)
     low, high = values.min(), values.max()
@@ -261,11 +261,11 @@ def test_a_zero_inflated_column_whose_law_is_known(tmp_path: Path) -> None:
     ours = (bound(model, guide, x, draws=8).per_datum.double() + log_det).numpy()
     gap = ours - exact
     error = gap.std() / math.sqrt(len(gap))
-    assert -0.1 < gap.mean() < 4 * error
+    assert -0.1 < gap.mean() < 5.5 * error
 
     drawn = problem.to_table(model(batch_size=2000).detach())["rain"].to_numpy()
     share = (drawn == 0).mean()
-    assert drawn.min() == 0 and share == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(2000))
+    assert drawn.min() == 0 and share == pytest.approx(0.5, abs=5.5 * 0.5 / math.sqrt(2000))
 
     given = pd.DataFrame({"a": [-1.5, 1.5, math.nan], "rain": [math.nan, math.nan, 0.0]})
     rows = torch.cat([problem.encode(given) for _ in range(300)])

@@ -103,11 +103,11 @@ def test_rows_with_missing_entries(name: str) -> None:
     guide = DiffusionGuide(diffusion)
     found = bound(model, guide, junk, draws=8)
     assert found.monte_carlo_error < 0.055
-    assert abs(found.elbo.mean - known.mean()) < 4.5 * found.monte_carlo_error + 2e-3
+    assert abs(found.elbo.mean - known.mean()) < 5.5 * found.monte_carlo_error + 2e-3
     off = (found.per_datum - known) / found.per_datum_error
     assert float(off.abs().nanmedian()) < 1  # 0.7 for each datum's own
     estimates = torch.stack([elbo_terms(model, guide, junk).elbo for _ in range(16)]).mean(1)
-    assert abs(estimates.mean() - known.mean()) < 4.5 * estimates.std() / math.sqrt(16) + 2e-3
+    assert abs(estimates.mean() - known.mean()) < 5.5 * estimates.std() / math.sqrt(16) + 2e-3
 
 
 @torch.no_grad()
@@ -143,7 +143,7 @@ def test_a_chain_has_the_bound_of_the_conditional_law() -> None:
     guide = DiffusionGuide(diffusion, times=12)
     one, other = elbo_terms(model, guide, x).diffusion, elbo_terms(alone, guide, x[:, asked])
     error = math.sqrt(float(one.var() + other.diffusion.var()) / len(x))
-    assert abs(float(one.mean() - other.diffusion.mean())) < 4.5 * error < 0.2
+    assert abs(float(one.mean() - other.diffusion.mean())) < 5.5 * error < 0.25
 
 
 def test_learning_the_diffusion_has_the_gradient_of_its_end() -> None:
@@ -166,7 +166,7 @@ def test_learning_the_diffusion_has_the_gradient_of_its_end() -> None:
         draws.append((gradient * slope).sum() / slope.square().sum())
     found = torch.stack(draws)
     error = math.hypot(float(found.std()), float(torch.stack(many).std())) / math.sqrt(100)
-    assert abs(float(found.mean() - known)) < 4.5 * error < 0.5 * abs(float(known))
+    assert abs(float(found.mean() - known)) < 5.5 * error < 0.6 * abs(float(known))
 
 
 @torch.no_grad()
@@ -218,7 +218,7 @@ def test_rows_of_a_subsampling_plate() -> None:
     losses = torch.tensor([MDM_ELBO(num_particles=16).loss(model, guide) for _ in range(16)])
     each = conditional_log_prob(problem, x, observed, left_out)[rows]
     error = float(losses.std()) / 4
-    assert abs(float(losses.mean()) + n / len(rows) * float(each.sum())) < 4.5 * error < 20
+    assert abs(float(losses.mean()) + n / len(rows) * float(each.sum())) < 5.5 * error < 25
     found = conditioned.for_rows(rows)(batch_size=3)
     assert torch.equal(found[observed[rows]], x[rows][observed[rows]])
     whole = condition(program(problem, diffusion), observed[0], x[0])
@@ -240,7 +240,7 @@ def test_imputation_of_rows_that_miss_different_entries() -> None:
         asked = ~observed[j]
         law = posterior(problem, observed[j], x[j], asked) if observed[j].any() else problem
         off = (found[:, j, asked].mean(0) - law.mean) / law.covariance.diagonal().sqrt()
-        assert float(off.abs().max()) < 4.5 / math.sqrt(400) + 0.02
+        assert float(off.abs().max()) < 5.5 / math.sqrt(400) + 0.02
 
 
 @torch.no_grad()

@@ -185,7 +185,7 @@ def test_the_bound_of_gaussian_data_is_known(kind: str, block: Any) -> None:
     found = bound(model, guide, x, draws=16)
     assert found.context.mean == pytest.approx(float(expected.mean()), rel=1e-6)
     gap = found.diffusion.mean - float((kl[0] - kl[1]).mean())
-    assert abs(gap) < 4.5 * found.monte_carlo_error < 1.5
+    assert abs(gap) < 5.5 * found.monte_carlo_error < 1.9
     whole = found.reconstruction.mean - found.prior_kl.mean - found.diffusion.mean
     assert found.elbo.mean == pytest.approx(whole - found.context.mean)
 
@@ -279,7 +279,7 @@ def test_gradients_of_a_discrete_context_are_unbiased_and_quieter_than_alone() -
     value = (encoder(x).softmax(-1) * torch.stack(costs, -1)).sum()
     prior = context.prior().expand((4,))
     (kl_divergence(context.posterior(x), prior).sum() - value).backward()
-    assert bool(((paired.mean(0) - encoder.bias.grad).abs() < 4.5 * error + 1e-9).all())
+    assert bool(((paired.mean(0) - encoder.bias.grad).abs() < 5.5 * error + 1e-9).all())
 
 
 def test_log_prob_has_the_gradients_of_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -251,7 +251,7 @@ def test_gradient_to_the_diffusion_with_a_moving_end(
     deviation = (drawn.mean(0) - expected).abs()
     assert expected.abs().max() > 0.01
     assert float(error.max()) < 0.9 * float(expected.abs().max())
-    limit = student.isf(1e-6, len(draws) - 1)
+    limit = student.isf(2.5e-7, len(draws) - 1)
     assert bool((deviation < limit * error + 1e-6).all()), (deviation / error).tolist()
 
 

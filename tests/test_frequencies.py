@@ -107,7 +107,7 @@ def test_the_bound_is_on_the_density_of_the_images(likelihood: Any) -> None:
     expected = log_p + at_end - 0.5 * lost[type(likelihood).__name__].sum()
     gap = found.per_datum - expected
     error = float(gap.std()) / math.sqrt(n)
-    assert abs(float(gap.mean()) + found.prior_kl.mean) < 4.5 * error < 0.2
+    assert abs(float(gap.mean()) + found.prior_kl.mean) < 5.5 * error < 0.25
 
 
 @torch.no_grad()

@@ -125,7 +125,7 @@ def test_the_bound_is_the_likelihood_given_the_class(name: str) -> None:
         found = bound(condition(model, context=context), guide, x, draws=4, batch_size=170)
         error = found.elbo.mean - float(known.mean())
         assert found.monte_carlo_error < 0.12
-        assert abs(error) < 4.5 * found.monte_carlo_error + 2e-3
+        assert abs(error) < 5.5 * found.monte_carlo_error + 2e-3
 
 
 @torch.no_grad()
@@ -178,7 +178,7 @@ def test_the_mixture_of_noisy_bounds_is_a_bound_whose_interval_covers() -> None:
         mean, error = found.bits_per_dim
         covered += abs(mean - truth) < 1.96 * error
     low, high = (Measured.of(torch.tensor(values)) for values in (off, off_before))
-    assert low.mean < 4.5 * low.standard_error and high.mean > 4.5 * high.standard_error > 0.1
+    assert low.mean < 5.5 * low.standard_error and high.mean > 5.5 * high.standard_error > 0.1
     assert low.mean > -2  # and says something
     assert covered >= 20  # of 24 at 95%, but for 1 in 170 times
 
@@ -190,9 +190,9 @@ def test_halves_of_the_draws_are_independent_estimates_of_each_datum() -> None:
     known = torch.stack([of_class(problem, k).log_prob(x) for k in range(3)])
     found = evidence_lower_bound(model, DiffusionGuide(model.diffusion), x, draws=8)
     off = found.halves - known[labels, torch.arange(600)]
-    assert abs(float(off.corrcoef()[0, 1])) < 4.5 / math.sqrt(600)
+    assert abs(float(off.corrcoef()[0, 1])) < 5.5 / math.sqrt(600)
     for half in off:
-        assert abs(float(half.mean())) < 4.5 * float(half.std()) / math.sqrt(600)
+        assert abs(float(half.mean())) < 5.5 * float(half.std()) / math.sqrt(600)
     square = float(found.per_datum_error.square().mean())
     assert 1.5 < float(off.square().mean()) / square < 2.7
     assert float((found.halves.mean(0) - found.per_datum).abs().mean()) < 0.2 * math.sqrt(square)

@@ -74,7 +74,7 @@ def check(
     error = found.std(0) / math.sqrt(repeats)
     scale = known.abs().clamp_min(1.0)
     assert bool((error <= largest_error * scale).all()), f"errors {error}, of {known}"
-    limit = student.isf(5e-6, repeats - 1) * error + 1e-6 * scale
+    limit = student.isf(2.5e-7, repeats - 1) * error + 1e-6 * scale
     assert bool(((found.mean(0) - known).abs() <= limit).all()), (
         f"{found.mean(0)} ± {error}, expected {known}"
     )

@@ -52,7 +52,7 @@ def test_the_bound_of_rows_is_the_log_density_of_what_is_there() -> None:
     guide = DiffusionGuide(model.diffusion)
     found = bound(model, guide, x, draws=8)
     assert found.monte_carlo_error < 0.055
-    assert abs(found.elbo.mean - known.mean()) < 4.5 * found.monte_carlo_error + 2e-3
+    assert abs(found.elbo.mean - known.mean()) < 5.5 * found.monte_carlo_error + 2e-3
     assert float(elbo_terms(model, guide, x).elbo[0]) == 0.0
     torch.manual_seed(0)
     assert abs(float((model.log_prob(x, draws=32) - known).mean())) < 0.15
@@ -96,7 +96,7 @@ def test_draws_are_of_rows_that_have_something_and_the_mean_is_over_all() -> Non
     found = [evidence_lower_bound(model, guide, x, draws=8, seed=seed) for seed in range(24)]
     means = torch.tensor([estimate.mean for estimate in found])
     off = float(means.mean() - known.mean())
-    assert abs(off) < 4.5 * float(means.std()) / math.sqrt(len(means)) + 2e-3
+    assert abs(off) < 5.5 * float(means.std()) / math.sqrt(len(means)) + 2e-3
     assert float(means.std()) < 0.15 < float(known.mean().abs())
     assert found[0].network_calls == 8 * int((~empty).sum())
 
@@ -158,12 +158,12 @@ def test_the_term_at_random_maps_is_that_of_what_is_there(kind: str) -> None:
     found = elbo_terms(model, DiffusionGuide(diffusion), torch.where(missing, math.nan, x))
     ends = [score.baseline_kl(x, end, ~missing) for end in (-6.0, 7.0)]
     off = found.diffusion - (ends[1] - ends[0])
-    assert abs(float(off.mean())) < 4.5 * float(off.std()) / math.sqrt(n)
-    assert float(off[missing.sum(1) == 2].mean().abs()) < 4.5 * float(off.std()) / math.sqrt(n / 5)
+    assert abs(float(off.mean())) < 5.5 * float(off.std()) / math.sqrt(n)
+    assert float(off[missing.sum(1) == 2].mean().abs()) < 5.5 * float(off.std()) / math.sqrt(n / 5)
     assert bool((found.elbo[missing.all(1)] == 0).all())
     whole, levels = score.eval().diffusion_term(diffusion, x)  # which no map has a part in
     off = whole - (score.baseline_kl(x, 7.0) - score.baseline_kl(x, -6.0))
-    assert abs(float(off.mean())) < 4.5 * float(off.std()) / math.sqrt(n)
+    assert abs(float(off.mean())) < 5.5 * float(off.std()) / math.sqrt(n)
     assert float(levels.min()) < -5.9 and float(levels.max()) > 6.9
 
 

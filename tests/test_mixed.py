@@ -98,7 +98,7 @@ def test_a_network_of_no_opinion_has_the_bound_of_independent_columns(maps: bool
     model = DiffusionModel(CLD(max_log_snr=9.0, min_log_snr=-12.0), score)
     found = bound(model, DiffusionGuide(model.diffusion), x, draws=2)
     assert found.monte_carlo_error < 0.12  # of the decoders alone
-    assert abs(found.elbo.mean - known.mean()) < 4.5 * found.monte_carlo_error + 1e-3
+    assert abs(found.elbo.mean - known.mean()) < 5.5 * found.monte_carlo_error + 1e-3
     edges = torch.tensor([-8.0, 0.0, 3.0], dtype=torch.float64)
     parts = (slice(0, 3), slice(3, 8), slice(8, 8), slice(8, WIDE))
     each = torch.stack([score.baseline_integrals(filled, edges, d, present) for d in parts])
@@ -215,24 +215,24 @@ def test_the_bound_of_an_enumerated_law_is_below_its_log_probabilities(levels: A
     found = bound(model, guide, x, draws=8)
     assert found.monte_carlo_error < 0.05 and found.num_dims == len(levels)
     gap = float(known.mean()) - found.elbo.mean
-    assert abs(gap) < 4.5 * found.monte_carlo_error + 0.01
+    assert abs(gap) < 5.5 * found.monte_carlo_error + 0.01
     first = column_of(score) == 0
     of_first = [given(points, weights, torch.where(first, p, math.nan)) for p in points]
     conditional = torch.stack([law[i] for i, law in enumerate(of_first)]).log().repeat(repeats)
     found = bound(condition(model, first), guide, x, draws=8)
     gap = float(conditional.mean()) - found.elbo.mean
-    assert abs(gap) < 4.5 * found.monte_carlo_error + 0.01
+    assert abs(gap) < 5.5 * found.monte_carlo_error + 0.01
     of_rest = torch.stack([weights[(points[:, first] == p[first]).all(1)].sum() for p in points])
     found = bound(model, guide, torch.where(first, x, math.nan), draws=8)
     gap = float(of_rest.log().mean()) - found.elbo.mean
-    assert abs(gap) < 4.5 * found.monte_carlo_error + 0.01
+    assert abs(gap) < 5.5 * found.monte_carlo_error + 0.01
     score.network.log_weights = (weights.log() + fixed(9, len(weights))).log_softmax(0)
     worse = bound(model, guide, x, draws=16)
     expected = float((weights * (weights.log() - score.network.log_weights)).sum())
     of_law = weights.repeat(repeats) * len(points)
     gap = float(((known - worse.per_datum) * of_law).mean())
     error = float((worse.per_datum_error * of_law).norm()) / len(x)
-    assert expected > 4 * error and abs(gap - expected) < 4.5 * error
+    assert expected > 4 * error and abs(gap - expected) < 5.5 * error
 
 
 @of_levels
@@ -251,7 +251,7 @@ def test_imputations_have_the_conditional_probabilities(levels: Any) -> None:
         share = [float((found[:, row] == p).all(1).double().mean()) for p in points]
         assert sum(share) == pytest.approx(1)  # nothing else is drawn
         error = (law * (1 - law) / 400).sqrt()
-        assert bool(((torch.tensor(share) - law).abs() < 4.5 * error + 0.02).all())
+        assert bool(((torch.tensor(share) - law).abs() < 5.5 * error + 0.02).all())
     again = impute(model, x, num=400, seed=1)
     assert torch.equal(found, again) and not torch.equal(again[:9], impute(model, x, num=9, seed=2))
 
@@ -272,13 +272,13 @@ def test_the_divergence_of_categories(log_snr: float) -> None:
     apart = (z.unsqueeze(1) - torch.eye(5).double()) / noise
     p = (prior - 0.5 * apart.square().sum(-1)).logsumexp(-1)
     off = score.baseline_kl(x, log_snr) - (q - p)
-    assert abs(float(off.mean())) < 4.5 * float(off.std()) / math.sqrt(n) + 1e-5
+    assert abs(float(off.mean())) < 5.5 * float(off.std()) / math.sqrt(n) + 1e-5
     with torch.no_grad():
         h0 = score.baseline_integrand(x, torch.full((n,), log_snr, dtype=torch.float64))
     ends_of = [score.baseline_kl(x[:5], log_snr + step) for step in (-1e-3, 1e-3)]
     slope = ((ends_of[1] - ends_of[0]) / 2e-3).repeat(n // 5)
     off = slope - h0
-    assert abs(float(off.mean())) < 4.5 * float(off.std()) / math.sqrt(n) + 1e-5
+    assert abs(float(off.mean())) < 5.5 * float(off.std()) / math.sqrt(n) + 1e-5
 
 
 class OfColumns(RandomMaps):
@@ -312,7 +312,7 @@ def test_random_maps_of_columns_are_unbiased(kind: str) -> None:
     filled = torch.where(present, x, score.typical)
     ends = [score.baseline_kl(filled, end, present) for end in (-6.0, 7.0)]
     off = terms.diffusion - (ends[1] - ends[0])
-    assert abs(float(off.mean())) < 4.5 * float(off.std()) / math.sqrt(n)
+    assert abs(float(off.mean())) < 5.5 * float(off.std()) / math.sqrt(n)
 
 
 @torch.no_grad()

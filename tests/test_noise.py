@@ -66,7 +66,7 @@ def test_quantized_values_have_their_probabilities(scale: float) -> None:
     torch.testing.assert_close(p.sum(0), torch.ones(5).double())
     drawn = law.sample((n,))
     often = (drawn == LEVELS[:, None, None]).double().mean(1)
-    assert bool(((often - p).abs() <= 4.5 * (p * (1 - p) / n).sqrt()).all())
+    assert bool(((often - p).abs() <= 5.5 * (p * (1 - p) / n).sqrt()).all())
     if not scale:
         assert p.argmax(0).tolist() == [0, 1, 1, 2, 2]
     far = Quantized(torch.tensor([50.0]).double(), LEVELS, 1.0).log_prob(LEVELS[:1])
@@ -83,7 +83,7 @@ def test_clipped_values_have_their_probabilities() -> None:
     whole = at_ends.sum(0) + law.log_prob(inside).exp().sum(0) * 1.5 / 2001
     torch.testing.assert_close(whole, torch.ones(3).double(), rtol=0, atol=2e-3)
     often = (law.sample((n,)) == ends[:, None]).double().mean(1)
-    assert bool(((often - at_ends).abs() <= 4.5 * (at_ends * (1 - at_ends) / n).sqrt()).all())
+    assert bool(((often - at_ends).abs() <= 5.5 * (at_ends * (1 - at_ends) / n).sqrt()).all())
     assert law.expand((2, 3)).sample().shape == (2, 3)
 
 
@@ -432,7 +432,7 @@ def test_unknown_noise_is_inferred_with_the_data() -> None:
     )
     found = w @ drawn
     error = (w.square() @ (drawn - found).square()).sqrt()
-    assert bool(((found - known).abs() < 4.5 * error).all())
+    assert bool(((found - known).abs() < 5.5 * error).all())
     assert float(error[0]) < 0.15, "0.05 to 0.1 mostly; the prior's mean is 1.0 off"
 
 
@@ -464,7 +464,7 @@ def test_a_measurement_is_a_site() -> None:
         drawn = Measurement(model, H, noise).sample((2000,))
         law = H @ gaussian().covariance @ H.mT + 0.3 * torch.eye(2)
         off = (drawn.T.cov() - law) / law.diagonal().sqrt() / law.diagonal().sqrt()[:, None]
-        assert float(off.abs().max()) < 4.5 * math.sqrt(2 / 2000) + 0.02
+        assert float(off.abs().max()) < 5.5 * math.sqrt(2 / 2000) + 0.02
     torch.manual_seed(0)
     exact = Measurement(model, H, 0).sample((3,))
     torch.manual_seed(0)

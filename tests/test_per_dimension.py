@@ -277,7 +277,7 @@ def test_one_draw_of_the_term_has_its_mean(name: str) -> None:
     of_map, _ = diffusion.level(torch.tensor([0.0, 1.0], dtype=torch.float64))
     ends = of_map.unsqueeze(1).expand(2, len(x), D)
     rest = value - exact().baseline_kl(x, ends[0]) + exact().baseline_kl(x, ends[1])
-    assert abs(float(rest.mean())) < 4.5 * float(rest.std()) / math.sqrt(len(x))
+    assert abs(float(rest.mean())) < 5.5 * float(rest.std()) / math.sqrt(len(x))
     assert -7.0 <= float(level.min()) < -6.9 and 7.9 < float(level.max()) <= 8.0
 
 
@@ -317,7 +317,7 @@ def test_a_raw_score_has_the_same_bound_as_the_denoiser_that_it_is_made_of() -> 
     ends = of_map.unsqueeze(1).expand(2, len(x), D)
     known = (exact().baseline_kl(x, ends[0]) - exact().baseline_kl(x, ends[1])).mean()
     error = terms.diffusion.std() / math.sqrt(len(x))
-    assert abs(float(terms.diffusion.mean() - known)) < 4.5 * float(error)
+    assert abs(float(terms.diffusion.mean() - known)) < 5.5 * float(error)
 
 
 @torch.no_grad()

@@ -134,9 +134,9 @@ def test_weights_make_a_bad_posterior_exact(hardly_trained: AmortizedPosterior) 
     w, (law, evidence) = weights.normalized[:, None], exact()
     mean = (w * theta).sum(0)
     error = (w.square() * (theta - mean).square()).sum(0).sqrt()
-    assert bool(((mean - law.mean).abs() < 4 * error).all())
+    assert bool(((mean - law.mean).abs() < 5.5 * error).all())
     assert float(((theta.mean(0) - law.mean).abs() / theta.std(0)).max() * math.sqrt(700)) > 4
-    assert abs(weights.log_evidence.mean - evidence) < 4 * weights.log_evidence.standard_error
+    assert abs(weights.log_evidence.mean - evidence) < 5.5 * weights.log_evidence.standard_error
     assert weights.effective > 20
 
 
@@ -164,7 +164,7 @@ def test_weights_are_right_where_a_density_is_an_estimate() -> None:
     likelihood = dist.Normal(theta @ A.mT, NOISE).log_prob(OBSERVED["x"]).sum(1)
     weights = ImportanceWeights((prior + likelihood).double() - scored.log_prob)
     _, evidence = exact()
-    assert abs(weights.log_evidence.mean - evidence) < 4 * weights.log_evidence.standard_error
+    assert abs(weights.log_evidence.mean - evidence) < 5.5 * weights.log_evidence.standard_error
     assert weights.log_evidence.standard_error < 0.02
 
 

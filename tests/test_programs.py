@@ -400,7 +400,7 @@ def test_the_bound_adds_up(trained: Path) -> None:
     # the raw integrand by interval is another, noisier estimate of the same term
     total = sum(bound.diffusion_by_log_snr)
     error = sum(e**2 for e in bound.diffusion_by_log_snr_error) ** 0.5
-    assert total == pytest.approx(bound.diffusion[0], abs=4 * (error + bound.diffusion[1]))
+    assert total == pytest.approx(bound.diffusion[0], abs=5.5 * (error + bound.diffusion[1]))
 
 
 # -- names -----------------------------------------------------------------------------------------

@@ -202,23 +202,23 @@ def mismatch(problem: GaussianMixture, diffusion: Any, x: Tensor) -> Tensor:
 
 def noisy(diffusion: Any) -> float:
     """What an error of a bound may be: more where no baseline takes away its noise."""
-    return 0.35 if diffusion.starts_at_data or diffusion.context is not None else 0.12
+    return 0.6 if diffusion.starts_at_data or diffusion.context is not None else 0.12
 
 
 def check_samples(x: Tensor, law: GaussianMixture) -> None:
-    """Mean and covariance, within 4.5 errors and a step error of 3%."""
+    """Mean and covariance, within 5.5 errors and a step error of 3%."""
     n, spread = len(x), law.covariance.diagonal().sqrt()
-    assert float(((x.mean(0) - law.mean) / spread).abs().max()) < 4.5 / math.sqrt(n) + 0.03
+    assert float(((x.mean(0) - law.mean) / spread).abs().max()) < 5.5 / math.sqrt(n) + 0.03
     off = (x.mT.cov() - law.covariance) / spread / spread[:, None]
-    assert float(off.abs().max()) < 4.5 * math.sqrt(2 / n) + 0.03
+    assert float(off.abs().max()) < 5.5 * math.sqrt(2 / n) + 0.03
 
 
 def check_bound(model: DiffusionModel, x: Tensor, known: Tensor, error: float, draws: int) -> None:
-    """The bound is ``known`` (n,) on average: within 4.5 errors and what a decoder may lose."""
+    """The bound is ``known`` (n,) on average: within 5.5 errors and what a decoder may lose."""
     found = bound(model, DiffusionGuide(model.diffusion), x, draws=draws).per_datum - known
     its = float(found.std()) / math.sqrt(len(x))
     assert its < error, f"the standard error is {its:.3g}, too large to test anything"
-    assert abs(float(found.mean())) < 4.5 * its + 4e-3, f"{float(found.mean()):.3g} ± {its:.2g}"
+    assert abs(float(found.mean())) < 5.5 * its + 4e-3, f"{float(found.mean()):.3g} ± {its:.2g}"
 
 
 # -- continuous data -------------------------------------------------------------------------------
@@ -277,7 +277,7 @@ def test_decoders_are_posteriors(make: Any) -> None:
     for asked, likelihood in decoders:
         lost = known - likelihood(diffusion, asked, y, 1).log_prob(x)
         error = float(lost.std()) / math.sqrt(n)
-        assert error < 3e-3 and -4.5 * error < float(lost.mean()) < 4.5 * error + 4e-3
+        assert error < 3e-3 and -5.5 * error < float(lost.mean()) < 5.5 * error + 4e-3
 
 
 @every_kind
@@ -342,7 +342,7 @@ def test_measurements_are_conditioned_on(make: Any) -> None:
     )
     value, error = found.log_evidence
     known = float(given_measurement(problem, H, OBS, NOISE)[1])
-    assert abs(value - known) < 4.5 * error + 0.1 < 0.6
+    assert abs(value - known) < 5.5 * error + 0.1 < 0.7
 
 
 # -- data with levels ------------------------------------------------------------------------------
@@ -371,7 +371,7 @@ def test_levels_have_their_probabilities(make: Any) -> None:
     found = DiffusionModel(diffusion, score)(batch_size=300)
     shares = torch.bincount(problem.rows(found), minlength=len(problem.values)) / 300
     p = problem.table.flatten()
-    assert float((shares - p).square().div(p / 300).sum()) < chi2.isf(1e-5, len(p) - 1)
+    assert float((shares - p).square().div(p / 300).sum()) < chi2.isf(1e-7, len(p) - 1)
     if not can_be_conditioned(diffusion):
         return
     observed, left_out = torch.tensor([[1, 0, 0, 0], [0, 0, 0, 1]]).bool()
