@@ -110,7 +110,7 @@ def test_resampled_draws_follow_the_weights() -> None:
     raw = guide.sample_posterior(2_000)["mean"]
     exact = guide.sample_posterior(2_000, resample=True)["mean"]
     off, left = ((x.mean(0) - CENTER).abs() for x in (raw, exact))
-    assert off.sum() > 0.15 > left.sum()
+    assert off.sum() > 0.6 > left.sum()
 
 
 @pytest.mark.filterwarnings("ignore:the weights have a tail")
@@ -140,7 +140,7 @@ def test_svi_may_be_the_first_to_call_it() -> None:
     loss = elbo.loss(conjugate, guide)
     log_weights = guide.importance(2_000).log_weights
     error = float(log_weights.std()) * math.sqrt(1 / 500 + 1 / 2_000)
-    assert abs(loss + float(log_weights.mean())) < 5 * error < 2
+    assert abs(loss + float(log_weights.mean())) < 5.5 * error < 2.5
 
 
 def test_gradients_by_the_gaussian_are_those_of_finite_differences() -> None:

@@ -406,7 +406,7 @@ def test_samplers_end_in_gaussian_data(sampler: Any) -> None:
         y = sampler(diffusion, model.bound_score, (10_000, 1, 1), dtype=torch.float64)
         z = y / start.mean
     expected = VARIANCE + math.exp(-HIGH)
-    assert z.var().item() == pytest.approx(expected, rel=0.02 + 5 * (2 / 10_000) ** 0.5)
+    assert z.var().item() == pytest.approx(expected, rel=0.04 + 5.5 * (2 / 10_000) ** 0.5)
     assert abs(z.mean()) < 5 * (expected / 10_000) ** 0.5
 
 

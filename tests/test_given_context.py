@@ -124,7 +124,7 @@ def test_the_bound_is_the_likelihood_given_the_class(name: str) -> None:
     for context, known in expected.values():
         found = bound(condition(model, context=context), guide, x, draws=4, batch_size=170)
         error = found.elbo.mean - float(known.mean())
-        assert found.monte_carlo_error < 0.12
+        assert found.monte_carlo_error < 0.16
         assert abs(error) < 5.5 * found.monte_carlo_error + 2e-3
 
 

@@ -51,7 +51,7 @@ def test_the_bound_of_rows_is_the_log_density_of_what_is_there() -> None:
     model = DiffusionModel(CLD(**ENDS), Exact(gaussian()))
     guide = DiffusionGuide(model.diffusion)
     found = bound(model, guide, x, draws=8)
-    assert found.monte_carlo_error < 0.055
+    assert found.monte_carlo_error < 0.08
     assert abs(found.elbo.mean - known.mean()) < 5.5 * found.monte_carlo_error + 2e-3
     assert float(elbo_terms(model, guide, x).elbo[0]) == 0.0
     torch.manual_seed(0)

@@ -136,7 +136,7 @@ def test_sites_have_the_moments_of_their_law(name: str) -> None:
         assert mean + (y - mean) * variance / total == pytest.approx(
             m, abs=0.1 * V**0.5 + 0.02 * variance**0.5
         )
-        assert float(sites.log_p) - 0.5 * (y - mean) ** 2 / total == pytest.approx(log_Z, abs=0.2)
+        assert float(sites.log_p) - 0.5 * (y - mean) ** 2 / total == pytest.approx(log_Z, abs=0.4)
         if 0.99 * variance > V:
             assert 1 / (1 / variance + 1 / r) == pytest.approx(V, rel=0.05)
         else:

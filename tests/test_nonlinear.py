@@ -379,7 +379,7 @@ def test_terms_add_up_and_mean_what_they_mean_for_a_linear_diffusion(objective):
     expected = 0.5 * (D * (trace - 2) + square * x[0].square().sum())
     error = float(terms.prior_kl.std() / math.sqrt(4000))
     found = float(terms.prior_kl.mean())
-    assert error < 0.03 and abs(found - float(expected)) < 5 * error + 0.01
+    assert error < 0.045 and abs(found - float(expected)) < 5 * error + 0.01
     assert abs(found - float(prior_kl(lin, x[:1], 1))) < 5 * error + 0.02
     exact, linear_guide = programs(diffusion)[0], DiffusionGuide(lin)
     exact = DiffusionModel(lin, exact.score_function, exact.likelihood, (D,))

@@ -73,9 +73,9 @@ def test_regions_of_the_exact_posterior_hold_what_they_say() -> None:
     wide = expected_coverage(Exactly(wrong=3.0), program, 400, 49, **options)
     assert right.levels["theta"].shape == (400, 2) and right.joint is not None
     for levels, wrong in ((right.levels["theta"][:, 0], wide.levels["theta"][:, 0]),):
-        assert scipy.stats.kstest(levels, "uniform").pvalue > 1e-4
+        assert scipy.stats.kstest(levels, "uniform").pvalue > 1e-7
         assert scipy.stats.kstest(wrong, "uniform").pvalue < 1e-8
-    assert scipy.stats.kstest(right.joint, "uniform").pvalue > 1e-4
+    assert scipy.stats.kstest(right.joint, "uniform").pvalue > 1e-7
     assert scipy.stats.kstest(wide.joint, "uniform").pvalue < 1e-8
     assert wide.of_region(0.5) > 0.6 and float(wide.by_site(0.5)["theta"].min()) > 0.6
     assert right.of_region(0.9) == pytest.approx(0.9, abs=5 * right.error(0.9))
@@ -94,7 +94,7 @@ def test_a_posterior_that_is_wrong_somewhere_is_told_there() -> None:
         calibrate_at(posterior, program, {"x": torch.tensor([x, 0.0])}, 2000, 200, vectorized=True)
         for x in (1.5, -1.5)
     )
-    assert bad.smallest < 1e-6 and good.smallest > 1e-4
+    assert bad.smallest < 1e-9 and good.smallest > 1e-7
     assert bad.ranks["theta"].shape == (200, 2)
 
 
@@ -109,7 +109,7 @@ def test_neighbours_are_near_in_what_is_seen() -> None:
     one = {"x": torch.tensor([1.0, math.nan])}
     near = calibrate_at(Told(missing=True), program, one, 1000, 100, vectorized=True)
     (x,) = asked
-    assert bool(x[:, 1].isnan().all()) and near.smallest > 1e-4
+    assert bool(x[:, 1].isnan().all()) and near.smallest > 1e-7
     assert float((x[:, 0] - 1).abs().max()) < 0.4  # and 7% of all are within 0.2
 
 
@@ -126,7 +126,7 @@ def test_p_values_are_uniform_for_simulations_and_small_for_odd_data() -> None:
     covariance = predictive.whitened(x, every[0]).mT.cov()
     torch.testing.assert_close(covariance, torch.eye(2).double(), atol=0.4, rtol=0)
     p = predictive.p_values(x[1000:], every.expand(600, 2))
-    assert scipy.stats.kstest(p, "uniform").pvalue > 1e-4 and bool((p > 0).all())
+    assert scipy.stats.kstest(p, "uniform").pvalue > 1e-7 and bool((p > 0).all())
     odd = torch.tensor([[9.0, 9.0], [1.5, -1.5], [1.5, 1.5]])
     found = predictive.p_values(odd, every.expand(3, 2))
     assert found[0] == found[1] == pytest.approx(1 / 501) and found[2] > 0.02

@@ -69,8 +69,8 @@ def test_error_of_a_bound(case: str, control_variate: bool) -> None:
 
     plain, dequantized = spread(one)
     assert not control_variate or least <= sum(parts) / REPEATS <= most
-    assert 0.65 < plain < 1.8
-    assert 0.65 < dequantized < 1.8
+    assert 0.55 < plain < 2.3
+    assert 0.55 < dequantized < 2.3
 
 
 @pytest.mark.parametrize("case", ["all", "few"])
@@ -87,7 +87,7 @@ def test_error_of_the_difference_of_a_reused_denoiser(case: str) -> None:
         found = compare(pairs, fresh(seed, n), seed=seed, bins=6, **options)
         return [found.differences[0].bits_per_dim]
 
-    assert 0.65 < spread(one)[0] < 2.7  # few draws where the ends differ: careful, never too small
+    assert 0.55 < spread(one)[0] < 3.5  # few draws where the ends differ: careful, never too small
 
 
 @pytest.mark.slow

@@ -202,7 +202,7 @@ def mismatch(problem: GaussianMixture, diffusion: Any, x: Tensor) -> Tensor:
 
 def noisy(diffusion: Any) -> float:
     """What an error of a bound may be: more where no baseline takes away its noise."""
-    return 0.6 if diffusion.starts_at_data or diffusion.context is not None else 0.12
+    return 0.6 if diffusion.starts_at_data or diffusion.context is not None else 0.16
 
 
 def check_samples(x: Tensor, law: GaussianMixture) -> None:
@@ -277,7 +277,7 @@ def test_decoders_are_posteriors(make: Any) -> None:
     for asked, likelihood in decoders:
         lost = known - likelihood(diffusion, asked, y, 1).log_prob(x)
         error = float(lost.std()) / math.sqrt(n)
-        assert error < 3e-3 and -5.5 * error < float(lost.mean()) < 5.5 * error + 4e-3
+        assert error < 5e-3 and -5.5 * error < float(lost.mean()) < 5.5 * error + 4e-3
 
 
 @every_kind
@@ -300,7 +300,7 @@ def test_samples_are_data(make: Any) -> None:
         return
     x = problem.sample(n, 1)
     known = conditional_log_prob(problem, x, observed, left_out)
-    check_bound(condition(model, observed, None, left_out), x, known, 0.12, 2)
+    check_bound(condition(model, observed, None, left_out), x, known, 0.16, 2)
     given = torch.tensor([0.3, 0.0, 0.0, 0.0], dtype=torch.float64)
     found = condition(model, observed, given, left_out)(batch_size=n)
     asked = ~(observed | left_out)
@@ -377,7 +377,7 @@ def test_levels_have_their_probabilities(make: Any) -> None:
     observed, left_out = torch.tensor([[1, 0, 0, 0], [0, 0, 0, 1]]).bool()
     known = problem.conditional_log_prob(x, observed, left_out)
     model = condition(DiffusionModel(diffusion, score), observed, None, left_out)
-    check_bound(model, x, known, 0.12, 2)
+    check_bound(model, x, known, 0.16, 2)
 
 
 LEVELS = Levels(
