@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from inference.checkpoints import explain_full_disk
+from inference.checkpoints import explain_full_disk, write_atomically
 
 Record = dict[str, Any]
 """A JSON object."""
@@ -40,9 +40,12 @@ def now() -> str:
 def append(path: Path, line: str) -> None:
     """Append a whole line; a torn one before it is ended first.
 
-    Without space for it (StorageError) the file is not changed.
+    Without space for it (StorageError) the file is not changed. A file of several names, hard
+    links, becomes one of its own: the others keep what they have.
     """
     data = encode(line)
+    if path.exists() and path.stat().st_nlink > 1:
+        write_atomically(path, path.read_bytes())
     with explain_full_disk(path, len(data)), open(path, "ab+", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
         if end > 0:
