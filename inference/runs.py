@@ -60,7 +60,17 @@ from inference.fingerprints import FACTS, differences
 from inference.locks import LOCK, WRITER, WriteLock, refuse_links
 from inference.names import slug
 from inference.options import check_types
-from inference.records import Record, append, encode, finite, flush, is_row, now, read_lines
+from inference.records import (
+    Record,
+    append,
+    encode,
+    finite,
+    flush,
+    is_row,
+    now,
+    read_lines,
+    read_sealed,
+)
 from pyro_mdm import DiffusionModel
 from pyro_mdm.pretrained import (
     CONFIG,
@@ -496,7 +506,7 @@ class Run:
         tensors = {f"ema/{name}": tensor for name, tensor in state.items()}
         source = self.folder / (TENSORS if NOTES in notes else "results.json")  # of older runs
         try:
-            described = json.loads(notes[NOTES] if NOTES in notes else source.read_bytes())
+            described = json.loads(notes[NOTES]) if NOTES in notes else read_sealed(source)
             step = described["step" if NOTES in notes else "steps"]
             return Checkpoint(int(step), tensors, described if NOTES in notes else {})
         except (ValueError, KeyError, TypeError, RecursionError) as error:

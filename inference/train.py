@@ -36,6 +36,7 @@ from inference.options import GROUPS, Decided, Options, check_null
 from inference.plan import Programs, build
 from inference.problems import check_split, with_split
 from inference.processes import Signals, Stopped, catch_signals, start
+from inference.records import sealed
 from inference.runs import Run, RunError, create_default
 from inference.trainee import Progress, Step, Trainee
 from models import DataError, Tabular
@@ -269,7 +270,7 @@ class Session:
 
         def keep(bound: Bound) -> None:
             spent = {"steps": self.done, "seconds": self.seconds}
-            self.run.write_json("results.json", bound.as_json() | spent)
+            self.run.write_json("results.json", sealed(bound.as_json() | spent))
 
         if self.trainee.best:
             self.trainee.use_best()

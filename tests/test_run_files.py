@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import os
 import shutil
 import typing
@@ -23,6 +24,7 @@ from inference.cli import MISTAKES, command_line
 from inference.config import CODE, MACHINE, STATE
 from inference.loading import load_trained
 from inference.options import GROUPS, Decided, Training, is_of
+from inference.records import read_sealed
 from inference.runs import RECORD, Run, RunError
 from inference.train import train
 from tests.brief import SHORT, be_brief
@@ -134,6 +136,8 @@ def test_a_damaged_file_is_an_error_or_the_same_run(
 @pytest.mark.parametrize("damage", ["cut", "flipped", "emptied", "removed", "replaced"])
 def test_a_damaged_record_is_named(runs: Path, stopped: Path, name: str, damage: str) -> None:
     """By history.jsonl weights are chosen, and metrics.csv lost rows."""
+    state = Run.open(stopped).latest().state
+    os.truncate(stopped / name, state["record"][name]["bytes"])  # nothing came after it
     DAMAGES[damage](stopped / name, runs / "other" / name)
     with pytest.raises(RunError, match=rf"{name} is damaged: its first .* Put the file back"):
         train(resume=stopped)
@@ -154,6 +158,22 @@ def test_a_damaged_model_without_its_checkpoints_is_an_error_or_the_same(
         assert_same_weights(run, runs / "whole")
     else:
         assert str(run) in words or name in words
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_results_are_an_error_or_the_same(runs: Path, tmp_path: Path, damage: str) -> None:
+    """Of which tables over runs are made."""
+    path, other = tmp_path / "results.json", tmp_path / "other.json"
+    shutil.copy(runs / "whole" / path.name, path)
+    results = read_sealed(path)
+    assert results["steps"] == 4 and "sha256" not in results
+    other.write_text(path.read_text().replace('"steps": 4', '"steps": 5'))
+    DAMAGES[damage](path, other)
+    words = said(lambda: read_sealed(path)) if path.exists() else "is not there"
+    assert words is not None and ("results.json is damaged" in words or not path.exists())
+    path.unlink(missing_ok=True)
+    path.write_text(json.dumps(results))  # of an earlier version
+    assert read_sealed(path) == results
 
 
 def test_a_run_that_shares_its_files_with_a_copy_leaves_the_copy_as_it_was(
