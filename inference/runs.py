@@ -456,7 +456,7 @@ class Run:
         """Write the model of ``step`` for ``DiffusionModel.from_pretrained``, with what a
         checkpoint says of the run; warns if it cannot be written."""
         size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
-        notes = {NOTES: json.dumps({"step": step} | self.described())}
+        notes = {NOTES: json.dumps({"step": step} | self.described(), sort_keys=True)}
         try:
             with explain_full_disk(self.folder / TENSORS, size):
                 save_folder(model, self.folder, notes)

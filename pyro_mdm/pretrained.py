@@ -119,17 +119,26 @@ def save_folder(
     """
     writer = _Writer(model)
     tree = writer.encode(model, "model")
-    tensors = safetensors.torch.save(_unshared(writer.tensors), {"format": "pt", **(notes or {})})
+    pieces = _with_notes(safetensors.torch.save(_unshared(writer.tensors)), notes or {})
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise PretrainedError(f"{folder} is a file, expected a folder for the model")
     folder.mkdir(parents=True, exist_ok=True)
     with replacing() as write:
-        digest = write(folder / TENSORS, [tensors])
+        digest = write(folder / TENSORS, pieces)
         digests = {TENSORS: digest, TREE: _digest(tree)}
         config = {"pyro_mdm_format": FORMAT, "sha256": digests, "model": tree}
         text = json.dumps(config, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         write(folder / CONFIG, [text.encode()])
+
+
+def _with_notes(content: bytes, notes: Mapping[str, str]) -> list[bytes | memoryview]:
+    """A safetensors file with notes in its header, in an order that is always the same."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = {"__metadata__": {"format": "pt", **notes}} | json.loads(content[8:end])
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return [len(text).to_bytes(8, "little") + text, memoryview(content)[end:]]
 
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
