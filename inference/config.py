@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import yaml
 
 from inference.checkpoints import RunError
-from inference.options import Training
+from inference.options import Machine, Training
 from pyro_mdm.pretrained import names_instead
 
 YOUNGER = (
@@ -99,8 +100,85 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise RunError(f"{path} holds {type(config).__name__}, expected settings as name: value")
     try:
-        config = _with_kinds(LATER | without_removed(config))
+        config = of_today(config)
     except RunError as error:
         raise RunError(f"{path}: {error}") from None
     own = config.get("data") == OWN_TABLE
     return config | {"data": str(folder.resolve() / OWN_TABLE)} if own else config
+
+
+def of_today(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run of any version as this one has them (RunError: they are of an option
+    that was removed)."""
+    return _with_kinds(LATER | without_removed(config))
+
+
+STATE: dict[str, Any] = {
+    **{"step": int, "seconds": float, "window": list[float], "unmeasured": bool},
+    **{"averages": int, "loss_scale": dict[str, float]},
+    **{"config": dict[str, object], "data": dict[str, dict[str, object]]},
+    "record": dict[str, dict[str, int | str]],
+}
+"""What a checkpoint of a run has beside its tensors, with types."""
+
+MACHINE = tuple(field.name for field in fields(Machine))
+CODE = ("model", "guide", "learned_from", "score", "likelihood", "sampler")
+"""Settings that may name a file of code."""
+
+
+def check_settings(
+    where: Path, config: Mapping[str, Any], trained: Mapping[str, Any] | None
+) -> None:
+    """Compare a run's settings with those that its weights were trained with.
+
+    Args:
+        where: the file of the settings, for messages.
+        trained: the settings in the checkpoint, which a checksum covers; None: an earlier version
+            kept none.
+
+    Raises:
+        RunError: a setting differs. The machine, and the folder of a file of code, may differ with
+            a warning, and the place of the data without one: their content is compared.
+    """
+    if trained is None:
+        warnings.warn(
+            f"the weights in {where.parent} are of an earlier version, which kept no settings "
+            f"beside them, so that those in {where.name} cannot be compared",
+            stacklevel=2,
+        )
+        return
+    then = of_today(trained)
+    moved: list[str] = []
+    others: list[str] = []
+    for name in (field.name for field in fields(Training) if field.name != "data"):
+        before, now = then.get(name), config[name]
+        if _same(before, now):
+            continue
+        words = f"{name}: {before!r} in the checkpoint, {now!r} in {where.name}"
+        code = name in CODE and ":" in str(now) and _file(before) == _file(now)
+        (moved if code or name in MACHINE else others).append(words)
+    if others:
+        lines = "\n  ".join(others)
+        raise RunError(
+            f"{where} is not what the weights were trained with; these settings differ:\n  {lines}"
+            f"\nSet them back. Weights of other settings come from a new run: python -m "
+            f"inference.train --config {where}"
+        )
+    if moved:
+        warnings.warn(
+            f"{where} differs from the checkpoint: {'; '.join(moved)}. What comes of it need not "
+            "be what it would have been",
+            stacklevel=2,
+        )
+
+
+def _file(name: object) -> str:
+    """``file.py:Name`` without the folder of the file."""
+    return str(name).rpartition("/")[2]
+
+
+def _same(one: object, other: object) -> bool:
+    """Whether two settings are the same: true is not 1, and 1 is 1.0."""
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return one == other and isinstance(one, bool) == isinstance(other, bool)

@@ -26,10 +26,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from inference import trust
 from inference.cli import check_positive, command_line
+from inference.config import read_settings
 from inference.experiment_summary import markdown, summarize
 from inference.runs import RUNS, RunError, has_checkpoint, refuse_links
 from pyro_mdm.support.progress import progress_bar
@@ -332,7 +331,7 @@ def _is_finished(cell: Cell, folder: Path) -> bool:
     path = folder / cell.name
     if not (path / "config.yaml").is_file():
         return False
-    config = yaml.safe_load((path / "config.yaml").read_text())
+    config = read_settings(path)
     wanted = cell.options | {"seed": cell.seed, "score": cell.score}
     if changed := [k for k, v in wanted.items() if config.get(k) != v]:
         raise RunError(

@@ -13,7 +13,6 @@ which runs measure at their end, is not included.
 from __future__ import annotations
 
 import csv
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from inference import compare
 from inference.checkpoints import write_atomically
 from inference.output import Row, csv_bytes, png
+from inference.records import read_sealed
 from pyro_mdm.evaluation.estimates import Z95
 
 if TYPE_CHECKING:
@@ -244,7 +244,7 @@ def _comparison(out: Path) -> tuple[dict[str, Row], list[Row]]:
 def _step_bias(run: Path) -> float:
     """The change by half the step in a run's bound, bits/dim; NaN if it was not measured."""
     results = run / "results.json"
-    bias = json.loads(results.read_text()).get("step_bias") if results.is_file() else None
+    bias = read_sealed(results).get("step_bias") if results.is_file() else None
     return bias["change"] if bias else math.nan
 
 

@@ -9,6 +9,12 @@ from typing import Any
 from torch import Tensor
 
 from inference.checkpoints import raw_bytes
+from models import Problem
+from models.data import PARTS
+
+FACTS = "facts"
+"""What a run keeps of its data beside the fingerprints of their parts, see
+:attr:`models.base.DataSet.facts`."""
 
 
 def fingerprint(parts: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -26,9 +32,17 @@ def fingerprint(parts: Mapping[str, Tensor]) -> dict[str, Any]:
     return prints
 
 
+def fingerprint_of(problem: Problem) -> dict[str, Any]:
+    """The fingerprint of all parts of a data set, and of their contexts."""
+    data = {part: problem.part(part) for part in PARTS}
+    tensors = {part: p.data for part, p in data.items()}
+    given = {f"{part}_context": p.context for part, p in data.items() if p.context is not None}
+    return fingerprint(tensors | given)
+
+
 def differences(started: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
     """The parts of data of which two fingerprints differ, in words."""
-    names = [*started, *(name for name in now if name not in started)]
+    names = [*(name for name in started if name != FACTS), *(n for n in now if n not in started)]
     return [
         f"{name}: {_in_words(started.get(name))} when it was started, "
         f"{_in_words(now.get(name))} now"
@@ -40,6 +54,6 @@ def differences(started: Mapping[str, object], now: Mapping[str, object]) -> lis
 def _in_words(part: object) -> str:
     """A part of a data set, in a message."""
     if not isinstance(part, dict) or "sha256" not in part:
-        return "absent" if part is None else str(part)
+        return "absent" if part is None else str(part)[:60]
     rest = " ".join(f"{value}" for name, value in part.items() if name != "sha256")
     return f"SHA-256 {str(part['sha256'])[:12]}… {rest}".rstrip()

@@ -30,6 +30,12 @@ class WriteLock:
 
     def __init__(self, folder: Path) -> None:
         refuse_links([folder / LOCK, folder / WRITER])  # older filelocks empty what one leads to
+        lock = folder / LOCK
+        if lock.exists() and lock.stat().st_nlink > 1 and lock.stat().st_size:
+            raise RunError(
+                f"{lock} is a file of several names, hard links, and not an empty one, as locks "
+                "are; remove it"
+            )
         self._writer, self._pid = folder / WRITER, os.getpid()
         self._lock = FileLock(str(folder / LOCK), timeout=0, thread_local=False)
         try:

@@ -6,9 +6,9 @@ Settings may leave things to the data set; a :class:`Plan` has all decided. It i
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -66,14 +66,15 @@ class Plan:
     maps: str | None
 
     @classmethod
-    def of(cls, settings: Training) -> Plan:
-        """The plan of settings, a function of them alone.
+    def of(cls, settings: Training, facts: Mapping[str, Any] | None = None) -> Plan:
+        """The plan of settings, a function of them, and of the facts that a run keeps of its data
+        set, alone.
 
         Raises:
             NameNotFoundError, TypeError, ValueError: unknown names, or settings that contradict
                 each other.
         """
-        problem = build_problem(settings, network=settings.network)
+        problem = build_problem(settings, network=settings.network, facts=facts)
         score, likelihood = _score_kind(settings.score), _likelihood(settings, problem)
         start, end = settings.max_log_snr, settings.min_log_snr
         if settings.guide == "learned" and end is None and _is_denoiser(score, problem):
@@ -155,9 +156,12 @@ class Plan:
         score.training_maps = RandomMaps(**shares, window=self.problem.window)
 
 
-def build(settings: Training, *, fitted: bool = True) -> Programs:
-    """The untrained programs that settings describe, as :meth:`Plan.build` makes them."""
-    return Plan.of(settings).build(fitted=fitted)
+def build(
+    settings: Training, *, fitted: bool = True, facts: Mapping[str, Any] | None = None
+) -> Programs:
+    """The untrained programs that settings describe, as :meth:`Plan.build` makes them; ``facts``
+    as in :meth:`Plan.of`."""
+    return Plan.of(settings, facts).build(fitted=fitted)
 
 
 SHARES = {"levels": 0.0, "subsets": 0.0, "independent": 0.0}

@@ -31,13 +31,16 @@ CONTEXT_DROPOUT = 0.1
 """The default fraction of a batch whose context is hidden."""
 
 
-def build_problem(data: Data, *, network: str | None = None) -> Problem:
+def build_problem(
+    data: Data, *, network: str | None = None, facts: Mapping[str, Any] | None = None
+) -> Problem:
     """The data set that settings describe, with its context.
 
     Args:
         data: settings, whose ``model`` is a name, see :func:`~inference.names.find`. Without
             ``split_seed`` data are split by index, see :func:`with_split`.
         network: the network of images, see :class:`~models.base.ImageProblem`.
+        facts: what a run keeps of its data set, see :attr:`models.base.DataSet.facts`.
 
     Raises:
         NameNotFoundError: see :func:`~inference.names.find`.
@@ -46,7 +49,7 @@ def build_problem(data: Data, *, network: str | None = None) -> Problem:
     """
     options = {"network": network, **{n: getattr(data, n) for n in OPTIONS if n != "network"}}
     given = {name: value for name, value in options.items() if value is not None}
-    problem = _made(data, given)
+    problem = _made(data, given, facts)
     if not isinstance(problem, Problem):
         raise TypeError(
             f"{data.model} is {describe(problem)}, expected a subclass of models.base.Problem: "
@@ -71,7 +74,7 @@ def build_problem(data: Data, *, network: str | None = None) -> Problem:
     return problem
 
 
-def _made(data: Data, given: Mapping[str, object]) -> object:
+def _made(data: Data, given: Mapping[str, object], facts: Mapping[str, Any] | None) -> object:
     """The object that the name stands for; a class is called with the given options."""
     named = find("model", data.model)
     is_class = inspect.isclass(named) and issubclass(named, Problem)
@@ -88,7 +91,7 @@ def _made(data: Data, given: Mapping[str, object]) -> object:
             f"{data.model} does not take holdout; let its __init__ have a keyword holdout and call "
             "super().__init__(holdout=holdout)"
         )
-    return named.split_by(_seed(data), **taken)
+    return named.split_by(_seed(data), **taken, **({} if facts is None else {"facts": facts}))
 
 
 def _taken(kind: type[Problem], options: Mapping[str, object]) -> dict[str, Any]:

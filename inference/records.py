@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -12,7 +13,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from inference.checkpoints import explain_full_disk
+from inference.checkpoints import RunError, explain_full_disk, write_atomically
+
+SEAL = "sha256"
+"""The entry of a JSON file that has the checksum of the others."""
 
 Record = dict[str, Any]
 """A JSON object."""
@@ -25,6 +29,28 @@ def finite(content: object) -> Any:
     if isinstance(content, list | tuple):
         return [finite(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def sealed(content: Mapping[str, object]) -> dict[str, object]:
+    """Content for JSON, with its SHA-256 as the last entry."""
+    whole = finite(dict(content))
+    return whole | {SEAL: _digest(whole)}
+
+
+def read_sealed(path: Path) -> Record:
+    """What :func:`sealed` wrote; also what an earlier version wrote, without a checksum (RunError:
+    it is damaged)."""
+    try:
+        content = dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise RunError(f"{path} is damaged: {error}") from error
+    if (seal := content.pop(SEAL, None)) is not None and seal != _digest(content):
+        raise RunError(f"{path} is damaged: its checksum does not match its content")
+    return content
+
+
+def _digest(content: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def encode(text: str) -> bytes:
@@ -40,9 +66,12 @@ def now() -> str:
 def append(path: Path, line: str) -> None:
     """Append a whole line; a torn one before it is ended first.
 
-    Without space for it (StorageError) the file is not changed.
+    Without space for it (StorageError) the file is not changed. A file of several names, hard
+    links, becomes one of its own: the others keep what they have.
     """
     data = encode(line)
+    if path.exists() and path.stat().st_nlink > 1:
+        write_atomically(path, path.read_bytes())
     with explain_full_disk(path, len(data)), open(path, "ab+", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
         if end > 0:

@@ -179,7 +179,8 @@ def at_step(
             tensorboard.write_bound(writer, UNAVERAGED, whole, step)
     if writer is None:
         return
-    _log_diffusion(run, writer, programs, step)
+    if step > 0:  # at_start has written it
+        _log_diffusion(run, writer, programs, step)
     measurements = sum(r["part"] == "train" for r in run.history())
     power_of_two = measurements & (measurements - 1) == 0
     last = step == run.config["steps"]  # which at_end draws

@@ -4,7 +4,8 @@
     environment.json  versions of all packages, the machine, the git commit and what differs from it
     changes.patch     ``git diff HEAD`` of the code that ran, if it had changes
     sources/          copies of files named by ``--model``, ``--guide``, … ``file.py:Name``; not run
-    data.json         shape, type and SHA-256 of each part of the data set
+    data.json         shape, type and SHA-256 of each part of the data set, and of a table the
+                      levels and scales of its columns
     sessions.jsonl    one JSON object in a line for each start and each --resume
     metrics.csv       one row for each measurement; ``pandas.read_csv`` reads it
     history.jsonl     the data of its figures, one JSON object in a line: the bound on a part of
@@ -20,7 +21,9 @@
     samples.png       samples of the model
     .lock             held by the one process that may write here, which .writer.json names
 
-An existing folder is overwritten on request only, and one process at a time writes into it.
+A checkpoint and model.safetensors, which have checksums, say what the run was: its settings, its
+data, and how far metrics.csv and history.jsonl had come. The files beside them are compared with
+that. An existing folder is overwritten on request only, and one process at a time writes into it.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ import shutil
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +55,31 @@ from inference.checkpoints import (
     save_checkpoint,
     write_atomically,
 )
-from inference.config import OWN_TABLE, Settings, read_settings
-from inference.fingerprints import differences
+from inference.config import OWN_TABLE, STATE, Settings, check_settings, read_settings
+from inference.fingerprints import FACTS, differences
 from inference.locks import LOCK, WRITER, WriteLock, refuse_links
 from inference.names import slug
-from inference.records import Record, append, encode, finite, flush, is_row, now, read_lines
+from inference.options import check_types
+from inference.records import (
+    Record,
+    append,
+    encode,
+    finite,
+    flush,
+    is_row,
+    now,
+    read_lines,
+    read_sealed,
+)
 from pyro_mdm import DiffusionModel
-from pyro_mdm.pretrained import CONFIG, TENSORS, PretrainedError, load_state, trained_folder
+from pyro_mdm.pretrained import (
+    CONFIG,
+    TENSORS,
+    PretrainedError,
+    load_state,
+    save_folder,
+    trained_folder,
+)
 from pyro_mdm.support.files import temporary
 from pyro_mdm.support.measured import ALL_TERMS
 
@@ -88,6 +109,12 @@ CONTENT = (
     TENSORS,
     "tensorboard",
 )
+
+RECORD = ("metrics.csv", "history.jsonl")
+"""What is written in training, as far as a checkpoint goes on from it."""
+
+NOTES = "inference.run"
+"""The note in model.safetensors that has what a checkpoint says of the run, and the step."""
 
 CHANGES_LIMIT = 1 << 20
 """The most bytes of changes.patch; the rest is cut off."""
@@ -129,6 +156,9 @@ class Run:
         self.folder = folder
         self.config = Settings(config)
         self._lock = lock
+        self.data: dict[str, Any] | None = None
+        """The fingerprints and facts of its data, once :meth:`check_data` or a checkpoint has said
+        what they are."""
 
     @classmethod
     def create(cls, folder: Path, config: Mapping[str, Any], *, overwrite: bool = False) -> Run:
@@ -256,31 +286,49 @@ class Run:
         except (OSError, ValueError, KeyError, TypeError):
             return {}
 
-    def check_data(self, fingerprint: Mapping[str, Any]) -> None:
-        """Compare the data set with the run's, by fingerprints.
+    def check_data(
+        self, fingerprint: Mapping[str, Any], facts: Mapping[str, Any] | None = None
+    ) -> None:
+        """Compare the data set with the run's, by fingerprints, and keep what it is.
 
-        The first one is written to data.json, unless the run is open for reading. A part that
-        differs, is new or is missing is a RunError.
+        The first one is written to data.json, with the facts that models of the data need, unless
+        the run is open for reading. A part that differs, is new or is missing is a RunError.
+        """
+        here = json.loads(json.dumps(finite(dict(fingerprint))))
+        started = self.started_data()
+        if started is not None and (differing := differences(started, here)):
+            raise RunError(self.other_data(differing))
+        self.data = here | ({} if facts is None else {FACTS: dict(facts)})
+        if self._lock is not None:
+            self.write_json("data.json", self.data)
+
+    def started_data(self) -> dict[str, Any] | None:
+        """The fingerprints and facts of the data that the run was started on: those of its
+        checkpoint, or of data.json; None: an earlier version kept none.
+
+        Raises:
+            RunError: data.json is damaged, and the checkpoint has none.
         """
         path = self.folder / "data.json"
-        here = json.loads(json.dumps(finite(dict(fingerprint))))
-        if not path.exists():
-            if self._lock is not None:
-                self.write_json("data.json", here)
-            return
+        if self.data is not None or not path.exists():
+            return self.data
         try:
-            started = dict(json.loads(path.read_bytes()))
-        except (ValueError, TypeError) as error:
+            started: dict[str, Any] = json.loads(path.read_bytes())
+            check_types(str(path), {"data": started}, {"data": STATE["data"]})
+            return started
+        except (ValueError, TypeError, RecursionError) as error:
             raise RunError(
                 f"{path} is damaged ({error}), so that the data set cannot be compared with the "
                 "one the run was started on; if you know it to be the same, remove that file"
             ) from error
-        if differing := differences(started, here):
-            lines = "\n  ".join(differing)
-            raise RunError(
-                f"the data set is not the one that {self.folder} was started on; these parts "
-                f"differ:\n  {lines}\nRestore the data, or start a new run"
-            )
+
+    def other_data(self, differing: Sequence[str]) -> str:
+        """The parts of the data that are not the run's, in words."""
+        lines = "\n  ".join(differing)
+        return (
+            f"the data set is not the one that {self.folder} was started on; these parts "
+            f"differ:\n  {lines}\nRestore the data, or start a new run"
+        )
 
     def keep_sources(self, paths: Iterable[Path]) -> None:
         """Keep a copy of the user's code in sources/; later, warn if it has changed."""
@@ -332,24 +380,62 @@ class Run:
         """The records of :meth:`record`, in order, without torn lines."""
         return read_lines(self.folder / "history.jsonl", {"step", "part"})
 
-    def rewind(self, step: int, *, measured: bool = True) -> None:
-        """Remove the rows of metrics.csv and history.jsonl that a run resumed at ``step`` rewrites.
+    def written(self) -> dict[str, dict[str, Any]]:
+        """The length and SHA-256 of what metrics.csv and history.jsonl hold now, for a
+        checkpoint."""
+        record = {}
+        for name in RECORD:
+            data = self._record(name)
+            record[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        return record
 
-        These are later rows, test rows, torn rows, and those of ``step`` unless it is ``measured``.
+    def rewind(
+        self, step: int, written: Mapping[str, Any] | None = None, *, measured: bool = True
+    ) -> None:
+        """Go back to metrics.csv and history.jsonl as they were at the checkpoint of ``step``; what
+        comes after it is written again.
+
+        Args:
+            written: what they held then, by :meth:`written`. None: the checkpoint is of an earlier
+                version, and rows of later steps, test rows, torn rows, and those of ``step`` unless
+                it is ``measured``, are removed. At step 0 all are.
+
+        Raises:
+            RunError: they do not begin with what they held.
         """
+        if written is not None:
+            for name in RECORD:
+                write_atomically(self.folder / name, self._as_written(name, written))
+            return
 
         def keeps(at: int, part: str) -> bool:
-            before = at < step or (at == step and (measured or step == 0 or part == "objective"))
+            before = at < step or (at == step > 0 and (measured or part == "objective"))
             return before and part != "test"
 
         kept = [r for r in self.history() if keeps(r["step"], r["part"])]
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
         write_atomically(self.folder / "history.jsonl", encode(lines))
-        path = self.folder / "metrics.csv"
-        text = path.read_bytes().decode(errors="replace") if path.exists() else ""
+        text = self._record("metrics.csv").decode(errors="replace")
         whole = text[: text.rfind("\n") + 1].replace("\0", "")
         rows = [row for row in csv.DictReader(io.StringIO(whole, newline="")) if is_row(row)]
         self._write_rows([r for r in rows if keeps(int(r["step"]), r["part"])])
+
+    def _as_written(self, name: str, written: Mapping[str, Any]) -> bytes:
+        """The beginning of a file, as :meth:`written` says it was."""
+        data, then = self._record(name), written.get(name, {})
+        start = data[: then.get("bytes", 0)]
+        if hashlib.sha256(start).hexdigest() != then.get("sha256"):
+            raise RunError(
+                f"{self.folder / name} is damaged: its first {len(start):,} bytes of "
+                f"{len(data):,} are not those that the checkpoint was saved with. Put the file "
+                "back, or start a new run: python -m inference.train --config "
+                f"{self.folder / 'config.yaml'}"
+            )
+        return start
+
+    def _record(self, name: str) -> bytes:
+        path = self.folder / name
+        return path.read_bytes() if path.exists() else b""
 
     def _write_rows(self, rows: list[Record]) -> None:
         table = io.StringIO()
@@ -362,16 +448,18 @@ class Run:
 
     def save(self, checkpoint: Checkpoint, keep: int = 2) -> Path:
         """Write a checkpoint, after flushing its rows, and keep the newest ``keep``."""
-        for name in ("metrics.csv", "history.jsonl"):
+        for name in RECORD:
             flush(self.folder / name)
         return save_checkpoint(self.folder / "checkpoints", checkpoint, keep)
 
-    def save_model(self, model: DiffusionModel) -> None:
-        """Write the model for ``DiffusionModel.from_pretrained``; warns if it cannot be written."""
+    def save_model(self, model: DiffusionModel, step: int) -> None:
+        """Write the model of ``step`` for ``DiffusionModel.from_pretrained``, with what a
+        checkpoint says of the run; warns if it cannot be written."""
         size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+        notes = {NOTES: json.dumps({"step": step} | self.described(), sort_keys=True)}
         try:
             with explain_full_disk(self.folder / TENSORS, size):
-                model.save_pretrained(self.folder)
+                save_folder(model, self.folder, notes)
         except PretrainedError as error:
             warnings.warn(
                 f"{self.folder} is not for DiffusionModel.from_pretrained: {error}", stacklevel=2
@@ -381,6 +469,26 @@ class Run:
     def has_checkpoint(self) -> bool:
         """Whether there is a checkpoint, whole or not."""
         return has_checkpoint(self.folder)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there is a checkpoint, or the model of a run that ended."""
+        ended = all((self.folder / name).is_file() for name in ("results.json", CONFIG))
+        return self.has_checkpoint or ended
+
+    def go_by(self, checkpoint: Checkpoint) -> dict[str, Any] | None:
+        """Compare the settings with the checkpoint's, see
+        :func:`~inference.config.check_settings`, and take what it says of the data (TypeError: its
+        description has other types). Returns the facts that it keeps of the data, if any."""
+        check_types(f"a checkpoint of {self.folder}", checkpoint.state, STATE)
+        trained = checkpoint.state.get("config")
+        check_settings(self.folder / "config.yaml", self.config, trained)
+        self.data = checkpoint.state.get("data")
+        return None if self.data is None else self.data.get(FACTS)
+
+    def described(self) -> dict[str, Any]:
+        """What a checkpoint says of the run: its settings and data."""
+        return {"config": dict(self.config), **({} if self.data is None else {"data": self.data})}
 
     def latest(self) -> Checkpoint:
         """The newest whole checkpoint, see :func:`~inference.checkpoints.latest_checkpoint`."""
@@ -392,17 +500,19 @@ class Run:
         They are from the newest whole checkpoint, or, if checkpoints were removed after the run
         ended, from its averaged model.
         """
-        results = self.folder / "results.json"
-        if self.has_checkpoint or not results.is_file():
+        if self.has_checkpoint or not self.has_weights:
             return self.latest()
-        tensors = {f"ema/{name}": tensor for name, tensor in load_state(self.folder).items()}
+        state, notes = load_state(self.folder)
+        tensors = {f"ema/{name}": tensor for name, tensor in state.items()}
+        source = self.folder / (TENSORS if NOTES in notes else "results.json")  # of older runs
         try:
-            step = int(json.loads(results.read_bytes())["steps"])
-        except (ValueError, KeyError, TypeError) as error:
+            described = json.loads(notes[NOTES]) if NOTES in notes else read_sealed(source)
+            step = described["step" if NOTES in notes else "steps"]
+            return Checkpoint(int(step), tensors, described if NOTES in notes else {})
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise RunError(
-                f"{results} is damaged ({error}), expected the steps of the training"
+                f"{source} is damaged ({error}), expected the steps of the training"
             ) from error
-        return Checkpoint(step, tensors, {"config": dict(self.config)})
 
     def write_json(self, name: str, content: object) -> None:
         """Write ``content`` as readable JSON; numbers that are not finite become null."""

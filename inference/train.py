@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import platform
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, astuple
@@ -24,20 +25,21 @@ import torch
 
 from inference import names, recipe, trust
 from inference.bounds import Bound
-from inference.checkpoints import explain_full_disk, write_atomically
+from inference.checkpoints import Checkpoint, explain_full_disk, write_atomically
 from inference.cli import command_line
 from inference.config import OWN_TABLE
 from inference.decisions import decide, with_absolute_names, with_recipe
 from inference.environment import Threads, check_threads, choose_threads, keep_threads
-from inference.fingerprints import fingerprint
+from inference.fingerprints import fingerprint_of
 from inference.mistakes import check_effects, check_patience, check_training, start_note
-from inference.options import GROUPS, Decided, Options
+from inference.options import GROUPS, Decided, Options, check_null
 from inference.plan import Programs, build
 from inference.problems import check_split, with_split
 from inference.processes import Signals, Stopped, catch_signals, start
+from inference.records import sealed
 from inference.runs import Run, RunError, create_default
 from inference.trainee import Progress, Step, Trainee
-from models import Tabular
+from models import DataError, Tabular
 from pyro_mdm.diffusions.base import UnreachableError
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
 from pyro_mdm.diffusions.simulation import SimulationError
@@ -66,6 +68,7 @@ def train(
     if given.resume is not None:
         return _resume(given, given.resume)
     check_threads(given.threads)
+    check_null(given.training)
     threads = choose_threads(given.threads)
     if given.overwrite and given.run is None:
         raise RunError("--overwrite replaces a run in the folder --run, which is not given")
@@ -91,7 +94,7 @@ def train(
         return run
 
     with _open(fabric, create) as run:
-        return _fit(fabric, run, settings, programs, resumed=False)
+        return _fit(fabric, run, settings, programs)
 
 
 def _say(settings: Decided, programs: Programs, threads: Threads) -> None:
@@ -120,23 +123,32 @@ def _resume(given: Options, folder: Path) -> Bound:
     keep_threads(settings.threads, given.threads, folder)
     fabric = start(settings.accelerator, settings.precision)
     with trust.named_by(folder), _open(fabric, lambda: Run.resume(folder)) as run:
-        programs = build(settings, fitted=not run.has_checkpoint)
+        checkpoint = run.latest() if run.has_checkpoint else Checkpoint(0, {})
+        facts = run.go_by(checkpoint) if checkpoint.step else None
+        programs = build(settings, fitted=not checkpoint.step, facts=facts)
+        if programs.problem.absent is not None:
+            raise DataError(programs.problem.absent)
         check_training(settings, programs, fabric.world_size)
-        return _fit(fabric, run, settings, programs, resumed=True)
+        return _fit(fabric, run, settings, programs, checkpoint)
 
 
 # -- the loop --------------------------------------------------------------------------------------
 
 
 def _fit(
-    fabric: Fabric, run: Run, settings: Decided, programs: Programs, *, resumed: bool
+    fabric: Fabric,
+    run: Run,
+    settings: Decided,
+    programs: Programs,
+    checkpoint: Checkpoint | None = None,
 ) -> Bound:
-    """Train a run from its last step to its end."""
+    """Train a run from its checkpoint, or of a resumed run without one from its start, to its end;
+    None: it is new."""
     trainee = Trainee(fabric, programs, settings)
-    progress = trainee.load(run) if run.has_checkpoint else Progress()
+    progress = trainee.load(run, checkpoint) if checkpoint and checkpoint.step else Progress()
     _check_data(fabric, run, programs, progress)
     lead = fabric.is_global_zero
-    writer = _open_books(fabric, run, trainee, progress, resumed) if lead else None
+    writer = _open_books(fabric, run, trainee, progress, checkpoint) if lead else None
     session = Session(run, trainee, writer, progress)
     if progress.unmeasured or (programs.problem.keeps_best and progress.step == 0):
         session.measure()
@@ -259,7 +271,7 @@ class Session:
 
         def keep(bound: Bound) -> None:
             spent = {"steps": self.done, "seconds": self.seconds}
-            self.run.write_json("results.json", bound.as_json() | spent)
+            self.run.write_json("results.json", sealed(bound.as_json() | spent))
 
         if self.trainee.best:
             self.trainee.use_best()
@@ -275,18 +287,14 @@ class Session:
 
 def _check_data(fabric: Fabric, run: Run, programs: Programs, progress: Progress) -> None:
     """Raise unless all processes begin at one step, with the data of the run's start."""
-    parts = ("train", "validation", "test")
-    data = {part: programs.problem.part(part) for part in parts}
-    tensors = {part: p.data for part, p in data.items()}
-    given = {f"{part}_context": p.context for part, p in data.items() if p.context is not None}
-    prints = fingerprint(tensors | given)
+    prints = fingerprint_of(programs.problem)
     check_alike(fabric, run, (progress.step, prints))
     if fabric.is_global_zero:
-        run.check_data(prints)
+        run.check_data(prints, programs.problem.facts)
 
 
 def _open_books(
-    fabric: Fabric, run: Run, trainee: Trainee, progress: Progress, resumed: bool
+    fabric: Fabric, run: Run, trainee: Trainee, progress: Progress, checkpoint: Checkpoint | None
 ) -> SummaryWriter:
     """Write the start to the run folder and TensorBoard."""
     from torch.utils.tensorboard import SummaryWriter
@@ -296,8 +304,15 @@ def _open_books(
     settings, world = trainee.settings, fabric.world_size
     trust.remember(names.own_names(run.config))
     run.keep_sources(names.source_files(run.config))
-    if resumed:
-        run.rewind(progress.step, measured=not progress.unmeasured)
+    if checkpoint is not None:
+        written = checkpoint.state.get("record")
+        if written is None and progress.step:
+            warnings.warn(
+                f"the checkpoint of {run.folder} is of an earlier version, which did not say what "
+                "metrics.csv and history.jsonl held, so that they cannot be compared",
+                stacklevel=2,
+            )
+        run.rewind(progress.step, written, measured=not progress.unmeasured)
     run.begin_session(progress.step, processes=world, device=str(fabric.device))
     shared = f", {world} processes" if world > 1 else ""
     where = f"{settings.model} under {settings.guide}"
@@ -305,7 +320,8 @@ def _open_books(
     at = f"step {progress.step} of {settings.steps}{shared}, {threads}"
     print(f"{run.folder}: {where}, {at}", flush=True)
     folder = str(run.folder / "tensorboard")
-    writer = SummaryWriter(folder, purge_step=progress.step + 1 if resumed else None)
+    again = progress.step + 1 if progress.step else 0
+    writer = SummaryWriter(folder, purge_step=None if checkpoint is None else again)
     if progress.step == 0:
         report.at_start(run, writer, trainee.averaged)
     return writer

@@ -13,12 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from inference import recipe
 from inference.batches import Batches
-from inference.checkpoints import (
-    ArchitectureError,
-    Checkpoint,
-    load_optimizer,
-    optimizer_tensors,
-)
+from inference.checkpoints import Checkpoint, load_optimizer, optimizer_tensors
 from inference.loading import load_weights
 from inference.options import Decided
 from inference.plan import Programs
@@ -174,19 +169,12 @@ class Trainee:
         }
         tensors = {f"{part}/{name}": t for part, ts in named.items() for name, t in ts.items()}
         averages = {"averages": int(self.ema.n_averaged), "loss_scale": self.scale.state}
-        state = progress._asdict() | {"config": dict(run.config)} | averages
-        run.save(Checkpoint(progress.step, tensors, state))
-        run.save_model(self.averaged.model)
+        state = progress._asdict() | run.described() | {"record": run.written()}
+        run.save(Checkpoint(progress.step, tensors, state | averages))
+        run.save_model(self.averaged.model, progress.step)
 
-    def load(self, run: Run) -> Progress:
-        """Restore the newest checkpoint."""
-        checkpoint = run.latest()
-        before = checkpoint.state.get("config", {}).get("optimizer", "adam")
-        if before != self.settings.optimizer:
-            raise ArchitectureError(
-                f"{run.folder} was trained by {before}, and its config.yaml says "
-                f"{self.settings.optimizer}; set optimizer back, or start a new run"
-            )
+    def load(self, run: Run, checkpoint: Checkpoint) -> Progress:
+        """Restore a checkpoint of the run."""
         load_weights(self.programs.model, checkpoint, "model", run)
         load_weights(self.averaged.model, checkpoint, "ema", run)
         self.best = checkpoint.part("best")

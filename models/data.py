@@ -5,17 +5,20 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from models.checks import as_tensor, check_numbers, check_shape
+from models.files import DataError
 from models.splits import EVERY, Rows, split_rows
 from pyro_mdm.contexts import GivenContext, Labels, Vectors
 
 SHOWN_CLASSES = 20
 """The most classes whose numbers of test data are printed."""
+
+PARTS = ("train", "validation", "test")
 
 D = TypeVar("D", bound="DataSet")
 
@@ -78,6 +81,13 @@ class DataSet(ABC):
 
     None splits by index: 0, 10, 20, … are test and 8, 18, 28, … validation."""
 
+    facts: Mapping[str, Any] | None = None
+    """What a trained model needs of its data set beside its weights, as JSON, such as the levels
+    and scales of columns, which a run keeps; None: it takes all from the data as they are."""
+
+    absent: str | None = None
+    """Why the data could not be read, where :attr:`facts` serve without them."""
+
     strata: ClassVar[str] = "classes"
     """The name of the groups that data are split evenly over, in words."""
 
@@ -85,15 +95,20 @@ class DataSet(ABC):
     """Attributes that a class must have, with an example of each."""
 
     @classmethod
-    def split_by(cls: type[D], split_seed: int | None, **options: Any) -> D:
+    def split_by(
+        cls: type[D], split_seed: int | None, facts: Mapping[str, Any] | None = None, **options: Any
+    ) -> D:
         """The data set split by another seed than the class's.
 
         Args:
             split_seed: see :attr:`split_seed`.
+            facts: those of the data that a model was trained on, in place of this one's own.
             options: arguments of the class, such as ``holdout``.
         """
         data = cls.__new__(cls)
         data.split_seed = split_seed
+        if facts is not None:
+            data.facts = facts
         cls.__init__(data, **options)
         return data
 
@@ -126,6 +141,20 @@ class DataSet(ABC):
             if len(part) == 0 and name != "validation":
                 raise ValueError(f"{self.name}: there are no {name} data")
             self.check(part, f"{self.name}: the {name} data")
+
+    def withhold(self, reason: str) -> None:
+        """Forget the parts, which are not those that a model was trained with: whatever asks for
+        them is a DataError of this ``reason``."""
+        for name in PARTS:
+            delattr(self, name)
+        self._contexts, self._withheld = {}, reason
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name in PARTS and "_withheld" in vars(self):
+                raise DataError(self._withheld)
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def check(self, data: Tensor, what: str) -> None:
         """Raise ValueError unless a part of the data is as the class declares."""

@@ -365,7 +365,8 @@ class Dates(Column):
                 f"2024-12-31 or 2024-12-31 23:59; correct it, or leave the entry empty"
             )
         self._form = DateForm.of(values)
-        self._first, self._last = self._form.dates(np.array([np.nanmin(days), np.nanmax(days)]))
+        ends = np.array([np.nanmin(days), np.nanmax(days)])
+        self._first, self._last = map(str, self._form.dates(ends))
         self._line: Continuous = (
             Rounded("integer", name, days[train], days, EVERYWHERE)
             if self._form.step == DAY

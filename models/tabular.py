@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from models.checks import check_shape
 from models.column import as_written
+from models.column_facts import column_facts, column_of_facts
 from models.column_kinds import MOST, OTHERS, PLAIN, Kind, doubts_of, kinds_of, left_out
 from models.columns import (
     Column,
@@ -30,6 +31,7 @@ from models.files import DataError
 from models.gaps import dependent_gaps, gaps_in_words
 from models.kept import table_bytes, table_of
 from models.problem import Assembly, Problem
+from models.splits import Rows
 from pyro_mdm import MixedDenoiser, OneHot
 from pyro_mdm.likelihoods.dequantization import Dequantized
 from pyro_mdm.networks import MLP
@@ -222,6 +224,19 @@ class Tabular(Problem):
         return source if source in SHIPPED else str(Path(source).expanduser().resolve())
 
     def split(self, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
+        if self.facts is not None:
+            self._take(self.facts)
+        try:
+            codes, rows = self._codes_and_rows(holdout)
+        except DataError as error:
+            if self.facts is None:
+                raise
+            self.absent = str(error)
+            return self._stand_ins()
+        return codes[rows.train], codes[rows.validation], codes[rows.test]
+
+    def _codes_and_rows(self, holdout: bool) -> tuple[Tensor, Rows]:
+        """The codes of all rows (n, d), and which are in which part."""
         table = read_table(self.source) if self.kept is None else table_of(self.kept)
         table = as_written(table)
         if len(table) < FEWEST:
@@ -233,15 +248,50 @@ class Tabular(Problem):
             rows = self.rows = rows._replace(train=others, test=rows.validation)
         train = np.zeros(len(table), dtype=np.bool_)
         train[rows.train.numpy()] = True
-        self.columns = fit_columns(table, train, self._kinds)
-        self.event_shape = (sum(column.width for column in self.columns),)
+        if self.facts is None:
+            self.columns = fit_columns(table, train, self._kinds)
+            self.event_shape = (sum(column.width for column in self.columns),)
+            self.facts = self._facts
         self.left_out = left_out(table, train, self._kinds)
         unknown = unknown_in(self.columns, table)
         self._doubt(table, unknown)
         known = known_alone(table, unknown)
         self.dependent_gaps = dependent_gaps(known, [column.name for column in self.columns])
         codes = encode(self.columns, known)
-        return codes[rows.train], codes[rows.validation], codes[rows.test]
+        if (empty := codes[rows.train].isnan().all(0)).any():
+            name = self.columns[int(empty.nonzero()[0])].name
+            raise DataError(
+                f"column {name!r} of {self.source} has none of its values in the training rows"
+            )
+        return codes, rows
+
+    @property
+    def _facts(self) -> dict[str, Any] | None:
+        """The columns as JSON; None where there are levels that it cannot hold."""
+        try:
+            return {"columns": [column_facts(column) for column in self.columns]}
+        except TypeError:
+            return None
+
+    def _take(self, facts: Mapping[str, Any]) -> None:
+        """Take the columns of facts (DataError: they are none)."""
+        try:
+            self.columns = [column_of_facts(own) for own in facts["columns"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"what the run keeps of its table is damaged: {error}") from error
+        self.event_shape = (sum(column.width for column in self.columns),)
+
+    def _stand_ins(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Drawn rows in place of those that cannot be read, for a model that is built of them and
+        then has its own weights."""
+        x = torch.randn(
+            3, 2 * FEWEST, *self.event_shape, generator=torch.Generator().manual_seed(0)
+        )
+        each = zip(self.columns, x.split([c.width for c in self.columns], -1), strict=True)
+        train, validation, test = torch.stack(
+            [c.unscaled(own if c.width > 1 else own.squeeze(-1)) for c, own in each], -1
+        )
+        return train, validation if self.holdout else validation[:0], test
 
     def _strata(self, table: DataFrame) -> Tensor | None:
         """The classes of a shipped table, (n,)."""

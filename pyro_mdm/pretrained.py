@@ -22,6 +22,7 @@ import inspect
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,6 +44,8 @@ __all__ += ["load_state", "names_instead", "save_folder", "trained_folder", "tra
 
 CONFIG, TENSORS = "config.json", "model.safetensors"
 """A file of a model's folder."""
+TREE = "model"
+"""The checksum of the tree, beside that of the tensors."""
 FORMAT = 1
 """The format of such folders that is written."""
 ARGUMENTS = "arguments."
@@ -110,20 +113,35 @@ def names_instead(folder: Path) -> str:
 # -- saving ----------------------------------------------------------------------------------------
 
 
-def save_folder(model: nn.Module, folder: str | os.PathLike[str]) -> None:
-    """Write a model into a folder; see :meth:`~pyro_mdm.model.DiffusionModel.save_pretrained`."""
+def save_folder(
+    model: nn.Module, folder: str | os.PathLike[str], notes: Mapping[str, str] | None = None
+) -> None:
+    """Write a model into a folder; see :meth:`~pyro_mdm.model.DiffusionModel.save_pretrained`.
+
+    ``notes`` are kept beside the tensors, under their checksum, for :func:`load_state`.
+    """
     writer = _Writer(model)
     tree = writer.encode(model, "model")
-    tensors = safetensors.torch.save(_unshared(writer.tensors), {"format": "pt"})
+    pieces = _with_notes(safetensors.torch.save(_unshared(writer.tensors)), notes or {})
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise PretrainedError(f"{folder} is a file, expected a folder for the model")
     folder.mkdir(parents=True, exist_ok=True)
     with replacing() as write:
-        digest = write(folder / TENSORS, [tensors])
-        config = {"pyro_mdm_format": FORMAT, "sha256": {TENSORS: digest}, "model": tree}
+        digest = write(folder / TENSORS, pieces)
+        digests = {TENSORS: digest, TREE: _digest(tree)}
+        config = {"pyro_mdm_format": FORMAT, "sha256": digests, "model": tree}
         text = json.dumps(config, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         write(folder / CONFIG, [text.encode()])
+
+
+def _with_notes(content: bytes, notes: Mapping[str, str]) -> list[bytes | memoryview]:
+    """A safetensors file with notes in its header, in an order that is always the same."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = {"__metadata__": {"format": "pt", **notes}} | json.loads(content[8:end])
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return [len(text).to_bytes(8, "little") + text, memoryview(content)[end:]]
 
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -216,7 +234,7 @@ class _Writer:
 
 def load_folder(cls: type[M], folder: str | os.PathLike[str], classes: Mapping[str, Any]) -> M:
     """The model of a folder; see :meth:`~pyro_mdm.model.DiffusionModel.from_pretrained`."""
-    tree, tensors, file = _read(Path(folder))
+    tree, tensors, _, file = _read(Path(folder))
     own = {} if _is_library(cls) else {cls.__name__: cls}
     reader = _Reader(file, tensors, {**own, **classes})
     most = SPARE + TIMES * sum(tensor.numel() for tensor in tensors.values())
@@ -241,12 +259,14 @@ def load_folder(cls: type[M], folder: str | os.PathLike[str], classes: Mapping[s
     return model.eval()
 
 
-def load_state(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The state dict of the model in a folder (PretrainedError: none, or damaged).
+def load_state(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The state dict of the model in a folder, and the notes beside it (PretrainedError: none, or
+    damaged).
 
     No object of the configuration is built.
     """
-    return _state(_read(Path(folder))[1])
+    _, tensors, notes, _ = _read(Path(folder))
+    return _state(tensors), notes
 
 
 def _state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -254,8 +274,12 @@ def _state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: t for name, t in tensors.items() if not name.startswith(ARGUMENTS)}
 
 
-def _read(folder: Path) -> tuple[Any, dict[str, Tensor], Path]:
-    """The tree, the tensors, and the file that has the tree."""
+def _digest(tree: object) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def _read(folder: Path) -> tuple[Any, dict[str, Tensor], dict[str, str], Path]:
+    """The tree, the tensors, the notes beside them, and the file that has the tree."""
     folder, given = trained_folder(folder), folder
     path = folder / CONFIG
     try:
@@ -269,6 +293,17 @@ def _read(folder: Path) -> tuple[Any, dict[str, Tensor], Path]:
                 "pyro_mdm reads; install a newer pyro_mdm"
             )
         tree, expected = content["model"], content["sha256"][TENSORS]
+        if TREE not in content["sha256"]:
+            warnings.warn(
+                f"{path} is of an earlier version, without a checksum of what it says of the "
+                "model, so that changes of it are not noticed; save the model again",
+                stacklevel=4,
+            )
+        elif (digest := _digest(tree)) != content["sha256"][TREE]:
+            raise PretrainedError(
+                f"{path} is damaged: what it says of the model has SHA-256 {digest[:12]}…, "
+                f"expected {str(content['sha256'][TREE])[:12]}…; save the model again"
+            )
         path = folder / TENSORS
         data = path.read_bytes()
         if (digest := hashlib.sha256(data).hexdigest()) != expected:
@@ -277,7 +312,9 @@ def _read(folder: Path) -> tuple[Any, dict[str, Tensor], Path]:
                 f"bytes have SHA-256 {digest[:12]}…, expected {str(expected)[:12]}…; save the "
                 "model again"
             )
-        return tree, safetensors.torch.load(data), folder / CONFIG
+        tensors = safetensors.torch.load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return tree, tensors, dict(header.get("__metadata__", {})), folder / CONFIG
     except (FileNotFoundError, NotADirectoryError) as error:
         raise PretrainedError(
             f"{path} is missing; {folder} was not written by save_pretrained or a training run"

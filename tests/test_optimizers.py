@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from inference import recipe
-from inference.checkpoints import ArchitectureError, load_optimizer, optimizer_tensors
+from inference.checkpoints import RunError, load_optimizer, optimizer_tensors
 from inference.decisions import decide, with_recipe
 from inference.optimizers import FACTOR, Muon, hidden_weights, orthogonalized
 from inference.options import Training
@@ -132,7 +132,7 @@ def test_a_run_goes_on_by_the_optimizer_that_it_was_trained_by(tmp_path: Path, t
     )
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("optimizer: muon", "optimizer: adam"))
-    with pytest.raises(ArchitectureError, match=r"was trained by muon, and its config\.yaml says"):
+    with pytest.raises(RunError, match=r"optimizer: 'muon' in the checkpoint, 'adam' in config"):
         train(resume=run)
 
 

@@ -545,9 +545,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def edit(folder: Path, change: Callable[[Any], Any]) -> None:
+def edit(folder: Path, change: Callable[[Any], Any], *, signed: bool = True) -> None:
+    """Change a configuration, with the right checksum."""
     content = json.loads((folder / CONFIG).read_text())
     change(content)
+    if signed and "sha256" in content:
+        tree = json.dumps(content["model"], sort_keys=True)
+        content["sha256"]["model"] = sha(tree.encode())
     (folder / CONFIG).write_text(json.dumps(content))
 
 
@@ -592,6 +596,10 @@ DAMAGES: list[tuple[Callable[[Path], Any], str]] = [
     (edited(lambda c: c.update(pyro_mdm_format=2)), "format 2, expected at most 1"),
     (edited(lambda c: c.update(pyro_mdm_format="1")), "is '1', expected a number"),
     (edited(lambda c: c.pop("sha256")), "has no 'sha256'"),
+    (
+        lambda f: edit(f, lambda c: arguments(c).update(max_log_snr=8.5), signed=False),
+        "config.json is damaged: what it says of the model has SHA-256",
+    ),
     (flip, "model.safetensors is damaged, or another .* have SHA-256"),
     (lambda f: os.truncate(f / TENSORS, 900), "is damaged, .* its 900 bytes"),
     (of_class("Twisted"), "names the class Twisted at model.diffusion, which this version of"),

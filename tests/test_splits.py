@@ -25,7 +25,7 @@ from models import Digits, Images, Mnist5k, Problem, Tabular, Toy
 from models.splits import split_rows
 from pyro_mdm.networks import MLP
 from tests.brief import SHORT
-from tests.programs import run_program
+from tests.programs import Stopped, rewrite, run_program, stop_after
 
 pytestmark = pytest.mark.usefixtures("few_pictures")
 
@@ -296,11 +296,13 @@ def test_a_run_of_before_keeps_every_tenth(
     folder = tmp_path / "old"
     with monkeypatch.context() as patch:
         patch.setattr(Problem, "split_seed", None)
-        train(run=folder, **short(mine, condition="labels"))
+        stop_after(3, patch)
+        with pytest.raises(Stopped):
+            train(run=folder, **short(mine, condition="labels", log_every=1))
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config.pop("split_seed") == "index"
-    config["steps"] = 6
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    rewrite(folder, state=lambda state: state | {"config": config})
     data = json.loads((folder / "data.json").read_text())
     problem = load_trained(folder)[1].problem
     assert torch.equal(problem.test, problem.load()[::10])
@@ -314,10 +316,10 @@ def test_a_run_of_before_keeps_every_tenth(
     assert json.loads((partner / "data.json").read_text()) == data
     assert Run.open(partner).config["split_seed"] == "index"
     compare([folder, partner], draws=2, out=tmp_path / "c")
-    config["split_seed"] = 0
-    (folder / "config.yaml").write_text(yaml.safe_dump(config | {"steps": 8}))
-    with pytest.raises(RunError, match=r"the data set is not the one .*(?s:.)*train: SHA-256"):
-        train(resume=folder)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config | {"split_seed": 0}))
+    for program in (load_trained, lambda folder: train(resume=folder)):
+        with pytest.raises(RunError, match="split_seed: None in the checkpoint, 0 in config"):
+            program(folder)
 
 
 def test_splits_that_cannot_be_asked_for(mine: Path, tmp_path: Path) -> None:

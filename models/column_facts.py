@@ -1,0 +1,95 @@
+"""Fitted columns as JSON, so that a trained run has the levels and scales of its model in itself.
+
+A column is ``{"class": name, "attributes": {…}}``. Attributes are numbers, text, true, false, null
+and lists of these as they are, and ``{kind: content}`` of the other kinds::
+
+    {"number": "inf"}                     a number that JSON lacks
+    {"tensor": [0.5, 1.0]}                float64, (n,)
+    {"tuple": [0, 100]}
+    {"column": {"class": …}}              a column within a column
+    {"dates": [dtype, pattern, step]}     a DateForm
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.column import Column
+from models.dates import DateForm
+from models.level_columns import Boolean, Categorical, Ordinal
+from models.number_columns import Continuous, Dates, Mixed, Rounded
+
+CLASSES: dict[str, type[Column]] = {
+    cls.__name__: cls for cls in (Boolean, Categorical, Continuous, Dates, Mixed, Ordinal, Rounded)
+}
+
+
+def column_facts(column: Column) -> dict[str, Any]:
+    """A column as JSON (TypeError: it has levels of another type than numbers and text)."""
+    attributes = {name: _encoded(value) for name, value in vars(column).items()}
+    return {"class": type(column).__name__, "attributes": attributes}
+
+
+def column_of_facts(facts: Mapping[str, Any]) -> Column:
+    """The column of :func:`column_facts` (ValueError: of something else)."""
+    try:
+        cls = CLASSES[facts["class"]]
+        column = object.__new__(cls)
+        for name, value in facts["attributes"].items():
+            if callable(getattr(cls, name, None)):
+                raise ValueError(f"{name} is a method of {cls.__name__}")
+            setattr(column, name, _decoded(value))
+        at = torch.zeros(1, column.width) if column.width > 1 else torch.zeros(1)
+        _ = column.name, column.told, column.said, column.values(column.unscaled(at).numpy())
+        return column  # all attributes are there
+    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        raise ValueError(f"no column that a run keeps: {error!r}") from error
+
+
+def _encoded(value: object) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"number": str(value)}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list):
+        return [_encoded(one) for one in value]
+    if isinstance(value, Tensor) and value.dtype == torch.float64:
+        return {"tensor": _encoded(value.tolist())}
+    if isinstance(value, Column):
+        return {"column": column_facts(value)}
+    if isinstance(value, DateForm):
+        dtype = None if value.dtype is None else str(value.dtype)
+        return {"dates": [dtype, value.pattern, value.step]}
+    if isinstance(value, tuple):
+        return {"tuple": _encoded([*value])}
+    raise TypeError(f"{value!r} is a {type(value).__name__}, expected numbers or text")
+
+
+def _decoded(value: object) -> Any:
+    import pandas as pd
+
+    if isinstance(value, list):
+        return [_decoded(one) for one in value]
+    match value:
+        case {"number": str(text)}:
+            return float(text)
+        case {"tensor": list(numbers)}:
+            return torch.tensor(_decoded(numbers), dtype=torch.float64)
+        case {"column": dict(facts)}:
+            return column_of_facts(facts)
+        case {"dates": [dtype, pattern, step]}:
+            kind = None if dtype is None else pd.api.types.pandas_dtype(dtype)
+            return DateForm(kind, pattern, step)
+        case {"tuple": list(values)}:
+            return tuple(_decoded(values))
+        case dict():
+            raise ValueError(f"no value that a run keeps: {str(value)[:60]}")
+    return value
