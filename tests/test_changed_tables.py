@@ -155,7 +155,8 @@ def test_a_changed_table_is_said_and_changes_no_number(made: Path, run: Path, na
     with pytest.warns(UserWarning, match=SAID):
         changed = opened(run)
     for what, frame in numbers(changed).items():
-        pd.testing.assert_frame_equal(frame, before[what], rtol=1e-5)
+        # float32 sums of some 100 nats, whose error is of their differences
+        pd.testing.assert_frame_equal(frame, before[what], rtol=1e-3, atol=1e-3)
     with pytest.raises(DataError, match=SAID):
         _ = changed.problem.test
     with pytest.raises((RunError, DataError), match=SAID):
