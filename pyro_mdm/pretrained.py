@@ -344,13 +344,13 @@ class _AtMost(TorchDispatchMode):
 
     def __torch_dispatch__(
         self,
-        func: Any,
+        func: Callable[..., Any],
         types: Sequence[type],
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         sizes = args[0] if args else None
-        if func.overloadpacket is torch.ops.aten.eye:
+        if getattr(func, "overloadpacket", None) is torch.ops.aten.eye:
             sizes = [args[0], args[-1]]
         if isinstance(sizes, list | tuple) and all(isinstance(n, int) for n in sizes):
             self.left -= math.prod(sizes)
