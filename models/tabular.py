@@ -256,8 +256,8 @@ class Tabular(Problem):
         unknown = unknown_in(self.columns, table)
         self._doubt(table, unknown)
         known = known_alone(table, unknown)
-        self.dependent_gaps = dependent_gaps(known, [column.name for column in self.columns])
         codes = encode(self.columns, known)
+        self.dependent_gaps = dependent_gaps(known, [column.name for column in self.columns])
         if (empty := codes[rows.train].isnan().all(0)).any():
             name = self.columns[int(empty.nonzero()[0])].name
             raise DataError(

@@ -22,6 +22,7 @@ from inference.cli import command_line
 from inference.compare import FILES, compare, short_names
 from inference.compare_figure import comparison_figure
 from inference.compare_tables import PRINTED, turned
+from inference.fingerprints import fingerprint_of
 from inference.loading import load_trained
 from inference.names import own_names
 from inference.options import Training
@@ -61,6 +62,7 @@ def make_run(folder: Path, *, step: int = 3, weights: int = 0, **settings: Any) 
     """A run as ``inference.train`` leaves it, with random weights instead of trained ones."""
     run = Run.create(folder, asdict(Training(**settings)))
     programs = build(Training.of(run.config))
+    run.check_data(fingerprint_of(programs.problem))
     trust.remember(own_names(run.config))
     torch.manual_seed(weights)
     with torch.no_grad():

@@ -16,6 +16,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 from inference.checkpoints import RunError
 from inference.cli import command_line
+from inference.fingerprints import fingerprint_of
 from inference.inspect import figure, inspect
 from inference.inspection import look, prior_kl_curve, table
 from inference.options import Training
@@ -274,10 +275,12 @@ def test_the_diffusion_of_a_run(
 
     monkeypatch.setattr("inference.inspect.figure", lambda *arguments: Figure())
     settings = Training(model="toy", guide="learned", holdout=False)
-    model = build(settings).model
+    programs = build(settings)
+    model = programs.model
     with torch.no_grad():
         model.diffusion.get_parameter("lower").fill_(0.25)  # (μ + ½)² + 1/16
     run = Run.create(tmp_path / "run", asdict(settings))
+    run.check_data(fingerprint_of(programs.problem))
     tensors = {f"ema/{name}": tensor for name, tensor in model.state_dict().items()}
     run.save(Checkpoint(1, tensors, {"config": asdict(settings)}))
     inspect(f"run:{run.folder}", model="toy", out=tmp_path / "run.png")

@@ -160,7 +160,7 @@ USAGE: dict[str, str] = {
     "compare": "runs is missing, expected one path or more",
     "experiment": "table is missing, expected digits, mnist5k",
     "experiment digit": "--table is 'digit', .*; did you mean digits",
-    "train --config no.yaml": "--config no.yaml: File does not exist",
+    "train --config no.yaml": r"--config \./no.yaml: File does not exist",
     "train --config {own}/torn.yaml": "torn.yaml: Problems .* in line 1, col",
     "train --config {own}/list.yaml": "expected options as name: value",
     "train --config {own}/stpes.yaml": "no option is called stpes; did",

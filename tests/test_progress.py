@@ -105,7 +105,7 @@ def test_an_evaluation_shows_each_of_its_parts(monkeypatch) -> None:
     log_likelihood(*programs(CLD(max_log_snr=3.0), denoiser(0.5)), data(20), draws=1, progress=True)
     assert asked[0] == ("baseline", "dimensions", 3, True)
     assert asked[1] == ("reconstruction", "data", 20, True)
-    assert asked[-1] == ("evaluating", "calls", 20, True)
+    assert asked[-1] == ("evaluating", "calls", 40, True)  # a datum is drawn twice
 
 
 @pytest.mark.parametrize("progress", [True, False])
