@@ -1,5 +1,8 @@
 """What tests take of the processor, said at their end: a plugin that conftest.py loads.
 
+What the last run measured is kept in pytest's cache. With ``--at-most 0.5`` tests are left out that
+took more seconds than that, such as in a second run under other rounding.
+
 Seconds of the clock depend on what else runs; these are the processor's, of the test with its
 fixtures and of the processes that it started and that have ended, but for those of
 ``tests.processes``, which are another's children.
@@ -15,12 +18,32 @@ from collections.abc import Iterator
 import pytest
 
 SHOWN = 12
+KEPT = "prices"
+"""What they are called in pytest's cache."""
 _prices: dict[str, float] = {}
 
 
 def _spent() -> float:
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--at-most",
+        type=float,
+        metavar="SECONDS",
+        help="leave out tests that took more of the processor when they last ran",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    most: float | None = config.getoption("at_most")
+    if most is not None and config.cache is not None:
+        prices: dict[str, float] = config.cache.get(KEPT, {})
+        dear = [item for item in items if prices.get(item.nodeid, 0.0) > most]
+        config.hook.pytest_deselected(items=dear)
+        items[:] = [item for item in items if prices.get(item.nodeid, 0.0) <= most]
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -43,6 +66,14 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         _prices[report.nodeid] = sum(
             v for k, v in report.user_properties if k == "processor_seconds"
         )
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Keep the prices of a run that no rounding noise made dearer."""
+    config = session.config
+    noisy, works = config.getoption("rounding_noise"), hasattr(config, "workerinput")
+    if config.cache is not None and not noisy and not works:
+        config.cache.set(KEPT, config.cache.get(KEPT, {}) | _prices)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
