@@ -26,8 +26,9 @@ import pyro_mdm
 from pyro_mdm import MDM_ELBO, DiffusionGuide, DiffusionModel, bound, elbo_terms
 from pyro_mdm.networks import MLP, UNet
 from pyro_mdm.plots.tensorboard import image_grid, write_terms
+from pyro_mdm.support.text import Terminal
 
-sys.stdout.reconfigure(errors="replace")  # a terminal may lack ±
+sys.stdout = Terminal(sys.stdout)  # whatever its encoding
 pyro.set_rng_seed(0)
 
 # data: images of 17 levels in [-1, 1], or measurements that are standardized
