@@ -95,7 +95,8 @@ def test_few_data_have_the_known_bound(n: int) -> None:
         assert found.elbo.standard_error == found.monte_carlo_error
     else:
         spread = float(truth.std()) / math.sqrt(n)
-        assert found.elbo.standard_error == pytest.approx(spread, rel=0.4)
+        spread = math.hypot(spread, found.monte_carlo_error)
+        assert 0.4 * spread < found.elbo.standard_error < 2.5 * spread  # of three, with their noise
 
 
 def test_a_chain_has_the_bound_of_its_grid() -> None:
