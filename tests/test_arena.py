@@ -65,7 +65,7 @@ def test_rows_of_simulations_have_the_densities_of_single_ones(name: str) -> Non
     with pyro.plate("rows", 3, dim=-2):
         trace = poutine.trace(together).get_trace()
     expected = sum(float(one.log_prob_sum()) for one in each)
-    assert float(trace.log_prob_sum()) == pytest.approx(expected, rel=1e-4)
+    assert float(trace.log_prob_sum()) == pytest.approx(expected, rel=2e-3)
 
 
 def law_of(name: str, site: str, **values: Any) -> Any:

@@ -250,7 +250,7 @@ def test_log_prob_of_weights_is_the_log_of_their_mean() -> None:
     ones, fours = (weights.exp() / one.exp().mean(0) for weights in (one, four))
     spread = (ones.var(0) + fours.var(0)).sqrt() / 20
     assert bool(((ones.mean(0) - fours.mean(0)).abs() < 6 * spread).all())
-    assert float(spread.max()) < 0.3
+    assert float(spread.max()) < 0.6
 
 
 # -- the divergence of a score ---------------------------------------------------------------------

@@ -282,6 +282,7 @@ class Falling(Exact):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.without_noise
 def test_where_a_networks_covariance_is_negative_that_of_linear_estimates_serves(name: str) -> None:
     """For the widths of laws too, which would be 0 otherwise: then obs move nothing."""
     H, z, log_snr = OPERATORS[name](), normal(0, 3, D), torch.zeros(3)

@@ -165,7 +165,7 @@ def test_weights_are_right_where_a_density_is_an_estimate() -> None:
     weights = ImportanceWeights((prior + likelihood).double() - scored.log_prob)
     _, evidence = exact()
     assert abs(weights.log_evidence.mean - evidence) < 5.5 * weights.log_evidence.standard_error
-    assert weights.log_evidence.standard_error < 0.02
+    assert weights.log_evidence.standard_error < 0.2
 
 
 # -- guides ----------------------------------------------------------------------------------------

@@ -168,6 +168,7 @@ def test_a_file_that_is_not_finished_is_not_left(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.other_processes
 def test_nothing_is_left_by_a_process_that_is_ended(run: Path, tmp_path: Path) -> None:
     words = (run, "--num_samples", 10**6, "--sampler", "euler", "--accelerator", "cpu")
     program = Program("inference.sample", *words, "--out", tmp_path / "a.npy")
