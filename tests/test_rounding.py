@@ -30,13 +30,13 @@ def results(x: torch.Tensor) -> dict[str, torch.Tensor]:
         "mean": x.detach().mean(0),
         "softmax": x.detach().softmax(1),
         "cholesky": torch.linalg.cholesky(definite),
-        "under vmap": torch.func.vmap(lambda row: (row @ row).tanh())(x.detach()),
+        "under vmap": torch.func.vmap(lambda row: (row @ row / 100).tanh())(x.detach()),
     }
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_results_move_by_a_unit_in_the_last_place(dtype: torch.dtype) -> None:
-    x = torch.randn(40, 40, dtype=dtype)
+    x = torch.randn(17, 17, dtype=dtype)
     plain = results(x)
     with RoundingNoise():
         noisy = results(x)
@@ -44,7 +44,7 @@ def test_results_move_by_a_unit_in_the_last_place(dtype: torch.dtype) -> None:
         apart = (noisy[name] - value).abs()
         assert bool((apart > 0).any()), name
         # products before it add their noise, times the condition of what is computed
-        few = 400 if name in ("gradient", "cholesky", "under vmap") else 2
+        few = 40 if name in ("gradient", "cholesky", "under vmap") else 2
         scale = value.abs().clamp_min(0.1 * float(value.abs().max()))
         assert float((apart / scale).max()) < few * torch.finfo(dtype).eps, name
 
