@@ -52,7 +52,7 @@ class Particles(NamedTuple):
     log_weights: Tensor  # (R, P), nats, float64; their exponentials have the mean p(obs)
     network_calls: int  # per particle, without products with vectors
     grid_error: Measured  # the term that the grid adds to log_evidence, nats; NaN below 16 steps
-    coarse: Particles | None = None  # those of half as many steps; None below 16 steps
+    coarse: Any = None  # Particles of half as many steps; None below 16 steps
 
     @property
     def log_evidence(self) -> Measured:
