@@ -6,6 +6,8 @@ function of the step alone (:func:`inference.recipe.indices`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,7 @@ class Batches:
         device: the device of the batches.
         pieces: the pieces to return, and their number S: piece r has data r, r + S, … of a batch.
         flip: whether to mirror each image left to right with probability ½.
+        order: the numbers of the data in the batch of a step; None: whole permutations in turn.
     """
 
     def __init__(
@@ -37,15 +40,16 @@ class Batches:
         *,
         pieces: tuple[range, int] = (range(1), 1),
         flip: bool = False,
+        order: Callable[[int], Tensor] | None = None,
     ) -> None:
-        self.device = device
+        self.device, self._order = device, order
         self.data = data.to(device) if data.nbytes <= ON_DEVICE else data
         self.batch_size, self.seed, self.flip = batch_size, seed, flip
         self.wanted, self.count = pieces
 
     def __call__(self, step: int) -> list[Tensor]:
         """The pieces of the batch of ``step``, each (N/S, *event_shape), on the device."""
-        chosen = indices(step, self.batch_size, len(self.data), self.seed)
+        chosen = self._order(step) if self._order else self._in_turn(step)
         if self.flip:
             generator = torch.Generator().manual_seed(seed_from(self.seed, "flip", step))
             mirrored = torch.rand(self.batch_size, generator=generator) < 0.5
@@ -57,3 +61,6 @@ class Batches:
                 part = torch.where(mine.reshape(-1, *[1] * (part.dim() - 1)), part.flip(-1), part)
             parts.append(part)
         return parts
+
+    def _in_turn(self, step: int) -> Tensor:
+        return indices(step, self.batch_size, len(self.data), self.seed)

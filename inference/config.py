@@ -24,7 +24,7 @@ YOUNGER = (
 """Settings that older run folders lack, which were trained with their defaults."""
 
 LATER: dict[str, Any] = {f.name: f.default for f in fields(Training) if f.name in YOUNGER}
-LATER |= {"optimizer": "adam"}
+LATER |= {"optimizer": "adam", "gaps": "leave_out"}
 """The values that inference.train used before it had these settings."""
 
 REMOVED: dict[str, Any] = {"members": 1, "augment": 0.0, "weight_decay": 0.0}

@@ -13,7 +13,7 @@ from inference.config import OWN_TABLE
 from inference.diffusion import LEARNED_MIN_LOG_SNR, give_learned_end
 from inference.optimizers import hidden_weights
 from inference.options import Decided, Training
-from inference.plan import Programs
+from inference.plan import Programs, gaps_of
 from inference.problems import split_word
 from models import ImageProblem, Images, Problem, Tabular
 from models.base import FileImages
@@ -72,6 +72,7 @@ def decide(settings: Training, programs: Programs) -> Decided:
         "split_seed": None if problem.rows is None else split_word(problem.rows.seed),
         "min_log_snr": end,
         "maps": maps,
+        "gaps": gaps_of(settings.gaps, maps, problem),
         "times": times,
         "steps": steps,
         "batch_size": _batch_size(settings, problem),

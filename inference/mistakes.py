@@ -11,9 +11,9 @@ from inference.cli import check_positive
 from inference.diffusion import check_ends
 from inference.optimizers import hidden_weights
 from inference.options import Decided, Training
-from inference.plan import Programs
+from inference.plan import OBSERVING, Programs
 from inference.sample import make_sampler
-from models import ImageProblem
+from models import ImageProblem, Problem
 from models.kinds import kind_of
 from pyro_mdm import NonlinearDiffusion
 from pyro_mdm.diffusions.closed import Kernels
@@ -107,6 +107,7 @@ def check_effects(settings: Training, programs: Programs) -> None:
     check_ends(settings, diffusion)
     if settings.diffusion_learning_rate == 0:
         _check_learned(settings)
+    _check_gaps(settings, programs.problem)
     kind = kind_of(diffusion)
     if settings.learn_ends is not None and not kind.learned_ends:
         raise ValueError(
@@ -123,6 +124,19 @@ def check_effects(settings: Training, programs: Programs) -> None:
         raise ValueError(
             f"--channels_last has no effect on {type(network).__name__}, which has no weights of "
             "convolutions over images; leave it out"
+        )
+
+
+def _check_gaps(settings: Training, problem: Problem) -> None:
+    gaps, maps = settings.gaps, settings.maps or problem.default_maps
+    if gaps is not None and not problem.is_incomplete:
+        raise ValueError(
+            f"--gaps {gaps} has no effect: no entry of the training data is missing; leave it out"
+        )
+    if gaps in ("fill", "skip") and maps not in OBSERVING:
+        raise ValueError(
+            f"--gaps is {gaps}, which is for maps that observe entries, and --maps is {maps}; "
+            f"expected {' or '.join(OBSERVING)}"
         )
 
 

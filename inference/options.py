@@ -23,6 +23,9 @@ Reach = float | list[float]
 StationaryVariance = float | list[float] | list[list[float]]
 """Σ_∞ as an option: a number, K variances or K rows of a covariance."""
 
+Gaps = Literal["fill", "skip", "leave_out"]
+"""What training does with missing entries."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
@@ -147,6 +150,10 @@ class Score:
             dimensions observed, some left out), independent (one for each), or mixed, of which half
             are levels. With other maps than levels the training objective is no bound on whole
             data; measurements still are. Tables have mixed maps by default, other data none.
+        gaps: missing entries in training at such maps: fill, by draws of the model that is trained,
+            which is right where what is missing depends on what is there; skip data at maps that
+            need what they lack; or leave_out missing entries, right where they are missing by
+            chance alone. By default fill where a table has any.
     """
 
     score: str = "default"
@@ -155,6 +162,7 @@ class Score:
     decoder_in_loss: bool = True
     times: Literal["adaptive", "log_volume", "vpsde"] | None = None
     maps: Literal["levels", "subsets", "independent", "mixed"] | None = None
+    gaps: Gaps | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

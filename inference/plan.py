@@ -14,7 +14,7 @@ import torch
 
 from inference.diffusion import LEARNED_MIN_LOG_SNR, build_diffusion
 from inference.names import LIKELIHOODS, find, make, takes, wrong_kind
-from inference.options import Guide, Training
+from inference.options import Gaps, Guide, Training
 from inference.problems import build_problem
 from inference.seeds import seed_from
 from models import Problem
@@ -25,7 +25,7 @@ from pyro_mdm.diffusions.learned import LearnedFamily
 from pyro_mdm.likelihoods import LevelDistribution, Likelihood
 from pyro_mdm.scores.base import Score
 from pyro_mdm.scores.denoiser import DenoiserScore
-from pyro_mdm.scores.maps import RandomMaps
+from pyro_mdm.scores.maps import Missing, RandomMaps
 from pyro_mdm.support.modules import evaluating
 
 
@@ -56,6 +56,7 @@ class Plan:
         score: the score's name in the data set, its class, or a function that makes it.
         likelihood: p(x | y_ε); None: the data set's own.
         maps: the maps of log SNR that the denoiser is trained at; None: it is told none.
+        gaps: what training does with missing entries; None: there are none, or no maps.
     """
 
     settings: Training
@@ -64,6 +65,7 @@ class Plan:
     score: str | ScoreKind
     likelihood: Likelihood | None
     maps: str | None
+    gaps: Gaps | None
 
     @classmethod
     def of(cls, settings: Training, facts: Mapping[str, Any] | None = None) -> Plan:
@@ -83,7 +85,8 @@ class Plan:
         start = problem.max_log_snr if start is None else start
         guide = replace(guide, max_log_snr=start, min_log_snr=end)
         maps = settings.maps or problem.default_maps
-        return cls(settings, problem, guide, score, likelihood, maps)
+        gaps = gaps_of(settings.gaps, maps, problem)
+        return cls(settings, problem, guide, score, likelihood, maps, gaps)
 
     def build(self, *, fitted: bool = True) -> Programs:
         """The untrained programs; ``fitted`` as in :meth:`models.base.Problem.build`."""
@@ -153,7 +156,8 @@ class Plan:
                 "leave out --learn_ends"
             )
         shares = {} if maps == "mixed" else SHARES | {maps: 1.0}
-        score.training_maps = RandomMaps(**shares, window=self.problem.window)
+        missing: Missing = "leave_out" if self.gaps == "leave_out" else "skip"
+        score.training_maps = RandomMaps(**shares, window=self.problem.window, missing=missing)
 
 
 def build(
@@ -164,6 +168,15 @@ def build(
     return Plan.of(settings, facts).build(fitted=fitted)
 
 
+def gaps_of(given: Gaps | None, maps: str | None, problem: Problem) -> Gaps | None:
+    """What training does with missing entries; None where there are none."""
+    if given is not None or not problem.is_incomplete:
+        return given
+    return "fill" if maps in OBSERVING else "leave_out"
+
+
+OBSERVING = ("mixed", "subsets")
+"""Maps at which entries are observed."""
 SHARES = {"levels": 0.0, "subsets": 0.0, "independent": 0.0}
 """The shares of the kinds of maps, all 0."""
 

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from inference import recipe
 from inference.batches import Batches
 from inference.checkpoints import Checkpoint, load_optimizer, optimizer_tensors
+from inference.filling import Filling
 from inference.loading import load_weights
 from inference.options import Decided
 from inference.plan import Programs
@@ -81,6 +82,7 @@ class Trainee:
 
         own, rank = settings.micro_batches, fabric.global_rank
         self.count, self.mine = fabric.world_size * own, range(rank * own, (rank + 1) * own)
+        self.filling = Filling(problem, settings) if settings.gaps == "fill" else None
         self.batches = self._gathered(problem.train, flip=settings.flip)
         context = problem.part("train").context
         self.contexts = None if context is None else self._gathered(context)
@@ -89,7 +91,9 @@ class Trainee:
 
     def _gathered(self, data: Tensor, *, flip: bool = False) -> Batches:
         size, seed, pieces = self.settings.batch_size, self.settings.seed, (self.mine, self.count)
-        return Batches(data, size, seed, self.fabric.device, pieces=pieces, flip=flip)
+        order = None if self.filling is None else self.filling.rows
+        device = self.fabric.device
+        return Batches(data, size, seed, device, pieces=pieces, flip=flip, order=order)
 
     def step(self, step: int, signal_number: int = 0) -> Step:
         """Take step number ``step``, from 0, in all processes.
@@ -106,6 +110,8 @@ class Trainee:
         factor = recipe.schedule(step, settings.steps, settings.warmup, settings.decay)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
+        if self.filling is not None:
+            self._fill(self.filling, step)
         nats = self._gradients(step)
         if self.density is not None:
             # processes and float16 scale the loss, and a resumed run may have others
@@ -141,11 +147,20 @@ class Trainee:
             with self.fabric.no_backward_sync(self.loss_of, enabled=waiting):
                 with randomness.piece(r, self.count, noise_seed):
                     x, log_det = problem.transform(part)
+                    if self.filling is not None:
+                        x = self.filling.fill(x, step, slice(r, None, self.count))
                     loss = self.loss_of(x, *([] if context is None else [context])) / numbers
                 # gradients are averaged over processes, and their sum is needed
                 self.fabric.backward(loss * self.fabric.world_size)
             nats += loss.detach() - log_det.sum() / numbers
         return nats
+
+    def _fill(self, filling: Filling, step: int) -> None:
+        """Complete training data that are incomplete, in the first process for all."""
+        if self.fabric.is_global_zero:
+            filling.begin(step, self.averaged.model if step else self.programs.model)
+        if self.fabric.world_size > 1:
+            filling.values = self.fabric.broadcast(filling.values).to(self.fabric.device)
 
     def _sum_of_processes(self, values: Tensor) -> Tensor:
         return cast(Tensor, self.fabric.all_reduce(values, reduce_op="sum"))
@@ -167,6 +182,8 @@ class Trainee:
             "ema": self.averaged.model.state_dict(),
             "optimizer": optimizer_tensors(self.optimizer, self.names),
         }
+        if self.filling is not None and self.filling.values is not None:
+            named["filled"] = {"x": self.filling.values}
         tensors = {f"{part}/{name}": t for part, ts in named.items() for name, t in ts.items()}
         averages = {"averages": int(self.ema.n_averaged), "loss_scale": self.scale.state}
         state = progress._asdict() | run.described() | {"record": run.written()}
@@ -178,6 +195,8 @@ class Trainee:
         load_weights(self.programs.model, checkpoint, "model", run)
         load_weights(self.averaged.model, checkpoint, "ema", run)
         self.best = checkpoint.part("best")
+        if self.filling is not None:
+            self.filling.values = checkpoint.part("filled")["x"].to(self.fabric.device)
         load_optimizer(self.optimizer, checkpoint.part("optimizer"), self.names)
         self.ema.n_averaged.fill_(checkpoint.state.get("averages", checkpoint.step))
         self.scale.load(checkpoint.state.get("loss_scale", {}))

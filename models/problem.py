@@ -131,6 +131,11 @@ class Problem(DataSet):
         return self.transform(data, generator).x
 
     @property
+    def is_incomplete(self) -> bool:
+        """Whether training data have missing entries, NaN."""
+        return self.train.is_floating_point() and bool(self.train.isnan().any())
+
+    @property
     def dequantized_levels(self) -> int | None:
         """The number of levels of dequantized data, for ``bits_per_dim``; None for other data."""
         return None

@@ -1,6 +1,7 @@
 """Models of data given a context or other dimensions; classification and imputation by them."""
 
 from pyro_mdm.conditioning.classification import ClassPosterior, class_posterior
+from pyro_mdm.conditioning.completions import Completions
 from pyro_mdm.conditioning.conditioned import (
     ConditionedDecoder,
     ConditionedDenoiser,
@@ -14,6 +15,7 @@ from pyro_mdm.conditioning.windows import WindowedDenoiser, windowed
 
 __all__ = [
     "ClassPosterior",
+    "Completions",
     "ConditionedDecoder",
     "ConditionedDenoiser",
     "ConditionedLikelihood",

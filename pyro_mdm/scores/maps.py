@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -24,6 +24,10 @@ __all__ = ["LEFT_OUT", "OBSERVED", "MapLaw", "Maps", "RandomMaps"]
 
 OBSERVED, LEFT_OUT = float("inf"), float("-inf")
 """Log SNRs of dimensions that are known, and of those that are never looked at."""
+
+
+Missing = Literal["skip", "leave_out"]
+"""What becomes of data with missing entries in training, see :class:`RandomMaps`."""
 
 
 class Maps(NamedTuple):
@@ -49,8 +53,8 @@ class MapLaw(Recorded, ABC):
 
         Args:
             low, high: λ(T) and λ(ε).
-            present: which entries are not missing, bool, like the data; None: all. Missing ones are
-                left out, with weight 0.
+            present: which entries are not missing, bool, like the data; None: all. Missing ones
+                have no weight.
         """
 
     def draw_by_group(
@@ -88,8 +92,19 @@ class RandomMaps(MapLaw):
     - ``independent``: every dimension has a log SNR of its own, uniform.
 
     The terms of the first two are unbiased estimates of what they bound. All are of one size, so
-    that the loss is an average over kinds of task and no bound on log p(x) alone. For data with
-    missing entries, d counts those that are present, and subsets are made of these.
+    that the loss is an average over kinds of task and no bound on log p(x) alone.
+
+    A network that is told the map learns the law of the data that it saw there. So data with
+    missing entries have a choice of two laws of maps:
+
+    - ``skip``: maps are drawn without a look at what is missing, and a datum that lacks an entry
+      that its map observes or generates counts 0. Then x̂ at a map is that of p(x_u | x_o) where,
+      given x_o, it does not depend on x_u whether both are there. Rare are then the data for maps
+      of many dimensions; :class:`~pyro_mdm.Completions` uses all data, and is right wherever
+      entries are missing at random.
+    - ``leave_out``: missing entries are left out, d counts those that are present, and subsets are
+      made of these. All data count at maps of what they have. That is right where entries are
+      missing completely at random, and only there.
 
     With a ``window`` (b, a) terms count by a weight that falls where there is little noise,
 
@@ -102,9 +117,11 @@ class RandomMaps(MapLaw):
     Args:
         levels, subsets, independent: shares, at least 0; only their ratios count.
         window: (b, a), log SNRs; None: λ is uniform.
+        missing: what becomes of data with missing entries, as above.
 
     Raises:
-        ValueError: a share below 0, or all equal to 0; a window that is empty.
+        ValueError: a share below 0, or all equal to 0; a window that is empty; another word for
+            what is missing.
 
     Example:
         >>> from pyro_mdm import Denoiser
@@ -119,6 +136,7 @@ class RandomMaps(MapLaw):
         subsets: float = 0.4,
         independent: float = 0.1,
         window: tuple[float, float] | None = None,
+        missing: Missing = "skip",
     ) -> None:
         shares = (levels, subsets, independent)
         for name, value in zip(("levels", "subsets", "independent"), shares, strict=True):
@@ -128,7 +146,10 @@ class RandomMaps(MapLaw):
         if window is not None and not window[0] < window[1]:
             raise ValueError(f"window is {window}, expected two log SNRs, the smaller one first")
         self.levels, self.subsets, self.independent = map(float, shares)
-        self.window = window
+        if missing not in get_args(Missing):
+            words = " or ".join(map(repr, get_args(Missing)))
+            raise ValueError(f"missing is {missing!r}, expected {words}")
+        self.window, self.missing = window, missing
 
     def draw(
         self,
@@ -138,6 +159,22 @@ class RandomMaps(MapLaw):
         device: torch.device,
         present: Tensor | None = None,
     ) -> Maps:
+        if present is None or self.missing == "leave_out":
+            return self._draw(shape, low, high, device, present)
+        log_snr, weight = self._draw(shape, low, high, device, None)
+        lacking = (~present & (log_snr != LEFT_OUT)).flatten(1).any(1)
+        weight = weight * ~lacking.reshape(-1, *[1] * (len(shape) - 1))
+        return Maps(torch.where(present, log_snr, LEFT_OUT), weight)
+
+    def _draw(
+        self,
+        shape: Sequence[int],
+        low: float,
+        high: float,
+        device: torch.device,
+        present: Tensor | None,
+    ) -> Maps:
+        """Maps of data whose missing entries are left out."""
         n, event = shape[0], tuple(shape[1:])
         total = self.levels + self.subsets + self.independent
         column = (n, *[1] * len(event))
