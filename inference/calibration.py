@@ -13,6 +13,7 @@ from torch import Tensor
 
 from models import Tabular
 from models.columns import encode
+from models.skipped import HIDDEN
 from pyro_mdm import DiffusionModel
 from pyro_mdm.conditioning.imputation import impute
 from pyro_mdm.posteriors import Calibration, ranks
@@ -133,6 +134,7 @@ def table_calibration(
         raise ValueError("the rows have no entry, expected at least one to predict")
     generator = torch.Generator().manual_seed(seed)
     rows = rows.double()
+    rows = rows.masked_fill(rows == HIDDEN, math.nan)
     hidden = torch.rand(rows.shape, generator=generator) < 0.5
     told = torch.cat([rows.masked_fill(half, math.nan) for half in (hidden, ~hidden)])
     x = problem.to_model_space(told, generator).to(model.diffusion.start_time.device)

@@ -33,6 +33,7 @@ def draws(
     batch_size: int = 1024,
     seed: int = 0,
     unknown: OfUnknown = "missing",
+    hidden: Sequence[str] = (),
     progress: bool = False,
 ) -> list[pd.DataFrame]:
     """Completed rows, a table for each draw, of the columns that are modelled and rows 0, 1, ….
@@ -42,11 +43,11 @@ def draws(
         piece: the number of these rows among pieces of a larger table, for their seed.
         only: the one column that is drawn, if the others are integrated out and stay empty.
         batch_size: completions simulated together.
-        unknown: as for :meth:`models.tabular.Tabular.codes`.
+        unknown, hidden: as for :meth:`models.tabular.Tabular.codes`.
     """
     own = seed_from(seed, "draws", piece)
     noise = torch.Generator().manual_seed(own)
-    codes = problem.codes(rows, unknown).repeat(num, 1)
+    codes = problem.codes(rows, unknown, hidden).repeat(num, 1)
     x = problem.to_model_space(codes, noise).to(model.diffusion.start_time.device)
     left_out = None if only is None else x.isnan() & ~_dims(problem, only).to(x.device)
     options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
@@ -75,6 +76,7 @@ def draws_given(
         column_of(problem, name)  # or an error
     known = pd.DataFrame({c.name: [given.get(c.name)] * n for c in problem.columns})
     options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "unknown": "refuse"}
+    options["hidden"] = [column.name for column in problem.columns if column.name not in given]
     return filled(known, draws(problem, model, known, 1, **options)[0])
 
 
@@ -129,7 +131,7 @@ def filled(table: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
             whole[name] = new.astype(own.dtype) if _holds(own.dtype, new.dtype) else new
             continue
         if isinstance(own.dtype, pd.CategoricalDtype):
-            unknown = [value for value in new.unique() if value not in own.cat.categories]
+            unknown = [v for v in new.dropna().unique() if v not in own.cat.categories]
             own = own.cat.add_categories(unknown)
         own = own.copy()
         own[empty] = new.astype(own.dtype).array

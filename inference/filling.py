@@ -57,7 +57,7 @@ class Filling:
             return
         problem, seed = self._problem, seed_from(self._settings.seed, "fill", step)
         noise = torch.Generator().manual_seed(seed)
-        x = problem.to_model_space(problem.train[self._present(step)], noise)
+        x, _ = problem.training_x(problem.train[self._present(step)], noise)
         completions = Completions(x.to(model.diffusion.start_time.device))
         completions.draw(model, seed=seed)
         self.values = completions.x

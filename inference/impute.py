@@ -32,6 +32,7 @@ from inference.pieces import (
 from inference.table import Table
 from models import Tabular
 from models.columns import Center
+from models.skipped import ABSENT
 from models.tabular import OfUnknown
 from pyro_mdm.support.files import replacing
 from pyro_mdm.support.progress import progress_bar
@@ -170,8 +171,9 @@ class Survey(NamedTuple):
         for table, cells in pieces:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # they come again with the completions
-                problem.codes(table, unknown)
-            gone = table[names].isna().to_numpy()
+                codes = problem.codes(table, unknown)
+            empty = table[names].isna().to_numpy()
+            gone = empty & ~(codes == ABSENT).numpy()
             rows, missing = rows + len(table), missing + int(gone.sum())
             incomplete += int(gone.any(1).sum())
             own = dict(table.dtypes)
@@ -198,7 +200,7 @@ def fill_cells(
         if name not in values.columns or not empty.any():
             continue
         own = values[name].tolist()
-        for i in np.flatnonzero(empty):
+        for i in np.flatnonzero(empty & values[name].notna().to_numpy()):
             whole[i + 1][j] = texts.text(name, own[i])
     return whole
 

@@ -129,8 +129,8 @@ def as_columns(problem: Tabular, x: Tensor) -> Mapping[str, Any]:
             micros = pd.Series(days_of(own) * DAY).round().astype("Int64")
             columns[column.name] = micros.astype("datetime64[us]")
         elif column.levels is not None and not pd.api.types.is_numeric_dtype(own.dtype):
-            known = [*column.values(np.arange(column.levels))]
-            columns[column.name] = own.astype(pd.CategoricalDtype(known))
+            levels = pd.Series(column.values(np.arange(column.levels))).dropna()
+            columns[column.name] = own.astype(pd.CategoricalDtype([*levels]))
     return columns
 
 

@@ -275,10 +275,11 @@ class Table:
         batch_size: int,
         seed: int | None = None,
         piece: int = 0,
+        only: str | None = None,
     ) -> pd.DataFrame:
         """The bound of :meth:`log_prob` for rows, given the entries of ``given`` if there are any,
         which has the same rows; ``piece`` is the number of the first of them among pieces of a
-        larger table."""
+        larger table, and ``only`` the one column whose entries are measured, given others."""
         import pandas as pd
 
         own, pieces = self.seed if seed is None else seed, []
@@ -286,7 +287,7 @@ class Table:
         for k, (part, known) in enumerate(zip(in_pieces(rows), knowns, strict=False), piece):
             if len(part):
                 seed_of = seed_from(own, "bound", k)
-                pieces.append(self._bound(part, known, draws, batch_size, seed_of))
+                pieces.append(self._bound(part, known, draws, batch_size, seed_of, only))
         values = torch.cat(pieces, 1).T.numpy() if pieces else np.empty((0, 2))
         return pd.DataFrame(values, rows.index, columns=["log_prob", "standard_error"])
 
@@ -297,20 +298,24 @@ class Table:
         draws: int,
         batch_size: int,
         seed: int,
+        only: str | None,
     ) -> Tensor:
         """The bound on log p of rows, given others if there are any, and its error, (2, n)."""
         problem, model, guide = self._fitted
         assert isinstance(problem, Tabular)
+        others = [] if only is None else [name for name in self.names if name != only]
         fresh = min(FRESH, draws)
         generator = torch.Generator().manual_seed(seed)
         device = model.diffusion.start_time.device
 
-        def in_model_space(frame: pd.DataFrame) -> tuple[Tensor, Tensor]:
-            codes = problem.codes(frame).repeat(fresh, 1)
+        def in_model_space(
+            frame: pd.DataFrame, hidden: Sequence[str] = ()
+        ) -> tuple[Tensor, Tensor]:
+            codes = problem.codes(frame, hidden=hidden).repeat(fresh, 1)
             x, log_det = problem.transform(codes, generator)
             return x.to(device), log_det
 
-        x, log_det = in_model_space(rows)
+        x, log_det = in_model_space(rows, others)
         counts = ~x[: len(rows)].isnan().all(1).cpu()
         if given is not None:
             there = counts.numpy()
@@ -318,9 +323,10 @@ class Table:
                 values = torch.zeros(2, len(rows), dtype=torch.float64)
                 if there.any():
                     asked, known_of = rows[there], given[there]
-                    values[:, there] = self._bound(asked, known_of, draws, batch_size, seed)
+                    options = draws, batch_size, seed, only
+                    values[:, there] = self._bound(asked, known_of, *options)
                 return values
-            known = in_model_space(given)[0]
+            known = in_model_space(given, [] if only is None else [only])[0]
             observed = ~known.isnan()
             model = condition(model, observed, left_out=x.isnan() & ~observed)
             x = torch.where(observed, known, torch.where(x.isnan(), 0, x))
@@ -343,6 +349,7 @@ class Table:
         batch_size: int = 1024,
         seed: int | None = None,
         unknown: OfUnknown = "missing",
+        hidden: Sequence[str] = (),
         progress: bool = False,
     ) -> list[pd.DataFrame]:
         """Completed rows, a table for each draw, of the columns that are modelled and rows 0, 1, ….
@@ -351,11 +358,11 @@ class Table:
             rows: those that memory holds ``num`` times.
             piece: the number of these rows among pieces of a larger table, for their seed.
             only: the one column that is drawn, if the others are integrated out and stay empty.
-            unknown: as for :meth:`models.tabular.Tabular.codes`.
+            unknown, hidden: as for :meth:`models.tabular.Tabular.codes`.
         """
         own = self.seed if seed is None else seed
         options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
-        options["unknown"] = unknown
+        options |= {"unknown": unknown, "hidden": hidden}
         model = self._fitted.model
         return draws(self.problem, model, rows, num, piece=piece, only=only, seed=own, **options)
 
@@ -572,6 +579,7 @@ class Conditional:
         if self._draws is None:
             each: list[pd.DataFrame] = []
             options: dict[str, Any] = {"batch_size": self._batch_size, "only": self.name}
+            options["hidden"] = [self.name]
             for k, rows in enumerate(in_pieces(self.rows)):
                 drawn = self.table.draws(rows, self._num, piece=k, **options)
                 own = [one[self.name].to_numpy() for one in drawn]
@@ -634,7 +642,8 @@ class Conditional:
         """A lower bound on log p of a value in each row, given what is there, in nats.
 
         Args:
-            values: n values of the column, in the order of the rows; a missing one has 0.
+            values: n values of the column, in the order of the rows; a missing one has 0, or, of a
+                column that may be absent, the bound on the log probability that it is.
             draws: network evaluations of a row.
 
         Returns:
@@ -642,7 +651,7 @@ class Conditional:
         """
         asked = self.rows.assign(**dict.fromkeys(self.table.names, None))
         asked[self.name] = np.asarray(values, dtype=object)
-        return self.table.measured(asked, self.rows, draws, self._batch_size)
+        return self.table.measured(asked, self.rows, draws, self._batch_size, only=self.name)
 
     def _numbers(self) -> pd.DataFrame:
         """The draws as numbers, which of dates are days."""

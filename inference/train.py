@@ -103,7 +103,8 @@ def _say(settings: Decided, programs: Programs, threads: Threads) -> None:
         print(note)
     if isinstance(programs.problem, Tabular):
         print(programs.problem.columns_in_words)
-        programs.problem.warn_of_gaps()
+        if words := programs.problem.gaps_in_words:
+            print(words)
     print(programs.problem.split_in_words, flush=True)
     if threads.why:
         print(f"{threads}; give --threads N for another number")

@@ -146,7 +146,7 @@ class Trainee:
             waiting = r != self.mine[-1]
             with self.fabric.no_backward_sync(self.loss_of, enabled=waiting):
                 with randomness.piece(r, self.count, noise_seed):
-                    x, log_det = problem.transform(part)
+                    x, log_det = problem.training_x(part)
                     if self.filling is not None:
                         x = self.filling.fill(x, step, slice(r, None, self.count))
                     loss = self.loss_of(x, *([] if context is None else [context])) / numbers
@@ -160,7 +160,8 @@ class Trainee:
         if self.fabric.is_global_zero:
             filling.begin(step, self.averaged.model if step else self.programs.model)
         if self.fabric.world_size > 1:
-            filling.values = self.fabric.broadcast(filling.values).to(self.fabric.device)
+            values = cast(Tensor, self.fabric.broadcast(filling.values))
+            filling.values = values.to(self.fabric.device)
 
     def _sum_of_processes(self, values: Tensor) -> Tensor:
         return cast(Tensor, self.fabric.all_reduce(values, reduce_op="sum"))

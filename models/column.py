@@ -1,7 +1,8 @@
 r"""A column of a table: its codes, its numbers in a model, and its values again.
 
 A table's stored data are codes, float64 (n, d): the numbers themselves of a column of numbers, the
-number of the level of any other, and NaN where an entry is missing. In model space a column of
+number of the level of any other, and NaN where an entry is missing; infinite ones are those of
+:mod:`models.skipped`. In model space a column of
 numbers is scaled to N(0, 1), levels lie in [-1, 1], and three categories or more are one-hot: as
 many dimensions, one of which is 1.
 
@@ -20,7 +21,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from models.column_kinds import Kind
 from models.files import DataError
+from pyro_mdm import OneHot
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -49,7 +51,7 @@ class Column(ABC):
     kind: Kind
     levels: int | None = None
     width: int = 1
-    noisy: ClassVar[bool] = False
+    noisy: bool = False
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -61,6 +63,10 @@ class Column(ABC):
         if unknown.any():
             raise DataError(self._refusal(values[unknown].iloc[0]))
         return codes
+
+    def codes_in(self, table: DataFrame) -> Values:
+        """The codes of the column's values in a table, as :meth:`codes`."""
+        return self.codes(table[self.name])
 
     def unknown(self, values: Series[Any]) -> NDArray[np.bool_]:
         """Which values the column cannot have, (n,)."""
@@ -98,6 +104,11 @@ class Column(ABC):
     def places(self) -> int | Sequence[float] | None:
         """The levels in model space, as for MixedDenoiser: their number where they lie evenly."""
         return self.levels
+
+    @property
+    def of_denoiser(self) -> list[Any]:
+        """The levels of its dimensions in model space, as for MixedDenoiser."""
+        return [OneHot(self.width) if self.width > 1 else self.places]
 
     @property
     def told(self) -> str:

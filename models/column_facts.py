@@ -24,9 +24,11 @@ from models.column import Column
 from models.dates import DateForm
 from models.level_columns import Boolean, Categorical, Ordinal
 from models.number_columns import Continuous, Dates, Mixed, Rounded
+from models.skipped import SkippedLevels, SkippedNumbers
 
+KINDS = (Boolean, Categorical, Continuous, Dates, Mixed, Ordinal, Rounded)
 CLASSES: dict[str, type[Column]] = {
-    cls.__name__: cls for cls in (Boolean, Categorical, Continuous, Dates, Mixed, Ordinal, Rounded)
+    cls.__name__: cls for cls in (*KINDS, SkippedLevels, SkippedNumbers)
 }
 
 

@@ -32,6 +32,9 @@ Kind = Literal[
 NUMBERS = ("continuous", "nonnegative", "mixed", "rounded", "integer")
 """Kinds of numbers, which may have a range."""
 
+Empty = Literal["absent", "mar"]
+"""What an empty entry is: of a column that does not exist for the row, or missing at random."""
+
 OTHERS = "*"
 """Stands for the columns that no kind is given for."""
 PLAIN = "plain"
@@ -71,17 +74,26 @@ class Said(NamedTuple):
         kind: None: that which its values say.
         order: of the levels of an ordinal column, the lowest first.
         ends: the least and the largest number that may be.
+        empty: what an empty entry is, absent where the column does not exist, or missing at random.
     """
 
     kind: str | None = None
     order: tuple[str, ...] | None = None
     ends: tuple[float, float] | None = None
+    empty: str | None = None
 
     @classmethod
     def of(cls, name: str, text: str) -> Said:
         """What a text says of a column: a kind, an order a<b<c, or a range 0..100, which may follow
         a kind of numbers and have one end alone (DataError: another text). A level may begin with
-        <, as in ``<=50K<>50K``."""
+        <, as in ``<=50K<>50K``. The last word may be absent or mar, or these are all."""
+        rest, _, last = text.rpartition(" ")
+        if last in get_args(Empty) and name != OTHERS:
+            return cls._of(name, rest.strip())._replace(empty=last) if rest else cls(empty=last)
+        return cls._of(name, text)
+
+    @classmethod
+    def _of(cls, name: str, text: str) -> Said:
         if text in get_args(Kind) or (name == OTHERS and text == PLAIN):
             return cls(text)
         if "<" in text:
@@ -108,7 +120,7 @@ class Said(NamedTuple):
         raise DataError(
             f"--columns {name}={text}: expected a kind of {', '.join(get_args(Kind))}; an order of "
             f"levels, low<middle<high; or a range, 0..100, alone or after one of "
-            f"{', '.join(NUMBERS)}"
+            f"{', '.join(NUMBERS)}; and after any, absent or mar, for what is empty"
         )
 
 

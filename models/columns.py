@@ -31,11 +31,13 @@ from models.column_kinds import (
 from models.column_kinds import kind_of as kind_of
 from models.column_kinds import plain_kind_of as plain_kind_of
 from models.files import DataError
+from models.gaps import skip_rules
 from models.level_columns import Boolean, Categorical, Ordinal, shown
 from models.number_columns import END as END
 from models.number_columns import POINTS as POINTS
 from models.number_columns import Continuous, Dates, Mixed, Rounded, finite_numbers, no_number
 from models.number_columns import Ends as Ends
+from models.skipped import Rule, skipped
 from pyro_mdm import randomness
 from pyro_mdm.likelihoods.dequantization import Dequantized
 
@@ -78,6 +80,7 @@ def fit_columns(
             _check_values(name, kind, said, table[name], train)
             plain = kinds.get(OTHERS) == PLAIN
             columns.append(_column(name, kind, said, table[name], train, plain))
+    columns = _with_absences(table, train, kinds, columns)
     if not columns:
         reasons = "".join(f"; {name!r}: {reason}" for name, reason in without.items())
         raise DataError(
@@ -85,6 +88,23 @@ def fit_columns(
             f"{reasons}"
         )
     return columns
+
+
+def _with_absences(
+    table: DataFrame, train: NDArray[np.bool_], kinds: Mapping[str, str], columns: list[Column]
+) -> list[Column]:
+    """Columns, of which some do not exist for all rows, as is said or as the table has it."""
+    if kinds.get(OTHERS) == PLAIN:
+        return columns
+    said = {c.name: Said.of(c.name, kinds[c.name]).empty for c in columns if c.name in kinds}
+    rules = skip_rules(table, [c.name for c in columns], train)
+    rules |= {name: rules.get(name, Rule()) for name, word in said.items() if word == "absent"}
+    return [
+        skipped(column, rules[column.name])
+        if column.name in rules and said.get(column.name) != "mar"
+        else column
+        for column in columns
+    ]
 
 
 def _column(
@@ -220,7 +240,7 @@ def encode(columns: Sequence[Column], table: DataFrame) -> Tensor:
             f"the table has no column {', '.join(map(repr, absent))}, expected "
             f"{', '.join(c.name for c in columns)}; add these, empty where nothing is known"
         )
-    return torch.from_numpy(np.stack([c.codes(table[c.name]) for c in columns], 1))
+    return torch.from_numpy(np.stack([c.codes_in(table) for c in columns], 1))
 
 
 def to_model_space(
@@ -256,7 +276,7 @@ def decode(columns: Sequence[Column], x: Tensor) -> DataFrame:
     table = {}
     for column, own in zip(columns, x.cpu().split([c.width for c in columns], -1), strict=True):
         codes = column.unscaled(own if column.width > 1 else own.squeeze(-1)).numpy()
-        missing = np.isnan(codes)
+        missing = np.isnan(codes)  # and what is absent, column.values leaves empty
         values = pd.Series(column.values(np.where(missing, 0, codes)))
         table[column.name] = values.mask(missing) if missing.any() else values
     return pd.DataFrame(table)

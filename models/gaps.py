@@ -1,17 +1,15 @@
-"""Gaps of a table that are not chance: entries that are missing where others have certain values.
-
-A network that is told which entries are there learns the law of the rows that it saw so. Where
-gaps depend on values that is not one joint law of all rows, see docs/guide/conditioning.md.
-"""
+"""Gaps of a table: whether they are chance, and whether what is missing exists at all."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from models.skipped import Rule
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -20,6 +18,12 @@ FALSE_ALARM = 1e-6
 """The most probability that gaps by chance alone, in any column, count as depending on another."""
 LEVELS = 20
 """The most levels of a column that are looked at, the most frequent ones."""
+FEWEST = 10
+"""The least rows with a gap, and without, of which anything is said."""
+AUC_ROWS = 3000
+"""The most rows by which gaps are predicted, drawn from all."""
+MOST_PATTERNS = 20
+"""The most patterns of gaps that are predicted, those of most rows."""
 
 
 def dependent_gaps(table: DataFrame, names: Sequence[str]) -> dict[str, str]:
@@ -78,14 +82,160 @@ def _exponent(gone: NDArray[np.bool_], score: NDArray[np.float64]) -> float:
     return t**2 / (2 * (float(score.var()) * few + t / 3)) if t > 0 else 0.0
 
 
-def gaps_in_words(dependent: dict[str, str]) -> str:
-    """What is wrong where gaps depend on other columns, and what is right all the same."""
-    which = "; ".join(f"{name!r} on {other!r}" for name, other in [*dependent.items()][:5])
-    more = f" and {len(dependent) - 5} more" if len(dependent) > 5 else ""
-    return (
-        f"which entries are missing depends on other columns ({which}{more}), where chance was "
-        "expected: then a model of incomplete rows has no right joint law. Right is to complete "
-        "rows as they are, each given all that it has (impute); not right are new rows (sample), "
-        "densities, and columns given some of the others. Leave such a column out (drop), or fill "
-        "it where it does not exist for a row: with a category of its own, or a number such as 0"
-    )
+class Pattern(NamedTuple):
+    """Columns that are empty in the same rows.
+
+    Attributes:
+        columns: their names.
+        rows: the number of rows where they are empty.
+        of: the number of all rows.
+        auc: how well the other columns predict it, the area under the ROC curve of rows that the
+            prediction was not fitted to; NaN where too few rows are empty, or are not.
+        error: its standard error.
+        depends_on: the column on which it depends most, if it depends on one.
+        rule: what tells that these columns do not exist there; None: they do, and are hidden.
+    """
+
+    columns: list[str]
+    rows: int
+    of: int
+    auc: float
+    error: float
+    depends_on: str | None
+    rule: Rule | None
+
+    @property
+    def in_words(self) -> str:
+        names = ", ".join(self.columns[:4]) + (", …" if len(self.columns) > 4 else "")
+        where = f"{names}: empty in {self.rows:,} of {self.of:,} rows"
+        auc = "" if math.isnan(self.auc) else f" (AUC {self.auc:.2f} ± {self.error:.2f})"
+        name = self.columns[0]
+        if self.rule is not None:
+            return (
+                f"{where}; taken as absent {self.rule.in_words}{auc}; say {name}=mar if it is "
+                "hidden there"
+            )
+        if self.depends_on is not None:
+            return (
+                f"{where}, which depends on {self.depends_on!r}{auc}; taken as hidden, given what "
+                f"is there at random; say {name}=absent if it does not exist there"
+            )
+        return f"{where}; no other column tells which{auc}"
+
+
+def patterns(
+    table: DataFrame, names: Sequence[str], rules: Mapping[str, Rule | None]
+) -> list[Pattern]:
+    """The patterns of gaps in a table, those of most rows first.
+
+    Args:
+        table: the rows.
+        names: the columns that are looked at.
+        rules: for columns that are absent in places, what tells it.
+    """
+    depends, groups = dependent_gaps(table, names), _alike(table, names)
+    found = []
+    for number, columns in enumerate(groups):
+        gone = table[columns[0]].isna().to_numpy()
+        others = [name for name in names if name not in columns]
+        auc, error = _auc(table[others], gone) if number < MOST_PATTERNS else (math.nan, math.nan)
+        on, rule = depends.get(columns[0]), rules.get(columns[0])
+        found.append(Pattern(columns, int(gone.sum()), len(table), auc, error, on, rule))
+    return found
+
+
+def _alike(table: DataFrame, names: Sequence[str]) -> list[list[str]]:
+    """The names of columns with gaps, those together that have them in the same rows."""
+    groups: dict[bytes, list[str]] = {}
+    for name in names:
+        gone = table[name].isna().to_numpy()
+        if gone.any() and not gone.all():
+            groups.setdefault(gone.tobytes(), []).append(name)
+    return sorted(groups.values(), key=lambda columns: -int(table[columns[0]].isna().sum()))
+
+
+def skip_rules(table: DataFrame, names: Sequence[str], train: NDArray[np.bool_]) -> dict[str, Rule]:
+    """For columns that do not exist in some rows, what tells where: the values of another column at
+    which they are always empty, while elsewhere most are not.
+
+    A column is so by chance, if it is empty in a share r of the rows elsewhere, with probability
+    r^n for n rows at these values; it counts as absent where that is below :data:`FALSE_ALARM` for
+    all that is looked at. Only levels and repeated numbers are looked at: a column that is empty
+    from some number on is rather hidden.
+
+    Args:
+        table: all rows.
+        names: the columns that are looked at.
+        train: the mask of the training rows, which alone count.
+    """
+    rows = table[train]
+    rules: dict[str, Rule] = {}
+    for columns in _alike(rows, names):
+        gone = rows[columns[0]].isna().to_numpy()
+        tried = []
+        for other in names:
+            if other in columns or (rule := _rule(gone, rows[other], len(names))) is None:
+                continue
+            explained = int((gone & rows[other].isin([*rule.values]).to_numpy()).sum())
+            tried.append((explained, -len(rule.values), other, rule))
+        if tried:
+            best = max(tried, key=lambda one: one[:2])[-1]
+            rules |= dict.fromkeys(columns, best)
+    return rules
+
+
+def _rule(gone: NDArray[np.bool_], values: Series[Any], number: int) -> Rule | None:
+    """The rule by which the values of another column tell that entries are absent, if any."""
+    there, counts = values.notna().to_numpy(), values.value_counts()
+    if values.dtype.kind == "M":
+        return None
+    levels = counts.index[:LEVELS] if len(counts) <= LEVELS else counts.index[counts >= FEWEST]
+    if not len(levels) or len(levels) > 5 * LEVELS:
+        return None
+    empty = [level for level in levels if gone[(values == level).fillna(False).to_numpy()].all()]
+    where = values.isin(empty).to_numpy()
+    elsewhere = there & ~where
+    n, rest = int(where.sum()), int(elsewhere.sum())
+    if n < FEWEST or rest < FEWEST or 2 * int((gone & where).sum()) < int(gone.sum()):
+        return None
+    share = (int(gone[elsewhere].sum()) + 1) / (rest + 2)
+    if n * math.log(share) > math.log(FALSE_ALARM / (number**2 * 2 ** min(len(levels), 60))):
+        return None
+    exact = not gone[elsewhere].any()
+    return Rule(str(values.name), tuple(empty), exact)
+
+
+def _auc(table: DataFrame, gone: NDArray[np.bool_]) -> tuple[float, float]:
+    """The area under the ROC curve of a prediction of gaps by trees, by folds, and its error.
+
+    The error is that of Hanley & McNeil, The meaning and use of the area under a receiver operating
+    characteristic (ROC) curve, Radiology 1982.
+    """
+    import pandas as pd
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
+    if len(gone) > AUC_ROWS:
+        chosen = np.random.default_rng(0).choice(len(gone), AUC_ROWS, replace=False)
+        table, gone = table.iloc[chosen], gone[chosen]
+    positive, negative = int(gone.sum()), int((~gone).sum())
+    if min(positive, negative) < FEWEST or not table.shape[1]:
+        return math.nan, math.nan
+    codes = {}
+    for name in table.columns:
+        values = table[name]
+        if isinstance(values.dtype, pd.CategoricalDtype) or values.dtype.kind not in "iufM":
+            places = pd.factorize(values)[0].astype(float)
+            codes[name] = np.where(places < 0, math.nan, places)
+        else:
+            codes[name] = pd.to_numeric(values).to_numpy(dtype=float, na_value=math.nan)
+    trees = HistGradientBoostingClassifier(max_iter=50, random_state=0)
+    folds = StratifiedKFold(3, shuffle=True, random_state=0)
+    predicted = cross_val_predict(
+        trees, np.stack([*codes.values()], 1), gone, cv=folds, method="predict_proba"
+    )[:, 1]
+    a = float(roc_auc_score(gone, predicted))
+    q1, q2 = a / (2 - a), 2 * a * a / (1 + a)
+    spread = a * (1 - a) + (positive - 1) * (q1 - a * a) + (negative - 1) * (q2 - a * a)
+    return a, math.sqrt(max(spread, 0.0) / (positive * negative))

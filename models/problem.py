@@ -126,6 +126,10 @@ class Problem(DataSet):
         """
         return Dequantized(data.to(torch.float32), torch.zeros(len(data), device=data.device))
 
+    def training_x(self, data: Tensor, generator: torch.Generator | None = None) -> Dequantized:
+        """As :meth:`transform`, for training alone."""
+        return self.transform(data, generator)
+
     def to_model_space(self, data: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """A batch of stored data in model space, x."""
         return self.transform(data, generator).x

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from models.checks import check_shape
 from models.column import as_written
 from models.column_facts import column_facts, column_of_facts
-from models.column_kinds import MOST, OTHERS, PLAIN, Kind, doubts_of, kinds_of, left_out
+from models.column_kinds import MOST, OTHERS, PLAIN, Kind, Said, doubts_of, kinds_of, left_out
 from models.columns import (
     Column,
     Unknown,
@@ -28,11 +30,12 @@ from models.columns import (
     unknown_in,
 )
 from models.files import DataError
-from models.gaps import dependent_gaps, gaps_in_words
+from models.gaps import Pattern, patterns
 from models.kept import table_bytes, table_of
 from models.problem import Assembly, Problem
+from models.skipped import ABSENT, HIDDEN, Skipped, SkippedNumbers
 from models.splits import Rows
-from pyro_mdm import MixedDenoiser, OneHot
+from pyro_mdm import MixedDenoiser, randomness
 from pyro_mdm.likelihoods.dequantization import Dequantized
 from pyro_mdm.networks import MLP
 from pyro_mdm.scores.base import Score
@@ -41,9 +44,11 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 FEWEST = 20
+SHOWN = 12
+"""The most patterns of gaps that are printed."""
 OfUnknown = Literal["missing", "refuse"]
 """What is done with values that a column cannot have."""
-HIDDEN, DEPTH = 128, 3
+WIDTH, DEPTH = 128, 3
 NETWORK: dict[str, Any] = {
     "hidden": 64,
     "depth": 2,
@@ -119,8 +124,7 @@ class Tabular(Problem):
         columns: the columns of the model.
         left_out: why others that nothing was said of are not among them, by name.
         doubts: what is doubtful of columns and their kinds, by name, in words.
-        dependent_gaps: the columns whose gaps are not chance, see
-            :func:`~models.gaps.dependent_gaps`.
+        patterns: the gaps of the columns, see :func:`~models.gaps.patterns`, of a new run.
 
     Raises:
         DataError: no such file, or one that is no table; fewer than 20 rows; an unknown column or
@@ -165,7 +169,7 @@ class Tabular(Problem):
             self.keeps_best, self.window = self.KEEPS, WINDOW
         self.left_out: dict[str, str] = {}
         self.doubts: dict[str, list[str]] = {}
-        self.dependent_gaps: dict[str, str] = {}
+        self.patterns: list[Pattern] = []
         super().__init__(holdout=holdout)
 
     @property
@@ -179,7 +183,12 @@ class Tabular(Problem):
         were given where the others are plain."""
         if self._plain:
             return self._said
-        return said_of({OTHERS: "drop", **{column.name: column.said for column in self.columns}})
+        return said_of({OTHERS: "drop", **{c.name: self._said_of(c) for c in self.columns}})
+
+    def _said_of(self, column: Column) -> str:
+        name = column.name
+        mar = name in self._kinds and Said.of(name, self._kinds[name]).empty == "mar"
+        return f"{column.said} mar" if mar else column.said
 
     @property
     def columns_in_words(self) -> str:
@@ -201,10 +210,18 @@ class Tabular(Problem):
             ]
         )
 
-    def warn_of_gaps(self) -> None:
-        """Warn where what is missing depends on other columns."""
-        if self.dependent_gaps:
-            warnings.warn(gaps_in_words(self.dependent_gaps), stacklevel=2)
+    @property
+    def is_incomplete(self) -> bool:
+        return bool((self.train.isnan() | (self.train == HIDDEN)).any())
+
+    @property
+    def gaps_in_words(self) -> str:
+        """Where columns are empty, a line each; none: they are not."""
+        if not self.patterns:
+            return ""
+        shown = [f"  {pattern.in_words}" for pattern in self.patterns[:SHOWN]]
+        more = len(self.patterns) - SHOWN
+        return "\n".join(["gaps of the table:", *shown, *([f"  and {more} more"] * (more > 0))])
 
     @property
     def split_in_words(self) -> str:
@@ -241,7 +258,7 @@ class Tabular(Problem):
         table = as_written(table)
         if len(table) < FEWEST:
             raise DataError(f"{self.source} has {len(table)} rows, expected at least {FEWEST}")
-        self._kinds = _kinds(self._said, [*table.columns])
+        self._kinds, is_new = _kinds(self._said, [*table.columns]), self.facts is None
         rows = self.divide(len(table), holdout, self._strata(table))
         if self._of_frame and holdout:
             others = torch.cat([rows.train, rows.test]).sort().values
@@ -257,7 +274,9 @@ class Tabular(Problem):
         self._doubt(table, unknown)
         known = known_alone(table, unknown)
         codes = encode(self.columns, known)
-        self.dependent_gaps = dependent_gaps(known, [column.name for column in self.columns])
+        if is_new and not self._plain:
+            rules = {c.name: c.rule for c in self.columns if isinstance(c, Skipped)}
+            self.patterns = patterns(known, [column.name for column in self.columns], rules)
         if (empty := codes[rows.train].isnan().all(0)).any():
             name = self.columns[int(empty.nonzero()[0])].name
             raise DataError(
@@ -324,30 +343,51 @@ class Tabular(Problem):
         check_shape(data, (len(self.columns),), what)
 
     def network(self, inputs: int, outputs: int) -> nn.Module:
-        return MLP(inputs, hidden=HIDDEN, depth=DEPTH, out_features=outputs)
+        return MLP(inputs, hidden=WIDTH, depth=DEPTH, out_features=outputs)
 
     def transform(self, data: Tensor, generator: torch.Generator | None = None) -> Dequantized:
         return to_model_space(self.columns, data, generator)
 
+    def training_x(self, data: Tensor, generator: torch.Generator | None = None) -> Dequantized:
+        """Rows as :meth:`transform` has them, with numbers from N(0, 1) where there are none.
+
+        What is independent of all else changes no law of the rest: a pseudo-prior, as in Carlin &
+        Chib, "Bayesian model choice via Markov chain Monte Carlo methods", 1995.
+        """
+        x, log_det = self.transform(data, generator)
+        starts = [0, *itertools.accumulate(column.width for column in self.columns)]
+        for j, column in enumerate(self.columns):
+            if isinstance(column, SkippedNumbers):
+                at = starts[j] + 1
+                if generator is None:
+                    noise = randomness.normal((len(x),), x.dtype, x.device)
+                else:
+                    noise = torch.randn(len(x), generator=generator).to(x)
+                x[:, at] = torch.where((data[:, j] == ABSENT).to(x.device), noise, x[:, at])
+        return Dequantized(x, log_det)
+
     def fit_x(self) -> Tensor:
         """All training rows: in some of them a column may have no value."""
-        return self.to_model_space(self.train, torch.Generator().manual_seed(0))
+        return self.training_x(self.train, torch.Generator().manual_seed(0)).x
 
     def own_score(self, kind: type[Score], assembly: Assembly) -> Score | None:
         if kind is not MixedDenoiser:
             return None
-        levels = [OneHot(c.width) if c.width > 1 else c.places for c in self.columns]
+        levels = [levels for column in self.columns for levels in column.of_denoiser]
         if self._plain:
             return kind.from_gaussian(
-                self.fit_x(), levels, hidden=HIDDEN, depth=DEPTH, logits=False
+                self.fit_x(), levels, hidden=WIDTH, depth=DEPTH, logits=False
             )
         return kind.from_gaussian(self.fit_x(), levels, **NETWORK)
 
-    def codes(self, table: DataFrame, unknown: OfUnknown = "missing") -> Tensor:
+    def codes(
+        self, table: DataFrame, unknown: OfUnknown = "missing", hidden: Sequence[str] = ()
+    ) -> Tensor:
         """The stored data (n, d) of another table, float64, NaN where missing.
 
         Args:
             table: a table with all columns of the model, whose order is free, and any others.
+            hidden: columns of which nothing is known; empty entries of others may be absent.
             unknown: what to do with values that a column of the model cannot have, such as new
                 categories and numbers out of its range: "missing" takes them for missing entries,
                 with a warning, and "refuse" is a DataError.
@@ -371,7 +411,9 @@ class Tabular(Problem):
                     stacklevel=2,
                 )
             table = known_alone(table, masks)
-        return encode(self.columns, table)
+        codes = encode(self.columns, table)
+        codes[:, [column.name in hidden for column in self.columns]] = math.nan
+        return codes
 
     def encode(
         self,

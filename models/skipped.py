@@ -1,0 +1,176 @@
+"""Columns that do not exist for some rows, such as hours of work where nobody works.
+
+Absence is a value then: a column of numbers has one more dimension, which says whether a number is
+there, and a column of levels has one more level. So new rows have the same holes, completions fill
+none of them, and densities count them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.column import Center, Column, Values
+from models.level_columns import Categorical, shown
+
+if TYPE_CHECKING:
+    from pandas import DataFrame, Series
+
+ABSENT, HIDDEN = math.inf, -math.inf
+"""Codes of a number that does not exist, and of one that does and is not known."""
+
+
+class Rule(NamedTuple):
+    """What tells whether an empty entry is absent, or hidden.
+
+    Attributes:
+        column: the column whose values tell it; None: every empty entry is absent.
+        values: of this column, where the entry is absent.
+        exact: whether it was never empty elsewhere, so that an empty one is absent whatever else
+            is known.
+    """
+
+    column: str | None = None
+    values: tuple[Any, ...] = ()
+    exact: bool = True
+
+    def codes(self, empty: NDArray[np.bool_], table: DataFrame) -> Values:
+        """:data:`ABSENT`, :data:`HIDDEN` or NaN of each empty entry, (n,); 0 of the others."""
+        codes = np.where(empty, ABSENT, 0.0)
+        if self.column is not None:
+            others = table[self.column]
+            unsaid = others.isna().to_numpy()
+            codes[empty & ~unsaid & ~others.isin([*self.values]).to_numpy()] = HIDDEN
+            if not self.exact:
+                codes[empty & unsaid] = math.nan
+        return codes
+
+    @property
+    def in_words(self) -> str:
+        if self.column is None:
+            return "where it is empty"
+        values = [*map(shown, self.values[:5])]
+        more = f" and {len(self.values) - 5} more" if len(self.values) > 5 else ""
+        return f"where {self.column!r} is {' or '.join(values)}{more}"
+
+
+class Skipped(Column):
+    """A column that does not exist for some rows; :func:`skipped` makes one of a fitted column."""
+
+    def __init__(self, column: Column, rule: Rule) -> None:
+        Column.__init__(self, column.name)
+        self.kind = column.kind
+        self.column = column
+        self._told_by, self._where, self._exact = rule
+
+    @property
+    def rule(self) -> Rule:
+        """What tells where it is absent."""
+        return Rule(self._told_by, self._where, self._exact)
+
+    def codes_in(self, table: DataFrame) -> Values:
+        codes = self.codes(table[self.name])
+        empty = np.isnan(codes)
+        return np.where(empty, self._of_empty(self.rule.codes(empty, table)), codes)
+
+    def _of_empty(self, codes: Values) -> Values:
+        return codes
+
+    def _read(self, values: Series[Any]) -> Values:
+        return self.column._read(values)
+
+    def _refusal(self, value: object) -> str:
+        return self.column._refusal(value)
+
+    @property
+    def told(self) -> str:
+        return f"{self.column.told}; absent {self.rule.in_words}"
+
+    @property
+    def said(self) -> str:
+        return f"{self.column.said} absent"
+
+
+class SkippedNumbers(Skipped):
+    """Numbers or dates with one more dimension in model space, 1 where there is one, else -1."""
+
+    width = 2
+
+    def __init__(self, column: Column, rule: Rule) -> None:
+        super().__init__(column, rule)
+        self.noisy = column.noisy
+
+    def values(self, codes: Values) -> Any:
+        import pandas as pd
+
+        there = np.isfinite(codes)
+        values = pd.Series(self.column.values(np.where(there, codes, 0.0)))
+        return (values if there.all() else values.where(there)).to_numpy()
+
+    def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        there = codes.isfinite()
+        x, log_slope = self.column.scaled(torch.where(there, codes, math.nan), noise)
+        exists = torch.where(codes == ABSENT, -1.0, 1.0).masked_fill(codes.isnan(), math.nan)
+        return torch.stack([exists.to(x), x], -1), torch.where(there, log_slope, 0)
+
+    def unscaled(self, x: Tensor) -> Tensor:
+        exists, value = x.unbind(-1)
+        codes = torch.where(exists < 0, ABSENT, self.column.unscaled(value))
+        return codes.masked_fill(exists.isnan(), math.nan)
+
+    def center(self, draws: Values, center: Center) -> Values:
+        """Absent where most draws are, else the middle of the others."""
+        import pandas as pd
+
+        gone = pd.isna(draws)
+        absent, some = 2 * gone.sum(0) > len(draws), gone.any(0)
+        middle = np.empty(draws.shape[1], dtype=object)
+        if not some.all():
+            middle[~some] = self.column.center(draws[:, ~some].astype(draws[0].dtype), center)
+        for j in np.flatnonzero(some & ~absent):
+            middle[j] = self.column.center(draws[~gone[:, j], j : j + 1], center)[0]
+        middle[absent] = None
+        return np.asarray(pd.Series(middle).infer_objects().to_numpy())
+
+    @property
+    def of_denoiser(self) -> list[Any]:
+        return [2, None]
+
+
+class SkippedLevels(Skipped, Categorical):
+    """Levels with one more, one-hot, of rows that have none."""
+
+    kind = "categorical"
+
+    def __init__(self, column: Column, rule: Rule) -> None:
+        Skipped.__init__(self, column, rule)
+        self.kind = "categorical"
+        assert column.levels is not None
+        self.levels = self.width = column.levels + 1
+
+    @property
+    def _known(self) -> Sequence[Any]:  # type: ignore[override]
+        assert self.column.levels is not None
+        return [*self.column.values(np.arange(self.column.levels)), None]
+
+    def _of_empty(self, codes: Values) -> Values:
+        """The last level where the entry is absent, and NaN where it is hidden."""
+        assert self.levels is not None
+        return np.where(codes == ABSENT, self.levels - 1.0, math.nan)
+
+    def center(self, draws: Values, center: Center) -> Values:
+        """The most frequent level, or absence."""
+        import pandas as pd
+
+        return np.asarray(pd.DataFrame(draws.T).mode(axis=1, dropna=False)[0])
+
+
+def skipped(column: Column, rule: Rule) -> Skipped:
+    """A fitted column that does not exist for some rows."""
+    return SkippedNumbers(column, rule) if column.levels is None else SkippedLevels(column, rule)
