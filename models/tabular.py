@@ -375,9 +375,7 @@ class Tabular(Problem):
             return None
         levels = [levels for column in self.columns for levels in column.of_denoiser]
         if self._plain:
-            return kind.from_gaussian(
-                self.fit_x(), levels, hidden=WIDTH, depth=DEPTH, logits=False
-            )
+            return kind.from_gaussian(self.fit_x(), levels, hidden=WIDTH, depth=DEPTH, logits=False)
         return kind.from_gaussian(self.fit_x(), levels, **NETWORK)
 
     def codes(

@@ -17,6 +17,7 @@ from pyro_mdm.networks import MLP, UNet
 from pyro_mdm.scores import RandomMaps
 from pyro_mdm.scores.base import map_channels
 from pyro_mdm.scores.denoiser import DenoiserScore
+from pyro_mdm.scores.maps import LEFT_OUT
 from tests.brief import SHORT, be_brief
 from tests.mistakes import refused
 from tests.problems import Silent, normal
@@ -108,6 +109,25 @@ def test_random_maps_have_their_shares_and_one_size() -> None:
     for role in (inf, -inf):
         share = (flat[subset] == role).double().mean()
         assert float(share) == pytest.approx(0.343, abs=0.06)
+
+
+@torch.no_grad()
+def test_maps_are_drawn_without_a_look_at_what_is_missing() -> None:
+    """Data that have what a map needs count as all data do, and others not."""
+    n, present = 4000, torch.rand(4000, 5, generator=torch.Generator().manual_seed(1)) < 0.7
+    for law in (RandomMaps(), RandomMaps(1.0, 0.0, 0.0), RandomMaps(0.0, 1.0, 0.0)):
+        drawn = []
+        for there in (torch.ones_like(present), present):
+            torch.manual_seed(0)
+            drawn.append(law.draw((n, 5), -5.0, 7.0, torch.device("cpu"), there))
+        whole, some = drawn
+        asked = whole.log_snr != LEFT_OUT
+        serves = (present | ~asked).all(1)
+        assert 0 < int(serves.sum()) < n
+        assert torch.equal(some.weight, whole.weight * serves.unsqueeze(1))
+        assert torch.equal(some.log_snr[serves], whole.log_snr[serves])
+        assert not bool((some.weight[~present] > 0).any())
+    refused(ValueError, (lambda: RandomMaps(missing="drop"), "expected 'skip' or 'leave_out'"))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -147,9 +147,8 @@ def test_the_term_at_random_maps_is_that_of_what_is_there(kind: str) -> None:
     score = Denoiser(
         Silent(3), torch.tensor([0.5, 0.0, -1.0]), torch.tensor([1.0, 0.3, 2.0]), maps=True
     )
-    score.training_maps = RandomMaps(
-        **{k: float(k == kind) for k in ("levels", "subsets", "independent")}
-    )
+    shares = {k: float(k == kind) for k in ("levels", "subsets", "independent")}
+    score.training_maps = RandomMaps(**shares, missing="leave_out")
     x = score.data_mean + score.data_variance.sqrt() * normal(0, n, 3)
     missing = normal(1, n, 3) > torch.tensor([0.0, 0.5, 1.0])
     assert bool(missing.all(1).any())

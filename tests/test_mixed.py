@@ -296,7 +296,7 @@ def test_random_maps_of_columns_are_unbiased(kind: str) -> None:
     n, x = 6000, leave_out(rows(6000), normal(9, 6000, len(LEVELS)) > 1.0)
     score = silent(x, maps=True)
     shares = {name: float(name == kind) for name in ("levels", "subsets", "independent")}
-    score.training_maps = OfColumns(**shares)
+    score.training_maps = OfColumns(**shares, missing="leave_out")
     present = ~x.isnan()
     maps = score.training_maps.draw_by_group(
         GROUPS, x.shape, -5.0, 7.0, torch.device("cpu"), present

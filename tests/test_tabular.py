@@ -356,10 +356,12 @@ def test_the_bound_on_a_sum_of_scores_is_one() -> None:
             assert (exponents > level).mean() < most + 5 * math.sqrt(most * (1 - most) / 2000)
 
 
-def test_training_warns_of_them_and_goes_on(tmp_path: Path, few_pictures: None) -> None:
+def test_training_says_what_it_takes_them_for(
+    tmp_path: Path, few_pictures: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     table = survey()
     table.loc[table["works"].eq(False), "hours"] = math.nan
     few = SHORT | {"test_size": None, "steps": 1, "guide": "vpsde", "batch_size": 8}
-    message = r"depends on other columns \('hours' on 'works'\).* Right is to complete rows"
-    with pytest.warns(UserWarning, match=message):
-        train(**few | {"model": "tabular", "data": table, "run": tmp_path / "run"})
+    train(**few | {"model": "tabular", "data": table, "run": tmp_path / "run"})
+    said = capsys.readouterr().out
+    assert "hours: empty in" in said and "taken as absent where 'works' is False" in said

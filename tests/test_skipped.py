@@ -1,0 +1,213 @@
+"""Columns that do not exist for some rows."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from inference import Table
+from inference.train import train
+from models import DataError, Tabular
+from models.column_facts import column_facts, column_of_facts
+from models.columns import decode, encode, fit_columns, to_model_space
+from models.gaps import patterns, skip_rules
+from models.skipped import ABSENT, HIDDEN, Rule, Skipped, SkippedLevels, SkippedNumbers
+from tests.brief import SHORT
+
+WORKING = ("full", "part")
+
+
+def survey(n: int = 400, seed: int = 0) -> pd.DataFrame:
+    """People, of whom those who work have hours, a shift, a start and a car or none."""
+    rng = np.random.default_rng(seed)
+    job = rng.choice(["full", "part", "home", "retired"], n, p=[0.4, 0.1, 0.2, 0.3])
+    works = np.isin(job, WORKING)
+    start = pd.Timestamp("2020-01-01") + pd.to_timedelta(rng.integers(0, 900, n), "D")
+    table = pd.DataFrame(
+        {
+            "job": job,
+            "age": np.where(job == "retired", 68, 40) + rng.integers(-9, 10, n),
+            "hours": np.where(job == "full", 38.0, 20.0) + rng.integers(-12, 13, n),
+            "pay": rng.lognormal(7, 0.3, n),
+            "shift": rng.choice(["day", "night", "both"], n),
+            "car": pd.Series(rng.random(n) < 0.5).astype(object),
+            "start": start,
+        }
+    )
+    table.loc[~works, ["hours", "pay", "shift", "car", "start"]] = None
+    return table
+
+
+ASKED = ("hours", "pay", "shift", "car", "start")
+
+
+def fitted(table: pd.DataFrame, **kinds: str) -> list[Any]:
+    return list(fit_columns(table, np.ones(len(table), dtype=bool), kinds))
+
+
+def test_they_are_found_and_are_values_of_their_columns() -> None:
+    table = survey()
+    columns = fitted(table)
+    assert [c.name for c in columns if isinstance(c, Skipped)] == [*ASKED]
+    for column in columns:
+        if isinstance(column, Skipped):
+            assert column.rule.column == "job" and column.rule.exact
+            assert {*column.rule.values} == {"home", "retired"}
+            assert "absent where 'job' is" in column.told
+            levels = column.name in ("shift", "car")
+            assert type(column) is (SkippedLevels if levels else SkippedNumbers)
+    codes = encode(columns, table)
+    assert not bool(codes.isnan().any())
+    away = ~table["job"].isin(WORKING).to_numpy()
+    names = [c.name for c in columns]
+    for name in ("hours", "pay", "start"):
+        assert bool((codes[away, names.index(name)] == ABSENT).all())
+    x, log_det = to_model_space(columns, codes, torch.Generator().manual_seed(0))
+    assert x.shape[1] == sum(len(c.of_denoiser) if c.width == 2 else c.width for c in columns)
+    assert bool(log_det.isfinite().all())
+    again = decode(columns, x)
+    assert again["hours"].isna().to_numpy().tolist() == away.tolist()
+    for name in table:
+        pd.testing.assert_series_equal(
+            again[name].dropna().astype(str).str[:6],
+            table[name].dropna().astype(str).str[:6],
+            check_dtype=False,
+            check_index_type=False,
+        )
+
+
+@pytest.mark.parametrize("made", ["numbers", "levels", "dates"])
+def test_a_run_keeps_them(made: str) -> None:
+    table = survey()
+    name = {"numbers": "pay", "levels": "shift", "dates": "start"}[made]
+    column = next(c for c in fitted(table) if c.name == name)
+    kept = column_of_facts(json.loads(json.dumps(column_facts(column))))
+    assert type(kept) is type(column) and kept.told == column.told and kept.said == column.said
+    assert np.array_equal(kept.codes_in(table), column.codes_in(table), equal_nan=True)
+
+
+def test_an_empty_entry_is_absent_hidden_or_unknown() -> None:
+    """By the other column: absent at its values, hidden at others, and unknown where that is empty,
+    unless the entry was never hidden."""
+    table = survey()
+    table.loc[table.index[table["job"] == "full"][:30], "hours"] = math.nan
+    hours, pay = (next(c for c in fitted(table) if c.name == name) for name in ("hours", "pay"))
+    assert not hours.rule.exact and pay.rule.exact
+    asked = pd.DataFrame(
+        {"job": ["home", "full", None, None, "full"], "hours": [None, None, None, 40, 41]}
+    ).assign(pay=[None, None, None, 900.0, 950.0])
+    expected = [ABSENT, HIDDEN, math.nan, 40, 41]
+    assert np.array_equal(hours.codes_in(asked), expected, equal_nan=True)
+    assert np.array_equal(pay.codes_in(asked)[:3], [ABSENT, HIDDEN, ABSENT])
+    x, _ = hours.scaled(torch.tensor(expected, dtype=torch.float64), torch.full((5,), 0.5))
+    assert x[:, 0].nan_to_num(7).tolist() == [-1, 1, 7, 1, 1]
+    assert x[:, 1].isnan().tolist() == [True, True, True, False, False]
+
+
+def test_what_is_said_goes_before() -> None:
+    table = survey()
+    columns = {c.name: c for c in fitted(table, hours="mar", pay="nonnegative mar", age="absent")}
+    assert not isinstance(columns["hours"], Skipped) and columns["pay"].kind == "nonnegative"
+    assert isinstance(columns["age"], Skipped) and columns["age"].rule == Rule()
+    assert fitted(table, hours="integer absent")[2].said == "integer absent"
+    with pytest.raises(DataError, match="after any, absent or mar"):
+        fitted(table, hours="nowhere")
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.8])
+def test_gaps_by_chance_are_no_absence(share: float) -> None:
+    for seed in range(5):
+        table = survey(200, seed).drop(columns=[*ASKED])
+        rng = np.random.default_rng(seed)
+        table["a"], table["b"] = rng.normal(size=200), rng.choice(["u", "v", "w"], 200)
+        table = table.mask(rng.random(table.shape) < share)
+        assert skip_rules(table, [*table], np.ones(200, dtype=bool)) == {}
+
+
+def test_patterns_are_said_with_what_predicts_them() -> None:
+    table = survey()
+    rng = np.random.default_rng(1)
+    table.loc[rng.random(400) < 0.3, "age"] = math.nan
+    columns = fitted(table)
+    rules = {c.name: c.rule for c in columns if isinstance(c, Skipped)}
+    found = {p.columns[0]: p for p in patterns(table, [*table], rules)}
+    assert found.keys() == {"hours", "age"} and found["hours"].columns == [*ASKED]
+    assert found["hours"].auc > 0.99 and "taken as absent where 'job' is" in found["hours"].in_words
+    assert "hours=mar" in found["hours"].in_words
+    assert abs(found["age"].auc - 0.5) < 6 * found["age"].error
+    assert "no other column tells which" in found["age"].in_words
+
+
+@pytest.fixture(scope="module")
+def table() -> Table:
+    return Table.fit(survey(300), steps=120, test_size=8, holdout=False, sampler_steps=8)
+
+
+def test_new_rows_have_the_same_holes(table: Table) -> None:
+    rows = table.sample(400)
+    holes = rows[[*ASKED]].isna()
+    assert 0.2 < holes["hours"].mean() < 0.8
+    some = table.sample(200, given={"job": "retired"})
+    assert some["hours"].isna().mean() > 0.8 and (some["job"] == "retired").all()
+    others = table.sample(200, given={"hours": 38})
+    assert others["job"].isin(WORKING).mean() > 0.8
+
+
+def test_completions_fill_none_of_them(table: Table) -> None:
+    rows = survey(20, 5)
+    rows["age"] = np.where(np.arange(20) % 2, math.nan, rows["age"])
+    rows.loc[rows["job"].isin(WORKING) & (np.arange(20) % 3 == 0), "hours"] = math.nan
+    whole = table.impute(rows, 3)
+    assert whole["age"].notna().all()
+    for draw in range(3):
+        empty = whole.loc[draw]["hours"].isna().to_numpy()
+        # an empty entry of someone who works is hidden, though no training row had one
+        assert not (empty & rows["job"].isin(WORKING).to_numpy()).any()
+        assert empty[~rows["job"].isin(WORKING)].all()
+    middle = table.transform(rows)
+    assert middle["hours"].isna().to_numpy()[~rows["job"].isin(WORKING)].all()
+
+
+def test_densities_count_them(table: Table) -> None:
+    rows = survey(6, 7)
+    law = table.conditional(rows, "shift")
+    probabilities = law.probabilities()
+    assert probabilities.shape == (6, 4)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1)
+    hours = table.conditional(rows, "hours")
+    absent = hours.log_prob([None] * 6)["log_prob"]
+    gone = hours.sample().isna().mean(axis=1)
+    away = ~rows["job"].isin(WORKING)
+    assert absent[away].min() > absent[~away].max()
+    assert gone[away].mean() > gone[~away].mean()
+    assert np.isfinite(table.log_prob(rows)["log_prob"]).all()
+    shown = table.calibration(rows, draws=4)
+    assert str(shown)
+
+
+def test_the_run_opens_without_its_table(tmp_path: Path, few_pictures: None) -> None:
+    path = tmp_path / "people.csv"
+    survey().to_csv(path, index=False)
+    few = SHORT | {"test_size": None, "steps": 1, "guide": "vpsde", "batch_size": 8}
+    train(**few | {"model": "tabular", "data": path, "run": tmp_path / "run"})
+    path.unlink()
+    with pytest.warns(UserWarning):
+        opened = Table.from_run(tmp_path / "run")
+    assert [c.name for c in opened.problem.columns if isinstance(c, Skipped)] == [*ASKED]
+    assert opened.sample(3).shape == (3, 7)
+
+
+def test_codes_of_what_is_not_known() -> None:
+    problem = Tabular(data=survey())
+    table = survey(5, 3)
+    codes = problem.codes(table, hidden=["hours"])
+    place = [c.name for c in problem.columns].index("hours")
+    assert bool(codes[:, place].isnan().all())
+    assert not bool(codes[:, place + 1].isnan().any())
