@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,11 +22,12 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from inference import bounds, sample
+from inference.agreement import agreement
 from inference.bounds import Bound, Draws
 from inference.calibration import observes_entries, table_calibration
 from inference.checkpoints import write_atomically
 from inference.output import png
-from inference.picture import observed_and_drawn
+from inference.picture import pixels_of
 from inference.plan import Programs
 from inference.runs import Run
 from inference.seeds import seed_from
@@ -38,6 +40,7 @@ from pyro_mdm.evaluation.comparison import evidence_lower_bound
 from pyro_mdm.evaluation.estimates import Noise
 from pyro_mdm.plots import tensorboard
 from pyro_mdm.plots.figures import snapshot
+from pyro_mdm.plots.tables import marginals_figure
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -69,8 +72,8 @@ SAMPLES = 18
 POINTS = 256
 """The number of points in that picture, for data that are no images."""
 
-ROWS = 512
-"""The number of drawn rows in the picture of a table's pairs."""
+COMPARED = 1000
+"""The number of samples of a table that are compared with its rows."""
 
 CALIBRATED, RANKS = 200, 49
 """The most rows of a table whose calibration is drawn, and draws of each entry."""
@@ -279,8 +282,12 @@ def at_end(
         bound = replace(bound, step_bias=bias)
     save(bound)
     sampler = sampler or kind.sampler  # None of a run that began when this was the default
+    table = isinstance(problem, Tabular) and observes_entries(model)
+    n = COMPARED if table else n
     samples = _samples(programs, n, sampler=sampler, steps=sampler_steps, seed=seed, progress=True)
-    if samples is not None:
+    if samples is not None and table:
+        compare_with_rows(run, writer, programs, samples, step)
+    elif samples is not None:
         few = _picture(problem, samples[: _few(problem)], 6)
         tensorboard.write_samples(writer, few, step)
         write_atomically(run.folder / "samples.png", png(_picture(problem, samples)))
@@ -290,6 +297,28 @@ def at_end(
     tensorboard.write_finished(writer)
     writer.close()
     return bound
+
+
+def compare_with_rows(
+    run: Run, writer: SummaryWriter, programs: Programs, samples: Tensor, step: int
+) -> None:
+    """Say and draw how samples of a table agree with its rows, with a warning if they do not."""
+    problem, model, _ = programs
+    assert isinstance(problem, Tabular)
+    compared = agreement(problem, model, samples, seed=run.config["seed"])
+    print(compared)
+    if differences := compared.differs:
+        warnings.warn(
+            f"samples of {run.folder} differ from its rows by more than chance: "
+            f"{'; '.join(differences[:8])}. New rows and densities are off so far; more steps, or "
+            "other kinds of these columns, may help",
+            stacklevel=2,
+        )
+    alone = pixels_of(marginals_figure(compared.rows, compared.samples))
+    tensorboard.write_samples(writer, alone, step)
+    write_atomically(run.folder / "samples.png", png(alone))
+    if run.config["figures"] and len(problem.columns) > 1:
+        tensorboard.write_pairs(writer, compared.rows, compared.samples, step)
 
 
 def _log_bound(
@@ -394,9 +423,6 @@ def draw_end(run: Run, writer: SummaryWriter, programs: Programs, step: int) -> 
     x = _complete(problem.to_model_space(problem.test[:512], torch.Generator().manual_seed(seed)))
     shown(model.diffusion, seed).write_noising(writer, x, step)
     if isinstance(problem, Tabular):
-        drawn = _samples(programs, ROWS, steps=run.config["sampler_steps"], seed=seed)
-        if drawn is not None and len(problem.columns) > 1:
-            tensorboard.write_pairs(writer, *observed_and_drawn(problem, drawn), step)
         draw_calibration(run, writer, programs, "test", step)
         return
 

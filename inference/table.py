@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from inference import trust
+from inference.agreement import Agreement, agreement
 from inference.calibration import DRAWS as CALIBRATION_DRAWS
 from inference.calibration import TableCalibration, table_calibration
 from inference.cli import check_positive
@@ -488,6 +489,18 @@ class Table:
         assert isinstance(problem, Tabular)
         codes, own = problem.codes(as_frame(X)), self.seed if seed is None else seed
         return table_calibration(problem, model, codes, draws=draws, seed=own)
+
+    def agreement(self, *, seed: int | None = None) -> Agreement:
+        """The agreement of new rows with those that were fitted to, what these lack drawn.
+
+        ``print`` tells which columns and pairs of them differ most, beside the noise of as many
+        rows, and how many new rows break a rule that no row breaks; ``figure()`` draws it.
+
+        Args:
+            seed: of the draws; None: the object's.
+        """
+        chosen = self.seed if seed is None else seed
+        return agreement(self.problem, self._fitted.model, seed=chosen)
 
     # -- the conventions of scikit-learn -----------------------------------------------------------
 

@@ -40,6 +40,9 @@ def be_brief(patch: pytest.MonkeyPatch, *, figures: bool = False) -> None:
 
     for name in () if figures else ("draw_training", "draw_end"):
         patch.setattr(report, name, lambda *arguments: None)
+    if not figures:
+        patch.setattr(report, "compare_with_rows", _draw_alone)
+    patch.setattr(report, "COMPARED", 8)
     patch.setattr(report, "POINTS", 8)
     patch.setattr(report, "SAMPLES", 2)
     patch.setattr(report, "SAMPLER_CALLS", (2, 3))
@@ -48,6 +51,14 @@ def be_brief(patch: pytest.MonkeyPatch, *, figures: bool = False) -> None:
     patch.setattr(report.sample, "draw", _quickly(report.sample.draw))
     patch.setattr(environment, "_packages", _once(environment._packages))
     patch.setattr(os, "fsync", lambda descriptor: None)
+
+
+def _draw_alone(run: Any, writer: Any, programs: Any, samples: torch.Tensor, step: int) -> None:
+    from inference import report
+
+    picture = report._picture(programs.problem, samples)
+    report.tensorboard.write_samples(writer, picture, step)
+    report.write_atomically(run.folder / "samples.png", report.png(picture))
 
 
 def be_brief_here() -> None:
