@@ -18,6 +18,7 @@ import contextlib
 import inspect
 import io
 import itertools
+import math
 import shutil
 import tempfile
 import weakref
@@ -58,6 +59,7 @@ from models.dates import days_of
 from models.tabular import OfUnknown, check_names, said_of
 from pyro_mdm import bound, condition
 from pyro_mdm.evaluation.estimates import Noise
+from pyro_mdm.support.checks import check_number
 from pyro_mdm.support.progress import without_progress
 
 if TYPE_CHECKING:
@@ -65,6 +67,13 @@ if TYPE_CHECKING:
 
 Frame: TypeAlias = Any  # a pandas DataFrame, or an array
 
+PILOT, LEAST, MOST = 32, 128, 8192
+"""Network evaluations of a row that foretell how many an error takes, and the least and the most of
+these, powers of two."""
+ERROR = 0.25
+"""The standard error of a bound by default, nats."""
+BATCHES = 8
+"""Independent estimates of probabilities, of which their error is."""
 FRESH = 8
 """Draws from the intervals of integers, rounded numbers and atoms, over which a bound is a mean."""
 
@@ -250,7 +259,13 @@ class Table:
     # -- density -----------------------------------------------------------------------------------
 
     def log_prob(
-        self, X: Frame, *, draws: int = 128, batch_size: int = 1024, seed: int | None = None
+        self,
+        X: Frame,
+        *,
+        draws: int | None = None,
+        error: float = ERROR,
+        batch_size: int = 1024,
+        seed: int | None = None,
     ) -> pd.DataFrame:
         """A lower bound on log p of each row, of what is there: missing entries are integrated out.
 
@@ -258,7 +273,9 @@ class Table:
         and of integers, rounded numbers and atoms. A row without any entry has 0.
 
         Args:
-            draws: network evaluations of a row.
+            draws: network evaluations of a row; None: as many as the error takes.
+            error: the standard error that is asked for, nats. A pilot says how many draws a row
+                needs, 8,192 at most, and the result is of others.
             batch_size: rows evaluated together.
             seed: of the noise; None: the object's.
 
@@ -266,17 +283,18 @@ class Table:
             Columns log_prob and standard_error, in nats, with the index of X. The error is that of
             the noise, 1.96 of which hold 95%; how far log p is above its bound is not known.
         """
-        return self.measured(as_frame(X), None, draws, batch_size, seed)
+        return self.measured(as_frame(X), None, draws, batch_size, seed, error=error)
 
     def measured(
         self,
         rows: pd.DataFrame,
         given: pd.DataFrame | None,
-        draws: int,
+        draws: int | None,
         batch_size: int,
         seed: int | None = None,
         piece: int = 0,
         only: str | None = None,
+        error: float = ERROR,
     ) -> pd.DataFrame:
         """The bound of :meth:`log_prob` for rows, given the entries of ``given`` if there are any,
         which has the same rows; ``piece`` is the number of the first of them among pieces of a
@@ -288,9 +306,38 @@ class Table:
         for k, (part, known) in enumerate(zip(in_pieces(rows), knowns, strict=False), piece):
             if len(part):
                 seed_of = seed_from(own, "bound", k)
-                pieces.append(self._bound(part, known, draws, batch_size, seed_of, only))
+                options = batch_size, seed_of, only
+                if draws is not None:
+                    pieces.append(self._bound(part, known, draws, *options))
+                else:
+                    pieces.append(self._bound_to(error, part, known, *options))
         values = torch.cat(pieces, 1).T.numpy() if pieces else np.empty((0, 2))
         return pd.DataFrame(values, rows.index, columns=["log_prob", "standard_error"])
+
+    def _bound_to(
+        self,
+        error: float,
+        rows: pd.DataFrame,
+        given: pd.DataFrame | None,
+        batch_size: int,
+        seed: int,
+        only: str | None,
+    ) -> Tensor:
+        """:meth:`_bound` by as many draws as a standard error takes, which a pilot foretells."""
+        check_number("error", error, "a standard error in nats, e.g. 0.25")
+        if not error > 0:
+            raise ValueError(f"error is {error}, expected a standard error above 0, e.g. 0.25")
+        pilot = self._bound(rows, given, PILOT, batch_size, seed_from(seed, "pilot"), only)
+        ratio = (pilot[1] / error).nan_to_num(math.inf).square()
+        doublings = (PILOT * ratio).clamp(LEAST, MOST).log2().ceil().int()
+        values = torch.zeros_like(pilot)
+        for number in doublings.unique().tolist():
+            chosen = (doublings == number).numpy()
+            known = None if given is None else given[chosen]
+            values[:, chosen] = self._bound(
+                rows[chosen], known, 2**number, batch_size, seed_from(seed, number), only
+            )
+        return values
 
     def _bound(
         self,
@@ -312,7 +359,10 @@ class Table:
         def in_model_space(
             frame: pd.DataFrame, hidden: Sequence[str] = ()
         ) -> tuple[Tensor, Tensor]:
-            codes = problem.codes(frame, hidden=hidden).repeat(fresh, 1)
+            codes = problem.codes(frame, hidden=hidden)
+            if only is not None and frame is rows:
+                codes = problem.with_absences(codes, only)
+            codes = codes.repeat(fresh, 1)
             x, log_det = problem.transform(codes, generator)
             return x.to(device), log_det
 
@@ -629,14 +679,24 @@ class Conditional:
         ends = self.quantile([(1 - level) / 2, (1 + level) / 2])
         return ends.set_axis(["low", "high"], axis=1)
 
-    def probabilities(self, draws: int = 32) -> pd.DataFrame:
-        """The probability of each level, (n, levels), of a column that has levels.
+    def probabilities(
+        self,
+        draws: int | None = None,
+        *,
+        error: float = 0.01,
+        return_errors: bool = False,
+    ) -> pd.DataFrame | tuple[pd.DataFrame, pd.DataFrame]:
+        """The probability of each level, (n, levels), of a column that has levels; of one that may
+        be absent None is a level.
 
         They are those of the bounds on log P(level | what is there), at the same noise, normalized:
         without the coarseness of draws, and exact where the network is.
 
         Args:
-            draws: network evaluations of a row and level.
+            draws: network evaluations of a row and level; None: as many as the error takes.
+            error: the standard error of a probability that is asked for. Where a row has a larger
+                one, its draws are doubled, up to 8,192.
+            return_errors: whether to return the standard errors too, in a table like the first.
         """
         import pandas as pd
 
@@ -647,24 +707,57 @@ class Conditional:
                 "mean(), quantile(q), interval() and log_prob(values)"
             )
         levels = column.values(np.arange(column.levels))
-        bounds = [self.log_prob([level] * len(self.rows), draws)["log_prob"] for level in levels]
-        probabilities = torch.from_numpy(np.stack(bounds, 1)).softmax(1).numpy()
-        return pd.DataFrame(probabilities, self.rows.index, columns=list(levels))
+        first = LEAST if draws is None else max(draws, BATCHES)
+        last = MOST if draws is None else first
+        sums = np.zeros((BATCHES, len(self.rows), len(levels)))
+        done, poor, spent = 0, np.ones(len(self.rows), dtype=bool), np.zeros(len(self.rows))
+        p = errors = sums[0]
+        while poor.any() and done < last:
+            number = first if done == 0 else done
+            sums[:, poor] += number * self._bounds(levels, poor, number // BATCHES, done)
+            done, spent[poor] = done + number, done + number
+            p, errors = _shares(sums / spent[:, None])
+            poor = errors.max(1) > error
+        tables = [pd.DataFrame(v, self.rows.index, columns=list(levels)) for v in (p, errors)]
+        return (tables[0], tables[1]) if return_errors else tables[0]
 
-    def log_prob(self, values: Sequence[Any], draws: int = 128) -> pd.DataFrame:
+    def _bounds(
+        self, levels: Sequence[Any], rows: NDArray[np.bool_], draws: int, done: int
+    ) -> NDArray[np.float64]:
+        """Independent bounds on log P of each level, at the same noise, (:data:`BATCHES`, rows,
+        levels)."""
+        import pandas as pd
+
+        several = pd.concat([self.rows[rows]] * BATCHES)
+        seed = seed_from(self.table.seed, "probabilities", done)
+        of_levels = [
+            self._measured(several, [level] * len(several), draws, seed=seed)["log_prob"]
+            for level in levels
+        ]
+        return np.stack(of_levels, 1).reshape(BATCHES, -1, len(levels))
+
+    def log_prob(
+        self, values: Sequence[Any], draws: int | None = None, *, error: float = ERROR
+    ) -> pd.DataFrame:
         """A lower bound on log p of a value in each row, given what is there, in nats.
 
         Args:
             values: n values of the column, in the order of the rows; a missing one has 0, or, of a
                 column that may be absent, the bound on the log probability that it is.
-            draws: network evaluations of a row.
+            draws, error: as for :meth:`Table.log_prob`.
 
         Returns:
             Columns log_prob and standard_error, as :meth:`Table.log_prob`.
         """
-        asked = self.rows.assign(**dict.fromkeys(self.table.names, None))
+        return self._measured(self.rows, values, draws, error=error)
+
+    def _measured(
+        self, rows: pd.DataFrame, values: Sequence[Any], draws: int | None, **options: Any
+    ) -> pd.DataFrame:
+        asked = rows.assign(**dict.fromkeys(self.table.names, None))
         asked[self.name] = np.asarray(values, dtype=object)
-        return self.table.measured(asked, self.rows, draws, self._batch_size, only=self.name)
+        options["only"] = self.name
+        return self.table.measured(asked, rows, draws, self._batch_size, **options)
 
     def _numbers(self) -> pd.DataFrame:
         """The draws as numbers, which of dates are days."""
@@ -687,6 +780,16 @@ class Conditional:
 
     def __repr__(self) -> str:
         return f"Conditional of {self.name!r} in {len(self.rows)} rows"
+
+
+def _shares(bounds: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Probabilities of independent bounds on their logarithms, (batches, n, levels), and their
+    standard errors by the jackknife, both (n, levels)."""
+    log_p = torch.from_numpy(bounds)
+    count = len(log_p)
+    without = ((log_p.sum(0) - log_p) / (count - 1)).softmax(-1)
+    spread = (without - without.mean(0)).square().sum(0)
+    return log_p.mean(0).softmax(-1).numpy(), (spread * (count - 1) / count).sqrt().numpy()
 
 
 # -- training --------------------------------------------------------------------------------------

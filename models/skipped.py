@@ -61,7 +61,14 @@ class Rule(NamedTuple):
 
 
 class Skipped(Column):
-    """A column that does not exist for some rows; :func:`skipped` makes one of a fitted column."""
+    """A column that does not exist for some rows; :func:`skipped` makes one of a fitted column.
+
+    Attributes:
+        column: the column where it exists.
+        absent: the code of absence.
+    """
+
+    absent: float
 
     def __init__(self, column: Column, rule: Rule) -> None:
         Column.__init__(self, column.name)
@@ -101,6 +108,7 @@ class SkippedNumbers(Skipped):
     """Numbers or dates with one more dimension in model space, 1 where there is one, else -1."""
 
     width = 2
+    absent = ABSENT
 
     def __init__(self, column: Column, rule: Rule) -> None:
         super().__init__(column, rule)
@@ -155,14 +163,18 @@ class SkippedLevels(Skipped, Categorical):
         self.levels = self.width = column.levels + 1
 
     @property
+    def absent(self) -> float:  # type: ignore[override]
+        assert self.levels is not None
+        return self.levels - 1.0
+
+    @property
     def _known(self) -> Sequence[Any]:  # type: ignore[override]
         assert self.column.levels is not None
         return [*self.column.values(np.arange(self.column.levels)), None]
 
     def _of_empty(self, codes: Values) -> Values:
         """The last level where the entry is absent, and NaN where it is hidden."""
-        assert self.levels is not None
-        return np.where(codes == ABSENT, self.levels - 1.0, math.nan)
+        return np.where(codes == ABSENT, self.absent, math.nan)
 
     def center(self, draws: Values, center: Center) -> Values:
         """The most frequent level, or absence."""

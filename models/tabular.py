@@ -413,6 +413,14 @@ class Tabular(Problem):
         codes[:, [column.name in hidden for column in self.columns]] = math.nan
         return codes
 
+    def with_absences(self, codes: Tensor, name: str) -> Tensor:
+        """Codes (n, d) in which a column is absent where nothing is known of it, if it may be."""
+        for j, column in enumerate(self.columns):
+            if column.name == name and isinstance(column, Skipped):
+                empty = codes[:, j].isnan() | (codes[:, j] == HIDDEN)
+                codes[:, j] = codes[:, j].masked_fill(empty, column.absent)
+        return codes
+
     def encode(
         self,
         table: DataFrame,
