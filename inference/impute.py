@@ -90,7 +90,7 @@ def impute(
     for file in (out, draws_out):
         check_out(file, (".csv", ".parquet"), overwrite=overwrite)
     table = Table.from_run(run, accelerator=accelerator)
-    columns = table.problem.columns
+    columns, table.problem.refusing = table.problem.columns, "--unknown refuse"
     if sampler is not None or steps is not None:
         table.use_sampler(sampler, steps)
     pieces = partial(read_pieces, data, PIECE, text_columns(columns))

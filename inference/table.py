@@ -19,6 +19,7 @@ import inspect
 import io
 import itertools
 import math
+import re
 import shutil
 import tempfile
 import weakref
@@ -53,11 +54,11 @@ from inference.runs import Run, RunError
 from inference.sample import draw, make_sampler
 from inference.seeds import seed_from
 from inference.train import train
-from models import Tabular
+from models import DataError, Tabular
 from models.columns import Center, Column
 from models.dates import days_of
 from models.tabular import OfUnknown, check_names, said_of
-from pyro_mdm import bound, condition
+from pyro_mdm import DiffusionModel, bound, condition
 from pyro_mdm.evaluation.estimates import Noise
 from pyro_mdm.support.checks import check_number
 from pyro_mdm.support.progress import without_progress
@@ -95,8 +96,8 @@ class Table:
     ``fit`` trains, and :meth:`transform` completes a table, in a ``Pipeline`` too. Rows are a
     DataFrame with the columns that it was fitted to, in any order and with others beside them,
     which stay as they are; or an array, whose columns are called x0, x1, …. What is missing is NaN
-    or None. Gaps are taken to be chance: where they depend on other columns, ``fit`` warns, as then
-    :meth:`impute` alone is right.
+    or None. It may depend on what is there in the row, in any pattern. A column that does not exist
+    for some rows is found, and absence is one of its values: :meth:`columns_in_words` says so.
 
     ``fit`` is that of ``inference.train --model tabular --guide vpsde``, a diffusion that is not
     learned, as a denoiser of rows hardly gains by it. A tenth of the rows is for validation and
@@ -116,6 +117,9 @@ class Table:
         center: of these, which a number becomes: mean or median.
         progress: whether to print what ``inference.train`` prints, such as the kinds of columns,
             and to show progress.
+        unknown: what to do with values of other rows that a column cannot have, such as new
+            categories: "missing" takes them for missing entries, with a warning, and "refuse" is a
+            DataError.
         settings: other options of ``inference.train`` by name.
 
     Raises:
@@ -147,10 +151,11 @@ class Table:
         num: int = 20,
         center: Center = "mean",
         progress: bool = False,
+        unknown: OfUnknown = "missing",
         **settings: Any,
     ) -> None:
         self.columns, self.folder, self.seed, self.steps = columns, folder, seed, steps
-        self.num, self.center, self.progress = num, center, progress
+        self.num, self.center, self.progress, self.unknown = num, center, progress, unknown
         self.settings = settings
 
     @classmethod
@@ -220,6 +225,11 @@ class Table:
         problem = self._fitted.problem
         assert isinstance(problem, Tabular)
         return problem
+
+    @property
+    def model(self) -> DiffusionModel:
+        """The model of rows in model space, as for :func:`pyro_mdm.condition`."""
+        return self._fitted.model
 
     @property
     def run_folder(self) -> Path:
@@ -359,7 +369,7 @@ class Table:
         def in_model_space(
             frame: pd.DataFrame, hidden: Sequence[str] = ()
         ) -> tuple[Tensor, Tensor]:
-            codes = problem.codes(frame, hidden=hidden)
+            codes = problem.codes(frame, self.unknown, hidden)
             if only is not None and frame is rows:
                 codes = problem.with_absences(codes, only)
             codes = codes.repeat(fresh, 1)
@@ -399,7 +409,7 @@ class Table:
         only: str | None = None,
         batch_size: int = 1024,
         seed: int | None = None,
-        unknown: OfUnknown = "missing",
+        unknown: OfUnknown | None = None,
         hidden: Sequence[str] = (),
         progress: bool = False,
     ) -> list[pd.DataFrame]:
@@ -409,11 +419,11 @@ class Table:
             rows: those that memory holds ``num`` times.
             piece: the number of these rows among pieces of a larger table, for their seed.
             only: the one column that is drawn, if the others are integrated out and stay empty.
-            unknown, hidden: as for :meth:`models.tabular.Tabular.codes`.
+            unknown, hidden: as for :meth:`models.tabular.Tabular.codes`; None: the object's.
         """
         own = self.seed if seed is None else seed
         options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
-        options |= {"unknown": unknown, "hidden": hidden}
+        options |= {"unknown": unknown or self.unknown, "hidden": hidden}
         model = self._fitted.model
         return draws(self.problem, model, rows, num, piece=piece, only=only, seed=own, **options)
 
@@ -537,7 +547,8 @@ class Table:
         """
         problem, model, _ = self._fitted
         assert isinstance(problem, Tabular)
-        codes, own = problem.codes(as_frame(X)), self.seed if seed is None else seed
+        codes = problem.codes(as_frame(X), self.unknown)
+        own = self.seed if seed is None else seed
         return table_calibration(problem, model, codes, draws=draws, seed=own)
 
     def agreement(self, *, seed: int | None = None) -> Agreement:
@@ -806,9 +817,11 @@ def _trained(table: Table, X: Frame, y: object = None) -> Table:
         with torch.random.fork_rng(), nullcontext() if table.progress else _silence():
             train(model="tabular", data=frame, run=folder, **options)
         fitted = Table.from_run(folder, accelerator=options.get("accelerator", "auto"))
-    except BaseException:
+    except BaseException as error:
         if parent is not None:
             shutil.rmtree(parent, ignore_errors=True)
+        if isinstance(error, DataError):
+            raise DataError(_in_python(str(error))) from error
         raise
     finally:
         torch.set_num_threads(threads)
@@ -820,6 +833,12 @@ def _trained(table: Table, X: Frame, y: object = None) -> Table:
 def _silence() -> Iterator[None]:
     with contextlib.redirect_stdout(io.StringIO()), without_progress():
         yield
+
+
+def _in_python(message: str) -> str:
+    """A message with arguments in place of options of a program."""
+    message = re.sub(r"--columns (\S+=[^\s;,]+)", r'columns="\1"', message)
+    return re.sub(r"--(\w+)", r"\1", message)
 
 
 def _in_words(columns: str | Mapping[str, str] | None) -> str | None:

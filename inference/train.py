@@ -105,6 +105,7 @@ def _say(settings: Decided, programs: Programs, threads: Threads) -> None:
         print(programs.problem.columns_in_words)
         if words := programs.problem.gaps_in_words:
             print(words)
+        programs.problem.warn_of_gaps()
     print(programs.problem.split_in_words, flush=True)
     if threads.why:
         print(f"{threads}; give --threads N for another number")

@@ -105,7 +105,7 @@ class Said(NamedTuple):
                 )
             return cls("ordinal", order)
         kind, _, ends = text.rpartition(" ")
-        if ".." in ends and kind.strip() in ("", *NUMBERS):
+        if ".." in ends and kind.strip() in ("", "ordinal", *NUMBERS):
             try:
                 low, high = (float(end) if end else math.nan for end in ends.split("..", 1))
             except ValueError:
@@ -120,7 +120,7 @@ class Said(NamedTuple):
         raise DataError(
             f"--columns {name}={text}: expected a kind of {', '.join(get_args(Kind))}; an order of "
             f"levels, low<middle<high; or a range, 0..100, alone or after one of "
-            f"{', '.join(NUMBERS)}; and after any, absent or mar, for what is empty"
+            f"ordinal, {', '.join(NUMBERS)}; and after any, absent or mar, for what is empty"
         )
 
 

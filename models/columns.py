@@ -76,7 +76,7 @@ def fit_columns(
     columns = []
     for name, kind in kinds_of(table, kinds).items():
         if kind != "drop" and name not in without:
-            said = Said.of(name, kinds.get(name, kind))
+            said = Said.of(name, kinds[name]) if name in kinds else Said()
             _check_values(name, kind, said, table[name], train)
             plain = kinds.get(OTHERS) == PLAIN
             columns.append(_column(name, kind, said, table[name], train, plain))
@@ -119,13 +119,22 @@ def _column(
     if kind == "ordinal" and (order := _order(name, said.order, values)) is not None:
         return Ordinal(name, np.empty(0), order, said=said.order is not None)
     if kind == "ordinal":
-        return Ordinal(name, numbers_of(values), even=plain)
+        ends = said.ends if said.kind == "ordinal" else _whole_ends(values)
+        return Ordinal(name, numbers_of(values), even=plain, ends=None if plain else ends)
     numbers, ends = finite_numbers(name, values), said.ends
     if kind in ("nonnegative", "mixed") or (kind == "continuous" and ends is not None):
         return Mixed(cast(Kind, kind), name, numbers[train], numbers, ends)
     if kind in ("rounded", "integer"):
         return Rounded(cast(Kind, kind), name, numbers[train], numbers, ends)
     return Continuous(name, numbers[train], plain=plain)
+
+
+def _whole_ends(values: Series[Any]) -> Ends | None:
+    """The ends of whole numbers of which few between are not there; None: others."""
+    numbers = np.unique(numbers_of(values.dropna()))
+    low, high = float(numbers[0]), float(numbers[-1])
+    whole = bool((numbers == numbers.round()).all())
+    return (low, high) if whole and high - low < 2 * len(numbers) else None
 
 
 def _order(name: str, said: Sequence[str] | None, values: Series[Any]) -> list[Any] | None:
@@ -175,12 +184,14 @@ def _check_values(
             f"least; it says nothing, so leave it out: {drop}"
         )
     number = len(values.dropna().unique())
+    if kind == "ordinal" and said.ends is not None:
+        number = int(min(said.ends[1] - said.ends[0] + 1, 1e9))
     if kind == "ordinal" and number > MOST[kind]:
         raise DataError(
             f"column {name!r} has {number} different values, expected at most {MOST[kind]} of an "
             f"ordinal one; say --columns {name}=continuous, or leave it out: {drop}"
         )
-    if said.ends is not None and kind not in NUMBERS:
+    if said.ends is not None and kind not in (*NUMBERS, "ordinal"):
         raise DataError(
             f"--columns {name}={in_words(said.ends)} is a range of numbers, and column {name!r} "
             f"is {kind}; expected a column of numbers"

@@ -94,6 +94,7 @@ class Pattern(NamedTuple):
         error: its standard error.
         depends_on: the column on which it depends most, if it depends on one.
         rule: what tells that these columns do not exist there; None: they do, and are hidden.
+        unseen: values of another column with which no row has an entry, of hidden columns.
     """
 
     columns: list[str]
@@ -103,6 +104,12 @@ class Pattern(NamedTuple):
     error: float
     depends_on: str | None
     rule: Rule | None
+    unseen: Rule | None
+
+    @property
+    def extrapolates(self) -> bool:
+        """Whether entries that are hidden have no like in any row."""
+        return self.rule is None and self.unseen is not None
 
     @property
     def in_words(self) -> str:
@@ -114,6 +121,12 @@ class Pattern(NamedTuple):
             return (
                 f"{where}; taken as absent {self.rule.in_words}{auc}; say {name}=mar if it is "
                 "hidden there"
+            )
+        if self.unseen is not None:
+            return (
+                f"{where}; no row has it {self.unseen.in_words}{auc}, so that what it is there is "
+                f"extrapolated, and no data can say whether rightly; say {name}=absent if it does "
+                "not exist there"
             )
         if self.depends_on is not None:
             return (
@@ -133,6 +146,7 @@ def patterns(
         names: the columns that are looked at.
         rules: for columns that are absent in places, what tells it.
     """
+    unseen = skip_rules(table, names, np.ones(len(table), dtype=np.bool_))
     depends, groups = dependent_gaps(table, names), _alike(table, names)
     found = []
     for number, columns in enumerate(groups):
@@ -140,8 +154,16 @@ def patterns(
         others = [name for name in names if name not in columns]
         auc, error = _auc(table[others], gone) if number < MOST_PATTERNS else (math.nan, math.nan)
         on, rule = depends.get(columns[0]), rules.get(columns[0])
-        found.append(Pattern(columns, int(gone.sum()), len(table), auc, error, on, rule))
+        rows, none = int(gone.sum()), unseen.get(columns[0])
+        found.append(Pattern(columns, rows, len(table), auc, error, on, rule, none))
     return found
+
+
+def never_together(table: DataFrame, names: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of columns that no row has both of."""
+    there = table[[*names]].notna().to_numpy(dtype=np.float64)
+    i, j = np.triu(there.T @ there == 0, 1).nonzero()
+    return [(names[a], names[b]) for a, b in zip(i, j, strict=True)]
 
 
 def _alike(table: DataFrame, names: Sequence[str]) -> list[list[str]]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from models.column import Center, Column, Values, numbers_of
-from models.column_kinds import MOST
+from models.column_kinds import MOST, in_words
 
 if TYPE_CHECKING:
     from pandas import Series
@@ -93,9 +93,12 @@ class Ordinal(_Levels):
         order: all levels instead, the lowest first.
         said: whether the order was said, and is not that of the table itself.
         even: whether numbers lie evenly in model space, as in older runs, and not as they are.
+        ends: the least and the largest of whole numbers that may all be, also those between that no
+            row has; None: it may have those of ``values`` alone.
     """
 
     kind = "ordinal"
+    _ends: tuple[float, float] | None = None
 
     def __init__(
         self,
@@ -105,9 +108,12 @@ class Ordinal(_Levels):
         said: bool = False,
         *,
         even: bool = False,
+        ends: tuple[float, float] | None = None,
     ) -> None:
         super().__init__(name)
         own = np.unique(values[~np.isnan(values)]).tolist() if order is None else list(order)
+        if ends is not None:
+            self._ends, own = ends, np.arange(ends[0], ends[1] + 1).tolist()
         self._known, self._said = own, said
         self._of_numbers = all(isinstance(level, float) for level in own)
         self._numbers_in_order = order is None
@@ -154,6 +160,8 @@ class Ordinal(_Levels):
 
     @property
     def said(self) -> str:
+        if self._ends is not None:
+            return f"ordinal {in_words(self._ends)}"
         return "<".join(map(_plain, self._known)) if self._said else "ordinal"
 
 

@@ -30,7 +30,7 @@ from models.columns import (
     unknown_in,
 )
 from models.files import DataError
-from models.gaps import Pattern, patterns
+from models.gaps import Pattern, never_together, patterns
 from models.kept import table_bytes, table_of
 from models.problem import Assembly, Problem
 from models.skipped import ABSENT, HIDDEN, Skipped, SkippedNumbers
@@ -125,6 +125,7 @@ class Tabular(Problem):
         left_out: why others that nothing was said of are not among them, by name.
         doubts: what is doubtful of columns and their kinds, by name, in words.
         patterns: the gaps of the columns, see :func:`~models.gaps.patterns`, of a new run.
+        apart: pairs of columns that no row of a new run has both of.
 
     Raises:
         DataError: no such file, or one that is no table; fewer than 20 rows; an unknown column or
@@ -137,6 +138,8 @@ class Tabular(Problem):
     scores: tuple[str, ...] = ("mixed",)
     max_log_snr: float = 9.0
     default_maps: ClassVar = "mixed"
+    refusing: str = 'unknown="refuse"'
+    """What makes values that a column cannot have an error, in the words of who asks."""
     KEEPS: ClassVar = True
     """:attr:`keeps_best`, unless columns are plain."""
     steps = 1500
@@ -170,6 +173,7 @@ class Tabular(Problem):
         self.left_out: dict[str, str] = {}
         self.doubts: dict[str, list[str]] = {}
         self.patterns: list[Pattern] = []
+        self.apart: list[tuple[str, str]] = []
         super().__init__(holdout=holdout)
 
     @property
@@ -219,9 +223,20 @@ class Tabular(Problem):
         """Where columns are empty, a line each; none: they are not."""
         if not self.patterns:
             return ""
-        shown = [f"  {pattern.in_words}" for pattern in self.patterns[:SHOWN]]
-        more = len(self.patterns) - SHOWN
-        return "\n".join(["gaps of the table:", *shown, *([f"  and {more} more"] * (more > 0))])
+        lines = [f"  {pattern.in_words}" for pattern in self.patterns]
+        more = [f"  and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+        return "\n".join(["gaps of the table:", *lines[:SHOWN], *more])
+
+    def warn_of_gaps(self) -> None:
+        """Warn of what no row has, so that a model extrapolates it."""
+        without = [pattern.in_words for pattern in self.patterns if pattern.extrapolates]
+        without += [
+            f"{one} and {other} are in no row together, so that how they depend on each other, "
+            "given the rest, is not in the data"
+            for one, other in self.apart[:SHOWN]
+        ]
+        if without:
+            warnings.warn("; ".join(without), stacklevel=2)
 
     @property
     def split_in_words(self) -> str:
@@ -276,7 +291,11 @@ class Tabular(Problem):
         codes = encode(self.columns, known)
         if is_new and not self._plain:
             rules = {c.name: c.rule for c in self.columns if isinstance(c, Skipped)}
-            self.patterns = patterns(known, [column.name for column in self.columns], rules)
+            names = [column.name for column in self.columns]
+            self.patterns = patterns(known, names, rules)
+            self.apart = [
+                pair for pair in never_together(known, names) if {*pair}.isdisjoint(rules)
+            ]
         if (empty := codes[rows.train].isnan().all(0)).any():
             name = self.columns[int(empty.nonzero()[0])].name
             raise DataError(
@@ -404,7 +423,7 @@ class Tabular(Problem):
             for name, what in masks.items():
                 warnings.warn(
                     f"column {name!r} holds {what.values} in {what.rows}, expected of it "
-                    f"{self._told(name)}; there the entry counts as missing, and --unknown refuse "
+                    f"{self._told(name)}; there the entry counts as missing, and {self.refusing} "
                     "makes this an error",
                     stacklevel=2,
                 )

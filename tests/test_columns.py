@@ -368,7 +368,7 @@ def test_a_run_keeps_the_kinds_that_it_was_trained_with(
     assert "  age, years  integer: a probability of each integer, none below 0\n" in told
     assert "  rain        mixed: atoms 0 (" in told and "--columns NAME=KIND" in told
     said = read_settings(tmp_path / "run")["columns"]
-    assert said == '*=drop,"age, years=integer",rain=mixed,a=b=ordinal'
+    assert said == '*=drop,"age, years=integer",rain=mixed,a=b=ordinal 0..2'
     monkeypatch.setattr("models.column_kinds.kind_of", None)  # nothing is inferred anew
     problem = load_trained(tmp_path / "run")[1].problem
     assert [c.kind for c in problem.columns] == ["integer", "mixed", "ordinal"]
@@ -443,3 +443,20 @@ def test_levels_that_are_numbers_lie_as_these_do() -> None:
     torch.testing.assert_close(own.unscaled(noisy), codes, equal_nan=True)
     assert Ordinal("w", values, even=True).places == Ordinal("w", np.arange(3.0)).places == 3
     assert Ordinal("w", np.array([0.0, 1.0, 2.0, 999.0])).places == 4
+
+
+def test_whole_numbers_between_are_levels_too() -> None:
+    """Of a column of few, unless it is said to have those alone, as in older runs."""
+    values = pd.Series([0, 1, 2, 3, 5, 6, 3.0] * 5)
+    table, train = pd.DataFrame({"n": values}), np.ones(35, dtype=bool)
+    (column,) = fit_columns(table, train)
+    assert column.kind == "ordinal" and column.levels == 7
+    assert column.codes(pd.Series([4.0])).tolist() == [4.0]
+    assert column.said == "ordinal 0..6" and "7 numbers" in column.told
+    assert fit_columns(table, train, {"n": column.said})[0].told == column.told
+    assert fit_columns(table, train, {"n": "ordinal"})[0].levels == 6
+    assert fit_columns(table, train, {"n": "ordinal 0..9"})[0].levels == 10
+    far = pd.DataFrame({"n": [0, 10, 20, 30, 40, 50] * 6})
+    assert fit_columns(far, np.ones(36, dtype=bool))[0].levels == 6
+    with pytest.raises(DataError, match="has 1000 different values, expected at most 256"):
+        fit_columns(table, train, {"n": "ordinal 1..1000"})
