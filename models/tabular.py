@@ -133,6 +133,7 @@ class Tabular(Problem):
     scores: tuple[str, ...] = ("mixed",)
     max_log_snr: float = 9.0
     default_maps: ClassVar = "mixed"
+    exact: ClassVar = True  # codes are numbers as they are read, and levels
     KEEPS: ClassVar = True
     """:attr:`keeps_best`, unless columns are plain."""
     steps = 1500
