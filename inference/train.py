@@ -30,7 +30,7 @@ from inference.cli import command_line
 from inference.config import OWN_TABLE
 from inference.decisions import decide, with_absolute_names, with_recipe
 from inference.environment import Threads, check_threads, choose_threads, keep_threads
-from inference.fingerprints import fingerprint_of
+from inference.fingerprints import differences, fingerprint_of
 from inference.mistakes import check_effects, check_patience, check_training, start_note
 from inference.options import GROUPS, Decided, Options, check_null
 from inference.plan import Programs, build
@@ -406,7 +406,7 @@ def _advice(step: int, run: Run, rates: str) -> str:
 def check_alike(fabric: Fabric, run: Run, mine: tuple[int, dict[str, Any]]) -> None:
     """Raise unless all processes begin at the step and with the data of the first one."""
     theirs = fabric.broadcast(mine)
-    if mine != theirs:
+    if mine[0] != theirs[0] or differences(theirs[1], mine[1]):
         raise RunError(
             f"process {fabric.global_rank} on {platform.node()} would begin {run.folder} at step "
             f"{mine[0]} with data {mine[1]}, the first process at step {theirs[0]} with data "

@@ -85,6 +85,10 @@ class DataSet(ABC):
     """What a trained model needs of its data set beside its weights, as JSON, such as the levels
     and scales of columns, which a run keeps; None: it takes all from the data as they are."""
 
+    exact: ClassVar[bool] = False
+    """Whether its numbers are those of a file, to the last bit, on every machine. A run knows them
+    by their bits then, and by sums up to rounding where they are drawn or computed."""
+
     absent: str | None = None
     """Why the data could not be read, where :attr:`facts` serve without them."""
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 EVERY = 10
 """The number of data of which one is test and another validation."""
@@ -55,7 +55,7 @@ def split_rows(
     elif not 0 <= seed < 2**63:
         raise ValueError(f"--split_seed is {seed}, expected a whole number from 0 to 2^63 - 1")
     else:
-        generator = torch.Generator().manual_seed(seed)
+        generator = Generator().manual_seed(seed)
         order = torch.randperm(n, generator=generator)
         if strata is not None:  # strata in a random order, so that small ones are tested too
             kinds, own = strata.unique(return_inverse=True)

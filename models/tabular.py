@@ -140,6 +140,7 @@ class Tabular(Problem):
     default_maps: ClassVar = "mixed"
     refusing: str = 'unknown="refuse"'
     """What makes values that a column cannot have an error, in the words of who asks."""
+    exact: ClassVar = True  # codes are numbers as they are read, and levels
     KEEPS: ClassVar = True
     """:attr:`keeps_best`, unless columns are plain."""
     steps = 1500

@@ -108,7 +108,9 @@ CHANGES: dict[str, Callable[[pd.DataFrame], pd.DataFrame | str | None]] = {
     "another level": lambda frame: frame.assign(of=frame["of"].replace("a", "e")),
     "other units": lambda frame: frame.assign(whole=frame["whole"] * 1000, cents=frame.cents * 7),
     "another type": lambda frame: frame.assign(continuous="x", flag=3, day=1.5, size=2, stars="*"),
-    "one number": lambda frame: frame.assign(above=frame["above"] + (frame.index == 3)),
+    "one number": lambda frame: frame.assign(
+        above=frame["above"].where(frame.index != 3, np.nextafter(frame["above"], np.inf))
+    ),
     "infinite": lambda frame: frame.assign(above=np.inf),
     "without a column": lambda frame: frame.drop(columns="of"),
     "few rows": lambda frame: frame.head(3),

@@ -374,7 +374,6 @@ def test_a_run_keeps_the_kinds_that_it_was_trained_with(
     assert [c.kind for c in problem.columns] == ["integer", "mixed", "ordinal"]
 
 
-@pytest.mark.without_noise
 def test_an_older_run_has_the_columns_of_its_time() -> None:
     """The shipped one was trained when whole numbers were continuous, and none had a bound."""
     run, programs, _ = load_trained(Path("wine"))

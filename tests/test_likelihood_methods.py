@@ -82,15 +82,16 @@ class BesideRest(nn.Module):
 
 @torch.no_grad()
 def test_probes_are_unbiased_for_the_density_of_the_flow() -> None:
-    torch.manual_seed(0)
     score = RawScore(BesideRest(3))
+    for k, p in enumerate(score.parameters()):
+        p.copy_(0.3 * problems.fixed(k, *p.shape))  # on which the error hangs
     diffusion = VPSDE(max_log_snr=4.0)
-    y = torch.randn(1, 1, 3).double()
+    y = problems.fixed(9, 1, 1, 3)
     truth = flow_log_prob(diffusion, score, y, Solver("rk4", steps=20)).log_prob
     many = y.expand(200, 1, 3)
     found = flow_log_prob(diffusion, score, many, Solver("rk4", steps=20, probes=1)).log_prob
     error = float(found.std()) / math.sqrt(200)
-    assert 1e-4 < error < 0.1 and abs(float(found.mean() - truth)) < 6 * error
+    assert 1e-4 < error < 0.15 and abs(float(found.mean() - truth)) < 6 * error
 
 
 @torch.no_grad()

@@ -27,10 +27,14 @@ from inference import environment, runs
 from inference.checkpoints import RunError
 from inference.cli import command_line
 from inference.config import LATER
-from inference.fingerprints import fingerprint
+from inference.fingerprints import SUMS, differences, fingerprint, fingerprint_of
+from inference.loading import load_trained
 from inference.options import GROUPS
 from inference.runs import Run, create_default, default_folder
 from inference.train import train
+from tests.brief import SHORT, be_brief
+from tests.programs import without
+from tests.rounding import RoundingNoise
 
 PACKAGES = functools.cache(environment._packages)
 
@@ -499,6 +503,32 @@ def test_a_run_goes_on_with_the_data_it_was_started_on_alone(
     (run.folder / "data.json").write_text("[3")
     with pytest.raises(RunError, match=r"data\.json is damaged"):
         Run.open(run.folder).check_data(then)
+
+
+@pytest.mark.without_noise
+def test_drawn_data_are_those_of_the_run_where_rounding_is_another_processors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a warning; but no number may be another one."""
+    be_brief(monkeypatch)
+    train(run=tmp_path / "run", figures=False, **SHORT | {"steps": 1})
+    run = Run.open(tmp_path / "run")
+    started = run.started_data()
+    assert started is not None
+    with RoundingNoise():
+        problem = load_trained(run.folder)[1].problem
+        now = fingerprint_of(problem)
+        assert now["train"]["sha256"] != started["train"]["sha256"]
+        run.check_data(now)
+    older = {name: without(*SUMS)(part) for name, part in started.items()}
+    assert not differences(older, started)
+    assert len(differences(older, now)) == 3  # it had bytes alone
+    for change in (1e-2, -1e-2):
+        problem.train[17, 1] += change
+        (said,) = differences(started, fingerprint_of(problem)) or [""]
+        assert said.startswith("train: SHA-256 ") == (change > 0)
+    problem.train = problem.train.roll(1, 0)
+    assert differences(started, fingerprint_of(problem))
 
 
 # -- one writer ------------------------------------------------------------------------------------

@@ -98,7 +98,6 @@ def test_columns_of_a_picture_are_those_of_the_table(tmp_path: Path) -> None:
     assert columns["size"].isna().equals(frame(40)["size"].isna())
 
 
-@pytest.mark.without_noise
 def test_a_table_is_calibrated_by_its_rows() -> None:
     table = Table.from_run("wine", accelerator="cpu")
     rows = read_table("wine").head(12)

@@ -60,10 +60,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-# what a table is, is told by the bits of its numbers
-pytestmark = pytest.mark.without_noise
-
-
 # -- what is there ---------------------------------------------------------------------------------
 
 

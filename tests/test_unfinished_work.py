@@ -155,7 +155,6 @@ def test_a_signal_ends_a_program_without_a_trace(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
-@pytest.mark.without_noise
 def test_half_a_completed_table_is_not_left(
     number: signal.Signals, tmp_path: Path, given: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
