@@ -59,7 +59,14 @@ class Filling:
         noise = torch.Generator().manual_seed(seed)
         x, _ = problem.training_x(problem.train[self._present(step)], noise)
         completions = Completions(x.to(model.diffusion.start_time.device))
-        completions.draw(model, seed=seed)
+        try:
+            completions.draw(model, seed=seed)
+        except (
+            ValueError
+        ):  # of a model that diverges, whose training may still keep earlier weights
+            if self.values is None or self._size < self._number:
+                raise
+            return
         self.values = completions.x
 
     def _present(self, step: int) -> Tensor:

@@ -335,11 +335,13 @@ def test_columns_that_say_nothing_are_left_out(name: str) -> None:
 
 
 def test_what_is_said_of_a_column() -> None:
-    assert Said.of("a", "integer") == ("integer", None, None)
-    assert Said.of("a", "low < mid<high") == ("ordinal", ("low", "mid", "high"), None)
-    assert Said.of("a", "integer 0..1e3") == ("integer", None, (0, 1000))
-    assert Said.of("a", "-1..") == (None, None, (-1, math.inf))
-    assert Said.of("a", "..1") == (None, None, (-math.inf, 1))
+    assert Said.of("a", "integer") == ("integer", None, None, None)
+    assert Said.of("a", "low < mid<high") == ("ordinal", ("low", "mid", "high"), None, None)
+    assert Said.of("a", "integer 0..1e3") == ("integer", None, (0, 1000), None)
+    assert Said.of("a", "-1..") == (None, None, (-1, math.inf), None)
+    assert Said.of("a", "..1") == (None, None, (-math.inf, 1), None)
+    assert Said.of("a", "integer 0.. mar") == ("integer", None, (0, math.inf), "mar")
+    assert Said.of("a", "absent") == (None, None, None, "absent")
 
 
 # -- values that a run has not seen ----------------------------------------------------------------

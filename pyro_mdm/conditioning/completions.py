@@ -10,12 +10,16 @@ from torch import Tensor
 from pyro_mdm.conditioning.imputation import impute
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.samplers import ExponentialIntegrator
+from pyro_mdm.scores.denoiser import moments
 from pyro_mdm.support.checks import check_instance, describe
 
 __all__ = ["Completions"]
 
 STEPS = 12
 """Steps of a draw: the next draws forget its error."""
+REACH = 10.0
+"""The farthest that a draw may be from the mean of its dimension, in deviations of what is there: a
+model that diverges for a while must not be taught by what it draws then."""
 
 
 class Completions:
@@ -74,6 +78,8 @@ class Completions:
         self.missing = x.isnan()
         self.x = x.clone()
         self.incomplete = self.missing.flatten(1).any(1).nonzero().squeeze(1)
+        mean, variance = moments(x)
+        self._mean, self._reach = mean.to(x.dtype), REACH * variance.sqrt().to(x.dtype)
 
     def draw(
         self,
@@ -101,7 +107,10 @@ class Completions:
         drawing = copy.copy(model)
         drawing.sampler = ExponentialIntegrator(steps)
         x = torch.where(self.missing[chosen], torch.nan, self.x[chosen])
-        self.x[chosen] = impute(drawing, x, num=1, batch_size=batch_size, seed=seed)[0]
+        drawn = impute(drawing, x, num=1, batch_size=batch_size, seed=seed)[0]
+        drawn = torch.where(drawn.isfinite(), drawn, self._mean)
+        near = drawn.clamp(self._mean - self._reach, self._mean + self._reach)
+        self.x[chosen] = torch.where(self.missing[chosen], near, x)
 
     def fill(self, x: Tensor, rows: Tensor) -> Tensor:
         """Data x (n, *event_shape) with completions where it is NaN.
