@@ -260,9 +260,7 @@ def at_end(
     it draws pictures, which may take long or fail.
     """
     problem, model, _ = programs
-    draws, n, sampler, sampler_steps, seed = (
-        run.config[name] for name in ("draws", "num_samples", "sampler", "sampler_steps", "seed")
-    )
+    draws, seed = run.config["draws"], run.config["seed"]
     calls = Draws(draws=draws, distributed=distributed, progress=writer is not None)
     kind = kind_of(model.diffusion)
     size = run.config["test_size"]
@@ -278,18 +276,29 @@ def at_end(
         print(bias)
         bound = replace(bound, step_bias=bias)
     save(bound)
-    sampler = sampler or kind.sampler  # None of a run that began when this was the default
-    samples = _samples(programs, n, sampler=sampler, steps=sampler_steps, seed=seed, progress=True)
-    if samples is not None:
-        few = _picture(problem, samples[: _few(problem)], 6)
-        tensorboard.write_samples(writer, few, step)
-        write_atomically(run.folder / "samples.png", png(_picture(problem, samples)))
+    if run.config["figures"] or not isinstance(problem, Tabular):  # whose pictures are figures
+        draw_samples(run, writer, programs, step)
     if run.config["figures"]:
         draw_training(run, writer, programs, step)
         draw_end(run, writer, programs, step)
     tensorboard.write_finished(writer)
     writer.close()
     return bound
+
+
+def draw_samples(run: Run, writer: SummaryWriter, programs: Programs, step: int) -> None:
+    """Draw samples.png, and a picture of some samples for TensorBoard."""
+    problem = programs.problem
+    n, sampler, sampler_steps, seed = (
+        run.config[name] for name in ("num_samples", "sampler", "sampler_steps", "seed")
+    )
+    kind = kind_of(programs.model.diffusion)
+    sampler = sampler or kind.sampler  # None of a run that began when this was the default
+    samples = _samples(programs, n, sampler=sampler, steps=sampler_steps, seed=seed, progress=True)
+    if samples is not None:
+        few = _picture(problem, samples[: _few(problem)], 6)
+        tensorboard.write_samples(writer, few, step)
+        write_atomically(run.folder / "samples.png", png(_picture(problem, samples)))
 
 
 def _log_bound(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import itertools
 import math
@@ -169,7 +170,7 @@ class Tabular(Problem):
             self.keeps_best, self.window = self.KEEPS, WINDOW
         self.left_out: dict[str, str] = {}
         self.doubts: dict[str, list[str]] = {}
-        self.patterns: list[Pattern] = []
+        self._gaps: Callable[[], list[Pattern]] = list
         super().__init__(holdout=holdout)
 
     @property
@@ -213,6 +214,11 @@ class Tabular(Problem):
     @property
     def is_incomplete(self) -> bool:
         return bool((self.train.isnan() | (self.train == HIDDEN)).any())
+
+    @functools.cached_property
+    def patterns(self) -> list[Pattern]:
+        """Computed when it is asked for: how predictable gaps are takes seconds."""
+        return self._gaps()
 
     @property
     def gaps_in_words(self) -> str:
@@ -276,7 +282,8 @@ class Tabular(Problem):
         codes = encode(self.columns, known)
         if is_new and not self._plain:
             rules = {c.name: c.rule for c in self.columns if isinstance(c, Skipped)}
-            self.patterns = patterns(known, [column.name for column in self.columns], rules)
+            names = [column.name for column in self.columns]
+            self._gaps = functools.partial(patterns, known, names, rules)
         if (empty := codes[rows.train].isnan().all(0)).any():
             name = self.columns[int(empty.nonzero()[0])].name
             raise DataError(
