@@ -263,9 +263,7 @@ def at_end(
     it draws pictures, which may take long or fail.
     """
     problem, model, _ = programs
-    draws, n, sampler, sampler_steps, seed = (
-        run.config[name] for name in ("draws", "num_samples", "sampler", "sampler_steps", "seed")
-    )
+    draws, seed = run.config["draws"], run.config["seed"]
     calls = Draws(draws=draws, distributed=distributed, progress=writer is not None)
     kind = kind_of(model.diffusion)
     size = run.config["test_size"]
@@ -281,16 +279,10 @@ def at_end(
         print(bias)
         bound = replace(bound, step_bias=bias)
     save(bound)
-    sampler = sampler or kind.sampler  # None of a run that began when this was the default
-    table = isinstance(problem, Tabular) and observes_entries(model)
-    n = COMPARED if table else n
-    samples = _samples(programs, n, sampler=sampler, steps=sampler_steps, seed=seed, progress=True)
-    if samples is not None and table:
-        compare_with_rows(run, writer, programs, samples, step)
-    elif samples is not None:
-        few = _picture(problem, samples[: _few(problem)], 6)
-        tensorboard.write_samples(writer, few, step)
-        write_atomically(run.folder / "samples.png", png(_picture(problem, samples)))
+    if isinstance(problem, Tabular) and observes_entries(model):
+        compare_with_rows(run, writer, programs, step)
+    else:
+        draw_samples(run, writer, programs, step)
     if run.config["figures"]:
         draw_training(run, writer, programs, step)
         draw_end(run, writer, programs, step)
@@ -299,12 +291,13 @@ def at_end(
     return bound
 
 
-def compare_with_rows(
-    run: Run, writer: SummaryWriter, programs: Programs, samples: Tensor, step: int
-) -> None:
+def compare_with_rows(run: Run, writer: SummaryWriter, programs: Programs, step: int) -> None:
     """Say and draw how samples of a table agree with its rows, with a warning if they do not."""
     problem, model, _ = programs
     assert isinstance(problem, Tabular)
+    samples = _drawn(run, programs, COMPARED)
+    if samples is None:
+        return
     compared = agreement(problem, model, samples, seed=run.config["seed"])
     print(compared)
     if differences := compared.differs:
@@ -314,11 +307,31 @@ def compare_with_rows(
             "other kinds of these columns, may help",
             stacklevel=2,
         )
+    if not run.config["figures"]:
+        return
     alone = pixels_of(marginals_figure(compared.rows, compared.samples))
     tensorboard.write_samples(writer, alone, step)
     write_atomically(run.folder / "samples.png", png(alone))
-    if run.config["figures"] and len(problem.columns) > 1:
+    if len(problem.columns) > 1:
         tensorboard.write_pairs(writer, compared.rows, compared.samples, step)
+
+
+def _drawn(run: Run, programs: Programs, number: int) -> Tensor | None:
+    """Samples by the run's own sampler; None: it could not draw them."""
+    sampler, steps, seed = (run.config[name] for name in ("sampler", "sampler_steps", "seed"))
+    # None of a run that began when this was the default
+    sampler = sampler or kind_of(programs.model.diffusion).sampler
+    return _samples(programs, number, sampler=sampler, steps=steps, seed=seed, progress=True)
+
+
+def draw_samples(run: Run, writer: SummaryWriter, programs: Programs, step: int) -> None:
+    """Draw samples.png, and a picture of some samples for TensorBoard."""
+    problem = programs.problem
+    samples = _drawn(run, programs, run.config["num_samples"])
+    if samples is not None:
+        few = _picture(problem, samples[: _few(problem)], 6)
+        tensorboard.write_samples(writer, few, step)
+        write_atomically(run.folder / "samples.png", png(_picture(problem, samples)))
 
 
 def _log_bound(

@@ -75,6 +75,9 @@ ERROR = 0.25
 """The standard error of a bound by default, nats."""
 BATCHES = 8
 """Independent estimates of probabilities, of which their error is."""
+DRAWS = 8
+"""Network evaluations of each row that is not trained on at the end of a fit: their error is small
+beside that of few rows."""
 FRESH = 8
 """Draws from the intervals of integers, rounded numbers and atoms, over which a bound is a mean."""
 
@@ -449,6 +452,7 @@ class Table:
         each: list[list[pd.DataFrame]] = [[] for _ in range(num)]
         for k, rows in enumerate(in_pieces(frame)):
             options: dict[str, Any] = {"piece": k, "batch_size": batch_size, "seed": seed}
+            options["progress"] = self.progress
             for own, new in zip(each, self.draws(rows, num, **options), strict=True):
                 own.append(filled(rows, new))
         wholes = [pd.concat(own) for own in each]
@@ -810,7 +814,8 @@ def _trained(table: Table, X: Frame, y: object = None) -> Table:
     frame = as_frame(X)
     parent = None if table.folder is not None else tempfile.mkdtemp(prefix="table-")
     folder = Path(table.folder or Path(str(parent)) / "run")
-    options: dict[str, Any] = {"figures": False, "guide": "vpsde"} | table.settings
+    options: dict[str, Any] = {"figures": False, "guide": "vpsde", "draws": DRAWS}
+    options |= table.settings
     options |= {"columns": _in_words(table.columns), "seed": table.seed, "steps": table.steps}
     threads = torch.get_num_threads()
     try:

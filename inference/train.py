@@ -44,7 +44,7 @@ from pyro_mdm.diffusions.base import UnreachableError
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
 from pyro_mdm.diffusions.simulation import SimulationError
 from pyro_mdm.support.progress import Progress as Bar
-from pyro_mdm.support.progress import progress_bar
+from pyro_mdm.support.progress import is_hidden, progress_bar
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -102,9 +102,10 @@ def _say(settings: Decided, programs: Programs, threads: Threads) -> None:
     if note := start_note(settings, programs):
         print(note)
     if isinstance(programs.problem, Tabular):
-        print(programs.problem.columns_in_words)
-        if words := programs.problem.gaps_in_words:
-            print(words)
+        if not is_hidden():
+            print(programs.problem.columns_in_words)
+            if words := programs.problem.gaps_in_words:
+                print(words)
         programs.problem.warn_of_gaps()
     print(programs.problem.split_in_words, flush=True)
     if threads.why:
@@ -174,10 +175,9 @@ def _fit(
     if lead:
         if note := _on_validation(run, session.done, kept=bool(trainee.best)):
             print(note)
-        board = run.folder / "tensorboard"
-        print(
-            f"{session.seconds:.0f} s; tensorboard --logdir {board}; {run.folder / 'samples.png'}"
-        )
+        picture, board = run.folder / "samples.png", run.folder / "tensorboard"
+        shown = f"; {picture}" if picture.exists() else ""
+        print(f"{session.seconds:.0f} s; tensorboard --logdir {board}{shown}")
         print(bound)
     return bound
 

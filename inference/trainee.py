@@ -68,8 +68,15 @@ class Trainee:
             model.diffusion.requires_grad_(False)
         self.names, self.optimizer = recipe.optimizer(model, settings)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]  # at their highest
-        self.ema = AveragedModel(model, multi_avg_fn=recipe.averaging(settings.ema_decay))
+        self.ema = AveragedModel(model)
         averaged = cast(DiffusionModel, self.ema.module)
+        # lists, as modules look for their tensors at every call
+        self.parameters: tuple[list[Tensor], list[Tensor]] = (
+            list(averaged.parameters()),
+            list(model.parameters()),
+        )
+        modules = zip(averaged.modules(), model.modules(), strict=True)
+        self.buffers = [(a._buffers, m._buffers, name) for a, m in modules for name in m._buffers]
         self.averaged = Programs(problem, averaged, DiffusionGuide(averaged.diffusion))
         self.best: dict[str, Tensor] = {}
         self.scale: LossScale = loss_scale(fabric)
@@ -130,8 +137,21 @@ class Trainee:
             )
         self.stepper.step()
         if self.scale.value >= scale:  # else gradients overflowed and the step was left out
-            self.ema.update_parameters(self.programs.model)
+            self._average()
         return Step(bits, norm, self.optimizer.param_groups[0]["lr"], stop)
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Take the parameters into their averages, and copy buffers, as AveragedModel does."""
+        if int(self.ema.n_averaged):
+            recipe.averaging(self.settings.ema_decay)(*self.parameters, self.ema.n_averaged)
+        else:
+            torch._foreach_copy_(*self.parameters)
+        for averages, values, name in self.buffers:
+            value, average = values[name], averages[name]
+            if value is not None and average is not None:
+                average.copy_(value)
+        self.ema.n_averaged += 1
 
     def _gradients(self, step: int) -> Tensor:
         """Gradients of the negative bound in nats/dim, and this process's part of it."""

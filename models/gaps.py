@@ -107,11 +107,6 @@ class Pattern(NamedTuple):
     unseen: Rule | None
 
     @property
-    def extrapolates(self) -> bool:
-        """Whether entries that are hidden have no like in any row."""
-        return self.rule is None and self.unseen is not None
-
-    @property
     def in_words(self) -> str:
         names = ", ".join(self.columns[:4]) + (", …" if len(self.columns) > 4 else "")
         where = f"{names}: empty in {self.rows:,} of {self.of:,} rows"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import itertools
 import math
@@ -30,10 +31,10 @@ from models.columns import (
     unknown_in,
 )
 from models.files import DataError
-from models.gaps import Pattern, never_together, patterns
+from models.gaps import Pattern, never_together, patterns, skip_rules
 from models.kept import table_bytes, table_of
 from models.problem import Assembly, Problem
-from models.skipped import ABSENT, HIDDEN, Skipped, SkippedNumbers
+from models.skipped import ABSENT, HIDDEN, Rule, Skipped, SkippedNumbers
 from models.splits import Rows
 from pyro_mdm import MixedDenoiser, randomness
 from pyro_mdm.likelihoods.dequantization import Dequantized
@@ -124,8 +125,6 @@ class Tabular(Problem):
         columns: the columns of the model.
         left_out: why others that nothing was said of are not among them, by name.
         doubts: what is doubtful of columns and their kinds, by name, in words.
-        patterns: the gaps of the columns, see :func:`~models.gaps.patterns`, of a new run.
-        apart: pairs of columns that no row of a new run has both of.
 
     Raises:
         DataError: no such file, or one that is no table; fewer than 20 rows; an unknown column or
@@ -173,8 +172,7 @@ class Tabular(Problem):
             self.keeps_best, self.window = self.KEEPS, WINDOW
         self.left_out: dict[str, str] = {}
         self.doubts: dict[str, list[str]] = {}
-        self.patterns: list[Pattern] = []
-        self.apart: list[tuple[str, str]] = []
+        self._rows_with_gaps: tuple[DataFrame, list[str], dict[str, Rule | None]] | None = None
         super().__init__(holdout=holdout)
 
     @property
@@ -219,6 +217,12 @@ class Tabular(Problem):
     def is_incomplete(self) -> bool:
         return bool((self.train.isnan() | (self.train == HIDDEN)).any())
 
+    @functools.cached_property
+    def patterns(self) -> list[Pattern]:
+        """The gaps of the columns of a new run, computed when they are asked for: how predictable
+        they are takes seconds."""
+        return [] if self._rows_with_gaps is None else patterns(*self._rows_with_gaps)
+
     @property
     def gaps_in_words(self) -> str:
         """Where columns are empty, a line each; none: they are not."""
@@ -230,14 +234,26 @@ class Tabular(Problem):
 
     def warn_of_gaps(self) -> None:
         """Warn of what no row has, so that a model extrapolates it."""
-        without = [pattern.in_words for pattern in self.patterns if pattern.extrapolates]
+        if self._rows_with_gaps is None:
+            return
+        rows, names, absent = self._rows_with_gaps
+        there = rows[names].notna().all(axis=1)
+        unseen = {} if there.all() else skip_rules(rows, names, np.ones(len(rows), dtype=np.bool_))
+        without = [
+            f"no row has {name!r} {rule.in_words}: what it is there is extrapolated, and no data "
+            f"can say whether rightly; say {name}=absent if it does not exist there"
+            for name, rule in unseen.items()
+            if name not in absent
+        ]
         without += [
-            f"{one} and {other} are in no row together, so that how they depend on each other, "
-            "given the rest, is not in the data"
-            for one, other in self.apart[:SHOWN]
+            f"no row has both {one!r} and {other!r}: how they depend on each other, given the "
+            "rest, is not in the data"
+            for one, other in never_together(rows, names)
+            if {one, other}.isdisjoint(absent)
         ]
         if without:
-            warnings.warn("; ".join(without), stacklevel=2)
+            more = f"; and {len(without) - SHOWN} more" if len(without) > SHOWN else ""
+            warnings.warn("; ".join(without[:SHOWN]) + more, stacklevel=2)
 
     @property
     def split_in_words(self) -> str:
@@ -293,10 +309,7 @@ class Tabular(Problem):
         if is_new and not self._plain:
             rules = {c.name: c.rule for c in self.columns if isinstance(c, Skipped)}
             names = [column.name for column in self.columns]
-            self.patterns = patterns(known, names, rules)
-            self.apart = [
-                pair for pair in never_together(known, names) if {*pair}.isdisjoint(rules)
-            ]
+            self._rows_with_gaps = known, names, dict(rules)
         if (empty := codes[rows.train].isnan().all(0)).any():
             name = self.columns[int(empty.nonzero()[0])].name
             raise DataError(

@@ -53,12 +53,11 @@ def be_brief(patch: pytest.MonkeyPatch, *, figures: bool = False) -> None:
     patch.setattr(os, "fsync", lambda descriptor: None)
 
 
-def _draw_alone(run: Any, writer: Any, programs: Any, samples: torch.Tensor, step: int) -> None:
+def _draw_alone(run: Any, writer: Any, programs: Any, step: int) -> None:
+    """The samples of a table as their bytes, without a comparison."""
     from inference import report
 
-    picture = report._picture(programs.problem, samples)
-    report.tensorboard.write_samples(writer, picture, step)
-    report.write_atomically(run.folder / "samples.png", report.png(picture))
+    report.draw_samples(run, writer, programs, step)
 
 
 def be_brief_here() -> None:

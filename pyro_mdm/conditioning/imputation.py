@@ -66,8 +66,11 @@ def impute(
     missing = x.isnan()
     drawn = missing if left_out is None else missing & ~left_out
     rows = drawn.flatten(1).any(1).nonzero().squeeze(1)
+    # data of one pattern together, as a network may share what depends on the pattern alone
+    pattern = torch.unique(drawn[rows].flatten(1), dim=0, return_inverse=True)[1]
+    rows = rows[pattern.argsort(stable=True)]
     completed = x.repeat(num, *[1] * x.dim())
-    jobs = torch.cartesian_prod(torch.arange(num, device=x.device), rows)
+    jobs = torch.cartesian_prod(rows, torch.arange(num, device=x.device)).flip(1)
     devices = [x.device] if x.device.type == "cuda" else []
     with evaluating(model), torch.random.fork_rng(devices):
         torch.manual_seed(seed)

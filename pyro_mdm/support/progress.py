@@ -12,7 +12,7 @@ from typing import Any, Protocol, TextIO
 from tqdm.asyncio import tqdm_asyncio
 from tqdm.auto import tqdm
 
-__all__ = ["LogProgress", "Progress", "progress_bar", "without_progress"]
+__all__ = ["LogProgress", "Progress", "is_hidden", "progress_bar", "without_progress"]
 
 FIRST_LINE, NEXT_LINE = 10.0, 30.0
 """Seconds from the start to the first line of a log, and the least from one to the next."""
@@ -29,6 +29,11 @@ def without_progress() -> Iterator[None]:
         yield
     finally:
         _hidden.reset(token)
+
+
+def is_hidden() -> bool:
+    """Whether this is within :func:`without_progress`."""
+    return _hidden.get()
 
 
 class Progress(Protocol):
@@ -69,7 +74,7 @@ def progress_bar(
         delay: seconds before a terminal shows it.
         shown: False for a count that shows nothing.
     """
-    shown = shown and not _hidden.get()
+    shown = shown and not is_hidden()
     in_notebook = tqdm is not tqdm_asyncio
     if shown and not in_notebook and not sys.stderr.isatty():
         return LogProgress(total, what, units, initial=initial, leave=leave)

@@ -168,13 +168,15 @@ class MapMLP(MLP):
         """
         level = log_snr.double() + 2 * self.scale.double().log()
         level = torch.where(observed, math.inf, torch.where(left_out, -math.inf, level))
+        generated = ~(observed | left_out)
         q, a = torch.sigmoid(-level), torch.sigmoid(level).sqrt()
         i = torch.where(left_out, 0, values).double()
         offset = torch.zeros_like(i[0]) if self.offset is None else self.offset
         R = (self.covariance / self.scale / self.scale.unsqueeze(-1)).double()
-        S = a.unsqueeze(-1) * R * a.unsqueeze(-2) + torch.diag_embed(q)
-        factor = torch.linalg.cholesky(S)
-        solved = torch.cholesky_solve((i - a * offset).unsqueeze(-1), factor).squeeze(-1)
+        law, index = self._law(R, level, offset)
+        J = law.J if index is None else law.J[index]
+        off = i - a * offset
+        solved = (J @ off.unsqueeze(-1)).squeeze(-1)
         F = (offset + (a * solved) @ R - a * i) / q.clamp_min(1e-12).sqrt()
         F = torch.where(observed, 0, F)
         has = self.direct >= 0
@@ -182,20 +184,43 @@ class MapMLP(MLP):
         start[:, self.direct[has]] = F[:, has]
         chances = F.new_zeros(len(F), 0)
         if self.levels is not None:
-            generated = ~(observed | left_out)
-            law = Law(R, offset, factor, solved)
-            start[:, self.levels.outputs] = self.levels.evidence(law, i, a, q, generated)
+            of_levels = self.levels.evidence(law, index, off, solved, a)
+            start[:, self.levels.outputs] = torch.where(
+                generated[:, self.levels.first], of_levels, 0
+            )
             chances = self.levels.chances(i, a, q, generated)
         return start, F.to(values.dtype), chances.to(values.dtype)
 
+    def _law(self, R: Tensor, level: Tensor, offset: Tensor) -> tuple[Law, Tensor | None]:
+        """The laws of distinct maps ``level`` (n, d), and which is that of each datum, (n,) int64.
+
+        Training maps all differ, and are not compared: the index is None, and laws are of data.
+        """
+        index = None
+        if not self.training:
+            level, index = torch.unique(level, dim=0, return_inverse=True)
+        q, a = torch.sigmoid(-level), torch.sigmoid(level).sqrt()
+        S = a.unsqueeze(-1) * R * a.unsqueeze(-2) + torch.diag_embed(q)
+        J = torch.cholesky_inverse(torch.linalg.cholesky(S))
+        told = [] if self.levels is None else self.levels.told(J, R, a, q, offset)
+        return Law(J, told), index
+
+
+class Told(NamedTuple):
+    """What inputs at a map tell of columns b of one width w, as in :meth:`LevelLogits.told`."""
+
+    dims: Tensor  # of the columns, (columns, w)
+    codes: Tensor  # v - δ of levels in their columns, (L, columns, w)
+    J: Tensor  # J_bb, (maps, columns, w, w)
+    inverse: Tensor  # (1 - J_bb q)^{-1}, (maps, columns, w, w)
+    quadratic: Tensor  # ½ u·Λu of levels, (maps, L)
+
 
 class Law(NamedTuple):
-    """The Gaussian law of x̃ and of inputs i, as in :class:`MapMLP`."""
+    """The Gaussian law of inputs i at maps, as in :class:`MapMLP`."""
 
-    R: Tensor  # covariance of x̃, (d, d)
-    offset: Tensor  # mean δ of x̃, (d,)
-    factor: Tensor  # of S by Cholesky, (n, d, d)
-    solved: Tensor  # S^{-1} (i - a δ), (n, d)
+    J: Tensor  # S^{-1}, (maps, d, d)
+    told: list[Told]  # by width of columns with levels
 
 
 class LevelLogits(Recorded, nn.Module):
@@ -217,6 +242,7 @@ class LevelLogits(Recorded, nn.Module):
     outputs: Tensor
     columns: Tensor
     of_levels: Tensor
+    first: Tensor
 
     def __init__(
         self, codes: Tensor, prior: Tensor, outputs: Tensor, columns: Tensor, of_levels: Tensor
@@ -234,35 +260,67 @@ class LevelLogits(Recorded, nn.Module):
         self.register_buffer("prior", prior.detach().double())
         for name, index in (("outputs", outputs), ("columns", columns), ("of_levels", of_levels)):
             self.register_buffer(name, index)
+        of_column = columns == of_levels.unique().unsqueeze(-1)
+        widths = of_column.sum(1)
+        self._widths = widths.unique().tolist()
+        for w in self._widths:
+            dims = of_column[widths == w].nonzero()[:, 1].reshape(-1, w)
+            self.register_buffer(f"dims_{w}", dims, persistent=False)
+        first = (columns == of_levels.unsqueeze(-1)).to(torch.int64).argmax(1)
+        self.register_buffer("first", first, persistent=False)
 
-    def evidence(self, law: Law, i: Tensor, a: Tensor, q: Tensor, generated: Tensor) -> Tensor:
-        """h·u - ½ u·Λu of levels at u = v - δ, (n, L), and 0 for columns that are not generated.
+    def told(self, J: Tensor, R: Tensor, a: Tensor, q: Tensor, offset: Tensor) -> list[Told]:
+        """What the inputs of other columns tell of columns with levels, by their width.
 
         With J = S^{-1}, the inputs of a column b less their mean, given those of the others, have
         the covariance J_bb^{-1} and the mean (i - a δ)_b - J_bb^{-1} (J (i - a δ))_b. So x̃_b - δ_b
         given the others has T = (J_bb^{-1} - q)/a² and the mean m, that divided by a; what the
-        others tell has Λ = T^{-1} - R_bb^{-1} and h = T^{-1} m.
+        others tell has Λ = T^{-1} - R_bb^{-1} and h = T^{-1} m. There is no division by a in
+
+            T^{-1} = a (1 - J_bb q)^{-1} J_bb a.
 
         Args:
-            i, a, q: as in :class:`MapMLP`, (n, d).
-            generated: which dimensions are, (n, d).
+            J, a, q: of maps, (maps, d, d) and (maps, d).
+            R: the covariance of x̃, (d, d).
+            offset: δ, (d,).
         """
-        dims = torch.isin(self.columns, self.of_levels).nonzero().squeeze(1)
-        own = self.columns[dims] == self.of_levels.unsqueeze(-1)
-        codes, some = self.codes[:, dims] - own * law.offset[dims], generated[:, dims]
-        same = self.columns[dims] == self.columns[dims].unsqueeze(-1)
-        J = torch.cholesky_inverse(law.factor)[:, dims[:, None], dims]
-        solved, q, a = law.solved[:, dims], q[:, dims], torch.where(some, a[:, dims], 1)
-        inverse = _inverse(J * same)
-        T = (inverse - torch.diag_embed(q)) / a.unsqueeze(-1) / a.unsqueeze(-2)
-        both = some.unsqueeze(-1) & some.unsqueeze(-2)
-        T = torch.where(both, T, torch.eye(len(dims), dtype=T.dtype, device=T.device))
-        precision = _inverse(T)
-        m = (i[:, dims] - (inverse @ solved.unsqueeze(-1)).squeeze(-1)) / a - law.offset[dims]
-        h = (precision @ (some * m).unsqueeze(-1)).squeeze(-1)
-        told = precision - _inverse(law.R[dims[:, None], dims] * same)
-        logits = h @ codes.mT - 0.5 * ((codes @ told) * codes).sum(-1)
-        return torch.where(generated[:, self._first], logits, 0)
+        laws = []
+        for w in self._widths:
+            dims: Tensor = getattr(self, f"dims_{w}")
+            rows, columns = dims.unsqueeze(-1), dims.unsqueeze(-2)
+            some = ((q > 0) & (q < 1))[:, dims].unsqueeze(-1)  # the generated
+            J_b = torch.where(some, J[:, rows, columns], 0)
+            one = torch.eye(w, dtype=J.dtype, device=J.device)
+            inverse = _inverse(one - J_b * q[:, dims].unsqueeze(-2))
+            ours = a[:, dims].unsqueeze(-1)
+            precision = ours * (inverse @ J_b) * ours.mT - _inverse(R[rows, columns])
+            here = self.columns[dims] == self.of_levels[:, None, None]
+            codes = self.codes[:, dims] - here * offset[dims]
+            products = codes.unsqueeze(-1) * codes.unsqueeze(-2)
+            quadratic = 0.5 * precision.flatten(1) @ products.flatten(1).mT
+            laws.append(Told(dims, codes, J_b, inverse, quadratic))
+        return laws
+
+    def evidence(
+        self, law: Law, index: Tensor | None, off: Tensor, solved: Tensor, a: Tensor
+    ) -> Tensor:
+        """h·u - ½ u·Λu of levels at u = v - δ, (n, L), of columns that are generated.
+
+        Args:
+            law: of maps.
+            index: the map of each datum, (n,); None: they are of data.
+            off, solved: i - a δ and J (i - a δ), (n, d).
+            a: as in :class:`MapMLP`, (n, d).
+        """
+        logits = off.new_zeros(len(off), len(self.codes))
+        for told in law.told:
+            dims, codes, J, inverse, quadratic = told
+            if index is not None:
+                J, inverse, quadratic = J[index], inverse[index], quadratic[index]
+            rest = (J @ off[:, dims].unsqueeze(-1)) - solved[:, dims].unsqueeze(-1)
+            h = a[:, dims] * (inverse @ rest).squeeze(-1)
+            logits += h.flatten(1) @ codes.flatten(1).mT - quadratic
+        return logits
 
     def chances(self, i: Tensor, a: Tensor, q: Tensor, generated: Tensor) -> Tensor:
         """(p - π)/(s a) of the levels, (n, L), where p is the posterior by the noise of the column
@@ -279,15 +337,10 @@ class LevelLogits(Recorded, nn.Module):
         total = odds.new_zeros(shape).scatter_add(1, index, weight)
         p = weight / total[:, self.of_levels]
         spread = (self.prior * (1 - self.prior)).sqrt()
-        own = (p - self.prior) / spread / a[:, self._first]
-        return torch.where(generated[:, self._first], own, 0)
-
-    @property
-    def _first(self) -> Tensor:
-        """The first dimension of the column of each level, (L,)."""
-        return (self.columns == self.of_levels.unsqueeze(-1)).to(torch.int64).argmax(1)
+        own = (p - self.prior) / spread / a[:, self.first]
+        return torch.where(generated[:, self.first], own, 0)
 
 
-def _inverse(C: Tensor) -> Tensor:
-    """The inverse of covariances, (*batch, d, d)."""
-    return torch.cholesky_inverse(torch.linalg.cholesky(C))
+def _inverse(A: Tensor) -> Tensor:
+    """The inverse of matrices, (*batch, w, w)."""
+    return 1 / A if A.shape[-1] == 1 else torch.linalg.inv(A)
