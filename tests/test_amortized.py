@@ -224,6 +224,15 @@ def test_far_tails_are_bent_and_what_is_missing_is_masked() -> None:
 # -- posteriors that are known ---------------------------------------------------------------------
 
 
+QUICK: dict[str, Any] = {"steps": 300, "learning_rate": 5e-3}
+
+
+def small() -> MLP:
+    """A network of a parameter and two numbers, which may be missing."""
+    torch.manual_seed(0)
+    return MLP(1 + 2 + 1 + 2, hidden=32, depth=1, out_features=1)
+
+
 @pytest.mark.slow
 def test_a_posterior_given_a_part_of_the_data_is_learned(tmp_path: Path) -> None:
     """x_0 = θ + noise and x_1 = -θ + noise: the posterior of θ given both, one or none."""
@@ -234,9 +243,8 @@ def test_a_posterior_given_a_part_of_the_data_is_learned(tmp_path: Path) -> None
         pyro.sample("x", dist.Normal(both, 0.5).to_event(1))
 
     draws = simulate(program, 2000, seed=0, vectorized=True)
-    posterior = AmortizedPosterior.fit(
-        program, ["theta"], ["x"], draws=draws, missing=0.5, steps=600
-    )
+    options = QUICK | {"draws": draws, "missing": 0.5, "network": small()}
+    posterior = AmortizedPosterior.fit(program, ["theta"], ["x"], **options)
     posterior.save_pretrained(tmp_path)
     again = AmortizedPosterior.from_pretrained(tmp_path, program)
     one = {"x": torch.tensor([1.0, math.nan])}
@@ -247,7 +255,7 @@ def test_a_posterior_given_a_part_of_the_data_is_learned(tmp_path: Path) -> None
         known = torch.tensor(x)
         precision = 1 + 4 * float(known.isfinite().sum())
         mean = 4 * float((known * torch.tensor([1.0, -1.0])).nansum()) / precision
-        drawn = posterior.sample({"x": known}, 4000, seed=1)["theta"]
+        drawn = posterior.sample({"x": known}, 2000, seed=1)["theta"]
         assert float(drawn.mean()) == pytest.approx(mean, abs=0.12)
         assert float(drawn.std()) == pytest.approx(precision**-0.5, abs=0.1)
 
@@ -293,12 +301,12 @@ def test_parameters_may_be_given_too() -> None:
         pyro.sample("x", dist.Normal(a + b, 0.5))
 
     draws = simulate(program, 2000, seed=0, vectorized=True)
-    options: dict[str, Any] = {"draws": draws, "missing": 0.5, "steps": 600}
+    options = QUICK | {"draws": draws, "missing": 0.5, "network": small()}
     posterior = AmortizedPosterior.fit(program, ["a"], ["b", "x"], **options)
     for b, noise in ((0.7, 0.25), (math.nan, 1.25)):  # of x about a + b, or about a
         mean = (1.5 - (0.0 if math.isnan(b) else b)) / (1 + noise)
         given = {"b": torch.tensor(b), "x": torch.tensor(1.5)}
-        drawn = posterior.sample(given, 4000, seed=1)["a"]
+        drawn = posterior.sample(given, 2000, seed=1)["a"]
         assert float(drawn.mean()) == pytest.approx(mean, abs=0.12)
         assert float(drawn.std()) == pytest.approx((noise / (1 + noise)) ** 0.5, abs=0.1)
 

@@ -37,10 +37,21 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", PAGES[page], re.DOTALL | re.MULTILINE)
 
 
+SHORTER = {
+    r"in range\(\d{3,}\)": "in range(2)",
+    r"\(300": "(30",  # data
+    r"\(updates=\d{3,}": "(updates=20",
+    r"num_samples=30\)": "num_samples=6)",  # each a run of particles
+}
+"""What of an example is less where it is run."""
+
+
 def run(block: str, page: str) -> dict[str, Any]:
-    """What an example defines, run by itself; of long loops two rounds, of 300 data 30."""
+    """What an example defines, run by itself, with less of what takes long."""
     found: dict[str, Any] = {"__name__": page}
-    short = re.sub(r"in range\(\d{3,}\)", "in range(2)", block).replace("(300", "(30")
+    short = block
+    for long, less in SHORTER.items():
+        short = re.sub(long, less, short)
     exec(compile(short, page, "exec"), found)
     return found
 
