@@ -16,7 +16,7 @@ from models import Problem
 from pyro_mdm import DiffusionModel
 from pyro_mdm.conditioning import Completions
 
-DRAWS = 20
+DRAWS = 10
 """The number of times that missing entries are drawn in a run."""
 MOST = 4096
 """The most data that are completed at a time."""

@@ -75,9 +75,14 @@ ERROR = 0.25
 """The standard error of a bound by default, nats."""
 BATCHES = 8
 """Independent estimates of probabilities, of which their error is."""
+DRAW_STEPS = 12
+"""Steps of the sampler of a Table: with more, draws differ by less than those of two seeds do."""
 DRAWS = 8
 """Network evaluations of each row that is not trained on at the end of a fit: their error is small
 beside that of few rows."""
+STEPS, EVERY, PATIENCE = 400, 50, 4
+"""Training steps of a fit, how many are between measurements of the bound on validation data, and
+after how many of these without a fall training ends."""
 FRESH = 8
 """Draws from the intervals of integers, rounded numbers and atoms, over which a bound is a mean."""
 
@@ -115,7 +120,8 @@ class Table:
             measurements: ``inference.train --resume`` goes on with it if it is interrupted. None:
             a temporary one, for as long as the object lives.
         seed: seed of training, and of all draws.
-        steps: training steps; None: those of ``inference.train``.
+        steps: training steps; None: 400, whose learning rate falls to zero, and fewer if the bound
+            on validation data has not fallen in four measurements, 50 steps apart.
         num: draws of each row for :meth:`transform`.
         center: of these, which a number becomes: mean or median.
         progress: whether to print what ``inference.train`` prints, such as the kinds of columns,
@@ -189,6 +195,8 @@ class Table:
         programs.model.to(fabric.device)
         table._run, table._programs = run, programs
         table._names_in = table.names
+        if config["sampler"] == "exponential":
+            table.use_sampler("exponential", DRAW_STEPS)
         return table
 
     def take(self, other: Table, names: Sequence[str], parent: str | None) -> None:
@@ -258,7 +266,8 @@ class Table:
         """Draw by another sampler than the run's, or by as many steps.
 
         Args:
-            name: as for ``inference.sample --sampler``; None: the run's, by default exponential.
+            name: as for ``inference.sample --sampler``; None: the run's, by default exponential,
+                of which a Table takes 12 steps until this is called.
             steps: the number of steps; None: the sampler's own.
         """
         check_positive(steps=steps)
@@ -815,8 +824,8 @@ def _trained(table: Table, X: Frame, y: object = None) -> Table:
     parent = None if table.folder is not None else tempfile.mkdtemp(prefix="table-")
     folder = Path(table.folder or Path(str(parent)) / "run")
     options: dict[str, Any] = {"figures": False, "guide": "vpsde", "draws": DRAWS}
-    options |= table.settings
-    options |= {"columns": _in_words(table.columns), "seed": table.seed, "steps": table.steps}
+    options |= _schedule(table) | table.settings
+    options |= {"columns": _in_words(table.columns), "seed": table.seed}
     threads = torch.get_num_threads()
     try:
         with torch.random.fork_rng(), nullcontext() if table.progress else _silence():
@@ -832,6 +841,16 @@ def _trained(table: Table, X: Frame, y: object = None) -> Table:
         torch.set_num_threads(threads)
     table.take(fitted, list(frame.columns), parent)
     return table
+
+
+def _schedule(table: Table) -> dict[str, Any]:
+    """The steps, and where training ends before them if none were asked for."""
+    if table.steps is not None:
+        return {"steps": table.steps}
+    schedule: dict[str, Any] = {"steps": STEPS}
+    if "measure_every" not in table.settings and table.settings.get("holdout", True):
+        schedule |= {"measure_every": EVERY, "patience": PATIENCE}
+    return schedule
 
 
 @contextlib.contextmanager

@@ -3,8 +3,10 @@
     python -m tests.benchmarks.table_speed --out runs/speed.csv
     python -m tests.benchmarks.table_speed --out runs/speed.csv --summary docs/measured/data
 
-A Table is fitted to 1,500 rows of ten made-up columns of several kinds, a fifth of whose entries is
-missing, and draws them 20 times. ``inference.impute wine`` completes rows of wine drawn with
+A Table is fitted to 1,000 and to 5,000 rows of ten made-up columns of several kinds, a fifth of
+whose entries is missing, and completes them 5 times; so does miceforest, with its defaults, in the
+environment of :mod:`tests.benchmarks.tables.peers`. Another 100,000 rows are completed once by a
+Table of 1,000. Imports are not counted. ``inference.impute wine`` completes rows of wine drawn with
 replacement, a fifth missing too, by two draws of one step: what it holds in memory does not depend
 on the steps. Each row of ``--out`` is a process of one thread, whose peak memory is that of its
 resource usage; rows that are there are not measured again.
@@ -21,17 +23,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from inference import Table
-from models.tabular import read_table
 from tests.benchmarks import runs
+from tests.benchmarks.environments import python_of
 from tests.benchmarks.runs import processor_seconds
-from tests.benchmarks.tables import summary
+from tests.benchmarks.tables.data import ENVIRONMENT
 
 KEY = ("task", "rows")
 VALUES = ("fit_cpu_seconds", "draws_cpu_seconds", "peak_megabytes")
-TABLE = "Table"
+TABLE, OF_MANY, PEER = "Table", "Table of 1,000 rows", "miceforest"
+DRAWS, SEED = 5, 0
 FILES = {"impute a CSV file": ".csv", "impute a parquet file": ".parquet"}
 LENGTHS = (100, 10_000, 100_000)
+SIZES, MANY = (1_000, 5_000), 100_000
 MISSING = 0.2
 
 
@@ -61,20 +64,36 @@ def made_up(n: int) -> pd.DataFrame:
     )
 
 
-def time_here(n: int) -> None:
-    """Fit a Table and draw from it, and print the processor seconds of both."""
+def time_here(task: str, n: int) -> None:
+    """Fit an imputer and draw from it, and print the processor seconds of both."""
     rows = with_missing(made_up(n))
-    began = processor_seconds()
-    table = Table(seed=0).fit(rows)
-    fitted = processor_seconds()
-    table.impute(rows, 20)
+    if task == PEER:
+        import miceforest
+
+        for name in ("member", "city", "job"):
+            rows[name] = rows[name].astype("category")
+        rows["since"] = (rows["since"] - pd.Timestamp("2020-01-01")).dt.days
+        began = processor_seconds()
+        kernel = miceforest.ImputationKernel(rows, num_datasets=DRAWS, random_state=SEED)
+        kernel.mice(5, num_threads=1)
+        fitted = processor_seconds()
+        for k in range(DRAWS):
+            kernel.complete_data(k)
+    else:
+        from inference import Table, report, train  # noqa: F401
+
+        Table(seed=SEED, steps=1).fit(rows.head(100))  # for what is imported late
+        began = processor_seconds()
+        table = Table(seed=SEED).fit(rows.head(1000) if task == OF_MANY else rows)
+        fitted = processor_seconds()
+        table.impute(rows, 1 if task == OF_MANY else DRAWS)
     print(fitted - began, processor_seconds() - fitted)
 
 
-def measured(arguments: list[str]) -> tuple[str, float]:
+def measured(arguments: list[str], python: str | Path = sys.executable) -> tuple[str, float]:
     """What a process of Python prints, and its peak memory in megabytes."""
     environment = os.environ | dict.fromkeys(runs.THREADS, "1")
-    command = [sys.executable, *arguments]
+    command = [str(python), *arguments]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     printed = process.stdout.read()
@@ -87,11 +106,14 @@ def measured(arguments: list[str]) -> tuple[str, float]:
 
 def work(job: runs.Row) -> runs.Row:
     task, n = job["task"], job["rows"]
-    if task == TABLE:
+    if task not in FILES:
         module = "tests.benchmarks.table_speed"
-        printed, peak = measured(["-m", module, "--time_here", str(n)])
+        python = python_of(ENVIRONMENT) if task == PEER else sys.executable
+        printed, peak = measured(["-m", module, "--time_here", task, str(n)], python)
         seconds = map(float, printed.split()[-2:])
         return dict(zip(VALUES, (*seconds, peak), strict=True))
+    from models.tabular import read_table
+
     with runs.folder() as name:
         data, out = (Path(name) / f"{stem}{FILES[task]}" for stem in ("rows", "full"))
         rows = with_missing(read_table("wine").sample(n, replace=True, random_state=0))
@@ -104,16 +126,18 @@ def work(job: runs.Row) -> runs.Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    tasks = {TABLE: (1500,), **dict.fromkeys(FILES, LENGTHS)}
+    tasks = {TABLE: SIZES, PEER: SIZES, OF_MANY: (MANY,), **dict.fromkeys(FILES, LENGTHS)}
     parser.add_argument("--tasks", nargs="+", default=list(tasks), choices=tasks)
     parser.add_argument("--out", type=Path, default=Path("runs/speed.csv"))
     parser.add_argument("--summary", type=Path, help="folder of the table made of --out")
-    parser.add_argument("--time_here", type=int, help="rows of a Table in this very process")
+    parser.add_argument("--time_here", nargs=2, help="a task in this very process, and its rows")
     options = parser.parse_args()
     if options.time_here:
-        time_here(options.time_here)
+        time_here(options.time_here[0], int(options.time_here[1]))
         return
     if options.summary:
+        from tests.benchmarks.tables import summary
+
         summary.of_speed(options.out, options.summary)
         return
     jobs = [dict(zip(KEY, (t, n), strict=True)) for t in options.tasks for n in tasks[t]]
