@@ -53,8 +53,8 @@ class Data:
             and do not say so: give it with their --config.
         flip: mirror training images left to right at random.
         condition: the context that the model is given: labels, for digits, mnist5k, mnist,
-            fashion_mnist, cifar10 and toy, or a name in the contexts of your data set. All bounds
-            are then on data given the context.
+            fashion_mnist, cifar10 and toy, and for --model images with a folder for each class, or
+            a name in the contexts of your data set. All bounds are then on data given the context.
         context_dropout: fraction of each batch whose context is hidden from the network, which then
             models data without context too and allows guidance; 0.1 by default.
     """

@@ -146,8 +146,8 @@ def _fit(
     """Train a run from its checkpoint, or of a resumed run without one from its start, to its end;
     None: it is new."""
     trainee = Trainee(fabric, programs, settings)
+    _check_data(fabric, run, programs, checkpoint.step if checkpoint else 0)
     progress = trainee.load(run, checkpoint) if checkpoint and checkpoint.step else Progress()
-    _check_data(fabric, run, programs, progress)
     lead = fabric.is_global_zero
     writer = _open_books(fabric, run, trainee, progress, checkpoint) if lead else None
     session = Session(run, trainee, writer, progress)
@@ -286,10 +286,10 @@ class Session:
 # -- start and errors ------------------------------------------------------------------------------
 
 
-def _check_data(fabric: Fabric, run: Run, programs: Programs, progress: Progress) -> None:
+def _check_data(fabric: Fabric, run: Run, programs: Programs, step: int) -> None:
     """Raise unless all processes begin at one step, with the data of the run's start."""
     prints = fingerprint_of(programs.problem)
-    check_alike(fabric, run, (progress.step, prints))
+    check_alike(fabric, run, (step, prints))
     if fabric.is_global_zero:
         run.check_data(prints, programs.problem.facts)
 

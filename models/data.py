@@ -85,6 +85,9 @@ class DataSet(ABC):
     """What a trained model needs of its data set beside its weights, as JSON, such as the levels
     and scales of columns, which a run keeps; None: it takes all from the data as they are."""
 
+    class_names: Sequence[str] | None = None
+    """The names of the classes 0, 1, … that data are conditioned on; None: they are numbers."""
+
     absent: str | None = None
     """Why the data could not be read, where :attr:`facts` serve without them."""
 
@@ -284,7 +287,7 @@ class DataSet(ABC):
                 "out, or name it in contexts of a class of your own"
             )
         own = type(self).split_context is not DataSet.split_context
-        if own and self.rows is not None and self.split_seed is not None:
+        if own and type(self).split is DataSet.split and self.split_seed is not None:
             raise TypeError(
                 f"{type(self).__name__} has a split_context of its own, but its data are split by "
                 "split_seed; return all contexts from load_context in the order of load, or define "
