@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, TypedDict, TypeVar
 
@@ -234,6 +234,7 @@ def by_datum(
     numbers: Tensor,
     labels: Tensor | None = None,
     probabilities: Tensor | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> list[Row]:
     """The bound on each datum in bits/dim with its Monte Carlo error, for a CSV file.
 
@@ -244,14 +245,16 @@ def by_datum(
         numbers: the indices of the data, (n,).
         labels: the labels of the data, (n,), -1 where unknown.
         probabilities: the probability of each class, (n, classes).
+        class_names: the names of classes; None: they are numbers.
     """
+    name: Callable[[int], int | str] = int if class_names is None else class_names.__getitem__
     unit = estimate.num_dims * math.log(2)
     bits = bits_per_dim(
         estimate.per_datum, estimate.num_dims, log_det=log_det.double().cpu(), num_levels=levels
     )
     columns: dict[str, list[float | str]] = {"row": numbers.tolist()}
     if labels is not None:
-        columns["label"] = ["" if label < 0 else label for label in labels.tolist()]
+        columns["label"] = ["" if label < 0 else name(label) for label in labels.tolist()]
     never = estimate.halves.isnan().all(0)  # drawn: the value is the baseline's prediction
     bits = bits.masked_fill(never.to(bits.device), math.nan)
     measured = {"": bits, "_standard_error": estimate.per_datum_error / unit}
@@ -260,7 +263,7 @@ def by_datum(
         columns[f"bits_per_dim{of}"] = known
     if probabilities is not None:
         each = probabilities.unbind(-1)
-        columns |= {f"probability_{c}": own.tolist() for c, own in enumerate(each)}
+        columns |= {f"probability_{name(c)}": own.tolist() for c, own in enumerate(each)}
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 

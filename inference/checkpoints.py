@@ -18,7 +18,7 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -146,7 +146,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path
             "tensors_sha256": write(file, itertools.chain([header], pieces)),
             "state": checkpoint.state,
         }
-        text = json.dumps({"checkpoint": body, "sha256": _digest(body)}, indent=1).encode()
+        text = _text(body)
         with explain_full_disk(description, len(text)):
             write(description, [text])
     for old in [d for d in _descriptions(folder) if _step(d) <= checkpoint.step][keep:]:
@@ -193,10 +193,7 @@ def load_checkpoint(description: Path) -> Checkpoint:
     """The checkpoint that a JSON file describes (CheckpointError: it is not whole)."""
     file = description
     try:
-        outer = json.loads(description.read_bytes())
-        body = outer["checkpoint"]
-        if _digest(body) != outer["sha256"]:
-            raise CheckpointError(f"{file} is damaged: its checksum does not match its content")
+        body = _body(description)
         file = description.with_suffix(".safetensors")
         size, digest = _hash(file)
         if digest != body["tensors_sha256"]:
@@ -211,6 +208,30 @@ def load_checkpoint(description: Path) -> Checkpoint:
         raise CheckpointError(f"{file} is missing") from error
     except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"{file} is damaged: {error}") from error
+
+
+def _body(description: Path) -> dict[str, Any]:
+    """The content of a checkpoint's JSON file (CheckpointError: its checksum is another)."""
+    outer = json.loads(description.read_bytes())
+    body: dict[str, Any] = outer["checkpoint"]
+    if _digest(body) != outer["sha256"]:
+        raise CheckpointError(f"{description} is damaged: its checksum does not match its content")
+    return body
+
+
+def _text(body: object) -> bytes:
+    return json.dumps({"checkpoint": body, "sha256": _digest(body)}, indent=1).encode()
+
+
+def restate(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Change the state of each checkpoint of ``folder``, the newest first, beside its tensors.
+
+    Each is replaced at once, and damaged ones are left as they are.
+    """
+    for description in _descriptions(folder):
+        with contextlib.suppress(CheckpointError, ValueError, KeyError, TypeError, RecursionError):
+            body = _body(description)
+            write_atomically(description, _text(body | {"state": change(body["state"])}))
 
 
 def _hash(path: Path) -> tuple[int, str]:

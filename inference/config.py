@@ -117,7 +117,7 @@ STATE: dict[str, Any] = {
     **{"step": int, "seconds": float, "window": list[float], "unmeasured": bool},
     **{"averages": int, "loss_scale": dict[str, float]},
     **{"config": dict[str, object], "data": dict[str, dict[str, object]]},
-    "record": dict[str, dict[str, int | str]],
+    **{"record": dict[str, dict[str, int | str]], "lengthened": list[list[int]]},
 }
 """What a checkpoint of a run has beside its tensors, with types."""
 

@@ -315,7 +315,8 @@ def _write(
     labels = data.context if isinstance(problem.context, Labels) else None
     numbers = some(problem.numbers("test"), len(data))
     levels = problem.dequantized_levels
-    rows = by_datum(estimate, log_det, levels, numbers, labels, probabilities)
+    names = problem.class_names
+    rows = by_datum(estimate, log_det, levels, numbers, labels, probabilities, names)
     write_atomically(out, csv_bytes(rows))
     print(f"the bound of each datum: {out}")
 

@@ -52,8 +52,9 @@ class Filling:
         return completed.where(x.isnan(), x)
 
     def begin(self, step: int, model: DiffusionModel) -> None:
-        """Complete the data that are trained on from a step on, if it is the first of a part."""
-        if step % self._every:
+        """Complete the data that are trained on from a step on, if it is the first of a part, or
+        nothing was drawn yet."""
+        if step % self._every and self.values is not None:
             return
         problem, seed = self._problem, seed_from(self._settings.seed, "fill", step)
         noise = torch.Generator().manual_seed(seed)

@@ -14,6 +14,8 @@ from inference.checkpoints import raw_bytes
 from models import Problem
 from models.data import PARTS
 
+CLASSES = "classes"
+"""The names of classes beside the fingerprints, where they have any."""
 FACTS = "facts"
 """What a run keeps of its data beside the fingerprints of their parts, see
 :attr:`models.base.DataSet.facts`."""
@@ -48,11 +50,14 @@ def fingerprint(parts: Mapping[str, Tensor], *, exact: bool = False) -> dict[str
 
 
 def fingerprint_of(problem: Problem) -> dict[str, Any]:
-    """The fingerprint of all parts of a data set, and of their contexts."""
+    """The fingerprint of all parts of a data set, and of their contexts, with the names of their
+    classes, if any."""
     data = {part: problem.part(part) for part in PARTS}
     tensors = {part: p.data for part, p in data.items()}
     given = {f"{part}_context": p.context for part, p in data.items() if p.context is not None}
-    return fingerprint(tensors | given, exact=problem.exact)
+    names = problem.class_names
+    named = {} if names is None else {CLASSES: {"names": list(names)}}
+    return fingerprint(tensors | given, exact=problem.exact) | named
 
 
 def _sums(tensor: Tensor) -> dict[str, float]:
@@ -74,7 +79,9 @@ def differences(started: Mapping[str, object], now: Mapping[str, object]) -> lis
     both have sums."""
     names = [*(name for name in started if name != FACTS), *(n for n in now if n not in started)]
     return [
-        f"{name}: {_in_words(started.get(name))} when it was started, "
+        _other_classes(started.get(name), now.get(name))
+        if name == CLASSES
+        else f"{name}: {_in_words(started.get(name))} when it was started, "
         f"{_in_words(now.get(name))} now"
         for name in names
         if not _alike(started.get(name), now.get(name))
@@ -84,7 +91,7 @@ def differences(started: Mapping[str, object], now: Mapping[str, object]) -> lis
 def _alike(started: object, now: object) -> bool:
     """Errors of single numbers do not add up in the sum with weights: it moves as one number of
     the size of all would, while a number that is changed moves it by that change."""
-    if not (isinstance(started, dict) and isinstance(now, dict)):
+    if not (isinstance(started, dict) and isinstance(now, dict) and "sha256" in now):
         return started == now
     if any(started.get(name) != now.get(name) for name in ("shape", "dtype")):
         return False
@@ -97,6 +104,19 @@ def _alike(started: object, now: object) -> bool:
         isinstance(value, float) and abs(value - now[name]) <= tolerance
         for name, value in then.items()
     )
+
+
+def _other_classes(started: object, now: object) -> str:
+    """The classes that are new or absent, in words."""
+    before, after = (
+        list(part.get("names", ())) if isinstance(part, dict) else [] for part in (started, now)
+    )
+    said = {
+        "absent": [name for name in before if name not in after],
+        "new": [name for name in after if name not in before],
+    }
+    words = [f"{what} now: {', '.join(map(str, names))}" for what, names in said.items() if names]
+    return f"{CLASSES}, {'; '.join(words) or 'in another order'}"
 
 
 def _in_words(part: object) -> str:

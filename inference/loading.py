@@ -55,9 +55,9 @@ def load_trained(folder: Path) -> tuple[Run, Programs, Checkpoint]:
     except DataError as error:
         raise DataError(f"{error}\n{_where(run)}") from error
     checkpoint = run.averaged() if checkpoint is None else checkpoint
+    _check_data(run, programs.problem)  # which also says why weights are of another size
     load_weights(programs.model, checkpoint, "ema", run)
     programs.model.eval()
-    _check_data(run, programs.problem)
     return run, programs, checkpoint
 
 

@@ -53,8 +53,8 @@ class Data:
             and do not say so: give it with their --config.
         flip: mirror training images left to right at random.
         condition: the context that the model is given: labels, for digits, mnist5k, mnist,
-            fashion_mnist, cifar10 and toy, or a name in the contexts of your data set. All bounds
-            are then on data given the context.
+            fashion_mnist, cifar10 and toy, and for --model images with a folder for each class, or
+            a name in the contexts of your data set. All bounds are then on data given the context.
         context_dropout: fraction of each batch whose context is hidden from the network, which then
             models data without context too and allows guidance; 0.1 by default.
     """
@@ -170,7 +170,7 @@ class Optimization:
     """The optimization.
 
     Args:
-        steps: training steps; by default the data set's.
+        steps: training steps; by default the data set's. With --resume the number in all.
         batch_size: data per step, over all processes; by default the data set's, or all training
             data if they are fewer.
         optimizer: adam, or muon: Muon for convolutions inside a U-Net, whose steps have singular
@@ -266,7 +266,8 @@ class Folder:
 
     Args:
         run: run folder; by default a new one, runs/<model>-<guide>-<seed>-<k>.
-        resume: continue the run in this folder, with its own settings.
+        resume: continue the run in this folder, with its own settings; with --steps to so many
+            steps in all, also where it has ended, by the learning rates of a run of so many.
         overwrite: replace a run that is already in ``run``. One that ended before its first
             checkpoint is always replaced.
     """

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models import Problem, Tabular
+from models.data import SHOWN_CLASSES
 from models.dates import DAY, days_of
 from pyro_mdm.contexts import Labels
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+CAPTION = 14
+"""The height of the names above columns of images, pixels."""
 
 LEGEND = 12
 """The most labels in a picture's legend."""
@@ -29,12 +33,16 @@ def columns(problem: Problem) -> int | None:
     return context.num_classes if isinstance(context, Labels) else None
 
 
-def contexts(problem: Problem, n: int, given: float | Sequence[float] | None) -> Tensor | None:
+Given = float | str | Sequence[float] | Sequence[str]
+"""The contexts of --given: a class, several in turn, or a vector."""
+
+
+def contexts(problem: Problem, n: int, given: Given | None) -> Tensor | None:
     """The contexts of n samples; None if the data have none.
 
     Args:
-        given: a class, several in turn, or a vector (ValueError if the data have no context); None:
-            each class in turn, or contexts of test data.
+        given: a class, by its name if it has one, several in turn, or a vector (ValueError if the
+            data have no such context); None: each class in turn, or contexts of test data.
     """
     context = problem.context
     if given is None:
@@ -44,6 +52,14 @@ def contexts(problem: Problem, n: int, given: float | Sequence[float] | None) ->
             f"--given is {given}, but the run is a model of data that are given nothing; leave it "
             "out, or use a run with --condition"
         )
+    if problem.class_names is not None:
+        numbers = [_class_number(problem.class_names, one) for one in _listed(given)]
+        return torch.tensor(numbers)[torch.arange(n) % len(numbers)]
+    if names := [one for one in _listed(given) if isinstance(one, str)]:
+        raise ValueError(
+            f"--given is {names[0]!r}, and the contexts of {problem.name} are numbers; give one, "
+            "such as 3"
+        )
     values = torch.as_tensor(given)
     if isinstance(context, Labels):
         values = values.reshape(-1)[torch.arange(n) % values.numel()]
@@ -52,12 +68,46 @@ def contexts(problem: Problem, n: int, given: float | Sequence[float] | None) ->
     return context.check(values.float().reshape(1, -1).expand(n, -1))
 
 
+def _listed(given: Given) -> Sequence[float] | Sequence[str]:
+    return [given] if isinstance(given, float | int | str) else given  # type: ignore[return-value]
+
+
+def _class_number(names: Sequence[str], given: float | str) -> int:
+    """The number of a class by its name, which may look like a number."""
+    name = given if isinstance(given, str) else f"{given:g}"
+    if name not in names:
+        raise ValueError(
+            f"--given is {name!r}, expected the name of a class: {', '.join(names[:SHOWN_CLASSES])}"
+            f"{', …' if len(names) > SHOWN_CLASSES else ''}"
+        )
+    return names.index(name)
+
+
+def _captioned(grid: Tensor, names: Sequence[str]) -> Tensor:
+    """A grid of images, uint8 (3, height, width), below the names of its columns, cut to fit."""
+    from PIL import Image, ImageDraw
+
+    width = grid.shape[2] / len(names)
+    strip = Image.new("RGB", (grid.shape[2], CAPTION), "white")
+    draw = ImageDraw.Draw(strip)
+    for k, name in enumerate(names):
+        text = name.encode("latin-1", "replace").decode(
+            "latin-1"
+        )  # of the font that is always there
+        while text and draw.textlength(text) > width - 4:
+            text = text[:-1]
+        draw.text((k * width + 3, 1), text, fill="black")
+    pixels = torch.from_numpy(np.asarray(strip).copy()).movedim(-1, 0)
+    return torch.cat([pixels, grid], 1)
+
+
 def picture(
     problem: Problem, x: Tensor, *, columns: int | None = None, context: Tensor | None = None
 ) -> Tensor:
     """A picture of data x in model space, uint8 (3, height, width): images in a grid, the columns
     of a table beside those of its training rows, or points.
 
+    Images of classes that have names are below these, where each class has a column.
     Points are shown by their first two coordinates, with test data, and coloured by label if there
     are labels.
 
@@ -71,7 +121,8 @@ def picture(
 
     images = problem.to_images(x)
     if images is not None:
-        return image_grid(images, columns=columns)
+        grid, names = image_grid(images, columns=columns), problem.class_names
+        return grid if names is None or columns != len(names) else _captioned(grid, names[: len(x)])
     if isinstance(problem, Tabular):
         return pixels_of(marginals_figure(*observed_and_drawn(problem, x)))
     test = problem.part("test")[:500]

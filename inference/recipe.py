@@ -117,6 +117,13 @@ class Window:
         return mean, math.sqrt(variance / n)
 
 
+def open_range(*models: DiffusionModel) -> None:
+    """Take back what :func:`close_range` declared, for training that goes on."""
+    for model in models:
+        if isinstance(model.score_function, DenoiserScore):
+            model.score_function.set_trained_range(-math.inf, math.inf)
+
+
 def close_range(*models: DiffusionModel) -> None:
     """Declare the range of log SNR that denoisers were trained on; others raise from here on.
 

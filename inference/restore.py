@@ -23,11 +23,11 @@ from inference.demonstration import Restored, coverage, picture, psnr, restored,
 from inference.loading import load_trained
 from inference.observations import TASKS, How, Task, how_measured, measured_files, read
 from inference.output import check_out, default_out, png
+from inference.picture import Given, contexts
 from inference.plan import Programs
 from inference.processes import start
 from inference.restoration import restoration
 from inference.runs import RunError
-from inference.sample import contexts
 from models import ImageProblem, Problem
 from pyro_mdm import DiffusionModel
 from pyro_mdm.contexts import Labels
@@ -48,7 +48,7 @@ NUM_IMAGES, NOISE = 8, 0.05
 def told(
     problem: Problem,
     n: int,
-    given: float | Sequence[float] | None,
+    given: Given | None,
     own: Tensor | None = None,
 ) -> tuple[Tensor | None, str | None]:
     """The contexts (n, …) of n images, and a sentence about them; None where there are none.
@@ -77,13 +77,16 @@ def told(
     what = "labels" if known else "contexts"
     if given is None:
         return given_to, f"the network is not told the {what} of the images (--given tells it)"
-    said = f"the network is told the {what} {_listed(given_to) if known else given}"
-    theirs = "" if own is None or not known else f"; those of the images are {_listed(own)}"
+    names = problem.class_names
+    said = f"the network is told the {what} {_listed(given_to, names) if known else given}"
+    theirs = "" if own is None or not known else f"; those of the images are {_listed(own, names)}"
     return given_to, said + theirs
 
 
-def _listed(labels: Tensor | None) -> str:
-    return "unknown" if labels is None else ", ".join(map(str, labels.tolist()))
+def _listed(labels: Tensor | None, names: Sequence[str] | None) -> str:
+    if labels is None:
+        return "unknown"
+    return ", ".join(str(k) if names is None else names[k] for k in labels.tolist())
 
 
 def restore(
@@ -102,7 +105,7 @@ def restore(
     seed: int = 0,
     overwrite: bool = False,
     accelerator: str = "auto",
-    given: list[float] | float | None = None,
+    given: list[float] | list[str] | float | str | None = None,
 ) -> None:
     """Restore images from measurements of them, with a run's averaged weights.
 
@@ -145,8 +148,9 @@ def restore(
         overwrite: replace what ``out`` names if it exists.
         accelerator: cpu, cuda, … or auto.
         given: with a run of --condition: the context of the images, a label, such as 3, or [3, 5]
-            in turn, or a vector; by default none. Where images have one label, or with --data, the
-            covariance of pixels is that of training images of their label.
+            in turn, by the names of classes that have names, or a vector; by default none. Where
+            images have one label, or with --data, the covariance of pixels is that of training
+            images of their label.
     """
     if num_samples < FEWEST:
         raise ValueError(
@@ -211,7 +215,7 @@ def _demonstrate(
     problem: ImageProblem,
     how: How,
     number: int,
-    given: float | Sequence[float] | None,
+    given: Given | None,
     options: Options,
     out: Path,
 ) -> None:
@@ -238,7 +242,7 @@ def _restore_own(
     problem: ImageProblem,
     how: How,
     files: Sequence[Path],
-    given: float | Sequence[float] | None,
+    given: Given | None,
     options: Options,
     out: Path,
 ) -> None:

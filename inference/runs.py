@@ -52,6 +52,7 @@ from inference.checkpoints import (
     explain_full_disk,
     latest_checkpoint,
     remove_leftovers,
+    restate,
     save_checkpoint,
     write_atomically,
 )
@@ -159,6 +160,8 @@ class Run:
         self.data: dict[str, Any] | None = None
         """The fingerprints and facts of its data, once :meth:`check_data` or a checkpoint has said
         what they are."""
+        self.lengthened: list[list[int]] = []
+        """Each change of the number of steps: the steps taken then, and the number before."""
 
     @classmethod
     def create(cls, folder: Path, config: Mapping[str, Any], *, overwrite: bool = False) -> Run:
@@ -482,13 +485,53 @@ class Run:
         description has other types). Returns the facts that it keeps of the data, if any."""
         check_types(f"a checkpoint of {self.folder}", checkpoint.state, STATE)
         trained = checkpoint.state.get("config")
+        self.lengthened = [list(change) for change in checkpoint.state.get("lengthened", [])]
+        if trained and self.config["steps"] in (before for _, before in self.lengthened):
+            self.config["steps"] = trained["steps"]  # it was killed before config.yaml was written
         check_settings(self.folder / "config.yaml", self.config, trained)
         self.data = checkpoint.state.get("data")
         return None if self.data is None else self.data.get(FACTS)
 
     def described(self) -> dict[str, Any]:
         """What a checkpoint says of the run: its settings and data."""
-        return {"config": dict(self.config), **({} if self.data is None else {"data": self.data})}
+        described = {"config": dict(self.config)} | self._lengthening
+        return described | ({} if self.data is None else {"data": self.data})
+
+    @property
+    def _lengthening(self) -> dict[str, Any]:
+        return {"lengthened": self.lengthened} if self.lengthened else {}
+
+    def lengthen(self, steps: int, done: int) -> None:
+        """Set the number of steps of a run that has taken ``done``, until :meth:`keep_length`
+        writes it (RunError: no more than these)."""
+        before = self.config["steps"]
+        if steps <= done:
+            raise RunError(
+                f"--steps is {steps}, the number in all, and {self.folder} has taken {done:,} of "
+                f"{before:,}; expected more than it has taken, such as {2 * done}"
+            )
+        if steps != before:
+            self.lengthened.append([done, before])
+            self.config["steps"] = steps
+
+    def keep_length(self) -> None:
+        """Write the number of steps, if it has changed, into the checkpoints and config.yaml, and
+        remove the results of the earlier end. Whenever it is killed, the run opens and resumes."""
+        path, steps = self.folder / "config.yaml", self.config["steps"]
+        written = yaml.safe_load(path.read_bytes())
+        if written["steps"] == steps:
+            return
+        for name in ("results.json", "samples.png"):
+            (self.folder / name).unlink(missing_ok=True)
+
+        def changed(state: dict[str, Any]) -> dict[str, Any]:
+            if "config" not in state:  # of an earlier version
+                return state
+            return state | self._lengthening | {"config": state["config"] | {"steps": steps}}
+
+        restate(self.folder / "checkpoints", changed)
+        text = yaml.safe_dump(written | {"steps": steps}, sort_keys=False)
+        write_atomically(path, text.encode())
 
     def latest(self) -> Checkpoint:
         """The newest whole checkpoint, see :func:`~inference.checkpoints.latest_checkpoint`."""

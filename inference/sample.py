@@ -231,7 +231,7 @@ def sample(
     max_log_snr: float | None = None,
     min_log_snr: float | None = None,
     accelerator: str = "auto",
-    given: list[float] | float | str | None = None,
+    given: list[float] | list[str] | float | str | None = None,
     guidance: float | None = None,
     pairs: bool = False,
 ) -> None:
@@ -264,9 +264,10 @@ def sample(
         min_log_snr: with --reuse: log SNR at time T, to which the clock is scaled; by default the
             guide's own clock, scaled if it would leave the range the network was trained on.
         accelerator: cpu, cuda, … or auto. Under torchrun all processes share the work.
-        given: with a run of --condition: the class, such as 3, or [3, 5] in turn; or a vector; by
-            default each class in turn, one column each, or contexts of test data. With a table and
-            --out rows.csv: values that all rows have, such as age=50,sex=f.
+        given: with a run of --condition: the class, such as 3, or [3, 5] in turn, by the names of
+            the folders of images if they are the classes; or a vector; by default each class in
+            turn, one column each, or contexts of test data. With a table and --out rows.csv: values
+            that all rows have, such as age=50,sex=f.
         guidance: with such a run: weight of classifier-free guidance, such as 2; 1 is none.
             Guided samples come from no model with a known density.
         pairs: of a table: a picture of its columns in pairs instead of each alone.
@@ -284,7 +285,7 @@ def sample(
         parts += ["pairs"] if pairs else []
         out = default_out(opened.folder, f"samples-{'-'.join(parts)}.png")
     _check_file(out, problem, num_samples, overwrite)
-    if isinstance(given, str):
+    if isinstance(given, str) and problem.class_names is None:
         known = _values_of(given, problem, out)
         model.to(start(accelerator).device)
         if sampler is not None or steps is not None:

@@ -3,6 +3,7 @@
     python -m inference.train --model digits --guide learned
     python -m inference.train --model digits --guide cld --steps 2000 --seed 1 --run runs/cld
     python -m inference.train --resume runs/cld
+    python -m inference.train --resume runs/cld --steps 4000
 
 It ends with the test bound, ``bits/dim 1.234 ± 0.005 (reconstruction …, prior KL …, diffusion …)``,
 and a picture of samples in the run folder (see :mod:`inference.runs`). Every random number is a
@@ -113,12 +114,12 @@ def _say(settings: Decided, programs: Programs, threads: Threads) -> None:
 
 
 def _resume(given: Options, folder: Path) -> Bound:
-    """Go on with a run by its own settings."""
-    own = ("resume", "threads")
+    """Go on with a run by its own settings, or to another number of steps."""
+    own = ("resume", "threads", "steps")
     if others := [f"--{name}" for name in given.given if name not in own]:
         raise RunError(
-            f"--resume continues {folder} with its own settings; leave out {', '.join(others)}, or "
-            "start a new run"
+            f"--resume continues {folder} with its own settings, --steps apart; leave out "
+            f"{', '.join(others)}, or start a new run"
         )
     settings = Decided.of(Run.open(folder).config)
     for number in (given.threads, settings.threads):
@@ -128,6 +129,9 @@ def _resume(given: Options, folder: Path) -> Bound:
     with trust.named_by(folder), _open(fabric, lambda: Run.resume(folder)) as run:
         checkpoint = run.latest() if run.has_checkpoint else Checkpoint(0, {})
         facts = run.go_by(checkpoint) if checkpoint.step else None
+        if given.steps is not None:
+            run.lengthen(given.steps, checkpoint.step)
+        settings = Decided.of(run.config)
         programs = build(settings, fitted=not checkpoint.step, facts=facts)
         if programs.problem.absent is not None:
             raise DataError(programs.problem.absent)
@@ -148,8 +152,8 @@ def _fit(
     """Train a run from its checkpoint, or of a resumed run without one from its start, to its end;
     None: it is new."""
     trainee = Trainee(fabric, programs, settings)
+    _check_data(fabric, run, programs, checkpoint.step if checkpoint else 0)
     progress = trainee.load(run, checkpoint) if checkpoint and checkpoint.step else Progress()
-    _check_data(fabric, run, programs, progress)
     lead = fabric.is_global_zero
     writer = _open_books(fabric, run, trainee, progress, checkpoint) if lead else None
     session = Session(run, trainee, writer, progress)
@@ -160,6 +164,8 @@ def _fit(
             stack.callback(_flush, writer)
         caught = stack.enter_context(catch_signals())
         over, done = session.out_of_patience(), progress.step
+        if checkpoint is not None:
+            session.go_on(over=over)
         bar = progress_bar(
             settings.steps, "training", "steps", initial=done, leave=True, shown=lead
         )
@@ -258,6 +264,27 @@ class Session:
         over: bool = self.fabric.broadcast(lead and _since_last_fall(self.run)[1] >= most)
         return over
 
+    def go_on(self, *, over: bool) -> None:
+        """Prepare for the steps after a resume, of a run that may have been lengthened.
+
+        Raises:
+            RunError: it was, and ``over``: its patience is out.
+        """
+        changes = self.run.lengthened
+        if over and changes and changes[-1][0] == self.done:
+            raise RunError(
+                f"{self.run.folder} was stopped at step {self.done:,} by --patience "
+                f"{self.settings.patience}, which would stop it there again; start a new run with "
+                "more patience: python -m inference.train --config "
+                f"{self.run.folder / 'config.yaml'} --patience N"
+            )
+        if self.fabric.is_global_zero:
+            self.run.keep_length()
+            if self.trainee.filling is not None and changes and self.done <= changes[-1][0]:
+                self.trainee.filling.values = None  # of a part of the training as it was before
+        if self.done < self.settings.steps and not over:
+            recipe.open_range(self.trainee.programs.model, self.trainee.averaged.model)
+
     def close_range(self) -> None:
         """Declare the range of log SNR that was trained on."""
         recipe.close_range(self.trainee.programs.model, self.trainee.averaged.model)
@@ -287,10 +314,10 @@ class Session:
 # -- start and errors ------------------------------------------------------------------------------
 
 
-def _check_data(fabric: Fabric, run: Run, programs: Programs, progress: Progress) -> None:
+def _check_data(fabric: Fabric, run: Run, programs: Programs, step: int) -> None:
     """Raise unless all processes begin at one step, with the data of the run's start."""
     prints = fingerprint_of(programs.problem)
-    check_alike(fabric, run, (progress.step, prints))
+    check_alike(fabric, run, (step, prints))
     if fabric.is_global_zero:
         run.check_data(prints, programs.problem.facts)
 

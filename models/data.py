@@ -89,6 +89,9 @@ class DataSet(ABC):
     """Whether its numbers are those of a file, to the last bit, on every machine. A run knows them
     by their bits then, and by sums up to rounding where they are drawn or computed."""
 
+    class_names: Sequence[str] | None = None
+    """The names of the classes 0, 1, … that data are conditioned on; None: they are numbers."""
+
     absent: str | None = None
     """Why the data could not be read, where :attr:`facts` serve without them."""
 
@@ -288,7 +291,7 @@ class DataSet(ABC):
                 "out, or name it in contexts of a class of your own"
             )
         own = type(self).split_context is not DataSet.split_context
-        if own and self.rows is not None and self.split_seed is not None:
+        if own and type(self).split is DataSet.split and self.split_seed is not None:
             raise TypeError(
                 f"{type(self).__name__} has a split_context of its own, but its data are split by "
                 "split_seed; return all contexts from load_context in the order of load, or define "

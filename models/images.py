@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -19,6 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from models.base import FINE, PAPER, PUBLISHED, SMALL, ImageProblem
+from models.data import SHOWN_CLASSES
 from models.files import IDX_BYTES, DataError, check_npz, idx_array
 
 FEWEST = 20
@@ -73,6 +75,9 @@ class Images(ImageProblem):
     ``validation``, ``holdout`` keeps another tenth. They are drawn evenly from the subfolders,
     which may be classes. Without ``holdout`` a ``validation`` part is trained on.
 
+    ``labels`` are the names of the folders, one for each class, that all images of a folder, or of
+    each of its parts, lie in; they are numbered in the order of their names.
+
     Args:
         data: the folder or file.
         image_size: the side in pixels of the middle square of each image after scaling (Lanczos,
@@ -83,7 +88,7 @@ class Images(ImageProblem):
         ValueError: no ``data``; an image size that is not positive; images of a size that does not
             suit the network.
         DataError: fewer than 20 images, images of different sizes (without ``image_size``), or
-            files that cannot be read.
+            files that cannot be read; labels of images that do not lie in folders of classes.
     """
 
     name = "images"
@@ -93,6 +98,7 @@ class Images(ImageProblem):
     networks: ClassVar = {"small": SMALL, "fine": FINE, "paper": PAPER, "published": PUBLISHED}
     recipe = "fine"
     strata: ClassVar = "folders"
+    contexts = ("labels",)
 
     def __init__(
         self,
@@ -112,11 +118,12 @@ class Images(ImageProblem):
         super().__init__(**options)
 
     def split(self, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
-        folders = None
+        folders = self._files = None
         if idx := _idx_files(self.root):
             parts = _from_idx(idx, self.root, self.image_size)
         elif self.root.is_dir():
-            parts, folders = _from_folder(self.root, self.image_size)
+            parts, self._files = _from_folder(self.root, self.image_size)
+            folders = _numbered([path.parent for path in self._files["train"]])
         elif self.root.is_file() and self.root.suffix == ".npz":
             parts = _from_npz(self.root, self.image_size)
         else:
@@ -139,15 +146,65 @@ class Images(ImageProblem):
             if "test" not in missing:  # test is official: rows drawn for it are trained on
                 rows = rows._replace(test=rows.test[:0])
             for part in missing:
-                index = getattr(rows, part)
-                parts[part], kept[index] = train[index], False
+                kept[getattr(rows, part)] = False
             self.rows = rows._replace(train=kept.nonzero()[:, 0])
-        rest = train if bool(kept.all()) else train[kept]
+        return self._divided(parts, holdout)
+
+    def _divided(self, parts: Mapping[str, Tensor], holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Train, validation and test of what is known of the images of each part, (n, …)."""
+        train, rows = parts["train"], self.rows
+        rest = train if rows is None else train[rows.train]
+        validation, test = (
+            parts[name] if name in parts else train[getattr(rows, name) if rows else slice(0)]
+            for name in ("validation", "test")
+        )
         if holdout:
-            return rest, parts["validation"], parts["test"]
+            return rest, validation, test
         if "validation" in parts:
-            rest = torch.cat([rest, parts["validation"]])
-        return rest, train[:0], parts["test"]
+            rest = torch.cat([rest, validation])
+        return rest, train[:0], test
+
+    @property
+    def split_in_words(self) -> str:
+        said, context = super().split_in_words, self.part("test").context
+        if self.class_names is None or context is None:
+            return said
+        counts = context.bincount(minlength=len(self.class_names)).tolist()
+        number = [f"{own} {count}" for own, count in zip(self.class_names, counts, strict=True)]
+        more = len(number) - SHOWN_CLASSES
+        shown = ", ".join(number[:SHOWN_CLASSES]) + (f" and {more} classes more" * (more > 0))
+        return f"{said}; test data of {len(number)} classes: {shown}"
+
+    def split_context(self, name: str, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
+        if self._files is None:
+            raise DataError(
+                f"--condition {name} are the names of folders of images, and {self.root} is no "
+                "folder of images; give one with a folder for each class, or leave it out"
+            )
+        classes = {
+            part: [_class_of(path, part, self.root) for path in paths]
+            for part, paths in self._files.items()
+        }
+        names = sorted(set(itertools.chain(*classes.values())))
+        if len(names) < 2:
+            raise DataError(
+                f"{self.root} has images of a single class, {names[0]}, expected two classes at "
+                "least, each in a folder; leave out --condition labels"
+            )
+        labels = {
+            part: torch.tensor([names.index(own) for own in of_part])
+            for part, of_part in classes.items()
+        }
+        divided = self._divided(labels, holdout)
+        counts = divided[0].bincount(minlength=len(names)).tolist()
+        if absent := [own for own, count in zip(names, counts, strict=True) if count == 0]:
+            raise DataError(
+                f"{self.root} has no training images of the class {absent[0]}, whose images are "
+                "all validation or test; add images of it, remove its folder, or split others by "
+                "another --split_seed"
+            )
+        self.class_names = names
+        return divided
 
     def resize_advice(self, size: int) -> str:
         return f"use --image_size {size}"
@@ -200,8 +257,10 @@ def _in_threads(function: Callable[[T], U], items: Sequence[T], what: str) -> It
 # -- folders ---------------------------------------------------------------------------------------
 
 
-def _from_folder(root: Path, image_size: int | None) -> tuple[dict[str, Tensor], Tensor]:
-    """The parts, and the index of each training image's folder, (n,)."""
+def _from_folder(
+    root: Path, image_size: int | None
+) -> tuple[dict[str, Tensor], dict[str, list[Path]]]:
+    """The images of each part, and their files below the part's folder."""
     files = image_files(root)
     tops = [path.relative_to(root).parts[0] for path in files]
     named = _named_parts(sorted(set(tops)), root)
@@ -218,13 +277,40 @@ def _from_folder(root: Path, image_size: int | None) -> tuple[dict[str, Tensor],
             f"images {root / 'train'}, or rename the folders if they are no parts of the data"
         )
     images = torch.from_numpy(_decode(files, image_size))
-    numbers = {folder: k for k, folder in enumerate(dict.fromkeys(path.parent for path in files))}
-    folders = torch.tensor([numbers[path.parent] for path in files])
+    below = [path.relative_to(root) for path in files]
     if not named:
-        return {"train": images}, folders
+        return {"train": images}, {"train": below}
     start = {part: tops.index(top) for part, top in named.items()}  # sorted: a part is in one piece
     rows = {part: slice(start[part], start[part] + tops.count(named[part])) for part in named}
-    return {part: images[own] for part, own in rows.items()}, folders[rows["train"]]
+    return {part: images[own] for part, own in rows.items()}, {
+        part: below[own] for part, own in rows.items()
+    }
+
+
+def _class_of(path: Path, part: str, root: Path) -> str:
+    """The folder of a class, in that of a part if there is one, that an image below root lies in
+    (DataError: in none, or deeper)."""
+    top = int(PARTS.get(path.parts[0]) == part)
+    place, names = root.joinpath(*path.parts[:top]), path.parts[top:-1]
+    if len(names) == 1:
+        return names[0]
+    if not names:
+        raise DataError(
+            f"{root / path} lies in no folder of a class; move it into one, {place / 'NAME'}, or "
+            "leave out --condition labels"
+        )
+    raise DataError(
+        f"{root / path} lies {len(names)} folders deep in {place}, expected one folder for each "
+        f"class, with its images; move them into {place / names[0]}, give the folder that has the "
+        "classes as --data, or leave out --condition labels"
+    )
+
+
+def _numbered(values: Iterable[Path]) -> Tensor:
+    """The number of each value among those that differ, in the order of their first ones, (n,)."""
+    values = list(values)
+    numbers = {value: k for k, value in enumerate(dict.fromkeys(values))}
+    return torch.tensor([numbers[value] for value in values])
 
 
 def image_files(root: Path) -> list[Path]:

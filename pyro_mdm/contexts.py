@@ -11,8 +11,9 @@ same for all pixels. A network of your own with an attribute ``context_size`` is
 
 An unknown c is a context too (``unknown``), given to the network as zeros. A network learns it from
 data without c, or by ``dropout``, which hides c in a part of each batch. Then it is a model of x as
-well, and samples can be guided (:class:`~pyro_mdm.samplers.Guided`; Ho & Salimans, "Classifier-Free
-Diffusion Guidance", 2022).
+well, which answers where no c is given (:meth:`~pyro_mdm.DiffusionModel.without_context`), and
+samples can be guided (:class:`~pyro_mdm.samplers.Guided`; Ho & Salimans, "Classifier-Free Diffusion
+Guidance", 2022).
 """
 
 from __future__ import annotations

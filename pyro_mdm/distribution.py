@@ -259,10 +259,11 @@ class MDM(TorchDistribution):
         y = torch.zeros(1, K, *self.event_shape, dtype=self.model.bound_score.dtype)
         latent = self.model.diffusion.context
         context = None if latent is None else torch.zeros(1, latent.size, device=device)
-        model = self.model
-        if self.context is not None:
-            shape = model.context.shape  # type: ignore[union-attr]
-            model = model.given_context(self.context.reshape(-1, *shape)[0])
+        if self.context is None:
+            model = self.model.without_context()
+        else:
+            shape = self.model.context.shape  # type: ignore[union-attr]
+            model = self.model.given_context(self.context.reshape(-1, *shape)[0])
         with torch.no_grad():
             return self._decoder(model, y.to(device), context)
 
@@ -297,7 +298,7 @@ class MDM(TorchDistribution):
     def _of(self, lead: Sequence[int]) -> DiffusionModel:
         """The model of data (*lead, *event_shape) with their contexts, if there are any."""
         if self.context is None:
-            return self.model
+            return self.model.without_context()
         shape = self.model.context.shape  # type: ignore[union-attr]
         context = self.context.expand(torch.Size([*lead, *shape]))
         return self.model.given_context(context.reshape(-1, *shape))
@@ -331,8 +332,8 @@ class MDM(TorchDistribution):
                 f"{', '.join(map(str, self.event_shape))})"
             )
         lead = value.shape[: value.dim() - event_dim]
-        model = self.model
         if self.context is None:
+            model = self.model.without_context()
             model.check_given(value)
         else:
             lead = torch.broadcast_shapes(lead, self.batch_shape)

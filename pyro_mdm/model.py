@@ -194,12 +194,14 @@ class DiffusionModel(Registered):
 
     def score(self, y: Tensor, s: Tensor) -> Tensor:
         """s_θ(y, s), like y (*batch, K, *event_shape), for s (*batch)."""
-        return self.score_function.score(self.diffusion, y, s)
+        return self.bound_score(y, s)
 
     @property
     def bound_score(self) -> BoundScore:
         """``score(y, s)`` and ``denoise(y, s)`` in one object, as samplers take them."""
-        return BoundScore(self.diffusion, self.score_function)
+        learned = self.context is not None and self.context.dropout > 0
+        model = self.without_context() if learned else self
+        return BoundScore(self.diffusion, model.score_function)
 
     def log_prob(self, x: Tensor, *, method: Method = "elbo", **options: Any) -> Tensor:
         """A stochastic lower bound on log p(x), (batch,) nats, differentiable in x and the model.
@@ -220,19 +222,19 @@ class DiffusionModel(Registered):
 
     def for_present(self, x: Tensor) -> tuple[DiffusionModel, Tensor]:
         """The model of the entries of x (*batch, *event_shape) that are present, and x with 0 for
-        missing ones (NaN). Its bound is one on the density of the present entries. It is the
-        model itself where none is missing.
+        missing ones (NaN). Its bound is one on the density of the present entries. It is that of
+        :meth:`without_context` where none is missing.
 
         Raises:
             TypeError: a score that cannot leave out a dimension, see :func:`leaving_out`.
             ValueError: a diffusion whose paths depend on all dimensions of a datum.
         """
-        missing = x.isnan()
+        model, missing = self.without_context(), x.isnan()
         if not bool(missing.any()):
-            return self, x
+            return model, x
         load_wing("conditioning")  # which registers how dimensions are left out
         flat = missing.reshape(-1, *self.event_shape)
-        return leaving_out(self.score_function, self, flat), torch.where(missing, 0, x)
+        return leaving_out(model.score_function, model, flat), torch.where(missing, 0, x)
 
     @property
     def num_dims(self) -> int:
@@ -243,12 +245,12 @@ class DiffusionModel(Registered):
 
     def path_law(self, context: Tensor | None = None) -> GenerativePath | GenerativeChain:
         """The law of the generative path of one datum, or of data with contexts (*batch, size)."""
-        self._check_given()
+        model = self.without_context()
         if self.times is None:
-            diffusion, score = self.given(context)
+            diffusion, score = model.given(context)
             return GenerativePath(diffusion, score, self.event_shape, sampler=self.sampler)
         times = grid_times(self.diffusion, self.times)
-        return GenerativeChain(self.diffusion, self.score_function, self.event_shape, times)
+        return GenerativeChain(self.diffusion, model.score_function, self.event_shape, times)
 
     def given_context(self, context: object, *, drop: bool = False) -> DiffusionModel:
         """The model of data with these contexts, (*shape) or (*batch, *shape); itself for None.
@@ -270,6 +272,19 @@ class DiffusionModel(Registered):
             told = ours.drop(told.flatten(0, -2)).reshape(told.shape)
         score = self.score_function.given_context(told, knows_unknown=ours.dropout > 0)
         return replace(self, score_function=score, context=None)
+
+    def without_context(self) -> DiffusionModel:
+        """The model of x alone: that of an unknown context, if the network learned it by a dropout
+        above 0; itself where it has no context, or was given it.
+
+        Raises:
+            ValueError: a network that always knew the context.
+        """
+        if self.context is None:
+            return self
+        if not self.context.dropout:
+            self._check_given()
+        return self.given_context(self.context.unknown)
 
     def checked_context(self, context: object) -> Tensor:
         """Contexts (*batch, *shape) as a tensor.
@@ -304,9 +319,10 @@ class DiffusionModel(Registered):
     def drawn(self, n: int) -> tuple[Any, BoundScore]:
         """Diffusion and ``bound_score`` for samples of n data, with latent contexts drawn from
         their prior, if there are any."""
-        drawn, score = self.diffusion.for_samples(n), self.score_function
-        if drawn.context is not None:
-            score = score.given_context(drawn.context)
+        drawn = self.diffusion.for_samples(n)
+        if drawn.context is None:
+            return drawn.diffusion, self.bound_score
+        score = self.score_function.given_context(drawn.context)
         return drawn.diffusion, BoundScore(drawn.diffusion, score)
 
     def forward(
@@ -325,7 +341,8 @@ class DiffusionModel(Registered):
                 with maps leaves them out (:meth:`for_present`), others raise.
             given: for a model with a context, the contexts of these data, (batch, *shape), or one
                 for all, (*shape). In training mode they are hidden from a part of the given data
-                (:class:`~pyro_mdm.contexts.GivenContext`).
+                (:class:`~pyro_mdm.contexts.GivenContext`). None: see :meth:`without_context`;
+                training on data needs them.
             batch_size: number of data to generate; by default the size of the plate around it.
             num_data: size of the data set of which x is a subsample; scales the loss.
 
@@ -338,7 +355,10 @@ class DiffusionModel(Registered):
         """
         drop = self.training and x is not None
         with self.running():
-            return self.given_context(given, drop=drop)._run(x, batch_size, num_data)
+            model = self.given_context(given, drop=drop)
+            if drop:
+                model._check_given()  # contexts forgotten in training would be learned as unknown
+            return model.without_context()._run(x, batch_size, num_data)
 
     def _run(self, x: Tensor | None, batch_size: int | None, num_data: int | None) -> Tensor:
         event_dim = len(self.event_shape)
@@ -392,8 +412,8 @@ class DiffusionModel(Registered):
     def check_given(self, x: Tensor) -> None:
         """Raises ValueError unless contexts, if there are any, fit data x (*batch,
         *event_shape)."""
-        self._check_given()
-        told, lead = self.score_function.told, x.shape[: x.dim() - len(self.event_shape)]
+        told = self.without_context().score_function.told
+        lead = x.shape[: x.dim() - len(self.event_shape)]
         if told is not None and told.dim() > 1 and told.shape[:-1] != lead[1 - told.dim() :]:
             raise ValueError(
                 f"contexts are of {tuple(told.shape[:-1])} data and x of {tuple(lead)}, expected "

@@ -129,6 +129,30 @@ def test_the_bound_is_the_likelihood_given_the_class(name: str) -> None:
 
 
 @torch.no_grad()
+def test_without_a_context_it_is_the_model_of_an_unknown_one() -> None:
+    """Where the network learned that: in every estimate and every draw, not in training on data."""
+    (x, _), model = labelled(mixture(), 12), exact("cld", sampler=ExponentialIntegrator(3))
+    unknown, guide = condition(model, context=-1), DiffusionGuide(model.diffusion)
+
+    def answers(of: DiffusionModel) -> list[Tensor]:
+        torch.manual_seed(1)
+        estimates = [bound(of, guide, x), bound(of, guide, x[:3]), flow(of, guide, x[:4])]
+        estimates.append(importance_weighted(of, guide, x[:4], samples=2, times=5))
+        law, shape = MDM(of, seed=1), (5, 2, 2)
+        drawn = [of(batch_size=5), law.sample((5,)), EulerMaruyama(2)(*of.drawn(5), shape)]
+        drawn += [of.score(drawn[-1], torch.full((5,), 0.4)), of.log_prob(x), law.log_prob(x)]
+        return [estimate.per_datum for estimate in estimates] + drawn
+
+    for first, second in zip(answers(model), answers(unknown), strict=True):
+        assert torch.equal(first, second)
+    assert model.without_context().context is None and unknown.without_context() is unknown
+    with pytest.raises(ValueError, match=r"and none is given; pass it to the program"):
+        model.train()(x)
+    assert model(batch_size=2).shape == (2, 2)
+    assert torch.equal(bound(model, guide, x).per_datum, bound(unknown, guide, x).per_datum)
+
+
+@torch.no_grad()
 def test_other_likelihoods_are_of_the_class_too() -> None:
     """By batches, each with the contexts of its data."""
     problem, (x, labels) = mixture(), labelled(mixture(), 12)
@@ -610,5 +634,6 @@ def test_a_distribution_given_contexts_has_their_batch_shape() -> None:
         MDM(condition(known, context=torch.arange(2))).log_prob(torch.randn(6, 2))
     with pytest.raises(ValueError, match="has been given its context already"):
         MDM(condition(model, context=1), context=2)
-    with pytest.raises(ValueError, match="and none is given"):
-        MDM(model).sample((3,))
+    for ask in (lambda law: law.sample((3,)), lambda law: law.log_prob(torch.randn(3, 2))):
+        with pytest.raises(ValueError, match="given a context, Labels, and none is given"):
+            ask(MDM(known))

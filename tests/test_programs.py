@@ -320,7 +320,7 @@ def test_a_stopped_run_resumes_to_the_same_numbers_bit_for_bit(
 def test_resume_takes_no_other_settings_and_no_checkpoint_means_from_the_start(
     tmp_path: Path, trained: Path, options: dict[str, Any]
 ) -> None:
-    with pytest.raises(RunError, match=r"leave out --steps, --seed, or start a new run"):
+    with pytest.raises(RunError, match=r"--steps apart; leave out --seed, or start a new run"):
         train(resume=trained, steps=9, seed=1)
     with pytest.raises(RunError, match=r"no config\.yaml"):
         train(resume=tmp_path / "nowhere")

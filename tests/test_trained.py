@@ -30,7 +30,7 @@ from inference.output import default_out
 from inference.runs import Run
 from inference.train import train
 from models.tabular import read_table
-from pyro_mdm import DiffusionGuide, DiffusionModel, condition, pretrained
+from pyro_mdm import DiffusionGuide, DiffusionModel, bound, condition, pretrained
 from pyro_mdm.evaluation import class_posterior
 from pyro_mdm.pretrained import (
     CONFIG,
@@ -101,6 +101,18 @@ def test_the_page_says_what_was_measured(name: str) -> None:
 
 
 # -- in Python -------------------------------------------------------------------------------------
+
+
+def test_digits_are_drawn_and_measured_without_a_label(here: Path) -> None:
+    """In any folder, as the README's table has it: the network learned an unknown label."""
+    model = DiffusionModel.from_pretrained("digits")
+    guide = DiffusionGuide(model.diffusion)
+    torch.manual_seed(0)
+    x = model(batch_size=64).detach()
+    assert x.shape == (64, 1, 8, 8) and torch.isfinite(x).all()
+    found = bound(model, guide, x)
+    assert torch.equal(found.per_datum, bound(condition(model, context=-1), guide, x).per_datum)
+    assert 1.2 < found.bits_per_dim.mean < 2.3 and list(here.iterdir()) == []
 
 
 @pytest.mark.slow

@@ -53,6 +53,7 @@ def probability_flow(
     solver = Solver() if solver is None else solver
     check_count("samples", samples, "the number of draws of y_ε for each datum")
     model.check_given(x)
+    model = model.without_context()
     if samples > 1 and solver.probes:
         raise ValueError(
             f"samples is {samples} and probes {solver.probes}: weights need the exact divergence; "

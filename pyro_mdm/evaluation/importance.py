@@ -67,6 +67,7 @@ def importance_weighted(
     """
     check_count("samples", samples, "the number of paths for each datum")
     model.check_given(x)
+    model = model.without_context()
     chain = chain_of(model, times)
 
     def log_weight(rows: Tensor) -> Tensor:
