@@ -23,9 +23,13 @@ FALL = 0.005
 
 
 def optimizer(
-    model: DiffusionModel, settings: Optimization
+    model: DiffusionModel, settings: Optimization, *, scaled: bool = False
 ) -> tuple[list[str], torch.optim.Optimizer]:
-    """The optimizer of the network and, at its own rate, the diffusion; and parameter names."""
+    """The optimizer of the network and, at its own rate, the diffusion; and parameter names.
+
+    Args:
+        scaled: whether the loss is scaled, as in float16.
+    """
     muon = settings.optimizer == "muon"
     hidden = set(hidden_weights(model)) if muon else set()
     groups: list[dict[str, Any]] = [{}, {}, {}]
@@ -46,8 +50,9 @@ def optimizer(
     ]
     if muon:
         return names, Muon(given, weight_decay=0.0)
-    # one kernel for all parameters: on a CPU a loop over them takes seven times as long
-    fused = {p.device.type for p in model.parameters()} <= {"cpu", "cuda"}
+    # one kernel for all parameters: on a CPU a loop over them takes seven times as long; it would
+    # undo a loss scale itself, before gradients are clipped
+    fused = not scaled and {p.device.type for p in model.parameters()} <= {"cpu", "cuda"}
     return names, torch.optim.AdamW(given, weight_decay=0.0, fused=fused)
 
 

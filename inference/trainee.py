@@ -66,17 +66,12 @@ class Trainee:
             network.to(memory_format=torch.channels_last)
         if settings.diffusion_learning_rate == 0:
             model.diffusion.requires_grad_(False)
-        self.names, self.optimizer = recipe.optimizer(model, settings)
-        self.rates = [group["lr"] for group in self.optimizer.param_groups]  # at their highest
-        self.ema = AveragedModel(model)
-        averaged = cast(DiffusionModel, self.ema.module)
-        # lists, as modules look for their tensors at every call
-        self.parameters: tuple[list[Tensor], list[Tensor]] = (
-            list(averaged.parameters()),
-            list(model.parameters()),
+        self.names, self.optimizer = recipe.optimizer(
+            model, settings, scaled=settings.precision == "16-mixed"
         )
-        modules = zip(averaged.modules(), model.modules(), strict=True)
-        self.buffers = [(a._buffers, m._buffers, name) for a, m in modules for name in m._buffers]
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]  # at their highest
+        self.ema = AveragedModel(model, multi_avg_fn=recipe.averaging(settings.ema_decay))
+        averaged = cast(DiffusionModel, self.ema.module)
         self.averaged = Programs(problem, averaged, DiffusionGuide(averaged.diffusion))
         self.best: dict[str, Tensor] = {}
         self.scale: LossScale = loss_scale(fabric)
@@ -137,21 +132,8 @@ class Trainee:
             )
         self.stepper.step()
         if self.scale.value >= scale:  # else gradients overflowed and the step was left out
-            self._average()
+            self.ema.update_parameters(self.programs.model)
         return Step(bits, norm, self.optimizer.param_groups[0]["lr"], stop)
-
-    @torch.no_grad()
-    def _average(self) -> None:
-        """Take the parameters into their averages, and copy buffers, as AveragedModel does."""
-        if int(self.ema.n_averaged):
-            recipe.averaging(self.settings.ema_decay)(*self.parameters, self.ema.n_averaged)
-        else:
-            torch._foreach_copy_(*self.parameters)
-        for averages, values, name in self.buffers:
-            value, average = values[name], averages[name]
-            if value is not None and average is not None:
-                average.copy_(value)
-        self.ema.n_averaged += 1
 
     def _gradients(self, step: int) -> Tensor:
         """Gradients of the negative bound in nats/dim, and this process's part of it."""

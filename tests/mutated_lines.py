@@ -725,13 +725,13 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "test_mixed.py::test_a_map_network_starts_at_the_gaussian_law",
         ),
         (
-            "told = precision - _inverse(law.R[dims[:, None], dims] * same)",
-            "told = precision",
+            "ours * (inverse @ J_b) * ours.mT - _inverse(R[rows, columns])",
+            "ours * (inverse @ J_b) * ours.mT",
             "test_table_network.py::test_logits_start_as_bayes_rule_by_the_gaussian_law[0]",
         ),
         (
-            "- 0.5 * ((codes @ told) * codes)",
-            "- ((codes @ told) * codes)",
+            "quadratic = 0.5 * precision.flatten(1)",
+            "quadratic = precision.flatten(1)",
             "test_table_network.py::test_logits_start_as_bayes_rule_by_the_gaussian_law[0]",
         ),
         (

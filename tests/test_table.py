@@ -29,6 +29,7 @@ from inference.loading import load_trained, load_weights
 from inference.picture import as_columns
 from inference.pieces import read_pieces
 from inference.sample import sample
+from inference.table import DRAW_STEPS
 from inference.train import train
 from models import DataError
 from models.columns import encode
@@ -465,7 +466,8 @@ def test_programs_are_doors_to_the_object(
     written = pd.read_csv(tmp_path / "rows.csv", index_col="row")
     own = mixed.log_prob(pd.read_csv(tmp_path / "new.csv"), draws=8)
     pd.testing.assert_frame_equal(written, own, check_names=False)
-    sample(run, num_samples=5, given="age=30.5, city=Bern", out=tmp_path / "bern.csv", seed=3)
+    bern = tmp_path / "bern.csv"
+    sample(run, num_samples=5, given="age=30.5, city=Bern", out=bern, seed=3, steps=DRAW_STEPS)
     given = mixed.sample(5, {"age": 30.5, "city": "Bern"})
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "bern.csv"), given, check_dtype=False)
     refused(

@@ -20,7 +20,7 @@ from pyro_mdm import randomness
 from pyro_mdm.support.checks import check_number
 from pyro_mdm.support.settings import Recorded
 
-__all__ = ["LEFT_OUT", "OBSERVED", "MapLaw", "Maps", "RandomMaps"]
+__all__ = ["LEFT_OUT", "OBSERVED", "MapLaw", "Maps", "Missing", "RandomMaps"]
 
 OBSERVED, LEFT_OUT = float("inf"), float("-inf")
 """Log SNRs of dimensions that are known, and of those that are never looked at."""
