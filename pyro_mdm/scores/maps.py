@@ -100,8 +100,8 @@ class RandomMaps(MapLaw):
     - ``skip``: maps are drawn without a look at what is missing, and a datum that lacks an entry
       that its map observes or generates counts 0. Then x̂ at a map is that of p(x_u | x_o) where,
       given x_o, it does not depend on x_u whether both are there. Rare are then the data for maps
-      of many dimensions; :class:`~pyro_mdm.conditioning.Completions` uses all data, and is right wherever
-      entries are missing at random.
+      of many dimensions; :class:`~pyro_mdm.conditioning.Completions` uses all data, and is right
+      wherever entries are missing at random.
     - ``leave_out``: missing entries are left out, d counts those that are present, and subsets are
       made of these. All data count at maps of what they have. That is right where entries are
       missing completely at random, and only there.
