@@ -75,8 +75,9 @@ ERROR = 0.25
 """The standard error of a bound by default, nats."""
 BATCHES = 8
 """Independent estimates of probabilities, of which their error is."""
-DRAW_STEPS = 12
-"""Steps of the sampler of a Table: with more, draws differ by less than those of two seeds do."""
+DRAW_STEPS = 16
+"""Steps of the sampler of a Table: the standard deviation of draws is then 2% too large, and their
+CRPS that of 200 steps; 25 steps leave 1%, and 12 up to 5%."""
 DRAWS = 8
 """Network evaluations of each row that is not trained on at the end of a fit: their error is small
 beside that of few rows."""
@@ -267,7 +268,7 @@ class Table:
 
         Args:
             name: as for ``inference.sample --sampler``; None: the run's, by default exponential,
-                of which a Table takes 12 steps until this is called.
+                of which a Table takes 16 steps until this is called.
             steps: the number of steps; None: the sampler's own.
         """
         check_positive(steps=steps)

@@ -68,7 +68,11 @@ def time_here(task: str, n: int) -> None:
     """Fit an imputer and draw from it, and print the processor seconds of both."""
     rows = with_missing(made_up(n))
     if task == PEER:
+        import warnings
+
         import miceforest
+
+        warnings.simplefilter("ignore")
 
         for name in ("member", "city", "job"):
             rows[name] = rows[name].astype("category")
