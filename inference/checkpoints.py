@@ -15,6 +15,7 @@ import errno
 import hashlib
 import itertools
 import json
+import os
 import re
 import shutil
 import warnings
@@ -236,8 +237,9 @@ def restate(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) ->
 
 def _hash(path: Path) -> tuple[int, str]:
     """Size and SHA-256 of a file."""
-    digest, size, buffer = hashlib.sha256(), 0, memoryview(bytearray(CHUNK))
+    digest, size = hashlib.sha256(), 0
     with open(path, "rb", buffering=0) as file:
+        buffer = memoryview(bytearray(min(CHUNK, os.fstat(file.fileno()).st_size + 1)))
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
             size += count

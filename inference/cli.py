@@ -28,7 +28,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter
 
 from inference import trust
 from inference.checkpoints import FULL, ArchitectureError, CheckpointError
-from inference.config import without_removed
+from inference.config import load_yaml, without_removed
 from inference.names import ASKED, NAMED, NameNotFoundError
 from inference.processes import Stopped, raised_signals
 from inference.runs import RunError
@@ -215,7 +215,7 @@ class _Parser(ArgumentParser):
     def parse_string(self, content: str, *arguments: object, **options: object) -> Any:
         """The options of a file, some of which may be in their group."""
         with contextlib.suppress(yaml.YAMLError):
-            content_of = yaml.safe_load(content)
+            content_of = load_yaml(content)
             if self.option_groups and isinstance(content_of, dict):
                 content = yaml.safe_dump(self._flat(without_removed(content_of)))
         return super().parse_string(content, *arguments, **options)

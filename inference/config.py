@@ -85,6 +85,11 @@ def _with_kinds(config: dict[str, Any]) -> dict[str, Any]:
     return config | {"columns": ",".join(filter(None, ["*=plain", said]))}
 
 
+def load_yaml(text: bytes | str) -> Any:
+    """What a text of YAML says, read by libyaml where it is, which takes a tenth of the time."""
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
 def read_settings(folder: Path) -> dict[str, Any]:
     """The settings in a run folder (RunError: it is no run folder, or they cannot be read)."""
     path = folder / "config.yaml"
@@ -94,7 +99,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
         known += names_instead(folder)
         raise RunError(f"{folder} is not a run folder: it has no config.yaml{known}")
     try:
-        config = yaml.safe_load(path.read_bytes())
+        config = load_yaml(path.read_bytes())
     except yaml.YAMLError as error:
         raise RunError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(config, dict):

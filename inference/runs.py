@@ -56,7 +56,7 @@ from inference.checkpoints import (
     save_checkpoint,
     write_atomically,
 )
-from inference.config import OWN_TABLE, STATE, Settings, check_settings, read_settings
+from inference.config import OWN_TABLE, STATE, Settings, check_settings, load_yaml, read_settings
 from inference.fingerprints import FACTS, differences
 from inference.locks import LOCK, WRITER, WriteLock, refuse_links
 from inference.names import slug
@@ -518,7 +518,7 @@ class Run:
         """Write the number of steps, if it has changed, into the checkpoints and config.yaml, and
         remove the results of the earlier end. Whenever it is killed, the run opens and resumes."""
         path, steps = self.folder / "config.yaml", self.config["steps"]
-        written = yaml.safe_load(path.read_bytes())
+        written = load_yaml(path.read_bytes())
         if written["steps"] == steps:
             return
         for name in ("results.json", "samples.png"):

@@ -35,7 +35,7 @@ SHORT: dict[str, Any] = {
 
 def be_brief(patch: pytest.MonkeyPatch, *, figures: bool = False) -> None:
     """Until the patch is undone; with ``figures`` they are drawn, of few samples."""
-    from inference import environment, report
+    from inference import environment, report, table
     from pyro_mdm.plots import figures as drawing
 
     for name in () if figures else ("draw_training", "draw_end"):
@@ -47,6 +47,8 @@ def be_brief(patch: pytest.MonkeyPatch, *, figures: bool = False) -> None:
     patch.setattr(report, "SAMPLES", 2)
     patch.setattr(report, "SAMPLER_CALLS", (2, 3))
     patch.setattr(drawing, "Figure", _without_layout)
+    for name, number in (("PILOT", 8), ("LEAST", 16), ("MOST", 64), ("DRAW_STEPS", STEPS)):
+        patch.setattr(table, name, number)
     patch.setattr(report.sample, "picture", _picture)
     patch.setattr(report.sample, "draw", _quickly(report.sample.draw))
     patch.setattr(environment, "_packages", _once(environment._packages))

@@ -178,16 +178,16 @@ def test_completions_fill_none_of_them(table: Table) -> None:
 def test_densities_count_them(table: Table) -> None:
     rows = survey(6, 7)
     law = table.conditional(rows, "shift")
-    probabilities = law.probabilities()
+    probabilities = law.probabilities(draws=16)
     assert probabilities.shape == (6, 4)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1)
-    hours = table.conditional(rows, "hours")
-    absent = hours.log_prob([None] * 6)["log_prob"]
+    hours = table.conditional(rows, "hours", num=20)
+    absent = hours.log_prob([None] * 6, draws=64)["log_prob"]
     gone = hours.sample().isna().mean(axis=1)
     away = ~rows["job"].isin(WORKING)
     assert absent[away].min() > absent[~away].max()
     assert gone[away].mean() > gone[~away].mean()
-    assert np.isfinite(table.log_prob(rows)["log_prob"]).all()
+    assert np.isfinite(table.log_prob(rows, draws=8)["log_prob"]).all()
     shown = table.calibration(rows, draws=4)
     assert str(shown)
 

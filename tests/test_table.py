@@ -29,12 +29,11 @@ from inference.loading import load_trained, load_weights
 from inference.picture import as_columns
 from inference.pieces import read_pieces
 from inference.sample import sample
-from inference.table import DRAW_STEPS
 from inference.train import train
 from models import DataError
 from models.columns import encode
 from models.kept import table_bytes, table_of
-from tests.brief import SHORT, be_brief
+from tests.brief import SHORT, STEPS, be_brief
 from tests.mistakes import refused
 from tests.test_columns import typed
 from tests.test_tabular import people
@@ -106,12 +105,13 @@ def test_log_p_is_that_of_the_law(gaussian: Table) -> None:
     mean, covariance = law_of(gaussian)
     x, log_det = x.double().numpy(), log_det.double().numpy()
     exact = np.array([log_density(own, mean, covariance) for own in x])
-    measured = gaussian.log_prob(rows)
+    measured = gaussian.log_prob(rows, draws=128)
     assert measured.index.equals(rows.index)
     agrees(measured, exact + log_det)
-    assert not gaussian.log_prob(rows, seed=1).drop("e").isin(measured).any(axis=None)
     assert measured.loc["e"].tolist() == [0.0, 0.0]
-    pd.testing.assert_frame_equal(measured, gaussian.log_prob(rows))
+    found = gaussian.log_prob(rows)
+    assert not gaussian.log_prob(rows, seed=1).drop("e").isin(found).any(axis=None)
+    pd.testing.assert_frame_equal(found, gaussian.log_prob(rows))
 
     law = gaussian.conditional(rows, "b").log_prob(rows["b"])
     without = problem.transform(encode(problem.columns, rows.assign(b=np.nan)))
@@ -125,17 +125,17 @@ def test_log_p_is_that_of_the_law(gaussian: Table) -> None:
 def test_the_error_of_a_row_covers_its_bound(name: str, request: pytest.FixtureRequest) -> None:
     """However few draws there are, and whatever noise columns have of their own.
 
-    600 shares of 93 to 97% have a standard deviation of 1%, what the rows of a repeat share adds 2%
-    / √10, and the truth is known to a fifth of the errors at 32 draws: false alarm 1e-6 at 6.5%.
+    400 shares of 93 to 97% have a standard deviation of 1.2%, what the rows of a repeat share adds
+    2% / √10, and the truth is known to a fifth of the errors at 8 draws: false alarm 1e-6 at 7%.
     """
     table: Table = request.getfixturevalue(name)
-    rows = (related() if name == "gaussian" else people()).head(60)
-    known = [table.log_prob(rows, draws=64, seed=seed)["log_prob"] for seed in range(100, 110)]
-    for draws in (1, 2, 8, 32):
+    rows = (related() if name == "gaussian" else people()).head(40)
+    known = [table.log_prob(rows, draws=32, seed=seed)["log_prob"] for seed in range(100, 106)]
+    for draws in (1, 2, 8):
         measured = [table.log_prob(rows, draws=draws, seed=seed) for seed in range(10)]
         off = np.stack([one["log_prob"] - sum(known) / len(known) for one in measured])
         error = np.stack([one["standard_error"] for one in measured])
-        assert (abs(off) <= 1.96 * error).mean() > 0.93 - 0.065
+        assert (abs(off) <= 1.96 * error).mean() > 0.93 - 0.07
         assert 0.6 < (off**2).mean() / (error**2).mean() < 1.5
 
 
@@ -151,7 +151,9 @@ def test_a_conditional_is_that_of_the_law(gaussian: Table) -> None:
     """Its quantiles are those of the Gaussian law given what is there, in the column's units."""
     rows = related().head(4)
     rows.loc[2, "c"] = np.nan  # integrated out
-    law = gaussian.conditional(rows.assign(b=[9.0, np.nan, 1.0, 0.1]), "b", num=1000)
+    table = copy.copy(gaussian)
+    table.use_sampler("exponential", 16)
+    law = table.conditional(rows.assign(b=[9.0, np.nan, 1.0, 0.1]), "b", num=1000)
     problem = gaussian.problem
     x = problem.transform(encode(problem.columns, rows.assign(b=np.nan))).x.double().numpy()
     mean, covariance = law_of(gaussian)
@@ -467,7 +469,7 @@ def test_programs_are_doors_to_the_object(
     own = mixed.log_prob(pd.read_csv(tmp_path / "new.csv"), draws=8)
     pd.testing.assert_frame_equal(written, own, check_names=False)
     bern = tmp_path / "bern.csv"
-    sample(run, num_samples=5, given="age=30.5, city=Bern", out=bern, seed=3, steps=DRAW_STEPS)
+    sample(run, num_samples=5, given="age=30.5, city=Bern", out=bern, seed=3, steps=STEPS)
     given = mixed.sample(5, {"age": 30.5, "city": "Bern"})
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "bern.csv"), given, check_dtype=False)
     refused(

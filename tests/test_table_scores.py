@@ -69,12 +69,34 @@ def test_scores_of_categories() -> None:
 def test_missing_entries_depend_on_the_driver_alone() -> None:
     rng = np.random.default_rng(0)
     table = pd.DataFrame({"a": rng.permutation(4000) * 1.0, "b": rng.random(4000)})
-    missing = data.missing_of(table, "by a column", "a", rng)
-    assert not missing[:, 0].any()
+    missing, scored = data.missing_of(table, "by a column", "a", rng)
+    assert not missing[:, 0].any() and (missing == scored).all()
     high = (table["a"] >= 2000).to_numpy()
     within(missing[high, 1].astype(float), 0.45)
     within(missing[~high, 1].astype(float), 0.15)
-    within(data.missing_of(table, "60%", "a", rng).ravel().astype(float), 0.6)
+    within(data.missing_of(table, "60%", "a", rng)[0].ravel().astype(float), 0.6)
+
+
+def test_missing_entries_depend_on_a_driver_where_it_is_there() -> None:
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"a": rng.permutation(9000) * 1.0, "b": rng.random(9000)})
+    missing, _ = data.missing_of(table, "by a column with gaps", "a", rng)
+    gone, high = missing[:, 0], (table["a"] >= 4500).to_numpy()
+    within(gone.astype(float), 0.3)
+    for rows, share in ((gone & high, 0.3), (gone & ~high, 0.3), (~gone & high, 0.45)):
+        within(missing[rows, 1].astype(float), share)
+
+
+def test_what_was_not_asked_is_not_scored() -> None:
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.random((9000, 4)), columns=list("abcd"))
+    missing, scored = data.missing_of(table, "by a question", "a", rng)
+    high = (table["a"] > table["a"].median()).to_numpy()
+    (asked,) = np.flatnonzero(missing[high].all(0))  # a third of the three others
+    assert not scored[high, asked].any()
+    within(scored[~high, asked].astype(float), 0.3)
+    assert (missing == scored)[:, np.delete(np.arange(4), asked)].all()
+    within(missing[:, 0].astype(float), 0.3)
 
 
 def small_task() -> data.Task:
@@ -145,7 +167,7 @@ def test_summaries_pair_by_seed(tmp_path: runs.Path) -> None:
         for table in ("wage", "pima")
         for method, gain in (("diffusion", 0.0), ("mean", 0.25))
     ]
-    file = tmp_path / "rows.csv"
+    file = tmp_path / "imputation.csv"
     pd.DataFrame(rows).to_csv(file, index=False)
     summary.of_imputation(file, tmp_path)
     tables = pd.read_csv(tmp_path / "imputation-tables.csv", comment="#")

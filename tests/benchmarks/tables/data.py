@@ -69,6 +69,9 @@ TABLES = {
     "college": Source(("ISLR/College",), "Outstate", "Outstate"),
     "wage": Source(("ISLR/Wage",), "age", "wage", without=("region", "logwage")),
     "credit": Source(("modeldata/credit_data",), "Age", "Status"),
+    "survey": Source(("openintro/acs12",), "age", "employment"),
+    "credit cards": Source(("AER/CreditCard",), "income", "card"),
+    "mortgages": Source(("AER/HMDA",), "pirat", "deny"),
 }
 CHOSEN_ON = {
     "penguins": Source(("palmerpenguins/penguins",), "bill_length_mm", "species", ("year",)),
@@ -112,22 +115,36 @@ def read(name: str, environment: Path = ENVIRONMENT) -> pd.DataFrame:
     return table
 
 
-MECHANISMS = ("30%", "60%", "by a column")
-"""Entries missing at random, or with a probability from 0 to 60% that a column decides."""
+MECHANISMS = ("30%", "60%", "by a column", "by a column with gaps", "by a question")
+"""How entries are lost, all of them at random: see :func:`missing_of`."""
 
 
 def missing_of(
     table: pd.DataFrame, mechanism: str, driver: str, rng: np.random.Generator
-) -> NDArray[np.bool_]:
-    """Which entries are taken away: each with 30% or 60%, or with 0.6 times the share of rows that
-    are less in the driver, which is always there then."""
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which entries are taken away, and which of these are scored.
+
+    Each with 30% or 60%; or with 0.6 times the share of rows that are less in the driver, which is
+    always there; or so, but the driver is taken away with 30%, and where it is not there the others
+    are with 30% too. By a question: of rows that are above the median of the driver a third of the
+    other columns were not asked, which are not scored; of what is left each is taken away with 30%,
+    the driver too.
+    """
     noise = rng.random(table.shape)
-    if mechanism != "by a column":
-        return noise < float(mechanism.removesuffix("%")) / 100
-    share = (table[driver].rank() - 0.5) / len(table)
-    missing = noise < 0.6 * share.to_numpy()[:, None]
-    missing[:, list(table.columns).index(driver)] = False
-    return missing
+    if mechanism.endswith("%"):
+        missing = noise < float(mechanism.removesuffix("%")) / 100
+        return missing, missing
+    place = list(table.columns).index(driver)
+    share = ((table[driver].rank() - 0.5) / len(table)).to_numpy()
+    if mechanism == "by a question":
+        others = rng.permutation(np.delete(np.arange(table.shape[1]), place))
+        skipped = np.zeros(table.shape, dtype=bool)
+        skipped[:, others[: len(others) // 3]] = (share > 0.5)[:, None]
+        return skipped | (noise < 0.3), ~skipped & (noise < 0.3)
+    gone = (noise[:, place] < 0.3) & (mechanism == "by a column with gaps")
+    missing = noise < np.where(gone, 0.3, 0.6 * share)[:, None]
+    missing[:, place] = gone
+    return missing, missing
 
 
 @dataclass
@@ -214,7 +231,7 @@ def task_of(
     table = read(name, environment)
     rng = np.random.default_rng(seed)
     table = table.iloc[rng.permutation(len(table))].reset_index(drop=True)
-    missing = missing_of(table, mechanism, (TABLES | CHOSEN_ON)[name].driver, rng)
+    missing, scored = missing_of(table, mechanism, (TABLES | CHOSEN_ON)[name].driver, rng)
     there = table.notna().to_numpy()
     train = int(0.8 * len(table))
     incomplete = table.mask(missing)
@@ -232,7 +249,7 @@ def task_of(
     return Task(
         problem,
         truth=codes[train:],
-        asked=(missing & there)[train:],
+        asked=(scored & there)[train:],
         mean=np.nanmean(seen, 0) + blank,
         sd=np.nanstd(seen, 0) + blank,
         whole=whole,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,6 @@ OURS = "diffusion"
 LESS = {"rmse", "crps", "log_score", "brier", "log_score_of_categories"}
 """Scores of which less is better."""
 PEERS = "python -m tests.benchmarks.tables.peers"
-COMMAND = "python -m tests.benchmarks.imputation --workers 2 --out runs/imputation.csv"
 
 
 def read_rows(file: Path) -> pd.DataFrame:
@@ -46,13 +46,21 @@ def ranks(rows: pd.DataFrame, scores: Sequence[str], methods: Sequence[str]) -> 
 
 
 def of_imputation(file: Path, folder: Path) -> None:
-    """Files imputation-NAME: ranks of methods that have done most tasks, few of all methods and the
-    tasks that all have done, tables, coverage and costs."""
+    """Files with the stem of the file: ranks of methods that have done most tasks, few of all
+    methods and the tasks that all have done, tables, coverage and costs."""
     rows = read_rows(file)
-    commands = [PEERS, COMMAND]
-    for name, methods in (("ranks", often(rows)), ("few", list(rows.method.unique()))):
+    stem = file.stem
+    command = f"python -m tests.benchmarks.imputation --workers 2 --out runs/{file.name}"
+    for name, every in (("table", TABLES), ("mechanism", MECHANISMS)):
+        some = [shlex.quote(one) for one in rows[name].unique()]
+        command += f" --{name}s {' '.join(some)}" if len(some) < len(every) else ""
+    commands = [PEERS, command]
+    ranked = {"ranks": often(rows), "few": list(rows.method.unique())}
+    if ranked["ranks"] == ranked["few"]:
+        del ranked["few"]
+    for name, methods in ranked.items():
         write(
-            folder / f"imputation-{name}.csv",
+            folder / f"{stem}-{name}.csv",
             overall(rows, methods),
             commands,
             seeds_in_words(ranks(rows, ["rmse"], methods)),
@@ -63,7 +71,7 @@ def of_imputation(file: Path, folder: Path) -> None:
             ],
         )
     write(
-        folder / "imputation-tables.csv",
+        folder / f"{stem}-tables.csv",
         by_table(rows),
         commands,
         seeds_in_words(rows),
@@ -75,7 +83,7 @@ def of_imputation(file: Path, folder: Path) -> None:
     coverage = rows.pivot_table(index="table", columns="method", values="coverage", sort=False)
     order = [method for method in rows.method.unique() if method in coverage]
     write(
-        folder / "imputation-coverage.csv",
+        folder / f"{stem}-coverage.csv",
         coverage[order].reset_index(),
         commands,
         seeds_in_words(rows),
@@ -83,7 +91,7 @@ def of_imputation(file: Path, folder: Path) -> None:
     )
     costs = rows.pivot_table(index="table", columns="method", values="cpu_seconds", sort=False)
     write(
-        folder / "imputation-costs.csv",
+        folder / f"{stem}-costs.csv",
         costs[list(rows.method.unique())].reset_index(),
         commands,
         seeds_in_words(rows),
