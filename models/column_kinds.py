@@ -51,6 +51,9 @@ REPEATS, SHARE, CHANCE = 5, 0.02, 1e-3
 improbable that is by chance in a column."""
 DECIMALS = 6
 """The most digits behind the point of a rounded column."""
+STEPS = 10_000
+"""The most steps of its last digit from the least to the greatest number of a column that is taken
+for rounded, though few of its numbers repeat."""
 WHOLE = 2.0**53
 """Whole numbers from which on float64 does not have them all."""
 
@@ -202,9 +205,10 @@ def kind_of(values: Series[Any]) -> Kind:
 
     Date if each is one; boolean if each is true or false; ordinal if pandas has an order of its
     categories. Else categorical unless they are numbers; ordinal if these are at most 20 different
-    whole numbers, or two; integer if they are whole. Else mixed if there are :func:`atoms_of` them;
-    rounded if most numbers repeat, and none has more than 6 decimals; nonnegative if none is
-    negative; else continuous.
+    whole numbers, or two; integer if they are whole; rounded if none has more than 6 decimals, and
+    at most 10,000 steps of the last one are between the ends. Else mixed if there are
+    :func:`atoms_of` them; rounded if most numbers repeat; nonnegative if none is negative; else
+    continuous.
     """
     import pandas as pd
 
@@ -223,6 +227,8 @@ def kind_of(values: Series[Any]) -> Kind:
     decimals = decimals_of(known)
     if decimals == 0:
         return "integer"
+    if decimals is not None and np.ptp(known) * 10.0**decimals <= STEPS:
+        return "rounded"
     if len(atoms_of(known)):
         return "mixed"
     counts = np.unique(known, return_counts=True)[1]

@@ -54,7 +54,7 @@ def file(tmp_path: Path) -> Path:
 def test_kinds_are_found_or_said(file: Path) -> None:
     found = {c.name: (c.kind, c.levels) for c in Tabular(data=file).columns}
     assert found == {
-        "age": ("nonnegative", None),
+        "age": ("rounded", None),
         "income": ("nonnegative", None),
         "grade": ("ordinal", 4),
         "city": ("categorical", 3),
@@ -130,7 +130,7 @@ def test_the_bound_is_of_the_table_in_its_own_units() -> None:
     found, there = [], []
     for unit in (1.0, 1000.0):
         table = people().assign(income=lambda t, unit=unit: unit * t["income"])
-        columns = fit_columns(table, np.arange(120) % 10 > 0)
+        columns = fit_columns(table, np.arange(120) % 10 > 0, {"age": "nonnegative"})
         problem = object.__new__(Tabular)
         problem.columns = columns
         codes = torch.from_numpy(np.stack([c.codes(table[c.name]) for c in columns], 1))
