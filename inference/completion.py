@@ -18,6 +18,10 @@ from pyro_mdm import DiffusionModel, impute
 if TYPE_CHECKING:
     import pandas as pd
 
+DRAW_STEPS = 16
+"""Steps of the exponential sampler for tables: the standard deviation of draws is then 1% to 2% too
+large on three tables, and their CRPS within 0.2% of that of 200 steps; 25 leave 1%, and 12 up to
+5%."""
 PIECE = 4096
 """The rows that are completed or measured together; each such piece has a seed of its own."""
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from inference.checkpoints import write_atomically
 from inference.cli import check_positive, command_line
-from inference.completion import draws_given
+from inference.completion import DRAW_STEPS, draws_given
 from inference.names import SAMPLERS, accepted, call, find, slug, takes, wrong_kind
 from inference.output import check_out, default_out, png
 from inference.picture import columns, contexts, observed_and_drawn, picture
@@ -288,9 +288,9 @@ def sample(
     if isinstance(given, str) and problem.class_names is None:
         known = _values_of(given, problem, out)
         model.to(start(accelerator).device)
-        if sampler is not None or steps is not None:
-            name = sampler or default_sampler(model)
-            model.sampler = make_sampler(name, steps, model.diffusion, model.score_function)
+        name = sampler or default_sampler(model)
+        steps = DRAW_STEPS if steps is None and name == "exponential" else steps
+        model.sampler = make_sampler(name, steps, model.diffusion, model.score_function)
         assert isinstance(problem, Tabular)
         rows = draws_given(problem, model, num_samples, known, batch_size=batch_size, seed=seed)
         write_atomically(out, table_text(rows).encode())

@@ -47,8 +47,10 @@ def be_brief(patch: pytest.MonkeyPatch, *, figures: bool = False) -> None:
     patch.setattr(report, "SAMPLES", 2)
     patch.setattr(report, "SAMPLER_CALLS", (2, 3))
     patch.setattr(drawing, "Figure", _without_layout)
-    for name, number in (("PILOT", 8), ("LEAST", 16), ("MOST", 64), ("DRAW_STEPS", STEPS)):
+    for name, number in (("PILOT", 8), ("LEAST", 16), ("MOST", 64)):
         patch.setattr(table, name, number)
+    for module in (table, report.sample):
+        patch.setattr(module, "DRAW_STEPS", STEPS)
     patch.setattr(report.sample, "picture", _picture)
     patch.setattr(report.sample, "draw", _quickly(report.sample.draw))
     patch.setattr(environment, "_packages", _once(environment._packages))

@@ -33,7 +33,7 @@ from inference.train import train
 from models import DataError
 from models.columns import encode
 from models.kept import table_bytes, table_of
-from tests.brief import SHORT, STEPS, be_brief
+from tests.brief import SHORT, be_brief
 from tests.mistakes import refused
 from tests.test_columns import typed
 from tests.test_tabular import people
@@ -469,7 +469,7 @@ def test_programs_are_doors_to_the_object(
     own = mixed.log_prob(pd.read_csv(tmp_path / "new.csv"), draws=8)
     pd.testing.assert_frame_equal(written, own, check_names=False)
     bern = tmp_path / "bern.csv"
-    sample(run, num_samples=5, given="age=30.5, city=Bern", out=bern, seed=3, steps=STEPS)
+    sample(run, num_samples=5, given="age=30.5, city=Bern", out=bern, seed=3)
     given = mixed.sample(5, {"age": 30.5, "city": "Bern"})
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "bern.csv"), given, check_dtype=False)
     refused(
