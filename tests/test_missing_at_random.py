@@ -158,6 +158,46 @@ def test_completions_are_drawn_anew_where_they_are_asked_for() -> None:
     refused(TypeError, (lambda: Completions(torch.ones(3, dtype=torch.int64)), "expected data"))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [2, 3, OneHot(3), None], ids=str)
+def test_completions_of_rare_values_are_values(kind: Any) -> None:
+    """Levels that two of 2,000 rows have lie beyond ten deviations, and draws of them are levels;
+    draws of numbers that are off by as many are the farthest that is there."""
+    wide = 3 if isinstance(kind, OneHot) else 1
+    code = torch.zeros(2000, dtype=torch.int64)
+    code[:2] = 1
+    if kind is None:
+        x = normal(0, 2000, 1).float()
+    elif isinstance(kind, OneHot):
+        x = torch.nn.functional.one_hot(code, 3).float()
+    else:
+        x = 2.0 * code[:, None] / (kind - 1) - 1
+    x = torch.cat([x, normal(5, 2000, 1).float()], 1)
+    score = MixedDenoiser.from_gaussian(x, [kind, None], hidden=8, depth=1)
+    model = DiffusionModel(VPSDE(**ENDS), score)
+    gaps = x.repeat(9, 1)
+    gaps[2000:, :wide] = math.nan
+    completions = Completions(gaps)
+    if kind is None:
+        model.sampler = None
+        with pytest.MonkeyPatch.context() as patch:
+            far = torch.tensor([1e9, -math.inf, math.nan, 2.0]).repeat(4000)
+            drawn = gaps.clone()
+            drawn[2000:, 0] = far
+            patch.setattr(
+                "pyro_mdm.conditioning.completions.impute", lambda *a, **k: drawn[2000:][None]
+            )
+            completions.draw(model)
+        found = completions.x[2000:2004, 0]
+        ends = torch.stack([x[:, 0].max(), x[:, 0].min(), x[:, 0].mean(), torch.tensor(2.0)])
+        torch.testing.assert_close(found, ends)
+        return
+    completions.draw(model, seed=1)
+    model.check_data(completions.x)
+    assert wide == 1 or bool((completions.x[:, :wide].sum(1) == 1).all())
+    assert bool((completions.x[2000:, :wide] == x[0, :wide]).all(1).any())  # rare, and drawn
+
+
 # -- runs ------------------------------------------------------------------------------------------
 
 

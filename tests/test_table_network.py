@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_mdm import MixedDenoiser, OneHot
 from pyro_mdm.tables import LevelLogits, MapMLP
@@ -80,7 +80,7 @@ def logits_of_law(score: MixedDenoiser, z: Tensor, lam: Tensor, dims: Tensor, v:
     """log p(z of the other columns | column = v), for each of the levels v (n, width), of a row."""
     network = score.network
     C, mean = network.covariance.double(), score.data_mean + network.offset * network.scale
-    others = torch.ones(D, dtype=torch.bool)
+    others = torch.ones(len(z), dtype=torch.bool)
     others[dims] = False
     o = (others & (lam > LEFT_OUT)).nonzero().squeeze(1)
     gain = torch.linalg.solve(C[dims[:, None], dims], C[dims[:, None], o]).mT
@@ -115,6 +115,29 @@ def test_logits_start_as_bayes_rule_by_the_gaussian_law(seed: int) -> None:
         off = (start[rows] - expected) - (start[rows] - expected).mean()
         torch.testing.assert_close(off, torch.zeros_like(off), atol=1e-4, rtol=0)
         assert float((expected - expected.mean()).abs().max()) > 1e-2  # the others tell something
+
+
+@pytest.mark.parametrize("log_snr", [-9.0, -4.0, 0.0, 6.0])
+@pytest.mark.parametrize("rows", [(2, 1), (1, 1), (3, 0), (200, 1)], ids=str)
+def test_logits_of_rare_categories_start_as_bayes_rule(
+    rows: tuple[int, int], log_snr: float
+) -> None:
+    """Codes of categories that few of many rows have are far, and no digits may be lost for it."""
+    code = torch.zeros(20_000, dtype=torch.int64)
+    code[: rows[0]], code[rows[0] : sum(rows)] = 1, 2
+    number = normal(0, 20_000, 1) + (code == 1)[:, None]
+    x = torch.cat([nn.functional.one_hot(code, 3).double(), number], 1)
+    torch.manual_seed(0)
+    score = MixedDenoiser.from_gaussian(x, [OneHot(3), None], hidden=8, depth=1).double()
+    levels, dims = score.level_logits, torch.arange(3)
+    assert levels is not None
+    for lam_of_number in (log_snr, OBSERVED):
+        lam = torch.tensor([log_snr] * 3 + [lam_of_number]).double()
+        z = torch.cat([normal(1, 3), torch.tensor([1.3]).double()])
+        found = outputs(score, z[None], lam[None])[0][levels.outputs]
+        expected = logits_of_law(score, z, lam, dims, torch.eye(3).double())
+        off = (found - expected) - (found - expected).mean()
+        torch.testing.assert_close(off, torch.zeros_like(off), atol=1e-4, rtol=0)
 
 
 def test_chances_are_posteriors_by_the_noise_of_one_column() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from torch import Tensor
@@ -18,8 +19,9 @@ __all__ = ["Completions"]
 STEPS = 12
 """Steps of a draw: the next draws forget its error."""
 REACH = 10.0
-"""The farthest that a draw may be from the mean of its dimension, in deviations of what is there: a
-model that diverges for a while must not be taught by what it draws then."""
+"""How far a draw may be from the mean of its dimension, in deviations of that or of an average
+dimension, if it is beyond all that is there: a model that diverges for a while must not learn from
+what it draws then."""
 
 
 class Completions:
@@ -79,7 +81,13 @@ class Completions:
         self.x = x.clone()
         self.incomplete = self.missing.flatten(1).any(1).nonzero().squeeze(1)
         mean, variance = moments(x)
-        self._mean, self._reach = mean.to(x.dtype), REACH * variance.sqrt().to(x.dtype)
+        spread = variance.sqrt().to(x.dtype)
+        self._mean, self._reach = (
+            mean.to(x.dtype),
+            REACH * spread.clamp_min(float(spread.nanmean())),
+        )
+        self._least = torch.where(self.missing, math.inf, x).amin(0)
+        self._most = torch.where(self.missing, -math.inf, x).amax(0)
 
     def draw(
         self,
@@ -108,9 +116,12 @@ class Completions:
         drawing.sampler = ExponentialIntegrator(steps)
         x = torch.where(self.missing[chosen], torch.nan, self.x[chosen])
         drawn = impute(drawing, x, num=1, batch_size=batch_size, seed=seed)[0]
+        # what is too far becomes the least or the greatest that is there, never what no row has:
+        # where there are levels, a rare one lies beyond many deviations
+        near = (drawn - self._mean).abs() <= self._reach
+        drawn = torch.where(near, drawn, drawn.clamp(self._least, self._most))
         drawn = torch.where(drawn.isfinite(), drawn, self._mean)
-        near = drawn.clamp(self._mean - self._reach, self._mean + self._reach)
-        self.x[chosen] = torch.where(self.missing[chosen], near, x)
+        self.x[chosen] = torch.where(self.missing[chosen], drawn, x)
 
     def fill(self, x: Tensor, rows: Tensor) -> Tensor:
         """Data x (n, *event_shape) with completions where it is NaN.

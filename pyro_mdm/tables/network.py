@@ -184,7 +184,7 @@ class MapMLP(MLP):
         start[:, self.direct[has]] = F[:, has]
         chances = F.new_zeros(len(F), 0)
         if self.levels is not None:
-            of_levels = self.levels.evidence(law, index, off, solved, a)
+            of_levels = self.levels.evidence(law, index, solved, a)
             start[:, self.levels.outputs] = torch.where(
                 generated[:, self.levels.first], of_levels, 0
             )
@@ -211,8 +211,9 @@ class Told(NamedTuple):
 
     dims: Tensor  # of the columns, (columns, w)
     codes: Tensor  # v - δ of levels in their columns, (L, columns, w)
-    J: Tensor  # J_bb, (maps, columns, w, w)
-    inverse: Tensor  # (1 - J_bb q)^{-1}, (maps, columns, w, w)
+    slopes: Tensor  # B, the regression of all dimensions on the columns', (d, columns w)
+    without: Tensor  # (J V)_bᵀ J_bb^{-1}, (maps, columns, w, w)
+    inverse: Tensor  # (1 - G R_bb)^{-1}, (maps, columns, w, w); 0 where they are not generated
     quadratic: Tensor  # ½ u·Λu of levels, (maps, L)
 
 
@@ -272,12 +273,14 @@ class LevelLogits(Recorded, nn.Module):
     def told(self, J: Tensor, R: Tensor, a: Tensor, q: Tensor, offset: Tensor) -> list[Told]:
         """What the inputs of other columns tell of columns with levels, by their width.
 
-        With J = S^{-1}, the inputs of a column b less their mean, given those of the others, have
-        the covariance J_bb^{-1} and the mean (i - a δ)_b - J_bb^{-1} (J (i - a δ))_b. So x̃_b - δ_b
-        given the others has T = (J_bb^{-1} - q)/a² and the mean m, that divided by a; what the
-        others tell has Λ = T^{-1} - R_bb^{-1} and h = T^{-1} m. There is no division by a in
+        Given u = x̃_b - δ_b, the inputs o of other columns have the mean a_o δ_o + V u, where V =
+        a_o B and B = R_ob R_bb^{-1}, and the covariance S_oo - V R_bb Vᵀ. So they tell of u
 
-            T^{-1} = a (1 - J_bb q)^{-1} J_bb a.
+            Λ = (1 - G R_bb)^{-1} G,    h = (1 - G R_bb)^{-1} Vᵀ S_oo^{-1} (i - a δ)_o,
+
+        with G = Vᵀ S_oo^{-1} V, and S_oo^{-1} = J_oo - J_ob J_bb^{-1} J_bo. No difference of large
+        numbers is taken, as in the precision of u given all inputs less that given those of b: the
+        codes of rare levels are far, and what remains of such a difference would decide.
 
         Args:
             J, a, q: of maps, (maps, d, d) and (maps, d).
@@ -289,36 +292,43 @@ class LevelLogits(Recorded, nn.Module):
             dims: Tensor = getattr(self, f"dims_{w}")
             rows, columns = dims.unsqueeze(-1), dims.unsqueeze(-2)
             some = ((q > 0) & (q < 1))[:, dims].unsqueeze(-1)  # the generated
-            J_b = torch.where(some, J[:, rows, columns], 0)
             one = torch.eye(w, dtype=J.dtype, device=J.device)
-            inverse = _inverse(one - J_b * q[:, dims].unsqueeze(-2))
-            ours = a[:, dims].unsqueeze(-1)
-            precision = ours * (inverse @ J_b) * ours.mT - _inverse(R[rows, columns])
+            R_b = R[rows, columns]
+            slopes = R[:, dims].movedim(0, 1) @ _inverse(R_b)
+            at = torch.arange(len(dims), device=dims.device).unsqueeze(-1)
+            slopes[at, dims] = 0
+            V = a[:, None, :, None] * slopes
+            JV = J.unsqueeze(1) @ V
+            JV_b = JV[:, at, dims]
+            J_b = torch.where(some, J[:, rows, columns], one)
+            without = JV_b.mT @ _inverse(J_b)
+            G = V.mT @ JV - without @ JV_b
+            inverse = torch.where(some, _inverse(one - G @ R_b), 0)
             here = self.columns[dims] == self.of_levels[:, None, None]
             codes = self.codes[:, dims] - here * offset[dims]
             products = codes.unsqueeze(-1) * codes.unsqueeze(-2)
-            quadratic = 0.5 * precision.flatten(1) @ products.flatten(1).mT
-            laws.append(Told(dims, codes, J_b, inverse, quadratic))
+            quadratic = 0.5 * (inverse @ G).flatten(1) @ products.flatten(1).mT
+            flat = slopes.movedim(1, 0).flatten(1)
+            laws.append(Told(dims, codes, flat, without, inverse, quadratic))
         return laws
 
-    def evidence(
-        self, law: Law, index: Tensor | None, off: Tensor, solved: Tensor, a: Tensor
-    ) -> Tensor:
+    def evidence(self, law: Law, index: Tensor | None, solved: Tensor, a: Tensor) -> Tensor:
         """h·u - ½ u·Λu of levels at u = v - δ, (n, L), of columns that are generated.
 
         Args:
             law: of maps.
             index: the map of each datum, (n,); None: they are of data.
-            off, solved: i - a δ and J (i - a δ), (n, d).
+            solved: J (i - a δ), (n, d).
             a: as in :class:`MapMLP`, (n, d).
         """
-        logits = off.new_zeros(len(off), len(self.codes))
+        logits = solved.new_zeros(len(solved), len(self.codes))
         for told in law.told:
-            dims, codes, J, inverse, quadratic = told
+            dims, codes, slopes, without, inverse, quadratic = told
             if index is not None:
-                J, inverse, quadratic = J[index], inverse[index], quadratic[index]
-            rest = (J @ off[:, dims].unsqueeze(-1)) - solved[:, dims].unsqueeze(-1)
-            h = a[:, dims] * (inverse @ rest).squeeze(-1)
+                without, inverse, quadratic = without[index], inverse[index], quadratic[index]
+            others = ((a * solved) @ slopes).unflatten(-1, dims.shape).unsqueeze(-1)
+            rest = others - without @ solved[:, dims].unsqueeze(-1)
+            h = (inverse @ rest).squeeze(-1)
             logits += h.flatten(1) @ codes.flatten(1).mT - quadratic
         return logits
 

@@ -1,7 +1,8 @@
 """Laws of rows whose entries are missing at random, beside the law of whole rows.
 
     python -m tests.benchmarks.missing_at_random --seeds 5 --out runs/missing_at_random.csv
-    python -m tests.benchmarks.missing_at_random --out runs/missing_at_random.csv --summary
+    python -m tests.benchmarks.missing_at_random --out runs/missing_at_random.csv \\
+        --summary docs/measured/data
 
 Rows are drawn from a known law, and which entries are missing depends on those that are there:
 
@@ -27,7 +28,6 @@ beside 100,000 rows of the law:
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import sys
 import time
@@ -44,6 +44,7 @@ from numpy.typing import NDArray
 from inference import Table
 from pyro_mdm import condition
 from tests.benchmarks import runs
+from tests.benchmarks.documented import mean_and_error, seeds_in_words, write
 
 Values = NDArray[np.float64]
 WAYS = ("fill", "skip", "leave_out")
@@ -190,19 +191,24 @@ def work(job: runs.Row, number: int) -> runs.Row:
         return found | {"coverage": coverage(table, whole, frame), "cpu_seconds": seconds}
 
 
-def summarize(file: Path) -> str:
+def summarize(file: Path, folder: Path) -> None:
     """Means over seeds and their standard errors."""
-    rows = pd.DataFrame([*csv.DictReader(file.open(newline=""))]).astype(
-        dict.fromkeys(SCORES, float)
+    rows = pd.read_csv(file)
+    made = []
+    for law in LAWS:
+        for way in WAYS:
+            fits = rows[(rows.law == law) & (rows.gaps == way)]
+            if fits.empty:
+                continue
+            cells: dict[str, object] = {"law": law, "gaps": way}
+            for name in SCORES[:-1]:
+                cells[name], cells[f"{name}_se"] = mean_and_error(fits[name])
+            made.append(cells | {"cpu_seconds": f"{fits.cpu_seconds.mean():.0f}"})
+    command = "python -m tests.benchmarks.missing_at_random --out runs/missing_at_random.csv"
+    notes = ["errors are the largest of all columns; coverage is of intervals of 90%"]
+    write(
+        folder / "gaps-laws.csv", pd.DataFrame(made), [command], seeds_in_words(rows), None, notes
     )
-    groups = rows.groupby(["law", "gaps"], sort=False)[[*SCORES]]
-    lines = ["| law | gaps | " + " | ".join(SCORES) + " |", "|---|---|" + "---|" * len(SCORES)]
-    for (law, way), values in groups:
-        count, mean = len(values), values.mean()
-        error = values.std() / math.sqrt(count) if count > 1 else mean * math.nan
-        cells = [f"{mean[name]:.3f} ± {error[name]:.3f}" for name in SCORES[:-1]]
-        lines.append(f"| {law} | {way} | {' | '.join(cells)} | {mean['cpu_seconds']:.0f} |")
-    return "\n".join(lines)
 
 
 def main() -> None:
@@ -213,10 +219,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/missing_at_random.csv"))
-    parser.add_argument("--summary", action="store_true", help="print the table made of --out")
+    parser.add_argument("--summary", type=Path, help="folder of the table made of --out")
     options = parser.parse_args()
     if options.summary:
-        print(summarize(options.out))
+        summarize(options.out, options.summary)
         return
     torch.set_num_threads(1)
     jobs: list[dict[str, Any]] = [

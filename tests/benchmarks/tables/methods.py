@@ -207,7 +207,21 @@ def diffusion(problem: Problem) -> Answer:
 
     table = Table(seed=problem.seed).fit(problem.frame(False))
     draws = table.impute(problem.frame(True), problem.draws)
-    return problem.codes(draws).reshape(problem.draws, -1, len(problem.names)), None
+    codes = problem.codes(draws).reshape(problem.draws, -1, len(problem.names))
+    return present(codes, problem), None
+
+
+def present(draws: Numbers, problem: Problem) -> Numbers:
+    """Draws in which no entry is absent, (S, n, d): all that are scored exist, which a method is
+    not told. In the place of an absence is another draw of the entry, or of the column's values."""
+    rng = np.random.default_rng(problem.seed)
+    draws = draws.copy()
+    for i, j in np.argwhere(np.isnan(draws).any(0)):
+        entry = draws[:, i, j]
+        absent = np.isnan(entry)
+        values = problem.rows[: problem.train, j] if absent.all() else entry
+        entry[absent] = rng.choice(values[~np.isnan(values)], absent.sum())
+    return draws
 
 
 METHODS: dict[str, Callable[[Problem], Answer]] = {
