@@ -89,8 +89,8 @@ def test_a_recipe_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     def few(self: CIFAR10, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
         generator = torch.Generator().manual_seed(0)
-        codes = torch.randint(3, (16, 3, 32, 32), generator=generator, dtype=torch.uint8)
-        return codes[:8], codes[8 : 8 + 4 * holdout], codes[12:]
+        codes = torch.randint(3, (32, 3, 32, 32), generator=generator, dtype=torch.uint8)
+        return codes[:16], codes[16 : 16 + 8 * holdout], codes[24:]
 
     monkeypatch.setattr(CIFAR10, "split", few)
     small = CIFAR10.networks["small"] | {"base": 8}
