@@ -21,7 +21,7 @@ SHORT: dict[str, Any] = {
     "model": "toy",
     "steps": 4,
     "checkpoint_every": 2,
-    "measure_every": 2,
+    "measure_every": 4,
     "batch_size": 32,
     "warmup": 1,
     "draws": 1,
@@ -37,6 +37,7 @@ def be_brief(patch: pytest.MonkeyPatch, *, figures: bool = False) -> None:
     """Until the patch is undone; with ``figures`` they are drawn, of few samples."""
     from inference import environment, report, table
     from pyro_mdm.plots import figures as drawing
+    from pyro_mdm.samplers import grids
 
     for name in () if figures else ("draw_training", "draw_end"):
         patch.setattr(report, name, lambda *arguments: None)
@@ -47,6 +48,7 @@ def be_brief(patch: pytest.MonkeyPatch, *, figures: bool = False) -> None:
     patch.setattr(report, "SAMPLES", 2)
     patch.setattr(report, "SAMPLER_CALLS", (2, 3))
     patch.setattr(drawing, "Figure", _without_layout)
+    patch.setattr(grids, "KNOTS", 32)
     for name, number in (("PILOT", 8), ("LEAST", 16), ("MOST", 64)):
         patch.setattr(table, name, number)
     for module in (table, report.sample):

@@ -39,8 +39,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     most: float | None = config.getoption("at_most")
-    if most is not None and config.cache is not None:
-        prices: dict[str, float] = config.cache.get(KEPT, {})
+    cache = getattr(config, "cache", None)  # none with -p no:cacheprovider
+    if most is not None and cache is not None:
+        prices: dict[str, float] = cache.get(KEPT, {})
         dear = [item for item in items if prices.get(item.nodeid, 0.0) > most]
         config.hook.pytest_deselected(items=dear)
         items[:] = [item for item in items if prices.get(item.nodeid, 0.0) <= most]
@@ -72,8 +73,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Keep the prices of a run that no rounding noise made dearer."""
     config = session.config
     noisy, works = config.getoption("rounding_noise"), hasattr(config, "workerinput")
-    if config.cache is not None and not noisy and not works:
-        config.cache.set(KEPT, config.cache.get(KEPT, {}) | _prices)
+    cache = getattr(config, "cache", None)
+    if cache is not None and not noisy and not works:
+        cache.set(KEPT, cache.get(KEPT, {}) | _prices)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

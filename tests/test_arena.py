@@ -146,7 +146,7 @@ def test_lotka_volterra_conserves_what_it_conserves() -> None:
 
 def test_c2st_tells_laws_that_differ_alone() -> None:
     rng = np.random.default_rng(0)
-    reference, same = rng.normal(size=(2, 200, 4))
+    reference, same = rng.normal(size=(2, 200, 2))
     assert scores.c2st(reference, same) == pytest.approx(0.5, abs=5 * 0.5 / 400**0.5)
     reference, other = rng.normal(size=(2, 400, 1))
     best = 0.5 * (1 + math.erf(1 / 2**0.5))

@@ -161,8 +161,10 @@ def of_levels(score: str, decoder: str) -> tuple[Any, Any, Tensor]:
     return model, DiffusionGuide(diffusion), bound_by_quadrature(model.eval(), ROWS)
 
 
-@pytest.mark.parametrize("draws", [1, 4])
-@pytest.mark.parametrize(("score", "decoder"), BOUNDS)
+@pytest.mark.parametrize(
+    ("score", "decoder", "draws"),
+    [(*which, draws) for i, which in enumerate(BOUNDS) for draws in ((1,), (4,), (1, 4))[i % 3]],
+)
 def test_the_error_of_a_datum_covers_its_bound(score: str, decoder: str, draws: int) -> None:
     """Within 1.96 errors lie 93 to 97% of data, however few draws there are.
 

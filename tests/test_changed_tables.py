@@ -151,9 +151,18 @@ def opened(run: Path) -> Table:
     return table
 
 
+@pytest.fixture(scope="module")
+def before(made: Path) -> dict[str, Any]:
+    """Of the run whose table is as it was."""
+    with pytest.MonkeyPatch.context() as patch:
+        be_brief(patch)
+        return numbers(opened(made / "run"))
+
+
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_changed_table_is_said_and_changes_no_number(made: Path, run: Path, name: str) -> None:
-    before = numbers(opened(made / "run"))
+def test_a_changed_table_is_said_and_changes_no_number(
+    before: dict[str, Any], run: Path, name: str
+) -> None:
     change(run.parent / "people.csv", name)
     with pytest.warns(UserWarning, match=SAID):
         changed = opened(run)

@@ -336,7 +336,7 @@ def chain_on_a_grid(model: Any, steps: int) -> tuple[Tensor, Tensor]:
     diffusion = model.diffusion
     times = Ancestral(steps).times(diffusion)
     kernels = posterior(diffusion, times[:-1], times[1:])
-    y = torch.linspace(-6, 6, 2001).double()
+    y = torch.linspace(-6, 6, 801).double()
     p = dist.Normal(0.0, float(diffusion.prior_covariance) ** 0.5).log_prob(y).softmax(0)
     for i in range(steps):
         kernel = kernels.at(i)

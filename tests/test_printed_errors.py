@@ -17,7 +17,7 @@ from tests.benchmarks.coverage import lognormal
 from tests.known_bound import DIMS, MEAN, VARIANCE, denoiser, programs
 from tests.problems import normal
 
-REPEATS = 40
+REPEATS = 30
 UNIT = DIMS * math.log(2)
 
 

@@ -42,6 +42,10 @@ SHORTER = {
     r"\(300": "(30",  # data
     r"\(updates=\d{3,}": "(updates=20",
     r"num_samples=30\)": "num_samples=6)",  # each a run of particles
+    r"num=50\)": "num=3)",  # each drawn by steps
+    r"draws=8\)": "draws=2)",
+    r"particles=2000": "particles=200",
+    r"steps=50, repeats=4": "steps=10, repeats=4",
 }
 """What of an example is less where it is run."""
 
@@ -63,6 +67,7 @@ EXAMPLES = [
 ]
 
 
+@pytest.mark.usefixtures("few_pictures")
 @pytest.mark.parametrize(("block", "page"), EXAMPLES)
 def test_examples_run(block: str, page: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from inference import restore
 from inference.loading import load_trained
+from inference.restoration import Restoration
 from inference.restore import TASKS, Restored, coverage, psnr, restored
 from inference.train import train
 from models import Digits, Toy
@@ -21,6 +22,9 @@ from pyro_mdm import CLD
 from pyro_mdm.measurements import Mask, covariance
 from tests.brief import SHORT, be_brief
 from tests.programs import run_program
+
+PIXEL = torch.zeros(3, 1, 1, dtype=torch.uint8)
+"""In place of a picture."""
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +84,7 @@ def test_a_labelled_run_is_told_what_is_given_alone(
         return own(model, *arguments, **more)
 
     monkeypatch.setattr(restore, "restored", looked_at)
+    monkeypatch.setattr(restore, "picture", lambda *arguments: PIXEL)
 
     def said_of(run: str, given: Any = None) -> str:
         few: dict[str, Any] = {"num_images": 3, "steps": 1}
@@ -124,6 +129,7 @@ def test_each_label_is_measured_once_by_its_own_images(
         return made(x)
 
     monkeypatch.setattr(covariance.DataCovariance, "of", counted)
+    monkeypatch.setattr(Restoration, "page", lambda self: PIXEL)
     files = [tmp_path / f"{name}.png" for name in "abc"]
     options: dict[str, Any] = {"task": "denoise", "noise": 0.1, "steps": 1, "accelerator": "cpu"}
     part = load_trained(labelled / "some")[1].problem.part("train")

@@ -85,6 +85,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> dict[str, Path]
     return {"digits": made(folder, "digits", "digits"), "squares": made(folder, "squares", squares)}
 
 
+@pytest.fixture(autouse=True)
+def plain(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages hold nothing, but in tests that ask for ``drawn``."""
+    if "drawn" not in request.fixturenames:
+        pixel = torch.zeros(3, 1, 1, dtype=torch.uint8)
+        monkeypatch.setattr(Restoration, "page", lambda self: pixel)
+
+
+@pytest.fixture
+def drawn() -> None:
+    """Pages are those of restorations."""
+
+
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
     """A folder of measured images and masks."""
@@ -185,6 +198,7 @@ def test_a_file_is_the_measurement_itself(
 @pytest.mark.parametrize("how", ["--mask mask.png", "--mask mask3.png", "--operator mine.py:upper"])
 def test_white_of_a_mask_is_seen(
     how: str,
+    drawn: None,
     runs: dict[str, Path],
     here: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -270,7 +284,7 @@ def test_test_images_are_measured_by_ones_own_operator_too(
 # -- what is said ----------------------------------------------------------------------------------
 
 
-def test_what_is_said_without_the_truth() -> None:
+def test_what_is_said_without_the_truth(drawn: None) -> None:
     """Residuals beside the noise, and widths where an image is seen and where not."""
     torch.manual_seed(0)
     shape, seen = (1, 20, 20), torch.arange(400).reshape(1, 20, 20) < 100
@@ -279,6 +293,10 @@ def test_what_is_said_without_the_truth() -> None:
     noise = 0.1 * torch.randn(39, *shape)
     one = Restoration(Observation("x", obs, whole), 0.1, obs.float() + noise, noise[:0], obs, 1)
     assert re.search(r", (0\.99|1\.00|1\.01) times the noise .* have 1 ± 0\.04", one.summary())
+    some = FunctionOperator(lambda x: x.flatten(1)[:, :4], shape)
+    numbers = one._replace(observation=Observation("x", obs.flatten()[:4], some)).page()
+    assert numbers.axes[0].get_title() == "measured: 4 numbers"
+    assert one.page().axes[0].get_title() == "measured"
     lower, upper = interval_ends(torch.arange(39.0).flip(0)[:, None])  # the second of each side
     assert (lower.item(), upper.item()) == (1.0, 37.0)
     wide = torch.where(seen, 0.2, 0.5) * torch.linspace(-1, 1, 19).reshape(-1, 1, 1, 1)

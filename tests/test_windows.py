@@ -27,6 +27,7 @@ from pyro_mdm.likelihoods import DiscretizedGaussian
 from pyro_mdm.measurements import Downsample, LinearOperator, Mask, condition_on_measurements
 from pyro_mdm.measurements.covariance import DataCovariance, WindowedCovariance, reference
 from pyro_mdm.networks import MLP, UNet
+from pyro_mdm.samplers import ExponentialIntegrator
 from tests.mistakes import refused
 from tests.problems import ENDS, Silent, normal
 
@@ -53,7 +54,10 @@ class Texture(Denoiser):
 
 def both() -> list[DiffusionModel]:
     """The texture by windows, and exactly."""
-    small, whole = (DiffusionModel(VPSDE(**ENDS), Texture(*size)) for size in (WINDOW, SIZE))
+    small, whole = (
+        DiffusionModel(VPSDE(**ENDS), Texture(*size), sampler=ExponentialIntegrator(24))
+        for size in (WINDOW, SIZE)
+    )
     return [windowed(small, SIZE), whole]
 
 
@@ -95,7 +99,7 @@ def test_a_measured_texture_is_that_of_the_exact_denoiser(operator: LinearOperat
     obs = obs + 0.1 * normal(2, *obs.shape)
     own: dict[str, Any] = {"covariance_from": -math.inf, "max_iterations": 12}
     found, exact = (
-        draws(condition_on_measurements(model, operator, obs, 0.1**2, **own), 8) for model in both()
+        draws(condition_on_measurements(model, operator, obs, 0.1**2, **own), 4) for model in both()
     )
     spread = exact.std(0).mean()
     assert float((found - exact).square().mean().sqrt()) < 0.08 * spread < 0.08
@@ -124,7 +128,7 @@ def test_a_larger_image_has_the_covariance_of_its_windows() -> None:
     guided = condition_on_measurements(both()[0], operator, obs, 0.1**2, data=data)
     exact = condition_on_measurements(whole, operator, obs, 0.1**2, covariance_from=-math.inf)
     exact.score_function.max_iterations = 40
-    far, near = (draws(model, 8) - draws(exact, 8) for model in (both()[0], guided))
+    far, near = (draws(model, 4) - draws(exact, 4) for model in (both()[0], guided))
     assert float(near.square().mean().sqrt()) < 0.2 < 0.5 < float(far.square().mean().sqrt())
 
 

@@ -153,6 +153,10 @@ FINE = 513
 """The number of times of which the grid of several blocks and clocks is made."""
 
 
+KNOTS = 1024
+"""The number of times of a table, even in time, and as many even in its logarithm."""
+
+
 class Tabulated:
     """An increasing function of clock time between ε and T, by linear interpolation.
 
@@ -163,7 +167,7 @@ class Tabulated:
     def __init__(self, diffusion: OneBlock, measure: Callable[[Tensor, Factor], Tensor]) -> None:
         end = diffusion.clock(diffusion.horizon)
         start = diffusion.clock(diffusion.start_time)
-        fraction = torch.linspace(0, 1, 1024).to(end)
+        fraction = torch.linspace(0, 1, KNOTS).to(end)
         tau = torch.cat([start * (end / start) ** fraction, start + (end - start) * fraction[1:-1]])
         self.tau = tau.clamp(start, end).unique()
         _, _, factor = diffusion.factorization(self.tau)
