@@ -520,7 +520,7 @@ def test_mistakes_are_told(mixed: Table, tmp_path: Path) -> None:
             lambda: Table.fit(related(), maps="independent", **UNTRAINED),
             "at --maps independent, where no entry",
         ),
-        (law.probabilities, "'age' is nonnegative, expected one with levels"),
+        (law.probabilities, "'age' is rounded, expected one with levels"),
         (lambda: law.interval(1.5), "level is 1.5, expected a probability between 0 and 1"),
         (lambda: mixed.save(tmp_path), "exists; give another name"),
     )
