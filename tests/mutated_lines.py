@@ -725,13 +725,18 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "test_mixed.py::test_a_map_network_starts_at_the_gaussian_law",
         ),
         (
-            "ours * (inverse @ J_b) * ours.mT - _inverse(R[rows, columns])",
-            "ours * (inverse @ J_b) * ours.mT",
+            "G = V.mT @ JV - without @ JV_b",
+            "G = V.mT @ JV",
             "test_table_network.py::test_logits_start_as_bayes_rule_by_the_gaussian_law[0]",
         ),
         (
-            "quadratic = 0.5 * precision.flatten(1)",
-            "quadratic = precision.flatten(1)",
+            "quadratic = 0.5 * (inverse @ G)",
+            "quadratic = (inverse @ G)",
+            "test_table_network.py::test_logits_start_as_bayes_rule_by_the_gaussian_law[0]",
+        ),
+        (
+            "_inverse(one - G @ R_b)",
+            "_inverse(one + G @ R_b)",
             "test_table_network.py::test_logits_start_as_bayes_rule_by_the_gaussian_law[0]",
         ),
         (
