@@ -79,9 +79,11 @@ BATCHES = 8
 DRAWS = 8
 """Network evaluations of each row that is not trained on at the end of a fit: their error is small
 beside that of few rows."""
-STEPS, EVERY, PATIENCE = 400, 50, 4
+STEPS, EVERY, PATIENCE = 800, 100, 3
 """Training steps of a fit, how many are between measurements of the bound on validation data, and
 after how many of these without a fall training ends."""
+RATE = 2e-3
+"""The learning rate of so many steps: 400 at half of it leave log scores of three tables higher."""
 FRESH = 8
 """Draws from the intervals of integers, rounded numbers and atoms, over which a bound is a mean."""
 
@@ -119,8 +121,8 @@ class Table:
             measurements: ``inference.train --resume`` goes on with it if it is interrupted. None:
             a temporary one, for as long as the object lives.
         seed: seed of training, and of all draws.
-        steps: training steps; None: 400, whose learning rate falls to zero, and fewer if the bound
-            on validation data has not fallen in four measurements, 50 steps apart.
+        steps: training steps; None: 800, at a learning rate of 0.002 that falls to zero, and fewer
+            if the bound on validation data has not fallen in three measurements, 100 steps apart.
         num: draws of each row for :meth:`transform`.
         center: of these, which a number becomes: mean or median.
         progress: whether to print what ``inference.train`` prints, such as the kinds of columns,
@@ -846,7 +848,7 @@ def _schedule(table: Table) -> dict[str, Any]:
     """The steps, and where training ends before them if none were asked for."""
     if table.steps is not None:
         return {"steps": table.steps}
-    schedule: dict[str, Any] = {"steps": STEPS}
+    schedule: dict[str, Any] = {"steps": STEPS, "learning_rate": RATE}
     if "measure_every" not in table.settings and table.settings.get("holdout", True):
         schedule |= {"measure_every": EVERY, "patience": PATIENCE}
     return schedule
