@@ -94,6 +94,11 @@ def at_start(run: Run, writer: SummaryWriter, programs: Programs) -> None:
         draw_training(run, writer, programs, 0)
 
 
+def at_more_steps(run: Run, writer: SummaryWriter, programs: Programs, step: int) -> None:
+    """Write the settings of a run again that goes on to more steps than it had."""
+    tensorboard.write_text(writer, "settings", settings(run, programs), step)
+
+
 def settings(run: Run, programs: Programs) -> dict[str, str | float]:
     """The decided settings that distinguish runs."""
     config, (problem, model, _) = run.config, programs

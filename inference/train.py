@@ -280,6 +280,9 @@ class Session:
             )
         if self.fabric.is_global_zero:
             self.run.keep_length()
+            if self.writer is not None and changes and changes[-1][0] == self.done:
+                programs = self.trainee.programs
+                self.report.at_more_steps(self.run, self.writer, programs, self.done)
             if self.trainee.filling is not None and changes and self.done <= changes[-1][0]:
                 self.trainee.filling.values = None  # of a part of the training as it was before
         if self.done < self.settings.steps and not over:

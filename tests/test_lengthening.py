@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from inference import filling, recipe, report, runs
 from inference.checkpoints import latest_checkpoint
@@ -267,3 +268,7 @@ def test_results_of_the_new_end_are_drawn(run: Path, monkeypatch: pytest.MonkeyP
     assert not (run / "samples.png").exists() and not (run / "results.json").exists()
     train(resume=run)
     assert (run / "samples.png").read_bytes() != drawn
+    events = EventAccumulator(str(run / "tensorboard")).Reload().Tensors("settings/text_summary")
+    tables = [event.tensor_proto.string_val[0].decode() for event in events]
+    assert [event.step for event in events] == [0, 4]
+    assert "| steps | 4 |" in tables[0] and "| steps | 6 |" in tables[1]

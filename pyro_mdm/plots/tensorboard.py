@@ -132,10 +132,12 @@ def _write_hparams(writer: SummaryWriter, tag: str, **content: Any) -> None:
     file.add_summary(Summary(value=[value]))
 
 
-def write_text(writer: SummaryWriter, tag: str, rows: Mapping[str, str | float]) -> None:
+def write_text(
+    writer: SummaryWriter, tag: str, rows: Mapping[str, str | float], step: int = 0
+) -> None:
     """Write names and values as a table on the Text page."""
     lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
-    writer.add_text(tag, "\n".join(lines))
+    writer.add_text(tag, "\n".join(lines), step)
 
 
 # -- the bound -------------------------------------------------------------------------------------
