@@ -1,10 +1,10 @@
 """Reports of a training run, during training and at its end.
 
-Numbers are written at every measurement: those of a learned diffusion, and terms of the bound once
-they do not print as 0.000. Figures cost more. Those of a learned diffusion, of the bound over
-training, and of the columns of a table and their calibration are drawn at the 1st, 2nd, 4th, 8th, …
-measurement and at the end, those of a fixed diffusion at the start, others at the end alone. A
-diffusion without a closed form has figures of simulated paths and of the drift.
+Numbers are written at every measurement: those of a learned diffusion, and all terms of the bound.
+Figures cost more. Those of a learned diffusion, of the bound over training, and of the columns of a
+table and their calibration are drawn at the 1st, 2nd, 4th, 8th, … measurement and at the end, those
+of a fixed diffusion at the start, others at the end alone. A diffusion without a closed form has
+figures of simulated paths and of the drift.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -50,9 +50,6 @@ METRICS = {
     "uncertainty/standard_error/test/bits_per_dim": "± standard error",
 }
 """The last columns of the table of runs, titles by tag; with four settings they fit a screen."""
-
-NEGLIGIBLE = 5e-4
-"""The value in bits/dim below which a term prints as 0.000; it gets curves once it is above."""
 
 OBJECTIVE = "objective/bits_per_dim"
 """The tag of the training objective."""
@@ -351,28 +348,10 @@ def _log_bound(
     edges, values, errors = bound.by_log_snr
     by_log_snr = {"diffusion_by_log_snr": values, "diffusion_by_log_snr_error": errors}
     record: dict[str, Any] = {"terms": bound.terms, "log_snr_edges": edges, **by_log_snr}
-    earlier = [record["terms"] for record in run.history() if "terms" in record]
+    if not any("terms" in earlier for earlier in run.history()):
+        _lay_out(writer, programs.problem, [*bound.terms])
     run.record(step, part, record | {"num_data": bound.num_data})
-    always = ["prior_kl"] if kind_of(programs.model.diffusion).learned_ends else []
-    terms = _noticeable([*earlier, bound.terms], always)
-    if not earlier or terms != _noticeable(earlier, always):
-        _lay_out(writer, programs.problem, terms)
-    here = {term: bound.terms[term] for term in terms if term in bound.terms}
-    tensorboard.write_bound(writer, part, here, step)
-
-
-def _noticeable(measured: Sequence[Mapping[str, Any]], always: Sequence[str]) -> list[str]:
-    """The terms of the bound that do not always print as 0.000, and those of ``always``."""
-
-    def differs(value: float | None) -> bool:
-        # what is not finite, None in a record, differs
-        return value is None or not abs(value) < NEGLIGIBLE
-
-    def is_noticed(term: str) -> bool:
-        values = (terms.get(term, (0.0, 0.0)) for terms in measured)
-        return term in always or any(any(map(differs, pair)) for pair in values)
-
-    return [term for term in tensorboard.TERMS if is_noticed(term)]
+    tensorboard.write_bound(writer, part, bound.terms, step)
 
 
 def _lay_out(writer: SummaryWriter, problem: Problem, terms: list[str]) -> None:
