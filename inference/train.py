@@ -13,6 +13,7 @@ weights, on one kind of machine bit for bit.
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 import warnings
@@ -242,7 +243,8 @@ class Session:
             row = {"learning_rate": taken.rate, "gradient_norm": taken.norm}
             row |= {"seconds": self.seconds}
             self.report.objective(self.run, self.writer, mean, error, row, self.done)
-        return f"{mean:.3f} ± {error:.3f} bits/dim"
+        with_error = f" ± {error:.3f}" if math.isfinite(error) else ""  # of one step it has none
+        return f"{mean:.3f}{with_error} bits/dim"
 
     def measure(self) -> None:
         """Measure the bound."""

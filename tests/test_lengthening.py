@@ -272,3 +272,9 @@ def test_results_of_the_new_end_are_drawn(run: Path, monkeypatch: pytest.MonkeyP
     tables = [event.tensor_proto.string_val[0].decode() for event in events]
     assert [event.step for event in events] == [0, 4]
     assert "| steps | 4 |" in tables[0] and "| steps | 6 |" in tables[1]
+
+
+def test_a_mean_of_one_step_has_no_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    train(run=tmp_path / "run", **OPTIONS | {"steps": 2})
+    said = capfd.readouterr().err
+    assert "bits/dim" in said and "nan" not in said
