@@ -99,7 +99,7 @@ def test_pairs_are_exact_where_the_models_are_one() -> None:
 
 
 def test_a_comparison_prints_bounds_and_differences_with_intervals() -> None:
-    pairs = {name: programs(cut(CLD()), denoiser(bias)) for name, bias in (("a", 0.0), ("b", 0.5))}
+    pairs = {name: programs(cut(CLD()), denoiser(bias)) for name, bias in (("a", 0.0), ("b", 2.0))}
     comparison = compare(pairs, data(60), draws=2)
     title, head, a, b, difference = str(comparison).splitlines()
     assert title == f"bounds of 60 data of {data(1).shape[1]} dimensions, at the same draws"
