@@ -203,7 +203,7 @@ class Energy(nn.Module):
         self.a = nn.Parameter(torch.ones(1))
 
     def forward(self, y: Tensor) -> Tensor:
-        return nn.functional.softplus(self.a) * y**2
+        return nn.functional.softplus(self.a) * y**2 / 4
 
 
 def hamiltonian(**options: Any) -> HamiltonianDiffusion:
