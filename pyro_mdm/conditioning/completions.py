@@ -82,10 +82,7 @@ class Completions:
         self.incomplete = self.missing.flatten(1).any(1).nonzero().squeeze(1)
         mean, variance = moments(x)
         spread = variance.sqrt().to(x.dtype)
-        self._mean, self._reach = (
-            mean.to(x.dtype),
-            REACH * spread.clamp_min(float(spread.nanmean())),
-        )
+        self._mean, self._reach = mean.to(x.dtype), REACH * spread.maximum(spread.nanmean())
         self._least = torch.where(self.missing, math.inf, x).amin(0)
         self._most = torch.where(self.missing, -math.inf, x).amax(0)
 

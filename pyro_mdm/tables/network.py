@@ -213,7 +213,7 @@ class Told(NamedTuple):
     codes: Tensor  # v - δ of levels in their columns, (L, columns, w)
     slopes: Tensor  # B, the regression of all dimensions on the columns', (d, columns w)
     without: Tensor  # (J V)_bᵀ J_bb^{-1}, (maps, columns, w, w)
-    inverse: Tensor  # (1 - G R_bb)^{-1}, (maps, columns, w, w); 0 where they are not generated
+    inverse: Tensor  # (1 - G R_bb)^{-1}, (maps, columns, w, w); 1 where they are not generated
     quadratic: Tensor  # ½ u·Λu of levels, (maps, L)
 
 
@@ -303,7 +303,8 @@ class LevelLogits(Recorded, nn.Module):
             J_b = torch.where(some, J[:, rows, columns], one)
             without = JV_b.mT @ _inverse(J_b)
             G = V.mT @ JV - without @ JV_b
-            inverse = torch.where(some, _inverse(one - G @ R_b), 0)
+            G = torch.where(some, G, 0)  # of the others it is not asked, and may be singular
+            inverse = _inverse(one - G @ R_b)
             here = self.columns[dims] == self.of_levels[:, None, None]
             codes = self.codes[:, dims] - here * offset[dims]
             products = codes.unsqueeze(-1) * codes.unsqueeze(-2)
