@@ -169,8 +169,12 @@ def compare(
     _check_out(out, overwrite)
     device = start(accelerator).device
     entries = open_runs(runs)
+    double = any(entry.programs.problem.dtype == torch.float64 for entry in entries)
     for entry in entries:
         entry.programs.model.to(device)
+        if double:  # a network of float32 has the same values, to rounding
+            entry.programs.problem.dtype = torch.float64
+            entry.programs.model.double()
     x, log_det, levels = _shared_data(entries, part, seed)
     few = num_data is not None and num_data < len(x)
     chosen = spread(len(x), num_data) if few and num_data is not None else slice(None)

@@ -19,7 +19,7 @@ YOUNGER = (
     *("decay", "compile", "channels_last", "step_size", "points", "objective"),
     *("stationary_variance", "logit_margin", "decoder_in_loss", "times", "maps"),
     *("likelihood", "time_varying", "learn_ends", "learn_stationary", "condition"),
-    *("context_dropout", "split_seed", "threads", "patience"),
+    *("context_dropout", "split_seed", "threads", "patience", "adam_epsilon", "grid"),
 )
 """Settings that older run folders lack, which were trained with their defaults."""
 

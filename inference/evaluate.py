@@ -43,7 +43,7 @@ from inference.completion import PIECE
 from inference.output import check_out, csv_bytes, png
 from inference.pieces import read_pieces, text_columns
 from inference.plan import Programs
-from inference.processes import Precision, autocast_dtype, start
+from inference.processes import Whole, autocast_dtype, start
 from inference.reuse import Another, Opened, against_own, open_run
 from inference.runs import RunError
 from inference.table import Table
@@ -88,7 +88,7 @@ def evaluate(
     test_size: int | None = None,
     classify: bool = False,
     accelerator: str = "auto",
-    precision: Precision = "32-true",
+    precision: Whole = "32-true",
     out: Path | None = None,
     calibration: Path | None = None,
     overwrite: bool = False,
@@ -125,7 +125,7 @@ def evaluate(
         classify: with a run of --condition labels: classify the test data by Bayes' rule from the
             bounds given each class, with --draws network calls per datum and class.
         accelerator: cpu, cuda, … or auto. Under torchrun all processes share the work of elbo.
-        precision: precision of the network.
+        precision: precision of the network; a run of 64-true stays so.
         out: a .csv for the bound on each datum, its Monte Carlo error, its label and, with
             --classify, the probability of each class. ``row`` is the index of the datum, from 0, in
             the data set, such as a row of the table, or in an official test part. For dequantized

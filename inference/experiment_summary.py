@@ -37,6 +37,7 @@ def summarize(
     seeds: Sequence[int],
     *,
     starts: Mapping[str, str] | None = None,
+    fixed: Sequence[str] = (),
     half_width: float,
     draws: int,
     num_data: int | None = None,
@@ -49,6 +50,8 @@ def summarize(
     Args:
         guides: the guides of each score; all are compared with the first.
         starts: for each learned guide the one that it starts as.
+        fixed: guides that the others, which are learned, are set beside one by one, in learned.csv
+            and learned.md.
         half_width: the half-width of each comparison, bits/dim.
         draws: the most network calls per datum and run.
         num_data: the most test data of each comparison; all by default.
@@ -71,6 +74,10 @@ def summarize(
     rows = summary_rows(folder, guides, seeds, starts)
     write_atomically(folder / "summary.csv", csv_bytes(rows))
     write_atomically(folder / "summary.md", markdown(rows).encode())
+    if fixed:
+        beside = learned_rows(folder, guides, seeds, fixed)
+        write_atomically(folder / "learned.csv", csv_bytes(beside))
+        write_atomically(folder / "learned.md", learned_markdown(beside).encode())
     moved = {
         score: [
             guide
@@ -119,15 +126,7 @@ def summary_rows(
             row["start"] = start if start in of_score else ""
             for name, other in (("difference", of_score[0]), ("gain", row["start"])):
                 others = [f"{score}-{other}-{seed}" if other else "" for seed in seeds]
-                pairs = [_pair(d, a, b) for (_, d), a, b in zip(read, names, others, strict=True)]
-                values = [value for value, _ in pairs]
-                row[name] = statistics.fmean(values)
-                row[f"{name}_standard_error"] = _error(values)
-                row[f"{name}_images"] = statistics.fmean(error for _, error in pairs)
-                over_seeds = _reach(len(seeds)) * row[f"{name}_standard_error"]
-                reach = math.hypot(over_seeds, Z95 * row[f"{name}_images"])
-                row[f"{name}_low_95"] = row[name] - reach
-                row[f"{name}_high_95"] = row[name] + reach
+                row |= _difference(read, names, others, name)
             changes = [_step_bias(folder / name) for name in names]
             row["half_the_step"] = statistics.fmean(changes)
             row["half_the_step_standard_error"] = _error(changes)
@@ -137,6 +136,63 @@ def summary_rows(
 
 
 ENDS = ("log_snr_min", "log_snr_max")
+
+
+def _difference(
+    read: Sequence[tuple[dict[str, Row], list[Row]]],
+    firsts: Sequence[str],
+    seconds: Sequence[str],
+    name: str,
+) -> Row:
+    """The mean of first - second over seeds, with its errors and interval, as columns ``name…``."""
+    pairs = [_pair(d, a, b) for (_, d), a, b in zip(read, firsts, seconds, strict=True)]
+    values = [value for value, _ in pairs]
+    mean, error = statistics.fmean(values), _error(values)
+    images = statistics.fmean(error for _, error in pairs)
+    reach = math.hypot(_reach(len(pairs)) * error, Z95 * images)
+    row: Row = {name: mean, f"{name}_standard_error": error, f"{name}_images": images}
+    return row | {f"{name}_low_95": mean - reach, f"{name}_high_95": mean + reach}
+
+
+def learned_rows(
+    folder: Path,
+    guides: Mapping[str, Sequence[str]],
+    seeds: Sequence[int],
+    fixed: Sequence[str],
+) -> list[Row]:
+    """A row for each learned guide and each fixed one: the difference of their bounds, learned less
+    fixed, in bits/dim, with the intervals of :func:`summary_rows`."""
+    rows = []
+    for score, of_score in guides.items():
+        read = [_comparison(folder / "comparisons" / f"{score}-{seed}") for seed in seeds]
+        for guide in of_score:
+            for other in fixed if guide not in fixed else ():
+                ours = [f"{score}-{guide}-{seed}" for seed in seeds]
+                theirs = [f"{score}-{other}-{seed}" for seed in seeds]
+                row: Row = {"score": score, "learned": guide, "fixed": other, "seeds": len(seeds)}
+                rows.append(row | _difference(read, ours, theirs, "difference"))
+    return rows
+
+
+def learned_markdown(rows: Sequence[Row]) -> str:
+    """Does a learned diffusion match or surpass fixed ones? A table, and the answer in words."""
+    lines = [
+        "| learned | fixed | learned less fixed, bits/dim (95% interval) | so the learned one |",
+        "|---|---|---|---|",
+    ]
+    for row in rows:
+        low, high = row["difference_low_95"], row["difference_high_95"]
+        if math.isnan(low):
+            words = "one seed cannot tell"
+        elif high < 0:
+            words = "surpasses it"
+        elif low > 0:
+            words = "falls behind"
+        else:
+            words = f"matches it within {max(-low, high):.3f}"
+        names = f"| {row['learned']} | {row['fixed']} |"
+        lines.append(f"{names} {_interval(row, 'difference')} | {words} |")
+    return "\n".join(lines) + "\n"
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -151,7 +207,7 @@ def markdown(rows: Sequence[Row]) -> str:
         difference = "0" if row["guide"] == rows[0]["guide"] else _interval(row, "difference")
         lines.append(
             f"| {row['score']} | {row['guide']} | {row['log_snr_min']:.1f} to "
-            f"{row['log_snr_max']:.1f} | {row['bits_per_dim']:.3f} ± {row['standard_error']:.3f} | "
+            f"{row['log_snr_max']:.1f} | {_with_error(row)} | "
             f"{row['prior_kl_bits_per_dim']:.4f} | {difference} |"
         )
         if simulated:
@@ -170,9 +226,17 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _with_error(row: Row) -> str:
+    """A bound with its standard error over seeds, without one of a single seed."""
+    error = row["standard_error"]
+    return f"{row['bits_per_dim']:.3f}" + ("" if math.isnan(error) else f" ± {error:.3f}")
+
+
 def _interval(row: Row, name: str) -> str:
     """A difference with its 95% interval, bold where that excludes 0."""
     low, high = row[f"{name}_low_95"], row[f"{name}_high_95"]
+    if math.isnan(low):
+        return f"{row[name]:+.3f} (one seed)"
     text = f"{row[name]:+.3f} ({low:+.3f} to {high:+.3f})"
     return f"**{text}**" if low > 0 or high < 0 else text
 

@@ -40,7 +40,7 @@ def check_training(settings: Decided, programs: Programs, processes: int) -> Non
         _check_simulated(settings, cast(NonlinearDiffusion, model.diffusion))
     if settings.sampler is not None:
         steps, score = settings.sampler_steps, model.score_function
-        make_sampler(settings.sampler, steps, model.diffusion, score)
+        make_sampler(settings.sampler, steps, model.diffusion, score, settings.grid)
     if settings.flip and not isinstance(problem, ImageProblem):
         raise ValueError(f"--flip mirrors images; --model {settings.model} has none")
 

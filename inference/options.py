@@ -184,6 +184,8 @@ class Optimization:
         warmup: steps of linear warm-up, at most a tenth of all.
         decay: learning rate after the warm-up: a cosine that falls to zero, or constant.
         clip: largest norm of the gradient of the loss in nats per dimension.
+        adam_epsilon: ε of Adam, for gradients of the loss in nats per dimension; 1e-8 for the loss
+            of a whole datum, as in the paper, is 1e-8/d here.
         ema_decay: decay of the averaged weights, which are evaluated and sampled; 0 for no
             averaging.
         seed: seed of everything random.
@@ -198,6 +200,7 @@ class Optimization:
     warmup: int = 100
     decay: Literal["cosine", "constant"] = "cosine"
     clip: float = 1.0
+    adam_epsilon: float = 1e-8
     ema_decay: float = 0.995
     seed: int = 0
 
@@ -220,6 +223,8 @@ class Evaluation:
             exponential, stochastic for a score of the raw state, or euler for a nonlinear guide.
         sampler_steps: steps of the sampler, one network call each for most; by default 25 for
             exponential, 50 for stochastic, 256 for others.
+        grid: the sampler's grid of times: information, log_snr, log_volume, karras, quadratic or
+            progress; by default its own.
         figures: draw figures for TensorBoard, some seconds each; without them it has numbers and
             samples.
         patience: stop after this many measurements in a row without a fall of the bound on
@@ -235,6 +240,7 @@ class Evaluation:
     num_samples: int = 64
     sampler: str | None = None
     sampler_steps: int | None = None
+    grid: str | None = None
     figures: bool = True
     patience: int | None = None
 
@@ -246,6 +252,7 @@ class Machine:
     Args:
         accelerator: cpu, cuda, … or auto, as lightning.fabric names them.
         precision: precision of the network; data, noise and bound stay float32, kernels float64.
+            With 64-true all of it is float64, which log SNRs above 30 need.
         compile: backend of torch.compile for the network, such as inductor.
         channels_last: store the network's weights with channels last; faster on recent GPUs.
         threads: CPU threads; by default OMP_NUM_THREADS, or as many as there are idle cores when

@@ -91,6 +91,8 @@ class Plan:
     def build(self, *, fitted: bool = True) -> Programs:
         """The untrained programs; ``fitted`` as in :meth:`models.base.Problem.build`."""
         settings, problem = self.settings, self.problem
+        if settings.precision == "64-true":
+            problem.dtype = torch.float64
         torch.manual_seed(seed_from(settings.seed, "initial weights"))
         shape = problem.event_shape
         diffusion = build_diffusion(self.guide, event_shape=shape, simulation=settings)
@@ -116,6 +118,8 @@ class Plan:
         if settings.times is not None:
             self._check_times(model)
             score.times = settings.times
+        if problem.dtype == torch.float64:
+            model.double()
         return Programs(problem, model, DiffusionGuide(diffusion))
 
     def _check_times(self, model: DiffusionModel) -> None:

@@ -30,12 +30,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+Precision = Literal["32-true", "bf16-mixed", "16-mixed", "64-true"]
+Whole = Literal["32-true", "bf16-mixed", "16-mixed"]
+"""Precisions of a network whose weights are float32."""
 
 DTYPES: dict[str, torch.dtype | None] = {
     "32-true": None,
     "bf16-mixed": torch.bfloat16,
     "16-mixed": torch.float16,
+    "64-true": None,
 }
 SMALLEST_SCALE = 1e-4  # of a float16 loss; below it no gradient fits
 

@@ -49,11 +49,11 @@ def optimizer(
         if group
     ]
     if muon:
-        return names, Muon(given, weight_decay=0.0)
+        return names, Muon(given, eps=settings.adam_epsilon, weight_decay=0.0)
     # one kernel for all parameters: on a CPU a loop over them takes seven times as long; it would
     # undo a loss scale itself, before gradients are clipped
     fused = not scaled and {p.device.type for p in model.parameters()} <= {"cpu", "cuda"}
-    return names, torch.optim.AdamW(given, weight_decay=0.0, fused=fused)
+    return names, torch.optim.AdamW(given, eps=settings.adam_epsilon, weight_decay=0.0, fused=fused)
 
 
 def schedule(step: int, steps: int, warmup: int, decay: str = "cosine") -> float:

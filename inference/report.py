@@ -320,10 +320,12 @@ def compare_with_rows(run: Run, writer: SummaryWriter, programs: Programs, step:
 
 def _drawn(run: Run, programs: Programs, number: int) -> Tensor | None:
     """Samples by the run's own sampler; None: it could not draw them."""
-    sampler, steps, seed = (run.config[name] for name in ("sampler", "sampler_steps", "seed"))
+    names = "sampler", "sampler_steps", "grid", "seed"
+    sampler, steps, grid, seed = (run.config[name] for name in names)
     # None of a run that began when this was the default
     sampler = sampler or kind_of(programs.model.diffusion).sampler
-    return _samples(programs, number, sampler=sampler, steps=steps, seed=seed, progress=True)
+    options = sample.Sampling(sampler=sampler, steps=steps, grid=grid, seed=seed, progress=True)
+    return _samples(programs, number, **options)
 
 
 def draw_samples(run: Run, writer: SummaryWriter, programs: Programs, step: int) -> None:

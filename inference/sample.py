@@ -63,7 +63,11 @@ def default_steps(sampler: str) -> int:
 
 
 def make_sampler(
-    name: str, steps: int | None, diffusion: Diffusion, score: Score | None = None
+    name: str,
+    steps: int | None,
+    diffusion: Diffusion,
+    score: Score | None = None,
+    grid: str | None = None,
 ) -> Callable[..., Tensor]:
     """The sampler called ``name``, for a diffusion, and for a score if there is one.
 
@@ -71,16 +75,21 @@ def make_sampler(
         name: the name of a class or function. One that takes a ``shape`` is a sampler itself; any
             other is called with ``steps``.
         steps: the number of steps; :func:`default_steps` by default.
+        grid: the name of its grid of times; None: its own.
 
     Raises:
         NameNotFoundError: see :func:`~inference.names.find`.
         TypeError: it is no sampler, or needs closed forms that the diffusion does not have.
+        ValueError: an unknown grid, or a sampler that takes none.
     """
     steps = default_steps(name) if steps is None else steps
     named = sampler = find("sampler", name)
+    if grid is not None and not takes(named, "grid"):
+        raise ValueError(f"--grid is {grid}, and --sampler {name} takes none; leave it out")
     other = inspect.isclass(named) and not issubclass(named, Sampler)
     if callable(named) and not (other or takes(named, "shape")):
-        sampler = call("sampler", name, named, {"steps": steps})
+        chosen = {} if grid is None else {"grid": grid}
+        sampler = call("sampler", name, named, {"steps": steps, **chosen})
     if other or not takes(sampler, "shape"):
         returned = sampler is not named
         raise wrong_kind("sampler", name, sampler, Sampler, returned=returned)
@@ -89,6 +98,8 @@ def make_sampler(
     if isinstance(sampler, Sampler):
         try:
             sampler.check(diffusion, score)
+            if grid is not None:
+                sampler.times(diffusion)
         except TypeError as error:
             raise TypeError(f"--sampler {name}: {error}, --sampler euler") from error
     return sampler
@@ -118,6 +129,7 @@ class Sampling(TypedDict, total=False):
 
     sampler: str | None
     steps: int | None
+    grid: str | None
     batch_size: int
     seed: int
     progress: bool
@@ -138,9 +150,9 @@ def draw(model: DiffusionModel, num_samples: int, **options: Unpack[Drawing]) ->
     state is kept.
 
     Args:
-        options: ``sampler``, by name, and its ``steps``; ``batch_size``, 256 by default; ``seed``,
-            0 by default; ``progress``, for a progress bar; ``context``, (num_samples, …), for a
-            model that has one; ``guidance``, the weight of classifier-free guidance, see
+        options: ``sampler``, by name, its ``steps`` and ``grid``; ``batch_size``, 256 by default;
+            ``seed``, 0 by default; ``progress``, for a progress bar; ``context``, (num_samples, …),
+            for a model that has one; ``guidance``, the weight of classifier-free guidance, see
             :class:`~pyro_mdm.samplers.Guided`.
 
     Raises:
@@ -156,6 +168,7 @@ def draw_batches(
     *,
     sampler: str | None = None,
     steps: int | None = None,
+    grid: str | None = None,
     batch_size: int = 256,
     seed: int = 0,
     progress: bool = False,
@@ -174,7 +187,7 @@ def draw_batches(
             "least 1 of each"
         )
     name = sampler or default_sampler(model)
-    chosen = make_sampler(name, steps, model.diffusion, model.score_function)
+    chosen = make_sampler(name, steps, model.diffusion, model.score_function, grid)
     number = getattr(chosen, "steps", steps or MANY)
     starts = range(0, num_samples, batch_size)[share[0] :: share[1]]
     with progress_bar(number * len(starts), "sampling", "steps", shown=progress) as bar:
@@ -222,6 +235,7 @@ def sample(
     num_samples: int = 64,
     sampler: str | None = None,
     steps: int | None = None,
+    grid: str | None = None,
     out: Path | None = None,
     batch_size: int = 256,
     seed: int = 0,
@@ -250,10 +264,12 @@ def sample(
             file.py:Name.
         steps: steps of the sampler, one network call each for most; by default 25 for exponential,
             50 for stochastic, 256 for others.
+        grid: the grid of times: information, log_snr, log_volume, karras, quadratic or progress;
+            by default the sampler's own.
         out: a .png for a picture, a .npy for data in model space or a .csv for rows of a table in
             its own units, of any number of samples, or a .gif for all variables from noise to data;
             by default a picture in the run folder (of a model in models/trained, in the current
-            folder), named after the sampler, steps, seed and the guide of --reuse.
+            folder), named after the sampler, steps, grid, seed and the guide of --reuse.
         batch_size: data simulated together, by each process; it changes no sample.
         seed: seed of the noise.
         overwrite: replace ``out`` if it exists.
@@ -279,7 +295,8 @@ def sample(
     if out is None:
         chosen = sampler or default_sampler(model)
         number = default_steps(chosen) if steps is None else steps
-        parts = [*map(slug, [*([] if guide is None else [guide]), chosen]), str(number), str(seed)]
+        parts = [*map(slug, [*([] if guide is None else [guide]), chosen]), str(number)]
+        parts += [*([] if grid is None else [grid]), str(seed)]
         asked = {"given": given, "guided": guidance}
         parts += [slug(f"{word}-{value}") for word, value in asked.items() if value is not None]
         parts += ["pairs"] if pairs else []
@@ -290,7 +307,7 @@ def sample(
         model.to(start(accelerator).device)
         name = sampler or default_sampler(model)
         steps = DRAW_STEPS if steps is None and name == "exponential" else steps
-        model.sampler = make_sampler(name, steps, model.diffusion, model.score_function)
+        model.sampler = make_sampler(name, steps, model.diffusion, model.score_function, grid)
         assert isinstance(problem, Tabular)
         rows = draws_given(problem, model, num_samples, known, batch_size=batch_size, seed=seed)
         write_atomically(out, table_text(rows).encode())
@@ -304,7 +321,7 @@ def sample(
     told = None if told is None else told.to(fabric.device)
     for note in opened.notes if fabric.is_global_zero else []:
         print(note)
-    options = Drawing(sampler=sampler, steps=steps, seed=seed, batch_size=batch_size)
+    options = Drawing(sampler=sampler, steps=steps, grid=grid, seed=seed, batch_size=batch_size)
     options |= Drawing(progress=fabric.is_global_zero, context=told, guidance=guidance)
     if out.suffix != ".gif":
         with _partial(out, fabric) as partial:
@@ -354,7 +371,8 @@ def _check_file(out: Path, problem: Problem, num_samples: int, overwrite: bool) 
 def _animate(out: Path, problem: Problem, model: DiffusionModel, n: int, options: Drawing) -> None:
     """Write a picture of n samples on their way from noise."""
     name, guidance = options["sampler"] or default_sampler(model), options["guidance"]
-    sampler = make_sampler(name, options["steps"], model.diffusion, model.score_function)
+    score, grid = model.score_function, options["grid"]
+    sampler = make_sampler(name, options["steps"], model.diffusion, score, grid)
     if guidance is not None:
         sampler = samplers.Guided(sampler, guidance)
     states = trajectory(model.given_context(options["context"]), n, sampler, options["seed"])

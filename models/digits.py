@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from models.base import ImageProblem
+from models.base import PUBLISHED_SMALL, ImageProblem
 
 
 class Digits(ImageProblem):
@@ -34,6 +34,7 @@ class Digits(ImageProblem):
     networks: ClassVar = {
         "small": {"base": 32, "multipliers": (1, 2, 2), "lean": True},
         "narrow": {"base": 24, "multipliers": (1, 2, 2), "lean": True},  # of models/trained/digits
+        "published_unet": PUBLISHED_SMALL,
     }
 
     def load(self) -> Tensor:

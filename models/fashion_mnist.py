@@ -12,7 +12,6 @@ import zlib
 from pathlib import Path
 from typing import ClassVar
 
-from models.base import FINE, MIXTURE, PAPER, SMALL
 from models.files import DataError, Published
 from models.mnist import MNIST
 
@@ -45,7 +44,6 @@ class FashionMNIST(MNIST):
     name = "fashion_mnist"
     official = "FashionMNIST"
     recipe = "fine"
-    networks: ClassVar = {"small": SMALL, "mixture": MIXTURE, "fine": FINE, "paper": PAPER}
     published: ClassVar = {"images": IMAGES, "labels": LABELS}
 
     def read(self, published: Published) -> tuple[bytes, str]:

@@ -17,7 +17,7 @@ from pyro_mdm.likelihoods.base import Likelihood
 from pyro_mdm.likelihoods.dequantization import Dequantized, LogitDequantization
 from pyro_mdm.likelihoods.gaussian import Gaussian, Tweedie
 from pyro_mdm.likelihoods.levels import DiscretizedGaussian
-from pyro_mdm.networks import UNet
+from pyro_mdm.networks import StridedUNet, UNet
 from pyro_mdm.scores.base import Score
 from pyro_mdm.scores.discrete_denoiser import Form, outputs_of
 
@@ -46,6 +46,13 @@ PAPER: dict[str, Any] = {
 
 PUBLISHED: dict[str, Any] = PAPER | {"dropout": 0.0}
 """The paper's U-Net without dropout, as in the configurations released with the paper."""
+
+PUBLISHED_SMALL: dict[str, Any] = {"base": 32, "multipliers": (1, 2, 2), "blocks": 2}
+"""A U-Net of the paper's size for MNIST, 1.5 million parameters for 1×28×28 and K = 2."""
+
+PUBLISHED_STRIDED: dict[str, Any] = {"widths": (32, 64, 128, 256)}
+"""The make and the size of the network in the paper's configurations for MNIST, 1.1 million
+parameters; see :class:`StridedUNet`."""
 
 
 class ImageProblem(Problem):
@@ -82,8 +89,8 @@ class ImageProblem(Problem):
     """The form of a discrete denoiser's output, see :class:`~pyro_mdm.DiscreteDenoiser`."""
 
     networks: ClassVar[dict[str, dict[str, Any]]] = {"small": SMALL}
-    """Options of :class:`UNet` by name; the first is the default. A ``form`` among them replaces
-    the class's."""
+    """Options of :class:`UNet`, or with ``widths`` of :class:`StridedUNet`, by name; the first is
+    the default. A ``form`` among them replaces the class's."""
 
     recipe: ClassVar[str | None] = None
     """The name in ``networks`` that ``inference.train`` takes by default; None: the first."""
@@ -91,7 +98,11 @@ class ImageProblem(Problem):
     optimizer: ClassVar[Literal["adam", "muon"]] = "adam"
     """The default optimizer of ``recipe``'s network in ``inference.train``; others have Adam."""
 
-    learning_rates: ClassVar[dict[str, float]] = {"paper": 2e-4, "published": 2e-4}
+    learning_rates: ClassVar[dict[str, float]] = {
+        "paper": 2e-4,
+        "published": 2e-4,
+        "published_unet": 2e-4,
+    }
     """Default learning rates of networks for which ``learning_rate`` is too high."""
 
     def __init__(
@@ -141,6 +152,8 @@ class ImageProblem(Problem):
         patch, levels = options.get("patch", 1), len(options.get("multipliers", (1, 2)))
         height, width = self.event_shape[1:]
         smallest = patch * 2 ** (levels - 1)
+        if "widths" in options:
+            smallest = 2 ** len(options["widths"]) + 1
         if height % patch or width % patch or min(height, width) < smallest:
             fitting = max(smallest, min(height, width) // patch * patch)
             others = [name for name in self.networks if name != self.network_name]
@@ -179,7 +192,8 @@ class ImageProblem(Problem):
             )
         options = dict(self.networks[self.network_name])
         options.pop("form", None)
-        return UNet(inputs, outputs, **options)
+        make = StridedUNet if "widths" in options else UNet
+        return make(inputs, outputs, **options)
 
     @property
     def dequantized_levels(self) -> int | None:
@@ -187,8 +201,8 @@ class ImageProblem(Problem):
 
     def transform(self, data: Tensor, generator: torch.Generator | None = None) -> Dequantized:
         if self.dequantization is not None:
-            return self.dequantization(data, generator=generator)
-        levels = self.levels.to(data.device, torch.float32)
+            return self.dequantization(data, generator, self.dtype)
+        levels = self.levels.to(data.device, self.dtype)
         return super().transform(levels[data.to(torch.int64)])
 
     def to_images(self, x: Tensor) -> Tensor:

@@ -9,7 +9,15 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from models.base import FINE, MIXTURE, PAPER, PUBLISHED, SMALL, FileImages
+from models.base import (
+    FINE,
+    MIXTURE,
+    PAPER,
+    PUBLISHED_SMALL,
+    PUBLISHED_STRIDED,
+    SMALL,
+    FileImages,
+)
 from models.files import Published, idx_images, idx_labels, python_command
 
 IMAGES = (
@@ -44,7 +52,8 @@ class MNIST(FileImages):
         "mixture": MIXTURE,
         "fine": FINE,
         "paper": PAPER,
-        "published": PUBLISHED,
+        "published": PUBLISHED_STRIDED,
+        "published_unet": PUBLISHED_SMALL,
     }
     official: ClassVar[str] = "MNIST"
     """The name of torchvision's class, and of the folder where it puts the files."""

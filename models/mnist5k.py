@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.base import FINE, MIXTURE, SMALL, ImageProblem
+from models.base import FINE, MIXTURE, PUBLISHED_SMALL, PUBLISHED_STRIDED, SMALL, ImageProblem
 
 
 class Mnist5k(ImageProblem):
@@ -30,6 +30,8 @@ class Mnist5k(ImageProblem):
         "small": SMALL,
         "mixture": MIXTURE | {"dropout": (0.0, 0.3, 0.3)},
         "fine": FINE | {"base": 16, "dropout": (0.0, 0.3, 0.3)},
+        "published": PUBLISHED_STRIDED,
+        "published_unet": PUBLISHED_SMALL,
     }
     recipe = "fine"
 

@@ -95,6 +95,8 @@ class Problem(DataSet):
     steps: int = 2000
     batch_size: int = 128
     learning_rate: float = 1e-3
+    dtype: torch.dtype = torch.float32
+    """The precision of data in model space: float64 where the run's is 64-true."""
     times: ClassVar[Times] = "adaptive"
     """The law of training times for linear diffusions, see
     :attr:`~pyro_mdm.scores.base.Score.times`."""
@@ -119,12 +121,12 @@ class Problem(DataSet):
         """A new network from ``inputs`` to ``outputs`` channels (features, for vectors)."""
 
     def transform(self, data: Tensor, generator: torch.Generator | None = None) -> Dequantized:
-        """A batch of stored data as x, float32, with log|det ∂x/∂w| in nats, (n,).
+        """A batch of stored data as x, in :attr:`dtype`, with log|det ∂x/∂w| in nats, (n,).
 
         w are the data on their own scale, and ``bits_per_dim`` needs the log-determinant. It is 0
         where x are the data, or levels that stand for them one to one.
         """
-        return Dequantized(data.to(torch.float32), torch.zeros(len(data), device=data.device))
+        return Dequantized(data.to(self.dtype), torch.zeros(len(data), device=data.device))
 
     def training_x(self, data: Tensor, generator: torch.Generator | None = None) -> Dequantized:
         """As :meth:`transform`, for training alone."""
@@ -171,7 +173,7 @@ class Problem(DataSet):
         parts = data.split(max(1, FIT_CHUNK // size))
         if len(parts) == 1:
             return self.to_model_space(data)
-        x = torch.empty(len(data), *self.event_shape)
+        x = torch.empty(len(data), *self.event_shape, dtype=self.dtype)
         for target, part in zip(x.split(len(parts[0])), parts, strict=True):
             target.copy_(self.to_model_space(part))
         return x

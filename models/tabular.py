@@ -379,7 +379,8 @@ class Tabular(Problem):
         return MLP(inputs, hidden=WIDTH, depth=DEPTH, out_features=outputs)
 
     def transform(self, data: Tensor, generator: torch.Generator | None = None) -> Dequantized:
-        return to_model_space(self.columns, data, generator)
+        x, log_det = to_model_space(self.columns, data, generator)
+        return Dequantized(x.to(self.dtype), log_det)
 
     def training_x(self, data: Tensor, generator: torch.Generator | None = None) -> Dequantized:
         """Rows as :meth:`transform` has them, with numbers from N(0, 1) where there are none.

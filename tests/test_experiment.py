@@ -18,13 +18,14 @@ from torch.utils.tensorboard import SummaryWriter
 from inference import experiment, experiment_summary
 from inference.checkpoints import RunError
 from inference.diffusion import build_diffusion
-from inference.experiment import GAINS, GUIDES, STARTS, TABLES, Cell, Table, train_all
+from inference.experiment import train_all
 from inference.experiment_summary import (
     markdown,
     movement_figure,
     summarize,
     summary_rows,
 )
+from inference.experiment_tables import GAINS, GUIDES, STARTS, TABLES, Cell, Table
 from inference.options import Guide
 from tests.brief import SHORT, be_brief_here
 from tests.processes import Program
@@ -118,7 +119,7 @@ def test_steps_seeds_and_scores_replace_those_of_the_table(
     trained.clear()
     experiment.experiment("digits", scores=["noise"], root=tmp_path)
     assert {cell.score for cell in trained} == {"noise"}
-    assert {cell.guide for cell in trained} == {*experiment.GUIDES, *experiment.GAINS}
+    assert {cell.guide for cell in trained} == {*GUIDES, *GAINS}
     with pytest.raises(RunError, match=r"--scores is \['nois'\], expected some of .* noise"):
         experiment.experiment("digits", scores=["nois"], root=tmp_path)
 

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import yaml
 
-from inference import Table, experiment, impute, names, report, trust
+from inference import Table, experiment, experiment_tables, impute, names, report, trust
 from inference.checkpoints import CheckpointError, RunError, write_atomically
 from inference.cli import command_line
 from inference.evaluate import evaluate
@@ -184,8 +184,8 @@ def test_an_experiment_runs_no_code_of_a_table_that_was_sent(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     guides = {name: {"guide": name} for name in ("vpsde", "cld")}
-    table = experiment.Table(("denoiser",), {"model": "toy"}, guides, seeds=1)
-    monkeypatch.setitem(experiment.TABLES, "drift", table)
+    table = experiment_tables.Table(("denoiser",), {"model": "toy"}, guides, seeds=1)
+    monkeypatch.setitem(experiment_tables.TABLES, "drift", table)
     for cell in table.cells():
         code = f"{here}/drift/{cell.name}/evil.py:L"
         more = {"guide": cell.guide, "score": cell.score, "likelihood": code}
@@ -211,7 +211,8 @@ def test_an_experiment_runs_no_code_of_a_table_that_was_sent(
 
 
 def test_the_log_of_an_experiment_is_written_through_no_link(here: Path) -> None:
-    cell = next(iter(experiment.Table(("denoiser",), {}, {"cld": {"guide": "cld"}}, 1).cells()))
+    table = experiment_tables.Table(("denoiser",), {}, {"cld": {"guide": "cld"}}, 1)
+    cell = next(table.cells())
     (here / "precious").write_text("mine")
     (here / "drift" / f"{cell.name}.log").parent.mkdir(parents=True)
     (here / "drift" / f"{cell.name}.log").symlink_to(here / "precious")

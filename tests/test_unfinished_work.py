@@ -24,7 +24,8 @@ import torch
 from PIL import Image
 
 from inference.cli import command_line
-from inference.experiment import Cell, train_all
+from inference.experiment import train_all
+from inference.experiment_tables import Cell
 from inference.processes import ENDING, catch_signals, raised_signals
 from inference.table import Table
 from pyro_mdm.support import files

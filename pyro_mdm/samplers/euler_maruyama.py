@@ -14,10 +14,12 @@ from pyro_mdm.diffusions.matrices import apply_matrix, as_rows
 from pyro_mdm.diffusions.sde import noise_root
 from pyro_mdm.samplers.base import Noise, Questions, Sampler, check_size
 
-__all__ = ["EulerMaruyama"]
+__all__ = ["EulerMaruyama", "EulerPlan"]
 
 
-class _EulerPlan(NamedTuple):
+class EulerPlan(NamedTuple):
+    """What the steps of Euler-Maruyama need of a linear diffusion."""
+
     s: Tensor  # (steps,)
     keep: Tensor  # I - h A
     pull: Tensor  # h g²
@@ -32,11 +34,11 @@ class EulerMaruyama(Sampler):
 
     needs = ()
 
-    def plan(self, diffusion: Diffusion, times: Tensor) -> _EulerPlan | Tensor:
+    def plan(self, diffusion: Diffusion, times: Tensor) -> EulerPlan | Tensor:
         return _planned(diffusion, times)
 
     def step(
-        self, plan: _EulerPlan | Tensor, i: int, y: Tensor, ask: Questions, noise: Noise
+        self, plan: EulerPlan | Tensor, i: int, y: Tensor, ask: Questions, noise: Noise
     ) -> Tensor:
         if isinstance(plan, Tensor):
             return self._general(plan, i, y, ask, noise())
@@ -58,15 +60,15 @@ class EulerMaruyama(Sampler):
 
 
 @singledispatch
-def _planned(diffusion: Diffusion, times: Tensor) -> _EulerPlan | Tensor:
+def _planned(diffusion: Diffusion, times: Tensor) -> EulerPlan | Tensor:
     """The times, or in closed form the matrices of all steps."""
     return times
 
 
 @_planned.register(Kernels)
-def _in_closed_form(diffusion: Kernels, times: Tensor) -> _EulerPlan:
+def _in_closed_form(diffusion: Kernels, times: Tensor) -> EulerPlan:
     s, h = times[:-1], (times[:-1] - times[1:])[..., None, None]
     A = diffusion.drift_matrix(s)
     eye = torch.eye(diffusion.num_variables).to(A)
     root = h.sqrt() * diffusion.dispersion_matrix(s)
-    return _EulerPlan(s, eye - h * A, h * diffusion.noise_covariance(s), root)
+    return EulerPlan(s, eye - h * A, h * diffusion.noise_covariance(s), root)

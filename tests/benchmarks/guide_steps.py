@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from inference.experiment import TABLES
+from inference.experiment_tables import TABLES
 from inference.options import Training
 from inference.plan import build
 from pyro_mdm import MDM_ELBO
