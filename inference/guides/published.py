@@ -7,8 +7,8 @@
 are those of the configurations released with the paper: β from 0.1 to 10, Σ_∞ = I, Σ_v = 0.01 I,
 cut at the time s = 0.001; learned ones with D = diag(softplus(d) + 0.001) and random W and d, drawn
 by torch's current seed (in a run, the run's). Log SNR is 9.2 there for VPSDE, 27.2 for CLD, 26.5
-for MALDA. ``alda_at_time`` (48.1; single precision resolves data of unit scale up to about 32) and
-``learned1_at_time`` have no released configuration.
+for MALDA. ``alda_at_time`` (48.1, which takes ``--precision 64-true``: single precision resolves
+data of unit scale up to about 32) and ``learned1_at_time`` have no released configuration.
 
 Those without ``_at_time`` are ours: the same matrices, cut at a given log SNR. Use them with
 ``--likelihood tweedie``: for log SNR 9 CLD, MALDA and ALDA start so late (s = 0.1 to 0.25) that the
@@ -23,22 +23,15 @@ As published, in the ``*_paper.yaml`` recipes and the table ``paper`` of inferen
 - ``--times vpsde``: importance times of VPSDE, whatever the diffusion (``Score.times``);
 - ``--ema_decay 0``: no averaging, and no decay of weights, which no run here has;
 - ``--clip``: norm of the gradient at most 2 in nats per datum, which is 2/d in nats per dimension;
+- ``--adam_epsilon``: 1e-8 in nats per datum, which is 1e-8/d;
+- ``--network published``: for MNIST a U-Net of strided convolutions with 1.1 million parameters,
+  for images of 32×32 one of 35.5 million;
+- ``--sampler inference.samplers.published:Euler``: 500 steps at quadratic times, the last of which
+  adds no noise;
 - one constant learning rate, 2e-4, for network and diffusion; batches of 128; no warm-up, 300
-  epochs, dropout 0; CIFAR-10 mirrored at random (recipes; not for ImageNet, of which nothing is
-  released, and the table's 400 steps at 2e-3).
+  epochs, dropout 0; CIFAR-10 mirrored at random.
 
-What still differs:
-
-- estimators with the same mean and less variance: the prior KL and the entropies at both ends are
-  in closed form, v_0 is integrated out of the decoder, times are of low discrepancy, and evaluation
-  takes several times per datum, in log volume; theirs multiplies the integral by T - ε = 0.999;
-- kernels: float64 by factorizations that keep their digits; theirs are float32 by matrix
-  exponentials, with 1e-4 added to Σ where its Cholesky factorization fails;
-- the network sees log SNR, theirs the time; for MNIST theirs is a small U-Net of another make;
-- W is strictly lower triangular (theirs full: Adam moves Q = W - Wᵀ at twice the rate);
-- the order of the data is drawn anew for each epoch; theirs, of the files, stays;
-- the result is that of the last weights on the test set as it is; theirs saves the best by the
-  bound on the test set too, and mirrors CIFAR-10's at random.
+:data:`DIFFERENCES` has what still differs.
 
 Source: Singhal, Goldstein & Ranganath, ICLR 2023, and the constants published with its code.
 """
@@ -55,6 +48,31 @@ from pyro_mdm import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion, LinearDiffusion
 from pyro_mdm.diffusions.clocks import LinearBeta
 
 START_TIME = 1e-3
+
+DIFFERENCES = {
+    "estimators": "ours have the same mean and less variance: the prior KL and the entropies at "
+    "both ends are in closed form, v_0 is integrated out of the decoder, times are of low "
+    "discrepancy, and evaluation takes several times per datum, in log volume",
+    "interval": "theirs multiplies the diffusion term by T - ε = 0.999, which no bound has",
+    "kernels": "ours are float64 by factorizations that keep their digits; theirs are float32 by "
+    "matrix exponentials, with 1e-4 added to Σ where its Cholesky factorization fails",
+    "time": "our network sees log SNR, theirs the time, because a learned diffusion moves log SNR "
+    "at each time",
+    "network": "ours begin at zero output, and those of 32×32 have 35.5 million parameters, "
+    "theirs 35.7 million, by details of attention and embedding",
+    "W": "ours is strictly lower triangular, theirs full: its Adam moves Q = W - Wᵀ at twice the "
+    "rate",
+    "order": "the order of our data is drawn anew for each epoch, as training usually is; theirs, "
+    "of the files, stays",
+    "choice": "our result is that of the last weights on the test set as it is; theirs saves the "
+    "best by the bound on the test set too, and mirrors CIFAR-10's test images at random",
+    "samples": "ours end with a draw of p(x | y_ε), theirs with x of the last mean",
+    "ImageNet": "no configuration was released: the version of 2017, which has the ten training "
+    "files that their loader reads, and the settings of CIFAR-10 without mirrored images are ours",
+    "ALDA": "no configuration was released; its log SNR at s = 0.001 needs float64, in which it "
+    "trains here",
+}
+"""What differs from the released code, by name, with the reason."""
 
 Guide = Callable[..., LinearDiffusion]
 

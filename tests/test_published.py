@@ -1,0 +1,94 @@
+"""The paper's protocol: its recipes are its settings, and what differs is listed."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+
+from inference.config import load_yaml
+from inference.experiment_tables import FIXED, Images, paper
+from inference.guides import published
+from inference.names import find
+from inference.options import Training
+from inference.samplers.published import Euler, quadratic
+from models.imagenet32 import ImageNet32New
+from models.mnist import MNIST
+from pyro_mdm import CLD
+from pyro_mdm.networks import StridedUNet, UNet
+from pyro_mdm.samplers import EulerMaruyama
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = (ROOT / "docs" / "measured" / "paper-protocol.md").read_text("utf-8")
+EPOCH = {"mnist": 60_000, "cifar10": 50_000, "imagenet32": ImageNet32New.sizes["train"]}
+DIMENSIONS = {"mnist": 784, "cifar10": 3072, "imagenet32": 3072}
+VARIABLES = {"vpsde": 1, "cld": 2, "malda": 3, "alda": 3, "learned2": 2, "learned3": 3}
+
+
+def test_the_page_has_every_difference_with_its_reason() -> None:
+    words = re.sub(r"\s+", " ", PAGE)
+    for name, reason in published.DIFFERENCES.items():
+        assert f"*{name}*: {reason}." in words
+    assert len(re.findall(r"^- \*", PAGE, re.MULTILINE)) == len(published.DIFFERENCES)
+
+
+@pytest.mark.parametrize("images", EPOCH)
+def test_a_recipe_is_the_protocol(images: str) -> None:
+    recipe = load_yaml((ROOT / "models" / f"{images}_paper.yaml").read_text("utf-8"))
+    assert set(recipe) <= set(Training.__dataclass_fields__)
+    assert recipe["clip"] * DIMENSIONS[images] == pytest.approx(2, rel=1e-5)
+    assert recipe["adam_epsilon"] * DIMENSIONS[images] == pytest.approx(1e-8, rel=1e-5)
+    assert recipe["steps"] == 300 * math.ceil(EPOCH[images] / recipe["batch_size"])
+    assert recipe["learning_rate"] == recipe["diffusion_learning_rate"] == 2e-4
+    assert find("sampler", recipe["sampler"]) is Euler and recipe["sampler_steps"] == 500
+
+
+def test_networks_of_mnist_have_the_paper_s_size() -> None:
+    for name, kind, size in (("published", StridedUNet, 1.12), ("published_unet", UNet, 1.51)):
+        problem = object.__new__(MNIST)
+        problem.network_name = name
+        network = problem.network(2, 2)
+        assert type(network) is kind
+        parameters = sum(p.numel() for p in network.parameters())
+        assert parameters / 1e6 == pytest.approx(size, abs=0.01)
+
+
+@pytest.mark.parametrize("images", get_args(Images))
+def test_the_table_has_four_fixed_diffusions_and_two_learned_ones(images: Images) -> None:
+    table = paper(images)
+    cells = list(table.cells())
+    assert {cell.guide for cell in cells} == {*FIXED, "learned2", "learned3"} == VARIABLES.keys()
+    assert len(cells) == 6 * table.seeds and table.seeds >= 3
+    for cell in cells[:6]:
+        settings = Training(**cell.options)  # every option is one of inference.train
+        assert settings.precision == ("64-true" if cell.guide == "alda" else "32-true")
+        assert find("guide", settings.guide)().num_variables == VARIABLES[cell.guide]
+
+
+def test_the_sampler_has_quadratic_times_and_no_noise_at_last() -> None:
+    diffusion = CLD(cut_time=1e-3)
+    times = quadratic(diffusion, 10)
+    way = (times - diffusion.start_time) / (diffusion.horizon - diffusion.start_time)
+    torch.testing.assert_close(way, torch.linspace(1, 0, 11, dtype=torch.float64).square())
+
+    def end_and_mean(sampler: EulerMaruyama) -> tuple[torch.Tensor, torch.Tensor]:
+        """The last state, and what the last step comes to without noise."""
+        states: list[tuple[torch.Tensor, torch.Tensor]] = []
+        sampler(
+            diffusion,
+            lambda y, s: -y,
+            (4, 2, 3),
+            torch.Generator().manual_seed(0),
+            watch=lambda s, y: states.append((s, y.clone())),
+        )
+        (s, before), (_, end) = states[-2:]
+        pull = -diffusion.noise_covariance(s) - diffusion.drift_matrix(s)
+        return end, before + (s - diffusion.start_time) * pull @ before
+
+    torch.testing.assert_close(*end_and_mean(Euler(10)), rtol=1e-6, atol=1e-6)
+    end, mean = end_and_mean(EulerMaruyama(10, quadratic))
+    assert (end - mean).abs().max() > 1e-3
