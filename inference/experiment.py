@@ -144,9 +144,9 @@ def train_all(cells: list[Cell], folder: Path, workers: int | None = None) -> No
     def run(cell: Cell) -> None:
         place = places.get()
         try:
-            if is_written(folder / cell.name) or not _train(
-                cell, folder, further, processes, place
-            ):
+            written = is_written(folder / cell.name)
+            ended = not written and _is_finished(cell, folder)  # by another process, meanwhile
+            if written or not (ended or _train(cell, folder, further, processes, place)):
                 taken.append(cell)
                 return
         finally:
@@ -159,8 +159,7 @@ def train_all(cells: list[Cell], folder: Path, workers: int | None = None) -> No
             while waiting:
                 for future in [pool.submit(run, cell) for cell in waiting]:
                     future.result()
-                waiting = [cell for cell in taken if not _is_finished(cell, folder)]
-                bar.update(len(taken) - len(waiting))
+                waiting = list(taken)
                 taken.clear()
                 if waiting and all(is_written(folder / cell.name) for cell in waiting):
                     time.sleep(POLL)

@@ -8,17 +8,19 @@ import itertools
 import json
 import math
 import statistics
+import threading
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
 import torch
+import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from inference import experiment, experiment_summary
 from inference.checkpoints import RunError
 from inference.diffusion import build_diffusion
-from inference.experiment import train_all
+from inference.experiment import is_written, train_all
 from inference.experiment_summary import (
     markdown,
     movement_figure,
@@ -26,6 +28,7 @@ from inference.experiment_summary import (
     summary_rows,
 )
 from inference.experiment_tables import GAINS, GUIDES, STARTS, TABLES, Cell, Table
+from inference.locks import WriteLock
 from inference.options import Guide
 from tests.brief import SHORT, be_brief_here
 from tests.processes import Program
@@ -338,3 +341,84 @@ def test_the_papers_learned_diffusions_are_as_released_and_start_by_the_seed_of_
             Guide(guide=f"inference.guides.published:{guide}_at_time", max_log_snr=9.0)
         )
         assert diffusion.max_log_snr == pytest.approx(expected, abs=0.06)
+
+
+def test_runs_of_another_process_are_left_to_it_and_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = [Cell(guide, "denoiser", 0, {"model": "toy"}) for guide in ("cld", "malda", "vpsde")]
+    other = tmp_path / "denoiser-malda-0"
+    other.mkdir()
+    locks = [WriteLock(other)]
+    trained: list[str] = []
+
+    def end(cell: Cell) -> None:
+        path = tmp_path / cell.name
+        path.mkdir(exist_ok=True)
+        settings = cell.options | {"seed": cell.seed, "score": cell.score, "guide": cell.guide}
+        (path / "config.yaml").write_text(yaml.safe_dump(settings))
+        (path / "results.json").write_text("{}")
+
+    def trains(cell: Cell, *_: object) -> bool:
+        trained.append(cell.name)
+        if cell.guide == "vpsde" and len(trained) < 3:
+            return False  # it was begun elsewhere in the meantime
+        end(cell)
+        return True
+
+    def waits(seconds: float) -> None:
+        assert seconds == experiment.POLL and is_written(other)
+        locks.pop().release()
+        end(cells[1])
+
+    monkeypatch.setattr(experiment, "_train", trains)
+    monkeypatch.setattr(experiment.time, "sleep", waits)
+    train_all(cells, tmp_path, workers=1)
+    assert trained == ["denoiser-cld-0", "denoiser-vpsde-0", "denoiser-vpsde-0"]
+    assert not locks and not is_written(other)
+
+
+def test_every_worker_has_an_accelerator_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = [Cell("cld", "denoiser", seed, {"model": "toy"}) for seed in range(6)]
+    together, lock, seen = threading.Barrier(2), threading.Lock(), list[str]()
+
+    class Training:
+        returncode = 0
+
+        def __init__(self, words: list[str], *, env: dict[str, str], **_: object) -> None:
+            self.device = env["CUDA_VISIBLE_DEVICES"]
+
+        def wait(self) -> None:
+            together.wait(60)
+            with lock:
+                seen.append(self.device)
+            together.wait(60)
+
+    monkeypatch.setattr(experiment, "accelerators", lambda: ["2", "5"])
+    monkeypatch.setattr(experiment.subprocess, "Popen", Training)
+    train_all(cells, tmp_path)
+    pairs = [set(seen[i : i + 2]) for i in (0, 2, 4)]
+    assert pairs == [{"2", "5"}] * 3
+
+
+def test_learned_diffusions_are_set_beside_fixed_ones(tmp_path: Path) -> None:
+    made_up(tmp_path, {"vpsde": [2.0, 2.2], "cld": [2.5, 2.7], "learned2": [2.0, 2.2]})
+    guides = {"s": ["vpsde", "cld", "learned2"]}
+    rows = experiment_summary.learned_rows(tmp_path, guides, range(2), ("vpsde", "cld"))
+    assert [(row["learned"], row["fixed"]) for row in rows] == [
+        ("learned2", "vpsde"),
+        ("learned2", "cld"),
+    ]
+    assert rows[1]["difference"] == pytest.approx(-0.5)
+    assert rows[1]["difference_high_95"] == pytest.approx(-0.5 + 1.959964 * 0.03)
+    words = experiment_summary.learned_markdown(rows)
+    assert "| learned2 | vpsde | +0.000 (-0.059 to +0.059) | matches it within 0.059 |" in words
+    assert "| learned2 | cld | **-0.500 (-0.559 to -0.441)** | surpasses it |" in words
+    ends = {"difference_low_95": 0.1, "difference_high_95": 0.3}
+    assert "falls behind" in experiment_summary.learned_markdown([rows[1] | ends])
+    alone = experiment_summary.learned_rows(tmp_path, guides, range(1), ("vpsde",))
+    assert "| +0.000 (one seed) | one seed cannot tell |" in experiment_summary.learned_markdown(
+        alone
+    )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.networks import MLP, LogSNREmbedding, UNet
+from pyro_mdm.networks import MLP, LogSNREmbedding, StridedUNet, UNet
 
 NETWORKS = {
     "mlp": (lambda: MLP(3, hidden=16, depth=2, out_features=5), (3,), (5,)),
@@ -24,6 +24,7 @@ NETWORKS = {
         (1, 28, 28),
         (2, 28, 28),
     ),
+    "strided": (lambda: StridedUNet(1, 2, (8, 12, 16), 8), (1, 11, 10), (2, 11, 10)),
     "flat": (lambda: UNet(3, base=4, multipliers=(1,)), (3, 1, 1), (3, 1, 1)),
 }
 
@@ -165,6 +166,12 @@ def test_impossible_unets(arguments, message):
         UNet(**arguments)
 
 
+@pytest.mark.parametrize("widths", [(), (8, 6), (0,)])
+def test_impossible_widths(widths):
+    with pytest.raises(ValueError, match="expected multiples of 4"):
+        StridedUNet(widths=widths)
+
+
 @pytest.mark.parametrize(
     ("network", "x", "log_snr", "message"),
     [
@@ -178,6 +185,13 @@ def test_impossible_unets(arguments, message):
             torch.zeros(2),
             "8×3 are too small for",
         ),
+        (
+            StridedUNet(),
+            torch.zeros(2, 1, 28, 16),
+            torch.zeros(2),
+            "28×16 are too small for 4.*17×17",
+        ),
+        (StridedUNet(2), torch.zeros(2, 1, 28, 28), torch.zeros(2), r"\(n, 2, height, width\)"),
         (UNet(1, base=4, patch=2), torch.zeros(2, 1, 8, 7), torch.zeros(2), "8×7 are not made of"),
         (MLP(2), torch.zeros(4, 3), torch.zeros(4), r"\(n, 2\), got \(4, 3\)"),
         (MLP(2), torch.zeros(4, 2), torch.zeros(1), r"log_snr has shape \(1,\)"),

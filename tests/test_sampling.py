@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from inference import bounds, evaluate, report, sample
+from inference.loading import load_trained
 from inference.plan import Programs
 from inference.train import train
 from inference.trajectory import animation, trajectory
@@ -156,6 +157,17 @@ def test_two_processes_write_the_file_of_one(run: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.npy", "two.npy"]
 
 
+def test_a_grid_is_that_of_the_sampler(run: Path, tmp_path: Path) -> None:
+    for grid in ("quadratic", "karras"):
+        words = ("--sampler", "euler", "--steps", 5, "--grid", grid)
+        run_program("sample", run, *words, "--out", tmp_path / f"{grid}.npy", "--num_samples", 4)
+    _, programs, _ = load_trained(run)
+    programs.model.sampler = EulerMaruyama(5, "karras")
+    own = sample.draw(programs.model, 4, sampler="euler", steps=5, grid="karras").numpy()
+    np.testing.assert_array_equal(np.load(tmp_path / "karras.npy"), own)
+    assert np.abs(np.load(tmp_path / "quadratic.npy") - own).max() > 1e-3
+
+
 def test_a_file_that_is_not_finished_is_not_left(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,6 +223,9 @@ def test_a_trajectory_is_that_of_the_samples(sampler: Any, digits: DiffusionMode
         ("--num_samples 5000 --out {tmp}/a.png", "at most 4096 in a .png; a .npy file holds any"),
         ("--num_samples 1025 --out {tmp}/a.gif", "at most 1024 in a .gif"),
         ("--out {tmp}/a.gif --sampler {tmp}/own.py:mine", "mine does not show its states"),
+        ("--grid even --out {tmp}/a.npy", "grid is 'even', expected one of information, log_snr"),
+        ("--grid progress --out {tmp}/a.npy", "needs paths that are simulated"),
+        ("--grid karras --out {tmp}/a.npy --sampler {tmp}/own.py:mine", "takes none; leave it out"),
         ("--out {tmp}/a.jpg", "expected a name that ends in .png or .npy or .gif"),
     ],
 )

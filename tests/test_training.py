@@ -20,7 +20,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from inference import report
+from inference import report, sample
 from inference.batches import Batches
 from inference.bounds import Bound
 from inference.checkpoints import RunError, latest_checkpoint
@@ -252,6 +252,35 @@ def test_mixed_precision_is_the_network_s_alone_and_resumes(
     assert not state["loss_scale"]
     assert whole.bits_per_dim[0] != plain_bits
     assert whole.bits_per_dim[0] == pytest.approx(plain_bits, abs=0.02)
+
+
+@pytest.mark.slow
+def test_double_precision_is_of_all_and_resumes(
+    tmp_path: Path, tiny: str, options: dict[str, Any], plain_bits: float
+) -> None:
+    squares = tiny.replace(":Tiny", ":Squares")
+    options |= {"model": squares, "precision": "64-true"}
+    whole = train(**options, run=tmp_path / "whole")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        stop_after(3, patch)
+        train(**options, run=tmp_path / "stopped")
+    train(resume=tmp_path / "stopped")
+    assert_same(tmp_path / "whole", tmp_path / "stopped")
+    weights = latest_checkpoint(tmp_path / "whole" / "checkpoints").part("ema")
+    assert {t.dtype for t in weights.values() if t.is_floating_point()} == {torch.float64}
+    assert whole.bits_per_dim[0] == pytest.approx(plain_bits, abs=0.4)  # other random numbers
+    _, programs, _ = load_trained(tmp_path / "whole")
+    assert programs.problem.to_model_space(programs.problem.test[:2]).dtype == torch.float64
+    assert sample.draw(programs.model, 2, steps=2).dtype == torch.float64
+
+
+def test_a_log_snr_beyond_single_precision_takes_double(tmp_path: Path, tiny: str) -> None:
+    settings = short(tiny) | {"guide": "inference.guides.published:alda_at_time", "score": "noise"}
+    settings |= {"times": "vpsde"}
+    with pytest.raises(ValueError, match=r"max_log_snr is 48.*torch.float32"):
+        train(**settings, run=tmp_path / "single")
+    bound = train(**settings, precision="64-true", run=tmp_path / "double")
+    assert math.isfinite(bound.bits_per_dim[0])
 
 
 def test_a_loss_scale_that_is_too_large_falls_and_costs_steps_not_the_run(
