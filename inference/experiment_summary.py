@@ -280,8 +280,9 @@ def _entries(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
     events.Reload()
     entries = {}
     for tag in events.Tags()["scalars"]:
-        # runs of older versions have no group
-        matrix, slash, entry = tag.removeprefix("diffusion/").partition("/entry_")
+        # runs of older versions have another group, or none
+        of_run = tag.removeprefix("noising/").removeprefix("diffusion/")
+        matrix, slash, entry = of_run.partition("/entry_")
         if slash and matrix in ("Q", "D"):
             scalars = events.Scalars(tag)
             entries[f"{matrix}[{entry}]"] = ([s.step for s in scalars], [s.value for s in scalars])

@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 METRICS = {
-    "test/bits_per_dim": "test bits/dim",
-    "uncertainty/standard_error/test/bits_per_dim": "± standard error",
+    "bound/bits_per_dim/test": "test bits/dim",
+    "uncertainty/standard_error/bound/bits_per_dim/test": "± standard error",
 }
 """The last columns of the table of runs, titles by tag; with four settings they fit a screen."""
 
@@ -138,6 +138,13 @@ def columns(settings: dict[str, str | float]) -> dict[str, str | float]:
     return first | {"others": ", ".join(others)}
 
 
+def of_what(run: Run, programs: Programs, step: int) -> str:
+    """What was trained, in a line. It asks nothing of the diffusion, which would remember it."""
+    model, guide = (str(run.config[name]).rpartition("/")[2] for name in ("model", "guide"))
+    K = programs.model.diffusion.num_variables
+    return f"{model} under {guide} (K = {K}), step {step:,}"
+
+
 def _or_default(value: object) -> str:
     return "default" if value is None else str(value)
 
@@ -180,8 +187,8 @@ def at_step(
             bound = bounds.measure(programs, parts["validation"], seed=seed, **options)
         if writer is not None:
             run.log(step, UNAVERAGED, bound.columns)
-            whole = {"bits_per_dim": bound.terms["bits_per_dim"]}
-            tensorboard.write_bound(writer, UNAVERAGED, whole, step)
+            tag = f"training/bits_per_dim/{UNAVERAGED}"
+            tensorboard.write_mean(writer, tag, *bound.terms["bits_per_dim"], step)
     if writer is None:
         return
     if step > 0:  # at_start has written it
@@ -190,12 +197,14 @@ def at_step(
     power_of_two = measurements & (measurements - 1) == 0
     last = step == run.config["steps"]  # which at_end draws
     due = run.config["figures"] and power_of_two and not last
+    picture = None
     if due or not isinstance(problem, Tabular):  # whose columns take as long as a figure
         few = _samples(programs, _few(problem), steps=32, seed=seed)
         if few is not None:
-            tensorboard.write_samples(writer, _picture(problem, few, 6), step)
+            picture = _picture(problem, few, 6)
+            tensorboard.write_samples(writer, picture, step)
     if due:
-        draw_training(run, writer, programs, step)
+        draw_training(run, writer, programs, step, picture)
         draw_calibration(run, writer, programs, "validation", step)
 
 
@@ -282,24 +291,27 @@ def at_end(
         bound = replace(bound, step_bias=bias)
     save(bound)
     if isinstance(problem, Tabular) and observes_entries(model):
-        compare_with_rows(run, writer, programs, step)
+        picture = compare_with_rows(run, writer, programs, step)
     else:
-        draw_samples(run, writer, programs, step)
+        picture = draw_samples(run, writer, programs, step)
     if run.config["figures"]:
-        draw_training(run, writer, programs, step)
+        draw_training(run, writer, programs, step, picture)
         draw_end(run, writer, programs, step)
     tensorboard.write_finished(writer)
     writer.close()
     return bound
 
 
-def compare_with_rows(run: Run, writer: SummaryWriter, programs: Programs, step: int) -> None:
-    """Say and draw how samples of a table agree with its rows, with a warning if they do not."""
+def compare_with_rows(
+    run: Run, writer: SummaryWriter, programs: Programs, step: int
+) -> Tensor | None:
+    """Say and draw how samples of a table agree with its rows, with a warning if they do not; the
+    picture of its columns, if figures are drawn."""
     problem, model, _ = programs
     assert isinstance(problem, Tabular)
     samples = _drawn(run, programs, COMPARED)
     if samples is None:
-        return
+        return None
     compared = agreement(problem, model, samples, seed=run.config["seed"])
     print(compared)
     if differences := compared.differs:
@@ -310,12 +322,13 @@ def compare_with_rows(run: Run, writer: SummaryWriter, programs: Programs, step:
             stacklevel=2,
         )
     if not run.config["figures"]:
-        return
+        return None
     alone = pixels_of(marginals_figure(compared.rows, compared.samples))
     tensorboard.write_samples(writer, alone, step)
     write_atomically(run.folder / "samples.png", png(alone))
     if len(problem.columns) > 1:
         tensorboard.write_pairs(writer, compared.rows, compared.samples, step)
+    return alone
 
 
 def _drawn(run: Run, programs: Programs, number: int) -> Tensor | None:
@@ -328,14 +341,17 @@ def _drawn(run: Run, programs: Programs, number: int) -> Tensor | None:
     return _samples(programs, number, **options)
 
 
-def draw_samples(run: Run, writer: SummaryWriter, programs: Programs, step: int) -> None:
-    """Draw samples.png, and a picture of some samples for TensorBoard."""
+def draw_samples(run: Run, writer: SummaryWriter, programs: Programs, step: int) -> Tensor | None:
+    """Draw samples.png, and a picture of some samples for TensorBoard, which is returned; None if
+    there are no samples."""
     problem = programs.problem
     samples = _drawn(run, programs, run.config["num_samples"])
-    if samples is not None:
-        few = _picture(problem, samples[: _few(problem)], 6)
-        tensorboard.write_samples(writer, few, step)
-        write_atomically(run.folder / "samples.png", png(_picture(problem, samples)))
+    if samples is None:
+        return None
+    few = _picture(problem, samples[: _few(problem)], 6)
+    tensorboard.write_samples(writer, few, step)
+    write_atomically(run.folder / "samples.png", png(_picture(problem, samples)))
+    return few
 
 
 def _log_bound(
@@ -353,7 +369,8 @@ def _log_bound(
     if not any("terms" in earlier for earlier in run.history()):
         _lay_out(writer, programs.problem, [*bound.terms])
     run.record(step, part, record | {"num_data": bound.num_data})
-    tensorboard.write_bound(writer, part, bound.terms, step)
+    num_dims = programs.model.num_dims
+    tensorboard.write_bound(writer, part, bound.terms, step, num_dims=num_dims)
 
 
 def _lay_out(writer: SummaryWriter, problem: Problem, terms: list[str]) -> None:
@@ -391,19 +408,22 @@ def _complete(x: Tensor) -> Tensor:
 # -- figures ---------------------------------------------------------------------------------------
 
 
-def draw_training(run: Run, writer: SummaryWriter, programs: Programs, step: int) -> None:
-    """Draw the figures of training so far, from the run's history."""
+def draw_training(
+    run: Run, writer: SummaryWriter, programs: Programs, step: int, picture: Tensor | None = None
+) -> None:
+    """Draw the figures of training so far, from the run's history, and ``picture``, of samples."""
     history: dict[str, list[dict[str, Any]]] = {}
     for record in run.history():
         history.setdefault(record["part"], []).append(record)
-    bounds = {part: rs for part, rs in history.items() if part in ("train", "validation")}
+    parts = ("train", "validation", "test")
+    bounds = {part: history[part] for part in parts if part in history}
     if bounds:
-        tensorboard.write_bound_history(writer, bounds, step)
+        title = of_what(run, programs, step)
+        tensorboard.write_bound_history(writer, bounds, step, samples=picture, title=title)
     for part, records in history.items():
         if part != "diffusion" and (last := records[-1])["step"] == step:
             by_log_snr = (last["diffusion_by_log_snr"], last["diffusion_by_log_snr_error"])
-            group = {"test": "test", [*bounds][-1]: "Overview"}.get(part, "training")
-            tag = f"{group}/diffusion_term_by_log_snr_of_{part}"
+            tag = f"{'test' if part == 'test' else 'training'}/diffusion_term_by_log_snr_of_{part}"
             tensorboard.write_diffusion_term(writer, tag, last["log_snr_edges"], *by_log_snr, step)
     diffusion = programs.model.diffusion
     if step == 0 or _learned(diffusion):  # else drawn once
@@ -455,7 +475,7 @@ def draw_calibration(
     if bool(rows.isnan().all()):
         return
     measured = table_calibration(problem, model, rows, draws=RANKS, seed=run.config["seed"])
-    group = {"test": "test", "validation": "Overview"}[part]
+    group = {"test": "test", "validation": "training"}[part]
     tensorboard.write_calibration(writer, group, measured.pit, measured.classes, step)
 
 

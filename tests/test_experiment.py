@@ -287,7 +287,7 @@ def test_movement_is_read_from_what_the_runs_wrote(tmp_path: Path) -> None:
     for seed in range(2):
         with SummaryWriter(str(tmp_path / f"s-learned2-{seed}" / "tensorboard")) as writer:
             for step in (0, 5):
-                group = "diffusion/" if seed else ""  # a run of an older version has none
+                group = "noising/" if seed else ""  # a run of an older version has none
                 writer.add_scalar(f"{group}Q/entry_01", -1.0 - step, step)
                 writer.add_scalar(f"{group}D/entry_00", 0.5, step)
                 writer.add_scalar(f"{group}D_eigenvalues/0", 7.0, step)

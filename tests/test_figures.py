@@ -71,60 +71,50 @@ def test_the_diffusion_term_is_a_density_over_log_snr() -> None:
 # -- over training ---------------------------------------------------------------------------------
 
 
-def bars(axes: Any) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Values and half-lengths of the error bars drawn in ``axes``, container by container."""
-    found = []
-    for container in axes.containers:
-        line, _, (collection,) = container.lines
-        lengths = [segment[1, 1] - segment[0, 1] for segment in collection.get_segments()]
-        found.append((line.get_ydata(), np.array(lengths) / 2))
-    return found
-
-
 def areas(axes: Any) -> list[np.ndarray]:
     """Corners, (n, 2), of the filled areas of ``axes``."""
     filled = [c for c in axes.collections if isinstance(c, PolyCollection)]
     return [path.vertices for c in filled for path in c.get_paths()]
 
 
-def test_the_stacked_terms_reach_the_whole_bound_drawn_with_its_error() -> None:
+def test_the_overview_has_the_bound_with_its_band_its_terms_and_samples() -> None:
     records = [bound(1, 2.0, 0.25, 0.5), bound(3, 1.5, 0.25, 0.5)]
-    figure = figures.terms_figure({"train": records[:1], "validation": records})
-    (axes,) = figure.axes
-    heights = np.zeros(2)
-    for corners in areas(axes):
-        for i, step in enumerate((1, 3)):
-            heights[i] = max(heights[i], corners[corners[:, 0] == step][:, 1].max())
-    (train, _), (total, error) = bars(axes)
-    assert train.tolist() == [2.0]
-    assert total.tolist() == [2.0, 1.5] and error.tolist() == pytest.approx([0.1, 0.3])
-    assert heights.tolist() == pytest.approx([2.0, 1.5])
-    labels = axes.get_legend_handles_labels()[1]
-    assert {"diffusion 0.750 ± 0.300", "prior KL 0.250 ± 0.300", "train 2.000 ± 0.100"} < {*labels}
-    assert axes.get_ylabel().startswith("bits/dim") and "validation" in axes.get_title()
-    low, high = axes.get_ylim()  # just beyond the ends of the error bars
+    parts = {"train": records[:1], "validation": records, "test": [bound(3, 1.6, 0.3, 0.6)]}
+    picture = torch.zeros(3, 4, 6, dtype=torch.uint8)
+    figure = figures.overview_figure(parts, picture, "digits, cld")
+    whole, diffusion, reconstruction, prior_kl, samples = figure.axes
+    (band,) = areas(whole)  # single measurements have bars
+    ends = [sorted(band[band[:, 0] == step][:, 1]) for step in (1, 3)]
+    assert [e for low, *_, high in ends for e in (low, high)] == pytest.approx([1.9, 2.1, 1.2, 1.8])
+    names = whole.get_legend_handles_labels()[1]
+    assert set(names) == {"train 2.000 ± 0.100", "validation 1.500 ± 0.300", "test 1.600 ± 0.300"}
+    low, high = whole.get_ylim()  # just beyond the ends of bands and bars
     assert 1.1 < low < 1.2 and 2.1 < high < 2.2
+    for axes, values, words in (
+        (diffusion, [1.25, 0.75], "diffusion: told by the network, 0.750 ± 0.300"),
+        (reconstruction, [0.5, 0.5], "reconstruction: told at the start, 0.500 ± 0.300"),
+        (prior_kl, [0.25, 0.25], "prior KL: left in the noise, 0.250 ± 0.300"),
+    ):
+        assert axes.lines[0].get_ydata().tolist() == pytest.approx(values)
+        assert axes.get_title(loc="left") == words
+    assert "validation" in prior_kl.get_xlabel() and whole.get_ylabel().startswith("bits/dim")
+    assert samples.images[0].get_array().shape == (4, 6, 3)
+    assert figure.get_suptitle() == "digits, cld"
     with pytest.raises(ValueError, match=r"records of \['train'\]"):
-        figures.terms_figure({"train": []})
+        figures.overview_figure({"train": []})
 
 
-def test_the_stack_shows_where_terms_differ_and_an_unknown_error_has_no_bar() -> None:
-    # a reconstruction of -30 rises by 0.25, and a diffusion term near 31 falls by 0.5
+def test_an_unknown_error_has_no_band() -> None:
     records = [bound(1, 1.5, 0.0, -30.0), bound(2, 1.25, 0.0, -29.75)]
     for record in records:
-        record["terms"]["reconstruction"][1] = None
         record["terms"]["bits_per_dim"][1] = None
-    (axes,) = figures.terms_figure({"train": records}).axes
-    layers = [
-        [np.ptp(corners[corners[:, 0] == step][:, 1]) for step in (1, 2)] for corners in areas(axes)
+    whole, *terms = figures.overview_figure({"train": records}).axes
+    assert len(terms) == 3
+    assert np.ptp(areas(whole)[0][:, 1]) == 0.25 and whole.lines[0].get_ydata().tolist() == [
+        1.5,
+        1.25,
     ]
-    diffusion, reconstruction, prior_kl = layers
-    assert diffusion == [0.5, 0.0] and reconstruction == [0.0, 0.25] and prior_kl == [0.0, 0.0]
-    assert max(corners[:, 1].max() for corners in areas(axes)) == 1.5
-    assert 0.9 < axes.get_ylim()[0] < 1.0  # the sum of the least of each
-    ((total, error),) = bars(axes)
-    assert total.tolist() == [1.5, 1.25] and error.tolist() == [0.0, 0.0]
-    assert "reconstruction -29.750" in axes.get_legend_handles_labels()[1]
+    assert whole.get_legend_handles_labels()[1] == ["train 1.250"]
 
 
 def test_the_heat_map_holds_densities_of_every_step_and_their_errors() -> None:

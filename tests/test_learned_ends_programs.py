@@ -50,9 +50,9 @@ def test_a_run_is_resumed_measured_sampled_compared_and_looked_at(
     events = EventAccumulator(str(run / "tensorboard")).Reload()
     shown = {tag: [e.value for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     for name in ("start_log_snr", "terminal_log_snr"):
-        assert len(set(shown[f"diffusion/ends/{name}"])) > 1
-    assert len(set(shown["diffusion/stationary/entry_01"])) > 1
-    assert set(shown["diffusion/stationary/entry_00"]) == {1.0}
+        assert len(set(shown[f"noising/ends/{name}"])) > 1
+    assert len(set(shown["noising/stationary/entry_01"])) > 1
+    assert set(shown["noising/stationary/entry_00"]) == {1.0}
     assert any("prior_kl" in tag for tag in shown)
 
     capsys.readouterr()

@@ -227,12 +227,12 @@ def test_tensorboard_shows_paths_and_drift_for_closed_forms(runs: dict[str, Path
     ).Reload()
     tags = events.Tags()
     images = set(tags["images"])
-    assert images >= {"Overview/paths", "Overview/drift_field", "samples/by_sampler"}
-    assert not {"diffusion/curves", "diffusion/noising", "Overview/eigenvalues"} & images
-    assert [image.step for image in events.Images("Overview/paths")] == [0, 2]
-    assert not any(tag.startswith(("diffusion/Q", "diffusion/D")) for tag in tags["scalars"])
+    assert images >= {"noising/paths", "noising/drift_field", "samples/by_sampler"}
+    assert not {"noising/curves", "noising/noising", "noising/eigenvalues"} & images
+    assert [image.step for image in events.Images("noising/paths")] == [0, 2]
+    assert not any(tag.startswith(("noising/Q", "noising/D")) for tag in tags["scalars"])
     for end in ("data", "prior"):
-        sizes = [event.value for event in events.Scalars(f"diffusion/learned_drift/rms_at_{end}")]
+        sizes = [event.value for event in events.Scalars(f"noising/learned_drift/rms_at_{end}")]
         assert sizes[0] == 0.0 and sizes[-1] > 0.0  # it begins as the linear diffusion
     assert set(report.METRICS) <= set(tags["scalars"])
     run, programs, _ = load_trained(runs["learned"])
@@ -363,7 +363,7 @@ def test_a_path_that_explodes_names_its_step_and_leaves_a_good_checkpoint(
     assert latest_checkpoint(run / "checkpoints").step == 2
     train(resume=run)
     scalars = EventAccumulator(str(run / "tensorboard")).Reload().Tags()["scalars"]
-    assert "diffusion/parameters/rate_root" in scalars
+    assert "noising/parameters/rate_root" in scalars
 
 
 def test_programs_of_closed_forms_say_so(

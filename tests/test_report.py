@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -102,15 +103,15 @@ def steps(events: EventAccumulator, tag: str) -> list[int]:
 def test_every_page_of_a_learned_diffusion(trained: Path) -> None:
     events = read(trained)
     images = set(events.Tags()["images"])
-    assert images >= {"test/best_and_worst", "samples/by_sampler", "diffusion/noising"}
+    assert images >= {"test/best_and_worst", "samples/by_sampler", "noising/noising"}
     # measured at 2, 4, 6, 8; drawn at the start, the 1st and 2nd measurement, not the 3rd, the end
-    for tag in ("diffusion/curves", "Overview/eigenvalues", "diffusion/clock"):
+    for tag in ("noising/curves", "noising/eigenvalues", "noising/clock"):
         assert steps(events, tag) == [0, 2, 4, 8]
-    for tag in ("Overview/bound_by_term", "training/diffusion_term_by_log_snr"):
+    for tag in ("Overview/bound_terms_and_samples", "training/diffusion_term_by_log_snr"):
         assert steps(events, tag) == [4, 8]
     by_log_snr = "diffusion_term_by_log_snr_of"
-    for group, part in (("training", "train"), ("Overview", "validation")):
-        assert steps(events, f"{group}/{by_log_snr}_{part}") == [2, 4, 8]
+    for part in ("train", "validation"):
+        assert steps(events, f"training/{by_log_snr}_{part}") == [2, 4, 8]
         assert [e.step for e in events.Scalars(f"bound/bits_per_dim/{part}")] == [2, 4, 6, 8]
     assert steps(events, f"test/{by_log_snr}_test") == [8]
     low, high = (
@@ -131,9 +132,7 @@ def test_what_a_designer_wants_opens_first_and_plumbing_comes_last(trained: Path
     assert found[:2] == ["Overview", "bound"] and found[-1] == "uncertainty"
     scalars, images = events.Tags()["scalars"], events.Tags()["images"]
     assert sorted(tag for tag in images if tag.startswith("Overview/")) == [
-        "Overview/bound_by_term",
-        "Overview/diffusion_term_by_log_snr_of_validation",
-        "Overview/eigenvalues",
+        "Overview/bound_terms_and_samples",
         "Overview/samples",
     ]
     plumbing = [tag for tag in scalars if "standard_error" in tag or "/low/" in tag]
@@ -146,8 +145,14 @@ def test_all_terms_of_the_bound_are_curves(trained: Path) -> None:
     events = read(trained)
     terms = ("bits_per_dim", "reconstruction", "prior_kl", "diffusion")
     tags = {f"bound/{term}/{data}" for term in terms for data in ("train", "validation")}
-    tags |= {f"test/{term}" for term in terms}
-    assert tags <= {*events.Tags()["scalars"]}
+    test = {f"bound/{term}/test" for term in terms}
+    assert tags | test <= {*events.Tags()["scalars"]}
+    for tag in tags | test:  # of 16 pixels each
+        _, term, data = tag.split("/")
+        nats = events.Scalars(f"nats/{'elbo' if term == terms[0] else term}/{data}")[-1].value
+        sign = -1 if term in terms[:2] else 1
+        bits = events.Scalars(tag)[-1].value
+        assert nats == pytest.approx(sign * 16 * math.log(2) * bits, rel=1e-6, abs=1e-12)
     (layout,) = events.Tensors("custom_scalars__config__")
     shown = layout.tensor_proto.string_val[0].decode(errors="replace")
     assert all(tag in shown for tag in tags if tag.startswith("bound/"))
@@ -159,11 +164,11 @@ def test_a_fixed_diffusion_is_drawn_once_and_points_have_no_images(
     run = tmp_path / "run"
     train(tiny, "cld", steps=4, run=run, **OPTIONS)
     events = read(run)
-    for tag in ("diffusion/curves", "Overview/eigenvalues", "diffusion/clock"):
+    for tag in ("noising/curves", "noising/eigenvalues", "noising/clock"):
         assert steps(events, tag) == [0]
     assert "samples/by_sampler" in events.Tags()["images"]
     assert "test/best_and_worst" not in events.Tags()["images"]
-    assert not any(tag.startswith("diffusion/") for tag in events.Tags()["scalars"])  # constant
+    assert not any(tag.startswith("noising/") for tag in events.Tags()["scalars"])  # constant
     (text,) = events.Tensors("settings/text_summary")
     shown = text.tensor_proto.string_val[0].decode()
     assert "| guide | cld |" in shown and "| Q at the start | [[0.0, -1.0], [1.0, 0.0]] |" in shown

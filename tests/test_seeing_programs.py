@@ -126,7 +126,7 @@ def test_what_it_makes_of_data_is_drawn(name: str, shape: tuple[int, ...]) -> No
     board = Recorder()
     write_views(board, diffusion, x, 3)
     assert len(board.tags) == len(diffusion.views(x)) > 0
-    assert all(tag.startswith("diffusion/what_it_makes_of_data/") for tag in board.tags)
+    assert all(tag.startswith("noising/what_it_makes_of_data/") for tag in board.tags)
 
 
 class Recorder:

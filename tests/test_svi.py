@@ -32,11 +32,11 @@ def test_it_trains_measures_and_samples(options: list[str], tmp_path: Path) -> N
     assert "bits/dim" in said and "elbo" in said
     written = EventAccumulator(str(tmp_path))
     written.Reload()
-    first, last = written.Scalars("bound/elbo/test")
+    first, last = written.Scalars("nats/elbo/test")
     assert (first.step, last.step) == (25, 50)
     assert last.value > first.value
     for term in ("reconstruction", "prior_kl", "diffusion"):
-        assert len(written.Scalars(f"bound/{term}/test")) == 2
+        assert len(written.Scalars(f"nats/{term}/test")) == 2
     if "digits" in options:
         assert written.Images("samples")[0].width > 200
     else:

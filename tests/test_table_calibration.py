@@ -126,7 +126,7 @@ def test_programs_draw_tables(
         patch.setattr(Agreement, "differs", [])  # of a run of four steps
         train(**short, guide="vpsde", run=run)
     tags = EventAccumulator(str(run / "tensorboard")).Reload().Tags()["images"]
-    drawn = {"Overview/samples", "Overview/calibration", "samples/pairs", "test/calibration"}
+    drawn = {"Overview/samples", "training/calibration", "samples/pairs", "test/calibration"}
     assert drawn <= {*tags} and "samples/by_sampler" not in tags
     capsys.readouterr()
 

@@ -55,7 +55,7 @@ def test_the_bound_is_written_with_its_terms_and_errors(tmp_path: Path) -> None:
             tag = f"uncertainty/{kind}/bound/{term}/validation"
             assert last(events, tag) == pytest.approx(expected)
     assert events.Scalars("bound/bits_per_dim/validation")[0].step == 7
-    assert last(events, "test/bits_per_dim") == 1.25
+    assert last(events, "bound/bits_per_dim/test") == 1.25
     (layout,) = events.Tensors("custom_scalars__config__")
     text = layout.tensor_proto.string_val[0].decode(errors="replace")
     assert "uncertainty/low/bound/bits_per_dim/validation" in text and "diffusion" not in text
@@ -83,14 +83,19 @@ def test_a_loop_of_one_s_own_writes_its_terms_in_one_line(tmp_path: Path) -> Non
     nats |= {"diffusion": (4.0, 2.0)}
     bits = {"bits_per_dim": (6.5, 1.0), "reconstruction": (2.0, 1.0), "prior_kl": (0.5, 0.0)}
     bits |= {"diffusion": (4.0, 2.0)}
-    for part, written, unit in (("train", nats, 1.0), ("validation", bits, 2 * math.log(2))):
+    in_bits = 2 * math.log(2)
+    for part, group, written, unit in (
+        ("train", "nats", nats, 1.0),
+        ("validation", "nats", nats, 1.0),
+        ("validation", "bound", bits, in_bits),
+    ):
         for term, (value, error) in written.items():
-            tag = f"bound/{term}/{part}"
+            tag = f"{group}/{term}/{part}"
             assert last(events, tag) == pytest.approx(value / unit)
             assert last(events, f"uncertainty/standard_error/{tag}") == pytest.approx(error / unit)
             assert events.Scalars(tag)[0].step == 7
-    assert last(events, "bound/elbo/one") == -5.5
-    assert "uncertainty/standard_error/bound/elbo/one" not in events.Tags()["scalars"]
+    assert last(events, "nats/elbo/one") == -5.5
+    assert "uncertainty/standard_error/nats/elbo/one" not in events.Tags()["scalars"]
 
 
 @pytest.mark.parametrize(
@@ -115,22 +120,22 @@ def test_the_diffusion_is_written_entry_by_entry(tmp_path: Path, build: Any, dra
     events = read(tmp_path)
     for i in range(K):
         for j in range(i, K):
-            assert last(events, f"diffusion/D/entry_{i}{j}") == pytest.approx(
+            assert last(events, f"noising/D/entry_{i}{j}") == pytest.approx(
                 D[i, j].item(), abs=1e-6
             )
             if i < j:
-                assert last(events, f"diffusion/Q/entry_{i}{j}") == pytest.approx(
+                assert last(events, f"noising/Q/entry_{i}{j}") == pytest.approx(
                     Q[i, j].item(), abs=1e-6
                 )
     # the trace of D, and of QᵀQ = Σ ω²: eigenvalues of these very matrices
-    trace = sum(last(events, f"diffusion/D_eigenvalues/{i}") for i in range(K))
-    square = sum(last(events, f"diffusion/Q_eigenvalues/frequency_{i}") ** 2 for i in range(K))
+    trace = sum(last(events, f"noising/D_eigenvalues/{i}") for i in range(K))
+    square = sum(last(events, f"noising/Q_eigenvalues/frequency_{i}") ** 2 for i in range(K))
     assert trace == pytest.approx(D.trace().item(), abs=1e-5)
     assert square == pytest.approx(Q.square().sum().item(), abs=1e-5)
     if not drawn:
         return
-    images = {f"diffusion/{name}" for name in ("curves", "noising", "clock")}
-    images |= {"Overview/eigenvalues"} if K > 1 else set()  # one variable has nothing to show
+    images = {f"noising/{name}" for name in ("curves", "noising", "clock")}
+    images |= {"noising/eigenvalues"} if K > 1 else set()  # one variable has nothing to show
     assert set(events.Tags()["images"]) == images
 
 
@@ -145,7 +150,7 @@ def test_the_bound_over_training_waits_for_a_second_measurement(tmp_path: Path) 
         tb.write_bound_history(writer, {"train": [bound(5)]}, 5)
         tb.write_bound_history(writer, {"train": [bound(5), bound(9)]}, 9)
     events = read(tmp_path)
-    for tag in ("Overview/bound_by_term", "training/diffusion_term_by_log_snr"):
+    for tag in ("Overview/bound_terms_and_samples", "training/diffusion_term_by_log_snr"):
         assert [image.step for image in events.Images(tag)] == [9]
 
 
@@ -167,7 +172,7 @@ def table_of_runs(folder: Path) -> Any:
     runs = plugin_event_multiplexer.EventMultiplexer().AddRunsFromDirectory(str(folder)).Reload()
     provider = data_provider.MultiplexerDataProvider(runs, str(folder))
     backend = backend_context.Context(base_plugin.TBContext(data_provider=provider))
-    metric = api_pb2.ColParams(metric=api_pb2.MetricName(tag="test/bits_per_dim"))
+    metric = api_pb2.ColParams(metric=api_pb2.MetricName(tag="bound/bits_per_dim/test"))
     request = api_pb2.ListSessionGroupsRequest(
         slice_size=10,
         allowed_statuses=[api_pb2.STATUS_UNKNOWN, api_pb2.STATUS_SUCCESS],
@@ -182,7 +187,7 @@ def test_each_run_is_one_row_of_the_table_with_its_last_bound(tmp_path: Path) ->
     for name, bits, done in (("one", 1.5, True), ("two", 2.5, False)):
         with SummaryWriter(str(tmp_path / name)) as writer:
             settings = {"guide": name, "steps": 300}
-            tb.write_settings(writer, settings, {"test/bits_per_dim": "test bits/dim"})
+            tb.write_settings(writer, settings, {"bound/bits_per_dim/test": "test bits/dim"})
             tb.write_bound(writer, "test", {"bits_per_dim": (9.0, 0.1)}, 1)
             tb.write_bound(writer, "test", {"bits_per_dim": (bits, 0.1)}, 2)
             if done:

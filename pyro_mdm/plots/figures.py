@@ -45,10 +45,10 @@ __all__ = [
     "field_figure",
     "log_snr_map_figure",
     "new_figure",
+    "overview_figure",
     "paths_figure",
     "preset_eigenvalues",
     "snapshot",
-    "terms_figure",
     "variable_name",
     "views_figures",
 ]
@@ -73,6 +73,8 @@ except ModuleNotFoundError as error:
 
 DPI = 160
 CARD = (5.6, 2.7)  # inches: the shape of an image on TensorBoard's first page
+PAGE = (10.5, 4.0)  # inches: one that is read by itself
+LEAST = 0.005  # bits/dim above and below a curve that an axis shows: less is no change
 TIME = "noising time s   (0 data, T noise)"
 MOST_IMAGES = 6  # rows of pictures of what a diffusion makes of data
 COLUMNS = 100  # of a heat map, at most
@@ -82,57 +84,79 @@ Record = Mapping[str, Any]
 
 
 # -- the bound -------------------------------------------------------------------------------------
-def terms_figure(bounds: Mapping[str, Sequence[Record]]) -> Figure:
-    """The terms of the bound over training, stacked, and the bound of each part of the data.
-
-    The layer of a term is its excess over its minimum during training. The stack starts at the sum
-    of these minima, so that it reaches the bound and changes are seen, however large the terms. The
-    legend has each term at the last step.
+def overview_figure(
+    bounds: Mapping[str, Sequence[Record]], samples: Tensor | None = None, title: str = ""
+) -> Figure:
+    """The bound of each part of the data with bands of ± 1 standard error, its terms, and samples.
 
     Args:
         bounds: the records of each part of the data, at least one each; the terms of the last part
-            are stacked.
+            with several records are shown.
+        samples: a picture, uint8 (3, height, width).
+        title: what was trained, in a line.
 
     Raises:
         ValueError: no part, or a part without a record.
     """
     if not bounds or not all(bounds.values()):
         raise ValueError(f"records of {list(bounds)}, expected at least one of at least one part")
-    stacked = list(bounds)[-1]
-    figure = new_figure(*CARD)
-    axes = figure.add_subplot()
-    steps, _, _ = _series(bounds[stacked], "bits_per_dim")
-    names = ["diffusion", "reconstruction", "prior_kl"]
-    if "context" in bounds[stacked][-1]["terms"]:
-        names.append("context")
-    terms = {term: _series(bounds[stacked], term) for term in names}
-    top = np.full(len(steps), sum(value.min() for _, value, _ in terms.values()))
-    shown = [top]  # heights that the axis must hold
-    for i, (term, (_, value, error)) in enumerate(terms.items()):
-        bottom, top = top, top + value - value.min()
-        label = f"{term.replace('_kl', ' KL')} {_with_error(value[-1], error[-1])}"
-        axes.fill_between(steps, bottom, top, color=f"C{i}", alpha=0.35, lw=0, label=label)
+    shown = [part for part, records in bounds.items() if len(records) > 1][-1:] or [*bounds]
+    terms = [term for term in IN_WORDS if term in bounds[shown[-1]][-1]["terms"]]
+    figure = new_figure(*PAGE)
+    columns = 2 if samples is None else 3
+    grid = figure.add_gridspec(len(terms), columns, width_ratios=(1.5, 1.3, 1.3)[:columns])
+    axes = figure.add_subplot(grid[:, 0])
     for i, (part, records) in enumerate(bounds.items()):
-        steps, total, error = _series(records, "bits_per_dim")
-        bars = np.nan_to_num(error)  # an unknown error has no bar
-        style: dict[str, Any] = {"fmt": "o-", "ms": 3, "lw": 1, "capsize": 3}
-        style |= {"color": "k" if part == stacked else f"C{i + len(names)}"}
-        label = f"{part} {_with_error(total[-1], error[-1])}"
-        axes.errorbar(steps, total, bars, label=label, **style)
-        shown += [total - bars, total + bars]
-    _fit(axes, np.concatenate(shown))
-    axes.set(xlabel="step", ylabel="bits/dim, ± 1 s.e.")
-    axes.set_title(f"bound by term, above its least ({stacked})", fontsize=10)
-    figure.legend(fontsize=8, title="at the last step", title_fontsize=8, loc="outside right upper")
+        _draw_series(axes, records, "bits_per_dim", f"C{i}", part)
+    axes.set(xlabel="training step", ylabel="bits/dim, lower is better")
+    axes.set_title("the bound, ± 1 standard error", fontsize=10)
+    axes.legend(fontsize=8, title="at the last step", title_fontsize=8)
+    for k, term in enumerate(terms):
+        below = figure.add_subplot(grid[k, 1], sharex=axes)
+        _draw_series(below, bounds[shown[-1]], term, f"C{len(bounds) + k}")
+        value, error = (numbers[-1] for numbers in _series(bounds[shown[-1]], term)[1:])
+        below.set_title(f"{IN_WORDS[term]}, {_with_error(value, error)}", fontsize=8, loc="left")
+        below.tick_params(labelsize=7, labelbottom=term == terms[-1])
+        below.yaxis.set_major_locator(MaxNLocator(3))
+        below.ticklabel_format(axis="y", style="plain", useOffset=False)
+    below.set_xlabel(f"its terms, bits/dim ({shown[-1]})", fontsize=8)
+    if samples is not None:
+        picture = figure.add_subplot(grid[:, 2])
+        picture.imshow(samples.movedim(0, -1).cpu().numpy())
+        picture.axis("off")
+        picture.set_title("samples", fontsize=10)
+    if title:
+        figure.suptitle(title, fontsize=10)
     return figure
 
 
-def _fit(axes: Axes, heights: np.ndarray) -> None:
-    """Limit the axis to the finite ``heights``."""
-    known = heights[np.isfinite(heights)]
-    if len(known):
-        margin = 0.08 * max(float(np.ptp(known)), 1e-3)
-        axes.set_ylim(known.min() - margin, known.max() + margin)
+IN_WORDS = {
+    "diffusion": "diffusion: told by the network",
+    "reconstruction": "reconstruction: told at the start",
+    "prior_kl": "prior KL: left in the noise",
+    "context": "context: told by the context",
+}
+"""The terms of the bound in words."""
+
+
+def _draw_series(
+    axes: Axes, records: Sequence[Record], term: str, color: str, label: str | None = None
+) -> None:
+    """Draw a term over training with its band; a single record has a bar."""
+    steps, values, error = _series(records, term)
+    error = np.nan_to_num(error)  # an unknown error has no band
+    if label is not None:
+        last = _series(records, term)
+        label = f"{label} {_with_error(last[1][-1], last[2][-1])}"
+    if len(steps) == 1:
+        axes.errorbar(steps, values, error, fmt="D", ms=4, capsize=3, color=color, label=label)
+    else:
+        axes.plot(steps, values, "o-", ms=2.5, lw=1, color=color, label=label)
+        axes.fill_between(steps, values - error, values + error, color=color, alpha=0.25, lw=0)
+    low, high = axes.dataLim.y0, axes.dataLim.y1
+    margin = max(0.08 * (high - low), LEAST - (high - low) / 2)
+    if math.isfinite(margin):
+        axes.set_ylim(low - margin, high + margin)
 
 
 def _series(records: Sequence[Record], term: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -4,21 +4,20 @@ Each function writes one kind of record with a :class:`torch.utils.tensorboard.S
 TensorBoard sorts tags by group, the part before the first slash, capitals first, and opens the
 first two groups of its Time Series page. The groups are, in this order::
 
-    Overview        the bound by term, the diffusion term by log SNR, the eigenvalues of the drift
-                    (of a diffusion without a closed form its paths and its drift) and samples;
-                    the calibration of a model of a table on validation rows
-    bound           the bound and its terms for each part of the data, as curves
-    diffusion       Q, D and their eigenvalues, the clock, the ends; noised data, and what a guide
-                    that sees the data does to them
+    Overview        one figure with the bound, its three terms and samples; and the samples alone
+    bound           the bound and its terms for each part of the data, in bits/dim
+    nats            the same in nats per datum, with the signs of ELBOTerms
+    noising         the noising diffusion: Q, D and their eigenvalues, the clock, the ends, paths;
+                    noised data, and what a guide that sees the data does to them
     objective       the objective of training
     samples         samples by sampler; columns of a table in pairs
-    test            measurements made once, at the end
-    training        figures of the bound over training
+    test            figures of test data, made once, at the end
+    training        figures of the bound over training; the bound of weights without average
     uncertainty     standard errors, and the ends of value ± error
 
 The Custom Scalars page has the bound with its errors, HParams a row for each run, Text its
-settings. Bounds are in bits/dim. In a training loop of your own, :func:`write_terms` writes the
-terms of the bound.
+settings. Names of terms are those of :class:`~pyro_mdm.elbo.ELBOTerms` everywhere. In a training
+loop of your own, :func:`write_terms` writes the terms of the bound.
 """
 
 from __future__ import annotations
@@ -153,8 +152,8 @@ def write_terms(
 
         write_terms(writer, elbo_terms(model, guide, x), step)
 
-    The scalars are means over the batch: ``bound/elbo/<part>``, ``bound/reconstruction/<part>``,
-    ``bound/prior_kl/<part>`` and ``bound/diffusion/<part>``, in nats per datum, with the signs of
+    The scalars are means over the batch: ``nats/elbo/<part>``, ``nats/reconstruction/<part>``,
+    ``nats/prior_kl/<part>`` and ``nats/diffusion/<part>``, in nats per datum, with the signs of
     :class:`~pyro_mdm.elbo.ELBOTerms`: elbo = reconstruction - prior_kl - diffusion. Errors are
     written by :func:`write_mean`, and shown as bands after one call of::
 
@@ -164,7 +163,7 @@ def write_terms(
         terms: the terms from :func:`~pyro_mdm.elbo.elbo_terms`, each (batch,), nats.
         step: training steps so far.
         part: the part of the data that the batch is from, such as ``"validation"``.
-        num_dims: dimensions d of a datum; if given, scalars are in bits/dim, as in
+        num_dims: dimensions d of a datum; if given, scalars in bits/dim are written too, as by
             :func:`write_bound`: bits_per_dim = reconstruction + prior_kl + diffusion (+ context).
 
     Raises:
@@ -176,13 +175,15 @@ def write_terms(
             f"terms is a {type(terms).__name__}, expected ELBOTerms; "
             "pass elbo_terms(model, guide, x)"
         )
-    each = dict(terms.items())
+    nats = dict(terms.items())
+    scalars = {f"nats/{name}/{part}": values for name, values in nats.items()}
     if num_dims is not None:
         costs = {"bits_per_dim": terms.elbo, "reconstruction": terms.reconstruction}
-        costs |= {name: -each[name] for name in measured.ALL_TERMS[1:] if name in each}
-        each = {name: bits_per_dim(log_p, num_dims) for name, log_p in costs.items()}
-    for name, values in each.items():
-        write_mean(writer, f"bound/{name}/{part}", *measured.Measured.of(values), step)
+        costs |= {name: -nats[name] for name in measured.ALL_TERMS[1:] if name in nats}
+        for name, log_p in costs.items():
+            scalars[f"bound/{name}/{part}"] = bits_per_dim(log_p, num_dims)
+    for tag, values in scalars.items():
+        write_mean(writer, tag, *measured.Measured.of(values), step)
 
 
 def write_layout(
@@ -201,13 +202,14 @@ def write_layout(
         parts: parts of the data, as given to :func:`write_bound` or :func:`write_terms`.
         terms: the terms whose errors will be written.
         others: further tags that :func:`write_mean` will write.
-        unit: the unit in the titles.
+        unit: the unit, bits/dim or nats.
     """
-    tags = {term: [f"bound/{term}/{part}" for part in parts] for term in terms}
+    group = "nats" if unit == "nats" else "bound"
+    tags = {term: [f"{group}/{term}/{part}" for part in parts] for term in terms}
     tags |= {tag: [tag] for tag in others}
     layout = {
         f"{term} ({unit} ± 1 s.e.)": {
-            tag.removeprefix("bound/"): ["Margin", [tag, *_band(tag)]] for tag in of_term
+            tag.removeprefix(f"{group}/"): ["Margin", [tag, *_band(tag)]] for tag in of_term
         }
         for term, of_term in tags.items()
     }
@@ -232,16 +234,20 @@ def write_mean(writer: SummaryWriter, tag: str, value: float, error: float, step
         writer.add_scalar(high, value + error, step)
 
 
-def write_bound(writer: SummaryWriter, part: str, terms: Terms, step: int) -> None:
+def write_bound(
+    writer: SummaryWriter, part: str, terms: Terms, step: int, *, num_dims: int | None = None
+) -> None:
     """Write the bound of one part of the data, term by term, with errors as :func:`write_mean`.
 
-    Tags are ``bound/<term>/<part>``; those of test data, measured once, are ``test/<term>``.
+    Tags are ``bound/<term>/<part>``, and without errors ``nats/<term>/<part>`` if ``num_dims`` is
+    given.
 
     Args:
         part: ``"train"``, ``"validation"`` or ``"test"``.
         terms: (value, standard error) in bits/dim of ``bits_per_dim``, ``reconstruction``,
             ``prior_kl`` and ``diffusion``, or of some of these.
         step: training steps so far.
+        num_dims: dimensions d of a datum.
 
     Raises:
         ValueError: a term of another name.
@@ -249,8 +255,12 @@ def write_bound(writer: SummaryWriter, part: str, terms: Terms, step: int) -> No
     if unknown := sorted(set(terms) - set(TERMS)):
         raise ValueError(f"unknown terms {unknown}, expected some of {list(TERMS)}")
     for term, (value, error) in terms.items():
-        tag = f"test/{term}" if part == "test" else f"bound/{term}/{part}"
-        write_mean(writer, tag, value, error, step)
+        write_mean(writer, f"bound/{term}/{part}", value, error, step)
+        if num_dims is not None:
+            nats = value * num_dims * math.log(2)
+            likelihood = term in ("bits_per_dim", "reconstruction")
+            name = "elbo" if term == "bits_per_dim" else term
+            writer.add_scalar(f"nats/{name}/{part}", -nats if likelihood else nats, step)
 
 
 def write_diffusion_term(
@@ -261,19 +271,26 @@ def write_diffusion_term(
 
 
 def write_bound_history(
-    writer: SummaryWriter, bounds: Mapping[str, Sequence[Record]], step: int
+    writer: SummaryWriter,
+    bounds: Mapping[str, Sequence[Record]],
+    step: int,
+    *,
+    samples: Tensor | None = None,
+    title: str = "",
 ) -> None:
-    """Write ``Overview/bound_by_term`` and ``training/diffusion_term_by_log_snr``.
+    """Write ``Overview/bound_terms_and_samples`` and ``training/diffusion_term_by_log_snr``.
 
     Args:
         bounds: the records of each part, see :mod:`pyro_mdm.plots.figures`; the terms of the last
             part are shown. Nothing is written before its second record.
         step: training steps so far.
+        samples, title: see :func:`~pyro_mdm.plots.figures.overview_figure`.
     """
-    shown = list(bounds.values())[-1]
-    if len(shown) > 1:
-        writer.add_figure("Overview/bound_by_term", figures.terms_figure(bounds), step)
-        heat_map = figures.diffusion_term_history_figure(shown)
+    shown = [records for records in bounds.values() if len(records) > 1]
+    if shown:
+        figure = figures.overview_figure(bounds, samples, title)
+        writer.add_figure("Overview/bound_terms_and_samples", figure, step)
+        heat_map = figures.diffusion_term_history_figure(shown[-1])
         writer.add_figure("training/diffusion_term_by_log_snr", heat_map, step)
 
 
@@ -289,26 +306,26 @@ def write_diffusion(writer: SummaryWriter, diffusion: LinearDiffusion, step: int
     for i in range(K):
         for j in range(i, K):
             if i != j:  # the lower triangle is the negative of this
-                writer.add_scalar(f"diffusion/Q/entry_{i}{j}", Q[i, j].item(), step)
-            writer.add_scalar(f"diffusion/D/entry_{i}{j}", D[i, j].item(), step)
+                writer.add_scalar(f"noising/Q/entry_{i}{j}", Q[i, j].item(), step)
+            writer.add_scalar(f"noising/D/entry_{i}{j}", D[i, j].item(), step)
     frequencies = torch.linalg.eigvals(Q).imag.abs().sort(descending=True).values
     for i, value in enumerate(torch.linalg.eigvalsh(D).flip(0)):
-        writer.add_scalar(f"diffusion/Q_eigenvalues/frequency_{i}", frequencies[i].item(), step)
-        writer.add_scalar(f"diffusion/D_eigenvalues/{i}", value.item(), step)
+        writer.add_scalar(f"noising/Q_eigenvalues/frequency_{i}", frequencies[i].item(), step)
+        writer.add_scalar(f"noising/D_eigenvalues/{i}", value.item(), step)
     known: Any = diffusion.reference
     if known.learns_stationary:
         for i in range(K):
             for j in range(i, K):
                 entry = known.stationary_covariance[i, j].item()
-                writer.add_scalar(f"diffusion/stationary/entry_{i}{j}", entry, step)
+                writer.add_scalar(f"noising/stationary/entry_{i}{j}", entry, step)
     _write_ends(writer, diffusion, step)
 
 
 def _write_ends(writer: SummaryWriter, diffusion: Diffusion, step: int) -> None:
     start, end = diffusion.start_time.item(), diffusion.terminal_log_snr.item()
-    writer.add_scalar("diffusion/ends/start_time", start, step)
-    writer.add_scalar("diffusion/ends/start_log_snr", diffusion.max_log_snr, step)
-    writer.add_scalar("diffusion/ends/terminal_log_snr", end, step)
+    writer.add_scalar("noising/ends/start_time", start, step)
+    writer.add_scalar("noising/ends/start_log_snr", diffusion.max_log_snr, step)
+    writer.add_scalar("noising/ends/terminal_log_snr", end, step)
 
 
 @torch.no_grad()
@@ -318,7 +335,7 @@ def write_simulated(
     """Write the ends and scalar parameters of a diffusion without a closed form.
 
     For a learned drift ``added`` also its root mean square per dimension and variable, for data at
-    ε (``diffusion/learned_drift/rms_at_data``) and prior draws at T (``…/rms_at_prior``).
+    ε (``noising/learned_drift/rms_at_data``) and prior draws at T (``…/rms_at_prior``).
 
     Args:
         x: data, (n, *event_shape), in model space.
@@ -327,7 +344,7 @@ def write_simulated(
     _write_ends(writer, diffusion, step)
     for name, parameter in diffusion.named_parameters():
         if parameter.numel() == 1:
-            writer.add_scalar(f"diffusion/parameters/{name}", parameter.item(), step)
+            writer.add_scalar(f"noising/parameters/{name}", parameter.item(), step)
     added = getattr(diffusion, "added", None)
     if added is None:
         return
@@ -342,11 +359,11 @@ def write_simulated(
     }
     for name, (y, s) in states.items():
         rms = added(y.to(x), s.expand(len(y))).double().square().mean().sqrt()
-        writer.add_scalar(f"diffusion/learned_drift/rms_at_{name}", rms.item(), step)
+        writer.add_scalar(f"noising/learned_drift/rms_at_{name}", rms.item(), step)
 
 
 def write_views(writer: SummaryWriter, diffusion: Diffusion, x: Tensor, step: int) -> None:
-    """Write :func:`~pyro_mdm.plots.figures.views_figures` as ``diffusion/what_it_makes_of_data/…``.
+    """Write :func:`~pyro_mdm.plots.figures.views_figures` as ``noising/what_it_makes_of_data/…``.
 
     Nothing is written for a diffusion that does not see the data.
 
@@ -355,37 +372,37 @@ def write_views(writer: SummaryWriter, diffusion: Diffusion, x: Tensor, step: in
     """
     for name, figure in figures.views_figures(diffusion, x).items():
         tag = re.sub(r"\W+", "_", name).strip("_")
-        writer.add_figure(f"diffusion/what_it_makes_of_data/{tag}", figure, step)
+        writer.add_figure(f"noising/what_it_makes_of_data/{tag}", figure, step)
 
 
 def write_curves(writer: SummaryWriter, diffusion: Kernels, step: int) -> None:
-    """Write :func:`~pyro_mdm.plots.figures.curves_figure` as ``diffusion/curves``.
+    """Write :func:`~pyro_mdm.plots.figures.curves_figure` as ``noising/curves``.
 
     For a diffusion by dimension they are those of the first block, and
-    :func:`~pyro_mdm.plots.figures.log_snr_map_figure` is ``diffusion/log_snr_map``. Clocks that
+    :func:`~pyro_mdm.plots.figures.log_snr_map_figure` is ``noising/log_snr_map``. Clocks that
     differ between data are left to :func:`write_views`.
     """
     reference: Any = diffusion.reference
-    writer.add_figure("diffusion/curves", figures.curves_figure(reference), step)
+    writer.add_figure("noising/curves", figures.curves_figure(reference), step)
     if diffusion.maps and diffusion.context is None:
         figure = figures.log_snr_map_figure(diffusion)
-        writer.add_figure("diffusion/log_snr_map", figure, step)
+        writer.add_figure("noising/log_snr_map", figure, step)
 
 
 def write_paths(
     writer: SummaryWriter, diffusion: NonlinearDiffusion, x: Tensor, step: int, *, seed: int = 0
 ) -> None:
-    """Write :func:`~pyro_mdm.plots.figures.paths_figure` as ``Overview/paths``.
+    """Write :func:`~pyro_mdm.plots.figures.paths_figure` as ``noising/paths``.
 
     For points of the plane also :func:`~pyro_mdm.plots.figures.field_figure`, as
-    ``Overview/drift_field``.
+    ``noising/drift_field``.
 
     Args:
         x: data, (n, *event_shape), in model space.
     """
-    writer.add_figure("Overview/paths", figures.paths_figure(diffusion, x, seed=seed), step)
+    writer.add_figure("noising/paths", figures.paths_figure(diffusion, x, seed=seed), step)
     if x.shape[1:] == (2,):
-        writer.add_figure("Overview/drift_field", figures.field_figure(diffusion, x), step)
+        writer.add_figure("noising/drift_field", figures.field_figure(diffusion, x), step)
 
 
 def write_diffusion_history(
@@ -393,7 +410,7 @@ def write_diffusion_history(
 ) -> None:
     """Write the clock and the eigenvalues of the drift over training, with those of presets.
 
-    As ``diffusion/clock`` and ``Overview/eigenvalues``, the latter for linear diffusions of K > 1.
+    As ``noising/clock`` and ``noising/eigenvalues``, the latter for linear diffusions of K > 1.
 
     Args:
         snapshots: records of the diffusion, see :func:`pyro_mdm.plots.figures.snapshot`.
@@ -403,9 +420,9 @@ def write_diffusion_history(
     if "eigenvalues" in snapshots[-1] and diffusion.num_variables > 1:
         presets = figures.preset_eigenvalues(diffusion)
         writer.add_figure(
-            "Overview/eigenvalues", figures.eigenvalues_figure(snapshots, presets), step
+            "noising/eigenvalues", figures.eigenvalues_figure(snapshots, presets), step
         )
-    writer.add_figure("diffusion/clock", figures.clock_figure(snapshots), step)
+    writer.add_figure("noising/clock", figures.clock_figure(snapshots), step)
 
 
 # -- pictures --------------------------------------------------------------------------------------
@@ -450,5 +467,5 @@ def write_calibration(
 def write_noising(
     writer: SummaryWriter, diffusion: LinearDiffusion, x: Tensor, step: int, *, seed: int = 0
 ) -> None:
-    """Write :func:`~pyro_mdm.plots.pictures.noising_figure` as ``diffusion/noising``."""
-    writer.add_figure("diffusion/noising", pictures.noising_figure(diffusion, x, seed=seed), step)
+    """Write :func:`~pyro_mdm.plots.pictures.noising_figure` as ``noising/noising``."""
+    writer.add_figure("noising/noising", pictures.noising_figure(diffusion, x, seed=seed), step)
