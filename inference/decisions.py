@@ -21,10 +21,10 @@ from models.kinds import kind_of
 from pyro_mdm.scores.denoiser import DenoiserScore
 
 
-def with_absolute_names(settings: Training) -> Training:
-    """Settings with absolute paths in the names of files."""
+def with_canonical_names(settings: Training) -> Training:
+    """Settings with names as config files have them."""
     named = {option: getattr(settings, option) for option in names.NAMED}
-    named = {option: names.absolute_name(name) for option, name in named.items() if name}
+    named = {option: names.canonical_name(option, name) for option, name in named.items() if name}
     return replace(settings, **named)
 
 

@@ -1,8 +1,8 @@
 """Names on the command line: of data sets, guides, scores, likelihoods and samplers.
 
-A name is one of the lists here, ``module:Name`` for something importable, or ``file.py:Name`` for
-something in a file of your own. A new built-in is one line in its list. Other code is run if
-:mod:`inference.trust` allows it.
+A name is one of the lists here or the class that it stands for (``malda`` or ``MALDA``),
+``module:Name`` for something importable, or ``file.py:Name`` for something in a file of your own. A
+new built-in is one line in its list. Other code is run if :mod:`inference.trust` allows it.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def find(option: str, name: str) -> Any:
         UntrustedCodeError: see :func:`inference.trust.check`.
     """
     known = (NAMED | ASKED)[option]
-    if name in known:
-        return known[name]
+    if (builtin := _builtin(known, name)) in known:
+        return known[builtin]
     if option == "guide" and name.startswith("run:"):
         raise NameNotFoundError(
             f"{name} is the diffusion that a run ended with, which inference.inspect and --reuse "
@@ -225,10 +225,20 @@ def _file_of(spec: ModuleSpec) -> tuple[Path | None, bytes]:
 # -- forms of names --------------------------------------------------------------------------------
 
 
-def absolute_name(name: str) -> str:
-    """``file.py:Name`` with the file's full path, for config files; other names unchanged."""
+def canonical_name(option: str, name: str) -> str:
+    """A name as config files have it: ``file.py:Name`` with the file's full path, ``malda`` for
+    ``MALDA``, and others unchanged."""
     place, _, attribute = name.rpartition(":")
-    return f"{Path(place).resolve()}:{attribute}" if place.endswith(".py") else name
+    if place.endswith(".py"):
+        return f"{Path(place).resolve()}:{attribute}"
+    return _builtin((NAMED | ASKED)[option], name)
+
+
+def _builtin(known: Mapping[str, Any], name: str) -> str:
+    """The built-in name of a class that is named as in Python; other names unchanged."""
+    if name in known:
+        return name
+    return next((key for key, it in known.items() if getattr(it, "__name__", "") == name), name)
 
 
 def own_names(settings: Mapping[str, Any]) -> list[str]:

@@ -197,14 +197,12 @@ def at_step(
     power_of_two = measurements & (measurements - 1) == 0
     last = step == run.config["steps"]  # which at_end draws
     due = run.config["figures"] and power_of_two and not last
-    picture = None
     if due or not isinstance(problem, Tabular):  # whose columns take as long as a figure
         few = _samples(programs, _few(problem), steps=32, seed=seed)
         if few is not None:
-            picture = _picture(problem, few, 6)
-            tensorboard.write_samples(writer, picture, step)
+            tensorboard.write_samples(writer, _picture(problem, few, 6), step)
     if due:
-        draw_training(run, writer, programs, step, picture)
+        draw_training(run, writer, programs, step)
         draw_calibration(run, writer, programs, "validation", step)
 
 
@@ -291,27 +289,24 @@ def at_end(
         bound = replace(bound, step_bias=bias)
     save(bound)
     if isinstance(problem, Tabular) and observes_entries(model):
-        picture = compare_with_rows(run, writer, programs, step)
+        compare_with_rows(run, writer, programs, step)
     else:
-        picture = draw_samples(run, writer, programs, step)
+        draw_samples(run, writer, programs, step)
     if run.config["figures"]:
-        draw_training(run, writer, programs, step, picture)
+        draw_training(run, writer, programs, step)
         draw_end(run, writer, programs, step)
     tensorboard.write_finished(writer)
     writer.close()
     return bound
 
 
-def compare_with_rows(
-    run: Run, writer: SummaryWriter, programs: Programs, step: int
-) -> Tensor | None:
-    """Say and draw how samples of a table agree with its rows, with a warning if they do not; the
-    picture of its columns, if figures are drawn."""
+def compare_with_rows(run: Run, writer: SummaryWriter, programs: Programs, step: int) -> None:
+    """Say and draw how samples of a table agree with its rows, with a warning if they do not."""
     problem, model, _ = programs
     assert isinstance(problem, Tabular)
     samples = _drawn(run, programs, COMPARED)
     if samples is None:
-        return None
+        return
     compared = agreement(problem, model, samples, seed=run.config["seed"])
     print(compared)
     if differences := compared.differs:
@@ -322,13 +317,12 @@ def compare_with_rows(
             stacklevel=2,
         )
     if not run.config["figures"]:
-        return None
+        return
     alone = pixels_of(marginals_figure(compared.rows, compared.samples))
     tensorboard.write_samples(writer, alone, step)
     write_atomically(run.folder / "samples.png", png(alone))
     if len(problem.columns) > 1:
         tensorboard.write_pairs(writer, compared.rows, compared.samples, step)
-    return alone
 
 
 def _drawn(run: Run, programs: Programs, number: int) -> Tensor | None:
@@ -341,17 +335,14 @@ def _drawn(run: Run, programs: Programs, number: int) -> Tensor | None:
     return _samples(programs, number, **options)
 
 
-def draw_samples(run: Run, writer: SummaryWriter, programs: Programs, step: int) -> Tensor | None:
-    """Draw samples.png, and a picture of some samples for TensorBoard, which is returned; None if
-    there are no samples."""
+def draw_samples(run: Run, writer: SummaryWriter, programs: Programs, step: int) -> None:
+    """Draw samples.png, and a picture of some samples for TensorBoard."""
     problem = programs.problem
     samples = _drawn(run, programs, run.config["num_samples"])
-    if samples is None:
-        return None
-    few = _picture(problem, samples[: _few(problem)], 6)
-    tensorboard.write_samples(writer, few, step)
-    write_atomically(run.folder / "samples.png", png(_picture(problem, samples)))
-    return few
+    if samples is not None:
+        few = _picture(problem, samples[: _few(problem)], 6)
+        tensorboard.write_samples(writer, few, step)
+        write_atomically(run.folder / "samples.png", png(_picture(problem, samples)))
 
 
 def _log_bound(
@@ -408,10 +399,8 @@ def _complete(x: Tensor) -> Tensor:
 # -- figures ---------------------------------------------------------------------------------------
 
 
-def draw_training(
-    run: Run, writer: SummaryWriter, programs: Programs, step: int, picture: Tensor | None = None
-) -> None:
-    """Draw the figures of training so far, from the run's history, and ``picture``, of samples."""
+def draw_training(run: Run, writer: SummaryWriter, programs: Programs, step: int) -> None:
+    """Draw the figures of training so far, from the run's history."""
     history: dict[str, list[dict[str, Any]]] = {}
     for record in run.history():
         history.setdefault(record["part"], []).append(record)
@@ -419,7 +408,7 @@ def draw_training(
     bounds = {part: history[part] for part in parts if part in history}
     if bounds:
         title = of_what(run, programs, step)
-        tensorboard.write_bound_history(writer, bounds, step, samples=picture, title=title)
+        tensorboard.write_bound_history(writer, bounds, step, title=title)
     for part, records in history.items():
         if part != "diffusion" and (last := records[-1])["step"] == step:
             by_log_snr = (last["diffusion_by_log_snr"], last["diffusion_by_log_snr_error"])

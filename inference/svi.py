@@ -1,20 +1,25 @@
 """The SVI training script: a noising diffusion as a guide, in plain Pyro, read from top to bottom.
 
-python -m inference.svi                      # 30 measurements of each of 569 tumours
-python -m inference.svi --data digits --guide MALDA --steps 1000
-tensorboard --logdir runs/svi
+python -m inference.svi                       # 30 measurements of each of 569 tumours
+python -m inference.svi --data mine.csv --guide MALDA --steps 1000
+tensorboard --logdir runs
 """
 
 import argparse
 import sys
+from functools import partial
+from pathlib import Path
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--data", choices=["tumours", "digits"], default="tumours")
-parser.add_argument("--guide", default="CLD", help="VPSDE, CLD, MALDA, ALDA, LearnedDiffusion")
+parser.add_argument("--data", default="tumours", help="tumours, digits, or a .csv or .npy file")
+parser.add_argument("--guide", default="cld", help="as for inference.train, such as malda or MALDA")
+parser.add_argument("--score", default="default", help="default, denoiser, noise, score, residual")
 parser.add_argument("--steps", type=int, default=1000)
-parser.add_argument("--logdir", default="runs/svi")
+parser.add_argument("--logdir", type=Path, help="default runs/svi-DATA-GUIDE; given again, goes on")
 args = parser.parse_args()
+logdir = args.logdir or Path(f"runs/svi-{Path(args.data).stem}-{args.guide.split(':')[-1]}")
 
+import numpy as np
 import pyro
 import torch
 from pyro.infer import SVI
@@ -22,42 +27,54 @@ from sklearn.datasets import load_breast_cancer, load_digits
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import trange
 
-import pyro_mdm
-from pyro_mdm import MDM_ELBO, DiffusionGuide, DiffusionModel, bound, elbo_terms
+from inference.diffusion import build_diffusion
+from inference.options import Guide
+from models.base import Problem
+from pyro_mdm import MDM_ELBO, DiffusionGuide, bound, elbo_terms
 from pyro_mdm.networks import MLP, UNet
-from pyro_mdm.plots.tensorboard import image_grid, write_terms
+from pyro_mdm.plots.tensorboard import image_grid, write_layout, write_terms
 from pyro_mdm.support.text import Terminal
 
 sys.stdout = Terminal(sys.stdout)  # whatever its encoding
 pyro.set_rng_seed(0)
-
-# data: images of 17 levels in [-1, 1], or measurements that are standardized
+load = np.load if ".npy" in args.data else partial(np.genfromtxt, delimiter=",", skip_header=1)
 if args.data == "digits":
-    data = torch.tensor(load_digits().images).float().unsqueeze(1) / 8 - 1  # (1797, 1, 8, 8)
+    data = load_digits().images[:, None] / 8 - 1
 else:
-    data = torch.tensor(load_breast_cancer().data).log1p().float()  # (569, 30)
-    data = (data - data.mean(0)) / data.std(0)
-data = data[torch.randperm(len(data))]
-test, train = data[::10], data[torch.arange(len(data)) % 10 > 0]
+    data = np.log1p(load_breast_cancer().data) if args.data == "tumours" else load(args.data)
+if data.ndim == 2:
+    data = (data - data.mean(0)) / data.std(0)  # vectors (n, d); images are (n, C, H, W) in [-1, 1]
 
-score = (
-    pyro_mdm.DiscreteDenoiser.fit(UNet(1, out_channels=17), train, levels=17)
-    if args.data == "digits"
-    else pyro_mdm.Denoiser.fit(MLP(30), train)
-)
-diffusion = getattr(pyro_mdm, args.guide)(max_log_snr=9.0)  # the line to change
-model, guide = DiffusionModel(diffusion, score), DiffusionGuide(diffusion)
-svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 1e-3}), loss=MDM_ELBO())
-writer = SummaryWriter(args.logdir)
-for step in trange(1, args.steps + 1):
-    x = train[torch.randint(len(train), (128,))]
-    svi.step(x)
-    if step % 25 == 0:
-        write_terms(writer, elbo_terms(model, guide, test), step, part="test")
 
-print(bound(model, guide, test, draws=16))
-samples = model(batch_size=64).detach()
-if args.data == "digits":
-    writer.add_image("samples", image_grid((samples + 1) / 2), args.steps)
-else:
-    print("correlations:", samples.T.corrcoef()[0, 1:4], "of data:", data.T.corrcoef()[0, 1:4])
+class Data(Problem):
+    name, event_shape, max_log_snr = "data", data.shape[1:], 9.0
+
+    def load(self) -> torch.Tensor:
+        return torch.from_numpy(data).float()
+
+    def network(self, inputs: int, outputs: int) -> torch.nn.Module:
+        return UNet(inputs, outputs) if data.ndim == 4 else MLP(inputs, out_features=outputs)
+
+
+diffusion = build_diffusion(Guide(guide=args.guide, max_log_snr=9.0), event_shape=data.shape[1:])
+model, guide = (problem := Data()).build(diffusion, score=args.score), DiffusionGuide(diffusion)
+optimizer, file, first = pyro.optim.ClippedAdam({"lr": 1e-3}), logdir / "checkpoint.pt", 0
+svi = SVI(model, guide, optimizer, loss=MDM_ELBO())
+if file.exists():
+    saved = torch.load(file)
+    model.load_state_dict(saved["model"])
+    optimizer.set_state(saved["optimizer"])
+    torch.set_rng_state(saved["random"])
+    first = saved["step"]
+writer = SummaryWriter(logdir, purge_step=first + 1)
+write_layout(writer, ["test"], ["elbo", "reconstruction", "prior_kl", "diffusion"], unit="nats")
+for step in trange(first + 1, args.steps + 1, initial=first, total=args.steps):
+    svi.step(problem.train[torch.randint(len(problem.train), (128,))])
+    if step % 25 == 0 or step == args.steps:
+        write_terms(writer, elbo_terms(model, guide, problem.test), step, part="test")
+        state = {"model": model.state_dict(), "optimizer": optimizer.get_state(), "step": step}
+        torch.save(state | {"random": torch.get_rng_state()}, file)
+print(bound(model, guide, problem.test, draws=16))  # its terms, with standard errors
+np.save(logdir / "samples.npy", (samples := model(batch_size=64).detach()).numpy())
+if data.ndim == 4:
+    writer.add_image("samples", image_grid((samples.clamp(-1, 1) + 1) / 2), args.steps)

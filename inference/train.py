@@ -30,7 +30,7 @@ from inference.bounds import Bound
 from inference.checkpoints import Checkpoint, explain_full_disk, write_atomically
 from inference.cli import command_line
 from inference.config import OWN_TABLE
-from inference.decisions import decide, with_absolute_names, with_recipe
+from inference.decisions import decide, with_canonical_names, with_recipe
 from inference.environment import Threads, check_threads, choose_threads, keep_threads
 from inference.fingerprints import differences, fingerprint_of
 from inference.mistakes import check_effects, check_patience, check_training, start_note
@@ -74,7 +74,7 @@ def train(
     threads = choose_threads(given.threads)
     if given.overwrite and given.run is None:
         raise RunError("--overwrite replaces a run in the folder --run, which is not given")
-    asked = with_split(with_recipe(with_absolute_names(given.training)))
+    asked = with_split(with_recipe(with_canonical_names(given.training)))
     programs = build(asked)  # errors come before a folder is made
     check_split(given.split_seed, programs.problem)
     check_effects(asked, programs)

@@ -77,44 +77,52 @@ def areas(axes: Any) -> list[np.ndarray]:
     return [path.vertices for c in filled for path in c.get_paths()]
 
 
-def test_the_overview_has_the_bound_with_its_band_its_terms_and_samples() -> None:
+def test_the_bound_of_each_part_has_its_band() -> None:
     records = [bound(1, 2.0, 0.25, 0.5), bound(3, 1.5, 0.25, 0.5)]
     parts = {"train": records[:1], "validation": records, "test": [bound(3, 1.6, 0.3, 0.6)]}
-    picture = torch.zeros(3, 4, 6, dtype=torch.uint8)
-    figure = figures.overview_figure(parts, picture, "digits, cld")
-    whole, diffusion, reconstruction, prior_kl, samples = figure.axes
-    (band,) = areas(whole)  # single measurements have bars
+    (axes,) = figures.bound_figure(parts, "digits under cld").axes
+    (band,) = areas(axes)  # single measurements have bars
     ends = [sorted(band[band[:, 0] == step][:, 1]) for step in (1, 3)]
     assert [e for low, *_, high in ends for e in (low, high)] == pytest.approx([1.9, 2.1, 1.2, 1.8])
-    names = whole.get_legend_handles_labels()[1]
+    names = axes.get_legend_handles_labels()[1]
     assert set(names) == {"train 2.000 ± 0.100", "validation 1.500 ± 0.300", "test 1.600 ± 0.300"}
-    low, high = whole.get_ylim()  # just beyond the ends of bands and bars
+    low, high = axes.get_ylim()  # just beyond the ends of bands and bars
     assert 1.1 < low < 1.2 and 2.1 < high < 2.2
-    for axes, values, words in (
-        (diffusion, [1.25, 0.75], "diffusion: told by the network, 0.750 ± 0.300"),
-        (reconstruction, [0.5, 0.5], "reconstruction: told at the start, 0.500 ± 0.300"),
-        (prior_kl, [0.25, 0.25], "prior KL: left in the noise, 0.250 ± 0.300"),
+    assert axes.get_ylabel().startswith("bits/dim") and axes.get_title() == "digits under cld"
+    for figure in (figures.bound_figure, figures.terms_figure):
+        with pytest.raises(ValueError, match=r"records of \['train'\]"):
+            figure({"train": []})
+
+
+def test_every_term_of_the_bound_has_a_panel() -> None:
+    records = [bound(1, 2.0, 0.25, 0.5), bound(3, 1.5, 0.25, 0.5)]
+    parts = {"train": records[:1], "validation": records, "test": [bound(3, 1.6, 0.3, 0.6)]}
+    figure = figures.terms_figure(parts)
+    for axes, values, words in zip(
+        figure.axes,
+        ([1.25, 0.75], [0.5, 0.5], [0.25, 0.25]),
+        (
+            "diffusion: told by the network, 0.750 ± 0.300",
+            "reconstruction: told at the start, 0.500 ± 0.300",
+            "prior KL: left in the noise, 0.250 ± 0.300",
+        ),
+        strict=True,
     ):
         assert axes.lines[0].get_ydata().tolist() == pytest.approx(values)
-        assert axes.get_title(loc="left") == words
-    assert "validation" in prior_kl.get_xlabel() and whole.get_ylabel().startswith("bits/dim")
-    assert samples.images[0].get_array().shape == (4, 6, 3)
-    assert figure.get_suptitle() == "digits, cld"
-    with pytest.raises(ValueError, match=r"records of \['train'\]"):
-        figures.overview_figure({"train": []})
+        assert axes.get_title(loc="left") == words and len(areas(axes)) == 1
+    assert figure.get_supylabel() == "bits/dim (validation)"
 
 
-def test_an_unknown_error_has_no_band() -> None:
+def test_an_unknown_error_has_no_band_and_a_flat_curve_an_axis() -> None:
     records = [bound(1, 1.5, 0.0, -30.0), bound(2, 1.25, 0.0, -29.75)]
     for record in records:
-        record["terms"]["bits_per_dim"][1] = None
-    whole, *terms = figures.overview_figure({"train": records}).axes
-    assert len(terms) == 3
-    assert np.ptp(areas(whole)[0][:, 1]) == 0.25 and whole.lines[0].get_ydata().tolist() == [
-        1.5,
-        1.25,
-    ]
-    assert whole.get_legend_handles_labels()[1] == ["train 1.250"]
+        record["terms"]["bits_per_dim"][1] = record["terms"]["prior_kl"][1] = None
+    (axes,) = figures.bound_figure({"train": records}).axes
+    assert np.ptp(areas(axes)[0][:, 1]) == 0.25
+    assert axes.lines[0].get_ydata().tolist() == [1.5, 1.25]
+    assert axes.get_legend_handles_labels()[1] == ["train 1.250"]
+    *_, prior_kl = figures.terms_figure({"train": records}).axes
+    assert prior_kl.get_ylim() == pytest.approx((-0.005, 0.005))
 
 
 def test_the_heat_map_holds_densities_of_every_step_and_their_errors() -> None:

@@ -331,3 +331,20 @@ def test_names_are_told_wherever_they_can_be_given(capsys: pytest.CaptureFixture
             found = re.search(rf"\n  --{option} .*?(?=\n  --)", helps[program], re.DOTALL)
             assert found is not None
             assert not [name for name in known if not re.search(rf"\b{name}\b", found[0])]
+
+
+@pytest.mark.parametrize("option", names.NAMED)
+def test_a_built_in_is_named_as_on_the_command_line_or_as_in_python(option: str) -> None:
+    for name, builtin in names.NAMED[option].items():
+        assert names.find(option, builtin.__name__) is builtin
+        assert names.canonical_name(option, builtin.__name__) == name
+        assert names.canonical_name(option, name) == name
+    with pytest.raises(names.NameNotFoundError, match="unknown"):
+        names.find(option, "Nobody")
+
+
+def test_a_run_has_one_name_for_a_guide_whatever_it_was_called(tiny: str, tmp_path: Path) -> None:
+    for name, run in (("learned", "one"), ("LearnedDiffusion", "two")):
+        train(**SHORT | {"model": tiny, "guide": name, "figures": False}, run=tmp_path / run)
+    one, two = (Run.open(tmp_path / run).config for run in ("one", "two"))
+    assert one == two and one["guide"] == "learned"

@@ -107,7 +107,7 @@ def test_every_page_of_a_learned_diffusion(trained: Path) -> None:
     # measured at 2, 4, 6, 8; drawn at the start, the 1st and 2nd measurement, not the 3rd, the end
     for tag in ("noising/curves", "noising/eigenvalues", "noising/clock"):
         assert steps(events, tag) == [0, 2, 4, 8]
-    for tag in ("Overview/bound_terms_and_samples", "training/diffusion_term_by_log_snr"):
+    for tag in ("Overview/bound", "Overview/terms", "training/diffusion_term_by_log_snr"):
         assert steps(events, tag) == [4, 8]
     by_log_snr = "diffusion_term_by_log_snr_of"
     for part in ("train", "validation"):
@@ -132,8 +132,9 @@ def test_what_a_designer_wants_opens_first_and_plumbing_comes_last(trained: Path
     assert found[:2] == ["Overview", "bound"] and found[-1] == "uncertainty"
     scalars, images = events.Tags()["scalars"], events.Tags()["images"]
     assert sorted(tag for tag in images if tag.startswith("Overview/")) == [
-        "Overview/bound_terms_and_samples",
+        "Overview/bound",
         "Overview/samples",
+        "Overview/terms",
     ]
     plumbing = [tag for tag in scalars if "standard_error" in tag or "/low/" in tag]
     assert plumbing and all(tag.startswith("uncertainty/") for tag in plumbing)

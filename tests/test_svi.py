@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.processes import Program, finish
@@ -21,29 +23,60 @@ def small_networks() -> None:
     networks.UNet = functools.partial(networks.UNet, base=16)
 
 
+def run(*words: object) -> str:
+    return finish(Program("inference.svi", *words, before=small_networks))
+
+
+def elbo(said: str) -> float:
+    """The bound in nats that a script printed last."""
+    return float(said.split("elbo")[-1].split()[0])
+
+
+@pytest.mark.other_processes
+def test_it_trains_resumes_measures_and_samples(tmp_path: Path) -> None:
+    """The bound rises, TensorBoard has its terms, and a script that was stopped goes on as if it
+    had not been."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    said = run("--guide", "LearnedDiffusion", "--steps", 50, "--logdir", whole)
+    first = run("--guide", "LearnedDiffusion", "--steps", 1, "--logdir", tmp_path / "first")
+    assert elbo(said) > elbo(first)
+    run("--guide", "learned", "--steps", 25, "--logdir", stopped)
+    assert run("--guide", "learned", "--steps", 50, "--logdir", stopped) == said
+    one, two = (torch.load(folder / "checkpoint.pt") for folder in (whole, stopped))
+    assert one["step"] == two["step"] == 50 and one["model"].keys() == two["model"].keys()
+    assert all(torch.equal(one["model"][name], two["model"][name]) for name in one["model"])
+    written = EventAccumulator(str(stopped)).Reload()
+    for term in ("elbo", "reconstruction", "prior_kl", "diffusion"):
+        assert [event.step for event in written.Scalars(f"nats/{term}/test")] == [25, 50]
+        assert written.Scalars(f"uncertainty/low/nats/{term}/test")
+    assert np.load(stopped / "samples.npy").shape == (64, 30)
+
+
 @pytest.mark.other_processes
 @pytest.mark.parametrize(
-    "options", [["--guide", "LearnedDiffusion"], ["--data", "digits", "--guide", "MALDA"]]
+    ("guide", "score", "file"),
+    [
+        ("MALDA", "default", "images.npy"),
+        ("inference.guides.published:learned2_at_time", "noise", "numbers.csv"),
+        ("inference.guides.by_dimension:per_pixel", "default", "images.npy"),
+        ("inference.guides.encoder:cld", "default", "images.npy"),
+        ("inference.guides.relativistic:Relativistic", "default", "numbers.csv"),
+    ],
 )
-def test_it_trains_measures_and_samples(options: list[str], tmp_path: Path) -> None:
-    """From a measurement of the bound to the next the terms improve, and TensorBoard has them."""
-    words = [*options, "--steps", "50", "--logdir", tmp_path]
-    said = finish(Program("inference.svi", *words, before=small_networks))
-    assert "bits/dim" in said and "elbo" in said
-    written = EventAccumulator(str(tmp_path))
-    written.Reload()
-    first, last = written.Scalars("nats/elbo/test")
-    assert (first.step, last.step) == (25, 50)
-    assert last.value > first.value
-    for term in ("reconstruction", "prior_kl", "diffusion"):
-        assert len(written.Scalars(f"nats/{term}/test")) == 2
-    if "digits" in options:
-        assert written.Images("samples")[0].width > 200
-    else:
-        assert "correlations" in said
+def test_it_takes_every_guide_and_any_file(
+    guide: str, score: str, file: str, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "images.npy", np.tanh(rng.normal(size=(60, 1, 4, 4))))
+    numbers = rng.normal(size=(60, 3))
+    np.savetxt(tmp_path / "numbers.csv", numbers, delimiter=",", header="a,b,c", comments="")
+    shape = {"numbers.csv": (64, 3), "images.npy": (64, 1, 4, 4)}[file]
+    words = ("--guide", guide, "--score", score, "--steps", 1, "--data", tmp_path / file)
+    assert "elbo" in run(*words, "--logdir", tmp_path / "run")
+    assert np.load(tmp_path / "run" / "samples.npy").shape == shape
 
 
 def test_it_is_short_and_plain() -> None:
     text = SCRIPT.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 63
+    assert len(text.splitlines()) <= 80
     assert "SVI(model, guide" in text and "loss=MDM_ELBO()" in text

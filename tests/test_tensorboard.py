@@ -150,7 +150,7 @@ def test_the_bound_over_training_waits_for_a_second_measurement(tmp_path: Path) 
         tb.write_bound_history(writer, {"train": [bound(5)]}, 5)
         tb.write_bound_history(writer, {"train": [bound(5), bound(9)]}, 9)
     events = read(tmp_path)
-    for tag in ("Overview/bound_terms_and_samples", "training/diffusion_term_by_log_snr"):
+    for tag in ("Overview/bound", "Overview/terms", "training/diffusion_term_by_log_snr"):
         assert [image.step for image in events.Images(tag)] == [9]
 
 

@@ -36,6 +36,7 @@ from pyro_mdm.samplers.grids import simulation_grid
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 
 __all__ = [
+    "bound_figure",
     "clock_figure",
     "curves_figure",
     "diffusion_term_figure",
@@ -45,10 +46,10 @@ __all__ = [
     "field_figure",
     "log_snr_map_figure",
     "new_figure",
-    "overview_figure",
     "paths_figure",
     "preset_eigenvalues",
     "snapshot",
+    "terms_figure",
     "variable_name",
     "views_figures",
 ]
@@ -72,8 +73,7 @@ except ModuleNotFoundError as error:
 
 
 DPI = 160
-CARD = (5.6, 2.7)  # inches: the shape of an image on TensorBoard's first page
-PAGE = (10.5, 4.0)  # inches: one that is read by itself
+CARD = (5.6, 3.2)  # inches: the shape of an image on TensorBoard's first page
 LEAST = 0.005  # bits/dim above and below a curve that an axis shows: less is no change
 TIME = "noising time s   (0 data, T noise)"
 MOST_IMAGES = 6  # rows of pictures of what a diffusion makes of data
@@ -84,50 +84,56 @@ Record = Mapping[str, Any]
 
 
 # -- the bound -------------------------------------------------------------------------------------
-def overview_figure(
-    bounds: Mapping[str, Sequence[Record]], samples: Tensor | None = None, title: str = ""
-) -> Figure:
-    """The bound of each part of the data with bands of ± 1 standard error, its terms, and samples.
+def bound_figure(bounds: Mapping[str, Sequence[Record]], title: str = "") -> Figure:
+    """The bound of each part of the data over training, with bands of ± 1 standard error.
 
     Args:
-        bounds: the records of each part of the data, at least one each; the terms of the last part
-            with several records are shown.
-        samples: a picture, uint8 (3, height, width).
+        bounds: the records of each part of the data, at least one each; a single record has a bar.
         title: what was trained, in a line.
 
     Raises:
         ValueError: no part, or a part without a record.
     """
-    if not bounds or not all(bounds.values()):
-        raise ValueError(f"records of {list(bounds)}, expected at least one of at least one part")
-    shown = [part for part, records in bounds.items() if len(records) > 1][-1:] or [*bounds]
-    terms = [term for term in IN_WORDS if term in bounds[shown[-1]][-1]["terms"]]
-    figure = new_figure(*PAGE)
-    columns = 2 if samples is None else 3
-    grid = figure.add_gridspec(len(terms), columns, width_ratios=(1.5, 1.3, 1.3)[:columns])
-    axes = figure.add_subplot(grid[:, 0])
+    _check_records(bounds)
+    figure = new_figure(*CARD)
+    axes = figure.add_subplot()
     for i, (part, records) in enumerate(bounds.items()):
         _draw_series(axes, records, "bits_per_dim", f"C{i}", part)
     axes.set(xlabel="training step", ylabel="bits/dim, lower is better")
-    axes.set_title("the bound, ± 1 standard error", fontsize=10)
-    axes.legend(fontsize=8, title="at the last step", title_fontsize=8)
-    for k, term in enumerate(terms):
-        below = figure.add_subplot(grid[k, 1], sharex=axes)
-        _draw_series(below, bounds[shown[-1]], term, f"C{len(bounds) + k}")
-        value, error = (numbers[-1] for numbers in _series(bounds[shown[-1]], term)[1:])
-        below.set_title(f"{IN_WORDS[term]}, {_with_error(value, error)}", fontsize=8, loc="left")
-        below.tick_params(labelsize=7, labelbottom=term == terms[-1])
-        below.yaxis.set_major_locator(MaxNLocator(3))
-        below.ticklabel_format(axis="y", style="plain", useOffset=False)
-    below.set_xlabel(f"its terms, bits/dim ({shown[-1]})", fontsize=8)
-    if samples is not None:
-        picture = figure.add_subplot(grid[:, 2])
-        picture.imshow(samples.movedim(0, -1).cpu().numpy())
-        picture.axis("off")
-        picture.set_title("samples", fontsize=10)
-    if title:
-        figure.suptitle(title, fontsize=10)
+    axes.set_title(title or "the bound", fontsize=10)
+    axes.legend(fontsize=8, title="± 1 standard error, at the end", title_fontsize=8)
     return figure
+
+
+def terms_figure(bounds: Mapping[str, Sequence[Record]]) -> Figure:
+    """The terms of the bound over training, each in a panel with its band.
+
+    Args:
+        bounds: the records of each part of the data, at least one each; the terms of the last part
+            with several are shown.
+
+    Raises:
+        ValueError: no part, or a part without a record.
+    """
+    _check_records(bounds)
+    part = ([name for name, records in bounds.items() if len(records) > 1] or [*bounds])[-1]
+    terms = [term for term in IN_WORDS if term in bounds[part][-1]["terms"]]
+    figure = new_figure(*CARD)
+    panels = figure.subplots(len(terms), sharex=True)
+    for k, (term, axes) in enumerate(zip(terms, panels, strict=True)):
+        _draw_series(axes, bounds[part], term, f"C{k + 3}")
+        value, error = (numbers[-1] for numbers in _series(bounds[part], term)[1:])
+        axes.set_title(f"{IN_WORDS[term]}, {_with_error(value, error)}", fontsize=9, loc="left")
+        axes.yaxis.set_major_locator(MaxNLocator(3))
+        axes.ticklabel_format(axis="y", style="plain", useOffset=False)
+    panels[-1].set_xlabel("training step")
+    figure.supylabel(f"bits/dim ({part})", fontsize=9)
+    return figure
+
+
+def _check_records(bounds: Mapping[str, Sequence[Record]]) -> None:
+    if not bounds or not all(bounds.values()):
+        raise ValueError(f"records of {list(bounds)}, expected at least one of at least one part")
 
 
 IN_WORDS = {

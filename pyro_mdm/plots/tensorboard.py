@@ -4,7 +4,7 @@ Each function writes one kind of record with a :class:`torch.utils.tensorboard.S
 TensorBoard sorts tags by group, the part before the first slash, capitals first, and opens the
 first two groups of its Time Series page. The groups are, in this order::
 
-    Overview        one figure with the bound, its three terms and samples; and the samples alone
+    Overview        the bound with a band of its error, samples, and the terms of the bound
     bound           the bound and its terms for each part of the data, in bits/dim
     nats            the same in nats per datum, with the signs of ELBOTerms
     noising         the noising diffusion: Q, D and their eigenvalues, the clock, the ends, paths;
@@ -275,21 +275,20 @@ def write_bound_history(
     bounds: Mapping[str, Sequence[Record]],
     step: int,
     *,
-    samples: Tensor | None = None,
     title: str = "",
 ) -> None:
-    """Write ``Overview/bound_terms_and_samples`` and ``training/diffusion_term_by_log_snr``.
+    """Write ``Overview/bound``, ``Overview/terms`` and ``training/diffusion_term_by_log_snr``.
 
     Args:
         bounds: the records of each part, see :mod:`pyro_mdm.plots.figures`; the terms of the last
             part are shown. Nothing is written before its second record.
         step: training steps so far.
-        samples, title: see :func:`~pyro_mdm.plots.figures.overview_figure`.
+        title: what was trained, in a line.
     """
     shown = [records for records in bounds.values() if len(records) > 1]
     if shown:
-        figure = figures.overview_figure(bounds, samples, title)
-        writer.add_figure("Overview/bound_terms_and_samples", figure, step)
+        writer.add_figure("Overview/bound", figures.bound_figure(bounds, title), step)
+        writer.add_figure("Overview/terms", figures.terms_figure(bounds), step)
         heat_map = figures.diffusion_term_history_figure(shown[-1])
         writer.add_figure("training/diffusion_term_by_log_snr", heat_map, step)
 
