@@ -146,7 +146,9 @@ def finish(*programs: Program) -> str:
     return "".join(out for out, _ in said)
 
 
-def together(number: int, module: str, *words: object) -> str:
+def together(
+    number: int, module: str, *words: object, before: Callable[[], object] = _nothing
+) -> str:
     """What a program in several processes wrote, which ``torchrun`` would start."""
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     shared = {
@@ -158,7 +160,8 @@ def together(number: int, module: str, *words: object) -> str:
         "LOCAL_WORLD_SIZE": str(number),
     }
     ranks = [{"RANK": str(i), "LOCAL_RANK": str(i)} for i in range(number)]
-    return finish(*(Program(module, *words, environment=shared | rank) for rank in ranks))
+    programs = [Program(module, *words, environment=shared | r, before=before) for r in ranks]
+    return finish(*programs)
 
 
 @functools.cache

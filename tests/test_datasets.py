@@ -203,8 +203,8 @@ def small_idx(
     return Small(kind, root, train, test, [26, 27, 28, 29], file, "MD5", get, lambda: None)
 
 
-def small_cifar10(root: Path, patch: pytest.MonkeyPatch) -> Small:
-    train, test = pixels(30, 3, 32, 32), pixels(7, 3, 32, 32)
+def small_cifar10(root: Path, patch: pytest.MonkeyPatch, num_test: int = 7) -> Small:
+    train, test = pixels(30, 3, 32, 32), pixels(num_test, 3, 32, 32)
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     names = [f"data_batch_{k}" for k in range(1, 6)]
@@ -258,8 +258,8 @@ def small_old(root: Path, patch: pytest.MonkeyPatch) -> Small:
     return Small(ImageNet32Old, root, train, test, held, file, "SHA-256", get, check_again)
 
 
-def small_new(root: Path, patch: pytest.MonkeyPatch) -> Small:
-    train, test = pixels(30, 3, 32, 32), pixels(7, 3, 32, 32)
+def small_new(root: Path, patch: pytest.MonkeyPatch, num_test: int = 7) -> Small:
+    train, test = pixels(30, 3, 32, 32), pixels(num_test, 3, 32, 32)
     folder = root / "imagenet32"
     folder.mkdir(parents=True)
     files = {"val_data.npz": npz(test)}
@@ -274,7 +274,7 @@ def small_new(root: Path, patch: pytest.MonkeyPatch) -> Small:
     for part, all_published in imagenet32.NEW.items():
         known = [Published(p.name, md5(files[p.name])) for p in all_published]
         patch.setitem(imagenet32.NEW, part, known)
-    patch.setattr(ImageNet32New, "sizes", {"train": 30, "test": 7})
+    patch.setattr(ImageNet32New, "sizes", {"train": 30, "test": num_test})
     patch.setattr(ImageNet32New, "held_out", 4)
     get = (
         f"curl -fL --create-dirs -o '{folder}/Imagenet32_train_npz.zip' "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
 from typing import get_args
@@ -10,13 +9,11 @@ from typing import get_args
 import pytest
 import torch
 
-from inference.config import load_yaml
 from inference.experiment_tables import FIXED, Images, paper
 from inference.guides import published
 from inference.names import find
 from inference.options import Training
 from inference.samplers.published import Euler, quadratic
-from models.imagenet32 import ImageNet32New
 from models.mnist import MNIST
 from pyro_mdm import CLD
 from pyro_mdm.networks import StridedUNet, UNet
@@ -24,8 +21,6 @@ from pyro_mdm.samplers import EulerMaruyama
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "measured" / "paper-protocol.md").read_text("utf-8")
-EPOCH = {"mnist": 60_000, "cifar10": 50_000, "imagenet32": ImageNet32New.sizes["train"]}
-DIMENSIONS = {"mnist": 784, "cifar10": 3072, "imagenet32": 3072}
 VARIABLES = {"vpsde": 1, "cld": 2, "malda": 3, "alda": 3, "learned2": 2, "learned3": 3}
 
 
@@ -34,17 +29,6 @@ def test_the_page_has_every_difference_with_its_reason() -> None:
     for name, reason in published.DIFFERENCES.items():
         assert f"*{name}*: {reason}." in words
     assert len(re.findall(r"^- \*", PAGE, re.MULTILINE)) == len(published.DIFFERENCES)
-
-
-@pytest.mark.parametrize("images", EPOCH)
-def test_a_recipe_is_the_protocol(images: str) -> None:
-    recipe = load_yaml((ROOT / "models" / f"{images}_paper.yaml").read_text("utf-8"))
-    assert set(recipe) <= set(Training.__dataclass_fields__)
-    assert recipe["clip"] * DIMENSIONS[images] == pytest.approx(2, rel=1e-5)
-    assert recipe["adam_epsilon"] * DIMENSIONS[images] == pytest.approx(1e-8, rel=1e-5)
-    assert recipe["steps"] == 300 * math.ceil(EPOCH[images] / recipe["batch_size"])
-    assert recipe["learning_rate"] == recipe["diffusion_learning_rate"] == 2e-4
-    assert find("sampler", recipe["sampler"]) is Euler and recipe["sampler_steps"] == 500
 
 
 def test_networks_of_mnist_have_the_paper_s_size() -> None:

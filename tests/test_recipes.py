@@ -16,14 +16,16 @@ from inference.cli import command_line
 from inference.decisions import with_recipe
 from inference.diffusion import build_diffusion
 from inference.loading import load_trained
+from inference.names import find
 from inference.options import GROUPS, Guide, Training
 from inference.runs import Run
+from inference.samplers.published import Euler
 from inference.train import train
 from models import MODELS, ImageProblem
 from models.cifar10 import CIFAR10
 from models.mnist5k import Mnist5k
 from pyro_mdm.likelihoods.gaussian import JointTweedie
-from pyro_mdm.networks import UNet
+from pyro_mdm.networks import StridedUNet, UNet
 
 pytestmark = pytest.mark.usefixtures("few_pictures")
 
@@ -56,9 +58,11 @@ def test_a_recipe_is_read_and_names_what_there_is(
     network = {k: v for k, v in problem.networks[found["network"]].items() if k != "form"}
     channels = 1 if "mnist" in path.stem else 3
     with torch.device("meta"):
-        size = sum(p.numel() for p in UNet(2 * channels, **network).parameters())
-    large = found["network"] in ("paper", "published")
-    expected = 35.5e6 if large else 1.07e6 if found["network"] == "fine" else 1.2e6
+        kind = StridedUNet if "widths" in network else UNet
+        size = sum(p.numel() for p in kind(2 * channels, **network).parameters())
+    large = found["network"] in ("paper", "published") and kind is UNet
+    small = 1.12e6 if kind is StridedUNet else 1.2e6
+    expected = 35.5e6 if large else 1.07e6 if found["network"] == "fine" else small
     assert size == pytest.approx(expected, rel=0.05)
     assert found["flip"] == path.stem.startswith("cifar10")  # and a comment there says so
     diffusion = build_diffusion(Guide(guide=found["guide"], max_log_snr=9.0))
@@ -68,15 +72,21 @@ def test_a_recipe_is_read_and_names_what_there_is(
         assert diffusion.start_time.item() == pytest.approx(1e-3)
         assert (found["protocol"], found["score"]) == ("dequantized", "noise")
         assert (found["batch_size"], found["learning_rate"]) == (128, 2e-4)
-        assert network["dropout"] == 0.0 and found["decay"] == "constant" and found["warmup"] == 1
+        assert (
+            network.get("dropout", 0.0) == 0.0
+            and found["decay"] == "constant"
+            and found["warmup"] == 1
+        )
         assert found["logit_margin"] == 0.05 and found["likelihood"] == "joint_tweedie"
         assert found["times"] == "vpsde" and not found["decoder_in_loss"]
         assert found["ema_decay"] == 0.0
         assert found["diffusion_learning_rate"] == 2e-4
         num_dims = math.prod(problem.event_shape)
         assert found["clip"] * num_dims == pytest.approx(2.0, rel=1e-5)  # nats
-        epoch = {"mnist_paper": 60_000, "cifar10_paper": 50_000}.get(path.stem)
-        assert epoch is None or found["steps"] == 300 * math.ceil(epoch / 128)
+        assert found["adam_epsilon"] * num_dims == pytest.approx(1e-8, rel=1e-5)
+        epoch = {"mnist": 60_000, "cifar10": 50_000, "imagenet32_new": 1_281_167}[found["model"]]
+        assert found["steps"] == 300 * math.ceil(epoch / 128)
+        assert find("sampler", found["sampler"]) is Euler and found["sampler_steps"] == 500
     else:
         assert found["score"] == "discrete" and found["protocol"] is None
         assert found["guide"] == "learned" and found["holdout"]
