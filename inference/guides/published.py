@@ -53,13 +53,14 @@ DIFFERENCES = {
     "estimators": "ours have the same mean and less variance: the prior KL and the entropies at "
     "both ends are in closed form, v_0 is integrated out of the decoder, times are of low "
     "discrepancy, and evaluation takes several times per datum, in log volume",
-    "interval": "theirs multiplies the diffusion term by T - ε = 0.999, which no bound has",
+    "interval": "theirs multiplies the diffusion term by T - ε, a little less than 1, which no "
+    "bound has",
     "kernels": "ours are float64 by factorizations that keep their digits; theirs are float32 by "
     "matrix exponentials, with 1e-4 added to Σ where its Cholesky factorization fails",
     "time": "our network sees log SNR, theirs the time, because a learned diffusion moves log SNR "
     "at each time",
-    "network": "ours begin at zero output, and those of 32×32 have 35.5 million parameters, "
-    "theirs 35.7 million, by details of attention and embedding",
+    "network": "ours begin at zero output, and those of 32×32 differ by a few of their 35 million "
+    "parameters, in attention and embedding",
     "W": "ours is strictly lower triangular, theirs full: its Adam moves Q = W - Wᵀ at twice the "
     "rate",
     "order": "the order of our data is drawn anew for each epoch, as training usually is; theirs, "
@@ -69,8 +70,8 @@ DIFFERENCES = {
     "samples": "ours end with a draw of p(x | y_ε), theirs with x of the last mean",
     "ImageNet": "no configuration was released: the version of 2017, which has the ten training "
     "files that their loader reads, and the settings of CIFAR-10 without mirrored images are ours",
-    "ALDA": "no configuration was released; its log SNR at s = 0.001 needs float64, in which it "
-    "trains here",
+    "ALDA": "no configuration was released; its log SNR at their start time needs float64, in "
+    "which it trains here",
 }
 """What differs from the released code, by name, with the reason."""
 
