@@ -1,12 +1,15 @@
-"""Installs `pyro_mdm`; `models/` and `inference/` are programs that run from a checkout.
+"""Installs `pyro_mdm`, and the programs of `models/` and `inference/` for the command `pyro-mdm`.
 
-The command `pyro-mdm` finds them there, if that is where this is installed from, editable.
+The command finds them in a checkout, if that is where this is installed from, editable. A wheel has
+a copy inside the library, where no other package called `models` can meet it.
 """
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 here = Path(__file__).parent
 readme = here / "README.md"
@@ -49,6 +52,19 @@ test = [
     "wheel",
 ]
 
+
+class BuildWithPrograms(build_py):
+    """The build of the library, with the programs where `pyro_mdm.support.places` finds them."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            for name in ("inference", "models"):
+                place = Path(self.build_lib) / "pyro_mdm" / "_checkout" / name
+                ignored = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(here / name, place, ignore=ignored, dirs_exist_ok=True)
+
+
 setup(
     name="pyro-mdm",
     version=version,
@@ -73,6 +89,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["pyro_mdm", "pyro_mdm.*"]),
+    cmdclass={"build_py": BuildWithPrograms},
     entry_points={"console_scripts": ["pyro-mdm = pyro_mdm.__main__:main"]},
     package_data={"pyro_mdm": ["py.typed"]},
     python_requires=">=3.10",

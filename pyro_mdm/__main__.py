@@ -1,29 +1,30 @@
-"""The command ``pyro-mdm``, which runs the programs of a checkout from any folder::
+"""The command ``pyro-mdm``, which runs the programs from any folder::
 
     pyro-mdm train --model digits --guide cld
 
 or ``python -m pyro_mdm train …`` is ``python -m inference.train --model digits --guide cld`` in the
-checkout that contains this file, where ``pip install -e .`` leaves it. Relative paths, such as
-``runs``, are those of the current folder. The program runs in a Python process of its own: it sets
-how threads wait before PyTorch is loaded, which this package does.
+checkout, where ``pip install -e .`` leaves it, or in the copy that a wheel has. Relative paths,
+such as ``runs``, are those of the current folder. The program runs in a Python process of its own:
+it sets how threads wait before PyTorch is loaded, which this package does.
 """
 
 from __future__ import annotations
 
 import ast
 import difflib
+import importlib.util
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import NoReturn
 
+from pyro_mdm.support.places import ROOT
 from pyro_mdm.support.text import shown
 
 __all__ = ["main"]
 
-ROOT = Path(__file__).resolve().parent.parent
-"""The checkout, or where pip has copied the library to."""
+NEEDED = ("jsonargparse", "lightning_fabric", "yaml", "filelock", "PIL", "sklearn", "matplotlib")
+"""The modules that programs need beside those of the library: the extra ``programs``."""
 
 PROGRAMS = (
     "inspect",
@@ -41,10 +42,10 @@ PROGRAMS = (
 
 def main() -> None:
     """Run the program that the first word names, with the remaining words as its arguments."""
-    if not (ROOT / "setup.py").is_file() or not (ROOT / "inference" / "train.py").is_file():
+    if not (ROOT / "inference" / "train.py").is_file():
         raise SystemExit(
-            f"error: the programs are not in {ROOT}: pip installed the library without them. Get "
-            'the repository, and in it: pip install -e ".[programs]"'
+            f"error: the programs are not in {ROOT}, where they belong; install the library again: "
+            'pip install "pyro-mdm[programs]"'
         )
     name, *words = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
@@ -57,6 +58,11 @@ def main() -> None:
         hint = f"; did you mean {close[0]}?" if close else ""
         print(f"error: {name!r} is none of {', '.join(PROGRAMS)}{hint}", file=sys.stderr)
         raise SystemExit(2)
+    if absent := [module for module in NEEDED if importlib.util.find_spec(module) is None]:
+        raise SystemExit(
+            f"error: the programs need {', '.join(absent)}, which pip did not install; "
+            'pip install "pyro-mdm[programs]"'
+        )
     _run([sys.executable, "-m", f"inference.{name}", *words])
 
 

@@ -36,6 +36,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_mdm import networks  # noqa: F401  its classes are known by name
 from pyro_mdm.support.files import replacing
+from pyro_mdm.support.places import ROOT
 from pyro_mdm.support.settings import Recorded, is_plain
 from pyro_mdm.support.wings import WINGS, load_wing
 
@@ -52,8 +53,8 @@ ARGUMENTS = "arguments."
 SPARE, TIMES = 2**26, 8
 """The entries that constructors may make for nothing, and for each entry of the file of tensors."""
 
-TRAINED = Path(__file__).resolve().parent.parent / "models" / "trained"
-"""The folder of trained models in a checkout; an installed library has none beside it."""
+TRAINED = ROOT / "models" / "trained"
+"""The folder of trained models."""
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -1,4 +1,4 @@
-"""The wheel holds the library alone and works away from the checkout."""
+"""The wheel holds the library and its programs, and works away from the checkout."""
 
 from __future__ import annotations
 
@@ -75,7 +75,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "pyro_mdm", source / "pyro_mdm", ignore=ignored)
+    for name in ("pyro_mdm", "inference", "models"):
+        shutil.copytree(ROOT / name, source / name, ignore=ignored)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet"]
@@ -87,12 +88,19 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_wheel_holds_the_library_alone(wheel):
+def test_wheel_holds_the_library_and_its_programs_in_one_package(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     info = {name.split("/")[0] for name in names if ".dist-info/" in name}
     assert {name.split("/")[0] for name in names} == {"pyro_mdm"} | info
+    held = {n for n in names if n.startswith("pyro_mdm/")}
+    copied = {n for n in held if n.startswith("pyro_mdm/_checkout/")}
     library = {str(path.relative_to(ROOT)) for path in (ROOT / "pyro_mdm").rglob("*.py")}
-    assert library | {"pyro_mdm/py.typed"} == {n for n in names if n.startswith("pyro_mdm/")}
+    assert library | {"pyro_mdm/py.typed"} == held - copied
+    known = subprocess.run(
+        ["git", "ls-files", "inference", "models"], cwd=ROOT, capture_output=True, text=True
+    )
+    files = {f"pyro_mdm/_checkout/{name}" for name in known.stdout.split()}
+    assert files <= copied and not {n for n in copied if n.endswith(".pyc")}
     assert any(name.endswith("LICENSE") for name in names)
 
 
@@ -224,28 +232,52 @@ def test_a_broken_matplotlib_is_not_called_absent(tmp_path):
 
 
 @pytest.mark.slow
-def test_wheel_works_elsewhere_and_its_command_says_where_the_programs_are(wheel, tmp_path):
-    """``pyro-mdm train``, as pip makes it for what lies in the folder, after a use of it."""
-    site = tmp_path / "site"
+def test_wheel_works_elsewhere_with_trained_models_and_programs(wheel, tmp_path):
+    """``pyro-mdm sample``, as pip makes it for what lies in the folder, after a use of it."""
+    site, empty = tmp_path / "site", tmp_path / "empty"
+    empty.mkdir()
     zipfile.ZipFile(wheel).extractall(site)
     program = (
         "import sys; sys.path[0] = sys.argv.pop(1)\n"
         "import pyro_mdm\n"
         "print(pyro_mdm.__file__)\n"
-        "print(float(pyro_mdm.CLD().log_snr(0.5)), flush=True)\n"
-        "from pyro_mdm.__main__ import main; main()"
+        "for name in ('digits', 'wine'):\n"
+        "    model = pyro_mdm.DiffusionModel.from_pretrained(name)\n"
+        "    print(*model.event_shape, sep='x')\n"
+        "assert not {'models', 'inference'} & sys.modules.keys()\n"
+        "from pyro_mdm.__main__ import main; sys.stdout.flush(); main()"
     )
+    words = ["sample", "digits", "--num_samples", "1", "--steps", "1", "--out", "one.npy"]
     done = subprocess.run(
-        [sys.executable, "-c", program, str(site), "train"],
-        cwd=tmp_path,
+        [sys.executable, "-c", program, str(site), *words],
+        cwd=empty,
+        env=os.environ | {"PYTHONPATH": str(site)},
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 1, done.stderr
-    place, value = done.stdout.split()
+    assert done.returncode == 0, done.stderr
+    place, digits, wine, *_ = done.stdout.split()
     assert Path(place).is_relative_to(site)
-    assert -20.0 < float(value) < 20.0
-    assert 'Get the repository, and in it: pip install -e ".[programs]"' in done.stderr
+    assert (digits, wine) == ("1x8x8", "16")
+    assert [path.name for path in empty.iterdir()] == ["one.npy"]
+
+
+def test_the_command_says_what_programs_need(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["pyro-mdm", "train"])
+    monkeypatch.setattr(__main__, "NEEDED", ("yaml", "nowhere_to_be_found"))
+    with pytest.raises(SystemExit, match=r'need nowhere_to_be_found, .*"pyro-mdm\[programs\]"'):
+        __main__.main()
+    monkeypatch.setattr(__main__, "ROOT", Path("nowhere"))
+    with pytest.raises(SystemExit, match="the programs are not in nowhere"):
+        __main__.main()
+
+
+def test_what_programs_need_is_the_extra(described):
+    packages = {canonicalize_name(d) for m in __main__.NEEDED for d in DISTRIBUTIONS[m]}
+    wanted = {canonicalize_name(r.name) for r in required(described, "programs")}
+    assert wanted - packages <= {"jsonargparse", "lightning-fabric"} and packages <= wanted | {
+        "lightning-fabric"
+    }
 
 
 def test_the_command_is_installed_under_its_name(wheel):
