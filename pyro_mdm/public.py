@@ -3,7 +3,9 @@
 from pyro_mdm.conditioning import condition
 from pyro_mdm.conditioning.imputation import impute
 from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.interpolants import VE, Cosine, Interpolant, RectifiedFlow, SubVP
 from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.linear_sde import LinearSDE, MomentumVE
 from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
 from pyro_mdm.diffusions.presets import ALDA, CLD, HOLD, MALDA, VPSDE, LearnedDiffusion
 from pyro_mdm.diffusions.simulation import Simulation
@@ -38,8 +40,10 @@ __all__ = [
     "MALDA",
     "MDM",
     "MDM_ELBO",
+    "VE",
     "VPSDE",
     "Bound",
+    "Cosine",
     "DataDrivenDiffusion",
     "Denoiser",
     "Diffusion",
@@ -51,21 +55,26 @@ __all__ = [
     "GenerativeChain",
     "GenerativePath",
     "HamiltonianDiffusion",
+    "Interpolant",
     "LearnedDiffusion",
     "LearnedDrift",
     "LinearDiffusion",
+    "LinearSDE",
     "MixedDenoiser",
+    "MomentumVE",
     "NoisePrediction",
     "NoisingPath",
     "NonlinearDiffusion",
     "OneHot",
     "PerDimensionDiffusion",
     "RawScore",
+    "RectifiedFlow",
     "ResidualScore",
     "Simulated",
     "SimulatedPath",
     "Simulation",
     "StateDenoiser",
+    "SubVP",
     "TimeVaryingDiffusion",
     "TimeVaryingLearnedDiffusion",
     "bits_per_dim",

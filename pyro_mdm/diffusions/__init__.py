@@ -25,7 +25,13 @@ from pyro_mdm.diffusions.base import (
     UnsupportedDiffusionError,
     require,
 )
-from pyro_mdm.diffusions.clocks import Clock, ConstantBeta, LearnedBeta, LinearBeta
+from pyro_mdm.diffusions.clocks import (
+    Clock,
+    ConstantBeta,
+    GeometricBeta,
+    LearnedBeta,
+    LinearBeta,
+)
 from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.dimension_clocks import (
     BlurClocks,
@@ -34,7 +40,16 @@ from pyro_mdm.diffusions.dimension_clocks import (
     SharedClock,
     TurnClocks,
 )
+from pyro_mdm.diffusions.interpolants import (
+    VE,
+    Cosine,
+    Interpolant,
+    InterpolantClock,
+    RectifiedFlow,
+    SubVP,
+)
 from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.linear_sde import LinearSDE, MomentumVE
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector
 from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
 from pyro_mdm.diffusions.presets import ALDA, CLD, HOLD, MALDA, VPSDE, LearnedDiffusion
@@ -86,10 +101,14 @@ __all__ = [
     "Clock",
     "Clocks",
     "ConstantBeta",
+    "Cosine",
     "DataDrivenDiffusion",
     "EncodedDiffusion",
     "Frequencies",
     "GaussianPrior",
+    "GeometricBeta",
+    "Interpolant",
+    "InterpolantClock",
     "LearnedBeta",
     "LearnedClocks",
     "LinearBeta",
@@ -106,13 +125,17 @@ __all__ = [
     "LearnedDiffusion",
     "LearnedDrift",
     "LinearDiffusion",
+    "LinearSDE",
     "HOLD",
     "MALDA",
     "Marginal",
+    "MomentumVE",
     "NonlinearDiffusion",
     "PerDimensionDiffusion",
+    "RectifiedFlow",
     "SharedClock",
     "Simulated",
+    "SubVP",
     "TimeVaryingDiffusion",
     "TimeVaryingLearnedDiffusion",
     "Transform",
@@ -120,5 +143,6 @@ __all__ = [
     "TurnClocks",
     "UnreachableError",
     "UnsupportedDiffusionError",
+    "VE",
     "VPSDE",
 ]

@@ -36,8 +36,6 @@ class Kernels(Diffusion):
     """
 
     closed_form = True
-    stationary_covariance: Tensor
-    """Σ_∞ (K, K), of the law at rest."""
     initial_covariance: Tensor
     """Σ_0 (K, K), of y at time 0 given x: 0 for x, Σ_v for v_0."""
 

@@ -23,6 +23,7 @@ __all__ = [
     "check_skew",
     "covariance_matrix",
     "full_precision",
+    "hides_noise",
     "of_counted",
     "of_rows",
     "outer",
@@ -124,6 +125,16 @@ def check_semidefinite(name: str, D: Tensor, tolerance: float) -> None:
             f"{name} is not positive semi-definite: its smallest eigenvalue is {low:.3g}, "
             "expected ≥ 0; use D = B Bᵀ"
         )
+
+
+def hides_noise(values: Tensor) -> bool:
+    """Whether B Bᵀ, with half of the digits of B, loses directions of B.
+
+    Args:
+        values: the singular values of B, decreasing.
+    """
+    part = values / values[0].clamp_min(1e-300)
+    return bool(((part > 1e-15) & (part < 1e-7)).any())
 
 
 def symmetric_root(matrix: Tensor) -> Tensor:

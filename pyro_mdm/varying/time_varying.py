@@ -96,12 +96,21 @@ class Varying(Matrices, ABC):
     def at(self, name: str, s: Times) -> Tensor:
         return self.evaluate(name, self.of.checked_time("s", s))
 
+    def drift_at(self, s: Tensor) -> Tensor:
+        """A per unit of clock time at times s in float64, (*s.shape, K, K)."""
+        Sigma: Tensor = self.of.stationary_covariance
+        return -(self.evaluate("Q", s) + self.evaluate("D", s)) @ torch.linalg.inv(Sigma)
+
+    def noise_at(self, s: Tensor) -> Tensor:
+        """g² per unit of clock time at times s in float64, (*s.shape, K, K)."""
+        return 2 * self.evaluate("D", s)
+
     def root(self, s: Times | None = None) -> Tensor:
         return self.constant("D") if s is None else self.root_at(self.of.checked_time("s", s))
 
     def root_at(self, s: Tensor) -> Tensor:
-        """A root of 2 D(s), (*s.shape, K, K), differentiable."""
-        return kernels.semidefinite_cholesky(2 * self.evaluate("D", s))
+        """A root of g²(s), (*s.shape, K, K), differentiable."""
+        return kernels.semidefinite_cholesky(self.noise_at(s))
 
     def settings(self) -> dict[str, Any]:
         return {"cells": self._num_cells}
@@ -136,12 +145,17 @@ class Varying(Matrices, ABC):
             s = self.of.beta.inverse(tau)
             return s - (s.detach() - self.of.horizon).clamp_min(0) - s.detach().clamp_max(0)
 
+        def precision() -> Tensor:  # of the prior, which may follow from the propagator
+            inverse: Tensor = torch.linalg.inv(self.of.prior_covariance)
+            return inverse
+
         return MagnusPropagator(
-            lambda tau: self.evaluate("Q", time(tau)),
-            lambda tau: self.evaluate("D", time(tau)),
-            self.of.stationary_covariance,
+            lambda tau: self.drift_at(time(tau)),
+            lambda tau: self.noise_at(time(tau)),
+            lambda tau: -(self.drift_at(time(tau)) + self.noise_at(time(tau)) @ precision()),
             self.of.beta.integral(s),
             lambda tau: self.root_at(time(tau)),
+            self.of.num_variables,
         )
 
     def _bounds(self, scale: Tensor) -> tuple[Tensor, bool]:
@@ -174,9 +188,7 @@ class Varying(Matrices, ABC):
         s = torch.cat([s, kinks[(kinks > 0) & (kinks < self.of.horizon)]]).unique()
         s[-1] = self.of.horizon
         tau = self.of.beta.integral(s)
-        A = self.evaluate("Q", s) + self.evaluate("D", s)
-        A = A @ torch.linalg.inv(self.of.stationary_covariance)
-        norm = torch.linalg.matrix_norm(A)
+        norm = torch.linalg.matrix_norm(self.drift_at(s))
         return s, tau, torch.maximum(norm[1:], norm[:-1]) * tau.diff()
 
     # -- the ends ----------------------------------------------------------------------------------
