@@ -101,7 +101,8 @@ def look(name: str, diffusion: LinearDiffusion, x: Tensor) -> Inspection:
     mu = mu[torch.argsort(-mu.real, stable=True)]
     seen.eigenvalues = [complex(value) for value in mu.tolist()]
     seen.damping, seen.quality = _damping(frozen.unit_drift)
-    seen.relaxation = 1 / -seen.eigenvalues[0].real
+    slowest = -seen.eigenvalues[0].real
+    seen.relaxation = 1 / slowest if slowest > 1e-10 else math.inf
     _look_at_ends(seen, diffusion)
     if seen.start_time is not None:
         _look_between(seen, diffusion, x, seen.start_time)

@@ -361,6 +361,9 @@ class LinearDiffusion(OneBlock):
         """Σ_π (K, K) of the prior N(0, Σ_π): the stationary covariance."""
         return self.stationary_covariance
 
+    def at_rest(self) -> bool:
+        return True  # by construction
+
     @property
     def prior(self) -> GaussianPrior:
         return GaussianPrior(self.prior_covariance)

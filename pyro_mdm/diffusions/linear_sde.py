@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pyro_mdm.diffusions.base import Matrix, Times, UnreachableError
 from pyro_mdm.diffusions.clocks import Clock, ConstantBeta, GeometricBeta
+from pyro_mdm.diffusions.closed import OneBlock
 from pyro_mdm.diffusions.linear import Constant, Frozen, LinearDiffusion, Matrices
 from pyro_mdm.diffusions.matrices import covariance_matrix, hides_noise, square_matrix
 from pyro_mdm.support.checks import check_number, real_tensor
@@ -93,6 +94,9 @@ class LinearSDE(LinearDiffusion):
         given: Tensor | None = self.given_prior
         return self.terminal.covariance if given is None else given
 
+    def at_rest(self) -> bool:
+        return self.kept("at rest", lambda: OneBlock.at_rest(self))
+
     # -- matrices ----------------------------------------------------------------------------------
 
     @property
@@ -144,8 +148,8 @@ class LinearSDE(LinearDiffusion):
         """Half of g² as D, and as Q what A Σ_π turns, which with a law at rest are Q and D."""
         s = self.time_at_clock(self.clock(self.horizon) / 2)
         A = self._drift_at(s)
-        turned = A @ self.prior_covariance
-        return Frozen((turned.mT - turned) / 2, self.clock_noise(s) / 2, A)
+        moved = A @ self.prior_covariance
+        return Frozen((moved.mT - moved) / 2, self.clock_noise(s) / 2, A)
 
     def units(self) -> Tensor:
         return torch.ones_like(self.initial_covariance[0])
