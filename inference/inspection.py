@@ -163,6 +163,8 @@ def _information(x: Tensor, log_snr: float) -> float:
 def _damping(A: Tensor) -> tuple[str, float | None]:
     """The regime of the slowest mode and its quality, as the module defines them."""
     mu, vectors = torch.linalg.eig(A)
+    if mu.real.max() > -1e-10:
+        return "none", None  # it never relaxes
     slow = mu.real > mu.real.max() * (1 + 1e-6)  # of equally slow modes the fastest to turn
     first = torch.where(slow, mu.imag.abs(), -1.0).argmax()
     order = torch.argsort(-mu.real, stable=True)

@@ -77,8 +77,8 @@ class Guide:
     """The noising diffusion.
 
     Args:
-        guide: noising diffusion: vpsde, cld, malda, alda, hold, learned, module:Name or
-            file.py:Name.
+        guide: noising diffusion: vpsde, cld, malda, alda, hold, ve, subvp, rectified_flow, cosine,
+            momentum_ve, learned, module:Name or file.py:Name.
         num_variables: K of a learned guide, 2 by default, or of hold, 3 by default.
         rank: rank of a learned D, K by default.
         learn_beta: learn the clock of a learned guide too.

@@ -260,17 +260,22 @@ class RectifiedFlow(Interpolant):
 class Cosine(Interpolant):
     """The interpolant α = cos(π s / 2), σ = sin(π s / 2), cut at both ends.
 
-    It preserves variance, and is the cosine schedule without its offset, which the cut replaces.
+    It preserves a variance of 1, that of the prior, and is the cosine schedule without its offset,
+    which the cut replaces.
 
     Args:
-        min_log_snr: λ(T);  options: ``prior_variance`` and ``max_log_snr`` of :class:`Interpolant`.
+        min_log_snr: λ(T);  prior_variance: Σ_π.
+        options: ``max_log_snr`` of :class:`Interpolant`.
 
     Source: Nichol & Dhariwal, "Improved Denoising Diffusion Probabilistic Models", ICML 2021, eq.
     17.
     """
 
-    def __init__(self, *, min_log_snr: float = -10.0, **options: Any) -> None:
-        super().__init__(Turning(), min_log_snr=min_log_snr, **options)
+    def __init__(
+        self, *, prior_variance: float | None = 1.0, min_log_snr: float = -10.0, **options: Any
+    ) -> None:
+        ends = {"min_log_snr": min_log_snr, **options}
+        super().__init__(Turning(), prior_variance=prior_variance, **ends)
 
 
 # -- clocks ----------------------------------------------------------------------------------------
