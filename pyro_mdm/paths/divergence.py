@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from functools import singledispatch
 from typing import Any
 
@@ -24,7 +25,12 @@ __all__ = [
     "path_kl",
     "prior_kl",
     "shared_diffusion",
+    "warn_of_prior",
 ]
+
+FAR = 0.05
+"""The prior KL, nats per dimension, at which a prior does not cover the data: for VE a σ_max of
+about three of their root mean square."""
 
 
 @singledispatch
@@ -102,6 +108,31 @@ def _prior_kl_by_dimension(
     quadratic = 0.5 * (column.mT @ torch.linalg.solve(prior, column))[..., 0, 0]
     each = constant.to(x.dtype) + quadratic.to(x.dtype) * x.square()
     return of_counted(each, counted).sum(tuple(range(-event_dim, 0)))
+
+
+@torch.no_grad()
+def warn_of_prior(diffusion: object, x: Tensor) -> None:
+    """Warn where the prior of a diffusion without a law at rest does not cover data.
+
+    At rest a prior is reached whatever the data are, and a clock that is too short is no mistake.
+
+    Args:
+        x: data (n, *event_shape), in model space; NaN where an entry is missing.
+    """
+    if not isinstance(diffusion, Kernels) or diffusion.at_rest():
+        return
+    x = diffusion.coordinates(x.detach().double().nan_to_num(0.0)).to(diffusion.start_time.device)
+    nats = (prior_kl(diffusion, x, x.dim() - 1).mean() / x[0].numel()).item()
+    if nats > FAR:
+        size = x.square().mean().sqrt().item()
+        warnings.warn(
+            f"the prior KL of {type(diffusion).__name__} is {nats:.3g} nats per dimension, "
+            f"expected at most {FAR:g}: the prior does not cover the data, whose root mean square "
+            f"is {size:.3g}, at log SNR {diffusion.terminal_log_snr.item():.3g} at T; let log SNR "
+            "end lower, by more noise (sigma_max of VE) or a lower min_log_snr, or give a "
+            "prior_variance near that of y at T",
+            stacklevel=3,
+        )
 
 
 def path_kl(noising: NoisingPath, generative: GenerativeLaw) -> PathKL:
