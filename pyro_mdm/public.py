@@ -31,7 +31,11 @@ from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 from pyro_mdm.simulated.paths import SimulatedPath
 from pyro_mdm.tables.denoiser import MixedDenoiser
 from pyro_mdm.tables.one_hot import OneHot
-from pyro_mdm.varying.time_varying import TimeVaryingDiffusion, TimeVaryingLearnedDiffusion
+from pyro_mdm.varying.time_varying import (
+    TimeVaryingDiffusion,
+    TimeVaryingLearnedDiffusion,
+    TimeVaryingSDE,
+)
 
 __all__ = [
     "ALDA",
@@ -77,6 +81,7 @@ __all__ = [
     "SubVP",
     "TimeVaryingDiffusion",
     "TimeVaryingLearnedDiffusion",
+    "TimeVaryingSDE",
     "bits_per_dim",
     "bound",
     "condition",

@@ -71,7 +71,11 @@ if TYPE_CHECKING:
     from pyro_mdm.simulated.hamiltonian import HamiltonianDiffusion
     from pyro_mdm.simulated.learned_drift import LearnedDrift, Simulated
     from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
-    from pyro_mdm.varying import TimeVaryingDiffusion, TimeVaryingLearnedDiffusion
+    from pyro_mdm.varying import (
+        TimeVaryingDiffusion,
+        TimeVaryingLearnedDiffusion,
+        TimeVaryingSDE,
+    )
 else:
     __getattr__, __dir__ = names_of_wings(
         __name__,
@@ -85,7 +89,7 @@ else:
             "EncodedDiffusion",
         ),
         simulated=("HamiltonianDiffusion", "LearnedDrift", "Simulated", "NonlinearDiffusion"),
-        varying=("TimeVaryingDiffusion", "TimeVaryingLearnedDiffusion"),
+        varying=("TimeVaryingDiffusion", "TimeVaryingLearnedDiffusion", "TimeVaryingSDE"),
     )
 
 __all__ = [
@@ -138,6 +142,7 @@ __all__ = [
     "SubVP",
     "TimeVaryingDiffusion",
     "TimeVaryingLearnedDiffusion",
+    "TimeVaryingSDE",
     "Transform",
     "Transition",
     "TurnClocks",
