@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 
-from inference.names import GUIDES, find, make, takes
+from inference.names import find, make, takes
 from inference.options import Guide, SimulatedGuide, StationaryVariance
 from models.kinds import kind_of
 from pyro_mdm import (
@@ -117,8 +117,12 @@ def _start(guide: Guide, name: str) -> LinearDiffusion:
     if kind_of(start).simulated:
         raise ValueError(
             f"--learned_from {name} is {title(start)}, which has no Q and D; expected a guide "
-            f"with a closed form, such as {', '.join(key for key in GUIDES if key != 'learned')}"
+            "of Q and D, such as vpsde, cld, malda, alda, hold"
         )
+    try:
+        cast(LinearDiffusion, start).options()
+    except TypeError as error:
+        raise ValueError(f"--learned_from {name}: {error}") from error
     if guide.num_variables not in (None, start.num_variables):
         raise ValueError(
             f"--num_variables is {guide.num_variables}, but --learned_from {name} has "

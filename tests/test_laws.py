@@ -263,7 +263,10 @@ def test_prior_kl_is_the_divergence_of_gaussians(make, slow: bool) -> None:
     """Against torch's own formula, per dimension; a slow clock leaves much of x at T."""
     diffusion = make()
     if slow:
-        frozen, prior = (t.detach() for t in diffusion.frozen()), diffusion.prior_covariance.detach()
+        frozen, prior = (
+            (t.detach() for t in diffusion.frozen()),
+            diffusion.prior_covariance.detach(),
+        )
         Q, D, A = frozen
         slow_clock = ConstantBeta(0.7)
         if diffusion.at_rest():

@@ -399,8 +399,9 @@ class Given(InterpolantClock):
 
     def check(self) -> None:
         s = torch.linspace(0.0, self.horizon, MOMENTS, dtype=torch.float64)
-        for shaped in (s[:6].reshape(2, 3), s[1]):
-            self._both(shaped)
+        with torch.enable_grad():
+            for shaped in (s[:6].reshape(2, 3), s[1]):
+                self._both(shaped)
         alpha, sigma = self._both(s)
         for name, value in (("α", alpha), ("σ", sigma)):
             if not bool((finite := value.isfinite()).all()):
@@ -630,17 +631,24 @@ class InterpolantPropagator(Propagator):
     def halves(self, start: Tensor, duration: Tensor) -> Halves:
         """Both halves, by quadrature of E = ∫ α² Σ_π^{-1} dτ from a time to the half's end.
 
-        In units of the signal B is -α² Σ_π^{-1}: M = e^{-E}, and noise adds ∫ e^{-2 E}.
+        In units of the signal B is -α² Σ_π^{-1}: M = e^{-E}, and noise adds ∫ e^{-2 E} dτ. Nodes
+        are in log τ, over which grids are about even.
         """
         half = duration / 2
         begins = torch.stack([start + half, start])  # the later half first
         nodes, weights = (t.to(half) for t in kernels.gauss_legendre(16))
-        run = half[..., None] * nodes  # from a half's end, which is its earliest time
-        inner = begins[..., None, None] + run[..., None] * nodes
-        pull = (self._clock.signal(inner).square() * weights).sum(-1) * run * self._precision()
-        whole = self._clock.signal(begins[..., None] + run).square()
-        whole = (whole * weights).sum(-1) * half * self._precision()
-        gained = ((-2 * pull).exp() * weights).sum(-1) * half
+        length = torch.log1p(half / begins)  # from a half's end, which is its earliest time
+
+        def pulled(run: Tensor) -> Tensor:
+            """E over log τ from ``begins`` to ``run`` later, like run."""
+            first = begins.reshape(*begins.shape, *[1] * (run.dim() - begins.dim() + 1))
+            tau = first * (run[..., None] * nodes).exp()
+            each = self._clock.signal(tau).square() * tau * weights
+            return each.sum(-1) * run * self._precision()
+
+        run = length[..., None] * nodes
+        whole, tau = pulled(length), begins[..., None] * run.exp()
+        gained = ((-2 * pulled(run)).exp() * tau * weights).sum(-1) * length
         earlier, later = self._signals(begins, half)
         M = _matrix(earlier / later * (-whole).exp())
         root = _matrix(earlier * gained.sqrt())

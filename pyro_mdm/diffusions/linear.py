@@ -261,6 +261,8 @@ class LinearDiffusion(OneBlock):
     """
 
     matrices: Matrices
+    stationary_covariance: Tensor
+    """Σ_∞ (K, K), of the law at rest, where there is one by construction."""
 
     def __init__(
         self,

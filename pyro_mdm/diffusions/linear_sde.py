@@ -118,14 +118,14 @@ class LinearSDE(LinearDiffusion):
         raise self._without("D")
 
     def options(self) -> NoReturn:
-        """No options of a diffusion with a law at rest. Raises TypeError."""
-        raise self._without("law at rest")
+        """No options for one of Q and D. Raises TypeError."""
+        raise self._without("Q and D")
 
     def _without(self, what: str) -> TypeError:
         return TypeError(
-            f"{type(self).__name__} is given by its drift and dispersion and has no {what}, which "
-            "diffusions with a law at rest have; use drift_matrix(s) and noise_covariance(s), or "
-            "start from such a diffusion, e.g. VPSDE() or CLD()"
+            f"{type(self).__name__} is given by its drift and dispersion and has no {what}, "
+            "expected a diffusion that is given by these; use drift_matrix(s) and "
+            "noise_covariance(s), or such a diffusion, e.g. VPSDE() or CLD()"
         )
 
     @property
@@ -241,9 +241,7 @@ class MomentumVE(LinearSDE):
         options: keyword arguments of :class:`LinearSDE`.
     """
 
-    def __init__(
-        self, sigma_min: float = 0.01, sigma_max: float = 50.0, **options: Any
-    ) -> None:
+    def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0, **options: Any) -> None:
         sigma_min, sigma_max = check_scales(sigma_min, sigma_max)
         if options.get("beta") is None:
             start, end = ((3 * sigma**2) ** (1 / 3) for sigma in (sigma_min, sigma_max))
