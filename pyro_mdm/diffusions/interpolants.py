@@ -1,4 +1,4 @@
-r"""Interpolants: diffusions of one variable that are given by their marginals, y_s = α(s) x + σ(s) ε.
+r"""Interpolants: diffusions of one variable given by their marginals, y_s = α(s) x + σ(s) ε.
 
 With the clock time τ = b(s) = σ²/α² = e^{-λ} the state in units of its signal, y/α, is a Brownian
 motion that starts at the data, whatever α and σ are. So for times r < s
@@ -191,7 +191,7 @@ class Interpolant(LinearSDE):
 
 
 class VE(Interpolant):
-    """The variance-exploding SDE (Song et al. 2021): α = 1, σ(s)² = σ_min² ((σ_max/σ_min)^{2s} - 1).
+    """The variance-exploding SDE: α = 1, σ(s)² = σ_min² ((σ_max/σ_min)^{2s} - 1).
 
     Args:
         sigma_min: σ grows geometrically from about here, with the time 0 for the data themselves.
@@ -225,7 +225,7 @@ class VE(Interpolant):
 
 
 class SubVP(Interpolant):
-    """The sub-VP SDE (Song et al. 2021): α = e^{-b/2}, σ = 1 - e^{-b}, with b the integral of β.
+    """The sub-VP SDE: α = e^{-b/2}, σ = 1 - e^{-b}, with b the integral of β.
 
     Args:
         beta: β(s), :class:`~pyro_mdm.diffusions.LinearBeta` 0.1 → 20 by default.

@@ -298,7 +298,7 @@ class LinearDiffusion(OneBlock):
         with torch.no_grad():
             self.end_clocks()  # an end out of reach is an error now, not at its first use
 
-    def register_reference(self, variance: Any) -> None:
+    def register_reference(self, variance: float | Sequence[float] | Matrix) -> None:
         """Register the covariance of the prior, as it is given; K is known."""
         value = covariance_matrix("stationary_variance", variance, self.num_variables)
         self.register_buffer("stationary_covariance", value)
@@ -387,7 +387,8 @@ class LinearDiffusion(OneBlock):
 
         The reverse drift is B u + g² (s_θ + Σ_π^{-1} u). With Σ_π at rest B = (Q - D) Σ_∞^{-1}.
         """
-        return -(self.unit_drift + self.unit_noise @ torch.linalg.inv(self.prior_covariance))
+        precision: Tensor = torch.linalg.inv(self.prior_covariance)
+        return -(self.unit_drift + self.unit_noise @ precision)
 
     @property
     def unit_noise(self) -> Tensor:

@@ -82,7 +82,7 @@ class LinearSDE(LinearDiffusion):
             cut_time=cut_time,
         )
 
-    def register_reference(self, variance: Any) -> None:
+    def register_reference(self, variance: float | Sequence[float] | Matrix | None) -> None:
         given = None
         if variance is not None:
             given = covariance_matrix("prior_variance", variance, self.num_variables)
