@@ -228,6 +228,8 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "gained = ((-pulled(run)).exp() * tau * weights).sum(-1) * length",
             "test_linear_laws.py::test_functions_of_time_agree_with_closed_forms",
         ),
+    ],
+    "pyro_mdm/diffusions/interpolant_clocks.py": [
         (
             "return 2 * sigma * (by_sigma - sigma / alpha * by_alpha) / alpha.square()",
             "return 2 * sigma * by_sigma / alpha.square()",

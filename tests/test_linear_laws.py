@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,10 +16,13 @@ import torch
 from mpmath import mp, mpf
 from torch import Tensor, nn
 
+from inference import sample
 from inference.diffusion import build_diffusion
 from inference.inspection import look
+from inference.loading import load_trained
 from inference.names import GUIDES
 from inference.options import Guide
+from inference.train import train
 from pyro_mdm import (
     CLD,
     VE,
@@ -44,6 +48,7 @@ from pyro_mdm import (
 from pyro_mdm.automatic import AutoMDM
 from pyro_mdm.diffusions import ConstantBeta, GeometricBeta, LinearDiffusion, UnreachableError
 from pyro_mdm.likelihoods import Gaussian
+from tests.brief import SHORT
 from tests.mistakes import refused
 from tests.problems import less_data, more_noise, normal
 
@@ -368,6 +373,17 @@ def test_programs_know_them_by_name(name: str) -> None:
         build_diffusion(Guide(guide="learned", learned_from=name))
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_pictures")
+@pytest.mark.parametrize(("name", "score"), [("ve", "noise"), ("momentum_ve", "denoiser")])
+def test_runs_are_trained_opened_and_sampled(name: str, score: str, tmp_path: Path) -> None:
+    whole = train(**SHORT | {"guide": name, "score": score, "run": tmp_path / "run"})
+    programs = load_trained(tmp_path / "run")[1]
+    assert type(programs.model.diffusion) is GUIDES[name]
+    assert train(resume=tmp_path / "run").bits_per_dim == whole.bits_per_dim
+    assert bool(sample.draw(programs.model, 4, steps=4).isfinite().all())
+
+
 # -- mistakes --------------------------------------------------------------------------------------
 
 
@@ -426,6 +442,14 @@ def test_mistakes_are_answered_with_the_time_and_the_fix() -> None:
         (lambda: TimeVaryingSDE([[1.0]], line), "expected a function .* use LinearSDE"),  # type: ignore[arg-type]
         (lambda: SubVP(beta=3.0), "beta is 3.0"),
     )
+
+
+def test_programs_over_two_diffusions_are_told_apart() -> None:
+    score = Denoiser(Bent(), torch.zeros(3), torch.ones(3))
+    model, _ = programs(VE(), score)
+    for other, word in ((VE(sigma_max=20.0), "prior_covariance"), (VE(), "of their own")):
+        with pytest.raises(ValueError, match=f"{word}.*one diffusion object"):
+            elbo_terms(model, DiffusionGuide(other), normal(1, 4, 3))
 
 
 def test_a_chain_from_rest_refuses_a_prior_that_is_none() -> None:

@@ -40,11 +40,11 @@ from pyro_mdm.diffusions.dimension_clocks import (
     SharedClock,
     TurnClocks,
 )
+from pyro_mdm.diffusions.interpolant_clocks import InterpolantClock
 from pyro_mdm.diffusions.interpolants import (
     VE,
     Cosine,
     Interpolant,
-    InterpolantClock,
     RectifiedFlow,
     SubVP,
 )

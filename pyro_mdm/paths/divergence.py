@@ -196,8 +196,8 @@ def different_diffusions(guide: object, model: object) -> str:
     """A message on programs over two diffusions, with the settings that differ."""
     one, other = _described(guide), _described(model)
     if one == other:
-        for name in ("Q", "D", "stationary_covariance", "initial_covariance", "horizon", "beta"):
-            ours, theirs = (_in_short(getattr(d, name, None)) for d in (guide, model))
+        for name in ("Q", "D", "prior_covariance", "initial_covariance", "horizon", "beta"):
+            ours, theirs = (_in_short(_held(d, name)) for d in (guide, model))
             if ours != theirs:
                 one, other = f"{one} with {name} {ours}", f"{other} with {name} {theirs}"
                 break
@@ -212,6 +212,13 @@ def different_diffusions(guide: object, model: object) -> str:
 def _described(diffusion: object) -> str:
     extra = diffusion.extra_repr() if isinstance(diffusion, torch.nn.Module) else ""
     return f"{type(diffusion).__name__}({extra})"
+
+
+def _held(diffusion: object, name: str) -> object:
+    try:
+        return getattr(diffusion, name, None)
+    except TypeError:  # it varies in time, or there is none
+        return None
 
 
 def _in_short(value: object) -> str:
