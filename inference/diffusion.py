@@ -42,7 +42,7 @@ def build_diffusion(
         guide: settings. ``max_log_snr`` is λ at ε, where the decoder takes over, ``min_log_snr`` λ
             at T, nominal for a nonlinear diffusion. A class or function is called with those that
             are given and that it takes; a diffusion is copied. The clock of a linear diffusion is
-            scaled to ``min_log_snr`` in any case.
+            scaled to ``min_log_snr`` in any case, or an interpolant cut there.
         event_shape: the shape of a datum, for a guide with a network.
         simulation: settings that replace those of a nonlinear diffusion.
 

@@ -92,8 +92,9 @@ class Guide:
         stationary_variance: Σ_∞ of a learned guide, the covariance of its noise at the end: a
             number, K variances or K rows of a covariance, x first; by default 1 for all.
         max_log_snr: log SNR where the decoder takes over; by default the data set's.
-        min_log_snr: log SNR at time T, to which the guide's clock is scaled; by default -10 for a
-            learned guide (one of your own too) with a denoiser; other clocks are not scaled.
+        min_log_snr: log SNR at time T, to which the guide's clock is scaled, or at which an
+            interpolant (ve, subvp, rectified_flow, cosine) is cut; by default -10 for a learned
+            guide (one of your own too) with a denoiser; other clocks are not scaled.
     """
 
     guide: str = "learned"
