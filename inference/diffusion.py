@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 
-from inference.names import GUIDES, find, make, takes
+from inference.names import find, make, takes
 from inference.options import Guide, SimulatedGuide, StationaryVariance
 from models.kinds import kind_of
 from pyro_mdm import (
@@ -42,7 +42,7 @@ def build_diffusion(
         guide: settings. ``max_log_snr`` is λ at ε, where the decoder takes over, ``min_log_snr`` λ
             at T, nominal for a nonlinear diffusion. A class or function is called with those that
             are given and that it takes; a diffusion is copied. The clock of a linear diffusion is
-            scaled to ``min_log_snr`` in any case.
+            scaled to ``min_log_snr`` in any case, or an interpolant cut there.
         event_shape: the shape of a datum, for a guide with a network.
         simulation: settings that replace those of a nonlinear diffusion.
 
@@ -117,8 +117,12 @@ def _start(guide: Guide, name: str) -> LinearDiffusion:
     if kind_of(start).simulated:
         raise ValueError(
             f"--learned_from {name} is {title(start)}, which has no Q and D; expected a guide "
-            f"with a closed form, such as {', '.join(key for key in GUIDES if key != 'learned')}"
+            "of Q and D, such as vpsde, cld, malda, alda, hold"
         )
+    try:
+        cast(LinearDiffusion, start).options()
+    except TypeError as error:
+        raise ValueError(f"--learned_from {name}: {error}") from error
     if guide.num_variables not in (None, start.num_variables):
         raise ValueError(
             f"--num_variables is {guide.num_variables}, but --learned_from {name} has "

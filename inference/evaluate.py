@@ -106,8 +106,9 @@ def evaluate(
         batch_size: data per network call.
         seed: seed of the noise; with the same seed an evaluation repeats exactly.
         reuse: a run folder whose denoiser is put under --guide.
-        guide: with --reuse: vpsde, cld, malda, alda, hold, learned (as it starts), module:Name,
-            file.py:Name, or run:FOLDER for the diffusion that another run ended with.
+        guide: with --reuse: vpsde, cld, malda, alda, hold, ve, subvp, rectified_flow, cosine,
+            momentum_ve, learned (as it starts), module:Name, file.py:Name, or run:FOLDER for the
+            diffusion that another run ended with.
         max_log_snr: with --reuse: log SNR at the start time; by default the run's.
         min_log_snr: with --reuse: log SNR at time T, to which the clock is scaled; by default the
             guide's own clock, scaled if it would leave the range the network was trained on.

@@ -142,8 +142,9 @@ def inspect(
     """Print the properties of diffusions before training with them, and draw them.
 
     Args:
-        guide: vpsde, cld, malda, alda, hold, learned (as it starts), module:Name, file.py:Name,
-            or run:FOLDER for the diffusion a run ended with; several with commas between them.
+        guide: vpsde, cld, malda, alda, hold, ve, subvp, rectified_flow, cosine, momentum_ve,
+            learned (as it starts), module:Name, file.py:Name, or run:FOLDER for the diffusion a run
+            ended with; several with commas between them.
         model: data set for the prior KL and the noised images, as for inference.train.
         protocol: images only: levels in [-1, 1], or dequantized as in the paper.
         data: the data set's files, as for inference.train.

@@ -101,7 +101,8 @@ def look(name: str, diffusion: LinearDiffusion, x: Tensor) -> Inspection:
     mu = mu[torch.argsort(-mu.real, stable=True)]
     seen.eigenvalues = [complex(value) for value in mu.tolist()]
     seen.damping, seen.quality = _damping(frozen.unit_drift)
-    seen.relaxation = 1 / -seen.eigenvalues[0].real
+    slowest = -seen.eigenvalues[0].real
+    seen.relaxation = 1 / slowest if slowest > 1e-10 else math.inf
     _look_at_ends(seen, diffusion)
     if seen.start_time is not None:
         _look_between(seen, diffusion, x, seen.start_time)
@@ -162,6 +163,8 @@ def _information(x: Tensor, log_snr: float) -> float:
 def _damping(A: Tensor) -> tuple[str, float | None]:
     """The regime of the slowest mode and its quality, as the module defines them."""
     mu, vectors = torch.linalg.eig(A)
+    if mu.real.max() > -1e-10:
+        return "none", None  # it never relaxes
     slow = mu.real > mu.real.max() * (1 + 1e-6)  # of equally slow modes the fastest to turn
     first = torch.where(slow, mu.imag.abs(), -1.0).argmax()
     order = torch.argsort(-mu.real, stable=True)

@@ -28,7 +28,21 @@ from inference.simulators.linear_gaussian import LINEAR_GAUSSIAN
 from inference.simulators.two_moons import TWO_MOONS
 from models import MODELS
 from models.base import SCORES
-from pyro_mdm import ALDA, CLD, HOLD, MALDA, VPSDE, LearnedDiffusion, likelihoods, samplers
+from pyro_mdm import (
+    ALDA,
+    CLD,
+    HOLD,
+    MALDA,
+    VE,
+    VPSDE,
+    Cosine,
+    LearnedDiffusion,
+    MomentumVE,
+    RectifiedFlow,
+    SubVP,
+    likelihoods,
+    samplers,
+)
 from pyro_mdm.support.checks import describe
 
 GUIDES: dict[str, Any] = {
@@ -37,6 +51,11 @@ GUIDES: dict[str, Any] = {
     "malda": MALDA,
     "alda": ALDA,
     "hold": HOLD,
+    "ve": VE,
+    "subvp": SubVP,
+    "rectified_flow": RectifiedFlow,
+    "cosine": Cosine,
+    "momentum_ve": MomentumVE,
     "learned": LearnedDiffusion,
 }
 

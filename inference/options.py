@@ -77,8 +77,8 @@ class Guide:
     """The noising diffusion.
 
     Args:
-        guide: noising diffusion: vpsde, cld, malda, alda, hold, learned, module:Name or
-            file.py:Name.
+        guide: noising diffusion: vpsde, cld, malda, alda, hold, ve, subvp, rectified_flow, cosine,
+            momentum_ve, learned, module:Name or file.py:Name.
         num_variables: K of a learned guide, 2 by default, or of hold, 3 by default.
         rank: rank of a learned D, K by default.
         learn_beta: learn the clock of a learned guide too.
@@ -92,8 +92,9 @@ class Guide:
         stationary_variance: Σ_∞ of a learned guide, the covariance of its noise at the end: a
             number, K variances or K rows of a covariance, x first; by default 1 for all.
         max_log_snr: log SNR where the decoder takes over; by default the data set's.
-        min_log_snr: log SNR at time T, to which the guide's clock is scaled; by default -10 for a
-            learned guide (one of your own too) with a denoiser; other clocks are not scaled.
+        min_log_snr: log SNR at time T, to which the guide's clock is scaled, or at which an
+            interpolant (ve, subvp, rectified_flow, cosine) is cut; by default -10 for a learned
+            guide (one of your own too) with a denoiser; other clocks are not scaled.
     """
 
     guide: str = "learned"

@@ -45,6 +45,7 @@ from models import DataError, Tabular
 from pyro_mdm.diffusions.base import UnreachableError
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
 from pyro_mdm.diffusions.simulation import SimulationError
+from pyro_mdm.paths.divergence import warn_of_prior
 from pyro_mdm.support.progress import Progress as Bar
 from pyro_mdm.support.progress import is_hidden, progress_bar
 
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from torch.utils.tensorboard import SummaryWriter
 
+LOOKED_AT = 512
+"""Training data by which it is seen whether the prior covers them."""
 LATE = 0.75
 """The fraction of all steps after which a bound may stop falling without a note."""
 
@@ -110,6 +113,9 @@ def _say(settings: Decided, programs: Programs, threads: Threads) -> None:
                 print(words)
         programs.problem.warn_of_gaps()
     print(programs.problem.split_in_words, flush=True)
+    with torch.random.fork_rng(devices=[]):  # levels may be dequantized
+        some = programs.problem.to_model_space(programs.problem.train[:LOOKED_AT])
+    warn_of_prior(programs.model.diffusion, some)
     if threads.why:
         print(f"{threads}; give --threads N for another number")
 

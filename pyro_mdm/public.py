@@ -3,7 +3,9 @@
 from pyro_mdm.conditioning import condition
 from pyro_mdm.conditioning.imputation import impute
 from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.interpolants import VE, Cosine, Interpolant, RectifiedFlow, SubVP
 from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.linear_sde import LinearSDE, MomentumVE
 from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
 from pyro_mdm.diffusions.presets import ALDA, CLD, HOLD, MALDA, VPSDE, LearnedDiffusion
 from pyro_mdm.diffusions.simulation import Simulation
@@ -29,7 +31,11 @@ from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 from pyro_mdm.simulated.paths import SimulatedPath
 from pyro_mdm.tables.denoiser import MixedDenoiser
 from pyro_mdm.tables.one_hot import OneHot
-from pyro_mdm.varying.time_varying import TimeVaryingDiffusion, TimeVaryingLearnedDiffusion
+from pyro_mdm.varying.time_varying import (
+    TimeVaryingDiffusion,
+    TimeVaryingLearnedDiffusion,
+    TimeVaryingSDE,
+)
 
 __all__ = [
     "ALDA",
@@ -38,8 +44,10 @@ __all__ = [
     "MALDA",
     "MDM",
     "MDM_ELBO",
+    "VE",
     "VPSDE",
     "Bound",
+    "Cosine",
     "DataDrivenDiffusion",
     "Denoiser",
     "Diffusion",
@@ -51,23 +59,29 @@ __all__ = [
     "GenerativeChain",
     "GenerativePath",
     "HamiltonianDiffusion",
+    "Interpolant",
     "LearnedDiffusion",
     "LearnedDrift",
     "LinearDiffusion",
+    "LinearSDE",
     "MixedDenoiser",
+    "MomentumVE",
     "NoisePrediction",
     "NoisingPath",
     "NonlinearDiffusion",
     "OneHot",
     "PerDimensionDiffusion",
     "RawScore",
+    "RectifiedFlow",
     "ResidualScore",
     "Simulated",
     "SimulatedPath",
     "Simulation",
     "StateDenoiser",
+    "SubVP",
     "TimeVaryingDiffusion",
     "TimeVaryingLearnedDiffusion",
+    "TimeVaryingSDE",
     "bits_per_dim",
     "bound",
     "condition",

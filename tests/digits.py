@@ -9,6 +9,7 @@ from mpmath import mp, mpf
 from torch import Tensor
 
 from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.linear_sde import LinearSDE
 
 Matrix = Any  # mpmath's, which has no stubs
 
@@ -21,6 +22,9 @@ def exact(value: Tensor) -> Matrix:
 
 def drift_and_noise(diffusion: LinearDiffusion) -> tuple[Matrix, Matrix]:
     """A and GGᵀ per unit of clock time from the numbers the diffusion holds."""
+    if isinstance(diffusion, LinearSDE):
+        G = exact(diffusion.unit_dispersion)
+        return exact(diffusion.unit_drift), G * G.T
     if hasattr(diffusion, "B"):
         B = exact(diffusion.B)
         D = B * B.T

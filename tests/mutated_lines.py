@@ -217,6 +217,25 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "test_kernels.py::test_marginals_have_their_digits[cld]",
         ),
     ],
+    "pyro_mdm/diffusions/interpolants.py": [
+        (
+            "_matrix(later / earlier), _matrix(later.square() * duration)",
+            "_matrix(later / earlier), _matrix(earlier.square() * duration)",
+            "test_linear_laws.py::test_interpolants_have_their_digits[subvp]",
+        ),
+        (
+            "gained = ((-2 * pulled(run)).exp() * tau * weights).sum(-1) * length",
+            "gained = ((-pulled(run)).exp() * tau * weights).sum(-1) * length",
+            "test_linear_laws.py::test_functions_of_time_agree_with_closed_forms",
+        ),
+    ],
+    "pyro_mdm/diffusions/interpolant_clocks.py": [
+        (
+            "return 2 * sigma * (by_sigma - sigma / alpha * by_alpha) / alpha.square()",
+            "return 2 * sigma * by_sigma / alpha.square()",
+            "test_linear_laws.py::test_interpolants_have_their_digits[given]",
+        ),
+    ],
     "pyro_mdm/diffusions/kernels.py": [
         (
             "readout, 2 * _log_diagonal_sum(L), amplification)",
@@ -232,6 +251,11 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "test_kernels.py::test_marginals_have_their_digits[cld]",
         ),
         (
+            "-(self.unit_drift + self.unit_noise @ precision)",
+            "-(self.unit_drift + self.unit_noise @ precision / 2)",
+            "test_sampler_orders.py::test_every_sampler_has_its_weak_order[splitting_1-vpsde]",
+        ),
+        (
             "return 2 * self.D",
             "return 1 * self.D",
             "test_diffusions.py::test_transitions_compose_and_keep_the_stationary_law[vpsde]",
@@ -240,6 +264,18 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             'None if saved["guess"] is None else self.as_tensor(saved["guess"])',
             "None",
             "test_learned_ends.py::test_saved_between_steps_it_goes_on_bit_for_bit[in time]",
+        ),
+    ],
+    "pyro_mdm/diffusions/linear_sde.py": [
+        (
+            "noise = G @ G.mT",
+            "noise = 2 * G @ G.mT",
+            "test_linear_laws.py::test_momentum_is_the_integral_of_a_brownian_motion[0.3]",
+        ),
+        (
+            "return self.terminal.covariance if given is None else given",
+            "return self.start.covariance if given is None else given",
+            "test_linear_laws.py::test_a_prior_follows_the_end_unless_it_is_given",
         ),
     ],
     "pyro_mdm/diffusions/per_dimension.py": [
@@ -632,6 +668,12 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "pyro_mdm/scores/raw.py": [
+        (
+            "return scale_variables(units, score)",
+            "return score",
+            "test_linear_laws.py::"
+            "test_scores_of_the_state_are_well_scaled_and_see_one_diffusion[RawScore]",
+        ),
         (
             "-apply_matrix(inverse_tril(marginal.scale_tril).mT, eps)",
             "-apply_matrix(inverse_tril(marginal.scale_tril), eps)",

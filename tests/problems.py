@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm.diffusions.clocks import ConstantBeta, LinearBeta
+from pyro_mdm.diffusions.interpolants import VE, Interpolant
 from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.linear_sde import MomentumVE
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector
 from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion
 from pyro_mdm.model import DiffusionModel
@@ -139,6 +141,16 @@ def learned_in_time(K: int, rank: int, seed: int, **options: object) -> TimeVary
     return diffusion
 
 
+def less_data(s: Tensor) -> Tensor:
+    """α(s) of an :class:`Interpolant`."""
+    return torch.cos(1.55 * s)
+
+
+def more_noise(s: Tensor) -> Tensor:
+    """σ(s) of one."""
+    return 1.3 * torch.sin(1.55 * s)
+
+
 DIFFUSIONS: list[tuple[str, Factory]] = [
     ("vpsde", VPSDE),
     ("cld", CLD),
@@ -172,6 +184,9 @@ DIFFUSIONS: list[tuple[str, Factory]] = [
     ("random_4_rank_2", lambda: random_linear(4, 6, rank=2)),
     ("time_varying_2", lambda: TimeVaryingDiffusion(turning, rubbing)),
     ("time_varying_3_learned", lambda: learned_in_time(3, 2, 80, min_log_snr=-9.0)),
+    ("ve", VE),
+    ("momentum_ve", MomentumVE),
+    ("interpolant", lambda: Interpolant(less_data, more_noise)),
 ]
 
 DISTINCT = [case for case in DIFFUSIONS if not case[0].startswith("learned_from")]
@@ -184,14 +199,15 @@ TYPICAL = [
     in {
         *("vpsde", "cld", "alda", "learned_3_rank_1", "learned_clock", "random_4_rank_2"),
         *("learned_2_cut_in_time", "learned_2_fixed_ends", "learned_2_target_noise"),
-        *("time_varying_2", "time_varying_3_learned"),
+        *("time_varying_2", "time_varying_3_learned", "momentum_ve", "interpolant"),
     }
 ]
 """One for each thing that a diffusion can be, where a test of one takes long."""
 
 
-CONSTANT = [case for case in DIFFUSIONS if not case[0].startswith("time_varying")]
-"""Those of constant Q and D, which have exact references."""
+IN_TIME = ("ve", "interpolant", "time_varying_2", "time_varying_3_learned")
+CONSTANT = [case for case in DIFFUSIONS if case[0] not in IN_TIME]
+"""Those of constant matrices, which have exact references."""
 
 
 def truncation(diffusion: LinearDiffusion) -> float:

@@ -269,13 +269,17 @@ def test_arguments_seldom_are_anything() -> None:
 
 
 def test_linear_diffusions_by_name_are_constructors() -> None:
-    """What differs between them is their matrices and ends, so none has a kernel of its own."""
+    """What differs between them is their matrices and ends, so none has a kernel of its own.
+
+    Three kinds say what these follow from: Q and D, A and G, or α and σ.
+    """
     kinds = [importlib.import_module("pyro_mdm.diffusions").LinearDiffusion]
     for kind in kinds:
         kinds += [c for c in kind.__subclasses__() if c.__module__.startswith("pyro_mdm.")]
     members = {
         f"{kind.__name__}.{name}"
-        for kind in kinds[1:]
+        for kind in kinds
+        if kind.__name__ not in ("LinearDiffusion", "LinearSDE", "Interpolant")
         for name, value in vars(kind).items()
         if callable(value) or isinstance(value, property | classmethod | staticmethod)
         if name not in ("__init__", "from_diffusion")

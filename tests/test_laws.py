@@ -26,8 +26,9 @@ from pyro_mdm import (
 )
 from pyro_mdm.diffusions.base import Cap
 from pyro_mdm.diffusions.clocks import ConstantBeta
-from pyro_mdm.diffusions.kernels import KernelPrecisionError
+from pyro_mdm.diffusions.kernels import KernelPrecisionError, semidefinite_cholesky
 from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.linear_sde import LinearSDE
 from pyro_mdm.paths import NoisingLaw, PathKL, density_bound
 from pyro_mdm.paths import divergence as divergences
 from pyro_mdm.paths.chain import GenerativeChain
@@ -262,13 +263,17 @@ def test_prior_kl_is_the_divergence_of_gaussians(make, slow: bool) -> None:
     """Against torch's own formula, per dimension; a slow clock leaves much of x at T."""
     diffusion = make()
     if slow:
-        options = {
-            "beta": ConstantBeta(0.7),
-            "stationary_variance": diffusion.prior_covariance.detach(),
-        }
-        diffusion = LinearDiffusion(
-            diffusion.Q_at(1.0).detach(), diffusion.D_at(1.0).detach(), **options
+        frozen, prior = (
+            (t.detach() for t in diffusion.frozen()),
+            diffusion.prior_covariance.detach(),
         )
+        Q, D, A = frozen
+        slow_clock = ConstantBeta(0.7)
+        if diffusion.at_rest():
+            diffusion = LinearDiffusion(Q, D, beta=slow_clock, stationary_variance=prior)
+        else:
+            G = semidefinite_cholesky(2 * D)
+            diffusion = LinearSDE(A, G, beta=slow_clock, prior_variance=prior)
     with torch.no_grad():
         x = data(4)
         end = diffusion.marginal(diffusion.horizon)

@@ -69,7 +69,7 @@ from pyro_mdm.samplers import (
     TorchSDE,
 )
 from pyro_mdm.support.settings import Recorded
-from tests.problems import DIFFUSIONS, normal, rubbing, turning
+from tests.problems import DIFFUSIONS, less_data, more_noise, normal, rubbing, turning
 
 LEVELS = torch.linspace(-1.0, 1.0, 5).double()
 SIMULATION = Simulation(step_size=0.25, points=2)
@@ -142,6 +142,10 @@ def pairs() -> list[Any]:
     ]
 
 
+OF_TIME = {f.__name__: f for f in (turning, rubbing, less_data, more_noise)}
+"""Those that the diffusions name."""
+
+
 @pytest.mark.parametrize(("make", "score"), [*pairs()[::2], pairs()[-1]])
 def test_losses_come_back_bit_for_bit(make: Any, score: str, tmp_path: Path) -> None:
     diffusion = make()
@@ -150,7 +154,7 @@ def test_losses_come_back_bit_for_bit(make: Any, score: str, tmp_path: Path) -> 
     function = SCORES[score](diffusion)
     likelihood = None if score in ("tilt", "logits") else Gaussian(0.1, 2.0)
     model = DiffusionModel(diffusion, function, likelihood, (2,), sampler=Splitting(4))
-    opened = saved_and_opened(model, tmp_path / "model", turning=turning, rubbing=rubbing)
+    opened = saved_and_opened(model, tmp_path / "model", **OF_TIME)
     assert type(opened.diffusion) is type(diffusion)
     assert type(opened.score_function) is type(function)
     assert repr(opened.sampler) == "Splitting(steps=4, order=1)"

@@ -172,7 +172,7 @@ USAGE: dict[str, str] = {
 REFUSED: dict[str, str] = {
     # names
     f"{POINTS} --guide clt": r"unknown guide 'clt' \(did you mean cld\?\)",
-    f"{POINTS} --guide diffuse": "'diffuse': use one of vpsde, cld, malda, alda, hold, learned",
+    f"{POINTS} --guide diffuse": "'diffuse': use one of vpsde, cld, malda, alda, hold, ve, ",
     "train --model digit": r"unknown model 'digit' \(did you mean digits\?",
     "train --model own.py": r"own.py' \(which class .*\? own.py:Name\)",
     f"{POINTS} --guide no.py:A": "--guide: there is no file .*no.py",

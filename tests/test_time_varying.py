@@ -187,14 +187,17 @@ def test_a_cell_of_a_straight_line_is_of_the_sixth_order() -> None:
     def D(tau: Tensor) -> Tensor:
         return D0 + tau[..., None, None] * eye / 2
 
+    def drift(tau: Tensor) -> Tensor:
+        return -(Q(tau) + D(tau))
+
     def slope(tau: float, flat: np.ndarray) -> np.ndarray:
         t = torch.tensor(tau, dtype=torch.float64)
-        return (-(Q(t) + D(t)).numpy() @ flat.reshape(3, 3)).ravel()
+        return (drift(t).numpy() @ flat.reshape(3, 3)).ravel()
 
     errors = []
     for h in (0.4, 0.2):
         bounds = torch.tensor([0.0, h], dtype=torch.float64)
-        cell = MagnusPropagator(Q, D, eye, bounds, D)
+        cell = MagnusPropagator(drift, D, drift, bounds, D, 3)
         M, _ = cell.moments(None, bounds[1:])
         exact = solve_ivp(slope, (0, h), eye.numpy().ravel(), "DOP853", rtol=1e-13, atol=1e-14)
         errors.append(float((M[0] - torch.from_numpy(exact.y[:, -1].reshape(3, 3))).norm()))

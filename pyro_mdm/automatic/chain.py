@@ -139,6 +139,11 @@ class Chain(nn.Module, ABC):
                 f"the diffusion's Σ_∞ has the first row {rest[0].tolist()}, expected 1 for x and 0 "
                 "for others; give it stationary_variance=1, e.g. VPSDE() or CLD()"
             )
+        if not diffusion.at_rest():
+            raise ValueError(
+                f"the prior of {type(diffusion).__name__} is no law at rest, expected one: a chain "
+                "begins at rest; give another diffusion, e.g. VPSDE() or CLD()"
+            )
         self.dim, self.steps, self.time, self.diffusion = dim, steps, time, diffusion
         self.K = diffusion.num_variables
         self.gaps = nn.Parameter(torch.zeros(steps))

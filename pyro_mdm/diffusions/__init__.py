@@ -7,6 +7,8 @@ and follows
 
 times a common clock β(s). N(0, Σ_∞) is stationary for every such Q and D, and every linear
 diffusion with a non-degenerate centred Gaussian stationary law has this form (Ma, Chen & Fox 2015).
+Those without one are in :mod:`~pyro_mdm.diffusions.linear_sde` and
+:mod:`~pyro_mdm.diffusions.interpolants`.
 Given x, with ``v_0 ~ N(0, Σ_v)`` marginalized, ``y_s ~ N(a(s) x, Σ(s))``: Gaussian, exact, and all
 the bound needs to know.
 
@@ -25,7 +27,13 @@ from pyro_mdm.diffusions.base import (
     UnsupportedDiffusionError,
     require,
 )
-from pyro_mdm.diffusions.clocks import Clock, ConstantBeta, LearnedBeta, LinearBeta
+from pyro_mdm.diffusions.clocks import (
+    Clock,
+    ConstantBeta,
+    GeometricBeta,
+    LearnedBeta,
+    LinearBeta,
+)
 from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.dimension_clocks import (
     BlurClocks,
@@ -34,7 +42,16 @@ from pyro_mdm.diffusions.dimension_clocks import (
     SharedClock,
     TurnClocks,
 )
+from pyro_mdm.diffusions.interpolant_clocks import InterpolantClock
+from pyro_mdm.diffusions.interpolants import (
+    VE,
+    Cosine,
+    Interpolant,
+    RectifiedFlow,
+    SubVP,
+)
 from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.linear_sde import LinearSDE, MomentumVE
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector
 from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
 from pyro_mdm.diffusions.presets import ALDA, CLD, HOLD, MALDA, VPSDE, LearnedDiffusion
@@ -56,7 +73,11 @@ if TYPE_CHECKING:
     from pyro_mdm.simulated.hamiltonian import HamiltonianDiffusion
     from pyro_mdm.simulated.learned_drift import LearnedDrift, Simulated
     from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
-    from pyro_mdm.varying import TimeVaryingDiffusion, TimeVaryingLearnedDiffusion
+    from pyro_mdm.varying import (
+        TimeVaryingDiffusion,
+        TimeVaryingLearnedDiffusion,
+        TimeVaryingSDE,
+    )
 else:
     __getattr__, __dir__ = names_of_wings(
         __name__,
@@ -70,7 +91,7 @@ else:
             "EncodedDiffusion",
         ),
         simulated=("HamiltonianDiffusion", "LearnedDrift", "Simulated", "NonlinearDiffusion"),
-        varying=("TimeVaryingDiffusion", "TimeVaryingLearnedDiffusion"),
+        varying=("TimeVaryingDiffusion", "TimeVaryingLearnedDiffusion", "TimeVaryingSDE"),
     )
 
 __all__ = [
@@ -86,10 +107,14 @@ __all__ = [
     "Clock",
     "Clocks",
     "ConstantBeta",
+    "Cosine",
     "DataDrivenDiffusion",
     "EncodedDiffusion",
     "Frequencies",
     "GaussianPrior",
+    "GeometricBeta",
+    "Interpolant",
+    "InterpolantClock",
     "LearnedBeta",
     "LearnedClocks",
     "LinearBeta",
@@ -106,19 +131,25 @@ __all__ = [
     "LearnedDiffusion",
     "LearnedDrift",
     "LinearDiffusion",
+    "LinearSDE",
     "HOLD",
     "MALDA",
     "Marginal",
+    "MomentumVE",
     "NonlinearDiffusion",
     "PerDimensionDiffusion",
+    "RectifiedFlow",
     "SharedClock",
     "Simulated",
+    "SubVP",
     "TimeVaryingDiffusion",
     "TimeVaryingLearnedDiffusion",
+    "TimeVaryingSDE",
     "Transform",
     "Transition",
     "TurnClocks",
     "UnreachableError",
     "UnsupportedDiffusionError",
+    "VE",
     "VPSDE",
 ]

@@ -7,6 +7,7 @@ through b alone.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from pyro_mdm.support.checks import check_count, check_number
 from pyro_mdm.support.settings import Recorded
 
-__all__ = ["Clock", "ConstantBeta", "LearnedBeta", "LinearBeta"]
+__all__ = ["Clock", "ConstantBeta", "GeometricBeta", "LearnedBeta", "LinearBeta"]
 
 
 class Clock(Recorded, nn.Module, ABC):
@@ -88,6 +89,40 @@ class ConstantBeta(Clock):
 
     def extra_repr(self) -> str:
         return f"beta={self.beta}"
+
+
+class GeometricBeta(Clock):
+    """The clock b(s) = c (ρ^{s/T} - 1), whose rate grows by the factor ρ until T.
+
+    Args:
+        start: c, about the clock time until which little happens;  end: c ρ, about b(T).
+        horizon: T.
+    """
+
+    def __init__(self, start: float, end: float, horizon: float = 1.0) -> None:
+        super().__init__()
+        self.start, self.end = _positive("start", start), _positive("end", end)
+        if not self.start < self.end:
+            raise ValueError(
+                f"start is {self.start:g} and end {self.end:g}, expected start < end: the clock's "
+                "rate grows from the data to the noise"
+            )
+        self.growth = math.log(self.end / self.start) / _positive("horizon", horizon)
+
+    def rate(self, s: Tensor) -> Tensor:
+        return self.start * self.growth * torch.exp(self.growth * s)
+
+    def integral(self, s: Tensor) -> Tensor:
+        return self.start * torch.expm1(self.growth * s)
+
+    def inverse(self, tau: Tensor) -> Tensor:
+        return torch.log1p(tau / self.start) / self.growth
+
+    def settings(self) -> dict[str, Any]:
+        return {"start": self.start, "end": self.end, "growth": self.growth}
+
+    def extra_repr(self) -> str:
+        return f"start={self.start}, end={self.end}"
 
 
 class LearnedBeta(Clock):

@@ -23,6 +23,8 @@ from pyro_mdm.diffusions.propagator import Propagator
 
 __all__ = ["Denoise", "Kernels", "OneBlock", "denoising_error", "noised_data", "noised_state"]
 
+MOMENTS = 15
+"""Times at which it is checked whether a prior is at rest."""
 Denoise = Callable[[Tensor, Tensor], Tensor]
 """x̂ (n, *event_shape) of z and λ."""
 
@@ -36,8 +38,6 @@ class Kernels(Diffusion):
     """
 
     closed_form = True
-    stationary_covariance: Tensor
-    """Σ_∞ (K, K), of the law at rest."""
     initial_covariance: Tensor
     """Σ_0 (K, K), of y at time 0 given x: 0 for x, Σ_v for v_0."""
 
@@ -60,6 +60,14 @@ class Kernels(Diffusion):
     @abstractmethod
     def prior_covariance(self) -> Tensor:
         """Σ_π (K, K) of the prior N(0, Σ_π)."""
+
+    def at_rest(self) -> bool:
+        """Whether the prior is the law at rest: A Σ_π + Σ_π Aᵀ + g² = 0, between 0 and T."""
+        s = self.as_tensor(torch.linspace(0, 1, MOMENTS + 2, dtype=torch.float64)[1:-1])
+        with torch.no_grad():
+            noise = self.noise_covariance(s * self.horizon)
+            moved = self.drift_matrix(s * self.horizon) @ self.prior_covariance
+            return bool(((moved + moved.mT + noise).abs() <= 1e-9 * noise.abs().max()).all())
 
     @abstractmethod
     def drift_matrix(self, s: Times) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pyro_mdm.diffusions.base import Times
 from pyro_mdm.diffusions.linear import Constant, LinearDiffusion, Matrices
+from pyro_mdm.diffusions.matrices import hides_noise
 
 __all__ = ["REMEDY", "Learned", "LearnedFamily"]
 
@@ -154,8 +155,7 @@ class Learned(Constant):
         if self.diagonal:
             return False
         values = self.of.kept("spread of B", lambda: torch.linalg.svdvals(self._part("B"))).detach()
-        part = values / values[0].clamp_min(1e-300)
-        return bool(((part > 1e-15) & (part < 1e-7)).any())
+        return hides_noise(values)
 
 
 def _inverse_softplus(value: Tensor) -> Tensor:

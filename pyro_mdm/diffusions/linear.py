@@ -141,6 +141,10 @@ class Matrices(ABC):
     def propagator(self) -> Propagator:
         """The propagator of the diffusion."""
 
+    def fast(self) -> float:
+        """The logarithm of the fastest rate, before whose time λ falls at least like -log τ."""
+        return self.of.propagator.speed.log().item()
+
     @abstractmethod
     def last_clock(self) -> float:
         """The logarithm of the latest clock time at which λ is searched for."""
@@ -186,9 +190,10 @@ class Constant(Matrices):
         """The symmetric root, or for a learned D a triangular one, differentiable at any rank."""
 
         def root() -> Tensor:
-            if self.of.D.requires_grad:
-                return kernels.semidefinite_cholesky(self.of.unit_noise)
-            return symmetric_root(self.of.unit_noise)
+            noise = self.of.unit_noise
+            if noise.requires_grad:
+                return kernels.semidefinite_cholesky(noise)
+            return symmetric_root(noise)
 
         return self.of.kept("unit_dispersion", root)
 
@@ -210,7 +215,7 @@ class Constant(Matrices):
         return ConstantPropagator(
             of.unit_drift,
             of.unit_noise,
-            backward=lambda: (of.Q - of.D) @ torch.linalg.inv(of.stationary_covariance),
+            backward=of.backward_drift,
             root=self.root,
             basis=self._basis,
             hides_noise=self.hides_noise,
@@ -218,7 +223,7 @@ class Constant(Matrices):
 
     def _basis(self) -> tuple[Tensor, Tensor]:
         of = self.of
-        return of.kept("basis", lambda: kernels.noise_basis(of.unit_drift, of.D))
+        return of.kept("basis", lambda: kernels.noise_basis(of.unit_drift, of.unit_noise))
 
     def last_clock(self) -> float:
         return 3.5 - self.of.propagator.decay.log().item()
@@ -256,6 +261,8 @@ class LinearDiffusion(OneBlock):
     """
 
     matrices: Matrices
+    stationary_covariance: Tensor
+    """Σ_∞ (K, K), of the law at rest, where there is one by construction."""
 
     def __init__(
         self,
@@ -281,10 +288,9 @@ class LinearDiffusion(OneBlock):
         self._last: tuple[list[Tensor], Tensor] | None = None
         self.beta = beta if beta is not None else LinearBeta(horizon=horizon)
         check_clock(self.beta)
-        stationary = covariance_matrix("stationary_variance", stationary_variance, K)
+        self.register_reference(stationary_variance)
         initial = torch.zeros(K, K, dtype=torch.float64)
         initial[1:, 1:] = covariance_matrix("initial_variance", initial_variance, K - 1)
-        self.register_buffer("stationary_covariance", stationary)
         self.register_buffer("initial_covariance", initial)
         with torch.no_grad():
             self.matrices.check()
@@ -292,18 +298,26 @@ class LinearDiffusion(OneBlock):
         with torch.no_grad():
             self.end_clocks()  # an end out of reach is an error now, not at its first use
 
+    def register_reference(self, variance: float | Sequence[float] | Matrix) -> None:
+        """Register the covariance of the prior, as it is given; K is known."""
+        value = covariance_matrix("stationary_variance", variance, self.num_variables)
+        self.register_buffer("stationary_covariance", value)
+
     def check_controllable(self) -> None:
         """Raises UnreachableError unless noise reaches all variables."""
         with torch.no_grad():
-            Q, D = (self.matrices.at(name, self.matrices.moments) for name in "QD")
-            reached = kernels.noise_basis(self._drift(Q, D), D, tolerance=1e-10)[0].shape[1]
-        if reached < self.num_variables:
-            raise UnreachableError(
-                f"{type(self).__name__}: noise reaches {reached} of {self.num_variables} variables "
-                f"with {self.shown()}: (A, G) is not controllable and the process does not "
-                "converge to its stationary law; couple the variables through Q or widen the range "
-                f"of D{self.matrices.remedy}"
-            )
+            s = self.matrices.moments
+            basis, _ = kernels.noise_basis(self._drift_at(s), self.clock_noise(s), tolerance=1e-10)
+        if (reached := basis.shape[1]) < self.num_variables:
+            raise self._uncontrollable(reached)
+
+    def _uncontrollable(self, reached: int) -> UnreachableError:
+        return UnreachableError(
+            f"{type(self).__name__}: noise reaches {reached} of {self.num_variables} variables "
+            f"with {self.shown()}: (A, G) is not controllable and the process does not "
+            "converge to its stationary law; couple the variables through Q or widen the range "
+            f"of D{self.matrices.remedy}"
+        )
 
     def shown(self) -> str:
         """Q and D in numbers, for messages."""
@@ -349,6 +363,9 @@ class LinearDiffusion(OneBlock):
         """Σ_π (K, K) of the prior N(0, Σ_π): the stationary covariance."""
         return self.stationary_covariance
 
+    def at_rest(self) -> bool:
+        return True  # by construction
+
     @property
     def prior(self) -> GaussianPrior:
         return GaussianPrior(self.prior_covariance)
@@ -364,6 +381,14 @@ class LinearDiffusion(OneBlock):
 
     def _drift_at(self, s: Times) -> Tensor:
         return self._drift(self.matrices.at("Q", s), self.matrices.at("D", s))
+
+    def backward_drift(self) -> Tensor:
+        """B = -(A + g² Σ_π^{-1}), (K, K), per unit of clock time.
+
+        The reverse drift is B u + g² (s_θ + Σ_π^{-1} u). With Σ_π at rest B = (Q - D) Σ_∞^{-1}.
+        """
+        precision: Tensor = torch.linalg.inv(self.prior_covariance)
+        return -(self.unit_drift + self.unit_noise @ precision)
 
     @property
     def unit_noise(self) -> Tensor:
@@ -627,11 +652,15 @@ class LinearDiffusion(OneBlock):
         M, a, Sigma, factor = Curve(move, self.initial_covariance).factorized(tau)
         with torch.no_grad():
             travelled = move.travelled(tau)
-            unit = self.stationary_covariance.diagonal().sqrt()
+            unit = self.units()
             left = (M * unit / unit[:, None]).square().sum(-2)
             left = (left.mean(-1) / left[..., 0].clamp_min(1e-300)).sqrt()
             growth = travelled.clamp_min(1.0) * left.clamp_min(1.0)
         return a, Sigma, factor._replace(amplification=factor.amplification * growth)
+
+    def units(self) -> Tensor:
+        """Standard deviations of the variables, (K,), in which what is left of them is compared."""
+        return self.stationary_covariance.diagonal().sqrt()
 
     # -- the two ends, and inversion ---------------------------------------------------------------
 
@@ -857,6 +886,12 @@ class LinearDiffusion(OneBlock):
             UnreachableError: a value too high for float64.
         """
         value = self.as_tensor(value)
+        self.check_log_snr(value)
+        tau = self._inversion.with_gradient(self._inversion.root(value), value)
+        return self.time_at_clock(tau)
+
+    def check_log_snr(self, value: Tensor) -> None:
+        """Raises ValueError for a log SNR below λ(T)."""
         with torch.no_grad():
             low = self.terminal_log_snr
         if not bool((value >= low - 1e-9 * (1 + low.abs())).all()):
@@ -864,8 +899,6 @@ class LinearDiffusion(OneBlock):
                 f"log SNR {value.min().item():.6g} is never reached: it ends at λ(T) = "
                 f"{low.item():.6g}; use a larger value, a faster clock or a longer horizon"
             )
-        tau = self._inversion.with_gradient(self._inversion.root(value), value)
-        return self.time_at_clock(tau)
 
     # -- log volume --------------------------------------------------------------------------------
 
@@ -903,6 +936,14 @@ class LinearDiffusion(OneBlock):
             ValueError: a value outside [κ(ε), κ(T)].
         """
         value = self.as_tensor(value)
+        self.check_log_volume(value)
+        tau = self._inversion.with_gradient(
+            self._inversion.root(value, of=LOG_VOLUME), value, LOG_VOLUME
+        )
+        return self.time_at_clock(tau)
+
+    def check_log_volume(self, value: Tensor) -> None:
+        """Raises ValueError for a log volume that is not between those of ε and T."""
         with torch.no_grad():
             low, high = self.log_volume_ends.tolist()
         room = 1e-9 * (1 + abs(low) + abs(high))
@@ -912,10 +953,6 @@ class LinearDiffusion(OneBlock):
                 f"log volume {value.detach()[outside][0].item():.6g} is not between that of ε, "
                 f"{low:.6g}, and of T, {high:.6g}; see log_volume_ends"
             )
-        tau = self._inversion.with_gradient(
-            self._inversion.root(value, of=LOG_VOLUME), value, LOG_VOLUME
-        )
-        return self.time_at_clock(tau)
 
     # -- searches ----------------------------------------------------------------------------------
 
@@ -933,7 +970,7 @@ class LinearDiffusion(OneBlock):
             first, last = self._start_clock().log().item(), self.clock(self.horizon).log().item()
             x = torch.linspace(first, last, 129, dtype=torch.float64)
         else:  # λ falls like -log τ at the least for τ → 0, and like the slowest mode late
-            fast = self.propagator.speed.log().item()
+            fast = self.matrices.fast()
             early, middle = -max(self.max_log_snr + 10.0, 80.0) - fast, -2.0 - fast
             late = torch.linspace(middle, self.matrices.last_clock(), 97)[1:]
             x = torch.cat([torch.linspace(early, middle, 65), late])

@@ -23,9 +23,11 @@ __all__ = [
     "check_skew",
     "covariance_matrix",
     "full_precision",
+    "hides_noise",
     "of_counted",
     "of_rows",
     "outer",
+    "scale_variables",
     "square_matrix",
     "symmetric_root",
     "with_event_dims",
@@ -66,6 +68,19 @@ def apply_vector(vector: Tensor, y: Tensor) -> Tensor:
     event = y.shape[len(batch) + 1 :]
     with full_precision(y):
         return (vector.to(y.dtype).unsqueeze(-2) @ flat).reshape(*batch, *event)
+
+
+def scale_variables(vector: Tensor, y: Tensor) -> Tensor:
+    """The variables of y (*batch, K, *event_shape), each times its entry of ``vector``, like y.
+
+    Args:
+        vector: (K,) for all; (*batch, K); or per data dimension, (batch or 1, *event_shape, K).
+    """
+    vector = vector.to(y.dtype)
+    if vector.dim() == y.dim() > 2:
+        return vector.movedim(-1, 1) * y
+    batch_dim = max(vector.dim() - 1, 1)
+    return vector.reshape(*vector.shape, *[1] * (y.dim() - batch_dim - 1)) * y
 
 
 def outer(vector: Tensor, x: Tensor, event_dim: int | None = None) -> Tensor:
@@ -124,6 +139,16 @@ def check_semidefinite(name: str, D: Tensor, tolerance: float) -> None:
             f"{name} is not positive semi-definite: its smallest eigenvalue is {low:.3g}, "
             "expected ≥ 0; use D = B Bᵀ"
         )
+
+
+def hides_noise(values: Tensor) -> bool:
+    """Whether B Bᵀ, with half of the digits of B, loses directions of B.
+
+    Args:
+        values: the singular values of B, decreasing.
+    """
+    part = values / values[0].clamp_min(1e-300)
+    return bool(((part > 1e-15) & (part < 1e-7)).any())
 
 
 def symmetric_root(matrix: Tensor) -> Tensor:

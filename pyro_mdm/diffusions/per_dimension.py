@@ -309,8 +309,10 @@ class PerDimensionDiffusion(Kernels):
 
     start: Marginal = _of_blocks("start")
     prior_covariance: Tensor = _of_blocks("prior_covariance")
-    stationary_covariance: Tensor = _of_blocks("stationary_covariance")
     initial_covariance: Tensor = _of_blocks("initial_covariance")
+
+    def at_rest(self) -> bool:
+        return all(block.at_rest() for block in self._each_block())
 
     @property
     def prior(self) -> GaussianPrior:

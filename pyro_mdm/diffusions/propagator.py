@@ -35,7 +35,7 @@ class Root(NamedTuple):
 
 
 class Halves(NamedTuple):
-    """Both halves of a step of the diffusion of (-Q, D), run backwards, the later half first."""
+    """Both halves of a step of the diffusion of B and g², run backwards, the later half first."""
 
     first: Tensor  # M (…, K, K)
     first_root: Tensor  # of the noise gained, (…, K, K)
@@ -133,18 +133,21 @@ class Propagator(ABC):
 
     @abstractmethod
     def halves(self, start: Tensor, duration: Tensor) -> Halves:
-        """Both halves of each step, from its end back to its start, by the diffusion of (-Q, D)."""
+        """Both halves of each step, from its end back to its start, by dy = B y dτ + G dB.
+
+        ``B = -(A + g² Σ_π^{-1})``, of the diffusion of (-Q, D) where Σ_π is at rest.
+        """
 
 
 Basis = tuple[Tensor, Tensor]
 
 
 class ConstantPropagator(Propagator):
-    """The propagator of constant Q and D: closed forms that depend on the duration alone.
+    """The propagator of constant A and g²: closed forms that depend on the duration alone.
 
     Args:
         drift, noise: A and g² per unit of clock time, (K, K).
-        backward: A of the diffusion of (-Q, D), which runs backwards.
+        backward: B of :meth:`halves`.
         root: G per unit of clock time.
         basis: the directions that noise reaches, as from ``kernels.noise_basis``.
         hides_noise: whether rounding of D hides noise in some direction.

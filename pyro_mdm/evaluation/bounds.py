@@ -15,6 +15,7 @@ from pyro_mdm.evaluation.comparison import evidence_lower_bound
 from pyro_mdm.evaluation.estimates import FEWEST, Z95, Estimate, Noise
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
+from pyro_mdm.paths.divergence import warn_of_prior
 from pyro_mdm.support.checks import check_count, check_data
 from pyro_mdm.support.measured import ALL_TERMS, NO_TERM, TERMS, Measured, reach, table
 from pyro_mdm.support.modules import evaluating
@@ -108,7 +109,8 @@ def bound(
         progress: show a progress bar.
 
     Returns:
-        :class:`Bound`, in nats per datum and bits/dim.
+        :class:`Bound`, in nats per datum and bits/dim. Where a prior that is no law at rest does
+        not cover the data, there is a warning with the number.
 
     Raises:
         TypeError: x that is no tensor, swapped programs.
@@ -120,6 +122,7 @@ def bound(
     check_data("x", x, missing=True)
     if isinstance(model, DiffusionModel):
         model.check_data(x)
+        warn_of_prior(model.diffusion, x)
     ours = isinstance(model, DiffusionModel) and isinstance(guide, DiffusionGuide)
     if ours and model.times is None and guide.times is None and len(x) >= FEWEST:  # type: ignore
         options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}

@@ -73,11 +73,11 @@ def _closed_form(diffusion: Kernels, score: Score, y: Tensor) -> Tensor:
     g2 = diffusion.noise_covariance(s)
     g2_both = torch.cat([g2, g2])
     inner = theta * apply_matrix(g2_both, target - 0.5 * theta)
-    # control variate: the stationary score, whose own expectation is known
-    at_rest = apply_matrix(-torch.linalg.inv(diffusion.stationary_covariance), both)
-    inner = inner - at_rest * apply_matrix(g2_both, target - 0.5 * at_rest)
+    # control variate: the prior's score, whose own expectation is known
+    of_prior = apply_matrix(-torch.linalg.inv(diffusion.prior_covariance), both)
+    inner = inner - of_prior * apply_matrix(g2_both, target - 0.5 * of_prior)
     integrand = inner.flatten(1).sum(1).reshape(2, -1).mean(0)
-    integrand = integrand + _stationary_expectation(diffusion, g2, apply_matrix(M, y), F)
+    integrand = integrand + _prior_expectation(diffusion, g2, apply_matrix(M, y), F)
     to_end = diffusion.transition(diffusion.horizon, start)
     prior = _expected_prior_log_prob(diffusion, apply_matrix(to_end.matrix, y), to_end.covariance)
     growth = diffusion.divergence(diffusion.horizon, start, y[0, 0].numel())
@@ -115,12 +115,12 @@ def _expected_prior_log_prob(diffusion: Kernels, mean: Tensor, P: Tensor) -> Ten
     return value
 
 
-def _stationary_expectation(diffusion: Kernels, g2: Tensor, mean: Tensor, F: Tensor) -> Tensor:
-    """E[ s · g² (∇ log q - ½ s) ] for s = -Σ_∞^{-1} y and y ~ q = N(mean, F Fᵀ); result (n,).
+def _prior_expectation(diffusion: Kernels, g2: Tensor, mean: Tensor, F: Tensor) -> Tensor:
+    """E[ s · g² (∇ log q - ½ s) ] for s = -Σ_π^{-1} y and y ~ q = N(mean, F Fᵀ); result (n,).
 
-    By parts, E[s · g² ∇ log q] = -∇·(g² s) = tr(g² Σ_∞^{-1}) per dimension.
+    By parts, E[s · g² ∇ log q] = -∇·(g² s) = tr(g² Σ_π^{-1}) per dimension.
     """
-    inverse = torch.linalg.inv(diffusion.stationary_covariance)
+    inverse = torch.linalg.inv(diffusion.prior_covariance)
     W = inverse @ g2 @ inverse
     d = mean[0, 0].numel()
     traces = (g2 @ inverse - 0.5 * W @ F @ F.mT).diagonal(dim1=-2, dim2=-1).sum(-1)

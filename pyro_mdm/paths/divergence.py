@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from functools import singledispatch
 from typing import Any
 
@@ -24,7 +25,12 @@ __all__ = [
     "path_kl",
     "prior_kl",
     "shared_diffusion",
+    "warn_of_prior",
 ]
+
+FAR = 0.05
+"""The prior KL, nats per dimension, at which a prior does not cover the data: for VE a σ_max of
+about three of their root mean square."""
 
 
 @singledispatch
@@ -104,6 +110,31 @@ def _prior_kl_by_dimension(
     return of_counted(each, counted).sum(tuple(range(-event_dim, 0)))
 
 
+@torch.no_grad()
+def warn_of_prior(diffusion: object, x: Tensor) -> None:
+    """Warn where the prior of a diffusion without a law at rest does not cover data.
+
+    At rest a prior is reached whatever the data are, and a clock that is too short is no mistake.
+
+    Args:
+        x: data (n, *event_shape), in model space; NaN where an entry is missing.
+    """
+    if not isinstance(diffusion, Kernels) or diffusion.at_rest():
+        return
+    x = diffusion.coordinates(x.detach().double().nan_to_num(0.0)).to(diffusion.start_time.device)
+    nats = (prior_kl(diffusion, x, x.dim() - 1).mean() / x[0].numel()).item()
+    if nats > FAR:
+        size = x.square().mean().sqrt().item()
+        warnings.warn(
+            f"the prior KL of {type(diffusion).__name__} is {nats:.3g} nats per dimension, "
+            f"expected at most {FAR:g}: the prior does not cover the data, whose root mean square "
+            f"is {size:.3g}, at log SNR {diffusion.terminal_log_snr.item():.3g} at T; let log SNR "
+            "end lower, by more noise (sigma_max of VE) or a lower min_log_snr, or give a "
+            "prior_variance near that of y at T",
+            stacklevel=3,
+        )
+
+
 def path_kl(noising: NoisingPath, generative: GenerativeLaw) -> PathKL:
     r"""The divergence of the continuous-time path laws. One network call.
 
@@ -165,8 +196,8 @@ def different_diffusions(guide: object, model: object) -> str:
     """A message on programs over two diffusions, with the settings that differ."""
     one, other = _described(guide), _described(model)
     if one == other:
-        for name in ("Q", "D", "stationary_covariance", "initial_covariance", "horizon", "beta"):
-            ours, theirs = (_in_short(getattr(d, name, None)) for d in (guide, model))
+        for name in ("Q", "D", "prior_covariance", "initial_covariance", "horizon", "beta"):
+            ours, theirs = (_in_short(_held(d, name)) for d in (guide, model))
             if ours != theirs:
                 one, other = f"{one} with {name} {ours}", f"{other} with {name} {theirs}"
                 break
@@ -181,6 +212,13 @@ def different_diffusions(guide: object, model: object) -> str:
 def _described(diffusion: object) -> str:
     extra = diffusion.extra_repr() if isinstance(diffusion, torch.nn.Module) else ""
     return f"{type(diffusion).__name__}({extra})"
+
+
+def _held(diffusion: object, name: str) -> object:
+    try:
+        return getattr(diffusion, name, None)
+    except TypeError:  # it varies in time, or there is none
+        return None
 
 
 def _in_short(value: object) -> str:

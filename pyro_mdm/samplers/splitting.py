@@ -19,17 +19,17 @@ __all__ = ["Splitting"]
 
 class _SplittingPlan(NamedTuple):
     s: Tensor  # (steps,) the middle of each step, by the clock
-    halves: Halves  # of (-Q, D), before and after the step of the score
-    pull: Tensor  # τ 2 D, in the middle
-    stationary_precision: Tensor  # Σ_∞^{-1}, the same for all steps
+    halves: Halves  # of B and g², before and after the step of the score
+    pull: Tensor  # τ g², in the middle
+    precision: Tensor  # Σ_π^{-1}, the same for all steps
 
 
 class Splitting(Sampler):
-    r"""Symmetric splitting for any (Q, D): half a step of noise, a step of score, half a step.
+    r"""Symmetric splitting for any A and g²: half a step of noise, a step of score, half a step.
 
-    The reverse drift is ``(Q - D) Σ_∞^{-1} u + g² (s_θ + Σ_∞^{-1} u)``. Its first part and the
-    noise are the diffusion of (-Q, D), whose kernel is exact; the second part vanishes where the
-    score is that of the stationary law.
+    The reverse drift is ``B u + g² (s_θ + Σ_π^{-1} u)`` with ``B = -(A + g² Σ_π^{-1})``. Its first
+    part and the noise are a linear diffusion, whose kernel is exact; the second part vanishes where
+    the score is that of the prior. With a law at rest, B = (Q - D) Σ_∞^{-1}.
 
     Args:
         steps: number of steps.
@@ -52,7 +52,7 @@ class Splitting(Sampler):
     def plan(self, diffusion: OneBlock, times: Tensor) -> _SplittingPlan:
         clock = diffusion.clock(times)
         tau = clock[:-1] - clock[1:]
-        precision = torch.linalg.inv(diffusion.stationary_covariance)
+        precision = torch.linalg.inv(diffusion.prior_covariance)
         halves = diffusion.propagator.halves(clock[1:], tau)
         diffusion.check_precision(halves.growth, clock[1:], "the noise of half a step")
         s = diffusion.inverse_clock((clock[:-1] + clock[1:]) / 2)
@@ -61,7 +61,7 @@ class Splitting(Sampler):
 
     def step(self, plan: _SplittingPlan, i: int, y: Tensor, ask: Questions, noise: Noise) -> Tensor:
         def velocity(u: Tensor) -> Tensor:
-            force = ask.score(u, plan.s[i]) + apply_matrix(plan.stationary_precision[i], u)
+            force = ask.score(u, plan.s[i]) + apply_matrix(plan.precision[i], u)
             return apply_matrix(plan.pull[i], force)
 
         first, first_root, second, second_root, _ = plan.halves

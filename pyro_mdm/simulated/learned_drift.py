@@ -38,6 +38,7 @@ class _FromLinear(NonlinearDiffusion, ABC):
         )
         del self.beta  # the clock is the linear diffusion's
         self.linear = linear
+        self.at_rest = linear.at_rest()
 
     @property
     def max_log_snr(self) -> float:
@@ -71,10 +72,9 @@ class Simulated(_FromLinear):
     a test of the simulation.
     """
 
-    stationary_prior = True
-
     def __init__(self, linear: LinearDiffusion, simulation: Simulation | None = None) -> None:
         super().__init__(linear, simulation)
+        self.stationary_prior = self.at_rest
 
     def drift(self, y: Tensor, s: Times) -> Tensor:
         return self.linear.drift(y, s)
@@ -136,5 +136,6 @@ class LearnedDrift(_FromLinear):
         return self.linear.drift(y, s) + self.added(y, s)
 
     def prior_current(self, y: Tensor, s: Tensor) -> Tensor:
-        """β u, like y: the linear part has no current, since the prior is its stationary law."""
-        return self.added(y, s)
+        """The velocity at π, like y: β u alone where the prior is the linear part's law at rest,
+        which has no current."""
+        return self.added(y, s) if self.at_rest else self._prior_current(y, s)

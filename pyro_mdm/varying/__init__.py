@@ -1,5 +1,9 @@
 """Linear diffusions whose Q and D vary in time and need not commute at different times."""
 
-from pyro_mdm.varying.time_varying import TimeVaryingDiffusion, TimeVaryingLearnedDiffusion
+from pyro_mdm.varying.time_varying import (
+    TimeVaryingDiffusion,
+    TimeVaryingLearnedDiffusion,
+    TimeVaryingSDE,
+)
 
-__all__ = ["TimeVaryingDiffusion", "TimeVaryingLearnedDiffusion"]
+__all__ = ["TimeVaryingDiffusion", "TimeVaryingLearnedDiffusion", "TimeVaryingSDE"]

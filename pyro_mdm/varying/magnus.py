@@ -1,4 +1,4 @@
-r"""Propagators of linear diffusions whose Q and D vary in time, by Magnus steps over cells.
+r"""Propagators of linear diffusions whose A and g² vary in time, by Magnus steps over cells.
 
 Clock time is cut into cells of length h. In a cell A is evaluated at the two Gauss points c_1 < c_2
 and replaced by the straight line through them, with mean Ā and difference Δ = √3 (A(c_2) - A(c_1))
@@ -85,28 +85,22 @@ class _Moved(NamedTuple):
 
 
 class MagnusPropagator(Propagator):
-    """The propagator of Q and D that are functions of clock time.
+    """The propagator of A and g² that are functions of clock time.
 
     Args:
-        Q, D: functions of clock times (…) that return (…, K, K) in float64.
-        stationary: Σ_∞ (K, K).
+        drift, noise: A and g², functions of clock times (…) that return (…, K, K) in float64.
+        backward: B of :meth:`halves`, likewise.
         bounds: the bounds of the cells, (n + 1,) increasing clock times from 0. Later times are
             taken for the last.
-        dispersion: a differentiable root of 2 D; a triangular one by default.
+        dispersion: a differentiable root of g², likewise.
+        K: the number of variables.
     """
 
     def __init__(
-        self,
-        Q: Field,
-        D: Field,
-        stationary: Tensor,
-        bounds: Tensor,
-        dispersion: Field | None = None,
+        self, drift: Field, noise: Field, backward: Field, bounds: Tensor, dispersion: Field, K: int
     ) -> None:
-        self._Q, self._D, self._stationary = Q, D, stationary
-        self._precision: Tensor = torch.linalg.inv(stationary)
-        self._root, self.bounds = dispersion, bounds
-        K = stationary.shape[-1]
+        self._A, self._GG, self._back = drift, noise, backward
+        self._root, self.bounds, self._K = dispersion, bounds, K
         nodes, weights = kernels.gauss_legendre(max(LEAST_NODES, K))
         self._nodes, self._weights = nodes.to(bounds), weights.to(bounds)
         self._ends: tuple[Tensor, bool, Tensor, MovedCells] | None = None
@@ -116,13 +110,14 @@ class MagnusPropagator(Propagator):
         self._gauss = 0.5 + bounds.new_tensor([-math.sqrt(3) / 6, math.sqrt(3) / 6])
 
     def slowed(self, scale: Tensor) -> MagnusPropagator:
-        """The propagator of the same Q and D with clock times multiplied by ``scale``, 0-dim."""
+        """The propagator of the same A and g² with clock times multiplied by ``scale``, 0-dim."""
         slowed = MagnusPropagator(
-            lambda tau: self._Q(tau / scale),
-            lambda tau: self._D(tau / scale),
-            self._stationary,
+            lambda tau: self._A(tau / scale),
+            lambda tau: self._GG(tau / scale),
+            lambda tau: self._back(tau / scale),
             scale * self.bounds,
             lambda tau: self.dispersion(tau / scale),
+            self._K,
         )
         slowed.cells = self.cells._replace(h=scale * self.cells.h)
         return slowed
@@ -138,23 +133,19 @@ class MagnusPropagator(Propagator):
     # -- fields ------------------------------------------------------------------------------------
 
     def drift(self, tau: Tensor) -> Tensor:
-        return -(self._Q(tau) + self._D(tau)) @ self._precision
+        return self._A(tau)
 
     def noise(self, tau: Tensor) -> Tensor:
-        return 2 * self._D(tau)
+        return self._GG(tau)
 
     def dispersion(self, tau: Tensor) -> Tensor:
-        if self._root is not None:
-            return self._root(tau)
-        return kernels.semidefinite_cholesky(self.noise(tau))
+        return self._root(tau)
 
     def read(self, start: Tensor, h: Tensor) -> CellMatrices:
         """The matrices of n stretches of lengths h from clock times ``start``, (n,) each."""
-        places = torch.cat([self._gauss, self._nodes])
-        tau = start[..., None] + h[..., None] * places
-        D = self._D(tau)
-        A = -(self._Q(tau[..., :2]) + D[..., :2, :, :]) @ self._precision
-        return CellMatrices(A[..., 0, :, :], A[..., 1, :, :], 2 * D[..., 2:, :, :], h)
+        A = self._A(start[..., None] + h[..., None] * self._gauss)
+        GG = self._GG(start[..., None] + h[..., None] * self._nodes)
+        return CellMatrices(A[..., 0, :, :], A[..., 1, :, :], GG, h)
 
     @cached_property
     def cells(self) -> CellMatrices:
@@ -348,11 +339,11 @@ class MagnusPropagator(Propagator):
         """A basis of what noise reaches, common to all times, as from ``kernels.noise_basis``."""
         A = self.cells
         both = torch.cat([A.A1, A.A2]).detach()
-        return kernels.noise_basis(both, A.GG[:, [0, -1]].detach().flatten(0, 1) / 2)
+        return kernels.noise_basis(both, A.GG[:, [0, -1]].detach().flatten(0, 1))
 
     @property
     def new(self) -> int:
-        return self._stationary.shape[-1]
+        return self._K
 
     def root(self, start: Tensor | None, duration: Tensor, *, noise_last: bool = False) -> Root:
         return self._rooted(self._forward, start, duration)
@@ -375,17 +366,18 @@ class MagnusPropagator(Propagator):
         growth = torch.nan_to_num(growth, nan=torch.inf, posinf=torch.inf)
         return Root(L, kernels.inverse_tril(L), 2 * pivots.log().sum(-1), growth)
 
-    # -- the diffusion of (-Q, D) backwards --------------------------------------------------------
+    # -- the diffusion of B and g² backwards -------------------------------------------------------
 
     @cached_property
     def _reversed(self) -> MagnusPropagator:
         end = self.bounds[-1]
         return MagnusPropagator(
-            lambda tau: -self._Q((end - tau).clamp_min(0)),
-            lambda tau: self._D((end - tau).clamp_min(0)),
-            self._stationary,
+            lambda tau: self._back((end - tau).clamp_min(0)),
+            lambda tau: self._GG((end - tau).clamp_min(0)),
+            lambda tau: self._A((end - tau).clamp_min(0)),
             end - self.bounds.flip(0),
             lambda tau: self.dispersion((end - tau).clamp_min(0)),
+            self._K,
         )
 
     def halves(self, start: Tensor, duration: Tensor) -> Halves:

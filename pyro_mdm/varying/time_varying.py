@@ -14,13 +14,19 @@ from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.base import Times, UnreachableError
 from pyro_mdm.diffusions.learned import REMEDY, LearnedFamily
 from pyro_mdm.diffusions.linear import LinearDiffusion, Matrices
+from pyro_mdm.diffusions.linear_sde import LinearSDE
 from pyro_mdm.diffusions.matrices import check_semidefinite, check_skew
 from pyro_mdm.diffusions.presets import LearnedDiffusion
 from pyro_mdm.support.checks import check_count, describe
 from pyro_mdm.support.settings import described
 from pyro_mdm.varying.magnus import MAX_CELLS, REACH, MagnusPropagator, MovedCells
 
-__all__ = ["MatrixFunction", "TimeVaryingDiffusion", "TimeVaryingLearnedDiffusion"]
+__all__ = [
+    "MatrixFunction",
+    "TimeVaryingDiffusion",
+    "TimeVaryingLearnedDiffusion",
+    "TimeVaryingSDE",
+]
 
 MatrixFunction = Callable[[Tensor], Tensor]
 """Times s (…) in float64 -> matrices (…, K, K) in float64."""
@@ -96,12 +102,21 @@ class Varying(Matrices, ABC):
     def at(self, name: str, s: Times) -> Tensor:
         return self.evaluate(name, self.of.checked_time("s", s))
 
+    def drift_at(self, s: Tensor) -> Tensor:
+        """A per unit of clock time at times s in float64, (*s.shape, K, K)."""
+        Sigma: Tensor = self.of.stationary_covariance
+        return -(self.evaluate("Q", s) + self.evaluate("D", s)) @ torch.linalg.inv(Sigma)
+
+    def noise_at(self, s: Tensor) -> Tensor:
+        """g² per unit of clock time at times s in float64, (*s.shape, K, K)."""
+        return 2 * self.evaluate("D", s)
+
     def root(self, s: Times | None = None) -> Tensor:
         return self.constant("D") if s is None else self.root_at(self.of.checked_time("s", s))
 
     def root_at(self, s: Tensor) -> Tensor:
-        """A root of 2 D(s), (*s.shape, K, K), differentiable."""
-        return kernels.semidefinite_cholesky(2 * self.evaluate("D", s))
+        """A root of g²(s), (*s.shape, K, K), differentiable."""
+        return kernels.semidefinite_cholesky(self.noise_at(s))
 
     def settings(self) -> dict[str, Any]:
         return {"cells": self._num_cells}
@@ -136,12 +151,17 @@ class Varying(Matrices, ABC):
             s = self.of.beta.inverse(tau)
             return s - (s.detach() - self.of.horizon).clamp_min(0) - s.detach().clamp_max(0)
 
+        def precision() -> Tensor:  # of the prior, which may follow from the propagator
+            inverse: Tensor = torch.linalg.inv(self.of.prior_covariance)
+            return inverse
+
         return MagnusPropagator(
-            lambda tau: self.evaluate("Q", time(tau)),
-            lambda tau: self.evaluate("D", time(tau)),
-            self.of.stationary_covariance,
+            lambda tau: self.drift_at(time(tau)),
+            lambda tau: self.noise_at(time(tau)),
+            lambda tau: -(self.drift_at(time(tau)) + self.noise_at(time(tau)) @ precision()),
             self.of.beta.integral(s),
             lambda tau: self.root_at(time(tau)),
+            self.of.num_variables,
         )
 
     def _bounds(self, scale: Tensor) -> tuple[Tensor, bool]:
@@ -174,9 +194,7 @@ class Varying(Matrices, ABC):
         s = torch.cat([s, kinks[(kinks > 0) & (kinks < self.of.horizon)]]).unique()
         s[-1] = self.of.horizon
         tau = self.of.beta.integral(s)
-        A = self.evaluate("Q", s) + self.evaluate("D", s)
-        A = A @ torch.linalg.inv(self.of.stationary_covariance)
-        norm = torch.linalg.matrix_norm(A)
+        norm = torch.linalg.matrix_norm(self.drift_at(s))
         return s, tau, torch.maximum(norm[1:], norm[:-1]) * tau.diff()
 
     # -- the ends ----------------------------------------------------------------------------------
@@ -304,25 +322,27 @@ class Functions(Varying):
         cells: the number of cells.
     """
 
+    names = ("Q", "D")
+    for_constants = "LinearDiffusion"
+
     def __init__(self, Q: MatrixFunction, D: MatrixFunction, cells: int) -> None:
         super().__init__(cells)
-        for name, given in (("Q", Q), ("D", D)):
+        self._given = dict(zip(self.names, (Q, D), strict=True))
+        for name, given in self._given.items():
             if not callable(given):
                 raise TypeError(
                     f"{name} is {describe(given)}, expected a function of times s (…) that returns "
-                    f"(…, K, K); use LinearDiffusion for constant matrices"
+                    f"(…, K, K); use {self.for_constants} for constant matrices"
                 )
-        self._given = Q, D
 
     def register(self) -> int:
-        Q, D = self._given
-        for name, given in (("Q", Q), ("D", D)):
+        for name, given in self._given.items():
             setattr(self.of, f"{name}_function", given)
         s = self.moments
         with torch.no_grad():
-            K = _num_variables("Q", Q, s[:1])
+            K = _num_variables(self.names[0], self._given[self.names[0]], s[:1])
         self.of.num_variables = K
-        for name, given in (("Q", Q), ("D", D)):
+        for name, given in self._given.items():
             for shaped in (s, s[:6].reshape(2, 3), s[0]):
                 matrix = self._checked(name, given, shaped)
             if matrix.requires_grad and not isinstance(given, nn.Module):
@@ -361,8 +381,45 @@ class Functions(Varying):
         return self._checked(name, getattr(self.of, f"{name}_function"), s)
 
     def settings(self) -> dict[str, Any]:
-        functions = {name: getattr(self.of, f"{name}_function") for name in ("Q", "D")}
+        functions = {name: getattr(self.of, f"{name}_function") for name in self.names}
         return super().settings() | {name: described(f) for name, f in functions.items()}
+
+
+class DriftAndDispersionFunctions(Functions):
+    """A and G that are given as functions of time; see :class:`TimeVaryingSDE`."""
+
+    names = ("A", "G")
+    for_constants = "LinearSDE"
+
+    def _check_values(self, s: Tensor) -> None:
+        """Nothing to check: any A and G will do."""
+
+    def constant(self, name: str) -> NoReturn:
+        raise TypeError(
+            f"{type(self.of).__name__} has no constant {name.replace('GG', 'g²')}: it varies in "
+            "time; use drift_matrix(s) and noise_covariance(s)"
+        )
+
+    def drift_at(self, s: Tensor) -> Tensor:
+        return self.evaluate("A", s)
+
+    def noise_at(self, s: Tensor) -> Tensor:
+        G = self.evaluate("G", s)
+        return G @ G.mT
+
+    def root_at(self, s: Tensor) -> Tensor:
+        return self.evaluate("G", s)
+
+    def at(self, name: str, s: Times) -> Tensor:
+        s = self.of.checked_time("s", s)
+        return self.drift_at(s) if name == "A" else self.noise_at(s)
+
+    def root(self, s: Times | None = None) -> Tensor:
+        return self.constant("G") if s is None else self.root_at(self.of.checked_time("s", s))
+
+    def fast(self) -> float:
+        noise: Tensor = torch.linalg.matrix_norm(self.noise_at(self.moments).detach(), ord=2)
+        return math.log(max(self.of.propagator.speed.item(), noise.max().item()))
 
 
 class Polynomials(Varying):
@@ -466,6 +523,39 @@ class TimeVaryingDiffusion(LinearDiffusion):
         self, Q: MatrixFunction, D: MatrixFunction, *, cells: int = 256, **options: Any
     ) -> None:
         super().__init__(Functions(Q, D, cells), **options)
+
+
+class TimeVaryingSDE(LinearSDE):
+    r"""A linear diffusion ``dy = A(s) y β(s) ds + G(s) sqrt(β(s)) dB`` of given functions A and G.
+
+    There need be no law at rest. Kernels are the Magnus steps of :class:`TimeVaryingDiffusion`,
+    with its errors.
+
+    Args:
+        A, G: functions or ``nn.Module`` of times s (…) in float64 within [0, T], which return
+            (…, K, K) in float64. Columns of zeros make a G of lower rank. What is learned must be a
+            module's parameter.
+        cells: the number of cells, as for :class:`TimeVaryingDiffusion`.
+        options: those of :class:`~pyro_mdm.LinearSDE`: ``prior_variance``, the ends, the clock.
+
+    Raises:
+        TypeError: A or G is no function, or does not return float64 tensors.
+        ValueError: wrong shapes, values that are not finite, tensors that are learned outside a
+            module; and what :class:`~pyro_mdm.LinearSDE` refuses.
+
+    Example:
+        >>> def A(s):
+        ...     return (s - 1)[..., None, None]
+        >>> def G(s):
+        ...     return (1 + s)[..., None, None]
+        >>> TimeVaryingSDE(A, G).marginal(1.0).mean  # exp(-1/2)
+        tensor([0.6065], dtype=torch.float64)
+    """
+
+    def __init__(
+        self, A: MatrixFunction, G: MatrixFunction, *, cells: int = 256, **options: Any
+    ) -> None:
+        super().__init__(DriftAndDispersionFunctions(A, G, cells), **options)
 
 
 class TimeVaryingLearnedDiffusion(LearnedFamily, TimeVaryingDiffusion):
