@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyro
 import pytest
 import torch
 from mpmath import mp, mpf
@@ -43,11 +44,13 @@ from pyro_mdm import (
     SubVP,
     TimeVaryingSDE,
     bound,
+    condition,
     elbo_terms,
 )
 from pyro_mdm.automatic import AutoMDM
 from pyro_mdm.diffusions import ConstantBeta, GeometricBeta, LinearDiffusion, UnreachableError
 from pyro_mdm.likelihoods import Gaussian
+from pyro_mdm.networks import MLP
 from tests.brief import SHORT
 from tests.mistakes import refused
 from tests.problems import less_data, more_noise, normal
@@ -209,6 +212,27 @@ def test_equal_ends_and_priors_have_equal_bounds(name: str) -> None:
     if name != "momentum_ve":  # whose y_ε, and all after it, takes other random numbers
         torch.testing.assert_close(other.diffusion, one.diffusion, rtol=1e-8, atol=1e-10)
         torch.testing.assert_close(other.reconstruction, one.reconstruction, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", [name for name in EQUAL if name != "vpsde"])
+def test_equal_ends_and_priors_have_equal_conditionals(name: str) -> None:
+    """Of an untrained denoiser of independent dimensions: their own laws."""
+    x = torch.randn(2000, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 2.0])
+    laws = []
+    for diffusion in (EQUAL["vpsde"](), EQUAL[name]()):
+        denoiser = Denoiser.fit(MLP(4, out_features=2, hidden=8), x, maps=True)
+        model = DiffusionModel(diffusion, denoiser)
+        given = condition(model, torch.tensor([True, False]), torch.tensor([1.0, 0.0]))
+        pyro.set_rng_seed(0)
+        drawn = given(batch_size=2000).detach()
+        assert bool((drawn[:, 0] == 1).all())
+        wanted = torch.tensor([[1.0, 0.5]]).expand(64, 2)
+        value = given.log_prob(wanted, draws=512).detach()
+        laws.append((drawn[:, 1].mean(), drawn[:, 1].std(), value.mean(), value.std() / 8))
+    (_, _, ours, error), (mean, deviation, value, _) = (map(float, law) for law in laws)
+    assert mean == pytest.approx(float(x[:, 1].mean()), abs=6 * 2 / 2000**0.5)
+    assert deviation == pytest.approx(2.0, rel=0.1)
+    assert value == pytest.approx(ours, abs=8 * error)
 
 
 @pytest.mark.parametrize("kind", [NoisePrediction, RawScore])
