@@ -131,8 +131,8 @@ def main() -> None:
         seeds,
         "bits/dim",
         [
-            f"digits, {steps} steps of 128, 180 test images, {options.draws} draws of each; log SNR "
-            "at the start is 9",
+            f"digits, {steps} steps of 128, 180 test images, {options.draws} draws of each",
+            "log SNR at the start is 9",
             "± is the standard error over seeds",
         ],
         digits=4,
@@ -144,7 +144,7 @@ def main() -> None:
         seeds,
         "bits/dim",
         [
-            "What v tells of Gaussian data with the covariance of the training digits beyond x_s, by "
+            "What v tells beyond x_s of Gaussian data with the training digits' covariance, by "
             "log SNR of the whole state; for noise predictions after training",
             "± is the standard error over seeds",
         ],
