@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm import CLD, VPSDE, LinearDiffusion, NoisePrediction
+from tests.benchmarks.kernel_times import Law, cld_by_hand, vpsde_by_hand
 from tests.benchmarks.objectives import OBJECTIVES, Times
 from tests.problems import learned, normal
 
@@ -50,3 +51,15 @@ def test_times_of_a_table_have_their_density() -> None:
     assert float((s < 2).double().mean()) == pytest.approx(
         (math.exp(2) - math.e) / (math.exp(3) - math.e), rel=1e-2
     )
+
+
+@pytest.mark.parametrize(("make", "by_hand"), [(VPSDE, vpsde_by_hand), (CLD, cld_by_hand)])
+def test_kernels_by_hand_are_those_of_the_library(
+    make: Callable[[], LinearDiffusion], by_hand: Callable[[Tensor], Law]
+) -> None:
+    diffusion, s = make(), torch.tensor([0.05, 0.3, 1.0], dtype=torch.float64)
+    law, known = by_hand(diffusion.clock(s)), diffusion.marginal(s)
+    torch.testing.assert_close(law.mean, known.mean)
+    torch.testing.assert_close(law.covariance, known.covariance)
+    torch.testing.assert_close(law.scale_tril, known.scale_tril)
+    torch.testing.assert_close(law.whitener, torch.linalg.inv(known.scale_tril))
