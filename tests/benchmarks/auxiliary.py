@@ -112,7 +112,8 @@ def main() -> None:
     for cell in cells(options.seeds):
         use, diffusion = measured(options.runs / cell.name, options.draws)
         bits = use.in_bits()
-        row = {column: bits[name].mean for column, name in MEASURED.items()}
+        # rounded as the file is, so that no number is -0.0000
+        row = {column: round(bits[name].mean, 4) + 0.0 for column, name in MEASURED.items()}
         rows.append({"score": cell.score, "diffusion": cell.guide, "seed": cell.seed, **row})
         if cell.score == SCORES[0]:
             problem = load_trained(options.runs / cell.name)[1].problem
@@ -121,7 +122,8 @@ def main() -> None:
                 name = f"{cell.guide} after training"
                 paths.append({"diffusion": name, "seed": cell.seed, **told(diffusion, variances)})
     paths = [{"diffusion": n, "seed": 0, **told(d, variances)} for n, d in presets()] + paths
-    command = f"python -m tests.benchmarks.auxiliary --draws {options.draws}"
+    command = "python -m tests.benchmarks.auxiliary"
+    command += f" --seeds {options.seeds} --draws {options.draws}"
     seeds = ", ".join(map(str, range(options.seeds)))
     steps = TABLES["digits"].options["steps"]
     write(

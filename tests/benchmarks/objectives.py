@@ -376,15 +376,16 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=20, help="in each of 8 groups")
     parser.add_argument("--warm", action="store_true", help="trainings with a warm start alone")
     parser.add_argument("--seeds", type=int, default=2, help="of these trainings")
+    parser.add_argument("--steps", type=int, default=400, help="of these trainings")
     options = parser.parse_args()
     torch.set_num_threads(1)
     command = "python -m tests.benchmarks.objectives"
     if options.warm:
-        steps, first = 400, 100
+        steps, first = options.steps, options.steps // 4
         write(
             options.tables / "objectives-warm.csv",
             warm_starts(options.seeds, steps, first),
-            [f"{command} --warm --seeds {options.seeds}"],
+            [f"{command} --warm --seeds {options.seeds} --steps {steps}"],
             ", ".join(map(str, range(options.seeds))),
             "bits/dim",
             [
