@@ -122,7 +122,7 @@ def test_what_a_mixture_loses_without_v_is_known() -> None:
     problem = GaussianMixture(
         [0.4, 0.6], torch.tensor([[-0.9], [0.7]]), torch.tensor([[[0.04]], [[0.09]]])
     )
-    d = 16
+    d = 8
     w, m, c = problem.log_weights.exp(), problem.means[:, 0], problem.covariances[:, 0, 0]
 
     def posterior(z: Tensor, log_snr: Tensor) -> Tensor:
