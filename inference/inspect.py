@@ -1,8 +1,9 @@
-"""An inspection of diffusions before training: a table and a figure, without a network.
+"""An inspection of diffusions: a table and a figure, without a network unless a run's is asked.
 
     python -m inference.inspect --guide cld
     python -m inference.inspect --guide vpsde,cld,malda,alda --model mnist5k
     python -m inference.inspect --guide run:runs/digits-learned-0-0
+    python -m inference.inspect --guide run:runs/digits-learned-0-0 --draws 16
 
 What is printed is defined in :mod:`inference.inspection`.
 """
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from inference.checkpoints import write_atomically
-from inference.cli import command_line
+from inference.cli import check_positive, command_line
 from inference.diffusion import (
     LEARNED_MIN_LOG_SNR,
     build_diffusion,
@@ -35,6 +36,7 @@ from inference.problems import build_problem, with_split
 from models import Problem
 from models.kinds import kind_of
 from pyro_mdm import LinearDiffusion
+from pyro_mdm.evaluation import GaussianPosterior, auxiliary_use
 from pyro_mdm.support.text import plain
 
 if TYPE_CHECKING:
@@ -136,6 +138,7 @@ def inspect(
     stationary_variance: StationaryVariance | None = None,
     max_log_snr: float | None = None,
     min_log_snr: float | None = None,
+    draws: int | None = None,
     out: Path | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -155,6 +158,8 @@ def inspect(
         max_log_snr: log SNR at the start time; by default the data set's.
         min_log_snr: log SNR at time T, to which clocks are scaled; by default -10 for learned and
             for learned diffusions of your own; other clocks are not scaled.
+        draws: for run:FOLDER: measure by so many draws of each test datum what the run's network
+            makes of the auxiliary variables; 16 are enough for a first look. Not by default.
         out: a .png for the figure; by default inspect-<model>-<guides>.png here.
         overwrite: replace ``out`` if it exists.
     """
@@ -171,6 +176,8 @@ def inspect(
             f"{', '.join(surplus)} is for --guide learned, and {guide} says itself what it is; "
             "leave it out, or add learned to the guides"
         )
+    if draws is not None:
+        _check_draws(draws, names)
     slugs = map(slug, (model, *names))
     out = out if out is not None else Path(f"inspect-{'-'.join(slugs)}.png")
     check_out(out, (".png",), overwrite=overwrite)
@@ -183,9 +190,34 @@ def inspect(
     drawn = {name: diffusion for name, diffusion, own in each if not own.errors}
     print(f"{model}: {len(x)} test data, {x[0].numel()} dims, mean square {x.square().mean():.3g}")
     print(table(seen))
+    if draws is not None:
+        for name in names:
+            print(_used(name, draws))
     if drawn:
         write_atomically(out, png(figure(list(drawn), list(drawn.values()), x)))
         print(out)
+
+
+def _check_draws(draws: int, names: Sequence[str]) -> None:
+    """Raises ValueError unless there are draws, and runs to measure."""
+    check_positive(draws=draws)
+    others = [name for name in names if not name.startswith("run:")]
+    if others:
+        raise ValueError(
+            f"--draws is {draws}, and {', '.join(others)} has no network to measure; leave it out, "
+            "or name runs alone: --guide run:FOLDER"
+        )
+
+
+def _used(name: str, draws: int) -> str:
+    """What a run's network makes of the auxiliary variables, on the run's own test data."""
+    _, (problem, model, guide), _ = load_trained(Path(name.removeprefix("run:")))
+    if model.diffusion.num_variables < 2:
+        return f"{name}: K = 1, without auxiliary variables"
+    generator = torch.Generator().manual_seed(0)
+    law = GaussianPosterior.fit(problem.to_model_space(problem.train, generator))
+    x = problem.to_model_space(problem.test, generator)
+    return f"{name}: {auxiliary_use(model, guide, x, draws=draws, posterior=law, progress=True)}"
 
 
 def _for_learned(asked: Guide) -> list[str]:

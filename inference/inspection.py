@@ -14,6 +14,9 @@ Definitions, with A_0 = -(Q + D) Σ_∞^{-1} the drift per unit of the clock b(s
   |μ| / (2 |Re μ|) for a complex pair and √(μ_1 μ_2) / |μ_1 + μ_2| for the two slowest real modes:
   ½ at critical damping, less above it, more below it.
 - *condition numbers* are of Σ(s) = Cov(y_s | x), as it is and as a correlation matrix.
+- *told by v* at s: I(x; v_s | x_s), what the auxiliary variables tell of the data beyond x_s, for
+  Gaussian data of the same covariance (:func:`pyro_mdm.evaluation.auxiliary_information`), and the
+  difference of log SNR of the whole state and of x_s alone.
 - *amplification*: the growth of rounding errors in the factors of Σ; 1 keeps 15.7 digits.
 """
 
@@ -33,6 +36,7 @@ from models.kinds import kind_of
 from pyro_mdm import LinearDiffusion
 from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.matrices import MAX_AMPLIFICATION
+from pyro_mdm.evaluation import auxiliary_information
 from pyro_mdm.paths.divergence import prior_kl
 
 CUT = 1e-3  # of T: where the noising starts in most published code, whatever the log SNR there
@@ -69,6 +73,7 @@ class Inspection:
     condition: dict[str, tuple[float, float]] | None = None  # raw, correlation
     amplification: float | None = None
     step_amplification: float | None = None  # of the transitions between 256 steps
+    told: dict[str, tuple[float, float]] | None = None  # by v: bits/dim, difference of log SNR
     forming: float | None = None  # share of [0, T] with log SNR in [-5, 5]
     errors: list[str] = field(default_factory=list)
     advice: list[str] = field(default_factory=list)
@@ -137,6 +142,8 @@ def _look_between(seen: Inspection, diffusion: LinearDiffusion, x: Tensor, start
         lambda: _first(lambda s: prior_kl_curve(diffusion, x, s).item() <= MIXED, start, end)
     )
     seen.condition = attempt(lambda: _conditions(diffusion))
+    if diffusion.num_variables > 1:
+        seen.told = attempt(lambda: _told(diffusion, x))
     seen.amplification = attempt(lambda: _amplification(diffusion))
     seen.step_amplification = attempt(lambda: _step_amplification(diffusion))
     seen.forming = attempt(lambda: _forming(diffusion))
@@ -155,9 +162,24 @@ def prior_kl_curve(diffusion: LinearDiffusion, x: Tensor, s: float | Tensor) -> 
 
 def _information(x: Tensor, log_snr: float) -> float:
     """I(x; z) in bits/dim for Gaussian data of the covariance of x (n, *event_shape)."""
+    values = _variances(x)
+    return 0.5 * (math.exp(log_snr) * values).log1p().mean().item() / math.log(2)
+
+
+def _variances(x: Tensor) -> Tensor:
+    """The variances of x (n, *event_shape) along the axes of its covariance, (d,)."""
     flat = x.flatten(1) - x.flatten(1).mean(0)
     values = torch.linalg.svdvals(flat).square() / len(x)
-    return 0.5 * (math.exp(log_snr) * values).log1p().sum().item() / flat.shape[1] / math.log(2)
+    return torch.nn.functional.pad(values, (0, flat.shape[1] - len(values)))
+
+
+def _told(diffusion: LinearDiffusion, x: Tensor) -> dict[str, tuple[float, float]]:
+    """What v tells beyond x_s, in bits/dim and in log SNR: at ε, half way in λ, T, and the most."""
+    s = diffusion.log_snr_grid(POINTS)
+    told = auxiliary_information(diffusion, s, _variances(x))
+    bits, apart = told.nats / math.log(2), told.log_snr - told.log_snr_of_x
+    at = {"ε": 0, "mid": POINTS // 2, "T": -1, "most": int(bits.argmax())}
+    return {where: (bits[i].item(), apart[i].item()) for where, i in at.items()}
 
 
 def _damping(A: Tensor) -> tuple[str, float | None]:
@@ -275,6 +297,9 @@ def table(seen: Sequence[Inspection]) -> str:
     def condition(f: Inspection, where: str) -> str:
         return "–" if f.condition is None else ", ".join(f"{c:.3g}" for c in f.condition[where])
 
+    def told(f: Inspection, where: str) -> str:
+        return "–" if f.told is None else ", ".join(f"{value:.3g}" for value in f.told[where])
+
     def quality(f: Inspection) -> str:
         return f.damping + ("" if f.quality is None else f", {f.quality:.3g}")
 
@@ -297,6 +322,10 @@ def table(seen: Sequence[Inspection]) -> str:
         ("  half way in log SNR", lambda f: condition(f, "mid")),
         ("  at T", lambda f: condition(f, "T")),
         ("  at the worst s", lambda f: condition(f, "worst")),
+        ("told by v beyond x_s, bits/dim and log SNR, at ε", lambda f: told(f, "ε")),
+        ("  half way in log SNR", lambda f: told(f, "mid")),
+        ("  at T", lambda f: told(f, "T")),
+        ("  at the most telling s", lambda f: told(f, "most")),
         ("rounding grows by, digits left", lambda f: growth(f.amplification)),
         (f"  in steps of {STEPS} (ancestral)", lambda f: growth(f.step_amplification)),
     ]

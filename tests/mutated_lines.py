@@ -364,6 +364,38 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "test_elbo.py::test_gradient_to_the_diffusion_with_a_moving_end[exact-mdm]",
         ),
     ],
+    "pyro_mdm/evaluation/auxiliary.py": [
+        (
+            "moved = white[:, :1] + (slope",
+            "moved = white[:, :1] - (slope",
+            "test_auxiliary.py::test_what_gaussian_data_lose_without_v_is_known",
+        ),
+        (
+            "without = term(*blind)",
+            "without = term(blind[0], blind[0])",
+            "test_auxiliary.py::test_what_a_mixture_loses_without_v_is_known",
+        ),
+        (
+            "return weight * diffusion.on_the_way(product, s, W, g2)",
+            "return diffusion.on_the_way(product, s, W, g2)",
+            "test_auxiliary.py::test_what_gaussian_data_lose_without_v_is_known",
+        ),
+        (
+            "loss_z = -0.5 * term(apart, apart)",
+            "loss_z = -0.25 * term(apart, apart)",
+            "test_auxiliary.py::test_what_a_score_makes_of_noise_is_known",
+        ),
+        (
+            "nats = 0.5 * torch.nn.functional.softplus(both)",
+            "nats = torch.nn.functional.softplus(both)",
+            "test_auxiliary.py::test_information_is_that_of_gaussian_laws",
+        ),
+        (
+            "return torch.stack([each.flatten(1).sum(1) - bound, alone - bound])",
+            "return torch.stack([alone - bound, each.flatten(1).sum(1) - bound])",
+            "test_auxiliary.py::test_the_start_costs_what_its_posterior_is_off",
+        ),
+    ],
     "pyro_mdm/evaluation/estimates.py": [
         (
             "error_rate / (len(p_values) - rank)",

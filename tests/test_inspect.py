@@ -228,6 +228,19 @@ def test_what_float64_cannot_hold_is_a_row_and_not_a_crash(
     assert not (tmp_path / "none.png").exists()
 
 
+def test_what_v_tells_is_that_of_gaussian_data() -> None:
+    """½ log det of (1 + C e^λ) (1 + C e^{λ_x})^{-1}, for the covariance C of the data."""
+    diffusion = CLD(max_log_snr=9.0)
+    found = look("cld", diffusion, DATA)
+    assert found.told is not None and look("vpsde", VPSDE(max_log_snr=9.0), DATA).told is None
+    C, start = torch.cov(DATA.mT, correction=0), diffusion.start
+    snr = (9.0, float((start.mean[0].square() / start.covariance[0, 0]).log()))
+    nats = [0.5 * float(torch.logdet(torch.eye(2) + C * math.exp(level))) for level in snr]
+    bits = (nats[0] - nats[1]) / 2 / math.log(2)
+    assert found.told["ε"] == pytest.approx((bits, snr[0] - snr[1]), rel=1e-6)
+    assert "told by v" in table([found])
+
+
 # -- the figure and the program --------------------------------------------------------------------
 
 
@@ -284,7 +297,13 @@ def test_the_diffusion_of_a_run(
     tensors = {f"ema/{name}": tensor for name, tensor in model.state_dict().items()}
     run.save(Checkpoint(1, tensors, {"config": asdict(settings)}))
     inspect(f"run:{run.folder}", model="toy", out=tmp_path / "run.png")
-    assert "-0.5±0.25i" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "-0.5±0.25i" in text and "lost without v" not in text
+    name = f"run:{run.folder}"
+    inspect(name, model="toy", draws=1, out=tmp_path / "used.png")
+    assert "auxiliary variables, by 1000 data of 2 dimensions" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="cld has no network to measure; leave it out"):
+        inspect(f"{name},cld", model="toy", draws=1, out=tmp_path / "others.png")
     with pytest.raises(RunError, match="not a run folder"):
         inspect(f"run:{tmp_path}", model="toy", out=tmp_path / "other.png")
 

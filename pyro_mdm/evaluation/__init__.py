@@ -15,6 +15,13 @@ would make, and falls with more network calls; the standard error is over the da
 
 from typing import TYPE_CHECKING
 
+from pyro_mdm.evaluation.auxiliary import (
+    AuxiliaryInformation,
+    AuxiliaryUse,
+    GaussianPosterior,
+    auxiliary_information,
+    auxiliary_use,
+)
 from pyro_mdm.evaluation.bounds import Bound, bound
 from pyro_mdm.evaluation.comparison import compare, evidence_lower_bound, log_likelihood
 from pyro_mdm.evaluation.estimates import Comparison, Difference, Estimate, Weighted
@@ -33,13 +40,18 @@ else:
     )
 
 __all__ = [
+    "AuxiliaryInformation",
+    "AuxiliaryUse",
     "Bound",
     "ClassPosterior",
     "Comparison",
     "Difference",
     "Estimate",
+    "GaussianPosterior",
     "PathInformation",
     "Weighted",
+    "auxiliary_information",
+    "auxiliary_use",
     "bound",
     "class_posterior",
     "compare",
