@@ -16,17 +16,21 @@ from typing import Any, NamedTuple
 
 import torch
 
-SOURCE = Path(__file__).parent
+from pyro_mdm.support.places import ROOT
+
 LOOK = 0.5
 """The seconds for which the load is measured."""
 STAT, CGROUP, CGROUPS = Path("/proc/stat"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def _git(*arguments: str) -> bytes | None:
+    """What git says of this checkout; None of a copy, whatever repository it lies in."""
+    if not (ROOT / ".git").exists():
+        return None
     try:
         done = subprocess.run(
             ["git", "--no-optional-locks", *arguments],
-            cwd=SOURCE,
+            cwd=ROOT,
             capture_output=True,
             timeout=10,
             check=True,

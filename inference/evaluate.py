@@ -43,7 +43,7 @@ from inference.completion import PIECE
 from inference.output import check_out, csv_bytes, png
 from inference.pieces import read_pieces, text_columns
 from inference.plan import Programs
-from inference.processes import Whole, autocast_dtype, start
+from inference.processes import SinglePrecision, autocast_dtype, start
 from inference.reuse import Another, Opened, against_own, open_run
 from inference.runs import RunError
 from inference.table import Table
@@ -88,7 +88,7 @@ def evaluate(
     test_size: int | None = None,
     classify: bool = False,
     accelerator: str = "auto",
-    precision: Whole = "32-true",
+    precision: SinglePrecision = "32-true",
     out: Path | None = None,
     calibration: Path | None = None,
     overwrite: bool = False,

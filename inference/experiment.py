@@ -44,9 +44,8 @@ from inference.experiment_tables import (
 )
 from inference.locks import LOCK
 from inference.runs import RUNS, RunError, has_checkpoint, refuse_links
+from pyro_mdm.support.places import ROOT
 from pyro_mdm.support.progress import progress_bar
-
-CHECKOUT = Path(__file__).resolve().parent.parent
 
 POLL = 20.0
 """Seconds between looks at runs that processes of another machine train."""
@@ -221,6 +220,7 @@ def _is_finished(cell: Cell, folder: Path) -> bool:
         return False
     config = read_settings(path)
     wanted = cell.options | {"seed": cell.seed, "score": cell.score}
+    wanted.pop("data", None)  # a place, which machines may have elsewhere: training compares data
     if changed := [k for k, v in wanted.items() if config.get(k) != v]:
         raise RunError(
             f"{path} has other settings ({', '.join(changed)}) than the table; move it away, or "
@@ -247,7 +247,8 @@ def _train(
     alone = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     alone |= {} if device is None else {"CUDA_VISIBLE_DEVICES": device}
     # the programs are found from any folder
-    folders = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
+    folders = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    before = log.stat().st_size if log.exists() else 0
     with open(log, "ab") as output:
         training = processes.start(
             [sys.executable, "-m", "inference.train", *words, *further],
@@ -258,7 +259,7 @@ def _train(
         )
         training.wait()
     if training.returncode:
-        lines = log.read_text(errors="replace").strip().splitlines()
+        lines = log.read_bytes()[before:].decode(errors="replace").strip().splitlines()
         said = [line for line in lines if line.startswith("error: ")] or lines
         if said and "is being written by" in said[-1]:
             return False

@@ -278,14 +278,16 @@ def _entries(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
-    entries = {}
-    for tag in events.Tags()["scalars"]:
+    entries: dict[str, tuple[list[int], list[float]]] = {}
+    for tag in sorted(events.Tags()["scalars"]):
         # runs of older versions have another group, or none
         of_run = tag.removeprefix("noising/").removeprefix("diffusion/")
         matrix, slash, entry = of_run.partition("/entry_")
         if slash and matrix in ("Q", "D"):
             scalars = events.Scalars(tag)
-            entries[f"{matrix}[{entry}]"] = ([s.step for s in scalars], [s.value for s in scalars])
+            steps, values = entries.setdefault(f"{matrix}[{entry}]", ([], []))
+            steps += [s.step for s in scalars]
+            values += [s.value for s in scalars]
     return entries
 
 

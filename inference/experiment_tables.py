@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from inference.config import load_yaml
+from pyro_mdm.support.places import ROOT
 
-RECIPES = Path(__file__).resolve().parent.parent / "models"
+RECIPES = ROOT / "models"
 
 Options = dict[str, Any]
 

@@ -257,7 +257,7 @@ def _builtin(known: Mapping[str, Any], name: str) -> str:
     """The built-in name of a class that is named as in Python; other names unchanged."""
     if name in known:
         return name
-    return next((key for key, it in known.items() if getattr(it, "__name__", "") == name), name)
+    return next((key for key, it in known.items() if getattr(it, "__name__", None) == name), name)
 
 
 def own_names(settings: Mapping[str, Any]) -> list[str]:

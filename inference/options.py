@@ -252,8 +252,8 @@ class Machine:
 
     Args:
         accelerator: cpu, cuda, … or auto, as lightning.fabric names them.
-        precision: precision of the network; data, noise and bound stay float32, kernels float64.
-            With 64-true all of it is float64, which log SNRs above 30 need.
+        precision: precision of the network. Kernels are always float64; data, noise and the bound
+            are float32, or float64 with 64-true, which log SNRs above 30 need.
         compile: backend of torch.compile for the network, such as inductor.
         channels_last: store the network's weights with channels last; faster on recent GPUs.
         threads: CPU threads; by default OMP_NUM_THREADS, or as many as there are idle cores when

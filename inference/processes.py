@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed", "64-true"]
-Whole = Literal["32-true", "bf16-mixed", "16-mixed"]
+SinglePrecision = Literal["32-true", "bf16-mixed", "16-mixed"]
 """Precisions of a network whose weights are float32."""
 
 DTYPES: dict[str, torch.dtype | None] = {

@@ -7,7 +7,6 @@ tensorboard --logdir runs
 
 import argparse
 import sys
-from functools import partial
 from pathlib import Path
 
 parser = argparse.ArgumentParser()
@@ -18,7 +17,6 @@ parser.add_argument("--steps", type=int, default=1000)
 parser.add_argument("--logdir", type=Path, help="default runs/svi-DATA-GUIDE; given again, goes on")
 args = parser.parse_args()
 logdir = args.logdir or Path(f"runs/svi-{Path(args.data).stem}-{args.guide.split(':')[-1]}")
-
 import numpy as np
 import pyro
 import torch
@@ -37,13 +35,15 @@ from pyro_mdm.support.text import Terminal
 
 sys.stdout = Terminal(sys.stdout)  # whatever its encoding
 pyro.set_rng_seed(0)
-load = np.load if ".npy" in args.data else partial(np.genfromtxt, delimiter=",", skip_header=1)
 if args.data == "digits":
     data = load_digits().images[:, None] / 8 - 1
+elif args.data == "tumours":
+    data = np.log1p(load_breast_cancer().data)
+elif args.data.endswith(".npy"):
+    data = np.load(args.data, allow_pickle=False)
 else:
-    data = np.log1p(load_breast_cancer().data) if args.data == "tumours" else load(args.data)
-if data.ndim == 2:
-    data = (data - data.mean(0)) / data.std(0)  # vectors (n, d); images are (n, C, H, W) in [-1, 1]
+    data = np.loadtxt(args.data, delimiter=",", skiprows=1, ndmin=2)  # numbers below names
+data = data if data.ndim == 4 else (data - data.mean(0)) / data.std(0)  # images, or vectors
 
 
 class Data(Problem):
@@ -61,7 +61,7 @@ model, guide = (problem := Data()).build(diffusion, score=args.score), Diffusion
 optimizer, file, first = pyro.optim.ClippedAdam({"lr": 1e-3}), logdir / "checkpoint.pt", 0
 svi = SVI(model, guide, optimizer, loss=MDM_ELBO())
 if file.exists():
-    saved = torch.load(file)
+    saved = torch.load(file, weights_only=True)
     model.load_state_dict(saved["model"])
     optimizer.set_state(saved["optimizer"])
     torch.set_rng_state(saved["random"])
@@ -75,6 +75,6 @@ for step in trange(first + 1, args.steps + 1, initial=first, total=args.steps):
         state = {"model": model.state_dict(), "optimizer": optimizer.get_state(), "step": step}
         torch.save(state | {"random": torch.get_rng_state()}, file)
 print(bound(model, guide, problem.test, draws=16))  # its terms, with standard errors
-np.save(logdir / "samples.npy", (samples := model(batch_size=64).detach()).numpy())
+np.save(logdir / "samples.npy", samples := model(batch_size=64).detach())
 if data.ndim == 4:
     writer.add_image("samples", image_grid((samples.clamp(-1, 1) + 1) / 2), args.steps)

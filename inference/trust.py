@@ -26,16 +26,17 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pyro_mdm.support import places
+
 FOLDER = "PYRO_MDM_TRUSTED"
 """The environment variable that puts :func:`folder` elsewhere."""
 
-CHECKOUT = Path(__file__).resolve().parent.parent
 EXAMPLES = ("guides", "scores", "likelihoods", "samplers", "simulators")
 LIBRARY = ["automatic", "conditioning", "diffusions", "evaluation", "likelihoods", "measurements"]
 LIBRARY += ["paths", "plots", "posteriors", "samplers", "scores", "seeing", "simulated", "support"]
 LIBRARY += ["tables", "varying"]
-ROOMS = ("models", *(f"inference/{name}" for name in EXAMPLES))
-ROOMS += ("pyro_mdm", *(f"pyro_mdm/{name}" for name in LIBRARY))
+ROOMS = {places.ROOT / "models", *(places.ROOT / "inference" / name for name in EXAMPLES)}
+ROOMS |= {places.LIBRARY, *(places.LIBRARY / name for name in LIBRARY)}
 """Folders whose files are ours, without subfolders, which may be run folders."""
 
 
@@ -170,10 +171,9 @@ def _refusal(rule: _Rule, option: str, name: str, path: Path | None, digest: str
 
 def _is_ours(path: Path) -> bool:
     """Whether a file is one of this checkout that is safe to import, which programs are not."""
-    if path == CHECKOUT / "inference" / "__init__.py":
+    if path == places.ROOT / "inference" / "__init__.py":
         return True
-    rooms = [CHECKOUT / room for room in ROOMS]
-    return path.parent in rooms and path.name != "__main__.py"
+    return path.parent in ROOMS and path.name != "__main__.py"
 
 
 # -- remembered code -------------------------------------------------------------------------------

@@ -101,6 +101,7 @@ class ImageProblem(Problem):
     learning_rates: ClassVar[dict[str, float]] = {
         "paper": 2e-4,
         "published": 2e-4,
+        "published_small": 2e-4,
         "published_unet": 2e-4,
     }
     """Default learning rates of networks for which ``learning_rate`` is too high."""

@@ -13,6 +13,7 @@ from models.base import (
     FINE,
     MIXTURE,
     PAPER,
+    PUBLISHED,
     PUBLISHED_SMALL,
     PUBLISHED_STRIDED,
     SMALL,
@@ -52,7 +53,8 @@ class MNIST(FileImages):
         "mixture": MIXTURE,
         "fine": FINE,
         "paper": PAPER,
-        "published": PUBLISHED_STRIDED,
+        "published": PUBLISHED,
+        "published_small": PUBLISHED_STRIDED,
         "published_unet": PUBLISHED_SMALL,
     }
     official: ClassVar[str] = "MNIST"

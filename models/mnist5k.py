@@ -30,7 +30,7 @@ class Mnist5k(ImageProblem):
         "small": SMALL,
         "mixture": MIXTURE | {"dropout": (0.0, 0.3, 0.3)},
         "fine": FINE | {"base": 16, "dropout": (0.0, 0.3, 0.3)},
-        "published": PUBLISHED_STRIDED,
+        "published_small": PUBLISHED_STRIDED,
         "published_unet": PUBLISHED_SMALL,
     }
     recipe = "fine"

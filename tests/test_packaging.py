@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -346,3 +347,23 @@ def test_the_command_lists_the_programs_and_knows_no_other(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         __main__.main()
     assert "did you mean train?" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_source_distribution_has_what_the_wheel_is_made_of(tmp_path):
+    source = tmp_path / "source"
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in ("pyro_mdm", "inference", "models"):
+        shutil.copytree(ROOT / name, source / name, ignore=ignored)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
+        shutil.copy(ROOT / name, source)
+    program = "from setuptools import build_meta; build_meta.build_sdist('dist')"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], cwd=source, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    (built,) = (source / "dist").glob("*.tar.gz")
+    with tarfile.open(built) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"inference/train.py", "models/trained/digits/model.safetensors"} <= names
+    assert not any("__pycache__" in name for name in names)

@@ -13,7 +13,7 @@ from inference.experiment_tables import FIXED, Images, paper
 from inference.guides import published
 from inference.names import find
 from inference.options import Training
-from inference.samplers.published import Euler, quadratic
+from inference.samplers.published import Euler, quadratic_from_start
 from models.mnist import MNIST
 from pyro_mdm import CLD
 from pyro_mdm.networks import StridedUNet, UNet
@@ -32,7 +32,10 @@ def test_the_page_has_every_difference_with_its_reason() -> None:
 
 
 def test_networks_of_mnist_have_the_paper_s_size() -> None:
-    for name, kind, size in (("published", StridedUNet, 1.12), ("published_unet", UNet, 1.51)):
+    for name, kind, size in (
+        ("published_small", StridedUNet, 1.12),
+        ("published_unet", UNet, 1.51),
+    ):
         problem = object.__new__(MNIST)
         problem.network_name = name
         network = problem.network(2, 2)
@@ -55,7 +58,7 @@ def test_the_table_has_four_fixed_diffusions_and_two_learned_ones(images: Images
 
 def test_the_sampler_has_quadratic_times_and_no_noise_at_last() -> None:
     diffusion = CLD(cut_time=1e-3)
-    times = quadratic(diffusion, 10)
+    times = quadratic_from_start(diffusion, 10)
     way = (times - diffusion.start_time) / (diffusion.horizon - diffusion.start_time)
     torch.testing.assert_close(way, torch.linspace(1, 0, 11, dtype=torch.float64).square())
 
@@ -74,5 +77,5 @@ def test_the_sampler_has_quadratic_times_and_no_noise_at_last() -> None:
         return end, before + (s - diffusion.start_time) * pull @ before
 
     torch.testing.assert_close(*end_and_mean(Euler(10)), rtol=1e-6, atol=1e-6)
-    end, mean = end_and_mean(EulerMaruyama(10, quadratic))
+    end, mean = end_and_mean(EulerMaruyama(10, quadratic_from_start))
     assert (end - mean).abs().max() > 1e-3

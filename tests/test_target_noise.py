@@ -116,7 +116,8 @@ def test_inspect_takes_it_for_learned_alone(
     out = tmp_path / "look.png"
     inspect("cld,learned", "toy", stationary_variance=TARGET_NOISE, out=out)
     rows = capsys.readouterr().out.splitlines()
-    (row,) = (row for row in rows if row.startswith("  at T "))
+    below = next(i for i, row in enumerate(rows) if row.startswith("cond Σ")) + 1
+    row = next(row for row in rows[below:] if row.startswith("  at T "))
     values = torch.linalg.eigvalsh(SIGMA)
     conditions = [float(word.rstrip(",")) for word in row.split()[2:]]
     assert conditions[:2] == [1.0, 1.0]  # of cld

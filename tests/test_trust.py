@@ -33,6 +33,7 @@ from inference.runs import Run
 from inference.train import train
 from pyro_mdm import __main__
 from pyro_mdm.support.files import temporary
+from pyro_mdm.support.places import LIBRARY, ROOT
 from tests.brief import SHORT, be_brief
 from tests.mistakes import Bomb
 from tests.programs import run_program
@@ -501,12 +502,11 @@ def test_of_installed_modules_only_our_own_are_run_unasked(here: Path) -> None:
 
 def test_ours_are_files_of_packages_that_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run folder may lie in the library's own, too."""
-    packages = {path.parent for path in (trust.CHECKOUT / "pyro_mdm").rglob("__init__.py")}
-    rooms = {trust.CHECKOUT / room for room in trust.ROOMS}
-    assert {room for room in rooms if "pyro_mdm" in room.parts[-2:]} == packages
+    packages = {path.parent for path in LIBRARY.rglob("__init__.py")}
+    assert {room for room in trust.ROOMS if room.is_relative_to(LIBRARY)} == packages
     for name in ("pyro_mdm/elsewhere/evil.py", "pyro_mdm/plots/sent/evil.py", "models/sent/x.py"):
         with trust.command([], trusts=False), pytest.raises(trust.UntrustedCodeError):
-            trust.check("guide", f"{name}:G", trust.CHECKOUT / name, b"")
+            trust.check("guide", f"{name}:G", ROOT / name, b"")
 
 
 def test_a_word_that_is_no_name_of_code_names_none(here: Path) -> None:
@@ -646,7 +646,7 @@ def test_the_command_imports_nothing_from_where_it_is_called(
         [sys.executable, "-c", program], cwd=here, env=told[0], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    root = trust.CHECKOUT
+    root = ROOT
     assert done.stdout.split() == [f"{root}/models/__init__.py", f"{root}/pyro_mdm/__init__.py"]
     assert not ran(here) and not ran(here / "models")
 

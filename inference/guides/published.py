@@ -24,8 +24,8 @@ As published, in the ``*_paper.yaml`` recipes and the table ``paper`` of inferen
 - ``--ema_decay 0``: no averaging, and no decay of weights, which no run here has;
 - ``--clip``: norm of the gradient at most 2 in nats per datum, which is 2/d in nats per dimension;
 - ``--adam_epsilon``: 1e-8 in nats per datum, which is 1e-8/d;
-- ``--network published``: for MNIST a U-Net of strided convolutions with 1.1 million parameters,
-  for images of 32×32 one of 35.5 million;
+- ``--network published_small``: for MNIST a U-Net of strided convolutions with 1.1 million
+  parameters; ``published``: for images of 32×32 one of 35.5 million;
 - ``--sampler inference.samplers.published:Euler``: 500 steps at quadratic times, the last of which
   adds no noise;
 - one constant learning rate, 2e-4, for network and diffusion; batches of 128; no warm-up, 300

@@ -19,17 +19,17 @@ from pyro_mdm.samplers.euler_maruyama import EulerPlan
 from pyro_mdm.samplers.grids import Grid
 
 
-def quadratic(diffusion: Diffusion, steps: int) -> Tensor:
+def quadratic_from_start(diffusion: Diffusion, steps: int) -> Tensor:
     """Decreasing times (steps + 1,) from T to ε, whose distance from ε is quadratic."""
     start, end = diffusion.start_time, diffusion.as_tensor(diffusion.horizon)
     return start + (end - start) * torch.linspace(1, 0, steps + 1).to(start).square()
 
 
 class Euler(EulerMaruyama):
-    """Euler-Maruyama without noise in its last step, by default over :func:`quadratic` times."""
+    """Euler-Maruyama without noise in its last step, by default at :func:`quadratic_from_start`."""
 
     def __init__(self, steps: int = 500, grid: Grid | None = None) -> None:
-        super().__init__(steps, quadratic if grid is None else grid)
+        super().__init__(steps, quadratic_from_start if grid is None else grid)
 
     def step(
         self, plan: EulerPlan | Tensor, i: int, y: Tensor, ask: Questions, noise: Noise

@@ -114,6 +114,13 @@ class Interpolant(LinearSDE):
 
     def _set_ends(self, high: float, low: float | None) -> None:
         end = self.end_of(low)
+        with torch.no_grad():
+            drift = self.beta.drift(self.as_tensor(end))
+        if not bool(drift.isfinite()):
+            raise UnreachableError(
+                f"{type(self).__name__}: min_log_snr is {low:g}, which is reached at s = {end:g}, "
+                "where α rounds to 0, expected an earlier end; raise min_log_snr, e.g. to -10.0"
+            )
         super()._set_ends(high, low)
         self.horizon = end
 
@@ -165,8 +172,8 @@ class VE(Interpolant):
 
     Args:
         sigma_min: σ grows geometrically from about here, with the time 0 for the data themselves.
-        sigma_max: σ(T), up to σ_min². It is to cover the data: the prior does not know where they
-            are. By default 50, or what ``min_log_snr`` needs.
+        sigma_max: where it ends, σ(T)² = σ_max² - σ_min². It is to cover the data: the prior does
+            not know where they are. By default 50, or what ``min_log_snr`` needs.
         prior_variance, max_log_snr, min_log_snr: as for :class:`Interpolant`.
 
     Source: Song et al., "Score-Based Generative Modeling through Stochastic Differential

@@ -401,7 +401,7 @@ def check_reached(U: Tensor) -> None:
     if U.shape[-1] < U.shape[-2]:
         raise KernelPrecisionError(
             f"noise reaches {U.shape[-1]} of {U.shape[-2]} variables: the covariance of a "
-            "transition is singular; couple the variables through Q or widen the range of D"
+            "transition is singular; couple the variables by the drift, or let noise reach more"
         )
 
 

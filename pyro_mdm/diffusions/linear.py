@@ -987,7 +987,7 @@ class LinearDiffusion(OneBlock):
         return UnreachableError(
             f"{type(self).__name__}: {name} {log_snr:g} is out of reach of float64, whatever the "
             f"clock: with {self.shown()} {reach}; ask for a log SNR between these, or bring the "
-            f"time scales of Q and D together{self.matrices.remedy}"
+            f"time scales of its matrices together{self.matrices.remedy}"
         )
 
     def _nothing_left(self) -> UnreachableError:
@@ -1010,7 +1010,7 @@ class LinearDiffusion(OneBlock):
                 f"{type(self).__name__}: float64 cannot hold {what} at s = "
                 f"{s.expand(growth.shape).flatten()[worst].item():.3g} (rounding grows by "
                 f"{growth.max().item():.1e}, expected at most {MAX_AMPLIFICATION:.0e}); lower "
-                "max_log_snr, take longer steps, or bring the time scales of Q and D together"
+                "max_log_snr, take longer steps, or bring the time scales of its matrices together"
             )
 
     def extra_repr(self) -> str:

@@ -150,10 +150,9 @@ def _draw_series(
 ) -> None:
     """Draw a term over training with its band; a single record has a bar."""
     steps, values, error = _series(records, term)
-    error = np.nan_to_num(error)  # an unknown error has no band
     if label is not None:
-        last = _series(records, term)
-        label = f"{label} {_with_error(last[1][-1], last[2][-1])}"
+        label = f"{label} {_with_error(values[-1], error[-1])}"
+    error = np.nan_to_num(error)  # an unknown error has no band
     if len(steps) == 1:
         axes.errorbar(steps, values, error, fmt="D", ms=4, capsize=3, color=color, label=label)
     else:

@@ -72,6 +72,8 @@ __all__ = [
 TERMS = ("bits_per_dim", *measured.ALL_TERMS)
 """Terms of the bound that are written, by name."""
 PARTS = ("train", "validation")
+GROUPS = {"bits/dim": "bound", "nats": "nats"}
+"""The groups of tags of the bound, by unit."""
 Terms = Mapping[str, tuple[float, float]]
 Record = Mapping[str, Any]
 
@@ -203,8 +205,13 @@ def write_layout(
         terms: the terms whose errors will be written.
         others: further tags that :func:`write_mean` will write.
         unit: the unit, bits/dim or nats.
+
+    Raises:
+        ValueError: another unit.
     """
-    group = "nats" if unit == "nats" else "bound"
+    if unit not in GROUPS:
+        raise ValueError(f"unit is {unit!r}, expected one of {', '.join(GROUPS)}")
+    group = GROUPS[unit]
     tags = {term: [f"{group}/{term}/{part}" for part in parts] for term in terms}
     tags |= {tag: [tag] for tag in others}
     layout = {
@@ -240,7 +247,7 @@ def write_bound(
     """Write the bound of one part of the data, term by term, with errors as :func:`write_mean`.
 
     Tags are ``bound/<term>/<part>``, and without errors ``nats/<term>/<part>`` if ``num_dims`` is
-    given.
+    given: nats of the data as they are stored, log-determinants and levels included.
 
     Args:
         part: ``"train"``, ``"validation"`` or ``"test"``.

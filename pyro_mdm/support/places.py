@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["ROOT"]
+__all__ = ["LIBRARY", "ROOT"]
 
 LIBRARY = Path(__file__).resolve().parent.parent
+"""The folder of ``pyro_mdm``."""
 COPY = LIBRARY / "_checkout"
 """The copy that a wheel has, in a folder that is no package: nothing imports from it but programs
 in processes of their own."""

@@ -1,0 +1,77 @@
+"""The tables of docs/measured/paper-protocol.md, of what the experiment ``paper`` has compared.
+
+    python -m inference.experiment paper --model digits --workers 2
+    python -m tests.benchmarks.paper_table runs/paper-digits
+
+``paper-<data set>.csv`` has a row for each diffusion, its bound and what it is less VPSDE;
+``paper-<data set>-learned.csv`` each learned diffusion less each fixed one.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from inference.config import read_settings
+from tests.benchmarks.documented import write
+
+NOTE = (
+    "± is the standard error over seeds; intervals are 95%, paired by seed, image and noise, for "
+    "other seeds and other images"
+)
+
+
+def tables(folder: Path, out: Path) -> None:
+    """Write both tables of a folder into another."""
+    images = folder.name.removeprefix("paper-")
+    bounds, learned = (pd.read_csv(folder / f"{name}.csv") for name in ("summary", "learned"))
+    seeds = int(bounds["seeds"].iloc[0])
+    config = read_settings(folder / f"noise-{bounds['guide'].iloc[0]}-0")
+    commands = [
+        f"python -m inference.experiment paper --model {images} --workers 2 --seeds {seeds} "
+        "--draws 16 --half_width 0.02",
+        f"python -m tests.benchmarks.paper_table {folder}",
+    ]
+    notes = [
+        f"{config['steps']} steps of {config['batch_size']}, network {config['network']}",
+        NOTE,
+    ]
+    of_seeds = "0" if seeds == 1 else f"0 to {seeds - 1}"
+    rows = pd.DataFrame(
+        {
+            "diffusion": bounds["guide"],
+            "min_log_snr": bounds["log_snr_min"].round(1),
+            "max_log_snr": bounds["log_snr_max"].round(1),
+            "test_bits_per_dim": bounds["bits_per_dim"],
+            "test_bits_per_dim_se": bounds["standard_error"],
+            "less_vpsde": bounds["difference"],
+            "less_vpsde_low": bounds["difference_low_95"],
+            "less_vpsde_high": bounds["difference_high_95"],
+        }
+    )
+    first = rows.columns.str.startswith("less_vpsde_")
+    rows.loc[rows["diffusion"] == "vpsde", first] = float("nan")
+    pairs = pd.DataFrame(
+        {
+            "pair": learned["learned"] + " less " + learned["fixed"],
+            "difference": learned["difference"],
+            "difference_low": learned["difference_low_95"],
+            "difference_high": learned["difference_high_95"],
+        }
+    )
+    for name, table in ((f"paper-{images}", rows), (f"paper-{images}-learned", pairs)):
+        write(out / f"{name}.csv", table, commands, of_seeds, "bits/dim", notes)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--summary", type=Path, default=Path("docs/measured/data"))
+    arguments = parser.parse_args()
+    tables(arguments.folder, arguments.summary)
+
+
+if __name__ == "__main__":
+    main()
