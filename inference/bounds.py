@@ -45,7 +45,7 @@ class Calls(TypedDict, total=False):
     distributed: bool
 
 
-class Draws(Calls, total=False):
+class BoundOptions(Calls, total=False):
     """The options of a bound: its network calls and its precision."""
 
     half_width: float | None
@@ -73,7 +73,7 @@ class StepBias:
 
 
 @dataclass(frozen=True)
-class Bound:
+class RunBound:
     """The bound on a part of the data by term, each (value, standard error) in bits/dim.
 
     ``bits_per_dim`` is the sum of the other terms. For dequantized data the reconstruction includes
@@ -126,8 +126,8 @@ class Bound:
 
 
 def measure(
-    programs: Programs, data: Tensor | Part, *, seed: int = 0, **options: Unpack[Draws]
-) -> Bound:
+    programs: Programs, data: Tensor | Part, *, seed: int = 0, **options: Unpack[BoundOptions]
+) -> RunBound:
     """The bound on stored ``data`` (n, *event_shape), given their contexts if any, in bits/dim.
 
     Args:
@@ -139,7 +139,7 @@ def measure(
 
 
 def estimated(
-    programs: Programs, data: Tensor | Part, *, seed: int = 0, **options: Unpack[Draws]
+    programs: Programs, data: Tensor | Part, *, seed: int = 0, **options: Unpack[BoundOptions]
 ) -> tuple[Estimate, Tensor]:
     """The bound on each datum in nats, and log-determinants (n,); see :func:`measure`."""
     _, model, guide = of_data(programs, data)
@@ -202,7 +202,7 @@ def in_bits(
     return float(bits.mean()), math.sqrt(max(estimate.bits_per_dim_error**2 + more, 0.0))
 
 
-def bound_of(estimate: Estimate, log_det: Tensor | float, levels: int | None) -> Bound:
+def bound_of(estimate: Estimate, log_det: Tensor | float, levels: int | None) -> RunBound:
     """An estimate in bits/dim; arguments as for :func:`in_bits`."""
     unit = estimate.num_dims * math.log(2)
     value, error = in_bits(estimate, log_det, levels)
@@ -212,7 +212,7 @@ def bound_of(estimate: Estimate, log_det: Tensor | float, levels: int | None) ->
     # the log-determinant varies with the datum: its error is in the whole, not known for this part
     part_error = math.nan if levels else estimate.reconstruction[1] / unit
     width = estimate.log_snr_edges.diff() / unit
-    return Bound(
+    return RunBound(
         bits_per_dim=(value, error),
         reconstruction=(value - prior_kl[0] - diffusion[0] - context[0], part_error),
         prior_kl=prior_kl,
@@ -267,7 +267,7 @@ def by_datum(
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def nats_by_row(bound: Bound, columns: int) -> str:
+def nats_by_row(bound: RunBound, columns: int) -> str:
     """The bound on the log density of a row of a table, in words, from one in bits/dim."""
     value, error = (columns * math.log(2) * number for number in bound.bits_per_dim)
     return f"log p of a row, of what is there: at least {-value:.3f} ± {error:.3f} nats"

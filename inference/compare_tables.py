@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from inference.bounds import Bound, bound_of
+from inference.bounds import RunBound, bound_of
 from inference.output import Row, aligned
 from inference.plan import Programs
 from models.kinds import kind_of
@@ -95,7 +95,7 @@ def tables(
     return Tables(bounds, [_difference_row(d) for d in comparison.differences], by_log_snr)
 
 
-def _bound_row(entry: Entry, estimate: Estimate, bound: Bound) -> Row:
+def _bound_row(entry: Entry, estimate: Estimate, bound: RunBound) -> Row:
     (value, error), (low, high) = bound.bits_per_dim, entry.log_snr_range
     return {
         "run": entry.name,
@@ -140,7 +140,7 @@ def _cell_rows(run: str, estimate: Estimate) -> list[Row]:
     ]
 
 
-def _by_term(bound: Bound | Difference) -> Row:
+def _by_term(bound: RunBound | Difference) -> Row:
     """The columns of the terms and their errors."""
     return {
         f"{term}{of}_bits_per_dim": number

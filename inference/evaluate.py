@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from inference.bounds import (
-    Bound,
     Calls,
+    RunBound,
     bound_of,
     by_datum,
     estimated,
@@ -323,7 +323,7 @@ def _write(
 
 
 def _notes(
-    programs: Programs, data: Part, bound: Bound, draws: int, seed: int, half_width: float | None
+    programs: Programs, data: Part, bound: RunBound, draws: int, seed: int, half_width: float | None
 ) -> list[str]:
     """Remarks on a bound, printed before it."""
     problem, model, _ = programs

@@ -84,7 +84,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Table:
+class RunTable:
     """The runs of a table: one network (up to its channels), optimizer, steps and data for all."""
 
     scores: tuple[str, ...]
@@ -118,23 +118,23 @@ BRIEF: Options = {
 }
 
 TABLES = {
-    "digits": Table(
+    "digits": RunTable(
         ("discrete", "denoiser", "noise"),
         {"model": "digits", "steps": 400, **PLAIN, **BRIEF},
         further={"noise": GAINS},
     ),
-    "mnist5k": Table(
+    "mnist5k": RunTable(
         ("discrete", "denoiser", "noise"),
         {"model": "mnist5k", "steps": 100, **PLAIN, **BRIEF},
         further={"noise": GAINS},
     ),
-    "fashion_mnist": Table(
+    "fashion_mnist": RunTable(
         ("discrete", "denoiser", "noise"),
         {"model": "fashion_mnist", "steps": 100, "test_size": 256, **PLAIN, **BRIEF},
         further={"noise": GAINS},
     ),
-    "ends": Table(("discrete",), {"model": "digits", "steps": 400, **PLAIN, **BRIEF}, MATCHED),
-    "drift": Table(
+    "ends": RunTable(("discrete",), {"model": "digits", "steps": 400, **PLAIN, **BRIEF}, MATCHED),
+    "drift": RunTable(
         ("residual",),
         {
             "model": "toy",
@@ -146,7 +146,7 @@ TABLES = {
         },
         DRIFTS,
     ),
-    "linear": Table(
+    "linear": RunTable(
         ("discrete", "denoiser", "noise"),
         {
             "model": "fashion_mnist",
@@ -188,7 +188,7 @@ SIZES: dict[str, Options] = {
 how much a CPU can train."""
 
 
-def paper(images: Images) -> Table:
+def paper(images: Images) -> RunTable:
     """The paper's table of a data set: four diffusions and two learned ones by its protocol.
 
     Settings are those of ``models/*_paper.yaml``; the loss of a datum has the clip of 2 nats and
@@ -203,4 +203,4 @@ def paper(images: Images) -> Table:
     if SIZES[images]:
         options["measure_every"] = options["steps"] // 4
     seeds = {"digits": 10}.get(images, 3)
-    return Table(("noise",), options, PUBLISHED, seeds)
+    return RunTable(("noise",), options, PUBLISHED, seeds)

@@ -20,8 +20,8 @@ from inference.completion import PIECE, filled, with_levels
 from inference.output import check_out
 from inference.pieces import (
     Cells,
-    Part,
     Piece,
+    TablePiece,
     Texts,
     common_types,
     content,
@@ -102,7 +102,7 @@ def impute(
             f"{names}; leave one empty"
         )
     with TemporaryDirectory(dir=out.parent, prefix=".imputed-") as folder:
-        part = partial(Part, number=whole.rows, schema=schema_without(data, table.names))
+        part = partial(TablePiece, number=whole.rows, schema=schema_without(data, table.names))
         middle = part(Path(folder) / f"middle{out.suffix}")
         each = [part(Path(folder) / f"{k}{out.suffix}", header=k == 0) for k in range(num)]
         with progress_bar(whole.rows, "imputation", "rows") as bar:
@@ -127,7 +127,7 @@ def impute(
 
 
 def _add(
-    part: Part,
+    part: TablePiece,
     rows: pd.DataFrame,
     cells: Cells | None,
     whole: Survey,

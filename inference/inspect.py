@@ -30,7 +30,7 @@ from inference.diffusion import (
 from inference.inspection import FORMING, MIXED, look, prior_kl_curve, table, time_of_clock
 from inference.loading import load_trained
 from inference.names import slug
-from inference.options import Data, Guide, StationaryVariance
+from inference.options import DataOptions, Guide, StationaryVariance
 from inference.output import check_out, png
 from inference.problems import build_problem, with_split
 from models import Problem
@@ -181,7 +181,9 @@ def inspect(
     slugs = map(slug, (model, *names))
     out = out if out is not None else Path(f"inspect-{'-'.join(slugs)}.png")
     check_out(out, (".png",), overwrite=overwrite)
-    of = Data(model=model, protocol=protocol, data=data, image_size=image_size, holdout=False)
+    of = DataOptions(
+        model=model, protocol=protocol, data=data, image_size=image_size, holdout=False
+    )
     problem = build_problem(with_split(of))
     x = problem.to_model_space(problem.test, torch.Generator().manual_seed(0)).double()
     diffusions = [_diffusion(replace(asked, guide=name), problem) for name in names]

@@ -28,7 +28,7 @@ Gaps = Literal["fill", "skip", "leave_out"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
+class DataOptions:
     """The data set.
 
     Args:
@@ -127,7 +127,7 @@ class SimulatedGuide:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class ScoreOptions:
     """The score and the likelihood.
 
     Args:
@@ -286,7 +286,7 @@ class Folder:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training(Machine, Evaluation, Optimization, Score, SimulatedGuide, Guide, Data):
+class Training(Machine, Evaluation, Optimization, ScoreOptions, SimulatedGuide, Guide, DataOptions):
     """Every setting of a run."""
 
     @classmethod
@@ -389,10 +389,10 @@ class Options(Folder, Training):
 
 
 GROUPS: dict[str, type] = {
-    "data": Data,
+    "data": DataOptions,
     "guide": Guide,
     "simulation": SimulatedGuide,
-    "score": Score,
+    "score": ScoreOptions,
     "optimization": Optimization,
     "evaluation": Evaluation,
     "machine": Machine,

@@ -219,7 +219,7 @@ def _quoting(cells: Iterable[object]) -> dict[str, Any]:
 # -- files -----------------------------------------------------------------------------------------
 
 
-class Part:
+class TablePiece:
     """A file of rows that are added piece by piece, .csv or .parquet, each column of one type.
 
     Args:
@@ -280,7 +280,7 @@ def _for_rows(schema: pa.Schema, number: int) -> pa.Schema:
     return schema.with_metadata({**schema.metadata, b"pandas": json.dumps(own).encode()})
 
 
-def content(parts: Sequence[Part]) -> Iterator[bytes]:
+def content(parts: Sequence[TablePiece]) -> Iterator[bytes]:
     """The bytes of one file with the rows of all parts, closed and in one folder, in their order.
 
     Of CSV files the first alone has names.

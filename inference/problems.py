@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from typing import Any, Final, Literal, TypeVar
 
 from inference.names import find
-from inference.options import Data
+from inference.options import DataOptions
 from models import Problem
 from pyro_mdm.support.checks import describe
 
-T = TypeVar("T", bound=Data)
+T = TypeVar("T", bound=DataOptions)
 
 OPTIONS = {
     "protocol": "images",
@@ -32,7 +32,7 @@ CONTEXT_DROPOUT = 0.1
 
 
 def build_problem(
-    data: Data, *, network: str | None = None, facts: Mapping[str, Any] | None = None
+    data: DataOptions, *, network: str | None = None, facts: Mapping[str, Any] | None = None
 ) -> Problem:
     """The data set that settings describe, with its context.
 
@@ -74,7 +74,9 @@ def build_problem(
     return problem
 
 
-def _made(data: Data, given: Mapping[str, object], facts: Mapping[str, Any] | None) -> object:
+def _made(
+    data: DataOptions, given: Mapping[str, object], facts: Mapping[str, Any] | None
+) -> object:
     """The object that the name stands for; a class is called with the given options."""
     named = find("model", data.model)
     is_class = inspect.isclass(named) and issubclass(named, Problem)
@@ -108,7 +110,7 @@ def _taken(kind: type[Problem], options: Mapping[str, object]) -> dict[str, Any]
     return {name: value for name, value in options.items() if name in names}
 
 
-def _seed(data: Data) -> int | None:
+def _seed(data: DataOptions) -> int | None:
     """The seed of the split; None: by index."""
     return None if data.split_seed == BY_INDEX else data.split_seed
 

@@ -102,7 +102,7 @@ def last_fall(bounds: Mapping[int, float]) -> tuple[int, int]:
 
 
 @dataclass
-class Window:
+class LossWindow:
     """The losses of some steps: their number, sum and sum of squares."""
 
     number: float = 0.0

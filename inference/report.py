@@ -23,7 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from inference import bounds, sample
 from inference.agreement import agreement
-from inference.bounds import Bound, Draws
+from inference.bounds import BoundOptions, RunBound
 from inference.calibration import observes_entries, table_calibration
 from inference.checkpoints import write_atomically
 from inference.output import png
@@ -175,7 +175,7 @@ def at_step(
     gain of averaging. All processes call this; the one that has the writer writes.
     """
     problem, model, _ = programs
-    options, seed = Draws(draws=2, distributed=distributed), run.config["seed"]
+    options, seed = BoundOptions(draws=2, distributed=distributed), run.config["seed"]
     parts = {name: bounds.some(problem.part(name)) for name in ("train", "validation")}
     for part, data in parts.items():
         if len(data):
@@ -262,10 +262,10 @@ def at_end(
     writer: SummaryWriter | None,
     programs: Programs,
     step: int,
-    save: Callable[[Bound], None],
+    save: Callable[[RunBound], None],
     *,
     distributed: bool = False,
-) -> Bound:
+) -> RunBound:
     """Measure the test bound, once, and draw the pictures. All processes call this.
 
     ``step`` is the last one. The process that has the writer calls ``save`` with the bound before
@@ -273,7 +273,7 @@ def at_end(
     """
     problem, model, _ = programs
     draws, seed = run.config["draws"], run.config["seed"]
-    calls = Draws(draws=draws, distributed=distributed, progress=writer is not None)
+    calls = BoundOptions(draws=draws, distributed=distributed, progress=writer is not None)
     kind = kind_of(model.diffusion)
     size = run.config["test_size"]
     test = problem.part("test")
@@ -350,7 +350,7 @@ def _log_bound(
     writer: SummaryWriter,
     programs: Programs,
     part: str,
-    bound: Bound,
+    bound: RunBound,
     step: int,
 ) -> None:
     run.log(step, part, bound.columns)

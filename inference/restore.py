@@ -176,14 +176,14 @@ def restore(
     assert noise is not None
     fabric = start(accelerator)
     programs.model.to(fabric.device)
-    options = Options(noise, num_samples, seed, batch_size, sampler, steps)
+    options = RestoreOptions(noise, num_samples, seed, batch_size, sampler, steps)
     if files is None:
         _demonstrate(programs, problem, how, number, given, options, out)
     else:
         _restore_own(programs, problem, how, files, given, options, out)
 
 
-class Options(NamedTuple):
+class RestoreOptions(NamedTuple):
     """How samples are drawn, see :func:`restore`."""
 
     noise: float
@@ -216,7 +216,7 @@ def _demonstrate(
     how: How,
     number: int,
     given: Given | None,
-    options: Options,
+    options: RestoreOptions,
     out: Path,
 ) -> None:
     """Measure test images, restore them, and compare with the truth."""
@@ -243,7 +243,7 @@ def _restore_own(
     how: How,
     files: Sequence[Path],
     given: Given | None,
-    options: Options,
+    options: RestoreOptions,
     out: Path,
 ) -> None:
     """Restore images of files, each by itself, into a folder."""

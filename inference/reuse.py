@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from inference.bounds import Bound, Draws, bound_of, in_model_space, of_data
+from inference.bounds import BoundOptions, RunBound, bound_of, in_model_space, of_data
 from inference.checkpoints import Checkpoint
 from inference.diffusion import build_diffusion, title
 from inference.loading import load_trained
@@ -235,8 +235,8 @@ def open_run(run: Path | None, reused: Path | None, other: Another) -> Opened:
 class Paired(NamedTuple):
     """The bounds of a reused denoiser with its own diffusion and another, at the same draws."""
 
-    own: Bound
-    new: Bound
+    own: RunBound
+    new: RunBound
     difference: Difference  # new - own
     estimate: Estimate  # the new one, in nats
     log_det: Tensor  # (n,), nats
@@ -255,7 +255,7 @@ class Paired(NamedTuple):
 
 
 def against_own(
-    reused: Reused, data: Tensor | Part, *, seed: int = 0, **options: Unpack[Draws]
+    reused: Reused, data: Tensor | Part, *, seed: int = 0, **options: Unpack[BoundOptions]
 ) -> Paired:
     """The bounds of a reused denoiser with its own diffusion and the other, and other - own.
 

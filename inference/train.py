@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from inference import names, recipe, trust
-from inference.bounds import Bound
+from inference.bounds import RunBound
 from inference.checkpoints import Checkpoint, explain_full_disk, write_atomically
 from inference.cli import command_line
 from inference.config import OWN_TABLE
@@ -40,7 +40,7 @@ from inference.problems import check_split, with_split
 from inference.processes import Signals, Stopped, catch_signals, start
 from inference.records import sealed
 from inference.runs import Run, RunError, create_default
-from inference.trainee import Progress, Step, Trainee
+from inference.trainee import RunProgress, Step, Trainee
 from models import DataError, Tabular
 from pyro_mdm.diffusions.base import UnreachableError
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
@@ -61,7 +61,7 @@ LATE = 0.75
 
 def train(
     model: str = "digits", guide: str = "learned", score: str = "default", **options: Any
-) -> Bound:
+) -> RunBound:
     """Fit a model and its guide, and report the test bound.
 
     Args:
@@ -120,7 +120,7 @@ def _say(settings: Decided, programs: Programs, threads: Threads) -> None:
         print(f"{threads}; give --threads N for another number")
 
 
-def _resume(given: Options, folder: Path) -> Bound:
+def _resume(given: Options, folder: Path) -> RunBound:
     """Go on with a run by its own settings, or to another number of steps."""
     own = ("resume", "threads", "steps")
     if others := [f"--{name}" for name in given.given if name not in own]:
@@ -155,12 +155,12 @@ def _fit(
     settings: Decided,
     programs: Programs,
     checkpoint: Checkpoint | None = None,
-) -> Bound:
+) -> RunBound:
     """Train a run from its checkpoint, or of a resumed run without one from its start, to its end;
     None: it is new."""
     trainee = Trainee(fabric, programs, settings)
     _check_data(fabric, run, programs, checkpoint.step if checkpoint else 0)
-    progress = trainee.load(run, checkpoint) if checkpoint and checkpoint.step else Progress()
+    progress = trainee.load(run, checkpoint) if checkpoint and checkpoint.step else RunProgress()
     lead = fabric.is_global_zero
     writer = _open_books(fabric, run, trainee, progress, checkpoint) if lead else None
     session = Session(run, trainee, writer, progress)
@@ -203,13 +203,13 @@ class Session:
     """
 
     def __init__(
-        self, run: Run, trainee: Trainee, writer: SummaryWriter | None, progress: Progress
+        self, run: Run, trainee: Trainee, writer: SummaryWriter | None, progress: RunProgress
     ) -> None:
         from inference import report  # loads matplotlib
 
         self.run, self.trainee, self.writer, self.done = run, trainee, writer, progress.step
         self.settings, self.fabric, self.report = trainee.settings, trainee.fabric, report
-        self.window = recipe.Window(*progress.window)
+        self.window = recipe.LossWindow(*progress.window)
         self._began = time.monotonic() - progress.seconds
 
     @property
@@ -244,7 +244,7 @@ class Session:
     def log(self, taken: Step) -> str:
         """Write the objective since the last time, and return it in words."""
         mean, error = self.window.mean_and_error
-        self.window = recipe.Window()
+        self.window = recipe.LossWindow()
         if self.writer is not None:
             row = {"learning_rate": taken.rate, "gradient_norm": taken.norm}
             row |= {"seconds": self.seconds}
@@ -304,12 +304,12 @@ class Session:
         """Write a checkpoint."""
         if self.fabric.is_global_zero:
             window = astuple(self.window)
-            self.trainee.save(self.run, Progress(self.done, self.seconds, window, unmeasured))
+            self.trainee.save(self.run, RunProgress(self.done, self.seconds, window, unmeasured))
 
-    def end(self) -> Bound:
+    def end(self) -> RunBound:
         """Measure the test bound and draw the last pictures."""
 
-        def keep(bound: Bound) -> None:
+        def keep(bound: RunBound) -> None:
             spent = {"steps": self.done, "seconds": self.seconds}
             self.run.write_json("results.json", sealed(bound.as_json() | spent))
 
@@ -334,7 +334,11 @@ def _check_data(fabric: Fabric, run: Run, programs: Programs, step: int) -> None
 
 
 def _open_books(
-    fabric: Fabric, run: Run, trainee: Trainee, progress: Progress, checkpoint: Checkpoint | None
+    fabric: Fabric,
+    run: Run,
+    trainee: Trainee,
+    progress: RunProgress,
+    checkpoint: Checkpoint | None,
 ) -> SummaryWriter:
     """Write the start to the run folder and TensorBoard."""
     from torch.utils.tensorboard import SummaryWriter

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 
-class Progress(NamedTuple):
+class RunProgress(NamedTuple):
     """The progress of a run, as in a checkpoint beside its tensors."""
 
     step: int = 0
@@ -177,7 +177,7 @@ class Trainee:
         if self.best:
             self.averaged.model.load_state_dict(self.best)
 
-    def save(self, run: Run, progress: Progress) -> None:
+    def save(self, run: Run, progress: RunProgress) -> None:
         """Write a checkpoint, and the averaged model."""
         named = {
             "best": self.best,
@@ -193,7 +193,7 @@ class Trainee:
         run.save(Checkpoint(progress.step, tensors, state | averages))
         run.save_model(self.averaged.model, progress.step)
 
-    def load(self, run: Run, checkpoint: Checkpoint) -> Progress:
+    def load(self, run: Run, checkpoint: Checkpoint) -> RunProgress:
         """Restore a checkpoint of the run."""
         load_weights(self.programs.model, checkpoint, "model", run)
         load_weights(self.averaged.model, checkpoint, "ema", run)
@@ -204,7 +204,7 @@ class Trainee:
         self.ema.n_averaged.fill_(checkpoint.state.get("averages", checkpoint.step))
         self.scale.load(checkpoint.state.get("loss_scale", {}))
         saved = checkpoint.state
-        return Progress(**{name: saved[name] for name in Progress._fields if name in saved})
+        return RunProgress(**{name: saved[name] for name in RunProgress._fields if name in saved})
 
 
 def _sum(fabric: Fabric, nats: Tensor, signal_number: int) -> tuple[float, int]:

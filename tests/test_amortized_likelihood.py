@@ -19,8 +19,8 @@ from torch import Tensor
 from pyro_mdm.posteriors import AmortizedLikelihood, log_prior, simulate
 from pyro_mdm.posteriors.laws import ContinuousLaw
 from pyro_mdm.posteriors.likelihood import ConditionalGaussian
-from pyro_mdm.posteriors.prior import Prior
-from pyro_mdm.posteriors.tempering import Particles, temper
+from pyro_mdm.posteriors.prior import ParameterPrior
+from pyro_mdm.posteriors.tempering import TemperedParticles, temper
 from pyro_mdm.pretrained import PretrainedError
 from pyro_mdm.support.measured import Measured
 from tests.mistakes import refused
@@ -69,7 +69,7 @@ def test_densities_of_parameters_in_a_plate_are_those_of_each() -> None:
 
 @pytest.mark.parametrize("program", [several, one_by_one, mixing])
 def test_parameters_are_drawn_in_a_plate_where_that_is_possible(program: Any) -> None:
-    law = Prior(program, ["a", "c"])
+    law = ParameterPrior(program, ["a", "c"])
     assert law.vectorized == (program is several)
     draws = law.sample(400, seed=0)
     assert bool((draws["a"] != draws["a"].roll(1, 0)).any())
@@ -88,10 +88,10 @@ def test_a_run_ends_with_the_last_parameter() -> None:
         runs.append(1)
         pyro.sample("x", dist.Normal(0.0, 1.0))
 
-    law = Prior(program, ["a"])
+    law = ParameterPrior(program, ["a"])
     runs.clear()
     law.log_prob(law.sample(5, seed=0))
-    Prior(program, ["a"], vectorized=False).sample(5)
+    ParameterPrior(program, ["a"], vectorized=False).sample(5)
     # those of the second law, which looks for sites and plates
     assert len(runs) == 2
 
@@ -152,7 +152,7 @@ def test_tempering_goes_from_one_likelihood_to_the_next() -> None:
 def test_the_error_of_the_constant_is_students(groups: int) -> None:
     """Of the constant 1, by groups: 2,000 shares of 95%, false alarm 1e-6 at 2.4%."""
     each = 0.05 * normal(groups, 2000, groups) - 0.05**2 / 2
-    found = [Particles(torch.empty(0), one, 1.0, 1.0, 1).log_constant for one in each]
+    found = [TemperedParticles(torch.empty(0), one, 1.0, 1.0, 1).log_constant for one in each]
     value, error = torch.tensor(found, dtype=torch.float64).unbind(1)
     share = float((value.abs() < 1.96 * error).double().mean())
     assert 0.95 - 0.024 < share < 0.95 + 0.024

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_mdm import CLD, VPSDE, LinearDiffusion
 from pyro_mdm.automatic import AutoMDM
-from pyro_mdm.posteriors.tempering import Particles, temper
+from pyro_mdm.posteriors.tempering import TemperedParticles, temper
 
 DATA = torch.tensor([1.0, 0.5, -1.0, 2.0])
 QUICK: dict[str, Any] = {"updates": 20, "start_updates": 100, "progress": False}
@@ -221,7 +221,7 @@ def test_particles_find_both_modes() -> None:
 def test_particles_start_as_wide_as_the_prior(monkeypatch: pytest.MonkeyPatch) -> None:
     starts = []
 
-    def seen(first: Tensor, *rest: Any) -> Particles:
+    def seen(first: Tensor, *rest: Any) -> TemperedParticles:
         starts.append(first)
         return temper(first, *rest)
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from inference.cli import command_line
-from inference.options import GROUPS, Data, Machine, Optimization, Options
+from inference.options import GROUPS, DataOptions, Machine, Optimization, Options
 from inference.train import train
 
 pytestmark = pytest.mark.quick
@@ -156,7 +156,11 @@ def test_options_are_called_by_name_or_with_that_of_their_group(tmp_path: Path) 
         """Take them."""
         found.append(options)
 
-    groups: dict[str, type] = {"data": Data, "optimization": Optimization, "machine": Machine}
+    groups: dict[str, type] = {
+        "data": DataOptions,
+        "optimization": Optimization,
+        "machine": Machine,
+    }
     (tmp_path / "flat.yaml").write_text("data: a\nsteps: 1000\nlearning_rate: 1e-4\nclip: 2\n")
     (tmp_path / "nested.yaml").write_text(
         "data: {data: a}\noptimization:\n  steps: 1000\n  learning_rate: 1e-4\nclip: 2\n"
@@ -220,7 +224,11 @@ def test_a_group_of_a_file_may_be_empty(tmp_path: Path) -> None:
         found.append(options)
 
     (tmp_path / "a.yaml").write_text("optimization:\n  # steps: 3\ndata:\nmachine: {}\nseed: 3\n")
-    groups: dict[str, type] = {"data": Data, "optimization": Optimization, "machine": Machine}
+    groups: dict[str, type] = {
+        "data": DataOptions,
+        "optimization": Optimization,
+        "machine": Machine,
+    }
     command_line(take, ["--config", str(tmp_path / "a.yaml")], groups=groups)
     assert found[0]["seed"] == 3 and found[0]["data"] is None and found[0]["steps"] is None
 

@@ -27,7 +27,7 @@ from inference.experiment_summary import (
     summarize,
     summary_rows,
 )
-from inference.experiment_tables import GAINS, GUIDES, STARTS, TABLES, Cell, Table
+from inference.experiment_tables import GAINS, GUIDES, STARTS, TABLES, Cell, RunTable
 from inference.locks import WriteLock
 from inference.options import Guide
 from tests.brief import SHORT, be_brief_here
@@ -49,7 +49,7 @@ def test_a_table_is_trained_compared_and_kept(
     options = BRIEF | {"model": tiny}
     guides = {"cld": {"guide": "cld"}, "learned2": {"guide": "learned", "num_variables": 2}}
     further = {"denoiser": {"learned2_frozen": GAINS["learned2_frozen"]}, "noise": GAINS}
-    two = Table(("denoiser",), options, guides, seeds=2, further=further)
+    two = RunTable(("denoiser",), options, guides, seeds=2, further=further)
     monkeypatch.setitem(TABLES, "ends", two)
     monkeypatch.setattr(experiment.subprocess, "Popen", forked)
     experiment.experiment("ends", workers=2, draws=4, half_width=0.5, root=tmp_path)
@@ -95,7 +95,7 @@ def test_a_table_is_trained_compared_and_kept(
         experiment.subprocess, "Popen", lambda words, **_: started.append(words) or Done()
     )
     (folder / "denoiser-cld-1" / "results.json").unlink()
-    cells = list(Table(("denoiser",), options, guides, seeds=2).cells())
+    cells = list(RunTable(("denoiser",), options, guides, seeds=2).cells())
     train_all(cells, folder, workers=1)
     (words,) = started
     assert words[2:] == ["inference.train", "--resume", str(folder / "denoiser-cld-1")]

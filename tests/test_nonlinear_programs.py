@@ -20,7 +20,7 @@ from inference.evaluate import evaluate
 from inference.inspect import inspect
 from inference.loading import load_trained
 from inference.names import SAMPLERS
-from inference.options import Data, Guide, SimulatedGuide
+from inference.options import DataOptions, Guide, SimulatedGuide
 from inference.problems import build_problem, with_split
 from inference.runs import Run
 from inference.sample import default_sampler, draw, make_sampler, sample, samplers_for
@@ -194,7 +194,7 @@ def test_every_parameter_gets_a_gradient_as_several_processes_need(
     tiny: str, mine: str, objective: Any
 ) -> None:
     settings = SimulatedGuide(objective=objective)
-    problem = build_problem(with_split(Data(model=tiny, holdout=False)))
+    problem = build_problem(with_split(DataOptions(model=tiny, holdout=False)))
     shape: Any = problem.event_shape
     diffusion = build_diffusion(
         Guide(guide=f"{mine}:learned", max_log_snr=6.0), event_shape=shape, simulation=settings
@@ -394,7 +394,7 @@ def test_images_have_a_score_and_a_decoder_for_any_diffusion(
     tiny: str, mine: str, protocol: str
 ) -> None:
     model = tiny.replace(":Tiny", ":Squares")
-    problem = build_problem(with_split(Data(model=model, protocol=protocol, holdout=False)))
+    problem = build_problem(with_split(DataOptions(model=model, protocol=protocol, holdout=False)))
     decoder = DiscretizedGaussian if protocol == "discrete" else Gaussian
     x = problem.to_model_space(problem.train[:8], torch.Generator().manual_seed(0))
     diffusion = build_diffusion(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from inference.bounds import Bound, measure
+from inference.bounds import RunBound, measure
 from inference.checkpoints import Checkpoint, RunError
 from inference.plan import Programs
 from inference.reuse import Another, against_own, open_run, reuse
@@ -70,7 +70,7 @@ def noise_run(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> Path:
     return folder
 
 
-def bound(programs: Programs, draws: int = 4) -> Bound:
+def bound(programs: Programs, draws: int = 4) -> RunBound:
     return measure(programs, programs.problem.test, draws=draws, seed=3)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from inference.checkpoints import RunError
 from inference.compare import compare
 from inference.loading import load_trained
-from inference.options import Data
+from inference.options import DataOptions
 from inference.problems import build_problem
 from inference.runs import Run
 from inference.train import train
@@ -334,8 +334,8 @@ def test_splits_that_cannot_be_asked_for(mine: Path, tmp_path: Path) -> None:
     train(run=tmp_path / "run", **short(mine, model=f"{official}:Official"))
     assert Run.open(tmp_path / "run").config["split_seed"] is None
     made = f"{mine}:made"
-    assert build_problem(Data(model=made, split_seed=0, holdout=False)).rows.seed == 0  # type: ignore[union-attr]
+    assert build_problem(DataOptions(model=made, split_seed=0, holdout=False)).rows.seed == 0  # type: ignore[union-attr]
     for seed, word in ((None, "index"), ("index", "index"), (3, "3")):
         said = f"split by --split_seed 0 when it was made, and {word} is asked for"
         with pytest.raises(ValueError, match=said):
-            build_problem(Data(model=made, split_seed=seed, holdout=False))
+            build_problem(DataOptions(model=made, split_seed=seed, holdout=False))

@@ -17,7 +17,7 @@ from inference.checkpoints import RunError
 from inference.evaluate import evaluate
 from inference.impute import impute
 from inference.loading import load_trained
-from inference.options import Data
+from inference.options import DataOptions
 from inference.problems import build_problem, with_split
 from inference.sample import sample
 from inference.train import train
@@ -283,7 +283,7 @@ def test_mistakes_of_files_and_programs(file: Path, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=message):
             Tabular(data=tmp_path / "own.csv")
     with pytest.raises(ValueError, match=r"--columns a=drop is for tables; --model digits has no"):
-        build_problem(with_split(Data(model="digits", columns="a=drop", holdout=False)))
+        build_problem(with_split(DataOptions(model="digits", columns="a=drop", holdout=False)))
     problem = Tabular(data=file)
     with pytest.raises(DataError, match="no column 'age', 'city', expected age, income"):
         problem.encode(people().drop(columns=["age", "city"]))

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from inference import report, sample
 from inference.batches import Batches
-from inference.bounds import Bound
+from inference.bounds import RunBound
 from inference.checkpoints import RunError, latest_checkpoint
 from inference.loading import load_trained
 from inference.processes import Stopped, catch_signals
@@ -70,7 +70,7 @@ def short(model: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> tuple[Path, Bound]:
+def whole(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> tuple[Path, RunBound]:
     """A run of the short options, and its bound; tests only read it."""
     run = tmp_path_factory.mktemp("short") / "run"
     return run, train(**short(tiny), run=run)
@@ -307,7 +307,7 @@ def test_a_loss_scale_that_is_too_large_falls_and_costs_steps_not_the_run(
 
 @pytest.mark.slow
 def test_a_compiled_network_gives_the_same_numbers_under_the_same_names(
-    tmp_path: Path, options: dict[str, Any], whole: tuple[Path, Bound]
+    tmp_path: Path, options: dict[str, Any], whole: tuple[Path, RunBound]
 ) -> None:
     train(**options, compile="aot_eager", run=tmp_path / "compiled")
     assert_same(whole[0], tmp_path / "compiled", rtol=1e-3)
@@ -430,7 +430,7 @@ def test_all_processes_stop_together(tmp_path: Path, long_options: dict[str, Any
 
 
 def test_a_signal_in_the_last_measurement_stops_before_the_evaluation(
-    tmp_path: Path, options: dict[str, Any], whole: tuple[Path, Bound]
+    tmp_path: Path, options: dict[str, Any], whole: tuple[Path, RunBound]
 ) -> None:
     """And what was not measured is measured when the run goes on, once."""
     uninterrupted, bound = whole

@@ -185,7 +185,7 @@ def test_an_experiment_runs_no_code_of_a_table_that_was_sent(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     guides = {name: {"guide": name} for name in ("vpsde", "cld")}
-    table = experiment_tables.Table(("denoiser",), {"model": "toy"}, guides, seeds=1)
+    table = experiment_tables.RunTable(("denoiser",), {"model": "toy"}, guides, seeds=1)
     monkeypatch.setitem(experiment_tables.TABLES, "drift", table)
     for cell in table.cells():
         code = f"{here}/drift/{cell.name}/evil.py:L"
@@ -212,7 +212,7 @@ def test_an_experiment_runs_no_code_of_a_table_that_was_sent(
 
 
 def test_the_log_of_an_experiment_is_written_through_no_link(here: Path) -> None:
-    table = experiment_tables.Table(("denoiser",), {}, {"cld": {"guide": "cld"}}, 1)
+    table = experiment_tables.RunTable(("denoiser",), {}, {"cld": {"guide": "cld"}}, 1)
     cell = next(table.cells())
     (here / "precious").write_text("mine")
     (here / "drift" / f"{cell.name}.log").parent.mkdir(parents=True)

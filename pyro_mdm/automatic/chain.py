@@ -84,7 +84,7 @@ class Ratio:
         return slope
 
 
-class Kernels(NamedTuple):
+class ChainKernels(NamedTuple):
     """The steps of a diffusion at rest from noise to data, and back; step k is y_{k+1} -> y_k."""
 
     M: Tensor  # (N, K, K)
@@ -164,7 +164,7 @@ class Chain(nn.Module, ABC):
         """Logarithms of the steps' shares of time, up to a constant, (N,)."""
         return self.gaps.double()
 
-    def kernels(self) -> Kernels:
+    def kernels(self) -> ChainKernels:
         """The steps."""
         times = self.time * self.log_time.double().exp() * self.shares().softmax(0)
         move, start = self.diffusion.propagator, torch.zeros_like(times)
@@ -188,7 +188,7 @@ class Chain(nn.Module, ABC):
             left[:, 0, 0],
             times.sqrt(),
         )
-        return Kernels(*(part.to(self.gaps.dtype) for part in made))
+        return ChainKernels(*(part.to(self.gaps.dtype) for part in made))
 
     def network(self, seen: Tensor, k: int | Tensor) -> Tensor:
         """(…, n, inputs) -> (…, n, outputs), at one moment or at each of the first dimension."""
@@ -312,7 +312,7 @@ class Reversed(Chain):
         log_scale = self.log_scale[:, None]
         return _cost(noise, (noise - a) / log_scale.exp(), log_scale).sum(0)
 
-    def noised(self, kernels: Kernels, u: Tensor) -> tuple[Tensor, Tensor]:
+    def noised(self, kernels: ChainKernels, u: Tensor) -> tuple[Tensor, Tensor]:
         """y_{k+1} and ξ_k (N, n, K, d) of each step of noising paths from u."""
         y = self.start(len(u))
         y[:, 0] = u

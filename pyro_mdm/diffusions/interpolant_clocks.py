@@ -17,7 +17,7 @@ from pyro_mdm.support.settings import described
 
 __all__ = [
     "Exploding",
-    "Given",
+    "GivenSchedule",
     "InterpolantClock",
     "Schedule",
     "Straight",
@@ -165,7 +165,7 @@ class Turning(InterpolantClock):
         return torch.where(s < 0.5, torch.tan(angle * s.clamp_max(0.5)), late)
 
 
-class Given(InterpolantClock):
+class GivenSchedule(InterpolantClock):
     """Functions α and σ that are given; times are searched for."""
 
     def __init__(self, alpha: Schedule, sigma: Schedule, horizon: float) -> None:

@@ -24,7 +24,7 @@ from pyro_mdm.diffusions.base import Times, UnreachableError, check_clock, check
 from pyro_mdm.diffusions.clocks import Clock, LinearBeta
 from pyro_mdm.diffusions.interpolant_clocks import (
     Exploding,
-    Given,
+    GivenSchedule,
     InterpolantClock,
     Schedule,
     Straight,
@@ -80,7 +80,7 @@ class Interpolant(LinearSDE):
     ) -> None:
         clock = alpha
         if not isinstance(clock, InterpolantClock):
-            clock = Given(alpha, sigma, horizon)  # type: ignore[arg-type]
+            clock = GivenSchedule(alpha, sigma, horizon)  # type: ignore[arg-type]
         super().__init__(
             _Signal(),
             beta=clock,

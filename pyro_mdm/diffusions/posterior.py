@@ -26,12 +26,12 @@ from pyro_mdm.diffusions.base import Times, place
 from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.linear import LinearDiffusion
 
-__all__ = ["Posterior", "posterior"]
+__all__ = ["StepPosterior", "posterior"]
 
 SHORT = 1.0  # ‖A‖τ of the steps that are pulled back
 
 
-class Posterior(NamedTuple):
+class StepPosterior(NamedTuple):
     """The law y_r | y_s, x ~ N(gain y_s + mean_coefficient x, covariance), per data dimension.
 
     A covariance whose narrow directions are not axes (D of low rank) exceeds what the K² numbers of
@@ -49,20 +49,20 @@ class Posterior(NamedTuple):
     signal: Tensor  # whitener b (…, K); its squared norm is SNR(r) - SNR(s)
     resolution: Tensor  # (…): how far rounding y_r to float64 moves ``whitener y_r``, see below
 
-    def at(self, i: int) -> Posterior:
+    def at(self, i: int) -> StepPosterior:
         """The law of the i-th of N steps; laws per data dimension keep a batch dimension of 1."""
-        return Posterior(*(t[place(self.log_det, i)] for t in self))
+        return StepPosterior(*(t[place(self.log_det, i)] for t in self))
 
 
-def posterior(diffusion: Kernels, s: Times, r: Times) -> Posterior:
+def posterior(diffusion: Kernels, s: Times, r: Times) -> StepPosterior:
     r"""The law of y_r given y_s and x, for times s > r > 0 broadcast together to shape (…).
 
     Where data dimensions have different blocks there is a law for each, see
     :class:`~pyro_mdm.diffusions.PerDimensionDiffusion`.
 
     Returns:
-        :class:`Posterior` in float64, differentiable in the diffusion's parameters. All steps of a
-        grid are computed in one batch.
+        :class:`StepPosterior` in float64, differentiable in the diffusion's parameters. All steps
+        of a grid are computed in one batch.
 
     Raises:
         ValueError: a time outside (0, T] or s ≤ r.
@@ -78,11 +78,11 @@ def posterior(diffusion: Kernels, s: Times, r: Times) -> Posterior:
             f"{later[wrong][0].item():.6g}, expected s > r > 0; generation runs backward and stops "
             "before 0"
         )
-    law: Posterior = diffusion.each(_posterior, later, earlier)
+    law: StepPosterior = diffusion.each(_posterior, later, earlier)
     return law
 
 
-def _posterior(diffusion: LinearDiffusion, later: Tensor, earlier: Tensor) -> Posterior:
+def _posterior(diffusion: LinearDiffusion, later: Tensor, earlier: Tensor) -> StepPosterior:
     tau_r = diffusion.clock(earlier)
     tau = diffusion.clock(later) - tau_r
     a_r, Sigma_r, given_x = diffusion.factorization(tau_r)
@@ -109,7 +109,7 @@ def _posterior(diffusion: LinearDiffusion, later: Tensor, earlier: Tensor) -> Po
     b = (root @ signal[..., None])[..., 0]
     spread = (Sigma_r.detach().diagonal(dim1=-2, dim2=-1) + a_r.detach() ** 2).sqrt()
     error = torch.finfo(torch.float64).eps * (whitener.detach().abs() @ spread[..., None])
-    return Posterior(
+    return StepPosterior(
         gain,
         b,
         root @ root.mT,

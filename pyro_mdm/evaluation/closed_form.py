@@ -23,7 +23,14 @@ from pyro_mdm.evaluation.estimates import (
     resolved,
     rounding,
 )
-from pyro_mdm.evaluation.strata import Draws, Integral, Plan, StratifiedIntegrals, Target, cells
+from pyro_mdm.evaluation.strata import (
+    Draws,
+    Integral,
+    StrataPlan,
+    StratifiedIntegrals,
+    Target,
+    cells,
+)
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.divergence import prior_kl
@@ -33,7 +40,7 @@ from pyro_mdm.support.checks import floating_dtypes
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.progress import Progress, progress_bar
 
-__all__ = ["ClosedFormComparison", "Pair", "SAFETY", "Settings", "Share", "precisions"]
+__all__ = ["ClosedFormComparison", "Pair", "SAFETY", "EstimateSettings", "Share", "precisions"]
 
 FIRST_ROUND = 256
 SMALLEST_ROUND = 64
@@ -97,7 +104,7 @@ def precisions(x: Tensor, models: Iterable[DiffusionModel]) -> set[torch.dtype]:
 
 
 @dataclass(frozen=True)
-class Settings:
+class EstimateSettings:
     """The arguments of :func:`~pyro_mdm.evaluation.compare`, and this process's share."""
 
     draws: int
@@ -115,7 +122,7 @@ class Settings:
 class ClosedFormComparison:
     """The state of a comparison: exact terms, and the draws so far."""
 
-    def __init__(self, programs: Mapping[str, Pair], x: Tensor, asked: Settings) -> None:
+    def __init__(self, programs: Mapping[str, Pair], x: Tensor, asked: EstimateSettings) -> None:
         self.asked, self.share = asked, asked.share
         self.names = list(programs)
         self.models = [model for model, _ in programs.values()]
@@ -212,7 +219,9 @@ class ClosedFormComparison:
         # the cost of a round besides its calls is in proportion to all draws so far
         return n if done < MANY_PASSES * n else done // (8 * n) * n
 
-    def _pilot(self, targets: list[Target], most: int, wanted: float, bar: Progress) -> Plan | None:
+    def _pilot(
+        self, targets: list[Target], most: int, wanted: float, bar: Progress
+    ) -> StrataPlan | None:
         """The plan of a pilot: rounds until the pilot is PILOT_SHARE of the draws needed.
 
         None where ``most`` leaves no room for a pilot: then all of it is drawn.
@@ -232,12 +241,12 @@ class ClosedFormComparison:
             worst = max(map(plan.error, targets))
             self.integrals.allocate([t for t in targets if plan.error(t) > worst / 2])
 
-    def _plan(self, targets: list[Target]) -> Plan:
+    def _plan(self, targets: list[Target]) -> StrataPlan:
         """The plan of the next draws, the same for all processes."""
         plan = self.integrals.plan(targets)
         numbers = [[part[t] for t in targets] for part in (plan.spread, plan.skewness)]
         spread, skewness = self.share.first(torch.tensor(numbers, dtype=torch.float64)).tolist()
-        return Plan(
+        return StrataPlan(
             self.share.first(plan.coefficients),
             self.share.first(plan.density),
             plan.num_draws,
@@ -245,7 +254,7 @@ class ClosedFormComparison:
             dict(zip(targets, skewness, strict=True)),
         )
 
-    def _needed(self, plan: Plan, wanted: float) -> int:
+    def _needed(self, plan: StrataPlan, wanted: float) -> int:
         """The number of draws at which every error is the one wanted."""
         need = 0.0
         for target in plan.spread:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_mdm.diffusions.base import Cap, Diffusion
 from pyro_mdm.elbo import check_programs
-from pyro_mdm.evaluation.closed_form import ClosedFormComparison, Pair, Settings, Share
+from pyro_mdm.evaluation.closed_form import ClosedFormComparison, EstimateSettings, Pair, Share
 from pyro_mdm.evaluation.estimates import FEWEST, Comparison, Estimate
 from pyro_mdm.evaluation.flow import probability_flow
 from pyro_mdm.evaluation.importance import importance_weighted
@@ -166,7 +166,7 @@ def compare(
     _check(programs, x, draws, batch_size, half_width)
     programs, x = _of_present(programs, x)
     share = Share.of_group(x.device) if distributed else Share(x.device)
-    asked = Settings(
+    asked = EstimateSettings(
         draws, half_width, batch_size, seed, control_variate, baseline, bins, adapt, progress, share
     )
     caps = {name: model.diffusion.caps for name, (model, _) in programs.items()}
@@ -191,7 +191,7 @@ def compare_paths(
     programs: Mapping[str, Pair],
     x: Tensor,
     linear: Comparison | None,
-    asked: Settings,
+    asked: EstimateSettings,
 ) -> Comparison:
     """The comparison of several models, at least one with a diffusion without closed form.
 

@@ -19,9 +19,9 @@ it cheap:
   difference.
 
 The estimate is unbiased if its coefficients and densities are independent of its draws. They come
-from a :class:`Plan`, made from a pilot that is no part of the estimate; the number of draws may
-then come from the pilot too. Without a plan they come from the data of other folds (cross-fitting),
-and no draw is lost. That is for a fixed number of draws: stopping when the draws themselves look
+from a :class:`StrataPlan`, made from a pilot that is no part of the estimate; the number of draws
+may then come from the pilot too. Without a plan they come from the data of other folds
+(cross-fitting), and no draw is lost. That is for a fixed number of draws: stopping when the draws themselves look
 good would stop early, and low, where tails are heavy. (From the third round on a density depends
 slightly on its own fold, through the others' coefficients. tests/test_strata.py looks for a bias of
 either kind.)
@@ -40,7 +40,7 @@ from torch import Tensor
 
 from pyro_mdm.evaluation.estimates import Noise
 
-__all__ = ["Draws", "Integral", "Plan", "StratifiedIntegrals", "Target", "cells"]
+__all__ = ["Draws", "Integral", "StrataPlan", "StratifiedIntegrals", "Target", "cells"]
 
 FOLDS = 4
 UNIFORM_SHARE = 0.1
@@ -58,7 +58,7 @@ class Draws(NamedTuple):
     level: Tensor  # (m,) float64
 
 
-class Plan(NamedTuple):
+class StrataPlan(NamedTuple):
     """A plan of the draws to come, from a pilot that is no part of their estimate."""
 
     coefficients: Tensor  # (M, S, p)
@@ -110,7 +110,7 @@ class StratifiedIntegrals:
         density: Tensor | None = None,
         adapt: bool = True,
         seed: int = 0,
-        plan: Plan | None = None,
+        plan: StrataPlan | None = None,
         counts: Tensor | None = None,
     ) -> None:
         self._plan, self.adapt = plan, adapt and plan is None
@@ -223,7 +223,7 @@ class StratifiedIntegrals:
         allowance = _allowance(torch.maximum(skewness.abs(), known))
         return allowance * (pooled / (N + plan.num_draws) / N).sqrt()
 
-    def plan(self, targets: Sequence[Target]) -> Plan:
+    def plan(self, targets: Sequence[Target]) -> StrataPlan:
         """The coefficients and the density for other draws that serve all ``targets`` best."""
         everything = torch.ones(self.num_draws, dtype=torch.bool)
         density = self._best_density(targets, everything) if self.adapt else self._next[0]
@@ -232,7 +232,7 @@ class StratifiedIntegrals:
         one = self._left_of(targets) / q.sqrt()  # of pooled draws, with the spread of new ones
         error, skewness = self._error_of_sum(one, torch.zeros_like(self._round))
         spread = error / self.num_draws**0.5
-        return Plan(
+        return StrataPlan(
             self._coefficients(columns, excess, scale, everything),
             density,
             self.num_draws,

@@ -51,7 +51,7 @@ from pyro_mdm.posteriors.reading import (
     rows_of,
     simulate,
 )
-from pyro_mdm.posteriors.training import Options, to_learn_from, train
+from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from, train
 from pyro_mdm.pretrained import CONFIG, PretrainedError
 from pyro_mdm.scores.denoiser import Denoiser
 from pyro_mdm.support.checks import check_count, check_number
@@ -271,7 +271,7 @@ class AmortizedPosterior(nn.Module):
         """
         if not 0 <= check_number("missing", missing, "a part of the simulations, e.g. 0.3") <= 1:
             raise ValueError(f"missing is {missing}, expected a number in [0, 1], e.g. 0.3")
-        options = Options(steps, batch_size, learning_rate, progress)
+        options = TrainingOptions(steps, batch_size, learning_rate, progress)
         with to_learn_from(
             program, draws, simulations, options, vectorized=vectorized, seed=seed
         ) as chosen:
@@ -280,7 +280,7 @@ class AmortizedPosterior(nn.Module):
             posterior._train(chosen, missing, options)
         return posterior
 
-    def _train(self, draws: Draws, missing: float, options: Options) -> None:
+    def _train(self, draws: Draws, missing: float, options: TrainingOptions) -> None:
         x = self.data(draws)
         r, elbo = self.coordinates(draws, x)[0], MDM_ELBO()(self.model, self.noising)
 

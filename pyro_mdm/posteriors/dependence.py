@@ -23,7 +23,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Run", "is_computed", "parents_of", "run_holding"]
+__all__ = ["ProgramRun", "is_computed", "parents_of", "run_holding"]
 
 ABOUT = {
     "__get__", "__len__", "dim", "element_size", "get_device", "is_complex", "is_contiguous",
@@ -119,7 +119,7 @@ def parents_of(
     return parents
 
 
-class Run(NamedTuple):
+class ProgramRun(NamedTuple):
     """A run of a program."""
 
     values: dict[str, Tensor]  # by site
@@ -129,7 +129,7 @@ class Run(NamedTuple):
 class _Holding(Messenger):
     def __init__(self, held: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         super().__init__()
-        self.held, self.run = held, Run({}, {})
+        self.held, self.run = held, ProgramRun({}, {})
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if _is_constant(msg):
@@ -150,7 +150,7 @@ class _Holding(Messenger):
 
 def run_holding(
     program: Callable[..., Any], held: Mapping[str, tuple[Tensor, Tensor]], seed: int
-) -> Run:
+) -> ProgramRun:
     """A run of a program in which values are held.
 
     Args:
@@ -159,13 +159,13 @@ def run_holding(
         seed: the seed of what is drawn.
 
     Returns:
-        :class:`Run`; what has no density has no law. Empty if the program can't be run so.
+        :class:`ProgramRun`; what has no density has no law. Empty if the program can't be run so.
     """
     try:
         with _seeded(seed), _Holding(held) as holding:
             program()
     except Exception:  # of any program, at values that it never draws together
-        return Run({}, {})
+        return ProgramRun({}, {})
     return holding.run
 
 

@@ -27,7 +27,7 @@ from pyro_mdm.posteriors.laws import (
     FactorLaw,
     Residual,
 )
-from pyro_mdm.posteriors.training import Options, train
+from pyro_mdm.posteriors.training import TrainingOptions, train
 
 __all__ = ["Cells", "DiscreteLaw", "Lattice", "Masked", "MixedLaw", "law_of"]
 
@@ -189,7 +189,7 @@ class DiscreteLaw(FactorLaw):
                 nn.init.zeros_(parameter)
 
     def fit(
-        self, x: Tensor, theta: Tensor, bounds: Bounds, options: Options, diffusion: bool
+        self, x: Tensor, theta: Tensor, bounds: Bounds, options: TrainingOptions, diffusion: bool
     ) -> None:
         flat = x.flatten(0, 1)
         if self.wide:
@@ -324,7 +324,7 @@ class MixedLaw(FactorLaw):
         self.continuous = ContinuousLaw(inputs, len(self.real), hidden, depth)
 
     def fit(
-        self, x: Tensor, theta: Tensor, bounds: Bounds, options: Options, diffusion: bool
+        self, x: Tensor, theta: Tensor, bounds: Bounds, options: TrainingOptions, diffusion: bool
     ) -> None:
         lower, upper = (bound[self.real] for bound in bounds)
         self.discrete.fit(x[..., self.counted], theta, bounds, options, diffusion)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_mdm.posteriors.dependence import Run, is_computed, run_holding
+from pyro_mdm.posteriors.dependence import ProgramRun, is_computed, run_holding
 
 __all__ = ["SUPPORT_RUNS", "Group", "Laws", "Parts", "Plate", "grouped", "plates_of"]
 
@@ -243,8 +243,8 @@ class Laws:
     def _is_same(
         self,
         name: str,
-        known: Run,
-        run: Run,
+        known: ProgramRun,
+        run: ProgramRun,
         before: Callable[[Tensor], Tensor] = Tensor.double,
         now: Callable[[Tensor], Tensor] = Tensor.double,
     ) -> bool:

@@ -24,7 +24,7 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.flow import Solver, flow_log_prob
 from pyro_mdm.posteriors.encoding import center_and_unit
-from pyro_mdm.posteriors.training import VALIDATED, Options, train
+from pyro_mdm.posteriors.training import VALIDATED, TrainingOptions, train
 from pyro_mdm.scores.denoiser import Denoiser
 from pyro_mdm.support.measured import Measured
 
@@ -146,7 +146,7 @@ class FactorLaw(nn.Module, ABC):
 
     @abstractmethod
     def fit(
-        self, x: Tensor, theta: Tensor, bounds: Bounds, options: Options, diffusion: bool
+        self, x: Tensor, theta: Tensor, bounds: Bounds, options: TrainingOptions, diffusion: bool
     ) -> None:
         """Learn the law of x (n, k, m) given θ (n, inputs).
 
@@ -202,7 +202,7 @@ class ContinuousLaw(FactorLaw):
         self.model = DiffusionModel(VPSDE(max_log_snr=MAX_LOG_SNR), score, context=context)
 
     def fit(
-        self, x: Tensor, theta: Tensor, bounds: Bounds, options: Options, diffusion: bool
+        self, x: Tensor, theta: Tensor, bounds: Bounds, options: TrainingOptions, diffusion: bool
     ) -> None:
         (lower, upper), flat, n = bounds, x.flatten(0, 1), len(x)
         self.lower.copy_(torch.where((flat > lower).all(0), lower, -math.inf))

@@ -39,7 +39,7 @@ from pyro_mdm.posteriors.folders import (
 )
 from pyro_mdm.posteriors.laws import STEPS, Bounds, ConditionalGaussian, FactorLaw
 from pyro_mdm.posteriors.parameters import Parameters, spread_of
-from pyro_mdm.posteriors.prior import Prior
+from pyro_mdm.posteriors.prior import ParameterPrior
 from pyro_mdm.posteriors.reading import (
     DataFactor,
     DataSite,
@@ -51,7 +51,7 @@ from pyro_mdm.posteriors.reading import (
     sites_of,
 )
 from pyro_mdm.posteriors.tempering import GROUPS, Density, temper
-from pyro_mdm.posteriors.training import Options, to_learn_from
+from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from
 from pyro_mdm.pretrained import PretrainedError
 from pyro_mdm.support.checks import check_count
 from pyro_mdm.support.measured import Measured
@@ -200,7 +200,7 @@ class AmortizedLikelihood(nn.Module):
             FloatingPointError: the loss is no number.
             TypeError, ValueError: what the class refuses; numbers that are too small.
         """
-        options = Options(steps, batch_size, learning_rate, progress)
+        options = TrainingOptions(steps, batch_size, learning_rate, progress)
         with to_learn_from(
             program, draws, simulations, options, vectorized=vectorized, seed=seed
         ) as chosen:
@@ -454,7 +454,7 @@ class AmortizedLikelihood(nn.Module):
                 f"there are {max(map(len, x))} data, expected one; data along a plate are one "
                 "datum, of shape (*shape), and for others there is another call each"
             )
-        prior = Prior(self._program, self.latent)
+        prior = ParameterPrior(self._program, self.latent)
         in_group = 2 * math.ceil(particles / (2 * GROUPS))
         with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
             torch.manual_seed(seed)
@@ -473,7 +473,7 @@ class AmortizedLikelihood(nn.Module):
         values = self.sites.by_site(chosen)[0]
         return PosteriorDraws(values, result.log_constant, result.effective, result.acceptance)
 
-    def _unconstrained(self, prior: Prior) -> Density:
+    def _unconstrained(self, prior: ParameterPrior) -> Density:
         """The prior's log density of unconstrained numbers (n, d)."""
 
         def density(u: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 from pyro_mdm.posteriors.reading import SUPPORT_RUNS, Draws, Program, rows_of, sites_of
 from pyro_mdm.support.checks import check_count
 
-__all__ = ["Prior", "log_prior"]
+__all__ = ["ParameterPrior", "log_prior"]
 
 TESTED = 4
 """Parameters for which a run in a plate is compared with a run for each."""
@@ -51,13 +51,13 @@ def log_prior(
         ValueError: an unknown site; a parameter that is not drawn, or whose law depends on sites
             that are not parameters, so that its density is not known.
     """
-    law = Prior(program, latent, vectorized)
+    law = ParameterPrior(program, latent, vectorized)
     values = law.values(draws)
     law.check(values)
     return law.log_prob(values)
 
 
-class Prior:
+class ParameterPrior:
     """The law p(θ) of parameters of a program.
 
     Args:

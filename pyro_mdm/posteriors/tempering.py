@@ -32,7 +32,7 @@ from pyro_mdm.evaluation.estimates import Z95
 from pyro_mdm.evaluation.weights import of_repeats
 from pyro_mdm.support.measured import Measured, reach
 
-__all__ = ["GROUPS", "Density", "Particles", "temper"]
+__all__ = ["GROUPS", "Density", "TemperedParticles", "temper"]
 
 GROUPS = 8
 """Groups of particles, by which the error of the evidence is measured."""
@@ -52,7 +52,7 @@ Density = Callable[[Tensor], Tensor]
 """A log density (n,) of particles (n, d), nats."""
 
 
-class Particles(NamedTuple):
+class TemperedParticles(NamedTuple):
     """Draws of a law by sequential Monte Carlo."""
 
     values: Tensor  # (groups, n, d)
@@ -82,7 +82,7 @@ def temper(
     *,
     moves: float = 5.0,
     most: int = 60,
-) -> Particles:
+) -> TemperedParticles:
     """Draws of p_0 L_K from draws of p_0.
 
     Args:
@@ -118,7 +118,7 @@ def temper(
             beta, steps, effective = after, steps + 1, min(effective, left)
             lost = min(1.0, (1 - left) / KEPT) + (min(1.0, (1 - whole) / KEPT) if beta == 1 else 0)
             scale, accepted = law.move(beta, scale, lost * moves, most)
-    return Particles(law.u, log_weights, effective, accepted, steps)
+    return TemperedParticles(law.u, log_weights, effective, accepted, steps)
 
 
 def _effective(log_weights: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from pyro_mdm.support.checks import check_count
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import progress_bar
 
-__all__ = ["VALIDATED", "Options", "to_learn_from", "train"]
+__all__ = ["VALIDATED", "TrainingOptions", "to_learn_from", "train"]
 
 VALIDATED, LOOKS = 1000, 40
 """Simulations, at most a tenth, that the loss is validated on, and how often that is done."""
@@ -27,7 +27,7 @@ DECAY = 0.999
 """Of the moving average of weights, in the end."""
 
 
-class Options(NamedTuple):
+class TrainingOptions(NamedTuple):
     """Options of training."""
 
     steps: int
@@ -41,7 +41,7 @@ def to_learn_from(
     program: Program,
     draws: Draws | None,
     simulations: int,
-    options: Options,
+    options: TrainingOptions,
     *,
     vectorized: bool,
     seed: int,
@@ -73,7 +73,7 @@ def train(
     module: nn.Module,
     loss: Callable[[Tensor], Tensor],
     n: int,
-    options: Options,
+    options: TrainingOptions,
     *,
     largest_gradient: float,
 ) -> float:

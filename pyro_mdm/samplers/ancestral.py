@@ -9,7 +9,7 @@ from torch import Tensor
 from pyro_mdm.diffusions.base import Cap
 from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.matrices import apply_matrix, outer
-from pyro_mdm.diffusions.posterior import Posterior, posterior
+from pyro_mdm.diffusions.posterior import StepPosterior, posterior
 from pyro_mdm.samplers.base import Noise, Questions, Sampler
 
 __all__ = ["Ancestral"]
@@ -17,7 +17,7 @@ __all__ = ["Ancestral"]
 
 class _AncestralPlan(NamedTuple):
     s: Tensor  # (steps,)
-    kernel: Posterior
+    kernel: StepPosterior
 
 
 class Ancestral(Sampler):

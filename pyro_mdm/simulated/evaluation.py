@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pyro_mdm import randomness as seeded
 from pyro_mdm.diffusions.base import Cap, require
-from pyro_mdm.evaluation.closed_form import SAFETY, Pair, Settings, precisions
+from pyro_mdm.evaluation.closed_form import SAFETY, EstimateSettings, Pair, precisions
 from pyro_mdm.evaluation.comparison import compare_paths
 from pyro_mdm.evaluation.estimates import (
     Z95,
@@ -125,7 +125,7 @@ class _Rounds:
     """Draws of one model, by round and datum."""
 
     def __init__(
-        self, model: DiffusionModel, guide: DiffusionGuide, x: Tensor, asked: Settings
+        self, model: DiffusionModel, guide: DiffusionGuide, x: Tensor, asked: EstimateSettings
     ) -> None:
         self.model, self.guide, self.x, self.share = model, guide, x, asked.share
         self.seed = asked.seed
@@ -238,7 +238,7 @@ def _compare(
     programs: Mapping[str, Pair],
     x: Tensor,
     linear: Comparison | None,
-    asked: Settings,
+    asked: EstimateSettings,
 ) -> Comparison:
     """The comparison of models of which some, or all, are simulated.
 
