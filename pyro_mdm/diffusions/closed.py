@@ -23,7 +23,7 @@ from pyro_mdm.diffusions.propagator import Propagator
 
 __all__ = ["Denoise", "Kernels", "OneBlock", "denoising_error", "noised_data", "noised_state"]
 
-MOMENTS = 15
+CHECKED = 15
 """Times at which it is checked whether a prior is at rest."""
 Denoise = Callable[[Tensor, Tensor], Tensor]
 """x̂ (n, *event_shape) of z and λ."""
@@ -63,7 +63,7 @@ class Kernels(Diffusion):
 
     def at_rest(self) -> bool:
         """Whether the prior is the law at rest: A Σ_π + Σ_π Aᵀ + g² = 0, between 0 and T."""
-        s = self.as_tensor(torch.linspace(0, 1, MOMENTS + 2, dtype=torch.float64)[1:-1])
+        s = self.as_tensor(torch.linspace(0, 1, CHECKED + 2, dtype=torch.float64)[1:-1])
         with torch.no_grad():
             noise = self.noise_covariance(s * self.horizon)
             moved = self.drift_matrix(s * self.horizon) @ self.prior_covariance

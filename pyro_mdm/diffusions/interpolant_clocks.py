@@ -28,7 +28,7 @@ __all__ = [
 Schedule = Callable[[Tensor], Tensor]
 """Times s (…) in float64 -> α or σ, like s."""
 
-MOMENTS = 4097
+CHECKED = 4097
 """Times at which given functions are checked."""
 HALVINGS = 60
 """Of an interval in which a time is searched for: to rounding."""
@@ -179,7 +179,7 @@ class GivenSchedule(InterpolantClock):
         self.alpha, self.sigma = alpha, sigma
 
     def check(self) -> None:
-        s = torch.linspace(0.0, self.horizon, MOMENTS, dtype=torch.float64)
+        s = torch.linspace(0.0, self.horizon, CHECKED, dtype=torch.float64)
         with torch.enable_grad():
             for shaped in (s[:6].reshape(2, 3), s[1]):
                 self._both(shaped)

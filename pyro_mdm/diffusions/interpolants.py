@@ -271,7 +271,7 @@ class _Signal(Matrices):
         self.of.horizon = self.of.end_of(self.of.min_log_snr)
 
     @property
-    def moments(self) -> float:
+    def check_times(self) -> float:
         return self.of.horizon / 2
 
     @property

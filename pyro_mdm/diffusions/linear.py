@@ -116,7 +116,7 @@ class Matrices(ABC):
         """Raise ValueError unless Q is skew and D positive semi-definite."""
 
     @property
-    def moments(self) -> Times:
+    def check_times(self) -> Times:
         """Times at which a check sees how the matrices vary."""
         return 0.0
 
@@ -306,7 +306,7 @@ class LinearDiffusion(OneBlock):
     def check_controllable(self) -> None:
         """Raises UnreachableError unless noise reaches all variables."""
         with torch.no_grad():
-            s = self.matrices.moments
+            s = self.matrices.check_times
             basis, _ = kernels.noise_basis(self._drift_at(s), self.clock_noise(s), tolerance=1e-10)
         if (reached := basis.shape[1]) < self.num_variables:
             raise self._uncontrollable(reached)

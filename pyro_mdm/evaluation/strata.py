@@ -21,10 +21,10 @@ it cheap:
 The estimate is unbiased if its coefficients and densities are independent of its draws. They come
 from a :class:`StrataPlan`, made from a pilot that is no part of the estimate; the number of draws
 may then come from the pilot too. Without a plan they come from the data of other folds
-(cross-fitting), and no draw is lost. That is for a fixed number of draws: stopping when the draws themselves look
-good would stop early, and low, where tails are heavy. (From the third round on a density depends
-slightly on its own fold, through the others' coefficients. tests/test_strata.py looks for a bias of
-either kind.)
+(cross-fitting), and no draw is lost. That is for a fixed number of draws: stopping when the draws
+themselves look good would stop early, and low, where tails are heavy. (From the third round on a
+density depends slightly on its own fold, through the others' coefficients. tests/test_strata.py
+looks for a bias of either kind.)
 
 Source of the control variate: regression estimators of survey sampling (Cochran, "Sampling
 Techniques", 1977, chapter 7), with coefficients that vary with λ.

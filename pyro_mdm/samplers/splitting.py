@@ -29,7 +29,8 @@ class Splitting(Sampler):
 
     The reverse drift is ``B u + g² (s_θ + Σ_π^{-1} u)`` with ``B = -(A + g² Σ_π^{-1})``. Its first
     part and the noise are a linear diffusion, whose kernel is exact; the second part vanishes where
-    the score is that of the prior. With a law at rest, B = (Q - D) Σ_∞^{-1}.
+    the score is that of the prior. With a law at rest, B = (Q - D) Σ_∞^{-1}. Without one the second
+    part is large for most of the way, and more steps are needed.
 
     Args:
         steps: number of steps.

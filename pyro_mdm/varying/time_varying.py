@@ -70,7 +70,7 @@ class Varying(Matrices, ABC):
         """Q or D, by its name, (…, K, K), at times s (…) in float64."""
 
     @property
-    def moments(self) -> Tensor:
+    def check_times(self) -> Tensor:
         s = torch.linspace(0.0, self.of.horizon, 65, dtype=torch.float64)
         return self.of.as_tensor(s)
 
@@ -79,7 +79,7 @@ class Varying(Matrices, ABC):
         return f"({self.of.horizon / 2:g})"
 
     def check(self) -> None:
-        self._check_values(self.moments)
+        self._check_values(self.check_times)
 
     def _check_values(self, s: Tensor) -> None:
         """Raise ValueError unless Q is skew and D positive semi-definite at times s (n,)."""
@@ -338,7 +338,7 @@ class Functions(Varying):
     def register(self) -> int:
         for name, given in self._given.items():
             setattr(self.of, f"{name}_function", given)
-        s = self.moments
+        s = self.check_times
         with torch.no_grad():
             K = _num_variables(self.names[0], self._given[self.names[0]], s[:1])
         self.of.num_variables = K
@@ -418,7 +418,7 @@ class DriftAndDispersionFunctions(Functions):
         return self.constant("G") if s is None else self.root_at(self.of.checked_time("s", s))
 
     def fast(self) -> float:
-        noise: Tensor = torch.linalg.matrix_norm(self.noise_at(self.moments).detach(), ord=2)
+        noise: Tensor = torch.linalg.matrix_norm(self.noise_at(self.check_times).detach(), ord=2)
         return math.log(max(self.of.propagator.speed.item(), noise.max().item()))
 
 
