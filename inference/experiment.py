@@ -58,6 +58,7 @@ def experiment(
     steps: int | None = None,
     seeds: int | None = None,
     scores: list[str] | None = None,
+    guides: list[str] | None = None,
     half_width: float = 0.01,
     draws: int = 64,
     num_data: int | None = None,
@@ -75,6 +76,7 @@ def experiment(
         steps: training steps, in place of the table's.
         seeds: number of seeds, in place of the table's.
         scores: some of the table's scores, e.g. [noise]; the summary has these alone.
+        guides: some of the table's guides, e.g. [vpsde, learned2]; all are compared with the first.
         half_width: half-width of the comparisons, bits/dim, as for inference.compare.
         draws: the most network calls per image and run of the comparisons.
         num_data: the most test data of the comparisons; all by default.
@@ -93,8 +95,16 @@ def experiment(
     if seeds is not None:
         chosen = replace(chosen, seeds=seeds)
     if scores is not None:
-        _check_scores(scores, chosen.scores)
+        _check_some("scores", scores, chosen.scores)
         chosen = replace(chosen, scores=tuple(scores))
+    if guides is not None:
+        there = {
+            name: options
+            for score in chosen.scores
+            for name, options in chosen.guides_of(score).items()
+        }
+        _check_some("guides", guides, tuple(there))
+        chosen = replace(chosen, guides={name: there[name] for name in guides}, further={})
     folder = root / (f"paper-{model}" if table == "paper" else table)
     train_all(list(chosen.cells()), folder, workers)
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,7 +114,7 @@ def experiment(
             {score: list(chosen.guides_of(score)) for score in chosen.scores},
             range(chosen.seeds),
             starts=STARTS,
-            fixed=FIXED if table == "paper" else (),
+            fixed=[name for name in FIXED if name in chosen.guides] if table == "paper" else (),
             half_width=half_width,
             draws=draws,
             num_data=num_data,
@@ -114,10 +124,10 @@ def experiment(
         print((folder / "learned.md").read_text("utf-8"))
 
 
-def _check_scores(scores: list[str], known: tuple[str, ...]) -> None:
-    if not scores or not set(scores) <= set(known) or len(set(scores)) < len(scores):
+def _check_some(option: str, names: list[str], known: tuple[str, ...]) -> None:
+    if not names or not set(names) <= set(known) or len(set(names)) < len(names):
         raise RunError(
-            f"--scores is {scores}, expected some of {', '.join(known)}, each once, as in "
+            f"--{option} is {names}, expected some of {', '.join(known)}, each once, as in "
             f"[{known[-1]}]"
         )
 

@@ -125,6 +125,14 @@ def test_steps_seeds_and_scores_replace_those_of_the_table(
     assert {cell.guide for cell in trained} == {*GUIDES, *GAINS}
     with pytest.raises(RunError, match=r"--scores is \['nois'\], expected some of .* noise"):
         experiment.experiment("digits", scores=["nois"], root=tmp_path)
+    trained.clear()
+    experiment.experiment("digits", scores=["noise"], guides=["cld", "learned2"], root=tmp_path)
+    assert {(cell.score, cell.guide) for cell in trained} == {
+        ("noise", "cld"),
+        ("noise", "learned2"),
+    }
+    with pytest.raises(RunError, match=r"--guides is \['clb'\], expected some of vpsde, cld"):
+        experiment.experiment("digits", guides=["clb"], root=tmp_path)
 
 
 @pytest.mark.slow

@@ -29,9 +29,10 @@ def tables(folder: Path, out: Path) -> None:
     bounds, learned = (pd.read_csv(folder / f"{name}.csv") for name in ("summary", "learned"))
     seeds = int(bounds["seeds"].iloc[0])
     config = read_settings(folder / f"noise-{bounds['guide'].iloc[0]}-0")
+    guides = "" if len(bounds) == 6 else f"--guides '[{', '.join(bounds['guide'])}]' "
     commands = [
-        f"python -m inference.experiment paper --model {images} --workers 2 --seeds {seeds} "
-        "--draws 16 --half_width 0.02",
+        f"python -m inference.experiment paper --model {images} --workers 2 --steps "
+        f"{config['steps']} --seeds {seeds} {guides}--draws 16 --half_width 0.02",
         f"python -m tests.benchmarks.paper_table {folder}",
     ]
     notes = [
