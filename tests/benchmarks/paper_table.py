@@ -33,7 +33,7 @@ def tables(folder: Path, out: Path) -> None:
     commands = [
         f"python -m inference.experiment paper --model {images} --workers 2 --steps "
         f"{config['steps']} --seeds {seeds} {guides}--draws 16 --half_width 0.02",
-        f"python -m tests.benchmarks.paper_table {folder}",
+        f"python -m tests.benchmarks.paper_table runs/{folder.name}",
     ]
     notes = [
         f"{config['steps']} steps of {config['batch_size']}, network {config['network']}",
