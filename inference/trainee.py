@@ -32,7 +32,7 @@ class RunProgress(NamedTuple):
 
     step: int = 0
     seconds: float = 0.0
-    window: Sequence[float] = ()  # the losses not yet written, as recipe.Window has them
+    window: Sequence[float] = ()  # the losses not yet written, as recipe.LossWindow has them
     unmeasured: bool = False  # whether the bound is due at this step
 
 

@@ -249,7 +249,7 @@ def test_particles_of_both_kinds_are_repeats() -> None:
         expected = of_repeats(log_means)
         particles = torch.zeros(3, 5, 2), log_means[:, None].expand(3, 5)
         twisted = Particles(*particles, 1, Measured(0.0, 0.0))
-        tempered = tempering.Particles(particles[0], log_means, 1.0, 0.3, 1)
+        tempered = tempering.TemperedParticles(particles[0], log_means, 1.0, 0.3, 1)
         assert twisted.log_evidence == pytest.approx(expected, nan_ok=True)
         value, error = tempered.log_constant  # as wide as Student's t of two degrees of freedom
         students = expected.standard_error * 4.302653 / 1.959964

@@ -704,7 +704,7 @@ def test_the_average_follows_at_first_and_smooths_later() -> None:
 
 
 def test_mean_and_error_from_sums() -> None:
-    values, window = torch.tensor([1.0, 2.0, 4.0, 9.0], dtype=torch.float64), recipe.Window()
+    values, window = torch.tensor([1.0, 2.0, 4.0, 9.0], dtype=torch.float64), recipe.LossWindow()
     for value in values.tolist():
         window.add(value)
     mean, error = window.mean_and_error

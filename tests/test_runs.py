@@ -378,7 +378,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     git(folder, "init", "-q")
     git(folder, "add", ".")
     git(folder, "commit", "-q", "-m", "first")
-    monkeypatch.setattr(environment, "SOURCE", folder)
+    monkeypatch.setattr(environment, "ROOT", folder)
     return folder
 
 
@@ -416,7 +416,7 @@ def test_changes_of_the_code_are_kept(
     assert "bytes, more than the 99 that are kept" in large["git_changes_patch"]
     assert not (tmp_path / "large" / "changes.patch").exists()
 
-    monkeypatch.setattr(environment, "SOURCE", tmp_path)  # no checkout
+    monkeypatch.setattr(environment, "ROOT", tmp_path)  # no checkout
     bare = described("bare")
     assert bare["git_commit"] is bare["git_changes"] is bare["git_changes_patch"] is None
 
@@ -443,7 +443,7 @@ def test_every_start_and_resumption_is_recorded(
     monkeypatch.setattr(torch, "__version__", "9.9.9")
     with pytest.warns(UserWarning, match=r"with PyTorch .*, now 9\.9\.9 and with git commit"):
         run.begin_session(60)
-    monkeypatch.setattr(environment, "SOURCE", tmp_path)  # unknown is not different
+    monkeypatch.setattr(environment, "ROOT", tmp_path)  # unknown is not different
     with pytest.warns(UserWarning, match=r"now 9\.9\.9; what it goes on to"):
         run.begin_session(80)
     (run.folder / "environment.json").write_text("{")

@@ -113,7 +113,7 @@ class Data:
 
     @classmethod
     def of(cls, model: str) -> Data:
-        problem = build_problem(with_split(options.Data(model=model)))
+        problem = build_problem(with_split(options.DataOptions(model=model)))
         if not isinstance(problem, ImageProblem) or "discrete" not in problem.scores:
             raise ValueError(f"--model is {model}, expected images of discrete levels, as digits")
         kept = (problem.train, problem.validation[:MOST], problem.test[:MOST])
