@@ -39,7 +39,7 @@ from inference.experiment_tables import (
     STARTS,
     TABLES,
     Cell,
-    Images,
+    PaperData,
     paper,
 )
 from inference.locks import LOCK
@@ -53,7 +53,7 @@ POLL = 20.0
 
 def experiment(
     table: Literal["digits", "mnist5k", "fashion_mnist", "ends", "paper", "drift", "linear"],
-    model: Images = "digits",
+    model: PaperData = "digits",
     workers: int | None = None,
     steps: int | None = None,
     seeds: int | None = None,

@@ -11,9 +11,9 @@ from pyro_mdm.support.places import ROOT
 
 RECIPES = ROOT / "models"
 
-Options = dict[str, Any]
+RunOptions = dict[str, Any]
 
-GUIDES: dict[str, Options] = {
+GUIDES: dict[str, RunOptions] = {
     "vpsde": {"guide": "vpsde"},
     "cld": {"guide": "cld"},
     "malda": {"guide": "malda"},
@@ -25,7 +25,7 @@ GUIDES: dict[str, Options] = {
 # what learning gains beside its start, for scores of the raw state (with a denoiser all diffusions
 # are the same): what `learned` starts as, left so (for K = 1 that is vpsde), and learned ones that
 # start elsewhere
-GAINS: dict[str, Options] = {
+GAINS: dict[str, RunOptions] = {
     f"{name}_frozen": GUIDES[name] | {"diffusion_learning_rate": 0.0}
     for name in ("learned2", "learned3")
 } | {
@@ -40,21 +40,21 @@ STARTS = {
 }
 """The guide that each learned one starts as, where a table has both."""
 # the same diffusions with one log SNR at time T
-MATCHED: dict[str, Options] = {
+MATCHED: dict[str, RunOptions] = {
     name: options | {"min_log_snr": -10.0}
     for name, options in GUIDES.items()
     if options["guide"] != "learned"
 }
 
 # a learned drift beside its linear start, simulated and in closed form
-DRIFTS: dict[str, Options] = {
+DRIFTS: dict[str, RunOptions] = {
     name: {"guide": f"inference.guides.learned_drift:{name}"}
     for name in ("linear", "learned", "closed")
 }
 
 
 # linear diffusions of every kind, in time, by dimension and seeing the data, between the same ends
-LINEAR: dict[str, Options] = {
+LINEAR: dict[str, RunOptions] = {
     "vpsde": {"guide": "vpsde"},
     "time_varying": {"guide": "learned", "time_varying": True},
     "per_pixel": {"guide": "inference.guides.by_dimension:per_pixel"},
@@ -63,7 +63,7 @@ LINEAR: dict[str, Options] = {
     "scales": {"guide": "inference.guides.driven:scales"},
     "means_and_scales": {"guide": "inference.guides.driven:means_and_scales"},
 }
-FREQUENCIES: dict[str, Options] = {
+FREQUENCIES: dict[str, RunOptions] = {
     "per_frequency": {"guide": "inference.guides.blurring:blurring"},  # levels are of pixels
 }
 
@@ -75,7 +75,7 @@ class Cell:
     guide: str
     score: str
     seed: int
-    options: Options
+    options: RunOptions
 
     @property
     def name(self) -> str:
@@ -88,12 +88,12 @@ class RunTable:
     """The runs of a table: one network (up to its channels), optimizer, steps and data for all."""
 
     scores: tuple[str, ...]
-    options: Options
-    guides: dict[str, Options] = field(default_factory=lambda: GUIDES)
+    options: RunOptions
+    guides: dict[str, RunOptions] = field(default_factory=lambda: GUIDES)
     seeds: int = 3
-    further: dict[str, dict[str, Options]] = field(default_factory=dict)  # guides of one score
+    further: dict[str, dict[str, RunOptions]] = field(default_factory=dict)  # guides of one score
 
-    def guides_of(self, score: str) -> dict[str, Options]:
+    def guides_of(self, score: str) -> dict[str, RunOptions]:
         """The guides of a score by name, those of all scores first."""
         return self.guides | self.further.get(score, {})
 
@@ -106,10 +106,10 @@ class RunTable:
 
 
 # what these tables were measured with
-PLAIN: Options = {"times": "log_volume", "batch_size": 128, "network": "small"}
+PLAIN: RunOptions = {"times": "log_volume", "batch_size": 128, "network": "small"}
 
 # few measurements and pictures during training: the comparison at the end is what counts
-BRIEF: Options = {
+BRIEF: RunOptions = {
     "measure_every": 100,
     "num_samples": 16,
     "sampler_steps": 64,
@@ -166,17 +166,17 @@ TABLES = {
 
 # -- the paper's table -----------------------------------------------------------------------------
 
-Images = Literal["mnist", "cifar10", "imagenet32", "fashion_mnist", "mnist5k", "digits"]
+PaperData = Literal["mnist", "cifar10", "imagenet32", "fashion_mnist", "mnist5k", "digits"]
 """Data sets of the paper, and three that are small or at hand."""
 
-PUBLISHED: dict[str, Options] = {
+PAPER_GUIDES: dict[str, RunOptions] = {
     name: {"guide": f"inference.guides.published:{name}_at_time"}
     for name in ("vpsde", "cld", "malda", "alda", "learned2", "learned3")
 }
-PUBLISHED["alda"] |= {"precision": "64-true"}  # its log SNR at s = 0.001 is 48
+PAPER_GUIDES["alda"] |= {"precision": "64-true"}  # its log SNR at s = 0.001 is 48
 FIXED = ("vpsde", "cld", "malda", "alda")
 
-SIZES: dict[str, Options] = {
+SIZES: dict[str, RunOptions] = {
     "mnist": {},
     "cifar10": {},
     "imagenet32": {},
@@ -188,14 +188,14 @@ SIZES: dict[str, Options] = {
 how much a CPU can train."""
 
 
-def paper(images: Images) -> RunTable:
+def paper(images: PaperData) -> RunTable:
     """The paper's table of a data set: four diffusions and two learned ones by its protocol.
 
     Settings are those of ``models/*_paper.yaml``; the loss of a datum has the clip of 2 nats and
     Adam's ε of 1e-8 there, which are divided by the dimensions of a datum.
     """
     recipe = images if (RECIPES / f"{images}_paper.yaml").exists() else "mnist"
-    options: Options = load_yaml((RECIPES / f"{recipe}_paper.yaml").read_text("utf-8"))
+    options: RunOptions = load_yaml((RECIPES / f"{recipe}_paper.yaml").read_text("utf-8"))
     options = {name: value for name, value in options.items() if name not in ("guide", "score")}
     options |= {"model": "imagenet32_new" if images == "imagenet32" else images} | SIZES[images]
     if images == "digits":
@@ -203,4 +203,4 @@ def paper(images: Images) -> RunTable:
     if SIZES[images]:
         options["measure_every"] = options["steps"] // 4
     seeds = {"digits": 10}.get(images, 3)
-    return RunTable(("noise",), options, PUBLISHED, seeds)
+    return RunTable(("noise",), options, PAPER_GUIDES, seeds)

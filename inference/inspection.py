@@ -73,7 +73,7 @@ class Inspection:
     condition: dict[str, tuple[float, float]] | None = None  # raw, correlation
     amplification: float | None = None
     step_amplification: float | None = None  # of the transitions between 256 steps
-    told: dict[str, tuple[float, float]] | None = None  # by v: bits/dim, difference of log SNR
+    auxiliary: dict[str, tuple[float, float]] | None = None  # by v: bits/dim, difference of log SNR
     forming: float | None = None  # share of [0, T] with log SNR in [-5, 5]
     errors: list[str] = field(default_factory=list)
     advice: list[str] = field(default_factory=list)
@@ -143,7 +143,7 @@ def _look_between(seen: Inspection, diffusion: LinearDiffusion, x: Tensor, start
     )
     seen.condition = attempt(lambda: _conditions(diffusion))
     if diffusion.num_variables > 1:
-        seen.told = attempt(lambda: _told(diffusion, x))
+        seen.auxiliary = attempt(lambda: _auxiliary(diffusion, x))
     seen.amplification = attempt(lambda: _amplification(diffusion))
     seen.step_amplification = attempt(lambda: _step_amplification(diffusion))
     seen.forming = attempt(lambda: _forming(diffusion))
@@ -173,11 +173,11 @@ def _variances(x: Tensor) -> Tensor:
     return torch.nn.functional.pad(values, (0, flat.shape[1] - len(values)))
 
 
-def _told(diffusion: LinearDiffusion, x: Tensor) -> dict[str, tuple[float, float]]:
+def _auxiliary(diffusion: LinearDiffusion, x: Tensor) -> dict[str, tuple[float, float]]:
     """What v tells beyond x_s, in bits/dim and in log SNR: at ε, half way in λ, T, and the most."""
     s = diffusion.log_snr_grid(POINTS)
-    told = auxiliary_information(diffusion, s, _variances(x))
-    bits, apart = told.nats / math.log(2), told.log_snr - told.log_snr_of_x
+    information = auxiliary_information(diffusion, s, _variances(x))
+    bits, apart = information.nats / math.log(2), information.log_snr - information.log_snr_of_x
     at = {"ε": 0, "mid": POINTS // 2, "T": -1, "most": int(bits.argmax())}
     return {where: (bits[i].item(), apart[i].item()) for where, i in at.items()}
 
@@ -297,8 +297,12 @@ def table(seen: Sequence[Inspection]) -> str:
     def condition(f: Inspection, where: str) -> str:
         return "–" if f.condition is None else ", ".join(f"{c:.3g}" for c in f.condition[where])
 
-    def told(f: Inspection, where: str) -> str:
-        return "–" if f.told is None else ", ".join(f"{value:.3g}" for value in f.told[where])
+    def auxiliary(f: Inspection, where: str) -> str:
+        return (
+            "–"
+            if f.auxiliary is None
+            else ", ".join(f"{value:.3g}" for value in f.auxiliary[where])
+        )
 
     def quality(f: Inspection) -> str:
         return f.damping + ("" if f.quality is None else f", {f.quality:.3g}")
@@ -322,10 +326,10 @@ def table(seen: Sequence[Inspection]) -> str:
         ("  half way in log SNR", lambda f: condition(f, "mid")),
         ("  at T", lambda f: condition(f, "T")),
         ("  at the worst s", lambda f: condition(f, "worst")),
-        ("told by v beyond x_s, bits/dim and log SNR, at ε", lambda f: told(f, "ε")),
-        ("  half way in log SNR", lambda f: told(f, "mid")),
-        ("  at T", lambda f: told(f, "T")),
-        ("  at the most telling s", lambda f: told(f, "most")),
+        ("told by v beyond x_s, bits/dim and log SNR, at ε", lambda f: auxiliary(f, "ε")),
+        ("  half way in log SNR", lambda f: auxiliary(f, "mid")),
+        ("  at T", lambda f: auxiliary(f, "T")),
+        ("  at the most telling s", lambda f: auxiliary(f, "most")),
         ("rounding grows by, digits left", lambda f: growth(f.amplification)),
         (f"  in steps of {STEPS} (ancestral)", lambda f: growth(f.step_amplification)),
     ]

@@ -1,7 +1,6 @@
 """The SVI training script: a noising diffusion as a guide, in plain Pyro, read from top to bottom.
 
-python -m inference.svi                       # 30 measurements of each of 569 tumours
-python -m inference.svi --data mine.csv --guide MALDA --steps 1000
+python -m inference.svi --data mine.csv --guide MALDA   # or no options: 569 tumours under CLD
 tensorboard --logdir runs
 """
 
@@ -73,7 +72,8 @@ for step in trange(first + 1, args.steps + 1, initial=first, total=args.steps):
     if step % 25 == 0 or step == args.steps:
         write_terms(writer, elbo_terms(model, guide, problem.test), step, part="test")
         state = {"model": model.state_dict(), "optimizer": optimizer.get_state(), "step": step}
-        torch.save(state | {"random": torch.get_rng_state()}, file)
+        torch.save(state | {"random": torch.get_rng_state()}, new := logdir / "checkpoint.part")
+        new.replace(file)  # whole, whenever the script is stopped
 print(bound(model, guide, problem.test, draws=16))  # its terms, with standard errors
 np.save(logdir / "samples.npy", samples := model(batch_size=64).detach())
 if data.ndim == 4:

@@ -232,12 +232,15 @@ def test_what_v_tells_is_that_of_gaussian_data() -> None:
     """½ log det of (1 + C e^λ) (1 + C e^{λ_x})^{-1}, for the covariance C of the data."""
     diffusion = CLD(max_log_snr=9.0)
     found = look("cld", diffusion, DATA)
-    assert found.told is not None and look("vpsde", VPSDE(max_log_snr=9.0), DATA).told is None
+    assert (
+        found.auxiliary is not None
+        and look("vpsde", VPSDE(max_log_snr=9.0), DATA).auxiliary is None
+    )
     C, start = torch.cov(DATA.mT, correction=0), diffusion.start
     snr = (9.0, float((start.mean[0].square() / start.covariance[0, 0]).log()))
     nats = [0.5 * float(torch.logdet(torch.eye(2) + C * math.exp(level))) for level in snr]
     bits = (nats[0] - nats[1]) / 2 / math.log(2)
-    assert found.told["ε"] == pytest.approx((bits, snr[0] - snr[1]), rel=1e-6)
+    assert found.auxiliary["ε"] == pytest.approx((bits, snr[0] - snr[1]), rel=1e-6)
     assert "told by v" in table([found])
 
 

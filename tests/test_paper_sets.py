@@ -82,8 +82,8 @@ def table_made_up(root: Path) -> None:
     patch = pytest.MonkeyPatch()
     few = {name: value for name, value in FEW.items() if name != "steps"}
     patch.setitem(experiment_tables.SIZES, "cifar10", few)
-    guides = {name: experiment_tables.PUBLISHED[name] for name in ("vpsde", "learned2")}
-    patch.setattr(experiment_tables, "PUBLISHED", guides)
+    guides = {name: experiment_tables.PAPER_GUIDES[name] for name in ("vpsde", "learned2")}
+    patch.setattr(experiment_tables, "PAPER_GUIDES", guides)
     patch.setattr(experiment_tables, "FIXED", ("vpsde",))
 
     popen: Any = subprocess.Popen

@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 from typing import get_args
 
+import pandas as pd
 import pytest
 import torch
 
-from inference.experiment_tables import FIXED, Images, paper
+from inference.experiment_tables import FIXED, PaperData, paper
 from inference.guides import published
 from inference.names import find
 from inference.options import Training
@@ -31,6 +32,16 @@ def test_the_page_has_every_difference_with_its_reason() -> None:
     assert len(re.findall(r"^- \*", PAGE, re.MULTILINE)) == len(published.DIFFERENCES)
 
 
+def test_the_page_says_what_its_intervals_say() -> None:
+    file = ROOT / "docs" / "measured" / "data" / "paper-digits-learned.csv"
+    rows = pd.read_csv(file, comment="#").set_index("pair")
+    low, high = rows["difference_low"], rows["difference_high"]
+    for learned in ("learned2", "learned3"):
+        assert low[f"{learned} less vpsde"] > 0 and high[f"{learned} less malda"] < 0
+        assert low[f"{learned} less cld"] < 0 < high[f"{learned} less cld"]
+    assert "is better, and from MALDA, which is\nworse. They do not tell them from CLD" in PAGE
+
+
 def test_networks_of_mnist_have_the_paper_s_size() -> None:
     for name, kind, size in (
         ("published_small", StridedUNet, 1.12),
@@ -44,8 +55,8 @@ def test_networks_of_mnist_have_the_paper_s_size() -> None:
         assert parameters / 1e6 == pytest.approx(size, abs=0.01)
 
 
-@pytest.mark.parametrize("images", get_args(Images))
-def test_the_table_has_four_fixed_diffusions_and_two_learned_ones(images: Images) -> None:
+@pytest.mark.parametrize("images", get_args(PaperData))
+def test_the_table_has_four_fixed_diffusions_and_two_learned_ones(images: PaperData) -> None:
     table = paper(images)
     cells = list(table.cells())
     assert {cell.guide for cell in cells} == {*FIXED, "learned2", "learned3"} == VARIABLES.keys()

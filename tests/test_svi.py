@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.processes import Program, finish
+from tests.processes import Program, finish, signalled
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "inference" / "svi.py"
@@ -34,13 +35,18 @@ def elbo(said: str) -> float:
 
 @pytest.mark.other_processes
 def test_it_trains_resumes_measures_and_samples(tmp_path: Path) -> None:
-    """The bound rises, TensorBoard has its terms, and a script that was stopped goes on as if it
-    had not been."""
+    """The bound rises, TensorBoard has its terms, and a script that was killed goes on as if it had
+    not been."""
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     said = run("--guide", "LearnedDiffusion", "--steps", 50, "--logdir", whole)
     first = run("--guide", "LearnedDiffusion", "--steps", 1, "--logdir", tmp_path / "first")
     assert elbo(said) > elbo(first)
-    run("--guide", "learned", "--steps", 25, "--logdir", stopped)
+    killed = signalled(signal.SIGKILL, 2, "checkpoint.pt", small_networks)  # as it is replaced
+    words = ("--guide", "learned", "--steps", 50, "--logdir", stopped)
+    program = Program("inference.svi", *words, before=killed)
+    program.communicate()
+    assert program.returncode == -signal.SIGKILL
+    assert torch.load(stopped / "checkpoint.pt")["step"] == 25
     assert run("--guide", "learned", "--steps", 50, "--logdir", stopped) == said
     one, two = (torch.load(folder / "checkpoint.pt") for folder in (whole, stopped))
     assert one["step"] == two["step"] == 50 and one["model"].keys() == two["model"].keys()

@@ -31,6 +31,7 @@ from pyro_mdm.diffusions.interpolant_clocks import (
     SubVariance,
     Turning,
 )
+from pyro_mdm.diffusions.inversion import LOG_SNR
 from pyro_mdm.diffusions.linear import Matrices
 from pyro_mdm.diffusions.linear_sde import LinearSDE, check_scales
 from pyro_mdm.diffusions.propagator import Halves, Propagator, Root
@@ -156,15 +157,8 @@ class Interpolant(LinearSDE):
         low = self._ends.low
         return self.clock(self.horizon) if low is None else self.end_clocks()[1]
 
-    def time_at_log_snr(self, value: Times) -> Tensor:
-        value = self.as_tensor(value)
-        self.check_log_snr(value)
-        return self.time_at_clock(torch.exp(-value))
-
-    def time_at_log_volume(self, value: Times) -> Tensor:
-        value = self.as_tensor(value)
-        self.check_log_volume(value)
-        return self.time_at_clock(torch.exp(value))
+    def _clock_at(self, value: Tensor, of: str) -> Tensor:
+        return torch.exp(-value if of == LOG_SNR else value)
 
 
 class VE(Interpolant):
@@ -390,8 +384,8 @@ class InterpolantPropagator(Propagator):
             """E over log τ from ``begins`` to ``run`` later, like run."""
             first = begins.reshape(*begins.shape, *[1] * (run.dim() - begins.dim() + 1))
             tau = first * (run[..., None] * nodes).exp()
-            each = self._clock.signal(tau).square() * tau * weights
-            return each.sum(-1) * run * self._precision()
+            pull = self._clock.signal(tau).square() * tau * weights
+            return pull.sum(-1) * run * self._precision()
 
         run = length[..., None] * nodes
         whole, tau = pulled(length), begins[..., None] * run.exp()

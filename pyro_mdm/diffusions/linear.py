@@ -32,7 +32,7 @@ from pyro_mdm.diffusions.clocks import Clock, LinearBeta
 from pyro_mdm.diffusions.closed import OneBlock
 from pyro_mdm.diffusions.curve import Curve, decay, volume_rate
 from pyro_mdm.diffusions.ends import Ends, reach_of
-from pyro_mdm.diffusions.inversion import LOG_VOLUME, FoundEnds, Inversion
+from pyro_mdm.diffusions.inversion import LOG_SNR, LOG_VOLUME, FoundEnds, Inversion
 from pyro_mdm.diffusions.matrices import (
     MAX_AMPLIFICATION,
     check_semidefinite,
@@ -886,12 +886,6 @@ class LinearDiffusion(OneBlock):
             UnreachableError: a value too high for float64.
         """
         value = self.as_tensor(value)
-        self.check_log_snr(value)
-        tau = self._inversion.with_gradient(self._inversion.root(value), value)
-        return self.time_at_clock(tau)
-
-    def check_log_snr(self, value: Tensor) -> None:
-        """Raises ValueError for a log SNR below λ(T)."""
         with torch.no_grad():
             low = self.terminal_log_snr
         if not bool((value >= low - 1e-9 * (1 + low.abs())).all()):
@@ -899,6 +893,7 @@ class LinearDiffusion(OneBlock):
                 f"log SNR {value.min().item():.6g} is never reached: it ends at λ(T) = "
                 f"{low.item():.6g}; use a larger value, a faster clock or a longer horizon"
             )
+        return self.time_at_clock(self._clock_at(value, LOG_SNR))
 
     # -- log volume --------------------------------------------------------------------------------
 
@@ -936,14 +931,6 @@ class LinearDiffusion(OneBlock):
             ValueError: a value outside [κ(ε), κ(T)].
         """
         value = self.as_tensor(value)
-        self.check_log_volume(value)
-        tau = self._inversion.with_gradient(
-            self._inversion.root(value, of=LOG_VOLUME), value, LOG_VOLUME
-        )
-        return self.time_at_clock(tau)
-
-    def check_log_volume(self, value: Tensor) -> None:
-        """Raises ValueError for a log volume that is not between those of ε and T."""
         with torch.no_grad():
             low, high = self.log_volume_ends.tolist()
         room = 1e-9 * (1 + abs(low) + abs(high))
@@ -953,6 +940,7 @@ class LinearDiffusion(OneBlock):
                 f"log volume {value.detach()[outside][0].item():.6g} is not between that of ε, "
                 f"{low:.6g}, and of T, {high:.6g}; see log_volume_ends"
             )
+        return self.time_at_clock(self._clock_at(value, LOG_VOLUME))
 
     # -- searches ----------------------------------------------------------------------------------
 
@@ -963,6 +951,11 @@ class LinearDiffusion(OneBlock):
     def _inversion(self) -> Inversion:
         learned = self.is_learned()
         return Inversion(self._curve, learned, self._knots, self._unreachable, self.kept)
+
+    def _clock_at(self, value: Tensor, of: str) -> Tensor:
+        """The clock time at which λ or κ, by its name ``of``, has a value; differentiable."""
+        inversion = self._inversion
+        return inversion.with_gradient(inversion.root(value, of=of), value, of)
 
     def _knots(self, of: str) -> Tensor:
         """log τ for λ from far below ε to far past T, for κ from ε to T."""

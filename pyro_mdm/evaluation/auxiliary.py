@@ -136,8 +136,8 @@ def auxiliary_information(
 
     Example:
         >>> from pyro_mdm import CLD
-        >>> told = auxiliary_information(CLD(max_log_snr=9.0), 0.5)
-        >>> bool(told.log_snr > told.log_snr_of_x)
+        >>> information = auxiliary_information(CLD(max_log_snr=9.0), 0.5)
+        >>> bool(information.log_snr > information.log_snr_of_x)
         True
     """
     check_instance("diffusion", diffusion, Diffusion, "make one, e.g. CLD(max_log_snr=9.0)")
@@ -151,8 +151,8 @@ def auxiliary_information(
             f"variance is {c.tolist()}, expected at least one, none of them below 0; give the "
             "eigenvalues of the data's covariance, or their mean"
         )
-    known: Any = diffusion
-    law = known.marginal(s)
+    kernels: Any = diffusion
+    law = kernels.marginal(s)
     of_x = _log_snr_of_x(law)
     both = torch.stack([law.log_snr, of_x]).unsqueeze(-1) + c.to(of_x).log()
     nats = 0.5 * torch.nn.functional.softplus(both).mean(-1)
@@ -391,7 +391,7 @@ def _on_the_way(
     # the first variable of what `rotated` is given is the noise of z, and the others are r's
     first = noise()
     again = torch.cat([first[:, :1], noise()[:, 1:]], 1)
-    of_z = [error(rotated(law, each), x) for each in (first, again)]
+    of_z = [error(rotated(law, noises), x) for noises in (first, again)]
     whole = (term(of_z[0], of_z[0]) + term(of_z[1], of_z[1])) / 2
     apart = of_z[0] - of_z[1]
     loss_z = -0.5 * term(apart, apart)
@@ -420,6 +420,6 @@ def _at_the_start(diffusion: Kernels, score: Score, x: Tensor) -> Tensor:
     joint = JointTweedie()(diffusion, score, y, event_dim)
     bound = joint.log_prob(x).double()
     error = (x - joint.mean).double().square() / joint.variance.double()
-    each = -0.5 * (error + (2 * math.pi * joint.variance.double()).log())
+    log_marginal = -0.5 * (error + (2 * math.pi * joint.variance.double()).log())
     alone = Tweedie()(diffusion, score, y, event_dim).log_prob(x).double()
-    return torch.stack([each.flatten(1).sum(1) - bound, alone - bound])
+    return torch.stack([log_marginal.flatten(1).sum(1) - bound, alone - bound])

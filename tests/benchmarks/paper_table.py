@@ -1,7 +1,8 @@
 """The tables of docs/measured/paper-protocol.md, of what the experiment ``paper`` has compared.
 
     python -m inference.experiment paper --model digits --workers 2
-    python -m tests.benchmarks.paper_table runs/paper-digits
+    python -m tests.benchmarks.paper_table runs/paper-digits \\
+        --command "python -m inference.experiment paper --model digits --workers 2"
 
 ``paper-<data set>.csv`` has a row for each diffusion, its bound and what it is less VPSDE;
 ``paper-<data set>-learned.csv`` each learned diffusion less each fixed one.
@@ -23,18 +24,13 @@ NOTE = (
 )
 
 
-def tables(folder: Path, out: Path) -> None:
-    """Write both tables of a folder into another."""
+def tables(folder: Path, command: str, out: Path) -> None:
+    """Write both tables of a folder, which ``command`` has made, into another."""
     images = folder.name.removeprefix("paper-")
     bounds, learned = (pd.read_csv(folder / f"{name}.csv") for name in ("summary", "learned"))
     seeds = int(bounds["seeds"].iloc[0])
     config = read_settings(folder / f"noise-{bounds['guide'].iloc[0]}-0")
-    guides = "" if len(bounds) == 6 else f"--guides '[{', '.join(bounds['guide'])}]' "
-    commands = [
-        f"python -m inference.experiment paper --model {images} --workers 2 --steps "
-        f"{config['steps']} --seeds {seeds} {guides}--draws 16 --half_width 0.02",
-        f"python -m tests.benchmarks.paper_table runs/{folder.name}",
-    ]
+    commands = [command, f'python -m tests.benchmarks.paper_table runs/{folder.name} --command "…"']
     notes = [
         f"{config['steps']} steps of {config['batch_size']}, network {config['network']}",
         NOTE,
@@ -69,9 +65,10 @@ def tables(folder: Path, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--command", required=True, help="that has trained and compared the runs")
     parser.add_argument("--summary", type=Path, default=Path("docs/measured/data"))
     arguments = parser.parse_args()
-    tables(arguments.folder, arguments.summary)
+    tables(arguments.folder, arguments.command, arguments.summary)
 
 
 if __name__ == "__main__":
