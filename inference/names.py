@@ -119,7 +119,7 @@ def find(option: str, name: str) -> Any:
         )
     place, colon, attribute = name.rpartition(":")
     if not colon:
-        close = difflib.get_close_matches(name, known, n=1)
+        close = difflib.get_close_matches(name.lower(), known, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         if name.endswith(".py"):
             hint = f" (which class or function of that file? {name}:Name)"

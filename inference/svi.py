@@ -42,7 +42,7 @@ elif args.data.endswith(".npy"):
     data = np.load(args.data, allow_pickle=False)
 else:
     data = np.loadtxt(args.data, delimiter=",", skiprows=1, ndmin=2)  # numbers below names
-data = data if data.ndim == 4 else (data - data.mean(0)) / data.std(0)  # images, or vectors
+data = data if data.ndim == 4 else (data - data.mean(0)) / data.std(0).clip(1e-9)  # or vectors
 
 
 class Data(Problem):

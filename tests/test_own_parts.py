@@ -339,6 +339,8 @@ def test_a_built_in_is_named_as_on_the_command_line_or_as_in_python(option: str)
         assert names.find(option, builtin.__name__) is builtin
         assert names.canonical_name(option, builtin.__name__) == name
         assert names.canonical_name(option, name) == name
+        with pytest.raises(names.NameNotFoundError, match=f"did you mean {name}"):
+            names.find(option, f"{name.upper()}x")
     with pytest.raises(names.NameNotFoundError, match="unknown"):
         names.find(option, "Nobody")
 
