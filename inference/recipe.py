@@ -1,16 +1,15 @@
-"""The parts of training that are functions of the step: order of the data, rates, averaging."""
+"""The parts of training that are functions of the step: order of the data, the optimizer, falls."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from inference.optimizers import Muon, hidden_weights
 from inference.options import Optimization
@@ -54,23 +53,6 @@ def optimizer(
     # undo a loss scale itself, before gradients are clipped
     fused = not scaled and {p.device.type for p in model.parameters()} <= {"cpu", "cuda"}
     return names, torch.optim.AdamW(given, eps=settings.adam_epsilon, weight_decay=0.0, fused=fused)
-
-
-def schedule(step: int, steps: int, warmup: int, decay: str = "cosine") -> float:
-    """The factor on rates: linear warm-up, at most a tenth of all steps, times the decay."""
-    warmup = max(1, min(warmup, steps // 10))
-    factor = 0.5 * (1 + math.cos(math.pi * step / steps)) if decay == "cosine" else 1.0
-    return min(1.0, (step + 1) / warmup) * factor
-
-
-def averaging(decay: float) -> Callable[..., None]:
-    """Exponential averaging whose decay grows to ``decay``, so that it forgets its start."""
-
-    def average(averages: list[Tensor], values: list[Tensor], number: Tensor) -> None:
-        now = min(decay, (1 + int(number)) / (10 + int(number)))
-        get_ema_multi_avg_fn(now)(averages, values, number)
-
-    return average
 
 
 def indices(step: int, batch_size: int, n: int, seed: int) -> Tensor:

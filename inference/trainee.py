@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import signal
 from collections.abc import Sequence
@@ -9,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from inference import recipe
 from inference.batches import Batches
@@ -21,7 +21,8 @@ from inference.plan import Programs
 from inference.processes import LossScale, autocast_dtype, loss_scale
 from inference.runs import Run
 from inference.seeds import seed_from
-from pyro_mdm import MDM_ELBO, DiffusionGuide, DiffusionModel, randomness
+from pyro_mdm import MDM_ELBO, DiffusionGuide, randomness
+from pyro_mdm.training import MovingAverage, Trainer
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -69,9 +70,7 @@ class Trainee:
         self.names, self.optimizer = recipe.optimizer(
             model, settings, scaled=settings.precision == "16-mixed"
         )
-        self.rates = [group["lr"] for group in self.optimizer.param_groups]  # at their highest
-        self.ema = AveragedModel(model, multi_avg_fn=recipe.averaging(settings.ema_decay))
-        averaged = cast(DiffusionModel, self.ema.module)
+        averaged = copy.deepcopy(model)
         self.averaged = Programs(problem, averaged, DiffusionGuide(averaged.diffusion))
         self.best: dict[str, Tensor] = {}
         self.scale: LossScale = loss_scale(fabric)
@@ -90,6 +89,8 @@ class Trainee:
         self.contexts = None if context is None else self._gathered(context)
         objective = MDM_ELBO(decoder=settings.decoder_in_loss)
         self.loss_of, self.stepper = fabric.setup(objective(model, guide), self.optimizer)
+        self.average = MovingAverage(model, settings.ema_decay, memory=10, copy=averaged)
+        self.trainer = _FabricTrainer(self)
 
     def _gathered(self, data: Tensor, *, flip: bool = False) -> Batches:
         size, seed, pieces = self.settings.batch_size, self.settings.seed, (self.mine, self.count)
@@ -108,20 +109,16 @@ class Trainee:
             SimulationError, UnreachableError, KernelPrecisionError: the diffusion has no bound any
                 more.
         """
-        settings, scale = self.settings, self.scale.value
-        factor = recipe.schedule(step, settings.steps, settings.warmup, settings.decay)
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * factor
+        scale = self.scale.value
+        self.trainer.step_number = step
+        self.trainer.begin()
         if self.filling is not None:
             self._fill(self.filling, step)
         nats = self._gradients(step)
         if self.density is not None:
             # processes and float16 scale the loss, and a resumed run may have others
             self.density.update(self._sum_of_processes, self.fabric.world_size * scale)
-        clipped = self.fabric.clip_gradients(
-            self.loss_of, self.stepper, max_norm=settings.clip, error_if_nonfinite=False
-        )
-        norm = float(torch.as_tensor(clipped))
+        norm = float(self.trainer.clip_gradients())
         total, stop = _sum(self.fabric, nats, signal_number)
         levels = self.programs.problem.dequantized_levels
         bits = total / math.log(2) + math.log2(levels or 1)
@@ -130,9 +127,7 @@ class Trainee:
             raise FloatingPointError(
                 f"the loss is {bits} bits/dim and the norm of its gradient {norm}"
             )
-        self.stepper.step()
-        if self.scale.value >= scale:  # else gradients overflowed and the step was left out
-            self.ema.update_parameters(self.programs.model)
+        self.trainer.advance()
         return Step(bits, norm, self.optimizer.param_groups[0]["lr"], stop)
 
     def _gradients(self, step: int) -> Tensor:
@@ -140,7 +135,6 @@ class Trainee:
         seed, problem = self.settings.seed, self.programs.problem
         numbers = self.settings.batch_size * self.programs.model.num_dims
         noise_seed = seed_from(seed, "noise", step, 0)
-        self.optimizer.zero_grad(set_to_none=True)
         nats = torch.zeros((), device=self.fabric.device)
         given = [None] * len(self.mine) if self.contexts is None else self.contexts(step)
         for r, part, context in zip(self.mine, self.batches(step), given, strict=True):
@@ -188,7 +182,7 @@ class Trainee:
         if self.filling is not None and self.filling.values is not None:
             named["filled"] = {"x": self.filling.values}
         tensors = {f"{part}/{name}": t for part, ts in named.items() for name, t in ts.items()}
-        averages = {"averages": int(self.ema.n_averaged), "loss_scale": self.scale.state}
+        averages = {"averages": self.average.number, "loss_scale": self.scale.state}
         state = progress._asdict() | run.described() | {"record": run.written()}
         run.save(Checkpoint(progress.step, tensors, state | averages))
         run.save_model(self.averaged.model, progress.step)
@@ -201,10 +195,41 @@ class Trainee:
         if self.filling is not None:
             self.filling.values = checkpoint.part("filled")["x"].to(self.fabric.device)
         load_optimizer(self.optimizer, checkpoint.part("optimizer"), self.names)
-        self.ema.n_averaged.fill_(checkpoint.state.get("averages", checkpoint.step))
+        self.average.number = checkpoint.state.get("averages", checkpoint.step)
         self.scale.load(checkpoint.state.get("loss_scale", {}))
         saved = checkpoint.state
         return RunProgress(**{name: saved[name] for name in RunProgress._fields if name in saved})
+
+
+class _FabricTrainer(Trainer):
+    """The steps of a trainee, in all processes and with its scale of the loss."""
+
+    def __init__(self, trainee: Trainee) -> None:
+        settings = trainee.settings
+        super().__init__(
+            trainee.programs.model.parameters(),
+            steps=settings.steps,
+            optimizer=trainee.optimizer,
+            warmup=min(settings.warmup, settings.steps // 10),
+            decay=settings.decay,
+            clip=settings.clip,
+            average=trainee.average,
+        )
+        self._fabric, self._loss, self._scale = trainee.fabric, trainee.loss_of, trainee.scale
+        self._stepper = trainee.stepper
+
+    def clip_gradients(self) -> Tensor:
+        clipped = self._fabric.clip_gradients(
+            self._loss, self._stepper, max_norm=self.clip, error_if_nonfinite=False
+        )
+        return torch.as_tensor(clipped)
+
+    def advance(self) -> None:
+        before = self._scale.value
+        self._stepper.step()
+        self.step_number += 1
+        if self.average is not None and self._scale.value >= before:
+            self.average.update()  # else gradients overflowed, and the step was left out
 
 
 def _sum(fabric: Fabric, nats: Tensor, signal_number: int) -> tuple[float, int]:

@@ -46,6 +46,7 @@ FLOORS = (
     ("guide",),
     ("elbo", "distribution"),
     ("evaluation",),
+    ("training",),
     tuple(room for rooms in WINGS.values() for room in rooms),
     ("public",),
 )

@@ -13,12 +13,13 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from inference import filling, recipe, report, runs
+from inference import filling, report, runs
 from inference.checkpoints import latest_checkpoint
 from inference.loading import load_trained
 from inference.runs import Run, RunError
 from inference.train import train
 from inference.trainee import Trainee
+from pyro_mdm.training import schedule
 from tests.brief import SHORT, be_brief
 from tests.mistakes import refused
 from tests.programs import Stopped, assert_same_run, stop_after
@@ -76,7 +77,7 @@ def test_the_steps_that_were_lacking_are_taken(
     bound = train(resume=run, steps=8)
     assert [at for at, _ in taken] == [4, 5, 6, 7]
     rate = Run.open(run).config["learning_rate"]
-    assert [r for _, r in taken] == [rate * recipe.schedule(at, 8, 1) for at in range(4, 8)]
+    assert [r for _, r in taken] == [rate * schedule(at, 8, 1) for at in range(4, 8)]
     new = yaml.safe_load((run / "config.yaml").read_text())
     assert new == config | {"steps": 8} and list(new) == list(config)
     assert steps_said(run) == [8, 8]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import re
@@ -34,7 +33,7 @@ from inference.plan import build
 from inference.runs import Run
 from inference.sample import draw, sample
 from inference.train import decide, train, with_recipe
-from pyro_mdm import DiffusionGuide, DiffusionModel, elbo_terms
+from pyro_mdm import DiffusionGuide, DiffusionModel, elbo_terms, training
 from pyro_mdm.networks import MLP
 from tests.brief import be_brief
 from tests.mistakes import refused
@@ -479,7 +478,7 @@ def test_what_fails_at_the_first_step_blames_no_learning_rate_and_no_checkpoint(
     run = tmp_path / "run"
     options |= {"checkpoint_every": 6, "measure_every": 6, "steps": 6}
 
-    schedule, usual = recipe.schedule, MLP.forward
+    schedule, usual = training.schedule, MLP.forward
 
     def failing(step: int) -> str:
         def rate(at: int, *rest: Any) -> float:
@@ -487,7 +486,7 @@ def test_what_fails_at_the_first_step_blames_no_learning_rate_and_no_checkpoint(
 
         with monkeypatch.context() as patch, warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # Pyro's, of the same NaN
-            patch.setattr(recipe, "schedule", rate)
+            patch.setattr(training, "schedule", rate)
             if step == 0:
                 patch.setattr(MLP, "forward", lambda *inputs: usual(*inputs) * math.nan)
             with pytest.raises(FloatingPointError, match=f"step {step}: the loss is") as caught:
@@ -683,24 +682,6 @@ def test_the_diffusion_has_its_own_rate(trained: Path) -> None:
     flat = [p for group in optimizer.param_groups for p in group["params"]]
     assert [id(parameters[n]) for n in names] == [id(p) for p in flat]
     assert len(flat) == len(parameters)
-
-
-def test_rates_warm_up_and_fall_to_nothing() -> None:
-    rates = [recipe.schedule(step, 100, 10) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1) and rates[4] < rates[9] < rates[10] * 1.1
-    assert max(rates) > 0.97 and rates[99] < 1e-3
-    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
-
-
-def test_the_average_follows_at_first_and_smooths_later() -> None:
-    average = recipe.averaging(0.9)
-    value = [torch.zeros(1)]
-    for number in range(1, 200):
-        average(value, [torch.ones(1)], torch.tensor(number))
-        if number == 1:
-            assert value[0].item() == pytest.approx(1 - 2 / 11)
-    average(value, [torch.zeros(1)], torch.tensor(200))
-    assert value[0].item() == pytest.approx(0.9)
 
 
 def test_mean_and_error_from_sums() -> None:

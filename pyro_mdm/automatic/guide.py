@@ -12,7 +12,7 @@ import pyro
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.infer.autoguide import AutoMultivariateNormal, init_to_median
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import biject_to, constraints
 
 from pyro_mdm.automatic.chain import Annealed, Chain, Ratio, Reversed
@@ -22,7 +22,7 @@ from pyro_mdm.diffusions.presets import VPSDE
 from pyro_mdm.posteriors.guide import ImportanceWeights
 from pyro_mdm.posteriors.tempering import GROUPS, temper
 from pyro_mdm.support.checks import check_count, check_instance, check_number
-from pyro_mdm.support.progress import Progress, progress_bar
+from pyro_mdm.training import Trainer
 
 __all__ = ["AutoMDM"]
 
@@ -243,15 +243,26 @@ class AutoMDM(AutoMultivariateNormal):
         chain, dim = self.chain, self.latent_dim
 
         def train(parameters: Iterable[Tensor], bound: Callable[[], Tensor], what: str) -> None:
-            own = start_updates if what == "Gaussian" else updates
-            rate = 4 * learning_rate if what == "Gaussian" else learning_rate
-            bar = progress_bar(own, what, "updates", shown=progress)
-            made = _ascend(parameters, bound, rate, own, bar)
-            if made < own / 2:
+            steps = start_updates if what == "Gaussian" else updates
+            trainer = Trainer(
+                parameters,
+                steps=steps,
+                learning_rate=4 * learning_rate if what == "Gaussian" else learning_rate,
+                warmup=0,
+                clip=CLIP,
+                average=None,
+                skip=True,
+                progress=what if progress else False,
+            )
+            for _ in trainer:
+                trainer.step(_worst_left_out(bound()))
+            trainer.optimizer.zero_grad()
+            made = steps - trainer.skipped
+            if made < steps / 2:
                 x = self._log_weights(paths, *args, **kwargs)[0]
                 self._density.check_slope(x, *args, **kwargs)
                 raise ValueError(
-                    f"gradients were finite in {made} of {own} updates of the {what}, expected "
+                    f"gradients were finite in {made} of {steps} updates of the {what}, expected "
                     "most; mend the program's derivatives, or choose another init_loc_fn"
                 )
 
@@ -393,33 +404,7 @@ class AutoMDM(AutoMultivariateNormal):
         return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}
 
 
-def _ascend(
-    parameters: Iterable[Tensor],
-    bound: Callable[[], Tensor],
-    learning_rate: float,
-    updates: int,
-    bar: Progress,
-) -> int:
-    """Steps of Adam on the mean of a bound (n,), of which the worst parts don't count.
-
-    Returns:
-        How many gradients were finite; others are left out.
-    """
-    made = 0
-    own = list(parameters)
-    optimizer = torch.optim.Adam(own, learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
-    with bar:
-        for _ in range(updates):
-            optimizer.zero_grad()
-            value = bound().nan_to_num(nan=-math.inf)
-            (-value.clamp_min(value.detach().nanmedian() - WORST).mean()).backward(inputs=own)
-            if nn.utils.clip_grad_norm_(own, CLIP).isfinite():
-                made += 1
-            else:
-                optimizer.zero_grad()
-            optimizer.step()
-            schedule.step()
-            bar.update()
-    optimizer.zero_grad()
-    return made
+def _worst_left_out(bound: Tensor) -> Tensor:
+    """The negative mean of a bound (n,), in which the worst paths do not count."""
+    value = bound.nan_to_num(nan=-math.inf)
+    return -value.clamp_min(value.detach().nanmedian() - WORST).mean()

@@ -27,6 +27,7 @@ docs/measured read it, and samples.png, of all that is there.
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import datetime
 import io
@@ -50,7 +51,6 @@ import numpy as np
 import torch
 from scipy import stats
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from inference import options, recipe
 from inference.decisions import decide, with_recipe
@@ -66,6 +66,7 @@ from pyro_mdm.evaluation.estimates import Z95
 from pyro_mdm.plots.pictures import image_grid, pictures_figure
 from pyro_mdm.support.files import replacing
 from pyro_mdm.support.progress import progress_bar
+from pyro_mdm.training import MovingAverage
 from tests.benchmarks.peer_models import (
     VAE,
     Flow,
@@ -149,8 +150,8 @@ def by_gradients(make: Callable[[Data], Peer]) -> Callable[[Task, Data], Trained
 
 def fit(peer: Peer, data: Data, task: Task) -> tuple[Peer, dict[str, Any]]:
     """The averages that were best on the validation part, and what training was like."""
-    averaged = AveragedModel(peer, multi_avg_fn=recipe.averaging(0.995))
-    keep: Any = averaged.module
+    keep = copy.deepcopy(peer)
+    average = MovingAverage(peer, 0.995, memory=10, copy=keep)
     optimizer = torch.optim.AdamW(
         peer.parameters(), peer.learning_rate, weight_decay=peer.weight_decay
     )
@@ -170,7 +171,7 @@ def fit(peer: Peer, data: Data, task: Task) -> tuple[Peer, dict[str, Any]]:
             loss.backward()
             torch.nn.utils.clip_grad_norm_(peer.parameters(), 1.0)
             optimizer.step()
-            averaged.update_parameters(peer)
+            average.update()
             step, spent = step + 1, before + time.process_time() - began
             bar.update(int(spent) - int(before))
             if spent >= task.seconds * (measured + 1) / MEASUREMENTS:

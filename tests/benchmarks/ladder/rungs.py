@@ -12,7 +12,6 @@ from unittest import mock
 import torch
 from scipy import optimize
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from inference.trainee import Trainee
 from models.base import FINE
@@ -85,12 +84,11 @@ def averaged_by_power(width: float) -> Callable[[Trainee], AbstractContextManage
     """
     gamma = power(width)
 
-    def average(averages: list[Tensor], values: list[Tensor], number: Tensor) -> None:
-        keep = (1 - 1 / (int(number) + 1)) ** (gamma + 1)
-        get_ema_multi_avg_fn(keep)(averages, values, number)
+    def decay_at(number: int) -> float:
+        return (1 - 1 / (number + 1)) ** (gamma + 1)
 
     def during(trainee: Trainee) -> AbstractContextManager[Any]:
-        return mock.patch.object(trainee.ema, "multi_avg_fn", average)
+        return mock.patch.object(trainee.average, "decay_at", decay_at)
 
     return during
 

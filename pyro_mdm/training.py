@@ -1,0 +1,445 @@
+"""Training of whatever has a loss: steps, rates, averaged weights, and the best on validation."""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from pyro_mdm.scores.base import Score
+from pyro_mdm.support.checks import check_count, check_number
+from pyro_mdm.support.files import replacing
+from pyro_mdm.support.progress import Progress, progress_bar
+
+__all__ = ["Decay", "MovingAverage", "Precision", "Trainer", "schedule"]
+
+Decay = Literal["cosine", "constant"]
+Precision = Literal["32-true", "bf16-mixed"]
+LOOKS = 40
+"""Looks at validation data in a training."""
+
+
+def schedule(step: int, steps: int, warmup: int = 0, decay: Decay = "cosine") -> float:
+    """The factor on learning rates: a linear warm-up times the decay.
+
+    Args:
+        step: number of the step, from 0.
+        steps: number of all steps, at whose end a cosine is 0.
+        warmup: number of steps in which the factor rises to 1.
+        decay: "cosine", half a wave from 1 to 0, or "constant".
+    """
+    factor = 0.5 * (1 + math.cos(math.pi * step / steps)) if decay == "cosine" else 1.0
+    return min(1.0, (step + 1) / max(1, warmup)) * factor
+
+
+class MovingAverage:
+    r"""An exponential moving average of the weights of a module.
+
+    Update n, from 0, moves an average m to m + (1 - d_n) (w - m), where w is the weight of now and
+    d_n = min(decay, (1 + n) / (memory + n)) grows to the decay. So the average forgets where it
+    began.
+
+    Args:
+        weights: the module, or the tensors that training changes in place.
+        decay: the decay in the end, in [0, 1).
+        memory: the number in d_n, at least 1; the larger, the sooner the start is forgotten.
+        copy: a copy of the module that is to hold the averages, and whose buffers follow those of
+            the module; its weights begin with those of the first update. None: the averages are
+            tensors here, which begin with the weights of now.
+
+    Attributes:
+        averages: the averages, in the order of the weights.
+        number: number of updates.
+
+    Raises:
+        ValueError: a decay out of range.
+
+    Example:
+        >>> network = torch.nn.Linear(2, 1)
+        >>> average = MovingAverage(network, decay=0.99)
+        >>> before = network.bias.detach().clone()
+        >>> _ = network.bias.data.add_(1.0)  # what a step of training would do
+        >>> average.update()
+        >>> with average.applied():
+        ...     bool((before < network.bias) & (network.bias < before + 1))
+        True
+    """
+
+    def __init__(
+        self,
+        weights: nn.Module | Iterable[Tensor],
+        decay: float = 0.999,
+        *,
+        memory: int = 20,
+        copy: nn.Module | None = None,
+    ) -> None:
+        check_number("decay", decay, "a decay in [0, 1), such as 0.999")
+        check_count("memory", memory, "the number in the decay of the first updates")
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay is {decay}, expected a decay in [0, 1), such as 0.999")
+        self.decay, self.memory, self.number = decay, memory, 0
+        self._starts_late = copy is not None
+        self._buffers: list[tuple[Tensor, Tensor]] = []
+        if isinstance(weights, nn.Module):
+            if copy is not None:
+                self._buffers = [*zip(copy.buffers(), weights.buffers(), strict=True)]
+            weights = weights.parameters()
+        self._weights = list(weights)
+        values = [w.clone() for w in self._weights] if copy is None else [*copy.parameters()]
+        self.averages = [value.detach() for value in values]
+
+    def decay_at(self, number: int) -> float:
+        """The decay d_n of update n, from 0."""
+        return min(self.decay, (1 + number) / (self.memory + number))
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the weights of now into the average."""
+        weights = [weight.detach() for weight in self._weights]
+        if self._starts_late and self.number == 0:
+            _set(self.averages, weights)
+        elif weights:
+            move = get_ema_multi_avg_fn(self.decay_at(self.number))  # all weights by one call
+            move(self.averages, weights, self.number)
+        for following, buffer in self._buffers:
+            following.copy_(buffer)
+        self.number += 1
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """A context in which the averages stand in place of the weights."""
+        values = [weight.detach().clone() for weight in self._weights]
+        _set(self._weights, self.averages)
+        try:
+            yield
+        finally:
+            _set(self._weights, values)
+
+
+class Trainer:
+    r"""A training of a module: an optimizer, and what one wants beside it.
+
+    A step takes the gradient of a loss, clips it, goes on with Adam, or another optimizer, at a
+    rate that warms up and decays, and updates averaged weights. Iterate over a trainer for the
+    numbers of its steps: it counts them, stops in time, and leaves the module in evaluation mode
+    with its averaged weights, or with the best of them, where some were looked at. :meth:`fit` is
+    that loop. No step waits for the device. :class:`pyro.infer.SVI` is the other way to train.
+
+    Args:
+        module: the module that is trained, such as ``MDM_ELBO()(model, guide)``, or its weights.
+        steps: number of steps.
+        learning_rate: the highest learning rate of Adam.
+        optimizer: another optimizer of torch, whose groups have highest rates of their own.
+        warmup: number of steps in which rates rise.
+        decay: "cosine" or "constant", see :func:`schedule`.
+        clip: the norm at which gradients are clipped.
+        average: the decay of the :class:`MovingAverage`, or the average itself; None: none.
+        skip: whether a step whose gradient is not finite is left out; this waits for the device.
+        patience: number of looks in turn that find nothing better, after which training stops.
+        seconds: number of seconds after which training stops, at the end of a step.
+        precision: "32-true" or "bf16-mixed", of the networks of scores alone.
+        compile: a backend of ``torch.compile`` for the networks of scores.
+        checkpoint: a file that is written at each look and at the end, as a whole. Where it is
+            there, training goes on from it, with its random numbers.
+        progress: whether progress is shown, or the name of what is done.
+
+    Attributes:
+        step_number: number of steps taken.
+        skipped: number of them that were left out.
+        best: the least value that was looked at; infinite before.
+
+    Raises:
+        ValueError: numbers out of range; an unknown decay or precision; a module without weights to
+            train; a checkpoint of another module.
+
+    Example:
+        A loop, and the same by :meth:`fit`:
+
+        >>> from pyro_mdm import CLD, MDM_ELBO, Denoiser, DiffusionGuide, DiffusionModel
+        >>> from pyro_mdm.networks import MLP
+        >>> x = torch.randn(200, 2)
+        >>> model = DiffusionModel(CLD(), Denoiser(MLP(2)), event_shape=(2,))
+        >>> loss = MDM_ELBO()(model, DiffusionGuide(model.diffusion))
+        >>> trainer = Trainer(loss, steps=5)
+        >>> for step in trainer:
+        ...     norm = trainer.step(loss(x[torch.randint(len(x), (32,))]) / 32)
+        >>> trainer.step_number
+        5
+        >>> _ = Trainer(loss, steps=5).fit(lambda: loss(x) / 200)
+    """
+
+    def __init__(
+        self,
+        module: nn.Module | Iterable[Tensor],
+        *,
+        steps: int,
+        learning_rate: float = 1e-3,
+        optimizer: torch.optim.Optimizer | None = None,
+        warmup: int = 100,
+        decay: Decay = "cosine",
+        clip: float | None = None,
+        average: float | MovingAverage | None = 0.999,
+        skip: bool = False,
+        patience: int | None = None,
+        seconds: float | None = None,
+        precision: Precision = "32-true",
+        compile: str | None = None,
+        checkpoint: Path | str | None = None,
+        progress: bool | str = False,
+    ) -> None:
+        check_count("steps", steps, "the number of training steps", least=0)
+        check_count("warmup", warmup, "the number of steps in which rates rise", least=0)
+        check_number("learning_rate", learning_rate, "a positive rate of Adam", positive=True)
+        for name, number in (("clip", clip), ("seconds", seconds)):
+            if number is not None:
+                check_number(name, number, "a positive number, or None", positive=True)
+        if patience is not None:
+            check_count("patience", patience, "the number of looks that find nothing better")
+        for name, word, words in (("decay", decay, Decay), ("precision", precision, Precision)):
+            if word not in get_args(words):
+                expected = ", ".join(get_args(words))
+                raise ValueError(f"{name} is {word!r}, expected one of {expected}")
+        self._module = module if isinstance(module, nn.Module) else None
+        parameters = module.parameters() if isinstance(module, nn.Module) else module
+        self.weights = [weight for weight in parameters if weight.requires_grad]
+        if not self.weights:
+            raise ValueError(
+                "the module has no weights that require a gradient, expected one at least; "
+                "requires_grad_(True) sets them free"
+            )
+        self.steps, self.warmup, self.decay, self.clip, self.skip = steps, warmup, decay, clip, skip
+        self.patience, self.seconds, self.progress = patience, seconds, progress
+        self.optimizer = optimizer or torch.optim.Adam(self.weights, lr=learning_rate)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        if isinstance(average, MovingAverage) or average is None:
+            self.average = average
+        else:
+            self.average = MovingAverage(self.weights, average)
+        self.step_number, self.skipped, self.best = 0, 0, math.inf
+        self._best: list[Tensor] = []  # weights and buffers
+        self._worse = 0  # looks since the best
+        self._bar: Progress | None = None
+        self._file = None if checkpoint is None else Path(checkpoint)
+        for score in self._module.modules() if self._module is not None else ():
+            if isinstance(score, Score):
+                score.autocast_dtype = torch.bfloat16 if precision == "bf16-mixed" else None
+                if compile is not None:
+                    score.network.compile(backend=compile)
+        if self._file is not None and self._file.exists():
+            self.load_state_dict(torch.load(self._file, weights_only=True))
+
+    # -- steps -------------------------------------------------------------------------------------
+
+    def step(self, loss: Tensor) -> Tensor:
+        """Take a step on a loss (); returns the norm of its gradient before it is clipped, ()."""
+        self.begin()
+        loss.backward(inputs=self.weights)
+        return self.update()
+
+    def begin(self) -> None:
+        """Set the rates of the step, without gradients: the first half of :meth:`step`, for losses
+        in several pieces."""
+        factor = schedule(self.step_number, self.steps, self.warmup, self.decay)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def update(self) -> Tensor:
+        """Update weights by the gradients that they have: the second half of :meth:`step`."""
+        norm = self.clip_gradients()
+        if self.skip and not bool(norm.isfinite()):
+            self.skipped += 1
+            self.optimizer.zero_grad(set_to_none=True)
+        self.advance()
+        return norm
+
+    def clip_gradients(self) -> Tensor:
+        """Clip the gradients; returns their norm before, ()."""
+        return nn.utils.clip_grad_norm_(self.weights, math.inf if self.clip is None else self.clip)
+
+    def advance(self) -> None:
+        """Update weights by the gradients as they are, and the average."""
+        self.optimizer.step()
+        self.step_number += 1
+        if self.average is not None:
+            self.average.update()
+
+    # -- the loop ----------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[int]:
+        end = math.inf if self.seconds is None else time.monotonic() + self.seconds
+        if self._module is not None:
+            self._module.train()
+        what = self.progress if isinstance(self.progress, str) else "training"
+        done, shown = self.step_number, bool(self.progress)
+        with progress_bar(self.steps, what, "steps", initial=done, shown=shown) as self._bar:
+            while self.step_number < self.steps and not self._is_out_of_patience:
+                if time.monotonic() > end and self.step_number > done:
+                    break
+                before = self.step_number
+                yield before
+                if self.step_number == before:
+                    raise RuntimeError(
+                        f"step {before} of the loop took no step, expected one; call "
+                        "trainer.step(loss) in it"
+                    )
+                self._bar.update(self.step_number - before)
+        self.end()
+
+    @property
+    def _is_out_of_patience(self) -> bool:
+        return self.patience is not None and self._worse >= self.patience
+
+    def fit(
+        self,
+        loss: Callable[[], Tensor],
+        validate: Callable[[], Tensor | float] | None = None,
+        *,
+        looks: int = LOOKS,
+        unit: str = "nats",
+    ) -> float:
+        """Take all steps, and look at validation data in between.
+
+        Args:
+            loss: a function that returns the loss of a new batch, ().
+            validate: a function that returns a loss of validation data, (), which is called with
+                averaged weights in evaluation mode, without gradients. What it draws changes no
+                random number of the training.
+            looks: number of looks.
+            unit: the unit of the loss, in words.
+
+        Returns:
+            The least loss of validation data, which is that of the weights that are left, or the
+            last loss.
+
+        Raises:
+            FloatingPointError: the loss is no number.
+        """
+        check_count("looks", looks, "the number of looks at validation data")
+        if validate is not None and self.step_number == 0:
+            self.look(self._validated(validate))
+        every, last = max(1, self.steps // looks), math.nan
+        for step in self:
+            self.step(value := loss())
+            if (step + 1) % every and step + 1 < self.steps:
+                continue
+            last = float(value.detach())
+            if not math.isfinite(last):
+                raise FloatingPointError(
+                    f"the loss is {last} after {step + 1} steps, expected a number; lower "
+                    "learning_rate"
+                )
+            if validate is not None:
+                self.look(self._validated(validate))
+            else:
+                self._save()
+            if self._bar is not None:
+                self._bar.set_postfix_str(f"{last if validate is None else self.best:.2f} {unit}")
+        return last if validate is None else self.best
+
+    @torch.no_grad()
+    def _validated(self, validate: Callable[[], Tensor | float]) -> float:
+        training = self._module is not None and self._module.training
+        with self.averaged(), torch.random.fork_rng(devices=[]):
+            if self._module is not None:
+                self._module.eval()
+            value = float(validate())
+        if self._module is not None:
+            self._module.train(training)
+        return value
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """A context with averaged weights."""
+        if self.average is None:
+            yield
+        else:
+            with self.average.applied():
+                yield
+
+    def look(self, value: Tensor | float) -> bool:
+        """Keep the averaged weights of now if a value of theirs, less being better, is the least;
+        returns whether it is."""
+        value = float(value)
+        better = value < self.best
+        self._worse = 0 if better else self._worse + 1
+        if better:
+            self.best = value
+            weights = self.weights if self.average is None else self.average.averages
+            self._best = [t.detach().clone() for t in (*weights, *self._of_module)]
+        self._save()
+        return better
+
+    @property
+    def _of_module(self) -> list[Tensor]:
+        return [] if self._module is None else [*self._module.buffers()]
+
+    def end(self) -> None:
+        """Leave the module with its best weights, or the averaged ones, in evaluation mode."""
+        self._save()
+        if self._best:
+            _set([*self.weights, *self._of_module], self._best)
+        elif self.average is not None:
+            _set(self.weights, self.average.averages)
+        if self._module is not None:
+            self._module.eval()
+
+    # -- what a checkpoint holds -------------------------------------------------------------------
+
+    def _save(self) -> None:
+        if self._file is not None and self.step_number:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(self.state_dict(), content := io.BytesIO())
+            with replacing() as write:
+                write(self._file, [content.getbuffer()])
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that training goes on from, random numbers of the CPU included."""
+        average = self.average
+        return {
+            "step_number": self.step_number,
+            "skipped": self.skipped,
+            "tensors": [t.detach().clone() for t in (*self.weights, *self._of_module)],
+            "averages": [] if average is None else [t.clone() for t in average.averages],
+            "averaged": 0 if average is None else average.number,
+            "best": self.best,
+            "best_tensors": self._best,
+            "worse": self._worse,
+            "optimizer": self.optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a :meth:`state_dict` (ValueError: it is of another module)."""
+        tensors = [*self.weights, *self._of_module]
+        shapes, saved = (
+            [tuple(t.shape) for t in tensors],
+            [tuple(t.shape) for t in state["tensors"]],
+        )
+        if shapes != saved:
+            raise ValueError(
+                f"the checkpoint has tensors of shapes {saved}, expected those of the module, "
+                f"{shapes}; name another checkpoint, or delete it"
+            )
+        _set(tensors, state["tensors"])
+        self.step_number, self.skipped = state["step_number"], state["skipped"]
+        if self.average is not None:
+            _set(self.average.averages, state["averages"])
+            self.average.number = state["averaged"]
+        self.best, self._best, self._worse = state["best"], state["best_tensors"], state["worse"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"])
+
+
+@torch.no_grad()
+def _set(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.copy_(value)

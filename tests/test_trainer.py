@@ -1,0 +1,320 @@
+"""Training of a module: rates, averages, the best weights, and going on after a kill."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyro_mdm import CLD, MDM_ELBO, Denoiser, DiffusionGuide, DiffusionModel, training
+from pyro_mdm.networks import MLP
+from pyro_mdm.training import MovingAverage, Trainer, schedule
+
+
+def line(seed: int = 0) -> tuple[nn.Module, Callable[[], Tensor], Callable[[], Tensor]]:
+    """A network with dropout and statistics, the loss of a batch, and that of other data."""
+    torch.manual_seed(seed)
+    network = nn.Sequential(
+        nn.Linear(1, 8), nn.BatchNorm1d(8), nn.SiLU(), nn.Dropout(0.1), nn.Linear(8, 1)
+    )
+    x = torch.linspace(-1, 1, 64)[:, None]
+
+    def loss() -> Tensor:
+        rows = torch.randint(len(x), (16,))
+        return ((network(x[rows]) - x[rows] ** 2) ** 2).mean()
+
+    return network, loss, lambda: ((network(x) - x**2) ** 2).mean()
+
+
+def values(module: nn.Module) -> list[Tensor]:
+    return [t.clone() for t in module.state_dict().values()]
+
+
+def same(one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(map(torch.equal, one, other))
+
+
+# -- rates and averages ----------------------------------------------------------------------------
+
+
+def test_rates_warm_up_and_fall_to_nothing() -> None:
+    rates = [schedule(step, 100, 10) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and rates[4] < rates[9] < rates[10] * 1.1
+    assert max(rates) > 0.97 and rates[99] < 1e-3
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
+    assert [schedule(step, 9, decay="constant") for step in range(9)] == [1.0] * 9
+
+
+def test_rates_of_groups_keep_their_ratio() -> None:
+    one, two = nn.Linear(1, 1), nn.Linear(1, 1)
+    groups = [{"params": one.parameters(), "lr": 0.1}, {"params": two.parameters(), "lr": 0.3}]
+    optimizer = torch.optim.SGD(groups)
+    trainer = Trainer(nn.ModuleList([one, two]), steps=10, optimizer=optimizer, warmup=4)
+    for step in trainer:
+        trainer.step(one(torch.ones(1)).sum() + two(torch.ones(1)).sum())
+        found = [group["lr"] for group in optimizer.param_groups]
+        assert found == pytest.approx([0.1 * schedule(step, 10, 4), 0.3 * schedule(step, 10, 4)])
+
+
+@pytest.mark.parametrize("memory", [10, 20])
+def test_the_average_follows_at_first_and_smooths_later(memory: int) -> None:
+    weight = torch.zeros(1)
+    average = MovingAverage([weight], 0.9, memory=memory)
+    weight += 1
+    average.update()
+    assert average.averages[0].item() == pytest.approx(1 - 1 / memory)
+    for _ in range(300):
+        average.update()
+    assert average.averages[0].item() == pytest.approx(1)
+    weight -= 1
+    average.update()
+    assert average.averages[0].item() == pytest.approx(0.9)
+
+
+def test_a_copy_begins_with_the_first_update_and_has_the_buffers_of_now() -> None:
+    network, copy = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+    average = MovingAverage(network, 0.9, memory=10, copy=copy)
+    for number, value in enumerate((3.0, 4.0)):
+        with torch.no_grad():
+            network.weight.fill_(value)
+            network.running_mean.fill_(value)
+        average.update()
+        expected = (3.0, 4 - 2 / 11)[number]
+        assert copy.weight.tolist() == pytest.approx([expected] * 2)
+        assert copy.running_mean.tolist() == [value] * 2
+
+
+def test_averages_stand_in_for_a_while() -> None:
+    network = nn.Linear(1, 1)
+    average = MovingAverage(network, 0.5)
+    before = values(network)
+    with torch.no_grad():
+        network.weight += 1
+    after = values(network)
+    with pytest.raises(KeyError), average.applied():
+        assert same(values(network), before)
+        raise KeyError
+    assert same(values(network), after)
+
+
+# -- steps -----------------------------------------------------------------------------------------
+
+
+def test_a_step_is_that_of_the_optimizer_on_a_clipped_gradient() -> None:
+    weight = nn.Parameter(torch.tensor([3.0, 4.0]))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    trainer = Trainer(
+        [weight], steps=2, optimizer=optimizer, warmup=0, decay="constant", clip=1.0, average=None
+    )
+    norm = trainer.step(weight.square().sum() / 2)
+    assert norm.item() == pytest.approx(5)
+    assert weight.tolist() == pytest.approx([2.4, 3.2])
+
+
+def test_pieces_of_a_loss_are_one_step() -> None:
+    whole, pieces = nn.Linear(2, 1), nn.Linear(2, 1)
+    pieces.load_state_dict(whole.state_dict())
+    x = torch.randn(6, 2)
+    one, other = Trainer(whole, steps=1), Trainer(pieces, steps=1)
+    one.step(whole(x).square().sum())
+    other.begin()
+    for rows in x.split(2):
+        pieces(rows).square().sum().backward()
+    other.update()
+    for expected, found in zip(values(whole), values(pieces), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_asks_nothing_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, loss, _ = line()
+    trainer = Trainer(network, steps=3)
+    waits: list[str] = []
+    for name in ("item", "__bool__", "__float__", "tolist"):
+        usual = getattr(Tensor, name)
+
+        def counted(*args: Any, usual: Any = usual, name: str = name) -> Any:
+            waits.append(name)
+            return usual(*args)
+
+        monkeypatch.setattr(Tensor, name, counted)
+    value = loss()
+    waits.clear()
+    trainer.step(value)
+    # Adam itself asks the number of its steps, which is on the host
+    assert set(waits) <= {"item"} and len(waits) <= len(trainer.weights)
+
+
+def test_a_gradient_that_is_no_number_is_left_out_where_that_is_said() -> None:
+    weight = nn.Parameter(torch.ones(1))
+    trainer = Trainer([weight], steps=3, skip=True, warmup=0, average=None)
+    trainer.step(weight.sum() * math.nan)
+    assert weight.item() == 1 and trainer.skipped == 1
+    trainer.step(weight.sum())
+    assert weight.item() < 1 and trainer.skipped == 1 and trainer.step_number == 2
+
+
+# -- the loop --------------------------------------------------------------------------------------
+
+
+def test_a_loop_leaves_averaged_weights_in_evaluation_mode() -> None:
+    network, loss, _ = line()
+    trainer = Trainer(network, steps=20)
+    assert [trainer.step(loss()).dim() for _ in trainer] == [0] * 20
+    assert trainer.average is not None and not network.training
+    assert same([p.detach() for p in trainer.weights], trainer.average.averages)
+
+
+def test_the_best_weights_are_left_with_their_buffers() -> None:
+    network, loss, _ = line()
+    losses, looked = [5.0, 4.0, 1.0, 3.0, 2.0], []
+
+    def look() -> float:
+        looked.append(values(network))
+        return losses[len(looked) - 1]
+
+    assert Trainer(network, steps=40).fit(loss, look, looks=4) == 1.0
+    assert len(looked) == 5  # the start counts
+    assert same(values(network), looked[2])
+    assert not same(looked[2], looked[4])
+
+
+def test_looking_changes_no_random_number_of_the_training() -> None:
+    network, loss, validate = line()
+    Trainer(network, steps=15).fit(loss)
+    unlooked = values(network)
+    network, loss, validate = line()
+    trainer = Trainer(network, steps=15)
+    for step in trainer:
+        trainer.step(loss())
+        if step % 5 == 0:
+            trainer._validated(lambda: validate() + torch.rand(()))
+    assert same(values(network), unlooked)
+
+
+def test_patience_and_seconds_end_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, loss, _ = line()
+    trainer = Trainer(network, steps=100, patience=3)
+    falling = iter([3.0, 2.0, 1.0, *[1.0] * 98])
+    trainer.fit(loss, lambda: next(falling), looks=100)
+    assert trainer.step_number == 2 + 3
+    clock = itertools.count()
+    monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
+    trainer = Trainer(network, steps=100, seconds=7.5)
+    trainer.fit(loss)
+    assert 1 < trainer.step_number < 10
+
+
+def test_a_model_is_trained_in_five_lines() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(256, 2) @ torch.tensor([[1.0, 0.9], [0.0, 0.3]])
+    model = DiffusionModel(CLD(), Denoiser(MLP(2, hidden=16, depth=1)), event_shape=(2,))
+    loss = MDM_ELBO()(model, DiffusionGuide(model.diffusion))
+
+    def whole() -> float:
+        with torch.no_grad():
+            torch.manual_seed(1)
+            return float(loss(x)) / 256
+
+    before = whole()
+    trainer = Trainer(loss, steps=60, learning_rate=1e-2, warmup=5)
+    for _ in trainer:
+        trainer.step(loss(x[torch.randint(len(x), (64,))]) / 64)
+    assert whole() < before - 0.1
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_precision_and_compilation_are_those_of_networks(precision: Any) -> None:
+    model = DiffusionModel(CLD(), Denoiser(MLP(2, hidden=8, depth=1)), event_shape=(2,))
+    loss = MDM_ELBO()(model, DiffusionGuide(model.diffusion))
+    trainer = Trainer(loss, steps=1, precision=precision, compile="eager")
+    expected = torch.bfloat16 if precision == "bf16-mixed" else None
+    assert model.score_function.autocast_dtype is expected
+    assert trainer.step(loss(torch.randn(4, 2))).isfinite()
+
+
+# -- checkpoints -----------------------------------------------------------------------------------
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    network, loss, validate = line()
+    whole = Trainer(network, steps=40)
+    best = whole.fit(loss, validate, looks=8)
+    expected = values(network)
+    file = tmp_path / "folder" / "training.pt"
+    network, loss, validate = line()
+    calls = itertools.count(1)
+
+    def dying() -> Tensor:
+        if next(calls) == 24:
+            raise KeyboardInterrupt
+        return loss()
+
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(network, steps=40, checkpoint=file).fit(dying, validate, looks=8)
+    network, loss, validate = line(seed=7)  # whatever it begins with
+    trainer = Trainer(network, steps=40, checkpoint=file)
+    assert trainer.step_number == 20
+    assert trainer.fit(loss, validate, looks=8) == best
+    assert same(values(network), expected)
+
+
+def test_a_finished_training_has_no_more_steps(tmp_path: Path) -> None:
+    network, loss, validate = line()
+    Trainer(network, steps=8, checkpoint=tmp_path / "file").fit(loss, validate)
+    expected = values(network)
+    again, loss, validate = line(seed=3)
+    trainer = Trainer(again, steps=8, checkpoint=tmp_path / "file")
+    assert list(trainer) == [] and same(values(again), expected)
+
+
+def test_a_checkpoint_of_another_module_is_refused(tmp_path: Path) -> None:
+    network, loss, _ = line()
+    Trainer(network, steps=2, checkpoint=tmp_path / "file").fit(loss)
+    with pytest.raises(ValueError, match=r"shapes .*, expected those of the module"):
+        Trainer(nn.Linear(2, 2), steps=2, checkpoint=tmp_path / "file")
+
+
+# -- mistakes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"steps": -1}, "steps is -1, expected at least 0"),
+        ({"steps": 2.0}, "steps is 2.0, expected a whole number"),
+        ({"learning_rate": 0}, "learning_rate is 0, expected a positive"),
+        ({"warmup": -1}, "warmup is -1"),
+        ({"decay": "linear"}, "decay is 'linear', expected one of cosine, constant"),
+        ({"precision": "16"}, "precision is '16', expected one of 32-true, bf16-mixed"),
+        ({"clip": 0.0}, "clip is 0.0, expected a positive number"),
+        ({"seconds": math.inf}, "seconds is inf, expected a positive number"),
+        ({"patience": 0}, "patience is 0, expected at least 1"),
+        ({"average": 1.0}, "decay is 1.0, expected a decay in"),
+        ({"average": math.nan}, "decay is nan, expected a decay in"),
+    ],
+)
+def test_mistakes_are_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        Trainer(nn.Linear(1, 1), **{"steps": 5} | arguments)
+
+
+def test_a_module_without_weights_is_refused() -> None:
+    with pytest.raises(ValueError, match="no weights that require a gradient"):
+        Trainer(nn.Linear(1, 1).requires_grad_(False), steps=1)
+
+
+def test_a_loop_without_a_step_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match=r"call trainer.step\(loss\) in it"):
+        list(Trainer(nn.Linear(1, 1), steps=2))
+
+
+def test_a_loss_that_is_no_number_ends_a_fit() -> None:
+    network, loss, _ = line()
+    with pytest.raises(FloatingPointError, match="the loss is nan after 1 steps"):
+        Trainer(network, steps=30).fit(lambda: loss() * math.nan)
