@@ -135,8 +135,8 @@ class MDM(TorchDistribution):
         shape = torch.Size(batch_shape)
         if context is not None:
             self.context = model.checked_context(context)
-            own = self.context.shape[: self.context.dim() - len(model.context.shape)]  # type: ignore
-            shape = torch.broadcast_shapes(shape, own)
+            lead = self.context.shape[: self.context.dim() - len(model.context.shape)]  # type: ignore
+            shape = torch.broadcast_shapes(shape, lead)
         super().__init__(shape, model.event_shape, validate_args=validate_args)
         if times is not None and method is None:
             raise ValueError("times are of method 'importance'; add method='importance'")
@@ -188,9 +188,9 @@ class MDM(TorchDistribution):
         if self.model not in _STEPS:
             with self._repeatable():
                 x = self._samples(16)
-                part = torch.rand(2, len(x), *[1] * (x.dim() - 1), dtype=x.dtype).to(x.device)
+                weight = torch.rand(2, len(x), *[1] * (x.dim() - 1), dtype=x.dtype).to(x.device)
                 other = torch.stack([x.roll(1, 0), x.roll(3, 0)])
-                x = torch.cat([x, *(x + part * (other - x))])
+                x = torch.cat([x, *(x + weight * (other - x))])
                 _STEPS[self.model] = self._enough(x)
         return _STEPS[self.model]
 
@@ -205,12 +205,12 @@ class MDM(TorchDistribution):
 
     def _samples(self, number: int) -> Tensor:
         """About so many samples (n, *batch_shape, *event_shape), n ≥ 2."""
-        told = self.model.score_function.told  # one for each of some data, or one for all
-        rows = number if told is None or told.dim() == 1 else len(told.flatten(0, -2))
+        contexts = self.model.score_function.told  # one for each of some data, or one for all
+        rows = number if contexts is None or contexts.dim() == 1 else len(contexts.flatten(0, -2))
         return self.sample((max(2, rows // math.prod(self.batch_shape)),))
 
     def _enough(self, x: Tensor) -> int:
-        model = self._of(x.shape[: x.dim() - len(self.event_shape)])
+        model = self._model_for(x.shape[: x.dim() - len(self.event_shape)])
         flat = x.reshape(-1, *self.event_shape)
 
         def density(steps: int) -> Tensor:
@@ -276,7 +276,7 @@ class MDM(TorchDistribution):
                 "pyro_mdm.samplers"
             )
         lead = (*sample_shape, *self.batch_shape)
-        model = self._of(lead)
+        model = self._model_for(lead)
         shape = (math.prod(lead), model.diffusion.num_variables, *self.event_shape)
         sampler: Any = model.sampler
         context = self._context((shape[0],))
@@ -290,12 +290,12 @@ class MDM(TorchDistribution):
         """Data (*sample_shape, *batch_shape, *event_shape)."""
         lead = (*sample_shape, *self.batch_shape)
         rows = torch.Size([math.prod(lead)])
-        model, context = self._of(lead), self._context(rows)
+        model, context = self._model_for(lead), self._context(rows)
         path = model.path_law(context).expand(rows).sample()
         drawn: Tensor = self._decoder(model, path[:, 0], context).sample()
         return drawn.reshape(*lead, *self.event_shape)
 
-    def _of(self, lead: Sequence[int]) -> DiffusionModel:
+    def _model_for(self, lead: Sequence[int]) -> DiffusionModel:
         """The model of data (*lead, *event_shape) with their contexts, if there are any."""
         if self.context is None:
             return self.model.without_context()
@@ -338,7 +338,7 @@ class MDM(TorchDistribution):
         else:
             lead = torch.broadcast_shapes(lead, self.batch_shape)
             value = value.expand(*lead, *self.event_shape)
-            model = self._of(lead)
+            model = self._model_for(lead)
         x, method = value.reshape(-1, *self.event_shape), self.method
         if bool(x.isnan().any()):
             model, x = model.for_present(x)
@@ -391,7 +391,7 @@ class MDM(TorchDistribution):
         if asked not in kept:
             with self._repeatable(), torch.no_grad():
                 x = self._samples(4)
-                model = self._of(x.shape[: x.dim() - len(self.event_shape)])
+                model = self._model_for(x.shape[: x.dim() - len(self.event_shape)])
                 first, flat = self._estimator(model, method), x.reshape(-1, *self.event_shape)
                 values = []
                 for seed in range(SEEDS):

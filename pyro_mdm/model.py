@@ -267,10 +267,10 @@ class DiffusionModel(Registered):
         if context is None:
             return self
         checked, ours = self.checked_context(context), cast(GivenContext, self.context)
-        told = ours.encode(checked)
-        if drop and told.dim() > 1:
-            told = ours.drop(told.flatten(0, -2)).reshape(told.shape)
-        score = self.score_function.given_context(told, knows_unknown=ours.dropout > 0)
+        encoding = ours.encode(checked)
+        if drop and encoding.dim() > 1:
+            encoding = ours.drop(encoding.flatten(0, -2)).reshape(encoding.shape)
+        score = self.score_function.given_context(encoding, knows_unknown=ours.dropout > 0)
         return replace(self, score_function=score, context=None)
 
     def without_context(self) -> DiffusionModel:
@@ -293,12 +293,12 @@ class DiffusionModel(Registered):
             TypeError, ValueError: invalid contexts, or a model without contexts.
         """
         if self.context is None:
-            known = self.score_function.told is not None
-            fix = "condition the model of any context" if known else "make it with Labels(10)"
+            is_given = self.score_function.told is not None
+            fix = "condition the model of any context" if is_given else "make it with Labels(10)"
             raise ValueError(
                 f"context is {describe(context)}, but the model "
-                f"{'has been given its context already' if known else 'is one of x alone'}; leave "
-                f"context out, or {fix}"
+                f"{'has been given its context already' if is_given else 'is one of x alone'}; "
+                f"leave context out, or {fix}"
             )
         return self.context.check(context)
 
@@ -362,10 +362,10 @@ class DiffusionModel(Registered):
 
     def _run(self, x: Tensor | None, batch_size: int | None, num_data: int | None) -> Tensor:
         event_dim = len(self.event_shape)
-        present, known = self, x
+        present, observed = self, x
         if x is not None:
             self.check_data(x)
-            present, known = self.for_present(x)
+            present, observed = self.for_present(x)
         batch_shape = () if x is None else x.shape[: x.dim() - event_dim]
         with batch_plate(self.plate, batch_shape, batch_size, num_data):
             context = None
@@ -375,7 +375,7 @@ class DiffusionModel(Registered):
                 path = pyro.sample("path", present.path_law(context))
             y = path.select(-2 - event_dim, 0)
             law = present.likelihood(*present.given(context), y, event_dim)
-            drawn = pyro.sample("x", law, obs=known)
+            drawn = pyro.sample("x", law, obs=observed)
         return drawn if x is None else x
 
     def check_data(self, x: Tensor) -> None:
@@ -412,12 +412,16 @@ class DiffusionModel(Registered):
     def check_given(self, x: Tensor) -> None:
         """Raises ValueError unless contexts, if there are any, fit data x (*batch,
         *event_shape)."""
-        told = self.without_context().score_function.told
+        contexts = self.without_context().score_function.told
         lead = x.shape[: x.dim() - len(self.event_shape)]
-        if told is not None and told.dim() > 1 and told.shape[:-1] != lead[1 - told.dim() :]:
+        if (
+            contexts is not None
+            and contexts.dim() > 1
+            and contexts.shape[:-1] != lead[1 - contexts.dim() :]
+        ):
             raise ValueError(
-                f"contexts are of {tuple(told.shape[:-1])} data and x of {tuple(lead)}, expected "
-                "one for each; give the contexts of these data, or one for all"
+                f"contexts are of {tuple(contexts.shape[:-1])} data and x of {tuple(lead)}, "
+                "expected one for each; give the contexts of these data, or one for all"
             )
 
 
@@ -475,8 +479,8 @@ def check_context(context: GivenContext | None, diffusion: Diffusion, score: Sco
     size = getattr(score.network, "context_size", 0)
     if context is None:
         latent = diffusion.context
-        known = (0,) if latent is None else (0, latent.size)
-        if size not in known and score.told is None:
+        sizes = (0,) if latent is None else (0, latent.size)
+        if size not in sizes and score.told is None:
             raise ValueError(
                 f"the network is told a context of {size} numbers and the model has none; pass "
                 f"context=Labels({size}), or build the network without context"
@@ -537,8 +541,8 @@ def _reshaped(x: Tensor, event_shape: torch.Size) -> str:
 
 def _event_shape(given: Sequence[int] | None, score: Score) -> torch.Size:
     """The shape of one datum, as given or that of the score."""
-    known = getattr(score, "event_shape", None)
-    event_shape = known if given is None else given
+    score_shape = getattr(score, "event_shape", None)
+    event_shape = score_shape if given is None else given
     if event_shape is None:
         raise ValueError(
             f"event_shape is not given, and {type(score).__name__} takes data of any shape; pass "
@@ -558,9 +562,9 @@ def _event_shape(given: Sequence[int] | None, score: Score) -> torch.Size:
         )
     if any(n < 1 for n in shape):
         raise ValueError(f"event_shape is {shape}, expected positive sizes")
-    if known is not None and shape != tuple(known):
+    if score_shape is not None and shape != tuple(score_shape):
         raise ValueError(
             f"event_shape is {shape}, but {type(score).__name__} was made for data of shape "
-            f"{tuple(known)}; leave event_shape out, or fit the score to such data"
+            f"{tuple(score_shape)}; leave event_shape out, or fit the score to such data"
         )
     return torch.Size(shape)

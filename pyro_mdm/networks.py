@@ -202,8 +202,10 @@ class UNet(Restorable, nn.Module):
         widths = [base * m for m in multipliers]
 
         def block(inputs: int, level: int, attend: bool) -> _ResidualBlock:
-            own = heads if attend else 0
-            return _ResidualBlock(inputs, widths[level], embedding, groups, own, rates[level])
+            block_heads = heads if attend else 0
+            return _ResidualBlock(
+                inputs, widths[level], embedding, groups, block_heads, rates[level]
+            )
 
         self._make_ways(base, widths, blocks, attention, block)
         outlet = _zeroed(nn.Conv2d(widths[0], out_channels * patch**2, 3, padding=1))

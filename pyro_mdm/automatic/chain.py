@@ -188,13 +188,13 @@ class Chain(nn.Module, ABC):
             left[:, 0, 0],
             times.sqrt(),
         )
-        return ChainKernels(*(part.to(self.gaps.dtype) for part in made))
+        return ChainKernels(*(tensor.to(self.gaps.dtype) for tensor in made))
 
     def network(self, seen: Tensor, k: int | Tensor) -> Tensor:
         """(…, n, inputs) -> (…, n, outputs), at one moment or at each of the first dimension."""
-        told = self.told[:, k] if isinstance(k, int) else self.told[:, k, None]
-        hidden = nn.functional.silu(self.first(seen) + told[0])
-        hidden = hidden + nn.functional.silu(self.second(hidden) + told[1])
+        embedding = self.told[:, k] if isinstance(k, int) else self.told[:, k, None]
+        hidden = nn.functional.silu(self.first(seen) + embedding[0])
+        hidden = hidden + nn.functional.silu(self.second(hidden) + embedding[1])
         return self.last(hidden)
 
     def root(self) -> Tensor:
@@ -242,7 +242,7 @@ class Annealed(Chain):
         u, pull = self.control(y, slope, self.steps), self.power[-1] * _bounded(slope, LIMIT)
         total = y.new_zeros(n)
         for k in reversed(range(self.steps)):
-            M, L, R, S, kick, drift, drift_back, _, _, pace = (part[k] for part in kernels)
+            M, L, R, S, kick, drift, drift_back, _, _, pace = (tensor[k] for tensor in kernels)
             kicked = y + kick[:, None] * pull[:, None]
             epsilon = torch.randn_like(y)
             a = drift[:, None] * pull[:, None] + pace * u

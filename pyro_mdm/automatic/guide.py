@@ -243,15 +243,15 @@ class AutoMDM(AutoMultivariateNormal):
         chain, dim = self.chain, self.latent_dim
 
         def train(parameters: Iterable[Tensor], bound: Callable[[], Tensor], what: str) -> None:
-            own = start_updates if what == "Gaussian" else updates
+            planned = start_updates if what == "Gaussian" else updates
             rate = 4 * learning_rate if what == "Gaussian" else learning_rate
-            bar = progress_bar(own, what, "updates", shown=progress)
-            made = _ascend(parameters, bound, rate, own, bar)
-            if made < own / 2:
+            bar = progress_bar(planned, what, "updates", shown=progress)
+            made = _ascend(parameters, bound, rate, planned, bar)
+            if made < planned / 2:
                 x = self._log_weights(paths, *args, **kwargs)[0]
                 self._density.check_slope(x, *args, **kwargs)
                 raise ValueError(
-                    f"gradients were finite in {made} of {own} updates of the {what}, expected "
+                    f"gradients were finite in {made} of {planned} updates of the {what}, expected "
                     "most; mend the program's derivatives, or choose another init_loc_fn"
                 )
 
@@ -295,9 +295,11 @@ class AutoMDM(AutoMultivariateNormal):
                     f"start='particles' draws from the program, which cannot be drawn ({reason}); "
                     "give its sites proper priors, or take start='gaussian'"
                 ) from error
-            each = [(trace.nodes[name], site) for name, site in self._latents()]
-            own = [biject_to(site["fn"].support).inv(drawn["value"]) for drawn, site in each]
-            rows.append(torch.cat([value.flatten() for value in own]))
+            pairs = [(trace.nodes[name], site) for name, site in self._latents()]
+            unconstrained = [
+                biject_to(site["fn"].support).inv(drawn["value"]) for drawn, site in pairs
+            ]
+            rows.append(torch.cat([value.flatten() for value in unconstrained]))
         low, middle, high = torch.stack(rows).quantile(
             torch.tensor([0.05, 0.5, 0.95]).to(rows[0]), 0
         )
@@ -340,8 +342,8 @@ class AutoMDM(AutoMultivariateNormal):
     def _weighted(self, n: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self._set_up(*args, **kwargs)
         sizes = [min(AT_A_TIME, n - done) for done in range(0, n, AT_A_TIME)]
-        parts = [self._log_weights(size, *args, **kwargs) for size in sizes]
-        x, log_weights = (torch.cat(of) for of in zip(*parts, strict=True))
+        pieces = [self._log_weights(size, *args, **kwargs) for size in sizes]
+        x, log_weights = (torch.cat(tensors) for tensors in zip(*pieces, strict=True))
         if lost := int((log_weights.isnan() | (log_weights == math.inf)).sum()):
             warnings.warn(
                 f"{lost:,} of {n:,} draws have a density that is NaN or infinite, expected none, "
@@ -406,15 +408,15 @@ def _ascend(
         How many gradients were finite; others are left out.
     """
     made = 0
-    own = list(parameters)
-    optimizer = torch.optim.Adam(own, learning_rate)
+    weights = list(parameters)
+    optimizer = torch.optim.Adam(weights, learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
     with bar:
         for _ in range(updates):
             optimizer.zero_grad()
             value = bound().nan_to_num(nan=-math.inf)
-            (-value.clamp_min(value.detach().nanmedian() - WORST).mean()).backward(inputs=own)
-            if nn.utils.clip_grad_norm_(own, CLIP).isfinite():
+            (-value.clamp_min(value.detach().nanmedian() - WORST).mean()).backward(inputs=weights)
+            if nn.utils.clip_grad_norm_(weights, CLIP).isfinite():
                 made += 1
             else:
                 optimizer.zero_grad()

@@ -75,11 +75,11 @@ def impute(
     with evaluating(model), torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         with progress_bar(len(jobs), "imputation", "rows", shown=progress) as bar:
-            for part in jobs.split(batch_size) if len(jobs) else ():
-                draw, row = part.unbind(1)
+            for batch in jobs.split(batch_size) if len(jobs) else ():
+                draw, row = batch.unbind(1)
                 left = None if left_out is None else missing[row] & left_out[row]
                 conditioned = condition(model, ~missing[row], x[row], left)
-                whole = conditioned(batch_size=len(part)).to(x.dtype)
+                whole = conditioned(batch_size=len(batch)).to(x.dtype)
                 completed[draw, row] = whole if left is None else whole.masked_fill(left, torch.nan)
-                bar.update(len(part))
+                bar.update(len(batch))
     return completed

@@ -330,8 +330,8 @@ def _checked(model: DiffusionModel) -> Kernels:
             f"{type(diffusion).__name__} has K = {diffusion.num_variables} variable, expected "
             "auxiliary variables beside the data; ask it of a model over CLD or another with K ≥ 2"
         )
-    known: Kernels = diffusion
-    return known
+    checked: Kernels = diffusion
+    return checked
 
 
 def _loss_density(diffusion: Kernels, variance: Tensor) -> Tensor:

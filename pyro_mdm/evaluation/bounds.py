@@ -151,15 +151,15 @@ def _averaged(
     total, square = torch.zeros(2, len(NAMES), n, dtype=torch.float64)
     elbo = torch.empty(draws, n, dtype=torch.float64)
     with progress_bar(draws * n, "bound", "draws", shown=progress) as bar:
-        for part in torch.arange(n).split(batch_size):
-            chosen = x[part.to(x.device)]
-            of_part = model.for_rows(part) if isinstance(model, DiffusionModel) else model
+        for rows in torch.arange(n).split(batch_size):
+            chosen = x[rows.to(x.device)]
+            model_of_rows = model.for_rows(rows) if isinstance(model, DiffusionModel) else model
             for draw in range(draws):
-                drawn = _terms(of_part, guide, chosen)
-                total[:, part] += drawn
-                square[:, part] += drawn.square()
-                elbo[draw, part] = drawn[-1]
-                bar.update(len(part))
+                drawn = _terms(model_of_rows, guide, chosen)
+                total[:, rows] += drawn
+                square[:, rows] += drawn.square()
+                elbo[draw, rows] = drawn[-1]
+                bar.update(len(rows))
     mean = total / draws
     of_mean = torch.full((len(NAMES),), math.nan)
     per_datum_error = torch.full((n,), math.nan, dtype=torch.float64)

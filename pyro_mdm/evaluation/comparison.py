@@ -123,10 +123,10 @@ def log_likelihood(
     if method not in METHODS:
         raise ValueError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
     function = METHODS[method]
-    known = [*inspect.signature(function).parameters][3:]
-    if unknown := [name for name in options if name not in known]:
+    names = [*inspect.signature(function).parameters][3:]
+    if unknown := [name for name in options if name not in names]:
         raise TypeError(
-            f"{unknown[0]} is no option of method {method!r}, which has {', '.join(known)}"
+            f"{unknown[0]} is no option of method {method!r}, which has {', '.join(names)}"
         )
     return function(model, guide, x, **options)
 
@@ -177,12 +177,12 @@ def compare(
     with evaluating(*models), torch.random.fork_rng(devices, enabled=latent):
         if len(linear) == len(programs):
             return ClosedFormComparison(programs, x, asked).until()
-        known = None
+        estimated = None
         if linear:  # it has half of the variance of a difference
-            part = None if half_width is None else half_width / math.sqrt(2)
-            known = ClosedFormComparison(linear, x, replace(asked, half_width=part)).until()
+            width = None if half_width is None else half_width / math.sqrt(2)
+            estimated = ClosedFormComparison(linear, x, replace(asked, half_width=width)).until()
         other = next(model.diffusion for name, (model, _) in programs.items() if name not in linear)
-        return compare_paths(other, programs, x, known, asked)
+        return compare_paths(other, programs, x, estimated, asked)
 
 
 @singledispatch

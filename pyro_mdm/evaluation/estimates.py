@@ -183,8 +183,8 @@ class Difference:
             total = Measured(0.0, total.standard_error)
         bits = {"bits_per_dim": total, **terms}
         bits["reconstruction"] = bits["reconstruction"].scaled(-1)
-        each: dict[str, Any] = {name: (m / unit, e / unit) for name, (m, e) in bits.items()}
-        return cls(*pair, **each, monte_carlo_error=monte_carlo_error / unit)
+        scaled: dict[str, Any] = {name: (m / unit, e / unit) for name, (m, e) in bits.items()}
+        return cls(*pair, **scaled, monte_carlo_error=monte_carlo_error / unit)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -214,8 +214,8 @@ class Comparison:
     def __repr__(self) -> str:
         """Bits/dim of each model with its error, then differences with their intervals."""
         models = [
-            (name, f"{Measured(of.bits_per_dim, of.bits_per_dim_error)}", "")
-            for name, of in self.estimates.items()
+            (name, f"{Measured(estimate.bits_per_dim, estimate.bits_per_dim_error)}", "")
+            for name, estimate in self.estimates.items()
         ]
         pairs = []
         for d in self.differences:
@@ -282,7 +282,7 @@ class Noise(NamedTuple):
         R, n = draws.shape
         number = torch.full((n,), float(R), dtype=torch.float64)
         square = draws.double().square().sum(0)
-        spread, *halves = (_variance(part) for part in (draws, draws[::2], draws[1::2]))
+        spread, *halves = (_variance(some) for some in (draws, draws[::2], draws[1::2]))
         return cls.of_spread(spread, halves, square, number, counts)
 
     @classmethod
@@ -319,14 +319,16 @@ class Noise(NamedTuple):
             share = min(max(0.0, float(between / spread[split].var())), 1.0)  # 0 of NaN, 0 / 0
         one = torch.where(several, share * spread + (1 - share) * pooled, pooled)
         of_mean = torch.where(number > 0, one / number, math.nan)
-        known = torch.where(several, share**2 / degrees + (1 - share) ** 2 / total, 1 / total)
-        return cls(torch.where(counts, of_mean, 0), 1 / known)
+        inverse_degrees = torch.where(
+            several, share**2 / degrees + (1 - share) ** 2 / total, 1 / total
+        )
+        return cls(torch.where(counts, of_mean, 0), 1 / inverse_degrees)
 
     def plus(self, other: Noise) -> Noise:
         """That of a sum of two independent means (Welch and Satterthwaite's degrees)."""
         variance = self.variance + other.variance
-        parts = (noise.variance.square() / noise.degrees for noise in (self, other))
-        return Noise(variance, variance.square() / sum(parts))
+        terms = (noise.variance.square() / noise.degrees for noise in (self, other))
+        return Noise(variance, variance.square() / sum(terms))
 
     @property
     def error(self) -> Tensor:

@@ -164,8 +164,8 @@ def read_state(
 ) -> Reading:
     """The reading of x from a state at ε; arguments as for :class:`Likelihood`."""
     if event_dim is None:
-        known = getattr(score, "event_shape", None)
-        event_dim = y.dim() - 2 if known is None else len(known)
+        event_shape = getattr(score, "event_shape", None)
+        event_dim = y.dim() - 2 if event_shape is None else len(event_shape)
     batch_dim, K = y.dim() - 1 - event_dim, diffusion.num_variables
     if event_dim < 0 or batch_dim < 0 or y.shape[batch_dim] != K:
         raise ValueError(

@@ -93,13 +93,13 @@ class LevelSupport(Constraint):
         """Whether each entry is one of its levels, or a number, like the value."""
         if isinstance(self.levels, Tensor):
             return _nearest(value, self.levels)[1]
-        parts = zip(value.unbind(-1), self.levels, strict=True)
-        return torch.stack([x == x if v is None else _nearest(x, v)[1] for x, v in parts], -1)
+        pairs = zip(value.unbind(-1), self.levels, strict=True)
+        return torch.stack([x == x if v is None else _nearest(x, v)[1] for x, v in pairs], -1)
 
     def __repr__(self) -> str:
         if isinstance(self.levels, Tensor):
             return f"{len(self.levels)} levels"
-        number = sum(own is not None for own in self.levels)
+        number = sum(levels is not None for levels in self.levels)
         return f"levels in {number} of {len(self.levels)} dimensions"
 
 
@@ -198,9 +198,9 @@ def smoothed_histogram(x: Tensor, levels: Tensor) -> Tensor:
     n, d = len(levels), x[0].numel()
     counts = torch.zeros(d * n, dtype=torch.float64, device=x.device)
     offset = n * torch.arange(d, device=x.device)
-    for part in x.reshape(len(x), d).split(1024):
-        missing = part.isnan()
-        bins = level_index(torch.where(missing, levels[0].to(part), part), levels) + offset
+    for batch in x.reshape(len(x), d).split(1024):
+        missing = batch.isnan()
+        bins = level_index(torch.where(missing, levels[0].to(batch), batch), levels) + offset
         counts += torch.bincount(bins[~missing], minlength=d * n)
     counts = counts.reshape(d, n)
     pool, N = counts.sum(0), counts.sum(1)
@@ -501,10 +501,10 @@ def mixture_kl(log_prior: Tensor, levels: Tensor, log_snr: float) -> Tensor:
     prior = log_prior.exp()
     total, entropy, weight = torch.zeros_like(prior), torch.zeros_like(u), torch.zeros_like(u)
     room = CPU_BLOCK if u.device.type == "cpu" else DEVICE_BLOCK
-    for part in nodes.split(max(1, room // max(d, n))):
-        near = torch.searchsorted(u, torch.stack([part[0] - far, part[-1] + far])).tolist()
+    for block in nodes.split(max(1, room // max(d, n))):
+        near = torch.searchsorted(u, torch.stack([block[0] - far, block[-1] + far])).tolist()
         L = slice(*near)
-        half_square = (u[L, None] - part).square_().div_(2)
+        half_square = (u[L, None] - block).square_().div_(2)
         kernel = half_square.neg().exp_()
         mixture = prior[:, L] @ kernel
         # 0 only where a node is near none of these levels, and has no weight for them

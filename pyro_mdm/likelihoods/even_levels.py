@@ -55,20 +55,20 @@ def gauss_rules(log_prior: Tensor, x: Tensor, sizes: tuple[int, ...]) -> list[tu
     Args:
         log_prior: (d, n) float64;  x: (n,);  sizes: the M.
     """
-    parts = []
-    for part in log_prior.split(256):  # in cache
+    rules_by_block = []
+    for block in log_prior.split(256):  # in cache
         most = max(sizes)
-        basis = part.new_zeros(len(part), most, len(x))
-        diagonal, beside = part.new_zeros(len(part), most), part.new_zeros(len(part), most)
-        q = (part / 2).exp()
+        basis = block.new_zeros(len(block), most, len(x))
+        diagonal, beside = block.new_zeros(len(block), most), block.new_zeros(len(block), most)
+        q = (block / 2).exp()
         for i in range(most):
             q = q / q.norm(dim=-1, keepdim=True).clamp_min(ROUNDING)
             basis[:, i] = q
-            known = basis[:, : i + 1]
+            spanned = basis[:, : i + 1]
             q = x * q
             for turn in range(2):
-                along = known @ q.unsqueeze(-1)
-                q = q - (along.mT @ known).squeeze(1)
+                along = spanned @ q.unsqueeze(-1)
+                q = q - (along.mT @ spanned).squeeze(1)
                 if turn == 0:
                     diagonal[:, i] = along[:, -1, 0]
             size = q.norm(dim=-1)
@@ -81,8 +81,8 @@ def gauss_rules(log_prior: Tensor, x: Tensor, sizes: tuple[int, ...]) -> list[tu
             off = torch.diag_embed(beside[:, : M - 1], 1)
             nodes, vectors = torch.linalg.eigh(torch.diag_embed(diagonal[:, :M]) + off + off.mT)
             rules += [nodes, 2 * vectors[:, 0].abs().log()]
-        parts.append(rules)
-    whole = [torch.cat(t) for t in zip(*parts, strict=True)]
+        rules_by_block.append(rules)
+    whole = [torch.cat(t) for t in zip(*rules_by_block, strict=True)]
     return list(zip(whole[::2], whole[1::2], strict=True))
 
 

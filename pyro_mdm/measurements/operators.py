@@ -136,8 +136,8 @@ class LinearOperator(Operator):
     def matrix(self) -> Tensor:
         """H as a matrix of flattened data and observations, (m, d) in float64."""
         d, device = math.prod(self.event_shape), _device(self)
-        each = torch.eye(d, dtype=torch.float64, device=device).reshape(d, *self.event_shape)
-        return self(each).flatten(1).mT
+        basis = torch.eye(d, dtype=torch.float64, device=device).reshape(d, *self.event_shape)
+        return self(basis).flatten(1).mT
 
     @torch.no_grad()
     def check(self) -> None:

@@ -97,8 +97,8 @@ def conjugate_gradients(
         curvature = (p * Sp).sum(-1)
         goes_on = goes_on & (curvature > 0)
         step = torch.where(goes_on, square / torch.where(goes_on, curvature, 1), 0)
-        part = step.reshape(-1, *[1] * (Bp.dim() - 1)) * Bp
-        image = part if image is None else image + part
+        increment = step.reshape(-1, *[1] * (Bp.dim() - 1)) * Bp
+        image = increment if image is None else image + increment
         u, r = u + step.unsqueeze(-1) * p, r - step.unsqueeze(-1) * Sp
         iterations += goes_on
         goes_on = goes_on & (r.square().sum(-1) > tolerance**2 * first)

@@ -84,8 +84,8 @@ class Particles(NamedTuple):
         chain, added = self.log_evidence, self.grid_error
         if not math.isfinite(added.mean):
             return chain
-        own = math.sqrt(3) * chain.standard_error  # Var f + 2 Cov(f, f - c), of f - (c - f)
-        error = math.hypot(own, added.standard_error, UNCERTAIN * added.mean)
+        chain_error = math.sqrt(3) * chain.standard_error  # Var f + 2 Cov(f, f - c), of f - (c - f)
+        error = math.hypot(chain_error, added.standard_error, UNCERTAIN * added.mean)
         return Measured(chain.mean - added.mean, error)
 
     @property

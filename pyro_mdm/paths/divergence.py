@@ -106,8 +106,8 @@ def _prior_kl_by_dimension(
     constant = 0.5 * (trace - diffusion.num_variables + torch.logdet(prior) - end.log_det)
     column = end.mean.unsqueeze(-1)
     quadratic = 0.5 * (column.mT @ torch.linalg.solve(prior, column))[..., 0, 0]
-    each = constant.to(x.dtype) + quadratic.to(x.dtype) * x.square()
-    return of_counted(each, counted).sum(tuple(range(-event_dim, 0)))
+    kl = constant.to(x.dtype) + quadratic.to(x.dtype) * x.square()
+    return of_counted(kl, counted).sum(tuple(range(-event_dim, 0)))
 
 
 @torch.no_grad()

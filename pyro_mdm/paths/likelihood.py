@@ -114,8 +114,8 @@ class Estimator:
         """The bound (n,), nats, of x (n, *event_shape), in x's dtype; all draws at once."""
         many = x.repeat(self.draws, *(1,) * (x.dim() - 1))
         with self._drawing(len(x)):
-            each = self._one(many).expand(len(many)).reshape(self.draws, -1)
-        value = log_mean_weight(each) if self.is_exact else each.mean(0)
+            estimates = self._one(many).expand(len(many)).reshape(self.draws, -1)
+        value = log_mean_weight(estimates) if self.is_exact else estimates.mean(0)
         return value.to(x.dtype)
 
     @property

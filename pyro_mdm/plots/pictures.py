@@ -157,12 +157,12 @@ def _states(diffusion: Kernels, x: Tensor, s: Tensor, noise: Tensor) -> Tensor:
     """States at times s (N,), (N, n, K, *event_shape), on the CPU; noise is like a state."""
     device = s.device
     x = diffusion.coordinates(x.detach().to(device).double())
-    known, n, noise = diffusion.typical(x), len(x), noise.to(device)
+    typical, n, noise = diffusion.typical(x), len(x), noise.to(device)
     states = []
     for at in s:
-        law = known.marginal(at.expand(n))
+        law = typical.marginal(at.expand(n))
         whitener = inverse_tril(law.scale_tril)
-        states.append(known.noised(x, at.expand(n), noise, law, whitener).state.cpu())
+        states.append(typical.noised(x, at.expand(n), noise, law, whitener).state.cpu())
     return torch.stack(states)
 
 

@@ -212,7 +212,7 @@ def write_layout(
     if unit not in GROUPS:
         raise ValueError(f"unit is {unit!r}, expected one of {', '.join(GROUPS)}")
     group = GROUPS[unit]
-    tags = {term: [f"{group}/{term}/{part}" for part in parts] for term in terms}
+    tags = {term: [f"{group}/{term}/{split}" for split in parts] for term in terms}
     tags |= {tag: [tag] for tag in others}
     layout = {
         f"{term} ({unit} ± 1 s.e.)": {
@@ -318,11 +318,11 @@ def write_diffusion(writer: SummaryWriter, diffusion: LinearDiffusion, step: int
     for i, value in enumerate(torch.linalg.eigvalsh(D).flip(0)):
         writer.add_scalar(f"noising/Q_eigenvalues/frequency_{i}", frequencies[i].item(), step)
         writer.add_scalar(f"noising/D_eigenvalues/{i}", value.item(), step)
-    known: Any = diffusion.reference
-    if known.learns_stationary:
+    reference: Any = diffusion.reference
+    if reference.learns_stationary:
         for i in range(K):
             for j in range(i, K):
-                entry = known.stationary_covariance[i, j].item()
+                entry = reference.stationary_covariance[i, j].item()
                 writer.add_scalar(f"noising/stationary/entry_{i}{j}", entry, step)
     _write_ends(writer, diffusion, step)
 

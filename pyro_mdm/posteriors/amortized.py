@@ -275,8 +275,8 @@ class AmortizedPosterior(nn.Module):
         with to_learn_from(
             program, draws, simulations, options, vectorized=vectorized, seed=seed
         ) as chosen:
-            parts: dict[str, Any] = {"missing": missing > 0, "encoder": encoder}
-            posterior = cls(program, latent, observed, chosen, network, diffusion, **parts)
+            settings: dict[str, Any] = {"missing": missing > 0, "encoder": encoder}
+            posterior = cls(program, latent, observed, chosen, network, diffusion, **settings)
             posterior._train(chosen, missing, options)
         return posterior
 
@@ -393,14 +393,16 @@ class AmortizedPosterior(nn.Module):
         return encoded
 
     def _numbers(self, draws: Mapping[str, Tensor]) -> Tensor:
-        parts = {name: rows_of(draws, name, shape) for name, shape in self._data_shapes.items()}
-        n = max(map(len, parts.values()))
-        if odd := [name for name, part in parts.items() if len(part) not in (1, n)]:
+        by_site = {name: rows_of(draws, name, shape) for name, shape in self._data_shapes.items()}
+        n = max(map(len, by_site.values()))
+        if odd := [name for name, values in by_site.items() if len(values) not in (1, n)]:
             raise ValueError(
-                f"{odd[0]!r} has {len(parts[odd[0]])} data and others {n}, expected one number; "
+                f"{odd[0]!r} has {len(by_site[odd[0]])} data and others {n}, expected one number; "
                 "give each site the same data"
             )
-        return torch.cat([part.reshape(len(part), -1).expand(n, -1) for part in parts.values()], 1)
+        return torch.cat(
+            [values.reshape(len(values), -1).expand(n, -1) for values in by_site.values()], 1
+        )
 
     def coordinates(self, draws: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
         """The model's coordinates r of parameters by site, (n, d), and log|det ∂r/∂θ|, (n,).
@@ -450,8 +452,8 @@ class AmortizedPosterior(nn.Module):
         """
         check_count("n", n, "the number of draws for each datum")
         x = self.data(data)
-        each = x.repeat_interleave(n, 0)
-        model = self.model.given_context(each)
+        repeated = x.repeat_interleave(n, 0)
+        model = self.model.given_context(repeated)
         with evaluating(model), torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
@@ -462,7 +464,7 @@ class AmortizedPosterior(nn.Module):
         )
         self._warn_of(x)
         lead = (n,) if one else (len(x), n)
-        drawn = self.parameters_of(r, each).items()
+        drawn = self.parameters_of(r, repeated).items()
         return {name: value.reshape(*lead, *value.shape[1:]) for name, value in drawn}
 
     def predictive_p_value(self, data: Mapping[str, Tensor]) -> Tensor:
@@ -492,9 +494,9 @@ class AmortizedPosterior(nn.Module):
         """
         x = one_row(self.data(data))
         check_count("n", n, "the number of draws")
-        each = x.expand(n, -1)
-        maps = partial(self.parameters_of, x=each), partial(self.coordinates, x=each)
-        return draw_by_flow(self.model.given_context(each), *maps, n, seed=seed)
+        repeated = x.expand(n, -1)
+        maps = partial(self.parameters_of, x=repeated), partial(self.coordinates, x=repeated)
+        return draw_by_flow(self.model.given_context(repeated), *maps, n, seed=seed)
 
     def guide(
         self, data: Mapping[str, Tensor], *, nuisance: bool = True, seed: int | None = None

@@ -50,8 +50,8 @@ def write_folder(
     digests = {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in beside}
     with replacing() as write:
         for file, values in tensors.items():
-            own = {key: value.contiguous() for key, value in values.items()}
-            digests[file] = write(folder / file, [safetensors.torch.save(own)])
+            contiguous = {key: value.contiguous() for key, value in values.items()}
+            digests[file] = write(folder / file, [safetensors.torch.save(contiguous)])
         write(folder / name, [json.dumps({**content, DIGESTS: digests}).encode()])
 
 

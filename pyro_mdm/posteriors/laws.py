@@ -286,23 +286,23 @@ class ContinuousLaw(FactorLaw):
         x, of_scale = self._scaled(x)
         given = ~of_scale.isnan() & present
         r, log_det = self.gaussian.residual(torch.where(given.unsqueeze(2), x, 0.0), theta)
-        each = _normal(r).double() + log_det.double().unsqueeze(1)
-        each = each + torch.where(given, of_scale, 0.0).double()
+        log_p = _normal(r).double() + log_det.double().unsqueeze(1)
+        log_p = log_p + torch.where(given, of_scale, 0.0).double()
         if steps and self.is_corrected and bool(given.any()):
-            given = given.expand(each.shape)
+            given = given.expand(log_p.shape)
             of_data = theta.unsqueeze(1).expand(*r.shape[:2], -1)[given]
             gained = self._flow(r[given], of_data, steps) - _normal(r[given]).double()
-            each = each.masked_scatter(given, each[given] + gained)
+            log_p = log_p.masked_scatter(given, log_p[given] + gained)
         outside = torch.where(present, -math.inf, 0.0).double()
-        return torch.where(given, each, outside)
+        return torch.where(given, log_p, outside)
 
     def _flow(self, r: Tensor, theta: Tensor, steps: int) -> Tensor:
         """log p(r | θ) under the diffusion, (n,) float64: that of r with the noise at ε."""
         diffusion, values = self.model.diffusion, list[Tensor]()
         scale = diffusion.start.mean  # of r in the state at ε, (1,)
-        for part, context in zip(r.split(AT_ONCE), theta.split(AT_ONCE), strict=True):
+        for block, context in zip(r.split(AT_ONCE), theta.split(AT_ONCE), strict=True):
             score = self.model.given_context(context).score_function
-            y = part.double().unsqueeze(1) * scale.double().unsqueeze(1)
+            y = block.double().unsqueeze(1) * scale.double().unsqueeze(1)
             density = flow_log_prob(diffusion, score, y, Solver("rk4", steps=steps)).log_prob
             values.append(density + r.shape[1] * scale.double().log().sum())
         return torch.cat(values)

@@ -84,12 +84,12 @@ class PriorPredictive(nn.Module):
             if not bool(pattern.any()):
                 continue  # nothing is seen, which is like anything
             first, second = (
-                self.whitened(part, pattern)
-                for part in (self.kept[self.compared :], self.kept[: self.compared])
+                self.whitened(simulations, pattern)
+                for simulations in (self.kept[self.compared :], self.kept[: self.compared])
             )
-            own = torch.cdist(self.whitened(x[rows], pattern), first).amin(1)
+            nearest = torch.cdist(self.whitened(x[rows], pattern), first).amin(1)
             usual = torch.cdist(second, first).amin(1)
-            farther = (usual >= own.unsqueeze(1)).sum(1)
+            farther = (usual >= nearest.unsqueeze(1)).sum(1)
             value[rows] = (1 + farther.double()) / (1 + self.compared)
         return value
 

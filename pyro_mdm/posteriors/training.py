@@ -102,12 +102,12 @@ def train(
     state = [b.clone() for b in module.buffers()]
 
     def validated() -> float:
-        own = [p.detach().clone() for p in weights]
+        current = [p.detach().clone() for p in weights]
         _set(weights, average)
         with torch.no_grad(), evaluating(module), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             value = float(torch.stack([loss(rows) for _ in range(4)]).mean())
-        _set(weights, own)
+        _set(weights, current)
         return value
 
     module.train()
@@ -148,5 +148,5 @@ def train(
 
 @torch.no_grad()
 def _set(weights: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    for own, value in zip(weights, values, strict=True):
-        own.copy_(value)
+    for weight, value in zip(weights, values, strict=True):
+        weight.copy_(value)

@@ -40,8 +40,8 @@ class _Exponential(Sampler):
     def __init__(self, steps: int, order: int, grid: Grid | None) -> None:
         super().__init__(steps, grid)
         if order not in self.orders:
-            known = " or ".join([", ".join(map(str, self.orders[:-1])), str(self.orders[-1])])
-            raise ValueError(f"order is {order!r}, expected {known}")
+            orders = " or ".join([", ".join(map(str, self.orders[:-1])), str(self.orders[-1])])
+            raise ValueError(f"order is {order!r}, expected {orders}")
         self.order = order
 
     def check(self, diffusion: Diffusion, score: object = None) -> None:

@@ -93,8 +93,8 @@ class Score(Restorable, ExactBuffers, ABC):
                 f"{type(self).__name__}; expected 'log_volume', uniform in log SNR, or 'adaptive'"
             )
         if value != self._times:
-            own = AdaptiveDensity().to(tensor_device(self)) if value == "adaptive" else None
-            self.time_density = own
+            density = AdaptiveDensity().to(tensor_device(self)) if value == "adaptive" else None
+            self.time_density = density
         self._times = value
 
     time_density: AdaptiveDensity | None
@@ -257,15 +257,15 @@ class Score(Restorable, ExactBuffers, ABC):
         Raises:
             ValueError: no context is given, or the network was never trained without one.
         """
-        told = self.told
-        if told is None or not self._knows_unknown:
-            why = "the score has no context" if told is None else "the network always knew it"
+        contexts = self.told
+        if contexts is None or not self._knows_unknown:
+            why = "the score has no context" if contexts is None else "the network always knew it"
             raise ValueError(
                 f"the score for an unknown context is needed, and {why}; "
                 "train a model with context=Labels(10, dropout=0.1) (--context_dropout 0.1), and "
                 "condition it on a context"
             )
-        return self.given_context(told.new_zeros(told.shape[-1]), knows_unknown=True)
+        return self.given_context(contexts.new_zeros(contexts.shape[-1]), knows_unknown=True)
 
     def for_rows(self, rows: Tensor) -> Score:
         """The score of the data at indices (m,).
@@ -274,8 +274,10 @@ class Score(Restorable, ExactBuffers, ABC):
         """
         if self._context_told is None or self._context_told.dim() == 1:
             return self
-        told = self._context_told.reshape(-1, self._context_told.shape[-1])
-        of_rows = told[rows.to(told.device) % len(told)]  # also for several copies of these data
+        contexts = self._context_told.reshape(-1, self._context_told.shape[-1])
+        of_rows = contexts[
+            rows.to(contexts.device) % len(contexts)
+        ]  # also for several copies of these data
         chosen: Score = self.given_context(of_rows, knows_unknown=self._knows_unknown)
         return chosen
 
@@ -497,15 +499,15 @@ class Score(Restorable, ExactBuffers, ABC):
     def _with_context(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """The network's inputs (n, C, *spatial) with contexts: as a tensor (n, size), or as
         channels."""
-        size, told = getattr(self.network, "context_size", 0), self._context_told
-        if told is None and not size:
+        size, contexts = getattr(self.network, "context_size", 0), self._context_told
+        if contexts is None and not size:
             return (inputs,)
-        if told is None:
+        if contexts is None:
             raise ValueError(
                 f"the network is told a context of {size} numbers, and none is given; pass it to "
                 "the program, model(x, given=c), or use condition(model, context=c)"
             )
-        rows = _rows_of_context(told, inputs)
+        rows = _rows_of_context(contexts, inputs)
         if size:
             return inputs, rows
         channels = rows.reshape(*rows.shape, *[1] * (inputs.dim() - 2))

@@ -54,10 +54,10 @@ class DenoiserScore(Score):
         self.register_buffer("trained_max", torch.tensor(math.inf, dtype=torch.float64))
 
     def settings(self) -> dict[str, Any]:
-        own = super().settings()
+        settings = super().settings()
         if not self.maps:
-            own.pop("maps", None)  # as in state dicts of earlier versions
-        return own
+            settings.pop("maps", None)  # as in state dicts of earlier versions
+        return settings
 
     @property
     def training_maps(self) -> MapLaw | None:
@@ -233,11 +233,11 @@ class DenoiserScore(Score):
             with self._watching(u, weight):
                 integrands = self.for_rows(both).integrand(diffusion, x[both], torch.cat(at))
         values, *boundaries = integrands.split([len(x)] + [len(chosen)] * len(moving))
-        each = weighted(width.to(x.dtype) * values, weight)
+        estimate = weighted(width.to(x.dtype) * values, weight)
         for (end, sign), boundary in zip(moving, boundaries, strict=True):
             change = (end - end.detach()).to(x.dtype)  # zero, with the gradient of the end
-            each = each + sign * change * (boundary.sum().detach() * (share / len(x)))
-        return each, log_snr
+            estimate = estimate + sign * change * (boundary.sum().detach() * (share / len(x)))
+        return estimate, log_snr
 
     def integrand(
         self, diffusion: Kernels, x: Tensor, level: Tensor, noise: Tensor | None = None
@@ -332,12 +332,12 @@ class DenoiserScore(Score):
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of the entries of x (N, *event_shape) that are not NaN, per dimension."""
     n = mean = square = torch.zeros((), dtype=torch.float64, device=x.device)
-    for part in x.split(1024):  # one pass: merge means and sums of squares
-        missing, part = part.isnan(), part.double()
+    for batch in x.split(1024):  # one pass: merge means and sums of squares
+        missing, batch = batch.isnan(), batch.double()
         m = (~missing).sum(0)
-        centre = torch.where(missing, 0, part).sum(0) / m.clamp_min(1)
+        centre = torch.where(missing, 0, batch).sum(0) / m.clamp_min(1)
         shift, total = centre - mean, (n + m).clamp_min(1)
-        spread = torch.where(missing, 0, part - centre).square().sum(0)
+        spread = torch.where(missing, 0, batch - centre).square().sum(0)
         square = square + spread + shift.square() * n * m / total
         mean = mean + shift * m / total
         n = n + m
@@ -459,16 +459,17 @@ class Denoiser(DenoiserScore):
             of_all = constant.sum(1).diff()
             return torch.cat(
                 [
-                    0.5 * (((part.double() - mu).square() - s2) @ of_square + of_all)
-                    for part in x.flatten(1)[:, dims].split(DATA_AT_ONCE)
+                    0.5 * (((batch.double() - mu).square() - s2) @ of_square + of_all)
+                    for batch in x.flatten(1)[:, dims].split(DATA_AT_ONCE)
                 ]
             )
         here = counted.expand_as(x).flatten(1)[:, dims].split(DATA_AT_ONCE)
-        each = constant.diff(dim=0).mT
+        constants = constant.diff(dim=0).mT
         return torch.cat(
             [
-                0.5 * (((part.double() - mu).square() - s2) * on @ of_square + on.double() @ each)
-                for part, on in zip(x.flatten(1)[:, dims].split(DATA_AT_ONCE), here, strict=True)
+                0.5
+                * (((batch.double() - mu).square() - s2) * on @ of_square + on.double() @ constants)
+                for batch, on in zip(x.flatten(1)[:, dims].split(DATA_AT_ONCE), here, strict=True)
             ]
         )
 

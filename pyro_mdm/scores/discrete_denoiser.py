@@ -180,11 +180,11 @@ class DiscreteDenoiser(DenoiserScore):
                 log_probs = self._level_odds(z, lam, F, k)[2].movedim(k, -1).log_softmax(-1)
             else:
                 tilts, log_weights = self._components(z, F)
-                each = [
+                components = [
                     weight.unsqueeze(-1) + self._tilted_law(z, lam, *tilt).log_probs()
                     for tilt, weight in zip(tilts, log_weights, strict=True)
                 ]
-                log_probs = torch.stack(each).logsumexp(0)
+                log_probs = torch.stack(components).logsumexp(0)
         return likelihoods.LevelCategorical(self.levels, log_probs, z.dim() - k)
 
     @property

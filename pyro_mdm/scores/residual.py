@@ -136,7 +136,7 @@ def noised_moments(
 
 
 @noised_moments.register(Kernels)
-def _known(
+def _gaussian_moments(
     diffusion: Kernels, train_x: Tensor, s: Tensor, num_paths: int, seed: int
 ) -> tuple[Tensor, Tensor]:
     law, x = diffusion.marginal(s), train_x.to(s.device).double()

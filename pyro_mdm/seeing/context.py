@@ -303,9 +303,9 @@ class ContextDiffusion(PerDimensionDiffusion):
         clocks: Any = self.clocks
         of_rows = clocks.given(context.reshape(-1, context.shape[-1]))
         rows = math.prod(context.shape[:-1])
-        known = replace(self, clocks=of_rows, _kept={}, rows=rows, context=None)
-        known.__dict__["_whole"] = self
-        return known
+        conditioned = replace(self, clocks=of_rows, _kept={}, rows=rows, context=None)
+        conditioned.__dict__["_whole"] = self
+        return conditioned
 
     @property
     def origin(self) -> ContextDiffusion:
@@ -361,9 +361,9 @@ class ContextDiffusion(PerDimensionDiffusion):
 
     def views(self, x: Tensor) -> dict[str, Tensor]:
         """``log SNR less the common one`` at three times from ε to T, at typical contexts."""
-        known = self.typical(x)
+        typical = self.typical(x)
         u = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64, device=x.device)
-        maps = known.level(u[:, None]).log_snr
+        maps = typical.level(u[:, None]).log_snr
         common = self.max_log_snr - u * (self.max_log_snr - self.terminal_log_snr)
         apart = maps - common.reshape(-1, *[1] * (maps.dim() - 1))
         return {"log SNR less the common one": apart.expand(3, *x.shape)}

@@ -163,8 +163,8 @@ class DataDrivenDiffusion(WrappedDiffusion):
         slope = slope / (low - high)
         means, scales = self._moved(x)
 
-        def mixed(weight: Tensor, part: Tensor) -> Tensor:
-            return torch.einsum("nj,nj...->n...", weight.to(x.dtype), part)
+        def mixed(weight: Tensor, coefficients: Tensor) -> Tensor:
+            return torch.einsum("nj,nj...->n...", weight.to(x.dtype), coefficients)
 
         return DataPath(
             x + mixed(blend, means),
@@ -185,9 +185,9 @@ class DataDrivenDiffusion(WrappedDiffusion):
                 f"{type(self.network).__name__} returned {tuple(out.shape)} for data "
                 f"{tuple(x.shape)}, expected {expected}; see DataDrivenDiffusion.outputs"
             )
-        parts = iter(out.to(x.dtype).unflatten(1, (-1, J, x.shape[1])).unbind(1))
+        outputs = iter(out.to(x.dtype).unflatten(1, (-1, J, x.shape[1])).unbind(1))
         still = x.new_zeros(len(x), J, *[1] * (x.dim() - 1))
-        means, scales = (c * torch.tanh(next(parts) / c) if c else still for c in ranges)
+        means, scales = (c * torch.tanh(next(outputs) / c) if c else still for c in ranges)
         return means, scales
 
     def aims(self, x: Tensor, z: Tensor, log_snr: Tensor) -> Aims:
@@ -301,8 +301,8 @@ class DataDrivenDiffusion(WrappedDiffusion):
         self.simulate(torch.zeros(()), torch.zeros(()))
 
     def settings(self) -> dict[str, Any]:
-        own = {"means": self.means, "scales": self.scales, "degree": self.degree}
-        return super().settings() | own
+        arguments = {"means": self.means, "scales": self.scales, "degree": self.degree}
+        return super().settings() | arguments
 
     def extra_repr(self) -> str:
         return f"means={self.means:g}, scales={self.scales:g}, degree={self.degree}"

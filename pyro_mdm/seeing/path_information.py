@@ -83,8 +83,8 @@ def path_information_gap(
         high, low = diffusion.max_log_snr, diffusion.terminal_log_snr.item()
         u = (torch.arange(levels) + torch.rand(levels, generator=generator).double()) / levels
         rates = [
-            _rates(diffusion, points, law, high + part * (low - high), draws, generator)
-            for part in u.tolist()
+            _rates(diffusion, points, law, high + fraction * (low - high), draws, generator)
+            for fraction in u.tolist()
         ]
     total, gap = torch.stack(rates, 1) * (high - low)  # (levels, draws) each
 

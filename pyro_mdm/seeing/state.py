@@ -84,8 +84,8 @@ class StateDenoiser(WrappedDenoiser):
         F, m = self.call(inputs, lam, diffusion.num_variables - 1)
         m = m.unflatten(1, (diffusion.num_variables - 1, -1))
         with full_precision(y):
-            known = apply_vector(marginal.readout, _push(diffusion, s, m))
-        return marginal, state, s, denoiser.read((z - known).to(y.dtype), lam, F), m
+            push = apply_vector(marginal.readout, _push(diffusion, s, m))
+        return marginal, state, s, denoiser.read((z - push).to(y.dtype), lam, F), m
 
 
 def _push(diffusion: Any, s: Tensor, m: Tensor) -> Tensor:

@@ -190,11 +190,11 @@ class HamiltonianDiffusion(NonlinearDiffusion):
         y = y.double()
         if not self.separate:
             return _shaped("H", self.H[0](y), y, (len(y), *y.shape[2:]))
-        parts = [
+        terms = [
             _shaped(f"H[{k}]", h(y[:, k]), y[:, k], (len(y), *y.shape[2:]))
             for k, h in enumerate(self.H)
         ]
-        return torch.stack(parts).sum(0)
+        return torch.stack(terms).sum(0)
 
     def drift(self, y: Tensor, s: Times) -> Tensor:
         """β (-(Q + D) ∇H + Γ), like y (batch, K, *event_shape), for s (batch,) or one time."""

@@ -374,8 +374,8 @@ class NonlinearDiffusion(Diffusion, ABC):
     def settings(self) -> dict[str, Any]:
         """The settings, with a subclass's arguments that are numbers, strings or None."""
         in_buffers = ("num_variables", "initial_variance")
-        own = {name: v for name, v in super().settings().items() if name not in in_buffers}
-        return own | {
+        settings = {name: v for name, v in super().settings().items() if name not in in_buffers}
+        return settings | {
             "horizon": self.horizon,
             "beta": described(getattr(self, "beta", None)),
             "max_log_snr": self._max_log_snr,

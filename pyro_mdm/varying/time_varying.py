@@ -167,19 +167,19 @@ class Varying(Matrices, ABC):
     def _bounds(self, scale: Tensor) -> tuple[Tensor, bool]:
         """Times of the cells' bounds, (n + 1,), and whether no cell was cut."""
         s, tau, norm = self.of.kept("bounds", self._uncut_bounds)
-        parts = norm * scale / REACH
-        total = parts.sum().item()
+        pieces = norm * scale / REACH
+        total = pieces.sum().item()
         if not total < MAX_CELLS:
             raise kernels.KernelPrecisionError(
                 f"the drift moves by ‖A‖τ = {REACH * total:.3g} over the whole clock, expected at "
                 f"most {REACH * MAX_CELLS:.0f} with Q and D that vary; scale Q, D or the clock down"
             )
-        parts = parts.ceil().clamp_min(1).long()
-        if int(parts.max()) == 1:
+        pieces = pieces.ceil().clamp_min(1).long()
+        if int(pieces.max()) == 1:
             return s, True
-        first = torch.repeat_interleave(torch.arange(len(parts), device=s.device), parts)
-        place = torch.arange(len(first), device=s.device) - (parts.cumsum(0) - parts)[first]
-        inner = torch.lerp(tau[first], tau[first + 1], (place / parts[first]).to(tau))
+        first = torch.repeat_interleave(torch.arange(len(pieces), device=s.device), pieces)
+        place = torch.arange(len(first), device=s.device) - (pieces.cumsum(0) - pieces)[first]
+        inner = torch.lerp(tau[first], tau[first + 1], (place / pieces[first]).to(tau))
         cut = self.of.beta.inverse(inner).clamp(0, self.of.horizon)
         cut = torch.where(place == 0, s[first], cut)
         return torch.cat([cut, s[-1:]]), False
