@@ -45,7 +45,7 @@ class GivenContext(Restorable, nn.Module, ABC):
     Args:
         shape: shape of one c.
         size: number of numbers that the network receives.
-        dropout: the part of the data whose c is hidden from the network in training. Their part of
+        dropout: fraction of the data whose c is hidden from the network in training. Their share of
             the objective is a bound on log p(x). At 0 every c must be known.
 
     Raises:
@@ -133,7 +133,7 @@ class Labels(GivenContext):
     """Labels of ``num_classes`` classes, whole numbers 0, 1, …; -1 for an unknown one.
 
     Args:
-        num_classes: at least 2.
+        num_classes: number of classes, at least 2.
         dropout: see :class:`GivenContext`.
 
     Example:
@@ -186,7 +186,7 @@ class Vectors(GivenContext):
     """Vectors of real numbers, encoded in units of their standard deviation; NaN if unknown.
 
     Args:
-        mean, scale: those of the encoding (c - mean) / scale, each (m,).
+        mean, scale: constants of the encoding (c - mean) / scale, each (m,).
         dropout: see :class:`GivenContext`.
 
     Raises:

@@ -83,15 +83,15 @@ class MDM(TorchDistribution):
         method: method of ``log_prob``; None for the default.
         draws: number of draws for each datum; by default 2 for ``"flow"``, else 1; to be given with
             the seed of a bound.
-        seed: fixes the draws, the same for every datum, and evaluates the model in eval mode. None:
-            0 for ``"flow"``, fresh draws at every call for bounds.
+        seed: seed of the draws, the same for every datum; the model is then in eval mode. None: 0
+            for ``"flow"``, fresh draws at every call for bounds.
         times: grid of ``"importance"``, a number or the times from ε to T; by default those of a
             model that is a chain, else 65.
         solver: solver of the ODE of ``"flow"``; by default as above for a denoiser, and adaptive
             for another score.
-        batch_shape: as for any distribution, broadcast with that of the contexts.
-        context: for a model with contexts (:mod:`pyro_mdm.contexts`): one for all data, (*shape),
-            or one for each, (*batch_shape, *shape).
+        batch_shape: batch shape, as for any distribution, broadcast with that of the contexts.
+        context: context of a model with contexts (:mod:`pyro_mdm.contexts`): one for all data,
+            (*shape), or one for each, (*batch_shape, *shape).
 
     Raises:
         TypeError, ValueError: an object that is no model, an unknown method, options of another
@@ -356,7 +356,7 @@ class MDM(TorchDistribution):
         is normalized to 1% of noise, or for SVI a bound by fresh draws.
 
         Args:
-            method: of the values in question, by default that of complete ones.
+            method: method for the values in question, by default that for complete ones.
         """
         method = method or self.method
         estimator = self._estimator(self.model, method)

@@ -107,10 +107,11 @@ class MDM_ELBO(ELBO):
     guide that are marked ``is_auxiliary`` contribute -log q. Nothing is enumerated.
 
     Args:
-        decoder: False for the paper's training loss, without the decoder's term: in place of E log
-            p(x | y_ε) the bound has -H[q(y_ε | x)] + H[q(v_0)], as if y_ε itself were the data.
-            Observed sites, one for each path, then do not count. Linear diffusions only.
-        args, kwargs: those of :class:`pyro.infer.ELBO`.
+        decoder: whether the bound has the decoder's term. False is the paper's training loss: in
+            place of E log p(x | y_ε) the bound has -H[q(y_ε | x)] + H[q(v_0)], as if y_ε itself
+            were the data. Observed sites, one for each path, then do not count. Linear diffusions
+            only.
+        args, kwargs: arguments of :class:`pyro.infer.ELBO`.
 
     Raises:
         ValueError: ``decoder=False`` for a diffusion that is simulated or for a program with other

@@ -57,11 +57,12 @@ class DiffusionModel(Registered):
         sampler: integrator of the generative SDE, for a path that is not given; by default
             :func:`~pyro_mdm.samplers.default_sampler`, which takes 25 network calls with a
             denoiser.
-        times: None for the continuous-time law seen at ε; a number N, or (N,) times from ε to T,
-            for the Markov chain on that grid (its density is exact, and so are its importance
-            weights).
+        times: times of the path. None for the continuous-time law seen at ε; a number N, or (N,)
+            times from ε to T, for the Markov chain on that grid (its density is exact, and so are
+            its importance weights).
         plate: name of its own plate of the batch, the guide's too.
-        context: for a model of x given c, see :mod:`pyro_mdm.contexts`; None for a model of x.
+        context: kind of context c of a model of x given c, see :mod:`pyro_mdm.contexts`; None for a
+            model of x.
 
     Raises:
         TypeError: parts of another kind, swapped, or classes instead of objects.
@@ -162,7 +163,8 @@ class DiffusionModel(Registered):
         for it.
 
         Args:
-            folder: with ``config.json`` and ``model.safetensors``, or the name of a trained model.
+            folder: folder with ``config.json`` and ``model.safetensors``, or the name of a trained
+                model.
             classes: parts that are not of this library, by name: a class, a function that makes an
                 object, or (once) the object itself, whose parameters are replaced; functions of the
                 state as they are. A class that inherits from one of this library's is called with
@@ -208,9 +210,9 @@ class DiffusionModel(Registered):
 
         Args:
             x: data, (batch, *event_shape).
-            method: ``"elbo"``, ``"importance"`` or ``"flow"``, see
+            method: name of the method, ``"elbo"``, ``"importance"`` or ``"flow"``, see
                 :mod:`pyro_mdm.paths.likelihood`.
-            options: draws, seed (which fixes those of a batch), times or solver, of
+            options: options draws, seed (which fixes those of a batch), times or solver, of
                 :class:`~pyro_mdm.paths.likelihood.Estimator`.
 
         Raises:
@@ -339,8 +341,8 @@ class DiffusionModel(Registered):
             x: data (batch, *event_shape), or None to generate. Inside plates at dims -2, … it may
                 have their sizes before the batch's. Entries that are NaN are missing: a denoiser
                 with maps leaves them out (:meth:`for_present`), others raise.
-            given: for a model with a context, the contexts of these data, (batch, *shape), or one
-                for all, (*shape). In training mode they are hidden from a part of the given data
+            given: contexts of these data in a model with contexts, (batch, *shape), or one for all,
+                (*shape). In training mode they are hidden from a part of the given data
                 (:class:`~pyro_mdm.contexts.GivenContext`). None: see :meth:`without_context`;
                 training on data needs them.
             batch_size: number of data to generate; by default the size of the plate around it.
@@ -433,8 +435,8 @@ def leaving_out(score: Score, model: DiffusionModel, missing: Tensor) -> Diffusi
     ``@leaving_out.register(Kind)`` over (score, model, missing).
 
     Args:
-        score: the model's.
-        missing: bool, (n, *event_shape).
+        score: score of the model.
+        missing: mask of the missing entries, bool, (n, *event_shape).
 
     Raises:
         TypeError: a kind that is not registered.

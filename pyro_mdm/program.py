@@ -132,7 +132,7 @@ def batch_plate(
 
     Args:
         name: name of its own plate.
-        batch_shape: of the data, whose last size is the batch's; () if there are none.
+        batch_shape: batch shape of the data, whose last size is the batch's; () if there are none.
         batch_size: the requested size of the batch.
         num_data: size of the data set of which the batch is a subsample; scales the plate.
 

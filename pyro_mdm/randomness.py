@@ -107,8 +107,8 @@ def piece(index: int, count: int, seed: int) -> AbstractContextManager[None]:
     """A context in which draws are those of piece ``index`` of a batch in ``count`` equal pieces.
 
     Args:
-        index: r, 0 ≤ r < count.
-        count: S; the data of piece r are r, r + S, r + 2S, … of the batch.
+        index: index r of the piece, 0 ≤ r < count.
+        count: number S of pieces; the data of piece r are r, r + S, r + 2S, … of the batch.
         seed: seed of the batch: the same for all its pieces, another one for each batch.
 
     Raises:

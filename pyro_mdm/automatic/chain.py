@@ -111,13 +111,13 @@ class Chain(nn.Module, ABC):
 
     Args:
         dim: d, the number of latents.
-        diffusion: of any K, with Σ_∞ whose entry of x is 1 and whose others don't correlate with x.
-            Its clock doesn't matter.
-        steps: N.
-        time: of all steps at first, in units of the clock.
-        inputs, outputs: numbers of the network.
-        moments: at how many it is told apart.
-        width: of its two hidden layers.
+        diffusion: diffusion of any K, with Σ_∞ whose entry of x is 1 and whose others don't
+            correlate with x. Its clock doesn't matter.
+        steps: number N of steps.
+        time: duration of all steps at first, in units of the clock.
+        inputs, outputs: numbers that the network takes and returns.
+        moments: number of moments that the network tells apart.
+        width: width of the network's two hidden layers.
     """
 
     def __init__(

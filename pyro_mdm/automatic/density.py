@@ -63,9 +63,10 @@ class ProgramDensity:
     """log p(x, data) of rows of unconstrained latents, with Jacobians, summed over discrete sites.
 
     Args:
-        program: as it is, without values to start from.
-        trace: of one run.
-        unpack: latents' sites, and what packed values (dim,) have for each.
+        program: the program as it is, without values to start from.
+        trace: trace of one run.
+        unpack: function that gives the sites of latents with the values that packed ones (dim,)
+            have.
     """
 
     def __init__(

@@ -141,10 +141,11 @@ def class_posterior(
     """The probabilities p(c | x) of the classes of data, from bounds on log p(x | c).
 
     Args:
-        model, guide: over one diffusion; the model's context is :class:`~pyro_mdm.contexts.Labels`.
+        model, guide: programs over one diffusion; the model's context is
+            :class:`~pyro_mdm.contexts.Labels`.
         x: data in model space, (n, *event_shape), at least 8.
         prior: p(c), (classes,), positive and summing to 1; uniform by default.
-        draws: network calls per datum and class, at least 2.
+        draws: number of network calls per datum and class, at least 2.
         batch_size, seed, progress, distributed: as for :func:`~pyro_mdm.evaluation.compare`.
 
     Raises:

@@ -74,10 +74,10 @@ def condition(
     ``Trace_ELBO``, importance weights, the probability flow. Given a context alone they are not.
 
     Args:
-        model: for a context, a model with one (:mod:`pyro_mdm.contexts`). For masks, a model whose
-            score is a denoiser told :attr:`~pyro_mdm.scores.Score.maps` of log SNR and trained on
-            maps with dimensions observed and left out (:class:`~pyro_mdm.scores.RandomMaps`, or
-            conditional models themselves).
+        model: a model with a context (:mod:`pyro_mdm.contexts`), if one is given. For masks, a
+            model whose score is a denoiser given :attr:`~pyro_mdm.scores.Score.maps` of log SNR and
+            trained on maps with dimensions observed and left out
+            (:class:`~pyro_mdm.scores.RandomMaps`, or conditional models themselves).
         observed: the mask of known dimensions, bool, (*event_shape); or (n, *event_shape) for n
             data that differ. Every call is then for these n data in order, once or several times.
         values: the known values, (*event_shape) or (n, *event_shape). Only observed entries are
@@ -172,7 +172,7 @@ class ConditionedDenoiser(DerivedDenoiser):
     """The denoiser of x_u given x_o; see :func:`condition`.
 
     Args:
-        denoiser: the denoiser of all dimensions, told maps of log SNR.
+        denoiser: the denoiser of all dimensions, which is given maps of log SNR.
         observed, values, left_out: as for :func:`condition`.
 
     Raises:
@@ -448,7 +448,7 @@ class ConditionedDecoder(DecoderDistribution):
     ``log_prob`` is that of the generated entries alone.
 
     Args:
-        law: the decoder's law of all dimensions, which are independent.
+        law: the decoder's distribution of all dimensions, which are independent.
         score: the denoiser, which has the masks and values.
     """
 

@@ -302,7 +302,7 @@ class WindowedDecoder(DecoderDistribution):
     """The law of a larger image, of independent pixels, from laws of windows (W, *batch).
 
     Args:
-        law: the laws of all windows, the first of their batch dimensions.
+        law: the distributions of all windows, the first of their batch dimensions.
         windows: the windows.
     """
 

@@ -96,17 +96,17 @@ def bound(
     whose exact discrete-time bound it is, for programs of your own, and for fewer than 8 data.
 
     Args:
-        model, guide: over one diffusion, linear or not.
+        model, guide: programs over one diffusion, linear or not.
         x: data in model space, (n, *event_shape); n ≥ 1. NaN where an entry is missing, for a
             denoiser with maps: the bound is then on the density of the entries that are present,
             exactly 0 where there are none, and bits per dimension are still divided by the number
             of all dimensions.
-        draws: network evaluations per datum for the diffusion term, and calls of the decoder, at
-            least two; for a simulated diffusion rounded up to whole paths, at least two. Of one
-            draw, up to 256 data are drawn twice, so that there is an error.
-        batch_size: data per network call, which bounds the memory.
+        draws: number of network evaluations per datum for the diffusion term, and of calls of the
+            decoder, at least two; for a simulated diffusion rounded up to whole paths, at least
+            two. Of one draw, up to 256 data are drawn twice, so that there is an error.
+        batch_size: number of data per network call, which bounds the memory.
         seed: seed of the noise; the caller's random state stays as it is.
-        progress: show a progress bar.
+        progress: whether to show a progress bar.
 
     Returns:
         :class:`Bound`, in nats per datum and bits/dim. Where a prior that is no law at rest does

@@ -176,7 +176,7 @@ class Difference:
         """A difference in bits/dim from nats: ``total`` as a cost, ``terms`` as those of a bound.
 
         Args:
-            unit: nats in a bit/dim, d ln 2.
+            unit: number of nats in a bit/dim, d ln 2.
             floor: a total of at most this size, in nats, becomes 0.
         """
         if abs(total.mean) <= floor < math.inf:
@@ -254,7 +254,7 @@ def rounding(first: Estimate, second: Estimate, dtypes: Iterable[torch.dtype]) -
     sign differs from draw to draw, so that it averages out.
 
     Args:
-        dtypes: of the data and of the scores' weights; the coarsest counts.
+        dtypes: dtypes of the data and of the scores' weights; the coarsest counts.
     """
     terms = [abs(getattr(estimate, name)[0]) for estimate in (first, second) for name in ALL_TERMS]
     return 16 * max(torch.finfo(dtype).eps for dtype in dtypes) * sum(terms)
@@ -298,9 +298,9 @@ class Noise(NamedTuple):
 
         Args:
             spread: the variance of a datum's draws, (n,); NaN for fewer than two.
-            halves: that of each half of them, two of (n,).
-            square: their sum of squares, (n,).
-            number: how many they are, (n,).
+            halves: variance of each half of the draws, two of (n,).
+            square: sum of squares of the draws, (n,).
+            number: number of draws, (n,).
             counts: as for :meth:`of`.
         """
         counts = torch.ones_like(number, dtype=torch.bool) if counts is None else counts
@@ -350,9 +350,9 @@ def population_error(per_datum: Tensor, variance: Tensor, monte_carlo_error: flo
     because draws of low discrepancy and densities pooled over rounds reduce it.
 
     Args:
-        per_datum: (n,) estimates.
-        variance: (n,) that of their noise, NaN where a datum was not drawn.
-        monte_carlo_error: of the mean.
+        per_datum: estimates, (n,).
+        variance: variance of their noise, (n,), NaN where a datum was not drawn.
+        monte_carlo_error: Monte Carlo error of the mean.
     """
     drawn, n = variance.isfinite(), len(per_datum)
     between = float(per_datum[drawn].var() - variance[drawn].mean())

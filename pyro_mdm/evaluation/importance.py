@@ -53,13 +53,13 @@ def importance_weighted(
     """Estimate log p(x) of the chain on a grid by importance weights over its paths.
 
     Args:
-        model, guide: over one diffusion in closed form.
+        model, guide: programs over one diffusion in closed form.
         x: data in model space, (n, *event_shape).
-        samples: S, paths for each datum. Each takes as many network calls as the grid has steps;
-            the default of 64 is affordable, but too few to rule out a heavy tail.
+        samples: number S of paths for each datum. Each takes as many network calls as the grid has
+            steps; the default of 64 is affordable, but too few to rule out a heavy tail.
         times: grid, a number N or (N,) from ε to T; 65 by default.
         seed: seed of the noise.
-        progress: show a progress bar.
+        progress: whether to show a progress bar.
 
     Raises:
         ValueError: a diffusion without closed-form kernels, numbers below 1.
@@ -97,7 +97,7 @@ def draw_weights(
 
     Args:
         log_weight: a function that draws once for each of the data at indices (m,) -> (m,) nats.
-        size: how many numbers a draw of one datum takes.
+        size: number of numbers that a draw of one datum takes.
     """
     n = len(x)
     weights = torch.zeros(samples * n, dtype=torch.float64)  # all draws of a pass, then the next

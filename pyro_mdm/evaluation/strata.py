@@ -88,16 +88,16 @@ class StratifiedIntegrals:
     """Rounds of draws, and estimates from all of them.
 
     Args:
-        edges: (S + 1,) increasing levels, the cells' bounds.
-        covers: (M, S) whether a cell belongs to the range of integrand m; it is 0 outside.
-        num_data: n.
-        known: (n, S) integral of the baseline over each cell; None without a baseline.
-        density: (S,) of the first round over level, up to a factor; None for uniform.
+        edges: increasing levels, the cells' bounds, (S + 1,).
+        covers: mask of the cells in the range of integrand m, (M, S) bool; it is 0 outside.
+        num_data: number n of data.
+        known: integral of the baseline over each cell, (n, S); None without a baseline.
+        density: density of the first round over level, (S,), up to a factor; None for uniform.
         adapt: whether later rounds have densities of their own.
         seed: seed of the draws.
         plan: coefficients and density, from a pilot; None to fit them to the draws, across folds.
-        counts: (M, n) whether integrand m exists for a datum; otherwise it is 0 at every level, and
-            a datum without any is not drawn. None: all exist.
+        counts: mask of the data for which integrand m exists, (M, n) bool; otherwise it is 0 at
+            every level, and a datum without any is not drawn. None: all exist.
     """
 
     def __init__(

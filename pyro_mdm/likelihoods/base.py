@@ -43,7 +43,7 @@ def bits_per_dim(
 
     Args:
         log_prob: log p(x) in nats summed over the d dimensions, a number or a tensor (…).
-        num_dims: d.
+        num_dims: number d of dimensions.
         log_det: log|det ∂x/∂w| summed over dimensions, where log p is a density of x = T(w) and
             bits are of w; 0 if nothing was transformed.
         num_levels: number n of levels if w = (k + u)/n was dequantized by uniform noise u, whose

@@ -79,8 +79,8 @@ class LevelSupport(Constraint):
     """A constraint that each dimension takes one of some levels, or any number.
 
     Args:
-        levels: of every dimension, (n,); or of each of d dimensions of a vector, None where it is
-            continuous.
+        levels: levels of every dimension, (n,); or of each of d dimensions of a vector, None where
+            it is continuous.
     """
 
     is_discrete = True
@@ -184,8 +184,8 @@ def smoothed_histogram(x: Tensor, levels: Tensor) -> Tensor:
     entries are missing, and N counts the others.
 
     Args:
-        x: (N, *event_shape), on the levels, or NaN.
-        levels: (n,).
+        x: data on the levels, (N, *event_shape), or NaN.
+        levels: levels v, (n,).
 
     Returns:
         (*event_shape, n) in float64, finite.
@@ -485,7 +485,7 @@ def mixture_kl(log_prior: Tensor, levels: Tensor, log_snr: float) -> Tensor:
 
     Args:
         log_prior: (d, n) float64, above -600;  levels: (n,) float64.
-        log_snr: λ.
+        log_snr: log SNR λ.
 
     Returns:
         (d, n) in float64, to about 1e-9.

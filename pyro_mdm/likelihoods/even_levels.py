@@ -244,7 +244,7 @@ class _Sums:
         """E[x] and, with ``spread``, E(x - E x)² and E(x - E x)³ of every pair.
 
         Args:
-            j: dimensions (pairs,);  tilts: B and C, (2, pairs).
+            j: dimensions, (pairs,);  tilts: B and C, (2, pairs).
         """
         pairs, M = len(j), rule.x.shape[1]
         moments = tilts.new_empty(len(self.powers) - 1, pairs)

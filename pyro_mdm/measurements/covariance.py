@@ -66,9 +66,9 @@ class DataCovariance(Covariance):
     """The covariance of data, Σ = U diag(e) Uᵀ + s (1 - U Uᵀ), and C from it.
 
     Args:
-        rest: s, the variance in all other directions, (); or, without U, one for each dimension,
+        rest: variance s in all other directions, (); or, without U, one for each dimension,
             (*event_shape).
-        values, vectors: e, (r,), and U, (d, r), of flattened data; None: r = 0.
+        values, vectors: eigenvalues e, (r,), and vectors U, (d, r), of flattened data; None: r = 0.
     """
 
     rest: Tensor
@@ -140,7 +140,7 @@ class WindowedCovariance(Covariance):
     :func:`~pyro_mdm.conditioning.windowed`.
 
     Args:
-        covariance: that of a window.
+        covariance: covariance of a window.
         window: (h, w) of a window.
         size: (H, W) of the image.
     """
@@ -287,7 +287,8 @@ def _check_units(data: Tensor, variance: Tensor) -> None:
     if not of_model / OTHER_UNITS < of_data < of_model * OTHER_UNITS:
         raise ValueError(
             f"data have a variance of {of_data:.3g}, and those of the model {of_model:.3g}, "
-            "expected data in the units of the model; scale them as it was trained, or leave them out"
+            "expected data in the units of the model; scale them as it was trained, or leave "
+            "them out"
         )
 
 

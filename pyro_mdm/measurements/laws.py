@@ -52,8 +52,8 @@ class Quantized(TorchDistribution):
     The first and the last level stand for all that lies beyond them.
 
     Args:
-        loc: u, (*batch).
-        levels: in ascending order, (L,).
+        loc: clean measurement u, (*batch).
+        levels: levels in ascending order, (L,).
         scale: the standard deviation of noise before rounding, a number or (*batch). 0: none.
 
     Raises:
@@ -143,7 +143,7 @@ class Clipped(TorchDistribution):
     what is not clipped.
 
     Args:
-        loc: u, (*batch).
+        loc: clean measurement u, (*batch).
         scale: the standard deviation of noise before clipping, positive, a number or (*batch).
         low, high: the ends of the interval; infinite for none.
 
@@ -237,7 +237,7 @@ def gaussian_sites(law: Law, obs: Tensor, mean: Tensor, variance: Tensor, peak: 
     the site keeps the mean, and has the variance a thousand v.
 
     Args:
-        peak: where p(obs | u) is largest, or positive, which a window never leaves out.
+        peak: point u at which p(obs | u) is largest, or positive, which a window never leaves out.
     """
     v = variance
 

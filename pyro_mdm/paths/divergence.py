@@ -41,7 +41,7 @@ def path_divergence(noising: object, generative: object, path: Tensor | None = N
     ``@path_divergence.register(Law)`` over a function of (noising, generative, path).
 
     Args:
-        noising, generative: laws of one diffusion.
+        noising, generative: distributions of one diffusion.
         path: the path at which a decoder is evaluated, (*batch, N, K, *event_shape); simulated laws
             continue it. None to draw it.
 
@@ -76,7 +76,7 @@ def prior_kl(
     Args:
         x: data (*batch, *event_shape), in coordinates.
         event_dim: number of dimensions of a datum.
-        counted: which dimensions count, bool, broadcastable to x; None: all.
+        counted: mask of the dimensions that count, bool, broadcastable to x; None: all.
     """
     if diffusion.terminal.log_det.dim() or counted is not None:
         return _prior_kl_by_dimension(diffusion, x, event_dim, counted)

@@ -49,7 +49,8 @@ class Solver:
     """Settings of torchdiffeq's solver of the probability-flow ODE, in float64.
 
     Args:
-        method: an adaptive method such as ``"dopri5"``, or one of fixed steps such as ``"rk4"``.
+        method: name of an adaptive method such as ``"dopri5"``, or one of fixed steps such as
+            ``"rk4"``.
         rtol, atol: relative and absolute tolerance of an adaptive method, for every step.
         steps: number of steps of a fixed method.
         probes: number of Hutchinson probes; 0 for the exact divergence, with d derivatives a call

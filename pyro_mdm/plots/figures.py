@@ -89,7 +89,7 @@ def bound_figure(bounds: Mapping[str, Sequence[Record]], title: str = "") -> Fig
 
     Args:
         bounds: the records of each part of the data, at least one each; a single record has a bar.
-        title: what was trained, in a line.
+        title: name of what was trained, in a line.
 
     Raises:
         ValueError: no part, or a part without a record.
@@ -610,8 +610,8 @@ def field_figure(
     Args:
         diffusion: a diffusion of points of the plane.
         x: data (n, 2) in model space, drawn as dots.
-        times: in [ε, T]; by default ε, T, and the one half way by clock and log SNR.
-        reach: the plane is drawn to ± this; by default as far as the prior and x reach.
+        times: times in [ε, T]; by default ε, T, and the one half way by clock and log SNR.
+        reach: largest coordinate that is drawn, ±; by default as far as the prior and x reach.
         arrows: the number of arrows in a row.
 
     Raises:

@@ -63,7 +63,7 @@ def marginals_figure(observed: Columns, drawn: Columns | None = None) -> Figure:
 
     Args:
         observed: columns of the table.
-        drawn: those of rows that a model draws; it may have more. None: the table alone.
+        drawn: columns of rows that a model draws; there may be more. None: the table alone.
 
     Raises:
         ValueError: no column; columns of different lengths, or without a value; a column that
@@ -155,8 +155,8 @@ def calibration_figure(
 
     Args:
         pit: probability integral transforms by column, each (n,), the same rows in all: the mass
-            that the predicted law has below the true value, plus a random part of the mass at it
-            (:func:`pyro_mdm.posteriors.ranks` by draws). NaN where no entry was predicted.
+            that the predicted distribution has below the true value, plus a random part of the mass
+            at it (:func:`pyro_mdm.posteriors.ranks` by draws). NaN where no entry was predicted.
         classes: predictions of categories by column: probabilities (n, C) and which was true,
             (n,), NaN where none was predicted. Frequencies among draws are noisy, and the largest
             one is too large. So give two of them, (2, n, C), of different draws: the first sorts

@@ -167,9 +167,9 @@ class AmortizedPosterior(nn.Module):
         latent: the names of its parameters' sites.
         observed: the names of its data's sites.
         draws: simulations, for the scales of θ and x (:func:`simulate`).
-        network: called with z, the encoded x and 1, (n, d + m + 1), and log SNR (n,); returns
-            (n, d). With ``missing`` it is told m more numbers, which are 1 where a number of x is
-            there. An MLP by default.
+        network: module that is called with z, the encoded x and 1, (n, d + m + 1), and log SNR
+            (n,); it returns (n, d). With ``missing`` it is given m more numbers, which are 1 where
+            a number of x is there. An MLP by default.
         diffusion: the diffusion that noises r, VPSDE by default.
         missing: whether numbers of x may be missing.
         encoder: a module of encoded x, (n, m) or (n, 2 m) with ``missing``, that returns (n, size),
@@ -256,10 +256,10 @@ class AmortizedPosterior(nn.Module):
         Args:
             program, latent, observed, network, diffusion, encoder: see the class.
             draws: simulations, (n, *shape) by site, as from :func:`simulate`; None: new ones.
-            simulations: the number of new ones.
-            missing: the part of the simulations of a step of which numbers of x are hidden, each
+            simulations: the number of new simulations.
+            missing: fraction of the simulations of a step of which numbers of x are hidden, each
                 number by a probability that is uniform for a simulation. Then data may have NaN.
-            steps, batch_size, learning_rate: training by Adam, with a cosine schedule that ends at
+            steps, batch_size, learning_rate: settings of Adam, with a cosine schedule that ends at
                 zero. Of the moving averages of the weights the best are kept.
             vectorized: see :func:`simulate`.
             seed: the seed of simulations, weights and noise.

@@ -50,7 +50,7 @@ class Coverage:
         """The levels of central intervals, which ranks of the truth say.
 
         Args:
-            calibration: the ranks.
+            calibration: ranks of the truth.
             joint: the levels of highest-density regions, (simulations,), if known.
             seed: the seed of places between ranks.
         """
@@ -100,7 +100,7 @@ def expected_coverage(
         posterior: the posterior to test.
         program: the simulator, without arguments.
         simulations: the number of pairs of θ* and x.
-        draws: draws from each posterior, which regions are found from.
+        draws: number of draws from each posterior, from which regions are computed.
         joint: whether highest-density regions of all parameters are tested too. This takes the
             densities of all draws, ``simulations`` times ``draws`` of them.
         vectorized, progress: see :func:`simulate`.
@@ -163,8 +163,9 @@ def calibrate_at(
         program: the simulator, without arguments.
         data: the observation by site, (*shape). Numbers that it lacks (NaN) are hidden in all.
         simulations: the number of new simulations.
-        nearest: how many of them are kept, by distance in the data's own covariance.
-        draws: draws from each posterior; with 99, ranks 0 to 99 fall evenly into ten bins.
+        nearest: number of them that are kept, by distance in the data's covariance.
+        draws: number of draws from each posterior; with 99, ranks 0 to 99 fall evenly into ten
+            bins.
         vectorized, progress: see :func:`simulate`.
         seed: the seed of simulations and draws.
 

@@ -116,7 +116,7 @@ class Masked(nn.Linear):
     """A linear map of which some entries are 0.
 
     Args:
-        mask: which are not, (outputs, inputs) bool.
+        mask: mask of the weights that are not zero, (outputs, inputs) bool.
     """
 
     mask: Tensor
@@ -140,7 +140,7 @@ class DiscreteLaw(FactorLaw):
     "MADE", ICML 2015).
 
     Args:
-        inputs: numbers of θ.
+        inputs: number of numbers of θ.
         lattices: the values of each number of a datum.
         hidden, depth: the network's width, and its number of blocks.
     """
@@ -313,7 +313,7 @@ class MixedLaw(FactorLaw):
     """The law of discrete numbers, and of real ones given these.
 
     Args:
-        inputs: numbers of θ.
+        inputs: number of numbers of θ.
         lattices: the values of each number of a datum; None for a real number.
         hidden, depth: width and number of blocks of the networks.
     """
@@ -367,8 +367,8 @@ def law_of(inputs: int, lattices: Sequence[Lattice | None], hidden: int, depth: 
     """The law of data whose numbers have values on lattices, or are real (None).
 
     Args:
-        inputs: numbers of θ.
-        lattices: of each number of a datum.
+        inputs: number of numbers of θ.
+        lattices: lattice of each number of a datum.
         hidden, depth: width and number of blocks of the networks.
     """
     values = [lattice for lattice in lattices if lattice is not None]

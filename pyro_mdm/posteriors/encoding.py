@@ -36,9 +36,10 @@ class Encoding(nn.Module):
     there, so that the encoding has 2 m numbers.
 
     Args:
-        center, unit: (m,).
-        bent: where asinh is taken, (m,) bool.
-        mean, covariance: of encoded x, (m,) and (m, m) float64; None: no number is ever missing.
+        center, unit: center and unit of each number, (m,).
+        bent: mask of the numbers of which asinh is taken, (m,) bool.
+        mean, covariance: moments of encoded x, (m,) and (m, m) float64; None: no number is ever
+            missing.
     """
 
     center: Tensor
@@ -159,8 +160,8 @@ class Encoding(nn.Module):
         """Encodings (n, 2 m) of which numbers are hidden at random.
 
         Args:
-            part: of the rows of which numbers are hidden, each by a probability that is uniform for
-                a row.
+            part: fraction of the rows of which numbers are hidden, each by a probability that is
+                uniform for a row.
         """
         n, m = len(encoded), len(self.center)
         rate = torch.rand(n, 1) * (torch.rand(n, 1) < part)

@@ -159,9 +159,10 @@ def draw_by_flow(
 
     Args:
         model: the model of the parameters' coordinates for these n draws.
-        parameters_of, coordinates: from coordinates to parameters by site, and back with log|det|.
+        parameters_of, coordinates: functions from coordinates to parameters by site, and back with
+            log|det|.
         n: the number of draws.
-        samples: S, states for each density; one makes weights right, and more steadier.
+        samples: number S of states for each density; one makes weights right, and more steadier.
         seed: the seed of the draws; None: the global generator.
     """
     flow = _Flow(model, samples)

@@ -72,7 +72,7 @@ def grouped(
 
     Args:
         latent, data: the names of sites.
-        parents: by site, the names of those that feed it directly.
+        parents: names of the sites that feed a site directly, by site.
     """
 
     def above(name: str) -> set[str]:
@@ -109,7 +109,7 @@ class Laws:
     Args:
         program: the program, without arguments.
         latent: the names of its parameters' sites.
-        nodes: its sites in one run, by name.
+        nodes: sites of the program in one run, by name.
     """
 
     def __init__(

@@ -61,8 +61,8 @@ class Residual(nn.Module):
     """A residual network, whose outputs are zeros at first.
 
     Args:
-        inputs, outputs: numbers that it takes and returns.
-        hidden, depth: its width, and its number of blocks.
+        inputs, outputs: numbers of numbers that the network takes and returns.
+        hidden, depth: width and number of blocks of the network.
     """
 
     def __init__(self, inputs: int, outputs: int, hidden: int, depth: int) -> None:
@@ -151,8 +151,8 @@ class FactorLaw(nn.Module, ABC):
         """Learn the law of x (n, k, m) given θ (n, inputs).
 
         Args:
-            bounds: of the support of each number.
-            options: of the training.
+            bounds: bounds of the support of each number.
+            options: options of the training.
             diffusion: whether a diffusion is learned too.
         """
 
@@ -164,7 +164,8 @@ class FactorLaw(nn.Module, ABC):
         """log p(x | θ), (n,) float64, of k data x (n or 1, k, m) of each θ (n, inputs).
 
         Args:
-            steps: of the flow, if a diffusion is part of the law; 0 for the Gaussian alone.
+            steps: number of steps of the flow, if a diffusion is part of the distribution; 0 for
+                the Gaussian alone.
         """
         return self.each(x, theta, steps).sum(1)
 

@@ -188,9 +188,9 @@ class AmortizedLikelihood(nn.Module):
         Args:
             program, latent, observed, hidden, depth: see the class.
             draws: simulations, (n, *shape) by site, as from :func:`simulate`; None: new ones.
-            simulations: the number of new ones.
-            steps, batch_size, learning_rate: training by Adam, with a cosine schedule that ends at
-                zero, of each network. Of the moving averages of the weights the best are kept.
+            simulations: the number of new simulations.
+            steps, batch_size, learning_rate: settings of Adam for each network, with a cosine
+                schedule that ends at zero. Of the moving averages of the weights the best are kept.
             diffusion: whether to learn what differs from a Gaussian law; kept where it is better.
             vectorized: see :func:`simulate`.
             seed: the seed of simulations, weights and noise.
@@ -243,7 +243,7 @@ class AmortizedLikelihood(nn.Module):
 
         Args:
             folder: the folder it was written to.
-            program: the simulator, for the law of its parameters; the folder holds no code.
+            program: the simulator, for the prior of its parameters; the folder holds no code.
 
         Raises:
             PretrainedError: the folder is missing or damaged, or the program has other factors.
@@ -433,10 +433,10 @@ class AmortizedLikelihood(nn.Module):
         Args:
             data: data by site, (*shape), as for :meth:`log_prob`.
             n: the number of draws.
-            particles: their number. By default it is n, but at least 20,000, or 4,000 where a
-                diffusion is part of the law.
-            moves: accepted moves of a particle at each temperature, and at the end; by default 5,
-                or 2 where a diffusion is part of the law.
+            particles: number of particles. By default it is n, but at least 20,000, or 4,000 where
+                a diffusion is part of the likelihood.
+            moves: number of accepted moves of a particle at each temperature, and at the end; by
+                default 5, or 2 where a diffusion is part of the likelihood.
             seed: the seed of the draws.
 
         Raises:

@@ -76,7 +76,7 @@ class PriorPredictive(nn.Module):
         """P-values of encoded data x (n, m), (n,) float64; small for data unlike simulations.
 
         Args:
-            seen: which numbers are there, (n, m) bool; others are left out of distances.
+            seen: mask of the numbers that are there, (n, m) bool; others are left out of distances.
         """
         value = torch.ones(len(x), dtype=torch.float64)
         for pattern in seen.unique(dim=0):

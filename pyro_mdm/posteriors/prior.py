@@ -122,7 +122,7 @@ class ParameterPrior:
         """log p(θ), (n,) float64, nats, of values by site, (n, *shape).
 
         Args:
-            seed: of what else the program draws.
+            seed: seed of what else the program draws.
         """
         values = self.values(draws)
         with torch.random.fork_rng(devices=[]):

@@ -323,7 +323,7 @@ def check_data(draws: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]])
 
     Args:
         draws: simulations by site, (n, *shape).
-        shapes: those of a draw of each site of the data.
+        shapes: shapes of a draw of each site of the data.
     """
     for name, shape in shapes.items():
         value = rows_of(draws, name, shape)

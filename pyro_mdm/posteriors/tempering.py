@@ -89,12 +89,12 @@ def temper(
 
     Args:
         particles: draws of the prior, (groups, n, d), n even.
-        prior: log p_0, which need not be normalized.
-        likelihoods: log L_1, …, log L_K; NaN counts as -∞.
+        prior: function log p_0, which need not be normalized.
+        likelihoods: functions log L_1, …, log L_K; NaN counts as -∞.
         moves: the mean number of accepted moves of a particle after a step of β that leaves half
             of the particles effective, and fewer after a smaller one. There are as many once more
             for the way from one likelihood to the next as a whole.
-        most: the most moves after a step of β.
+        most: largest number of moves after a step of β.
 
     Raises:
         ValueError: a likelihood that is 0 at all particles of a group.

@@ -61,7 +61,7 @@ def transport(diffusion: OneBlock, times: Tensor, noise: float = 0.0, powers: in
     For a batch of grids, (N + 1, …), all shapes have (N, …) in place of N.
 
     Args:
-        noise: η ≥ 0.
+        noise: amount of noise η ≥ 0.
         powers: number of coefficients of the polynomial x̂.
 
     Raises:

@@ -204,7 +204,7 @@ class Score(Restorable, ExactBuffers, ABC):
 
         Args:
             y: states, which require gradients;  s: times (batch,).
-            how: the number of probes, and their law.
+            how: number of probes, and their distribution.
             create_graph: whether both have derivatives themselves.
         """
         theta = self.score(diffusion, y, s)
@@ -324,7 +324,7 @@ class Score(Restorable, ExactBuffers, ABC):
 
         Args:
             x: data (n, *event_shape);  level: (n,).
-            noise: standard normal (n, ≥ K, *event_shape) whose first variable gives z = x +
+            noise: standard normal numbers (n, ≥ K, *event_shape) whose first variable gives z = x +
                 e^{-λ/2} noise_0 for every diffusion; None to draw it.
 
         Returns:
@@ -521,9 +521,9 @@ def map_channels(inputs: Tensor, log_snr: Tensor, batch: Sequence[int]) -> tuple
     (log SNR -∞), and 3 for one that is observed (+∞).
 
     Args:
-        inputs: (n, C, *spatial), where n counts all batch dimensions.
-        log_snr: a number, one for each datum (*batch), or maps, (*batch, C, *spatial) with sizes of
-            1 along dimensions that share.
+        inputs: inputs of the network, (n, C, *spatial), where n counts all batch dimensions.
+        log_snr: log SNR, one number, one for each datum (*batch), or maps, (*batch, C, *spatial)
+            with sizes of 1 along dimensions that share.
     """
     event = inputs.shape[1:]
     if log_snr.dim() <= len(batch):
@@ -588,8 +588,8 @@ def rotated(marginal: Marginal, noise: Tensor) -> Tensor:
     the first axis to u. Two diffusions given the same noise then have the same z at the same λ.
 
     Args:
-        marginal: at times (n,), or per data dimension, (n or 1, *event_shape).
-        noise: standard normal (n, ≥ K, *event_shape).
+        marginal: marginal at times (n,), or per data dimension, (n or 1, *event_shape).
+        noise: standard normal numbers (n, ≥ K, *event_shape).
     """
     K = marginal.mean.shape[-1]
     u = (marginal.scale_tril.mT @ marginal.readout.unsqueeze(-1)).squeeze(-1)

@@ -118,7 +118,7 @@ class DenoiserScore(Score):
         """Raises ValueError for impossible entries of ``values`` (*batch, *event_shape).
 
         Args:
-            known: which entries to check, bool, like the values.
+            known: mask of the entries to check, bool, like the values.
         """
 
     @abstractmethod
@@ -131,7 +131,7 @@ class DenoiserScore(Score):
 
         Args:
             x: data (*batch, *event_shape).
-            counted: which dimensions count, bool, broadcastable to x; None: all.
+            counted: mask of the dimensions that count, bool, broadcastable to x; None: all.
         """
 
     @abstractmethod
@@ -152,9 +152,9 @@ class DenoiserScore(Score):
             x: data (n, *event_shape).
             edges: increasing λ, (S + 1,) in float64, or those of each of these dimensions, (S + 1,
                 dims).
-            dims: which of the flattened dimensions; over all of them it is ``baseline_kl`` at each
+            dims: slice of the flattened dimensions; over all of them it is ``baseline_kl`` at each
                 edge less that at the edge before.
-            counted: which of all dimensions count, bool, broadcastable to x; None: all.
+            counted: mask of all dimensions that count, bool, broadcastable to x; None: all.
 
         Returns:
             (n, S), nats, in float64.
@@ -290,7 +290,7 @@ class DenoiserScore(Score):
 
         Args:
             noise: as for :meth:`integrand`; the same noise gives the same z.
-            diffusion: with clocks of its own for each dimension, if these are to be followed.
+            diffusion: diffusion with a clock for each dimension, if these are to be followed.
         """
         epsilon, counted = _epsilon(x) if noise is None else noise[:, 0], self.counts(x)
         error = denoising_error if diffusion is None else diffusion.denoising_error
@@ -358,7 +358,8 @@ class Denoiser(DenoiserScore):
     At F = 0 it is exact for N(μ, σ²), whose bound is then the model's.
 
     Args:
-        network: F, called with z scaled, like z, and λ; returns the shape of its input.
+        network: module F that is called with z scaled, like z, and λ; it returns the shape of its
+            input.
         data_mean, data_variance: μ, σ²: numbers, or tensors of the event shape.
         maps: whether log SNRs may differ between dimensions (:meth:`x_hat`). The network then has
             twice the input channels, see :func:`~pyro_mdm.scores.base.map_channels`.

@@ -52,9 +52,9 @@ class MapLaw(Recorded, ABC):
         """Maps for data of ``shape`` (n, *event_shape), with log SNRs between λ(T) and λ(ε).
 
         Args:
-            low, high: λ(T) and λ(ε).
-            present: which entries are not missing, bool, like the data; None: all. Missing ones
-                have no weight.
+            low, high: log SNRs λ(T) and λ(ε).
+            present: mask of the entries that are present, bool, like the data; None: all. Missing
+                ones have no weight.
         """
 
     def draw_by_group(
@@ -115,9 +115,10 @@ class RandomMaps(MapLaw):
     noise of gradients, cannot be learned from them.
 
     Args:
-        levels, subsets, independent: shares, at least 0; only their ratios count.
-        window: (b, a), log SNRs; None: λ is uniform.
-        missing: what becomes of data with missing entries, as above.
+        levels, subsets, independent: shares of the kinds of maps, at least 0; only their ratios
+            count.
+        window: log SNRs (b, a); None: λ is uniform.
+        missing: name of what becomes of data with missing entries, as above.
 
     Raises:
         ValueError: a share below 0, or all equal to 0; a window that is empty; another word for

@@ -93,8 +93,9 @@ class DataDrivenDiffusion(WrappedDiffusion):
 
     Args:
         base: a linear diffusion with K = 1, whose ends, kernels, clock and prior it has.
-        network: called once with data (n, C, *spatial) and zeros (n,) in the place of log SNR;
-            returns (n, :meth:`outputs`·C, *spatial), means before scales, each (degree - 2)·C.
+        network: module that is called once with data (n, C, *spatial) and zeros (n,) in the place
+            of log SNR; it returns (n, :meth:`outputs`·C, *spatial), means before scales, each
+            (degree - 2)·C.
         means: the bound c on n_j = c tanh(output / c): means move by at most c, in units of the
             data. 0: they do not move.
         scales: the bound c on r_j, likewise: S² changes by a factor of at most e^c. 0: not at all.
@@ -194,7 +195,7 @@ class DataDrivenDiffusion(WrappedDiffusion):
         """The aims at z of a path from x, both (*batch, *event_shape).
 
         Args:
-            log_snr: (*batch), or a number for one batch dimension.
+            log_snr: log SNR, (*batch), or a number for one batch dimension.
         """
         batch_dim = log_snr.dim() or 1
         batch, event = x.shape[:batch_dim], x.shape[batch_dim:]

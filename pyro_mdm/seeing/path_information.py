@@ -53,7 +53,7 @@ def path_information_gap(
         points: data, (N, *event_shape).
         weights: the probabilities of the points, (N,), up to a factor; None: equal.
         levels: the number of log SNRs, one drawn in each of so many equal intervals.
-        draws: draws of x and the noise at each log SNR, at least 2.
+        draws: number of draws of x and the noise at each log SNR, at least 2.
         seed: the seed of the draws.
 
     Returns:

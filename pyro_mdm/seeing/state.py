@@ -28,7 +28,7 @@ class StateDenoiser(WrappedDenoiser):
     unit variance. Where encoder and outputs are 0 it is the denoiser.
 
     Args:
-        denoiser: over a network with K·C channels and (outputs + K - 1)·C outputs.
+        denoiser: denoiser over a network with K·C channels and (outputs + K - 1)·C outputs.
 
     Raises:
         TypeError, ValueError: as :class:`~pyro_mdm.seeing.wrapping.WrappedDenoiser`; states of the

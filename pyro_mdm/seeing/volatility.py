@@ -63,8 +63,8 @@ class Volatility(ExactBuffers, nn.Module):
         """Add errors of n data to the averages, over all processes, for the draws to come.
 
         Args:
-            u: where they were drawn, (n,).
-            flow, score: e^λ ‖ΔU‖² and e^λ ‖ΔR‖² of each datum, (n,).
+            u: points at which they were drawn, (n,).
+            flow, score: errors e^λ ‖ΔU‖² and e^λ ‖ΔR‖² of each datum, (n,).
         """
         finite = (flow + score).isfinite()
         kept = [torch.where(finite, t, 0.0).double() for t in (finite.double(), flow, score)]

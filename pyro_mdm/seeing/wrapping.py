@@ -24,8 +24,8 @@ class WrappedDenoiser(Score):
     diffusion.
 
     Args:
-        denoiser: told one log SNR for all dimensions, over a network with as many further channels
-            as :meth:`more_inputs` and :meth:`more_outputs` say.
+        denoiser: denoiser that is given one log SNR for all dimensions, over a network with as many
+            further channels as :meth:`more_inputs` and :meth:`more_outputs` say.
 
     Raises:
         TypeError: no denoiser.

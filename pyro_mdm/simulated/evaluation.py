@@ -79,7 +79,7 @@ def step_size_bias(
     Args:
         model, guide: programs over one simulated diffusion.
         x: data in model space, (n, *event_shape), at least 8.
-        draws: paths per datum; each is simulated twice.
+        draws: number of paths per datum; each is simulated twice.
         seed: the seed of the noise.
 
     Raises:

@@ -41,7 +41,8 @@ def replace(module: N, **parts: Any) -> N:
     """A copy of a module with these parts replaced; it shares all else, parameters included.
 
     Args:
-        parts: by name: modules and buffers replace those of the module; other attributes are set.
+        parts: values by name: modules and buffers replace those of the module; other attributes are
+            set.
     """
     copy = object.__new__(type(module))
     copy.__dict__.update(module.__dict__)

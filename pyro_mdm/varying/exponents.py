@@ -56,7 +56,8 @@ def exponentials(A1: Tensor, A2: Tensor, factors: Tensor) -> Tensor:
     """exp Ω of stretches of n cells in which A is linear, for ‖Ω‖ up to about ½.
 
     Args:
-        A1, A2: A at the Gauss points of a cell, times its length, (n, K, K); real or complex.
+        A1, A2: matrices A at the Gauss points of a cell, times its length, (n, K, K); real or
+            complex.
         factors: from :func:`stretches`, (J, 7); their negatives give the inverse.
 
     Returns:

@@ -88,8 +88,8 @@ class MagnusPropagator(Propagator):
     """The propagator of A and g² that are functions of clock time.
 
     Args:
-        drift, noise: A and g², functions of clock times (…) that return (…, K, K) in float64.
-        backward: B of :meth:`halves`, likewise.
+        drift, noise: functions A and g² of clock times (…) that return (…, K, K) in float64.
+        backward: function B of :meth:`halves`, likewise.
         bounds: the bounds of the cells, (n + 1,) increasing clock times from 0. Later times are
             taken for the last.
         dispersion: a differentiable root of g², likewise.

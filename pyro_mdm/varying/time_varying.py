@@ -495,12 +495,12 @@ class TimeVaryingDiffusion(LinearDiffusion):
     Args:
         Q: a function or ``nn.Module`` of times s (…) in float64 within [0, T], which returns
             (…, K, K) in float64, skew-symmetric. What is learned must be a module's parameter.
-        D: likewise, symmetric positive semi-definite.
+        D: a function likewise, symmetric positive semi-definite.
         cells: the number of cells. The error of moments falls with its fourth power, as far as Q
             and D are smooth in s. Cells are even in s but shorter near 0, where the noise of x
             begins like a high power of s. Kinks of the clock are bounds of cells.
-        options: those of :class:`LinearDiffusion`. With ``min_log_snr`` the clock is scaled, while
-            Q and D stay the same functions of s.
+        options: options of :class:`LinearDiffusion`. With ``min_log_snr`` the clock is scaled,
+            while Q and D stay the same functions of s.
 
     Raises:
         TypeError: Q or D is no function, or does not return float64 tensors.
@@ -536,7 +536,7 @@ class TimeVaryingSDE(LinearSDE):
             (…, K, K) in float64. Columns of zeros make a G of lower rank. What is learned must be a
             module's parameter.
         cells: the number of cells, as for :class:`TimeVaryingDiffusion`.
-        options: those of :class:`~pyro_mdm.LinearSDE`: ``prior_variance``, the ends, the clock.
+        options: options of :class:`~pyro_mdm.LinearSDE`: ``prior_variance``, the ends, the clock.
 
     Raises:
         TypeError: A or G is no function, or does not return float64 tensors.
@@ -567,13 +567,14 @@ class TimeVaryingLearnedDiffusion(LearnedFamily, TimeVaryingDiffusion):
     constant in time; :meth:`from_diffusion` starts elsewhere.
 
     Args:
-        num_variables, rank: K and the rank of D(s), as for ``LearnedDiffusion``.
+        num_variables, rank: number K of variables and the rank of D(s), as for
+            ``LearnedDiffusion``.
         learn_beta: whether the clock is learned too.
         degree: the degree of the polynomials, at least 0 (constant).
-        cells: as for :class:`TimeVaryingDiffusion`.
+        cells: number of cells, as for :class:`TimeVaryingDiffusion`.
         learn_ends, learn_stationary: whether ends and Σ_∞ are learned too, as for
             ``LearnedDiffusion``.
-        options: those of :class:`LinearDiffusion`.
+        options: options of :class:`LinearDiffusion`.
     """
 
     def __init__(
