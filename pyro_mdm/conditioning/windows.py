@@ -69,7 +69,7 @@ def windowed(model: DiffusionModel, size: Sequence[int]) -> DiffusionModel:
     Args:
         model: a model of images (C, H, W), whose score is a
             :class:`~pyro_mdm.scores.DenoiserScore`.
-        size: (H, W) of the images that are wanted, at least those of the model.
+        size: size (H, W) of the images that are wanted, at least those of the model.
 
     Raises:
         TypeError: a model whose score is no denoiser of images, or is conditioned already; a
@@ -120,8 +120,8 @@ class Windows(Recorded, ExactBuffers):
     """Overlapping windows that cover a larger image, W in all.
 
     Args:
-        window: (h, w) of a window.
-        size: (H, W) of the image.
+        window: size (h, w) of a window.
+        size: size (H, W) of the image.
     """
 
     index: Tensor  # (W, h·w), the pixels of each window
@@ -193,7 +193,7 @@ class WindowedDenoiser(DerivedDenoiser):
 
     Args:
         denoiser: the denoiser of images (C, h, w).
-        size: (H, W) of the larger images.
+        size: size (H, W) of the larger images.
 
     Raises:
         TypeError, ValueError: see :func:`windowed`.

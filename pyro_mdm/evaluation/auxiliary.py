@@ -203,7 +203,7 @@ class GaussianPosterior:
         """A draw of x for each z, like it.
 
         Args:
-            z: (n, *event_shape) in float64;  log_snr: λ, (n,).
+            z: readouts, (n, *event_shape) in float64;  log_snr: log SNRs λ, (n,).
         """
         mean, c, axes = (t.to(z.device) for t in (self.mean, self.variances, self.axes))
         noise = randomness.normal(z.shape, torch.float64, z.device).flatten(1)

@@ -221,7 +221,7 @@ def noise_odds(z: Tensor, log_snr: Tensor, levels: Tensor) -> tuple[Tensor, Tens
     """Centre c, α and β of log N(z; v_k, e^{-λ}) = α δ + β δ² + const, in the dtype of z.
 
     Args:
-        z: any shape;  log_snr: λ, broadcastable to it;  levels: (n,).
+        z: readouts of any shape;  log_snr: log SNR λ, broadcastable to z;  levels: levels v, (n,).
 
     Returns:
         c and α like z; β, like λ.
@@ -244,9 +244,9 @@ def level_window(levels: Tensor, centre: Tensor, log_snr: float, prior_range: fl
     With v_0 the level nearest z, level k weighs at most exp(R - ½ e^λ ((v_k - z)² - (v_0 - z)²)).
 
     Args:
-        levels: (n,) float64;  centre: (B, d), the point of [v_1, v_n] nearest z.
+        levels: levels v, (n,) float64;  centre: point of [v_1, v_n] nearest z, (B, d).
         log_snr: the smallest λ among the data.
-        prior_range: R, the largest difference of log π_jk within a dimension.
+        prior_range: range R, the largest difference of log π_jk within a dimension.
     """
     gaps = levels.diff()
     gap = gaps.max()
@@ -284,7 +284,8 @@ def log_odds_blocks(
     """The log-odds ℓ = log π + α δ + β δ², block by block; each block overwrites the last.
 
     Args:
-        log_prior: (d, n);  levels: (n,);  centre, linear, quadratic: (B, d); one dtype.
+        log_prior: log π, (d, n);  levels: levels v, (n,);  centre, linear, quadratic: coefficients
+            c, α and β, (B, d); one dtype.
     """
     B, d = centre.shape
     n = levels.shape[0] if window is None else window.size
@@ -440,7 +441,8 @@ def posterior_mean(
     (``create_graph``) holds all levels at once, (B, d, n); the gradient alone does not.
 
     Args:
-        log_prior: (d, n);  levels: (n,);  centre c, linear α, quadratic β: (B, d).
+        log_prior: log π, (d, n);  levels: levels v, (n,);  centre, linear, quadratic: coefficients
+            c, α and β, (B, d).
         even: tables of this prior, which make float32 on a CPU fast.
     """
     differentiate = torch.is_grad_enabled() and (linear.requires_grad or quadratic.requires_grad)
@@ -484,7 +486,7 @@ def mixture_kl(log_prior: Tensor, levels: Tensor, log_snr: float) -> Tensor:
     R is the range of log π, as further levels weigh less than k itself.
 
     Args:
-        log_prior: (d, n) float64, above -600;  levels: (n,) float64.
+        log_prior: log π, (d, n) float64, above -600;  levels: levels v, (n,) float64.
         log_snr: log SNR λ.
 
     Returns:

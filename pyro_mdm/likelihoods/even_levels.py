@@ -53,7 +53,7 @@ def gauss_rules(log_prior: Tensor, x: Tensor, sizes: tuple[int, ...]) -> list[tu
     (Golub & Welsch, Math. Comp. 23, 1969).
 
     Args:
-        log_prior: (d, n) float64;  x: (n,);  sizes: the M.
+        log_prior: log π, (d, n) float64;  x: points, (n,);  sizes: numbers M of nodes.
     """
     rules_by_block = []
     for block in log_prior.split(256):  # in cache
@@ -271,7 +271,7 @@ class _Sums:
 
         Args:
             table: log π (…, size);  rows: indices of its rows, (pairs,).
-            coefficients: (pairs, 3) of 1, t and t² in the tilt, t = -size//2 … .
+            coefficients: coefficients of 1, t and t² in the tilt, (pairs, 3), t = -size//2 … .
         """
         pairs, size = len(rows), table.shape[1]
         t = torch.arange(size, dtype=torch.float64) - size // 2

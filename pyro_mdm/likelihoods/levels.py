@@ -175,7 +175,8 @@ class LevelCategorical(LevelDistribution):
     """Probabilities p(x_j = v_k), given as their logarithms.
 
     Args:
-        levels: (n,);  log_probs: (*batch, *event_shape, n);  event_dim: len(event_shape).
+        levels: levels v, (n,); log_probs: log probabilities, (*batch, *event_shape, n); event_dim:
+            number len(event_shape) of event dimensions.
     """
 
     def __init__(

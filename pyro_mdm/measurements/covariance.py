@@ -141,8 +141,8 @@ class WindowedCovariance(Covariance):
 
     Args:
         covariance: covariance of a window.
-        window: (h, w) of a window.
-        size: (H, W) of the image.
+        window: size (h, w) of a window.
+        size: size (H, W) of the image.
     """
 
     def __init__(self, covariance: Covariance, window: Sequence[int], size: Sequence[int]) -> None:

@@ -123,7 +123,7 @@ def condition_on_measurements(
             ``lambda u: dist.Laplace(u, 0.1)``, :class:`Quantized`, :class:`Clipped`.
         data: draws of the data, (n, *event_shape), of which the covariance is taken, such as those
             that the model was trained on; of a model by windows, draws of a window; of one that is
-            told a context, draws with this context. None: 256 draws of the model.
+            given a context, draws with this context. None: 256 draws of the model.
         covariance_from: the λ from which the covariance of x given z is the denoiser's; None: as
             measured, once for a model. -∞: always, as for an exact denoiser; ∞: never, which is
             fastest. With a number nothing is measured.

@@ -173,8 +173,8 @@ class AmortizedPosterior(nn.Module):
         diffusion: the diffusion that noises r, VPSDE by default.
         missing: whether numbers of x may be missing.
         encoder: a module of encoded x, (n, m) or (n, 2 m) with ``missing``, that returns (n, size),
-            for sets, sequences or images; it is trained along. The network is told its numbers in
-            place of x. None: it is told x.
+            for sets, sequences or images; it is trained along. The network is given its numbers
+            in place of x. None: it is given x.
 
     Raises:
         TypeError: sites that are not continuous.

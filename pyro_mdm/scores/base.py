@@ -552,7 +552,8 @@ def project(diffusion: Kernels, score: Tensor, y: Tensor, s: Number) -> Tensor:
     r"""The denoiser of a score: x̂ = aᵀ Σ^{-1} g² (s_θ + Σ^{-1} y) / (aᵀ Σ^{-1} g² Σ^{-1} a).
 
     Args:
-        score, y: (*batch, K, *event_shape);  s: (*batch), or a number for one batch dimension.
+        score, y: score and state, (*batch, K, *event_shape); s: times, (*batch), or a number for
+            one batch dimension.
 
     Returns:
         (*batch, *event_shape), in the dtype of y; computed in float64.

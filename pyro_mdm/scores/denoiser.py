@@ -92,7 +92,8 @@ class DenoiserScore(Score):
         """The network's input: z in units of its own standard deviation, like z.
 
         Args:
-            z: (*batch, *event_shape);  log_snr: λ in float64 as :meth:`x_hat` has it.
+            z: readouts, (*batch, *event_shape); log_snr: log SNR λ in float64 as :meth:`x_hat` has
+                it.
         """
         with full_precision(z):
             mu, s2, v = self._scales(z, log_snr)
