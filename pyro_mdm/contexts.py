@@ -45,7 +45,7 @@ class GivenContext(Restorable, nn.Module, ABC):
     Args:
         shape: shape of one c.
         size: number of numbers that the network receives.
-        dropout: the part of the data whose c is hidden from the network in training. Their part of
+        dropout: fraction of the data whose c is hidden from the network in training. Their share of
             the objective is a bound on log p(x). At 0 every c must be known.
 
     Raises:
@@ -100,21 +100,23 @@ class GivenContext(Restorable, nn.Module, ABC):
         c = self.check(context)
         batch = c.shape[: c.dim() - len(self.shape)]
         flat = c.reshape(-1, *self.shape)
-        known = self.known(flat)
-        if not self.dropout and not bool(known.all()):
+        is_known = self.known(flat)
+        if not self.dropout and not bool(is_known.all()):
             raise ValueError(
-                f"the context of {int((~known).sum())} of {len(flat)} data is not known, and the "
-                f"network always knew it; make the model with {type(self).__name__}(…, "
+                f"the context of {int((~is_known).sum())} of {len(flat)} data is not known, and "
+                f"the network always knew it; make the model with {type(self).__name__}(…, "
                 "dropout=0.1) and train it again"
             )
-        safe = torch.where(known.reshape(-1, *[1] * len(self.shape)), flat, torch.zeros_like(flat))
-        told = self.numbers(safe)
-        if told.shape != (len(flat), self.size):
+        safe = torch.where(
+            is_known.reshape(-1, *[1] * len(self.shape)), flat, torch.zeros_like(flat)
+        )
+        encoding = self.numbers(safe)
+        if encoding.shape != (len(flat), self.size):
             raise ValueError(
-                f"the encoding of {len(flat)} contexts has shape {tuple(told.shape)}, expected "
+                f"the encoding of {len(flat)} contexts has shape {tuple(encoding.shape)}, expected "
                 f"({len(flat)}, {self.size}); give {type(self).__name__} the size of its encoder"
             )
-        return (told * known.unsqueeze(-1).to(told)).reshape(*batch, self.size)
+        return (encoding * is_known.unsqueeze(-1).to(encoding)).reshape(*batch, self.size)
 
     def drop(self, told: Tensor) -> Tensor:
         """Encodings (n, size) with a random part ``dropout`` of the rows set to 0."""
@@ -131,7 +133,7 @@ class Labels(GivenContext):
     """Labels of ``num_classes`` classes, whole numbers 0, 1, …; -1 for an unknown one.
 
     Args:
-        num_classes: at least 2.
+        num_classes: number of classes, at least 2.
         dropout: see :class:`GivenContext`.
 
     Example:
@@ -184,7 +186,7 @@ class Vectors(GivenContext):
     """Vectors of real numbers, encoded in units of their standard deviation; NaN if unknown.
 
     Args:
-        mean, scale: those of the encoding (c - mean) / scale, each (m,).
+        mean, scale: constants of the encoding (c - mean) / scale, each (m,).
         dropout: see :class:`GivenContext`.
 
     Raises:
@@ -282,10 +284,10 @@ class EncodedContext(GivenContext):
         return ~(flat == -1).all(-1) if self.whole else flat.isfinite().all(-1)
 
     def numbers(self, context: Tensor) -> Tensor:
-        told: Tensor = self.encoder(context)
-        if told.dim() != 2:
-            return told
-        return torch.cat([told, torch.ones_like(told[:, :1])], -1)
+        encoding: Tensor = self.encoder(context)
+        if encoding.dim() != 2:
+            return encoding
+        return torch.cat([encoding, torch.ones_like(encoding[:, :1])], -1)
 
 
 def _finite_or_unknown(context: Tensor, event_dim: int) -> Tensor:

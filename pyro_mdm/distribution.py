@@ -83,15 +83,15 @@ class MDM(TorchDistribution):
         method: method of ``log_prob``; None for the default.
         draws: number of draws for each datum; by default 2 for ``"flow"``, else 1; to be given with
             the seed of a bound.
-        seed: fixes the draws, the same for every datum, and evaluates the model in eval mode. None:
-            0 for ``"flow"``, fresh draws at every call for bounds.
+        seed: seed of the draws, the same for every datum; the model is then in eval mode. None: 0
+            for ``"flow"``, fresh draws at every call for bounds.
         times: grid of ``"importance"``, a number or the times from ε to T; by default those of a
             model that is a chain, else 65.
         solver: solver of the ODE of ``"flow"``; by default as above for a denoiser, and adaptive
             for another score.
-        batch_shape: as for any distribution, broadcast with that of the contexts.
-        context: for a model with contexts (:mod:`pyro_mdm.contexts`): one for all data, (*shape),
-            or one for each, (*batch_shape, *shape).
+        batch_shape: batch shape, as for any distribution, broadcast with that of the contexts.
+        context: context of a model with contexts (:mod:`pyro_mdm.contexts`): one for all data,
+            (*shape), or one for each, (*batch_shape, *shape).
 
     Raises:
         TypeError, ValueError: an object that is no model, an unknown method, options of another
@@ -135,8 +135,8 @@ class MDM(TorchDistribution):
         shape = torch.Size(batch_shape)
         if context is not None:
             self.context = model.checked_context(context)
-            own = self.context.shape[: self.context.dim() - len(model.context.shape)]  # type: ignore
-            shape = torch.broadcast_shapes(shape, own)
+            lead = self.context.shape[: self.context.dim() - len(model.context.shape)]  # type: ignore
+            shape = torch.broadcast_shapes(shape, lead)
         super().__init__(shape, model.event_shape, validate_args=validate_args)
         if times is not None and method is None:
             raise ValueError("times are of method 'importance'; add method='importance'")
@@ -188,9 +188,9 @@ class MDM(TorchDistribution):
         if self.model not in _STEPS:
             with self._repeatable():
                 x = self._samples(16)
-                part = torch.rand(2, len(x), *[1] * (x.dim() - 1), dtype=x.dtype).to(x.device)
+                weight = torch.rand(2, len(x), *[1] * (x.dim() - 1), dtype=x.dtype).to(x.device)
                 other = torch.stack([x.roll(1, 0), x.roll(3, 0)])
-                x = torch.cat([x, *(x + part * (other - x))])
+                x = torch.cat([x, *(x + weight * (other - x))])
                 _STEPS[self.model] = self._enough(x)
         return _STEPS[self.model]
 
@@ -205,12 +205,12 @@ class MDM(TorchDistribution):
 
     def _samples(self, number: int) -> Tensor:
         """About so many samples (n, *batch_shape, *event_shape), n ≥ 2."""
-        told = self.model.score_function.told  # one for each of some data, or one for all
-        rows = number if told is None or told.dim() == 1 else len(told.flatten(0, -2))
+        contexts = self.model.score_function.told  # one for each of some data, or one for all
+        rows = number if contexts is None or contexts.dim() == 1 else len(contexts.flatten(0, -2))
         return self.sample((max(2, rows // math.prod(self.batch_shape)),))
 
     def _enough(self, x: Tensor) -> int:
-        model = self._of(x.shape[: x.dim() - len(self.event_shape)])
+        model = self._model_for(x.shape[: x.dim() - len(self.event_shape)])
         flat = x.reshape(-1, *self.event_shape)
 
         def density(steps: int) -> Tensor:
@@ -276,7 +276,7 @@ class MDM(TorchDistribution):
                 "pyro_mdm.samplers"
             )
         lead = (*sample_shape, *self.batch_shape)
-        model = self._of(lead)
+        model = self._model_for(lead)
         shape = (math.prod(lead), model.diffusion.num_variables, *self.event_shape)
         sampler: Any = model.sampler
         context = self._context((shape[0],))
@@ -290,12 +290,12 @@ class MDM(TorchDistribution):
         """Data (*sample_shape, *batch_shape, *event_shape)."""
         lead = (*sample_shape, *self.batch_shape)
         rows = torch.Size([math.prod(lead)])
-        model, context = self._of(lead), self._context(rows)
+        model, context = self._model_for(lead), self._context(rows)
         path = model.path_law(context).expand(rows).sample()
         drawn: Tensor = self._decoder(model, path[:, 0], context).sample()
         return drawn.reshape(*lead, *self.event_shape)
 
-    def _of(self, lead: Sequence[int]) -> DiffusionModel:
+    def _model_for(self, lead: Sequence[int]) -> DiffusionModel:
         """The model of data (*lead, *event_shape) with their contexts, if there are any."""
         if self.context is None:
             return self.model.without_context()
@@ -338,7 +338,7 @@ class MDM(TorchDistribution):
         else:
             lead = torch.broadcast_shapes(lead, self.batch_shape)
             value = value.expand(*lead, *self.event_shape)
-            model = self._of(lead)
+            model = self._model_for(lead)
         x, method = value.reshape(-1, *self.event_shape), self.method
         if bool(x.isnan().any()):
             model, x = model.for_present(x)
@@ -356,7 +356,7 @@ class MDM(TorchDistribution):
         is normalized to 1% of noise, or for SVI a bound by fresh draws.
 
         Args:
-            method: of the values in question, by default that of complete ones.
+            method: method for the values in question, by default that for complete ones.
         """
         method = method or self.method
         estimator = self._estimator(self.model, method)
@@ -391,7 +391,7 @@ class MDM(TorchDistribution):
         if asked not in kept:
             with self._repeatable(), torch.no_grad():
                 x = self._samples(4)
-                model = self._of(x.shape[: x.dim() - len(self.event_shape)])
+                model = self._model_for(x.shape[: x.dim() - len(self.event_shape)])
                 first, flat = self._estimator(model, method), x.reshape(-1, *self.event_shape)
                 values = []
                 for seed in range(SEEDS):

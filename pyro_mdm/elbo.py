@@ -107,10 +107,11 @@ class MDM_ELBO(ELBO):
     guide that are marked ``is_auxiliary`` contribute -log q. Nothing is enumerated.
 
     Args:
-        decoder: False for the paper's training loss, without the decoder's term: in place of E log
-            p(x | y_ε) the bound has -H[q(y_ε | x)] + H[q(v_0)], as if y_ε itself were the data.
-            Observed sites, one for each path, then do not count. Linear diffusions only.
-        args, kwargs: those of :class:`pyro.infer.ELBO`.
+        decoder: whether the bound has the decoder's term. False is the paper's training loss: in
+            place of E log p(x | y_ε) the bound has -H[q(y_ε | x)] + H[q(v_0)], as if y_ε itself
+            were the data. Observed sites, one for each path, then do not count. Linear diffusions
+            only.
+        args, kwargs: arguments of :class:`pyro.infer.ELBO`.
 
     Raises:
         ValueError: ``decoder=False`` for a diffusion that is simulated or for a program with other
@@ -228,14 +229,14 @@ def _latent(name: str, model_trace: Trace, guide_trace: Trace) -> _Term:
 
 def _minus_log_q(site: Site) -> Tensor:
     """-log q at the draw, scaled and masked, with the reparameterized part of its gradient."""
-    parts = _score_parts(site)
-    rest = torch.as_tensor(parts.log_prob - parts.entropy_term).detach()
-    return -(parts.entropy_term + rest)
+    terms = _score_parts(site)
+    rest = torch.as_tensor(terms.log_prob - terms.entropy_term).detach()
+    return -(terms.entropy_term + rest)
 
 
 def _score_parts(site: Site) -> Any:
-    parts = site["fn"].score_parts(site["value"], *site["args"], **site["kwargs"])
-    return parts.scale_and_mask(site["scale"], site["mask"])
+    terms = site["fn"].score_parts(site["value"], *site["args"], **site["kwargs"])
+    return terms.scale_and_mask(site["scale"], site["mask"])
 
 
 def _score_function_gradient(
@@ -403,12 +404,12 @@ def _start_entropy(guide_site: Site, model_site: Site) -> Tensor:
     log_det = noising.diffusion.start.log_det  # of each data dimension, if they differ
     if Sigma_v.shape[-1]:
         log_det = log_det - torch.logdet(Sigma_v)
-    each = 0.5 * (log_det + math.log(2 * math.pi) + 1)
+    entropy = 0.5 * (log_det + math.log(2 * math.pi) + 1)
     counted = score.counts(noising.x)
     if counted is None:
-        return (noising.num_dims * each.mean()).to(noising.x.dtype)
+        return (noising.num_dims * entropy.mean()).to(noising.x.dtype)
     event = tuple(range(-noising.x_dim, 0))
-    return of_counted(each, counted).sum(event).to(noising.x.dtype)
+    return of_counted(entropy, counted).sum(event).to(noising.x.dtype)
 
 
 def elbo_terms(model: Program, guide: Program, *args: Any, **kwargs: Any) -> ELBOTerms:

@@ -29,7 +29,8 @@ class DiffusionGuide(Registered):
 
     Args:
         diffusion: the noising diffusion, the same object as the model's.
-        times: as the model's: None for the state at ε alone, a number N or (N,) times for a grid.
+        times: times of the path, as the model's: None for the state at ε alone, a number N or (N,)
+            times for a grid.
         simulation: settings for simulating a nonlinear diffusion; the diffusion's by default.
         plate: name of its own plate of the batch, the model's too.
         event_dim: number of dimensions of a datum, all of x's but the first by default; for data

@@ -57,11 +57,12 @@ class DiffusionModel(Registered):
         sampler: integrator of the generative SDE, for a path that is not given; by default
             :func:`~pyro_mdm.samplers.default_sampler`, which takes 25 network calls with a
             denoiser.
-        times: None for the continuous-time law seen at ε; a number N, or (N,) times from ε to T,
-            for the Markov chain on that grid (its density is exact, and so are its importance
-            weights).
+        times: times of the path. None for the continuous-time law seen at ε; a number N, or (N,)
+            times from ε to T, for the Markov chain on that grid (its density is exact, and so are
+            its importance weights).
         plate: name of its own plate of the batch, the guide's too.
-        context: for a model of x given c, see :mod:`pyro_mdm.contexts`; None for a model of x.
+        context: kind of context c of a model of x given c, see :mod:`pyro_mdm.contexts`; None for a
+            model of x.
 
     Raises:
         TypeError: parts of another kind, swapped, or classes instead of objects.
@@ -162,7 +163,8 @@ class DiffusionModel(Registered):
         for it.
 
         Args:
-            folder: with ``config.json`` and ``model.safetensors``, or the name of a trained model.
+            folder: folder with ``config.json`` and ``model.safetensors``, or the name of a trained
+                model.
             classes: parts that are not of this library, by name: a class, a function that makes an
                 object, or (once) the object itself, whose parameters are replaced; functions of the
                 state as they are. A class that inherits from one of this library's is called with
@@ -208,9 +210,9 @@ class DiffusionModel(Registered):
 
         Args:
             x: data, (batch, *event_shape).
-            method: ``"elbo"``, ``"importance"`` or ``"flow"``, see
+            method: name of the method, ``"elbo"``, ``"importance"`` or ``"flow"``, see
                 :mod:`pyro_mdm.paths.likelihood`.
-            options: draws, seed (which fixes those of a batch), times or solver, of
+            options: options draws, seed (which fixes those of a batch), times or solver, of
                 :class:`~pyro_mdm.paths.likelihood.Estimator`.
 
         Raises:
@@ -267,10 +269,10 @@ class DiffusionModel(Registered):
         if context is None:
             return self
         checked, ours = self.checked_context(context), cast(GivenContext, self.context)
-        told = ours.encode(checked)
-        if drop and told.dim() > 1:
-            told = ours.drop(told.flatten(0, -2)).reshape(told.shape)
-        score = self.score_function.given_context(told, knows_unknown=ours.dropout > 0)
+        encoding = ours.encode(checked)
+        if drop and encoding.dim() > 1:
+            encoding = ours.drop(encoding.flatten(0, -2)).reshape(encoding.shape)
+        score = self.score_function.given_context(encoding, knows_unknown=ours.dropout > 0)
         return replace(self, score_function=score, context=None)
 
     def without_context(self) -> DiffusionModel:
@@ -293,12 +295,12 @@ class DiffusionModel(Registered):
             TypeError, ValueError: invalid contexts, or a model without contexts.
         """
         if self.context is None:
-            known = self.score_function.told is not None
-            fix = "condition the model of any context" if known else "make it with Labels(10)"
+            is_given = self.score_function.told is not None
+            fix = "condition the model of any context" if is_given else "make it with Labels(10)"
             raise ValueError(
                 f"context is {describe(context)}, but the model "
-                f"{'has been given its context already' if known else 'is one of x alone'}; leave "
-                f"context out, or {fix}"
+                f"{'has been given its context already' if is_given else 'is one of x alone'}; "
+                f"leave context out, or {fix}"
             )
         return self.context.check(context)
 
@@ -339,8 +341,8 @@ class DiffusionModel(Registered):
             x: data (batch, *event_shape), or None to generate. Inside plates at dims -2, … it may
                 have their sizes before the batch's. Entries that are NaN are missing: a denoiser
                 with maps leaves them out (:meth:`for_present`), others raise.
-            given: for a model with a context, the contexts of these data, (batch, *shape), or one
-                for all, (*shape). In training mode they are hidden from a part of the given data
+            given: contexts of these data in a model with contexts, (batch, *shape), or one for all,
+                (*shape). In training mode they are hidden from a part of the given data
                 (:class:`~pyro_mdm.contexts.GivenContext`). None: see :meth:`without_context`;
                 training on data needs them.
             batch_size: number of data to generate; by default the size of the plate around it.
@@ -362,10 +364,10 @@ class DiffusionModel(Registered):
 
     def _run(self, x: Tensor | None, batch_size: int | None, num_data: int | None) -> Tensor:
         event_dim = len(self.event_shape)
-        present, known = self, x
+        present, observed = self, x
         if x is not None:
             self.check_data(x)
-            present, known = self.for_present(x)
+            present, observed = self.for_present(x)
         batch_shape = () if x is None else x.shape[: x.dim() - event_dim]
         with batch_plate(self.plate, batch_shape, batch_size, num_data):
             context = None
@@ -375,7 +377,7 @@ class DiffusionModel(Registered):
                 path = pyro.sample("path", present.path_law(context))
             y = path.select(-2 - event_dim, 0)
             law = present.likelihood(*present.given(context), y, event_dim)
-            drawn = pyro.sample("x", law, obs=known)
+            drawn = pyro.sample("x", law, obs=observed)
         return drawn if x is None else x
 
     def check_data(self, x: Tensor) -> None:
@@ -412,12 +414,16 @@ class DiffusionModel(Registered):
     def check_given(self, x: Tensor) -> None:
         """Raises ValueError unless contexts, if there are any, fit data x (*batch,
         *event_shape)."""
-        told = self.without_context().score_function.told
+        contexts = self.without_context().score_function.told
         lead = x.shape[: x.dim() - len(self.event_shape)]
-        if told is not None and told.dim() > 1 and told.shape[:-1] != lead[1 - told.dim() :]:
+        if (
+            contexts is not None
+            and contexts.dim() > 1
+            and contexts.shape[:-1] != lead[1 - contexts.dim() :]
+        ):
             raise ValueError(
-                f"contexts are of {tuple(told.shape[:-1])} data and x of {tuple(lead)}, expected "
-                "one for each; give the contexts of these data, or one for all"
+                f"contexts are of {tuple(contexts.shape[:-1])} data and x of {tuple(lead)}, "
+                "expected one for each; give the contexts of these data, or one for all"
             )
 
 
@@ -429,8 +435,8 @@ def leaving_out(score: Score, model: DiffusionModel, missing: Tensor) -> Diffusi
     ``@leaving_out.register(Kind)`` over (score, model, missing).
 
     Args:
-        score: the model's.
-        missing: bool, (n, *event_shape).
+        score: score of the model.
+        missing: mask of the missing entries, bool, (n, *event_shape).
 
     Raises:
         TypeError: a kind that is not registered.
@@ -475,8 +481,8 @@ def check_context(context: GivenContext | None, diffusion: Diffusion, score: Sco
     size = getattr(score.network, "context_size", 0)
     if context is None:
         latent = diffusion.context
-        known = (0,) if latent is None else (0, latent.size)
-        if size not in known and score.told is None:
+        sizes = (0,) if latent is None else (0, latent.size)
+        if size not in sizes and score.told is None:
             raise ValueError(
                 f"the network is told a context of {size} numbers and the model has none; pass "
                 f"context=Labels({size}), or build the network without context"
@@ -537,8 +543,8 @@ def _reshaped(x: Tensor, event_shape: torch.Size) -> str:
 
 def _event_shape(given: Sequence[int] | None, score: Score) -> torch.Size:
     """The shape of one datum, as given or that of the score."""
-    known = getattr(score, "event_shape", None)
-    event_shape = known if given is None else given
+    score_shape = getattr(score, "event_shape", None)
+    event_shape = score_shape if given is None else given
     if event_shape is None:
         raise ValueError(
             f"event_shape is not given, and {type(score).__name__} takes data of any shape; pass "
@@ -558,9 +564,9 @@ def _event_shape(given: Sequence[int] | None, score: Score) -> torch.Size:
         )
     if any(n < 1 for n in shape):
         raise ValueError(f"event_shape is {shape}, expected positive sizes")
-    if known is not None and shape != tuple(known):
+    if score_shape is not None and shape != tuple(score_shape):
         raise ValueError(
             f"event_shape is {shape}, but {type(score).__name__} was made for data of shape "
-            f"{tuple(known)}; leave event_shape out, or fit the score to such data"
+            f"{tuple(score_shape)}; leave event_shape out, or fit the score to such data"
         )
     return torch.Size(shape)

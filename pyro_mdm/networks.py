@@ -79,7 +79,7 @@ class MLP(Recorded, nn.Module):
 
     Args:
         features: size of the input vectors.
-        hidden: width.
+        hidden: width of the hidden layers.
         depth: number of residual blocks.
         out_features: size of the output; None: ``features``.
         dropout: probability by which a hidden number of a block is left out in training.
@@ -147,20 +147,20 @@ class UNet(Restorable, nn.Module):
         UNet(3, base=128, multipliers=(1, 2, 2, 2), blocks=2, attention=(1,), dropout=0.1)
 
     Args:
-        channels: channels of the input.
-        out_channels: channels of the output; None: ``channels``.
-        base: channels at full resolution.
-        multipliers: one factor per level; a single one means no down-sampling.
-        blocks: residual blocks per level on the way down.
+        channels: number of channels of the input.
+        out_channels: number of channels of the output; None: ``channels``.
+        base: number of channels at full resolution.
+        multipliers: factors of the channels, one per level; a single one means no down-sampling.
+        blocks: number of residual blocks per level on the way down.
         attention: levels (0 is full resolution) whose blocks are each followed by self-attention
             over pixels; if there are any, the middle has one too.
-        heads: attention heads; must divide the channels where attention is used.
+        heads: number of attention heads; must divide the channels where attention is used.
         groups: largest number of groups of a group norm.
         dropout: dropout probability inside the residual blocks; one for all, or one per level, the
             last of which is also that of the middle.
         embedding: width of the λ embedding; None: 2·base.
-        lean: store the blocks' outputs only, and have ``blocks`` per level on the way up too, which
-            saves a block per level.
+        lean: whether to store the blocks' outputs only, and have ``blocks`` per level on the way up
+            too, which saves a block per level.
         patch: side of square patches whose pixels become channels (pixel unshuffle), which divides
             the work by about patch²; height and width must be multiples of it.
 
@@ -202,8 +202,10 @@ class UNet(Restorable, nn.Module):
         widths = [base * m for m in multipliers]
 
         def block(inputs: int, level: int, attend: bool) -> _ResidualBlock:
-            own = heads if attend else 0
-            return _ResidualBlock(inputs, widths[level], embedding, groups, own, rates[level])
+            block_heads = heads if attend else 0
+            return _ResidualBlock(
+                inputs, widths[level], embedding, groups, block_heads, rates[level]
+            )
 
         self._make_ways(base, widths, blocks, attention, block)
         outlet = _zeroed(nn.Conv2d(widths[0], out_channels * patch**2, 3, padding=1))
@@ -294,8 +296,8 @@ class StridedUNet(Recorded, nn.Module):
     default it has 1.1 million parameters, as the network of the paper's configurations for MNIST.
 
     Args:
-        channels: channels of the input.
-        out_channels: channels of the output; None: ``channels``.
+        channels: number of channels of the input.
+        out_channels: number of channels of the output; None: ``channels``.
         widths: channels by level, multiples of 4.
         embedding: width of the λ embedding.
 

@@ -150,9 +150,9 @@ def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     own_memory: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
-        own = tensor.detach().cpu().contiguous()
-        own_memory[name] = own.clone() if own.untyped_storage().data_ptr() in seen else own
-        seen.add(own.untyped_storage().data_ptr())
+        copy = tensor.detach().cpu().contiguous()
+        own_memory[name] = copy.clone() if copy.untyped_storage().data_ptr() in seen else copy
+        seen.add(copy.untyped_storage().data_ptr())
     return own_memory
 
 
@@ -236,8 +236,8 @@ class _Writer:
 def load_folder(cls: type[M], folder: str | os.PathLike[str], classes: Mapping[str, Any]) -> M:
     """The model of a folder; see :meth:`~pyro_mdm.model.DiffusionModel.from_pretrained`."""
     tree, tensors, _, file = _read(Path(folder))
-    own = {} if _is_library(cls) else {cls.__name__: cls}
-    reader = _Reader(file, tensors, {**own, **classes})
+    requested = {} if _is_library(cls) else {cls.__name__: cls}
+    reader = _Reader(file, tensors, {**requested, **classes})
     most = SPARE + TIMES * sum(tensor.numel() for tensor in tensors.values())
     # constructors draw weights that are replaced
     with torch.random.fork_rng(devices=[]), _AtMost(most):

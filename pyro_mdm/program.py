@@ -91,10 +91,10 @@ class Registered(Restorable, nn.Module):
 
 def _full_name(parameter: Tensor, name: str) -> str:
     """The name of a parameter by the first program that registered it, so shared ones step once."""
-    known = getattr(parameter, "pyro_mdm_name", None)
-    if known is None:
-        parameter.pyro_mdm_name = known = name  # type: ignore[attr-defined]
-    return str(known)
+    full_name = getattr(parameter, "pyro_mdm_name", None)
+    if full_name is None:
+        parameter.pyro_mdm_name = full_name = name  # type: ignore[attr-defined]
+    return str(full_name)
 
 
 def _forget() -> None:
@@ -132,7 +132,7 @@ def batch_plate(
 
     Args:
         name: name of its own plate.
-        batch_shape: of the data, whose last size is the batch's; () if there are none.
+        batch_shape: batch shape of the data, whose last size is the batch's; () if there are none.
         batch_size: the requested size of the batch.
         num_data: size of the data set of which the batch is a subsample; scales the plate.
 

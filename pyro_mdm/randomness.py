@@ -107,8 +107,8 @@ def piece(index: int, count: int, seed: int) -> AbstractContextManager[None]:
     """A context in which draws are those of piece ``index`` of a batch in ``count`` equal pieces.
 
     Args:
-        index: r, 0 ≤ r < count.
-        count: S; the data of piece r are r, r + S, r + 2S, … of the batch.
+        index: index r of the piece, 0 ≤ r < count.
+        count: number S of pieces; the data of piece r are r, r + S, r + 2S, … of the batch.
         seed: seed of the batch: the same for all its pieces, another one for each batch.
 
     Raises:
@@ -257,7 +257,7 @@ class _Rows(torchsde.BaseBrownian):
     ) -> Any:
         drawn = self._whole(ta, tb, return_U=return_U, return_A=return_A)
         if isinstance(drawn, tuple):
-            return tuple(part[self._rows] for part in drawn)
+            return tuple(tensor[self._rows] for tensor in drawn)
         return drawn[self._rows]
 
     def __repr__(self) -> str:
@@ -286,19 +286,19 @@ def subset(
     """
     global _current, _rows
     outer, outer_rows = _current, _rows
-    own = outer if isinstance(outer, _Piece) else None
-    index, count = (0, 1) if own is None else (own.index, own.count)
+    outer_piece = outer if isinstance(outer, _Piece) else None
+    index, count = (0, 1) if outer_piece is None else (outer_piece.index, outer_piece.count)
     generator = _generator(device)
     total = n * count
     size = max(1, total // part)
     chosen = torch.randperm(total, device=device, generator=generator)[:size]
     mine = (chosen % count == index).nonzero().squeeze(1)
-    if own is not None:
+    if outer_piece is not None:
         ours = torch.arange(index, total, count, device=device)
         rows = torch.cat([ours] + [total + i * size + mine for i in range(copies)])
         number = total + copies * size
-        _current = _Piece(own.seed, index, count, (rows, number))
-        _current.generators = own.generators
+        _current = _Piece(outer_piece.seed, index, count, (rows, number))
+        _current.generators = outer_piece.generators
     ours = chosen[mine] // count
     _rows = torch.cat([torch.arange(n, device=device)] + [ours] * copies)
     try:

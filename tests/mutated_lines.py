@@ -373,8 +373,8 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "test_host_programs.py::test_score_function_gradients[global-registered]",
         ),
         (
-            "each = 0.5 * (log_det + math.log(2 * math.pi) + 1)",
-            "each = 0.5 * (log_det + math.log(2 * math.pi))",
+            "entropy = 0.5 * (log_det + math.log(2 * math.pi) + 1)",
+            "entropy = 0.5 * (log_det + math.log(2 * math.pi))",
             "test_elbo.py::test_the_loss_without_the_decoder_is_a_bound_on_the_start[K1]",
         ),
         (
@@ -456,13 +456,13 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "test_measurements.py::test_the_covariance_of_few_data_is_shrunk",
         ),
         (
-            "own = self.rest + U.square() @ (e - self.rest)",
-            "own = U.square() @ e",
+            "diagonal = self.rest + U.square() @ (e - self.rest)",
+            "diagonal = U.square() @ e",
             "test_measurements.py::test_linear_estimates_have_the_covariance_of_gaussian_data",
         ),
         (
-            ".reshape(parts.shape) / scale)",
-            ".reshape(parts.shape))",
+            ".reshape(variances.shape) / scale)",
+            ".reshape(variances.shape))",
             "test_windows.py::test_a_larger_image_has_the_covariance_of_its_windows",
         ),
     ],
@@ -545,8 +545,8 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "test_distribution.py::test_flow_is_the_density_and_its_gradient[VPSDE]",
         ),
         (
-            "return v, own - 0.5 * of_score",
-            "return v, own - of_score",
+            "return v, of_drift - 0.5 * of_score",
+            "return v, of_drift - of_score",
             "test_likelihood_methods.py::test_probes_are_unbiased_for_the_density_of_the_flow",
         ),
         (
@@ -557,8 +557,8 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
     ],
     "pyro_mdm/paths/likelihood.py": [
         (
-            "log_mean_weight(each) if self.is_exact else each.mean(0)",
-            "each.mean(0)",
+            "log_mean_weight(estimates) if self.is_exact else estimates.mean(0)",
+            "estimates.mean(0)",
             "test_likelihood_methods.py::test_log_prob_of_weights_is_the_log_of_their_mean",
         ),
     ],
@@ -700,8 +700,8 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
     ],
     "pyro_mdm/scores/denoiser.py": [
         (
-            "each = each + sign * change * (boundary",
-            "each = each - sign * change * (boundary",
+            "estimate = estimate + sign * change * (boundary",
+            "estimate = estimate - sign * change * (boundary",
             "test_learned_ends.py::"
             "test_the_gradient_of_the_whole_bound_is_that_of_the_closed_form[constant-given]",
         ),

@@ -364,3 +364,83 @@ def test_what_callers_use_of_a_diffusion_is_declared(module: str) -> None:
                 declared |= {*vars(one), *vars(one).get("__annotations__", ())}
     undeclared = [f"{name}, line {n}" for n, name in of_diffusions(module) if name not in declared]
     assert not undeclared
+
+
+# -- names of things -------------------------------------------------------------------------------
+
+NO_NAMES = {"each", "found", "known", "of", "own", "part", "told"}
+"""Words that do not say what a variable holds."""
+NOT_YET = ("diffusions", "tables")
+"""Rooms of the library where variables have such names still."""
+INTERFACE = {
+    ("contexts.py", "GivenContext.drop", "told"),
+    ("evaluation/closed_form.py", "Share.has", "part"),
+    ("evaluation/strata.py", "StratifiedIntegrals.__init__", "known"),
+    ("plots/tensorboard.py", "write_bound", "part"),
+    ("plots/tensorboard.py", "write_terms", "part"),
+    ("posteriors/encoding.py", "Encoding.hide", "part"),
+    ("randomness.py", "subset", "part"),
+    ("scores/coordinates.py", "CoordinateNetwork.__init__", "told"),
+    ("scores/denoiser.py", "DenoiserScore.check_values", "known"),
+    ("scores/discrete_denoiser.py", "DiscreteDenoiser.check_values", "known"),
+    ("support/modules.py", "of_part", "part"),
+}
+"""Parameters of public functions with such names, by file and function: callers may use them."""
+
+
+def unnamed(source: str) -> list[tuple[str, str]]:
+    """Functions, each with a word of :data:`NO_NAMES` that is its parameter, local, or private."""
+    pairs = []
+
+    def visit(node: ast.AST, place: tuple[str, ...], in_class: bool) -> None:
+        for child in ast.iter_child_nodes(node):
+            name, inside, is_body = "", place, in_class
+            if isinstance(child, ast.FunctionDef | ast.ClassDef):
+                name = child.name if is_private(child.name) else ""
+                inside, is_body = (*place, child.name), isinstance(child, ast.ClassDef)
+            elif isinstance(child, ast.arg):
+                name = child.arg
+            elif isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
+                name = child.id if is_private(child.id) or not in_class else ""
+            elif isinstance(child, ast.Attribute) and isinstance(child.ctx, ast.Store):
+                name = child.attr if is_private(child.attr) else ""
+            elif isinstance(child, ast.ExceptHandler):
+                name = child.name or ""
+            if name.lstrip("_") in NO_NAMES:
+                pairs.append((".".join(inside), name))
+            visit(child, inside, is_body)
+
+    visit(ast.parse(source), (), False)
+    return pairs
+
+
+def test_variables_of_the_library_are_named_for_what_they_hold() -> None:
+    library = ROOT / "pyro_mdm"
+    named = {
+        (path.relative_to(library).as_posix(), function, word)
+        for path in sorted(library.rglob("*.py"))
+        if path.relative_to(library).parts[0] not in NOT_YET
+        for function, word in unnamed(path.read_text(encoding="utf-8"))
+    }
+    lines = [f"pyro_mdm/{file}: {function}: {word}" for file, function, word in named - INTERFACE]
+    assert not lines, "\n".join(sorted(lines))
+    assert named >= INTERFACE, f"no longer there: {INTERFACE - named}"
+
+
+def test_names_that_say_nothing_are_seen() -> None:
+    source = """
+class Mine:
+    told = 1
+    _part = 2
+
+    def each(self, known, *, more):
+        self.own, self._found = [of for of in more], lambda part: part
+        with open(known) as own:
+            for other, (told, _) in own:
+                yield told.known
+
+    def _known(self): ...
+"""
+    words = sorted(word for _, word in unnamed(source))
+    assert words == ["_found", "_known", "_part", "known", "of", "own", "part", "told"]
+    assert ("Mine.each", "own") in unnamed(source)

@@ -111,13 +111,13 @@ class Chain(nn.Module, ABC):
 
     Args:
         dim: d, the number of latents.
-        diffusion: of any K, with Σ_∞ whose entry of x is 1 and whose others don't correlate with x.
-            Its clock doesn't matter.
-        steps: N.
-        time: of all steps at first, in units of the clock.
-        inputs, outputs: numbers of the network.
-        moments: at how many it is told apart.
-        width: of its two hidden layers.
+        diffusion: diffusion of any K, with Σ_∞ whose entry of x is 1 and whose others don't
+            correlate with x. Its clock doesn't matter.
+        steps: number N of steps.
+        time: duration of all steps at first, in units of the clock.
+        inputs, outputs: numbers that the network takes and returns.
+        moments: number of moments that the network tells apart.
+        width: width of the network's two hidden layers.
     """
 
     def __init__(
@@ -188,13 +188,13 @@ class Chain(nn.Module, ABC):
             left[:, 0, 0],
             times.sqrt(),
         )
-        return ChainKernels(*(part.to(self.gaps.dtype) for part in made))
+        return ChainKernels(*(tensor.to(self.gaps.dtype) for tensor in made))
 
     def network(self, seen: Tensor, k: int | Tensor) -> Tensor:
         """(…, n, inputs) -> (…, n, outputs), at one moment or at each of the first dimension."""
-        told = self.told[:, k] if isinstance(k, int) else self.told[:, k, None]
-        hidden = nn.functional.silu(self.first(seen) + told[0])
-        hidden = hidden + nn.functional.silu(self.second(hidden) + told[1])
+        embedding = self.told[:, k] if isinstance(k, int) else self.told[:, k, None]
+        hidden = nn.functional.silu(self.first(seen) + embedding[0])
+        hidden = hidden + nn.functional.silu(self.second(hidden) + embedding[1])
         return self.last(hidden)
 
     def root(self) -> Tensor:
@@ -242,7 +242,7 @@ class Annealed(Chain):
         u, pull = self.control(y, slope, self.steps), self.power[-1] * _bounded(slope, LIMIT)
         total = y.new_zeros(n)
         for k in reversed(range(self.steps)):
-            M, L, R, S, kick, drift, drift_back, _, _, pace = (part[k] for part in kernels)
+            M, L, R, S, kick, drift, drift_back, _, _, pace = (tensor[k] for tensor in kernels)
             kicked = y + kick[:, None] * pull[:, None]
             epsilon = torch.randn_like(y)
             a = drift[:, None] * pull[:, None] + pace * u

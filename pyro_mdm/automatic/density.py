@@ -63,9 +63,10 @@ class ProgramDensity:
     """log p(x, data) of rows of unconstrained latents, with Jacobians, summed over discrete sites.
 
     Args:
-        program: as it is, without values to start from.
-        trace: of one run.
-        unpack: latents' sites, and what packed values (dim,) have for each.
+        program: the program as it is, without values to start from.
+        trace: trace of one run.
+        unpack: function that gives the sites of latents with the values that packed ones (dim,)
+            have.
     """
 
     def __init__(
@@ -94,22 +95,22 @@ class ProgramDensity:
             alone = [site for site in _densities(trace) if not self._is_factor(site)]
             terms += [site["log_prob"].sum() for site in alone]
             trace.symbolize_dims()
-            parts = [site for site in _densities(trace) if self._is_factor(site)]
-            factors[:] = [_Factor.of(site, trace.plate_to_symbol) for site in parts]
-            return torch.stack(terms).sum(), [_masked(site) for site in parts]
+            factor_sites = [site for site in _densities(trace) if self._is_factor(site)]
+            factors[:] = [_Factor.of_site(site, trace.plate_to_symbol) for site in factor_sites]
+            return torch.stack(terms).sum(), [_masked(site) for site in factor_sites]
 
         saved = dict(vars(_ENUM_ALLOCATOR))  # of an enumeration around this one
         try:
             with pyro.validation_enabled(False), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "There is a performance drop")
-                alone, parts = self._of_rows(of_one, x)
+                alone, log_factors = self._of_rows(of_one, x)
         except torch.linalg.LinAlgError:  # of some rows: these have no density
             if len(x) == 1:
                 return torch.nan * x.sum(1)
             return torch.cat([self(half, *args, **kwargs) for half in x.chunk(2)])
         finally:
             vars(_ENUM_ALLOCATOR).update(saved)
-        return alone + _summed(parts, factors) if parts else alone
+        return alone + _summed(log_factors, factors) if log_factors else alone
 
     def drawn(self, *args: Any, **kwargs: Any) -> poutine.Trace:
         """A run with latents of its own, whose density may be NaN."""
@@ -123,26 +124,26 @@ class ProgramDensity:
         if self._is_batched:
             batched: tuple[Tensor, list[Tensor]] = torch.func.vmap(of_one)(x)
             return batched
-        alone, parts = zip(*map(of_one, x), strict=True)
-        return torch.stack(alone), [torch.stack(part) for part in zip(*parts, strict=True)]
+        alone, by_row = zip(*map(of_one, x), strict=True)
+        return torch.stack(alone), [
+            torch.stack(log_factors) for log_factors in zip(*by_row, strict=True)
+        ]
 
     def by_site(self, x: Tensor) -> dict[str, Tensor]:
         """Latents in their supports, by site, (n, *shape)."""
 
         def of_one(row: Tensor) -> dict[str, Tensor]:
-            return {
-                site["name"]: biject_to(site["fn"].support)(own) for site, own in self._unpack(row)
-            }
+            return {site["name"]: biject_to(site["fn"].support)(u) for site, u in self._unpack(row)}
 
         return dict(torch.func.vmap(of_one)(x))
 
     def _run_at(self, row: Tensor, *args: Any, **kwargs: Any) -> tuple[poutine.Trace, list[Tensor]]:
         """A run with these latents, and the logarithms of Jacobians."""
         values, log_dets = {}, []
-        for site, own in self._unpack(row):
+        for site, u in self._unpack(row):
             transform = biject_to(site["fn"].support)
-            values[site["name"]] = transform(own)
-            log_dets.append(transform.log_abs_det_jacobian(own, values[site["name"]]).sum())
+            values[site["name"]] = transform(u)
+            log_dets.append(transform.log_abs_det_jacobian(u, values[site["name"]]).sum())
         program = poutine.condition(self.program, data=values)
         if self._is_summed:
             program = _Enumeration(self._first_free_dim)(config_enumerate(program))
@@ -164,8 +165,8 @@ class ProgramDensity:
         self._check_latents(*args, **kwargs)
         for row in x:  # by Pyro's own checks
             self._run_at(row, *args, **kwargs)
-        parts = [f.name for f in self._frames.values() if f.full_size not in (None, f.size)]
-        more = f", with all rows of the plate {parts[0]!r}" if parts else ""
+        subsampled = [f.name for f in self._frames.values() if f.full_size not in (None, f.size)]
+        more = f", with all rows of the plate {subsampled[0]!r}" if subsampled else ""
         fix = f"give the whole program, in which no site that is drawn is hidden{more}"
         try:
             first, again = self._twice(x, *args, **kwargs)
@@ -243,7 +244,7 @@ class ProgramDensity:
         except NotImplementedError:  # a site cannot be drawn, such as an improper one
             return
         for site in self._latents:
-            self._check_support([each.nodes[site["name"]] for each in runs])
+            self._check_support([trace.nodes[site["name"]] for trace in runs])
 
     @staticmethod
     def _check_support(runs: list[Any]) -> None:
@@ -296,7 +297,7 @@ class _Factor(NamedTuple):
     scale: float
 
     @classmethod
-    def of(cls, site: Site, symbols: dict[str, str]) -> _Factor:
+    def of_site(cls, site: Site, symbols: dict[str, str]) -> _Factor:
         plates = frozenset(symbols[f.name] for f in site["cond_indep_stack"] if f.vectorized)
         return cls(site["infer"]["_dim_to_symbol"], plates, float(site["scale"]))
 
@@ -307,7 +308,7 @@ def _masked(site: Site) -> Tensor:
     return log_p if is_enumerated(site) else scale_and_mask(log_p, mask=site["mask"])
 
 
-def _summed(parts: Sequence[Tensor], factors: Sequence[_Factor]) -> Tensor:
+def _summed(log_factors: Sequence[Tensor], factors: Sequence[_Factor]) -> Tensor:
     """The log density (n,) of factors (n, …), summed over discrete sites."""
     scales = {factor.scale for factor in factors}
     if len(scales) > 1:
@@ -315,14 +316,14 @@ def _summed(parts: Sequence[Tensor], factors: Sequence[_Factor]) -> Tensor:
             f"discrete sites and what depends on them have scales from {min(scales)} to "
             f"{max(scales)}, expected one"
         )
-    n = len(parts[0])
+    n = len(log_factors[0])
     plates = frozenset().union(*(factor.plates for factor in factors))
     every = {symbol for factor in factors for symbol in factor.symbols.values()}
     rows = next(letter for letter in string.ascii_letters if letter not in every | plates)
     kept = frozenset([rows] if n > 1 else [])  # a dimension of size 1 is packed away
     tree: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
-    for part, factor in zip(parts, factors, strict=True):
-        whole = packed.pack(part, {**factor.symbols, -part.dim(): rows})
+    for log_factor, factor in zip(log_factors, factors, strict=True):
+        whole = packed.pack(log_factor, {**factor.symbols, -log_factor.dim(): rows})
         tree.setdefault(factor.plates | kept, []).append(whole)
     total: Tensor = contract_to_tensor(tree, every - plates, kept)
     return scales.pop() * total.reshape(n)

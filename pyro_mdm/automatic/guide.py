@@ -97,15 +97,15 @@ class AutoMDM(AutoMultivariateNormal):
 
     Args:
         model: the program, conditioned on its data or observing them.
-        diffusion: of any Q, D and K, with Σ_∞ whose entry of x is 1; None:
+        diffusion: diffusion of any Q, D and K, with Σ_∞ whose entry of x is 1; None:
             :class:`~pyro_mdm.VPSDE`.
-        steps: N, of the chain.
-        start: "gaussian", for posteriors of one mode and any number of latents: the chain is
-            annealed from the Gaussian of the highest bound, and learns to raise the bound. Or
-            "particles", for posteriors of several modes and up to about twenty latents: particles
-            are tempered to the posterior, and the chain is a denoiser of theirs.
-        width: of the network's layers.
-        init_loc_fn, init_scale: of the Gaussian, as of ``AutoMultivariateNormal``.
+        steps: number N of steps of the chain.
+        start: kind of start. "gaussian", for posteriors of one mode and any number of latents: the
+            chain is annealed from the Gaussian of the highest bound, and learns to raise the bound.
+            Or "particles", for posteriors of several modes and up to about twenty latents:
+            particles are tempered to the posterior, and the chain is a denoiser of theirs.
+        width: width of the network's layers.
+        init_loc_fn, init_scale: start and scale of the Gaussian, as of ``AutoMultivariateNormal``.
 
     Source: Vargas et al., "Transport meets Variational Inference: Controlled Monte Carlo
     Diffusions", 2024; Blessing et al., "Underdamped Diffusion Bridges with Applications to
@@ -225,12 +225,13 @@ class AutoMDM(AutoMultivariateNormal):
         from where they are.
 
         Args:
-            args, kwargs: of the program; arguments of these names are bound by functools.partial.
-            updates: of the chain.
-            start_updates: of the Gaussian before.
-            paths: drawn for an update.
-            particles: that are tempered.
-            learning_rate: of the chain; that of the Gaussian is four times as high.
+            args, kwargs: arguments of the program; functools.partial binds those with the names
+                below.
+            updates: number of updates of the chain.
+            start_updates: number of updates of the Gaussian before.
+            paths: number of paths drawn for an update.
+            particles: number of particles that are tempered.
+            learning_rate: learning rate of the chain; that of the Gaussian is four times as high.
             progress: whether a progress bar is shown.
         """
         check_count("updates", updates, "of the chain", least=0)
@@ -306,9 +307,11 @@ class AutoMDM(AutoMultivariateNormal):
                     f"start='particles' draws from the program, which cannot be drawn ({reason}); "
                     "give its sites proper priors, or take start='gaussian'"
                 ) from error
-            each = [(trace.nodes[name], site) for name, site in self._latents()]
-            own = [biject_to(site["fn"].support).inv(drawn["value"]) for drawn, site in each]
-            rows.append(torch.cat([value.flatten() for value in own]))
+            pairs = [(trace.nodes[name], site) for name, site in self._latents()]
+            unconstrained = [
+                biject_to(site["fn"].support).inv(drawn["value"]) for drawn, site in pairs
+            ]
+            rows.append(torch.cat([value.flatten() for value in unconstrained]))
         low, middle, high = torch.stack(rows).quantile(
             torch.tensor([0.05, 0.5, 0.95]).to(rows[0]), 0
         )
@@ -351,8 +354,8 @@ class AutoMDM(AutoMultivariateNormal):
     def _weighted(self, n: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self._set_up(*args, **kwargs)
         sizes = [min(AT_A_TIME, n - done) for done in range(0, n, AT_A_TIME)]
-        parts = [self._log_weights(size, *args, **kwargs) for size in sizes]
-        x, log_weights = (torch.cat(of) for of in zip(*parts, strict=True))
+        pieces = [self._log_weights(size, *args, **kwargs) for size in sizes]
+        x, log_weights = (torch.cat(tensors) for tensors in zip(*pieces, strict=True))
         if lost := int((log_weights.isnan() | (log_weights == math.inf)).sum()):
             warnings.warn(
                 f"{lost:,} of {n:,} draws have a density that is NaN or infinite, expected none, "
@@ -366,7 +369,7 @@ class AutoMDM(AutoMultivariateNormal):
 
         Args:
             num_samples: the number of draws.
-            args, kwargs: of the program.
+            args, kwargs: arguments of the program.
         """
         check_count("num_samples", num_samples, "the number of draws")
         weights = ImportanceWeights(self._weighted(num_samples, *args, **kwargs)[1])
@@ -379,9 +382,9 @@ class AutoMDM(AutoMultivariateNormal):
         """Draws of all latents by site, (num_samples, *shape).
 
         Args:
-            num_samples: how many.
-            args, kwargs: of the program.
-            resample: whether they are resampled by their weights, of ten times as many.
+            num_samples: number of draws.
+            args, kwargs: arguments of the program.
+            resample: whether draws are resampled by their weights, from ten times as many.
         """
         check_count("num_samples", num_samples, "the number of draws")
         x, log_weights = self._weighted(num_samples * (10 if resample else 1), *args, **kwargs)

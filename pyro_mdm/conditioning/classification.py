@@ -93,8 +93,8 @@ class ClassPosterior:
 
     def log_loss(self, labels: Tensor) -> Measured:
         """The mean of -log p(c | x) at the labels (n,), nats."""
-        known = self._checked(labels)
-        return Measured.of(-self.log_probs.gather(-1, known[:, None])[:, 0])
+        classes = self._checked(labels)
+        return Measured.of(-self.log_probs.gather(-1, classes[:, None])[:, 0])
 
     def calibration_error(self, labels: Tensor, bins: int = BINS) -> float:
         """The expected calibration error: the mean distance of confidence from accuracy.
@@ -105,8 +105,10 @@ class ClassPosterior:
         right = (self.labels == self._checked(labels)).double()
         confidence = self.log_probs.exp().amax(-1)
         order = confidence.argsort()
-        parts = [part for part in order.tensor_split(bins) if len(part)]
-        apart = [float((confidence[p].mean() - right[p].mean()).abs()) * len(p) for p in parts]
+        rows_by_bin = [rows for rows in order.tensor_split(bins) if len(rows)]
+        apart = [
+            float((confidence[p].mean() - right[p].mean()).abs()) * len(p) for p in rows_by_bin
+        ]
         return sum(apart) / len(order)
 
     def _checked(self, labels: Tensor) -> Tensor:
@@ -139,10 +141,11 @@ def class_posterior(
     """The probabilities p(c | x) of the classes of data, from bounds on log p(x | c).
 
     Args:
-        model, guide: over one diffusion; the model's context is :class:`~pyro_mdm.contexts.Labels`.
+        model, guide: programs over one diffusion; the model's context is
+            :class:`~pyro_mdm.contexts.Labels`.
         x: data in model space, (n, *event_shape), at least 8.
         prior: p(c), (classes,), positive and summing to 1; uniform by default.
-        draws: network calls per datum and class, at least 2.
+        draws: number of network calls per datum and class, at least 2.
         batch_size, seed, progress, distributed: as for :func:`~pyro_mdm.evaluation.compare`.
 
     Raises:

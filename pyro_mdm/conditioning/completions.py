@@ -101,8 +101,8 @@ class Completions:
             model: the model that is trained, or its averaged weights; as for
                 :func:`~pyro_mdm.impute`.
             rows: the numbers of the data to draw, int64; None: all.
-            steps: network calls of a draw.
-            batch_size: data drawn together.
+            steps: number of network calls of a draw.
+            batch_size: number of data drawn together.
             seed: the seed of the noise; the caller's random state is kept.
         """
         check_instance("model", model, DiffusionModel, "e.g. DiffusionModel(diffusion, score)")

@@ -74,10 +74,10 @@ def condition(
     ``Trace_ELBO``, importance weights, the probability flow. Given a context alone they are not.
 
     Args:
-        model: for a context, a model with one (:mod:`pyro_mdm.contexts`). For masks, a model whose
-            score is a denoiser told :attr:`~pyro_mdm.scores.Score.maps` of log SNR and trained on
-            maps with dimensions observed and left out (:class:`~pyro_mdm.scores.RandomMaps`, or
-            conditional models themselves).
+        model: a model with a context (:mod:`pyro_mdm.contexts`), if one is given. For masks, a
+            model whose score is a denoiser given :attr:`~pyro_mdm.scores.Score.maps` of log SNR and
+            trained on maps with dimensions observed and left out
+            (:class:`~pyro_mdm.scores.RandomMaps`, or conditional models themselves).
         observed: the mask of known dimensions, bool, (*event_shape); or (n, *event_shape) for n
             data that differ. Every call is then for these n data in order, once or several times.
         values: the known values, (*event_shape) or (n, *event_shape). Only observed entries are
@@ -126,12 +126,12 @@ def condition(
     denoiser = _checked_denoiser(model.score_function)
     _check_noised_apart(model)
     score = ConditionedDenoiser(denoiser, observed, values, left_out)
-    told = score.told
+    contexts = score.told
     sizes = _sizes(observed, values, left_out, event_dim=len(model.event_shape))
-    if told is not None and told.dim() > 1 and sizes - {len(told)}:
+    if contexts is not None and contexts.dim() > 1 and sizes - {len(contexts)}:
         raise ValueError(
-            f"contexts are of {len(told)} data and masks or values of {sizes.pop()}, expected both "
-            "of the same number of data"
+            f"contexts are of {len(contexts)} data and masks or values of {sizes.pop()}, expected "
+            "both of the same number of data"
         )
     return with_score(model, score, ConditionedLikelihood(model.likelihood))
 
@@ -172,7 +172,7 @@ class ConditionedDenoiser(DerivedDenoiser):
     """The denoiser of x_u given x_o; see :func:`condition`.
 
     Args:
-        denoiser: the denoiser of all dimensions, told maps of log SNR.
+        denoiser: the denoiser of all dimensions, which is given maps of log SNR.
         observed, values, left_out: as for :func:`condition`.
 
     Raises:
@@ -212,14 +212,14 @@ class ConditionedDenoiser(DerivedDenoiser):
                 f"{tuple(values.shape)}, expected both for the same number of data"
             )
         values = values.to(self.observed.device)
-        known = self.observed.expand(torch.broadcast_shapes(self.observed.shape, values.shape))
-        bad = known & ~values.isfinite()
+        observed = self.observed.expand(torch.broadcast_shapes(self.observed.shape, values.shape))
+        bad = observed & ~values.isfinite()
         if bool(bad.any()):
             raise ValueError(
                 f"values has {int(bad.sum())} observed entries that are not finite; set observed "
                 "to False there, or left_out to True"
             )
-        self.denoiser.check_values(values.expand(known.shape), known)
+        self.denoiser.check_values(values.expand(observed.shape), observed)
         return torch.where(self.observed, values, self.fill)
 
     def _check_whole(self, name: str, mask: Tensor) -> None:
@@ -231,11 +231,11 @@ class ConditionedDenoiser(DerivedDenoiser):
         number.index_add_(-1, groups, mask.to(torch.int64))
         split = (number > 0) & (number < groups.bincount())
         if bool(split.any()):
-            own = (groups == split.nonzero()[0, -1]).nonzero().squeeze(1).tolist()
+            dimensions = (groups == split.nonzero()[0, -1]).nonzero().squeeze(1).tolist()
             raise ValueError(
-                f"{name} has some of the dimensions {own[0]} … {own[-1]}, which are one category, "
-                "and not all of them, expected all or none; a category is known, missing or left "
-                f"out as a whole, so set all {len(own)} alike"
+                f"{name} has some of the dimensions {dimensions[0]} … {dimensions[-1]}, which are "
+                "one category, and not all of them, expected all or none; a category is known, "
+                f"missing or left out as a whole, so set all {len(dimensions)} alike"
             )
 
     def _check_masks(self) -> None:
@@ -289,14 +289,14 @@ class ConditionedDenoiser(DerivedDenoiser):
 
     def for_rows(self, rows: Tensor) -> ConditionedDenoiser:
         event_dim = len(self.event_shape or ())
-        parts = (self.observed, self.values, self.left_out)
+        tensors = (self.observed, self.values, self.left_out)
         denoiser: Any = self.denoiser.for_rows(rows)
-        same = all(t is None or t.dim() == event_dim for t in parts)
+        same = all(t is None or t.dim() == event_dim for t in tensors)
         if same and denoiser is self.denoiser:
             return self
-        chosen = [t[rows % len(t)] if t is not None and t.dim() > event_dim else t for t in parts]
-        known, values, left_out = chosen
-        return self.changed(denoiser, observed=known, values=values, left_out=left_out)
+        chosen = [t[rows % len(t)] if t is not None and t.dim() > event_dim else t for t in tensors]
+        observed, values, left_out = chosen
+        return self.changed(denoiser, observed=observed, values=values, left_out=left_out)
 
     def leaving_out(self, missing: Tensor) -> ConditionedDenoiser:
         """The denoiser that leaves out missing entries too, (n, *event_shape) bool.
@@ -328,10 +328,10 @@ class ConditionedDenoiser(DerivedDenoiser):
         off = (x.double() - self.values).abs() > AGREEMENT * (1 + self.values.abs())
         off = off & self.observed
         if bool(off.any()):
-            known = self.values.expand(x.shape)[off][0].item()
+            value = self.values.expand(x.shape)[off][0].item()
             raise ValueError(
                 f"{int(off.sum())} observed entries of x differ from the values that are observed, "
-                f"e.g. {x[off][0].item():.6g} where {known:.6g} is; set them in x, or leave out "
+                f"e.g. {x[off][0].item():.6g} where {value:.6g} is; set them in x, or leave out "
                 "values to be asked about any data"
             )
 
@@ -343,13 +343,13 @@ class ConditionedDenoiser(DerivedDenoiser):
         Raises:
             ValueError: no values were given.
         """
-        z, maps = self._told(z, log_snr)
+        z, maps = self._with_observed(z, log_snr)
         return self._exact(z, maps, self.denoiser.x_hat(z, maps))
 
     def posterior(self, z: Tensor, log_snr: Number) -> likelihoods.LevelDistribution:
-        return super().posterior(*self._told(z, log_snr))
+        return super().posterior(*self._with_observed(z, log_snr))
 
-    def _told(self, z: Tensor, log_snr: Number) -> tuple[Tensor, Tensor]:
+    def _with_observed(self, z: Tensor, log_snr: Number) -> tuple[Tensor, Tensor]:
         """z with the observed values put in, and the map of log SNR, both like z."""
         _, lam = self._values("z", z, log_snr)
         maps = with_event_dims(lam, z).expand(z.shape)
@@ -377,27 +377,27 @@ class ConditionedDenoiser(DerivedDenoiser):
         Raises:
             ValueError: no values were given.
         """
-        x, maps = self._told(x, 0.0)
+        x, maps = self._with_observed(x, 0.0)
         return self._exact(x, maps, x)
 
     # -- the baseline, over the generated dimensions -----------------------------------------------
 
     def baseline_log_prob(self, x: Tensor, counted: Tensor | None = None) -> Tensor:
         """log p_0(x_u), (*batch), nats."""
-        return self.denoiser.baseline_log_prob(*self._part(x, counted))
+        return self.denoiser.baseline_log_prob(*self._where_counted(x, counted))
 
     def baseline_kl(self, x: Tensor, log_snr: Number, counted: Tensor | None = None) -> Tensor:
         """KL( q(z_λ,u | x_u) ‖ p_0(z_λ,u) ), (*batch), nats."""
-        x, counted = self._part(x, counted)
+        x, counted = self._where_counted(x, counted)
         return self.denoiser.baseline_kl(x, log_snr, counted)
 
     def baseline_integrals(
         self, x: Tensor, edges: Tensor, dims: slice, counted: Tensor | None = None
     ) -> Tensor:
-        x, counted = self._part(x, counted)
+        x, counted = self._where_counted(x, counted)
         return self.denoiser.baseline_integrals(x, edges, dims, counted)
 
-    def _part(self, x: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _where_counted(self, x: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:
         """Data with a valid value where they do not count, and the mask of those that do."""
         ours = self.counts(x)
         ours = ours if counted is None else ours & counted
@@ -448,7 +448,7 @@ class ConditionedDecoder(DecoderDistribution):
     ``log_prob`` is that of the generated entries alone.
 
     Args:
-        law: the decoder's law of all dimensions, which are independent.
+        law: the decoder's distribution of all dimensions, which are independent.
         score: the denoiser, which has the masks and values.
     """
 
@@ -526,6 +526,6 @@ def _check_shape(name: str, value: Tensor, event: tuple[int, ...]) -> None:
         )
 
 
-def _sizes(*parts: Tensor | None, event_dim: int) -> set[int]:
+def _sizes(*tensors: Tensor | None, event_dim: int) -> set[int]:
     """The numbers of data n that masks and values are for, where they differ between data."""
-    return {len(t) for t in parts if t is not None and t.dim() > event_dim}
+    return {len(t) for t in tensors if t is not None and t.dim() > event_dim}

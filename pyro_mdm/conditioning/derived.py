@@ -20,7 +20,7 @@ class DerivedDenoiser(DenoiserScore):
     """A denoiser derived from another one, with its parameters, baseline and decoder.
 
     Args:
-        denoiser: the one it is derived from.
+        denoiser: the denoiser from which it is derived.
     """
 
     def __init__(self, denoiser: DenoiserScore) -> None:

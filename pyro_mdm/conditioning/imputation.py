@@ -31,14 +31,14 @@ def impute(
     their quantiles are intervals for each missing entry.
 
     Args:
-        model: a model whose score is a denoiser told maps and trained on them, see
+        model: a model whose score is a denoiser given maps and trained on them, see
             :class:`~pyro_mdm.scores.RandomMaps`.
         x: data in model space, (n, *event_shape), NaN where an entry is missing. All entries of a
             datum may be.
-        num: completions of each datum.
+        num: number of completions of each datum.
         left_out: the mask of missing entries that are integrated out and stay NaN, bool, like x;
             None: none, all are drawn.
-        batch_size: completions simulated together.
+        batch_size: number of completions simulated together.
         seed: the seed of the noise. Draws depend on it, on x and on ``batch_size``; the caller's
             random state is kept.
         progress: whether to show a progress bar.
@@ -75,11 +75,11 @@ def impute(
     with evaluating(model), torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         with progress_bar(len(jobs), "imputation", "rows", shown=progress) as bar:
-            for part in jobs.split(batch_size) if len(jobs) else ():
-                draw, row = part.unbind(1)
+            for batch in jobs.split(batch_size) if len(jobs) else ():
+                draw, row = batch.unbind(1)
                 left = None if left_out is None else missing[row] & left_out[row]
                 conditioned = condition(model, ~missing[row], x[row], left)
-                whole = conditioned(batch_size=len(part)).to(x.dtype)
+                whole = conditioned(batch_size=len(batch)).to(x.dtype)
                 completed[draw, row] = whole if left is None else whole.masked_fill(left, torch.nan)
-                bar.update(len(part))
+                bar.update(len(batch))
     return completed

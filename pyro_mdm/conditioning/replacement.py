@@ -33,7 +33,7 @@ class Replacement(Sampler):
         observed: the mask of known dimensions, bool, (*event_shape).
         values: the known values, (*event_shape), or (n, *event_shape) for n data that differ; only
             observed entries are read.
-        repeats: how often each step is taken, with noise added back in between.
+        repeats: number of times that each step is taken, with noise added back in between.
 
     Raises:
         TypeError: no sampler, or one without steps on a grid; a mask that is not bool; on call, a

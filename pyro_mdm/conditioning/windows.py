@@ -69,7 +69,7 @@ def windowed(model: DiffusionModel, size: Sequence[int]) -> DiffusionModel:
     Args:
         model: a model of images (C, H, W), whose score is a
             :class:`~pyro_mdm.scores.DenoiserScore`.
-        size: (H, W) of the images that are wanted, at least those of the model.
+        size: size (H, W) of the images that are wanted, at least those of the model.
 
     Raises:
         TypeError: a model whose score is no denoiser of images, or is conditioned already; a
@@ -120,8 +120,8 @@ class Windows(Recorded, ExactBuffers):
     """Overlapping windows that cover a larger image, W in all.
 
     Args:
-        window: (h, w) of a window.
-        size: (H, W) of the image.
+        window: size (h, w) of a window.
+        size: size (H, W) of the image.
     """
 
     index: Tensor  # (W, h·w), the pixels of each window
@@ -132,7 +132,7 @@ class Windows(Recorded, ExactBuffers):
         super().__init__()
         self.window, self.size = tuple(window), tuple(size)
         (h, w), (H, W) = self.window, self.size
-        down, across = _Axis.of(h, H), _Axis.of(w, W)
+        down, across = _Axis.spaced(h, H), _Axis.spaced(w, W)
         index = down.pixels[:, None, :, None] * W + across.pixels[None, :, None, :]
         weights = down.weights[:, None, :, None] * across.weights[None, :, None, :]
         number = down.owner[:, None] * len(across.pixels) + across.owner
@@ -171,7 +171,7 @@ class _Axis(NamedTuple):
     place: Tensor  # (N,), where it is in that window
 
     @classmethod
-    def of(cls, window: int, size: int) -> _Axis:
+    def spaced(cls, window: int, size: int) -> _Axis:
         """Windows that begin evenly, from one end to the other, half a window apart at most."""
         number = math.ceil((size - window) / max(1, window // 2)) + 1
         starts = torch.linspace(0, size - window, number, dtype=torch.float64).round().long()
@@ -193,7 +193,7 @@ class WindowedDenoiser(DerivedDenoiser):
 
     Args:
         denoiser: the denoiser of images (C, h, w).
-        size: (H, W) of the larger images.
+        size: size (H, W) of the larger images.
 
     Raises:
         TypeError, ValueError: see :func:`windowed`.
@@ -223,12 +223,12 @@ class WindowedDenoiser(DerivedDenoiser):
 
     def x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
         batch_dim, lam = self._values("z", z, log_snr)
-        parts = self.windows.cut(z)
+        pieces = self.windows.cut(z)
         if lam.dim() == z.dim():
             lam = self.windows.cut(lam.expand(z.shape))
         elif lam.dim():
-            lam = lam.expand(parts.shape[: batch_dim + 1])
-        return self.windows.blend(self.denoiser.x_hat(parts, lam))
+            lam = lam.expand(pieces.shape[: batch_dim + 1])
+        return self.windows.blend(self.denoiser.x_hat(pieces, lam))
 
     def for_rows(self, rows: Tensor) -> WindowedDenoiser:
         denoiser: Any = self.denoiser.for_rows(rows)
@@ -302,7 +302,7 @@ class WindowedDecoder(DecoderDistribution):
     """The law of a larger image, of independent pixels, from laws of windows (W, *batch).
 
     Args:
-        law: the laws of all windows, the first of their batch dimensions.
+        law: the distributions of all windows, the first of their batch dimensions.
         windows: the windows.
     """
 
@@ -337,14 +337,14 @@ class WindowedDecoder(DecoderDistribution):
             TypeError: the decoder's dimensions depend on each other.
         """
         self.check_event(value)
-        parts = self._windows.cut(value)
-        return self._windows.choose(log_prob_by_dimension(self._law, parts))
+        pieces = self._windows.cut(value)
+        return self._windows.choose(log_prob_by_dimension(self._law, pieces))
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
         """Draws of x, (*sample_shape, *batch, C, H, W)."""
-        parts = self._law.sample(torch.Size(sample_shape))
-        return self._windows.choose(parts.movedim(len(sample_shape), 0))
+        pieces = self._law.sample(torch.Size(sample_shape))
+        return self._windows.choose(pieces.movedim(len(sample_shape), 0))
 
 
 def _checked_denoiser(score: Score) -> DenoiserScore:

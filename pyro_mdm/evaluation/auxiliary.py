@@ -123,9 +123,9 @@ def auxiliary_information(
     to ½ (λ - λ_x) near the data. For K = 1 it is 0.
 
     Args:
-        diffusion: with closed-form kernels.
+        diffusion: diffusion with closed-form kernels.
         s: times in (0, T], of any shape.
-        variance: that of the data, or those along the axes of their covariance, (m,).
+        variance: variance of the data, or variances along the axes of their covariance, (m,).
 
     Returns:
         :class:`AuxiliaryInformation`, each like s, or by data dimension where these differ.
@@ -168,8 +168,8 @@ class GaussianPosterior:
     """Draws of data given z = x + e^{-λ/2} ε, for Gaussian data of any covariance.
 
     Args:
-        mean: (*event_shape).
-        covariance: of the flattened data, (d, d), symmetric positive semi-definite.
+        mean: mean of the data, (*event_shape).
+        covariance: covariance of the flattened data, (d, d), symmetric positive semi-definite.
 
     Raises:
         ValueError: shapes that do not fit, numbers that are not finite, a negative eigenvalue.
@@ -203,7 +203,7 @@ class GaussianPosterior:
         """A draw of x for each z, like it.
 
         Args:
-            z: (n, *event_shape) in float64;  log_snr: λ, (n,).
+            z: readouts, (n, *event_shape) in float64;  log_snr: log SNRs λ, (n,).
         """
         mean, c, axes = (t.to(z.device) for t in (self.mean, self.variances, self.axes))
         noise = randomness.normal(z.shape, torch.float64, z.device).flatten(1)
@@ -272,15 +272,16 @@ def auxiliary_use(
     the model's own.
 
     Args:
-        model, guide: over one linear diffusion with K ≥ 2, the same for all data dimensions.
+        model, guide: programs over one linear diffusion with K ≥ 2, the same for all data
+            dimensions.
         x: data in model space, (n, *event_shape), n ≥ 2.
-        draws: for each datum.
+        draws: number of draws for each datum.
         posterior: draws of data given noised ones, :data:`PosteriorDraw`; by default those of
             Gaussian data with the mean and covariance of x. For a fit of other data pass
             ``GaussianPosterior.fit(train_x)``.
-        batch_size: data per network call.
-        seed: of the noise; the caller's random state stays as it is.
-        progress: show a progress bar.
+        batch_size: number of data per network call.
+        seed: seed of the noise; the caller's random state stays as it is.
+        progress: whether to show a progress bar.
 
     Returns:
         :class:`AuxiliaryUse`, in nats per datum.
@@ -330,8 +331,8 @@ def _checked(model: DiffusionModel) -> Kernels:
             f"{type(diffusion).__name__} has K = {diffusion.num_variables} variable, expected "
             "auxiliary variables beside the data; ask it of a model over CLD or another with K ≥ 2"
         )
-    known: Kernels = diffusion
-    return known
+    checked: Kernels = diffusion
+    return checked
 
 
 def _loss_density(diffusion: Kernels, variance: Tensor) -> Tensor:

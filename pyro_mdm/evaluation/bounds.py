@@ -96,17 +96,17 @@ def bound(
     whose exact discrete-time bound it is, for programs of your own, and for fewer than 8 data.
 
     Args:
-        model, guide: over one diffusion, linear or not.
+        model, guide: programs over one diffusion, linear or not.
         x: data in model space, (n, *event_shape); n ≥ 1. NaN where an entry is missing, for a
             denoiser with maps: the bound is then on the density of the entries that are present,
             exactly 0 where there are none, and bits per dimension are still divided by the number
             of all dimensions.
-        draws: network evaluations per datum for the diffusion term, and calls of the decoder, at
-            least two; for a simulated diffusion rounded up to whole paths, at least two. Of one
-            draw, up to 256 data are drawn twice, so that there is an error.
-        batch_size: data per network call, which bounds the memory.
+        draws: number of network evaluations per datum for the diffusion term, and of calls of the
+            decoder, at least two; for a simulated diffusion rounded up to whole paths, at least
+            two. Of one draw, up to 256 data are drawn twice, so that there is an error.
+        batch_size: number of data per network call, which bounds the memory.
         seed: seed of the noise; the caller's random state stays as it is.
-        progress: show a progress bar.
+        progress: whether to show a progress bar.
 
     Returns:
         :class:`Bound`, in nats per datum and bits/dim. Where a prior that is no law at rest does
@@ -151,15 +151,15 @@ def _averaged(
     total, square = torch.zeros(2, len(NAMES), n, dtype=torch.float64)
     elbo = torch.empty(draws, n, dtype=torch.float64)
     with progress_bar(draws * n, "bound", "draws", shown=progress) as bar:
-        for part in torch.arange(n).split(batch_size):
-            chosen = x[part.to(x.device)]
-            of_part = model.for_rows(part) if isinstance(model, DiffusionModel) else model
+        for rows in torch.arange(n).split(batch_size):
+            chosen = x[rows.to(x.device)]
+            model_of_rows = model.for_rows(rows) if isinstance(model, DiffusionModel) else model
             for draw in range(draws):
-                drawn = _terms(of_part, guide, chosen)
-                total[:, part] += drawn
-                square[:, part] += drawn.square()
-                elbo[draw, part] = drawn[-1]
-                bar.update(len(part))
+                drawn = _terms(model_of_rows, guide, chosen)
+                total[:, rows] += drawn
+                square[:, rows] += drawn.square()
+                elbo[draw, rows] = drawn[-1]
+                bar.update(len(rows))
     mean = total / draws
     of_mean = torch.full((len(NAMES),), math.nan)
     per_datum_error = torch.full((n,), math.nan, dtype=torch.float64)

@@ -146,9 +146,13 @@ class ClosedFormComparison:
         self.covers = (middle > lows[:, None]) & (middle < highs[:, None])
         self.counts = torch.stack([_counts(m, x) for m in self.models])
         self.num_counted = int(self.counts.any(0).sum())
-        known = self._known() if self.baseline is not None else None
-        density = self._first_density(known) if asked.adapt and known is not None else None
-        self.integrals = self._integrals(known=known, density=density, adapt=asked.adapt)
+        baseline_terms = self._baseline_terms() if self.baseline is not None else None
+        density = (
+            self._first_density(baseline_terms)
+            if asked.adapt and baseline_terms is not None
+            else None
+        )
+        self.integrals = self._integrals(known=baseline_terms, density=density, adapt=asked.adapt)
         self.latent = any(Cap.NO_CONTEXT not in m.diffusion.caps for m in self.models)
         self.context_kl = torch.stack([self._context_kl(m.diffusion) for m in self.models])
         self.prior_kl = torch.stack([self._prior_kl(m) for m in self.models])
@@ -156,24 +160,24 @@ class ClosedFormComparison:
 
     def _context_kl(self, diffusion: Kernels) -> Tensor:
         """KL(q(c | x) ‖ p(c)) of each datum, (n,) float64 on the CPU."""
-        parts = self.x.split(self.asked.batch_size)
-        return torch.cat([diffusion.for_data(part).kl for part in parts]).double().cpu()
+        batches = self.x.split(self.asked.batch_size)
+        return torch.cat([diffusion.for_data(batch).kl for batch in batches]).double().cpu()
 
     def _prior_kl(self, model: DiffusionModel) -> Tensor:
         """KL(q(y_T | x) ‖ π) of each datum, (n,) float64 on the CPU."""
         diffusion, event_dim = model.diffusion, self.x.dim() - 1
         by_network = Cap.READOUT not in diffusion.caps
         size = self.asked.batch_size if by_network else len(self.x)
-        parts = [
+        batches = [
             prior_kl(
                 diffusion,
-                diffusion.coordinates(part.double()),
+                diffusion.coordinates(batch.double()),
                 event_dim,
-                model.score_function.counts(part),
+                model.score_function.counts(batch),
             )
-            for part in self.x.split(size)
+            for batch in self.x.split(size)
         ]
-        return torch.cat(parts).cpu()
+        return torch.cat(batches).cpu()
 
     def _integrals(self, **options: Any) -> StratifiedIntegrals:
         seed = int(torch.randint(2**62, (), generator=self.generator))
@@ -244,7 +248,7 @@ class ClosedFormComparison:
     def _plan(self, targets: list[Target]) -> StrataPlan:
         """The plan of the next draws, the same for all processes."""
         plan = self.integrals.plan(targets)
-        numbers = [[part[t] for t in targets] for part in (plan.spread, plan.skewness)]
+        numbers = [[by_target[t] for t in targets] for by_target in (plan.spread, plan.skewness)]
         spread, skewness = self.share.first(torch.tensor(numbers, dtype=torch.float64)).tolist()
         return StrataPlan(
             self.share.first(plan.coefficients),
@@ -267,20 +271,20 @@ class ClosedFormComparison:
         values = torch.zeros(len(self.models), size, dtype=torch.float64)
         baseline = torch.zeros(size, dtype=torch.float64)
         cell = cells(draws.level, self.edges)
-        for i, part in enumerate(torch.arange(size).split(self.asked.batch_size)):
-            noise = self._noise(len(part))  # drawn by all, so that it does not matter who uses it
+        for i, batch in enumerate(torch.arange(size).split(self.asked.batch_size)):
+            noise = self._noise(len(batch))  # drawn by all, so that it does not matter who uses it
             seed = self._context_seed()
             before = sum(self.calls)
             for m in range(len(self.models)):
-                self.calls[m] += int(self.covers[m, cell[part]].sum())
+                self.calls[m] += int(self.covers[m, cell[batch]].sum())
             bar.update(sum(self.calls) - before)
             if not self.share.has(i):
                 continue
-            datum = draws.datum[part].to(self.x.device)
+            datum = draws.datum[batch].to(self.x.device)
             x = self.x[datum]
-            level, noise = draws.level[part].to(x.device), noise.to(x.device)
+            level, noise = draws.level[batch].to(x.device), noise.to(x.device)
             for m, model in enumerate(self.models):
-                inside = self.covers[m, cell[part]]
+                inside = self.covers[m, cell[batch]]
                 here = inside.to(x.device)
                 if not bool(inside.any()):
                     continue
@@ -292,12 +296,12 @@ class ClosedFormComparison:
                     level[here].clamp(*ends),
                     noise[here],
                 )
-                values[m, part[inside]] = h.double().cpu()
+                values[m, batch[inside]] = h.double().cpu()
             if self.baseline is not None:
                 h0 = self._baseline(datum).baseline_integrand(
                     self.baseline_x[datum], level, noise, self.clocks
                 )
-                baseline[part] = h0.double().cpu()
+                baseline[batch] = h0.double().cpu()
         values = self.share.sum(values)
         if self.baseline is not None:
             baseline = self.share.sum(baseline)
@@ -306,13 +310,13 @@ class ClosedFormComparison:
     def _reconstruct(self, data: Tensor) -> Tensor:
         """One draw of log p(x | y_ε) for the data at indices (k,), (M, k)."""
         decoded = torch.zeros(len(self.models), len(data), dtype=torch.float64)
-        for i, part in self._parts("reconstruction", len(data), self.asked.batch_size, "data"):
-            noise, seed = self._noise(len(part)), self._context_seed()
+        for i, batch in self._batches("reconstruction", len(data), self.asked.batch_size, "data"):
+            noise, seed = self._noise(len(batch)), self._context_seed()
             for m, model in enumerate(self.models):
-                self.calls[m] += getattr(model.likelihood, "network_calls", 0) * len(part)
+                self.calls[m] += getattr(model.likelihood, "network_calls", 0) * len(batch)
             if not self.share.has(i):
                 continue
-            datum = data[part].to(self.x.device)
+            datum = data[batch].to(self.x.device)
             x, noise = self.x[datum], noise.to(self.x.device)
             for m, model in enumerate(self.models):
                 diffusion, score = self._of_data(model, datum, seed)
@@ -320,7 +324,7 @@ class ClosedFormComparison:
                 moved = diffusion.displacement(x, diffusion.start_time)
                 y = y if moved is None else y + moved
                 law = model.likelihood(diffusion, score, y)
-                decoded[m, part] = law.log_prob(x).double().cpu()
+                decoded[m, batch] = law.log_prob(x).double().cpu()
         return self.share.sum(decoded)
 
     def _reconstruct_enough(self, targets: list[Target], draws: int, wanted: float | None) -> None:
@@ -342,12 +346,14 @@ class ClosedFormComparison:
         everything = torch.arange(len(self.x))
         self.reconstruction = torch.stack([self._reconstruct(everything) for _ in range(number)])
 
-    def _parts(self, what: str, number: int, size: int, units: str) -> Iterator[tuple[int, Tensor]]:
+    def _batches(
+        self, what: str, number: int, size: int, units: str
+    ) -> Iterator[tuple[int, Tensor]]:
         """Indices below ``number`` in parts of ``size``, numbered; with a bar if it takes long."""
         with progress_bar(number, what, units, delay=1, shown=self.asked.progress) as bar:
-            for i, part in enumerate(torch.arange(number).split(size)):
-                yield i, part
-                bar.update(len(part))
+            for i, batch in enumerate(torch.arange(number).split(size)):
+                yield i, batch
+                bar.update(len(batch))
 
     def _noise(self, n: int) -> Tensor:
         K = max(model.diffusion.num_variables for model in self.models)
@@ -375,22 +381,22 @@ class ClosedFormComparison:
         baseline: Any = self.baseline.for_rows(datum)  # one of its kind
         return baseline
 
-    def _known(self) -> Tensor:
+    def _baseline_terms(self) -> Tensor:
         """The baseline's diffusion term of each datum over each cell, (n, S)."""
         assert self.baseline is not None
-        known = torch.zeros(len(self.x), len(self.edges) - 1, dtype=torch.float64)
+        terms = torch.zeros(len(self.x), len(self.edges) - 1, dtype=torch.float64)
         edges = self.edges.to(self.x.device)
         if self.clocks is not None:
             edges = _edges_along(self.clocks, edges, self.x.shape[1:])
         size = math.prod(self.x.shape[1:])
-        for i, part in self._parts("baseline", size, DIMS_AT_ONCE, "dimensions"):
+        for i, batch in self._batches("baseline", size, DIMS_AT_ONCE, "dimensions"):
             if self.share.has(i):
-                dims = slice(int(part[0]), int(part[-1]) + 1)
+                dims = slice(int(batch[0]), int(batch[-1]) + 1)
                 here = edges if edges.dim() == 1 else edges[:, dims]
-                known += self.baseline.baseline_integrals(self.baseline_x, here, dims).cpu()
-        return self.share.sum(known)
+                terms += self.baseline.baseline_integrals(self.baseline_x, here, dims).cpu()
+        return self.share.sum(terms)
 
-    def _first_density(self, known: Tensor) -> Tensor:
+    def _first_density(self, baseline_terms: Tensor) -> Tensor:
         """The first round's density: the spread in each cell that the baseline's noise makes."""
         assert self.baseline is not None
         few = min(len(self.x), FIRST_ROUND)
@@ -404,7 +410,7 @@ class ClosedFormComparison:
         h0 = self._baseline(rows).baseline_integrand(x, at, noise, self.clocks)
         h0 = self.share.first(h0.double().cpu())
         cell = cells(log_snr, self.edges)
-        rest = h0 - (known / width)[torch.arange(few), cell]
+        rest = h0 - (baseline_terms / width)[torch.arange(few), cell]
         total = torch.zeros_like(width).index_add_(0, cell, rest.square())
         number = torch.zeros_like(width).index_add_(0, cell, torch.ones_like(rest))
         return (total / number.clamp_min(1)).sqrt() + 0.3 * rest.square().mean().sqrt()
@@ -421,8 +427,8 @@ class ClosedFormComparison:
 
     def _errors(self, targets: list[Target]) -> list[float]:
         """Monte Carlo errors in nats."""
-        parts = zip(self.integrals.errors(targets).tolist(), targets, strict=True)
-        errors = [math.hypot(error, self._reconstruction_error(t)) for error, t in parts]
+        pairs = zip(self.integrals.errors(targets).tolist(), targets, strict=True)
+        errors = [math.hypot(error, self._reconstruction_error(t)) for error, t in pairs]
         return self.share.first(torch.tensor(errors, dtype=torch.float64)).tolist()
 
     def _terms(self, target: Target) -> _Terms:
@@ -432,10 +438,10 @@ class ClosedFormComparison:
         integral, draws = self.integrals.integral(first, second), self._reconstruction_of(target)
         counts = self.counts[first] | self.counts[first if second is None else second]
 
-        def shifted(each: Tensor) -> Tensor:
+        def shifted(per_datum: Tensor) -> Tensor:
             """Each datum's own estimate, moved to the mean of all draws; 0 stays 0."""
-            shift = (integral.mean - each.nanmean()) * (len(counts) / counts.sum())
-            return torch.where(counts, each + shift, 0)
+            shift = (integral.mean - per_datum.nanmean()) * (len(counts) / counts.sum())
+            return torch.where(counts, per_datum + shift, 0)
 
         # not shifted: the mean of all draws has the noise of both halves
         decoded = torch.stack([draws[::2].mean(0), draws[1::2].mean(0)])

@@ -45,26 +45,26 @@ def evidence_lower_bound(
     """Estimate the evidence lower bound of each datum and its mean.
 
     Args:
-        model, guide: over one diffusion, linear or not.
+        model, guide: programs over one diffusion, linear or not.
         x: data in model space, (n, *event_shape); NaN where an entry is missing, for a denoiser
             with maps: the bound is then on the density of the entries that are present.
-        draws: network evaluations per datum for the diffusion term, and draws of the decoder; with
-            ``half_width`` the most.
+        draws: number of network evaluations per datum for the diffusion term, and of draws of the
+            decoder; with ``half_width`` the most.
         half_width: wanted half-width in bits/dim of the bound's 95% interval, as far as noise goes.
             A pilot gives the number of draws that it takes; the pilot is a fourth of all draws, or
             more if they are few, and no part of the estimate, which is unbiased for that. None: all
             ``draws``.
-        batch_size: data per network call.
+        batch_size: number of data per network call.
         seed: seed of the noise; the same seed gives different models the same noise.
         control_variate: whether to use a baseline.
         baseline: a denoiser fitted to such data, whose baseline is used; by default the score
             itself if it is a denoiser.
         bins: number of cells of noise level, for coefficients, the density of draws and the
             estimate's own density.
-        progress: show the progress on standard error (:mod:`pyro_mdm.support.progress`).
-        distributed: share the network calls among the processes of torch.distributed's default
-            group. All must make the same call, and all get the same estimate, which is a single
-            process's up to rounding.
+        progress: whether to show the progress on standard error (:mod:`pyro_mdm.support.progress`).
+        distributed: whether to share the network calls among the processes of torch.distributed's
+            default group. All must make the same call, and all get the same estimate, which is a
+            single process's up to rounding.
 
     Raises:
         RuntimeError: ``distributed`` without a process group.
@@ -104,12 +104,12 @@ def log_likelihood(
     be reported side by side, but no order follows from them.
 
     Args:
-        model, guide: over one diffusion.
+        model, guide: programs over one diffusion.
         x: data in model space, (n, *event_shape).
-        method: ``"elbo"``, the bound of the SDE (:func:`evidence_lower_bound`, the default);
-            ``"importance"``, the chain on a grid by importance weights over its paths
-            (:func:`importance_weighted`); ``"flow"``, the probability-flow ODE and the decoder
-            (:func:`probability_flow`).
+        method: name of the method. ``"elbo"``: the bound of the SDE
+            (:func:`evidence_lower_bound`, the default); ``"importance"``, the chain on a grid by
+            importance weights over its paths (:func:`importance_weighted`); ``"flow"``, the
+            probability-flow ODE and the decoder (:func:`probability_flow`).
         options: keyword arguments of that function.
 
     Returns:
@@ -123,10 +123,10 @@ def log_likelihood(
     if method not in METHODS:
         raise ValueError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
     function = METHODS[method]
-    known = [*inspect.signature(function).parameters][3:]
-    if unknown := [name for name in options if name not in known]:
+    names = [*inspect.signature(function).parameters][3:]
+    if unknown := [name for name in options if name not in names]:
         raise TypeError(
-            f"{unknown[0]} is no option of method {method!r}, which has {', '.join(known)}"
+            f"{unknown[0]} is no option of method {method!r}, which has {', '.join(names)}"
         )
     return function(model, guide, x, **options)
 
@@ -149,11 +149,11 @@ def compare(
     """Estimate the bounds of several models on the same data at the same draws.
 
     Args:
-        programs: (model, guide) by name; scores and diffusions may be of any kind.
+        programs: pairs (model, guide) by name; scores and diffusions may be of any kind.
         x, batch_size, seed, control_variate, bins, progress, distributed: as for
             :func:`evidence_lower_bound`.
-        draws: network evaluations per datum and model for the diffusion term; with ``half_width``
-            the most.
+        draws: number of network evaluations per datum and model for the diffusion term; with
+            ``half_width`` the most.
         half_width: as for :func:`evidence_lower_bound`, for every bound and every difference.
         baseline: as for :func:`evidence_lower_bound`; by default the first score that is a
             denoiser.
@@ -177,12 +177,12 @@ def compare(
     with evaluating(*models), torch.random.fork_rng(devices, enabled=latent):
         if len(linear) == len(programs):
             return ClosedFormComparison(programs, x, asked).until()
-        known = None
+        estimated = None
         if linear:  # it has half of the variance of a difference
-            part = None if half_width is None else half_width / math.sqrt(2)
-            known = ClosedFormComparison(linear, x, replace(asked, half_width=part)).until()
+            width = None if half_width is None else half_width / math.sqrt(2)
+            estimated = ClosedFormComparison(linear, x, replace(asked, half_width=width)).until()
         other = next(model.diffusion for name, (model, _) in programs.items() if name not in linear)
-        return compare_paths(other, programs, x, known, asked)
+        return compare_paths(other, programs, x, estimated, asked)
 
 
 @singledispatch
@@ -199,9 +199,9 @@ def compare_paths(
     :class:`~pyro_mdm.diffusions.Kernels` nor simulated.
 
     Args:
-        diffusion: the first without a closed form.
+        diffusion: the first diffusion without a closed form.
         linear: the comparison of the programs in closed form, if there are any.
-        programs, x, asked: as of :func:`compare`.
+        programs, x, asked: arguments of :func:`compare`.
     """
     raise NotImplementedError(
         f"no evaluation is registered for {type(diffusion).__name__}; see compare_paths"

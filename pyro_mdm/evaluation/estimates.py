@@ -176,15 +176,15 @@ class Difference:
         """A difference in bits/dim from nats: ``total`` as a cost, ``terms`` as those of a bound.
 
         Args:
-            unit: nats in a bit/dim, d ln 2.
+            unit: number of nats in a bit/dim, d ln 2.
             floor: a total of at most this size, in nats, becomes 0.
         """
         if abs(total.mean) <= floor < math.inf:
             total = Measured(0.0, total.standard_error)
         bits = {"bits_per_dim": total, **terms}
         bits["reconstruction"] = bits["reconstruction"].scaled(-1)
-        each: dict[str, Any] = {name: (m / unit, e / unit) for name, (m, e) in bits.items()}
-        return cls(*pair, **each, monte_carlo_error=monte_carlo_error / unit)
+        scaled: dict[str, Any] = {name: (m / unit, e / unit) for name, (m, e) in bits.items()}
+        return cls(*pair, **scaled, monte_carlo_error=monte_carlo_error / unit)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -214,8 +214,8 @@ class Comparison:
     def __repr__(self) -> str:
         """Bits/dim of each model with its error, then differences with their intervals."""
         models = [
-            (name, f"{Measured(of.bits_per_dim, of.bits_per_dim_error)}", "")
-            for name, of in self.estimates.items()
+            (name, f"{Measured(estimate.bits_per_dim, estimate.bits_per_dim_error)}", "")
+            for name, estimate in self.estimates.items()
         ]
         pairs = []
         for d in self.differences:
@@ -254,7 +254,7 @@ def rounding(first: Estimate, second: Estimate, dtypes: Iterable[torch.dtype]) -
     sign differs from draw to draw, so that it averages out.
 
     Args:
-        dtypes: of the data and of the scores' weights; the coarsest counts.
+        dtypes: dtypes of the data and of the scores' weights; the coarsest counts.
     """
     terms = [abs(getattr(estimate, name)[0]) for estimate in (first, second) for name in ALL_TERMS]
     return 16 * max(torch.finfo(dtype).eps for dtype in dtypes) * sum(terms)
@@ -282,7 +282,7 @@ class Noise(NamedTuple):
         R, n = draws.shape
         number = torch.full((n,), float(R), dtype=torch.float64)
         square = draws.double().square().sum(0)
-        spread, *halves = (_variance(part) for part in (draws, draws[::2], draws[1::2]))
+        spread, *halves = (_variance(some) for some in (draws, draws[::2], draws[1::2]))
         return cls.of_spread(spread, halves, square, number, counts)
 
     @classmethod
@@ -298,9 +298,9 @@ class Noise(NamedTuple):
 
         Args:
             spread: the variance of a datum's draws, (n,); NaN for fewer than two.
-            halves: that of each half of them, two of (n,).
-            square: their sum of squares, (n,).
-            number: how many they are, (n,).
+            halves: variance of each half of the draws, two of (n,).
+            square: sum of squares of the draws, (n,).
+            number: number of draws, (n,).
             counts: as for :meth:`of`.
         """
         counts = torch.ones_like(number, dtype=torch.bool) if counts is None else counts
@@ -319,14 +319,16 @@ class Noise(NamedTuple):
             share = min(max(0.0, float(between / spread[split].var())), 1.0)  # 0 of NaN, 0 / 0
         one = torch.where(several, share * spread + (1 - share) * pooled, pooled)
         of_mean = torch.where(number > 0, one / number, math.nan)
-        known = torch.where(several, share**2 / degrees + (1 - share) ** 2 / total, 1 / total)
-        return cls(torch.where(counts, of_mean, 0), 1 / known)
+        inverse_degrees = torch.where(
+            several, share**2 / degrees + (1 - share) ** 2 / total, 1 / total
+        )
+        return cls(torch.where(counts, of_mean, 0), 1 / inverse_degrees)
 
     def plus(self, other: Noise) -> Noise:
         """That of a sum of two independent means (Welch and Satterthwaite's degrees)."""
         variance = self.variance + other.variance
-        parts = (noise.variance.square() / noise.degrees for noise in (self, other))
-        return Noise(variance, variance.square() / sum(parts))
+        terms = (noise.variance.square() / noise.degrees for noise in (self, other))
+        return Noise(variance, variance.square() / sum(terms))
 
     @property
     def error(self) -> Tensor:
@@ -348,9 +350,9 @@ def population_error(per_datum: Tensor, variance: Tensor, monte_carlo_error: flo
     because draws of low discrepancy and densities pooled over rounds reduce it.
 
     Args:
-        per_datum: (n,) estimates.
-        variance: (n,) that of their noise, NaN where a datum was not drawn.
-        monte_carlo_error: of the mean.
+        per_datum: estimates, (n,).
+        variance: variance of their noise, (n,), NaN where a datum was not drawn.
+        monte_carlo_error: Monte Carlo error of the mean.
     """
     drawn, n = variance.isfinite(), len(per_datum)
     between = float(per_datum[drawn].var() - variance[drawn].mean())

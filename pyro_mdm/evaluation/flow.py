@@ -40,12 +40,12 @@ def probability_flow(
     """Estimate log p(x) of the probability-flow ODE and the decoder.
 
     Args:
-        model, guide: over one diffusion, linear or not.
+        model, guide: programs over one diffusion, linear or not.
         x: data in model space, (n, *event_shape).
-        samples: S, draws of y_ε for each datum.
-        solver: of the ODE; exact divergences by default.
+        samples: number S of draws of y_ε for each datum.
+        solver: solver of the ODE; exact divergences by default.
         seed: seed of the noise and the probes.
-        progress: show a progress bar.
+        progress: whether to show a progress bar.
 
     Raises:
         ValueError: several samples with an estimated divergence, numbers below 1.

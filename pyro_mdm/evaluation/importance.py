@@ -53,13 +53,13 @@ def importance_weighted(
     """Estimate log p(x) of the chain on a grid by importance weights over its paths.
 
     Args:
-        model, guide: over one diffusion in closed form.
+        model, guide: programs over one diffusion in closed form.
         x: data in model space, (n, *event_shape).
-        samples: S, paths for each datum. Each takes as many network calls as the grid has steps;
-            the default of 64 is affordable, but too few to rule out a heavy tail.
+        samples: number S of paths for each datum. Each takes as many network calls as the grid has
+            steps; the default of 64 is affordable, but too few to rule out a heavy tail.
         times: grid, a number N or (N,) from ε to T; 65 by default.
         seed: seed of the noise.
-        progress: show a progress bar.
+        progress: whether to show a progress bar.
 
     Raises:
         ValueError: a diffusion without closed-form kernels, numbers below 1.
@@ -71,9 +71,11 @@ def importance_weighted(
     chain = chain_of(model, times)
 
     def log_weight(rows: Tensor) -> Tensor:
-        chosen, known = x[rows], model.for_rows(rows)
-        of_rows = chain if known is model else chain_of(known, chain.times)
-        return path_weight(known, of_rows, guide.law(chosen.double(), chain.times), chosen)
+        chosen, model_of_rows = x[rows], model.for_rows(rows)
+        chain_of_rows = chain if model_of_rows is model else chain_of(model_of_rows, chain.times)
+        return path_weight(
+            model_of_rows, chain_of_rows, guide.law(chosen.double(), chain.times), chosen
+        )
 
     grid = chain.times
     size = len(grid) * model.diffusion.num_variables * math.prod(model.event_shape)
@@ -95,16 +97,16 @@ def draw_weights(
 
     Args:
         log_weight: a function that draws once for each of the data at indices (m,) -> (m,) nats.
-        size: how many numbers a draw of one datum takes.
+        size: number of numbers that a draw of one datum takes.
     """
     n = len(x)
     weights = torch.zeros(samples * n, dtype=torch.float64)  # all draws of a pass, then the next
-    parts = torch.arange(samples * n).split(max(1, NUMBERS // size))
+    batches = torch.arange(samples * n).split(max(1, NUMBERS // size))
     with progress_bar(samples * n, "weighing", "draws", shown=progress) as bar:
-        for k, part in enumerate(parts):
-            with randomness.piece(0, 1, seed * len(parts) + k):
-                weights[part] = log_weight(part.to(x.device) % n).cpu()
-            bar.update(len(part))
+        for k, batch in enumerate(batches):
+            with randomness.piece(0, 1, seed * len(batches) + k):
+                weights[batch] = log_weight(batch.to(x.device) % n).cpu()
+            bar.update(len(batch))
     return weights.reshape(samples, n)
 
 

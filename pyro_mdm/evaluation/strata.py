@@ -88,16 +88,16 @@ class StratifiedIntegrals:
     """Rounds of draws, and estimates from all of them.
 
     Args:
-        edges: (S + 1,) increasing levels, the cells' bounds.
-        covers: (M, S) whether a cell belongs to the range of integrand m; it is 0 outside.
-        num_data: n.
-        known: (n, S) integral of the baseline over each cell; None without a baseline.
-        density: (S,) of the first round over level, up to a factor; None for uniform.
+        edges: increasing levels, the cells' bounds, (S + 1,).
+        covers: mask of the cells in the range of integrand m, (M, S) bool; it is 0 outside.
+        num_data: number n of data.
+        known: integral of the baseline over each cell, (n, S); None without a baseline.
+        density: density of the first round over level, (S,), up to a factor; None for uniform.
         adapt: whether later rounds have densities of their own.
         seed: seed of the draws.
         plan: coefficients and density, from a pilot; None to fit them to the draws, across folds.
-        counts: (M, n) whether integrand m exists for a datum; otherwise it is 0 at every level, and
-            a datum without any is not drawn. None: all exist.
+        counts: mask of the data for which integrand m exists, (M, n) bool; otherwise it is 0 at
+            every level, and a datum without any is not drawn. None: all exist.
     """
 
     def __init__(
@@ -178,29 +178,31 @@ class StratifiedIntegrals:
 
     def integral(self, first: int, second: int | None = None) -> Integral:
         """The estimate for integrand ``first``, or for it less integrand ``second``."""
-        left, known, counts = self._left[first], self._predicted[first], self.counts[first]
+        left, predicted, counts = self._left[first], self._predicted[first], self.counts[first]
         if second is not None:
-            left, known = left - self._left[second], known - self._predicted[second]
+            left, predicted = left - self._left[second], predicted - self._predicted[second]
             counts = counts | self.counts[second]
         everything = torch.ones_like(self._datum, dtype=torch.bool)
         mine, square, number = self._sums(left, everything)
-        per_datum = known.sum(1) + mine / number.clamp_min(1)
+        per_datum = predicted.sum(1) + mine / number.clamp_min(1)
         second_half = self._visit() % 2 == 1
-        parts = [self._sums(left, use) for use in (~second_half, second_half)]
-        halves = torch.stack([known.sum(1) + one / count for one, _, count in parts])
-        varied, *of_halves = (_variance(*sums) for sums in ((mine, square, number), *parts))
+        sums_of_halves = [self._sums(left, use) for use in (~second_half, second_half)]
+        halves = torch.stack([predicted.sum(1) + one / count for one, _, count in sums_of_halves])
+        varied, *of_halves = (
+            _variance(*sums) for sums in ((mine, square, number), *sums_of_halves)
+        )
         value = self._weight() * left
         cell = cells(self._level, self.edges)
-        density, spread = (known.new_zeros(len(self.width)) for _ in range(2))
+        density, spread = (predicted.new_zeros(len(self.width)) for _ in range(2))
         density.index_add_(0, cell, value)
         spread.index_add_(0, cell, value.square())
         return Integral(
-            mean=float(known.sum(1).mean() + value.sum()),
+            mean=float(predicted.sum(1).mean() + value.sum()),
             error=float(self.errors([(first, second)])),
             per_datum=per_datum,
             noise=Noise.of_spread(varied, of_halves, square, number, counts),
             halves=torch.where(counts, halves, 0),
-            density=(known.mean(0) + density) / self.width,
+            density=(predicted.mean(0) + density) / self.width,
             density_error=spread.sqrt() / self.width,
         )
 
@@ -219,8 +221,8 @@ class StratifiedIntegrals:
             return error
         foreseen = torch.tensor([plan.spread[t] for t in targets], dtype=torch.float64)
         pooled = error.square() * N * N + foreseen.square() * plan.num_draws
-        known = torch.tensor([plan.skewness[t] for t in targets], dtype=torch.float64)
-        allowance = _allowance(torch.maximum(skewness.abs(), known))
+        foreseen_skewness = torch.tensor([plan.skewness[t] for t in targets], dtype=torch.float64)
+        allowance = _allowance(torch.maximum(skewness.abs(), foreseen_skewness))
         return allowance * (pooled / (N + plan.num_draws) / N).sqrt()
 
     def plan(self, targets: Sequence[Target]) -> StrataPlan:
@@ -268,12 +270,12 @@ class StratifiedIntegrals:
                 counts = self.counts[m]
                 self._left[m, mine] = left * covered[cell[mine]] * counts[self._datum[mine]]
                 per_unit = beta[:, 0].expand(int(data.sum()), -1)
-                known = torch.zeros_like(per_unit)
+                baseline = torch.zeros_like(per_unit)
                 if self.known is not None:
                     harder = self._hardness[data] - self._hardness.mean(0)
                     per_unit = per_unit + beta[:, 2] * harder
-                    known = self.known[data]
-                predicted = (known + self._scale * self.width * per_unit) * covered
+                    baseline = self.known[data]
+                predicted = (baseline + self._scale * self.width * per_unit) * covered
                 self._predicted[m, data] = predicted * counts[data, None]
 
     def _regression(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -380,8 +382,8 @@ class StratifiedIntegrals:
     def _sums(self, left: Tensor, use: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """For each datum, the sum and the sum of squares of the residuals in ``use`` over their
         density, and their number, (n,)."""
-        own, datum = self._own_density(use), self._datum[use]
-        value, nothing = left[use] / own, own.new_zeros(self.num_data)
+        density, datum = self._own_density(use), self._datum[use]
+        value, nothing = left[use] / density, density.new_zeros(self.num_data)
         total, square = (nothing.index_add(0, datum, v) for v in (value, value.square()))
         return total, square, torch.bincount(datum, minlength=self.num_data).double()
 

@@ -43,7 +43,7 @@ def bits_per_dim(
 
     Args:
         log_prob: log p(x) in nats summed over the d dimensions, a number or a tensor (…).
-        num_dims: d.
+        num_dims: number d of dimensions.
         log_det: log|det ∂x/∂w| summed over dimensions, where log p is a density of x = T(w) and
             bits are of w; 0 if nothing was transformed.
         num_levels: number n of levels if w = (k + u)/n was dequantized by uniform noise u, whose
@@ -164,8 +164,8 @@ def read_state(
 ) -> Reading:
     """The reading of x from a state at ε; arguments as for :class:`Likelihood`."""
     if event_dim is None:
-        known = getattr(score, "event_shape", None)
-        event_dim = y.dim() - 2 if known is None else len(known)
+        event_shape = getattr(score, "event_shape", None)
+        event_dim = y.dim() - 2 if event_shape is None else len(event_shape)
     batch_dim, K = y.dim() - 1 - event_dim, diffusion.num_variables
     if event_dim < 0 or batch_dim < 0 or y.shape[batch_dim] != K:
         raise ValueError(

@@ -34,9 +34,9 @@ class LogitDequantization:
     ``bits_per_dim(log_prob, d, log_det=log_det, num_levels=n)``.
 
     Args:
-        num_levels: n.
-        margin: α, which keeps w = 0 finite; the paper's is 0.05. Bits/dim count the same levels for
-            every α, but Gaussians in x are a different model of them for each.
+        num_levels: number n of levels.
+        margin: margin α, which keeps w = 0 finite; the paper's is 0.05. Bits/dim count the same
+            levels for every α, but Gaussians in x are a different model of them for each.
 
     Raises:
         ValueError: n < 2, α outside [0, ½), k outside {0 … n-1} or not whole.

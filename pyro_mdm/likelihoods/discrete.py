@@ -79,8 +79,8 @@ class LevelSupport(Constraint):
     """A constraint that each dimension takes one of some levels, or any number.
 
     Args:
-        levels: of every dimension, (n,); or of each of d dimensions of a vector, None where it is
-            continuous.
+        levels: levels of every dimension, (n,); or of each of d dimensions of a vector, None where
+            it is continuous.
     """
 
     is_discrete = True
@@ -93,13 +93,13 @@ class LevelSupport(Constraint):
         """Whether each entry is one of its levels, or a number, like the value."""
         if isinstance(self.levels, Tensor):
             return _nearest(value, self.levels)[1]
-        parts = zip(value.unbind(-1), self.levels, strict=True)
-        return torch.stack([x == x if v is None else _nearest(x, v)[1] for x, v in parts], -1)
+        pairs = zip(value.unbind(-1), self.levels, strict=True)
+        return torch.stack([x == x if v is None else _nearest(x, v)[1] for x, v in pairs], -1)
 
     def __repr__(self) -> str:
         if isinstance(self.levels, Tensor):
             return f"{len(self.levels)} levels"
-        number = sum(own is not None for own in self.levels)
+        number = sum(levels is not None for levels in self.levels)
         return f"levels in {number} of {len(self.levels)} dimensions"
 
 
@@ -184,8 +184,8 @@ def smoothed_histogram(x: Tensor, levels: Tensor) -> Tensor:
     entries are missing, and N counts the others.
 
     Args:
-        x: (N, *event_shape), on the levels, or NaN.
-        levels: (n,).
+        x: data on the levels, (N, *event_shape), or NaN.
+        levels: levels v, (n,).
 
     Returns:
         (*event_shape, n) in float64, finite.
@@ -198,9 +198,9 @@ def smoothed_histogram(x: Tensor, levels: Tensor) -> Tensor:
     n, d = len(levels), x[0].numel()
     counts = torch.zeros(d * n, dtype=torch.float64, device=x.device)
     offset = n * torch.arange(d, device=x.device)
-    for part in x.reshape(len(x), d).split(1024):
-        missing = part.isnan()
-        bins = level_index(torch.where(missing, levels[0].to(part), part), levels) + offset
+    for batch in x.reshape(len(x), d).split(1024):
+        missing = batch.isnan()
+        bins = level_index(torch.where(missing, levels[0].to(batch), batch), levels) + offset
         counts += torch.bincount(bins[~missing], minlength=d * n)
     counts = counts.reshape(d, n)
     pool, N = counts.sum(0), counts.sum(1)
@@ -221,7 +221,7 @@ def noise_odds(z: Tensor, log_snr: Tensor, levels: Tensor) -> tuple[Tensor, Tens
     """Centre c, α and β of log N(z; v_k, e^{-λ}) = α δ + β δ² + const, in the dtype of z.
 
     Args:
-        z: any shape;  log_snr: λ, broadcastable to it;  levels: (n,).
+        z: readouts of any shape;  log_snr: log SNR λ, broadcastable to z;  levels: levels v, (n,).
 
     Returns:
         c and α like z; β, like λ.
@@ -244,9 +244,9 @@ def level_window(levels: Tensor, centre: Tensor, log_snr: float, prior_range: fl
     With v_0 the level nearest z, level k weighs at most exp(R - ½ e^λ ((v_k - z)² - (v_0 - z)²)).
 
     Args:
-        levels: (n,) float64;  centre: (B, d), the point of [v_1, v_n] nearest z.
+        levels: levels v, (n,) float64;  centre: point of [v_1, v_n] nearest z, (B, d).
         log_snr: the smallest λ among the data.
-        prior_range: R, the largest difference of log π_jk within a dimension.
+        prior_range: range R, the largest difference of log π_jk within a dimension.
     """
     gaps = levels.diff()
     gap = gaps.max()
@@ -284,7 +284,8 @@ def log_odds_blocks(
     """The log-odds ℓ = log π + α δ + β δ², block by block; each block overwrites the last.
 
     Args:
-        log_prior: (d, n);  levels: (n,);  centre, linear, quadratic: (B, d); one dtype.
+        log_prior: log π, (d, n);  levels: levels v, (n,);  centre, linear, quadratic: coefficients
+            c, α and β, (B, d); one dtype.
     """
     B, d = centre.shape
     n = levels.shape[0] if window is None else window.size
@@ -440,7 +441,8 @@ def posterior_mean(
     (``create_graph``) holds all levels at once, (B, d, n); the gradient alone does not.
 
     Args:
-        log_prior: (d, n);  levels: (n,);  centre c, linear α, quadratic β: (B, d).
+        log_prior: log π, (d, n);  levels: levels v, (n,);  centre, linear, quadratic: coefficients
+            c, α and β, (B, d).
         even: tables of this prior, which make float32 on a CPU fast.
     """
     differentiate = torch.is_grad_enabled() and (linear.requires_grad or quadratic.requires_grad)
@@ -484,8 +486,8 @@ def mixture_kl(log_prior: Tensor, levels: Tensor, log_snr: float) -> Tensor:
     R is the range of log π, as further levels weigh less than k itself.
 
     Args:
-        log_prior: (d, n) float64, above -600;  levels: (n,) float64.
-        log_snr: λ.
+        log_prior: log π, (d, n) float64, above -600;  levels: levels v, (n,) float64.
+        log_snr: log SNR λ.
 
     Returns:
         (d, n) in float64, to about 1e-9.
@@ -501,10 +503,10 @@ def mixture_kl(log_prior: Tensor, levels: Tensor, log_snr: float) -> Tensor:
     prior = log_prior.exp()
     total, entropy, weight = torch.zeros_like(prior), torch.zeros_like(u), torch.zeros_like(u)
     room = CPU_BLOCK if u.device.type == "cpu" else DEVICE_BLOCK
-    for part in nodes.split(max(1, room // max(d, n))):
-        near = torch.searchsorted(u, torch.stack([part[0] - far, part[-1] + far])).tolist()
+    for block in nodes.split(max(1, room // max(d, n))):
+        near = torch.searchsorted(u, torch.stack([block[0] - far, block[-1] + far])).tolist()
         L = slice(*near)
-        half_square = (u[L, None] - part).square_().div_(2)
+        half_square = (u[L, None] - block).square_().div_(2)
         kernel = half_square.neg().exp_()
         mixture = prior[:, L] @ kernel
         # 0 only where a node is near none of these levels, and has no weight for them

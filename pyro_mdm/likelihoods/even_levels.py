@@ -53,22 +53,22 @@ def gauss_rules(log_prior: Tensor, x: Tensor, sizes: tuple[int, ...]) -> list[tu
     (Golub & Welsch, Math. Comp. 23, 1969).
 
     Args:
-        log_prior: (d, n) float64;  x: (n,);  sizes: the M.
+        log_prior: log π, (d, n) float64;  x: points, (n,);  sizes: numbers M of nodes.
     """
-    parts = []
-    for part in log_prior.split(256):  # in cache
+    rules_by_block = []
+    for block in log_prior.split(256):  # in cache
         most = max(sizes)
-        basis = part.new_zeros(len(part), most, len(x))
-        diagonal, beside = part.new_zeros(len(part), most), part.new_zeros(len(part), most)
-        q = (part / 2).exp()
+        basis = block.new_zeros(len(block), most, len(x))
+        diagonal, beside = block.new_zeros(len(block), most), block.new_zeros(len(block), most)
+        q = (block / 2).exp()
         for i in range(most):
             q = q / q.norm(dim=-1, keepdim=True).clamp_min(ROUNDING)
             basis[:, i] = q
-            known = basis[:, : i + 1]
+            spanned = basis[:, : i + 1]
             q = x * q
             for turn in range(2):
-                along = known @ q.unsqueeze(-1)
-                q = q - (along.mT @ known).squeeze(1)
+                along = spanned @ q.unsqueeze(-1)
+                q = q - (along.mT @ spanned).squeeze(1)
                 if turn == 0:
                     diagonal[:, i] = along[:, -1, 0]
             size = q.norm(dim=-1)
@@ -81,8 +81,8 @@ def gauss_rules(log_prior: Tensor, x: Tensor, sizes: tuple[int, ...]) -> list[tu
             off = torch.diag_embed(beside[:, : M - 1], 1)
             nodes, vectors = torch.linalg.eigh(torch.diag_embed(diagonal[:, :M]) + off + off.mT)
             rules += [nodes, 2 * vectors[:, 0].abs().log()]
-        parts.append(rules)
-    whole = [torch.cat(t) for t in zip(*parts, strict=True)]
+        rules_by_block.append(rules)
+    whole = [torch.cat(t) for t in zip(*rules_by_block, strict=True)]
     return list(zip(whole[::2], whole[1::2], strict=True))
 
 
@@ -244,7 +244,7 @@ class _Sums:
         """E[x] and, with ``spread``, E(x - E x)² and E(x - E x)³ of every pair.
 
         Args:
-            j: dimensions (pairs,);  tilts: B and C, (2, pairs).
+            j: dimensions, (pairs,);  tilts: B and C, (2, pairs).
         """
         pairs, M = len(j), rule.x.shape[1]
         moments = tilts.new_empty(len(self.powers) - 1, pairs)
@@ -271,7 +271,7 @@ class _Sums:
 
         Args:
             table: log π (…, size);  rows: indices of its rows, (pairs,).
-            coefficients: (pairs, 3) of 1, t and t² in the tilt, t = -size//2 … .
+            coefficients: coefficients of 1, t and t² in the tilt, (pairs, 3), t = -size//2 … .
         """
         pairs, size = len(rows), table.shape[1]
         t = torch.arange(size, dtype=torch.float64) - size // 2

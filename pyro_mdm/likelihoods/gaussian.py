@@ -134,8 +134,8 @@ class JointTweedie(Likelihood):
         needed = (Cap.READOUT, Cap.ONE_LEVEL, Cap.DATA_STATES, Cap.KERNELS)
         require(diffusion, *needed, who="JointTweedie", fix="decode with Gaussian")
         batch_dim = read_state(diffusion, score, y, event_dim).batch_dim
-        known: Any = diffusion
-        return JointTweedieDecoder(known, score, y, batch_dim)
+        kernels: Any = diffusion
+        return JointTweedieDecoder(kernels, score, y, batch_dim)
 
 
 class JointTweedieDecoder(DecoderDistribution):
@@ -147,17 +147,17 @@ class JointTweedieDecoder(DecoderDistribution):
 
     def __init__(self, diffusion: Kernels, score: StateScore, y: Tensor, batch_dim: int) -> None:
         self._diffusion, self._score, self._y = diffusion, score, y
-        self._known: Tensor | None = None
+        self._cached_score: Tensor | None = None
         self._root: JointTweedieDecoder = self  # has what an expanded one needs
         super().__init__(y.shape[:batch_dim], y.shape[batch_dim + 1 :], validate_args=False)
 
     def _state_score(self) -> Tensor:
         """s_θ(y_ε), like y."""
         root = self._root
-        if root._known is None:
+        if root._cached_score is None:
             s = root._diffusion.start_time.expand(root.batch_shape)
-            root._known = root._score.score(root._diffusion, root._y, s)
-        return root._known
+            root._cached_score = root._score.score(root._diffusion, root._y, s)
+        return root._cached_score
 
     def _apply(self, matrix: Tensor, state: Tensor) -> Tensor:
         """``matrix`` (K, K) on a state of the root, in float64."""
@@ -171,9 +171,9 @@ class JointTweedieDecoder(DecoderDistribution):
         L, W = start.scale_tril, inverse_tril(start.scale_tril)
         B = W @ P @ W.mT
         # Lᵀ (s_θ + Σ^{-1} (y - a x)), whitened: each part is of order one
-        known = self._apply(L.mT, self._state_score()) + self._apply(W, self._root._y)
+        without_x = self._apply(L.mT, self._state_score()) + self._apply(W, self._root._y)
         of_x = (W @ start.mean).reshape(-1, *[1] * event_dim)
-        error = known - of_x * value.double().unsqueeze(value.dim() - event_dim)
+        error = without_x - of_x * value.double().unsqueeze(value.dim() - event_dim)
         rows = error.flatten(-event_dim) if event_dim else error.unsqueeze(-1)
         square = (rows * (B @ rows)).sum((-2, -1))
         Sigma_v = diffusion.initial_covariance[1:, 1:]

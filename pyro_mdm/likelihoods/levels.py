@@ -64,7 +64,7 @@ class LevelPosterior(LevelDistribution):
     See :mod:`pyro_mdm.likelihoods.discrete`.
 
     Args:
-        levels: (n,) float64.
+        levels: levels v, (n,) float64.
         log_prior: log π, (*event_shape, n) float64.
         centre, linear, quadratic: c, α, β, broadcastable to c, which is (*batch, *event_shape). The
             log-odds are computed in c's dtype.
@@ -175,7 +175,8 @@ class LevelCategorical(LevelDistribution):
     """Probabilities p(x_j = v_k), given as their logarithms.
 
     Args:
-        levels: (n,);  log_probs: (*batch, *event_shape, n);  event_dim: len(event_shape).
+        levels: levels v, (n,); log_probs: log probabilities, (*batch, *event_shape, n); event_dim:
+            number len(event_shape) of event dimensions.
     """
 
     def __init__(
@@ -225,7 +226,7 @@ class DiscretizedGaussian(Likelihood):
     float64; at large λ over the few levels near z that matter to its last digit.
 
     Args:
-        levels: n for ``linspace(-1, 1, n)``, or increasing values (n,).
+        levels: number n of levels for ``linspace(-1, 1, n)``, or increasing values (n,).
         log_prior: log π, (*event_shape, n), for the posterior of the discrete denoiser's baseline,
             to which that denoiser's bound belongs. None: flat, the decoder of Kingma et al.,
             "Variational Diffusion Models", 2021, eq. 8.

@@ -66,9 +66,9 @@ class DataCovariance(Covariance):
     """The covariance of data, Σ = U diag(e) Uᵀ + s (1 - U Uᵀ), and C from it.
 
     Args:
-        rest: s, the variance in all other directions, (); or, without U, one for each dimension,
+        rest: variance s in all other directions, (); or, without U, one for each dimension,
             (*event_shape).
-        values, vectors: e, (r,), and U, (d, r), of flattened data; None: r = 0.
+        values, vectors: eigenvalues e, (r,), and vectors U, (d, r), of flattened data; None: r = 0.
     """
 
     rest: Tensor
@@ -116,8 +116,8 @@ class DataCovariance(Covariance):
             return lambda v: (spread * v.double()).to(v.dtype)
         U, e = self.vectors, self.values
         if by_dimension:
-            own = self.rest + U.square() @ (e - self.rest)
-            spread = of_variance(own.reshape(variance.shape[1:]), variance)
+            diagonal = self.rest + U.square() @ (e - self.rest)
+            spread = of_variance(diagonal.reshape(variance.shape[1:]), variance)
             return lambda v: (spread * v.double()).to(v.dtype)
         V = variance.flatten(1)[:, :1]
         rest = of_variance(self.rest, V)
@@ -140,9 +140,9 @@ class WindowedCovariance(Covariance):
     :func:`~pyro_mdm.conditioning.windowed`.
 
     Args:
-        covariance: that of a window.
-        window: (h, w) of a window.
-        size: (H, W) of the image.
+        covariance: covariance of a window.
+        window: size (h, w) of a window.
+        size: size (H, W) of the image.
     """
 
     def __init__(self, covariance: Covariance, window: Sequence[int], size: Sequence[int]) -> None:
@@ -152,14 +152,14 @@ class WindowedCovariance(Covariance):
     def given(self, variance: Tensor, *, by_dimension: bool) -> Product:
         """Products C v, like v, for V and v (n, C, H, W)."""
         windows = self.windows
-        parts = windows.cut(variance)
-        of_window = self.covariance.given(parts.flatten(0, 1), by_dimension=by_dimension)
+        variances = windows.cut(variance)
+        of_window = self.covariance.given(variances.flatten(0, 1), by_dimension=by_dimension)
         root = windows.weights.sqrt().reshape(len(windows), 1, 1, *windows.window)
 
         def product(v: Tensor) -> Tensor:
             scale = root.to(v.dtype)
-            part = (windows.cut(v) * scale).flatten(0, 1)
-            return windows.blend(of_window(part).reshape(parts.shape) / scale)
+            pieces = (windows.cut(v) * scale).flatten(0, 1)
+            return windows.blend(of_window(pieces).reshape(variances.shape) / scale)
 
         return product
 
@@ -191,25 +191,25 @@ def reference(
     if data is not None:
         check_instance("data", data, Tensor, "write torch.as_tensor(data)")
     denoiser = model.score_function
-    parts: list[Any] = [model.diffusion, model.likelihood, model.context, data]
-    parts += [*model.parameters(), *model.buffers()]
-    stamp = [(id(part), _version(part)) for part in parts]
-    known = _REFERENCES.get(denoiser)
-    if known is not None and known[0] == stamp and not (levels and math.isnan(known[2][1])):
-        return known[2]
+    sources: list[Any] = [model.diffusion, model.likelihood, model.context, data]
+    sources += [*model.parameters(), *model.buffers()]
+    stamp = [(id(source), _version(source)) for source in sources]
+    cached = _REFERENCES.get(denoiser)
+    if cached is not None and cached[0] == stamp and not (levels and math.isnan(cached[2][1])):
+        return cached[2]
     if isinstance(denoiser, WindowedDenoiser):
         small, trusted = reference(unwindowed(model), data, levels=levels)
         windows = denoiser.windows
         made = Reference(WindowedCovariance(small, windows.window, windows.size), trusted)
     else:
         made = _measured(model, data, levels)
-    _REFERENCES[denoiser] = stamp, parts, made  # parts are kept, so that their ids stay theirs
+    _REFERENCES[denoiser] = stamp, sources, made  # sources are kept, so that their ids stay theirs
     return made
 
 
-def _version(part: object) -> int | None:
+def _version(source: object) -> int | None:
     """How often a tensor was changed; None where torch does not count."""
-    return part._version if isinstance(part, Tensor) and not part.is_inference() else None
+    return source._version if isinstance(source, Tensor) and not source.is_inference() else None
 
 
 def _measured(model: DiffusionModel, data: Tensor | None, levels: bool) -> Reference:
@@ -244,8 +244,8 @@ def _measured(model: DiffusionModel, data: Tensor | None, levels: bool) -> Refer
 def _drawn(model: DiffusionModel) -> Tensor:
     """256 draws of the model."""
     denoiser = model.score_function
-    own = replace(model, sampler=default_sampler(model.diffusion, denoiser), times=None)
-    y = own.path_law().expand((DRAWS,)).sample().select(1, 0)
+    sampled = replace(model, sampler=default_sampler(model.diffusion, denoiser), times=None)
+    y = sampled.path_law().expand((DRAWS,)).sample().select(1, 0)
     law = model.likelihood(model.diffusion, denoiser, y, len(model.event_shape))
     return law.sample()
 
@@ -266,11 +266,11 @@ def _trusted_from(
     for lam in _levels(model):
         variance = torch.full_like(x, math.exp(-lam))
         z = x + variance.sqrt() * random
-        own = DenoiserCovariance(partial(denoiser.x_hat, log_snr=lam), z, variance)
+        learned = DenoiserCovariance(partial(denoiser.x_hat, log_snr=lam), z, variance)
         linear = covariance.given(variance, by_dimension=False)
         for v in directions:
-            each = [(v * C(v)).double().flatten(1).sum(1) for C in (own, linear)]
-            if not bool(each[0].mean() <= SLACK * each[1].mean()):
+            forms = [(v * C(v)).double().flatten(1).sum(1) for C in (learned, linear)]
+            if not bool(forms[0].mean() <= SLACK * forms[1].mean()):
                 return trusted
         trusted = lam
     return -math.inf
@@ -283,11 +283,12 @@ def _levels(model: DiffusionModel) -> list[float]:
 
 
 def _check_units(data: Tensor, variance: Tensor) -> None:
-    own, known = float(data.double().var(0).mean()), float(variance.mean())
-    if not known / OTHER_UNITS < own < known * OTHER_UNITS:
+    of_data, of_model = float(data.double().var(0).mean()), float(variance.mean())
+    if not of_model / OTHER_UNITS < of_data < of_model * OTHER_UNITS:
         raise ValueError(
-            f"data have a variance of {own:.3g}, and those of the model {known:.3g}, expected data "
-            "in the units of the model; scale them as it was trained, or leave them out"
+            f"data have a variance of {of_data:.3g}, and those of the model {of_model:.3g}, "
+            "expected data in the units of the model; scale them as it was trained, or leave "
+            "them out"
         )
 
 

@@ -123,7 +123,7 @@ def condition_on_measurements(
             ``lambda u: dist.Laplace(u, 0.1)``, :class:`Quantized`, :class:`Clipped`.
         data: draws of the data, (n, *event_shape), of which the covariance is taken, such as those
             that the model was trained on; of a model by windows, draws of a window; of one that is
-            told a context, draws with this context. None: 256 draws of the model.
+            given a context, draws with this context. None: 256 draws of the model.
         covariance_from: the λ from which the covariance of x given z is the denoiser's; None: as
             measured, once for a model. -∞: always, as for an exact denoiser; ∞: never, which is
             fastest. With a number nothing is measured.
@@ -271,19 +271,19 @@ class MeasuredDenoiser(DerivedDenoiser):
         variance, states = variance.expand(z.shape).reshape(-1, *event), z.reshape(-1, *event)
         by_dimension = lam.dim() > batch_dim
         lowest = lam.flatten(batch_dim).amin(-1) if by_dimension else lam
-        own = (lowest >= self.covariance_from).expand(batch).reshape(-1)
+        trusted = (lowest >= self.covariance_from).expand(batch).reshape(-1)
 
         def denoise(at: Tensor) -> Tensor:
             return self.denoiser.x_hat(at.reshape(z.shape), lam).reshape(at.shape)
 
         linear = self.data_covariance.given(variance, by_dimension=by_dimension)
-        seen = DenoiserCovariance(denoise, states, variance) if bool(own.any()) else None
+        seen = DenoiserCovariance(denoise, states, variance) if bool(trusted.any()) else None
         x_hat = denoise(states) if seen is None else seen.x_hat
         clean, H = self.operator(x_hat.double()), self.operator.linearized(x_hat)
-        sites = self._sites(H, _of_rows(own, seen, linear), linear, clean, batch)
+        sites = self._sites(H, _of_rows(trusted, seen, linear), linear, clean, batch)
         rest = (sites.obs - clean).flatten(1)
-        solution = self._solve(H, own, seen, linear, rest, sites)
-        self.iterations = torch.where(own, solution.iterations, 0)
+        solution = self._solve(H, trusted, seen, linear, rest, sites)
+        self.iterations = torch.where(trusted, solution.iterations, 0)
         fit = sites.log_p - 0.5 * (rest * solution.u).sum(-1)
         given = (x_hat + solution.image.to(x_hat.dtype)).reshape(z.shape)
         return Given(x_hat.reshape(z.shape), given, fit.reshape(batch))
@@ -316,8 +316,8 @@ class MeasuredDenoiser(DerivedDenoiser):
 
         def diagonal(covariance: Product) -> Tensor:
             if m <= FEW:
-                each = [form(covariance, p) for p in torch.eye(m, dtype=clean.dtype)]
-                return torch.stack(each, 1).reshape(n, *shape)
+                entries = [form(covariance, p) for p in torch.eye(m, dtype=clean.dtype)]
+                return torch.stack(entries, 1).reshape(n, *shape)
             signs = torch.randint(2, (m,), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
             ratio = form(covariance, signs.to(clean.dtype)) / squares.flatten(1).sum(1)
             return ratio.reshape(-1, *[1] * len(shape)) * squares
@@ -331,7 +331,7 @@ class MeasuredDenoiser(DerivedDenoiser):
     def _solve(
         self,
         H: Linear,
-        own: Tensor,
+        trusted: Tensor,
         seen: DenoiserCovariance | None,
         linear: Product,
         rest: Tensor,
@@ -360,12 +360,17 @@ class MeasuredDenoiser(DerivedDenoiser):
         if seen is None:
             solution = solved(scale * rest)
         else:
-            some = scale * rest * own.unsqueeze(1)
+            some = scale * rest * trusted.unsqueeze(1)
             most = self.max_iterations
-            by_own = conjugate_gradients(system(seen), some, TOLERANCE, most, lambda r: solved(r).u)
-            left = solved(scale * rest - some + by_own.rest)
+            by_denoiser = conjugate_gradients(
+                system(seen), some, TOLERANCE, most, lambda r: solved(r).u
+            )
+            left = solved(scale * rest - some + by_denoiser.rest)
             solution = Solution(
-                by_own.u + left.u, by_own.image + left.image, left.rest, by_own.iterations
+                by_denoiser.u + left.u,
+                by_denoiser.image + left.image,
+                left.rest,
+                by_denoiser.iterations,
             )
         return solution._replace(u=scale * solution.u)
 
@@ -393,15 +398,15 @@ class MeasuredDenoiser(DerivedDenoiser):
         return likeliest(law, obs, clean.mean(0), clean.std(0)).reshape(self.obs.shape)
 
 
-def _of_rows(own: Tensor, seen: DenoiserCovariance | None, linear: Product) -> Product:
+def _of_rows(trusted: Tensor, seen: DenoiserCovariance | None, linear: Product) -> Product:
     """Products with the one covariance in some rows (n,), and with the other elsewhere."""
     if seen is None:
         return linear
-    return lambda v: _rows(own, seen(v), linear(v))
+    return lambda v: _rows(trusted, seen(v), linear(v))
 
 
-def _rows(own: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    return torch.where(own.reshape(-1, *[1] * (one.dim() - 1)), one, other)
+def _rows(trusted: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    return torch.where(trusted.reshape(-1, *[1] * (one.dim() - 1)), one, other)
 
 
 def _checked_denoiser(score: Score) -> DenoiserScore:

@@ -52,8 +52,8 @@ class Quantized(TorchDistribution):
     The first and the last level stand for all that lies beyond them.
 
     Args:
-        loc: u, (*batch).
-        levels: in ascending order, (L,).
+        loc: clean measurement u, (*batch).
+        levels: levels in ascending order, (L,).
         scale: the standard deviation of noise before rounding, a number or (*batch). 0: none.
 
     Raises:
@@ -143,7 +143,7 @@ class Clipped(TorchDistribution):
     what is not clipped.
 
     Args:
-        loc: u, (*batch).
+        loc: clean measurement u, (*batch).
         scale: the standard deviation of noise before clipping, positive, a number or (*batch).
         low, high: the ends of the interval; infinite for none.
 
@@ -237,7 +237,7 @@ def gaussian_sites(law: Law, obs: Tensor, mean: Tensor, variance: Tensor, peak: 
     the site keeps the mean, and has the variance a thousand v.
 
     Args:
-        peak: where p(obs | u) is largest, or positive, which a window never leaves out.
+        peak: point u at which p(obs | u) is largest, or positive, which a window never leaves out.
     """
     v = variance
 
@@ -245,8 +245,8 @@ def gaussian_sites(law: Law, obs: Tensor, mean: Tensor, variance: Tensor, peak: 
         return log_prob_of(law(u), obs) - 0.5 * (u - mean).square() / v
 
     def nodes(number: int) -> Tensor:
-        part = torch.linspace(0, 1, number, dtype=mean.dtype, device=mean.device)
-        return low + (high - low) * part.reshape(-1, *[1] * mean.dim())
+        fraction = torch.linspace(0, 1, number, dtype=mean.dtype, device=mean.device)
+        return low + (high - low) * fraction.reshape(-1, *[1] * mean.dim())
 
     with torch.no_grad():
         low, high = mean - 8 * v.sqrt(), mean + 8 * v.sqrt()
@@ -284,9 +284,9 @@ def likeliest(law: Law, obs: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
         TypeError: a law that returns no distribution.
         ValueError: a law that fails for some u, or has other shapes; obs that are impossible.
     """
-    part = torch.linspace(-1, 1, SCANNED, dtype=obs.dtype, device=obs.device)
+    grid = torch.linspace(-1, 1, SCANNED, dtype=obs.dtype, device=obs.device)
     best, peak = _log_prob(law, obs.unsqueeze(0), obs)[0], obs
-    for piece in part[part.abs().argsort()].split(max(1, AT_ONCE // obs.numel())):
+    for piece in grid[grid.abs().argsort()].split(max(1, AT_ONCE // obs.numel())):
         u = mean + 10 * spread * piece.reshape(-1, *[1] * obs.dim())
         u = u.expand(-1, *obs.shape)
         largest, k = _log_prob(law, u, obs).max(0)

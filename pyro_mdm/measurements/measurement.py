@@ -110,8 +110,8 @@ class Measurement(TorchDistribution):
             return False
         with torch.random.fork_rng(devices=[]):
             law = self.noise(torch.zeros(self.operator.obs_shape, dtype=torch.float64))
-            known = isinstance(law, Distribution)  # others are refused with the first obs
-            return known and bool(law.log_prob(law.sample()).requires_grad)
+            is_distribution = isinstance(law, Distribution)  # others are refused with the first obs
+            return is_distribution and bool(law.log_prob(law.sample()).requires_grad)
 
     def _law(self, clean: Tensor) -> Any:
         if callable(self.noise):
@@ -122,8 +122,8 @@ class Measurement(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(value) by particles, (*batch) in float64, nats."""
         batch = value.shape[: value.dim() - len(self.event_shape)]
-        each = [of_one.log_evidence.mean for of_one in self.particles(value)]
-        evidence = torch.tensor(each, dtype=torch.float64, device=value.device)
+        estimates = [of_one.log_evidence.mean for of_one in self.particles(value)]
+        evidence = torch.tensor(estimates, dtype=torch.float64, device=value.device)
         return evidence.reshape(batch).expand(torch.broadcast_shapes(batch, self.batch_shape))
 
     def particles(self, obs: Tensor) -> list[Particles]:

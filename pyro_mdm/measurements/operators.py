@@ -136,8 +136,8 @@ class LinearOperator(Operator):
     def matrix(self) -> Tensor:
         """H as a matrix of flattened data and observations, (m, d) in float64."""
         d, device = math.prod(self.event_shape), _device(self)
-        each = torch.eye(d, dtype=torch.float64, device=device).reshape(d, *self.event_shape)
-        return self(each).flatten(1).mT
+        basis = torch.eye(d, dtype=torch.float64, device=device).reshape(d, *self.event_shape)
+        return self(basis).flatten(1).mT
 
     @torch.no_grad()
     def check(self) -> None:
@@ -203,10 +203,11 @@ class FunctionOperator(LinearOperator):
     """The operator of a linear function.
 
     Args:
-        function: returns H x, (n, *obs_shape), for data x (n, *event_shape) in float64;
-            differentiable, unless the adjoint is given.
+        function: function that returns H x, (n, *obs_shape), for data x (n, *event_shape) in
+            float64; differentiable, unless the adjoint is given.
         event_shape: the shape of a datum.
-        adjoint: returns Hᵀ obs, (n, *event_shape); None: by the derivative of ``function``.
+        adjoint: function that returns Hᵀ obs, (n, *event_shape); None: by the derivative of
+            ``function``.
 
     Raises:
         ValueError: the function is not linear, or ``adjoint`` is not its adjoint.
@@ -244,8 +245,8 @@ class NonlinearOperator(Operator):
     :func:`~pyro_mdm.measurements.twisted_smc` weighs by H itself, and is right in the limit.
 
     Args:
-        function: returns H(x), (n, *obs_shape), for data x (n, *event_shape) in float64, each
-            datum by itself; differentiable by ``torch.func``.
+        function: function that returns H(x), (n, *obs_shape), for data x (n, *event_shape) in
+            float64, each datum by itself; differentiable by ``torch.func``.
         event_shape: the shape of a datum.
 
     Raises:
@@ -339,7 +340,7 @@ class Blur(LinearOperator):
     """The convolution of every channel with a Gaussian kernel; edges are replicated outwards.
 
     Args:
-        event_shape: (C, H, W).
+        event_shape: shape of a datum, (C, H, W).
         width: the standard deviation of the kernel, in pixels. The kernel is cut off at three.
     """
 
@@ -375,7 +376,7 @@ class Downsample(LinearOperator):
     """The operator of superresolution: an image of fewer pixels, each the average of a square.
 
     Args:
-        event_shape: (C, H, W).
+        event_shape: shape of a datum, (C, H, W).
         factor: the side of a square in pixels, a divisor of H and W.
     """
 

@@ -29,9 +29,9 @@ class DenoiserCovariance:
     differentiable where gradients are enabled.
 
     Args:
-        denoise: returns x̂, like z.
-        z: (n, *event_shape).
-        variance: V, broadcastable to z.
+        denoise: function that returns x̂, like z.
+        z: readouts, (n, *event_shape).
+        variance: variance V of the noise, broadcastable to z.
     """
 
     def __init__(self, denoise: Callable[[Tensor], Tensor], z: Tensor, variance: Tensor) -> None:
@@ -80,10 +80,11 @@ def conjugate_gradients(
     with pᵀ S p ≤ 0, which a positive definite S does not have.
 
     Args:
-        product: returns S p, (n, m), and B p, (n, *shape), for p (n, m); S is symmetric, and B a
-            matrix whose product is wanted too.
+        product: function that returns S p, (n, m), and B p, (n, *shape), for p (n, m); S is
+            symmetric, and B a matrix whose product is wanted too.
         b: right-hand sides, (n, m).
-        precondition: returns M r, (n, m), of residuals r; M is symmetric, and near to S^{-1}.
+        precondition: function that returns M r, (n, m), of residuals r; M is symmetric, and near to
+            S^{-1}.
     """
     u, r, first = torch.zeros_like(b), b, b.square().sum(-1)
     p = q = b if precondition is None else precondition(b)
@@ -97,8 +98,8 @@ def conjugate_gradients(
         curvature = (p * Sp).sum(-1)
         goes_on = goes_on & (curvature > 0)
         step = torch.where(goes_on, square / torch.where(goes_on, curvature, 1), 0)
-        part = step.reshape(-1, *[1] * (Bp.dim() - 1)) * Bp
-        image = part if image is None else image + part
+        increment = step.reshape(-1, *[1] * (Bp.dim() - 1)) * Bp
+        image = increment if image is None else image + increment
         u, r = u + step.unsqueeze(-1) * p, r - step.unsqueeze(-1) * Sp
         iterations += goes_on
         goes_on = goes_on & (r.square().sum(-1) > tolerance**2 * first)

@@ -84,8 +84,8 @@ class Particles(NamedTuple):
         chain, added = self.log_evidence, self.grid_error
         if not math.isfinite(added.mean):
             return chain
-        own = math.sqrt(3) * chain.standard_error  # Var f + 2 Cov(f, f - c), of f - (c - f)
-        error = math.hypot(own, added.standard_error, UNCERTAIN * added.mean)
+        chain_error = math.sqrt(3) * chain.standard_error  # Var f + 2 Cov(f, f - c), of f - (c - f)
+        error = math.hypot(chain_error, added.standard_error, UNCERTAIN * added.mean)
         return Measured(chain.mean - added.mean, error)
 
     @property
@@ -177,12 +177,13 @@ def twisted_smc(
     Args:
         model: a model of :func:`condition_on_measurements` with one obs for all data. Its noise
             variances are positive and not small beside e^{-λ(ε)}, or all 0 with H a :class:`Mask`.
-        num_particles: P, the particles of each repeat.
-        steps: steps of the chain, a network call each. From 16 on a second chain of half as many
-            steps runs for ``grid_error``.
-        repeats: R, computed at once. From two on the evidence has a standard error.
-        threshold: the particles of a repeat are resampled where their effective number falls below
-            this fraction of P.
+        num_particles: number P of particles of each repeat.
+        steps: number of steps of the chain, a network call each. From 16 on a second chain of half
+            as many steps runs for ``grid_error``.
+        repeats: number R of repeats, computed at once. From two on the evidence has a standard
+            error.
+        threshold: fraction of P; the particles of a repeat are resampled where their effective
+            number falls below it.
 
     Raises:
         TypeError: another model, or a diffusion whose steps need more than x̂.

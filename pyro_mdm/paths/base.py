@@ -47,7 +47,8 @@ def white_log_prob(white: Tensor, log_det: Tensor, event_dim: int) -> Tensor:
     """log N(r; 0, V) from the whitened residual and log det V per dimension, (*lead), nats.
 
     Args:
-        log_det: one for all dimensions, 0-dim, or per dimension, (1, *event_shape) or sizes of 1.
+        log_det: log-determinant for all dimensions, 0-dim, or per dimension, (1, *event_shape) or
+            sizes of 1.
     """
     dims = tuple(range(-event_dim - 1, 0))
     sizes = white.shape[white.dim() - event_dim - 1 :]
@@ -170,7 +171,7 @@ def check_counts_all(score: Score, y: Tensor, what: str) -> None:
     """Raises ValueError if only some dimensions of states y (*batch, K, *event_shape) count.
 
     Args:
-        what: what needs all dimensions, for the message.
+        what: name of what needs all dimensions, for the message.
     """
     first = y.select(y.dim() - 1 - len(score.event_shape or y.shape[2:]), 0)
     if score.counts(first) is not None:

@@ -41,7 +41,7 @@ class GenerativeChain(GenerativeLaw):
         diffusion: the noising diffusion that is reversed.
         score: a :class:`~pyro_mdm.scores.Score`.
         event_shape: shape of a datum.
-        times: (N,) from ε to T.
+        times: times from ε to T, (N,).
     """
 
     def __init__(

@@ -41,7 +41,7 @@ def path_divergence(noising: object, generative: object, path: Tensor | None = N
     ``@path_divergence.register(Law)`` over a function of (noising, generative, path).
 
     Args:
-        noising, generative: laws of one diffusion.
+        noising, generative: distributions of one diffusion.
         path: the path at which a decoder is evaluated, (*batch, N, K, *event_shape); simulated laws
             continue it. None to draw it.
 
@@ -76,7 +76,7 @@ def prior_kl(
     Args:
         x: data (*batch, *event_shape), in coordinates.
         event_dim: number of dimensions of a datum.
-        counted: which dimensions count, bool, broadcastable to x; None: all.
+        counted: mask of the dimensions that count, bool, broadcastable to x; None: all.
     """
     if diffusion.terminal.log_det.dim() or counted is not None:
         return _prior_kl_by_dimension(diffusion, x, event_dim, counted)
@@ -106,8 +106,8 @@ def _prior_kl_by_dimension(
     constant = 0.5 * (trace - diffusion.num_variables + torch.logdet(prior) - end.log_det)
     column = end.mean.unsqueeze(-1)
     quadratic = 0.5 * (column.mT @ torch.linalg.solve(prior, column))[..., 0, 0]
-    each = constant.to(x.dtype) + quadratic.to(x.dtype) * x.square()
-    return of_counted(each, counted).sum(tuple(range(-event_dim, 0)))
+    kl = constant.to(x.dtype) + quadratic.to(x.dtype) * x.square()
+    return of_counted(kl, counted).sum(tuple(range(-event_dim, 0)))
 
 
 @torch.no_grad()

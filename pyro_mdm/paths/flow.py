@@ -49,7 +49,8 @@ class Solver:
     """Settings of torchdiffeq's solver of the probability-flow ODE, in float64.
 
     Args:
-        method: an adaptive method such as ``"dopri5"``, or one of fixed steps such as ``"rk4"``.
+        method: name of an adaptive method such as ``"dopri5"``, or one of fixed steps such as
+            ``"rk4"``.
         rtol, atol: relative and absolute tolerance of an adaptive method, for every step.
         steps: number of steps of a fixed method.
         probes: number of Hutchinson probes; 0 for the exact divergence, with d derivatives a call
@@ -111,15 +112,15 @@ def flow_log_prob(
     seed = int(randomness.uniform((1,), torch.float64, y.device) * 2**52) if solver.probes else 0
     y = y.double()
     by_z = score.denoises and Cap.READOUT in diffusion.caps
-    known: Any = diffusion
-    flow = (_DenoiserFlow if by_z else _StateFlow)(known, score, solver, seed)
+    kernels: Any = diffusion
+    flow = (_DenoiserFlow if by_z else _StateFlow)(kernels, score, solver, seed)
     options: dict[str, Any] = {"method": solver.method, "rtol": solver.rtol, "atol": solver.atol}
     if solver.method in FIXED:
         options["options"] = {"step_size": 1 / solver.steps}
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64, device=y.device)
-    start, known = flow.start(y)
+    start, correction = flow.start(y)
     states, gained = torchdiffeq.odeint(flow, (start, y.new_zeros(len(y))), ends, **options)
-    return FlowDensity(known + gained[-1] + flow.prior_log_prob(states[-1]), flow.calls)
+    return FlowDensity(correction + gained[-1] + flow.prior_log_prob(states[-1]), flow.calls)
 
 
 class _Flow(ABC):
@@ -193,8 +194,8 @@ def _linear_flow(
     A = diffusion.drift_matrix(s)
     v = apply_matrix(A, y) - 0.5 * apply_matrix(diffusion.noise_covariance(s), theta)
     trace = A.diagonal(dim1=-2, dim2=-1).sum(-1)
-    own = y[0, 0].numel() * (trace.flatten(1).mean(1) if trace.dim() > s.dim() else trace)
-    return v, own - 0.5 * of_score
+    of_drift = y[0, 0].numel() * (trace.flatten(1).mean(1) if trace.dim() > s.dim() else trace)
+    return v, of_drift - 0.5 * of_score
 
 
 class _DenoiserFlow(_Flow):
@@ -252,12 +253,12 @@ class _DenoiserFlow(_Flow):
         z = own_node((self.mean + scale * y).to(self.score.dtype).unsqueeze(1))  # as if K were 1
         x = self.x_hat(z.squeeze(1), log_snr.expand_as(y) if log_snr.dim() else log_snr)
         pull = self.variance / (self.variance + v)
-        known = self.mean + pull * scale * y
+        baseline = self.mean + pull * scale * y
         rate = (0.5 * speed).expand_as(y[0])
         field = (rate.to(x.dtype) * x).unsqueeze(1)
         trace = divergence(field, z, None, self.trace, create_graph=graph).value
         change = trace.double() - (rate * pull).sum()
-        return rate * (x.double() - known) / scale, change
+        return rate * (x.double() - baseline) / scale, change
 
     def prior_log_prob(self, y: Tensor) -> Tensor:
         log_snr, _ = self._level(y.new_ones(()))
@@ -265,5 +266,5 @@ class _DenoiserFlow(_Flow):
         k = self.diffusion.terminal.readout
         variance = (k.unsqueeze(-2) @ self.diffusion.prior_covariance @ k.unsqueeze(-1))[..., 0, 0]
         z = self.mean + scale * y
-        each = z.square() / variance + (2 * math.pi * variance).log()
-        return -0.5 * each.flatten(1).sum(1) + scale.expand_as(z[0]).log().sum()
+        terms = z.square() / variance + (2 * math.pi * variance).log()
+        return -0.5 * terms.flatten(1).sum(1) + scale.expand_as(z[0]).log().sum()

@@ -31,8 +31,8 @@ def noising_law(
 
     Args:
         x: data (batch, *event_shape).
-        times: (N,) at which it is seen; None for continuous time.
-        event_dim, simulation: as of :class:`~pyro_mdm.DiffusionGuide`.
+        times: times at which the path is seen, (N,); None for continuous time.
+        event_dim, simulation: arguments of :class:`~pyro_mdm.DiffusionGuide`.
     """
     raise NotImplementedError(
         f"no law of noising paths is registered for {type(diffusion).__name__}; see noising_law"

@@ -63,14 +63,14 @@ class Estimator:
 
     Args:
         model: the generative program.
-        method: ``elbo``, ``importance`` or ``flow``, see the module.
-        draws: number for each datum: of estimates whose mean is taken (``elbo``, and ``flow`` with
-            an estimated divergence), or of weights, for the log of their mean.
-        seed: fixes the draws of a batch, by position: they change with its order or size. None for
-            fresh draws at every call.
+        method: name of the method, ``elbo``, ``importance`` or ``flow``, see the module.
+        draws: number of draws for each datum: of estimates whose mean is taken (``elbo``, and
+            ``flow`` with an estimated divergence), or of weights, for the log of their mean.
+        seed: seed of the draws of a batch, by position: they change with its order or size. None
+            for fresh draws at every call.
         times: grid of ``importance``: a number, or (N,) from ε to T; by default the times of a
             model that is a chain, else :data:`TIMES`.
-        solver: of the ODE of ``flow``; adaptive by default.
+        solver: solver of the ODE of ``flow``; adaptive by default.
         common: whether the draws of a seed are the same for every datum, so that the estimate is
             one function of x. Its errors are then common to all data.
 
@@ -114,8 +114,8 @@ class Estimator:
         """The bound (n,), nats, of x (n, *event_shape), in x's dtype; all draws at once."""
         many = x.repeat(self.draws, *(1,) * (x.dim() - 1))
         with self._drawing(len(x)):
-            each = self._one(many).expand(len(many)).reshape(self.draws, -1)
-        value = log_mean_weight(each) if self.is_exact else each.mean(0)
+            estimates = self._one(many).expand(len(many)).reshape(self.draws, -1)
+        value = log_mean_weight(estimates) if self.is_exact else estimates.mean(0)
         return value.to(x.dtype)
 
     @property
@@ -190,7 +190,7 @@ def path_weight(
     """log w of one path on the chain's grid for each datum, (n,) float64.
 
     Args:
-        noising: the law of paths from x in float64, at the chain's times.
+        noising: the distribution of paths from x in float64, at the chain's times.
     """
     path = noising.rsample()
     decoded = _decoded(model, noising.states(path)[0], x)
@@ -203,7 +203,7 @@ def flow_weight(
     """log w of one y_ε for each datum, (n,) float64, and the number of network calls.
 
     Args:
-        noising: the law of paths from x in float64, in continuous time.
+        noising: the distribution of paths from x in float64, in continuous time.
     """
     path = noising.rsample()
     (y,) = noising.states(path)

@@ -89,7 +89,7 @@ def bound_figure(bounds: Mapping[str, Sequence[Record]], title: str = "") -> Fig
 
     Args:
         bounds: the records of each part of the data, at least one each; a single record has a bar.
-        title: what was trained, in a line.
+        title: name of what was trained, in a line.
 
     Raises:
         ValueError: no part, or a part without a record.
@@ -97,8 +97,8 @@ def bound_figure(bounds: Mapping[str, Sequence[Record]], title: str = "") -> Fig
     _check_records(bounds)
     figure = new_figure(*CARD)
     axes = figure.add_subplot()
-    for i, (part, records) in enumerate(bounds.items()):
-        _draw_series(axes, records, "bits_per_dim", f"C{i}", part)
+    for i, (split, records) in enumerate(bounds.items()):
+        _draw_series(axes, records, "bits_per_dim", f"C{i}", split)
     axes.set(xlabel="training step", ylabel="bits/dim, lower is better")
     axes.set_title(title or "the bound", fontsize=10)
     axes.legend(fontsize=8, title="± 1 standard error, at the end", title_fontsize=8)
@@ -116,18 +116,18 @@ def terms_figure(bounds: Mapping[str, Sequence[Record]]) -> Figure:
         ValueError: no part, or a part without a record.
     """
     _check_records(bounds)
-    part = ([name for name, records in bounds.items() if len(records) > 1] or [*bounds])[-1]
-    terms = [term for term in IN_WORDS if term in bounds[part][-1]["terms"]]
+    split = ([name for name, records in bounds.items() if len(records) > 1] or [*bounds])[-1]
+    terms = [term for term in IN_WORDS if term in bounds[split][-1]["terms"]]
     figure = new_figure(*CARD)
     panels = figure.subplots(len(terms), sharex=True)
     for k, (term, axes) in enumerate(zip(terms, panels, strict=True)):
-        _draw_series(axes, bounds[part], term, f"C{k + 3}")
-        value, error = (numbers[-1] for numbers in _series(bounds[part], term)[1:])
+        _draw_series(axes, bounds[split], term, f"C{k + 3}")
+        value, error = (numbers[-1] for numbers in _series(bounds[split], term)[1:])
         axes.set_title(f"{IN_WORDS[term]}, {_with_error(value, error)}", fontsize=9, loc="left")
         axes.yaxis.set_major_locator(MaxNLocator(3))
         axes.ticklabel_format(axis="y", style="plain", useOffset=False)
     panels[-1].set_xlabel("training step")
-    figure.supylabel(f"bits/dim ({part})", fontsize=9)
+    figure.supylabel(f"bits/dim ({split})", fontsize=9)
     return figure
 
 
@@ -235,10 +235,10 @@ def diffusion_term_history_figure(bounds: Sequence[Record]) -> Figure:
             np.array(record[name], dtype=float) / np.diff(edge)
             for record, edge in zip(bounds, edges, strict=True)
         ]
-        known = np.concatenate(columns)
-        known = known[np.isfinite(known)]
+        values = np.concatenate(columns)
+        values = values[np.isfinite(values)]
         # one outlier must not darken the rest
-        low, high = (min(0.0, known.min()), np.quantile(known, 0.995)) if len(known) else (0, 1)
+        low, high = (min(0.0, values.min()), np.quantile(values, 0.995)) if len(values) else (0, 1)
         norm = Normalize(low, max(high, low + 1e-12))
         for i, (edge, column) in enumerate(zip(edges, columns, strict=True)):
             axes.pcolormesh(sides[i : i + 2], edge, column[:, None], norm=norm, cmap="magma")
@@ -428,12 +428,12 @@ def log_snr_map_figure(diffusion: Kernels, points: int = 101) -> Figure:
     if image is None:
         return figure
     reach = float(image.abs().max()) or 1.0
-    for i, part in enumerate((0.25, 0.5, 0.75)):
+    for i, fraction in enumerate((0.25, 0.5, 0.75)):
         axes = figure.add_subplot(grid[0, i + 1])
-        at = image[round(part * (points - 1))].numpy()
+        at = image[round(fraction * (points - 1))].numpy()
         drawn = axes.imshow(at, cmap="coolwarm", vmin=-reach, vmax=reach)
         axes.set(xticks=[], yticks=[])
-        axes.set_title(f"u = {part:g}", fontsize=9)
+        axes.set_title(f"u = {fraction:g}", fontsize=9)
     figure.colorbar(drawn, ax=axes)
     return figure
 
@@ -575,8 +575,8 @@ def paths_figure(
         for quantile in quantiles[:, k]:
             axes.plot([0.86 * T, T], [quantile] * 2, "k--", lw=1.2)
         axes.set(xlim=(0.0, T), xlabel="noising time s", ylabel=variable_name(k))
-        of = f", dimension {dimension}" if k == 0 and y[0, 0, 0].numel() > 1 else ""
-        axes.set_title(f"{variable_name(k)} of {len(x)} data{of}", fontsize=10)
+        suffix = f", dimension {dimension}" if k == 0 and y[0, 0, 0].numel() > 1 else ""
+        axes.set_title(f"{variable_name(k)} of {len(x)} data{suffix}", fontsize=10)
     grid[0].plot([], [], "k--", lw=1.2, label="5, 50, 95% of the prior")
     grid[0].legend(fontsize=8, loc="upper left")
     if plane:
@@ -610,8 +610,8 @@ def field_figure(
     Args:
         diffusion: a diffusion of points of the plane.
         x: data (n, 2) in model space, drawn as dots.
-        times: in [ε, T]; by default ε, T, and the one half way by clock and log SNR.
-        reach: the plane is drawn to ± this; by default as far as the prior and x reach.
+        times: times in [ε, T]; by default ε, T, and the one half way by clock and log SNR.
+        reach: largest coordinate that is drawn, ±; by default as far as the prior and x reach.
         arrows: the number of arrows in a row.
 
     Raises:

@@ -31,8 +31,9 @@ def image_grid(images: Tensor, *, columns: int | None = None, side: int = 512) -
     """A grid of images, enlarged by a whole factor so that small ones can be seen.
 
     Args:
-        images: (n, C, H, W) with C = 1 or 3: uint8, or numbers in [0, 1] (others are clipped).
-        columns: images per row; None: about as many as rows.
+        images: images (n, C, H, W) with C = 1 or 3: uint8, or numbers in [0, 1]
+            (others are clipped).
+        columns: number of images per row; None: about as many as rows.
         side: the most pixels of a side of the enlarged grid.
 
     Returns:
@@ -66,7 +67,7 @@ def ranked_images_figure(images: Tensor, bits: Tensor, errors: Tensor) -> Figure
     """Two rows of images: the better half by bits/dim, best first, and the worse, worst first.
 
     Args:
-        images: (n, C, H, W) uint8 with C = 1 or 3, n ≥ 2.
+        images: images (n, C, H, W) uint8 with C = 1 or 3, n ≥ 2.
         bits, errors: bits/dim of each image and their Monte Carlo standard errors, (n,), written
             above it.
 
@@ -103,8 +104,8 @@ def pictures_figure(pictures: Mapping[str, Tensor], columns: int) -> Figure:
     """Pictures beside each other under their titles.
 
     Args:
-        pictures: uint8 (3, height, width) by title, in rows from the left.
-        columns: pictures in a row.
+        pictures: pictures (3, height, width) uint8 by title, in rows from the left.
+        columns: number of pictures in a row.
 
     Raises:
         ValueError: no picture, or no column.
@@ -157,12 +158,12 @@ def _states(diffusion: Kernels, x: Tensor, s: Tensor, noise: Tensor) -> Tensor:
     """States at times s (N,), (N, n, K, *event_shape), on the CPU; noise is like a state."""
     device = s.device
     x = diffusion.coordinates(x.detach().to(device).double())
-    known, n, noise = diffusion.typical(x), len(x), noise.to(device)
+    typical, n, noise = diffusion.typical(x), len(x), noise.to(device)
     states = []
     for at in s:
-        law = known.marginal(at.expand(n))
+        law = typical.marginal(at.expand(n))
         whitener = inverse_tril(law.scale_tril)
-        states.append(known.noised(x, at.expand(n), noise, law, whitener).state.cpu())
+        states.append(typical.noised(x, at.expand(n), noise, law, whitener).state.cpu())
     return torch.stack(states)
 
 

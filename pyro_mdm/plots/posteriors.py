@@ -72,53 +72,56 @@ def posterior_figure(
     k = len(names)
     layers = {"prior": prior, "posterior": drawn}
     columns = {
-        part: [posterior_columns(own)[name].double().cpu().numpy() for name in names]
-        for part, own in layers.items()
-        if own is not None
+        layer: [posterior_columns(draws)[name].double().cpu().numpy() for name in names]
+        for layer, draws in layers.items()
+        if draws is not None
     }
-    known = None
+    true_values = None
     if truth is not None:
         single = {name: value.reshape(1, *drawn[name].shape[1:]) for name, value in truth.items()}
-        known = [float(posterior_columns(single)[name]) for name in names]
+        true_values = [float(posterior_columns(single)[name]) for name in names]
     figure = new_figure(max(3.4, 1.5 * k + 0.8), max(3.0, 1.45 * k + 0.7))
     grid = figure.subplots(k, k, squeeze=False)
-    limits = [_limits(own, columns.get("prior", [own] * k)[i], None if known is None else known[i])
-              for i, own in enumerate(columns["posterior"])]  # fmt: skip
+    priors = columns.get("prior", columns["posterior"])
+    limits = [_limits(values, priors[i], None if true_values is None else true_values[i])
+              for i, values in enumerate(columns["posterior"])]  # fmt: skip
     for i, row in enumerate(grid):
         for j, axes in enumerate(row):
             if j > i:
                 axes.axis("off")
                 continue
-            for part, own in columns.items():
-                color = PRIOR if part == "prior" else POSTERIOR
+            for layer, values in columns.items():
+                color = PRIOR if layer == "prior" else POSTERIOR
                 if i == j:
-                    _histogram(axes, own[i], limits[i], color, filled=part == "prior")
+                    _histogram(axes, values[i], limits[i], color, filled=layer == "prior")
                 else:
                     few = slice(0, POINTS)
-                    axes.plot(own[j][few], own[i][few], ".", ms=3, mew=0, color=color, alpha=0.6)
-            if known is not None:
-                axes.axvline(known[j], color=TRUTH, lw=0.9)
+                    axes.plot(
+                        values[j][few], values[i][few], ".", ms=3, mew=0, color=color, alpha=0.6
+                    )
+            if true_values is not None:
+                axes.axvline(true_values[j], color=TRUTH, lw=0.9)
                 if i != j:
-                    axes.axhline(known[i], color=TRUTH, lw=0.9)
+                    axes.axhline(true_values[i], color=TRUTH, lw=0.9)
             _label(axes, i, j, names, limits)
     handles = [
-        Line2D([], [], lw=4, label=part, color=PRIOR if part == "prior" else POSTERIOR)
-        for part in columns
+        Line2D([], [], lw=4, label=layer, color=PRIOR if layer == "prior" else POSTERIOR)
+        for layer in columns
     ]
-    handles += [] if known is None else [Line2D([], [], lw=1, label="truth", color=TRUTH)]
+    handles += [] if true_values is None else [Line2D([], [], lw=1, label="truth", color=TRUTH)]
     left = f"the first {k} of {len(every)} parameters" if k < len(every) else None
     _legend(figure, handles, left)
     return figure
 
 
-def _limits(own: Values, prior: Values, known: float | None) -> tuple[float, float]:
+def _limits(values: Values, prior: Values, truth: float | None) -> tuple[float, float]:
     """The range of a posterior with room around it, as far as the prior is, and the truth."""
-    low, high = np.quantile(own, (0.002, 0.998))
+    low, high = np.quantile(values, (0.002, 0.998))
     room = 0.6 * (high - low) or 0.5
     ends = prior.min(), prior.max()
     start, end = max(low - room, min(ends[0], low)), min(high + room, max(ends[1], high))
-    if known is not None:
-        start, end = min(start, known), max(end, known)
+    if truth is not None:
+        start, end = min(start, truth), max(end, truth)
     margin = 0.03 * (end - start) or 0.5
     return float(start - margin), float(end + margin)
 
@@ -182,12 +185,12 @@ def predictive_figure(replicated: Draws, observed: Draws, prior: Draws | None = 
                 lower, upper = flat.nanquantile(ends, 0).numpy()
                 at = np.arange(len(lower) + 1) - 0.5
                 axes.stairs(upper, at, baseline=lower, fill=True, color=color, lw=0)
-        own = torch.as_tensor(observed[name]).double().reshape(-1).numpy()
-        axes.plot(np.arange(len(own)), own, "o", ms=3.5, color=TRUTH)
+        observation = torch.as_tensor(observed[name]).double().reshape(-1).numpy()
+        axes.plot(np.arange(len(observation)), observation, "o", ms=3.5, color=TRUTH)
         axes.use_sticky_edges = False
         axes.autoscale_view()
         axes.tick_params(labelsize=7, length=2)
-        if len(own) > 1:
+        if len(observation) > 1:
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             axes.set_xlabel(f"place in {plain(name)}", fontsize=8)
         else:

@@ -41,12 +41,12 @@ def restoration_figure(
 
     Args:
         measured: an image (C, h, w) of any size, or numbers (m,).
-        seen: which pixels of it are seen, bool (h, w); None: all.
-        draws: (S, C, H, W).
-        half_width: (C, H, W).
-        way: (L, C, H, W).
-        log_snr: those of the L pictures.
-        interval: which interval, in words.
+        seen: mask of its pixels that are seen, bool (h, w); None: all.
+        draws: draws of the image, (S, C, H, W).
+        half_width: half-width of the interval, (C, H, W).
+        way: pictures on the way from noise to the image, (L, C, H, W).
+        log_snr: log SNRs of the L pictures, (L,).
+        interval: name of the interval, in words.
 
     Raises:
         ValueError: images of other channels than 1 or 3.

@@ -63,7 +63,7 @@ def marginals_figure(observed: Columns, drawn: Columns | None = None) -> Figure:
 
     Args:
         observed: columns of the table.
-        drawn: those of rows that a model draws; it may have more. None: the table alone.
+        drawn: columns of rows that a model draws; there may be more. None: the table alone.
 
     Raises:
         ValueError: no column; columns of different lengths, or without a value; a column that
@@ -78,8 +78,8 @@ def marginals_figure(observed: Columns, drawn: Columns | None = None) -> Figure:
         axes.set_title(column.missing_in_words, fontsize=6.5, color="0.4", loc="right", pad=2)
     for axes in panels[::across]:
         axes.set_ylabel("share of rows", fontsize=7)
-    part = "" if shown == columns else f", the first {len(shown)} of {len(columns)} columns"
-    _legend(figure, columns[0], part)
+    note = "" if shown == columns else f", the first {len(shown)} of {len(columns)} columns"
+    _legend(figure, columns[0], note)
     return figure
 
 
@@ -131,11 +131,11 @@ def pairs_figure(observed: Columns, drawn: Columns | None = None, *, most: int =
             if j == 0:
                 axes.set_ylabel(_short(shown[i].name, 17), fontsize=7.5)
     figure.align_labels()
-    part = ""
+    note = ""
     if k < len(columns):
         among = f"the first {COMPARED} of " if len(columns) > COMPARED else ""
-        part = f"; of {among}{len(columns)} columns the {k} most dependent"
-    _legend(figure, columns[0], f"{part}; numbers: dependence")
+        note = f"; of {among}{len(columns)} columns the {k} most dependent"
+    _legend(figure, columns[0], f"{note}; numbers: dependence")
     return figure
 
 
@@ -155,8 +155,8 @@ def calibration_figure(
 
     Args:
         pit: probability integral transforms by column, each (n,), the same rows in all: the mass
-            that the predicted law has below the true value, plus a random part of the mass at it
-            (:func:`pyro_mdm.posteriors.ranks` by draws). NaN where no entry was predicted.
+            that the predicted distribution has below the true value, plus a random part of the mass
+            at it (:func:`pyro_mdm.posteriors.ranks` by draws). NaN where no entry was predicted.
         classes: predictions of categories by column: probabilities (n, C) and which was true,
             (n,), NaN where none was predicted. Frequencies among draws are noisy, and the largest
             one is too large. So give two of them, (2, n, C), of different draws: the first sorts
@@ -167,14 +167,14 @@ def calibration_figure(
             predicted.
     """
     numbers = {name: _transforms(name, values) for name, values in pit.items()}
-    known = {name: _predicted(name, *pair) for name, pair in (classes or {}).items()}
-    if not numbers and not known:
+    predicted = {name: _predicted(name, *pair) for name, pair in (classes or {}).items()}
+    if not numbers and not predicted:
         raise ValueError("no column was predicted, expected at least one in pit or classes")
     if len({len(u) for u in numbers.values()}) > 1:
         sizes = ", ".join(f"{len(u)} of {name!r}" for name, u in numbers.items())
         raise ValueError(f"pit has {sizes}, expected the same rows in all columns")
     together = int(len(numbers) > 1)
-    drawn = [*numbers, *known][: MOST_COLUMNS - together]
+    drawn = [*numbers, *predicted][: MOST_COLUMNS - together]
     across = min(together + len(drawn), max(3, math.ceil(math.sqrt(together + len(drawn)))), 8)
     figure, panels = _grid(together + len(drawn), across, square=True)
     if together:
@@ -183,7 +183,7 @@ def calibration_figure(
         if name in numbers:
             _draw_coverage(axes, numbers[name][:, None], name)
         else:
-            _draw_reliability(axes, *known[name], name)
+            _draw_reliability(axes, *predicted[name], name)
     for i, axes in enumerate(panels):
         axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
         axes.set_xticklabels(["0", "0.5", "1"])
@@ -191,9 +191,9 @@ def calibration_figure(
         axes.tick_params(labelsize=7)
         if i % across == 0:
             axes.set_ylabel("true" if i >= together + len(numbers) else "share inside", fontsize=7)
-    left = len(numbers) + len(known) - len(drawn)
-    part = f"; {left} columns are left out" if left else ""
-    figure.suptitle(f"calibration, with 95% bands of chance{part}", fontsize=9.5)
+    left = len(numbers) + len(predicted) - len(drawn)
+    note = f"; {left} columns are left out" if left else ""
+    figure.suptitle(f"calibration, with 95% bands of chance{note}", fontsize=9.5)
     return figure
 
 
@@ -210,9 +210,9 @@ class _Column:
     dates: bool = False
 
     @property
-    def known(self) -> dict[str, Values]:
+    def present(self) -> dict[str, Values]:
         """The numbers that are there."""
-        return {part: v[~np.isnan(v)] for part, v in self.values.items()}
+        return {label: v[~np.isnan(v)] for label, v in self.values.items()}
 
     @property
     def missing_in_words(self) -> str:
@@ -225,62 +225,64 @@ def _columns(observed: Columns, drawn: Columns | None) -> list[_Column]:
     names = list(observed.keys())
     if not names:
         raise ValueError("the table has no column, expected at least one")
-    for part, table in tables.items():
+    for label, table in tables.items():
         if absent := [name for name in names if name not in table]:
-            raise ValueError(f"{part} has no column {absent[0]!r}, expected {', '.join(names)}")
+            raise ValueError(f"{label} has no column {absent[0]!r}, expected {', '.join(names)}")
         sizes = {len(table[name]) for name in names}
         if len(sizes) > 1:
-            raise ValueError(f"{part} has columns of {sorted(sizes)} rows, expected as many in all")
-    return [_column(str(name), {part: t[name] for part, t in tables.items()}) for name in names]
+            raise ValueError(
+                f"{label} has columns of {sorted(sizes)} rows, expected as many in all"
+            )
+    return [_column(str(name), {label: t[name] for label, t in tables.items()}) for name in names]
 
 
-def _column(name: str, parts: dict[str, Any]) -> _Column:
-    missing = {part: _missing(values) for part, values in parts.items()}
-    for part, absent in missing.items():
+def _column(name: str, tables: dict[str, Any]) -> _Column:
+    missing = {label: _missing(values) for label, values in tables.items()}
+    for label, absent in missing.items():
         if absent.all():
-            raise ValueError(f"column {name!r} of {part} has no value, expected at least one")
-    order = getattr(getattr(parts["observed"], "dtype", None), "categories", None)
+            raise ValueError(f"column {name!r} of {label} has no value, expected at least one")
+    order = getattr(getattr(tables["observed"], "dtype", None), "categories", None)
     if order is None:
-        arrays = {part: np.asarray(values) for part, values in parts.items()}
+        arrays = {label: np.asarray(values) for label, values in tables.items()}
         dates = all(array.dtype.kind == "M" for array in arrays.values())
-        numbers = {part: _numbers(array, missing[part]) for part, array in arrays.items()}
-        values = {part: v for part, v in numbers.items() if v is not None}
-        if len(values) == len(parts):
+        numbers = {label: _numbers(array, missing[label]) for label, array in arrays.items()}
+        values = {label: v for label, v in numbers.items() if v is not None}
+        if len(values) == len(tables):
             distinct = np.unique(np.concatenate([v[~np.isnan(v)] for v in values.values()]))
-            repeated = 4 * len(distinct) <= len(parts["observed"])
+            repeated = 4 * len(distinct) <= len(tables["observed"])
             if dates or len(distinct) > MOST_LEVELS or not (repeated or _whole(distinct)):
                 return _Column(name, values, dates=dates)
             if _whole(distinct) and np.ptp(distinct) < MOST_BINS:
                 return _Column(name, values)
             order = distinct.tolist()
     objects = {
-        part: np.array([*values], dtype=object) if len(values) else np.empty(0, object)
-        for part, values in parts.items()
+        label: np.array([*values], dtype=object) if len(values) else np.empty(0, object)
+        for label, values in tables.items()
     }
     return _with_levels(name, objects, missing, None if order is None else list(order))
 
 
 def _with_levels(
     name: str,
-    parts: dict[str, NDArray[Any]],
+    tables: dict[str, NDArray[Any]],
     missing: dict[str, NDArray[np.bool_]],
     order: list[Any] | None,
 ) -> _Column:
     """A column of categories; the rarest of many are one."""
-    counts = [Counter(v[~missing[part]].tolist()) for part, v in parts.items()]
+    counts = [Counter(v[~missing[label]].tolist()) for label, v in tables.items()]
     often = list(dict.fromkeys(level for c in counts for level, _ in c.most_common()))
     kept = often if len(often) <= MOST_LEVELS else often[: MOST_LEVELS - 1]
     if order is not None:
         kept = [level for level in order if level in kept]
     place = {level: float(k) for k, level in enumerate(kept)}
     values = {
-        part: np.array(
+        label: np.array(
             [
                 math.nan if gone else place.get(value, float(len(kept)))
-                for value, gone in zip(v.tolist(), missing[part].tolist(), strict=True)
+                for value, gone in zip(v.tolist(), missing[label].tolist(), strict=True)
             ]
         )
-        for part, v in parts.items()
+        for label, v in tables.items()
     }
     rest = [f"{len(often) - len(kept)} others"] if len(often) > len(kept) else []
     words = [f"{v:g}" if isinstance(v, float) else _inner(str(v)) for v in kept]
@@ -304,10 +306,10 @@ def _numbers(array: NDArray[Any], missing: NDArray[np.bool_]) -> Values | None:
         days = array.astype("datetime64[us]").astype(np.int64) / 86_400e6
         return np.where(missing, math.nan, days)
     if array.dtype.kind == "O":
-        known = array[~missing]
-        if not all(isinstance(v, int | float | np.number) and v is not True for v in known):
+        present = array[~missing]
+        if not all(isinstance(v, int | float | np.number) and v is not True for v in present):
             return None
-        if any(isinstance(v, bool) for v in known):
+        if any(isinstance(v, bool) for v in present):
             return None
         return np.array([math.nan if m else float(v) for v, m in zip(array, missing, strict=True)])
     return array.astype(np.float64) if array.dtype.kind in "iuf" else None
@@ -332,7 +334,7 @@ def _inner(level: str) -> str:
 def _draw_marginal(axes: Axes, column: _Column, *, named: bool = True) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    everything = np.concatenate([*column.known.values()])
+    everything = np.concatenate([*column.present.values()])
     if column.levels is not None:
         _draw_bars(axes, column, np.arange(len(column.levels)))
         axes.set_xticks(range(len(column.levels)), column.levels)
@@ -355,29 +357,29 @@ def _draw_marginal(axes: Axes, column: _Column, *, named: bool = True) -> None:
 def _sides(column: _Column) -> Iterator[tuple[str, Values, float]]:
     """Tables with their numbers, and where their bars stand, in widths of a bar."""
     several = len(column.values) > 1
-    for i, (part, values) in enumerate(column.known.items()):
-        yield part, values, i - 0.5 if several else 0.0
+    for i, (label, values) in enumerate(column.present.items()):
+        yield label, values, i - 0.5 if several else 0.0
 
 
 def _draw_bars(axes: Axes, column: _Column, places: NDArray[Any]) -> None:
     width = 0.8 / len(column.values)
-    for part, values, side in _sides(column):
+    for label, values, side in _sides(column):
         share = np.array([(values == place).mean() for place in places])
         error = np.sqrt(share * (1 - share) / len(values))
         at = places + side * width
-        axes.bar(at, share, width, **LOOKS[part], alpha=0.9)
+        axes.bar(at, share, width, **LOOKS[label], alpha=0.9)
         axes.errorbar(at, share, error, fmt="none", ecolor="0.15", elinewidth=0.7)
     axes.set_ylim(0, None)
 
 
 def _draw_histogram(axes: Axes, column: _Column, everything: Values) -> None:
-    own = column.known["observed"]
-    tails = [(0.005, 0.995) if len(v) >= 200 else (0, 1) for v in column.known.values()]
-    ends = [np.quantile(v, q) for v, q in zip(column.known.values(), tails, strict=True)]
+    observed = column.present["observed"]
+    tails = [(0.005, 0.995) if len(v) >= 200 else (0, 1) for v in column.present.values()]
+    ends = [np.quantile(v, q) for v, q in zip(column.present.values(), tails, strict=True)]
     low, high = min(low for low, _ in ends), max(high for _, high in ends)
     margin = 0.1 * (high - low) or 0.5
     low, high = max(low - margin, everything.min()), min(high + margin, everything.max())
-    bins = int(np.clip(math.isqrt(len(own)), 8, MOST_BINS))
+    bins = int(np.clip(math.isqrt(len(observed)), 8, MOST_BINS))
     spikes = _spikes(column)
     if _whole(everything):
         step = max(1, math.ceil((high - low + 1) / bins))
@@ -386,26 +388,26 @@ def _draw_histogram(axes: Axes, column: _Column, everything: Values) -> None:
     else:
         edges = np.linspace(low, high, bins + 1)
     reach, tallest = edges[-1] - edges[0], 0.0
-    for part, values, _ in _sides(column):
+    for label, values, _ in _sides(column):
         rest = values[~np.isin(values, spikes)]
         share = np.histogram(rest, edges)[0] / len(values)
         filled: dict[str, Any] = (
-            {"fill": True, "alpha": 0.55} if part == "observed" else {"lw": 1.3}
+            {"fill": True, "alpha": 0.55} if label == "observed" else {"lw": 1.3}
         )
-        axes.stairs(share, edges, **LOOKS[part], **filled)
+        axes.stairs(share, edges, **LOOKS[label], **filled)
         tallest = max(tallest, float(share.max()))
-    shares = np.array([[(v == w).mean() for v in column.known.values()] for w in spikes]).reshape(
+    shares = np.array([[(v == w).mean() for v in column.present.values()] for w in spikes]).reshape(
         -1, len(column.values)
     )
     top = 1.12 * max(tallest, shares.max(initial=0.0))
     cut = tallest > 0 and int((shares > 1.9 * tallest).any(-1).sum()) == 1 and top > 3.5 * tallest
     top = 1.9 * tallest if cut else top
     width = reach / 45
-    for spike, of_parts in zip(spikes, shares, strict=True):
-        for (part, _, side), share in zip(_sides(column), of_parts, strict=True):
-            axes.bar(spike + side * width, share, width, **LOOKS[part], alpha=0.9)
-        if cut and of_parts.max() > top:
-            words = " | ".join(f"{share:.0%}" for share in of_parts)
+    for spike, of_tables in zip(spikes, shares, strict=True):
+        for (label, _, side), share in zip(_sides(column), of_tables, strict=True):
+            axes.bar(spike + side * width, share, width, **LOOKS[label], alpha=0.9)
+        if cut and of_tables.max() > top:
+            words = " | ".join(f"{share:.0%}" for share in of_tables)
             right = spike < (edges[0] + edges[-1]) / 2
             at = spike + (1.3 if right else -1.3) * width
             axes.text(
@@ -436,7 +438,7 @@ def _spikes(column: _Column) -> Values:
     """Numbers that repeat far more often than the others."""
     repeats, share, times, most = SPIKE
     often: set[float] = set()
-    for values in column.known.values():
+    for values in column.present.values():
         numbers, counts = np.unique(values, return_counts=True)
         order = np.argsort(-counts, kind="stable")
         counts = np.append(counts[order], 0)
@@ -453,20 +455,20 @@ def _spikes(column: _Column) -> Values:
 def _draw_pair(axes: Axes, across: _Column, up: _Column, seed: int) -> None:
     """Rows of both tables; in a category those of each table have their own half."""
     rng = np.random.default_rng(seed)
-    both = {part: ~np.isnan(x) & ~np.isnan(up.values[part]) for part, x in across.values.items()}
+    both = {label: ~np.isnan(x) & ~np.isnan(up.values[label]) for label, x in across.values.items()}
     most = min(POINTS, *(int(there.sum()) for there in both.values()))  # as many of each
     points, colours = [], []
-    for part, there in both.items():
+    for label, there in both.items():
         few = np.flatnonzero(there)
         few = few[np.linspace(0, len(few) - 1, most).astype(int)]
-        side = 0.0 if len(both) == 1 else -0.2 if part == "observed" else 0.2
+        side = 0.0 if len(both) == 1 else -0.2 if label == "observed" else 0.2
         place = []
         for column, shift in ((across, side), (up, 0.0 if across.levels else side)):
             wide = 0.15 if shift else 0.3
             jitter = shift + wide * rng.uniform(-1, 1, most) if column.levels else 0.0
-            place.append(column.values[part][few] + jitter)
+            place.append(column.values[label][few] + jitter)
         points.append(np.stack(place, 1))
-        colours += [LOOKS[part]["color"]] * most
+        colours += [LOOKS[label]["color"]] * most
     order = rng.permutation(len(colours))  # so that no table covers the other
     x, y = np.concatenate(points)[order].T
     axes.scatter(x, y, s=3.5, lw=0, alpha=0.7, c=[colours[i] for i in order])
@@ -481,7 +483,7 @@ def _limit(axes: Axes, column: _Column, which: str) -> None:
         axes.set(**{f"{which}ticks": range(len(column.levels))})
         axes.set(**{f"{which}ticklabels": column.levels})
         return
-    both = np.concatenate([*column.known.values()])
+    both = np.concatenate([*column.present.values()])
     low, high = np.quantile(both, (0.002, 0.998))
     margin = max(0.06 * (high - low), 0.5 if _whole(both) else 0) or 0.5
     axes.set(**{f"{which}lim": (low - margin, high + margin)})
@@ -490,23 +492,23 @@ def _limit(axes: Axes, column: _Column, which: str) -> None:
 
 def _draw_dependence(axes: Axes, one: _Column, other: _Column) -> None:
     axes.set(xticks=[], yticks=[])
-    measured = {part: _dependence(one, other, part) for part in one.values}
+    measured = {label: _dependence(one, other, label) for label in one.values}
     axes.set_facecolor((0.12, 0.47, 0.71, 0.3 * abs(np.nan_to_num(measured["observed"]))))
     for spine in axes.spines.values():
         spine.set_color("0.85")
-    for i, (part, value) in enumerate(measured.items()):
+    for i, (label, value) in enumerate(measured.items()):
         at = 0.5 if len(measured) == 1 else 0.64 - 0.28 * i
         words = "–" if math.isnan(value) else f"{value:.2f}".replace("-", "−")
-        color = "0.3" if part == "observed" else LOOKS[part]["color"]
+        color = "0.3" if label == "observed" else LOOKS[label]["color"]
         axes.text(
             0.5, at, words, fontsize=9, color=color, ha="center", va="center",
             transform=axes.transAxes,
         )  # fmt: skip
 
 
-def _dependence(one: _Column, other: _Column, part: str = "observed") -> float:
+def _dependence(one: _Column, other: _Column, label: str = "observed") -> float:
     """The largest correlation of scores of two columns, with the sign of two of numbers."""
-    x, y = one.values[part][:RANKED], other.values[part][:RANKED]
+    x, y = one.values[label][:RANKED], other.values[label][:RANKED]
     there = ~np.isnan(x) & ~np.isnan(y)
     bases = [_scores(c, v[there]) for c, v in ((one, x), (other, y))]
     if min(basis.shape[1] for basis in bases) == 0:
@@ -576,15 +578,15 @@ def _predicted(
 def _draw_coverage(axes: Axes, u: Values, name: str, color: str = "C0") -> None:
     """Coverage of central intervals by level; u is (rows, columns)."""
     levels = np.linspace(0, 1, 101)
-    known = ~np.isnan(u)
-    number = int(known.sum())
-    inside = (2 * np.abs(np.where(known, u, 0.5) - 0.5))[..., None] <= levels
-    inside &= known[..., None]
+    present = ~np.isnan(u)
+    number = int(present.sum())
+    inside = (2 * np.abs(np.where(present, u, 0.5) - 0.5))[..., None] <= levels
+    inside &= present[..., None]
     share = inside.sum((0, 1)) / number
     if u.shape[1] == 1:
         low, high = _binomial_band(number, levels)
     else:  # entries of a row go together
-        of_row = inside.sum(1) - levels * known.sum(1)[:, None]
+        of_row = inside.sum(1) - levels * present.sum(1)[:, None]
         error = np.sqrt(((of_row - of_row.mean(0)) ** 2).sum(0)) / number
         low, high = levels - 1.96 * error, levels + 1.96 * error
     axes.fill_between(levels, low, high, color="0.85", lw=0)
@@ -609,20 +611,25 @@ def _binomial_band(number: int, levels: Values) -> tuple[Values, Values]:
 
 def _draw_reliability(axes: Axes, p: Values, true: NDArray[np.int64], name: str) -> None:
     """How often categories are true by their probabilities (1 or 2, n, C), in bins of as many."""
-    sorting, own = p[0], p[-1]
-    hit = (true[:, None] == np.arange(own.shape[1])).ravel()
+    sorting, chances = p[0], p[-1]
+    hit = (true[:, None] == np.arange(chances.shape[1])).ravel()
     edges = np.quantile(sorting, np.linspace(0, 1, min(BINS, max(2, len(true) // 16)) + 1))
     bins = np.digitize(sorting.ravel(), np.unique(edges)[1:-1])
-    parts = [np.flatnonzero(bins == k) for k in np.unique(bins)]
-    mean = np.array([own.ravel()[part].mean() for part in parts])
-    share = np.array([hit[part].mean() for part in parts])
-    spread = np.sqrt([(own * (1 - own)).ravel()[q].sum() / len(q) ** 2 for q in parts])
+    entries_by_bin = [np.flatnonzero(bins == k) for k in np.unique(bins)]
+    mean = np.array([chances.ravel()[entries].mean() for entries in entries_by_bin])
+    share = np.array([hit[entries].mean() for entries in entries_by_bin])
+    spread = np.sqrt(
+        [(chances * (1 - chances)).ravel()[q].sum() / len(q) ** 2 for q in entries_by_bin]
+    )
     axes.plot([0, 1], [0, 1], color="0.6", lw=0.8)
     axes.errorbar(
         mean, share, 1.96 * spread, fmt="o-", color="C2", ms=3, lw=1, capsize=1.5, clip_on=False
     )
     chosen = sorting.argmax(1)
-    right, sure = float((chosen == true).mean()), float(own[np.arange(len(own)), chosen].mean())
+    right, sure = (
+        float((chosen == true).mean()),
+        float(chances[np.arange(len(chances)), chosen].mean()),
+    )
     axes.set_title(f"{_short(name, 26)}\n{right:.0%} right, {sure:.0%} predicted", fontsize=7.5)
     _count(axes, len(true))
     axes.set_xlabel("probability", fontsize=7)
@@ -651,8 +658,8 @@ def _legend(figure: Figure, column: _Column, more: str) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], lw=5, label=f"{part}, {len(values):,} rows", **LOOKS[part])
-        for part, values in column.values.items()
+        Line2D([], [], lw=5, label=f"{label}, {len(values):,} rows", **LOOKS[label])
+        for label, values in column.values.items()
     ]
     title = more.lstrip(";, ") or None
     figure.legend(

@@ -89,7 +89,7 @@ def write_settings(
     order. It opens with five settings and five metrics.
 
     Args:
-        settings: text or number by name.
+        settings: texts or numbers by name.
         metrics: titles by tag of the scalar; the table shows its last value.
     """
     from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
@@ -163,10 +163,11 @@ def write_terms(
 
     Args:
         terms: the terms from :func:`~pyro_mdm.elbo.elbo_terms`, each (batch,), nats.
-        step: training steps so far.
+        step: number of training steps so far.
         part: the part of the data that the batch is from, such as ``"validation"``.
-        num_dims: dimensions d of a datum; if given, scalars in bits/dim are written too, as by
-            :func:`write_bound`: bits_per_dim = reconstruction + prior_kl + diffusion (+ context).
+        num_dims: number d of dimensions of a datum; if given, scalars in bits/dim are written too,
+            as by :func:`write_bound`: bits_per_dim = reconstruction + prior_kl + diffusion
+            (+ context).
 
     Raises:
         TypeError: ``terms`` are of another type.
@@ -212,7 +213,7 @@ def write_layout(
     if unit not in GROUPS:
         raise ValueError(f"unit is {unit!r}, expected one of {', '.join(GROUPS)}")
     group = GROUPS[unit]
-    tags = {term: [f"{group}/{term}/{part}" for part in parts] for term in terms}
+    tags = {term: [f"{group}/{term}/{split}" for split in parts] for term in terms}
     tags |= {tag: [tag] for tag in others}
     layout = {
         f"{term} ({unit} ± 1 s.e.)": {
@@ -250,11 +251,11 @@ def write_bound(
     given: nats of the data as they are stored, log-determinants and levels included.
 
     Args:
-        part: ``"train"``, ``"validation"`` or ``"test"``.
-        terms: (value, standard error) in bits/dim of ``bits_per_dim``, ``reconstruction``,
+        part: name of the part of the data, ``"train"``, ``"validation"`` or ``"test"``.
+        terms: pairs (value, standard error) in bits/dim of ``bits_per_dim``, ``reconstruction``,
             ``prior_kl`` and ``diffusion``, or of some of these.
-        step: training steps so far.
-        num_dims: dimensions d of a datum.
+        step: number of training steps so far.
+        num_dims: number d of dimensions of a datum.
 
     Raises:
         ValueError: a term of another name.
@@ -289,8 +290,8 @@ def write_bound_history(
     Args:
         bounds: the records of each part, see :mod:`pyro_mdm.plots.figures`; the terms of the last
             part are shown. Nothing is written before its second record.
-        step: training steps so far.
-        title: what was trained, in a line.
+        step: number of training steps so far.
+        title: name of what was trained, in a line.
     """
     shown = [records for records in bounds.values() if len(records) > 1]
     if shown:
@@ -318,11 +319,11 @@ def write_diffusion(writer: SummaryWriter, diffusion: LinearDiffusion, step: int
     for i, value in enumerate(torch.linalg.eigvalsh(D).flip(0)):
         writer.add_scalar(f"noising/Q_eigenvalues/frequency_{i}", frequencies[i].item(), step)
         writer.add_scalar(f"noising/D_eigenvalues/{i}", value.item(), step)
-    known: Any = diffusion.reference
-    if known.learns_stationary:
+    reference: Any = diffusion.reference
+    if reference.learns_stationary:
         for i in range(K):
             for j in range(i, K):
-                entry = known.stationary_covariance[i, j].item()
+                entry = reference.stationary_covariance[i, j].item()
                 writer.add_scalar(f"noising/stationary/entry_{i}{j}", entry, step)
     _write_ends(writer, diffusion, step)
 
@@ -420,8 +421,8 @@ def write_diffusion_history(
 
     Args:
         snapshots: records of the diffusion, see :func:`pyro_mdm.plots.figures.snapshot`.
-        diffusion: as it is now; the presets are scaled to its log SNR at T.
-        step: training steps so far.
+        diffusion: the diffusion as it is now; the presets are scaled to its log SNR at T.
+        step: number of training steps so far.
     """
     if "eigenvalues" in snapshots[-1] and diffusion.num_variables > 1:
         presets = figures.preset_eigenvalues(diffusion)

@@ -167,14 +167,14 @@ class AmortizedPosterior(nn.Module):
         latent: the names of its parameters' sites.
         observed: the names of its data's sites.
         draws: simulations, for the scales of θ and x (:func:`simulate`).
-        network: called with z, the encoded x and 1, (n, d + m + 1), and log SNR (n,); returns
-            (n, d). With ``missing`` it is told m more numbers, which are 1 where a number of x is
-            there. An MLP by default.
+        network: module that is called with z, the encoded x and 1, (n, d + m + 1), and log SNR
+            (n,); it returns (n, d). With ``missing`` it is given m more numbers, which are 1 where
+            a number of x is there. An MLP by default.
         diffusion: the diffusion that noises r, VPSDE by default.
         missing: whether numbers of x may be missing.
         encoder: a module of encoded x, (n, m) or (n, 2 m) with ``missing``, that returns (n, size),
-            for sets, sequences or images; it is trained along. The network is told its numbers in
-            place of x. None: it is told x.
+            for sets, sequences or images; it is trained along. The network is given its numbers
+            in place of x. None: it is given x.
 
     Raises:
         TypeError: sites that are not continuous.
@@ -256,10 +256,10 @@ class AmortizedPosterior(nn.Module):
         Args:
             program, latent, observed, network, diffusion, encoder: see the class.
             draws: simulations, (n, *shape) by site, as from :func:`simulate`; None: new ones.
-            simulations: the number of new ones.
-            missing: the part of the simulations of a step of which numbers of x are hidden, each
+            simulations: the number of new simulations.
+            missing: fraction of the simulations of a step of which numbers of x are hidden, each
                 number by a probability that is uniform for a simulation. Then data may have NaN.
-            steps, batch_size, learning_rate: training by Adam, with a cosine schedule that ends at
+            steps, batch_size, learning_rate: settings of Adam, with a cosine schedule that ends at
                 zero. Of the moving averages of the weights the best are kept.
             vectorized: see :func:`simulate`.
             seed: the seed of simulations, weights and noise.
@@ -275,8 +275,8 @@ class AmortizedPosterior(nn.Module):
         with to_learn_from(
             program, draws, simulations, options, vectorized=vectorized, seed=seed
         ) as chosen:
-            parts: dict[str, Any] = {"missing": missing > 0, "encoder": encoder}
-            posterior = cls(program, latent, observed, chosen, network, diffusion, **parts)
+            settings: dict[str, Any] = {"missing": missing > 0, "encoder": encoder}
+            posterior = cls(program, latent, observed, chosen, network, diffusion, **settings)
             posterior._train(chosen, missing, options)
         return posterior
 
@@ -393,14 +393,16 @@ class AmortizedPosterior(nn.Module):
         return encoded
 
     def _numbers(self, draws: Mapping[str, Tensor]) -> Tensor:
-        parts = {name: rows_of(draws, name, shape) for name, shape in self._data_shapes.items()}
-        n = max(map(len, parts.values()))
-        if odd := [name for name, part in parts.items() if len(part) not in (1, n)]:
+        by_site = {name: rows_of(draws, name, shape) for name, shape in self._data_shapes.items()}
+        n = max(map(len, by_site.values()))
+        if odd := [name for name, values in by_site.items() if len(values) not in (1, n)]:
             raise ValueError(
-                f"{odd[0]!r} has {len(parts[odd[0]])} data and others {n}, expected one number; "
+                f"{odd[0]!r} has {len(by_site[odd[0]])} data and others {n}, expected one number; "
                 "give each site the same data"
             )
-        return torch.cat([part.reshape(len(part), -1).expand(n, -1) for part in parts.values()], 1)
+        return torch.cat(
+            [values.reshape(len(values), -1).expand(n, -1) for values in by_site.values()], 1
+        )
 
     def coordinates(self, draws: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
         """The model's coordinates r of parameters by site, (n, d), and log|det ∂r/∂θ|, (n,).
@@ -450,8 +452,8 @@ class AmortizedPosterior(nn.Module):
         """
         check_count("n", n, "the number of draws for each datum")
         x = self.data(data)
-        each = x.repeat_interleave(n, 0)
-        model = self.model.given_context(each)
+        repeated = x.repeat_interleave(n, 0)
+        model = self.model.given_context(repeated)
         with evaluating(model), torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
@@ -462,7 +464,7 @@ class AmortizedPosterior(nn.Module):
         )
         self._warn_of(x)
         lead = (n,) if one else (len(x), n)
-        drawn = self.parameters_of(r, each).items()
+        drawn = self.parameters_of(r, repeated).items()
         return {name: value.reshape(*lead, *value.shape[1:]) for name, value in drawn}
 
     def predictive_p_value(self, data: Mapping[str, Tensor]) -> Tensor:
@@ -492,9 +494,9 @@ class AmortizedPosterior(nn.Module):
         """
         x = one_row(self.data(data))
         check_count("n", n, "the number of draws")
-        each = x.expand(n, -1)
-        maps = partial(self.parameters_of, x=each), partial(self.coordinates, x=each)
-        return draw_by_flow(self.model.given_context(each), *maps, n, seed=seed)
+        repeated = x.expand(n, -1)
+        maps = partial(self.parameters_of, x=repeated), partial(self.coordinates, x=repeated)
+        return draw_by_flow(self.model.given_context(repeated), *maps, n, seed=seed)
 
     def guide(
         self, data: Mapping[str, Tensor], *, nuisance: bool = True, seed: int | None = None

@@ -95,7 +95,8 @@ def calibrate(
         posterior: the posterior to test.
         program: the simulator, without arguments.
         simulations: the number of pairs of θ* and x.
-        draws: draws from each posterior; with 99, ranks 0 to 99 fall evenly into ten bins.
+        draws: number of draws from each posterior; with 99, ranks 0 to 99 fall evenly into ten
+            bins.
         vectorized, progress: see :func:`simulate`.
         seed: the seed of simulations and draws.
 
@@ -122,7 +123,7 @@ def ranks(draws: Tensor, truth: Tensor, *, seed: int = 0) -> Tensor:
     probability integral transform.
 
     Args:
-        draws: (m, *shape).
+        draws: draws of the values, (m, *shape).
         truth: the true values, (*shape).
         seed: the seed of places; the caller's random state is kept.
 

@@ -50,7 +50,7 @@ class Coverage:
         """The levels of central intervals, which ranks of the truth say.
 
         Args:
-            calibration: the ranks.
+            calibration: ranks of the truth.
             joint: the levels of highest-density regions, (simulations,), if known.
             seed: the seed of places between ranks.
         """
@@ -62,7 +62,7 @@ class Coverage:
 
     def by_site(self, level: float) -> dict[str, Tensor]:
         """The share of central intervals of a level that hold the truth, (*shape) by site."""
-        return {name: (own <= level).double().mean(0) for name, own in self.levels.items()}
+        return {name: (levels <= level).double().mean(0) for name, levels in self.levels.items()}
 
     def of_region(self, level: float) -> float:
         """The share of highest-density regions of a level that hold the truth; NaN: not asked."""
@@ -77,9 +77,9 @@ class Coverage:
         for level in (0.5, 0.9):
             shares = torch.cat([s.reshape(-1) for s in self.by_site(level).values()])
             low, high = float(shares.min()), float(shares.max())
-            own = f"{low:.0%}" if low == high else f"{low:.0%} to {high:.0%}"
+            held = f"{low:.0%}" if low == high else f"{low:.0%} to {high:.0%}"
             joint = "" if self.joint is None else f", joint regions {self.of_region(level):.0%}"
-            words.append(f"{level:.0%} intervals hold {own}{joint}, ± {self.error(level):.0%}")
+            words.append(f"{level:.0%} intervals hold {held}{joint}, ± {self.error(level):.0%}")
         return f"Coverage({len(self)} simulations: {'; '.join(words)})"
 
 
@@ -100,7 +100,7 @@ def expected_coverage(
         posterior: the posterior to test.
         program: the simulator, without arguments.
         simulations: the number of pairs of θ* and x.
-        draws: draws from each posterior, which regions are found from.
+        draws: number of draws from each posterior, from which regions are computed.
         joint: whether highest-density regions of all parameters are tested too. This takes the
             densities of all draws, ``simulations`` times ``draws`` of them.
         vectorized, progress: see :func:`simulate`.
@@ -136,11 +136,11 @@ def _densities(
     data = {name: truth[name] for name in posterior.observed}
     which = torch.arange(n).repeat_interleave(1 + draws)
     log_p: list[Tensor] = []
-    for part in torch.arange(len(which)).split(PIECE):
-        some = {name: value[part] for name, value in theta.items()}
-        known = {name: value[which[part]] for name, value in data.items()}
-        found = posterior.log_prob(some, known, samples=1, seed=seed + len(log_p))
-        log_p.append(found.value)
+    for rows in torch.arange(len(which)).split(PIECE):
+        some = {name: value[rows] for name, value in theta.items()}
+        observed = {name: value[which[rows]] for name, value in data.items()}
+        estimate = posterior.log_prob(some, observed, samples=1, seed=seed + len(log_p))
+        log_p.append(estimate.value)
     return torch.cat(log_p).reshape(n, 1 + draws)
 
 
@@ -163,8 +163,9 @@ def calibrate_at(
         program: the simulator, without arguments.
         data: the observation by site, (*shape). Numbers that it lacks (NaN) are hidden in all.
         simulations: the number of new simulations.
-        nearest: how many of them are kept, by distance in the data's own covariance.
-        draws: draws from each posterior; with 99, ranks 0 to 99 fall evenly into ten bins.
+        nearest: number of them that are kept, by distance in the data's covariance.
+        draws: number of draws from each posterior; with 99, ranks 0 to 99 fall evenly into ten
+            bins.
         vectorized, progress: see :func:`simulate`.
         seed: the seed of simulations and draws.
 

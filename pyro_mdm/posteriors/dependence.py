@@ -155,8 +155,8 @@ def run_holding(
 
     Args:
         program: the program, without arguments.
-        held: by site, values and a mask of where they replace what is drawn; both broadcast.
-        seed: the seed of what is drawn.
+        held: values by site, each with a mask of where they replace what is drawn; both broadcast.
+        seed: the seed of the draws.
 
     Returns:
         :class:`ProgramRun`; what has no density has no law. Empty if the program can't be run so.

@@ -76,8 +76,8 @@ class Lattice(NamedTuple):
         z = z.double()
         low, high = math.isfinite(self.lower), math.isfinite(self.upper)
         if low and high:
-            part = z.clamp(0, math.pi / 2).sin().square()
-            x = self.lower + self.gap * (self.size * part - 0.5)
+            fraction = z.clamp(0, math.pi / 2).sin().square()
+            x = self.lower + self.gap * (self.size * fraction - 0.5)
         elif low:
             x = self.lower + self.gap * (z.clamp_min(0).square() - 0.5)
         elif high:
@@ -107,7 +107,7 @@ def _pieces(x: Tensor, theta: Tensor) -> list[slice]:
     return [slice(i, i + size) for i in range(0, max(len(x), len(theta)), size)]
 
 
-def _part(values: Tensor, rows: slice) -> Tensor:
+def _chosen(values: Tensor, rows: slice) -> Tensor:
     """Rows of values, or the only one."""
     return values[rows] if len(values) > 1 else values
 
@@ -116,7 +116,7 @@ class Masked(nn.Linear):
     """A linear map of which some entries are 0.
 
     Args:
-        mask: which are not, (outputs, inputs) bool.
+        mask: mask of the weights that are not zero, (outputs, inputs) bool.
     """
 
     mask: Tensor
@@ -140,7 +140,7 @@ class DiscreteLaw(FactorLaw):
     "MADE", ICML 2015).
 
     Args:
-        inputs: numbers of θ.
+        inputs: number of numbers of θ.
         lattices: the values of each number of a datum.
         hidden, depth: the network's width, and its number of blocks.
     """
@@ -153,7 +153,7 @@ class DiscreteLaw(FactorLaw):
     def __init__(self, inputs: int, lattices: Sequence[Lattice], hidden: int, depth: int) -> None:
         super().__init__()
         m = len(lattices)
-        few = [j for j, own in enumerate(lattices) if own.size <= MOST_LEVELS]
+        few = [j for j, lattice in enumerate(lattices) if lattice.size <= MOST_LEVELS]
         wide = [j for j in range(m) if j not in few]
         levels = max((int(lattices[j].size) for j in few), default=0)
         of_number = 3 * COMPONENTS
@@ -177,11 +177,11 @@ class DiscreteLaw(FactorLaw):
         self.register_buffer("unit", torch.ones(len(wide), dtype=torch.float64))
         self.masked = nn.ModuleList()
         if m > 1:
-            told = torch.tensor([j for j in few for _ in range(levels)] + wide)
+            given = torch.tensor([j for j in few for _ in range(levels)] + wide)
             asked = [j for j in few for _ in range(levels)]
             asked += [j for j in wide for _ in range(of_number)]
             degree = torch.arange(hidden) * (m - 1) // hidden  # the last number that a unit sees
-            self.masked.append(Masked(told <= degree.unsqueeze(1)))
+            self.masked.append(Masked(given <= degree.unsqueeze(1)))
             self.masked.append(Masked(degree <= degree.unsqueeze(1)))
             self.masked.append(Masked(degree < torch.tensor(asked).unsqueeze(1)))
             self.of_theta = nn.Linear(hidden, 2 * hidden)
@@ -200,7 +200,7 @@ class DiscreteLaw(FactorLaw):
         cells = self.cells(x)
 
         def loss(rows: Tensor) -> Tensor:
-            return -self._log_prob(Cells(*(part[rows] for part in cells)), theta[rows]).mean()
+            return -self._log_prob(Cells(*(tensor[rows] for tensor in cells)), theta[rows]).mean()
 
         train(self, loss, len(x), options, largest_gradient=20.0)
 
@@ -209,41 +209,45 @@ class DiscreteLaw(FactorLaw):
     @torch.no_grad()
     def cells(self, x: Tensor) -> Cells:
         """Where data x (n, k, m) are."""
-        known = torch.stack([own.has(x[..., j]) for j, own in enumerate(self.lattices)], -1)
-        origin = x.new_tensor([own.origin for own in self.lattices])
-        inside = torch.where(known, x, origin)
+        is_value = torch.stack(
+            [lattice.has(x[..., j]) for j, lattice in enumerate(self.lattices)], -1
+        )
+        origin = x.new_tensor([lattice.origin for lattice in self.lattices])
+        inside = torch.where(is_value, x, origin)
         lattices = [self.lattices[j] for j in self.few]
         levels = [
-            ((inside[..., j] - own.lower) / own.gap).round().long()
-            for j, own in zip(self.few, lattices, strict=True)
+            ((inside[..., j] - lattice.lower) / lattice.gap).round().long()
+            for j, lattice in zip(self.few, lattices, strict=True)
         ]
         nothing = inside[..., :0]
         level = torch.stack(levels, -1) if levels else nothing.long()
         edges, ends = [], []
         for j in self.wide:
-            own, value = self.lattices[j], inside[..., j].double()
-            half = own.gap / 2
-            edges.append(torch.stack([own.coordinate(value - half), own.coordinate(value + half)]))
-            ends.append(torch.stack([value == own.lower, value == own.upper]))
+            lattice, value = self.lattices[j], inside[..., j].double()
+            half = lattice.gap / 2
+            edges.append(
+                torch.stack([lattice.coordinate(value - half), lattice.coordinate(value + half)])
+            )
+            ends.append(torch.stack([value == lattice.lower, value == lattice.upper]))
         none = nothing.double().expand(2, *nothing.shape)
         low, high = (torch.stack(edges, -1) if edges else none).sub(self.center).div(self.unit)
         is_first, is_last = torch.stack(ends, -1) if ends else none.bool()
         middle, width = ((low + high) / 2).to(x), (high - low).to(x)
         hot = functional.one_hot(level, max(1, self.levels)).to(x).flatten(2)
-        told = torch.cat([hot, middle], 2)
+        features = torch.cat([hot, middle], 2)
         present = ~x.isnan().any(2)
-        return Cells(told, level, middle, width, is_first, is_last, known.all(2), present)
+        return Cells(features, level, middle, width, is_first, is_last, is_value.all(2), present)
 
     # -- probabilities -----------------------------------------------------------------------------
 
-    def _heads(self, told: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+    def _heads(self, features: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Log probabilities of few values, (n, k, f, levels), and parameters of mixtures,
         (n, k, w, 3, components)."""
         h = self.network.trunk(theta)
         outputs = self.network.outlet(h).unsqueeze(1)
         if len(self.masked):
             first, second = self.of_theta(h).unsqueeze(1).chunk(2, 2)
-            z = functional.silu(self.masked[0](told) + first)
+            z = functional.silu(self.masked[0](features) + first)
             z = z + functional.silu(self.masked[1](z) + second)
             outputs = outputs + self.masked[2](z)
         logits, raw = outputs.split(
@@ -269,29 +273,31 @@ class DiscreteLaw(FactorLaw):
         within = (-torch.expm1(-2 * half * sharpness)).log()
         first, last = cells.is_first.unsqueeze(-1), cells.is_last.unsqueeze(-1)
         inner = torch.where(first | last, 0.0, within)
-        each = torch.where(last, 0.0, up_to) + torch.where(first, 0.0, from_) + inner
-        of_wide = (weight.log_softmax(-1) + each).logsumexp(-1).sum(2)
+        log_mass = torch.where(last, 0.0, up_to) + torch.where(first, 0.0, from_) + inner
+        of_wide = (weight.log_softmax(-1) + log_mass).logsumexp(-1).sum(2)
         total = (of_few + of_wide).double()
         return torch.where(cells.is_value, total, -math.inf)
 
     def each(self, x: Tensor, theta: Tensor, steps: int = STEPS) -> Tensor:
         cells = self.cells(x)
         log_p = [
-            self._log_prob(Cells(*(_part(own, rows) for own in cells)), _part(theta, rows))
+            self._log_prob(
+                Cells(*(_chosen(tensor, rows) for tensor in cells)), _chosen(theta, rows)
+            )
             for rows in _pieces(x, theta)
         ]
         return torch.where(cells.is_present, torch.cat(log_p), 0.0)
 
     @torch.no_grad()
     def sample(self, theta: Tensor, k: int) -> Tensor:
-        origin = torch.tensor([own.origin for own in self.lattices])
+        origin = torch.tensor([lattice.origin for lattice in self.lattices])
         x = origin.to(theta).expand(len(theta), k, -1).clone()
-        for j, own in enumerate(self.lattices):
+        for j, lattice in enumerate(self.lattices):
             logits, raw = self._heads(self.cells(x).told, theta)
             if j in self.few:
                 chances = logits[:, :, self.few.index(j)].exp().expand(-1, k, -1)
                 level = torch.multinomial(chances.flatten(0, 1), 1).reshape(-1, k)
-                x[:, :, j] = own.lower + own.gap * level.to(x)
+                x[:, :, j] = lattice.lower + lattice.gap * level.to(x)
                 continue
             place = self.wide.index(j)
             weight, location, log_scale = raw[:, :, place].expand(-1, k, -1, -1).unbind(2)
@@ -299,7 +305,7 @@ class DiscreteLaw(FactorLaw):
             u = torch.rand(len(theta), k, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
             z = location.gather(2, chosen).squeeze(2).double()
             z = z + log_scale.gather(2, chosen).squeeze(2).double().exp() * u.logit()
-            x[:, :, j] = own.value(z * self.unit[place] + self.center[place]).to(x)
+            x[:, :, j] = lattice.value(z * self.unit[place] + self.center[place]).to(x)
         return x
 
 
@@ -307,7 +313,7 @@ class MixedLaw(FactorLaw):
     """The law of discrete numbers, and of real ones given these.
 
     Args:
-        inputs: numbers of θ.
+        inputs: number of numbers of θ.
         lattices: the values of each number of a datum; None for a real number.
         hidden, depth: width and number of blocks of the networks.
     """
@@ -316,9 +322,9 @@ class MixedLaw(FactorLaw):
         self, inputs: int, lattices: Sequence[Lattice | None], hidden: int, depth: int
     ) -> None:
         super().__init__()
-        self.counted = [j for j, own in enumerate(lattices) if own is not None]
-        self.real = [j for j, own in enumerate(lattices) if own is None]
-        values = [own for own in lattices if own is not None]
+        self.counted = [j for j, lattice in enumerate(lattices) if lattice is not None]
+        self.real = [j for j, lattice in enumerate(lattices) if lattice is None]
+        values = [lattice for lattice in lattices if lattice is not None]
         self.discrete = DiscreteLaw(inputs, values, hidden, depth)
         inputs = inputs + self.discrete.features
         self.continuous = ContinuousLaw(inputs, len(self.real), hidden, depth)
@@ -334,9 +340,9 @@ class MixedLaw(FactorLaw):
 
     def _given(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         """What the real numbers of each datum are given, (n k, inputs), and these, (n k, 1, m)."""
-        told = self.discrete.cells(x[..., self.counted]).told
+        features = self.discrete.cells(x[..., self.counted]).told
         n, k = max(len(x), len(theta)), x.shape[1]
-        given = torch.cat([theta.unsqueeze(1).expand(n, k, -1), told.expand(n, -1, -1)], 2)
+        given = torch.cat([theta.unsqueeze(1).expand(n, k, -1), features.expand(n, -1, -1)], 2)
         real = x[..., self.real].expand(n, -1, -1)
         return given.flatten(0, 1), real.reshape(n * k, 1, -1)
 
@@ -344,7 +350,7 @@ class MixedLaw(FactorLaw):
         discrete = self.discrete.each(x[..., self.counted], theta)
         log_p = []
         for rows in _pieces(x, theta):
-            given, real = self._given(_part(x, rows), _part(theta, rows))
+            given, real = self._given(_chosen(x, rows), _chosen(theta, rows))
             log_p.append(self.continuous.each(real, given, steps).reshape(-1, x.shape[1]))
         return discrete + torch.cat(log_p)
 
@@ -361,11 +367,11 @@ def law_of(inputs: int, lattices: Sequence[Lattice | None], hidden: int, depth: 
     """The law of data whose numbers have values on lattices, or are real (None).
 
     Args:
-        inputs: numbers of θ.
-        lattices: of each number of a datum.
+        inputs: number of numbers of θ.
+        lattices: lattice of each number of a datum.
         hidden, depth: width and number of blocks of the networks.
     """
-    values = [own for own in lattices if own is not None]
+    values = [lattice for lattice in lattices if lattice is not None]
     if not values:
         return ContinuousLaw(inputs, len(lattices), hidden, depth)
     if len(values) < len(lattices):

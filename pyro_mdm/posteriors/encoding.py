@@ -36,9 +36,10 @@ class Encoding(nn.Module):
     there, so that the encoding has 2 m numbers.
 
     Args:
-        center, unit: (m,).
-        bent: where asinh is taken, (m,) bool.
-        mean, covariance: of encoded x, (m,) and (m, m) float64; None: no number is ever missing.
+        center, unit: center and unit of each number, (m,).
+        bent: mask of the numbers of which asinh is taken, (m,) bool.
+        mean, covariance: moments of encoded x, (m,) and (m, m) float64; None: no number is ever
+            missing.
     """
 
     center: Tensor
@@ -66,11 +67,11 @@ class Encoding(nn.Module):
     def of_lists(cls, buffers: Mapping[str, list[Any]]) -> Encoding:
         """The encoding with buffers that were written as lists."""
         exact = ("mean", "covariance")
-        of = {
+        tensors = {
             n: torch.tensor(b, dtype=torch.float64 if n in exact else None)
             for n, b in buffers.items()
         }
-        return cls(**of)
+        return cls(**tensors)
 
     @property
     def missing(self) -> bool:
@@ -82,7 +83,7 @@ class Encoding(nn.Module):
         """The encoding of simulations x (n, m)."""
         ordered, (center, unit) = x.sort(0).values, center_and_unit(x)
         low, middle, high = (
-            ordered[int(part * (len(x) - 1))] for part in (CENTRAL[0], 0.5, CENTRAL[1])
+            ordered[int(quantile * (len(x) - 1))] for quantile in (CENTRAL[0], 0.5, CENTRAL[1])
         )
         width = (high - low) / 2
         bent = (width > 0) & (unit > FAR_TAILS * width)
@@ -99,27 +100,27 @@ class Encoding(nn.Module):
         Raises:
             ValueError: infinite numbers, or missing ones that may not be.
         """
-        known = x.isfinite()
-        off = ~known if not self.missing else ~known & ~x.isnan()
+        observed = x.isfinite()
+        off = ~observed if not self.missing else ~observed & ~x.isnan()
         if bool(off.any()):
             fix = "leave these data out"
             if not self.missing:
                 fix += ", or learn from missing ones too, AmortizedPosterior.fit(…, missing=0.3)"
             raise ValueError(f"{int(off.sum())} numbers of the data are not finite; {fix}")
-        scaled = (torch.where(known, x, self.center) - self.center) / self.unit
+        scaled = (torch.where(observed, x, self.center) - self.center) / self.unit
         scaled = torch.where(self.bent, scaled.asinh(), scaled)
-        return self._masked(scaled, known) if self.missing else scaled
+        return self._masked(scaled, observed) if self.missing else scaled
 
-    def _masked(self, values: Tensor, known: Tensor) -> Tensor:
+    def _masked(self, values: Tensor, observed: Tensor) -> Tensor:
         """Encoded numbers, the unknown ones filled in, and the mask, (n, 2 m)."""
         mean, _ = self._law()
-        gain, which = self._gains(known)
+        gain, which = self._gains(observed)
         apart = values - mean
         if len(gain) == 1:  # many rows that lack the same numbers
             filled = mean + apart @ gain[0].mT
         else:
             filled = mean + (gain[which] @ apart.unsqueeze(-1)).squeeze(-1)
-        return torch.cat([torch.where(known, values, filled.to(values)), known.to(values)], 1)
+        return torch.cat([torch.where(observed, values, filled.to(values)), observed.to(values)], 1)
 
     def _law(self) -> tuple[Tensor, Tensor]:
         assert self.mean is not None and self.covariance is not None
@@ -132,9 +133,9 @@ class Encoding(nn.Module):
         factor = torch.linalg.cholesky(some * mask.unsqueeze(-2) + torch.diag_embed(1 - mask))
         return torch.cholesky_solve(some, factor).mT
 
-    def _gains(self, known: Tensor) -> tuple[Tensor, Tensor]:
+    def _gains(self, observed: Tensor) -> tuple[Tensor, Tensor]:
         """The matrices of p patterns of known numbers, (p, m, m), and which is that of each row."""
-        patterns, which = known.unique(dim=0, return_inverse=True)
+        patterns, which = observed.unique(dim=0, return_inverse=True)
         return self._gain(patterns.double()), which
 
     def spread(self, encoded: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -159,10 +160,10 @@ class Encoding(nn.Module):
         """Encodings (n, 2 m) of which numbers are hidden at random.
 
         Args:
-            part: of the rows of which numbers are hidden, each by a probability that is uniform for
-                a row.
+            part: fraction of the rows of which numbers are hidden, each by a probability that is
+                uniform for a row.
         """
         n, m = len(encoded), len(self.center)
-        each = torch.rand(n, 1) * (torch.rand(n, 1) < part)
-        shown = (torch.rand(n, m) >= each) & self.seen(encoded)
+        rate = torch.rand(n, 1) * (torch.rand(n, 1) < part)
+        shown = (torch.rand(n, m) >= rate) & self.seen(encoded)
         return self._masked(self.values(encoded), shown)

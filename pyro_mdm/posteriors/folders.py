@@ -41,8 +41,8 @@ def write_folder(
     Args:
         folder: the folder.
         name: the name of its JSON file.
-        content: what is in that.
-        tensors: those of each file of tensors, by the file's name.
+        content: content of that file.
+        tensors: tensors of each file of tensors, by the file's name.
         beside: names of files that are there already, and belong to it.
     """
     folder = Path(folder)
@@ -50,8 +50,8 @@ def write_folder(
     digests = {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in beside}
     with replacing() as write:
         for file, values in tensors.items():
-            own = {key: value.contiguous() for key, value in values.items()}
-            digests[file] = write(folder / file, [safetensors.torch.save(own)])
+            contiguous = {key: value.contiguous() for key, value in values.items()}
+            digests[file] = write(folder / file, [safetensors.torch.save(contiguous)])
         write(folder / name, [json.dumps({**content, DIGESTS: digests}).encode()])
 
 
@@ -75,7 +75,7 @@ def read_tensors(
 
     Args:
         folder: the folder.
-        content: that of its JSON file.
+        content: content of its JSON file.
         name: the name of the file of tensors.
 
     Raises:
@@ -114,8 +114,8 @@ def check_program(
     """The program that is given.
 
     Args:
-        program: what is given.
-        kind: of what is opened, the name of its class.
+        program: the argument that is given as the program.
+        kind: name of the class of what is opened.
         folder: the folder that it is in.
         names: the sites of the program.
 

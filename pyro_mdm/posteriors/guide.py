@@ -159,9 +159,10 @@ def draw_by_flow(
 
     Args:
         model: the model of the parameters' coordinates for these n draws.
-        parameters_of, coordinates: from coordinates to parameters by site, and back with log|det|.
+        parameters_of, coordinates: functions from coordinates to parameters by site, and back with
+            log|det|.
         n: the number of draws.
-        samples: S, states for each density; one makes weights right, and more steadier.
+        samples: number S of states for each density; one makes weights right, and more steadier.
         seed: the seed of the draws; None: the global generator.
     """
     flow = _Flow(model, samples)
@@ -209,8 +210,8 @@ class _Draws:
         """log q of rows (n, size), (n,); None: not all are draws of these."""
         places = [self.place.get(_key(row)) for row in rows]
         with poutine.block():
-            known = [self.blocks[at[0]].log_prob[at[1]] for at in places if at is not None]
-        return torch.stack(known) if len(known) == len(places) else None
+            log_probs = [self.blocks[at[0]].log_prob[at[1]] for at in places if at is not None]
+        return torch.stack(log_probs) if len(log_probs) == len(places) else None
 
 
 def _key(row: Tensor) -> bytes:
@@ -304,17 +305,17 @@ class PosteriorGuide:
         self._program = program
         drawn = drawn_sites(program)
         values = {name: torch.as_tensor(value) for name, value in data.items()}
-        told = {name for name, value in values.items() if not bool(value.isnan().all())}
-        self._known = {
-            n: values[n] for n in drawn if n in told and bool(values[n].isfinite().all())
+        given = {name for name, value in values.items() if not bool(value.isnan().all())}
+        self._conditioned = {
+            n: values[n] for n in drawn if n in given and bool(values[n].isfinite().all())
         }
-        self._others = [n for n in drawn if n not in told.union(names)] if nuisance else []
+        self._others = [n for n in drawn if n not in given.union(names)] if nuisance else []
 
     def _split(self, rows: Tensor) -> Draws:
         """Values by site, (n, *shape), of rows (n, size)."""
-        parts = rows.split([site.shape.numel() for site in self.sites], 1)
-        pairs = zip(self.sites, parts, strict=True)
-        return {site.name: part.reshape(-1, *site.shape) for site, part in pairs}
+        blocks = rows.split([site.shape.numel() for site in self.sites], 1)
+        pairs = zip(self.sites, blocks, strict=True)
+        return {site.name: block.reshape(-1, *site.shape) for site, block in pairs}
 
     def _score(self, rows: Tensor) -> Tensor:
         """log q of parameters that are no draws of this guide, (n,)."""
@@ -335,7 +336,7 @@ class PosteriorGuide:
                     stack.enter_context(plates[plate.name])
                 pyro.sample(site.name, dist.Delta(values[site.name], event_dim=site.event_dim))
         if self._others:
-            given = poutine.condition(self._program, data=self._known | values)
+            given = poutine.condition(self._program, data=self._conditioned | values)
             poutine.block(given, expose=self._others)()
         return values
 

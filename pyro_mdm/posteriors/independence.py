@@ -72,7 +72,7 @@ def grouped(
 
     Args:
         latent, data: the names of sites.
-        parents: by site, the names of those that feed it directly.
+        parents: names of the sites that feed a site directly, by site.
     """
 
     def above(name: str) -> set[str]:
@@ -109,7 +109,7 @@ class Laws:
     Args:
         program: the program, without arguments.
         latent: the names of its parameters' sites.
-        nodes: its sites in one run, by name.
+        nodes: sites of the program in one run, by name.
     """
 
     def __init__(
@@ -127,13 +127,15 @@ class Laws:
         drawn = [name for name in parents if not is_computed(self.nodes[name])]
         for parameter in self.latent:
             for seed in range(2):
-                known = run_holding(self.program, {}, seed)
-                held = {n: (known.values[n], ALL) for n in known.values if n in drawn}
-                held |= {n: (known.values[n], ALL) for n in known.values if n in self.latent}
+                reference = run_holding(self.program, {}, seed)
+                held = {n: (reference.values[n], ALL) for n in reference.values if n in drawn}
+                held |= {
+                    n: (reference.values[n], ALL) for n in reference.values if n in self.latent
+                }
                 held.pop(parameter, None)
                 run = run_holding(self.program, held, FRESH + seed)
                 for name in parents:
-                    if name != parameter and not self._is_same(name, known, run):
+                    if name != parameter and not self._is_same(name, reference, run):
                         all_parents[name].add(parameter)
         return all_parents
 
@@ -195,14 +197,14 @@ class Laws:
         }
         odd = sites - dims.keys()
         for seed, halves in _halvings(plate.size):
-            known, place = run_holding(self.program, {}, seed), seed % plate.size
-            if not dims.keys() <= known.values.keys():
+            reference, place = run_holding(self.program, {}, seed), seed % plate.size
+            if not dims.keys() <= reference.values.keys():
                 return sites
             for half in halves:
-                held = {name: (known.values[name], ALL) for name in self.latent}
+                held = {name: (reference.values[name], ALL) for name in self.latent}
                 for name, dim in dims.items():
                     if not is_computed(self.nodes[name]):
-                        value = known.values[name].narrow(dim, place, 1)
+                        value = reference.values[name].narrow(dim, place, 1)
                         held[name] = value, half.reshape(-1, *[1] * (-dim - 1))
                 run = run_holding(self.program, held, FRESH + seed)
                 for name, dim in dims.items():
@@ -215,7 +217,7 @@ class Laws:
                     def now(law: Tensor, dim: int = dim, half: Tensor = half) -> Tensor:
                         return law.movedim(dim, 0)[half]
 
-                    if not self._is_same(name, known, run, before, now):
+                    if not self._is_same(name, reference, run, before, now):
                         odd.add(name)
         return odd
 
@@ -227,31 +229,31 @@ class Laws:
         if len(groups) < 2:
             return True
         for seed, halves in _halvings(len(groups)):
-            known = run_holding(self.program, {}, seed)
-            if not known.values:
+            reference = run_holding(self.program, {}, seed)
+            if not reference.values:
                 return False
             for half in halves:
                 held_groups = [group for group, held in zip(groups, half, strict=True) if held]
                 sites = set[str]().union(*(group.sites for group in held_groups))
                 drawn = {name for name in sites if not is_computed(self.nodes[name])}
-                held = {name: (known.values[name], ALL) for name in drawn.union(self.latent)}
+                held = {name: (reference.values[name], ALL) for name in drawn.union(self.latent)}
                 run = run_holding(self.program, held, FRESH + seed)
-                if not all(self._is_same(name, known, run) for name in sites):
+                if not all(self._is_same(name, reference, run) for name in sites):
                     return False
         return True
 
     def _is_same(
         self,
         name: str,
-        known: ProgramRun,
+        reference: ProgramRun,
         run: ProgramRun,
         before: Callable[[Tensor], Tensor] = Tensor.double,
         now: Callable[[Tensor], Tensor] = Tensor.double,
     ) -> bool:
         """Whether a site's law in one run is as it was in another, each at a part of it."""
-        if name not in known.laws or name not in run.laws:
+        if name not in reference.laws or name not in run.laws:
             return False
-        old, new = known.laws[name].double(), run.laws[name].double()
+        old, new = reference.laws[name].double(), run.laws[name].double()
         rtol, atol = RTOL, ATOL
         if is_computed(self.nodes[name]):
             rtol, atol = 0.0, ATOL * float(old.max() - old.min())

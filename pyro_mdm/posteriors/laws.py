@@ -61,8 +61,8 @@ class Residual(nn.Module):
     """A residual network, whose outputs are zeros at first.
 
     Args:
-        inputs, outputs: numbers that it takes and returns.
-        hidden, depth: its width, and its number of blocks.
+        inputs, outputs: numbers of numbers that the network takes and returns.
+        hidden, depth: width and number of blocks of the network.
     """
 
     def __init__(self, inputs: int, outputs: int, hidden: int, depth: int) -> None:
@@ -151,8 +151,8 @@ class FactorLaw(nn.Module, ABC):
         """Learn the law of x (n, k, m) given θ (n, inputs).
 
         Args:
-            bounds: of the support of each number.
-            options: of the training.
+            bounds: bounds of the support of each number.
+            options: options of the training.
             diffusion: whether a diffusion is learned too.
         """
 
@@ -164,7 +164,8 @@ class FactorLaw(nn.Module, ABC):
         """log p(x | θ), (n,) float64, of k data x (n or 1, k, m) of each θ (n, inputs).
 
         Args:
-            steps: of the flow, if a diffusion is part of the law; 0 for the Gaussian alone.
+            steps: number of steps of the flow, if a diffusion is part of the distribution; 0 for
+                the Gaussian alone.
         """
         return self.each(x, theta, steps).sum(1)
 
@@ -286,23 +287,23 @@ class ContinuousLaw(FactorLaw):
         x, of_scale = self._scaled(x)
         given = ~of_scale.isnan() & present
         r, log_det = self.gaussian.residual(torch.where(given.unsqueeze(2), x, 0.0), theta)
-        each = _normal(r).double() + log_det.double().unsqueeze(1)
-        each = each + torch.where(given, of_scale, 0.0).double()
+        log_p = _normal(r).double() + log_det.double().unsqueeze(1)
+        log_p = log_p + torch.where(given, of_scale, 0.0).double()
         if steps and self.is_corrected and bool(given.any()):
-            given = given.expand(each.shape)
+            given = given.expand(log_p.shape)
             of_data = theta.unsqueeze(1).expand(*r.shape[:2], -1)[given]
             gained = self._flow(r[given], of_data, steps) - _normal(r[given]).double()
-            each = each.masked_scatter(given, each[given] + gained)
+            log_p = log_p.masked_scatter(given, log_p[given] + gained)
         outside = torch.where(present, -math.inf, 0.0).double()
-        return torch.where(given, each, outside)
+        return torch.where(given, log_p, outside)
 
     def _flow(self, r: Tensor, theta: Tensor, steps: int) -> Tensor:
         """log p(r | θ) under the diffusion, (n,) float64: that of r with the noise at ε."""
         diffusion, values = self.model.diffusion, list[Tensor]()
         scale = diffusion.start.mean  # of r in the state at ε, (1,)
-        for part, context in zip(r.split(AT_ONCE), theta.split(AT_ONCE), strict=True):
+        for block, context in zip(r.split(AT_ONCE), theta.split(AT_ONCE), strict=True):
             score = self.model.given_context(context).score_function
-            y = part.double().unsqueeze(1) * scale.double().unsqueeze(1)
+            y = block.double().unsqueeze(1) * scale.double().unsqueeze(1)
             density = flow_log_prob(diffusion, score, y, Solver("rk4", steps=steps)).log_prob
             values.append(density + r.shape[1] * scale.double().log().sum())
         return torch.cat(values)

@@ -188,9 +188,9 @@ class AmortizedLikelihood(nn.Module):
         Args:
             program, latent, observed, hidden, depth: see the class.
             draws: simulations, (n, *shape) by site, as from :func:`simulate`; None: new ones.
-            simulations: the number of new ones.
-            steps, batch_size, learning_rate: training by Adam, with a cosine schedule that ends at
-                zero, of each network. Of the moving averages of the weights the best are kept.
+            simulations: the number of new simulations.
+            steps, batch_size, learning_rate: settings of Adam for each network, with a cosine
+                schedule that ends at zero. Of the moving averages of the weights the best are kept.
             diffusion: whether to learn what differs from a Gaussian law; kept where it is better.
             vectorized: see :func:`simulate`.
             seed: the seed of simulations, weights and noise.
@@ -243,7 +243,7 @@ class AmortizedLikelihood(nn.Module):
 
         Args:
             folder: the folder it was written to.
-            program: the simulator, for the law of its parameters; the folder holds no code.
+            program: the simulator, for the prior of its parameters; the folder holds no code.
 
         Raises:
             PretrainedError: the folder is missing or damaged, or the program has other factors.
@@ -257,7 +257,7 @@ class AmortizedLikelihood(nn.Module):
             gains = [gain if gain is None else Measured(*gain) for gain in saved["gains"]]
             described = saved["sites"]
             lattices = [
-                [None if own is None else Lattice(*own) for own in of_factor]
+                [None if numbers is None else Lattice(*numbers) for numbers in of_factor]
                 for of_factor in saved.get("lattices", [])
             ]
         state = read_tensors(folder, saved, TENSORS)
@@ -280,9 +280,9 @@ class AmortizedLikelihood(nn.Module):
         with damage_of(path.with_name(TENSORS)):
             new.load_state_dict(state)
         for (_, law), gain in zip(new._factors, gains, strict=True):
-            for part in law.modules():
-                if isinstance(part, FactorLaw):
-                    part.gain = gain
+            for module in law.modules():
+                if isinstance(module, FactorLaw):
+                    module.gain = gain
         return new.eval().requires_grad_(False)
 
     @property
@@ -299,11 +299,11 @@ class AmortizedLikelihood(nn.Module):
 
     def _seen(self, values: Mapping[str, Tensor]) -> Tensor:
         """The parameters as numbers (n, k): as they are in an interval, else unconstrained."""
-        parts = []
+        columns = []
         for site in self.sites:
             value = values[site.name]
-            parts.append(value if _is_bounded(site) else site.unconstrained(value)[0])
-        return torch.cat([part.reshape(len(part), -1) for part in parts], 1)
+            columns.append(value if _is_bounded(site) else site.unconstrained(value)[0])
+        return torch.cat([column.reshape(len(column), -1) for column in columns], 1)
 
     def _inputs(self, values: Mapping[str, Tensor]) -> Draws:
         """What networks see of each site, (n, k), standardized."""
@@ -317,14 +317,14 @@ class AmortizedLikelihood(nn.Module):
             ValueError: a site is missing, or of another shape; numbers of data differ; infinite
                 numbers, or places of which a part is missing.
         """
-        parts = [_data(factor, data) for factor in self.structure.factors]
-        n = max(map(len, parts))
-        if odd := [len(part) for part in parts if len(part) not in (1, n)]:
+        by_factor = [_data(factor, data) for factor in self.structure.factors]
+        n = max(map(len, by_factor))
+        if odd := [len(values) for values in by_factor if len(values) not in (1, n)]:
             raise ValueError(
                 f"there are {odd[0]} data of one site and {n} of another, expected one number; "
                 "give each site the same data"
             )
-        return parts
+        return by_factor
 
     # -- densities and draws -----------------------------------------------------------------------
 
@@ -354,7 +354,7 @@ class AmortizedLikelihood(nn.Module):
         if n == 1 or not bool(inside.any()):
             return torch.full((max(n, m),), -math.inf, dtype=torch.float64)
         some = self._log_prob(
-            [part[inside] if len(part) > 1 else part for part in x],
+            [block[inside] if len(block) > 1 else block for block in x],
             {name: value[inside] for name, value in values.items()},
         )
         nowhere = torch.full((n,), -math.inf, dtype=torch.float64)
@@ -364,9 +364,9 @@ class AmortizedLikelihood(nn.Module):
         self, x: Sequence[Tensor], values: Mapping[str, Tensor], steps: int = STEPS
     ) -> Tensor:
         inputs, total = self._inputs(values), torch.zeros((), dtype=torch.float64)
-        for (factor, law), part in zip(self._factors, x, strict=True):
+        for (factor, law), block in zip(self._factors, x, strict=True):
             with in_eval_mode(law):
-                total = total + law.log_prob(part, _of_factor(inputs, factor), steps)
+                total = total + law.log_prob(block, _of_factor(inputs, factor), steps)
         return total
 
     @torch.no_grad()
@@ -390,11 +390,11 @@ class AmortizedLikelihood(nn.Module):
                 kind.
         """
         values, plates = self.sites.values(theta), dict(plates or {})
-        own = [factor.plate for factor in self.structure.factors if factor.plate is not None]
-        if other := [name for name in plates if name not in own]:
+        names = [factor.plate for factor in self.structure.factors if factor.plate is not None]
+        if other := [name for name in plates if name not in names]:
             raise ValueError(
                 f"plates has {other[0]!r}, expected plates along which data are exchangeable given "
-                f"the parameters ({', '.join(own) or 'there are none'}); leave it out"
+                f"the parameters ({', '.join(names) or 'there are none'}); leave it out"
             )
         for name, size in plates.items():
             check_count(f"plates[{name!r}]", size, "the number of data")
@@ -433,10 +433,10 @@ class AmortizedLikelihood(nn.Module):
         Args:
             data: data by site, (*shape), as for :meth:`log_prob`.
             n: the number of draws.
-            particles: their number. By default it is n, but at least 20,000, or 4,000 where a
-                diffusion is part of the law.
-            moves: accepted moves of a particle at each temperature, and at the end; by default 5,
-                or 2 where a diffusion is part of the law.
+            particles: number of particles. By default it is n, but at least 20,000, or 4,000 where
+                a diffusion is part of the likelihood.
+            moves: number of accepted moves of a particle at each temperature, and at the end; by
+                default 5, or 2 where a diffusion is part of the likelihood.
             seed: the seed of the draws.
 
         Raises:
@@ -461,8 +461,8 @@ class AmortizedLikelihood(nn.Module):
             start = prior.sample(GROUPS * in_group)
             prior.check(start)
             u, _ = self.sites.unconstrained(start)
-            each = (0, FEW_STEPS, STEPS) if corrected else (0,)
-            likelihoods = [self._density(x, steps) for steps in each]
+            accuracies = (0, FEW_STEPS, STEPS) if corrected else (0,)
+            likelihoods = [self._density(x, steps) for steps in accuracies]
             result = temper(
                 u.reshape(GROUPS, in_group, -1),
                 self._unconstrained(prior),
@@ -520,7 +520,7 @@ def _size(factor: DataFactor) -> int:
 def _bounds(program: Program, factor: DataFactor) -> Bounds:
     """The ends of the support of each number of a datum, in all places."""
     ends = bounds_of(program, [site.name for site in factor.sites])
-    lower, upper = (factor.data({name: own[i] for name, own in ends.items()}) for i in (0, 1))
+    lower, upper = (factor.data({name: pair[i] for name, pair in ends.items()}) for i in (0, 1))
     return lower.amin((0, 1)), upper.amax((0, 1))
 
 
@@ -603,9 +603,9 @@ def _data(factor: DataFactor, data: Mapping[str, Tensor]) -> Tensor:
                 shape[dim] = places[site.name] = given[dim]
         sites.append(site._replace(shape=torch.Size(shape)))
     if len(set(places.values())) > 1:
-        each = ", ".join(f"{number} of {name!r}" for name, number in places.items())
+        counts = ", ".join(f"{number} of {name!r}" for name, number in places.items())
         raise ValueError(
-            f"the numbers of data in the plate {factor.plate!r} differ between sites ({each}), "
+            f"the numbers of data in the plate {factor.plate!r} differ between sites ({counts}), "
             "expected one number; give NaN where a datum is missing"
         )
     x = factor._replace(sites=tuple(sites)).data(data)

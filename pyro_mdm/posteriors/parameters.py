@@ -35,10 +35,10 @@ class Parameters:
         values = {site.name: rows_of(draws, site.name, site.shape) for site in self}
         numbers = {name: len(value) for name, value in values.items()}
         if len(set(numbers.values())) > 1:
-            each = ", ".join(f"{n} of {name!r}" for name, n in numbers.items())
+            counts = ", ".join(f"{n} of {name!r}" for name, n in numbers.items())
             raise ValueError(
-                f"the numbers of parameters differ between sites ({each}), expected one number n; "
-                "give each site (n, *shape) values"
+                f"the numbers of parameters differ between sites ({counts}), expected one number "
+                "n; give each site (n, *shape) values"
             )
         for name, value in values.items():
             if bool(value.isnan().any()):
@@ -50,9 +50,9 @@ class Parameters:
 
     def unconstrained(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """u of values (n, *shape) by site, (n, d), and log|det ∂u/∂θ|, (n,)."""
-        parts = [site.unconstrained(values[site.name]) for site in self]
-        log_det = torch.stack([log_det for _, log_det in parts]).sum(0)
-        return torch.cat([u for u, _ in parts], 1), log_det
+        pairs = [site.unconstrained(values[site.name]) for site in self]
+        log_det = torch.stack([log_det for _, log_det in pairs]).sum(0)
+        return torch.cat([u for u, _ in pairs], 1), log_det
 
     def by_site(self, u: Tensor) -> tuple[Draws, Tensor]:
         """Values by site, (n, *shape), at u (n, d), and log|det ∂θ/∂u|, (n,)."""
@@ -60,9 +60,9 @@ class Parameters:
         for site in self:
             shape = site.transform.inverse_shape(site.shape)
             size = math.prod(shape)
-            part = u[:, first : first + size].reshape(len(u), *shape)
-            value = site.transform(part)
-            log_det = site.transform.log_abs_det_jacobian(part, value)
+            block = u[:, first : first + size].reshape(len(u), *shape)
+            value = site.transform(block)
+            log_det = site.transform.log_abs_det_jacobian(block, value)
             total = total + log_det.reshape(len(u), -1).sum(1)
             values[site.name], first = value, first + size
         return values, total

@@ -76,7 +76,7 @@ class PriorPredictive(nn.Module):
         """P-values of encoded data x (n, m), (n,) float64; small for data unlike simulations.
 
         Args:
-            seen: which numbers are there, (n, m) bool; others are left out of distances.
+            seen: mask of the numbers that are there, (n, m) bool; others are left out of distances.
         """
         value = torch.ones(len(x), dtype=torch.float64)
         for pattern in seen.unique(dim=0):
@@ -84,12 +84,12 @@ class PriorPredictive(nn.Module):
             if not bool(pattern.any()):
                 continue  # nothing is seen, which is like anything
             first, second = (
-                self.whitened(part, pattern)
-                for part in (self.kept[self.compared :], self.kept[: self.compared])
+                self.whitened(simulations, pattern)
+                for simulations in (self.kept[self.compared :], self.kept[: self.compared])
             )
-            own = torch.cdist(self.whitened(x[rows], pattern), first).amin(1)
+            nearest = torch.cdist(self.whitened(x[rows], pattern), first).amin(1)
             usual = torch.cdist(second, first).amin(1)
-            farther = (usual >= own.unsqueeze(1)).sum(1)
+            farther = (usual >= nearest.unsqueeze(1)).sum(1)
             value[rows] = (1 + farther.double()) / (1 + self.compared)
         return value
 

@@ -111,30 +111,30 @@ class ParameterPrior:
                 torch.manual_seed(seed)
             if self.vectorized:
                 return self._drawn(n)
-            runs = [_Parameters(self._shapes).of(self._program).values for _ in range(n)]
+            runs = [_Parameters(self._shapes).after(self._program).values for _ in range(n)]
         return {name: torch.stack([run[name] for run in runs]) for name in self._shapes}
 
     def _drawn(self, n: int) -> Draws:
-        drawn = _Parameters(self._shapes).of(self._program, n, self._nesting).values
+        drawn = _Parameters(self._shapes).after(self._program, n, self._nesting).values
         return {name: drawn[name].reshape(n, *shape) for name, shape in self._shapes.items()}
 
     def log_prob(self, draws: Mapping[str, Tensor], seed: int = 0) -> Tensor:
         """log p(θ), (n,) float64, nats, of values by site, (n, *shape).
 
         Args:
-            seed: of what else the program draws.
+            seed: seed of what else the program draws.
         """
         values = self.values(draws)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if self.vectorized:
                 return self._log_prob_in_plate(values)
-            n, each = len(next(iter(values.values()))), []
+            n, log_probs = len(next(iter(values.values()))), []
             for i in range(n):
                 given = {name: value[i] for name, value in values.items()}
-                run = _Parameters(self._shapes).of(poutine.condition(self._program, given))
-                each.append(torch.stack([term.sum() for term in run.log_probs]).sum())
-        return torch.stack(each)
+                run = _Parameters(self._shapes).after(poutine.condition(self._program, given))
+                log_probs.append(torch.stack([term.sum() for term in run.log_probs]).sum())
+        return torch.stack(log_probs)
 
     def _log_prob_in_plate(self, values: Mapping[str, Tensor]) -> Tensor:
         given = {}
@@ -143,7 +143,7 @@ class ParameterPrior:
             given[name] = value.reshape(len(value), *ones, *value.shape[1:])
         n = len(next(iter(values.values())))
         conditioned = poutine.condition(self._program, given)
-        run = _Parameters(self._shapes).of(conditioned, n, self._nesting)
+        run = _Parameters(self._shapes).after(conditioned, n, self._nesting)
         return torch.stack([term.reshape(n, -1).sum(1) for term in run.log_probs]).sum(0)
 
     def _can_be_in_a_plate(self) -> bool:
@@ -183,7 +183,7 @@ class _Parameters(Messenger):
         super().__init__()
         self.names, self.values, self.log_probs = names, Draws(), list[Tensor]()
 
-    def of(self, program: Callable[[], Any], n: int = 0, nesting: int = 0) -> _Parameters:
+    def after(self, program: Callable[[], Any], n: int = 0, nesting: int = 0) -> _Parameters:
         """Itself after a run, in a plate of n at the dimension after those that are taken."""
         with torch.no_grad(), ExitStack() as stack:
             stack.enter_context(self)

@@ -87,10 +87,10 @@ def shuffled(draws: Draws) -> Draws:
     """
     numbers = {name: len(value) for name, value in draws.items()}
     if len(set(numbers.values())) > 1:
-        each = ", ".join(f"{n} of {name!r}" for name, n in numbers.items())
+        counts = ", ".join(f"{n} of {name!r}" for name, n in numbers.items())
         raise ValueError(
-            f"the numbers of draws differ between sites ({each}), expected one number n; give each "
-            "site (n, *shape) values"
+            f"the numbers of draws differ between sites ({counts}), expected one number n; give "
+            "each site (n, *shape) values"
         )
     order = torch.randperm(min(map(len, draws.values())))
     return {name: value[order] for name, value in draws.items()}
@@ -292,13 +292,13 @@ class DataFactor(NamedTuple):
         Raises:
             ValueError: a site is missing or of another shape.
         """
-        parts = []
+        columns = []
         for site in self.sites:
             value = rows_of(draws, site.name, site.shape)
             dims = [plate.dim for plate in site.plates if plate.name == self.plate]
             value = value.movedim(dims[0], 1) if dims else value.unsqueeze(1)
-            parts.append(value.flatten(2) if value.dim() > 2 else value.unsqueeze(2))
-        return torch.cat(parts, 2)
+            columns.append(value.flatten(2) if value.dim() > 2 else value.unsqueeze(2))
+        return torch.cat(columns, 2)
 
 
 class Structure(NamedTuple):
@@ -323,7 +323,7 @@ def check_data(draws: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]])
 
     Args:
         draws: simulations by site, (n, *shape).
-        shapes: those of a draw of each site of the data.
+        shapes: shapes of a draw of each site of the data.
     """
     for name, shape in shapes.items():
         value = rows_of(draws, name, shape)
@@ -402,15 +402,15 @@ def _ends(site: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
 
 
 def _chosen(nodes: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    known = list(nodes)
+    available = list(nodes)
     for name in names:
-        if name not in known:
+        if name not in available:
             raise ValueError(
-                f"the program has no site {name!r}, expected one of {', '.join(known)}; name those "
-                "of its parameters in latent, and of its data in observed"
+                f"the program has no site {name!r}, expected one of {', '.join(available)}; name "
+                "those of its parameters in latent, and of its data in observed"
             )
     if not names:
-        raise ValueError(f"no site is named, expected at least one of {', '.join(known)}")
+        raise ValueError(f"no site is named, expected at least one of {', '.join(available)}")
     return {name: nodes[name] for name in names}
 
 
@@ -482,11 +482,11 @@ def is_interior(support: constraints.Constraint, value: Tensor) -> Tensor:
         support = support.base_constraint
     if isinstance(support, constraints.cat | constraints.stack):
         if isinstance(support, constraints.cat):
-            parts = value.split(support.lengths, support.dim)
+            pieces = value.split(support.lengths, support.dim)
         else:
-            parts = value.unbind(support.dim)
-        pairs = zip(support.cseq, parts, strict=True)
-        return torch.stack([is_interior(own, part) for own, part in pairs]).all(0)
+            pieces = value.unbind(support.dim)
+        pairs = zip(support.cseq, pieces, strict=True)
+        return torch.stack([is_interior(constraint, piece) for constraint, piece in pairs]).all(0)
     inside = _of_rows(support.check(value)) & _of_rows(value.isfinite())
     if hasattr(support, "lower_bound"):
         inside = inside & _of_rows(value > support.lower_bound)
@@ -497,9 +497,9 @@ def is_interior(support: constraints.Constraint, value: Tensor) -> Tensor:
     return inside
 
 
-def _of_rows(each: Tensor) -> Tensor:
+def _of_rows(entries: Tensor) -> Tensor:
     """Whether all entries (n, …) of a row are true, (n,)."""
-    return each.reshape(len(each), -1).all(1)
+    return entries.reshape(len(entries), -1).all(1)
 
 
 # -- reading ---------------------------------------------------------------------------------------

@@ -71,8 +71,10 @@ class TemperedParticles(NamedTuple):
 
     def draws(self, n: int) -> Tensor:
         """n draws of all groups, (n, d), by systematic resampling, in random order."""
-        each = self.log_weights.unsqueeze(1).expand(self.values.shape[:2])
-        return self.values.flatten(0, 1)[_systematic(each.reshape(1, -1), n)[0]][torch.randperm(n)]
+        log_weights = self.log_weights.unsqueeze(1).expand(self.values.shape[:2])
+        return self.values.flatten(0, 1)[_systematic(log_weights.reshape(1, -1), n)[0]][
+            torch.randperm(n)
+        ]
 
 
 def temper(
@@ -87,12 +89,12 @@ def temper(
 
     Args:
         particles: draws of the prior, (groups, n, d), n even.
-        prior: log p_0, which need not be normalized.
-        likelihoods: log L_1, …, log L_K; NaN counts as -∞.
+        prior: function log p_0, which need not be normalized.
+        likelihoods: functions log L_1, …, log L_K; NaN counts as -∞.
         moves: the mean number of accepted moves of a particle after a step of β that leaves half
             of the particles effective, and fewer after a smaller one. There are as many once more
             for the way from one likelihood to the next as a whole.
-        most: the most moves after a step of β.
+        most: largest number of moves after a step of β.
 
     Raises:
         ValueError: a likelihood that is 0 at all particles of a group.
@@ -144,10 +146,12 @@ def _next(beta: float, gain: Tensor) -> float:
 
 def _systematic(log_weights: Tensor, n: int) -> Tensor:
     """Places (groups, n) of particles with log weights (groups, m), resampled systematically."""
-    part = log_weights.softmax(1).cumsum(1)
-    start = torch.rand(len(part), 1, dtype=part.dtype)
-    at = (torch.arange(n, dtype=part.dtype) + start) / n
-    return torch.searchsorted(part, at * part[:, -1:]).clamp_max(part.shape[1] - 1)
+    cumulative = log_weights.softmax(1).cumsum(1)
+    start = torch.rand(len(cumulative), 1, dtype=cumulative.dtype)
+    at = (torch.arange(n, dtype=cumulative.dtype) + start) / n
+    return torch.searchsorted(cumulative, at * cumulative[:, -1:]).clamp_max(
+        cumulative.shape[1] - 1
+    )
 
 
 class _Law:
@@ -157,11 +161,11 @@ class _Law:
         self.u, self._prior = u, prior
         self._old: Density | None = None
         self._new: Density | None = None
-        self.log_p = self._of(prior, u)
+        self.log_p = self._evaluated(prior, u)
         self.old = self.new = torch.zeros_like(self.log_p)
 
     @staticmethod
-    def _of(density: Density | None, u: Tensor) -> Tensor:
+    def _evaluated(density: Density | None, u: Tensor) -> Tensor:
         """A density at u (groups, n, d), (groups, n)."""
         if density is None:
             return torch.zeros(u.shape[:2], dtype=torch.float64)
@@ -171,7 +175,7 @@ class _Law:
     def aim_at(self, likelihood: Density) -> None:
         """Take the law that was reached for the old one, and a likelihood for the new."""
         self._old, self._new = self._new, likelihood
-        self.old, self.new = self.new, self._of(likelihood, self.u)
+        self.old, self.new = self.new, self._evaluated(likelihood, self.u)
 
     @property
     def gain(self) -> Tensor:
@@ -196,8 +200,8 @@ class _Law:
         halves = slice(half), slice(half, None)
         for _ in range(most):
             both = [
-                self._moved(beta, scale, own, self.u[:, other], spread)
-                for own, other in (halves, halves[::-1])
+                self._moved(beta, scale, places, self.u[:, other], spread)
+                for places, other in (halves, halves[::-1])
             ]
             share = sum(both) / 2
             scale = min(max(scale * math.exp(share - ACCEPTED), 1e-3), 4.0)
@@ -206,9 +210,11 @@ class _Law:
                 break
         return scale, sum(shares) / len(shares)
 
-    def _moved(self, beta: float, scale: float, own: slice, other: Tensor, spread: Tensor) -> float:
+    def _moved(
+        self, beta: float, scale: float, places: slice, other: Tensor, spread: Tensor
+    ) -> float:
         """Move the particles of one half by differences of the others, (groups, n/2, d)."""
-        u = self.u[:, own]
+        u = self.u[:, places]
         n, m, d = u.shape[1], other.shape[1], u.shape[2]
         first = torch.randint(m, u.shape[:2])
         second = (first + torch.randint(1, m, u.shape[:2])) % m
@@ -219,15 +225,15 @@ class _Law:
         factor = scale * 2.38 / math.sqrt(2 * d) * factor
         factor = torch.where(torch.rand(len(u), n, 1) < JUMPS, 1.0, factor)
         there = u + factor * apart + JITTER * spread * torch.randn_like(u)
-        log_p, old, new = (self._of(f, there) for f in (self._prior, self._old, self._new))
+        log_p, old, new = (self._evaluated(f, there) for f in (self._prior, self._old, self._new))
 
         def at(log_p: Tensor, old: Tensor, new: Tensor) -> Tensor:
             return log_p + (1 - beta) * old + beta * new if beta < 1 else log_p + new
 
-        here = at(self.log_p[:, own], self.old[:, own], self.new[:, own])
+        here = at(self.log_p[:, places], self.old[:, places], self.new[:, places])
         gained = at(log_p, old, new) - here
         is_accepted = torch.rand(gained.shape, dtype=gained.dtype).log() < gained
-        self.u[:, own] = torch.where(is_accepted.unsqueeze(-1), there, u)
+        self.u[:, places] = torch.where(is_accepted.unsqueeze(-1), there, u)
         for mine, theirs in ((self.log_p, log_p), (self.old, old), (self.new, new)):
-            mine[:, own] = torch.where(is_accepted, theirs, mine[:, own])
+            mine[:, places] = torch.where(is_accepted, theirs, mine[:, places])
         return float(is_accepted.double().mean())

@@ -43,8 +43,8 @@ def to_learn_from(
     Args:
         program: the simulator, without arguments.
         draws: simulations, (n, *shape) by site; None: new ones.
-        simulations: the number of new ones.
-        options: of the training.
+        simulations: the number of new simulations.
+        options: options of the training.
         vectorized: see :func:`simulate`.
         seed: the seed of that state.
 
@@ -76,10 +76,11 @@ def train(
     So what few simulations do not tell is not learned.
 
     Args:
-        module: what is trained. It is in evaluation mode in the end.
-        loss: called with the indices of simulations, (b,) int64; returns their mean loss.
+        module: module that is trained. It is in evaluation mode in the end.
+        loss: function that is called with the indices of simulations, (b,) int64, and returns their
+            mean loss.
         n: the number of simulations.
-        options: of Adam, whose learning rate has a cosine schedule that ends at 0.
+        options: options of Adam, whose learning rate has a cosine schedule that ends at 0.
         largest_gradient: the norm at which gradients are clipped.
 
     Raises:

@@ -35,9 +35,9 @@ class Sampler(Recorded, ABC):
 
     Args:
         steps: number of steps from T to ε, at least 1.
-        grid: where they end: a name in :data:`~pyro_mdm.samplers.grids.GRIDS`, the times from T to
-            ε themselves, or a function of a diffusion and the number of steps that returns them; by
-            default the sampler's own.
+        grid: times at which steps end: a name in :data:`~pyro_mdm.samplers.grids.GRIDS`, the times
+            from T to ε themselves, or a function of a diffusion and the number of steps that
+            returns them; by default the sampler's own.
 
     Raises:
         TypeError: on call, a diffusion that the sampler or the grid does not support.
@@ -75,7 +75,7 @@ class Sampler(Recorded, ABC):
         times of the score calls, or the times themselves.
 
         Args:
-            times: (steps + 1,), or (steps + 1, …) for a batch of grids.
+            times: times of the grid, (steps + 1,), or (steps + 1, …) for a batch of grids.
         """
         return times
 
@@ -127,17 +127,18 @@ class Sampler(Recorded, ABC):
 
         Args:
             diffusion: the noising diffusion that is reversed.
-            score: ``score(y, s) -> like y``, see :mod:`pyro_mdm.samplers` for optional attributes.
-            shape: (batch, K, *event_shape).
+            score: function ``score(y, s) -> like y``, see :mod:`pyro_mdm.samplers` for optional
+                attributes.
+            shape: shape of the states, (batch, K, *event_shape).
             generator: source of randomness, on the diffusion's device.
             dtype: precision of the score's inputs and of the result.
             progress: whether to show the steps (:mod:`pyro_mdm.support.progress`), or a bar to
                 count them.
             watch: a function called with the time and the state (float64) before each step and at
                 the end.
-            differentiable: keep the graph, so that y_ε has derivatives in the parameters of score
-                and diffusion. The times of the grid are constants, unless the grid is a function
-                that keeps their derivatives.
+            differentiable: whether to keep the graph, so that y_ε has derivatives in the parameters
+                of score and diffusion. The times of the grid are constants, unless the grid is a
+                function that keeps their derivatives.
         """
         check_instance("diffusion", diffusion, Diffusion, "the order is (diffusion, score, shape)")
         _check_score(score)
@@ -192,7 +193,7 @@ class Questions:
 
     Attributes:
         calls: number of calls.
-        past: what a multistep method keeps, the newest first.
+        past: values that a multistep method keeps, the newest first.
     """
 
     def __init__(

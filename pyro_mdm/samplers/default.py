@@ -30,8 +30,8 @@ def default_sampler(diffusion: Diffusion, score: Score | None = None) -> Sampler
 
 
 def _chosen(diffusion: Diffusion, score: Score | None) -> Sampler:
-    known = Cap.KERNELS in diffusion.caps
-    if not known or not (Cap.READOUT in diffusion.caps or hasattr(score, "start_hat")):
+    has_kernels = Cap.KERNELS in diffusion.caps
+    if not has_kernels or not (Cap.READOUT in diffusion.caps or hasattr(score, "start_hat")):
         return EulerMaruyama(256)
     if score is None or (score.denoises and not score.approximates):
         return ExponentialIntegrator(25)

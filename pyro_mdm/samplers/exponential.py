@@ -40,8 +40,8 @@ class _Exponential(Sampler):
     def __init__(self, steps: int, order: int, grid: Grid | None) -> None:
         super().__init__(steps, grid)
         if order not in self.orders:
-            known = " or ".join([", ".join(map(str, self.orders[:-1])), str(self.orders[-1])])
-            raise ValueError(f"order is {order!r}, expected {known}")
+            orders = " or ".join([", ".join(map(str, self.orders[:-1])), str(self.orders[-1])])
+            raise ValueError(f"order is {order!r}, expected {orders}")
         self.order = order
 
     def check(self, diffusion: Diffusion, score: object = None) -> None:
@@ -112,7 +112,7 @@ class StochasticExponentialIntegrator(_Exponential):
 
     Args:
         steps: number of steps, which is the number of calls.
-        noise: η, from 0 (no noise) to 1 (as much as noising adds).
+        noise: amount η of noise, from 0 (none) to 1 (as much as noising adds).
         order: weak order, 1 or 2.
         grid: see :class:`Sampler`; ``quadratic`` by default.
 
@@ -140,8 +140,8 @@ def _weights(moments: Tensor, volume: Tensor, order: int) -> Tensor:
     """The weights of x̂ in this step and in earlier ones, (N, …, order, K).
 
     Args:
-        moments: (N, …, 1 or 3, K), of powers of the fraction of the step that is done.
-        volume: (N, …), the lengths of the steps in log volume, in which x̂ is extrapolated.
+        moments: moments of powers of the fraction of the step that is done, (N, …, 1 or 3, K).
+        volume: lengths of the steps in log volume, in which x̂ is extrapolated, (N, …).
     """
     held = moments[..., 0, :]
     weights = torch.zeros(*volume.shape, order, held.shape[-1]).to(held)

@@ -29,8 +29,9 @@ class Guided(Recorded):
     Kynkäänniemi et al., "Applying Guidance in a Limited Interval", NeurIPS 2024.
 
     Args:
-        sampler: called as those of :mod:`pyro_mdm.samplers`. Each of its network calls becomes two.
-        weight: w.
+        sampler: function that is called as those of :mod:`pyro_mdm.samplers`. Each of its network
+            calls becomes two.
+        weight: weight w of the guidance.
         log_snr: the interval of log SNR with guidance; by default all. For diffusions with a closed
             form.
 

@@ -39,9 +39,10 @@ class ProbabilityFlow(Sampler):
     Args:
         steps: number of steps of ``heun`` (order 2, two calls each); the largest number of steps of
             an adaptive solver.
-        solver: ``heun``, or one of :data:`ADAPTIVE`.
-        rtol, atol: of an adaptive solver: the error of a step is kept below rtol |y| + atol.
-        grid: of ``heun``; see :class:`Sampler`.
+        solver: name of the solver, ``heun`` or one of :data:`ADAPTIVE`.
+        rtol, atol: tolerances of an adaptive solver: the error of a step is kept below rtol |y| +
+            atol.
+        grid: grid of ``heun``; see :class:`Sampler`.
 
     Raises:
         ValueError: another solver, a tolerance that is not positive or below the precision of the

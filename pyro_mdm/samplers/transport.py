@@ -61,7 +61,7 @@ def transport(diffusion: OneBlock, times: Tensor, noise: float = 0.0, powers: in
     For a batch of grids, (N + 1, …), all shapes have (N, …) in place of N.
 
     Args:
-        noise: η ≥ 0.
+        noise: amount of noise η ≥ 0.
         powers: number of coefficients of the polynomial x̂.
 
     Raises:
@@ -97,8 +97,8 @@ def transport(diffusion: OneBlock, times: Tensor, noise: float = 0.0, powers: in
     done = 1 - (before[..., None] + gained[..., :-1]) / volume[:, None]  # θ at the nodes
     pushed = (flow @ (W[:-1] @ start_mean[:-1])[:, :, None]).movedim(-1, 0)
     degrees = done[..., None] ** torch.arange(powers).to(a)
-    each = [torch.einsum("pnqi,pnqk->pnki", column, degrees) for column in pushed]
-    pieces = torch.cat(each, -2)  # (pieces, N, columns · powers, K)
+    by_column = [torch.einsum("pnqi,pnqk->pnki", column, degrees) for column in pushed]
+    pieces = torch.cat(by_column, -2)  # (pieces, N, columns · powers, K)
 
     path = eye  # from a piece's frame to that of the step's end
     moments, roots = torch.zeros_like(pieces[0]), []
@@ -109,8 +109,8 @@ def transport(diffusion: OneBlock, times: Tensor, noise: float = 0.0, powers: in
     tril = kernels.lower_triangular(F[0] @ torch.cat(roots, -1)) if noise else None
     moments = (moments @ F[0].mT).unflatten(-2, (-1, powers)).movedim(-3, -1).flatten(-2)
     steps = Transport(F[0] @ path @ W[-1], moments, tril, volume)
-    parts: list[Any] = [None if t is None else t.unflatten(0, shape) for t in steps]
-    return Transport(*parts)
+    tensors: list[Any] = [None if t is None else t.unflatten(0, shape) for t in steps]
+    return Transport(*tensors)
 
 
 def _of_one_variable(diffusion: OneBlock, times: Tensor, noise: float, powers: int) -> Transport:

@@ -93,8 +93,8 @@ class Score(Restorable, ExactBuffers, ABC):
                 f"{type(self).__name__}; expected 'log_volume', uniform in log SNR, or 'adaptive'"
             )
         if value != self._times:
-            own = AdaptiveDensity().to(tensor_device(self)) if value == "adaptive" else None
-            self.time_density = own
+            density = AdaptiveDensity().to(tensor_device(self)) if value == "adaptive" else None
+            self.time_density = density
         self._times = value
 
     time_density: AdaptiveDensity | None
@@ -204,7 +204,7 @@ class Score(Restorable, ExactBuffers, ABC):
 
         Args:
             y: states, which require gradients;  s: times (batch,).
-            how: the number of probes, and their law.
+            how: number of probes, and their distribution.
             create_graph: whether both have derivatives themselves.
         """
         theta = self.score(diffusion, y, s)
@@ -257,15 +257,15 @@ class Score(Restorable, ExactBuffers, ABC):
         Raises:
             ValueError: no context is given, or the network was never trained without one.
         """
-        told = self.told
-        if told is None or not self._knows_unknown:
-            why = "the score has no context" if told is None else "the network always knew it"
+        contexts = self.told
+        if contexts is None or not self._knows_unknown:
+            why = "the score has no context" if contexts is None else "the network always knew it"
             raise ValueError(
                 f"the score for an unknown context is needed, and {why}; "
                 "train a model with context=Labels(10, dropout=0.1) (--context_dropout 0.1), and "
                 "condition it on a context"
             )
-        return self.given_context(told.new_zeros(told.shape[-1]), knows_unknown=True)
+        return self.given_context(contexts.new_zeros(contexts.shape[-1]), knows_unknown=True)
 
     def for_rows(self, rows: Tensor) -> Score:
         """The score of the data at indices (m,).
@@ -274,8 +274,10 @@ class Score(Restorable, ExactBuffers, ABC):
         """
         if self._context_told is None or self._context_told.dim() == 1:
             return self
-        told = self._context_told.reshape(-1, self._context_told.shape[-1])
-        of_rows = told[rows.to(told.device) % len(told)]  # also for several copies of these data
+        contexts = self._context_told.reshape(-1, self._context_told.shape[-1])
+        of_rows = contexts[
+            rows.to(contexts.device) % len(contexts)
+        ]  # also for several copies of these data
         chosen: Score = self.given_context(of_rows, knows_unknown=self._knows_unknown)
         return chosen
 
@@ -322,7 +324,7 @@ class Score(Restorable, ExactBuffers, ABC):
 
         Args:
             x: data (n, *event_shape);  level: (n,).
-            noise: standard normal (n, ≥ K, *event_shape) whose first variable gives z = x +
+            noise: standard normal numbers (n, ≥ K, *event_shape) whose first variable gives z = x +
                 e^{-λ/2} noise_0 for every diffusion; None to draw it.
 
         Returns:
@@ -497,15 +499,15 @@ class Score(Restorable, ExactBuffers, ABC):
     def _with_context(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """The network's inputs (n, C, *spatial) with contexts: as a tensor (n, size), or as
         channels."""
-        size, told = getattr(self.network, "context_size", 0), self._context_told
-        if told is None and not size:
+        size, contexts = getattr(self.network, "context_size", 0), self._context_told
+        if contexts is None and not size:
             return (inputs,)
-        if told is None:
+        if contexts is None:
             raise ValueError(
                 f"the network is told a context of {size} numbers, and none is given; pass it to "
                 "the program, model(x, given=c), or use condition(model, context=c)"
             )
-        rows = _rows_of_context(told, inputs)
+        rows = _rows_of_context(contexts, inputs)
         if size:
             return inputs, rows
         channels = rows.reshape(*rows.shape, *[1] * (inputs.dim() - 2))
@@ -519,9 +521,9 @@ def map_channels(inputs: Tensor, log_snr: Tensor, batch: Sequence[int]) -> tuple
     (log SNR -∞), and 3 for one that is observed (+∞).
 
     Args:
-        inputs: (n, C, *spatial), where n counts all batch dimensions.
-        log_snr: a number, one for each datum (*batch), or maps, (*batch, C, *spatial) with sizes of
-            1 along dimensions that share.
+        inputs: inputs of the network, (n, C, *spatial), where n counts all batch dimensions.
+        log_snr: log SNR, one number, one for each datum (*batch), or maps, (*batch, C, *spatial)
+            with sizes of 1 along dimensions that share.
     """
     event = inputs.shape[1:]
     if log_snr.dim() <= len(batch):
@@ -550,7 +552,8 @@ def project(diffusion: Kernels, score: Tensor, y: Tensor, s: Number) -> Tensor:
     r"""The denoiser of a score: x̂ = aᵀ Σ^{-1} g² (s_θ + Σ^{-1} y) / (aᵀ Σ^{-1} g² Σ^{-1} a).
 
     Args:
-        score, y: (*batch, K, *event_shape);  s: (*batch), or a number for one batch dimension.
+        score, y: score and state, (*batch, K, *event_shape); s: times, (*batch), or a number for
+            one batch dimension.
 
     Returns:
         (*batch, *event_shape), in the dtype of y; computed in float64.
@@ -586,8 +589,8 @@ def rotated(marginal: Marginal, noise: Tensor) -> Tensor:
     the first axis to u. Two diffusions given the same noise then have the same z at the same λ.
 
     Args:
-        marginal: at times (n,), or per data dimension, (n or 1, *event_shape).
-        noise: standard normal (n, ≥ K, *event_shape).
+        marginal: marginal at times (n,), or per data dimension, (n or 1, *event_shape).
+        noise: standard normal numbers (n, ≥ K, *event_shape).
     """
     K = marginal.mean.shape[-1]
     u = (marginal.scale_tril.mT @ marginal.readout.unsqueeze(-1)).squeeze(-1)

@@ -18,8 +18,8 @@ class CoordinateNetwork(Recorded, nn.Module):
     Its inputs are transformed to data, and its outputs to coordinates.
 
     Args:
-        network: called with data, (n, C, *spatial), and log SNR (n,).
-        transform: from data to coordinates.
+        network: module that is called with data, (n, C, *spatial), and log SNR (n,).
+        transform: transform from data to coordinates.
         told: number of the last input channels to leave as they are: maps of log SNR, or contexts.
 
     Call: coordinates (n, C, *spatial), log_snr (n,) -> (n, channels, *spatial); with a context too

@@ -54,10 +54,10 @@ class DenoiserScore(Score):
         self.register_buffer("trained_max", torch.tensor(math.inf, dtype=torch.float64))
 
     def settings(self) -> dict[str, Any]:
-        own = super().settings()
+        settings = super().settings()
         if not self.maps:
-            own.pop("maps", None)  # as in state dicts of earlier versions
-        return own
+            settings.pop("maps", None)  # as in state dicts of earlier versions
+        return settings
 
     @property
     def training_maps(self) -> MapLaw | None:
@@ -92,7 +92,8 @@ class DenoiserScore(Score):
         """The network's input: z in units of its own standard deviation, like z.
 
         Args:
-            z: (*batch, *event_shape);  log_snr: λ in float64 as :meth:`x_hat` has it.
+            z: readouts, (*batch, *event_shape); log_snr: log SNR λ in float64 as :meth:`x_hat` has
+                it.
         """
         with full_precision(z):
             mu, s2, v = self._scales(z, log_snr)
@@ -118,7 +119,7 @@ class DenoiserScore(Score):
         """Raises ValueError for impossible entries of ``values`` (*batch, *event_shape).
 
         Args:
-            known: which entries to check, bool, like the values.
+            known: mask of the entries to check, bool, like the values.
         """
 
     @abstractmethod
@@ -131,7 +132,7 @@ class DenoiserScore(Score):
 
         Args:
             x: data (*batch, *event_shape).
-            counted: which dimensions count, bool, broadcastable to x; None: all.
+            counted: mask of the dimensions that count, bool, broadcastable to x; None: all.
         """
 
     @abstractmethod
@@ -152,9 +153,9 @@ class DenoiserScore(Score):
             x: data (n, *event_shape).
             edges: increasing λ, (S + 1,) in float64, or those of each of these dimensions, (S + 1,
                 dims).
-            dims: which of the flattened dimensions; over all of them it is ``baseline_kl`` at each
+            dims: slice of the flattened dimensions; over all of them it is ``baseline_kl`` at each
                 edge less that at the edge before.
-            counted: which of all dimensions count, bool, broadcastable to x; None: all.
+            counted: mask of all dimensions that count, bool, broadcastable to x; None: all.
 
         Returns:
             (n, S), nats, in float64.
@@ -233,11 +234,11 @@ class DenoiserScore(Score):
             with self._watching(u, weight):
                 integrands = self.for_rows(both).integrand(diffusion, x[both], torch.cat(at))
         values, *boundaries = integrands.split([len(x)] + [len(chosen)] * len(moving))
-        each = weighted(width.to(x.dtype) * values, weight)
+        estimate = weighted(width.to(x.dtype) * values, weight)
         for (end, sign), boundary in zip(moving, boundaries, strict=True):
             change = (end - end.detach()).to(x.dtype)  # zero, with the gradient of the end
-            each = each + sign * change * (boundary.sum().detach() * (share / len(x)))
-        return each, log_snr
+            estimate = estimate + sign * change * (boundary.sum().detach() * (share / len(x)))
+        return estimate, log_snr
 
     def integrand(
         self, diffusion: Kernels, x: Tensor, level: Tensor, noise: Tensor | None = None
@@ -290,7 +291,7 @@ class DenoiserScore(Score):
 
         Args:
             noise: as for :meth:`integrand`; the same noise gives the same z.
-            diffusion: with clocks of its own for each dimension, if these are to be followed.
+            diffusion: diffusion with a clock for each dimension, if these are to be followed.
         """
         epsilon, counted = _epsilon(x) if noise is None else noise[:, 0], self.counts(x)
         error = denoising_error if diffusion is None else diffusion.denoising_error
@@ -332,12 +333,12 @@ class DenoiserScore(Score):
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of the entries of x (N, *event_shape) that are not NaN, per dimension."""
     n = mean = square = torch.zeros((), dtype=torch.float64, device=x.device)
-    for part in x.split(1024):  # one pass: merge means and sums of squares
-        missing, part = part.isnan(), part.double()
+    for batch in x.split(1024):  # one pass: merge means and sums of squares
+        missing, batch = batch.isnan(), batch.double()
         m = (~missing).sum(0)
-        centre = torch.where(missing, 0, part).sum(0) / m.clamp_min(1)
+        centre = torch.where(missing, 0, batch).sum(0) / m.clamp_min(1)
         shift, total = centre - mean, (n + m).clamp_min(1)
-        spread = torch.where(missing, 0, part - centre).square().sum(0)
+        spread = torch.where(missing, 0, batch - centre).square().sum(0)
         square = square + spread + shift.square() * n * m / total
         mean = mean + shift * m / total
         n = n + m
@@ -358,7 +359,8 @@ class Denoiser(DenoiserScore):
     At F = 0 it is exact for N(μ, σ²), whose bound is then the model's.
 
     Args:
-        network: F, called with z scaled, like z, and λ; returns the shape of its input.
+        network: module F that is called with z scaled, like z, and λ; it returns the shape of its
+            input.
         data_mean, data_variance: μ, σ²: numbers, or tensors of the event shape.
         maps: whether log SNRs may differ between dimensions (:meth:`x_hat`). The network then has
             twice the input channels, see :func:`~pyro_mdm.scores.base.map_channels`.
@@ -459,16 +461,17 @@ class Denoiser(DenoiserScore):
             of_all = constant.sum(1).diff()
             return torch.cat(
                 [
-                    0.5 * (((part.double() - mu).square() - s2) @ of_square + of_all)
-                    for part in x.flatten(1)[:, dims].split(DATA_AT_ONCE)
+                    0.5 * (((batch.double() - mu).square() - s2) @ of_square + of_all)
+                    for batch in x.flatten(1)[:, dims].split(DATA_AT_ONCE)
                 ]
             )
         here = counted.expand_as(x).flatten(1)[:, dims].split(DATA_AT_ONCE)
-        each = constant.diff(dim=0).mT
+        constants = constant.diff(dim=0).mT
         return torch.cat(
             [
-                0.5 * (((part.double() - mu).square() - s2) * on @ of_square + on.double() @ each)
-                for part, on in zip(x.flatten(1)[:, dims].split(DATA_AT_ONCE), here, strict=True)
+                0.5
+                * (((batch.double() - mu).square() - s2) * on @ of_square + on.double() @ constants)
+                for batch, on in zip(x.flatten(1)[:, dims].split(DATA_AT_ONCE), here, strict=True)
             ]
         )
 

@@ -71,8 +71,8 @@ class AdaptiveDensity(ExactBuffers):
         """Record gradients when a backward pass reaches the network's output.
 
         Args:
-            output: F, whose first rows are those of the data (≥ n, …).
-            u, weight: of the draws, each (n,), as :meth:`place` gives them.
+            output: output F, whose first rows are those of the data (≥ n, …).
+            u, weight: points and weights of the draws, each (n,), as :meth:`place` gives them.
         """
 
         def note(gradient: Tensor) -> None:

@@ -49,14 +49,15 @@ class DiscreteDenoiser(DenoiserScore):
     At F = 0 the bound is that of the independent dimensions π.
 
     Args:
-        network: called with (z - μ)/sqrt(σ² + e^{-λ}), (n, C, *spatial), where μ and σ² are the
-            mean and variance of π, σ² at least half its average over dimensions. It returns (n,
-            2·C, *spatial), arranged (F1, F2) × C, for tilts, (n, 9·C, *spatial), arranged (F1, F2,
-            log w) × 3 × C, for mixtures, or (n, levels·C, *spatial), arranged levels × C, for
-            logits.
-        levels: n for ``linspace(-1, 1, n)``, or increasing values (n,).
+        network: module that is called with (z - μ)/sqrt(σ² + e^{-λ}), (n, C, *spatial), where μ and
+            σ² are the mean and variance of π, σ² at least half its average over dimensions. It
+            returns (n, 2·C, *spatial), arranged (F1, F2) × C, for tilts, (n, 9·C, *spatial),
+            arranged (F1, F2, log w) × 3 × C, for mixtures, or (n, levels·C, *spatial), arranged
+            levels × C, for logits.
+        levels: number n of levels for ``linspace(-1, 1, n)``, or increasing values (n,).
         log_prior: log π, (*event_shape, n), finite and normalized. :meth:`fit` makes one.
-        form: "tilt", "mixture" or "logits"; None: logits up to 32 levels, else a tilt.
+        form: name of the form, "tilt", "mixture" or "logits"; None: logits up to 32 levels, else a
+            tilt.
         maps: whether log SNRs may differ between dimensions (:meth:`x_hat`). The network then has
             twice the input channels, see :func:`~pyro_mdm.scores.base.map_channels`.
 
@@ -180,11 +181,11 @@ class DiscreteDenoiser(DenoiserScore):
                 log_probs = self._level_odds(z, lam, F, k)[2].movedim(k, -1).log_softmax(-1)
             else:
                 tilts, log_weights = self._components(z, F)
-                each = [
+                components = [
                     weight.unsqueeze(-1) + self._tilted_law(z, lam, *tilt).log_probs()
                     for tilt, weight in zip(tilts, log_weights, strict=True)
                 ]
-                log_probs = torch.stack(each).logsumexp(0)
+                log_probs = torch.stack(components).logsumexp(0)
         return likelihoods.LevelCategorical(self.levels, log_probs, z.dim() - k)
 
     @property

@@ -52,9 +52,9 @@ class MapLaw(Recorded, ABC):
         """Maps for data of ``shape`` (n, *event_shape), with log SNRs between λ(T) and λ(ε).
 
         Args:
-            low, high: λ(T) and λ(ε).
-            present: which entries are not missing, bool, like the data; None: all. Missing ones
-                have no weight.
+            low, high: log SNRs λ(T) and λ(ε).
+            present: mask of the entries that are present, bool, like the data; None: all. Missing
+                ones have no weight.
         """
 
     def draw_by_group(
@@ -115,9 +115,10 @@ class RandomMaps(MapLaw):
     noise of gradients, cannot be learned from them.
 
     Args:
-        levels, subsets, independent: shares, at least 0; only their ratios count.
-        window: (b, a), log SNRs; None: λ is uniform.
-        missing: what becomes of data with missing entries, as above.
+        levels, subsets, independent: shares of the kinds of maps, at least 0; only their ratios
+            count.
+        window: log SNRs (b, a); None: λ is uniform.
+        missing: name of what becomes of data with missing entries, as above.
 
     Raises:
         ValueError: a share below 0, or all equal to 0; a window that is empty; another word for
@@ -196,12 +197,12 @@ class RandomMaps(MapLaw):
         observed = ~some & (role < second)
 
         of_subset = (kind >= self.levels) & (kind < self.levels + self.subsets)
-        own = kind >= self.levels + self.subsets
+        is_independent = kind >= self.levels + self.subsets
         generated = some | ~of_subset
         if present is not None:
             generated, observed = generated & present, observed & present
-        part = torch.where(own, one_each, one_for_all)
-        log_snr, weight = self._spread(part, low, high)
+        u = torch.where(is_independent, one_each, one_for_all)
+        log_snr, weight = self._spread(u, low, high)
         log_snr = torch.where(of_subset & observed, OBSERVED, log_snr)
         left_out = of_subset & ~generated & ~observed
         size: Tensor | int = generated[0].numel()
@@ -212,17 +213,17 @@ class RandomMaps(MapLaw):
         count = generated.expand(n, *event).flatten(1).double().sum(1).reshape(column)
         return Maps(log_snr, weight * generated * (size / count.clamp_min(1)))
 
-    def _spread(self, part: Tensor, low: float, high: float) -> tuple[Tensor, Tensor | float]:
+    def _spread(self, u: Tensor, low: float, high: float) -> tuple[Tensor, Tensor | float]:
         """Log SNRs at parts of their law, in [0, 1), and w(λ) over its density there."""
         if self.window is None:
-            return low + (high - low) * part, high - low
+            return low + (high - low) * u, high - low
         b, a = self.window
 
         def below(log_snr: float) -> float:
             return _softplus(log_snr - b) - _softplus(log_snr - a)
 
         start, mass = below(low), below(high) - below(low)
-        S = start + mass * part
+        S = start + mass * u
         log_snr = b + (S.expm1() / -(S + b - a).expm1()).log()
         log_snr = log_snr.clamp(low, high)
         return log_snr, mass / -math.expm1(b - a) / torch.sigmoid(log_snr - b)

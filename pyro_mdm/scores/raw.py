@@ -20,9 +20,9 @@ class NoisePrediction(Score):
     s given data of unit variance.
 
     Args:
-        network: ε_θ, called with the K variables as channels, (n, K·C, *spatial), and λ; returns
-            the shape of its input. Only its part in the range of G is trained, as the loss depends
-            on g² s_θ.
+        network: module ε_θ that is called with the K variables as channels, (n, K·C, *spatial), and
+            λ; it returns the shape of its input. Only its part in the range of G is trained, as the
+            loss depends on g² s_θ.
 
     Raises:
         ValueError: NaN, states of the wrong shape, a network output of another shape.
@@ -52,8 +52,8 @@ class RawScore(Score):
     deviations c(s) that the variables have given data of unit variance.
 
     Args:
-        network: called with the K variables as channels, (n, K·C, *spatial), and the log SNR λ;
-            returns the shape of its input.
+        network: module that is called with the K variables as channels, (n, K·C, *spatial), and the
+            log SNR λ; it returns the shape of its input.
 
     Raises:
         ValueError: NaN, states of the wrong shape, a network output of another shape.

@@ -28,11 +28,11 @@ class ResidualScore(Score):
     choose coordinates and need not stay exact while a diffusion is learned.
 
     Args:
-        network: F, called with the K variables as channels, (n, K·C, *spatial), and λ; returns the
-            shape of its input.
-        levels: (M,) increasing noise levels.
-        mean: (M, K, *event_shape).
-        covariance: (M, *event_shape, K, K), positive definite.
+        network: module F that is called with the K variables as channels, (n, K·C, *spatial), and
+            λ; it returns the shape of its input.
+        levels: increasing noise levels, (M,).
+        mean: mean of the state at each level, (M, K, *event_shape).
+        covariance: covariance of the variables, (M, *event_shape, K, K), positive definite.
 
     Raises:
         ValueError: NaN, states of the wrong shape, a network output of another shape.
@@ -127,7 +127,7 @@ def noised_moments(
     :class:`~pyro_mdm.diffusions.Kernels` nor simulated.
 
     Args:
-        train_x, num_paths, seed: as of :meth:`ResidualScore.fit`.
+        train_x, num_paths, seed: arguments of :meth:`ResidualScore.fit`.
     """
     raise NotImplementedError(
         f"no moments of noised data are registered for {type(diffusion).__name__}; see "
@@ -136,7 +136,7 @@ def noised_moments(
 
 
 @noised_moments.register(Kernels)
-def _known(
+def _gaussian_moments(
     diffusion: Kernels, train_x: Tensor, s: Tensor, num_paths: int, seed: int
 ) -> tuple[Tensor, Tensor]:
     law, x = diffusion.marginal(s), train_x.to(s.device).double()

@@ -98,8 +98,8 @@ class GaussianContext(Context):
     """q(c | x) = N(μ(x), diag σ(x)²), p(c) = N(0, I).
 
     Args:
-        encoder: called with data (n, *event_shape); returns (n, 2·size): μ, then log σ, which is
-            clamped to ± 10.
+        encoder: module that is called with data (n, *event_shape) and returns (n, 2·size): μ, then
+            log σ, which is clamped to ± 10.
         size: the number of entries of c.
     """
 
@@ -143,7 +143,8 @@ class DiscreteContext(Context):
     the same noise; see :class:`~pyro_mdm.MDM_ELBO`.
 
     Args:
-        encoder: called with data (n, *event_shape); returns (n, size), the logits of q(c | x).
+        encoder: module that is called with data (n, *event_shape) and returns (n, size), the logits
+            of q(c | x).
         size: the number of values, at least 2.
     """
 
@@ -186,10 +187,10 @@ class ContextClocks(Clocks):
     :meth:`given` evaluates them. All start as the common clock.
 
     Args:
-        number: how many clocks.
+        number: number of clocks.
         context_size: the number of entries of c.
         degree, floor: as for :class:`LearnedClocks`.
-        width: units of the layer between the context and the weights.
+        width: number of units of the layer between the context and the weights.
     """
 
     def __init__(
@@ -238,7 +239,7 @@ class RowClocks(Clocks):
     """Clocks of each of n data: (…, n, number) at u (…, n), or at u (…, 1) for all data.
 
     Args:
-        weights: (n, number, degree + 1), each row summing to 1.
+        weights: weights (n, number, degree + 1), each row summing to 1.
     """
 
     def __init__(self, weights: Tensor) -> None:
@@ -265,7 +266,7 @@ class ContextDiffusion(PerDimensionDiffusion):
 
     Args:
         block: the linear diffusion that all dimensions run.
-        context: the laws of c in guide and model.
+        context: the distributions of c in guide and model.
         clocks: the clocks as functions of c.
         clock_of: the index of each dimension's clock, integers of the shape of a datum.
 
@@ -303,9 +304,9 @@ class ContextDiffusion(PerDimensionDiffusion):
         clocks: Any = self.clocks
         of_rows = clocks.given(context.reshape(-1, context.shape[-1]))
         rows = math.prod(context.shape[:-1])
-        known = replace(self, clocks=of_rows, _kept={}, rows=rows, context=None)
-        known.__dict__["_whole"] = self
-        return known
+        conditioned = replace(self, clocks=of_rows, _kept={}, rows=rows, context=None)
+        conditioned.__dict__["_whole"] = self
+        return conditioned
 
     @property
     def origin(self) -> ContextDiffusion:
@@ -361,9 +362,9 @@ class ContextDiffusion(PerDimensionDiffusion):
 
     def views(self, x: Tensor) -> dict[str, Tensor]:
         """``log SNR less the common one`` at three times from ε to T, at typical contexts."""
-        known = self.typical(x)
+        typical = self.typical(x)
         u = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64, device=x.device)
-        maps = known.level(u[:, None]).log_snr
+        maps = typical.level(u[:, None]).log_snr
         common = self.max_log_snr - u * (self.max_log_snr - self.terminal_log_snr)
         apart = maps - common.reshape(-1, *[1] * (maps.dim() - 1))
         return {"log SNR less the common one": apart.expand(3, *x.shape)}

@@ -93,8 +93,9 @@ class DataDrivenDiffusion(WrappedDiffusion):
 
     Args:
         base: a linear diffusion with K = 1, whose ends, kernels, clock and prior it has.
-        network: called once with data (n, C, *spatial) and zeros (n,) in the place of log SNR;
-            returns (n, :meth:`outputs`·C, *spatial), means before scales, each (degree - 2)·C.
+        network: module that is called once with data (n, C, *spatial) and zeros (n,) in the place
+            of log SNR; it returns (n, :meth:`outputs`·C, *spatial), means before scales, each
+            (degree - 2)·C.
         means: the bound c on n_j = c tanh(output / c): means move by at most c, in units of the
             data. 0: they do not move.
         scales: the bound c on r_j, likewise: S² changes by a factor of at most e^c. 0: not at all.
@@ -163,8 +164,8 @@ class DataDrivenDiffusion(WrappedDiffusion):
         slope = slope / (low - high)
         means, scales = self._moved(x)
 
-        def mixed(weight: Tensor, part: Tensor) -> Tensor:
-            return torch.einsum("nj,nj...->n...", weight.to(x.dtype), part)
+        def mixed(weight: Tensor, coefficients: Tensor) -> Tensor:
+            return torch.einsum("nj,nj...->n...", weight.to(x.dtype), coefficients)
 
         return DataPath(
             x + mixed(blend, means),
@@ -185,16 +186,16 @@ class DataDrivenDiffusion(WrappedDiffusion):
                 f"{type(self.network).__name__} returned {tuple(out.shape)} for data "
                 f"{tuple(x.shape)}, expected {expected}; see DataDrivenDiffusion.outputs"
             )
-        parts = iter(out.to(x.dtype).unflatten(1, (-1, J, x.shape[1])).unbind(1))
+        outputs = iter(out.to(x.dtype).unflatten(1, (-1, J, x.shape[1])).unbind(1))
         still = x.new_zeros(len(x), J, *[1] * (x.dim() - 1))
-        means, scales = (c * torch.tanh(next(parts) / c) if c else still for c in ranges)
+        means, scales = (c * torch.tanh(next(outputs) / c) if c else still for c in ranges)
         return means, scales
 
     def aims(self, x: Tensor, z: Tensor, log_snr: Tensor) -> Aims:
         """The aims at z of a path from x, both (*batch, *event_shape).
 
         Args:
-            log_snr: (*batch), or a number for one batch dimension.
+            log_snr: log SNR, (*batch), or a number for one batch dimension.
         """
         batch_dim = log_snr.dim() or 1
         batch, event = x.shape[:batch_dim], x.shape[batch_dim:]
@@ -301,8 +302,8 @@ class DataDrivenDiffusion(WrappedDiffusion):
         self.simulate(torch.zeros(()), torch.zeros(()))
 
     def settings(self) -> dict[str, Any]:
-        own = {"means": self.means, "scales": self.scales, "degree": self.degree}
-        return super().settings() | own
+        arguments = {"means": self.means, "scales": self.scales, "degree": self.degree}
+        return super().settings() | arguments
 
     def extra_repr(self) -> str:
         return f"means={self.means:g}, scales={self.scales:g}, degree={self.degree}"

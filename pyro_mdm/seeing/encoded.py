@@ -44,8 +44,8 @@ class EncodedDiffusion(WrappedDiffusion):
 
     Args:
         base: a linear diffusion of at least two variables.
-        encoder: m_φ, called with data (n, *event_shape); returns (n, (K-1)·C, *spatial) for data of
-            C channels (or features), those of v_1 first.
+        encoder: module m_φ that is called with data (n, *event_shape) and returns (n, (K-1)·C,
+            *spatial) for data of C channels (or features), those of v_1 first.
 
     Raises:
         TypeError: a base that is not linear; an encoder that is not a module.

@@ -53,7 +53,7 @@ def path_information_gap(
         points: data, (N, *event_shape).
         weights: the probabilities of the points, (N,), up to a factor; None: equal.
         levels: the number of log SNRs, one drawn in each of so many equal intervals.
-        draws: draws of x and the noise at each log SNR, at least 2.
+        draws: number of draws of x and the noise at each log SNR, at least 2.
         seed: the seed of the draws.
 
     Returns:
@@ -83,8 +83,8 @@ def path_information_gap(
         high, low = diffusion.max_log_snr, diffusion.terminal_log_snr.item()
         u = (torch.arange(levels) + torch.rand(levels, generator=generator).double()) / levels
         rates = [
-            _rates(diffusion, points, law, high + part * (low - high), draws, generator)
-            for part in u.tolist()
+            _rates(diffusion, points, law, high + fraction * (low - high), draws, generator)
+            for fraction in u.tolist()
         ]
     total, gap = torch.stack(rates, 1) * (high - low)  # (levels, draws) each
 

@@ -28,7 +28,7 @@ class StateDenoiser(WrappedDenoiser):
     unit variance. Where encoder and outputs are 0 it is the denoiser.
 
     Args:
-        denoiser: over a network with K·C channels and (outputs + K - 1)·C outputs.
+        denoiser: denoiser over a network with K·C channels and (outputs + K - 1)·C outputs.
 
     Raises:
         TypeError, ValueError: as :class:`~pyro_mdm.seeing.wrapping.WrappedDenoiser`; states of the
@@ -84,8 +84,8 @@ class StateDenoiser(WrappedDenoiser):
         F, m = self.call(inputs, lam, diffusion.num_variables - 1)
         m = m.unflatten(1, (diffusion.num_variables - 1, -1))
         with full_precision(y):
-            known = apply_vector(marginal.readout, _push(diffusion, s, m))
-        return marginal, state, s, denoiser.read((z - known).to(y.dtype), lam, F), m
+            push = apply_vector(marginal.readout, _push(diffusion, s, m))
+        return marginal, state, s, denoiser.read((z - push).to(y.dtype), lam, F), m
 
 
 def _push(diffusion: Any, s: Tensor, m: Tensor) -> Tensor:

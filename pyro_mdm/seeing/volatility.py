@@ -63,11 +63,11 @@ class Volatility(ExactBuffers, nn.Module):
         """Add errors of n data to the averages, over all processes, for the draws to come.
 
         Args:
-            u: where they were drawn, (n,).
-            flow, score: e^λ ‖ΔU‖² and e^λ ‖ΔR‖² of each datum, (n,).
+            u: points at which they were drawn, (n,).
+            flow, score: errors e^λ ‖ΔU‖² and e^λ ‖ΔR‖² of each datum, (n,).
         """
-        known = (flow + score).isfinite()
-        kept = [torch.where(known, t, 0.0).double() for t in (known.double(), flow, score)]
+        finite = (flow + score).isfinite()
+        kept = [torch.where(finite, t, 0.0).double() for t in (finite.double(), flow, score)]
         knots = torch.arange(KNOTS, device=u.device)
         shares = (1 - (u.clamp(0, 1)[:, None] * (KNOTS - 1) - knots).abs()).clamp_min(0)
         sums = torch.stack(kept) @ shares  # (3, knots)

@@ -24,8 +24,8 @@ class WrappedDenoiser(Score):
     diffusion.
 
     Args:
-        denoiser: told one log SNR for all dimensions, over a network with as many further channels
-            as :meth:`more_inputs` and :meth:`more_outputs` say.
+        denoiser: denoiser that is given one log SNR for all dimensions, over a network with as many
+            further channels as :meth:`more_inputs` and :meth:`more_outputs` say.
 
     Raises:
         TypeError: no denoiser.
@@ -89,9 +89,9 @@ class WrappedDenoiser(Score):
     def call(self, inputs: Tensor, log_snr: Tensor, more: int) -> tuple[Tensor, Tensor]:
         """The outputs for inputs (n, channels, *spatial): the denoiser's, then the further ones."""
         C = self.denoiser.event_shape[0]  # type: ignore[index]
-        own = self.denoiser.outputs * C
-        F = self.call_network(inputs, log_snr, 1, channels=own + more * C)
-        return F[:, :own], F[:, own:]
+        channels = self.denoiser.outputs * C
+        F = self.call_network(inputs, log_snr, 1, channels=channels + more * C)
+        return F[:, :channels], F[:, channels:]
 
 
 def wrapping(diffusion: Diffusion) -> type[WrappedDenoiser] | None:

@@ -79,7 +79,7 @@ def step_size_bias(
     Args:
         model, guide: programs over one simulated diffusion.
         x: data in model space, (n, *event_shape), at least 8.
-        draws: paths per datum; each is simulated twice.
+        draws: number of paths per datum; each is simulated twice.
         seed: the seed of the noise.
 
     Raises:
@@ -90,13 +90,13 @@ def step_size_bias(
     if len(x) < 8 or draws < 1:
         raise ValueError(f"{len(x)} data and {draws} draws, expected at least 8 and 1")
     changes = torch.zeros(draws, len(x), dtype=torch.float64)
-    step, parts = 0.0, enumerate(torch.arange(len(x)).split(ROWS))
+    step, batches = 0.0, enumerate(torch.arange(len(x)).split(ROWS))
     with evaluating(model):
-        for m, (k, part) in itertools.product(range(draws), parts):
+        for m, (k, rows) in itertools.product(range(draws), batches):
             with seeded.piece(0, 1, _seed(seed, m, k)):
-                law: Any = guide.law(x[part])
+                law: Any = guide.law(x[rows])
                 step = 1 / law.simulation.steps()
-                changes[m, part] = _halved(model.for_rows(part), law)
+                changes[m, rows] = _halved(model.for_rows(rows), law)
     return StepSizeBias(step, *Measured.of(changes.mean(0)))
 
 
@@ -115,9 +115,9 @@ def _halved(model: DiffusionModel, law: SimulatedPath) -> Tensor:
     probes = int(seeded.uniform((1,), torch.float64, y.device) * 2**52)  # the same for both
     values = []
     for times in (1, 2):
-        own = replace(settings, step_size=1 / (times * steps))
+        refined = replace(settings, step_size=1 / (times * steps))
         with seeded.piece(0, 1, probes):
-            values.append(path_integral(diffusion, model.score, y, own, **shared).value)
+            values.append(path_integral(diffusion, model.score, y, refined, **shared).value)
     return (values[1] - values[0]).double().cpu()
 
 
@@ -157,11 +157,11 @@ class _Rounds:
         terms = torch.zeros(3, n, dtype=torch.float64)
         probe = torch.zeros(1, dtype=torch.float64)
         histogram = torch.zeros_like(self.histogram)
-        for k, part in enumerate(torch.arange(n).split(ROWS)):
+        for k, rows in enumerate(torch.arange(n).split(ROWS)):
             if self.share.has(k):
                 with seeded.piece(0, 1, _seed(seed, r, k)):
-                    self._draw(part, spread[part].double(), terms, histogram, probe)
-            bar.update(len(part) * self.calls_per_path)
+                    self._draw(rows, spread[rows].double(), terms, histogram, probe)
+            bar.update(len(rows) * self.calls_per_path)
         self.number += 1
         self.terms.append(self.share.sum(terms))
         self.histogram += self.share.sum(histogram)
@@ -170,10 +170,10 @@ class _Rounds:
         self.calls += n * (self.calls_per_path + decoder)
 
     def _draw(
-        self, part: Tensor, spread: Tensor, terms: Tensor, histogram: Tensor, probe: Tensor
+        self, rows: Tensor, spread: Tensor, terms: Tensor, histogram: Tensor, probe: Tensor
     ) -> None:
         device, diffusion = self.x.device, self.model.diffusion
-        model, x = self.model.for_rows(part), self.x[part.to(device)]
+        model, x = self.model.for_rows(rows), self.x[rows.to(device)]
         law: Any = self.guide.law(x)
         path = law.rsample()
         y = path.squeeze(1)
@@ -185,7 +185,7 @@ class _Rounds:
         excess = arrival(law, path, integral.end)
         # decoded and start share the noise of y, which cancels in their difference
         for row, value in enumerate((decoded, excess, start + integral.value - excess)):
-            terms[row, part] = value.double().cpu()
+            terms[row, rows] = value.double().cpu()
         probe += integral.probe_variance.double().sum().cpu()
         level, density = integral.level.flatten().cpu(), integral.density.double().flatten().cpu()
         cell = (torch.bucketize(level, self.edges) - 1).clamp(0, len(self.edges) - 2)
@@ -246,11 +246,11 @@ def _compare(
     and noise. A linear and a simulated model are paired over data alone.
     """
     half_width, share = asked.half_width, asked.share
-    known = {} if linear is None else linear.estimates
+    linear_estimates = {} if linear is None else linear.estimates
     simulated = {
         name: _Rounds(model, guide, x, asked)
         for name, (model, guide) in programs.items()
-        if name not in known
+        if name not in linear_estimates
     }
     unit = math.log(2) * math.prod(x.shape[1:])
     wanted = None if half_width is None else half_width * unit / Z95
@@ -261,7 +261,7 @@ def _compare(
         if wanted is not None and min(most.values()) >= 2 * PILOT:
             for _, of_model in itertools.product(range(PILOT), simulated.values()):
                 of_model.add(bar)
-            need = PILOT * SAFETY * _needed(programs, known, simulated, wanted)
+            need = PILOT * SAFETY * _needed(programs, linear_estimates, simulated, wanted)
             need = float(share.first(torch.tensor([need], dtype=torch.float64)))
             rounds = max(2, min(rounds - PILOT, math.ceil(min(need, rounds))))
             most = {name: number - PILOT for name, number in most.items()}
@@ -271,7 +271,8 @@ def _compare(
             if r < most[name]:
                 of_model.add(bar)
     estimates = {
-        name: known[name] if name in known else simulated[name].estimate() for name in programs
+        name: linear_estimates[name] if name in linear_estimates else simulated[name].estimate()
+        for name in programs
     }
     paired = {} if linear is None else {(d.first, d.second): d for d in linear.differences}
     differences = []
@@ -318,9 +319,9 @@ def _difference(
     dtypes: set[torch.dtype],
 ) -> Difference:
     first, second = (estimates[name] for name in pair)
-    each = second.per_datum - first.per_datum  # bits are minus nats
+    per_datum = second.per_datum - first.per_datum  # bits are minus nats
     variance, error = _pair_noise(pair, estimates, simulated)
-    total = Measured(float(each.mean()), population_error(each, variance, error))
+    total = Measured(float(per_datum.mean()), population_error(per_datum, variance, error))
     if all(key in simulated for key in pair):  # paired over data
         one, other = (simulated[key].means() for key in pair)
         terms = {name: Measured.of(one[name] - other[name]) for name in TERMS}

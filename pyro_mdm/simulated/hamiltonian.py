@@ -60,24 +60,24 @@ class HamiltonianDiffusion(NonlinearDiffusion):
         H: the energy. K functions of one variable each, applied elementwise: the prior is then
             :class:`~pyro_mdm.diffusions.priors.QuadraturePrior` of them. Or one function
             ``(batch, K, *event_shape) -> (batch, *event_shape)``, with a ``prior``.
-        Q: skew-symmetric, a (K, K) matrix or a function
+        Q: skew-symmetric (K, K) matrix, or a function
             ``(batch, K, *event_shape) -> (batch, *event_shape, K, K)``. Moves mass between
             variables.
-        D: symmetric positive semi-definite, a matrix or a function like Q. Adds noise and damps.
+        D: symmetric positive semi-definite matrix, or a function like Q. Adds noise and damps.
             Noise must reach all variables, directly or through Q and the energy; this is not
             checked.
         root: a function with ``root rootᵀ = D``, of D's shape, where D is a function. By default
             the Cholesky factor, in which a pivot that is zero up to rounding makes a column of
             zeros. It is differentiable where D keeps its rank; give a root if D does not. A
             constant D has its symmetric root.
-        prior: a law with log π = -H + const. Needed for a joint H; otherwise it may replace the
-            quadrature by something faster.
+        prior: a distribution with log π = -H + const. Needed for a joint H; otherwise it may
+            replace the quadrature by something faster.
         beta: the clock β(s), :class:`~pyro_mdm.diffusions.clocks.LinearBeta` 0.1 → 20 by default.
-        horizon: T.
-        initial_variance: Σ_v at s = 0: a number, or K-1 of them.
-        max_log_snr: λ at the start, where the decoder takes over.
+        horizon: time T at which noising ends.
+        initial_variance: variance Σ_v at s = 0: a number, or K-1 of them.
+        max_log_snr: log SNR λ at the start, where the decoder takes over.
         min_log_snr: the nominal log SNR at T.
-        simulation: how paths are simulated.
+        simulation: settings of the simulation of paths.
 
     Raises:
         ValueError: no prior for a joint H, matrices of another shape than (K, K), Q not
@@ -190,11 +190,11 @@ class HamiltonianDiffusion(NonlinearDiffusion):
         y = y.double()
         if not self.separate:
             return _shaped("H", self.H[0](y), y, (len(y), *y.shape[2:]))
-        parts = [
+        terms = [
             _shaped(f"H[{k}]", h(y[:, k]), y[:, k], (len(y), *y.shape[2:]))
             for k, h in enumerate(self.H)
         ]
-        return torch.stack(parts).sum(0)
+        return torch.stack(terms).sum(0)
 
     def drift(self, y: Tensor, s: Times) -> Tensor:
         """β (-(Q + D) ∇H + Γ), like y (batch, K, *event_shape), for s (batch,) or one time."""

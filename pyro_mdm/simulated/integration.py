@@ -28,8 +28,8 @@ class _TimedSDE(nn.Module):
     States are (n·d, K), data dimensions folded into the batch.
 
     Args:
-        begin, end: times (n,).
-        steps: how many the integrator takes, for messages.
+        begin, end: times of the begin and the end, (n,).
+        steps: number of steps that the integrator takes, for messages.
     """
 
     sde_type = "ito"
@@ -103,8 +103,8 @@ def advance(
 
     Args:
         y: states, (n, K, *event_shape).
-        knots: (M + 1,) or (M + 1, n) increasing times, held fixed in gradients.
-        steps: how many to take between two knots.
+        knots: increasing times, (M + 1,) or (M + 1, n), held fixed in gradients.
+        steps: number of steps between two knots.
         brownian: a torchsde Brownian motion over [0, 1] of shape (n·d, K).
     """
     event_shape = y.shape[2:]

@@ -92,10 +92,10 @@ class LearnedDrift(_FromLinear):
 
     Args:
         linear: any linear diffusion, a learned one too.
-        network: F, called with the K variables as channels, (n, K·C, *spatial), and log SNR (n,);
-            returns the shape of its input.
+        network: module F that is called with the K variables as channels, (n, K·C, *spatial), and
+            log SNR (n,); it returns the shape of its input.
         limit: the bound c on each entry of u.
-        simulation: how paths are simulated.
+        simulation: settings of the simulation of paths.
 
     Raises:
         ValueError: a limit that is not positive, a network output of another shape.

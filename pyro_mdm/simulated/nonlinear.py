@@ -62,16 +62,16 @@ class NonlinearDiffusion(Diffusion, ABC):
     time. The bound is valid whatever it is.
 
     Args:
-        num_variables: K.
+        num_variables: number K of variables.
         beta: the clock β, :class:`ConstantBeta` (1) by default, which drifts read as
             ``self.rate(s)``.
-        horizon: T.
-        initial_variance: Σ_v at s = 0: a number, or K-1 of them.
-        max_log_snr: λ at the start, where the decoder takes over.
+        horizon: time T at which noising ends.
+        initial_variance: variance Σ_v at s = 0: a number, or K-1 of them.
+        max_log_snr: log SNR λ at the start, where the decoder takes over.
         min_log_snr: the nominal log SNR at T.
-        prior: π, N(0, I) by default. For a prior that depends on parameters of the diffusion,
+        prior: prior π, N(0, I) by default. For a prior that depends on parameters of the diffusion,
             override the property ``prior``, so that a copy of the diffusion has its own.
-        simulation: how paths are simulated.
+        simulation: settings of the simulation of paths.
 
     Attributes:
         stationary_prior: whether π is stationary at every s. If declared, it is checked, and the
@@ -374,8 +374,8 @@ class NonlinearDiffusion(Diffusion, ABC):
     def settings(self) -> dict[str, Any]:
         """The settings, with a subclass's arguments that are numbers, strings or None."""
         in_buffers = ("num_variables", "initial_variance")
-        own = {name: v for name, v in super().settings().items() if name not in in_buffers}
-        return own | {
+        settings = {name: v for name, v in super().settings().items() if name not in in_buffers}
+        return settings | {
             "horizon": self.horizon,
             "beta": described(getattr(self, "beta", None)),
             "max_log_snr": self._max_log_snr,

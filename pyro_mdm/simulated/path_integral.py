@@ -75,9 +75,9 @@ def path_integral(
     integrand is evaluated once in each, at the same fraction of the stratum.
 
     Args:
-        score: ``score(y, s)``, like y, for times (n,).
+        score: function ``score(y, s)``, like y, for times (n,).
         y: states at ε, (n, K, *event_shape).
-        simulation: how paths are simulated and the integral is estimated.
+        simulation: settings of the simulation of paths and of the estimate of the integral.
         fraction: the fraction of a stratum, (n,) in [0, 1); by default of low discrepancy. Times
             are held fixed in gradients.
         brownian: the Brownian motion of the paths over [0, 1], of shape (n·d, K); drawn by default.

@@ -38,7 +38,8 @@ class SimulatedPath(NoisingLaw):
         x: data, (*batch, *event_shape).
         times: (N,) increasing times in (ε, T]; the start time ε alone by default.
         event_dim: number of dimensions of a datum; all of x's but the first by default.
-        simulation: how paths are simulated and the bound is estimated; the diffusion's by default.
+        simulation: settings of the simulation of paths and of the bound's estimate; the diffusion's
+            by default.
 
     Values are (*batch, N, K, *event_shape) in x's dtype. At ε the law is Gaussian and has a
     density; at later times it can only be sampled.

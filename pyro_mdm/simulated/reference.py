@@ -24,9 +24,10 @@ class TorchSDE(Sampler):
 
     Args:
         steps: number of steps.
-        method: ``euler``, which is :class:`EulerMaruyama`, one score call a step; ``srk``, weak
-            order 2, two calls; ``reversible_heun``, weak order 2, two calls (its steps are checked
-            before they are made), but for K > 1 its errors grow unless steps are very short.
+        method: name of the method. ``euler``: :class:`EulerMaruyama`, one score call a step;
+            ``srk``: weak order 2, two calls; ``reversible_heun``, weak order 2, two calls (its
+            steps are checked before they are made), but for K > 1 its errors grow unless steps are
+            very short.
         grid: see :class:`Sampler`.
 
     Raises:

@@ -51,7 +51,7 @@ def reach(degrees: Tensor | float) -> Tensor:
     """The half-width of a 95% interval in standard errors, by Student's t, in float64.
 
     Args:
-        degrees: of freedom of the variance that the error comes from; NaN for none.
+        degrees: degrees of freedom of the variance that the error comes from; NaN for none.
     """
     from scipy.special import stdtrit  # loads in a tenth of the time of torch
 

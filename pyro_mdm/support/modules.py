@@ -41,36 +41,37 @@ def replace(module: N, **parts: Any) -> N:
     """A copy of a module with these parts replaced; it shares all else, parameters included.
 
     Args:
-        parts: by name: modules and buffers replace those of the module; other attributes are set.
+        parts: values by name: modules and buffers replace those of the module; other attributes are
+            set.
     """
     copy = object.__new__(type(module))
     copy.__dict__.update(module.__dict__)
     for kind in ("_modules", "_buffers", "_parameters"):
         copy.__dict__[kind] = dict(module.__dict__[kind])
     modules, buffers = copy.__dict__["_modules"], copy.__dict__["_buffers"]
-    for name, part in parts.items():
-        if isinstance(part, nn.Module):
-            modules[name] = part
+    for name, value in parts.items():
+        if isinstance(value, nn.Module):
+            modules[name] = value
         elif name in buffers:
-            buffers[name] = part
+            buffers[name] = value
         else:
             modules.pop(name, None)
-            copy.__dict__[name] = part
+            copy.__dict__[name] = value
     return copy
 
 
 class _OfPart:
-    def __init__(self, part: str) -> None:
-        self.part = part
+    def __init__(self, owner: str) -> None:
+        self.owner = owner
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
     def __get__(self, whole: object | None, owner: type | None = None) -> Any:
-        return self if whole is None else getattr(getattr(whole, self.part), self.name)
+        return self if whole is None else getattr(getattr(whole, self.owner), self.name)
 
     def __set__(self, whole: object, value: object) -> None:
-        setattr(getattr(whole, self.part), self.name, value)
+        setattr(getattr(whole, self.owner), self.name, value)
 
 
 def of_part(part: str) -> Any:
@@ -83,14 +84,16 @@ def of_part(part: str) -> Any:
 def in_eval_mode(*programs: object) -> Iterator[None]:
     """A context with ``programs`` that are modules in evaluation mode; their mode is restored."""
     modules = [program for program in programs if isinstance(program, nn.Module)]
-    training = [(part, part.training) for module in modules for part in module.modules()]
+    training = [
+        (submodule, submodule.training) for module in modules for submodule in module.modules()
+    ]
     for module in modules:
         module.eval()
     try:
         yield
     finally:
-        for part, was in training:
-            part.training = was
+        for submodule, was in training:
+            submodule.training = was
 
 
 @contextmanager

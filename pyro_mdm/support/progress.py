@@ -68,11 +68,11 @@ def progress_bar(
     Args:
         total: number of units.
         what: name of the work, in a word;  units: name of the units, in the plural.
-        initial: units that were done before.
+        initial: number of units that were done before.
         leave: whether the last state stays on a terminal; a log then also says how long short work
             took.
-        delay: seconds before a terminal shows it.
-        shown: False for a count that shows nothing.
+        delay: time before a terminal shows it, seconds.
+        shown: whether it is shown; False for a count that shows nothing.
     """
     shown = shown and not is_hidden()
     in_notebook = tqdm is not tqdm_asyncio

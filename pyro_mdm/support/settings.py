@@ -113,13 +113,13 @@ class Restorable(Recorded):
                 f"the settings of the {name} in the state dict cannot be taken over ({error!r}); "
                 "another version of pyro_mdm saved them"
             ) from error
-        own = _unpacked(_packed(self.settings()))
+        current = _unpacked(_packed(self.settings()))
         saved = {key: v for key, v in saved.items() if key not in self.remembered()}
         differing = [
-            f"{key} is {saved.get(key, 'absent')} in the state dict and {own.get(key, 'absent')} "
-            "here"
-            for key in own | saved
-            if key not in own or key not in saved or own[key] != saved[key]
+            f"{key} is {saved.get(key, 'absent')} in the state dict and "
+            f"{current.get(key, 'absent')} here"
+            for key in current | saved
+            if key not in current or key not in saved or current[key] != saved[key]
         ]
         if differing:
             raise SettingsError(f"{'; '.join(differing)}: build the {name} as it was saved")
@@ -143,8 +143,8 @@ def described(value: object) -> Any:
     Two functions of the same name have the same description, whatever they compute.
     """
     if isinstance(value, Recorded):
-        own = {key: described(v) for key, v in value.settings().items()}
-        return {"class": type(value).__name__} | own
+        settings = {key: described(v) for key, v in value.settings().items()}
+        return {"class": type(value).__name__} | settings
     if isinstance(value, Tensor):
         return value.tolist()
     if isinstance(value, dict):

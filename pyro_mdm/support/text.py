@@ -26,7 +26,7 @@ MOVES = re.compile(r"(\n|\x1b\[A)*")
 
 def shown(text: str, encoding: str | None = "utf-8") -> str:
     r"""The text with control characters as ``\x1b``, and what ``encoding`` lacks in words."""
-    text = CONTROLS.sub(lambda found: _escaped(found[0]), text)
+    text = CONTROLS.sub(lambda match: _escaped(match[0]), text)
     encoding = encoding or "utf-8"
     try:
         text.encode(encoding)

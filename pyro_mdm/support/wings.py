@@ -37,7 +37,7 @@ def names_of_wings(
     """The ``__getattr__`` and ``__dir__`` (PEP 562) of a package with names of wings.
 
     Args:
-        package: its ``__name__``.
+        package: ``__name__`` of the package.
         names: the names, by wing.
     """
     wing_of = {name: wing for wing, of_wing in names.items() for name in of_wing}

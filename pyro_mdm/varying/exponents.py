@@ -56,7 +56,8 @@ def exponentials(A1: Tensor, A2: Tensor, factors: Tensor) -> Tensor:
     """exp Ω of stretches of n cells in which A is linear, for ‖Ω‖ up to about ½.
 
     Args:
-        A1, A2: A at the Gauss points of a cell, times its length, (n, K, K); real or complex.
+        A1, A2: matrices A at the Gauss points of a cell, times its length, (n, K, K); real or
+            complex.
         factors: from :func:`stretches`, (J, 7); their negatives give the inverse.
 
     Returns:
@@ -65,11 +66,11 @@ def exponentials(A1: Tensor, A2: Tensor, factors: Tensor) -> Tensor:
     if A1.shape[-1] == 2:
         return _of_two(A1, A2, factors)
     X, Y = (A1 + A2) / 2, math.sqrt(3) * (A2 - A1)
-    parts = torch.stack(_parts(torch.stack([X, Y]), _commutator), -3)
-    return _exp((factors.to(parts.dtype) @ parts.flatten(-2)).unflatten(-1, A1.shape[-2:]))
+    terms = torch.stack(_terms(torch.stack([X, Y]), _commutator), -3)
+    return _exp((factors.to(terms.dtype) @ terms.flatten(-2)).unflatten(-1, A1.shape[-2:]))
 
 
-def _parts(both: Tensor, bracket: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
+def _terms(both: Tensor, bracket: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
     """The terms of Ω: ``both`` (2, …) are the mean and the difference over the cell."""
     once = bracket(both[0], both[1])
     twice = bracket(both, once[None])
@@ -106,7 +107,7 @@ def _of_two(A1: Tensor, A2: Tensor, factors: Tensor) -> Tensor:
     entries = torch.stack([A1, A2]).flatten(-2) @ ENTRIES.to(A1)
     both = torch.stack([(entries[0] + entries[1]) / 2, math.sqrt(3) * (entries[1] - entries[0])])
     t = both[..., 0].mT @ factors[:, :2].mT  # commutators have no trace
-    w = factors @ torch.stack(_parts(both[..., 1:], _bracket), -2)
+    w = factors @ torch.stack(_terms(both[..., 1:], _bracket), -2)
     delta = w[..., 0].square() + w[..., 1] * w[..., 2]
     second = delta * delta
     low = torch.stack([torch.ones_like(delta), delta, second, second * delta], -1)

@@ -88,8 +88,8 @@ class MagnusPropagator(Propagator):
     """The propagator of A and g² that are functions of clock time.
 
     Args:
-        drift, noise: A and g², functions of clock times (…) that return (…, K, K) in float64.
-        backward: B of :meth:`halves`, likewise.
+        drift, noise: functions A and g² of clock times (…) that return (…, K, K) in float64.
+        backward: function B of :meth:`halves`, likewise.
         bounds: the bounds of the cells, (n + 1,) increasing clock times from 0. Later times are
             taken for the last.
         dispersion: a differentiable root of g², likewise.
@@ -393,12 +393,12 @@ class _Stretches:
     """Stretches of several cells, forward or pulled back."""
 
     def __init__(self, propagator: MagnusPropagator, *, pulled_back: bool) -> None:
-        self._of, self._pulled_back = propagator, pulled_back
+        self._propagator, self._pulled_back = propagator, pulled_back
         self._spans: list[_Moved] = []
         self._roots: list[Tensor] = []
 
     def _steps(self, start: Tensor, h: Tensor) -> _Moved:
-        return self._of.steps(self._of.read(start, h)).one(self._pulled_back)
+        return self._propagator.steps(self._propagator.read(start, h)).one(self._pulled_back)
 
     def _join(self, first: _Moved, second: _Moved) -> _Moved:
         """The stretch of two that follow each other in time."""
@@ -406,7 +406,7 @@ class _Stretches:
 
     @cached_property
     def _moved(self) -> _Moved:
-        return self._of.moved.one(self._pulled_back)
+        return self._propagator.moved.one(self._pulled_back)
 
     def _span(self, power: int) -> _Moved:
         """Moments over 2^power cells, from each cell that has so many after it."""
@@ -423,8 +423,8 @@ class _Stretches:
         """Triangular roots of P of :meth:`_span`."""
         while len(self._roots) <= power:
             if not self._roots:
-                bounds = self._of.bounds
-                steps = self._of.rooted_steps(bounds[:-1], bounds.diff(), self._pulled_back)
+                bounds = self._propagator.bounds
+                steps = self._propagator.rooted_steps(bounds[:-1], bounds.diff(), self._pulled_back)
                 columns = steps.P
             else:
                 half = 2 ** (len(self._roots) - 1)
@@ -437,7 +437,7 @@ class _Stretches:
 
     def between(self, first: Tensor, last: Tensor) -> _Moved:
         """Moments from ``first`` to ``last``, clock times (m,)."""
-        (first, i), (last, j) = self._of.locate(first), self._of.locate(last)
+        (first, i), (last, j) = self._propagator.locate(first), self._propagator.locate(last)
         if bool((i == j).all()):
             return self._steps(first, last - first)
         start, h = self._ends(first, last, i, j)
@@ -451,11 +451,11 @@ class _Stretches:
 
     def columns(self, first: Tensor, last: Tensor) -> Tensor:
         """Columns C (m, K, …) with C Cᵀ the P of :meth:`between`."""
-        (first, i), (last, j) = self._of.locate(first), self._of.locate(last)
+        (first, i), (last, j) = self._propagator.locate(first), self._propagator.locate(last)
         if bool((i == j).all()):
-            return self._of.rooted_steps(first, last - first, self._pulled_back).P
+            return self._propagator.rooted_steps(first, last - first, self._pulled_back).P
         start, h = self._ends(first, last, i, j)
-        (M, columns), ending = _split(self._of.rooted_steps(start, h, self._pulled_back))
+        (M, columns), ending = _split(self._propagator.rooted_steps(start, h, self._pulled_back))
         for index, power, at in _powers(i, j):
             span, R = self._span(power).M[at], self._root(power)[at]
             if self._pulled_back:
@@ -471,7 +471,7 @@ class _Stretches:
 
     def _ends(self, first: Tensor, last: Tensor, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
         """Starts and lengths of the stretches before and after whole cells, (2 m,)."""
-        bounds, same = self._of.bounds, i == j
+        bounds, same = self._propagator.bounds, i == j
         head = torch.where(same, last, bounds[i + 1]) - first
         tail = torch.where(same, last, bounds[j])
         return torch.cat([first, tail]), torch.cat([head, last - tail])

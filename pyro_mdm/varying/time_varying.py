@@ -167,19 +167,19 @@ class Varying(Matrices, ABC):
     def _bounds(self, scale: Tensor) -> tuple[Tensor, bool]:
         """Times of the cells' bounds, (n + 1,), and whether no cell was cut."""
         s, tau, norm = self.of.kept("bounds", self._uncut_bounds)
-        parts = norm * scale / REACH
-        total = parts.sum().item()
+        pieces = norm * scale / REACH
+        total = pieces.sum().item()
         if not total < MAX_CELLS:
             raise kernels.KernelPrecisionError(
                 f"the drift moves by ‖A‖τ = {REACH * total:.3g} over the whole clock, expected at "
                 f"most {REACH * MAX_CELLS:.0f} with Q and D that vary; scale Q, D or the clock down"
             )
-        parts = parts.ceil().clamp_min(1).long()
-        if int(parts.max()) == 1:
+        pieces = pieces.ceil().clamp_min(1).long()
+        if int(pieces.max()) == 1:
             return s, True
-        first = torch.repeat_interleave(torch.arange(len(parts), device=s.device), parts)
-        place = torch.arange(len(first), device=s.device) - (parts.cumsum(0) - parts)[first]
-        inner = torch.lerp(tau[first], tau[first + 1], (place / parts[first]).to(tau))
+        first = torch.repeat_interleave(torch.arange(len(pieces), device=s.device), pieces)
+        place = torch.arange(len(first), device=s.device) - (pieces.cumsum(0) - pieces)[first]
+        inner = torch.lerp(tau[first], tau[first + 1], (place / pieces[first]).to(tau))
         cut = self.of.beta.inverse(inner).clamp(0, self.of.horizon)
         cut = torch.where(place == 0, s[first], cut)
         return torch.cat([cut, s[-1:]]), False
@@ -495,12 +495,12 @@ class TimeVaryingDiffusion(LinearDiffusion):
     Args:
         Q: a function or ``nn.Module`` of times s (…) in float64 within [0, T], which returns
             (…, K, K) in float64, skew-symmetric. What is learned must be a module's parameter.
-        D: likewise, symmetric positive semi-definite.
+        D: a function likewise, symmetric positive semi-definite.
         cells: the number of cells. The error of moments falls with its fourth power, as far as Q
             and D are smooth in s. Cells are even in s but shorter near 0, where the noise of x
             begins like a high power of s. Kinks of the clock are bounds of cells.
-        options: those of :class:`LinearDiffusion`. With ``min_log_snr`` the clock is scaled, while
-            Q and D stay the same functions of s.
+        options: options of :class:`LinearDiffusion`. With ``min_log_snr`` the clock is scaled,
+            while Q and D stay the same functions of s.
 
     Raises:
         TypeError: Q or D is no function, or does not return float64 tensors.
@@ -536,7 +536,7 @@ class TimeVaryingSDE(LinearSDE):
             (…, K, K) in float64. Columns of zeros make a G of lower rank. What is learned must be a
             module's parameter.
         cells: the number of cells, as for :class:`TimeVaryingDiffusion`.
-        options: those of :class:`~pyro_mdm.LinearSDE`: ``prior_variance``, the ends, the clock.
+        options: options of :class:`~pyro_mdm.LinearSDE`: ``prior_variance``, the ends, the clock.
 
     Raises:
         TypeError: A or G is no function, or does not return float64 tensors.
@@ -567,13 +567,14 @@ class TimeVaryingLearnedDiffusion(LearnedFamily, TimeVaryingDiffusion):
     constant in time; :meth:`from_diffusion` starts elsewhere.
 
     Args:
-        num_variables, rank: K and the rank of D(s), as for ``LearnedDiffusion``.
+        num_variables, rank: number K of variables and the rank of D(s), as for
+            ``LearnedDiffusion``.
         learn_beta: whether the clock is learned too.
         degree: the degree of the polynomials, at least 0 (constant).
-        cells: as for :class:`TimeVaryingDiffusion`.
+        cells: number of cells, as for :class:`TimeVaryingDiffusion`.
         learn_ends, learn_stationary: whether ends and Σ_∞ are learned too, as for
             ``LearnedDiffusion``.
-        options: those of :class:`LinearDiffusion`.
+        options: options of :class:`LinearDiffusion`.
     """
 
     def __init__(
