@@ -176,17 +176,17 @@ class _Both:
         self._resampled = [(rng.integers(0, n, n), rng.integers(0, n, m)) for _ in range(RESAMPLES)]
 
     def marginals(self) -> list[Distance]:
-        found = []
+        distances = []
         for j, column in enumerate(self._columns):
             rows, samples = self._rows[:, j], self._samples[:, j]
             distance = _of_levels if column.levels is not None else _of_numbers
             by_chance = [distance(rows[a], rows[b]) for a, b in self._resampled]
             noise = float(np.quantile(by_chance, 0.95))
-            found.append(Distance(column.name, distance(rows, samples), noise))
-        return found
+            distances.append(Distance(column.name, distance(rows, samples), noise))
+        return distances
 
     def correlations(self) -> list[Distance]:
-        found, columns = [], self._columns[:COLUMNS]
+        distances, columns = [], self._columns[:COLUMNS]
         bases = [
             [_scores(column, codes[:, j]) for j, column in enumerate(columns)]
             for codes in (self._rows, self._samples)
@@ -198,8 +198,8 @@ class _Both:
             size = max(bases[0][i].shape[1], 1) * max(bases[0][j].shape[1], 1)
             noise = 2 * math.sqrt((1 / n + 1 / m) * size) * (1 - of_rows**2)
             name = f"{columns[i].name} × {columns[j].name}"
-            found.append(Distance(name, abs(of_rows - of_samples), noise))
-        return found
+            distances.append(Distance(name, abs(of_rows - of_samples), noise))
+        return distances
 
 
 def _of_numbers(rows: Values, samples: Values) -> float:

@@ -144,8 +144,8 @@ def estimated(
     """The bound on each datum in nats, and log-determinants (n,); see :func:`measure`."""
     _, model, guide = of_data(programs, data)
     x, log_det = in_model_space(programs, data, seed)
-    own = baseline([programs])
-    return evidence_lower_bound(model, guide, x, seed=seed, baseline=own, **options), log_det
+    denoiser = baseline([programs])
+    return evidence_lower_bound(model, guide, x, seed=seed, baseline=denoiser, **options), log_det
 
 
 def some(data: Stored, most: int = 256) -> Stored:
@@ -258,12 +258,12 @@ def by_datum(
     never = estimate.halves.isnan().all(0)  # drawn: the value is the baseline's prediction
     bits = bits.masked_fill(never.to(bits.device), math.nan)
     measured = {"": bits, "_standard_error": estimate.per_datum_error / unit}
-    for of, values in measured.items():
-        known = ["" if math.isnan(value) else value for value in values.tolist()]
-        columns[f"bits_per_dim{of}"] = known
+    for suffix, values in measured.items():
+        cells = ["" if math.isnan(value) else value for value in values.tolist()]
+        columns[f"bits_per_dim{suffix}"] = cells
     if probabilities is not None:
-        each = probabilities.unbind(-1)
-        columns |= {f"probability_{name(c)}": own.tolist() for c, own in enumerate(each)}
+        by_class = probabilities.unbind(-1)
+        columns |= {f"probability_{name(c)}": column.tolist() for c, column in enumerate(by_class)}
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 

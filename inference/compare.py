@@ -82,25 +82,27 @@ def open_runs(folders: Sequence[Path]) -> list[Entry]:
 
 
 def _shared_data(
-    entries: Sequence[Entry], part: str, seed: int
+    entries: Sequence[Entry], part_name: str, seed: int
 ) -> tuple[Tensor, Tensor, int | None]:
     """x (n, *event_shape) and log|det ∂x/∂w| (n,) of a part that all runs share, and its levels."""
 
-    def of(entry: Entry) -> tuple[Tensor, Tensor]:
+    def transformed(entry: Entry) -> tuple[Tensor, Tensor]:
         problem: Problem = entry.programs.problem
-        x, log_det = problem.transform(getattr(problem, part), torch.Generator().manual_seed(seed))
+        x, log_det = problem.transform(
+            getattr(problem, part_name), torch.Generator().manual_seed(seed)
+        )
         return x, log_det
 
-    empty = [e.name for e in entries if not len(getattr(e.programs.problem, part))]
+    empty = [e.name for e in entries if not len(getattr(e.programs.problem, part_name))]
     if empty:
         raise RunError(
-            f"{', '.join(empty)}: no {part} data, since trained without --holdout true; compare on "
-            "--part test"
+            f"{', '.join(empty)}: no {part_name} data, since trained without --holdout true; "
+            "compare on --part test"
         )
-    x, log_det = of(entries[0])
+    x, log_det = transformed(entries[0])
     levels = entries[0].programs.problem.dequantized_levels
     for entry in entries[1:]:
-        other_x, other_log_det = of(entry)
+        other_x, other_log_det = transformed(entry)
         same = (
             entry.programs.problem.dequantized_levels == levels
             and torch.equal(other_x, x)
@@ -108,23 +110,24 @@ def _shared_data(
         )
         if not same:
             raise RunError(
-                f"{entry.name} and {entries[0].name} do not have the same {part} data, so their "
-                f"bounds cannot be compared:\n  {_data(entries[0], part)}\n  {_data(entry, part)}\n"
+                f"{entry.name} and {entries[0].name} do not have the same {part_name} data, so "
+                f"their bounds cannot be compared:\n  {_data(entries[0], part_name)}\n"
+                f"  {_data(entry, part_name)}\n"
                 "Compare runs of one --model, --protocol and --split_seed with each other"
             )
     return x, log_det, levels
 
 
-def _data(entry: Entry, part: str) -> str:
+def _data(entry: Entry, part_name: str) -> str:
     problem = entry.programs.problem
     protocol = "" if entry.protocol is None else f", --protocol {entry.protocol}"
     shape = "×".join(map(str, problem.event_shape))
-    number = len(getattr(problem, part))
+    number = len(getattr(problem, part_name))
     if (logit := getattr(problem, "dequantization", None)) is not None:
         protocol += f" --logit_margin {logit.margin:g}"
     if problem.rows is not None and problem.rows.seed is not None:
         protocol += f", --split_seed {problem.rows.seed}"
-    return f"{entry.name}: model {problem.name}{protocol}, {number} {part} data of {shape}"
+    return f"{entry.name}: model {problem.name}{protocol}, {number} {part_name} data of {shape}"
 
 
 # -- the program -----------------------------------------------------------------------------------

@@ -188,9 +188,9 @@ def evaluate(
         raise ValueError(f"--method {method} runs in one process; start it without torchrun")
     for note in opened.notes:
         print(note)
-    known = opened.programs.problem.context is not None
-    told = f", each given its {given_in_words(opened.programs)}" if known else ""
-    print(f"{opened.folder}: step {opened.checkpoint.step}, {len(tested)} test data{told}")
+    is_conditional = opened.programs.problem.context is not None
+    given = f", each given its {given_in_words(opened.programs)}" if is_conditional else ""
+    print(f"{opened.folder}: step {opened.checkpoint.step}, {len(tested)} test data{given}")
     if method == "all":
         print(f"elbo: {measure(opened.programs, tested, seed=seed, **calls)}")
     _by_weights(opened.programs, tested, method, weighing)
@@ -241,16 +241,16 @@ def _of_rows(
     if run is None:
         raise RunError("--data is of rows for a run, which is missing; give its folder")
     table = Table.from_run(run, accelerator=accelerator)
-    each = [
+    pieces = [
         table.measured(rows.table, None, draws, batch_size, seed, piece=k)
         for k, rows in enumerate(read_pieces(data, PIECE, text_columns(table.problem.columns)))
     ]
-    if not each:
+    if not pieces:
         raise DataError(f"--data {data} has no row, expected one at least")
-    rows = pd.concat(each)
+    rows = pd.concat(pieces)
     if out is not None:
-        own = rows.reset_index(drop=True)
-        write_atomically(out, own.to_csv(index_label="row").encode())
+        numbered = rows.reset_index(drop=True)
+        write_atomically(out, numbered.to_csv(index_label="row").encode())
         print(f"the bound of each row: {out}")
     values = torch.tensor(rows["log_prob"].tolist())
     print(f"log p of a row, of what is there: at least {Measured.of(values)} nats")
@@ -408,10 +408,12 @@ class Weighing:
             "importance": {"times": self.times},
             "flow": {"probes": self.probes, "rtol": self.rtol},
         }
-        for of, own in options.items():
-            given = [name for name, value in own.items() if value is not None]
-            if given and method not in (of, "all"):
-                raise ValueError(f"--{given[0]} is for --method {of}, not {method}; leave it out")
+        for owner, values in options.items():
+            given = [name for name, value in values.items() if value is not None]
+            if given and method not in (owner, "all"):
+                raise ValueError(
+                    f"--{given[0]} is for --method {owner}, not {method}; leave it out"
+                )
         if method == "elbo" and self.samples is not None:
             raise ValueError(
                 "--samples is for --method importance and flow, not elbo; leave it out"
@@ -470,10 +472,10 @@ def weights(
     single = weighted.bound.mean - weighted.mean  # nats, of one weight less all
     gain = -single / (weighted.num_dims * math.log(2))
     words = f"{weighted.weights_in_words}; {gain:.3f} bits/dim below one weight; "
-    told = words if samples > 1 else ""
+    note = words if samples > 1 else ""
     calls = f"{weighted.network_calls} network calls for each datum"
     with_error = f" ± {error:.3f}" if math.isfinite(error) else ""
-    return f"bits/dim {value:.3f}{with_error} ({told}{calls})"
+    return f"bits/dim {value:.3f}{with_error} ({note}{calls})"
 
 
 if __name__ == "__main__":

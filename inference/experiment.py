@@ -124,11 +124,11 @@ def experiment(
         print((folder / "learned.md").read_text("utf-8"))
 
 
-def _check_some(option: str, names: list[str], known: tuple[str, ...]) -> None:
-    if not names or not set(names) <= set(known) or len(set(names)) < len(names):
+def _check_some(option: str, names: list[str], available: tuple[str, ...]) -> None:
+    if not names or not set(names) <= set(available) or len(set(names)) < len(names):
         raise RunError(
-            f"--{option} is {names}, expected some of {', '.join(known)}, each once, as in "
-            f"[{known[-1]}]"
+            f"--{option} is {names}, expected some of {', '.join(available)}, each once, as in "
+            f"[{available[-1]}]"
         )
 
 

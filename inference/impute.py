@@ -102,9 +102,9 @@ def impute(
             f"{names}; leave one empty"
         )
     with TemporaryDirectory(dir=out.parent, prefix=".imputed-") as folder:
-        part = partial(TablePiece, number=whole.rows, schema=schema_without(data, table.names))
-        middle = part(Path(folder) / f"middle{out.suffix}")
-        each = [part(Path(folder) / f"{k}{out.suffix}", header=k == 0) for k in range(num)]
+        new_file = partial(TablePiece, number=whole.rows, schema=schema_without(data, table.names))
+        middle = new_file(Path(folder) / f"middle{out.suffix}")
+        by_draw = [new_file(Path(folder) / f"{k}{out.suffix}", header=k == 0) for k in range(num)]
         with progress_bar(whole.rows, "imputation", "rows") as bar:
             for k, piece in enumerate(pieces()):
                 rows = piece.table.astype(whole.types)
@@ -113,12 +113,12 @@ def impute(
                 )
                 _add(middle, rows, piece.cells, whole, table.middle(draws, center))
                 for number, values in enumerate(draws):
-                    _add(each[number], rows, piece.cells, whole, values, number)
+                    _add(by_draw[number], rows, piece.cells, whole, values, number)
                 bar.update(len(rows))
-        for own in (middle, *each):
-            own.close()
+        for new in (middle, *by_draw):
+            new.close()
         with explain_full_disk(out, 0), replacing() as write:
-            write(draws_out, content(each))
+            write(draws_out, content(by_draw))
             write(out, content([middle]))
     print(
         f"{whole.missing} missing entries in {whole.incomplete} of {whole.rows} rows; {out}; "
@@ -127,7 +127,7 @@ def impute(
 
 
 def _add(
-    part: TablePiece,
+    file: TablePiece,
     rows: pd.DataFrame,
     cells: Cells | None,
     whole: Survey,
@@ -137,19 +137,19 @@ def _add(
     """Add completed rows to a file, with the number of the draw in a last column if it is one."""
     import pandas as pd
 
-    if cells is not None and part.path.suffix == ".csv":
+    if cells is not None and file.path.suffix == ".csv":
         completed = fill_cells(cells, rows, values, whole.texts)
         if draw is not None:
             names, *others = completed
             completed = [[*names, "draw"], *([*row, str(draw)] for row in others)]
-        part.add_cells(completed)
+        file.add_cells(completed)
         return
     table = filled(rows, values)
     if draw is not None:
         table = table.assign(draw=draw)
         if isinstance(table.index, pd.RangeIndex):  # which counts the rows of one draw
             table.index = pd.Index(table.index.to_numpy(), name=table.index.name)
-    part.add(table)
+    file.add(table)
 
 
 class Survey(NamedTuple):
@@ -176,8 +176,8 @@ class Survey(NamedTuple):
             gone = empty & ~(codes == ABSENT).numpy()
             rows, missing = rows + len(table), missing + int(gone.sum())
             incomplete += int(gone.any(1).sum())
-            own = dict(table.dtypes)
-            types = common_types(types, own) if types else own
+            dtypes = dict(table.dtypes)
+            types = common_types(types, dtypes) if types else dtypes
             if cells is not None:
                 texts.seen(cells, table)
         types = with_levels(types, problem.columns)
@@ -199,9 +199,9 @@ def fill_cells(
         empty = table[name].isna().to_numpy()
         if name not in values.columns or not empty.any():
             continue
-        own = values[name].tolist()
+        drawn = values[name].tolist()
         for i in np.flatnonzero(empty & values[name].notna().to_numpy()):
-            whole[i + 1][j] = texts.text(name, own[i])
+            whole[i + 1][j] = texts.text(name, drawn[i])
     return whole
 
 

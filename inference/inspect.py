@@ -64,15 +64,15 @@ def figure(names: Sequence[str], diffusions: Sequence[LinearDiffusion], x: Tenso
 
     heights = [3.6, *(1.05 * d.num_variables + 1.3 for d in diffusions)]
     result = Figure((15.0, sum(heights)), dpi=DPI, layout="constrained")
-    parts = result.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    panels = result.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     # of several blocks and clocks the first, as in the table
     shown = [
         cast(LinearDiffusion, d.reference) if kind_of(d).by_dimension else d for d in diffusions
     ]
-    _draw_overview(parts[0], names, shown, x)
-    for part, name, block, diffusion in zip(parts[1:], names, shown, diffusions, strict=True):
-        left, right = part.subfigures(1, 2, width_ratios=[5.2, 9.8])
-        part.suptitle(
+    _draw_overview(panels[0], names, shown, x)
+    for panel, name, block, diffusion in zip(panels[1:], names, shown, diffusions, strict=True):
+        left, right = panel.subfigures(1, 2, width_ratios=[5.2, 9.8])
+        panel.suptitle(
             f"{plain(name)}, K = {diffusion.num_variables}", fontsize=11, x=0.01, ha="left"
         )
         _draw_moments(left, block)
@@ -81,9 +81,9 @@ def figure(names: Sequence[str], diffusions: Sequence[LinearDiffusion], x: Tenso
 
 
 def _draw_overview(
-    part: SubFigure, names: Sequence[str], diffusions: Sequence[LinearDiffusion], x: Tensor
+    panel: SubFigure, names: Sequence[str], diffusions: Sequence[LinearDiffusion], x: Tensor
 ) -> None:
-    snr, kl, plane = part.subplots(1, 3)
+    snr, kl, plane = panel.subplots(1, 3)
     for i, (name, diffusion) in enumerate(zip(names, diffusions, strict=True)):
         color, end = f"C{i}", diffusion.horizon
         start = diffusion.start_time.item()
@@ -113,10 +113,10 @@ def _draw_overview(
         axes.set_ylabel(label)
 
 
-def _draw_moments(part: SubFigure, diffusion: LinearDiffusion) -> None:
+def _draw_moments(panel: SubFigure, diffusion: LinearDiffusion) -> None:
     from pyro_mdm.plots.figures import draw_moments
 
-    left, right = part.subplots(1, 2)
+    left, right = panel.subplots(1, 2)
     draw_moments(left, right, diffusion, fontsize=7)
     for axes, title in ((left, "a(s)"), (right, "Σ(s)")):
         axes.set_title(title, fontsize=10)
@@ -181,15 +181,15 @@ def inspect(
     slugs = map(slug, (model, *names))
     out = out if out is not None else Path(f"inspect-{'-'.join(slugs)}.png")
     check_out(out, (".png",), overwrite=overwrite)
-    of = DataOptions(
+    data_options = DataOptions(
         model=model, protocol=protocol, data=data, image_size=image_size, holdout=False
     )
-    problem = build_problem(with_split(of))
+    problem = build_problem(with_split(data_options))
     x = problem.to_model_space(problem.test, torch.Generator().manual_seed(0)).double()
     diffusions = [_diffusion(replace(asked, guide=name), problem) for name in names]
     seen = [look(name, diffusion, x) for name, diffusion in zip(names, diffusions, strict=True)]
-    each = zip(names, diffusions, seen, strict=True)
-    drawn = {name: diffusion for name, diffusion, own in each if not own.errors}
+    inspected = zip(names, diffusions, seen, strict=True)
+    drawn = {name: diffusion for name, diffusion, inspection in inspected if not inspection.errors}
     print(f"{model}: {len(x)} test data, {x[0].numel()} dims, mean square {x.square().mean():.3g}")
     print(table(seen))
     if draws is not None:

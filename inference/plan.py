@@ -232,8 +232,8 @@ def _try_likelihood(name: str, problem: Problem, model: DiffusionModel) -> None:
     with evaluating(model), torch.random.fork_rng(devices=[]):
         x = problem.to_model_space(problem.train[:2])
         try:
-            known = problem.part("train").context
-            given = None if known is None else known[:2]
+            contexts = problem.part("train").context
+            given = None if contexts is None else contexts[:2]
             score = model.given_context(given).score_function
             law = model.likelihood(diffusion, score, y, len(event_shape))
             shape = law.log_prob(x).shape

@@ -142,18 +142,18 @@ def posterior(
     out = Path(f"posterior-{slug(simulator)}.png") if out is None else out
     check_out(out, (".png",), overwrite=overwrite)
     predictive, table = _beside(out, "-predictive.png"), _beside(out, "-draws.csv")
-    for own in (predictive, *([table] if data is not None else [])):
-        check_out(own, (own.suffix,), overwrite=overwrite)
+    for file in (predictive, *([table] if data is not None else [])):
+        check_out(file, (file.suffix,), overwrite=overwrite)
     if save is not None:
         check_out(save, (), overwrite=overwrite, option="save")
-    known = None if data is None else read_observation(data, chosen)
+    from_file = None if data is None else read_observation(data, chosen)
     learned = AmortizedPosterior.fit(
         chosen.program,
         chosen.latent,
         chosen.observed,
         simulations=simulations,
         missing=HIDDEN
-        if known and _lacks({name: known[name] for name in chosen.observed})
+        if from_file and _lacks({name: from_file[name] for name in chosen.observed})
         else 0.0,
         steps=steps,
         batch_size=batch_size,
@@ -171,7 +171,7 @@ def posterior(
     truth, said = _checked(learned, chosen, scored, calibration, vectorized, seed)
     print(f"{short_name(simulator)}: {simulations:,} simulations, {steps:,} steps")
     print(said)
-    one = {name: value[0] for name, value in truth.items()} if known is None else known
+    one = {name: value[0] for name, value in truth.items()} if from_file is None else from_file
     drawn = learned.sample(one, num_samples, seed=seed)
     if data is not None:
         print(_of_observation(learned, chosen, one, drawn))
@@ -233,11 +233,11 @@ def read_observation(path: Path, simulator: Simulator) -> dict[str, Tensor]:
     for name, shape in shapes.items():
         if name not in content:
             continue
-        own, size = content[name], math.prod(shape)
-        if path.suffix == ".csv" and not any(cell not in (None, "") for cell in own[size:]):
-            own = own[:size]  # shorter columns end in empty cells
+        entries, size = content[name], math.prod(shape)
+        if path.suffix == ".csv" and not any(cell not in (None, "") for cell in entries[size:]):
+            entries = entries[:size]  # shorter columns end in empty cells
         try:
-            value = torch.tensor(_numbers(own), dtype=torch.get_default_dtype())
+            value = torch.tensor(_numbers(entries), dtype=torch.get_default_dtype())
         except (TypeError, ValueError) as error:
             raise RunError(
                 f"--data {path}: {name!r} has a value that is no number ({error}), expected "
@@ -299,8 +299,8 @@ def _of_observation(
     for name, value in posterior_columns(drawn).items():
         low, high = value.quantile(value.new_tensor([0.05, 0.95])).tolist()
         cells = [float(value.mean()), float(value.std()), low, high]
-        own = [f"{float(true[name]):.4g}" if name in true else ""] if true else []
-        rows.append([name, *(f"{cell:.4g}" for cell in cells), *own])
+        truth = [f"{float(true[name]):.4g}" if name in true else ""] if true else []
+        rows.append([name, *(f"{cell:.4g}" for cell in cells), *truth])
     p = float(learned.predictive_p_value(one))
     usual = f"prior predictive p-value of the observation: {p:.2g}, small if unlike simulations"
     return f"{aligned(rows)}\n{usual}"

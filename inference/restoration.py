@@ -73,9 +73,9 @@ class Restoration(NamedTuple):
             seen = operator.seen
             parts = {" where it is not seen": half[~seen], " where it is seen": half[seen]}
         widths = ", ".join(
-            f"{float(own.mean()):.3g}{where} (at most {float(own.max()):.3g})"
-            for where, own in parts.items()
-            if own.numel()
+            f"{float(width.mean()):.3g}{where} (at most {float(width.max()):.3g})"
+            for where, width in parts.items()
+            if width.numel()
         )
         by = "" if self.windows == 1 else f", by {self.windows} overlapping windows"
         return (

@@ -73,13 +73,15 @@ def told(
         )
     else:
         given_to = context.unknown.expand(n, *context.shape)
-    known = isinstance(context, Labels)
-    what = "labels" if known else "contexts"
+    is_labelled = isinstance(context, Labels)
+    what = "labels" if is_labelled else "contexts"
     if given is None:
         return given_to, f"the network is not told the {what} of the images (--given tells it)"
     names = problem.class_names
-    said = f"the network is told the {what} {_listed(given_to, names) if known else given}"
-    theirs = "" if own is None or not known else f"; those of the images are {_listed(own, names)}"
+    said = f"the network is told the {what} {_listed(given_to, names) if is_labelled else given}"
+    theirs = (
+        "" if own is None or not is_labelled else f"; those of the images are {_listed(own, names)}"
+    )
     return given_to, said + theirs
 
 
@@ -220,10 +222,10 @@ def _demonstrate(
     out: Path,
 ) -> None:
     """Measure test images, restore them, and compare with the truth."""
-    part = problem.part("test")[:number]
-    own = part.context if isinstance(problem.context, Labels) else None
-    context, said = told(problem, number, given, own)
-    truth, operator = problem.to_model_space(part.data), how.operator(problem.event_shape)
+    test = problem.part("test")[:number]
+    labels = test.context if isinstance(problem.context, Labels) else None
+    context, said = told(problem, number, given, labels)
+    truth, operator = problem.to_model_space(test.data), how.operator(problem.event_shape)
     model = programs.given(context).model
     alike = None if context is None or bool((context != context[0]).any()) else context[0]
     data = _learned_from(problem, alike)
@@ -253,13 +255,16 @@ def _restore_own(
     context, said = told(problem, len(files), given)
     if said is not None:
         print(said)
-    known: dict[tuple[float, ...], tuple[DiffusionModel, Tensor]] = {}  # measured once for each
+    prepared: dict[tuple[float, ...], tuple[DiffusionModel, Tensor]] = {}  # measured once for each
     for i, (file, observation) in enumerate(zip(files, observations, strict=True)):
-        own = None if context is None else context[i]
-        key = () if own is None else tuple(own.flatten().tolist())
-        if key not in known:
-            known[key] = programs.given(own).model, _learned_from(problem, own)
-        model, data = known[key]
+        image_context = None if context is None else context[i]
+        key = () if image_context is None else tuple(image_context.flatten().tolist())
+        if key not in prepared:
+            prepared[key] = (
+                programs.given(image_context).model,
+                _learned_from(problem, image_context),
+            )
+        model, data = prepared[key]
         try:
             one = restoration(model, observation, data=data, progress=True, **options._asdict())
         except ValueError as error:
@@ -272,11 +277,11 @@ def _restore_own(
 
 def _learned_from(problem: ImageProblem, context: Tensor | None = None) -> Tensor:
     """Training images in model space, some of many; for a label those that have it, if not few."""
-    part = problem.part("train")
-    data = part.data
-    if context is not None and part.context is not None and isinstance(problem.context, Labels):
-        own = data[part.context == context.to(part.context)]
-        data = own if len(own) >= OF_A_LABEL else data
+    train = problem.part("train")
+    data = train.data
+    if context is not None and train.context is not None and isinstance(problem.context, Labels):
+        alike = data[train.context == context.to(train.context)]
+        data = alike if len(alike) >= OF_A_LABEL else data
     return problem.to_model_space(data[:: max(1, len(data) // LEARNED_FROM)])
 
 

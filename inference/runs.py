@@ -88,7 +88,11 @@ RUNS = Path("runs")
 COLUMNS = (
     "step",
     "part",
-    *(f"{term}{of}" for term in ("bits_per_dim", *ALL_TERMS) for of in ("", "_standard_error")),
+    *(
+        f"{term}{suffix}"
+        for term in ("bits_per_dim", *ALL_TERMS)
+        for suffix in ("", "_standard_error")
+    ),
     "learning_rate",
     "gradient_norm",
     "seconds",
@@ -411,9 +415,9 @@ class Run:
                 write_atomically(self.folder / name, self._as_written(name, written))
             return
 
-        def keeps(at: int, part: str) -> bool:
-            before = at < step or (at == step > 0 and (measured or part == "objective"))
-            return before and part != "test"
+        def keeps(at: int, part_name: str) -> bool:
+            before = at < step or (at == step > 0 and (measured or part_name == "objective"))
+            return before and part_name != "test"
 
         kept = [r for r in self.history() if keeps(r["step"], r["part"])]
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)

@@ -304,13 +304,13 @@ def sample(
         out = default_out(opened.folder, f"samples-{'-'.join(parts)}.png")
     _check_file(out, problem, num_samples, overwrite)
     if isinstance(given, str) and problem.class_names is None:
-        known = _values_of(given, problem, out)
+        values = _values_of(given, problem, out)
         model.to(start(accelerator).device)
         name = sampler or default_sampler(model)
         steps = DRAW_STEPS if steps is None and name == "exponential" else steps
         model.sampler = make_sampler(name, steps, model.diffusion, model.score_function, grid)
         assert isinstance(problem, Tabular)
-        rows = draws_given(problem, model, num_samples, known, batch_size=batch_size, seed=seed)
+        rows = draws_given(problem, model, num_samples, values, batch_size=batch_size, seed=seed)
         write_atomically(out, table_text(rows).encode())
         print(out)
         return
@@ -318,17 +318,17 @@ def sample(
         raise ValueError("--pairs is for a .png of a run of --model tabular; leave it out")
     fabric = start(accelerator)
     model.to(fabric.device)
-    told = contexts(problem, num_samples, given)
-    told = None if told is None else told.to(fabric.device)
+    context = contexts(problem, num_samples, given)
+    context = None if context is None else context.to(fabric.device)
     for note in opened.notes if fabric.is_global_zero else []:
         print(note)
     options = Drawing(sampler=sampler, steps=steps, grid=grid, seed=seed, batch_size=batch_size)
-    options |= Drawing(progress=fabric.is_global_zero, context=told, guidance=guidance)
+    options |= Drawing(progress=fabric.is_global_zero, context=context, guidance=guidance)
     if out.suffix != ".gif":
         with _partial(out, fabric) as partial:
             _draw_into(partial, fabric, model, num_samples, options)
             if fabric.is_global_zero:
-                _write(out, partial, problem, told, in_turn=given is None, pairs=pairs)
+                _write(out, partial, problem, context, in_turn=given is None, pairs=pairs)
     elif fabric.is_global_zero:
         _animate(out, problem, model, num_samples, options)
     if fabric.is_global_zero:
@@ -344,13 +344,13 @@ def _values_of(given: str, problem: Problem, out: Path) -> dict[str, Any]:
             f"--given is {given!r}, which is for rows of a table in a .csv file; give a class or a "
             "vector, or --out rows.csv"
         )
-    parts = comma_separated(given, "given")
-    pairs = [part.partition("=") for part in parts]
-    if wrong := [part for part, (_, equals, _) in zip(parts, pairs, strict=True) if not equals]:
+    words = comma_separated(given, "given")
+    pairs = [word.partition("=") for word in words]
+    if wrong := [word for word, (_, equals, _) in zip(words, pairs, strict=True) if not equals]:
         raise ValueError(
             f"--given has {wrong[0]!r}, expected name=value, with commas between; e.g. age=50,sex=f"
         )
-    names, _, values = ([text.strip() for text in own] for own in zip(*pairs, strict=True))
+    names, _, values = ([text.strip() for text in texts] for texts in zip(*pairs, strict=True))
     text = csv_text([names, values])
     as_text = {name: str for name in text_columns(problem.columns) if name in names}
     row: dict[str, Any] = pd.read_csv(io.StringIO(text), dtype=as_text).iloc[0].to_dict()
@@ -381,7 +381,7 @@ def _animate(out: Path, problem: Problem, model: DiffusionModel, n: int, options
 
 
 def _write(
-    out: Path, drawn: Path, problem: Problem, told: Tensor | None, *, in_turn: bool, pairs: bool
+    out: Path, drawn: Path, problem: Problem, context: Tensor | None, *, in_turn: bool, pairs: bool
 ) -> None:
     """Turn a file of samples into the output; ``in_turn``: a column for each class."""
     if out.suffix == ".npy":
@@ -397,7 +397,7 @@ def _write(
         write_atomically(out, png(pairs_figure(*observed_and_drawn(problem, x))))
         return
     width = columns(problem) if in_turn else None
-    write_atomically(out, png(picture(problem, x, columns=width, context=told)))
+    write_atomically(out, png(picture(problem, x, columns=width, context=context)))
 
 
 @contextmanager

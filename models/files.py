@@ -93,9 +93,9 @@ def checksum(source: Path | bytes, algorithm: str) -> str:
         return digest.hexdigest()
     size = source.stat().st_size
     with open(source, "rb") as file, _progress(size, f"{algorithm} of {source.name}", "B") as bar:
-        while part := file.read(CHUNK):
-            digest.update(part)
-            bar.update(len(part))
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+            bar.update(len(chunk))
     return digest.hexdigest()
 
 

@@ -228,8 +228,8 @@ class ImageProblem(Problem):
 
     def likelihood(self, score: Score, diffusion: Diffusion) -> Likelihood | None:
         if self.dequantization is None:
-            own = isinstance(getattr(score, "denoiser", score), DiscreteDenoiser)
-            return None if own else DiscretizedGaussian(self.num_levels)
+            is_discrete = isinstance(getattr(score, "denoiser", score), DiscreteDenoiser)
+            return None if is_discrete else DiscretizedGaussian(self.num_levels)
         return Gaussian() if kind_of(diffusion).simulated else Tweedie()
 
 

@@ -126,7 +126,7 @@ def test_contexts_that_are_no_labels_are_vectors(regression: str, tmp_path: Path
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("colour", "--condition is 'colour', and what is known of regression is temperature"),
+        ("colour", "--condition is 'colour', expected one of temperature.* for regression"),
         ("bad", r"training data have the bad \[1, 2, .*expected all of 0, 1, 2"),
         ("short", "50 short of 100 data, expected one for each, in the order of load"),
         ("gap", r"training data have the gap \[0, 2, 4\], expected all of 0, 1, 2"),
@@ -205,7 +205,7 @@ def test_options_that_need_each_other(tmp_path: Path) -> None:
         ValueError, match=r"--context_dropout is 0.2, but the data are given nothing"
     ):
         train(run=tmp_path / "run", **SHORT | {"context_dropout": 0.2})
-    with pytest.raises(ValueError, match="what is known of tiny is nothing"):
+    with pytest.raises(ValueError, match="expected no context for tiny"):
         Tiny().condition_on("labels")
 
 

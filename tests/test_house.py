@@ -363,3 +363,70 @@ def test_what_callers_use_of_a_diffusion_is_declared(module: str) -> None:
                 declared |= {*vars(one), *vars(one).get("__annotations__", ())}
     undeclared = [f"{name}, line {n}" for n, name in of_diffusions(module) if name not in declared]
     assert not undeclared
+
+
+# -- names in programs -----------------------------------------------------------------------------
+
+NO_NAMES = {"own", "each", "part", "known", "told", "found", "of"}
+"""Words that say nothing of the thing that they would name."""
+DATA_SETS = {
+    *("images", "data", "splits", "kept", "problem", "files", "image_problem", "imagenet32"),
+    *("mnist", "mnist5k", "cifar10", "fashion_mnist", "digits", "toy", "checks", "kinds"),
+}
+"""Modules of models that are not about columns of tables."""
+STAYING = {
+    "ImageNet32.decode: part",
+    "ImageNet32New.decode: part",
+    "ImageNet32Old.decode: part",
+    "DataSet.numbers: part",
+    "Run.log: part",
+    "Run.record: part",
+    "compare: part",
+    "draw_calibration: part",
+    "load_weights: part",
+    "told: own",
+}
+"""Parameters of public functions, which callers give by name."""
+
+
+def vague_names(source: str) -> Iterator[str]:
+    """Variables, parameters and private attributes with names of :data:`NO_NAMES`, by function."""
+
+    def inside(node: ast.AST, place: tuple[str, ...], is_class: bool) -> Iterator[str]:
+        for child in ast.iter_child_nodes(node):
+            name = ""
+            if isinstance(child, ast.arg):
+                name = child.arg
+            elif isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store) and not is_class:
+                name = child.id
+            elif isinstance(child, ast.Attribute) and child.attr.startswith("_"):
+                name = child.attr.strip("_")
+            elif isinstance(child, ast.FunctionDef) and place and not is_class:
+                name = child.name
+            if name in NO_NAMES:
+                yield f"{'.'.join(place)}: {name}"
+            if isinstance(child, ast.FunctionDef | ast.ClassDef):
+                below = (*place, child.name)
+                yield from inside(child, below, isinstance(child, ast.ClassDef))
+            else:
+                fields = is_class and isinstance(child, ast.Assign | ast.AnnAssign)
+                yield from inside(child, place, fields)
+
+    yield from inside(ast.parse(source), (), is_class=False)
+
+
+def test_programs_name_things() -> None:
+    """A variable is named for the thing that it holds, in programs and in data sets."""
+    source = "def f(own):\n def of(): ...\n self._known = [0 for each, _ in own]\nfound = 1"
+    assert sorted(vague_names(source)) == [": found", "f: each", "f: known", "f: of", "f: own"]
+    assert not [*vague_names("class A:\n of: int\n def part(self): ...")]  # these are public
+    paths = [path for path in (ROOT / "models").rglob("*.py") if path.stem in DATA_SETS]
+    assert len(paths) == len(DATA_SETS)
+    paths += (ROOT / "inference").rglob("*.py")
+    vague = [
+        f"{path.relative_to(ROOT)}, {name}"
+        for path in sorted(paths)
+        for name in vague_names(path.read_text(encoding="utf-8"))
+        if name not in STAYING
+    ]
+    assert not vague, "\n".join(vague)
