@@ -69,11 +69,11 @@ class Agreement:
     """The agreement of samples with rows.
 
     Attributes:
-        columns: the distance of each column: the largest difference of distribution functions of
+        columns: distance of each column: the largest difference of distribution functions of
             numbers, or half the sum of differences of probabilities of levels.
         pairs: the change of the correlation of each pair, of ranks of numbers, or of the scores of
             levels that are most correlated.
-        rules: how many pairs of values are never together, though often expected to be.
+        rules: number of pairs of values that are never together, though often expected to be.
         broken: the share of samples that have such a pair.
         rows, samples: columns by name, as for :func:`pyro_mdm.plots.tables.pairs_figure`.
     """
@@ -128,9 +128,9 @@ def agreement(
     Args:
         problem: the table of the run.
         model: its model, which was trained at maps with entries observed.
-        samples: of the model, in model space, (m, d); None: :data:`ROWS` are drawn.
+        samples: samples of the model, in model space, (m, d); None: :data:`ROWS` are drawn.
         batch_size: rows simulated together.
-        seed: of rows, draws and resamples.
+        seed: seed of rows, draws and resamples.
     """
     generator = torch.Generator().manual_seed(seed_from(seed, "agreement"))
     chosen = torch.randperm(len(problem.train), generator=generator)[:ROWS]

@@ -241,7 +241,7 @@ def by_datum(
     Both are empty for a datum that was never drawn.
 
     Args:
-        log_det, levels: as for :func:`in_bits`.
+        log_det, levels: arguments of :func:`in_bits`.
         numbers: the indices of the data, (n,).
         labels: the labels of the data, (n,), -1 where unknown.
         probabilities: the probability of each class, (n, classes).

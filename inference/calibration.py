@@ -35,10 +35,10 @@ class TableCalibration:
     """Predictions of entries of a table and what they are, by column.
 
     Attributes:
-        ranks: of entries that are numbers, and tests that they are uniform.
-        pit: probability integral transforms of them, (rows,), NaN where there is no entry.
-        classes: of categories: frequencies among half of the draws, and among the others,
-            (2, rows, C), and which was there, (rows,), NaN where there is no entry.
+        ranks: ranks of entries that are numbers, and tests that they are uniform.
+        pit: probability integral transforms of these entries, (rows,), NaN where there is no entry.
+        classes: frequencies of each category among half of the draws, and among the others, (2,
+            rows, C), and the category that was there, (rows,), NaN where there is no entry.
     """
 
     ranks: Calibration
@@ -118,8 +118,8 @@ def table_calibration(
         problem: the table of the run.
         model: its model, which was trained at maps with entries observed.
         rows: stored rows, (n, columns), NaN where an entry is missing.
-        draws: of each entry, at least 2.
-        seed: of what is hidden, and of the draws.
+        draws: number of draws of each entry, at least 2.
+        seed: seed of the choice of hidden entries, and of the draws.
 
     Raises:
         ValueError: no entry in any row; a model that was not trained at such maps, or that

@@ -152,16 +152,17 @@ def compare(
 
     Args:
         runs: run folders, of one --model and one --protocol, which are only read.
-        half_width: half-width of the 95% intervals for the noise of every bound and difference, in
-            bits/dim, up to which network calls are made; null for all the draws.
-        draws: the most network calls per datum and run for the diffusion term.
+        half_width: half-width, in bits/dim, that the 95% intervals for the noise of every bound and
+            difference are to have; network calls are made until they have it. null: all the draws
+            are made.
+        draws: largest number of network calls per datum and run for the diffusion term.
         part: part of the data; choose settings on validation, for which runs need --holdout true.
-        num_data: the most data of that part, spread evenly over it; all by default.
+        num_data: largest number of data of that part, spread evenly over it; all by default.
         out: folder for bounds.csv, differences.csv, by_log_snr.csv and comparison.png.
-        batch_size: data per network call.
+        batch_size: number of data per network call.
         seed: seed of the noise.
-        overwrite: replace a comparison in ``out``.
-        accelerator: cpu, cuda, … or auto.
+        overwrite: replace a comparison in the folder --out.
+        accelerator: kind of device: cpu, cuda, … or auto.
 
     Raises:
         RunError: no such run, one given twice, runs of different data, no such part of the data, or

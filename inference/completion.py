@@ -43,11 +43,11 @@ def draws(
     """Completed rows, a table for each draw, of the columns that are modelled and rows 0, 1, ….
 
     Args:
-        rows: those that memory holds ``num`` times.
-        piece: the number of these rows among pieces of a larger table, for their seed.
-        only: the one column that is drawn, if the others are integrated out and stay empty.
-        batch_size: completions simulated together.
-        unknown, hidden: as for :meth:`models.tabular.Tabular.codes`.
+        rows: incomplete rows, so few that memory holds them ``num`` times.
+        piece: number of these rows among the pieces of a larger table, for their seed.
+        only: name of the one column that is drawn, if the others are integrated out and stay empty.
+        batch_size: number of completions simulated together.
+        unknown, hidden: options of :meth:`models.tabular.Tabular.codes`.
     """
     piece_seed = seed_from(seed, "draws", piece)
     noise = torch.Generator().manual_seed(piece_seed)

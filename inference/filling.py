@@ -27,7 +27,7 @@ class Filling:
 
     Args:
         problem: the data set, with missing entries.
-        settings: those of the run.
+        settings: settings of the run.
 
     Attributes:
         values: the completed data of the present part of the training, in model space; None:

@@ -65,25 +65,26 @@ def impute(
     the end. It is :meth:`inference.Table.impute`, which has the same draws.
 
     Args:
-        run: the run folder, of --model tabular (--run may be left out), or the name of such a
-            trained model in models/trained: wine.
-        data: the incomplete table, .csv or .parquet, with the columns of the run's; or a name as
-            for inference.train.
-        out: the completed table, .csv or .parquet.
-        num: draws of each row.
-        center: of the draws of an entry that is a number, which the completed table has, rounded as
-            the column is; where most draws are one atom, it is that. Of an ordinal one it is the
-            median level, of a categorical one the most frequent category.
-        sampler: as for inference.sample; by default exponential.
-        steps: steps of the sampler.
-        batch_size: rows simulated together.
-        seed: seed of the noise. Draws of a row depend on it, on --batch_size and on the rows of
+        run: run folder, of --model tabular (--run may be left out), or the name of such a trained
+            model in models/trained: wine.
+        data: incomplete table, .csv or .parquet, with the columns of the table that the run was
+            trained on; or a name as for inference.train.
+        out: name of the file of the completed table, .csv or .parquet.
+        num: number of draws of each row.
+        center: value that a missing number gets in the completed table: the mean or the median of
+            its draws, rounded as the column is; where most draws are one atom, that atom. A missing
+            level of an ordinal column gets the median, and of a categorical one the most frequent
+            category.
+        sampler: sampler, as for inference.sample; by default exponential.
+        steps: number of steps of the sampler.
+        batch_size: number of rows simulated together.
+        seed: seed of the noise. The draws of a row depend on it, on --batch_size and on the rows of
             its piece.
-        unknown: what to do with values that the run does not know, such as new categories and
-            numbers out of a column's range: missing, to take them for missing entries, with a
-            warning; or refuse. Their cells stay as they are.
+        unknown: treatment of values that the run does not know, such as new categories and numbers
+            out of a column's range: missing takes them for missing entries, with a warning; refuse
+            is an error. Their cells stay as they are.
         overwrite: replace both files if they exist.
-        accelerator: cpu, cuda, … or auto.
+        accelerator: kind of device: cpu, cuda, … or auto.
     """
     check_positive(num=num, steps=steps, batch_size=batch_size)
     draws_out = out.with_name(f"{out.stem}-draws{out.suffix}")
@@ -191,7 +192,7 @@ def fill_cells(
     them elsewhere; every other cell is the text that it was.
 
     Args:
-        texts: how the whole file writes its values; None: these cells are the whole.
+        texts: texts by which the whole file writes its values; None: these cells are the whole.
     """
     texts = Texts().seen(cells, table) if texts is None else texts
     whole = [row.copy() for row in cells]

@@ -145,23 +145,26 @@ def inspect(
     """Print the properties of diffusions before training with them, and draw them.
 
     Args:
-        guide: vpsde, cld, malda, alda, hold, ve, subvp, rectified_flow, cosine, momentum_ve,
-            learned (as it starts), module:Name, file.py:Name, or run:FOLDER for the diffusion a run
-            ended with; several with commas between them.
+        guide: diffusion, or several with commas between them: vpsde, cld, malda, alda, hold, ve,
+            subvp, rectified_flow, cosine, momentum_ve, learned (as it starts), module:Name,
+            file.py:Name, or run:FOLDER for the diffusion that a run ended with.
         model: data set for the prior KL and the noised images, as for inference.train.
-        protocol: images only: levels in [-1, 1], or dequantized as in the paper.
-        data: the data set's files, as for inference.train.
-        image_size: with --model images, as for inference.train.
-        num_variables: K of learned, 2 by default.
-        rank: rank of D of learned, K by default.
-        stationary_variance: Σ_∞ of learned, as for inference.train.
+        protocol: protocol of images: discrete, levels in [-1, 1] and the default, or dequantized,
+            as in the paper.
+        data: files of the data set, as for inference.train.
+        image_size: side of images, as for inference.train, with --model images.
+        num_variables: number K of variables of learned, 2 by default.
+        rank: rank of the matrix D of learned, K by default.
+        stationary_variance: stationary variance Σ_∞ of learned, as for inference.train.
         max_log_snr: log SNR at the start time; by default the data set's.
         min_log_snr: log SNR at time T, to which clocks are scaled; by default -10 for learned and
             for learned diffusions of your own; other clocks are not scaled.
-        draws: for run:FOLDER: measure by so many draws of each test datum what the run's network
-            makes of the auxiliary variables; 16 are enough for a first look. Not by default.
-        out: a .png for the figure; by default inspect-<model>-<guides>.png here.
-        overwrite: replace ``out`` if it exists.
+        draws: number of draws of each test datum by which it is measured, for run:FOLDER, how much
+            the run's network makes of the auxiliary variables; 16 are enough for a first look. By
+            default this is not measured.
+        out: name of a .png file for the figure; by default inspect-<model>-<guides>.png in the
+            current folder.
+        overwrite: replace the file of --out if it exists.
     """
     names = [name.strip() for name in guide.split(",")]
     asked = Guide(

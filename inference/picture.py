@@ -112,7 +112,7 @@ def picture(
     are labels.
 
     Args:
-        columns: see :func:`~pyro_mdm.plots.pictures.image_grid`.
+        columns: number of columns, see :func:`~pyro_mdm.plots.pictures.image_grid`.
         context: contexts of x, (n, …), if any, for colours.
     """
     from pyro_mdm.plots.figures import new_figure

@@ -224,10 +224,10 @@ class TablePiece:
 
     Args:
         path: the new file.
-        number: of all rows that will be added.
+        number: number of all rows that will be added.
         header: whether a CSV file begins with the names.
-        schema: of a parquet file, arrow's of columns that stay as they were; the types of others
-            are those of the first piece.
+        schema: arrow's schema of the columns of a parquet file that stay as they were; the types of
+            others are those of the first piece.
     """
 
     def __init__(

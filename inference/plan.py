@@ -56,7 +56,7 @@ class Plan:
         score: the score's name in the data set, its class, or a function that makes it.
         likelihood: p(x | y_ε); None: the data set's own.
         maps: the maps of log SNR that the denoiser is trained at; None: it is told none.
-        gaps: what training does with missing entries; None: there are none, or no maps.
+        gaps: treatment of missing entries in training; None: there are none, or no maps.
     """
 
     settings: Training

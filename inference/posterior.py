@@ -96,27 +96,29 @@ def posterior(
     """Learn p(θ | x) of a simulator from its draws, score it and check its calibration.
 
     Args:
-        simulator: two_moons, linear_gaussian, module:Name or file.py:Name, a Pyro program without
-            arguments or a Simulator.
+        simulator: simulator: two_moons, linear_gaussian, or module:Name or file.py:Name of a Pyro
+            program without arguments or of a Simulator.
         latent: names of the sites that are parameters; needed for a program of your own.
         observed: names of the sites that are data; needed for a program of your own.
         simulations: number of simulations to learn from.
-        steps: training steps.
-        batch_size: simulations per step.
+        steps: number of training steps.
+        batch_size: number of simulations per step.
         learning_rate: highest learning rate.
-        scored: new simulations whose true parameters are scored.
-        calibration: new simulations whose true parameters are ranked.
+        scored: number of new simulations whose true parameters are scored.
+        calibration: number of new simulations whose true parameters are ranked.
         vectorized: whether a program of your own may be run in a plate, which is quicker.
-        data: an observation by site, .json, or .csv with a column for each site, in which null or
-            an empty cell is missing; it may have true parameters too. By default a new simulation
-            is observed.
-        num_samples: draws of the posterior of the observation.
-        near: with data, new simulations of which the nearest twentieth are ranked too; 0: none.
-        out: a .png for draws of the posterior of the observation, by default posterior-<name>.png.
-            Beside it are written -draws.csv, with --data, and -predictive.png.
-        save: a folder for the posterior, which AmortizedPosterior.from_pretrained opens.
-        seed: seed of everything random.
-        overwrite: replace ``out`` and the content of ``save`` if they exist.
+        data: file of an observation by site: a .json, or a .csv with a column for each site, in
+            which null or an empty cell is missing. It may have true parameters too. By default a
+            new simulation is observed.
+        num_samples: number of draws of the posterior of the observation.
+        near: number of new simulations, with --data, of which the twentieth that is nearest to the
+            observation is ranked too; 0 for none.
+        out: name of a .png file for draws of the posterior of the observation; by default
+            posterior-<name>.png. Beside it are written -predictive.png and, with --data,
+            -draws.csv.
+        save: folder for the posterior, which AmortizedPosterior.from_pretrained opens.
+        seed: seed of all random numbers.
+        overwrite: replace the file of --out and the content of --save if they exist.
     """
     from pyro_mdm.plots.posteriors import (  # loads matplotlib
         posterior_columns,

@@ -40,7 +40,7 @@ def build_problem(
         data: settings, whose ``model`` is a name, see :func:`~inference.names.find`. Without
             ``split_seed`` data are split by index, see :func:`with_split`.
         network: the network of images, see :class:`~models.base.ImageProblem`.
-        facts: what a run keeps of its data set, see :attr:`models.base.DataSet.facts`.
+        facts: facts that a run keeps of its data set, see :attr:`models.base.DataSet.facts`.
 
     Raises:
         NameNotFoundError: see :func:`~inference.names.find`.

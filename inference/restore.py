@@ -124,35 +124,36 @@ def restore(
     over images.
 
     Args:
-        run: the run folder, or the name of a trained model in models/trained, such as digits.
-        data: a picture (.png, .jpg, …), an array (.npy) of measured numbers, in which pixels go
-            from -1 to 1, several of them, [a.png, b.png], or a folder of pictures.
-        task: how images are measured: deblur (a Gaussian of one pixel's width), superresolve
-            (averages of 2×2 pixels), inpaint (the left half is seen) or denoise (all is seen). Test
-            images are blurred if nothing else is said.
-        mask: a black and white picture, white where the image is seen, of the image's size.
-        operator: module:Name or file.py:Name of any other measurement, a
-            pyro_mdm.measurements.LinearOperator or a function of event_shape, (C, H, W), that
+        run: run folder, or the name of a trained model in models/trained, such as digits.
+        data: picture (.png, .jpg, …), or array (.npy) of measured numbers in which pixels go from
+            -1 to 1; several of these, [a.png, b.png]; or a folder of pictures.
+        task: way in which images are measured: deblur (a Gaussian of one pixel's width),
+            superresolve (averages of 2×2 pixels), inpaint (the left half is seen) or denoise (all
+            is seen). Test images are blurred by default.
+        mask: black and white picture, white where the image is seen, of the image's size.
+        operator: name, module:Name or file.py:Name, of any other measurement: a
+            pyro_mdm.measurements.LinearOperator, or a function of event_shape, (C, H, W), that
             returns one.
-        noise: standard deviation of the measurements' noise, where pixels go from -1 to 1, so that
-            one of 255 levels is 0.0078; 0.05 for test images. It is needed with --data, where it
-            may be 0, for pixels that are seen exactly.
+        noise: standard deviation of the measurements' noise, in units in which pixels go from -1 to
+            1, so that one of 255 levels is 0.0078; 0.05 for test images. It is needed with --data,
+            where it may be 0, for pixels that are seen exactly.
         num_images: number of test images, from the first one on; by default 8.
-        num_samples: samples of each image; at least 19, whose extremes are a 90% interval.
-        sampler: as for inference.sample.
-        steps: as for inference.sample.
-        out: a .png; with --data a folder, for a .png and an .npz of each image. By default in the
-            run folder (of a model in models/trained, in the current folder), named after the
-            measurement and seed.
-        batch_size: images, or windows of the network's size, computed together; of test images
-            rounded to a multiple of num_images.
+        num_samples: number of samples of each image; at least 19, the extremes of which are a 90%
+            interval.
+        sampler: sampler, as for inference.sample.
+        steps: number of steps of the sampler, as for inference.sample.
+        out: name of a .png file; with --data that of a folder, for a .png and an .npz of each
+            image. By default in the run folder (for a model in models/trained, in the current
+            folder), named after the measurement and the seed.
+        batch_size: number of images, or of windows of the network's size, computed together; of
+            test images, rounded to a multiple of --num_images.
         seed: seed of all noise.
-        overwrite: replace what ``out`` names if it exists.
-        accelerator: cpu, cuda, … or auto.
-        given: with a run of --condition: the context of the images, a label, such as 3, or [3, 5]
-            in turn, by the names of classes that have names, or a vector; by default none. Where
-            images have one label, or with --data, the covariance of pixels is that of training
-            images of their label.
+        overwrite: replace the file of --out, or the files in that folder, if they exist.
+        accelerator: kind of device: cpu, cuda, … or auto.
+        given: context of the images, for a run of --condition: a label, such as 3, or several in
+            turn, [3, 5], by the names of classes that have names; or a vector. By default none.
+            Where all images have one label, or with --data, the covariance of pixels is that of
+            training images of their label.
     """
     if num_samples < FEWEST:
         raise ValueError(

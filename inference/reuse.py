@@ -65,8 +65,8 @@ def reuse(
 
     Args:
         folder: a run with a denoiser (``--score denoiser`` or ``discrete``).
-        guide: see :func:`build_diffusion`, or ``run:FOLDER`` for the diffusion another run ended
-            with. ``learned`` is that diffusion before its first step.
+        guide: name of the other diffusion, see :func:`build_diffusion`, or ``run:FOLDER`` for the
+            one that another run ended with. ``learned`` is that diffusion before its first step.
         max_log_snr: λ(ε), by default the run's.
         min_log_snr: λ(T), to which the clock is scaled. By default the diffusion keeps its own
             clock, scaled to the lower end of the trained range of λ if it ends below that.

@@ -403,9 +403,9 @@ class Run:
         comes after it is written again.
 
         Args:
-            written: what they held then, by :meth:`written`. None: the checkpoint is of an earlier
-                version, and rows of later steps, test rows, torn rows, and those of ``step`` unless
-                it is ``measured``, are removed. At step 0 all are.
+            written: content of the files at the checkpoint, by :meth:`written`. None: the
+                checkpoint is of an earlier version, and rows of later steps, test rows, torn rows,
+                and those of ``step`` unless it is ``measured``, are removed. At step 0 all are.
 
         Raises:
             RunError: they do not begin with what they held.

@@ -179,7 +179,7 @@ def draw_batches(
     """Samples batch by batch, with the index of the first, in the memory of one batch.
 
     Args:
-        share: (r, S): every S-th batch from the r-th on.
+        share: pair (r, S), for every S-th batch from the r-th on.
     """
     if num_samples < 1 or batch_size < 1 or (steps is not None and steps < 1):
         raise ValueError(
@@ -255,39 +255,41 @@ def sample(
     trained denoiser under another diffusion, without training.
 
     Args:
-        run: the run folder, or the name of a trained model in models/trained, such as digits.
+        run: run folder, or the name of a trained model in models/trained, such as digits.
         num_samples: number of samples.
-        sampler: exponential (of the probability flow, the default), stochastic (the same with
-            noise put back), euler (Euler-Maruyama, for any diffusion, and the default of one
-            without a closed form), ancestral (the exact Gaussian posteriors of a chain),
-            splitting, probability_flow, stochastic_heun, torchsde, module:Name or
-            file.py:Name.
-        steps: steps of the sampler, one network call each for most; by default 25 for exponential,
-            50 for stochastic, 256 for others.
-        grid: the grid of times: information, log_snr, log_volume, karras, quadratic or progress;
-            by default the sampler's own.
-        out: a .png for a picture, a .npy for data in model space or a .csv for rows of a table in
-            its own units, of any number of samples, or a .gif for all variables from noise to data;
-            by default a picture in the run folder (of a model in models/trained, in the current
-            folder), named after the sampler, steps, grid, seed and the guide of --reuse.
-        batch_size: data simulated together, by each process; it changes no sample.
+        sampler: sampler: exponential (of the probability flow, and the default), stochastic (the
+            same with noise put back), euler (Euler-Maruyama, for any diffusion, and the default of
+            one without a closed form), ancestral (the exact Gaussian posteriors of a chain),
+            splitting, probability_flow, stochastic_heun, torchsde, module:Name or file.py:Name.
+        steps: number of steps of the sampler, with one network call in each for most samplers; by
+            default 25 for exponential, 50 for stochastic, 256 for others.
+        grid: grid of times: information, log_snr, log_volume, karras, quadratic or progress; by
+            default the sampler's own.
+        out: name of the file: a .png for a picture, a .npy for data in model space, a .csv for rows
+            of a table in its own units, or a .gif for all variables on their way from noise to
+            data. A .npy and a .csv hold any number of samples. By default a picture in the run
+            folder (for a model in models/trained, in the current folder), named after the sampler,
+            steps, grid, seed and the guide of --reuse.
+        batch_size: number of data that each process simulates together; it changes no sample.
         seed: seed of the noise.
-        overwrite: replace ``out`` if it exists.
-        reuse: a run folder whose denoiser is put under --guide.
-        guide: with --reuse: vpsde, cld, malda, alda, hold, ve, subvp, rectified_flow, cosine,
-            momentum_ve, learned (as it starts), module:Name, file.py:Name, or run:FOLDER for the
-            diffusion that another run ended with.
-        max_log_snr: with --reuse: log SNR at the start time; by default the run's.
-        min_log_snr: with --reuse: log SNR at time T, to which the clock is scaled; by default the
-            guide's own clock, scaled if it would leave the range the network was trained on.
-        accelerator: cpu, cuda, … or auto. Under torchrun all processes share the work.
-        given: with a run of --condition: the class, such as 3, or [3, 5] in turn, by the names of
-            the folders of images if they are the classes; or a vector; by default each class in
-            turn, one column each, or contexts of test data. With a table and --out rows.csv: values
-            that all rows have, such as age=50,sex=f.
-        guidance: with such a run: weight of classifier-free guidance, such as 2; 1 is none.
-            Guided samples come from no model with a known density.
-        pairs: of a table: a picture of its columns in pairs instead of each alone.
+        overwrite: replace the file of --out if it exists.
+        reuse: run folder whose denoiser is put under --guide.
+        guide: diffusion that the denoiser of --reuse is put under: vpsde, cld, malda, alda, hold,
+            ve, subvp, rectified_flow, cosine, momentum_ve, learned (as it starts), module:Name,
+            file.py:Name, or run:FOLDER for the diffusion that another run ended with.
+        max_log_snr: log SNR at the start time, with --reuse; by default the run's.
+        min_log_snr: log SNR at time T, with --reuse, to which the clock is scaled; by default the
+            guide keeps its own clock, which is scaled if it would leave the range that the network
+            was trained on.
+        accelerator: kind of device: cpu, cuda, … or auto. Under torchrun all processes share the
+            work.
+        given: context of the samples, for a run of --condition: a class, such as 3, or several in
+            turn, [3, 5], by the names of the folders of images if they are the classes; or a
+            vector. By default each class in turn, in a column of its own, or contexts of test data.
+            For a table and --out rows.csv: values that all rows have, such as age=50,sex=f.
+        guidance: weight of classifier-free guidance, for a run of --condition, such as 2; 1 is
+            none. Guided samples come from no model with a known density.
+        pairs: draw the columns of a table in pairs instead of each alone.
     """
     check_positive(num_samples=num_samples, steps=steps, batch_size=batch_size)
     other = Another(guide, max_log_snr, min_log_snr)

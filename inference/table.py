@@ -115,19 +115,20 @@ class Table:
     **settings)`` is short for ``Table(**settings).fit(frame)``.
 
     Args:
-        columns: kinds of columns where they are to be others than those found, as for
-            ``--columns``: ``"age=integer,zip=drop"``, or a dict of kinds by name.
+        columns: kinds of columns that are to be others than those found, as for ``--columns``:
+            ``"age=integer,zip=drop"``, or a dict of kinds by name.
         folder: the run folder, new or empty, which keeps the rows, the settings, checkpoints and
             measurements: ``inference.train --resume`` goes on with it if it is interrupted. None:
             a temporary one, for as long as the object lives.
         seed: seed of training, and of all draws.
-        steps: training steps; None: 800, at a learning rate of 0.002 that falls to zero, and fewer
-            if the bound on validation data has not fallen in three measurements, 100 steps apart.
-        num: draws of each row for :meth:`transform`.
-        center: of these, which a number becomes: mean or median.
+        steps: number of training steps; None: 800, at a learning rate of 0.002 that falls to zero,
+            and fewer if the bound on validation data has not fallen in three measurements, 100
+            steps apart.
+        num: number of draws of each row for :meth:`transform`.
+        center: centre of these draws that a missing number becomes: mean or median.
         progress: whether to print what ``inference.train`` prints, such as the kinds of columns,
             and to show progress.
-        unknown: what to do with values of other rows that a column cannot have, such as new
+        unknown: treatment of values of other rows that a column cannot have, such as new
             categories: "missing" takes them for missing entries, with a warning, and "refuse" is a
             DataError.
         settings: other options of ``inference.train`` by name.
@@ -173,8 +174,8 @@ class Table:
         """A run that has been trained, or a trained model of this checkout by its name: wine.
 
         Args:
-            folder: of a run of ``--model tabular``.
-            accelerator: cpu, cuda, … or auto.
+            folder: folder of a run of ``--model tabular``.
+            accelerator: kind of device: cpu, cuda, … or auto.
 
         Raises:
             RunError, CheckpointError, DataError, UntrustedCodeError: as for the programs; a run of
@@ -269,8 +270,8 @@ class Table:
         """Draw by another sampler than the run's, or by as many steps.
 
         Args:
-            name: as for ``inference.sample --sampler``; None: the run's, by default exponential,
-                of which a Table takes 16 steps until this is called.
+            name: name of the sampler, as for ``inference.sample --sampler``; None: the run's, by
+                default exponential, of which a Table takes 16 steps until this is called.
             steps: the number of steps; None: the sampler's own.
         """
         check_positive(steps=steps)
@@ -298,11 +299,11 @@ class Table:
         and of integers, rounded numbers and atoms. A row without any entry has 0.
 
         Args:
-            draws: network evaluations of a row; None: as many as the error takes.
+            draws: number of network evaluations of a row; None: as many as the error takes.
             error: the standard error that is asked for, nats. A pilot says how many draws a row
                 needs, 8,192 at most, and the result is of others.
-            batch_size: rows evaluated together.
-            seed: of the noise; None: the object's.
+            batch_size: number of rows evaluated together.
+            seed: seed of the noise; None: the object's.
 
         Returns:
             Columns log_prob and standard_error, in nats, with the index of X. The error is that of
@@ -433,10 +434,11 @@ class Table:
         """Completed rows, a table for each draw, of the columns that are modelled and rows 0, 1, ….
 
         Args:
-            rows: those that memory holds ``num`` times.
-            piece: the number of these rows among pieces of a larger table, for their seed.
-            only: the one column that is drawn, if the others are integrated out and stay empty.
-            unknown, hidden: as for :meth:`models.tabular.Tabular.codes`; None: the object's.
+            rows: incomplete rows, so few that memory holds them ``num`` times.
+            piece: number of these rows among the pieces of a larger table, for their seed.
+            only: name of the one column that is drawn, if the others are integrated out and stay
+                empty.
+            unknown, hidden: options of :meth:`models.tabular.Tabular.codes`; None: the object's.
         """
         draw_seed = self.seed if seed is None else seed
         options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
@@ -452,10 +454,10 @@ class Table:
         """Draws of the missing entries given the others of their row; the others stay as they are.
 
         Args:
-            num: draws of each row.
-            batch_size: rows simulated together.
-            seed: of the noise; None: the object's. Draws depend on it, on ``batch_size``, and on
-                the rows of their piece of 4,096.
+            num: number of draws of each row.
+            batch_size: number of rows simulated together.
+            seed: seed of the noise; None: the object's. Draws depend on it, on ``batch_size``, and
+                on the rows of their piece of 4,096.
 
         Returns:
             ``num`` completed tables, one after another, in the types of X. The index has the number
@@ -546,9 +548,9 @@ class Table:
         out.
 
         Args:
-            column: its name.
-            num: draws of each row, for what is computed by draws.
-            batch_size: rows simulated together.
+            column: name of the column.
+            num: number of draws of each row, for results that are computed by draws.
+            batch_size: number of rows simulated together.
         """
         column = str(column)
         self.column(column)  # or an error
@@ -564,8 +566,8 @@ class Table:
         tells how many are in their 90% intervals, ``figure()`` draws it by column.
 
         Args:
-            draws: of each entry, at least 2.
-            seed: of what is hidden and drawn; None: the object's.
+            draws: number of draws of each entry, at least 2.
+            seed: seed of the choice of hidden entries and of the draws; None: the object's.
         """
         problem, model, _ = self._fitted
         assert isinstance(problem, Tabular)
@@ -580,7 +582,7 @@ class Table:
         rows, and how many new rows break a rule that no row breaks; ``figure()`` draws it.
 
         Args:
-            seed: of the draws; None: the object's.
+            seed: seed of the draws; None: the object's.
         """
         chosen = self.seed if seed is None else seed
         return agreement(self.problem, self._fitted.model, seed=chosen)
@@ -658,7 +660,7 @@ class Conditional:
     Attributes:
         table: the joint law.
         rows: the rows, without the column's own entries.
-        name: that of the column.
+        name: name of the column.
     """
 
     def __init__(
@@ -726,7 +728,8 @@ class Conditional:
         without the coarseness of draws, and exact where the network is.
 
         Args:
-            draws: network evaluations of a row and level; None: as many as the error takes.
+            draws: number of network evaluations of a row and level; None: as many as the error
+                takes.
             error: the standard error of a probability that is asked for. Where a row has a larger
                 one, its draws are doubled, up to 8,192.
             return_errors: whether to return the standard errors too, in a table like the first.
@@ -777,7 +780,7 @@ class Conditional:
         Args:
             values: n values of the column, in the order of the rows; a missing one has 0, or, of a
                 column that may be absent, the bound on the log probability that it is.
-            draws, error: as for :meth:`Table.log_prob`.
+            draws, error: options of :meth:`Table.log_prob`.
 
         Returns:
             Columns log_prob and standard_error, as :meth:`Table.log_prob`.

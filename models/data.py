@@ -62,7 +62,7 @@ class DataSet(ABC):
         train, validation, test: the data as stored, (n, *event_shape); uint8 for images.
             ``validation`` is empty without ``holdout``.
         rows: the indices of each part in the order of :meth:`load`; None for official parts.
-        context: how a network is told contexts, after :meth:`condition_on`; None before.
+        context: way in which a network is told contexts, after :meth:`condition_on`; None before.
 
     Raises:
         TypeError: an attribute is missing, or data are neither tensor nor NumPy array.
@@ -108,8 +108,8 @@ class DataSet(ABC):
         """The data set split by another seed than the class's.
 
         Args:
-            split_seed: see :attr:`split_seed`.
-            facts: those of the data that a model was trained on, in place of this one's own.
+            split_seed: seed of the split, see :attr:`split_seed`.
+            facts: facts of the data that a model was trained on, in place of this one's own.
             options: arguments of the class, such as ``holdout``.
         """
         data = cls.__new__(cls)
@@ -278,7 +278,8 @@ class DataSet(ABC):
 
         Args:
             name: the name of the context.
-            dropout: see :class:`~pyro_mdm.contexts.GivenContext`.
+            dropout: fraction of contexts that are hidden, see
+                :class:`~pyro_mdm.contexts.GivenContext`.
 
         Raises:
             ValueError: an unknown name; another number of contexts than data; labels of test data

@@ -73,7 +73,7 @@ class ImageProblem(Problem):
 
     Args:
         protocol: ``"discrete"`` or ``"dequantized"``.
-        holdout: see :class:`Problem`.
+        holdout: whether to keep a validation part, see :class:`Problem`.
         network: a name in ``networks``; None: the first.
         logit_margin: α of the dequantized protocol, in [0, ½); None: that of
             :class:`~pyro_mdm.likelihoods.LogitDequantization`. The paper's is 0.05.
