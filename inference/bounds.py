@@ -270,7 +270,7 @@ def by_datum(
 def nats_by_row(bound: RunBound, columns: int) -> str:
     """The bound on the log density of a row of a table, in words, from one in bits/dim."""
     value, error = (columns * math.log(2) * number for number in bound.bits_per_dim)
-    return f"log p of a row, of what is there: at least {-value:.3f} ± {error:.3f} nats"
+    return f"log p of the entries of a row: at least {-value:.3f} ± {error:.3f} nats"
 
 
 def told_nothing(programs: Programs, data: Part) -> Part | None:
@@ -297,6 +297,6 @@ def path_gap(programs: Programs, data: Tensor | Part, *, seed: int) -> str:
     information = path_information_gap(programs.model.diffusion, points, levels=64, seed=seed)
     gap = information.gap.scaled(1 / (points[0].numel() * math.log(2)))
     return (
-        f"part of the bound that no network wins back, as paths tell more than their ends: {gap} "
-        f"bits/dim, if {len(points)} of the data were all there are"
+        f"part of the bound that no network wins back, since a path tells more of its datum than "
+        f"its ends do: {gap} bits/dim, computed as if {len(points)} of the data were all"
     )

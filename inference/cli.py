@@ -124,7 +124,7 @@ def _run(
     if options.get("overwrite") and "overwrite" not in named:
         raise OptionError(
             "overwrite is true in a file of --config, which may be somebody else's; expected "
-            "it here: --overwrite true"
+            "--overwrite true on the command line"
         )
     _look_of_our_own()
     values = {name: _lowered(options[name]) for name in parser.hints}
@@ -231,7 +231,7 @@ class _Parser(ArgumentParser):
                 if option not in self.hints:
                     raise OptionError(f"no option is called {full}{self.astray(full)}")
                 if option in flat:
-                    raise OptionError(f"{option} is there twice, alone and in its group")
+                    raise OptionError(f"{option} is given twice, alone and in its group")
                 flat[option] = v
         return flat
 

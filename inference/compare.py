@@ -229,8 +229,9 @@ def _of_given(entries: Sequence[Entry]) -> list[str]:
     if not names:
         return []
     return [
-        f"{', '.join(names)}: of data given what --condition says, which is less than of data "
-        "alone. Of runs that\nare given different things, differences include what these tell.",
+        f"{', '.join(names)}: bounds on data given the context of --condition, which take fewer "
+        "bits than data alone.\nDifferences of runs with different contexts include the "
+        "information in these.",
         "",
     ]
 

@@ -66,8 +66,8 @@ def without_removed(config: Mapping[str, Any]) -> dict[str, Any]:
 def _instead(name: str) -> str:
     if name in ("members", "augment", "weight_decay"):
         return (
-            "it did not pay, as docs/measured/recipes.md has it, and the programs "
-            "of tests/benchmarks/ladder can still train so"
+            "it brought no gain, as docs/measured/recipes.md shows, and the programs of "
+            "tests/benchmarks/ladder still have it"
         )
     return "a guide's own Simulation says how it is simulated, see docs/guide/simulated.md"
 
@@ -175,8 +175,8 @@ def check_settings(
         )
     if moved:
         warnings.warn(
-            f"{where} differs from the checkpoint: {'; '.join(moved)}. What comes of it need not "
-            "be what it would have been",
+            f"{where} differs from the checkpoint: {'; '.join(moved)}. The results may "
+            "differ from those of the settings of the checkpoint",
             stacklevel=2,
         )
 

@@ -103,7 +103,7 @@ def summary(restored: Restored) -> str:
         f"{psnr(restored.samples[0], restored.truth)} of a sample; "
         f"{100 * probability:.0f}% intervals hold {100 * covered.mean:.1f} ± "
         f"{100 * covered.standard_error:.1f}% of the pixels; "
-        f"{float(rest.square().mean().sqrt()):.3f} from what was measured, by sample"
+        f"samples differ from the measurement by {float(rest.square().mean().sqrt()):.3f}"
     )
 
 

@@ -101,7 +101,7 @@ def _other(guide: Guide, kind: object, event_shape: Sequence[int] | None) -> Dif
         options["num_variables"] = given.pop("num_variables")
     if given:
         surplus = ", ".join(f"--{name}" for name in given)
-        raise ValueError(f"{surplus} is for --guide learned; {guide.guide} says itself what it is")
+        raise ValueError(f"{surplus} is for --guide learned; {guide.guide} has its own")
     if event_shape is not None and takes(kind, "event_shape"):
         options["event_shape"] = tuple(event_shape)
     return make("guide", guide.guide, kind, Diffusion, options)

@@ -156,8 +156,8 @@ def evaluate(
         }
         if others := [f"--{name}" for name, value in asked.items() if value is not None]:
             raise ValueError(
-                f"--data has bounds of new rows of a table, by --draws alone; leave out "
-                f"{', '.join(others)}"
+                f"--data asks for bounds on new rows of a table, which no other option but --draws "
+                f"changes; leave out {', '.join(others)}"
             )
         check_positive(draws=draws, batch_size=batch_size)
         _check_out(out, overwrite)
@@ -259,7 +259,7 @@ def _of_rows(
         write_atomically(out, numbered.to_csv(index_label="row").encode())
         print(f"the bound of each row: {out}")
     values = torch.tensor(rows["log_prob"].tolist())
-    print(f"log p of a row, of what is there: at least {Measured.of(values)} nats")
+    print(f"log p of the entries of a row: at least {Measured.of(values)} nats")
 
 
 # -- bounds ----------------------------------------------------------------------------------------
@@ -293,7 +293,7 @@ def _by_bound(
         say(said)
     if (nothing := told_nothing(programs, data)) is not None:
         without = measure(programs, nothing, seed=seed, half_width=half_width, **calls)
-        say(f"of x alone, its {given_in_words(programs)} not told: {without}")
+        say(f"of x alone, without its {given_in_words(programs)}: {without}")
     if opened.reused is None:
         estimate, log_det = estimated(programs, data, seed=seed, half_width=half_width, **calls)
         bound = bound_of(estimate, log_det, problem.dequantized_levels)

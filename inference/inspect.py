@@ -176,8 +176,8 @@ def inspect(
     )
     if "learned" not in names and (surplus := _for_learned(asked)):
         raise ValueError(
-            f"{', '.join(surplus)} is for --guide learned, and {guide} says itself what it is; "
-            "leave it out, or add learned to the guides"
+            f"{', '.join(surplus)} is for --guide learned, and {guide} has its own; leave it out, "
+            "or add learned to the guides"
         )
     if draws is not None:
         _check_draws(draws, names)
@@ -251,8 +251,8 @@ def _diffusion(asked: Guide, problem: Problem) -> LinearDiffusion:
         give_learned_end(diffusion)
     if kind_of(diffusion).simulated:
         raise ValueError(
-            f"{name} is {type(diffusion).__name__}, and all that is shown here is found in "
-            "closed form, which only a LinearDiffusion has. See its paths and its drift: "
+            f"{name} is {type(diffusion).__name__}, expected a LinearDiffusion, since all that is "
+            "shown here is computed in closed form. See its paths and its drift by "
             "pyro_mdm.plots.figures.paths_figure and field_figure, or TensorBoard of a run"
         )
     return cast(LinearDiffusion, diffusion)

@@ -185,5 +185,5 @@ def start_note(settings: Training, programs: Programs) -> str | None:
         return None
     return (
         f"note: {settings.guide} starts at log SNR {start:.4g}, where {settings.model} would "
-        f"have {usual:.4g}; a guide with a keyword max_log_snr is given that"
+        f"have {usual:.4g}; a guide with a keyword max_log_snr is given the latter"
     )

@@ -228,8 +228,8 @@ def read(path: Path, how: How, image: Shape) -> Observation:
         obs = operator(obs)
     if not bool(obs.isfinite().all()):
         raise DataError(
-            f"--data {path} has {int((~obs.isfinite()).sum())} numbers that are not finite, where "
-            "it is seen; expected finite ones, and a --mask of what is not known"
+            f"--data {path} has {int((~obs.isfinite()).sum())} numbers that are not finite where "
+            "it is seen, expected finite ones; hide unknown ones by a --mask"
         )
     return Observation(path.stem, obs, operator)
 

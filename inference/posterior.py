@@ -137,7 +137,8 @@ def posterior(
     )
     if 0 != near < LEAST_NEAR:
         raise ValueError(
-            f"--near is {near}, expected 0, or at least {LEAST_NEAR}, of which enough are near"
+            f"--near is {near}, expected 0, or at least {LEAST_NEAR}, so that enough of them are "
+            "near the observation"
         )
     chosen = _simulator(simulator, latent, observed)
     vectorized = vectorized or chosen.vectorized
@@ -392,8 +393,8 @@ def _simulator(name: str, latent: list[str] | None, observed: list[str] | None) 
         )
     if latent is None or observed is None:
         raise ValueError(
-            f"--simulator {name} is a program of your own, of which parameters and data are not "
-            "known; name their sites, e.g. --latent [theta] --observed [x]"
+            f"--simulator {name} is a program of your own, expected --latent and --observed for "
+            "its parameters and its data; name their sites, e.g. --latent [theta] --observed [x]"
         )
     return Simulator(named, tuple(latent), tuple(observed))
 
@@ -423,8 +424,8 @@ def _scores(
         better += ["the prior"] if gain.mean < -2 * gain.standard_error else []
     if learned.gaussian is None:
         notes.append(
-            "no Gaussian was fitted: it takes ten simulations for each number of the data, which "
-            "must not tell a parameter exactly"
+            "no Gaussian was fitted: that takes ten simulations for each number of the data, and "
+            "data that do not determine a parameter exactly"
         )
     else:
         r, log_det = learned.coordinates(truth, learned.data(truth))

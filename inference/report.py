@@ -312,8 +312,8 @@ def compare_with_rows(run: Run, writer: SummaryWriter, programs: Programs, step:
     if differences := compared.differs:
         warnings.warn(
             f"samples of {run.folder} differ from its rows by more than chance: "
-            f"{'; '.join(differences[:8])}. New rows and densities are off so far; more steps, or "
-            "other kinds of these columns, may help",
+            f"{'; '.join(differences[:8])}. Samples and densities are wrong by as much; more "
+            "steps, or other kinds of these columns, may help",
             stacklevel=2,
         )
     if not run.config["figures"]:

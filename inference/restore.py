@@ -67,16 +67,16 @@ def told(
         return None, None
     elif not context.dropout:
         raise ValueError(
-            "--given is not given, but the run was trained with --context_dropout 0, so that its "
-            "network has always been told; expected what it is to be told of the images, such as "
-            "--given 3 or --given '[3, 5]' in turn"
+            "--given is missing, but the run was trained with --context_dropout 0, so that its "
+            "network always needs a context; expected that of the images, such as --given 3, or "
+            "--given '[3, 5]' for these in turn"
         )
     else:
         given_to = context.unknown.expand(n, *context.shape)
     is_labelled = isinstance(context, Labels)
     what = "labels" if is_labelled else "contexts"
     if given is None:
-        return given_to, f"the network is not told the {what} of the images (--given tells it)"
+        return given_to, f"the network is not told the {what} of the images; --given tells it"
     names = problem.class_names
     said = f"the network is told the {what} {_listed(given_to, names) if is_labelled else given}"
     theirs = (
@@ -290,8 +290,8 @@ def _images(run: Path, problem: Problem, num_images: int) -> ImageProblem:
     """The data set of a run, if it has so many images of levels (else RunError, ValueError)."""
     if not isinstance(problem, ImageProblem) or problem.dequantization is not None:
         raise RunError(
-            f"{run} was trained on {problem.name}, of which x is no image of pixels from -1 to 1; "
-            "restore images of the discrete protocol: train with --model digits, for example"
+            f"{run} was trained on {problem.name}, whose data are no images with pixels from -1 to "
+            "1, expected images of the discrete protocol; train with --model digits, for example"
         )
     if num_images > len(problem.test):
         raise ValueError(

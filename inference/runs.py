@@ -276,8 +276,8 @@ class Run:
         ]
         if changed:
             warnings.warn(
-                f"{self.folder} was started with {' and with '.join(changed)}; what it goes on to "
-                "need not be, bit for bit, what it would have become",
+                f"{self.folder} was started with {' and with '.join(changed)}; its results "
+                "may not be, bit for bit, those that it would have had",
                 stacklevel=2,
             )
 

@@ -219,8 +219,8 @@ class DataSet(ABC):
             return torch.arange(n)
         if len(rows) != n:
             raise ValueError(
-                f"{self.name}: rows says that {len(rows)} data are {part}, and there are {n}, so "
-                "that which they are is not known; set rows to those that split returns"
+                f"{self.name}: rows has {len(rows)} indices of {part} data, expected {n}, one for "
+                "each; set rows to those of the data that split returns"
             )
         return rows
 

@@ -37,7 +37,7 @@ def table_of(content: bytes) -> DataFrame:
         kept = json.loads(content)
         columns = [(column["name"], _values(column)) for column in kept["columns"]]
     except (KeyError, TypeError) as error:
-        raise ValueError(f"no table that a run keeps: {error!r}") from error
+        raise ValueError(f"the content is no table that a run keeps: {error!r}") from error
     table = pd.DataFrame(dict(enumerate(values for _, values in columns)), range(kept["rows"]))
     return table.set_axis([name for name, _ in columns], axis=1)
 

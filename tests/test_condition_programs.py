@@ -235,7 +235,7 @@ def test_evaluate_says_what_the_bound_is_of(
     expected = measure(programs, data, draws=2)
     untold = measure(programs, nothing, draws=2)
     assert said[-2:] == ["of x given its label:", str(expected)] and str(untold) != str(expected)
-    assert f"of x alone, its label not told: {untold}" in said
+    assert f"of x alone, without its label: {untold}" in said
     counts = r"640 network calls: accuracy \d\.\d+ ± \d\.\d+, log loss \d+\.\d+ ± .* nats"
     assert any(re.search(counts, line) for line in said)
     assert any(line.startswith("of the mixture of classes: bits/dim ") for line in said)
@@ -391,7 +391,7 @@ def test_runs_that_are_given_different_things_are_compared_with_a_word(
         sample.sample(plain, 2, given=3, accelerator="cpu")
     capsys.readouterr()
     found = compare([labelled, plain], draws=2, half_width=None, num_data=40, out=tmp_path / "c")
-    assert "labelled: of data given what --condition says" in capsys.readouterr().out
+    assert "labelled: bounds on data given the context of --condition" in capsys.readouterr().out
     programs = load_trained(labelled)[1]
     data = bounds.some(programs.problem.part("test"), 40)
     bound = measure(programs, data, draws=2)
