@@ -149,7 +149,7 @@ def inspect(
             subvp, rectified_flow, cosine, momentum_ve, learned (as it starts), module:Name,
             file.py:Name, or run:FOLDER for the diffusion that a run ended with.
         model: data set for the prior KL and the noised images, as for inference.train.
-        protocol: protocol of images: discrete, levels in [-1, 1] and the default, or dequantized,
+        protocol: protocol of images: discrete, with levels in [-1, 1], by default; or dequantized,
             as in the paper.
         data: files of the data set, as for inference.train.
         image_size: side of images, as for inference.train, with --model images.

@@ -34,7 +34,7 @@ class DataOptions:
     Args:
         model: data set: toy, digits, mnist5k, mnist, fashion_mnist, cifar10, imagenet32_old,
             imagenet32_new, images, tabular, module:Name or file.py:Name.
-        protocol: protocol of images: discrete, a likelihood over their levels and the default, or
+        protocol: protocol of images: discrete, with a likelihood over their levels, by default; or
             dequantized, as in the paper.
         data: folder of data sets that are read from files, "data" by default; for --model images
             your folder of images or .npz file; for --model tabular your .csv or .parquet file, or
@@ -94,14 +94,13 @@ class Guide:
             T. 0 holds an end; by default both are held.
         learn_stationary: learn Σ_∞ of a learned guide too, except for the variance of x.
         learned_from: guide with a closed form, as for --guide, whose Q, D and clock a learned guide
-            starts from; by default D = ½ on the last ``rank`` variables of a chain.
+            starts from; by default D = ½ on the last variables of a chain, as many as --rank.
         stationary_variance: Σ_∞ of a learned guide, the covariance of its noise at the end: a
             number, K variances or K rows of a covariance, x first; by default 1 for all.
         max_log_snr: log SNR where the decoder takes over; by default the data set's.
-        min_log_snr: log SNR at time T. The clock of the guide is scaled so that it is reached
-            there; an interpolant (ve, subvp, rectified_flow, cosine) is cut where it is reached. By
-            default -10 for a learned guide, also one of your own, with a denoiser; others keep
-            their clock.
+        min_log_snr: log SNR at time T, to which the guide's clock is scaled; an interpolant (ve,
+            subvp, rectified_flow, cosine) is cut at it instead. By default -10 for a learned guide,
+            also one of your own, with a denoiser; others keep their clock.
     """
 
     guide: str = "learned"
@@ -147,8 +146,8 @@ class ScoreOptions:
             network_posterior, module:Name or file.py:Name; by default the data set's. For
             dequantized images that is tweedie, the law of x given the denoised state; the paper's
             is joint_tweedie, the law of x and v_0 divided by the density of v_0.
-        decoder_in_loss: keep the decoder's term in the training loss. The paper leaves it out; the
-            training objective is then no bound on data, and measurements still are.
+        decoder_in_loss: keep the decoder's term in the training loss. The paper leaves it out, and
+            its training objective is then no bound on data; measurements still are.
         times: law of training times: adaptive, denser where gradients vary more; log_volume,
             uniform in log volume, or in log SNR for denoisers; or vpsde, the importance times of
             the paper, for scores of the raw state. By default the data set's; nonlinear guides and
@@ -159,7 +158,7 @@ class ScoreOptions:
             each), or mixed, of which half are levels. With other maps than levels the training
             objective is no bound on whole data; measurements still are. By default mixed for
             tables, and none for other data.
-        gaps: treatment of missing entries in training at such maps: fill draws them from the model
+        gaps: treatment of missing entries in training with --maps: fill draws them from the model
             that is trained, which is right where what is missing depends on what is there; skip
             leaves out data at maps that need what they lack; leave_out leaves out the missing
             entries, which is right where they are missing by chance alone. By default fill, where a
@@ -266,8 +265,8 @@ class Machine:
             are float32, or float64 with 64-true, which log SNRs above 30 need.
         compile: backend of torch.compile for the network, such as inductor.
         channels_last: store the network's weights with channels last; faster on recent GPUs.
-        threads: number of CPU threads; by default OMP_NUM_THREADS, or that of idle cores when the
-            run begins. A resumed run keeps its number, as far as there are so many cores; with
+        threads: number of CPU threads; by default OMP_NUM_THREADS, or the number of idle cores when
+            the run begins. A resumed run keeps its number, as far as there are so many cores; with
             another number it may round differently.
     """
 

@@ -289,7 +289,7 @@ def sample(
             For a table and --out rows.csv: values that all rows have, such as age=50,sex=f.
         guidance: weight of classifier-free guidance, for a run of --condition, such as 2; 1 is
             none. Guided samples come from no model with a known density.
-        pairs: draw the columns of a table in pairs instead of each alone.
+        pairs: draw the columns of a table in pairs, in place of each alone.
     """
     check_positive(num_samples=num_samples, steps=steps, batch_size=batch_size)
     other = Another(guide, max_log_snr, min_log_snr)
