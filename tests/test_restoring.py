@@ -93,7 +93,7 @@ def test_a_labelled_run_is_told_what_is_given_alone(
         return capsys.readouterr().out
 
     capsys.readouterr()
-    assert "the network is not told the labels of the images ; --given tells it" in said_of("some")
+    assert "the network is not told the labels of the images; --given tells it" in said_of("some")
     told = "the network is told the labels 3, 5, 3; those of the images are 0, 0, 0"
     problem = Digits()
     problem.condition_on("labels")
