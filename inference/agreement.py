@@ -69,11 +69,11 @@ class Agreement:
     """The agreement of samples with rows.
 
     Attributes:
-        columns: the distance of each column: the largest difference of distribution functions of
+        columns: distance of each column: the largest difference of distribution functions of
             numbers, or half the sum of differences of probabilities of levels.
         pairs: the change of the correlation of each pair, of ranks of numbers, or of the scores of
             levels that are most correlated.
-        rules: how many pairs of values are never together, though often expected to be.
+        rules: number of pairs of values that are never together, though often expected to be.
         broken: the share of samples that have such a pair.
         rows, samples: columns by name, as for :func:`pyro_mdm.plots.tables.pairs_figure`.
     """
@@ -128,9 +128,9 @@ def agreement(
     Args:
         problem: the table of the run.
         model: its model, which was trained at maps with entries observed.
-        samples: of the model, in model space, (m, d); None: :data:`ROWS` are drawn.
+        samples: samples of the model, in model space, (m, d); None: :data:`ROWS` are drawn.
         batch_size: rows simulated together.
-        seed: of rows, draws and resamples.
+        seed: seed of rows, draws and resamples.
     """
     generator = torch.Generator().manual_seed(seed_from(seed, "agreement"))
     chosen = torch.randperm(len(problem.train), generator=generator)[:ROWS]
@@ -176,17 +176,17 @@ class _Both:
         self._resampled = [(rng.integers(0, n, n), rng.integers(0, n, m)) for _ in range(RESAMPLES)]
 
     def marginals(self) -> list[Distance]:
-        found = []
+        distances = []
         for j, column in enumerate(self._columns):
             rows, samples = self._rows[:, j], self._samples[:, j]
             distance = _of_levels if column.levels is not None else _of_numbers
             by_chance = [distance(rows[a], rows[b]) for a, b in self._resampled]
             noise = float(np.quantile(by_chance, 0.95))
-            found.append(Distance(column.name, distance(rows, samples), noise))
-        return found
+            distances.append(Distance(column.name, distance(rows, samples), noise))
+        return distances
 
     def correlations(self) -> list[Distance]:
-        found, columns = [], self._columns[:COLUMNS]
+        distances, columns = [], self._columns[:COLUMNS]
         bases = [
             [_scores(column, codes[:, j]) for j, column in enumerate(columns)]
             for codes in (self._rows, self._samples)
@@ -198,8 +198,8 @@ class _Both:
             size = max(bases[0][i].shape[1], 1) * max(bases[0][j].shape[1], 1)
             noise = 2 * math.sqrt((1 / n + 1 / m) * size) * (1 - of_rows**2)
             name = f"{columns[i].name} × {columns[j].name}"
-            found.append(Distance(name, abs(of_rows - of_samples), noise))
-        return found
+            distances.append(Distance(name, abs(of_rows - of_samples), noise))
+        return distances
 
 
 def _of_numbers(rows: Values, samples: Values) -> float:

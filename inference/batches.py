@@ -53,14 +53,16 @@ class Batches:
         if self.flip:
             generator = torch.Generator().manual_seed(seed_from(self.seed, "flip", step))
             mirrored = torch.rand(self.batch_size, generator=generator) < 0.5
-        parts = []
+        pieces = []
         for r in self.wanted:
-            part = self.data[chosen[r :: self.count].to(self.data.device)].to(self.device)
+            piece = self.data[chosen[r :: self.count].to(self.data.device)].to(self.device)
             if self.flip:
-                mine = mirrored[r :: self.count].to(part.device)
-                part = torch.where(mine.reshape(-1, *[1] * (part.dim() - 1)), part.flip(-1), part)
-            parts.append(part)
-        return parts
+                mine = mirrored[r :: self.count].to(piece.device)
+                piece = torch.where(
+                    mine.reshape(-1, *[1] * (piece.dim() - 1)), piece.flip(-1), piece
+                )
+            pieces.append(piece)
+        return pieces
 
     def _in_turn(self, step: int) -> Tensor:
         return indices(step, self.batch_size, len(self.data), self.seed)

@@ -144,8 +144,8 @@ def estimated(
     """The bound on each datum in nats, and log-determinants (n,); see :func:`measure`."""
     _, model, guide = of_data(programs, data)
     x, log_det = in_model_space(programs, data, seed)
-    own = baseline([programs])
-    return evidence_lower_bound(model, guide, x, seed=seed, baseline=own, **options), log_det
+    denoiser = baseline([programs])
+    return evidence_lower_bound(model, guide, x, seed=seed, baseline=denoiser, **options), log_det
 
 
 def some(data: Stored, most: int = 256) -> Stored:
@@ -241,7 +241,7 @@ def by_datum(
     Both are empty for a datum that was never drawn.
 
     Args:
-        log_det, levels: as for :func:`in_bits`.
+        log_det, levels: arguments of :func:`in_bits`.
         numbers: the indices of the data, (n,).
         labels: the labels of the data, (n,), -1 where unknown.
         probabilities: the probability of each class, (n, classes).
@@ -258,19 +258,19 @@ def by_datum(
     never = estimate.halves.isnan().all(0)  # drawn: the value is the baseline's prediction
     bits = bits.masked_fill(never.to(bits.device), math.nan)
     measured = {"": bits, "_standard_error": estimate.per_datum_error / unit}
-    for of, values in measured.items():
-        known = ["" if math.isnan(value) else value for value in values.tolist()]
-        columns[f"bits_per_dim{of}"] = known
+    for suffix, values in measured.items():
+        cells = ["" if math.isnan(value) else value for value in values.tolist()]
+        columns[f"bits_per_dim{suffix}"] = cells
     if probabilities is not None:
-        each = probabilities.unbind(-1)
-        columns |= {f"probability_{name(c)}": own.tolist() for c, own in enumerate(each)}
+        by_class = probabilities.unbind(-1)
+        columns |= {f"probability_{name(c)}": column.tolist() for c, column in enumerate(by_class)}
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def nats_by_row(bound: RunBound, columns: int) -> str:
     """The bound on the log density of a row of a table, in words, from one in bits/dim."""
     value, error = (columns * math.log(2) * number for number in bound.bits_per_dim)
-    return f"log p of a row, of what is there: at least {-value:.3f} ± {error:.3f} nats"
+    return f"log p of the entries of a row: at least {-value:.3f} ± {error:.3f} nats"
 
 
 def told_nothing(programs: Programs, data: Part) -> Part | None:
@@ -297,6 +297,6 @@ def path_gap(programs: Programs, data: Tensor | Part, *, seed: int) -> str:
     information = path_information_gap(programs.model.diffusion, points, levels=64, seed=seed)
     gap = information.gap.scaled(1 / (points[0].numel() * math.log(2)))
     return (
-        f"part of the bound that no network wins back, as paths tell more than their ends: {gap} "
-        f"bits/dim, if {len(points)} of the data were all there are"
+        f"part of the bound that no network wins back, since a path tells more of its datum than "
+        f"its ends do: {gap} bits/dim, computed as if {len(points)} of the data were all"
     )

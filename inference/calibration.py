@@ -35,10 +35,10 @@ class TableCalibration:
     """Predictions of entries of a table and what they are, by column.
 
     Attributes:
-        ranks: of entries that are numbers, and tests that they are uniform.
-        pit: probability integral transforms of them, (rows,), NaN where there is no entry.
-        classes: of categories: frequencies among half of the draws, and among the others,
-            (2, rows, C), and which was there, (rows,), NaN where there is no entry.
+        ranks: ranks of entries that are numbers, and tests that they are uniform.
+        pit: probability integral transforms of these entries, (rows,), NaN where there is no entry.
+        classes: frequencies of each category among half of the draws, and among the others, (2,
+            rows, C), and the category that was there, (rows,), NaN where there is no entry.
     """
 
     ranks: Calibration
@@ -54,20 +54,20 @@ class TableCalibration:
     def __str__(self) -> str:
         said = []
         if self.pit:
-            inside, known = self._inside()
-            each = inside.sum(1) / known.sum(1).clip(1)  # entries of a row go together
-            share = inside.sum() / known.sum()
-            weight = known.sum(1) / known.sum()
-            error = float(np.sqrt((weight**2 * (each - share) ** 2).sum()))
+            inside, present = self._inside()
+            shares = inside.sum(1) / present.sum(1).clip(1)  # entries of a row go together
+            share = inside.sum() / present.sum()
+            weight = present.sum(1) / present.sum()
+            error = float(np.sqrt((weight**2 * (shares - share) ** 2).sum()))
             by_chance = self.ranks.smallest > 0.05
             word = "uniform, as far as that tells" if by_chance else "NOT uniform"
             said.append(
-                f"{LEVEL:.0%} intervals hold {share:.1%} ± {error:.1%} of {known.sum()} numbers; "
+                f"{LEVEL:.0%} intervals hold {share:.1%} ± {error:.1%} of {present.sum()} numbers; "
                 f"ranks are {word} (smallest p-value of {len(self.pit)} columns, times their "
                 f"number: {self.ranks.smallest:.2g})"
             )
         if self.classes:
-            right, sure = (np.concatenate(each) for each in zip(*self._hits(), strict=True))
+            right, sure = (np.concatenate(values) for values in zip(*self._hits(), strict=True))
             gain = Measured.of(torch.from_numpy(right - sure))
             said.append(
                 f"of {len(right)} categories {right.mean():.1%} are the most probable one, and "
@@ -85,10 +85,10 @@ class TableCalibration:
         """Whether the category that most draws of one half are is there, and its frequency among
         the others, by column."""
         pairs = []
-        for (choosing, own), k in self.classes.values():
+        for (choosing, frequencies), k in self.classes.values():
             there = np.flatnonzero(~np.isnan(k))
             chosen = choosing[there].argmax(1)
-            pairs.append(((chosen == k[there]).astype(np.float64), own[there, chosen]))
+            pairs.append(((chosen == k[there]).astype(np.float64), frequencies[there, chosen]))
         return pairs
 
 
@@ -118,8 +118,8 @@ def table_calibration(
         problem: the table of the run.
         model: its model, which was trained at maps with entries observed.
         rows: stored rows, (n, columns), NaN where an entry is missing.
-        draws: of each entry, at least 2.
-        seed: of what is hidden, and of the draws.
+        draws: number of draws of each entry, at least 2.
+        seed: seed of the choice of hidden entries, and of the draws.
 
     Raises:
         ValueError: no entry in any row; a model that was not trained at such maps, or that
@@ -136,8 +136,8 @@ def table_calibration(
     rows = rows.double()
     rows = rows.masked_fill(rows == HIDDEN, math.nan)
     hidden = torch.rand(rows.shape, generator=generator) < 0.5
-    told = torch.cat([rows.masked_fill(half, math.nan) for half in (hidden, ~hidden)])
-    x = problem.to_model_space(told, generator).to(model.diffusion.start_time.device)
+    observed = torch.cat([rows.masked_fill(half, math.nan) for half in (hidden, ~hidden)])
+    x = problem.to_model_space(observed, generator).to(model.diffusion.start_time.device)
     completed = impute(model, x, num=draws, seed=seed, progress=progress)
     drawn = encode(problem.columns, problem.to_table(completed.flatten(0, 1)))
     first, second = drawn.unflatten(0, (draws, 2, len(rows))).unbind(1)
@@ -154,7 +154,7 @@ def table_calibration(
             of_numbers[column.name] = place[there, j]
             pit[column.name] = u[:, j].numpy()
         else:
-            each = torch.nn.functional.one_hot(drawn[..., j].long(), column.levels)
-            halves = [half.double().mean(0).numpy() for half in (each[::2], each[1::2])]
+            one_hot = torch.nn.functional.one_hot(drawn[..., j].long(), column.levels)
+            halves = [half.double().mean(0).numpy() for half in (one_hot[::2], one_hot[1::2])]
             classes[column.name] = (np.stack(halves), rows[:, j].numpy())
     return TableCalibration(Calibration(of_numbers, draws), pit, classes)

@@ -118,8 +118,8 @@ def raw_bytes(tensor: Tensor) -> Iterator[memoryview]:
     flat = tensor.view(-1) if tensor.is_contiguous() else tensor
     length = max(1, CHUNK * len(flat) // max(1, flat.numel() * flat.element_size()))
     for piece in flat.split(length):
-        own = piece.resolve_conj().resolve_neg().cpu().contiguous()
-        line = own.as_strided((own.numel(),), (1,))  # a view(-1) may have stride 0
+        contiguous = piece.resolve_conj().resolve_neg().cpu().contiguous()
+        line = contiguous.as_strided((contiguous.numel(),), (1,))  # a view(-1) may have stride 0
         yield memoryview(line.view(torch.uint8).numpy())
 
 
@@ -163,8 +163,8 @@ def _header(tensors: Mapping[str, Tensor]) -> tuple[bytes, list[str]]:
     """
     for name, tensor in tensors.items():
         if tensor.dtype not in FORMATS:
-            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in FORMATS)
-            raise TypeError(f"tensor {name!r} is {tensor.dtype}, expected one of {known}")
+            dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in FORMATS)
+            raise TypeError(f"tensor {name!r} is {tensor.dtype}, expected one of {dtypes}")
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # aligned
     entries, end = {}, 0
     for name in order:
@@ -292,12 +292,12 @@ def load_module(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> 
     """
     everything = module.state_dict()
     settings = {k: t for k, t in everything.items() if k.endswith(EXTRA_STATE)}
-    own = {k: t for k, t in everything.items() if k not in settings}
-    differences = [f"{k}: not in the checkpoint" for k in own if k not in tensors]
+    weights = {k: t for k, t in everything.items() if k not in settings}
+    differences = [f"{k}: not in the checkpoint" for k in weights if k not in tensors]
     differences += [f"{k}: not in this model" for k in tensors if k not in everything]
     differences += [
         f"{k}: {tuple(tensors[k].shape)} in the checkpoint, {tuple(t.shape)} in this model"
-        for k, t in own.items()
+        for k, t in weights.items()
         if k in tensors and tensors[k].shape != t.shape
     ]
     if differences:

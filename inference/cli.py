@@ -124,7 +124,7 @@ def _run(
     if options.get("overwrite") and "overwrite" not in named:
         raise OptionError(
             "overwrite is true in a file of --config, which may be somebody else's; expected "
-            "it here: --overwrite true"
+            "--overwrite true on the command line"
         )
     _look_of_our_own()
     values = {name: _lowered(options[name]) for name in parser.hints}
@@ -208,8 +208,8 @@ class _Parser(ArgumentParser):
         """A suggestion for ``optimization.stpes`` or ``machine.steps``, for messages."""
         group, _, alone = name.rpartition(".")
         if group in self.option_groups:
-            known = [g for g, options in self.option_groups.items() if alone in options]
-            return f"; {alone} is in {known[0]}" if known else _nearest(alone, self.hints, dashes)
+            groups = [g for g, options in self.option_groups.items() if alone in options]
+            return f"; {alone} is in {groups[0]}" if groups else _nearest(alone, self.hints, dashes)
         return _nearest(name, [*self.hints, *self.option_groups, "config"], dashes)
 
     def parse_string(self, content: str, *arguments: object, **options: object) -> Any:
@@ -231,7 +231,7 @@ class _Parser(ArgumentParser):
                 if option not in self.hints:
                     raise OptionError(f"no option is called {full}{self.astray(full)}")
                 if option in flat:
-                    raise OptionError(f"{option} is there twice, alone and in its group")
+                    raise OptionError(f"{option} is given twice, alone and in its group")
                 flat[option] = v
         return flat
 
@@ -289,8 +289,8 @@ def _parser(
     parser.option_groups = hints
     parser.hints = {name: hint for of_group in hints.values() for name, hint in of_group.items()}
     if not groups:
-        known = typing.get_type_hints(function)
-        parser.hints = {name: known[name] for name in inspect.signature(function).parameters}
+        annotations = typing.get_type_hints(function)
+        parser.hints = {name: annotations[name] for name in inspect.signature(function).parameters}
     several = " …" if unnamed is not None and parser.hints[unnamed] == SEVERAL else ""
     program = f"{Path(inspect.getfile(function)).stem} {(unnamed or '').upper()}{several}".rstrip()
     parser.usage = f"python -m inference.{program} [--option VALUE …]"
@@ -310,7 +310,7 @@ def _assign(words: Sequence[str], parser: _Parser, unnamed: str | None) -> list[
     of ``unnamed`` may stand anywhere.
     """
     hints = parser.hints
-    known = {**hints, "config": Path, "trust": bool}
+    options = {**hints, "config": Path, "trust": bool}
     left, given, alone = list(words), [], []
     while left:
         word = left.pop(0)
@@ -322,12 +322,12 @@ def _assign(words: Sequence[str], parser: _Parser, unnamed: str | None) -> list[
         if word == "-h" or name in ("help", "print_config"):
             given.append(word)
             continue
-        if name not in known or not word.startswith("--"):
+        if name not in options or not word.startswith("--"):
             raise OptionError(f"there is no option {word}{parser.astray(name, '--')}")
-        kinds, follows = _kinds(known[name]), bool(left) and not left[0].startswith("--")
-        if known[name] is bool and unnamed is not None:
+        kinds, follows = _kinds(options[name]), bool(left) and not left[0].startswith("--")
+        if options[name] is bool and unnamed is not None:
             follows = follows and left[0].lower() in kinds
-        if not (equals or follows or known[name] is bool):
+        if not (equals or follows or options[name] is bool):
             raise OptionError(f"{word} has no value, expected {_listed(kinds)}")
         if not equals:
             value = left.pop(0) if follows else "true"
@@ -367,12 +367,12 @@ def _lowered(value: object) -> Any:
     if isinstance(value, list):
         return [_lowered(one) for one in value]
     if isinstance(value, str | Path):
-        return type(value)(str(value).translate({lifted: own for own, lifted in LIFTED.items()}))
+        return type(value)(str(value).translate({lifted: code for code, lifted in LIFTED.items()}))
     return value
 
 
-def _nearest(word: str, known: Iterable[str], dashes: str = "") -> str:
-    close = difflib.get_close_matches(word.lstrip("-").replace("-", "_"), list(known), n=1)
+def _nearest(word: str, names: Iterable[str], dashes: str = "") -> str:
+    close = difflib.get_close_matches(word.lstrip("-").replace("-", "_"), list(names), n=1)
     return f"; did you mean {dashes}{close[0]}?" if close else ""
 
 
@@ -390,14 +390,14 @@ NAMES: dict[Any, list[str]] = {
 
 def _kinds(hint: object) -> list[str]:
     """The kinds of value of an annotation, in words."""
-    parts = typing.get_args(hint)
+    arguments = typing.get_args(hint)
     if hint in NAMES:
         return NAMES[hint]
     if typing.get_origin(hint) is Literal:
-        return [str(part) for part in parts]
+        return [str(argument) for argument in arguments]
     if typing.get_origin(hint) is list:
-        return [f"[{_kinds(parts[0])[0]}, …]"]
-    return [kind for part in parts for kind in _kinds(part)]
+        return [f"[{_kinds(arguments[0])[0]}, …]"]
+    return [kind for argument in arguments for kind in _kinds(argument)]
 
 
 def _listed(kinds: Sequence[str]) -> str:

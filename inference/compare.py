@@ -82,25 +82,27 @@ def open_runs(folders: Sequence[Path]) -> list[Entry]:
 
 
 def _shared_data(
-    entries: Sequence[Entry], part: str, seed: int
+    entries: Sequence[Entry], part_name: str, seed: int
 ) -> tuple[Tensor, Tensor, int | None]:
     """x (n, *event_shape) and log|det ∂x/∂w| (n,) of a part that all runs share, and its levels."""
 
-    def of(entry: Entry) -> tuple[Tensor, Tensor]:
+    def transformed(entry: Entry) -> tuple[Tensor, Tensor]:
         problem: Problem = entry.programs.problem
-        x, log_det = problem.transform(getattr(problem, part), torch.Generator().manual_seed(seed))
+        x, log_det = problem.transform(
+            getattr(problem, part_name), torch.Generator().manual_seed(seed)
+        )
         return x, log_det
 
-    empty = [e.name for e in entries if not len(getattr(e.programs.problem, part))]
+    empty = [e.name for e in entries if not len(getattr(e.programs.problem, part_name))]
     if empty:
         raise RunError(
-            f"{', '.join(empty)}: no {part} data, since trained without --holdout true; compare on "
-            "--part test"
+            f"{', '.join(empty)}: no {part_name} data, since trained without --holdout true; "
+            "compare on --part test"
         )
-    x, log_det = of(entries[0])
+    x, log_det = transformed(entries[0])
     levels = entries[0].programs.problem.dequantized_levels
     for entry in entries[1:]:
-        other_x, other_log_det = of(entry)
+        other_x, other_log_det = transformed(entry)
         same = (
             entry.programs.problem.dequantized_levels == levels
             and torch.equal(other_x, x)
@@ -108,23 +110,24 @@ def _shared_data(
         )
         if not same:
             raise RunError(
-                f"{entry.name} and {entries[0].name} do not have the same {part} data, so their "
-                f"bounds cannot be compared:\n  {_data(entries[0], part)}\n  {_data(entry, part)}\n"
+                f"{entry.name} and {entries[0].name} do not have the same {part_name} data, so "
+                f"their bounds cannot be compared:\n  {_data(entries[0], part_name)}\n"
+                f"  {_data(entry, part_name)}\n"
                 "Compare runs of one --model, --protocol and --split_seed with each other"
             )
     return x, log_det, levels
 
 
-def _data(entry: Entry, part: str) -> str:
+def _data(entry: Entry, part_name: str) -> str:
     problem = entry.programs.problem
     protocol = "" if entry.protocol is None else f", --protocol {entry.protocol}"
     shape = "×".join(map(str, problem.event_shape))
-    number = len(getattr(problem, part))
+    number = len(getattr(problem, part_name))
     if (logit := getattr(problem, "dequantization", None)) is not None:
         protocol += f" --logit_margin {logit.margin:g}"
     if problem.rows is not None and problem.rows.seed is not None:
         protocol += f", --split_seed {problem.rows.seed}"
-    return f"{entry.name}: model {problem.name}{protocol}, {number} {part} data of {shape}"
+    return f"{entry.name}: model {problem.name}{protocol}, {number} {part_name} data of {shape}"
 
 
 # -- the program -----------------------------------------------------------------------------------
@@ -149,16 +152,17 @@ def compare(
 
     Args:
         runs: run folders, of one --model and one --protocol, which are only read.
-        half_width: half-width of the 95% intervals for the noise of every bound and difference, in
-            bits/dim, up to which network calls are made; null for all the draws.
-        draws: the most network calls per datum and run for the diffusion term.
+        half_width: half-width, in bits/dim, that the 95% intervals for the noise of every bound and
+            difference are to have; network calls are made until they have it. null: all the draws
+            are made.
+        draws: largest number of network calls per datum and run for the diffusion term.
         part: part of the data; choose settings on validation, for which runs need --holdout true.
-        num_data: the most data of that part, spread evenly over it; all by default.
+        num_data: largest number of data of that part, spread evenly over it; all by default.
         out: folder for bounds.csv, differences.csv, by_log_snr.csv and comparison.png.
-        batch_size: data per network call.
+        batch_size: number of data per network call.
         seed: seed of the noise.
-        overwrite: replace a comparison in ``out``.
-        accelerator: cpu, cuda, … or auto.
+        overwrite: replace a comparison in the folder --out.
+        accelerator: kind of device: cpu, cuda, … or auto.
 
     Raises:
         RunError: no such run, one given twice, runs of different data, no such part of the data, or
@@ -225,8 +229,9 @@ def _of_given(entries: Sequence[Entry]) -> list[str]:
     if not names:
         return []
     return [
-        f"{', '.join(names)}: of data given what --condition says, which is less than of data "
-        "alone. Of runs that\nare given different things, differences include what these tell.",
+        f"{', '.join(names)}: bounds on data given the context of --condition, which take fewer "
+        "bits than data alone.\nDifferences of runs with different contexts include the "
+        "information in these.",
         "",
     ]
 

@@ -28,7 +28,7 @@ DIFFERENCE_COLUMNS = (
     "low_95_bits_per_dim",
     "high_95_bits_per_dim",
     "monte_carlo_half_width_95_bits_per_dim",
-    *(f"{term}{of}_bits_per_dim" for term in ALL_TERMS for of in ("", "_standard_error")),
+    *(f"{term}{suffix}_bits_per_dim" for term in ALL_TERMS for suffix in ("", "_standard_error")),
     "p_value",
     "resolved",
 )
@@ -143,9 +143,9 @@ def _cell_rows(run: str, estimate: Estimate) -> list[Row]:
 def _by_term(bound: RunBound | Difference) -> Row:
     """The columns of the terms and their errors."""
     return {
-        f"{term}{of}_bits_per_dim": number
+        f"{term}{suffix}_bits_per_dim": number
         for term in ALL_TERMS
-        for of, number in zip(("", "_standard_error"), getattr(bound, term), strict=True)
+        for suffix, number in zip(("", "_standard_error"), getattr(bound, term), strict=True)
     }
 
 
@@ -285,8 +285,8 @@ def _notes(numbers: Tables, comparison: Comparison, draws: int) -> list[str]:
         ("max", "where the decoder takes over, log SNR at ε,"),
         ("min", "what is left to the prior, log SNR at T,"),
     ):
-        known = [row for row in bounds if side == "max" or not row["simulated"]]
-        values = [row[f"log_snr_{side}"] for row in known]
+        comparable = [row for row in bounds if side == "max" or not row["simulated"]]
+        values = [row[f"log_snr_{side}"] for row in comparable]
         if values and max(values) - min(values) > RANGE_TOLERANCE:
             notes.append(
                 f"warning: {what} is {min(values):.4g} to {max(values):.4g}: differences include "
@@ -298,8 +298,8 @@ def _notes(numbers: Tables, comparison: Comparison, draws: int) -> list[str]:
 
 def _calls(numbers: Tables, comparison: Comparison, draws: int) -> str:
     """The number of network calls, and whether they were enough, in words."""
-    each = comparison.network_calls / (numbers.bounds[0]["num_data"] * len(numbers.bounds))
-    calls = f"network calls: {comparison.network_calls:,} in all, {each:.1f} per datum and run"
+    per_datum = comparison.network_calls / (numbers.bounds[0]["num_data"] * len(numbers.bounds))
+    calls = f"network calls: {comparison.network_calls:,} in all, {per_datum:.1f} per datum and run"
     width = max(
         row["monte_carlo_half_width_95_bits_per_dim"]
         for row in numbers.bounds + numbers.differences

@@ -43,19 +43,19 @@ def draws(
     """Completed rows, a table for each draw, of the columns that are modelled and rows 0, 1, ….
 
     Args:
-        rows: those that memory holds ``num`` times.
-        piece: the number of these rows among pieces of a larger table, for their seed.
-        only: the one column that is drawn, if the others are integrated out and stay empty.
-        batch_size: completions simulated together.
-        unknown, hidden: as for :meth:`models.tabular.Tabular.codes`.
+        rows: incomplete rows, so few that memory holds them ``num`` times.
+        piece: number of these rows among the pieces of a larger table, for their seed.
+        only: name of the one column that is drawn, if the others are integrated out and stay empty.
+        batch_size: number of completions simulated together.
+        unknown, hidden: options of :meth:`models.tabular.Tabular.codes`.
     """
-    own = seed_from(seed, "draws", piece)
-    noise = torch.Generator().manual_seed(own)
+    piece_seed = seed_from(seed, "draws", piece)
+    noise = torch.Generator().manual_seed(piece_seed)
     codes = problem.codes(rows, unknown, hidden).repeat(num, 1)
     x = problem.to_model_space(codes, noise).to(model.diffusion.start_time.device)
     left_out = None if only is None else x.isnan() & ~_dims(problem, only).to(x.device)
     options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
-    drawn = impute(model, x, num=1, left_out=left_out, seed=own, **options)[0]
+    drawn = impute(model, x, num=1, left_out=left_out, seed=piece_seed, **options)[0]
     whole, n = problem.to_table(drawn), len(rows)
     return [whole.iloc[k * n : k * n + n].reset_index(drop=True) for k in range(num)]
 
@@ -78,18 +78,18 @@ def draws_given(
 
     for name in given:
         column_of(problem, name)  # or an error
-    known = pd.DataFrame({c.name: [given.get(c.name)] * n for c in problem.columns})
+    rows = pd.DataFrame({c.name: [given.get(c.name)] * n for c in problem.columns})
     options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "unknown": "refuse"}
     options["hidden"] = [column.name for column in problem.columns if column.name not in given]
-    return filled(known, draws(problem, model, known, 1, **options)[0])
+    return filled(rows, draws(problem, model, rows, 1, **options)[0])
 
 
 def column_of(problem: Tabular, name: str) -> Column:
     """The column of a name (DataError: none that is modelled)."""
-    own = {column.name: column for column in problem.columns}
-    if name not in own:
-        raise DataError(f"there is no column {name!r}, expected one of {', '.join(own)}")
-    return own[name]
+    columns = {column.name: column for column in problem.columns}
+    if name not in columns:
+        raise DataError(f"there is no column {name!r}, expected one of {', '.join(columns)}")
+    return columns[name]
 
 
 def _dims(problem: Tabular, name: str) -> Tensor:
@@ -111,11 +111,11 @@ def with_levels(types: Mapping[str, Any], columns: Sequence[Column]) -> dict[str
 
     whole = dict(types)
     for column in columns:
-        own = whole.get(column.name)
-        if column.levels is not None and isinstance(own, pd.CategoricalDtype):
+        dtype = whole.get(column.name)
+        if column.levels is not None and isinstance(dtype, pd.CategoricalDtype):
             levels = column.values(np.arange(column.levels))
-            new = [level for level in levels if level not in own.categories]
-            whole[column.name] = pd.CategoricalDtype([*own.categories, *new], own.ordered)
+            new = [level for level in levels if level not in dtype.categories]
+            whole[column.name] = pd.CategoricalDtype([*dtype.categories, *new], dtype.ordered)
     return whole
 
 
@@ -126,28 +126,28 @@ def filled(table: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
 
     whole = table.copy()
     for name in values.columns:
-        own, empty = whole[name], whole[name].isna().to_numpy()
+        column, empty = whole[name], whole[name].isna().to_numpy()
         if not empty.any():
             continue
         new = pd.Series(values[name].to_numpy()[empty], dtype=object)
-        if empty.all() and not isinstance(own.dtype, pd.CategoricalDtype):
+        if empty.all() and not isinstance(column.dtype, pd.CategoricalDtype):
             new = new.infer_objects().set_axis(whole.index)
-            whole[name] = new.astype(own.dtype) if _holds(own.dtype, new.dtype) else new
+            whole[name] = new.astype(column.dtype) if _holds(column.dtype, new.dtype) else new
             continue
-        if isinstance(own.dtype, pd.CategoricalDtype):
-            unknown = [v for v in new.dropna().unique() if v not in own.cat.categories]
-            own = own.cat.add_categories(unknown)
-        own = own.copy()
-        own[empty] = new.astype(own.dtype).array
-        whole[name] = own
+        if isinstance(column.dtype, pd.CategoricalDtype):
+            unknown = [v for v in new.dropna().unique() if v not in column.cat.categories]
+            column = column.cat.add_categories(unknown)
+        column = column.copy()
+        column[empty] = new.astype(column.dtype).array
+        whole[name] = column
     return whole
 
 
-def _holds(own: object, new: object) -> bool:
+def _holds(dtype: object, new: object) -> bool:
     """Whether a type of numbers has those of another one."""
     from pandas.api import types
 
     numbers = all(
-        types.is_numeric_dtype(one) and not types.is_bool_dtype(one) for one in (own, new)
+        types.is_numeric_dtype(one) and not types.is_bool_dtype(one) for one in (dtype, new)
     )
-    return numbers and (types.is_float_dtype(own) or types.is_integer_dtype(new))
+    return numbers and (types.is_float_dtype(dtype) or types.is_integer_dtype(new))

@@ -66,8 +66,8 @@ def without_removed(config: Mapping[str, Any]) -> dict[str, Any]:
 def _instead(name: str) -> str:
     if name in ("members", "augment", "weight_decay"):
         return (
-            "it did not pay, as docs/measured/recipes.md has it, and the programs "
-            "of tests/benchmarks/ladder can still train so"
+            "it brought no gain, as docs/measured/recipes.md shows, and the programs of "
+            "tests/benchmarks/ladder still have it"
         )
     return "a guide's own Simulation says how it is simulated, see docs/guide/simulated.md"
 
@@ -99,9 +99,9 @@ def read_settings(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     if not path.is_file():
         near = sorted(str(p.parent) for p in folder.parent.glob("*/config.yaml"))
-        known = f"; runs beside it: {', '.join(near[:10])}" if near else ""
-        known += names_instead(folder)
-        raise RunError(f"{folder} is not a run folder: it has no config.yaml{known}")
+        hint = f"; runs beside it: {', '.join(near[:10])}" if near else ""
+        hint += names_instead(folder)
+        raise RunError(f"{folder} is not a run folder: it has no config.yaml{hint}")
     try:
         config = load_yaml(path.read_bytes())
     except yaml.YAMLError as error:
@@ -112,8 +112,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
         config = of_today(config)
     except RunError as error:
         raise RunError(f"{path}: {error}") from None
-    own = config.get("data") == OWN_TABLE
-    return config | {"data": str(folder.resolve() / OWN_TABLE)} if own else config
+    kept_here = config.get("data") == OWN_TABLE
+    return config | {"data": str(folder.resolve() / OWN_TABLE)} if kept_here else config
 
 
 def of_today(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,8 +175,8 @@ def check_settings(
         )
     if moved:
         warnings.warn(
-            f"{where} differs from the checkpoint: {'; '.join(moved)}. What comes of it need not "
-            "be what it would have been",
+            f"{where} differs from the checkpoint: {'; '.join(moved)}. The results may "
+            "differ from those of the settings of the checkpoint",
             stacklevel=2,
         )
 

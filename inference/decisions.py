@@ -37,10 +37,10 @@ def with_recipe(settings: Training) -> Training:
     if settings.network is not None or not inspect.isclass(named):
         return settings
     for cls in named.__mro__:
-        own = vars(cls)
-        if "recipe" in own:
-            return replace(settings, network=own["recipe"])
-        if "networks" in own or "form" in own or "network" in own:
+        attributes = vars(cls)
+        if "recipe" in attributes:
+            return replace(settings, network=attributes["recipe"])
+        if "networks" in attributes or "form" in attributes or "network" in attributes:
             break
     return settings
 

@@ -50,10 +50,10 @@ def restored(
 
     Args:
         noise: the standard deviation of the measurements' noise.
-        num_samples: samples of each image.
-        batch_size: about how many samples are drawn together.
-        data: see :func:`~pyro_mdm.measurements.condition_on_measurements`.
-        sampler, steps, progress: see :func:`~inference.sample.draw`.
+        num_samples: number of samples of each image.
+        batch_size: number of samples that are drawn together, roughly.
+        data: training data, see :func:`~pyro_mdm.measurements.condition_on_measurements`.
+        sampler, steps, progress: options of :func:`~inference.sample.draw`.
     """
     generator = torch.Generator().manual_seed(seed_from(seed, "measurements"))
     obs = operator(truth.double())
@@ -103,7 +103,7 @@ def summary(restored: Restored) -> str:
         f"{psnr(restored.samples[0], restored.truth)} of a sample; "
         f"{100 * probability:.0f}% intervals hold {100 * covered.mean:.1f} ± "
         f"{100 * covered.standard_error:.1f}% of the pixels; "
-        f"{float(rest.square().mean().sqrt()):.3f} from what was measured, by sample"
+        f"samples differ from the measurement by {float(rest.square().mean().sqrt()):.3f}"
     )
 
 

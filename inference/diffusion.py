@@ -56,14 +56,14 @@ def build_diffusion(
     diffusion: Diffusion
     diffusion = _learned(guide) if kind is LearnedDiffusion else _other(guide, kind, event_shape)
     if guide.min_log_snr is not None and not kind_of(diffusion).simulated:
-        own = cast(LinearDiffusion, diffusion)
-        if own.cut_time is not None:
+        linear = cast(LinearDiffusion, diffusion)
+        if linear.cut_time is not None:
             raise ValueError(
                 f"--min_log_snr is {guide.min_log_snr:g}, but {guide.guide} is cut at the time "
-                f"{own.cut_time:g}, and the clock would be scaled; leave out --min_log_snr, "
+                f"{linear.cut_time:g}, and the clock would be scaled; leave out --min_log_snr, "
                 "or use a guide that is cut at a log SNR"
             )
-        own.min_log_snr = guide.min_log_snr
+        linear.min_log_snr = guide.min_log_snr
     _set_simulation(guide.guide, diffusion, simulation or SimulatedGuide())
     return diffusion
 
@@ -101,7 +101,7 @@ def _other(guide: Guide, kind: object, event_shape: Sequence[int] | None) -> Dif
         options["num_variables"] = given.pop("num_variables")
     if given:
         surplus = ", ".join(f"--{name}" for name in given)
-        raise ValueError(f"{surplus} is for --guide learned; {guide.guide} says itself what it is")
+        raise ValueError(f"{surplus} is for --guide learned; {guide.guide} has its own")
     if event_shape is not None and takes(kind, "event_shape"):
         options["event_shape"] = tuple(event_shape)
     return make("guide", guide.guide, kind, Diffusion, options)
@@ -189,12 +189,12 @@ def check_ends(guide: Guide, diffusion: Diffusion) -> None:
         if wanted is None:
             continue
         start = option == "max"
-        own = diffusion.max_log_snr if start else diffusion.terminal_log_snr.item()
-        if abs(own - wanted) > 1e-6:
+        actual = diffusion.max_log_snr if start else diffusion.terminal_log_snr.item()
+        if abs(actual - wanted) > 1e-6:
             side = "start" if start else "end"
             raise ValueError(
                 f"--{option}_log_snr is {wanted:g}, but {guide.guide} sets its own {side}, log SNR "
-                f"{own:.4g}; leave out --{option}_log_snr, or use a guide that takes "
+                f"{actual:.4g}; leave out --{option}_log_snr, or use a guide that takes "
                 f"{option}_log_snr"
             )
 

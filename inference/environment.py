@@ -173,8 +173,8 @@ def keep_threads(number: int | None, given: int | None, folder: Path) -> None:
     now = torch.get_num_threads()
     if number is not None and now != number:
         warnings.warn(
-            f"{folder} has {Threads(number)} and goes on with {now}, so that it may round "
-            "otherwise than it would have",
+            f"{folder} was trained with {Threads(number)} and goes on with {now}, so that it may "
+            "round differently",
             stacklevel=2,
         )
 

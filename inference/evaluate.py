@@ -100,44 +100,50 @@ def evaluate(
     trained denoiser under another diffusion, without training.
 
     Args:
-        run: the run folder, which is only read, or the name of a trained model in models/trained,
-            such as digits.
-        draws: network evaluations per test datum, at log SNRs of low discrepancy.
-        batch_size: data per network call.
+        run: run folder, which is only read, or the name of a trained model in models/trained, such
+            as digits.
+        draws: number of network evaluations per test datum, at log SNRs of low discrepancy.
+        batch_size: number of data per network call.
         seed: seed of the noise; with the same seed an evaluation repeats exactly.
-        reuse: a run folder whose denoiser is put under --guide.
-        guide: with --reuse: vpsde, cld, malda, alda, hold, ve, subvp, rectified_flow, cosine,
-            momentum_ve, learned (as it starts), module:Name, file.py:Name, or run:FOLDER for the
-            diffusion that another run ended with.
-        max_log_snr: with --reuse: log SNR at the start time; by default the run's.
-        min_log_snr: with --reuse: log SNR at time T, to which the clock is scaled; by default the
-            guide's own clock, scaled if it would leave the range the network was trained on.
-        half_width: half-width, in bits/dim, of the 95% interval for the noise; a pilot says how
-            many draws it takes. --draws is then the most there will be, pilot included.
-        method: elbo, the bound; importance, importance weights over paths of the chain on a grid;
-            flow, the probability-flow ODE and the decoder; or all. They estimate log p of different
-            models, which agree where the score is exact: do not rank them.
-        samples: weights per datum; by default 64 for importance, 1 for flow.
-        times: times of the grid of importance, even in log SNR; 65 by default.
-        probes: for flow: Hutchinson probes, or 0 for the exact divergence (d derivatives a call of
-            a denoiser, K·d of other scores); by default 0 up to 16 states and 1 for more.
-        rtol: for flow: tolerance of dopri5, relative and absolute; 1e-4 by default.
-        test_size: the most test data, spread evenly over the test part; by default all.
-        classify: with a run of --condition labels: classify the test data by Bayes' rule from the
-            bounds given each class, with --draws network calls per datum and class.
-        accelerator: cpu, cuda, … or auto. Under torchrun all processes share the work of elbo.
+        reuse: run folder whose denoiser is put under --guide.
+        guide: diffusion that the denoiser of --reuse is put under: vpsde, cld, malda, alda, hold,
+            ve, subvp, rectified_flow, cosine, momentum_ve, learned (as it starts), module:Name,
+            file.py:Name, or run:FOLDER for the diffusion that another run ended with.
+        max_log_snr: log SNR at the start time, with --reuse; by default the run's.
+        min_log_snr: log SNR at time T, with --reuse, to which the clock is scaled; by default the
+            guide keeps its own clock, which is scaled if it would leave the range that the network
+            was trained on.
+        half_width: half-width, in bits/dim, that the 95% interval for the noise is to have. A pilot
+            says how many draws it takes; --draws is then the most that are made, with those of the
+            pilot.
+        method: method: elbo, the bound; importance, importance weights over paths of the chain on a
+            grid; flow, the probability-flow ODE and the decoder; or all. They estimate log p of
+            different models, which agree where the score is exact: do not rank them.
+        samples: number of weights per datum; by default 64 for importance, and 1 for flow.
+        times: number of times in the grid of --method importance, even in log SNR; 65 by default.
+        probes: number of Hutchinson's probes of --method flow, or 0 for the exact divergence, which
+            takes d derivatives a call of a denoiser, and K·d of other scores; by default 0 up to 16
+            states, and 1 for more.
+        rtol: tolerance of the solver (dopri5) of --method flow, relative and absolute; 1e-4 by
+            default.
+        test_size: largest number of test data, spread evenly over the test part; by default all.
+        classify: classify the test data by Bayes' rule from the bounds given each class, with
+            --draws network calls per datum and class; for a run of --condition labels.
+        accelerator: kind of device: cpu, cuda, … or auto. Under torchrun all processes share the
+            work of elbo.
         precision: precision of the network; a run of 64-true stays so.
-        out: a .csv for the bound on each datum, its Monte Carlo error, its label and, with
-            --classify, the probability of each class. ``row`` is the index of the datum, from 0, in
-            the data set, such as a row of the table, or in an official test part. For dequantized
-            images the bound is at one draw of the dequantization, by --seed, which the error leaves
-            out. With --half_width both are empty for data that were never drawn.
-        calibration: of a table: a .png for the calibration of its test rows, whose entries are
-            drawn, 99 times, given about half of the others.
-        overwrite: replace ``out`` and ``calibration`` if they exist.
-        data: with a run of a table: rows to evaluate in place of the test data, a .csv or .parquet
-            file or a name as for inference.train. ``out`` then has a bound on log p of each row in
-            nats, of what is there, and its standard error.
+        out: name of a .csv file for the bound on each datum, its Monte Carlo error, its label and,
+            with --classify, the probability of each class. The column ``row`` is the index of the
+            datum, from 0, in the data set, such as a row of the table, or in an official test part.
+            For dequantized images the bound is at one draw of the dequantization, by --seed, and
+            its error leaves that out. With --half_width both are empty for data that were never
+            drawn.
+        calibration: name of a .png file for the calibration of a table's test rows, whose entries
+            are drawn 99 times, given about half of the others in their row.
+        overwrite: replace the files of --out and --calibration if they exist.
+        data: table of new rows, which are evaluated in place of the test data, for a run of a
+            table: a .csv or .parquet file, or a name as for inference.train. The file of --out then
+            has for each row a bound on log p of what is there, in nats, and its standard error.
     """
     if data is not None:
         asked = {
@@ -150,8 +156,8 @@ def evaluate(
         }
         if others := [f"--{name}" for name, value in asked.items() if value is not None]:
             raise ValueError(
-                f"--data has bounds of new rows of a table, by --draws alone; leave out "
-                f"{', '.join(others)}"
+                f"--data asks for bounds on new rows of a table, which no other option but --draws "
+                f"changes; leave out {', '.join(others)}"
             )
         check_positive(draws=draws, batch_size=batch_size)
         _check_out(out, overwrite)
@@ -188,9 +194,9 @@ def evaluate(
         raise ValueError(f"--method {method} runs in one process; start it without torchrun")
     for note in opened.notes:
         print(note)
-    known = opened.programs.problem.context is not None
-    told = f", each given its {given_in_words(opened.programs)}" if known else ""
-    print(f"{opened.folder}: step {opened.checkpoint.step}, {len(tested)} test data{told}")
+    is_conditional = opened.programs.problem.context is not None
+    given = f", each given its {given_in_words(opened.programs)}" if is_conditional else ""
+    print(f"{opened.folder}: step {opened.checkpoint.step}, {len(tested)} test data{given}")
     if method == "all":
         print(f"elbo: {measure(opened.programs, tested, seed=seed, **calls)}")
     _by_weights(opened.programs, tested, method, weighing)
@@ -241,19 +247,19 @@ def _of_rows(
     if run is None:
         raise RunError("--data is of rows for a run, which is missing; give its folder")
     table = Table.from_run(run, accelerator=accelerator)
-    each = [
+    pieces = [
         table.measured(rows.table, None, draws, batch_size, seed, piece=k)
         for k, rows in enumerate(read_pieces(data, PIECE, text_columns(table.problem.columns)))
     ]
-    if not each:
+    if not pieces:
         raise DataError(f"--data {data} has no row, expected one at least")
-    rows = pd.concat(each)
+    rows = pd.concat(pieces)
     if out is not None:
-        own = rows.reset_index(drop=True)
-        write_atomically(out, own.to_csv(index_label="row").encode())
+        numbered = rows.reset_index(drop=True)
+        write_atomically(out, numbered.to_csv(index_label="row").encode())
         print(f"the bound of each row: {out}")
     values = torch.tensor(rows["log_prob"].tolist())
-    print(f"log p of a row, of what is there: at least {Measured.of(values)} nats")
+    print(f"log p of the entries of a row: at least {Measured.of(values)} nats")
 
 
 # -- bounds ----------------------------------------------------------------------------------------
@@ -287,7 +293,7 @@ def _by_bound(
         say(said)
     if (nothing := told_nothing(programs, data)) is not None:
         without = measure(programs, nothing, seed=seed, half_width=half_width, **calls)
-        say(f"of x alone, its {given_in_words(programs)} not told: {without}")
+        say(f"of x alone, without its {given_in_words(programs)}: {without}")
     if opened.reused is None:
         estimate, log_det = estimated(programs, data, seed=seed, half_width=half_width, **calls)
         bound = bound_of(estimate, log_det, problem.dequantized_levels)
@@ -408,10 +414,12 @@ class Weighing:
             "importance": {"times": self.times},
             "flow": {"probes": self.probes, "rtol": self.rtol},
         }
-        for of, own in options.items():
-            given = [name for name, value in own.items() if value is not None]
-            if given and method not in (of, "all"):
-                raise ValueError(f"--{given[0]} is for --method {of}, not {method}; leave it out")
+        for owner, values in options.items():
+            given = [name for name, value in values.items() if value is not None]
+            if given and method not in (owner, "all"):
+                raise ValueError(
+                    f"--{given[0]} is for --method {owner}, not {method}; leave it out"
+                )
         if method == "elbo" and self.samples is not None:
             raise ValueError(
                 "--samples is for --method importance and flow, not elbo; leave it out"
@@ -470,10 +478,10 @@ def weights(
     single = weighted.bound.mean - weighted.mean  # nats, of one weight less all
     gain = -single / (weighted.num_dims * math.log(2))
     words = f"{weighted.weights_in_words}; {gain:.3f} bits/dim below one weight; "
-    told = words if samples > 1 else ""
+    note = words if samples > 1 else ""
     calls = f"{weighted.network_calls} network calls for each datum"
     with_error = f" ± {error:.3f}" if math.isfinite(error) else ""
-    return f"bits/dim {value:.3f}{with_error} ({told}{calls})"
+    return f"bits/dim {value:.3f}{with_error} ({note}{calls})"
 
 
 if __name__ == "__main__":

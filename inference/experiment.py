@@ -71,17 +71,18 @@ def experiment(
         table: name of the table.
         model: data set of the table paper: mnist, cifar10, imagenet32, fashion_mnist, mnist5k or
             digits. Its folder is paper-<model>.
-        workers: runs trained at a time; by default one for each GPU, which it then has alone, or
-            one. On a CPU each has one thread.
-        steps: training steps, in place of the table's.
+        workers: number of runs trained at a time; by default one for each GPU, which each has
+            alone, or one without GPUs. On a CPU each has one thread.
+        steps: number of training steps, in place of the table's.
         seeds: number of seeds, in place of the table's.
-        scores: some of the table's scores, e.g. [noise]; the summary has these alone.
-        guides: some of the table's guides, e.g. [vpsde, learned2]; all are compared with the first.
+        scores: list of some of the table's scores, e.g. [noise]; the summary has these alone.
+        guides: list of some of the table's guides, e.g. [vpsde, learned2]; all are compared with
+            the first.
         half_width: half-width of the comparisons, bits/dim, as for inference.compare.
-        draws: the most network calls per image and run of the comparisons.
-        num_data: the most test data of the comparisons; all by default.
-        root: folder that holds the table's folder. Where several machines share it, each may be
-            given this command, and they divide the runs.
+        draws: largest number of network calls per image and run of the comparisons.
+        num_data: largest number of test data of the comparisons; all by default.
+        root: folder that holds the table's folder. Where several machines share it, this command
+            may be given on each, and they divide the runs.
         data: folder of the data sets, "data" by default.
     """
     check_positive(workers=workers, steps=steps, seeds=seeds, half_width=half_width, draws=draws)
@@ -124,11 +125,11 @@ def experiment(
         print((folder / "learned.md").read_text("utf-8"))
 
 
-def _check_some(option: str, names: list[str], known: tuple[str, ...]) -> None:
-    if not names or not set(names) <= set(known) or len(set(names)) < len(names):
+def _check_some(option: str, names: list[str], available: tuple[str, ...]) -> None:
+    if not names or not set(names) <= set(available) or len(set(names)) < len(names):
         raise RunError(
-            f"--{option} is {names}, expected some of {', '.join(known)}, each once, as in "
-            f"[{known[-1]}]"
+            f"--{option} is {names}, expected some of {', '.join(available)}, each once, as in "
+            f"[{available[-1]}]"
         )
 
 

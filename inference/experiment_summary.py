@@ -49,12 +49,12 @@ def summarize(
 
     Args:
         guides: the guides of each score; all are compared with the first.
-        starts: for each learned guide the one that it starts as.
-        fixed: guides that the others, which are learned, are set beside one by one, in learned.csv
+        starts: guide that each learned guide starts as, by its name.
+        fixed: guides beside which the others, which are learned, are set one by one, in learned.csv
             and learned.md.
         half_width: the half-width of each comparison, bits/dim.
-        draws: the most network calls per datum and run.
-        num_data: the most test data of each comparison; all by default.
+        draws: largest number of network calls per datum and run.
+        num_data: largest number of test data of each comparison; all by default.
     """
     starts = starts or {}
     for score, names in guides.items():

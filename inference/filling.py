@@ -27,7 +27,7 @@ class Filling:
 
     Args:
         problem: the data set, with missing entries.
-        settings: those of the run.
+        settings: settings of the run.
 
     Attributes:
         values: the completed data of the present part of the training, in model space; None:
@@ -72,8 +72,8 @@ class Filling:
 
     def _present(self, step: int) -> Tensor:
         """The numbers of the data that are trained on at a step, all if they are few."""
-        part = step // self._every if self._size < self._number else 0
-        return indices(part, self._size, self._number, seed_from(self._settings.seed, "parts"))
+        period = step // self._every if self._size < self._number else 0
+        return indices(period, self._size, self._number, seed_from(self._settings.seed, "parts"))
 
     def _places(self, step: int) -> Tensor:
         settings = self._settings

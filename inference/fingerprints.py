@@ -52,9 +52,9 @@ def fingerprint(parts: Mapping[str, Tensor], *, exact: bool = False) -> dict[str
 def fingerprint_of(problem: Problem) -> dict[str, Any]:
     """The fingerprint of all parts of a data set, and of their contexts, with the names of their
     classes, if any."""
-    data = {part: problem.part(part) for part in PARTS}
-    tensors = {part: p.data for part, p in data.items()}
-    given = {f"{part}_context": p.context for part, p in data.items() if p.context is not None}
+    data = {name: problem.part(name) for name in PARTS}
+    tensors = {name: p.data for name, p in data.items()}
+    given = {f"{name}_context": p.context for name, p in data.items() if p.context is not None}
     names = problem.class_names
     named = {} if names is None else {CLASSES: {"names": list(names)}}
     return fingerprint(tensors | given, exact=problem.exact) | named
@@ -109,7 +109,8 @@ def _alike(started: object, now: object) -> bool:
 def _other_classes(started: object, now: object) -> str:
     """The classes that are new or absent, in words."""
     before, after = (
-        list(part.get("names", ())) if isinstance(part, dict) else [] for part in (started, now)
+        list(classes.get("names", ())) if isinstance(classes, dict) else []
+        for classes in (started, now)
     )
     said = {
         "absent": [name for name in before if name not in after],
@@ -119,9 +120,9 @@ def _other_classes(started: object, now: object) -> str:
     return f"{CLASSES}, {'; '.join(words) or 'in another order'}"
 
 
-def _in_words(part: object) -> str:
+def _in_words(entry: object) -> str:
     """A part of a data set, in a message."""
-    if not isinstance(part, dict) or "sha256" not in part:
-        return "absent" if part is None else str(part)[:60]
-    rest = " ".join(f"{v}" for name, v in part.items() if name not in ("sha256", *SUMS))
-    return f"SHA-256 {str(part['sha256'])[:12]}… {rest}".rstrip()
+    if not isinstance(entry, dict) or "sha256" not in entry:
+        return "absent" if entry is None else str(entry)[:60]
+    rest = " ".join(f"{v}" for name, v in entry.items() if name not in ("sha256", *SUMS))
+    return f"SHA-256 {str(entry['sha256'])[:12]}… {rest}".rstrip()

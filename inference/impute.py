@@ -65,25 +65,26 @@ def impute(
     the end. It is :meth:`inference.Table.impute`, which has the same draws.
 
     Args:
-        run: the run folder, of --model tabular (--run may be left out), or the name of such a
-            trained model in models/trained: wine.
-        data: the incomplete table, .csv or .parquet, with the columns of the run's; or a name as
-            for inference.train.
-        out: the completed table, .csv or .parquet.
-        num: draws of each row.
-        center: of the draws of an entry that is a number, which the completed table has, rounded as
-            the column is; where most draws are one atom, it is that. Of an ordinal one it is the
-            median level, of a categorical one the most frequent category.
-        sampler: as for inference.sample; by default exponential.
-        steps: steps of the sampler.
-        batch_size: rows simulated together.
-        seed: seed of the noise. Draws of a row depend on it, on --batch_size and on the rows of
+        run: run folder, of --model tabular (--run may be left out), or the name of such a trained
+            model in models/trained: wine.
+        data: incomplete table, .csv or .parquet, with the columns of the table that the run was
+            trained on; or a name as for inference.train.
+        out: name of the file of the completed table, .csv or .parquet.
+        num: number of draws of each row.
+        center: value that a missing number gets in the completed table: the mean or the median of
+            its draws, rounded as the column is; where most draws are one atom, that atom. A missing
+            level of an ordinal column gets the median, and of a categorical one the most frequent
+            category.
+        sampler: sampler, as for inference.sample; by default exponential.
+        steps: number of steps of the sampler.
+        batch_size: number of rows simulated together.
+        seed: seed of the noise. The draws of a row depend on it, on --batch_size and on the rows of
             its piece.
-        unknown: what to do with values that the run does not know, such as new categories and
-            numbers out of a column's range: missing, to take them for missing entries, with a
-            warning; or refuse. Their cells stay as they are.
+        unknown: treatment of values that the run does not know, such as new categories and numbers
+            out of a column's range: missing takes them for missing entries, with a warning; refuse
+            is an error. Their cells stay as they are.
         overwrite: replace both files if they exist.
-        accelerator: cpu, cuda, … or auto.
+        accelerator: kind of device: cpu, cuda, … or auto.
     """
     check_positive(num=num, steps=steps, batch_size=batch_size)
     draws_out = out.with_name(f"{out.stem}-draws{out.suffix}")
@@ -102,9 +103,9 @@ def impute(
             f"{names}; leave one empty"
         )
     with TemporaryDirectory(dir=out.parent, prefix=".imputed-") as folder:
-        part = partial(TablePiece, number=whole.rows, schema=schema_without(data, table.names))
-        middle = part(Path(folder) / f"middle{out.suffix}")
-        each = [part(Path(folder) / f"{k}{out.suffix}", header=k == 0) for k in range(num)]
+        new_file = partial(TablePiece, number=whole.rows, schema=schema_without(data, table.names))
+        middle = new_file(Path(folder) / f"middle{out.suffix}")
+        by_draw = [new_file(Path(folder) / f"{k}{out.suffix}", header=k == 0) for k in range(num)]
         with progress_bar(whole.rows, "imputation", "rows") as bar:
             for k, piece in enumerate(pieces()):
                 rows = piece.table.astype(whole.types)
@@ -113,12 +114,12 @@ def impute(
                 )
                 _add(middle, rows, piece.cells, whole, table.middle(draws, center))
                 for number, values in enumerate(draws):
-                    _add(each[number], rows, piece.cells, whole, values, number)
+                    _add(by_draw[number], rows, piece.cells, whole, values, number)
                 bar.update(len(rows))
-        for own in (middle, *each):
-            own.close()
+        for new in (middle, *by_draw):
+            new.close()
         with explain_full_disk(out, 0), replacing() as write:
-            write(draws_out, content(each))
+            write(draws_out, content(by_draw))
             write(out, content([middle]))
     print(
         f"{whole.missing} missing entries in {whole.incomplete} of {whole.rows} rows; {out}; "
@@ -127,7 +128,7 @@ def impute(
 
 
 def _add(
-    part: TablePiece,
+    file: TablePiece,
     rows: pd.DataFrame,
     cells: Cells | None,
     whole: Survey,
@@ -137,19 +138,19 @@ def _add(
     """Add completed rows to a file, with the number of the draw in a last column if it is one."""
     import pandas as pd
 
-    if cells is not None and part.path.suffix == ".csv":
+    if cells is not None and file.path.suffix == ".csv":
         completed = fill_cells(cells, rows, values, whole.texts)
         if draw is not None:
             names, *others = completed
             completed = [[*names, "draw"], *([*row, str(draw)] for row in others)]
-        part.add_cells(completed)
+        file.add_cells(completed)
         return
     table = filled(rows, values)
     if draw is not None:
         table = table.assign(draw=draw)
         if isinstance(table.index, pd.RangeIndex):  # which counts the rows of one draw
             table.index = pd.Index(table.index.to_numpy(), name=table.index.name)
-    part.add(table)
+    file.add(table)
 
 
 class Survey(NamedTuple):
@@ -176,8 +177,8 @@ class Survey(NamedTuple):
             gone = empty & ~(codes == ABSENT).numpy()
             rows, missing = rows + len(table), missing + int(gone.sum())
             incomplete += int(gone.any(1).sum())
-            own = dict(table.dtypes)
-            types = common_types(types, own) if types else own
+            dtypes = dict(table.dtypes)
+            types = common_types(types, dtypes) if types else dtypes
             if cells is not None:
                 texts.seen(cells, table)
         types = with_levels(types, problem.columns)
@@ -191,7 +192,7 @@ def fill_cells(
     them elsewhere; every other cell is the text that it was.
 
     Args:
-        texts: how the whole file writes its values; None: these cells are the whole.
+        texts: texts by which the whole file writes its values; None: these cells are the whole.
     """
     texts = Texts().seen(cells, table) if texts is None else texts
     whole = [row.copy() for row in cells]
@@ -199,9 +200,9 @@ def fill_cells(
         empty = table[name].isna().to_numpy()
         if name not in values.columns or not empty.any():
             continue
-        own = values[name].tolist()
+        drawn = values[name].tolist()
         for i in np.flatnonzero(empty & values[name].notna().to_numpy()):
-            whole[i + 1][j] = texts.text(name, own[i])
+            whole[i + 1][j] = texts.text(name, drawn[i])
     return whole
 
 

@@ -64,15 +64,15 @@ def figure(names: Sequence[str], diffusions: Sequence[LinearDiffusion], x: Tenso
 
     heights = [3.6, *(1.05 * d.num_variables + 1.3 for d in diffusions)]
     result = Figure((15.0, sum(heights)), dpi=DPI, layout="constrained")
-    parts = result.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    panels = result.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     # of several blocks and clocks the first, as in the table
     shown = [
         cast(LinearDiffusion, d.reference) if kind_of(d).by_dimension else d for d in diffusions
     ]
-    _draw_overview(parts[0], names, shown, x)
-    for part, name, block, diffusion in zip(parts[1:], names, shown, diffusions, strict=True):
-        left, right = part.subfigures(1, 2, width_ratios=[5.2, 9.8])
-        part.suptitle(
+    _draw_overview(panels[0], names, shown, x)
+    for panel, name, block, diffusion in zip(panels[1:], names, shown, diffusions, strict=True):
+        left, right = panel.subfigures(1, 2, width_ratios=[5.2, 9.8])
+        panel.suptitle(
             f"{plain(name)}, K = {diffusion.num_variables}", fontsize=11, x=0.01, ha="left"
         )
         _draw_moments(left, block)
@@ -81,9 +81,9 @@ def figure(names: Sequence[str], diffusions: Sequence[LinearDiffusion], x: Tenso
 
 
 def _draw_overview(
-    part: SubFigure, names: Sequence[str], diffusions: Sequence[LinearDiffusion], x: Tensor
+    panel: SubFigure, names: Sequence[str], diffusions: Sequence[LinearDiffusion], x: Tensor
 ) -> None:
-    snr, kl, plane = part.subplots(1, 3)
+    snr, kl, plane = panel.subplots(1, 3)
     for i, (name, diffusion) in enumerate(zip(names, diffusions, strict=True)):
         color, end = f"C{i}", diffusion.horizon
         start = diffusion.start_time.item()
@@ -113,10 +113,10 @@ def _draw_overview(
         axes.set_ylabel(label)
 
 
-def _draw_moments(part: SubFigure, diffusion: LinearDiffusion) -> None:
+def _draw_moments(panel: SubFigure, diffusion: LinearDiffusion) -> None:
     from pyro_mdm.plots.figures import draw_moments
 
-    left, right = part.subplots(1, 2)
+    left, right = panel.subplots(1, 2)
     draw_moments(left, right, diffusion, fontsize=7)
     for axes, title in ((left, "a(s)"), (right, "Σ(s)")):
         axes.set_title(title, fontsize=10)
@@ -145,23 +145,26 @@ def inspect(
     """Print the properties of diffusions before training with them, and draw them.
 
     Args:
-        guide: vpsde, cld, malda, alda, hold, ve, subvp, rectified_flow, cosine, momentum_ve,
-            learned (as it starts), module:Name, file.py:Name, or run:FOLDER for the diffusion a run
-            ended with; several with commas between them.
+        guide: diffusion, or several with commas between them: vpsde, cld, malda, alda, hold, ve,
+            subvp, rectified_flow, cosine, momentum_ve, learned (as it starts), module:Name,
+            file.py:Name, or run:FOLDER for the diffusion that a run ended with.
         model: data set for the prior KL and the noised images, as for inference.train.
-        protocol: images only: levels in [-1, 1], or dequantized as in the paper.
-        data: the data set's files, as for inference.train.
-        image_size: with --model images, as for inference.train.
-        num_variables: K of learned, 2 by default.
-        rank: rank of D of learned, K by default.
-        stationary_variance: Σ_∞ of learned, as for inference.train.
+        protocol: protocol of images: discrete, with levels in [-1, 1], by default; or dequantized,
+            as in the paper.
+        data: files of the data set, as for inference.train.
+        image_size: side of images, as for inference.train, with --model images.
+        num_variables: number K of variables of learned, 2 by default.
+        rank: rank of the matrix D of learned, K by default.
+        stationary_variance: stationary variance Σ_∞ of learned, as for inference.train.
         max_log_snr: log SNR at the start time; by default the data set's.
         min_log_snr: log SNR at time T, to which clocks are scaled; by default -10 for learned and
             for learned diffusions of your own; other clocks are not scaled.
-        draws: for run:FOLDER: measure by so many draws of each test datum what the run's network
-            makes of the auxiliary variables; 16 are enough for a first look. Not by default.
-        out: a .png for the figure; by default inspect-<model>-<guides>.png here.
-        overwrite: replace ``out`` if it exists.
+        draws: number of draws of each test datum by which it is measured, for run:FOLDER, how much
+            the run's network makes of the auxiliary variables; 16 are enough for a first look. By
+            default this is not measured.
+        out: name of a .png file for the figure; by default inspect-<model>-<guides>.png in the
+            current folder.
+        overwrite: replace the file of --out if it exists.
     """
     names = [name.strip() for name in guide.split(",")]
     asked = Guide(
@@ -173,23 +176,23 @@ def inspect(
     )
     if "learned" not in names and (surplus := _for_learned(asked)):
         raise ValueError(
-            f"{', '.join(surplus)} is for --guide learned, and {guide} says itself what it is; "
-            "leave it out, or add learned to the guides"
+            f"{', '.join(surplus)} is for --guide learned, and {guide} has its own; leave it out, "
+            "or add learned to the guides"
         )
     if draws is not None:
         _check_draws(draws, names)
     slugs = map(slug, (model, *names))
     out = out if out is not None else Path(f"inspect-{'-'.join(slugs)}.png")
     check_out(out, (".png",), overwrite=overwrite)
-    of = DataOptions(
+    data_options = DataOptions(
         model=model, protocol=protocol, data=data, image_size=image_size, holdout=False
     )
-    problem = build_problem(with_split(of))
+    problem = build_problem(with_split(data_options))
     x = problem.to_model_space(problem.test, torch.Generator().manual_seed(0)).double()
     diffusions = [_diffusion(replace(asked, guide=name), problem) for name in names]
     seen = [look(name, diffusion, x) for name, diffusion in zip(names, diffusions, strict=True)]
-    each = zip(names, diffusions, seen, strict=True)
-    drawn = {name: diffusion for name, diffusion, own in each if not own.errors}
+    inspected = zip(names, diffusions, seen, strict=True)
+    drawn = {name: diffusion for name, diffusion, inspection in inspected if not inspection.errors}
     print(f"{model}: {len(x)} test data, {x[0].numel()} dims, mean square {x.square().mean():.3g}")
     print(table(seen))
     if draws is not None:
@@ -248,8 +251,8 @@ def _diffusion(asked: Guide, problem: Problem) -> LinearDiffusion:
         give_learned_end(diffusion)
     if kind_of(diffusion).simulated:
         raise ValueError(
-            f"{name} is {type(diffusion).__name__}, and all that is shown here is found in "
-            "closed form, which only a LinearDiffusion has. See its paths and its drift: "
+            f"{name} is {type(diffusion).__name__}, expected a LinearDiffusion, since all that is "
+            "shown here is computed in closed form. See its paths and its drift by "
             "pyro_mdm.plots.figures.paths_figure and field_figure, or TensorBoard of a run"
         )
     return cast(LinearDiffusion, diffusion)

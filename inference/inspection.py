@@ -14,9 +14,9 @@ Definitions, with A_0 = -(Q + D) Σ_∞^{-1} the drift per unit of the clock b(s
   |μ| / (2 |Re μ|) for a complex pair and √(μ_1 μ_2) / |μ_1 + μ_2| for the two slowest real modes:
   ½ at critical damping, less above it, more below it.
 - *condition numbers* are of Σ(s) = Cov(y_s | x), as it is and as a correlation matrix.
-- *told by v* at s: I(x; v_s | x_s), what the auxiliary variables tell of the data beyond x_s, for
-  Gaussian data of the same covariance (:func:`pyro_mdm.evaluation.auxiliary_information`), and the
-  difference of log SNR of the whole state and of x_s alone.
+- *information of v* at s: I(x; v_s | x_s), that of the auxiliary variables on the data beyond x_s,
+  for Gaussian data of the same covariance (:func:`pyro_mdm.evaluation.auxiliary_information`), and
+  the difference of log SNR of the whole state and of x_s alone.
 - *amplification*: the growth of rounding errors in the factors of Σ; 1 keeps 15.7 digits.
 """
 
@@ -326,10 +326,10 @@ def table(seen: Sequence[Inspection]) -> str:
         ("  half way in log SNR", lambda f: condition(f, "mid")),
         ("  at T", lambda f: condition(f, "T")),
         ("  at the worst s", lambda f: condition(f, "worst")),
-        ("told by v beyond x_s, bits/dim and log SNR, at ε", lambda f: auxiliary(f, "ε")),
+        ("information of v beyond x_s, bits/dim and log SNR, at ε", lambda f: auxiliary(f, "ε")),
         ("  half way in log SNR", lambda f: auxiliary(f, "mid")),
         ("  at T", lambda f: auxiliary(f, "T")),
-        ("  at the most telling s", lambda f: auxiliary(f, "most")),
+        ("  at the s where it is largest", lambda f: auxiliary(f, "most")),
         ("rounding grows by, digits left", lambda f: growth(f.amplification)),
         (f"  in steps of {STEPS} (ancestral)", lambda f: growth(f.step_amplification)),
     ]

@@ -72,8 +72,8 @@ def _check_data(run: Run, problem: Problem) -> None:
     started = run.started_data()
     if started is None:
         warnings.warn(
-            f"{run.folder} is of an earlier version, which did not keep what its data were, so "
-            "that those of today cannot be compared with them",
+            f"{run.folder} is of an earlier version, which kept no fingerprints of its data, so "
+            "that the data of today cannot be compared with them",
             stacklevel=3,
         )
         return
@@ -86,8 +86,8 @@ def _check_data(run: Run, problem: Problem) -> None:
     else:
         return
     warnings.warn(
-        f"{reason}. The run goes on by the levels and scales that it keeps, for rows of another "
-        "table alone: its own training and test rows are no longer known",
+        f"{reason}. The run still serves rows of other tables, by the levels and scales that it "
+        "keeps; its own training and test rows cannot be used",
         stacklevel=3,
     )
     problem.withhold(f"{reason}. Rows of another table are measured by inference.evaluate --data")

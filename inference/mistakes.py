@@ -179,11 +179,11 @@ def _check_learned(settings: Training) -> None:
 def start_note(settings: Training, programs: Programs) -> str | None:
     """A note on a guide whose λ(ε) is not the data set's, though its start time is not set."""
     diffusion = programs.model.diffusion
-    own, usual = diffusion.max_log_snr, programs.problem.max_log_snr
+    start, usual = diffusion.max_log_snr, programs.problem.max_log_snr
     at_a_time = isinstance(diffusion, Kernels) and diffusion.cut_time is not None
-    if settings.max_log_snr is not None or at_a_time or abs(own - usual) <= 1e-6:
+    if settings.max_log_snr is not None or at_a_time or abs(start - usual) <= 1e-6:
         return None
     return (
-        f"note: {settings.guide} starts at log SNR {own:.4g}, where {settings.model} would "
-        f"have {usual:.4g}; a guide with a keyword max_log_snr is given that"
+        f"note: {settings.guide} starts at log SNR {start:.4g}, where {settings.model} would "
+        f"have {usual:.4g}; a guide with a keyword max_log_snr is given the latter"
     )

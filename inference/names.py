@@ -109,9 +109,9 @@ def find(option: str, name: str) -> Any:
         NameNotFoundError: an unknown name, a missing file or module, or one without this name.
         UntrustedCodeError: see :func:`inference.trust.check`.
     """
-    known = (NAMED | ASKED)[option]
-    if (builtin := _builtin(known, name)) in known:
-        return known[builtin]
+    objects = (NAMED | ASKED)[option]
+    if (builtin := _builtin(objects, name)) in objects:
+        return objects[builtin]
     if option == "guide" and name.startswith("run:"):
         raise NameNotFoundError(
             f"{name} is the diffusion that a run ended with, which inference.inspect and --reuse "
@@ -119,25 +119,26 @@ def find(option: str, name: str) -> Any:
         )
     place, colon, attribute = name.rpartition(":")
     if not colon:
-        close = difflib.get_close_matches(name.lower(), known, n=1)
+        close = difflib.get_close_matches(name.lower(), objects, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         if name.endswith(".py"):
             hint = f" (which class or function of that file? {name}:Name)"
         raise NameNotFoundError(
             f"unknown {option} {name!r}{hint}: "
-            + (f"use one of {', '.join(known)}, or " if known else "")
+            + (f"use one of {', '.join(objects)}, or " if objects else "")
             + "name your own as module:Name or file.py:Name"
         )
     load = _load_file if place.endswith(".py") else _load_module
     module = load(option, name, place)
     if not hasattr(module, attribute):
-        own = [
+        defined = [
             n
             for n, value in vars(module).items()
             if not n.startswith("_") and getattr(value, "__module__", None) == module.__name__
         ]
         raise NameNotFoundError(
-            f"{place} has no {attribute!r}; it defines {', '.join(own) or 'no class or function'}"
+            f"{place} has no {attribute!r}; it defines "
+            f"{', '.join(defined) or 'no class or function'}"
         )
     return getattr(module, attribute)
 
@@ -253,11 +254,11 @@ def canonical_name(option: str, name: str) -> str:
     return _builtin((NAMED | ASKED)[option], name)
 
 
-def _builtin(known: Mapping[str, Any], name: str) -> str:
+def _builtin(objects: Mapping[str, Any], name: str) -> str:
     """The built-in name of a class that is named as in Python; other names unchanged."""
-    if name in known:
+    if name in objects:
         return name
-    return next((key for key, it in known.items() if getattr(it, "__name__", None) == name), name)
+    return next((key for key, it in objects.items() if getattr(it, "__name__", None) == name), name)
 
 
 def own_names(settings: Mapping[str, Any]) -> list[str]:

@@ -89,7 +89,9 @@ def _larger(image: Shape, usual: Shape, obs: Shape) -> Shape | None:
         return obs
     if len(usual) != 3 or len(obs) != 3 or obs[0] != usual[0]:
         return None
-    sizes = [n * own / at for n, own, at in zip(image[1:], obs[1:], usual[1:], strict=True)]
+    sizes = [
+        n * measured / at for n, measured, at in zip(image[1:], obs[1:], usual[1:], strict=True)
+    ]
     whole = all(size == int(size) for size in sizes)
     return (image[0], *map(int, sizes)) if whole else None
 
@@ -226,8 +228,8 @@ def read(path: Path, how: How, image: Shape) -> Observation:
         obs = operator(obs)
     if not bool(obs.isfinite().all()):
         raise DataError(
-            f"--data {path} has {int((~obs.isfinite()).sum())} numbers that are not finite, where "
-            "it is seen; expected finite ones, and a --mask of what is not known"
+            f"--data {path} has {int((~obs.isfinite()).sum())} numbers that are not finite where "
+            "it is seen, expected finite ones; hide unknown ones by a --mask"
         )
     return Observation(path.stem, obs, operator)
 
@@ -253,13 +255,13 @@ def _picture(path: Path, channels: int) -> Tensor:
     if len(pixels) > channels and bool((pixels == pixels[:1]).all()):
         pixels = pixels[:1]  # grey, saved as a colour
     if len(pixels) != channels:
-        own, expected, fix = (
+        kind, expected, fix = (
             ("in colour", "a grey picture", "convert it to grey")
             if channels == 1
             else ("grey", f"{channels} channels", "say by --operator how grey was made of colours")
         )
         raise ValueError(
-            f"--data {path} is {own}, expected {expected}, as the run's images have been; {fix}, "
+            f"--data {path} is {kind}, expected {expected}, as the run's images have been; {fix}, "
             "or use a run of such images"
         )
     return 2 * pixels.double() / 255 - 1

@@ -34,27 +34,31 @@ class DataOptions:
     Args:
         model: data set: toy, digits, mnist5k, mnist, fashion_mnist, cifar10, imagenet32_old,
             imagenet32_new, images, tabular, module:Name or file.py:Name.
-        protocol: images only: a likelihood over the levels, or dequantized as in the paper.
+        protocol: protocol of images: discrete, with a likelihood over their levels, by default; or
+            dequantized, as in the paper.
         data: folder of data sets that are read from files, "data" by default; for --model images
             your folder of images or .npz file; for --model tabular your .csv or .parquet file, or
             breast_cancer, diabetes, iris or wine.
-        columns: with --model tabular: what columns are instead of what was found, e.g.
-            age=continuous,zip=drop; kinds are continuous, nonnegative, mixed, rounded, integer,
+        columns: kinds of columns that are to be others than those found, with --model tabular, e.g.
+            age=continuous,zip=drop. Kinds are continuous, nonnegative, mixed, rounded, integer,
             boolean, ordinal, categorical, date and drop. Levels may have an order,
-            size=small<middle<large, and numbers a range, score=0..100 or score=integer 0..; in
-            quotes. The kind of * is that of all that are not named.
-        image_size: with --model images: cut images to squares and resize them to this side.
-        logit_margin: for dequantized images: α of x = logit(α + (1 - 2α) w), 1e-6 by default; the
-            paper's is 0.05.
+            size=small<middle<large, and numbers a range, score=0..100 or score=integer 0..; put
+            these in quotes. The kind of * is that of all columns that are not named.
+        image_size: side in pixels that images are scaled to, with --model images, after the middle
+            square of each is cut out.
+        logit_margin: margin α of x = logit(α + (1 - 2α) w), for dequantized images; 1e-6 by
+            default, and 0.05 in the paper.
         holdout: keep a part of the training data for validation; choose settings there.
-        split_seed: seed of the split of data without official parts, 0 by default; the split is
-            even over their labels, if any. "index" makes every tenth datum test, as for toy, digits
-            and mnist5k by default, whose published numbers have this split. Older runs have it too,
-            and do not say so: give it with their --config.
+        split_seed: seed of the split of data without official parts, 0 by default; where data have
+            labels, the split is even over them. "index" makes every tenth datum test; it is the
+            default of toy, digits and mnist5k, whose published numbers have this split. Older runs
+            have it too, and their config.yaml does not say so: give it together with their
+            --config.
         flip: mirror training images left to right at random.
-        condition: the context that the model is given: labels, for digits, mnist5k, mnist,
-            fashion_mnist, cifar10 and toy, and for --model images with a folder for each class, or
-            a name in the contexts of your data set. All bounds are then on data given the context.
+        condition: context that the model is given: labels, of digits, mnist5k, mnist,
+            fashion_mnist, cifar10, toy, and of --model images with a folder for each class; or a
+            name in the contexts of your own data set. All bounds are then on data given the
+            context.
         context_dropout: fraction of each batch whose context is hidden from the network, which then
             models data without context too and allows guidance; 0.1 by default.
     """
@@ -79,22 +83,24 @@ class Guide:
     Args:
         guide: noising diffusion: vpsde, cld, malda, alda, hold, ve, subvp, rectified_flow, cosine,
             momentum_ve, learned, module:Name or file.py:Name.
-        num_variables: K of a learned guide, 2 by default, or of hold, 3 by default.
-        rank: rank of a learned D, K by default.
+        num_variables: number K of variables, of a learned guide (2 by default) or of hold (3 by
+            default).
+        rank: rank of the matrix D of a learned guide, K by default.
         learn_beta: learn the clock of a learned guide too.
         time_varying: let Q and D of a learned guide vary in time: every entry is a polynomial of
             degree 3 (four numbers in place of one), which starts constant.
-        learn_ends: learn both ends of log SNR of a learned guide, within this distance of where
-            they start, e.g. 2.0; or [1.0, 3.0], at the start and at T. 0 fixes an end.
+        learn_ends: distance within which a learned guide may move its two ends of log SNR from
+            where they begin, e.g. 2.0 for both, or [1.0, 3.0] for the ends at the start time and at
+            T. 0 holds an end; by default both are held.
         learn_stationary: learn Σ_∞ of a learned guide too, except for the variance of x.
         learned_from: guide with a closed form, as for --guide, whose Q, D and clock a learned guide
-            starts from; by default D = ½ on the last ``rank`` variables of a chain.
+            starts from; by default D = ½ on the last variables of a chain, as many as --rank.
         stationary_variance: Σ_∞ of a learned guide, the covariance of its noise at the end: a
             number, K variances or K rows of a covariance, x first; by default 1 for all.
         max_log_snr: log SNR where the decoder takes over; by default the data set's.
-        min_log_snr: log SNR at time T, to which the guide's clock is scaled, or at which an
-            interpolant (ve, subvp, rectified_flow, cosine) is cut; by default -10 for a learned
-            guide (one of your own too) with a denoiser; other clocks are not scaled.
+        min_log_snr: log SNR at time T, to which the guide's clock is scaled; an interpolant (ve,
+            subvp, rectified_flow, cosine) is cut at it instead. By default -10 for a learned guide,
+            also one of your own, with a denoiser; others keep their clock.
     """
 
     guide: str = "learned"
@@ -134,27 +140,29 @@ class ScoreOptions:
         score: parameterization of the score: discrete, denoiser, noise, score, residual, mixed,
             module:Name or file.py:Name; "default" for the data set's own, or residual for a guide
             without a closed form.
-        network: network of images: small, paper, … see the data set's file; by default the one it
-            names for training, or its first.
-        likelihood: p(x | y_ε): gaussian, tweedie, joint_tweedie, discretized_gaussian,
+        network: name of the network of images, such as small or paper; the data set's file lists
+            them. By default the one that the file names for training, or its first.
+        likelihood: likelihood p(x | y_ε): gaussian, tweedie, joint_tweedie, discretized_gaussian,
             network_posterior, module:Name or file.py:Name; by default the data set's. For
-            dequantized images that is tweedie, of x by the denoised state; the paper's is
-            joint_tweedie, of x and v_0 less the log density of v_0.
-        decoder_in_loss: false leaves the decoder's term out of the training loss, as in the paper.
-            The training objective is then no bound on data; measurements still are.
-        times: law of training times: adaptive, more where gradients vary more; log_volume, uniform
-            in log volume, or in log SNR for denoisers; or vpsde, the importance times of the paper,
-            for scores of the raw state. By default the data set's; nonlinear guides and maps have
-            their own.
-        maps: tell a denoiser's network the log SNR of every dimension, for conditioning, and train
-            it at maps of this kind: levels (one log SNR for all dimensions), subsets (some
-            dimensions observed, some left out), independent (one for each), or mixed, of which half
-            are levels. With other maps than levels the training objective is no bound on whole
-            data; measurements still are. Tables have mixed maps by default, other data none.
-        gaps: missing entries in training at such maps: fill, by draws of the model that is trained,
-            which is right where what is missing depends on what is there; skip data at maps that
-            need what they lack; or leave_out missing entries, right where they are missing by
-            chance alone. By default fill where a table has any.
+            dequantized images that is tweedie, the law of x given the denoised state; the paper's
+            is joint_tweedie, the law of x and v_0 divided by the density of v_0.
+        decoder_in_loss: keep the decoder's term in the training loss. The paper leaves it out, and
+            its training objective is then no bound on data; measurements still are.
+        times: law of training times: adaptive, denser where gradients vary more; log_volume,
+            uniform in log volume, or in log SNR for denoisers; or vpsde, the importance times of
+            the paper, for scores of the raw state. By default the data set's; nonlinear guides and
+            --maps have their own.
+        maps: maps of log SNR, a number for every dimension, that a denoiser's network is told and
+            trained at, so that the model can be conditioned: levels (one log SNR for all
+            dimensions), subsets (some dimensions observed, some left out), independent (one for
+            each), or mixed, of which half are levels. With other maps than levels the training
+            objective is no bound on whole data; measurements still are. By default mixed for
+            tables, and none for other data.
+        gaps: treatment of missing entries in training with --maps: fill draws them from the model
+            that is trained, which is right where what is missing depends on what is there; skip
+            leaves out data at maps that need what they lack; leave_out leaves out the missing
+            entries, which is right where they are missing by chance alone. By default fill, where a
+            table has missing entries.
     """
 
     score: str = "default"
@@ -171,12 +179,13 @@ class Optimization:
     """The optimization.
 
     Args:
-        steps: training steps; by default the data set's. With --resume the number in all.
-        batch_size: data per step, over all processes; by default the data set's, or all training
-            data if they are fewer.
-        optimizer: adam, or muon: Muon for convolutions inside a U-Net, whose steps have singular
-            values of about 1, at ten times the rate, and Adam for the rest. By default the data
-            set's.
+        steps: number of training steps; by default the data set's. With --resume it is the number
+            in all, with the steps already taken.
+        batch_size: number of data per step, over all processes; by default the data set's, or that
+            of all training data if they are fewer.
+        optimizer: optimizer: adam; or muon, which is Muon for the convolutions inside a U-Net, with
+            steps of singular values of about 1 at ten times the rate, and Adam for the rest. By
+            default the data set's.
         micro_batches: number of pieces in which each process computes its part of a batch, to save
             memory.
         learning_rate: highest learning rate of the network; by default the data set's.
@@ -189,7 +198,7 @@ class Optimization:
             of a whole datum, as in the paper, is 1e-8/d here.
         ema_decay: decay of the averaged weights, which are evaluated and sampled; 0 for no
             averaging.
-        seed: seed of everything random.
+        seed: seed of all random numbers.
     """
 
     steps: int | None = None
@@ -212,25 +221,25 @@ class Evaluation:
 
     Args:
         log_every: steps between entries of the training objective.
-        measure_every: steps between measurements of the bound (averaged weights); by default a
-            tenth of all, and at least 250.
+        measure_every: steps between measurements of the bound, with averaged weights; by default a
+            tenth of all steps, and at least 250.
         checkpoint_every: steps between checkpoints.
-        draws: network evaluations per test datum at the end.
-        test_size: the most test data at the end, spread evenly over the test part; by default all.
-            inference.evaluate and compare take all.
+        draws: number of network evaluations per test datum at the end.
+        test_size: largest number of test data at the end, spread evenly over the test part; by
+            default all. inference.evaluate and compare take all.
         num_samples: number of samples at the end.
         sampler: sampler at the end: splitting, euler, ancestral, exponential, stochastic,
             probability_flow, stochastic_heun, torchsde, module:Name or file.py:Name; by default
             exponential, stochastic for a score of the raw state, or euler for a nonlinear guide.
-        sampler_steps: steps of the sampler, one network call each for most; by default 25 for
-            exponential, 50 for stochastic, 256 for others.
+        sampler_steps: number of steps of the sampler, with one network call in each for most
+            samplers; by default 25 for exponential, 50 for stochastic, 256 for others.
         grid: the sampler's grid of times: information, log_snr, log_volume, karras, quadratic or
             progress; by default its own.
-        figures: draw figures for TensorBoard, some seconds each; without them it has numbers and
-            samples.
-        patience: stop after this many measurements in a row without a fall of the bound on
-            validation data by 0.005 bits/dim. The learning rate has then not fallen to its end: a
-            run of just so many steps would have a better bound.
+        figures: draw figures for TensorBoard, which take some seconds each; without them it has
+            numbers and samples alone.
+        patience: number of measurements in a row without a fall of the bound on validation data by
+            0.005 bits/dim, after which training stops. The learning rate has then not fallen to its
+            end: a run of just so many steps would have a better bound.
     """
 
     log_every: int = 50
@@ -251,12 +260,12 @@ class Machine:
     """The machine.
 
     Args:
-        accelerator: cpu, cuda, … or auto, as lightning.fabric names them.
+        accelerator: kind of device: cpu, cuda, … or auto, as lightning.fabric names them.
         precision: precision of the network. Kernels are always float64; data, noise and the bound
             are float32, or float64 with 64-true, which log SNRs above 30 need.
         compile: backend of torch.compile for the network, such as inductor.
         channels_last: store the network's weights with channels last; faster on recent GPUs.
-        threads: CPU threads; by default OMP_NUM_THREADS, or as many as there are idle cores when
+        threads: number of CPU threads; by default OMP_NUM_THREADS, or the number of idle cores when
             the run begins. A resumed run keeps its number, as far as there are so many cores; with
             another number it may round differently.
     """
@@ -274,10 +283,10 @@ class Folder:
 
     Args:
         run: run folder; by default a new one, runs/<model>-<guide>-<seed>-<k>.
-        resume: continue the run in this folder, with its own settings; with --steps to so many
-            steps in all, also where it has ended, by the learning rates of a run of so many.
-        overwrite: replace a run that is already in ``run``. One that ended before its first
-            checkpoint is always replaced.
+        resume: folder of a run to continue, with its own settings. With --steps it goes on to so
+            many steps in all, also where it has ended, at the learning rates of a run of so many.
+        overwrite: replace a run that is already in the folder --run. One that ended before its
+            first checkpoint is always replaced.
     """
 
     run: Path | None = None

@@ -112,7 +112,7 @@ def picture(
     are labels.
 
     Args:
-        columns: see :func:`~pyro_mdm.plots.pictures.image_grid`.
+        columns: number of columns, see :func:`~pyro_mdm.plots.pictures.image_grid`.
         context: contexts of x, (n, …), if any, for colours.
     """
     from pyro_mdm.plots.figures import new_figure
@@ -175,13 +175,13 @@ def as_columns(problem: Tabular, x: Tensor) -> Mapping[str, Any]:
         column.name: table[column.name] for column in problem.columns
     }
     for column in problem.columns:
-        own = columns[column.name]
+        values = columns[column.name]
         if column.kind == "date":
-            micros = pd.Series(days_of(own) * DAY).round().astype("Int64")
+            micros = pd.Series(days_of(values) * DAY).round().astype("Int64")
             columns[column.name] = micros.astype("datetime64[us]")
-        elif column.levels is not None and not pd.api.types.is_numeric_dtype(own.dtype):
+        elif column.levels is not None and not pd.api.types.is_numeric_dtype(values.dtype):
             levels = pd.Series(column.values(np.arange(column.levels))).dropna()
-            columns[column.name] = own.astype(pd.CategoricalDtype([*levels]))
+            columns[column.name] = values.astype(pd.CategoricalDtype([*levels]))
     return columns
 
 
@@ -228,12 +228,12 @@ def _draw_labelled(
             *points, s=size, c=colours, marker=marker, linewidths=width, alpha=alpha, label=label
         )
 
-    for points, own, marker, size, alpha, what in (
+    for points, classes, marker, size, alpha, what in (
         (data, labels, "+", 12, 0.35, "test data"),
         (x, given, "o", 7, 0.9, "samples"),
     ):
-        known = [-1] * len(points) if own is None else own.tolist()
-        scatter(_plane(points), [colour(k) for k in known], size, marker, alpha=alpha)
+        numbers = [-1] * len(points) if classes is None else classes.tolist()
+        scatter(_plane(points), [colour(k) for k in numbers], size, marker, alpha=alpha)
         scatter(NOWHERE, "0.4", 14, marker, label=what)
     for k in range(num_classes if num_classes <= LEGEND else 0):
         scatter(NOWHERE, [colour(k)], 14, "s", label=f"label {k}")

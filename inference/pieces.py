@@ -125,14 +125,14 @@ def schema_without(data: str, names: Sequence[str]) -> Any:
     import pyarrow as pa
     from pyarrow import parquet
 
-    return pa.schema([own for own in parquet.read_schema(path) if own.name not in names])
+    return pa.schema([field for field in parquet.read_schema(path) if field.name not in names])
 
 
 def _range(schema: pa.Schema) -> tuple[int, int] | None:
     """The start and step of a table's RangeIndex in arrow's schema, None if it has none."""
     with suppress(KeyError, TypeError, IndexError):
-        own = json.loads(schema.metadata[b"pandas"])["index_columns"][0]
-        return int(own["start"]), int(own["step"])
+        index = json.loads(schema.metadata[b"pandas"])["index_columns"][0]
+        return int(index["start"]), int(index["step"])
     return None
 
 
@@ -161,7 +161,7 @@ class Texts:
     """How a CSV file writes the values of its columns, as far as it has been :meth:`seen`."""
 
     def __init__(self) -> None:
-        self._known: dict[str, dict[object, str]] = {}
+        self._by_value: dict[str, dict[object, str]] = {}
         self._as_floats: dict[str, bool] = {}
 
     def seen(self, cells: Cells, table: pd.DataFrame) -> Texts:
@@ -169,10 +169,10 @@ class Texts:
         for j, name in enumerate(table.columns):
             there = np.flatnonzero(table[name].notna().to_numpy())
             texts = [cells[i + 1][j] for i in there]
-            known = self._known.setdefault(name, {})
+            by_value = self._by_value.setdefault(name, {})
             for value, text in zip(table[name].iloc[there], texts, strict=True):
-                if value in known or len(known) < KNOWN_TEXTS:
-                    known[value] = text
+                if value in by_value or len(by_value) < KNOWN_TEXTS:
+                    by_value[value] = text
             if texts:
                 ends = all(text.endswith(".0") for text in texts)
                 self._as_floats[name] = self._as_floats.get(name, True) and ends
@@ -182,7 +182,7 @@ class Texts:
         """The text of a value of the column ``name``, as the file has it elsewhere."""
         as_float = self._as_floats.get(name, False) and isinstance(value, int)
         text = f"{value}.0" if as_float else str(value)
-        return self._known.get(name, {}).get(value, text)
+        return self._by_value.get(name, {}).get(value, text)
 
 
 def text_columns(columns: Sequence[Column]) -> list[str]:
@@ -224,10 +224,10 @@ class TablePiece:
 
     Args:
         path: the new file.
-        number: of all rows that will be added.
+        number: number of all rows that will be added.
         header: whether a CSV file begins with the names.
-        schema: of a parquet file, arrow's of columns that stay as they were; the types of others
-            are those of the first piece.
+        schema: arrow's schema of the columns of a parquet file that stay as they were; the types of
+            others are those of the first piece.
     """
 
     def __init__(
@@ -275,9 +275,9 @@ def _for_rows(schema: pa.Schema, number: int) -> pa.Schema:
     """A schema of arrow's for so many rows, if its index is a range."""
     if (ends := _range(schema)) is None:
         return schema
-    own = json.loads(schema.metadata[b"pandas"])
-    own["index_columns"][0]["stop"] = ends[0] + ends[1] * number
-    return schema.with_metadata({**schema.metadata, b"pandas": json.dumps(own).encode()})
+    description = json.loads(schema.metadata[b"pandas"])
+    description["index_columns"][0]["stop"] = ends[0] + ends[1] * number
+    return schema.with_metadata({**schema.metadata, b"pandas": json.dumps(description).encode()})
 
 
 def content(parts: Sequence[TablePiece]) -> Iterator[bytes]:
@@ -291,12 +291,12 @@ def content(parts: Sequence[TablePiece]) -> Iterator[bytes]:
 
         whole = whole.with_name(f"all-{whole.name}")
         with parquet.ParquetWriter(whole, parquet.read_schema(parts[0].path)) as writer:
-            for part in parts:
-                with parquet.ParquetFile(part.path) as file:
+            for piece in parts:
+                with parquet.ParquetFile(piece.path) as file:
                     for group in range(file.num_row_groups):  # each a piece
                         writer.write_table(file.read_row_group(group))
         parts = parts[:0]
-    for path in [part.path for part in parts] or [whole]:
+    for path in [piece.path for piece in parts] or [whole]:
         with path.open("rb") as file:
             while chunk := file.read(CHUNK):
                 yield chunk

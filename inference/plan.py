@@ -56,7 +56,7 @@ class Plan:
         score: the score's name in the data set, its class, or a function that makes it.
         likelihood: p(x | y_ε); None: the data set's own.
         maps: the maps of log SNR that the denoiser is trained at; None: it is told none.
-        gaps: what training does with missing entries; None: there are none, or no maps.
+        gaps: treatment of missing entries in training; None: there are none, or no maps.
     """
 
     settings: Training
@@ -232,8 +232,8 @@ def _try_likelihood(name: str, problem: Problem, model: DiffusionModel) -> None:
     with evaluating(model), torch.random.fork_rng(devices=[]):
         x = problem.to_model_space(problem.train[:2])
         try:
-            known = problem.part("train").context
-            given = None if known is None else known[:2]
+            contexts = problem.part("train").context
+            given = None if contexts is None else contexts[:2]
             score = model.given_context(given).score_function
             law = model.likelihood(diffusion, score, y, len(event_shape))
             shape = law.log_prob(x).shape

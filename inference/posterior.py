@@ -96,27 +96,29 @@ def posterior(
     """Learn p(θ | x) of a simulator from its draws, score it and check its calibration.
 
     Args:
-        simulator: two_moons, linear_gaussian, module:Name or file.py:Name, a Pyro program without
-            arguments or a Simulator.
+        simulator: simulator: two_moons, linear_gaussian, or module:Name or file.py:Name of a Pyro
+            program without arguments or of a Simulator.
         latent: names of the sites that are parameters; needed for a program of your own.
         observed: names of the sites that are data; needed for a program of your own.
         simulations: number of simulations to learn from.
-        steps: training steps.
-        batch_size: simulations per step.
+        steps: number of training steps.
+        batch_size: number of simulations per step.
         learning_rate: highest learning rate.
-        scored: new simulations whose true parameters are scored.
-        calibration: new simulations whose true parameters are ranked.
+        scored: number of new simulations whose true parameters are scored.
+        calibration: number of new simulations whose true parameters are ranked.
         vectorized: whether a program of your own may be run in a plate, which is quicker.
-        data: an observation by site, .json, or .csv with a column for each site, in which null or
-            an empty cell is missing; it may have true parameters too. By default a new simulation
-            is observed.
-        num_samples: draws of the posterior of the observation.
-        near: with data, new simulations of which the nearest twentieth are ranked too; 0: none.
-        out: a .png for draws of the posterior of the observation, by default posterior-<name>.png.
-            Beside it are written -draws.csv, with --data, and -predictive.png.
-        save: a folder for the posterior, which AmortizedPosterior.from_pretrained opens.
-        seed: seed of everything random.
-        overwrite: replace ``out`` and the content of ``save`` if they exist.
+        data: file of an observation by site: a .json, or a .csv with a column for each site, in
+            which null or an empty cell is missing. It may have true parameters too. By default a
+            new simulation is observed.
+        num_samples: number of draws of the posterior of the observation.
+        near: number of new simulations, with --data, of which the twentieth that is nearest to the
+            observation is ranked too; 0 for none.
+        out: name of a .png file for draws of the posterior of the observation; by default
+            posterior-<name>.png. Beside it are written -predictive.png and, with --data,
+            -draws.csv.
+        save: folder for the posterior, which AmortizedPosterior.from_pretrained opens.
+        seed: seed of all random numbers.
+        overwrite: replace the file of --out and the content of --save if they exist.
     """
     from pyro_mdm.plots.posteriors import (  # loads matplotlib
         posterior_columns,
@@ -135,25 +137,26 @@ def posterior(
     )
     if 0 != near < LEAST_NEAR:
         raise ValueError(
-            f"--near is {near}, expected 0, or at least {LEAST_NEAR}, of which enough are near"
+            f"--near is {near}, expected 0, or at least {LEAST_NEAR}, so that enough of them are "
+            "near the observation"
         )
     chosen = _simulator(simulator, latent, observed)
     vectorized = vectorized or chosen.vectorized
     out = Path(f"posterior-{slug(simulator)}.png") if out is None else out
     check_out(out, (".png",), overwrite=overwrite)
     predictive, table = _beside(out, "-predictive.png"), _beside(out, "-draws.csv")
-    for own in (predictive, *([table] if data is not None else [])):
-        check_out(own, (own.suffix,), overwrite=overwrite)
+    for file in (predictive, *([table] if data is not None else [])):
+        check_out(file, (file.suffix,), overwrite=overwrite)
     if save is not None:
         check_out(save, (), overwrite=overwrite, option="save")
-    known = None if data is None else read_observation(data, chosen)
+    from_file = None if data is None else read_observation(data, chosen)
     learned = AmortizedPosterior.fit(
         chosen.program,
         chosen.latent,
         chosen.observed,
         simulations=simulations,
         missing=HIDDEN
-        if known and _lacks({name: known[name] for name in chosen.observed})
+        if from_file and _lacks({name: from_file[name] for name in chosen.observed})
         else 0.0,
         steps=steps,
         batch_size=batch_size,
@@ -171,7 +174,7 @@ def posterior(
     truth, said = _checked(learned, chosen, scored, calibration, vectorized, seed)
     print(f"{short_name(simulator)}: {simulations:,} simulations, {steps:,} steps")
     print(said)
-    one = {name: value[0] for name, value in truth.items()} if known is None else known
+    one = {name: value[0] for name, value in truth.items()} if from_file is None else from_file
     drawn = learned.sample(one, num_samples, seed=seed)
     if data is not None:
         print(_of_observation(learned, chosen, one, drawn))
@@ -233,11 +236,11 @@ def read_observation(path: Path, simulator: Simulator) -> dict[str, Tensor]:
     for name, shape in shapes.items():
         if name not in content:
             continue
-        own, size = content[name], math.prod(shape)
-        if path.suffix == ".csv" and not any(cell not in (None, "") for cell in own[size:]):
-            own = own[:size]  # shorter columns end in empty cells
+        entries, size = content[name], math.prod(shape)
+        if path.suffix == ".csv" and not any(cell not in (None, "") for cell in entries[size:]):
+            entries = entries[:size]  # shorter columns end in empty cells
         try:
-            value = torch.tensor(_numbers(own), dtype=torch.get_default_dtype())
+            value = torch.tensor(_numbers(entries), dtype=torch.get_default_dtype())
         except (TypeError, ValueError) as error:
             raise RunError(
                 f"--data {path}: {name!r} has a value that is no number ({error}), expected "
@@ -299,8 +302,8 @@ def _of_observation(
     for name, value in posterior_columns(drawn).items():
         low, high = value.quantile(value.new_tensor([0.05, 0.95])).tolist()
         cells = [float(value.mean()), float(value.std()), low, high]
-        own = [f"{float(true[name]):.4g}" if name in true else ""] if true else []
-        rows.append([name, *(f"{cell:.4g}" for cell in cells), *own])
+        truth = [f"{float(true[name]):.4g}" if name in true else ""] if true else []
+        rows.append([name, *(f"{cell:.4g}" for cell in cells), *truth])
     p = float(learned.predictive_p_value(one))
     usual = f"prior predictive p-value of the observation: {p:.2g}, small if unlike simulations"
     return f"{aligned(rows)}\n{usual}"
@@ -390,8 +393,8 @@ def _simulator(name: str, latent: list[str] | None, observed: list[str] | None) 
         )
     if latent is None or observed is None:
         raise ValueError(
-            f"--simulator {name} is a program of your own, of which parameters and data are not "
-            "known; name their sites, e.g. --latent [theta] --observed [x]"
+            f"--simulator {name} is a program of your own, expected --latent and --observed for "
+            "its parameters and its data; name their sites, e.g. --latent [theta] --observed [x]"
         )
     return Simulator(named, tuple(latent), tuple(observed))
 
@@ -421,8 +424,8 @@ def _scores(
         better += ["the prior"] if gain.mean < -2 * gain.standard_error else []
     if learned.gaussian is None:
         notes.append(
-            "no Gaussian was fitted: it takes ten simulations for each number of the data, which "
-            "must not tell a parameter exactly"
+            "no Gaussian was fitted: that takes ten simulations for each number of the data, and "
+            "data that do not determine a parameter exactly"
         )
     else:
         r, log_det = learned.coordinates(truth, learned.data(truth))

@@ -40,7 +40,7 @@ def build_problem(
         data: settings, whose ``model`` is a name, see :func:`~inference.names.find`. Without
             ``split_seed`` data are split by index, see :func:`with_split`.
         network: the network of images, see :class:`~models.base.ImageProblem`.
-        facts: what a run keeps of its data set, see :attr:`models.base.DataSet.facts`.
+        facts: facts that a run keeps of its data set, see :attr:`models.base.DataSet.facts`.
 
     Raises:
         NameNotFoundError: see :func:`~inference.names.find`.
@@ -101,9 +101,9 @@ def _taken(kind: type[Problem], options: Mapping[str, object]) -> dict[str, Any]
     names: set[str] = set()
     for base in kind.__mro__[: kind.__mro__.index(Problem)]:
         if "__init__" in vars(base):
-            own = inspect.signature(vars(base)["__init__"]).parameters
-            names |= set(own)
-            if all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in own.values()):
+            parameters = inspect.signature(vars(base)["__init__"]).parameters
+            names |= set(parameters)
+            if all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
                 break
     else:
         names.add("holdout")
@@ -119,8 +119,8 @@ def with_split(data: T) -> T:
     """The settings of a new run, with its data set's own split where none is given."""
     if data.split_seed is not None:
         return data
-    own = getattr(find("model", data.model), "split_seed", None)
-    return dataclasses.replace(data, split_seed=split_word(own))
+    seed = getattr(find("model", data.model), "split_seed", None)
+    return dataclasses.replace(data, split_seed=split_word(seed))
 
 
 def split_word(seed: int | None) -> Literal["index"] | int:

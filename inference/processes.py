@@ -57,10 +57,10 @@ def start(accelerator: str = "auto", precision: str = "32-true") -> Fabric:
             f"--precision is {precision!r}, expected one of {', '.join(DTYPES)}; kernels are "
             "always float64"
         )
-    known = {"auto", "gpu", *ACCELERATOR_REGISTRY.available_accelerators()}
-    if accelerator not in known:
+    accelerators = {"auto", "gpu", *ACCELERATOR_REGISTRY.available_accelerators()}
+    if accelerator not in accelerators:
         raise ValueError(
-            f"--accelerator is {accelerator!r}, expected one of {', '.join(sorted(known))}"
+            f"--accelerator is {accelerator!r}, expected one of {', '.join(sorted(accelerators))}"
         )
     accelerator = _device_type(accelerator)
     world = int(os.environ.get("WORLD_SIZE", "1"))

@@ -177,11 +177,11 @@ def at_step(
     problem, model, _ = programs
     options, seed = BoundOptions(draws=2, distributed=distributed), run.config["seed"]
     parts = {name: bounds.some(problem.part(name)) for name in ("train", "validation")}
-    for part, data in parts.items():
+    for name, data in parts.items():
         if len(data):
             bound = bounds.measure(programs, data, seed=seed, **options)
             if writer is not None:
-                _log_bound(run, writer, programs, part, bound, step)
+                _log_bound(run, writer, programs, name, bound, step)
     if len(problem.validation):
         with _parameters_of(current, model):
             bound = bounds.measure(programs, parts["validation"], seed=seed, **options)
@@ -230,8 +230,8 @@ def _samples(programs: Programs, n: int, **options: Unpack[sample.Sampling]) -> 
 
 def _picture(problem: Problem, x: Tensor, columns: int | None = None) -> Tensor:
     """A picture of samples, with a column for each class, if there are classes, or ``columns``."""
-    width, told = sample.columns(problem) or columns, problem.contexts_in_turn(len(x))
-    return sample.picture(problem, x, columns=width, context=told)
+    width, context = sample.columns(problem) or columns, problem.contexts_in_turn(len(x))
+    return sample.picture(problem, x, columns=width, context=context)
 
 
 def _few(problem: Problem) -> int:
@@ -247,13 +247,13 @@ def _few(problem: Problem) -> int:
 @torch.no_grad()
 def _parameters_of(source: DiffusionModel, model: DiffusionModel) -> Iterator[None]:
     """``model`` with the parameters of ``source``, which may be compiled or of mixed precision."""
-    own = [parameter.detach().clone() for parameter in model.parameters()]
+    originals = [parameter.detach().clone() for parameter in model.parameters()]
     try:
         for parameter, value in zip(model.parameters(), source.parameters(), strict=True):
             parameter.copy_(value)
         yield
     finally:
-        for parameter, before in zip(model.parameters(), own, strict=True):
+        for parameter, before in zip(model.parameters(), originals, strict=True):
             parameter.copy_(before)
 
 
@@ -312,8 +312,8 @@ def compare_with_rows(run: Run, writer: SummaryWriter, programs: Programs, step:
     if differences := compared.differs:
         warnings.warn(
             f"samples of {run.folder} differ from its rows by more than chance: "
-            f"{'; '.join(differences[:8])}. New rows and densities are off so far; more steps, or "
-            "other kinds of these columns, may help",
+            f"{'; '.join(differences[:8])}. Samples and densities are wrong by as much; more "
+            "steps, or other kinds of these columns, may help",
             stacklevel=2,
         )
     if not run.config["figures"]:
@@ -349,19 +349,19 @@ def _log_bound(
     run: Run,
     writer: SummaryWriter,
     programs: Programs,
-    part: str,
+    part_name: str,
     bound: RunBound,
     step: int,
 ) -> None:
-    run.log(step, part, bound.columns)
+    run.log(step, part_name, bound.columns)
     edges, values, errors = bound.by_log_snr
     by_log_snr = {"diffusion_by_log_snr": values, "diffusion_by_log_snr_error": errors}
     record: dict[str, Any] = {"terms": bound.terms, "log_snr_edges": edges, **by_log_snr}
     if not any("terms" in earlier for earlier in run.history()):
         _lay_out(writer, programs.problem, [*bound.terms])
-    run.record(step, part, record | {"num_data": bound.num_data})
+    run.record(step, part_name, record | {"num_data": bound.num_data})
     num_dims = programs.model.num_dims
-    tensorboard.write_bound(writer, part, bound.terms, step, num_dims=num_dims)
+    tensorboard.write_bound(writer, part_name, bound.terms, step, num_dims=num_dims)
 
 
 def _lay_out(writer: SummaryWriter, problem: Problem, terms: list[str]) -> None:
@@ -405,14 +405,14 @@ def draw_training(run: Run, writer: SummaryWriter, programs: Programs, step: int
     for record in run.history():
         history.setdefault(record["part"], []).append(record)
     parts = ("train", "validation", "test")
-    bounds = {part: history[part] for part in parts if part in history}
+    bounds = {name: history[name] for name in parts if name in history}
     if bounds:
         title = of_what(run, programs, step)
         tensorboard.write_bound_history(writer, bounds, step, title=title)
-    for part, records in history.items():
-        if part != "diffusion" and (last := records[-1])["step"] == step:
+    for name, records in history.items():
+        if name != "diffusion" and (last := records[-1])["step"] == step:
             by_log_snr = (last["diffusion_by_log_snr"], last["diffusion_by_log_snr_error"])
-            tag = f"{'test' if part == 'test' else 'training'}/diffusion_term_by_log_snr_of_{part}"
+            tag = f"{'test' if name == 'test' else 'training'}/diffusion_term_by_log_snr_of_{name}"
             tensorboard.write_diffusion_term(writer, tag, last["log_snr_edges"], *by_log_snr, step)
     diffusion = programs.model.diffusion
     if step == 0 or _learned(diffusion):  # else drawn once
@@ -442,8 +442,8 @@ def draw_end(run: Run, writer: SummaryWriter, programs: Programs, step: int) -> 
         for sampler in samplers:
             drawn = _samples(programs, n, sampler=sampler, steps=number, seed=seed)
             if drawn is not None:
-                told = problem.contexts_in_turn(n)
-                picture = sample.picture(problem, drawn, context=told)
+                context = problem.contexts_in_turn(n)
+                picture = sample.picture(problem, drawn, context=context)
                 pictures[f"{sampler}, {number} calls"] = picture
     if pictures:
         columns = max(2, len(samplers))

@@ -73,9 +73,9 @@ class Restoration(NamedTuple):
             seen = operator.seen
             parts = {" where it is not seen": half[~seen], " where it is seen": half[seen]}
         widths = ", ".join(
-            f"{float(own.mean()):.3g}{where} (at most {float(own.max()):.3g})"
-            for where, own in parts.items()
-            if own.numel()
+            f"{float(width.mean()):.3g}{where} (at most {float(width.max()):.3g})"
+            for where, width in parts.items()
+            if width.numel()
         )
         by = "" if self.windows == 1 else f", by {self.windows} overlapping windows"
         return (
@@ -142,10 +142,11 @@ def restoration(
 
     Args:
         noise: the standard deviation of the measurement's noise.
-        data: what the network was trained on, in model space, (N, C, h, w).
-        batch_size: about how many images or windows of the network's size are computed together.
-        sampler, steps, seed, progress: see :func:`~inference.sample.draw`; the draws of an image
-            depend on no other image.
+        data: data that the network was trained on, in model space, (N, C, h, w).
+        batch_size: number of images, or of windows of the network's size, that are computed
+            together, roughly.
+        sampler, steps, seed, progress: options of :func:`~inference.sample.draw`; the draws of an
+            image depend on no other image.
 
     Raises:
         TypeError, ValueError: see :func:`~pyro_mdm.conditioning.windowed` and

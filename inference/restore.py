@@ -67,19 +67,21 @@ def told(
         return None, None
     elif not context.dropout:
         raise ValueError(
-            "--given is not given, but the run was trained with --context_dropout 0, so that its "
-            "network has always been told; expected what it is to be told of the images, such as "
-            "--given 3 or --given '[3, 5]' in turn"
+            "--given is missing, but the run was trained with --context_dropout 0, so that its "
+            "network always needs a context; expected that of the images, such as --given 3, or "
+            "--given '[3, 5]' for these in turn"
         )
     else:
         given_to = context.unknown.expand(n, *context.shape)
-    known = isinstance(context, Labels)
-    what = "labels" if known else "contexts"
+    is_labelled = isinstance(context, Labels)
+    what = "labels" if is_labelled else "contexts"
     if given is None:
-        return given_to, f"the network is not told the {what} of the images (--given tells it)"
+        return given_to, f"the network is not told the {what} of the images; --given tells it"
     names = problem.class_names
-    said = f"the network is told the {what} {_listed(given_to, names) if known else given}"
-    theirs = "" if own is None or not known else f"; those of the images are {_listed(own, names)}"
+    said = f"the network is told the {what} {_listed(given_to, names) if is_labelled else given}"
+    theirs = (
+        "" if own is None or not is_labelled else f"; those of the images are {_listed(own, names)}"
+    )
     return given_to, said + theirs
 
 
@@ -122,35 +124,36 @@ def restore(
     over images.
 
     Args:
-        run: the run folder, or the name of a trained model in models/trained, such as digits.
-        data: a picture (.png, .jpg, …), an array (.npy) of measured numbers, in which pixels go
-            from -1 to 1, several of them, [a.png, b.png], or a folder of pictures.
-        task: how images are measured: deblur (a Gaussian of one pixel's width), superresolve
-            (averages of 2×2 pixels), inpaint (the left half is seen) or denoise (all is seen). Test
-            images are blurred if nothing else is said.
-        mask: a black and white picture, white where the image is seen, of the image's size.
-        operator: module:Name or file.py:Name of any other measurement, a
-            pyro_mdm.measurements.LinearOperator or a function of event_shape, (C, H, W), that
+        run: run folder, or the name of a trained model in models/trained, such as digits.
+        data: picture (.png, .jpg, …), or array (.npy) of measured numbers in which pixels go from
+            -1 to 1; several of these, [a.png, b.png]; or a folder of pictures.
+        task: way in which images are measured: deblur (a Gaussian of one pixel's width),
+            superresolve (averages of 2×2 pixels), inpaint (the left half is seen) or denoise (all
+            is seen). Test images are blurred by default.
+        mask: black and white picture, white where the image is seen, of the image's size.
+        operator: name, module:Name or file.py:Name, of any other measurement: a
+            pyro_mdm.measurements.LinearOperator, or a function of event_shape, (C, H, W), that
             returns one.
-        noise: standard deviation of the measurements' noise, where pixels go from -1 to 1, so that
-            one of 255 levels is 0.0078; 0.05 for test images. It is needed with --data, where it
-            may be 0, for pixels that are seen exactly.
+        noise: standard deviation of the measurements' noise, in units in which pixels go from -1 to
+            1, so that one of 255 levels is 0.0078; 0.05 for test images. It is needed with --data,
+            where it may be 0, for pixels that are seen exactly.
         num_images: number of test images, from the first one on; by default 8.
-        num_samples: samples of each image; at least 19, whose extremes are a 90% interval.
-        sampler: as for inference.sample.
-        steps: as for inference.sample.
-        out: a .png; with --data a folder, for a .png and an .npz of each image. By default in the
-            run folder (of a model in models/trained, in the current folder), named after the
-            measurement and seed.
-        batch_size: images, or windows of the network's size, computed together; of test images
-            rounded to a multiple of num_images.
+        num_samples: number of samples of each image; at least 19, the extremes of which are a 90%
+            interval.
+        sampler: sampler, as for inference.sample.
+        steps: number of steps of the sampler, as for inference.sample.
+        out: name of a .png file; with --data that of a folder, for a .png and an .npz of each
+            image. By default in the run folder (for a model in models/trained, in the current
+            folder), named after the measurement and the seed.
+        batch_size: number of images, or of windows of the network's size, computed together; of
+            test images, rounded to a multiple of --num_images.
         seed: seed of all noise.
-        overwrite: replace what ``out`` names if it exists.
-        accelerator: cpu, cuda, … or auto.
-        given: with a run of --condition: the context of the images, a label, such as 3, or [3, 5]
-            in turn, by the names of classes that have names, or a vector; by default none. Where
-            images have one label, or with --data, the covariance of pixels is that of training
-            images of their label.
+        overwrite: replace the file of --out, or the files in that folder, if they exist.
+        accelerator: kind of device: cpu, cuda, … or auto.
+        given: context of the images, for a run of --condition: a label, such as 3, or several in
+            turn, [3, 5], by the names of classes that have names; or a vector. By default none.
+            Where all images have one label, or with --data, the covariance of pixels is that of
+            training images of their label.
     """
     if num_samples < FEWEST:
         raise ValueError(
@@ -220,10 +223,10 @@ def _demonstrate(
     out: Path,
 ) -> None:
     """Measure test images, restore them, and compare with the truth."""
-    part = problem.part("test")[:number]
-    own = part.context if isinstance(problem.context, Labels) else None
-    context, said = told(problem, number, given, own)
-    truth, operator = problem.to_model_space(part.data), how.operator(problem.event_shape)
+    test = problem.part("test")[:number]
+    labels = test.context if isinstance(problem.context, Labels) else None
+    context, said = told(problem, number, given, labels)
+    truth, operator = problem.to_model_space(test.data), how.operator(problem.event_shape)
     model = programs.given(context).model
     alike = None if context is None or bool((context != context[0]).any()) else context[0]
     data = _learned_from(problem, alike)
@@ -253,13 +256,16 @@ def _restore_own(
     context, said = told(problem, len(files), given)
     if said is not None:
         print(said)
-    known: dict[tuple[float, ...], tuple[DiffusionModel, Tensor]] = {}  # measured once for each
+    prepared: dict[tuple[float, ...], tuple[DiffusionModel, Tensor]] = {}  # measured once for each
     for i, (file, observation) in enumerate(zip(files, observations, strict=True)):
-        own = None if context is None else context[i]
-        key = () if own is None else tuple(own.flatten().tolist())
-        if key not in known:
-            known[key] = programs.given(own).model, _learned_from(problem, own)
-        model, data = known[key]
+        image_context = None if context is None else context[i]
+        key = () if image_context is None else tuple(image_context.flatten().tolist())
+        if key not in prepared:
+            prepared[key] = (
+                programs.given(image_context).model,
+                _learned_from(problem, image_context),
+            )
+        model, data = prepared[key]
         try:
             one = restoration(model, observation, data=data, progress=True, **options._asdict())
         except ValueError as error:
@@ -272,11 +278,11 @@ def _restore_own(
 
 def _learned_from(problem: ImageProblem, context: Tensor | None = None) -> Tensor:
     """Training images in model space, some of many; for a label those that have it, if not few."""
-    part = problem.part("train")
-    data = part.data
-    if context is not None and part.context is not None and isinstance(problem.context, Labels):
-        own = data[part.context == context.to(part.context)]
-        data = own if len(own) >= OF_A_LABEL else data
+    train = problem.part("train")
+    data = train.data
+    if context is not None and train.context is not None and isinstance(problem.context, Labels):
+        alike = data[train.context == context.to(train.context)]
+        data = alike if len(alike) >= OF_A_LABEL else data
     return problem.to_model_space(data[:: max(1, len(data) // LEARNED_FROM)])
 
 
@@ -284,8 +290,8 @@ def _images(run: Path, problem: Problem, num_images: int) -> ImageProblem:
     """The data set of a run, if it has so many images of levels (else RunError, ValueError)."""
     if not isinstance(problem, ImageProblem) or problem.dequantization is not None:
         raise RunError(
-            f"{run} was trained on {problem.name}, of which x is no image of pixels from -1 to 1; "
-            "restore images of the discrete protocol: train with --model digits, for example"
+            f"{run} was trained on {problem.name}, whose data are no images with pixels from -1 to "
+            "1, expected images of the discrete protocol; train with --model digits, for example"
         )
     if num_images > len(problem.test):
         raise ValueError(

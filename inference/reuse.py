@@ -65,8 +65,8 @@ def reuse(
 
     Args:
         folder: a run with a denoiser (``--score denoiser`` or ``discrete``).
-        guide: see :func:`build_diffusion`, or ``run:FOLDER`` for the diffusion another run ended
-            with. ``learned`` is that diffusion before its first step.
+        guide: name of the other diffusion, see :func:`build_diffusion`, or ``run:FOLDER`` for the
+            one that another run ended with. ``learned`` is that diffusion before its first step.
         max_log_snr: λ(ε), by default the run's.
         min_log_snr: λ(T), to which the clock is scaled. By default the diffusion keeps its own
             clock, scaled to the lower end of the trained range of λ if it ends below that.
@@ -78,8 +78,8 @@ def reuse(
         RunError: the run's score is no denoiser, or λ would leave the trained range.
         NameNotFoundError, TypeError, ValueError: see :func:`build_diffusion`.
     """
-    run, own, checkpoint = load_trained(folder)
-    score, source = _denoiser(folder, own, run.config["score"], guide)
+    run, original, checkpoint = load_trained(folder)
+    score, source = _denoiser(folder, original, run.config["score"], guide)
     low, high = score.trained_min.item(), score.trained_max.item()
     trained = f"the network of {folder} was trained on log SNR [{low:.6g}, {high:.6g}]"
     notes = [f"{trained} under {title(source)}, to step {checkpoint.step}"]
@@ -87,7 +87,7 @@ def reuse(
         notes.append(
             "learned is as it is before its first step; run:FOLDER is what a run ended with"
         )
-    diffusion = _other(guide, own, max_log_snr)
+    diffusion = _other(guide, original, max_log_snr)
     if diffusion.max_log_snr > high + RANGE_TOLERANCE:
         raise RunError(
             f"{guide} would start at log SNR {diffusion.max_log_snr:.6g}, but {trained}; "
@@ -98,17 +98,21 @@ def reuse(
     except KernelPrecisionError as error:
         raise RunError(f"{guide}: {error}") from error
     notes.append(f"{guide}: {title(diffusion)}, {ends}")
-    likelihood, shape, context = own.model.likelihood, own.model.event_shape, own.model.context
+    likelihood, shape, context = (
+        original.model.likelihood,
+        original.model.event_shape,
+        original.model.context,
+    )
     model = DiffusionModel(diffusion, score, likelihood, shape, context=context).eval()
-    programs = Programs(own.problem, model, DiffusionGuide(diffusion))
-    return Reused(run, checkpoint, own, programs, notes)
+    programs = Programs(original.problem, model, DiffusionGuide(diffusion))
+    return Reused(run, checkpoint, original, programs, notes)
 
 
 def _denoiser(
-    folder: Path, own: Programs, name: str, guide: str
+    folder: Path, original: Programs, name: str, guide: str
 ) -> tuple[DenoiserScore, LinearDiffusion]:
     """The denoiser of a run and its diffusion (RunError: another score)."""
-    score, source = own.model.score_function, own.model.diffusion
+    score, source = original.model.score_function, original.model.diffusion
     if kind_of(source).simulated:
         raise RunError(
             f"{folder} was trained under {title(source)}, and its score is for that alone: only a "
@@ -127,16 +131,16 @@ def _denoiser(
     return score, cast(LinearDiffusion, source)
 
 
-def _other(guide: str, own: Programs, max_log_snr: float | None) -> LinearDiffusion:
+def _other(guide: str, original: Programs, max_log_snr: float | None) -> LinearDiffusion:
     """The diffusion that a denoiser is put under, with its own clock."""
-    start = own.model.diffusion.max_log_snr if max_log_snr is None else max_log_snr
+    start = original.model.diffusion.max_log_snr if max_log_snr is None else max_log_snr
     if guide.startswith("run:"):
         other = load_trained(Path(guide.removeprefix("run:")))[1].model.diffusion
         diffusion = _with_closed_form(guide, other)
         diffusion.max_log_snr = start
         return diffusion
     asked = Guide(guide=guide, max_log_snr=start)
-    made = build_diffusion(asked, event_shape=own.problem.event_shape)
+    made = build_diffusion(asked, event_shape=original.problem.event_shape)
     diffusion = copy.deepcopy(_with_closed_form(guide, made))
     if max_log_snr is not None:
         diffusion.max_log_snr = max_log_snr  # even if the guide sets its own
@@ -158,9 +162,9 @@ def _fit_clock(
     diffusion: LinearDiffusion, min_log_snr: float | None, low: float, trained: str
 ) -> str:
     """Bring λ(T) into the trained range; returns what was done, in words."""
-    own = diffusion.terminal_log_snr.item()
+    terminal = diffusion.terminal_log_snr.item()
     clock = diffusion.clock(diffusion.horizon).item()
-    target = low if min_log_snr is None and own < low - RANGE_TOLERANCE else min_log_snr
+    target = low if min_log_snr is None and terminal < low - RANGE_TOLERANCE else min_log_snr
     if target is not None:
         if target < low - RANGE_TOLERANCE:
             raise RunError(
@@ -176,7 +180,9 @@ def _fit_clock(
         return ends + f"its own clock (--min_log_snr {low:.6g} for all of the trained range)"
     factor = diffusion.clock(diffusion.horizon).item() / clock
     why = "the trained minimum" if min_log_snr is None else "--min_log_snr"
-    return ends + f"its clock, which ends at {own:.6g}, is scaled by {factor:.3g} to reach {why}"
+    return (
+        ends + f"its clock, which ends at {terminal:.6g}, is scaled by {factor:.3g} to reach {why}"
+    )
 
 
 class Opened(NamedTuple):
@@ -268,7 +274,7 @@ def against_own(
     pairs = {name: of_data(programs, data)[1:] for name, programs in both.items()}
     comparison = compare(pairs, x, seed=seed, **options)
     levels, estimates = reused.own.problem.dequantized_levels, comparison.estimates
-    own, new = (bound_of(estimates[name], log_det, levels) for name in ("own", "new"))
+    original, new = (bound_of(estimates[name], log_det, levels) for name in ("own", "new"))
     trained, other = (type(p.model.diffusion).__name__ for p in (reused.own, reused.programs))
     names, difference = (trained, other), comparison.differences[0]
-    return Paired(own, new, difference, estimates["new"], log_det, names)
+    return Paired(original, new, difference, estimates["new"], log_det, names)

@@ -88,7 +88,11 @@ RUNS = Path("runs")
 COLUMNS = (
     "step",
     "part",
-    *(f"{term}{of}" for term in ("bits_per_dim", *ALL_TERMS) for of in ("", "_standard_error")),
+    *(
+        f"{term}{suffix}"
+        for term in ("bits_per_dim", *ALL_TERMS)
+        for suffix in ("", "_standard_error")
+    ),
     "learning_rate",
     "gradient_norm",
     "seconds",
@@ -272,8 +276,8 @@ class Run:
         ]
         if changed:
             warnings.warn(
-                f"{self.folder} was started with {' and with '.join(changed)}; what it goes on to "
-                "need not be, bit for bit, what it would have become",
+                f"{self.folder} was started with {' and with '.join(changed)}; its results "
+                "may not be, bit for bit, those that it would have had",
                 stacklevel=2,
             )
 
@@ -399,9 +403,9 @@ class Run:
         comes after it is written again.
 
         Args:
-            written: what they held then, by :meth:`written`. None: the checkpoint is of an earlier
-                version, and rows of later steps, test rows, torn rows, and those of ``step`` unless
-                it is ``measured``, are removed. At step 0 all are.
+            written: content of the files at the checkpoint, by :meth:`written`. None: the
+                checkpoint is of an earlier version, and rows of later steps, test rows, torn rows,
+                and those of ``step`` unless it is ``measured``, are removed. At step 0 all are.
 
         Raises:
             RunError: they do not begin with what they held.
@@ -411,9 +415,9 @@ class Run:
                 write_atomically(self.folder / name, self._as_written(name, written))
             return
 
-        def keeps(at: int, part: str) -> bool:
-            before = at < step or (at == step > 0 and (measured or part == "objective"))
-            return before and part != "test"
+        def keeps(at: int, part_name: str) -> bool:
+            before = at < step or (at == step > 0 and (measured or part_name == "objective"))
+            return before and part_name != "test"
 
         kept = [r for r in self.history() if keeps(r["step"], r["part"])]
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)

@@ -179,7 +179,7 @@ def draw_batches(
     """Samples batch by batch, with the index of the first, in the memory of one batch.
 
     Args:
-        share: (r, S): every S-th batch from the r-th on.
+        share: pair (r, S), for every S-th batch from the r-th on.
     """
     if num_samples < 1 or batch_size < 1 or (steps is not None and steps < 1):
         raise ValueError(
@@ -255,39 +255,41 @@ def sample(
     trained denoiser under another diffusion, without training.
 
     Args:
-        run: the run folder, or the name of a trained model in models/trained, such as digits.
+        run: run folder, or the name of a trained model in models/trained, such as digits.
         num_samples: number of samples.
-        sampler: exponential (of the probability flow, the default), stochastic (the same with
-            noise put back), euler (Euler-Maruyama, for any diffusion, and the default of one
-            without a closed form), ancestral (the exact Gaussian posteriors of a chain),
-            splitting, probability_flow, stochastic_heun, torchsde, module:Name or
-            file.py:Name.
-        steps: steps of the sampler, one network call each for most; by default 25 for exponential,
-            50 for stochastic, 256 for others.
-        grid: the grid of times: information, log_snr, log_volume, karras, quadratic or progress;
-            by default the sampler's own.
-        out: a .png for a picture, a .npy for data in model space or a .csv for rows of a table in
-            its own units, of any number of samples, or a .gif for all variables from noise to data;
-            by default a picture in the run folder (of a model in models/trained, in the current
-            folder), named after the sampler, steps, grid, seed and the guide of --reuse.
-        batch_size: data simulated together, by each process; it changes no sample.
+        sampler: sampler: exponential (of the probability flow, and the default), stochastic (the
+            same with noise put back), euler (Euler-Maruyama, for any diffusion, and the default of
+            one without a closed form), ancestral (the exact Gaussian posteriors of a chain),
+            splitting, probability_flow, stochastic_heun, torchsde, module:Name or file.py:Name.
+        steps: number of steps of the sampler, with one network call in each for most samplers; by
+            default 25 for exponential, 50 for stochastic, 256 for others.
+        grid: grid of times: information, log_snr, log_volume, karras, quadratic or progress; by
+            default the sampler's own.
+        out: name of the file: a .png for a picture, a .npy for data in model space, a .csv for rows
+            of a table in its own units, or a .gif for all variables on their way from noise to
+            data. A .npy and a .csv hold any number of samples. By default a picture in the run
+            folder (for a model in models/trained, in the current folder), named after the sampler,
+            steps, grid, seed and the guide of --reuse.
+        batch_size: number of data that each process simulates together; it changes no sample.
         seed: seed of the noise.
-        overwrite: replace ``out`` if it exists.
-        reuse: a run folder whose denoiser is put under --guide.
-        guide: with --reuse: vpsde, cld, malda, alda, hold, ve, subvp, rectified_flow, cosine,
-            momentum_ve, learned (as it starts), module:Name, file.py:Name, or run:FOLDER for the
-            diffusion that another run ended with.
-        max_log_snr: with --reuse: log SNR at the start time; by default the run's.
-        min_log_snr: with --reuse: log SNR at time T, to which the clock is scaled; by default the
-            guide's own clock, scaled if it would leave the range the network was trained on.
-        accelerator: cpu, cuda, … or auto. Under torchrun all processes share the work.
-        given: with a run of --condition: the class, such as 3, or [3, 5] in turn, by the names of
-            the folders of images if they are the classes; or a vector; by default each class in
-            turn, one column each, or contexts of test data. With a table and --out rows.csv: values
-            that all rows have, such as age=50,sex=f.
-        guidance: with such a run: weight of classifier-free guidance, such as 2; 1 is none.
-            Guided samples come from no model with a known density.
-        pairs: of a table: a picture of its columns in pairs instead of each alone.
+        overwrite: replace the file of --out if it exists.
+        reuse: run folder whose denoiser is put under --guide.
+        guide: diffusion that the denoiser of --reuse is put under: vpsde, cld, malda, alda, hold,
+            ve, subvp, rectified_flow, cosine, momentum_ve, learned (as it starts), module:Name,
+            file.py:Name, or run:FOLDER for the diffusion that another run ended with.
+        max_log_snr: log SNR at the start time, with --reuse; by default the run's.
+        min_log_snr: log SNR at time T, with --reuse, to which the clock is scaled; by default the
+            guide keeps its own clock, which is scaled if it would leave the range that the network
+            was trained on.
+        accelerator: kind of device: cpu, cuda, … or auto. Under torchrun all processes share the
+            work.
+        given: context of the samples, for a run of --condition: a class, such as 3, or several in
+            turn, [3, 5], by the names of the folders of images if they are the classes; or a
+            vector. By default each class in turn, in a column of its own, or contexts of test data.
+            For a table and --out rows.csv: values that all rows have, such as age=50,sex=f.
+        guidance: weight of classifier-free guidance, for a run of --condition, such as 2; 1 is
+            none. Guided samples come from no model with a known density.
+        pairs: draw the columns of a table in pairs, in place of each alone.
     """
     check_positive(num_samples=num_samples, steps=steps, batch_size=batch_size)
     other = Another(guide, max_log_snr, min_log_snr)
@@ -304,13 +306,13 @@ def sample(
         out = default_out(opened.folder, f"samples-{'-'.join(parts)}.png")
     _check_file(out, problem, num_samples, overwrite)
     if isinstance(given, str) and problem.class_names is None:
-        known = _values_of(given, problem, out)
+        values = _values_of(given, problem, out)
         model.to(start(accelerator).device)
         name = sampler or default_sampler(model)
         steps = DRAW_STEPS if steps is None and name == "exponential" else steps
         model.sampler = make_sampler(name, steps, model.diffusion, model.score_function, grid)
         assert isinstance(problem, Tabular)
-        rows = draws_given(problem, model, num_samples, known, batch_size=batch_size, seed=seed)
+        rows = draws_given(problem, model, num_samples, values, batch_size=batch_size, seed=seed)
         write_atomically(out, table_text(rows).encode())
         print(out)
         return
@@ -318,17 +320,17 @@ def sample(
         raise ValueError("--pairs is for a .png of a run of --model tabular; leave it out")
     fabric = start(accelerator)
     model.to(fabric.device)
-    told = contexts(problem, num_samples, given)
-    told = None if told is None else told.to(fabric.device)
+    context = contexts(problem, num_samples, given)
+    context = None if context is None else context.to(fabric.device)
     for note in opened.notes if fabric.is_global_zero else []:
         print(note)
     options = Drawing(sampler=sampler, steps=steps, grid=grid, seed=seed, batch_size=batch_size)
-    options |= Drawing(progress=fabric.is_global_zero, context=told, guidance=guidance)
+    options |= Drawing(progress=fabric.is_global_zero, context=context, guidance=guidance)
     if out.suffix != ".gif":
         with _partial(out, fabric) as partial:
             _draw_into(partial, fabric, model, num_samples, options)
             if fabric.is_global_zero:
-                _write(out, partial, problem, told, in_turn=given is None, pairs=pairs)
+                _write(out, partial, problem, context, in_turn=given is None, pairs=pairs)
     elif fabric.is_global_zero:
         _animate(out, problem, model, num_samples, options)
     if fabric.is_global_zero:
@@ -344,13 +346,13 @@ def _values_of(given: str, problem: Problem, out: Path) -> dict[str, Any]:
             f"--given is {given!r}, which is for rows of a table in a .csv file; give a class or a "
             "vector, or --out rows.csv"
         )
-    parts = comma_separated(given, "given")
-    pairs = [part.partition("=") for part in parts]
-    if wrong := [part for part, (_, equals, _) in zip(parts, pairs, strict=True) if not equals]:
+    words = comma_separated(given, "given")
+    pairs = [word.partition("=") for word in words]
+    if wrong := [word for word, (_, equals, _) in zip(words, pairs, strict=True) if not equals]:
         raise ValueError(
             f"--given has {wrong[0]!r}, expected name=value, with commas between; e.g. age=50,sex=f"
         )
-    names, _, values = ([text.strip() for text in own] for own in zip(*pairs, strict=True))
+    names, _, values = ([text.strip() for text in texts] for texts in zip(*pairs, strict=True))
     text = csv_text([names, values])
     as_text = {name: str for name in text_columns(problem.columns) if name in names}
     row: dict[str, Any] = pd.read_csv(io.StringIO(text), dtype=as_text).iloc[0].to_dict()
@@ -381,7 +383,7 @@ def _animate(out: Path, problem: Problem, model: DiffusionModel, n: int, options
 
 
 def _write(
-    out: Path, drawn: Path, problem: Problem, told: Tensor | None, *, in_turn: bool, pairs: bool
+    out: Path, drawn: Path, problem: Problem, context: Tensor | None, *, in_turn: bool, pairs: bool
 ) -> None:
     """Turn a file of samples into the output; ``in_turn``: a column for each class."""
     if out.suffix == ".npy":
@@ -397,7 +399,7 @@ def _write(
         write_atomically(out, png(pairs_figure(*observed_and_drawn(problem, x))))
         return
     width = columns(problem) if in_turn else None
-    write_atomically(out, png(picture(problem, x, columns=width, context=told)))
+    write_atomically(out, png(picture(problem, x, columns=width, context=context)))
 
 
 @contextmanager

@@ -69,8 +69,9 @@ class ShownPaths:
 
     @property
     def simulation(self) -> str:
-        own = self.diffusion.simulation
-        return f"{own.solver(self.diffusion)}, steps of {own.step_size:g}, {own.objective}"
+        settings = self.diffusion.simulation
+        solver = settings.solver(self.diffusion)
+        return f"{solver}, steps of {settings.step_size:g}, {settings.objective}"
 
     def write_numbers(self, writer: SummaryWriter, data: Data, step: int) -> None:
         tensorboard.write_simulated(writer, self.diffusion, data(CURVES), step, seed=self.seed)

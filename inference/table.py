@@ -115,19 +115,20 @@ class Table:
     **settings)`` is short for ``Table(**settings).fit(frame)``.
 
     Args:
-        columns: kinds of columns where they are to be others than those found, as for
-            ``--columns``: ``"age=integer,zip=drop"``, or a dict of kinds by name.
+        columns: kinds of columns that are to be others than those found, as for ``--columns``:
+            ``"age=integer,zip=drop"``, or a dict of kinds by name.
         folder: the run folder, new or empty, which keeps the rows, the settings, checkpoints and
             measurements: ``inference.train --resume`` goes on with it if it is interrupted. None:
             a temporary one, for as long as the object lives.
         seed: seed of training, and of all draws.
-        steps: training steps; None: 800, at a learning rate of 0.002 that falls to zero, and fewer
-            if the bound on validation data has not fallen in three measurements, 100 steps apart.
-        num: draws of each row for :meth:`transform`.
-        center: of these, which a number becomes: mean or median.
+        steps: number of training steps; None: 800, at a learning rate of 0.002 that falls to zero,
+            and fewer if the bound on validation data has not fallen in three measurements, 100
+            steps apart.
+        num: number of draws of each row for :meth:`transform`.
+        center: centre of these draws that a missing number becomes: mean or median.
         progress: whether to print what ``inference.train`` prints, such as the kinds of columns,
             and to show progress.
-        unknown: what to do with values of other rows that a column cannot have, such as new
+        unknown: treatment of values of other rows that a column cannot have, such as new
             categories: "missing" takes them for missing entries, with a warning, and "refuse" is a
             DataError.
         settings: other options of ``inference.train`` by name.
@@ -173,8 +174,8 @@ class Table:
         """A run that has been trained, or a trained model of this checkout by its name: wine.
 
         Args:
-            folder: of a run of ``--model tabular``.
-            accelerator: cpu, cuda, … or auto.
+            folder: folder of a run of ``--model tabular``.
+            accelerator: kind of device: cpu, cuda, … or auto.
 
         Raises:
             RunError, CheckpointError, DataError, UntrustedCodeError: as for the programs; a run of
@@ -216,12 +217,14 @@ class Table:
         Raises:
             RunError: there is something at ``folder``, or the run's own folder is gone.
         """
-        folder, own = Path(folder), self.run_folder
+        folder, run_folder = Path(folder), self.run_folder
         if folder.exists():
             raise RunError(f"{folder} exists; give another name")
-        if not own.is_dir():
-            raise RunError(f"the run folder {own} is gone; fit with folder=…, which keeps it")
-        shutil.copytree(own, folder)
+        if not run_folder.is_dir():
+            raise RunError(
+                f"the run folder {run_folder} is gone; fit with folder=…, which keeps it"
+            )
+        shutil.copytree(run_folder, folder)
 
     # -- what was fitted ---------------------------------------------------------------------------
 
@@ -267,15 +270,15 @@ class Table:
         """Draw by another sampler than the run's, or by as many steps.
 
         Args:
-            name: as for ``inference.sample --sampler``; None: the run's, by default exponential,
-                of which a Table takes 16 steps until this is called.
+            name: name of the sampler, as for ``inference.sample --sampler``; None: the run's, by
+                default exponential, of which a Table takes 16 steps until this is called.
             steps: the number of steps; None: the sampler's own.
         """
         check_positive(steps=steps)
-        model, own = self._fitted.model, self._run.config["sampler"]
+        model, usual = self._fitted.model, self._run.config["sampler"]
         with nullcontext() if name else trust.named_by(self.run_folder):
             model.sampler = make_sampler(
-                name or own or "exponential", steps, model.diffusion, model.score_function
+                name or usual or "exponential", steps, model.diffusion, model.score_function
             )
         self._sampler = name, steps  # which pickles have, and a mistake has not changed
 
@@ -296,11 +299,11 @@ class Table:
         and of integers, rounded numbers and atoms. A row without any entry has 0.
 
         Args:
-            draws: network evaluations of a row; None: as many as the error takes.
+            draws: number of network evaluations of a row; None: as many as the error takes.
             error: the standard error that is asked for, nats. A pilot says how many draws a row
                 needs, 8,192 at most, and the result is of others.
-            batch_size: rows evaluated together.
-            seed: of the noise; None: the object's.
+            batch_size: number of rows evaluated together.
+            seed: seed of the noise; None: the object's.
 
         Returns:
             Columns log_prob and standard_error, in nats, with the index of X. The error is that of
@@ -324,16 +327,18 @@ class Table:
         larger table, and ``only`` the one column whose entries are measured, given others."""
         import pandas as pd
 
-        own, pieces = self.seed if seed is None else seed, []
-        knowns = in_pieces(given) if given is not None else itertools.repeat(None)
-        for k, (part, known) in enumerate(zip(in_pieces(rows), knowns, strict=False), piece):
-            if len(part):
-                seed_of = seed_from(own, "bound", k)
+        base_seed, pieces = self.seed if seed is None else seed, []
+        given_chunks = in_pieces(given) if given is not None else itertools.repeat(None)
+        for k, (chunk, given_chunk) in enumerate(
+            zip(in_pieces(rows), given_chunks, strict=False), piece
+        ):
+            if len(chunk):
+                seed_of = seed_from(base_seed, "bound", k)
                 options = batch_size, seed_of, only
                 if draws is not None:
-                    pieces.append(self._bound(part, known, draws, *options))
+                    pieces.append(self._bound(chunk, given_chunk, draws, *options))
                 else:
-                    pieces.append(self._bound_to(error, part, known, *options))
+                    pieces.append(self._bound_to(error, chunk, given_chunk, *options))
         values = torch.cat(pieces, 1).T.numpy() if pieces else np.empty((0, 2))
         return pd.DataFrame(values, rows.index, columns=["log_prob", "standard_error"])
 
@@ -356,9 +361,9 @@ class Table:
         values = torch.zeros_like(pilot)
         for number in doublings.unique().tolist():
             chosen = (doublings == number).numpy()
-            known = None if given is None else given[chosen]
+            given_chosen = None if given is None else given[chosen]
             values[:, chosen] = self._bound(
-                rows[chosen], known, 2**number, batch_size, seed_from(seed, number), only
+                rows[chosen], given_chosen, 2**number, batch_size, seed_from(seed, number), only
             )
         return values
 
@@ -396,20 +401,20 @@ class Table:
             if not there.all():  # a row of which nothing is asked has log p 0
                 values = torch.zeros(2, len(rows), dtype=torch.float64)
                 if there.any():
-                    asked, known_of = rows[there], given[there]
+                    asked, given_there = rows[there], given[there]
                     options = draws, batch_size, seed, only
-                    values[:, there] = self._bound(asked, known_of, *options)
+                    values[:, there] = self._bound(asked, given_there, *options)
                 return values
-            known = in_model_space(given, [] if only is None else [only])[0]
-            observed = ~known.isnan()
+            given_x = in_model_space(given, [] if only is None else [only])[0]
+            observed = ~given_x.isnan()
             model = condition(model, observed, left_out=x.isnan() & ~observed)
-            x = torch.where(observed, known, torch.where(x.isnan(), 0, x))
+            x = torch.where(observed, given_x, torch.where(x.isnan(), 0, x))
         measured = bound(
             model, guide, x, draws=-(-draws // fresh), batch_size=batch_size, seed=seed
         )
-        each = (measured.per_datum.cpu() + log_det.double()).unflatten(0, (fresh, -1))
-        error = Noise.of(each, counts).error if fresh > 1 else measured.per_datum_error.cpu()
-        return torch.stack([each.mean(0), error])
+        log_probs = (measured.per_datum.cpu() + log_det.double()).unflatten(0, (fresh, -1))
+        error = Noise.of(log_probs, counts).error if fresh > 1 else measured.per_datum_error.cpu()
+        return torch.stack([log_probs.mean(0), error])
 
     # -- draws -------------------------------------------------------------------------------------
 
@@ -429,16 +434,19 @@ class Table:
         """Completed rows, a table for each draw, of the columns that are modelled and rows 0, 1, ….
 
         Args:
-            rows: those that memory holds ``num`` times.
-            piece: the number of these rows among pieces of a larger table, for their seed.
-            only: the one column that is drawn, if the others are integrated out and stay empty.
-            unknown, hidden: as for :meth:`models.tabular.Tabular.codes`; None: the object's.
+            rows: incomplete rows, so few that memory holds them ``num`` times.
+            piece: number of these rows among the pieces of a larger table, for their seed.
+            only: name of the one column that is drawn, if the others are integrated out and stay
+                empty.
+            unknown, hidden: options of :meth:`models.tabular.Tabular.codes`; None: the object's.
         """
-        own = self.seed if seed is None else seed
+        draw_seed = self.seed if seed is None else seed
         options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
         options |= {"unknown": unknown or self.unknown, "hidden": hidden}
         model = self._fitted.model
-        return draws(self.problem, model, rows, num, piece=piece, only=only, seed=own, **options)
+        return draws(
+            self.problem, model, rows, num, piece=piece, only=only, seed=draw_seed, **options
+        )
 
     def impute(
         self, X: Frame, num: int = 20, *, batch_size: int = 1024, seed: int | None = None
@@ -446,10 +454,10 @@ class Table:
         """Draws of the missing entries given the others of their row; the others stay as they are.
 
         Args:
-            num: draws of each row.
-            batch_size: rows simulated together.
-            seed: of the noise; None: the object's. Draws depend on it, on ``batch_size``, and on
-                the rows of their piece of 4,096.
+            num: number of draws of each row.
+            batch_size: number of rows simulated together.
+            seed: seed of the noise; None: the object's. Draws depend on it, on ``batch_size``, and
+                on the rows of their piece of 4,096.
 
         Returns:
             ``num`` completed tables, one after another, in the types of X. The index has the number
@@ -459,13 +467,13 @@ class Table:
         import pandas as pd
 
         frame = self._to_fill(X)
-        each: list[list[pd.DataFrame]] = [[] for _ in range(num)]
+        by_draw: list[list[pd.DataFrame]] = [[] for _ in range(num)]
         for k, rows in enumerate(in_pieces(frame)):
             options: dict[str, Any] = {"piece": k, "batch_size": batch_size, "seed": seed}
             options["progress"] = self.progress
-            for own, new in zip(each, self.draws(rows, num, **options), strict=True):
-                own.append(filled(rows, new))
-        wholes = [pd.concat(own) for own in each]
+            for pieces, new in zip(by_draw, self.draws(rows, num, **options), strict=True):
+                pieces.append(filled(rows, new))
+        wholes = [pd.concat(pieces) for pieces in by_draw]
         names = ["draw", *frame.index.names]
         whole = pd.concat(wholes, keys=range(num), names=names)
         return whole.set_axis(X.columns, axis=1) if isinstance(X, pd.DataFrame) else whole
@@ -493,7 +501,9 @@ class Table:
         incomplete = [c for c in self.problem.columns if c.name in frame and frame[c.name].hasnans]
         types = dict(frame.dtypes)
         wider = with_levels(types, incomplete)
-        return frame.astype({name: own for name, own in wider.items() if own is not types[name]})
+        return frame.astype(
+            {name: dtype for name, dtype in wider.items() if dtype is not types[name]}
+        )
 
     def middle(self, draws: list[pd.DataFrame], center: Center | None = None) -> pd.DataFrame:
         """The centre of :meth:`draws`, of each entry."""
@@ -502,7 +512,7 @@ class Table:
         return pd.DataFrame(
             {
                 column.name: column.center(
-                    np.stack([own[column.name] for own in draws]), center or self.center
+                    np.stack([frame[column.name] for frame in draws]), center or self.center
                 )
                 for column in self.problem.columns
             }
@@ -522,11 +532,11 @@ class Table:
             given: values of columns by name, which all rows have; the others are drawn given them.
         """
         problem, model = self.problem, self._fitted.model
-        own = self.seed if seed is None else seed
+        draw_seed = self.seed if seed is None else seed
         if given:
-            return draws_given(problem, model, n, given, batch_size=batch_size, seed=own)
+            return draws_given(problem, model, n, given, batch_size=batch_size, seed=draw_seed)
         name, steps = self._sampler
-        options: dict[str, Any] = {"sampler": name, "steps": steps, "seed": own}
+        options: dict[str, Any] = {"sampler": name, "steps": steps, "seed": draw_seed}
         return problem.to_table(draw(model, n, batch_size=batch_size, **options))
 
     def conditional(
@@ -538,9 +548,9 @@ class Table:
         out.
 
         Args:
-            column: its name.
-            num: draws of each row, for what is computed by draws.
-            batch_size: rows simulated together.
+            column: name of the column.
+            num: number of draws of each row, for results that are computed by draws.
+            batch_size: number of rows simulated together.
         """
         column = str(column)
         self.column(column)  # or an error
@@ -556,14 +566,14 @@ class Table:
         tells how many are in their 90% intervals, ``figure()`` draws it by column.
 
         Args:
-            draws: of each entry, at least 2.
-            seed: of what is hidden and drawn; None: the object's.
+            draws: number of draws of each entry, at least 2.
+            seed: seed of the choice of hidden entries and of the draws; None: the object's.
         """
         problem, model, _ = self._fitted
         assert isinstance(problem, Tabular)
         codes = problem.codes(as_frame(X), self.unknown)
-        own = self.seed if seed is None else seed
-        return table_calibration(problem, model, codes, draws=draws, seed=own)
+        chosen = self.seed if seed is None else seed
+        return table_calibration(problem, model, codes, draws=draws, seed=chosen)
 
     def agreement(self, *, seed: int | None = None) -> Agreement:
         """The agreement of new rows with those that were fitted to, what these lack drawn.
@@ -572,7 +582,7 @@ class Table:
         rows, and how many new rows break a rule that no row breaks; ``figure()`` draws it.
 
         Args:
-            seed: of the draws; None: the object's.
+            seed: seed of the draws; None: the object's.
         """
         chosen = self.seed if seed is None else seed
         return agreement(self.problem, self._fitted.model, seed=chosen)
@@ -650,7 +660,7 @@ class Conditional:
     Attributes:
         table: the joint law.
         rows: the rows, without the column's own entries.
-        name: that of the column.
+        name: name of the column.
     """
 
     def __init__(
@@ -665,14 +675,14 @@ class Conditional:
         import pandas as pd
 
         if self._draws is None:
-            each: list[pd.DataFrame] = []
+            pieces: list[pd.DataFrame] = []
             options: dict[str, Any] = {"batch_size": self._batch_size, "only": self.name}
             options["hidden"] = [self.name]
             for k, rows in enumerate(in_pieces(self.rows)):
                 drawn = self.table.draws(rows, self._num, piece=k, **options)
-                own = [one[self.name].to_numpy() for one in drawn]
-                each.append(pd.DataFrame(dict(enumerate(own))))
-            self._draws = pd.concat(each).set_axis(self.rows.index)
+                values = [one[self.name].to_numpy() for one in drawn]
+                pieces.append(pd.DataFrame(dict(enumerate(values))))
+            self._draws = pd.concat(pieces).set_axis(self.rows.index)
         return self._draws
 
     def mean(self) -> pd.Series[Any]:
@@ -693,8 +703,8 @@ class Conditional:
         values = np.quantile(self._numbers(), q, axis=1, method="weibull")
         if np.ndim(q) == 0:
             return pd.Series(self._values(values), self.rows.index, name=self.name)
-        each = dict(enumerate(map(self._values, values)))
-        whole = pd.DataFrame(each, self.rows.index)
+        by_quantile = dict(enumerate(map(self._values, values)))
+        whole = pd.DataFrame(by_quantile, self.rows.index)
         return whole.set_axis(list(cast("Sequence[float]", q)), axis=1)
 
     def interval(self, level: float = 0.9) -> pd.DataFrame:
@@ -718,7 +728,8 @@ class Conditional:
         without the coarseness of draws, and exact where the network is.
 
         Args:
-            draws: network evaluations of a row and level; None: as many as the error takes.
+            draws: number of network evaluations of a row and level; None: as many as the error
+                takes.
             error: the standard error of a probability that is asked for. Where a row has a larger
                 one, its draws are doubled, up to 8,192.
             return_errors: whether to return the standard errors too, in a table like the first.
@@ -769,7 +780,7 @@ class Conditional:
         Args:
             values: n values of the column, in the order of the rows; a missing one has 0, or, of a
                 column that may be absent, the bound on the log probability that it is.
-            draws, error: as for :meth:`Table.log_prob`.
+            draws, error: options of :meth:`Table.log_prob`.
 
         Returns:
             Columns log_prob and standard_error, as :meth:`Table.log_prob`.

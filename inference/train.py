@@ -122,8 +122,8 @@ def _say(settings: Decided, programs: Programs, threads: Threads) -> None:
 
 def _resume(given: Options, folder: Path) -> RunBound:
     """Go on with a run by its own settings, or to another number of steps."""
-    own = ("resume", "threads", "steps")
-    if others := [f"--{name}" for name in given.given if name not in own]:
+    allowed = ("resume", "threads", "steps")
+    if others := [f"--{name}" for name in given.given if name not in allowed]:
         raise RunError(
             f"--resume continues {folder} with its own settings, --steps apart; leave out "
             f"{', '.join(others)}, or start a new run"

@@ -81,8 +81,11 @@ class Trainee:
         if self.density is not None:
             self.density.automatic = False  # pieces of a batch are drawn by one density
 
-        own, rank = settings.micro_batches, fabric.global_rank
-        self.count, self.mine = fabric.world_size * own, range(rank * own, (rank + 1) * own)
+        number, rank = settings.micro_batches, fabric.global_rank
+        self.count, self.mine = (
+            fabric.world_size * number,
+            range(rank * number, (rank + 1) * number),
+        )
         self.filling = Filling(problem, settings) if settings.gaps == "fill" else None
         self.batches = self._gathered(problem.train, flip=settings.flip)
         context = problem.part("train").context
@@ -137,12 +140,12 @@ class Trainee:
         noise_seed = seed_from(seed, "noise", step, 0)
         nats = torch.zeros((), device=self.fabric.device)
         given = [None] * len(self.mine) if self.contexts is None else self.contexts(step)
-        for r, part, context in zip(self.mine, self.batches(step), given, strict=True):
+        for r, data, context in zip(self.mine, self.batches(step), given, strict=True):
             torch.manual_seed(seed_from(seed, "dropout", step, r))
             waiting = r != self.mine[-1]
             with self.fabric.no_backward_sync(self.loss_of, enabled=waiting):
                 with randomness.piece(r, self.count, noise_seed):
-                    x, log_det = problem.training_x(part)
+                    x, log_det = problem.training_x(data)
                     if self.filling is not None:
                         x = self.filling.fill(x, step, slice(r, None, self.count))
                     loss = self.loss_of(x, *([] if context is None else [context])) / numbers
@@ -181,7 +184,7 @@ class Trainee:
         }
         if self.filling is not None and self.filling.values is not None:
             named["filled"] = {"x": self.filling.values}
-        tensors = {f"{part}/{name}": t for part, ts in named.items() for name, t in ts.items()}
+        tensors = {f"{group}/{name}": t for group, ts in named.items() for name, t in ts.items()}
         averages = {"averages": self.average.number, "loss_scale": self.scale.state}
         state = progress._asdict() | run.described() | {"record": run.written()}
         run.save(Checkpoint(progress.step, tensors, state | averages))

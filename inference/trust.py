@@ -158,13 +158,15 @@ def _refusal(rule: _Rule, option: str, name: str, path: Path | None, digest: str
             f"unless you say --trust, or name it yourself: --{option} {name}"
         )
     changed = ", or it has changed since" if _is_known(path) else ""
-    own = f"{path}:{name.rpartition(':')[2]}" if name.rpartition(":")[0].endswith(".py") else name
+    full_name = (
+        f"{path}:{name.rpartition(':')[2]}" if name.rpartition(":")[0].endswith(".py") else name
+    )
     return (
         f"{rule.source} names {name} as {option}, which would run {path} (SHA-256 {digest[:12]}…). "
         f"You have not named that file on this command line, nor trained with it{changed}, so it "
         "is not run. Read it first, and what it imports. If you trust it, add --trust, once: that "
         "very file is then remembered (in Python: with inference.trust.trusting()). Or name it "
-        f"yourself, --{option} {own}, where a program takes that; what you train with is "
+        f"yourself, --{option} {full_name}, where a program takes that; what you train with is "
         "remembered too"
     )
 
@@ -185,8 +187,8 @@ def folder() -> Path:
     ``$PYRO_MDM_TRUSTED``, or ``pyro_mdm/trusted`` in ``$XDG_STATE_HOME``, by default
     ``~/.local/state``.
     """
-    if own := os.environ.get(FOLDER):
-        return Path(own)
+    if elsewhere := os.environ.get(FOLDER):
+        return Path(elsewhere)
     state = Path(os.environ.get("XDG_STATE_HOME", ""))
     if not state.is_absolute():  # as the XDG standard says
         state = Path("~/.local/state").expanduser()

@@ -62,7 +62,7 @@ class DataSet(ABC):
         train, validation, test: the data as stored, (n, *event_shape); uint8 for images.
             ``validation`` is empty without ``holdout``.
         rows: the indices of each part in the order of :meth:`load`; None for official parts.
-        context: how a network is told contexts, after :meth:`condition_on`; None before.
+        context: way in which a network is told contexts, after :meth:`condition_on`; None before.
 
     Raises:
         TypeError: an attribute is missing, or data are neither tensor nor NumPy array.
@@ -108,8 +108,8 @@ class DataSet(ABC):
         """The data set split by another seed than the class's.
 
         Args:
-            split_seed: see :attr:`split_seed`.
-            facts: those of the data that a model was trained on, in place of this one's own.
+            split_seed: seed of the split, see :attr:`split_seed`.
+            facts: facts of the data that a model was trained on, in place of this one's own.
             options: arguments of the class, such as ``holdout``.
         """
         data = cls.__new__(cls)
@@ -139,15 +139,15 @@ class DataSet(ABC):
             )
         names = ("training", "validation", "test")
         self.train, self.validation, self.test = (
-            as_tensor(part, f"{self.name}: the {name} data")
-            for name, part in zip(names, parts, strict=True)
+            as_tensor(data, f"{self.name}: the {name} data")
+            for name, data in zip(names, parts, strict=True)
         )
         if not hasattr(self, "event_shape"):
             self.event_shape = tuple(self.train.shape[1:])
-        for name, part in zip(names, (self.train, self.validation, self.test), strict=True):
-            if len(part) == 0 and name != "validation":
+        for name, data in zip(names, (self.train, self.validation, self.test), strict=True):
+            if len(data) == 0 and name != "validation":
                 raise ValueError(f"{self.name}: there are no {name} data")
-            self.check(part, f"{self.name}: the {name} data")
+            self.check(data, f"{self.name}: the {name} data")
 
     def withhold(self, reason: str) -> None:
         """Forget the parts, which are not those that a model was trained with: whatever asks for
@@ -199,12 +199,12 @@ class DataSet(ABC):
             return None  # contexts are split by split_context alone
         for name in self.contexts:
             try:
-                known = as_tensor(self.load_context(name), f"{self.name}: the {name}")
+                context = as_tensor(self.load_context(name), f"{self.name}: the {name}")
             except TypeError:
                 continue
-            whole = not (known.is_floating_point() or known.is_complex())
-            if whole and known.shape == (n,) and 2 * len(known.unique()) <= n:
-                return known.long()
+            whole = not (context.is_floating_point() or context.is_complex())
+            if whole and context.shape == (n,) and 2 * len(context.unique()) <= n:
+                return context.long()
         return None
 
     def numbers(self, part: str) -> Tensor:
@@ -214,22 +214,22 @@ class DataSet(ABC):
             ValueError: ``rows`` are for another number of data.
         """
         n = len(getattr(self, part))
-        own: Tensor | None = None if self.rows is None else getattr(self.rows, part)
-        if own is None or len(own) == 0:
+        rows: Tensor | None = None if self.rows is None else getattr(self.rows, part)
+        if rows is None or len(rows) == 0:
             return torch.arange(n)
-        if len(own) != n:
+        if len(rows) != n:
             raise ValueError(
-                f"{self.name}: rows says that {len(own)} data are {part}, and there are {n}, so "
-                "that which they are is not known; set rows to those that split returns"
+                f"{self.name}: rows has {len(rows)} indices of {part} data, expected {n}, one for "
+                "each; set rows to those of the data that split returns"
             )
-        return own
+        return rows
 
     @property
     def split_in_words(self) -> str:
         """The number of data in each part and the way of the split, in words."""
         parts = [(len(self.train), "training"), (len(self.validation), "validation")]
-        parts = [(n, part) for n, part in [*parts, (len(self.test), "test")] if n]
-        counts = ", ".join(f"{n:,} {part}" for n, part in parts) + " data"
+        parts = [(n, name) for n, name in [*parts, (len(self.test), "test")] if n]
+        counts = ", ".join(f"{n:,} {name}" for n, name in parts) + " data"
         if (rows := self.rows) is None:
             return f"{counts}, in official parts"
         if rows.seed is None:
@@ -278,20 +278,21 @@ class DataSet(ABC):
 
         Args:
             name: the name of the context.
-            dropout: see :class:`~pyro_mdm.contexts.GivenContext`.
+            dropout: fraction of contexts that are hidden, see
+                :class:`~pyro_mdm.contexts.GivenContext`.
 
         Raises:
             ValueError: an unknown name; another number of contexts than data; labels of test data
                 that no training data have.
         """
         if name not in self.contexts:
-            known = ", ".join(self.contexts) or "nothing"
+            available = f"one of {', '.join(self.contexts)}" if self.contexts else "no context"
             raise ValueError(
-                f"--condition is {name!r}, and what is known of {self.name} is {known}; leave it "
-                "out, or name it in contexts of a class of your own"
+                f"--condition is {name!r}, expected {available} for {self.name}; leave it out, or "
+                "name it in contexts of a class of your own"
             )
-        own = type(self).split_context is not DataSet.split_context
-        if own and type(self).split is DataSet.split and self.split_seed is not None:
+        overridden = type(self).split_context is not DataSet.split_context
+        if overridden and type(self).split is DataSet.split and self.split_seed is not None:
             raise TypeError(
                 f"{type(self).__name__} has a split_context of its own, but its data are split by "
                 "split_seed; return all contexts from load_context in the order of load, or define "
@@ -299,20 +300,21 @@ class DataSet(ABC):
             )
         names = ("train", "validation", "test")
         parts = dict(zip(names, self.split_context(name, self.holdout), strict=True))
-        for part, context in parts.items():
-            if len(context) != len(getattr(self, part)):
+        for part_name, context in parts.items():
+            if len(context) != len(getattr(self, part_name)):
                 raise ValueError(
-                    f"{self.name}: {len(context)} {name} of {len(getattr(self, part))} {part} "
-                    "data, expected one for each, in their order"
+                    f"{self.name}: {len(context)} {name} of {len(getattr(self, part_name))} "
+                    f"{part_name} data, expected one for each, in their order"
                 )
         if parts["train"].is_floating_point():
             parts = {
-                part: c.float().reshape(len(c), *c.shape[1:] or (1,)) for part, c in parts.items()
+                part_name: c.float().reshape(len(c), *c.shape[1:] or (1,))
+                for part_name, c in parts.items()
             }
             self.context = Vectors.fit(parts["train"], dropout)
         else:
             self.context = Labels(self._classes(name, parts, told_always=not dropout), dropout)
-            parts = {part: c.long() for part, c in parts.items()}
+            parts = {part_name: c.long() for part_name, c in parts.items()}
         self._contexts = parts
 
     def _classes(self, name: str, parts: Mapping[str, Tensor], *, told_always: bool) -> int:
@@ -340,5 +342,5 @@ class DataSet(ABC):
             return None
         if isinstance(self.context, Labels):
             return torch.arange(n) % self.context.num_classes
-        known = self._contexts["test"]
-        return known[torch.arange(n) % len(known)]
+        contexts = self._contexts["test"]
+        return contexts[torch.arange(n) % len(contexts)]

@@ -63,7 +63,7 @@ class Published(NamedTuple):
         Args:
             source: the file, or its bytes.
             place: the name of the file in messages.
-            fetch: how to get it, in words.
+            fetch: advice on how to get it, in words.
         """
         if isinstance(source, Path) and not source.is_file():
             raise DataError(f"{place} is missing; expected {self}. To fetch it: {fetch}")
@@ -93,9 +93,9 @@ def checksum(source: Path | bytes, algorithm: str) -> str:
         return digest.hexdigest()
     size = source.stat().st_size
     with open(source, "rb") as file, _progress(size, f"{algorithm} of {source.name}", "B") as bar:
-        while part := file.read(CHUNK):
-            digest.update(part)
-            bar.update(len(part))
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+            bar.update(len(chunk))
     return digest.hexdigest()
 
 
@@ -303,8 +303,8 @@ def cached(
         path: the file, ending in ``.npy``.
         about: the description of the images, as JSON.
         shape: (n, C, H, W).
-        make: returns the images in batches (m, C, H, W), and appends their sources to the list that
-            it is called with.
+        make: function that returns the images in batches (m, C, H, W), and appends their sources to
+            the list that it is called with.
 
     Raises:
         DataError: the folder cannot be written to, or ``make`` returns another number of images.

@@ -73,7 +73,7 @@ class ImageProblem(Problem):
 
     Args:
         protocol: ``"discrete"`` or ``"dequantized"``.
-        holdout: see :class:`Problem`.
+        holdout: whether to keep a validation part, see :class:`Problem`.
         network: a name in ``networks``; None: the first.
         logit_margin: α of the dequantized protocol, in [0, ½); None: that of
             :class:`~pyro_mdm.likelihoods.LogitDequantization`. The paper's is 0.05.
@@ -228,8 +228,8 @@ class ImageProblem(Problem):
 
     def likelihood(self, score: Score, diffusion: Diffusion) -> Likelihood | None:
         if self.dequantization is None:
-            own = isinstance(getattr(score, "denoiser", score), DiscreteDenoiser)
-            return None if own else DiscretizedGaussian(self.num_levels)
+            is_discrete = isinstance(getattr(score, "denoiser", score), DiscreteDenoiser)
+            return None if is_discrete else DiscretizedGaussian(self.num_levels)
         return Gaussian() if kind_of(diffusion).simulated else Tweedie()
 
 

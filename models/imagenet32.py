@@ -105,33 +105,33 @@ class ImageNet32(FileImages):
         return self.root / "imagenet32"
 
     def parts(self) -> tuple[Tensor, Tensor]:
-        return self._part("train"), self._part("test")
+        return self._images_of("train"), self._images_of("test")
 
-    def _part(self, part: Part) -> Tensor:
+    def _images_of(self, part_name: Part) -> Tensor:
         if not self.folder.is_dir():
-            next(self.decode(part, []))  # raises: nothing is there, and nothing should be made
-        held_out = self.held_out if part == "train" else 0
+            next(self.decode(part_name, []))  # raises: nothing is there, and nothing should be made
+        held_out = self.held_out if part_name == "train" else 0
         return cached(
-            self.folder / f"{self.name}-{part}.npy",
-            {"images": self.name, "part": part, "order": ORDER, "last": held_out},
-            (self.sizes[part], *self.event_shape),
-            partial(self.decode, part),
+            self.folder / f"{self.name}-{part_name}.npy",
+            {"images": self.name, "part": part_name, "order": ORDER, "last": held_out},
+            (self.sizes[part_name], *self.event_shape),
+            partial(self.decode, part_name),
         )
 
     @abstractmethod
     def decode(self, part: Part, sources: list[dict[str, Any]]) -> Iterator[Images]:
         """The images of ``part`` in batches, checked; appends their files to ``sources``."""
 
-    def _last(self, part: Part) -> NDArray[np.int64]:
+    def _last(self, part_name: Part) -> NDArray[np.int64]:
         """Sorted indices of the images that come last in the decoded file."""
-        count = self.held_out if part == "train" else 0
-        return spread(self.sizes[part], count).numpy() if count else np.empty(0, np.int64)
+        count = self.held_out if part_name == "train" else 0
+        return spread(self.sizes[part_name], count).numpy() if count else np.empty(0, np.int64)
 
-    def _missing(self, part: Part, looked_for: str, get: str) -> DataError:
+    def _missing(self, part_name: Part, looked_for: str, get: str) -> DataError:
         other = ImageNet32New if isinstance(self, ImageNet32Old) else ImageNet32Old
-        names = (*other.files, *(f"{other.name}-{part}.npy" for part in ("train", "test")))
+        names = (*other.files, *(f"{other.name}-{name}.npy" for name in ("train", "test")))
         there = [name for name in names if (self.folder / name).exists()]
-        message = f"{self.folder} has no {part} images of {self.name}: "
+        message = f"{self.folder} has no {part_name} images of {self.name}: "
         message += f"{looked_for} is not there. "
         if there:
             message += (
@@ -168,7 +168,7 @@ class ImageNet32Old(ImageNet32):
         sources.append(published.description())
         yield from _decoded(self._tar(path, part))
 
-    def _tar(self, path: Path, part: Part) -> Iterator[tuple[str, bytes]]:
+    def _tar(self, path: Path, part_name: Part) -> Iterator[tuple[str, bytes]]:
         """The name and content of every image."""
         members = []
         with tarfile.open(path, "r:") as tar:
@@ -176,18 +176,18 @@ class ImageNet32Old(ImageNet32):
                 tar.members = []  # type: ignore[attr-defined]  # or a million stay in memory
                 if member.isfile() and member.name.endswith(".png"):
                     members.append((member.name, member.offset_data, member.size))
-        if len(members) != self.sizes[part]:
+        if len(members) != self.sizes[part_name]:
             raise DataError(
-                f"{path} holds {len(members):,} PNG files, expected the {self.sizes[part]:,} of "
-                f"{self.name}"
+                f"{path} holds {len(members):,} PNG files, expected the "
+                f"{self.sizes[part_name]:,} of {self.name}"
             )
         with open(path, "rb") as file:
-            for name, offset, size in self._ordered(sorted(members), part):
+            for name, offset, size in self._ordered(sorted(members), part_name):
                 file.seek(offset)
                 yield f"{name} in {path}", file.read(size)
 
-    def _ordered(self, items: list[T], part: Part) -> Iterator[T]:
-        last = set(self._last(part).tolist())
+    def _ordered(self, items: list[T], part_name: Part) -> Iterator[T]:
+        last = set(self._last(part_name).tolist())
         yield from (item for i, item in enumerate(items) if i not in last)
         yield from (items[i] for i in sorted(last))
 
@@ -241,25 +241,25 @@ class ImageNet32New(ImageNet32):
         sources += [published.description() for published in NEW[part]]
         yield from last
 
-    def _arrays(self, part: Part) -> Iterator[tuple[str, Images]]:
+    def _arrays(self, part_name: Part) -> Iterator[tuple[str, Images]]:
         """The images (n, 3, 32, 32) of every file in an archive, with its place."""
-        archive = self.folder / ZIPS[part]
+        archive = self.folder / ZIPS[part_name]
         get = (
             f"curl -fL --create-dirs -o {shlex.quote(str(archive))} {DOWNLOAD}/{archive.name} "
             "(should image-net.org ask for it, log in at https://image-net.org/login and save that "
             f"address as {archive})"
         )
         if not archive.exists():
-            raise self._missing(part, archive.name, get)
+            raise self._missing(part_name, archive.name, get)
         try:
             with zipfile.ZipFile(archive) as opened:
                 members = {name.rsplit("/")[-1]: name for name in opened.namelist()}
-                for published in NEW[part]:
+                for published in NEW[part_name]:
                     place = f"{published.name} in {archive}"
                     if published.name not in members:
                         raise DataError(
                             f"{archive} holds {', '.join(sorted(members)) or 'nothing'}, expected "
-                            f"{', '.join(p.name for p in NEW[part])}. To fetch it: {get}"
+                            f"{', '.join(p.name for p in NEW[part_name])}. To fetch it: {get}"
                         )
                     content = opened.read(members[published.name])
                     published.check(content, place, get)
@@ -267,8 +267,8 @@ class ImageNet32New(ImageNet32):
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise DataError(
                 f"{archive} is damaged: found {archive.stat().st_size:,} bytes that are no whole "
-                f"zip archive ({error}), expected one with {', '.join(p.name for p in NEW[part])}. "
-                f"Delete it and fetch it again: {get}"
+                f"zip archive ({error}), expected one with "
+                f"{', '.join(p.name for p in NEW[part_name])}. Delete it and fetch it again: {get}"
             ) from error
 
 

@@ -127,26 +127,26 @@ class Images(ImageProblem):
         elif self.root.is_file() and self.root.suffix == ".npz":
             parts = _from_npz(self.root, self.image_size)
         else:
-            known = "is neither a folder nor an .npz file nor an IDX file"
+            reason = "is neither a folder nor an .npz file nor an IDX file"
             raise DataError(
-                f"--data {self.root} {known if self.root.exists() else 'is not there'}; expected a "
-                "folder of images, an .npz file with arrays of uint8, or an IDX file like MNIST's"
+                f"--data {self.root} {reason if self.root.exists() else 'is not there'}; expected "
+                "a folder of images, an .npz file with arrays of uint8, or an IDX file like MNIST's"
             )
         if (count := sum(map(len, parts.values()))) < FEWEST:
             what = f" ({', '.join(sorted(SUFFIXES))})" if self.root.is_dir() else ""
             raise DataError(f"{self.root} has {count} images{what}, expected at least {FEWEST}")
-        if empty := [part for part, images in parts.items() if len(images) == 0]:
+        if empty := [name for name, images in parts.items() if len(images) == 0]:
             raise DataError(f"{self.root} has no images for {', '.join(empty)}")
         train, kept = parts["train"], torch.ones(len(parts["train"]), dtype=torch.bool)
-        missing = [part for part in ("validation", "test") if part not in parts]
+        missing = [name for name in ("validation", "test") if name not in parts]
         if not holdout:
-            missing = [part for part in missing if part == "test"]
+            missing = [name for name in missing if name == "test"]
         if missing:
             rows = self.divide(len(train), "validation" in missing, folders)
             if "test" not in missing:  # test is official: rows drawn for it are trained on
                 rows = rows._replace(test=rows.test[:0])
-            for part in missing:
-                kept[getattr(rows, part)] = False
+            for name in missing:
+                kept[getattr(rows, name)] = False
             self.rows = rows._replace(train=kept.nonzero()[:, 0])
         return self._divided(parts, holdout)
 
@@ -170,7 +170,7 @@ class Images(ImageProblem):
         if self.class_names is None or context is None:
             return said
         counts = context.bincount(minlength=len(self.class_names)).tolist()
-        number = [f"{own} {count}" for own, count in zip(self.class_names, counts, strict=True)]
+        number = [f"{name} {count}" for name, count in zip(self.class_names, counts, strict=True)]
         more = len(number) - SHOWN_CLASSES
         shown = ", ".join(number[:SHOWN_CLASSES]) + (f" and {more} classes more" * (more > 0))
         return f"{said}; test data of {len(number)} classes: {shown}"
@@ -182,8 +182,8 @@ class Images(ImageProblem):
                 "folder of images; give one with a folder for each class, or leave it out"
             )
         classes = {
-            part: [_class_of(path, part, self.root) for path in paths]
-            for part, paths in self._files.items()
+            part_name: [_class_of(path, part_name, self.root) for path in paths]
+            for part_name, paths in self._files.items()
         }
         names = sorted(set(itertools.chain(*classes.values())))
         if len(names) < 2:
@@ -192,12 +192,12 @@ class Images(ImageProblem):
                 "least, each in a folder; leave out --condition labels"
             )
         labels = {
-            part: torch.tensor([names.index(own) for own in of_part])
-            for part, of_part in classes.items()
+            part_name: torch.tensor([names.index(folder) for folder in of_part])
+            for part_name, of_part in classes.items()
         }
         divided = self._divided(labels, holdout)
         counts = divided[0].bincount(minlength=len(names)).tolist()
-        if absent := [own for own, count in zip(names, counts, strict=True) if count == 0]:
+        if absent := [folder for folder, count in zip(names, counts, strict=True) if count == 0]:
             raise DataError(
                 f"{self.root} has no training images of the class {absent[0]}, whose images are "
                 "all validation or test; add images of it, remove its folder, or split others by "
@@ -238,9 +238,9 @@ def _named_parts(names: Iterable[str], place: Path) -> dict[str, str]:
     parts: dict[str, str] = {}
     for name in names:
         if name in PARTS:
-            if (part := PARTS[name]) in parts:
-                raise DataError(f"{place} has both {parts[part]} and {name}; keep one of them")
-            parts[part] = name
+            if (part_name := PARTS[name]) in parts:
+                raise DataError(f"{place} has both {parts[part_name]} and {name}; keep one of them")
+            parts[part_name] = name
     return parts
 
 
@@ -280,17 +280,22 @@ def _from_folder(
     below = [path.relative_to(root) for path in files]
     if not named:
         return {"train": images}, {"train": below}
-    start = {part: tops.index(top) for part, top in named.items()}  # sorted: a part is in one piece
-    rows = {part: slice(start[part], start[part] + tops.count(named[part])) for part in named}
-    return {part: images[own] for part, own in rows.items()}, {
-        part: below[own] for part, own in rows.items()
+    start = {
+        part_name: tops.index(top) for part_name, top in named.items()
+    }  # sorted: a part is in one piece
+    rows = {
+        part_name: slice(start[part_name], start[part_name] + tops.count(named[part_name]))
+        for part_name in named
+    }
+    return {part_name: images[span] for part_name, span in rows.items()}, {
+        part_name: below[span] for part_name, span in rows.items()
     }
 
 
-def _class_of(path: Path, part: str, root: Path) -> str:
+def _class_of(path: Path, part_name: str, root: Path) -> str:
     """The folder of a class, in that of a part if there is one, that an image below root lies in
     (DataError: in none, or deeper)."""
-    top = int(PARTS.get(path.parts[0]) == part)
+    top = int(PARTS.get(path.parts[0]) == part_name)
     place, names = root.joinpath(*path.parts[:top]), path.parts[top:-1]
     if len(names) == 1:
         return names[0]
@@ -400,7 +405,9 @@ def _from_npz(path: Path, image_size: int | None) -> dict[str, Tensor]:
                     f"{path} has arrays {', '.join(names)}, and {', '.join(images)} may be images "
                     "of no known part; expected train, validation (or val, valid) and test"
                 )
-            arrays = {part: _planes(file[name], path, name) for part, name in named.items()}
+            arrays = {
+                part_name: _planes(file[name], path, name) for part_name, name in named.items()
+            }
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} cannot be read as arrays of numbers: {error}") from error
     return _sized(arrays, path, image_size)
@@ -411,12 +418,12 @@ def _sized(arrays: dict[str, Pixels], path: Path, image_size: int | None) -> dic
     channels = {name: array.shape[1] for name, array in arrays.items()}
     if len(set(channels.values())) > 1:
         raise DataError(f"{path} has arrays of different channels: {channels}")
-    arrays = {part: _resize(array, image_size) for part, array in arrays.items()}
+    arrays = {part_name: _resize(array, image_size) for part_name, array in arrays.items()}
     train = arrays["train"].shape[2:]
-    for part, array in arrays.items():
+    for part_name, array in arrays.items():
         if array.shape[2:] != train:
-            raise _other_size(f"train in {path}", train, f"{part} in {path}", array.shape[2:])
-    return {part: torch.from_numpy(array) for part, array in arrays.items()}
+            raise _other_size(f"train in {path}", train, f"{part_name} in {path}", array.shape[2:])
+    return {part_name: torch.from_numpy(array) for part_name, array in arrays.items()}
 
 
 def _idx_files(root: Path) -> list[Path]:
@@ -435,17 +442,19 @@ def _from_idx(files: Sequence[Path], root: Path, image_size: int | None) -> dict
     parts: dict[str, Path] = {}
     for path in files:
         words = re.split(r"[^a-z0-9]+", path.name.lower())
-        part = next((IDX_PARTS[word] for word in words if word in IDX_PARTS), "train")
-        if part in parts:
-            raise DataError(f"{root} has both {parts[part].name} and {path.name} for {part}")
-        parts[part] = path
+        part_name = next((IDX_PARTS[word] for word in words if word in IDX_PARTS), "train")
+        if part_name in parts:
+            raise DataError(
+                f"{root} has both {parts[part_name].name} and {path.name} for {part_name}"
+            )
+        parts[part_name] = path
     if "train" not in parts:
         raise DataError(
             f"{root} has {', '.join(path.name for path in files)} but no file of training images"
         )
     arrays = {
-        part: _planes(idx_array(path.read_bytes(), str(path)), path, "images")
-        for part, path in parts.items()
+        part_name: _planes(idx_array(path.read_bytes(), str(path)), path, "images")
+        for part_name, path in parts.items()
     }
     return _sized(arrays, root, image_size)
 

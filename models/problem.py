@@ -170,12 +170,12 @@ class Problem(DataSet):
         data = self.train
         if len(data) > count:
             data = data[spread(len(data), count)]
-        parts = data.split(max(1, FIT_CHUNK // size))
-        if len(parts) == 1:
+        pieces = data.split(max(1, FIT_CHUNK // size))
+        if len(pieces) == 1:
             return self.to_model_space(data)
         x = torch.empty(len(data), *self.event_shape, dtype=self.dtype)
-        for target, part in zip(x.split(len(parts[0])), parts, strict=True):
-            target.copy_(self.to_model_space(part))
+        for target, piece in zip(x.split(len(pieces[0])), pieces, strict=True):
+            target.copy_(self.to_model_space(piece))
         return x
 
     def roughly_fitted(self: P) -> P:
@@ -298,8 +298,8 @@ class Assembly:
                 ) from error
             return kind(problem, diffusion)
         cls = cast("type[Score]", kind)
-        if (own := problem.own_score(cls, self)) is not None:
-            return own
+        if (score := problem.own_score(cls, self)) is not None:
+            return score
         if issubclass(cls, DenoiserScore):
             return self._denoiser(cls)
         channels = problem.event_shape[0] * diffusion.num_variables
@@ -319,8 +319,8 @@ class Assembly:
 
     def _denoiser(self, kind: type[DenoiserScore]) -> Score:
         network = self.denoiser_network(1)
-        told = self.problem.event_shape[0] if self.told_maps else 0
-        network = self._of_coordinates(network, told + self._told_as_channels(network))
+        told_channels = self.problem.event_shape[0] if self.told_maps else 0
+        network = self._of_coordinates(network, told_channels + self._told_as_channels(network))
         x = self.diffusion.coordinates(self.problem.fit_x())
         fit = cast(Any, kind).fit
         return self.wrapped(fit(network, x, **self.fit_options))
@@ -365,10 +365,12 @@ class Assembly:
         given = self.problem.context
         return 0 if by_itself or given is None else given.size
 
-    def _of_coordinates(self, network: nn.Module, told: int = 0) -> nn.Module:
+    def _of_coordinates(self, network: nn.Module, told_channels: int = 0) -> nn.Module:
         """A network that sees data, even where states hold other coordinates of them."""
         transform = self.diffusion_kind.coordinates
-        return network if transform is None else CoordinateNetwork(network, transform, told)
+        return (
+            network if transform is None else CoordinateNetwork(network, transform, told_channels)
+        )
 
     def _num_paths(self) -> int:
         """The number of paths to each log SNR: enough for a covariance of K variables."""

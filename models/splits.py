@@ -58,8 +58,8 @@ def split_rows(
         generator = Generator().manual_seed(seed)
         order = torch.randperm(n, generator=generator)
         if strata is not None:  # strata in a random order, so that small ones are tested too
-            kinds, own = strata.unique(return_inverse=True)
-            turn = torch.randperm(len(kinds), generator=generator)[own]
+            kinds, index = strata.unique(return_inverse=True)
+            turn = torch.randperm(len(kinds), generator=generator)[index]
             order = order[turn[order].argsort(stable=True)]
         place = order.argsort()
     wanted = place % EVERY == 0
@@ -69,13 +69,13 @@ def split_rows(
     train = ~(test | validation)
     rare = int((place[train] % EVERY == 0).sum() + (wanted & train).sum())
     several = strata is not None and len(strata.unique()) > 1
-    first, second, third = (part.nonzero()[:, 0] for part in (train, validation, test))
+    first, second, third = (mask.nonzero()[:, 0] for mask in (train, validation, test))
     return Rows(first, second, third, seed=seed, stratified=several, rare=rare)
 
 
-def _known_elsewhere(part: Tensor, others: Tensor, categories: Sequence[Tensor]) -> Tensor:
+def _known_elsewhere(mask: Tensor, others: Tensor, categories: Sequence[Tensor]) -> Tensor:
     """The data of a part whose categories occur in ``others`` or in the rest of the part."""
-    for own in categories:
-        unseen = part & (own >= 0) & ~torch.isin(own, own[others])
-        part, others = part & ~unseen, others | unseen
-    return part
+    for codes in categories:
+        unseen = mask & (codes >= 0) & ~torch.isin(codes, codes[others])
+        mask, others = mask & ~unseen, others | unseen
+    return mask

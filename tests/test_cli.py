@@ -203,7 +203,7 @@ def test_a_name_in_the_wrong_group_is_no_option(
         ("optimisation:", "no option is called optimisation; did you mean optimization?"),
         ("optimization: {stpes: 3}", "no option is called optimization.stpes; did you mean steps?"),
         ("optimization: 3", "no option is called optimization"),
-        ("steps: 3\noptimization: {steps: 4}", "steps is there twice, alone and in its group"),
+        ("steps: 3\noptimization: {steps: 4}", "steps is given twice, alone and in its group"),
         ("data: {data: {a: b}}", "--data is"),
     ],
 )

@@ -126,7 +126,7 @@ def test_contexts_that_are_no_labels_are_vectors(regression: str, tmp_path: Path
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("colour", "--condition is 'colour', and what is known of regression is temperature"),
+        ("colour", "--condition is 'colour', expected one of temperature.* for regression"),
         ("bad", r"training data have the bad \[1, 2, .*expected all of 0, 1, 2"),
         ("short", "50 short of 100 data, expected one for each, in the order of load"),
         ("gap", r"training data have the gap \[0, 2, 4\], expected all of 0, 1, 2"),
@@ -205,7 +205,7 @@ def test_options_that_need_each_other(tmp_path: Path) -> None:
         ValueError, match=r"--context_dropout is 0.2, but the data are given nothing"
     ):
         train(run=tmp_path / "run", **SHORT | {"context_dropout": 0.2})
-    with pytest.raises(ValueError, match="what is known of tiny is nothing"):
+    with pytest.raises(ValueError, match="expected no context for tiny"):
         Tiny().condition_on("labels")
 
 
@@ -235,7 +235,7 @@ def test_evaluate_says_what_the_bound_is_of(
     expected = measure(programs, data, draws=2)
     untold = measure(programs, nothing, draws=2)
     assert said[-2:] == ["of x given its label:", str(expected)] and str(untold) != str(expected)
-    assert f"of x alone, its label not told: {untold}" in said
+    assert f"of x alone, without its label: {untold}" in said
     counts = r"640 network calls: accuracy \d\.\d+ ± \d\.\d+, log loss \d+\.\d+ ± .* nats"
     assert any(re.search(counts, line) for line in said)
     assert any(line.startswith("of the mixture of classes: bits/dim ") for line in said)
@@ -391,7 +391,7 @@ def test_runs_that_are_given_different_things_are_compared_with_a_word(
         sample.sample(plain, 2, given=3, accelerator="cpu")
     capsys.readouterr()
     found = compare([labelled, plain], draws=2, half_width=None, num_data=40, out=tmp_path / "c")
-    assert "labelled: of data given what --condition says" in capsys.readouterr().out
+    assert "labelled: bounds on data given the context of --condition" in capsys.readouterr().out
     programs = load_trained(labelled)[1]
     data = bounds.some(programs.problem.part("test"), 40)
     bound = measure(programs, data, draws=2)

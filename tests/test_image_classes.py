@@ -98,7 +98,7 @@ def test_folders_that_are_no_classes_are_named(tmp_path: Path) -> None:
         (lambda: conditioned(of("single", Cat=20)), "a single class, Cat, expected two classes"),
         (lambda: conditioned(array), r"images.npz is no folder of images; give one with a folder"),
     )
-    with pytest.raises(ValueError, match=r"'sizes', and what is known of images is labels"):
+    with pytest.raises(ValueError, match=r"'sizes', expected one of labels for images"):
         Images(data=astray).condition_on("sizes")
 
 

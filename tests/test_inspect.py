@@ -241,7 +241,7 @@ def test_what_v_tells_is_that_of_gaussian_data() -> None:
     nats = [0.5 * float(torch.logdet(torch.eye(2) + C * math.exp(level))) for level in snr]
     bits = (nats[0] - nats[1]) / 2 / math.log(2)
     assert found.auxiliary["ε"] == pytest.approx((bits, snr[0] - snr[1]), rel=1e-6)
-    assert "told by v" in table([found])
+    assert "information of v" in table([found])
 
 
 # -- the figure and the program --------------------------------------------------------------------

@@ -93,7 +93,7 @@ def test_a_labelled_run_is_told_what_is_given_alone(
         return capsys.readouterr().out
 
     capsys.readouterr()
-    assert "the network is not told the labels of the images (--given tells it)" in said_of("some")
+    assert "the network is not told the labels of the images; --given tells it" in said_of("some")
     told = "the network is told the labels 3, 5, 3; those of the images are 0, 0, 0"
     problem = Digits()
     problem.condition_on("labels")
@@ -110,7 +110,7 @@ def test_a_labelled_run_is_told_what_is_given_alone(
     of_4 = part.data[part.context == 4]
     assert [len(x) for x in learned] == [len(part.data)] * 2 + [len(of_4)]
     assert torch.equal(learned[2], problem.to_model_space(of_4))
-    with pytest.raises(ValueError, match=r"has always been told; expected .* such as --given 3"):
+    with pytest.raises(ValueError, match=r"always needs a context; expected .* such as --given 3"):
         said_of("always")
     with pytest.raises(ValueError, match="the label 12, expected one of 0 to 9"):
         said_of("some", 12)
@@ -218,5 +218,5 @@ def test_runs_of_other_data_are_refused(
 ) -> None:
     programs = SimpleNamespace(problem=problem())
     monkeypatch.setattr(restore, "load_trained", lambda run: (None, programs, None))
-    with pytest.raises(restore.RunError, match="no image of pixels from -1 to 1"):
+    with pytest.raises(restore.RunError, match="no images with pixels from -1 to 1"):
         restore.restore(tmp_path)

@@ -344,7 +344,7 @@ def test_an_earlier_version_goes_on_and_says_what_it_cannot_compare(
     assert_same_run(stopped, runs / "whole")
     rewrite(stopped, state=without("data"))
     (stopped / "data.json").unlink()
-    with pytest.warns(UserWarning, match="did not keep what its data were"):
+    with pytest.warns(UserWarning, match="kept no fingerprints of its data"):
         load_trained(stopped)
 
 

@@ -464,7 +464,7 @@ def test_programs_are_doors_to_the_object(
     for module in ("completion", "evaluate"):
         monkeypatch.setattr(f"inference.{module}.PIECE", 4)
     evaluate(run, data=str(tmp_path / "new.csv"), draws=8, seed=3, out=tmp_path / "rows.csv")
-    assert "log p of a row, of what is there: at least" in capsys.readouterr().out
+    assert "log p of the entries of a row: at least" in capsys.readouterr().out
     written = pd.read_csv(tmp_path / "rows.csv", index_col="row")
     own = mixed.log_prob(pd.read_csv(tmp_path / "new.csv"), draws=8)
     pd.testing.assert_frame_equal(written, own, check_names=False)

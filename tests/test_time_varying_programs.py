@@ -65,6 +65,6 @@ def test_it_begins_as_another_guide() -> None:
     torch.testing.assert_close(found.Q_at(0.7), one.Q)
     torch.testing.assert_close(found.D_at(0.2), one.D)
     torch.testing.assert_close(found.start_time, one.start_time, rtol=1e-9, atol=0)
-    with pytest.raises(ValueError, match=r"--time_varying is for --guide learned; cld says itself"):
+    with pytest.raises(ValueError, match=r"--time_varying is for --guide learned; cld has its own"):
         build_diffusion(Guide(guide="cld", time_varying=True, **ends))
     torch.testing.assert_close(CLD().frozen().Q, CLD().Q)

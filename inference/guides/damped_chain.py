@@ -20,7 +20,7 @@ class DampedChain(LinearDiffusion):
     Args:
         coupling: c, the strength of v_1 ↔ v_2; nonzero where damping_1 is 0.
         damping_1, damping_2: γ_1 and γ_2 ≥ 0.
-        options: those of :class:`~pyro_mdm.LinearDiffusion` (clock, max_log_snr, …).
+        options: options of :class:`~pyro_mdm.LinearDiffusion` (clock, max_log_snr, …).
     """
 
     def __init__(

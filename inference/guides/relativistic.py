@@ -27,7 +27,7 @@ class Relativistic(HamiltonianDiffusion):
     Args:
         speed: c, the limit of the speed; for large c it is like CLD.
         friction: γ.
-        options: those of :class:`HamiltonianDiffusion` (max_log_snr, …).
+        options: options of :class:`HamiltonianDiffusion` (max_log_snr, …).
     """
 
     def __init__(self, speed: float = 1.5, friction: float = 1.0, **options: Any) -> None:

@@ -23,7 +23,7 @@ class TargetNoise(LearnedDiffusion):
     Args:
         correlation: ρ, the stationary correlation of x and v, between -1 and 1.
         deviation: σ, the stationary standard deviation of v.
-        options: those of :class:`~pyro_mdm.LearnedDiffusion` (rank, max_log_snr, …).
+        options: options of :class:`~pyro_mdm.LearnedDiffusion` (rank, max_log_snr, …).
     """
 
     def __init__(self, correlation: float = 0.6, deviation: float = 0.5, **options: Any) -> None:
