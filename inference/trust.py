@@ -34,7 +34,7 @@ FOLDER = "PYRO_MDM_TRUSTED"
 EXAMPLES = ("guides", "scores", "likelihoods", "samplers", "simulators")
 LIBRARY = ["automatic", "conditioning", "diffusions", "evaluation", "likelihoods", "measurements"]
 LIBRARY += ["paths", "plots", "posteriors", "samplers", "scores", "seeing", "simulated", "support"]
-LIBRARY += ["tables", "varying"]
+LIBRARY += ["tables", "tables/columns", "varying"]
 ROOMS = {places.ROOT / "models", *(places.ROOT / "inference" / name for name in EXAMPLES)}
 ROOMS |= {places.LIBRARY, *(places.LIBRARY / name for name in LIBRARY)}
 """Folders whose files are ours, without subfolders, which may be run folders."""

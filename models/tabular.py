@@ -17,29 +17,37 @@ import torch
 from torch import Tensor, nn
 
 from models.checks import check_shape
-from models.column import as_written
-from models.column_facts import column_facts, column_of_facts
-from models.column_kinds import MOST, OTHERS, PLAIN, Kind, Said, doubts_of, kinds_of, left_out
-from models.columns import (
-    Column,
-    Unknown,
-    decode,
-    encode,
-    fit_columns,
-    known_alone,
-    to_model_space,
-    unknown_in,
-)
 from models.files import DataError
-from models.gaps import Pattern, never_together, patterns, skip_rules
-from models.kept import table_bytes, table_of
 from models.problem import Assembly, Problem
-from models.skipped import ABSENT, HIDDEN, Rule, Skipped, SkippedNumbers
 from models.splits import Rows
 from pyro_mdm import MixedDenoiser, randomness
 from pyro_mdm.likelihoods.dequantization import Dequantized
 from pyro_mdm.networks import MLP
 from pyro_mdm.scores.base import Score
+from pyro_mdm.tables.columns import (
+    Column,
+    column_facts,
+    column_of_facts,
+    decode,
+    encode,
+    fit_columns,
+    to_model_space,
+)
+from pyro_mdm.tables.columns.base import as_written
+from pyro_mdm.tables.columns.fitting import Unknown, known_alone, unknown_in
+from pyro_mdm.tables.columns.gaps import Pattern, never_together, patterns, skip_rules
+from pyro_mdm.tables.columns.kept import table_bytes, table_of
+from pyro_mdm.tables.columns.kinds import (
+    MOST,
+    OTHERS,
+    PLAIN,
+    Kind,
+    Said,
+    doubts_of,
+    kinds_of,
+    left_out,
+)
+from pyro_mdm.tables.columns.skipped import ABSENT, HIDDEN, Rule, Skipped, SkippedNumbers
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -100,22 +108,23 @@ class Tabular(Problem):
 
     ``data`` is a CSV or parquet file, whose first row has the names, or the name of one of
     :data:`SHIPPED`, or a DataFrame. An empty entry is missing. What columns are taken for says
-    :func:`~models.column_kinds.kind_of`, and which are left out
-    :func:`~models.column_kinds.left_out`. A tenth of the rows, drawn by ``split_seed``, is test,
-    and scales and categories are those of the training rows. A category that these do not have, or
-    that is not one of their 100 most frequent, counts as missing. Those of :data:`SHIPPED` whose
-    target is a category, all but diabetes, are split evenly over it. Bits per dimension are bits
-    per column: of the density of a number in its own units, and of the probability of an atom, of a
-    rounded number, of a day and of a level.
+    :func:`~pyro_mdm.tables.columns.kind_of`, and which are left out
+    :func:`~pyro_mdm.tables.columns.kinds.left_out`. A tenth of the rows, drawn by ``split_seed``,
+    is test, and scales and categories are those of the training rows. A category that these do not
+    have, or that is not one of their 100 most frequent, counts as missing. Those of
+    :data:`SHIPPED` whose target is a category, all but diabetes, are split evenly over it. Bits per
+    dimension are bits per column: of the density of a number in its own units, and of the
+    probability of an atom, of a rounded number, of a day and of a level.
 
     Args:
         data: the file, a name, or a DataFrame, which is in ``kept`` then, as
-            :func:`~models.kept.table_bytes`, where columns that are said to be dropped are empty.
+            :func:`~pyro_mdm.tables.columns.kept.table_bytes`, where columns that are said to be
+            dropped are empty.
             Of a DataFrame with ``holdout`` no rows are test data: those who have one hold out their
             own, and what is measured as test are its validation rows. Without ``holdout`` a tenth
             is test, as of a file.
         columns: what columns are where they are to be others: a kind of
-            :data:`~models.column_kinds.Kind`, an order, or a range, as in
+            :data:`~pyro_mdm.tables.columns.kinds.Kind`, an order, or a range, as in
             ``"age=continuous,zip=drop,size=small<middle<large,score=0..100"``. The kind of ``*`` is
             that of all columns that are not named, and may be plain too: continuous, ordinal or
             categorical, whatever numbers repeat, and categories on a line.

@@ -23,9 +23,9 @@ from inference.sample import sample
 from inference.table import Table
 from inference.train import train
 from models import DataError, Tabular
-from models.column_facts import CLASSES, column_facts, column_of_facts
-from models.columns import Column
-from models.skipped import SkippedLevels, SkippedNumbers
+from pyro_mdm.tables.columns import Column, column_facts, column_of_facts
+from pyro_mdm.tables.columns.facts import CLASSES
+from pyro_mdm.tables.columns.skipped import SkippedLevels, SkippedNumbers
 from tests.brief import SHORT, be_brief
 from tests.mistakes import refused
 from tests.programs import rewrite, without

@@ -18,8 +18,17 @@ from inference.loading import load_trained
 from inference.sample import sample
 from inference.train import train
 from models import DataError, Tabular
-from models.column_kinds import FEW, Said, doubts_of, kind_of, left_out
-from models.columns import Column, Dates, Ordinal, decode, encode, fit_columns, to_model_space
+from pyro_mdm.tables.columns import (
+    Column,
+    Dates,
+    Ordinal,
+    decode,
+    encode,
+    fit_columns,
+    kind_of,
+    to_model_space,
+)
+from pyro_mdm.tables.columns.kinds import FEW, Said, doubts_of, left_out
 from tests.brief import SHORT, be_brief
 
 NORMAL = torch.distributions.Normal(0.0, 1.0)

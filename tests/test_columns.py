@@ -22,11 +22,18 @@ from inference.loading import load_trained
 from inference.pieces import read_pieces
 from inference.train import train
 from models import DataError, Tabular
-from models.column_kinds import atoms_of
-from models.columns import Categorical, Column, Ordinal, fit_columns, kind_of, to_model_space
 from pyro_mdm import MDM_ELBO, VPSDE, DiffusionGuide, bound
 from pyro_mdm.conditioning.imputation import impute
 from pyro_mdm.scores import RandomMaps
+from pyro_mdm.tables.columns import (
+    Categorical,
+    Column,
+    Ordinal,
+    fit_columns,
+    kind_of,
+    to_model_space,
+)
+from pyro_mdm.tables.columns.kinds import atoms_of
 from tests.brief import SHORT, be_brief
 
 NORMAL = torch.distributions.Normal(0.0, 1.0)
@@ -374,7 +381,7 @@ def test_a_run_keeps_the_kinds_that_it_was_trained_with(
     assert "  rain        mixed: atoms 0 (" in told and "--columns NAME=KIND" in told
     said = read_settings(tmp_path / "run")["columns"]
     assert said == '*=drop,"age, years=integer",rain=mixed,a=b=ordinal 0..2'
-    monkeypatch.setattr("models.column_kinds.kind_of", None)  # nothing is inferred anew
+    monkeypatch.setattr("pyro_mdm.tables.columns.kinds.kind_of", None)  # nothing is inferred anew
     problem = load_trained(tmp_path / "run")[1].problem
     assert [c.kind for c in problem.columns] == ["integer", "mixed", "ordinal"]
 

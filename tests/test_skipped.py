@@ -15,10 +15,23 @@ import torch
 from inference import Table
 from inference.train import train
 from models import DataError, Tabular
-from models.column_facts import column_facts, column_of_facts
-from models.columns import decode, encode, fit_columns, to_model_space
-from models.gaps import patterns, skip_rules
-from models.skipped import ABSENT, HIDDEN, Rule, Skipped, SkippedLevels, SkippedNumbers
+from pyro_mdm.tables.columns import (
+    column_facts,
+    column_of_facts,
+    decode,
+    encode,
+    fit_columns,
+    to_model_space,
+)
+from pyro_mdm.tables.columns.gaps import patterns, skip_rules
+from pyro_mdm.tables.columns.skipped import (
+    ABSENT,
+    HIDDEN,
+    Rule,
+    Skipped,
+    SkippedLevels,
+    SkippedNumbers,
+)
 from tests.brief import SHORT
 
 WORKING = ("full", "part")

@@ -2,7 +2,7 @@ r"""A column of a table: its codes, its numbers in a model, and its values again
 
 A table's stored data are codes, float64 (n, d): the numbers themselves of a column of numbers, the
 number of the level of any other, and NaN where an entry is missing; infinite ones are those of
-:mod:`models.skipped`. In model space a column of
+:mod:`pyro_mdm.tables.columns.skipped`. In model space a column of
 numbers is scaled to N(0, 1), levels lie in [-1, 1], and three categories or more are one-hot: as
 many dimensions, one of which is 1.
 
@@ -27,12 +27,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.column_kinds import Kind
-from models.files import DataError
-from pyro_mdm import OneHot
+from pyro_mdm.support.checks import DataError
+from pyro_mdm.tables.columns.kinds import Kind
+from pyro_mdm.tables.one_hot import OneHot
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
+
+__all__ = ["Center", "Column", "Values", "as_number", "as_written", "numbers_of", "rows_in_words"]
 
 Values = NDArray[Any]
 Center = Literal["mean", "median"]

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.skipped import Rule
+from pyro_mdm.tables.columns.skipped import Rule
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
+
+__all__ = ["Pattern", "dependent_gaps", "never_together", "patterns", "skip_rules"]
 
 FALSE_ALARM = 1e-6
 """The most probability that gaps by chance alone, in any column, count as depending on another."""

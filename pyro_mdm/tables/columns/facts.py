@@ -20,11 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.column import Column
-from models.dates import DateForm
-from models.level_columns import Boolean, Categorical, Ordinal
-from models.number_columns import Continuous, Dates, Mixed, Rounded
-from models.skipped import SkippedLevels, SkippedNumbers
+from pyro_mdm.tables.columns.base import Column
+from pyro_mdm.tables.columns.dates import DateForm
+from pyro_mdm.tables.columns.levels import Boolean, Categorical, Ordinal
+from pyro_mdm.tables.columns.numbers import Continuous, Dates, Mixed, Rounded
+from pyro_mdm.tables.columns.skipped import SkippedLevels, SkippedNumbers
+
+__all__ = ["CLASSES", "column_facts", "column_of_facts"]
 
 KINDS = (Boolean, Categorical, Continuous, Dates, Mixed, Ordinal, Rounded)
 CLASSES: dict[str, type[Column]] = {

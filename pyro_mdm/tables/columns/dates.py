@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from pandas import Series
 
+__all__ = ["DAY", "DateForm", "days_of", "is_dates"]
+
 ISO = r"\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}(?::\d{2}(?:\.\d{1,6})?)?)?"
 """A date in text, with or without a time of day, in no time zone."""
 

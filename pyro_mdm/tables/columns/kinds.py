@@ -11,11 +11,30 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.dates import is_dates
-from models.files import DataError
+from pyro_mdm.support.checks import DataError
+from pyro_mdm.tables.columns.dates import is_dates
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
+
+__all__ = [
+    "DECIMALS",
+    "FEW",
+    "MOST",
+    "NUMBERS",
+    "OTHERS",
+    "PLAIN",
+    "Kind",
+    "Said",
+    "atoms_of",
+    "decimals_of",
+    "doubts_of",
+    "in_words",
+    "kind_of",
+    "kinds_of",
+    "left_out",
+    "plain_kind_of",
+]
 
 Kind = Literal[
     "continuous",

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from models.files import DataError
+from pyro_mdm.support.checks import DataError
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
+
+__all__ = ["table_bytes", "table_of"]
 
 SCALARS = (bool, int, float, str)
 """What a value may be."""

@@ -16,11 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.column import Center, Column, Values
-from models.level_columns import Categorical, shown
+from pyro_mdm.tables.columns.base import Center, Column, Values
+from pyro_mdm.tables.columns.levels import Categorical, shown
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
+
+__all__ = ["ABSENT", "HIDDEN", "Rule", "Skipped", "SkippedLevels", "SkippedNumbers", "skipped"]
 
 ABSENT, HIDDEN = math.inf, -math.inf
 """Codes of a number that does not exist, and of one that does and is not known."""

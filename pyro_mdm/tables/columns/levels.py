@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.column import Center, Column, Values, numbers_of
-from models.column_kinds import MOST, in_words
+from pyro_mdm.tables.columns.base import Center, Column, Values, numbers_of
+from pyro_mdm.tables.columns.kinds import MOST, in_words
 
 if TYPE_CHECKING:
     from pandas import Series
+
+__all__ = ["Boolean", "Categorical", "Ordinal", "shown"]
 
 
 class _Levels(Column):

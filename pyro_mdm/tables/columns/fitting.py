@@ -1,6 +1,6 @@
 """All columns of a table: fitted to it, and between the table, its codes and model space.
 
-See :mod:`models.column`.
+See :mod:`pyro_mdm.tables.columns.base`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.column import Center as Center
-from models.column import Column, as_number, numbers_of, rows_in_words
-from models.column import Values as Values
-from models.column_kinds import (
+from pyro_mdm import randomness
+from pyro_mdm.likelihoods.dequantization import Dequantized
+from pyro_mdm.support.checks import DataError
+from pyro_mdm.tables.columns.base import Column, as_number, numbers_of, rows_in_words
+from pyro_mdm.tables.columns.gaps import skip_rules
+from pyro_mdm.tables.columns.kinds import (
     MOST,
     NUMBERS,
     OTHERS,
@@ -28,21 +30,30 @@ from models.column_kinds import (
     kinds_of,
     left_out,
 )
-from models.column_kinds import kind_of as kind_of
-from models.column_kinds import plain_kind_of as plain_kind_of
-from models.files import DataError
-from models.gaps import skip_rules
-from models.level_columns import Boolean, Categorical, Ordinal, shown
-from models.number_columns import END as END
-from models.number_columns import POINTS as POINTS
-from models.number_columns import Continuous, Dates, Mixed, Rounded, finite_numbers, no_number
-from models.number_columns import Ends as Ends
-from models.skipped import Rule, skipped
-from pyro_mdm import randomness
-from pyro_mdm.likelihoods.dequantization import Dequantized
+from pyro_mdm.tables.columns.levels import Boolean, Categorical, Ordinal, shown
+from pyro_mdm.tables.columns.numbers import (
+    Continuous,
+    Dates,
+    Ends,
+    Mixed,
+    Rounded,
+    finite_numbers,
+    no_number,
+)
+from pyro_mdm.tables.columns.skipped import Rule, skipped
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
+
+__all__ = [
+    "Unknown",
+    "decode",
+    "encode",
+    "fit_columns",
+    "known_alone",
+    "to_model_space",
+    "unknown_in",
+]
 
 
 def fit_columns(
@@ -55,9 +66,9 @@ def fit_columns(
         train: the mask of training rows, (n,). Ordinal columns have the values of all rows, and
             columns of numbers end where all rows do.
         kinds: by name what replaces :func:`kind_of`: a kind, of which "drop" leaves a column out,
-            an order or a range, see :class:`~models.column_kinds.Said`. The kind of "*" is that of
-            all columns without one. Those without one that say nothing are left out, see
-            :func:`~models.column_kinds.left_out`.
+            an order or a range, see :class:`~pyro_mdm.tables.columns.kinds.Said`. The kind of "*"
+            is that of all columns without one. Those without one that say nothing are left out, see
+            :func:`~pyro_mdm.tables.columns.kinds.left_out`.
 
     Raises:
         DataError: an unknown column or kind; a column of a kind that its values cannot have, with

@@ -11,11 +11,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.column import Center, Column, Values, as_number, numbers_of, rows_in_words
-from models.column_kinds import DECIMALS, Kind, atoms_of, decimals_of, in_words
-from models.dates import DAY, DateForm, days_of
-from models.files import DataError
-from models.scales import (
+from pyro_mdm.support.checks import DataError
+from pyro_mdm.tables.columns.base import (
+    Center,
+    Column,
+    Values,
+    as_number,
+    numbers_of,
+    rows_in_words,
+)
+from pyro_mdm.tables.columns.dates import DAY, DateForm, days_of
+from pyro_mdm.tables.columns.kinds import DECIMALS, Kind, atoms_of, decimals_of, in_words
+from pyro_mdm.tables.columns.scales import (
     KNOTS,
     MARGIN,
     along,
@@ -29,6 +36,18 @@ from models.scales import (
 
 if TYPE_CHECKING:
     from pandas import Series
+
+__all__ = [
+    "END",
+    "POINTS",
+    "Continuous",
+    "Dates",
+    "Ends",
+    "Mixed",
+    "Rounded",
+    "finite_numbers",
+    "no_number",
+]
 
 POINTS = 33
 """Points of a line of what is beside atoms."""
