@@ -40,9 +40,9 @@ class DataOptions:
             breast_cancer, diabetes, iris or wine.
         columns: with --model tabular: what columns are instead of what was found, e.g.
             age=continuous,zip=drop; kinds are continuous, nonnegative, mixed, rounded, integer,
-            boolean, ordinal, categorical, date and drop. Levels may have an order,
-            size=small<middle<large, and numbers a range, score=0..100 or score=integer 0..; in
-            quotes. The kind of * is that of all that are not named.
+            boolean, ordinal, categorical, date and drop, or file.py:Name, a class of your own.
+            Levels may have an order, size=small<middle<large, and numbers a range, score=0..100 or
+            score=integer 0..; in quotes. The kind of * is that of all that are not named.
         image_size: with --model images: cut images to squares and resize them to this side.
         logit_margin: for dequantized images: α of x = logit(α + (1 - 2α) w), 1e-6 by default; the
             paper's is 0.05.

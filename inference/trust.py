@@ -31,7 +31,7 @@ from pyro_mdm.support import places
 FOLDER = "PYRO_MDM_TRUSTED"
 """The environment variable that puts :func:`folder` elsewhere."""
 
-EXAMPLES = ("guides", "scores", "likelihoods", "samplers", "simulators")
+EXAMPLES = ("guides", "scores", "likelihoods", "samplers", "simulators", "columns")
 LIBRARY = ["automatic", "conditioning", "diffusions", "evaluation", "likelihoods", "measurements"]
 LIBRARY += ["paths", "plots", "posteriors", "samplers", "scores", "seeing", "simulated", "support"]
 LIBRARY += ["tables", "tables/columns", "varying"]

@@ -33,7 +33,7 @@ from pyro_mdm.tables.columns import (
     kind_of,
     to_model_space,
 )
-from pyro_mdm.tables.columns.kinds import atoms_of
+from pyro_mdm.tables.columns.evidence import atoms_of
 from tests.brief import SHORT, be_brief
 
 NORMAL = torch.distributions.Normal(0.0, 1.0)
@@ -100,7 +100,7 @@ def test_the_kind_of_numbers(name: str) -> None:
     values, kind = KINDS[name]
     assert kind_of(pd.Series(values)) == kind
     assert kind_of(pd.Series(np.append(values, math.nan))) == kind
-    assert column(values).told.startswith(kind)
+    assert column(values).in_words.startswith(kind)
 
 
 # -- atoms beside a density ------------------------------------------------------------------------
@@ -469,8 +469,8 @@ def test_whole_numbers_between_are_levels_too() -> None:
     (column,) = fit_columns(table, train)
     assert column.kind == "ordinal" and column.levels == 7
     assert column.codes(pd.Series([4.0])).tolist() == [4.0]
-    assert column.said == "ordinal 0..6" and "7 numbers" in column.told
-    assert fit_columns(table, train, {"n": column.said})[0].told == column.told
+    assert column.spec == "ordinal 0..6" and "7 numbers" in column.in_words
+    assert fit_columns(table, train, {"n": column.spec})[0].in_words == column.in_words
     assert fit_columns(table, train, {"n": "ordinal"})[0].levels == 6
     assert fit_columns(table, train, {"n": "ordinal 0..9"})[0].levels == 10
     far = pd.DataFrame({"n": [0, 10, 20, 30, 40, 50] * 6})

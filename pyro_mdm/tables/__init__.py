@@ -2,14 +2,19 @@
 
 from pyro_mdm.tables.columns import (
     Boolean,
+    Bounded,
     Categorical,
     Column,
+    ColumnSpec,
     Continuous,
     Dates,
+    Integer,
     Mixed,
+    Nonnegative,
     Ordinal,
     Rounded,
     fit_columns,
+    register_kind,
 )
 from pyro_mdm.tables.denoiser import MixedDenoiser
 from pyro_mdm.tables.likelihood import MixedLikelihood
@@ -18,19 +23,24 @@ from pyro_mdm.tables.one_hot import OneHot, OneHotDenoiser, OneHotLikelihood
 
 __all__ = [
     "Boolean",
+    "Bounded",
     "Categorical",
     "Column",
+    "ColumnSpec",
     "Continuous",
     "Dates",
+    "Integer",
     "LevelLogits",
     "MapMLP",
     "Mixed",
     "MixedDenoiser",
     "MixedLikelihood",
+    "Nonnegative",
     "OneHot",
     "OneHotDenoiser",
     "OneHotLikelihood",
     "Ordinal",
     "Rounded",
     "fit_columns",
+    "register_kind",
 ]

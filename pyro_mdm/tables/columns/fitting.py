@@ -5,9 +5,8 @@ See :mod:`pyro_mdm.tables.columns.base`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,30 +16,20 @@ from torch import Tensor
 from pyro_mdm import randomness
 from pyro_mdm.likelihoods.dequantization import Dequantized
 from pyro_mdm.support.checks import DataError
-from pyro_mdm.tables.columns.base import Column, as_number, numbers_of, rows_in_words
+from pyro_mdm.tables.columns.base import Column, rows_in_words
 from pyro_mdm.tables.columns.gaps import skip_rules
 from pyro_mdm.tables.columns.kinds import (
-    MOST,
-    NUMBERS,
-    OTHERS,
-    PLAIN,
-    Kind,
-    Said,
-    in_words,
+    DROP,
+    KINDS,
+    FindKind,
+    class_of,
     kinds_of,
     left_out,
+    parse_spec,
 )
-from pyro_mdm.tables.columns.levels import Boolean, Categorical, Ordinal, shown
-from pyro_mdm.tables.columns.numbers import (
-    Continuous,
-    Dates,
-    Ends,
-    Mixed,
-    Rounded,
-    finite_numbers,
-    no_number,
-)
+from pyro_mdm.tables.columns.levels import shown
 from pyro_mdm.tables.columns.skipped import Rule, skipped
+from pyro_mdm.tables.columns.spec import OTHERS, PLAIN, ColumnSpec, range_in_words
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -57,18 +46,24 @@ __all__ = [
 
 
 def fit_columns(
-    table: DataFrame, train: NDArray[np.bool_], kinds: Mapping[str, str] | None = None
+    table: DataFrame,
+    train: NDArray[np.bool_],
+    kinds: Mapping[str, str] | None = None,
+    find_kind: FindKind | None = None,
 ) -> list[Column]:
     """The columns of a table, with scales and categories of the training rows.
 
     Args:
         table: all rows.
-        train: the mask of training rows, (n,). Ordinal columns have the values of all rows, and
+        train: mask of training rows, (n,). Ordinal columns have the values of all rows, and
             columns of numbers end where all rows do.
-        kinds: by name what replaces :func:`kind_of`: a kind, of which "drop" leaves a column out,
-            an order or a range, see :class:`~pyro_mdm.tables.columns.kinds.Said`. The kind of "*"
-            is that of all columns without one. Those without one that say nothing are left out, see
+        kinds: by name what replaces :func:`~pyro_mdm.tables.columns.kind_of`: a kind, of which
+            "drop" leaves a column out, an order or a range, see
+            :func:`~pyro_mdm.tables.columns.kinds.parse_spec`. The kind of "*" is that of all
+            columns without one. Those without one that say nothing are left out, see
             :func:`~pyro_mdm.tables.columns.kinds.left_out`.
+        find_kind: function that returns the class of a kind of your own, which ``kinds`` names as
+            ``file.py:Name``.
 
     Raises:
         DataError: an unknown column or kind; a column of a kind that its values cannot have, with
@@ -82,15 +77,19 @@ def fit_columns(
                 f"--columns names {name!r}, and the table has no such column; expected one of "
                 f"{', '.join(map(str, table.columns))}"
             )
-        Said.of(name, text)
+        parse_spec(name, text)
     without = left_out(table, train, kinds)
     columns = []
     for name, kind in kinds_of(table, kinds).items():
-        if kind != "drop" and name not in without:
-            said = Said.of(name, kinds[name]) if name in kinds else Said()
-            _check_values(name, kind, said, table[name], train)
-            plain = kinds.get(OTHERS) == PLAIN
-            columns.append(_column(name, kind, said, table[name], train, plain))
+        if kind != DROP and name not in without:
+            spec = parse_spec(name, kinds[name]) if name in kinds else ColumnSpec()
+            spec = spec._replace(plain=kinds.get(OTHERS) == PLAIN)
+            cls = class_of(kind, find_kind)
+            _check_values(name, cls, kind, spec, table[name], train)
+            column = cls.fit(name, table[name], train, spec)
+            if kind not in KINDS:
+                column.kind = kind  # by which a run finds the class again
+            columns.append(column)
     columns = _with_absences(table, train, kinds, columns)
     if not columns:
         reasons = "".join(f"; {name!r}: {reason}" for name, reason in without.items())
@@ -107,82 +106,25 @@ def _with_absences(
     """Columns, of which some do not exist for all rows, as is said or as the table has it."""
     if kinds.get(OTHERS) == PLAIN:
         return columns
-    said = {c.name: Said.of(c.name, kinds[c.name]).empty for c in columns if c.name in kinds}
+    empty = {c.name: parse_spec(c.name, kinds[c.name]).empty for c in columns if c.name in kinds}
     rules = skip_rules(table, [c.name for c in columns], train)
-    rules |= {name: rules.get(name, Rule()) for name, word in said.items() if word == "absent"}
+    rules |= {name: rules.get(name, Rule()) for name, word in empty.items() if word == "absent"}
     return [
         skipped(column, rules[column.name])
-        if column.name in rules and said.get(column.name) != "mar"
+        if column.name in rules and empty.get(column.name) != "mar"
         else column
         for column in columns
     ]
 
 
-def _column(
-    name: str, kind: str, said: Said, values: Series[Any], train: NDArray[np.bool_], plain: bool
-) -> Column:
-    if kind == "categorical":
-        return Categorical(name, values[train], one_hot=not plain)
-    if kind == "boolean":
-        return Boolean(name)
-    if kind == "date":
-        return Dates(name, values, train)
-    if kind == "ordinal" and (order := _order(name, said.order, values)) is not None:
-        return Ordinal(name, np.empty(0), order, said=said.order is not None)
-    if kind == "ordinal":
-        ends = said.ends if said.kind == "ordinal" else _whole_ends(values)
-        return Ordinal(name, numbers_of(values), even=plain, ends=None if plain else ends)
-    numbers, ends = finite_numbers(name, values), said.ends
-    if kind in ("nonnegative", "mixed") or (kind == "continuous" and ends is not None):
-        return Mixed(cast(Kind, kind), name, numbers[train], numbers, ends)
-    if kind in ("rounded", "integer"):
-        return Rounded(cast(Kind, kind), name, numbers[train], numbers, ends)
-    return Continuous(name, numbers[train], plain=plain)
-
-
-def _whole_ends(values: Series[Any]) -> Ends | None:
-    """The ends of whole numbers of which few between are not there; None: others."""
-    numbers = np.unique(numbers_of(values.dropna()))
-    low, high = float(numbers[0]), float(numbers[-1])
-    whole = bool((numbers == numbers.round()).all())
-    return (low, high) if whole and high - low < 2 * len(numbers) else None
-
-
-def _order(name: str, said: Sequence[str] | None, values: Series[Any]) -> list[Any] | None:
-    """The levels of an ordinal column in the order that is said or that pandas has, as the table
-    has them; None: they are numbers in their own order."""
-    import pandas as pd
-
-    if said is None:
-        dtype = values.dtype
-        return [*dtype.categories] if isinstance(dtype, pd.CategoricalDtype) else None
-    distinct = values.dropna().unique()
-    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
-        wrong = [level for level in said if as_number(level) is None]
-        if wrong:
-            raise DataError(
-                f"--columns {name}={'<'.join(said)}: column {name!r} holds numbers, and its order "
-                f"has {wrong[0]!r}; expected numbers"
-            )
-        own = {level: float(level) for level in said}
-        outside = [value for value in distinct if float(value) not in own.values()]
-    else:
-        texts = {str(value): value for value in distinct}
-        own = {level: texts.get(level, level) for level in said}
-        outside = [value for text, value in texts.items() if text not in own]
-    if outside:
-        raise DataError(
-            f"column {name!r} holds {outside[0]!s}, which its order leaves out, expected one of "
-            f"{' < '.join(said)}; add it to the order, or leave the entry empty"
-        )
-    return [*own.values()]
-
-
 def _check_values(
-    name: str, kind: str, said: Said, values: Series[Any], train: NDArray[np.bool_]
+    name: str,
+    cls: type[Column],
+    kind: str,
+    spec: ColumnSpec,
+    values: Series[Any],
+    train: NDArray[np.bool_],
 ) -> None:
-    import pandas as pd
-
     distinct, drop = values[train].dropna().unique(), f"--columns {name}=drop"
     if len(distinct) == 0:
         raise DataError(
@@ -194,34 +136,12 @@ def _check_values(
             f"column {name!r} has one value in all training rows, {distinct[0]!r}, expected two at "
             f"least; it says nothing, so leave it out: {drop}"
         )
-    number = len(values.dropna().unique())
-    if kind == "ordinal" and said.ends is not None:
-        number = int(min(said.ends[1] - said.ends[0] + 1, 1e9))
-    if kind == "ordinal" and number > MOST[kind]:
+    if spec.ends is not None and not cls.ranged:
         raise DataError(
-            f"column {name!r} has {number} different values, expected at most {MOST[kind]} of an "
-            f"ordinal one; say --columns {name}=continuous, or leave it out: {drop}"
+            f"--columns {name}={range_in_words(spec.ends)} is a range of numbers, and column "
+            f"{name!r} is {kind}; expected a column of numbers"
         )
-    if said.ends is not None and kind not in (*NUMBERS, "ordinal"):
-        raise DataError(
-            f"--columns {name}={in_words(said.ends)} is a range of numbers, and column {name!r} "
-            f"is {kind}; expected a column of numbers"
-        )
-    ordered = isinstance(values.dtype, pd.CategoricalDtype) or said.order is not None
-    if kind in NUMBERS or (kind == "ordinal" and not ordered):
-        numbers = numbers_of(values)
-        if (wrong := np.isnan(numbers) & values.notna().to_numpy()).any():
-            order = "<".join(map(str, distinct[:4]))
-            fix = f"; or say its order, such as --columns {name}={order}" * (kind == "ordinal")
-            raise DataError(no_number(name, values[wrong].iloc[0]) + fix)
-        low, high = said.ends or (-math.inf, math.inf)
-        if (outside := (numbers < low) | (numbers > high)).any():
-            raise DataError(
-                f"column {name!r} holds {numbers[outside][0]:g}, expected numbers in the range "
-                f"{in_words((low, high))} that --columns says; correct it, or say another range"
-            )
-    if kind == "boolean" and (wrong := Boolean(name).unknown(values)).any():
-        Boolean(name).codes(values[wrong])
+    cls.check(name, values, spec)
 
 
 class Unknown(NamedTuple):
@@ -250,8 +170,8 @@ def unknown_in(columns: Sequence[Column], table: DataFrame) -> dict[str, Unknown
 def known_alone(table: DataFrame, unknown: Mapping[str, Unknown]) -> DataFrame:
     """A table without its unknown values, missing there."""
     table = table.copy(deep=False)
-    for name, own in unknown.items():
-        table[name] = table[name].mask(own.mask)
+    for name, what in unknown.items():
+        table[name] = table[name].mask(what.mask)
     return table
 
 
@@ -282,11 +202,11 @@ def to_model_space(
             drawn = randomness.uniform(shape, torch.float64, codes.device)
         else:
             drawn = torch.rand(shape, generator=generator, dtype=torch.float64).to(codes.device)
-        for j, own in zip(noisy, drawn.unbind(-1), strict=True):
-            noise[j] = own
-    parts = zip(columns, codes.unbind(-1), noise, strict=True)
-    xs, log_dets = zip(*[c.scaled(w, u) for c, w, u in parts], strict=True)
-    x = torch.cat([own.unsqueeze(-1) if own.dim() == 1 else own for own in xs], -1)
+        for j, uniform in zip(noisy, drawn.unbind(-1), strict=True):
+            noise[j] = uniform
+    triples = zip(columns, codes.unbind(-1), noise, strict=True)
+    xs, log_dets = zip(*[c.scaled(w, u) for c, w, u in triples], strict=True)
+    x = torch.cat([x.unsqueeze(-1) if x.dim() == 1 else x for x in xs], -1)
     log_det = torch.where(codes.isnan(), 0, torch.stack(log_dets, -1)).sum(-1)
     return Dequantized(x.float(), log_det.float())
 
@@ -296,8 +216,9 @@ def decode(columns: Sequence[Column], x: Tensor) -> DataFrame:
     import pandas as pd
 
     table = {}
-    for column, own in zip(columns, x.cpu().split([c.width for c in columns], -1), strict=True):
-        codes = column.unscaled(own if column.width > 1 else own.squeeze(-1)).numpy()
+    pieces = x.cpu().split([c.width for c in columns], -1)
+    for column, piece in zip(columns, pieces, strict=True):
+        codes = column.unscaled(piece if column.width > 1 else piece.squeeze(-1)).numpy()
         missing = np.isnan(codes)  # and what is absent, column.values leaves empty
         values = pd.Series(column.values(np.where(missing, 0, codes)))
         table[column.name] = values.mask(missing) if missing.any() else values

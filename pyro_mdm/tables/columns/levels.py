@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_mdm.tables.columns.base import Center, Column, Values, numbers_of
-from pyro_mdm.tables.columns.kinds import MOST, in_words
+from pyro_mdm.support.checks import DataError
+from pyro_mdm.tables.columns.base import (
+    Center,
+    Column,
+    Values,
+    as_number,
+    check_numbers,
+    numbers_of,
+)
+from pyro_mdm.tables.columns.evidence import FEW, far_nines, is_name_of_codes, may_be_names
+from pyro_mdm.tables.columns.spec import ColumnSpec, Ends, range_in_words
 
 if TYPE_CHECKING:
     from pandas import Series
 
-__all__ = ["Boolean", "Categorical", "Ordinal", "shown"]
+__all__ = ["Boolean", "Categorical", "Ordinal", "are_few", "shown"]
+
+
+MOSTLY = 0.8
+"""The part of a text column that is numbers, from which on it is doubted."""
+PLACEHOLDERS = {"?", "-", "--", ".", "n/a", "n.a.", "na", "nan", "none", "null", "missing"}
+"""Text that stands for a missing entry, in small letters."""
 
 
 class _Levels(Column):
@@ -24,16 +40,16 @@ class _Levels(Column):
 
     _known: Sequence[Any]
 
-    def _read(self, values: Series[Any]) -> Values:
+    def read(self, values: Series[Any]) -> Values:
         place = {value: k for k, value in enumerate(self._known)}
         levels = values.astype(object).map(place)
         return np.asarray(levels.to_numpy(dtype=np.float64, na_value=math.nan))
 
-    def _refusal(self, value: object) -> str:
-        known = ", ".join(map(shown, self._known[:8])) + (", …" if len(self._known) > 8 else "")
+    def refusal(self, value: object) -> str:
+        levels = ", ".join(map(shown, self._known[:8])) + (", …" if len(self._known) > 8 else "")
         return (
             f"column {self.name!r} holds {shown(value)}, which the training rows never have; "
-            f"expected one of {known}. Leave the entry empty, join it with another category, or "
+            f"expected one of {levels}. Leave the entry empty, join it with another category, or "
             f"drop the column: --columns {self.name}=drop"
         )
 
@@ -69,7 +85,23 @@ class Boolean(_Levels):
     levels = 2
     _known = (False, True)
 
-    def _refusal(self, value: object) -> str:
+    @classmethod
+    def recognizes(cls, values: Series[Any]) -> bool:
+        import pandas as pd
+
+        return pd.api.types.infer_dtype(values, skipna=True) == "boolean"
+
+    @classmethod
+    def check(cls, name: str, values: Series[Any], spec: ColumnSpec) -> None:
+        cls(name).codes(values)
+
+    @classmethod
+    def fit(
+        cls, name: str, values: Series[Any], train: NDArray[np.bool_], spec: ColumnSpec
+    ) -> Column:
+        return cls(name)
+
+    def refusal(self, value: object) -> str:
         return (
             f"column {self.name!r} holds {shown(value)}, expected true or false; correct it, or "
             f"say --columns {self.name}=categorical"
@@ -83,7 +115,7 @@ class Boolean(_Levels):
         return np.asarray(2 * draws.astype(bool).sum(0) > len(draws))
 
     @property
-    def told(self) -> str:
+    def in_words(self) -> str:
         return "boolean: true or false"
 
 
@@ -91,16 +123,19 @@ class Ordinal(_Levels):
     """A column of few numbers in their order, or of levels in an order that is given.
 
     Args:
-        values: all numbers that it may have, in any order.
+        name: name of the column.
+        values: numbers that it may have, in any order.
         order: all levels instead, the lowest first.
         said: whether the order was said, and is not that of the table itself.
         even: whether numbers lie evenly in model space, as in older runs, and not as they are.
-        ends: the least and the largest of whole numbers that may all be, also those between that no
-            row has; None: it may have those of ``values`` alone.
+        ends: least and largest of whole numbers that may all be, also those between that no row
+            has; None: it may have those of ``values`` alone.
     """
 
     kind = "ordinal"
-    _ends: tuple[float, float] | None = None
+    ranged: ClassVar[bool] = True
+    most_levels: ClassVar[int | None] = 256
+    _ends: Ends | None = None
 
     def __init__(
         self,
@@ -110,16 +145,67 @@ class Ordinal(_Levels):
         said: bool = False,
         *,
         even: bool = False,
-        ends: tuple[float, float] | None = None,
+        ends: Ends | None = None,
     ) -> None:
         super().__init__(name)
-        own = np.unique(values[~np.isnan(values)]).tolist() if order is None else list(order)
+        levels = np.unique(values[~np.isnan(values)]).tolist() if order is None else list(order)
         if ends is not None:
-            self._ends, own = ends, np.arange(ends[0], ends[1] + 1).tolist()
-        self._known, self._said = own, said
-        self._of_numbers = all(isinstance(level, float) for level in own)
+            self._ends, levels = ends, np.arange(ends[0], ends[1] + 1).tolist()
+        self._known, self._said = levels, said
+        self._of_numbers = all(isinstance(level, float) for level in levels)
         self._numbers_in_order = order is None
-        self.levels, self._even = len(own), even or order is not None
+        self.levels, self._even = len(levels), even or order is not None
+
+    @classmethod
+    def recognizes(cls, values: Series[Any]) -> bool:
+        """Of categories that pandas has in an order, or at most 20 whole numbers, or two."""
+        import pandas as pd
+
+        if isinstance(values.dtype, pd.CategoricalDtype) and values.dtype.ordered:
+            return True
+        return not Categorical.recognizes(values) and are_few(values)
+
+    @classmethod
+    def check(cls, name: str, values: Series[Any], spec: ColumnSpec) -> None:
+        import pandas as pd
+
+        distinct = values.dropna().unique()
+        number = len(distinct)
+        if spec.ends is not None:
+            number = int(min(spec.ends[1] - spec.ends[0] + 1, 1e9))
+        if cls.most_levels is not None and number > cls.most_levels:
+            raise DataError(
+                f"column {name!r} has {number} different values, expected at most "
+                f"{cls.most_levels} of an ordinal one; say --columns {name}=continuous, or leave "
+                f"it out: --columns {name}=drop"
+            )
+        if not isinstance(values.dtype, pd.CategoricalDtype) and spec.order is None:
+            order = "<".join(map(str, distinct[:4]))
+            advice = f"; or say its order, such as --columns {name}={order}"
+            check_numbers(name, values, spec, advice)
+
+    @classmethod
+    def fit(
+        cls, name: str, values: Series[Any], train: NDArray[np.bool_], spec: ColumnSpec
+    ) -> Column:
+        if (order := _order(name, spec.order, values)) is not None:
+            return cls(name, np.empty(0), order, said=spec.order is not None)
+        ends = spec.ends if spec.kind == cls.kind else _whole_ends(values)
+        return cls(name, numbers_of(values), even=spec.plain, ends=None if spec.plain else ends)
+
+    @classmethod
+    def doubts(cls, name: str, values: Series[Any]) -> list[str]:
+        import pandas as pd
+
+        if not pd.api.types.is_numeric_dtype(values):
+            return []
+        numbers = values.to_numpy(dtype=np.float64)
+        doubts, distinct = far_nines(numbers), np.unique(numbers)
+        gaps = len(distinct) > 2 and np.ptp(distinct) + 1 > 2 * len(distinct)
+        whole = bool((distinct == distinct.round()).all())
+        if whole and (is_name_of_codes(name) or (gaps and not doubts)):
+            doubts += may_be_names(name)
+        return doubts
 
     @property
     def places(self) -> int | Sequence[float]:
@@ -129,12 +215,12 @@ class Ordinal(_Levels):
             return self._count
         return tuple((2 * (numbers - numbers[0]) / (numbers[-1] - numbers[0]) - 1).tolist())
 
-    def _read(self, values: Series[Any]) -> Values:
+    def read(self, values: Series[Any]) -> Values:
         import pandas as pd
 
         if self._of_numbers:
             values = pd.Series(numbers_of(values).tolist())
-        return super()._read(values)
+        return super().read(values)
 
     def values(self, codes: Values) -> Any:
         if not self._of_numbers:
@@ -149,11 +235,11 @@ class Ordinal(_Levels):
         import pandas as pd
 
         place = {level: k for k, level in enumerate(self._known)}
-        levels = np.stack([pd.Series(own).map(place).to_numpy(np.float64) for own in draws])
+        levels = np.stack([pd.Series(row).map(place).to_numpy(np.float64) for row in draws])
         return np.asarray(self.values(np.sort(levels, 0)[len(draws) // 2]))
 
     @property
-    def told(self) -> str:
+    def in_words(self) -> str:
         first, last = self._known[0], self._known[-1]
         if self._numbers_in_order:
             return f"ordinal: {self.levels} numbers in their order, {first:g} to {last:g}"
@@ -161,9 +247,9 @@ class Ordinal(_Levels):
         return f"ordinal: {' < '.join(shown if len(shown) <= 8 else [*shown[:7], '…', shown[-1]])}"
 
     @property
-    def said(self) -> str:
+    def spec(self) -> str:
         if self._ends is not None:
-            return f"ordinal {in_words(self._ends)}"
+            return f"ordinal {range_in_words(self._ends)}"
         return "<".join(map(_plain, self._known)) if self._said else "ordinal"
 
 
@@ -172,24 +258,61 @@ class Categorical(_Levels):
     most 100.
 
     Args:
-        values: the values that it is fitted to.
-        one_hot: False: on a line, however many there are.
+        name: name of the column.
+        values: values that it is fitted to.
+        one_hot: whether categories are one-hot where there are three or more.
     """
 
     kind = "categorical"
+    most_levels: ClassVar[int | None] = 100
 
     def __init__(self, name: str, values: Series[Any], *, one_hot: bool = True) -> None:
         super().__init__(name)
-        known = values.dropna().astype(object).value_counts().index.tolist()
-        self._known = known[: MOST["categorical"]]
+        levels = values.dropna().astype(object).value_counts().index.tolist()
+        self._known = levels[: self.most_levels]
         self.levels = len(self._known)
         self.width = self.levels if one_hot and self.levels > 2 else 1
+
+    @classmethod
+    def recognizes(cls, values: Series[Any]) -> bool:
+        import pandas as pd
+
+        return pd.api.types.is_bool_dtype(values) or not pd.api.types.is_numeric_dtype(values)
+
+    @classmethod
+    def fit(
+        cls, name: str, values: Series[Any], train: NDArray[np.bool_], spec: ColumnSpec
+    ) -> Column:
+        return cls(name, values[train], one_hot=not spec.plain)
+
+    @classmethod
+    def doubts(cls, name: str, values: Series[Any]) -> list[str]:
+        import pandas as pd
+
+        numbers = pd.api.types.is_numeric_dtype(values)
+        if numbers or isinstance(values.dtype, pd.CategoricalDtype):
+            return []
+        text = values.astype(str).str.strip()
+        bare = text.str.replace(r"[,%$€£_\s]", "", regex=True)
+        number = pd.to_numeric(bare, errors="coerce").notna()
+        if number.mean() >= MOSTLY:
+            dressed = text[number & pd.to_numeric(text, errors="coerce").isna()]
+            fixes = [f"write {dressed.iloc[0]!r} as a plain number"] if len(dressed) else []
+            if not number.all():
+                fixes.append(f"leave {_some(text[~number])} empty")
+            fix = " and ".join(fixes) or "store them as numbers"
+            return [f"{number.mean():.0%} of its values are numbers in text; {fix}"]
+        if (empty := text[text.str.lower().isin(PLACEHOLDERS)]).any():
+            return [
+                f"{_some(empty)} is a category; leave it empty if it stands for a missing entry"
+            ]
+        return []
 
     def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if self.width == 1:
             return super().scaled(codes)
-        each = torch.arange(self.width, device=codes.device) == codes.unsqueeze(-1)
-        x = each.double().masked_fill(codes.isnan().unsqueeze(-1), math.nan)
+        here = torch.arange(self.width, device=codes.device) == codes.unsqueeze(-1)
+        x = here.double().masked_fill(codes.isnan().unsqueeze(-1), math.nan)
         return x, torch.zeros_like(codes)
 
     def unscaled(self, x: Tensor) -> Tensor:
@@ -204,9 +327,9 @@ class Categorical(_Levels):
         return np.asarray(pd.DataFrame(draws.T).mode(axis=1)[0])
 
     @property
-    def told(self) -> str:
-        known = ", ".join(map(str, self._known[:5])) + (", …" if len(self._known) > 5 else "")
-        return f"categorical: {self.levels} categories, {known}"
+    def in_words(self) -> str:
+        levels = ", ".join(map(str, self._known[:5])) + (", …" if len(self._known) > 5 else "")
+        return f"categorical: {self.levels} categories, {levels}"
 
 
 def shown(value: object) -> str:
@@ -218,3 +341,54 @@ def shown(value: object) -> str:
 def _plain(level: object) -> str:
     """A level as it is said."""
     return f"{level:.15g}" if isinstance(level, float) else str(level)
+
+
+def are_few(values: Series[Any]) -> bool:
+    """Whether numbers are at most :data:`FEW` different whole ones, or two."""
+    distinct = values.dropna().unique()
+    whole = all(float(value).is_integer() for value in distinct)
+    return len(distinct) <= 2 or (whole and len(distinct) <= FEW)
+
+
+def _whole_ends(values: Series[Any]) -> Ends | None:
+    """The ends of whole numbers of which few between are not there; None: others."""
+    numbers = np.unique(numbers_of(values.dropna()))
+    low, high = float(numbers[0]), float(numbers[-1])
+    whole = bool((numbers == numbers.round()).all())
+    return (low, high) if whole and high - low < 2 * len(numbers) else None
+
+
+def _order(name: str, order: Sequence[str] | None, values: Series[Any]) -> list[Any] | None:
+    """The levels of an ordinal column in the order that is said or that pandas has, as the table
+    has them; None: they are numbers in their own order."""
+    import pandas as pd
+
+    if order is None:
+        dtype = values.dtype
+        return [*dtype.categories] if isinstance(dtype, pd.CategoricalDtype) else None
+    distinct = values.dropna().unique()
+    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
+        wrong = [level for level in order if as_number(level) is None]
+        if wrong:
+            raise DataError(
+                f"--columns {name}={'<'.join(order)}: column {name!r} holds numbers, and its order "
+                f"has {wrong[0]!r}; expected numbers"
+            )
+        levels = {level: float(level) for level in order}
+        outside = [value for value in distinct if float(value) not in levels.values()]
+    else:
+        texts = {str(value): value for value in distinct}
+        levels = {level: texts.get(level, level) for level in order}
+        outside = [value for text, value in texts.items() if text not in levels]
+    if outside:
+        raise DataError(
+            f"column {name!r} holds {outside[0]!s}, which its order leaves out, expected one of "
+            f"{' < '.join(order)}; add it to the order, or leave the entry empty"
+        )
+    return [*levels.values()]
+
+
+def _some(values: Series[Any]) -> str:
+    """Some different values in words."""
+    distinct = [*map(repr, values.unique()[:4])]
+    return ", ".join(distinct[:3]) + (", …" if len(distinct) > 3 else "")
