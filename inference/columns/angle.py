@@ -1,6 +1,7 @@
 """Angles in degrees, such as directions of wind, where 359 is next to 1.
 
-python -m inference.train --model tabular --data wind.csv --columns wind=inference.columns.angle:Angle
+python -m inference.train --model tabular --data wind.csv \\
+    --columns wind=inference.columns.angle:Angle
 """
 
 from __future__ import annotations

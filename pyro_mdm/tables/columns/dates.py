@@ -82,7 +82,7 @@ class DateForm(NamedTuple):
     step: int
 
     @classmethod
-    def of(cls, values: Series[Any]) -> DateForm:
+    def from_values(cls, values: Series[Any]) -> DateForm:
         """The form of a column of dates."""
         import pandas as pd
 
@@ -145,7 +145,7 @@ class Dates(Column):
                 f"column {name!r} holds {str(values[wrong].iloc[0])!r}, expected a date, such as "
                 f"2024-12-31 or 2024-12-31 23:59; correct it, or leave the entry empty"
             )
-        self._form = DateForm.of(values)
+        self._form = DateForm.from_values(values)
         ends = np.array([np.nanmin(days), np.nanmax(days)])
         self._first, self._last = map(str, self._form.dates(ends))
         self._line: Continuous = (

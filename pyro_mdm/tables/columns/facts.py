@@ -79,7 +79,7 @@ def column_of_facts(facts: Mapping[str, Any], find_kind: FindKind | None = None)
 
 def _classes() -> dict[str, type[Column]]:
     """Classes of columns that a run names by their names alone."""
-    classes = (*KINDS.values(), Bounded, SkippedLevels, SkippedNumbers)
+    classes: list[type[Column]] = [*KINDS.values(), Bounded, SkippedLevels, SkippedNumbers]
     return {cls.__name__: cls for cls in classes}
 
 

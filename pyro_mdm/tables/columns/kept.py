@@ -27,7 +27,7 @@ SCALARS = (bool, int, float, str)
 
 def table_bytes(table: DataFrame) -> bytes:
     """A table as JSON (DataError: a column of values that are none of numbers, text and times)."""
-    columns = [{"name": str(name), **_column(str(name), own)} for name, own in table.items()]
+    columns = [{"name": str(name), **_column(str(name), values)} for name, values in table.items()]
     return json.dumps({"rows": len(table), "columns": columns}).encode()
 
 
@@ -37,10 +37,10 @@ def table_of(content: bytes) -> DataFrame:
 
     try:
         kept = json.loads(content)
-        columns = [(own["name"], _values(own)) for own in kept["columns"]]
+        columns = [(column["name"], _values(column)) for column in kept["columns"]]
     except (KeyError, TypeError) as error:
         raise ValueError(f"no table that a run keeps: {error!r}") from error
-    table = pd.DataFrame(dict(enumerate(own for _, own in columns)), range(kept["rows"]))
+    table = pd.DataFrame(dict(enumerate(column for _, column in columns)), range(kept["rows"]))
     return table.set_axis([name for name, _ in columns], axis=1)
 
 
@@ -51,15 +51,15 @@ def _column(name: str, values: Series[Any]) -> dict[str, Any]:
     kind = values.dtype
     if isinstance(kind, pd.CategoricalDtype):
         codes = [None if code < 0 else int(code) for code in values.cat.codes]
-        known = _column(name, pd.Series(kind.categories))
-        return {"dtype": "category", "ordered": bool(kind.ordered), "of": known, "values": codes}
+        levels = _column(name, pd.Series(kind.categories))
+        return {"dtype": "category", "ordered": bool(kind.ordered), "of": levels, "values": codes}
     if pd.api.types.is_datetime64_any_dtype(kind) or pd.api.types.is_timedelta64_dtype(kind):
         return {"dtype": str(kind), "values": values.astype("int64").tolist()}
     missing = values.isna().to_numpy()
     if infer_dtype(values) == "date" and is_object_dtype(kind):
         days = [None if day is None else day.isoformat() for day in values.where(~missing, None)]
         return {"dtype": "date", "values": days}
-    each: list[Any] = []
+    items: list[Any] = []
     for value, gone in zip(values.astype(object), missing, strict=True):
         value = value.item() if isinstance(value, np.generic) else value
         if not gone and type(value) not in SCALARS:
@@ -68,20 +68,20 @@ def _column(name: str, values: Series[Any]) -> dict[str, Any]:
                 "text or times; convert it, as by .astype(str), or leave it out: --columns "
                 f"{name}=drop"
             )
-        each.append(None if gone else value)
-    return {"dtype": str(kind), "values": each}
+        items.append(None if gone else value)
+    return {"dtype": str(kind), "values": items}
 
 
-def _values(own: dict[str, Any]) -> Series[Any]:
+def _values(column: dict[str, Any]) -> Series[Any]:
     import pandas as pd
 
-    if own["dtype"] == "category":
-        known = pd.CategoricalDtype(_values(own["of"]), own["ordered"])
-        codes = [-1 if code is None else code for code in own["values"]]
-        return pd.Series(pd.Categorical.from_codes(codes, dtype=known))
-    if own["dtype"].startswith(("datetime64", "timedelta64")):
-        return pd.Series(own["values"], dtype="int64").astype(own["dtype"])
-    if own["dtype"] == "date":
-        days = [day and datetime.date.fromisoformat(day) for day in own["values"]]
+    if column["dtype"] == "category":
+        dtype = pd.CategoricalDtype(_values(column["of"]), column["ordered"])
+        codes = [-1 if code is None else code for code in column["values"]]
+        return pd.Series(pd.Categorical.from_codes(codes, dtype=dtype))
+    if column["dtype"].startswith(("datetime64", "timedelta64")):
+        return pd.Series(column["values"], dtype="int64").astype(column["dtype"])
+    if column["dtype"] == "date":
+        days = [day and datetime.date.fromisoformat(day) for day in column["values"]]
         return pd.Series(days, dtype=object)
-    return pd.Series(own["values"], dtype=own["dtype"])
+    return pd.Series(column["values"], dtype=column["dtype"])
