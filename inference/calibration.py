@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models import Tabular
-from models.columns import encode
-from models.skipped import HIDDEN
 from pyro_mdm import DiffusionModel
 from pyro_mdm.conditioning.imputation import impute
 from pyro_mdm.posteriors import Calibration, ranks
 from pyro_mdm.scores import RandomMaps
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.support.measured import Measured
+from pyro_mdm.tables.columns import encode
+from pyro_mdm.tables.columns.skipped import HIDDEN
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

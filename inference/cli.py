@@ -29,7 +29,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter
 from inference import trust
 from inference.checkpoints import FULL, ArchitectureError, CheckpointError
 from inference.config import load_yaml, without_removed
-from inference.names import ASKED, NAMED, NameNotFoundError
+from inference.names import ASKED, NAMED, NameNotFoundError, kinds_named
 from inference.processes import Stopped, raised_signals
 from inference.runs import RunError
 from models import DataError
@@ -183,6 +183,8 @@ def _code(options: Mapping[str, Any], named: set[str], listed: Sequence[str]) ->
     for name in (*NAMED, *ASKED):
         if name in named and (value := options[name]):
             names += [one.strip() for one in value.split(",")] if name in listed else [value]
+    if "columns" in named and isinstance(options["columns"], str):
+        names += kinds_named(options["columns"])
     return names
 
 

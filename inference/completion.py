@@ -11,9 +11,9 @@ from torch import Tensor
 
 from inference.seeds import seed_from
 from models import DataError, Tabular
-from models.columns import Column
 from models.tabular import OfUnknown
 from pyro_mdm import DiffusionModel, impute
+from pyro_mdm.tables.columns import Column
 
 if TYPE_CHECKING:
     import pandas as pd

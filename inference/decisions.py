@@ -25,7 +25,7 @@ def with_canonical_names(settings: Training) -> Training:
     """Settings with names as config files have them."""
     named = {option: getattr(settings, option) for option in names.NAMED}
     named = {option: names.canonical_name(option, name) for option, name in named.items() if name}
-    return replace(settings, **named)
+    return replace(settings, **named, columns=names.canonical_columns(settings.columns))
 
 
 def with_recipe(settings: Training) -> Training:

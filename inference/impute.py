@@ -31,11 +31,11 @@ from inference.pieces import (
 )
 from inference.table import Table
 from models import Tabular
-from models.columns import Center
-from models.skipped import ABSENT
 from models.tabular import OfUnknown
 from pyro_mdm.support.files import replacing
 from pyro_mdm.support.progress import progress_bar
+from pyro_mdm.tables.columns import Center
+from pyro_mdm.tables.columns.skipped import ABSENT
 
 if TYPE_CHECKING:
     import pandas as pd

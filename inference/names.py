@@ -7,6 +7,7 @@ new built-in is one line in its list. Other code is run if :mod:`inference.trust
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
 import functools
@@ -28,6 +29,7 @@ from inference.simulators.linear_gaussian import LINEAR_GAUSSIAN
 from inference.simulators.two_moons import TWO_MOONS
 from models import MODELS
 from models.base import SCORES
+from models.tabular import comma_separated, joined
 from pyro_mdm import (
     ALDA,
     CLD,
@@ -43,7 +45,9 @@ from pyro_mdm import (
     likelihoods,
     samplers,
 )
-from pyro_mdm.support.checks import describe
+from pyro_mdm.support.checks import DataError, describe
+from pyro_mdm.tables.columns import Column
+from pyro_mdm.tables.columns.kinds import is_name, parse_spec
 
 GUIDES: dict[str, Any] = {
     "vpsde": VPSDE,
@@ -102,14 +106,14 @@ def find(option: str, name: str) -> Any:
     """The object that ``name`` stands for.
 
     Args:
-        option: one of :data:`NAMED` or :data:`ASKED`, without hyphens.
+        option: one of :data:`NAMED` or :data:`ASKED`, without hyphens, or columns.
         name: a built-in name, ``module:Name`` or ``file.py:Name``.
 
     Raises:
         NameNotFoundError: an unknown name, a missing file or module, or one without this name.
         UntrustedCodeError: see :func:`inference.trust.check`.
     """
-    objects = (NAMED | ASKED)[option]
+    objects = {"columns": {}, **NAMED, **ASKED}[option]
     if (builtin := _builtin(objects, name)) in objects:
         return objects[builtin]
     if option == "guide" and name.startswith("run:"):
@@ -264,13 +268,71 @@ def _builtin(objects: Mapping[str, Any], name: str) -> str:
 def own_names(settings: Mapping[str, Any]) -> list[str]:
     """The names in settings that are not built in."""
     named = {option: str(settings.get(option)) for option in NAMED}
-    return [name for option, name in named.items() if ":" in name and name not in NAMED[option]]
+    files = [name for option, name in named.items() if ":" in name and name not in NAMED[option]]
+    return files + kinds_named(settings.get("columns"))
 
 
 def source_files(settings: Mapping[str, Any]) -> list[Path]:
     """The user's files that settings name, as ``file.py:Name``."""
-    places = [str(settings.get(option)).rpartition(":")[0] for option in NAMED]
+    named = [str(settings.get(option)) for option in NAMED]
+    places = [name.rpartition(":")[0] for name in named]
+    kinds = [name.rpartition(":")[0] for name in kinds_named(settings.get("columns"))]
+    places += [place for place in kinds if Path(place).is_file()]
     return [Path(place) for place in dict.fromkeys(places) if place.endswith(".py")]
+
+
+# -- kinds of columns ------------------------------------------------------------------------------
+
+
+def find_column_kind(name: str) -> type[Column]:
+    """The class of a kind of columns that ``--columns`` names as ``file.py:Name``, see
+    :func:`find` (TypeError: another object)."""
+    kind: object = find("columns", name)
+    if not (inspect.isclass(kind) and issubclass(kind, Column)):
+        raise TypeError(
+            f"{name} is {describe(kind)}, expected a subclass of pyro_mdm.tables.Column"
+        )
+    return kind
+
+
+def kinds_named(columns: str | None) -> list[str]:
+    """The names of classes among the kinds that ``--columns`` says.
+
+    Columns and files may have = in their names, so that some may be too long or too short.
+    """
+    return [kind for text in _parts(columns) for _, kind in _kinds_in(text)]
+
+
+def canonical_columns(columns: str | None) -> str | None:
+    """Kinds of columns as config files have them, with full paths in ``file.py:Name``."""
+    texts = _parts(columns)
+    for i, text in enumerate(texts):
+        for start, kind in _kinds_in(text):
+            place, _, name = kind.rpartition(":")
+            if place.endswith(".py") and Path(place).is_file():
+                whole = f"{Path(place).resolve()}:{name}"
+                texts[i] = text[:start] + text[start:].replace(kind, whole, 1)
+                break
+    return columns if texts == _parts(columns) else joined(texts)
+
+
+def _parts(columns: str | None) -> list[str]:
+    """The words of ``--columns``; none where they cannot be read, which the table refuses."""
+    with contextlib.suppress(ValueError):
+        return comma_separated(columns or "", "columns")
+    return []
+
+
+def _kinds_in(text: str) -> list[tuple[int, str]]:
+    """Where the kind may begin in ``name=kind``, and it, if it is the name of a class."""
+    kinds = []
+    for match in re.finditer("=", text):
+        name, words = text[: match.start()], text[match.end() :].strip()
+        with contextlib.suppress(DataError):
+            kind = parse_spec(name, words).kind
+            if kind is not None and is_name(kind):
+                kinds.append((match.end(), kind))
+    return kinds
 
 
 def short_name(name: str) -> str:

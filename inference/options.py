@@ -41,9 +41,10 @@ class DataOptions:
             breast_cancer, diabetes, iris or wine.
         columns: kinds of columns that are to be others than those found, with --model tabular, e.g.
             age=continuous,zip=drop. Kinds are continuous, nonnegative, mixed, rounded, integer,
-            boolean, ordinal, categorical, date and drop. Levels may have an order,
-            size=small<middle<large, and numbers a range, score=0..100 or score=integer 0..; put
-            these in quotes. The kind of * is that of all columns that are not named.
+            boolean, ordinal, categorical, date and drop, or file.py:Name, a class of your own.
+            Levels may have an order, size=small<middle<large, and numbers a range, score=0..100 or
+            score=integer 0..; put these in quotes. The kind of * is that of all columns that are
+            not named.
         image_size: side in pixels that images are scaled to, with --model images, after the middle
             square of each is cut out.
         logit_margin: margin α of x = logit(α + (1 - 2α) w), for dequantized images; 1e-6 by

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from models import Problem, Tabular
 from models.data import SHOWN_CLASSES
-from models.dates import DAY, days_of
 from pyro_mdm.contexts import Labels
+from pyro_mdm.tables.columns.dates import DAY, days_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from models import DataError
-from models.columns import Column
 from models.tabular import check_names, read_table
+from pyro_mdm.tables.columns import Column
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, Final, Literal, TypeVar
 
-from inference.names import find
+from inference.names import find, find_column_kind
 from inference.options import DataOptions
 from models import Problem
 from pyro_mdm.support.checks import describe
@@ -80,7 +80,8 @@ def _made(
     """The object that the name stands for; a class is called with the given options."""
     named = find("model", data.model)
     is_class = inspect.isclass(named) and issubclass(named, Problem)
-    taken = _taken(named, {"holdout": data.holdout, **given}) if is_class else {}
+    options = {"holdout": data.holdout, "find_kind": find_column_kind, **given}
+    taken = _taken(named, options) if is_class else {}
     for key, value in given.items():
         if key not in taken:
             raise ValueError(

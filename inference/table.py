@@ -56,13 +56,13 @@ from inference.sample import draw, make_sampler
 from inference.seeds import seed_from
 from inference.train import train
 from models import DataError, Tabular
-from models.columns import Center, Column
-from models.dates import days_of
 from models.tabular import OfUnknown, check_names, said_of
 from pyro_mdm import DiffusionModel, bound, condition
 from pyro_mdm.evaluation.estimates import Noise
 from pyro_mdm.support.checks import check_number
 from pyro_mdm.support.progress import without_progress
+from pyro_mdm.tables.columns import Center, Column
+from pyro_mdm.tables.columns.dates import days_of
 
 if TYPE_CHECKING:
     import pandas as pd

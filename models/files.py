@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyro_mdm.support.checks import DataError as DataError
 from pyro_mdm.support.files import replacing, temporary
 
 CHUNK = 2**22  # bytes read at a time
@@ -40,10 +41,6 @@ GZIP, IDX_BYTES = b"\x1f\x8b", b"\0\0\x08"
 """The first bytes of gzipped files, and of IDX files of unsigned bytes."""
 
 Images = NDArray[np.uint8]
-
-
-class DataError(RuntimeError):
-    """Files of a data set are missing, damaged, or not what was expected."""
 
 
 # -- published files -------------------------------------------------------------------------------

@@ -17,29 +17,39 @@ import torch
 from torch import Tensor, nn
 
 from models.checks import check_shape
-from models.column import as_written
-from models.column_facts import column_facts, column_of_facts
-from models.column_kinds import MOST, OTHERS, PLAIN, Kind, Said, doubts_of, kinds_of, left_out
-from models.columns import (
-    Column,
-    Unknown,
-    decode,
-    encode,
-    fit_columns,
-    known_alone,
-    to_model_space,
-    unknown_in,
-)
 from models.files import DataError
-from models.gaps import Pattern, never_together, patterns, skip_rules
-from models.kept import table_bytes, table_of
 from models.problem import Assembly, Problem
-from models.skipped import ABSENT, HIDDEN, Rule, Skipped, SkippedNumbers
 from models.splits import Rows
 from pyro_mdm import MixedDenoiser, randomness
 from pyro_mdm.likelihoods.dequantization import Dequantized
 from pyro_mdm.networks import MLP
 from pyro_mdm.scores.base import Score
+from pyro_mdm.tables.columns import (
+    Categorical,
+    Column,
+    column_facts,
+    column_of_facts,
+    decode,
+    encode,
+    fit_columns,
+    to_model_space,
+)
+from pyro_mdm.tables.columns.base import as_written
+from pyro_mdm.tables.columns.fitting import Unknown, known_alone, unknown_in
+from pyro_mdm.tables.columns.gaps import Pattern, never_together, patterns, skip_rules
+from pyro_mdm.tables.columns.kept import table_bytes, table_of
+from pyro_mdm.tables.columns.kinds import (
+    DROP,
+    KINDS,
+    FindKind,
+    doubts_of,
+    kind_names,
+    kinds_of,
+    left_out,
+    parse_spec,
+)
+from pyro_mdm.tables.columns.skipped import ABSENT, HIDDEN, Rule, Skipped, SkippedNumbers
+from pyro_mdm.tables.columns.spec import OTHERS, PLAIN
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -100,26 +110,29 @@ class Tabular(Problem):
 
     ``data`` is a CSV or parquet file, whose first row has the names, or the name of one of
     :data:`SHIPPED`, or a DataFrame. An empty entry is missing. What columns are taken for says
-    :func:`~models.column_kinds.kind_of`, and which are left out
-    :func:`~models.column_kinds.left_out`. A tenth of the rows, drawn by ``split_seed``, is test,
-    and scales and categories are those of the training rows. A category that these do not have, or
-    that is not one of their 100 most frequent, counts as missing. Those of :data:`SHIPPED` whose
-    target is a category, all but diabetes, are split evenly over it. Bits per dimension are bits
-    per column: of the density of a number in its own units, and of the probability of an atom, of a
-    rounded number, of a day and of a level.
+    :func:`~pyro_mdm.tables.columns.kind_of`, and which are left out
+    :func:`~pyro_mdm.tables.columns.kinds.left_out`. A tenth of the rows, drawn by ``split_seed``,
+    is test, and scales and categories are those of the training rows. A category that these do not
+    have, or that is not one of their 100 most frequent, counts as missing. Those of
+    :data:`SHIPPED` whose target is a category, all but diabetes, are split evenly over it. Bits per
+    dimension are bits per column: of the density of a number in its own units, and of the
+    probability of an atom, of a rounded number, of a day and of a level.
 
     Args:
         data: the file, a name, or a DataFrame, which is in ``kept`` then, as
-            :func:`~models.kept.table_bytes`, where columns that are said to be dropped are empty.
+            :func:`~pyro_mdm.tables.columns.kept.table_bytes`, where columns that are said to be
+            dropped are empty.
             Of a DataFrame with ``holdout`` no rows are test data: those who have one hold out their
             own, and what is measured as test are its validation rows. Without ``holdout`` a tenth
             is test, as of a file.
         columns: what columns are where they are to be others: a kind of
-            :data:`~models.column_kinds.Kind`, an order, or a range, as in
+            :data:`~pyro_mdm.tables.columns.KINDS`, an order, or a range, as in
             ``"age=continuous,zip=drop,size=small<middle<large,score=0..100"``. The kind of ``*`` is
             that of all columns that are not named, and may be plain too: continuous, ordinal or
             categorical, whatever numbers repeat, and categories on a line.
         holdout: see :class:`Problem`.
+        find_kind: function that returns the class of a kind of columns of your own, which
+            ``columns`` name as ``file.py:Name``.
 
     Attributes:
         columns: the columns of the model.
@@ -152,6 +165,7 @@ class Tabular(Problem):
         data: Path | str | DataFrame | None = None,
         columns: str | None = None,
         holdout: bool = False,
+        find_kind: FindKind | None = None,
     ) -> None:
         if data is None:
             raise ValueError(
@@ -159,11 +173,12 @@ class Tabular(Problem):
                 f"of its columns, or one of {', '.join(SHIPPED)}"
             )
         self.kept: bytes | None = None
+        self._find_kind = find_kind
         if not isinstance(data, Path | str):
             table = _named(data, "the table")
             kinds = _kinds(columns, [*table.columns])
             others = kinds.get(OTHERS)
-            dropped = [name for name in table if kinds.get(name, others) == "drop"]
+            dropped = [name for name in table if kinds.get(name, others) == DROP]
             empty = table.assign(**dict.fromkeys(dropped))  # whatever objects are in them
             data, self.kept = "the table", table_bytes(empty)
         self.source, self._said, self._kinds = data, columns or "", _kinds(columns)
@@ -186,24 +201,24 @@ class Tabular(Problem):
         were given where the others are plain."""
         if self._plain:
             return self._said
-        return said_of({OTHERS: "drop", **{c.name: self._said_of(c) for c in self.columns}})
+        return said_of({OTHERS: DROP, **{c.name: self._spec_of(c) for c in self.columns}})
 
-    def _said_of(self, column: Column) -> str:
+    def _spec_of(self, column: Column) -> str:
         name = column.name
-        mar = name in self._kinds and Said.of(name, self._kinds[name]).empty == "mar"
-        return f"{column.said} mar" if mar else column.said
+        mar = name in self._kinds and parse_spec(name, self._kinds[name]).empty == "mar"
+        return f"{column.spec} mar" if mar else column.spec
 
     @property
     def columns_in_words(self) -> str:
         """What each column was taken for, a line each, doubts, and how to say otherwise."""
-        told = {c.name: c.told for c in self.columns}
-        told |= {name: f"left out: {reason}" for name, reason in self.left_out.items()}
-        width = max(map(len, told))
+        rows = {c.name: c.in_words for c in self.columns}
+        rows |= {name: f"left out: {reason}" for name, reason in self.left_out.items()}
+        width = max(map(len, rows))
         lines = []
-        for name, words in told.items():
+        for name, words in rows.items():
             lines.append(f"  {name:<{width}}  {words}")
             lines += [f"  {'':<{width}}  warning: {doubt}" for doubt in self.doubts.get(name, [])]
-        kinds = ", ".join(get_args(Kind))
+        kinds = ", ".join(kind_names())
         return "\n".join(
             [
                 "columns of the table (say otherwise by --columns NAME=KIND,…, of",
@@ -298,18 +313,18 @@ class Tabular(Problem):
         train = np.zeros(len(table), dtype=np.bool_)
         train[rows.train.numpy()] = True
         if self.facts is None:
-            self.columns = fit_columns(table, train, self._kinds)
+            self.columns = fit_columns(table, train, self._kinds, self._find_kind)
             self.event_shape = (sum(column.width for column in self.columns),)
             self.facts = self._facts
         self.left_out = left_out(table, train, self._kinds)
         unknown = unknown_in(self.columns, table)
         self._doubt(table, unknown)
-        known = known_alone(table, unknown)
-        codes = encode(self.columns, known)
+        rest = known_alone(table, unknown)
+        codes = encode(self.columns, rest)
         if is_new and not self._plain:
             rules = {c.name: c.rule for c in self.columns if isinstance(c, Skipped)}
             names = [column.name for column in self.columns]
-            self._rows_with_gaps = known, names, dict(rules)
+            self._rows_with_gaps = rest, names, dict(rules)
         if (empty := codes[rows.train].isnan().all(0)).any():
             name = self.columns[int(empty.nonzero()[0])].name
             raise DataError(
@@ -328,7 +343,7 @@ class Tabular(Problem):
     def _take(self, facts: Mapping[str, Any]) -> None:
         """Take the columns of facts (DataError: they are none)."""
         try:
-            self.columns = [column_of_facts(own) for own in facts["columns"]]
+            self.columns = [column_of_facts(one, self._find_kind) for one in facts["columns"]]
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"what the run keeps of its table is damaged: {error}") from error
         self.event_shape = (sum(column.width for column in self.columns),)
@@ -339,9 +354,9 @@ class Tabular(Problem):
         x = torch.randn(
             3, 2 * FEWEST, *self.event_shape, generator=torch.Generator().manual_seed(0)
         )
-        each = zip(self.columns, x.split([c.width for c in self.columns], -1), strict=True)
+        pieces = zip(self.columns, x.split([c.width for c in self.columns], -1), strict=True)
         train, validation, test = torch.stack(
-            [c.unscaled(own if c.width > 1 else own.squeeze(-1)) for c, own in each], -1
+            [c.unscaled(piece if c.width > 1 else piece.squeeze(-1)) for c, piece in pieces], -1
         )
         return train, validation if self.holdout else validation[:0], test
 
@@ -349,7 +364,10 @@ class Tabular(Problem):
         """The classes of a shipped table, (n,)."""
         import pandas as pd
 
-        if str(self.source) not in SHIPPED or kinds_of(table, self._kinds)["target"] not in MOST:
+        if str(self.source) not in SHIPPED:
+            return None
+        kind = KINDS.get(kinds_of(table, self._kinds)["target"])
+        if kind is None or kind.most_levels is None:
             return None
         return torch.from_numpy(pd.factorize(table["target"])[0]).long()
 
@@ -366,7 +384,8 @@ class Tabular(Problem):
                 what = unknown[name]
                 doubts.append(
                     f"{what.values} {what.are} no category of the training rows, or {what.are} "
-                    f"not one of the {MOST['categorical']} most frequent; missing in {what.rows}"
+                    f"not one of the {Categorical.most_levels} most frequent; missing in "
+                    f"{what.rows}"
                 )
             if doubts:
                 self.doubts[name] = doubts
@@ -407,7 +426,7 @@ class Tabular(Problem):
     def own_score(self, kind: type[Score], assembly: Assembly) -> Score | None:
         if kind is not MixedDenoiser:
             return None
-        levels = [levels for column in self.columns for levels in column.of_denoiser]
+        levels = [levels for column in self.columns for levels in column.denoiser_levels]
         if self._plain:
             return kind.from_gaussian(self.fit_x(), levels, hidden=WIDTH, depth=DEPTH, logits=False)
         return kind.from_gaussian(self.fit_x(), levels, **NETWORK)
@@ -438,8 +457,8 @@ class Tabular(Problem):
             for name, what in masks.items():
                 warnings.warn(
                     f"column {name!r} holds {what.values} in {what.rows}, expected of it "
-                    f"{self._told(name)}; there the entry counts as missing, and {self.refusing} "
-                    "makes this an error",
+                    f"{self._in_words(name)}; there the entry counts as missing, and "
+                    f"{self.refusing} makes this an error",
                     stacklevel=2,
                 )
             table = known_alone(table, masks)
@@ -464,8 +483,8 @@ class Tabular(Problem):
         """Another table in model space, (n, d), NaN where missing; see :meth:`codes`."""
         return self.to_model_space(self.codes(table, unknown), generator)
 
-    def _told(self, name: str) -> str:
-        return next(column.told for column in self.columns if column.name == name)
+    def _in_words(self, name: str) -> str:
+        return next(column.in_words for column in self.columns if column.name == name)
 
     def to_table(self, x: Tensor) -> DataFrame:
         """Data x (n, *event_shape) in model space as a table in its own units and categories."""
@@ -479,30 +498,34 @@ def _kinds(columns: str | None, names: Sequence[str] = ()) -> dict[str, str]:
         names: those of the table, which may have = in them, and spaces before and after them that
             are not said; a name that is said exactly goes before.
     """
-    known = {name.strip(): name for name in names} | {name: name for name in names}
+    names_of = {name.strip(): name for name in names} | {name: name for name in names}
     kinds = {}
-    for part in comma_separated(columns or "", "columns"):
-        ends = [i for i, sign in enumerate(part) if sign == "=" and part[:i].strip()]
-        if part.strip() and not ends:
+    for text in comma_separated(columns or "", "columns"):
+        ends = [i for i, sign in enumerate(text) if sign == "=" and text[:i].strip()]
+        if text.strip() and not ends:
             raise ValueError(
-                f"--columns has {part.strip()!r}, expected name=kind, with commas between; e.g. "
+                f"--columns has {text.strip()!r}, expected name=kind, with commas between; e.g. "
                 "age=continuous,zip=drop"
             )
         if ends:
-            own = [i for i in ends if part[:i] in known or part[:i].strip() in known]
-            end = own[-1] if own else ends[0]  # before a sign of an order, such as <=50K<>50K
-            name, kind = part[:end], part[end + 1 :].strip()
-            kinds[known.get(name) or known.get(name.strip(), name.strip())] = kind
+            exact = [i for i in ends if {text[:i], text[:i].strip()} & set(names_of)]
+            end = exact[-1] if exact else ends[0]  # before a sign of an order, such as <=50K<>50K
+            name, kind = text[:end], text[end + 1 :].strip()
+            kinds[names_of.get(name) or names_of.get(name.strip(), name.strip())] = kind
     return kinds
 
 
 def said_of(kinds: Mapping[str, str]) -> str:
     """``columns`` that say kinds of columns by name."""
+    return joined([f"{name}={kind}" for name, kind in kinds.items()])
+
+
+def joined(words: Sequence[str]) -> str:
+    """Words with commas between, as :func:`comma_separated` reads them."""
     text = io.StringIO()
-    spaces = any(str(name) != str(name).strip() for name in kinds)
+    spaces = any(word.partition("=")[0] != word.partition("=")[0].strip() for word in words)
     options: dict[str, Any] = {"quoting": csv.QUOTE_ALL} if spaces else {}
-    row = [f"{name}={kind}" for name, kind in kinds.items()]
-    csv.writer(text, **options).writerow(row)
+    csv.writer(text, **options).writerow(words)
     return text.getvalue().removesuffix("\r\n")
 
 
@@ -538,9 +561,9 @@ def read_table(source: Path | str) -> DataFrame:
         ".json": lambda file: table_of(file.read_bytes()),
     }
     if path.suffix not in readers or not path.is_file():
-        known = "is not there" if path.suffix in readers else "is no table that can be read"
+        problem = "is not there" if path.suffix in readers else "is no table that can be read"
         raise DataError(
-            f"--data {path} {known}; expected a .csv or .parquet file, or one of "
+            f"--data {path} {problem}; expected a .csv or .parquet file, or one of "
             f"{', '.join(SHIPPED)}"
         )
     try:

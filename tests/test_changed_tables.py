@@ -23,9 +23,8 @@ from inference.sample import sample
 from inference.table import Table
 from inference.train import train
 from models import DataError, Tabular
-from models.column_facts import CLASSES, column_facts, column_of_facts
-from models.columns import Column
-from models.skipped import SkippedLevels, SkippedNumbers
+from pyro_mdm.tables.columns import KINDS as KINDS_OF_COLUMNS
+from pyro_mdm.tables.columns import Bounded, Column, column_facts, column_of_facts, fit_columns
 from tests.brief import SHORT, be_brief
 from tests.mistakes import refused
 from tests.programs import rewrite, without
@@ -220,20 +219,31 @@ def problem(frame: pd.DataFrame, columns: str | None = COLUMNS) -> Tabular:
 
 
 def test_columns_of_every_kind_come_back_from_json(made: Path) -> None:
-    columns = problem(table()).columns
-    assert {type(column) for column in columns} == {*CLASSES.values()} - {
-        SkippedLevels,
-        SkippedNumbers,
-    }
+    numbers = np.linspace(0, 1, 40)
+    columns = [*problem(table()).columns, Bounded("continuous", numbers, numbers, (0.0, 1.0))]
+    assert {type(column) for column in columns} == {*KINDS_OF_COLUMNS.values(), Bounded}
     frame = table(3).assign(of="zebra", flag="perhaps")
     for column in columns:
         facts = json.loads(json.dumps(column_facts(column)))
         again = column_of_facts(facts)
         assert column_facts(again) == column_facts(column)
-        assert (again.told, again.said) == (column.told, column.said)
+        assert (again.in_words, again.spec) == (column.in_words, column.spec)
         np.testing.assert_array_equal(
             again.unknown(frame[column.name]), column.unknown(frame[column.name])
         )
+        assert_same_values(again, column)
+
+
+def test_a_class_of_an_earlier_run_is_that_of_its_kind() -> None:
+    """It was one for several kinds."""
+    kinds = {"integer": "Rounded", "nonnegative": "Mixed", "continuous 0..9": "Mixed"}
+    frame = pd.DataFrame({"w": np.arange(40) % 9})
+    for spec, earlier in kinds.items():
+        (column,) = fit_columns(frame, np.ones(40, dtype=bool), {"w": spec})
+        facts = column_facts(column)
+        facts = {"class": earlier, "attributes": {**facts["attributes"], "kind": column.kind}}
+        again = column_of_facts(facts)
+        assert type(again) is type(column) and again.in_words == column.in_words
         assert_same_values(again, column)
 
 

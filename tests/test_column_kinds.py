@@ -18,8 +18,18 @@ from inference.loading import load_trained
 from inference.sample import sample
 from inference.train import train
 from models import DataError, Tabular
-from models.column_kinds import FEW, Said, doubts_of, kind_of, left_out
-from models.columns import Column, Dates, Ordinal, decode, encode, fit_columns, to_model_space
+from pyro_mdm.tables.columns import (
+    Column,
+    Dates,
+    Ordinal,
+    decode,
+    encode,
+    fit_columns,
+    kind_of,
+    to_model_space,
+)
+from pyro_mdm.tables.columns.evidence import FEW
+from pyro_mdm.tables.columns.kinds import doubts_of, left_out, parse_spec
 from tests.brief import SHORT, be_brief
 
 NORMAL = torch.distributions.Normal(0.0, 1.0)
@@ -49,22 +59,22 @@ SCHOOLS = ["secondary", "primary", None, "tertiary", "primary", "secondary"] * 5
 def test_levels_have_the_order_that_is_said() -> None:
     own = column(SCHOOLS, "primary<secondary<tertiary<higher")
     assert isinstance(own, Ordinal) and own.levels == 4
-    assert own.told == "ordinal: primary < secondary < tertiary < higher"
+    assert own.in_words == "ordinal: primary < secondary < tertiary < higher"
     codes = own.codes(pd.Series(SCHOOLS[:4]))
     assert codes[[0, 1, 3]].tolist() == [1, 0, 2] and math.isnan(codes[2])
     assert own.values(np.array([3, 0])).tolist() == ["higher", "primary"]
     draws = np.array([["primary"], ["tertiary"], ["secondary"]], dtype=object)
     assert own.center(draws, "mean").tolist() == ["secondary"]  # the median in this order
-    again = column(SCHOOLS, own.said)
-    assert again.told == own.told
-    back = there_and_back(pd.Series(SCHOOLS), own.said)
+    again = column(SCHOOLS, own.spec)
+    assert again.in_words == own.in_words
+    back = there_and_back(pd.Series(SCHOOLS), own.spec)
     assert [None if value != value else value for value in back] == SCHOOLS
 
 
 def test_numbers_have_the_order_that_is_said() -> None:
     own = column([1.0, 3.0, 2.0, math.nan] * 6, "3<1<2")
     assert own.codes(pd.Series([3, 1, 2])).tolist() == [0, 1, 2]
-    assert own.values(np.array([0, 2])).tolist() == [3, 2] and own.said == "3<1<2"
+    assert own.values(np.array([0, 2])).tolist() == [3, 2] and own.spec == "3<1<2"
     assert own.center(np.array([[3], [1], [2]]), "mean").tolist() == [1]
 
 
@@ -75,11 +85,11 @@ def test_names_and_levels_may_have_signs_and_spaces() -> None:
     table["inc"] = ["<=50K", ">50K"] * 15
     said = "a=integer, b=categorical, a=c=categorical,d=categorical,inc=<=50K<>50K"
     problem = Tabular(data=table, columns=f'{said}," b=primary<secondary < tertiary"')
-    kinds = {c.name: c.told for c in problem.columns}
+    kinds = {c.name: c.in_words for c in problem.columns}
     assert kinds[" b"] == "ordinal: primary < secondary < tertiary"
     assert kinds["inc"] == "ordinal: <=50K < >50K" and set(kinds) == {*table}
     again = Tabular(data=table, columns=problem.all_kinds)
-    assert {c.name: c.told for c in again.columns} == kinds
+    assert {c.name: c.in_words for c in again.columns} == kinds
     spaced = table[["a", " b"]]
     assert [c.kind for c in Tabular(data=spaced, columns="*=drop, b=categorical").columns] == [
         "categorical"
@@ -89,7 +99,7 @@ def test_names_and_levels_may_have_signs_and_spaces() -> None:
 def test_an_order_of_pandas_is_used() -> None:
     values = pd.Series(pd.Categorical(SCHOOLS, ["tertiary", "primary", "secondary"], ordered=True))
     own = column(values)
-    assert own.told == "ordinal: tertiary < primary < secondary" and own.said == "ordinal"
+    assert own.in_words == "ordinal: tertiary < primary < secondary" and own.spec == "ordinal"
     assert own.codes(pd.Series(["tertiary", "secondary"])).tolist() == [0, 2]
     assert kind_of(values.cat.as_unordered()) == "categorical"
 
@@ -109,7 +119,7 @@ def test_short_floats_are_the_numbers_that_are_written(said: str | None, dtype: 
     table = pd.DataFrame({"w": np.append(values, math.nan)})
     short = table.astype(dtype)
     own, other = (Tabular(data=t, columns=f"w={said}" if said else "") for t in (table, short))
-    assert other.columns[0].told == own.columns[0].told and other.all_kinds == own.all_kinds
+    assert other.columns[0].in_words == own.columns[0].in_words and other.all_kinds == own.all_kinds
     for problem in (own, other):
         codes = problem.codes(short, unknown="refuse")
         torch.testing.assert_close(codes, own.codes(table), rtol=0, atol=0, equal_nan=True)
@@ -170,8 +180,8 @@ def test_dates_come_back_in_their_form(name: str) -> None:
     values = values.copy()
     values.iloc[[3, 8]] = None
     own = column(values)
-    assert isinstance(own, Dates) and own.told.startswith("date: ")
-    assert ("each day" in own.told) is not timed
+    assert isinstance(own, Dates) and own.in_words.startswith("date: ")
+    assert ("each day" in own.in_words) is not timed
     codes = own.codes(pd.Series([one]))
     day = (pd.Timestamp("1969-02-01") - pd.Timestamp(0)).days
     assert codes.tolist() == [day + 0.5 if timed else day]
@@ -226,8 +236,8 @@ WITHIN = rng().beta(2.0, 1.0, 300) * 80 + 10
 )
 def test_a_range_that_is_said_is_kept(values: Any, said: str, kind: str, ends: Any) -> None:
     own = column(values, said)
-    assert own.kind == kind and own.said == f"{kind} {said.split()[-1]}"
-    assert column(values, own.said).told == own.told
+    assert own.kind == kind and own.spec == f"{kind} {said.split()[-1]}"
+    assert column(values, own.spec).in_words == own.in_words
     low, high = ends
     x = torch.linspace(-9, 9, 3001, dtype=torch.float64)
     drawn = np.asarray(own.values(own.unscaled(x).numpy()))
@@ -335,13 +345,13 @@ def test_columns_that_say_nothing_are_left_out(name: str) -> None:
 
 
 def test_what_is_said_of_a_column() -> None:
-    assert Said.of("a", "integer") == ("integer", None, None, None)
-    assert Said.of("a", "low < mid<high") == ("ordinal", ("low", "mid", "high"), None, None)
-    assert Said.of("a", "integer 0..1e3") == ("integer", None, (0, 1000), None)
-    assert Said.of("a", "-1..") == (None, None, (-1, math.inf), None)
-    assert Said.of("a", "..1") == (None, None, (-math.inf, 1), None)
-    assert Said.of("a", "integer 0.. mar") == ("integer", None, (0, math.inf), "mar")
-    assert Said.of("a", "absent") == (None, None, None, "absent")
+    assert parse_spec("a", "integer")[:4] == ("integer", None, None, None)
+    assert parse_spec("a", "low < mid<high")[:4] == ("ordinal", ("low", "mid", "high"), None, None)
+    assert parse_spec("a", "integer 0..1e3")[:4] == ("integer", None, (0, 1000), None)
+    assert parse_spec("a", "-1..")[:4] == (None, None, (-1, math.inf), None)
+    assert parse_spec("a", "..1")[:4] == (None, None, (-math.inf, 1), None)
+    assert parse_spec("a", "integer 0.. mar")[:4] == ("integer", None, (0, math.inf), "mar")
+    assert parse_spec("a", "absent")[:4] == (None, None, None, "absent")
 
 
 # -- values that a run has not seen ----------------------------------------------------------------

@@ -22,11 +22,18 @@ from inference.loading import load_trained
 from inference.pieces import read_pieces
 from inference.train import train
 from models import DataError, Tabular
-from models.column_kinds import atoms_of
-from models.columns import Categorical, Column, Ordinal, fit_columns, kind_of, to_model_space
 from pyro_mdm import MDM_ELBO, VPSDE, DiffusionGuide, bound
 from pyro_mdm.conditioning.imputation import impute
 from pyro_mdm.scores import RandomMaps
+from pyro_mdm.tables.columns import (
+    Categorical,
+    Column,
+    Ordinal,
+    fit_columns,
+    kind_of,
+    to_model_space,
+)
+from pyro_mdm.tables.columns.evidence import atoms_of
 from tests.brief import SHORT, be_brief
 
 NORMAL = torch.distributions.Normal(0.0, 1.0)
@@ -93,7 +100,7 @@ def test_the_kind_of_numbers(name: str) -> None:
     values, kind = KINDS[name]
     assert kind_of(pd.Series(values)) == kind
     assert kind_of(pd.Series(np.append(values, math.nan))) == kind
-    assert column(values).told.startswith(kind)
+    assert column(values).in_words.startswith(kind)
 
 
 # -- atoms beside a density ------------------------------------------------------------------------
@@ -374,7 +381,7 @@ def test_a_run_keeps_the_kinds_that_it_was_trained_with(
     assert "  rain        mixed: atoms 0 (" in told and "--columns NAME=KIND" in told
     said = read_settings(tmp_path / "run")["columns"]
     assert said == '*=drop,"age, years=integer",rain=mixed,a=b=ordinal 0..2'
-    monkeypatch.setattr("models.column_kinds.kind_of", None)  # nothing is inferred anew
+    monkeypatch.setattr("pyro_mdm.tables.columns.kinds.kind_of", None)  # nothing is inferred anew
     problem = load_trained(tmp_path / "run")[1].problem
     assert [c.kind for c in problem.columns] == ["integer", "mixed", "ordinal"]
 
@@ -462,8 +469,8 @@ def test_whole_numbers_between_are_levels_too() -> None:
     (column,) = fit_columns(table, train)
     assert column.kind == "ordinal" and column.levels == 7
     assert column.codes(pd.Series([4.0])).tolist() == [4.0]
-    assert column.said == "ordinal 0..6" and "7 numbers" in column.told
-    assert fit_columns(table, train, {"n": column.said})[0].told == column.told
+    assert column.spec == "ordinal 0..6" and "7 numbers" in column.in_words
+    assert fit_columns(table, train, {"n": column.spec})[0].in_words == column.in_words
     assert fit_columns(table, train, {"n": "ordinal"})[0].levels == 6
     assert fit_columns(table, train, {"n": "ordinal 0..9"})[0].levels == 10
     far = pd.DataFrame({"n": [0, 10, 20, 30, 40, 50] * 6})

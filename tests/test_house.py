@@ -370,9 +370,15 @@ def test_what_callers_use_of_a_diffusion_is_declared(module: str) -> None:
 
 NO_NAMES = {"each", "found", "known", "of", "own", "part", "told"}
 """Words that do not say what a variable holds."""
-NOT_YET = ("pyro_mdm/diffusions", "pyro_mdm/tables", "models/")
+NOT_YET = ("pyro_mdm/diffusions",)
 """Places where variables have such names still."""
 INTERFACE = {
+    ("models/data.py", "DataSet.numbers", "part"),
+    ("models/imagenet32.py", "ImageNet32.decode", "part"),
+    ("models/imagenet32.py", "ImageNet32New.decode", "part"),
+    ("models/imagenet32.py", "ImageNet32Old.decode", "part"),
+    ("pyro_mdm/tables/denoiser.py", "MixedDenoiser.check_values", "known"),
+    ("pyro_mdm/tables/one_hot.py", "OneHotDenoiser.check_values", "known"),
     ("inference/compare.py", "compare", "part"),
     ("inference/loading.py", "load_weights", "part"),
     ("inference/report.py", "draw_calibration", "part"),

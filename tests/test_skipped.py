@@ -15,10 +15,23 @@ import torch
 from inference import Table
 from inference.train import train
 from models import DataError, Tabular
-from models.column_facts import column_facts, column_of_facts
-from models.columns import decode, encode, fit_columns, to_model_space
-from models.gaps import patterns, skip_rules
-from models.skipped import ABSENT, HIDDEN, Rule, Skipped, SkippedLevels, SkippedNumbers
+from pyro_mdm.tables.columns import (
+    column_facts,
+    column_of_facts,
+    decode,
+    encode,
+    fit_columns,
+    to_model_space,
+)
+from pyro_mdm.tables.columns.gaps import patterns, skip_rules
+from pyro_mdm.tables.columns.skipped import (
+    ABSENT,
+    HIDDEN,
+    Rule,
+    Skipped,
+    SkippedLevels,
+    SkippedNumbers,
+)
 from tests.brief import SHORT
 
 WORKING = ("full", "part")
@@ -60,7 +73,7 @@ def test_they_are_found_and_are_values_of_their_columns() -> None:
         if isinstance(column, Skipped):
             assert column.rule.column == "job" and column.rule.exact
             assert {*column.rule.values} == {"home", "retired"}
-            assert "absent where 'job' is" in column.told
+            assert "absent where 'job' is" in column.in_words
             levels = column.name in ("shift", "car")
             assert type(column) is (SkippedLevels if levels else SkippedNumbers)
     codes = encode(columns, table)
@@ -70,7 +83,7 @@ def test_they_are_found_and_are_values_of_their_columns() -> None:
     for name in ("hours", "pay", "start"):
         assert bool((codes[away, names.index(name)] == ABSENT).all())
     x, log_det = to_model_space(columns, codes, torch.Generator().manual_seed(0))
-    assert x.shape[1] == sum(len(c.of_denoiser) if c.width == 2 else c.width for c in columns)
+    assert x.shape[1] == sum(len(c.denoiser_levels) if c.width == 2 else c.width for c in columns)
     assert bool(log_det.isfinite().all())
     again = decode(columns, x)
     assert again["hours"].isna().to_numpy().tolist() == away.tolist()
@@ -89,7 +102,9 @@ def test_a_run_keeps_them(made: str) -> None:
     name = {"numbers": "pay", "levels": "shift", "dates": "start"}[made]
     column = next(c for c in fitted(table) if c.name == name)
     kept = column_of_facts(json.loads(json.dumps(column_facts(column))))
-    assert type(kept) is type(column) and kept.told == column.told and kept.said == column.said
+    assert (
+        type(kept) is type(column) and kept.in_words == column.in_words and kept.spec == column.spec
+    )
     assert np.array_equal(kept.codes_in(table), column.codes_in(table), equal_nan=True)
 
 
@@ -116,7 +131,7 @@ def test_what_is_said_goes_before() -> None:
     columns = {c.name: c for c in fitted(table, hours="mar", pay="nonnegative mar", age="absent")}
     assert not isinstance(columns["hours"], Skipped) and columns["pay"].kind == "nonnegative"
     assert isinstance(columns["age"], Skipped) and columns["age"].rule == Rule()
-    assert fitted(table, hours="integer absent")[2].said == "integer absent"
+    assert fitted(table, hours="integer absent")[2].spec == "integer absent"
     with pytest.raises(DataError, match="after any, absent or mar"):
         fitted(table, hours="nowhere")
 

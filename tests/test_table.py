@@ -31,8 +31,8 @@ from inference.pieces import read_pieces
 from inference.sample import sample
 from inference.train import train
 from models import DataError
-from models.columns import encode
-from models.kept import table_bytes, table_of
+from pyro_mdm.tables.columns import encode
+from pyro_mdm.tables.columns.kept import table_bytes, table_of
 from tests.brief import SHORT, be_brief
 from tests.mistakes import refused
 from tests.test_columns import typed

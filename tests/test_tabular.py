@@ -21,11 +21,11 @@ from inference.options import DataOptions
 from inference.problems import build_problem, with_split
 from inference.sample import sample
 from inference.train import train
-from models import DataError, Tabular, gaps
-from models.columns import Categorical, Continuous, Ordinal, fit_columns
-from models.gaps import dependent_gaps
+from models import DataError, Tabular
 from models.tabular import SHIPPED, read_table
 from pyro_mdm import VPSDE, DiffusionGuide, MixedDenoiser, OneHot, elbo_terms
+from pyro_mdm.tables.columns import Categorical, Continuous, Ordinal, fit_columns, gaps
+from pyro_mdm.tables.columns.gaps import dependent_gaps
 from tests.brief import SHORT, be_brief
 
 

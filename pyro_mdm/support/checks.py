@@ -1,7 +1,7 @@
 """Checks of what users pass in, made once, before it is used.
 
 Every message has the value, the expectation and the fix. Objects of another kind raise TypeError,
-wrong values ValueError.
+wrong values ValueError, and what is wrong in tables and files of data :class:`DataError`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "DataError",
     "check_count",
     "check_data",
     "check_encoded",
@@ -31,6 +32,10 @@ __all__ = [
     "real_tensor",
     "tensor_device",
 ]
+
+
+class DataError(RuntimeError):
+    """Data, or files of them, are missing, damaged, or not what was expected."""
 
 
 # -- kinds of objects ------------------------------------------------------------------------------

@@ -1,16 +1,46 @@
-"""Denoisers and decoders of tables, whose columns are continuous or have levels."""
+"""Tables: columns of several kinds, and denoisers and decoders of them."""
 
+from pyro_mdm.tables.columns import (
+    Boolean,
+    Bounded,
+    Categorical,
+    Column,
+    ColumnSpec,
+    Continuous,
+    Dates,
+    Integer,
+    Mixed,
+    Nonnegative,
+    Ordinal,
+    Rounded,
+    fit_columns,
+    register_kind,
+)
 from pyro_mdm.tables.denoiser import MixedDenoiser
 from pyro_mdm.tables.likelihood import MixedLikelihood
 from pyro_mdm.tables.network import LevelLogits, MapMLP
 from pyro_mdm.tables.one_hot import OneHot, OneHotDenoiser, OneHotLikelihood
 
 __all__ = [
+    "Boolean",
+    "Bounded",
+    "Categorical",
+    "Column",
+    "ColumnSpec",
+    "Continuous",
+    "Dates",
+    "Integer",
     "LevelLogits",
     "MapMLP",
+    "Mixed",
     "MixedDenoiser",
     "MixedLikelihood",
+    "Nonnegative",
     "OneHot",
     "OneHotDenoiser",
     "OneHotLikelihood",
+    "Ordinal",
+    "Rounded",
+    "fit_columns",
+    "register_kind",
 ]

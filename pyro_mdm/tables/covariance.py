@@ -22,16 +22,16 @@ def joint_moments(x: Tensor, *, rounds: int = 50, shrinkage: float = 1.0) -> tup
     Source: Little & Rubin, "Statistical Analysis with Missing Data", 2002, chapter 11.2.
     """
     x = x.double()
-    known = (~x.isnan()).double()
-    rows, count = torch.nan_to_num(x), known.sum(0)
+    present = (~x.isnan()).double()
+    rows, count = torch.nan_to_num(x), present.sum(0)
     mean = rows.sum(0) / count.clamp_min(1)
-    variance = ((rows - mean).square() * known).sum(0) / count.clamp_min(1)
+    variance = ((rows - mean).square() * present).sum(0) / count.clamp_min(1)
     prior = torch.where(variance > 0, variance, 1.0).diag()
     C = prior
     for _ in range(rounds):
         total, square = torch.zeros_like(mean), torch.zeros_like(C)
-        for part, there in zip(rows.split(ROWS), known.split(ROWS), strict=True):
-            off, left = _expected((part - mean) * there, there, C)
+        for batch, there in zip(rows.split(ROWS), present.split(ROWS), strict=True):
+            off, left = _expected((batch - mean) * there, there, C)
             total, square = total + off.sum(0), square + off.mT @ off + left
         shift = total / len(x)
         mean, square = mean + shift, square - len(x) * torch.outer(shift, shift)

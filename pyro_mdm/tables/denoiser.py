@@ -88,18 +88,18 @@ class MixedDenoiser(DenoiserScore):
         *,
         maps: bool = False,
     ) -> None:
-        for part in parts:
-            check_instance("a part", part, DenoiserScore, "make the parts by MixedDenoiser.fit")
+        for denoiser in parts:
+            check_instance("a part", denoiser, DenoiserScore, "make the parts by MixedDenoiser.fit")
         part_of = Parts.checked(part_of, len(parts))
         super().__init__(network, (len(part_of),), maps)
         self.parts = nn.ModuleList(parts)
         self.register_buffer("part_of", part_of)
-        for p, (part, dims) in enumerate(zip(parts, self._dims.dims, strict=True)):
-            if part.event_shape != (len(dims),) or part.maps is not maps:
+        for p, (denoiser, dims) in enumerate(zip(parts, self._dims.dims, strict=True)):
+            if denoiser.event_shape != (len(dims),) or denoiser.maps is not maps:
                 raise ValueError(
-                    f"part {p} has the event shape {part.event_shape} and maps={part.maps}, "
-                    f"expected ({len(dims)},) and maps={maps} as part_of and maps say; make the "
-                    "parts by MixedDenoiser.fit"
+                    f"part {p} has the event shape {denoiser.event_shape} and "
+                    f"maps={denoiser.maps}, expected ({len(dims)},) and maps={maps} as part_of and "
+                    "maps say; make the parts by MixedDenoiser.fit"
                 )
         self._groups = self._joined_groups()
         for name in ("data_mean", "data_variance"):
@@ -123,11 +123,13 @@ class MixedDenoiser(DenoiserScore):
         """
         check_fit(network, train_x, missing=maps)
         of_dims: list[Any] = []
-        for own in levels:
-            if isinstance(own, OneHot):
-                of_dims += [own] * own.number
+        for column in levels:
+            if isinstance(column, OneHot):
+                of_dims += [column] * column.number
+            elif column is None:
+                of_dims.append(None)
             else:
-                of_dims.append(None if own is None else tuple(discrete.level_values(own).tolist()))
+                of_dims.append(tuple(discrete.level_values(column).tolist()))
         if train_x.dim() != 2 or len(of_dims) != train_x.shape[1]:
             raise ValueError(
                 f"train_x has shape {tuple(train_x.shape)} and levels are of {len(of_dims)} "
@@ -201,16 +203,16 @@ class MixedDenoiser(DenoiserScore):
         """The number of network outputs: 1 for a continuous column, else that of its levels."""
         return sum(
             1
-            if own is None
-            else own.number
-            if isinstance(own, OneHot)
-            else len(discrete.level_values(own))
-            for own in levels
+            if column is None
+            else column.number
+            if isinstance(column, OneHot)
+            else len(discrete.level_values(column))
+            for column in levels
         )
 
     def arguments(self) -> dict[str, Any]:
-        own = {"parts": list(self.parts), "part_of": self.part_of, "maps": self.maps}
-        return {"network": self.network} | own
+        state = {"parts": list(self.parts), "part_of": self.part_of, "maps": self.maps}
+        return {"network": self.network} | state
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
@@ -236,23 +238,23 @@ class MixedDenoiser(DenoiserScore):
 
     def _joined_groups(self) -> Tensor | None:
         """The columns in the order of their first dimensions; None: each is one dimension."""
-        if all(part.groups is None for part in self.parts):
+        if all(denoiser.groups is None for denoiser in self.parts):
             return None
         first = torch.arange(len(self.part_of))
-        for part, dims in zip(self.parts, self._dims.dims, strict=True):
-            if part.groups is not None:
-                own, columns = dims.cpu(), part.groups.cpu()
-                first[own] = own[torch.searchsorted(columns, columns)]
+        for denoiser, dims in zip(self.parts, self._dims.dims, strict=True):
+            if denoiser.groups is not None:
+                here, columns = dims.cpu(), denoiser.groups.cpu()
+                first[here] = here[torch.searchsorted(columns, columns)]
         return first.unique(return_inverse=True)[1]
 
     def _split(self, x: Tensor, *others: Any) -> Iterator[tuple[Any, ...]]:
         """Each part with its dimensions of x (…, d) and of others like x; scalars, None as is."""
-        for part, dims in zip(self.parts, self._dims.dims, strict=True):
+        for denoiser, dims in zip(self.parts, self._dims.dims, strict=True):
             of_dims = [
                 v[..., dims] if v is not None and v.dim() == x.dim() and v.shape[-1] > 1 else v
                 for v in others
             ]
-            yield part, x[..., dims], *of_dims
+            yield denoiser, x[..., dims], *of_dims
 
     # -- the denoiser ------------------------------------------------------------------------------
 
@@ -271,8 +273,8 @@ class MixedDenoiser(DenoiserScore):
     def direct(self) -> Tensor:
         """The channel with the F of each dimension, (d,) int64; -1 for one with levels."""
         channel, start = torch.full_like(self.part_of, -1), 0
-        for part, dims, size in zip(self.parts, self._dims.dims, self._sizes(), strict=True):
-            if isinstance(part, Denoiser):
+        for denoiser, dims, size in zip(self.parts, self._dims.dims, self._sizes(), strict=True):
+            if isinstance(denoiser, Denoiser):
                 channel[dims] = start + torch.arange(len(dims), device=channel.device)
             start += size
         return channel
@@ -286,21 +288,21 @@ class MixedDenoiser(DenoiserScore):
         rows, priors, outputs, of_levels = [], [], [], []
         starts = [0, *itertools.accumulate(self._sizes())]
         parts = zip(self.parts, self._dims.dims, starts, self._sizes(), strict=False)
-        for part, dims, start, size in parts:
-            own = mean.new_zeros(size, d)
-            if isinstance(part, DiscreteDenoiser):
-                each = (part.levels - mean[dims].unsqueeze(-1)) / scale[dims].unsqueeze(-1)
-                at = dims.repeat(part.outputs)
-                own[torch.arange(size), at] = each.mT.flatten()
-                priors.append(part.log_prior.exp().mT.flatten())
-            elif isinstance(part, OneHotDenoiser):
-                same = (part.groups == part.groups.unsqueeze(-1)).to(mean)
+        for denoiser, dims, start, size in parts:
+            row = mean.new_zeros(size, d)
+            if isinstance(denoiser, DiscreteDenoiser):
+                standard = (denoiser.levels - mean[dims].unsqueeze(-1)) / scale[dims].unsqueeze(-1)
+                at = dims.repeat(denoiser.outputs)
+                row[torch.arange(size), at] = standard.mT.flatten()
+                priors.append(denoiser.log_prior.exp().mT.flatten())
+            elif isinstance(denoiser, OneHotDenoiser):
+                same = (denoiser.groups == denoiser.groups.unsqueeze(-1)).to(mean)
                 one = torch.eye(size, dtype=mean.dtype, device=device)
-                at, own[:, dims] = dims, same * (one - mean[dims]) / scale[dims]
-                priors.append(part.log_prior.exp().flatten())
+                at, row[:, dims] = dims, same * (one - mean[dims]) / scale[dims]
+                priors.append(denoiser.log_prior.exp().flatten())
             else:
                 continue
-            rows.append(own)
+            rows.append(row)
             outputs.append(start + torch.arange(size, device=device))
             of_levels.append(columns[at])
         if not rows:
@@ -310,38 +312,37 @@ class MixedDenoiser(DenoiserScore):
 
     def _sizes(self) -> list[int]:
         """The number of network outputs for each part."""
-        return [part.outputs * part.event_shape[0] for part in self.parts]
+        return [denoiser.outputs * denoiser.event_shape[0] for denoiser in self.parts]
 
     def read(self, z: Tensor, log_snr: Tensor, F: Tensor) -> Tensor:
-        own = zip(self._split(z, log_snr), F.split(self._sizes(), -1), strict=True)
-        return self._dims.join([part.read(x, lam, f) for (part, x, lam), f in own])
+        pieces = zip(self._split(z, log_snr), F.split(self._sizes(), -1), strict=True)
+        return self._dims.join([denoiser.read(x, lam, f) for (denoiser, x, lam), f in pieces])
 
     @property
     def typical(self) -> Tensor:
-        return self._dims.join([part.typical for part in self.parts])
+        return self._dims.join([denoiser.typical for denoiser in self.parts])
 
     def check_values(self, values: Tensor, known: Tensor) -> None:
-        for part, own, here in self._split(values, known.expand_as(values)):
-            part.check_values(own, here)
+        for denoiser, x, here in self._split(values, known.expand_as(values)):
+            denoiser.check_values(x, here)
 
     # -- the baseline: independent columns ---------------------------------------------------------
 
     def baseline_x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
         _, lam = self._values("z", z, log_snr)
-        return self._dims.join([part.baseline_x_hat(x, v) for part, x, v in self._split(z, lam)])
+        pieces = self._split(z, lam)
+        return self._dims.join([denoiser.baseline_x_hat(x, v) for denoiser, x, v in pieces])
 
     def baseline_log_prob(self, x: Tensor, counted: Tensor | None = None) -> Tensor:
         """log p_0(x), (*batch), nats: Gaussian log densities and log probabilities of levels."""
         self._values("x", x, 0.0)
-        each = [p.baseline_log_prob(own, on) for p, own, on in self._split(x, _like(x, counted))]
-        return torch.stack(each).sum(0)
+        terms = [p.baseline_log_prob(w, on) for p, w, on in self._split(x, _like(x, counted))]
+        return torch.stack(terms).sum(0)
 
     def baseline_kl(self, x: Tensor, log_snr: Number, counted: Tensor | None = None) -> Tensor:
         _, lam = self._values("x", x, log_snr)
-        each = [
-            p.baseline_kl(own, v, on) for p, own, v, on in self._split(x, lam, _like(x, counted))
-        ]
-        return torch.stack(each).sum(0)
+        terms = [p.baseline_kl(w, v, on) for p, w, v, on in self._split(x, lam, _like(x, counted))]
+        return torch.stack(terms).sum(0)
 
     def baseline_integrals(
         self, x: Tensor, edges: Tensor, dims: slice, counted: Tensor | None = None
@@ -349,18 +350,18 @@ class MixedDenoiser(DenoiserScore):
         start, stop, _ = dims.indices(x.shape[-1])
         total = x.new_zeros(len(x), len(edges) - 1, dtype=torch.float64)
         places = zip(self._split(x, _like(x, counted)), self._dims.dims, strict=True)
-        for (part, own, on), columns in places:
+        for (denoiser, w, on), columns in places:
             inside = ((columns >= start) & (columns < stop)).nonzero().squeeze(1).tolist()
             if inside:
                 here = slice(inside[0], inside[-1] + 1)
                 of_here = edges if edges.dim() == 1 else edges[:, columns[here] - start]
-                total += part.baseline_integrals(own, of_here, here, on)
+                total += denoiser.baseline_integrals(w, of_here, here, on)
         return total
 
     def default_likelihood(self) -> likelihoods.Likelihood:
         """A mixed decoder, with the default decoder of each part."""
-        own = [part.default_likelihood() for part in self.parts]
-        return likelihoods.MixedLikelihood(own, self.part_of)
+        decoders = [denoiser.default_likelihood() for denoiser in self.parts]
+        return likelihoods.MixedLikelihood(decoders, self.part_of)
 
 
 def _like(x: Tensor, counted: Tensor | None) -> Tensor | None:

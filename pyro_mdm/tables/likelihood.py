@@ -53,7 +53,7 @@ class MixedLikelihood(Likelihood):
         dims = Parts(self.part_of)
         of_parts = zip(self.parts, dims.split(diffusion.without_displacement(y, 1)), strict=True)
         base = diffusion.reference  # without a displacement by the data
-        return MixedDecoder([part(base, score, own.to(y), 1) for part, own in of_parts], dims)
+        return MixedDecoder([decoder(base, score, x.to(y), 1) for decoder, x in of_parts], dims)
 
 
 class MixedDecoder(DecoderDistribution):
@@ -83,7 +83,7 @@ class MixedDecoder(DecoderDistribution):
         for law, dims in zip(self._laws, self._dims.dims, strict=True):
             for j in dims.tolist():
                 levels[j] = getattr(law, "levels", None)
-        if all(own is None for own in levels):
+        if all(column is None for column in levels):
             return super().support
         return constraints.independent(LevelSupport(levels), 1)
 
@@ -95,7 +95,7 @@ class MixedDecoder(DecoderDistribution):
         """log p(x_j | y_ε): a density, or a probability, by the kind of j."""
         self.check_event(value)
         of_parts = zip(self._laws, self._dims.split(value), strict=True)
-        return self._dims.join([log_prob_by_dimension(law, own) for law, own in of_parts])
+        return self._dims.join([log_prob_by_dimension(law, x) for law, x in of_parts])
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:

@@ -123,16 +123,16 @@ class MapMLP(MLP):
                 f"the MapMLP of {d} dimensions takes vectors of shape (n, {2 * d}), got "
                 f"{tuple(x.shape)}; make the denoiser with maps=True"
             )
-        values, told = x.chunk(2, 1)
-        observed, left_out = told >= MAP_LIMIT, told <= -MAP_LIMIT
+        values, maps = x.chunk(2, 1)
+        observed, left_out = maps >= MAP_LIMIT, maps <= -MAP_LIMIT
         generated = ~(observed | left_out)
-        some, known = generated.to(x), observed.to(x)
-        told = told * some
-        level = MAP_UNIT * told.sum(1) / some.sum(1).clamp_min(1)
-        start, gaussian, chances = self._start(values, MAP_UNIT * told, observed, left_out)
-        parts = [known * values, some * values, known, some, told, gaussian, chances]
+        some, shown = generated.to(x), observed.to(x)
+        maps = maps * some
+        level = MAP_UNIT * maps.sum(1) / some.sum(1).clamp_min(1)
+        start, gaussian, chances = self._start(values, MAP_UNIT * maps, observed, left_out)
+        parts = [shown * values, some * values, shown, some, maps, gaussian, chances]
         if self.frequencies:
-            parts += [self._waves(values, known), self._waves(values, some)]
+            parts += [self._waves(values, shown), self._waves(values, some)]
         out = self._of_members(torch.cat(parts, 1), level)
         return out + start.to(out.dtype)
 
@@ -151,9 +151,9 @@ class MapMLP(MLP):
         M = len(members)
         if M == 1 or not self.training:
             return torch.stack([member(features, level) for member in members]).mean(0)
-        each = [member(features[m::M], level[m::M]) for m, member in enumerate(members)]
+        outputs = [member(features[m::M], level[m::M]) for m, member in enumerate(members)]
         order = torch.cat([torch.arange(m, len(level), M) for m in range(M)]).argsort()
-        return torch.cat(each)[order.to(features.device)]
+        return torch.cat(outputs)[order.to(features.device)]
 
     @torch.no_grad()
     def _start(
@@ -202,8 +202,8 @@ class MapMLP(MLP):
         q, a = torch.sigmoid(-level), torch.sigmoid(level).sqrt()
         S = a.unsqueeze(-1) * R * a.unsqueeze(-2) + torch.diag_embed(q)
         J = torch.cholesky_inverse(torch.linalg.cholesky(S))
-        told = [] if self.levels is None else self.levels.told(J, R, a, q, offset)
-        return Law(J, told), index
+        evidence = [] if self.levels is None else self.levels.told(J, R, a, q, offset)
+        return Law(J, evidence), index
 
 
 class Told(NamedTuple):
@@ -323,8 +323,8 @@ class LevelLogits(Recorded, nn.Module):
             a: as in :class:`MapMLP`, (n, d).
         """
         logits = solved.new_zeros(len(solved), len(self.codes))
-        for told in law.told:
-            dims, codes, slopes, without, inverse, quadratic = told
+        for evidence in law.told:
+            dims, codes, slopes, without, inverse, quadratic = evidence
             if index is not None:
                 without, inverse, quadratic = without[index], inverse[index], quadratic[index]
             others = ((a * solved) @ slopes).unflatten(-1, dims.shape).unsqueeze(-1)
@@ -348,8 +348,8 @@ class LevelLogits(Recorded, nn.Module):
         total = odds.new_zeros(shape).scatter_add(1, index, weight)
         p = weight / total[:, self.of_levels]
         spread = (self.prior * (1 - self.prior)).sqrt()
-        own = (p - self.prior) / spread / a[:, self.first]
-        return torch.where(generated[:, self.first], own, 0)
+        logit = (p - self.prior) / spread / a[:, self.first]
+        return torch.where(generated[:, self.first], logit, 0)
 
 
 def _inverse(A: Tensor) -> Tensor:

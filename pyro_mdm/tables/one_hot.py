@@ -71,11 +71,11 @@ def one_hot_index(x: Tensor, number: int) -> Tensor:
     Raises:
         ValueError: C neighbours that are not one 1 and else 0, to a thousandth.
     """
-    each = x.detach().unflatten(-1, (-1, number))
-    index = each.argmax(-1)
-    on = ((each - _one_hot(index, number, x.dtype)).abs() <= 1e-3).all(-1)
+    columns = x.detach().unflatten(-1, (-1, number))
+    index = columns.argmax(-1)
+    on = ((columns - _one_hot(index, number, x.dtype)).abs() <= 1e-3).all(-1)
     if not bool(on.all()):
-        bad = [round(value, 4) for value in each[~on][0].tolist()]
+        bad = [round(value, 4) for value in columns[~on][0].tolist()]
         raise ValueError(
             f"x holds {bad} in a category ({int((~on).sum())} of {on.numel()} are so), expected "
             f"one 1 and {number - 1} zeros: torch.nn.functional.one_hot(k, {number})"
@@ -137,11 +137,12 @@ class OneHotDenoiser(DenoiserScore):
         check_fit(network, train_x, missing=maps)
         missing = train_x.isnan().unflatten(-1, (-1, number)).all(-1)
         first = _one_hot(torch.zeros_like(missing, dtype=torch.int64), number, train_x.dtype)
-        each = train_x.unflatten(-1, (-1, number))
-        filled = torch.where(missing.unsqueeze(-1), first, each).flatten(-2)
+        columns = train_x.unflatten(-1, (-1, number))
+        filled = torch.where(missing.unsqueeze(-1), first, columns).flatten(-2)
         index = torch.where(missing, math.nan, one_hot_index(filled, number).double())
         levels = torch.arange(number, dtype=torch.float64, device=train_x.device)
-        priors = [discrete.smoothed_histogram(own.unsqueeze(1), levels) for own in index.unbind(1)]
+        codes = index.unsqueeze(1).unbind(-1)
+        priors = [discrete.smoothed_histogram(column, levels) for column in codes]
         return cls(network, torch.cat(priors), maps=maps)
 
     @property
@@ -219,8 +220,8 @@ class OneHotDenoiser(DenoiserScore):
         index = one_hot_index(x, self.number)
         for j in range(-(-start // self.number), -(-stop // self.number)):
             first = j * self.number
-            own = edges if edges.dim() == 1 else edges[:, first - start]
-            table = torch.stack([self._kl_table(edge)[j] for edge in own.tolist()], -1).diff(dim=-1)
+            ends = edges if edges.dim() == 1 else edges[:, first - start]
+            table = torch.stack([self._kl_table(end)[j] for end in ends.tolist()], -1).diff(dim=-1)
             on = None if counted is None else counted.expand_as(x)[:, first, None]
             total += of_counted(table[index[:, j]], on)
         return total
@@ -291,9 +292,9 @@ def one_hot_kl(log_prior: Tensor, log_snr: float) -> Tensor:
         both = torch.fft.rfft(gumbel) * torch.fft.rfft(weights, number)
         return torch.fft.irfft(both, number)[..., 2 * reach :]
 
-    own, log_other = distribution(0.0), distribution(tau**2).clamp_min(TINY).log()
+    p, log_other = distribution(0.0), distribution(tau**2).clamp_min(TINY).log()
     rest = log_other.sum(1, keepdim=True) - log_other
-    return (-log_prior + step * (own * rest.expm1()).sum(-1)).clamp_min(0)
+    return (-log_prior + step * (p * rest.expm1()).sum(-1)).clamp_min(0)
 
 
 # -- the decoder -----------------------------------------------------------------------------------
@@ -371,5 +372,5 @@ class OneHotDecoder(DecoderDistribution):
         p = self._log_probs.exp()
         count = torch.Size(sample_shape).numel()
         index = torch.multinomial(p.flatten(0, -2), count, replacement=True).mT
-        each = _one_hot(index, p.shape[-1], self._dtype)
-        return each.reshape(torch.Size(sample_shape) + self.batch_shape + self.event_shape)
+        x = _one_hot(index, p.shape[-1], self._dtype)
+        return x.reshape(torch.Size(sample_shape) + self.batch_shape + self.event_shape)

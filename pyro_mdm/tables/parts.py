@@ -44,4 +44,4 @@ class Parts:
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """The whole (…, d) from its parts."""
-        return torch.cat([part.to(parts[0].dtype) for part in parts], -1)[..., self._order]
+        return torch.cat([piece.to(parts[0].dtype) for piece in parts], -1)[..., self._order]

@@ -2,7 +2,7 @@ r"""A column of a table: its codes, its numbers in a model, and its values again
 
 A table's stored data are codes, float64 (n, d): the numbers themselves of a column of numbers, the
 number of the level of any other, and NaN where an entry is missing; infinite ones are those of
-:mod:`models.skipped`. In model space a column of
+:mod:`pyro_mdm.tables.columns.skipped`. In model space a column of
 numbers is scaled to N(0, 1), levels lie in [-1, 1], and three categories or more are one-hot: as
 many dimensions, one of which is 1.
 
@@ -21,34 +21,55 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.column_kinds import Kind
-from models.files import DataError
-from pyro_mdm import OneHot
+from pyro_mdm.support.checks import DataError
+from pyro_mdm.tables.columns.spec import ColumnSpec, range_in_words
+from pyro_mdm.tables.one_hot import OneHot
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
+
+__all__ = [
+    "Center",
+    "Column",
+    "Values",
+    "as_number",
+    "as_written",
+    "check_numbers",
+    "no_number",
+    "numbers_of",
+    "rows_in_words",
+]
 
 Values = NDArray[Any]
 Center = Literal["mean", "median"]
 
 
 class Column(ABC):
-    """A named column of a table.
+    """A named column of a table, fitted to its values; its class is a kind of columns.
+
+    A kind of your own is a subclass, with a constructor that fits it to values, :meth:`fit`, and
+    the methods that are abstract here. Its attributes are kept as JSON: numbers, text, tensors in
+    float64, and lists and tuples of them.
 
     Attributes:
-        kind: of the column.
-        levels: how many it has; None: it is one of numbers.
-        width: its number of dimensions in model space.
+        kind: name of the kind.
+        ranged: whether a range of numbers may be said of columns of the kind.
+        most_levels: largest number of levels that a column of the kind may have; None: any, or it
+            is one of numbers.
+        levels: number of levels of the column; None: it is one of numbers.
+        width: number of its dimensions in model space.
         noisy: whether a value may be many x.
     """
 
-    kind: Kind
+    kind: str
+    ranged: ClassVar[bool] = False
+    most_levels: ClassVar[int | None] = None
     levels: int | None = None
     width: int = 1
     noisy: bool = False
@@ -56,12 +77,46 @@ class Column(ABC):
     def __init__(self, name: str) -> None:
         self.name = name
 
+    # -- the kind ----------------------------------------------------------------------------------
+
+    @classmethod
+    def recognizes(cls, values: Series[Any]) -> bool:
+        """Whether values of which nothing is said are of this kind, if of none before it in
+        :data:`~pyro_mdm.tables.columns.kinds.KINDS`."""
+        return False
+
+    @classmethod  # noqa: B027  many kinds check nothing
+    def check(cls, name: str, values: Series[Any], spec: ColumnSpec) -> None:
+        """Raise DataError unless all values of a column may be of this kind, as it is said."""
+
+    @classmethod
+    @abstractmethod
+    def fit(
+        cls, name: str, values: Series[Any], train: NDArray[np.bool_], spec: ColumnSpec
+    ) -> Column:
+        """A column of this kind, fitted to values.
+
+        Args:
+            name: name of the column.
+            values: values of all rows, which :meth:`check` has passed.
+            train: mask of the training rows, (n,), among which two values differ.
+            spec: what is said of the column.
+        """
+
+    @classmethod
+    def doubts(cls, name: str, values: Series[Any]) -> list[str]:
+        """What is doubtful of values, none missing, that were taken for this kind, in words, with
+        what to do."""
+        return []
+
+    # -- the column --------------------------------------------------------------------------------
+
     def codes(self, values: Series[Any]) -> Values:
         """The codes of values, (n,) float64, NaN where missing (DataError: an unknown value)."""
-        codes = self._read(values)
+        codes = self.read(values)
         unknown = np.isnan(codes) & values.notna().to_numpy()
         if unknown.any():
-            raise DataError(self._refusal(values[unknown].iloc[0]))
+            raise DataError(self.refusal(values[unknown].iloc[0]))
         return codes
 
     def codes_in(self, table: DataFrame) -> Values:
@@ -70,14 +125,14 @@ class Column(ABC):
 
     def unknown(self, values: Series[Any]) -> NDArray[np.bool_]:
         """Which values the column cannot have, (n,)."""
-        return np.isnan(self._read(values)) & values.notna().to_numpy()
+        return np.isnan(self.read(values)) & values.notna().to_numpy()
 
     @abstractmethod
-    def _read(self, values: Series[Any]) -> Values:
+    def read(self, values: Series[Any]) -> Values:
         """The codes of values, NaN where missing and of those that the column cannot have."""
 
     @abstractmethod
-    def _refusal(self, value: object) -> str:
+    def refusal(self, value: object) -> str:
         """Why the column cannot have a value, and what to do."""
 
     @abstractmethod
@@ -106,18 +161,18 @@ class Column(ABC):
         return self.levels
 
     @property
-    def of_denoiser(self) -> list[Any]:
+    def denoiser_levels(self) -> list[Any]:
         """The levels of its dimensions in model space, as for MixedDenoiser."""
         return [OneHot(self.width) if self.width > 1 else self.places]
 
     @property
-    def told(self) -> str:
+    def in_words(self) -> str:
         """The column in words, without its name."""
         return self.kind
 
     @property
-    def said(self) -> str:
-        """What says the same of the column as its values did."""
+    def spec(self) -> str:
+        """The text that says of the column, as a kind, what its values said."""
         return self.kind
 
 
@@ -143,6 +198,27 @@ def as_written(table: DataFrame) -> DataFrame:
         numbers = values.to_numpy(dtype=f"f{values.dtype.itemsize}", na_value=math.nan)
         table[name] = numbers.astype(str).astype(np.float64)
     return table
+
+
+def check_numbers(name: str, values: Series[Any], spec: ColumnSpec, advice: str = "") -> None:
+    """Raise DataError unless values are numbers, in the range that is said if one is."""
+    numbers = numbers_of(values)
+    if (wrong := np.isnan(numbers) & values.notna().to_numpy()).any():
+        raise DataError(no_number(name, values[wrong].iloc[0]) + advice)
+    low, high = spec.ends or (-math.inf, math.inf)
+    if (outside := (numbers < low) | (numbers > high)).any():
+        raise DataError(
+            f"column {name!r} holds {numbers[outside][0]:g}, expected numbers in the range "
+            f"{range_in_words((low, high))} that --columns says; correct it, or say another range"
+        )
+
+
+def no_number(name: str, value: object) -> str:
+    """Why a value is none of a column of numbers."""
+    return (
+        f"column {name!r} holds {value!r}, expected a number; correct it, or say --columns "
+        f"{name}=categorical"
+    )
 
 
 def as_number(value: Any) -> float | None:

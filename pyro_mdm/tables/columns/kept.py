@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from models.files import DataError
+from pyro_mdm.support.checks import DataError
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
+
+__all__ = ["table_bytes", "table_of"]
 
 SCALARS = (bool, int, float, str)
 """What a value may be."""
@@ -25,7 +27,7 @@ SCALARS = (bool, int, float, str)
 
 def table_bytes(table: DataFrame) -> bytes:
     """A table as JSON (DataError: a column of values that are none of numbers, text and times)."""
-    columns = [{"name": str(name), **_column(str(name), column)} for name, column in table.items()]
+    columns = [{"name": str(name), **_column(str(name), values)} for name, values in table.items()]
     return json.dumps({"rows": len(table), "columns": columns}).encode()
 
 
@@ -37,8 +39,8 @@ def table_of(content: bytes) -> DataFrame:
         kept = json.loads(content)
         columns = [(column["name"], _values(column)) for column in kept["columns"]]
     except (KeyError, TypeError) as error:
-        raise ValueError(f"the content is no table that a run keeps: {error!r}") from error
-    table = pd.DataFrame(dict(enumerate(values for _, values in columns)), range(kept["rows"]))
+        raise ValueError(f"no table that a run keeps: {error!r}") from error
+    table = pd.DataFrame(dict(enumerate(column for _, column in columns)), range(kept["rows"]))
     return table.set_axis([name for name, _ in columns], axis=1)
 
 
@@ -49,20 +51,15 @@ def _column(name: str, values: Series[Any]) -> dict[str, Any]:
     kind = values.dtype
     if isinstance(kind, pd.CategoricalDtype):
         codes = [None if code < 0 else int(code) for code in values.cat.codes]
-        categories = _column(name, pd.Series(kind.categories))
-        return {
-            "dtype": "category",
-            "ordered": bool(kind.ordered),
-            "of": categories,
-            "values": codes,
-        }
+        levels = _column(name, pd.Series(kind.categories))
+        return {"dtype": "category", "ordered": bool(kind.ordered), "of": levels, "values": codes}
     if pd.api.types.is_datetime64_any_dtype(kind) or pd.api.types.is_timedelta64_dtype(kind):
         return {"dtype": str(kind), "values": values.astype("int64").tolist()}
     missing = values.isna().to_numpy()
     if infer_dtype(values) == "date" and is_object_dtype(kind):
         days = [None if day is None else day.isoformat() for day in values.where(~missing, None)]
         return {"dtype": "date", "values": days}
-    entries: list[Any] = []
+    items: list[Any] = []
     for value, gone in zip(values.astype(object), missing, strict=True):
         value = value.item() if isinstance(value, np.generic) else value
         if not gone and type(value) not in SCALARS:
@@ -71,8 +68,8 @@ def _column(name: str, values: Series[Any]) -> dict[str, Any]:
                 "text or times; convert it, as by .astype(str), or leave it out: --columns "
                 f"{name}=drop"
             )
-        entries.append(None if gone else value)
-    return {"dtype": str(kind), "values": entries}
+        items.append(None if gone else value)
+    return {"dtype": str(kind), "values": items}
 
 
 def _values(column: dict[str, Any]) -> Series[Any]:

@@ -1,7 +1,8 @@
 """Fitted columns as JSON, so that a trained run has the levels and scales of its model in itself.
 
-A column is ``{"class": name, "attributes": {…}}``. Attributes are numbers, text, true, false, null
-and lists of these as they are, and ``{kind: content}`` of the other kinds::
+A column is ``{"class": name, "attributes": {…}}``, where the name is of a class of ours, or that
+which a class of your own was named by, ``file.py:Name``. Attributes are numbers, text, true, false,
+null and lists of these as they are, and ``{kind: content}`` of the other kinds::
 
     {"number": "inf"}                     a number that JSON lacks
     {"tensor": [0.5, 1.0]}                float64, (n,)
@@ -20,38 +21,66 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.column import Column
-from models.dates import DateForm
-from models.level_columns import Boolean, Categorical, Ordinal
-from models.number_columns import Continuous, Dates, Mixed, Rounded
-from models.skipped import SkippedLevels, SkippedNumbers
+from pyro_mdm.tables.columns.base import Column
+from pyro_mdm.tables.columns.dates import DateForm
+from pyro_mdm.tables.columns.kinds import KINDS, FindKind, class_of
+from pyro_mdm.tables.columns.numbers import Bounded, Integer, Nonnegative
+from pyro_mdm.tables.columns.skipped import SkippedLevels, SkippedNumbers
 
-KINDS = (Boolean, Categorical, Continuous, Dates, Mixed, Ordinal, Rounded)
-CLASSES: dict[str, type[Column]] = {
-    cls.__name__: cls for cls in (*KINDS, SkippedLevels, SkippedNumbers)
+__all__ = ["column_facts", "column_of_facts"]
+
+EARLIER: dict[tuple[str, str], type[Column]] = {
+    ("Mixed", Bounded.kind): Bounded,
+    ("Mixed", Nonnegative.kind): Nonnegative,
+    ("Rounded", Integer.kind): Integer,
 }
+"""Classes of runs of earlier versions, whose columns of several kinds had one class."""
 
 
 def column_facts(column: Column) -> dict[str, Any]:
     """A column as JSON (TypeError: it has levels of another type than numbers and text)."""
     attributes = {name: _encoded(value) for name, value in vars(column).items()}
-    return {"class": type(column).__name__, "attributes": attributes}
+    name = type(column).__name__
+    ours = _classes().get(name) is type(column)
+    return {"class": name if ours else column.kind, "attributes": attributes}
 
 
-def column_of_facts(facts: Mapping[str, Any]) -> Column:
-    """The column of :func:`column_facts` (ValueError: of something else)."""
+def column_of_facts(facts: Mapping[str, Any], find_kind: FindKind | None = None) -> Column:
+    """The column of :func:`column_facts`.
+
+    Args:
+        facts: what it returned.
+        find_kind: function that returns a class of your own by its name.
+
+    Raises:
+        ValueError: something else, or a class that is not found.
+    """
     try:
-        cls = CLASSES[facts["class"]]
+        name, attributes = str(facts["class"]), dict(facts["attributes"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"no column that a run keeps: {error!r}") from error
+    cls = EARLIER.get((name, str(attributes.get("kind")))) or _classes().get(name)
+    try:
+        cls = cls or class_of(name, find_kind)
+    except ValueError as error:  # whoever refuses to run it has other words
+        raise ValueError(f"no column that a run keeps: {error}") from error
+    try:
         column = object.__new__(cls)
-        for name, value in facts["attributes"].items():
+        for name, value in attributes.items():
             if callable(getattr(cls, name, None)):
                 raise ValueError(f"{name} is a method of {cls.__name__}")
-            setattr(column, name, _decoded(value))
+            setattr(column, name, _decoded(value, find_kind))
         at = torch.zeros(1, column.width) if column.width > 1 else torch.zeros(1)
-        _ = column.name, column.told, column.said, column.values(column.unscaled(at).numpy())
+        _ = column.name, column.in_words, column.spec, column.values(column.unscaled(at).numpy())
         return column  # all attributes are there
     except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
         raise ValueError(f"no column that a run keeps: {error!r}") from error
+
+
+def _classes() -> dict[str, type[Column]]:
+    """Classes of columns that a run names by their names alone."""
+    classes: list[type[Column]] = [*KINDS.values(), Bounded, SkippedLevels, SkippedNumbers]
+    return {cls.__name__: cls for cls in classes}
 
 
 def _encoded(value: object) -> Any:
@@ -62,7 +91,7 @@ def _encoded(value: object) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list):
-        return [_encoded(one) for one in value]
+        return [_encoded(item) for item in value]
     if isinstance(value, Tensor) and value.dtype == torch.float64:
         return {"tensor": _encoded(value.tolist())}
     if isinstance(value, Column):
@@ -75,18 +104,18 @@ def _encoded(value: object) -> Any:
     raise TypeError(f"{value!r} is a {type(value).__name__}, expected numbers or text")
 
 
-def _decoded(value: object) -> Any:
+def _decoded(value: object, find_kind: FindKind | None = None) -> Any:
     import pandas as pd
 
     if isinstance(value, list):
-        return [_decoded(one) for one in value]
+        return [_decoded(item, find_kind) for item in value]
     match value:
         case {"number": str(text)}:
             return float(text)
         case {"tensor": list(numbers)}:
             return torch.tensor(_decoded(numbers), dtype=torch.float64)
         case {"column": dict(facts)}:
-            return column_of_facts(facts)
+            return column_of_facts(facts, find_kind)
         case {"dates": [dtype, pattern, step]}:
             kind = None if dtype is None else pd.api.types.pandas_dtype(dtype)
             return DateForm(kind, pattern, step)

@@ -1,21 +1,41 @@
-"""Columns of numbers and of dates, scaled to N(0, 1), with intervals where values have mass."""
+"""Columns of numbers, scaled to N(0, 1), with intervals where values have mass."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.column import Center, Column, Values, as_number, numbers_of, rows_in_words
-from models.column_kinds import DECIMALS, Kind, atoms_of, decimals_of, in_words
-from models.dates import DAY, DateForm, days_of
-from models.files import DataError
-from models.scales import (
+from pyro_mdm.support.checks import DataError
+from pyro_mdm.tables.columns.base import (
+    Center,
+    Column,
+    Values,
+    as_number,
+    check_numbers,
+    no_number,
+    numbers_of,
+    rows_in_words,
+)
+from pyro_mdm.tables.columns.evidence import (
+    DECIMALS,
+    FEW,
+    REPEATS,
+    SHARE,
+    STEPS,
+    atoms_of,
+    decimals_of,
+    far_nines,
+    finite_of,
+    is_name_of_codes,
+    may_be_names,
+)
+from pyro_mdm.tables.columns.scales import (
     KNOTS,
     MARGIN,
     along,
@@ -26,17 +46,29 @@ from models.scales import (
     smoothed,
     within,
 )
+from pyro_mdm.tables.columns.spec import ColumnSpec, Ends, range_in_words
 
 if TYPE_CHECKING:
     from pandas import Series
+
+__all__ = [
+    "END",
+    "EVERYWHERE",
+    "POINTS",
+    "Bounded",
+    "Continuous",
+    "Integer",
+    "Mixed",
+    "Nonnegative",
+    "Rounded",
+    "finite_numbers",
+]
 
 POINTS = 33
 """Points of a line of what is beside atoms."""
 END = 1.0
 """The part of a line, in model space, that its tail goes on with."""
 
-Ends = tuple[float, float]
-"""The least and the largest number that may be."""
 EVERYWHERE = (-math.inf, math.inf)
 """The ends of a column that has none."""
 
@@ -49,18 +81,42 @@ class Continuous(Column):
     flat outside of the fitted values, where the density would be 0.
 
     Args:
-        values: the values that it is fitted to, NaN where missing. The number of knots is the root
-            of theirs, at most 100.
+        name: name of the column.
+        values: values that it is fitted to, NaN where missing. The number of knots is the root of
+            theirs, at most 100.
+        plain: whether the line is that through quantiles, however few bends would do.
     """
 
-    kind: Kind = "continuous"
+    kind: str = "continuous"
+    ranged: ClassVar[bool] = True
 
     def __init__(self, name: str, values: Values, *, plain: bool = False) -> None:
         super().__init__(name)
-        known = np.sort(values[~np.isnan(values)])
-        if plain or not self._straighten(*shares(known), len(known)):
-            knots, share = quantiles(known)
-            self._set_line(knots, share.clip(0.5 / len(known), 1 - 0.5 / len(known)))
+        there = np.sort(values[~np.isnan(values)])
+        if plain or not self._straighten(*shares(there), len(there)):
+            knots, share = quantiles(there)
+            self._set_line(knots, share.clip(0.5 / len(there), 1 - 0.5 / len(there)))
+
+    @classmethod
+    def recognizes(cls, values: Series[Any]) -> bool:
+        return True
+
+    @classmethod
+    def check(cls, name: str, values: Series[Any], spec: ColumnSpec) -> None:
+        check_numbers(name, values, spec)
+
+    @classmethod
+    def fit(
+        cls, name: str, values: Series[Any], train: NDArray[np.bool_], spec: ColumnSpec
+    ) -> Column:
+        numbers = finite_numbers(name, values)
+        if spec.ends is not None:
+            return Bounded(name, numbers[train], numbers, spec.ends)
+        return cls(name, numbers[train], plain=spec.plain)
+
+    @classmethod
+    def doubts(cls, name: str, values: Series[Any]) -> list[str]:
+        return far_nines(values.to_numpy(dtype=np.float64))
 
     def _straighten(self, w: Values, share: Values, number: int, ends: Ends = EVERYWHERE) -> bool:
         """Set the line with the fewest bends, see :func:`fewest_bends`, if there is one."""
@@ -84,10 +140,10 @@ class Continuous(Column):
         self._w = torch.cat([w[:1] - start, w, w[-1:] + end])
         self._x = torch.cat([x[:1] - 1, x, x[-1:] + 1])
 
-    def _read(self, values: Series[Any]) -> Values:
+    def read(self, values: Series[Any]) -> Values:
         return finite_numbers(self.name, values)
 
-    def _refusal(self, value: object) -> str:
+    def refusal(self, value: object) -> str:
         return no_number(self.name, value)
 
     def values(self, codes: Values) -> Any:
@@ -104,12 +160,13 @@ class Continuous(Column):
         return np.asarray(draws.mean(0) if center == "mean" else np.median(draws, 0))
 
     @property
-    def told(self) -> str:
+    def in_words(self) -> str:
         return f"{self.kind}: a density on the whole line"
 
 
 class Mixed(Continuous):
-    r"""A density beside atoms, and none beyond an end: below 0 where no number is, or as said.
+    r"""A density beside atoms, see :func:`atoms_of`, and none beyond an end: below 0 where no
+    number is, or as said.
 
     x = Φ^{-1}(P(value < w)) at quantiles of what is no atom, and at an atom a from P(value < a) to
     P(value <= a), which is its interval; a line between. The least number is an end if it is an
@@ -118,31 +175,23 @@ class Mixed(Continuous):
     so that no x that is drawn reaches e.
 
     Args:
-        kind: "nonnegative", whose one atom is 0 if the column has it, or "mixed", see
-            :func:`atoms_of`; "continuous" has atoms at its ends alone, if numbers are there.
-        values: that it is fitted to, NaN where there is none.
+        name: name of the column.
+        values: numbers that it is fitted to, NaN where there is none.
         everything: numbers of all rows, which say where it ends.
-        ends: where it ends if that is said.
-
-    Raises:
-        DataError: a negative number in a nonnegative column.
+        ends: least and largest number that may be, if that is said.
     """
 
+    kind = "mixed"
     noisy = True
 
     def __init__(
-        self, kind: Kind, name: str, values: Values, everything: Values, ends: Ends | None = None
+        self, name: str, values: Values, everything: Values, ends: Ends | None = None
     ) -> None:
         Column.__init__(self, name)
-        self.kind, self._ends = kind, ends
-        known = np.sort(values[~np.isnan(values)])
+        self._ends = ends
+        there = np.sort(values[~np.isnan(values)])
         least, most = float(np.nanmin(everything)), float(np.nanmax(everything))
-        if kind == "nonnegative" and least < 0 and ends is None:
-            raise DataError(
-                f"column {name!r} holds {least:g}, expected no negative number in a nonnegative "
-                f"one; say --columns {name}=continuous"
-            )
-        atoms = atoms_of(known) if kind == "mixed" else np.empty(0)
+        atoms = self._repeated(there)
         if ends is not None:
             atoms = np.union1d(atoms, [end for end in ends if end in (least, most)])
             self._lower, self._upper = ends
@@ -152,8 +201,8 @@ class Mixed(Continuous):
             self._lower = least if least in atoms else 0.0 if least >= 0 else -math.inf
             self._upper = most if most in atoms else math.inf
         ends = self._lower, self._upper
-        if len(atoms) or not self._straighten(*shares(known), len(known), ends):
-            self._set_line(*_beside(atoms, known, ends))
+        if len(atoms) or not self._straighten(*shares(there), len(there), ends):
+            self._set_line(*_beside(atoms, there, ends))
         first = np.searchsorted(self._w.numpy(), atoms)
         low, high = self._x[first].clone(), self._x[first + 1]
         if len(atoms):
@@ -162,14 +211,29 @@ class Mixed(Continuous):
         self.atoms, self._low, self._high = torch.from_numpy(atoms), low, high
         self._set_tails(self._lower not in atoms, self._upper not in atoms)
 
-    def _read(self, values: Series[Any]) -> Values:
-        codes = super()._read(values)
+    @classmethod
+    def recognizes(cls, values: Series[Any]) -> bool:
+        return len(atoms_of(finite_of(values))) > 0
+
+    @classmethod
+    def fit(
+        cls, name: str, values: Series[Any], train: NDArray[np.bool_], spec: ColumnSpec
+    ) -> Column:
+        numbers = finite_numbers(name, values)
+        return cls(name, numbers[train], numbers, spec.ends)
+
+    def _repeated(self, values: Values) -> Values:
+        """Numbers among sorted values that are atoms, whether they are ends or not."""
+        return atoms_of(values)
+
+    def read(self, values: Series[Any]) -> Values:
+        codes = super().read(values)
         outside = (codes < self._lower) | (codes > self._upper)
         for end, *_ in self._tails:
             outside |= codes == end
         return np.where(outside, math.nan, codes)
 
-    def _refusal(self, value: object) -> str:
+    def refusal(self, value: object) -> str:
         open_ends = [end for end, *_ in self._tails]
         return _refused_number(self.name, value, self._lower, self._upper, open_ends)
 
@@ -186,9 +250,9 @@ class Mixed(Continuous):
         atoms = self.atoms.to(codes.device)
         k = torch.searchsorted(atoms, codes.contiguous()).clamp_max(len(atoms) - 1)
         low, high = self._low.to(codes.device)[k], self._high.to(codes.device)[k]
-        own, log_density = within(low, high, noise)
+        drawn, log_density = within(low, high, noise)
         here = codes == atoms[k]
-        return torch.where(here, own, x), torch.where(here, -log_density, log_slope)
+        return torch.where(here, drawn, x), torch.where(here, -log_density, log_slope)
 
     def unscaled(self, x: Tensor) -> Tensor:
         x = x.double()
@@ -219,22 +283,60 @@ class Mixed(Continuous):
         return middle
 
     @property
-    def told(self) -> str:
+    def in_words(self) -> str:
         ends = _ends(self._lower, self._upper)
         if len(self.atoms) == 0:
             return f"{self.kind}: a density{ends}"
         shares = (share_below(self._high) - share_below(self._low)).tolist()
-        each = [f"{a:g} ({s:.1%})" for a, s in zip(self.atoms.tolist(), shares, strict=True)]
-        more = f" and {len(each) - 5} more" if len(each) > 5 else ""
-        return f"{self.kind}: atoms {', '.join(each[:5])}{more}, and a density beside them{ends}"
+        atoms = [f"{a:g} ({s:.1%})" for a, s in zip(self.atoms.tolist(), shares, strict=True)]
+        more = f" and {len(atoms) - 5} more" if len(atoms) > 5 else ""
+        return f"{self.kind}: atoms {', '.join(atoms[:5])}{more}, and a density beside them{ends}"
 
     @property
-    def said(self) -> str:
+    def spec(self) -> str:
         return _with_ends(self.kind, self._ends)
 
 
+class Nonnegative(Mixed):
+    """A density on positive numbers, beside an atom at 0 if the column has it.
+
+    Raises:
+        DataError: a negative number, and no range is said.
+    """
+
+    kind = "nonnegative"
+
+    def __init__(
+        self, name: str, values: Values, everything: Values, ends: Ends | None = None
+    ) -> None:
+        least = float(np.nanmin(everything))
+        if least < 0 and ends is None:
+            raise DataError(
+                f"column {name!r} holds {least:g}, expected no negative number in a nonnegative "
+                f"one; say --columns {name}=continuous"
+            )
+        super().__init__(name, values, everything, ends)
+
+    @classmethod
+    def recognizes(cls, values: Series[Any]) -> bool:
+        numbers = finite_of(values)
+        return len(numbers) > 0 and bool((numbers >= 0).all())
+
+    def _repeated(self, values: Values) -> Values:
+        return np.empty(0)
+
+
+class Bounded(Mixed):
+    """A continuous column with a range, and atoms at its ends, if numbers are there."""
+
+    kind = "continuous"
+
+    def _repeated(self, values: Values) -> Values:
+        return np.empty(0)
+
+
 class Rounded(Continuous):
-    r"""Multiples of a power of ten, each with its probability: integers, or rounded numbers.
+    r"""Multiples of a power of ten, each with its probability.
 
     The interval of w is that of all that would be rounded to it, w ± ½ step, its ends being
     x = Φ^{-1}(P(value < end)) at the ends of the values at quantiles, and on a line between and
@@ -242,44 +344,77 @@ class Rounded(Continuous):
     that is below.
 
     Args:
-        kind: "integer" or "rounded".
-        values: that it is fitted to, NaN where there is none.
+        name: name of the column.
+        values: numbers that it is fitted to, NaN where there is none.
         everything: numbers of all rows, which say what they are rounded to and whether they end at
             0.
-        ends: the least and the largest if that is said.
+        ends: least and largest number that may be, if that is said.
 
     Raises:
         DataError: numbers that are not rounded so.
     """
 
+    kind = "rounded"
     noisy = True
 
     def __init__(
-        self, kind: Kind, name: str, values: Values, everything: Values, ends: Ends | None = None
+        self, name: str, values: Values, everything: Values, ends: Ends | None = None
     ) -> None:
         Column.__init__(self, name)
-        self.kind, self._ends = kind, ends
-        decimals = 0 if kind == "integer" else decimals_of(everything)
-        if decimals is None:
-            raise DataError(
-                f"column {name!r} has numbers of more than {DECIMALS} decimals, expected rounded "
-                f"ones; say --columns {name}=continuous"
-            )
-        self._decimals = decimals
+        self._ends = ends
+        self._decimals = self._digits(everything)
         least = 0.0 if float(np.nanmin(everything)) >= 0 else -math.inf
         self._lower, self._upper = (least, math.inf) if ends is None else ends
         if (wrong := self._unrounded(everything)).any():
-            raise DataError(self._refusal(everything[wrong][0]))
-        known = np.sort(self._whole(values[~np.isnan(values)]))
-        edges = np.unique(np.concatenate([known - 0.5, known + 0.5]))
-        share = smoothed(np.searchsorted(known, edges), len(known))
-        if self._straighten(edges, share, len(known)):
+            raise DataError(self.refusal(everything[wrong][0]))
+        there = np.sort(self._whole(values[~np.isnan(values)]))
+        edges = np.unique(np.concatenate([there - 0.5, there + 0.5]))
+        share = smoothed(np.searchsorted(there, edges), len(there))
+        if self._straighten(edges, share, len(there)):
             return
-        number = int(np.clip(math.isqrt(len(known)), 2, KNOTS))
-        places = np.linspace(0, len(known) - 1, number).round().astype(int)
-        edges = np.unique(np.concatenate([known[places] - 0.5, known[places] + 0.5]))
-        self._set_line(edges, smoothed(np.searchsorted(known, edges), len(known)))
+        number = int(np.clip(math.isqrt(len(there)), 2, KNOTS))
+        places = np.linspace(0, len(there) - 1, number).round().astype(int)
+        edges = np.unique(np.concatenate([there[places] - 0.5, there[places] + 0.5]))
+        self._set_line(edges, smoothed(np.searchsorted(there, edges), len(there)))
         self._set_tails()
+
+    @classmethod
+    def recognizes(cls, values: Series[Any]) -> bool:
+        numbers = finite_of(values)
+        decimals = decimals_of(numbers)
+        if len(numbers) == 0 or decimals is None:
+            return False
+        if np.ptp(numbers) * 10.0**decimals <= STEPS:
+            return True
+        counts = np.unique(numbers, return_counts=True)[1]
+        rare = counts[counts < max(REPEATS, SHARE * len(numbers))]
+        return bool(2 * len(rare) <= rare.sum()) and not len(atoms_of(numbers))
+
+    @classmethod
+    def fit(
+        cls, name: str, values: Series[Any], train: NDArray[np.bool_], spec: ColumnSpec
+    ) -> Column:
+        numbers = finite_numbers(name, values)
+        return cls(name, numbers[train], numbers, spec.ends)
+
+    @classmethod
+    def doubts(cls, name: str, values: Series[Any]) -> list[str]:
+        number = len(np.unique(values.to_numpy(dtype=np.float64)))
+        few = (
+            f"it has {number} different numbers; if there can be no other, say --columns "
+            f"{name}=ordinal"
+        )
+        return super().doubts(name, values) + [few] * (number <= FEW)
+
+    def _digits(self, numbers: Values) -> int:
+        """Digits behind the point that numbers are rounded to."""
+        decimals = decimals_of(numbers)
+        if decimals is None:
+            raise DataError(
+                f"column {self.name!r} has numbers of more than {DECIMALS} decimals, expected "
+                f"rounded ones; say --columns {self.name}=continuous"
+            )
+        return decimals
 
     def _whole(self, values: Values) -> Values:
         return np.asarray((values * 10.0**self._decimals).round())
@@ -287,12 +422,12 @@ class Rounded(Continuous):
     def _unrounded(self, values: Values) -> NDArray[np.bool_]:
         return np.asarray((np.round(values, self._decimals) != values) & ~np.isnan(values))
 
-    def _read(self, values: Series[Any]) -> Values:
-        codes = super()._read(values)
+    def read(self, values: Series[Any]) -> Values:
+        codes = super().read(values)
         wrong = self._unrounded(codes) | (codes < self._lower) | (codes > self._upper)
         return np.where(wrong, math.nan, codes)
 
-    def _refusal(self, value: object) -> str:
+    def refusal(self, value: object) -> str:
         number = as_number(value)
         if number is not None and self._unrounded(np.array([number]))[0]:
             expected = f"numbers of {self._decimals} decimals" if self._decimals else "whole ones"
@@ -303,8 +438,6 @@ class Rounded(Continuous):
         return _refused_number(self.name, value, self._lower, self._upper)
 
     def values(self, codes: Values) -> Any:
-        if self.kind == "integer":
-            return codes.round().astype(np.int64)
         return np.round(codes, self._decimals)
 
     def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -331,82 +464,47 @@ class Rounded(Continuous):
         return np.asarray(self.values(super().center(draws, center)))
 
     @property
-    def told(self) -> str:
+    def in_words(self) -> str:
         what = "integer" if self._decimals == 0 else f"number of {self._decimals} decimals"
         return f"{self.kind}: a probability of each {what}{_ends(self._lower, self._upper)}"
 
     @property
-    def said(self) -> str:
+    def spec(self) -> str:
         return _with_ends(self.kind, self._ends)
 
 
-class Dates(Column):
-    """A column of dates: a probability of each day, or a density where they have a time of day.
-
-    Codes are days since 1970. Values have the form that those of the table have.
-
-    Args:
-        values: of all rows.
-        train: the mask of the training rows.
+class Integer(Rounded):
+    """Whole numbers, each with its probability.
 
     Raises:
-        DataError: a value that is no date.
+        DataError: other numbers.
     """
 
-    kind = "date"
-    noisy = True
+    kind = "integer"
 
-    def __init__(self, name: str, values: Series[Any], train: NDArray[np.bool_]) -> None:
-        super().__init__(name)
-        days = days_of(values)
-        if (wrong := np.isnan(days) & values.notna().to_numpy()).any():
-            raise DataError(
-                f"column {name!r} holds {str(values[wrong].iloc[0])!r}, expected a date, such as "
-                f"2024-12-31 or 2024-12-31 23:59; correct it, or leave the entry empty"
+    @classmethod
+    def recognizes(cls, values: Series[Any]) -> bool:
+        numbers = finite_of(values)
+        return len(numbers) > 0 and decimals_of(numbers) == 0
+
+    @classmethod
+    def doubts(cls, name: str, values: Series[Any]) -> list[str]:
+        numbers = values.to_numpy(dtype=np.float64)
+        doubts = far_nines(numbers)
+        if is_name_of_codes(name):
+            doubts += may_be_names(name)
+        elif len(np.unique(numbers)) == len(numbers) and (np.diff(numbers) > 0).all():
+            doubts.append(
+                f"its numbers increase from row to row, as in a key; say --columns {name}=drop if "
+                "so"
             )
-        self._form = DateForm.of(values)
-        ends = np.array([np.nanmin(days), np.nanmax(days)])
-        self._first, self._last = map(str, self._form.dates(ends))
-        self._line: Continuous = (
-            Rounded("integer", name, days[train], days, EVERYWHERE)
-            if self._form.step == DAY
-            else Continuous(name, days[train])
-        )
+        return doubts
 
-    def _read(self, values: Series[Any]) -> Values:
-        import pandas as pd
-
-        days = days_of(values)
-        if self._form.step == DAY and getattr(values.dtype, "tz", None) is not None:
-            days = np.floor(days)  # where a clock was put forward at midnight, the day begins later
-        return self._line._read(pd.Series(days))
-
-    def _refusal(self, value: object) -> str:
-        day = ", without a time of day" if self._form.step == DAY else ""
-        return (
-            f"column {self.name!r} holds {str(value)!r}, expected a date such as {self._first}"
-            f"{day}; correct it, or leave the entry empty"
-        )
+    def _digits(self, numbers: Values) -> int:
+        return 0
 
     def values(self, codes: Values) -> Any:
-        return self._form.dates(codes)
-
-    def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._line.scaled(codes, noise)
-
-    def unscaled(self, x: Tensor) -> Tensor:
-        return self._line.unscaled(x)
-
-    def center(self, draws: Values, center: Center) -> Values:
-        import pandas as pd
-
-        days = np.stack([days_of(pd.Series(own)) for own in draws])
-        return np.asarray(self.values(self._line.center(days, center)))
-
-    @property
-    def told(self) -> str:
-        what = "a probability of each day" if self._form.step == DAY else "a density"
-        return f"date: {what}, {self._first} to {self._last} in the table"
+        return codes.round().astype(np.int64)
 
 
 def finite_numbers(name: str, values: Series[Any]) -> Values:
@@ -420,21 +518,21 @@ def finite_numbers(name: str, values: Series[Any]) -> Values:
     return numbers
 
 
-def _beside(atoms: Values, known: Values, ends: Ends) -> tuple[Values, Values]:
+def _beside(atoms: Values, values: Values, ends: Ends) -> tuple[Values, Values]:
     """Points (w, share) of the line of sorted values, among which each atom is twice: where it
     begins and where it ends."""
-    rest = known[~np.isin(known, atoms)]
+    rest = values[~np.isin(values, atoms)]
     knots, share = _scale_of(rest, ends) if len(rest) else (np.empty(0), np.empty(0))
     inner = ~np.isin(knots, atoms)
     knots, share = knots[inner], share[inner]
     below = np.interp(atoms, knots, share, 0.0, 1.0) if len(knots) else 0 * atoms
-    before = len(rest) * below + np.searchsorted(known, atoms) - np.searchsorted(rest, atoms)
-    counts = np.searchsorted(known, atoms, "right") - np.searchsorted(known, atoms)
-    of_atoms = np.searchsorted(known, knots) - np.searchsorted(rest, knots)
+    before = len(rest) * below + np.searchsorted(values, atoms) - np.searchsorted(rest, atoms)
+    counts = np.searchsorted(values, atoms, "right") - np.searchsorted(values, atoms)
+    of_atoms = np.searchsorted(values, knots) - np.searchsorted(rest, knots)
     w = np.concatenate([knots, atoms, atoms])
     rank = np.concatenate([len(rest) * share + of_atoms, before, before + counts])
     order = np.lexsort((rank, w))
-    return w[order], smoothed(rank[order], len(known))
+    return w[order], smoothed(rank[order], len(values))
 
 
 def _scale_of(values: Values, ends: Ends) -> tuple[Values, Values]:
@@ -452,8 +550,8 @@ def _ends(lower: float, upper: float) -> str:
     return low + (f", none above {upper:g}" if upper < math.inf else "")
 
 
-def _with_ends(kind: Kind, ends: Ends | None) -> str:
-    return kind if ends is None else f"{kind} {in_words(ends)}"
+def _with_ends(kind: str, ends: Ends | None) -> str:
+    return kind if ends is None else f"{kind} {range_in_words(ends)}"
 
 
 def _refused_number(
@@ -468,11 +566,4 @@ def _refused_number(
     return (
         f"column {name!r} holds {number:g}, and the table of the run has none {where}; leave the "
         f"entry empty, or train with --columns {name}=continuous"
-    )
-
-
-def no_number(name: str, value: object) -> str:
-    return (
-        f"column {name!r} holds {value!r}, expected a number; correct it, or say --columns "
-        f"{name}=categorical"
     )

@@ -16,11 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.column import Center, Column, Values
-from models.level_columns import Categorical, shown
+from pyro_mdm.tables.columns.base import Center, Column, Values
+from pyro_mdm.tables.columns.levels import Categorical, shown
+from pyro_mdm.tables.columns.spec import ColumnSpec
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
+
+__all__ = ["ABSENT", "HIDDEN", "Rule", "Skipped", "SkippedLevels", "SkippedNumbers", "skipped"]
 
 ABSENT, HIDDEN = math.inf, -math.inf
 """Codes of a number that does not exist, and of one that does and is not known."""
@@ -76,6 +79,12 @@ class Skipped(Column):
         self.column = column
         self._told_by, self._where, self._exact = rule
 
+    @classmethod
+    def fit(
+        cls, name: str, values: Series[Any], train: NDArray[np.bool_], spec: ColumnSpec
+    ) -> Column:
+        raise TypeError(f"a {cls.__name__} is made of a fitted column, by skipped(column, rule)")
+
     @property
     def rule(self) -> Rule:
         """What tells where it is absent."""
@@ -89,19 +98,19 @@ class Skipped(Column):
     def _of_empty(self, codes: Values) -> Values:
         return codes
 
-    def _read(self, values: Series[Any]) -> Values:
-        return self.column._read(values)
+    def read(self, values: Series[Any]) -> Values:
+        return self.column.read(values)
 
-    def _refusal(self, value: object) -> str:
-        return self.column._refusal(value)
-
-    @property
-    def told(self) -> str:
-        return f"{self.column.told}; absent {self.rule.in_words}"
+    def refusal(self, value: object) -> str:
+        return self.column.refusal(value)
 
     @property
-    def said(self) -> str:
-        return f"{self.column.said} absent"
+    def in_words(self) -> str:
+        return f"{self.column.in_words}; absent {self.rule.in_words}"
+
+    @property
+    def spec(self) -> str:
+        return f"{self.column.spec} absent"
 
 
 class SkippedNumbers(Skipped):
@@ -147,7 +156,7 @@ class SkippedNumbers(Skipped):
         return np.asarray(pd.Series(middle).infer_objects().to_numpy())
 
     @property
-    def of_denoiser(self) -> list[Any]:
+    def denoiser_levels(self) -> list[Any]:
         return [2, None]
 
 
@@ -168,7 +177,7 @@ class SkippedLevels(Skipped, Categorical):
         return self.levels - 1.0
 
     @property
-    def _known(self) -> Sequence[Any]:  # type: ignore[override]
+    def _in_order(self) -> Sequence[Any]:  # type: ignore[override]
         assert self.column.levels is not None
         return [*self.column.values(np.arange(self.column.levels)), None]
 

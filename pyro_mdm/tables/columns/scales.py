@@ -10,6 +10,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+__all__ = [
+    "KNOTS",
+    "MARGIN",
+    "along",
+    "fewest_bends",
+    "quantiles",
+    "share_below",
+    "shares",
+    "smoothed",
+    "within",
+]
+
 KNOTS = 100
 """The most quantiles for the scale of a column."""
 BENDS = (0, 1, 2, 3, 5, 8, 13, 21, 34)

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.skipped import Rule
+from pyro_mdm.tables.columns.skipped import Rule
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
+
+__all__ = ["Pattern", "dependent_gaps", "never_together", "patterns", "skip_rules"]
 
 FALSE_ALARM = 1e-6
 """The most probability that gaps by chance alone, in any column, count as depending on another."""
@@ -44,7 +46,7 @@ def dependent_gaps(table: DataFrame, names: Sequence[str]) -> dict[str, str]:
     gaps = {name: table[name].isna().to_numpy() for name in names}
     gaps = {name: gone for name, gone in gaps.items() if gone.any() and not gone.all()}
     tests = len(gaps) * sum(map(len, scores.values()))
-    found: dict[str, str] = {}
+    depends: dict[str, str] = {}
     for name, gone in gaps.items():
         exponents = {
             other: max(_exponent(gone, score) for score in of_other)
@@ -53,8 +55,8 @@ def dependent_gaps(table: DataFrame, names: Sequence[str]) -> dict[str, str]:
         }
         most = max(exponents, key=lambda other: exponents[other], default=None)
         if most is not None and exponents[most] > math.log(2 * tests / FALSE_ALARM):
-            found[name] = most
-    return found
+            depends[name] = most
+    return depends
 
 
 def _scores(values: Series[Any]) -> Iterator[NDArray[np.float64]]:
@@ -88,7 +90,7 @@ class Pattern(NamedTuple):
     Attributes:
         columns: their names.
         rows: the number of rows where they are empty.
-        of: the number of all rows.
+        total: number of all rows.
         auc: how well the other columns predict it, the area under the ROC curve of rows that the
             prediction was not fitted to; NaN where too few rows are empty, or are not.
         error: its standard error.
@@ -99,7 +101,7 @@ class Pattern(NamedTuple):
 
     columns: list[str]
     rows: int
-    of: int
+    total: int
     auc: float
     error: float
     depends_on: str | None
@@ -109,7 +111,7 @@ class Pattern(NamedTuple):
     @property
     def in_words(self) -> str:
         names = ", ".join(self.columns[:4]) + (", …" if len(self.columns) > 4 else "")
-        where = f"{names}: empty in {self.rows:,} of {self.of:,} rows"
+        where = f"{names}: empty in {self.rows:,} of {self.total:,} rows"
         auc = "" if math.isnan(self.auc) else f" (AUC {self.auc:.2f} ± {self.error:.2f})"
         name = self.columns[0]
         if self.rule is not None:
@@ -143,15 +145,15 @@ def patterns(
     """
     unseen = skip_rules(table, names, np.ones(len(table), dtype=np.bool_))
     depends, groups = dependent_gaps(table, names), _alike(table, names)
-    found = []
+    result = []
     for number, columns in enumerate(groups):
         gone = table[columns[0]].isna().to_numpy()
         others = [name for name in names if name not in columns]
         auc, error = _auc(table[others], gone) if number < MOST_PATTERNS else (math.nan, math.nan)
         on, rule = depends.get(columns[0]), rules.get(columns[0])
         rows, none = int(gone.sum()), unseen.get(columns[0])
-        found.append(Pattern(columns, rows, len(table), auc, error, on, rule, none))
-    return found
+        result.append(Pattern(columns, rows, len(table), auc, error, on, rule, none))
+    return result
 
 
 def never_together(table: DataFrame, names: Sequence[str]) -> list[tuple[str, str]]:

@@ -1,0 +1,200 @@
+"""Columns of dates: days since 1970, and the form that the table has them in."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyro_mdm.support.checks import DataError
+from pyro_mdm.tables.columns.base import Center, Column, Values
+from pyro_mdm.tables.columns.numbers import EVERYWHERE, Continuous, Integer
+from pyro_mdm.tables.columns.spec import ColumnSpec
+
+if TYPE_CHECKING:
+    from pandas import Series
+
+__all__ = ["DAY", "DateForm", "Dates", "days_of", "is_dates"]
+
+ISO = r"\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}(?::\d{2}(?:\.\d{1,6})?)?)?"
+"""A date in text, with or without a time of day, in no time zone."""
+
+DAY = 86_400_000_000
+"""Microseconds of a day."""
+STEPS = (DAY, 60_000_000, 1_000_000, 1_000, 1)
+"""What dates are multiples of: a day, a minute, a second, a millisecond or a microsecond."""
+FIRST, LAST = -719_162, 2_932_896
+"""The days of the years 1 and 9999; of nanoseconds in 64 bits, :data:`REACH` around 1970."""
+REACH = 106_000
+
+
+def is_dates(values: Series[Any]) -> bool:
+    """Whether a column has dates: by its type, or because each value is such an object or text."""
+    import pandas as pd
+
+    if pd.api.types.is_datetime64_any_dtype(values):
+        return True
+    if isinstance(values.dtype, pd.CategoricalDtype) or pd.api.types.is_numeric_dtype(values):
+        return False
+    there = values.dropna()
+    if len(there) == 0:
+        return False
+    if isinstance(there.iloc[0], datetime.date):
+        return pd.api.types.infer_dtype(there) in ("date", "datetime")
+    if not (isinstance(there.iloc[0], str) and re.fullmatch(ISO, there.iloc[0])):
+        return False
+    return not np.isnan(days_of(there)).any()
+
+
+def days_of(values: Series[Any]) -> Values:
+    """Days since 1970 of dates, (n,) float64, NaN where there is none or it is no date."""
+    import pandas as pd
+
+    stamps = values
+    if pd.api.types.infer_dtype(values, skipna=True) in ("date", "datetime"):
+        stamps = pd.to_datetime(values, errors="coerce")
+    elif not pd.api.types.is_datetime64_any_dtype(values):
+        text = values.astype(object).map(str, na_action="ignore")
+        iso = text.map(lambda text: re.fullmatch(ISO, text) is not None, na_action="ignore")
+        text = text.where(iso.eq(True))
+        stamps = pd.to_datetime(text, format="ISO8601", errors="coerce")
+    if getattr(stamps.dtype, "tz", None) is not None:
+        stamps = stamps.dt.tz_localize(None)  # as the clocks there show it
+    days = (stamps - pd.Timestamp(0)) / pd.Timedelta(days=1)
+    return np.asarray(days.to_numpy(dtype=np.float64, na_value=np.nan))
+
+
+class DateForm(NamedTuple):
+    """The form of the dates of a column.
+
+    Attributes:
+        dtype: of a column of type datetime64, else None.
+        pattern: of text, as ``strftime`` has it; None: they are objects.
+        step: microseconds that all dates are multiples of.
+    """
+
+    dtype: Any
+    pattern: str | None
+    step: int
+
+    @classmethod
+    def from_values(cls, values: Series[Any]) -> DateForm:
+        """The form of a column of dates."""
+        import pandas as pd
+
+        there = values.dropna()
+        micros = np.round(days_of(there) * DAY)
+        step = next(step for step in STEPS if (micros % step == 0).all())
+        if pd.api.types.is_datetime64_any_dtype(values):
+            return cls(values.dtype, None, step)
+        if not isinstance(there.iloc[0], str):
+            return cls(None, None, step)
+        longest = str(max(there, key=len))
+        pattern = "%Y-%m-%d"
+        if len(longest) > 10:
+            pattern += longest[10] + "%H:%M" + (":%S" if len(longest) > 16 else "")
+        return cls(None, pattern + (".%f" if len(longest) > 19 else ""), step)
+
+    def dates(self, days: Values) -> Any:
+        """The dates of days (n,), to the step, in this form."""
+        import pandas as pd
+
+        in_nanoseconds = self.dtype is not None and "[ns" in str(self.dtype)
+        first, last = (-REACH, REACH) if in_nanoseconds else (FIRST, LAST)
+        micros = np.round(days.clip(first, last) * (DAY / self.step)) * self.step
+        stamps = pd.DatetimeIndex(micros.astype(np.int64).astype("datetime64[us]"))
+        if self.dtype is not None:
+            if (zone := getattr(self.dtype, "tz", None)) is not None:
+                first_of_two = np.ones(len(stamps), bool)
+                stamps = stamps.tz_localize(
+                    zone, ambiguous=first_of_two, nonexistent="shift_forward"
+                )
+            return stamps.astype(self.dtype)
+        if self.pattern is None:
+            whole = self.step == DAY
+            return np.array([s.date() if whole else s.to_pydatetime() for s in stamps], object)
+        return stamps.strftime(self.pattern).to_numpy(dtype=object)
+
+
+class Dates(Column):
+    """A column of dates: a probability of each day, or a density where they have a time of day.
+
+    Codes are days since 1970. Values have the form that those of the table have.
+
+    Args:
+        name: name of the column.
+        values: dates of all rows.
+        train: mask of the training rows.
+
+    Raises:
+        DataError: a value that is no date.
+    """
+
+    kind = "date"
+    noisy = True
+
+    def __init__(self, name: str, values: Series[Any], train: NDArray[np.bool_]) -> None:
+        super().__init__(name)
+        days = days_of(values)
+        if (wrong := np.isnan(days) & values.notna().to_numpy()).any():
+            raise DataError(
+                f"column {name!r} holds {str(values[wrong].iloc[0])!r}, expected a date, such as "
+                f"2024-12-31 or 2024-12-31 23:59; correct it, or leave the entry empty"
+            )
+        self._form = DateForm.from_values(values)
+        ends = np.array([np.nanmin(days), np.nanmax(days)])
+        self._first, self._last = map(str, self._form.dates(ends))
+        self._line: Continuous = (
+            Integer(name, days[train], days, EVERYWHERE)
+            if self._form.step == DAY
+            else Continuous(name, days[train])
+        )
+
+    @classmethod
+    def recognizes(cls, values: Series[Any]) -> bool:
+        return is_dates(values)
+
+    @classmethod
+    def fit(
+        cls, name: str, values: Series[Any], train: NDArray[np.bool_], spec: ColumnSpec
+    ) -> Column:
+        return cls(name, values, train)
+
+    def read(self, values: Series[Any]) -> Values:
+        import pandas as pd
+
+        days = days_of(values)
+        if self._form.step == DAY and getattr(values.dtype, "tz", None) is not None:
+            days = np.floor(days)  # where a clock was put forward at midnight, the day begins later
+        return self._line.read(pd.Series(days))
+
+    def refusal(self, value: object) -> str:
+        day = ", without a time of day" if self._form.step == DAY else ""
+        return (
+            f"column {self.name!r} holds {str(value)!r}, expected a date such as {self._first}"
+            f"{day}; correct it, or leave the entry empty"
+        )
+
+    def values(self, codes: Values) -> Any:
+        return self._form.dates(codes)
+
+    def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._line.scaled(codes, noise)
+
+    def unscaled(self, x: Tensor) -> Tensor:
+        return self._line.unscaled(x)
+
+    def center(self, draws: Values, center: Center) -> Values:
+        import pandas as pd
+
+        days = np.stack([days_of(pd.Series(row)) for row in draws])
+        return np.asarray(self.values(self._line.center(days, center)))
+
+    @property
+    def in_words(self) -> str:
+        what = "a probability of each day" if self._form.step == DAY else "a density"
+        return f"date: {what}, {self._first} to {self._last} in the table"

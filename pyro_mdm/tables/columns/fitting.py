@@ -1,0 +1,225 @@
+"""All columns of a table: fitted to it, and between the table, its codes and model space.
+
+See :mod:`pyro_mdm.tables.columns.base`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyro_mdm import randomness
+from pyro_mdm.likelihoods.dequantization import Dequantized
+from pyro_mdm.support.checks import DataError
+from pyro_mdm.tables.columns.base import Column, rows_in_words
+from pyro_mdm.tables.columns.gaps import skip_rules
+from pyro_mdm.tables.columns.kinds import (
+    DROP,
+    KINDS,
+    FindKind,
+    class_of,
+    kinds_of,
+    left_out,
+    parse_spec,
+)
+from pyro_mdm.tables.columns.levels import shown
+from pyro_mdm.tables.columns.skipped import Rule, skipped
+from pyro_mdm.tables.columns.spec import OTHERS, PLAIN, ColumnSpec, range_in_words
+
+if TYPE_CHECKING:
+    from pandas import DataFrame, Series
+
+__all__ = [
+    "Unknown",
+    "decode",
+    "encode",
+    "fit_columns",
+    "known_alone",
+    "to_model_space",
+    "unknown_in",
+]
+
+
+def fit_columns(
+    table: DataFrame,
+    train: NDArray[np.bool_],
+    kinds: Mapping[str, str] | None = None,
+    find_kind: FindKind | None = None,
+) -> list[Column]:
+    """The columns of a table, with scales and categories of the training rows.
+
+    Args:
+        table: all rows.
+        train: mask of training rows, (n,). Ordinal columns have the values of all rows, and
+            columns of numbers end where all rows do.
+        kinds: by name what replaces :func:`~pyro_mdm.tables.columns.kind_of`: a kind, of which
+            "drop" leaves a column out, an order or a range, see
+            :func:`~pyro_mdm.tables.columns.kinds.parse_spec`. The kind of "*" is that of all
+            columns without one. Those without one that say nothing are left out, see
+            :func:`~pyro_mdm.tables.columns.kinds.left_out`.
+        find_kind: function that returns the class of a kind of your own, which ``kinds`` names as
+            ``file.py:Name``.
+
+    Raises:
+        DataError: an unknown column or kind; a column of a kind that its values cannot have, with
+            values beyond its range or order, or, if its kind is given, without two values; no
+            column is left.
+    """
+    kinds = dict(kinds or {})
+    for name, text in kinds.items():
+        if name not in table.columns and name != OTHERS:
+            raise DataError(
+                f"--columns names {name!r}, and the table has no such column; expected one of "
+                f"{', '.join(map(str, table.columns))}"
+            )
+        parse_spec(name, text)
+    without = left_out(table, train, kinds)
+    columns = []
+    for name, kind in kinds_of(table, kinds).items():
+        if kind != DROP and name not in without:
+            spec = parse_spec(name, kinds[name]) if name in kinds else ColumnSpec()
+            spec = spec._replace(plain=kinds.get(OTHERS) == PLAIN)
+            cls = class_of(kind, find_kind)
+            _check_values(name, cls, kind, spec, table[name], train)
+            column = cls.fit(name, table[name], train, spec)
+            if kind not in KINDS:
+                column.kind = kind  # by which a run finds the class again
+            columns.append(column)
+    columns = _with_absences(table, train, kinds, columns)
+    if not columns:
+        reasons = "".join(f"; {name!r}: {reason}" for name, reason in without.items())
+        raise DataError(
+            f"no column of the table is left, expected one at least that differs between rows"
+            f"{reasons}"
+        )
+    return columns
+
+
+def _with_absences(
+    table: DataFrame, train: NDArray[np.bool_], kinds: Mapping[str, str], columns: list[Column]
+) -> list[Column]:
+    """Columns, of which some do not exist for all rows, as is said or as the table has it."""
+    if kinds.get(OTHERS) == PLAIN:
+        return columns
+    empty = {c.name: parse_spec(c.name, kinds[c.name]).empty for c in columns if c.name in kinds}
+    rules = skip_rules(table, [c.name for c in columns], train)
+    rules |= {name: rules.get(name, Rule()) for name, word in empty.items() if word == "absent"}
+    return [
+        skipped(column, rules[column.name])
+        if column.name in rules and empty.get(column.name) != "mar"
+        else column
+        for column in columns
+    ]
+
+
+def _check_values(
+    name: str,
+    cls: type[Column],
+    kind: str,
+    spec: ColumnSpec,
+    values: Series[Any],
+    train: NDArray[np.bool_],
+) -> None:
+    distinct, drop = values[train].dropna().unique(), f"--columns {name}=drop"
+    if len(distinct) == 0:
+        raise DataError(
+            f"column {name!r} has no value in the training rows, expected two different ones at "
+            f"least; leave it out: {drop}"
+        )
+    if len(distinct) == 1:
+        raise DataError(
+            f"column {name!r} has one value in all training rows, {distinct[0]!r}, expected two at "
+            f"least; it says nothing, so leave it out: {drop}"
+        )
+    if spec.ends is not None and not cls.ranged:
+        raise DataError(
+            f"--columns {name}={range_in_words(spec.ends)} is a range of numbers, and column "
+            f"{name!r} is {kind}; expected a column of numbers"
+        )
+    cls.check(name, values, spec)
+
+
+class Unknown(NamedTuple):
+    """Values that a column cannot have: their mask (n,), and in words some of them and where."""
+
+    mask: NDArray[np.bool_]
+    values: str
+    are: str
+    rows: str
+
+
+def unknown_in(columns: Sequence[Column], table: DataFrame) -> dict[str, Unknown]:
+    """The values of a table that its columns cannot have, by the names of such columns."""
+    unknown = {}
+    for column in columns:
+        if column.name in table.columns:
+            values = table[column.name]
+            if (mask := column.unknown(values)).any():
+                some = [*map(shown, values[mask].astype(object).unique()[:6].tolist())]
+                words = ", ".join(some[:5]) + (", …" if len(some) > 5 else "")
+                are = "is" if len(some) == 1 else "are"
+                unknown[column.name] = Unknown(mask, words, are, rows_in_words(mask))
+    return unknown
+
+
+def known_alone(table: DataFrame, unknown: Mapping[str, Unknown]) -> DataFrame:
+    """A table without its unknown values, missing there."""
+    table = table.copy(deep=False)
+    for name, what in unknown.items():
+        table[name] = table[name].mask(what.mask)
+    return table
+
+
+def encode(columns: Sequence[Column], table: DataFrame) -> Tensor:
+    """The codes of a table, (n, d) float64 (DataError: a missing column or an invalid value)."""
+    if absent := [c.name for c in columns if c.name not in table.columns]:
+        raise DataError(
+            f"the table has no column {', '.join(map(repr, absent))}, expected "
+            f"{', '.join(c.name for c in columns)}; add these, empty where nothing is known"
+        )
+    return torch.from_numpy(np.stack([c.codes_in(table) for c in columns], 1))
+
+
+def to_model_space(
+    columns: Sequence[Column], codes: Tensor, generator: torch.Generator | None = None
+) -> Dequantized:
+    """x (n, Σ width) float32 of stored data (n, d), NaN where missing, and the log-determinant (n,)
+    of the rest.
+
+    Values that have a probability are fresh draws from their intervals at each call, and
+    log p(x) + log-determinant is a bound of log p(row) in expectation.
+    """
+    codes = codes.double()
+    noise: list[Tensor | None] = [None] * len(columns)
+    if noisy := [j for j, c in enumerate(columns) if c.noisy]:
+        shape = (len(codes), len(noisy))
+        if generator is None:
+            drawn = randomness.uniform(shape, torch.float64, codes.device)
+        else:
+            drawn = torch.rand(shape, generator=generator, dtype=torch.float64).to(codes.device)
+        for j, uniform in zip(noisy, drawn.unbind(-1), strict=True):
+            noise[j] = uniform
+    triples = zip(columns, codes.unbind(-1), noise, strict=True)
+    xs, log_dets = zip(*[c.scaled(w, u) for c, w, u in triples], strict=True)
+    x = torch.cat([x.unsqueeze(-1) if x.dim() == 1 else x for x in xs], -1)
+    log_det = torch.where(codes.isnan(), 0, torch.stack(log_dets, -1)).sum(-1)
+    return Dequantized(x.float(), log_det.float())
+
+
+def decode(columns: Sequence[Column], x: Tensor) -> DataFrame:
+    """The table of data x (n, Σ width) in model space, in its own units; NaN becomes empty."""
+    import pandas as pd
+
+    table = {}
+    pieces = x.cpu().split([c.width for c in columns], -1)
+    for column, piece in zip(columns, pieces, strict=True):
+        codes = column.unscaled(piece if column.width > 1 else piece.squeeze(-1)).numpy()
+        missing = np.isnan(codes)  # and what is absent, column.values leaves empty
+        values = pd.Series(column.values(np.where(missing, 0, codes)))
+        table[column.name] = values.mask(missing) if missing.any() else values
+    return pd.DataFrame(table)

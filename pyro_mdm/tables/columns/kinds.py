@@ -1,0 +1,246 @@
+"""Kinds of columns: which there are, what is said of a column, and what its values say."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyro_mdm.support.checks import DataError
+from pyro_mdm.tables.columns.base import Column, numbers_of
+from pyro_mdm.tables.columns.dates import Dates
+from pyro_mdm.tables.columns.evidence import FEW, decimals_of
+from pyro_mdm.tables.columns.levels import Boolean, Categorical, Ordinal, are_few
+from pyro_mdm.tables.columns.numbers import Continuous, Integer, Mixed, Nonnegative, Rounded
+from pyro_mdm.tables.columns.spec import OTHERS, PLAIN, ColumnSpec, Empty
+
+if TYPE_CHECKING:
+    from pandas import DataFrame, Series
+
+__all__ = [
+    "DROP",
+    "KINDS",
+    "FindKind",
+    "class_of",
+    "doubts_of",
+    "is_name",
+    "kind_names",
+    "kind_of",
+    "kinds_of",
+    "left_out",
+    "parse_spec",
+    "plain_kind_of",
+    "register_kind",
+]
+
+KINDS: dict[str, type[Column]] = {
+    kind.kind: kind
+    for kind in (
+        Dates,
+        Boolean,
+        Ordinal,
+        Categorical,
+        Integer,
+        Rounded,
+        Mixed,
+        Nonnegative,
+        Continuous,
+    )
+}
+"""Kinds of columns by name. Values of which nothing is said are of the first that recognizes them.
+"""
+
+DROP = "drop"
+"""What is said of a column that is left out."""
+
+FindKind = Callable[[str], type[Column]]
+"""Classes by names such as ``file.py:Name``, which are said in place of a kind."""
+
+C = TypeVar("C", bound=Column)
+
+
+def register_kind(kind: type[C]) -> type[C]:
+    """Add a kind of your own to :data:`KINDS`, before all others; a decorator of its class."""
+    others = {name: other for name, other in KINDS.items() if name != kind.kind}
+    KINDS.clear()
+    KINDS.update({kind.kind: kind, **others})
+    return kind
+
+
+def kind_names() -> list[str]:
+    """What may be said of a column as its kind."""
+    return [*reversed(KINDS), DROP]
+
+
+def class_of(kind: str, find_kind: FindKind | None = None) -> type[Column]:
+    """The class of a kind, or of a name such as ``file.py:Name`` (ValueError: an unknown one)."""
+    if kind in KINDS:
+        return KINDS[kind]
+    if find_kind is None or not is_name(kind):
+        raise ValueError(f"there is no kind {kind!r} of columns; use one of {', '.join(KINDS)}")
+    return find_kind(kind)
+
+
+def is_name(kind: str) -> bool:
+    """Whether a kind is the name of a class: ``file.py:Name`` or ``module:Name``."""
+    return re.fullmatch(r"(?:[^<]+\.py|[A-Za-z_][\w.]*):[A-Za-z_]\w*", kind) is not None
+
+
+# -- what is said ----------------------------------------------------------------------------------
+
+
+def parse_spec(name: str, text: str) -> ColumnSpec:
+    """What a text says of a column: a kind, an order a<b<c, or a range 0..100, which may follow a
+    kind of numbers and have one end alone. A level may begin with <, as in ``<=50K<>50K``. The last
+    word may be absent or mar, or these are all.
+
+    Raises:
+        DataError: another text.
+    """
+    rest, _, last = text.rpartition(" ")
+    if last in get_args(Empty) and name != OTHERS:
+        spec = _parsed(name, rest.strip()) if rest else ColumnSpec()
+        return spec._replace(empty=last)
+    return _parsed(name, text)
+
+
+def _parsed(name: str, text: str) -> ColumnSpec:
+    if text in kind_names() or is_name(text) or (name == OTHERS and text == PLAIN):
+        return ColumnSpec(text)
+    if "<" in text:
+        order = tuple(level.strip() for level in re.split(r"(?<=[^<\s])\s*<", text))
+        if len(set(order)) < max(2, len(order)) or not all(order):
+            raise DataError(
+                f"--columns {name}={text}: expected levels that differ, the lowest first, "
+                "such as low<middle<high"
+            )
+        return ColumnSpec(Ordinal.kind, order)
+    kind, _, ends = text.rpartition(" ")
+    kind, ranged = kind.strip(), [name for name, cls in KINDS.items() if cls.ranged][::-1]
+    if ".." in ends and (not kind or kind in ranged or is_name(kind)):
+        try:
+            low, high = (float(end) if end else math.nan for end in ends.split("..", 1))
+        except ValueError:
+            low = high = 0.0
+        low, high = -math.inf if math.isnan(low) else low, math.inf if high != high else high
+        if not low < high:
+            raise DataError(
+                f"--columns {name}={text}: expected a range of numbers, the least first, such "
+                "as 0..100, 0.. or ..1"
+            )
+        return ColumnSpec(kind or None, None, (low, high))
+    raise DataError(
+        f"--columns {name}={text}: expected a kind of {', '.join(kind_names())}; a class of your "
+        "own, file.py:Name; an order of levels, low<middle<high; or a range, 0..100, alone or "
+        f"after one of {', '.join(ranged)}; and after any, absent or mar, for what is empty"
+    )
+
+
+def kinds_of(table: DataFrame, kinds: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The kind of each column by its name: what is said of it or of :data:`OTHERS`, or else
+    :func:`kind_of` its values."""
+    kinds = kinds or {}
+    others = kinds.get(OTHERS)
+    infer = plain_kind_of if others == PLAIN else kind_of
+    result = {}
+    for name in table.columns:
+        spec = parse_spec(name, kinds[name]) if name in kinds else ColumnSpec()
+        if spec.ends is not None and spec.kind is None:
+            result[name] = _kind_within_ends(table[name])
+        else:
+            rest = None if others == PLAIN else others
+            result[name] = spec.kind or rest or infer(table[name])
+    return result
+
+
+def _kind_within_ends(values: Series[Any]) -> str:
+    """The kind of a column by its values if it has a range, so that few numbers are no levels."""
+    kind = kind_of(values)
+    if kind != Ordinal.kind:
+        return kind
+    decimals = decimals_of(numbers_of(values))
+    return Continuous.kind if decimals is None else Rounded.kind if decimals else Integer.kind
+
+
+# -- what values say -------------------------------------------------------------------------------
+
+
+def kind_of(values: Series[Any]) -> str:
+    """The kind of a column by its values, the first of :data:`KINDS` that recognizes them.
+
+    Date if each is one; boolean if each is true or false; ordinal if pandas has an order of its
+    categories. Else categorical unless they are numbers; ordinal if these are at most 20 different
+    whole numbers, or two; integer if they are whole; rounded if none has more than 6 decimals, and
+    at most 10,000 steps of the last one are between the ends. Else mixed if some repeat more often
+    than a density can explain; rounded if most numbers repeat; nonnegative if none is negative;
+    else continuous.
+    """
+    return next(name for name, kind in KINDS.items() if kind.recognizes(values))
+
+
+def plain_kind_of(values: Series[Any]) -> str:
+    """The kind of a column by its values, one of continuous, ordinal and categorical."""
+    if Categorical.recognizes(values):
+        return Categorical.kind
+    return Ordinal.kind if are_few(values) else Continuous.kind
+
+
+def doubts_of(name: str, values: Series[Any], kind: str) -> list[str]:
+    """What is doubtful of a column whose kind was inferred, in words, with what to do."""
+    return KINDS[kind].doubts(name, values.dropna())
+
+
+def left_out(
+    table: DataFrame, train: NDArray[np.bool_], kinds: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Columns by name that a model has nothing to learn of, and why, in words.
+
+    They have no value in the training rows, or one. Of columns whose kind is inferred they are also
+    text of which most values are in one row alone, and whole numbers that count the rows. What is
+    said of a column by its name is done.
+    """
+    kinds = kinds or {}
+    others, reasons = kinds.get(OTHERS), {}
+    for name in table.columns:
+        if name in kinds or others == "drop":
+            continue
+        values, distinct = table[name], table[name][train].dropna().unique()
+        if len(distinct) == 0:
+            reasons[name] = "it has no value in the training rows"
+        elif len(distinct) == 1:
+            reasons[name] = f"its only value in the training rows is {distinct[0]!s}"
+        elif others is None and (why := _key(name, values)):
+            reasons[name] = why
+    return reasons
+
+
+def _key(name: str, values: Series[Any]) -> str | None:
+    """Why a column is taken for a key, a name for each row, in words."""
+    import pandas as pd
+
+    there = values.dropna()
+    counts = there.value_counts()
+    alone = int((counts == 1).sum())
+    if pd.api.types.is_integer_dtype(there) or pd.api.types.is_float_dtype(there):
+        if len(counts) < max(len(there), FEW + 1):
+            return None
+        least, most = float(there.min()), float(there.max())
+        if most - least + 1 == len(counts) and float(least).is_integer() and _whole(there):
+            return (
+                f"it counts the rows, {least:.0f} to {most:.0f}; --columns {name}=integer keeps it"
+            )
+    elif 2 * alone > len(there) and kind_of(values) == "categorical":
+        return (
+            f"{alone} of its {len(there)} values are in one row alone, as in a key or a text; "
+            f"--columns {name}=categorical keeps it"
+        )
+    return None
+
+
+def _whole(there: Series[Any]) -> bool:
+    numbers = there.to_numpy(dtype=np.float64)
+    return bool((numbers == numbers.round()).all())

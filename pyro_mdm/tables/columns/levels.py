@@ -1,0 +1,398 @@
+"""Columns of levels: true or false, levels in an order, and categories."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyro_mdm.support.checks import DataError
+from pyro_mdm.tables.columns.base import (
+    Center,
+    Column,
+    Values,
+    as_number,
+    check_numbers,
+    numbers_of,
+)
+from pyro_mdm.tables.columns.evidence import FEW, far_nines, is_name_of_codes, may_be_names
+from pyro_mdm.tables.columns.spec import ColumnSpec, Ends, range_in_words
+
+if TYPE_CHECKING:
+    from pandas import Series
+
+__all__ = ["Boolean", "Categorical", "Ordinal", "are_few", "shown"]
+
+
+MOSTLY = 0.8
+"""The part of a text column that is numbers, from which on it is doubted."""
+PLACEHOLDERS = {"?", "-", "--", ".", "n/a", "n.a.", "na", "nan", "none", "null", "missing"}
+"""Text that stands for a missing entry, in small letters."""
+
+
+class _Levels(Column):
+    """Levels k = 0 … n - 1 at linspace(-1, 1, n)."""
+
+    _in_order: Sequence[Any]
+
+    def read(self, values: Series[Any]) -> Values:
+        place = {value: k for k, value in enumerate(self._in_order)}
+        levels = values.astype(object).map(place)
+        return np.asarray(levels.to_numpy(dtype=np.float64, na_value=math.nan))
+
+    def refusal(self, value: object) -> str:
+        levels = ", ".join(map(shown, self._in_order[:8])) + (
+            ", …" if len(self._in_order) > 8 else ""
+        )
+        return (
+            f"column {self.name!r} holds {shown(value)}, which the training rows never have; "
+            f"expected one of {levels}. Leave the entry empty, join it with another category, or "
+            f"drop the column: --columns {self.name}=drop"
+        )
+
+    def values(self, codes: Values) -> Any:
+        return np.asarray(self._in_order, dtype=object)[codes.astype(int)]
+
+    def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if self.places is None or isinstance(self.places, int):
+            return 2 * codes / (self._count - 1) - 1, torch.zeros_like(codes)
+        places = torch.tensor(self.places, dtype=torch.float64, device=codes.device)
+        missing = codes.isnan()
+        x = places[torch.where(missing, 0, codes).long()].masked_fill(missing, math.nan)
+        return x, torch.zeros_like(codes)
+
+    def unscaled(self, x: Tensor) -> Tensor:
+        x, top = x.double(), self._count - 1
+        if self.places is None or isinstance(self.places, int):
+            return ((x + 1) / 2 * top).round().clamp(0, top)
+        places = torch.tensor(self.places, dtype=torch.float64, device=x.device)
+        nearest = torch.searchsorted((places[1:] + places[:-1]) / 2, x.contiguous()).double()
+        return nearest.masked_fill(x.isnan(), math.nan)
+
+    @property
+    def _count(self) -> int:
+        """The number of levels."""
+        return len(self._in_order)
+
+
+class Boolean(_Levels):
+    """A column of what is true or false."""
+
+    kind = "boolean"
+    levels = 2
+    _in_order = (False, True)
+
+    @classmethod
+    def recognizes(cls, values: Series[Any]) -> bool:
+        import pandas as pd
+
+        return pd.api.types.infer_dtype(values, skipna=True) == "boolean"
+
+    @classmethod
+    def check(cls, name: str, values: Series[Any], spec: ColumnSpec) -> None:
+        cls(name).codes(values)
+
+    @classmethod
+    def fit(
+        cls, name: str, values: Series[Any], train: NDArray[np.bool_], spec: ColumnSpec
+    ) -> Column:
+        return cls(name)
+
+    def refusal(self, value: object) -> str:
+        return (
+            f"column {self.name!r} holds {shown(value)}, expected true or false; correct it, or "
+            f"say --columns {self.name}=categorical"
+        )
+
+    def values(self, codes: Values) -> Any:
+        return codes.astype(bool)
+
+    def center(self, draws: Values, center: Center) -> Values:
+        """What most draws are."""
+        return np.asarray(2 * draws.astype(bool).sum(0) > len(draws))
+
+    @property
+    def in_words(self) -> str:
+        return "boolean: true or false"
+
+
+class Ordinal(_Levels):
+    """A column of few numbers in their order, or of levels in an order that is given.
+
+    Args:
+        name: name of the column.
+        values: numbers that it may have, in any order.
+        order: all levels instead, the lowest first.
+        said: whether the order was said, and is not that of the table itself.
+        even: whether numbers lie evenly in model space, as in older runs, and not as they are.
+        ends: least and largest of whole numbers that may all be, also those between that no row
+            has; None: it may have those of ``values`` alone.
+    """
+
+    kind = "ordinal"
+    ranged: ClassVar[bool] = True
+    most_levels: ClassVar[int | None] = 256
+    _ends: Ends | None = None
+
+    def __init__(
+        self,
+        name: str,
+        values: Values,
+        order: Sequence[Any] | None = None,
+        said: bool = False,
+        *,
+        even: bool = False,
+        ends: Ends | None = None,
+    ) -> None:
+        super().__init__(name)
+        levels = np.unique(values[~np.isnan(values)]).tolist() if order is None else list(order)
+        if ends is not None:
+            self._ends, levels = ends, np.arange(ends[0], ends[1] + 1).tolist()
+        self._in_order, self._said = levels, said
+        self._of_numbers = all(isinstance(level, float) for level in levels)
+        self._numbers_in_order = order is None
+        self.levels, self._even = len(levels), even or order is not None
+
+    @classmethod
+    def recognizes(cls, values: Series[Any]) -> bool:
+        """Of categories that pandas has in an order, or at most 20 whole numbers, or two."""
+        import pandas as pd
+
+        if isinstance(values.dtype, pd.CategoricalDtype) and values.dtype.ordered:
+            return True
+        return not Categorical.recognizes(values) and are_few(values)
+
+    @classmethod
+    def check(cls, name: str, values: Series[Any], spec: ColumnSpec) -> None:
+        import pandas as pd
+
+        distinct = values.dropna().unique()
+        number = len(distinct)
+        if spec.ends is not None:
+            number = int(min(spec.ends[1] - spec.ends[0] + 1, 1e9))
+        if cls.most_levels is not None and number > cls.most_levels:
+            raise DataError(
+                f"column {name!r} has {number} different values, expected at most "
+                f"{cls.most_levels} of an ordinal one; say --columns {name}=continuous, or leave "
+                f"it out: --columns {name}=drop"
+            )
+        if not isinstance(values.dtype, pd.CategoricalDtype) and spec.order is None:
+            order = "<".join(map(str, distinct[:4]))
+            advice = f"; or say its order, such as --columns {name}={order}"
+            check_numbers(name, values, spec, advice)
+
+    @classmethod
+    def fit(
+        cls, name: str, values: Series[Any], train: NDArray[np.bool_], spec: ColumnSpec
+    ) -> Column:
+        if (order := _order(name, spec.order, values)) is not None:
+            return cls(name, np.empty(0), order, said=spec.order is not None)
+        ends = spec.ends if spec.kind == cls.kind else _whole_ends(values)
+        return cls(name, numbers_of(values), even=spec.plain, ends=None if spec.plain else ends)
+
+    @classmethod
+    def doubts(cls, name: str, values: Series[Any]) -> list[str]:
+        import pandas as pd
+
+        if not pd.api.types.is_numeric_dtype(values):
+            return []
+        numbers = values.to_numpy(dtype=np.float64)
+        doubts, distinct = far_nines(numbers), np.unique(numbers)
+        gaps = len(distinct) > 2 and np.ptp(distinct) + 1 > 2 * len(distinct)
+        whole = bool((distinct == distinct.round()).all())
+        if whole and (is_name_of_codes(name) or (gaps and not doubts)):
+            doubts += may_be_names(name)
+        return doubts
+
+    @property
+    def places(self) -> int | Sequence[float]:
+        numbers = np.array([0.0] if self._even else self._in_order)
+        gaps = np.diff(numbers)
+        if self._even or gaps.min() < 0.5 * gaps.mean() or np.allclose(gaps, gaps[0]):
+            return self._count
+        return tuple((2 * (numbers - numbers[0]) / (numbers[-1] - numbers[0]) - 1).tolist())
+
+    def read(self, values: Series[Any]) -> Values:
+        import pandas as pd
+
+        if self._of_numbers:
+            values = pd.Series(numbers_of(values).tolist())
+        return super().read(values)
+
+    def values(self, codes: Values) -> Any:
+        if not self._of_numbers:
+            return super().values(codes)
+        numbers = np.asarray(self._in_order)
+        if (numbers == numbers.round()).all():
+            numbers = numbers.astype(np.int64)
+        return numbers[codes.astype(int)]
+
+    def center(self, draws: Values, center: Center) -> Values:
+        """The median draw."""
+        import pandas as pd
+
+        place = {level: k for k, level in enumerate(self._in_order)}
+        levels = np.stack([pd.Series(row).map(place).to_numpy(np.float64) for row in draws])
+        return np.asarray(self.values(np.sort(levels, 0)[len(draws) // 2]))
+
+    @property
+    def in_words(self) -> str:
+        first, last = self._in_order[0], self._in_order[-1]
+        if self._numbers_in_order:
+            return f"ordinal: {self.levels} numbers in their order, {first:g} to {last:g}"
+        shown = [*map(_plain, self._in_order)]
+        return f"ordinal: {' < '.join(shown if len(shown) <= 8 else [*shown[:7], '…', shown[-1]])}"
+
+    @property
+    def spec(self) -> str:
+        if self._ends is not None:
+            return f"ordinal {range_in_words(self._ends)}"
+        return "<".join(map(_plain, self._in_order)) if self._said else "ordinal"
+
+
+class Categorical(_Levels):
+    """A column of categories, the most frequent first: one-hot, or if there are two on a line; at
+    most 100.
+
+    Args:
+        name: name of the column.
+        values: values that it is fitted to.
+        one_hot: whether categories are one-hot where there are three or more.
+    """
+
+    kind = "categorical"
+    most_levels: ClassVar[int | None] = 100
+
+    def __init__(self, name: str, values: Series[Any], *, one_hot: bool = True) -> None:
+        super().__init__(name)
+        levels = values.dropna().astype(object).value_counts().index.tolist()
+        self._in_order = levels[: self.most_levels]
+        self.levels = len(self._in_order)
+        self.width = self.levels if one_hot and self.levels > 2 else 1
+
+    @classmethod
+    def recognizes(cls, values: Series[Any]) -> bool:
+        import pandas as pd
+
+        return pd.api.types.is_bool_dtype(values) or not pd.api.types.is_numeric_dtype(values)
+
+    @classmethod
+    def fit(
+        cls, name: str, values: Series[Any], train: NDArray[np.bool_], spec: ColumnSpec
+    ) -> Column:
+        return cls(name, values[train], one_hot=not spec.plain)
+
+    @classmethod
+    def doubts(cls, name: str, values: Series[Any]) -> list[str]:
+        import pandas as pd
+
+        numbers = pd.api.types.is_numeric_dtype(values)
+        if numbers or isinstance(values.dtype, pd.CategoricalDtype):
+            return []
+        text = values.astype(str).str.strip()
+        bare = text.str.replace(r"[,%$€£_\s]", "", regex=True)
+        number = pd.to_numeric(bare, errors="coerce").notna()
+        if number.mean() >= MOSTLY:
+            dressed = text[number & pd.to_numeric(text, errors="coerce").isna()]
+            fixes = [f"write {dressed.iloc[0]!r} as a plain number"] if len(dressed) else []
+            if not number.all():
+                fixes.append(f"leave {_some(text[~number])} empty")
+            fix = " and ".join(fixes) or "store them as numbers"
+            return [f"{number.mean():.0%} of its values are numbers in text; {fix}"]
+        if (empty := text[text.str.lower().isin(PLACEHOLDERS)]).any():
+            return [
+                f"{_some(empty)} is a category; leave it empty if it stands for a missing entry"
+            ]
+        return []
+
+    def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if self.width == 1:
+            return super().scaled(codes)
+        here = torch.arange(self.width, device=codes.device) == codes.unsqueeze(-1)
+        x = here.double().masked_fill(codes.isnan().unsqueeze(-1), math.nan)
+        return x, torch.zeros_like(codes)
+
+    def unscaled(self, x: Tensor) -> Tensor:
+        if self.width == 1:
+            return super().unscaled(x)
+        return x.argmax(-1).double().masked_fill(x.isnan().any(-1), math.nan)
+
+    def center(self, draws: Values, center: Center) -> Values:
+        """The most frequent category."""
+        import pandas as pd
+
+        return np.asarray(pd.DataFrame(draws.T).mode(axis=1)[0])
+
+    @property
+    def in_words(self) -> str:
+        levels = ", ".join(map(str, self._in_order[:5])) + (
+            ", …" if len(self._in_order) > 5 else ""
+        )
+        return f"categorical: {self.levels} categories, {levels}"
+
+
+def shown(value: object) -> str:
+    """A value in words: numbers as they are written, all else in quotes."""
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    return f"{value:.15g}" if number else repr(value)
+
+
+def _plain(level: object) -> str:
+    """A level as it is said."""
+    return f"{level:.15g}" if isinstance(level, float) else str(level)
+
+
+def are_few(values: Series[Any]) -> bool:
+    """Whether numbers are at most :data:`FEW` different whole ones, or two."""
+    distinct = values.dropna().unique()
+    whole = all(float(value).is_integer() for value in distinct)
+    return len(distinct) <= 2 or (whole and len(distinct) <= FEW)
+
+
+def _whole_ends(values: Series[Any]) -> Ends | None:
+    """The ends of whole numbers of which few between are not there; None: others."""
+    numbers = np.unique(numbers_of(values.dropna()))
+    low, high = float(numbers[0]), float(numbers[-1])
+    whole = bool((numbers == numbers.round()).all())
+    return (low, high) if whole and high - low < 2 * len(numbers) else None
+
+
+def _order(name: str, order: Sequence[str] | None, values: Series[Any]) -> list[Any] | None:
+    """The levels of an ordinal column in the order that is said or that pandas has, as the table
+    has them; None: they are numbers in their own order."""
+    import pandas as pd
+
+    if order is None:
+        dtype = values.dtype
+        return [*dtype.categories] if isinstance(dtype, pd.CategoricalDtype) else None
+    distinct = values.dropna().unique()
+    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
+        wrong = [level for level in order if as_number(level) is None]
+        if wrong:
+            raise DataError(
+                f"--columns {name}={'<'.join(order)}: column {name!r} holds numbers, and its order "
+                f"has {wrong[0]!r}; expected numbers"
+            )
+        levels = {level: float(level) for level in order}
+        outside = [value for value in distinct if float(value) not in levels.values()]
+    else:
+        texts = {str(value): value for value in distinct}
+        levels = {level: texts.get(level, level) for level in order}
+        outside = [value for text, value in texts.items() if text not in levels]
+    if outside:
+        raise DataError(
+            f"column {name!r} holds {outside[0]!s}, which its order leaves out, expected one of "
+            f"{' < '.join(order)}; add it to the order, or leave the entry empty"
+        )
+    return [*levels.values()]
+
+
+def _some(values: Series[Any]) -> str:
+    """Some different values in words."""
+    distinct = [*map(repr, values.unique()[:4])]
+    return ", ".join(distinct[:3]) + (", …" if len(distinct) > 3 else "")
