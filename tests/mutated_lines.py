@@ -289,11 +289,6 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "return 1 * self.D",
             "test_diffusions.py::test_transitions_compose_and_keep_the_stationary_law[vpsde]",
         ),
-        (
-            'None if saved["guess"] is None else self.as_tensor(saved["guess"])',
-            "None",
-            "test_learned_ends.py::test_saved_between_steps_it_goes_on_bit_for_bit[in time]",
-        ),
     ],
     "pyro_mdm/diffusions/linear_sde.py": [
         (

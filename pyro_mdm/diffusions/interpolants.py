@@ -297,7 +297,7 @@ class _Signal(Matrices):
     def last_clock(self) -> float:
         return self.of.clock(self.of.horizon).log().item()
 
-    def end_clock(self, guess: Tensor | None) -> Tensor:
+    def end_clock(self) -> Tensor:
         return self.of.end_clocks()[1]
 
 

@@ -12,12 +12,15 @@ from torch import Tensor
 from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.base import Marginal, UnreachableError
 from pyro_mdm.diffusions.curve import Curve, decay, times, volume_rate
-from pyro_mdm.diffusions.propagator import ConstantPropagator, Propagator
+from pyro_mdm.diffusions.propagator import ConstantPropagator
 
 __all__ = ["LOG_SNR", "LOG_VOLUME", "FoundEnds", "Inversion"]
 
 LOG_SNR, LOG_VOLUME = "log SNR", "log volume"
 """A coordinate that times are found by."""
+
+COARSE, FINE = 96, 256
+"""Numbers of knots: of tables between which steps are safe, and of those that are read alone."""
 
 T = TypeVar("T")
 
@@ -35,14 +38,15 @@ class Inversion:
     Args:
         curve: λ and κ of the diffusion as it is now.
         learned: whether they depend on anything that is learned.
-        knots: increasing log τ (n,) between which values of a coordinate are searched for.
+        knots: increasing log τ (n,) between which values of a coordinate are searched for, from the
+            coordinate and the number of knots past the early ones.
         unreachable: the error for a λ that is not reached, from that λ and what is reached.
         keep: a memory of what depends on the diffusion alone.
     """
 
     curve: Callable[[], Curve]
     learned: bool
-    knots: Callable[[str], Tensor]
+    knots: Callable[[str, int], Tensor]
     unreachable: Callable[[float, str], UnreachableError]
     keep: Keep
 
@@ -56,39 +60,14 @@ class Inversion:
         # by another curve: a shared graph would add gradients in another order
         return self.curve().log_volume(factor.log_det, tau), volume_rate(factor, noise)
 
-    def root(
-        self,
-        value: Tensor,
-        guess: Tensor | None = None,
-        of: str = LOG_SNR,
-        *,
-        move: Propagator | None = None,
-        enough: float = 1e-6,
-    ) -> Tensor:
-        """The τ with λ(τ) or κ(τ) = value: by steps in log τ from a guess, or safe ones.
+    def root(self, value: Tensor, of: str = LOG_SNR) -> Tensor:
+        """The τ with λ(τ) or κ(τ) = value, by safe steps in log τ.
 
         Args:
-            value: a value of the coordinate ``of``;  guess: τ near its root, like it.
-            move: a known propagator of constant Q and D, for steps from a guess.
-            enough: the size in log τ of the last Halley step from a guess; the error that remains
-                is of the order of its cube.
+            value: a value of the coordinate ``of``.
         """
         with torch.no_grad():
             wanted = value.detach().flatten() * (-1 if of == LOG_SNR else 1)
-            if guess is not None and guess.shape == wanted.shape:
-                x, move = guess.log(), move or self.curve().move
-                halley = of == LOG_SNR and isinstance(move, ConstantPropagator)
-                small = enough if halley else 1e-7  # a Newton step leaves its square
-                for _ in range(12):
-                    if halley:
-                        error, step = self._halley(move, x, wanted)
-                    else:
-                        error, step = self._newton(x, wanted, of)
-                    x = x + step
-                    if not bool((step.abs() < 3).all()):
-                        break
-                    if bool(((step.abs() < small) & (error.abs() < 10 * small)).all()):
-                        return x.exp().reshape(value.shape)
             knots, known, slope = self._table(of)
             if of == LOG_SNR:
                 self._check_reached(-wanted, -known[slope.isfinite()])
@@ -114,6 +93,41 @@ class Inversion:
                     break  # the next Newton step is below rounding
         return x.exp().reshape(value.shape)
 
+    def quick_root(self, value: Tensor, move: ConstantPropagator, enough: float) -> Tensor:
+        """The τ with λ(τ) = value, for constant A and g²: by Halley's steps, or as :meth:`root`.
+
+        Args:
+            value: λ (n,).
+            move: the propagator, without gradients.
+            enough: the size in log τ of the last step; the error that remains is of the order of
+                its cube.
+        """
+        with torch.no_grad():
+            wanted = -value.detach()
+            x = self._about(wanted, move)
+            for _ in range(12):
+                error, step = self._halley(move, x, wanted)
+                x = x + step
+                if not bool((step.abs() < 3).all()):
+                    break
+                if bool(((step.abs() < enough) & (error.abs() < 10 * enough)).all()):
+                    return x.exp()
+        return self.root(value)
+
+    def _about(self, wanted: Tensor, move: ConstantPropagator) -> Tensor:
+        """log τ where -λ is about ``wanted`` (n,), from Σ itself, whatever digits it has."""
+        x = self.knots(LOG_SNR, FINE)
+        M, P = move.moments(None, x.exp())
+        Sigma = P + M @ self.curve().initial @ M.mT
+        scale = Sigma.diagonal(dim1=-2, dim2=-1).rsqrt()
+        L, _ = torch.linalg.cholesky_ex(Sigma * scale[..., None] * scale[..., None, :])
+        signal = (scale * M[..., 0])[..., None]
+        whitened = torch.linalg.solve_triangular(L, signal, upper=False)
+        level = -whitened.square().sum((-2, -1)).log()
+        i = (level < wanted[:, None]).sum(-1).clamp(1, len(x) - 1)
+        fraction = (wanted - level[i - 1]) / (level[i] - level[i - 1])
+        return torch.lerp(x[i - 1], x[i], fraction.clamp(0, 1))
+
     def _check_reached(self, log_snr: Tensor, known: Tensor) -> None:
         """Raise UnreachableError unless values of λ are between those that are known."""
         known = known[known.isfinite()]
@@ -134,7 +148,7 @@ class Inversion:
         error = here - wanted
         return error, -error / (tau * slope)
 
-    def _halley(self, move: Propagator, x: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    def _halley(self, move: ConstantPropagator, x: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
         """-λ less ``wanted`` at log τ = x, and Halley's step in x, for constant A and g².
 
         The step is of third order. With r = -λ' = SNR kᵀ g² k and the readout k, see
@@ -168,7 +182,7 @@ class Inversion:
         """The knots in log τ, the coordinate there (increasing), d log τ by d coordinate."""
 
         def build() -> tuple[Tensor, Tensor, Tensor]:
-            x = self.knots(of)
+            x = self.knots(of, COARSE)
             tau = x.exp()
             coordinate, slope = self._coordinate(of, tau)
             return x, coordinate, 1 / (tau * slope)

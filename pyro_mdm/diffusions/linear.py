@@ -150,7 +150,7 @@ class Matrices(ABC):
         """The logarithm of the latest clock time at which λ is searched for."""
 
     @abstractmethod
-    def end_clock(self, guess: Tensor | None) -> Tensor:
+    def end_clock(self) -> Tensor:
         """The clock time of T at which log SNR is ``min_log_snr``, 0-dim."""
 
     def settings(self) -> dict[str, Any]:
@@ -228,7 +228,7 @@ class Constant(Matrices):
     def last_clock(self) -> float:
         return 3.5 - self.of.propagator.decay.log().item()
 
-    def end_clock(self, guess: Tensor | None) -> Tensor:
+    def end_clock(self) -> Tensor:
         return self.of.end_clocks()[1]
 
 
@@ -284,8 +284,6 @@ class LinearDiffusion(OneBlock):
         self.matrices.of = self
         K = self.num_variables = self.matrices.register()
         self._cache: dict[str, tuple[list[Tensor], Any]] = {}
-        self._guess: Tensor | None = None
-        self._last: tuple[list[Tensor], Tensor] | None = None
         self.beta = beta if beta is not None else LinearBeta(horizon=horizon)
         check_clock(self.beta)
         self.register_reference(stationary_variance)
@@ -425,13 +423,7 @@ class LinearDiffusion(OneBlock):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LinearDiffusion:
         self._cache.clear()
-        moved = super()._apply(fn, recurse)
-        if self._guess is not None:
-            self._guess = self._guess.to(self._device())
-        if self._last is not None:
-            parameters, clocks = self._last
-            self._last = [p.to(self._device()) for p in parameters], clocks.to(self._device())
-        return moved
+        return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._cache.clear()
@@ -454,16 +446,11 @@ class LinearDiffusion(OneBlock):
             "min_log_snr": self.min_log_snr,
         }
 
-    def remembered(self) -> dict[str, Any]:
-        """The start of the search for the ends, which determines their last digits."""
-        return {"guess": None if (guess := self._root_guess()) is None else guess.tolist()}
-
     def restore(self, saved: dict[str, Any]) -> None:
         self._cache.clear()
         high, low, cut = saved["max_log_snr"], saved["min_log_snr"], saved["cut_time"]
         self._ends = Ends(high, low, cut, self._ends.reach)
-        self._guess = None if saved["guess"] is None else self.as_tensor(saved["guess"])
-        self._last = None
+        saved.pop("guess", None)  # of versions that remembered where their last search ended
 
     # -- the clock ---------------------------------------------------------------------------------
 
@@ -478,7 +465,7 @@ class LinearDiffusion(OneBlock):
             end = self.unscaled_end()
             if self.min_log_snr is None:
                 return torch.ones_like(end)
-            return self.matrices.end_clock(self._root_guess()) / end
+            return self.matrices.end_clock() / end
 
         return self.kept("clock_scale", scale)
 
@@ -708,23 +695,10 @@ class LinearDiffusion(OneBlock):
     def _set_ends(self, high: float, low: float | None) -> None:
         ends = Ends(high, low, reach=self._ends.reach).checked(self.horizon)
         self._cache.clear()
-        self._guess, self._last = self._root_guess(), None
         self._ends = ends
         if (moved := self._parameters.get("ends")) is not None:
             with torch.no_grad():
                 moved.zero_()
-        if self._guess is not None and len(self._guess) != (1 if low is None else 2):
-            self._guess_here()
-
-    def _guess_here(self) -> None:
-        """Begin the search for the ends where they are now.
-
-        Cached values are cleared: their last digits differ from those of a copy, which starts from
-        this guess.
-        """
-        self._guess = None
-        self._guess = self.end_clocks().detach()
-        self._cache.clear()
 
     @property
     def cut_time(self) -> float | None:
@@ -733,7 +707,6 @@ class LinearDiffusion(OneBlock):
 
     def _learn(self, learn_ends: float | Sequence[float], learn_stationary: bool) -> None:
         """Make parameters of the ends and the stationary law, if asked, once all else is known."""
-        self._guess_here()
         if any(reach := reach_of(learn_ends)):
             self._ends = dataclasses.replace(self._ends, reach=reach).checked(self.horizon)
             self.ends = nn.Parameter(torch.zeros(2, dtype=torch.float64))
@@ -814,11 +787,11 @@ class LinearDiffusion(OneBlock):
             targets = self._given_ends()
             if not isinstance(move, ConstantPropagator) or not self._inversion.is_learned(targets):
                 return None
-            guess, number = self._root_guess(), move.detached()
+            number = move.detached()
             for enough in (3e-4, 1e-6):
-                search = partial(self._inversion.root, targets, guess, move=number, enough=enough)
+                search = partial(self._inversion.quick_root, targets, number, enough)
                 with torch.no_grad():
-                    times = guess = self.kept(f"roots to {enough}", search)
+                    times = self.kept(f"roots to {enough}", search)
                     if self._ends.low is None:
                         times = torch.cat([times, self._terminal_clock().reshape(1)])
                 a, Sigma, factor = self.factorization_by(move, times)
@@ -826,21 +799,9 @@ class LinearDiffusion(OneBlock):
                 ends = FoundEnds(times, targets, a, Sigma, factor, A, noise)
                 if ends.close():
                     break
-            if self._guess is not None:
-                now = [p.detach().clone() for p in self.parameters()]
-                self._last = now, ends.clocks.detach()
             return ends
 
         return self.kept("found ends", compute)
-
-    def _root_guess(self) -> Tensor | None:
-        """The start of the search for the ends; it moves to the last ends once parameters change.
-
-        One set of parameters is always searched from one place, so that its digits do not change.
-        """
-        if self._last is not None and not all(map(torch.equal, self._last[0], self.parameters())):
-            self._guess, self._last = self._last[1], None
-        return self._guess
 
     def _start_clock(self) -> Tensor:
         """The clock time of ε, 0-dim."""
@@ -861,14 +822,12 @@ class LinearDiffusion(OneBlock):
         def compute() -> Tensor:
             if (ends := self._found_ends()) is not None:
                 return ends.clocks
-            targets, guess, n = self._given_ends(), self._root_guess(), self.matrices.searched
-            known = self.clock(self.horizon).reshape(1) if n is not None else None
-            guess = None if guess is None else guess[:n]
+            targets, n = self._given_ends(), self.matrices.searched
+            end = self.clock(self.horizon).reshape(1) if n is not None else None
             with torch.no_grad():
-                search = partial(self._inversion.root, targets[:n], guess)
-                roots = self.kept("roots", search)
+                roots = self.kept("roots", lambda: self._inversion.root(targets[:n]))
             clocks = self._inversion.with_gradient(roots, targets[:n])
-            return clocks if known is None or len(targets) == n else torch.cat([clocks, known])
+            return clocks if end is None or len(targets) == n else torch.cat([clocks, end])
 
         return self.kept("end_clocks", compute)
 
@@ -955,9 +914,9 @@ class LinearDiffusion(OneBlock):
     def _clock_at(self, value: Tensor, of: str) -> Tensor:
         """The clock time at which λ or κ, by its name ``of``, has a value; differentiable."""
         inversion = self._inversion
-        return inversion.with_gradient(inversion.root(value, of=of), value, of)
+        return inversion.with_gradient(inversion.root(value, of), value, of)
 
-    def _knots(self, of: str) -> Tensor:
+    def _knots(self, of: str, number: int) -> Tensor:
         """log τ for λ from far below ε to far past T, for κ from ε to T."""
         if of == LOG_VOLUME:
             first, last = self._start_clock().log().item(), self.clock(self.horizon).log().item()
@@ -965,7 +924,7 @@ class LinearDiffusion(OneBlock):
         else:  # λ falls like -log τ at the least for τ → 0, and like the slowest mode late
             fast = self.matrices.fast()
             early, middle = -max(self.max_log_snr + 10.0, 80.0) - fast, -2.0 - fast
-            late = torch.linspace(middle, self.matrices.last_clock(), 97)[1:]
+            late = torch.linspace(middle, self.matrices.last_clock(), number + 1)[1:]
             x = torch.cat([torch.linspace(early, middle, 65), late])
         return x.to(self.initial_covariance)
 

@@ -202,10 +202,10 @@ class Varying(Matrices, ABC):
     def last_clock(self) -> float:
         return self.of.clock(self.of.horizon).log().item() + 1e-6  # later times are taken for T
 
-    def end_clock(self, guess: Tensor | None) -> Tensor:
+    def end_clock(self) -> Tensor:
         def compute() -> Tensor:
             with torch.no_grad():
-                root = self.of.kept("end root", lambda: self._find_end(guess))
+                root = self.of.kept("end root", self._find_end)
             learned = self.of.is_learned()
             return self._end_gradient(root) if learned and torch.is_grad_enabled() else root
 
@@ -247,13 +247,10 @@ class Varying(Matrices, ABC):
             factor = near if near.amplification < factor.amplification else factor
         return factor.log_snr
 
-    def _find_end(self, guess: Tensor | None) -> Tensor:
+    def _find_end(self) -> Tensor:
         """The clock time of T by secants in log τ, within a bracket as soon as there is one."""
         target = float(self.of.min_log_snr or 0.0)
-        end = self.of.unscaled_end()
-        if guess is not None and len(guess) == 2:
-            end = guess[1]
-        x, per_error = self._about_end(end.log().item(), target)
+        x, per_error = self._about_end(self.of.unscaled_end().log().item(), target)
         low, high, last, error = -math.inf, math.inf, None, math.nan
         for _ in range(80):
             try:
