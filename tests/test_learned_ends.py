@@ -28,7 +28,8 @@ from pyro_mdm import (
 from pyro_mdm.diffusions import ContextClocks, ContextDiffusion, DiscreteContext
 from pyro_mdm.diffusions.inversion import Inversion
 from pyro_mdm.diffusions.learned import LearnedFamily
-from pyro_mdm.diffusions.linear import LinearDiffusion, shared_ends
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.memory import shared_ends
 from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
 from pyro_mdm.likelihoods import NetworkPosterior
 from pyro_mdm.networks import MLP
@@ -410,7 +411,7 @@ def test_what_a_last_step_leaves_is_looked_at(monkeypatch: pytest.MonkeyPatch) -
         return error, step + 4e-4 if len(calls) == 1 else step
 
     monkeypatch.setattr(Inversion, "_halley", biased)
-    diffusion._cache.clear()
+    diffusion.forget()
     with shared_ends():
         got = diffusion.end_clocks()
     assert len(calls) >= 2
@@ -478,8 +479,9 @@ def test_derivatives_at_a_root_that_is_nearly_one_are_those_at_the_root(
         exact = diffusion._inversion.root(diffusion._given_ends())
         slopes = []
         for start in (exact * (1 + 2.9e-4), exact):
-            monkeypatch.setattr(Inversion, "_about", lambda *_, x=start.log(): x)
-            diffusion._cache.clear()
+            x = start.log()
+            monkeypatch.setattr(Inversion, "_about", lambda *_, x=x: x)
+            diffusion.forget()
             with shared_ends():
                 loss = diffusion.terminal.log_det + diffusion.end_clocks().log().sum()
                 slopes.append(torch.autograd.grad(loss, list(diffusion.parameters())))

@@ -32,8 +32,8 @@ from pyro_mdm.diffusions.interpolant_clocks import (
     Turning,
 )
 from pyro_mdm.diffusions.inversion import LOG_SNR
-from pyro_mdm.diffusions.linear import Matrices
 from pyro_mdm.diffusions.linear_sde import LinearSDE, check_scales
+from pyro_mdm.diffusions.matrices import Matrices
 from pyro_mdm.diffusions.propagator import Halves, Propagator, Root
 
 __all__ = ["VE", "Cosine", "Interpolant", "RectifiedFlow", "SubVP"]
@@ -255,32 +255,32 @@ class Cosine(Interpolant):
 class _Signal(Matrices):
     """A and g² of an interpolant."""
 
-    of: Interpolant
+    diffusion: Interpolant
 
     def register(self) -> int:
         return 1
 
     def check(self) -> None:
-        self.of.beta.check()
-        self.of.horizon = self.of.end_of(self.of.min_log_snr)
+        self.diffusion.beta.check()
+        self.diffusion.horizon = self.diffusion.end_of(self.diffusion.min_log_snr)
 
     @property
     def check_times(self) -> float:
-        return self.of.horizon / 2
+        return self.diffusion.horizon / 2
 
     @property
     def when(self) -> str:
-        return f"({self.of.horizon / 2:g})"
+        return f"({self.diffusion.horizon / 2:g})"
 
     def constant(self, name: str) -> NoReturn:
         raise TypeError(
-            f"{type(self.of).__name__} has no constant {name}: it varies in time; use "
+            f"{type(self.diffusion).__name__} has no constant {name}: it varies in time; use "
             "drift_matrix(s) and noise_covariance(s)"
         )
 
     def at(self, name: str, s: Times) -> Tensor:
-        s = self.of.checked_time("s", s)
-        clock = self.of.beta
+        s = self.diffusion.checked_time("s", s)
+        clock = self.diffusion.beta
         value = clock.signal(clock.integral(s))
         value = clock.drift(s) / clock.rate(s) if name == "A" else value.square()
         return value[..., None, None]
@@ -288,17 +288,19 @@ class _Signal(Matrices):
     def root(self, s: Times | None = None) -> Tensor:
         if s is None:
             return self.constant("G")
-        clock = self.of.beta
-        return clock.signal(clock.integral(self.of.checked_time("s", s)))[..., None, None]
+        clock = self.diffusion.beta
+        return clock.signal(clock.integral(self.diffusion.checked_time("s", s)))[..., None, None]
 
     def propagator(self) -> Propagator:
-        return InterpolantPropagator(self.of.beta, self.of.prior_covariance[0, 0].reciprocal)
+        return InterpolantPropagator(
+            self.diffusion.beta, self.diffusion.prior_covariance[0, 0].reciprocal
+        )
 
     def last_clock(self) -> float:
-        return self.of.clock(self.of.horizon).log().item()
+        return self.diffusion.clock(self.diffusion.horizon).log().item()
 
     def end_clock(self) -> Tensor:
-        return self.of.end_clocks()[1]
+        return self.diffusion.end_clocks()[1]
 
 
 class InterpolantPropagator(Propagator):

@@ -7,15 +7,12 @@ A linear diffusion consists of its :class:`Matrices` Q and D, and its
 from __future__ import annotations
 
 import copy
-import dataclasses
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.base import (
@@ -31,23 +28,20 @@ from pyro_mdm.diffusions.base import (
 from pyro_mdm.diffusions.clocks import Clock, LinearBeta
 from pyro_mdm.diffusions.closed import OneBlock
 from pyro_mdm.diffusions.curve import Curve, decay, volume_rate
-from pyro_mdm.diffusions.ends import Ends, reach_of
+from pyro_mdm.diffusions.ends import Ends
 from pyro_mdm.diffusions.inversion import LOG_SNR, LOG_VOLUME, FoundEnds, Inversion
 from pyro_mdm.diffusions.matrices import (
     MAX_AMPLIFICATION,
-    check_semidefinite,
-    check_skew,
+    Constant,
+    Matrices,
     covariance_matrix,
-    square_matrix,
-    symmetric_root,
 )
+from pyro_mdm.diffusions.memory import Remembering
 from pyro_mdm.diffusions.priors import GaussianPrior
 from pyro_mdm.diffusions.propagator import ConstantPropagator, Propagator
 from pyro_mdm.support.settings import described
 
-__all__ = ["Constant", "Frozen", "LinearDiffusion", "Matrices", "shared", "shared_ends"]
-
-T = TypeVar("T")
+__all__ = ["Frozen", "LinearDiffusion"]
 
 
 class Frozen(NamedTuple):
@@ -58,181 +52,7 @@ class Frozen(NamedTuple):
     unit_drift: Tensor  # A_0 = -(Q + D) Σ_∞^{-1}
 
 
-_shared: dict[tuple[int, Any], Any] | None = None
-
-
-@contextmanager
-def shared_ends() -> Iterator[None]:
-    """A block in which the laws at learned ends are computed once, gradients included.
-
-    Use it around one loss and its gradients; what it keeps ends with the block.
-    """
-    global _shared
-    outer, _shared = _shared, {}
-    try:
-        yield
-    finally:
-        _shared = outer
-
-
-def shared(owner: object, name: Hashable, compute: Callable[[], T]) -> T:
-    """``compute()``, evaluated once within :func:`shared_ends`.
-
-    Args:
-        owner, name: what identifies the value; the name is hashable.
-    """
-    if _shared is None:
-        return compute()
-    if (id(owner), name) not in _shared:
-        _shared[id(owner), name] = compute()
-    value: T = _shared[id(owner), name]
-    return value
-
-
-class Matrices(ABC):
-    """Q and D of a linear diffusion: constant or varying in time, given or learned.
-
-    The diffusion itself holds the parameters and buffers of the matrices, so that its state dict
-    has their names.
-
-    Attributes:
-        of: the diffusion.
-        remedy: advice for error messages where the matrices are at fault.
-        searched: the number of ends that are searched for along one curve; None: all that are
-            given. It is 1 where the curve depends on the scale of the clock: the scale is found
-            first, and with it λ(T).
-    """
-
-    of: LinearDiffusion
-    remedy = ""
-    searched: int | None = None
-
-    @abstractmethod
-    def register(self) -> int:
-        """Register the matrices' tensors with the diffusion, whose horizon is known; return K."""
-
-    @abstractmethod
-    def check(self) -> None:
-        """Raise ValueError unless Q is skew and D positive semi-definite."""
-
-    @property
-    def check_times(self) -> Times:
-        """Times at which a check sees how the matrices vary."""
-        return 0.0
-
-    @property
-    def when(self) -> str:
-        """The time at which messages show the matrices, in brackets; empty for constant ones."""
-        return ""
-
-    @abstractmethod
-    def constant(self, name: str) -> Tensor:
-        """Q or D, by its name, (K, K). Raises TypeError where it varies in time."""
-
-    @abstractmethod
-    def at(self, name: str, s: Times) -> Tensor:
-        """Q or D, by its name, at times s, (*s.shape, K, K), or (K, K) where it is constant."""
-
-    @abstractmethod
-    def root(self, s: Times | None = None) -> Tensor:
-        """G_0 with G_0 G_0ᵀ = 2 D, of the shape of :meth:`at`; for None of the constant D."""
-
-    @abstractmethod
-    def propagator(self) -> Propagator:
-        """The propagator of the diffusion."""
-
-    def fast(self) -> float:
-        """The logarithm of the fastest rate, before whose time λ falls at least like -log τ."""
-        return self.of.propagator.speed.log().item()
-
-    @abstractmethod
-    def last_clock(self) -> float:
-        """The logarithm of the latest clock time at which λ is searched for."""
-
-    @abstractmethod
-    def end_clock(self) -> Tensor:
-        """The clock time of T at which log SNR is ``min_log_snr``, 0-dim."""
-
-    def settings(self) -> dict[str, Any]:
-        """Settings of the matrices beside parameters and buffers, for a state dict."""
-        return {}
-
-
-class Constant(Matrices):
-    """Given matrices that are the same at all times.
-
-    Args:
-        Q, D: (K, K).
-    """
-
-    def __init__(self, Q: Matrix, D: Matrix) -> None:
-        self._given = Q, D = square_matrix("Q", Q), square_matrix("D", D)
-        if Q.shape != D.shape:
-            raise ValueError(f"Q is {tuple(Q.shape)} and D is {tuple(D.shape)}, expected one shape")
-
-    def register(self) -> int:
-        for name, matrix in zip(("_Q", "_D"), self._given, strict=True):
-            self.of.register_buffer(name, matrix)
-        return len(self._given[0])
-
-    def check(self) -> None:
-        check_skew("Q", self.of.Q.detach(), 1e-12)
-        check_semidefinite("D", self.of.D.detach(), 1e-12)
-
-    def constant(self, name: str) -> Tensor:
-        return self.of.get_buffer(f"_{name}")
-
-    def at(self, name: str, s: Times) -> Tensor:
-        matrix: Tensor = getattr(self.of, name)  # as a subclass may have it
-        return matrix
-
-    def root(self, s: Times | None = None) -> Tensor:
-        """The symmetric root, or for a learned D a triangular one, differentiable at any rank."""
-
-        def root() -> Tensor:
-            noise = self.of.unit_noise
-            if noise.requires_grad:
-                return kernels.semidefinite_cholesky(noise)
-            return symmetric_root(noise)
-
-        return self.of.kept("unit_dispersion", root)
-
-    def hides_noise(self) -> bool:
-        """Whether rounding of D hides noise in some direction."""
-        return False
-
-    def propagator(self) -> Propagator:
-        """The propagator, kept where nothing carries a gradient, even within :func:`shared_ends`.
-
-        A shared graph would add gradients in another order.
-        """
-        if torch.is_grad_enabled() and self.of.is_learned():
-            return self._propagator()
-        return self.of.kept("propagator", self._propagator)
-
-    def _propagator(self) -> Propagator:
-        of = self.of
-        return ConstantPropagator(
-            of.unit_drift,
-            of.unit_noise,
-            backward=of.backward_drift,
-            root=self.root,
-            basis=self._basis,
-            hides_noise=self.hides_noise,
-        )
-
-    def _basis(self) -> tuple[Tensor, Tensor]:
-        of = self.of
-        return of.kept("basis", lambda: kernels.noise_basis(of.unit_drift, of.unit_noise))
-
-    def last_clock(self) -> float:
-        return 3.5 - self.of.propagator.decay.log().item()
-
-    def end_clock(self) -> Tensor:
-        return self.of.end_clocks()[1]
-
-
-class LinearDiffusion(OneBlock):
+class LinearDiffusion(Remembering, OneBlock):
     r"""A linear diffusion ``dy = -(Q + D) Σ_∞^{-1} y β ds + sqrt(2 D β) dB``.
 
     Args:
@@ -281,9 +101,8 @@ class LinearDiffusion(OneBlock):
         self.horizon = check_horizon(horizon)
         self._ends = Ends(max_log_snr, min_log_snr, cut_time).checked(self.horizon)
         self.matrices = Q if isinstance(Q, Matrices) else Constant(Q, D)  # type: ignore[arg-type]
-        self.matrices.of = self
+        self.matrices.diffusion = self
         K = self.num_variables = self.matrices.register()
-        self._cache: dict[str, tuple[list[Tensor], Any]] = {}
         self.beta = beta if beta is not None else LinearBeta(horizon=horizon)
         check_clock(self.beta)
         self.register_reference(stationary_variance)
@@ -325,14 +144,10 @@ class LinearDiffusion(OneBlock):
             for name, matrix in (("Q", self.Q_at(middle)), ("D", self.D_at(middle)))
         )
 
-    def __getstate__(self) -> dict[str, Any]:
-        """The state without cached values, so that a copy computes from its own matrices."""
-        return self.__dict__ | {"_cache": {}}
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.matrices = copy.copy(self.matrices)
-        self.matrices.of = self
+        self.matrices.diffusion = self
 
     # -- matrices ----------------------------------------------------------------------------------
 
@@ -401,38 +216,10 @@ class LinearDiffusion(OneBlock):
     def propagator(self) -> Propagator:
         return self.matrices.propagator()
 
-    def is_learned(self) -> bool:
-        """Whether any parameter of the diffusion is learned."""
-        return any(p.requires_grad for p in self.parameters())
-
-    def kept(self, name: str, compute: Callable[[], T]) -> T:
-        """A quantity of the diffusion alone, kept until a parameter changes.
-
-        A value that carries a gradient is kept within :func:`shared_ends` only.
-        """
-        if torch.is_grad_enabled() and self.is_learned():
-            return shared(self, name, compute)
-        parameters, known = list(self.parameters()), self._cache.get(name)
-        if known is not None and all(map(torch.equal, known[0], parameters)):
-            value: T = known[1]
-            return value
-        with torch.no_grad():
-            value = compute()
-        self._cache[name] = ([p.detach().clone() for p in parameters], value)
-        return value
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LinearDiffusion:
-        self._cache.clear()
-        return super()._apply(fn, recurse)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._cache.clear()
-        super()._load_from_state_dict(*args, **kwargs)
-
     def settings(self) -> dict[str, Any]:
-        own = {"horizon": self.horizon, "beta": described(self.beta)}
-        own |= self._ends.settings() | self.matrices.settings()
-        return own | ({"learn_ends": list(self._ends.reach)} if self.learns_ends else {})
+        settings = {"horizon": self.horizon, "beta": described(self.beta)}
+        settings |= self._ends.settings() | self.matrices.settings()
+        return settings | ({"learn_ends": list(self._ends.reach)} if self.learns_ends else {})
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments for another diffusion with the same clock, laws and ends."""
@@ -447,7 +234,7 @@ class LinearDiffusion(OneBlock):
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
-        self._cache.clear()
+        self.forget()
         high, low, cut = saved["max_log_snr"], saved["min_log_snr"], saved["cut_time"]
         self._ends = Ends(high, low, cut, self._ends.reach)
         saved.pop("guess", None)  # of versions that remembered where their last search ended
@@ -566,42 +353,9 @@ class LinearDiffusion(OneBlock):
         """
         if (one := same_time(s)) is not None and isinstance(s, Tensor):
             return Marginal(*(t.expand(*s.shape, *t.shape) for t in self.marginal(one)))
-        return self._marginal(self._positive_clock(s))
+        return self._marginal(self.positive_clock(s))
 
-    # -- one variable, for which no factorization is needed ----------------------------------------
-
-    def many_marginals(self, s: Tensor) -> Marginal:
-        """:meth:`marginal` at very many times: for K = 1 by two exponentials."""
-        if self.num_variables > 1 or not isinstance(self.propagator, ConstantPropagator):
-            return self.marginal(s)
-        S = self.stationary_covariance[0, 0]
-        done = 2 * self.D[0, 0] / S * self._positive_clock(s)
-        a, variance = (-done / 2).exp(), -S * torch.expm1(-done)
-        return Marginal(
-            a[..., None],
-            variance[..., None, None],
-            variance.sqrt()[..., None, None],
-            1 / a[..., None],
-            -(S * torch.expm1(done)).log(),
-            variance.log(),
-        )
-
-    def many_log_snr_rates(self, s: Tensor) -> Tensor:
-        """:meth:`log_snr_rate` at very many times: for K = 1 by one exponential."""
-        if self.num_variables > 1 or not isinstance(self.propagator, ConstantPropagator):
-            return self.log_snr_rate(s)
-        by_clock = 2 * self.D[0, 0] / self.stationary_covariance[0, 0]
-        return self.rate(s) * -by_clock / torch.expm1(-by_clock * self._positive_clock(s))
-
-    def times_at_log_snr(self, value: Tensor) -> Tensor:
-        """:meth:`time_at_log_snr` of very many values: for K = 1 by one logarithm."""
-        if self.num_variables > 1 or not isinstance(self.propagator, ConstantPropagator):
-            return self.time_at_log_snr(value)
-        S = self.stationary_covariance[0, 0]
-        tau = S / (2 * self.D[0, 0]) * torch.log1p((-value).exp() / S)
-        return self.time_at_clock(tau)
-
-    def _positive_clock(self, s: Times) -> Tensor:
+    def positive_clock(self, s: Times) -> Tensor:
         s = self.checked_time("s", s)
         if not bool((s > 0).all()):
             raise ValueError(
@@ -618,7 +372,7 @@ class LinearDiffusion(OneBlock):
 
     def log_snr(self, s: Times) -> Tensor:
         """λ(s) = log aᵀ Σ^{-1} a, like s; decreasing. Raises as :meth:`marginal` does."""
-        tau = self._positive_clock(s)
+        tau = self.positive_clock(s)
         _, _, factor = self.factorization(tau)
         self.check_precision(factor.amplification, tau, "the log signal-to-noise ratio")
         return factor.log_snr
@@ -694,7 +448,7 @@ class LinearDiffusion(OneBlock):
 
     def _set_ends(self, high: float, low: float | None) -> None:
         ends = Ends(high, low, reach=self._ends.reach).checked(self.horizon)
-        self._cache.clear()
+        self.forget()
         self._ends = ends
         if (moved := self._parameters.get("ends")) is not None:
             with torch.no_grad():
@@ -704,45 +458,6 @@ class LinearDiffusion(OneBlock):
     def cut_time(self) -> float | None:
         """ε, if it was given as a time; None once an end is set by its log SNR."""
         return self._ends.cut_time
-
-    def _learn(self, learn_ends: float | Sequence[float], learn_stationary: bool) -> None:
-        """Make parameters of the ends and the stationary law, if asked, once all else is known."""
-        if any(reach := reach_of(learn_ends)):
-            self._ends = dataclasses.replace(self._ends, reach=reach).checked(self.horizon)
-            self.ends = nn.Parameter(torch.zeros(2, dtype=torch.float64))
-        if learn_stationary:
-            self._learn_stationary()
-        self._cache.clear()  # it may be of fewer parameters
-
-    def _learn_stationary(self) -> None:
-        K = self.num_variables
-        if K == 1:
-            raise ValueError(
-                "learn_stationary is True, but with K = 1 variable nothing of Σ_∞ is learned: the "
-                "variance of x is held fixed; leave it out, or raise num_variables"
-            )
-        L = torch.linalg.cholesky(self.stationary_covariance)
-        del self.stationary_covariance
-        self.register_buffer("stationary_scale", L[0, 0].clone())
-        self.stationary_log_diagonal = nn.Parameter(L.diagonal()[1:].log())
-        self.stationary_lower = nn.Parameter(L[tuple(torch.tril_indices(K, K, offset=-1))])
-
-    @property
-    def learns_stationary(self) -> bool:
-        return "stationary_lower" in self._parameters
-
-    def __getattr__(self, name: str) -> Any:
-        """Σ_∞, where it is computed from parameters and no buffer."""
-        if name == "stationary_covariance" and self.learns_stationary:
-            return self.kept(name, self._stationary)
-        return super().__getattr__(name)
-
-    def _stationary(self) -> Tensor:
-        K = self.num_variables
-        L = torch.diag(torch.cat([self.stationary_scale[None], self.stationary_log_diagonal.exp()]))
-        below = tuple(torch.tril_indices(K, K, offset=-1))
-        L = L.index_put(below, self.stationary_lower)
-        return L @ L.mT
 
     @property
     def start_time(self) -> Tensor:
@@ -863,13 +578,13 @@ class LinearDiffusion(OneBlock):
         divergence of a score of the raw state is a weighted mean of squares, whatever Q and D. For
         K = 1 it is -λ. Raises as :meth:`marginal` does.
         """
-        tau = self._positive_clock(s)
+        tau = self.positive_clock(s)
         _, _, factor = self.factorization(tau)
         self.check_precision(factor.amplification, tau, "the log volume")
         return self._curve().log_volume(factor.log_det, tau)
 
     def log_volume_rate(self, s: Times) -> Tensor:
-        tau = self._positive_clock(s)
+        tau = self.positive_clock(s)
         _, _, factor = self.factorization(tau)
         return self.rate(s) * volume_rate(factor, self.clock_noise(s))
 

@@ -27,7 +27,7 @@ from collections.abc import Callable
 import torch
 
 from pyro_mdm import LearnedDiffusion, LinearDiffusion, TimeVaryingLearnedDiffusion
-from pyro_mdm.diffusions.linear import shared_ends
+from pyro_mdm.diffusions.memory import shared_ends
 
 TIMES = torch.tensor([0.05, 0.3, 1.0], dtype=torch.float64)
 
