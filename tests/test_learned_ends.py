@@ -340,15 +340,18 @@ def test_ends_of_one_factorization_have_the_derivatives_of_two(
     with torch.no_grad():
         for parameter in diffusion.parameters():
             parameter.add_(0.02 * normal(parameter))
-    parameters, targets = list(diffusion.parameters()), diffusion._given_ends()
+    parameters, targets = list(diffusion.parameters()), diffusion.end_laws.targets()
     with torch.no_grad():
-        roots = diffusion._inversion.root(targets)
+        roots = diffusion.inversion.root(targets)
     monkeypatch.setattr(Inversion, "quick_root", lambda *_: roots)
     with shared_ends():
-        clocks = diffusion.end_clocks()
-        again = diffusion._inversion.with_gradient(roots, targets)
+        clocks = diffusion.end_laws.clocks()
+        again = diffusion.inversion.with_gradient(roots, targets)
         both = torch.stack([again[0], diffusion.clock(diffusion.horizon)])
-        got, expected = (clocks, *diffusion._end_laws()), (again, *diffusion._marginal(both))
+        got, expected = (
+            (clocks, *diffusion.end_laws.laws()),
+            (again, *diffusion.clock_marginal(both)),
+        )
     largest = 0.0
     for one, two in zip(got, expected, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
@@ -378,17 +381,17 @@ def test_ends_of_every_step_are_those_of_a_search_from_afar(
             for p in parameters:
                 p.add_(moved * torch.randn(p.shape, generator=generator, dtype=p.dtype))
         with shared_ends():
-            got = diffusion._end_laws()
-        targets = diffusion._given_ends()
-        clocks = diffusion._inversion.with_gradient(diffusion._inversion.root(targets), targets)
+            got = diffusion.end_laws.laws()
+        targets = diffusion.end_laws.targets()
+        clocks = diffusion.inversion.with_gradient(diffusion.inversion.root(targets), targets)
         if len(clocks) < 2:
             clocks = torch.cat([clocks, diffusion.clock(diffusion.horizon)[None]])
-        expected = diffusion._marginal(clocks)
+        expected = diffusion.clock_marginal(clocks)
         again = LearnedDiffusion(3, max_log_snr=9.0, seed=1, **options)
         again.load_state_dict(diffusion.state_dict())
         for other in (diffusion, again):
             with shared_ends():
-                assert all(map(torch.equal, other._end_laws(), got))
+                assert all(map(torch.equal, other.end_laws.laws(), got))
         for one, two in zip(got, expected, strict=True):
             torch.testing.assert_close(one, two, rtol=1e-11, atol=1e-11)
         slopes = [
@@ -401,7 +404,7 @@ def test_ends_of_every_step_are_those_of_a_search_from_afar(
 def test_what_a_last_step_leaves_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step that says it is small and is not: the search goes on."""
     diffusion = LearnedDiffusion(2, max_log_snr=9.0, min_log_snr=-10.0, seed=0)
-    expected = diffusion.end_clocks().detach()
+    expected = diffusion.end_laws.clocks().detach()
     halley = Inversion._halley
     calls = []
 
@@ -413,7 +416,7 @@ def test_what_a_last_step_leaves_is_looked_at(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Inversion, "_halley", biased)
     diffusion.forget()
     with shared_ends():
-        got = diffusion.end_clocks()
+        got = diffusion.end_laws.clocks()
     assert len(calls) >= 2
     torch.testing.assert_close(got.detach(), expected, rtol=1e-13, atol=0)
 
@@ -476,14 +479,14 @@ def test_derivatives_at_a_root_that_is_nearly_one_are_those_at_the_root(
         diffusion = LearnedDiffusion(2, 1, max_log_snr=9.0, min_log_snr=-6.0, seed=seed)
         with torch.no_grad():
             diffusion.lower.mul_(3.0)
-        exact = diffusion._inversion.root(diffusion._given_ends())
+        exact = diffusion.inversion.root(diffusion.end_laws.targets())
         slopes = []
         for start in (exact * (1 + 2.9e-4), exact):
             x = start.log()
             monkeypatch.setattr(Inversion, "_about", lambda *_, x=x: x)
             diffusion.forget()
             with shared_ends():
-                loss = diffusion.terminal.log_det + diffusion.end_clocks().log().sum()
+                loss = diffusion.terminal.log_det + diffusion.end_laws.clocks().log().sum()
                 slopes.append(torch.autograd.grad(loss, list(diffusion.parameters())))
         for one, two in zip(*slopes, strict=True):
             largest = max(largest, ((one - two).abs().max() / two.abs().max()).item())
@@ -500,9 +503,9 @@ def test_a_step_of_the_search_is_of_third_order(K: int, rank: int | None) -> Non
     ratios = []
     for seed in range(9):
         diffusion = LearnedDiffusion(K, rank, max_log_snr=3.0, min_log_snr=-2.0, seed=seed)
-        search, targets = diffusion._inversion, diffusion._given_ends()
+        search, targets = diffusion.inversion, diffusion.end_laws.targets()
         with torch.no_grad():
-            x, left = diffusion.end_clocks().log(), []
+            x, left = diffusion.end_laws.clocks().log(), []
             for off in (0.02, 0.01):
                 _, step = search._halley(diffusion.propagator, x + off, -targets)
                 left.append((off + step).abs())

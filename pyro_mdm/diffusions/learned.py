@@ -62,7 +62,8 @@ class LearnedFamily(LinearDiffusion):
     ) -> None:
         LinearDiffusion.__init__(self, matrices, **options)
         if any(reach := reach_of(learn_ends)):
-            self._ends = dataclasses.replace(self._ends, reach=reach).checked(self.horizon)
+            ends = dataclasses.replace(self.end_laws.given, reach=reach)
+            self.end_laws.given = ends.checked(self.horizon)
             self.ends = nn.Parameter(torch.zeros(2, dtype=torch.float64))
         if learn_stationary:
             self._learn_stationary()
@@ -132,9 +133,9 @@ class Learned(Constant):
 
             W = uniform(K, K)
             Q, B, d = W - W.mT, uniform(*B.shape), uniform(K)
-        self.diffusion.register_parameter("lower", nn.Parameter(Q[self._below]))
+        self.linear.register_parameter("lower", nn.Parameter(Q[self._below]))
         name, value = ("d", d) if self.diagonal else ("B", B)
-        self.diffusion.register_parameter(name, nn.Parameter(value))
+        self.linear.register_parameter(name, nn.Parameter(value))
         return K
 
     def begin_at(self, start: LinearDiffusion) -> None:
@@ -166,12 +167,12 @@ class Learned(Constant):
             self._parameter("d" if self.diagonal else "B").copy_(value)
 
     def _parameter(self, name: str) -> Tensor:
-        parameter: Tensor = self.diffusion.get_parameter(name)
+        parameter: Tensor = self.linear.get_parameter(name)
         return parameter
 
     def constant(self, name: str) -> Tensor:
         if name == "Q":
-            lower, K = self._parameter("lower"), self.diffusion.num_variables
+            lower, K = self._parameter("lower"), self.linear.num_variables
             W = lower.new_zeros(K, K).index_put(self._below, lower)
             return W - W.mT
         if self.diagonal:
@@ -183,15 +184,15 @@ class Learned(Constant):
         """√2 B padded with columns of zeros, differentiable where a symmetric root of D is not;
         or for a diagonal D the symmetric root."""
         if self.diagonal:
-            return torch.diag((2 * self.diffusion.D.diagonal()).sqrt())
-        empty = self.diffusion.num_variables - self.rank
+            return torch.diag((2 * self.linear.D.diagonal()).sqrt())
+        empty = self.linear.num_variables - self.rank
         return math.sqrt(2) * nn.functional.pad(self._parameter("B"), (0, empty))
 
     def hides_noise(self) -> bool:
         """Whether rounding of D may hide noise: D = B Bᵀ has half of B's digits."""
         if self.diagonal:
             return False
-        values = self.diffusion.kept(
+        values = self.linear.kept(
             "spread of B", lambda: torch.linalg.svdvals(self._parameter("B"))
         ).detach()
         return hides_noise(values)

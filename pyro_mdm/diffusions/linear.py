@@ -7,8 +7,7 @@ A linear diffusion consists of its :class:`Matrices` Q and D, and its
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,8 +27,9 @@ from pyro_mdm.diffusions.base import (
 from pyro_mdm.diffusions.clocks import Clock, LinearBeta
 from pyro_mdm.diffusions.closed import OneBlock
 from pyro_mdm.diffusions.curve import Curve, decay, volume_rate
+from pyro_mdm.diffusions.end_laws import EndLaws
 from pyro_mdm.diffusions.ends import Ends
-from pyro_mdm.diffusions.inversion import LOG_SNR, LOG_VOLUME, FoundEnds, Inversion
+from pyro_mdm.diffusions.inversion import Inversion
 from pyro_mdm.diffusions.matrices import (
     MAX_AMPLIFICATION,
     Constant,
@@ -37,8 +37,8 @@ from pyro_mdm.diffusions.matrices import (
     covariance_matrix,
 )
 from pyro_mdm.diffusions.memory import Remembering
-from pyro_mdm.diffusions.priors import GaussianPrior
-from pyro_mdm.diffusions.propagator import ConstantPropagator, Propagator
+from pyro_mdm.diffusions.propagator import Propagator
+from pyro_mdm.support.modules import of_part
 from pyro_mdm.support.settings import described
 
 __all__ = ["Frozen", "LinearDiffusion"]
@@ -80,6 +80,8 @@ class LinearDiffusion(Remembering, OneBlock):
         torch.Size([2, 2])
     """
 
+    ends_kind: type[EndLaws] = EndLaws
+    inversion_kind: type[Inversion] = Inversion
     matrices: Matrices
     stationary_covariance: Tensor
     """Σ_∞ (K, K), of the law at rest, where there is one by construction."""
@@ -99,9 +101,10 @@ class LinearDiffusion(Remembering, OneBlock):
     ) -> None:
         super().__init__()
         self.horizon = check_horizon(horizon)
-        self._ends = Ends(max_log_snr, min_log_snr, cut_time).checked(self.horizon)
+        ends = Ends(max_log_snr, min_log_snr, cut_time).checked(self.horizon)
+        self.end_laws, self.inversion = self.ends_kind(self, ends), self.inversion_kind(self)
         self.matrices = Q if isinstance(Q, Matrices) else Constant(Q, D)  # type: ignore[arg-type]
-        self.matrices.diffusion = self
+        self.matrices.linear = self
         K = self.num_variables = self.matrices.register()
         self.beta = beta if beta is not None else LinearBeta(horizon=horizon)
         check_clock(self.beta)
@@ -113,7 +116,7 @@ class LinearDiffusion(Remembering, OneBlock):
             self.matrices.check()
         self.check_controllable()
         with torch.no_grad():
-            self.end_clocks()  # an end out of reach is an error now, not at its first use
+            self.end_laws.clocks()  # an end out of reach is an error now, not at its first use
 
     def register_reference(self, variance: float | Sequence[float] | Matrix) -> None:
         """Register the covariance of the prior, as it is given; K is known."""
@@ -146,8 +149,10 @@ class LinearDiffusion(Remembering, OneBlock):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.matrices = copy.copy(self.matrices)
-        self.matrices.diffusion = self
+        for name in ("matrices", "end_laws", "inversion"):
+            owner = copy.copy(getattr(self, name))
+            owner.linear = self
+            setattr(self, name, owner)
 
     # -- matrices ----------------------------------------------------------------------------------
 
@@ -180,10 +185,6 @@ class LinearDiffusion(Remembering, OneBlock):
         return True  # by construction
 
     @property
-    def prior(self) -> GaussianPrior:
-        return GaussianPrior(self.prior_covariance)
-
-    @property
     def unit_drift(self) -> Tensor:
         """A_0 = -(Q + D) Σ_∞^{-1}, (K, K), the drift matrix per unit of clock time b."""
         return self._drift(self.Q, self.D)
@@ -194,14 +195,6 @@ class LinearDiffusion(Remembering, OneBlock):
 
     def _drift_at(self, s: Times) -> Tensor:
         return self._drift(self.matrices.at("Q", s), self.matrices.at("D", s))
-
-    def backward_drift(self) -> Tensor:
-        """B = -(A + g² Σ_π^{-1}), (K, K), per unit of clock time.
-
-        The reverse drift is B u + g² (s_θ + Σ_π^{-1} u). With Σ_π at rest B = (Q - D) Σ_∞^{-1}.
-        """
-        precision: Tensor = torch.linalg.inv(self.prior_covariance)
-        return -(self.unit_drift + self.unit_noise @ precision)
 
     @property
     def unit_noise(self) -> Tensor:
@@ -218,8 +211,10 @@ class LinearDiffusion(Remembering, OneBlock):
 
     def settings(self) -> dict[str, Any]:
         settings = {"horizon": self.horizon, "beta": described(self.beta)}
-        settings |= self._ends.settings() | self.matrices.settings()
-        return settings | ({"learn_ends": list(self._ends.reach)} if self.learns_ends else {})
+        settings |= self.end_laws.given.settings() | self.matrices.settings()
+        return settings | (
+            {"learn_ends": list(self.end_laws.given.reach)} if self.learns_ends else {}
+        )
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments for another diffusion with the same clock, laws and ends."""
@@ -236,20 +231,16 @@ class LinearDiffusion(Remembering, OneBlock):
     def restore(self, saved: dict[str, Any]) -> None:
         self.forget()
         high, low, cut = saved["max_log_snr"], saved["min_log_snr"], saved["cut_time"]
-        self._ends = Ends(high, low, cut, self._ends.reach)
+        self.end_laws.given = Ends(high, low, cut, self.end_laws.given.reach)
         saved.pop("guess", None)  # of versions that remembered where their last search ended
 
     # -- the clock ---------------------------------------------------------------------------------
-
-    def unscaled_end(self) -> Tensor:
-        """The clock time of T for the unscaled β, 0-dim."""
-        return self.beta.integral(self.as_tensor(self.horizon))
 
     def clock_scale(self) -> Tensor:
         """The number by which β is multiplied, 0-dim."""
 
         def scale() -> Tensor:
-            end = self.unscaled_end()
+            end = self.beta.integral(self.as_tensor(self.horizon))
             if self.min_log_snr is None:
                 return torch.ones_like(end)
             return self.matrices.end_clock() / end
@@ -279,21 +270,8 @@ class LinearDiffusion(Remembering, OneBlock):
     def clock_noise(self, s: Times) -> Tensor:
         return 2 * self.matrices.at("D", s)
 
-    @property
-    def unit_dispersion(self) -> Tensor:
-        """G_0 (K, K) with G_0 G_0ᵀ = 2 D."""
-        return self.matrices.root()
-
     def dispersion_matrix(self, s: Times) -> Tensor:
         return self.rate(s).sqrt()[..., None, None] * self.matrices.root(s)
-
-    def each(self, law: Callable[..., Any], *times: Tensor) -> Any:
-        return law(self, *times)
-
-    def divergence(self, s: Times, r: Times, dimensions: int = 1) -> Tensor:
-        """The growth of the log volume of states, ``dimensions · ∫_r^s tr A``, (…) as s and r."""
-        start = self.clock(r)
-        return self.propagator.trace(start, self.clock(s) - start, dimensions)
 
     # -- kernels -----------------------------------------------------------------------------------
 
@@ -353,7 +331,7 @@ class LinearDiffusion(Remembering, OneBlock):
         """
         if (one := same_time(s)) is not None and isinstance(s, Tensor):
             return Marginal(*(t.expand(*s.shape, *t.shape) for t in self.marginal(one)))
-        return self._marginal(self.positive_clock(s))
+        return self.clock_marginal(self.positive_clock(s))
 
     def positive_clock(self, s: Times) -> Tensor:
         s = self.checked_time("s", s)
@@ -364,7 +342,7 @@ class LinearDiffusion(Remembering, OneBlock):
             )
         return self.clock(s)
 
-    def _marginal(self, tau: Tensor) -> Marginal:
+    def clock_marginal(self, tau: Tensor) -> Marginal:
         a, Sigma, factor = self.factorization(tau)
         self.check_precision(factor.amplification, tau, "the marginal covariance")
         L = kernels.lower_triangular(factor.root)
@@ -405,146 +383,18 @@ class LinearDiffusion(Remembering, OneBlock):
 
     # -- the two ends, and inversion ---------------------------------------------------------------
 
-    @property
-    def terminal_log_snr(self) -> Tensor:
-        """λ(T), 0-dim: the information about the data that is left at the prior.
-
-        A constant where ``min_log_snr`` is given and not learned.
-        """
-        if self._ends.low is not None:
-            return self._given_ends()[1]
-        return self.terminal.log_snr
-
-    @property
-    def max_log_snr(self) -> float:
-        """λ at the start time ε; with a ``cut_time`` it follows the diffusion."""
-        with torch.no_grad():
-            return float(self.start_log_snr)
-
-    @max_log_snr.setter
-    def max_log_snr(self, value: float) -> None:
-        self._set_ends(value, self.min_log_snr)
-
-    @property
-    def start_log_snr(self) -> Tensor:
-        return self._given_ends()[0] if self.cut_time is None else self.start.log_snr
-
-    @property
-    def min_log_snr(self) -> float | None:
-        with torch.no_grad():
-            return None if self._ends.low is None else float(self._given_ends()[1])
-
-    @min_log_snr.setter
-    def min_log_snr(self, value: float | None) -> None:
-        self._set_ends(self.max_log_snr, value)
-
-    @property
-    def learns_ends(self) -> bool:
-        return any(self._ends.reach)
-
-    def _given_ends(self) -> Tensor:
-        """λ(ε) and, if the clock is scaled to it, λ(T): (1,) or (2,)."""
-        return self.as_tensor(self._ends.values(self._parameters.get("ends")))
-
-    def _set_ends(self, high: float, low: float | None) -> None:
-        ends = Ends(high, low, reach=self._ends.reach).checked(self.horizon)
-        self.forget()
-        self._ends = ends
-        if (moved := self._parameters.get("ends")) is not None:
-            with torch.no_grad():
-                moved.zero_()
-
-    @property
-    def cut_time(self) -> float | None:
-        """ε, if it was given as a time; None once an end is set by its log SNR."""
-        return self._ends.cut_time
-
-    @property
-    def start_time(self) -> Tensor:
-        """ε, 0-dim: the time at which log SNR equals ``max_log_snr``, or ``cut_time``."""
-        return self.kept("start_time", lambda: self.inverse_clock(self._start_clock()))
-
-    @property
-    def start(self) -> Marginal:
-        return self._both_ends()[0]
-
-    @property
-    def terminal(self) -> Marginal:
-        return self._both_ends()[1]
-
-    def _both_ends(self) -> tuple[Marginal, Marginal]:
-        def compute() -> tuple[Marginal, Marginal]:
-            start, terminal = zip(*(field.unbind() for field in self._end_laws()), strict=True)
-            return Marginal(*start), Marginal(*terminal)
-
-        return self.kept("both ends", compute)
-
-    def _end_laws(self) -> Marginal:
-        """The marginals at ε and T, (2, …)."""
-
-        def compute() -> Marginal:
-            clocks = torch.stack([self._start_clock(), self._terminal_clock()])
-            ends = self._found_ends()
-            if ends is None:
-                return self._marginal(clocks)
-            self.check_precision(ends.factor.amplification, clocks, "the marginal covariance")
-            return ends.marginal(clocks)
-
-        return self.kept("ends", compute)
-
-    def _found_ends(self) -> FoundEnds | None:
-        """The laws at ε and T, if λ is given at one or both and gradients pass through these."""
-        if self.cut_time is not None or not torch.is_grad_enabled():
-            return None
-
-        def compute() -> FoundEnds | None:
-            move = self.propagator
-            targets = self._given_ends()
-            if not isinstance(move, ConstantPropagator) or not self._inversion.is_learned(targets):
-                return None
-            number = move.detached()
-            for enough in (3e-4, 1e-6):
-                search = partial(self._inversion.quick_root, targets, number, enough)
-                with torch.no_grad():
-                    times = self.kept(f"roots to {enough}", search)
-                    if self._ends.low is None:
-                        times = torch.cat([times, self._terminal_clock().reshape(1)])
-                a, Sigma, factor = self.factorization_by(move, times)
-                A, noise = move.drift(times).detach(), move.noise(times).detach()
-                ends = FoundEnds(times, targets, a, Sigma, factor, A, noise)
-                if ends.close():
-                    break
-            return ends
-
-        return self.kept("found ends", compute)
-
-    def _start_clock(self) -> Tensor:
-        """The clock time of ε, 0-dim."""
-        if self.cut_time is not None:
-            return self.clock(self.cut_time)
-        start, end = self.end_clocks()[0], self._terminal_clock()
-        if not start.item() < end.item():
-            raise self._nothing_left()
-        return start
-
-    def _terminal_clock(self) -> Tensor:
-        """The clock time of T, 0-dim."""
-        return self.kept("terminal clock", lambda: self.clock(self.horizon))
-
-    def end_clocks(self) -> Tensor:
-        """Clock times of ``max_log_snr`` and, if given, ``min_log_snr``: (1,) or (2,)."""
-
-        def compute() -> Tensor:
-            if (ends := self._found_ends()) is not None:
-                return ends.clocks
-            targets, n = self._given_ends(), self.matrices.searched
-            end = self.clock(self.horizon).reshape(1) if n is not None else None
-            with torch.no_grad():
-                roots = self.kept("roots", lambda: self._inversion.root(targets[:n]))
-            clocks = self._inversion.with_gradient(roots, targets[:n])
-            return clocks if end is None or len(targets) == n else torch.cat([clocks, end])
-
-        return self.kept("end_clocks", compute)
+    max_log_snr: float = of_part("end_laws")
+    min_log_snr: float | None = of_part("end_laws")
+    cut_time: float | None = of_part("end_laws")
+    learns_ends: bool = of_part("end_laws")
+    start_log_snr: Tensor = of_part("end_laws")
+    terminal_log_snr: Tensor = of_part("end_laws")
+    start_time: Tensor = of_part("end_laws")
+    start: Marginal = of_part("end_laws")
+    terminal: Marginal = of_part("end_laws")
+    log_volume_ends: Tensor = of_part("end_laws")
+    time_at_log_snr = of_part("inversion")
+    time_at_log_volume = of_part("inversion")
 
     def log_snr_rate(self, s: Times) -> Tensor:
         """-dλ/ds = SNR · kᵀ g² k > 0, like s, with k the readout of :meth:`marginal`."""
@@ -552,24 +402,11 @@ class LinearDiffusion(Remembering, OneBlock):
         _, _, factor = self.factorization(self.clock(s))
         return self.rate(s) * decay(factor, self.clock_noise(s))
 
-    def time_at_log_snr(self, value: Times) -> Tensor:
-        """The time s with λ(s) = value, like value; differentiable in the diffusion and in value.
-
-        Raises:
-            ValueError: a value below λ(T), which this diffusion never reaches.
-            UnreachableError: a value too high for float64.
-        """
-        value = self.as_tensor(value)
-        with torch.no_grad():
-            low = self.terminal_log_snr
-        if not bool((value >= low - 1e-9 * (1 + low.abs())).all()):
-            raise ValueError(
-                f"log SNR {value.min().item():.6g} is never reached: it ends at λ(T) = "
-                f"{low.item():.6g}; use a larger value, a faster clock or a longer horizon"
-            )
-        return self.time_at_clock(self._clock_at(value, LOG_SNR))
-
     # -- log volume --------------------------------------------------------------------------------
+
+    def curve(self) -> Curve:
+        """λ and κ along clock time."""
+        return Curve(self.propagator, self.initial_covariance)
 
     def log_volume(self, s: Times) -> Tensor:
         """The log volume κ(s) = log det Σ(s) - 2 ∫_0^s tr A of Σ pulled back to time 0, like s.
@@ -581,90 +418,12 @@ class LinearDiffusion(Remembering, OneBlock):
         tau = self.positive_clock(s)
         _, _, factor = self.factorization(tau)
         self.check_precision(factor.amplification, tau, "the log volume")
-        return self._curve().log_volume(factor.log_det, tau)
+        return self.curve().log_volume(factor.log_det, tau)
 
     def log_volume_rate(self, s: Times) -> Tensor:
         tau = self.positive_clock(s)
         _, _, factor = self.factorization(tau)
         return self.rate(s) * volume_rate(factor, self.clock_noise(s))
-
-    @property
-    def log_volume_ends(self) -> Tensor:
-
-        def compute() -> Tensor:
-            tau = torch.stack([self._start_clock(), self._terminal_clock()])
-            log_det = self._end_laws().log_det
-            return self._curve().log_volume(log_det, tau)
-
-        return self.kept("log_volume_ends", compute)
-
-    def time_at_log_volume(self, value: Times) -> Tensor:
-        """The time s in [ε, T] with κ(s) = value, like value; differentiable in both.
-
-        Raises:
-            ValueError: a value outside [κ(ε), κ(T)].
-        """
-        value = self.as_tensor(value)
-        with torch.no_grad():
-            low, high = self.log_volume_ends.tolist()
-        room = 1e-9 * (1 + abs(low) + abs(high))
-        outside = ~((value >= low - room) & (value <= high + room))
-        if bool(outside.any()):
-            raise ValueError(
-                f"log volume {value.detach()[outside][0].item():.6g} is not between that of ε, "
-                f"{low:.6g}, and of T, {high:.6g}; see log_volume_ends"
-            )
-        return self.time_at_clock(self._clock_at(value, LOG_VOLUME))
-
-    # -- searches ----------------------------------------------------------------------------------
-
-    def _curve(self) -> Curve:
-        return Curve(self.propagator, self.initial_covariance)
-
-    @property
-    def _inversion(self) -> Inversion:
-        learned = self.is_learned()
-        return Inversion(self._curve, learned, self._knots, self._unreachable, self.kept)
-
-    def _clock_at(self, value: Tensor, of: str) -> Tensor:
-        """The clock time at which λ or κ, by its name ``of``, has a value; differentiable."""
-        inversion = self._inversion
-        return inversion.with_gradient(inversion.root(value, of), value, of)
-
-    def _knots(self, of: str, number: int) -> Tensor:
-        """log τ for λ from far below ε to far past T, for κ from ε to T."""
-        if of == LOG_VOLUME:
-            first, last = self._start_clock().log().item(), self.clock(self.horizon).log().item()
-            x = torch.linspace(first, last, 129, dtype=torch.float64)
-        else:  # λ falls like -log τ at the least for τ → 0, and like the slowest mode late
-            fast = self.matrices.fast()
-            early, middle = -max(self.max_log_snr + 10.0, 80.0) - fast, -2.0 - fast
-            late = torch.linspace(middle, self.matrices.last_clock(), number + 1)[1:]
-            x = torch.cat([torch.linspace(early, middle, 65), late])
-        return x.to(self.initial_covariance)
-
-    def _unreachable(self, log_snr: float, reach: str) -> UnreachableError:
-        self.check_controllable()
-        names = {self.max_log_snr: "max_log_snr", self.min_log_snr: "min_log_snr"}
-        name = names.get(log_snr, "log SNR")
-        if self.matrices.searched and name == "max_log_snr":
-            end = self.factorization(self.clock(self.horizon))[2].log_snr
-            if not log_snr > end:
-                return self._nothing_left()
-        return UnreachableError(
-            f"{type(self).__name__}: {name} {log_snr:g} is out of reach of float64, whatever the "
-            f"clock: with {self.shown()} {reach}; ask for a log SNR between these, or bring the "
-            f"time scales of its matrices together{self.matrices.remedy}"
-        )
-
-    def _nothing_left(self) -> UnreachableError:
-        self.check_controllable()
-        low = self.factorization(self.clock(self.horizon))[2].log_snr.item()
-        return UnreachableError(
-            f"max_log_snr is {self.max_log_snr:g}, but log SNR ends at {low:.6g} with "
-            f"{self.shown()}: nothing is left between the start time and T; use a faster clock, "
-            f"or set min_log_snr{self.matrices.remedy}"
-        )
 
     # -- the door ----------------------------------------------------------------------------------
 

@@ -196,7 +196,7 @@ class DriftAndDispersion(Constant):
 
     def register(self) -> int:
         for name, matrix in zip(("_A", "_G"), self._given, strict=True):
-            self.diffusion.register_buffer(name, matrix)
+            self.linear.register_buffer(name, matrix)
         return len(self._given[0])
 
     def check(self) -> None:
@@ -204,8 +204,8 @@ class DriftAndDispersion(Constant):
 
     def constant(self, name: str) -> Tensor:
         if name == "A":
-            return self.diffusion.get_buffer("_A")
-        G = self.diffusion.get_buffer("_G")
+            return self.linear.get_buffer("_A")
+        G = self.linear.get_buffer("_G")
         noise = G @ G.mT
         return (noise + noise.mT) / 2
 
@@ -214,20 +214,20 @@ class DriftAndDispersion(Constant):
 
     def root(self, s: Times | None = None) -> Tensor:
         """G itself, with columns of zeros if it has fewer than K; a square root if it has more."""
-        G = self.diffusion.get_buffer("_G")
+        G = self.linear.get_buffer("_G")
         K, m = G.shape
         return super().root(s) if m > K else nn.functional.pad(G, (0, K - m))
 
     def hides_noise(self) -> bool:
         """Whether rounding of G Gᵀ may hide noise."""
-        return hides_noise(torch.linalg.svdvals(self.diffusion.get_buffer("_G")))
+        return hides_noise(torch.linalg.svdvals(self.linear.get_buffer("_G")))
 
     def fast(self) -> float:
-        noise: Tensor = torch.linalg.matrix_norm(self.diffusion.unit_noise, ord=2)
-        return math.log(max(self.diffusion.propagator.speed.item(), noise.item()))
+        noise: Tensor = torch.linalg.matrix_norm(self.linear.unit_noise, ord=2)
+        return math.log(max(self.linear.propagator.speed.item(), noise.item()))
 
     def last_clock(self) -> float:
-        growth = torch.linalg.eigvals(self.diffusion.unit_drift).real.max().item()
+        growth = torch.linalg.eigvals(self.linear.unit_drift).real.max().item()
         if growth < -1e-10:
             return 3.5 - math.log(-growth)
         # λ of a growing mode comes to rest, and exp(A τ) soon is too large for its digits

@@ -248,14 +248,14 @@ class Matrices(ABC):
     has their names.
 
     Attributes:
-        diffusion: the linear diffusion that the matrices are part of.
+        linear: the linear diffusion that the matrices are part of.
         remedy: advice for error messages where the matrices are at fault.
         searched: the number of ends that are searched for along one curve; None: all that are
             given. It is 1 where the curve depends on the scale of the clock: the scale is found
             first, and with it λ(T).
     """
 
-    diffusion: Any
+    linear: Any
     remedy = ""
     searched: int | None = None
 
@@ -295,7 +295,7 @@ class Matrices(ABC):
 
     def fast(self) -> float:
         """The logarithm of the fastest rate, before whose time λ falls at least like -log τ."""
-        return self.diffusion.propagator.speed.log().item()
+        return float(self.linear.propagator.speed.log())
 
     @abstractmethod
     def last_clock(self) -> float:
@@ -324,30 +324,32 @@ class Constant(Matrices):
 
     def register(self) -> int:
         for name, matrix in zip(("_Q", "_D"), self._given, strict=True):
-            self.diffusion.register_buffer(name, matrix)
+            self.linear.register_buffer(name, matrix)
         return len(self._given[0])
 
     def check(self) -> None:
-        check_skew("Q", self.diffusion.Q.detach(), 1e-12)
-        check_semidefinite("D", self.diffusion.D.detach(), 1e-12)
+        check_skew("Q", self.linear.Q.detach(), 1e-12)
+        check_semidefinite("D", self.linear.D.detach(), 1e-12)
 
     def constant(self, name: str) -> Tensor:
-        return self.diffusion.get_buffer(f"_{name}")
+        matrix: Tensor = self.linear.get_buffer(f"_{name}")
+        return matrix
 
     def at(self, name: str, s: Times) -> Tensor:
-        matrix: Tensor = getattr(self.diffusion, name)  # as a subclass may have it
+        matrix: Tensor = getattr(self.linear, name)  # as a subclass may have it
         return matrix
 
     def root(self, s: Times | None = None) -> Tensor:
         """The symmetric root, or for a learned D a triangular one, differentiable at any rank."""
 
         def root() -> Tensor:
-            noise = self.diffusion.unit_noise
+            noise = self.linear.unit_noise
             if noise.requires_grad:
                 return kernels.semidefinite_cholesky(noise)
             return symmetric_root(noise)
 
-        return self.diffusion.kept("unit_dispersion", root)
+        value: Tensor = self.linear.kept("unit_dispersion", root)
+        return value
 
     def hides_noise(self) -> bool:
         """Whether rounding of D hides noise in some direction."""
@@ -358,29 +360,41 @@ class Constant(Matrices):
 
         A shared graph would add gradients in another order.
         """
-        if torch.is_grad_enabled() and self.diffusion.is_learned():
+        if torch.is_grad_enabled() and self.linear.is_learned():
             return self._propagator()
-        return self.diffusion.kept("propagator", self._propagator)
+        kept: Propagator = self.linear.kept("propagator", self._propagator)
+        return kept
 
     def _propagator(self) -> Propagator:
-        diffusion = self.diffusion
+        linear = self.linear
         return ConstantPropagator(
-            diffusion.unit_drift,
-            diffusion.unit_noise,
-            backward=diffusion.backward_drift,
+            linear.unit_drift,
+            linear.unit_noise,
+            backward=self.backward_drift,
             root=self.root,
             basis=self._basis,
             hides_noise=self.hides_noise,
         )
 
+    def backward_drift(self) -> Tensor:
+        """B = -(A + g² Σ_π^{-1}), (K, K), per unit of clock time.
+
+        The reverse drift is B u + g² (s_θ + Σ_π^{-1} u). With Σ_π at rest B = (Q - D) Σ_∞^{-1}.
+        """
+        precision: Tensor = torch.linalg.inv(self.linear.prior_covariance)
+        drift: Tensor = -(self.linear.unit_drift + self.linear.unit_noise @ precision)
+        return drift
+
     def _basis(self) -> tuple[Tensor, Tensor]:
-        diffusion = self.diffusion
-        return diffusion.kept(
-            "basis", lambda: kernels.noise_basis(diffusion.unit_drift, diffusion.unit_noise)
+        linear = self.linear
+        basis: tuple[Tensor, Tensor] = linear.kept(
+            "basis", lambda: kernels.noise_basis(linear.unit_drift, linear.unit_noise)
         )
+        return basis
 
     def last_clock(self) -> float:
-        return 3.5 - self.diffusion.propagator.decay.log().item()
+        return 3.5 - float(self.linear.propagator.decay.log())
 
     def end_clock(self) -> Tensor:
-        return self.diffusion.end_clocks()[1]
+        end: Tensor = self.linear.end_laws.clocks()[1]
+        return end

@@ -82,7 +82,8 @@ class Remembering(nn.Module):
 
     def _apply(self: R, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> R:
         self.forget()
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)
+        return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self.forget()

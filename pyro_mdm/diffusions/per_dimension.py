@@ -30,7 +30,6 @@ from pyro_mdm.diffusions.closed import Denoise, Kernels
 from pyro_mdm.diffusions.dimension_clocks import Clocks, SharedClock
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.linear_sde import LinearSDE
-from pyro_mdm.diffusions.priors import GaussianPrior
 from pyro_mdm.diffusions.propagator import ConstantPropagator
 from pyro_mdm.diffusions.transforms import Transform
 from pyro_mdm.support.checks import check_instance
@@ -315,10 +314,6 @@ class PerDimensionDiffusion(Kernels):
 
     def at_rest(self) -> bool:
         return all(block.at_rest() for block in self._each_block())
-
-    @property
-    def prior(self) -> GaussianPrior:
-        return GaussianPrior(self.prior_covariance)
 
     def _speed(self, s: Tensor, local: list[Tensor]) -> list[Tensor]:
         """The derivative of each cell's time in the common one, (*s.shape, cells), by block."""
