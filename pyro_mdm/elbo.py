@@ -31,8 +31,8 @@ from torch.distributions import kl_divergence
 
 from pyro_mdm import randomness
 from pyro_mdm.diffusions.base import Cap, require
-from pyro_mdm.diffusions.linear import shared_ends
 from pyro_mdm.diffusions.matrices import of_counted
+from pyro_mdm.diffusions.memory import shared_ends
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.base import NoisingLaw, PathKL

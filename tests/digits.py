@@ -23,7 +23,7 @@ def exact(value: Tensor) -> Matrix:
 def drift_and_noise(diffusion: LinearDiffusion) -> tuple[Matrix, Matrix]:
     """A and GGᵀ per unit of clock time from the numbers the diffusion holds."""
     if isinstance(diffusion, LinearSDE):
-        G = exact(diffusion.unit_dispersion)
+        G = exact(diffusion.matrices.root())
         return exact(diffusion.unit_drift), G * G.T
     if hasattr(diffusion, "B"):
         B = exact(diffusion.B)

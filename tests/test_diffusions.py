@@ -442,7 +442,7 @@ def test_a_diagonal_learned_diffusion_is_that_and_starts_where_its_seed_says():
     for diffusion in (one, other):
         softplus = torch.nn.functional.softplus(diffusion.d)
         torch.testing.assert_close(diffusion.D, torch.diag(softplus + 1e-3))
-        torch.testing.assert_close(diffusion.unit_dispersion.square(), 2 * diffusion.D)
+        torch.testing.assert_close(diffusion.matrices.root().square(), 2 * diffusion.D)
         assert torch.equal(diffusion.Q, -diffusion.Q.mT)
         assert bool((diffusion.d.abs() < K**-0.5).all())
     # W - Wᵀ has the variance 2/(3 K) and d 1/(3 K), of uniform numbers within ±1/√K
@@ -625,8 +625,8 @@ def test_what_is_read_back_has_the_same_bits(diagonal, options):
 
     def ends(diffusion):
         with torch.no_grad():
-            plain = diffusion.start_time, diffusion.end_clocks()
-        return [*plain, diffusion.start_time, diffusion.end_clocks(), *diffusion.start]
+            plain = diffusion.start_time, diffusion.end_laws.clocks()
+        return [*plain, diffusion.start_time, diffusion.end_laws.clocks(), *diffusion.start]
 
     for seed in range(2):
         saved = LearnedDiffusion(3, diagonal=diagonal, seed=seed, **options)

@@ -283,7 +283,7 @@ def test_arguments_seldom_are_anything() -> None:
 def test_linear_diffusions_by_name_are_constructors() -> None:
     """What differs between them is their matrices and ends, so none has a kernel of its own.
 
-    Three kinds say what these follow from: Q and D, A and G, or α and σ.
+    Three kinds say what these follow from: Q and D, A and G, or α and σ; one says what is learned.
     """
     kinds = [importlib.import_module("pyro_mdm.diffusions").LinearDiffusion]
     for kind in kinds:
@@ -291,7 +291,7 @@ def test_linear_diffusions_by_name_are_constructors() -> None:
     members = {
         f"{kind.__name__}.{name}"
         for kind in kinds
-        if kind.__name__ not in ("LinearDiffusion", "LinearSDE", "Interpolant")
+        if kind.__name__ not in ("LinearDiffusion", "LinearSDE", "Interpolant", "LearnedFamily")
         for name, value in vars(kind).items()
         if callable(value) or isinstance(value, property | classmethod | staticmethod)
         if name not in ("__init__", "from_diffusion")

@@ -28,7 +28,8 @@ from pyro_mdm import (
 from pyro_mdm.diffusions import ContextClocks, ContextDiffusion, DiscreteContext
 from pyro_mdm.diffusions.inversion import Inversion
 from pyro_mdm.diffusions.learned import LearnedFamily
-from pyro_mdm.diffusions.linear import LinearDiffusion, shared_ends
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.memory import shared_ends
 from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
 from pyro_mdm.likelihoods import NetworkPosterior
 from pyro_mdm.networks import MLP
@@ -326,7 +327,7 @@ def test_one_block_of_dimensions_may_learn_its_ends() -> None:
     ],
 )
 def test_ends_of_one_factorization_have_the_derivatives_of_two(
-    K: int, rank: int | None, options: dict[str, Any]
+    K: int, rank: int | None, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of all that a law is made of, in all that is learned: one in time, one at given times."""
     ends = {"max_log_snr": 9.0, "min_log_snr": -6.0}
@@ -339,15 +340,18 @@ def test_ends_of_one_factorization_have_the_derivatives_of_two(
     with torch.no_grad():
         for parameter in diffusion.parameters():
             parameter.add_(0.02 * normal(parameter))
-    parameters, targets = list(diffusion.parameters()), diffusion._given_ends()
+    parameters, targets = list(diffusion.parameters()), diffusion.end_laws.targets()
     with torch.no_grad():
-        roots = diffusion._inversion.root(targets)
-    diffusion._guess = roots
+        roots = diffusion.inversion.root(targets)
+    monkeypatch.setattr(Inversion, "quick_root", lambda *_: roots)
     with shared_ends():
-        clocks = diffusion.end_clocks()
-        again = diffusion._inversion.with_gradient(roots, targets)
+        clocks = diffusion.end_laws.clocks()
+        again = diffusion.inversion.with_gradient(roots, targets)
         both = torch.stack([again[0], diffusion.clock(diffusion.horizon)])
-        got, expected = (clocks, *diffusion._end_laws()), (again, *diffusion._marginal(both))
+        got, expected = (
+            (clocks, *diffusion.end_laws.laws()),
+            (again, *diffusion.clock_marginal(both)),
+        )
     largest = 0.0
     for one, two in zip(got, expected, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
@@ -368,7 +372,7 @@ def test_ends_of_one_factorization_have_the_derivatives_of_two(
 def test_ends_of_every_step_are_those_of_a_search_from_afar(
     options: dict[str, Any], moved: float
 ) -> None:
-    """Each begins where the last one ended, nearby or not."""
+    """Nothing is remembered of the last step, which may be nearby or not."""
     diffusion = LearnedDiffusion(3, max_log_snr=9.0, seed=1, **options)
     parameters = list(diffusion.parameters())
     generator = torch.Generator().manual_seed(2)
@@ -376,26 +380,22 @@ def test_ends_of_every_step_are_those_of_a_search_from_afar(
         with torch.no_grad():
             for p in parameters:
                 p.add_(moved * torch.randn(p.shape, generator=generator, dtype=p.dtype))
-        afar = copy.deepcopy(diffusion)
-        afar._guess = afar._last = None
         with shared_ends():
-            got, expected = diffusion._end_laws(), afar._end_laws()
+            got = diffusion.end_laws.laws()
+        targets = diffusion.end_laws.targets()
+        clocks = diffusion.inversion.with_gradient(diffusion.inversion.root(targets), targets)
+        if len(clocks) < 2:
+            clocks = torch.cat([clocks, diffusion.clock(diffusion.horizon)[None]])
+        expected = diffusion.clock_marginal(clocks)
         again = LearnedDiffusion(3, max_log_snr=9.0, seed=1, **options)
         again.load_state_dict(diffusion.state_dict())
         for other in (diffusion, again):
             with shared_ends():
-                assert all(map(torch.equal, other._end_laws(), got))
+                assert all(map(torch.equal, other.end_laws.laws(), got))
         for one, two in zip(got, expected, strict=True):
             torch.testing.assert_close(one, two, rtol=1e-11, atol=1e-11)
-        clocks = diffusion.end_clocks()
-        with torch.no_grad():
-            parameters[0].add_(1e-3)
-        assert torch.equal(diffusion._root_guess(), clocks.detach())
-        with torch.no_grad():
-            parameters[0].sub_(1e-3)
         slopes = [
-            torch.autograd.grad(sum(t.sum() for t in laws), list(of.parameters()))
-            for laws, of in ((got, diffusion), (expected, afar))
+            torch.autograd.grad(sum(t.sum() for t in laws), parameters) for laws in (got, expected)
         ]
         for one, two in zip(*slopes, strict=True):
             torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-6 * two.abs().max().item())
@@ -404,7 +404,7 @@ def test_ends_of_every_step_are_those_of_a_search_from_afar(
 def test_what_a_last_step_leaves_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step that says it is small and is not: the search goes on."""
     diffusion = LearnedDiffusion(2, max_log_snr=9.0, min_log_snr=-10.0, seed=0)
-    expected = diffusion.end_clocks().detach()
+    expected = diffusion.end_laws.clocks().detach()
     halley = Inversion._halley
     calls = []
 
@@ -414,9 +414,9 @@ def test_what_a_last_step_leaves_is_looked_at(monkeypatch: pytest.MonkeyPatch) -
         return error, step + 4e-4 if len(calls) == 1 else step
 
     monkeypatch.setattr(Inversion, "_halley", biased)
-    diffusion._cache.clear()
+    diffusion.forget()
     with shared_ends():
-        got = diffusion.end_clocks()
+        got = diffusion.end_laws.clocks()
     assert len(calls) >= 2
     torch.testing.assert_close(got.detach(), expected, rtol=1e-13, atol=0)
 
@@ -460,7 +460,7 @@ def steps(whole: nn.Module, number: int) -> list[Tensor]:
 
 @pytest.mark.parametrize("name", WHOLES)
 def test_saved_between_steps_it_goes_on_bit_for_bit(name: str) -> None:
-    """Where the search begins is saved too, and no reason to refuse what was saved."""
+    """All digits of an end follow from what is saved."""
     torch.manual_seed(0)
     whole = WHOLES[name]()
     steps(whole, 3)
@@ -470,23 +470,24 @@ def test_saved_between_steps_it_goes_on_bit_for_bit(name: str) -> None:
         assert torch.equal(one, two)
 
 
-def test_derivatives_at_a_root_that_is_nearly_one_are_those_at_the_root() -> None:
+def test_derivatives_at_a_root_that_is_nearly_one_are_those_at_the_root(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Where λ nearly pauses too, for which what is left to the clock matters most."""
     largest = 0.0
     for seed in range(12):
         diffusion = LearnedDiffusion(2, 1, max_log_snr=9.0, min_log_snr=-6.0, seed=seed)
         with torch.no_grad():
             diffusion.lower.mul_(3.0)
-        exact = copy.deepcopy(diffusion)
-        exact._guess = exact._last = None
-        with torch.no_grad():
-            roots = exact.end_clocks()
-        exact._guess, diffusion._guess = roots, roots * (1 + 2.9e-4)
+        exact = diffusion.inversion.root(diffusion.end_laws.targets())
         slopes = []
-        for of in (diffusion, exact):
+        for start in (exact * (1 + 2.9e-4), exact):
+            x = start.log()
+            monkeypatch.setattr(Inversion, "_about", lambda *_, x=x: x)
+            diffusion.forget()
             with shared_ends():
-                loss = of.terminal.log_det + of.end_clocks().log().sum()
-                slopes.append(torch.autograd.grad(loss, list(of.parameters())))
+                loss = diffusion.terminal.log_det + diffusion.end_laws.clocks().log().sum()
+                slopes.append(torch.autograd.grad(loss, list(diffusion.parameters())))
         for one, two in zip(*slopes, strict=True):
             largest = max(largest, ((one - two).abs().max() / two.abs().max()).item())
     assert largest < 1e-6
@@ -502,9 +503,9 @@ def test_a_step_of_the_search_is_of_third_order(K: int, rank: int | None) -> Non
     ratios = []
     for seed in range(9):
         diffusion = LearnedDiffusion(K, rank, max_log_snr=3.0, min_log_snr=-2.0, seed=seed)
-        search, targets = diffusion._inversion, diffusion._given_ends()
+        search, targets = diffusion.inversion, diffusion.end_laws.targets()
         with torch.no_grad():
-            x, left = diffusion.end_clocks().log(), []
+            x, left = diffusion.end_laws.clocks().log(), []
             for off in (0.02, 0.01):
                 _, step = search._halley(diffusion.propagator, x + off, -targets)
                 left.append((off + step).abs())

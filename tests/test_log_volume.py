@@ -143,10 +143,10 @@ def gauss(n: int) -> tuple[Tensor, Tensor]:
 def closed_form(diffusion: LinearDiffusion, kind: str, network: Linear) -> Tensor:
     """½ ∫ E‖s_θ - ∇log q‖²_{g²} dτ over clock time, by quadrature in log τ."""
     nodes, weights = gauss(400)
-    ends = torch.stack([diffusion._start_clock(), diffusion.clock(diffusion.horizon)]).log()
+    ends = torch.stack([diffusion.end_laws.start_clock(), diffusion.clock(diffusion.horizon)]).log()
     x = ends[0] + (ends[1] - ends[0]) * nodes
     tau, weight = x.exp(), weights * (ends[1] - ends[0]) * x.exp()
-    marginal = diffusion._marginal(tau)
+    marginal = diffusion.clock_marginal(tau)
     L, a = marginal.scale_tril, marginal.mean
     W = torch.linalg.inv(L)
     C = network.C * (1 + marginal.log_snr / 20)[:, None, None]

@@ -26,6 +26,7 @@ from pyro_mdm import (
     elbo_terms,
 )
 from pyro_mdm.diffusions import BlurClocks, Clocks, LearnedClocks, SharedClock, TurnClocks
+from pyro_mdm.diffusions.per_dimension import ManyTimes
 from pyro_mdm.diffusions.posterior import posterior
 from pyro_mdm.diffusions.sde import fold, unfold
 from pyro_mdm.networks import MLP
@@ -177,11 +178,11 @@ def test_one_variable_needs_no_factorization() -> None:
         learned_in_time(1, 1, 3, **ENDS),
     ):
         s = torch.cat([1e-3 * block.start_time[None], block.log_snr_grid(9)])
-        for a, b in zip(block.many_marginals(s), block.marginal(s), strict=True):
+        for a, b in zip(ManyTimes(block).marginal(s), block.marginal(s), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(block.many_log_snr_rates(s), block.log_snr_rate(s))
+        torch.testing.assert_close(ManyTimes(block).log_snr_rate(s), block.log_snr_rate(s))
         lam = block.log_snr(s)
-        torch.testing.assert_close(block.times_at_log_snr(lam), s, rtol=1e-8, atol=1e-12)
+        torch.testing.assert_close(ManyTimes(block).time_at_log_snr(lam), s, rtol=1e-8, atol=1e-12)
         grids = torch.stack([s[1:], (s[1:] + s[-1]) / 2], 1)[:-1].flip(0)  # of two data
         for noise, powers in ((0.0, 1), (0.5, 3)):
             one, other = (transport(block, t, noise, powers) for t in (grids[:, None], grids))

@@ -19,6 +19,7 @@ from pyro_mdm.diffusions.matrices import (
     outer,
     with_event_dims,
 )
+from pyro_mdm.diffusions.priors import GaussianPrior
 from pyro_mdm.diffusions.propagator import Propagator
 
 __all__ = ["Denoise", "Kernels", "OneBlock", "denoising_error", "noised_data", "noised_state"]
@@ -60,6 +61,10 @@ class Kernels(Diffusion):
     @abstractmethod
     def prior_covariance(self) -> Tensor:
         """Σ_π (K, K) of the prior N(0, Σ_π)."""
+
+    @property
+    def prior(self) -> GaussianPrior:
+        return GaussianPrior(self.prior_covariance)
 
     def at_rest(self) -> bool:
         """Whether the prior is the law at rest: A Σ_π + Σ_π Aᵀ + g² = 0, between 0 and T."""
@@ -283,6 +288,14 @@ class OneBlock(Kernels):
     @abstractmethod
     def check_precision(self, growth: Tensor, tau: Tensor, what: str) -> None:
         """Raises KernelPrecisionError where rounding errors grow beyond the digits of float64."""
+
+    def each(self, law: Callable[..., Any], *times: Tensor) -> Any:
+        return law(self, *times)
+
+    def divergence(self, s: Times, r: Times, dimensions: int = 1) -> Tensor:
+        """The growth of the log volume of states, ``dimensions · ∫_r^s tr A``, (…) as s and r."""
+        start = self.clock(r)
+        return self.propagator.trace(start, self.clock(s) - start, dimensions)
 
     def data_columns(self, tau: Tensor, a: Tensor) -> Tensor:
         """The columns from which the mean of a state is made, (…, K, columns); a is that of x.

@@ -22,6 +22,7 @@ from torch import Tensor
 from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.base import Times, UnreachableError, check_clock, check_horizon
 from pyro_mdm.diffusions.clocks import Clock, LinearBeta
+from pyro_mdm.diffusions.end_laws import EndLaws
 from pyro_mdm.diffusions.interpolant_clocks import (
     Exploding,
     GivenSchedule,
@@ -31,12 +32,45 @@ from pyro_mdm.diffusions.interpolant_clocks import (
     SubVariance,
     Turning,
 )
-from pyro_mdm.diffusions.inversion import LOG_SNR
-from pyro_mdm.diffusions.linear import Matrices
+from pyro_mdm.diffusions.inversion import LOG_SNR, Inversion
 from pyro_mdm.diffusions.linear_sde import LinearSDE, check_scales
+from pyro_mdm.diffusions.matrices import Matrices
 from pyro_mdm.diffusions.propagator import Halves, Propagator, Root
 
 __all__ = ["VE", "Cosine", "Interpolant", "RectifiedFlow", "SubVP"]
+
+
+class InterpolantEnds(EndLaws):
+    """The ends of an interpolant, which are cut where λ is the target; clock time is e^{-λ}."""
+
+    def set(self, high: float, low: float | None) -> None:
+        end = self.linear.end_of(low)
+        with torch.no_grad():
+            drift = self.linear.beta.drift(self.linear.as_tensor(end))
+        if not bool(drift.isfinite()):
+            raise UnreachableError(
+                f"{type(self.linear).__name__}: min_log_snr is {low:g}, which is reached at s = "
+                f"{end:g}, where α rounds to 0, expected an earlier end; raise min_log_snr, e.g. "
+                "to -10.0"
+            )
+        super().set(high, low)
+        self.linear.horizon = end
+
+    def clocks(self) -> Tensor:
+        return torch.exp(-self.targets())
+
+    def terminal_clock(self) -> Tensor:
+        if self.given.low is not None:
+            return self.clocks()[1]
+        end: Tensor = self.linear.clock(self.linear.horizon)
+        return end
+
+
+class InterpolantInversion(Inversion):
+    """Times of an interpolant by log SNR or log volume, in closed form."""
+
+    def clock_at(self, value: Tensor, name: str) -> Tensor:
+        return torch.exp(-value if name == LOG_SNR else value)
 
 
 class Interpolant(LinearSDE):
@@ -67,6 +101,8 @@ class Interpolant(LinearSDE):
     "Variational Diffusion Models", NeurIPS 2021, for what does not depend on α and σ.
     """
 
+    ends_kind = InterpolantEnds
+    inversion_kind = InterpolantInversion
     beta: InterpolantClock
 
     def __init__(
@@ -113,18 +149,6 @@ class Interpolant(LinearSDE):
                 )
             return self.beta.inverse(self.as_tensor(math.exp(-low))).clamp_max(end).item()
 
-    def _set_ends(self, high: float, low: float | None) -> None:
-        end = self.end_of(low)
-        with torch.no_grad():
-            drift = self.beta.drift(self.as_tensor(end))
-        if not bool(drift.isfinite()):
-            raise UnreachableError(
-                f"{type(self).__name__}: min_log_snr is {low:g}, which is reached at s = {end:g}, "
-                "where α rounds to 0, expected an earlier end; raise min_log_snr, e.g. to -10.0"
-            )
-        super()._set_ends(high, low)
-        self.horizon = end
-
     def restore(self, saved: dict[str, Any]) -> None:
         super().restore(saved)
         self.horizon = saved["horizon"]  # with its last digit, wherever it was computed
@@ -149,16 +173,6 @@ class Interpolant(LinearSDE):
             torch.ones_like(tau),
         )
         return a[..., None], (a.square() * tau)[..., None, None], factor
-
-    def end_clocks(self) -> Tensor:
-        return torch.exp(-self._given_ends())
-
-    def _terminal_clock(self) -> Tensor:
-        low = self._ends.low
-        return self.clock(self.horizon) if low is None else self.end_clocks()[1]
-
-    def _clock_at(self, value: Tensor, of: str) -> Tensor:
-        return torch.exp(-value if of == LOG_SNR else value)
 
 
 class VE(Interpolant):
@@ -255,32 +269,32 @@ class Cosine(Interpolant):
 class _Signal(Matrices):
     """A and g² of an interpolant."""
 
-    of: Interpolant
+    linear: Interpolant
 
     def register(self) -> int:
         return 1
 
     def check(self) -> None:
-        self.of.beta.check()
-        self.of.horizon = self.of.end_of(self.of.min_log_snr)
+        self.linear.beta.check()
+        self.linear.horizon = self.linear.end_of(self.linear.min_log_snr)
 
     @property
     def check_times(self) -> float:
-        return self.of.horizon / 2
+        return self.linear.horizon / 2
 
     @property
     def when(self) -> str:
-        return f"({self.of.horizon / 2:g})"
+        return f"({self.linear.horizon / 2:g})"
 
     def constant(self, name: str) -> NoReturn:
         raise TypeError(
-            f"{type(self.of).__name__} has no constant {name}: it varies in time; use "
+            f"{type(self.linear).__name__} has no constant {name}: it varies in time; use "
             "drift_matrix(s) and noise_covariance(s)"
         )
 
     def at(self, name: str, s: Times) -> Tensor:
-        s = self.of.checked_time("s", s)
-        clock = self.of.beta
+        s = self.linear.checked_time("s", s)
+        clock = self.linear.beta
         value = clock.signal(clock.integral(s))
         value = clock.drift(s) / clock.rate(s) if name == "A" else value.square()
         return value[..., None, None]
@@ -288,17 +302,19 @@ class _Signal(Matrices):
     def root(self, s: Times | None = None) -> Tensor:
         if s is None:
             return self.constant("G")
-        clock = self.of.beta
-        return clock.signal(clock.integral(self.of.checked_time("s", s)))[..., None, None]
+        clock = self.linear.beta
+        return clock.signal(clock.integral(self.linear.checked_time("s", s)))[..., None, None]
 
     def propagator(self) -> Propagator:
-        return InterpolantPropagator(self.of.beta, self.of.prior_covariance[0, 0].reciprocal)
+        return InterpolantPropagator(
+            self.linear.beta, self.linear.prior_covariance[0, 0].reciprocal
+        )
 
     def last_clock(self) -> float:
-        return self.of.clock(self.of.horizon).log().item()
+        return self.linear.clock(self.linear.horizon).log().item()
 
-    def end_clock(self, guess: Tensor | None) -> Tensor:
-        return self.of.end_clocks()[1]
+    def end_clock(self) -> Tensor:
+        return self.linear.end_laws.clocks()[1]
 
 
 class InterpolantPropagator(Propagator):

@@ -2,101 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions import kernels
-from pyro_mdm.diffusions.base import Marginal, UnreachableError
-from pyro_mdm.diffusions.curve import Curve, decay, times, volume_rate
-from pyro_mdm.diffusions.propagator import ConstantPropagator, Propagator
+from pyro_mdm.diffusions.base import Marginal, Times
+from pyro_mdm.diffusions.closed import OneBlock
+from pyro_mdm.diffusions.curve import decay, times, volume_rate
+from pyro_mdm.diffusions.propagator import ConstantPropagator
 
-__all__ = ["LOG_SNR", "LOG_VOLUME", "FoundEnds", "Inversion"]
+__all__ = ["LOG_SNR", "LOG_VOLUME", "MovingEnds", "Inversion"]
 
 LOG_SNR, LOG_VOLUME = "log SNR", "log volume"
 """A coordinate that times are found by."""
 
-T = TypeVar("T")
+COARSE, FINE = 96, 256
+"""Numbers of knots: of tables between which steps are safe, and of those that are read alone."""
 
 
-class Keep(Protocol):
-    """A memory of what depends on the diffusion alone, by name."""
-
-    def __call__(self, name: str, compute: Callable[[], T], /) -> T: ...
-
-
-@dataclass(frozen=True)
 class Inversion:
     """A search for the clock times τ at which -λ or κ, both increasing, has a given value.
 
     Args:
-        curve: λ and κ of the diffusion as it is now.
-        learned: whether they depend on anything that is learned.
-        knots: increasing log τ (n,) between which values of a coordinate are searched for.
-        unreachable: the error for a λ that is not reached, from that λ and what is reached.
-        keep: a memory of what depends on the diffusion alone.
+        linear: the linear diffusion, which keeps tables of both until it changes.
     """
 
-    curve: Callable[[], Curve]
-    learned: bool
-    knots: Callable[[str], Tensor]
-    unreachable: Callable[[float, str], UnreachableError]
-    keep: Keep
+    def __init__(self, linear: OneBlock) -> None:
+        self.linear: Any = linear
 
-    def _coordinate(self, of: str, tau: Tensor) -> tuple[Tensor, Tensor]:
+    def clock_at(self, value: Tensor, name: str) -> Tensor:
+        """The clock time at which λ or κ, by its name, has a value; differentiable."""
+        return self.with_gradient(self.root(value, name), value, name)
+
+    def time_at_log_snr(self, value: Times) -> Tensor:
+        """The time s with λ(s) = value, like value; differentiable in the diffusion and in value.
+
+        Raises:
+            ValueError: a value below λ(T), which this diffusion never reaches.
+            UnreachableError: a value too high for float64.
+        """
+        wanted: Tensor = self.linear.as_tensor(value)
+        with torch.no_grad():
+            low = self.linear.terminal_log_snr
+        if not bool((wanted >= low - 1e-9 * (1 + low.abs())).all()):
+            raise ValueError(
+                f"log SNR {wanted.min().item():.6g} is never reached: it ends at λ(T) = "
+                f"{low.item():.6g}; use a larger value, a faster clock or a longer horizon"
+            )
+        s: Tensor = self.linear.time_at_clock(self.clock_at(wanted, LOG_SNR))
+        return s
+
+    def time_at_log_volume(self, value: Times) -> Tensor:
+        """The time s in [ε, T] with κ(s) = value, like value; differentiable in both.
+
+        Raises:
+            ValueError: a value outside [κ(ε), κ(T)].
+        """
+        wanted: Tensor = self.linear.as_tensor(value)
+        with torch.no_grad():
+            low, high = self.linear.log_volume_ends.tolist()
+        room = 1e-9 * (1 + abs(low) + abs(high))
+        outside = ~((wanted >= low - room) & (wanted <= high + room))
+        if bool(outside.any()):
+            raise ValueError(
+                f"log volume {wanted.detach()[outside][0].item():.6g} is not between that of ε, "
+                f"{low:.6g}, and of T, {high:.6g}; see log_volume_ends"
+            )
+        s: Tensor = self.linear.time_at_clock(self.clock_at(wanted, LOG_VOLUME))
+        return s
+
+    def _coordinate(self, name: str, tau: Tensor) -> tuple[Tensor, Tensor]:
         """-λ or κ at clock times τ, and its derivative in τ."""
-        curve = self.curve()
+        curve = self.linear.curve()
         *_, factor = curve.factorized(tau)
         noise = curve.move.noise(tau)
-        if of == LOG_SNR:
+        if name == LOG_SNR:
             return -factor.log_snr, decay(factor, noise)
         # by another curve: a shared graph would add gradients in another order
-        return self.curve().log_volume(factor.log_det, tau), volume_rate(factor, noise)
+        return self.linear.curve().log_volume(factor.log_det, tau), volume_rate(factor, noise)
 
-    def root(
-        self,
-        value: Tensor,
-        guess: Tensor | None = None,
-        of: str = LOG_SNR,
-        *,
-        move: Propagator | None = None,
-        enough: float = 1e-6,
-    ) -> Tensor:
-        """The τ with λ(τ) or κ(τ) = value: by steps in log τ from a guess, or safe ones.
+    def root(self, value: Tensor, name: str = LOG_SNR) -> Tensor:
+        """The τ with λ(τ) or κ(τ) = value, by safe steps in log τ.
 
         Args:
-            value: a value of the coordinate ``of``;  guess: τ near its root, like it.
-            move: a known propagator of constant Q and D, for steps from a guess.
-            enough: the size in log τ of the last Halley step from a guess; the error that remains
-                is of the order of its cube.
+            value: a value of the coordinate with this name.
         """
         with torch.no_grad():
-            wanted = value.detach().flatten() * (-1 if of == LOG_SNR else 1)
-            if guess is not None and guess.shape == wanted.shape:
-                x, move = guess.log(), move or self.curve().move
-                halley = of == LOG_SNR and isinstance(move, ConstantPropagator)
-                small = enough if halley else 1e-7  # a Newton step leaves its square
-                for _ in range(12):
-                    if halley:
-                        error, step = self._halley(move, x, wanted)
-                    else:
-                        error, step = self._newton(x, wanted, of)
-                    x = x + step
-                    if not bool((step.abs() < 3).all()):
-                        break
-                    if bool(((step.abs() < small) & (error.abs() < 10 * small)).all()):
-                        return x.exp().reshape(value.shape)
-            knots, known, slope = self._table(of)
-            if of == LOG_SNR:
-                self._check_reached(-wanted, -known[slope.isfinite()])
-            i = torch.searchsorted(known, wanted).clamp(1, len(known) - 1)
+            wanted = value.detach().flatten() * (-1 if name == LOG_SNR else 1)
+            knots, levels, slope = self._table(name)
+            if name == LOG_SNR:
+                self._check_reached(-wanted, -levels[slope.isfinite()])
+            i = torch.searchsorted(levels, wanted).clamp(1, len(levels) - 1)
             low, high = knots[i - 1], knots[i]
             # cubic Hermite interpolation of log τ as a function of the coordinate
-            h = known[i] - known[i - 1]
-            u = ((wanted - known[i - 1]) / h).clamp(0, 1)
+            h = levels[i] - levels[i - 1]
+            u = ((wanted - levels[i - 1]) / h).clamp(0, 1)
             x = (
                 (1 + 2 * u) * (1 - u) ** 2 * low
                 + u**2 * (3 - 2 * u) * high
@@ -106,7 +108,7 @@ class Inversion:
             for _ in range(60):
                 if not bool(x.isfinite().all()):
                     self._check_reached(-wanted, wanted[:0])  # nothing is known beside it
-                error, step = self._newton(x, wanted, of)
+                error, step = self._newton(x, wanted, name)
                 low, high = torch.where(error < 0, x, low), torch.where(error < 0, high, x)
                 inside = (x + step >= low) & (x + step <= high)
                 previous, x = x, torch.where(inside, x + step, (low + high) / 2)
@@ -114,34 +116,71 @@ class Inversion:
                     break  # the next Newton step is below rounding
         return x.exp().reshape(value.shape)
 
-    def _check_reached(self, log_snr: Tensor, known: Tensor) -> None:
-        """Raise UnreachableError unless values of λ are between those that are known."""
-        known = known[known.isfinite()]
-        if known.numel():
-            low, high = known.min().item(), known.max().item()
+    def quick_root(self, value: Tensor, move: ConstantPropagator, enough: float) -> Tensor:
+        """The τ with λ(τ) = value, for constant A and g²: by Halley's steps, or as :meth:`root`.
+
+        Args:
+            value: λ (n,).
+            move: the propagator, without gradients.
+            enough: the size in log τ of the last step; the error that remains is of the order of
+                its cube.
+        """
+        with torch.no_grad():
+            wanted = -value.detach()
+            x = self._about(wanted, move)
+            for _ in range(12):
+                error, step = self._halley(move, x, wanted)
+                x = x + step
+                if not bool((step.abs() < 3).all()):
+                    break
+                if bool(((step.abs() < enough) & (error.abs() < 10 * enough)).all()):
+                    return x.exp()
+        return self.root(value)
+
+    def _about(self, wanted: Tensor, move: ConstantPropagator) -> Tensor:
+        """log τ where -λ is about ``wanted`` (n,), from Σ itself, whatever digits it has."""
+        x = self._knots(LOG_SNR, FINE)
+        M, P = move.moments(None, x.exp())
+        Sigma = P + M @ self.linear.curve().initial @ M.mT
+        scale = Sigma.diagonal(dim1=-2, dim2=-1).rsqrt()
+        L, _ = torch.linalg.cholesky_ex(Sigma * scale[..., None] * scale[..., None, :])
+        signal = (scale * M[..., 0])[..., None]
+        whitened = torch.linalg.solve_triangular(L, signal, upper=False)
+        level = -whitened.square().sum((-2, -1)).log()
+        i = (level < wanted[:, None]).sum(-1).clamp(1, len(x) - 1)
+        fraction = (wanted - level[i - 1]) / (level[i] - level[i - 1])
+        return torch.lerp(x[i - 1], x[i], fraction.clamp(0, 1))
+
+    def _check_reached(self, log_snr: Tensor, reached: Tensor) -> None:
+        """Raise UnreachableError unless values of λ are between those that are reached."""
+        reached = reached[reached.isfinite()]
+        if reached.numel():
+            low, high = reached.min().item(), reached.max().item()
             room = 1e-9 * (1 + abs(low))
             missed = log_snr[~((log_snr >= low - room) & (log_snr <= high + room))]
             if not len(missed):
                 return
-        value = log_snr[0].item() if not known.numel() else missed[0].item()
-        reach = f"it is followed from {high:.1f} down to {low:.1f}" if known.numel() else "none is"
-        raise self.unreachable(value, reach)
+        value = log_snr[0].item() if not reached.numel() else missed[0].item()
+        reach = (
+            f"it is followed from {high:.1f} down to {low:.1f}" if reached.numel() else "none is"
+        )
+        raise self.linear.end_laws.unreachable(value, reach)
 
-    def _newton(self, x: Tensor, wanted: Tensor, of: str) -> tuple[Tensor, Tensor]:
+    def _newton(self, x: Tensor, wanted: Tensor, name: str) -> tuple[Tensor, Tensor]:
         """The coordinate less ``wanted`` at log τ = x, and Newton's step in x."""
         tau = x.exp()
-        here, slope = self._coordinate(of, tau)
+        here, slope = self._coordinate(name, tau)
         error = here - wanted
         return error, -error / (tau * slope)
 
-    def _halley(self, move: Propagator, x: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    def _halley(self, move: ConstantPropagator, x: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
         """-λ less ``wanted`` at log τ = x, and Halley's step in x, for constant A and g².
 
         The step is of third order. With r = -λ' = SNR kᵀ g² k and the readout k, see
-        :class:`FoundEnds`, r' = r² - 2 SNR kᵀ g² (Aᵀ k + Σ^{-1} g² k).
+        :class:`MovingEnds`, r' = r² - 2 SNR kᵀ g² (Aᵀ k + Σ^{-1} g² k).
         """
         tau = x.exp()
-        *_, factor = self.curve()._replace(move=move).factorized(tau)
+        *_, factor = self.linear.curve()._replace(move=move).factorized(tau)
         A, noise, k = move.drift(tau), move.noise(tau), factor.readout
         rate, gk = decay(factor, noise), k @ noise
         turned = (gk * (k @ A)).sum(-1) + times(factor.whitener, gk).square().sum(-1)
@@ -152,32 +191,48 @@ class Inversion:
         curved = 1 + step * (1 + tau * bend / rate) / 2
         return error, torch.where((curved - 1).abs() < 0.5, step / curved, step)
 
-    def with_gradient(self, tau: Tensor, value: Tensor, of: str = LOG_SNR) -> Tensor:
+    def with_gradient(self, tau: Tensor, value: Tensor, name: str = LOG_SNR) -> Tensor:
         """τ with gradients, from the root τ for ``value`` as a number: one Newton step."""
         if not (self.is_learned(value) and torch.is_grad_enabled()):
             return tau
-        here, slope = self._coordinate(of, tau)
-        wanted = -value if of == LOG_SNR else value
+        here, slope = self._coordinate(name, tau)
+        wanted = -value if name == LOG_SNR else value
         return tau + (wanted - here) / slope.detach()
 
     def is_learned(self, value: Tensor) -> bool:
         """Whether the time of a ``value`` of λ or κ has a gradient."""
-        return value.requires_grad or self.learned
+        return value.requires_grad or self.linear.is_learned()
 
-    def _table(self, of: str) -> tuple[Tensor, Tensor, Tensor]:
+    def _knots(self, name: str, number: int) -> Tensor:
+        """log τ for λ from far below ε to far past T, for κ from ε to T."""
+        if name == LOG_VOLUME:
+            first, last = (
+                self.linear.end_laws.start_clock().log().item(),
+                self.linear.clock(self.linear.horizon).log().item(),
+            )
+            x = torch.linspace(first, last, 129, dtype=torch.float64)
+        else:  # λ falls like -log τ at the least for τ → 0, and like the slowest mode late
+            fast = self.linear.matrices.fast()
+            early, middle = -max(self.linear.max_log_snr + 10.0, 80.0) - fast, -2.0 - fast
+            late = torch.linspace(middle, self.linear.matrices.last_clock(), number + 1)[1:]
+            x = torch.cat([torch.linspace(early, middle, 65), late])
+        return x.to(self.linear.initial_covariance)
+
+    def _table(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
         """The knots in log τ, the coordinate there (increasing), d log τ by d coordinate."""
 
         def build() -> tuple[Tensor, Tensor, Tensor]:
-            x = self.knots(of)
+            x = self._knots(name, COARSE)
             tau = x.exp()
-            coordinate, slope = self._coordinate(of, tau)
+            coordinate, slope = self._coordinate(name, tau)
             return x, coordinate, 1 / (tau * slope)
 
         with torch.no_grad():
-            return self.keep(f"table of {of}", build)
+            table: tuple[Tensor, Tensor, Tensor] = self.linear.kept(f"table of {name}", build)
+            return table
 
 
-class FoundEnds:
+class MovingEnds:
     """The laws at both ends, and their derivatives in the clock times at which λ is held.
 
     With Σ' = A Σ + Σ Aᵀ + g² and X = L^{-1} A L, one factorization gives the times, by a Newton

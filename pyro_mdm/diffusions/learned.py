@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm.diffusions.base import Times
-from pyro_mdm.diffusions.linear import Constant, LinearDiffusion, Matrices
-from pyro_mdm.diffusions.matrices import hides_noise
+from pyro_mdm.diffusions.ends import reach_of
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.matrices import Constant, Matrices, hides_noise
 
 __all__ = ["REMEDY", "Learned", "LearnedFamily"]
 
@@ -59,7 +61,43 @@ class LearnedFamily(LinearDiffusion):
         **options: Any,
     ) -> None:
         LinearDiffusion.__init__(self, matrices, **options)
-        self._learn(learn_ends, learn_stationary)
+        if any(reach := reach_of(learn_ends)):
+            ends = dataclasses.replace(self.end_laws.given, reach=reach)
+            self.end_laws.given = ends.checked(self.horizon)
+            self.ends = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+        if learn_stationary:
+            self._learn_stationary()
+        self.forget()  # it may be of fewer parameters
+
+    def _learn_stationary(self) -> None:
+        K = self.num_variables
+        if K == 1:
+            raise ValueError(
+                "learn_stationary is True, but with K = 1 variable nothing of Σ_∞ is learned: the "
+                "variance of x is held fixed; leave it out, or raise num_variables"
+            )
+        L = torch.linalg.cholesky(self.stationary_covariance)
+        del self.stationary_covariance
+        self.register_buffer("stationary_scale", L[0, 0].clone())
+        self.stationary_log_diagonal = nn.Parameter(L.diagonal()[1:].log())
+        self.stationary_lower = nn.Parameter(L[tuple(torch.tril_indices(K, K, offset=-1))])
+
+    @property
+    def learns_stationary(self) -> bool:
+        return "stationary_lower" in self._parameters
+
+    def __getattr__(self, name: str) -> Any:
+        """Σ_∞, where it is computed from parameters and no buffer."""
+        if name == "stationary_covariance" and self.learns_stationary:
+            return self.kept(name, self._stationary)
+        return super().__getattr__(name)
+
+    def _stationary(self) -> Tensor:
+        K = self.num_variables
+        L = torch.diag(torch.cat([self.stationary_scale[None], self.stationary_log_diagonal.exp()]))
+        below = tuple(torch.tril_indices(K, K, offset=-1))
+        L = L.index_put(below, self.stationary_lower)
+        return L @ L.mT
 
 
 class Learned(Constant):
@@ -95,9 +133,9 @@ class Learned(Constant):
 
             W = uniform(K, K)
             Q, B, d = W - W.mT, uniform(*B.shape), uniform(K)
-        self.of.register_parameter("lower", nn.Parameter(Q[self._below]))
+        self.linear.register_parameter("lower", nn.Parameter(Q[self._below]))
         name, value = ("d", d) if self.diagonal else ("B", B)
-        self.of.register_parameter(name, nn.Parameter(value))
+        self.linear.register_parameter(name, nn.Parameter(value))
         return K
 
     def begin_at(self, start: LinearDiffusion) -> None:
@@ -125,36 +163,38 @@ class Learned(Constant):
                 )
             value = (vectors * values.maximum(smallest).sqrt()).flip(-1)[:, : self.rank]
         with torch.no_grad():
-            self._part("lower").copy_(Q[self._below])
-            self._part("d" if self.diagonal else "B").copy_(value)
+            self._parameter("lower").copy_(Q[self._below])
+            self._parameter("d" if self.diagonal else "B").copy_(value)
 
-    def _part(self, name: str) -> Tensor:
-        part: Tensor = getattr(self.of, name)
-        return part
+    def _parameter(self, name: str) -> Tensor:
+        parameter: Tensor = self.linear.get_parameter(name)
+        return parameter
 
     def constant(self, name: str) -> Tensor:
         if name == "Q":
-            lower, K = self._part("lower"), self.of.num_variables
+            lower, K = self._parameter("lower"), self.linear.num_variables
             W = lower.new_zeros(K, K).index_put(self._below, lower)
             return W - W.mT
         if self.diagonal:
-            return torch.diag(nn.functional.softplus(self._part("d")) + SMALLEST)
-        B = self._part("B")
+            return torch.diag(nn.functional.softplus(self._parameter("d")) + SMALLEST)
+        B = self._parameter("B")
         return B @ B.mT
 
     def root(self, s: Times | None = None) -> Tensor:
         """√2 B padded with columns of zeros, differentiable where a symmetric root of D is not;
         or for a diagonal D the symmetric root."""
         if self.diagonal:
-            return torch.diag((2 * self.of.D.diagonal()).sqrt())
-        empty = self.of.num_variables - self.rank
-        return math.sqrt(2) * nn.functional.pad(self._part("B"), (0, empty))
+            return torch.diag((2 * self.linear.D.diagonal()).sqrt())
+        empty = self.linear.num_variables - self.rank
+        return math.sqrt(2) * nn.functional.pad(self._parameter("B"), (0, empty))
 
     def hides_noise(self) -> bool:
         """Whether rounding of D may hide noise: D = B Bᵀ has half of B's digits."""
         if self.diagonal:
             return False
-        values = self.of.kept("spread of B", lambda: torch.linalg.svdvals(self._part("B"))).detach()
+        values = self.linear.kept(
+            "spread of B", lambda: torch.linalg.svdvals(self._parameter("B"))
+        ).detach()
         return hides_noise(values)
 
 

@@ -7,15 +7,11 @@ A linear diffusion consists of its :class:`Matrices` Q and D, and its
 from __future__ import annotations
 
 import copy
-import dataclasses
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.base import (
@@ -31,23 +27,21 @@ from pyro_mdm.diffusions.base import (
 from pyro_mdm.diffusions.clocks import Clock, LinearBeta
 from pyro_mdm.diffusions.closed import OneBlock
 from pyro_mdm.diffusions.curve import Curve, decay, volume_rate
-from pyro_mdm.diffusions.ends import Ends, reach_of
-from pyro_mdm.diffusions.inversion import LOG_SNR, LOG_VOLUME, FoundEnds, Inversion
+from pyro_mdm.diffusions.end_laws import EndLaws
+from pyro_mdm.diffusions.ends import Ends
+from pyro_mdm.diffusions.inversion import Inversion
 from pyro_mdm.diffusions.matrices import (
     MAX_AMPLIFICATION,
-    check_semidefinite,
-    check_skew,
+    Constant,
+    Matrices,
     covariance_matrix,
-    square_matrix,
-    symmetric_root,
 )
-from pyro_mdm.diffusions.priors import GaussianPrior
-from pyro_mdm.diffusions.propagator import ConstantPropagator, Propagator
+from pyro_mdm.diffusions.memory import Remembering
+from pyro_mdm.diffusions.propagator import Propagator
+from pyro_mdm.support.modules import of_part
 from pyro_mdm.support.settings import described
 
-__all__ = ["Constant", "Frozen", "LinearDiffusion", "Matrices", "shared", "shared_ends"]
-
-T = TypeVar("T")
+__all__ = ["Frozen", "LinearDiffusion"]
 
 
 class Frozen(NamedTuple):
@@ -58,181 +52,7 @@ class Frozen(NamedTuple):
     unit_drift: Tensor  # A_0 = -(Q + D) Σ_∞^{-1}
 
 
-_shared: dict[tuple[int, Any], Any] | None = None
-
-
-@contextmanager
-def shared_ends() -> Iterator[None]:
-    """A block in which the laws at learned ends are computed once, gradients included.
-
-    Use it around one loss and its gradients; what it keeps ends with the block.
-    """
-    global _shared
-    outer, _shared = _shared, {}
-    try:
-        yield
-    finally:
-        _shared = outer
-
-
-def shared(owner: object, name: Hashable, compute: Callable[[], T]) -> T:
-    """``compute()``, evaluated once within :func:`shared_ends`.
-
-    Args:
-        owner, name: what identifies the value; the name is hashable.
-    """
-    if _shared is None:
-        return compute()
-    if (id(owner), name) not in _shared:
-        _shared[id(owner), name] = compute()
-    value: T = _shared[id(owner), name]
-    return value
-
-
-class Matrices(ABC):
-    """Q and D of a linear diffusion: constant or varying in time, given or learned.
-
-    The diffusion itself holds the parameters and buffers of the matrices, so that its state dict
-    has their names.
-
-    Attributes:
-        of: the diffusion.
-        remedy: advice for error messages where the matrices are at fault.
-        searched: the number of ends that are searched for along one curve; None: all that are
-            given. It is 1 where the curve depends on the scale of the clock: the scale is found
-            first, and with it λ(T).
-    """
-
-    of: LinearDiffusion
-    remedy = ""
-    searched: int | None = None
-
-    @abstractmethod
-    def register(self) -> int:
-        """Register the matrices' tensors with the diffusion, whose horizon is known; return K."""
-
-    @abstractmethod
-    def check(self) -> None:
-        """Raise ValueError unless Q is skew and D positive semi-definite."""
-
-    @property
-    def check_times(self) -> Times:
-        """Times at which a check sees how the matrices vary."""
-        return 0.0
-
-    @property
-    def when(self) -> str:
-        """The time at which messages show the matrices, in brackets; empty for constant ones."""
-        return ""
-
-    @abstractmethod
-    def constant(self, name: str) -> Tensor:
-        """Q or D, by its name, (K, K). Raises TypeError where it varies in time."""
-
-    @abstractmethod
-    def at(self, name: str, s: Times) -> Tensor:
-        """Q or D, by its name, at times s, (*s.shape, K, K), or (K, K) where it is constant."""
-
-    @abstractmethod
-    def root(self, s: Times | None = None) -> Tensor:
-        """G_0 with G_0 G_0ᵀ = 2 D, of the shape of :meth:`at`; for None of the constant D."""
-
-    @abstractmethod
-    def propagator(self) -> Propagator:
-        """The propagator of the diffusion."""
-
-    def fast(self) -> float:
-        """The logarithm of the fastest rate, before whose time λ falls at least like -log τ."""
-        return self.of.propagator.speed.log().item()
-
-    @abstractmethod
-    def last_clock(self) -> float:
-        """The logarithm of the latest clock time at which λ is searched for."""
-
-    @abstractmethod
-    def end_clock(self, guess: Tensor | None) -> Tensor:
-        """The clock time of T at which log SNR is ``min_log_snr``, 0-dim."""
-
-    def settings(self) -> dict[str, Any]:
-        """Settings of the matrices beside parameters and buffers, for a state dict."""
-        return {}
-
-
-class Constant(Matrices):
-    """Given matrices that are the same at all times.
-
-    Args:
-        Q, D: (K, K).
-    """
-
-    def __init__(self, Q: Matrix, D: Matrix) -> None:
-        self._given = Q, D = square_matrix("Q", Q), square_matrix("D", D)
-        if Q.shape != D.shape:
-            raise ValueError(f"Q is {tuple(Q.shape)} and D is {tuple(D.shape)}, expected one shape")
-
-    def register(self) -> int:
-        for name, matrix in zip(("_Q", "_D"), self._given, strict=True):
-            self.of.register_buffer(name, matrix)
-        return len(self._given[0])
-
-    def check(self) -> None:
-        check_skew("Q", self.of.Q.detach(), 1e-12)
-        check_semidefinite("D", self.of.D.detach(), 1e-12)
-
-    def constant(self, name: str) -> Tensor:
-        return self.of.get_buffer(f"_{name}")
-
-    def at(self, name: str, s: Times) -> Tensor:
-        matrix: Tensor = getattr(self.of, name)  # as a subclass may have it
-        return matrix
-
-    def root(self, s: Times | None = None) -> Tensor:
-        """The symmetric root, or for a learned D a triangular one, differentiable at any rank."""
-
-        def root() -> Tensor:
-            noise = self.of.unit_noise
-            if noise.requires_grad:
-                return kernels.semidefinite_cholesky(noise)
-            return symmetric_root(noise)
-
-        return self.of.kept("unit_dispersion", root)
-
-    def hides_noise(self) -> bool:
-        """Whether rounding of D hides noise in some direction."""
-        return False
-
-    def propagator(self) -> Propagator:
-        """The propagator, kept where nothing carries a gradient, even within :func:`shared_ends`.
-
-        A shared graph would add gradients in another order.
-        """
-        if torch.is_grad_enabled() and self.of.is_learned():
-            return self._propagator()
-        return self.of.kept("propagator", self._propagator)
-
-    def _propagator(self) -> Propagator:
-        of = self.of
-        return ConstantPropagator(
-            of.unit_drift,
-            of.unit_noise,
-            backward=of.backward_drift,
-            root=self.root,
-            basis=self._basis,
-            hides_noise=self.hides_noise,
-        )
-
-    def _basis(self) -> tuple[Tensor, Tensor]:
-        of = self.of
-        return of.kept("basis", lambda: kernels.noise_basis(of.unit_drift, of.unit_noise))
-
-    def last_clock(self) -> float:
-        return 3.5 - self.of.propagator.decay.log().item()
-
-    def end_clock(self, guess: Tensor | None) -> Tensor:
-        return self.of.end_clocks()[1]
-
-
-class LinearDiffusion(OneBlock):
+class LinearDiffusion(Remembering, OneBlock):
     r"""A linear diffusion ``dy = -(Q + D) Σ_∞^{-1} y β ds + sqrt(2 D β) dB``.
 
     Args:
@@ -260,6 +80,8 @@ class LinearDiffusion(OneBlock):
         torch.Size([2, 2])
     """
 
+    ends_kind: type[EndLaws] = EndLaws
+    inversion_kind: type[Inversion] = Inversion
     matrices: Matrices
     stationary_covariance: Tensor
     """Σ_∞ (K, K), of the law at rest, where there is one by construction."""
@@ -279,13 +101,11 @@ class LinearDiffusion(OneBlock):
     ) -> None:
         super().__init__()
         self.horizon = check_horizon(horizon)
-        self._ends = Ends(max_log_snr, min_log_snr, cut_time).checked(self.horizon)
+        ends = Ends(max_log_snr, min_log_snr, cut_time).checked(self.horizon)
+        self.end_laws, self.inversion = self.ends_kind(self, ends), self.inversion_kind(self)
         self.matrices = Q if isinstance(Q, Matrices) else Constant(Q, D)  # type: ignore[arg-type]
-        self.matrices.of = self
+        self.matrices.linear = self
         K = self.num_variables = self.matrices.register()
-        self._cache: dict[str, tuple[list[Tensor], Any]] = {}
-        self._guess: Tensor | None = None
-        self._last: tuple[list[Tensor], Tensor] | None = None
         self.beta = beta if beta is not None else LinearBeta(horizon=horizon)
         check_clock(self.beta)
         self.register_reference(stationary_variance)
@@ -296,7 +116,7 @@ class LinearDiffusion(OneBlock):
             self.matrices.check()
         self.check_controllable()
         with torch.no_grad():
-            self.end_clocks()  # an end out of reach is an error now, not at its first use
+            self.end_laws.clocks()  # an end out of reach is an error now, not at its first use
 
     def register_reference(self, variance: float | Sequence[float] | Matrix) -> None:
         """Register the covariance of the prior, as it is given; K is known."""
@@ -327,14 +147,12 @@ class LinearDiffusion(OneBlock):
             for name, matrix in (("Q", self.Q_at(middle)), ("D", self.D_at(middle)))
         )
 
-    def __getstate__(self) -> dict[str, Any]:
-        """The state without cached values, so that a copy computes from its own matrices."""
-        return self.__dict__ | {"_cache": {}}
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.matrices = copy.copy(self.matrices)
-        self.matrices.of = self
+        for name in ("matrices", "end_laws", "inversion"):
+            owner = copy.copy(getattr(self, name))
+            owner.linear = self
+            setattr(self, name, owner)
 
     # -- matrices ----------------------------------------------------------------------------------
 
@@ -367,10 +185,6 @@ class LinearDiffusion(OneBlock):
         return True  # by construction
 
     @property
-    def prior(self) -> GaussianPrior:
-        return GaussianPrior(self.prior_covariance)
-
-    @property
     def unit_drift(self) -> Tensor:
         """A_0 = -(Q + D) Σ_∞^{-1}, (K, K), the drift matrix per unit of clock time b."""
         return self._drift(self.Q, self.D)
@@ -381,14 +195,6 @@ class LinearDiffusion(OneBlock):
 
     def _drift_at(self, s: Times) -> Tensor:
         return self._drift(self.matrices.at("Q", s), self.matrices.at("D", s))
-
-    def backward_drift(self) -> Tensor:
-        """B = -(A + g² Σ_π^{-1}), (K, K), per unit of clock time.
-
-        The reverse drift is B u + g² (s_θ + Σ_π^{-1} u). With Σ_π at rest B = (Q - D) Σ_∞^{-1}.
-        """
-        precision: Tensor = torch.linalg.inv(self.prior_covariance)
-        return -(self.unit_drift + self.unit_noise @ precision)
 
     @property
     def unit_noise(self) -> Tensor:
@@ -403,44 +209,12 @@ class LinearDiffusion(OneBlock):
     def propagator(self) -> Propagator:
         return self.matrices.propagator()
 
-    def is_learned(self) -> bool:
-        """Whether any parameter of the diffusion is learned."""
-        return any(p.requires_grad for p in self.parameters())
-
-    def kept(self, name: str, compute: Callable[[], T]) -> T:
-        """A quantity of the diffusion alone, kept until a parameter changes.
-
-        A value that carries a gradient is kept within :func:`shared_ends` only.
-        """
-        if torch.is_grad_enabled() and self.is_learned():
-            return shared(self, name, compute)
-        parameters, known = list(self.parameters()), self._cache.get(name)
-        if known is not None and all(map(torch.equal, known[0], parameters)):
-            value: T = known[1]
-            return value
-        with torch.no_grad():
-            value = compute()
-        self._cache[name] = ([p.detach().clone() for p in parameters], value)
-        return value
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LinearDiffusion:
-        self._cache.clear()
-        moved = super()._apply(fn, recurse)
-        if self._guess is not None:
-            self._guess = self._guess.to(self._device())
-        if self._last is not None:
-            parameters, clocks = self._last
-            self._last = [p.to(self._device()) for p in parameters], clocks.to(self._device())
-        return moved
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._cache.clear()
-        super()._load_from_state_dict(*args, **kwargs)
-
     def settings(self) -> dict[str, Any]:
-        own = {"horizon": self.horizon, "beta": described(self.beta)}
-        own |= self._ends.settings() | self.matrices.settings()
-        return own | ({"learn_ends": list(self._ends.reach)} if self.learns_ends else {})
+        settings = {"horizon": self.horizon, "beta": described(self.beta)}
+        settings |= self.end_laws.given.settings() | self.matrices.settings()
+        return settings | (
+            {"learn_ends": list(self.end_laws.given.reach)} if self.learns_ends else {}
+        )
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments for another diffusion with the same clock, laws and ends."""
@@ -454,31 +228,22 @@ class LinearDiffusion(OneBlock):
             "min_log_snr": self.min_log_snr,
         }
 
-    def remembered(self) -> dict[str, Any]:
-        """The start of the search for the ends, which determines their last digits."""
-        return {"guess": None if (guess := self._root_guess()) is None else guess.tolist()}
-
     def restore(self, saved: dict[str, Any]) -> None:
-        self._cache.clear()
+        self.forget()
         high, low, cut = saved["max_log_snr"], saved["min_log_snr"], saved["cut_time"]
-        self._ends = Ends(high, low, cut, self._ends.reach)
-        self._guess = None if saved["guess"] is None else self.as_tensor(saved["guess"])
-        self._last = None
+        self.end_laws.given = Ends(high, low, cut, self.end_laws.given.reach)
+        saved.pop("guess", None)  # of versions that remembered where their last search ended
 
     # -- the clock ---------------------------------------------------------------------------------
-
-    def unscaled_end(self) -> Tensor:
-        """The clock time of T for the unscaled β, 0-dim."""
-        return self.beta.integral(self.as_tensor(self.horizon))
 
     def clock_scale(self) -> Tensor:
         """The number by which β is multiplied, 0-dim."""
 
         def scale() -> Tensor:
-            end = self.unscaled_end()
+            end = self.beta.integral(self.as_tensor(self.horizon))
             if self.min_log_snr is None:
                 return torch.ones_like(end)
-            return self.matrices.end_clock(self._root_guess()) / end
+            return self.matrices.end_clock() / end
 
         return self.kept("clock_scale", scale)
 
@@ -505,21 +270,8 @@ class LinearDiffusion(OneBlock):
     def clock_noise(self, s: Times) -> Tensor:
         return 2 * self.matrices.at("D", s)
 
-    @property
-    def unit_dispersion(self) -> Tensor:
-        """G_0 (K, K) with G_0 G_0ᵀ = 2 D."""
-        return self.matrices.root()
-
     def dispersion_matrix(self, s: Times) -> Tensor:
         return self.rate(s).sqrt()[..., None, None] * self.matrices.root(s)
-
-    def each(self, law: Callable[..., Any], *times: Tensor) -> Any:
-        return law(self, *times)
-
-    def divergence(self, s: Times, r: Times, dimensions: int = 1) -> Tensor:
-        """The growth of the log volume of states, ``dimensions · ∫_r^s tr A``, (…) as s and r."""
-        start = self.clock(r)
-        return self.propagator.trace(start, self.clock(s) - start, dimensions)
 
     # -- kernels -----------------------------------------------------------------------------------
 
@@ -579,42 +331,9 @@ class LinearDiffusion(OneBlock):
         """
         if (one := same_time(s)) is not None and isinstance(s, Tensor):
             return Marginal(*(t.expand(*s.shape, *t.shape) for t in self.marginal(one)))
-        return self._marginal(self._positive_clock(s))
+        return self.clock_marginal(self.positive_clock(s))
 
-    # -- one variable, for which no factorization is needed ----------------------------------------
-
-    def many_marginals(self, s: Tensor) -> Marginal:
-        """:meth:`marginal` at very many times: for K = 1 by two exponentials."""
-        if self.num_variables > 1 or not isinstance(self.propagator, ConstantPropagator):
-            return self.marginal(s)
-        S = self.stationary_covariance[0, 0]
-        done = 2 * self.D[0, 0] / S * self._positive_clock(s)
-        a, variance = (-done / 2).exp(), -S * torch.expm1(-done)
-        return Marginal(
-            a[..., None],
-            variance[..., None, None],
-            variance.sqrt()[..., None, None],
-            1 / a[..., None],
-            -(S * torch.expm1(done)).log(),
-            variance.log(),
-        )
-
-    def many_log_snr_rates(self, s: Tensor) -> Tensor:
-        """:meth:`log_snr_rate` at very many times: for K = 1 by one exponential."""
-        if self.num_variables > 1 or not isinstance(self.propagator, ConstantPropagator):
-            return self.log_snr_rate(s)
-        by_clock = 2 * self.D[0, 0] / self.stationary_covariance[0, 0]
-        return self.rate(s) * -by_clock / torch.expm1(-by_clock * self._positive_clock(s))
-
-    def times_at_log_snr(self, value: Tensor) -> Tensor:
-        """:meth:`time_at_log_snr` of very many values: for K = 1 by one logarithm."""
-        if self.num_variables > 1 or not isinstance(self.propagator, ConstantPropagator):
-            return self.time_at_log_snr(value)
-        S = self.stationary_covariance[0, 0]
-        tau = S / (2 * self.D[0, 0]) * torch.log1p((-value).exp() / S)
-        return self.time_at_clock(tau)
-
-    def _positive_clock(self, s: Times) -> Tensor:
+    def positive_clock(self, s: Times) -> Tensor:
         s = self.checked_time("s", s)
         if not bool((s > 0).all()):
             raise ValueError(
@@ -623,7 +342,7 @@ class LinearDiffusion(OneBlock):
             )
         return self.clock(s)
 
-    def _marginal(self, tau: Tensor) -> Marginal:
+    def clock_marginal(self, tau: Tensor) -> Marginal:
         a, Sigma, factor = self.factorization(tau)
         self.check_precision(factor.amplification, tau, "the marginal covariance")
         L = kernels.lower_triangular(factor.root)
@@ -631,7 +350,7 @@ class LinearDiffusion(OneBlock):
 
     def log_snr(self, s: Times) -> Tensor:
         """λ(s) = log aᵀ Σ^{-1} a, like s; decreasing. Raises as :meth:`marginal` does."""
-        tau = self._positive_clock(s)
+        tau = self.positive_clock(s)
         _, _, factor = self.factorization(tau)
         self.check_precision(factor.amplification, tau, "the log signal-to-noise ratio")
         return factor.log_snr
@@ -664,213 +383,18 @@ class LinearDiffusion(OneBlock):
 
     # -- the two ends, and inversion ---------------------------------------------------------------
 
-    @property
-    def terminal_log_snr(self) -> Tensor:
-        """λ(T), 0-dim: the information about the data that is left at the prior.
-
-        A constant where ``min_log_snr`` is given and not learned.
-        """
-        if self._ends.low is not None:
-            return self._given_ends()[1]
-        return self.terminal.log_snr
-
-    @property
-    def max_log_snr(self) -> float:
-        """λ at the start time ε; with a ``cut_time`` it follows the diffusion."""
-        with torch.no_grad():
-            return float(self.start_log_snr)
-
-    @max_log_snr.setter
-    def max_log_snr(self, value: float) -> None:
-        self._set_ends(value, self.min_log_snr)
-
-    @property
-    def start_log_snr(self) -> Tensor:
-        return self._given_ends()[0] if self.cut_time is None else self.start.log_snr
-
-    @property
-    def min_log_snr(self) -> float | None:
-        with torch.no_grad():
-            return None if self._ends.low is None else float(self._given_ends()[1])
-
-    @min_log_snr.setter
-    def min_log_snr(self, value: float | None) -> None:
-        self._set_ends(self.max_log_snr, value)
-
-    @property
-    def learns_ends(self) -> bool:
-        return any(self._ends.reach)
-
-    def _given_ends(self) -> Tensor:
-        """λ(ε) and, if the clock is scaled to it, λ(T): (1,) or (2,)."""
-        return self.as_tensor(self._ends.values(self._parameters.get("ends")))
-
-    def _set_ends(self, high: float, low: float | None) -> None:
-        ends = Ends(high, low, reach=self._ends.reach).checked(self.horizon)
-        self._cache.clear()
-        self._guess, self._last = self._root_guess(), None
-        self._ends = ends
-        if (moved := self._parameters.get("ends")) is not None:
-            with torch.no_grad():
-                moved.zero_()
-        if self._guess is not None and len(self._guess) != (1 if low is None else 2):
-            self._guess_here()
-
-    def _guess_here(self) -> None:
-        """Begin the search for the ends where they are now.
-
-        Cached values are cleared: their last digits differ from those of a copy, which starts from
-        this guess.
-        """
-        self._guess = None
-        self._guess = self.end_clocks().detach()
-        self._cache.clear()
-
-    @property
-    def cut_time(self) -> float | None:
-        """ε, if it was given as a time; None once an end is set by its log SNR."""
-        return self._ends.cut_time
-
-    def _learn(self, learn_ends: float | Sequence[float], learn_stationary: bool) -> None:
-        """Make parameters of the ends and the stationary law, if asked, once all else is known."""
-        self._guess_here()
-        if any(reach := reach_of(learn_ends)):
-            self._ends = dataclasses.replace(self._ends, reach=reach).checked(self.horizon)
-            self.ends = nn.Parameter(torch.zeros(2, dtype=torch.float64))
-        if learn_stationary:
-            self._learn_stationary()
-        self._cache.clear()  # it may be of fewer parameters
-
-    def _learn_stationary(self) -> None:
-        K = self.num_variables
-        if K == 1:
-            raise ValueError(
-                "learn_stationary is True, but with K = 1 variable nothing of Σ_∞ is learned: the "
-                "variance of x is held fixed; leave it out, or raise num_variables"
-            )
-        L = torch.linalg.cholesky(self.stationary_covariance)
-        del self.stationary_covariance
-        self.register_buffer("stationary_scale", L[0, 0].clone())
-        self.stationary_log_diagonal = nn.Parameter(L.diagonal()[1:].log())
-        self.stationary_lower = nn.Parameter(L[tuple(torch.tril_indices(K, K, offset=-1))])
-
-    @property
-    def learns_stationary(self) -> bool:
-        return "stationary_lower" in self._parameters
-
-    def __getattr__(self, name: str) -> Any:
-        """Σ_∞, where it is computed from parameters and no buffer."""
-        if name == "stationary_covariance" and self.learns_stationary:
-            return self.kept(name, self._stationary)
-        return super().__getattr__(name)
-
-    def _stationary(self) -> Tensor:
-        K = self.num_variables
-        L = torch.diag(torch.cat([self.stationary_scale[None], self.stationary_log_diagonal.exp()]))
-        below = tuple(torch.tril_indices(K, K, offset=-1))
-        L = L.index_put(below, self.stationary_lower)
-        return L @ L.mT
-
-    @property
-    def start_time(self) -> Tensor:
-        """ε, 0-dim: the time at which log SNR equals ``max_log_snr``, or ``cut_time``."""
-        return self.kept("start_time", lambda: self.inverse_clock(self._start_clock()))
-
-    @property
-    def start(self) -> Marginal:
-        return self._both_ends()[0]
-
-    @property
-    def terminal(self) -> Marginal:
-        return self._both_ends()[1]
-
-    def _both_ends(self) -> tuple[Marginal, Marginal]:
-        def compute() -> tuple[Marginal, Marginal]:
-            start, terminal = zip(*(field.unbind() for field in self._end_laws()), strict=True)
-            return Marginal(*start), Marginal(*terminal)
-
-        return self.kept("both ends", compute)
-
-    def _end_laws(self) -> Marginal:
-        """The marginals at ε and T, (2, …)."""
-
-        def compute() -> Marginal:
-            clocks = torch.stack([self._start_clock(), self._terminal_clock()])
-            ends = self._found_ends()
-            if ends is None:
-                return self._marginal(clocks)
-            self.check_precision(ends.factor.amplification, clocks, "the marginal covariance")
-            return ends.marginal(clocks)
-
-        return self.kept("ends", compute)
-
-    def _found_ends(self) -> FoundEnds | None:
-        """The laws at ε and T, if λ is given at one or both and gradients pass through these."""
-        if self.cut_time is not None or not torch.is_grad_enabled():
-            return None
-
-        def compute() -> FoundEnds | None:
-            move = self.propagator
-            targets = self._given_ends()
-            if not isinstance(move, ConstantPropagator) or not self._inversion.is_learned(targets):
-                return None
-            guess, number = self._root_guess(), move.detached()
-            for enough in (3e-4, 1e-6):
-                search = partial(self._inversion.root, targets, guess, move=number, enough=enough)
-                with torch.no_grad():
-                    times = guess = self.kept(f"roots to {enough}", search)
-                    if self._ends.low is None:
-                        times = torch.cat([times, self._terminal_clock().reshape(1)])
-                a, Sigma, factor = self.factorization_by(move, times)
-                A, noise = move.drift(times).detach(), move.noise(times).detach()
-                ends = FoundEnds(times, targets, a, Sigma, factor, A, noise)
-                if ends.close():
-                    break
-            if self._guess is not None:
-                now = [p.detach().clone() for p in self.parameters()]
-                self._last = now, ends.clocks.detach()
-            return ends
-
-        return self.kept("found ends", compute)
-
-    def _root_guess(self) -> Tensor | None:
-        """The start of the search for the ends; it moves to the last ends once parameters change.
-
-        One set of parameters is always searched from one place, so that its digits do not change.
-        """
-        if self._last is not None and not all(map(torch.equal, self._last[0], self.parameters())):
-            self._guess, self._last = self._last[1], None
-        return self._guess
-
-    def _start_clock(self) -> Tensor:
-        """The clock time of ε, 0-dim."""
-        if self.cut_time is not None:
-            return self.clock(self.cut_time)
-        start, end = self.end_clocks()[0], self._terminal_clock()
-        if not start.item() < end.item():
-            raise self._nothing_left()
-        return start
-
-    def _terminal_clock(self) -> Tensor:
-        """The clock time of T, 0-dim."""
-        return self.kept("terminal clock", lambda: self.clock(self.horizon))
-
-    def end_clocks(self) -> Tensor:
-        """Clock times of ``max_log_snr`` and, if given, ``min_log_snr``: (1,) or (2,)."""
-
-        def compute() -> Tensor:
-            if (ends := self._found_ends()) is not None:
-                return ends.clocks
-            targets, guess, n = self._given_ends(), self._root_guess(), self.matrices.searched
-            known = self.clock(self.horizon).reshape(1) if n is not None else None
-            guess = None if guess is None else guess[:n]
-            with torch.no_grad():
-                search = partial(self._inversion.root, targets[:n], guess)
-                roots = self.kept("roots", search)
-            clocks = self._inversion.with_gradient(roots, targets[:n])
-            return clocks if known is None or len(targets) == n else torch.cat([clocks, known])
-
-        return self.kept("end_clocks", compute)
+    max_log_snr: float = of_part("end_laws")
+    min_log_snr: float | None = of_part("end_laws")
+    cut_time: float | None = of_part("end_laws")
+    learns_ends: bool = of_part("end_laws")
+    start_log_snr: Tensor = of_part("end_laws")
+    terminal_log_snr: Tensor = of_part("end_laws")
+    start_time: Tensor = of_part("end_laws")
+    start: Marginal = of_part("end_laws")
+    terminal: Marginal = of_part("end_laws")
+    log_volume_ends: Tensor = of_part("end_laws")
+    time_at_log_snr = of_part("inversion")
+    time_at_log_volume = of_part("inversion")
 
     def log_snr_rate(self, s: Times) -> Tensor:
         """-dλ/ds = SNR · kᵀ g² k > 0, like s, with k the readout of :meth:`marginal`."""
@@ -878,24 +402,11 @@ class LinearDiffusion(OneBlock):
         _, _, factor = self.factorization(self.clock(s))
         return self.rate(s) * decay(factor, self.clock_noise(s))
 
-    def time_at_log_snr(self, value: Times) -> Tensor:
-        """The time s with λ(s) = value, like value; differentiable in the diffusion and in value.
-
-        Raises:
-            ValueError: a value below λ(T), which this diffusion never reaches.
-            UnreachableError: a value too high for float64.
-        """
-        value = self.as_tensor(value)
-        with torch.no_grad():
-            low = self.terminal_log_snr
-        if not bool((value >= low - 1e-9 * (1 + low.abs())).all()):
-            raise ValueError(
-                f"log SNR {value.min().item():.6g} is never reached: it ends at λ(T) = "
-                f"{low.item():.6g}; use a larger value, a faster clock or a longer horizon"
-            )
-        return self.time_at_clock(self._clock_at(value, LOG_SNR))
-
     # -- log volume --------------------------------------------------------------------------------
+
+    def curve(self) -> Curve:
+        """λ and κ along clock time."""
+        return Curve(self.propagator, self.initial_covariance)
 
     def log_volume(self, s: Times) -> Tensor:
         """The log volume κ(s) = log det Σ(s) - 2 ∫_0^s tr A of Σ pulled back to time 0, like s.
@@ -904,93 +415,15 @@ class LinearDiffusion(OneBlock):
         divergence of a score of the raw state is a weighted mean of squares, whatever Q and D. For
         K = 1 it is -λ. Raises as :meth:`marginal` does.
         """
-        tau = self._positive_clock(s)
+        tau = self.positive_clock(s)
         _, _, factor = self.factorization(tau)
         self.check_precision(factor.amplification, tau, "the log volume")
-        return self._curve().log_volume(factor.log_det, tau)
+        return self.curve().log_volume(factor.log_det, tau)
 
     def log_volume_rate(self, s: Times) -> Tensor:
-        tau = self._positive_clock(s)
+        tau = self.positive_clock(s)
         _, _, factor = self.factorization(tau)
         return self.rate(s) * volume_rate(factor, self.clock_noise(s))
-
-    @property
-    def log_volume_ends(self) -> Tensor:
-
-        def compute() -> Tensor:
-            tau = torch.stack([self._start_clock(), self._terminal_clock()])
-            log_det = self._end_laws().log_det
-            return self._curve().log_volume(log_det, tau)
-
-        return self.kept("log_volume_ends", compute)
-
-    def time_at_log_volume(self, value: Times) -> Tensor:
-        """The time s in [ε, T] with κ(s) = value, like value; differentiable in both.
-
-        Raises:
-            ValueError: a value outside [κ(ε), κ(T)].
-        """
-        value = self.as_tensor(value)
-        with torch.no_grad():
-            low, high = self.log_volume_ends.tolist()
-        room = 1e-9 * (1 + abs(low) + abs(high))
-        outside = ~((value >= low - room) & (value <= high + room))
-        if bool(outside.any()):
-            raise ValueError(
-                f"log volume {value.detach()[outside][0].item():.6g} is not between that of ε, "
-                f"{low:.6g}, and of T, {high:.6g}; see log_volume_ends"
-            )
-        return self.time_at_clock(self._clock_at(value, LOG_VOLUME))
-
-    # -- searches ----------------------------------------------------------------------------------
-
-    def _curve(self) -> Curve:
-        return Curve(self.propagator, self.initial_covariance)
-
-    @property
-    def _inversion(self) -> Inversion:
-        learned = self.is_learned()
-        return Inversion(self._curve, learned, self._knots, self._unreachable, self.kept)
-
-    def _clock_at(self, value: Tensor, of: str) -> Tensor:
-        """The clock time at which λ or κ, by its name ``of``, has a value; differentiable."""
-        inversion = self._inversion
-        return inversion.with_gradient(inversion.root(value, of=of), value, of)
-
-    def _knots(self, of: str) -> Tensor:
-        """log τ for λ from far below ε to far past T, for κ from ε to T."""
-        if of == LOG_VOLUME:
-            first, last = self._start_clock().log().item(), self.clock(self.horizon).log().item()
-            x = torch.linspace(first, last, 129, dtype=torch.float64)
-        else:  # λ falls like -log τ at the least for τ → 0, and like the slowest mode late
-            fast = self.matrices.fast()
-            early, middle = -max(self.max_log_snr + 10.0, 80.0) - fast, -2.0 - fast
-            late = torch.linspace(middle, self.matrices.last_clock(), 97)[1:]
-            x = torch.cat([torch.linspace(early, middle, 65), late])
-        return x.to(self.initial_covariance)
-
-    def _unreachable(self, log_snr: float, reach: str) -> UnreachableError:
-        self.check_controllable()
-        names = {self.max_log_snr: "max_log_snr", self.min_log_snr: "min_log_snr"}
-        name = names.get(log_snr, "log SNR")
-        if self.matrices.searched and name == "max_log_snr":
-            end = self.factorization(self.clock(self.horizon))[2].log_snr
-            if not log_snr > end:
-                return self._nothing_left()
-        return UnreachableError(
-            f"{type(self).__name__}: {name} {log_snr:g} is out of reach of float64, whatever the "
-            f"clock: with {self.shown()} {reach}; ask for a log SNR between these, or bring the "
-            f"time scales of its matrices together{self.matrices.remedy}"
-        )
-
-    def _nothing_left(self) -> UnreachableError:
-        self.check_controllable()
-        low = self.factorization(self.clock(self.horizon))[2].log_snr.item()
-        return UnreachableError(
-            f"max_log_snr is {self.max_log_snr:g}, but log SNR ends at {low:.6g} with "
-            f"{self.shown()}: nothing is left between the start time and T; use a faster clock, "
-            f"or set min_log_snr{self.matrices.remedy}"
-        )
 
     # -- the door ----------------------------------------------------------------------------------
 

@@ -20,8 +20,14 @@ from torch import Tensor, nn
 from pyro_mdm.diffusions.base import Matrix, Times, UnreachableError
 from pyro_mdm.diffusions.clocks import Clock, ConstantBeta, GeometricBeta
 from pyro_mdm.diffusions.closed import OneBlock
-from pyro_mdm.diffusions.linear import Constant, Frozen, LinearDiffusion, Matrices
-from pyro_mdm.diffusions.matrices import covariance_matrix, hides_noise, square_matrix
+from pyro_mdm.diffusions.linear import Frozen, LinearDiffusion
+from pyro_mdm.diffusions.matrices import (
+    Constant,
+    Matrices,
+    covariance_matrix,
+    hides_noise,
+    square_matrix,
+)
 from pyro_mdm.support.checks import check_number, real_tensor
 
 __all__ = ["LinearSDE", "MomentumVE", "check_scales"]
@@ -190,7 +196,7 @@ class DriftAndDispersion(Constant):
 
     def register(self) -> int:
         for name, matrix in zip(("_A", "_G"), self._given, strict=True):
-            self.of.register_buffer(name, matrix)
+            self.linear.register_buffer(name, matrix)
         return len(self._given[0])
 
     def check(self) -> None:
@@ -198,8 +204,8 @@ class DriftAndDispersion(Constant):
 
     def constant(self, name: str) -> Tensor:
         if name == "A":
-            return self.of.get_buffer("_A")
-        G = self.of.get_buffer("_G")
+            return self.linear.get_buffer("_A")
+        G = self.linear.get_buffer("_G")
         noise = G @ G.mT
         return (noise + noise.mT) / 2
 
@@ -208,20 +214,20 @@ class DriftAndDispersion(Constant):
 
     def root(self, s: Times | None = None) -> Tensor:
         """G itself, with columns of zeros if it has fewer than K; a square root if it has more."""
-        G = self.of.get_buffer("_G")
+        G = self.linear.get_buffer("_G")
         K, m = G.shape
         return super().root(s) if m > K else nn.functional.pad(G, (0, K - m))
 
     def hides_noise(self) -> bool:
         """Whether rounding of G Gᵀ may hide noise."""
-        return hides_noise(torch.linalg.svdvals(self.of.get_buffer("_G")))
+        return hides_noise(torch.linalg.svdvals(self.linear.get_buffer("_G")))
 
     def fast(self) -> float:
-        noise: Tensor = torch.linalg.matrix_norm(self.of.unit_noise, ord=2)
-        return math.log(max(self.of.propagator.speed.item(), noise.item()))
+        noise: Tensor = torch.linalg.matrix_norm(self.linear.unit_noise, ord=2)
+        return math.log(max(self.linear.propagator.speed.item(), noise.item()))
 
     def last_clock(self) -> float:
-        growth = torch.linalg.eigvals(self.of.unit_drift).real.max().item()
+        growth = torch.linalg.eigvals(self.linear.unit_drift).real.max().item()
         if growth < -1e-10:
             return 3.5 - math.log(-growth)
         # λ of a growing mode comes to rest, and exp(A τ) soon is too large for its digits

@@ -1,19 +1,24 @@
-"""K×K matrices: their products with the variables of states, and checks of given ones."""
+"""K×K matrices: their products with the variables of states, and those of linear diffusions."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions import kernels
-from pyro_mdm.diffusions.base import Matrix
+from pyro_mdm.diffusions.base import Matrix, Times
+from pyro_mdm.diffusions.propagator import ConstantPropagator, Propagator
 from pyro_mdm.support.checks import real_tensor
 
 __all__ = [
     "MAX_AMPLIFICATION",
+    "Constant",
+    "Matrices",
     "apply_matrix",
     "apply_noise",
     "apply_to_rows",
@@ -45,10 +50,10 @@ def apply_matrix(matrix: Tensor, y: Tensor, event_dim: int | None = None) -> Ten
     dimension, (batch or 1, *event_shape, K, K), with sizes of 1 where they are shared. In y's
     dtype.
     """
-    own = matrix.dim() - 3 if event_dim is None else event_dim
+    dims = matrix.dim() - 3 if event_dim is None else event_dim
     if matrix.dim() > 2 and (event_dim is not None or matrix.dim() == y.dim() + 1 > 3):
         with full_precision(y):
-            return kernels.apply_to_dimensions(matrix.to(y.dtype), y, own)
+            return kernels.apply_to_dimensions(matrix.to(y.dtype), y, dims)
     batch = matrix.shape[:-2] or y.shape[: 1 if event_dim is None else y.dim() - event_dim - 1]
     with full_precision(y):
         return (matrix.to(y.dtype) @ y.reshape(*batch, matrix.shape[-1], -1)).reshape(y.shape)
@@ -147,8 +152,8 @@ def hides_noise(values: Tensor) -> bool:
     Args:
         values: the singular values of B, decreasing.
     """
-    part = values / values[0].clamp_min(1e-300)
-    return bool(((part > 1e-15) & (part < 1e-7)).any())
+    ratio = values / values[0].clamp_min(1e-300)
+    return bool(((ratio > 1e-15) & (ratio < 1e-7)).any())
 
 
 def symmetric_root(matrix: Tensor) -> Tensor:
@@ -231,3 +236,165 @@ def of_rows(value: Tensor, event_dim: int, batch: Sequence[int]) -> Tensor:
             f"a multiple of {n}, e.g. batch_size={n}, or condition the model for these data"
         )
     return value.repeat(number // n, *[1] * event_dim).reshape(*batch, *value.shape[1:])
+
+
+# -- the matrices of a linear diffusion ------------------------------------------------------------
+
+
+class Matrices(ABC):
+    """Q and D of a linear diffusion: constant or varying in time, given or learned.
+
+    The diffusion itself holds the parameters and buffers of the matrices, so that its state dict
+    has their names.
+
+    Attributes:
+        linear: the linear diffusion that the matrices are part of.
+        remedy: advice for error messages where the matrices are at fault.
+        searched: the number of ends that are searched for along one curve; None: all that are
+            given. It is 1 where the curve depends on the scale of the clock: the scale is found
+            first, and with it λ(T).
+    """
+
+    linear: Any
+    remedy = ""
+    searched: int | None = None
+
+    @abstractmethod
+    def register(self) -> int:
+        """Register the matrices' tensors with the diffusion, whose horizon is known; return K."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise ValueError unless Q is skew and D positive semi-definite."""
+
+    @property
+    def check_times(self) -> Times:
+        """Times at which a check sees how the matrices vary."""
+        return 0.0
+
+    @property
+    def when(self) -> str:
+        """The time at which messages show the matrices, in brackets; empty for constant ones."""
+        return ""
+
+    @abstractmethod
+    def constant(self, name: str) -> Tensor:
+        """Q or D, by its name, (K, K). Raises TypeError where it varies in time."""
+
+    @abstractmethod
+    def at(self, name: str, s: Times) -> Tensor:
+        """Q or D, by its name, at times s, (*s.shape, K, K), or (K, K) where it is constant."""
+
+    @abstractmethod
+    def root(self, s: Times | None = None) -> Tensor:
+        """G_0 with G_0 G_0ᵀ = 2 D, of the shape of :meth:`at`; for None of the constant D."""
+
+    @abstractmethod
+    def propagator(self) -> Propagator:
+        """The propagator of the diffusion."""
+
+    def fast(self) -> float:
+        """The logarithm of the fastest rate, before whose time λ falls at least like -log τ."""
+        return float(self.linear.propagator.speed.log())
+
+    @abstractmethod
+    def last_clock(self) -> float:
+        """The logarithm of the latest clock time at which λ is searched for."""
+
+    @abstractmethod
+    def end_clock(self) -> Tensor:
+        """The clock time of T at which log SNR is ``min_log_snr``, 0-dim."""
+
+    def settings(self) -> dict[str, Any]:
+        """Settings of the matrices beside parameters and buffers, for a state dict."""
+        return {}
+
+
+class Constant(Matrices):
+    """Given matrices that are the same at all times.
+
+    Args:
+        Q, D: (K, K).
+    """
+
+    def __init__(self, Q: Matrix, D: Matrix) -> None:
+        self._given = Q, D = square_matrix("Q", Q), square_matrix("D", D)
+        if Q.shape != D.shape:
+            raise ValueError(f"Q is {tuple(Q.shape)} and D is {tuple(D.shape)}, expected one shape")
+
+    def register(self) -> int:
+        for name, matrix in zip(("_Q", "_D"), self._given, strict=True):
+            self.linear.register_buffer(name, matrix)
+        return len(self._given[0])
+
+    def check(self) -> None:
+        check_skew("Q", self.linear.Q.detach(), 1e-12)
+        check_semidefinite("D", self.linear.D.detach(), 1e-12)
+
+    def constant(self, name: str) -> Tensor:
+        matrix: Tensor = self.linear.get_buffer(f"_{name}")
+        return matrix
+
+    def at(self, name: str, s: Times) -> Tensor:
+        matrix: Tensor = getattr(self.linear, name)  # as a subclass may have it
+        return matrix
+
+    def root(self, s: Times | None = None) -> Tensor:
+        """The symmetric root, or for a learned D a triangular one, differentiable at any rank."""
+
+        def root() -> Tensor:
+            noise = self.linear.unit_noise
+            if noise.requires_grad:
+                return kernels.semidefinite_cholesky(noise)
+            return symmetric_root(noise)
+
+        value: Tensor = self.linear.kept("unit_dispersion", root)
+        return value
+
+    def hides_noise(self) -> bool:
+        """Whether rounding of D hides noise in some direction."""
+        return False
+
+    def propagator(self) -> Propagator:
+        """The propagator, kept where nothing carries a gradient, even within :func:`shared_ends`.
+
+        A shared graph would add gradients in another order.
+        """
+        if torch.is_grad_enabled() and self.linear.is_learned():
+            return self._propagator()
+        kept: Propagator = self.linear.kept("propagator", self._propagator)
+        return kept
+
+    def _propagator(self) -> Propagator:
+        linear = self.linear
+        return ConstantPropagator(
+            linear.unit_drift,
+            linear.unit_noise,
+            backward=self.backward_drift,
+            root=self.root,
+            basis=self._basis,
+            hides_noise=self.hides_noise,
+        )
+
+    def backward_drift(self) -> Tensor:
+        """B = -(A + g² Σ_π^{-1}), (K, K), per unit of clock time.
+
+        The reverse drift is B u + g² (s_θ + Σ_π^{-1} u). With Σ_π at rest B = (Q - D) Σ_∞^{-1}.
+        """
+        precision: Tensor = torch.linalg.inv(self.linear.prior_covariance)
+        drift: Tensor = -(self.linear.unit_drift + self.linear.unit_noise @ precision)
+        return drift
+
+    def _basis(self) -> tuple[Tensor, Tensor]:
+        linear = self.linear
+        basis: tuple[Tensor, Tensor] = linear.kept(
+            "basis", lambda: kernels.noise_basis(linear.unit_drift, linear.unit_noise)
+        )
+        return basis
+
+    def last_clock(self) -> float:
+        return 3.5 - float(self.linear.propagator.decay.log())
+
+    def end_clock(self) -> Tensor:
+        end: Tensor = self.linear.end_laws.clocks()[1]
+        return end

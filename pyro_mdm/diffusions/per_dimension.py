@@ -29,13 +29,14 @@ from pyro_mdm.diffusions.base import Level, Marginal, Times, Transition, same_ti
 from pyro_mdm.diffusions.closed import Denoise, Kernels
 from pyro_mdm.diffusions.dimension_clocks import Clocks, SharedClock
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.priors import GaussianPrior
+from pyro_mdm.diffusions.linear_sde import LinearSDE
+from pyro_mdm.diffusions.propagator import ConstantPropagator
 from pyro_mdm.diffusions.transforms import Transform
 from pyro_mdm.support.checks import check_instance
 from pyro_mdm.support.modules import of_part
 from pyro_mdm.support.settings import described
 
-__all__ = ["PerDimensionDiffusion"]
+__all__ = ["ManyTimes", "PerDimensionDiffusion"]
 
 KNOTS = 65
 """The number of knots of the table that inverts log volume."""
@@ -267,7 +268,7 @@ class PerDimensionDiffusion(Kernels):
                 done = self._of_cells(self.clocks(self.progress(s)))
                 parts = done.split(self._cells_of_block, -1)
             high, low = block.start_log_snr, block.terminal_log_snr
-            times = block.times_at_log_snr(high - parts[i] * (high - low))
+            times = ManyTimes(block).time_at_log_snr(high - parts[i] * (high - low))
             of_cells.append(times.clamp_min(0).clamp_max(block.horizon))
         return of_cells
 
@@ -285,7 +286,7 @@ class PerDimensionDiffusion(Kernels):
     def marginal(self, s: Times) -> Marginal:
         if (one := same_time(s)) is not None and isinstance(s, Tensor):
             return Marginal(*(t.expand(*s.shape, *t.shape[1:]) for t in self.marginal(one)))
-        law: Marginal = self.each(lambda block, t: block.many_marginals(t), self.as_tensor(s))
+        law: Marginal = self.each(lambda block, t: ManyTimes(block).marginal(t), self.as_tensor(s))
         return law
 
     def transition(self, s: Times, r: Times = 0.0) -> Transition:
@@ -314,10 +315,6 @@ class PerDimensionDiffusion(Kernels):
     def at_rest(self) -> bool:
         return all(block.at_rest() for block in self._each_block())
 
-    @property
-    def prior(self) -> GaussianPrior:
-        return GaussianPrior(self.prior_covariance)
-
     def _speed(self, s: Tensor, local: list[Tensor]) -> list[Tensor]:
         """The derivative of each cell's time in the common one, (*s.shape, cells), by block."""
         rates: list[Tensor] = []
@@ -326,7 +323,7 @@ class PerDimensionDiffusion(Kernels):
             if i == 0 and isinstance(self.clocks, SharedClock):
                 rates.append(torch.ones_like(t))
             else:
-                rates.append(parts[i] / block.many_log_snr_rates(t))
+                rates.append(parts[i] / ManyTimes(block).log_snr_rate(t))
         return rates
 
     def _log_snr_rate(self, s: Tensor) -> Tensor:
@@ -467,6 +464,51 @@ class PerDimensionDiffusion(Kernels):
 
     def extra_repr(self) -> str:
         return f"num_variables={self.num_variables}, index map {tuple(self.block_of.shape)}"
+
+
+class ManyTimes(NamedTuple):
+    """A block's laws at very many times, for one variable without a factorization."""
+
+    block: LinearDiffusion
+
+    def _is_plain(self) -> bool:
+        """Whether closed forms of one variable at rest hold."""
+        block = self.block
+        constant = isinstance(block.propagator, ConstantPropagator)
+        return block.num_variables == 1 and constant and not isinstance(block, LinearSDE)
+
+    def marginal(self, s: Tensor) -> Marginal:
+        """The block's marginal, for K = 1 by two exponentials."""
+        if not self._is_plain():
+            return self.block.marginal(s)
+        S = self.block.stationary_covariance[0, 0]
+        done = 2 * self.block.D[0, 0] / S * self.block.positive_clock(s)
+        a, variance = (-done / 2).exp(), -S * torch.expm1(-done)
+        return Marginal(
+            a[..., None],
+            variance[..., None, None],
+            variance.sqrt()[..., None, None],
+            1 / a[..., None],
+            -(S * torch.expm1(done)).log(),
+            variance.log(),
+        )
+
+    def log_snr_rate(self, s: Tensor) -> Tensor:
+        """-dλ/ds, for K = 1 by one exponential."""
+        if not self._is_plain():
+            return self.block.log_snr_rate(s)
+        by_clock = 2 * self.block.D[0, 0] / self.block.stationary_covariance[0, 0]
+        return (
+            self.block.rate(s) * -by_clock / torch.expm1(-by_clock * self.block.positive_clock(s))
+        )
+
+    def time_at_log_snr(self, value: Tensor) -> Tensor:
+        """The time with a log SNR, for K = 1 by one logarithm."""
+        if not self._is_plain():
+            return self.block.time_at_log_snr(value)
+        S = self.block.stationary_covariance[0, 0]
+        tau = S / (2 * self.block.D[0, 0]) * torch.log1p((-value).exp() / S)
+        return self.block.time_at_clock(tau)
 
 
 class _Kept(NamedTuple):

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm.diffusions.base import Times
-from pyro_mdm.diffusions.linear import LinearDiffusion, shared
+from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.matrices import full_precision
+from pyro_mdm.diffusions.memory import shared
 from pyro_mdm.seeing.wrapped import WrappedDiffusion
 from pyro_mdm.support.checks import check_encoded, check_instance
 

@@ -82,16 +82,12 @@ class Restorable(Recorded):
     def restore(self, saved: dict[str, Any]) -> None:
         """Set those of :meth:`settings` that can be set after construction; by default none.
 
-        ``saved`` has the result of :meth:`remembered` too, if the state dict has it.
+        What it takes out of ``saved`` is not compared.
         """
 
-    def remembered(self) -> dict[str, Any]:
-        """State on which later digits depend, saved but never compared."""
-        return {}
-
     def get_extra_state(self) -> Tensor:
-        """The class's name, the settings and :meth:`remembered`, as JSON in bytes (n,), uint8."""
-        return _packed({"class": type(self).__name__} | self.settings() | self.remembered())
+        """The class's name and the settings, as JSON in bytes (n,), uint8."""
+        return _packed({"class": type(self).__name__} | self.settings())
 
     def set_extra_state(self, state: Tensor) -> None:
         """Set the settings from a state dict.
@@ -114,7 +110,6 @@ class Restorable(Recorded):
                 "another version of pyro_mdm saved them"
             ) from error
         current = _unpacked(_packed(self.settings()))
-        saved = {key: v for key, v in saved.items() if key not in self.remembered()}
         differing = [
             f"{key} is {saved.get(key, 'absent')} in the state dict and "
             f"{current.get(key, 'absent')} here"

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.base import Times, UnreachableError
 from pyro_mdm.diffusions.learned import REMEDY, LearnedFamily
-from pyro_mdm.diffusions.linear import LinearDiffusion, Matrices
+from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.linear_sde import LinearSDE
-from pyro_mdm.diffusions.matrices import check_semidefinite, check_skew
+from pyro_mdm.diffusions.matrices import Matrices, check_semidefinite, check_skew
 from pyro_mdm.diffusions.presets import LearnedDiffusion
 from pyro_mdm.support.checks import check_count, describe
 from pyro_mdm.support.settings import described
@@ -71,12 +71,12 @@ class Varying(Matrices, ABC):
 
     @property
     def check_times(self) -> Tensor:
-        s = torch.linspace(0.0, self.of.horizon, 65, dtype=torch.float64)
-        return self.of.as_tensor(s)
+        s = torch.linspace(0.0, self.linear.horizon, 65, dtype=torch.float64)
+        return self.linear.as_tensor(s)
 
     @property
     def when(self) -> str:
-        return f"({self.of.horizon / 2:g})"
+        return f"({self.linear.horizon / 2:g})"
 
     def check(self) -> None:
         self._check_values(self.check_times)
@@ -96,15 +96,16 @@ class Varying(Matrices, ABC):
 
     def constant(self, name: str) -> NoReturn:
         raise TypeError(
-            f"{type(self.of).__name__} has no constant {name}: it varies in time; use {name}_at(s)"
+            f"{type(self.linear).__name__} has no constant {name}: it varies in time; use "
+            f"{name}_at(s)"
         )
 
     def at(self, name: str, s: Times) -> Tensor:
-        return self.evaluate(name, self.of.checked_time("s", s))
+        return self.evaluate(name, self.linear.checked_time("s", s))
 
     def drift_at(self, s: Tensor) -> Tensor:
         """A per unit of clock time at times s in float64, (*s.shape, K, K)."""
-        Sigma: Tensor = self.of.stationary_covariance
+        Sigma: Tensor = self.linear.stationary_covariance
         return -(self.evaluate("Q", s) + self.evaluate("D", s)) @ torch.linalg.inv(Sigma)
 
     def noise_at(self, s: Tensor) -> Tensor:
@@ -112,7 +113,7 @@ class Varying(Matrices, ABC):
         return 2 * self.evaluate("D", s)
 
     def root(self, s: Times | None = None) -> Tensor:
-        return self.constant("D") if s is None else self.root_at(self.of.checked_time("s", s))
+        return self.constant("D") if s is None else self.root_at(self.linear.checked_time("s", s))
 
     def root_at(self, s: Tensor) -> Tensor:
         """A root of g²(s), (*s.shape, K, K), differentiable."""
@@ -125,16 +126,16 @@ class Varying(Matrices, ABC):
 
     def propagator(self) -> MagnusPropagator:
         def build() -> MagnusPropagator:
-            scale = self.of.clock_scale()
+            scale = self.linear.clock_scale()
             move = self.propagator_at(scale)
-            if scale.requires_grad and self.of.min_log_snr is not None:
+            if scale.requires_grad and self.linear.min_log_snr is not None:
                 move = move.with_moved(self._near(scale.detach()).at(scale))
             if not torch.is_grad_enabled():
-                bounds = self.of.time_at_clock(move.bounds).clamp(0.0, self.of.horizon)
+                bounds = self.linear.time_at_clock(move.bounds).clamp(0.0, self.linear.horizon)
                 self._check_values(bounds)
             return move
 
-        return self.of.kept("propagator", build)
+        return self.linear.kept("propagator", build)
 
     def propagator_at(self, scale: Tensor) -> MagnusPropagator:
         """The propagator with the clock multiplied by ``scale``, 0-dim."""
@@ -144,29 +145,33 @@ class Varying(Matrices, ABC):
         """The propagator with β unscaled, on cells short enough for β times ``scale``."""
         with torch.no_grad():
             s, uncut = self._bounds(scale)
-        return self.of.kept("uncut grid", lambda: self._unscaled(s)) if uncut else self._unscaled(s)
+        return (
+            self.linear.kept("uncut grid", lambda: self._unscaled(s))
+            if uncut
+            else self._unscaled(s)
+        )
 
     def _unscaled(self, s: Tensor) -> MagnusPropagator:
         def time(tau: Tensor) -> Tensor:
-            s = self.of.beta.inverse(tau)
-            return s - (s.detach() - self.of.horizon).clamp_min(0) - s.detach().clamp_max(0)
+            s = self.linear.beta.inverse(tau)
+            return s - (s.detach() - self.linear.horizon).clamp_min(0) - s.detach().clamp_max(0)
 
         def precision() -> Tensor:  # of the prior, which may follow from the propagator
-            inverse: Tensor = torch.linalg.inv(self.of.prior_covariance)
+            inverse: Tensor = torch.linalg.inv(self.linear.prior_covariance)
             return inverse
 
         return MagnusPropagator(
             lambda tau: self.drift_at(time(tau)),
             lambda tau: self.noise_at(time(tau)),
             lambda tau: -(self.drift_at(time(tau)) + self.noise_at(time(tau)) @ precision()),
-            self.of.beta.integral(s),
+            self.linear.beta.integral(s),
             lambda tau: self.root_at(time(tau)),
-            self.of.num_variables,
+            self.linear.num_variables,
         )
 
     def _bounds(self, scale: Tensor) -> tuple[Tensor, bool]:
         """Times of the cells' bounds, (n + 1,), and whether no cell was cut."""
-        s, tau, norm = self.of.kept("bounds", self._uncut_bounds)
+        s, tau, norm = self.linear.kept("bounds", self._uncut_bounds)
         pieces = norm * scale / REACH
         total = pieces.sum().item()
         if not total < MAX_CELLS:
@@ -180,40 +185,51 @@ class Varying(Matrices, ABC):
         first = torch.repeat_interleave(torch.arange(len(pieces), device=s.device), pieces)
         place = torch.arange(len(first), device=s.device) - (pieces.cumsum(0) - pieces)[first]
         inner = torch.lerp(tau[first], tau[first + 1], (place / pieces[first]).to(tau))
-        cut = self.of.beta.inverse(inner).clamp(0, self.of.horizon)
+        cut = self.linear.beta.inverse(inner).clamp(0, self.linear.horizon)
         cut = torch.where(place == 0, s[first], cut)
         return torch.cat([cut, s[-1:]]), False
 
     def _uncut_bounds(self) -> tuple[Tensor, Tensor, Tensor]:
         """Times of the bounds, the integral of β there, and ‖A‖ times the length of each cell."""
         x = torch.linspace(
-            0, 1, self._num_cells + 1, dtype=torch.float64, device=self.of.initial_covariance.device
+            0,
+            1,
+            self._num_cells + 1,
+            dtype=torch.float64,
+            device=self.linear.initial_covariance.device,
         )
-        s = self.of.horizon * x**4 * (1 + EARLY**3) / (x**3 + EARLY**3)
-        kinks = self.of.beta.kinks().to(s)
-        s = torch.cat([s, kinks[(kinks > 0) & (kinks < self.of.horizon)]]).unique()
-        s[-1] = self.of.horizon
-        tau = self.of.beta.integral(s)
+        s = self.linear.horizon * x**4 * (1 + EARLY**3) / (x**3 + EARLY**3)
+        kinks = self.linear.beta.kinks().to(s)
+        s = torch.cat([s, kinks[(kinks > 0) & (kinks < self.linear.horizon)]]).unique()
+        s[-1] = self.linear.horizon
+        tau = self.linear.beta.integral(s)
         norm = torch.linalg.matrix_norm(self.drift_at(s))
         return s, tau, torch.maximum(norm[1:], norm[:-1]) * tau.diff()
 
     # -- the ends ----------------------------------------------------------------------------------
 
-    def last_clock(self) -> float:
-        return self.of.clock(self.of.horizon).log().item() + 1e-6  # later times are taken for T
+    def unscaled_end(self) -> Tensor:
+        """The clock time of T for the unscaled β, 0-dim."""
+        end: Tensor = self.linear.beta.integral(self.linear.as_tensor(self.linear.horizon))
+        return end
 
-    def end_clock(self, guess: Tensor | None) -> Tensor:
+    def last_clock(self) -> float:
+        return (
+            self.linear.clock(self.linear.horizon).log().item() + 1e-6
+        )  # later times are taken for T
+
+    def end_clock(self) -> Tensor:
         def compute() -> Tensor:
             with torch.no_grad():
-                root = self.of.kept("end root", lambda: self._find_end(guess))
-            learned = self.of.is_learned()
+                root = self.linear.kept("end root", self._find_end)
+            learned = self.linear.is_learned()
             return self._end_gradient(root) if learned and torch.is_grad_enabled() else root
 
-        return self.of.kept("end_clock", compute)
+        return self.linear.kept("end_clock", compute)
 
     def _end_gradient(self, root: Tensor) -> Tensor:
         """The end of the clock, with the gradient carried by one Newton step at ``root``."""
-        end = self.of.unscaled_end()
+        end = self.unscaled_end()
         near = self._near((root / end).detach())
         leaves = MovedCells(*(t.detach().requires_grad_() for t in near.move.moved))
         log_snr = self._terminal_of(near.move.with_moved(leaves))
@@ -225,7 +241,7 @@ class Varying(Matrices, ABC):
                 moved = moved + (by * (cells - cells.detach())).sum()
         if not bool(slope.isfinite()) or slope.item() == 0:
             raise self._end_unreachable(root.item(), log_snr.item())
-        more = (self.of.terminal_log_snr - moved) / slope
+        more = (self.linear.terminal_log_snr - moved) / slope
         return near.scale * (1 + more) * end
 
     def _near(self, scale: Tensor) -> _Near:
@@ -235,29 +251,26 @@ class Varying(Matrices, ABC):
             move = self._grid(scale).slowed(scale)
             return _Near(scale, move, move.moved_rates())
 
-        return self.of.kept("near", compute)
+        return self.linear.kept("near", compute)
 
     def _terminal_of(self, move: MagnusPropagator) -> Tensor:
         """λ(T), 0-dim, of cells alone."""
         M, P = move.whole()
-        factor = kernels.direct_factor(P + M @ self.of.initial_covariance @ M.mT, M[..., 0])
+        factor = kernels.direct_factor(P + M @ self.linear.initial_covariance @ M.mT, M[..., 0])
         if factor.amplification.item() > 1e3 and move.travelled(move.bounds[-1]).item() < 20.0:
             W, pulled = move.whole_pulled_back()  # T is near the data still
-            near = kernels.pulled_back_factor(M, W, pulled, self.of.initial_covariance)
+            near = kernels.pulled_back_factor(M, W, pulled, self.linear.initial_covariance)
             factor = near if near.amplification < factor.amplification else factor
         return factor.log_snr
 
-    def _find_end(self, guess: Tensor | None) -> Tensor:
+    def _find_end(self) -> Tensor:
         """The clock time of T by secants in log τ, within a bracket as soon as there is one."""
-        target = float(self.of.min_log_snr or 0.0)
-        end = self.of.unscaled_end()
-        if guess is not None and len(guess) == 2:
-            end = guess[1]
-        x, per_error = self._about_end(end.log().item(), target)
+        target = float(self.linear.min_log_snr or 0.0)
+        x, per_error = self._about_end(self.unscaled_end().log().item(), target)
         low, high, last, error = -math.inf, math.inf, None, math.nan
         for _ in range(80):
             try:
-                scale = self.of.as_tensor(x).exp() / self.of.unscaled_end()
+                scale = self.linear.as_tensor(x).exp() / self.unscaled_end()
                 error = self._terminal_of(self.propagator_at(scale)).item() - target
             except kernels.KernelPrecisionError:
                 error = -math.inf if math.isfinite(low) else math.nan
@@ -268,16 +281,16 @@ class Varying(Matrices, ABC):
                 per_error = -(x - last[0]) / (error - last[1])
             step = min(max(per_error * error, -1.5), 1.5)
             if abs(error) < 1e-11 or abs(step) < 1e-15:
-                return self.of.as_tensor(x).exp()
+                return self.linear.as_tensor(x).exp()
             if abs(error) < 1e-7 and last is not None and abs(x - last[0]) < 1e-3:
-                return self.of.as_tensor(x + step).exp()  # converged: the secant is short
+                return self.linear.as_tensor(x + step).exp()  # converged: the secant is short
             last, moved = (x, error), x + step
             if not low < moved < high:
                 moved = (
                     (low + high) / 2 if math.isfinite(low + high) else x + math.copysign(1, error)
                 )
             if moved == x:
-                return self.of.as_tensor(x).exp()
+                return self.linear.as_tensor(x).exp()
             x = moved
         raise self._end_unreachable(math.exp(min(x, 700.0)), error + target)
 
@@ -286,13 +299,13 @@ class Varying(Matrices, ABC):
 
         From few cells, at many clocks around the log end ``x``.
         """
-        s = self.of.kept("bounds", self._uncut_bounds)[0]
+        s = self.linear.kept("bounds", self._uncut_bounds)[0]
         grid = self._unscaled(s[torch.linspace(0, len(s) - 1, COARSE + 1).long()])
         per_error = 0.1
         for width in (1.2, 0.1):
             ends = torch.linspace(x - width, x + width, 13, dtype=torch.float64)
             M, P = grid.whole_slowed(ends.to(s).exp() / grid.bounds[-1])
-            factor = kernels.direct_factor(P + M @ self.of.initial_covariance @ M.mT, M[..., 0])
+            factor = kernels.direct_factor(P + M @ self.linear.initial_covariance @ M.mT, M[..., 0])
             log_snr = factor.log_snr.tolist()
             above = sum(value > target for value in log_snr)
             i = min(max(above, 2), len(log_snr) - 2)
@@ -305,11 +318,12 @@ class Varying(Matrices, ABC):
         return x, per_error
 
     def _end_unreachable(self, end: float, log_snr: float) -> UnreachableError:
-        self.of.check_controllable()
+        self.linear.check_controllable()
+        name = type(self.linear).__name__
         return UnreachableError(
-            f"{type(self.of).__name__}: min_log_snr {self.of.min_log_snr:g} is out of reach of "
-            f"float64, whatever the clock: with {self.of.shown()} log SNR is {log_snr:.4g} where "
-            f"the clock ends at {end:.4g}; ask for a higher log SNR, or bring the time scales of Q "
+            f"{name}: min_log_snr {self.linear.min_log_snr:g} is out of reach of float64, "
+            f"whatever the clock: with {self.linear.shown()} log SNR is {log_snr:.4g} where the "
+            f"clock ends at {end:.4g}; ask for a higher log SNR, or bring the time scales of Q "
             f"and D together{self.remedy}"
         )
 
@@ -337,11 +351,11 @@ class Functions(Varying):
 
     def register(self) -> int:
         for name, given in self._given.items():
-            setattr(self.of, f"{name}_function", given)
+            setattr(self.linear, f"{name}_function", given)
         s = self.check_times
         with torch.no_grad():
             K = _num_variables(self.names[0], self._given[self.names[0]], s[:1])
-        self.of.num_variables = K
+        self.linear.num_variables = K
         for name, given in self._given.items():
             for shaped in (s, s[:6].reshape(2, 3), s[0]):
                 matrix = self._checked(name, given, shaped)
@@ -356,7 +370,7 @@ class Functions(Varying):
     def _checked(self, name: str, function: MatrixFunction, s: Tensor) -> Tensor:
         """The matrices of a function at times s (…), (…, K, K), with shape and dtype checked."""
         matrix = function(s)
-        K = self.of.num_variables
+        K = self.linear.num_variables
         if not isinstance(matrix, Tensor) or matrix.dtype != torch.float64:
             got = matrix.dtype if isinstance(matrix, Tensor) else describe(matrix)
             raise TypeError(
@@ -373,15 +387,15 @@ class Functions(Varying):
             worst = s.detach().flatten()[~finite.flatten()][0].item()
             raise ValueError(
                 f"{name}(s) is not finite at s = {worst:.6g}, expected finite numbers on all of "
-                f"[0, T] = [0, {self.of.horizon:g}]"
+                f"[0, T] = [0, {self.linear.horizon:g}]"
             )
         return matrix
 
     def evaluate(self, name: str, s: Tensor) -> Tensor:
-        return self._checked(name, getattr(self.of, f"{name}_function"), s)
+        return self._checked(name, getattr(self.linear, f"{name}_function"), s)
 
     def settings(self) -> dict[str, Any]:
-        functions = {name: getattr(self.of, f"{name}_function") for name in self.names}
+        functions = {name: getattr(self.linear, f"{name}_function") for name in self.names}
         return super().settings() | {name: described(f) for name, f in functions.items()}
 
 
@@ -396,8 +410,8 @@ class DriftAndDispersionFunctions(Functions):
 
     def constant(self, name: str) -> NoReturn:
         raise TypeError(
-            f"{type(self.of).__name__} has no constant {name.replace('GG', 'g²')}: it varies in "
-            "time; use drift_matrix(s) and noise_covariance(s)"
+            f"{type(self.linear).__name__} has no constant {name.replace('GG', 'g²')}: it "
+            "varies in time; use drift_matrix(s) and noise_covariance(s)"
         )
 
     def drift_at(self, s: Tensor) -> Tensor:
@@ -411,15 +425,15 @@ class DriftAndDispersionFunctions(Functions):
         return self.evaluate("G", s)
 
     def at(self, name: str, s: Times) -> Tensor:
-        s = self.of.checked_time("s", s)
+        s = self.linear.checked_time("s", s)
         return self.drift_at(s) if name == "A" else self.noise_at(s)
 
     def root(self, s: Times | None = None) -> Tensor:
-        return self.constant("G") if s is None else self.root_at(self.of.checked_time("s", s))
+        return self.constant("G") if s is None else self.root_at(self.linear.checked_time("s", s))
 
     def fast(self) -> float:
         noise: Tensor = torch.linalg.matrix_norm(self.noise_at(self.check_times).detach(), ord=2)
-        return math.log(max(self.of.propagator.speed.item(), noise.max().item()))
+        return math.log(max(self.linear.propagator.speed.item(), noise.max().item()))
 
 
 class Polynomials(Varying):
@@ -443,19 +457,19 @@ class Polynomials(Varying):
         K, *start = self._start
         for name, constant in zip(("lower", "B"), start, strict=True):
             more = constant.new_zeros(self._degree, *constant.shape)
-            self.of.register_parameter(name, nn.Parameter(torch.cat([constant[None], more])))
+            self.linear.register_parameter(name, nn.Parameter(torch.cat([constant[None], more])))
         return K
 
     def _polynomials(self, s: Tensor) -> Tensor:
         """The polynomials T_0, …, T_degree at s, (*s.shape, degree + 1)."""
-        x = 2 * s / self.of.horizon - 1
+        x = 2 * s / self.linear.horizon - 1
         T = [torch.ones_like(x), x]
         while len(T) <= self._degree:
             T.append(2 * x * T[-1] - T[-2])
         return torch.stack(T[: self._degree + 1], -1)
 
     def _entries(self, name: str, s: Tensor) -> Tensor:
-        parameter: Tensor = getattr(self.of, name)
+        parameter: Tensor = getattr(self.linear, name)
         summed = self._polynomials(s) @ parameter.flatten(1)
         return summed.reshape(*s.shape, *parameter.shape[1:])
 
@@ -463,7 +477,7 @@ class Polynomials(Varying):
         if name == "D":
             B = self._entries("B", s)
             return B @ B.mT
-        K = self.of.num_variables
+        K = self.linear.num_variables
         if K == 1:
             return s.new_zeros(*s.shape, 1, 1)
         W = s.new_zeros(*s.shape, K, K)
@@ -475,7 +489,7 @@ class Polynomials(Varying):
 
     def root_at(self, s: Tensor) -> Tensor:
         B = self._entries("B", s)
-        return math.sqrt(2) * nn.functional.pad(B, (0, self.of.num_variables - B.shape[-1]))
+        return math.sqrt(2) * nn.functional.pad(B, (0, self.linear.num_variables - B.shape[-1]))
 
     def settings(self) -> dict[str, Any]:
         return super().settings() | {"degree": self._degree}

@@ -27,7 +27,7 @@ from collections.abc import Callable
 import torch
 
 from pyro_mdm import LearnedDiffusion, LinearDiffusion, TimeVaryingLearnedDiffusion
-from pyro_mdm.diffusions.linear import shared_ends
+from pyro_mdm.diffusions.memory import shared_ends
 
 TIMES = torch.tensor([0.05, 0.3, 1.0], dtype=torch.float64)
 
@@ -53,7 +53,7 @@ def step(diffusion: LinearDiffusion) -> None:
 
 def grid(diffusion: TimeVaryingLearnedDiffusion, gradients: bool) -> None:
     end = diffusion.clock(diffusion.horizon).detach()
-    scale = end / diffusion.unscaled_end()
+    scale = end / diffusion.matrices.unscaled_end()
     with torch.set_grad_enabled(gradients):
         move = diffusion.matrices.propagator_at(scale)
         _, Sigma, factor = diffusion.factorization_by(move, torch.stack([end / 1000, end]))

@@ -1,0 +1,228 @@
+"""Both ends of a linear diffusion: where they are in clock time, and the laws there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from pyro_mdm.diffusions.base import Marginal, UnreachableError
+from pyro_mdm.diffusions.closed import OneBlock
+from pyro_mdm.diffusions.ends import Ends
+from pyro_mdm.diffusions.inversion import MovingEnds
+from pyro_mdm.diffusions.propagator import ConstantPropagator
+
+__all__ = ["EndLaws"]
+
+T = TypeVar("T")
+
+
+class EndLaws:
+    """The start and the end of a linear diffusion, found from λ there or from times.
+
+    Args:
+        linear: the linear diffusion that starts and stops there. It holds the parameter of
+            learned ends, ``ends``.
+        given: the ends as they are given.
+    """
+
+    def __init__(self, linear: OneBlock, given: Ends) -> None:
+        self.linear: Any = linear
+        self.given = given
+
+    def _kept(self, name: str, compute: Callable[[], T]) -> T:
+        value: T = self.linear.kept(name, compute)
+        return value
+
+    @property
+    def terminal_log_snr(self) -> Tensor:
+        """λ(T), 0-dim: the information about the data that is left at the prior.
+
+        A constant where ``min_log_snr`` is given and not learned.
+        """
+        if self.given.low is not None:
+            return self.targets()[1]
+        return self.terminal.log_snr
+
+    @property
+    def max_log_snr(self) -> float:
+        """λ at the start time ε; with a ``cut_time`` it follows the diffusion."""
+        with torch.no_grad():
+            return float(self.start_log_snr)
+
+    @max_log_snr.setter
+    def max_log_snr(self, value: float) -> None:
+        self.set(value, self.min_log_snr)
+
+    @property
+    def start_log_snr(self) -> Tensor:
+        return self.targets()[0] if self.cut_time is None else self.start.log_snr
+
+    @property
+    def min_log_snr(self) -> float | None:
+        with torch.no_grad():
+            return None if self.given.low is None else float(self.targets()[1])
+
+    @min_log_snr.setter
+    def min_log_snr(self, value: float | None) -> None:
+        self.set(self.max_log_snr, value)
+
+    @property
+    def learns_ends(self) -> bool:
+        return any(self.given.reach)
+
+    def targets(self) -> Tensor:
+        """λ(ε) and, if the clock is scaled to it, λ(T): (1,) or (2,)."""
+        moved: Tensor | None = getattr(self.linear, "ends", None)
+        targets: Tensor = self.linear.as_tensor(self.given.values(moved))
+        return targets
+
+    def set(self, high: float, low: float | None) -> None:
+        """Set both ends by λ; learned ones start anew there."""
+        ends = Ends(high, low, reach=self.given.reach).checked(self.linear.horizon)
+        self.linear.forget()
+        self.given = ends
+        if any(ends.reach):
+            with torch.no_grad():
+                self.linear.ends.zero_()
+
+    @property
+    def cut_time(self) -> float | None:
+        """ε, if it was given as a time; None once an end is set by its log SNR."""
+        return self.given.cut_time
+
+    @property
+    def start_time(self) -> Tensor:
+        """ε, 0-dim: the time at which log SNR equals ``max_log_snr``, or ``cut_time``."""
+        return self._kept("start_time", lambda: self.linear.inverse_clock(self.start_clock()))
+
+    @property
+    def start(self) -> Marginal:
+        return self._both()[0]
+
+    @property
+    def terminal(self) -> Marginal:
+        return self._both()[1]
+
+    def _both(self) -> tuple[Marginal, Marginal]:
+        def compute() -> tuple[Marginal, Marginal]:
+            start, terminal = zip(*(field.unbind() for field in self.laws()), strict=True)
+            return Marginal(*start), Marginal(*terminal)
+
+        return self._kept("both ends", compute)
+
+    def laws(self) -> Marginal:
+        """The marginals at ε and T, (2, …)."""
+
+        def compute() -> Marginal:
+            clocks = torch.stack([self.start_clock(), self.terminal_clock()])
+            ends = self._from_one_factorization()
+            if ends is None:
+                law: Marginal = self.linear.clock_marginal(clocks)
+                return law
+            self.linear.check_precision(
+                ends.factor.amplification, clocks, "the marginal covariance"
+            )
+            return ends.marginal(clocks)
+
+        return self._kept("ends", compute)
+
+    def _from_one_factorization(self) -> MovingEnds | None:
+        """The laws at ε and T, if λ is given at one or both and gradients pass through these."""
+        if self.cut_time is not None or not torch.is_grad_enabled():
+            return None
+
+        def compute() -> MovingEnds | None:
+            move, inversion = self.linear.propagator, self.linear.inversion
+            targets = self.targets()
+            if not isinstance(move, ConstantPropagator) or not inversion.is_learned(targets):
+                return None
+            number = move.detached()
+            for enough in (3e-4, 1e-6):
+                search = partial(inversion.quick_root, targets, number, enough)
+                with torch.no_grad():
+                    times = self._kept(f"roots to {enough}", search)
+                    if self.given.low is None:
+                        times = torch.cat([times, self.terminal_clock().reshape(1)])
+                a, Sigma, factor = self.linear.factorization_by(move, times)
+                A, noise = move.drift(times).detach(), move.noise(times).detach()
+                ends = MovingEnds(times, targets, a, Sigma, factor, A, noise)
+                if ends.close():
+                    break
+            return ends
+
+        return self._kept("moving ends", compute)
+
+    def start_clock(self) -> Tensor:
+        """The clock time of ε, 0-dim."""
+        if self.cut_time is not None:
+            cut: Tensor = self.linear.clock(self.cut_time)
+            return cut
+        start, end = self.clocks()[0], self.terminal_clock()
+        if not start.item() < end.item():
+            raise self.nothing_left()
+        return start
+
+    def terminal_clock(self) -> Tensor:
+        """The clock time of T, 0-dim."""
+        return self._kept("terminal clock", lambda: self.linear.clock(self.linear.horizon))
+
+    def clocks(self) -> Tensor:
+        """Clock times of ``max_log_snr`` and, if given, ``min_log_snr``: (1,) or (2,)."""
+
+        def compute() -> Tensor:
+            if (ends := self._from_one_factorization()) is not None:
+                return ends.clocks
+            targets, n = self.targets(), self.linear.matrices.searched
+            inversion = self.linear.inversion
+            end = self.linear.clock(self.linear.horizon).reshape(1) if n is not None else None
+            with torch.no_grad():
+                roots = self._kept("roots", lambda: inversion.root(targets[:n]))
+            clocks = inversion.with_gradient(roots, targets[:n])
+            return clocks if end is None or len(targets) == n else torch.cat([clocks, end])
+
+        return self._kept("end_clocks", compute)
+
+    @property
+    def log_volume_ends(self) -> Tensor:
+
+        def compute() -> Tensor:
+            tau = torch.stack([self.start_clock(), self.terminal_clock()])
+            log_det = self.laws().log_det
+            return self.linear.curve().log_volume(log_det, tau)
+
+        return self._kept("log_volume_ends", compute)
+
+    # -- errors ------------------------------------------------------------------------------------
+
+    def unreachable(self, log_snr: float, reach: str) -> UnreachableError:
+        """The error for a λ that is not reached, given what is."""
+        self.linear.check_controllable()
+        names = {self.max_log_snr: "max_log_snr", self.min_log_snr: "min_log_snr"}
+        name = names.get(log_snr, "log SNR")
+        one_curve = self.linear.matrices.searched and name == "max_log_snr"
+        if one_curve and not log_snr > self._last_log_snr():
+            return self.nothing_left()
+        return UnreachableError(
+            f"{type(self.linear).__name__}: {name} {log_snr:g} is out of reach of float64, "
+            f"whatever the clock: with {self.linear.shown()} {reach}; ask for a log SNR between "
+            "these, or bring the time scales of its matrices together"
+            f"{self.linear.matrices.remedy}"
+        )
+
+    def nothing_left(self) -> UnreachableError:
+        """The error for a start that is not before T."""
+        self.linear.check_controllable()
+        return UnreachableError(
+            f"max_log_snr is {self.max_log_snr:g}, but log SNR ends at {self._last_log_snr():.6g} "
+            f"with {self.linear.shown()}: nothing is left between the start time and T; use a "
+            f"faster clock, or set min_log_snr{self.linear.matrices.remedy}"
+        )
+
+    def _last_log_snr(self) -> float:
+        """λ where the clock ends."""
+        _, _, factor = self.linear.factorization(self.linear.clock(self.linear.horizon))
+        return float(factor.log_snr)
