@@ -22,16 +22,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from inference.bounds import baseline
-from inference.checkpoints import write_atomically
-from inference.cli import check_positive, command_line
-from inference.compare_figure import comparison_figure
-from inference.compare_tables import DIFFERENCE_COLUMNS, Entry, Tables, report, tables
-from inference.loading import load_trained
-from inference.names import short_name
-from inference.output import csv_bytes, png
-from inference.processes import start
-from inference.runs import RunError
+from inference.commands.cli import check_positive, command_line
+from inference.folders.checkpoints import write_atomically
+from inference.folders.loading import load_trained
+from inference.folders.output import csv_bytes, png
+from inference.folders.runs import RunError
+from inference.machine.processes import start
+from inference.measuring.bounds import baseline
+from inference.measuring.compare_figure import comparison_figure
+from inference.measuring.compare_tables import DIFFERENCE_COLUMNS, Entry, Tables, report, tables
+from inference.settings.names import short_name
 from models import Problem
 from models.base import Assembly, ImageProblem
 from models.files import spread

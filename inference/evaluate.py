@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from inference.bounds import (
+from inference.commands.cli import check_positive, command_line
+from inference.drawing.completion import PIECE
+from inference.drawing.pieces import read_pieces, text_columns
+from inference.folders.checkpoints import write_atomically
+from inference.folders.output import check_out, csv_bytes, png
+from inference.folders.runs import RunError
+from inference.machine.processes import SinglePrecision, autocast_dtype, start
+from inference.measuring.bounds import (
     Calls,
     RunBound,
     bound_of,
@@ -36,16 +43,9 @@ from inference.bounds import (
     step_bias,
     told_nothing,
 )
-from inference.calibration import table_calibration
-from inference.checkpoints import write_atomically
-from inference.cli import check_positive, command_line
-from inference.completion import PIECE
-from inference.output import check_out, csv_bytes, png
-from inference.pieces import read_pieces, text_columns
-from inference.plan import Programs
-from inference.processes import SinglePrecision, autocast_dtype, start
-from inference.reuse import Another, Opened, against_own, open_run
-from inference.runs import RunError
+from inference.measuring.calibration import table_calibration
+from inference.measuring.reuse import Another, Opened, against_own, open_run
+from inference.settings.plan import Programs
 from inference.table import Table
 from models import DataError, Tabular
 from models.base import Part

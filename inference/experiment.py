@@ -9,10 +9,11 @@
     python -m inference.experiment linear --workers 2
 
 Trains every (guide, score, seed) of a table in a run folder of its own,
-``runs/<table>/<score>-<guide>-<seed>``, then compares them (:mod:`inference.experiment_summary`):
-``summary.md``, ``summary.csv`` and pictures in ``runs/<table>``. A run that is finished is kept and
-one that was interrupted goes on, so the command can be stopped and given again, also on several
-machines that share the folder. The tables are in :mod:`inference.experiment_tables`.
+``runs/<table>/<score>-<guide>-<seed>``, then compares them
+(:mod:`inference.measuring.experiment_summary`): ``summary.md``, ``summary.csv`` and pictures in
+``runs/<table>``. A run that is finished is kept and one that was interrupted goes on, so the
+command can be stopped and given again, also on several machines that share the folder. The tables
+are in :mod:`inference.measuring.experiment_tables`.
 """
 
 from __future__ import annotations
@@ -31,10 +32,13 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from inference import trust
-from inference.cli import check_positive, command_line
-from inference.config import read_settings
-from inference.experiment_summary import markdown, summarize
-from inference.experiment_tables import (
+from inference.commands.cli import check_positive, command_line
+from inference.compare import compare
+from inference.folders.config import read_settings
+from inference.folders.locks import LOCK
+from inference.folders.runs import RUNS, RunError, has_checkpoint, refuse_links
+from inference.measuring.experiment_summary import markdown, summarize
+from inference.measuring.experiment_tables import (
     FIXED,
     STARTS,
     TABLES,
@@ -42,8 +46,6 @@ from inference.experiment_tables import (
     PaperData,
     paper,
 )
-from inference.locks import LOCK
-from inference.runs import RUNS, RunError, has_checkpoint, refuse_links
 from pyro_mdm.support.places import ROOT
 from pyro_mdm.support.progress import progress_bar
 
@@ -114,6 +116,7 @@ def experiment(
             folder,
             {score: list(chosen.guides_of(score)) for score in chosen.scores},
             range(chosen.seeds),
+            compare=compare,
             starts=STARTS,
             fixed=[name for name in FIXED if name in chosen.guides] if table == "paper" else (),
             half_width=half_width,

@@ -14,11 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from inference.checkpoints import explain_full_disk
-from inference.cli import check_positive, command_line
-from inference.completion import PIECE, filled, with_levels
-from inference.output import check_out
-from inference.pieces import (
+from inference.commands.cli import check_positive, command_line
+from inference.drawing.completion import PIECE, filled, with_levels
+from inference.drawing.pieces import (
     Cells,
     Piece,
     TablePiece,
@@ -29,6 +27,8 @@ from inference.pieces import (
     schema_without,
     text_columns,
 )
+from inference.folders.checkpoints import explain_full_disk
+from inference.folders.output import check_out
 from inference.table import Table
 from models import Tabular
 from models.tabular import OfUnknown

@@ -5,7 +5,7 @@
     python -m inference.inspect --guide run:runs/digits-learned-0-0
     python -m inference.inspect --guide run:runs/digits-learned-0-0 --draws 16
 
-What is printed is defined in :mod:`inference.inspection`.
+What is printed is defined in :mod:`inference.measuring.inspection`.
 """
 
 from __future__ import annotations
@@ -19,20 +19,27 @@ from typing import TYPE_CHECKING, Literal, cast
 import torch
 from torch import Tensor
 
-from inference.checkpoints import write_atomically
-from inference.cli import check_positive, command_line
-from inference.diffusion import (
+from inference.commands.cli import check_positive, command_line
+from inference.folders.checkpoints import write_atomically
+from inference.folders.loading import load_trained
+from inference.folders.output import check_out, png
+from inference.measuring.inspection import (
+    FORMING,
+    MIXED,
+    look,
+    prior_kl_curve,
+    table,
+    time_of_clock,
+)
+from inference.settings.diffusion import (
     LEARNED_MIN_LOG_SNR,
     build_diffusion,
     check_ends,
     give_learned_end,
 )
-from inference.inspection import FORMING, MIXED, look, prior_kl_curve, table, time_of_clock
-from inference.loading import load_trained
-from inference.names import slug
-from inference.options import DataOptions, Guide, StationaryVariance
-from inference.output import check_out, png
-from inference.problems import build_problem, with_split
+from inference.settings.names import slug
+from inference.settings.options import DataOptions, Guide, StationaryVariance
+from inference.settings.problems import build_problem, with_split
 from models import Problem
 from models.kinds import kind_of
 from pyro_mdm import LinearDiffusion

@@ -34,11 +34,11 @@ import torch
 from pyro.infer import Importance, Predictive
 from torch import Tensor
 
-from inference.checkpoints import write_atomically
-from inference.cli import check_positive, command_line
-from inference.names import find, short_name, slug
-from inference.output import aligned, check_out, csv_bytes, png
-from inference.runs import RunError
+from inference.commands.cli import check_positive, command_line
+from inference.folders.checkpoints import write_atomically
+from inference.folders.output import aligned, check_out, csv_bytes, png
+from inference.folders.runs import RunError
+from inference.settings.names import find, short_name, slug
 from inference.simulators import Simulator
 from pyro_mdm.posteriors import (
     AmortizedPosterior,

@@ -17,17 +17,17 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from inference.checkpoints import write_atomically
-from inference.cli import check_positive, command_line
-from inference.demonstration import Restored, coverage, picture, psnr, restored, summary
-from inference.loading import load_trained
-from inference.observations import TASKS, How, Task, how_measured, measured_files, read
-from inference.output import check_out, default_out, png
-from inference.picture import Given, contexts
-from inference.plan import Programs
-from inference.processes import start
-from inference.restoration import restoration
-from inference.runs import RunError
+from inference.commands.cli import check_positive, command_line
+from inference.drawing.demonstration import Restored, coverage, picture, psnr, restored, summary
+from inference.drawing.observations import TASKS, How, Task, how_measured, measured_files, read
+from inference.drawing.pictures import Given, contexts
+from inference.drawing.restoration import restoration
+from inference.folders.checkpoints import write_atomically
+from inference.folders.loading import load_trained
+from inference.folders.output import check_out, default_out, png
+from inference.folders.runs import RunError
+from inference.machine.processes import start
+from inference.settings.plan import Programs
 from models import ImageProblem, Problem
 from pyro_mdm import DiffusionModel
 from pyro_mdm.contexts import Labels

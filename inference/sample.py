@@ -7,227 +7,45 @@ python -m inference.sample --reuse runs/digits-learned-0-0 --guide alda
 
 from __future__ import annotations
 
-import functools
-import inspect
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 from torch import Tensor
 
-from inference.checkpoints import write_atomically
-from inference.cli import check_positive, command_line
-from inference.completion import DRAW_STEPS, draws_given
-from inference.names import SAMPLERS, accepted, call, find, slug, takes, wrong_kind
-from inference.output import check_out, default_out, png
-from inference.picture import columns, contexts, observed_and_drawn, picture
-from inference.pieces import csv_text, table_text, text_columns
-from inference.processes import start
-from inference.reuse import Another, open_run
-from inference.seeds import seed_from
-from inference.trajectory import MOST, animation, trajectory
+from inference.commands.cli import check_positive, command_line
+from inference.drawing import pictures
+from inference.drawing.completion import DRAW_STEPS, draws_given
+from inference.drawing.pieces import csv_text, table_text, text_columns
+from inference.drawing.sampling import (
+    Drawing,
+    default_sampler,
+    default_steps,
+    draw_batches,
+    make_sampler,
+)
+from inference.drawing.trajectory import MOST, animation, trajectory
+from inference.folders.checkpoints import write_atomically
+from inference.folders.output import check_out, default_out, png
+from inference.machine.processes import start
+from inference.measuring.reuse import Another, open_run
+from inference.settings.names import slug
 from models import Problem, Tabular
-from models.kinds import kind_of
 from models.tabular import comma_separated
-from pyro_mdm import Diffusion, DiffusionModel, randomness, samplers
-from pyro_mdm.samplers.base import Sampler
-from pyro_mdm.scores.base import Score
-from pyro_mdm.support.modules import evaluating
-from pyro_mdm.support.progress import progress_bar
+from pyro_mdm import DiffusionModel, samplers
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-    from typing_extensions import Unpack
-
-
-STEPS = {"exponential": 25, "stochastic": 50}
-"""The default steps of these samplers; others take :data:`MANY`."""
-MANY = 256
-
-
-def default_sampler(model: DiffusionModel) -> str:
-    """The name of the sampler that :func:`pyro_mdm.samplers.default_sampler` chooses."""
-    chosen = type(samplers.default_sampler(model.diffusion, model.score_function))
-    return next(name for name, sampler in SAMPLERS.items() if sampler is chosen)
-
-
-def default_steps(sampler: str) -> int:
-    """The default steps of a sampler of that name."""
-    return STEPS.get(sampler, MANY)
-
-
-def make_sampler(
-    name: str,
-    steps: int | None,
-    diffusion: Diffusion,
-    score: Score | None = None,
-    grid: str | None = None,
-) -> Callable[..., Tensor]:
-    """The sampler called ``name``, for a diffusion, and for a score if there is one.
-
-    Args:
-        name: the name of a class or function. One that takes a ``shape`` is a sampler itself; any
-            other is called with ``steps``.
-        steps: the number of steps; :func:`default_steps` by default.
-        grid: the name of its grid of times; None: its own.
-
-    Raises:
-        NameNotFoundError: see :func:`~inference.names.find`.
-        TypeError: it is no sampler, or needs closed forms that the diffusion does not have.
-        ValueError: an unknown grid, or a sampler that takes none.
-    """
-    steps = default_steps(name) if steps is None else steps
-    named = sampler = find("sampler", name)
-    if grid is not None and not takes(named, "grid"):
-        raise ValueError(f"--grid is {grid}, and --sampler {name} takes none; leave it out")
-    other = inspect.isclass(named) and not issubclass(named, Sampler)
-    if callable(named) and not (other or takes(named, "shape")):
-        chosen = {} if grid is None else {"grid": grid}
-        sampler = call("sampler", name, named, {"steps": steps, **chosen})
-    if other or not takes(sampler, "shape"):
-        returned = sampler is not named
-        raise wrong_kind("sampler", name, sampler, Sampler, returned=returned)
-    if takes(sampler, "steps"):
-        sampler = functools.partial(sampler, steps=steps)
-    if isinstance(sampler, Sampler):
-        try:
-            sampler.check(diffusion, score)
-            if grid is not None:
-                sampler.times(diffusion)
-        except TypeError as error:
-            raise TypeError(f"--sampler {name}: {error}, --sampler euler") from error
-    return sampler
 
 
 PICTURE = 4096
 """Samples that a picture can show."""
-
-PICTURED = ("exponential", "stochastic", "ancestral", "splitting", "euler")
-"""Samplers of one call a step, which TensorBoard shows beside each other."""
-
-
-def samplers_for(
-    diffusion: Diffusion, among: Iterable[str] = SAMPLERS, score: Score | None = None
-) -> list[str]:
-    """The names of samplers among ``among`` that serve a diffusion, and a score if given."""
-    names = []
-    for name in among:
-        with suppress(TypeError):
-            make_sampler(name, 1, diffusion, score)
-            names.append(name)
-    return names
-
-
-class Sampling(TypedDict, total=False):
-    """The options of a simulation of the generative program, see :func:`draw`."""
-
-    sampler: str | None
-    steps: int | None
-    grid: str | None
-    batch_size: int
-    seed: int
-    progress: bool
-
-
-class Drawing(Sampling, total=False):
-    """The options of :func:`draw`: of the simulation, and the context of data."""
-
-    context: Tensor | None
-    guidance: float | None
-
-
-def draw(model: DiffusionModel, num_samples: int, **options: Unpack[Drawing]) -> Tensor:
-    """Samples of the generative program, (num_samples, *event_shape), on the CPU.
-
-    The i-th sample of a seed is the same, to rounding, whatever the number and the batch size,
-    unless your own sampler draws for itself or chooses steps by the batch. The caller's random
-    state is kept.
-
-    Args:
-        options: ``sampler``, by name, its ``steps`` and ``grid``; ``batch_size``, 256 by default;
-            ``seed``, 0 by default; ``progress``, for a progress bar; ``context``, (num_samples, …),
-            for a model that has one; ``guidance``, the weight of classifier-free guidance, see
-            :class:`~pyro_mdm.samplers.Guided`.
-
-    Raises:
-        TypeError: a sampler that needs closed forms which the diffusion does not have.
-        ValueError: numbers below 1, or states that are not finite after too few steps.
-    """
-    return torch.cat([x for _, x in draw_batches(model, num_samples, **options)])
-
-
-def draw_batches(
-    model: DiffusionModel,
-    num_samples: int,
-    *,
-    sampler: str | None = None,
-    steps: int | None = None,
-    grid: str | None = None,
-    batch_size: int = 256,
-    seed: int = 0,
-    progress: bool = False,
-    context: Tensor | None = None,
-    guidance: float | None = None,
-    share: tuple[int, int] = (0, 1),
-) -> Iterator[tuple[int, Tensor]]:
-    """Samples batch by batch, with the index of the first, in the memory of one batch.
-
-    Args:
-        share: pair (r, S), for every S-th batch from the r-th on.
-    """
-    if num_samples < 1 or batch_size < 1 or (steps is not None and steps < 1):
-        raise ValueError(
-            f"num_samples is {num_samples}, steps {steps}, batch_size {batch_size}; expected at "
-            "least 1 of each"
-        )
-    name = sampler or default_sampler(model)
-    chosen = make_sampler(name, steps, model.diffusion, model.score_function, grid)
-    number = getattr(chosen, "steps", steps or MANY)
-    starts = range(0, num_samples, batch_size)[share[0] :: share[1]]
-    with progress_bar(number * len(starts), "sampling", "steps", shown=progress) as bar:
-        run: Callable[..., Tensor]
-        run = functools.partial(chosen, **accepted(chosen, {"progress": bar}))
-        if guidance is not None:
-            run = samplers.Guided(run, guidance)
-        for first in starts:
-            n = min(batch_size, num_samples - first)
-            given = None if context is None else context[first : first + n]
-            yield first, _draw_batch(model.given_context(given), run, first, n, seed)
-
-
-@torch.no_grad()
-def _draw_batch(
-    model: DiffusionModel, sampler: Callable[..., Tensor], first: int, n: int, seed: int
-) -> Tensor:
-    """The samples first, …, first + n - 1, (n, *event_shape)."""
-    device, usual = model.diffusion.start_time.device, model.sampler
-    with evaluating(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed_from(seed, "samples", first))
-        try:
-            model.sampler = sampler
-            with randomness.stream(seed_from(seed, "states"), first):
-                latent = kind_of(model.diffusion).latent
-                context = None if latent is None else latent.draw(n)
-                path = model.path_law(context).expand((n,)).sample()
-        finally:
-            model.sampler = usual
-        y = path.select(-2 - len(model.event_shape), 0)
-        parts = []
-        for block, rows in randomness.blocks(first, n):
-            # all of a block at once, so that each datum meets the same random numbers
-            torch.manual_seed(seed_from(seed, "decoder", block))
-            i = torch.arange(randomness.BLOCK, device=device) + block * randomness.BLOCK - first
-            i = i.clamp(0, n - 1)
-            given = model.for_rows(i).given(None if context is None else context[i])
-            law = model.likelihood(*given, y[i], len(model.event_shape))
-            parts.append(law.sample()[rows])
-    return torch.cat(parts).cpu()
 
 
 def sample(
@@ -320,7 +138,7 @@ def sample(
         raise ValueError("--pairs is for a .png of a run of --model tabular; leave it out")
     fabric = start(accelerator)
     model.to(fabric.device)
-    context = contexts(problem, num_samples, given)
+    context = pictures.contexts(problem, num_samples, given)
     context = None if context is None else context.to(fabric.device)
     for note in opened.notes if fabric.is_global_zero else []:
         print(note)
@@ -396,10 +214,10 @@ def _write(
     if isinstance(problem, Tabular) and pairs:
         from pyro_mdm.plots.tables import pairs_figure  # loads matplotlib
 
-        write_atomically(out, png(pairs_figure(*observed_and_drawn(problem, x))))
+        write_atomically(out, png(pairs_figure(*pictures.observed_and_drawn(problem, x))))
         return
-    width = columns(problem) if in_turn else None
-    write_atomically(out, png(picture(problem, x, columns=width, context=context)))
+    width = pictures.columns(problem) if in_turn else None
+    write_atomically(out, png(pictures.picture(problem, x, columns=width, context=context)))
 
 
 @contextmanager

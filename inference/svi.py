@@ -24,8 +24,8 @@ from sklearn.datasets import load_breast_cancer, load_digits
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import trange
 
-from inference.diffusion import build_diffusion
-from inference.options import Guide
+from inference.settings.diffusion import build_diffusion
+from inference.settings.options import Guide
 from models.base import Problem
 from pyro_mdm import MDM_ELBO, DiffusionGuide, bound, elbo_terms
 from pyro_mdm.networks import MLP, UNet

@@ -35,11 +35,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from inference import trust
-from inference.agreement import Agreement, agreement
-from inference.calibration import DRAWS as CALIBRATION_DRAWS
-from inference.calibration import TableCalibration, table_calibration
-from inference.cli import check_positive
-from inference.completion import (
+from inference.commands.cli import check_positive
+from inference.drawing.completion import (
     DRAW_STEPS,
     column_of,
     draws,
@@ -48,12 +45,15 @@ from inference.completion import (
     in_pieces,
     with_levels,
 )
-from inference.loading import load_trained
-from inference.plan import Programs
-from inference.processes import start
-from inference.runs import Run, RunError
-from inference.sample import draw, make_sampler
-from inference.seeds import seed_from
+from inference.drawing.sampling import draw, make_sampler
+from inference.folders.loading import load_trained
+from inference.folders.runs import Run, RunError
+from inference.machine.processes import start
+from inference.measuring.agreement import Agreement, agreement
+from inference.measuring.calibration import DRAWS as CALIBRATION_DRAWS
+from inference.measuring.calibration import TableCalibration, table_calibration
+from inference.settings.plan import Programs
+from inference.settings.seeds import seed_from
 from inference.train import train
 from models import DataError, Tabular
 from models.tabular import OfUnknown, check_names, said_of

@@ -6,8 +6,8 @@
     python -m inference.train --resume runs/cld --steps 4000
 
 It ends with the test bound, ``bits/dim 1.234 ± 0.005 (reconstruction …, prior KL …, diffusion …)``,
-and a picture of samples in the run folder (see :mod:`inference.runs`). Every random number is a
-function of the seed and the step, so that a run that is killed and resumed ends with the same
+and a picture of samples in the run folder (see :mod:`inference.folders.runs`). Every random number
+is a function of the seed and the step, so that a run that is killed and resumed ends with the same
 weights, on one kind of machine bit for bit.
 """
 
@@ -25,22 +25,24 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from inference import names, recipe, trust
-from inference.bounds import RunBound
-from inference.checkpoints import Checkpoint, explain_full_disk, write_atomically
-from inference.cli import command_line
-from inference.config import OWN_TABLE
-from inference.decisions import decide, with_canonical_names, with_recipe
-from inference.environment import Threads, check_threads, choose_threads, keep_threads
-from inference.fingerprints import differences, fingerprint_of
-from inference.mistakes import check_effects, check_patience, check_training, start_note
-from inference.options import GROUPS, Decided, Options, check_null
-from inference.plan import Programs, build
-from inference.problems import check_split, with_split
-from inference.processes import Signals, Stopped, catch_signals, start
-from inference.records import sealed
-from inference.runs import Run, RunError, create_default
-from inference.trainee import RunProgress, Step, Trainee
+from inference import trust
+from inference.commands.cli import command_line
+from inference.commands.decisions import decide, with_canonical_names, with_recipe
+from inference.commands.mistakes import check_effects, check_patience, check_training, start_note
+from inference.folders.checkpoints import Checkpoint, explain_full_disk, write_atomically
+from inference.folders.config import OWN_TABLE
+from inference.folders.fingerprints import differences, fingerprint_of
+from inference.folders.records import sealed
+from inference.folders.runs import Run, RunError, create_default
+from inference.machine.environment import Threads, check_threads, choose_threads, keep_threads
+from inference.machine.processes import Signals, Stopped, catch_signals, start
+from inference.measuring.bounds import RunBound
+from inference.settings import names
+from inference.settings.options import GROUPS, Decided, Options, check_null
+from inference.settings.plan import Programs, build
+from inference.settings.problems import check_split, with_split
+from inference.training import recipe
+from inference.training.trainee import RunProgress, Step, Trainee
 from models import DataError, Tabular
 from pyro_mdm.diffusions.base import UnreachableError
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
@@ -65,7 +67,7 @@ def train(
     """Fit a model and its guide, and report the test bound.
 
     Args:
-        model, guide, score: names, as in :class:`~inference.options.Options`.
+        model, guide, score: names, as in :class:`~inference.settings.options.Options`.
         options: other options by name; ``run`` or ``resume`` is the folder, and ``data`` may be a
             DataFrame, which the run keeps.
     """
@@ -205,7 +207,7 @@ class Session:
     def __init__(
         self, run: Run, trainee: Trainee, writer: SummaryWriter | None, progress: RunProgress
     ) -> None:
-        from inference import report  # loads matplotlib
+        from inference.training import report  # loads matplotlib
 
         self.run, self.trainee, self.writer, self.done = run, trainee, writer, progress.step
         self.settings, self.fabric, self.report = trainee.settings, trainee.fabric, report
@@ -343,7 +345,7 @@ def _open_books(
     """Write the start to the run folder and TensorBoard."""
     from torch.utils.tensorboard import SummaryWriter
 
-    from inference import report
+    from inference.training import report
 
     settings, world = trainee.settings, fabric.world_size
     trust.remember(names.own_names(run.config))

@@ -1,8 +1,8 @@
 """The rules for which code a program runs.
 
 The settings of a run folder, and options from a file, may name code: ``file.py:Name`` or
-``module:Name``. Such a folder may be somebody else's. :mod:`inference.names` looks up every name,
-and passes the bytes that it is about to run to :func:`check`. They are run if
+``module:Name``. Such a folder may be somebody else's. :mod:`inference.settings.names` looks up
+every name, and passes the bytes that it is about to run to :func:`check`. They are run if
 
 - the user named that file or module on this command line, or in a Python program; or
 - the user has trained with that very file, or trusted it before: its absolute path without links

@@ -35,7 +35,9 @@ SHORT: dict[str, Any] = {
 
 def be_brief(patch: pytest.MonkeyPatch, *, figures: bool = False) -> None:
     """Until the patch is undone; with ``figures`` they are drawn, of few samples."""
-    from inference import environment, report, table
+    from inference import sample, table
+    from inference.machine import environment
+    from inference.training import report
     from pyro_mdm.plots import figures as drawing
     from pyro_mdm.samplers import grids
 
@@ -51,17 +53,17 @@ def be_brief(patch: pytest.MonkeyPatch, *, figures: bool = False) -> None:
     patch.setattr(grids, "KNOTS", 32)
     for name, number in (("PILOT", 8), ("LEAST", 16), ("MOST", 64)):
         patch.setattr(table, name, number)
-    for module in (table, report.sample):
+    for module in (table, sample):
         patch.setattr(module, "DRAW_STEPS", STEPS)
-    patch.setattr(report.sample, "picture", _picture)
-    patch.setattr(report.sample, "draw", _quickly(report.sample.draw))
+    patch.setattr(report.pictures, "picture", _picture)
+    patch.setattr(report.sampling, "draw", _quickly(report.sampling.draw))
     patch.setattr(environment, "_packages", _once(environment._packages))
     patch.setattr(os, "fsync", lambda descriptor: None)
 
 
 def _draw_alone(run: Any, writer: Any, programs: Any, step: int) -> None:
     """The samples of a table as their bytes, without a comparison."""
-    from inference import report
+    from inference.training import report
 
     report.draw_samples(run, writer, programs, step)
 

@@ -5,14 +5,14 @@ factor ½ or a term that is left out. Where the code moves, the text here moves 
 """
 
 LINES: dict[str, list[tuple[str, str, str]]] = {
-    "inference/bounds.py": [
+    "inference/commands/cli.py": [
         (
-            '{"row": numbers.tolist()}',
-            '{"row": sorted(numbers.tolist(), reverse=True)}',
-            "test_condition_programs.py::test_evaluate_writes_what_it_knows_of_each_datum",
+            'power[1] + "0" * int(power[2])',
+            'power[1] + "0" * (int(power[2]) - 1)',
+            "test_cli.py::test_words_are_read_as_the_signature_says[--steps=1e3-expected2]",
         ),
     ],
-    "inference/checkpoints.py": [
+    "inference/folders/checkpoints.py": [
         (
             "for d in _descriptions(folder) if _step(d) <= checkpoint.step][keep:]",
             "for d in _descriptions(folder)][keep:]",
@@ -45,21 +45,21 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "test_runs.py::test_every_single_flipped_bit_of_the_description_is_noticed",
         ),
     ],
-    "inference/cli.py": [
+    "inference/measuring/bounds.py": [
         (
-            'power[1] + "0" * int(power[2])',
-            'power[1] + "0" * (int(power[2]) - 1)',
-            "test_cli.py::test_words_are_read_as_the_signature_says[--steps=1e3-expected2]",
+            '{"row": numbers.tolist()}',
+            '{"row": sorted(numbers.tolist(), reverse=True)}',
+            "test_condition_programs.py::test_evaluate_writes_what_it_knows_of_each_datum",
         ),
     ],
-    "inference/compare_tables.py": [
+    "inference/measuring/compare_tables.py": [
         (
             "**{name: 0.0 - row[name] for name in signed},",
             "**{name: row[name] for name in signed},",
             "test_compare.py::test_a_pair_turned_round_has_the_other_sign",
         ),
     ],
-    "inference/experiment_summary.py": [
+    "inference/measuring/experiment_summary.py": [
         (
             "stats.t.ppf(0.975, n - 1)",
             "stats.t.ppf(0.975, n)",
@@ -71,21 +71,21 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "test_experiment.py::test_learned_diffusions_are_set_beside_fixed_ones",
         ),
     ],
-    "inference/inspection.py": [
+    "inference/measuring/inspection.py": [
         (
             'return "critical", 0.5',
             'return "critical", 1.0',
             "test_inspect.py::test_damping_of_known_polynomials[cld]",
         ),
     ],
-    "inference/optimizers.py": [
+    "inference/training/optimizers.py": [
         (
             "max(1.0, rows / columns) ** 0.5",
             "max(1.0, rows / columns)",
             "test_optimizers.py::test_steps_are_muons_where_asked_and_adamws_elsewhere",
         ),
     ],
-    "inference/trainee.py": [
+    "inference/training/trainee.py": [
         (
             'torch.manual_seed(seed_from(seed, "dropout", step, r))',
             "pass",

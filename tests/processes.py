@@ -31,7 +31,12 @@ FORK = multiprocessing.get_context("forkserver")
 LOADED = [
     *("inference.train", "inference.compare", "inference.inspect"),
     # what they load where they need it
-    *("inference.report", "lightning_fabric", "sklearn.datasets", "torch.utils.tensorboard"),
+    *(
+        "inference.training.report",
+        "lightning_fabric",
+        "sklearn.datasets",
+        "torch.utils.tensorboard",
+    ),
 ]
 FORK.set_forkserver_preload(LOADED)
 

@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 import torch
 
-from inference.checkpoints import latest_checkpoint, save_checkpoint
-from inference.runs import Run
+from inference.folders.checkpoints import latest_checkpoint, save_checkpoint
+from inference.folders.runs import Run
 
 ROOT = Path(__file__).parent.parent
 

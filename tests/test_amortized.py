@@ -23,7 +23,7 @@ from torch.distributions.transforms import (
     StackTransform,
 )
 
-from inference.checkpoints import RunError
+from inference.folders.checkpoints import RunError
 from inference.posterior import _scores
 from inference.posterior import posterior as program_of_posteriors
 from inference.simulators.linear_gaussian import LINEAR_GAUSSIAN, NOISE, A

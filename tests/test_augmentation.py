@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from inference import train as training
-from inference.bounds import measure
-from inference.options import Training
-from inference.plan import build
-from inference.processes import start
+from inference.machine.processes import start
+from inference.measuring.bounds import measure
+from inference.settings.options import Training
+from inference.settings.plan import build
 from models.digits import Digits
 from tests.benchmarks.ladder.augmentation import Augmentation
 from tests.benchmarks.ladder.few_data import Moved

@@ -14,11 +14,11 @@ import pandas as pd
 import pytest
 import torch
 
-from inference.checkpoints import RunError
 from inference.compare import compare
 from inference.evaluate import evaluate
+from inference.folders.checkpoints import RunError
+from inference.folders.loading import load_trained
 from inference.impute import impute
-from inference.loading import load_trained
 from inference.sample import sample
 from inference.table import Table
 from inference.train import train

@@ -22,9 +22,9 @@ import pytest
 import torch
 from PIL import Image
 
-from inference.config import read_settings
-from inference.observations import how_measured, read
-from inference.pieces import read_pieces
+from inference.drawing.observations import how_measured, read
+from inference.drawing.pieces import read_pieces
+from inference.folders.config import read_settings
 from models import DataError
 from models.files import idx_array
 from models.images import FORMATS, Images, read_pixels

@@ -12,8 +12,8 @@ from typing import Any, Literal
 import pytest
 import yaml
 
-from inference.cli import command_line
-from inference.options import GROUPS, DataOptions, Machine, Optimization, Options
+from inference.commands.cli import command_line
+from inference.settings.options import GROUPS, DataOptions, Machine, Optimization, Options
 from inference.train import train
 
 pytestmark = pytest.mark.quick

@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 import torch
 
+from inference.folders.loading import load_trained
 from inference.impute import filled, impute
-from inference.loading import load_trained
 from inference.sample import sample
 from inference.train import train
 from models import DataError, Tabular

@@ -16,10 +16,10 @@ import yaml
 from numpy.typing import NDArray
 from torch import Tensor
 
-from inference.config import read_settings
+from inference.drawing.pieces import read_pieces
+from inference.folders.config import read_settings
+from inference.folders.loading import load_trained
 from inference.impute import fill_cells, filled
-from inference.loading import load_trained
-from inference.pieces import read_pieces
 from inference.train import train
 from models import DataError, Tabular
 from pyro_mdm import MDM_ELBO, VPSDE, DiffusionGuide, bound

@@ -16,18 +16,18 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from inference import trust
-from inference.bounds import measure
-from inference.checkpoints import Checkpoint, RunError
-from inference.cli import command_line
+from inference.commands.cli import command_line
 from inference.compare import FILES, compare, short_names
-from inference.compare_figure import comparison_figure
-from inference.compare_tables import PRINTED, turned
-from inference.fingerprints import fingerprint_of
-from inference.loading import load_trained
-from inference.names import own_names
-from inference.options import Training
-from inference.plan import build
-from inference.runs import Run
+from inference.folders.checkpoints import Checkpoint, RunError
+from inference.folders.fingerprints import fingerprint_of
+from inference.folders.loading import load_trained
+from inference.folders.runs import Run
+from inference.measuring.bounds import measure
+from inference.measuring.compare_figure import comparison_figure
+from inference.measuring.compare_tables import PRINTED, turned
+from inference.settings.names import own_names
+from inference.settings.options import Training
+from inference.settings.plan import build
 from pyro_mdm import evaluation
 from pyro_mdm.evaluation.estimates import Z95
 from pyro_mdm.support.measured import ALL_TERMS

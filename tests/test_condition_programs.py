@@ -14,13 +14,15 @@ import yaml
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from inference import bounds, evaluate, sample
-from inference.bounds import measure, told_nothing
-from inference.checkpoints import RunError
+from inference import evaluate, sample
 from inference.compare import compare
-from inference.loading import load_trained
-from inference.options import Training
-from inference.plan import build
+from inference.drawing import pictures, sampling
+from inference.folders.checkpoints import RunError
+from inference.folders.loading import load_trained
+from inference.measuring import bounds
+from inference.measuring.bounds import measure, told_nothing
+from inference.settings.options import Training
+from inference.settings.plan import build
 from inference.train import train
 from models import Problem, Toy
 from models.base import Part
@@ -143,7 +145,7 @@ def _settings(folder: Path, **options: Any) -> dict[str, Any]:
     """Settings of a run that does not begin."""
     from dataclasses import asdict
 
-    from inference.options import Training
+    from inference.settings.options import Training
 
     return asdict(Training(holdout=False, **options))
 
@@ -186,7 +188,7 @@ def test_every_datum_is_trained_with_its_own_label(
 def test_a_run_goes_on_to_the_same_weights(
     labelled: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from inference import report
+    from inference.training import report
 
     def killed(*arguments: Any, **options: Any) -> Any:
         raise KeyboardInterrupt
@@ -318,7 +320,7 @@ def test_samples_are_given_each_class_in_turn_or_what_is_asked(
     options: dict[str, Any] = {"steps": 2, "overwrite": True, "accelerator": "cpu"}
 
     def drawn(context: Any, **more: Any) -> Tensor:
-        return sample.draw(model, 10, steps=2, context=torch.as_tensor(context), **more)
+        return sampling.draw(model, 10, steps=2, context=torch.as_tensor(context), **more)
 
     def written(**more: Any) -> Tensor:
         out = tmp_path / "x.npy"
@@ -336,7 +338,7 @@ def test_samples_are_given_each_class_in_turn_or_what_is_asked(
             sample.sample(labelled, 2, out=tmp_path / "y.npy", given=given, **options)
 
 
-PICTURE = sample.picture
+PICTURE = pictures.picture
 """As it is without ``few_pictures``."""
 
 
@@ -375,7 +377,7 @@ def test_pictures_of_points_are_coloured_by_label(
         told.append(context)
         return torch.zeros(3, 2, 2, dtype=torch.uint8)
 
-    monkeypatch.setattr(sample, "picture", picture)
+    monkeypatch.setattr(pictures, "picture", picture)
     train(run=tmp_path / "run", **LABELLED)
     assert len(told) >= 3 and torch.equal(told[-1], torch.arange(8))  # samples.png
     sample.sample(labelled, 4, steps=2, given=[3, 5], out=tmp_path / "s.png", accelerator="cpu")

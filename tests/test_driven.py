@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from inference.bounds import path_gap
 from inference.guides.driven import means_and_scales
-from inference.plan import Programs
+from inference.measuring.bounds import path_gap
+from inference.settings.plan import Programs
 from models import MODELS
 from pyro_mdm import (
     CLD,

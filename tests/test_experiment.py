@@ -17,19 +17,20 @@ import torch
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-from inference import experiment, experiment_summary
-from inference.checkpoints import RunError
-from inference.diffusion import build_diffusion
+from inference import experiment
 from inference.experiment import is_written, train_all
-from inference.experiment_summary import (
+from inference.folders.checkpoints import RunError
+from inference.folders.locks import WriteLock
+from inference.measuring import experiment_summary
+from inference.measuring.experiment_summary import (
     markdown,
     movement_figure,
     summarize,
     summary_rows,
 )
-from inference.experiment_tables import GAINS, GUIDES, STARTS, TABLES, Cell, RunTable
-from inference.locks import WriteLock
-from inference.options import Guide
+from inference.measuring.experiment_tables import GAINS, GUIDES, STARTS, TABLES, Cell, RunTable
+from inference.settings.diffusion import build_diffusion
+from inference.settings.options import Guide
 from tests.brief import SHORT, be_brief_here
 from tests.processes import Program
 
@@ -216,9 +217,7 @@ def test_what_learning_gained_is_paired_with_where_it_started(tmp_path: Path) ->
     ]
 
 
-def test_a_comparison_that_lacks_a_run_is_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_comparison_that_lacks_a_run_is_made_again(tmp_path: Path) -> None:
     made_up(tmp_path, {"a": [1.0], "b": [1.31]})
     (tmp_path / "comparisons" / "s-0" / "comparison.png").write_bytes(b"")
     compared = []
@@ -227,9 +226,8 @@ def test_a_comparison_that_lacks_a_run_is_made_again(
         compared.append([run.name for run in runs])
         made_up(tmp_path, {"a": [1.0], "b": [1.31], "c": [1.2]})
 
-    monkeypatch.setattr(experiment_summary.compare, "compare", compare)
     for guides in (["a", "b"], ["a", "b", "c"], ["a", "c"]):
-        rows = summarize(tmp_path, {"s": guides}, [0], half_width=0.1, draws=1)
+        rows = summarize(tmp_path, {"s": guides}, [0], compare=compare, half_width=0.1, draws=1)
         assert [row["guide"] for row in rows] == guides
     assert compared == [["s-a-0", "s-b-0", "s-c-0"]]
 
@@ -243,7 +241,7 @@ def test_scores_may_have_guides_of_their_own(tmp_path: Path) -> None:
         with SummaryWriter(str(tmp_path / f"s-learned2-{seed}" / "tensorboard")) as writer:
             writer.add_scalar("Q/entry_01", 0.1, 0)
     guides = {"t": ["a", "b"], "s": ["a", "learned2", "b"]}
-    rows = summarize(tmp_path, guides, range(2), half_width=0.1, draws=1)
+    rows = summarize(tmp_path, guides, range(2), compare=pytest.fail, half_width=0.1, draws=1)
     named = [f"{row['score']} {row['guide']}" for row in rows]
     assert named == ["t a", "t b", "s a", "s learned2", "s b"]
     assert (tmp_path / "movement.png").exists()

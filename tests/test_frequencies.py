@@ -11,8 +11,8 @@ import torch
 from scipy import fft
 from torch import Tensor, nn
 
+from inference.folders.loading import load_trained
 from inference.guides.blurring import blurring
-from inference.loading import load_trained
 from inference.train import train
 from pyro_mdm import (
     Denoiser,

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import pytest
 from torch import Tensor, nn
 
+from inference.trust import EXAMPLES
+from pyro_mdm.__main__ import PROGRAMS as COMMANDS
 from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.closed import OneBlock
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
@@ -380,11 +382,11 @@ INTERFACE = {
     ("pyro_mdm/tables/denoiser.py", "MixedDenoiser.check_values", "known"),
     ("pyro_mdm/tables/one_hot.py", "OneHotDenoiser.check_values", "known"),
     ("inference/compare.py", "compare", "part"),
-    ("inference/loading.py", "load_weights", "part"),
-    ("inference/report.py", "draw_calibration", "part"),
+    ("inference/folders/loading.py", "load_weights", "part"),
+    ("inference/training/report.py", "draw_calibration", "part"),
     ("inference/restore.py", "told", "own"),
-    ("inference/runs.py", "Run.log", "part"),
-    ("inference/runs.py", "Run.record", "part"),
+    ("inference/folders/runs.py", "Run.log", "part"),
+    ("inference/folders/runs.py", "Run.record", "part"),
     ("pyro_mdm/contexts.py", "GivenContext.drop", "told"),
     ("pyro_mdm/evaluation/closed_form.py", "Share.has", "part"),
     ("pyro_mdm/evaluation/strata.py", "StratifiedIntegrals.__init__", "known"),
@@ -455,3 +457,43 @@ class Mine:
     words = sorted(word for _, word in unnamed(source))
     assert words == ["_found", "_known", "_part", "known", "of", "own", "part", "told"]
     assert ("Mine.each", "own") in unnamed(source)
+
+
+# -- the rooms of programs -------------------------------------------------------------------------
+
+INFERENCE = ("machine", "settings", "folders", "drawing", "measuring", "training", "commands")
+"""The rooms of what programs share, from the ground up: one imports none that comes later."""
+IMPORTED_BY_USERS = ("table", "trust")
+"""Modules beside the programs, which are named in Python: Table, and trust.trusting()."""
+
+
+def room_of_programs(module: str) -> str:
+    """The room, or the module itself if it is in none."""
+    return module.partition(".")[2].partition(".")[0]
+
+
+def test_programs_have_their_top_room_for_themselves() -> None:
+    top = ROOT / "inference"
+    modules = {path.stem for path in top.glob("*.py")}
+    assert modules == {*COMMANDS, *IMPORTED_BY_USERS, "__init__"}
+    assert {path.parent.name for path in top.glob("*/*.py")} == {*INFERENCE, *EXAMPLES}
+
+
+@pytest.mark.parametrize("room", INFERENCE)
+def test_a_room_of_programs_says_in_a_line_what_it_is_for(room: str) -> None:
+    (docstring,) = ast.parse(MODULES[f"inference.{room}"].read_text(encoding="utf-8")).body
+    assert isinstance(docstring, ast.Expr) and docstring.lineno == docstring.end_lineno
+
+
+def test_rooms_of_programs_import_no_program_and_run_one_way() -> None:
+    """For types neither."""
+    height = dict.fromkeys(("trust", *EXAMPLES), 0)
+    height |= {room: k for k, room in enumerate(INFERENCE, 1)}
+    wrong = [
+        f"{i.by} imports {i.of}"
+        for i in all_imports()
+        if i.by.startswith("inference.") and room_of_programs(i.by) in height
+        if i.of.partition(".")[0] == "inference"
+        if height.get(room_of_programs(i.of), len(height)) > height[room_of_programs(i.by)]
+    ]
+    assert not wrong

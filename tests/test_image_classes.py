@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from inference.checkpoints import RunError
+from inference.drawing.pictures import contexts, picture
 from inference.evaluate import evaluate
-from inference.loading import load_trained
-from inference.picture import contexts, picture
+from inference.folders.checkpoints import RunError
+from inference.folders.loading import load_trained
 from inference.restore import told
 from inference.sample import sample
 from inference.train import train

@@ -14,14 +14,14 @@ from PIL import Image
 from scipy.optimize import brentq
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from inference.checkpoints import RunError
-from inference.cli import command_line
-from inference.fingerprints import fingerprint_of
+from inference.commands.cli import command_line
+from inference.folders.checkpoints import RunError
+from inference.folders.fingerprints import fingerprint_of
+from inference.folders.runs import Run
 from inference.inspect import figure, inspect
-from inference.inspection import look, prior_kl_curve, table
-from inference.options import Training
-from inference.plan import build
-from inference.runs import Run
+from inference.measuring.inspection import look, prior_kl_curve, table
+from inference.settings.options import Training
+from inference.settings.plan import build
 from pyro_mdm import ALDA, CLD, VPSDE, LearnedDiffusion, LinearDiffusion
 from pyro_mdm.diffusions.clocks import ConstantBeta, LinearBeta
 from tests.problems import normal
@@ -287,7 +287,7 @@ def test_the_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_the_diffusion_of_a_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from inference.checkpoints import Checkpoint
+    from inference.folders.checkpoints import Checkpoint
 
     monkeypatch.setattr("inference.inspect.figure", lambda *arguments: Figure())
     settings = Training(model="toy", guide="learned", holdout=False)

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from inference.processes import start
+from inference.machine.processes import start
 from pyro_mdm import randomness
 from pyro_mdm.networks import MLP
 from tests.benchmarks.ladder import __main__ as ladder

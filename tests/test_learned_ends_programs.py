@@ -10,13 +10,13 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from inference.compare import compare
-from inference.diffusion import build_diffusion
 from inference.evaluate import evaluate
+from inference.folders.loading import load_trained
+from inference.folders.runs import Run
 from inference.inspect import inspect
-from inference.loading import load_trained
-from inference.options import Guide
-from inference.runs import Run
 from inference.sample import sample
+from inference.settings.diffusion import build_diffusion
+from inference.settings.options import Guide
 from inference.train import train
 from tests.brief import SHORT
 

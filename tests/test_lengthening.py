@@ -13,12 +13,13 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from inference import filling, report, runs
-from inference.checkpoints import latest_checkpoint
-from inference.loading import load_trained
-from inference.runs import Run, RunError
+from inference.folders import runs
+from inference.folders.checkpoints import latest_checkpoint
+from inference.folders.loading import load_trained
+from inference.folders.runs import Run, RunError
 from inference.train import train
-from inference.trainee import Trainee
+from inference.training import filling, report
+from inference.training.trainee import Trainee
 from pyro_mdm.training import schedule
 from tests.brief import SHORT, be_brief
 from tests.mistakes import refused

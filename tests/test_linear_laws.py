@@ -17,12 +17,12 @@ import torch
 from mpmath import mp, mpf
 from torch import Tensor, nn
 
-from inference import sample
-from inference.diffusion import build_diffusion
-from inference.inspection import look
-from inference.loading import load_trained
-from inference.names import GUIDES
-from inference.options import Guide
+from inference.drawing import sampling
+from inference.folders.loading import load_trained
+from inference.measuring.inspection import look
+from inference.settings.diffusion import build_diffusion
+from inference.settings.names import GUIDES
+from inference.settings.options import Guide
 from inference.train import train
 from pyro_mdm import (
     CLD,
@@ -405,7 +405,7 @@ def test_runs_are_trained_opened_and_sampled(name: str, score: str, tmp_path: Pa
     programs = load_trained(tmp_path / "run")[1]
     assert type(programs.model.diffusion) is GUIDES[name]
     assert train(resume=tmp_path / "run").bits_per_dim == whole.bits_per_dim
-    assert bool(sample.draw(programs.model, 4, steps=4).isfinite().all())
+    assert bool(sampling.draw(programs.model, 4, steps=4).isfinite().all())
 
 
 # -- mistakes --------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from inference.loading import load_trained
+from inference.folders.loading import load_trained
 from inference.train import train
 from pyro_mdm import VPSDE, Denoiser, DiscreteDenoiser, LearnedDiffusion
 from pyro_mdm.networks import MLP, UNet

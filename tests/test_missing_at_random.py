@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from inference import filling
 from inference.train import train
+from inference.training import filling
 from pyro_mdm import (
     MDM_ELBO,
     VPSDE,

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from inference.options import Training
-from inference.plan import build
+from inference.settings.options import Training
+from inference.settings.plan import build
 from models import MODELS, Digits, ImageProblem, Mnist5k, Problem, Toy
 from models import problem as programs
 from models.files import spread

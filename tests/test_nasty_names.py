@@ -20,10 +20,10 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from inference.cli import command_line
-from inference.compare_figure import comparison_figure
+from inference.commands.cli import command_line
+from inference.drawing.pieces import csv_text, read_pieces, table_text
 from inference.inspect import figure as inspection_figure
-from inference.pieces import csv_text, read_pieces, table_text
+from inference.measuring.compare_figure import comparison_figure
 from inference.sample import comma_separated
 from models.tabular import Tabular, said_of
 from pyro_mdm import CLD

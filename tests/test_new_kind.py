@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from inference.evaluate import evaluate
+from inference.folders.loading import load_trained
 from inference.inspect import inspect
-from inference.loading import load_trained
 from inference.sample import sample
 from inference.train import train
 from pyro_mdm import CLD, Denoiser, DiffusionModel, samplers

@@ -12,19 +12,20 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from inference import recipe, report
-from inference.bounds import StepBias
-from inference.checkpoints import RunError, latest_checkpoint
-from inference.diffusion import build_diffusion
+from inference.drawing.sampling import default_sampler, draw, make_sampler, samplers_for
 from inference.evaluate import evaluate
+from inference.folders.checkpoints import RunError, latest_checkpoint
+from inference.folders.loading import load_trained
+from inference.folders.runs import Run
 from inference.inspect import inspect
-from inference.loading import load_trained
-from inference.names import SAMPLERS
-from inference.options import DataOptions, Guide, SimulatedGuide
-from inference.problems import build_problem, with_split
-from inference.runs import Run
-from inference.sample import default_sampler, draw, make_sampler, sample, samplers_for
+from inference.measuring.bounds import StepBias
+from inference.sample import sample
+from inference.settings.diffusion import build_diffusion
+from inference.settings.names import SAMPLERS
+from inference.settings.options import DataOptions, Guide, SimulatedGuide
+from inference.settings.problems import build_problem, with_split
 from inference.train import train
+from inference.training import recipe, report
 from pyro_mdm import (
     CLD,
     MDM_ELBO,
@@ -298,7 +299,7 @@ def test_samples_that_are_not_finite_spoil_a_picture_and_no_run(
     def broken(*arguments: Any, **options: Any) -> Tensor:
         raise ValueError("y holds inf")
 
-    monkeypatch.setattr(report.sample, "draw", broken)
+    monkeypatch.setattr(report.sampling, "draw", broken)
     bound = train(**options, run=tmp_path / "run")
     assert np.isfinite(bound.bits_per_dim[0])
     assert "no samples in 8 steps: y holds inf" in capsys.readouterr().out

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from inference import recipe
-from inference.checkpoints import RunError, load_optimizer, optimizer_tensors
-from inference.decisions import decide, with_recipe
-from inference.optimizers import FACTOR, Muon, hidden_weights, orthogonalized
-from inference.options import Training
-from inference.plan import build
+from inference.commands.decisions import decide, with_recipe
+from inference.folders.checkpoints import RunError, load_optimizer, optimizer_tensors
+from inference.settings.options import Training
+from inference.settings.plan import build
 from inference.train import train
+from inference.training import recipe
+from inference.training.optimizers import FACTOR, Muon, hidden_weights, orthogonalized
 from models.digits import Digits
 from tests.benchmarks.ladder import few_data
 from tests.brief import SHORT

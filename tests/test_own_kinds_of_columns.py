@@ -13,9 +13,10 @@ import pytest
 import torch
 from scipy import stats
 
-from inference import Table, names, trust
+from inference import Table, trust
 from inference.columns.angle import Angle
-from inference.loading import load_trained
+from inference.folders.loading import load_trained
+from inference.settings import names
 from models import DataError
 from pyro_mdm.tables.columns import (
     KINDS,

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from inference import names, sample
-from inference.loading import load_trained
-from inference.options import Training
-from inference.plan import build
-from inference.runs import Run
+from inference.drawing import sampling
+from inference.folders.loading import load_trained
+from inference.folders.runs import Run
+from inference.settings import names
+from inference.settings.options import Training
+from inference.settings.plan import build
 from inference.train import train
 from models import Digits, Toy
 from models.base import SCORES
@@ -138,7 +139,7 @@ def test_the_flow_transports_noise_to_gaussian_data() -> None:
     diffusion = CLD(max_log_snr=5.0)
     score = Denoiser(Zero(), torch.zeros(2), torch.full((2,), 4.0))  # F = 0: exact
     model = DiffusionModel(diffusion, score, event_shape=(2,))
-    x = sample.draw(model, 1000, sampler=EXAMPLES["sampler"], steps=128, batch_size=1000)
+    x = sampling.draw(model, 1000, sampler=EXAMPLES["sampler"], steps=128, batch_size=1000)
     assert float((x.std(0) / 2 - 1).abs().max()) < 5 / (2 * 1000) ** 0.5 + 0.02
     assert float(x.mean(0).abs().max()) < 5 * 2 / 1000**0.5
 
@@ -225,7 +226,7 @@ def test_a_sampler_must_return_states(tmp_path: Path, options: dict[str, Any]) -
     model = build(Training.of(settings_of(options))).model
     shaped = r"returned None, expected y_ε of shape \(3, 2, 2\), \(n, K, \*event_shape\)"
     with pytest.raises(TypeError, match=shaped):
-        sample.draw(model, 3, sampler=f"{tmp_path}/own.py:none", steps=5)
+        sampling.draw(model, 3, sampler=f"{tmp_path}/own.py:none", steps=5)
 
 
 def test_what_a_name_may_stand_for(tmp_path: Path, options: dict[str, Any]) -> None:
@@ -245,11 +246,11 @@ def test_what_a_name_may_stand_for(tmp_path: Path, options: dict[str, Any]) -> N
     assert one is not two and float(one.prior_variance) == float(two.prior_variance) == 9.0
 
     diffusion = CLD()
-    made = sample.make_sampler(f"{own}:euler", 7, diffusion)
+    made = sampling.make_sampler(f"{own}:euler", 7, diffusion)
     assert isinstance(made, EulerMaruyama) and made.steps == 8
-    x = sample.draw(plain, 3, sampler=f"{own}:still", steps=5)  # y_ε is 5 for all variables
+    x = sampling.draw(plain, 3, sampler=f"{own}:still", steps=5)  # y_ε is 5 for all variables
     assert x.shape == (3, 2)
-    assert type(sample.make_sampler("euler", 7, diffusion)) is EulerMaruyama
+    assert type(sampling.make_sampler("euler", 7, diffusion)) is EulerMaruyama
 
 
 @pytest.mark.parametrize("guide", ["learned", "cld"])

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from inference import experiment_tables
-from inference.runs import Run
+from inference.folders.runs import Run
+from inference.measuring import experiment_tables
 from tests.brief import be_brief_here
 from tests.processes import ROOT, Program, finish, signalled, together
 from tests.test_datasets import small_cifar10, small_new

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from inference import recipe, report
-from inference.checkpoints import latest_checkpoint
+from inference.folders.checkpoints import latest_checkpoint
 from inference.train import train
+from inference.training import recipe, report
 from tests.brief import SHORT
 from tests.programs import Stopped
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from inference.folders.runs import RunError
 from inference.posterior import _evidence, posterior, read_observation
-from inference.runs import RunError
 from inference.simulators import Simulator
 from inference.simulators.linear_gaussian import LINEAR_GAUSSIAN, NOISE, A
 from inference.simulators.two_moons import TWO_MOONS

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from inference.bounds import in_bits
+from inference.measuring.bounds import in_bits
 from pyro_mdm import ALDA, VPSDE
 from pyro_mdm.evaluation.comparison import compare, log_likelihood
 from pyro_mdm.evaluation.estimates import Estimate

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inference import report
 from inference.train import train
+from inference.training import report
 from tests.programs import run_program
 
 OWN = """

@@ -16,23 +16,25 @@ import torch
 import yaml
 from PIL import Image
 
-from inference import recipe, report, trust
-from inference.bounds import measure
-from inference.checkpoints import (
+from inference import trust
+from inference.drawing.sampling import draw
+from inference.evaluate import evaluate
+from inference.folders.checkpoints import (
     ArchitectureError,
     CheckpointError,
     RunError,
     latest_checkpoint,
 )
-from inference.diffusion import build_diffusion
-from inference.evaluate import evaluate
-from inference.loading import load_trained
-from inference.names import NameNotFoundError
-from inference.options import Guide, Optimization, Training
-from inference.plan import build
-from inference.runs import Run
-from inference.sample import draw, sample
+from inference.folders.loading import load_trained
+from inference.folders.runs import Run
+from inference.measuring.bounds import measure
+from inference.sample import sample
+from inference.settings.diffusion import build_diffusion
+from inference.settings.names import NameNotFoundError
+from inference.settings.options import Guide, Optimization, Training
+from inference.settings.plan import build
 from inference.train import decide, train, with_recipe
+from inference.training import recipe, report
 from pyro_mdm import DiffusionGuide, DiffusionModel, elbo_terms, training
 from pyro_mdm.networks import MLP
 from tests.brief import be_brief

@@ -8,7 +8,7 @@ import sys
 import pytest
 from tqdm.auto import tqdm
 
-from inference.sample import draw
+from inference.drawing.sampling import draw
 from pyro_mdm import CLD
 from pyro_mdm.evaluation.comparison import log_likelihood
 from pyro_mdm.support.progress import LogProgress, Progress, progress_bar
@@ -117,7 +117,7 @@ def test_samples_are_counted_by_steps_over_all_batches(monkeypatch, progress: bo
         assert options["shown"] == progress
         return made[-1]
 
-    monkeypatch.setattr("inference.sample.progress_bar", recorded)
+    monkeypatch.setattr("inference.drawing.sampling.progress_bar", recorded)
     model, _ = programs(CLD(max_log_snr=3.0), denoiser(0.5))
     draw(model, 10, steps=6, batch_size=4, progress=progress)
     assert [(bar.what, bar.units, bar.total, bar.done) for bar in made] == [

@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 import torch
 
-from inference.experiment_tables import FIXED, PaperData, paper
 from inference.guides import published
-from inference.names import find
-from inference.options import Training
+from inference.measuring.experiment_tables import FIXED, PaperData, paper
 from inference.samplers.published import Euler, quadratic_from_start
+from inference.settings.names import find
+from inference.settings.options import Training
 from models.mnist import MNIST
 from pyro_mdm import CLD
 from pyro_mdm.networks import StridedUNet, UNet

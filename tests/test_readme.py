@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from inference.options import Training
-from inference.plan import build
-from inference.sample import draw
+from inference.drawing.sampling import draw
 from inference.samplers.flow import Flow
+from inference.settings.options import Training
+from inference.settings.plan import build
 from pyro_mdm import CLD, MDM_ELBO, DiffusionGuide, DiffusionModel, elbo_terms
 from pyro_mdm.networks import MLP
 

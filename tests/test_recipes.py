@@ -12,14 +12,14 @@ import torch
 import yaml
 from torch import Tensor
 
-from inference.cli import command_line
-from inference.decisions import with_recipe
-from inference.diffusion import build_diffusion
-from inference.loading import load_trained
-from inference.names import find
-from inference.options import GROUPS, Guide, Training
-from inference.runs import Run
+from inference.commands.cli import command_line
+from inference.commands.decisions import with_recipe
+from inference.folders.loading import load_trained
+from inference.folders.runs import Run
 from inference.samplers.published import Euler
+from inference.settings.diffusion import build_diffusion
+from inference.settings.names import find
+from inference.settings.options import GROUPS, Guide, Training
 from inference.train import train
 from models import MODELS, ImageProblem
 from models.cifar10 import CIFAR10

@@ -25,10 +25,11 @@ import pytest
 import torch
 import yaml
 
-from inference import checkpoints as ck
-from inference import environment, runs
-from inference.checkpoints import RunError, StorageError
-from inference.runs import Run, create_default
+from inference.folders import checkpoints as ck
+from inference.folders import runs
+from inference.folders.checkpoints import RunError, StorageError
+from inference.folders.runs import Run, create_default
+from inference.machine import environment
 from pyro_mdm.support import files
 from tests.mistakes import Bomb
 
@@ -461,8 +462,8 @@ def test_a_fork_of_the_writer_neither_keeps_the_folder_nor_gives_it_away(tmp_pat
 def race(number: int, meet_at: str, work: Callable[[int], None]) -> None:
     """Do ``work(i)`` in ``number`` processes; all must end well.
 
-    They wait for each other when the function ``meet_at`` of :mod:`inference.runs` has first told
-    them what it saw.
+    They wait for each other when the function ``meet_at`` of :mod:`inference.folders.runs` has
+    first told them what it saw.
     """
     barrier = multiprocessing.get_context("fork").Barrier(number)
     look = getattr(runs, meet_at)

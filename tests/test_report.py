@@ -14,10 +14,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
-from inference import report
-from inference.loading import load_trained
-from inference.runs import Run
+from inference.folders.loading import load_trained
+from inference.folders.runs import Run
 from inference.train import train
+from inference.training import report
 from tests.brief import be_brief
 from tests.programs import Stopped
 

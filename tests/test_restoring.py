@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from inference import restore
-from inference.loading import load_trained
-from inference.restoration import Restoration
+from inference.drawing.restoration import Restoration
+from inference.folders.loading import load_trained
 from inference.restore import TASKS, Restored, coverage, psnr, restored
 from inference.train import train
 from models import Digits, Toy

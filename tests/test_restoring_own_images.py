@@ -13,8 +13,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from inference.observations import Observation, how_measured
-from inference.restoration import Restoration, interval_ends
+from inference.drawing.observations import Observation, how_measured
+from inference.drawing.restoration import Restoration, interval_ends
 from inference.restore import restore
 from inference.train import train
 from pyro_mdm.measurements import FunctionOperator, Mask
@@ -391,7 +391,7 @@ def test_mistakes(
 
 def test_a_colour_network_needs_three_channels(here: Path) -> None:
     """Grey of colours is a measurement of its own."""
-    from inference.observations import read
+    from inference.drawing.observations import read
 
     how = how_measured("denoise", None, None)
     refused(

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from inference.bounds import RunBound, measure
-from inference.checkpoints import Checkpoint, RunError
-from inference.plan import Programs
-from inference.reuse import Another, against_own, open_run, reuse
-from inference.runs import Run
-from inference.sample import draw
+from inference.drawing.sampling import draw
+from inference.folders.checkpoints import Checkpoint, RunError
+from inference.folders.runs import Run
+from inference.measuring.bounds import RunBound, measure
+from inference.measuring.reuse import Another, against_own, open_run, reuse
+from inference.settings.plan import Programs
 from inference.train import train
 from pyro_mdm import CLD
 from tests.mistakes import refused

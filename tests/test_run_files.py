@@ -20,12 +20,12 @@ import yaml
 from torch import Tensor
 
 from inference import trust
-from inference.cli import MISTAKES, command_line
-from inference.config import CODE, MACHINE, STATE
-from inference.loading import load_trained
-from inference.options import GROUPS, Decided, Training, is_of
-from inference.records import read_sealed
-from inference.runs import RECORD, Run, RunError
+from inference.commands.cli import MISTAKES, command_line
+from inference.folders.config import CODE, MACHINE, STATE
+from inference.folders.loading import load_trained
+from inference.folders.records import read_sealed
+from inference.folders.runs import RECORD, Run, RunError
+from inference.settings.options import GROUPS, Decided, Training, is_of
 from inference.train import train
 from tests.brief import SHORT, be_brief
 from tests.programs import TINY, Stopped, assert_same_run, rewrite, stop_after, without

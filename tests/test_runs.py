@@ -22,15 +22,16 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from inference import checkpoints as ck
-from inference import environment, runs
-from inference.checkpoints import RunError
-from inference.cli import command_line
-from inference.config import LATER
-from inference.fingerprints import SUMS, differences, fingerprint, fingerprint_of
-from inference.loading import load_trained
-from inference.options import GROUPS
-from inference.runs import Run, create_default, default_folder
+from inference.commands.cli import command_line
+from inference.folders import checkpoints as ck
+from inference.folders import runs
+from inference.folders.checkpoints import RunError
+from inference.folders.config import LATER
+from inference.folders.fingerprints import SUMS, differences, fingerprint, fingerprint_of
+from inference.folders.loading import load_trained
+from inference.folders.runs import Run, create_default, default_folder
+from inference.machine import environment
+from inference.settings.options import GROUPS
 from inference.train import train
 from tests.brief import SHORT, be_brief
 from tests.programs import without
@@ -312,7 +313,7 @@ def test_settings_that_older_runs_lack_are_what_was_done_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert LATER["figures"] is True
-    monkeypatch.setattr("inference.config.LATER", {"colour": "grey", "size": 3})
+    monkeypatch.setattr("inference.folders.config.LATER", {"colour": "grey", "size": 3})
     Run.create(tmp_path / "old", {"size": 4, "seed": 0}).close()
     with Run.resume(tmp_path / "old") as resumed:
         for run in (resumed, Run.open(tmp_path / "old")):

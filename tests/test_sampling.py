@@ -15,11 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
-from inference import bounds, evaluate, report, sample
-from inference.loading import load_trained
-from inference.plan import Programs
+from inference import evaluate, sample
+from inference.drawing import sampling
+from inference.drawing.trajectory import animation, trajectory
+from inference.folders.loading import load_trained
+from inference.measuring import bounds
+from inference.settings.plan import Programs
 from inference.train import train
-from inference.trajectory import animation, trajectory
+from inference.training import report
 from models import Digits, Toy
 from pyro_mdm import CLD, VPSDE, DiffusionGuide, DiffusionModel, NoisePrediction, randomness
 from pyro_mdm.diffusions.priors import DistributionPrior
@@ -57,27 +60,27 @@ def points() -> DiffusionModel:
 def test_the_size_of_a_batch_changes_no_sample(sampler: str, points: DiffusionModel) -> None:
     """Nor how many there are, nor which process draws them."""
     options: dict[str, Any] = {"sampler": sampler, "steps": 3, "seed": 5}
-    whole = sample.draw(points, 50, batch_size=50, **options)
+    whole = sampling.draw(points, 50, batch_size=50, **options)
     # matrices of other sizes are multiplied in another order
     near: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
     for n, size in ((30, 7), (20, 20), (33, 32)):  # and 16 below
-        some = sample.draw(points, n, batch_size=size, **options)
+        some = sampling.draw(points, n, batch_size=size, **options)
         torch.testing.assert_close(some, whole[:n], **near)
     first, second = (
-        dict(sample.draw_batches(points, 50, batch_size=16, share=(r, 2), **options))
+        dict(sampling.draw_batches(points, 50, batch_size=16, share=(r, 2), **options))
         for r in (0, 1)
     )
     assert set(first) == {0, 32} and set(second) == {16, 48}
     for start, x in (first | second).items():
         torch.testing.assert_close(x, whole[start : start + len(x)], **near)
-    other = sample.draw(points, 50, **options | {"seed": 6})
+    other = sampling.draw(points, 50, **options | {"seed": 6})
     assert float((other - whole).abs().min()) > 0
     assert len(whole.unique(dim=0)) == 50
 
 
 def test_decoders_of_levels_draw_the_same_too(digits: DiffusionModel) -> None:
     options: dict[str, Any] = {"sampler": "stochastic", "steps": 2, "seed": 1}
-    whole, parts = (sample.draw(digits, 20, batch_size=b, **options) for b in (20, 3))
+    whole, parts = (sampling.draw(digits, 20, batch_size=b, **options) for b in (20, 3))
     assert float((whole != parts).float().mean()) < 0.01  # where rounding decides a level
 
 
@@ -103,7 +106,7 @@ def test_priors_of_ones_own_are_streams_too() -> None:
 
 def test_chains_are_streams_too(points: DiffusionModel) -> None:
     chain = DiffusionModel(points.diffusion, points.score_function, times=5).eval()
-    whole, parts = (sample.draw(chain, 20, batch_size=b, seed=3) for b in (20, 7))
+    whole, parts = (sampling.draw(chain, 20, batch_size=b, seed=3) for b in (20, 7))
     torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-4)
 
 
@@ -111,23 +114,25 @@ def test_sampling_leaves_the_callers_random_state(points: DiffusionModel) -> Non
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
     usual = points.sampler
-    sample.draw(points, 3, steps=2)
+    sampling.draw(points, 3, steps=2)
     assert torch.equal(before, torch.random.get_rng_state()) and points.sampler is usual
 
 
 def test_the_default_takes_25_calls(points: DiffusionModel) -> None:
     assert repr(points.sampler) == repr(ExponentialIntegrator(25))
-    assert [sample.default_steps(name) for name in ("exponential", "euler", "own.py:mine")] == [
+    assert [sampling.default_steps(name) for name in ("exponential", "euler", "own.py:mine")] == [
         *(25, 256, 256)
     ]
     assert type(default_sampler(VPSDE())) is ExponentialIntegrator
-    assert sample.default_sampler(points) == "exponential"
+    assert sampling.default_sampler(points) == "exponential"
     raw = DiffusionModel(VPSDE(), NoisePrediction(MLP(2, out_features=2)), event_shape=(2,))
     assert repr(raw.sampler) == repr(StochasticExponentialIntegrator(50))
-    assert sample.default_sampler(raw) == "stochastic" and sample.default_steps("stochastic") == 50
+    assert (
+        sampling.default_sampler(raw) == "stochastic" and sampling.default_steps("stochastic") == 50
+    )
     calls = []
     hook = points.score_function.network.register_forward_hook(lambda *a: calls.append(1))
-    sample.draw(points, 3)
+    sampling.draw(points, 3)
     hook.remove()
     assert len(calls) <= 26  # one may be the decoder's
 
@@ -163,7 +168,7 @@ def test_a_grid_is_that_of_the_sampler(run: Path, tmp_path: Path) -> None:
         run_program("sample", run, *words, "--out", tmp_path / f"{grid}.npy", "--num_samples", 4)
     _, programs, _ = load_trained(run)
     programs.model.sampler = EulerMaruyama(5, "karras")
-    own = sample.draw(programs.model, 4, sampler="euler", steps=5, grid="karras").numpy()
+    own = sampling.draw(programs.model, 4, sampler="euler", steps=5, grid="karras").numpy()
     np.testing.assert_array_equal(np.load(tmp_path / "karras.npy"), own)
     assert np.abs(np.load(tmp_path / "quadratic.npy") - own).max() > 1e-3
 
@@ -174,7 +179,7 @@ def test_a_file_that_is_not_finished_is_not_left(
     def fails(*arguments: Any) -> Any:
         raise ValueError("exploded")
 
-    monkeypatch.setattr(sample, "_draw_batch", fails)
+    monkeypatch.setattr(sampling, "_draw_batch", fails)
     with pytest.raises(ValueError, match="exploded"):
         sample.sample(run, out=tmp_path / "a.npy")
     assert list(tmp_path.iterdir()) == []
@@ -209,7 +214,7 @@ def test_a_trajectory_is_that_of_the_samples(sampler: Any, digits: DiffusionMode
     assert len(found) == 5 and float(found[0][1].std()) > 0.4
     torch.manual_seed(0)
     law = digits.path_law().expand((3,))
-    with randomness.stream(sample.seed_from(2, "states")):
+    with randomness.stream(sampling.seed_from(2, "states")):
         law.sampler = sampler
         y = law.sample()[:, 0]
     torch.testing.assert_close(found[-1][1].float(), y)

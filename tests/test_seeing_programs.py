@@ -10,14 +10,14 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from inference.compare import compare
-from inference.diffusion import build_diffusion
+from inference.drawing.sampling import draw
 from inference.evaluate import evaluate
+from inference.folders.loading import load_trained
 from inference.inspect import inspect
-from inference.loading import load_trained
-from inference.options import Guide
-from inference.sample import draw
-from inference.shown import shown
+from inference.settings.diffusion import build_diffusion
+from inference.settings.options import Guide
 from inference.train import train
+from inference.training.shown import shown
 from models.kinds import kind_of
 from pyro_mdm import DiffusionModel
 from pyro_mdm.plots.tensorboard import write_views

@@ -14,12 +14,12 @@ import yaml
 from PIL import Image
 from torch import Tensor, nn
 
-from inference.checkpoints import RunError
 from inference.compare import compare
-from inference.loading import load_trained
-from inference.options import DataOptions
-from inference.problems import build_problem
-from inference.runs import Run
+from inference.folders.checkpoints import RunError
+from inference.folders.loading import load_trained
+from inference.folders.runs import Run
+from inference.settings.options import DataOptions
+from inference.settings.problems import build_problem
 from inference.train import train
 from models import Digits, Images, Mnist5k, Problem, Tabular, Toy
 from models.splits import split_rows

@@ -22,12 +22,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from inference import Table
-from inference.checkpoints import ArchitectureError, RunError
+from inference.drawing.pictures import as_columns
+from inference.drawing.pieces import read_pieces
 from inference.evaluate import evaluate
+from inference.folders.checkpoints import ArchitectureError, RunError
+from inference.folders.loading import load_trained, load_weights
 from inference.impute import impute
-from inference.loading import load_trained, load_weights
-from inference.picture import as_columns
-from inference.pieces import read_pieces
 from inference.sample import sample
 from inference.train import train
 from models import DataError
@@ -255,7 +255,7 @@ def test_a_sampler_that_is_refused_leaves_the_table_as_it_was(
 
 
 def test_types_do_not_depend_on_the_piece(mixed: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inference.completion.PIECE", 4)
+    monkeypatch.setattr("inference.drawing.completion.PIECE", 4)
     rows = people().head(12).astype({"age": "float32", "city": "category", "grade": "float32"})
     rows["city"] = rows["city"].cat.remove_categories("Bern")
     rows.loc[:3, ["age", "grade"]] = np.nan

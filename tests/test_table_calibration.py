@@ -13,10 +13,10 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from inference import Table
-from inference.agreement import Agreement
-from inference.calibration import TableCalibration, table_calibration
+from inference.drawing.pictures import as_columns
 from inference.evaluate import evaluate
-from inference.picture import as_columns
+from inference.measuring.agreement import Agreement
+from inference.measuring.calibration import TableCalibration, table_calibration
 from inference.sample import sample
 from inference.train import train
 from models import Tabular

@@ -12,14 +12,14 @@ import pandas as pd
 import pytest
 import torch
 
-from inference import agreement
-from inference.checkpoints import RunError
 from inference.evaluate import evaluate
+from inference.folders.checkpoints import RunError
+from inference.folders.loading import load_trained
 from inference.impute import impute
-from inference.loading import load_trained
-from inference.options import DataOptions
-from inference.problems import build_problem, with_split
+from inference.measuring import agreement
 from inference.sample import sample
+from inference.settings.options import DataOptions
+from inference.settings.problems import build_problem, with_split
 from inference.train import train
 from models import DataError, Tabular
 from models.tabular import SHIPPED, read_table

@@ -13,11 +13,11 @@ import torch
 import yaml
 from matplotlib.figure import Figure
 
-from inference.diffusion import build_diffusion
+from inference.folders.loading import load_trained
+from inference.folders.runs import Run
 from inference.inspect import inspect
-from inference.loading import load_trained
-from inference.options import Guide
-from inference.runs import Run
+from inference.settings.diffusion import build_diffusion
+from inference.settings.options import Guide
 from inference.train import train
 from pyro_mdm import LearnedDiffusion
 from tests.brief import SHORT

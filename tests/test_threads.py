@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from inference import OPENMP_WAITING, environment
-from inference.runs import Run
+from inference import OPENMP_WAITING
+from inference.folders.runs import Run
+from inference.machine import environment
 from inference.train import train
 from tests.brief import SHORT
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from inference.diffusion import LEARNED_MIN_LOG_SNR, build_diffusion
+from inference.folders.loading import load_trained
 from inference.inspect import inspect
-from inference.inspection import look
-from inference.loading import load_trained
-from inference.options import Guide
+from inference.measuring.inspection import look
+from inference.settings.diffusion import LEARNED_MIN_LOG_SNR, build_diffusion
+from inference.settings.options import Guide
 from inference.train import train
 from pyro_mdm import ALDA, CLD, TimeVaryingLearnedDiffusion
 from pyro_mdm.plots import figures

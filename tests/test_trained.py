@@ -21,13 +21,13 @@ import torch
 from PIL import Image
 
 from inference import evaluate, impute, restore, sample, trust
-from inference.bounds import measure
-from inference.checkpoints import RunError
 from inference.compare import open_runs
-from inference.loading import load_trained
-from inference.names import own_names
-from inference.output import default_out
-from inference.runs import Run
+from inference.folders.checkpoints import RunError
+from inference.folders.loading import load_trained
+from inference.folders.output import default_out
+from inference.folders.runs import Run
+from inference.measuring.bounds import measure
+from inference.settings.names import own_names
 from inference.train import train
 from models.tabular import read_table
 from pyro_mdm import DiffusionGuide, DiffusionModel, bound, condition, pretrained

@@ -20,15 +20,16 @@ import torch
 import yaml
 from torch import Tensor
 
-from inference import report, sample
-from inference.batches import Batches
-from inference.bounds import RunBound
-from inference.checkpoints import RunError, latest_checkpoint
-from inference.loading import load_trained
-from inference.processes import Stopped, catch_signals
-from inference.recipe import indices
-from inference.runs import Run
+from inference.drawing import sampling
+from inference.folders.checkpoints import RunError, latest_checkpoint
+from inference.folders.loading import load_trained
+from inference.folders.runs import Run
+from inference.machine.processes import Stopped, catch_signals
+from inference.measuring.bounds import RunBound
 from inference.train import check_alike, train
+from inference.training import report
+from inference.training.batches import Batches
+from inference.training.recipe import indices
 from models import DataError
 from pyro_mdm import CLD, Denoiser, DiffusionGuide, DiffusionModel
 from pyro_mdm.evaluation.comparison import log_likelihood
@@ -271,7 +272,7 @@ def test_double_precision_is_of_all_and_resumes(
     assert whole.bits_per_dim[0] == pytest.approx(plain_bits, abs=0.4)  # other random numbers
     _, programs, _ = load_trained(tmp_path / "whole")
     assert programs.problem.to_model_space(programs.problem.test[:2]).dtype == torch.float64
-    assert sample.draw(programs.model, 2, steps=2).dtype == torch.float64
+    assert sampling.draw(programs.model, 2, steps=2).dtype == torch.float64
 
 
 def test_a_log_snr_beyond_single_precision_takes_double(tmp_path: Path, tiny: str) -> None:

@@ -22,15 +22,18 @@ from typing import Any
 import pytest
 import yaml
 
-from inference import Table, experiment, experiment_tables, impute, names, report, trust
-from inference.checkpoints import CheckpointError, RunError, write_atomically
-from inference.cli import command_line
+from inference import Table, experiment, impute, trust
+from inference.commands.cli import command_line
 from inference.evaluate import evaluate
-from inference.loading import load_trained
-from inference.names import find
-from inference.options import Decided
-from inference.runs import Run
+from inference.folders.checkpoints import CheckpointError, RunError, write_atomically
+from inference.folders.loading import load_trained
+from inference.folders.runs import Run
+from inference.measuring import experiment_tables
+from inference.settings import names
+from inference.settings.names import find
+from inference.settings.options import Decided
 from inference.train import train
+from inference.training import report
 from pyro_mdm import __main__
 from pyro_mdm.support.files import temporary
 from pyro_mdm.support.places import LIBRARY, ROOT
@@ -177,7 +180,7 @@ def test_a_sampler_of_a_run_is_not_run_by_what_draws_with_it(
     with pytest.raises(trust.UntrustedCodeError, match="as sampler"):
         impute.impute(folder, "wine", here / "full.csv", steps=3)
     with trust.named_by(folder), pytest.raises(trust.UntrustedCodeError, match="as sampler"):
-        report.sample.make_sampler("sent/evil.py:S", 3, model)
+        report.sampling.make_sampler("sent/evil.py:S", 3, model)
     assert not ran(folder)
 
 

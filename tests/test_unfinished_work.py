@@ -23,10 +23,10 @@ import pytest
 import torch
 from PIL import Image
 
-from inference.cli import command_line
+from inference.commands.cli import command_line
 from inference.experiment import train_all
-from inference.experiment_tables import Cell
-from inference.processes import ENDING, catch_signals, raised_signals
+from inference.machine.processes import ENDING, catch_signals, raised_signals
+from inference.measuring.experiment_tables import Cell
 from inference.table import Table
 from pyro_mdm.support import files
 from pyro_mdm.support.files import check_place
@@ -168,7 +168,7 @@ def test_half_a_completed_table_is_not_left(
         return draws(self, *arguments, **options)
 
     monkeypatch.setattr(Table, "draws", ended)
-    monkeypatch.setattr("inference.completion.PIECE", 8)
+    monkeypatch.setattr("inference.drawing.completion.PIECE", 8)
     words = ["wine", "--data", given / "a.csv", "--out", tmp_path / "f.csv"]
     with pytest.raises(SystemExit) as caught:
         run_program("impute", *words, "--num", 1, "--steps", 1, "--accelerator", "cpu")

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from inference.experiment import TABLES, Cell, train_all
-from inference.loading import load_trained
+from inference.folders.loading import load_trained
 from pyro_mdm import ALDA, CLD, MALDA, LearnedDiffusion, LinearDiffusion
 from pyro_mdm.evaluation import (
     AuxiliaryUse,

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from inference.loading import load_trained
+from inference.folders.loading import load_trained
 from pyro_mdm import VPSDE, LearnedDiffusion, LinearDiffusion
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector
 from pyro_mdm.paths.generative import BoundScore

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from inference.output import aligned
+from inference.folders.output import aligned
 from pyro_mdm import CLD, VPSDE, DiffusionModel
 from pyro_mdm.measurements import Mask, Matrix, condition_on_measurements, twisted_smc
 from pyro_mdm.samplers import Ancestral, Replacement

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from inference.bounds import baseline
-from inference.loading import load_trained
+from inference.folders.loading import load_trained
+from inference.measuring.bounds import baseline
 from pyro_mdm import VPSDE, DiffusionGuide, DiffusionModel
 from pyro_mdm.evaluation.comparison import compare
 from pyro_mdm.evaluation.estimates import Z95

@@ -32,7 +32,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from inference.loading import load_trained
+from inference.folders.loading import load_trained
 from pyro_mdm import ALDA, CLD, MALDA, VPSDE, DiffusionGuide, DiffusionModel, LinearDiffusion
 from pyro_mdm.evaluation.comparison import compare
 

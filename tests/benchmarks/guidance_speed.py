@@ -18,8 +18,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from inference.loading import load_trained
-from inference.observations import TASKS
+from inference.drawing.observations import TASKS
+from inference.folders.loading import load_trained
 from inference.restore import told
 from models import ImageProblem
 from pyro_mdm.measurements import condition_on_measurements

@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from inference.experiment_tables import TABLES
-from inference.options import Training
-from inference.plan import build
+from inference.measuring.experiment_tables import TABLES
+from inference.settings.options import Training
+from inference.settings.plan import build
 from pyro_mdm import MDM_ELBO
 
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from inference.output import aligned
+from inference.folders.output import aligned
 from pyro_mdm.automatic import AutoMDM
 from pyro_mdm.evaluation.estimates import Z95
 from pyro_mdm.evaluation.weights import evidence

@@ -24,9 +24,9 @@ from pathlib import Path
 
 import torch
 
-from inference.loading import load_trained
-from inference.observations import TASKS
-from inference.seeds import seed_from
+from inference.drawing.observations import TASKS
+from inference.folders.loading import load_trained
+from inference.settings.seeds import seed_from
 from pyro_mdm.measurements import LinearOperator, Mask, Matrix
 from tests.benchmarks import runs
 from tests.benchmarks.environments import python_of

@@ -41,9 +41,9 @@ import torch
 from torch import Tensor
 
 from inference.experiment import TABLES, train_all
-from inference.loading import load_trained
-from inference.options import Training
-from inference.plan import build
+from inference.folders.loading import load_trained
+from inference.settings.options import Training
+from inference.settings.plan import build
 from pyro_mdm import (
     CLD,
     MDM_ELBO,

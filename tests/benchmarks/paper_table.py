@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from inference.config import read_settings
+from inference.folders.config import read_settings
 from tests.benchmarks.documented import write
 
 NOTE = (

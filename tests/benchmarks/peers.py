@@ -52,14 +52,15 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from inference import options, recipe
-from inference.decisions import decide, with_recipe
-from inference.options import Options
-from inference.output import png
-from inference.plan import build
-from inference.problems import build_problem, with_split
-from inference.processes import start
-from inference.trainee import Trainee
+from inference.commands.decisions import decide, with_recipe
+from inference.folders.output import png
+from inference.machine.processes import start
+from inference.settings import options
+from inference.settings.options import Options
+from inference.settings.plan import build
+from inference.settings.problems import build_problem, with_split
+from inference.training import recipe
+from inference.training.trainee import Trainee
 from models.base import ImageProblem
 from pyro_mdm import bound
 from pyro_mdm.evaluation.estimates import Z95

@@ -25,8 +25,8 @@ import torch
 from matplotlib import pyplot as plt
 from torch import Tensor
 
-from inference.loading import load_trained
-from inference.reuse import reuse
+from inference.folders.loading import load_trained
+from inference.measuring.reuse import reuse
 from pyro_mdm import ALDA, CLD, MALDA, VPSDE, DiffusionModel, LinearDiffusion
 from pyro_mdm.samplers import (
     Ancestral,

@@ -84,7 +84,8 @@ def time_here(task: str, n: int) -> None:
         for k in range(DRAWS):
             kernel.complete_data(k)
     else:
-        from inference import Table, report, train  # noqa: F401
+        from inference import Table, train  # noqa: F401
+        from inference.training import report  # noqa: F401
 
         Table(seed=SEED, steps=1).fit(rows.head(100))  # for what is imported late
         began = processor_seconds()

@@ -13,7 +13,7 @@ import math
 
 import torch
 
-from inference.output import aligned
+from inference.folders.output import aligned
 from pyro_mdm.evaluation.importance import weighted
 
 __all__ = ["flagged"]

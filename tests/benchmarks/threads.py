@@ -41,7 +41,7 @@ def train(steps: int, choose: bool) -> tuple[float, float]:
     """Seconds, and those of the processor, that so many steps take after a few others."""
     import torch
 
-    from inference.environment import choose_threads
+    from inference.machine.environment import choose_threads
     from models.digits import Digits
     from pyro_mdm import CLD, MDM_ELBO, DiffusionGuide
 

@@ -39,11 +39,11 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
-from inference.batches import Batches
-from inference.options import Decided
-from inference.plan import Programs
-from inference.processes import start
-from inference.trainee import Trainee
+from inference.machine.processes import start
+from inference.settings.options import Decided
+from inference.settings.plan import Programs
+from inference.training.batches import Batches
+from inference.training.trainee import Trainee
 from models.base import ImageProblem
 from models.cifar10 import CIFAR10
 from pyro_mdm import CLD, DiffusionGuide

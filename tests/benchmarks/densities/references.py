@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference.checkpoints import write_atomically
+from inference.folders.checkpoints import write_atomically
 from tests.benchmarks.densities.base import Density, Target
 from tests.benchmarks.densities.targets import NAMES, target
 

@@ -29,12 +29,12 @@ from scipy import stats
 from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 
-from inference import bounds
-from inference.options import Decided
-from inference.plan import Programs
-from inference.processes import start
-from inference.seeds import seed_from
-from inference.trainee import Trainee
+from inference.machine.processes import start
+from inference.measuring import bounds
+from inference.settings.options import Decided
+from inference.settings.plan import Programs
+from inference.settings.seeds import seed_from
+from inference.training.trainee import Trainee
 from models.base import SMALL, ImageProblem
 from models.digits import Digits
 from models.fashion_mnist import FashionMNIST

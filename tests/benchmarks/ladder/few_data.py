@@ -16,10 +16,10 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from inference import train
-from inference.cli import command_line
-from inference.options import GROUPS, Decided
-from inference.plan import Programs
-from inference.trainee import Trainee
+from inference.commands.cli import command_line
+from inference.settings.options import GROUPS, Decided
+from inference.settings.plan import Programs
+from inference.training.trainee import Trainee
 from models.digits import Digits
 from models.mnist5k import Mnist5k
 from pyro_mdm.networks import UNet

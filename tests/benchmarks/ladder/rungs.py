@@ -13,7 +13,7 @@ import torch
 from scipy import optimize
 from torch import Tensor, nn
 
-from inference.trainee import Trainee
+from inference.training.trainee import Trainee
 from models.base import FINE
 from pyro_mdm import randomness
 from tests.benchmarks.ladder.augmentation import Augmentation, Shifts, Told

@@ -1,0 +1,1 @@
+"""Command lines: reading, decisions on what they leave open, and checks for mistakes."""

@@ -1,0 +1,1 @@
+"""Samples, completions and restorations, and their pictures and tables."""

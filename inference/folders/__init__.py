@@ -1,0 +1,1 @@
+"""Run folders and other files of programs, written whole and read again."""

@@ -1,0 +1,193 @@
+"""config.yaml: every setting of a run, also of one that an older version began."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from inference.folders.checkpoints import RunError
+from inference.settings.options import Machine, Training
+from pyro_mdm.pretrained import names_instead
+
+YOUNGER = (
+    *("learned_from", "figures", "data", "test_size", "columns", "image_size", "network", "flip"),
+    *("decay", "compile", "channels_last", "step_size", "points", "objective"),
+    *("stationary_variance", "logit_margin", "decoder_in_loss", "times", "maps"),
+    *("likelihood", "time_varying", "learn_ends", "learn_stationary", "condition"),
+    *("context_dropout", "split_seed", "threads", "patience", "adam_epsilon", "grid"),
+)
+"""Settings that older run folders lack, which were trained with their defaults."""
+
+LATER: dict[str, Any] = {f.name: f.default for f in fields(Training) if f.name in YOUNGER}
+LATER |= {"optimizer": "adam", "gaps": "leave_out"}
+"""The values that inference.train used before it had these settings."""
+
+REMOVED: dict[str, Any] = {"members": 1, "augment": 0.0, "weight_decay": 0.0}
+REMOVED |= dict.fromkeys(("solver", "probes", "probe_law", "backpropagation"))
+"""Former options of inference.train, with the values at which they had no effect."""
+
+RENAMED = {"decoder": "likelihood"}
+"""Former names of options of inference.train, with those of today."""
+
+
+class Settings(dict[str, Any]):
+    """The settings of a run; a missing one is a RunError that explains it."""
+
+    def __missing__(self, name: str) -> Any:
+        raise RunError(
+            f"config.yaml lacks the setting {name!r}; another version of inference.train wrote it. "
+            "Add the setting, or use the version in environment.json"
+        )
+
+
+def without_removed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by their names of today, without the options of :data:`REMOVED`.
+
+    Raises:
+        RunError: one of these had an effect.
+    """
+    for name, nothing in REMOVED.items():
+        if (value := config.get(name, nothing)) != nothing:
+            raise RunError(
+                f"{name} is {value}, an option that was removed: {_instead(name)}. Leave it out "
+                "for a new run; a run that was trained with it opens in the version that its "
+                "environment.json says"
+            )
+    kept = {name: config[name] for name in config if name not in REMOVED | RENAMED}
+    renamed = {RENAMED[name]: config[name] for name in RENAMED if config.get(name) is not None}
+    return kept | renamed
+
+
+def _instead(name: str) -> str:
+    if name in ("members", "augment", "weight_decay"):
+        return (
+            "it brought no gain, as docs/measured/recipes.md shows, and the programs of "
+            "tests/benchmarks/ladder still have it"
+        )
+    return "a guide's own Simulation says how it is simulated, see docs/guide/simulated.md"
+
+
+OWN_TABLE = "table.json"
+"""The ``data`` of a run that was given a table in Python, which is in this file of its folder."""
+
+
+def _with_kinds(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings that say what every column of a table is: those of older runs left to the table
+    which are continuous, ordinal and categorical, and there were no other kinds."""
+    said = config.get("columns") or ""
+    if config.get("model") != "tabular" or said.startswith("*="):
+        return config
+    return config | {"columns": ",".join(filter(None, ["*=plain", said]))}
+
+
+def load_yaml(text: bytes | str) -> Any:
+    """What a text of YAML says, read by libyaml where it is, which takes a tenth of the time."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings in a run folder (RunError: it is no run folder, or they cannot be read)."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        near = sorted(str(p.parent) for p in folder.parent.glob("*/config.yaml"))
+        hint = f"; runs beside it: {', '.join(near[:10])}" if near else ""
+        hint += names_instead(folder)
+        raise RunError(f"{folder} is not a run folder: it has no config.yaml{hint}")
+    try:
+        config = load_yaml(path.read_bytes())
+    except yaml.YAMLError as error:
+        raise RunError(f"{path} cannot be read as YAML: {error}") from error
+    if not isinstance(config, dict):
+        raise RunError(f"{path} holds {type(config).__name__}, expected settings as name: value")
+    try:
+        config = of_today(config)
+    except RunError as error:
+        raise RunError(f"{path}: {error}") from None
+    kept_here = config.get("data") == OWN_TABLE
+    return config | {"data": str(folder.resolve() / OWN_TABLE)} if kept_here else config
+
+
+def of_today(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run of any version as this one has them (RunError: they are of an option
+    that was removed)."""
+    return _with_kinds(LATER | without_removed(config))
+
+
+STATE: dict[str, Any] = {
+    **{"step": int, "seconds": float, "window": list[float], "unmeasured": bool},
+    **{"averages": int, "loss_scale": dict[str, float]},
+    **{"config": dict[str, object], "data": dict[str, dict[str, object]]},
+    **{"record": dict[str, dict[str, int | str]], "lengthened": list[list[int]]},
+}
+"""What a checkpoint of a run has beside its tensors, with types."""
+
+MACHINE = tuple(field.name for field in fields(Machine))
+CODE = ("model", "guide", "learned_from", "score", "likelihood", "sampler")
+"""Settings that may name a file of code."""
+
+
+def check_settings(
+    where: Path, config: Mapping[str, Any], trained: Mapping[str, Any] | None
+) -> None:
+    """Compare a run's settings with those that its weights were trained with.
+
+    Args:
+        where: the file of the settings, for messages.
+        trained: the settings in the checkpoint, which a checksum covers; None: an earlier version
+            kept none.
+
+    Raises:
+        RunError: a setting differs. The machine, and the folder of a file of code, may differ with
+            a warning, and the place of the data without one: their content is compared.
+    """
+    if trained is None:
+        warnings.warn(
+            f"the weights in {where.parent} are of an earlier version, which kept no settings "
+            f"beside them, so that those in {where.name} cannot be compared",
+            stacklevel=2,
+        )
+        return
+    then = of_today(trained)
+    moved: list[str] = []
+    others: list[str] = []
+    for name in (field.name for field in fields(Training) if field.name != "data"):
+        before, now = then.get(name), config[name]
+        if _same(before, now):
+            continue
+        words = f"{name}: {before!r} in the checkpoint, {now!r} in {where.name}"
+        code = name in CODE and ":" in str(now) and _file(before) == _file(now)
+        (moved if code or name in MACHINE else others).append(words)
+    if others:
+        lines = "\n  ".join(others)
+        raise RunError(
+            f"{where} is not what the weights were trained with; these settings differ:\n  {lines}"
+            f"\nSet them back. Weights of other settings come from a new run: python -m "
+            f"inference.train --config {where}"
+        )
+    if moved:
+        warnings.warn(
+            f"{where} differs from the checkpoint: {'; '.join(moved)}. The results may "
+            "differ from those of the settings of the checkpoint",
+            stacklevel=2,
+        )
+
+
+def _file(name: object) -> str:
+    """``file.py:Name`` without the folder of the file."""
+    return str(name).rpartition("/")[2]
+
+
+def _same(one: object, other: object) -> bool:
+    """Whether two settings are the same: true is not 1, and 1 is 1.0."""
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return one == other and isinstance(one, bool) == isinstance(other, bool)

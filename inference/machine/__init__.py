@@ -1,0 +1,1 @@
+"""The machine: its processes, accelerators, signals and threads."""

@@ -1,0 +1,1 @@
+"""Bounds, calibration and comparisons of runs: numbers, tables and figures."""

@@ -1,0 +1,271 @@
+"""The agreement of a model's samples with the rows of a table that it was trained on.
+
+What is missing in rows is drawn given what is there, as a model of rows has it: if it is right, the
+completed rows and the samples have one law, however the entries came to be missing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from inference.drawing.pictures import as_columns
+from inference.settings.seeds import seed_from
+from models import Tabular
+from pyro_mdm import DiffusionModel, impute
+from pyro_mdm.support.modules import evaluating
+from pyro_mdm.tables.columns import Column, Mixed, encode
+from pyro_mdm.tables.columns.skipped import ABSENT, SkippedNumbers
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Values = NDArray[np.float64]
+
+ROWS = 1000
+"""The most rows, and the number of samples, that are compared."""
+RESAMPLES = 100
+"""The number of resamples of the rows, for the noise of a distance."""
+COLUMNS = 40
+"""The most columns whose pairs are compared."""
+LARGE = 0.1
+"""The distance of two distributions, or change of a correlation, from which on it is said."""
+EXPECTED = 12.0
+"""The least number of rows that would have two values together if these were independent, for
+their absence to be a rule."""
+BROKEN = 0.005
+"""The share of samples that break rules from which on there is a warning."""
+LINES = 5
+"""The most columns, and pairs of them, that are named."""
+
+
+class Distance(NamedTuple):
+    """The distance of samples from rows, from 0 to 1, and that of resampled rows, 95% of which are
+    nearer."""
+
+    of: str
+    value: float
+    noise: float
+
+    @property
+    def is_large(self) -> bool:
+        return self.value > max(LARGE, 2 * self.noise)
+
+    def __str__(self) -> str:
+        return f"{self.of} {self.value:.2f} (noise {self.noise:.2f})"
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The agreement of samples with rows.
+
+    Attributes:
+        columns: distance of each column: the largest difference of distribution functions of
+            numbers, or half the sum of differences of probabilities of levels.
+        pairs: the change of the correlation of each pair, of ranks of numbers, or of the scores of
+            levels that are most correlated.
+        rules: number of pairs of values that are never together, though often expected to be.
+        broken: the share of samples that have such a pair.
+        rows, samples: columns by name, as for :func:`pyro_mdm.plots.tables.pairs_figure`.
+    """
+
+    columns: list[Distance]
+    pairs: list[Distance]
+    rules: int
+    broken: float
+    rows: Mapping[str, Any]
+    samples: Mapping[str, Any]
+
+    @property
+    def differs(self) -> list[str]:
+        """What differs by more than noise, in words; none: nothing does."""
+        large = [str(one) for one in [*self.columns, *self.pairs] if one.is_large]
+        if self.broken > BROKEN:
+            large.append(f"{self.broken:.1%} of samples break a rule of the rows")
+        return large
+
+    def figure(self) -> Figure:
+        """Columns in pairs, of rows and of samples."""
+        from pyro_mdm.plots.tables import marginals_figure, pairs_figure
+
+        draw = pairs_figure if len(self.rows) > 1 else marginals_figure
+        return draw(self.rows, self.samples)
+
+    def __str__(self) -> str:
+        lines = ["samples beside rows, as distances from 0 to 1:"]
+        for what, distances in (("columns", self.columns), ("correlations", self.pairs)):
+            worst = sorted(distances, key=lambda one: one.noise - one.value)[:LINES]
+            if worst:
+                lines.append(f"  {what} that differ most: {', '.join(map(str, worst))}")
+        if self.rules:
+            lines.append(
+                f"  {self.rules} pairs of values are in no row together, and in {self.broken:.1%} "
+                "of samples"
+            )
+        return "\n".join(lines)
+
+
+@torch.no_grad()
+def agreement(
+    problem: Tabular,
+    model: DiffusionModel,
+    samples: Tensor | None = None,
+    *,
+    batch_size: int = 1024,
+    seed: int = 0,
+) -> Agreement:
+    """The agreement of samples of a trained model with its training rows.
+
+    Args:
+        problem: the table of the run.
+        model: its model, which was trained at maps with entries observed.
+        samples: samples of the model, in model space, (m, d); None: :data:`ROWS` are drawn.
+        batch_size: rows simulated together.
+        seed: seed of rows, draws and resamples.
+    """
+    generator = torch.Generator().manual_seed(seed_from(seed, "agreement"))
+    chosen = torch.randperm(len(problem.train), generator=generator)[:ROWS]
+    x = problem.to_model_space(problem.train[chosen], generator)
+    x = x.to(model.diffusion.start_time.device)
+    if bool(x.isnan().any()):
+        x = impute(model, x, num=1, batch_size=batch_size, seed=seed)[0]
+    if samples is None:
+        with evaluating(model), torch.random.fork_rng([x.device] if x.is_cuda else []):
+            torch.manual_seed(seed_from(seed, "samples"))
+            samples = model(batch_size=ROWS)
+    rows, drawn = (encode(problem.columns, problem.to_table(one)) for one in (x, samples))
+    rng = np.random.default_rng(seed)
+    both = _Both(problem.columns, rows.numpy(), drawn.numpy(), rng)
+    forbidden = [*_forbidden(problem.columns, problem.train.numpy())]
+    events = [_events(column, drawn.numpy()[:, j]) for j, column in enumerate(problem.columns)]
+    broken = np.zeros(len(drawn), dtype=bool)
+    for (i, a), (j, b) in forbidden:
+        broken |= (events[i] == a) & (events[j] == b)
+    return Agreement(
+        both.marginals(),
+        both.correlations(),
+        len(forbidden),
+        float(broken.mean()),
+        as_columns(problem, x),
+        as_columns(problem, samples),
+    )
+
+
+class _Both:
+    """Codes of rows and of samples, (n, d) and (m, d), and resamples of the rows."""
+
+    def __init__(
+        self,
+        columns: list[Column],
+        rows: Values,
+        samples: Values,
+        rng: np.random.Generator,
+    ) -> None:
+        self._columns, self._rows, self._samples = columns, rows, samples
+        n, m = len(rows), len(samples)
+        # both are samples of one law, as rows and samples are if the model is right
+        self._resampled = [(rng.integers(0, n, n), rng.integers(0, n, m)) for _ in range(RESAMPLES)]
+
+    def marginals(self) -> list[Distance]:
+        distances = []
+        for j, column in enumerate(self._columns):
+            rows, samples = self._rows[:, j], self._samples[:, j]
+            distance = _of_levels if column.levels is not None else _of_numbers
+            by_chance = [distance(rows[a], rows[b]) for a, b in self._resampled]
+            noise = float(np.quantile(by_chance, 0.95))
+            distances.append(Distance(column.name, distance(rows, samples), noise))
+        return distances
+
+    def correlations(self) -> list[Distance]:
+        distances, columns = [], self._columns[:COLUMNS]
+        bases = [
+            [_scores(column, codes[:, j]) for j, column in enumerate(columns)]
+            for codes in (self._rows, self._samples)
+        ]
+        n, m = len(self._rows), len(self._samples)
+        for i, j in itertools.combinations(range(len(columns)), 2):
+            ranked = all(columns[k].levels is None or columns[k].kind == "ordinal" for k in (i, j))
+            of_rows, of_samples = (_correlation(basis[i], basis[j], ranked) for basis in bases)
+            size = max(bases[0][i].shape[1], 1) * max(bases[0][j].shape[1], 1)
+            noise = 2 * math.sqrt((1 / n + 1 / m) * size) * (1 - of_rows**2)
+            name = f"{columns[i].name} × {columns[j].name}"
+            distances.append(Distance(name, abs(of_rows - of_samples), noise))
+        return distances
+
+
+def _of_numbers(rows: Values, samples: Values) -> float:
+    """The largest difference of two distribution functions."""
+    both = np.unique(np.concatenate([rows, samples]))
+    below = [np.searchsorted(np.sort(one), both, "right") / len(one) for one in (rows, samples)]
+    return float(np.abs(below[0] - below[1]).max())
+
+
+def _of_levels(rows: Values, samples: Values) -> float:
+    """Half the sum of the differences of probabilities."""
+    levels = np.unique(np.concatenate([rows, samples]))
+    shares = [(one[:, None] == levels).mean(0) for one in (rows, samples)]
+    return float(np.abs(shares[0] - shares[1]).sum() / 2)
+
+
+def _scores(column: Column, codes: Values) -> Values:
+    """An orthonormal basis of centred scores, (n, r): ranks of numbers, which ascend, any of
+    levels."""
+    if column.levels is None or column.kind == "ordinal":
+        _, places, counts = np.unique(codes, return_inverse=True, return_counts=True)
+        scores = (np.cumsum(counts) - (counts - 1) / 2)[places][:, None]
+        centred = scores - scores.mean(0)
+        return centred / max(float(np.linalg.norm(centred)), 1e-12)
+    scores = (codes[:, None] == np.arange(column.levels)).astype(float)
+    basis, sizes, _ = np.linalg.svd(scores - scores.mean(0), full_matrices=False)
+    kept: Values = basis[:, sizes > 1e-9 * math.sqrt(len(codes))]
+    return kept
+
+
+def _correlation(one: Values, other: Values, ranked: bool) -> float:
+    """The largest correlation of scores, with a sign if both are ranks."""
+    if not one.shape[1] or not other.shape[1]:
+        return 0.0
+    product = one.T @ other
+    return float(product[0, 0]) if ranked else float(np.linalg.norm(product, 2))
+
+
+# -- rules -----------------------------------------------------------------------------------------
+
+
+def _events(column: Column, codes: Values) -> Values:
+    """The level of each code, (n,), or the number of an atom, -1 of all other numbers, and whether
+    a number is absent; NaN where missing."""
+    if column.levels is not None:
+        return codes
+    there = np.where(np.isfinite(codes), -1.0, codes)
+    if isinstance(column, Mixed):
+        for k, atom in enumerate(column.atoms.tolist()):
+            there[codes == atom] = k
+    elif not isinstance(column, SkippedNumbers):
+        there[:] = math.nan
+    return np.where(codes == ABSENT, -2.0, there)
+
+
+def _forbidden(
+    columns: list[Column], rows: Values
+) -> Iterator[tuple[tuple[int, float], tuple[int, float]]]:
+    """Pairs of events of two columns that no row has, though :data:`EXPECTED` many would if the
+    columns were independent."""
+    events = [_events(column, rows[:, j]) for j, column in enumerate(columns)]
+    for i, j in itertools.combinations(range(len(columns)), 2):
+        there = np.isfinite(events[i]) & np.isfinite(events[j])
+        first, second = events[i][there], events[j][there]
+        if not len(first):
+            continue
+        for a, b in itertools.product(np.unique(first), np.unique(second)):
+            is_a, is_b = first == a, second == b
+            if is_a.mean() * is_b.sum() >= EXPECTED and not (is_a & is_b).any():
+                yield (i, float(a)), (j, float(b))

@@ -1,0 +1,1 @@
+"""Batches, optimizers, the state of training with its steps, and its reports."""

@@ -1,0 +1,125 @@
+"""The parts of training that are functions of the step: order of the data, the optimizer, falls."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inference.settings.options import Optimization
+from inference.settings.seeds import seed_from
+from inference.training.optimizers import Muon, hidden_weights
+from pyro_mdm import DiffusionModel
+from pyro_mdm.scores.denoiser import DenoiserScore
+
+FALL = 0.005
+"""The least change of a bound, in bits/dim, that counts as a fall."""
+
+
+def optimizer(
+    model: DiffusionModel, settings: Optimization, *, scaled: bool = False
+) -> tuple[list[str], torch.optim.Optimizer]:
+    """The optimizer of the network and, at its own rate, the diffusion; and parameter names.
+
+    Args:
+        scaled: whether the loss is scaled, as in float16.
+    """
+    muon = settings.optimizer == "muon"
+    hidden = set(hidden_weights(model)) if muon else set()
+    groups: list[dict[str, Any]] = [{}, {}, {}]
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            place = 2 if name.startswith("diffusion.") else int(name in hidden)
+            groups[place][name] = parameter
+    names = [name for group in groups for name in group]
+    options: list[dict[str, Any]] = [
+        {"lr": settings.learning_rate},
+        {"lr": settings.learning_rate, "orthogonal": True},
+        {"lr": settings.diffusion_learning_rate},
+    ]
+    given = [
+        {"params": list(group.values()), **option}
+        for group, option in zip(groups, options, strict=True)
+        if group
+    ]
+    if muon:
+        return names, Muon(given, eps=settings.adam_epsilon, weight_decay=0.0)
+    # one kernel for all parameters: on a CPU a loop over them takes seven times as long; it would
+    # undo a loss scale itself, before gradients are clipped
+    fused = not scaled and {p.device.type for p in model.parameters()} <= {"cpu", "cuda"}
+    return names, torch.optim.AdamW(given, eps=settings.adam_epsilon, weight_decay=0.0, fused=fused)
+
+
+def indices(step: int, batch_size: int, n: int, seed: int) -> Tensor:
+    """The indices of the data in the batch of ``step``, from whole permutations in turn."""
+    position = torch.arange(step * batch_size, (step + 1) * batch_size)
+    epochs = position // n
+    return torch.cat(
+        [_permutation(e, n, seed)[position[epochs == e] % n] for e in epochs.unique().tolist()]
+    )
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(epoch: int, n: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed_from(seed, "order", epoch))
+    return torch.randperm(n, generator=generator)
+
+
+def last_fall(bounds: Mapping[int, float]) -> tuple[int, int]:
+    """The step at which a bound (bits/dim by step) last fell, and the number of steps after it.
+
+    A fall is by at least :data:`FALL` from the last one; the first measurement counts as a fall.
+    """
+    step, *later = bounds
+    after = 0
+    for other in later:
+        fell = bounds[other] <= bounds[step] - FALL
+        step, after = (other, 0) if fell else (step, after + 1)
+    return step, after
+
+
+@dataclass
+class LossWindow:
+    """The losses of some steps: their number, sum and sum of squares."""
+
+    number: float = 0.0
+    total: float = 0.0
+    squares: float = 0.0
+
+    def add(self, loss: float) -> None:
+        self.number, self.total = self.number + 1, self.total + loss
+        self.squares += loss**2
+
+    @property
+    def mean_and_error(self) -> tuple[float, float]:
+        """The mean and its standard error."""
+        n = self.number
+        mean = self.total / n
+        variance = max(0.0, self.squares / n - mean**2) * n / (n - 1) if n > 1 else math.nan
+        return mean, math.sqrt(variance / n)
+
+
+def open_range(*models: DiffusionModel) -> None:
+    """Take back what :func:`close_range` declared, for training that goes on."""
+    for model in models:
+        if isinstance(model.score_function, DenoiserScore):
+            model.score_function.set_trained_range(-math.inf, math.inf)
+
+
+def close_range(*models: DiffusionModel) -> None:
+    """Declare the range of log SNR that denoisers were trained on; others raise from here on.
+
+    The models are of one training, with averaged and last weights. Their learned ends may differ a
+    little, and each serves the union of their ranges.
+    """
+    diffusions = [model.diffusion for model in models]
+    low = min(diffusion.terminal_log_snr.item() for diffusion in diffusions)
+    high = max(diffusion.max_log_snr for diffusion in diffusions)
+    for model in models:
+        if isinstance(model.score_function, DenoiserScore):
+            model.score_function.set_trained_range(low, high)
