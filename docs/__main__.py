@@ -23,6 +23,9 @@ def main() -> None:
             f"error: the documentation needs {', '.join(missing)}, not installed here; "
             'pip install -e ".[docs]" installs what it is built with'
         )
+    if {"-h", "--help"} & {*sys.argv[1:]}:  # Sphinx's own fails on Python's argparse
+        print(f"{__doc__}\nOptions are those of sphinx-build, such as -a: write all pages anew.")
+        return
     from sphinx.cmd.build import build_main
 
     build, words = DOCS / "_build", sys.argv[1:]
