@@ -47,7 +47,9 @@ __all__ = [
 ]
 
 Values = NDArray[Any]
+"""Values or codes of a column."""
 Center = Literal["mean", "median"]
+"""The middle of draws."""
 
 
 class Column(ABC):
