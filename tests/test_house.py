@@ -375,6 +375,11 @@ NO_NAMES = {"each", "found", "known", "of", "own", "part", "told"}
 NOT_YET = ("pyro_mdm/diffusions",)
 """Places where variables have such names still."""
 INTERFACE = {
+    ("pyro_mdm/tables/columns/levels.py", "Boolean", "_known"),
+    ("pyro_mdm/tables/columns/levels.py", "Categorical.__init__", "_known"),
+    ("pyro_mdm/tables/columns/levels.py", "Ordinal.__init__", "_known"),
+    ("pyro_mdm/tables/columns/levels.py", "_Levels", "_known"),
+    ("pyro_mdm/tables/columns/skipped.py", "SkippedLevels._known", "_known"),
     ("models/data.py", "DataSet.numbers", "part"),
     ("models/imagenet32.py", "ImageNet32.decode", "part"),
     ("models/imagenet32.py", "ImageNet32New.decode", "part"),
@@ -399,7 +404,8 @@ INTERFACE = {
     ("pyro_mdm/scores/discrete_denoiser.py", "DiscreteDenoiser.check_values", "known"),
     ("pyro_mdm/support/modules.py", "of_part", "part"),
 }
-"""Parameters of public functions with such names, by file and function: callers may use them."""
+"""Parameters of public functions with such names, by file and function, which callers may use, and
+attributes of columns, which runs keep."""
 
 
 def unnamed(source: str) -> list[tuple[str, str]]:

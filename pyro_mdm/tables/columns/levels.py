@@ -38,17 +38,15 @@ PLACEHOLDERS = {"?", "-", "--", ".", "n/a", "n.a.", "na", "nan", "none", "null",
 class _Levels(Column):
     """Levels k = 0 … n - 1 at linspace(-1, 1, n)."""
 
-    _in_order: Sequence[Any]
+    _known: Sequence[Any]
 
     def read(self, values: Series[Any]) -> Values:
-        place = {value: k for k, value in enumerate(self._in_order)}
+        place = {value: k for k, value in enumerate(self._known)}
         levels = values.astype(object).map(place)
         return np.asarray(levels.to_numpy(dtype=np.float64, na_value=math.nan))
 
     def refusal(self, value: object) -> str:
-        levels = ", ".join(map(shown, self._in_order[:8])) + (
-            ", …" if len(self._in_order) > 8 else ""
-        )
+        levels = ", ".join(map(shown, self._known[:8])) + (", …" if len(self._known) > 8 else "")
         return (
             f"column {self.name!r} holds {shown(value)}, which the training rows never have; "
             f"expected one of {levels}. Leave the entry empty, join it with another category, or "
@@ -56,7 +54,7 @@ class _Levels(Column):
         )
 
     def values(self, codes: Values) -> Any:
-        return np.asarray(self._in_order, dtype=object)[codes.astype(int)]
+        return np.asarray(self._known, dtype=object)[codes.astype(int)]
 
     def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if self.places is None or isinstance(self.places, int):
@@ -77,7 +75,7 @@ class _Levels(Column):
     @property
     def _count(self) -> int:
         """The number of levels."""
-        return len(self._in_order)
+        return len(self._known)
 
 
 class Boolean(_Levels):
@@ -85,7 +83,7 @@ class Boolean(_Levels):
 
     kind = "boolean"
     levels = 2
-    _in_order = (False, True)
+    _known = (False, True)
 
     @classmethod
     def recognizes(cls, values: Series[Any]) -> bool:
@@ -153,7 +151,7 @@ class Ordinal(_Levels):
         levels = np.unique(values[~np.isnan(values)]).tolist() if order is None else list(order)
         if ends is not None:
             self._ends, levels = ends, np.arange(ends[0], ends[1] + 1).tolist()
-        self._in_order, self._said = levels, said
+        self._known, self._said = levels, said
         self._of_numbers = all(isinstance(level, float) for level in levels)
         self._numbers_in_order = order is None
         self.levels, self._even = len(levels), even or order is not None
@@ -211,7 +209,7 @@ class Ordinal(_Levels):
 
     @property
     def places(self) -> int | Sequence[float]:
-        numbers = np.array([0.0] if self._even else self._in_order)
+        numbers = np.array([0.0] if self._even else self._known)
         gaps = np.diff(numbers)
         if self._even or gaps.min() < 0.5 * gaps.mean() or np.allclose(gaps, gaps[0]):
             return self._count
@@ -227,7 +225,7 @@ class Ordinal(_Levels):
     def values(self, codes: Values) -> Any:
         if not self._of_numbers:
             return super().values(codes)
-        numbers = np.asarray(self._in_order)
+        numbers = np.asarray(self._known)
         if (numbers == numbers.round()).all():
             numbers = numbers.astype(np.int64)
         return numbers[codes.astype(int)]
@@ -236,23 +234,23 @@ class Ordinal(_Levels):
         """The median draw."""
         import pandas as pd
 
-        place = {level: k for k, level in enumerate(self._in_order)}
+        place = {level: k for k, level in enumerate(self._known)}
         levels = np.stack([pd.Series(row).map(place).to_numpy(np.float64) for row in draws])
         return np.asarray(self.values(np.sort(levels, 0)[len(draws) // 2]))
 
     @property
     def in_words(self) -> str:
-        first, last = self._in_order[0], self._in_order[-1]
+        first, last = self._known[0], self._known[-1]
         if self._numbers_in_order:
             return f"ordinal: {self.levels} numbers in their order, {first:g} to {last:g}"
-        shown = [*map(_plain, self._in_order)]
+        shown = [*map(_plain, self._known)]
         return f"ordinal: {' < '.join(shown if len(shown) <= 8 else [*shown[:7], '…', shown[-1]])}"
 
     @property
     def spec(self) -> str:
         if self._ends is not None:
             return f"ordinal {range_in_words(self._ends)}"
-        return "<".join(map(_plain, self._in_order)) if self._said else "ordinal"
+        return "<".join(map(_plain, self._known)) if self._said else "ordinal"
 
 
 class Categorical(_Levels):
@@ -271,8 +269,8 @@ class Categorical(_Levels):
     def __init__(self, name: str, values: Series[Any], *, one_hot: bool = True) -> None:
         super().__init__(name)
         levels = values.dropna().astype(object).value_counts().index.tolist()
-        self._in_order = levels[: self.most_levels]
-        self.levels = len(self._in_order)
+        self._known = levels[: self.most_levels]
+        self.levels = len(self._known)
         self.width = self.levels if one_hot and self.levels > 2 else 1
 
     @classmethod
@@ -330,9 +328,7 @@ class Categorical(_Levels):
 
     @property
     def in_words(self) -> str:
-        levels = ", ".join(map(str, self._in_order[:5])) + (
-            ", …" if len(self._in_order) > 5 else ""
-        )
+        levels = ", ".join(map(str, self._known[:5])) + (", …" if len(self._known) > 5 else "")
         return f"categorical: {self.levels} categories, {levels}"
 
 

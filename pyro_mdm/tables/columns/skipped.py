@@ -177,7 +177,7 @@ class SkippedLevels(Skipped, Categorical):
         return self.levels - 1.0
 
     @property
-    def _in_order(self) -> Sequence[Any]:  # type: ignore[override]
+    def _known(self) -> Sequence[Any]:  # type: ignore[override]
         assert self.column.levels is not None
         return [*self.column.values(np.arange(self.column.levels)), None]
 
