@@ -498,14 +498,14 @@ class ManyTimes(NamedTuple):
         if not self._is_plain():
             return self.block.log_snr_rate(s)
         by_clock = 2 * self.block.D[0, 0] / self.block.stationary_covariance[0, 0]
-        return (
-            self.block.rate(s) * -by_clock / torch.expm1(-by_clock * self.block.positive_clock(s))
-        )
+        rate = self.block.rate(s) * -by_clock  # first: gradients are added in this order
+        return rate / torch.expm1(-by_clock * self.block.positive_clock(s))
 
     def time_at_log_snr(self, value: Tensor) -> Tensor:
         """The time with a log SNR, for K = 1 by one logarithm."""
         if not self._is_plain():
-            return self.block.time_at_log_snr(value)
+            s: Tensor = self.block.time_at_log_snr(value)
+            return s
         S = self.block.stationary_covariance[0, 0]
         tau = S / (2 * self.block.D[0, 0]) * torch.log1p((-value).exp() / S)
         return self.block.time_at_clock(tau)
