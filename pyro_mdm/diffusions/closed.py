@@ -263,8 +263,8 @@ class Kernels(Diffusion):
         nats; the other arguments are those of :meth:`denoising_error`."""
         log_snr, rate = self.level(u.clamp(0, 1))
         z = noised_data(x, log_snr, noise)
-        told = log_snr if log_snr.dim() == 1 else log_snr.expand(x.shape)
-        square = (x - denoiser(z, told)).square()
+        levels = log_snr if log_snr.dim() == 1 else log_snr.expand(x.shape)
+        square = (x - denoiser(z, levels)).square()
         weight = with_event_dims(0.5 * (rate * log_snr.exp()).to(x.dtype), x)
         return of_counted(weight * square, counted).flatten(1).sum(1)
 

@@ -93,16 +93,16 @@ def _batched(rows: Tensor, y: Tensor, create_graph: bool) -> Tensor:
     unit = torch.eye(d * K, dtype=rows.dtype, device=rows.device)
     options: dict[str, Any] = {"create_graph": create_graph, "retain_graph": True}
     total = rows.new_zeros(n)
-    for part in torch.arange(d * K, device=rows.device).split(max(1, AT_ONCE // (n * d * K))):
-        along = unit[part].reshape(-1, 1, d, K).expand(-1, n, d, K)
+    for chunk in torch.arange(d * K, device=rows.device).split(max(1, AT_ONCE // (n * d * K))):
+        along = unit[chunk].reshape(-1, 1, d, K).expand(-1, n, d, K)
         try:
             (grad,) = torch.autograd.grad(rows, y, along, is_grads_batched=True, **options)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:  # a network whose derivative takes no batch
             grad = torch.stack([torch.autograd.grad(rows, y, one, **options)[0] for one in along])
-        of_rows = grad.flatten(3).mT.reshape(len(part), n, d * K)  # (…, K, d) -> (…, d, K)
-        total = total + of_rows[torch.arange(len(part)), :, part].sum(0)
+        of_rows = grad.flatten(3).mT.reshape(len(chunk), n, d * K)  # (…, K, d) -> (…, d, K)
+        total = total + of_rows[torch.arange(len(chunk)), :, chunk].sum(0)
     return total
 
 

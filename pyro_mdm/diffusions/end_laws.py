@@ -97,7 +97,9 @@ class EndLaws:
     @property
     def start_time(self) -> Tensor:
         """ε, 0-dim: the time at which log SNR equals ``max_log_snr``, or ``cut_time``."""
-        return self._kept("start_time", lambda: self.linear.inverse_clock(self.start_clock()))
+        start: Tensor
+        start = self._kept("start_time", lambda: self.linear.inverse_clock(self.start_clock()))
+        return start
 
     @property
     def start(self) -> Marginal:
@@ -168,7 +170,9 @@ class EndLaws:
 
     def terminal_clock(self) -> Tensor:
         """The clock time of T, 0-dim."""
-        return self._kept("terminal clock", lambda: self.linear.clock(self.linear.horizon))
+        end: Tensor
+        end = self._kept("terminal clock", lambda: self.linear.clock(self.linear.horizon))
+        return end
 
     def clocks(self) -> Tensor:
         """Clock times of ``max_log_snr`` and, if given, ``min_log_snr``: (1,) or (2,)."""
@@ -192,7 +196,8 @@ class EndLaws:
         def compute() -> Tensor:
             tau = torch.stack([self.start_clock(), self.terminal_clock()])
             log_det = self.laws().log_det
-            return self.linear.curve().log_volume(log_det, tau)
+            ends: Tensor = self.linear.curve().log_volume(log_det, tau)
+            return ends
 
         return self._kept("log_volume_ends", compute)
 

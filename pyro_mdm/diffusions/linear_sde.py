@@ -88,6 +88,9 @@ class LinearSDE(LinearDiffusion):
             cut_time=cut_time,
         )
 
+    given_prior: Tensor | None
+    """Σ_π where it is given."""
+
     def register_reference(self, variance: float | Sequence[float] | Matrix | None) -> None:
         given = None
         if variance is not None:
@@ -97,7 +100,7 @@ class LinearSDE(LinearDiffusion):
     @property
     def prior_covariance(self) -> Tensor:
         """Σ_π (K, K) of the prior N(0, Σ_π): as given, or Σ(T)."""
-        given: Tensor | None = self.given_prior
+        given = self.given_prior
         return self.terminal.covariance if given is None else given
 
     def at_rest(self) -> bool:
@@ -204,8 +207,9 @@ class DriftAndDispersion(Constant):
 
     def constant(self, name: str) -> Tensor:
         if name == "A":
-            return self.linear.get_buffer("_A")
-        G = self.linear.get_buffer("_G")
+            A: Tensor = self.linear.get_buffer("_A")
+            return A
+        G: Tensor = self.linear.get_buffer("_G")
         noise = G @ G.mT
         return (noise + noise.mT) / 2
 

@@ -192,9 +192,9 @@ class PerDimensionDiffusion(Kernels):
 
     def _widths(self) -> Tensor:
         """λ(ε) - λ(T) of each cell's block, (cells,)."""
-        each = torch.stack([self.start_log_snr - b.terminal_log_snr for b in self._each_block()])
-        number = torch.tensor(self._cells_of_block, device=each.device)
-        return each.repeat_interleave(number)
+        widths = torch.stack([self.start_log_snr - b.terminal_log_snr for b in self._each_block()])
+        number = torch.tensor(self._cells_of_block, device=widths.device)
+        return widths.repeat_interleave(number)
 
     def _of_cells(self, of_clocks: Tensor) -> Tensor:
         return of_clocks.index_select(-1, self._clock_of_cell)
@@ -395,8 +395,8 @@ class PerDimensionDiffusion(Kernels):
         if self.num_variables == 1:
             return self.log_snr_map_rate(at).flatten(1).mean(-1).reshape(s.shape)
         rates = iter(self._speed(at, self.local_times(at)))
-        each = self.each(lambda block, t: block.log_volume_rate(t) * next(rates), at)
-        value: Tensor = each.flatten(1).mean(-1).reshape(s.shape)
+        laws = self.each(lambda block, t: block.log_volume_rate(t) * next(rates), at)
+        value: Tensor = laws.flatten(1).mean(-1).reshape(s.shape)
         return value
 
     @property
@@ -453,7 +453,7 @@ class PerDimensionDiffusion(Kernels):
 
     def settings(self) -> dict[str, Any]:
         parts = {"blocks": self.blocks, "clocks": self.clocks, "transform": self.transform}
-        return {name: described(part) for name, part in parts.items()}
+        return {name: described(value) for name, value in parts.items()}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PerDimensionDiffusion:
         self._kept.clear()  # it is where the diffusion was
@@ -498,14 +498,14 @@ class ManyTimes(NamedTuple):
         if not self._is_plain():
             return self.block.log_snr_rate(s)
         by_clock = 2 * self.block.D[0, 0] / self.block.stationary_covariance[0, 0]
-        return (
-            self.block.rate(s) * -by_clock / torch.expm1(-by_clock * self.block.positive_clock(s))
-        )
+        rate = self.block.rate(s) * -by_clock  # first: gradients are added in this order
+        return rate / torch.expm1(-by_clock * self.block.positive_clock(s))
 
     def time_at_log_snr(self, value: Tensor) -> Tensor:
         """The time with a log SNR, for K = 1 by one logarithm."""
         if not self._is_plain():
-            return self.block.time_at_log_snr(value)
+            s: Tensor = self.block.time_at_log_snr(value)
+            return s
         S = self.block.stationary_covariance[0, 0]
         tau = S / (2 * self.block.D[0, 0]) * torch.log1p((-value).exp() / S)
         return self.block.time_at_clock(tau)

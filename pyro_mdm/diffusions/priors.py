@@ -165,8 +165,8 @@ class DistributionPrior(Prior):
     def log_prob(self, y: Tensor) -> Tensor:
         self._check(y)
         value = y.movedim(1, -1).to(self._device, self._dtype)
-        each: Tensor = self.distribution.log_prob(value).to(y)
-        return each.flatten(1).sum(1) if each.dim() > 1 else each
+        log_prob: Tensor = self.distribution.log_prob(value).to(y)
+        return log_prob.flatten(1).sum(1) if log_prob.dim() > 1 else log_prob
 
     def sample(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
         """Samples from torch's global generator, seeded here by ``generator``."""
@@ -259,9 +259,9 @@ class QuadraturePrior(Prior):
             cdf = torch.cat([cells.new_zeros(1), cells.cumsum(0)]) / cells.sum()
             q = torch.rand(lead, generator=generator, dtype=torch.float64, device=device).to(cdf)
             i = torch.searchsorted(cdf.detach(), q).clamp(1, len(cdf) - 1)
-            part = (q - cdf[i - 1]) / (cdf[i] - cdf[i - 1]).clamp_min(1e-300)
+            fraction = (q - cdf[i - 1]) / (cdf[i] - cdf[i - 1]).clamp_min(1e-300)
             u = _inverse(nodes)
-            columns.append(_line(torch.lerp(u[i - 1], u[i], part.clamp(0, 1))))
+            columns.append(_line(torch.lerp(u[i - 1], u[i], fraction.clamp(0, 1))))
         return torch.stack(columns, 1).to(device)
 
     def entropy(self, num_dims: int = 1) -> Tensor:

@@ -63,13 +63,13 @@ class Simulation(Recorded):
         if not 0 < check_number("increment", self.increment, expected) < 1:
             raise ValueError(f"increment is {self.increment}, expected {expected}")
         check_count("points", self.points, "the number of evaluations along a path")
-        known = {
+        choices = {
             "method": (None, "euler", "srk"),
             "backpropagation": ("direct", "adjoint"),
             "objective": ("ism", "local_dsm"),
             "probe_law": ("rademacher", "gaussian"),
         }
-        for name, values in known.items():
+        for name, values in choices.items():
             if getattr(self, name) not in values:
                 text = ", ".join(map(str, values))
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {text}")

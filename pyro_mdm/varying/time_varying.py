@@ -425,8 +425,8 @@ class DriftAndDispersionFunctions(Functions):
         return self.evaluate("G", s)
 
     def at(self, name: str, s: Times) -> Tensor:
-        s = self.linear.checked_time("s", s)
-        return self.drift_at(s) if name == "A" else self.noise_at(s)
+        time: Tensor = self.linear.checked_time("s", s)
+        return self.drift_at(time) if name == "A" else self.noise_at(time)
 
     def root(self, s: Times | None = None) -> Tensor:
         return self.constant("G") if s is None else self.root_at(self.linear.checked_time("s", s))
