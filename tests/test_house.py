@@ -372,8 +372,6 @@ def test_what_callers_use_of_a_diffusion_is_declared(module: str) -> None:
 
 NO_NAMES = {"each", "found", "known", "of", "own", "part", "told"}
 """Words that do not say what a variable holds."""
-NOT_YET = ("pyro_mdm/diffusions",)
-"""Places where variables have such names still."""
 INTERFACE = {
     ("pyro_mdm/tables/columns/levels.py", "Boolean", "_known"),
     ("pyro_mdm/tables/columns/levels.py", "Categorical.__init__", "_known"),
@@ -439,7 +437,6 @@ def test_variables_are_named_for_what_they_hold() -> None:
         (file, function, word)
         for path in MODULES.values()
         for file in [path.relative_to(ROOT).as_posix()]
-        if not file.startswith(NOT_YET)
         for function, word in unnamed(path.read_text(encoding="utf-8"))
     }
     assert not named - INTERFACE, "\n".join(map(": ".join, sorted(named - INTERFACE)))

@@ -382,12 +382,12 @@ def _basis_growth(
         for k in range(int(order.max()) + 1):
             here, before = orders == k, orders == k - 1
             if k == 0:
-                noise, own = rounded_GG.diagonal()[here], GG1.diagonal()[here]
+                noise, growth = rounded_GG.diagonal()[here], GG1.diagonal()[here]
             else:
                 noise = rounded_A + oblique[:, None] * size.amax(0)
                 noise = noise + turned[None, :] * size.amax(1)[:, None]
-                noise, own = noise[here][:, before].norm(dim=1), A1[here][:, before].norm(dim=1)
-            turned[here] = oblique[here].maximum(noise / own.clamp_min(1e-300) - 1)
+                noise, growth = noise[here][:, before].norm(dim=1), A1[here][:, before].norm(dim=1)
+            turned[here] = oblique[here].maximum(noise / growth.clamp_min(1e-300) - 1)
         for matrix, rounded, zero in ((A1, rounded_A, above), (GG1, rounded_GG, noiseless)):
             size = matrix.abs()
             noise = rounded + turned[:, None] * size.amax(0) + turned * size.amax(1)[:, None]
