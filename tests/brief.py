@@ -58,6 +58,7 @@ def be_brief(patch: pytest.MonkeyPatch, *, figures: bool = False) -> None:
     patch.setattr(report.pictures, "picture", _picture)
     patch.setattr(report.sampling, "draw", _quickly(report.sampling.draw))
     patch.setattr(environment, "_packages", _once(environment._packages))
+    patch.setattr(environment, "_git", _once_of_each(environment._git))
     patch.setattr(os, "fsync", lambda descriptor: None)
 
 
@@ -93,3 +94,8 @@ def _picture(problem: object, x: torch.Tensor, **options: object) -> torch.Tenso
 def _once(function: Callable[[], object]) -> Callable[[], object]:
     found = function()
     return lambda: found
+
+
+@functools.cache
+def _once_of_each(function: Callable[..., object]) -> Callable[..., object]:
+    return functools.cache(function)

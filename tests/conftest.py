@@ -72,6 +72,7 @@ def pytest_collection_finish() -> None:
     """Modules and tests stay to the end: no collection of garbage is to walk through them."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)  # garbage is collected less often
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -100,9 +100,9 @@ def test_few_data_have_the_known_bound(n: int) -> None:
 
 
 def test_a_chain_has_the_bound_of_its_grid() -> None:
-    diffusion, x = cut_cld(), data(30)
+    diffusion, x = cut_cld(), data(150)
     model, guide = programs(diffusion, denoiser(), times=6)
-    found = bound(model, guide, x, draws=60)
+    found = bound(model, guide, x, draws=12)
     with torch.no_grad():
         truth = chain_truth(diffusion, x, diffusion.log_snr_grid(6))
     assert found.monte_carlo_error < 0.06
@@ -183,13 +183,13 @@ def test_the_error_of_a_datum_covers_its_bound(score: str, decoder: str, draws: 
 
 @pytest.mark.parametrize(("score", "decoder"), BOUNDS[::3])
 def test_the_error_of_a_datum_falls_with_draws(score: str, decoder: str) -> None:
-    """As their root, from 4 draws to 64, where coefficients are better too: the decoder is drawn as
+    """As their root, from 4 draws to 32, where coefficients are better too: the decoder is drawn as
     often as the diffusion term."""
     model, guide, _ = of_levels(score, decoder)
     errors = [
-        bound(model, guide, ROWS, draws=draws).per_datum_error.square().mean() for draws in (4, 64)
+        bound(model, guide, ROWS, draws=draws).per_datum_error.square().mean() for draws in (4, 32)
     ]
-    assert math.sqrt(errors[0] / errors[1]) > 2.8
+    assert math.sqrt(errors[0] / errors[1]) > 2.0
 
 
 LAWS: dict[str, Callable[[Tensor], Tensor]] = {

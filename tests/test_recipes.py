@@ -95,14 +95,15 @@ def test_a_recipe_is_read_and_names_what_there_is(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["cifar10", "cifar10_paper"])
 def test_a_recipe_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a few random images, with the small network and for two steps."""
+    """On a few small random images, with the small network and for two steps."""
 
     def few(self: CIFAR10, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
         generator = torch.Generator().manual_seed(0)
-        codes = torch.randint(3, (32, 3, 32, 32), generator=generator, dtype=torch.uint8)
-        return codes[:16], codes[16 : 16 + 8 * holdout], codes[24:]
+        codes = torch.randint(3, (24, 3, 8, 8), generator=generator, dtype=torch.uint8)
+        return codes[:8], codes[8 : 8 + 8 * holdout], codes[16:]
 
     monkeypatch.setattr(CIFAR10, "split", few)
+    monkeypatch.setattr(CIFAR10, "event_shape", (3, 8, 8))
     small = CIFAR10.networks["small"] | {"base": 8}
     monkeypatch.setitem(CIFAR10.networks, "small", small)
     (path,) = [p for p in RECIPES if p.stem == name]

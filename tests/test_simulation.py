@@ -784,8 +784,8 @@ def path_gradient(
 @pytest.mark.parametrize(
     ("make", "steps"),
     [
-        (lambda: Simulated(learned(2, 2, 33, beta=ConstantBeta(0.5))), (4, 64)),
-        (lambda: Bending(horizon=0.2), (4, 128)),
+        (lambda: Simulated(learned(2, 2, 33, beta=ConstantBeta(0.5))), (4, 32)),
+        (lambda: Bending(horizon=0.2), (4, 64)),
     ],
     ids=["additive", "general"],
 )

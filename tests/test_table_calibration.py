@@ -120,10 +120,10 @@ def test_programs_draw_tables(
     frame(90).to_csv(tmp_path / "table.csv", index=False)
     run = tmp_path / "run"
     short: dict[str, Any] = {**SHORT, "model": "tabular", "data": tmp_path / "table.csv"}
-    short |= {"measure_every": 2, "holdout": True, "min_log_snr": -9.0}
+    short |= {"steps": 2, "measure_every": 2, "holdout": True, "min_log_snr": -9.0}
     with monkeypatch.context() as patch:
         be_brief(patch, figures=True)
-        patch.setattr(Agreement, "differs", [])  # of a run of four steps
+        patch.setattr(Agreement, "differs", [])  # of a run of two steps
         train(**short, guide="vpsde", run=run)
     tags = EventAccumulator(str(run / "tensorboard")).Reload().Tags()["images"]
     drawn = {"Overview/samples", "training/calibration", "samples/pairs", "test/calibration"}
