@@ -230,4 +230,4 @@ class EndLaws:
     def _last_log_snr(self) -> float:
         """λ where the clock ends."""
         _, _, factor = self.linear.factorization(self.linear.clock(self.linear.horizon))
-        return float(factor.log_snr)
+        return float(factor.log_snr.detach())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -128,13 +129,16 @@ class Inversion:
         with torch.no_grad():
             wanted = -value.detach()
             x = self._about(wanted, move)
-            for _ in range(12):
-                error, step = self._halley(move, x, wanted)
-                x = x + step
-                if not bool((step.abs() < 3).all()):
-                    break
-                if bool(((step.abs() < enough) & (error.abs() < 10 * enough)).all()):
-                    return x.exp()
+            with suppress(
+                kernels.KernelPrecisionError
+            ):  # no number, where noise does not reach all
+                for _ in range(12):
+                    error, step = self._halley(move, x, wanted)
+                    x = x + step
+                    if not bool((step.abs() < 3).all()):
+                        break
+                    if bool(((step.abs() < enough) & (error.abs() < 10 * enough)).all()):
+                        return x.exp()
         return self.root(value)
 
     def _about(self, wanted: Tensor, move: ConstantPropagator) -> Tensor:
