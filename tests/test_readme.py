@@ -41,6 +41,8 @@ SHORTER = {
     r"in range\(\d{3,}\)": "in range(2)",
     r"\(300": "(30",  # data
     r"\(updates=\d{3,}": "(updates=20",
+    r"simulations(\"?[:=] ?)500": r"simulations\g<1>100",
+    r"Integrator\(25\)": "Integrator(5)",
     r"num_samples=30\)": "num_samples=6)",  # each a run of particles
     r"num=50\)": "num=3)",  # each drawn by steps
     r"draws=8\)": "draws=2)",
