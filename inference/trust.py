@@ -158,6 +158,7 @@ def _refusal(rule: _Rule, option: str, name: str, path: Path | None, digest: str
             f"unless you say --trust, or name it yourself: --{option} {name}"
         )
     changed = ", or it has changed since" if _is_known(path) else ""
+    column = "NAME=" if option == "columns" else ""
     full_name = (
         f"{path}:{name.rpartition(':')[2]}" if name.rpartition(":")[0].endswith(".py") else name
     )
@@ -166,8 +167,8 @@ def _refusal(rule: _Rule, option: str, name: str, path: Path | None, digest: str
         f"You have not named that file on this command line, nor trained with it{changed}, so it "
         "is not run. Read it first, and what it imports. If you trust it, add --trust, once: that "
         "very file is then remembered (in Python: with inference.trust.trusting()). Or name it "
-        f"yourself, --{option} {full_name}, where a program takes that; what you train with is "
-        "remembered too"
+        f"yourself, --{option} {column}{full_name}, where a program takes that; what you train "
+        "with is remembered too"
     )
 
 

@@ -42,7 +42,9 @@ from pyro_mdm.tables.columns.kinds import (
     DROP,
     KINDS,
     FindKind,
+    class_of,
     doubts_of,
+    is_name,
     kind_names,
     kinds_of,
     left_out,
@@ -335,18 +337,32 @@ class Tabular(Problem):
     @property
     def _facts(self) -> dict[str, Any] | None:
         """The columns as JSON; None where there are levels that it cannot hold."""
-        try:
-            return {"columns": [column_facts(column) for column in self.columns]}
-        except TypeError:
-            return None
+        facts = []
+        for column in self.columns:
+            try:
+                facts.append(column_facts(column))
+            except TypeError as error:
+                if is_name(column.kind):
+                    raise DataError(
+                        f"a run cannot keep column {column.name!r} of {column.kind}: {error}; its "
+                        "attributes must be numbers, text, tensors, lists, tuples or other columns"
+                    ) from error
+                return None
+        return {"columns": facts}
 
     def _take(self, facts: Mapping[str, Any]) -> None:
         """Take the columns of facts (DataError: they are none)."""
         try:
-            self.columns = [column_of_facts(one, self._find_kind) for one in facts["columns"]]
+            self.columns = [column_of_facts(one, self._class_of) for one in facts["columns"]]
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"what the run keeps of its table is damaged: {error}") from error
         self.event_shape = (sum(column.width for column in self.columns),)
+
+    def _class_of(self, name: str) -> type[Column]:
+        """A class of your own that facts name, of the file that the settings name by now."""
+        kinds = [parse_spec(column, text).kind or "" for column, text in self._kinds.items()]
+        moved = {kind.rpartition("/")[2]: kind for kind in kinds if is_name(kind)}
+        return class_of(moved.get(name.rpartition("/")[2], name), self._find_kind)
 
     def _stand_ins(self) -> tuple[Tensor, Tensor, Tensor]:
         """Drawn rows in place of those that cannot be read, for a model that is built of them and

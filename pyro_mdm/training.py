@@ -129,9 +129,10 @@ class Trainer:
 
     A step takes the gradient of a loss, clips it, goes on with Adam, or another optimizer, at a
     rate that warms up and decays, and updates averaged weights. Iterate over a trainer for the
-    numbers of its steps: it counts them, stops in time, and leaves the module in evaluation mode
-    with its averaged weights, or with the best of them, where some were looked at. :meth:`fit` is
-    that loop. No step waits for the device. :class:`pyro.infer.SVI` is the other way to train.
+    numbers of its steps: it counts them, stops after the seconds that are given, and leaves the
+    module in evaluation mode with its averaged weights, or with the best of them, where some were
+    looked at. A loop that is left by ``break`` calls :meth:`end` itself. :meth:`fit` is that loop.
+    No step waits for the device. :class:`pyro.infer.SVI` is the other way to train.
 
     Args:
         module: the module that is trained, such as ``MDM_ELBO()(model, guide)``, or its weights.
@@ -147,8 +148,9 @@ class Trainer:
         seconds: number of seconds after which training stops, at the end of a step.
         precision: "32-true" or "bf16-mixed", of the networks of scores alone.
         compile: a backend of ``torch.compile`` for the networks of scores.
-        checkpoint: a file that is written at each look and at the end, as a whole. Where it is
-            there, training goes on from it, with its random numbers.
+        checkpoint: a file that is written as a whole at each look, by :meth:`fit` or
+            :meth:`look`, and at the end. Where it is there, training goes on from it, with its
+            random numbers.
         progress: whether progress is shown, or the name of what is done.
 
     Attributes:
@@ -317,8 +319,8 @@ class Trainer:
             unit: the unit of the loss, in words.
 
         Returns:
-            The least loss of validation data, which is that of the weights that are left, or the
-            last loss.
+            The least loss of validation data, which is that of the weights that are left. Without
+            validation data the last loss, NaN if no step was left to take.
 
         Raises:
             FloatingPointError: the loss is no number.
@@ -419,11 +421,14 @@ class Trainer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a :meth:`state_dict` (ValueError: it is of another module)."""
+        if "step_number" not in state:
+            raise ValueError(
+                f"the checkpoint has {', '.join(map(str, state)) or 'nothing'}, expected the state "
+                "of a trainer; name another file"
+            )
         tensors = [*self.weights, *self._of_module]
-        shapes, saved = (
-            [tuple(t.shape) for t in tensors],
-            [tuple(t.shape) for t in state["tensors"]],
-        )
+        shapes = [tuple(tensor.shape) for tensor in tensors]
+        saved = [tuple(tensor.shape) for tensor in state["tensors"]]
         if shapes != saved:
             raise ValueError(
                 f"the checkpoint has tensors of shapes {saved}, expected those of the module, "

@@ -159,3 +159,71 @@ def test_a_run_has_a_kind_of_a_file_and_asks_for_trust(
         load_trained(tmp_path / "run")
     with trust.trusting():
         load_trained(tmp_path / "run")
+
+
+def test_a_run_opens_after_the_file_of_a_kind_has_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for a diffusion of one's own: its new folder is set in config.yaml, with a warning."""
+    monkeypatch.setenv(trust.FOLDER, str(tmp_path / "trusted"))
+    be_brief(monkeypatch)
+    file, config = tmp_path / "mine.py", tmp_path / "run" / "config.yaml"
+    shutil.copy(FILE, file)
+    options = {"steps": 2, "test_size": 8, "draws": 1, "seed": 0}
+    table = Table.fit(frame(), columns=f"wind={file}:Angle", folder=tmp_path / "run", **options)
+    (tmp_path / "elsewhere").mkdir()
+    file.rename(tmp_path / "elsewhere" / "mine.py")
+    config.write_text(config.read_text("utf-8").replace(str(file), f"{tmp_path}/elsewhere/mine.py"))
+    moved = pytest.warns(UserWarning, match="differs from the checkpoint: columns")
+    with trust.trusting(), moved:
+        again = Table.from_run(tmp_path / "run")
+    before, after = (vars(t.column("wind")) for t in (table, again))
+    assert before.keys() == after.keys()
+    assert again.sample(5)["wind"].between(0, 360, inclusive="left").all()
+
+
+MISTAKEN = """
+import numpy as np
+from pyro_mdm.tables import Ordinal
+from pyro_mdm.tables.columns.numbers import Continuous
+
+class Grade(Ordinal):
+    kind = "grade"
+
+class WithArray(Continuous):
+    kind = "with array"
+
+    def __init__(self, name, values, **others):
+        super().__init__(name, values, **others)
+        self.seen = np.zeros(3)
+"""
+
+
+def test_mistakes_about_kinds_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(trust.FOLDER, str(tmp_path / "trusted"))
+    file = tmp_path / "mine.py"
+    file.write_text(MISTAKEN, "utf-8")
+    train = np.ones(120, dtype=bool)
+    with pytest.raises(DataError, match="which find_kind is to find, and that is not given"):
+        fit_columns(frame(), train, {"wind": "mine.py:Angle"})
+    with pytest.raises(TypeError, match="dict is no kind of columns"):
+        register_kind(dict)  # type: ignore[type-var]
+    grades = frame().assign(wind=np.arange(120) % 5)
+    kinds = {"wind": f"{file}:Grade"}
+    columns = fit_columns(grades, train, kinds, names.find_column_kind)
+    assert columns[0].spec == f"{file}:Grade 0..4"
+    with pytest.raises(DataError, match="a run cannot keep column 'wind'"):
+        Table.fit(frame(), columns=f"wind={file}:WithArray", folder=tmp_path / "run", steps=2)
+
+
+def test_whoever_does_not_trust_a_kind_is_told_how_to_name_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(trust.FOLDER, str(tmp_path / "trusted"))
+    file = tmp_path / "mine.py"
+    shutil.copy(FILE, file)
+    with (
+        trust.named_by(tmp_path),
+        pytest.raises(trust.UntrustedCodeError, match=r"--columns NAME=\S+mine\.py:Angle"),
+    ):
+        names.find_column_kind(f"{file}:Angle")

@@ -278,6 +278,9 @@ def test_a_checkpoint_of_another_module_is_refused(tmp_path: Path) -> None:
     Trainer(network, steps=2, checkpoint=tmp_path / "file").fit(loss)
     with pytest.raises(ValueError, match=r"shapes .*, expected those of the module"):
         Trainer(nn.Linear(2, 2), steps=2, checkpoint=tmp_path / "file")
+    torch.save({"weights": torch.ones(1)}, tmp_path / "other")
+    with pytest.raises(ValueError, match="the checkpoint has weights, expected the state of a tr"):
+        Trainer(nn.Linear(2, 2), steps=2, checkpoint=tmp_path / "other")
 
 
 # -- mistakes --------------------------------------------------------------------------------------

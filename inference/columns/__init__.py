@@ -2,5 +2,6 @@
 
     python -m inference.train --model tabular --data wind.csv --columns "wind=angle.py:Angle"
 
-A kind is a subclass of :class:`pyro_mdm.tables.Column`, by which a run finds it again.
+A kind is a subclass of :class:`pyro_mdm.tables.Column`. A run finds it again by the name that you
+gave.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import fields
@@ -131,7 +132,7 @@ STATE: dict[str, Any] = {
 """What a checkpoint of a run has beside its tensors, with types."""
 
 MACHINE = tuple(field.name for field in fields(Machine))
-CODE = ("model", "guide", "learned_from", "score", "likelihood", "sampler")
+CODE = ("model", "guide", "learned_from", "score", "likelihood", "sampler", "columns")
 """Settings that may name a file of code."""
 
 
@@ -182,8 +183,9 @@ def check_settings(
 
 
 def _file(name: object) -> str:
-    """``file.py:Name`` without the folder of the file."""
-    return str(name).rpartition("/")[2]
+    """``file.py:Name`` without the folder of the file, alone or as kinds of columns."""
+    folders = r'=[^=,"]*/([^/=,"]+\.py:)'
+    return re.sub(folders, r"=\1", str(name)) if "=" in str(name) else str(name).rpartition("/")[2]
 
 
 def _same(one: object, other: object) -> bool:

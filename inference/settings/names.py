@@ -1,4 +1,4 @@
-"""Names on the command line: of data sets, guides, scores, likelihoods and samplers.
+"""Names on the command line: of data sets, guides, scores, likelihoods, samplers and columns.
 
 A name is one of the lists here or the class that it stands for (``malda`` or ``MALDA``),
 ``module:Name`` for something importable, or ``file.py:Name`` for something in a file of your own. A

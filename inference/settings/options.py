@@ -43,8 +43,9 @@ class DataOptions:
             age=continuous,zip=drop. Kinds are continuous, nonnegative, mixed, rounded, integer,
             boolean, ordinal, categorical, date and drop, or file.py:Name, a class of your own.
             Levels may have an order, size=small<middle<large, and numbers a range, score=0..100 or
-            score=integer 0..; put these in quotes. The kind of * is that of all columns that are
-            not named.
+            score=integer 0..; put these in quotes. A last word says what an empty entry is:
+            absent, or mar, missing at random. The kind of * is that of all columns that are not
+            named.
         image_size: side in pixels that images are scaled to, with --model images, after the middle
             square of each is cut out.
         logit_margin: margin α of x = logit(α + (1 - 2α) w), for dequantized images; 1e-6 by

@@ -57,7 +57,7 @@ class Column(ABC):
 
     A kind of your own is a subclass, with a constructor that fits it to values, :meth:`fit`, and
     the methods that are abstract here. Its attributes are kept as JSON: numbers, text, tensors in
-    float64, and lists and tuples of them.
+    float64, other columns, and lists and tuples of them.
 
     Attributes:
         kind: name of the kind.

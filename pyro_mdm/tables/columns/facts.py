@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_mdm.support.checks import DataError
 from pyro_mdm.tables.columns.base import Column
 from pyro_mdm.tables.columns.dates import DateForm
 from pyro_mdm.tables.columns.kinds import KINDS, FindKind, class_of
@@ -62,7 +63,7 @@ def column_of_facts(facts: Mapping[str, Any], find_kind: FindKind | None = None)
     cls = EARLIER.get((name, str(attributes.get("kind")))) or _classes().get(name)
     try:
         cls = cls or class_of(name, find_kind)
-    except ValueError as error:  # whoever refuses to run it has other words
+    except (ValueError, DataError) as error:  # whoever refuses to run it has other words
         raise ValueError(f"no column that a run keeps: {error}") from error
     try:
         column = object.__new__(cls)

@@ -64,7 +64,17 @@ C = TypeVar("C", bound=Column)
 
 
 def register_kind(kind: type[C]) -> type[C]:
-    """Add a kind of your own to :data:`KINDS`, before all others; a decorator of its class."""
+    """Add a kind of your own to :data:`KINDS` by its attribute ``kind``, so that it is asked
+    before all others whether it recognizes a column; a decorator of its class.
+
+    Raises:
+        TypeError: a class that is no subclass of :class:`Column`, or has no ``kind``.
+    """
+    if not (issubclass(kind, Column) and isinstance(getattr(kind, "kind", None), str)):
+        raise TypeError(
+            f"{kind.__name__} is no kind of columns, expected a subclass of pyro_mdm.tables.Column "
+            'with its name as an attribute, such as kind = "angle"'
+        )
     others = {name: other for name, other in KINDS.items() if name != kind.kind}
     KINDS.clear()
     KINDS.update({kind.kind: kind, **others})
@@ -77,11 +87,19 @@ def kind_names() -> list[str]:
 
 
 def class_of(kind: str, find_kind: FindKind | None = None) -> type[Column]:
-    """The class of a kind, or of a name such as ``file.py:Name`` (ValueError: an unknown one)."""
+    """The class of a kind, or of a name such as ``file.py:Name`` (DataError: an unknown one)."""
     if kind in KINDS:
         return KINDS[kind]
-    if find_kind is None or not is_name(kind):
-        raise ValueError(f"there is no kind {kind!r} of columns; use one of {', '.join(KINDS)}")
+    if not is_name(kind):
+        raise DataError(
+            f"there is no kind {kind!r} of columns, expected one of {', '.join(KINDS)}; "
+            "register_kind adds one of your own"
+        )
+    if find_kind is None:
+        raise DataError(
+            f"{kind!r} names a class, which find_kind is to find, and that is not given; give it, "
+            "or add the class by register_kind and say its kind"
+        )
     return find_kind(kind)
 
 

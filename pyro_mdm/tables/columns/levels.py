@@ -249,8 +249,9 @@ class Ordinal(_Levels):
     @property
     def spec(self) -> str:
         if self._ends is not None:
-            return f"ordinal {range_in_words(self._ends)}"
-        return "<".join(map(_plain, self._known)) if self._said else "ordinal"
+            return f"{self.kind} {range_in_words(self._ends)}"
+        is_order = self._said and self.kind == Ordinal.kind
+        return "<".join(map(_plain, self._known)) if is_order else self.kind
 
 
 class Categorical(_Levels):
