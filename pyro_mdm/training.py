@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import math
 import time
@@ -16,15 +17,16 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pyro_mdm.scores.base import Score
 from pyro_mdm.support.checks import check_count, check_number
-from pyro_mdm.support.files import replacing
+from pyro_mdm.support.files import check_place, replacing
+from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import Progress, progress_bar
 
 __all__ = ["Decay", "MovingAverage", "Precision", "Trainer", "schedule"]
 
 Decay = Literal["cosine", "constant"]
 Precision = Literal["32-true", "bf16-mixed"]
-LOOKS = 40
-"""Looks at validation data in a training."""
+LOOKS, WARMUP = 40, 100
+"""Looks at validation data in a training, and steps in which rates rise, by default."""
 
 
 def schedule(step: int, steps: int, warmup: int = 0, decay: Decay = "cosine") -> float:
@@ -36,7 +38,8 @@ def schedule(step: int, steps: int, warmup: int = 0, decay: Decay = "cosine") ->
         warmup: number of steps in which the factor rises to 1.
         decay: "cosine", half a wave from 1 to 0, or "constant".
     """
-    factor = 0.5 * (1 + math.cos(math.pi * step / steps)) if decay == "cosine" else 1.0
+    part = min(1.0, step / max(1, steps))
+    factor = 0.5 * (1 + math.cos(math.pi * part)) if decay == "cosine" else 1.0
     return min(1.0, (step + 1) / max(1, warmup)) * factor
 
 
@@ -44,19 +47,20 @@ class MovingAverage:
     r"""An exponential moving average of the weights of a module.
 
     Update n, from 0, moves an average m to m + (1 - d_n) (w - m), where w is the weight of now and
-    d_n = min(decay, (1 + n) / (memory + n)) grows to the decay. So the average forgets where it
+    d_n = min(decay, (1 + n) / (forgetting + n)) grows to the decay. So the average forgets where it
     began.
 
     Args:
         weights: the module, or the tensors that training changes in place.
         decay: the decay in the end, in [0, 1).
-        memory: the number in d_n, at least 1; the larger, the sooner the start is forgotten.
+        forgetting: the number in d_n, at least 1; the larger, the sooner the start is forgotten.
         copy: a copy of the module that is to hold the averages, and whose buffers follow those of
             the module; its weights begin with those of the first update. None: the averages are
             tensors here, which begin with the weights of now.
 
     Attributes:
-        averages: the averages, in the order of the weights.
+        weights: the weights that are averaged.
+        averages: the averages, in the same order.
         number: number of updates.
 
     Raises:
@@ -78,32 +82,32 @@ class MovingAverage:
         weights: nn.Module | Iterable[Tensor],
         decay: float = 0.999,
         *,
-        memory: int = 20,
+        forgetting: int = 20,
         copy: nn.Module | None = None,
     ) -> None:
         check_number("decay", decay, "a decay in [0, 1), such as 0.999")
-        check_count("memory", memory, "the number in the decay of the first updates")
+        check_count("forgetting", forgetting, "the number in the decay of the first updates")
         if not 0 <= decay < 1:
             raise ValueError(f"decay is {decay}, expected a decay in [0, 1), such as 0.999")
-        self.decay, self.memory, self.number = decay, memory, 0
+        self.decay, self.forgetting, self.number = decay, forgetting, 0
         self._starts_late = copy is not None
         self._buffers: list[tuple[Tensor, Tensor]] = []
         if isinstance(weights, nn.Module):
             if copy is not None:
                 self._buffers = [*zip(copy.buffers(), weights.buffers(), strict=True)]
             weights = weights.parameters()
-        self._weights = list(weights)
-        values = [w.clone() for w in self._weights] if copy is None else [*copy.parameters()]
+        self.weights = list(weights)
+        values = [w.clone() for w in self.weights] if copy is None else [*copy.parameters()]
         self.averages = [value.detach() for value in values]
 
     def decay_at(self, number: int) -> float:
         """The decay d_n of update n, from 0."""
-        return min(self.decay, (1 + number) / (self.memory + number))
+        return min(self.decay, (1 + number) / (self.forgetting + number))
 
     @torch.no_grad()
     def update(self) -> None:
         """Take the weights of now into the average."""
-        weights = [weight.detach() for weight in self._weights]
+        weights = [weight.detach() for weight in self.weights]
         if self._starts_late and self.number == 0:
             _set(self.averages, weights)
         elif weights:
@@ -116,12 +120,12 @@ class MovingAverage:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """A context in which the averages stand in place of the weights."""
-        values = [weight.detach().clone() for weight in self._weights]
-        _set(self._weights, self.averages)
+        values = [weight.detach().clone() for weight in self.weights]
+        _set(self.weights, self.averages)
         try:
             yield
         finally:
-            _set(self._weights, values)
+            _set(self.weights, values)
 
 
 class Trainer:
@@ -131,22 +135,24 @@ class Trainer:
     rate that warms up and decays, and updates averaged weights. Iterate over a trainer for the
     numbers of its steps: it counts them, stops after the seconds that are given, and leaves the
     module in evaluation mode with its averaged weights, or with the best of them, where some were
-    looked at. A loop that is left by ``break`` calls :meth:`end` itself. :meth:`fit` is that loop.
-    No step waits for the device. :class:`pyro.infer.SVI` is the other way to train.
+    looked at. After a ``break`` call :meth:`end`. :meth:`fit` is that loop. No step waits for the
+    device. :class:`pyro.infer.SVI` is the other way to train.
 
     Args:
         module: the module that is trained, such as ``MDM_ELBO()(model, guide)``, or its weights.
         steps: number of steps.
         learning_rate: the highest learning rate of Adam.
-        optimizer: another optimizer of torch, whose groups have highest rates of their own.
-        warmup: number of steps in which rates rise.
+        optimizer: another optimizer of torch, whose groups have highest rates of their own. What it
+            does not have is not trained.
+        warmup: number of steps in which rates rise; None: 100, a tenth of all steps at most.
         decay: "cosine" or "constant", see :func:`schedule`.
         clip: the norm at which gradients are clipped.
         average: the decay of the :class:`MovingAverage`, or the average itself; None: none.
         skip: whether a step whose gradient is not finite is left out; this waits for the device.
         patience: number of looks in turn that find nothing better, after which training stops.
         seconds: number of seconds after which training stops, at the end of a step.
-        precision: "32-true" or "bf16-mixed", of the networks of scores alone.
+        precision: "32-true" or "bf16-mixed", of the networks of scores alone, while they are
+            trained; None: as they are.
         compile: a backend of ``torch.compile`` for the networks of scores.
         checkpoint: a file that is written as a whole at each look, by :meth:`fit` or
             :meth:`look`, and at the end. Where it is there, training goes on from it, with its
@@ -185,19 +191,20 @@ class Trainer:
         steps: int,
         learning_rate: float = 1e-3,
         optimizer: torch.optim.Optimizer | None = None,
-        warmup: int = 100,
+        warmup: int | None = None,
         decay: Decay = "cosine",
         clip: float | None = None,
         average: float | MovingAverage | None = 0.999,
         skip: bool = False,
         patience: int | None = None,
         seconds: float | None = None,
-        precision: Precision = "32-true",
+        precision: Precision | None = None,
         compile: str | None = None,
         checkpoint: Path | str | None = None,
         progress: bool | str = False,
     ) -> None:
         check_count("steps", steps, "the number of training steps", least=0)
+        warmup = min(WARMUP, steps // 10) if warmup is None else warmup
         check_count("warmup", warmup, "the number of steps in which rates rise", least=0)
         check_number("learning_rate", learning_rate, "a positive rate of Adam", positive=True)
         for name, number in (("clip", clip), ("seconds", seconds)):
@@ -206,11 +213,18 @@ class Trainer:
         if patience is not None:
             check_count("patience", patience, "the number of looks that find nothing better")
         for name, word, words in (("decay", decay, Decay), ("precision", precision, Precision)):
-            if word not in get_args(words):
+            if word is not None and word not in get_args(words):
                 expected = ", ".join(get_args(words))
                 raise ValueError(f"{name} is {word!r}, expected one of {expected}")
         self._module = module if isinstance(module, nn.Module) else None
+        if self._module is None and (precision, compile) != (None, None):
+            raise ValueError(
+                "precision and compile are of the networks of a module, and weights alone are "
+                "given; give the module, such as MDM_ELBO()(model, guide)"
+            )
         parameters = module.parameters() if isinstance(module, nn.Module) else module
+        if optimizer is not None:
+            parameters = [weight for group in optimizer.param_groups for weight in group["params"]]
         self.weights = [weight for weight in parameters if weight.requires_grad]
         if not self.weights:
             raise ValueError(
@@ -220,23 +234,31 @@ class Trainer:
         self.steps, self.warmup, self.decay, self.clip, self.skip = steps, warmup, decay, clip, skip
         self.patience, self.seconds, self.progress = patience, seconds, progress
         self.optimizer = optimizer or torch.optim.Adam(self.weights, lr=learning_rate)
-        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        groups = self.optimizer.param_groups
+        self.rates = [group.setdefault("initial_lr", group["lr"]) for group in groups]
         if isinstance(average, MovingAverage) or average is None:
             self.average = average
         else:
             self.average = MovingAverage(self.weights, average)
         self.step_number, self.skipped, self.best = 0, 0, math.inf
-        self._best: list[Tensor] = []  # weights and buffers
+        self._best: list[Tensor] = []  # averaged weights and buffers
         self._worse = 0  # looks since the best
+        self._ended = False
         self._bar: Progress | None = None
-        self._file = None if checkpoint is None else Path(checkpoint)
+        self._random: list[Tensor] = []  # states that the next loop begins with
+        self._dtypes: list[tuple[Score, torch.dtype | None]] = []  # before this training
         for score in self._module.modules() if self._module is not None else ():
             if isinstance(score, Score):
-                score.autocast_dtype = torch.bfloat16 if precision == "bf16-mixed" else None
+                if precision is not None:
+                    self._dtypes.append((score, score.autocast_dtype))
+                    score.autocast_dtype = torch.bfloat16 if precision == "bf16-mixed" else None
                 if compile is not None:
                     score.network.compile(backend=compile)
-        if self._file is not None and self._file.exists():
-            self.load_state_dict(torch.load(self._file, weights_only=True))
+        self._file = None if checkpoint is None else Path(checkpoint)
+        if self._file is not None:
+            check_place(self._file)
+            if self._file.exists():
+                self.load_state_dict(torch.load(self._file, "cpu", weights_only=True))
 
     # -- steps -------------------------------------------------------------------------------------
 
@@ -247,8 +269,8 @@ class Trainer:
         return self.update()
 
     def begin(self) -> None:
-        """Set the rates of the step, without gradients: the first half of :meth:`step`, for losses
-        in several pieces."""
+        """Set learning rates and clear gradients: the first half of :meth:`step`, for losses in
+        several pieces."""
         factor = schedule(self.step_number, self.steps, self.warmup, self.decay)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
@@ -265,7 +287,11 @@ class Trainer:
 
     def clip_gradients(self) -> Tensor:
         """Clip the gradients; returns their norm before, ()."""
-        return nn.utils.clip_grad_norm_(self.weights, math.inf if self.clip is None else self.clip)
+        if self.clip is not None:
+            return nn.utils.clip_grad_norm_(self.weights, self.clip)
+        gradients = [weight.grad for weight in self.weights if weight.grad is not None]
+        norms = [gradient.norm().to(gradients[0].device) for gradient in gradients]
+        return torch.stack(norms).norm() if norms else torch.zeros(())
 
     def advance(self) -> None:
         """Update weights by the gradients as they are, and the average."""
@@ -277,6 +303,13 @@ class Trainer:
     # -- the loop ----------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[int]:
+        if self._ended and self.step_number < self.steps:
+            raise RuntimeError(
+                f"the training ended after {self.step_number} of {self.steps} steps; another "
+                "trainer with the checkpoint of this one goes on"
+            )
+        self._set_random(self._random)
+        self._random = []
         end = math.inf if self.seconds is None else time.monotonic() + self.seconds
         if self._module is not None:
             self._module.train()
@@ -320,15 +353,15 @@ class Trainer:
 
         Returns:
             The least loss of validation data, which is that of the weights that are left. Without
-            validation data the last loss, NaN if no step was left to take.
+            validation data the loss of the last step, NaN if none was left to take.
 
         Raises:
-            FloatingPointError: the loss is no number.
+            FloatingPointError: the loss is no number, or that of validation data never was one.
         """
         check_count("looks", looks, "the number of looks at validation data")
         if validate is not None and self.step_number == 0:
             self.look(self._validated(validate))
-        every, last = max(1, self.steps // looks), math.nan
+        every, value = max(1, self.steps // looks), torch.tensor(math.nan)
         for step in self:
             self.step(value := loss())
             if (step + 1) % every and step + 1 < self.steps:
@@ -345,18 +378,31 @@ class Trainer:
                 self._save()
             if self._bar is not None:
                 self._bar.set_postfix_str(f"{last if validate is None else self.best:.2f} {unit}")
-        return last if validate is None else self.best
+        if validate is None:
+            return float(value.detach())
+        if not self._best:
+            raise FloatingPointError(
+                f"the loss of validation data was never a number in {self.step_number} steps; "
+                "lower learning_rate, or look at what validate returns"
+            )
+        return self.best
 
-    @torch.no_grad()
     def _validated(self, validate: Callable[[], Tensor | float]) -> float:
-        training = self._module is not None and self._module.training
-        with self.averaged(), torch.random.fork_rng(devices=[]):
-            if self._module is not None:
-                self._module.eval()
-            value = float(validate())
-        if self._module is not None:
-            self._module.train(training)
-        return value
+        with self.averaged(), evaluating(self._module), torch.random.fork_rng(self._devices):
+            return float(validate())
+
+    @property
+    def _devices(self) -> list[torch.device]:
+        """Devices whose random numbers a loss may draw, beside the CPU."""
+        return sorted({w.device for w in self.weights if w.device.type == "cuda"}, key=str)
+
+    def _set_random(self, states: Sequence[Tensor]) -> None:
+        """Set the random states of the CPU and of the devices; none: as they are."""
+        if states:
+            torch.set_rng_state(states[0])
+        # a machine of other devices goes on with other numbers
+        for device, state in zip(self._devices, states[1:], strict=False):
+            torch.cuda.set_rng_state(state, device)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -375,22 +421,31 @@ class Trainer:
         self._worse = 0 if better else self._worse + 1
         if better:
             self.best = value
-            weights = self.weights if self.average is None else self.average.averages
-            self._best = [t.detach().clone() for t in (*weights, *self._of_module)]
+            values = self.weights if self.average is None else self.average.averages
+            self._best = [t.detach().clone() for t in (*values, *self._buffers)]
         self._save()
         return better
 
     @property
-    def _of_module(self) -> list[Tensor]:
+    def _averaged_weights(self) -> list[Tensor]:
+        return self.weights if self.average is None else self.average.weights
+
+    @property
+    def _buffers(self) -> list[Tensor]:
         return [] if self._module is None else [*self._module.buffers()]
 
     def end(self) -> None:
         """Leave the module with its best weights, or the averaged ones, in evaluation mode."""
+        if self._ended:
+            return
         self._save()
+        self._ended = True
         if self._best:
-            _set([*self.weights, *self._of_module], self._best)
+            _set([*self._averaged_weights, *self._buffers], self._best)
         elif self.average is not None:
-            _set(self.weights, self.average.averages)
+            _set(self.average.weights, self.average.averages)
+        for score, dtype in self._dtypes:
+            score.autocast_dtype = dtype
         if self._module is not None:
             self._module.eval()
 
@@ -404,19 +459,20 @@ class Trainer:
                 write(self._file, [content.getbuffer()])
 
     def state_dict(self) -> dict[str, Any]:
-        """All that training goes on from, random numbers of the CPU included."""
+        """A copy of all that training goes on from, with the states of random numbers."""
         average = self.average
         return {
             "step_number": self.step_number,
             "skipped": self.skipped,
-            "tensors": [t.detach().clone() for t in (*self.weights, *self._of_module)],
+            "tensors": [t.detach().clone() for t in (*self.weights, *self._buffers)],
             "averages": [] if average is None else [t.clone() for t in average.averages],
             "averaged": 0 if average is None else average.number,
             "best": self.best,
-            "best_tensors": self._best,
+            "best_tensors": [t.clone() for t in self._best],
             "worse": self._worse,
-            "optimizer": self.optimizer.state_dict(),
-            "random": torch.get_rng_state(),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "kind": type(self.optimizer).__name__,
+            "random": [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self._devices)],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -426,7 +482,7 @@ class Trainer:
                 f"the checkpoint has {', '.join(map(str, state)) or 'nothing'}, expected the state "
                 "of a trainer; name another file"
             )
-        tensors = [*self.weights, *self._of_module]
+        tensors = [*self.weights, *self._buffers]
         shapes = [tuple(tensor.shape) for tensor in tensors]
         saved = [tuple(tensor.shape) for tensor in state["tensors"]]
         if shapes != saved:
@@ -434,6 +490,16 @@ class Trainer:
                 f"the checkpoint has tensors of shapes {saved}, expected those of the module, "
                 f"{shapes}; name another checkpoint, or delete it"
             )
+        numbers = 0 if self.average is None else len(self.average.averages)
+        for what, found, expected in (
+            ("an optimizer", state["kind"], type(self.optimizer).__name__),
+            ("a number of averages", len(state["averages"]), numbers),
+        ):
+            if found != expected:
+                raise ValueError(
+                    f"the checkpoint is of {what} of {found}, expected {expected}; build the "
+                    "trainer as it was"
+                )
         _set(tensors, state["tensors"])
         self.step_number, self.skipped = state["step_number"], state["skipped"]
         if self.average is not None:
@@ -441,7 +507,7 @@ class Trainer:
             self.average.number = state["averaged"]
         self.best, self._best, self._worse = state["best"], state["best_tensors"], state["worse"]
         self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random"])
+        self._random = state["random"]
 
 
 @torch.no_grad()

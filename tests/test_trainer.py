@@ -49,6 +49,8 @@ def test_rates_warm_up_and_fall_to_nothing() -> None:
     assert max(rates) > 0.97 and rates[99] < 1e-3
     assert all(a > b for a, b in itertools.pairwise(rates[10:]))
     assert [schedule(step, 9, decay="constant") for step in range(9)] == [1.0] * 9
+    assert schedule(25, 10) == schedule(10, 10) == pytest.approx(0)  # a cosine does not rise again
+    assert [Trainer(nn.Linear(1, 1), steps=n).warmup for n in (0, 50, 5000)] == [0, 5, 100]
 
 
 def test_rates_of_groups_keep_their_ratio() -> None:
@@ -62,13 +64,13 @@ def test_rates_of_groups_keep_their_ratio() -> None:
         assert found == pytest.approx([0.1 * schedule(step, 10, 4), 0.3 * schedule(step, 10, 4)])
 
 
-@pytest.mark.parametrize("memory", [10, 20])
-def test_the_average_follows_at_first_and_smooths_later(memory: int) -> None:
+@pytest.mark.parametrize("forgetting", [10, 20])
+def test_the_average_follows_at_first_and_smooths_later(forgetting: int) -> None:
     weight = torch.zeros(1)
-    average = MovingAverage([weight], 0.9, memory=memory)
+    average = MovingAverage([weight], 0.9, forgetting=forgetting)
     weight += 1
     average.update()
-    assert average.averages[0].item() == pytest.approx(1 - 1 / memory)
+    assert average.averages[0].item() == pytest.approx(1 - 1 / forgetting)
     for _ in range(300):
         average.update()
     assert average.averages[0].item() == pytest.approx(1)
@@ -79,7 +81,7 @@ def test_the_average_follows_at_first_and_smooths_later(memory: int) -> None:
 
 def test_a_copy_begins_with_the_first_update_and_has_the_buffers_of_now() -> None:
     network, copy = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
-    average = MovingAverage(network, 0.9, memory=10, copy=copy)
+    average = MovingAverage(network, 0.9, forgetting=10, copy=copy)
     for number, value in enumerate((3.0, 4.0)):
         with torch.no_grad():
             network.weight.fill_(value)
@@ -159,6 +161,33 @@ def test_a_gradient_that_is_no_number_is_left_out_where_that_is_said() -> None:
     assert weight.item() < 1 and trainer.skipped == 1 and trainer.step_number == 2
 
 
+def test_without_a_clip_gradients_stay_whatever_their_norm() -> None:
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=1e-25)
+    trainer = Trainer([weight], steps=1, optimizer=optimizer, warmup=0, average=None)
+    trainer.step((weight * 1e25).sum())  # whose square is beyond float32
+    assert weight.tolist() == pytest.approx([0.0, 0.0], abs=1e-5)
+
+
+def test_what_an_optimizer_does_not_have_is_not_trained() -> None:
+    body, head = nn.Linear(2, 2), nn.Linear(2, 1)
+    network, before = nn.Sequential(body, head), values(body)
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.0)
+    trainer = Trainer(network, steps=5, optimizer=optimizer)
+    norms = [trainer.step(network(torch.ones(1, 2)).sum()).item() for _ in trainer]
+    assert norms == pytest.approx(norms[:1] * 5) and same(values(body), before)
+    assert body.weight.grad is None
+
+
+def test_rates_of_an_optimizer_that_was_used_are_its_first() -> None:
+    weight = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    for _ in Trainer([weight], steps=3, optimizer=optimizer):
+        optimizer.step()
+        break
+    assert Trainer([weight], steps=3, optimizer=optimizer).rates == [1.0]
+
+
 # -- the loop --------------------------------------------------------------------------------------
 
 
@@ -195,6 +224,42 @@ def test_looking_changes_no_random_number_of_the_training() -> None:
         if step % 5 == 0:
             trainer._validated(lambda: validate() + torch.rand(()))
     assert same(values(network), unlooked)
+
+
+def test_a_frozen_weight_may_be_averaged_too() -> None:
+    network, loss, validate = line()
+    network[0].requires_grad_(False)  # type: ignore[operator]
+    before = values(network[0])
+    Trainer(network, steps=8, average=MovingAverage(network)).fit(loss, validate)
+    assert same(values(network[0]), before)
+
+
+def test_a_loop_that_is_left_is_ended_by_hand_and_then_over() -> None:
+    network, loss, _ = line()
+    trainer = Trainer(network, steps=8)
+    for step in trainer:
+        trainer.step(loss())
+        if step == 3:
+            break
+    assert network.training and trainer.average is not None
+    trainer.end()
+    assert not network.training
+    assert same([p.detach() for p in trainer.weights], trainer.average.averages)
+    with pytest.raises(RuntimeError, match="ended after 4 of 8 steps"):
+        next(iter(trainer))
+
+
+def test_a_fit_that_ends_early_has_its_last_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, loss, _ = line()
+    losses = []
+
+    def kept() -> Tensor:
+        losses.append(loss())
+        return losses[-1]
+
+    assert Trainer(network, steps=1000, seconds=1e-9).fit(kept) == float(losses[-1].detach())
+    with pytest.raises(FloatingPointError, match="validation data was never a number in 4 steps"):
+        Trainer(network, steps=4).fit(loss, lambda: math.nan)
 
 
 def test_patience_and_seconds_end_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,8 +299,15 @@ def test_precision_and_compilation_are_those_of_networks(precision: Any) -> None
     loss = MDM_ELBO()(model, DiffusionGuide(model.diffusion))
     trainer = Trainer(loss, steps=1, precision=precision, compile="eager")
     expected = torch.bfloat16 if precision == "bf16-mixed" else None
-    assert model.score_function.autocast_dtype is expected
-    assert trainer.step(loss(torch.randn(4, 2))).isfinite()
+    for _ in trainer:
+        assert model.score_function.autocast_dtype is expected
+        assert trainer.step(loss(torch.randn(4, 2))).isfinite()
+    assert model.score_function.autocast_dtype is None
+    model.score_function.autocast_dtype = torch.bfloat16  # what a user sets stays
+    Trainer(loss, steps=1).fit(lambda: loss(torch.randn(4, 2)))
+    assert model.score_function.autocast_dtype is torch.bfloat16
+    with pytest.raises(ValueError, match="weights alone are given"):
+        Trainer(loss.parameters(), steps=1, precision=precision)
 
 
 # -- checkpoints -----------------------------------------------------------------------------------
@@ -259,6 +331,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
         Trainer(network, steps=40, checkpoint=file).fit(dying, validate, looks=8)
     network, loss, validate = line(seed=7)  # whatever it begins with
     trainer = Trainer(network, steps=40, checkpoint=file)
+    torch.rand(3)  # what is drawn before the loop does not matter
     assert trainer.step_number == 20
     assert trainer.fit(loss, validate, looks=8) == best
     assert same(values(network), expected)
@@ -278,6 +351,11 @@ def test_a_checkpoint_of_another_module_is_refused(tmp_path: Path) -> None:
     Trainer(network, steps=2, checkpoint=tmp_path / "file").fit(loss)
     with pytest.raises(ValueError, match=r"shapes .*, expected those of the module"):
         Trainer(nn.Linear(2, 2), steps=2, checkpoint=tmp_path / "file")
+    with pytest.raises(ValueError, match="a number of averages of 6, expected 0"):
+        Trainer(network, steps=2, checkpoint=tmp_path / "file", average=None)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="an optimizer of Adam, expected SGD"):
+        Trainer(network, steps=2, checkpoint=tmp_path / "file", optimizer=optimizer)
     torch.save({"weights": torch.ones(1)}, tmp_path / "other")
     with pytest.raises(ValueError, match="the checkpoint has weights, expected the state of a tr"):
         Trainer(nn.Linear(2, 2), steps=2, checkpoint=tmp_path / "other")

@@ -92,7 +92,7 @@ class Trainee:
         self.contexts = None if context is None else self._gathered(context)
         objective = MDM_ELBO(decoder=settings.decoder_in_loss)
         self.loss_of, self.stepper = fabric.setup(objective(model, guide), self.optimizer)
-        self.average = MovingAverage(model, settings.ema_decay, memory=10, copy=averaged)
+        self.average = MovingAverage(model, settings.ema_decay, forgetting=10, copy=averaged)
         self.trainer = _FabricTrainer(self)
 
     def _gathered(self, data: Tensor, *, flip: bool = False) -> Batches:

@@ -15,6 +15,8 @@ from pyro_mdm.training import Trainer
 
 __all__ = ["VALIDATED", "TrainingOptions", "to_learn_from", "train"]
 
+WARM_UP = 100
+"""Steps in which the learning rate rises."""
 VALIDATED = 1000
 """Simulations, at most a tenth, that the loss is validated on."""
 
@@ -100,6 +102,7 @@ def train(
         module,
         steps=options.steps,
         learning_rate=options.learning_rate,
+        warmup=WARM_UP,
         clip=largest_gradient,
         progress=options.progress,
     )

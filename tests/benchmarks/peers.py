@@ -152,7 +152,7 @@ def by_gradients(make: Callable[[Data], Peer]) -> Callable[[Task, Data], Trained
 def fit(peer: Peer, data: Data, task: Task) -> tuple[Peer, dict[str, Any]]:
     """The averages that were best on the validation part, and what training was like."""
     keep = copy.deepcopy(peer)
-    average = MovingAverage(peer, 0.995, memory=10, copy=keep)
+    average = MovingAverage(peer, 0.995, forgetting=10, copy=keep)
     optimizer = torch.optim.AdamW(
         peer.parameters(), peer.learning_rate, weight_decay=peer.weight_decay
     )
