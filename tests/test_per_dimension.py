@@ -470,3 +470,19 @@ def test_mistakes_are_told() -> None:
         (lambda: Denoiser(Silent(1), maps=True), "shape of a datum"),
     )
     assert PerDimensionDiffusion([ALDA()], index * 0).num_variables == 3
+
+
+def test_what_is_kept_is_of_the_matrices_that_were_loaded() -> None:
+    def noised(*friction: float) -> PerDimensionDiffusion:
+        blocks = [
+            LinearDiffusion([[0.0, -1.0], [1.0, 0.0]], [[0.0, 0.0], [0.0, g]]) for g in friction
+        ]
+        return PerDimensionDiffusion(blocks, torch.tensor([0, 1, 1]))
+
+    one, other = noised(2.0, 1.0), noised(5.0, 1.0)
+    s = torch.tensor(0.5)
+    before = one.marginal(s).covariance
+    one.load_state_dict(other.state_dict())
+    after = one.marginal(s).covariance
+    assert torch.equal(after, other.marginal(s).covariance)
+    assert (after - before).abs().max() > 0.1

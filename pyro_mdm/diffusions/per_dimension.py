@@ -459,6 +459,10 @@ class PerDimensionDiffusion(Kernels):
         self._kept.clear()  # it is where the diffusion was
         return super()._apply(fn, recurse)
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._kept.clear()  # of other matrices
+        super()._load_from_state_dict(*args, **kwargs)
+
     def _device(self) -> torch.device:
         return self.block_of.device
 

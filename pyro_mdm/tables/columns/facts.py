@@ -121,7 +121,7 @@ def _decoded(value: object, find_kind: FindKind | None = None) -> Any:
             kind = None if dtype is None else pd.api.types.pandas_dtype(dtype)
             return DateForm(kind, pattern, step)
         case {"tuple": list(values)}:
-            return tuple(_decoded(values))
+            return tuple(_decoded(values, find_kind))
         case dict():
             raise ValueError(f"no value that a run keeps: {str(value)[:60]}")
     return value

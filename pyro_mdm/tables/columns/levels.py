@@ -190,7 +190,8 @@ class Ordinal(_Levels):
     ) -> Column:
         if (order := _order(name, spec.order, values)) is not None:
             return cls(name, np.empty(0), order, said=spec.order is not None)
-        ends = spec.ends if spec.kind == cls.kind else _whole_ends(values)
+        said = spec.ends is not None or spec.kind == cls.kind
+        ends = spec.ends if said else _whole_ends(values)
         return cls(name, numbers_of(values), even=spec.plain, ends=None if spec.plain else ends)
 
     @classmethod
