@@ -21,7 +21,7 @@ from pyro_mdm.support.files import check_place, replacing
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import Progress, progress_bar
 
-__all__ = ["Decay", "MovingAverage", "Precision", "Trainer", "schedule"]
+__all__ = ["MovingAverage", "Trainer", "schedule"]
 
 Decay = Literal["cosine", "constant"]
 Precision = Literal["32-true", "bf16-mixed"]

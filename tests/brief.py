@@ -36,6 +36,7 @@ SHORT: dict[str, Any] = {
 def be_brief(patch: pytest.MonkeyPatch, *, figures: bool = False) -> None:
     """Until the patch is undone; with ``figures`` they are drawn, of few samples."""
     from inference import sample, table
+    from inference.drawing import sampling
     from inference.machine import environment
     from inference.training import report
     from pyro_mdm.plots import figures as drawing
@@ -55,11 +56,22 @@ def be_brief(patch: pytest.MonkeyPatch, *, figures: bool = False) -> None:
         patch.setattr(table, name, number)
     for module in (table, sample):
         patch.setattr(module, "DRAW_STEPS", STEPS)
-    patch.setattr(report.pictures, "picture", _picture)
-    patch.setattr(report.sampling, "draw", _quickly(report.sampling.draw))
+    # of reports alone: programs draw what they are asked for
+    patch.setattr(report, "pictures", _Except(report.pictures, picture=_picture))
+    patch.setattr(report, "sampling", _Except(report.sampling, draw=_quickly(sampling.draw)))
     patch.setattr(environment, "_packages", _once(environment._packages))
     patch.setattr(environment, "_git", _once_of_each(environment._git))
     patch.setattr(os, "fsync", lambda descriptor: None)
+
+
+class _Except:
+    """A module, but for some of its names."""
+
+    def __init__(self, module: Any, **others: Any) -> None:
+        self.__dict__.update(others, _module=module)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
 
 
 def _draw_alone(run: Any, writer: Any, programs: Any, step: int) -> None:

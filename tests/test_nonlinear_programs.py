@@ -25,7 +25,7 @@ from inference.settings.names import SAMPLERS
 from inference.settings.options import DataOptions, Guide, SimulatedGuide
 from inference.settings.problems import build_problem, with_split
 from inference.train import train
-from inference.training import recipe, report
+from inference.training import report
 from pyro_mdm import (
     CLD,
     MDM_ELBO,
@@ -37,6 +37,7 @@ from pyro_mdm import (
     Simulated,
     Simulation,
     randomness,
+    training,
 )
 from pyro_mdm.diffusions.simulation import SimulationError
 from pyro_mdm.likelihoods.gaussian import Gaussian, Tweedie
@@ -355,7 +356,7 @@ def test_a_path_that_explodes_names_its_step_and_leaves_a_good_checkpoint(
     run = tmp_path / "run"
     options |= {"guide": f"{mine}:Growing", "steps": 6, "measure_every": 6, "clip": 1e9}
     with monkeypatch.context() as patch:
-        patch.setattr(recipe, "schedule", lambda step, *others: 1e5 if step == 2 else 1.0)
+        patch.setattr(training, "schedule", lambda step, *others: 1e5 if step == 2 else 1.0)
         with pytest.raises(
             SystemExit, match=r"error: step 3: a path of Growing exploded: .*lower "
         ):

@@ -46,7 +46,7 @@ def test_every_task_of_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
         number = r"-?\d+\.\d+ ± \d+\.\d+"
         assert re.fullmatch(
             rf"{task} of 2 test images, 19 samples of each: PSNR {number} dB of the posterior "
-            rf"mean, {number} of a sample; 90% intervals hold {number}% of the pixels; .* sample",
+            rf"mean, {number} of a sample; 90% intervals hold {number}% of the pixels; samples .*",
             said[-2],
         )
         assert said[-1] == str(out)

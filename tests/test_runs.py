@@ -445,7 +445,7 @@ def test_every_start_and_resumption_is_recorded(
     with pytest.warns(UserWarning, match=r"with PyTorch .*, now 9\.9\.9 and with git commit"):
         run.begin_session(60)
     monkeypatch.setattr(environment, "ROOT", tmp_path)  # unknown is not different
-    with pytest.warns(UserWarning, match=r"now 9\.9\.9; what it goes on to"):
+    with pytest.warns(UserWarning, match=r"now 9\.9\.9; its results may not"):
         run.begin_session(80)
     (run.folder / "environment.json").write_text("{")
     run.begin_session(100)

@@ -363,7 +363,7 @@ def test_a_file_is_completed_in_pieces(
     """With the draws of the object, whatever is in one piece alone."""
     if suffix == "parquet":
         pytest.importorskip("pyarrow")
-    for module in ("completion", "impute"):
+    for module in ("drawing.completion", "impute"):
         monkeypatch.setattr(f"inference.{module}.PIECE", 8)
     rows = people().head(20).convert_dtypes() if suffix == "parquet" else people().head(20)
     rows.loc[:7, "age"] = 20.5  # nothing is missing there, and everything in the next piece
@@ -424,7 +424,7 @@ def test_columns_that_stay_have_their_types_in_parquet(
 ) -> None:
     """Also if the first piece has no value of them."""
     pytest.importorskip("pyarrow")
-    for module in ("completion", "impute"):
+    for module in ("drawing.completion", "impute"):
         monkeypatch.setattr(f"inference.{module}.PIECE", 4)
     born = pd.Series([None] * 5 + [date(2020, 1, 2)] * 3, dtype=object)
     people().head(8).assign(born=born).to_parquet(tmp_path / "in.parquet")
@@ -462,7 +462,7 @@ def test_programs_are_doors_to_the_object(
     run, rows = mixed.run_folder, people().head(9)
     rows["city"] = rows["city"].fillna("Rome")
     rows.to_csv(tmp_path / "new.csv", index=False)
-    for module in ("completion", "evaluate"):
+    for module in ("drawing.completion", "evaluate"):
         monkeypatch.setattr(f"inference.{module}.PIECE", 4)
     evaluate(run, data=str(tmp_path / "new.csv"), draws=8, seed=3, out=tmp_path / "rows.csv")
     assert "log p of the entries of a row: at least" in capsys.readouterr().out

@@ -204,7 +204,9 @@ def test_a_run_says_its_threads_and_keeps_them(
     torch.set_num_threads(3)
     train(resume=tmp_path / "run")
     assert set_to == [3, 1] and "step 2 of 2, 1 thread\n" in capsys.readouterr().out
-    with pytest.warns(UserWarning, match="has 1 thread and goes on with 2, so that it may round"):
+    with pytest.warns(
+        UserWarning, match="was trained with 1 thread and goes on with 2, so that it may round"
+    ):
         train(resume=tmp_path / "run", threads=2)
     assert "step 2 of 2, 2 threads\n" in capsys.readouterr().out
     for more in ({"run": tmp_path / "none", **SHORT}, {"resume": tmp_path / "run"}):
@@ -223,12 +225,14 @@ def test_a_resumed_run_has_its_threads_as_far_as_there_are_cores(
     environment.keep_threads(3, None, tmp_path)
     environment.keep_threads(None, None, tmp_path)  # an older run
     assert set_to == [3]
-    with pytest.warns(UserWarning, match="has 64 threads and goes on with 4, so that it may"):
+    with pytest.warns(
+        UserWarning, match="was trained with 64 threads and goes on with 4, so that it may"
+    ):
         environment.keep_threads(64, None, tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "4")  # and so has torch
     set_to.clear()
-    with pytest.warns(UserWarning, match="has 2 threads and goes on with 4"):
+    with pytest.warns(UserWarning, match="was trained with 2 threads and goes on with 4"):
         environment.keep_threads(2, None, tmp_path)
     assert set_to == []
-    with pytest.warns(UserWarning, match="has 2 threads and goes on with 3"):
+    with pytest.warns(UserWarning, match="was trained with 2 threads and goes on with 3"):
         environment.keep_threads(2, 3, tmp_path)
