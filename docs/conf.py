@@ -54,7 +54,13 @@ nitpick_ignore = [
     ("py:class", name)
     for name in ("ExpandedDistribution", "Figure", "Record", "SubFigure", "SummaryWriter", "Tensor")
 ]  # of others, imported for types alone
-nitpick_ignore += [("py:class", name) for name in ("pd.DataFrame", "pd.Series")]
+nitpick_ignore += [
+    ("py:class", name) for name in ("pd.DataFrame", "pd.Series", "DataFrame", "Series")
+]
+nitpick_ignore += [
+    ("py:class", f"pyro_mdm.diffusions.interpolants.Interpolant{part}")
+    for part in ("Ends", "Inversion")
+]  # the parts of an interpolant, which nobody makes
 nitpick_ignore += [
     ("py:exc", name) for name in ("CheckpointError", "DataError", "UntrustedCodeError")
 ]  # of the programs, which have no pages of names

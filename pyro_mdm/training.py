@@ -38,8 +38,8 @@ def schedule(step: int, steps: int, warmup: int = 0, decay: Decay = "cosine") ->
         warmup: number of steps in which the factor rises to 1.
         decay: "cosine", half a wave from 1 to 0, or "constant".
     """
-    part = min(1.0, step / max(1, steps))
-    factor = 0.5 * (1 + math.cos(math.pi * part)) if decay == "cosine" else 1.0
+    share = min(1.0, step / max(1, steps))
+    factor = 0.5 * (1 + math.cos(math.pi * share)) if decay == "cosine" else 1.0
     return min(1.0, (step + 1) / max(1, warmup)) * factor
 
 
@@ -491,13 +491,13 @@ class Trainer:
                 f"{shapes}; name another checkpoint, or delete it"
             )
         numbers = 0 if self.average is None else len(self.average.averages)
-        for what, found, expected in (
+        for what, there, expected in (
             ("an optimizer", state["kind"], type(self.optimizer).__name__),
             ("a number of averages", len(state["averages"]), numbers),
         ):
-            if found != expected:
+            if there != expected:
                 raise ValueError(
-                    f"the checkpoint is of {what} of {found}, expected {expected}; build the "
+                    f"the checkpoint is of {what} of {there}, expected {expected}; build the "
                     "trainer as it was"
                 )
         _set(tensors, state["tensors"])

@@ -69,17 +69,11 @@ def days_of(values: Series[Any]) -> Values:
 
 
 class DateForm(NamedTuple):
-    """The form of the dates of a column.
+    """The form of the dates of a column."""
 
-    Attributes:
-        dtype: of a column of type datetime64, else None.
-        pattern: of text, as ``strftime`` has it; None: they are objects.
-        step: microseconds that all dates are multiples of.
-    """
-
-    dtype: Any
-    pattern: str | None
-    step: int
+    dtype: Any  # of a column of type datetime64, else None
+    pattern: str | None  # of text, as strftime has it; None: they are objects
+    step: int  # microseconds that all dates are multiples of
 
     @classmethod
     def from_values(cls, values: Series[Any]) -> DateForm:

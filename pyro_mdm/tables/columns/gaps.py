@@ -87,26 +87,18 @@ def _exponent(gone: NDArray[np.bool_], score: NDArray[np.float64]) -> float:
 class Pattern(NamedTuple):
     """Columns that are empty in the same rows.
 
-    Attributes:
-        columns: their names.
-        rows: the number of rows where they are empty.
-        total: number of all rows.
-        auc: how well the other columns predict it, the area under the ROC curve of rows that the
-            prediction was not fitted to; NaN where too few rows are empty, or are not.
-        error: its standard error.
-        depends_on: the column on which it depends most, if it depends on one.
-        rule: what tells that these columns do not exist there; None: they do, and are hidden.
-        unseen: values of another column with which no row has an entry, of hidden columns.
+    The other columns predict where with the area ``auc`` under the ROC curve of rows that the
+    prediction was not fitted to; it is NaN where too few rows are empty, or are not.
     """
 
-    columns: list[str]
-    rows: int
-    total: int
+    columns: list[str]  # their names
+    rows: int  # number of rows where they are empty
+    total: int  # number of all rows
     auc: float
-    error: float
-    depends_on: str | None
-    rule: Rule | None
-    unseen: Rule | None
+    error: float  # standard error of auc
+    depends_on: str | None  # the column on which it depends most, if it depends on one
+    rule: Rule | None  # what tells that they do not exist there; None: they do, and are hidden
+    unseen: Rule | None  # values of another column with which no row has an entry
 
     @property
     def in_words(self) -> str:
@@ -178,7 +170,7 @@ def skip_rules(table: DataFrame, names: Sequence[str], train: NDArray[np.bool_])
     which they are always empty, while elsewhere most are not.
 
     A column is so by chance, if it is empty in a share r of the rows elsewhere, with probability
-    r^n for n rows at these values; it counts as absent where that is below :data:`FALSE_ALARM` for
+    r^n for n rows at these values; it counts as absent where that is below ``FALSE_ALARM`` for
     all that is looked at. Only levels and repeated numbers are looked at: a column that is empty
     from some number on is rather hidden.
 

@@ -30,18 +30,11 @@ ABSENT, HIDDEN = math.inf, -math.inf
 
 
 class Rule(NamedTuple):
-    """What tells whether an empty entry is absent, or hidden.
+    """What tells whether an empty entry is absent, or hidden."""
 
-    Attributes:
-        column: the column whose values tell it; None: every empty entry is absent.
-        values: of this column, where the entry is absent.
-        exact: whether it was never empty elsewhere, so that an empty one is absent whatever else
-            is known.
-    """
-
-    column: str | None = None
-    values: tuple[Any, ...] = ()
-    exact: bool = True
+    column: str | None = None  # whose values tell it; None: every empty entry is absent
+    values: tuple[Any, ...] = ()  # of this column, where the entry is absent
+    exact: bool = True  # whether it was never empty elsewhere, so that an empty one is absent
 
     def codes(self, empty: NDArray[np.bool_], table: DataFrame) -> Values:
         """:data:`ABSENT`, :data:`HIDDEN` or NaN of each empty entry, (n,); 0 of the others."""

@@ -20,21 +20,13 @@ PLAIN = "plain"
 
 
 class ColumnSpec(NamedTuple):
-    """What is said of a column.
+    """What is said of a column."""
 
-    Attributes:
-        kind: name of its kind; None: that which its values say.
-        order: levels of an ordinal column, the lowest first.
-        ends: least and largest number that may be.
-        empty: what an empty entry is, absent where the column does not exist, or missing at random.
-        plain: whether :data:`PLAIN` is said of the others.
-    """
-
-    kind: str | None = None
-    order: tuple[str, ...] | None = None
-    ends: Ends | None = None
-    empty: str | None = None
-    plain: bool = False
+    kind: str | None = None  # name of its kind; None: that which its values say
+    order: tuple[str, ...] | None = None  # levels of an ordinal column, the lowest first
+    ends: Ends | None = None  # least and largest number that may be
+    empty: str | None = None  # what an empty entry is: absent, or mar, missing at random
+    plain: bool = False  # whether PLAIN is said of the others
 
 
 def range_in_words(ends: Ends) -> str:
