@@ -227,3 +227,55 @@ def test_whoever_does_not_trust_a_kind_is_told_how_to_name_it(
         pytest.raises(trust.UntrustedCodeError, match=r"--columns NAME=\S+mine\.py:Angle"),
     ):
         names.find_column_kind(f"{file}:Angle")
+
+
+def test_numbers_of_float32_are_what_was_written() -> None:
+    """As for ``Table``, so that 0.1 of one type is 0.1 of the other."""
+    table = pd.DataFrame({"x": np.round(np.random.default_rng(0).normal(size=300), 1)})
+    train = np.ones(300, dtype=bool)
+    double, single = (fit_columns(t, train) for t in (table, table.astype(np.float32)))
+    assert single[0].kind == double[0].kind == "rounded"
+    assert torch.equal(encode(single, table), encode(double, table.astype(np.float32)))
+
+
+class Plane(Angle):
+    """Numbers of two dimensions in model space."""
+
+    kind = "plane"
+    width = 2
+
+    def scaled(
+        self, codes: torch.Tensor, noise: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        x, slope = super().scaled(codes, noise)
+        return torch.stack([x, x], -1), slope
+
+    def unscaled(self, x: torch.Tensor) -> torch.Tensor:
+        return super().unscaled(x[..., 0])
+
+
+class Whole(Angle):
+    """A kind that takes the name of a built-in class, and recognizes nothing itself."""
+
+    kind = "integer"
+
+
+def test_kinds_of_ones_own_beside_those_of_the_library() -> None:
+    train, kinds = np.ones(120, dtype=bool), dict(KINDS)
+    days = pd.date_range("2024-01-01", periods=120).to_series(index=range(120))
+    dates = fit_columns(pd.DataFrame({"day": days}), train)[0]
+    facts = json.loads(json.dumps(column_facts(dates)))
+    empty = frame().assign(job=np.where(np.arange(120) % 3 == 0, "none", "some"))
+    empty.loc[empty["job"] == "none", "wind"] = None
+    try:
+        register_kind(Plane)
+        register_kind(Whole)
+        assert column_facts(column_of_facts(facts)) == facts  # its line is of the library's class
+        assert fit_columns(frame(), train)[0].kind != "plane"  # it has to be said
+        (plane, _) = fit_columns(frame().assign(wind=winds(120)), train, {"wind": "plane"})
+        assert plane.denoiser_levels == [None, None]
+        with pytest.raises(DataError, match="has 2 dimensions and does not exist for some rows"):
+            fit_columns(empty, train, {"wind": "plane absent"})
+    finally:
+        KINDS.clear()
+        KINDS.update(kinds)

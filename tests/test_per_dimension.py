@@ -22,6 +22,7 @@ from pyro_mdm import (
     NoisePrediction,
     NoisingPath,
     PerDimensionDiffusion,
+    RectifiedFlow,
     ResidualScore,
     elbo_terms,
 )
@@ -486,3 +487,12 @@ def test_what_is_kept_is_of_the_matrices_that_were_loaded() -> None:
     after = one.marginal(s).covariance
     assert torch.equal(after, other.marginal(s).covariance)
     assert (after - before).abs().max() > 0.1
+
+
+def test_time_t_is_that_of_blocks_whose_ends_are_set() -> None:
+    diffusion = PerDimensionDiffusion([RectifiedFlow(), RectifiedFlow()], torch.tensor([0, 1]))
+    for low in (-6.0, -12.0):
+        diffusion.min_log_snr = low
+        block = RectifiedFlow(min_log_snr=low)
+        assert diffusion.horizon == block.horizon
+        assert (diffusion.terminal.log_snr - low).abs().max() < 1e-6

@@ -103,7 +103,6 @@ class PerDimensionDiffusion(Kernels):
             check_instance("transform", transform, Transform, "e.g. Frequencies()")
         self._coordinates = transform
         self.num_variables = blocks[0].num_variables
-        self.horizon = blocks[0].horizon
         block_of, clock_of = _index_maps(block_of, len(blocks), clock_of, self.clocks.number)
         pair = block_of * self.clocks.number + clock_of
         cells, cell_of = pair.unique(return_inverse=True)
@@ -115,6 +114,12 @@ class PerDimensionDiffusion(Kernels):
         self._kept: dict[str, _Kept] = {}
         # unique() sorts, so cells come by block
         self._cells_of_block = torch.bincount(block_of_cell, minlength=len(blocks)).tolist()
+
+    @property
+    def horizon(self) -> float:
+        """T, which an interpolant moves when its ends are set."""
+        horizon: float = self.reference.horizon
+        return horizon
 
     @property
     def num_cells(self) -> int:

@@ -165,6 +165,8 @@ class Column(ABC):
     @property
     def denoiser_levels(self) -> list[Any]:
         """The levels of its dimensions in model space, as for MixedDenoiser."""
+        if self.levels is None:
+            return [self.places] * self.width
         return [OneHot(self.width) if self.width > 1 else self.places]
 
     @property

@@ -24,7 +24,7 @@ from torch import Tensor
 from pyro_mdm.support.checks import DataError
 from pyro_mdm.tables.columns.base import Column
 from pyro_mdm.tables.columns.dates import DateForm
-from pyro_mdm.tables.columns.kinds import KINDS, FindKind, class_of
+from pyro_mdm.tables.columns.kinds import BUILT_IN, KINDS, FindKind, class_of
 from pyro_mdm.tables.columns.numbers import Bounded, Integer, Nonnegative
 from pyro_mdm.tables.columns.skipped import SkippedLevels, SkippedNumbers
 
@@ -80,8 +80,8 @@ def column_of_facts(facts: Mapping[str, Any], find_kind: FindKind | None = None)
 
 def _classes() -> dict[str, type[Column]]:
     """Classes of columns that a run names by their names alone."""
-    classes: list[type[Column]] = [*KINDS.values(), Bounded, SkippedLevels, SkippedNumbers]
-    return {cls.__name__: cls for cls in classes}
+    ours: list[type[Column]] = [*BUILT_IN, Bounded, SkippedLevels, SkippedNumbers]
+    return {cls.__name__: cls for cls in (*KINDS.values(), *ours)}
 
 
 def _encoded(value: object) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_mdm import randomness
 from pyro_mdm.likelihoods.dequantization import Dequantized
 from pyro_mdm.support.checks import DataError
-from pyro_mdm.tables.columns.base import Column, rows_in_words
+from pyro_mdm.tables.columns.base import Column, as_written, rows_in_words
 from pyro_mdm.tables.columns.gaps import skip_rules
 from pyro_mdm.tables.columns.kinds import (
     DROP,
@@ -70,7 +70,7 @@ def fit_columns(
             values beyond its range or order, or, if its kind is given, without two values; no
             column is left.
     """
-    kinds = dict(kinds or {})
+    table, kinds = as_written(table), dict(kinds or {})
     for name, text in kinds.items():
         if name not in table.columns and name != OTHERS:
             raise DataError(
@@ -155,7 +155,7 @@ class Unknown(NamedTuple):
 
 def unknown_in(columns: Sequence[Column], table: DataFrame) -> dict[str, Unknown]:
     """The values of a table that its columns cannot have, by the names of such columns."""
-    unknown = {}
+    table, unknown = as_written(table), {}
     for column in columns:
         if column.name in table.columns:
             values = table[column.name]
@@ -182,6 +182,7 @@ def encode(columns: Sequence[Column], table: DataFrame) -> Tensor:
             f"the table has no column {', '.join(map(repr, absent))}, expected "
             f"{', '.join(c.name for c in columns)}; add these, empty where nothing is known"
         )
+    table = as_written(table)
     return torch.from_numpy(np.stack([c.codes_in(table) for c in columns], 1))
 
 

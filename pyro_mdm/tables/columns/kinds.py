@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 __all__ = [
+    "BUILT_IN",
     "DROP",
     "KINDS",
     "FindKind",
@@ -37,20 +38,20 @@ __all__ = [
     "register_kind",
 ]
 
-KINDS: dict[str, type[Column]] = {
-    kind.kind: kind
-    for kind in (
-        Dates,
-        Boolean,
-        Ordinal,
-        Categorical,
-        Integer,
-        Rounded,
-        Mixed,
-        Nonnegative,
-        Continuous,
-    )
-}
+BUILT_IN: tuple[type[Column], ...] = (
+    Dates,
+    Boolean,
+    Ordinal,
+    Categorical,
+    Integer,
+    Rounded,
+    Mixed,
+    Nonnegative,
+    Continuous,
+)
+"""Kinds that the library has."""
+
+KINDS: dict[str, type[Column]] = {kind.kind: kind for kind in BUILT_IN}
 """Kinds of columns by name. Values of which nothing is said are of the first that recognizes them.
 """
 
@@ -64,8 +65,10 @@ C = TypeVar("C", bound=Column)
 
 
 def register_kind(kind: type[C]) -> type[C]:
-    """Add a kind of your own to :data:`KINDS` by its attribute ``kind``, so that it is asked
-    before all others whether it recognizes a column; a decorator of its class.
+    """Add a kind of your own to :data:`KINDS` by its attribute ``kind``; a decorator of its class.
+
+    A class that defines ``recognizes`` itself is asked before all others whether it recognizes a
+    column; one that inherits it is a kind that must be said.
 
     Raises:
         TypeError: a class that is no subclass of :class:`Column`, or has no ``kind``.
@@ -197,7 +200,8 @@ def kind_of(values: Series[Any]) -> str:
     than a density can explain; rounded if most numbers repeat; nonnegative if none is negative;
     else continuous.
     """
-    return next(name for name, kind in KINDS.items() if kind.recognizes(values))
+    asked = (name for name, kind in KINDS.items() if "recognizes" in vars(kind))
+    return next(name for name in asked if KINDS[name].recognizes(values))
 
 
 def plain_kind_of(values: Series[Any]) -> str:

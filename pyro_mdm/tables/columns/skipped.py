@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyro_mdm.support.checks import DataError
 from pyro_mdm.tables.columns.base import Center, Column, Values
 from pyro_mdm.tables.columns.levels import Categorical, shown
 from pyro_mdm.tables.columns.spec import ColumnSpec
@@ -186,5 +187,11 @@ class SkippedLevels(Skipped, Categorical):
 
 
 def skipped(column: Column, rule: Rule) -> Skipped:
-    """A fitted column that does not exist for some rows."""
+    """A fitted column that does not exist for some rows (DataError: a kind that cannot be so)."""
+    if column.levels is None and column.width > 1:
+        raise DataError(
+            f"column {column.name!r}, {column.in_words}, has {column.width} dimensions and does "
+            "not exist for some rows, expected one dimension of such numbers; say "
+            f"{column.name}=mar if what is empty is hidden, or leave the column out"
+        )
     return SkippedNumbers(column, rule) if column.levels is None else SkippedLevels(column, rule)
