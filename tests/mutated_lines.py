@@ -5,6 +5,19 @@ factor ½ or a term that is left out. Where the code moves, the text here moves 
 """
 
 LINES: dict[str, list[tuple[str, str, str]]] = {
+    "inference/columns/angle.py": [
+        (
+            "(self._line.unscaled(x) + self._cut) % CIRCLE",
+            "(self._line.unscaled(x) - self._cut) % CIRCLE",
+            "test_own_kinds_of_columns.py::test_angles_go_to_model_space_and_back",
+        ),
+        (
+            "angles[widest] + gaps[widest] / 2",
+            "angles[widest] + gaps[widest] * 2",
+            "test_own_kinds_of_columns.py::"
+            "test_an_angle_is_cut_where_none_is_and_has_no_ends_elsewhere",
+        ),
+    ],
     "inference/commands/cli.py": [
         (
             'power[1] + "0" * int(power[2])',
@@ -305,6 +318,11 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "pyro_mdm/diffusions/per_dimension.py": [
+        (
+            "self._kept.clear()  # of other matrices",
+            "pass",
+            "test_per_dimension.py::test_what_is_kept_is_of_the_matrices_that_were_loaded",
+        ),
         (
             "self._rated(lambda block, t: block.dispersion_matrix(t), s, 0.5)",
             "self._rated(lambda block, t: block.dispersion_matrix(t), s, 1.0)",
@@ -865,6 +883,38 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "return log_prior.flatten().to(z.dtype) + snr",
             "return snr",
             "test_mixed.py::test_the_divergence_of_categories[0.0]",
+        ),
+    ],
+    "pyro_mdm/training.py": [
+        (
+            "0.5 * (1 + math.cos(math.pi * share))",
+            "(1 + math.cos(math.pi * share))",
+            "test_trainer.py::test_rates_warm_up_and_fall_to_nothing",
+        ),
+        (
+            "(1 + number) / (self.forgetting + number)",
+            "number / (self.forgetting + number)",
+            "test_trainer.py::test_the_average_follows_at_first_and_smooths_later[10]",
+        ),
+        (
+            'self._random = state["random"]',
+            "self._random = []",
+            "test_trainer.py::test_a_killed_training_goes_on_to_the_same_weights[True]",
+        ),
+        (
+            "better = value < self.best",
+            "better = value <= value",
+            "test_trainer.py::test_the_best_weights_are_left_with_their_buffers",
+        ),
+        (
+            "for t in (*values, *self._buffers)",
+            "for t in (*values, *map(torch.zeros_like, self._buffers))",
+            "test_trainer.py::test_the_best_weights_are_left_with_their_buffers",
+        ),
+        (
+            "nn.utils.clip_grad_norm_(self.weights, self.clip)",
+            "nn.utils.clip_grad_norm_(self.weights, 2 * self.clip)",
+            "test_trainer.py::test_a_step_is_that_of_the_optimizer_on_a_clipped_gradient",
         ),
     ],
 }

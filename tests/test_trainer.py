@@ -313,13 +313,18 @@ def test_precision_and_compilation_are_those_of_networks(precision: Any) -> None
 # -- checkpoints -----------------------------------------------------------------------------------
 
 
-def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
-    network, loss, validate = line()
-    whole = Trainer(network, steps=40)
-    best = whole.fit(loss, validate, looks=8)
-    expected = values(network)
-    file = tmp_path / "folder" / "training.pt"
-    network, loss, validate = line()
+@pytest.mark.parametrize("looked_at", [False, True])
+def test_a_killed_training_goes_on_to_the_same_weights(looked_at: bool, tmp_path: Path) -> None:
+    """With a look that always finds something better, or none, all steps count in the end."""
+
+    def fit(loss: Callable[[], Tensor], trainer: Trainer) -> float:
+        falling = (lambda: -float(trainer.step_number)) if looked_at else None
+        return trainer.fit(loss, falling, looks=8)
+
+    network, loss, _ = line()
+    ended = fit(loss, Trainer(network, steps=40))
+    expected, file = values(network), tmp_path / "folder" / "training.pt"
+    network, loss, _ = line()
     calls = itertools.count(1)
 
     def dying() -> Tensor:
@@ -328,12 +333,12 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
         return loss()
 
     with pytest.raises(KeyboardInterrupt):
-        Trainer(network, steps=40, checkpoint=file).fit(dying, validate, looks=8)
-    network, loss, validate = line(seed=7)  # whatever it begins with
+        fit(dying, Trainer(network, steps=40, checkpoint=file))
+    network, loss, _ = line(seed=7)  # whatever it begins with
     trainer = Trainer(network, steps=40, checkpoint=file)
     torch.rand(3)  # what is drawn before the loop does not matter
     assert trainer.step_number == 20
-    assert trainer.fit(loss, validate, looks=8) == best
+    assert fit(loss, trainer) == ended
     assert same(values(network), expected)
 
 
