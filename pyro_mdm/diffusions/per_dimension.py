@@ -116,12 +116,6 @@ class PerDimensionDiffusion(Kernels):
         self._cells_of_block = torch.bincount(block_of_cell, minlength=len(blocks)).tolist()
 
     @property
-    def horizon(self) -> float:
-        """T, which an interpolant moves when its ends are set."""
-        horizon: float = self.reference.horizon
-        return horizon
-
-    @property
     def num_cells(self) -> int:
         """The number of different pairs of block and clock."""
         return len(self._clock_of_cell)
@@ -160,6 +154,7 @@ class PerDimensionDiffusion(Kernels):
         for block in self.blocks:
             block.min_log_snr = value  # type: ignore[assignment]
 
+    horizon: float = of_part("reference")
     cut_time = of_part("reference")
     start_time: Tensor = of_part("reference")
     start_log_snr: Tensor = of_part("reference")
