@@ -158,6 +158,12 @@ class Problem(DataSet):
         """A new score, if these data need another way of making it; None: the usual way."""
         return None
 
+    @property
+    def completed(self) -> Tensor | None:
+        """Training data without a gap, which a training on gaps begins with, as they are stored;
+        None: it begins with draws of the model."""
+        return None
+
     def fit_x(self) -> Tensor:
         """The x that baselines are fitted to: training data, spread evenly.
 

@@ -27,6 +27,7 @@ from pyro_mdm.scores.base import Score
 from pyro_mdm.tables.columns import (
     Categorical,
     Column,
+    chained_completions,
     column_facts,
     column_of_facts,
     decode,
@@ -435,9 +436,14 @@ class Tabular(Problem):
                 x[:, at] = torch.where((data[:, j] == ABSENT).to(x.device), noise, x[:, at])
         return Dequantized(x, log_det)
 
+    @functools.cached_property
+    def completed(self) -> Tensor | None:
+        return None if self._plain else chained_completions(self.columns, self.train)
+
     def fit_x(self) -> Tensor:
         """All training rows: in some of them a column may have no value."""
-        return self.training_x(self.train, torch.Generator().manual_seed(0)).x
+        rows = self.train if self.rough or self.completed is None else self.completed
+        return self.training_x(rows, torch.Generator().manual_seed(0)).x
 
     def own_score(self, kind: type[Score], assembly: Assembly) -> Score | None:
         if kind is not MixedDenoiser:

@@ -1,6 +1,7 @@
 """Missing entries of training data, filled by the averaged model while it trains.
 
-See :class:`pyro_mdm.conditioning.Completions`. What is filled is drawn anew :data:`DRAWS` times in
+See :class:`pyro_mdm.conditioning.Completions`. The first are those of the problem, if it has them:
+:attr:`models.Problem.completed`. What is filled is drawn anew :data:`DRAWS` times in
 a run, for some of the data if they are many, which are then trained on until the next time.
 """
 
@@ -58,6 +59,10 @@ class Filling:
             return
         problem, seed = self._problem, seed_from(self._settings.seed, "fill", step)
         noise = torch.Generator().manual_seed(seed)
+        whole = problem.completed if step == 0 else None
+        if whole is not None:
+            self.values, _ = problem.training_x(whole[self._present(step)], noise)
+            return
         x, _ = problem.training_x(problem.train[self._present(step)], noise)
         completions = Completions(x.to(model.diffusion.start_time.device))
         try:

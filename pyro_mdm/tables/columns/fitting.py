@@ -17,6 +17,7 @@ from pyro_mdm import randomness
 from pyro_mdm.likelihoods.dequantization import Dequantized
 from pyro_mdm.support.checks import DataError
 from pyro_mdm.tables.columns.base import Column, as_written, rows_in_words
+from pyro_mdm.tables.columns.chained import chained_completions
 from pyro_mdm.tables.columns.gaps import skip_rules
 from pyro_mdm.tables.columns.kinds import (
     DROP,
@@ -28,7 +29,8 @@ from pyro_mdm.tables.columns.kinds import (
     parse_spec,
 )
 from pyro_mdm.tables.columns.levels import shown
-from pyro_mdm.tables.columns.skipped import Rule, skipped
+from pyro_mdm.tables.columns.numbers import Continuous, finite_numbers
+from pyro_mdm.tables.columns.skipped import Rule, Skipped, skipped
 from pyro_mdm.tables.columns.spec import OTHERS, PLAIN, ColumnSpec, range_in_words
 
 if TYPE_CHECKING:
@@ -91,6 +93,8 @@ def fit_columns(
                 column.kind = kind  # by which a run finds the class again
             columns.append(column)
     columns = _with_absences(table, train, kinds, columns)
+    if kinds.get(OTHERS) != PLAIN:
+        columns = _fitted_to_whole_rows(table, train, kinds, columns)
     if not columns:
         reasons = "".join(f"; {name!r}: {reason}" for name, reason in without.items())
         raise DataError(
@@ -115,6 +119,36 @@ def _with_absences(
         else column
         for column in columns
     ]
+
+
+def _fitted_to_whole_rows(
+    table: DataFrame, train: NDArray[np.bool_], kinds: Mapping[str, str], columns: list[Column]
+) -> list[Column]:
+    """Columns, of which those of numbers with gaps have the scales of completed rows, if gaps
+    depend on other columns: what is there has another law."""
+    import pandas as pd
+
+    rows = table[train]
+    codes = encode(columns, known_alone(rows, unknown_in(columns, rows))) if columns else None
+    if codes is None or not codes.isnan().any() or codes.isnan().all(0).any():
+        return columns
+    completed = chained_completions(columns, codes)
+    if completed is None:
+        return columns
+    fitted = []
+    for j, column in enumerate(columns):
+        numbers = column.column if isinstance(column, Skipped) else column
+        gone = ~codes[:, j].isfinite() & completed[:, j].isfinite()
+        if isinstance(numbers, Continuous) and bool(gone.any()):
+            values = finite_numbers(column.name, table[column.name]).copy()
+            values[np.flatnonzero(train)[gone.numpy()]] = completed[gone, j].numpy()
+            spec = parse_spec(column.name, kinds[column.name]) if column.name in kinds else None
+            series = pd.Series(values, table.index, name=column.name)
+            whole = type(numbers).fit(column.name, series, train, spec or ColumnSpec())
+            whole.kind = numbers.kind
+            column = skipped(whole, column.rule) if isinstance(column, Skipped) else whole
+        fitted.append(column)
+    return fitted
 
 
 def _check_values(

@@ -1,0 +1,249 @@
+"""Completions of a table before there is a model of it, by chained equations.
+
+A model of rows that are missing at random completes them itself, see
+:class:`~pyro_mdm.conditioning.Completions`, and begins with scales of its columns and with a first
+completion. Both must be those of whole rows: where one of two groups lacks a column, the values
+that are there are those of the other group, and a model that begins so leaves it slowly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyro_mdm.tables.columns.base import Column, Values
+from pyro_mdm.tables.columns.gaps import dependent_gaps
+from pyro_mdm.tables.columns.numbers import Continuous, Mixed
+from pyro_mdm.tables.columns.skipped import ABSENT, HIDDEN, SkippedNumbers
+
+if TYPE_CHECKING:
+    from numpy.random import Generator
+
+__all__ = ["chained_completions"]
+
+SWEEPS = 5
+"""The number of times that each column is drawn anew given the others: what was drawn in the sweep
+before is all that the next one remembers."""
+LEAF = 15
+"""The fewest rows of a leaf. With 5 leaves, whose donors are fewer, Gaussian laws had twice the
+error of a mean."""
+MOST = 4096
+"""The most rows that regressions and trees are fitted to, drawn from all."""
+REACH = 10.0
+"""How far a number may be drawn from the mean of those that are there, in their deviations."""
+
+
+def chained_completions(
+    columns: Sequence[Column], codes: Tensor, *, seed: int = 0
+) -> Tensor | None:
+    r"""Codes (n, d) of a table without a gap, float64, or None if no gap depends on other columns.
+
+    Each column with gaps is drawn given all others, in turn, and again. A number is the prediction
+    of a linear regression, which goes on where no row has the column, and the residual of a donor:
+    a row in the same leaf of a tree of residuals, or any row if the tree predicts them no better
+    than their mean, by two folds. A level is that of a donor in the same leaf of a tree of levels.
+    Numbers with atoms, dates, and columns of your own kinds are those of donors too.
+
+    Args:
+        columns: columns of the table, fitted to it.
+        codes: rows as :func:`~pyro_mdm.tables.columns.encode` has them, (n, d), NaN where missing.
+        seed: the seed of the draws.
+
+    Source: van Buuren & Groothuis-Oudshoorn, "mice: Multivariate imputation by chained equations
+    in R", 2011; the donors in leaves are those of Doove, van Buuren & Dusseldorp, "Recursive
+    partitioning for missing data imputation in the presence of interaction effects", 2014.
+    """
+    values = codes.double().cpu().numpy()
+    if not _depends(columns, values):
+        return None
+    rng = np.random.default_rng(seed)
+    chain = _Chain(columns, values, rng)
+    for _ in range(SWEEPS):
+        chain.sweep()
+    return torch.from_numpy(np.stack(chain.codes(), 1))
+
+
+def _depends(columns: Sequence[Column], values: Values) -> bool:
+    """Whether gaps of one column at least depend on another."""
+    import pandas as pd
+
+    table = {}
+    for column, code in zip(columns, values.T, strict=True):
+        series = pd.Series(np.where(code == HIDDEN, math.nan, code))
+        is_level = column.levels is not None
+        table[column.name] = series.astype("Int64").astype("category") if is_level else series
+    return bool(dependent_gaps(pd.DataFrame(table), [column.name for column in columns]))
+
+
+class _Variable:
+    """What is drawn at a time: a column, whether its number exists, or its number where it does.
+
+    Attributes:
+        values: code of each row, (n,), drawn where it is missing.
+        missing: where it is drawn, (n,).
+        exists: the variable that says where it exists; None: in all rows.
+    """
+
+    def __init__(
+        self, column: Column | None, values: Values, exists: _Variable | None = None
+    ) -> None:
+        self.column, self.exists = column, exists
+        self.values, self.missing = values.copy(), np.isnan(values)
+        self.is_level = column is None or column.levels is not None
+        self.one_hot = column.levels if column is not None and column.width > 1 else None
+        self._has_line = isinstance(column, Continuous) and not (
+            isinstance(column, Mixed) and len(column.atoms)
+        )
+        there = values[~self.missing]
+        self._log = self._has_line and bool((there > 0).all()) and _skewness(there, np.log) < 0
+        straight = self._straight(there)
+        self._mean, self._deviation = straight.mean(), straight.std() or 1.0
+
+    def _straight(self, values: Values) -> Values:
+        return np.log(values) if self._log else values
+
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        """The rows where it exists, by what is drawn now."""
+        if self.exists is None:
+            return np.ones(len(self.values), dtype=np.bool_)
+        return np.asarray(self.exists.values == 1)
+
+    def features(self) -> Values:
+        """What regressions of other columns see of it, (n, width)."""
+        if self.one_hot is not None:
+            return np.asarray(self.values[:, None] == np.arange(self.one_hot), dtype=float)
+        present = self.present
+        scaled = np.zeros(len(present))
+        scaled[present] = self._standard(self.values[present])
+        return scaled[:, None]
+
+    def _standard(self, values: Values) -> Values:
+        return np.asarray((self._straight(values) - self._mean) / self._deviation)
+
+    def begin(self, rng: Generator) -> None:
+        """Draw what is missing from what is there."""
+        self.values[self.missing] = rng.choice(self.values[~self.missing], self.missing.sum())
+
+    def draw(self, features: Values, rows: NDArray[np.bool_], rng: Generator) -> None:
+        """Draw what is missing given features (n, D) of the others, by regressions on ``rows``."""
+        present = self.present
+        there, gone = rows & present & ~self.missing, present & self.missing
+        if not gone.any() or not there.any():
+            return
+        x, y, new = features[there], self.values[there], features[gone]
+        if self.is_level:
+            self.values[gone] = y[_donors(x, y, new, rng, of_levels=True)]
+        elif self._has_line:
+            self.values[gone] = self._on_line(x, y, new, rng)
+        else:
+            self.values[gone] = y[_donors(x, y, new, rng)]
+
+    def _on_line(self, x: Values, y: Values, new: Values, rng: Generator) -> Values:
+        """Numbers that a line predicts, with residuals of donors, as the column has them; those
+        that it cannot have, or that are too far, are the donors' numbers."""
+        from sklearn.linear_model import Ridge
+
+        standard = self._standard(y)
+        line = Ridge(alpha=1.0).fit(x, standard)
+        residual = standard - line.predict(x)
+        donors = _donors(x, residual, new, rng)
+        drawn = line.predict(new) + residual[donors]
+        with np.errstate(over="ignore"):
+            numbers = drawn * self._deviation + self._mean
+            numbers = torch.from_numpy(np.exp(numbers) if self._log else numbers)
+        assert self.column is not None
+        noise = torch.full_like(numbers, 0.5)
+        numbers = self.column.unscaled(self.column.scaled(numbers, noise)[0]).numpy()
+        valid = np.isfinite(numbers) & (np.abs(drawn) <= REACH)
+        return np.where(valid, numbers, y[donors])
+
+
+class _Chain:
+    """The variables of a table, and what regressions see of them."""
+
+    def __init__(self, columns: Sequence[Column], codes: Values, rng: Generator) -> None:
+        self._rng, self._of_column = rng, []
+        for column, code in zip(columns, codes.T, strict=True):
+            if isinstance(column, SkippedNumbers):
+                there = np.where(np.isnan(code), math.nan, code != ABSENT)
+                exists = _Variable(None, there)
+                number = np.where(np.isfinite(code), code, math.nan)
+                self._of_column.append([exists, _Variable(column.column, number, exists)])
+            else:
+                self._of_column.append([_Variable(column, code)])
+        variables = [variable for variables in self._of_column for variable in variables]
+        for variable in variables:
+            variable.begin(rng)
+        features = [variable.features() for variable in variables]
+        ends = np.cumsum([feature.shape[1] for feature in features])
+        self._features = np.concatenate(features, 1)
+        places = [slice(end - f.shape[1], end) for end, f in zip(ends, features, strict=True)]
+        gaps = zip(variables, places, strict=True)
+        self._order = sorted(
+            [pair for pair in gaps if pair[0].missing.any()], key=lambda pair: pair[0].missing.sum()
+        )
+        self._rows = np.zeros(len(codes), dtype=np.bool_)
+        self._rows[rng.permutation(len(codes))[:MOST]] = True
+
+    def sweep(self) -> None:
+        """Draw each variable anew, those that are more often there first."""
+        for variable, place in self._order:
+            self._features[:, place] = 0  # it does not see itself
+            variable.draw(self._features, self._rows, self._rng)
+            self._features[:, place] = variable.features()
+
+    def codes(self) -> list[Values]:
+        """The codes of each column, completed."""
+        return [
+            first.values if not number else np.where(first.values == 1, number[0].values, ABSENT)
+            for first, *number in self._of_column
+        ]
+
+
+def _donors(
+    x: Values, y: Values, new: Values, rng: Generator, *, of_levels: bool = False
+) -> NDArray[np.int64]:
+    """For rows with features ``new`` the numbers of rows with features x in the same leaf of a tree
+    of y; of any rows, if the tree does not predict numbers y."""
+    from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+
+    kind: Any = DecisionTreeClassifier if of_levels else DecisionTreeRegressor
+    tree = kind(min_samples_leaf=LEAF, random_state=int(rng.integers(2**31)))
+    if not of_levels and not _predicts(tree, x, y, rng):
+        return rng.integers(len(y), size=len(new))
+    leaf, leaf_of_new = tree.fit(x, y).apply(x), tree.apply(new)
+    order = np.argsort(leaf, kind="stable")
+    first = np.searchsorted(leaf[order], leaf_of_new)
+    last = np.searchsorted(leaf[order], leaf_of_new, "right")
+    return np.asarray(order[rng.integers(first, last)])
+
+
+def _predicts(tree: Any, x: Values, y: Values, rng: Generator) -> bool:
+    """Whether a tree of one half of the rows is nearer to the other half than its mean is."""
+    half = rng.permutation(len(y)) % 2 == 0
+    if half.sum() < 2 * LEAF or (~half).sum() < 2 * LEAF:
+        return False
+    gain = 0.0
+    for fitted in (half, ~half):
+        predicted = tree.fit(x[fitted], y[fitted]).predict(x[~fitted])
+        off = y[~fitted] - y[fitted].mean()
+        gain += float((off**2 - (y[~fitted] - predicted) ** 2).sum())
+    return gain > 0
+
+
+def _skewness(values: Values, transform: Any) -> float:
+    """How much more skewed values are after a transform, in standard deviations."""
+
+    def skewness(x: Values) -> float:
+        off = x - x.mean()
+        spread = float(off.std())
+        return abs(float((off**3).mean())) / spread**3 if spread > 0 else 0.0
+
+    return skewness(transform(values)) - skewness(values)
