@@ -9,8 +9,8 @@ that are there are those of the other group, and a model that begins so leaves i
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from pyro_mdm.tables.columns.skipped import ABSENT, HIDDEN, SkippedNumbers
 
 if TYPE_CHECKING:
     from numpy.random import Generator
+    from sklearn.tree import DecisionTreeRegressor
 
 __all__ = ["chained_completions"]
 
@@ -214,7 +215,7 @@ def _donors(
     of y; of any rows, if the tree does not predict numbers y."""
     from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
-    kind: Any = DecisionTreeClassifier if of_levels else DecisionTreeRegressor
+    kind = DecisionTreeClassifier if of_levels else DecisionTreeRegressor
     tree = kind(min_samples_leaf=LEAF, random_state=int(rng.integers(2**31)))
     if not of_levels and not _predicts(tree, x, y, rng):
         return rng.integers(len(y), size=len(new))
@@ -225,7 +226,7 @@ def _donors(
     return np.asarray(order[rng.integers(first, last)])
 
 
-def _predicts(tree: Any, x: Values, y: Values, rng: Generator) -> bool:
+def _predicts(tree: DecisionTreeRegressor, x: Values, y: Values, rng: Generator) -> bool:
     """Whether a tree of one half of the rows is nearer to the other half than its mean is."""
     half = rng.permutation(len(y)) % 2 == 0
     if half.sum() < 2 * LEAF or (~half).sum() < 2 * LEAF:
@@ -238,7 +239,7 @@ def _predicts(tree: Any, x: Values, y: Values, rng: Generator) -> bool:
     return gain > 0
 
 
-def _skewness(values: Values, transform: Any) -> float:
+def _skewness(values: Values, transform: Callable[[Values], Values]) -> float:
     """How much more skewed values are after a transform, in standard deviations."""
 
     def skewness(x: Values) -> float:
