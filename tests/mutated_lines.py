@@ -810,6 +810,45 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "test_simulation.py::test_times_are_weighted_by_what_is_left_out[1]",
         ),
     ],
+    "pyro_mdm/tables/columns/chained.py": [
+        (
+            "drawn = line.predict(new) + residual[donors]",
+            "drawn = residual[donors]",
+            "test_chained_completions.py::test_completed_rows_have_the_law_of_whole_rows[line]",
+        ),
+        (
+            "drawn = line.predict(new) + residual[donors]",
+            "drawn = line.predict(new)",
+            "test_chained_completions.py::test_completed_rows_have_the_law_of_whole_rows[two_groups]",
+        ),
+        (
+            'leaf_of_new, "right"',
+            'leaf_of_new + 1e9, "right"',
+            "test_chained_completions.py::test_completed_rows_have_the_law_of_whole_rows[levels]",
+        ),
+        (
+            "            self._features[:, place] = 0  # it does not see itself\n",
+            "",
+            "test_chained_completions.py::test_completed_rows_have_the_law_of_whole_rows[line]",
+        ),
+        (
+            "np.log(values) if self._log else values",
+            "values",
+            "test_chained_completions.py::test_completed_rows_have_the_law_of_whole_rows[skewed]",
+        ),
+        (
+            "numbers = self.column.unscaled(self.column.scaled(numbers, noise)[0]).numpy()",
+            "numbers = numbers.numpy()",
+            "test_chained_completions.py::test_every_kind_of_column_can_have_its_completions",
+        ),
+    ],
+    "pyro_mdm/tables/columns/fitting.py": [
+        (
+            "values[np.flatnonzero(train)[gone.numpy()]] = completed[gone, j].numpy()",
+            "pass",
+            "test_chained_completions.py::test_scales_of_columns_are_those_of_whole_rows",
+        ),
+    ],
     "pyro_mdm/tables/covariance.py": [
         (
             "(C - gain @ of_there).sum(0)",

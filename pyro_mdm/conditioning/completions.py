@@ -40,6 +40,8 @@ class Completions:
 
     Draw anew several times in a training, at its beginning first. A model that begins as a Gaussian
     law, such as :meth:`~pyro_mdm.MixedDenoiser.from_gaussian`, begins with that law's completions.
+    Where another law is far from it, set ``x`` to better ones before training, such as those of
+    :func:`~pyro_mdm.tables.chained_completions`.
 
     Args:
         x: training data, (N, *event_shape), NaN where an entry is missing.

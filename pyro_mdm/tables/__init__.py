@@ -13,6 +13,7 @@ from pyro_mdm.tables.columns import (
     Nonnegative,
     Ordinal,
     Rounded,
+    chained_completions,
     fit_columns,
     register_kind,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "OneHotLikelihood",
     "Ordinal",
     "Rounded",
+    "chained_completions",
     "fit_columns",
     "register_kind",
 ]
