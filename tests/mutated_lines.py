@@ -814,27 +814,27 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
         (
             "drawn = line.predict(new) + residual[donors]",
             "drawn = residual[donors]",
-            "test_chained_completions.py::test_completed_rows_have_the_law_of_whole_rows[line]",
+            "test_chained_completions.py::test_completed_rows_have_the_law_of_whole_rows[line-0.3]",
         ),
         (
             "drawn = line.predict(new) + residual[donors]",
             "drawn = line.predict(new)",
-            "test_chained_completions.py::test_completed_rows_have_the_law_of_whole_rows[two_groups]",
+            "test_chained_completions.py::test_completed_rows_have_the_law_of_whole_rows[skewed-0.1]",
         ),
         (
             'leaf_of_new, "right"',
             'leaf_of_new + 1e9, "right"',
-            "test_chained_completions.py::test_completed_rows_have_the_law_of_whole_rows[levels]",
+            "test_chained_completions.py::test_completed_rows_have_the_law_of_whole_rows[levels-0.4]",
         ),
         (
             "            self._features[:, place] = 0  # it does not see itself\n",
             "",
-            "test_chained_completions.py::test_completed_rows_have_the_law_of_whole_rows[line]",
+            "test_chained_completions.py::test_completed_rows_have_the_law_of_whole_rows[line-0.3]",
         ),
         (
             "np.log(values) if self._log else values",
             "values",
-            "test_chained_completions.py::test_completed_rows_have_the_law_of_whole_rows[skewed]",
+            "test_chained_completions.py::test_completed_rows_have_the_law_of_whole_rows[skewed-0.1]",
         ),
         (
             "numbers = self.column.unscaled(self.column.scaled(numbers, noise)[0]).numpy()",

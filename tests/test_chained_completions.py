@@ -66,10 +66,12 @@ def levels(rng: np.random.Generator, n: int) -> tuple[pd.DataFrame, np.ndarray]:
     return pd.DataFrame({"x": x, "y": y}), rng.random(n) < logistic(2 * x)
 
 
-@pytest.mark.parametrize("law", [line, two_groups, skewed, levels])
-def test_completed_rows_have_the_law_of_whole_rows(law: Law) -> None:
-    """In deviations of a mean of the rows that are there, completed rows are off by less than a
-    third of what the rows without a gap are off by."""
+@pytest.mark.parametrize(
+    ("law", "share"), [(line, 0.3), (two_groups, 0.06), (skewed, 0.1), (levels, 0.4)]
+)
+def test_completed_rows_have_the_law_of_whole_rows(law: Law, share: float) -> None:
+    """Moments of completed rows are off by a share of what those of rows without a gap are off by:
+    0.09, 0.02, 0.02 and 0.21 at these seeds."""
     far, far_of_rest = [], []
     for seed in range(3):
         rng = np.random.default_rng(seed)
@@ -94,7 +96,7 @@ def test_completed_rows_have_the_law_of_whole_rows(law: Law) -> None:
         far_of_rest.append((moments(truth[torch.from_numpy(~gone)]) - exact).abs().max())
         there = torch.from_numpy(~gone)
         assert torch.equal(completed[there], truth[there])
-    assert float(sum(far)) < float(sum(far_of_rest)) / 3
+    assert float(sum(far)) < share * float(sum(far_of_rest))
 
 
 def test_scales_of_columns_are_those_of_whole_rows() -> None:
