@@ -421,9 +421,9 @@ def elbo_terms(model: Program, guide: Program, *args: Any, **kwargs: Any) -> ELB
     A latent site named ``"context"`` contributes its divergence as that term. If it is not
     reparameterized, only :class:`MDM_ELBO` has its gradients.
 
-    For a simulated path ``prior_kl`` is :func:`~pyro_mdm.paths.arrival`, from a path of its own to
-    T, and ``diffusion`` is the rest of the divergence. Where paths arrive at the prior, both mean
-    the same as for a linear diffusion.
+    For a simulated path ``prior_kl`` is :func:`~pyro_mdm.simulated.arrival`, from a path of its own
+    to T, and ``diffusion`` is the rest of the divergence. Where paths arrive at the prior, both
+    mean the same as for a linear diffusion.
 
     Returns:
         :class:`ELBOTerms`, each (batch,), nats, without the scale of a plate.

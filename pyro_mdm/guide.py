@@ -25,7 +25,7 @@ class DiffusionGuide(Registered):
     """The noising program ``path ~ q(path | x)``, in a plate of the batch like the model's.
 
     The law of the path is in closed form (:class:`~pyro_mdm.paths.NoisingPath`) where the diffusion
-    has one, as linear ones do, and simulated otherwise (:class:`~pyro_mdm.paths.SimulatedPath`).
+    has one, as linear ones do, and simulated otherwise (:class:`~pyro_mdm.SimulatedPath`).
 
     Args:
         diffusion: the noising diffusion, the same object as the model's.

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from pyro_mdm.support.checks import check_count, describe
 from pyro_mdm.support.settings import Recorded, Restorable
-from pyro_mdm.support.wings import names_of_wings
+from pyro_mdm.support.wings import former_names
 
 __all__ = ["MAP_LIMIT", "MAP_UNIT", "MLP", "LogSNREmbedding", "StridedUNet", "UNet"]
 
 if not TYPE_CHECKING:
-    __getattr__, __dir__ = names_of_wings(__name__, tables=("MapMLP",))
+    __getattr__, __dir__ = former_names(__name__)
 
 _M = TypeVar("_M", bound=nn.Module)
 MAP_UNIT, MAP_LIMIT = 10.0, 3.0

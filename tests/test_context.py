@@ -26,14 +26,8 @@ from pyro_mdm import (
     elbo_terms,
     randomness,
 )
-from pyro_mdm.diffusions import (
-    Context,
-    ContextClocks,
-    ContextDiffusion,
-    DiscreteContext,
-    GaussianContext,
-    LearnedClocks,
-)
+from pyro_mdm.conditioning import Replacement
+from pyro_mdm.diffusions import LearnedClocks
 from pyro_mdm.evaluation import compare
 from pyro_mdm.likelihoods import Tweedie
 from pyro_mdm.networks import MLP
@@ -43,9 +37,15 @@ from pyro_mdm.samplers import (
     Ancestral,
     EulerMaruyama,
     ExponentialIntegrator,
-    Replacement,
     Splitting,
     StochasticExponentialIntegrator,
+)
+from pyro_mdm.seeing import (
+    Context,
+    ContextClocks,
+    ContextDiffusion,
+    DiscreteContext,
+    GaussianContext,
 )
 from tests.gradients import assert_gradients, slope
 from tests.mistakes import refused

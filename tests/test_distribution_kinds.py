@@ -38,18 +38,12 @@ from pyro_mdm import (
     condition,
 )
 from pyro_mdm.contexts import Labels
-from pyro_mdm.diffusions import (
-    ContextClocks,
-    ContextDiffusion,
-    DiscreteContext,
-    Frequencies,
-    GaussianContext,
-    LearnedClocks,
-)
+from pyro_mdm.diffusions import Frequencies, LearnedClocks
 from pyro_mdm.measurements import condition_on_measurements
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.flow import Solver
 from pyro_mdm.samplers import EulerMaruyama, ExponentialIntegrator
+from pyro_mdm.seeing import ContextClocks, ContextDiffusion, DiscreteContext, GaussianContext
 from tests.problems import LinearEncoder, normal, rubbing, turning
 
 ENDS: dict[str, Any] = {"max_log_snr": 4.0, "min_log_snr": -6.0}

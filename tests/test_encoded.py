@@ -27,7 +27,7 @@ from pyro_mdm import (
     elbo_terms,
 )
 from pyro_mdm.evaluation import probability_flow
-from pyro_mdm.likelihoods import Gaussian, JointTweedie, MixedLikelihood, Tweedie, read_state
+from pyro_mdm.likelihoods import Gaussian, JointTweedie, Tweedie, read_state
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.divergence import prior_kl
 from pyro_mdm.paths.flow import Solver
@@ -38,6 +38,7 @@ from pyro_mdm.samplers import (
 )
 from pyro_mdm.samplers.transport import transport
 from pyro_mdm.scores.base import rotated
+from pyro_mdm.tables import MixedLikelihood
 from tests.gradients import assert_gradients
 from tests.mistakes import refused
 from tests.problems import (

@@ -20,6 +20,7 @@ from inference.trust import EXAMPLES
 from pyro_mdm.__main__ import PROGRAMS as COMMANDS
 from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.closed import OneBlock
+from pyro_mdm.public import FORMER
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 
 ROOT = Path(__file__).parents[1]
@@ -138,21 +139,30 @@ def wing(module: str) -> str | None:
     return next((name for name, rooms in WINGS.items() if room in rooms), None)
 
 
-def is_door(module: str) -> bool:
-    """Packages of the core whose names are those of wings too, loaded when they are asked for."""
-    return MODULES[module].name == "__init__.py"
-
-
 def test_the_core_imports_no_wing_and_a_wing_no_other() -> None:
-    """For types neither, but where a package of the core says what is among its names."""
+    """For types neither; ``public`` alone has names of both."""
     across = [
         f"{i.by} imports {i.of}"
         for i in all_imports()
         if i.by.startswith("pyro_mdm.") and i.by not in ("pyro_mdm.__main__", "pyro_mdm.public")
-        if wing(i.of) not in (None, wing(i.by)) and not (i.for_types and is_door(i.by))
+        if wing(i.of) not in (None, wing(i.by))
         if (wing(i.by), wing(i.of)) not in BETWEEN_WINGS
     ]
     assert not across
+
+
+@pytest.mark.parametrize("module", sorted(FORMER))
+def test_the_core_names_no_wing_but_finds_what_it_once_named(module: str) -> None:
+    here = importlib.import_module(f"pyro_mdm.{module}")
+    for wing_of, names in FORMER[module].items():
+        for name in names:
+            there = getattr(importlib.import_module(f"pyro_mdm.{wing_of}"), name)
+            assert getattr(here, name) is there and name in dir(here)
+            assert name not in here.__all__
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = here.Nothing
+    text = MODULES[f"pyro_mdm.{module}"].read_text(encoding="utf-8")
+    assert not [wing for wing in WINGS if f"pyro_mdm.{wing}" in text.partition('"""\n')[2]]
 
 
 def test_programs_are_above_models_and_models_above_the_library() -> None:

@@ -25,7 +25,6 @@ from pyro_mdm import (
     elbo_terms,
     randomness,
 )
-from pyro_mdm.diffusions import ContextClocks, ContextDiffusion, DiscreteContext
 from pyro_mdm.diffusions.inversion import Inversion
 from pyro_mdm.diffusions.learned import LearnedFamily
 from pyro_mdm.diffusions.linear import LinearDiffusion
@@ -33,6 +32,7 @@ from pyro_mdm.diffusions.memory import shared_ends
 from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
 from pyro_mdm.likelihoods import NetworkPosterior
 from pyro_mdm.networks import MLP
+from pyro_mdm.seeing import ContextClocks, ContextDiffusion, DiscreteContext
 from pyro_mdm.simulated.learned_drift import Simulated
 from tests.known_bound import Wrong, exact_bound, numerical_gradient
 from tests.problems import fixed

@@ -23,6 +23,7 @@ from pyro_mdm import (
     PerDimensionDiffusion,
     condition,
 )
+from pyro_mdm.conditioning import Replacement
 from pyro_mdm.conditioning.conditioned import with_score
 from pyro_mdm.contexts import Labels
 from pyro_mdm.diffusions import Frequencies
@@ -47,7 +48,6 @@ from pyro_mdm.samplers import (
     EulerMaruyama,
     ExponentialIntegrator,
     ProbabilityFlow,
-    Replacement,
     StochasticExponentialIntegrator,
     StochasticHeun,
 )

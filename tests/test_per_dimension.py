@@ -42,10 +42,10 @@ from pyro_mdm.samplers import (
     Splitting,
     StochasticExponentialIntegrator,
     StochasticHeun,
-    TorchSDE,
 )
 from pyro_mdm.samplers.base import Questions
 from pyro_mdm.samplers.transport import transport
+from pyro_mdm.simulated import TorchSDE
 from tests.gradients import assert_gradients
 from tests.mistakes import refused
 from tests.problems import Silent, fixed, learned, learned_in_time, normal

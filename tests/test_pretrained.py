@@ -43,13 +43,7 @@ from pyro_mdm import (
     elbo_terms,
 )
 from pyro_mdm import pretrained as pretrained_module
-from pyro_mdm.diffusions import (
-    ContextClocks,
-    ContextDiffusion,
-    DiscreteContext,
-    GaussianContext,
-    LearnedClocks,
-)
+from pyro_mdm.diffusions import LearnedClocks
 from pyro_mdm.diffusions.clocks import ConstantBeta
 from pyro_mdm.diffusions.priors import DistributionPrior, GaussianPrior, QuadraturePrior
 from pyro_mdm.likelihoods.base import Likelihood
@@ -66,8 +60,9 @@ from pyro_mdm.samplers import (
     Splitting,
     StochasticExponentialIntegrator,
     StochasticHeun,
-    TorchSDE,
 )
+from pyro_mdm.seeing import ContextClocks, ContextDiffusion, DiscreteContext, GaussianContext
+from pyro_mdm.simulated import TorchSDE
 from pyro_mdm.support.settings import Recorded
 from tests.problems import DIFFUSIONS, less_data, more_noise, normal, rubbing, turning
 

@@ -31,7 +31,7 @@ from inference.settings.names import own_names
 from inference.train import train
 from models.tabular import read_table
 from pyro_mdm import DiffusionGuide, DiffusionModel, bound, condition, pretrained
-from pyro_mdm.evaluation import class_posterior
+from pyro_mdm.conditioning import class_posterior
 from pyro_mdm.pretrained import (
     CONFIG,
     TENSORS,

@@ -35,24 +35,19 @@ from pyro_mdm import (
     bound,
     condition,
 )
-from pyro_mdm.diffusions import (
-    ContextClocks,
-    ContextDiffusion,
-    Frequencies,
-    GaussianContext,
-    TurnClocks,
-)
+from pyro_mdm.diffusions import Frequencies, TurnClocks
 from pyro_mdm.likelihoods import (
     DiscretizedGaussian,
     Gaussian,
     JointTweedie,
     Likelihood,
-    MixedLikelihood,
     NetworkPosterior,
     Tweedie,
     read_state,
 )
 from pyro_mdm.measurements import condition_on_measurements, twisted_smc
+from pyro_mdm.seeing import ContextClocks, ContextDiffusion, GaussianContext
+from pyro_mdm.tables import MixedLikelihood
 from tests.new_kind import TurnedDiffusion
 from tests.problems import (
     ExactDenoiser,

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from inference.guides.encoder import Encoder
 from pyro_mdm import VPSDE
-from pyro_mdm.diffusions import (
+from pyro_mdm.seeing import (
     Context,
     ContextClocks,
     ContextDiffusion,

@@ -45,6 +45,7 @@ from pyro_mdm import (
     likelihoods,
     samplers,
 )
+from pyro_mdm.simulated import TorchSDE
 from pyro_mdm.support.checks import DataError, describe
 from pyro_mdm.tables.columns import Column
 from pyro_mdm.tables.columns.kinds import is_name, parse_spec
@@ -79,7 +80,7 @@ SAMPLERS: dict[str, Any] = {
     "stochastic": samplers.StochasticExponentialIntegrator,
     "probability_flow": samplers.ProbabilityFlow,
     "stochastic_heun": samplers.StochasticHeun,
-    "torchsde": samplers.TorchSDE,
+    "torchsde": TorchSDE,
 }
 
 SIMULATORS: dict[str, Any] = {"two_moons": TWO_MOONS, "linear_gaussian": LINEAR_GAUSSIAN}

@@ -58,49 +58,13 @@ from pyro_mdm.diffusions.presets import ALDA, CLD, HOLD, MALDA, VPSDE, LearnedDi
 from pyro_mdm.diffusions.priors import GaussianPrior, Prior, QuadraturePrior
 from pyro_mdm.diffusions.simulation import Simulation, SimulationError
 from pyro_mdm.diffusions.transforms import Frequencies, Transform
-from pyro_mdm.support.wings import names_of_wings
+from pyro_mdm.support.wings import former_names
 
-if TYPE_CHECKING:
-    from pyro_mdm.seeing.context import (
-        Context,
-        ContextClocks,
-        ContextDiffusion,
-        DiscreteContext,
-        GaussianContext,
-    )
-    from pyro_mdm.seeing.data_driven import DataDrivenDiffusion
-    from pyro_mdm.seeing.encoded import EncodedDiffusion
-    from pyro_mdm.simulated.hamiltonian import HamiltonianDiffusion
-    from pyro_mdm.simulated.learned_drift import LearnedDrift, Simulated
-    from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
-    from pyro_mdm.varying import (
-        TimeVaryingDiffusion,
-        TimeVaryingLearnedDiffusion,
-        TimeVaryingSDE,
-    )
-else:
-    __getattr__, __dir__ = names_of_wings(
-        __name__,
-        seeing=(
-            "Context",
-            "ContextClocks",
-            "ContextDiffusion",
-            "DiscreteContext",
-            "GaussianContext",
-            "DataDrivenDiffusion",
-            "EncodedDiffusion",
-        ),
-        simulated=("HamiltonianDiffusion", "LearnedDrift", "Simulated", "NonlinearDiffusion"),
-        varying=("TimeVaryingDiffusion", "TimeVaryingLearnedDiffusion", "TimeVaryingSDE"),
-    )
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = former_names(__name__)
 
 __all__ = [
     "Cap",
-    "Context",
-    "ContextClocks",
-    "ContextDiffusion",
-    "DiscreteContext",
-    "GaussianContext",
     "ALDA",
     "BlurClocks",
     "CLD",
@@ -108,8 +72,6 @@ __all__ = [
     "Clocks",
     "ConstantBeta",
     "Cosine",
-    "DataDrivenDiffusion",
-    "EncodedDiffusion",
     "Frequencies",
     "GaussianPrior",
     "GeometricBeta",
@@ -126,25 +88,18 @@ __all__ = [
     "apply_vector",
     "require",
     "Diffusion",
-    "HamiltonianDiffusion",
     "Kernels",
     "LearnedDiffusion",
-    "LearnedDrift",
     "LinearDiffusion",
     "LinearSDE",
     "HOLD",
     "MALDA",
     "Marginal",
     "MomentumVE",
-    "NonlinearDiffusion",
     "PerDimensionDiffusion",
     "RectifiedFlow",
     "SharedClock",
-    "Simulated",
     "SubVP",
-    "TimeVaryingDiffusion",
-    "TimeVaryingLearnedDiffusion",
-    "TimeVaryingSDE",
     "Transform",
     "Transition",
     "TurnClocks",

@@ -178,7 +178,7 @@ class Diffusion(Restorable, Exact, ABC):
     It starts at ε, where y_ε given x is Gaussian per data dimension, and runs to the horizon T,
     where the generative process takes its prior. Between them its law has a closed form
     (:class:`~pyro_mdm.diffusions.Kernels`) or is simulated
-    (:class:`~pyro_mdm.diffusions.NonlinearDiffusion`); :attr:`closed_form` says which.
+    (:class:`~pyro_mdm.NonlinearDiffusion`); :attr:`closed_form` says which.
 
     ``log_snr(s)`` falls from :attr:`max_log_snr` at ε to :attr:`terminal_log_snr` at T. Networks
     are told it in place of the time, and times are drawn by it. Without a closed form it is the
@@ -355,7 +355,7 @@ class Diffusion(Restorable, Exact, ABC):
 
     @property
     def context(self) -> Any:
-        """The latent :class:`~pyro_mdm.diffusions.Context` of a datum; None if none, or if
+        """The latent :class:`~pyro_mdm.seeing.Context` of a datum; None if none, or if
         given."""
         return None
 

@@ -26,7 +26,7 @@ class Simulation(Recorded):
 
     Args:
         step_size: the average step, as a fraction of the way from ε to T
-            (:meth:`~pyro_mdm.diffusions.NonlinearDiffusion.progress`); within a stratum steps are
+            (:meth:`~pyro_mdm.NonlinearDiffusion.progress`); within a stratum steps are
             even in s. Its bias is of first order in the step for ``euler`` and of second for
             ``srk``; measure it with :func:`pyro_mdm.simulated.evaluation.step_size_bias`.
         points: number of evaluations of the integrand along a path, at drawn times. More pay off

@@ -27,37 +27,26 @@ from pyro_mdm.evaluation.comparison import compare, evidence_lower_bound, log_li
 from pyro_mdm.evaluation.estimates import Comparison, Difference, Estimate, Weighted
 from pyro_mdm.evaluation.flow import probability_flow
 from pyro_mdm.evaluation.importance import importance_weighted
-from pyro_mdm.support.wings import names_of_wings
+from pyro_mdm.support.wings import former_names
 
-if TYPE_CHECKING:
-    from pyro_mdm.conditioning.classification import ClassPosterior, class_posterior
-    from pyro_mdm.seeing.path_information import PathInformation, path_information_gap
-else:
-    __getattr__, __dir__ = names_of_wings(
-        __name__,
-        conditioning=("ClassPosterior", "class_posterior"),
-        seeing=("PathInformation", "path_information_gap"),
-    )
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = former_names(__name__)
 
 __all__ = [
     "AuxiliaryInformation",
     "AuxiliaryUse",
     "Bound",
-    "ClassPosterior",
     "Comparison",
     "Difference",
     "Estimate",
     "GaussianPosterior",
-    "PathInformation",
     "Weighted",
     "auxiliary_information",
     "auxiliary_use",
     "bound",
-    "class_posterior",
     "compare",
     "evidence_lower_bound",
     "importance_weighted",
     "log_likelihood",
-    "path_information_gap",
     "probability_flow",
 ]

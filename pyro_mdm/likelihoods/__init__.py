@@ -17,15 +17,10 @@ from pyro_mdm.likelihoods.levels import (
     LevelPosterior,
     NetworkPosterior,
 )
-from pyro_mdm.support.wings import names_of_wings
+from pyro_mdm.support.wings import former_names
 
-if TYPE_CHECKING:
-    from pyro_mdm.tables.likelihood import MixedLikelihood
-else:
-    __getattr__, __dir__ = names_of_wings(
-        __name__,
-        tables=("MixedLikelihood",),
-    )
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = former_names(__name__)
 
 __all__ = [
     "Dequantized",
@@ -37,7 +32,6 @@ __all__ = [
     "LevelPosterior",
     "Likelihood",
     "LogitDequantization",
-    "MixedLikelihood",
     "NetworkPosterior",
     "Reading",
     "Tweedie",

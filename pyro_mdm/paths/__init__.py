@@ -20,15 +20,10 @@ from pyro_mdm.paths.density import density_bound
 from pyro_mdm.paths.divergence import different_diffusions, path_divergence, path_kl, prior_kl
 from pyro_mdm.paths.generative import GenerativePath
 from pyro_mdm.paths.noising import NoisingPath
-from pyro_mdm.support.wings import names_of_wings
+from pyro_mdm.support.wings import former_names
 
-if TYPE_CHECKING:
-    from pyro_mdm.simulated.paths import SimulatedPath, arrival, simulated_kl
-else:
-    __getattr__, __dir__ = names_of_wings(
-        __name__,
-        simulated=("SimulatedPath", "arrival", "simulated_kl"),
-    )
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = former_names(__name__)
 
 __all__ = [
     "GenerativeChain",
@@ -37,12 +32,9 @@ __all__ = [
     "NoisingPath",
     "PathKL",
     "PathLaw",
-    "SimulatedPath",
-    "arrival",
     "density_bound",
     "different_diffusions",
     "path_divergence",
     "path_kl",
     "prior_kl",
-    "simulated_kl",
 ]

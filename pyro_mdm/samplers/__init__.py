@@ -58,15 +58,10 @@ from pyro_mdm.samplers.guided import Guided
 from pyro_mdm.samplers.probability_flow import ProbabilityFlow, ToleranceError
 from pyro_mdm.samplers.splitting import Splitting
 from pyro_mdm.samplers.stochastic_heun import StochasticHeun
-from pyro_mdm.support.wings import names_of_wings
+from pyro_mdm.support.wings import former_names
 
-if TYPE_CHECKING:
-    from pyro_mdm.conditioning.replacement import Replacement
-    from pyro_mdm.simulated.reference import TorchSDE
-else:
-    __getattr__, __dir__ = names_of_wings(
-        __name__, conditioning=("Replacement",), simulated=("TorchSDE",)
-    )
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = former_names(__name__)
 
 __all__ = [
     "Ancestral",
@@ -75,13 +70,11 @@ __all__ = [
     "GRIDS",
     "Guided",
     "ProbabilityFlow",
-    "Replacement",
     "Sampler",
     "Splitting",
     "StochasticExponentialIntegrator",
     "StochasticHeun",
     "ToleranceError",
-    "TorchSDE",
     "default_sampler",
     "information_grid",
     "karras_grid",

@@ -26,27 +26,18 @@ from pyro_mdm.scores.discrete_denoiser import DiscreteDenoiser
 from pyro_mdm.scores.maps import RandomMaps
 from pyro_mdm.scores.raw import NoisePrediction, RawScore
 from pyro_mdm.scores.residual import ResidualScore
-from pyro_mdm.support.wings import names_of_wings
+from pyro_mdm.support.wings import former_names
 
-if TYPE_CHECKING:
-    from pyro_mdm.seeing.state import StateDenoiser
-    from pyro_mdm.tables.denoiser import MixedDenoiser
-else:
-    __getattr__, __dir__ = names_of_wings(
-        __name__,
-        seeing=("StateDenoiser",),
-        tables=("MixedDenoiser",),
-    )
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = former_names(__name__)
 
 __all__ = [
     "Denoiser",
     "DenoiserScore",
     "DiscreteDenoiser",
-    "MixedDenoiser",
     "NoisePrediction",
     "RandomMaps",
     "RawScore",
     "ResidualScore",
     "Score",
-    "StateDenoiser",
 ]

@@ -1,17 +1,17 @@
 """Wings of the library, which import its core and are never imported by it.
 
-A package of the core may list names of a wing among its own. The wing is loaded at the first use of
-one of them, and then registers its functions for its kinds.
+Names of wings that were names of the core once are found there still; the wing is loaded at the
+first use of one of them.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-__all__ = ["WINGS", "load_wing", "names_of_wings"]
+__all__ = ["WINGS", "former_names", "load_wing"]
 
 WINGS = (
     "automatic",
@@ -31,25 +31,29 @@ def load_wing(wing: str) -> Any:
     return import_module(f"pyro_mdm.{wing}")
 
 
-def names_of_wings(
-    package: str, **names: Sequence[str]
-) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The ``__getattr__`` and ``__dir__`` (PEP 562) of a package with names of wings.
+def former_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """The ``__getattr__`` and ``__dir__`` (PEP 562) of a module of the core, for names of wings
+    that were among its names; :data:`pyro_mdm.public.FORMER` lists them.
 
     Args:
-        package: ``__name__`` of the package.
-        names: the names, by wing.
+        package: ``__name__`` of the module.
     """
-    wing_of = {name: wing for wing, of_wing in names.items() for name in of_wing}
 
     def get(name: str) -> Any:
-        if name not in wing_of:
+        wings = {} if name.startswith("_") else _former(package)
+        if name not in wings:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(load_wing(wing_of[name]), name)
+        value = getattr(load_wing(wings[name]), name)
         setattr(sys.modules[package], name, value)
         return value
 
     def listed() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *wing_of})
+        return sorted({*vars(sys.modules[package]), *_former(package)})
 
     return get, listed
+
+
+def _former(package: str) -> dict[str, str]:
+    """The wings of the former names of a module, by name."""
+    wings = import_module("pyro_mdm.public").FORMER[package.removeprefix("pyro_mdm.")]
+    return {name: wing for wing, names in wings.items() for name in names}

@@ -18,6 +18,7 @@ from pyro_mdm.scores.discrete_denoiser import DiscreteDenoiser
 from pyro_mdm.support.checks import check_instance
 from pyro_mdm.support.settings import Recorded
 from pyro_mdm.tables.covariance import joint_moments
+from pyro_mdm.tables.likelihood import MixedLikelihood
 from pyro_mdm.tables.network import LevelLogits, MapMLP
 from pyro_mdm.tables.one_hot import OneHot, OneHotDenoiser
 from pyro_mdm.tables.parts import Parts
@@ -161,7 +162,7 @@ class MixedDenoiser(DenoiserScore):
         dropout: float = 0.0,
         logits: bool = True,
     ) -> MixedDenoiser:
-        """The denoiser of a table over a new :class:`~pyro_mdm.networks.MapMLP`, told maps.
+        """The denoiser of a table over a new :class:`~pyro_mdm.tables.MapMLP`, told maps.
 
         It starts as the denoiser of a Gaussian law of all columns, at every map, and so knows their
         correlations: exact for continuous ones, and by Bayes' rule for those with levels.
@@ -361,7 +362,7 @@ class MixedDenoiser(DenoiserScore):
     def default_likelihood(self) -> likelihoods.Likelihood:
         """A mixed decoder, with the default decoder of each part."""
         decoders = [denoiser.default_likelihood() for denoiser in self.parts]
-        return likelihoods.MixedLikelihood(decoders, self.part_of)
+        return MixedLikelihood(decoders, self.part_of)
 
 
 def _like(x: Tensor, counted: Tensor | None) -> Tensor | None:

@@ -23,8 +23,9 @@ from torch import Tensor
 
 from inference.folders.output import aligned
 from pyro_mdm import CLD, VPSDE, DiffusionModel
+from pyro_mdm.conditioning import Replacement
 from pyro_mdm.measurements import Mask, Matrix, condition_on_measurements, twisted_smc
-from pyro_mdm.samplers import Ancestral, Replacement
+from pyro_mdm.samplers import Ancestral
 from pyro_mdm.support.measured import Measured
 from tests.problems import ExactDenoiser as Exact
 from tests.problems import GaussianMixture, fixed, given_measurement
