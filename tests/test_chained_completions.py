@@ -133,6 +133,7 @@ def every_kind(n: int = 1200) -> tuple[pd.DataFrame, dict[str, str]]:
             "first": first,
             "continuous": 3 * first + rng.standard_normal(n),
             "few": np.exp(20 * first),
+            "rare": np.exp(1.5 * rng.standard_normal(n) - 2).round(2).clip(0.01),
             "nonnegative": rng.exponential(size=n),
             "mixed": np.where(rng.random(n) < 0.3, 0.0, rng.exponential(size=n)),
             "bounded": rng.uniform(size=n),

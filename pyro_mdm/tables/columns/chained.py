@@ -163,6 +163,8 @@ class _Variable:
         noise = torch.full_like(numbers, 0.5)
         numbers = self.column.unscaled(self.column.scaled(numbers, noise)[0]).numpy()
         valid = np.isfinite(numbers) & (np.abs(drawn) <= REACH)
+        if self._log:
+            valid &= numbers > 0  # a number that is rounded to 0 has no logarithm
         return np.where(valid, numbers, y[donors])
 
 
