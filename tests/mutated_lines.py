@@ -819,7 +819,7 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
         (
             "drawn = line.predict(new) + residual[donors]",
             "drawn = line.predict(new)",
-            "test_chained_completions.py::test_completed_rows_have_the_law_of_whole_rows[skewed-0.1]",
+            "test_chained_completions.py::test_completed_rows_have_the_law_of_whole_rows[skewed-0.15]",
         ),
         (
             'leaf_of_new, "right"',
@@ -834,7 +834,7 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
         (
             "np.log(values) if self._log else values",
             "values",
-            "test_chained_completions.py::test_completed_rows_have_the_law_of_whole_rows[skewed-0.1]",
+            "test_chained_completions.py::test_completed_rows_have_the_law_of_whole_rows[skewed-0.15]",
         ),
         (
             "numbers = self.column.unscaled(self.column.scaled(numbers, noise)[0]).numpy()",

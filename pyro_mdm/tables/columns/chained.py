@@ -36,8 +36,9 @@ LEAF = 15
 error of a mean."""
 MOST = 4096
 """The most rows that regressions and trees are fitted to, drawn from all."""
-REACH = 10.0
-"""How far a number may be drawn from the mean of those that are there, in their deviations."""
+REACH = 1.0
+"""How far beyond the least and the greatest number that is there one may be drawn, in the distance
+between these: the exponential of a line soon is too far."""
 
 
 def chained_completions(
@@ -162,7 +163,9 @@ class _Variable:
         assert self.column is not None
         noise = torch.full_like(numbers, 0.5)
         numbers = self.column.unscaled(self.column.scaled(numbers, noise)[0]).numpy()
-        valid = np.isfinite(numbers) & (np.abs(drawn) <= REACH)
+        least, most = y.min(), y.max()
+        beyond = REACH * (most - least)
+        valid = (numbers >= least - beyond) & (numbers <= most + beyond)
         if self._log:
             valid &= numbers > 0  # a number that is rounded to 0 has no logarithm
         return np.where(valid, numbers, y[donors])
