@@ -827,7 +827,7 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "test_chained_completions.py::test_completed_rows_have_the_law_of_whole_rows[levels-0.4]",
         ),
         (
-            "            self._features[:, place] = 0  # it does not see itself\n",
+            "            self._features[:, variable.place] = 0  # it does not see itself\n",
             "",
             "test_chained_completions.py::test_completed_rows_have_the_law_of_whole_rows[line-0.3]",
         ),
@@ -837,14 +837,14 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "test_chained_completions.py::test_completed_rows_have_the_law_of_whole_rows[skewed-0.15]",
         ),
         (
-            "numbers = self.column.unscaled(self.column.scaled(numbers, noise)[0]).numpy()",
-            "numbers = numbers.numpy()",
+            "codes = self.column.unscaled(self.column.scaled(numbers, noise)[0]).numpy()",
+            "codes = numbers.numpy()",
             "test_chained_completions.py::test_every_kind_of_column_can_have_its_completions",
         ),
     ],
     "pyro_mdm/tables/columns/fitting.py": [
         (
-            "values[np.flatnonzero(train)[gone.numpy()]] = completed[gone, j].numpy()",
+            "values[np.flatnonzero(train)[drawn.numpy()]] = completed[drawn, j].numpy()",
             "pass",
             "test_chained_completions.py::test_scales_of_columns_are_those_of_whole_rows",
         ),

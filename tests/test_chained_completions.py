@@ -198,7 +198,8 @@ def test_a_training_on_gaps_begins_with_them() -> None:
     assert not x.isnan().any()
     assert problem.roughly_fitted().fit_x().isnan().any()  # of weights that a file replaces
     filling = Filling(problem, cast(Decided, SimpleNamespace(steps=100, seed=0, batch_size=8)))
-    filling.begin(0, cast(DiffusionModel, None))  # it asks no model
+    cpu = SimpleNamespace(diffusion=SimpleNamespace(start_time=torch.zeros(1)))
+    filling.begin(0, cast(DiffusionModel, cpu))  # it draws by no model
     assert filling.values is not None and filling.values.shape == x.shape
     place = filling.rows(0)
     batch = filling.fill(torch.full((8, x.shape[1]), math.nan), 0, slice(None))

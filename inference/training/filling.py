@@ -61,7 +61,8 @@ class Filling:
         noise = torch.Generator().manual_seed(seed)
         whole = problem.completed if step == 0 else None
         if whole is not None:
-            self.values, _ = problem.training_x(whole[self._present(step)], noise)
+            first, _ = problem.training_x(whole[self._present(step)], noise)
+            self.values = first.to(model.diffusion.start_time.device)
             return
         x, _ = problem.training_x(problem.train[self._present(step)], noise)
         completions = Completions(x.to(model.diffusion.start_time.device))

@@ -9,6 +9,7 @@ that are there are those of the other group, and a model that begins so leaves i
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyro_mdm.support.checks import DataError
 from pyro_mdm.tables.columns.base import Column, Values
 from pyro_mdm.tables.columns.gaps import dependent_gaps
 from pyro_mdm.tables.columns.numbers import Continuous, Mixed
@@ -29,16 +31,13 @@ if TYPE_CHECKING:
 __all__ = ["chained_completions"]
 
 SWEEPS = 5
-"""The number of times that each column is drawn anew given the others: what was drawn in the sweep
-before is all that the next one remembers."""
 LEAF = 15
-"""The fewest rows of a leaf. With 5 leaves, whose donors are fewer, Gaussian laws had twice the
-error of a mean."""
+"""The fewest rows of a leaf. With 5, Gaussian laws had twice the error of a mean."""
 MOST = 4096
-"""The most rows that regressions and trees are fitted to, drawn from all."""
-REACH = 1.0
+"""The most rows that regressions and trees are fitted to, drawn from those that have the column."""
+REACH = 0.5
 """How far beyond the least and the greatest number that is there one may be drawn, in the distance
-between these: the exponential of a line soon is too far."""
+between these, on the scale of the line."""
 
 
 def chained_completions(
@@ -57,40 +56,57 @@ def chained_completions(
         codes: rows as :func:`~pyro_mdm.tables.columns.encode` has them, (n, d), NaN where missing.
         seed: the seed of the draws.
 
+    Raises:
+        DataError: a column with gaps that no row has.
+
     Source: van Buuren & Groothuis-Oudshoorn, "mice: Multivariate imputation by chained equations
     in R", 2011; the donors in leaves are those of Doove, van Buuren & Dusseldorp, "Recursive
     partitioning for missing data imputation in the presence of interaction effects", 2014.
     """
     values = codes.double().cpu().numpy()
-    if not _depends(columns, values):
+    if not (np.isnan(values) | (values == HIDDEN)).any() or not _depends(columns, values):
         return None
-    rng = np.random.default_rng(seed)
-    chain = _Chain(columns, values, rng)
-    for _ in range(SWEEPS):
-        chain.sweep()
+    chain = _Chain(columns, values, np.random.default_rng(seed))
+    with np.errstate(over="ignore", invalid="ignore"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+        for _ in range(SWEEPS):
+            chain.sweep()
     return torch.from_numpy(np.stack(chain.codes(), 1))
 
 
 def _depends(columns: Sequence[Column], values: Values) -> bool:
-    """Whether gaps of one column at least depend on another."""
+    """Whether gaps of one column at least depend on another; of one that does not exist for some
+    rows, among the others."""
     import pandas as pd
 
-    table = {}
+    table, names = pd.DataFrame(), [column.name for column in columns]
     for column, code in zip(columns, values.T, strict=True):
-        series = pd.Series(np.where(code == HIDDEN, math.nan, code))
         is_level = column.levels is not None
-        table[column.name] = series.astype("Int64").astype("category") if is_level else series
-    return bool(dependent_gaps(pd.DataFrame(table), [column.name for column in columns]))
+        table[column.name] = (
+            pd.Series(code).astype("Int64").astype("category") if is_level else code
+        )
+    if dependent_gaps(table, names):
+        return True
+    for column, code in zip(columns, values.T, strict=True):
+        if (code == HIDDEN).any():
+            exists = code != ABSENT
+            hidden = np.where(code[exists] == HIDDEN, math.nan, code[exists])
+            if column.name in dependent_gaps(table[exists].assign(**{column.name: hidden}), names):
+                return True
+    return False
 
 
 class _Variable:
     """What is drawn at a time: a column, whether its number exists, or its number where it does.
 
     Attributes:
-        values: code of each row, (n,), drawn where it is missing.
+        values: code of each row, (n,), NaN where it is missing and was not drawn yet.
         missing: where it is drawn, (n,).
         exists: the variable that says where it exists; None: in all rows.
+        place: its place among the features of all.
     """
+
+    place: slice
 
     def __init__(
         self, column: Column | None, values: Values, exists: _Variable | None = None
@@ -103,6 +119,8 @@ class _Variable:
             isinstance(column, Mixed) and len(column.atoms)
         )
         there = values[~self.missing]
+        if column is not None and not len(there):
+            raise DataError(f"no row has column {column.name!r}, expected some; leave it out")
         self._log = self._has_line and bool((there > 0).all()) and _skewness(there, np.log) < 0
         straight = self._straight(there)
         self._mean, self._deviation = straight.mean(), straight.std() or 1.0
@@ -117,28 +135,30 @@ class _Variable:
             return np.ones(len(self.values), dtype=np.bool_)
         return np.asarray(self.exists.values == 1)
 
+    @property
+    def width(self) -> int:
+        """The number of its features."""
+        return 1 if self.one_hot is None else self.one_hot
+
     def features(self) -> Values:
         """What regressions of other columns see of it, (n, width)."""
         if self.one_hot is not None:
-            return np.asarray(self.values[:, None] == np.arange(self.one_hot), dtype=float)
+            return np.asarray(self.values[:, None] == np.arange(self.one_hot), dtype=np.float32)
         present = self.present
-        scaled = np.zeros(len(present))
-        scaled[present] = self._standard(self.values[present])
-        return scaled[:, None]
+        scaled = np.zeros((len(present), 1), dtype=np.float32)
+        scaled[present, 0] = self._standard(self.values[present])
+        return scaled
 
     def _standard(self, values: Values) -> Values:
         return np.asarray((self._straight(values) - self._mean) / self._deviation)
 
-    def begin(self, rng: Generator) -> None:
-        """Draw what is missing from what is there."""
-        self.values[self.missing] = rng.choice(self.values[~self.missing], self.missing.sum())
-
-    def draw(self, features: Values, rows: NDArray[np.bool_], rng: Generator) -> None:
-        """Draw what is missing given features (n, D) of the others, by regressions on ``rows``."""
+    def draw(self, features: Values, rng: Generator) -> None:
+        """Draw what is missing given features (n, D) of the others."""
         present = self.present
-        there, gone = rows & present & ~self.missing, present & self.missing
-        if not gone.any() or not there.any():
+        there, gone = np.flatnonzero(present & ~self.missing), present & self.missing
+        if not gone.any():
             return
+        there = rng.permutation(there)[:MOST]
         x, y, new = features[there], self.values[there], features[gone]
         if self.is_level:
             self.values[gone] = y[_donors(x, y, new, rng, of_levels=True)]
@@ -149,7 +169,7 @@ class _Variable:
 
     def _on_line(self, x: Values, y: Values, new: Values, rng: Generator) -> Values:
         """Numbers that a line predicts, with residuals of donors, as the column has them; those
-        that it cannot have, or that are too far, are the donors' numbers."""
+        that it cannot have are the donors' numbers."""
         from sklearn.linear_model import Ridge
 
         standard = self._standard(y)
@@ -157,53 +177,52 @@ class _Variable:
         residual = standard - line.predict(x)
         donors = _donors(x, residual, new, rng)
         drawn = line.predict(new) + residual[donors]
-        with np.errstate(over="ignore"):
-            numbers = drawn * self._deviation + self._mean
-            numbers = torch.from_numpy(np.exp(numbers) if self._log else numbers)
+        beyond = REACH * np.ptp(standard)
+        drawn = drawn.clip(standard.min() - beyond, standard.max() + beyond)
+        straight = drawn * self._deviation + self._mean
+        numbers = torch.from_numpy(np.exp(straight) if self._log else straight)
         assert self.column is not None
         noise = torch.full_like(numbers, 0.5)
-        numbers = self.column.unscaled(self.column.scaled(numbers, noise)[0]).numpy()
-        least, most = y.min(), y.max()
-        beyond = REACH * (most - least)
-        valid = (numbers >= least - beyond) & (numbers <= most + beyond)
-        if self._log:
-            valid &= numbers > 0  # a number that is rounded to 0 has no logarithm
-        return np.where(valid, numbers, y[donors])
+        codes = self.column.unscaled(self.column.scaled(numbers, noise)[0]).numpy()
+        # a number that is rounded to 0 has no logarithm
+        valid = np.isfinite(codes) & ((codes > 0) | (not self._log))
+        return np.where(valid, codes, y[donors])
 
 
 class _Chain:
-    """The variables of a table, and what regressions see of them."""
+    """The variables of a table, and what regressions see of them: nothing of those with gaps until
+    they are drawn."""
 
     def __init__(self, columns: Sequence[Column], codes: Values, rng: Generator) -> None:
         self._rng, self._of_column = rng, []
         for column, code in zip(columns, codes.T, strict=True):
             if isinstance(column, SkippedNumbers):
-                there = np.where(np.isnan(code), math.nan, code != ABSENT)
-                exists = _Variable(None, there)
+                exists = _Variable(None, np.where(np.isnan(code), math.nan, code != ABSENT))
                 number = np.where(np.isfinite(code), code, math.nan)
                 self._of_column.append([exists, _Variable(column.column, number, exists)])
             else:
                 self._of_column.append([_Variable(column, code)])
         variables = [variable for variables in self._of_column for variable in variables]
+        end = 0
         for variable in variables:
-            variable.begin(rng)
-        features = [variable.features() for variable in variables]
-        ends = np.cumsum([feature.shape[1] for feature in features])
-        self._features = np.concatenate(features, 1)
-        places = [slice(end - f.shape[1], end) for end, f in zip(ends, features, strict=True)]
-        gaps = zip(variables, places, strict=True)
-        self._order = sorted(
-            [pair for pair in gaps if pair[0].missing.any()], key=lambda pair: pair[0].missing.sum()
-        )
-        self._rows = np.zeros(len(codes), dtype=np.bool_)
-        self._rows[rng.permutation(len(codes))[:MOST]] = True
+            variable.place = slice(end, end + variable.width)
+            end += variable.width
+        self._features = np.zeros((len(codes), end), dtype=np.float32)
+        for variable in variables:
+            if not variable.missing.any():
+                self._features[:, variable.place] = variable.features()
+        gaps = [variable for variable in variables if variable.missing.any()]
+        self._order = sorted(gaps, key=lambda variable: variable.missing.sum())
 
     def sweep(self) -> None:
         """Draw each variable anew, those that are more often there first."""
-        for variable, place in self._order:
-            self._features[:, place] = 0  # it does not see itself
-            variable.draw(self._features, self._rows, self._rng)
-            self._features[:, place] = variable.features()
+        for variable in self._order:
+            self._features[:, variable.place] = 0  # it does not see itself
+            numbers = [v for v in self._order if v.exists is variable]
+            for number in numbers:  # which are 0 where it does not exist
+                self._features[:, number.place] = 0
+            variable.draw(self._features, self._rng)
+            self._features[:, variable.place] = variable.features()
 
     def codes(self) -> list[Values]:
         """The codes of each column, completed."""

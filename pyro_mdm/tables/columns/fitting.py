@@ -29,7 +29,15 @@ from pyro_mdm.tables.columns.kinds import (
     parse_spec,
 )
 from pyro_mdm.tables.columns.levels import shown
-from pyro_mdm.tables.columns.numbers import Continuous, finite_numbers
+from pyro_mdm.tables.columns.numbers import (
+    Bounded,
+    Continuous,
+    Integer,
+    Mixed,
+    Nonnegative,
+    Rounded,
+    finite_numbers,
+)
 from pyro_mdm.tables.columns.skipped import Rule, Skipped, skipped
 from pyro_mdm.tables.columns.spec import OTHERS, PLAIN, ColumnSpec, range_in_words
 
@@ -45,6 +53,9 @@ __all__ = [
     "to_model_space",
     "unknown_in",
 ]
+
+SCALED = (Bounded, Continuous, Integer, Mixed, Nonnegative, Rounded)
+"""The kinds whose scales are those of completed rows; those of one's own may read other values."""
 
 
 def fit_columns(
@@ -128,9 +139,11 @@ def _fitted_to_whole_rows(
     depend on other columns: what is there has another law."""
     import pandas as pd
 
+    if not columns:
+        return columns
     rows = table[train]
-    codes = encode(columns, known_alone(rows, unknown_in(columns, rows))) if columns else None
-    if codes is None or not codes.isnan().any() or codes.isnan().all(0).any():
+    codes = encode(columns, known_alone(rows, unknown_in(columns, rows)))
+    if codes.isnan().all(0).any():
         return columns
     completed = chained_completions(columns, codes)
     if completed is None:
@@ -138,17 +151,21 @@ def _fitted_to_whole_rows(
     fitted = []
     for j, column in enumerate(columns):
         numbers = column.column if isinstance(column, Skipped) else column
-        gone = ~codes[:, j].isfinite() & completed[:, j].isfinite()
-        if isinstance(numbers, Continuous) and bool(gone.any()):
+        drawn = ~codes[:, j].isfinite() & completed[:, j].isfinite()
+        if type(numbers) in SCALED and bool(drawn.any()):
             values = finite_numbers(column.name, table[column.name]).copy()
-            values[np.flatnonzero(train)[gone.numpy()]] = completed[gone, j].numpy()
+            values[np.flatnonzero(train)[drawn.numpy()]] = completed[drawn, j].numpy()
             spec = parse_spec(column.name, kinds[column.name]) if column.name in kinds else None
             series = pd.Series(values, table.index, name=column.name)
             whole = type(numbers).fit(column.name, series, train, spec or ColumnSpec())
-            whole.kind = numbers.kind
-            column = skipped(whole, column.rule) if isinstance(column, Skipped) else whole
+            if _atoms(whole) == _atoms(numbers):  # donors repeat numbers
+                column = skipped(whole, column.rule) if isinstance(column, Skipped) else whole
         fitted.append(column)
     return fitted
+
+
+def _atoms(column: Column) -> list[float]:
+    return column.atoms.tolist() if isinstance(column, Mixed) else []
 
 
 def _check_values(
