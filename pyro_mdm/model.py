@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm.contexts import GivenContext
-from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.paths.chain import GenerativeChain, check_chain
 from pyro_mdm.paths.generative import BoundScore, GenerativePath
 from pyro_mdm.paths.likelihood import Estimator, Method
@@ -21,6 +21,12 @@ from pyro_mdm.pretrained import PretrainedError, load_folder, save_folder
 from pyro_mdm.program import OnePath, Registered, batch_plate, grid_times, restored_times
 from pyro_mdm.samplers.default import default_sampler
 from pyro_mdm.samplers.guided import Guided
+from pyro_mdm.scores.conditioned import (
+    ConditionedDenoiser,
+    ConditionedLikelihood,
+    checked_denoiser,
+)
+from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.support.checks import (
     check_count,
     check_data,
@@ -32,13 +38,18 @@ from pyro_mdm.support.checks import (
 )
 from pyro_mdm.support.modules import replace
 from pyro_mdm.support.settings import described
-from pyro_mdm.support.wings import load_wing
 
 if TYPE_CHECKING:
     from pyro_mdm.likelihoods.base import Likelihood
     from pyro_mdm.scores.base import Score
 
-__all__ = ["DiffusionModel", "check_diffusion", "check_times", "leaving_out"]
+__all__ = [
+    "DiffusionModel",
+    "check_diffusion",
+    "check_noised_apart",
+    "check_times",
+    "leaving_out",
+]
 
 
 class DiffusionModel(Registered):
@@ -234,9 +245,22 @@ class DiffusionModel(Registered):
         model, missing = self.without_context(), x.isnan()
         if not bool(missing.any()):
             return model, x
-        load_wing("conditioning")  # which registers how dimensions are left out
         flat = missing.reshape(-1, *self.event_shape)
         return leaving_out(model.score_function, model, flat), torch.where(missing, 0, x)
+
+    def with_score(self, score: Score, likelihood: Likelihood) -> DiffusionModel:
+        """The model with another score and decoder, in the same mode."""
+        model = DiffusionModel(
+            self.diffusion,
+            score,
+            likelihood,
+            self.event_shape if score.event_shape is None else score.event_shape,
+            sampler=self.sampler,
+            times=self.times,
+            plate=self.plate,
+            context=self.context,
+        )
+        return model if self.training else model.eval()
 
     @property
     def num_dims(self) -> int:
@@ -445,6 +469,24 @@ def leaving_out(score: Score, model: DiffusionModel, missing: Tensor) -> Diffusi
         f"x has {int(missing.sum())} missing entries (NaN), and {type(score).__name__} cannot "
         "leave out a dimension; use a Denoiser or DiscreteDenoiser with maps=True, or fill them in"
     )
+
+
+@leaving_out.register(DenoiserScore)
+def _of_present(denoiser: DenoiserScore, model: DiffusionModel, missing: Tensor) -> DiffusionModel:
+    check_noised_apart(model)
+    if isinstance(denoiser, ConditionedDenoiser):
+        return model.with_score(denoiser.leaving_out(missing), model.likelihood)
+    nothing = torch.zeros(tuple(model.event_shape), dtype=torch.bool)
+    whole = ConditionedDenoiser(checked_denoiser(denoiser), nothing)
+    whole.training_maps = denoiser.training_maps
+    return model.with_score(whole.leaving_out(missing), ConditionedLikelihood(model.likelihood))
+
+
+def check_noised_apart(model: DiffusionModel) -> None:
+    """Raises UnsupportedDiffusionError unless dimensions of a datum are noised apart."""
+    needed = (Cap.DATA_STATES, Cap.OWN_DRIFT, Cap.NO_CONTEXT)
+    fix = "use a linear diffusion of the data, whose dimensions are noised apart"
+    require(model.diffusion, *needed, who="conditioning on some dimensions of a datum", fix=fix)
 
 
 def check_parts(

@@ -189,7 +189,7 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "test_automatic_guide.py::test_particles_of_a_gaussian_are_its_units",
         ),
     ],
-    "pyro_mdm/conditioning/conditioned.py": [
+    "pyro_mdm/scores/conditioned.py": [
         (
             "torch.where(self._for(z, self.left_out), -math.inf, maps)",
             "torch.where(self._for(z, self.left_out), math.inf, maps)",

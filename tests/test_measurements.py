@@ -24,7 +24,6 @@ from pyro_mdm import (
     condition,
 )
 from pyro_mdm.conditioning import Replacement
-from pyro_mdm.conditioning.conditioned import with_score
 from pyro_mdm.contexts import Labels
 from pyro_mdm.diffusions import Frequencies
 from pyro_mdm.likelihoods import Tweedie
@@ -551,7 +550,7 @@ def test_one_particle_of_each_repeat_is_an_independent_draw() -> None:
         data_covariance=diagonal,
         covariance_from=math.inf,
     )
-    given = with_score(model, score, model.likelihood)
+    given = model.with_score(score, model.likelihood)
     torch.manual_seed(3)
     many, few = (twisted_smc(given, P, steps=steps, repeats=n) for P in (32, 2))
     x = many.one_of_each()

@@ -2,16 +2,16 @@
 
 from pyro_mdm.conditioning.classification import ClassPosterior, class_posterior
 from pyro_mdm.conditioning.completions import Completions
-from pyro_mdm.conditioning.conditioned import (
-    ConditionedDecoder,
-    ConditionedDenoiser,
-    ConditionedLikelihood,
-    condition,
-)
-from pyro_mdm.conditioning.derived import DerivedDenoiser
+from pyro_mdm.conditioning.conditioned import condition
 from pyro_mdm.conditioning.imputation import impute
 from pyro_mdm.conditioning.replacement import Replacement
 from pyro_mdm.conditioning.windows import WindowedDenoiser, windowed
+from pyro_mdm.scores.conditioned import (
+    ConditionedDecoder,
+    ConditionedDenoiser,
+    ConditionedLikelihood,
+)
+from pyro_mdm.scores.derived import DerivedDenoiser
 
 __all__ = [
     "ClassPosterior",

@@ -24,8 +24,6 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from pyro_mdm.conditioning.conditioned import with_score
-from pyro_mdm.conditioning.derived import DerivedDenoiser
 from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.likelihoods.base import (
     DecoderDistribution,
@@ -36,6 +34,7 @@ from pyro_mdm.likelihoods.base import (
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.scores.base import Number, Score
 from pyro_mdm.scores.denoiser import DenoiserScore
+from pyro_mdm.scores.derived import DerivedDenoiser
 from pyro_mdm.support.checks import check_instance, describe, tensor_device
 from pyro_mdm.support.modules import ExactBuffers
 from pyro_mdm.support.settings import Recorded
@@ -93,14 +92,14 @@ def windowed(model: DiffusionModel, size: Sequence[int]) -> DiffusionModel:
     if tuple(size) == model.event_shape[1:]:
         return model
     score = WindowedDenoiser(denoiser, size)
-    return with_score(model, score, WindowedLikelihood(model.likelihood, score.windows))
+    return model.with_score(score, WindowedLikelihood(model.likelihood, score.windows))
 
 
 def unwindowed(model: DiffusionModel) -> DiffusionModel:
     """The model whose windows a model of :func:`windowed` has."""
     score, likelihood = model.score_function, model.likelihood
     assert isinstance(score, WindowedDenoiser) and isinstance(likelihood, WindowedLikelihood)
-    return with_score(model, score.denoiser, likelihood.likelihood)
+    return model.with_score(score.denoiser, likelihood.likelihood)
 
 
 def share_of_place(denoiser: DenoiserScore) -> float:

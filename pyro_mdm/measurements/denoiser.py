@@ -18,8 +18,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_mdm.conditioning.conditioned import ConditionedDenoiser, with_score
-from pyro_mdm.conditioning.derived import DerivedDenoiser
 from pyro_mdm.diffusions.base import Cap, require
 from pyro_mdm.diffusions.matrices import of_rows, with_event_dims
 from pyro_mdm.measurements.covariance import Covariance, DataCovariance, reference
@@ -41,7 +39,9 @@ from pyro_mdm.measurements.solve import (
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.samplers.default import default_sampler
 from pyro_mdm.scores.base import Number, Score
+from pyro_mdm.scores.conditioned import ConditionedDenoiser
 from pyro_mdm.scores.denoiser import DenoiserScore
+from pyro_mdm.scores.derived import DerivedDenoiser
 from pyro_mdm.support.checks import (
     check_count,
     check_finite,
@@ -166,7 +166,7 @@ def condition_on_measurements(
         covariance_from=trusted_from if covariance_from is None else covariance_from,
         max_iterations=max_iterations,
     )
-    given = with_score(model, score, model.likelihood)
+    given = model.with_score(score, model.likelihood)
     if getattr(model.sampler, "is_default", False):
         given.sampler = default_sampler(model.diffusion, score)
     return given
