@@ -33,7 +33,7 @@ def load_wing(wing: str) -> Any:
 
 def former_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """The ``__getattr__`` and ``__dir__`` (PEP 562) of a module of the core, for names of wings
-    that were among its names; ``FORMER`` in :mod:`pyro_mdm.public` lists them.
+    that were among its names; ``pyro_mdm.public.FORMER`` lists them.
 
     Args:
         package: ``__name__`` of the module.
