@@ -37,7 +37,8 @@ MOST = 4096
 """The most rows that regressions and trees are fitted to, drawn from those that have the column."""
 REACH = 0.5
 """How far beyond the least and the greatest number that is there one may be drawn, in the distance
-between these, on the scale of the line."""
+between these, whether the line is of numbers or of their logarithms: on that of credit cards,
+whose logarithms went on, imputed numbers had 1.7 times the RMSE."""
 
 
 def chained_completions(
@@ -177,10 +178,10 @@ class _Variable:
         residual = standard - line.predict(x)
         donors = _donors(x, residual, new, rng)
         drawn = line.predict(new) + residual[donors]
-        beyond = REACH * np.ptp(standard)
-        drawn = drawn.clip(standard.min() - beyond, standard.max() + beyond)
-        straight = drawn * self._deviation + self._mean
-        numbers = torch.from_numpy(np.exp(straight) if self._log else straight)
+        drawn = drawn * self._deviation + self._mean
+        beyond = REACH * np.ptp(y)
+        drawn = (np.exp(drawn) if self._log else drawn).clip(y.min() - beyond, y.max() + beyond)
+        numbers = torch.from_numpy(drawn)
         assert self.column is not None
         noise = torch.full_like(numbers, 0.5)
         codes = self.column.unscaled(self.column.scaled(numbers, noise)[0]).numpy()
