@@ -24,6 +24,7 @@ from inference.measuring.bounds import measure, told_nothing
 from inference.settings.options import Training
 from inference.settings.plan import build
 from inference.train import train
+from inference.training import report
 from models import Problem, Toy
 from models.base import Part
 from pyro_mdm import DiffusionModel, condition
@@ -378,6 +379,7 @@ def test_pictures_of_points_are_coloured_by_label(
         return torch.zeros(3, 2, 2, dtype=torch.uint8)
 
     monkeypatch.setattr(pictures, "picture", picture)
+    monkeypatch.setattr(report, "pictures", pictures)  # as it is without few_pictures
     train(run=tmp_path / "run", **LABELLED)
     assert len(told) >= 3 and torch.equal(told[-1], torch.arange(8))  # samples.png
     sample.sample(labelled, 4, steps=2, given=[3, 5], out=tmp_path / "s.png", accelerator="cpu")
