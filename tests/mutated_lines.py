@@ -817,8 +817,8 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "test_chained_completions.py::test_columns_that_are_nearly_one_are_drawn_as_one[True]",
         ),
         (
-            ".clip(y.min() - beyond, y.max() + beyond)",
-            ".clip(y.min(), y.max())",
+            "near & ((codes > 0) | (not self._log))",
+            "((codes > 0) | (not self._log))",
             "test_chained_completions.py::"
             "test_a_line_goes_on_beyond_what_is_there_by_half_of_its_range_at_most",
         ),

@@ -124,9 +124,10 @@ def test_a_line_goes_on_beyond_what_is_there_by_half_of_its_range_at_most() -> N
     columns = fit_columns(frame, np.ones(1000, dtype=np.bool_))
     completed = chained_completions(columns, encode(columns, frame))
     assert completed is not None and (whole["x"] == 100).any()
-    there = whole["y"][~gone]
-    end = float(there.max()) + float(np.ptp(there)) / 2
-    assert float(completed[:, 1].max()) == pytest.approx(end)
+    there, most = whole["y"][~gone], float(completed[:, 1].max())
+    assert float(there.max()) + 1 < most <= float(there.max()) + float(np.ptp(there)) / 2
+    far = torch.tensor((whole["x"] == 100).tolist())
+    assert set(completed[far, 1].tolist()) <= set(there)  # of donors
 
 
 def test_a_table_without_gaps_has_no_completions() -> None:

@@ -175,7 +175,7 @@ class _Variable:
 
     def _on_line(self, x: Values, y: Values, new: Values, rng: Generator) -> Values:
         """Numbers that a line predicts, with residuals of donors, as the column has them; those
-        that it cannot have are the donors' numbers."""
+        that it cannot have, or that are too far, are the donors' numbers."""
         from sklearn.linear_model import Ridge
 
         standard = self._standard(y)
@@ -184,15 +184,14 @@ class _Variable:
         donors = _donors(x, residual, new, rng)
         drawn = line.predict(new) + residual[donors]
         drawn = drawn * self._deviation + self._mean
-        beyond = REACH * np.ptp(y)
-        drawn = (np.exp(drawn) if self._log else drawn).clip(y.min() - beyond, y.max() + beyond)
-        numbers = torch.from_numpy(drawn)
+        numbers = torch.from_numpy(np.exp(drawn) if self._log else drawn)
         assert self.column is not None
         noise = torch.full_like(numbers, 0.5)
         codes = self.column.unscaled(self.column.scaled(numbers, noise)[0]).numpy()
+        beyond = REACH * np.ptp(y)
+        near = (codes >= y.min() - beyond) & (codes <= y.max() + beyond)
         # a number that is rounded to 0 has no logarithm
-        valid = np.isfinite(codes) & ((codes > 0) | (not self._log))
-        return np.where(valid, codes, y[donors])
+        return np.where(near & ((codes > 0) | (not self._log)), codes, y[donors])
 
 
 class _Chain:
