@@ -220,6 +220,10 @@ def test_a_training_on_gaps_begins_with_them() -> None:
     there = ~problem.train[place].isnan()
     torch.testing.assert_close(batch[there], x[place][there])
     assert not filling.values.isnan().any()
+    elsewhere = SimpleNamespace(diffusion=SimpleNamespace(start_time=torch.zeros(1, device="meta")))
+    filling.values = None
+    filling.begin(0, cast(DiffusionModel, elsewhere))
+    assert cast(torch.Tensor, filling.values).device.type == "meta"  # where the model is
     chance = np.random.default_rng(1).permutation(gone)
     assert Tabular(data=whole.assign(y=whole["y"].mask(chance))).completed is None
 

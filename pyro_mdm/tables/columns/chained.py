@@ -32,14 +32,13 @@ __all__ = ["chained_completions"]
 
 SWEEPS = 5
 LEAF = 15
-"""The fewest rows of a leaf. With 5, Gaussian laws had twice the error of a mean."""
+"""The fewest rows of a leaf: these are the donors of what falls into it."""
 MOST = 4096
 """The most rows that regressions and trees are fitted to, drawn from those that have the column."""
 REACH = 0.5
 """How far beyond the least and the greatest number that is there one may be drawn, in the distance
-between these, whether the line is of numbers or of their logarithms: those of credit cards
-went on to forty times the greatest share of an income, and imputed numbers had 1.7 times the RMSE.
-"""
+between these, be the line one of numbers or of their logarithms, which goes on to many times the
+greatest number."""
 SKEWED = 0.5
 """The most skewness of logarithms for which a line is one of logarithms."""
 
@@ -53,8 +52,8 @@ def chained_completions(
     of a linear regression (of logarithms, if these are less skewed), which goes on where no row has
     the column, and the residual of a donor: a row in the same leaf of a tree of residuals, or any
     row if the tree predicts them no better than their mean, by two folds. A level is that of a
-    donor in the same leaf of a tree of levels.
-    Numbers with atoms, dates, and columns of your own kinds are those of donors too.
+    donor in the same leaf of a tree of levels. Numbers with atoms, dates, and columns of your own
+    kinds are those of donors too.
 
     Args:
         columns: columns of the table, fitted to it.
@@ -71,9 +70,9 @@ def chained_completions(
     values = codes.double().cpu().numpy()
     if not (np.isnan(values) | (values == HIDDEN)).any() or not _depends(columns, values):
         return None
-    chain = _Chain(columns, values, np.random.default_rng(seed))
     with np.errstate(over="ignore", invalid="ignore"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+        chain = _Chain(columns, values, np.random.default_rng(seed))
         for _ in range(SWEEPS):
             chain.sweep()
     return torch.from_numpy(np.stack(chain.codes(), 1))
@@ -84,12 +83,12 @@ def _depends(columns: Sequence[Column], values: Values) -> bool:
     rows, among the others."""
     import pandas as pd
 
-    table, names = pd.DataFrame(), [column.name for column in columns]
+    names, series = [column.name for column in columns], {}
     for column, code in zip(columns, values.T, strict=True):
+        numbers = pd.Series(code)
         is_level = column.levels is not None
-        table[column.name] = (
-            pd.Series(code).astype("Int64").astype("category") if is_level else code
-        )
+        series[column.name] = numbers.astype("Int64").astype("category") if is_level else numbers
+    table = pd.DataFrame(series)
     if dependent_gaps(table, names):
         return True
     for column, code in zip(columns, values.T, strict=True):
@@ -183,8 +182,8 @@ class _Variable:
         residual = standard - line.predict(x)
         donors = _donors(x, residual, new, rng)
         drawn = line.predict(new) + residual[donors]
-        drawn = drawn * self._deviation + self._mean
-        numbers = torch.from_numpy(np.exp(drawn) if self._log else drawn)
+        straight = drawn * self._deviation + self._mean
+        numbers = torch.from_numpy(np.exp(straight) if self._log else straight)
         assert self.column is not None
         noise = torch.full_like(numbers, 0.5)
         codes = self.column.unscaled(self.column.scaled(numbers, noise)[0]).numpy()
@@ -223,9 +222,9 @@ class _Chain:
         """Draw each variable anew, those that are more often there first."""
         for variable in self._order:
             self._features[:, variable.place] = 0  # it does not see itself
-            numbers = [v for v in self._order if v.exists is variable]
-            for number in numbers:  # which are 0 where it does not exist
-                self._features[:, number.place] = 0
+            for number in self._order:
+                if number.exists is variable:  # the number is 0 where it does not exist
+                    self._features[:, number.place] = 0
             variable.draw(self._features, self._rng)
             self._features[:, variable.place] = variable.features()
 

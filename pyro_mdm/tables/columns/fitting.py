@@ -95,8 +95,7 @@ def fit_columns(
     columns = []
     for name, kind in kinds_of(table, kinds).items():
         if kind != DROP and name not in without:
-            spec = parse_spec(name, kinds[name]) if name in kinds else ColumnSpec()
-            spec = spec._replace(plain=kinds.get(OTHERS) == PLAIN)
+            spec = _spec_of(name, kinds)
             cls = class_of(kind, find_kind)
             _check_values(name, cls, kind, spec, table[name], train)
             column = cls.fit(name, table[name], train, spec)
@@ -115,18 +114,24 @@ def fit_columns(
     return columns
 
 
+def _spec_of(name: str, kinds: Mapping[str, str]) -> ColumnSpec:
+    """What is said of a column."""
+    spec = parse_spec(name, kinds[name]) if name in kinds else ColumnSpec()
+    return spec._replace(plain=kinds.get(OTHERS) == PLAIN)
+
+
 def _with_absences(
     table: DataFrame, train: NDArray[np.bool_], kinds: Mapping[str, str], columns: list[Column]
 ) -> list[Column]:
     """Columns, of which some do not exist for all rows, as is said or as the table has it."""
     if kinds.get(OTHERS) == PLAIN:
         return columns
-    empty = {c.name: parse_spec(c.name, kinds[c.name]).empty for c in columns if c.name in kinds}
+    empty = {c.name: _spec_of(c.name, kinds).empty for c in columns}
     rules = skip_rules(table, [c.name for c in columns], train)
     rules |= {name: rules.get(name, Rule()) for name, word in empty.items() if word == "absent"}
     return [
         skipped(column, rules[column.name])
-        if column.name in rules and empty.get(column.name) != "mar"
+        if column.name in rules and empty[column.name] != "mar"
         else column
         for column in columns
     ]
@@ -155,9 +160,8 @@ def _fitted_to_whole_rows(
         if type(numbers) in SCALED and bool(drawn.any()):
             values = finite_numbers(column.name, table[column.name]).copy()
             values[np.flatnonzero(train)[drawn.numpy()]] = completed[drawn, j].numpy()
-            spec = parse_spec(column.name, kinds[column.name]) if column.name in kinds else None
             series = pd.Series(values, table.index, name=column.name)
-            whole = type(numbers).fit(column.name, series, train, spec or ColumnSpec())
+            whole = type(numbers).fit(column.name, series, train, _spec_of(column.name, kinds))
             if _atoms(whole) == _atoms(numbers):  # donors repeat numbers
                 column = skipped(whole, column.rule) if isinstance(column, Skipped) else whole
         fitted.append(column)
