@@ -737,11 +737,12 @@ def test_times_on_both_sides_of_the_two_routes_are_those_of_each_alone():
     """Few or many at once, with their gradients: what is computed in vain leaves no trace."""
     law = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.999], [0.0, 0.999, 1.0]]  # late, the direct route is worse
     diffusion = LearnedDiffusion(
-        3, max_log_snr=9.0, beta=LinearBeta(0.1, 0.1), stationary_variance=law, seed=0
+        3, max_log_snr=9.0, beta=LinearBeta(1.0, 1.0), stationary_variance=law, seed=0
     )
     s = torch.linspace(0.02, 1.0, 12, dtype=torch.float64)
+    s = s * 40 / diffusion.propagator.travelled(diffusion.clock(torch.ones(1, dtype=s.dtype)))
     travelled = diffusion.propagator.travelled(diffusion.clock(s))
-    assert 2 < int((travelled < 20).sum()) < 10
+    assert int((travelled < 20).sum()) == 6  # where the routes part, whatever the seed draws
 
     def found(times: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         laws = [torch.cat(f) for f in zip(*map(diffusion.marginal, times), strict=True)]

@@ -623,7 +623,8 @@ def test_replacement_is_exact_for_independent_dimensions_and_nearly_for_others()
         sampler = Replacement(Ancestral(40), observed, values, repeats)
         torch.manual_seed(1)
         found = program(data, CLD(max_log_snr=8.0), sampler=sampler)(batch_size=n)
-        assert float((found[:, observed] - x[observed]).abs().max()) < 6 * math.exp(-8.0 / 2)
+        scale = math.sqrt(2) * math.exp(-8.0 / 2)  # noised once, and read once by the last step
+        assert float((found[:, observed] - x[observed]).abs().max()) < 7 * scale
         found, spread = found[:, ~observed], known.covariance.diagonal().sqrt()
         off = (found.mean(0) - known.mean) / spread
         assert float(off.abs().max()) < 5.5 / math.sqrt(n) + slack
