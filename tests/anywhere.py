@@ -133,7 +133,9 @@ def run(number: int, setting: Mapping[str, Any], folder: Path, words: list[str])
     command = [python, "-m", "pytest", "-q", "-p", "tests.anywhere", f"-n{processes}"]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     offset = f"--seed-offset={setting['seed offset']}"
-    status = subprocess.run([*command, offset, *words], cwd=tree, env=environment).returncode
+    status = subprocess.run(
+        [*command, offset, *(words or ["tests"])], cwd=tree, env=environment
+    ).returncode
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     record({"run": number, "status": status, "CPU seconds": round(cpu)}, records)

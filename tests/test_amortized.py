@@ -272,6 +272,7 @@ class Pooled(torch.nn.Module):
         return out
 
 
+@pytest.mark.slow
 def test_an_encoder_of_sets_does_not_see_their_order() -> None:
     def program() -> None:
         scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))

@@ -258,6 +258,7 @@ def share() -> None:
     pyro.sample("x", dist.Beta(b, 1.5))
 
 
+@pytest.mark.slow
 def test_the_density_of_a_number_in_an_interval_is_near_the_exact_one() -> None:
     likelihood = AmortizedLikelihood.fit(
         share, ["b"], ["x"], simulations=2000, steps=200, hidden=16, depth=1, vectorized=True
@@ -291,6 +292,7 @@ def test_a_density_has_derivatives_in_parameters_and_data(random: Any) -> None:
         assert float(gradients[k].flatten()[0]) == pytest.approx(slope, rel=0.02, abs=5e-3)
 
 
+@pytest.mark.slow
 def test_data_in_a_plate_count_one_by_one_and_missing_ones_do_not(random: Any) -> None:
     """More and fewer data than the program has, and all of one datum or of a site missing."""
     likelihood, draws = random
@@ -403,6 +405,7 @@ def led_by_a_hidden_site() -> None:
     pyro.sample("x", dist.Normal(a, 3.0))
 
 
+@pytest.mark.slow
 def test_mistakes_are_named(random: Any) -> None:
     likelihood, draws = random
     few = rows(draws, 0, 1, 2)
@@ -517,6 +520,7 @@ def bimodal() -> None:
     pyro.sample("x", dist.Normal(theta + side, 0.2))
 
 
+@pytest.mark.slow
 def test_a_diffusion_is_part_of_the_law_where_it_is_better() -> None:
     """Of two values of x for each θ: density, draws, and a posterior of two intervals."""
     likelihood = AmortizedLikelihood.fit(
@@ -549,6 +553,7 @@ def test_a_diffusion_is_part_of_the_law_where_it_is_better() -> None:
     assert found.log_evidence.mean == pytest.approx(math.log(0.25), abs=0.3)
 
 
+@pytest.mark.slow
 def test_a_diffusion_is_left_out_where_a_gaussian_law_is_right() -> None:
     likelihood = AmortizedLikelihood.fit(
         conjugate,

@@ -144,6 +144,7 @@ def test_lotka_volterra_conserves_what_it_conserves() -> None:
 # -- scores ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_c2st_tells_laws_that_differ_alone() -> None:
     rng = np.random.default_rng(0)
     reference, same = rng.normal(size=(2, 200, 2))

@@ -246,6 +246,7 @@ def test_programs_without_one_density_are_named(program: Callable[..., Any], mes
             guide.fit(updates=1, start_updates=1, progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the weights have a tail")
 def test_a_density_that_is_nowhere_in_part_is_said_and_counts_as_zero() -> None:
     def program() -> None:

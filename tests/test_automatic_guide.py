@@ -91,6 +91,7 @@ def test_weights_have_the_evidence_as_their_mean(diffusion: LinearDiffusion | No
     assert 0 < error < 0.2 and abs(value - EVIDENCE) < 5.5 * error
 
 
+@pytest.mark.slow
 def test_training_raises_the_bound_and_its_draws_are_the_posterior() -> None:
     guide = AutoMDM(conjugate, steps=4).fit(updates=150, start_updates=300, progress=False)
     assert guide.importance(2_000).effective > 1_900
@@ -104,6 +105,7 @@ def test_training_raises_the_bound_and_its_draws_are_the_posterior() -> None:
     torch.testing.assert_close(guide.median()["mean"], torch.full((2,), CENTER), rtol=0.1, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the weights have a tail")
 def test_resampled_draws_follow_the_weights() -> None:
     guide = made(conjugate, init_scale=0.5)  # nothing is fitted
@@ -193,6 +195,7 @@ def test_discrete_sites_are_enumerated_in_svi() -> None:
     assert math.isfinite(svi.step())
 
 
+@pytest.mark.slow
 def test_a_chain_that_loses_is_its_gaussian() -> None:
     guide = AutoMDM(conjugate, steps=4)
     guide.fit(updates=30, start_updates=300, learning_rate=5e-3, progress=False)
@@ -203,6 +206,7 @@ def test_a_chain_that_loses_is_its_gaussian() -> None:
     assert guide.importance(2_000).effective > 1_500
 
 
+@pytest.mark.slow
 def test_particles_find_both_modes() -> None:
     guide = AutoMDM(two_modes, start="particles", steps=8)
     guide.fit(updates=400, particles=512, learning_rate=0.01, progress=False)

@@ -120,6 +120,7 @@ def test_particles_have_the_evidence_and_the_law(
     assert reference.energy(drawn.x) < 0.01
 
 
+@pytest.mark.slow
 def test_chains_have_the_law(
     fitted_by: Callable[[str], Fitted], reference: scores.Reference
 ) -> None:

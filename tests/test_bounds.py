@@ -99,6 +99,7 @@ def test_few_data_have_the_known_bound(n: int) -> None:
         assert 0.4 * spread < found.elbo.standard_error < 2.5 * spread  # of three, with their noise
 
 
+@pytest.mark.slow
 def test_a_chain_has_the_bound_of_its_grid() -> None:
     diffusion, x = cut_cld(), data(150)
     model, guide = programs(diffusion, denoiser(), times=6)

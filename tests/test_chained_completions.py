@@ -170,6 +170,7 @@ def every_kind(n: int = 1200) -> tuple[pd.DataFrame, dict[str, str]]:
     return table.mask(gone), kinds
 
 
+@pytest.mark.slow
 def test_every_kind_of_column_can_have_its_completions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "KINDS", dict(registry.KINDS))
     monkeypatch.setattr("pyro_mdm.tables.columns.fitting.KINDS", registry.KINDS)
@@ -204,6 +205,7 @@ def _numbers_that_do_not_exist(columns: list[Column], codes: torch.Tensor) -> to
     return torch.cat(pieces, 1)
 
 
+@pytest.mark.slow
 def test_a_training_on_gaps_begins_with_them() -> None:
     whole, gone = two_groups(np.random.default_rng(0), 300)
     problem = Tabular(data=whole.assign(y=whole["y"].mask(gone)))

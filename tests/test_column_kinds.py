@@ -421,6 +421,7 @@ def test_rare_categories_do_not_stop_training(tmp_path: Path) -> None:
     assert 0 < int(problem.train[:, 1].isnan().sum()) < 40
 
 
+@pytest.mark.slow
 def test_new_kinds_through_the_programs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -467,6 +468,7 @@ def test_new_kinds_through_the_programs(
     assert not (tmp_path / "again.parquet").exists()
 
 
+@pytest.mark.slow
 def test_dates_of_a_csv_file_are_the_text_that_they_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -249,6 +249,7 @@ def rainfall(n: int, seed: int) -> tuple[pd.DataFrame, Numbers]:
     )
 
 
+@pytest.mark.slow
 def test_a_zero_inflated_column_whose_law_is_known(tmp_path: Path) -> None:
     rainfall(3000, 0)[0].to_csv(tmp_path / "rain.csv", index=False)
     torch.manual_seed(0)
@@ -367,6 +368,7 @@ def test_a_parquet_file_comes_back_in_its_types(tmp_path: Path) -> None:
 # -- runs say what their columns are ---------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_kinds_that_it_was_trained_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -95,6 +95,7 @@ def read(out: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
 # -- the numbers -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_files_hold_the_numbers_of_the_library(
     runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -196,6 +197,7 @@ def test_a_pair_turned_round_has_the_other_sign() -> None:
     assert turned(other) == row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score", ["denoiser", "noise"])
 def test_dequantized_images_have_the_bits_of_evaluate(tmp_path: Path, score: str) -> None:
     """Their log-determinant counts with each bound and with no difference."""
@@ -366,6 +368,7 @@ def test_different_ends_of_log_snr_are_warned_of(
     assert "9 to 10" in text and "one --max_log_snr" in text and "one --min_log_snr" not in text
 
 
+@pytest.mark.slow
 def test_many_runs_fit_the_terminal_and_the_figure(
     runs: dict[str, Path], drawn: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -432,6 +435,7 @@ def test_the_figure_shows_the_numbers_it_is_given() -> None:
 # -- the command line ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_any_number_of_runs(
     runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -154,6 +154,7 @@ def _settings(folder: Path, **options: Any) -> dict[str, Any]:
 # -- training --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_knows_what_its_data_are_given(labelled: Path) -> None:
     run, programs, checkpoint = load_trained(labelled)
     assert run.config["condition"] == "labels" and run.config["context_dropout"] is None
@@ -244,6 +245,7 @@ def test_evaluate_says_what_the_bound_is_of(
     assert any(line.startswith("of the mixture of classes: bits/dim ") for line in said)
 
 
+@pytest.mark.slow
 def test_evaluate_writes_what_it_knows_of_each_datum(
     labelled: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -343,6 +345,7 @@ PICTURE = pictures.picture
 """As it is without ``few_pictures``."""
 
 
+@pytest.mark.slow
 def test_pictures_of_points_are_coloured_by_label(
     labelled: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

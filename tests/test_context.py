@@ -239,6 +239,7 @@ def test_gradients_of_a_gaussian_context_are_those_of_finite_differences() -> No
     assert_gradients(loss, parameters, rel=2e-5, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_of_a_discrete_context_are_unbiased_and_quieter_than_alone() -> None:
     """Against the sum over its values, at fixed noise; and with a fraction of the variance that
     one draw has."""

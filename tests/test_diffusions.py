@@ -616,6 +616,7 @@ def test_low_rank_noise_gets_gradients_in_the_directions_it_lacks():
 # -- what is kept ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("diagonal", [False, True])
 @pytest.mark.parametrize("options", [{}, {"min_log_snr": -9.0}, {"learn_ends": 1.0}])
 def test_what_is_read_back_has_the_same_bits(diagonal, options):

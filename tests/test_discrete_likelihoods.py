@@ -222,6 +222,7 @@ def test_the_posterior_and_the_evidence_of_counts_are_those_of_a_conjugate_law(
     assert torch.equal(again.log_prob({"k": x}, theta), likelihood.log_prob({"k": x}, theta))
 
 
+@pytest.mark.slow
 def test_the_bayes_factor_of_the_guide_is_the_exact_one() -> None:
     """Its example with more training: what it prints."""
     page = (Path(__file__).parents[1] / "docs/guide/simulators.md").read_text(encoding="utf-8")
@@ -281,6 +282,7 @@ def mixed() -> AmortizedLikelihood:
     )
 
 
+@pytest.mark.slow
 def test_a_density_of_mixed_data_is_that_of_the_program(
     mixed: AmortizedLikelihood, tmp_path: Path
 ) -> None:

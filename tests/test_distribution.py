@@ -111,6 +111,7 @@ def program(prior: MDM) -> None:
     pyro.sample("y", dist.Normal(x, NOISE).to_event(1), obs=OBSERVED)
 
 
+@pytest.mark.slow
 def test_it_is_the_prior_of_a_program_whose_posterior_is_known() -> None:
     """SVI finds the Gaussian posterior."""
     pyro.set_rng_seed(0)
@@ -129,6 +130,7 @@ def test_it_is_the_prior_of_a_program_whose_posterior_is_known() -> None:
     assert float(((upper - lower) / 2 / spread - 1).abs().max()) < 0.4
 
 
+@pytest.mark.slow
 def test_nuts_walks_on_it() -> None:
     """Not 40 times the same draw: its moments are those of the posterior."""
     pyro.set_rng_seed(0)
@@ -319,6 +321,7 @@ def test_a_density_has_derivatives_by_the_diffusion(kind) -> None:
     assert_gradients(lambda: law.log_prob(x).sum(), parameters, h=1e-4, rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_narrow_modes_take_more_steps_or_a_warning(monkeypatch) -> None:
     """Between sharp modes eight steps leave mass that is not there."""
 

@@ -43,6 +43,7 @@ def test_without_its_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
 # -- names -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_public_name_is_described_once() -> None:
     """At one door, under which all others find it."""
     homes = api.described()

@@ -283,6 +283,7 @@ def test_gradients_are_those_of_finite_differences(kind: str) -> None:
     assert_gradients(loss, parameters, h=1e-6, rel=2e-5, abs=1e-5)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_weights_of_the_flow_are_the_density() -> None:
     """p(y_ε) p(x | y_ε) / q(y_ε | x) of each draw, where score and decoder are exact."""

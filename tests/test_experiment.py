@@ -44,6 +44,7 @@ def forked(words: list[str], *, stdout: IO[bytes], env: dict[str, str], **_: obj
     return program
 
 
+@pytest.mark.slow
 def test_a_table_is_trained_compared_and_kept(
     tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

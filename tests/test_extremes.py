@@ -164,6 +164,7 @@ def test_draws_are_right_or_refused(width: float, least: int) -> None:
     assert sum(error is not None for error in found) >= least  # not all is refused
 
 
+@pytest.mark.slow
 @few
 @given(diffusions(2.0), st.floats(-2.0, 40.0))
 def test_times_of_log_snr_are_those_of_the_reference_or_refused(

@@ -124,6 +124,7 @@ def test_the_bound_is_the_likelihood_given_the_class(name: str) -> None:
         assert abs(error) < 5.5 * found.monte_carlo_error + 2e-3
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_without_a_context_it_is_the_model_of_an_unknown_one() -> None:
     """Where the network learned that: in every estimate and every draw, not in training on data."""
@@ -181,6 +182,7 @@ def test_classes_follow_by_bayes_rule() -> None:
     assert found.network_calls == 300 * 3 * 16
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_mixture_of_noisy_bounds_is_a_bound_whose_interval_covers() -> None:
     """Of four draws a class, with exact denoisers. At the estimates themselves it is half a nat too

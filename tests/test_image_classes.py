@@ -123,6 +123,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "r"
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_names_of_its_classes(trained: Path, tmp_path: Path) -> None:
     kept = json.loads((trained / "data.json").read_text())
     assert kept["classes"] == {"names": NAMES}

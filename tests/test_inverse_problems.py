@@ -176,6 +176,7 @@ def in_process(python: Path | str, module: str, arguments: Sequence[str], limit:
     methods.main()
 
 
+@pytest.mark.slow
 def test_the_program_goes_on_where_it_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,6 +249,7 @@ def test_intervals_hold_nine_in_ten_pixels_and_ties_are_broken() -> None:
     assert float(held.double().mean()) == pytest.approx(0.9, abs=0.025)
 
 
+@pytest.mark.slow
 def test_images_are_restored_and_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "run_process", in_process)
     file = tmp_path / "rows.csv"

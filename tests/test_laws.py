@@ -130,6 +130,7 @@ def test_mean_field_takes_the_registered_divergence(monkeypatch) -> None:
     assert called == [NoisingPath]
 
 
+@pytest.mark.slow
 def test_generative_log_prob_bounds_the_exact_density() -> None:
     """Exact score: E log_prob(y_ε) ≤ log q(y_ε) per datum, with the prior's mismatch the gap."""
     pyro.set_rng_seed(2)

@@ -151,6 +151,7 @@ class AllOfThem:
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.quick
 @pytest.mark.parametrize("stationary", [False, True], ids=["given", "learned"])
 @pytest.mark.parametrize("kind", FAMILIES)

@@ -58,6 +58,7 @@ def steps_said(run: Path) -> list[int]:
     return [config["steps"], opened.latest().state["config"]["steps"]]
 
 
+@pytest.mark.slow
 def test_the_steps_that_were_lacking_are_taken(
     run: Path, ended: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +103,7 @@ def test_the_steps_that_were_lacking_are_taken(
     assert not all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
+@pytest.mark.slow
 def test_the_batches_are_those_of_a_run_of_so_many_steps(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,6 +123,7 @@ def test_the_batches_are_those_of_a_run_of_so_many_steps(
         assert_same_run(run, tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_what_is_filled_is_of_the_rows_that_are_trained_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +223,7 @@ def test_if_the_newest_checkpoint_is_damaged_the_one_before_it_goes_on(run: Path
     assert json.loads((run / "results.json").read_text())["steps"] == 8
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_and_one_without_a_checkpoint_are_lengthened(tmp_path: Path) -> None:
     """And may end earlier than they were to."""
     for steps, at, name in ((6, 3, "older"), (3, 3, "shorter"), (5, 1, "young")):

@@ -508,6 +508,7 @@ def test_twisted_particles_say_what_the_grid_adds(steps: int) -> None:
         assert expected == pytest.approx(0.146, abs=5e-4)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_error_of_a_posterior_mean_knows_the_grid() -> None:
     """Which is most of it where there are many repeats: 8 of the errors over these, in the third
@@ -812,6 +813,7 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
 ]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_measured_is_said() -> None:
     refused((TypeError, ValueError), *MISTAKES)
 

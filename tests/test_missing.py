@@ -88,6 +88,7 @@ def test_a_row_with_nothing_present_has_the_bound_0_and_no_error(n: int) -> None
     assert not bool(of_nothing.per_datum.any())
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_draws_are_of_rows_that_have_something_and_the_mean_is_over_all() -> None:
     x, known, empty = drawn_and_not(64)

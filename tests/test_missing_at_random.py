@@ -96,6 +96,7 @@ def far(model: Any, x: Tensor) -> float:
     return float(torch.maximum(of_means, change.abs().max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", [pair, branches, categories])
 def test_samples_have_the_law_of_whole_rows(law: Any) -> None:
     """Fits to data of three seeds are off by 0.26 at most, and by 0.7 and more at maps that follow
@@ -105,6 +106,7 @@ def test_samples_have_the_law_of_whole_rows(law: Any) -> None:
     assert far(trained(x, levels, None, 240), whole) < 0.5
 
 
+@pytest.mark.slow
 def test_maps_that_follow_what_is_missing_have_another_law() -> None:
     whole, missing, levels = pair(800)
     x = whole.masked_fill(missing, math.nan).float()
@@ -210,6 +212,7 @@ def people(n: int = 200) -> Any:
     return pd.DataFrame({"age": age, "height": np.where(age > 45, math.nan, height)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [4096, 64])
 def test_what_is_filled_is_a_function_of_the_step(
     tmp_path: Any, most: int, monkeypatch: pytest.MonkeyPatch, few_pictures: None

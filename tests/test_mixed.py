@@ -202,6 +202,7 @@ def test_the_denoiser_of_an_enumerated_law_is_its_posterior_mean(levels: Any) ->
         torch.testing.assert_close(score.x_hat(z, maps), known, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @of_levels
 @torch.no_grad()
 def test_the_bound_of_an_enumerated_law_is_below_its_log_probabilities(levels: Any) -> None:

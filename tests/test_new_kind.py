@@ -47,6 +47,7 @@ def test_samplers_draw_the_data(sampler: samplers.Sampler) -> None:
     assert float((x.mT.cov() - torch.eye(3)).abs().max()) < 5 * (2 / 4000) ** 0.5 + 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_pictures")
 def test_programs_serve_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     guide = f"{Path(__file__).parent / 'new_kind.py'}:turned"

@@ -395,6 +395,7 @@ def test_twisted_particles_have_the_posterior_of_any_noise(name: str) -> None:
 # -- unknown noise and operators -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_unknown_noise_is_inferred_with_the_data() -> None:
     """By importance sampling, against quadrature with the law of the chain.
 

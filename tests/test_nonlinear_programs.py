@@ -160,6 +160,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, mine: str, tiny: str) -> dict
 # -- train, stop, resume, evaluate, sample ---------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guide", ["learned", "relativistic"])
 def test_any_guide_trains_and_resumes_to_the_same_numbers_bit_for_bit(
     tmp_path: Path,
@@ -223,6 +224,7 @@ def test_settings_of_the_simulation_are_the_diffusion_s_own_unless_given(
 # -- the pages of TensorBoard ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_paths_and_drift_for_closed_forms(runs: dict[str, Path]) -> None:
     events = EventAccumulator(
         str(runs["learned"] / "tensorboard"), size_guidance={"images": 0}
@@ -350,6 +352,7 @@ def test_what_cannot_work_is_refused_before_a_folder_is_made(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_path_that_explodes_names_its_step_and_leaves_a_good_checkpoint(
     tmp_path: Path, mine: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

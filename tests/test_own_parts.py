@@ -102,6 +102,7 @@ def of_x(model: DiffusionModel, x: torch.Tensor) -> torch.Tensor:
         return torch.cat([score.flatten(), law.log_prob(x)])
 
 
+@pytest.mark.slow
 def test_the_examples_are_trained_resumed_and_opened(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:
@@ -346,6 +347,7 @@ def test_a_built_in_is_named_as_on_the_command_line_or_as_in_python(option: str)
         names.find(option, "Nobody")
 
 
+@pytest.mark.slow
 def test_a_run_has_one_name_for_a_guide_whatever_it_was_called(tiny: str, tmp_path: Path) -> None:
     for name, run in (("learned", "one"), ("LearnedDiffusion", "two")):
         train(**SHORT | {"model": tiny, "guide": name, "figures": False}, run=tmp_path / run)

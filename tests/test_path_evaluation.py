@@ -69,6 +69,7 @@ def simulated(**options: Any) -> Simulated:
     return Simulated(linear(), Simulation(**{"step_size": 1 / 32, "points": 8} | options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{"objective": "local_dsm"}, {"probes": 2, "probe_law": "gaussian"}], ids=str
 )
@@ -87,6 +88,7 @@ def test_the_bound_of_an_exact_score_is_the_likelihood(options):
     assert (found.probe_error > 0) == ("probes" in options)
 
 
+@pytest.mark.slow
 def test_reported_errors_are_those_of_other_noise():
     x = data(64, 2)
     model, guide = programs(simulated(step_size=1 / 16))
@@ -141,6 +143,7 @@ def test_linear_models_stay_paired_beside_a_simulated_one():
     assert 1.96 * mixed.monte_carlo_error < 1.2 * 0.4
 
 
+@pytest.mark.slow
 def test_it_stops_when_bounds_and_differences_are_known():
     x = data(64, 4)
     diffusion = simulated(step_size=1 / 16)
@@ -154,6 +157,7 @@ def test_it_stops_when_bounds_and_differences_are_known():
     assert not compare(pairs, x, draws=16, half_width=1e-4).reached
 
 
+@pytest.mark.slow
 def test_the_bias_of_a_step_is_what_half_of_it_changes():
     x = data(64, 5)
     step, draws = 1 / 8, 250

@@ -35,6 +35,7 @@ def test_a_bound_last_fell(bounds: dict[int, float], expected: tuple[int, int]) 
     assert recipe.last_fall(bounds) == expected
 
 
+@pytest.mark.slow
 def test_a_run_that_had_learned_all_it_would_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -108,6 +108,7 @@ def test_a_bound_by_dequantization_is_below_the_log_probability_and_tends_to_it(
     assert many == pytest.approx(exact, abs=0.01)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_bound_of_a_flow_is_below_its_log_probability_and_tends_to_it() -> None:
     pytest.importorskip("zuko")

@@ -283,6 +283,7 @@ def test_one_draw_of_the_term_has_its_mean(name: str) -> None:
     assert -7.0 <= float(level.min()) < -6.9 and 7.9 < float(level.max()) <= 8.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["denoiser", "noise"])
 @pytest.mark.parametrize("name", [name for name in CASES if name != "turns"])
 def test_gradients_are_those_of_finite_differences(name: str, kind: str) -> None:
@@ -306,6 +307,7 @@ def test_gradients_are_those_of_finite_differences(name: str, kind: str) -> None
     assert_gradients(loss, learned_ones, rel=2e-4, abs=1e-3, least=0)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_raw_score_has_the_same_bound_as_the_denoiser_that_it_is_made_of() -> None:
     diffusion, x = CASES["both"](), data(2000)

@@ -123,6 +123,7 @@ def hardly_trained() -> AmortizedPosterior:
     return AmortizedPosterior.fit(*named, simulations=300, steps=120, vectorized=True)
 
 
+@pytest.mark.slow
 def test_weights_make_a_bad_posterior_exact(hardly_trained: AmortizedPosterior) -> None:
     """The mean and the evidence are found within their Monte Carlo errors; without weights the
     mean is not."""
@@ -248,6 +249,7 @@ def test_parameters_that_were_not_drawn_are_scored() -> None:
     torch.testing.assert_close(joint["fn"].log_prob(rows), law.log_prob(rows), check_dtype=False)
 
 
+@pytest.mark.slow
 def test_chains_start_at_draws() -> None:
     posterior, guide = standing_prior()
     many = guide.initial_params(3)

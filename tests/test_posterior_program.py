@@ -116,6 +116,7 @@ class NoDensity(dist.Normal):
         raise NotImplementedError("it is not known")
 
 
+@pytest.mark.slow
 def test_the_evidence_of_an_observation_is_printed_where_it_is_known() -> None:
     """By the weights of a posterior that has learned little but its Gaussian law, which is exact
     for the linear Gaussian simulator; other programs have none."""

@@ -127,6 +127,7 @@ def test_the_programs_that_need_no_run(tmp_path: Path, tiny: str) -> None:
         run_program("experiment", "--help")
 
 
+@pytest.mark.slow
 @pytest.mark.quick
 def test_the_main_job_and_what_reads_it(
     tmp_path: Path, tiny: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -358,6 +359,7 @@ def test_a_checkpoint_of_another_architecture_is_explained(
 # -- nothing is overwritten ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_nothing_is_overwritten_unless_asked(
     tmp_path: Path, trained: Path, options: dict[str, Any]
 ) -> None:
@@ -441,6 +443,7 @@ def test_a_guide_of_ones_own_from_a_module_and_from_a_file(
     assert load_trained(tmp_path / "run")[1].model.diffusion.D[1, 1] == 3.0  # from any folder
 
 
+@pytest.mark.slow
 def test_a_part_of_the_test_data_is_measured_if_asked(
     tmp_path: Path, options: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -542,6 +545,7 @@ def objectives(run: Path) -> pd.DataFrame:
     return rows[rows.part == "objective"][["bits_per_dim", "gradient_norm"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("score", "end"), [("noise", {}), ("denoiser", {"min_log_snr": -10.0})])
 def test_a_frozen_diffusion_is_a_fixed_one(
     tmp_path: Path, options: dict[str, Any], score: str, end: dict[str, float]
@@ -590,6 +594,7 @@ def test_a_learned_guide_can_start_from_another(
     assert diffusion.max_log_snr == fixed.max_log_snr
 
 
+@pytest.mark.slow
 def test_a_learned_guide_of_ones_own_ends_where_learned_does(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:
@@ -671,6 +676,7 @@ def test_every_epoch_holds_every_datum_once_whatever_the_batch_size() -> None:
     assert not torch.equal(recipe.indices(0, 20, 20, 3), recipe.indices(0, 20, 20, 4))
 
 
+@pytest.mark.slow
 def test_the_diffusion_has_its_own_rate(trained: Path) -> None:
     _, programs, _ = load_trained(trained)
     settings = Optimization(learning_rate=1e-3, diffusion_learning_rate=0.02)

@@ -225,6 +225,7 @@ def decoded(model: DiffusionModel, path: Tensor, x: Tensor) -> Tensor:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.quick
 def test_weights_of_paths_on_a_grid_are_right() -> None:
     """log p(x) of a Gaussian chain is known, and the mean weight is p(x), whoever weighs.

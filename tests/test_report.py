@@ -159,6 +159,7 @@ def test_all_terms_of_the_bound_are_curves(trained: Path) -> None:
     assert all(tag in shown for tag in tags if tag.startswith("bound/"))
 
 
+@pytest.mark.slow
 def test_a_fixed_diffusion_is_drawn_once_and_points_have_no_images(
     tiny: str, tmp_path: Path
 ) -> None:

@@ -37,6 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_task_of_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = ("--num_images", 2, "--steps", 2, "--accelerator", "cpu")
     for task in TASKS:
@@ -67,6 +68,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_labelled_run_is_told_what_is_given_alone(
     labelled: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -116,6 +118,7 @@ def test_a_labelled_run_is_told_what_is_given_alone(
         said_of("some", 12)
 
 
+@pytest.mark.slow
 def test_each_label_is_measured_once_by_its_own_images(
     labelled: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -142,6 +145,7 @@ def test_each_label_is_measured_once_by_its_own_images(
         assert measured == expected and len(list(out.iterdir())) == 6
 
 
+@pytest.mark.slow
 def test_samples_meet_their_own_measurements() -> None:
     """Each image its own, however many are drawn together; seen pixels come back to the noise."""
     torch.manual_seed(0)

@@ -225,6 +225,7 @@ def test_white_of_a_mask_is_seen(
     assert float(off[:rows].mean()) < 0.1 < 0.2 < float(off[rows:].mean())
 
 
+@pytest.mark.slow
 def test_an_image_is_restored_alike_alone_and_among_others(
     runs: dict[str, Path], here: Path
 ) -> None:

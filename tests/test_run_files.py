@@ -332,6 +332,7 @@ def test_a_checkpoint_whose_description_has_other_types_is_refused(
         assert name in words or "damaged" in words or "not the one" in words, words
 
 
+@pytest.mark.slow
 def test_an_earlier_version_goes_on_and_says_what_it_cannot_compare(
     runs: Path, stopped: Path
 ) -> None:

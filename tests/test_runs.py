@@ -506,6 +506,7 @@ def test_a_run_goes_on_with_the_data_it_was_started_on_alone(
         Run.open(run.folder).check_data(then)
 
 
+@pytest.mark.slow
 @pytest.mark.without_noise
 def test_drawn_data_are_those_of_the_run_where_rounding_is_another_processors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

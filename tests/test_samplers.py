@@ -194,6 +194,7 @@ def test_even_information_tames_pauses_of_log_snr():
     assert longest(log_snr_grid(diffusion, 256)) > 4 * longest(information_grid(diffusion, 256))
 
 
+@pytest.mark.slow
 def test_time_ends_where_the_data_begin():
     """Every sampler hands over y_ε: its readout is the only datum there is, and its noise."""
     x = torch.tensor([[0.3, -0.8]]).double()

@@ -781,6 +781,7 @@ def path_gradient(
     return list(torch.autograd.grad(loss, [y, *learned]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "steps"),
     [

@@ -165,6 +165,7 @@ def table() -> Table:
     return Table.fit(survey(300), steps=120, test_size=8, holdout=False, sampler_steps=8)
 
 
+@pytest.mark.slow
 def test_new_rows_have_the_same_holes(table: Table) -> None:
     rows = table.sample(400)
     holes = rows[[*ASKED]].isna()
@@ -190,6 +191,7 @@ def test_completions_fill_none_of_them(table: Table) -> None:
     assert middle["hours"].isna().to_numpy()[~rows["job"].isin(WORKING)].all()
 
 
+@pytest.mark.slow
 def test_densities_count_them(table: Table) -> None:
     rows = survey(6, 7)
     law = table.conditional(rows, "shift")
@@ -207,6 +209,7 @@ def test_densities_count_them(table: Table) -> None:
     assert str(shown)
 
 
+@pytest.mark.slow
 def test_the_run_opens_without_its_table(tmp_path: Path, few_pictures: None) -> None:
     path = tmp_path / "people.csv"
     survey().to_csv(path, index=False)

@@ -289,6 +289,7 @@ def test_runs_keep_their_split(
         compare([tmp_path / "new", tmp_path / "other"], draws=2, out=tmp_path / "c")
 
 
+@pytest.mark.slow
 def test_a_run_of_before_keeps_every_tenth(
     mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -117,6 +117,7 @@ print(json.dumps(said))
 """
 
 
+@pytest.mark.slow
 def test_the_core_loads_no_wing_and_finds_each_when_it_is_asked_for(tmp_path: Path) -> None:
     """By its name, by what it does differently, and by a model of it that is opened."""
     model = DiffusionModel(VPSDE(max_log_snr=9.0), Denoiser(MLP(2)), event_shape=(2,))

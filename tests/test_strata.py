@@ -99,6 +99,7 @@ def test_draws_by_a_plan_have_the_error_it_foresees(baseline: bool) -> None:
         assert covered > 0.95 - 6 * math.sqrt(0.05 * 0.95 / repeats)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rounds", "baseline"), [((40, 30, 50), True), ((40, 30, 50), False)], ids=str
 )
@@ -143,6 +144,7 @@ def test_the_baseline_itself_is_known_exactly() -> None:
     torch.testing.assert_close(found.density * EDGES.diff(), KNOWN.mean(0))
 
 
+@pytest.mark.slow
 def test_every_datum_has_an_unbiased_estimate_of_its_own() -> None:
     """And so have the halves of its draws, whose laws are too skewed to ask of every datum."""
     played = [play(seed, (64, 64)).integral(0) for seed in range(120)]

@@ -96,6 +96,7 @@ def log_density(x: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> floa
 # -- the numbers are right -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_log_p_is_that_of_the_law(gaussian: Table) -> None:
     rows = related().head(12).set_index(pd.Index(list("abcdefghijkl")))
     rows.loc["b", ["a", "c"]] = np.nan
@@ -121,6 +122,7 @@ def test_log_p_is_that_of_the_law(gaussian: Table) -> None:
     assert law[rows["b"].isna()].to_numpy().tolist() == [[0.0, 0.0]] * int(rows["b"].isna().sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gaussian", "mixed"])
 def test_the_error_of_a_row_covers_its_bound(name: str, request: pytest.FixtureRequest) -> None:
     """However few draws there are, and whatever noise columns have of their own.
@@ -222,6 +224,7 @@ def test_samples_have_what_is_given(mixed: Table) -> None:
     pd.testing.assert_frame_equal(free, mixed.sample(6))
 
 
+@pytest.mark.slow
 def test_labels_are_what_the_caller_has(brief: None) -> None:
     frame = related().set_axis([0, 1, "c"], axis=1)
     table = Table(num=2, columns={"*": "continuous"}, **UNTRAINED).fit(frame)
@@ -527,6 +530,7 @@ def test_mistakes_are_told(mixed: Table, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_weights_of_the_best_validation_bound_are_kept(brief: None, tmp_path: Path) -> None:
     """Those of the start, where a learning rate makes all others worse; resumed too."""
     options = BRIEF | {"learning_rate": 0.5, "ema_decay": 0.0, "steps": 4, "measure_every": 2}

@@ -59,6 +59,7 @@ def test_ranks_are_uniform_where_draws_repeat() -> None:
     )
 
 
+@pytest.mark.slow
 def test_an_exact_model_is_calibrated_and_a_wrong_one_is_not(tmp_path: Path) -> None:
     problem, model = untrained(tmp_path, "*=continuous,size=categorical")
     rows = problem.train[:50]
@@ -114,6 +115,7 @@ def size(file: Path) -> tuple[int, int]:
         return picture.size
 
 
+@pytest.mark.slow
 def test_programs_draw_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -159,6 +159,7 @@ def test_shipped_tables_have_programs() -> None:
     assert gain > 0.5  # it starts from the Gaussian law of all columns together
 
 
+@pytest.mark.slow
 def test_programs_on_a_table(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -358,6 +359,7 @@ def test_the_bound_on_a_sum_of_scores_is_one() -> None:
             assert (exponents > level).mean() < most + 5 * math.sqrt(most * (1 - most) / 2000)
 
 
+@pytest.mark.slow
 def test_training_says_what_it_takes_them_for(
     tmp_path: Path, few_pictures: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

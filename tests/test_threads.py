@@ -57,6 +57,7 @@ def test_what_the_user_sets_stays_alone(name: str) -> None:
     assert set_by("inference", **{name: "1"}) == [f"{name}=1"]
 
 
+@pytest.mark.slow
 def test_the_library_sets_nothing() -> None:
     assert set_by("pyro_mdm.public") == ["torch"]
 
@@ -188,6 +189,7 @@ def test_the_processor_is_looked_at_as_it_is() -> None:
     assert 1 <= cores <= (os.cpu_count() or 1) and 0 <= busy <= cores
 
 
+@pytest.mark.slow
 def test_a_run_says_its_threads_and_keeps_them(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -250,6 +250,7 @@ def test_of_constant_matrices_it_is_a_linear_diffusion(make: Any, options: Any) 
     assert one.divergence(1.0, 0.2, 3).item() == pytest.approx(other.divergence(1.0, 0.2, 3).item())
 
 
+@pytest.mark.slow
 def test_a_learned_one_starts_at_what_learned_starts_at() -> None:
     for K, rank, learn_beta in ((1, 1, False), (2, 2, True), (3, 1, False)):
         one = LearnedDiffusion(K, rank, learn_beta, min_log_snr=-10.0)

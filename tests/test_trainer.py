@@ -43,6 +43,7 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 # -- rates and averages ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_rates_warm_up_and_fall_to_nothing() -> None:
     rates = [schedule(step, 100, 10) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[4] < rates[9] < rates[10] * 1.1

@@ -109,6 +109,7 @@ def assert_same(one: Path, other: Path, *, rtol: float = 0.0) -> None:
 # -- in pieces and in several processes ------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_micro_batches_change_nothing_but_rounding(tmp_path: Path, options: dict[str, Any]) -> None:
     options |= {"score": "noise", "guide": "learned"}
     train(**options, run=tmp_path / "whole")
@@ -284,6 +285,7 @@ def test_a_log_snr_beyond_single_precision_takes_double(tmp_path: Path, tiny: st
     assert math.isfinite(bound.bits_per_dim[0])
 
 
+@pytest.mark.slow
 def test_a_loss_scale_that_is_too_large_falls_and_costs_steps_not_the_run(
     tmp_path: Path, tiny: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,6 +316,7 @@ def test_a_compiled_network_gives_the_same_numbers_under_the_same_names(
     assert_same(whole[0], tmp_path / "compiled", rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_channels_last_reach_the_network_and_are_gone_from_checkpoints(
     tmp_path: Path, tiny: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -499,6 +502,7 @@ def test_a_full_disk_under_tensorboard_is_explained_too(
     Run.resume(tmp_path / "run").close()  # the lock is free again
 
 
+@pytest.mark.slow
 def test_moved_data_are_looked_for_where_the_run_says(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:

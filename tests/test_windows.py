@@ -92,6 +92,7 @@ def half_seen() -> Mask:
     return Mask(seen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operator", [half_seen(), Downsample((1, *SIZE))], ids=["mask", "coarse"])
 def test_a_measured_texture_is_that_of_the_exact_denoiser(operator: LinearOperator) -> None:
     _, whole = both()
@@ -105,6 +106,7 @@ def test_a_measured_texture_is_that_of_the_exact_denoiser(operator: LinearOperat
     assert float((found - exact).square().mean().sqrt()) < 0.08 * spread < 0.08
 
 
+@pytest.mark.slow
 def test_a_larger_image_has_the_covariance_of_its_windows() -> None:
     """The linear one is a sum over windows, and guidance by it alone is near to the exact one's."""
     small, whole = Texture(*WINDOW), both()[1]
@@ -132,6 +134,7 @@ def test_a_larger_image_has_the_covariance_of_its_windows() -> None:
     assert float(near.square().mean().sqrt()) < 0.2 < 0.5 < float(far.square().mean().sqrt())
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_it_is_saved_with_its_windows(tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -125,7 +125,9 @@ def main(arguments: list[str] | None = None) -> int:
         }
         command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.thin", "--seed-offset"]
         hook = ["-o", "enable_assertion_pass_hook=true"]
-        subprocess.run([*command, str(seed), *hook, *words], cwd=ROOT, env=environment)
+        subprocess.run(
+            [*command, str(seed), *hook, *(words or ["tests"])], cwd=ROOT, env=environment
+        )
     records = [
         (*json.loads(line), int(file.name.partition("-")[0]))
         for file in options.folder.glob("*-*.jsonl")
