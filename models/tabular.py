@@ -62,6 +62,8 @@ SHOWN = 12
 """The most patterns of gaps that are printed."""
 OfUnknown = Literal["missing", "refuse"]
 """What is done with values that a column cannot have."""
+TABLES = 4
+"""Completed tables that the Gaussian law of the denoiser is fitted to."""
 WIDTH, DEPTH = 128, 3
 NETWORK: dict[str, Any] = {
     "hidden": 64,
@@ -437,12 +439,18 @@ class Tabular(Problem):
         return Dequantized(x, log_det)
 
     @functools.cached_property
+    def _completions(self) -> Tensor | None:
+        return None if self._plain else chained_completions(self.columns, self.train, num=TABLES)
+
+    @property
     def completed(self) -> Tensor | None:
-        return None if self._plain else chained_completions(self.columns, self.train)
+        return None if self._completions is None else self._completions[0]
 
     def fit_x(self) -> Tensor:
-        """All training rows: in some of them a column may have no value."""
-        rows = self.train if self.rough or self.completed is None else self.completed
+        """All training rows, of which some may lack a column; or :data:`TABLES` times these,
+        completed, where gaps depend on other columns."""
+        completions = None if self.rough else self._completions
+        rows = self.train if completions is None else completions.flatten(0, 1)
         return self.training_x(rows, torch.Generator().manual_seed(0)).x
 
     def own_score(self, kind: type[Score], assembly: Assembly) -> Score | None:

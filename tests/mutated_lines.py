@@ -824,8 +824,8 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "test_chained_completions.py::test_columns_that_are_nearly_one_are_drawn_as_one[True]",
         ),
         (
-            "near & ((codes > 0) | (not self._log))",
-            "((codes > 0) | (not self._log))",
+            "np.where(near, codes, y[donors])",
+            "codes",
             "test_chained_completions.py::"
             "test_a_line_goes_on_beyond_what_is_there_by_half_of_its_range_at_most",
         ),
@@ -850,13 +850,15 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "test_chained_completions.py::test_columns_that_are_nearly_one_are_drawn_as_one[False]",
         ),
         (
-            "np.log(values) if self._log else values",
-            "values",
+            "target = scaled if is_scaled else straight",
+            "is_scaled, target = False, straight",
             "test_chained_completions.py::test_completed_rows_have_the_law_of_whole_rows[skewed-0.15]",
         ),
         (
-            "codes = self.column.unscaled(self.column.scaled(numbers, noise)[0]).numpy()",
-            "codes = numbers.numpy()",
+            "drawn, _ = _scaled(column, drawn * self._deviation + self._mean)\n"
+            "        codes = column.unscaled(torch.from_numpy(drawn)).numpy()",
+            "return drawn * self._deviation + self._mean\n"
+            "        codes = column.unscaled(torch.from_numpy(drawn)).numpy()",
             "test_chained_completions.py::test_every_kind_of_column_can_have_its_completions",
         ),
     ],

@@ -33,6 +33,13 @@ from pyro_mdm.tables.columns.skipped import ABSENT, HIDDEN
 Law = Callable[[np.random.Generator, int], tuple[pd.DataFrame, np.ndarray]]
 
 
+def completed_once(
+    columns: list[Column], codes: torch.Tensor, seed: int = 0
+) -> torch.Tensor | None:
+    completions = chained_completions(columns, codes, seed=seed)
+    return None if completions is None else completions[0]
+
+
 def logistic(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
 
@@ -79,7 +86,7 @@ def test_completed_rows_have_the_law_of_whole_rows(law: Law, share: float) -> No
         whole, gone = law(rng, 2000)
         frame = whole.assign(y=whole["y"].mask(gone))
         columns = fit_columns(frame, np.ones(len(frame), dtype=np.bool_))
-        completed = chained_completions(columns, encode(columns, frame), seed=seed)
+        completed = completed_once(columns, encode(columns, frame), seed=seed)
         assert completed is not None
         truth = encode(columns, whole)
         is_level = columns[1].levels is not None
@@ -114,7 +121,7 @@ def test_scales_of_columns_are_those_of_whole_rows() -> None:
     rng = np.random.default_rng(1)
     without = whole.assign(y=whole["y"].mask(rng.permutation(gone)))
     columns = fit_columns(without, everything)
-    assert chained_completions(columns, encode(columns, without)) is None
+    assert completed_once(columns, encode(columns, without)) is None
 
 
 def test_a_line_goes_on_beyond_what_is_there_by_half_of_its_range_at_most() -> None:
@@ -122,7 +129,7 @@ def test_a_line_goes_on_beyond_what_is_there_by_half_of_its_range_at_most() -> N
     whole["x"] = whole["x"].where(whole["x"] < 2.5, 100.0)
     frame = whole.assign(y=whole["y"].mask(gone))
     columns = fit_columns(frame, np.ones(1000, dtype=np.bool_))
-    completed = chained_completions(columns, encode(columns, frame))
+    completed = completed_once(columns, encode(columns, frame))
     assert completed is not None and (whole["x"] == 100).any()
     there, most = whole["y"][~gone], float(completed[:, 1].max())
     assert float(there.max()) + 1 < most <= float(there.max()) + float(np.ptp(there)) / 2
@@ -133,7 +140,7 @@ def test_a_line_goes_on_beyond_what_is_there_by_half_of_its_range_at_most() -> N
 def test_a_table_without_gaps_has_no_completions() -> None:
     whole, _ = line(np.random.default_rng(0), 300)
     columns = fit_columns(whole, np.ones(300, dtype=np.bool_))
-    assert chained_completions(columns, encode(columns, whole)) is None
+    assert completed_once(columns, encode(columns, whole)) is None
 
 
 def every_kind(n: int = 1200) -> tuple[pd.DataFrame, dict[str, str]]:
@@ -179,7 +186,7 @@ def test_every_kind_of_column_can_have_its_completions(monkeypatch: pytest.Monke
     train = np.arange(len(frame)) % 5 > 0
     columns = fit_columns(frame, train, kinds)
     codes = encode(columns, frame)
-    completed = chained_completions(columns, codes, seed=1)
+    completed = completed_once(columns, codes, seed=1)
     assert completed is not None and not completed.isnan().any()
     there = ~(codes.isnan() | (codes == HIDDEN))
     assert torch.equal(completed[there], codes[there])
@@ -192,9 +199,10 @@ def test_every_kind_of_column_can_have_its_completions(monkeypatch: pytest.Monke
         assert not column.unknown(rows[name]).any(), name
     hidden = codes[:, [*names].index("hours")] == HIDDEN
     assert hidden.any() and (completed[:, [*names].index("hours")][hidden] != ABSENT).all()
-    again = chained_completions(columns, codes, seed=1)
-    other = chained_completions(columns, codes, seed=2)
-    assert again is not None and torch.equal(completed, again)
+    again = chained_completions(columns, codes, num=2, seed=1)
+    other = completed_once(columns, codes, seed=2)
+    assert again is not None and torch.equal(completed, again[0])
+    assert torch.equal(again[1][there], codes[there]) and not torch.equal(*again)
     assert other is not None and not torch.equal(completed, other)
 
 
@@ -210,8 +218,9 @@ def test_a_training_on_gaps_begins_with_them() -> None:
     whole, gone = two_groups(np.random.default_rng(0), 300)
     problem = Tabular(data=whole.assign(y=whole["y"].mask(gone)))
     assert problem.completed is not None
-    x = problem.fit_x()
-    assert not x.isnan().any()
+    tables = problem.fit_x().unflatten(0, (-1, len(problem.train)))
+    x = tables[0]
+    assert not tables.isnan().any() and float((tables[1:] != x).any(2).float().mean()) > 0.3
     assert problem.roughly_fitted().fit_x().isnan().any()  # of weights that a file replaces
     filling = Filling(problem, cast(Decided, SimpleNamespace(steps=100, seed=0, batch_size=8)))
     cpu = SimpleNamespace(diffusion=SimpleNamespace(start_time=torch.zeros(1)))
@@ -243,7 +252,7 @@ def test_columns_that_are_nearly_one_are_drawn_as_one(at_once: bool) -> None:
     last = np.full(2000, True) if at_once else ~first
     frame = whole.assign(y=whole["y"].mask(gone & first), z=whole["z"].mask(gone & last))
     columns = fit_columns(frame, np.ones(2000, dtype=np.bool_))
-    completed = chained_completions(columns, encode(columns, frame))
+    completed = completed_once(columns, encode(columns, frame))
     assert completed is not None
     drawn = completed[torch.from_numpy(gone)].T
     assert float(drawn.corrcoef()[0, 1]) == pytest.approx(0.92, abs=0.05)
@@ -263,7 +272,7 @@ def test_whether_a_number_exists_is_not_read_off_the_number() -> None:
     columns = fit_columns(frame, np.ones(3000, dtype=np.bool_))
     codes = encode(columns, frame)
     assert columns[2].width == 2 and codes[:, 2].isnan().any()
-    completed = chained_completions(columns, codes)
+    completed = completed_once(columns, codes)
     assert completed is not None
     absent = (completed[:, 2] == ABSENT).numpy()
     home_code = float(codes[codes[:, 2] == ABSENT, 1].nanmean())
@@ -308,14 +317,14 @@ def test_numbers_that_are_hidden_where_they_exist_are_completed() -> None:
     columns = fit_columns(by_x, train)
     codes = encode(columns, by_x)
     assert (codes[:, 2] == HIDDEN).any()
-    completed = chained_completions(columns, codes)
+    completed = completed_once(columns, codes)
     assert completed is not None
     numbers = completed[:, 2][torch.from_numpy(job != "c")]
     assert float(numbers.mean()) == pytest.approx(np.nanmean(hours), abs=0.5)
     chance = np.where(rng.random(2000) < 0.2, math.nan, hours)
     by_chance = by_x.assign(hours=chance)
     columns = fit_columns(by_chance, train)
-    assert chained_completions(columns, encode(columns, by_chance)) is None
+    assert completed_once(columns, encode(columns, by_chance)) is None
 
 
 def test_a_rare_column_is_completed_by_all_rows_that_have_it() -> None:
@@ -325,7 +334,7 @@ def test_a_rare_column_is_completed_by_all_rows_that_have_it() -> None:
     there = rng.random(20_000) < 0.05 * logistic(-3 * x)
     frame = pd.DataFrame({"x": x, "y": np.where(there, y, math.nan)})
     columns = fit_columns(frame, np.ones(20_000, dtype=np.bool_))
-    completed = chained_completions(columns, encode(columns, frame))
+    completed = completed_once(columns, encode(columns, frame))
     assert completed is not None
     assert float(completed[:, 1].std()) == pytest.approx(y.std(), rel=0.15)
 
@@ -338,4 +347,4 @@ def test_a_column_that_no_row_has_cannot_be_completed() -> None:
     nowhere = copy.copy(columns[0])
     nowhere.name = "nowhere"
     with pytest.raises(DataError, match="no row has column 'nowhere'"):
-        chained_completions([*columns, nowhere], codes)
+        completed_once([*columns, nowhere], codes)

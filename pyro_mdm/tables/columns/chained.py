@@ -31,33 +31,33 @@ if TYPE_CHECKING:
 __all__ = ["chained_completions"]
 
 SWEEPS = 5
+"""Sweeps before the first table is complete."""
 LEAF = 15
 """The fewest rows of a leaf: these are the donors of what falls into it."""
 MOST = 4096
 """The most rows that regressions and trees are fitted to, drawn from those that have the column."""
 REACH = 0.5
 """How far beyond the least and the greatest number that is there one may be drawn, in the distance
-between these, be the line one of numbers or of their logarithms, which goes on to many times the
-greatest number."""
-SKEWED = 0.5
-"""The most skewness of logarithms for which a line is one of logarithms."""
+between these."""
 
 
 def chained_completions(
-    columns: Sequence[Column], codes: Tensor, *, seed: int = 0
+    columns: Sequence[Column], codes: Tensor, *, num: int = 1, seed: int = 0
 ) -> Tensor | None:
-    r"""Codes (n, d) of a table without a gap, float64, or None if no gap depends on other columns.
+    r"""Codes (num, n, d) of ``num`` tables without a gap, float64, or None if no gap depends on
+    other columns.
 
     Each column with gaps is drawn given all others, in turn, and again. A number is the prediction
-    of a linear regression (of logarithms, if these are less skewed), which goes on where no row has
-    the column, and the residual of a donor: a row in the same leaf of a tree of residuals, or any
-    row if the tree predicts them no better than their mean, by two folds. A level is that of a
-    donor in the same leaf of a tree of levels. Numbers with atoms, dates, and columns of your own
-    kinds are those of donors too.
+    of a linear regression, which goes on where no row has the column, and the residual of a donor:
+    a row in the same leaf of a tree of residuals, or any row if the tree predicts them no better
+    than their mean. The regression is one of numbers or of what the model has for them, whichever
+    predicts better; both are by two folds. A level is that of a donor in the same leaf of a tree of
+    levels. So is an atom of a column of numbers, and a date, and a value of a kind of your own.
 
     Args:
         columns: columns of the table, fitted to it.
         codes: rows as :func:`~pyro_mdm.tables.columns.encode` has them, (n, d), NaN where missing.
+        num: the number of completed tables, of one chain.
         seed: the seed of the draws.
 
     Raises:
@@ -73,9 +73,13 @@ def chained_completions(
     with np.errstate(over="ignore", invalid="ignore"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
         chain = _Chain(columns, values, np.random.default_rng(seed))
-        for _ in range(SWEEPS):
+        for _ in range(SWEEPS - 1):
             chain.sweep()
-    return torch.from_numpy(np.stack(chain.codes(), 1))
+        completed = []
+        for _ in range(num):
+            chain.sweep()
+            completed.append(np.stack(chain.codes(), 1))
+    return torch.from_numpy(np.stack(completed))
 
 
 def _depends(columns: Sequence[Column], values: Values) -> bool:
@@ -119,19 +123,10 @@ class _Variable:
         self.values, self.missing = values.copy(), np.isnan(values)
         self.is_level = column is None or column.levels is not None
         self.one_hot = column.levels if column is not None and column.width > 1 else None
-        self._has_line = isinstance(column, Continuous) and not (
-            isinstance(column, Mixed) and len(column.atoms)
-        )
         there = values[~self.missing]
         if column is not None and not len(there):
             raise DataError(f"no row has column {column.name!r}, expected some; leave it out")
-        positive = self._has_line and bool((there > 0).all())
-        self._log = positive and _skewness(np.log(there)) < min(SKEWED, _skewness(there))
-        straight = self._straight(there)
-        self._mean, self._deviation = straight.mean(), straight.std() or 1.0
-
-    def _straight(self, values: Values) -> Values:
-        return np.log(values) if self._log else values
+        self._mean, self._deviation = there.mean(), there.std() or 1.0
 
     @property
     def present(self) -> NDArray[np.bool_]:
@@ -143,19 +138,20 @@ class _Variable:
     @property
     def width(self) -> int:
         """The number of its features."""
-        return 1 if self.one_hot is None else self.one_hot
+        return 2 if isinstance(self.column, Continuous) else self.one_hot or 1
 
     def features(self) -> Values:
-        """What regressions of other columns see of it, (n, width)."""
+        """What regressions of other columns see of it, (n, width): a number in deviations from its
+        mean, and as the model has it."""
         if self.one_hot is not None:
             return np.asarray(self.values[:, None] == np.arange(self.one_hot), dtype=np.float32)
         present = self.present
-        scaled = np.zeros((len(present), 1), dtype=np.float32)
-        scaled[present, 0] = self._standard(self.values[present])
-        return scaled
-
-    def _standard(self, values: Values) -> Values:
-        return np.asarray((self._straight(values) - self._mean) / self._deviation)
+        features = np.zeros((len(present), self.width), dtype=np.float32)
+        values = self.values[present]
+        features[present, 0] = (values - self._mean) / self._deviation
+        if isinstance(self.column, Continuous):
+            features[present, 1] = _scaled(self.column, values)[0]
+        return features
 
     def draw(self, features: Values, rng: Generator) -> None:
         """Draw what is missing given features (n, D) of the others."""
@@ -167,30 +163,64 @@ class _Variable:
         x, y, new = features[there], self.values[there], features[gone]
         if self.is_level:
             self.values[gone] = y[_donors(x, y, new, rng, of_levels=True)]
-        elif self._has_line:
-            self.values[gone] = self._on_line(x, y, new, rng)
+        elif isinstance(self.column, Continuous):
+            self.values[gone] = self._numbers(x, y, new, rng)
         else:
             self.values[gone] = y[_donors(x, y, new, rng)]
 
+    def _numbers(self, x: Values, y: Values, new: Values, rng: Generator) -> Values:
+        """Atoms of donors, and numbers on a line where a donor's number is no atom."""
+        atoms = self.column.atoms.numpy() if isinstance(self.column, Mixed) else np.empty(0)
+        if not len(atoms):
+            return self._on_line(x, y, new, rng)
+        drawn = y[_donors(x, y, new, rng)]
+        beside, free = ~np.isin(y, atoms), ~np.isin(drawn, atoms)
+        if free.any():
+            drawn[free] = self._on_line(x[beside], y[beside], new[free], rng)
+        return drawn
+
     def _on_line(self, x: Values, y: Values, new: Values, rng: Generator) -> Values:
         """Numbers that a line predicts, with residuals of donors, as the column has them; those
-        that it cannot have, or that are too far, are the donors' numbers."""
+        that are too far are the donors' numbers. The line is one of numbers or of what the model
+        has for them, whichever predicts one half of the rows better by the other."""
         from sklearn.linear_model import Ridge
 
-        standard = self._standard(y)
-        line = Ridge(alpha=1.0).fit(x, standard)
-        residual = standard - line.predict(x)
+        column = self.column
+        assert isinstance(column, Continuous)
+        scaled, log_slope = _scaled(column, y)
+        straight = (y - self._mean) / self._deviation
+        gain = _log_density(x, scaled, rng) + log_slope.mean() + math.log(self._deviation)
+        is_scaled = gain > _log_density(x, straight, rng)
+        target = scaled if is_scaled else straight
+        line = Ridge(alpha=1.0).fit(x, target)
+        residual = target - line.predict(x)
         donors = _donors(x, residual, new, rng)
         drawn = line.predict(new) + residual[donors]
-        straight = drawn * self._deviation + self._mean
-        numbers = torch.from_numpy(np.exp(straight) if self._log else straight)
-        assert self.column is not None
-        noise = torch.full_like(numbers, 0.5)
-        codes = self.column.unscaled(self.column.scaled(numbers, noise)[0]).numpy()
+        if not is_scaled:
+            drawn, _ = _scaled(column, drawn * self._deviation + self._mean)
+        codes = column.unscaled(torch.from_numpy(drawn)).numpy()
         beyond = REACH * np.ptp(y)
         near = (codes >= y.min() - beyond) & (codes <= y.max() + beyond)
-        # a number that is rounded to 0 has no logarithm
-        return np.where(near & ((codes > 0) | (not self._log)), codes, y[donors])
+        return np.where(near, codes, y[donors])
+
+
+def _scaled(column: Column, values: Values) -> tuple[Values, Values]:
+    """What the model has for numbers, and the log of its slope."""
+    numbers = torch.from_numpy(values)
+    x, log_slope = column.scaled(numbers, torch.full_like(numbers, 0.5))
+    return x.numpy(), log_slope.numpy()
+
+
+def _log_density(x: Values, y: Values, rng: Generator) -> float:
+    """The mean log density of one half of the rows by a normal law about a line of the other, but
+    for a constant."""
+    from sklearn.linear_model import Ridge
+
+    half, total = rng.permutation(len(y)) % 2 == 0, 0.0
+    for fitted in (half, ~half):
+        line = Ridge(alpha=1.0).fit(x[fitted], y[fitted])
+        total += float(((y[~fitted] - line.predict(x[~fitted])) ** 2).sum())
+    return -0.5 * math.log(total / len(y) + 1e-12)
 
 
 class _Chain:
@@ -265,10 +295,3 @@ def _predicts(tree: DecisionTreeRegressor, x: Values, y: Values, rng: Generator)
         off = y[~fitted] - y[fitted].mean()
         gain += float((off**2 - (y[~fitted] - predicted) ** 2).sum())
     return gain > 0
-
-
-def _skewness(values: Values) -> float:
-    """The third moment of values, without its sign, in standard deviations."""
-    off = values - values.mean()
-    spread = float(off.std())
-    return abs(float((off**3).mean())) / spread**3 if spread > 0 else 0.0

@@ -150,9 +150,10 @@ def _fitted_to_whole_rows(
     codes = encode(columns, known_alone(rows, unknown_in(columns, rows)))
     if codes.isnan().all(0).any():
         return columns
-    completed = chained_completions(columns, codes)
-    if completed is None:
+    completions = chained_completions(columns, codes)
+    if completions is None:
         return columns
+    completed = completions[0]
     fitted = []
     for j, column in enumerate(columns):
         numbers = column.column if isinstance(column, Skipped) else column
