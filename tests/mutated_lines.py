@@ -850,9 +850,19 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "test_chained_completions.py::test_columns_that_are_nearly_one_are_drawn_as_one[False]",
         ),
         (
+            "is_scaled = gain > _log_density(x, straight, rng)",
+            "is_scaled = True",
+            "test_chained_completions.py::test_scales_of_columns_are_those_of_whole_rows",
+        ),
+        (
+            "        if free.any():\n",
+            "        if False:\n",
+            "test_chained_completions.py::test_numbers_beside_atoms_are_on_a_line",
+        ),
+        (
             "target = scaled if is_scaled else straight",
             "is_scaled, target = False, straight",
-            "test_chained_completions.py::test_completed_rows_have_the_law_of_whole_rows[skewed-0.15]",
+            "test_chained_completions.py::test_numbers_beside_atoms_are_on_a_line",
         ),
         (
             "drawn, _ = _scaled(column, drawn * self._deviation + self._mean)\n"

@@ -239,6 +239,22 @@ def test_a_training_on_gaps_begins_with_them() -> None:
     assert Tabular(data=whole.assign(y=whole["y"].mask(chance))).completed is None
 
 
+def test_numbers_beside_atoms_are_on_a_line() -> None:
+    """Of donors alone, what is left of a line is as wide as a leaf."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(2000)
+    y = np.where(rng.random(2000) < 0.3, 0.0, np.exp(x + 0.01 * rng.standard_normal(2000)))
+    gone = rng.random(2000) < logistic(2 * x)
+    frame = pd.DataFrame({"x": x, "y": np.where(gone, math.nan, y)})
+    columns = fit_columns(frame, np.ones(2000, dtype=np.bool_))
+    completed = completed_once(columns, encode(columns, frame))
+    assert completed is not None
+    drawn = completed[torch.from_numpy(gone), 1].numpy()
+    assert (drawn == 0).mean() == pytest.approx(0.3, abs=0.15)  # by a leaf or two
+    off = np.log(drawn[drawn > 0]) - x[gone][drawn > 0]
+    assert np.median(np.abs(off)) < 0.02
+
+
 @pytest.mark.parametrize("at_once", [True, False])
 def test_columns_that_are_nearly_one_are_drawn_as_one(at_once: bool) -> None:
     """Drawn by turns they would stay as they are drawn first; and where one is there, the other
