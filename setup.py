@@ -34,6 +34,7 @@ docs = [
     *programs,
     *mnist,
     *tables,
+    "diffusers>=0.30",
     "furo>=2024.8",
     "latex2mathml>=3.77",
     "myst-nb>=1.1",

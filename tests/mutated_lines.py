@@ -196,6 +196,75 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "test_automatic_guide.py::test_particles_of_a_gaussian_are_its_units",
         ),
     ],
+    "pyro_mdm/imported/checking.py": [
+        (
+            "schedule.time.flip(0),",
+            "schedule.time,",
+            "test_imported.py::test_a_wrong_sign_scale_or_time_is_named",
+        ),
+        (
+            "and bool((others <= WORSE * error).all())",
+            "and False",
+            "test_imported.py::test_a_wrong_prediction_is_named[v]",
+        ),
+    ],
+    "pyro_mdm/imported/denoiser.py": [
+        (
+            "x - sigma / alpha * F",
+            "x - sigma * F",
+            "test_imported.py::test_what_is_read_is_the_denoiser[cosine-noise]",
+        ),
+        (
+            "(alpha**2 * x - sigma * F) / (alpha**2 + sigma**2)",
+            "alpha**2 * x - sigma * F",
+            "test_imported.py::test_what_is_read_is_the_denoiser[data at 0-v]",
+        ),
+        (
+            "sigma_rate * alpha * x - sigma * F",
+            "alpha * x - sigma * F",
+            "test_imported.py::test_what_is_read_is_the_denoiser[cosine-velocity]",
+        ),
+        (
+            "log_snr.double() - 2 * math.log(self.scale)",
+            "log_snr.double()",
+            "test_imported.py::test_what_is_read_is_the_denoiser[vp-data]",
+        ),
+        (
+            "more = 2 * math.log(scale)",
+            "more = 0.0",
+            "test_imported.py::test_what_is_read_is_the_denoiser[sigma-data]",
+        ),
+    ],
+    "pyro_mdm/imported/doors.py": [
+        (
+            "c_out = self.sign * s",
+            "c_out = s",
+            "test_imported.py::"
+            "test_a_scheduler_of_edm_reads_a_network_as_diffusers_does[v_prediction]",
+        ),
+        (
+            "shift = -start / scale",
+            "shift = start / scale",
+            "test_imported.py::test_a_diffusion_of_denoising_diffusion_pytorch[pred_v-True]",
+        ),
+    ],
+    "pyro_mdm/imported/schedules.py": [
+        (
+            "torch.where(log_snr - low < high - log_snr, i - 1, i)",
+            "i",
+            "test_imported.py::test_of_times_that_are_whole_the_nearest_is_taken",
+        ),
+        (
+            "for _ in range(REFINED):",
+            "for _ in range(0):",
+            "test_imported.py::test_what_is_read_is_the_denoiser[cosine-noise]",
+        ),
+        (
+            "norm * (sign * log_snr).sigmoid().sqrt() for sign in (1, -1)",
+            "(sign * log_snr).sigmoid().sqrt() for sign in (1, -1)",
+            "test_imported.py::test_what_is_read_is_the_denoiser[data at 1-velocity]",
+        ),
+    ],
     "pyro_mdm/scores/conditioned.py": [
         (
             "torch.where(self._for(z, self.left_out), -math.inf, maps)",

@@ -26,6 +26,7 @@ from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
 ROOT = Path(__file__).parents[1]
 WINGS = {
     "conditioning": ("conditioning", "measurements"),
+    "imported": ("imported",),
     "plots": ("plots",),
     "posteriors": ("posteriors", "amortized", "automatic"),
     "seeing": ("seeing",),

@@ -16,6 +16,7 @@ __all__ = ["WINGS", "former_names", "load_wing"]
 WINGS = (
     "automatic",
     "conditioning",
+    "imported",
     "measurements",
     "posteriors",
     "seeing",

@@ -217,7 +217,6 @@ def main() -> None:
     parser.add_argument("--gaps", nargs="+", default=WAYS, choices=WAYS)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=1000)
-    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/missing_at_random.csv"))
     parser.add_argument("--summary", type=Path, help="folder of the table made of --out")
     options = parser.parse_args()
@@ -232,7 +231,7 @@ def main() -> None:
         for way in options.gaps
     ]
     rows = runs.Rows(options.out, KEY, SCORES)
-    if runs.run_all(jobs, lambda job: work(job, options.rows), rows, options.workers):
+    if runs.run_all(jobs, lambda job: work(job, options.rows), rows, workers=1):
         sys.exit(1)
 
 

@@ -1,0 +1,235 @@
+"""A denoiser by a network that was trained elsewhere, for every linear diffusion."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from pyro_mdm.diffusions.matrices import full_precision, with_event_dims
+from pyro_mdm.imported.schedules import NoiseSchedule
+from pyro_mdm.scores.base import Number, check_fit
+from pyro_mdm.scores.denoiser import Denoiser, moments
+from pyro_mdm.support.checks import check_instance, describe
+from pyro_mdm.support.settings import Restorable
+
+__all__ = ["Call", "ImportedDenoiser", "Prediction", "TimedNetwork", "tensor_of"]
+
+Prediction = Literal["noise", "data", "v", "score", "velocity"]
+"""What a network predicts of w = α x + σ ε: ε, x, α ε - σ x, ∇ log q(w), or α' x + σ' ε."""
+Call = Callable[..., Any]
+"""How a network is called: ``call(network, w, time)``, or with its context as a fourth argument."""
+
+
+class TimedNetwork(Restorable, nn.Module):
+    """A network that is called with log SNRs, and calls another one with its own times.
+
+    Args:
+        network: the other network.
+        schedule: the schedule that it was trained for.
+        scale: its data are x in these units: its log SNR is less by 2 log(scale).
+        call: how it is called; None: ``network(w, time)``.
+        context_size: numbers of the context that it is given; 0: none.
+        learned_variance: whether its output has twice the channels, of which the first half counts.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: NoiseSchedule,
+        scale: float = 1.0,
+        *,
+        call: Call | None = None,
+        context_size: int = 0,
+        learned_variance: bool = False,
+    ) -> None:
+        super().__init__()
+        self.network, self.schedule, self.scale = network, schedule, float(scale)
+        self.context_size, self.learned_variance = context_size, learned_variance
+        self.call = call
+
+    def level(self, log_snr: Tensor) -> Tensor:
+        """The log SNR of its data, like that of x, float64."""
+        return log_snr.double() - 2 * math.log(self.scale)
+
+    def forward(self, w: Tensor, log_snr: Tensor, *context: Tensor) -> Tensor:
+        """The output, like w (n, *event_shape), for log SNRs of x (n,)."""
+        time = self.schedule.at(self.level(log_snr)).time
+        time = time if self.schedule.discrete else time.to(w.dtype)
+        if self.call is None:
+            output = self.network(w, time, *context)
+        else:
+            output = self.call(self.network, w, time, *context)
+        output = tensor_of(output, self.network)
+        if self.learned_variance:
+            if output.shape[1] != 2 * w.shape[1]:
+                raise ValueError(
+                    f"{type(self.network).__name__} returned {tuple(output.shape)} for inputs "
+                    f"{tuple(w.shape)}, expected twice the channels with learned_variance=True"
+                )
+            output = output[:, : w.shape[1]]
+        elif output.shape[1] == 2 * w.shape[1] and output.shape[2:] == w.shape[2:]:
+            raise ValueError(
+                f"{type(self.network).__name__} returned {tuple(output.shape)} for inputs "
+                f"{tuple(w.shape)}, twice the channels; if the second half is a learned variance, "
+                "give learned_variance=True"
+            )
+        return output
+
+
+def tensor_of(output: object, network: nn.Module) -> Tensor:
+    """The tensor that a network returned, alone, first in a tuple, or as ``sample``.
+
+    Raises:
+        TypeError: something else.
+    """
+    first = output[0] if isinstance(output, tuple | list) and output else output
+    tensor = getattr(first, "sample", None) if not isinstance(first, Tensor) else first
+    if not isinstance(tensor, Tensor):
+        raise TypeError(
+            f"{type(network).__name__} returned {describe(output)}, expected a tensor, a tuple "
+            "that begins with one, or an object with `sample`; give call= a function of the "
+            "network, w and the time that returns the tensor"
+        )
+    return tensor
+
+
+class ImportedDenoiser(Denoiser):
+    r"""A denoiser x̂(z, λ) by a network that was trained for a noise schedule of its own.
+
+    z = x + e^{-λ/2} ε is sufficient for every linear diffusion, so that a network of any of them
+    serves all: it is called with w = α (z - shift) scale, at the time where its schedule has the
+    log SNR λ - 2 log(scale), and x̂ is read off what it predicts. Whatever the network is, x̂ is a
+    function of z and λ, and so a bound by it is a bound.
+
+    Log SNRs beyond those of the schedule are refused; a diffusion takes its :attr:`ends`.
+
+    Args:
+        network: the network: ``network(w, time)`` for w (n, *event_shape) and its
+            time (n,). It returns a tensor like w, a tuple that begins with one, or an object
+            that has it as ``sample``.
+        schedule: the schedule that it was trained for.
+        predicts: what it predicts.
+        data_mean, data_variance: those of x, per dimension, for the baseline.
+        shift, scale: the network's data are (x - shift) scale; a shift may be a tensor that
+            broadcasts to the event shape.
+        call, context_size, learned_variance: as for :class:`TimedNetwork`.
+
+    Raises:
+        ValueError: a velocity of a schedule without rates, a scale that is not positive, an output
+            of another shape, a log SNR outside the schedule's range.
+    """
+
+    network: TimedNetwork
+    shift: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: NoiseSchedule,
+        predicts: Prediction,
+        *,
+        data_mean: Number = 0.0,
+        data_variance: Number = 1.0,
+        shift: Number = 0.0,
+        scale: float = 1.0,
+        call: Call | None = None,
+        context_size: int = 0,
+        learned_variance: bool = False,
+    ) -> None:
+        check_instance("schedule", schedule, NoiseSchedule, "e.g. NoiseSchedule.from_betas(betas)")
+        if predicts not in get_args(Prediction):
+            raise ValueError(
+                f"predicts is {predicts!r}, expected one of {', '.join(get_args(Prediction))}"
+            )
+        if predicts == "velocity" and not bool(schedule.alpha_rate.isfinite().all()):
+            raise ValueError(
+                "predicts is 'velocity', dα/dt x + dσ/dt ε, and the schedule has no rates; give it "
+                "alpha_rate and sigma_rate, or make it by from_functions"
+            )
+        if not (scale > 0 and math.isfinite(scale)):
+            raise ValueError(f"scale is {scale}, expected a positive number")
+        if not isinstance(network, TimedNetwork):
+            network = TimedNetwork(
+                network,
+                schedule,
+                scale,
+                call=call,
+                context_size=context_size,
+                learned_variance=learned_variance,
+            )
+        super().__init__(network, data_mean, data_variance)
+        self.predicts, self.scale = predicts, float(scale)
+        self.register_buffer("shift", torch.as_tensor(shift, dtype=torch.float64))
+        low, high = schedule.range
+        more = 2 * math.log(scale)
+        self.set_trained_range(low + more, high + more)
+
+    @classmethod
+    def fit(  # type: ignore[override]
+        cls,
+        network: nn.Module,
+        train_x: Tensor,
+        schedule: NoiseSchedule,
+        predicts: Prediction,
+        *,
+        floor: float = 1e-3,
+        **options: Any,
+    ) -> ImportedDenoiser:
+        """The denoiser whose baseline has the moments of ``train_x`` (N, *event_shape).
+
+        Args:
+            floor: the least variance, in parts of its average over dimensions.
+            options: other arguments of the class.
+        """
+        check_fit(network if callable(network) else None, train_x)
+        mean, variance = moments(train_x)
+        least = floor * variance.mean()
+        return cls(
+            network,
+            schedule,
+            predicts,
+            data_mean=mean,
+            data_variance=variance.clamp_min(least),
+            **options,
+        )
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The schedule that the network was trained for."""
+        return self.network.schedule
+
+    @property
+    def ends(self) -> dict[str, float]:
+        """``max_log_snr`` and ``min_log_snr`` of what the network knows: ``VPSDE(**ends)``."""
+        return {"max_log_snr": self.trained_max.item(), "min_log_snr": self.trained_min.item()}
+
+    def inputs(self, z: Tensor, log_snr: Tensor) -> Tensor:
+        """The network's input w, like z."""
+        with full_precision(z):
+            at = self.schedule.at(self.network.level(log_snr.to(z.dtype)))
+            alpha = with_event_dims(self.scale * at.alpha, z).to(z.dtype)
+            return alpha * (z - self.shift.to(z.dtype))
+
+    def read(self, z: Tensor, log_snr: Tensor, F: Tensor) -> Tensor:
+        with full_precision(z):
+            shift = self.shift.to(z.dtype)
+            at = self.schedule.at(self.network.level(log_snr.to(z.dtype)))
+            alpha, sigma, alpha_rate, sigma_rate = (
+                with_event_dims(value, z).to(z.dtype) for value in at[1:]
+            )
+            x = self.scale * (z - shift)  # α x̂ = w - σ ε̂, divided by α
+            if self.predicts == "noise":
+                x = x - sigma / alpha * F
+            elif self.predicts == "score":
+                x = x + sigma**2 / alpha * F
+            elif self.predicts == "data":
+                x = F
+            elif self.predicts == "v":
+                x = (alpha**2 * x - sigma * F) / (alpha**2 + sigma**2)
+            else:
+                x = (sigma_rate * alpha * x - sigma * F) / (sigma_rate * alpha - alpha_rate * sigma)
+            return x / self.scale + shift

@@ -1,0 +1,228 @@
+"""Networks of packages that people use, read by what these packages say of them.
+
+None of the packages is imported: an object of theirs says what is needed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from pyro_mdm.imported.denoiser import ImportedDenoiser, Prediction
+from pyro_mdm.imported.schedules import NoiseSchedule
+from pyro_mdm.support.checks import describe
+
+__all__ = [
+    "EDMPreconditioned",
+    "from_azula",
+    "from_denoising_diffusion",
+    "from_diffusers",
+    "from_sigma_denoiser",
+    "from_velocity",
+]
+
+_PREDICTIONS: dict[str, Prediction] = {
+    "epsilon": "noise",
+    "sample": "data",
+    "v_prediction": "v",
+    "pred_noise": "noise",
+    "pred_x0": "data",
+    "pred_v": "v",
+}
+
+
+class Scheduler(Protocol):
+    """A scheduler of ``diffusers``."""
+
+    config: Any
+
+
+class GaussianProcess(Protocol):
+    """A ``GaussianDiffusion`` of ``denoising_diffusion_pytorch``."""
+
+    model: nn.Module
+    betas: Tensor
+    objective: str
+
+    def normalize(self, x: Tensor, /) -> Tensor:
+        """The network's data, from those that it is given."""
+
+
+class ScheduledDenoiser(Protocol):
+    """A denoiser of ``azula``."""
+
+    def schedule(self, t: Tensor, /) -> tuple[Tensor, Tensor]:
+        """α and σ at times (n,), (n, 1)."""
+
+
+def from_diffusers(
+    model: nn.Module,
+    scheduler: Scheduler,
+    train_x: Tensor,
+    *,
+    interpolated: bool = False,
+    **options: Any,
+) -> ImportedDenoiser:
+    """A denoiser by a network of ``diffusers`` and the scheduler that it was trained with.
+
+    Schedulers are those with ``alphas_cumprod`` (DDPM, DDIM, DPM-Solver and others), of EDM, and of
+    flow matching.
+
+    Args:
+        model: ``UNet2DModel``, a DiT, or what is called with a state and a time.
+        scheduler: the scheduler.
+        train_x: data (N, *event_shape), for the baseline.
+        interpolated: whether the network, of a scheduler with ``alphas_cumprod``, takes times
+            between whole ones; the nearest is taken otherwise.
+        options: of :class:`ImportedDenoiser`: shift, scale, call, context_size, learned_variance.
+
+    Raises:
+        TypeError: a scheduler that says nothing of its schedule.
+        ValueError: a prediction that is not known.
+    """
+    config = scheduler.config
+    said = getattr(config, "prediction_type", "epsilon")
+    kept = getattr(scheduler, "alphas_cumprod", None)
+    if kept is not None:
+        predicts = _prediction(said)
+        alpha, sigma = kept.double().sqrt().cpu(), (1 - kept.double()).sqrt().cpu()
+        numbers = torch.arange(len(kept))
+        schedule = NoiseSchedule(numbers, alpha, sigma, discrete=not interpolated)
+        return ImportedDenoiser.fit(model, train_x, schedule, predicts, **options)
+    if hasattr(config, "sigma_data"):
+        if said not in ("epsilon", "v_prediction"):
+            _prediction(said)
+        network = EDMPreconditioned(model, config.sigma_data, sign=1 if said == "epsilon" else -1)
+        return from_sigma_denoiser(network, train_x, config.sigma_min, config.sigma_max, **options)
+    if hasattr(scheduler, "sigmas") and hasattr(config, "shift"):
+        line = NoiseSchedule.flow(data_at=0)
+        times = config.num_train_timesteps * line.time
+        schedule = NoiseSchedule(
+            times, line.alpha, line.sigma, alpha_rate=line.alpha_rate, sigma_rate=line.sigma_rate
+        )
+        return ImportedDenoiser.fit(model, train_x, schedule, "velocity", **options)
+    raise TypeError(
+        f"scheduler is {describe(scheduler)}, expected one with alphas_cumprod, of EDM or of flow "
+        "matching; for others, make a NoiseSchedule and an ImportedDenoiser"
+    )
+
+
+class EDMPreconditioned(nn.Module):
+    """D(w, σ) = c_skip w + c_out F(c_in w, log σ / 4), for a raw network F of EDM.
+
+    Args:
+        network: F, called with its input and log σ / 4, (n,).
+        sigma_data: the deviation of the data that it was trained for.
+        sign: of c_out; -1 where the network predicts the opposite.
+
+    Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models",
+    NeurIPS 2022, table 1.
+    """
+
+    def __init__(self, network: nn.Module, sigma_data: float = 0.5, *, sign: int = 1) -> None:
+        super().__init__()
+        self.network, self.sigma_data, self.sign = network, float(sigma_data), sign
+
+    def forward(self, w: Tensor, sigma: Tensor, *context: Tensor) -> Tensor:
+        from pyro_mdm.imported.denoiser import tensor_of
+
+        s = sigma.reshape(-1, *[1] * (w.dim() - 1))
+        total = s**2 + self.sigma_data**2
+        F = tensor_of(self.network(w * total.rsqrt(), sigma.log() / 4, *context), self.network)
+        c_out = self.sign * s * self.sigma_data * total.rsqrt()
+        return self.sigma_data**2 / total * w + c_out * F
+
+
+def from_sigma_denoiser(
+    network: nn.Module, train_x: Tensor, least: float, most: float, **options: Any
+) -> ImportedDenoiser:
+    """A denoiser by one that is called D(w, σ), w = x + σ ε: of EDM, k-diffusion or deepinv.
+
+    Args:
+        network: D, called with w (n, *event_shape) and σ (n,).
+        train_x: data (N, *event_shape), for the baseline.
+        least, most: the range of σ that it was trained for. EDM's is 0.002 to 80.
+        options: of :class:`ImportedDenoiser`.
+    """
+    schedule = NoiseSchedule.from_sigmas(least, most)
+    return ImportedDenoiser.fit(network, train_x, schedule, "data", **options)
+
+
+def from_velocity(
+    network: nn.Module,
+    train_x: Tensor,
+    *,
+    data_at: float = 1.0,
+    time_first: bool = False,
+    **options: Any,
+) -> ImportedDenoiser:
+    """A denoiser by the velocity of a flow between noise and data on straight lines.
+
+    Args:
+        network: the velocity, called with w (n, *event_shape) and t (n,).
+        train_x: data (N, *event_shape), for the baseline.
+        data_at: the time of the data: 1 for ``torchcfm`` and ``flow_matching``, 0 for rectified
+            flows of images.
+        time_first: whether the network is called with t first, as those of ``torchcfm``.
+        options: of :class:`ImportedDenoiser`.
+    """
+    if time_first:
+        options = {"call": _time_first} | options
+    schedule = NoiseSchedule.flow(data_at=data_at)
+    return ImportedDenoiser.fit(network, train_x, schedule, "velocity", **options)
+
+
+def from_azula(denoiser: ScheduledDenoiser, train_x: Tensor, **options: Any) -> ImportedDenoiser:
+    """A denoiser by one of ``azula``, which knows its schedule and returns p(x | w) with a mean.
+
+    Args:
+        denoiser: an azula ``Denoiser``, with ``schedule``.
+        train_x: data (N, *event_shape), for the baseline.
+        options: of :class:`ImportedDenoiser`.
+    """
+    t = torch.linspace(0, 1, 4097, dtype=torch.float64)
+    alpha, sigma = (torch.as_tensor(f).detach().double().reshape(-1) for f in denoiser.schedule(t))
+    schedule = NoiseSchedule(t, alpha.expand_as(t), sigma.expand_as(t))
+    options = {"call": _mean_of} | options
+    return ImportedDenoiser.fit(cast(nn.Module, denoiser), train_x, schedule, "data", **options)
+
+
+def from_denoising_diffusion(
+    process: GaussianProcess, train_x: Tensor, **options: Any
+) -> ImportedDenoiser:
+    """A denoiser by a ``GaussianDiffusion`` of ``denoising_diffusion_pytorch``.
+
+    Its network sees data from -1 to 1; x are data as it is given them, from 0 to 1 unless it was
+    made with ``auto_normalize=False``.
+
+    Args:
+        process: the ``GaussianDiffusion``: its ``model``, ``betas`` and ``objective`` are read.
+        train_x: data (N, *event_shape), for the baseline.
+        options: of :class:`ImportedDenoiser`.
+    """
+    start, end = process.normalize(torch.tensor([0.0, 1.0])).tolist()
+    scale = end - start
+    shift = -start / scale
+    schedule = NoiseSchedule.from_betas(process.betas)
+    options = {"shift": shift, "scale": scale} | options
+    predicts = _prediction(process.objective)
+    return ImportedDenoiser.fit(process.model, train_x, schedule, predicts, **options)
+
+
+def _prediction(said: str) -> Prediction:
+    if said not in _PREDICTIONS:
+        raise ValueError(
+            f"the network predicts {said!r}, expected one of {', '.join(_PREDICTIONS)}; for "
+            "others, make an ImportedDenoiser"
+        )
+    return _PREDICTIONS[said]
+
+
+def _time_first(network: nn.Module, w: Tensor, time: Tensor, *context: Tensor) -> Any:
+    return network(time, w, *context)
+
+
+def _mean_of(network: nn.Module, w: Tensor, time: Tensor, *context: Tensor) -> Any:
+    return network(w, time, *context).mean

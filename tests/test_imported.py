@@ -1,0 +1,555 @@
+"""Networks of others: every prediction, schedule and way of telling the time, by exact mixtures."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyro_mdm import CLD, VPSDE, DiffusionGuide, DiffusionModel, LearnedDiffusion, bound
+from pyro_mdm.contexts import Labels
+from pyro_mdm.imported import (
+    EDMPreconditioned,
+    ImportedDenoiser,
+    NoiseSchedule,
+    Prediction,
+    check_import,
+    from_azula,
+    from_denoising_diffusion,
+    from_diffusers,
+    from_sigma_denoiser,
+    from_velocity,
+)
+from tests.problems import GaussianMixture
+
+MIXTURE = GaussianMixture(
+    [0.3, 0.7],
+    torch.tensor([[-1.0, 0.5], [1.0, 0.2]]),
+    torch.tensor([[[0.3, 0.1], [0.1, 0.2]], [[0.1, 0.0], [0.0, 0.4]]]),
+)
+SHIFT, SCALE = torch.tensor([0.2, -0.1], dtype=torch.float64), 1.7
+
+
+@dataclass
+class Told:
+    """How a network knows its schedule: α, σ and their rates by what it is told."""
+
+    schedule: NoiseSchedule
+    of_told: Callable[[Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
+
+
+class Exact(nn.Module):
+    """The best network for w = α x' + σ ε, x' = (x - shift) scale, x of a mixture."""
+
+    def __init__(self, of_told: Callable[..., Any], predicts: str, shift: Any, scale: float):
+        super().__init__()
+        self.of_told, self.predicts, self.shift, self.scale = of_told, predicts, shift, scale
+
+    def forward(self, w: Tensor, told: Tensor) -> Tensor:
+        alpha, sigma, alpha_rate, sigma_rate = (
+            torch.as_tensor(f, dtype=torch.float64).expand(len(w))[:, None]
+            for f in self.of_told(told)
+        )
+        z = w / alpha / self.scale + self.shift
+        log_snr = 2 * (alpha / sigma).log() + 2 * math.log(self.scale)
+        x = self.scale * (MIXTURE.x_hat(z, log_snr[:, 0]) - self.shift)
+        noise = (w - alpha * x) / sigma
+        found = {
+            "noise": noise,
+            "data": x,
+            "v": alpha * noise - sigma * x,
+            "score": -noise / sigma,
+            "velocity": alpha_rate * x + sigma_rate * noise,
+        }
+        return found[self.predicts]
+
+
+def cosine(t: Tensor) -> tuple[Tensor, ...]:
+    angle = math.pi / 2 * t
+    return angle.cos(), angle.sin(), -math.pi / 2 * angle.sin(), math.pi / 2 * angle.cos()
+
+
+BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+
+
+def ddpm(number: Tensor) -> tuple[Tensor, ...]:
+    assert number.dtype == torch.int64
+    kept = (1 - BETAS).cumprod(0)[number]
+    return kept.sqrt(), (1 - kept).sqrt(), torch.tensor(math.nan), torch.tensor(math.nan)
+
+
+def continuous_vp(t: Tensor) -> tuple[Tensor, ...]:
+    """Song's VPSDE with β from 0.1 to 20, told 999 t."""
+    t = t / 999
+    b, rate = 0.1 * t + 9.95 * t**2, 0.1 + 19.9 * t
+    kept = (-b).exp()
+    return (
+        kept.sqrt(),
+        (1 - kept).sqrt(),
+        -rate * kept.sqrt() / 2,
+        rate * kept / 2 / (1 - kept).sqrt(),
+    )
+
+
+SCHEDULES: dict[str, Told] = {
+    "ddpm": Told(NoiseSchedule.from_betas(BETAS), ddpm),
+    "cosine": Told(
+        NoiseSchedule.from_functions(
+            lambda t: (math.pi / 2 * t).cos(), lambda t: (math.pi / 2 * t).sin(), 1e-3, 0.999
+        ),
+        cosine,
+    ),
+    "vp": Told(
+        NoiseSchedule.from_functions(
+            lambda t: (-(0.1 * t + 9.95 * t**2) / 2).exp(),
+            lambda t: (-torch.expm1(-(0.1 * t + 9.95 * t**2))).sqrt(),
+            1e-3,
+            time=lambda t: 999 * t,
+        ),
+        continuous_vp,
+    ),
+    "sigma": Told(
+        NoiseSchedule.from_sigmas(0.01, 50.0),
+        lambda s: (torch.ones_like(s), s, torch.zeros_like(s), torch.ones_like(s)),
+    ),
+    "log sigma": Told(
+        NoiseSchedule.from_sigmas(0.01, 50.0, time=lambda s: s.log() / 4),
+        lambda c: (torch.ones_like(c), (4 * c).exp(), torch.zeros_like(c), torch.ones_like(c)),
+    ),
+    "data at 1": Told(
+        NoiseSchedule.flow(data_at=1),
+        lambda t: (t, 1 - t, torch.ones_like(t), -torch.ones_like(t)),
+    ),
+    "data at 0": Told(
+        NoiseSchedule.flow(data_at=0),
+        lambda t: (1 - t, t, -torch.ones_like(t), torch.ones_like(t)),
+    ),
+}
+
+
+def imported(
+    told: Told, predicts: Prediction, shift: Any = SHIFT, scale: float = SCALE, **options: Any
+) -> ImportedDenoiser:
+    network = Exact(told.of_told, predicts, shift, scale)
+    return ImportedDenoiser.fit(
+        network,
+        MIXTURE.sample(1000),
+        copy.deepcopy(told.schedule),
+        predicts,
+        shift=shift,
+        scale=scale,
+        **options,
+    )
+
+
+CASES = [
+    (name, predicts)
+    for name in SCHEDULES
+    for predicts in get_args(Prediction)
+    if (name, predicts) != ("ddpm", "velocity")
+]
+
+
+@pytest.mark.parametrize(("name", "predicts"), CASES)
+def test_what_is_read_is_the_denoiser(name: str, predicts: Prediction) -> None:
+    """Of a discrete schedule at its own times; elsewhere the nearest is taken."""
+    told = SCHEDULES[name]
+    denoiser = imported(told, predicts)
+    low, high = denoiser.trained_min.item(), denoiser.trained_max.item()
+    if told.schedule.discrete:
+        kept = (1 - BETAS).cumprod(0)
+        lam = (kept / (1 - kept)).log()[[0, 10, 200, 600, 999]] + 2 * math.log(SCALE)
+    else:
+        lam = torch.tensor([low, low + 0.7123, (low + high) / 2, high - 1.2345, high]).double()
+    x = MIXTURE.sample(5, seed=1)
+    noise = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    z = x + torch.exp(-lam / 2)[:, None] * noise
+    expected = MIXTURE.x_hat(z, lam)
+    torch.testing.assert_close(denoiser.x_hat(z, lam), expected, rtol=1e-6, atol=1e-6)
+    single = denoiser.x_hat(z[:1], float(lam[0]))
+    torch.testing.assert_close(single, expected[:1], rtol=1e-6, atol=1e-6)
+
+
+def test_of_times_that_are_whole_the_nearest_is_taken() -> None:
+    denoiser = imported(SCHEDULES["ddpm"], "noise", 0.0, 1.0)
+    table = denoiser.schedule.log_snr
+    between = 0.4 * table[300] + 0.6 * table[301]
+    at = denoiser.schedule.at(torch.stack([between, table[300], table[-1] + 1, table[0] - 1]))
+    assert at.time.dtype == torch.int64
+    numbers = denoiser.schedule.time
+    assert at.time.tolist() == [numbers[301], numbers[300], numbers[-1], numbers[0]]
+    z = MIXTURE.sample(4)
+    off = denoiser.x_hat(z, between) - MIXTURE.x_hat(z, between)
+    assert 1e-7 < float(off.abs().max()) < 1e-2
+    real = NoiseSchedule.from_functions(
+        lambda t: (-(0.1 * t + 9.95 * t**2) / 2).exp(),
+        lambda t: (-torch.expm1(-(0.1 * t + 9.95 * t**2))).sqrt(),
+        1e-3,
+        time=lambda t: 999 * t,
+        points=101,
+    )
+    told = real.at((real.log_snr[3:5]).mean()).time
+    assert float(told) == pytest.approx(float(real.time[3:5].mean()))
+
+
+@pytest.mark.parametrize("kind", [VPSDE, CLD, LearnedDiffusion])
+def test_a_likelihood_under_any_linear_diffusion(kind: Any) -> None:
+    """The bound of an exact network is the law itself, whatever the diffusion, between the
+    network's ends."""
+    denoiser = imported(SCHEDULES["cosine"], "v")
+    diffusion = kind(**denoiser.ends)
+    model = DiffusionModel(diffusion, denoiser, event_shape=(2,))
+    x = MIXTURE.sample(200, seed=2)
+    found = bound(model, DiffusionGuide(diffusion), x, draws=64)
+    expected = float(MIXTURE.log_prob(x).mean())
+    assert abs(found.elbo.mean - expected) < 5 * found.monte_carlo_error + 0.01
+
+
+def test_log_snrs_beyond_the_network_are_refused() -> None:
+    denoiser = imported(SCHEDULES["cosine"], "v", 0.0, 1.0)
+    ends = denoiser.ends
+    assert ends["max_log_snr"] == pytest.approx(2 * math.log(1 / math.tan(math.pi / 2 * 1e-3)))
+    assert ends["min_log_snr"] == pytest.approx(-2 * math.log(math.tan(math.pi / 2 * 0.999)))
+    with pytest.raises(ValueError, match=r"log SNR 20 is outside \["):
+        denoiser.x_hat(torch.zeros(3, 2), 20.0)
+
+
+def test_it_is_cast_and_its_state_is_loaded() -> None:
+    denoiser = imported(SCHEDULES["vp"], "noise")
+    again = imported(SCHEDULES["cosine"], "noise")
+    z = MIXTURE.sample(6).float()
+    assert denoiser.float().x_hat(z, 1.0).dtype == torch.float32
+    torch.testing.assert_close(
+        denoiser.x_hat(z, 1.0),
+        MIXTURE.x_hat(z.double(), torch.tensor(1.0)).float(),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+    assert denoiser.schedule.log_snr.dtype == torch.float64
+    again.load_state_dict(denoiser.state_dict())
+    assert torch.equal(again.schedule.time, denoiser.schedule.time)
+
+
+def test_it_is_saved_and_opens_with_the_network_named(tmp_path: Path) -> None:
+    """The network is of another package, which is not imported by the folder."""
+    denoiser = from_velocity(Linear(), MIXTURE.sample(1000), shift=0.5, scale=2.0)
+    model = DiffusionModel(VPSDE(**denoiser.ends), denoiser, event_shape=(2,))
+    model.save_pretrained(tmp_path)
+    again = DiffusionModel.from_pretrained(tmp_path, classes={"Linear": Linear})
+    z = MIXTURE.sample(5).float()
+    found = again.score_function
+    assert isinstance(found, ImportedDenoiser) and found.ends == denoiser.ends
+    assert torch.equal(found.x_hat(z, 0.3), denoiser.x_hat(z, 0.3))
+    with pytest.raises(ValueError, match="Linear"):
+        DiffusionModel.from_pretrained(tmp_path)
+
+
+class Linear(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Linear(3, 2)
+
+    def forward(self, w: Tensor, told: Tensor) -> Tensor:
+        found: Tensor = self.line(torch.cat([w, told[:, None]], 1))
+        return found
+
+
+class Conditional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.means = nn.Embedding(3, 2)
+
+    def forward(self, w: Tensor, told: Tensor, class_labels: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(sample=self.means(class_labels) + 0 * w)
+
+
+def test_a_network_is_told_labels() -> None:
+    denoiser = ImportedDenoiser(
+        Conditional(),
+        NoiseSchedule.flow(),
+        "data",
+        data_mean=torch.zeros(2),
+        call=lambda network, w, told, c: network(w, told, class_labels=c.argmax(1)),
+        context_size=3,
+    )
+    model = DiffusionModel(VPSDE(max_log_snr=9.0), denoiser, event_shape=(2,), context=Labels(3))
+    contexts = torch.eye(3)[[2, 0]]
+    found = model.score_function.given_context(contexts).x_hat(torch.zeros(2, 2), 0.0)
+    assert torch.equal(found, denoiser.network.network.means.weight[[2, 0]])
+
+
+class Output(nn.Module):
+    def __init__(self, output: Any) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, w: Tensor, told: Tensor) -> Any:
+        return self.output(w)
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (lambda w: torch.cat([w, w], 1), "learned_variance=True"),
+        (lambda w: "nothing", "returned 'nothing', expected a tensor"),
+        (lambda w: w[:, :1], r"returned \(3, 1\)"),
+        (lambda w: w * math.nan, "not finite|finite"),
+    ],
+)
+def test_outputs_that_cannot_be_read(output: Any, message: str) -> None:
+    denoiser = ImportedDenoiser(
+        Output(output), NoiseSchedule.flow(), "data", data_mean=torch.zeros(2)
+    )
+    if "finite" in message:
+        assert denoiser.x_hat(torch.zeros(3, 2), 0.0).isnan().all()
+        return
+    with pytest.raises((ValueError, TypeError), match=message):
+        denoiser.x_hat(torch.zeros(3, 2), 0.0)
+
+
+def test_outputs_of_several_kinds() -> None:
+    plain = {"data_mean": torch.zeros(2)}
+    for output in (lambda w: (w, 1), lambda w: [w], lambda w: SimpleNamespace(sample=w)):
+        denoiser = ImportedDenoiser(Output(output), NoiseSchedule.flow(), "data", **plain)
+        assert torch.equal(denoiser.x_hat(torch.ones(3, 2), 0.0), 0.5 * torch.ones(3, 2))
+    learned = ImportedDenoiser(
+        Output(lambda w: torch.cat([w, 9 + w], 1)),
+        NoiseSchedule.flow(),
+        "data",
+        learned_variance=True,
+        **plain,
+    )
+    assert torch.equal(learned.x_hat(torch.ones(3, 2), 0.0), 0.5 * torch.ones(3, 2))
+
+
+t = torch.linspace(0, 1, 5, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: NoiseSchedule(t, 1 - t, t[:4]), "expected one length"),
+        (lambda: NoiseSchedule(t, -t, t), "alpha runs from -1 to -0"),
+        (lambda: NoiseSchedule(t, 1 - t, t / 0), "sigma runs from"),
+        (lambda: NoiseSchedule(t, 1 - t, 0 * t), "0 of 5 times have both"),
+        (lambda: NoiseSchedule(t, torch.tensor([0.9, 0.1, 0.85, 0.2, 0.1]), t + 0.1), "monotone"),
+        (lambda: NoiseSchedule.flow(data_at=0.5), "data_at is 0.5, expected 0 or 1"),
+        (lambda: NoiseSchedule.from_sigmas(2.0, 1.0), "expected 0 < least < most"),
+        (
+            lambda: ImportedDenoiser(nn.Identity(), NoiseSchedule(t, 1 - t, t), "velocity"),
+            "the schedule has no rates",
+        ),
+        (
+            lambda: ImportedDenoiser(nn.Identity(), NoiseSchedule.flow(), "epsilon"),  # type: ignore[arg-type]
+            "predicts is 'epsilon', expected one of noise",
+        ),
+        (
+            lambda: ImportedDenoiser(nn.Identity(), NoiseSchedule.flow(), "data", scale=0.0),
+            "scale is 0.0, expected a positive number",
+        ),
+        (
+            lambda: from_diffusers(nn.Identity(), SimpleNamespace(config=None), torch.zeros(3, 2)),
+            "expected one with alphas_cumprod, of EDM or of flow",
+        ),
+    ],
+)
+def test_mistakes(make: Callable[[], object], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        make()
+
+
+# -- whether it is read as it was trained ----------------------------------------------------------
+
+
+def test_a_right_reading_is_plausible() -> None:
+    for name, predicts in (("cosine", "v"), ("ddpm", "noise"), ("data at 1", "velocity")):
+        check = check_import(imported(SCHEDULES[name], predicts), MIXTURE.sample(500, seed=3))
+        assert check.is_plausible and check.likely is None
+        assert "worse" not in str(check) and len(str(check).splitlines()) == 9
+
+
+def wrong(name: str, truth: Prediction, **said: Any) -> str | None:
+    told = SCHEDULES[name]
+    network = Exact(told.of_told, truth, said.pop("shift", 0.0), said.pop("scale", 1.0))
+    options = {"schedule": told.schedule, "predicts": truth} | said
+    denoiser = ImportedDenoiser.fit(network, MIXTURE.sample(1000), **options)
+    check = check_import(denoiser, MIXTURE.sample(500, seed=3))
+    assert check.likely is None or check.likely in str(check)
+    return check.likely
+
+
+@pytest.mark.parametrize("said", get_args(Prediction))
+def test_a_wrong_prediction_is_named(said: Prediction) -> None:
+    for predicts in get_args(Prediction):
+        found = wrong("cosine", predicts, predicts=said)
+        assert found == (None if said == predicts else f"predicts={predicts!r}")
+
+
+def test_a_wrong_sign_scale_or_time_is_named() -> None:
+    told = SCHEDULES["data at 1"]
+
+    class Negative(Exact):
+        def forward(self, w: Tensor, told: Tensor) -> Tensor:
+            return -super().forward(w, told)
+
+    denoiser = ImportedDenoiser.fit(
+        Negative(told.of_told, "velocity", 0.0, 1.0),
+        MIXTURE.sample(1000),
+        told.schedule,
+        "velocity",
+    )
+    check = check_import(denoiser, MIXTURE.sample(500, seed=3))
+    assert check.likely == "an output of the other sign" and not check.is_plausible
+    assert wrong("cosine", "noise", scale=2.0) == "scale=2, twice of what is said"
+    assert wrong("cosine", "noise", scale=0.5) == "scale=0.5, half of what is said"
+    backwards = wrong("data at 1", "data", schedule=SCHEDULES["data at 0"].schedule)
+    assert backwards == "times that run the other way"
+    from_zero = wrong("cosine", "noise", shift=0.5, scale=2.0)
+    assert from_zero == "shift=0.5, scale=2, as of data from 0 to 1"
+
+
+def test_a_network_that_knows_nothing_is_worse_than_a_line() -> None:
+    denoiser = ImportedDenoiser.fit(
+        Output(lambda w: 7 + torch.sin(99 * w)),
+        MIXTURE.sample(1000),
+        NoiseSchedule.flow(),
+        "data",
+    )
+    check = check_import(denoiser, MIXTURE.sample(500, seed=3))
+    assert not check.is_plausible and check.likely is None
+    assert "worse than a linear denoiser:" in str(check)
+
+
+# -- packages --------------------------------------------------------------------------------------
+
+
+def close(denoiser: ImportedDenoiser, lam: float = 1.3, tolerance: float = 1e-6) -> None:
+    z = MIXTURE.sample(5, seed=4)
+    expected = MIXTURE.x_hat(z, torch.tensor(lam))
+    torch.testing.assert_close(denoiser.x_hat(z, lam), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_denoisers_of_sigma_and_velocities() -> None:
+    data = MIXTURE.sample(1000)
+    close(from_sigma_denoiser(Exact(SCHEDULES["sigma"].of_told, "data", 0.0, 1.0), data, 0.01, 50))
+    for data_at in (0, 1):
+        exact = Exact(SCHEDULES[f"data at {data_at}"].of_told, "velocity", 0.0, 1.0)
+        close(from_velocity(exact, data, data_at=data_at))
+
+        class TimeFirst(nn.Module):
+            def forward(self, told: Tensor, w: Tensor, exact: Exact = exact) -> Any:
+                return exact(w, told)
+
+        close(from_velocity(TimeFirst(), data, data_at=data_at, time_first=True))
+
+
+class Raw(nn.Module):
+    """The raw network F of EDM whose preconditioned one is exact."""
+
+    def __init__(self, sigma_data: float, sign: int) -> None:
+        super().__init__()
+        self.sigma_data, self.sign = sigma_data, sign
+
+    def forward(self, scaled: Tensor, told: Tensor) -> Tensor:
+        sigma = (4 * told).exp()[:, None]
+        total = sigma**2 + self.sigma_data**2
+        w = scaled * total.sqrt()
+        x = MIXTURE.x_hat(w, -2 * sigma[:, 0].log())
+        c_out = self.sign * sigma * self.sigma_data / total.sqrt()
+        return (x - self.sigma_data**2 / total * w) / c_out
+
+
+def test_raw_networks_of_edm() -> None:
+    network = EDMPreconditioned(Raw(0.7, 1), 0.7)
+    close(from_sigma_denoiser(network, MIXTURE.sample(1000), 0.002, 80.0))
+
+
+def test_a_denoiser_of_azula() -> None:
+    class Azula(nn.Module):
+        def schedule(self, t: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.ones_like(t)[..., None], (0.01 * (50 / 0.01) ** t)[..., None]
+
+        def forward(self, w: Tensor, told: Tensor) -> SimpleNamespace:
+            sigma = 0.01 * (50 / 0.01) ** told
+            return SimpleNamespace(mean=MIXTURE.x_hat(w, -2 * sigma.log()))
+
+    close(from_azula(Azula(), MIXTURE.sample(1000)))
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+@pytest.mark.parametrize("objective", ["pred_noise", "pred_x0", "pred_v"])
+def test_a_diffusion_of_denoising_diffusion_pytorch(objective: str, normalized: bool) -> None:
+    predicts = {"pred_noise": "noise", "pred_x0": "data", "pred_v": "v"}[objective]
+    shift, scale = (0.5, 2.0) if normalized else (0.0, 1.0)
+    gaussian = SimpleNamespace(
+        model=Exact(ddpm, predicts, shift, scale),
+        betas=BETAS.float(),
+        objective=objective,
+        normalize=(lambda x: 2 * x - 1) if normalized else (lambda x: x),
+    )
+    denoiser = from_denoising_diffusion(gaussian, MIXTURE.sample(1000))
+    kept = (1 - BETAS).cumprod(0)[400]
+    lam = float((kept / (1 - kept)).log()) + 2 * math.log(scale)
+    close(denoiser, lam, 1e-5)
+
+
+DIFFUSERS = ("DDPMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler")
+
+
+@pytest.mark.parametrize("name", DIFFUSERS)
+@pytest.mark.parametrize("said", ["epsilon", "sample", "v_prediction"])
+def test_schedulers_of_diffusers(name: str, said: str) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = getattr(diffusers, name)(
+        beta_start=1e-4, beta_end=0.02, prediction_type=said, num_train_timesteps=1000
+    )
+    predicts = {"epsilon": "noise", "sample": "data", "v_prediction": "v"}[said]
+    exact = Exact(ddpm, predicts, 0.0, 1.0)
+    denoiser = from_diffusers(exact, scheduler, MIXTURE.sample(1000))
+    kept = (1 - BETAS).cumprod(0)[400]
+    close(denoiser, float((kept / (1 - kept)).log()), 1e-4)  # its own table is float32
+    if name == "DPMSolverMultistepScheduler":
+        return  # which adds noise at the times of its sampler alone
+    x, number = MIXTURE.sample(3), torch.tensor([7, 300, 900])
+    noise = torch.randn(3, 2, dtype=torch.float64)
+    w = scheduler.add_noise(x, noise, number)
+    table = denoiser.schedule
+    places = (table.time[:, None] == number).double().argmax(0)
+    at = table.at(table.log_snr[places])
+    torch.testing.assert_close(
+        at.alpha[:, None] * x + at.sigma[:, None] * noise, w, rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("said", ["epsilon", "v_prediction"])
+def test_a_scheduler_of_edm_reads_a_network_as_diffusers_does(said: str) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.EDMEulerScheduler(sigma_data=0.7, prediction_type=said)
+    network = Raw(0.7, 1 if said == "epsilon" else -1)
+    close(from_diffusers(network, scheduler, MIXTURE.sample(1000)))
+    sigma = scheduler.sigmas[300].double()
+    w = MIXTURE.sample(4) * sigma
+    told = scheduler.precondition_noise(sigma).expand(4).double()
+    F = network(scheduler.precondition_inputs(w, sigma), told)
+    theirs = scheduler.precondition_outputs(w, F, sigma)
+    torch.testing.assert_close(theirs, MIXTURE.x_hat(w, -2 * sigma.log()), rtol=1e-4, atol=1e-4)
+
+
+def test_a_scheduler_of_flow_matching() -> None:
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+
+    class Velocity(nn.Module):
+        def forward(self, w: Tensor, told: Tensor) -> Any:
+            of_told = SCHEDULES["data at 0"].of_told
+            return SimpleNamespace(sample=Exact(of_told, "velocity", 0.0, 1.0)(w, told / 1000))
+
+    close(from_diffusers(Velocity(), scheduler, MIXTURE.sample(1000)))
