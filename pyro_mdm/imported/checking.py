@@ -14,7 +14,7 @@ from pyro_mdm.imported.denoiser import Call, ImportedDenoiser, Prediction, tenso
 from pyro_mdm.imported.schedules import NoiseSchedule
 from pyro_mdm.support.checks import check_data
 
-__all__ = ["ImportCheck", "check_import"]
+__all__ = ["BETTER", "WORSE", "ImportCheck", "check_import"]
 
 
 BETTER = 0.98

@@ -1,0 +1,185 @@
+"""Likelihoods of networks that another package trained: by schedule, prediction and ends.
+
+    python -m tests.benchmarks.imported --out runs/imported.csv
+    python -m tests.benchmarks.imported --out runs/imported.csv --summary docs/measured/data
+
+The ``UNet2DModel`` of ``diffusers`` is trained on scikit-learn's digits by the loss of its own
+schedulers, each for the same steps, and read by :mod:`pyro_mdm.imported`. Printed are bits per
+dimension of the test images, with a decoder of 17 levels, its terms, the same under CLD with the
+network's ends, and under VPSDE with narrower ones. Rows that are there are not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from models.digits import Digits
+from pyro_mdm import CLD, VPSDE, DiffusionGuide, DiffusionModel, bound
+from pyro_mdm.imported import check_import, from_diffusers
+from pyro_mdm.likelihoods import DiscretizedGaussian
+from tests.benchmarks import runs
+from tests.benchmarks.documented import mean_and_error, seeds_in_words, write
+
+SCHEDULES: dict[str, Callable[[Any], Any]] = {
+    "linear, noise": lambda d: d.DDPMScheduler(),
+    "linear, v": lambda d: d.DDPMScheduler(prediction_type="v_prediction"),
+    "cosine, noise": lambda d: d.DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
+    "cosine, v": lambda d: d.DDPMScheduler(
+        beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"
+    ),
+    "straight line": lambda d: d.FlowMatchEulerDiscreteScheduler(),
+}
+KEY = ("seed", "schedule")
+TERMS = ("reconstruction", "prior_kl", "diffusion")
+VALUES = (
+    "bits",
+    "bits_se",
+    *TERMS,
+    "bits_cld",
+    "bits_cld_se",
+    "bits_narrow",
+    "bits_narrow_se",
+    "max_log_snr",
+    "min_log_snr",
+)
+BATCH, RATE = 128, 2e-3
+NARROW = (-10.0, 9.0)
+"""Log SNRs that are enough for 17 levels."""
+
+
+def network_of(diffusers: Any) -> nn.Module:
+    network: nn.Module = diffusers.UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=2,
+        block_out_channels=(32, 64),
+        norm_num_groups=8,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )
+    return network
+
+
+def loss_of(network: nn.Module, scheduler: Any, x: Tensor) -> Tensor:
+    """The loss of the scheduler's own training, of a batch."""
+    noise = torch.randn_like(x)
+    if hasattr(scheduler, "alphas_cumprod"):
+        t = torch.randint(scheduler.config.num_train_timesteps, (len(x),))
+        noisy = scheduler.add_noise(x, noise, t)
+        is_noise = scheduler.config.prediction_type == "epsilon"
+        target = noise if is_noise else scheduler.get_velocity(x, noise, t)
+    else:
+        share = torch.rand(len(x))
+        sigma = share[:, None, None, None]
+        noisy, target = (1 - sigma) * x + sigma * noise, noise - x
+        t = scheduler.config.num_train_timesteps * share
+    return (network(noisy, t).sample - target).square().mean()
+
+
+def train(network: nn.Module, scheduler: Any, x: Tensor, steps: int) -> nn.Module:
+    """The network with averaged weights, after training."""
+    average = torch.optim.swa_utils.AveragedModel(
+        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99)
+    )
+    optimizer = torch.optim.Adam(network.parameters(), RATE)
+    for step in range(steps):
+        for group in optimizer.param_groups:  # it falls to nothing
+            group["lr"] = RATE * min(1.0, 2 * (1 - step / steps))
+        loss = loss_of(network, scheduler, x[torch.randint(len(x), (BATCH,))])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        average.update_parameters(network)
+    averaged: nn.Module = average.module.eval()
+    return averaged
+
+
+def work(job: runs.Row, steps: int) -> runs.Row:
+    import diffusers
+
+    torch.manual_seed(job["seed"])
+    problem = Digits()
+    train_x, test_x = (problem.to_model_space(data) for data in (problem.train, problem.test))
+    scheduler = SCHEDULES[job["schedule"]](diffusers)
+    network = train(network_of(diffusers), scheduler, train_x, steps)
+    denoiser = from_diffusers(network, scheduler, train_x)
+    print(check_import(denoiser, test_x))
+    row: runs.Row = {**denoiser.ends}
+    narrow = VPSDE(
+        max_log_snr=min(NARROW[1], denoiser.ends["max_log_snr"]),
+        min_log_snr=max(NARROW[0], denoiser.ends["min_log_snr"]),
+    )
+    diffusions = {"": VPSDE(**denoiser.ends), "_cld": CLD(**denoiser.ends), "_narrow": narrow}
+    for name, diffusion in diffusions.items():
+        model = DiffusionModel(
+            diffusion,
+            denoiser,
+            event_shape=problem.event_shape,
+            likelihood=DiscretizedGaussian(problem.num_levels),
+        )
+        found = bound(model, DiffusionGuide(diffusion), test_x, draws=16)
+        bits, error = found.bits_per_dim
+        row |= {f"bits{name}": bits, f"bits{name}_se": error}
+        if not name:
+            row |= {term: found.in_bits()[term].mean for term in TERMS}
+    return row
+
+
+def summarize(out: Path, folder: Path) -> None:
+    rows = pd.read_csv(out)
+    made = []
+    for name in SCHEDULES:
+        of_name = rows[rows.schedule == name]
+        if len(of_name) == 0:
+            continue
+        cells: dict[str, Any] = {"schedule": name}
+        for column in ("bits", *TERMS, "bits_cld", "bits_narrow"):
+            cells[column], cells[f"{column}_se"] = mean_and_error(of_name[column])
+        cells["test_images_se"] = of_name.bits_se.mean()
+        for column in ("max_log_snr", "min_log_snr"):
+            cells[column] = of_name[column].mean()
+        made.append(cells)
+    command = "python -m tests.benchmarks.imported --out runs/imported.csv"
+    write(
+        folder / "imported-digits.csv",
+        pd.DataFrame(made),
+        [command],
+        seeds_in_words(rows),
+        "bits/dim",
+        ["errors are over seeds; test_images_se is that of the test images, for one seed"],
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--schedules", nargs="+", default=[*SCHEDULES], choices=SCHEDULES)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--out", type=Path, default=Path("runs/imported.csv"))
+    parser.add_argument("--summary", type=Path, help="folder of the table made of --out")
+    options = parser.parse_args()
+    if options.summary:
+        summarize(options.out, options.summary)
+        return
+    torch.set_num_threads(1)
+    jobs: list[runs.Row] = [
+        {"seed": seed, "schedule": name}
+        for seed in range(options.seeds)
+        for name in options.schedules
+    ]
+    rows = runs.Rows(options.out, KEY, VALUES)
+    if runs.run_all(jobs, lambda job: work(job, options.steps), rows, workers=1):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
