@@ -41,8 +41,10 @@ class ImportCheck:
 
     @property
     def is_plausible(self) -> bool:
-        """Whether the network is no worse than the linear denoiser, over all log SNRs."""
-        return bool((self.error / self.linear_error).log().mean() < math.log(WORSE))
+        """Whether the network is no worse than the linear denoiser for a bound, in which an error
+        at log SNR λ counts e^λ times."""
+        weight = self.log_snr.exp()
+        return bool((weight * self.error).sum() < WORSE * (weight * self.linear_error).sum())
 
     def __str__(self) -> str:
         lines = ["log SNR   error of the network   of a linear denoiser"]
