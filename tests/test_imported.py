@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm import CLD, VPSDE, DiffusionGuide, DiffusionModel, LearnedDiffusion, bound
+from pyro_mdm import CLD, MDM_ELBO, VPSDE, DiffusionGuide, DiffusionModel, LearnedDiffusion, bound
 from pyro_mdm.contexts import Labels
 from pyro_mdm.imported import (
     EDMPreconditioned,
@@ -252,6 +252,14 @@ def test_it_is_saved_and_opens_with_the_network_named(tmp_path: Path) -> None:
         DiffusionModel.from_pretrained(tmp_path)
 
 
+def test_it_is_trained_further() -> None:
+    denoiser = from_velocity(Linear(), MIXTURE.sample(1000).float())
+    model = DiffusionModel(VPSDE(max_log_snr=9.0), denoiser, event_shape=(2,))
+    loss = MDM_ELBO()(model, DiffusionGuide(model.diffusion))(MIXTURE.sample(64).float())
+    loss.backward()
+    assert all(bool((p.grad != 0).any()) for p in denoiser.network.network.parameters())
+
+
 class Linear(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -272,11 +280,11 @@ class Conditional(nn.Module):
 
 
 def test_a_network_is_told_labels() -> None:
-    denoiser = ImportedDenoiser(
+    denoiser = ImportedDenoiser.fit(
         Conditional(),
+        MIXTURE.sample(100),
         NoiseSchedule.flow(),
         "data",
-        data_mean=torch.zeros(2),
         call=lambda network, w, told, c: network(w, told, class_labels=c.argmax(1)),
         context_size=3,
     )
@@ -354,6 +362,14 @@ t = torch.linspace(0, 1, 5, dtype=torch.float64)
         (
             lambda: ImportedDenoiser(nn.Identity(), NoiseSchedule.flow(), "data", scale=0.0),
             "scale is 0.0, expected a positive number",
+        ),
+        (
+            lambda: from_velocity(nn.Identity(), torch.zeros(3)),
+            r"train_x has shape \(3,\)",
+        ),
+        (
+            lambda: from_velocity(lambda w, t: w, torch.zeros(3, 2)),  # type: ignore[arg-type]
+            "network is .*, expected",
         ),
         (
             lambda: from_diffusers(nn.Identity(), SimpleNamespace(config=None), torch.zeros(3, 2)),

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from pyro_mdm.diffusions.matrices import full_precision, with_event_dims
 from pyro_mdm.imported.schedules import NoiseSchedule
-from pyro_mdm.scores.base import Number, check_fit
+from pyro_mdm.scores.base import Number
 from pyro_mdm.scores.denoiser import Denoiser, moments
-from pyro_mdm.support.checks import check_instance, describe
+from pyro_mdm.support.checks import check_data, check_instance, describe
 from pyro_mdm.support.settings import Restorable
 
 __all__ = ["Call", "ImportedDenoiser", "Prediction", "TimedNetwork", "tensor_of"]
@@ -185,7 +185,13 @@ class ImportedDenoiser(Denoiser):
             floor: the least variance, in parts of its average over dimensions.
             options: other arguments of the class.
         """
-        check_fit(network if callable(network) else None, train_x)
+        check_instance("network", network, nn.Module, "pass the trained network itself")
+        check_data("train_x", train_x)
+        if train_x.dim() < 2:
+            raise ValueError(
+                f"train_x has shape {tuple(train_x.shape)}, expected (N, *event_shape); give "
+                "scalars the event shape (1,), as x[:, None]"
+            )
         mean, variance = moments(train_x)
         least = floor * variance.mean()
         return cls(
