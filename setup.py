@@ -43,6 +43,7 @@ docs = [
 test = [
     *benchmarks,
     *docs,
+    "azula>=0.8",
     "hypothesis>=6.100",
     "mpmath>=1.3",
     "mypy>=1.11",

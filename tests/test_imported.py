@@ -14,19 +14,31 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm import CLD, MDM_ELBO, VPSDE, DiffusionGuide, DiffusionModel, LearnedDiffusion, bound
+from pyro_mdm import (
+    CLD,
+    MDM_ELBO,
+    VPSDE,
+    Denoiser,
+    DiffusionGuide,
+    DiffusionModel,
+    LearnedDiffusion,
+    RawScore,
+    bound,
+)
 from pyro_mdm.contexts import Labels
 from pyro_mdm.imported import (
     EDMPreconditioned,
     ImportedDenoiser,
     NoiseSchedule,
     Prediction,
+    SigmaDenoiser,
     check_import,
     from_azula,
     from_denoising_diffusion,
     from_diffusers,
     from_sigma_denoiser,
     from_velocity,
+    to_azula,
 )
 from tests.problems import GaussianMixture
 
@@ -498,6 +510,66 @@ def test_a_denoiser_of_azula() -> None:
             return SimpleNamespace(mean=MIXTURE.x_hat(w, -2 * sigma.log()))
 
     close(from_azula(Azula(), MIXTURE.sample(1000)))
+
+
+@pytest.mark.parametrize("name", ["VE", "VP", "Cosine", "Rectified"])
+def test_schedules_of_azula(name: str) -> None:
+    noise, denoise = pytest.importorskip("azula.noise"), pytest.importorskip("azula.denoise")
+    kind = getattr(noise, f"{name}Schedule")
+
+    class Best(denoise.Denoiser):  # type: ignore[misc]
+        schedule = kind()
+
+        def forward(self, w: Tensor, t: Tensor) -> Any:
+            alpha, sigma = self.schedule(t)
+            x = MIXTURE.x_hat(w / alpha[:, None], 2 * (alpha / sigma).log())
+            return denoise.DiracPosterior(x)
+
+    for lam in (-4.0, 0.3, 6.0):
+        close(from_azula(Best(), MIXTURE.sample(1000)), lam)
+
+
+class Knows(nn.Module):
+    def forward(self, w: Tensor, log_snr: Tensor) -> Tensor:
+        return torch.sin(w + log_snr[:, None])
+
+
+def test_a_model_is_a_denoiser_of_sigma() -> None:
+    model = DiffusionModel(CLD(max_log_snr=9.0), Denoiser(Knows()), event_shape=(2,))
+    denoise, w = SigmaDenoiser(model), MIXTURE.sample(3)
+    sigma = torch.tensor([0.1, 1.0, 3.0], dtype=torch.float64)
+    expected = model.score_function.x_hat(w, -2 * sigma.log())
+    assert torch.equal(denoise(w, sigma), expected)
+    assert torch.equal(denoise(w, sigma[:, None]), expected)
+    torch.testing.assert_close(denoise(w[:1], 0.1), expected[:1])
+    back = from_sigma_denoiser(denoise, MIXTURE.sample(1000), 0.02, 50.0)
+    torch.testing.assert_close(back.x_hat(w, -2 * sigma.log()), expected, rtol=1e-6, atol=1e-6)
+    raw = DiffusionModel(CLD(), RawScore(Knows()), event_shape=(2,))
+    with pytest.raises(TypeError, match=r"RawScore.*expected a denoiser of z"):
+        SigmaDenoiser(raw)
+
+
+def test_a_model_is_a_denoiser_of_azula() -> None:
+    noise, sample = pytest.importorskip("azula.noise"), pytest.importorskip("azula.sample")
+    model = DiffusionModel(CLD(max_log_snr=9.0), Denoiser(Knows()), event_shape=(2,))
+    low = model.diffusion.terminal_log_snr.item()
+    for schedule in (None, noise.VPSchedule(alpha_min=0.05, sigma_min=0.02)):
+        theirs = to_azula(model, schedule)
+        t = torch.tensor([0.1, 0.5, 0.9])
+        alpha, sigma = theirs.schedule(t)
+        w = MIXTURE.sample(3).float()
+        x = theirs(w, t).mean
+        expected = model.score_function.x_hat(
+            w / alpha[:, None], 2 * (alpha / sigma).log().double()
+        )
+        torch.testing.assert_close(x, expected, rtol=1e-4, atol=1e-4)
+    theirs = to_azula(model)
+    assert float(theirs.schedule(torch.tensor(0.0))[1]) == pytest.approx(math.exp(-9.0 / 2))
+    assert float(theirs.schedule(torch.tensor(1.0))[1]) == pytest.approx(
+        math.exp(-low / 2), rel=1e-4
+    )
+    sampler = sample.DDIMSampler(theirs, steps=8)
+    assert sampler(sampler.init((5, 2))).shape == (5, 2)
 
 
 @pytest.mark.parametrize("normalized", [True, False])

@@ -14,6 +14,7 @@ from pyro_mdm.imported.doors import (
     from_sigma_denoiser,
     from_velocity,
 )
+from pyro_mdm.imported.exporting import SigmaDenoiser, to_azula
 from pyro_mdm.imported.schedules import NoiseSchedule, SchedulePoint
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "NoiseSchedule",
     "Prediction",
     "SchedulePoint",
+    "SigmaDenoiser",
     "TimedNetwork",
     "check_import",
     "from_azula",
@@ -30,4 +32,5 @@ __all__ = [
     "from_diffusers",
     "from_sigma_denoiser",
     "from_velocity",
+    "to_azula",
 ]

@@ -54,7 +54,7 @@ class ScheduledDenoiser(Protocol):
     """A denoiser of ``azula``."""
 
     def schedule(self, t: Tensor, /) -> tuple[Tensor, Tensor]:
-        """α and σ at times (n,), (n, 1)."""
+        """α and σ at times (n,), from 0 to 1."""
 
 
 def from_diffusers(
@@ -182,9 +182,10 @@ def from_azula(denoiser: ScheduledDenoiser, train_x: Tensor, **options: Any) -> 
         train_x: data (N, *event_shape), for the baseline.
         options: of :class:`ImportedDenoiser`.
     """
-    t = torch.linspace(0, 1, 4097, dtype=torch.float64)
-    alpha, sigma = (torch.as_tensor(f).detach().double().reshape(-1) for f in denoiser.schedule(t))
-    schedule = NoiseSchedule(t, alpha.expand_as(t), sigma.expand_as(t))
+    schedule = NoiseSchedule.from_functions(
+        lambda t: denoiser.schedule(t)[0].reshape(t.shape),
+        lambda t: denoiser.schedule(t)[1].reshape(t.shape),
+    )
     options = {"call": _mean_of} | options
     return ImportedDenoiser.fit(cast(nn.Module, denoiser), train_x, schedule, "data", **options)
 
