@@ -11,8 +11,8 @@ NOTEBOOKS = Path(__file__).parent.parent / "docs" / "notebooks"
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.md") if path.stem != "index")
 
 
-def test_there_are_eight() -> None:
-    assert len(NAMES) == 8
+def test_there_are_nine() -> None:
+    assert len(NAMES) == 9
 
 
 @pytest.mark.parametrize("name", NAMES)
