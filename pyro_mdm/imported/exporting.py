@@ -58,7 +58,7 @@ def to_azula(
 
     Raises:
         TypeError: a score that is no denoiser of z.
-        ImportError: azula is not installed.
+        ImportError: azula is not installed (``pip install "pyro-mdm[azula]"``).
     """
     from azula.denoise import Denoiser, DiracPosterior
     from azula.noise import VESchedule
