@@ -919,19 +919,35 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "test_chained_completions.py::test_columns_that_are_nearly_one_are_drawn_as_one[False]",
         ),
         (
-            "is_scaled = gain > _log_density(x, straight, rng)",
+            "is_scaled = gain > _log_density(x, straight, half)",
             "is_scaled = True",
             "test_chained_completions.py::test_scales_of_columns_are_those_of_whole_rows",
         ),
         (
+            "donors = _donors(x, atom, new, rng, of_levels=True)",
+            "donors = _donors(x, y, new, rng)",
+            "test_chained_completions.py::test_which_numbers_are_atoms_follows_other_columns[False]",
+        ),
+        (
+            "np.where(np.isin(on_line, atoms), drawn[free], on_line)",
+            "on_line",
+            "test_chained_completions.py::test_a_line_makes_no_atoms[1.0]",
+        ),
+        (
+            "decimals = column.decimals if isinstance(column, Rounded) else 0",
+            "decimals = 0",
+            "test_chained_completions.py::"
+            "test_a_skewed_column_that_is_rounded_is_on_a_line_of_the_model[2]",
+        ),
+        (
             "        if free.any():\n",
             "        if False:\n",
-            "test_chained_completions.py::test_numbers_beside_atoms_are_on_a_line",
+            "test_chained_completions.py::test_numbers_beside_atoms_are_on_a_line[0.0-False]",
         ),
         (
             "target = scaled if is_scaled else straight",
             "is_scaled, target = False, straight",
-            "test_chained_completions.py::test_numbers_beside_atoms_are_on_a_line",
+            "test_chained_completions.py::test_numbers_beside_atoms_are_on_a_line[0.0-False]",
         ),
         (
             "drawn, _ = _scaled(column, drawn * self._deviation + self._mean)\n"

@@ -21,7 +21,7 @@ from torch import Tensor
 from pyro_mdm.support.checks import DataError
 from pyro_mdm.tables.columns.base import Column, Values
 from pyro_mdm.tables.columns.gaps import dependent_gaps
-from pyro_mdm.tables.columns.numbers import Continuous, Mixed
+from pyro_mdm.tables.columns.numbers import Continuous, Mixed, Rounded
 from pyro_mdm.tables.columns.skipped import ABSENT, HIDDEN, SkippedNumbers
 
 if TYPE_CHECKING:
@@ -173,10 +173,13 @@ class _Variable:
         atoms = self.column.atoms.numpy() if isinstance(self.column, Mixed) else np.empty(0)
         if not len(atoms):
             return self._on_line(x, y, new, rng)
-        drawn = y[_donors(x, y, new, rng)]
-        beside, free = ~np.isin(y, atoms), ~np.isin(drawn, atoms)
+        is_atom = np.isin(y, atoms)
+        atom = np.where(is_atom, np.searchsorted(atoms, y), len(atoms))
+        donors = _donors(x, atom, new, rng, of_levels=True)
+        drawn, free = y[donors], ~is_atom[donors]
         if free.any():
-            drawn[free] = self._on_line(x[beside], y[beside], new[free], rng)
+            on_line = self._on_line(x[~is_atom], y[~is_atom], new[free], rng)
+            drawn[free] = np.where(np.isin(on_line, atoms), drawn[free], on_line)
         return drawn
 
     def _on_line(self, x: Values, y: Values, new: Values, rng: Generator) -> Values:
@@ -187,10 +190,13 @@ class _Variable:
 
         column = self.column
         assert isinstance(column, Continuous)
+        if len(y) < 2:
+            return np.full(len(new), y[0])
         scaled, log_slope = _scaled(column, y)
         straight = (y - self._mean) / self._deviation
-        gain = _log_density(x, scaled, rng) + log_slope.mean() + math.log(self._deviation)
-        is_scaled = gain > _log_density(x, straight, rng)
+        half = rng.permutation(len(y)) % 2 == 0
+        gain = _log_density(x, scaled, half) + log_slope.mean() + math.log(self._deviation)
+        is_scaled = gain > _log_density(x, straight, half)
         target = scaled if is_scaled else straight
         line = Ridge(alpha=1.0).fit(x, target)
         residual = target - line.predict(x)
@@ -205,18 +211,20 @@ class _Variable:
 
 
 def _scaled(column: Column, values: Values) -> tuple[Values, Values]:
-    """What the model has for numbers, and the log of its slope."""
+    """What the model has for numbers, and the log of its slope; of a rounded column, whose slope is
+    that of a probability, by the step of its last decimal."""
     numbers = torch.from_numpy(values)
     x, log_slope = column.scaled(numbers, torch.full_like(numbers, 0.5))
-    return x.numpy(), log_slope.numpy()
+    decimals = column.decimals if isinstance(column, Rounded) else 0
+    return x.numpy(), log_slope.numpy() + decimals * math.log(10)
 
 
-def _log_density(x: Values, y: Values, rng: Generator) -> float:
+def _log_density(x: Values, y: Values, half: NDArray[np.bool_]) -> float:
     """The mean log density of one half of the rows by a normal law about a line of the other, but
     for a constant."""
     from sklearn.linear_model import Ridge
 
-    half, total = rng.permutation(len(y)) % 2 == 0, 0.0
+    total = 0.0
     for fitted in (half, ~half):
         line = Ridge(alpha=1.0).fit(x[fitted], y[fitted])
         total += float(((y[~fitted] - line.predict(x[~fitted])) ** 2).sum())

@@ -455,6 +455,11 @@ class Rounded(Continuous):
         return whole / 10.0**self._decimals
 
     @property
+    def decimals(self) -> int:
+        """Digits behind the point that its numbers are rounded to."""
+        return self._decimals
+
+    @property
     def _whole_ends(self) -> Ends:
         """The least and the largest multiple."""
         low, high = (end * 10.0**self._decimals for end in (self._lower, self._upper))
