@@ -8,6 +8,8 @@ from pyro_mdm.imported.checking import ImportCheck, check_import
 from pyro_mdm.imported.denoiser import ImportedDenoiser, Prediction, TimedNetwork
 from pyro_mdm.imported.doors import (
     EDMPreconditioned,
+    MeanOf,
+    TimeFirst,
     from_azula,
     from_denoising_diffusion,
     from_diffusers,
@@ -21,10 +23,12 @@ __all__ = [
     "EDMPreconditioned",
     "ImportCheck",
     "ImportedDenoiser",
+    "MeanOf",
     "NoiseSchedule",
     "Prediction",
     "SchedulePoint",
     "SigmaDenoiser",
+    "TimeFirst",
     "TimedNetwork",
     "check_import",
     "from_azula",

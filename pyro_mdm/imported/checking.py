@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pyro_mdm.imported.denoiser import Call, ImportedDenoiser, Prediction, tensor_of
 from pyro_mdm.imported.schedules import NoiseSchedule
 from pyro_mdm.support.checks import check_data
+from pyro_mdm.support.modules import in_eval_mode
 
 __all__ = ["BETTER", "WORSE", "ImportCheck", "check_import"]
 
@@ -82,11 +83,19 @@ def check_import(
 
     Args:
         x: data (n, *event_shape); a hundred are enough.
-        context: their contexts, if the network has one.
+        context: their contexts, if the network has some and the denoiser is not given them.
         points: the number of log SNRs, evenly spaced in the range of the network.
         seed: the seed of the noise.
     """
     check_data("x", x)
+    context = denoiser.told if context is None else context
+    with in_eval_mode(denoiser):
+        return _checked(denoiser, x, context, points, seed)
+
+
+def _checked(
+    denoiser: ImportedDenoiser, x: Tensor, context: Tensor | None, points: int, seed: int
+) -> ImportCheck:
     asked = denoiser if context is None else denoiser.given_context(context)
     low, high = denoiser.trained_min.item(), denoiser.trained_max.item()
     edge = (high - low) / (2 * points)
@@ -127,7 +136,7 @@ def _others(denoiser: ImportedDenoiser) -> Iterator[tuple[str, ImportedDenoiser]
     yield "an output of the other sign", _changed(denoiser, call=_negative(network.call))
     for factor, words in ((2.0, "twice"), (0.5, "half")):
         scale = denoiser.scale * factor
-        yield f"scale={scale:g}, {words} of what is said", _changed(denoiser, scale=scale)
+        yield f"scale={scale:g}, {words} what is said", _changed(denoiser, scale=scale)
     for shift, factor, words in ((0.5, 2.0, "0 to 1"), (-1.0, 0.5, "-1 to 1")):
         yield (
             f"shift={shift:g}, scale={denoiser.scale * factor:g}, as of data from {words}",
@@ -158,8 +167,9 @@ def _changed(denoiser: ImportedDenoiser, **changes: Any) -> ImportedDenoiser:
         "learned_variance": network.learned_variance,
     }
     changed = ImportedDenoiser(network.network, **arguments | changes)
-    changed.set_trained_range(-math.inf, math.inf)  # the nearest of its times serves
-    return changed.to(denoiser.data_mean.device).train(denoiser.training)
+    changed.set_trained_range(-math.inf, math.inf)  # the last of its times serves
+    changed.autocast_dtype = denoiser.autocast_dtype
+    return changed.to(denoiser.data_mean.device)
 
 
 def _negative(call: Call | None) -> Call:

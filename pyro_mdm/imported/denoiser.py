@@ -58,12 +58,20 @@ class TimedNetwork(Restorable, nn.Module):
     def forward(self, w: Tensor, log_snr: Tensor, *context: Tensor) -> Tensor:
         """The output, like w (n, *event_shape), for log SNRs of x (n,)."""
         time = self.schedule.at(self.level(log_snr)).time
-        time = time if self.schedule.discrete else time.to(w.dtype)
+        time = (
+            time if self.schedule.discrete else time.to(torch.promote_types(w.dtype, torch.float))
+        )
+        w = w.to(next((p.dtype for p in self.network.parameters()), w.dtype))
         if self.call is None:
             output = self.network(w, time, *context)
         else:
             output = self.call(self.network, w, time, *context)
         output = tensor_of(output, self.network)
+        if output.dim() != w.dim():
+            raise ValueError(
+                f"{type(self.network).__name__} returned {tuple(output.shape)} for inputs "
+                f"{tuple(w.shape)}, expected a tensor like these"
+            )
         if self.learned_variance:
             if output.shape[1] != 2 * w.shape[1]:
                 raise ValueError(
@@ -161,9 +169,20 @@ class ImportedDenoiser(Denoiser):
                 context_size=context_size,
                 learned_variance=learned_variance,
             )
+        elif network.schedule is not schedule or network.scale != scale:
+            raise ValueError(
+                "network is a TimedNetwork of another schedule or scale; give the network in it"
+            )
         super().__init__(network, data_mean, data_variance)
         self.predicts, self.scale = predicts, float(scale)
-        self.register_buffer("shift", torch.as_tensor(shift, dtype=torch.float64))
+        shift = torch.as_tensor(shift, dtype=torch.float64)
+        event = self.event_shape
+        if event is not None and shift.dim() not in (0, len(event)):
+            raise ValueError(
+                f"shift has shape {tuple(shift.shape)}, expected a number, or as many dimensions "
+                f"as the event shape {event}; that of channels has the shape (C, 1, 1)"
+            )
+        self.register_buffer("shift", shift)
         low, high = schedule.range
         more = 2 * math.log(scale)
         self.set_trained_range(low + more, high + more)
@@ -194,7 +213,7 @@ class ImportedDenoiser(Denoiser):
             )
         mean, variance = moments(train_x)
         least = floor * variance.mean()
-        return cls(
+        denoiser = cls(
             network,
             schedule,
             predicts,
@@ -202,6 +221,7 @@ class ImportedDenoiser(Denoiser):
             data_variance=variance.clamp_min(least),
             **options,
         )
+        return denoiser.to(train_x.device)
 
     @property
     def schedule(self) -> NoiseSchedule:
@@ -212,6 +232,19 @@ class ImportedDenoiser(Denoiser):
     def ends(self) -> dict[str, float]:
         """``max_log_snr`` and ``min_log_snr`` of what the network knows: ``VPSDE(**ends)``."""
         return {"max_log_snr": self.trained_max.item(), "min_log_snr": self.trained_min.item()}
+
+    def given_context(self, context: Tensor | None, *, knows_unknown: bool = False) -> Any:
+        """As that of every score, for a network that is given one.
+
+        Raises:
+            ValueError: a context for a network without ``context_size``.
+        """
+        if context is not None and not self.network.context_size:
+            raise ValueError(
+                "a context is given, and the network takes none; make the denoiser with "
+                "context_size and call, a function of the network, w, the time and the context"
+            )
+        return super().given_context(context, knows_unknown=knows_unknown)
 
     def inputs(self, z: Tensor, log_snr: Tensor) -> Tensor:
         """The network's input w, like z."""

@@ -10,12 +10,15 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.imported.denoiser import ImportedDenoiser, Prediction
+from pyro_mdm.imported.denoiser import ImportedDenoiser, Prediction, tensor_of
 from pyro_mdm.imported.schedules import NoiseSchedule
 from pyro_mdm.support.checks import describe
+from pyro_mdm.support.settings import Restorable
 
 __all__ = [
     "EDMPreconditioned",
+    "MeanOf",
+    "TimeFirst",
     "from_azula",
     "from_denoising_diffusion",
     "from_diffusers",
@@ -91,12 +94,15 @@ def from_diffusers(
         numbers = torch.arange(len(kept))
         schedule = NoiseSchedule(numbers, alpha, sigma, discrete=not interpolated)
         return ImportedDenoiser.fit(model, train_x, schedule, predicts, **options)
-    if hasattr(config, "sigma_data"):
+    if hasattr(config, "sigma_data") and _is_of_edm(scheduler):
         if said not in ("epsilon", "v_prediction"):
-            _prediction(said)
+            raise ValueError(
+                f"a scheduler of EDM predicts {said!r}, expected 'epsilon' or 'v_prediction'"
+            )
         network = EDMPreconditioned(model, config.sigma_data, sign=1 if said == "epsilon" else -1)
         return from_sigma_denoiser(network, train_x, config.sigma_min, config.sigma_max, **options)
-    if hasattr(scheduler, "sigmas") and hasattr(config, "shift"):
+    is_flow = hasattr(scheduler, "sigmas") and hasattr(config, "shift")
+    if is_flow and not getattr(config, "invert_sigmas", False):
         line = NoiseSchedule.flow(data_at=0)
         times = config.num_train_timesteps * line.time
         schedule = NoiseSchedule(
@@ -109,7 +115,7 @@ def from_diffusers(
     )
 
 
-class EDMPreconditioned(nn.Module):
+class EDMPreconditioned(Restorable, nn.Module):
     """D(w, σ) = c_skip w + c_out F(c_in w, log σ / 4), for a raw network F of EDM.
 
     Args:
@@ -126,8 +132,6 @@ class EDMPreconditioned(nn.Module):
         self.network, self.sigma_data, self.sign = network, float(sigma_data), sign
 
     def forward(self, w: Tensor, sigma: Tensor, *context: Tensor) -> Tensor:
-        from pyro_mdm.imported.denoiser import tensor_of
-
         s = sigma.reshape(-1, *[1] * (w.dim() - 1))
         total = s**2 + self.sigma_data**2
         F = tensor_of(self.network(w * total.rsqrt(), sigma.log() / 4, *context), self.network)
@@ -158,7 +162,11 @@ def from_velocity(
     time_first: bool = False,
     **options: Any,
 ) -> ImportedDenoiser:
-    """A denoiser by the velocity of a flow between noise and data on straight lines.
+    """A denoiser by the velocity of a flow on straight lines between noise and data.
+
+    These are drawn independently of each other, as in flow matching. Where they are paired, as by
+    optimal transport or for a reflow, the velocity tells of no denoiser; so do paths with noise of
+    their own.
 
     Args:
         network: the velocity, called with w (n, *event_shape) and t (n,).
@@ -168,8 +176,7 @@ def from_velocity(
         time_first: whether the network is called with t first, as those of ``torchcfm``.
         options: of :class:`ImportedDenoiser`.
     """
-    if time_first:
-        options = {"call": _time_first} | options
+    network = TimeFirst(network) if time_first else network
     schedule = NoiseSchedule.flow(data_at=data_at)
     return ImportedDenoiser.fit(network, train_x, schedule, "velocity", **options)
 
@@ -186,8 +193,8 @@ def from_azula(denoiser: ScheduledDenoiser, train_x: Tensor, **options: Any) -> 
         lambda t: denoiser.schedule(t)[0].reshape(t.shape),
         lambda t: denoiser.schedule(t)[1].reshape(t.shape),
     )
-    options = {"call": _mean_of} | options
-    return ImportedDenoiser.fit(cast(nn.Module, denoiser), train_x, schedule, "data", **options)
+    network = MeanOf(cast(nn.Module, denoiser))
+    return ImportedDenoiser.fit(network, train_x, schedule, "data", **options)
 
 
 def from_denoising_diffusion(
@@ -212,6 +219,13 @@ def from_denoising_diffusion(
     return ImportedDenoiser.fit(process.model, train_x, schedule, predicts, **options)
 
 
+def _is_of_edm(scheduler: Any) -> bool:
+    """Whether networks are given log σ / 4, as those of EDM."""
+    noise = getattr(scheduler, "precondition_noise", None)
+    sigma = torch.tensor([0.1, 3.0])
+    return noise is not None and torch.allclose(noise(sigma), sigma.log() / 4, atol=1e-5)
+
+
 def _prediction(said: str) -> Prediction:
     if said not in _PREDICTIONS:
         raise ValueError(
@@ -221,9 +235,25 @@ def _prediction(said: str) -> Prediction:
     return _PREDICTIONS[said]
 
 
-def _time_first(network: nn.Module, w: Tensor, time: Tensor, *context: Tensor) -> Any:
-    return network(time, w, *context)
+class TimeFirst(Restorable, nn.Module):
+    """A network that is called with the time first."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, w: Tensor, time: Tensor, *context: Tensor) -> Any:
+        """What the network returns for w and the time."""
+        return self.network(time, w, *context)
 
 
-def _mean_of(network: nn.Module, w: Tensor, time: Tensor, *context: Tensor) -> Any:
-    return network(w, time, *context).mean
+class MeanOf(Restorable, nn.Module):
+    """A network that returns a law, of which the mean counts."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, w: Tensor, time: Tensor, *context: Tensor) -> Any:
+        """The mean for w and the time."""
+        return self.network(w, time, *context).mean

@@ -39,8 +39,9 @@ class SigmaDenoiser(nn.Module):
             )
         self.denoiser = score
 
-    def forward(self, w: Tensor, sigma: Tensor | float) -> Tensor:
-        """x̂, like w (n, *event_shape), for σ, one or (n,), or with event dimensions of 1."""
+    def forward(self, w: Tensor, sigma: Tensor | float, *_: Any, **__: Any) -> Tensor:
+        """x̂, like w (n, *event_shape), for σ, one or (n,), or with event dimensions of 1; other
+        arguments, such as labels, are left alone."""
         s = torch.as_tensor(sigma, dtype=torch.float64, device=w.device)
         s = s.reshape(-1) if s.numel() > 1 else s.reshape(())
         return self.denoiser.x_hat(w, -2 * s.log())

@@ -63,16 +63,18 @@ class NoiseSchedule(Restorable, ExactBuffers):
         sigma_rate: Tensor | None = None,
     ) -> None:
         super().__init__()
-        alpha, sigma = (torch.as_tensor(t, dtype=torch.float64) for t in (alpha, sigma))
-        time = torch.as_tensor(time)
+        time = torch.as_tensor(time).cpu()
         time = time.long() if discrete else time.double()
-        unknown = torch.full_like(alpha, math.nan)
-        rates = [unknown if rate is None else rate.double() for rate in (alpha_rate, sigma_rate)]
-        columns = (time, alpha, sigma, *rates)
-        if alpha.dim() != 1 or any(column.shape != alpha.shape for column in columns):
+        unknown = torch.full(time.shape, math.nan)
+        rates = [unknown if rate is None else rate for rate in (alpha_rate, sigma_rate)]
+        alpha, sigma, *rates = (
+            torch.as_tensor(column, dtype=torch.float64).cpu() for column in (alpha, sigma, *rates)
+        )
+        shapes = [tuple(column.shape) for column in (time, alpha, sigma, *rates)]
+        if len(shapes[0]) != 1 or len(set(shapes)) > 1:
             raise ValueError(
-                f"time, alpha and sigma have shapes {tuple(time.shape)}, {tuple(alpha.shape)} and "
-                f"{tuple(sigma.shape)}, expected one length, (n,)"
+                "time, alpha, sigma, alpha_rate and sigma_rate have shapes "
+                f"{', '.join(map(str, shapes))}, expected one length, (n,)"
             )
         for name, column in (("alpha", alpha), ("sigma", sigma)):
             if not bool((column.isfinite() & (column >= 0)).all()):
@@ -86,7 +88,7 @@ class NoiseSchedule(Restorable, ExactBuffers):
                 f"{int(noisy.sum())} of {len(alpha)} times have both a signal and noise, expected "
                 "two at least"
             )
-        time, alpha, sigma, *rates = (column[noisy] for column in columns)
+        time, alpha, sigma, *rates = (column[noisy] for column in (time, alpha, sigma, *rates))
         log_snr = 2 * (alpha / sigma).log()
         if log_snr[0] > log_snr[-1]:
             log_snr, time, alpha, sigma = (t.flip(0) for t in (log_snr, time, alpha, sigma))
@@ -136,7 +138,7 @@ class NoiseSchedule(Restorable, ExactBuffers):
         Args:
             start, end: the least and the greatest time; either may be the noisy one.
             time: what the network is given for t; None: t.
-                points: times of the table, evenly spaced in log SNR.
+            points: times of the table, evenly spaced in log SNR.
         """
         t = torch.linspace(start, end, points, dtype=torch.float64)
         for _ in range(REFINED):
@@ -179,7 +181,7 @@ class NoiseSchedule(Restorable, ExactBuffers):
         return cls(network_time, one, sigma, alpha_rate=0 * one, sigma_rate=one)
 
     @classmethod
-    def flow(cls, *, data_at: float = 0.0, least: float = 1e-4) -> NoiseSchedule:
+    def flow(cls, *, data_at: float = 1.0, least: float = 1e-4) -> NoiseSchedule:
         """The straight line between data and noise, for t from 0 to 1, but for its two ends.
 
         Args:
@@ -216,7 +218,7 @@ class NoiseSchedule(Restorable, ExactBuffers):
             i = torch.where(log_snr - low < high - log_snr, i - 1, i)
             columns = (self.time, self.alpha, self.sigma, self.alpha_rate, self.sigma_rate)
             return SchedulePoint(*(column[i] for column in columns))
-        fraction = (log_snr - low) / (high - low)
+        fraction = ((log_snr - low) / (high - low)).clamp(0, 1)
         time, norm, alpha_rate, sigma_rate = (
             torch.lerp(column[i - 1], column[i], fraction)
             for column in (self.time, self.norm, self.alpha_rate, self.sigma_rate)
