@@ -219,7 +219,7 @@ def from_denoising_diffusion(
     return ImportedDenoiser.fit(process.model, train_x, schedule, predicts, **options)
 
 
-def _is_of_edm(scheduler: Any) -> bool:
+def _is_of_edm(scheduler: object) -> bool:
     """Whether networks are given log σ / 4, as those of EDM."""
     noise = getattr(scheduler, "precondition_noise", None)
     sigma = torch.tensor([0.1, 3.0])
