@@ -137,8 +137,9 @@ def test_programs_need_not_be_written_for_many_values(program: Callable[[], Any]
 
 
 def counted() -> None:
-    p = pyro.sample("p", dist.Dirichlet(torch.ones(3)))
-    pyro.sample("counts", dist.Multinomial(6, p), obs=torch.tensor([1.0, 2.0, 3.0]))
+    shares, p = torch.zeros(3), pyro.sample("p", dist.Dirichlet(torch.ones(3)))
+    shares[:] = p
+    pyro.sample("counts", dist.Multinomial(6, shares), obs=torch.tensor([1.0, 2.0, 3.0]))
     pyro.sample("own", dist.Bernoulli(p[0]))
 
 
