@@ -152,7 +152,6 @@ def summarize(out: Path, folder: Path) -> None:
         cells: dict[str, Any] = {"schedule": name}
         for column in ("bits", *TERMS, "bits_cld", "bits_narrow"):
             cells[column], cells[f"{column}_se"] = mean_and_error(of_name[column])
-        cells["test_images_se"] = of_name.bits_se.mean()
         for column in ("max_log_snr", "min_log_snr", "high"):
             cells[column] = of_name[column].mean()
         made.append(cells)
@@ -163,7 +162,7 @@ def summarize(out: Path, folder: Path) -> None:
         [command],
         seeds_in_words(rows),
         "bits/dim",
-        ["errors are over seeds; test_images_se is that of the test images, for one seed"],
+        ["errors are over seeds"],
     )
 
 
