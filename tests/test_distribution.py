@@ -185,9 +185,10 @@ CLOCKS = PerDimensionDiffusion([CLD(min_log_snr=-8.0)], torch.zeros(1, dtype=tor
 @pytest.mark.parametrize("make", [VPSDE, CLD, lambda **options: CLOCKS], ids=["1", "2", "maps"])
 def test_the_density_of_a_flow_is_normalized(make) -> None:
     """Whatever the network says: a sign, a ½ or a determinant that is wrong would show."""
-    torch.manual_seed(2)
     maps = make not in (VPSDE, CLD)
-    network = with_weights(MLP(2 if maps else 1, hidden=16, depth=1, out_features=1))
+    network = MLP(2 if maps else 1, hidden=16, depth=1, out_features=1)
+    for k, p in enumerate(network.parameters()):  # not of a seed: some are too wild for 24 steps
+        p.data = 0.4 * torch.sin(k + torch.arange(p.numel())).view_as(p)
     mean, variance = torch.full((1,), 0.7), torch.full((1,), 2.0)
     score = Denoiser(network, mean.double(), variance.double(), maps=maps)
     model = DiffusionModel(make(max_log_snr=8.0), score, event_shape=(1,)).eval()

@@ -80,7 +80,9 @@ def mean_and_error(x: Tensor) -> tuple[float, float]:
 
 @torch.no_grad()
 def test_the_bound_of_a_vae_is_below_its_log_probability_and_tends_to_it() -> None:
-    peer = disturbed(VAE((1, 1, 2), 5, latent=1, hidden=8), 0.3)
+    peer = VAE((1, 1, 2), 5, latent=1, hidden=8).eval()
+    for k, p in enumerate(peer.parameters()):  # not of a seed: of some it tends slowly
+        p.copy_(0.4 * torch.sin(k + torch.arange(p.numel())).view_as(p))
     codes = torch.tensor([1, 4]).view(1, 1, 1, 2)
     z = torch.linspace(-8, 8, 4001)
     log_x = peer.law(z[:, None]).log_prob(codes).flatten(1).sum(1)
