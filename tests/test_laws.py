@@ -235,7 +235,7 @@ def test_chain_log_prob_is_a_density() -> None:
         other = float(values.logsumexp(0) - math.log(len(values)))
         scaled = (values - values.max()).exp()
         other_error = float(scaled.std() / scaled.mean() / math.sqrt(len(values)))
-    assert error < 0.08 and other_error < 0.08
+    assert error < 0.2 and other_error < 0.2
     assert abs(log_p - other) < 5 * math.hypot(error, other_error)
     assert float(log_weight.mean()) < log_p  # discrete bound ≤ log p_grid
 

@@ -167,11 +167,11 @@ def test_defaults_build_and_give_a_bound(name, problems):
     diffusion = CLD(max_log_snr=problem.max_log_snr)
     model = problem.build(diffusion)
     assert model.event_shape == problem.event_shape
-    x = problem.to_model_space(problem.test[: 512 if name == "toy" else 16])
+    x = problem.to_model_space(problem.test[: {"toy": 512, "digits": 160, "mnist5k": 16}[name]])
     loss = MDM_ELBO()(model, DiffusionGuide(diffusion))(x)
     bits = loss.item() / (len(x) * math.prod(problem.event_shape) * math.log(2))
     # Untrained: the Gaussian fit of the toy (2.05 by its entropy), the histogram of the images.
-    low, high = {"toy": (1.0, 4.0), "digits": (1.9, 2.9), "mnist5k": (1.2, 2.4)}[name]
+    low, high = {"toy": (1.0, 4.0), "digits": (1.6, 3.2), "mnist5k": (1.2, 2.4)}[name]
     assert low < bits < high
 
 
