@@ -210,23 +210,23 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
     ],
     "pyro_mdm/imported/denoiser.py": [
         (
-            "x - sigma / alpha * F",
-            "x - sigma * F",
+            "return 1.0, -sigma / (alpha * scale)",
+            "return 1.0, -sigma / scale",
             "test_imported.py::test_what_is_read_is_the_denoiser[cosine-noise]",
         ),
         (
-            "(alpha**2 * x - sigma * F) / (alpha**2 + sigma**2)",
-            "alpha**2 * x - sigma * F",
+            "square = alpha**2 + sigma**2",
+            "square = 1.0",
             "test_imported.py::test_what_is_read_is_the_denoiser[data at 0-v]",
         ),
         (
-            "sigma_rate * alpha * x - sigma * F",
-            "alpha * x - sigma * F",
+            "return at.sigma_rate * alpha / slope",
+            "return alpha / slope",
             "test_imported.py::test_what_is_read_is_the_denoiser[cosine-velocity]",
         ),
         (
-            "log_snr.double() - 2 * math.log(self.scale)",
-            "log_snr.double()",
+            "lam.double() - 2 * math.log(self.scale)",
+            "lam.double()",
             "test_imported.py::test_what_is_read_is_the_denoiser[vp-data]",
         ),
         (

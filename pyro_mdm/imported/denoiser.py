@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mdm.diffusions.matrices import full_precision, with_event_dims
-from pyro_mdm.imported.schedules import NoiseSchedule
+from pyro_mdm.imported.schedules import NoiseSchedule, SchedulePoint
 from pyro_mdm.scores.base import Number
 from pyro_mdm.scores.denoiser import Denoiser, moments
 from pyro_mdm.support.checks import check_data, check_instance, describe
@@ -25,42 +25,33 @@ Call = Callable[..., Any]
 
 
 class TimedNetwork(Restorable, nn.Module):
-    """A network that is called with log SNRs, and calls another one with its own times.
+    """Another network, called with the times that it was trained with.
 
     Args:
         network: the other network.
-        schedule: the schedule that it was trained for.
-        scale: its data are x in these units: its log SNR is less by 2 log(scale).
         call: how it is called; None: ``network(w, time)``.
         context_size: numbers of the context that it is given; 0: none.
         learned_variance: whether its output has twice the channels, of which the first half counts.
     """
 
+    discrete = False
+    """Whether its times are whole numbers; its denoiser says so."""
+
     def __init__(
         self,
         network: nn.Module,
-        schedule: NoiseSchedule,
-        scale: float = 1.0,
         *,
         call: Call | None = None,
         context_size: int = 0,
         learned_variance: bool = False,
     ) -> None:
         super().__init__()
-        self.network, self.schedule, self.scale = network, schedule, float(scale)
+        self.network, self.call = network, call
         self.context_size, self.learned_variance = context_size, learned_variance
-        self.call = call
 
-    def level(self, log_snr: Tensor) -> Tensor:
-        """The log SNR of its data, like that of x, float64."""
-        return log_snr.double() - 2 * math.log(self.scale)
-
-    def forward(self, w: Tensor, log_snr: Tensor, *context: Tensor) -> Tensor:
-        """The output, like w (n, *event_shape), for log SNRs of x (n,)."""
-        time = self.schedule.at(self.level(log_snr)).time
-        time = (
-            time if self.schedule.discrete else time.to(torch.promote_types(w.dtype, torch.float))
-        )
+    def forward(self, w: Tensor, time: Tensor, *context: Tensor) -> Tensor:
+        """The output, like w (n, *event_shape), at times (n,), floating."""
+        time = time.long() if self.discrete else time
         w = w.to(next((p.dtype for p in self.network.parameters()), w.dtype))
         if self.call is None:
             output = self.network(w, time, *context)
@@ -132,6 +123,7 @@ class ImportedDenoiser(Denoiser):
     """
 
     network: TimedNetwork
+    schedule: NoiseSchedule
     shift: Tensor
 
     def __init__(
@@ -162,19 +154,11 @@ class ImportedDenoiser(Denoiser):
             raise ValueError(f"scale is {scale}, expected a positive number")
         if not isinstance(network, TimedNetwork):
             network = TimedNetwork(
-                network,
-                schedule,
-                scale,
-                call=call,
-                context_size=context_size,
-                learned_variance=learned_variance,
+                network, call=call, context_size=context_size, learned_variance=learned_variance
             )
-        elif network.schedule is not schedule or network.scale != scale:
-            raise ValueError(
-                "network is a TimedNetwork of another schedule or scale; give the network in it"
-            )
+        network.discrete = schedule.discrete
         super().__init__(network, data_mean, data_variance)
-        self.predicts, self.scale = predicts, float(scale)
+        self.schedule, self.predicts, self.scale = schedule, predicts, float(scale)
         shift = torch.as_tensor(shift, dtype=torch.float64)
         event = self.event_shape
         if event is not None and shift.dim() not in (0, len(event)):
@@ -224,11 +208,6 @@ class ImportedDenoiser(Denoiser):
         return denoiser.to(train_x.device)
 
     @property
-    def schedule(self) -> NoiseSchedule:
-        """The schedule that the network was trained for."""
-        return self.network.schedule
-
-    @property
     def ends(self) -> dict[str, float]:
         """``max_log_snr`` and ``min_log_snr`` of what the network knows: ``VPSDE(**ends)``."""
         return {"max_log_snr": self.trained_max.item(), "min_log_snr": self.trained_min.item()}
@@ -246,29 +225,34 @@ class ImportedDenoiser(Denoiser):
             )
         return super().given_context(context, knows_unknown=knows_unknown)
 
-    def inputs(self, z: Tensor, log_snr: Tensor) -> Tensor:
-        """The network's input w, like z."""
+    def x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
+        batch_dim, lam = self._values("z", z, log_snr)
+        self.check_log_snr(lam)
         with full_precision(z):
-            at = self.schedule.at(self.network.level(log_snr.to(z.dtype)))
-            alpha = with_event_dims(self.scale * at.alpha, z).to(z.dtype)
-            return alpha * (z - self.shift.to(z.dtype))
-
-    def read(self, z: Tensor, log_snr: Tensor, F: Tensor) -> Tensor:
+            at = self.schedule.at(lam.double() - 2 * math.log(self.scale))
+            dtype = torch.promote_types(z.dtype, torch.float)  # whole times are exact in it
+            centered = z.to(dtype) - self.shift.to(dtype)
+            w = with_event_dims(self.scale * at.alpha, z).to(dtype) * centered
+        F = self.call_network(w, at.time, batch_dim)
         with full_precision(z):
-            shift = self.shift.to(z.dtype)
-            at = self.schedule.at(self.network.level(log_snr.to(z.dtype)))
-            alpha, sigma, alpha_rate, sigma_rate = (
-                with_event_dims(value, z).to(z.dtype) for value in at[1:]
+            skip, out = (
+                c if isinstance(c, float) else with_event_dims(c, z).to(dtype)
+                for c in self._coefficients(at)
             )
-            x = self.scale * (z - shift)  # α x̂ = w - σ ε̂, divided by α
-            if self.predicts == "noise":
-                x = x - sigma / alpha * F
-            elif self.predicts == "score":
-                x = x + sigma**2 / alpha * F
-            elif self.predicts == "data":
-                x = F
-            elif self.predicts == "v":
-                x = (alpha**2 * x - sigma * F) / (alpha**2 + sigma**2)
-            else:
-                x = (sigma_rate * alpha * x - sigma * F) / (sigma_rate * alpha - alpha_rate * sigma)
-            return x / self.scale + shift
+            return (skip * centered + out * F + self.shift.to(dtype)).to(z.dtype)
+
+    def _coefficients(self, at: SchedulePoint) -> tuple[Tensor | float, Tensor | float]:
+        """c and d of x̂ - shift = c (z - shift) + d F, with F the network's output: numbers, or
+        float64 of the shape of the log SNRs."""
+        alpha, sigma, scale = at.alpha, at.sigma, self.scale
+        if self.predicts == "data":
+            return 0.0, 1 / scale
+        if self.predicts == "noise":  # α x̂ = w - σ ε̂, divided by α
+            return 1.0, -sigma / (alpha * scale)
+        if self.predicts == "score":
+            return 1.0, sigma**2 / (alpha * scale)
+        if self.predicts == "v":
+            square = alpha**2 + sigma**2
+            return alpha**2 / square, -sigma / (square * scale)
+        slope = at.sigma_rate * alpha - at.alpha_rate * sigma
+        return at.sigma_rate * alpha / slope, -sigma / (slope * scale)

@@ -24,7 +24,7 @@ Function = Callable[[Tensor], Tensor]
 class SchedulePoint(NamedTuple):
     """A schedule at log SNRs of any shape: the network's time, α and σ, and their rates.
 
-    All are float64 and of the shape of the log SNRs; a discrete time is int64.
+    All are float64 and of the shape of the log SNRs; a discrete time is a whole number.
     """
 
     time: Tensor
@@ -102,25 +102,38 @@ class NoiseSchedule(Restorable, ExactBuffers):
                 "monotone in log SNR"
             )
         self.discrete = discrete
-        norm = torch.hypot(alpha, sigma)
-        for name, column in (
-            ("log_snr", log_snr),
-            ("time", time),
-            ("norm", norm),
-            ("alpha", alpha),
-            ("sigma", sigma),
-            ("alpha_rate", rates[0]),
-            ("sigma_rate", rates[1]),
-        ):
-            self.register_buffer(name, column.contiguous())
+        self.register_buffer("log_snr", log_snr.contiguous())
+        # one tensor, of which all is looked up at once
+        table = torch.stack([time.double(), *rates, torch.hypot(alpha, sigma), alpha, sigma])
+        self.register_buffer("table", table)
 
     log_snr: Tensor
-    time: Tensor
-    norm: Tensor
-    alpha: Tensor
-    sigma: Tensor
-    alpha_rate: Tensor
-    sigma_rate: Tensor
+    table: Tensor
+
+    @property
+    def time(self) -> Tensor:
+        """What the network is given as its time, (n,) float64, by rising log SNR."""
+        return self.table[0]
+
+    @property
+    def alpha_rate(self) -> Tensor:
+        """dα/dt, (n,); NaN where it is unknown."""
+        return self.table[1]
+
+    @property
+    def sigma_rate(self) -> Tensor:
+        """dσ/dt, (n,); NaN where it is unknown."""
+        return self.table[2]
+
+    @property
+    def alpha(self) -> Tensor:
+        """α, (n,)."""
+        return self.table[4]
+
+    @property
+    def sigma(self) -> Tensor:
+        """σ, (n,)."""
+        return self.table[5]
 
     @classmethod
     def from_functions(
@@ -211,19 +224,17 @@ class NoiseSchedule(Restorable, ExactBuffers):
 
     def at(self, log_snr: Tensor) -> SchedulePoint:
         """The schedule at log SNRs of any shape, float64. Nothing waits for the host."""
-        table = self.log_snr
-        i = torch.searchsorted(table, log_snr.contiguous()).clamp(1, len(table) - 1)
-        low, high = table[i - 1], table[i]
+        i = torch.searchsorted(self.log_snr, log_snr.contiguous()).clamp(1, len(self.log_snr) - 1)
+        low, high = self.log_snr[i - 1], self.log_snr[i]
         if self.discrete:
             i = torch.where(log_snr - low < high - log_snr, i - 1, i)
-            columns = (self.time, self.alpha, self.sigma, self.alpha_rate, self.sigma_rate)
-            return SchedulePoint(*(column[i] for column in columns))
-        fraction = ((log_snr - low) / (high - low)).clamp(0, 1)
-        time, norm, alpha_rate, sigma_rate = (
-            torch.lerp(column[i - 1], column[i], fraction)
-            for column in (self.time, self.norm, self.alpha_rate, self.sigma_rate)
-        )
-        alpha, sigma = (norm * (sign * log_snr).sigmoid().sqrt() for sign in (1, -1))
+            time, alpha_rate, sigma_rate, _, alpha, sigma = self.table[:, i]
+        else:
+            fraction = ((log_snr - low) / (high - low)).clamp(0, 1)
+            time, alpha_rate, sigma_rate, norm = torch.lerp(
+                self.table[:4, i - 1], self.table[:4, i], fraction
+            )
+            alpha, sigma = (norm * (sign * log_snr).sigmoid().sqrt() for sign in (1, -1))
         return SchedulePoint(time, alpha, sigma, alpha_rate, sigma_rate)
 
 
