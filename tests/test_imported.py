@@ -502,7 +502,7 @@ def wrong(name: str, truth: Prediction, **said: Any) -> str | None:
 @pytest.mark.parametrize("said", get_args(Prediction))
 def test_a_wrong_prediction_is_named(said: Prediction) -> None:
     for predicts in get_args(Prediction):
-        found = wrong("cosine", predicts, predicts=said)
+        found = wrong("vp", predicts, predicts=said)
         assert found == (None if said == predicts else f"predicts={predicts!r}")
 
 

@@ -8,6 +8,7 @@ from pyro_mdm.imported.checking import ImportCheck, check_import
 from pyro_mdm.imported.denoiser import ImportedDenoiser, Prediction, TimedNetwork
 from pyro_mdm.imported.doors import (
     EDMPreconditioned,
+    Labelled,
     MeanOf,
     TimeFirst,
     from_azula,
@@ -17,12 +18,14 @@ from pyro_mdm.imported.doors import (
     from_velocity,
 )
 from pyro_mdm.imported.exporting import SigmaDenoiser, to_azula
+from pyro_mdm.imported.pipelines import from_pipeline, to_pipeline
 from pyro_mdm.imported.schedules import NoiseSchedule, SchedulePoint
 
 __all__ = [
     "EDMPreconditioned",
     "ImportCheck",
     "ImportedDenoiser",
+    "Labelled",
     "MeanOf",
     "NoiseSchedule",
     "Prediction",
@@ -34,7 +37,9 @@ __all__ = [
     "from_azula",
     "from_denoising_diffusion",
     "from_diffusers",
+    "from_pipeline",
     "from_sigma_denoiser",
     "from_velocity",
     "to_azula",
+    "to_pipeline",
 ]

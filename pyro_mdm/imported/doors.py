@@ -17,6 +17,7 @@ from pyro_mdm.support.settings import Restorable
 
 __all__ = [
     "EDMPreconditioned",
+    "Labelled",
     "MeanOf",
     "TimeFirst",
     "from_azula",
@@ -90,8 +91,10 @@ def from_diffusers(
     kept = getattr(scheduler, "alphas_cumprod", None)
     if kept is not None:
         predicts = _prediction(said)
-        alpha, sigma = kept.double().sqrt().cpu(), (1 - kept.double()).sqrt().cpu()
-        numbers = torch.arange(len(kept))
+        kept = kept.double().cpu()
+        falls = torch.cat([kept[:1] > 0, kept[1:] < kept.cummin(0).values[:-1]])
+        numbers, kept = falls.nonzero()[:, 0], kept[falls]  # near 1, float32 has ties
+        alpha, sigma = kept.sqrt(), (1 - kept).sqrt()
         schedule = NoiseSchedule(numbers, alpha, sigma, discrete=not interpolated)
         return ImportedDenoiser.fit(model, train_x, schedule, predicts, **options)
     if hasattr(config, "sigma_data") and _is_of_edm(scheduler):
@@ -245,6 +248,30 @@ class TimeFirst(Restorable, nn.Module):
     def forward(self, w: Tensor, time: Tensor, *context: Tensor) -> Any:
         """What the network returns for w and the time."""
         return self.network(time, w, *context)
+
+
+class Labelled(Restorable, nn.Module):
+    """A network of classes, that is called with labels: for ``context_size`` of their number.
+
+    Args:
+        network: the network, called with w, the time and labels (n,), whole numbers.
+        unknown: the label of data whose class is not known, whose context is all zeros; None: the
+            network always knows it.
+        argument: the name of the argument.
+    """
+
+    def __init__(
+        self, network: nn.Module, unknown: int | None = None, argument: str = "class_labels"
+    ) -> None:
+        super().__init__()
+        self.network, self.unknown, self.argument = network, unknown, argument
+
+    def forward(self, w: Tensor, time: Tensor, context: Tensor) -> Any:
+        """What the network returns for w, the time and contexts (n, classes)."""
+        labels = context.argmax(1)
+        if self.unknown is not None:
+            labels = torch.where(context.any(1), labels, self.unknown)
+        return self.network(w, time, **{self.argument: labels})
 
 
 class MeanOf(Restorable, nn.Module):

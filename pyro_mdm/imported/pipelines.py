@@ -1,0 +1,178 @@
+"""Pipelines of ``diffusers``, in memory or in folders, as denoisers; and models as pipelines."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from pyro_mdm.diffusions.matrices import with_event_dims
+from pyro_mdm.imported.denoiser import ImportedDenoiser
+from pyro_mdm.imported.doors import Labelled, from_diffusers
+from pyro_mdm.imported.exporting import SigmaDenoiser
+from pyro_mdm.model import DiffusionModel
+from pyro_mdm.support.checks import describe
+
+__all__ = ["Pipeline", "from_pipeline", "to_pipeline"]
+
+NETWORKS = ("unet", "transformer")
+"""Names of a pipeline's network."""
+AUTOENCODERS = ("vae", "vqvae", "vqgan", "movq")
+"""Names of an autoencoder, whose latents the network sees."""
+
+
+class Pipeline(Protocol):
+    """A ``DiffusionPipeline`` of ``diffusers``."""
+
+    components: dict[str, Any]
+
+
+def from_pipeline(
+    pipeline: Pipeline | Path | str,
+    train_x: Tensor,
+    *,
+    latents: bool = False,
+    **options: Any,
+) -> ImportedDenoiser:
+    """A denoiser by the network and the scheduler of a pipeline of ``diffusers``.
+
+    A network of classes gets a context of one number for each class: give the model
+    ``context=Labels(n)``. One with twice the channels has a learned variance, which is left alone.
+    Networks that are given texts need ``call``.
+
+    Args:
+        pipeline: the pipeline, or the folder of one, of safetensors; nothing is downloaded, and no
+            code of the folder is run.
+        train_x: data (N, *event_shape), for the baseline, as the network sees them: pixels from -1
+            to 1, or give ``shift`` and ``scale``.
+        latents: whether ``train_x`` are latents of the pipeline's autoencoder. The likelihood is
+            that of latents alone.
+        options: options of :func:`from_diffusers`.
+
+    Raises:
+        ImportError: a folder, and ``diffusers`` is not installed.
+        FileNotFoundError: no folder of a pipeline.
+        ValueError: a pipeline without a network that is known, or with an autoencoder.
+    """
+    if isinstance(pipeline, Path | str):
+        pipeline = _opened(Path(pipeline))
+    parts = pipeline.components
+    network = next((parts[name] for name in NETWORKS if parts.get(name) is not None), None)
+    if network is None or parts.get("scheduler") is None:
+        raise ValueError(
+            f"{describe(pipeline)} has {', '.join(parts)}, expected a scheduler and one of "
+            f"{', '.join(NETWORKS)}; take its network, and see from_diffusers"
+        )
+    autoencoder = next((name for name in AUTOENCODERS if parts.get(name) is not None), None)
+    if autoencoder is not None and not latents:
+        raise ValueError(
+            f"the network of {describe(pipeline)} sees latents of its {autoencoder}, so that its "
+            "likelihood is that of latents alone, not of images; encode the data, and give them "
+            "with latents=True"
+        )
+    return from_diffusers(_read(network, options), parts["scheduler"], train_x, **options)
+
+
+def _opened(folder: Path) -> Pipeline:
+    if not (folder / "model_index.json").exists():
+        raise FileNotFoundError(
+            f"{folder} has no model_index.json, expected a folder that a pipeline of diffusers "
+            "wrote by save_pretrained"
+        )
+    from diffusers import DiffusionPipeline
+
+    opened = DiffusionPipeline.from_pretrained(
+        str(folder), local_files_only=True, use_safetensors=True
+    )
+    return cast(Pipeline, opened)
+
+
+def _read(network: nn.Module, options: dict[str, Any]) -> nn.Module:
+    """The network as it is called, with what its configuration says put among the options."""
+    config: Any = network.config
+    channels = getattr(config, "in_channels", None)
+    if channels is not None and getattr(config, "out_channels", None) == 2 * channels:
+        options.setdefault("learned_variance", True)
+    is_dit = getattr(config, "norm_type", None) == "ada_norm_zero"  # has a label for none
+    classes = getattr(config, "num_embeds_ada_norm" if is_dit else "num_class_embeds", None)
+    if classes and "call" not in options:
+        options.setdefault("context_size", classes)
+        network = Labelled(network, unknown=classes if is_dit else None)
+    return network
+
+
+def to_pipeline(
+    model: DiffusionModel, low: float = -1.0, high: float = 1.0, *, steps: int = 1000
+) -> Any:
+    """A model of images as a ``DDIMPipeline`` of ``diffusers``, for its schedulers and guidance.
+
+    Its noise levels are evenly spaced in log SNR between the ends of the model's diffusion. Other
+    schedulers are made from the configuration of this one, as in ``DPMSolverMultistepScheduler
+    .from_config(pipeline.scheduler.config)``.
+
+    Args:
+        model: as for :class:`SigmaDenoiser`, of data (C, H, W).
+        low, high: values of x that are black and white; pipelines have -1 and 1.
+        steps: the number of times of the scheduler.
+
+    Raises:
+        TypeError: a score that is no denoiser of z.
+        ValueError: data of another shape, an interval without a length.
+        ImportError: diffusers is not installed (``pip install diffusers``).
+    """
+    from diffusers import ConfigMixin, DDIMPipeline, DDIMScheduler, ModelMixin
+    from diffusers.configuration_utils import register_to_config
+
+    denoise, shape = SigmaDenoiser(model), model.event_shape
+    if shape is None or len(shape) != 3:
+        raise ValueError(
+            f"the model's event_shape is {shape and tuple(shape)}, expected images, (C, H, W)"
+        )
+    if not low < high:
+        raise ValueError(f"low is {low} and high {high}, expected low < high")
+    scale = 2 / (high - low)
+    diffusion = model.diffusion
+    low_snr, high_snr = (e.item() for e in (diffusion.terminal_log_snr, diffusion.start_log_snr))
+    level = torch.linspace(high_snr, low_snr, steps, dtype=torch.float64)
+    kept = (level - 2 * math.log(scale)).sigmoid()
+    betas = 1 - kept / torch.cat([kept.new_ones(1), kept[:-1]])
+    scheduler: Any = DDIMScheduler(
+        num_train_timesteps=steps,
+        trained_betas=betas.tolist(),
+        clip_sample=False,
+        timestep_spacing="trailing",
+    )
+
+    class ModelNetwork(ModelMixin, ConfigMixin):
+        @register_to_config
+        def __init__(self, sample_size: tuple[int, int], in_channels: int) -> None:
+            super().__init__()
+            self.denoise = denoise
+            kept = scheduler.alphas_cumprod.double()
+            self.register_buffer("kept", kept.to(denoise.denoiser.data_mean.device))
+
+        def forward(self, sample: Tensor, timestep: Tensor | int, **_: Any) -> Any:
+            time = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
+            kept = self.kept[time]
+            alpha = with_event_dims(kept.sqrt(), sample).to(sample.dtype)
+            sigma = with_event_dims((1 - kept).sqrt(), sample).to(sample.dtype)
+            z = (sample / alpha + 1) / scale + low
+            log_snr = kept.logit() + 2 * math.log(scale)  # of a table in float32
+            x = self.denoise(z, (-log_snr.clamp(low_snr, high_snr) / 2).exp())
+            return _Output((sample - alpha * ((x - low) * scale - 1)) / sigma)
+
+    return DDIMPipeline(unet=ModelNetwork(tuple(shape[1:]), shape[0]), scheduler=scheduler)
+
+
+class _Output(tuple[Tensor]):
+    """What networks of ``diffusers`` return, the predicted noise."""
+
+    def __new__(cls, sample: Tensor) -> _Output:
+        return super().__new__(cls, (sample,))
+
+    @property
+    def sample(self) -> Tensor:
+        return self[0]
