@@ -166,7 +166,14 @@ def _fit(
     lead = fabric.is_global_zero
     writer = _open_books(fabric, run, trainee, progress, checkpoint) if lead else None
     session = Session(run, trainee, writer, progress)
-    if progress.unmeasured or (programs.problem.keeps_best and progress.step == 0):
+    if settings.steps == 0:
+        session.close_range()
+        session.save(unmeasured=True)
+    if (
+        settings.steps == 0
+        or progress.unmeasured
+        or (programs.problem.keeps_best and progress.step == 0)
+    ):
         session.measure()
     with ExitStack() as stack:
         if writer is not None:

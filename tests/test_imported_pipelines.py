@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -138,6 +139,18 @@ def test_latents_are_data_if_they_are_said_to_be() -> None:
     parts = {"unet": unet(), "scheduler": diffusers.DDPMScheduler(), "vae": nn.Identity()}
     denoiser = from_pipeline(SimpleNamespace(components=parts), data(), latents=True)
     assert denoiser.event_shape == SHAPE
+
+
+def test_of_a_folder_only_the_network_is_opened(tmp_path: Path) -> None:
+    pipeline = diffusers.DDPMPipeline(unet(), diffusers.DDPMScheduler())
+    pipeline.save_pretrained(tmp_path)
+    index = tmp_path / "model_index.json"
+    named = json.loads(index.read_text())
+    index.write_text(json.dumps(named | {"text_encoder": ["transformers", "CLIPTextModel"]}))
+    assert from_pipeline(tmp_path, data()).event_shape == SHAPE
+    index.write_text(json.dumps(named | {"unet": ["mine", "Network"]}))
+    with pytest.raises(ValueError, match="is a Network of mine, expected a class of diffusers"):
+        from_pipeline(tmp_path, data())
 
 
 def test_a_folder_without_a_pipeline_is_named(tmp_path: Path) -> None:

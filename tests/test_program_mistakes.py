@@ -288,7 +288,7 @@ REFUSED: dict[str, str] = {
     f"{POINTS} --batch_size 81": "is 81, expected at most the 80 training",
     f"{POINTS} --optimizer muon": "--optimizer is muon, .* has none; use adam",
     f"{POINTS} --micro_batches 3": "expected a multiple of 3",
-    f"{POINTS} --steps 0": "--steps is 0, expected a positive number",
+    f"{POINTS} --steps -1": "--steps is -1, expected a positive number, or 0 for a network",
     f"{POINTS} --warmup -1": "--warmup is -1, expected 0 or more",
     f"{POINTS} --learning_rate 0": "--learning_rate is 0.0, expected",
     f"{POINTS} --diffusion_learning_rate -0.1": "--diffusion_learning_rate is -0.1, expected a",

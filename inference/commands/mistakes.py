@@ -22,7 +22,7 @@ FEWEST = 8
 """The fewest data of a part whose bound has an error bar."""
 
 POSITIVE = (
-    *("steps", "batch_size", "micro_batches", "learning_rate", "log_every", "measure_every"),
+    *("batch_size", "micro_batches", "learning_rate", "log_every", "measure_every"),
     *("clip", "checkpoint_every", "draws", "num_samples", "sampler_steps", "patience"),
 )
 
@@ -47,6 +47,11 @@ def check_training(settings: Decided, programs: Programs, processes: int) -> Non
 
 def _check_numbers(settings: Decided, processes: int) -> None:
     check_positive(**{name: getattr(settings, name) for name in POSITIVE})
+    if settings.steps < 0:
+        raise ValueError(
+            f"--steps is {settings.steps}, expected a positive number, or 0 for a network that is "
+            "left as it is"
+        )
     if settings.warmup < 0:
         raise ValueError(f"--warmup is {settings.warmup}, expected 0 or more")
     if not settings.diffusion_learning_rate >= 0:

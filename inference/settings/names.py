@@ -2,7 +2,8 @@
 
 A name is one of the lists here or the class that it stands for (``malda`` or ``MALDA``),
 ``module:Name`` for something importable, or ``file.py:Name`` for something in a file of your own. A
-new built-in is one line in its list. Other code is run if :mod:`inference.trust` allows it.
+score may be a folder too, of a pipeline of diffusers, which has no code. A new built-in is one line
+in its list. Other code is run if :mod:`inference.trust` allows it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from inference import trust
+from inference.scores.pipeline import PipelineScore, is_pipeline
 from inference.simulators.linear_gaussian import LINEAR_GAUSSIAN
 from inference.simulators.two_moons import TWO_MOONS
 from models import MODELS
@@ -115,6 +117,8 @@ def find(option: str, name: str) -> Any:
         UntrustedCodeError: see :func:`inference.trust.check`.
     """
     objects = {"columns": {}, **NAMED, **ASKED}[option]
+    if option == "score" and is_pipeline(name):
+        return PipelineScore(Path(name))
     if (builtin := _builtin(objects, name)) in objects:
         return objects[builtin]
     if option == "guide" and name.startswith("run:"):
@@ -251,11 +255,13 @@ def _file_of(spec: ModuleSpec) -> tuple[Path | None, bytes]:
 
 
 def canonical_name(option: str, name: str) -> str:
-    """A name as config files have it: ``file.py:Name`` with the file's full path, ``malda`` for
-    ``MALDA``, and others unchanged."""
+    """A name as config files have it: ``file.py:Name`` and folders with their full paths, ``malda``
+    for ``MALDA``, and others unchanged."""
     place, _, attribute = name.rpartition(":")
     if place.endswith(".py"):
         return f"{Path(place).resolve()}:{attribute}"
+    if option == "score" and is_pipeline(name):
+        return str(Path(name).resolve())
     return _builtin((NAMED | ASKED)[option], name)
 
 
@@ -269,7 +275,11 @@ def _builtin(objects: Mapping[str, Any], name: str) -> str:
 def own_names(settings: Mapping[str, Any]) -> list[str]:
     """The names in settings that are not built in."""
     named = {option: str(settings.get(option)) for option in NAMED}
-    files = [name for option, name in named.items() if ":" in name and name not in NAMED[option]]
+    files = [
+        name
+        for option, name in named.items()
+        if ":" in name and name not in NAMED[option] and not is_pipeline(name)
+    ]
     return files + kinds_named(settings.get("columns"))
 
 

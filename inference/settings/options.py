@@ -181,8 +181,8 @@ class Optimization:
     """The optimization.
 
     Args:
-        steps: number of training steps; by default the data set's. With --resume it is the number
-            in all, with the steps already taken.
+        steps: number of training steps; by default the data set's. 0 leaves the network as it is.
+            With --resume it is the number in all, with the steps already taken.
         batch_size: number of data per step, over all processes; by default the data set's, or that
             of all training data if they are fewer.
         optimizer: optimizer: adam; or muon, which is Muon for the convolutions inside a U-Net, with

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -58,36 +59,52 @@ def from_pipeline(
         ValueError: a pipeline without a network that is known, or with an autoencoder.
     """
     if isinstance(pipeline, Path | str):
-        pipeline = _opened(Path(pipeline))
-    parts = pipeline.components
-    network = next((parts[name] for name in NETWORKS if parts.get(name) is not None), None)
+        name, parts = f"the pipeline in {pipeline}", _parts(Path(pipeline))
+    else:
+        name, parts = describe(pipeline), pipeline.components
+    network = next((parts[place] for place in NETWORKS if parts.get(place) is not None), None)
     if network is None or parts.get("scheduler") is None:
         raise ValueError(
-            f"{describe(pipeline)} has {', '.join(parts)}, expected a scheduler and one of "
+            f"{name} has {', '.join(parts)}, expected a scheduler and one of "
             f"{', '.join(NETWORKS)}; take its network, and see from_diffusers"
         )
-    autoencoder = next((name for name in AUTOENCODERS if parts.get(name) is not None), None)
+    autoencoder = next((place for place in AUTOENCODERS if parts.get(place) is not None), None)
     if autoencoder is not None and not latents:
         raise ValueError(
-            f"the network of {describe(pipeline)} sees latents of its {autoencoder}, so that its "
-            "likelihood is that of latents alone, not of images; encode the data, and give them "
-            "with latents=True"
+            f"the network of {name} sees latents of its {autoencoder}, so that its likelihood is "
+            "that of latents alone, not of images; encode the data, and give them with latents=True"
         )
     return from_diffusers(_read(network, options), parts["scheduler"], train_x, **options)
 
 
-def _opened(folder: Path) -> Pipeline:
-    if not (folder / "model_index.json").exists():
+def _parts(folder: Path) -> dict[str, Any]:
+    """The network and the scheduler of a pipeline in a folder, and the names of the rest."""
+    index = folder / "model_index.json"
+    if not index.exists():
         raise FileNotFoundError(
             f"{folder} has no model_index.json, expected a folder that a pipeline of diffusers "
             "wrote by save_pretrained"
         )
-    from diffusers import DiffusionPipeline
+    import diffusers
 
-    opened = DiffusionPipeline.from_pretrained(
-        str(folder), local_files_only=True, use_safetensors=True
-    )
-    return cast(Pipeline, opened)
+    classes = {
+        place: kind
+        for place, kind in json.loads(index.read_text("utf-8")).items()
+        if isinstance(kind, list) and kind[1] is not None
+    }
+    parts: dict[str, Any] = dict(classes)
+    for place in {*NETWORKS, "scheduler"} & classes.keys():
+        package, kind = classes[place]
+        if package != "diffusers":
+            raise ValueError(
+                f"the {place} in {folder} is a {kind} of {package}, expected a class of diffusers; "
+                "open it yourself, and see from_diffusers"
+            )
+        options: dict[str, Any] = {"local_files_only": True}
+        if place != "scheduler":
+            options |= {"use_safetensors": True, "low_cpu_mem_usage": False}
+        parts[place] = getattr(diffusers, kind).from_pretrained(folder / place, **options)
+    return parts
 
 
 def _read(network: nn.Module, options: dict[str, Any]) -> nn.Module:
