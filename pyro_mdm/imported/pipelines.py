@@ -138,7 +138,7 @@ def to_pipeline(
     Raises:
         TypeError: a score that is no denoiser of z.
         ValueError: data of another shape, an interval without a length.
-        ImportError: diffusers is not installed (``pip install diffusers``).
+        ImportError: diffusers is not installed (``pip install "pyro-mdm[diffusers]"``).
     """
     from diffusers import ConfigMixin, DDIMPipeline, DDIMScheduler, ModelMixin
     from diffusers.configuration_utils import register_to_config
