@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypedDict, TypeVar
 import torch
 from torch import Tensor
 
-from inference.folders.output import Row
+from inference.folders.output import Row, rows_of
 from inference.settings.plan import Programs
 from models.base import SCORES, Assembly, Part
 from models.files import spread
@@ -264,7 +264,7 @@ def by_datum(
     if probabilities is not None:
         by_class = probabilities.unbind(-1)
         columns |= {f"probability_{name(c)}": column.tolist() for c, column in enumerate(by_class)}
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return rows_of(columns)
 
 
 def nats_by_row(bound: RunBound, columns: int) -> str:
