@@ -398,7 +398,6 @@ INTERFACE = {
     ("inference/compare.py", "compare", "part"),
     ("inference/folders/loading.py", "load_weights", "part"),
     ("inference/training/report.py", "draw_calibration", "part"),
-    ("inference/restore.py", "told", "own"),
     ("inference/folders/runs.py", "Run.log", "part"),
     ("inference/folders/runs.py", "Run.record", "part"),
     ("pyro_mdm/contexts.py", "GivenContext.drop", "told"),
