@@ -198,10 +198,11 @@ class Opened(NamedTuple):
         """Remarks on the other diffusion."""
         return [] if self.reused is None else self.reused.notes
 
-    @property
-    def all_programs(self) -> list[Programs]:
-        """The programs, and the trained ones if they differ."""
-        return [self.programs, *([] if self.reused is None else [self.reused.own])]
+    def put_on(self, device: torch.device, autocast: torch.dtype | None) -> None:
+        """Put the models on a device, with networks of this precision (None: their own)."""
+        for programs in (self.programs, *([] if self.reused is None else [self.reused.own])):
+            programs.model.to(device)
+            programs.model.score_function.autocast_dtype = autocast
 
 
 def open_run(run: Path | None, reused: Path | None, other: Another) -> Opened:

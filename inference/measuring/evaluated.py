@@ -1,0 +1,230 @@
+"""Evaluations of a run: the bound on its test data, by term and by datum, or on rows of a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from inference.drawing.completion import PIECE
+from inference.drawing.pieces import read_pieces, text_columns
+from inference.folders.checkpoints import write_atomically
+from inference.folders.output import csv_bytes, png
+from inference.measuring.bounds import (
+    Calls,
+    RunBound,
+    bound_of,
+    by_datum,
+    estimated,
+    in_model_space,
+    measure,
+    nats_by_row,
+    path_gap,
+    some,
+    step_bias,
+    told_nothing,
+)
+from inference.measuring.calibration import table_calibration
+from inference.measuring.reuse import Opened, against_own
+from inference.measuring.weights import Method, Weighing, print_weighted
+from inference.settings.plan import Programs
+from models import DataError, Tabular
+from models.base import Part
+from models.kinds import kind_of
+from pyro_mdm import bits_per_dim
+from pyro_mdm.conditioning.classification import ClassPosterior, class_posterior
+from pyro_mdm.contexts import Labels
+from pyro_mdm.evaluation.estimates import Z95, Estimate
+from pyro_mdm.support.measured import Measured
+from pyro_mdm.tables.columns import Column
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class EvaluatedRun(NamedTuple):
+    """A run, and the test data that it is evaluated on.
+
+    Attributes:
+        lead: whether this process prints and writes.
+    """
+
+    opened: Opened
+    data: Part
+    seed: int
+    calls: Calls
+    lead: bool
+
+    @property
+    def programs(self) -> Programs:
+        return self.opened.programs
+
+    @property
+    def context_in_words(self) -> str:
+        """What data are given."""
+        return "label" if isinstance(self.programs.problem.context, Labels) else "context"
+
+    def _say(self, text: str) -> None:
+        if self.lead:
+            print(text)
+
+    def calibrate(self, out: Path) -> None:
+        """Write a picture of the calibration of the rows of a table, and print it in words."""
+        problem, model, _ = self.programs
+        if not isinstance(problem, Tabular):
+            raise ValueError("--calibration is for runs of --model tabular; leave it out")
+        rows = self.data.data
+        measured = table_calibration(problem, model, rows, seed=self.seed, progress=True)
+        write_atomically(out, png(measured.figure()))
+        print(f"entries of {len(rows)} test rows, given about half of the others in their row:")
+        print(measured)
+        print(f"calibration by column: {out}")
+
+    def by_weights(self, method: Method, weighing: Weighing) -> None:
+        """Print likelihoods by other methods than the bound, and the bound beside all of them."""
+        if self.calls["distributed"]:
+            raise ValueError(f"--method {method} runs in one process; start it without torchrun")
+        for note in self.opened.notes:
+            print(note)
+        is_conditional = self.programs.problem.context is not None
+        given = f", each given its {self.context_in_words}" if is_conditional else ""
+        opened, number = self.opened, len(self.data)
+        print(f"{opened.folder}: step {opened.checkpoint.step}, {number} test data{given}")
+        if method == "all":
+            print(f"elbo: {measure(self.programs, self.data, seed=self.seed, **self.calls)}")
+        print_weighted(self.programs, self.data, method, weighing)
+
+    def by_bound(self, half_width: float | None, *, classify: bool, out: Path | None) -> None:
+        """Measure the bound and print it; ``out``: a file for that of each datum."""
+        opened, data, seed, calls, _ = self
+        programs, problem = self.programs, self.programs.problem
+        most = "" if half_width is None else "at most "
+        number = f"{most}{calls['draws']} draws of noise for each"
+        step = opened.checkpoint.step
+        self._say(f"{opened.folder}: step {step}, {len(data)} test data, {number}")
+        probabilities = None
+        if classify:
+            said, classified = self._classes()
+            probabilities = classified.log_probs.exp()
+            self._say(said)
+        if (nothing := told_nothing(programs, data)) is not None:
+            without = measure(programs, nothing, seed=seed, half_width=half_width, **calls)
+            self._say(f"of x alone, without its {self.context_in_words}: {without}")
+        if opened.reused is None:
+            estimate, log_det = estimated(programs, data, seed=seed, half_width=half_width, **calls)
+            bound = bound_of(estimate, log_det, problem.dequantized_levels)
+        else:
+            pair = against_own(opened.reused, data, seed=seed, half_width=half_width, **calls)
+            estimate, log_det, bound = pair.estimate, pair.log_det, pair.new
+            self._say("\n".join([*opened.notes, pair.table]))
+        if not self.lead:
+            return
+        if out is not None:
+            self._write(out, estimate, log_det, probabilities)
+        for note in self._notes(bound, half_width):
+            print(note)
+        print(bound)
+
+    def _write(
+        self, out: Path, estimate: Estimate, log_det: Tensor, probabilities: Tensor | None
+    ) -> None:
+        problem, data = self.programs.problem, self.data
+        labels = data.context if isinstance(problem.context, Labels) else None
+        numbers = some(problem.numbers("test"), len(data))
+        levels, names = problem.dequantized_levels, problem.class_names
+        rows = by_datum(estimate, log_det, levels, numbers, labels, probabilities, names)
+        write_atomically(out, csv_bytes(rows))
+        print(f"the bound of each datum: {out}")
+
+    def _notes(self, bound: RunBound, half_width: float | None) -> list[str]:
+        """Remarks on a bound, printed before it."""
+        (problem, model, _), data, seed = self.programs, self.data, self.seed
+        kind, notes = kind_of(model.diffusion), []
+        if kind.simulated:
+            draws = self.calls["draws"]
+            notes.append(str(step_bias(self.programs, data, draws=draws, seed=seed)))
+        if kind.simulated and bound.probe_error:
+            error = bound.probe_error
+            notes.append(f"Hutchinson's probes: {error:.4f} bits/dim of the next (nan for one)")
+        if kind.path_gap:
+            notes.append(path_gap(self.programs, data, seed=seed))
+        error = bound.monte_carlo_error
+        notes.append(f"Monte Carlo error {error:.4f} bits/dim (part of the ± below)")
+        if half_width is not None:
+            word = "reached" if Z95 * error <= half_width else "NOT reached"
+            asked = f"± {half_width:g} bits/dim at 95%, as far as noise goes"
+            notes.append(f"{asked}, is {word}: ± {Z95 * error:.4f}")
+        if isinstance(problem, Tabular):
+            notes.append(nats_by_row(bound, model.num_dims))
+        if problem.context is not None:
+            notes.append(f"of x given its {self.context_in_words}:")
+        return notes
+
+    def _classes(self) -> tuple[str, ClassPosterior]:
+        """The accuracy of Bayes' rule from the bounds given each class, in words, and the
+        posterior; data without labels are a ValueError."""
+        problem, model, guide = self.programs
+        if not isinstance(problem.context, Labels):
+            raise ValueError(
+                "--classify needs the bounds of data given each class; use a run with --condition "
+                "labels, or leave it out"
+            )
+        x, log_det = in_model_space(self.programs, self.data, self.seed)
+        train, labels = problem.part("train").context, self.data.context
+        assert train is not None and labels is not None
+        counts = train.bincount(minlength=problem.context.num_classes).double()
+        prior = counts / counts.sum()
+        posterior = class_posterior(model, guide, x, prior=prior, seed=self.seed, **self.calls)
+        right, loss = posterior.accuracy(labels), posterior.log_loss(labels)
+        d, levels = posterior.num_dims, problem.dequantized_levels
+        bits = bits_per_dim(posterior.mixture, d, log_det=log_det, num_levels=levels)
+        mixture = Measured.of(bits)
+        noise = posterior.mixture_gap / (d * math.log(2))
+        said = (
+            f"classes by Bayes' rule from the bounds, {posterior.network_calls:,} network calls: "
+            f"accuracy {right.mean:.3f} ± {right.standard_error:.3f}, log loss {loss.mean:.3f} ± "
+            f"{loss.standard_error:.3f} nats, expected calibration error "
+            f"{posterior.calibration_error(labels):.3f}\n"
+            f"of the mixture of classes: bits/dim {mixture.mean:.3f} ± "
+            f"{math.hypot(mixture.standard_error, noise):.3f}"
+        )
+        return said, posterior
+
+
+def print_rows(
+    data: str,
+    columns: Sequence[Column],
+    out: Path | None,
+    measure_rows: Callable[[pd.DataFrame, int], pd.DataFrame],
+) -> None:
+    """Measure the bound on rows of a new table, and print its mean.
+
+    Args:
+        data: the table, as for :func:`~inference.drawing.pieces.read_pieces`.
+        columns: columns of the run.
+        out: .csv file for the bound of each row.
+        measure_rows: function of some rows and of their number among the pieces of the table, which
+            returns the columns log_prob and standard_error, in nats.
+
+    Raises:
+        DataError: a table without rows, or one that cannot be read.
+    """
+    import pandas as pd
+
+    pieces = [
+        measure_rows(rows.table, k)
+        for k, rows in enumerate(read_pieces(data, PIECE, text_columns(columns)))
+    ]
+    if not pieces:
+        raise DataError(f"--data {data} has no row, expected one at least")
+    rows = pd.concat(pieces)
+    if out is not None:
+        numbered = rows.reset_index(drop=True)
+        write_atomically(out, numbered.to_csv(index_label="row").encode())
+        print(f"the bound of each row: {out}")
+    values = torch.tensor(rows["log_prob"].tolist())
+    print(f"log p of the entries of a row: at least {Measured.of(values)} nats")
