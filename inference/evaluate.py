@@ -15,7 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from inference.commands.cli import command_line
-from inference.commands.evaluating import check_evaluation
+from inference.commands.mistakes import check_evaluation
 from inference.machine.processes import SinglePrecision, autocast_dtype, start
 from inference.measuring.bounds import Calls, some
 from inference.measuring.evaluated import EvaluatedRun, print_rows

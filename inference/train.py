@@ -32,7 +32,7 @@ from inference.measuring.bounds import RunBound
 from inference.settings.options import GROUPS, Decided, Options, check_null
 from inference.settings.plan import Programs, build
 from inference.settings.problems import check_split, with_split
-from inference.training.opening import check_alike, opened
+from inference.training.session import check_alike, fit, opened
 from models import DataError, Tabular
 from pyro_mdm.paths.divergence import warn_of_prior
 from pyro_mdm.support.progress import is_hidden
@@ -53,8 +53,6 @@ def train(
         options: other options by name; ``run`` or ``resume`` is the folder, and ``data`` may be a
             DataFrame, which the run keeps.
     """
-    from inference.training.session import fit  # loads matplotlib
-
     given = Options(model=model, guide=guide, score=score, **options)
     if given.resume is not None:
         return _resume(given, given.resume)
@@ -108,8 +106,6 @@ def _say(settings: Decided, programs: Programs, threads: Threads) -> None:
 
 def _resume(given: Options, folder: Path) -> RunBound:
     """Go on with a run by its own settings, or to another number of steps."""
-    from inference.training.session import fit  # loads matplotlib
-
     allowed = ("resume", "threads", "steps")
     if others := [f"--{name}" for name in given.given if name not in allowed]:
         raise RunError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,21 +13,9 @@ from torch import Tensor
 from inference.drawing.completion import PIECE
 from inference.drawing.pieces import read_pieces, text_columns
 from inference.folders.checkpoints import write_atomically
-from inference.folders.output import csv_bytes, png
-from inference.measuring.bounds import (
-    Calls,
-    RunBound,
-    bound_of,
-    by_datum,
-    estimated,
-    in_model_space,
-    measure,
-    nats_by_row,
-    path_gap,
-    some,
-    step_bias,
-    told_nothing,
-)
+from inference.folders.output import csv_bytes, png, rows_of
+from inference.measuring import bounds
+from inference.measuring.bounds import Calls, RunBound
 from inference.measuring.calibration import table_calibration
 from inference.measuring.reuse import Opened, against_own
 from inference.measuring.weights import Method, Weighing, print_weighted
@@ -95,7 +83,7 @@ class EvaluatedRun(NamedTuple):
         opened, number = self.opened, len(self.data)
         print(f"{opened.folder}: step {opened.checkpoint.step}, {number} test data{given}")
         if method == "all":
-            print(f"elbo: {measure(self.programs, self.data, seed=self.seed, **self.calls)}")
+            print(f"elbo: {bounds.measure(self.programs, self.data, seed=self.seed, **self.calls)}")
         print_weighted(self.programs, self.data, method, weighing)
 
     def by_bound(self, half_width: float | None, *, classify: bool, out: Path | None) -> None:
@@ -111,12 +99,14 @@ class EvaluatedRun(NamedTuple):
             said, classified = self._classes()
             probabilities = classified.log_probs.exp()
             self._say(said)
-        if (nothing := told_nothing(programs, data)) is not None:
-            without = measure(programs, nothing, seed=seed, half_width=half_width, **calls)
+        if (nothing := bounds.told_nothing(programs, data)) is not None:
+            without = bounds.measure(programs, nothing, seed=seed, half_width=half_width, **calls)
             self._say(f"of x alone, without its {self.context_in_words}: {without}")
         if opened.reused is None:
-            estimate, log_det = estimated(programs, data, seed=seed, half_width=half_width, **calls)
-            bound = bound_of(estimate, log_det, problem.dequantized_levels)
+            estimate, log_det = bounds.estimated(
+                programs, data, seed=seed, half_width=half_width, **calls
+            )
+            bound = bounds.bound_of(estimate, log_det, problem.dequantized_levels)
         else:
             pair = against_own(opened.reused, data, seed=seed, half_width=half_width, **calls)
             estimate, log_det, bound = pair.estimate, pair.log_det, pair.new
@@ -124,21 +114,40 @@ class EvaluatedRun(NamedTuple):
         if not self.lead:
             return
         if out is not None:
-            self._write(out, estimate, log_det, probabilities)
+            rows = rows_of(self._by_datum(estimate, log_det, probabilities))
+            write_atomically(out, csv_bytes(rows))
+            print(f"the bound of each datum: {out}")
         for note in self._notes(bound, half_width):
             print(note)
         print(bound)
 
-    def _write(
-        self, out: Path, estimate: Estimate, log_det: Tensor, probabilities: Tensor | None
-    ) -> None:
-        problem, data = self.programs.problem, self.data
-        labels = data.context if isinstance(problem.context, Labels) else None
-        numbers = some(problem.numbers("test"), len(data))
-        levels, names = problem.dequantized_levels, problem.class_names
-        rows = by_datum(estimate, log_det, levels, numbers, labels, probabilities, names)
-        write_atomically(out, csv_bytes(rows))
-        print(f"the bound of each datum: {out}")
+    def _by_datum(
+        self, estimate: Estimate, log_det: Tensor, probabilities: Tensor | None
+    ) -> dict[str, list[Any]]:
+        """The bound on each datum in bits/dim with its Monte Carlo error, as columns.
+
+        Both are empty for a datum that was never drawn.
+        """
+        problem, d = self.programs.problem, estimate.num_dims
+        classes, levels = problem.class_names, problem.dequantized_levels
+        name: Callable[[int], int | str] = int if classes is None else classes.__getitem__
+        bits = bits_per_dim(
+            estimate.per_datum, d, log_det=log_det.double().cpu(), num_levels=levels
+        )
+        columns: dict[str, list[Any]] = {}
+        columns["row"] = bounds.some(problem.numbers("test"), len(self.data)).tolist()
+        if isinstance(problem.context, Labels) and self.data.context is not None:
+            labels = self.data.context.tolist()
+            columns["label"] = ["" if label < 0 else name(label) for label in labels]
+        never = estimate.halves.isnan().all(0)  # drawn: the value is the baseline's prediction
+        bits = bits.masked_fill(never.to(bits.device), math.nan)
+        error = estimate.per_datum_error / (d * math.log(2))
+        for suffix, values in {"": bits, "_standard_error": error}.items():
+            cells = ["" if math.isnan(value) else value for value in values.tolist()]
+            columns[f"bits_per_dim{suffix}"] = cells
+        for c, column in enumerate([] if probabilities is None else probabilities.unbind(-1)):
+            columns[f"probability_{name(c)}"] = column.tolist()
+        return columns
 
     def _notes(self, bound: RunBound, half_width: float | None) -> list[str]:
         """Remarks on a bound, printed before it."""
@@ -146,12 +155,12 @@ class EvaluatedRun(NamedTuple):
         kind, notes = kind_of(model.diffusion), []
         if kind.simulated:
             draws = self.calls["draws"]
-            notes.append(str(step_bias(self.programs, data, draws=draws, seed=seed)))
+            notes.append(str(bounds.step_bias(self.programs, data, draws=draws, seed=seed)))
         if kind.simulated and bound.probe_error:
             error = bound.probe_error
             notes.append(f"Hutchinson's probes: {error:.4f} bits/dim of the next (nan for one)")
         if kind.path_gap:
-            notes.append(path_gap(self.programs, data, seed=seed))
+            notes.append(bounds.path_gap(self.programs, data, seed=seed))
         error = bound.monte_carlo_error
         notes.append(f"Monte Carlo error {error:.4f} bits/dim (part of the ± below)")
         if half_width is not None:
@@ -159,7 +168,8 @@ class EvaluatedRun(NamedTuple):
             asked = f"± {half_width:g} bits/dim at 95%, as far as noise goes"
             notes.append(f"{asked}, is {word}: ± {Z95 * error:.4f}")
         if isinstance(problem, Tabular):
-            notes.append(nats_by_row(bound, model.num_dims))
+            value, error = (model.num_dims * math.log(2) * number for number in bound.bits_per_dim)
+            notes.append(f"log p of the entries of a row: at least {-value:.3f} ± {error:.3f} nats")
         if problem.context is not None:
             notes.append(f"of x given its {self.context_in_words}:")
         return notes
@@ -173,7 +183,7 @@ class EvaluatedRun(NamedTuple):
                 "--classify needs the bounds of data given each class; use a run with --condition "
                 "labels, or leave it out"
             )
-        x, log_det = in_model_space(self.programs, self.data, self.seed)
+        x, log_det = bounds.in_model_space(self.programs, self.data, self.seed)
         train, labels = problem.part("train").context, self.data.context
         assert train is not None and labels is not None
         counts = train.bincount(minlength=problem.context.num_classes).double()

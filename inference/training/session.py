@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+import platform
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import astuple
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from inference import trust
-from inference.folders.checkpoints import Checkpoint
+from inference.folders.checkpoints import Checkpoint, explain_full_disk
+from inference.folders.fingerprints import differences, fingerprint_of
 from inference.folders.records import sealed
 from inference.folders.runs import Run, RunError
 from inference.machine.environment import Threads
@@ -23,8 +25,7 @@ from inference.measuring.bounds import RunBound
 from inference.settings import names
 from inference.settings.options import Decided
 from inference.settings.plan import Programs
-from inference.training import recipe, report
-from inference.training.opening import check_data
+from inference.training import recipe
 from inference.training.trainee import RunProgress, Step, Trainee
 from pyro_mdm.diffusions.base import UnreachableError
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
@@ -34,6 +35,7 @@ from pyro_mdm.support.progress import progress_bar
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+    from torch.utils.tensorboard import SummaryWriter
 
 LATE = 0.75
 """The fraction of all steps after which a bound may stop falling without a note."""
@@ -49,9 +51,11 @@ def fit(
     """Train a run from its checkpoint, or of a resumed run without one from its start, to its end;
     None: it is new."""
     trainee = Trainee(fabric, programs, settings)
-    check_data(fabric, run, programs, checkpoint.step if checkpoint else 0)
+    lead, prints = fabric.is_global_zero, fingerprint_of(programs.problem)
+    check_alike(fabric, run, (checkpoint.step if checkpoint else 0, prints))
+    if lead:
+        run.check_data(prints, programs.problem.facts)
     progress = trainee.load(run, checkpoint) if checkpoint and checkpoint.step else RunProgress()
-    lead = fabric.is_global_zero
     writer = _open_books(fabric, run, trainee, progress, checkpoint) if lead else None
     session = Session(run, trainee, writer, progress)
     if progress.unmeasured or (programs.problem.keeps_best and progress.step == 0):
@@ -95,8 +99,10 @@ class Session:
     def __init__(
         self, run: Run, trainee: Trainee, writer: SummaryWriter | None, progress: RunProgress
     ) -> None:
+        from inference.training import report  # loads matplotlib
+
         self.run, self.trainee, self.writer, self.done = run, trainee, writer, progress.step
-        self.settings, self.fabric = trainee.settings, trainee.fabric
+        self.settings, self.fabric, self.report = trainee.settings, trainee.fabric, report
         self.window = recipe.LossWindow(*progress.window)
         self._began = time.monotonic() - progress.seconds
 
@@ -136,7 +142,7 @@ class Session:
         if self.writer is not None:
             row = {"learning_rate": taken.rate, "gradient_norm": taken.norm}
             row |= {"seconds": self.seconds}
-            report.objective(self.run, self.writer, mean, error, row, self.done)
+            self.report.objective(self.run, self.writer, mean, error, row, self.done)
         with_error = f" ± {error:.3f}" if math.isfinite(error) else ""  # of one step it has none
         return f"{mean:.3f}{with_error} bits/dim"
 
@@ -144,7 +150,7 @@ class Session:
         """Measure the bound."""
         trainee, several = self.trainee, self.fabric.world_size > 1
         averaged, model = trainee.averaged, trainee.programs.model
-        report.at_step(self.run, self.writer, averaged, model, self.done, distributed=several)
+        self.report.at_step(self.run, self.writer, averaged, model, self.done, distributed=several)
         if trainee.programs.problem.keeps_best:
             lead = self.fabric.is_global_zero
             if self.fabric.broadcast(lead and _best_step(self.run) == self.done):
@@ -177,7 +183,7 @@ class Session:
             self.run.keep_length()
             if self.writer is not None and changes and changes[-1][0] == self.done:
                 programs = self.trainee.programs
-                report.at_more_steps(self.run, self.writer, programs, self.done)
+                self.report.at_more_steps(self.run, self.writer, programs, self.done)
             if self.trainee.filling is not None and changes and self.done <= changes[-1][0]:
                 self.trainee.filling.values = None  # of a part of the training as it was before
         if self.done < self.settings.steps and not over:
@@ -205,10 +211,41 @@ class Session:
             self.close_range()
             self.save(unmeasured=False)
         several, averaged = self.fabric.world_size > 1, self.trainee.averaged
-        return report.at_end(self.run, self.writer, averaged, self.done, keep, distributed=several)
+        return self.report.at_end(
+            self.run, self.writer, averaged, self.done, keep, distributed=several
+        )
 
 
 # -- start and errors ------------------------------------------------------------------------------
+
+
+@contextmanager
+def opened(fabric: Fabric, make: Callable[[], Run]) -> Iterator[Run]:
+    """The run that the first process makes or resumes; the others open it for reading.
+
+    One that is interrupted says how to go on.
+    """
+    run = make() if fabric.is_global_zero else None
+    folder = fabric.broadcast(str(run.folder) if run is not None else "")
+    run = run if run is not None else Run.open(Path(folder))
+    try:
+        with run, explain_full_disk(run.folder / "tensorboard", 0):
+            yield run
+    except (KeyboardInterrupt, Stopped):
+        if run.is_writable:
+            print(f"go on with python -m inference.train --resume {run.folder}", flush=True)
+        raise
+
+
+def check_alike(fabric: Fabric, run: Run, mine: tuple[int, dict[str, Any]]) -> None:
+    """Raise unless all processes begin at the step and with the data of the first one."""
+    theirs = fabric.broadcast(mine)
+    if mine[0] != theirs[0] or differences(theirs[1], mine[1]):
+        raise RunError(
+            f"process {fabric.global_rank} on {platform.node()} would begin {run.folder} at step "
+            f"{mine[0]} with data {mine[1]}, the first process at step {theirs[0]} with data "
+            f"{theirs[1]}; all must see the same files"
+        )
 
 
 def _open_books(
@@ -219,6 +256,10 @@ def _open_books(
     checkpoint: Checkpoint | None,
 ) -> SummaryWriter:
     """Write the start to the run folder and TensorBoard."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    from inference.training import report
+
     settings, world = trainee.settings, fabric.world_size
     trust.remember(names.own_names(run.config))
     run.keep_sources(names.source_files(run.config))
