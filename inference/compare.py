@@ -23,15 +23,9 @@ from inference.folders.checkpoints import write_atomically
 from inference.folders.output import csv_bytes, png
 from inference.folders.runs import RunError
 from inference.machine.processes import start
+from inference.measuring import compare_tables
 from inference.measuring.bounds import baseline
 from inference.measuring.compare_figure import comparison_figure
-from inference.measuring.compare_tables import (
-    DIFFERENCE_COLUMNS,
-    Tables,
-    on_contexts,
-    report,
-    tables,
-)
 from inference.measuring.compared_runs import open_runs, put_on, shared_data, short_names
 from models.base import ImageProblem
 from pyro_mdm import evaluation
@@ -101,22 +95,22 @@ def compare(
     kind = "images" if isinstance(problem, ImageProblem) else "data"
     dequantized = "" if data.levels is None else " (dequantized)"
     what = f"{len(data.x)} {part} {kind} of {problem.name}{dequantized}"
-    numbers = tables(entries, comparison, data.log_det, data.levels)
-    print(report(numbers, comparison, f"{what}, seed {seed}", draws))
-    if note := on_contexts(entries):
+    numbers = compare_tables.tables(entries, comparison, data.log_det, data.levels)
+    print(compare_tables.report(numbers, comparison, f"{what}, seed {seed}", draws))
+    if note := compare_tables.on_contexts(entries):
         print(note)
     _write(out, numbers, what)
     print(f"{out}: {', '.join(FILES)}")
     return comparison
 
 
-def _write(out: Path, numbers: Tables, title: str) -> None:
+def _write(out: Path, numbers: compare_tables.Tables, title: str) -> None:
     """Write the files of a comparison; the picture comes last, since drawing may fail."""
     out.mkdir(parents=True, exist_ok=True)
     bounds, differences, by_log_snr = numbers
     contents = (
         csv_bytes(bounds, list(bounds[0])),
-        csv_bytes(differences, DIFFERENCE_COLUMNS),
+        csv_bytes(differences, compare_tables.DIFFERENCE_COLUMNS),
         csv_bytes(by_log_snr, list(by_log_snr[0])),
     )
     for name, content in zip(FILES[:-1], contents, strict=True):

@@ -16,11 +16,10 @@ from pathlib import Path
 
 from inference.commands.cli import command_line
 from inference.commands.mistakes import check_evaluation
-from inference.machine.processes import SinglePrecision, autocast_dtype, start
+from inference.machine.processes import DTYPES, SinglePrecision, start
 from inference.measuring.bounds import Calls, some
-from inference.measuring.evaluated import EvaluatedRun, print_rows
+from inference.measuring.evaluated import EvaluatedRun, Method, print_rows, weights
 from inference.measuring.reuse import Another, open_run
-from inference.measuring.weights import Method, Weighing, weights
 from inference.table import Table
 
 __all__ = ["evaluate", "weights"]
@@ -113,7 +112,7 @@ def evaluate(
         return
     fabric = start(accelerator, precision)
     opened = open_run(run, reuse, Another(guide, max_log_snr, min_log_snr))
-    opened.put_on(fabric.device, autocast_dtype(precision))
+    opened.put_on(fabric.device, DTYPES[precision])
     lead, several = fabric.is_global_zero, fabric.world_size > 1
     calls = Calls(draws=draws, batch_size=batch_size, progress=lead, distributed=several)
     test = opened.programs.problem.part("test")
@@ -124,8 +123,7 @@ def evaluate(
     if method == "elbo":
         evaluated.by_bound(half_width, classify=classify, out=out)
     else:
-        weighing = Weighing(samples=samples, times=times, probes=probes, rtol=rtol, seed=seed)
-        evaluated.by_weights(method, weighing)
+        evaluated.by_weights(method, samples, times, probes, rtol)
 
 
 if __name__ == "__main__":

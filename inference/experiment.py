@@ -19,6 +19,7 @@ are in :mod:`inference.measuring.experiment_tables`.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -29,14 +30,7 @@ from inference.compare import compare
 from inference.folders.locks import is_written
 from inference.folders.runs import RUNS, RunError
 from inference.measuring.experiment_summary import markdown, summarize
-from inference.measuring.experiment_tables import (
-    FIXED,
-    STARTS,
-    TABLES,
-    Cell,
-    PaperData,
-    paper,
-)
+from inference.measuring.experiment_tables import FIXED, STARTS, TABLES, Cell, PaperData, paper
 from inference.training.workers import train_all
 
 __all__ = ["TABLES", "Cell", "experiment", "is_written", "train_all"]
@@ -90,27 +84,23 @@ def experiment(
         _check_some("scores", scores, chosen.scores)
         chosen = replace(chosen, scores=tuple(scores))
     if guides is not None:
-        there = {
-            name: options
-            for score in chosen.scores
-            for name, options in chosen.guides_of(score).items()
-        }
+        there = dict(chosen.guides)
+        for score in chosen.scores:
+            there |= chosen.guides_of(score)
         _check_some("guides", guides, tuple(there))
         chosen = replace(chosen, guides={name: there[name] for name in guides}, further={})
     folder = root / (f"paper-{model}" if table == "paper" else table)
     train_all(list(chosen.cells()), folder, workers)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(str(folder / ".summary.lock")):  # of several machines one compares, others read
+        calls = partial(compare, half_width=half_width, draws=draws, num_data=num_data)
         rows = summarize(
             folder,
             {score: list(chosen.guides_of(score)) for score in chosen.scores},
             range(chosen.seeds),
-            compare=compare,
-            starts=STARTS,
-            fixed=[name for name in FIXED if name in chosen.guides] if table == "paper" else (),
-            half_width=half_width,
-            draws=draws,
-            num_data=num_data,
+            partial(calls, overwrite=True),
+            STARTS,
+            [name for name in FIXED if name in chosen.guides] if table == "paper" else (),
         )
     print(markdown(rows))
     if table == "paper":

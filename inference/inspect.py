@@ -10,7 +10,6 @@ What is printed is defined in :mod:`inference.measuring.inspection`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -20,8 +19,8 @@ import torch
 from inference.commands.cli import check_positive, command_line
 from inference.folders.checkpoints import write_atomically
 from inference.folders.output import check_out, png
-from inference.measuring.inspected import inspected_diffusion, use_of_auxiliaries
-from inference.measuring.inspection import look, table
+from inference.measuring import inspection
+from inference.measuring.inspection import look
 from inference.measuring.inspection_figure import inspection_figure as figure
 from inference.settings.names import slug
 from inference.settings.options import DataOptions, Guide, StationaryVariance
@@ -85,7 +84,12 @@ def inspect(
             "or add learned to the guides"
         )
     if draws is not None:
-        _check_draws(draws, names)
+        check_positive(draws=draws)
+        if others := [name for name in names if not name.startswith("run:")]:
+            raise ValueError(
+                f"--draws is {draws}, and {', '.join(others)} has no network to measure; leave it "
+                "out, or name runs alone: --guide run:FOLDER"
+            )
     slugs = map(slug, (model, *names))
     out = out if out is not None else Path(f"inspect-{'-'.join(slugs)}.png")
     check_out(out, (".png",), overwrite=overwrite)
@@ -94,29 +98,19 @@ def inspect(
     )
     problem = build_problem(with_split(data_options))
     x = problem.to_model_space(problem.test, torch.Generator().manual_seed(0)).double()
-    diffusions = [inspected_diffusion(replace(asked, guide=name), problem) for name in names]
+    diffusions = [
+        inspection.inspected_diffusion(replace(asked, guide=name), problem) for name in names
+    ]
     seen = [look(name, diffusion, x) for name, diffusion in zip(names, diffusions, strict=True)]
-    inspected = zip(names, diffusions, seen, strict=True)
-    drawn = {name: diffusion for name, diffusion, inspection in inspected if not inspection.errors}
+    drawn = {n: diffusions[i] for i, n in enumerate(names) if not seen[i].errors}
     print(f"{model}: {len(x)} test data, {x[0].numel()} dims, mean square {x.square().mean():.3g}")
-    print(table(seen))
+    print(inspection.table(seen))
     if draws is not None:
         for name in names:
-            print(use_of_auxiliaries(name, draws))
+            print(inspection.use_of_auxiliaries(name, draws))
     if drawn:
         write_atomically(out, png(figure(list(drawn), list(drawn.values()), x)))
         print(out)
-
-
-def _check_draws(draws: int, names: Sequence[str]) -> None:
-    """Raises ValueError unless there are draws, and runs to measure."""
-    check_positive(draws=draws)
-    others = [name for name in names if not name.startswith("run:")]
-    if others:
-        raise ValueError(
-            f"--draws is {draws}, and {', '.join(others)} has no network to measure; leave it out, "
-            "or name runs alone: --guide run:FOLDER"
-        )
 
 
 if __name__ == "__main__":

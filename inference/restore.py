@@ -14,16 +14,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from inference.commands.cli import check_positive, command_line
+from inference.drawing import restoring
 from inference.drawing.demonstration import Restored, coverage, picture, psnr, restored, summary
 from inference.drawing.observations import TASKS, Task, how_measured, measured_files
-from inference.drawing.restoring import (
-    RestoreOptions,
-    check_for_files,
-    demonstrate,
-    images_of,
-    restore_files,
-    told,
-)
+from inference.drawing.restoring import told
 from inference.folders.loading import load_trained
 from inference.folders.output import check_out, default_out
 from inference.machine.processes import start
@@ -113,7 +107,7 @@ def restore(
             task = "deblur"
         noise = NOISE if noise is None else noise
     else:
-        check_for_files(noise, num_images)
+        restoring.check_for_files(noise, num_images)
     how = how_measured(task, mask, operator)
     files = None if data is None else measured_files(data)
     name = f"restored-{how.name}-{seed}" + (".png" if data is None else "")
@@ -121,15 +115,15 @@ def restore(
     check_out(out, (".png",) if data is None else (), overwrite=overwrite)
     programs = load_trained(run)[1]
     number = NUM_IMAGES if num_images is None else num_images
-    problem = images_of(run, programs.problem, number if data is None else 0)
+    problem = restoring.images_of(run, programs.problem, number if data is None else 0)
     assert noise is not None
     fabric = start(accelerator)
     programs.model.to(fabric.device)
-    options = RestoreOptions(noise, num_samples, seed, batch_size, sampler, steps)
+    options = restoring.RestoreOptions(noise, num_samples, seed, batch_size, sampler, steps)
     if files is None:
-        demonstrate(programs, problem, how, number, given, options, out)
+        restoring.demonstrate(programs, problem, how, number, given, options, out)
     else:
-        restore_files(programs, problem, how, files, given, options, out)
+        restoring.restore_files(programs, problem, how, files, given, options, out)
 
 
 if __name__ == "__main__":

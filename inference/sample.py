@@ -10,16 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from inference.commands.cli import check_positive, command_line
-from inference.drawing import pictures
+from inference.drawing import files, pictures
 from inference.drawing.completion import DRAW_STEPS, draws_given
-from inference.drawing.files import (
-    check_file,
-    draw_into,
-    given_values,
-    temporary_file,
-    write_animation,
-    write_drawn,
-)
 from inference.drawing.pieces import table_text
 from inference.drawing.sampling import Drawing, default_sampler, default_steps, make_sampler
 from inference.folders.checkpoints import write_atomically
@@ -107,9 +99,9 @@ def sample(
         parts += [slug(f"{word}-{value}") for word, value in asked.items() if value is not None]
         parts += ["pairs"] if pairs else []
         out = default_out(opened.folder, f"samples-{'-'.join(parts)}.png")
-    check_file(out, problem, num_samples, overwrite)
+    files.check_file(out, problem, num_samples, overwrite)
     if isinstance(given, str) and problem.class_names is None:
-        values = given_values(given, problem, out)
+        values = files.given_values(given, problem, out)
         model.to(start(accelerator).device)
         name = sampler or default_sampler(model)
         steps = DRAW_STEPS if steps is None and name == "exponential" else steps
@@ -130,12 +122,12 @@ def sample(
     options = Drawing(sampler=sampler, steps=steps, grid=grid, seed=seed, batch_size=batch_size)
     options |= Drawing(progress=fabric.is_global_zero, context=context, guidance=guidance)
     if out.suffix != ".gif":
-        with temporary_file(out, fabric) as partial:
-            draw_into(partial, fabric, model, num_samples, options)
-            if fabric.is_global_zero:
-                write_drawn(out, partial, problem, context, in_turn=given is None, pairs=pairs)
+        in_turn = given is None
+        files.write_samples(
+            out, fabric, opened.programs, num_samples, options, in_turn=in_turn, pairs=pairs
+        )
     elif fabric.is_global_zero:
-        write_animation(out, problem, model, num_samples, options)
+        files.write_animation(out, problem, model, num_samples, options)
     if fabric.is_global_zero:
         print(out)
 

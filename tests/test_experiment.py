@@ -229,7 +229,7 @@ def test_a_comparison_that_lacks_a_run_is_made_again(tmp_path: Path) -> None:
         made_up(tmp_path, {"a": [1.0], "b": [1.31], "c": [1.2]})
 
     for guides in (["a", "b"], ["a", "b", "c"], ["a", "c"]):
-        rows = summarize(tmp_path, {"s": guides}, [0], compare=compare, half_width=0.1, draws=1)
+        rows = summarize(tmp_path, {"s": guides}, [0], compare)
         assert [row["guide"] for row in rows] == guides
     assert compared == [["s-a-0", "s-b-0", "s-c-0"]]
 
@@ -243,7 +243,7 @@ def test_scores_may_have_guides_of_their_own(tmp_path: Path) -> None:
         with SummaryWriter(str(tmp_path / f"s-learned2-{seed}" / "tensorboard")) as writer:
             writer.add_scalar("Q/entry_01", 0.1, 0)
     guides = {"t": ["a", "b"], "s": ["a", "learned2", "b"]}
-    rows = summarize(tmp_path, guides, range(2), compare=pytest.fail, half_width=0.1, draws=1)
+    rows = summarize(tmp_path, guides, range(2), pytest.fail)
     named = [f"{row['score']} {row['guide']}" for row in rows]
     assert named == ["t a", "t b", "s a", "s learned2", "s b"]
     assert (tmp_path / "movement.png").exists()

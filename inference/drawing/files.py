@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.lib.format import open_memmap
-from torch import Tensor
 
 from inference.drawing import pictures
 from inference.drawing.pieces import csv_text, table_text, text_columns
@@ -20,6 +17,7 @@ from inference.drawing.sampling import Drawing, default_sampler, draw_batches, m
 from inference.drawing.trajectory import MOST, animation, trajectory
 from inference.folders.checkpoints import write_atomically
 from inference.folders.output import check_out, png
+from inference.settings.plan import Programs
 from models import Problem, Tabular
 from models.tabular import comma_separated
 from pyro_mdm import DiffusionModel, samplers
@@ -65,18 +63,47 @@ def given_values(given: str, problem: Problem, out: Path) -> dict[str, Any]:
     return row
 
 
-@contextmanager
-def temporary_file(out: Path, fabric: Fabric) -> Iterator[Path]:
-    """A temporary name beside ``out``, whose file is removed in the end."""
+def write_samples(
+    out: Path,
+    fabric: Fabric,
+    programs: Programs,
+    n: int,
+    options: Drawing,
+    *,
+    in_turn: bool,
+    pairs: bool,
+) -> None:
+    """Draw n samples into a file, in the memory of a batch for each process.
+
+    Args:
+        in_turn: whether each class has a column of the picture.
+        pairs: whether the picture has the columns of a table in pairs.
+    """
+    problem, model, _ = programs
     partial = out.with_name(fabric.broadcast(f".{out.name}.{os.getpid()}.part"))
     try:
-        yield partial
+        _draw_into(partial, fabric, model, n, options)
+        if not fabric.is_global_zero:
+            return
+        if out.suffix == ".npy":
+            partial.replace(out)
+            return
+        x = torch.from_numpy(np.load(partial))
+        if isinstance(problem, Tabular) and out.suffix == ".csv":
+            write_atomically(out, table_text(problem.to_table(x)).encode())
+        elif isinstance(problem, Tabular) and pairs:
+            from pyro_mdm.plots.tables import pairs_figure  # loads matplotlib
+
+            write_atomically(out, png(pairs_figure(*pictures.observed_and_drawn(problem, x))))
+        else:
+            width, context = pictures.columns(problem) if in_turn else None, options["context"]
+            write_atomically(out, png(pictures.picture(problem, x, columns=width, context=context)))
     finally:
         if fabric.is_global_zero:
             partial.unlink(missing_ok=True)
 
 
-def draw_into(file: Path, fabric: Fabric, model: DiffusionModel, n: int, options: Drawing) -> None:
+def _draw_into(file: Path, fabric: Fabric, model: DiffusionModel, n: int, options: Drawing) -> None:
     """Write n samples to a .npy file, in the memory of a batch for each process."""
     if fabric.is_global_zero:
         file.unlink(missing_ok=True)  # a link would be followed
@@ -92,26 +119,6 @@ def draw_into(file: Path, fabric: Fabric, model: DiffusionModel, n: int, options
         rows[first : first + len(x)] = x.numpy()
     rows.flush()
     fabric.barrier()
-
-
-def write_drawn(
-    out: Path, drawn: Path, problem: Problem, context: Tensor | None, *, in_turn: bool, pairs: bool
-) -> None:
-    """Turn a file of samples into the output; ``in_turn``: a column for each class."""
-    if out.suffix == ".npy":
-        drawn.replace(out)
-        return
-    x = torch.from_numpy(np.load(drawn))
-    if isinstance(problem, Tabular) and out.suffix == ".csv":
-        write_atomically(out, table_text(problem.to_table(x)).encode())
-        return
-    if isinstance(problem, Tabular) and pairs:
-        from pyro_mdm.plots.tables import pairs_figure  # loads matplotlib
-
-        write_atomically(out, png(pairs_figure(*pictures.observed_and_drawn(problem, x))))
-        return
-    width = pictures.columns(problem) if in_turn else None
-    write_atomically(out, png(pictures.picture(problem, x, columns=width, context=context)))
 
 
 def write_animation(

@@ -39,10 +39,7 @@ class RestoreOptions(NamedTuple):
 
 
 def told(
-    problem: Problem,
-    n: int,
-    given: Given | None,
-    labels: Tensor | None = None,
+    problem: Problem, n: int, given: Given | None, labels: Tensor | None = None
 ) -> tuple[Tensor | None, str | None]:
     """The contexts (n, …) of n images, and a sentence about them; None where there are none.
 

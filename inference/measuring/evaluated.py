@@ -1,11 +1,11 @@
-"""Evaluations of a run: the bound on its test data, by term and by datum, or on rows of a table."""
+"""Evaluations of a run on its test data, by the bound and by weights, or on rows of a table."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ from inference.measuring import bounds
 from inference.measuring.bounds import Calls, RunBound
 from inference.measuring.calibration import table_calibration
 from inference.measuring.reuse import Opened, against_own
-from inference.measuring.weights import Method, Weighing, print_weighted
 from inference.settings.plan import Programs
 from models import DataError, Tabular
 from models.base import Part
@@ -26,12 +25,23 @@ from models.kinds import kind_of
 from pyro_mdm import bits_per_dim
 from pyro_mdm.conditioning.classification import ClassPosterior, class_posterior
 from pyro_mdm.contexts import Labels
+from pyro_mdm.evaluation.comparison import log_likelihood
 from pyro_mdm.evaluation.estimates import Z95, Estimate
+from pyro_mdm.paths.flow import Solver
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.tables.columns import Column
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+Method = Literal["elbo", "importance", "flow", "all"]
+
+EXACT = 16
+"""The largest state, K·d, with an exact divergence of the flow by default."""
+
+RTOL = 1e-4
+"""The default tolerance of the flow's solver."""
 
 
 class EvaluatedRun(NamedTuple):
@@ -72,19 +82,47 @@ class EvaluatedRun(NamedTuple):
         print(measured)
         print(f"calibration by column: {out}")
 
-    def by_weights(self, method: Method, weighing: Weighing) -> None:
-        """Print likelihoods by other methods than the bound, and the bound beside all of them."""
-        if self.calls["distributed"]:
+    def by_weights(
+        self,
+        method: Method,
+        samples: int | None,
+        times: int | None,
+        probes: int | None,
+        rtol: float | None,
+    ) -> None:
+        """Print likelihoods by importance weights, by the flow, or by these and the bound.
+
+        Other arguments are options of the program; None is the method's default.
+        """
+        opened, data, seed, calls, _ = self
+        programs, model = self.programs, self.programs.model
+        if calls["distributed"]:
             raise ValueError(f"--method {method} runs in one process; start it without torchrun")
-        for note in self.opened.notes:
+        for note in opened.notes:
             print(note)
-        is_conditional = self.programs.problem.context is not None
+        is_conditional = programs.problem.context is not None
         given = f", each given its {self.context_in_words}" if is_conditional else ""
-        opened, number = self.opened, len(self.data)
-        print(f"{opened.folder}: step {opened.checkpoint.step}, {number} test data{given}")
+        print(f"{opened.folder}: step {opened.checkpoint.step}, {len(data)} test data{given}")
         if method == "all":
-            print(f"elbo: {bounds.measure(self.programs, self.data, seed=self.seed, **self.calls)}")
-        print_weighted(self.programs, self.data, method, weighing)
+            print(f"elbo: {bounds.measure(programs, data, seed=seed, **calls)}")
+        unserved = kind_of(model.diffusion).unserved if method == "all" else {}
+        if "importance" in unserved:
+            print(f"importance: none, as it needs {unserved['importance']}")
+        elif method in ("importance", "all"):
+            number = samples or 64
+            said = weights(programs, data, "importance", samples=number, seed=seed, times=times)
+            print(f"importance: {said}", flush=True)
+        if "flow" in unserved:
+            print(f"flow: none, as it needs {unserved['flow']}")
+        elif method in ("flow", "all"):
+            if probes is None:
+                states = model.diffusion.num_variables * math.prod(model.event_shape)
+                probes = 0 if states <= EXACT else 1
+            solver = Solver(rtol=rtol or RTOL, atol=rtol or RTOL, probes=probes)
+            single = samples is None or (method == "all" and probes > 0)
+            number = 1 if single or samples is None else samples
+            said = weights(programs, data, "flow", samples=number, seed=seed, solver=solver)
+            print(f"flow: {said}", flush=True)
 
     def by_bound(self, half_width: float | None, *, classify: bool, out: Path | None) -> None:
         """Measure the bound and print it; ``out``: a file for that of each datum."""
@@ -238,3 +276,34 @@ def print_rows(
         print(f"the bound of each row: {out}")
     values = torch.tensor(rows["log_prob"].tolist())
     print(f"log p of the entries of a row: at least {Measured.of(values)} nats")
+
+
+def weights(
+    programs: Programs,
+    data: Tensor | Part,
+    method: Literal["importance", "flow"],
+    *,
+    samples: int,
+    seed: int,
+    **options: int | Solver | None,
+) -> str:
+    """The likelihood of stored ``data`` by weights, in bits/dim, in words.
+
+    Args:
+        samples: weights per datum.
+        seed: the seed of the noise.
+        options: options of :func:`~pyro_mdm.evaluation.importance_weighted` or
+            :func:`~pyro_mdm.evaluation.probability_flow`.
+    """
+    problem, model, guide = bounds.of_data(programs, data)
+    x, log_det = bounds.in_model_space(programs, data, seed)
+    given = {"samples": samples, "seed": seed} | options
+    weighted = log_likelihood(model, guide, x, method=method, progress=True, **given)
+    value, error = bounds.in_bits(weighted, log_det, problem.dequantized_levels)
+    single = weighted.bound.mean - weighted.mean  # nats, of one weight less all
+    gain = -single / (weighted.num_dims * math.log(2))
+    words = f"{weighted.weights_in_words}; {gain:.3f} bits/dim below one weight; "
+    note = words if samples > 1 else ""
+    calls = f"{weighted.network_calls} network calls for each datum"
+    with_error = f" ± {error:.3f}" if math.isfinite(error) else ""
+    return f"bits/dim {value:.3f}{with_error} ({note}{calls})"

@@ -52,11 +52,7 @@ class Reused(NamedTuple):
 
 
 def reuse(
-    folder: Path,
-    guide: str,
-    *,
-    max_log_snr: float | None = None,
-    min_log_snr: float | None = None,
+    folder: Path, guide: str, *, max_log_snr: float | None = None, min_log_snr: float | None = None
 ) -> Reused:
     """The trained denoiser of a run over another diffusion, without training.
 

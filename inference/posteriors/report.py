@@ -14,16 +14,8 @@ from torch import Tensor
 from inference.folders.output import aligned
 from inference.posteriors.observations import is_incomplete
 from inference.simulators import Simulator
-from pyro_mdm.posteriors import (
-    AmortizedPosterior,
-    Calibration,
-    Coverage,
-    ImportanceWeights,
-    calibrate,
-    calibrate_at,
-    log_prior,
-    simulate,
-)
+from pyro_mdm import posteriors
+from pyro_mdm.posteriors import AmortizedPosterior, Calibration
 from pyro_mdm.posteriors.dependence import is_computed
 from pyro_mdm.posteriors.reading import sites_of
 from pyro_mdm.support.measured import Measured
@@ -53,9 +45,11 @@ class PosteriorReport(NamedTuple):
     def checks(self, scored: int, calibration: int) -> tuple[dict[str, Tensor], str]:
         """New simulations by site, (scored, …), and the scores and ranks on them, in words."""
         learned, (program, *_, vectorized), seed = self
-        truth = simulate(program, scored, seed=seed + 1, vectorized=vectorized, progress=True)
+        truth = posteriors.simulate(
+            program, scored, seed=seed + 1, vectorized=vectorized, progress=True
+        )
         density = learned.log_prob(truth, truth, seed=seed, progress=True)
-        ranks = calibrate(
+        ranks = posteriors.calibrate(
             learned, program, calibration, DRAWS,
             seed=seed + 2, vectorized=vectorized, progress=True,
         )  # fmt: skip
@@ -74,7 +68,7 @@ class PosteriorReport(NamedTuple):
             ]
         baselines: list[tuple[str, str, str, Tensor]] = []
         try:
-            prior = log_prior(simulator.program, simulator.latent, truth)
+            prior = posteriors.log_prior(simulator.program, simulator.latent, truth)
         except ValueError as error:
             notes.append(f"the prior's score is not known: {error}")
         else:
@@ -93,10 +87,7 @@ class PosteriorReport(NamedTuple):
         better = []
         for name, title, whose, density in baselines:
             gain = Measured.of(value - density)
-            rows += [
-                [title, str(Measured.of(density))],
-                [f"ours less {whose}, paired", str(gain)],
-            ]
+            rows += [[title, str(Measured.of(density))], [f"ours less {whose}, paired", str(gain)]]
             better += [name] if gain.mean < -2 * gain.standard_error else []
         if better:
             notes.append(
@@ -144,7 +135,7 @@ class PosteriorReport(NamedTuple):
                 importance = Importance(conditioned, guide, num_samples=WEIGHTS).run()
             except NotImplementedError as error:
                 return f"{unknown}: a law of the program has no density ({error})"
-            weights = ImportanceWeights.of(importance)
+            weights = posteriors.ImportanceWeights.of(importance)
         said = (
             f"the evidence log p(x): {weights.log_evidence} nats, by {WEIGHTS:,} weights that "
             f"count as {weights.effective:,.0f} draws"
@@ -158,7 +149,7 @@ class PosteriorReport(NamedTuple):
         learned, simulator, seed = self
         nearest = max(1, near // NEAR)
         observation = {name: one[name] for name in simulator.observed}
-        local = calibrate_at(
+        local = posteriors.calibrate_at(
             learned, simulator.program, observation, near, nearest, DRAWS,
             vectorized=simulator.vectorized, seed=seed + 3, progress=True,
         )  # fmt: skip
@@ -197,7 +188,7 @@ def uniformity(drawn: Calibration) -> str:
 
 def central_intervals(drawn: Calibration) -> str:
     """How often central intervals hold the truth, in words."""
-    held, words = Coverage.of(drawn), []
+    held, words = posteriors.Coverage.of(drawn), []
     for level in (0.5, 0.9):
         every = torch.cat([share.reshape(-1) for share in held.by_site(level).values()])
         shares = " ".join(f"{share:.0%}" for share in every.tolist())

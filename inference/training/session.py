@@ -249,11 +249,7 @@ def check_alike(fabric: Fabric, run: Run, mine: tuple[int, dict[str, Any]]) -> N
 
 
 def _open_books(
-    fabric: Fabric,
-    run: Run,
-    trainee: Trainee,
-    progress: RunProgress,
-    checkpoint: Checkpoint | None,
+    fabric: Fabric, run: Run, trainee: Trainee, progress: RunProgress, checkpoint: Checkpoint | None
 ) -> SummaryWriter:
     """Write the start to the run folder and TensorBoard."""
     from torch.utils.tensorboard import SummaryWriter
