@@ -34,7 +34,6 @@ from pyro_mdm.tables.columns import Column
 if TYPE_CHECKING:
     import pandas as pd
 
-
 Method = Literal["elbo", "importance", "flow", "all"]
 
 EXACT = 16
@@ -172,8 +171,8 @@ class EvaluatedRun(NamedTuple):
         bits = bits_per_dim(
             estimate.per_datum, d, log_det=log_det.double().cpu(), num_levels=levels
         )
-        columns: dict[str, list[Any]] = {}
-        columns["row"] = bounds.some(problem.numbers("test"), len(self.data)).tolist()
+        numbers = bounds.some(problem.numbers("test"), len(self.data))
+        columns: dict[str, list[Any]] = {"row": numbers.tolist()}
         if isinstance(problem.context, Labels) and self.data.context is not None:
             labels = self.data.context.tolist()
             columns["label"] = ["" if label < 0 else name(label) for label in labels]
