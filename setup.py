@@ -22,6 +22,7 @@ programs = [
     *plots,
     "PyYAML>=6.0",
     "filelock>=3.20.1",
+    "joblib>=1.2",
     "jsonargparse[signatures]>=4.30",
     "lightning-fabric>=2.4",
     "pillow>=10.0",

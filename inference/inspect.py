@@ -10,128 +10,23 @@ What is printed is defined in :mod:`inference.measuring.inspection`.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import Literal
 
 import torch
-from torch import Tensor
 
 from inference.commands.cli import check_positive, command_line
 from inference.folders.checkpoints import write_atomically
-from inference.folders.loading import load_trained
 from inference.folders.output import check_out, png
-from inference.measuring.inspection import (
-    FORMING,
-    MIXED,
-    look,
-    prior_kl_curve,
-    table,
-    time_of_clock,
-)
-from inference.settings.diffusion import (
-    LEARNED_MIN_LOG_SNR,
-    build_diffusion,
-    check_ends,
-    give_learned_end,
-)
+from inference.measuring import inspection
+from inference.measuring.inspection import look
+from inference.measuring.inspection_figure import inspection_figure as figure
 from inference.settings.names import slug
 from inference.settings.options import DataOptions, Guide, StationaryVariance
 from inference.settings.problems import build_problem, with_split
-from models import Problem
-from models.kinds import kind_of
-from pyro_mdm import LinearDiffusion
-from pyro_mdm.evaluation import GaussianPosterior, auxiliary_use
-from pyro_mdm.support.text import plain
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure, SubFigure
-
-DPI = 110
-
-
-@torch.no_grad()
-def figure(names: Sequence[str], diffusions: Sequence[LinearDiffusion], x: Tensor) -> Figure:
-    """The figure of diffusions whose kernels float64 holds.
-
-    On top, all of them: log SNR(s), prior KL(s) with the relaxation times, and the eigenvalues of
-    A_0. Below, one row each: a(s), Σ(s), and noised data for every variable, at equal steps of log
-    SNR from ε to T.
-
-    Args:
-        names: the diffusions' names, for titles.
-        x: data in model space: images (n, C, H, W) with C = 1 or 3, of which the first is drawn,
-            or vectors (n, features), drawn as points.
-    """
-    from matplotlib.figure import Figure
-
-    from pyro_mdm.plots.pictures import draw_noising
-
-    heights = [3.6, *(1.05 * d.num_variables + 1.3 for d in diffusions)]
-    result = Figure((15.0, sum(heights)), dpi=DPI, layout="constrained")
-    panels = result.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    # of several blocks and clocks the first, as in the table
-    shown = [
-        cast(LinearDiffusion, d.reference) if kind_of(d).by_dimension else d for d in diffusions
-    ]
-    _draw_overview(panels[0], names, shown, x)
-    for panel, name, block, diffusion in zip(panels[1:], names, shown, diffusions, strict=True):
-        left, right = panel.subfigures(1, 2, width_ratios=[5.2, 9.8])
-        panel.suptitle(
-            f"{plain(name)}, K = {diffusion.num_variables}", fontsize=11, x=0.01, ha="left"
-        )
-        _draw_moments(left, block)
-        draw_noising(right, diffusion, x)
-    return result
-
-
-def _draw_overview(
-    panel: SubFigure, names: Sequence[str], diffusions: Sequence[LinearDiffusion], x: Tensor
-) -> None:
-    snr, kl, plane = panel.subplots(1, 3)
-    for i, (name, diffusion) in enumerate(zip(names, diffusions, strict=True)):
-        color, end = f"C{i}", diffusion.horizon
-        start = diffusion.start_time.item()
-        s = torch.linspace(start, end, 200, dtype=torch.float64)
-        snr.plot(s, diffusion.log_snr(s), color=color, label=plain(name))
-        kl.plot(s, prior_kl_curve(diffusion, x, s), color=color, label=plain(name))
-        mu = torch.linalg.eigvals(diffusion.frozen().unit_drift)
-        tau = (1 / -mu.real.max()).item()
-        relaxed = time_of_clock(diffusion, tau)
-        if start < relaxed < math.inf:
-            kl.axvline(relaxed, color=color, ls=":", lw=1)
-        plane.plot(mu.real, mu.imag, "o", color=color, ms=9 - i % 4 * 2, mew=1.5, mfc="none")
-    snr.axhspan(-FORMING, FORMING, color="0.93", zorder=0)
-    snr.set_title("log SNR (grey: where images form)")
-    snr.legend(fontsize=8)
-    kl.set_yscale("log")
-    kl.axhline(MIXED, color="0.5", lw=0.8)
-    kl.set_title("prior KL if the path ended at s (dots: relaxation)")
-    plane.axhline(0, color="k", lw=0.8)
-    plane.axvline(0, color="0.7", lw=0.8, ls="--")
-    plane.set_title("eigenvalues of A_0; pairs meet on the line")
-    plane.set_xlabel("Re μ   (decay per unit of the clock)")
-    plane.set_ylabel("Im μ   (turning)")
-    plane.margins(0.15)
-    for axes, label in ((snr, "log SNR"), (kl, "bits/dim")):
-        axes.set_xlabel("noising time s")
-        axes.set_ylabel(label)
-
-
-def _draw_moments(panel: SubFigure, diffusion: LinearDiffusion) -> None:
-    from pyro_mdm.plots.figures import draw_moments
-
-    left, right = panel.subplots(1, 2)
-    draw_moments(left, right, diffusion, fontsize=7)
-    for axes, title in ((left, "a(s)"), (right, "Σ(s)")):
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel("s", fontsize=8)
-        axes.tick_params(labelsize=8)
-
-
-# -- the program -----------------------------------------------------------------------------------
+__all__ = ["figure", "inspect", "look"]
 
 
 def inspect(
@@ -181,13 +76,20 @@ def inspect(
         max_log_snr=max_log_snr,
         min_log_snr=min_log_snr,
     )
-    if "learned" not in names and (surplus := _for_learned(asked)):
+    for_learned = ("num_variables", "rank", "stationary_variance")
+    surplus = [f"--{name}" for name in for_learned if getattr(asked, name) is not None]
+    if "learned" not in names and surplus:
         raise ValueError(
             f"{', '.join(surplus)} is for --guide learned, and {guide} has its own; leave it out, "
             "or add learned to the guides"
         )
     if draws is not None:
-        _check_draws(draws, names)
+        check_positive(draws=draws)
+        if others := [name for name in names if not name.startswith("run:")]:
+            raise ValueError(
+                f"--draws is {draws}, and {', '.join(others)} has no network to measure; leave it "
+                "out, or name runs alone: --guide run:FOLDER"
+            )
     slugs = map(slug, (model, *names))
     out = out if out is not None else Path(f"inspect-{'-'.join(slugs)}.png")
     check_out(out, (".png",), overwrite=overwrite)
@@ -196,73 +98,19 @@ def inspect(
     )
     problem = build_problem(with_split(data_options))
     x = problem.to_model_space(problem.test, torch.Generator().manual_seed(0)).double()
-    diffusions = [_diffusion(replace(asked, guide=name), problem) for name in names]
+    diffusions = [
+        inspection.inspected_diffusion(replace(asked, guide=name), problem) for name in names
+    ]
     seen = [look(name, diffusion, x) for name, diffusion in zip(names, diffusions, strict=True)]
-    inspected = zip(names, diffusions, seen, strict=True)
-    drawn = {name: diffusion for name, diffusion, inspection in inspected if not inspection.errors}
+    drawn = {n: diffusions[i] for i, n in enumerate(names) if not seen[i].errors}
     print(f"{model}: {len(x)} test data, {x[0].numel()} dims, mean square {x.square().mean():.3g}")
-    print(table(seen))
+    print(inspection.table(seen))
     if draws is not None:
         for name in names:
-            print(_used(name, draws))
+            print(inspection.use_of_auxiliaries(name, draws))
     if drawn:
         write_atomically(out, png(figure(list(drawn), list(drawn.values()), x)))
         print(out)
-
-
-def _check_draws(draws: int, names: Sequence[str]) -> None:
-    """Raises ValueError unless there are draws, and runs to measure."""
-    check_positive(draws=draws)
-    others = [name for name in names if not name.startswith("run:")]
-    if others:
-        raise ValueError(
-            f"--draws is {draws}, and {', '.join(others)} has no network to measure; leave it out, "
-            "or name runs alone: --guide run:FOLDER"
-        )
-
-
-def _used(name: str, draws: int) -> str:
-    """What a run's network makes of the auxiliary variables, on the run's own test data."""
-    _, (problem, model, guide), _ = load_trained(Path(name.removeprefix("run:")))
-    if model.diffusion.num_variables < 2:
-        return f"{name}: K = 1, without auxiliary variables"
-    generator = torch.Generator().manual_seed(0)
-    law = GaussianPosterior.fit(problem.to_model_space(problem.train, generator))
-    x = problem.to_model_space(problem.test, generator)
-    return f"{name}: {auxiliary_use(model, guide, x, draws=draws, posterior=law, progress=True)}"
-
-
-def _for_learned(asked: Guide) -> list[str]:
-    """The given options that are for learned alone."""
-    names = ("num_variables", "rank", "stationary_variance")
-    return [f"--{name}" for name in names if getattr(asked, name) is not None]
-
-
-def _diffusion(asked: Guide, problem: Problem) -> LinearDiffusion:
-    """A diffusion with the given ends, or its own."""
-    name, high, low = asked.guide, asked.max_log_snr, asked.min_log_snr
-    if name.startswith("run:"):
-        for option, value in (("max_log_snr", high), ("min_log_snr", low)):
-            if value is not None:
-                raise ValueError(
-                    f"--{option} is {value:g}, but {name} ended with its own; leave it out"
-                )
-        diffusion = load_trained(Path(name.removeprefix("run:")))[1].model.diffusion
-    else:
-        guide = asked if name == "learned" else Guide(guide=name, min_log_snr=low)
-        if name == "learned" and low is None:
-            guide = replace(guide, min_log_snr=LEARNED_MIN_LOG_SNR)
-        guide = replace(guide, max_log_snr=problem.max_log_snr if high is None else high)
-        diffusion = build_diffusion(guide, event_shape=problem.event_shape)
-        check_ends(asked, diffusion)
-        give_learned_end(diffusion)
-    if kind_of(diffusion).simulated:
-        raise ValueError(
-            f"{name} is {type(diffusion).__name__}, expected a LinearDiffusion, since all that is "
-            "shown here is computed in closed form. See its paths and its drift by "
-            "pyro_mdm.plots.figures.paths_figure and field_figure, or TensorBoard of a run"
-        )
-    return cast(LinearDiffusion, diffusion)
 
 
 if __name__ == "__main__":

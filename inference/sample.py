@@ -7,45 +7,22 @@ python -m inference.sample --reuse runs/digits-learned-0-0 --guide alda
 
 from __future__ import annotations
 
-import io
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import torch
-from numpy.lib.format import open_memmap
-from torch import Tensor
 
 from inference.commands.cli import check_positive, command_line
-from inference.drawing import pictures
+from inference.drawing import files, pictures
 from inference.drawing.completion import DRAW_STEPS, draws_given
-from inference.drawing.pieces import csv_text, table_text, text_columns
-from inference.drawing.sampling import (
-    Drawing,
-    default_sampler,
-    default_steps,
-    draw_batches,
-    make_sampler,
-)
-from inference.drawing.trajectory import MOST, animation, trajectory
+from inference.drawing.pieces import table_text
+from inference.drawing.sampling import Drawing, default_sampler, default_steps, make_sampler
 from inference.folders.checkpoints import write_atomically
-from inference.folders.output import check_out, default_out, png
+from inference.folders.output import default_out
 from inference.machine.processes import start
 from inference.measuring.reuse import Another, open_run
 from inference.settings.names import slug
-from models import Problem, Tabular
+from models import Tabular
 from models.tabular import comma_separated
-from pyro_mdm import DiffusionModel, samplers
 
-if TYPE_CHECKING:
-    from lightning_fabric import Fabric
-
-
-PICTURE = 4096
-"""Samples that a picture can show."""
+__all__ = ["comma_separated", "sample"]
 
 
 def sample(
@@ -122,9 +99,9 @@ def sample(
         parts += [slug(f"{word}-{value}") for word, value in asked.items() if value is not None]
         parts += ["pairs"] if pairs else []
         out = default_out(opened.folder, f"samples-{'-'.join(parts)}.png")
-    _check_file(out, problem, num_samples, overwrite)
+    files.check_file(out, problem, num_samples, overwrite)
     if isinstance(given, str) and problem.class_names is None:
-        values = _values_of(given, problem, out)
+        values = files.given_values(given, problem, out)
         model.to(start(accelerator).device)
         name = sampler or default_sampler(model)
         steps = DRAW_STEPS if steps is None and name == "exponential" else steps
@@ -145,108 +122,14 @@ def sample(
     options = Drawing(sampler=sampler, steps=steps, grid=grid, seed=seed, batch_size=batch_size)
     options |= Drawing(progress=fabric.is_global_zero, context=context, guidance=guidance)
     if out.suffix != ".gif":
-        with _partial(out, fabric) as partial:
-            _draw_into(partial, fabric, model, num_samples, options)
-            if fabric.is_global_zero:
-                _write(out, partial, problem, context, in_turn=given is None, pairs=pairs)
+        in_turn = given is None
+        files.write_samples(
+            out, fabric, opened.programs, num_samples, options, in_turn=in_turn, pairs=pairs
+        )
     elif fabric.is_global_zero:
-        _animate(out, problem, model, num_samples, options)
+        files.write_animation(out, problem, model, num_samples, options)
     if fabric.is_global_zero:
         print(out)
-
-
-def _values_of(given: str, problem: Problem, out: Path) -> dict[str, Any]:
-    """The values of ``"age=50,sex=f"``, quoted as in a CSV file, by column."""
-    import pandas as pd
-
-    if not isinstance(problem, Tabular) or out.suffix != ".csv":
-        raise ValueError(
-            f"--given is {given!r}, which is for rows of a table in a .csv file; give a class or a "
-            "vector, or --out rows.csv"
-        )
-    words = comma_separated(given, "given")
-    pairs = [word.partition("=") for word in words]
-    if wrong := [word for word, (_, equals, _) in zip(words, pairs, strict=True) if not equals]:
-        raise ValueError(
-            f"--given has {wrong[0]!r}, expected name=value, with commas between; e.g. age=50,sex=f"
-        )
-    names, _, values = ([text.strip() for text in texts] for texts in zip(*pairs, strict=True))
-    text = csv_text([names, values])
-    as_text = {name: str for name in text_columns(problem.columns) if name in names}
-    row: dict[str, Any] = pd.read_csv(io.StringIO(text), dtype=as_text).iloc[0].to_dict()
-    return row
-
-
-def _check_file(out: Path, problem: Problem, num_samples: int, overwrite: bool) -> None:
-    """Raise unless a file may be written, and can hold so many samples."""
-    tables = [".csv"] if isinstance(problem, Tabular) else []
-    check_out(out, (".png", ".npy", ".gif", *tables), overwrite=overwrite)
-    most = {".png": PICTURE, ".gif": MOST}.get(out.suffix, num_samples)
-    if num_samples > most:
-        raise ValueError(
-            f"--num_samples is {num_samples}, expected at most {most} in a {out.suffix}; a .npy "
-            "file holds any number"
-        )
-
-
-def _animate(out: Path, problem: Problem, model: DiffusionModel, n: int, options: Drawing) -> None:
-    """Write a picture of n samples on their way from noise."""
-    name, guidance = options["sampler"] or default_sampler(model), options["guidance"]
-    score, grid = model.score_function, options["grid"]
-    sampler = make_sampler(name, options["steps"], model.diffusion, score, grid)
-    if guidance is not None:
-        sampler = samplers.Guided(sampler, guidance)
-    states = trajectory(model.given_context(options["context"]), n, sampler, options["seed"])
-    write_atomically(out, animation(problem, model, states))
-
-
-def _write(
-    out: Path, drawn: Path, problem: Problem, context: Tensor | None, *, in_turn: bool, pairs: bool
-) -> None:
-    """Turn a file of samples into the output; ``in_turn``: a column for each class."""
-    if out.suffix == ".npy":
-        drawn.replace(out)
-        return
-    x = torch.from_numpy(np.load(drawn))
-    if isinstance(problem, Tabular) and out.suffix == ".csv":
-        write_atomically(out, table_text(problem.to_table(x)).encode())
-        return
-    if isinstance(problem, Tabular) and pairs:
-        from pyro_mdm.plots.tables import pairs_figure  # loads matplotlib
-
-        write_atomically(out, png(pairs_figure(*pictures.observed_and_drawn(problem, x))))
-        return
-    width = pictures.columns(problem) if in_turn else None
-    write_atomically(out, png(pictures.picture(problem, x, columns=width, context=context)))
-
-
-@contextmanager
-def _partial(out: Path, fabric: Fabric) -> Iterator[Path]:
-    """A temporary name beside ``out``, whose file is removed in the end."""
-    partial = out.with_name(fabric.broadcast(f".{out.name}.{os.getpid()}.part"))
-    try:
-        yield partial
-    finally:
-        if fabric.is_global_zero:
-            partial.unlink(missing_ok=True)
-
-
-def _draw_into(file: Path, fabric: Fabric, model: DiffusionModel, n: int, options: Drawing) -> None:
-    """Write n samples to a .npy file, in the memory of a batch for each process."""
-    if fabric.is_global_zero:
-        file.unlink(missing_ok=True)  # a link would be followed
-        kind = str(model.bound_score.dtype).removeprefix("torch.")
-        open_memmap(file, "w+", np.dtype(kind), (n, *model.event_shape)).flush()
-        if hasattr(os, "posix_fallocate"):  # a disk that is too full is told now
-            with file.open("r+b") as f:
-                os.posix_fallocate(f.fileno(), 0, file.stat().st_size)
-    fabric.barrier()
-    rows = open_memmap(file, "r+")
-    share = (fabric.global_rank, fabric.world_size)
-    for first, x in draw_batches(model, n, share=share, **options):
-        rows[first : first + len(x)] = x.numpy()
-    rows.flush()
-    fabric.barrier()
 
 
 if __name__ == "__main__":

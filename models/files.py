@@ -198,6 +198,8 @@ def check_npz(path: Path) -> None:
 
 # -- pickles ---------------------------------------------------------------------------------------
 
+# CIFAR-10 is published as pickles alone, and pickle and NumPy call whatever a file names.
+
 
 class _Dtype:
     """A stand-in for numpy.dtype, with its name."""
@@ -277,6 +279,9 @@ def unpickle_arrays(path: Path) -> dict[str, Images]:
 
 
 # -- arrays on disk --------------------------------------------------------------------------------
+
+# joblib.Memory and the like pickle whole results in memory; these are written as they are decoded,
+# mapped, made by one of several processes, and made again where they were changed or cut short.
 
 
 def spread(n: int, count: int) -> Tensor:

@@ -23,7 +23,10 @@ from pyro_mdm.support.text import shown
 
 __all__ = ["main"]
 
-NEEDED = ("jsonargparse", "lightning_fabric", "yaml", "filelock", "PIL", "sklearn", "matplotlib")
+NEEDED = (
+    *("jsonargparse", "lightning_fabric", "yaml", "filelock", "joblib", "PIL", "sklearn"),
+    "matplotlib",
+)
 """The modules that programs need beside those of the library: the extra ``programs``."""
 
 PROGRAMS = (

@@ -65,18 +65,18 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "test_runs.py::test_every_single_flipped_bit_of_the_description_is_noticed",
         ),
     ],
-    "inference/measuring/bounds.py": [
-        (
-            '{"row": numbers.tolist()}',
-            '{"row": sorted(numbers.tolist(), reverse=True)}',
-            "test_condition_programs.py::test_evaluate_writes_what_it_knows_of_each_datum",
-        ),
-    ],
     "inference/measuring/compare_tables.py": [
         (
             "**{name: 0.0 - row[name] for name in signed},",
             "**{name: row[name] for name in signed},",
             "test_compare.py::test_a_pair_turned_round_has_the_other_sign",
+        ),
+    ],
+    "inference/measuring/evaluated.py": [
+        (
+            '{"row": numbers.tolist()}',
+            '{"row": sorted(numbers.tolist(), reverse=True)}',
+            "test_condition_programs.py::test_evaluate_writes_what_it_knows_of_each_datum",
         ),
     ],
     "inference/measuring/experiment_summary.py": [

@@ -24,8 +24,8 @@ from torch.distributions.transforms import (
 )
 
 from inference.folders.checkpoints import RunError
-from inference.posterior import _scores
 from inference.posterior import posterior as program_of_posteriors
+from inference.posteriors.report import PosteriorReport
 from inference.simulators.linear_gaussian import LINEAR_GAUSSIAN, NOISE, A
 from inference.simulators.two_moons import TWO_MOONS, log_likelihood
 from pyro_mdm.networks import MLP
@@ -556,9 +556,10 @@ def test_a_score_below_what_is_easily_had_is_a_warning(
     found: Any = SimpleNamespace(
         gaussian="is there", data=lambda truth: None, coordinates=lambda truth, x: (r, 0.0)
     )
-    said = _scores(prior - less[0], found, LINEAR_GAUSSIAN, truth)
+    report = PosteriorReport(found, LINEAR_GAUSSIAN, 0)
+    said = report.scores(prior - less[0], truth)
     assert f"warning: {better} better, so that ranks below say little; give more" in said
-    assert "warning" not in _scores(prior + 9, found, LINEAR_GAUSSIAN, truth)
+    assert "warning" not in report.scores(prior + 9, truth)
 
 
 def test_mistakes_are_named(untrained: Any) -> None:

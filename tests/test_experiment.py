@@ -18,9 +18,8 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from inference import experiment
-from inference.experiment import is_written, train_all
 from inference.folders.checkpoints import RunError
-from inference.folders.locks import WriteLock
+from inference.folders.locks import WriteLock, is_written
 from inference.measuring import experiment_summary
 from inference.measuring.experiment_summary import (
     markdown,
@@ -31,6 +30,8 @@ from inference.measuring.experiment_summary import (
 from inference.measuring.experiment_tables import GAINS, GUIDES, STARTS, TABLES, Cell, RunTable
 from inference.settings.diffusion import build_diffusion
 from inference.settings.options import Guide
+from inference.training import workers
+from inference.training.workers import train_all
 from tests.brief import SHORT, be_brief_here
 from tests.processes import Program
 
@@ -53,7 +54,7 @@ def test_a_table_is_trained_compared_and_kept(
     further = {"denoiser": {"learned2_frozen": GAINS["learned2_frozen"]}, "noise": GAINS}
     two = RunTable(("denoiser",), options, guides, seeds=2, further=further)
     monkeypatch.setitem(TABLES, "ends", two)
-    monkeypatch.setattr(experiment.subprocess, "Popen", forked)
+    monkeypatch.setattr(workers.subprocess, "Popen", forked)
     experiment.experiment("ends", workers=2, draws=4, half_width=0.5, root=tmp_path)
     folder = tmp_path / "ends"
     printed = capsys.readouterr().out
@@ -80,7 +81,7 @@ def test_a_table_is_trained_compared_and_kept(
     # given again, nothing is trained or compared: all is as it was
     kept = {path: path.stat().st_mtime_ns for path in folder.glob("*/*/*") if path.is_file()}
     assert len(kept) > 20
-    monkeypatch.setattr(experiment, "_train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(workers, "train_cell", lambda *_: pytest.fail("trained again"))
     experiment.experiment("ends", draws=4, half_width=0.5, root=tmp_path)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
@@ -94,7 +95,7 @@ def test_a_table_is_trained_compared_and_kept(
 
     monkeypatch.undo()
     monkeypatch.setattr(
-        experiment.subprocess, "Popen", lambda words, **_: started.append(words) or Done()
+        workers.subprocess, "Popen", lambda words, **_: started.append(words) or Done()
     )
     (folder / "denoiser-cld-1" / "results.json").unlink()
     cells = list(RunTable(("denoiser",), options, guides, seeds=2).cells())
@@ -144,7 +145,7 @@ def test_a_run_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     cell = Cell("nowhere", "denoiser", 0, {"model": "toy", "guide": "nowhere"})
     with pytest.raises(RunError, match=r"denoiser-nowhere-0 failed: .*unknown guide 'nowhere'"):
         train_all([cell], tmp_path, workers=1)
-    monkeypatch.setattr(experiment.subprocess, "Popen", forked)
+    monkeypatch.setattr(workers.subprocess, "Popen", forked)
     cell = Cell("cld", "denoiser", 0, {"model": "toy", "guide": "cld", "stpes": 3})
     with pytest.raises(RunError, match=r"error: there is no option --stpes=3; did you mean --ste"):
         train_all([cell], tmp_path, workers=1)
@@ -228,7 +229,7 @@ def test_a_comparison_that_lacks_a_run_is_made_again(tmp_path: Path) -> None:
         made_up(tmp_path, {"a": [1.0], "b": [1.31], "c": [1.2]})
 
     for guides in (["a", "b"], ["a", "b", "c"], ["a", "c"]):
-        rows = summarize(tmp_path, {"s": guides}, [0], compare=compare, half_width=0.1, draws=1)
+        rows = summarize(tmp_path, {"s": guides}, [0], compare)
         assert [row["guide"] for row in rows] == guides
     assert compared == [["s-a-0", "s-b-0", "s-c-0"]]
 
@@ -242,7 +243,7 @@ def test_scores_may_have_guides_of_their_own(tmp_path: Path) -> None:
         with SummaryWriter(str(tmp_path / f"s-learned2-{seed}" / "tensorboard")) as writer:
             writer.add_scalar("Q/entry_01", 0.1, 0)
     guides = {"t": ["a", "b"], "s": ["a", "learned2", "b"]}
-    rows = summarize(tmp_path, guides, range(2), compare=pytest.fail, half_width=0.1, draws=1)
+    rows = summarize(tmp_path, guides, range(2), pytest.fail)
     named = [f"{row['score']} {row['guide']}" for row in rows]
     assert named == ["t a", "t b", "s a", "s learned2", "s b"]
     assert (tmp_path / "movement.png").exists()
@@ -374,12 +375,12 @@ def test_runs_of_another_process_are_left_to_it_and_waited_for(
         return True
 
     def waits(seconds: float) -> None:
-        assert seconds == experiment.POLL and is_written(other)
+        assert seconds == workers.POLL and is_written(other)
         locks.pop().release()
         end(cells[1])
 
-    monkeypatch.setattr(experiment, "_train", trains)
-    monkeypatch.setattr(experiment.time, "sleep", waits)
+    monkeypatch.setattr(workers, "train_cell", trains)
+    monkeypatch.setattr(workers.time, "sleep", waits)
     train_all(cells, tmp_path, workers=1)
     assert trained == ["denoiser-cld-0", "denoiser-vpsde-0", "denoiser-vpsde-0"]
     assert not locks and not is_written(other)
@@ -403,8 +404,8 @@ def test_every_worker_has_an_accelerator_of_its_own(
                 seen.append(self.device)
             together.wait(60)
 
-    monkeypatch.setattr(experiment, "accelerators", lambda: ["2", "5"])
-    monkeypatch.setattr(experiment.subprocess, "Popen", Training)
+    monkeypatch.setattr(workers, "accelerators", lambda: ["2", "5"])
+    monkeypatch.setattr(workers.subprocess, "Popen", Training)
     train_all(cells, tmp_path)
     pairs = [set(seen[i : i + 2]) for i in (0, 2, 4)]
     assert pairs == [{"2", "5"}] * 3

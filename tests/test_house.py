@@ -398,7 +398,6 @@ INTERFACE = {
     ("inference/compare.py", "compare", "part"),
     ("inference/folders/loading.py", "load_weights", "part"),
     ("inference/training/report.py", "draw_calibration", "part"),
-    ("inference/restore.py", "told", "own"),
     ("inference/folders/runs.py", "Run.log", "part"),
     ("inference/folders/runs.py", "Run.record", "part"),
     ("pyro_mdm/contexts.py", "GivenContext.drop", "told"),
@@ -475,8 +474,11 @@ class Mine:
 
 # -- the rooms of programs -------------------------------------------------------------------------
 
-INFERENCE = ("machine", "settings", "folders", "drawing", "measuring", "training", "commands")
+INFERENCE = ("machine", "settings", "folders", "drawing", "measuring", "training", "posteriors")
+INFERENCE += ("commands",)
 """The rooms of what programs share, from the ground up: one imports none that comes later."""
+LONGEST = 150
+"""The most lines of a program, which is a command line: what it does is in the rooms."""
 IMPORTED_BY_USERS = ("table", "trust")
 """Modules beside the programs, which are named in Python: Table, and trust.trusting()."""
 
@@ -491,6 +493,12 @@ def test_programs_have_their_top_room_for_themselves() -> None:
     modules = {path.stem for path in top.glob("*.py")}
     assert modules == {*COMMANDS, *IMPORTED_BY_USERS, "__init__"}
     assert {path.parent.name for path in top.glob("*/*.py")} == {*INFERENCE, *EXAMPLES}
+
+
+@pytest.mark.parametrize("program", COMMANDS)
+def test_a_program_is_a_command_line_alone(program: str) -> None:
+    text = MODULES[f"inference.{program}"].read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= LONGEST
 
 
 @pytest.mark.parametrize("room", INFERENCE)

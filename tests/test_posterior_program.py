@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from inference.folders.runs import RunError
-from inference.posterior import _evidence, posterior, read_observation
+from inference.posterior import posterior, read_observation
+from inference.posteriors.report import PosteriorReport
 from inference.simulators import Simulator
 from inference.simulators.linear_gaussian import LINEAR_GAUSSIAN, NOISE, A
 from inference.simulators.two_moons import TWO_MOONS
@@ -124,7 +125,7 @@ def test_the_evidence_of_an_observation_is_printed_where_it_is_known() -> None:
     program, latent, observed = LINEAR_GAUSSIAN[:3]
     learned = AmortizedPosterior.fit(program, latent, observed, simulations=1500, **fit)
     x = torch.tensor([1.0, -0.5, 0.5, 2.0])
-    said = _evidence(learned, LINEAR_GAUSSIAN, {"x": x}, 0)
+    said = PosteriorReport(learned, LINEAR_GAUSSIAN, 0).evidence({"x": x})
     number = r"the evidence log p\(x\): (-[\d.]+) ± ([\d.]+) nats, by 1,000 weights that count as "
     printed = re.fullmatch(rf"{number}[\d,]+ draws", said)
     assert printed, said
@@ -146,7 +147,8 @@ def test_the_evidence_of_an_observation_is_printed_where_it_is_known() -> None:
         draws = simulate(simulator.program, 60, vectorized=True, seed=0)
         other = AmortizedPosterior.fit(*names, draws=draws, steps=1)
         one = {name: value[0] for name, value in draws.items()}
-        assert re.search(f"^the evidence .*{told}$", _evidence(other, simulator, one, 0))
+        said = PosteriorReport(other, simulator, 0).evidence(one)
+        assert re.search(f"^the evidence .*{told}$", said)
 
 
 # -- pictures --------------------------------------------------------------------------------------

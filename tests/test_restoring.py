@@ -13,8 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from inference import restore
+from inference.drawing import restoring
 from inference.drawing.restoration import Restoration
 from inference.folders.loading import load_trained
+from inference.folders.runs import RunError
 from inference.restore import TASKS, Restored, coverage, psnr, restored
 from inference.train import train
 from models import Digits, Toy
@@ -78,15 +80,15 @@ def test_a_labelled_run_is_told_what_is_given_alone(
     """By default nothing, and never the true labels without a word."""
     seen: list[Tensor] = []
     learned: list[Tensor] = []
-    own = restore.restored
+    own = restoring.restored
 
     def looked_at(model: Any, *arguments: Any, **more: Any) -> Any:
         seen.append(model.score_function.told)
         learned.append(more["data"])
         return own(model, *arguments, **more)
 
-    monkeypatch.setattr(restore, "restored", looked_at)
-    monkeypatch.setattr(restore, "picture", lambda *arguments: PIXEL)
+    monkeypatch.setattr(restoring, "restored", looked_at)
+    monkeypatch.setattr(restoring, "picture", lambda *arguments: PIXEL)
 
     def said_of(run: str, given: Any = None) -> str:
         few: dict[str, Any] = {"num_images": 3, "steps": 1}
@@ -222,5 +224,5 @@ def test_runs_of_other_data_are_refused(
 ) -> None:
     programs = SimpleNamespace(problem=problem())
     monkeypatch.setattr(restore, "load_trained", lambda run: (None, programs, None))
-    with pytest.raises(restore.RunError, match="no images with pixels from -1 to 1"):
+    with pytest.raises(RunError, match="no images with pixels from -1 to 1"):
         restore.restore(tmp_path)

@@ -465,7 +465,7 @@ def test_programs_are_doors_to_the_object(
     run, rows = mixed.run_folder, people().head(9)
     rows["city"] = rows["city"].fillna("Rome")
     rows.to_csv(tmp_path / "new.csv", index=False)
-    for module in ("drawing.completion", "evaluate"):
+    for module in ("drawing.completion", "measuring.evaluated"):
         monkeypatch.setattr(f"inference.{module}.PIECE", 4)
     evaluate(run, data=str(tmp_path / "new.csv"), draws=8, seed=3, out=tmp_path / "rows.csv")
     assert "log p of the entries of a row: at least" in capsys.readouterr().out

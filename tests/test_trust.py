@@ -33,7 +33,7 @@ from inference.settings import names
 from inference.settings.names import find
 from inference.settings.options import Decided
 from inference.train import train
-from inference.training import report
+from inference.training import report, workers
 from pyro_mdm import __main__
 from pyro_mdm.support.files import temporary
 from pyro_mdm.support.places import LIBRARY, ROOT
@@ -206,7 +206,7 @@ def test_an_experiment_runs_no_code_of_a_table_that_was_sent(
         called.append(words[3:])
         return SimpleNamespace(returncode=1, wait=lambda: None, terminate=lambda: None)
 
-    monkeypatch.setattr(experiment.subprocess, "Popen", call)
+    monkeypatch.setattr(workers.subprocess, "Popen", call)
     for trusts in (False, True):
         with pytest.raises(RunError), trust.command([], trusts=trusts):
             experiment.train_all(list(table.cells()), here / "drift", 1)

@@ -201,7 +201,7 @@ def test_an_interrupted_run_says_how_it_goes_on(
 ) -> None:
     from inference import train
 
-    monkeypatch.setattr(train, "_fit", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(train, "fit", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
     words = ["--model=toy", "--accelerator=cpu", f"--run={tmp_path}/run"]
     with pytest.raises(SystemExit, match="stopped by SIGTERM"):
         command_line(train.train, words, groups=train.GROUPS)

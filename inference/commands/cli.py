@@ -238,6 +238,7 @@ class _Parser(ArgumentParser):
         return flat
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Read jsonargparse's message, as it says in words alone which option is wrong and why."""
         option = re.search(r"(?:[Kk]ey [\"']|required: |Option ')(\w+)", message)
         name = option[1] if option else ""
         kinds = _kinds(self.hints.get(name, Path))

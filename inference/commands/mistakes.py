@@ -1,14 +1,17 @@
-"""Checks of the options of inference.train that are impossible or have no effect."""
+"""Checks of options that are impossible, go against others, or have no effect."""
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from inference.commands.cli import check_positive
 from inference.drawing.sampling import make_sampler
+from inference.folders.output import check_out
+from inference.folders.runs import RunError
 from inference.settings.diffusion import check_ends
 from inference.settings.options import Decided, Training
 from inference.settings.plan import OBSERVING, Programs
@@ -17,9 +20,7 @@ from models import ImageProblem, Problem
 from models.kinds import kind_of
 from pyro_mdm import NonlinearDiffusion
 from pyro_mdm.diffusions.closed import Kernels
-
-FEWEST = 8
-"""The fewest data of a part whose bound has an error bar."""
+from pyro_mdm.evaluation.estimates import FEWEST
 
 POSITIVE = (
     *("batch_size", "micro_batches", "learning_rate", "log_every", "measure_every"),
@@ -192,3 +193,66 @@ def start_note(settings: Training, programs: Programs) -> str | None:
         f"note: {settings.guide} starts at log SNR {start:.4g}, where {settings.model} would "
         f"have {usual:.4g}; a guide with a keyword max_log_snr is given the latter"
     )
+
+
+# -- inference.evaluate ----------------------------------------------------------------------------
+
+OF_TEST_DATA = (
+    *("reuse", "guide", "max_log_snr", "min_log_snr", "half_width", "samples", "times", "probes"),
+    *("rtol", "test_size", "classify", "method", "precision", "calibration"),
+)
+"""The options that --data goes without."""
+USUAL = {"classify": False, "method": "elbo", "precision": "32-true"}
+"""Their defaults, where these are not None."""
+OF_METHOD = {"half_width": "elbo", "times": "importance", "probes": "flow", "rtol": "flow"}
+"""The options of one method alone."""
+
+
+def check_evaluation(options: Mapping[str, Any]) -> None:
+    """Raise unless a run can be evaluated as ``options``, all of them by name, say.
+
+    Raises:
+        RunError: a file is in the way, or there is no run for --data.
+        ValueError: options that do not go together, or numbers out of their range.
+    """
+    out, overwrite, calibration = (options[name] for name in ("out", "overwrite", "calibration"))
+    calls = {name: options[name] for name in ("draws", "batch_size")}
+    if options["data"] is not None:
+        if others := [f"--{n}" for n in OF_TEST_DATA if options[n] != USUAL.get(n)]:
+            raise ValueError(
+                f"--data asks for bounds on new rows of a table, which no other option but --draws "
+                f"changes; leave out {', '.join(others)}"
+            )
+        check_positive(**calls)
+    else:
+        check_positive(**calls, **{n: options[n] for n in ("half_width", "samples", "rtol")})
+        size = options["test_size"]
+        if size is not None and size < FEWEST:
+            raise ValueError(f"--test_size is {size}, expected at least {FEWEST}")
+        _check_method(options)
+        if calibration is not None:
+            check_out(calibration, (".png",), overwrite=overwrite, option="calibration")
+    if out is not None:
+        check_out(out, (".csv",), overwrite=overwrite)
+    elif overwrite and calibration is None:
+        raise ValueError("--overwrite is for --out and --calibration, which are not given")
+    if options["data"] is not None and options["run"] is None:
+        raise RunError("--data is of rows for a run, which is missing; give its folder")
+
+
+def _check_method(options: Mapping[str, Any]) -> None:
+    """Raise ValueError for options of another method than the one that is asked for."""
+    method = options["method"]
+    for name, owner in OF_METHOD.items():
+        if options[name] is not None and method not in (owner, "all"):
+            raise ValueError(f"--{name} is for --method {owner}, not {method}; leave it out")
+    if method == "elbo" and options["samples"] is not None:
+        raise ValueError("--samples is for --method importance and flow, not elbo; leave it out")
+    for name, given, word in (
+        ("classify", options["classify"], "by"),
+        ("out", options["out"] is not None, "for"),
+    ):
+        if given and method != "elbo":
+            raise ValueError(
+                f"--{name} is {word} bounds, and --method is {method}; leave one of them out"
+            )

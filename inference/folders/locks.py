@@ -60,6 +60,19 @@ class WriteLock:
             self._lock.release()
 
 
+def is_written(run: Path) -> bool:
+    """Whether another process is writing into a run folder."""
+    if not (run / LOCK).exists():
+        return False
+    lock = FileLock(str(run / LOCK), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
 def _read_writer(path: Path) -> str:
     """The process that holds the lock, as far as it is known."""
     try:

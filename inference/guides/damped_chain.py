@@ -24,11 +24,7 @@ class DampedChain(LinearDiffusion):
     """
 
     def __init__(
-        self,
-        coupling: float = 1.0,
-        damping_1: float = 1.0,
-        damping_2: float = 2.0,
-        **options: Any,
+        self, coupling: float = 1.0, damping_1: float = 1.0, damping_2: float = 2.0, **options: Any
     ) -> None:
         Q = [[0.0, -1.0, 0.0], [1.0, 0.0, -coupling], [0.0, coupling, 0.0]]
         D = [[0.0, 0.0, 0.0], [0.0, damping_1, 0.0], [0.0, 0.0, damping_2]]

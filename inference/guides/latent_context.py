@@ -63,10 +63,7 @@ def _diffusion(event_shape: Sequence[int], context: Context, **ends: Any) -> Con
 
 
 def gaussian(
-    event_shape: Sequence[int],
-    max_log_snr: float = 13.0,
-    min_log_snr: float = -10.0,
-    size: int = 4,
+    event_shape: Sequence[int], max_log_snr: float = 13.0, min_log_snr: float = -10.0, size: int = 4
 ) -> ContextDiffusion:
     """VPSDE with clocks chosen by a Gaussian context of ``size`` numbers."""
     context = GaussianContext(Summary(event_shape, 2 * size), size)
@@ -74,10 +71,7 @@ def gaussian(
 
 
 def discrete(
-    event_shape: Sequence[int],
-    max_log_snr: float = 13.0,
-    min_log_snr: float = -10.0,
-    size: int = 4,
+    event_shape: Sequence[int], max_log_snr: float = 13.0, min_log_snr: float = -10.0, size: int = 4
 ) -> ContextDiffusion:
     """VPSDE with clocks chosen by a discrete context of ``size`` values."""
     context = DiscreteContext(Summary(event_shape, size), size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import platform
 import subprocess
@@ -20,7 +19,7 @@ from pyro_mdm.support.places import ROOT
 
 LOOK = 0.5
 """The seconds for which the load is measured."""
-STAT, CGROUP, CGROUPS = Path("/proc/stat"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+STAT = Path("/proc/stat")
 
 
 def _git(*arguments: str) -> bytes | None:
@@ -113,6 +112,9 @@ def _accelerators() -> list[str]:
 
 # -- threads ---------------------------------------------------------------------------------------
 
+# Idle cores are counted here, as no library that the programs need counts them, and threads that
+# wait for a busy core cost time and gain none (tests/benchmarks/threads.py).
+
 
 class Threads(NamedTuple):
     """The number of PyTorch's CPU threads, with the reason."""
@@ -181,7 +183,9 @@ def keep_threads(number: int | None, given: int | None, folder: Path) -> None:
 
 def usable_cores() -> int:
     """The number of cores that this process may use, by affinity and control groups."""
-    return max(1, int(min(len(_cores()), _quota())))
+    import joblib  # takes as long as numpy to import
+
+    return int(joblib.cpu_count())
 
 
 def busy_cores() -> tuple[int, float]:
@@ -205,36 +209,6 @@ def _cores() -> set[int]:
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)
     return set(range(os.cpu_count() or 1))
-
-
-def _quota() -> float:
-    """The limit of control groups on this process, in cores; ∞ without one.
-
-    A line is ``0::/a/b`` in version 2, and ``4:cpu,cpuacct:/a/b`` in version 1 (cgroups(7)). Each
-    group is limited by those above it; in a container its own folder may be the topmost.
-    """
-    least = math.inf
-    with contextlib.suppress(OSError, ValueError):
-        for line in CGROUP.read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers and "cpu" not in controllers.split(","):
-                continue
-            top = CGROUPS / "cpu" if controllers else CGROUPS
-            group = top / path.lstrip("/")
-            for folder in (group, *group.parents):
-                if folder.is_relative_to(top):
-                    least = min(least, _limit(folder, version=1 if controllers else 2))
-    return least
-
-
-def _limit(folder: Path, *, version: int) -> float:
-    """The limit of one control group, in cores; ∞ without one."""
-    names = ["cpu.max"] if version == 2 else ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
-    try:
-        quota, period = " ".join((folder / name).read_text() for name in names).split()
-        return int(quota) / int(period) if quota != "max" and int(quota) > 0 else math.inf
-    except (OSError, ValueError, ZeroDivisionError):
-        return math.inf
 
 
 def _busy_and_all(cores: set[int]) -> tuple[int, int]:

@@ -40,6 +40,8 @@ DTYPES: dict[str, torch.dtype | None] = {
     "16-mixed": torch.float16,
     "64-true": None,
 }
+"""The precision to which the network alone is cast, for :class:`pyro_mdm.scores.Score`."""
+
 SMALLEST_SCALE = 1e-4  # of a float16 loss; below it no gradient fits
 
 TIMEOUT = timedelta(hours=2)
@@ -86,11 +88,6 @@ def start(accelerator: str = "auto", precision: str = "32-true") -> Fabric:
         raise ValueError(f"--accelerator {accelerator} with {local} processes: {error}") from error
     fabric.launch()
     return fabric
-
-
-def autocast_dtype(precision: str) -> torch.dtype | None:
-    """The precision of the network, for :class:`pyro_mdm.scores.Score`."""
-    return DTYPES[precision]
 
 
 def _constant_buffers() -> dict[str, Any]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
 
-from inference.folders.output import Row
 from inference.settings.plan import Programs
 from models.base import SCORES, Assembly, Part
 from models.files import spread
@@ -225,52 +224,6 @@ def bound_of(estimate: Estimate, log_det: Tensor | float, levels: int | None) ->
         diffusion_by_log_snr_error=(estimate.density_error * width).tolist(),
         probe_error=estimate.probe_error / unit,
     )
-
-
-def by_datum(
-    estimate: Estimate,
-    log_det: Tensor,
-    levels: int | None,
-    numbers: Tensor,
-    labels: Tensor | None = None,
-    probabilities: Tensor | None = None,
-    class_names: Sequence[str] | None = None,
-) -> list[Row]:
-    """The bound on each datum in bits/dim with its Monte Carlo error, for a CSV file.
-
-    Both are empty for a datum that was never drawn.
-
-    Args:
-        log_det, levels: arguments of :func:`in_bits`.
-        numbers: the indices of the data, (n,).
-        labels: the labels of the data, (n,), -1 where unknown.
-        probabilities: the probability of each class, (n, classes).
-        class_names: the names of classes; None: they are numbers.
-    """
-    name: Callable[[int], int | str] = int if class_names is None else class_names.__getitem__
-    unit = estimate.num_dims * math.log(2)
-    bits = bits_per_dim(
-        estimate.per_datum, estimate.num_dims, log_det=log_det.double().cpu(), num_levels=levels
-    )
-    columns: dict[str, list[float | str]] = {"row": numbers.tolist()}
-    if labels is not None:
-        columns["label"] = ["" if label < 0 else name(label) for label in labels.tolist()]
-    never = estimate.halves.isnan().all(0)  # drawn: the value is the baseline's prediction
-    bits = bits.masked_fill(never.to(bits.device), math.nan)
-    measured = {"": bits, "_standard_error": estimate.per_datum_error / unit}
-    for suffix, values in measured.items():
-        cells = ["" if math.isnan(value) else value for value in values.tolist()]
-        columns[f"bits_per_dim{suffix}"] = cells
-    if probabilities is not None:
-        by_class = probabilities.unbind(-1)
-        columns |= {f"probability_{name(c)}": column.tolist() for c, column in enumerate(by_class)}
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-
-def nats_by_row(bound: RunBound, columns: int) -> str:
-    """The bound on the log density of a row of a table, in words, from one in bits/dim."""
-    value, error = (columns * math.log(2) * number for number in bound.bits_per_dim)
-    return f"log p of the entries of a row: at least {-value:.3f} ± {error:.3f} nats"
 
 
 def told_nothing(programs: Programs, data: Part) -> Part | None:

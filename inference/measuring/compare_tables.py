@@ -5,15 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
 from inference.folders.output import Row, aligned
 from inference.measuring.bounds import RunBound, bound_of
-from inference.settings.plan import Programs
-from models.kinds import kind_of
+from inference.measuring.compared_runs import Entry
 from pyro_mdm.evaluation.estimates import Z95, Comparison, Difference, Estimate
 from pyro_mdm.support.measured import ALL_TERMS, TERMS
 
@@ -34,29 +32,6 @@ DIFFERENCE_COLUMNS = (
 )
 RANGE_TOLERANCE = 1e-3
 """The difference between two runs' ends of log SNR above which there is a note."""
-
-
-class Entry(NamedTuple):
-    """A run to be compared."""
-
-    name: str
-    folder: Path
-    programs: Programs
-    guide: str
-    score: str
-    protocol: str | None
-    training_steps: int
-
-    @property
-    def log_snr_range(self) -> tuple[float, float]:
-        """λ(T), which is nominal for a simulated diffusion, and λ(ε)."""
-        diffusion = self.programs.model.diffusion
-        return diffusion.terminal_log_snr.item(), diffusion.max_log_snr
-
-    @property
-    def simulated(self) -> bool:
-        """Whether the diffusion has no closed form."""
-        return kind_of(self.programs.model.diffusion).simulated
 
 
 class Tables(NamedTuple):
@@ -318,3 +293,15 @@ def _calls(numbers: Tables, comparison: Comparison, draws: int) -> str:
 def _signed(value: float) -> str:
     text = f"{value:+.4f}"
     return text if float(text) else "0.0000"
+
+
+def on_contexts(entries: Sequence[Entry]) -> str | None:
+    """A note where some bounds are on data given a context."""
+    names = [e.name for e in entries if e.programs.problem.context is not None]
+    if not names:
+        return None
+    return (
+        f"{', '.join(names)}: bounds on data given the context of --condition, which take fewer "
+        "bits than data alone.\nDifferences of runs with different contexts include the "
+        "information in these."
+    )

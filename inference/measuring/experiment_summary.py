@@ -34,13 +34,9 @@ def summarize(
     folder: Path,
     guides: Mapping[str, Sequence[str]],
     seeds: Sequence[int],
-    *,
     compare: Callable[..., object],
     starts: Mapping[str, str] | None = None,
     fixed: Sequence[str] = (),
-    half_width: float,
-    draws: int,
-    num_data: int | None = None,
 ) -> list[Row]:
     """Compare the runs ``<score>-<guide>-<seed>`` in ``folder`` and write a summary.
 
@@ -49,13 +45,10 @@ def summarize(
 
     Args:
         guides: the guides of each score; all are compared with the first.
-        compare: the program that compares runs, :func:`inference.compare.compare`.
+        compare: function of run folders, ``out`` and ``seed``: :func:`inference.compare.compare`.
         starts: guide that each learned guide starts as, by its name.
         fixed: guides beside which the others, which are learned, are set one by one, in learned.csv
             and learned.md.
-        half_width: the half-width of each comparison, bits/dim.
-        draws: largest number of network calls per datum and run.
-        num_data: largest number of test data of each comparison; all by default.
     """
     starts = starts or {}
     for score, names in guides.items():
@@ -63,15 +56,7 @@ def summarize(
             out = folder / "comparisons" / f"{score}-{seed}"
             runs = [folder / f"{score}-{guide}-{seed}" for guide in names]
             if not _holds(out, runs):
-                compare(
-                    runs,
-                    half_width=half_width,
-                    draws=draws,
-                    num_data=num_data,
-                    out=out,
-                    seed=seed,
-                    overwrite=True,
-                )
+                compare(runs, out=out, seed=seed)
     rows = summary_rows(folder, guides, seeds, starts)
     write_atomically(folder / "summary.csv", csv_bytes(rows))
     write_atomically(folder / "summary.md", markdown(rows).encode())
@@ -156,10 +141,7 @@ def _difference(
 
 
 def learned_rows(
-    folder: Path,
-    guides: Mapping[str, Sequence[str]],
-    seeds: Sequence[int],
-    fixed: Sequence[str],
+    folder: Path, guides: Mapping[str, Sequence[str]], seeds: Sequence[int], fixed: Sequence[str]
 ) -> list[Row]:
     """A row for each learned guide and each fixed one: the difference of their bounds, learned less
     fixed, in bits/dim, with the intervals of :func:`summary_rows`."""

@@ -24,19 +24,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
 
+from inference.folders.loading import load_trained
 from inference.folders.output import aligned
+from inference.settings import diffusion as made
 from inference.settings.diffusion import LEARNED_MIN_LOG_SNR
+from inference.settings.options import Guide
+from models import Problem
 from models.kinds import kind_of
 from pyro_mdm import LinearDiffusion
 from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.matrices import MAX_AMPLIFICATION
-from pyro_mdm.evaluation import auxiliary_information
+from pyro_mdm.evaluation import GaussianPosterior, auxiliary_information, auxiliary_use
 from pyro_mdm.paths.divergence import prior_kl
 
 CUT = 1e-3  # of T: where the noising starts in most published code, whatever the log SNR there
@@ -270,6 +275,47 @@ def _advise(seen: Inspection, diffusion: LinearDiffusion, x: Tensor) -> None:
             f"single precision resolves these data's noise to log SNR {resolved:.0f}, but ε is at "
             f"{diffusion.max_log_snr:.3g}: lower --max_log_snr, or use a double-precision network"
         )
+
+
+# -- what is inspected -----------------------------------------------------------------------------
+
+
+def inspected_diffusion(asked: Guide, problem: Problem) -> LinearDiffusion:
+    """A diffusion with the given ends, or its own."""
+    name, high, low = asked.guide, asked.max_log_snr, asked.min_log_snr
+    if name.startswith("run:"):
+        for option, value in (("max_log_snr", high), ("min_log_snr", low)):
+            if value is not None:
+                raise ValueError(
+                    f"--{option} is {value:g}, but {name} ended with its own; leave it out"
+                )
+        diffusion = load_trained(Path(name.removeprefix("run:")))[1].model.diffusion
+    else:
+        guide = asked if name == "learned" else Guide(guide=name, min_log_snr=low)
+        if name == "learned" and low is None:
+            guide = replace(guide, min_log_snr=LEARNED_MIN_LOG_SNR)
+        guide = replace(guide, max_log_snr=problem.max_log_snr if high is None else high)
+        diffusion = made.build_diffusion(guide, event_shape=problem.event_shape)
+        made.check_ends(asked, diffusion)
+        made.give_learned_end(diffusion)
+    if kind_of(diffusion).simulated:
+        raise ValueError(
+            f"{name} is {type(diffusion).__name__}, expected a LinearDiffusion, since all that is "
+            "shown here is computed in closed form. See its paths and its drift by "
+            "pyro_mdm.plots.figures.paths_figure and field_figure, or TensorBoard of a run"
+        )
+    return cast(LinearDiffusion, diffusion)
+
+
+def use_of_auxiliaries(name: str, draws: int) -> str:
+    """What a run's network makes of the auxiliary variables, on the run's own test data."""
+    _, (problem, model, guide), _ = load_trained(Path(name.removeprefix("run:")))
+    if model.diffusion.num_variables < 2:
+        return f"{name}: K = 1, without auxiliary variables"
+    generator = torch.Generator().manual_seed(0)
+    law = GaussianPosterior.fit(problem.to_model_space(problem.train, generator))
+    x = problem.to_model_space(problem.test, generator)
+    return f"{name}: {auxiliary_use(model, guide, x, draws=draws, posterior=law, progress=True)}"
 
 
 # -- the table -------------------------------------------------------------------------------------

@@ -52,11 +52,7 @@ class Reused(NamedTuple):
 
 
 def reuse(
-    folder: Path,
-    guide: str,
-    *,
-    max_log_snr: float | None = None,
-    min_log_snr: float | None = None,
+    folder: Path, guide: str, *, max_log_snr: float | None = None, min_log_snr: float | None = None
 ) -> Reused:
     """The trained denoiser of a run over another diffusion, without training.
 
@@ -198,10 +194,11 @@ class Opened(NamedTuple):
         """Remarks on the other diffusion."""
         return [] if self.reused is None else self.reused.notes
 
-    @property
-    def all_programs(self) -> list[Programs]:
-        """The programs, and the trained ones if they differ."""
-        return [self.programs, *([] if self.reused is None else [self.reused.own])]
+    def put_on(self, device: torch.device, autocast: torch.dtype | None) -> None:
+        """Put the models on a device, with networks of this precision (None: their own)."""
+        for programs in (self.programs, *([] if self.reused is None else [self.reused.own])):
+            programs.model.to(device)
+            programs.model.score_function.autocast_dtype = autocast
 
 
 def open_run(run: Path | None, reused: Path | None, other: Another) -> Opened:

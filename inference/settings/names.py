@@ -177,7 +177,8 @@ def _run_file(path: Path, content: bytes) -> ModuleType:
 
 
 class _AsRead(SourceFileLoader):
-    """A loader of bytes that were read before, whatever is in the file by now."""
+    """A loader of bytes that were read before, whatever is in the file by now: Python's own reads a
+    file again after :func:`inference.trust.check` has allowed what was in it."""
 
     def __init__(self, name: str, path: Path, content: bytes) -> None:
         super().__init__(name, str(path))

@@ -347,12 +347,7 @@ def draw_samples(run: Run, writer: SummaryWriter, programs: Programs, step: int)
 
 
 def _log_bound(
-    run: Run,
-    writer: SummaryWriter,
-    programs: Programs,
-    part_name: str,
-    bound: RunBound,
-    step: int,
+    run: Run, writer: SummaryWriter, programs: Programs, part_name: str, bound: RunBound, step: int
 ) -> None:
     run.log(step, part_name, bound.columns)
     edges, values, errors = bound.by_log_snr
@@ -398,6 +393,9 @@ def _complete(x: Tensor) -> Tensor:
 
 
 # -- figures ---------------------------------------------------------------------------------------
+
+# Figures are drawn of the whole history, from history.jsonl, as TensorBoard's curves have neither
+# error bars nor several terms, matrices or cells of log SNR in one.
 
 
 def draw_training(run: Run, writer: SummaryWriter, programs: Programs, step: int) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from inference.folders.checkpoints import Checkpoint, load_optimizer, optimizer_tensors
 from inference.folders.loading import load_weights
 from inference.folders.runs import Run
-from inference.machine.processes import LossScale, autocast_dtype, loss_scale
+from inference.machine.processes import DTYPES, LossScale, loss_scale
 from inference.settings.options import Decided
 from inference.settings.plan import Programs
 from inference.settings.seeds import seed_from
@@ -74,7 +74,7 @@ class Trainee:
         self.averaged = Programs(problem, averaged, DiffusionGuide(averaged.diffusion))
         self.best: dict[str, Tensor] = {}
         self.scale: LossScale = loss_scale(fabric)
-        model.score_function.autocast_dtype = autocast_dtype(settings.precision)
+        model.score_function.autocast_dtype = DTYPES[settings.precision]
         if settings.compile is not None:
             network.compile(backend=settings.compile)
         self.density = model.score_function.time_density
@@ -82,10 +82,8 @@ class Trainee:
             self.density.automatic = False  # pieces of a batch are drawn by one density
 
         number, rank = settings.micro_batches, fabric.global_rank
-        self.count, self.mine = (
-            fabric.world_size * number,
-            range(rank * number, (rank + 1) * number),
-        )
+        self.count = fabric.world_size * number
+        self.mine = range(rank * number, (rank + 1) * number)
         self.filling = Filling(problem, settings) if settings.gaps == "fill" else None
         self.batches = self._gathered(problem.train, flip=settings.flip)
         context = problem.part("train").context

@@ -19,6 +19,7 @@ from inference import train
 from inference.commands.cli import command_line
 from inference.settings.options import GROUPS, Decided
 from inference.settings.plan import Programs
+from inference.training import session
 from inference.training.trainee import Trainee
 from models.digits import Digits
 from models.mnist5k import Mnist5k
@@ -70,7 +71,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, required=True)
     given, words = parser.parse_known_args()
     Moved.share = given.share
-    with mock.patch.object(train, "Trainee", Moved):
+    with mock.patch.object(session, "Trainee", Moved):
         command_line(train.train, words, groups=GROUPS)
 
 

@@ -1,0 +1,363 @@
+"""The training of a run from its checkpoint, or from its start, to its end."""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import astuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from inference import trust
+from inference.folders.checkpoints import Checkpoint, explain_full_disk
+from inference.folders.fingerprints import differences, fingerprint_of
+from inference.folders.records import sealed
+from inference.folders.runs import Run, RunError
+from inference.machine.environment import Threads
+from inference.machine.processes import Signals, Stopped, catch_signals
+from inference.measuring.bounds import RunBound
+from inference.settings import names
+from inference.settings.options import Decided
+from inference.settings.plan import Programs
+from inference.training import recipe
+from inference.training.trainee import RunProgress, Step, Trainee
+from pyro_mdm.diffusions.base import UnreachableError
+from pyro_mdm.diffusions.kernels import KernelPrecisionError
+from pyro_mdm.diffusions.simulation import SimulationError
+from pyro_mdm.support.progress import Progress as Bar
+from pyro_mdm.support.progress import progress_bar
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from torch.utils.tensorboard import SummaryWriter
+
+LATE = 0.75
+"""The fraction of all steps after which a bound may stop falling without a note."""
+
+
+def fit(
+    fabric: Fabric,
+    run: Run,
+    settings: Decided,
+    programs: Programs,
+    checkpoint: Checkpoint | None = None,
+) -> RunBound:
+    """Train a run from its checkpoint, or of a resumed run without one from its start, to its end;
+    None: it is new."""
+    trainee = Trainee(fabric, programs, settings)
+    lead, prints = fabric.is_global_zero, fingerprint_of(programs.problem)
+    check_alike(fabric, run, (checkpoint.step if checkpoint else 0, prints))
+    if lead:
+        run.check_data(prints, programs.problem.facts)
+    progress = trainee.load(run, checkpoint) if checkpoint and checkpoint.step else RunProgress()
+    writer = _open_books(fabric, run, trainee, progress, checkpoint) if lead else None
+    session = Session(run, trainee, writer, progress)
+    if settings.steps == 0:
+        session.close_range()
+        session.save(unmeasured=True)
+    if (
+        settings.steps == 0
+        or progress.unmeasured
+        or (programs.problem.keeps_best and progress.step == 0)
+    ):
+        session.measure()
+    with ExitStack() as stack:
+        if writer is not None:
+            stack.callback(_flush, writer)
+        caught = stack.enter_context(catch_signals())
+        over, done = session.out_of_patience(), progress.step
+        if checkpoint is not None:
+            session.go_on(over=over)
+        bar = progress_bar(
+            settings.steps, "training", "steps", initial=done, leave=True, shown=lead
+        )
+        stack.enter_context(bar)
+        while session.done < settings.steps and not over:
+            over = session.step(caught, bar)
+        if over:
+            session.close_range()
+            session.save(unmeasured=False)
+        if caught.number:  # in the last measurement; everything is saved
+            raise _stopped(run, session.done, caught.number)
+    bound = session.end()
+    if lead:
+        if note := _on_validation(run, session.done, kept=bool(trainee.best)):
+            print(note)
+        picture, board = run.folder / "samples.png", run.folder / "tensorboard"
+        shown = f"; {picture}" if picture.exists() else ""
+        print(f"{session.seconds:.0f} s; tensorboard --logdir {board}{shown}")
+        print(bound)
+    return bound
+
+
+class Session:
+    """The training of a run: its steps, and what is logged, measured and saved.
+
+    Attributes:
+        done: the number of steps taken.
+    """
+
+    def __init__(
+        self, run: Run, trainee: Trainee, writer: SummaryWriter | None, progress: RunProgress
+    ) -> None:
+        from inference.training import report  # loads matplotlib
+
+        self.run, self.trainee, self.writer, self.done = run, trainee, writer, progress.step
+        self.settings, self.fabric, self.report = trainee.settings, trainee.fabric, report
+        self.window = recipe.LossWindow(*progress.window)
+        self._began = time.monotonic() - progress.seconds
+
+    @property
+    def seconds(self) -> float:
+        """The seconds of training, with those before a resume."""
+        return time.monotonic() - self._began
+
+    def step(self, caught: Signals, bar: Bar) -> bool:
+        """Take a step, and log, measure and save what is due; returns whether patience is out."""
+        settings = self.settings
+        with _explained(self.done, self.run):
+            taken = self.trainee.step(self.done, caught.number)
+        self.done += 1
+        self.window.add(taken.bits)
+        bar.update()
+        last = self.done == settings.steps
+        if self.done % settings.log_every == 0 or last:
+            bar.set_postfix_str(self.log(taken))
+        # saved first, so that a process that ends while it measures loses nothing
+        due = self.done % settings.measure_every == 0 or last
+        if self.done % settings.checkpoint_every == 0 or last or taken.stop:
+            if last:
+                self.close_range()
+            self.save(unmeasured=due)
+        if taken.stop:
+            bar.close()
+            raise _stopped(self.run, self.done, taken.stop)
+        if due:
+            self.measure()
+        return due and self.out_of_patience()
+
+    def log(self, taken: Step) -> str:
+        """Write the objective since the last time, and return it in words."""
+        mean, error = self.window.mean_and_error
+        self.window = recipe.LossWindow()
+        if self.writer is not None:
+            row = {"learning_rate": taken.rate, "gradient_norm": taken.norm}
+            row |= {"seconds": self.seconds}
+            self.report.objective(self.run, self.writer, mean, error, row, self.done)
+        with_error = f" ± {error:.3f}" if math.isfinite(error) else ""  # of one step it has none
+        return f"{mean:.3f}{with_error} bits/dim"
+
+    def measure(self) -> None:
+        """Measure the bound."""
+        trainee, several = self.trainee, self.fabric.world_size > 1
+        averaged, model = trainee.averaged, trainee.programs.model
+        self.report.at_step(self.run, self.writer, averaged, model, self.done, distributed=several)
+        if trainee.programs.problem.keeps_best:
+            lead = self.fabric.is_global_zero
+            if self.fabric.broadcast(lead and _best_step(self.run) == self.done):
+                trainee.keep()
+
+    def out_of_patience(self) -> bool:
+        """Whether the bound has not fallen for --patience measurements."""
+        most = self.settings.patience
+        if most is None:
+            return False
+        lead = self.fabric.is_global_zero
+        over: bool = self.fabric.broadcast(lead and _since_last_fall(self.run)[1] >= most)
+        return over
+
+    def go_on(self, *, over: bool) -> None:
+        """Prepare for the steps after a resume, of a run that may have been lengthened.
+
+        Raises:
+            RunError: it was, and ``over``: its patience is out.
+        """
+        changes = self.run.lengthened
+        if over and changes and changes[-1][0] == self.done:
+            raise RunError(
+                f"{self.run.folder} was stopped at step {self.done:,} by --patience "
+                f"{self.settings.patience}, which would stop it there again; start a new run with "
+                "more patience: python -m inference.train --config "
+                f"{self.run.folder / 'config.yaml'} --patience N"
+            )
+        if self.fabric.is_global_zero:
+            self.run.keep_length()
+            if self.writer is not None and changes and changes[-1][0] == self.done:
+                programs = self.trainee.programs
+                self.report.at_more_steps(self.run, self.writer, programs, self.done)
+            if self.trainee.filling is not None and changes and self.done <= changes[-1][0]:
+                self.trainee.filling.values = None  # of a part of the training as it was before
+        if self.done < self.settings.steps and not over:
+            recipe.open_range(self.trainee.programs.model, self.trainee.averaged.model)
+
+    def close_range(self) -> None:
+        """Declare the range of log SNR that was trained on."""
+        recipe.close_range(self.trainee.programs.model, self.trainee.averaged.model)
+
+    def save(self, *, unmeasured: bool) -> None:
+        """Write a checkpoint."""
+        if self.fabric.is_global_zero:
+            window = astuple(self.window)
+            self.trainee.save(self.run, RunProgress(self.done, self.seconds, window, unmeasured))
+
+    def end(self) -> RunBound:
+        """Measure the test bound and draw the last pictures."""
+
+        def keep(bound: RunBound) -> None:
+            spent = {"steps": self.done, "seconds": self.seconds}
+            self.run.write_json("results.json", sealed(bound.as_json() | spent))
+
+        if self.trainee.best:
+            self.trainee.use_best()
+            self.close_range()
+            self.save(unmeasured=False)
+        several, averaged = self.fabric.world_size > 1, self.trainee.averaged
+        return self.report.at_end(
+            self.run, self.writer, averaged, self.done, keep, distributed=several
+        )
+
+
+# -- start and errors ------------------------------------------------------------------------------
+
+
+@contextmanager
+def opened(fabric: Fabric, make: Callable[[], Run]) -> Iterator[Run]:
+    """The run that the first process makes or resumes; the others open it for reading.
+
+    One that is interrupted says how to go on.
+    """
+    run = make() if fabric.is_global_zero else None
+    folder = fabric.broadcast(str(run.folder) if run is not None else "")
+    run = run if run is not None else Run.open(Path(folder))
+    try:
+        with run, explain_full_disk(run.folder / "tensorboard", 0):
+            yield run
+    except (KeyboardInterrupt, Stopped):
+        if run.is_writable:
+            print(f"go on with python -m inference.train --resume {run.folder}", flush=True)
+        raise
+
+
+def check_alike(fabric: Fabric, run: Run, mine: tuple[int, dict[str, Any]]) -> None:
+    """Raise unless all processes begin at the step and with the data of the first one."""
+    theirs = fabric.broadcast(mine)
+    if mine[0] != theirs[0] or differences(theirs[1], mine[1]):
+        raise RunError(
+            f"process {fabric.global_rank} on {platform.node()} would begin {run.folder} at step "
+            f"{mine[0]} with data {mine[1]}, the first process at step {theirs[0]} with data "
+            f"{theirs[1]}; all must see the same files"
+        )
+
+
+def _open_books(
+    fabric: Fabric, run: Run, trainee: Trainee, progress: RunProgress, checkpoint: Checkpoint | None
+) -> SummaryWriter:
+    """Write the start to the run folder and TensorBoard."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    from inference.training import report
+
+    settings, world = trainee.settings, fabric.world_size
+    trust.remember(names.own_names(run.config))
+    run.keep_sources(names.source_files(run.config))
+    if checkpoint is not None:
+        written = checkpoint.state.get("record")
+        if written is None and progress.step:
+            warnings.warn(
+                f"the checkpoint of {run.folder} is of an earlier version, which did not say what "
+                "metrics.csv and history.jsonl held, so that they cannot be compared",
+                stacklevel=2,
+            )
+        run.rewind(progress.step, written, measured=not progress.unmeasured)
+    run.begin_session(progress.step, processes=world, device=str(fabric.device))
+    shared = f", {world} processes" if world > 1 else ""
+    where = f"{settings.model} under {settings.guide}"
+    threads = Threads(torch.get_num_threads())
+    at = f"step {progress.step} of {settings.steps}{shared}, {threads}"
+    print(f"{run.folder}: {where}, {at}", flush=True)
+    folder = str(run.folder / "tensorboard")
+    again = progress.step + 1 if progress.step else 0
+    writer = SummaryWriter(folder, purge_step=None if checkpoint is None else again)
+    if progress.step == 0:
+        report.at_start(run, writer, trainee.averaged)
+    return writer
+
+
+def _validation_bounds(run: Run) -> dict[int, float]:
+    """The finite bounds on validation data, bits/dim, by step."""
+    bounds = {
+        record["step"]: record["terms"]["bits_per_dim"][0]
+        for record in run.history()
+        if record["part"] == "validation"
+    }
+    return {step: value for step, value in bounds.items() if value is not None}
+
+
+def _since_last_fall(run: Run) -> tuple[int, int]:
+    """The last fall of the bound on validation data, see :func:`recipe.last_fall`."""
+    finite = _validation_bounds(run)
+    return recipe.last_fall(finite) if finite else (0, 0)
+
+
+def _best_step(run: Run) -> int | None:
+    """The step of the best bound on validation data; None: there is none."""
+    finite = _validation_bounds(run)
+    return min(finite, key=lambda step: finite[step]) if finite else None
+
+
+def _on_validation(run: Run, done: int, *, kept: bool) -> str | None:
+    """Advice on a run whose bound had stopped falling long before it ended at step ``done``."""
+    if kept:
+        best = f"the averaged weights of step {_best_step(run):,}"
+        return f"{best} are kept, whose bound on validation data was the best"
+    step, after = _since_last_fall(run)
+    steps = run.config["steps"]
+    fell = f"the validation bound last fell by {recipe.FALL} bits/dim at step {step:,}"
+    if done < steps:
+        return f"stopped at step {done:,} of {steps:,}, as --patience says: {fell}"
+    if after < 2 or step > LATE * steps:
+        return None
+    return f"{fell} of {steps:,}; fewer --steps, or --patience 2, take less time"
+
+
+def _flush(writer: SummaryWriter) -> None:
+    """Flush; an error here must not hide one that is being raised."""
+    with suppress(OSError):
+        writer.flush()
+
+
+def _stopped(run: Run, step: int, number: int) -> Stopped:
+    if run.is_writable:
+        print(f"stopped by a signal at step {step} and saved", flush=True)
+    return Stopped(number)
+
+
+@contextmanager
+def _explained(step: int, run: Run) -> Iterator[None]:
+    """Add to errors the step at which training ended, possible causes, and what is saved."""
+    try:
+        yield
+    except FloatingPointError as error:
+        rates = "lower --learning_rate or --diffusion_learning_rate"
+        raise FloatingPointError(f"step {step}: {error}. {_advice(step, run, rates)}") from error
+    except (SimulationError, UnreachableError, KernelPrecisionError) as error:
+        reason = str(error).partition("\nTrace Shapes:")[0]  # of Pyro
+        rates = "if the diffusion was trained into this, lower --diffusion_learning_rate"
+        raise type(error)(f"step {step}: {reason}. {_advice(step, run, rates)}") from error
+
+
+def _advice(step: int, run: Run, rates: str) -> str:
+    """Advice after training that ended at ``step``: nothing was trained before the first."""
+    if step == 0:
+        return (
+            "Nothing has been trained yet, so that no learning rate is at fault: look at the data, "
+            "the guide and the network as they start"
+        )
+    good = "the last checkpoint is good" if run.has_checkpoint else "no checkpoint was written yet"
+    return f"{rates[0].upper()}{rates[1:]}; {good}"
