@@ -53,12 +53,12 @@ from inference.measuring.agreement import Agreement, agreement
 from inference.measuring.calibration import DRAWS as CALIBRATION_DRAWS
 from inference.measuring.calibration import TableCalibration, table_calibration
 from inference.settings.plan import Programs
-from inference.settings.seeds import seed_from
 from inference.train import train
 from models import DataError, Tabular
 from models.tabular import OfUnknown, check_names, said_of
 from pyro_mdm import DiffusionModel, bound, condition
 from pyro_mdm.evaluation.estimates import Noise
+from pyro_mdm.randomness import seed_from
 from pyro_mdm.support.checks import check_number
 from pyro_mdm.support.progress import without_progress
 from pyro_mdm.tables.columns import Center, Column

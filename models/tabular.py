@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from models.checks import check_shape
 from models.files import DataError
 from models.problem import Assembly, Problem
-from models.splits import Rows
 from pyro_mdm import MixedDenoiser, randomness
 from pyro_mdm.likelihoods.dequantization import Dequantized
 from pyro_mdm.networks import MLP
 from pyro_mdm.scores.base import Score
+from pyro_mdm.support.splits import Rows
 from pyro_mdm.tables.columns import (
     Categorical,
     Column,

@@ -25,7 +25,7 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "test_cli.py::test_words_are_read_as_the_signature_says[--steps=1e3-expected2]",
         ),
     ],
-    "inference/training/filling.py": [
+    "pyro_mdm/conditioning/filling.py": [
         (
             "self.values = first.to(model.diffusion.start_time.device)",
             "self.values = first",

@@ -47,7 +47,7 @@ FLOORS = (
     ("samplers",),
     ("pretrained", "program"),
     ("model",),
-    ("guide",),
+    ("guide", "drawing"),
     ("elbo", "distribution"),
     ("evaluation",),
     ("training",),

@@ -24,7 +24,15 @@ from inference.settings.plan import Programs
 from inference.train import train
 from inference.training import report
 from models import Digits, Toy
-from pyro_mdm import CLD, VPSDE, DiffusionGuide, DiffusionModel, NoisePrediction, randomness
+from pyro_mdm import (
+    CLD,
+    VPSDE,
+    DiffusionGuide,
+    DiffusionModel,
+    NoisePrediction,
+    drawing,
+    randomness,
+)
 from pyro_mdm.diffusions.priors import DistributionPrior
 from pyro_mdm.evaluation import importance_weighted
 from pyro_mdm.networks import MLP
@@ -179,7 +187,7 @@ def test_a_file_that_is_not_finished_is_not_left(
     def fails(*arguments: Any) -> Any:
         raise ValueError("exploded")
 
-    monkeypatch.setattr(sampling, "_draw_batch", fails)
+    monkeypatch.setattr(drawing, "draw_batches", fails)
     with pytest.raises(ValueError, match="exploded"):
         sample.sample(run, out=tmp_path / "a.npy")
     assert list(tmp_path.iterdir()) == []

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference.settings.seeds import seed_from
 from models import DataError, Tabular
 from models.tabular import OfUnknown
 from pyro_mdm import DiffusionModel, impute
+from pyro_mdm.randomness import seed_from
 from pyro_mdm.tables.columns import Column
 
 if TYPE_CHECKING:

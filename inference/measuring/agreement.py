@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from inference.drawing.pictures import as_columns
-from inference.settings.seeds import seed_from
 from models import Tabular
 from pyro_mdm import DiffusionModel, impute
+from pyro_mdm.randomness import seed_from
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.tables.columns import Column, Mixed, encode
 from pyro_mdm.tables.columns.skipped import ABSENT, SkippedNumbers

@@ -31,7 +31,6 @@ from inference.measuring.agreement import agreement
 from inference.measuring.bounds import BoundOptions, RunBound
 from inference.measuring.calibration import observes_entries, table_calibration
 from inference.settings.plan import Programs
-from inference.settings.seeds import seed_from
 from inference.training.shown import shown
 from models import Tabular
 from models.base import Assembly, Part, Problem
@@ -42,6 +41,7 @@ from pyro_mdm.evaluation.estimates import Noise
 from pyro_mdm.plots import tensorboard
 from pyro_mdm.plots.figures import snapshot
 from pyro_mdm.plots.tables import marginals_figure
+from pyro_mdm.randomness import seed_from
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
