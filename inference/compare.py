@@ -34,10 +34,10 @@ from inference.measuring.compare_tables import DIFFERENCE_COLUMNS, Entry, Tables
 from inference.settings.names import short_name
 from models import Problem
 from models.base import Assembly, ImageProblem
-from models.files import spread
 from pyro_mdm import evaluation
 from pyro_mdm.evaluation.estimates import Comparison
 from pyro_mdm.support.files import check_place
+from pyro_mdm.support.splits import spread
 
 FILES = ("bounds.csv", "differences.csv", "by_log_snr.csv", "comparison.png")
 # -- the runs --------------------------------------------------------------------------------------

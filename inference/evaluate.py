@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from inference.commands.cli import check_positive, command_line
-from inference.drawing.completion import PIECE
 from inference.drawing.pieces import read_pieces, text_columns
 from inference.folders.checkpoints import write_atomically
 from inference.folders.output import check_out, csv_bytes, png
@@ -43,7 +42,6 @@ from inference.measuring.bounds import (
     step_bias,
     told_nothing,
 )
-from inference.measuring.calibration import table_calibration
 from inference.measuring.reuse import Another, Opened, against_own, open_run
 from inference.settings.plan import Programs
 from inference.table import Table
@@ -57,6 +55,8 @@ from pyro_mdm.evaluation.comparison import log_likelihood
 from pyro_mdm.evaluation.estimates import FEWEST, Z95, Estimate
 from pyro_mdm.paths.flow import Solver
 from pyro_mdm.support.measured import Measured
+from pyro_mdm.tables.calibration import table_calibration
+from pyro_mdm.tables.frames import PIECE
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

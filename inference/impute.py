@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from inference.commands.cli import check_positive, command_line
-from inference.drawing.completion import PIECE, filled, with_levels
 from inference.drawing.pieces import (
     Cells,
     Piece,
@@ -31,11 +30,12 @@ from inference.folders.checkpoints import explain_full_disk
 from inference.folders.output import check_out
 from inference.table import Table
 from models import Tabular
-from models.tabular import OfUnknown
 from pyro_mdm.support.files import replacing
 from pyro_mdm.support.progress import progress_bar
 from pyro_mdm.tables.columns import Center
 from pyro_mdm.tables.columns.skipped import ABSENT
+from pyro_mdm.tables.frames import PIECE, filled, with_levels
+from pyro_mdm.tables.rows import OfUnknown
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from inference.commands.cli import check_positive, command_line
 from inference.drawing import pictures
-from inference.drawing.completion import DRAW_STEPS, draws_given
 from inference.drawing.pieces import csv_text, table_text, text_columns
 from inference.drawing.sampling import (
     Drawing,
@@ -37,8 +36,9 @@ from inference.machine.processes import start
 from inference.measuring.reuse import Another, open_run
 from inference.settings.names import slug
 from models import Problem, Tabular
-from models.tabular import comma_separated
 from pyro_mdm import DiffusionModel, samplers
+from pyro_mdm.tables.completion import DRAW_STEPS, draws_given
+from pyro_mdm.tables.words import comma_separated
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -279,11 +279,6 @@ def unpickle_arrays(path: Path) -> dict[str, Images]:
 # -- arrays on disk --------------------------------------------------------------------------------
 
 
-def spread(n: int, count: int) -> Tensor:
-    """``count`` increasing indices spread evenly over range(n), int64."""
-    return (2 * torch.arange(count) + 1) * n // (2 * count)
-
-
 def cached(
     path: Path,
     about: Mapping[str, Any],

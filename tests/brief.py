@@ -41,6 +41,7 @@ def be_brief(patch: pytest.MonkeyPatch, *, figures: bool = False) -> None:
     from inference.training import report
     from pyro_mdm.plots import figures as drawing
     from pyro_mdm.samplers import grids
+    from pyro_mdm.tables import density
 
     for name in () if figures else ("draw_training", "draw_end"):
         patch.setattr(report, name, lambda *arguments: None)
@@ -53,7 +54,7 @@ def be_brief(patch: pytest.MonkeyPatch, *, figures: bool = False) -> None:
     patch.setattr(drawing, "Figure", _without_layout)
     patch.setattr(grids, "KNOTS", 32)
     for name, number in (("PILOT", 8), ("LEAST", 16), ("MOST", 64)):
-        patch.setattr(table, name, number)
+        patch.setattr(density, name, number)
     for module in (table, sample):
         patch.setattr(module, "DRAW_STEPS", STEPS)
     # of reports alone: programs draw what they are asked for

@@ -27,9 +27,7 @@ from inference.folders.checkpoints import write_atomically
 from inference.folders.output import png
 from inference.folders.runs import Run
 from inference.measuring import bounds
-from inference.measuring.agreement import agreement
 from inference.measuring.bounds import BoundOptions, RunBound
-from inference.measuring.calibration import observes_entries, table_calibration
 from inference.settings.plan import Programs
 from inference.training.shown import shown
 from models import Tabular
@@ -42,6 +40,8 @@ from pyro_mdm.plots import tensorboard
 from pyro_mdm.plots.figures import snapshot
 from pyro_mdm.plots.tables import marginals_figure
 from pyro_mdm.randomness import seed_from
+from pyro_mdm.tables.agreement import agreement
+from pyro_mdm.tables.calibration import observes_entries, table_calibration
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-__all__ = ["EVERY", "Rows", "split_rows"]
+__all__ = ["EVERY", "Rows", "split_rows", "spread"]
 
 EVERY = 10
 """The number of data of which one is test and another validation."""
@@ -81,3 +81,8 @@ def _known_elsewhere(mask: Tensor, others: Tensor, categories: Sequence[Tensor])
         unseen = mask & (codes >= 0) & ~torch.isin(codes, codes[others])
         mask, others = mask & ~unseen, others | unseen
     return mask
+
+
+def spread(n: int, count: int) -> Tensor:
+    """``count`` increasing indices spread evenly over range(n), int64."""
+    return (2 * torch.arange(count) + 1) * n // (2 * count)
