@@ -6,7 +6,7 @@
     table.impute(new, num=20)
 
 It is :class:`pyro_mdm.tables.Table` with a run folder, so that the programs open it too, and it
-opens theirs: :meth:`RunTable.from_run`.
+opens theirs: :meth:`TableRun.from_run`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pyro_mdm.tables import Table as LibraryTable
 from pyro_mdm.tables.columns import Center
 from pyro_mdm.tables.completion import DRAW_STEPS
 from pyro_mdm.tables.rows import OfUnknown
-from pyro_mdm.tables.training import Schedule
+from pyro_mdm.tables.training import Schedule, Trained
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +46,7 @@ DRAWS = 8
 beside that of few rows."""
 
 
-class RunTable(LibraryTable):
+class TableRun(LibraryTable):
     """:class:`pyro_mdm.tables.Table` over a run folder; ``Table`` is its name here.
 
     ``fit`` is that of ``inference.train --model tabular --guide vpsde``; what
@@ -99,15 +99,14 @@ class RunTable(LibraryTable):
         try:
             with torch.random.fork_rng(), nullcontext() if self.progress else _silence():
                 train(model="tabular", data=frame, run=folder, **options)
-            fitted = self.from_run(folder, accelerator=options.get("accelerator", "auto"))
+            self._open(folder, options.get("accelerator", "auto"))
         except BaseException:
             if parent is not None:
                 shutil.rmtree(parent, ignore_errors=True)
             raise
         finally:
             torch.set_num_threads(threads)
-        self._run = fitted._run
-        self._take(fitted._programs, [*frame.columns])
+        self._names_in = [*frame.columns]
         if (end := self.__dict__.pop("_end", None)) is not None:
             end()
         if parent is not None:
@@ -125,7 +124,7 @@ class RunTable(LibraryTable):
         return schedule
 
     @classmethod
-    def from_run(cls, folder: Path | str, *, accelerator: str = "auto") -> RunTable:
+    def from_run(cls, folder: Path | str, *, accelerator: str = "auto") -> TableRun:
         """A run that has been trained, or a trained model of this checkout by its name: wine.
 
         Args:
@@ -136,25 +135,29 @@ class RunTable(LibraryTable):
             RunError, CheckpointError, DataError, UntrustedCodeError: as for the programs; a run of
                 other data than a table, or one whose maps never observe an entry.
         """
-        run, programs, _ = load_trained(Path(folder))
+        table = cls()
+        config = table._open(Path(folder), accelerator).config
+        return table.set_params(**{name: config[name] for name in ("columns", "seed", "steps")})
+
+    def _open(self, folder: Path, accelerator: str) -> Run:
+        """Become fitted as a run is, which is returned."""
+        run, (problem, model, guide), _ = load_trained(folder)
         config = run.config
-        if not isinstance(programs.problem, Tabular):
+        if not isinstance(problem, Tabular):
             raise RunError(f"{folder} is of --model {config['model']}, expected one of tabular")
         if config["maps"] in ("levels", "independent"):
             raise RunError(
                 f"{folder} was trained at --maps {config['maps']}, where no entry is ever "
                 "observed, expected mixed or subsets; train it at such maps"
             )
-        table = cls(columns=config["columns"], seed=config["seed"], steps=config["steps"])
         fabric = start(accelerator)
         if fabric.world_size > 1:
             raise ValueError("a Table is for one process; start it without torchrun")
-        programs.model.to(fabric.device)
-        table._run = run
-        table._take(programs, programs.problem.names)
+        self._run = run
+        self._take(Trained(problem, model.to(fabric.device), guide), problem.names)
         if config["sampler"] == "exponential":
-            table.use_sampler("exponential", DRAW_STEPS)
-        return table
+            self.use_sampler("exponential", DRAW_STEPS)
+        return run
 
     def save(self, folder: Path | str) -> None:
         """Copy the run to a new folder, which ``from_run`` and the programs open.
@@ -203,7 +206,7 @@ class RunTable(LibraryTable):
         """All settings by name, as they were given."""
         return super().get_params(deep) | self.settings
 
-    def set_params(self, **params: Any) -> RunTable:
+    def set_params(self, **params: Any) -> TableRun:
         """Change settings by name, for the next ``fit``; returns the object."""
         names = self._setting_names()
         super().set_params(**{name: value for name, value in params.items() if name in names})
@@ -214,7 +217,7 @@ class RunTable(LibraryTable):
         return {name: value for name, value in vars(self).items() if name != "_end"}
 
 
-Table = RunTable
+Table = TableRun
 
 
 @contextlib.contextmanager

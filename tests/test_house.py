@@ -35,8 +35,14 @@ WINGS = {
     "varying": ("varying",),
 }
 """What stands beside the core, which imports none of it; rooms by wing."""
-BETWEEN_WINGS = {("plots", "simulated")}
-"""Who imports another wing after all: pictures of simulated paths name the kind of diffusion."""
+BETWEEN_WINGS = {
+    ("plots", "simulated"),
+    ("tables", "conditioning"),
+    ("tables", "plots"),
+    ("tables", "posteriors"),
+}
+"""Who imports another wing after all: pictures of simulated paths name the kind of diffusion, and a
+table is completed, drawn, and calibrated by ranks."""
 FLOORS = (
     ("support", "randomness"),
     ("networks", "contexts"),

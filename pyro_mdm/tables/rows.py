@@ -52,7 +52,7 @@ from pyro_mdm.tables.words import kinds_said, said_of
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["DEPTH", "FEWEST", "NETWORK", "OfUnknown", "TableRows", "WIDTH", "WINDOW"]
+__all__ = ["DEPTH", "FEWEST", "WIDTH", "OfUnknown", "TableRows", "without_dropped"]
 
 FEWEST = 20
 """The fewest rows that are learned from."""

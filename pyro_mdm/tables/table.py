@@ -122,7 +122,7 @@ class Table:
     """
 
     fit = _Fit()
-    _programs: Any  # Trained, or what else has its three objects
+    _programs: Trained
     _names_in: list[str]
 
     def __init__(
@@ -166,7 +166,7 @@ class Table:
         self._take(train_rows(rows, schedule, **options), [*frame.columns])
         self.model.sampler = ExponentialIntegrator(DRAW_STEPS)
 
-    def _take(self, programs: Any, names: Sequence[str]) -> None:
+    def _take(self, programs: Trained, names: Sequence[str]) -> None:
         """Become fitted: rows, model and guide, and the names of all columns."""
         self._programs, self._names_in = programs, list(names)
 
@@ -213,7 +213,7 @@ class Table:
     # -- what was fitted ---------------------------------------------------------------------------
 
     @property
-    def _fitted(self) -> Any:
+    def _fitted(self) -> Trained:
         if not hasattr(self, "_programs"):
             raise self.not_fitted()
         return self._programs
@@ -221,15 +221,13 @@ class Table:
     @property
     def rows(self) -> TableRows:
         """The rows that were fitted to, with their columns."""
-        rows: TableRows = self._fitted[0]
-        return rows
+        return self._fitted[0]  # by its place: older pickles have another name for it
 
     @property
     def model(self) -> DiffusionModel:
         """The model of rows in model space, as for :func:`pyro_mdm.condition`. All draws are by its
         ``sampler``, which may be set: the exponential one, of 16 steps."""
-        model: DiffusionModel = self._fitted[1]
-        return model
+        return self._fitted[1]
 
     @property
     def columns_in_words(self) -> str:

@@ -43,7 +43,7 @@ CLIP, WARMUP, DECAY, FORGETTING = 1.0, 100, 0.995, 10
 class Trained(NamedTuple):
     """Rows of a table with their model and its guide."""
 
-    problem: TableRows
+    rows: TableRows
     model: DiffusionModel
     guide: DiffusionGuide
 
