@@ -6,7 +6,7 @@
     table.impute(new, num=20)
 
 It is :class:`pyro_mdm.tables.Table` with a run folder, so that the programs open it too, and it
-opens theirs: :meth:`TableRun.from_run`.
+opens theirs: :meth:`Table.from_run`.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from inference.folders.runs import Run, RunError
 from inference.machine.processes import start
 from inference.train import train
 from models import Tabular
+from pyro_mdm import tables
 from pyro_mdm.support.progress import without_progress
-from pyro_mdm.tables import Table as LibraryTable
 from pyro_mdm.tables.columns import Center
 from pyro_mdm.tables.completion import DRAW_STEPS
 from pyro_mdm.tables.rows import OfUnknown
@@ -46,8 +46,8 @@ DRAWS = 8
 beside that of few rows."""
 
 
-class TableRun(LibraryTable):
-    """:class:`pyro_mdm.tables.Table` over a run folder; ``Table`` is its name here.
+class Table(tables.Table):
+    """:class:`pyro_mdm.tables.Table` over a run folder.
 
     ``fit`` is that of ``inference.train --model tabular --guide vpsde``; what
     ``inference.evaluate`` calls test are the validation rows, or with ``holdout=False`` a tenth.
@@ -124,7 +124,7 @@ class TableRun(LibraryTable):
         return schedule
 
     @classmethod
-    def from_run(cls, folder: Path | str, *, accelerator: str = "auto") -> TableRun:
+    def from_run(cls, folder: Path | str, *, accelerator: str = "auto") -> Table:
         """A run that has been trained, or a trained model of this checkout by its name: wine.
 
         Args:
@@ -206,7 +206,7 @@ class TableRun(LibraryTable):
         """All settings by name, as they were given."""
         return super().get_params(deep) | self.settings
 
-    def set_params(self, **params: Any) -> TableRun:
+    def set_params(self, **params: Any) -> Table:
         """Change settings by name, for the next ``fit``; returns the object."""
         names = self._setting_names()
         super().set_params(**{name: value for name, value in params.items() if name in names})
@@ -215,9 +215,6 @@ class TableRun(LibraryTable):
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_end"}
-
-
-Table = TableRun
 
 
 @contextlib.contextmanager

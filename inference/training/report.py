@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -310,13 +309,7 @@ def compare_with_rows(run: Run, writer: SummaryWriter, programs: Programs, step:
         return
     compared = agreement(problem, model, samples, seed=run.config["seed"])
     print(compared)
-    if differences := compared.differs:
-        warnings.warn(
-            f"samples of {run.folder} differ from its rows by more than chance: "
-            f"{'; '.join(differences[:8])}. Samples and densities are wrong by as much; more "
-            "steps, or other kinds of these columns, may help",
-            stacklevel=2,
-        )
+    compared.warn(str(run.folder))
     if not run.config["figures"]:
         return
     alone = pixels_of(marginals_figure(compared.rows, compared.samples))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -45,8 +46,8 @@ EXPECTED = 12.0
 their absence to be a rule."""
 BROKEN = 0.005
 """The share of samples that break rules from which on there is a warning."""
-LINES = 5
-"""The most columns, and pairs of them, that are named."""
+LINES, WARNED = 5, 8
+"""The most columns, and pairs of them, that are named; the most of both in a warning."""
 
 
 class Distance(NamedTuple):
@@ -93,6 +94,16 @@ class Agreement:
         if self.broken > BROKEN:
             large.append(f"{self.broken:.1%} of samples break a rule of the rows")
         return large
+
+    def warn(self, what: str) -> None:
+        """Warn if samples of ``what``, a model in words, differ by more than noise."""
+        if differences := self.differs:
+            warnings.warn(
+                f"samples of {what} differ from its rows by more than chance: "
+                f"{'; '.join(differences[:WARNED])}. Samples and densities are wrong by as much; "
+                "more steps, or other kinds of these columns, may help",
+                stacklevel=3,
+            )
 
     def figure(self) -> Figure:
         """Columns in pairs, of rows and of samples."""

@@ -14,6 +14,8 @@ import torch
 
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.pretrained import PretrainedError, load_state, save_folder, trained_folder
+from pyro_mdm.scores.denoiser import DenoiserScore
+from pyro_mdm.scores.maps import RandomMaps
 from pyro_mdm.support.checks import DataError
 from pyro_mdm.support.files import replacing
 from pyro_mdm.tables.rows import TableRows
@@ -82,6 +84,9 @@ def read_table_folder(folder: str | os.PathLike[str]) -> SavedTable:
         rows = TableRows.of_facts(content["facts"], train)
     except DataError as error:
         raise PretrainedError(f"{folder} is damaged: {error}; save the table again") from error
+    score = model.score_function
+    assert isinstance(score, DenoiserScore)
+    score.training_maps = RandomMaps(window=rows.window)  # which a model does not keep
     return SavedTable(rows, model, content.get("names", rows.names), content["settings"])
 
 
@@ -93,5 +98,10 @@ def _of_run(notes: Mapping[str, str], folder: Path) -> dict[str, Any]:
         raise PretrainedError(
             f"{folder} has a model that is of no table, expected what Table.save_pretrained "
             "writes, or a run of inference.train --model tabular"
+        )
+    if (maps := run["config"].get("maps")) in ("levels", "independent"):
+        raise PretrainedError(
+            f"{folder} was trained at --maps {maps}, where no entry is ever observed, expected "
+            "mixed or subsets; train it at such maps"
         )
     return {"facts": facts, "settings": {"seed": run["config"]["seed"]}}

@@ -85,9 +85,9 @@ class Table:
     for some rows is found, and absence is one of its values: :meth:`columns_in_words` says so.
 
     The diffusion is :class:`~pyro_mdm.VPSDE`, which is not learned, as a denoiser of rows hardly
-    gains by it. A tenth of the rows is for validation and chooses the weights; no others are held
-    out. With ``holdout=False`` none chooses, and a tenth is not looked at. ``Table.fit(frame,
-    **settings)`` is short for ``Table(**settings).fit(frame)``.
+    gains by it. A tenth of the rows is for validation and chooses the weights, if these are eight
+    at least; no others are held out. With ``holdout=False`` none chooses, and a tenth is not looked
+    at. ``Table.fit(frame, **settings)`` is short for ``Table(**settings).fit(frame)``.
 
     Args:
         columns: kinds of columns that are to be others than those found, in words:
@@ -165,6 +165,10 @@ class Table:
         options |= {"device": self.device or usual, "progress": self.progress}
         self._take(train_rows(rows, schedule, **options), [*frame.columns])
         self.model.sampler = ExponentialIntegrator(DRAW_STEPS)
+        compared = self.agreement()
+        if self.progress:
+            print(compared)
+        compared.warn("the model")
 
     def _take(self, programs: Trained, names: Sequence[str]) -> None:
         """Become fitted: rows, model and guide, and the names of all columns."""

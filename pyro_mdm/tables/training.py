@@ -18,7 +18,7 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.randomness import piece, seed_from
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.scores.maps import RandomMaps
-from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.checks import check_count, check_number
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.splits import spread
 from pyro_mdm.tables.rows import TableRows
@@ -34,8 +34,8 @@ RATE = 2e-3
 SELDOM, MEASUREMENTS = 250, 10
 """The least number of steps between measurements where steps are asked for, and how many there are
 of these in more steps."""
-VALIDATED, DRAWS = 256, 2
-"""The most validation rows that are measured, and network evaluations of each."""
+FEWEST, VALIDATED, DRAWS = 8, 256, 2
+"""The fewest and the most validation rows that are measured, and network evaluations of each."""
 CLIP, WARMUP, DECAY, FORGETTING = 1.0, 100, 0.995, 10
 """The norm of gradients, steps in which rates rise, and the moving average of weights."""
 
@@ -67,6 +67,9 @@ class Schedule(NamedTuple):
     @classmethod
     def of(cls, steps: int | None, learning_rate: float | None = None) -> Schedule:
         """The schedule of so many steps, all of which are taken; None: the default one."""
+        if learning_rate is not None:
+            words = "the highest learning rate, such as 0.002"
+            check_number("learning_rate", learning_rate, words, positive=True)
         if steps is None:
             return cls() if learning_rate is None else cls(learning_rate=learning_rate)
         check_count("steps", steps, "the number of training steps")
@@ -162,7 +165,7 @@ def _train(
             bounds[step] = value
         trainer.look(value)
 
-    keeps = rows.keeps_best and len(rows.validation) > 0
+    keeps = rows.keeps_best and len(rows.validation) >= FEWEST
     if keeps:
         look(0)
     for step in trainer:
