@@ -83,9 +83,10 @@ def read_table_folder(folder: str | os.PathLike[str]) -> SavedTable:
     try:
         rows = TableRows.of_facts(content["facts"], train)
     except DataError as error:
-        raise PretrainedError(f"{folder} is damaged: {error}; save the table again") from error
+        raise PretrainedError(f"{folder} has columns that cannot be opened: {error}") from error
     score = model.score_function
-    assert isinstance(score, DenoiserScore)
+    if not isinstance(score, DenoiserScore) or model.event_shape != rows.event_shape:
+        raise PretrainedError(f"{folder} is damaged: its model is of no such columns")
     score.training_maps = RandomMaps(window=rows.window)  # which a model does not keep
     return SavedTable(rows, model, content.get("names", rows.names), content["settings"])
 
