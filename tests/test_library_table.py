@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.torch
 import torch
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
@@ -95,7 +96,8 @@ def test_it_has_densities_laws_and_samples(fitted: Table) -> None:
     assert (ends["low"] <= ends["high"]).all()
     new = fitted.sample(5, given={"ward": "east"})
     assert new["ward"].tolist() == ["east"] * 5 and list(new) == fitted.names
-    assert "age" in fitted.columns_in_words and "--" not in repr(fitted)
+    words = fitted.columns_in_words
+    assert 'columns="NAME=KIND"' in words and "--" not in words and "  age " in words
     pd.testing.assert_frame_equal(fitted.sample(4), fitted.sample(6).head(4))
 
 
@@ -197,7 +199,7 @@ def test_every_type_of_column_is_saved(brief: None, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_opens_without_the_programs() -> None:
+def test_a_run_opens_without_the_programs(tmp_path: Path) -> None:
     table, run = Table.from_pretrained("wine"), inference.Table.from_run("wine")
     rows = run.sample(4)
     rows.iloc[0, 2:5] = None
@@ -205,12 +207,17 @@ def test_a_run_opens_without_the_programs() -> None:
     pd.testing.assert_frame_equal(table.log_prob(rows, draws=8), run.log_prob(rows, draws=8))
     with pytest.raises(ValueError, match="which from_run"):
         table.agreement()
+    run.save_pretrained(tmp_path)
+    again = Table.from_pretrained(tmp_path)
+    pd.testing.assert_frame_equal(again.impute(rows, 2), run.impute(rows, 2))
+    assert str(again.agreement()) == str(run.agreement())
 
 
 def test_damaged_folders_are_refused(fitted: Table, tmp_path: Path) -> None:
     fitted.save_pretrained(tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "other rows")
-    (tmp_path / "other rows" / "rows.safetensors").write_bytes(b"")
+    other = safetensors.torch.save({"train": fitted.rows.train + 1})
+    (tmp_path / "other rows" / "rows.safetensors").write_bytes(other)
     shutil.copytree(tmp_path / "a", tmp_path / "no rows")
     (tmp_path / "no rows" / "rows.safetensors").unlink()
     fitted.model.save_pretrained(tmp_path / "model")

@@ -23,7 +23,7 @@ from pyro_mdm.tables.likelihood import MixedLikelihood
 from pyro_mdm.tables.network import LevelLogits, MapMLP
 from pyro_mdm.tables.one_hot import OneHot, OneHotDenoiser, OneHotLikelihood
 from pyro_mdm.tables.rows import TableRows
-from pyro_mdm.tables.table import Table
+from pyro_mdm.tables.table import NotFittedError, Table
 
 __all__ = [
     "Boolean",
@@ -41,6 +41,7 @@ __all__ = [
     "MixedDenoiser",
     "MixedLikelihood",
     "Nonnegative",
+    "NotFittedError",
     "OneHot",
     "OneHotDenoiser",
     "OneHotLikelihood",

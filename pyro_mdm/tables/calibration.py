@@ -13,7 +13,6 @@ from torch import Tensor
 
 from pyro_mdm.conditioning.imputation import impute
 from pyro_mdm.model import DiffusionModel
-from pyro_mdm.posteriors import Calibration, ranks
 from pyro_mdm.scores import RandomMaps
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.support.measured import Measured
@@ -23,6 +22,8 @@ from pyro_mdm.tables.rows import TableRows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from pyro_mdm.posteriors.calibration import Calibration
 
 __all__ = ["DRAWS", "TableCalibration", "observes_entries", "table_calibration"]
 
@@ -127,6 +128,8 @@ def table_calibration(
         ValueError: no entry in any row; a model that was not trained at such maps, or that
             :func:`~pyro_mdm.impute` refuses.
     """
+    from pyro_mdm.posteriors.calibration import Calibration, ranks  # which load much else
+
     if not observes_entries(model):
         raise ValueError(
             "the run was trained at --maps levels or independent, where no entry is ever observed, "

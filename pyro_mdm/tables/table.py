@@ -27,6 +27,9 @@ from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.samplers import ExponentialIntegrator
 from pyro_mdm.support.checks import DataError
+from pyro_mdm.tables.agreement import Agreement, agreement
+from pyro_mdm.tables.calibration import DRAWS as CALIBRATION_DRAWS
+from pyro_mdm.tables.calibration import TableCalibration, table_calibration
 from pyro_mdm.tables.columns import Center, Column
 from pyro_mdm.tables.completion import DRAW_STEPS, draws, draws_given
 from pyro_mdm.tables.conditional import Conditional
@@ -40,13 +43,7 @@ from pyro_mdm.tables.words import in_python, said_of
 if TYPE_CHECKING:
     import pandas as pd
 
-    from pyro_mdm.tables.agreement import Agreement
-    from pyro_mdm.tables.calibration import TableCalibration
-
 __all__ = ["NotFittedError", "Table"]
-
-CALIBRATION_DRAWS = 99
-"""Draws of each entry for a calibration, so that ranks fall evenly into ten bins."""
 
 T = TypeVar("T", bound="Table")
 
@@ -194,7 +191,10 @@ class Table:
             OSError: the files cannot be written; earlier ones are unchanged.
         """
         rows, model, _ = self._fitted
-        write_table_folder(folder, rows, model, self._names_in, Table.get_params(self))
+        # of a subclass too, and of pickles of earlier versions
+        names = [name for name in Table._setting_names() if hasattr(self, name)]
+        settings = {name: getattr(self, name) for name in names}
+        write_table_folder(folder, rows, model, self._names_in, settings)
 
     @classmethod
     def from_pretrained(cls: type[T], folder: str | os.PathLike[str]) -> T:
@@ -236,7 +236,7 @@ class Table:
     @property
     def columns_in_words(self) -> str:
         """What each column was taken for, a line each."""
-        return self.rows.columns_in_words
+        return in_python(self.rows.columns_in_words)
 
     @property
     def names(self) -> list[str]:
@@ -447,8 +447,6 @@ class Table:
             draws: number of draws of each entry, at least 2.
             seed: seed of the choice of hidden entries and of the draws; None: the object's.
         """
-        from pyro_mdm.tables.calibration import table_calibration  # loads what posteriors need
-
         codes = self.rows.codes(as_frame(X), self.unknown)
         chosen = self.seed if seed is None else seed
         return table_calibration(self.rows, self.model, codes, draws=draws, seed=chosen)
@@ -462,8 +460,6 @@ class Table:
         Args:
             seed: seed of the draws; None: the object's.
         """
-        from pyro_mdm.tables.agreement import agreement
-
         if not len(self.rows.train):
             raise ValueError(
                 "the rows that were fitted to are not kept beside the model of a training run, "
