@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,8 +30,6 @@ from pyro_mdm.tables.table import NotFittedError
 from tests.brief import be_brief
 from tests.mistakes import refused
 from tests.test_columns import typed
-
-ROOT = Path(__file__).parent.parent
 
 
 def patients(n: int = 120) -> pd.DataFrame:
@@ -265,52 +261,3 @@ def test_mistakes_are_told() -> None:
         (lambda: Table.fit(table, columns={"height": "drop"}), "columns names 'height'"),
         (lambda: Table.fit(table, columns="ward=integer"), "'ward'"),
     )
-
-
-ALONE = """
-import json, sys
-blocked = set(json.loads(sys.argv[1]))
-
-finders = list(sys.meta_path)
-
-class Present:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in blocked:
-            return None
-        specs = (finder.find_spec(name, path, target) for finder in finders)
-        return next((spec for spec in specs if spec is not None), None)
-
-sys.meta_path[:] = [Present()]
-import warnings
-import numpy as np, pandas as pd
-from pyro_mdm.tables import Table
-
-warnings.simplefilter("ignore")
-rng = np.random.default_rng(0)
-rows = pd.DataFrame({"a": rng.normal(size=60), "b": rng.choice(["x", "y"], 60)})
-rows = rows.mask(rng.random(rows.shape) < 0.1)
-table = Table.fit(rows, steps=1, num=2)
-table.save_pretrained(sys.argv[2])
-table = Table.from_pretrained(sys.argv[2])
-gone = int(table.transform(rows).isna().sum().sum())
-finite = bool(np.isfinite(table.log_prob(rows.head(3), draws=8)).all(axis=None))
-law = table.conditional(rows.head(3), "b").probabilities(8).shape
-said = [len(str(table.calibration(rows.head(9), draws=3))), len(str(table.agreement()))]
-print(json.dumps([gone, finite, law, min(said) > 0, sorted(blocked & sys.modules.keys())]))
-"""
-PROGRAMS = ("inference", "models", "lightning_fabric", "lightning", "jsonargparse", "yaml")
-MORE = ("filelock", "PIL", "matplotlib", "sklearn")
-
-
-@pytest.mark.slow
-def test_it_works_where_only_the_library_is(tmp_path: Path) -> None:
-    """Neither the programs, nor what they alone need, nor pictures."""
-    words = [json.dumps([*PROGRAMS, *MORE]), str(tmp_path / "table")]
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", ALONE, *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [0, True, [3, 2], True, []]

@@ -63,6 +63,7 @@ OfUnknown = Literal["missing", "refuse"]
 TABLES = 4
 """Completed tables that the Gaussian law of the denoiser is fitted to."""
 WIDTH, DEPTH = 128, 3
+"""The size of the network of plain columns, the one of older runs."""
 NETWORK: dict[str, Any] = {
     "hidden": 64,
     "depth": 2,
@@ -70,7 +71,7 @@ NETWORK: dict[str, Any] = {
     "members": 4,
     "dropout": 0.1,
 }
-"""The network of a table; that of plain columns is the one of older runs."""
+"""The network of other columns."""
 WINDOW = (-3.0, 3.0)
 """The log SNRs between which most training maps are."""
 
