@@ -184,7 +184,7 @@ def test_a_grid_is_that_of_the_sampler(run: Path, tmp_path: Path) -> None:
 def test_a_file_that_is_not_finished_is_not_left(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*arguments: Any) -> Any:
+    def fails(*arguments: Any, **options: Any) -> Any:
         raise ValueError("exploded")
 
     monkeypatch.setattr(drawing, "draw_batches", fails)
@@ -222,7 +222,7 @@ def test_a_trajectory_is_that_of_the_samples(sampler: Any, digits: DiffusionMode
     assert len(found) == 5 and float(found[0][1].std()) > 0.4
     torch.manual_seed(0)
     law = digits.path_law().expand((3,))
-    with randomness.stream(sampling.seed_from(2, "states")):
+    with randomness.stream(randomness.seed_from(2, "states")):
         law.sampler = sampler
         y = law.sample()[:, 0]
     torch.testing.assert_close(found[-1][1].float(), y)

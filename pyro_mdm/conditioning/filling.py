@@ -39,7 +39,7 @@ class Incomplete(Protocol):
 class Filling:
     """The completions of training data, by step, see :class:`Completions`.
 
-    What is filled is drawn anew :data:`DRAWS` times in a training, for some of the data if they are
+    What is filled is drawn anew ten times in a training, for some of the data if they are
     many, which are then trained on until the next time.
 
     Args:

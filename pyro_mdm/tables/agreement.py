@@ -140,7 +140,7 @@ def agreement(
     Args:
         table: the rows that were trained on, with their columns.
         model: its model, which was trained at maps with entries observed.
-        samples: samples of the model, in model space, (m, d); None: :data:`ROWS` are drawn.
+        samples: samples of the model, in model space, (m, d); None: 1,000 are drawn.
         batch_size: rows simulated together.
         seed: seed of rows, draws and resamples.
     """

@@ -92,7 +92,7 @@ class TableRows:
     Args:
         table: the rows, a DataFrame of at least 20.
         columns: what columns are where they are to be others: a kind of
-            :data:`~pyro_mdm.tables.columns.KINDS`, an order, or a range, as in
+            ``pyro_mdm.tables.columns.KINDS``, an order, or a range, as in
             ``"age=continuous,zip=drop,size=small<middle<large,score=0..100"``. The kind of ``*`` is
             that of all columns that are not named, and may be plain too: continuous, ordinal or
             categorical, whatever numbers repeat, and categories on a line.
@@ -353,6 +353,8 @@ class TableRows:
                 self.doubts[name] = doubts
 
     def transform(self, data: Tensor, generator: torch.Generator | None = None) -> Dequantized:
+        """Stored rows (n, columns) in model space, with log-determinants in nats, (n,), of x by the
+        numbers of the table."""
         x, log_det = to_model_space(self.columns, data, generator)
         return Dequantized(x.to(self.dtype), log_det)
 
@@ -383,8 +385,8 @@ class TableRows:
         return None if self._completions is None else self._completions[0]
 
     def fit_x(self) -> Tensor:
-        """All training rows, of which some may lack a column; or :data:`TABLES` times these,
-        completed, where gaps depend on other columns."""
+        """All training rows, of which some may lack a column; or four times these, completed, where
+        gaps depend on other columns."""
         completions = None if self.rough else self._completions
         rows = self.train if completions is None else completions.flatten(0, 1)
         return self.training_x(rows, torch.Generator().manual_seed(0)).x

@@ -1,4 +1,6 @@
-"""A table with missing entries as one object: its density, completions, samples and conditionals::
+"""A table with missing entries as one object: its density, completions, samples and conditionals.
+
+An example::
 
 from pyro_mdm.tables import Table
 

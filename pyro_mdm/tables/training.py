@@ -49,20 +49,12 @@ class Trained(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """The steps of a training.
+    """The steps of a training."""
 
-    Attributes:
-        steps: number of steps.
-        learning_rate: the highest learning rate.
-        every: number of steps between measurements of the bound on validation data.
-        patience: number of measurements in turn without a fall, after which training ends; None:
-            it does not.
-    """
-
-    steps: int = STEPS
-    learning_rate: float = RATE
-    every: int = EVERY
-    patience: int | None = PATIENCE
+    steps: int = STEPS  # number of steps
+    learning_rate: float = RATE  # the highest
+    every: int = EVERY  # steps between measurements of the bound on validation data
+    patience: int | None = PATIENCE  # measurements without a fall, after which training ends
 
     @classmethod
     def of(cls, steps: int | None, learning_rate: float | None = None) -> Schedule:
