@@ -1,16 +1,4 @@
-"""A table with missing entries as one object: its density, completions, samples and conditionals.
-
-An example::
-
-from pyro_mdm.tables import Table
-
-table = Table.fit(frame)
-table.log_prob(new)  # nats by row, with standard errors
-table.impute(new, num=20)  # draws of what is missing
-table.sample(100, given={"age": 50})
-table.conditional(new, "income").interval(0.9)
-table.save_pretrained("people")  # Table.from_pretrained("people") opens it
-"""
+"""A table with missing entries as one object: density, completions, samples and conditionals."""
 
 from __future__ import annotations
 
@@ -118,6 +106,8 @@ class Table:
         >>> table = Table.fit(frame, steps=2)
         >>> table.impute(frame.assign(of=None).head(2), num=3).shape
         (6, 2)
+        >>> table.sample(2, given={"of": "b"})["of"].tolist()
+        ['b', 'b']
     """
 
     fit = _Fit()
