@@ -1,7 +1,7 @@
 """Programs that train and use the models in :mod:`models`; run them from the checkout.
 
 ``python -m inference.train``, ``inference.evaluate RUN`` and ``inference.sample RUN``;
-``--help`` lists the options of each. ``from inference import Table`` is the same for a table with
+``--help`` lists the options of each. ``from inference import Table`` is a run of a table with
 missing entries as one object, see :mod:`inference.table`.
 """
 

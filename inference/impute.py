@@ -10,14 +10,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from inference.commands.cli import check_positive, command_line
-from inference.drawing.completion import PIECE, filled
 from inference.drawing.imputation import CompletedFiles, Survey, fill_cells
 from inference.drawing.pieces import read_pieces, schema_without, text_columns
 from inference.folders.output import check_out
 from inference.table import Table
-from models.tabular import OfUnknown
 from pyro_mdm.support.progress import progress_bar
 from pyro_mdm.tables.columns import Center
+from pyro_mdm.tables.frames import PIECE, filled
+from pyro_mdm.tables.rows import OfUnknown
 
 __all__ = ["fill_cells", "filled", "impute"]
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from inference.commands.cli import check_positive, command_line
 from inference.drawing import files, pictures
-from inference.drawing.completion import DRAW_STEPS, draws_given
 from inference.drawing.pieces import table_text
 from inference.drawing.sampling import Drawing, default_sampler, default_steps, make_sampler
 from inference.folders.checkpoints import write_atomically
@@ -20,7 +19,8 @@ from inference.machine.processes import start
 from inference.measuring.reuse import Another, open_run
 from inference.settings.names import slug
 from models import Tabular
-from models.tabular import comma_separated
+from pyro_mdm.tables.completion import DRAW_STEPS, draws_given
+from pyro_mdm.tables.words import comma_separated
 
 __all__ = ["comma_separated", "sample"]
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from models.checks import as_tensor, check_numbers, check_shape
 from models.files import DataError
-from models.splits import EVERY, Rows, split_rows
 from pyro_mdm.contexts import GivenContext, Labels, Vectors
+from pyro_mdm.support.splits import EVERY, Rows, split_rows
 
 SHOWN_CLASSES = 20
 """The most classes whose numbers of test data are printed."""

@@ -284,11 +284,6 @@ def unpickle_arrays(path: Path) -> dict[str, Images]:
 # mapped, made by one of several processes, and made again where they were changed or cut short.
 
 
-def spread(n: int, count: int) -> Tensor:
-    """``count`` increasing indices spread evenly over range(n), int64."""
-    return (2 * torch.arange(count) + 1) * n // (2 * count)
-
-
 def cached(
     path: Path,
     about: Mapping[str, Any],

@@ -32,7 +32,8 @@ from PIL import Image
 from torch import Tensor
 
 from models.base import FileImages
-from models.files import DataError, Published, cached, spread
+from models.files import DataError, Published, cached
+from pyro_mdm.support.splits import spread
 
 Part = Literal["train", "test"]
 Images = NDArray[np.uint8]

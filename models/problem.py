@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from models.data import DataSet
-from models.files import spread
 from models.kinds import Kind, kind_of
 from pyro_mdm import (
     Denoiser,
@@ -33,6 +32,7 @@ from pyro_mdm.scores.coordinates import CoordinateNetwork
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.seeing.wrapping import wrapping
 from pyro_mdm.support.checks import describe
+from pyro_mdm.support.splits import spread
 
 FIT_SIZE = 50_000
 """The most data that a baseline is fitted to; spread evenly over the training part."""

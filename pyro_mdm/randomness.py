@@ -44,10 +44,17 @@ __all__ = [
     "piece",
     "repeatable",
     "rows_asked",
+    "seed_from",
     "stream",
     "subset",
     "uniform",
 ]
+
+
+def seed_from(seed: int, *labels: object) -> int:
+    """A seed for the use of randomness that has these labels."""
+    text = repr((seed, *labels)).encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import math
 import time
@@ -15,18 +16,21 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from pyro_mdm.randomness import seed_from
 from pyro_mdm.scores.base import Score
 from pyro_mdm.support.checks import check_count, check_number
 from pyro_mdm.support.files import check_place, replacing
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import Progress, progress_bar
 
-__all__ = ["MovingAverage", "Trainer", "schedule"]
+__all__ = ["FALL", "MovingAverage", "Trainer", "indices", "last_fall", "schedule"]
 
 Decay = Literal["cosine", "constant"]
 Precision = Literal["32-true", "bf16-mixed"]
 LOOKS, WARMUP = 40, 100
 """Looks at validation data in a training, and steps in which rates rise, by default."""
+FALL = 0.005
+"""The least change of a bound, in bits/dim, that counts as a fall."""
 
 
 def schedule(step: int, steps: int, warmup: int = 0, decay: Decay = "cosine") -> float:
@@ -41,6 +45,34 @@ def schedule(step: int, steps: int, warmup: int = 0, decay: Decay = "cosine") ->
     share = min(1.0, step / max(1, steps))
     factor = 0.5 * (1 + math.cos(math.pi * share)) if decay == "cosine" else 1.0
     return min(1.0, (step + 1) / max(1, warmup)) * factor
+
+
+def indices(step: int, batch_size: int, n: int, seed: int) -> Tensor:
+    """The indices of the data in the batch of ``step``, from whole permutations in turn."""
+    position = torch.arange(step * batch_size, (step + 1) * batch_size)
+    epochs = position // n
+    return torch.cat(
+        [_permutation(e, n, seed)[position[epochs == e] % n] for e in epochs.unique().tolist()]
+    )
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(epoch: int, n: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed_from(seed, "order", epoch))
+    return torch.randperm(n, generator=generator)
+
+
+def last_fall(bounds: Mapping[int, float]) -> tuple[int, int]:
+    """The step at which a bound (bits/dim by step) last fell, and the number of steps after it.
+
+    A fall is by at least :data:`FALL` from the last one; the first measurement counts as a fall.
+    """
+    step, *later = bounds
+    after = 0
+    for other in later:
+        fell = bounds[other] <= bounds[step] - FALL
+        step, after = (other, 0) if fell else (step, after + 1)
+    return step, after
 
 
 class MovingAverage:

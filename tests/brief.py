@@ -41,6 +41,8 @@ def be_brief(patch: pytest.MonkeyPatch, *, figures: bool = False) -> None:
     from inference.training import report
     from pyro_mdm.plots import figures as drawing
     from pyro_mdm.samplers import grids
+    from pyro_mdm.tables import density
+    from pyro_mdm.tables import table as library
 
     for name in () if figures else ("draw_training", "draw_end"):
         patch.setattr(report, name, lambda *arguments: None)
@@ -53,8 +55,8 @@ def be_brief(patch: pytest.MonkeyPatch, *, figures: bool = False) -> None:
     patch.setattr(drawing, "Figure", _without_layout)
     patch.setattr(grids, "KNOTS", 32)
     for name, number in (("PILOT", 8), ("LEAST", 16), ("MOST", 64)):
-        patch.setattr(table, name, number)
-    for module in (table, sample):
+        patch.setattr(density, name, number)
+    for module in (table, sample, library):
         patch.setattr(module, "DRAW_STEPS", STEPS)
     # of reports alone: programs draw what they are asked for
     patch.setattr(report, "pictures", _Except(report.pictures, picture=_picture))

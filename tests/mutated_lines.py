@@ -25,7 +25,7 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "test_cli.py::test_words_are_read_as_the_signature_says[--steps=1e3-expected2]",
         ),
     ],
-    "inference/training/filling.py": [
+    "pyro_mdm/conditioning/filling.py": [
         (
             "self.values = first.to(model.diffusion.start_time.device)",
             "self.values = first",
@@ -995,6 +995,13 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "test_a_network_of_no_opinion_has_the_bound_of_independent_columns[True]",
         ),
     ],
+    "pyro_mdm/tables/folders.py": [
+        (
+            'if hashlib.sha256(data).hexdigest() != content["rows"]:',
+            "if not data:",
+            "test_library_table.py::test_damaged_folders_are_refused",
+        ),
+    ],
     "pyro_mdm/tables/network.py": [
         (
             "(a * solved) @ R - a * i)",
@@ -1042,6 +1049,23 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "return log_prior.flatten().to(z.dtype) + snr",
             "return snr",
             "test_mixed.py::test_the_divergence_of_categories[0.0]",
+        ),
+    ],
+    "pyro_mdm/tables/training.py": [
+        (
+            "loss = loss_of(x) / numbers",
+            "loss = loss_of(x)",
+            "test_library_table.py::test_it_is_the_training_of_the_programs[options1]",
+        ),
+        (
+            "last_fall(bounds)[1] >= schedule.patience",
+            "last_fall(bounds)[1] > schedule.patience",
+            "test_library_table.py::test_training_ends_where_nothing_is_learned",
+        ),
+        (
+            "if keeps:\n            look(done)",
+            "if False:\n            look(done)",
+            "test_library_table.py::test_it_is_the_training_of_the_programs[options0]",
         ),
     ],
     "pyro_mdm/training.py": [

@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 import torch
 
-from inference.measuring.agreement import _Both, _forbidden, agreement
 from inference.train import train
 from models import Tabular
 from pyro_mdm import VPSDE
+from pyro_mdm.tables.agreement import _Both, _forbidden, agreement
 from tests.brief import SHORT
 
 
@@ -57,7 +57,7 @@ def test_what_differs_is_found_and_no_more(wrong: str) -> None:
 
 
 def test_a_distance_is_that_of_its_definition() -> None:
-    from inference.measuring.agreement import _of_levels, _of_numbers
+    from pyro_mdm.tables.agreement import _of_levels, _of_numbers
 
     assert _of_numbers(np.array([0.0, 1.0]), np.array([0.5, 2.0, 3.0])) == pytest.approx(2 / 3)
     assert _of_numbers(np.array([1.0, math.inf]), np.array([1.0, 1.0])) == 0.5

@@ -14,10 +14,9 @@ import pytest
 import torch
 
 from inference.columns.angle import Angle
-from inference.settings.options import Decided
-from inference.training.filling import Filling
 from models import DataError, Tabular
 from pyro_mdm import DiffusionModel
+from pyro_mdm.conditioning.filling import Filling
 from pyro_mdm.tables.columns import (
     Column,
     chained_completions,
@@ -223,7 +222,7 @@ def test_a_training_on_gaps_begins_with_them() -> None:
     x = tables[0]
     assert not tables.isnan().any() and float((tables[1:] != x).any(2).float().mean()) > 0.3
     assert problem.roughly_fitted().fit_x().isnan().any()  # of weights that a file replaces
-    filling = Filling(problem, cast(Decided, SimpleNamespace(steps=100, seed=0, batch_size=8)))
+    filling = Filling(problem, steps=100, seed=0, batch_size=8)
     cpu = SimpleNamespace(diffusion=SimpleNamespace(start_time=torch.zeros(1)))
     filling.begin(0, cast(DiffusionModel, cpu))  # it draws by no model
     assert filling.values is not None and filling.values.shape == x.shape

@@ -49,11 +49,11 @@ from models.files import (
     idx_images,
     idx_labels,
     python_command,
-    spread,
     unpickle_arrays,
 )
 from pyro_mdm import MDM_ELBO, VPSDE, DiffusionGuide
 from pyro_mdm.contexts import Labels
+from pyro_mdm.support.splits import spread
 from tests.mistakes import Bomb, refused
 
 Array = NDArray[Any]

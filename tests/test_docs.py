@@ -66,6 +66,26 @@ def test_names_at_the_door_have_pages_of_their_own() -> None:
 
 # -- programs --------------------------------------------------------------------------------------
 
+NAMED = re.compile(rf"\binference\.({'|'.join(PROGRAMS)})\b")
+NAMING = [
+    path.relative_to(DOCS)
+    for path in sorted(DOCS.rglob("*.md"))
+    if "_build" not in path.parts and NAMED.search(path.read_text(encoding="utf-8"))
+]
+
+
+@pytest.mark.parametrize("page", NAMING, ids=str)
+def test_a_page_that_names_a_program_says_first_where_it_runs(page: Path) -> None:
+    """In a checkout, or under its other name, in the first two paragraphs."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    paragraphs = re.split(r"\n{2,}", text[text.index("\n# ") if text[0] != "#" else 0 :].strip())
+    first = " ".join(" ".join(paragraphs[1:3]).split())
+    assert "checkout" in first and "`pyro-mdm " in first
+
+
+def test_pages_that_name_programs_are_found() -> None:
+    assert Path("guide/tables.md") in NAMING and len(NAMING) > 20
+
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_program_has_a_page_with_every_option(program: str) -> None:

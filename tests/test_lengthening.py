@@ -18,8 +18,9 @@ from inference.folders.checkpoints import latest_checkpoint
 from inference.folders.loading import load_trained
 from inference.folders.runs import Run, RunError
 from inference.train import train
-from inference.training import filling, report
+from inference.training import report
 from inference.training.trainee import Trainee
+from pyro_mdm.conditioning import filling
 from pyro_mdm.training import schedule
 from tests.brief import SHORT, be_brief
 from tests.mistakes import refused

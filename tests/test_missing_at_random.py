@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from inference.train import train
-from inference.training import filling
 from pyro_mdm import (
     MDM_ELBO,
     VPSDE,
@@ -22,7 +21,7 @@ from pyro_mdm import (
     OneHot,
     impute,
 )
-from pyro_mdm.conditioning import Completions
+from pyro_mdm.conditioning import Completions, filling
 from pyro_mdm.scores import RandomMaps
 from pyro_mdm.scores.maps import Missing
 from tests.brief import SHORT

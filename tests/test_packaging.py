@@ -167,7 +167,7 @@ def test_what_the_library_imports_is_required(described):
     for path in sorted((ROOT / "pyro_mdm").rglob("*.py")):
         drawing = ("figures", "pictures", "posteriors", "restorations", "tables")
         allowed = plots if path.stem in drawing else known
-        allowed = tables if path.parent.name == "columns" else allowed
+        allowed = tables | plots if "tables" in path.parts else allowed
         allowed = {"exporting": azula, "pipelines": diffusers}.get(path.stem, allowed)
         for module in imported(path):
             names = {canonicalize_name(d) for d in DISTRIBUTIONS.get(module, [module])}
@@ -247,6 +247,9 @@ def test_wheel_works_elsewhere_with_trained_models_and_programs(wheel, tmp_path)
         "import sys; sys.path[0] = sys.argv.pop(1)\n"
         "import pyro_mdm\n"
         "print(pyro_mdm.__file__)\n"
+        "from pyro_mdm.tables import Table\n"
+        "table = Table.from_pretrained('wine')\n"
+        "assert table.impute(table.sample(3).assign(hue=None), 1).notna().all(axis=None)\n"
         "for name in ('digits', 'wine'):\n"
         "    model = pyro_mdm.DiffusionModel.from_pretrained(name)\n"
         "    print(*model.event_shape, sep='x')\n"
@@ -266,6 +269,61 @@ def test_wheel_works_elsewhere_with_trained_models_and_programs(wheel, tmp_path)
     assert Path(place).is_relative_to(site)
     assert (digits, wine) == ("1x8x8", "16")
     assert [path.name for path in empty.iterdir()] == ["one.npy"]
+
+
+ALONE = """
+import json, sys
+blocked = set(json.loads(sys.argv[1]))
+
+finders = list(sys.meta_path)
+
+class Present:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in blocked:
+            return None
+        specs = (finder.find_spec(name, path, target) for finder in finders)
+        return next((spec for spec in specs if spec is not None), None)
+
+sys.meta_path[:] = [Present()]
+import warnings
+import numpy as np, pandas as pd
+import pyro_mdm
+from pyro_mdm.tables import Table
+
+warnings.simplefilter("ignore")
+rng = np.random.default_rng(0)
+rows = pd.DataFrame({"a": rng.normal(size=60), "b": rng.choice(["x", "y"], 60)})
+rows = rows.mask(rng.random(rows.shape) < 0.1)
+table = Table.fit(rows, steps=1, num=2)
+table.save_pretrained(sys.argv[2])
+table = Table.from_pretrained(sys.argv[2])
+gone = int(table.transform(rows).isna().sum().sum())
+finite = bool(np.isfinite(table.log_prob(rows.head(3), draws=8)).all(axis=None))
+law = table.conditional(rows.head(3), "b").probabilities(8).shape
+said = [len(str(table.calibration(rows.head(9), draws=3))), len(str(table.agreement()))]
+said = min(said) > 0, sorted(blocked & sys.modules.keys()), pyro_mdm.__file__
+print(json.dumps([gone, finite, law, *said]))
+"""
+WITHOUT = ("inference", "models", "lightning_fabric", "lightning", "jsonargparse", "yaml")
+WITHOUT += ("filelock", "PIL", "matplotlib", "sklearn")
+"""The programs, and what they and pictures alone need."""
+
+
+@pytest.mark.slow
+def test_a_table_needs_the_wheel_and_pandas_alone(wheel, tmp_path):
+    site, empty = tmp_path / "site", tmp_path / "empty"
+    empty.mkdir()
+    zipfile.ZipFile(wheel).extractall(site)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", ALONE, json.dumps(WITHOUT), "saved"],
+        cwd=empty,
+        env=os.environ | {"PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    *answers, place = json.loads(done.stdout)
+    assert answers == [0, True, [3, 2], True, []] and Path(place).is_relative_to(site)
 
 
 def test_the_command_says_what_programs_need(monkeypatch):

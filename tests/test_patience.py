@@ -10,7 +10,8 @@ import pytest
 
 from inference.folders.checkpoints import latest_checkpoint
 from inference.train import train
-from inference.training import recipe, report
+from inference.training import report
+from pyro_mdm.training import last_fall
 from tests.brief import SHORT
 from tests.programs import Stopped
 
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("few_pictures")
     ],
 )
 def test_a_bound_last_fell(bounds: dict[int, float], expected: tuple[int, int]) -> None:
-    assert recipe.last_fall(bounds) == expected
+    assert last_fall(bounds) == expected
 
 
 @pytest.mark.slow

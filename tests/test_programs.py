@@ -668,12 +668,12 @@ def test_a_diffusion_that_loses_its_coupling_names_its_step_and_its_matrices(
 
 
 def test_every_epoch_holds_every_datum_once_whatever_the_batch_size() -> None:
-    indices = torch.cat([recipe.indices(step, 7, 20, seed=3) for step in range(20)])
+    indices = torch.cat([training.indices(step, 7, 20, seed=3) for step in range(20)])
     assert len(indices) == 140
     epochs = indices.reshape(7, 20)
     assert torch.equal(epochs.sort(1).values, torch.arange(20).expand(7, 20))
     assert len({tuple(e.tolist()) for e in epochs}) == 7  # another order each time
-    assert not torch.equal(recipe.indices(0, 20, 20, 3), recipe.indices(0, 20, 20, 4))
+    assert not torch.equal(training.indices(0, 20, 20, 3), training.indices(0, 20, 20, 4))
 
 
 @pytest.mark.slow

@@ -24,7 +24,15 @@ from inference.settings.plan import Programs
 from inference.train import train
 from inference.training import report
 from models import Digits, Toy
-from pyro_mdm import CLD, VPSDE, DiffusionGuide, DiffusionModel, NoisePrediction, randomness
+from pyro_mdm import (
+    CLD,
+    VPSDE,
+    DiffusionGuide,
+    DiffusionModel,
+    NoisePrediction,
+    drawing,
+    randomness,
+)
 from pyro_mdm.diffusions.priors import DistributionPrior
 from pyro_mdm.evaluation import importance_weighted
 from pyro_mdm.networks import MLP
@@ -176,10 +184,10 @@ def test_a_grid_is_that_of_the_sampler(run: Path, tmp_path: Path) -> None:
 def test_a_file_that_is_not_finished_is_not_left(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*arguments: Any) -> Any:
+    def fails(*arguments: Any, **options: Any) -> Any:
         raise ValueError("exploded")
 
-    monkeypatch.setattr(sampling, "_draw_batch", fails)
+    monkeypatch.setattr(drawing, "draw_batches", fails)
     with pytest.raises(ValueError, match="exploded"):
         sample.sample(run, out=tmp_path / "a.npy")
     assert list(tmp_path.iterdir()) == []
@@ -214,7 +222,7 @@ def test_a_trajectory_is_that_of_the_samples(sampler: Any, digits: DiffusionMode
     assert len(found) == 5 and float(found[0][1].std()) > 0.4
     torch.manual_seed(0)
     law = digits.path_law().expand((3,))
-    with randomness.stream(sampling.seed_from(2, "states")):
+    with randomness.stream(randomness.seed_from(2, "states")):
         law.sampler = sampler
         y = law.sample()[:, 0]
     torch.testing.assert_close(found[-1][1].float(), y)

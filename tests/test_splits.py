@@ -22,8 +22,8 @@ from inference.settings.options import DataOptions
 from inference.settings.problems import build_problem
 from inference.train import train
 from models import Digits, Images, Mnist5k, Problem, Tabular, Toy
-from models.splits import split_rows
 from pyro_mdm.networks import MLP
+from pyro_mdm.support.splits import split_rows
 from tests.brief import SHORT
 from tests.programs import Stopped, rewrite, run_program, stop_after
 

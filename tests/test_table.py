@@ -22,7 +22,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from inference import Table
-from inference.drawing.pictures import as_columns
 from inference.drawing.pieces import read_pieces
 from inference.evaluate import evaluate
 from inference.folders.checkpoints import ArchitectureError, RunError
@@ -259,7 +258,7 @@ def test_a_sampler_that_is_refused_leaves_the_table_as_it_was(
 
 
 def test_types_do_not_depend_on_the_piece(mixed: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inference.drawing.completion.PIECE", 4)
+    monkeypatch.setattr("pyro_mdm.tables.frames.PIECE", 4)
     rows = people().head(12).astype({"age": "float32", "city": "category", "grade": "float32"})
     rows["city"] = rows["city"].cat.remove_categories("Bern")
     rows.loc[:3, ["age", "grade"]] = np.nan
@@ -298,7 +297,7 @@ def test_laws_of_dates_are_dates_and_those_of_words_are_refused(brief: None) -> 
         ValueError,
         (lambda: table.conditional(rows, "size").mean(), "'size' is ordinal, expected one of num"),
     )
-    columns = as_columns(table.problem, table.problem.encode(frame))
+    columns = table.problem.as_columns(table.problem.encode(frame))
     for name in ("text", "zone", "day"):
         assert columns[name].dtype == "datetime64[us]"
         assert columns[name].dt.strftime("%Y-%m-%d").equals(frame["text"])
@@ -366,8 +365,8 @@ def test_a_file_is_completed_in_pieces(
     """With the draws of the object, whatever is in one piece alone."""
     if suffix == "parquet":
         pytest.importorskip("pyarrow")
-    for module in ("drawing.completion", "impute"):
-        monkeypatch.setattr(f"inference.{module}.PIECE", 8)
+    for module in ("pyro_mdm.tables.frames", "inference.impute"):
+        monkeypatch.setattr(f"{module}.PIECE", 8)
     rows = people().head(20).convert_dtypes() if suffix == "parquet" else people().head(20)
     rows.loc[:7, "age"] = 20.5  # nothing is missing there, and everything in the next piece
     rows.loc[8:15, "grade"] = None
@@ -427,8 +426,8 @@ def test_columns_that_stay_have_their_types_in_parquet(
 ) -> None:
     """Also if the first piece has no value of them."""
     pytest.importorskip("pyarrow")
-    for module in ("drawing.completion", "impute"):
-        monkeypatch.setattr(f"inference.{module}.PIECE", 4)
+    for module in ("pyro_mdm.tables.frames", "inference.impute"):
+        monkeypatch.setattr(f"{module}.PIECE", 4)
     born = pd.Series([None] * 5 + [date(2020, 1, 2)] * 3, dtype=object)
     people().head(8).assign(born=born).to_parquet(tmp_path / "in.parquet")
     impute(mixed.run_folder, str(tmp_path / "in.parquet"), tmp_path / "out.parquet", num=1)
@@ -465,8 +464,8 @@ def test_programs_are_doors_to_the_object(
     run, rows = mixed.run_folder, people().head(9)
     rows["city"] = rows["city"].fillna("Rome")
     rows.to_csv(tmp_path / "new.csv", index=False)
-    for module in ("drawing.completion", "measuring.evaluated"):
-        monkeypatch.setattr(f"inference.{module}.PIECE", 4)
+    for module in ("pyro_mdm.tables.frames", "inference.measuring.evaluated"):
+        monkeypatch.setattr(f"{module}.PIECE", 4)
     evaluate(run, data=str(tmp_path / "new.csv"), draws=8, seed=3, out=tmp_path / "rows.csv")
     assert "log p of the entries of a row: at least" in capsys.readouterr().out
     written = pd.read_csv(tmp_path / "rows.csv", index_col="row")

@@ -13,10 +13,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from inference import Table
-from inference.drawing.pictures import as_columns
 from inference.evaluate import evaluate
-from inference.measuring.agreement import Agreement
-from inference.measuring.calibration import TableCalibration, table_calibration
 from inference.sample import sample
 from inference.train import train
 from models import Tabular
@@ -24,6 +21,8 @@ from models.tabular import read_table
 from pyro_mdm import VPSDE, DiffusionModel
 from pyro_mdm.posteriors import Calibration, ranks
 from pyro_mdm.scores import RandomMaps
+from pyro_mdm.tables.agreement import Agreement
+from pyro_mdm.tables.calibration import TableCalibration, table_calibration
 from tests.brief import SHORT, be_brief
 
 
@@ -94,7 +93,7 @@ def test_what_calibration_says_is_counted() -> None:
 
 def test_columns_of_a_picture_are_those_of_the_table(tmp_path: Path) -> None:
     problem, _ = untrained(tmp_path, "a=drop")
-    columns = as_columns(problem, problem.encode(frame(40)))
+    columns = problem.as_columns(problem.encode(frame(40)))
     assert [*columns] == ["b", "c", "years", "size"]
     np.testing.assert_allclose(columns["years"], frame(40)["years"])
     assert columns["size"].isna().equals(frame(40)["size"].isna())

@@ -16,7 +16,6 @@ from inference.evaluate import evaluate
 from inference.folders.checkpoints import RunError
 from inference.folders.loading import load_trained
 from inference.impute import impute
-from inference.measuring import agreement
 from inference.sample import sample
 from inference.settings.options import DataOptions
 from inference.settings.problems import build_problem, with_split
@@ -24,6 +23,7 @@ from inference.train import train
 from models import DataError, Tabular
 from models.tabular import SHIPPED, read_table
 from pyro_mdm import VPSDE, DiffusionGuide, MixedDenoiser, OneHot, elbo_terms
+from pyro_mdm.tables import agreement
 from pyro_mdm.tables.columns import Categorical, Continuous, Ordinal, fit_columns, gaps
 from pyro_mdm.tables.columns.gaps import dependent_gaps
 from tests.brief import SHORT, be_brief

@@ -29,11 +29,11 @@ from inference.measuring.bounds import RunBound
 from inference.train import check_alike, train
 from inference.training import report
 from inference.training.batches import Batches
-from inference.training.recipe import indices
 from models import DataError
 from pyro_mdm import CLD, Denoiser, DiffusionGuide, DiffusionModel
 from pyro_mdm.evaluation.comparison import log_likelihood
 from pyro_mdm.networks import MLP, UNet
+from pyro_mdm.training import indices
 from tests.brief import be_brief, be_brief_here
 from tests.processes import ROOT, Program, finish, signalled, together
 from tests.programs import TINY, stop_after

@@ -168,7 +168,7 @@ def test_half_a_completed_table_is_not_left(
         return draws(self, *arguments, **options)
 
     monkeypatch.setattr(Table, "draws", ended)
-    monkeypatch.setattr("inference.drawing.completion.PIECE", 8)
+    monkeypatch.setattr("pyro_mdm.tables.frames.PIECE", 8)
     words = ["wine", "--data", given / "a.csv", "--out", tmp_path / "f.csv"]
     with pytest.raises(SystemExit) as caught:
         run_program("impute", *words, "--num", 1, "--steps", 1, "--accelerator", "cpu")

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from inference.drawing.restoration import ends_of
 from inference.drawing.sampling import Drawing, draw
-from inference.settings.seeds import seed_from
 from models import Problem
 from pyro_mdm import DiffusionModel
 from pyro_mdm.measurements import Downsample, LinearOperator, Mask, condition_on_measurements
+from pyro_mdm.randomness import seed_from
 from pyro_mdm.support.measured import Measured
 
 __all__ = ["Restored", "coverage", "picture", "psnr", "restored", "summary"]

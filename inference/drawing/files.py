@@ -19,8 +19,8 @@ from inference.folders.checkpoints import write_atomically
 from inference.folders.output import check_out, png
 from inference.settings.plan import Programs
 from models import Problem, Tabular
-from models.tabular import comma_separated
 from pyro_mdm import DiffusionModel, samplers
+from pyro_mdm.tables.words import comma_separated
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

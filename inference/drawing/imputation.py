@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from inference.drawing.completion import filled, with_levels
 from inference.drawing.pieces import Cells, Piece, TablePiece, Texts, common_types, content
 from inference.folders.checkpoints import explain_full_disk
 from models import Tabular
-from models.tabular import OfUnknown
 from pyro_mdm.support.files import replacing
 from pyro_mdm.tables.columns.skipped import ABSENT
+from pyro_mdm.tables.frames import filled, with_levels
+from pyro_mdm.tables.rows import OfUnknown
 
 if TYPE_CHECKING:
     import pandas as pd

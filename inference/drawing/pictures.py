@@ -13,10 +13,8 @@ from torch import Tensor
 from models import Problem, Tabular
 from models.data import SHOWN_CLASSES
 from pyro_mdm.contexts import Labels
-from pyro_mdm.tables.columns.dates import DAY, days_of
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -162,27 +160,7 @@ def observed_and_drawn(problem: Tabular, x: Tensor) -> tuple[Mapping[str, Any], 
     """Training rows of a table, and rows x in model space, as pictures of tables take them."""
     train = problem.train[torch.linspace(0, len(problem.train) - 1, OBSERVED).long().unique()]
     observed = problem.to_model_space(train, torch.Generator().manual_seed(0))
-    return as_columns(problem, observed), as_columns(problem, x)
-
-
-def as_columns(problem: Tabular, x: Tensor) -> Mapping[str, Any]:
-    """Rows x in model space as columns by name, with categories in the order of the model, and
-    dates of whatever form as datetime64."""
-    import pandas as pd
-
-    table = problem.to_table(x)
-    columns: dict[str, pd.Series[Any]] = {
-        column.name: table[column.name] for column in problem.columns
-    }
-    for column in problem.columns:
-        values = columns[column.name]
-        if column.kind == "date":
-            micros = pd.Series(days_of(values) * DAY).round().astype("Int64")
-            columns[column.name] = micros.astype("datetime64[us]")
-        elif column.levels is not None and not pd.api.types.is_numeric_dtype(values.dtype):
-            levels = pd.Series(column.values(np.arange(column.levels))).dropna()
-            columns[column.name] = values.astype(pd.CategoricalDtype([*levels]))
-    return columns
+    return problem.as_columns(observed), problem.as_columns(x)
 
 
 Plane = tuple[NDArray[np.float32], NDArray[np.float32]]

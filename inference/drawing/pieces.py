@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from models import DataError
-from models.tabular import check_names, read_table
+from models.tabular import read_table
 from pyro_mdm.tables.columns import Column
+from pyro_mdm.tables.frames import check_names
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,12 +12,9 @@ import torch
 from torch import Tensor
 
 from inference.settings.names import SAMPLERS, accepted, call, find, takes, wrong_kind
-from inference.settings.seeds import seed_from
-from models.kinds import kind_of
-from pyro_mdm import Diffusion, DiffusionModel, randomness, samplers
+from pyro_mdm import Diffusion, DiffusionModel, drawing, samplers
 from pyro_mdm.samplers.base import Sampler
 from pyro_mdm.scores.base import Score
-from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -164,42 +161,18 @@ def draw_batches(
     name = sampler or default_sampler(model)
     chosen = make_sampler(name, steps, model.diffusion, model.score_function, grid)
     number = getattr(chosen, "steps", steps or MANY)
-    starts = range(0, num_samples, batch_size)[share[0] :: share[1]]
-    with progress_bar(number * len(starts), "sampling", "steps", shown=progress) as bar:
+    batches = len(range(0, num_samples, batch_size)[share[0] :: share[1]])
+    with progress_bar(number * batches, "sampling", "steps", shown=progress) as bar:
         run: Callable[..., Tensor]
         run = functools.partial(chosen, **accepted(chosen, {"progress": bar}))
         if guidance is not None:
             run = samplers.Guided(run, guidance)
-        for first in starts:
-            n = min(batch_size, num_samples - first)
-            given = None if context is None else context[first : first + n]
-            yield first, _draw_batch(model.given_context(given), run, first, n, seed)
-
-
-@torch.no_grad()
-def _draw_batch(
-    model: DiffusionModel, sampler: Callable[..., Tensor], first: int, n: int, seed: int
-) -> Tensor:
-    """The samples first, …, first + n - 1, (n, *event_shape)."""
-    device, usual = model.diffusion.start_time.device, model.sampler
-    with evaluating(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed_from(seed, "samples", first))
-        try:
-            model.sampler = sampler
-            with randomness.stream(seed_from(seed, "states"), first):
-                latent = kind_of(model.diffusion).latent
-                context = None if latent is None else latent.draw(n)
-                path = model.path_law(context).expand((n,)).sample()
-        finally:
-            model.sampler = usual
-        y = path.select(-2 - len(model.event_shape), 0)
-        parts = []
-        for block, rows in randomness.blocks(first, n):
-            # all of a block at once, so that each datum meets the same random numbers
-            torch.manual_seed(seed_from(seed, "decoder", block))
-            i = torch.arange(randomness.BLOCK, device=device) + block * randomness.BLOCK - first
-            i = i.clamp(0, n - 1)
-            given = model.for_rows(i).given(None if context is None else context[i])
-            law = model.likelihood(*given, y[i], len(model.event_shape))
-            parts.append(law.sample()[rows])
-    return torch.cat(parts).cpu()
+        yield from drawing.draw_batches(
+            model,
+            num_samples,
+            sampler=run,
+            batch_size=batch_size,
+            seed=seed,
+            context=context,
+            share=share,
+        )

@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from inference.settings.names import accepted
-from inference.settings.seeds import seed_from
 from models import Problem
 from pyro_mdm import DiffusionModel, randomness
+from pyro_mdm.randomness import seed_from
 from pyro_mdm.support.modules import evaluating
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from inference.settings.plan import Programs
 from models.base import SCORES, Assembly, Part
-from models.files import spread
 from models.kinds import kind_of
 from pyro_mdm import bits_per_dim
 from pyro_mdm.evaluation.comparison import evidence_lower_bound
@@ -21,6 +20,7 @@ from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.seeing.path_information import path_information_gap
 from pyro_mdm.simulated.evaluation import step_size_bias
 from pyro_mdm.support.measured import ALL_TERMS, TERMS
+from pyro_mdm.support.splits import spread
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

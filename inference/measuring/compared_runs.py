@@ -15,8 +15,8 @@ from inference.folders.runs import RunError
 from inference.settings.names import short_name
 from inference.settings.plan import Programs
 from models.base import Assembly
-from models.files import spread
 from models.kinds import kind_of
+from pyro_mdm.support.splits import spread
 
 
 class Entry(NamedTuple):

@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from inference.drawing.completion import PIECE
 from inference.drawing.pieces import read_pieces, text_columns
 from inference.folders.checkpoints import write_atomically
 from inference.folders.output import csv_bytes, png, rows_of
 from inference.measuring import bounds
 from inference.measuring.bounds import Calls, RunBound
-from inference.measuring.calibration import table_calibration
 from inference.measuring.reuse import Opened, against_own
 from inference.settings.plan import Programs
 from models import DataError, Tabular
@@ -29,7 +27,9 @@ from pyro_mdm.evaluation.comparison import log_likelihood
 from pyro_mdm.evaluation.estimates import Z95, Estimate
 from pyro_mdm.paths.flow import Solver
 from pyro_mdm.support.measured import Measured
+from pyro_mdm.tables.calibration import table_calibration
 from pyro_mdm.tables.columns import Column
+from pyro_mdm.tables.frames import PIECE
 
 if TYPE_CHECKING:
     import pandas as pd

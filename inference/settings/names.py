@@ -31,7 +31,6 @@ from inference.simulators.linear_gaussian import LINEAR_GAUSSIAN
 from inference.simulators.two_moons import TWO_MOONS
 from models import MODELS
 from models.base import SCORES
-from models.tabular import comma_separated, joined
 from pyro_mdm import (
     ALDA,
     CLD,
@@ -51,6 +50,7 @@ from pyro_mdm.simulated import TorchSDE
 from pyro_mdm.support.checks import DataError, describe
 from pyro_mdm.tables.columns import Column
 from pyro_mdm.tables.columns.kinds import is_name, parse_spec
+from pyro_mdm.tables.words import comma_separated, joined
 
 GUIDES: dict[str, Any] = {
     "vpsde": VPSDE,

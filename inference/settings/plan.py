@@ -16,13 +16,13 @@ from inference.settings.diffusion import LEARNED_MIN_LOG_SNR, build_diffusion
 from inference.settings.names import LIKELIHOODS, find, make, takes, wrong_kind
 from inference.settings.options import Gaps, Guide, Training
 from inference.settings.problems import build_problem
-from inference.settings.seeds import seed_from
 from models import Problem
 from models.base import SCORES, ScoreKind
 from models.kinds import kind_of
 from pyro_mdm import DiffusionGuide, DiffusionModel
 from pyro_mdm.diffusions.learned import LearnedFamily
 from pyro_mdm.likelihoods import LevelDistribution, Likelihood
+from pyro_mdm.randomness import seed_from
 from pyro_mdm.scores.base import Score
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.scores.maps import Missing, RandomMaps

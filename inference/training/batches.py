@@ -1,7 +1,7 @@
 """Batches of stored data on the device.
 
 Data are uint8 (or small vectors), and are transformed on the device. The content of a batch is a
-function of the step alone (:func:`inference.training.recipe.indices`).
+function of the step alone (:func:`pyro_mdm.training.indices`).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from inference.settings.seeds import seed_from
-from inference.training.recipe import indices
+from pyro_mdm.randomness import seed_from
+from pyro_mdm.training import indices
 
 ON_DEVICE = 2 * 2**30
 """The most bytes of data that an accelerator holds all at once."""

@@ -1,24 +1,17 @@
-"""The parts of training that are functions of the step: order of the data, the optimizer, falls."""
+"""The parts of training that are functions of the step: the optimizer, losses in turn, ranges."""
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from inference.settings.options import Optimization
-from inference.settings.seeds import seed_from
 from inference.training.optimizers import Muon, hidden_weights
 from pyro_mdm import DiffusionModel
 from pyro_mdm.scores.denoiser import DenoiserScore
-
-FALL = 0.005
-"""The least change of a bound, in bits/dim, that counts as a fall."""
 
 
 def optimizer(
@@ -53,34 +46,6 @@ def optimizer(
     # undo a loss scale itself, before gradients are clipped
     fused = not scaled and {p.device.type for p in model.parameters()} <= {"cpu", "cuda"}
     return names, torch.optim.AdamW(given, eps=settings.adam_epsilon, weight_decay=0.0, fused=fused)
-
-
-def indices(step: int, batch_size: int, n: int, seed: int) -> Tensor:
-    """The indices of the data in the batch of ``step``, from whole permutations in turn."""
-    position = torch.arange(step * batch_size, (step + 1) * batch_size)
-    epochs = position // n
-    return torch.cat(
-        [_permutation(e, n, seed)[position[epochs == e] % n] for e in epochs.unique().tolist()]
-    )
-
-
-@functools.lru_cache(maxsize=2)
-def _permutation(epoch: int, n: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed_from(seed, "order", epoch))
-    return torch.randperm(n, generator=generator)
-
-
-def last_fall(bounds: Mapping[int, float]) -> tuple[int, int]:
-    """The step at which a bound (bits/dim by step) last fell, and the number of steps after it.
-
-    A fall is by at least :data:`FALL` from the last one; the first measurement counts as a fall.
-    """
-    step, *later = bounds
-    after = 0
-    for other in later:
-        fell = bounds[other] <= bounds[step] - FALL
-        step, after = (other, 0) if fell else (step, after + 1)
-    return step, after
 
 
 @dataclass

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,11 +26,8 @@ from inference.folders.checkpoints import write_atomically
 from inference.folders.output import png
 from inference.folders.runs import Run
 from inference.measuring import bounds
-from inference.measuring.agreement import agreement
 from inference.measuring.bounds import BoundOptions, RunBound
-from inference.measuring.calibration import observes_entries, table_calibration
 from inference.settings.plan import Programs
-from inference.settings.seeds import seed_from
 from inference.training.shown import shown
 from models import Tabular
 from models.base import Assembly, Part, Problem
@@ -42,6 +38,9 @@ from pyro_mdm.evaluation.estimates import Noise
 from pyro_mdm.plots import tensorboard
 from pyro_mdm.plots.figures import snapshot
 from pyro_mdm.plots.tables import marginals_figure
+from pyro_mdm.randomness import seed_from
+from pyro_mdm.tables.agreement import agreement
+from pyro_mdm.tables.calibration import observes_entries, table_calibration
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -310,13 +309,7 @@ def compare_with_rows(run: Run, writer: SummaryWriter, programs: Programs, step:
         return
     compared = agreement(problem, model, samples, seed=run.config["seed"])
     print(compared)
-    if differences := compared.differs:
-        warnings.warn(
-            f"samples of {run.folder} differ from its rows by more than chance: "
-            f"{'; '.join(differences[:8])}. Samples and densities are wrong by as much; more "
-            "steps, or other kinds of these columns, may help",
-            stacklevel=2,
-        )
+    compared.warn(str(run.folder))
     if not run.config["figures"]:
         return
     alone = pixels_of(marginals_figure(compared.rows, compared.samples))

@@ -32,6 +32,7 @@ from pyro_mdm.diffusions.kernels import KernelPrecisionError
 from pyro_mdm.diffusions.simulation import SimulationError
 from pyro_mdm.support.progress import Progress as Bar
 from pyro_mdm.support.progress import progress_bar
+from pyro_mdm.training import FALL, last_fall
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -300,9 +301,9 @@ def _validation_bounds(run: Run) -> dict[int, float]:
 
 
 def _since_last_fall(run: Run) -> tuple[int, int]:
-    """The last fall of the bound on validation data, see :func:`recipe.last_fall`."""
+    """The last fall of the bound on validation data, see :func:`~pyro_mdm.training.last_fall`."""
     finite = _validation_bounds(run)
-    return recipe.last_fall(finite) if finite else (0, 0)
+    return last_fall(finite) if finite else (0, 0)
 
 
 def _best_step(run: Run) -> int | None:
@@ -318,7 +319,7 @@ def _on_validation(run: Run, done: int, *, kept: bool) -> str | None:
         return f"{best} are kept, whose bound on validation data was the best"
     step, after = _since_last_fall(run)
     steps = run.config["steps"]
-    fell = f"the validation bound last fell by {recipe.FALL} bits/dim at step {step:,}"
+    fell = f"the validation bound last fell by {FALL} bits/dim at step {step:,}"
     if done < steps:
         return f"stopped at step {done:,} of {steps:,}, as --patience says: {fell}"
     if after < 2 or step > LATE * steps:

@@ -17,11 +17,11 @@ from inference.folders.runs import Run
 from inference.machine.processes import DTYPES, LossScale, loss_scale
 from inference.settings.options import Decided
 from inference.settings.plan import Programs
-from inference.settings.seeds import seed_from
 from inference.training import recipe
 from inference.training.batches import Batches
-from inference.training.filling import Filling
 from pyro_mdm import MDM_ELBO, DiffusionGuide, randomness
+from pyro_mdm.conditioning.filling import Filling
+from pyro_mdm.randomness import seed_from
 from pyro_mdm.training import MovingAverage, Trainer
 
 if TYPE_CHECKING:
@@ -84,7 +84,10 @@ class Trainee:
         number, rank = settings.micro_batches, fabric.global_rank
         self.count = fabric.world_size * number
         self.mine = range(rank * number, (rank + 1) * number)
-        self.filling = Filling(problem, settings) if settings.gaps == "fill" else None
+        self.filling: Filling | None = None
+        if settings.gaps == "fill":
+            batch = {"batch_size": settings.batch_size, "seed": settings.seed}
+            self.filling = Filling(problem, steps=settings.steps, **batch)
         self.batches = self._gathered(problem.train, flip=settings.flip)
         context = problem.part("train").context
         self.contexts = None if context is None else self._gathered(context)

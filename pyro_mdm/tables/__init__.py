@@ -1,4 +1,4 @@
-"""Tables: columns of several kinds, and denoisers and decoders of them."""
+"""Tables: a joint law of columns of several kinds, with denoisers and decoders of them."""
 
 from pyro_mdm.tables.columns import (
     Boolean,
@@ -17,10 +17,13 @@ from pyro_mdm.tables.columns import (
     fit_columns,
     register_kind,
 )
+from pyro_mdm.tables.conditional import Conditional
 from pyro_mdm.tables.denoiser import MixedDenoiser
 from pyro_mdm.tables.likelihood import MixedLikelihood
 from pyro_mdm.tables.network import LevelLogits, MapMLP
 from pyro_mdm.tables.one_hot import OneHot, OneHotDenoiser, OneHotLikelihood
+from pyro_mdm.tables.rows import TableRows
+from pyro_mdm.tables.table import NotFittedError, Table
 
 __all__ = [
     "Boolean",
@@ -28,6 +31,7 @@ __all__ = [
     "Categorical",
     "Column",
     "ColumnSpec",
+    "Conditional",
     "Continuous",
     "Dates",
     "Integer",
@@ -37,11 +41,14 @@ __all__ = [
     "MixedDenoiser",
     "MixedLikelihood",
     "Nonnegative",
+    "NotFittedError",
     "OneHot",
     "OneHotDenoiser",
     "OneHotLikelihood",
     "Ordinal",
     "Rounded",
+    "Table",
+    "TableRows",
     "chained_completions",
     "fit_columns",
     "register_kind",

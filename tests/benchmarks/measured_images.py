@@ -26,8 +26,8 @@ import torch
 
 from inference.drawing.observations import TASKS
 from inference.folders.loading import load_trained
-from inference.settings.seeds import seed_from
 from pyro_mdm.measurements import LinearOperator, Mask, Matrix
+from pyro_mdm.randomness import seed_from
 from tests.benchmarks import runs
 from tests.benchmarks.environments import python_of
 from tests.benchmarks.inverse_problems import summary

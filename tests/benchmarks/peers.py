@@ -67,7 +67,7 @@ from pyro_mdm.evaluation.estimates import Z95
 from pyro_mdm.plots.pictures import image_grid, pictures_figure
 from pyro_mdm.support.files import replacing
 from pyro_mdm.support.progress import progress_bar
-from pyro_mdm.training import MovingAverage
+from pyro_mdm.training import MovingAverage, indices
 from tests.benchmarks.peer_models import (
     VAE,
     Flow,
@@ -166,7 +166,7 @@ def fit(peer: Peer, data: Data, task: Task) -> tuple[Peer, dict[str, Any]]:
             for group in optimizer.param_groups:
                 group["lr"] = peer.learning_rate * min(1, (part + 1e-3) / 0.03)
                 group["lr"] *= 0.5 * (1 + math.cos(math.pi * part))
-            chosen = recipe.indices(step, peer.batch_size, len(data.train), task.seed)
+            chosen = indices(step, peer.batch_size, len(data.train), task.seed)
             loss = peer.train().loss(data.train[chosen])
             optimizer.zero_grad()
             loss.backward()

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-import models.tabular
 from inference import Table
+from pyro_mdm.tables import rows as recipe
 from tests.benchmarks import runs
 from tests.benchmarks.imputation import SCORES, scores_of
 from tests.benchmarks.tables.data import CHOSEN_ON, ENVIRONMENT, Task, task_of
@@ -42,17 +42,15 @@ KEY = ("seed", "table", "variant")
 def draws_of(task: Task, variant: dict[str, Any]) -> np.ndarray:
     """Draws (S, n, d) of the test rows by a Table that is trained in another way."""
     own = dict(variant)
-    network, window = models.tabular.NETWORK, models.tabular.WINDOW
-    models.tabular.NETWORK = network | own.pop("network", {})
-    models.tabular.WINDOW = own.pop("window", window)
-    keeps, best = own.pop("keeps_best", True), models.tabular.Tabular.KEEPS
-    models.tabular.Tabular.KEEPS = keeps
+    network, window, best = recipe.NETWORK, recipe.WINDOW, recipe.TableRows.KEEPS
+    recipe.NETWORK = network | own.pop("network", {})
+    recipe.WINDOW = own.pop("window", window)
+    recipe.TableRows.KEEPS = own.pop("keeps_best", True)
     problem = task.problem
     try:
         table = Table(seed=problem.seed, **own).fit(problem.frame(False))
     finally:
-        models.tabular.NETWORK, models.tabular.WINDOW = network, window
-        models.tabular.Tabular.KEEPS = best
+        recipe.NETWORK, recipe.WINDOW, recipe.TableRows.KEEPS = network, window, best
     draws = table.impute(problem.frame(True), problem.draws)
     return problem.codes(draws).reshape(problem.draws, -1, len(problem.names))
 

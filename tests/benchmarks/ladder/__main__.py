@@ -33,7 +33,6 @@ from inference.machine.processes import start
 from inference.measuring import bounds
 from inference.settings.options import Decided
 from inference.settings.plan import Programs
-from inference.settings.seeds import seed_from
 from inference.training.trainee import Trainee
 from models.base import SMALL, ImageProblem
 from models.digits import Digits
@@ -42,6 +41,7 @@ from models.mnist5k import Mnist5k
 from pyro_mdm import VPSDE, DiffusionGuide
 from pyro_mdm.evaluation import log_likelihood
 from pyro_mdm.evaluation.estimates import Z95
+from pyro_mdm.randomness import seed_from
 from pyro_mdm.support.progress import progress_bar
 from tests.benchmarks.ladder.rungs import RUNGS, Rung
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from inference.settings.seeds import seed_from
 from inference.training.trainee import Trainee
+from pyro_mdm.randomness import seed_from
 from tests.benchmarks.ladder.networks import Located, places_of
 
 ANGLE, STRETCH, SHEAR, SHIFT = 0.35, 0.2, 0.3, 0.25

@@ -11,18 +11,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models import Tabular
-from pyro_mdm import DiffusionModel
 from pyro_mdm.conditioning.imputation import impute
-from pyro_mdm.posteriors import Calibration, ranks
+from pyro_mdm.model import DiffusionModel
 from pyro_mdm.scores import RandomMaps
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.tables.columns import encode
 from pyro_mdm.tables.columns.skipped import HIDDEN
+from pyro_mdm.tables.rows import TableRows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from pyro_mdm.posteriors.calibration import Calibration
+
+__all__ = ["DRAWS", "TableCalibration", "observes_entries", "table_calibration"]
 
 DRAWS = 99
 """Draws of each entry by default, so that ranks fall evenly into ten bins."""
@@ -101,7 +104,7 @@ def observes_entries(model: DiffusionModel) -> bool:
 
 @torch.no_grad()
 def table_calibration(
-    problem: Tabular,
+    table: TableRows,
     model: DiffusionModel,
     rows: Tensor,
     *,
@@ -115,7 +118,7 @@ def table_calibration(
     given those. So every entry is predicted once, from about half of its row.
 
     Args:
-        problem: the table of the run.
+        table: the rows that were trained on, with their columns.
         model: its model, which was trained at maps with entries observed.
         rows: stored rows, (n, columns), NaN where an entry is missing.
         draws: number of draws of each entry, at least 2.
@@ -125,6 +128,8 @@ def table_calibration(
         ValueError: no entry in any row; a model that was not trained at such maps, or that
             :func:`~pyro_mdm.impute` refuses.
     """
+    from pyro_mdm.posteriors.calibration import Calibration, ranks  # which load much else
+
     if not observes_entries(model):
         raise ValueError(
             "the run was trained at --maps levels or independent, where no entry is ever observed, "
@@ -137,16 +142,16 @@ def table_calibration(
     rows = rows.masked_fill(rows == HIDDEN, math.nan)
     hidden = torch.rand(rows.shape, generator=generator) < 0.5
     observed = torch.cat([rows.masked_fill(half, math.nan) for half in (hidden, ~hidden)])
-    x = problem.to_model_space(observed, generator).to(model.diffusion.start_time.device)
+    x = table.to_model_space(observed, generator).to(model.diffusion.start_time.device)
     completed = impute(model, x, num=draws, seed=seed, progress=progress)
-    drawn = encode(problem.columns, problem.to_table(completed.flatten(0, 1)))
+    drawn = encode(table.columns, table.to_table(completed.flatten(0, 1)))
     first, second = drawn.unflatten(0, (draws, 2, len(rows))).unbind(1)
     drawn = torch.where(hidden, first, second)  # (draws, rows, columns)
     place = ranks(drawn, rows, seed=seed)
     u = (place + torch.rand(rows.shape, generator=generator)) / (draws + 1)
     u = u.double().masked_fill(rows.isnan(), math.nan)
     of_numbers, pit, classes = {}, {}, {}
-    for j, column in enumerate(problem.columns):
+    for j, column in enumerate(table.columns):
         there = ~rows[:, j].isnan()
         if not bool(there.any()):
             continue

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,16 +18,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from inference.drawing.pictures import as_columns
-from inference.settings.seeds import seed_from
-from models import Tabular
-from pyro_mdm import DiffusionModel, impute
+from pyro_mdm.conditioning.imputation import impute
+from pyro_mdm.model import DiffusionModel
+from pyro_mdm.randomness import seed_from
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.tables.columns import Column, Mixed, encode
 from pyro_mdm.tables.columns.skipped import ABSENT, SkippedNumbers
+from pyro_mdm.tables.rows import TableRows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+__all__ = ["Agreement", "Distance", "agreement"]
 
 Values = NDArray[np.float64]
 
@@ -43,8 +46,8 @@ EXPECTED = 12.0
 their absence to be a rule."""
 BROKEN = 0.005
 """The share of samples that break rules from which on there is a warning."""
-LINES = 5
-"""The most columns, and pairs of them, that are named."""
+LINES, WARNED = 5, 8
+"""The most columns, and pairs of them, that are named; the most of both in a warning."""
 
 
 class Distance(NamedTuple):
@@ -92,6 +95,16 @@ class Agreement:
             large.append(f"{self.broken:.1%} of samples break a rule of the rows")
         return large
 
+    def warn(self, what: str) -> None:
+        """Warn if samples of ``what``, a model in words, differ by more than noise."""
+        if differences := self.differs:
+            warnings.warn(
+                f"samples of {what} differ from its rows by more than chance: "
+                f"{'; '.join(differences[:WARNED])}. Samples and densities are wrong by as much; "
+                "more steps, or other kinds of these columns, may help",
+                stacklevel=3,
+            )
+
     def figure(self) -> Figure:
         """Columns in pairs, of rows and of samples."""
         from pyro_mdm.plots.tables import marginals_figure, pairs_figure
@@ -115,7 +128,7 @@ class Agreement:
 
 @torch.no_grad()
 def agreement(
-    problem: Tabular,
+    table: TableRows,
     model: DiffusionModel,
     samples: Tensor | None = None,
     *,
@@ -125,15 +138,15 @@ def agreement(
     """The agreement of samples of a trained model with its training rows.
 
     Args:
-        problem: the table of the run.
+        table: the rows that were trained on, with their columns.
         model: its model, which was trained at maps with entries observed.
-        samples: samples of the model, in model space, (m, d); None: :data:`ROWS` are drawn.
+        samples: samples of the model, in model space, (m, d); None: 1,000 are drawn.
         batch_size: rows simulated together.
         seed: seed of rows, draws and resamples.
     """
     generator = torch.Generator().manual_seed(seed_from(seed, "agreement"))
-    chosen = torch.randperm(len(problem.train), generator=generator)[:ROWS]
-    x = problem.to_model_space(problem.train[chosen], generator)
+    chosen = torch.randperm(len(table.train), generator=generator)[:ROWS]
+    x = table.to_model_space(table.train[chosen], generator)
     x = x.to(model.diffusion.start_time.device)
     if bool(x.isnan().any()):
         x = impute(model, x, num=1, batch_size=batch_size, seed=seed)[0]
@@ -141,11 +154,11 @@ def agreement(
         with evaluating(model), torch.random.fork_rng([x.device] if x.is_cuda else []):
             torch.manual_seed(seed_from(seed, "samples"))
             samples = model(batch_size=ROWS)
-    rows, drawn = (encode(problem.columns, problem.to_table(one)) for one in (x, samples))
+    rows, drawn = (encode(table.columns, table.to_table(one)) for one in (x, samples))
     rng = np.random.default_rng(seed)
-    both = _Both(problem.columns, rows.numpy(), drawn.numpy(), rng)
-    forbidden = [*_forbidden(problem.columns, problem.train.numpy())]
-    events = [_events(column, drawn.numpy()[:, j]) for j, column in enumerate(problem.columns)]
+    both = _Both(table.columns, rows.numpy(), drawn.numpy(), rng)
+    forbidden = [*_forbidden(table.columns, table.train.numpy())]
+    events = [_events(column, drawn.numpy()[:, j]) for j, column in enumerate(table.columns)]
     broken = np.zeros(len(drawn), dtype=bool)
     for (i, a), (j, b) in forbidden:
         broken |= (events[i] == a) & (events[j] == b)
@@ -154,8 +167,8 @@ def agreement(
         both.correlations(),
         len(forbidden),
         float(broken.mean()),
-        as_columns(problem, x),
-        as_columns(problem, samples),
+        table.as_columns(x),
+        table.as_columns(samples),
     )
 
 

@@ -1,0 +1,92 @@
+"""Samples of a model batch by batch, each a function of the seed and of its number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from pyro_mdm import randomness
+from pyro_mdm.model import DiffusionModel
+from pyro_mdm.randomness import seed_from
+from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.modules import evaluating
+
+__all__ = ["draw_batches"]
+
+
+def draw_batches(
+    model: DiffusionModel,
+    num_samples: int,
+    *,
+    sampler: Callable[..., Tensor] | None = None,
+    batch_size: int = 256,
+    seed: int = 0,
+    context: Tensor | None = None,
+    share: tuple[int, int] = (0, 1),
+) -> Iterator[tuple[int, Tensor]]:
+    """Samples batch by batch, with the number of the first, in the memory of one batch.
+
+    The i-th sample of a seed is the same, to rounding, whatever the number and the batch size,
+    unless the sampler draws for itself or chooses steps by the batch. The caller's random state is
+    kept.
+
+    Args:
+        model: the model.
+        num_samples: number of samples.
+        sampler: the integrator; None: the model's.
+        batch_size: number of samples simulated together.
+        seed: seed of the noise.
+        context: contexts, (num_samples, …), for a model that is given some.
+        share: pair (r, S), for every S-th batch from the r-th on.
+
+    Yields:
+        The number of the first sample of a batch, and the batch, (b, *event_shape), on the CPU.
+
+    Raises:
+        ValueError: numbers below 1, or states that are not finite after too few steps.
+
+    Example:
+        >>> from pyro_mdm import CLD, Denoiser
+        >>> from pyro_mdm.networks import MLP
+        >>> model = DiffusionModel(CLD(), Denoiser(MLP(2)), event_shape=(2,))
+        >>> [(first, tuple(x.shape)) for first, x in draw_batches(model, 5, batch_size=4)]
+        [(0, (4, 2)), (4, (1, 2))]
+    """
+    check_count("num_samples", num_samples, "the number of samples")
+    check_count("batch_size", batch_size, "the number of samples simulated together")
+    chosen = model.sampler if sampler is None else sampler
+    for first in range(0, num_samples, batch_size)[share[0] :: share[1]]:
+        n = min(batch_size, num_samples - first)
+        given = None if context is None else context[first : first + n]
+        yield first, _batch(model.given_context(given), chosen, first, n, seed)
+
+
+@torch.no_grad()
+def _batch(
+    model: DiffusionModel, sampler: Callable[..., Tensor], first: int, n: int, seed: int
+) -> Tensor:
+    """The samples first, …, first + n - 1, (n, *event_shape)."""
+    device, usual = model.diffusion.start_time.device, model.sampler
+    with evaluating(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed_from(seed, "samples", first))
+        try:
+            model.sampler = sampler
+            with randomness.stream(seed_from(seed, "states"), first):
+                latent = model.diffusion.context
+                context = None if latent is None else latent.draw(n)
+                path = model.path_law(context).expand((n,)).sample()
+        finally:
+            model.sampler = usual
+        y = path.select(-2 - len(model.event_shape), 0)
+        parts = []
+        for block, rows in randomness.blocks(first, n):
+            # all of a block at once, so that each datum meets the same random numbers
+            torch.manual_seed(seed_from(seed, "decoder", block))
+            i = torch.arange(randomness.BLOCK, device=device) + block * randomness.BLOCK - first
+            i = i.clamp(0, n - 1)
+            given = model.for_rows(i).given(None if context is None else context[i])
+            law = model.likelihood(*given, y[i], len(model.event_shape))
+            parts.append(law.sample()[rows])
+    return torch.cat(parts).cpu()

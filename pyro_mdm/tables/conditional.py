@@ -1,0 +1,224 @@
+"""The law of one column of a table in each row, given what is there in the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pyro_mdm.randomness import seed_from
+from pyro_mdm.tables import density
+from pyro_mdm.tables.columns import Column
+from pyro_mdm.tables.columns.dates import days_of
+from pyro_mdm.tables.density import ERROR
+from pyro_mdm.tables.frames import in_pieces
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Conditional", "JointLaw"]
+
+BATCHES = 8
+"""Independent estimates of probabilities, of which their error is."""
+
+
+class JointLaw(Protocol):
+    """What is asked of the joint law of the columns of a table."""
+
+    seed: int
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the columns."""
+
+    def column(self, name: str) -> Column:
+        """The column of a name."""
+
+    @property
+    def draws(self) -> Callable[..., list[pd.DataFrame]]:
+        """Completed rows, a table for each draw."""
+
+    @property
+    def measured(self) -> Callable[..., pd.DataFrame]:
+        """Bounds on log p of rows, given the entries of others."""
+
+
+class Conditional:
+    """The law of one column in each of n rows, given what is there in the other columns.
+
+    :meth:`~pyro_mdm.tables.Table.conditional` makes it. What needs draws makes them at the first
+    call and keeps them. Everything has the index of the rows.
+
+    Attributes:
+        table: the joint law.
+        rows: the rows, without the column's own entries.
+        name: name of the column.
+    """
+
+    def __init__(
+        self, table: JointLaw, rows: pd.DataFrame, name: str, num: int, batch_size: int
+    ) -> None:
+        self.table, self.rows, self.name = table, rows, name
+        self._num, self._batch_size = num, batch_size
+        self._draws: pd.DataFrame | None = None
+
+    def sample(self) -> pd.DataFrame:
+        """The draws, (n, num)."""
+        import pandas as pd
+
+        if self._draws is None:
+            pieces: list[pd.DataFrame] = []
+            options: dict[str, Any] = {"batch_size": self._batch_size, "only": self.name}
+            options["hidden"] = [self.name]
+            for k, rows in enumerate(in_pieces(self.rows)):
+                drawn = self.table.draws(rows, self._num, piece=k, **options)
+                values = [one[self.name].to_numpy() for one in drawn]
+                pieces.append(pd.DataFrame(dict(enumerate(values))))
+            self._draws = pd.concat(pieces).set_axis(self.rows.index)
+        return self._draws
+
+    def mean(self) -> pd.Series[Any]:
+        """The mean of the draws, (n,), of a column of numbers or dates."""
+        import pandas as pd
+
+        means = self._values(self._numbers().mean(axis=1).to_numpy())
+        return pd.Series(means, self.rows.index, name=self.name)
+
+    def quantile(self, q: float | Sequence[float]) -> pd.Series[Any] | pd.DataFrame:
+        """Quantiles of the draws, (n,) for one q in [0, 1], or (n, len(q)), of a column of numbers
+        or dates.
+
+        The k-th of S draws in their order is the quantile of k/(S + 1), with a line between.
+        """
+        import pandas as pd
+
+        values = np.quantile(self._numbers(), q, axis=1, method="weibull")
+        if np.ndim(q) == 0:
+            return pd.Series(self._values(values), self.rows.index, name=self.name)
+        by_quantile = dict(enumerate(map(self._values, values)))
+        whole = pd.DataFrame(by_quantile, self.rows.index)
+        return whole.set_axis(list(cast("Sequence[float]", q)), axis=1)
+
+    def interval(self, level: float = 0.9) -> pd.DataFrame:
+        """The ends low and high of the central interval of so much probability, by the draws."""
+        if not 0 < level < 1:
+            raise ValueError(f"level is {level}, expected a probability between 0 and 1, e.g. 0.9")
+        ends = self.quantile([(1 - level) / 2, (1 + level) / 2])
+        return ends.set_axis(["low", "high"], axis=1)
+
+    def probabilities(
+        self,
+        draws: int | None = None,
+        *,
+        error: float = 0.01,
+        return_errors: bool = False,
+    ) -> pd.DataFrame | tuple[pd.DataFrame, pd.DataFrame]:
+        """The probability of each level, (n, levels), of a column that has levels; of one that may
+        be absent None is a level.
+
+        They are those of the bounds on log P(level | what is there), at the same noise, normalized:
+        without the coarseness of draws, and exact where the network is.
+
+        Args:
+            draws: number of network evaluations of a row and level; None: as many as the error
+                takes.
+            error: the standard error of a probability that is asked for. Where a row has a larger
+                one, its draws are doubled, up to 8,192.
+            return_errors: whether to return the standard errors too, in a table like the first.
+        """
+        import pandas as pd
+
+        column = self.table.column(self.name)
+        if column.levels is None:
+            raise ValueError(
+                f"column {self.name!r} is {column.kind}, expected one with levels; its law has "
+                "mean(), quantile(q), interval() and log_prob(values)"
+            )
+        levels = column.values(np.arange(column.levels))
+        first = density.LEAST if draws is None else max(draws, BATCHES)
+        last = density.MOST if draws is None else first
+        sums = np.zeros((BATCHES, len(self.rows), len(levels)))
+        done, poor, spent = 0, np.ones(len(self.rows), dtype=bool), np.zeros(len(self.rows))
+        p = errors = sums[0]
+        while poor.any() and done < last:
+            number = first if done == 0 else done
+            sums[:, poor] += number * self._bounds(levels, poor, number // BATCHES, done)
+            done, spent[poor] = done + number, done + number
+            p, errors = _shares(sums / spent[:, None])
+            poor = errors.max(1) > error
+        tables = [pd.DataFrame(v, self.rows.index, columns=list(levels)) for v in (p, errors)]
+        return (tables[0], tables[1]) if return_errors else tables[0]
+
+    def _bounds(
+        self, levels: Sequence[Any], rows: NDArray[np.bool_], draws: int, done: int
+    ) -> NDArray[np.float64]:
+        """Independent bounds on log P of each level, at the same noise, (:data:`BATCHES`, rows,
+        levels)."""
+        import pandas as pd
+
+        several = pd.concat([self.rows[rows]] * BATCHES)
+        seed = seed_from(self.table.seed, "probabilities", done)
+        of_levels = [
+            self._measured(several, [level] * len(several), draws, seed=seed)["log_prob"]
+            for level in levels
+        ]
+        return np.stack(of_levels, 1).reshape(BATCHES, -1, len(levels))
+
+    def log_prob(
+        self, values: Sequence[Any], draws: int | None = None, *, error: float = ERROR
+    ) -> pd.DataFrame:
+        """A lower bound on log p of a value in each row, given what is there, in nats.
+
+        Args:
+            values: n values of the column, in the order of the rows; a missing one has 0, or, of a
+                column that may be absent, the bound on the log probability that it is.
+            draws, error: options of :meth:`~pyro_mdm.tables.Table.log_prob`.
+
+        Returns:
+            Columns log_prob and standard_error, as :meth:`~pyro_mdm.tables.Table.log_prob`.
+        """
+        return self._measured(self.rows, values, draws, error=error)
+
+    def _measured(
+        self, rows: pd.DataFrame, values: Sequence[Any], draws: int | None, **options: Any
+    ) -> pd.DataFrame:
+        asked = rows.assign(**dict.fromkeys(self.table.names, None))
+        asked[self.name] = np.asarray(values, dtype=object)
+        return self.table.measured(
+            asked, rows, draws, batch_size=self._batch_size, only=self.name, **options
+        )
+
+    def _numbers(self) -> pd.DataFrame:
+        """The draws as numbers, which of dates are days."""
+        column = self.table.column(self.name)
+        levels = () if column.levels is None else column.values(np.arange(column.levels))
+        if any(isinstance(level, str) for level in levels) or column.kind == "categorical":
+            raise ValueError(
+                f"column {self.name!r} is {column.kind}, expected one of numbers; its law has "
+                "probabilities() and sample()"
+            )
+        return self.sample().apply(days_of) if self._dates else self.sample().astype(np.float64)
+
+    def _values(self, numbers: NDArray[np.float64]) -> Any:
+        """Values of the column of :meth:`_numbers`, (n,)."""
+        return self.table.column(self.name).values(numbers) if self._dates else numbers
+
+    @property
+    def _dates(self) -> bool:
+        return self.table.column(self.name).kind == "date"
+
+    def __repr__(self) -> str:
+        return f"Conditional of {self.name!r} in {len(self.rows)} rows"
+
+
+def _shares(bounds: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Probabilities of independent bounds on their logarithms, (batches, n, levels), and their
+    standard errors by the jackknife, both (n, levels)."""
+    log_p = torch.from_numpy(bounds)
+    count = len(log_p)
+    without = ((log_p.sum(0) - log_p) / (count - 1)).softmax(-1)
+    spread = (without - without.mean(0)).square().sum(0)
+    return log_p.mean(0).softmax(-1).numpy(), (spread * (count - 1) / count).sqrt().numpy()

@@ -1,0 +1,157 @@
+"""Bounds on the log density of rows, of what is there, alone or given other entries."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_mdm.conditioning.conditioned import condition
+from pyro_mdm.evaluation.bounds import bound
+from pyro_mdm.evaluation.estimates import Noise
+from pyro_mdm.guide import DiffusionGuide
+from pyro_mdm.model import DiffusionModel
+from pyro_mdm.randomness import seed_from
+from pyro_mdm.support.checks import check_number
+from pyro_mdm.tables.frames import in_pieces
+from pyro_mdm.tables.rows import OfUnknown, TableRows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["ERROR", "RowBounds"]
+
+PILOT, LEAST, MOST = 32, 128, 8192
+"""Network evaluations of a row that foretell how many an error takes, and the least and the most of
+these, powers of two."""
+ERROR = 0.25
+"""The standard error of a bound by default, nats."""
+FRESH = 8
+"""Draws from the intervals of integers, rounded numbers and atoms, over which a bound is a mean."""
+
+
+class RowBounds(NamedTuple):
+    """Bounds on log p of rows, in nats, of what is there in them.
+
+    Args:
+        table: the rows that were fitted to, with their columns.
+        model, guide: the model of rows in model space, and its guide.
+        unknown: treatment of values that a column cannot have, see :meth:`TableRows.codes`.
+        batch_size: number of rows evaluated together.
+        only: name of the one column whose entries are measured, given others; None: all.
+    """
+
+    table: TableRows
+    model: DiffusionModel
+    guide: DiffusionGuide
+    unknown: OfUnknown = "missing"
+    batch_size: int = 1024
+    only: str | None = None
+
+    def measured(
+        self,
+        rows: pd.DataFrame,
+        given: pd.DataFrame | None,
+        draws: int | None,
+        *,
+        seed: int,
+        piece: int = 0,
+        error: float = ERROR,
+    ) -> pd.DataFrame:
+        """The bounds, and their standard errors.
+
+        Args:
+            rows: rows whose entries are measured.
+            given: rows of the entries that they are given, as many; None: none.
+            draws: number of network evaluations of a row; None: as many as the error takes.
+            seed: seed of the noise.
+            piece: number of the first of the rows among pieces of a larger table.
+            error: the standard error that is asked for, nats.
+
+        Returns:
+            Columns log_prob and standard_error, in nats, with the index of the rows.
+        """
+        import pandas as pd
+
+        pieces = []
+        given_chunks = in_pieces(given) if given is not None else itertools.repeat(None)
+        for k, (chunk, given_chunk) in enumerate(
+            zip(in_pieces(rows), given_chunks, strict=False), piece
+        ):
+            if len(chunk):
+                chunk_seed = seed_from(seed, "bound", k)
+                if draws is not None:
+                    pieces.append(self._bound(chunk, given_chunk, draws, chunk_seed))
+                else:
+                    pieces.append(self._bound_to(error, chunk, given_chunk, chunk_seed))
+        values = torch.cat(pieces, 1).T.numpy() if pieces else np.empty((0, 2))
+        return pd.DataFrame(values, rows.index, columns=["log_prob", "standard_error"])
+
+    def _bound_to(
+        self, error: float, rows: pd.DataFrame, given: pd.DataFrame | None, seed: int
+    ) -> Tensor:
+        """:meth:`_bound` by as many draws as a standard error takes, which a pilot foretells."""
+        check_number("error", error, "a standard error in nats, e.g. 0.25")
+        if not error > 0:
+            raise ValueError(f"error is {error}, expected a standard error above 0, e.g. 0.25")
+        pilot = self._bound(rows, given, PILOT, seed_from(seed, "pilot"))
+        ratio = (pilot[1] / error).nan_to_num(math.inf).square()
+        doublings = (PILOT * ratio).clamp(LEAST, MOST).log2().ceil().int()
+        values = torch.zeros_like(pilot)
+        for number in doublings.unique().tolist():
+            chosen = (doublings == number).numpy()
+            given_chosen = None if given is None else given[chosen]
+            values[:, chosen] = self._bound(
+                rows[chosen], given_chosen, 2**number, seed_from(seed, number)
+            )
+        return values
+
+    def _bound(
+        self, rows: pd.DataFrame, given: pd.DataFrame | None, draws: int, seed: int
+    ) -> Tensor:
+        """The bound on log p of rows, given others if there are any, and its error, (2, n)."""
+        table, model, only = self.table, self.model, self.only
+        others = [] if only is None else [name for name in table.names if name != only]
+        fresh = min(FRESH, draws)
+        generator = torch.Generator().manual_seed(seed)
+        device = model.diffusion.start_time.device
+
+        def in_model_space(
+            frame: pd.DataFrame, hidden: Sequence[str] = ()
+        ) -> tuple[Tensor, Tensor]:
+            codes = table.codes(frame, self.unknown, hidden)
+            if only is not None and frame is rows:
+                codes = table.with_absences(codes, only)
+            codes = codes.repeat(fresh, 1)
+            x, log_det = table.transform(codes, generator)
+            return x.to(device), log_det
+
+        x, log_det = in_model_space(rows, others)
+        counts = ~x[: len(rows)].isnan().all(1).cpu()
+        if given is not None:
+            there = counts.numpy()
+            if not there.all():  # a row of which nothing is asked has log p 0
+                values = torch.zeros(2, len(rows), dtype=torch.float64)
+                if there.any():
+                    values[:, there] = self._bound(rows[there], given[there], draws, seed)
+                return values
+            given_x = in_model_space(given, [] if only is None else [only])[0]
+            observed = ~given_x.isnan()
+            model = condition(model, observed, left_out=x.isnan() & ~observed)
+            x = torch.where(observed, given_x, torch.where(x.isnan(), 0, x))
+        measured = bound(
+            model,
+            self.guide,
+            x,
+            draws=-(-draws // fresh),
+            batch_size=self.batch_size,
+            seed=seed,
+        )
+        log_probs = (measured.per_datum.cpu() + log_det.double()).unflatten(0, (fresh, -1))
+        error = Noise.of(log_probs, counts).error if fresh > 1 else measured.per_datum_error.cpu()
+        return torch.stack([log_probs.mean(0), error])

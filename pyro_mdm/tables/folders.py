@@ -1,0 +1,108 @@
+"""Tables in folders: the model as it saves itself, its columns beside the tensors, and the rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+
+from pyro_mdm.model import DiffusionModel
+from pyro_mdm.pretrained import PretrainedError, load_state, save_folder, trained_folder
+from pyro_mdm.scores.denoiser import DenoiserScore
+from pyro_mdm.scores.maps import RandomMaps
+from pyro_mdm.support.checks import DataError
+from pyro_mdm.support.files import replacing
+from pyro_mdm.tables.rows import TableRows
+
+__all__ = ["SavedTable", "read_table_folder", "write_table_folder"]
+
+ROWS = "rows.safetensors"
+"""The file of the training rows, in a folder."""
+NOTE, RUN_NOTE = "pyro_mdm.table", "inference.run"
+"""The notes that a table and a training run keep beside the tensors of a model."""
+
+
+class SavedTable(NamedTuple):
+    """The content of a folder."""
+
+    rows: TableRows
+    model: DiffusionModel
+    names: list[str]  # of all columns that were fitted to
+    settings: dict[str, Any]
+
+
+def write_table_folder(
+    folder: str | os.PathLike[str],
+    rows: TableRows,
+    model: DiffusionModel,
+    names: Sequence[str],
+    settings: Mapping[str, Any],
+) -> None:
+    """Write a folder, which is made if there is none; the model is last, and knows the rows."""
+    if rows.facts is None:
+        raise PretrainedError(
+            "columns have levels that JSON cannot hold, expected numbers, text, dates or truth "
+            "values; fit to such columns, or pickle the table"
+        )
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise PretrainedError(f"{folder} is a file, expected a folder for the table")
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = {name: value for name, value in settings.items() if name != "device"}
+    with replacing() as write:
+        digest = write(folder / ROWS, [safetensors.torch.save({"train": rows.train.contiguous()})])
+    content = {"facts": dict(rows.facts), "names": list(names), "settings": kept, "rows": digest}
+    save_folder(model, folder, {NOTE: json.dumps(content, sort_keys=True)})
+
+
+def read_table_folder(folder: str | os.PathLike[str]) -> SavedTable:
+    """What :func:`write_table_folder` wrote, or a training run of a table.
+
+    Raises:
+        PretrainedError: no such folder, or one that is damaged or of something else.
+    """
+    model, folder = DiffusionModel.from_pretrained(folder), trained_folder(folder)
+    _, notes = load_state(folder)
+    content = json.loads(notes[NOTE]) if NOTE in notes else _of_run(notes, folder)
+    train = torch.empty(0, len(content["facts"]["columns"]), dtype=torch.float64)
+    if "rows" in content:
+        path = folder / ROWS
+        data = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha256(data).hexdigest() != content["rows"]:
+            raise PretrainedError(
+                f"{path} is missing or another than was saved, expected what save_pretrained "
+                "writes; save the table again"
+            )
+        train = safetensors.torch.load(data)["train"]
+    try:
+        rows = TableRows.of_facts(content["facts"], train)
+    except DataError as error:
+        raise PretrainedError(f"{folder} has columns that cannot be opened: {error}") from error
+    score = model.score_function
+    if not isinstance(score, DenoiserScore) or model.event_shape != rows.event_shape:
+        raise PretrainedError(f"{folder} is damaged: its model is of no such columns")
+    score.training_maps = RandomMaps(window=rows.window)  # which a model does not keep
+    return SavedTable(rows, model, content.get("names", rows.names), content["settings"])
+
+
+def _of_run(notes: Mapping[str, str], folder: Path) -> dict[str, Any]:
+    """The columns of a training run, whose rows are elsewhere."""
+    run = json.loads(notes.get(RUN_NOTE, "{}"))
+    facts = run.get("data", {}).get("facts")
+    if not facts or "columns" not in facts:
+        raise PretrainedError(
+            f"{folder} has a model that is of no table, expected what Table.save_pretrained "
+            "writes, or a run of inference.train --model tabular"
+        )
+    if (maps := run["config"].get("maps")) in ("levels", "independent"):
+        raise PretrainedError(
+            f"{folder} was trained at --maps {maps}, where no entry is ever observed, expected "
+            "mixed or subsets; train it at such maps"
+        )
+    return {"facts": facts, "settings": {"seed": run["config"]["seed"]}}

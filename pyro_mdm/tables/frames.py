@@ -1,0 +1,122 @@
+"""Tables as pandas has them: their names, their pieces, and what is filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyro_mdm.support.checks import DataError
+from pyro_mdm.tables.columns import Column
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "PIECE",
+    "Frame",
+    "as_frame",
+    "check_names",
+    "filled",
+    "in_pieces",
+    "named",
+    "with_levels",
+]
+
+Frame: TypeAlias = Any  # a pandas DataFrame, or an array
+
+PIECE = 4096
+"""The rows that are completed or measured together; each such piece has a seed of its own."""
+
+
+def as_frame(X: Frame) -> pd.DataFrame:
+    """X as a DataFrame whose labels are text; the columns of an array are x0, x1, …"""
+    import pandas as pd
+
+    if isinstance(X, pd.DataFrame):
+        frame = X.set_axis([str(name) for name in X.columns], axis=1)
+        check_names([*frame.columns], "the table")
+        return frame
+    values: NDArray[Any] = np.asarray(X)
+    if values.ndim != 2:
+        raise ValueError(
+            f"X has shape {values.shape}, expected (rows, columns); pass a DataFrame, or an array "
+            "of two axes"
+        )
+    names = [f"x{j}" for j in range(values.shape[1])]
+    return pd.DataFrame(values, columns=names).infer_objects()
+
+
+def named(table: pd.DataFrame, where: object) -> pd.DataFrame:
+    """A table whose columns have names that differ (DataError: two have one name)."""
+    table = table.set_axis(table.columns.map(str), axis=1)
+    check_names([*table.columns], str(where))
+    return table
+
+
+def check_names(names: Sequence[str], what: str) -> None:
+    """Raise DataError where two columns of a table, which ``what`` is in words, have one name."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise DataError(
+                f"{what} has two columns {name!r}, expected names that differ; rename one"
+            )
+        seen.add(name)
+
+
+def in_pieces(frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """The rows by :data:`PIECE`, at least one piece."""
+    for first in range(0, max(1, len(frame)), PIECE):
+        yield frame.iloc[first : first + PIECE]
+
+
+def with_levels(types: Mapping[str, Any], columns: Sequence[Column]) -> dict[str, Any]:
+    """Types of a table's columns by name, those of pandas categories with all levels of ``columns``
+    beside their own, so that draws do not change them."""
+    import pandas as pd
+
+    whole = dict(types)
+    for column in columns:
+        dtype = whole.get(column.name)
+        if column.levels is not None and isinstance(dtype, pd.CategoricalDtype):
+            levels = column.values(np.arange(column.levels))
+            new = [level for level in levels if level not in dtype.categories]
+            whole[column.name] = pd.CategoricalDtype([*dtype.categories, *new], dtype.ordered)
+    return whole
+
+
+def filled(table: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
+    """A table with ``values`` where its own columns of these names are empty, its types kept; a
+    column without any entry has the type of the values, unless its own has such numbers too."""
+    import pandas as pd
+
+    whole = table.copy()
+    for name in values.columns:
+        column, empty = whole[name], whole[name].isna().to_numpy()
+        if not empty.any():
+            continue
+        new = pd.Series(values[name].to_numpy()[empty], dtype=object)
+        if empty.all() and not isinstance(column.dtype, pd.CategoricalDtype):
+            new = new.infer_objects().set_axis(whole.index)
+            whole[name] = new.astype(column.dtype) if _holds(column.dtype, new.dtype) else new
+            continue
+        if isinstance(column.dtype, pd.CategoricalDtype):
+            unknown = [v for v in new.dropna().unique() if v not in column.cat.categories]
+            column = column.cat.add_categories(unknown)
+        column = column.copy()
+        column[empty] = new.astype(column.dtype).array
+        whole[name] = column
+    return whole
+
+
+def _holds(dtype: object, new: object) -> bool:
+    """Whether a type of numbers has those of another one."""
+    from pandas.api import types
+
+    numbers = all(
+        types.is_numeric_dtype(one) and not types.is_bool_dtype(one) for one in (dtype, new)
+    )
+    return numbers and (types.is_float_dtype(dtype) or types.is_integer_dtype(new))

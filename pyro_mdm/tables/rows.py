@@ -1,0 +1,510 @@
+"""Rows of a table for a model of them: their columns, their parts, and the way to model space."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_mdm import randomness
+from pyro_mdm.likelihoods.dequantization import Dequantized
+from pyro_mdm.support.checks import DataError
+from pyro_mdm.support.splits import Rows, split_rows
+from pyro_mdm.tables.columns import (
+    Categorical,
+    Column,
+    chained_completions,
+    column_facts,
+    column_of_facts,
+    decode,
+    encode,
+    fit_columns,
+    to_model_space,
+)
+from pyro_mdm.tables.columns.base import as_written
+from pyro_mdm.tables.columns.dates import DAY, days_of
+from pyro_mdm.tables.columns.fitting import Unknown, known_alone, unknown_in
+from pyro_mdm.tables.columns.gaps import Pattern, never_together, patterns, skip_rules
+from pyro_mdm.tables.columns.kinds import (
+    DROP,
+    FindKind,
+    class_of,
+    doubts_of,
+    is_name,
+    kind_names,
+    left_out,
+    parse_spec,
+)
+from pyro_mdm.tables.columns.skipped import ABSENT, HIDDEN, Rule, Skipped, SkippedNumbers
+from pyro_mdm.tables.columns.spec import OTHERS, PLAIN
+from pyro_mdm.tables.denoiser import MixedDenoiser
+from pyro_mdm.tables.frames import check_names, named
+from pyro_mdm.tables.words import kinds_said, said_of
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+__all__ = ["DEPTH", "FEWEST", "WIDTH", "OfUnknown", "TableRows", "without_dropped"]
+
+FEWEST = 20
+"""The fewest rows that are learned from."""
+SHOWN = 12
+"""The most patterns of gaps that are printed."""
+OfUnknown = Literal["missing", "refuse"]
+"""What is done with values that a column cannot have."""
+TABLES = 4
+"""Completed tables that the Gaussian law of the denoiser is fitted to."""
+WIDTH, DEPTH = 128, 3
+"""The size of the network of plain columns, the one of older runs."""
+NETWORK: dict[str, Any] = {
+    "hidden": 64,
+    "depth": 2,
+    "frequencies": (0.25, 0.5, 1.0, 2.0),
+    "members": 4,
+    "dropout": 0.1,
+}
+"""The network of other columns."""
+WINDOW = (-3.0, 3.0)
+"""The log SNRs between which most training maps are."""
+
+R = TypeVar("R", bound="TableRows")
+
+
+class TableRows:
+    """Rows of a table, with the columns that a model has of them.
+
+    Columns of numbers and dates are made normal by their quantiles and have a Gaussian denoiser;
+    boolean, ordinal and categorical ones have a logit for each level. Three categories or more are
+    one-hot. What columns are taken for says :func:`~pyro_mdm.tables.columns.kind_of`, and which are
+    left out :func:`~pyro_mdm.tables.columns.kinds.left_out`. A tenth of the rows, drawn by
+    ``split_seed``, is held out, and scales and categories are those of the training rows. A
+    category that these do not have, or that is not one of their 100 most frequent, counts as
+    missing.
+
+    Args:
+        table: the rows, a DataFrame of at least 20.
+        columns: what columns are where they are to be others: a kind of
+            ``pyro_mdm.tables.columns.KINDS``, an order, or a range, as in
+            ``"age=continuous,zip=drop,size=small<middle<large,score=0..100"``. The kind of ``*`` is
+            that of all columns that are not named, and may be plain too: continuous, ordinal or
+            categorical, whatever numbers repeat, and categories on a line.
+        holdout: whether a tenth of the rows is for validation, which are then the test data too;
+            else a tenth is test.
+        find_kind: function that returns the class of a kind of columns of your own, which
+            ``columns`` name as ``file.py:Name``.
+
+    Attributes:
+        columns: the columns of the model.
+        train, validation, test: codes of rows, (n, columns), float64, NaN where an entry is
+            missing.
+        facts: the columns as JSON; None where it cannot hold their levels.
+        left_out: why others that nothing was said of are not among them, by name.
+        doubts: what is doubtful of columns and their kinds, by name, in words.
+
+    Raises:
+        DataError: fewer than 20 rows; an unknown column or kind; a kind, an order or a range that
+            the values of a column do not have; infinite numbers; no column that a model could learn
+            of.
+        ValueError: ``columns`` of another form.
+    """
+
+    max_log_snr: float = 9.0
+    """λ at ε, where the decoder takes over."""
+    window: tuple[float, float] | None = None
+    """The window of training maps, see :class:`~pyro_mdm.scores.RandomMaps`."""
+    steps: int = 1500
+    batch_size: int = 512
+    learning_rate: float = 5e-3
+    dtype: torch.dtype = torch.float32
+    rough: bool = False
+    keeps_best: bool = False
+    """Whether the weights that are best on validation data are kept, not the last ones."""
+    KEEPS: ClassVar = True
+    """:attr:`keeps_best`, unless columns are plain."""
+    split_seed: int | None = 0
+    facts: Mapping[str, Any] | None = None
+    refusing: str = 'unknown="refuse"'
+    """What makes values that a column cannot have an error, in the words of who asks."""
+    event_shape: tuple[int, ...]
+    rows: Rows | None
+    train: Tensor
+    validation: Tensor
+    test: Tensor
+
+    def __init__(
+        self,
+        table: DataFrame,
+        *,
+        columns: str | None = None,
+        holdout: bool = True,
+        find_kind: FindKind | None = None,
+    ) -> None:
+        self.begin("the table", columns, find_kind)
+        table = without_dropped(table, columns)
+        self.train, self.validation, self.test = self.divided(table, holdout=holdout)
+
+    @classmethod
+    def of_facts(cls: type[R], facts: Mapping[str, Any], train: Tensor) -> R:
+        """The training rows (n, d), as they are stored, with the columns of :attr:`facts`.
+
+        Raises:
+            DataError: the facts are damaged.
+        """
+        rows = cls.__new__(cls)
+        rows.begin("the table", None)
+        rows.facts, rows.train = facts, train
+        rows.validation = rows.test = train[:0]
+        rows.take_columns(facts)
+        return rows
+
+    def begin(
+        self, source: Path | str, columns: str | None, find_kind: FindKind | None = None
+    ) -> None:
+        """Take what is said of the columns of a table that is read from a source."""
+        self._find_kind = find_kind
+        self.source, self._said, self._kinds = source, columns or "", kinds_said(columns)
+        self.columns: list[Column] = []
+        if not self.is_plain:
+            self.keeps_best, self.window = self.KEEPS, WINDOW
+        self.left_out: dict[str, str] = {}
+        self.doubts: dict[str, list[str]] = {}
+        self._rows_with_gaps: tuple[DataFrame, list[str], dict[str, Rule | None]] | None = None
+        self.rows = None
+
+    @property
+    def of_frame(self) -> bool:
+        """Whether the table was a DataFrame, of which no rows are test data alone."""
+        return True
+
+    def strata_of(self, table: DataFrame) -> Tensor | None:
+        """The strata that a table is split evenly over, (n,); None: it has none."""
+        return None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether columns, network and training are those of older runs."""
+        return self._kinds.get(OTHERS) == PLAIN
+
+    @property
+    def all_kinds(self) -> str:
+        """``columns`` that say what every column is, and so need no table to infer it from; as they
+        were given where the others are plain."""
+        if self.is_plain:
+            return self._said
+        return said_of({OTHERS: DROP, **{c.name: self._spec_of(c) for c in self.columns}})
+
+    def _spec_of(self, column: Column) -> str:
+        name = column.name
+        mar = name in self._kinds and parse_spec(name, self._kinds[name]).empty == "mar"
+        return f"{column.spec} mar" if mar else column.spec
+
+    @property
+    def columns_in_words(self) -> str:
+        """What each column was taken for, a line each, doubts, and how to say otherwise."""
+        rows = {c.name: c.in_words for c in self.columns}
+        rows |= {name: f"left out: {reason}" for name, reason in self.left_out.items()}
+        width = max(map(len, rows))
+        lines = []
+        for name, words in rows.items():
+            lines.append(f"  {name:<{width}}  {words}")
+            lines += [f"  {'':<{width}}  warning: {doubt}" for doubt in self.doubts.get(name, [])]
+        kinds = ", ".join(kind_names())
+        return "\n".join(
+            [
+                "columns of the table (say otherwise by --columns NAME=KIND,…, of",
+                f"{kinds};",
+                'by an order, "NAME=low<middle<high"; or by a range, NAME=0..100):',
+                *lines,
+            ]
+        )
+
+    @property
+    def is_incomplete(self) -> bool:
+        return bool((self.train.isnan() | (self.train == HIDDEN)).any())
+
+    @functools.cached_property
+    def patterns(self) -> list[Pattern]:
+        """The gaps of the columns of a new run, computed when they are asked for: how predictable
+        they are takes seconds."""
+        return [] if self._rows_with_gaps is None else patterns(*self._rows_with_gaps)
+
+    @property
+    def gaps_in_words(self) -> str:
+        """Where columns are empty, a line each; none: they are not."""
+        if not self.patterns:
+            return ""
+        lines = [f"  {pattern.in_words}" for pattern in self.patterns]
+        more = [f"  and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+        return "\n".join(["gaps of the table:", *lines[:SHOWN], *more])
+
+    def warn_of_gaps(self) -> None:
+        """Warn of what no row has, so that a model extrapolates it."""
+        if self._rows_with_gaps is None:
+            return
+        rows, names, absent = self._rows_with_gaps
+        there = rows[names].notna().all(axis=1)
+        unseen = {} if there.all() else skip_rules(rows, names, np.ones(len(rows), dtype=np.bool_))
+        without = [
+            f"no row has {name!r} {rule.in_words}: what it is there is extrapolated, and no data "
+            f"can say whether rightly; say {name}=absent if it does not exist there"
+            for name, rule in unseen.items()
+            if name not in absent
+        ]
+        without += [
+            f"no row has both {one!r} and {other!r}: how they depend on each other, given the "
+            "rest, is not in the data"
+            for one, other in never_together(rows, names)
+            if {one, other}.isdisjoint(absent)
+        ]
+        if without:
+            more = f"; and {len(without) - SHOWN} more" if len(without) > SHOWN else ""
+            warnings.warn("; ".join(without[:SHOWN]) + more, stacklevel=2)
+
+    def divided(self, table: DataFrame, *, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The codes of a table's rows in parts: training, validation and test, (n, d).
+
+        Columns are fitted to the training rows, unless :attr:`facts` have them.
+        """
+        table = as_written(table)
+        if len(table) < FEWEST:
+            raise DataError(f"{self.source} has {len(table)} rows, expected at least {FEWEST}")
+        self._kinds, is_new = kinds_said(self._said, [*table.columns]), self.facts is None
+        rows = self.rows = split_rows(len(table), holdout, self.split_seed, self.strata_of(table))
+        if self.of_frame and holdout:
+            others = torch.cat([rows.train, rows.test]).sort().values
+            rows = self.rows = rows._replace(train=others, test=rows.validation)
+        train = np.zeros(len(table), dtype=np.bool_)
+        train[rows.train.numpy()] = True
+        if self.facts is None:
+            self.columns = fit_columns(table, train, self._kinds, self._find_kind)
+            self.event_shape = (sum(column.width for column in self.columns),)
+            self.facts = self._facts
+        self.left_out = left_out(table, train, self._kinds)
+        unknown = unknown_in(self.columns, table)
+        self._doubt(table, unknown)
+        rest = known_alone(table, unknown)
+        codes = encode(self.columns, rest)
+        if is_new and not self.is_plain:
+            rules = {c.name: c.rule for c in self.columns if isinstance(c, Skipped)}
+            names = [column.name for column in self.columns]
+            self._rows_with_gaps = rest, names, dict(rules)
+        if (empty := codes[rows.train].isnan().all(0)).any():
+            name = self.columns[int(empty.nonzero()[0])].name
+            raise DataError(
+                f"column {name!r} of {self.source} has none of its values in the training rows"
+            )
+        return codes[rows.train], codes[rows.validation], codes[rows.test]
+
+    @property
+    def _facts(self) -> dict[str, Any] | None:
+        """The columns as JSON; None where there are levels that it cannot hold."""
+        facts = []
+        for column in self.columns:
+            try:
+                facts.append(column_facts(column))
+            except TypeError as error:
+                if is_name(column.kind):
+                    raise DataError(
+                        f"a run cannot keep column {column.name!r} of {column.kind}: {error}; its "
+                        "attributes must be numbers, text, tensors, lists, tuples or other columns"
+                    ) from error
+                return None
+        return {"columns": facts}
+
+    def take_columns(self, facts: Mapping[str, Any]) -> None:
+        """Take the columns of facts (DataError: they are none)."""
+        try:
+            self.columns = [column_of_facts(one, self._class_of) for one in facts["columns"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"what the run keeps of its table is damaged: {error}") from error
+        self.event_shape = (sum(column.width for column in self.columns),)
+
+    def _class_of(self, name: str) -> type[Column]:
+        """A class of your own that facts name, of the file that the settings name by now."""
+        kinds = [parse_spec(column, text).kind or "" for column, text in self._kinds.items()]
+        moved = {kind.rpartition("/")[2]: kind for kind in kinds if is_name(kind)}
+        return class_of(moved.get(name.rpartition("/")[2], name), self._find_kind)
+
+    def _doubt(self, table: DataFrame, unknown: Mapping[str, Unknown]) -> None:
+        """Set :attr:`doubts`: of inferred kinds, and of categories that count as missing."""
+        inferred = {c.name: c.kind for c in self.columns} | dict.fromkeys(
+            self.left_out, "categorical"
+        )
+        for name, kind in inferred.items():
+            doubts = []
+            if name not in self._kinds and self._kinds.get(OTHERS, PLAIN) == PLAIN:
+                doubts += doubts_of(name, table[name], kind)
+            if name in unknown:
+                what = unknown[name]
+                doubts.append(
+                    f"{what.values} {what.are} no category of the training rows, or {what.are} "
+                    f"not one of the {Categorical.most_levels} most frequent; missing in "
+                    f"{what.rows}"
+                )
+            if doubts:
+                self.doubts[name] = doubts
+
+    def transform(self, data: Tensor, generator: torch.Generator | None = None) -> Dequantized:
+        """Stored rows (n, columns) in model space, with log-determinants in nats, (n,), of x by the
+        numbers of the table."""
+        x, log_det = to_model_space(self.columns, data, generator)
+        return Dequantized(x.to(self.dtype), log_det)
+
+    def training_x(self, data: Tensor, generator: torch.Generator | None = None) -> Dequantized:
+        """Rows as :meth:`transform` has them, with numbers from N(0, 1) where there are none.
+
+        What is independent of all else changes no law of the rest: a pseudo-prior, as in Carlin &
+        Chib, "Bayesian model choice via Markov chain Monte Carlo methods", 1995.
+        """
+        x, log_det = self.transform(data, generator)
+        starts = [0, *itertools.accumulate(column.width for column in self.columns)]
+        for j, column in enumerate(self.columns):
+            if isinstance(column, SkippedNumbers):
+                at = starts[j] + 1
+                if generator is None:
+                    noise = randomness.normal((len(x),), x.dtype, x.device)
+                else:
+                    noise = torch.randn(len(x), generator=generator).to(x)
+                x[:, at] = torch.where((data[:, j] == ABSENT).to(x.device), noise, x[:, at])
+        return Dequantized(x, log_det)
+
+    @functools.cached_property
+    def _completions(self) -> Tensor | None:
+        return None if self.is_plain else chained_completions(self.columns, self.train, num=TABLES)
+
+    @property
+    def completed(self) -> Tensor | None:
+        return None if self._completions is None else self._completions[0]
+
+    def fit_x(self) -> Tensor:
+        """All training rows, of which some may lack a column; or four times these, completed, where
+        gaps depend on other columns."""
+        completions = None if self.rough else self._completions
+        rows = self.train if completions is None else completions.flatten(0, 1)
+        return self.training_x(rows, torch.Generator().manual_seed(0)).x
+
+    def new_denoiser(self) -> MixedDenoiser:
+        """An untrained denoiser of the rows: that of their Gaussian law, and a network."""
+        levels = [levels for column in self.columns for levels in column.denoiser_levels]
+        if self.is_plain:
+            options: dict[str, Any] = {"hidden": WIDTH, "depth": DEPTH, "logits": False}
+            return MixedDenoiser.from_gaussian(self.fit_x(), levels, **options)
+        return MixedDenoiser.from_gaussian(self.fit_x(), levels, **NETWORK)
+
+    def to_model_space(self, data: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Stored rows in model space, x, NaN where an entry is missing."""
+        return self.transform(data, generator).x
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the columns that are modelled."""
+        return [column.name for column in self.columns]
+
+    def column(self, name: str) -> Column:
+        """The column of a name (DataError: none that is modelled)."""
+        columns = {column.name: column for column in self.columns}
+        if name not in columns:
+            raise DataError(f"there is no column {name!r}, expected one of {', '.join(columns)}")
+        return columns[name]
+
+    def dims_of(self, name: str) -> Tensor:
+        """The mask (d,) of the dimensions of model space that a column has."""
+        self.column(name)  # or an error
+        return torch.cat([torch.full((c.width,), c.name == name) for c in self.columns])
+
+    def codes(
+        self, table: DataFrame, unknown: OfUnknown = "missing", hidden: Sequence[str] = ()
+    ) -> Tensor:
+        """The stored data (n, d) of another table, float64, NaN where missing.
+
+        Args:
+            table: a table with all columns of the model, whose order is free, and any others.
+            hidden: columns of which nothing is known; empty entries of others may be absent.
+            unknown: what to do with values that a column of the model cannot have, such as new
+                categories and numbers out of its range: "missing" takes them for missing entries,
+                with a warning, and "refuse" is a DataError.
+
+        Raises:
+            DataError: absent columns, infinite numbers, and unknown values if they are refused.
+        """
+        if unknown not in get_args(OfUnknown):
+            raise ValueError(
+                f"unknown is {unknown!r}, expected one of {', '.join(get_args(OfUnknown))}"
+            )
+        check_names([*table.columns], "the table")
+        table = as_written(table)
+        if unknown == "missing":
+            masks = unknown_in(self.columns, table)
+            for name, what in masks.items():
+                warnings.warn(
+                    f"column {name!r} holds {what.values} in {what.rows}, expected of it "
+                    f"{self._in_words(name)}; there the entry counts as missing, and "
+                    f"{self.refusing} makes this an error",
+                    stacklevel=2,
+                )
+            table = known_alone(table, masks)
+        codes = encode(self.columns, table)
+        codes[:, [column.name in hidden for column in self.columns]] = math.nan
+        return codes
+
+    def with_absences(self, codes: Tensor, name: str) -> Tensor:
+        """Codes (n, d) in which a column is absent where nothing is known of it, if it may be."""
+        for j, column in enumerate(self.columns):
+            if column.name == name and isinstance(column, Skipped):
+                empty = codes[:, j].isnan() | (codes[:, j] == HIDDEN)
+                codes[:, j] = codes[:, j].masked_fill(empty, column.absent)
+        return codes
+
+    def encode(
+        self,
+        table: DataFrame,
+        generator: torch.Generator | None = None,
+        unknown: OfUnknown = "missing",
+    ) -> Tensor:
+        """Another table in model space, (n, d), NaN where missing; see :meth:`codes`."""
+        return self.to_model_space(self.codes(table, unknown), generator)
+
+    def _in_words(self, name: str) -> str:
+        return next(column.in_words for column in self.columns if column.name == name)
+
+    def to_table(self, x: Tensor) -> DataFrame:
+        """Data x (n, *event_shape) in model space as a table in its own units and categories."""
+        return decode(self.columns, x)
+
+    def as_columns(self, x: Tensor) -> Mapping[str, Any]:
+        """Data x in model space as columns by name, with categories in the order of the model, and
+        dates of whatever form as datetime64."""
+        import pandas as pd
+
+        table = self.to_table(x)
+        series: dict[str, pd.Series[Any]] = {c.name: table[c.name] for c in self.columns}
+        for column in self.columns:
+            values = series[column.name]
+            if column.kind == "date":
+                micros = pd.Series(days_of(values) * DAY).round().astype("Int64")
+                series[column.name] = micros.astype("datetime64[us]")
+            elif column.levels is not None and not pd.api.types.is_numeric_dtype(values.dtype):
+                levels = pd.Series(column.values(np.arange(column.levels))).dropna()
+                series[column.name] = values.astype(pd.CategoricalDtype([*levels]))
+        return series
+
+
+def without_dropped(table: DataFrame, columns: str | None) -> DataFrame:
+    """A table without the values, of whatever type, of columns that are said to be dropped.
+
+    Raises:
+        DataError: two columns have one name.
+    """
+    table = named(table, "the table")
+    kinds = kinds_said(columns, [*table.columns])
+    others = kinds.get(OTHERS)
+    dropped = [name for name in table if kinds.get(name, others) == DROP]
+    return table.assign(**dict.fromkeys(dropped))

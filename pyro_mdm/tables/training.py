@@ -1,0 +1,201 @@
+"""Training of a model of the rows of a table, on what is there in them."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import NamedTuple
+
+import torch
+
+from pyro_mdm.conditioning.filling import Filling
+from pyro_mdm.diffusions.presets import VPSDE
+from pyro_mdm.elbo import MDM_ELBO
+from pyro_mdm.evaluation.comparison import evidence_lower_bound
+from pyro_mdm.guide import DiffusionGuide
+from pyro_mdm.likelihoods.base import bits_per_dim
+from pyro_mdm.model import DiffusionModel
+from pyro_mdm.randomness import piece, seed_from
+from pyro_mdm.scores.denoiser import DenoiserScore
+from pyro_mdm.scores.maps import RandomMaps
+from pyro_mdm.support.checks import check_count, check_number
+from pyro_mdm.support.modules import evaluating
+from pyro_mdm.support.splits import spread
+from pyro_mdm.tables.rows import TableRows
+from pyro_mdm.training import MovingAverage, Trainer, indices, last_fall
+
+__all__ = ["Schedule", "Trained", "train_rows"]
+
+STEPS, EVERY, PATIENCE = 800, 100, 3
+"""Training steps of a fit, how many are between measurements of the bound on validation data, and
+after how many of these without a fall training ends."""
+RATE = 2e-3
+"""The learning rate of so many steps: 400 at half of it leave log scores of three tables higher."""
+SELDOM, MEASUREMENTS = 250, 10
+"""The least number of steps between measurements where steps are asked for, and how many there are
+of these in more steps."""
+FEWEST, VALIDATED, DRAWS = 8, 256, 2
+"""The fewest and the most validation rows that are measured, and network evaluations of each."""
+CLIP, WARMUP, DECAY, FORGETTING = 1.0, 100, 0.995, 10
+"""The norm of gradients, steps in which rates rise, and the moving average of weights."""
+
+
+class Trained(NamedTuple):
+    """Rows of a table with their model and its guide."""
+
+    rows: TableRows
+    model: DiffusionModel
+    guide: DiffusionGuide
+
+
+class Schedule(NamedTuple):
+    """The steps of a training."""
+
+    steps: int = STEPS  # number of steps
+    learning_rate: float = RATE  # the highest
+    every: int = EVERY  # steps between measurements of the bound on validation data
+    patience: int | None = PATIENCE  # measurements without a fall, after which training ends
+
+    @classmethod
+    def of(cls, steps: int | None, learning_rate: float | None = None) -> Schedule:
+        """The schedule of so many steps, all of which are taken; None: the default one."""
+        if learning_rate is not None:
+            words = "the highest learning rate, such as 0.002"
+            check_number("learning_rate", learning_rate, words, positive=True)
+        if steps is None:
+            return cls() if learning_rate is None else cls(learning_rate=learning_rate)
+        check_count("steps", steps, "the number of training steps")
+        rate = TableRows.learning_rate if learning_rate is None else learning_rate
+        return cls(steps, rate, max(SELDOM, steps // MEASUREMENTS), None)
+
+
+def train_rows(
+    rows: TableRows,
+    schedule: Schedule | None = None,
+    *,
+    batch_size: int | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+) -> Trained:
+    """A model of the training rows, under :class:`~pyro_mdm.VPSDE`.
+
+    What is missing is completed by the model that is trained, see
+    :class:`~pyro_mdm.conditioning.Completions`. Of the weights that are measured on validation
+    rows, if there are any, the best are kept. Data and noise of a step are functions of the seed
+    and the step.
+
+    Args:
+        rows: the rows.
+        schedule: steps, rates and measurements; None: the default ones.
+        batch_size: number of rows of a step; None: 512, or all.
+        seed: seed of the weights, the order and the noise.
+        device: device of the model.
+        progress: whether progress is shown.
+
+    Raises:
+        FloatingPointError: the loss is no number.
+    """
+    number = len(rows.train)
+    size = min(rows.batch_size, number) if batch_size is None else batch_size
+    check_count("batch_size", size, "the number of rows of a step")
+    if size > number:
+        raise ValueError(
+            f"batch_size is {size}, expected at most the number of training rows, {number}"
+        )
+    with torch.random.fork_rng():
+        model = new_model(rows, seed).to(device)
+        guide = DiffusionGuide(model.diffusion)
+        _train(rows, model, guide, schedule or Schedule(), size, seed, progress)
+    diffusion, score = model.diffusion, model.score_function
+    assert isinstance(score, DenoiserScore)
+    score.set_trained_range(diffusion.terminal_log_snr.item(), diffusion.max_log_snr)
+    return Trained(rows, model.eval(), guide)
+
+
+def new_model(rows: TableRows, seed: int = 0) -> DiffusionModel:
+    """The untrained model of rows, whose network is told maps of log SNR."""
+    torch.manual_seed(seed_from(seed, "initial weights"))
+    score = rows.new_denoiser()
+    score.training_maps = RandomMaps(window=rows.window, missing="skip")
+    diffusion = VPSDE(max_log_snr=rows.max_log_snr)
+    return DiffusionModel(diffusion, score, event_shape=rows.event_shape)
+
+
+def _train(
+    rows: TableRows,
+    model: DiffusionModel,
+    guide: DiffusionGuide,
+    schedule: Schedule,
+    batch_size: int,
+    seed: int,
+    progress: bool,
+) -> None:
+    device, numbers = model.diffusion.start_time.device, batch_size * model.num_dims
+    data, steps = rows.train.to(device), schedule.steps
+    filling = Filling(rows, steps=steps, batch_size=batch_size, seed=seed)
+    filled = rows.is_incomplete
+    loss_of = MDM_ELBO()(model, guide)
+    weights = list(loss_of.parameters())
+    rate, fused = schedule.learning_rate, device.type in ("cpu", "cuda")
+    trainer = Trainer(
+        loss_of,
+        steps=steps,
+        # one kernel for all parameters: on a CPU a loop over them takes seven times as long
+        optimizer=torch.optim.AdamW(weights, rate, weight_decay=0.0, fused=fused),
+        warmup=min(WARMUP, steps // 10),
+        clip=CLIP,
+        average=MovingAverage(model, DECAY, forgetting=FORGETTING, copy=copy.deepcopy(model)),
+        progress=progress,
+    )
+    bounds: dict[int, float] = {}
+
+    def look(step: int) -> None:
+        with trainer.averaged():
+            value = validation_bound(rows, model, guide, seed)
+        if math.isfinite(value):
+            bounds[step] = value
+        trainer.look(value)
+
+    keeps = rows.keeps_best and len(rows.validation) >= FEWEST
+    if keeps:
+        look(0)
+    for step in trainer:
+        if filled and filling.is_due(step):
+            with trainer.averaged():
+                filling.begin(step, model)
+        chosen = filling.rows(step) if filled else indices(step, batch_size, len(data), seed)
+        torch.manual_seed(seed_from(seed, "dropout", step, 0))
+        with piece(0, 1, seed_from(seed, "noise", step, 0)):
+            x = rows.training_x(data[chosen.to(device)]).x
+            x = filling.fill(x, step) if filled else x
+            loss = loss_of(x) / numbers
+        trainer.step(loss)
+        done = step + 1
+        if done % schedule.every and done < steps:
+            continue
+        if not bool(loss.isfinite()):
+            raise FloatingPointError(
+                f"the loss is {float(loss.detach())} after {done} steps, expected a number; lower "
+                "learning_rate"
+            )
+        if keeps:
+            look(done)
+        if schedule.patience and bounds and last_fall(bounds)[1] >= schedule.patience:
+            break
+    trainer.end()
+
+
+def validation_bound(
+    rows: TableRows, model: DiffusionModel, guide: DiffusionGuide, seed: int = 0
+) -> float:
+    """The bound on some of the validation rows, in bits by column of what is there."""
+    codes = rows.validation
+    if len(codes) > VALIDATED:
+        codes = codes[spread(len(codes), VALIDATED)]
+    x, log_det = rows.transform(codes, torch.Generator().manual_seed(seed))
+    x = x.to(model.diffusion.start_time.device)
+    with evaluating(model):
+        estimate = evidence_lower_bound(model, guide, x, draws=DRAWS, seed=seed)
+    bits = bits_per_dim(estimate.per_datum, estimate.num_dims, log_det=log_det)
+    return float(bits.mean())
