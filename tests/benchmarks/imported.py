@@ -43,6 +43,7 @@ Loss = Callable[[nn.Module, Tensor], Tensor]
 """The loss of a network and a batch."""
 KEY = ("seed", "schedule")
 TERMS = ("reconstruction", "prior_kl", "diffusion")
+ENDS = ("max_log_snr", "min_log_snr", "high")
 VALUES = (
     "bits",
     "bits_se",
@@ -51,9 +52,7 @@ VALUES = (
     "bits_cld_se",
     "bits_narrow",
     "bits_narrow_se",
-    "max_log_snr",
-    "min_log_snr",
-    "high",
+    *ENDS,
 )
 BATCH, RATE = 128, 2e-3
 HIGHS, LOW = (4.0, 5.0, 6.0, 7.0, 8.0), -10.0
@@ -155,15 +154,16 @@ def bits_of(
     return row
 
 
-def table_of(rows: pd.DataFrame, by: str, errors: Sequence[str]) -> pd.DataFrame:
+def table_of(
+    rows: pd.DataFrame, by: str, errors: Sequence[str], plain: Sequence[str] = ()
+) -> pd.DataFrame:
     """Means over seeds, of some columns with their errors."""
     made = []
     for name, of_name in rows.groupby(by, sort=False):
         cells: dict[str, Any] = {by: name}
         for column in errors:
             cells[column], cells[f"{column}_se"] = mean_and_error(of_name[column])
-        for column in ("max_log_snr", "min_log_snr", "high"):
-            cells[column] = of_name[column].mean()
+        cells |= {column: of_name[column].mean() for column in plain}
         made.append(cells)
     return pd.DataFrame(made)
 
@@ -173,7 +173,7 @@ def summarize(out: Path, folder: Path) -> None:
     command = "python -m tests.benchmarks.imported --out runs/imported.csv"
     write(
         folder / "imported-digits.csv",
-        table_of(rows, "schedule", ("bits", *TERMS, "bits_cld", "bits_narrow")),
+        table_of(rows, "schedule", ("bits", *TERMS, "bits_cld", "bits_narrow"), ENDS),
         [command],
         seeds_in_words(rows),
         "bits/dim",

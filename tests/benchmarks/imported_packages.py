@@ -1,7 +1,6 @@
 """Likelihoods of networks that other packages trained, each by the loss of its code.
 
-    python -m tests.benchmarks.imported_packages --out runs/imported-packages.csv
-    python -m tests.benchmarks.imported_packages --exact --out runs/imported-exact.csv
+    python -m tests.benchmarks.imported_packages
     python -m tests.benchmarks.imported_packages --summary docs/measured/data
 
 One small ``UNet2DModel`` is trained on scikit-learn's digits for the same steps by each package,
@@ -10,9 +9,9 @@ as in :mod:`tests.benchmarks.imported`, and, where the package has a likelihood,
 (``theirs``) beside ours of the same quantity (``ours``): of a learned variance, its variational
 bound for images of 256 levels; of a flow, the density by its ODE of images with uniform noise.
 
-``--exact`` gives both the exact network of a mixture of Gaussians, whose log density is known.
-
-The programs run in an environment of their own, in ``data/imported``, made once.
+Both are also given the exact network of a mixture of Gaussians, whose log density is known. Rows
+that are there are not measured again. The program runs in an environment of its own, in
+``data/imported``, which is made once.
 """
 
 from __future__ import annotations
@@ -49,9 +48,10 @@ from pyro_mdm.likelihoods import DiscretizedGaussian
 from pyro_mdm.likelihoods.base import bits_per_dim
 from pyro_mdm.paths.flow import Solver
 from tests.benchmarks import runs
-from tests.benchmarks.documented import mean_and_error, seeds_in_words, write
+from tests.benchmarks.documented import seeds_in_words, write
 from tests.benchmarks.environments import install, install_apart, python_of
-from tests.benchmarks.imported import TERMS, VALUES, Loss, bits_of, loss_of, table_of, train
+from tests.benchmarks.imported import ENDS, TERMS, VALUES, Loss, bits_of, loss_of, table_of, train
+from tests.problems import GaussianMixture
 
 ENVIRONMENT = Path("data/imported")
 ROOT = Path(__file__).parents[2]
@@ -69,7 +69,10 @@ PACKAGES = (
 APART = ("dctorch==0.1.2", "flow-matching==1.0.10", "k-diffusion==0.1.1.post1", "torchcfm==1.0.7")
 """Without what they require, which their losses do not use, and without a package ``tests``."""
 KEY = ("seed", "package")
+COMPARED = ("exact", "theirs", "ours", "theirs_less_exact", "ours_less_exact")
 BATCH = 64
+DATA = 500
+"""Data of the mixture for each seed."""
 SIGMAS = (0.002, 80.0)
 """Those of k-diffusion's configurations."""
 
@@ -273,7 +276,7 @@ TRAININGS: dict[str, Callable[[], Training]] = {
 }
 
 
-# -- the packages' likelihoods -----------------------------------------------------------------------
+# -- the packages' likelihoods ---------------------------------------------------------------------
 
 
 def dequantize(x: Tensor, levels: int = Digits.num_levels) -> Tensor:
@@ -287,7 +290,7 @@ def of_a_byte(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def their_bound(process: Any, x: Tensor, some: int = 48) -> float:
+def their_bound(process: Any, x: Tensor, some: int) -> float:
     """The terms of ``LearnedGaussianDiffusion``, summed over its times, bits/dim.
 
     Its loss of a datum at a time is that of the noise and ``vb_loss_weight`` times a term of the
@@ -303,13 +306,15 @@ def their_bound(process: Any, x: Tensor, some: int = 48) -> float:
     return total
 
 
-def variational_bounds(process: Any, denoiser: ImportedDenoiser, x: Tensor) -> tuple[float, float]:
+def variational_bounds(
+    process: Any, denoiser: ImportedDenoiser, x: Tensor, some: int = 48
+) -> tuple[float, float]:
     """Theirs and ours of images of 256 levels, between the ends of the schedule."""
     x, diffusion = of_a_byte(x), VPSDE(**denoiser.ends)
     likelihood = DiscretizedGaussian(256)
     model = DiffusionModel(diffusion, denoiser, event_shape=x.shape[1:], likelihood=likelihood)
     ours = bound(model, DiffusionGuide(diffusion), x, draws=64)
-    return their_bound(process, x), ours.bits_per_dim.mean
+    return their_bound(process, x, some), ours.bits_per_dim.mean
 
 
 def their_density(network: nn.Module, x: Tensor, **options: Any) -> Tensor:
@@ -320,7 +325,7 @@ def their_density(network: nn.Module, x: Tensor, **options: Any) -> Tensor:
         return torch.distributions.Normal(0.0, 1.0).log_prob(x).flatten(1).sum(1)
 
     _, log_prob = ODESolver(velocity_model=network).compute_likelihood(
-        x, log_normal, step_size=None, method="dopri5", **options
+        x, log_normal, **{"step_size": None, "method": "dopri5"} | options
     )
     density: Tensor = log_prob.detach()
     return density
@@ -342,6 +347,112 @@ def flow_densities(
     )
 
 
+# -- an exact network ------------------------------------------------------------------------------
+
+
+MIXTURE = GaussianMixture(
+    [0.5, 0.3, 0.2],
+    torch.tensor([[-0.5, 0.4, 0.0, 0.2], [0.4, -0.3, 0.3, -0.4], [0.1, 0.5, -0.6, 0.0]]),
+    torch.diag_embed(
+        torch.tensor([[0.02, 0.01, 0.03, 0.02], [0.01, 0.04, 0.02, 0.01], [0.03] * 4])
+    ),
+)
+
+
+class ExactNoise(nn.Module):
+    """The noise in images (n, 1, 2, 2) of the mixture, and the best variance of a step."""
+
+    channels, out_dim, self_condition = 1, 2, False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.process: Any = None
+
+    def forward(self, w: Tensor, t: Tensor) -> Tensor:
+        kept = (-self.process.betas.double()).log1p().cumsum(0).exp()[t, None]
+        alpha, v = kept.sqrt(), (1 - kept) / kept
+        with torch.enable_grad():
+            z = (w.detach().flatten(1).double() / alpha).requires_grad_()
+            x = MIXTURE.x_hat(z, -v[:, 0].log())
+            slopes = [
+                torch.autograd.grad(x[:, i].sum(), z, retain_graph=True)[0][:, i] for i in range(4)
+            ]
+        noise = ((z - x) / v.sqrt()).detach()
+        variance = v * torch.stack(slopes, 1)  # of x given w
+        step = self.process.posterior_variance.double()[t, None]
+        log_variance = (
+            step + self.process.posterior_mean_coef1.double()[t, None] ** 2 * variance
+        ).log()
+        low, high = (
+            bound.double()[t, None]
+            for bound in (self.process.posterior_log_variance_clipped, self.process.betas.log())
+        )
+        between = 2 * (log_variance - low) / (high - low) - 1
+        return torch.stack([noise, between], 1).reshape(len(w), 2, 2, 2).to(w.dtype)
+
+
+def of_exact_noise(x: Tensor) -> runs.Row:
+    """Images of 256 levels."""
+    from denoising_diffusion_pytorch import LearnedGaussianDiffusion
+
+    network = ExactNoise()
+    process = LearnedGaussianDiffusion(network, image_size=2, auto_normalize=False)
+    object.__setattr__(network, "process", process)  # which is no module of the network
+    x = of_a_byte(x.clamp(-1, 1)).float()
+    edges = torch.linspace(-1, 1, 256, dtype=torch.float64)
+    low, high = (x.double() - 1 / 255, x.double() + 1 / 255)
+    low, high = low.where(x > edges[0], -math.inf), high.where(x < edges[-1], math.inf)
+    laws = torch.distributions.Normal(
+        MIXTURE.means, MIXTURE.covariances.diagonal(dim1=-2, dim2=-1).sqrt()
+    )
+    mass = (laws.cdf(high[:, None]) - laws.cdf(low[:, None])).log().sum(-1)
+    log_prob = (MIXTURE.log_weights + mass).logsumexp(-1)
+    images = x.reshape(-1, 1, 2, 2)
+    denoiser = from_denoising_diffusion(process, images)
+    theirs, ours = variational_bounds(process, denoiser, images, len(x))
+    return {"exact": bits_per_dim(float(log_prob.mean()), 4), "theirs": theirs, "ours": ours}
+
+
+class ExactVelocity(nn.Module):
+    """The velocity of vectors of the mixture, on straight lines from noise."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        alpha = t.double().clamp(1e-4, 1 - 1e-4).reshape(-1, 1).expand(len(x), 1)
+        sigma = 1 - alpha
+        data = MIXTURE.x_hat(x.double() / alpha, 2 * (alpha / sigma).log()[:, 0])
+        return data - (x - alpha * data) / sigma
+
+
+def of_exact_velocity(x: Tensor, **options: Any) -> runs.Row:
+    denoiser = from_velocity(ExactVelocity(), x)
+    diffusion = VPSDE(**denoiser.ends)
+    model = DiffusionModel(diffusion, denoiser, event_shape=(4,))
+    log_probs = {
+        "exact": float(MIXTURE.log_prob(x).mean()),
+        "theirs": float(
+            their_density(denoiser.network.network, x, exact_divergence=True, **options).mean()
+        ),
+        "ours": probability_flow(model, DiffusionGuide(diffusion), x).mean,
+    }
+    return {name: bits_per_dim(log_prob, 4) for name, log_prob in log_probs.items()}
+
+
+EXACT: dict[str, Callable[[Tensor], runs.Row]] = {
+    "denoising_diffusion_pytorch: learned variance": of_exact_noise,
+    "flow_matching: dopri5": of_exact_velocity,
+    "flow_matching: Euler, 20 steps": functools.partial(
+        of_exact_velocity, method="euler", step_size=0.05
+    ),
+}
+
+
+def work_exactly(job: runs.Row) -> runs.Row:
+    torch.manual_seed(job["seed"])
+    row = EXACT[job["package"]](MIXTURE.sample(DATA, seed=job["seed"]))
+    less = {f"{whose}_less_exact": row[whose] - row["exact"] for whose in ("theirs", "ours")}
+    return row | less
+
+
 def work(job: runs.Row, steps: int) -> runs.Row:
     torch.manual_seed(job["seed"])
     problem = Digits()
@@ -357,28 +468,55 @@ def work(job: runs.Row, steps: int) -> runs.Row:
     return row
 
 
+def summarize(out: Path, exact_out: Path, folder: Path) -> None:
+    rows, exact_rows = pd.read_csv(out), pd.read_csv(exact_out)
+    errors = ("bits", *TERMS, "bits_cld", "bits_narrow", "theirs", "ours")
+    for name, measured, table, note in (
+        ("packages", rows, table_of(rows, "package", errors, ENDS), "images"),
+        ("exact", exact_rows, table_of(exact_rows, "package", COMPARED), f"{DATA} vectors"),
+    ):
+        write(
+            folder / f"imported-{name}.csv",
+            table,
+            ["python -m tests.benchmarks.imported_packages"],
+            seeds_in_words(measured),
+            "bits/dim",
+            [f"errors are over seeds, of {note}"],
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--packages", nargs="+", default=[*TRAININGS], choices=TRAININGS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--out", type=Path, default=Path("runs/imported-packages.csv"))
+    parser.add_argument("--exact_out", type=Path, default=Path("runs/imported-exact.csv"))
+    parser.add_argument("--summary", type=Path, help="folder of the tables made of both files")
+    parser.add_argument("--environment", type=Path, default=ENVIRONMENT)
     options = parser.parse_args()
-    if Path(sys.prefix) != ENVIRONMENT.absolute():
-        install(ENVIRONMENT, [*PACKAGES, "--editable", str(ROOT)])
+    if Path(sys.prefix) != options.environment.absolute():
+        install(options.environment, [*PACKAGES, "--editable", str(ROOT)])
         for package in APART:
-            install_apart(ENVIRONMENT, package)
-        command = [python_of(ENVIRONMENT), "-m", "tests.benchmarks.imported_packages"]
+            install_apart(options.environment, package)
+        command = [python_of(options.environment), "-m", "tests.benchmarks.imported_packages"]
         sys.exit(subprocess.run([*command, *sys.argv[1:]]).returncode)
-    sys.path += [str(ENVIRONMENT / package.partition("==")[0]) for package in APART]
+    sys.path += [str(Path(sys.prefix) / package.partition("==")[0]) for package in APART]
     torch.set_num_threads(1)
+    if options.summary:
+        summarize(options.out, options.exact_out, options.summary)
+        return
     jobs: list[runs.Row] = [
         {"seed": seed, "package": name}
         for seed in range(options.seeds)
         for name in options.packages
     ]
     rows = runs.Rows(options.out, KEY, (*VALUES, "theirs", "ours"))
-    if runs.run_all(jobs, lambda job: work(job, options.steps), rows, workers=1):
+    failed = runs.run_all(jobs, lambda job: work(job, options.steps), rows, workers=1)
+    jobs = [{"seed": seed, "package": name} for seed in range(options.seeds) for name in EXACT]
+    rows = runs.Rows(options.exact_out, KEY, COMPARED)
+    failed += runs.run_all(jobs, work_exactly, rows, workers=1)
+    if failed:
         sys.exit(1)
 
 
