@@ -57,11 +57,10 @@ class TimedNetwork(Restorable, nn.Module):
 
     def forward(self, w: Tensor, log_snr: Tensor, *context: Tensor) -> Tensor:
         """The output, like w (n, *event_shape), for log SNRs of x (n,)."""
-        time = self.schedule.at(self.level(log_snr)).time
-        time = (
-            time if self.schedule.discrete else time.to(torch.promote_types(w.dtype, torch.float))
-        )
         w = w.to(next((p.dtype for p in self.network.parameters()), w.dtype))
+        time = self.schedule.at(self.level(log_snr)).time
+        if not self.schedule.discrete:  # in a network's precision, but no less than single
+            time = time.to(torch.promote_types(w.dtype, torch.float))
         if self.call is None:
             output = self.network(w, time, *context)
         else:

@@ -60,14 +60,21 @@ PACKAGES = (
     "deepinv==0.5.0",
     "denoising-diffusion-pytorch==2.3.4",
     "diffusers==0.42.1",
+    "onnxruntime==1.32.0",
     "pot==0.9.7.post1",
     "torch==2.13.0",
     "torchdiffeq==0.2.5",
     "torchsde==0.2.6",
     "torchvision==0.28.0",
 )
-APART = ("dctorch==0.1.2", "flow-matching==1.0.10", "k-diffusion==0.1.1.post1", "torchcfm==1.0.7")
-"""Without what they require, which their losses do not use, and without a package ``tests``."""
+APART = (
+    "adaptive-terrain-diffusion==0.4.2",
+    "dctorch==0.1.2",
+    "flow-matching==1.0.10",
+    "k-diffusion==0.1.1.post1",
+    "torchcfm==1.0.7",
+)
+"""Without what they require, which is not used here, and away from this package ``tests``."""
 KEY = ("seed", "package")
 COMPARED = ("exact", "theirs", "ours", "theirs_less_exact", "ours_less_exact")
 BATCH = 64
@@ -75,6 +82,17 @@ DATA = 500
 """Data of the mixture for each seed."""
 SIGMAS = (0.002, 80.0)
 """Those of k-diffusion's configurations."""
+
+
+def enter(environment: Path, module: str) -> None:
+    """Go on with the module in the environment, which is made if it is not there."""
+    if Path(sys.prefix) != environment.absolute():
+        install(environment, [*PACKAGES, "--editable", str(ROOT)])
+        for package in APART:
+            install_apart(environment, package)
+        command = [python_of(environment), "-m", module, *sys.argv[1:]]
+        sys.exit(subprocess.run(command).returncode)
+    sys.path += [str(environment / package.partition("==")[0]) for package in APART]
 
 
 class Network(nn.Module):
@@ -495,13 +513,7 @@ def main() -> None:
     parser.add_argument("--summary", type=Path, help="folder of the tables made of both files")
     parser.add_argument("--environment", type=Path, default=ENVIRONMENT)
     options = parser.parse_args()
-    if Path(sys.prefix) != options.environment.absolute():
-        install(options.environment, [*PACKAGES, "--editable", str(ROOT)])
-        for package in APART:
-            install_apart(options.environment, package)
-        command = [python_of(options.environment), "-m", "tests.benchmarks.imported_packages"]
-        sys.exit(subprocess.run([*command, *sys.argv[1:]]).returncode)
-    sys.path += [str(Path(sys.prefix) / package.partition("==")[0]) for package in APART]
+    enter(options.environment, "tests.benchmarks.imported_packages")
     torch.set_num_threads(1)
     if options.summary:
         summarize(options.out, options.exact_out, options.summary)
