@@ -488,18 +488,20 @@ def work(job: runs.Row, steps: int) -> runs.Row:
 
 def summarize(out: Path, exact_out: Path, folder: Path) -> None:
     rows, exact_rows = pd.read_csv(out), pd.read_csv(exact_out)
-    errors = ("bits", *TERMS, "bits_cld", "bits_narrow", "theirs", "ours")
-    for name, measured, table, note in (
-        ("packages", rows, table_of(rows, "package", errors, ENDS), "images"),
-        ("exact", exact_rows, table_of(exact_rows, "package", COMPARED), f"{DATA} vectors"),
+    bits = ("bits", *TERMS, "bits_cld", "bits_narrow")
+    for name, measured, columns, ends in (
+        ("packages", rows, bits, ENDS),
+        ("likelihoods", rows[rows.theirs.notna()], ("theirs", "ours", *bits), ()),
+        ("exact", exact_rows, COMPARED, ()),
     ):
         write(
             folder / f"imported-{name}.csv",
-            table,
+            table_of(measured, "package", columns, ends),
             ["python -m tests.benchmarks.imported_packages"],
             seeds_in_words(measured),
             "bits/dim",
-            [f"errors are over seeds, of {note}"],
+            ["errors are over seeds"],
+            digits=4,
         )
 
 
