@@ -104,7 +104,7 @@ def summarize(out: Path, folder: Path) -> None:
         "bits/dim",
         [f"errors are over {TERRAINS} terrains"],
     )
-    write(folder / "imported-terrain-check.csv", levels, [command], "0", digits=5)
+    write(folder / "imported-terrain-check.csv", levels, [command], "0", digits=6)
 
 
 def main() -> None:
