@@ -230,6 +230,11 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "test_imported.py::test_what_is_read_is_the_denoiser[vp-data]",
         ),
         (
+            "time = time.to(torch.promote_types(w.dtype, torch.float))",
+            "time = time.double()",
+            "test_imported.py::test_data_of_double_precision_and_a_network_of_single",
+        ),
+        (
             "more = 2 * math.log(scale)",
             "more = 0.0",
             "test_imported.py::test_what_is_read_is_the_denoiser[sigma-data]",
@@ -247,12 +252,22 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "shift = start / scale",
             "test_imported.py::test_a_diffusion_of_denoising_diffusion_pytorch[pred_v-True]",
         ),
+        (
+            '"noise" if learned_variance else _prediction(process.objective)',
+            "_prediction(process.objective)",
+            "test_imported.py::test_a_learned_variance_of_denoising_diffusion_pytorch",
+        ),
     ],
     "pyro_mdm/imported/schedules.py": [
         (
             "torch.where(log_snr - low < high - log_snr, i - 1, i)",
             "i",
             "test_imported.py::test_of_times_that_are_whole_the_nearest_is_taken",
+        ),
+        (
+            "(sigma > rounding)",
+            "(sigma > 0)",
+            "test_imported.py::test_a_schedule_of_cosines_ends_where_rounding_begins",
         ),
         (
             "for _ in range(REFINED):",

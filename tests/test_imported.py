@@ -406,6 +406,25 @@ def test_a_network_of_low_precision() -> None:
         assert half.x_hat(z.double(), 1.0).dtype == torch.float64
 
 
+def test_data_of_double_precision_and_a_network_of_single() -> None:
+    """Whose time is a column beside w, as in the networks of vectors of torchcfm."""
+    denoiser = from_velocity(Linear(), MIXTURE.sample(100))
+    z = MIXTURE.sample(5)
+    x_hat = denoiser.x_hat(z, 0.3)
+    assert x_hat.dtype == torch.float64
+    torch.testing.assert_close(x_hat.float(), denoiser.x_hat(z.float(), 0.3), rtol=1e-4, atol=1e-4)
+
+
+def test_a_schedule_of_cosines_ends_where_rounding_begins() -> None:
+    """cos(π/2) is not quite 0, of which the log SNR would be -75."""
+    schedule = NoiseSchedule.from_functions(
+        lambda t: (math.pi / 2 * t).sin(), lambda t: (math.pi / 2 * t).cos()
+    )
+    low, high = schedule.range
+    assert -40 < low < -15 and 15 < high < 40
+    VPSDE(max_log_snr=high, min_log_snr=low)
+
+
 def test_a_check_leaves_the_network_as_it_was() -> None:
     """With its statistics and its mode, though a new denoiser is in training mode."""
 
@@ -467,6 +486,10 @@ t = torch.linspace(0, 1, 5, dtype=torch.float64)
         (
             lambda: from_velocity(lambda w, t: w, torch.zeros(3, 2)),  # type: ignore[arg-type]
             "network is .*, expected",
+        ),
+        (
+            lambda: from_denoising_diffusion(SimpleNamespace(net=None), torch.zeros(3, 2)),  # type: ignore[arg-type]
+            "expected a GaussianDiffusion with betas",
         ),
         (
             lambda: from_diffusers(nn.Identity(), SimpleNamespace(config=None), torch.zeros(3, 2)),
@@ -672,6 +695,26 @@ def test_a_diffusion_of_denoising_diffusion_pytorch(objective: str, normalized: 
     kept = (1 - BETAS).cumprod(0)[400]
     lam = float((kept / (1 - kept)).log()) + 2 * math.log(scale)
     close(denoiser, lam, 1e-5)
+
+
+def test_a_learned_variance_of_denoising_diffusion_pytorch() -> None:
+    """It predicts noise, though the objective that its class has by default says v."""
+
+    class Twice(Exact):
+        def forward(self, w: Tensor, told: Tensor) -> Tensor:
+            noise = super().forward(w, told)
+            return torch.cat([noise, 7 + noise], 1)
+
+    process = SimpleNamespace(
+        model=Twice(ddpm, "noise", 0.0, 1.0),
+        betas=BETAS.float(),
+        objective="pred_v",
+        vb_loss_weight=0.001,
+        normalize=lambda x: x,
+    )
+    kept = (1 - BETAS).cumprod(0)[400]
+    denoiser = from_denoising_diffusion(process, MIXTURE.sample(1000))
+    close(denoiser, float((kept / (1 - kept)).log()), 1e-5)
 
 
 DIFFUSERS = ("DDPMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler")

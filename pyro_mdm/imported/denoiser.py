@@ -51,8 +51,10 @@ class TimedNetwork(Restorable, nn.Module):
 
     def forward(self, w: Tensor, time: Tensor, *context: Tensor) -> Tensor:
         """The output, like w (n, *event_shape), at times (n,), floating."""
-        time = time.long() if self.discrete else time
         w = w.to(next((p.dtype for p in self.network.parameters()), w.dtype))
+        # in the network's precision, but no less than single
+        dtype = torch.long if self.discrete else torch.promote_types(w.dtype, torch.float)
+        time = time.to(dtype)
         if self.call is None:
             output = self.network(w, time, *context)
         else:

@@ -206,19 +206,30 @@ def from_denoising_diffusion(
     """A denoiser by a ``GaussianDiffusion`` of ``denoising_diffusion_pytorch``.
 
     Its network sees data from -1 to 1; x are data as it is given them, from 0 to 1 unless it was
-    made with ``auto_normalize=False``.
+    made with ``auto_normalize=False``. A ``LearnedGaussianDiffusion`` is trained to predict noise
+    whatever its objective says; the variance that it learns is not read.
 
     Args:
         process: the ``GaussianDiffusion``: its ``model``, ``betas`` and ``objective`` are read.
         train_x: data (N, *event_shape), for the baseline.
         options: of :class:`ImportedDenoiser`.
+
+    Raises:
+        TypeError: another process, of continuous time or of σ.
     """
+    if not hasattr(process, "betas") or not hasattr(process, "objective"):
+        raise TypeError(
+            f"process is {describe(process)}, expected a GaussianDiffusion with betas and an "
+            "objective; read an ElucidatedDiffusion by from_sigma_denoiser and EDMPreconditioned, "
+            "and one of continuous time by an ImportedDenoiser with NoiseSchedule.from_functions"
+        )
     start, end = process.normalize(torch.tensor([0.0, 1.0])).tolist()
     scale = end - start
     shift = -start / scale
     schedule = NoiseSchedule.from_betas(process.betas)
-    options = {"shift": shift, "scale": scale} | options
-    predicts = _prediction(process.objective)
+    learned_variance = hasattr(process, "vb_loss_weight")
+    options = {"shift": shift, "scale": scale, "learned_variance": learned_variance} | options
+    predicts = "noise" if learned_variance else _prediction(process.objective)
     return ImportedDenoiser.fit(process.model, train_x, schedule, predicts, **options)
 
 

@@ -38,7 +38,8 @@ class NoiseSchedule(Restorable, ExactBuffers):
     r"""The noise schedule of a network: w_t = α(t) x + σ(t) ε, and what it is given as its time.
 
     Between two times of the table t, the norm of (α, σ) and their rates are linear in log SNR λ =
-    2 log(α/σ), and α/σ is e^{λ/2} exactly. Times where α or σ is 0 are left out.
+    2 log(α/σ), and α/σ is e^{λ/2} exactly. Times where α or σ is 0, but for rounding, are left
+    out.
 
     Args:
         time: what the network is given for each t, (n,): t, its number, σ, log σ or λ.
@@ -82,7 +83,8 @@ class NoiseSchedule(Restorable, ExactBuffers):
                     f"{name} runs from {column.min():.6g} to {column.max():.6g}, expected finite "
                     "numbers that are not negative; w = alpha * x + sigma * noise"
                 )
-        noisy = (alpha > 0) & (sigma > 0)
+        rounding = torch.finfo(torch.float64).eps * torch.hypot(alpha, sigma)
+        noisy = (alpha > rounding) & (sigma > rounding)  # cos(π/2) is 6e-17
         if int(noisy.sum()) < 2:
             raise ValueError(
                 f"{int(noisy.sum())} of {len(alpha)} times have both a signal and noise, expected "

@@ -13,8 +13,9 @@ are not measured again.
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from models.digits import Digits
 from pyro_mdm import CLD, VPSDE, Bound, DiffusionGuide, DiffusionModel, LinearDiffusion, bound
-from pyro_mdm.imported import check_import, from_diffusers
+from pyro_mdm.imported import ImportedDenoiser, check_import, from_diffusers
 from pyro_mdm.likelihoods import DiscretizedGaussian
 from tests.benchmarks import runs
 from tests.benchmarks.documented import mean_and_error, seeds_in_words, write
@@ -38,8 +39,11 @@ SCHEDULES: dict[str, Callable[[Any], Any]] = {
     ),
     "straight line": lambda d: d.FlowMatchEulerDiscreteScheduler(),
 }
+Loss = Callable[[nn.Module, Tensor], Tensor]
+"""The loss of a network and a batch."""
 KEY = ("seed", "schedule")
 TERMS = ("reconstruction", "prior_kl", "diffusion")
+ENDS = ("max_log_snr", "min_log_snr", "high")
 VALUES = (
     "bits",
     "bits_se",
@@ -48,9 +52,7 @@ VALUES = (
     "bits_cld_se",
     "bits_narrow",
     "bits_narrow_se",
-    "max_log_snr",
-    "min_log_snr",
-    "high",
+    *ENDS,
 )
 BATCH, RATE = 128, 2e-3
 HIGHS, LOW = (4.0, 5.0, 6.0, 7.0, 8.0), -10.0
@@ -71,7 +73,7 @@ def network_of(diffusers: Any) -> nn.Module:
     return network
 
 
-def loss_of(network: nn.Module, scheduler: Any, x: Tensor) -> Tensor:
+def loss_of(scheduler: Any, network: nn.Module, x: Tensor) -> Tensor:
     """The loss of the scheduler's own training, of a batch."""
     noise = torch.randn_like(x)
     if hasattr(scheduler, "alphas_cumprod"):
@@ -87,7 +89,9 @@ def loss_of(network: nn.Module, scheduler: Any, x: Tensor) -> Tensor:
     return (network(noisy, t).sample - target).square().mean()
 
 
-def train(network: nn.Module, scheduler: Any, x: Tensor, steps: int) -> nn.Module:
+def train(
+    network: nn.Module, loss_of: Loss, x: Tensor, steps: int, batch: int = BATCH
+) -> nn.Module:
     """The network with averaged weights, after training."""
     average = torch.optim.swa_utils.AveragedModel(
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99)
@@ -96,7 +100,7 @@ def train(network: nn.Module, scheduler: Any, x: Tensor, steps: int) -> nn.Modul
     for step in range(steps):
         for group in optimizer.param_groups:  # it falls to nothing
             group["lr"] = RATE * min(1.0, 2 * (1 - step / steps))
-        loss = loss_of(network, scheduler, x[torch.randint(len(x), (BATCH,))])
+        loss = loss_of(network, x[torch.randint(len(x), (batch,))])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -112,22 +116,30 @@ def work(job: runs.Row, steps: int) -> runs.Row:
     problem = Digits()
     train_x, test_x = (problem.to_model_space(data) for data in (problem.train, problem.test))
     scheduler = SCHEDULES[job["schedule"]](diffusers)
-    network = train(network_of(diffusers), scheduler, train_x, steps)
+    network = train(network_of(diffusers), functools.partial(loss_of, scheduler), train_x, steps)
     denoiser = from_diffusers(network, scheduler, train_x)
     print(check_import(denoiser, test_x))
-    row: runs.Row = {**denoiser.ends}
+    return bits_of(denoiser, train_x, test_x)
+
+
+def bits_of(
+    denoiser: ImportedDenoiser, train_x: Tensor, test_x: Tensor, draws: int = 16
+) -> runs.Row:
+    """Bits per dimension of test images, with their terms and ends."""
 
     def bits(diffusion: LinearDiffusion, x: Tensor) -> Bound:
-        likelihood = DiscretizedGaussian(problem.num_levels)
-        shape = problem.event_shape
+        likelihood = DiscretizedGaussian(Digits.num_levels)
+        shape = x.shape[1:]
         model = DiffusionModel(diffusion, denoiser, event_shape=shape, likelihood=likelihood)
-        return bound(model, DiffusionGuide(diffusion), x, draws=16)
+        return bound(model, DiffusionGuide(diffusion), x, draws=draws)
 
+    row: runs.Row = {**denoiser.ends}
     low = max(LOW, denoiser.ends["min_log_snr"])
     some = train_x[:: len(train_x) // len(test_x)]
     on_some = {
         high: bits(VPSDE(max_log_snr=high, min_log_snr=low), some).bits_per_dim.mean
         for high in HIGHS
+        if high <= denoiser.ends["max_log_snr"]
     }
     high = min(on_some, key=lambda high: on_some[high])
     row |= {"high": high}
@@ -142,23 +154,26 @@ def work(job: runs.Row, steps: int) -> runs.Row:
     return row
 
 
+def table_of(
+    rows: pd.DataFrame, by: str, errors: Sequence[str], plain: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Means over seeds, of some columns with their errors."""
+    made = []
+    for name, of_name in rows.groupby(by, sort=False):
+        cells: dict[str, Any] = {by: name}
+        for column in errors:
+            cells[column], cells[f"{column}_se"] = mean_and_error(of_name[column])
+        cells |= {column: of_name[column].mean() for column in plain}
+        made.append(cells)
+    return pd.DataFrame(made)
+
+
 def summarize(out: Path, folder: Path) -> None:
     rows = pd.read_csv(out)
-    made = []
-    for name in SCHEDULES:
-        of_name = rows[rows.schedule == name]
-        if len(of_name) == 0:
-            continue
-        cells: dict[str, Any] = {"schedule": name}
-        for column in ("bits", *TERMS, "bits_cld", "bits_narrow"):
-            cells[column], cells[f"{column}_se"] = mean_and_error(of_name[column])
-        for column in ("max_log_snr", "min_log_snr", "high"):
-            cells[column] = of_name[column].mean()
-        made.append(cells)
     command = "python -m tests.benchmarks.imported --out runs/imported.csv"
     write(
         folder / "imported-digits.csv",
-        pd.DataFrame(made),
+        table_of(rows, "schedule", ("bits", *TERMS, "bits_cld", "bits_narrow"), ENDS),
         [command],
         seeds_in_words(rows),
         "bits/dim",
