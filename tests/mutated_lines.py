@@ -1080,7 +1080,7 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
         (
             "if keeps:\n            look(done)",
             "if False:\n            look(done)",
-            "test_library_table.py::test_it_is_the_training_of_the_programs[options0]",
+            "test_library_table.py::test_training_ends_where_nothing_is_learned",
         ),
     ],
     "pyro_mdm/training.py": [
