@@ -50,6 +50,8 @@ class EndLaws:
     @property
     def max_log_snr(self) -> float:
         """λ at the start time ε; with a ``cut_time`` it follows the diffusion."""
+        if self.cut_time is None and not self.given.reach[0]:
+            return self.given.high
         with torch.no_grad():
             return float(self.start_log_snr)
 
@@ -63,8 +65,10 @@ class EndLaws:
 
     @property
     def min_log_snr(self) -> float | None:
+        if self.given.low is None or not self.given.reach[1]:
+            return self.given.low
         with torch.no_grad():
-            return None if self.given.low is None else float(self.targets()[1])
+            return float(self.targets()[1])
 
     @min_log_snr.setter
     def min_log_snr(self, value: float | None) -> None:

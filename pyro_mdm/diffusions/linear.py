@@ -190,7 +190,7 @@ class LinearDiffusion(Remembering, OneBlock):
         return self._drift(self.Q, self.D)
 
     def _drift(self, Q: Tensor, D: Tensor) -> Tensor:
-        A: Tensor = -torch.linalg.solve(self.stationary_covariance, Q + D, left=False)
+        A: Tensor = -torch.linalg.solve_ex(self.stationary_covariance, Q + D, left=False).result
         return A
 
     def _drift_at(self, s: Times) -> Tensor:

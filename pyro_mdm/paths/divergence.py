@@ -84,15 +84,15 @@ def prior_kl(
     end, prior = diffusion.terminal, diffusion.prior_covariance
     K = diffusion.num_variables
     d = math.prod(x.shape[x.dim() - event_dim :])
-    trace = torch.linalg.solve(prior, end.covariance).diagonal().sum()
+    trace = torch.linalg.solve_ex(prior, end.covariance).result.diagonal().sum()
     constant = 0.5 * d * (trace - K + torch.logdet(prior) - end.log_det)
     if moved is not None:
         mean = outer(end.mean, x, event_dim) + moved
-        pull = apply_matrix(torch.linalg.inv(prior), mean, event_dim)
+        pull = apply_matrix(torch.linalg.inv_ex(prior).inverse, mean, event_dim)
         half: Tensor = (mean * pull).sum(tuple(range(-event_dim - 1, 0))) * 0.5
         whole: Tensor = constant.to(x.dtype) + half
         return whole
-    quadratic = 0.5 * (end.mean @ torch.linalg.solve(prior, end.mean))
+    quadratic = 0.5 * (end.mean @ torch.linalg.solve_ex(prior, end.mean).result)
     square = x.square().sum(tuple(range(-event_dim, 0))) if event_dim else x.square()
     of_all: Tensor = constant.to(x.dtype) + quadratic.to(x.dtype) * square
     return of_all
@@ -102,10 +102,10 @@ def _prior_kl_by_dimension(
     diffusion: Kernels, x: Tensor, event_dim: int, counted: Tensor | None
 ) -> Tensor:
     end, prior = diffusion.terminal, diffusion.prior_covariance
-    trace = torch.linalg.solve(prior, end.covariance).diagonal(dim1=-2, dim2=-1).sum(-1)
+    trace = torch.linalg.solve_ex(prior, end.covariance).result.diagonal(dim1=-2, dim2=-1).sum(-1)
     constant = 0.5 * (trace - diffusion.num_variables + torch.logdet(prior) - end.log_det)
     column = end.mean.unsqueeze(-1)
-    quadratic = 0.5 * (column.mT @ torch.linalg.solve(prior, column))[..., 0, 0]
+    quadratic = 0.5 * (column.mT @ torch.linalg.solve_ex(prior, column).result)[..., 0, 0]
     kl = constant.to(x.dtype) + quadratic.to(x.dtype) * x.square()
     return of_counted(kl, counted).sum(tuple(range(-event_dim, 0)))
 
