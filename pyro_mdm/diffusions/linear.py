@@ -7,7 +7,8 @@ A linear diffusion consists of its :class:`Matrices` Q and D, and its
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -38,6 +39,7 @@ from pyro_mdm.diffusions.matrices import (
 )
 from pyro_mdm.diffusions.memory import Remembering
 from pyro_mdm.diffusions.propagator import Propagator
+from pyro_mdm.support.checks import check_values
 from pyro_mdm.support.modules import of_part
 from pyro_mdm.support.settings import described
 
@@ -50,6 +52,45 @@ class Frozen(NamedTuple):
     Q: Tensor
     D: Tensor
     unit_drift: Tensor  # A_0 = -(Q + D) Σ_∞^{-1}
+
+
+class LawsAhead:
+    """Laws at times that were computed before they are asked for, recognized by their place.
+
+    Args:
+        times: (N,), of which tensors that hold a single one are views.
+        laws: at these, (N, …).
+    """
+
+    def __init__(self, times: Tensor, laws: Marginal) -> None:
+        self._times, self._laws = times, laws  # held, so that no other time comes to its place
+        self._places = {s.data_ptr(): i for i, s in enumerate(times.unbind())}
+        self._for_batches: dict[torch.Size, list[Marginal]] = {}
+
+    def at(self, s: Tensor) -> Marginal | None:
+        """The law at one time, repeated for times s (…) that are one by ``expand``; None for
+        other times."""
+        if any(s.stride()) and s.numel() != 1:
+            return None
+        i = self._places.get(s.data_ptr()) if s.numel() and s.dtype == torch.float64 else None
+        if i is None:
+            return None
+        if s.shape not in self._for_batches:
+            fields = (
+                t.reshape(len(t), *[1] * s.dim(), *t.shape[1:])
+                .expand(-1, *s.shape, *[-1] * (t.dim() - 1))
+                .unbind()
+                for t in self._laws
+            )
+            self._for_batches[s.shape] = [Marginal(*law) for law in zip(*fields, strict=True)]
+        return self._for_batches[s.shape][i]
+
+
+def _report_zero() -> None:
+    raise ValueError(
+        "the law of y_s given x at s = 0, where y holds x itself: Σ is singular and log SNR "
+        "infinite; use s > 0, e.g. the start_time ε"
+    )
 
 
 class LinearDiffusion(Remembering, OneBlock):
@@ -249,7 +290,10 @@ class LinearDiffusion(Remembering, OneBlock):
 
     def clock(self, s: Times) -> Tensor:
         """The clock time b(s) = ∫_0^s β, like s, on which kernels depend."""
-        return self.clock_scale() * self.beta.integral(self.checked_time("s", s))
+        return self._clock(self.checked_time("s", s))
+
+    def _clock(self, s: Tensor) -> Tensor:
+        return self.clock_scale() * self.beta.integral(s)
 
     def inverse_clock(self, tau: Tensor) -> Tensor:
         return self.beta.inverse(tau / self.clock_scale())
@@ -329,18 +373,27 @@ class LinearDiffusion(Remembering, OneBlock):
             ValueError: a time outside (0, T].
             KernelPrecisionError: float64 cannot hold log SNR(s).
         """
-        if (one := same_time(s)) is not None and isinstance(s, Tensor):
-            return Marginal(*(t.expand(*s.shape, *t.shape) for t in self.marginal(one)))
+        if isinstance(s, Tensor):
+            if self._ahead is not None and (law := self._ahead.at(s)) is not None:
+                return law
+            if (one := same_time(s)) is not None:
+                return Marginal(*(t.expand(*s.shape, *t.shape) for t in self.marginal(one)))
         return self.clock_marginal(self.positive_clock(s))
+
+    _ahead: LawsAhead | None = None
+
+    @contextmanager
+    def laws_ahead(self, times: Tensor) -> Iterator[None]:
+        outer, self._ahead = self._ahead, LawsAhead(times, self.marginal(times))
+        try:
+            yield
+        finally:
+            self._ahead = outer
 
     def positive_clock(self, s: Times) -> Tensor:
         s = self.checked_time("s", s)
-        if not bool((s > 0).all()):
-            raise ValueError(
-                "the law of y_s given x at s = 0, where y holds x itself: Σ is singular and log "
-                "SNR infinite; use s > 0, e.g. the start_time ε"
-            )
-        return self.clock(s)
+        check_values((s.detach() > 0).all(), _report_zero)
+        return self._clock(s)
 
     def clock_marginal(self, tau: Tensor) -> Marginal:
         a, Sigma, factor = self.factorization(tau)

@@ -99,7 +99,9 @@ class Counts:
         return Counts(
             -(-(self.operations - shorter.operations) // steps),
             (self.network - shorter.network) // steps,
-            *map(less, *zip(*((c.waits, c.waiting, c.working) for c in (self, shorter)))),
+            less(self.waits, shorter.waits),
+            less(self.waiting, shorter.waiting),
+            less(self.working, shorter.working),
         )
 
 
