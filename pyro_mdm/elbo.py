@@ -136,8 +136,11 @@ class MDM_ELBO(ELBO):
                     self._loss(trace, list(_terms(model_trace, trace, self.decoder)), [])
                     for model_trace, trace in self._get_traces(model, guide, args, kwargs)
                 ]
-                loss = torch.stack(particles).sum() / self.num_particles
-        check_values(loss.detach() == loss.detach(), _warn_of_nan)
+                loss = particles[0]
+                if len(particles) > 1:
+                    loss = torch.stack(particles).sum() / self.num_particles
+        with torch.no_grad():
+            check_values(loss == loss, _warn_of_nan)
         return loss
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:

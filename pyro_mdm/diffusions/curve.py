@@ -2,16 +2,18 @@ r"""λ and κ of a linear diffusion over its clock time, by the route that keeps
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions import kernels
+from pyro_mdm.diffusions.host_search import Known
 from pyro_mdm.diffusions.propagator import ConstantPropagator, Propagator
 
 __all__ = ["Curve", "decay", "times", "volume_rate"]
 
+TRAVELLED = 20.0  # beyond, M^{-1} has no correct digit
 FEW = 16  # times: for so few, computing both routes costs less than choosing
 
 
@@ -25,15 +27,25 @@ class Curve(NamedTuple):
         """κ at clock times τ, from log det Σ there."""
         return log_det - 2 * self.move.trace(None, tau)
 
-    def factorized(self, tau: Tensor) -> tuple[Tensor, Tensor, Tensor, kernels.Factor]:
+    def factorized(
+        self, tau: Tensor, known: Known | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, kernels.Factor]:
         """M, a, Σ and its factor at clock times τ.
 
         Σ is factored itself or pulled back to time 0, by whichever route keeps more digits.
+
+        Args:
+            known: what Python knows of a constant propagator and of τ; else this waits for the
+                device.
         """
         move, Sigma0, shape = self.move, self.initial, tau.shape
-        near = move.travelled(tau) < 20.0  # beyond, M^{-1} has no correct digit
-        back = None
-        if tau.numel() > 0 and bool(near.all()):
+        near = move.travelled(tau) < TRAVELLED
+        back: Any = None
+        early = [] if known is None else known.near(TRAVELLED)
+        if known is not None and early and isinstance(move, ConstantPropagator):
+            back = None if len(early) == len(known.clocks) else torch.where(near, tau, min(early))
+            (M, P), back = move.both_moments(tau, back, known.reach)
+        elif tau.numel() > 0 and bool(near.all()):
             (M, P), back = move.both_moments(tau)
         elif isinstance(move, ConstantPropagator) and tau.numel() <= FEW and bool(near.any()):
             (M, P), back = move.both_moments(tau, torch.where(near, tau, tau[near].detach().min()))
@@ -44,8 +56,6 @@ class Curve(NamedTuple):
             direct, pulled = kernels.both_factors(Sigma, M, *back, Sigma0)
             pulled = pulled._replace(log_det=pulled.log_det + 2 * move.trace(None, tau))
             better = near & (pulled.amplification < direct.amplification)
-            if bool(better.all()):
-                return M, a, Sigma, pulled
             fields = []
             for d, p in zip(direct, pulled, strict=True):
                 here = better.reshape(shape + (1,) * (d.dim() - len(shape)))

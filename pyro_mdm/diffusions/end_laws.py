@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -12,8 +13,10 @@ from torch import Tensor
 from pyro_mdm.diffusions.base import Marginal, UnreachableError
 from pyro_mdm.diffusions.closed import OneBlock
 from pyro_mdm.diffusions.ends import Ends
+from pyro_mdm.diffusions.host_search import find_clocks
 from pyro_mdm.diffusions.inversion import MovingEnds
 from pyro_mdm.diffusions.propagator import ConstantPropagator
+from pyro_mdm.support.checks import check_values
 
 __all__ = ["EndLaws"]
 
@@ -146,19 +149,25 @@ class EndLaws:
             targets = self.targets()
             if not isinstance(move, ConstantPropagator) or not inversion.is_learned(targets):
                 return None
-            number = move.detached()
-            for enough in (3e-4, 1e-6):
-                search = partial(inversion.quick_root, targets, number, enough)
-                with torch.no_grad():
-                    times = self._kept(f"roots to {enough}", search)
-                    if self.given.low is None:
-                        times = torch.cat([times, self.terminal_clock().reshape(1)])
-                a, Sigma, factor = self.linear.factorization_by(move, times)
-                A, noise = move.drift(times).detach(), move.noise(times).detach()
-                ends = MovingEnds(times, targets, a, Sigma, factor, A, noise)
+            A, noise = move.drift(targets).detach(), move.noise(targets).detach()
+            initial = self.linear.initial_covariance
+            with torch.no_grad():
+                last = () if self.given.low is not None else (self.terminal_clock(),)
+                search = partial(find_clocks, A, noise, initial, targets, *last)
+                known = self._kept("about the ends", search)
+            if all(map(math.isfinite, known.clocks)):
+                move.speed = A.new_tensor(known.speed)
+                times = A.new_tensor(known.clocks)
+                laws = self.linear.factorization_by(move, times, known)
+                ends = MovingEnds(times, targets, *laws, A, noise)
                 if ends.close():
-                    break
-            return ends
+                    return ends
+            halley = partial(inversion.quick_root, targets, move.detached(), 1e-6)
+            with torch.no_grad():
+                times = torch.cat([self._kept("near roots", halley), *(t.reshape(1) for t in last)])
+            return MovingEnds(
+                times, targets, *self.linear.factorization_by(move, times), A, noise
+            )
 
         return self._kept("moving ends", compute)
 
@@ -168,9 +177,11 @@ class EndLaws:
             cut: Tensor = self.linear.clock(self.cut_time)
             return cut
         start, end = self.clocks()[0], self.terminal_clock()
-        if not start.item() < end.item():
-            raise self.nothing_left()
+        check_values(start.detach() < end.detach(), self._report_order)
         return start
+
+    def _report_order(self) -> None:
+        raise self.nothing_left()
 
     def terminal_clock(self) -> Tensor:
         """The clock time of T, 0-dim."""

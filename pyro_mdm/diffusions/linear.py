@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +31,7 @@ from pyro_mdm.diffusions.closed import OneBlock
 from pyro_mdm.diffusions.curve import Curve, decay, volume_rate
 from pyro_mdm.diffusions.end_laws import EndLaws
 from pyro_mdm.diffusions.ends import Ends
+from pyro_mdm.diffusions.host_search import Known
 from pyro_mdm.diffusions.inversion import Inversion
 from pyro_mdm.diffusions.matrices import (
     MAX_AMPLIFICATION,
@@ -412,16 +414,18 @@ class LinearDiffusion(Remembering, OneBlock):
         return self.factorization_by(self.propagator, tau)
 
     def factorization_by(
-        self, move: Propagator, tau: Tensor
+        self, move: Propagator, tau: Tensor, known: Known | None = None
     ) -> tuple[Tensor, Tensor, kernels.Factor]:
         """a, Σ and its factorization by a propagator other than the diffusion's own.
+
+        ``known`` is what Python knows of τ, see :meth:`Curve.factorized`.
 
         The growth of rounding has three parts: that of the factorization; the distance that the
         drift travels, as the last digits of A for slow modes are lost to fast ones; and the ratio
         of what is left of the other variables to what is left of x, each in units of its stationary
         law.
         """
-        M, a, Sigma, factor = Curve(move, self.initial_covariance).factorized(tau)
+        M, a, Sigma, factor = Curve(move, self.initial_covariance).factorized(tau, known)
         with torch.no_grad():
             travelled = move.travelled(tau)
             unit = self.units()
@@ -481,16 +485,20 @@ class LinearDiffusion(Remembering, OneBlock):
     # -- the door ----------------------------------------------------------------------------------
 
     def check_precision(self, growth: Tensor, tau: Tensor, what: str) -> None:
-        if growth.numel() and not bool((growth <= MAX_AMPLIFICATION).all()):
-            self.check_controllable()  # a more specific error than one of precision
-            worst = int(growth.flatten().argmax())
-            s = self.inverse_clock(tau.detach())
-            raise kernels.KernelPrecisionError(
-                f"{type(self).__name__}: float64 cannot hold {what} at s = "
-                f"{s.expand(growth.shape).flatten()[worst].item():.3g} (rounding grows by "
-                f"{growth.max().item():.1e}, expected at most {MAX_AMPLIFICATION:.0e}); lower "
-                "max_log_snr, take longer steps, or bring the time scales of its matrices together"
-            )
+        if growth.numel():
+            held = (growth <= MAX_AMPLIFICATION).all()
+            check_values(held, partial(self._report_precision, growth, tau, what))
+
+    def _report_precision(self, growth: Tensor, tau: Tensor, what: str) -> None:
+        self.check_controllable()  # a more specific error than one of precision
+        worst = int(growth.flatten().argmax())
+        s = self.inverse_clock(tau.detach())
+        raise kernels.KernelPrecisionError(
+            f"{type(self).__name__}: float64 cannot hold {what} at s = "
+            f"{s.expand(growth.shape).flatten()[worst].item():.3g} (rounding grows by "
+            f"{growth.max().item():.1e}, expected at most {MAX_AMPLIFICATION:.0e}); lower "
+            "max_log_snr, take longer steps, or bring the time scales of its matrices together"
+        )
 
     def extra_repr(self) -> str:
         text = f"num_variables={self.num_variables}, max_log_snr={self.max_log_snr:g}"

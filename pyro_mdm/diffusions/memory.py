@@ -15,6 +15,8 @@ R = TypeVar("R", bound="Remembering")
 T = TypeVar("T")
 
 _shared: dict[tuple[int, Any], Any] | None = None
+_training = False
+"""Whether the block is one of a step, whose parameters are new."""
 
 
 @contextmanager
@@ -23,12 +25,13 @@ def shared_ends() -> Iterator[None]:
 
     Use it around one loss and its gradients; what it keeps ends with the block.
     """
-    global _shared
-    outer, _shared = _shared, {}
+    global _shared, _training
+    outer = _shared, _training
+    _shared, _training = {}, torch.is_grad_enabled()
     try:
         yield
     finally:
-        _shared = outer
+        _shared, _training = outer
 
 
 def shared(owner: object, name: Hashable, compute: Callable[[], T]) -> T:
@@ -63,10 +66,15 @@ class Remembering(nn.Module):
     def kept(self, name: str, compute: Callable[[], T]) -> T:
         """A quantity that depends on the parameters alone, kept until a parameter changes.
 
-        A value that carries a gradient is kept within :func:`shared_ends` only.
+        A value that carries a gradient is kept within :func:`shared_ends` only. So is any other of
+        a step, whose parameters were changed by the one before.
         """
-        if torch.is_grad_enabled() and self.is_learned():
+        learned = self.is_learned()
+        if torch.is_grad_enabled() and learned:
             return shared(self, name, compute)
+        if learned and _shared is not None and _training:
+            with torch.no_grad():
+                return shared(self, (name, "as a number"), compute)
         parameters, entry = list(self.parameters()), self._cache.get(name)
         if entry is not None and all(map(torch.equal, entry[0], parameters)):
             value: T = entry[1]

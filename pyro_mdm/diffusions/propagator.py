@@ -223,11 +223,15 @@ class ConstantPropagator(Propagator):
         return kernels.transition_moments(self._A, self._GG, duration, self._forward)
 
     def both_moments(
-        self, tau: Tensor, back: Tensor | None = None
+        self, tau: Tensor, back: Tensor | None = None, reach: float | None = None
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """M and P, M^{-1} and P̃; the second pair to times ``back``, like τ, where given."""
+        """M and P, M^{-1} and P̃; the second pair to times ``back``, like τ, where given.
+
+        Args:
+            reach: the largest ‖A‖τ, if Python knows it.
+        """
         both = tau.unsqueeze(0) if back is None else torch.stack([tau, back])
-        M, P = kernels.transition_moments(self._A, self._GG, both, self._both)
+        M, P = kernels.transition_moments(self._A, self._GG, both, self._both, reach)
         return (M[0], P[0]), (M[1], P[1])
 
     def pulled_back_at(self, near: Tensor, tau: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -206,7 +206,8 @@ def finite(value: Tensor) -> Tensor:
     """Whether all entries are finite, bool, 0-dim: the largest size is."""
     if not value.numel():
         return torch.ones((), dtype=torch.bool, device=value.device)
-    return torch.linalg.vector_norm(value.detach(), math.inf) < math.inf
+    with torch.no_grad():
+        return torch.linalg.vector_norm(value, math.inf) < math.inf
 
 
 # -- data ------------------------------------------------------------------------------------------
