@@ -162,12 +162,10 @@ class EndLaws:
                 ends = MovingEnds(times, targets, *laws, A, noise)
                 if ends.close():
                     return ends
-            halley = partial(inversion.quick_root, targets, move.detached(), 1e-6)
+            root = partial(inversion.root, targets)
             with torch.no_grad():
-                times = torch.cat([self._kept("near roots", halley), *(t.reshape(1) for t in last)])
-            return MovingEnds(
-                times, targets, *self.linear.factorization_by(move, times), A, noise
-            )
+                times = torch.cat([self._kept("roots", root), *(t.reshape(1) for t in last)])
+            return MovingEnds(times, targets, *self.linear.factorization_by(move, times), A, noise)
 
         return self._kept("moving ends", compute)
 

@@ -1,9 +1,9 @@
 r"""Where log SNR has given values, about, found by Python's own arithmetic.
 
-A search on a GPU asks it after every step whether to go on. Here the K×K matrices are read once, and
-the times come from tables of log SNR, each between two neighbours of the one before. Digits that are
-lost on the way cost a step of Newton's, which :class:`~pyro_mdm.diffusions.inversion.MovingEnds`
-takes and judges.
+A search on a GPU asks it after every step whether to go on. Here the K×K matrices are read once,
+and the times come from tables of log SNR, each between two neighbours of the one before. Digits are
+lost on the way: :class:`~pyro_mdm.diffusions.inversion.MovingEnds` takes a step of Newton's from
+there, and says whether it was near.
 """
 
 from __future__ import annotations

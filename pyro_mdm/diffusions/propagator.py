@@ -11,7 +11,6 @@ form; for varying ones :mod:`pyro_mdm.varying.magnus` computes them by small ste
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
@@ -166,17 +165,6 @@ class ConstantPropagator(Propagator):
         self._A, self._GG = drift, noise
         self._reversed, self._root = backward, root
         self._basis, self._hides_noise = basis, hides_noise
-
-    def detached(self) -> ConstantPropagator:
-        """A copy for moments without gradients, from the same series."""
-        other = copy.copy(self)
-        other._A, other._GG = self._A.detach(), self._GG.detach()
-        other.speed = self.speed
-        other._forward, other._both = (
-            kernels.Series(series.norm, series.terms.detach())
-            for series in (self._forward, self._both)
-        )
-        return other
 
     def drift(self, tau: Tensor) -> Tensor:
         return self._A
