@@ -53,9 +53,12 @@ class Curve(NamedTuple):
             M, P = move.moments(None, tau)
         a, Sigma = M[..., 0], P + M @ Sigma0 @ M.mT
         if back is not None:
-            direct, pulled = kernels.both_factors(Sigma, M, *back, Sigma0)
+            W, of_start = back
+            direct, pulled = kernels.both_factors(Sigma, M, W, of_start, Sigma0)
             pulled = pulled._replace(log_det=pulled.log_det + 2 * move.trace(None, tau))
             better = near & (pulled.amplification < direct.amplification)
+            if known is None and bool(better.all()):  # no gradient then passes the other route
+                return M, a, Sigma, pulled
             fields = []
             for d, p in zip(direct, pulled, strict=True):
                 here = better.reshape(shape + (1,) * (d.dim() - len(shape)))

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_mdm.diffusions.base import Marginal, UnreachableError
 from pyro_mdm.diffusions.closed import OneBlock
 from pyro_mdm.diffusions.ends import Ends
-from pyro_mdm.diffusions.host_search import find_clocks
+from pyro_mdm.diffusions.host_search import Known, find_clocks
 from pyro_mdm.diffusions.inversion import MovingEnds
 from pyro_mdm.diffusions.propagator import ConstantPropagator
 from pyro_mdm.support.checks import check_values
@@ -151,21 +151,23 @@ class EndLaws:
                 return None
             A, noise = move.drift(targets).detach(), move.noise(targets).detach()
             initial = self.linear.initial_covariance
+
+            def ends_at(times: Tensor, known: Known | None = None) -> MovingEnds:
+                a, Sigma, factor = self.linear.factorization_by(move, times, known)
+                return MovingEnds(times, targets, a, Sigma, factor, A, noise)
+
             with torch.no_grad():
                 last = () if self.given.low is not None else (self.terminal_clock(),)
                 search = partial(find_clocks, A, noise, initial, targets, *last)
                 known = self._kept("about the ends", search)
             if all(map(math.isfinite, known.clocks)):
                 move.speed = A.new_tensor(known.speed)
-                times = A.new_tensor(known.clocks)
-                laws = self.linear.factorization_by(move, times, known)
-                ends = MovingEnds(times, targets, *laws, A, noise)
-                if ends.close():
+                if (ends := ends_at(A.new_tensor(known.clocks), known)).close():
                     return ends
             root = partial(inversion.root, targets)
             with torch.no_grad():
                 times = torch.cat([self._kept("roots", root), *(t.reshape(1) for t in last)])
-            return MovingEnds(times, targets, *self.linear.factorization_by(move, times), A, noise)
+            return ends_at(times)
 
         return self._kept("moving ends", compute)
 

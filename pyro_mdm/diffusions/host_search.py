@@ -96,7 +96,8 @@ class _Law:
         scale = 1 / np.sqrt(np.diagonal(Sigma, axis1=1, axis2=2))
         signal = (scale * M[:, :, 0])[..., None]
         whole = Sigma * scale[:, :, None] * scale[:, None, :]
-        return np.log((signal * np.linalg.solve(whole, signal)).sum((1, 2)))
+        level: Array = np.log((signal * np.linalg.solve(whole, signal)).sum((1, 2)))
+        return level
 
     def clock_at(self, target: float) -> float:
         """The τ with λ(τ) = target."""

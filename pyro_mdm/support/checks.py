@@ -23,6 +23,7 @@ __all__ = [
     "check_data",
     "check_encoded",
     "check_finite",
+    "check_later",
     "check_instance",
     "check_network",
     "check_number",
@@ -177,29 +178,42 @@ def check_values(right: Tensor, report: Report) -> None:
     if right.device.type == "cuda":
         answer, event = right.to("cpu", non_blocking=True), torch.cuda.Event()
         event.record()
-        _unread.append((event.query, answer, report))
-        _read(waiting=False)
+        check_later(event.query, answer, report)
         return
     try:
         torch._assert_async(right)
     except RuntimeError:
-        if bool(right):  # else it is what torch.func says of a tensor under vmap
-            raise
+        pass  # a no, or what torch.func says of any tensor under vmap
+    else:
+        return
+    if not bool(right):
         report()
+
+
+def check_later(has_come: Callable[[], bool], answer: Tensor, report: Report) -> None:
+    """A check whose answer is still on its way; those that have come are read, the oldest first.
+
+    Args:
+        has_come: whether the answer may be read.
+        answer, report: as of :func:`check_values`, with the answer on the CPU.
+    """
+    _unread.append((has_come, answer, report))
+    while _unread and _unread[0][0]():
+        _read_first()
 
 
 def settle() -> None:
     """Waits for the answers to all checks, where Python reads a number of the GPU anyway."""
-    if _unread:
+    if _unread and torch.cuda.is_available():
         torch.cuda.synchronize()
-        _read(waiting=True)
+    while _unread:
+        _read_first()
 
 
-def _read(*, waiting: bool) -> None:
-    while _unread and (waiting or _unread[0][0]()):
-        _, answer, report = _unread.pop(0)
-        if not bool(answer):
-            report()
+def _read_first() -> None:
+    _, answer, report = _unread.pop(0)
+    if not bool(answer):
+        report()
 
 
 def finite(value: Tensor) -> Tensor:
