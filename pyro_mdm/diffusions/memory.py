@@ -9,14 +9,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from pyro_mdm.support.modules import writes
+
 __all__ = ["Remembering", "shared", "shared_ends"]
 
 R = TypeVar("R", bound="Remembering")
 T = TypeVar("T")
 
 _shared: dict[tuple[int, Any], Any] | None = None
-_training = False
-"""Whether the block is one of a step, whose parameters are new."""
 
 
 @contextmanager
@@ -25,13 +25,12 @@ def shared_ends() -> Iterator[None]:
 
     Use it around one loss and its gradients; what it keeps ends with the block.
     """
-    global _shared, _training
-    outer = _shared, _training
-    _shared, _training = {}, torch.is_grad_enabled()
+    global _shared
+    outer, _shared = _shared, {}
     try:
         yield
     finally:
-        _shared, _training = outer
+        _shared = outer
 
 
 def shared(owner: object, name: Hashable, compute: Callable[[], T]) -> T:
@@ -53,7 +52,7 @@ class Remembering(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._cache: dict[str, tuple[list[Tensor], Any]] = {}
+        self._cache: dict[str, tuple[object, list[Tensor], Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without cached values, so that a copy computes from its own matrices."""
@@ -66,22 +65,24 @@ class Remembering(nn.Module):
     def kept(self, name: str, compute: Callable[[], T]) -> T:
         """A quantity that depends on the parameters alone, kept until a parameter changes.
 
-        A value that carries a gradient is kept within :func:`shared_ends` only. So is any other of
-        a step, whose parameters were changed by the one before.
+        A value that carries a gradient is kept within :func:`shared_ends` only. Where parameters
+        were written to, they count as changed, without a look; where not, they are compared, as
+        their ``data`` may have been, but once within a block.
         """
-        learned = self.is_learned()
-        if torch.is_grad_enabled() and learned:
+        if torch.is_grad_enabled() and self.is_learned():
             return shared(self, name, compute)
-        if learned and _shared is not None and _training:
-            with torch.no_grad():
-                return shared(self, (name, "as a number"), compute)
         parameters, entry = list(self.parameters()), self._cache.get(name)
-        if entry is not None and all(map(torch.equal, entry[0], parameters)):
-            value: T = entry[1]
-            return value
+        state = writes(parameters)
+        if entry is not None and entry[0] == state:
+            looked_at = ("unchanged", state)
+            if shared(self, looked_at, lambda: all(map(torch.equal, entry[1], parameters))):
+                value: T = entry[2]
+                return value
         with torch.no_grad():
             value = compute()
-        self._cache[name] = ([p.detach().clone() for p in parameters], value)
+        self._cache[name] = state, [p.detach().clone() for p in parameters], value
+        if _shared is not None:
+            _shared[id(self), ("unchanged", state)] = True
         return value
 
     def forget(self) -> None:

@@ -17,6 +17,7 @@ from pyro_mdm.diffusions.matrices import apply_vector, full_precision, of_counte
 from pyro_mdm.scores.base import Number, Score, check_fit, weighted
 from pyro_mdm.scores.maps import OBSERVED, MapLaw
 from pyro_mdm.support.checks import check_finite, check_instance, check_values
+from pyro_mdm.support.modules import writes
 
 __all__ = ["DATA_AT_ONCE", "Denoiser", "DenoiserScore", "moments"]
 
@@ -328,7 +329,7 @@ class DenoiserScore(Score):
 
     def _trained_range(self) -> tuple[float, float]:
         """The trained range as numbers, which are read once until it changes."""
-        state = [(id(end), end._version) for end in (self.trained_min, self.trained_max)]
+        state = writes((self.trained_min, self.trained_max))
         if self._range_read is None or self._range_read[0] != state:
             self._range_read = state, (self.trained_min.item(), self.trained_max.item())
         return self._range_read[1]

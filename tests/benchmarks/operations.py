@@ -204,8 +204,8 @@ def counted(step: Callable[[], object], network: nn.Module, *, lines: bool = Fal
 # -- steps -----------------------------------------------------------------------------------------
 
 Step = Callable[[], object]
-Case = Callable[[], tuple[Step, nn.Module]]
-"""A function that makes a step, and names the network in it."""
+Case = Callable[[], tuple[Step, nn.Module, nn.Module]]
+"""A function that makes a step, and names the network in it and all that is trained."""
 SIDE = 8
 SHORT, LONG = 20, 25
 """Numbers of steps of a sampler."""
@@ -239,16 +239,16 @@ def learned() -> LearnedDiffusion:
     return LearnedDiffusion(2, max_log_snr=9.0, min_log_snr=-10.0, seed=0)
 
 
-def loss_step(model: DiffusionModel) -> tuple[Step, nn.Module]:
+def loss_step(model: DiffusionModel) -> tuple[Step, nn.Module, nn.Module]:
     """A loss and its gradients for 64 data."""
     loss, x = MDM_ELBO()(model, DiffusionGuide(model.diffusion)), images()
-    return lambda: loss(x).backward(), model.score_function.network
+    return lambda: loss(x).backward(), model.score_function.network, model
 
 
-def evaluated(model: DiffusionModel) -> tuple[Step, nn.Module]:
+def evaluated(model: DiffusionModel) -> tuple[Step, nn.Module, nn.Module]:
     """The bound of 64 data at two draws."""
     guide, x = DiffusionGuide(model.diffusion), images()
-    return lambda: bound(model, guide, x, draws=2), model.score_function.network
+    return lambda: bound(model, guide, x, draws=2), model.score_function.network, model
 
 
 def vectors(diffusion: Diffusion) -> DiffusionModel:
@@ -256,19 +256,19 @@ def vectors(diffusion: Diffusion) -> DiffusionModel:
     return DiffusionModel(diffusion, Denoiser(MLP(2), torch.zeros(2), torch.ones(2)))
 
 
-def flowing() -> tuple[Step, nn.Module]:
+def flowing() -> tuple[Step, nn.Module, nn.Module]:
     """log p(x) of one value of two numbers, by the flow."""
     model, x = vectors(CLD(max_log_snr=9.0)), torch.zeros(1, 2)
-    return lambda: model.log_prob(x, method="flow"), model.score_function.network
+    return lambda: model.log_prob(x, method="flow"), model.score_function.network, model
 
 
-def prior_gradient() -> tuple[Step, nn.Module]:
+def prior_gradient() -> tuple[Step, nn.Module, nn.Module]:
     """The gradient of ``MDM(model).log_prob`` for one value of two numbers."""
     model, x = vectors(CLD(max_log_snr=9.0)), torch.zeros(2, requires_grad=True)
-    return lambda: MDM(model).log_prob(x).backward(), model.score_function.network
+    return lambda: MDM(model).log_prob(x).backward(), model.score_function.network, model
 
 
-def automatic() -> tuple[Step, nn.Module]:
+def automatic() -> tuple[Step, nn.Module, nn.Module]:
     """A step of SVI with :class:`AutoMDM` over a program of two latents."""
 
     def program() -> None:
@@ -279,10 +279,10 @@ def automatic() -> tuple[Step, nn.Module]:
     guide = AutoMDM(program, steps=8)
     guide()
     svi = SVI(program, guide, ClippedAdam({"lr": 1e-3}), Trace_ELBO())
-    return svi.step, nn.Identity()
+    return svi.step, nn.Identity(), nn.Identity()
 
 
-def table() -> tuple[Step, nn.Module]:
+def table() -> tuple[Step, nn.Module, nn.Module]:
     """A loss and its gradients for 64 rows of four columns with gaps, at random maps."""
     x = torch.randn(64, 6)
     x[:, 2] = 2.0 * (x[:, 2] > 0) - 1
@@ -292,7 +292,7 @@ def table() -> tuple[Step, nn.Module]:
     score.training_maps = RandomMaps()
     model = DiffusionModel(VPSDE(max_log_snr=9.0, min_log_snr=-9.0), score)
     loss = MDM_ELBO()(model, DiffusionGuide(model.diffusion))
-    return lambda: loss(x).backward(), score.network
+    return lambda: loss(x).backward(), score.network, model
 
 
 STEPS: dict[str, Case] = {
@@ -339,10 +339,10 @@ MODELS: dict[str, Callable[[], DiffusionModel]] = {
 def step_counts(name: str, *, lines: bool = False) -> Counts:
     """Counts of a step by its name, once caches are filled and parameters have moved."""
     torch.manual_seed(0)
-    step, network = STEPS[name]()
+    step, network, trained = STEPS[name]()
     for _ in range(2):
         step()
-        moved(network)
+        moved(trained)
     return counted(step, network, lines=lines)
 
 
