@@ -25,7 +25,7 @@ from pyro_mdm import (
     elbo_terms,
     randomness,
 )
-from pyro_mdm.diffusions.host_search import Known, find_clocks
+from pyro_mdm.diffusions.host_search import HostNumbers, find_clocks
 from pyro_mdm.diffusions.learned import LearnedFamily
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.memory import shared_ends
@@ -405,11 +405,11 @@ def test_ends_of_every_step_are_those_of_a_search_from_afar(
 def about(clocks: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the search on the host find these clock times of ends."""
 
-    def found(*arguments: Any) -> Known:
-        known = find_clocks(*arguments)
-        return known._replace(clocks=[*clocks.tolist(), *known.clocks[len(clocks) :]])
+    def near(*arguments: Any) -> HostNumbers:
+        host = find_clocks(*arguments)
+        return host._replace(clocks=[*clocks.tolist(), *host.clocks[len(clocks) :]])
 
-    monkeypatch.setattr("pyro_mdm.diffusions.end_laws.find_clocks", found)
+    monkeypatch.setattr("pyro_mdm.diffusions.end_laws.find_clocks", near)
 
 
 def test_clocks_that_are_off_are_searched_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -504,9 +504,9 @@ def test_the_host_finds_the_ends(K: int, rank: int | None, high: float) -> None:
         A, noise, initial = diffusion.unit_drift, diffusion.unit_noise, diffusion.initial_covariance
         targets = torch.tensor([high, -10.0, 1e4], dtype=torch.float64)
         clocks = diffusion.inversion.root(targets[:2])
-        known = find_clocks(A, noise, initial, targets, clocks[0])
-    *ends, beyond, other = known.clocks
+        host = find_clocks(A, noise, initial, targets, clocks[0])
+    *ends, beyond, other = host.clocks
     assert ends == pytest.approx(clocks.tolist(), rel=1e-9)
     assert not abs(beyond) < math.inf
     assert other == clocks[0].item()
-    assert known.reach == pytest.approx(clocks[1].item() * torch.linalg.matrix_norm(A, 1).item())
+    assert host.reach == pytest.approx(clocks[1].item() * torch.linalg.matrix_norm(A, 1).item())

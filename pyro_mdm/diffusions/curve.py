@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions import kernels
-from pyro_mdm.diffusions.host_search import Known
+from pyro_mdm.diffusions.host_search import HostNumbers
 from pyro_mdm.diffusions.propagator import ConstantPropagator, Propagator
 
 __all__ = ["Curve", "decay", "times", "volume_rate"]
@@ -28,23 +28,23 @@ class Curve(NamedTuple):
         return log_det - 2 * self.move.trace(None, tau)
 
     def factorized(
-        self, tau: Tensor, known: Known | None = None
+        self, tau: Tensor, host: HostNumbers | None = None
     ) -> tuple[Tensor, Tensor, Tensor, kernels.Factor]:
         """M, a, Σ and its factor at clock times τ.
 
         Σ is factored itself or pulled back to time 0, by whichever route keeps more digits.
 
         Args:
-            known: what Python knows of a constant propagator and of τ; else this waits for the
+            host: what Python knows of a constant propagator and of τ; else this waits for the
                 device.
         """
         move, Sigma0, shape = self.move, self.initial, tau.shape
         near = move.travelled(tau) < TRAVELLED
         back: Any = None
-        early = [] if known is None else known.near(TRAVELLED)
-        if known is not None and early and isinstance(move, ConstantPropagator):
-            back = None if len(early) == len(known.clocks) else torch.where(near, tau, min(early))
-            (M, P), back = move.both_moments(tau, back, known.reach)
+        early = [] if host is None else host.near(TRAVELLED)
+        if host is not None and early and isinstance(move, ConstantPropagator):
+            back = None if len(early) == len(host.clocks) else torch.where(near, tau, min(early))
+            (M, P), back = move.both_moments(tau, back, host.reach)
         elif tau.numel() > 0 and bool(near.all()):
             (M, P), back = move.both_moments(tau)
         elif isinstance(move, ConstantPropagator) and tau.numel() <= FEW and bool(near.any()):
@@ -57,7 +57,7 @@ class Curve(NamedTuple):
             direct, pulled = kernels.both_factors(Sigma, M, W, of_start, Sigma0)
             pulled = pulled._replace(log_det=pulled.log_det + 2 * move.trace(None, tau))
             better = near & (pulled.amplification < direct.amplification)
-            if known is None and bool(better.all()):  # no gradient then passes the other route
+            if host is None and bool(better.all()):  # no gradient then passes the other route
                 return M, a, Sigma, pulled
             fields = []
             for d, p in zip(direct, pulled, strict=True):

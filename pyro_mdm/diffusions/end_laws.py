@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_mdm.diffusions.base import Marginal, UnreachableError
 from pyro_mdm.diffusions.closed import OneBlock
 from pyro_mdm.diffusions.ends import Ends
-from pyro_mdm.diffusions.host_search import Known, find_clocks
+from pyro_mdm.diffusions.host_search import HostNumbers, find_clocks
 from pyro_mdm.diffusions.inversion import MovingEnds
 from pyro_mdm.diffusions.propagator import ConstantPropagator
 from pyro_mdm.support.checks import check_values
@@ -152,17 +152,17 @@ class EndLaws:
             A, noise = move.drift(targets).detach(), move.noise(targets).detach()
             initial = self.linear.initial_covariance
 
-            def ends_at(times: Tensor, known: Known | None = None) -> MovingEnds:
-                a, Sigma, factor = self.linear.factorization_by(move, times, known)
+            def ends_at(times: Tensor, host: HostNumbers | None = None) -> MovingEnds:
+                a, Sigma, factor = self.linear.factorization_by(move, times, host)
                 return MovingEnds(times, targets, a, Sigma, factor, A, noise)
 
             with torch.no_grad():
                 last = () if self.given.low is not None else (self.terminal_clock(),)
                 search = partial(find_clocks, A, noise, initial, targets, *last)
-                known = self._kept("about the ends", search)
-            if all(map(math.isfinite, known.clocks)):
-                move.speed = A.new_tensor(known.speed)
-                if (ends := ends_at(A.new_tensor(known.clocks), known)).close():
+                host = self._kept("about the ends", search)
+            if all(map(math.isfinite, host.clocks)):
+                move.speed = A.new_tensor(host.speed)
+                if (ends := ends_at(A.new_tensor(host.clocks), host)).close():
                     return ends
             root = partial(inversion.root, targets)
             with torch.no_grad():

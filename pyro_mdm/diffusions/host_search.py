@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Known", "find_clocks"]
+__all__ = ["HostNumbers", "find_clocks"]
 
 Array = NDArray[np.float64]
 
@@ -28,7 +28,7 @@ ROUNDS = 3
 """Tables after the first, so that the last is of some 1e-6 in log τ, and a line in it of 1e-12."""
 
 
-class Known(NamedTuple):
+class HostNumbers(NamedTuple):
     """What Python knows of clock times τ (n,) and of a constant A."""
 
     clocks: list[float]
@@ -45,7 +45,9 @@ class Known(NamedTuple):
         return [tau for tau in self.clocks if tau * self.speed < limit]
 
 
-def find_clocks(A: Tensor, GG: Tensor, initial: Tensor, targets: Tensor, *others: Tensor) -> Known:
+def find_clocks(
+    A: Tensor, GG: Tensor, initial: Tensor, targets: Tensor, *others: Tensor
+) -> HostNumbers:
     """The clock times at which λ has the targets, about; NaN where it has none.
 
     This waits for the device, once.
@@ -56,12 +58,12 @@ def find_clocks(A: Tensor, GG: Tensor, initial: Tensor, targets: Tensor, *others
         others: clock times, 0-dim, that Python is to know too; they come last.
     """
     K, n = len(A), len(targets)
-    parts = [A, GG, initial, targets, *others]
-    read = torch.cat([part.detach().flatten() for part in parts]).cpu().numpy()
+    tensors = [A, GG, initial, targets, *others]
+    read = torch.cat([t.detach().flatten() for t in tensors]).cpu().numpy()
     matrices, values = read[: 3 * K * K].reshape(3, K, K), read[3 * K * K :]
     law = _Law(*matrices)
-    found = [law.clock_at(float(target)) for target in values[:n]]
-    return Known([*found, *map(float, values[n:])], law.norm, law.speed)
+    clocks = [law.clock_at(float(target)) for target in values[:n]]
+    return HostNumbers([*clocks, *map(float, values[n:])], law.norm, law.speed)
 
 
 class _Law:

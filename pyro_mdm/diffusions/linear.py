@@ -31,7 +31,7 @@ from pyro_mdm.diffusions.closed import OneBlock
 from pyro_mdm.diffusions.curve import Curve, decay, volume_rate
 from pyro_mdm.diffusions.end_laws import EndLaws
 from pyro_mdm.diffusions.ends import Ends
-from pyro_mdm.diffusions.host_search import Known
+from pyro_mdm.diffusions.host_search import HostNumbers
 from pyro_mdm.diffusions.inversion import Inversion
 from pyro_mdm.diffusions.matrices import (
     MAX_AMPLIFICATION,
@@ -414,18 +414,18 @@ class LinearDiffusion(Remembering, OneBlock):
         return self.factorization_by(self.propagator, tau)
 
     def factorization_by(
-        self, move: Propagator, tau: Tensor, known: Known | None = None
+        self, move: Propagator, tau: Tensor, host: HostNumbers | None = None
     ) -> tuple[Tensor, Tensor, kernels.Factor]:
         """a, Σ and its factorization by a propagator other than the diffusion's own.
 
-        ``known`` is what Python knows of τ, see :meth:`Curve.factorized`.
+        ``host`` is what Python knows of τ, see :meth:`Curve.factorized`.
 
         The growth of rounding has three parts: that of the factorization; the distance that the
         drift travels, as the last digits of A for slow modes are lost to fast ones; and the ratio
         of what is left of the other variables to what is left of x, each in units of its stationary
         law.
         """
-        M, a, Sigma, factor = Curve(move, self.initial_covariance).factorized(tau, known)
+        M, a, Sigma, factor = Curve(move, self.initial_covariance).factorized(tau, host)
         with torch.no_grad():
             travelled = move.travelled(tau)
             unit = self.units()

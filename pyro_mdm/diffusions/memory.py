@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyro_mdm.support.modules import writes
 
-__all__ = ["Remembering", "shared", "shared_ends"]
+__all__ = ["Remembering", "kept", "shared", "shared_ends"]
 
 R = TypeVar("R", bound="Remembering")
 T = TypeVar("T")
@@ -45,6 +45,11 @@ def shared(owner: object, name: Hashable, compute: Callable[[], T]) -> T:
         _shared[id(owner), name] = compute()
     value: T = _shared[id(owner), name]
     return value
+
+
+def kept(owner: object, name: str, compute: Callable[[], T]) -> T:
+    """``compute()``, by :meth:`Remembering.kept` where the owner remembers."""
+    return owner.kept(name, compute) if isinstance(owner, Remembering) else compute()
 
 
 class Remembering(nn.Module):

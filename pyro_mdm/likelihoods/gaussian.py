@@ -213,7 +213,7 @@ class JointTweedieDecoder(DecoderDistribution):
 class _Normal(dist.Normal):
     """A normal law whose parameters are computed here, so that only values of x are checked."""
 
-    arg_constraints: ClassVar[dict[str, Any]] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
 
     def _validate_sample(self, value: Tensor) -> None:
         """As of torch, without waiting for the answer."""

@@ -14,7 +14,7 @@ from torch.distributions import register_kl
 from pyro_mdm import randomness
 from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.matrices import apply_matrix, of_counted, outer
-from pyro_mdm.diffusions.memory import Remembering
+from pyro_mdm.diffusions.memory import kept
 from pyro_mdm.paths.base import NoisingLaw, PathKL, PathLaw, times_text
 from pyro_mdm.paths.generative import GenerativeLaw
 from pyro_mdm.paths.noising import NoisingPath
@@ -94,9 +94,7 @@ def prior_kl(
         return of_all.to(x.dtype), quadratic.to(x.dtype)
 
     name = f"prior KL of {d} dimensions in {x.dtype}"
-    constant, quadratic = (
-        diffusion.kept(name, constants) if isinstance(diffusion, Remembering) else constants()
-    )
+    constant, quadratic = kept(diffusion, name, constants)
     if moved is not None:
         mean = outer(diffusion.terminal.mean, x, event_dim) + moved
         precision = torch.linalg.inv_ex(diffusion.prior_covariance).inverse
