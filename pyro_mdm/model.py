@@ -244,10 +244,11 @@ class DiffusionModel(Registered):
             TypeError: a score that cannot leave out a dimension, see :func:`leaving_out`.
             ValueError: a diffusion whose paths depend on all dimensions of a datum.
         """
-        model = self.without_context()
-        if not self.score_function.maps:  # which take no missing entries
+        model, missing = self.without_context(), x.isnan()
+        if not self.score_function.maps:  # an entry that is missing is an error
+            refuse = partial(leaving_out, model.score_function, model, missing)
+            check_values(~missing.any(), refuse)
             return model, x
-        missing = x.isnan()
         if not bool(missing.any()):
             return model, x
         flat = missing.reshape(-1, *self.event_shape)
@@ -396,7 +397,8 @@ class DiffusionModel(Registered):
         present, observed = self, x
         if x is not None:
             self.check_data(x)
-            present, observed = self.for_present(x)
+            if self.score_function.maps:
+                present, observed = self.for_present(x)
         batch_shape = () if x is None else x.shape[: x.dim() - event_dim]
         with batch_plate(self.plate, batch_shape, batch_size, num_data):
             context = None

@@ -156,7 +156,7 @@ def real_tensor(name: str, value: object, expected: str) -> Tensor:
 
 
 # -- values of tensors -----------------------------------------------------------------------------
-Report = Callable[[], None]
+Report = Callable[[], object]
 """A function that raises the error of a check that failed, or returns where it finds nothing."""
 
 _unread: list[tuple[Callable[[], bool], Tensor, Report]] = []
