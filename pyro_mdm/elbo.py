@@ -25,7 +25,7 @@ from pyro.infer.util import MultiFrameTensor, is_validation_enabled, torch_item
 from pyro.poutine import Trace
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.util import prune_subsample_sites
-from pyro.util import check_model_guide_match, check_site_shape, warn_if_nan
+from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -39,7 +39,7 @@ from pyro_mdm.paths.base import NoisingLaw, PathKL
 from pyro_mdm.paths.divergence import different_diffusions, path_divergence
 from pyro_mdm.paths.generative import GenerativeLaw
 from pyro_mdm.program import one_thread
-from pyro_mdm.support.checks import describe, tensor_device
+from pyro_mdm.support.checks import check_values, describe, settle, tensor_device
 from pyro_mdm.support.measured import ALL_TERMS, TERMS, Measured, table
 
 __all__ = ["ELBOTerms", "MDM_ELBO", "check_programs", "elbo_terms"]
@@ -136,20 +136,26 @@ class MDM_ELBO(ELBO):
                     self._loss(trace, list(_terms(model_trace, trace, self.decoder)), [])
                     for model_trace, trace in self._get_traces(model, guide, args, kwargs)
                 ]
-                loss = torch.stack(particles).sum() / self.num_particles
-        warn_if_nan(loss, "loss")
+                loss = particles[0]
+                if len(particles) > 1:
+                    loss = torch.stack(particles).sum() / self.num_particles
+        with torch.no_grad():
+            check_values(loss == loss, _warn_of_nan)
         return loss
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """The loss as a number."""
         with torch.no_grad():
-            return float(torch_item(self.differentiable_loss(model, guide, *args, **kwargs)))
+            loss = float(torch_item(self.differentiable_loss(model, guide, *args, **kwargs)))
+        settle()
+        return loss
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """The loss as a number, after adding its gradients to the parameters'."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
+        settle()
         return float(torch_item(loss))
 
     def _get_trace(
@@ -183,6 +189,10 @@ class MDM_ELBO(ELBO):
             for name, site in _samples(guide_trace):
                 loss = loss - _score_function_gradient(name, site, terms, baseline)
         return torch.as_tensor(loss)
+
+
+def _warn_of_nan() -> None:
+    warnings.warn("Encountered NaN: loss", stacklevel=4)
 
 
 class _Term(NamedTuple):
@@ -342,6 +352,8 @@ def check_sites(model_trace: Trace, guide_trace: Trace) -> None:
 def _same(a: object, b: object) -> bool:
     if a is b or a is None or b is None:
         return a is b
+    if not isinstance(a, Tensor) and not isinstance(b, Tensor):
+        return bool(a == b)
     a, b = torch.as_tensor(a), torch.as_tensor(b)
     return bool(a.shape == b.shape and (a == b).all())
 

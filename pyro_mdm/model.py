@@ -2,9 +2,10 @@ r"""The generative program: the reverse SDE from the prior to y_ε, then x ~ p(x
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import singledispatch
+from functools import partial, singledispatch
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, cast
 
@@ -32,6 +33,7 @@ from pyro_mdm.support.checks import (
     check_data,
     check_instance,
     check_resolution,
+    check_values,
     describe,
     floating_dtypes,
     tensor_device,
@@ -243,6 +245,10 @@ class DiffusionModel(Registered):
             ValueError: a diffusion whose paths depend on all dimensions of a datum.
         """
         model, missing = self.without_context(), x.isnan()
+        if not self.score_function.maps:  # an entry that is missing is an error
+            refuse = partial(leaving_out, model.score_function, model, missing)
+            check_values(~missing.any(), refuse)
+            return model, x
         if not bool(missing.any()):
             return model, x
         flat = missing.reshape(-1, *self.event_shape)
@@ -391,7 +397,8 @@ class DiffusionModel(Registered):
         present, observed = self, x
         if x is not None:
             self.check_data(x)
-            present, observed = self.for_present(x)
+            if self.score_function.maps:
+                present, observed = self.for_present(x)
         batch_shape = () if x is None else x.shape[: x.dim() - event_dim]
         with batch_plate(self.plate, batch_shape, batch_size, num_data):
             context = None
@@ -406,7 +413,8 @@ class DiffusionModel(Registered):
 
     def check_data(self, x: Tensor) -> None:
         """Raises TypeError or ValueError unless x is data of the model, (batch, *event_shape)."""
-        check_data("x", x, tensor_device(self), missing=self.score_function.maps)
+        missing = self.score_function.maps
+        check_data("x", x, tensor_device(self), missing=missing, values=False)
         event_dim = len(self.event_shape)
         if x.dim() <= event_dim or x.shape[x.dim() - event_dim :] != self.event_shape:
             raise ValueError(
@@ -421,10 +429,19 @@ class DiffusionModel(Registered):
                 f"pass x.to({dtype}), or cast the network: model.to({x.dtype})"
             )
         with torch.no_grad():
-            square = torch.where(x.isnan(), 0, x).square().mean()
-            check_resolution(self.diffusion.max_log_snr, x.dtype, float(square))
+            square = (torch.where(x.isnan(), 0, x) if missing else x).square().mean()
+            precision = torch.finfo(x.dtype)
+            most = min(precision.eps**-2 * math.exp(-self.diffusion.max_log_snr), precision.max)
+            check_values(square <= most, partial(self._report_data, x))  # false for NaN too
             self.check_given(x)
             self.score_function.check_data(x)
+
+    def _report_data(self, x: Tensor) -> None:
+        """Raises ValueError for entries that are not finite, or below the noise that precision
+        resolves."""
+        check_data("x", x, missing=self.score_function.maps)
+        square = torch.where(x.isnan(), 0, x).double().square().mean()
+        check_resolution(self.diffusion.max_log_snr, x.dtype, float(square))
 
     def _check_given(self) -> None:
         """Raises ValueError if the model has a context that is not given."""

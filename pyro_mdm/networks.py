@@ -114,8 +114,8 @@ class MLP(Recorded, nn.Module):
                 "flatten the data or build MLP(features=…) for its size"
             )
         _check_log_snr(x, log_snr)
-        if not self.training and len(x) > 1 and bool((log_snr == log_snr[0]).all()):
-            log_snr = log_snr[:1]  # as in sampling: one embedding serves all
+        if not self.training and len(x) > 1 and log_snr.stride() == (0,):
+            log_snr = log_snr[:1]  # one that is expanded, as in sampling: its embedding serves all
         embedding = self.embedding(log_snr)
         h = self.inlet(x)
         for block in self.blocks:

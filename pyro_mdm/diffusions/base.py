@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 from pyro_mdm.diffusions.clocks import Clock
 from pyro_mdm.diffusions.priors import Prior
 from pyro_mdm.diffusions.sde import ForwardSDE, ReverseSDE
-from pyro_mdm.support.checks import check_instance, check_number
+from pyro_mdm.support.checks import check_instance, check_number, check_values
 from pyro_mdm.support.modules import Exact
 from pyro_mdm.support.settings import Restorable
 
@@ -429,6 +431,13 @@ class Diffusion(Restorable, Exact, ABC):
         """
         return plan(self, times)
 
+    def laws_ahead(self, times: Tensor) -> AbstractContextManager[None]:
+        """A block in which laws at entries of ``times`` (N,) are ready, computed all at once.
+
+        So no step of a sampler waits for one. It may do nothing.
+        """
+        return nullcontext()
+
     @property
     def transform(self) -> Any:
         """The coordinates of the data that states hold; None for the data themselves."""
@@ -493,13 +502,18 @@ class Diffusion(Restorable, Exact, ABC):
     def checked_time(self, name: str, value: Times) -> Tensor:
         """Times in float64. Raises ValueError outside [0, T]."""
         s = self.as_tensor(value)
-        if s.numel() and not bool(((s >= 0) & (s <= self.horizon)).all()):
-            bad = s.detach().flatten()[~((s >= 0) & (s <= self.horizon)).flatten()][0].item()
-            raise ValueError(
-                f"{name} = {bad:.6g} is outside [0, T] = [0, {self.horizon:g}]; time runs from the "
-                "data at 0 to the noise at T"
-            )
+        if s.numel():
+            with torch.no_grad():
+                inside = s.clamp(0, self.horizon) == s
+            check_values(inside.all(), partial(self._report_time, name, s, inside))
         return s
+
+    def _report_time(self, name: str, s: Tensor, inside: Tensor) -> None:
+        bad = s.detach()[~inside][0].item()
+        raise ValueError(
+            f"{name} = {bad:.6g} is outside [0, T] = [0, {self.horizon:g}]; time runs from the "
+            "data at 0 to the noise at T"
+        )
 
 
 def check_horizon(horizon: object) -> float:

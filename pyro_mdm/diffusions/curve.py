@@ -2,16 +2,18 @@ r"""λ and κ of a linear diffusion over its clock time, by the route that keeps
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions import kernels
+from pyro_mdm.diffusions.host_search import HostNumbers
 from pyro_mdm.diffusions.propagator import ConstantPropagator, Propagator
 
 __all__ = ["Curve", "decay", "times", "volume_rate"]
 
+TRAVELLED = 20.0  # beyond, M^{-1} has no correct digit
 FEW = 16  # times: for so few, computing both routes costs less than choosing
 
 
@@ -25,15 +27,25 @@ class Curve(NamedTuple):
         """κ at clock times τ, from log det Σ there."""
         return log_det - 2 * self.move.trace(None, tau)
 
-    def factorized(self, tau: Tensor) -> tuple[Tensor, Tensor, Tensor, kernels.Factor]:
+    def factorized(
+        self, tau: Tensor, host: HostNumbers | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, kernels.Factor]:
         """M, a, Σ and its factor at clock times τ.
 
         Σ is factored itself or pulled back to time 0, by whichever route keeps more digits.
+
+        Args:
+            host: what Python knows of a constant propagator and of τ; else this waits for the
+                device.
         """
         move, Sigma0, shape = self.move, self.initial, tau.shape
-        near = move.travelled(tau) < 20.0  # beyond, M^{-1} has no correct digit
-        back = None
-        if tau.numel() > 0 and bool(near.all()):
+        near = move.travelled(tau) < TRAVELLED
+        back: Any = None
+        early = [] if host is None else host.near(TRAVELLED)
+        if host is not None and early and isinstance(move, ConstantPropagator):
+            back = None if len(early) == len(host.clocks) else torch.where(near, tau, min(early))
+            (M, P), back = move.both_moments(tau, back, host.reach)
+        elif tau.numel() > 0 and bool(near.all()):
             (M, P), back = move.both_moments(tau)
         elif isinstance(move, ConstantPropagator) and tau.numel() <= FEW and bool(near.any()):
             (M, P), back = move.both_moments(tau, torch.where(near, tau, tau[near].detach().min()))
@@ -41,10 +53,11 @@ class Curve(NamedTuple):
             M, P = move.moments(None, tau)
         a, Sigma = M[..., 0], P + M @ Sigma0 @ M.mT
         if back is not None:
-            direct, pulled = kernels.both_factors(Sigma, M, *back, Sigma0)
+            W, of_start = back
+            direct, pulled = kernels.both_factors(Sigma, M, W, of_start, Sigma0)
             pulled = pulled._replace(log_det=pulled.log_det + 2 * move.trace(None, tau))
             better = near & (pulled.amplification < direct.amplification)
-            if bool(better.all()):
+            if host is None and bool(better.all()):  # no gradient then passes the other route
                 return M, a, Sigma, pulled
             fields = []
             for d, p in zip(direct, pulled, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -12,8 +13,10 @@ from torch import Tensor
 from pyro_mdm.diffusions.base import Marginal, UnreachableError
 from pyro_mdm.diffusions.closed import OneBlock
 from pyro_mdm.diffusions.ends import Ends
+from pyro_mdm.diffusions.host_search import HostNumbers, find_clocks
 from pyro_mdm.diffusions.inversion import MovingEnds
 from pyro_mdm.diffusions.propagator import ConstantPropagator
+from pyro_mdm.support.checks import check_values
 
 __all__ = ["EndLaws"]
 
@@ -50,6 +53,8 @@ class EndLaws:
     @property
     def max_log_snr(self) -> float:
         """λ at the start time ε; with a ``cut_time`` it follows the diffusion."""
+        if self.cut_time is None and not self.given.reach[0]:
+            return self.given.high
         with torch.no_grad():
             return float(self.start_log_snr)
 
@@ -63,8 +68,10 @@ class EndLaws:
 
     @property
     def min_log_snr(self) -> float | None:
+        if self.given.low is None or not self.given.reach[1]:
+            return self.given.low
         with torch.no_grad():
-            return None if self.given.low is None else float(self.targets()[1])
+            return float(self.targets()[1])
 
     @min_log_snr.setter
     def min_log_snr(self, value: float | None) -> None:
@@ -142,19 +149,25 @@ class EndLaws:
             targets = self.targets()
             if not isinstance(move, ConstantPropagator) or not inversion.is_learned(targets):
                 return None
-            number = move.detached()
-            for enough in (3e-4, 1e-6):
-                search = partial(inversion.quick_root, targets, number, enough)
-                with torch.no_grad():
-                    times = self._kept(f"roots to {enough}", search)
-                    if self.given.low is None:
-                        times = torch.cat([times, self.terminal_clock().reshape(1)])
-                a, Sigma, factor = self.linear.factorization_by(move, times)
-                A, noise = move.drift(times).detach(), move.noise(times).detach()
-                ends = MovingEnds(times, targets, a, Sigma, factor, A, noise)
-                if ends.close():
-                    break
-            return ends
+            A, noise = move.drift(targets).detach(), move.noise(targets).detach()
+            initial = self.linear.initial_covariance
+
+            def ends_at(times: Tensor, host: HostNumbers | None = None) -> MovingEnds:
+                a, Sigma, factor = self.linear.factorization_by(move, times, host)
+                return MovingEnds(times, targets, a, Sigma, factor, A, noise)
+
+            with torch.no_grad():
+                last = () if self.given.low is not None else (self.terminal_clock(),)
+                search = partial(find_clocks, A, noise, initial, targets, *last)
+                host = self._kept("about the ends", search)
+            if all(map(math.isfinite, host.clocks)):
+                move.speed = A.new_tensor(host.speed)
+                if (ends := ends_at(A.new_tensor(host.clocks), host)).close():
+                    return ends
+            root = partial(inversion.root, targets)
+            with torch.no_grad():
+                times = torch.cat([self._kept("roots", root), *(t.reshape(1) for t in last)])
+            return ends_at(times)
 
         return self._kept("moving ends", compute)
 
@@ -164,9 +177,11 @@ class EndLaws:
             cut: Tensor = self.linear.clock(self.cut_time)
             return cut
         start, end = self.clocks()[0], self.terminal_clock()
-        if not start.item() < end.item():
-            raise self.nothing_left()
+        check_values(start.detach() < end.detach(), self._report_order)
         return start
+
+    def _report_order(self) -> None:
+        raise self.nothing_left()
 
     def terminal_clock(self) -> Tensor:
         """The clock time of T, 0-dim."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -12,15 +11,14 @@ from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.base import Marginal, Times
 from pyro_mdm.diffusions.closed import OneBlock
 from pyro_mdm.diffusions.curve import decay, times, volume_rate
-from pyro_mdm.diffusions.propagator import ConstantPropagator
 
 __all__ = ["LOG_SNR", "LOG_VOLUME", "MovingEnds", "Inversion"]
 
 LOG_SNR, LOG_VOLUME = "log SNR", "log volume"
 """A coordinate that times are found by."""
 
-COARSE, FINE = 96, 256
-"""Numbers of knots: of tables between which steps are safe, and of those that are read alone."""
+KNOTS = 96
+"""The number of knots of a table of λ."""
 
 
 class Inversion:
@@ -117,44 +115,6 @@ class Inversion:
                     break  # the next Newton step is below rounding
         return x.exp().reshape(value.shape)
 
-    def quick_root(self, value: Tensor, move: ConstantPropagator, enough: float) -> Tensor:
-        """The τ with λ(τ) = value, for constant A and g²: by Halley's steps, or as :meth:`root`.
-
-        Args:
-            value: λ (n,).
-            move: the propagator, without gradients.
-            enough: the size in log τ of the last step; the error that remains is of the order of
-                its cube.
-        """
-        with torch.no_grad():
-            wanted = -value.detach()
-            x = self._about(wanted, move)
-            with suppress(
-                kernels.KernelPrecisionError
-            ):  # no number, where noise does not reach all
-                for _ in range(12):
-                    error, step = self._halley(move, x, wanted)
-                    x = x + step
-                    if not bool((step.abs() < 3).all()):
-                        break
-                    if bool(((step.abs() < enough) & (error.abs() < 10 * enough)).all()):
-                        return x.exp()
-        return self.root(value)
-
-    def _about(self, wanted: Tensor, move: ConstantPropagator) -> Tensor:
-        """log τ where -λ is about ``wanted`` (n,), from Σ itself, whatever digits it has."""
-        x = self._knots(LOG_SNR, FINE)
-        M, P = move.moments(None, x.exp())
-        Sigma = P + M @ self.linear.curve().initial @ M.mT
-        scale = Sigma.diagonal(dim1=-2, dim2=-1).rsqrt()
-        L, _ = torch.linalg.cholesky_ex(Sigma * scale[..., None] * scale[..., None, :])
-        signal = (scale * M[..., 0])[..., None]
-        whitened = torch.linalg.solve_triangular(L, signal, upper=False)
-        level = -whitened.square().sum((-2, -1)).log()
-        i = (level < wanted[:, None]).sum(-1).clamp(1, len(x) - 1)
-        fraction = (wanted - level[i - 1]) / (level[i] - level[i - 1])
-        return torch.lerp(x[i - 1], x[i], fraction.clamp(0, 1))
-
     def _check_reached(self, log_snr: Tensor, reached: Tensor) -> None:
         """Raise UnreachableError unless values of λ are between those that are reached."""
         reached = reached[reached.isfinite()]
@@ -177,24 +137,6 @@ class Inversion:
         error = here - wanted
         return error, -error / (tau * slope)
 
-    def _halley(self, move: ConstantPropagator, x: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """-λ less ``wanted`` at log τ = x, and Halley's step in x, for constant A and g².
-
-        The step is of third order. With r = -λ' = SNR kᵀ g² k and the readout k, see
-        :class:`MovingEnds`, r' = r² - 2 SNR kᵀ g² (Aᵀ k + Σ^{-1} g² k).
-        """
-        tau = x.exp()
-        *_, factor = self.linear.curve()._replace(move=move).factorized(tau)
-        A, noise, k = move.drift(tau), move.noise(tau), factor.readout
-        rate, gk = decay(factor, noise), k @ noise
-        turned = (gk * (k @ A)).sum(-1) + times(factor.whitener, gk).square().sum(-1)
-        bend = rate.square() - 2 * factor.log_snr.exp() * turned
-        error = -factor.log_snr - wanted
-        step = -error / (tau * rate)
-        # f' = τ r and f'' = τ r + τ² r' in log τ
-        curved = 1 + step * (1 + tau * bend / rate) / 2
-        return error, torch.where((curved - 1).abs() < 0.5, step / curved, step)
-
     def with_gradient(self, tau: Tensor, value: Tensor, name: str = LOG_SNR) -> Tensor:
         """τ with gradients, from the root τ for ``value`` as a number: one Newton step."""
         if not (self.is_learned(value) and torch.is_grad_enabled()):
@@ -207,7 +149,7 @@ class Inversion:
         """Whether the time of a ``value`` of λ or κ has a gradient."""
         return value.requires_grad or self.linear.is_learned()
 
-    def _knots(self, name: str, number: int) -> Tensor:
+    def _knots(self, name: str) -> Tensor:
         """log τ for λ from far below ε to far past T, for κ from ε to T."""
         if name == LOG_VOLUME:
             first, last = (
@@ -218,7 +160,7 @@ class Inversion:
         else:  # λ falls like -log τ at the least for τ → 0, and like the slowest mode late
             fast = self.linear.matrices.fast()
             early, middle = -max(self.linear.max_log_snr + 10.0, 80.0) - fast, -2.0 - fast
-            late = torch.linspace(middle, self.linear.matrices.last_clock(), number + 1)[1:]
+            late = torch.linspace(middle, self.linear.matrices.last_clock(), KNOTS + 1)[1:]
             x = torch.cat([torch.linspace(early, middle, 65), late])
         return x.to(self.linear.initial_covariance)
 
@@ -226,7 +168,7 @@ class Inversion:
         """The knots in log τ, the coordinate there (increasing), d log τ by d coordinate."""
 
         def build() -> tuple[Tensor, Tensor, Tensor]:
-            x = self._knots(name, COARSE)
+            x = self._knots(name)
             tau = x.exp()
             coordinate, slope = self._coordinate(name, tau)
             return x, coordinate, 1 / (tau * slope)

@@ -119,7 +119,11 @@ def _scalar_powers(u: Tensor) -> Tensor:
 
 
 def transition_moments(
-    A: Tensor, GG: Tensor, tau: Tensor, series: Series | None = None
+    A: Tensor,
+    GG: Tensor,
+    tau: Tensor,
+    series: Series | None = None,
+    reach: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``M = exp(Aτ)`` and ``P = ∫_0^τ exp(Au) GGᵀ exp(Aᵀu) du``, by positive terms only.
 
@@ -130,6 +134,7 @@ def transition_moments(
         GG: (K, K) positive semi-definite noise covariance per unit of τ.
         tau: (…) non-negative durations; (1, …) or (n, …) for a series of n matrices.
         series: the power series of A, if it is known, or of n matrices.
+        reach: the largest ‖A‖τ, if Python knows it; else this waits for the device.
 
     Returns:
         M and P, (…, K, K), each entry accurate relative to its own natural scale.
@@ -138,7 +143,8 @@ def transition_moments(
         KernelPrecisionError: ‖A‖τ is too large to be reached by doubling.
     """
     norm, terms = exponential_series(A) if series is None else series
-    reach = (tau.detach().max() * norm).item() if tau.numel() else 0.0
+    if reach is None:
+        reach = (tau.detach().max() * norm).item() if tau.numel() else 0.0
     finite = math.isfinite(reach)
     doublings = max(0, math.ceil(math.log2(max(reach, 1e-300) / 0.5))) if finite else 0
     if not finite or doublings > MAX_DOUBLINGS:
@@ -176,7 +182,7 @@ def scaled_cholesky(S: Tensor) -> tuple[Tensor, Tensor]:
     S = S / (d.unsqueeze(-1) * d.unsqueeze(-2))
     C, info = torch.linalg.cholesky_ex(S)
     wrong = info != 0
-    if S.requires_grad and bool(wrong.any()):  # zeros times infinities are no gradients
+    if S.requires_grad:  # zeros times infinities are no gradients
         eye = torch.eye(S.shape[-1], dtype=S.dtype, device=S.device)
         C = torch.linalg.cholesky_ex(torch.where(wrong[..., None, None], eye, S)).L
     pivots = C.detach().diagonal(dim1=-2, dim2=-1).square().amin(-1)

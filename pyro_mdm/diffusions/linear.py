@@ -7,7 +7,9 @@ A linear diffusion consists of its :class:`Matrices` Q and D, and its
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +31,7 @@ from pyro_mdm.diffusions.closed import OneBlock
 from pyro_mdm.diffusions.curve import Curve, decay, volume_rate
 from pyro_mdm.diffusions.end_laws import EndLaws
 from pyro_mdm.diffusions.ends import Ends
+from pyro_mdm.diffusions.host_search import HostNumbers
 from pyro_mdm.diffusions.inversion import Inversion
 from pyro_mdm.diffusions.matrices import (
     MAX_AMPLIFICATION,
@@ -38,6 +41,7 @@ from pyro_mdm.diffusions.matrices import (
 )
 from pyro_mdm.diffusions.memory import Remembering
 from pyro_mdm.diffusions.propagator import Propagator
+from pyro_mdm.support.checks import check_values
 from pyro_mdm.support.modules import of_part
 from pyro_mdm.support.settings import described
 
@@ -50,6 +54,45 @@ class Frozen(NamedTuple):
     Q: Tensor
     D: Tensor
     unit_drift: Tensor  # A_0 = -(Q + D) Σ_∞^{-1}
+
+
+class LawsAhead:
+    """Laws at times that were computed before they are asked for, recognized by their place.
+
+    Args:
+        times: (N,), of which tensors that hold a single one are views.
+        laws: at these, (N, …).
+    """
+
+    def __init__(self, times: Tensor, laws: Marginal) -> None:
+        self._times, self._laws = times, laws  # held, so that no other time comes to its place
+        self._places = {s.data_ptr(): i for i, s in enumerate(times.unbind())}
+        self._for_batches: dict[torch.Size, list[Marginal]] = {}
+
+    def at(self, s: Tensor) -> Marginal | None:
+        """The law at one time, repeated for times s (…) that are one by ``expand``; None for
+        other times."""
+        if any(s.stride()) and s.numel() != 1:
+            return None
+        i = self._places.get(s.data_ptr()) if s.numel() and s.dtype == torch.float64 else None
+        if i is None:
+            return None
+        if s.shape not in self._for_batches:
+            fields = (
+                t.reshape(len(t), *[1] * s.dim(), *t.shape[1:])
+                .expand(-1, *s.shape, *[-1] * (t.dim() - 1))
+                .unbind()
+                for t in self._laws
+            )
+            self._for_batches[s.shape] = [Marginal(*law) for law in zip(*fields, strict=True)]
+        return self._for_batches[s.shape][i]
+
+
+def _report_zero() -> None:
+    raise ValueError(
+        "the law of y_s given x at s = 0, where y holds x itself: Σ is singular and log SNR "
+        "infinite; use s > 0, e.g. the start_time ε"
+    )
 
 
 class LinearDiffusion(Remembering, OneBlock):
@@ -190,7 +233,7 @@ class LinearDiffusion(Remembering, OneBlock):
         return self._drift(self.Q, self.D)
 
     def _drift(self, Q: Tensor, D: Tensor) -> Tensor:
-        A: Tensor = -torch.linalg.solve(self.stationary_covariance, Q + D, left=False)
+        A: Tensor = -torch.linalg.solve_ex(self.stationary_covariance, Q + D, left=False).result
         return A
 
     def _drift_at(self, s: Times) -> Tensor:
@@ -249,7 +292,10 @@ class LinearDiffusion(Remembering, OneBlock):
 
     def clock(self, s: Times) -> Tensor:
         """The clock time b(s) = ∫_0^s β, like s, on which kernels depend."""
-        return self.clock_scale() * self.beta.integral(self.checked_time("s", s))
+        return self._clock(self.checked_time("s", s))
+
+    def _clock(self, s: Tensor) -> Tensor:
+        return self.clock_scale() * self.beta.integral(s)
 
     def inverse_clock(self, tau: Tensor) -> Tensor:
         return self.beta.inverse(tau / self.clock_scale())
@@ -329,18 +375,27 @@ class LinearDiffusion(Remembering, OneBlock):
             ValueError: a time outside (0, T].
             KernelPrecisionError: float64 cannot hold log SNR(s).
         """
-        if (one := same_time(s)) is not None and isinstance(s, Tensor):
-            return Marginal(*(t.expand(*s.shape, *t.shape) for t in self.marginal(one)))
+        if isinstance(s, Tensor):
+            if self._ahead is not None and (law := self._ahead.at(s)) is not None:
+                return law
+            if (one := same_time(s)) is not None:
+                return Marginal(*(t.expand(*s.shape, *t.shape) for t in self.marginal(one)))
         return self.clock_marginal(self.positive_clock(s))
+
+    _ahead: LawsAhead | None = None
+
+    @contextmanager
+    def laws_ahead(self, times: Tensor) -> Iterator[None]:
+        outer, self._ahead = self._ahead, LawsAhead(times, self.marginal(times))
+        try:
+            yield
+        finally:
+            self._ahead = outer
 
     def positive_clock(self, s: Times) -> Tensor:
         s = self.checked_time("s", s)
-        if not bool((s > 0).all()):
-            raise ValueError(
-                "the law of y_s given x at s = 0, where y holds x itself: Σ is singular and log "
-                "SNR infinite; use s > 0, e.g. the start_time ε"
-            )
-        return self.clock(s)
+        check_values((s.detach() > 0).all(), _report_zero)
+        return self._clock(s)
 
     def clock_marginal(self, tau: Tensor) -> Marginal:
         a, Sigma, factor = self.factorization(tau)
@@ -359,16 +414,18 @@ class LinearDiffusion(Remembering, OneBlock):
         return self.factorization_by(self.propagator, tau)
 
     def factorization_by(
-        self, move: Propagator, tau: Tensor
+        self, move: Propagator, tau: Tensor, host: HostNumbers | None = None
     ) -> tuple[Tensor, Tensor, kernels.Factor]:
         """a, Σ and its factorization by a propagator other than the diffusion's own.
+
+        ``host`` is what Python knows of τ, see :meth:`Curve.factorized`.
 
         The growth of rounding has three parts: that of the factorization; the distance that the
         drift travels, as the last digits of A for slow modes are lost to fast ones; and the ratio
         of what is left of the other variables to what is left of x, each in units of its stationary
         law.
         """
-        M, a, Sigma, factor = Curve(move, self.initial_covariance).factorized(tau)
+        M, a, Sigma, factor = Curve(move, self.initial_covariance).factorized(tau, host)
         with torch.no_grad():
             travelled = move.travelled(tau)
             unit = self.units()
@@ -428,16 +485,20 @@ class LinearDiffusion(Remembering, OneBlock):
     # -- the door ----------------------------------------------------------------------------------
 
     def check_precision(self, growth: Tensor, tau: Tensor, what: str) -> None:
-        if growth.numel() and not bool((growth <= MAX_AMPLIFICATION).all()):
-            self.check_controllable()  # a more specific error than one of precision
-            worst = int(growth.flatten().argmax())
-            s = self.inverse_clock(tau.detach())
-            raise kernels.KernelPrecisionError(
-                f"{type(self).__name__}: float64 cannot hold {what} at s = "
-                f"{s.expand(growth.shape).flatten()[worst].item():.3g} (rounding grows by "
-                f"{growth.max().item():.1e}, expected at most {MAX_AMPLIFICATION:.0e}); lower "
-                "max_log_snr, take longer steps, or bring the time scales of its matrices together"
-            )
+        if growth.numel():
+            held = (growth <= MAX_AMPLIFICATION).all()
+            check_values(held, partial(self._report_precision, growth, tau, what))
+
+    def _report_precision(self, growth: Tensor, tau: Tensor, what: str) -> None:
+        self.check_controllable()  # a more specific error than one of precision
+        worst = int(growth.flatten().argmax())
+        s = self.inverse_clock(tau.detach())
+        raise kernels.KernelPrecisionError(
+            f"{type(self).__name__}: float64 cannot hold {what} at s = "
+            f"{s.expand(growth.shape).flatten()[worst].item():.3g} (rounding grows by "
+            f"{growth.max().item():.1e}, expected at most {MAX_AMPLIFICATION:.0e}); lower "
+            "max_log_snr, take longer steps, or bring the time scales of its matrices together"
+        )
 
     def extra_repr(self) -> str:
         text = f"num_variables={self.num_variables}, max_log_snr={self.max_log_snr:g}"

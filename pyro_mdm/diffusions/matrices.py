@@ -381,7 +381,7 @@ class Constant(Matrices):
 
         The reverse drift is B u + g² (s_θ + Σ_π^{-1} u). With Σ_π at rest B = (Q - D) Σ_∞^{-1}.
         """
-        precision: Tensor = torch.linalg.inv(self.linear.prior_covariance)
+        precision: Tensor = torch.linalg.inv_ex(self.linear.prior_covariance).inverse
         drift: Tensor = -(self.linear.unit_drift + self.linear.unit_noise @ precision)
         return drift
 

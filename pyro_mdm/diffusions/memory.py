@@ -9,7 +9,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Remembering", "shared", "shared_ends"]
+from pyro_mdm.support.modules import writes
+
+__all__ = ["Remembering", "kept", "shared", "shared_ends"]
 
 R = TypeVar("R", bound="Remembering")
 T = TypeVar("T")
@@ -45,12 +47,17 @@ def shared(owner: object, name: Hashable, compute: Callable[[], T]) -> T:
     return value
 
 
+def kept(owner: object, name: str, compute: Callable[[], T]) -> T:
+    """``compute()``, by :meth:`Remembering.kept` where the owner remembers."""
+    return owner.kept(name, compute) if isinstance(owner, Remembering) else compute()
+
+
 class Remembering(nn.Module):
     """A module that keeps what it has computed from its parameters, by name, until one changes."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._cache: dict[str, tuple[list[Tensor], Any]] = {}
+        self._cache: dict[str, tuple[object, list[Tensor], Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without cached values, so that a copy computes from its own matrices."""
@@ -63,17 +70,24 @@ class Remembering(nn.Module):
     def kept(self, name: str, compute: Callable[[], T]) -> T:
         """A quantity that depends on the parameters alone, kept until a parameter changes.
 
-        A value that carries a gradient is kept within :func:`shared_ends` only.
+        A value that carries a gradient is kept within :func:`shared_ends` only. Where parameters
+        were written to, they count as changed, without a look; where not, they are compared, as
+        their ``data`` may have been, but once within a block.
         """
         if torch.is_grad_enabled() and self.is_learned():
             return shared(self, name, compute)
         parameters, entry = list(self.parameters()), self._cache.get(name)
-        if entry is not None and all(map(torch.equal, entry[0], parameters)):
-            value: T = entry[1]
-            return value
+        state = writes(parameters)
+        if entry is not None and entry[0] == state:
+            looked_at = ("unchanged", state)
+            if shared(self, looked_at, lambda: all(map(torch.equal, entry[1], parameters))):
+                value: T = entry[2]
+                return value
         with torch.no_grad():
             value = compute()
-        self._cache[name] = ([p.detach().clone() for p in parameters], value)
+        self._cache[name] = state, [p.detach().clone() for p in parameters], value
+        if _shared is not None:
+            _shared[id(self), ("unchanged", state)] = True
         return value
 
     def forget(self) -> None:

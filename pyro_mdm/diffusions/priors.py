@@ -103,7 +103,7 @@ class GaussianPrior(Prior):
     def score(self, y: Tensor) -> Tensor:
         """-Σ_π^{-1} y."""
         self._check(y)
-        precision: Tensor = torch.linalg.inv(self.covariance).to(y)
+        precision: Tensor = torch.linalg.inv_ex(self.covariance).inverse.to(y)
         with torch.autocast(y.device.type, enabled=False):
             if precision.dim() > 2:
                 return -apply_to_dimensions(precision, y, y.dim() - 2)
@@ -111,7 +111,7 @@ class GaussianPrior(Prior):
             return -pull.reshape(y.shape)
 
     def sample(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
-        root: Tensor = torch.linalg.cholesky(self.covariance)
+        root: Tensor = torch.linalg.cholesky_ex(self.covariance).L
         device = root.device if generator is None else generator.device
         noise = torch.randn(*shape, generator=generator, dtype=torch.float64, device=device)
         if root.dim() > 2:

@@ -11,7 +11,6 @@ form; for varying ones :mod:`pyro_mdm.varying.magnus` computes them by small ste
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
@@ -167,17 +166,6 @@ class ConstantPropagator(Propagator):
         self._reversed, self._root = backward, root
         self._basis, self._hides_noise = basis, hides_noise
 
-    def detached(self) -> ConstantPropagator:
-        """A copy for moments without gradients, from the same series."""
-        other = copy.copy(self)
-        other._A, other._GG = self._A.detach(), self._GG.detach()
-        other.speed = self.speed
-        other._forward, other._both = (
-            kernels.Series(series.norm, series.terms.detach())
-            for series in (self._forward, self._both)
-        )
-        return other
-
     def drift(self, tau: Tensor) -> Tensor:
         return self._A
 
@@ -223,11 +211,15 @@ class ConstantPropagator(Propagator):
         return kernels.transition_moments(self._A, self._GG, duration, self._forward)
 
     def both_moments(
-        self, tau: Tensor, back: Tensor | None = None
+        self, tau: Tensor, back: Tensor | None = None, reach: float | None = None
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """M and P, M^{-1} and P̃; the second pair to times ``back``, like τ, where given."""
+        """M and P, M^{-1} and P̃; the second pair to times ``back``, like τ, where given.
+
+        Args:
+            reach: the largest ‖A‖τ, if Python knows it.
+        """
         both = tau.unsqueeze(0) if back is None else torch.stack([tau, back])
-        M, P = kernels.transition_moments(self._A, self._GG, both, self._both)
+        M, P = kernels.transition_moments(self._A, self._GG, both, self._both, reach)
         return (M[0], P[0]), (M[1], P[1])
 
     def pulled_back_at(self, near: Tensor, tau: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:

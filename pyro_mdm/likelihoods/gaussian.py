@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -17,6 +17,7 @@ from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood, StateScore, read_state
+from pyro_mdm.support.checks import check_finite
 
 __all__ = ["Gaussian", "JointTweedie", "Tweedie"]
 
@@ -209,6 +210,23 @@ class JointTweedieDecoder(DecoderDistribution):
         return self.mean + self.variance.sqrt() * noise
 
 
+class _Normal(dist.Normal):
+    """A normal law whose parameters are computed here, so that only values of x are checked."""
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
+
+    def _validate_sample(self, value: Tensor) -> None:
+        """As of torch, without waiting for the answer."""
+        try:
+            torch.broadcast_shapes(value.shape, self.batch_shape)
+        except RuntimeError as error:
+            raise ValueError(
+                f"x has shape {tuple(value.shape)}, expected one that broadcasts with "
+                f"{tuple(self.batch_shape)}, that of the state's data"
+            ) from error
+        check_finite("x", value)
+
+
 def _normal(mean: Tensor, log_scale: Tensor, dtype: torch.dtype, batch_dim: int) -> Any:
     scale = log_scale.exp().expand_as(mean)
-    return dist.Normal(mean.to(dtype), scale.to(dtype)).to_event(mean.dim() - batch_dim)
+    return _Normal(mean.to(dtype), scale.to(dtype)).to_event(mean.dim() - batch_dim)

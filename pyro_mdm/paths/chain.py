@@ -69,7 +69,7 @@ class GenerativeChain(GenerativeLaw):
 
         with torch.no_grad():
             steps = posterior(self.diffusion, self.times[1:], self.times[:-1])
-            root = torch.linalg.cholesky(self.diffusion.prior_covariance)
+            root = torch.linalg.cholesky_ex(self.diffusion.prior_covariance).L
             y = apply_matrix(root, normal_for_data(shape, device), self.x_dim)
             states = [y]
             for i in range(len(self.times) - 2, -1, -1):
@@ -103,7 +103,7 @@ class GenerativeChain(GenerativeLaw):
         # K×K algebra and residuals in float64: they are small differences of the states
         total = gaussian_log_prob(
             states[-1].double(),
-            torch.linalg.cholesky(self.diffusion.prior_covariance),
+            torch.linalg.cholesky_ex(self.diffusion.prior_covariance).L,
             torch.logdet(self.diffusion.prior_covariance),
             self.x_dim,
         )

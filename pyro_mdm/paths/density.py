@@ -74,7 +74,7 @@ def _closed_form(diffusion: Kernels, score: Score, y: Tensor) -> Tensor:
     g2_both = torch.cat([g2, g2])
     inner = theta * apply_matrix(g2_both, target - 0.5 * theta)
     # control variate: the prior's score, whose own expectation is known
-    of_prior = apply_matrix(-torch.linalg.inv(diffusion.prior_covariance), both)
+    of_prior = apply_matrix(-torch.linalg.inv_ex(diffusion.prior_covariance).inverse, both)
     inner = inner - of_prior * apply_matrix(g2_both, target - 0.5 * of_prior)
     integrand = inner.flatten(1).sum(1).reshape(2, -1).mean(0)
     integrand = integrand + _prior_expectation(diffusion, g2, apply_matrix(M, y), F)
@@ -108,9 +108,9 @@ def _expected_prior_log_prob(diffusion: Kernels, mean: Tensor, P: Tensor) -> Ten
     """E log N(y; 0, Σ_π) for y ~ N(mean, P) per dimension; mean (n, K, *event), result (n,)."""
     prior = diffusion.prior_covariance
     K, d = diffusion.num_variables, mean[0, 0].numel()
-    trace = torch.linalg.solve(prior, P).diagonal(dim1=-2, dim2=-1).sum(-1).mean()
+    trace = torch.linalg.solve_ex(prior, P).result.diagonal(dim1=-2, dim2=-1).sum(-1).mean()
     constant = -0.5 * d * (trace + torch.logdet(prior).mean() + K * math.log(2 * math.pi))
-    quadratic = mean * apply_matrix(torch.linalg.inv(prior), mean)
+    quadratic = mean * apply_matrix(torch.linalg.inv_ex(prior).inverse, mean)
     value: Tensor = constant.to(mean.dtype) - 0.5 * quadratic.flatten(1).sum(1)
     return value
 
@@ -120,7 +120,7 @@ def _prior_expectation(diffusion: Kernels, g2: Tensor, mean: Tensor, F: Tensor) 
 
     By parts, E[s · g² ∇ log q] = -∇·(g² s) = tr(g² Σ_π^{-1}) per dimension.
     """
-    inverse = torch.linalg.inv(diffusion.prior_covariance)
+    inverse = torch.linalg.inv_ex(diffusion.prior_covariance).inverse
     W = inverse @ g2 @ inverse
     d = mean[0, 0].numel()
     traces = (g2 @ inverse - 0.5 * W @ F @ F.mT).diagonal(dim1=-2, dim2=-1).sum(-1)

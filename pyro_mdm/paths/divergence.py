@@ -14,6 +14,7 @@ from torch.distributions import register_kl
 from pyro_mdm import randomness
 from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.matrices import apply_matrix, of_counted, outer
+from pyro_mdm.diffusions.memory import kept
 from pyro_mdm.paths.base import NoisingLaw, PathKL, PathLaw, times_text
 from pyro_mdm.paths.generative import GenerativeLaw
 from pyro_mdm.paths.noising import NoisingPath
@@ -81,31 +82,39 @@ def prior_kl(
     if diffusion.terminal.log_det.dim() or counted is not None:
         return _prior_kl_by_dimension(diffusion, x, event_dim, counted)
     moved = diffusion.displacement(x, diffusion.horizon, event_dim)
-    end, prior = diffusion.terminal, diffusion.prior_covariance
-    K = diffusion.num_variables
     d = math.prod(x.shape[x.dim() - event_dim :])
-    trace = torch.linalg.solve(prior, end.covariance).diagonal().sum()
-    constant = 0.5 * d * (trace - K + torch.logdet(prior) - end.log_det)
+
+    def constants() -> tuple[Tensor, Tensor]:
+        """The part of all data, and the factor of ‖x‖² where nothing is displaced."""
+        end, prior = diffusion.terminal, diffusion.prior_covariance
+        trace = torch.linalg.solve_ex(prior, end.covariance).result.diagonal().sum()
+        volume = torch.logdet(prior) - end.log_det
+        quadratic = 0.5 * (end.mean @ torch.linalg.solve_ex(prior, end.mean).result)
+        of_all = 0.5 * d * (trace - diffusion.num_variables + volume)
+        return of_all.to(x.dtype), quadratic.to(x.dtype)
+
+    name = f"prior KL of {d} dimensions in {x.dtype}"
+    constant, quadratic = kept(diffusion, name, constants)
     if moved is not None:
-        mean = outer(end.mean, x, event_dim) + moved
-        pull = apply_matrix(torch.linalg.inv(prior), mean, event_dim)
+        mean = outer(diffusion.terminal.mean, x, event_dim) + moved
+        precision = torch.linalg.inv_ex(diffusion.prior_covariance).inverse
+        pull = apply_matrix(precision, mean, event_dim)
         half: Tensor = (mean * pull).sum(tuple(range(-event_dim - 1, 0))) * 0.5
-        whole: Tensor = constant.to(x.dtype) + half
+        whole: Tensor = constant + half
         return whole
-    quadratic = 0.5 * (end.mean @ torch.linalg.solve(prior, end.mean))
     square = x.square().sum(tuple(range(-event_dim, 0))) if event_dim else x.square()
-    of_all: Tensor = constant.to(x.dtype) + quadratic.to(x.dtype) * square
-    return of_all
+    kl: Tensor = constant + quadratic * square
+    return kl
 
 
 def _prior_kl_by_dimension(
     diffusion: Kernels, x: Tensor, event_dim: int, counted: Tensor | None
 ) -> Tensor:
     end, prior = diffusion.terminal, diffusion.prior_covariance
-    trace = torch.linalg.solve(prior, end.covariance).diagonal(dim1=-2, dim2=-1).sum(-1)
+    trace = torch.linalg.solve_ex(prior, end.covariance).result.diagonal(dim1=-2, dim2=-1).sum(-1)
     constant = 0.5 * (trace - diffusion.num_variables + torch.logdet(prior) - end.log_det)
     column = end.mean.unsqueeze(-1)
-    quadratic = 0.5 * (column.mT @ torch.linalg.solve(prior, column))[..., 0, 0]
+    quadratic = 0.5 * (column.mT @ torch.linalg.solve_ex(prior, column).result)[..., 0, 0]
     kl = constant.to(x.dtype) + quadratic.to(x.dtype) * x.square()
     return of_counted(kl, counted).sum(tuple(range(-event_dim, 0)))
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pyro_mdm import randomness
 from pyro_mdm.diffusions.base import Drawn
+from pyro_mdm.diffusions.memory import shared_ends
 from pyro_mdm.paths.base import NoisingLaw
 from pyro_mdm.paths.chain import GenerativeChain
 from pyro_mdm.paths.divergence import path_divergence
@@ -113,7 +114,7 @@ class Estimator:
     def __call__(self, x: Tensor) -> Tensor:
         """The bound (n,), nats, of x (n, *event_shape), in x's dtype; all draws at once."""
         many = x.repeat(self.draws, *(1,) * (x.dim() - 1))
-        with self._drawing(len(x)):
+        with self._drawing(len(x)), shared_ends():
             estimates = self._one(many).expand(len(many)).reshape(self.draws, -1)
         value = log_mean_weight(estimates) if self.is_exact else estimates.mean(0)
         return value.to(x.dtype)

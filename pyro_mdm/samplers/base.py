@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +19,7 @@ from pyro_mdm.randomness import for_data, normal_for_data
 from pyro_mdm.samplers.grids import Grid, check_grid, grid_times, usual_grid
 from pyro_mdm.scores.base import Score as Parameterization
 from pyro_mdm.scores.base import project
-from pyro_mdm.support.checks import check_count, check_instance, describe
+from pyro_mdm.support.checks import check_count, check_instance, check_values, describe, settle
 from pyro_mdm.support.progress import Progress, progress_bar
 from pyro_mdm.support.settings import Recorded
 
@@ -105,10 +107,11 @@ class Sampler(Recorded, ABC):
         """y_ε from y at T (batch, K, *event_shape), both in float64."""
         times = self.times(ask.diffusion)
         plan = ask.diffusion.planned(self.plan, times)
-        for i in range(self.steps):
-            ask.watch(times[i], y)
-            y = self.step(plan, i, y, ask, noise)
-            bar.update()
+        with ask.diffusion.laws_ahead(getattr(plan, "s", times)):
+            for i in range(self.steps):
+                ask.watch(times[i], y)
+                y = self.step(plan, i, y, ask, noise)
+                bar.update()
         return y
 
     def __call__(
@@ -173,6 +176,7 @@ class Sampler(Recorded, ABC):
         ask = Questions(diffusion, score, dtype, watch)
         with torch.set_grad_enabled(differentiable), self._counting(progress) as bar:
             y = self.integrate(for_data(start, n, device, generator), ask, noise, bar)
+        settle()
         ask.watch(diffusion.start_time, y)
         self.calls = ask.calls
         return y.to(dtype)
@@ -246,8 +250,11 @@ class Questions:
 
 def check_size(y: Tensor, s: Tensor, i: int, steps: int) -> None:
     """Raises SimulationError if the state has exploded in step i at the time s."""
-    if bool((y.abs() < LIMIT).all()):
-        return
+    small = torch.linalg.vector_norm(y.detach(), math.inf) < LIMIT
+    check_values(small, partial(_report_size, y, s, i, steps))
+
+
+def _report_size(y: Tensor, s: Tensor, i: int, steps: int) -> None:
     raise SimulationError(
         f"sampling exploded: a state of {y.abs().max().item():.3g} at s = {s.item():.4g}, in step "
         f"{i + 1} of {steps} back from T. Take more steps (a drift that contracts strongly expands "

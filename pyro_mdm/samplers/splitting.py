@@ -53,7 +53,7 @@ class Splitting(Sampler):
     def plan(self, diffusion: OneBlock, times: Tensor) -> _SplittingPlan:
         clock = diffusion.clock(times)
         tau = clock[:-1] - clock[1:]
-        precision = torch.linalg.inv(diffusion.prior_covariance)
+        precision = torch.linalg.inv_ex(diffusion.prior_covariance).inverse
         halves = diffusion.propagator.halves(clock[1:], tau)
         diffusion.check_precision(halves.growth, clock[1:], "the noise of half a step")
         s = diffusion.inverse_clock((clock[:-1] + clock[1:]) / 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -24,7 +25,9 @@ from pyro_mdm.support.checks import (
     check_data,
     check_finite,
     check_network,
+    check_values,
     check_weights,
+    finite,
     tensor_device,
 )
 from pyro_mdm.support.modules import ExactBuffers, replace
@@ -474,7 +477,7 @@ class Score(Restorable, ExactBuffers, ABC):
                 "maps=True, over a network of twice the channels"
             )
         else:
-            lam = log_snr.expand(batch).reshape(-1).to(flat.dtype)
+            lam = log_snr.to(flat.dtype).expand(batch).reshape(-1)
         flat, *context = self._with_context(flat)
         if self.autocast_dtype is None:
             out = self.network(flat, lam, *context)
@@ -490,8 +493,8 @@ class Score(Restorable, ExactBuffers, ABC):
                 f"{type(self.network).__name__} returned {got} for inputs {tuple(flat.shape)}, "
                 f"expected {expected}; build it with {name}={expected[1]}"
             )
-        if not torch.compiler.is_compiling() and not bool(out.isfinite().all()):
-            check_weights(self.network)  # the caller judges what finite weights return
+        # the caller judges what finite weights return
+        check_values(finite(out), partial(check_weights, self.network))
         if self._watched is not None and self.time_density is not None and out.requires_grad:
             self.time_density.watch(out, *self._watched)
         return out.to(inputs.dtype).reshape(*batch, *expected[1:])

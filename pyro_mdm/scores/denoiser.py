@@ -16,7 +16,8 @@ from pyro_mdm.diffusions.closed import Kernels, denoising_error, noised_data
 from pyro_mdm.diffusions.matrices import apply_vector, full_precision, of_counted, with_event_dims
 from pyro_mdm.scores.base import Number, Score, check_fit, weighted
 from pyro_mdm.scores.maps import OBSERVED, MapLaw
-from pyro_mdm.support.checks import check_finite, check_instance
+from pyro_mdm.support.checks import check_finite, check_instance, check_values
+from pyro_mdm.support.modules import writes
 
 __all__ = ["DATA_AT_ONCE", "Denoiser", "DenoiserScore", "moments"]
 
@@ -38,6 +39,7 @@ class DenoiserScore(Score):
     data_variance: Tensor
     trained_min: Tensor
     trained_max: Tensor
+    _range_read: tuple[object, tuple[float, float]] | None = None
 
     def __init__(
         self, network: nn.Module, event_shape: tuple[int, ...] | None, maps: bool = False
@@ -316,12 +318,24 @@ class DenoiserScore(Score):
 
     def check_log_snr(self, log_snr: Number) -> None:
         """Raises ValueError for a λ outside the trained range, with 1e-3 left for rounding."""
-        if torch.compiler.is_compiling():
+        low, high = self._trained_range()
+        if low == -math.inf and high == math.inf:
             return
         lam = torch.as_tensor(log_snr, dtype=torch.float64, device=self.trained_min.device)
-        outside = (lam < self.trained_min - 1e-3) | (lam > self.trained_max + 1e-3)
+        inside = lam.clamp(low - 1e-3, high + 1e-3) == lam
         if self.maps:
-            outside = outside & lam.isfinite()
+            inside = inside | ~lam.isfinite()
+        check_values(inside.all(), partial(self._report_log_snr, lam, inside))
+
+    def _trained_range(self) -> tuple[float, float]:
+        """The trained range as numbers, which are read once until it changes."""
+        state = writes((self.trained_min, self.trained_max))
+        if self._range_read is None or self._range_read[0] != state:
+            self._range_read = state, (self.trained_min.item(), self.trained_max.item())
+        return self._range_read[1]
+
+    def _report_log_snr(self, lam: Tensor, inside: Tensor) -> None:
+        outside = ~inside
         if bool(outside.any()):
             raise ValueError(
                 f"log SNR {lam[outside][0].item():.6g} is outside [{self.trained_min.item():.6g}, "

@@ -10,6 +10,7 @@ import inspect
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from numbers import Integral
 from typing import SupportsFloat
 
@@ -22,14 +23,18 @@ __all__ = [
     "check_data",
     "check_encoded",
     "check_finite",
+    "check_later",
     "check_instance",
     "check_network",
     "check_number",
     "check_resolution",
+    "check_values",
     "check_weights",
     "describe",
+    "finite",
     "floating_dtypes",
     "real_tensor",
+    "settle",
     "tensor_device",
 ]
 
@@ -150,15 +155,90 @@ def real_tensor(name: str, value: object, expected: str) -> Tensor:
     return numbers.to(torch.float64)
 
 
+# -- values of tensors -----------------------------------------------------------------------------
+Report = Callable[[], object]
+"""A function that raises the error of a check that failed, or returns where it finds nothing."""
+
+_unread: list[tuple[Callable[[], bool], Tensor, Report]] = []
+"""Answers that a GPU has not given yet: whether they have come, they, and what reports a no."""
+
+
+def check_values(right: Tensor, report: Report) -> None:
+    """A check of values that no step waits for: calls ``report`` unless ``right`` is true.
+
+    On the CPU this is at once. Of a GPU the answer is read when it has come, by a later check or by
+    :func:`settle`, so that the error is as clear and a little late.
+
+    Args:
+        right: whether the values are as expected, bool, 0-dim.
+        report: a function that looks at them and raises the error.
+    """
+    if torch.compiler.is_compiling():
+        return
+    if right.device.type == "cuda":
+        answer, event = right.to("cpu", non_blocking=True), torch.cuda.Event()
+        event.record()
+        check_later(event.query, answer, report)
+        return
+    try:
+        torch._assert_async(right)
+    except RuntimeError:
+        pass  # a no, or what torch.func says of any tensor under vmap
+    else:
+        return
+    if not bool(right):
+        report()
+
+
+def check_later(has_come: Callable[[], bool], answer: Tensor, report: Report) -> None:
+    """A check whose answer is still on its way; those that have come are read, the oldest first.
+
+    Args:
+        has_come: whether the answer may be read.
+        answer, report: as of :func:`check_values`, with the answer on the CPU.
+    """
+    _unread.append((has_come, answer, report))
+    while _unread and _unread[0][0]():
+        _read_first()
+
+
+def settle() -> None:
+    """Waits for the answers to all checks, where Python reads a number of the GPU anyway."""
+    if _unread and torch.cuda.is_available():
+        torch.cuda.synchronize()
+    while _unread:
+        _read_first()
+
+
+def _read_first() -> None:
+    _, answer, report = _unread.pop(0)
+    if not bool(answer):
+        report()
+
+
+def finite(value: Tensor) -> Tensor:
+    """Whether all entries are finite, bool, 0-dim: the largest size is."""
+    if not value.numel():
+        return torch.ones((), dtype=torch.bool, device=value.device)
+    with torch.no_grad():
+        return torch.linalg.vector_norm(value, math.inf) < math.inf
+
+
 # -- data ------------------------------------------------------------------------------------------
 def check_data(
-    name: str, x: object, device: torch.device | None = None, *, missing: bool = False
+    name: str,
+    x: object,
+    device: torch.device | None = None,
+    *,
+    missing: bool = False,
+    values: bool = True,
 ) -> None:
     """Raises unless ``x`` is data in model space: a tensor of finite float32 or float64 numbers.
 
     Args:
         device: the device that x must be on, if it is known.
         missing: whether NaN is allowed, for a missing entry.
+        values: whether to look at the entries.
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} is {_not_a_tensor(name, x)}")
@@ -182,15 +262,22 @@ def check_data(
             f"{name} is on {x.device} and the programs are on {device}, expected one device; pass "
             f"{name}.to({str(device)!r}), or move the model: model.to({str(x.device)!r})"
         )
-    finite = ~x.isinf() if missing else x.isfinite()
-    if not bool(finite.all()):
-        wrong, or_nan, hint = "NaN or infinite", "", ""
+    if values:
+        report = partial(_report_data, name, x, missing)
+        check_values(~x.isinf().any() if missing else finite(x), report)
+
+
+def _report_data(name: str, x: Tensor, missing: bool) -> None:
+    """Raises ValueError for entries that are not finite."""
+    wrong = x.isinf() if missing else ~x.isfinite()
+    if bool(wrong.any()):
+        number, kind, or_nan, hint = int(wrong.sum()), "NaN or infinite", "", ""
         if missing:
-            wrong, or_nan = "infinite", ", or NaN for missing entries"
+            kind, or_nan = "infinite", ", or NaN for missing entries"
         if not missing and bool(x.isnan().any()):
             hint = "; if NaN stands for missing entries, make the denoiser with maps=True"
         raise ValueError(
-            f"{name} has {int((~finite).sum())} entries that are {wrong}, expected finite data"
+            f"{name} has {number} entries that are {kind}, expected finite data"
             f"{or_nan}; check the transform that made it{hint}"
         )
 
@@ -209,9 +296,11 @@ def _not_a_tensor(name: str, x: object) -> str:
 
 
 def check_finite(name: str, value: Tensor) -> None:
-    """Raises ValueError with the first entry that is NaN or infinite."""
-    if torch.compiler.is_compiling():
-        return
+    """Raises ValueError with the first entry that is NaN or infinite, as :func:`check_values`."""
+    check_values(finite(value), partial(_report_finite, name, value))
+
+
+def _report_finite(name: str, value: Tensor) -> None:
     bad = ~value.isfinite()
     if bool(bad.any()):
         where = tuple(bad.nonzero()[0].tolist())

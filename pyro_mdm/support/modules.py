@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Exact", "ExactBuffers", "evaluating", "in_eval_mode", "of_part", "replace"]
+__all__ = ["Exact", "ExactBuffers", "evaluating", "in_eval_mode", "of_part", "replace", "writes"]
 
 E = TypeVar("E", bound="Exact")
 M = TypeVar("M", bound="ExactBuffers")
@@ -35,6 +35,14 @@ class ExactBuffers(nn.Module):
             if moved is not None and not buffer.is_meta:
                 self._buffers[name] = buffer.to(moved.device)
         return self
+
+
+def writes(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
+    """Which tensors these are and how often each was written to, but for writes to its ``data``.
+
+    It is known without waiting for a device.
+    """
+    return tuple((id(t), 0 if t.is_inference() else t._version) for t in tensors)
 
 
 def replace(module: N, **parts: Any) -> N:

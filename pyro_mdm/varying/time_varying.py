@@ -157,7 +157,7 @@ class Varying(Matrices, ABC):
             return s - (s.detach() - self.linear.horizon).clamp_min(0) - s.detach().clamp_max(0)
 
         def precision() -> Tensor:  # of the prior, which may follow from the propagator
-            inverse: Tensor = torch.linalg.inv(self.linear.prior_covariance)
+            inverse: Tensor = torch.linalg.inv_ex(self.linear.prior_covariance).inverse
             return inverse
 
         return MagnusPropagator(
