@@ -18,7 +18,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pyro_mdm.randomness import seed_from
 from pyro_mdm.scores.base import Score
-from pyro_mdm.support.checks import check_count, check_number
+from pyro_mdm.support.checks import check_count, check_number, settle
 from pyro_mdm.support.files import check_place, replacing
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import Progress, progress_bar
@@ -399,6 +399,7 @@ class Trainer:
             if (step + 1) % every and step + 1 < self.steps:
                 continue
             last = float(value.detach())
+            settle()
             if not math.isfinite(last):
                 raise FloatingPointError(
                     f"the loss is {last} after {step + 1} steps, expected a number; lower "
