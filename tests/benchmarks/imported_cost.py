@@ -13,6 +13,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from pyro_mdm import VPSDE, DiffusionGuide, DiffusionModel, bound
 from pyro_mdm.imported import from_diffusers
 from pyro_mdm.likelihoods import DiscretizedGaussian
 from tests.benchmarks.documented import mean_and_error, write
-from tests.benchmarks.imported import network_of, train
+from tests.benchmarks.imported import loss_of, network_of, train
 
 COMMAND = "python -m tests.benchmarks.imported_cost --summary docs/measured/data"
 CALLS = 40
@@ -93,7 +94,7 @@ def between(seed: int, steps: int) -> dict[str, float]:
     torch.manual_seed(seed)
     problem, scheduler = Digits(), diffusers.DDPMScheduler()
     train_x, test_x = (problem.to_model_space(data) for data in (problem.train, problem.test))
-    network = train(network_of(diffusers), scheduler, train_x, steps)
+    network = train(network_of(diffusers), partial(loss_of, scheduler), train_x, steps)
     return {
         name: bits(from_diffusers(network, scheduler, train_x, interpolated=real), problem, test_x)
         for name, real in (("nearest", False), ("between", True))
