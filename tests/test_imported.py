@@ -552,6 +552,18 @@ def test_a_wrong_sign_scale_or_time_is_named() -> None:
     assert from_zero == "shift=0.5, scale=2, as of data from 0 to 1"
 
 
+def test_a_network_that_draws_is_named() -> None:
+    """So does guidance by random directions; x̂ is then no function of z."""
+
+    class Random(nn.Module):
+        def forward(self, w: Tensor, told: Tensor) -> Tensor:
+            return w + torch.randn_like(w)
+
+    denoiser = from_velocity(Random(), MIXTURE.sample(100))
+    with pytest.raises(ValueError, match="Random returned two outputs for one input and time"):
+        check_import(denoiser, MIXTURE.sample(20))
+
+
 def test_a_network_that_knows_nothing_is_worse_than_a_line() -> None:
     denoiser = ImportedDenoiser.fit(
         Output(lambda w: 7 + torch.sin(99 * w)),

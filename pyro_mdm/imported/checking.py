@@ -86,6 +86,9 @@ def check_import(
         context: their contexts, if the network has some and the denoiser is not given them.
         points: the number of log SNRs, evenly spaced in the range of the network.
         seed: the seed of the noise.
+
+    Raises:
+        ValueError: a network that draws: its output is no function of its input.
     """
     check_data("x", x)
     context = denoiser.told if context is None else context
@@ -102,6 +105,14 @@ def _checked(
     levels = torch.linspace(low + edge, high - edge, points, dtype=torch.float64)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)).to(x)
     variance = float(denoiser.data_variance.mean())
+    middle = levels[points // 2]
+    first, again = (asked.x_hat(x[:4], middle) for _ in range(2))
+    if not torch.allclose(first, again, rtol=1e-3, atol=1e-3 * math.sqrt(variance)):
+        raise ValueError(
+            f"{type(denoiser.network.network).__name__} returned two outputs for one input and "
+            "time, expected a function of these: a bound needs one x̂ for each z; take its "
+            "guidance by random draws, or its noise, out of call"
+        )
     error = _errors(asked.x_hat, x, levels, noise) / variance
     linear = _errors(denoiser.baseline_x_hat, x, levels, noise) / variance
     likely = None
