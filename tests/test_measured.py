@@ -17,11 +17,13 @@ from docs._ext.measured import (
     Estimate,
     Measured,
     MeasuredError,
+    heading,
     load,
     look_up,
     parse,
     series,
     svg,
+    title,
 )
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -102,12 +104,28 @@ def test_a_difference_is_told_from_0_by_its_interval(tmp_path: Path) -> None:
 def test_quartiles_are_no_interval_that_tells_a_difference_from_0(tmp_path: Path) -> None:
     text = "name,less,less_q1,less_q3\na,1.04,1.01,1.07\n"
     measured = written(tmp_path, text)
-    assert look_up(tmp_path, "some-file/a/less") == "+1.04 (+1.01 to +1.07)"
+    assert look_up(tmp_path, "some-file/a/less") == "+1.04 (quartiles +1.01 to +1.07)"
+    assert measured.said(measured.rows[0], "less", quartiles="") == "+1.04 (+1.01 to +1.07)"
+    assert heading(measured, "less") == "less (quartiles)" and heading(measured, "name") == "name"
     assert measured.estimate(measured.rows[0], "less").quartiles
     assert list(measured.estimates) == ["less"]
     assert not measured.is_told_from_0(measured.rows[0], "less")
     with pytest.raises(MeasuredError, match="one end of less's interval; give both"):
         written(tmp_path, text.replace("1.07", ""))
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        ("less_vpsde", "row − vpsde"),
+        ("crps_less_ours", "crps − ours"),
+        ("half_step_less_whole", "half step − whole"),
+        ("test_bits_per_dim", "test bits/dim"),
+    ],
+)
+def test_titles_of_columns(column: str, said: str) -> None:
+    """Differences are A − B."""
+    assert title(column) == said
 
 
 @pytest.mark.parametrize(
@@ -251,13 +269,13 @@ def test_a_page_is_built(tmp_path: Path) -> None:
     written(tmp_path)
     page = build(tmp_path, PAGE)
     assert '<span class="measured">+0.584 (+0.463\u00a0to\u00a0+0.704)</span>' in page
-    assert 'aria-label="Plot of less vpsde, 3 values from -0.012 to 0.5841"' in page
+    assert 'aria-label="Plot of row − vpsde, 3 values from -0.012 to 0.5841"' in page
     assert "A <em>caption</em>" in page
     table = page[page.index("<table") : page.index("</table>")]
     cells = [re.sub(r"<(?!strong)[^/][^>]*>|</(?!strong)[^>]*>|\s*\n", "", cell)
              for cell in re.findall(r"<t[hd].*?</t[hd]>", table, re.DOTALL)]  # fmt: skip
     assert cells == [
-        *("diffusion", "bits/dim", "less vpsde"),
+        *("diffusion", "bits/dim", "row − vpsde"),
         *("vpsde", "2.8051\u00a0±\u00a00.0081", "0"),
         *(
             "cld",
@@ -368,8 +386,9 @@ def span(values: Iterable[float], digits: int) -> str:
 
 
 def test_finding_1_diffusions_of_the_same_ends_have_the_same_bound() -> None:
-    measured = load(DOCS, "denoisers-ends")
-    assert "four diffusions" in finding(1) and len(measured.rows) == 4
+    rows = load(DOCS, "denoisers-ends").rows  # MALDA and ALDA are one training there
+    trainings = {tuple(row[column] for column in row if column != "diffusion") for row in rows}
+    assert "three diffusions" in finding(1) and len(trainings) == 3
     differences = column("denoisers-ends", "less_vpsde")
     assert all(d.ends[0] <= 0 <= d.ends[1] for d in differences)
     farthest = max(abs(end) for d in differences for end in d.ends)
@@ -400,17 +419,40 @@ def test_finding_3_parameterizations_differ_more() -> None:
     assert max(discrete) < min(*gaussian, *noise)
 
 
-@pytest.mark.parametrize("name", ["digits", "fashion", "mixture", "toy"])
-def test_finding_4_twenty_calls_do_as_well(name: str) -> None:
-    """By one of the two exponential integrators, within two standard errors."""
-    assert "20 network calls are as good as Euler-Maruyama's 500" in finding(4)
-    measured = load(DOCS, f"samples-{name}")
-    for row in measured.rows:
-        long = measured.estimate(row, "euler_500")
-        few = [measured.estimate(row, f"{sampler}_20") for sampler in ("exponential", "stochastic")]
-        best = min(few, key=lambda estimate: estimate.value or 0.0)
-        assert best.value is not None and best.se and long.value is not None and long.se
-        assert best.value - long.value < 2 * math.hypot(best.se, long.se), row["diffusion"]
+def of_denoisers(name: str, sampler: str) -> list[tuple[float, float]]:
+    """Energy distances of 20 calls less those of Euler-Maruyama's 500, with standard errors."""
+    measured, here = load(DOCS, name), []
+    for row in measured.where({"score": "denoiser"}):
+        few, long = (measured.estimate(row, column) for column in (f"{sampler}_20", "euler_500"))
+        assert few.value is not None and few.se and long.value is not None and long.se
+        here.append((few.value - long.value, math.hypot(few.se, long.se)))
+    assert len(here) == 5
+    return here
+
+
+@pytest.mark.parametrize(
+    ("data", "sampler"),
+    [("digits", "exponential"), ("Fashion-MNIST", "exponential"), ("Fashion-MNIST", "stochastic")],
+)
+def test_differences_of_samples_are_those_of_the_tables(data: str, sampler: str) -> None:
+    """But for what rounding leaves."""
+    here = of_denoisers(f"samples-{data.partition('-')[0].lower()}", sampler)
+    mean = (sum(d for d, _ in here) / 5, math.hypot(*(se for _, se in here)) / 5)
+    for which, (value, se) in {"least": min(here), "most": max(here), "mean": mean}.items():
+        name = f"{data}, {sampler} at 20, {which}"
+        (said,) = column("samples-differences", "less_euler_500", samples=name)
+        assert (said.value, said.se) == pytest.approx((value, se), abs=1.01), name
+
+
+def test_finding_4_twenty_calls_do_as_well_on_digits_alone() -> None:
+    digits, clothes = (
+        column("samples-differences", "less_euler_500", samples=f"{data}, exponential at 20, mean")[0]
+        for data in ("digits", "Fashion-MNIST")
+    )
+    assert digits.value is not None and digits.se and abs(digits.value) < 2 * digits.se
+    assert clothes.value is not None and clothes.se and clothes.value > 2 * clothes.se
+    assert all(d > 0 for d, _ in of_denoisers("samples-fashion", "exponential"))
+    assert f"for all five denoisers, by {clothes.value:.0f} ± {clothes.se:.0f} th" in finding(4)
 
 
 def test_finding_5_a_pixelcnn_has_the_better_bound_of_digits() -> None:
@@ -431,3 +473,13 @@ def test_the_first_command_takes_the_minutes_that_were_measured() -> None:
     ]
     assert [round(s / 60) for s in sorted(seconds)] == [2, 4]
     assert "in two to four minutes on two CPU cores" in README
+
+
+def test_the_first_page_gives_the_bounds_of_all_splits() -> None:
+    first, *others = (
+        column("test-bounds-digits", "test_bits_per_dim", training=name)[0].value or 0.0
+        for name in ("2,000 steps", *(f"split {i}" for i in range(1, 6)))
+    )
+    words = " ".join(README.split())
+    assert f"the test bound, {first:.3f} bits/dim; " in words
+    assert f"(docs/measured/test-bounds.md) have {span(others, 3)}." in words
