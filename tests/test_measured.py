@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
 import xml.etree.ElementTree as xml
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -446,7 +447,9 @@ def test_differences_of_samples_are_those_of_the_tables(data: str, sampler: str)
 
 def test_finding_4_twenty_calls_do_as_well_on_digits_alone() -> None:
     digits, clothes = (
-        column("samples-differences", "less_euler_500", samples=f"{data}, exponential at 20, mean")[0]
+        column("samples-differences", "less_euler_500", samples=f"{data}, exponential at 20, mean")[
+            0
+        ]
         for data in ("digits", "Fashion-MNIST")
     )
     assert digits.value is not None and digits.se and abs(digits.value) < 2 * digits.se
@@ -483,3 +486,212 @@ def test_the_first_page_gives_the_bounds_of_all_splits() -> None:
     words = " ".join(README.split())
     assert f"the test bound, {first:.3f} bits/dim; " in words
     assert f"(docs/measured/test-bounds.md) have {span(others, 3)}." in words
+
+
+def sides(name: str, which: str, **names: str) -> tuple[int, int, int]:
+    """How many differences have an interval below 0, with 0 in it, and above 0."""
+    ends = [e.ends for e in column(name, which, **names) if e.interval]
+    below, above = sum(high < 0 for _, high in ends), sum(low > 0 for low, _ in ends)
+    return below, len(ends) - below - above, above
+
+
+def values(name: str, which: str, **names: str) -> list[float]:
+    return [e.value for e in column(name, which, **names) if e.value is not None]
+
+
+def sums(*counts: tuple[int, int, int]) -> tuple[int, ...]:
+    return tuple(map(sum, zip(*counts, strict=True)))
+
+
+RECOUNTED: list[tuple[str, str, Callable[[], bool]]] = [
+    (
+        "denoisers",
+        "Of their 24 differences from VPSDE two are told from 0",
+        lambda: (
+            sums(*(sides(f"denoisers-{d}", "less_vpsde") for d in ("mnist5k", "fashion_mnist")))
+            == (0, 22, 2)
+        ),
+    ),
+    (
+        "denoisers",
+        "The learned ones end where VPSDE does, and cannot be told from it",
+        lambda: all(
+            sides("denoisers-digits", "less_vpsde", diffusion=f"learned{k}") == (0, 2, 0)
+            for k in (1, 2, 3)
+        ),
+    ),
+    (
+        "chosen",
+        "Of eighteen comparisons of K = 2 and 3 with K = 1, two have an interval without 0, one in "
+        "each direction",
+        lambda: (
+            sums(*(sides("chosen-after-training", f"{k}_less_one") for k in ("two", "three")))
+            == (1, 16, 1)
+        ),
+    ),
+    (
+        "raw-scores",
+        "Every learned diffusion is better than its own start on digits",
+        lambda: sides("raw-scores-digits", "less_start") == (6, 0, 0),
+    ),
+    (
+        "raw-scores",
+        "Three seeds tell all differences from 0",
+        lambda: (
+            sides("raw-scores-mnist5k", "less_start") == (6, 0, 0)
+            and sides("raw-scores-mnist5k", "less_vpsde") == (1, 0, 10)
+        ),
+    ),
+    (
+        "raw-scores",
+        "Here most are above the 8 bits that a pixel has",
+        lambda: statistics.median(values("raw-scores-mnist5k", "test_bits_per_dim")) > 8,
+    ),
+    (
+        "raw-scores",
+        "For the others two seeds do not tell",
+        lambda: sides("raw-scores-fashion_mnist", "less_start") == (2, 4, 0),
+    ),
+    (
+        "raw-scores",
+        "the noise prediction is ahead of the Gaussian denoiser under VPSDE, learned K = 1 and "
+        "learned K = 2, and behind it under the others",
+        lambda: (
+            {
+                name
+                for name in ("vpsde", "cld", "malda", "alda", "learned1", "learned2", "learned3")
+                if values("raw-scores-digits", "test_bits_per_dim", diffusion=name)
+                < values("denoisers-digits", "test_bits_per_dim", score="denoiser", diffusion=name)
+            }
+            == {"vpsde", "learned1", "learned2"}
+        ),
+    ),
+    (
+        "linear-diffusions",
+        "No richer linear diffusion is told to pay",
+        lambda: (
+            sides("linear-diffusions-bounds", "less_vpsde")[0] == 0
+            and min(values("linear-diffusions-bounds", "less_vpsde"))
+            in values(
+                "linear-diffusions-bounds", "less_vpsde", score="denoiser", diffusion="scales"
+            )
+        ),
+    ),
+    (
+        "objectives",
+        "three seeds tell no difference",
+        lambda: sides("objectives-warm", "warm_less_cold") == (0, 3, 0),
+    ),
+    (
+        "automatic-guides",
+        "has the best bound on the four programs of one mode and the best modes on three of four "
+        "with several, by intervals over seeds that exclude 0",
+        lambda: (
+            sides("automatic-guides-best", "theirs_less_ours", score="gap") == (3, 2, 4)
+            and sides("automatic-guides-best", "theirs_less_ours", score="mode_distance")
+            == (1, 0, 3)
+        ),
+    ),
+    (
+        "automatic-guides",
+        "on all programs of one mode reversal has a larger gap than a Gaussian with full "
+        "covariance",
+        lambda: all(
+            values("automatic-guides-scores", "gap", target=target, method="reversal_1")
+            > values(
+                "automatic-guides-scores", "gap", target=target, method="auto_multivariate_normal"
+            )
+            for target in (
+                *("logistic_breast_cancer", "logistic_digits", "brownian_motion"),
+                "log_gaussian_cox",
+            )
+        ),
+    ),
+    (
+        "tables",
+        "the diffusion is first on college alone",
+        lambda: (
+            {
+                row["table"]
+                for row in load(DOCS, "tables-density").rows
+                if max(values("tables-density", "log_prob_less_ours", table=row["table"])) < 0
+            }
+            == {"college"}
+        ),
+    ),
+    (
+        "measurements",
+        "No method of others is ahead of the default by more than chance, in PSNR or in CRPS",
+        lambda: (
+            sides("measurements-digits", "psnr_less_ours")[2] == 0
+            and sides("measurements-digits", "crps_less_ours")[0] == 0
+        ),
+    ),
+    (
+        "measurements",
+        "No method is told to be ahead of the default but in one restoration",
+        lambda: (
+            sides("measurements-fashion_mnist", "psnr_less_ours")[2] == 1
+            and sides("measurements-fashion_mnist", "crps_less_ours")[0] == 0
+        ),
+    ),
+    (
+        "posteriors",
+        "the likelihood is ahead on the Gaussian with a uniform prior, the mixture and SIR, the "
+        "amortized posterior on the linear Gaussian, and two tasks tell nothing",
+        lambda: (
+            sums(
+                *(
+                    sides("posteriors-arena", "c2st_less_ours", posterior=f"{task}, likelihood")
+                    for task in (
+                        *("gaussian_linear_uniform", "gaussian_mixture", "sir", "gaussian_linear"),
+                        *("two_moons", "bernoulli_glm"),
+                    )
+                )
+            )
+            == (3, 2, 1)
+        ),
+    ),
+    (
+        "paper-protocol",
+        "They do not tell them from CLD",
+        lambda: all(
+            sides("paper-digits-learned", "difference", pair=f"learned{k} − cld") == (0, 1, 0)
+            for k in (2, 3)
+        ),
+    ),
+    (
+        "imputation",
+        "It has the best mean rank in all four scores of draws",
+        lambda: all(
+            min(load(DOCS, "imputation-ranks").rows, key=lambda row: float(row[score] or "inf"))[
+                "method"
+            ]
+            == "diffusion"
+            for score in (
+                *("rank_crps", "rank_log_score", "rank_brier"),
+                "rank_log_score_of_categories",
+            )
+        ),
+    ),
+    (
+        "test-bounds",
+        "That split is the lowest of six",
+        lambda: (
+            min(
+                values("test-bounds-digits", "test_bits_per_dim", training=f"split {i}")[0]
+                for i in range(1, 6)
+            )
+            > values("test-bounds-digits", "test_bits_per_dim", training="2,000 steps")[0]
+        ),
+    ),
+]
+"""Page, words that say how many or which, and whether the files say so."""
+
+
+@pytest.mark.parametrize(("page", "words", "right"), RECOUNTED)
+def test_words_of_the_pages_are_what_their_files_say(
+    page: str, words: str, right: Callable[[], bool]
+) -> None:
+    assert words in " ".join(PAGES[f"{page}.md"].split())
+    assert right(), f"{page}.md says {words!r}; count again"

@@ -77,7 +77,8 @@ def of_imputation(file: Path, folder: Path) -> None:
         seeds_in_words(rows),
         unit="standard deviations of columns",
         notes=[
-            "log scores are nats by missing entry; differences from ours are paired by seed, with Student's t",
+            "log scores are nats by missing entry; differences from ours are paired by seed, with "
+            "Student's t",
         ],
     )
     coverage = rows.pivot_table(index="table", columns="method", values="coverage", sort=False)
