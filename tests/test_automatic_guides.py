@@ -277,9 +277,9 @@ def test_the_best_of_ours_is_paired_with_the_best_of_others(
         "zuko_flow",
         "auto_normal",
     ]
-    assert best.gain.tolist() == pytest.approx([0.4, -0.1])
+    assert best.theirs_less_ours.tolist() == pytest.approx([0.4, -0.1])
     half = 12.7062 * 0.1  # Student's t of one degree of freedom
-    assert best.gain_low.tolist() == pytest.approx([0.4 - half, -0.1 - half], abs=1e-3)
+    assert best.theirs_less_ours_low.tolist() == pytest.approx([0.4 - half, -0.1 - half], abs=1e-3)
     table = pd.read_csv(tmp_path / "automatic-guides-scores.csv", comment="#", index_col="method")
     assert table.elbo["chain"] == pytest.approx(-1.1)
     assert table.gap["chain"] == pytest.approx(0.6)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
 import xml.etree.ElementTree as xml
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from docs._ext.measured import (
     Estimate,
     Measured,
     MeasuredError,
+    heading,
     load,
     look_up,
     parse,
     series,
     svg,
+    title,
 )
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -102,12 +105,28 @@ def test_a_difference_is_told_from_0_by_its_interval(tmp_path: Path) -> None:
 def test_quartiles_are_no_interval_that_tells_a_difference_from_0(tmp_path: Path) -> None:
     text = "name,less,less_q1,less_q3\na,1.04,1.01,1.07\n"
     measured = written(tmp_path, text)
-    assert look_up(tmp_path, "some-file/a/less") == "+1.04 (+1.01 to +1.07)"
+    assert look_up(tmp_path, "some-file/a/less") == "+1.04 (quartiles +1.01 to +1.07)"
+    assert measured.said(measured.rows[0], "less", quartiles="") == "+1.04 (+1.01 to +1.07)"
+    assert heading(measured, "less") == "less (quartiles)" and heading(measured, "name") == "name"
     assert measured.estimate(measured.rows[0], "less").quartiles
     assert list(measured.estimates) == ["less"]
     assert not measured.is_told_from_0(measured.rows[0], "less")
     with pytest.raises(MeasuredError, match="one end of less's interval; give both"):
         written(tmp_path, text.replace("1.07", ""))
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        ("less_vpsde", "row − vpsde"),
+        ("crps_less_ours", "crps − ours"),
+        ("half_step_less_whole", "half step − whole"),
+        ("test_bits_per_dim", "test bits/dim"),
+    ],
+)
+def test_titles_of_columns(column: str, said: str) -> None:
+    """Differences are A − B."""
+    assert title(column) == said
 
 
 @pytest.mark.parametrize(
@@ -251,13 +270,13 @@ def test_a_page_is_built(tmp_path: Path) -> None:
     written(tmp_path)
     page = build(tmp_path, PAGE)
     assert '<span class="measured">+0.584 (+0.463\u00a0to\u00a0+0.704)</span>' in page
-    assert 'aria-label="Plot of less vpsde, 3 values from -0.012 to 0.5841"' in page
+    assert 'aria-label="Plot of row − vpsde, 3 values from -0.012 to 0.5841"' in page
     assert "A <em>caption</em>" in page
     table = page[page.index("<table") : page.index("</table>")]
     cells = [re.sub(r"<(?!strong)[^/][^>]*>|</(?!strong)[^>]*>|\s*\n", "", cell)
              for cell in re.findall(r"<t[hd].*?</t[hd]>", table, re.DOTALL)]  # fmt: skip
     assert cells == [
-        *("diffusion", "bits/dim", "less vpsde"),
+        *("diffusion", "bits/dim", "row − vpsde"),
         *("vpsde", "2.8051\u00a0±\u00a00.0081", "0"),
         *(
             "cld",
@@ -368,8 +387,9 @@ def span(values: Iterable[float], digits: int) -> str:
 
 
 def test_finding_1_diffusions_of_the_same_ends_have_the_same_bound() -> None:
-    measured = load(DOCS, "denoisers-ends")
-    assert "four diffusions" in finding(1) and len(measured.rows) == 4
+    rows = load(DOCS, "denoisers-ends").rows  # MALDA and ALDA are one training there
+    trainings = {tuple(row[column] for column in row if column != "diffusion") for row in rows}
+    assert "three diffusions" in finding(1) and len(trainings) == 3
     differences = column("denoisers-ends", "less_vpsde")
     assert all(d.ends[0] <= 0 <= d.ends[1] for d in differences)
     farthest = max(abs(end) for d in differences for end in d.ends)
@@ -400,17 +420,42 @@ def test_finding_3_parameterizations_differ_more() -> None:
     assert max(discrete) < min(*gaussian, *noise)
 
 
-@pytest.mark.parametrize("name", ["digits", "fashion", "mixture", "toy"])
-def test_finding_4_twenty_calls_do_as_well(name: str) -> None:
-    """By one of the two exponential integrators, within two standard errors."""
-    assert "20 network calls are as good as Euler-Maruyama's 500" in finding(4)
-    measured = load(DOCS, f"samples-{name}")
-    for row in measured.rows:
-        long = measured.estimate(row, "euler_500")
-        few = [measured.estimate(row, f"{sampler}_20") for sampler in ("exponential", "stochastic")]
-        best = min(few, key=lambda estimate: estimate.value or 0.0)
-        assert best.value is not None and best.se and long.value is not None and long.se
-        assert best.value - long.value < 2 * math.hypot(best.se, long.se), row["diffusion"]
+def of_denoisers(name: str, sampler: str) -> list[tuple[float, float]]:
+    """Energy distances of 20 calls less those of Euler-Maruyama's 500, with standard errors."""
+    measured, here = load(DOCS, name), []
+    for row in measured.where({"score": "denoiser"}):
+        few, long = (measured.estimate(row, column) for column in (f"{sampler}_20", "euler_500"))
+        assert few.value is not None and few.se and long.value is not None and long.se
+        here.append((few.value - long.value, math.hypot(few.se, long.se)))
+    assert len(here) == 5
+    return here
+
+
+@pytest.mark.parametrize(
+    ("data", "sampler"),
+    [("digits", "exponential"), ("Fashion-MNIST", "exponential"), ("Fashion-MNIST", "stochastic")],
+)
+def test_differences_of_samples_are_those_of_the_tables(data: str, sampler: str) -> None:
+    """But for what rounding leaves."""
+    here = of_denoisers(f"samples-{data.partition('-')[0].lower()}", sampler)
+    mean = (sum(d for d, _ in here) / 5, math.hypot(*(se for _, se in here)) / 5)
+    for which, (value, se) in {"least": min(here), "most": max(here), "mean": mean}.items():
+        name = f"{data}, {sampler} at 20, {which}"
+        (said,) = column("samples-differences", "less_euler_500", samples=name)
+        assert (said.value, said.se) == pytest.approx((value, se), abs=1.01), name
+
+
+def test_finding_4_twenty_calls_do_as_well_on_digits_alone() -> None:
+    digits, clothes = (
+        column("samples-differences", "less_euler_500", samples=f"{data}, exponential at 20, mean")[
+            0
+        ]
+        for data in ("digits", "Fashion-MNIST")
+    )
+    assert digits.value is not None and digits.se and abs(digits.value) < 2 * digits.se
+    assert clothes.value is not None and clothes.se and clothes.value > 2 * clothes.se
+    assert all(d > 0 for d, _ in of_denoisers("samples-fashion", "exponential"))
+    assert f"for all five denoisers, by {clothes.value:.0f} ± {clothes.se:.0f} th" in finding(4)
 
 
 def test_finding_5_a_pixelcnn_has_the_better_bound_of_digits() -> None:
@@ -431,3 +476,253 @@ def test_the_first_command_takes_the_minutes_that_were_measured() -> None:
     ]
     assert [round(s / 60) for s in sorted(seconds)] == [2, 4]
     assert "in two to four minutes on two CPU cores" in README
+
+
+def test_the_first_page_gives_the_bounds_of_all_splits() -> None:
+    first, *others = (
+        column("test-bounds-digits", "test_bits_per_dim", training=name)[0].value or 0.0
+        for name in ("2,000 steps", *(f"split {i}" for i in range(1, 6)))
+    )
+    words = " ".join(README.split())
+    assert f"the test bound, {first:.3f} bits/dim; " in words
+    assert f"(docs/measured/test-bounds.md) have {span(others, 3)}." in words
+
+
+def sides(name: str, which: str, **names: str) -> tuple[int, int, int]:
+    """How many differences have an interval below 0, with 0 in it, and above 0."""
+    ends = [e.ends for e in column(name, which, **names) if e.interval]
+    below, above = sum(high < 0 for _, high in ends), sum(low > 0 for low, _ in ends)
+    return below, len(ends) - below - above, above
+
+
+def values(name: str, which: str, **names: str) -> list[float]:
+    return [e.value for e in column(name, which, **names) if e.value is not None]
+
+
+def sums(*counts: tuple[int, int, int]) -> tuple[int, ...]:
+    return tuple(map(sum, zip(*counts, strict=True)))
+
+
+RECOUNTED: list[tuple[str, str, Callable[[], bool]]] = [
+    (
+        "index",
+        "three seeds do not tell them apart",
+        lambda: all(
+            sides(f"peers-{data}", "less_ours", model="PixelCNN") == (0, 1, 0)
+            for data in ("mnist5k", "fashion_mnist")
+        ),
+    ),
+    (
+        "index",
+        "the density of the diffusion is the best of four on one table of five",
+        lambda: (
+            sum(
+                max(values("tables-density", "log_prob_less_ours", table=table)) < 0
+                for table in ("diabetes", "pima", "breast cancer", "concrete", "college")
+            )
+            == 1
+        ),
+    ),
+    (
+        "index",
+        "Of three other programs it has modes that other guides lose, and of two of these the "
+        "worse bound",
+        lambda: (
+            sum(
+                sides("automatic-guides-best", "theirs_less_ours", score="gap", target=target)[0]
+                for target in ("mixture40", "label_switching", "two_sinusoids")
+            )
+            == 2
+        ),
+    ),
+    (
+        "denoisers",
+        "Of their 24 differences from VPSDE two are told from 0",
+        lambda: (
+            sums(*(sides(f"denoisers-{d}", "less_vpsde") for d in ("mnist5k", "fashion_mnist")))
+            == (0, 22, 2)
+        ),
+    ),
+    (
+        "denoisers",
+        "The learned ones end where VPSDE does, and cannot be told from it",
+        lambda: all(
+            sides("denoisers-digits", "less_vpsde", diffusion=f"learned{k}") == (0, 2, 0)
+            for k in (1, 2, 3)
+        ),
+    ),
+    (
+        "chosen",
+        "Of eighteen comparisons of K = 2 and 3 with K = 1, two have an interval without 0, one in "
+        "each direction",
+        lambda: (
+            sums(*(sides("chosen-after-training", f"{k}_less_one") for k in ("two", "three")))
+            == (1, 16, 1)
+        ),
+    ),
+    (
+        "raw-scores",
+        "Every learned diffusion is better than its own start on digits",
+        lambda: sides("raw-scores-digits", "less_start") == (6, 0, 0),
+    ),
+    (
+        "raw-scores",
+        "Three seeds tell all differences from 0",
+        lambda: (
+            sides("raw-scores-mnist5k", "less_start") == (6, 0, 0)
+            and sides("raw-scores-mnist5k", "less_vpsde") == (1, 0, 10)
+        ),
+    ),
+    (
+        "raw-scores",
+        "Here most are above the 8 bits that a pixel has",
+        lambda: statistics.median(values("raw-scores-mnist5k", "test_bits_per_dim")) > 8,
+    ),
+    (
+        "raw-scores",
+        "For the others two seeds do not tell",
+        lambda: sides("raw-scores-fashion_mnist", "less_start") == (2, 4, 0),
+    ),
+    (
+        "raw-scores",
+        "the noise prediction is ahead of the Gaussian denoiser under VPSDE, learned K = 1 and "
+        "learned K = 2, and behind it under the others",
+        lambda: (
+            {
+                name
+                for name in ("vpsde", "cld", "malda", "alda", "learned1", "learned2", "learned3")
+                if values("raw-scores-digits", "test_bits_per_dim", diffusion=name)
+                < values("denoisers-digits", "test_bits_per_dim", score="denoiser", diffusion=name)
+            }
+            == {"vpsde", "learned1", "learned2"}
+        ),
+    ),
+    (
+        "linear-diffusions",
+        "No richer linear diffusion is told to pay",
+        lambda: (
+            sides("linear-diffusions-bounds", "less_vpsde")[0] == 0
+            and min(values("linear-diffusions-bounds", "less_vpsde"))
+            in values(
+                "linear-diffusions-bounds", "less_vpsde", score="denoiser", diffusion="scales"
+            )
+        ),
+    ),
+    (
+        "objectives",
+        "three seeds tell no difference",
+        lambda: sides("objectives-warm", "warm_less_cold") == (0, 3, 0),
+    ),
+    (
+        "automatic-guides",
+        "has the best bound on the four programs of one mode and the best modes on three of four "
+        "with several, by intervals over seeds that exclude 0",
+        lambda: (
+            sides("automatic-guides-best", "theirs_less_ours", score="gap") == (3, 2, 4)
+            and sides("automatic-guides-best", "theirs_less_ours", score="mode_distance")
+            == (1, 0, 3)
+        ),
+    ),
+    (
+        "automatic-guides",
+        "on all programs of one mode reversal has a larger gap than a Gaussian with full "
+        "covariance",
+        lambda: all(
+            values("automatic-guides-scores", "gap", target=target, method="reversal_1")
+            > values(
+                "automatic-guides-scores", "gap", target=target, method="auto_multivariate_normal"
+            )
+            for target in (
+                *("logistic_breast_cancer", "logistic_digits", "brownian_motion"),
+                "log_gaussian_cox",
+            )
+        ),
+    ),
+    (
+        "tables",
+        "the diffusion is first on college alone",
+        lambda: (
+            {
+                row["table"]
+                for row in load(DOCS, "tables-density").rows
+                if max(values("tables-density", "log_prob_less_ours", table=row["table"])) < 0
+            }
+            == {"college"}
+        ),
+    ),
+    (
+        "measurements",
+        "No method of others is ahead of the default by more than chance, in PSNR or in CRPS",
+        lambda: (
+            sides("measurements-digits", "psnr_less_ours")[2] == 0
+            and sides("measurements-digits", "crps_less_ours")[0] == 0
+        ),
+    ),
+    (
+        "measurements",
+        "No method is told to be ahead of the default but in one restoration",
+        lambda: (
+            sides("measurements-fashion_mnist", "psnr_less_ours")[2] == 1
+            and sides("measurements-fashion_mnist", "crps_less_ours")[0] == 0
+        ),
+    ),
+    (
+        "posteriors",
+        "the likelihood is ahead on the Gaussian with a uniform prior, the mixture and SIR, the "
+        "amortized posterior on the linear Gaussian, and two tasks tell nothing",
+        lambda: (
+            sums(
+                *(
+                    sides("posteriors-arena", "c2st_less_ours", posterior=f"{task}, likelihood")
+                    for task in (
+                        *("gaussian_linear_uniform", "gaussian_mixture", "sir", "gaussian_linear"),
+                        *("two_moons", "bernoulli_glm"),
+                    )
+                )
+            )
+            == (3, 2, 1)
+        ),
+    ),
+    (
+        "paper-protocol",
+        "They do not tell them from CLD",
+        lambda: all(
+            sides("paper-digits-learned", "difference", pair=f"learned{k} − cld") == (0, 1, 0)
+            for k in (2, 3)
+        ),
+    ),
+    (
+        "imputation",
+        "It has the best mean rank in all four scores of draws",
+        lambda: all(
+            min(load(DOCS, "imputation-ranks").rows, key=lambda row: float(row[score] or "inf"))[
+                "method"
+            ]
+            == "diffusion"
+            for score in (
+                *("rank_crps", "rank_log_score", "rank_brier"),
+                "rank_log_score_of_categories",
+            )
+        ),
+    ),
+    (
+        "test-bounds",
+        "That split is the lowest of six",
+        lambda: (
+            min(
+                values("test-bounds-digits", "test_bits_per_dim", training=f"split {i}")[0]
+                for i in range(1, 6)
+            )
+            > values("test-bounds-digits", "test_bits_per_dim", training="2,000 steps")[0]
+        ),
+    ),
+]
+"""Page, words that say how many or which, and whether the files say so."""
+
+
+@pytest.mark.parametrize(("page", "words", "right"), RECOUNTED)
+def test_words_of_the_pages_are_what_their_files_say(
+    page: str, words: str, right: Callable[[], bool]
+) -> None:
+    assert words in " ".join(PAGES[f"{page}.md"].split())
+    assert right(), f"{page}.md says {words!r}; count again"

@@ -37,8 +37,8 @@ def test_the_page_says_what_its_intervals_say() -> None:
     rows = pd.read_csv(file, comment="#").set_index("pair")
     low, high = rows["difference_low"], rows["difference_high"]
     for learned in ("learned2", "learned3"):
-        assert low[f"{learned} less vpsde"] > 0 and high[f"{learned} less malda"] < 0
-        assert low[f"{learned} less cld"] < 0 < high[f"{learned} less cld"]
+        assert low[f"{learned} − vpsde"] > 0 and high[f"{learned} − malda"] < 0
+        assert low[f"{learned} − cld"] < 0 < high[f"{learned} − cld"]
     assert "is better, and from MALDA, which is\nworse. They do not tell them from CLD" in PAGE
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,12 @@ SHORTER = {
     r"in range\(\d{3,}\)": "in range(2)",
     r"\(300": "(30",  # data
     r"\(updates=\d{3,}": "(updates=20",
-    r"simulations(\"?[:=] ?)500": r"simulations\g<1>100",
+    r"simulations(\"?[:=] ?)\d{3,}": r"simulations\g<1>100",
+    r"measurements, \d{3}\)": "measurements, 50)",
     r"Integrator\(25\)": "Integrator(5)",
-    r"num_samples=30\)": "num_samples=6)",  # each a run of particles
+    r"num_samples=60\)": "num_samples=6)",  # each a run of particles
+    r"num_particles=256": "num_particles=32",
+    r"\"steps\": \d{3,}": '"steps": 20',
     r"num=50\)": "num=3)",  # each drawn by steps
     r"draws=8\)": "draws=2)",
     r"particles=2000": "particles=200",
@@ -83,6 +87,27 @@ def test_examples_run(block: str, page: str, tmp_path: Path, monkeypatch: Any) -
     given = [] if model.context is None else [found["labels"]]
     assert torch.isfinite(elbo_terms(model, guide, x, *given).elbo).all()
     assert torch.isfinite(MDM_ELBO()(model, guide)(x, *given))
+
+
+NUMBER = r"-?\d+(?:\.\d+)?"
+PRINTED = [
+    pytest.param(block, said, id=f"{page}: {said.splitlines()[0]}")
+    for page, text in PAGES.items()
+    for block, said in re.findall(
+        r"^```python\n((?:(?!^```).)*)^```\n\n```text\n(.*?)^```", text, re.DOTALL | re.MULTILINE
+    )
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("block", "said"), PRINTED)
+def test_examples_print_what_stands_beside_them(block: str, said: str) -> None:
+    """Run in full, by the seeds that they give, up to what rounding makes of a training."""
+    command = [sys.executable, "-c", block]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+    assert re.sub(NUMBER, "…", printed) == re.sub(NUMBER, "…", said)
+    numbers, expected = (list(map(float, re.findall(NUMBER, text))) for text in (printed, said))
+    assert numbers == pytest.approx(expected, rel=0.25, abs=0.15)
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ the numbers there when the site is built, so that text, table and plot cannot di
 given again. Then come a header and rows. The first columns, as many as tell all rows apart, name
 the row. A column ``x`` may have neighbours: ``x_se``, its standard error, or ``x_low`` and
 ``x_high``, its 95% interval, or ``x_q1`` and ``x_q3``, its quartiles. An empty cell was not
-measured. The words that a column's name says with underscores are its title; ``less`` or ``more``
-among them makes it a difference, which is given with its sign, and in bold where its interval
+measured. The words that a column's name says with underscores are its title. ``a_less_b`` is the
+difference a − b and has that title; ``less_b`` is what the row has minus what b has, row − b. A
+difference, or a column ``difference``, is given with its sign, and in bold where its interval
 excludes 0.
 
 **A number in a sentence**, with its error, is the role ``m`` of file, names of the row, column::
@@ -191,7 +192,7 @@ class Measured:
         return Estimate(row[column], number(row[column]), se)
 
     def is_difference(self, column: str) -> bool:
-        return bool({"difference", "less", "more"} & set(column.split("_")))
+        return bool({"difference", "less"} & set(column.split("_")))
 
     def digits(self, column: str) -> int:
         """The most decimals that a column's numbers are given with."""
@@ -200,8 +201,12 @@ class Measured:
         most = max((decimals(e.text) for e in here if e.value is not None), default=0)
         return min(most, max(0, 1 - math.floor(math.log10(min(widths))))) if widths else most
 
-    def said(self, row: Mapping[str, str], column: str) -> str:
-        """A number as pages say it: ``1.875 ± 0.004``, or ``+0.03 (+0.02 to +0.04)``."""
+    def said(self, row: Mapping[str, str], column: str, quartiles: str = "quartiles ") -> str:
+        """A number as pages say it: ``1.875 ± 0.004``, or ``+0.03 (+0.02 to +0.04)``.
+
+        Args:
+            quartiles: what stands before quartiles, so that nobody takes them for an interval.
+        """
         estimate = self.estimate(row, column)
         if estimate.value is None or "e" in estimate.text:
             return estimate.text
@@ -211,7 +216,8 @@ class Measured:
         value = f"{estimate.value:{sign},.{most}f}"
         if estimate.interval is not None:
             low, high = (f"{end:{sign},.{most}f}" for end in estimate.interval)
-            return f"{value} ({low} to {high})"
+            what = quartiles if estimate.quartiles else ""
+            return f"{value} ({what}{low} to {high})"
         return value if estimate.se is None else f"{value} ± {estimate.se:,.{most}f}"
 
     def is_told_from_0(self, row: Mapping[str, str], column: str) -> bool:
@@ -306,7 +312,14 @@ def look_up(source: Path, address: str) -> str:
 def title(column: str) -> str:
     """A column's name as a table's head and an axis say it."""
     text = column.replace("bits_per_dim", "bits/dim").replace("_", " ")
+    text = re.sub(r"^less (?=\w)", "row less ", text).replace(" less ", " − ")
     return text.replace("log snr", "log SNR").removesuffix(" kl") + " KL" * text.endswith(" kl")
+
+
+def heading(measured: Measured, column: str) -> str:
+    """The head of a table's column: its title, and what brackets are where they are quartiles."""
+    here = [measured.estimate(row, column) for row in measured.rows]
+    return title(column) + " (quartiles)" * any(estimate.quartiles for estimate in here)
 
 
 def varying(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> Sequence[str]:
@@ -478,7 +491,7 @@ class MeasuredFile(SphinxDirective):
         columns = [*varying(rows, measured.names), *values]
         group = nodes.tgroup(cols=len(columns))
         group += [nodes.colspec(colwidth=1) for _ in columns]
-        head = nodes.row("", *(entry(title(column)) for column in columns))
+        head = nodes.row("", *(entry(heading(measured, column)) for column in columns))
         body = [nodes.row("", *cells(measured, row, columns)) for row in rows]
         group += [nodes.thead("", head), nodes.tbody("", *body)]
         table: list[nodes.Node] = [nodes.table("", group)]
@@ -524,7 +537,7 @@ def cells(
         if column in measured.names:
             yield entry(row[column])
         else:
-            said = unbroken(measured.said(row, column))
+            said = unbroken(measured.said(row, column, quartiles=""))
             yield entry(said or "–", measured.is_told_from_0(row, column))
 
 

@@ -115,7 +115,7 @@ def main() -> None:
         notes = [
             f"{n} problems; covered is the part whose 95% interval holds the exact log p(obs), "
             "width that of the interval, rms the root mean square error of log p(obs), by "
-            "extrapolation and of the chain, bound the lower bound less the exact value, in nats"
+            "extrapolation and of the chain, bound the lower bound − the exact value, in nats"
         ]
         file = options.summary / "measurements-intervals.csv"
         write(file, table, [COMMAND], f"{seeds[0]} to {seeds[-1]}", notes=notes)

@@ -67,8 +67,8 @@ def measured(options: argparse.Namespace) -> tuple[pd.DataFrame, float]:
                 "task": task,
                 "plain": 1e3 * middle["plain"] / (n * options.steps),
                 "default": middle["default"] / middle["plain"],
-                "default_low": min(ratios),
-                "default_high": max(ratios),
+                "default_least": min(ratios),
+                "default_most": max(ratios),
                 "own_3": middle["own"] / middle["plain"],
             }
         )

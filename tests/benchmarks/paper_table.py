@@ -52,7 +52,7 @@ def tables(folder: Path, command: str, out: Path) -> None:
     rows.loc[rows["diffusion"] == "vpsde", first] = float("nan")
     pairs = pd.DataFrame(
         {
-            "pair": learned["learned"] + " less " + learned["fixed"],
+            "pair": learned["learned"] + " − " + learned["fixed"],
             "difference": learned["difference"],
             "difference_low": learned["difference_low_95"],
             "difference_high": learned["difference_high_95"],

@@ -69,8 +69,8 @@ def summarized(file: Path, out: Path) -> None:
             line[score] = own[score].mean()
             if variant != "the recipe":
                 more = (own[score] - recipe[score]).dropna()
-                line[f"{score}_more"] = more.mean()
-                line[f"{score}_more_se"] = more.std() / len(more) ** 0.5
+                line[f"{score}_less_recipe"] = more.mean()
+                line[f"{score}_less_recipe_se"] = more.std() / len(more) ** 0.5
         line["cpu_seconds"] = own["cpu_seconds"].mean()
         lines.append(line)
     seeds, tables = rows["seed"].nunique(), ", ".join(rows["table"].unique())

@@ -69,8 +69,9 @@ def of_size(rows: pd.DataFrame, folder: Path) -> None:
     made = [cells_of(part, rows) for _, part in rows.groupby(GROUP, sort=False)]
     notes = [
         "means over observations and seeds; errors are over observations, of log_prob over "
-        "reference draws, of coverage over simulations; less ours is paired by observation, with "
-        "Student's t; coverage is of intervals of 90%; seconds are of the processor",
+        "reference draws, of coverage over simulations; differences from ours are paired by "
+        "observation, with Student's t; coverage is of intervals of 90%; seconds are of the "
+        "processor",
         *(f"{cost}: {said}" for cost, said in costs_in_words(rows).items()),
     ]
     table = pd.DataFrame(made).sort_values(GROUP, key=_places, kind="stable")

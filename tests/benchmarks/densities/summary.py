@@ -54,7 +54,7 @@ def of_guides(file: Path, folder: Path) -> None:
         )
 
     own = rows[~is_variant]
-    note = "means over seeds and their standard errors; gap is log Z less the ELBO, nats"
+    note = "means over seeds and their standard errors; gap is log Z − ELBO, nats"
     save("scores", own, [cells_of(part) for part in _fits(own)], note)
     pairs = [best_of(part, score) for part in _targets(own) for score in COMPARED]
     paired = "paired by seed, with the 95% interval of Student's t"
@@ -62,8 +62,8 @@ def of_guides(file: Path, folder: Path) -> None:
         "best",
         own,
         [cells for cells in pairs if cells is not None],
-        "ours and theirs: the methods whose means over seeds are best; gain: how much better ours "
-        f"is, {paired}; of log Z, sizes of errors",
+        "ours and theirs: the methods whose means over seeds are best, of those that have all "
+        f"seeds; differences are {paired}; of log Z, sizes of errors",
     )
     if is_variant.any():
         made = []
@@ -130,5 +130,5 @@ def best_of(rows: pd.DataFrame, score: str) -> dict[str, object] | None:
         "ours_mean": by_seed[ours].mean(),
         "theirs": theirs,
         "theirs_mean": by_seed[theirs].mean(),
-        **dict(zip(("gain", "gain_low", "gain_high"), ends, strict=True)),
+        **{f"theirs_less_ours{end}": x for end, x in zip(("", "_low", "_high"), ends, strict=True)},
     }

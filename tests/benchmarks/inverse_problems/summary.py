@@ -148,7 +148,7 @@ def of_evidence(known: pd.DataFrame, folder: Path, seeds: str, of_what: str) -> 
         unit="nats",
         notes=[
             of_what,
-            "log p(obs) less the exact one",
+            "log p(obs) − its exact value",
         ],
     )
 
@@ -224,7 +224,7 @@ def of_run(run: str, rows: pd.DataFrame, folder: Path) -> None:
         made.append(row)
     notes = [
         f"{rows.images.max()} test images, {rows.draws.max()} draws of each; errors are over "
-        "images; less ours is paired by image, with Student's t",
+        "images; differences from ours are paired by image, with Student's t",
         "psnr is that of the draws' mean, dB; inside is the fraction of pixels in intervals of 90%",
         "a call of the network is one, a product of its Jacobian with a vector two; seconds are of "
         "the processor, for all draws of all images",

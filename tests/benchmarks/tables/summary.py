@@ -66,7 +66,7 @@ def of_imputation(file: Path, folder: Path) -> None:
             seeds_in_words(ranks(rows, ["rmse"], methods)),
             notes=[
                 "ranks, 1 being best, are means over tasks; rmse ratio is to the least RMSE of the "
-                "task; accuracy less best is to the highest of the task; coverage is that of the "
+                "task; accuracy − best is to the highest of the task; coverage is that of the "
                 "tables that have the least and the most; errors are over tables and mechanisms"
             ],
         )
@@ -77,7 +77,8 @@ def of_imputation(file: Path, folder: Path) -> None:
         seeds_in_words(rows),
         unit="standard deviations of columns",
         notes=[
-            "log scores are nats by missing entry; less ours is paired by seed, with Student's t",
+            "log scores are nats by missing entry; differences from ours are paired by seed, with "
+            "Student's t",
         ],
     )
     coverage = rows.pivot_table(index="table", columns="method", values="coverage", sort=False)
@@ -208,7 +209,7 @@ def of_density(file: Path, folder: Path) -> None:
         [PEERS, command],
         seeds_in_words(rows),
         unit="nats by row",
-        notes=["that of the diffusion is a lower bound; less ours is paired by seed"],
+        notes=["that of the diffusion is a lower bound; differences from ours are paired by seed"],
     )
 
 
@@ -222,7 +223,7 @@ def of_samples(file: Path, folder: Path) -> None:
         paired(rows, scores, ["prediction"]),
         [PEERS, command],
         seeds_in_words(rows),
-        notes=["errors are standard errors over seeds; less ours is paired by seed"],
+        notes=["errors are standard errors over seeds; differences from ours are paired by seed"],
     )
 
 
