@@ -121,7 +121,7 @@ def main() -> None:
     print(rows)
     less = rows["between"] - rows["nearest"]
     cells: dict[str, Any] = {"times": "all"}
-    for name, values in (*rows.items(), ("less_nearest", less)):
+    for name, values in (*rows.items(), ("between_less_nearest", less)):
         cells[str(name)], cells[f"{name}_se"] = mean_and_error(values)
     note = "errors are over seeds; both readings of a network have the same noise"
     file, seeds = options.summary / "imported-times.csv", f"0 to {options.seeds - 1}"
