@@ -137,7 +137,7 @@ class MDM_ELBO(ELBO):
                     for model_trace, trace in self._get_traces(model, guide, args, kwargs)
                 ]
                 loss = particles[0]
-                if len(particles) > 1:
+                if self.num_particles > 1:  # of one trace too, where they are vectorized
                     loss = torch.stack(particles).sum() / self.num_particles
         with torch.no_grad():
             check_values(loss == loss, _warn_of_nan)

@@ -230,8 +230,8 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "test_imported.py::test_what_is_read_is_the_denoiser[vp-data]",
         ),
         (
-            "time = time.to(torch.promote_types(w.dtype, torch.float))",
-            "time = time.double()",
+            "else torch.promote_types(w.dtype, torch.float)",
+            "else torch.double",
             "test_imported.py::test_data_of_double_precision_and_a_network_of_single",
         ),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable, Sequence
@@ -510,3 +511,32 @@ def test_the_host_finds_the_ends(K: int, rank: int | None, high: float) -> None:
     assert not abs(beyond) < math.inf
     assert other == clocks[0].item()
     assert host.reach == pytest.approx(clocks[1].item() * torch.linalg.matrix_norm(A, 1).item())
+
+
+WRITES: dict[str, Callable[[nn.Parameter], object]] = {
+    "in place": lambda p: p.add_(0.1),
+    "to data": lambda p: p.data.add_(0.1),  # as optimizers of Pyro do, which no counter sees
+    "to a view of data": lambda p: p.data.view(-1)[:1].add_(0.1),
+}
+
+
+@pytest.mark.parametrize("how", WRITES)
+@pytest.mark.parametrize("block", [shared_ends, contextlib.nullcontext])
+def test_no_value_of_parameters_outlives_them(how: str, block: Any) -> None:
+    """Of several values, whichever is asked for first after a write; in a block or without one."""
+    diffusion = moved("constant")
+    parameter = next(p for p in diffusion.parameters() if p.requires_grad)
+    names = ("first", "second", "third")
+
+    def values(order: Sequence[str]) -> list[float]:
+        with torch.no_grad():
+            return [diffusion.kept(name, lambda: parameter.sum().item()) for name in order]
+
+    for order in (names, names[::-1]):
+        with block():
+            values(order)
+        with torch.no_grad():
+            WRITES[how](parameter)
+        with block():
+            assert values(order) == [parameter.sum().item()] * 3
+            assert values(names) == [parameter.sum().item()] * 3

@@ -55,13 +55,16 @@ def kept(owner: object, name: str, compute: Callable[[], T]) -> T:
 class Remembering(nn.Module):
     """A module that keeps what it has computed from its parameters, by name, until one changes."""
 
+    _seen: tuple[object, list[Tensor]] | None = None
+    """The writes to the parameters, and copies of them, that all kept values are of."""
+
     def __init__(self) -> None:
         super().__init__()
-        self._cache: dict[str, tuple[object, list[Tensor], Any]] = {}
+        self._cache: dict[str, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without cached values, so that a copy computes from its own matrices."""
-        return self.__dict__ | {"_cache": {}}
+        return self.__dict__ | {"_cache": {}, "_seen": None}
 
     def is_learned(self) -> bool:
         """Whether any parameter is learned."""
@@ -76,19 +79,29 @@ class Remembering(nn.Module):
         """
         if torch.is_grad_enabled() and self.is_learned():
             return shared(self, name, compute)
-        parameters, entry = list(self.parameters()), self._cache.get(name)
-        state = writes(parameters)
-        if entry is not None and entry[0] == state:
-            looked_at = ("unchanged", state)
-            if shared(self, looked_at, lambda: all(map(torch.equal, entry[1], parameters))):
-                value: T = entry[2]
-                return value
-        with torch.no_grad():
-            value = compute()
-        self._cache[name] = state, [p.detach().clone() for p in parameters], value
-        if _shared is not None:
-            _shared[id(self), ("unchanged", state)] = True
+        self._look()
+        if name not in self._cache:
+            with torch.no_grad():
+                self._cache[name] = compute()
+        value: T = self._cache[name]
         return value
+
+    def _look(self) -> None:
+        """Forget all values if a parameter has changed."""
+        parameters = list(self.parameters())
+        state, seen = writes(parameters), self._seen
+        looked_at = ("unchanged", state)
+        written = seen is None or seen[0] != state
+        if seen is not None and not written:  # their data may have been
+            written = not shared(
+                self, looked_at, lambda: all(map(torch.equal, seen[1], parameters))
+            )
+        if not written:
+            return
+        self._cache.clear()
+        self._seen = state, [p.detach().clone() for p in parameters]
+        if _shared is not None:
+            _shared[id(self), looked_at] = True
 
     def forget(self) -> None:
         """Forget all values, which anything beside the parameters has changed."""
