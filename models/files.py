@@ -280,7 +280,7 @@ def unpickle_arrays(path: Path) -> dict[str, Images]:
 
 # -- arrays on disk --------------------------------------------------------------------------------
 
-# joblib.Memory and the like pickle whole results in memory; these are written as they are decoded,
+# Memory of joblib and the like pickle whole results in memory; these are written as they are decoded,
 # mapped, made by one of several processes, and made again where they were changed or cut short.
 
 
