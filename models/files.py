@@ -280,8 +280,9 @@ def unpickle_arrays(path: Path) -> dict[str, Images]:
 
 # -- arrays on disk --------------------------------------------------------------------------------
 
-# Memory of joblib and the like pickle whole results in memory; these are written as they are decoded,
-# mapped, made by one of several processes, and made again where they were changed or cut short.
+# Memory of joblib and the like pickle whole results in memory; these are written as they are
+# decoded, mapped, made by one of several processes, and made again where they were changed or cut
+# short.
 
 
 def cached(
