@@ -26,7 +26,7 @@ from pyro.poutine import Trace
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match, check_site_shape
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from pyro_mdm import randomness
@@ -155,7 +155,13 @@ class MDM_ELBO(ELBO):
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
-        settle()
+        try:
+            settle()
+        except BaseException:
+            for program in (model, guide):  # whose gradients are of what was wrong
+                if isinstance(program, nn.Module):
+                    program.zero_grad()
+            raise
         return float(torch_item(loss))
 
     def _get_trace(

@@ -245,7 +245,7 @@ class DiffusionModel(Registered):
             ValueError: a diffusion whose paths depend on all dimensions of a datum.
         """
         model, missing = self.without_context(), x.isnan()
-        if not self.score_function.maps:  # an entry that is missing is an error
+        if self._refuses_missing:  # an entry that is missing is an error
             refuse = partial(leaving_out, model.score_function, model, missing)
             check_values(~missing.any(), refuse)
             return model, x
@@ -253,6 +253,15 @@ class DiffusionModel(Registered):
             return model, x
         flat = missing.reshape(-1, *self.event_shape)
         return leaving_out(model.score_function, model, flat), torch.where(missing, 0, x)
+
+    @property
+    def _refuses_missing(self) -> bool:
+        """Whether no entry may be missing: no maps, and of no kind that is registered."""
+        kinds = (leaving_out.dispatch(kind) for kind in (object, DenoiserScore))
+        return (
+            not self.score_function.maps
+            and leaving_out.dispatch(type(self.score_function)) in kinds
+        )
 
     def with_score(self, score: Score, likelihood: Likelihood) -> DiffusionModel:
         """The model with another score and decoder, in the same mode."""
@@ -397,7 +406,7 @@ class DiffusionModel(Registered):
         present, observed = self, x
         if x is not None:
             self.check_data(x)
-            if self.score_function.maps:
+            if not self._refuses_missing:
                 present, observed = self.for_present(x)
         batch_shape = () if x is None else x.shape[: x.dim() - event_dim]
         with batch_plate(self.plate, batch_shape, batch_size, num_data):

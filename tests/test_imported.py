@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pyro_mdm import (
     CLD,
+    MDM,
     MDM_ELBO,
     VPSDE,
     Denoiser,
@@ -26,9 +27,11 @@ from pyro_mdm import (
     bound,
 )
 from pyro_mdm.contexts import Labels
+from pyro_mdm.evaluation import class_posterior
 from pyro_mdm.imported import (
     EDMPreconditioned,
     ImportedDenoiser,
+    Labelled,
     MeanOf,
     NoiseSchedule,
     Prediction,
@@ -42,6 +45,7 @@ from pyro_mdm.imported import (
     from_velocity,
     to_azula,
 )
+from pyro_mdm.measurements import Mask, condition_on_measurements, twisted_smc
 from tests.problems import GaussianMixture
 
 MIXTURE = GaussianMixture(
@@ -224,6 +228,56 @@ def test_a_likelihood_under_any_linear_diffusion(kind: Any) -> None:
     found = bound(model, DiffusionGuide(diffusion), x, draws=64)
     expected = float(MIXTURE.log_prob(x).mean())
     assert abs(found.elbo.mean - expected) < 5 * found.monte_carlo_error + 0.01
+
+
+@pytest.mark.parametrize("predicts", ["noise", "velocity"])
+def test_it_answers_all_that_a_model_does(predicts: Prediction) -> None:
+    """The density of the flow with its gradient, and the evidence of a measurement, are exact."""
+    denoiser = imported(SCHEDULES["data at 1"], predicts)
+    diffusion = VPSDE(max_log_snr=12.0, min_log_snr=-10.0)
+    model = DiffusionModel(diffusion, denoiser, event_shape=(2,))
+    x = MIXTURE.sample(8, seed=2).requires_grad_()
+    exact = MIXTURE.log_prob(x)
+    flow = MDM(model, method="flow").log_prob(x)
+    torch.testing.assert_close(flow, exact, rtol=1e-2, atol=2e-2)
+    (gradient,) = torch.autograd.grad(flow.sum(), x)
+    (expected,) = torch.autograd.grad(MIXTURE.log_prob(x).sum(), x)
+    torch.testing.assert_close(gradient, expected, rtol=2e-2, atol=5e-2)
+    first = Mask(torch.tensor([True, False]))
+    obs, variance = torch.tensor([0.4, 0.0], dtype=torch.float64), 0.3**2
+    given = condition_on_measurements(model, first, obs, variance, data=MIXTURE.sample(1000))
+    particles = twisted_smc(given, 200, steps=64, repeats=4)
+    spread = (MIXTURE.covariances[:, 0, 0] + variance).sqrt()
+    laws = torch.distributions.Normal(MIXTURE.means[:, 0], spread).log_prob(obs[0])
+    evidence = float((MIXTURE.log_weights + laws).logsumexp(0))
+    assert particles.extrapolated.mean == pytest.approx(evidence, abs=0.2)
+
+
+def test_classes_by_the_rule_of_bayes() -> None:
+    """The network is told which component of the mixture a datum is of."""
+
+    class Components(nn.Module):
+        def forward(self, w: Tensor, told: Tensor, class_labels: Tensor) -> Tensor:
+            sigma = (1 - told) / told
+            found = [
+                component.x_hat(w / told[:, None], -2 * sigma.log()) for component in components
+            ]
+            return torch.stack(found, 1)[torch.arange(len(w)), class_labels]
+
+    components = [
+        GaussianMixture([1.0], MIXTURE.means[i : i + 1], MIXTURE.covariances[i : i + 1])
+        for i in range(2)
+    ]
+    denoiser = ImportedDenoiser.fit(
+        Labelled(Components()), MIXTURE.sample(1000), NoiseSchedule.flow(), "data", context_size=2
+    )
+    diffusion = VPSDE(max_log_snr=12.0, min_log_snr=-10.0)
+    model = DiffusionModel(diffusion, denoiser, event_shape=(2,), context=Labels(2))
+    x = MIXTURE.sample(40, seed=2)
+    prior = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    found = class_posterior(model, DiffusionGuide(diffusion), x, prior=prior, draws=64)
+    exact = torch.stack([component.log_prob(x) for component in components], 1) + prior.log()
+    assert float((found.log_probs.exp() - exact.softmax(1)).abs().mean()) < 0.1
 
 
 def test_log_snrs_beyond_the_network_are_refused() -> None:

@@ -135,6 +135,22 @@ def test_pipelines_that_are_not_read(components: dict[str, Any], message: str) -
         from_pipeline(SimpleNamespace(components=components), data())
 
 
+def test_a_network_of_texts_needs_a_call() -> None:
+    class Texts(nn.Module):
+        config = SimpleNamespace()
+
+        def forward(self, w: Tensor, time: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+            return w * encoder_hidden_states
+
+    parts = {"unet": Texts(), "scheduler": diffusers.DDPMScheduler()}
+    pipeline = SimpleNamespace(components=parts)
+    with pytest.raises(ValueError, match="Texts is given texts, encoder_hidden_stat"):
+        from_pipeline(pipeline, data())
+    half = torch.tensor(0.5)
+    denoiser = from_pipeline(pipeline, data(), call=lambda network, w, time: network(w, time, half))
+    assert denoiser.x_hat(data(2), 0.0).shape == (2, *SHAPE)
+
+
 def test_latents_are_data_if_they_are_said_to_be() -> None:
     parts = {"unet": unet(), "scheduler": diffusers.DDPMScheduler(), "vae": nn.Identity()}
     denoiser = from_pipeline(SimpleNamespace(components=parts), data(), latents=True)

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import math
+import pickle
+import threading
+
 import pytest
 import torch
 
+from pyro_mdm import CLD, MDM_ELBO, VPSDE, Denoiser, DiffusionGuide, DiffusionModel
+from pyro_mdm.networks import MLP
 from pyro_mdm.support.checks import check_later, check_values, settle
 from tests.benchmarks.operations import MODELS, STEPS, counted, sampler_counts, step_counts
 
@@ -61,6 +68,19 @@ def wrong() -> None:
     raise ValueError("wrong")
 
 
+class Late:
+    """An event that comes when a test wants it to."""
+
+    def __init__(self, has_come: bool = False) -> None:
+        self.has_come = has_come
+
+    def query(self) -> bool:
+        return self.has_come
+
+    def synchronize(self) -> None:
+        self.has_come = True
+
+
 def test_a_check_on_the_cpu_is_at_once() -> None:
     check_values(torch.tensor(True), wrong)
     with pytest.raises(ValueError, match="wrong"):
@@ -70,12 +90,66 @@ def test_a_check_on_the_cpu_is_at_once() -> None:
 
 
 def test_the_answer_of_a_gpu_is_read_when_it_has_come() -> None:
-    come = []
-    check_later(lambda: bool(come), torch.tensor(False), wrong)
-    check_later(lambda: True, torch.tensor(True), wrong)  # waits its turn
-    come.append(1)
+    late = Late()
+    check_later(late, torch.tensor(False), wrong)
+    check_later(Late(True), torch.tensor(True), wrong)  # waits its turn
+    late.has_come = True
     with pytest.raises(ValueError, match="wrong"):
-        check_later(lambda: False, torch.tensor(False), wrong)
+        check_later(Late(), torch.tensor(False), wrong)
+    settle()  # what followed is given up with it
+    check_later(Late(), torch.tensor(False), wrong)
     with pytest.raises(ValueError, match="wrong"):
         settle()
     settle()
+
+
+def test_answers_are_of_their_thread() -> None:
+    check_later(Late(), torch.tensor(False), wrong)
+    thread = threading.Thread(target=settle)
+    thread.start()
+    thread.join()
+    with pytest.raises(ValueError, match="wrong"):
+        settle()
+
+
+def test_a_loss_that_was_wrong_leaves_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the answer comes after the gradients, as on a GPU."""
+    diffusion = VPSDE(max_log_snr=9.0)
+    model = DiffusionModel(diffusion, Denoiser(MLP(2, hidden=8, out_features=2)), event_shape=(2,))
+    guide, loss = DiffusionGuide(diffusion), MDM_ELBO()
+    monkeypatch.setattr(
+        "pyro_mdm.model.check_values", lambda right, report: check_later(Late(), right, report)
+    )
+    with pytest.raises(ValueError, match="float32"):
+        loss.loss_and_grads(model, guide, torch.full((2, 2), 1e6))  # noise is below its rounding
+    assert all(p.grad is None for p in model.parameters())
+    assert math.isfinite(loss.loss_and_grads(model, guide, torch.zeros(2, 2)))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("mode", ["reverse", "forward", "functional"])
+def test_laws_ahead_are_of_numbers_alone(mode: str) -> None:
+    """A time that is differentiated has a law of its own, and a copy has none ahead."""
+    diffusion, times = CLD(), torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
+
+    def level(s: torch.Tensor) -> torch.Tensor:
+        return diffusion.marginal(s).log_snr
+
+    def slope(s: torch.Tensor) -> torch.Tensor:
+        if mode == "functional":
+            return torch.func.grad(level)(s)
+        if mode == "forward":
+            return torch.func.jvp(level, (s,), (torch.ones_like(s),))[1]
+        s = s.detach().requires_grad_()
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(level(s), s)
+        return slope
+
+    expected = slope(times[2])
+    with torch.no_grad(), diffusion.laws_ahead(times):
+        torch.testing.assert_close(slope(times[2]), expected)
+        ahead = level(times[2])
+        torch.testing.assert_close(copy.deepcopy(diffusion).marginal(times[2]).log_snr, ahead)
+        assert pickle.loads(pickle.dumps(diffusion))._ahead is None
+        times.mul_(0.5)
+        assert level(times[2]) > ahead + 0.1

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.autograd import forward_ad
 
 from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.base import (
@@ -42,7 +44,7 @@ from pyro_mdm.diffusions.matrices import (
 from pyro_mdm.diffusions.memory import Remembering
 from pyro_mdm.diffusions.propagator import Propagator
 from pyro_mdm.support.checks import check_values
-from pyro_mdm.support.modules import of_part
+from pyro_mdm.support.modules import of_part, writes
 from pyro_mdm.support.settings import described
 
 __all__ = ["Frozen", "LinearDiffusion"]
@@ -66,12 +68,18 @@ class LawsAhead:
 
     def __init__(self, times: Tensor, laws: Marginal) -> None:
         self._times, self._laws = times, laws  # held, so that no other time comes to its place
+        self._written, self._has_grad = writes((times,)), torch.is_grad_enabled()
         self._places = {s.data_ptr(): i for i, s in enumerate(times.unbind())}
         self._for_batches: dict[torch.Size, list[Marginal]] = {}
 
     def at(self, s: Tensor) -> Marginal | None:
         """The law at one time, repeated for times s (…) that are one by ``expand``; None for
         other times."""
+        moves = s.requires_grad or is_functorch_wrapped_tensor(s)
+        if moves or forward_ad.unpack_dual(s).tangent is not None:
+            return None  # it has derivatives in s
+        if torch.is_grad_enabled() != self._has_grad or writes((self._times,)) != self._written:
+            return None
         if any(s.stride()) and s.numel() != 1:
             return None
         i = self._places.get(s.data_ptr()) if s.numel() and s.dtype == torch.float64 else None
@@ -383,6 +391,9 @@ class LinearDiffusion(Remembering, OneBlock):
         return self.clock_marginal(self.positive_clock(s))
 
     _ahead: LawsAhead | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_ahead": None}  # of places that a copy does not have
 
     @contextmanager
     def laws_ahead(self, times: Tensor) -> Iterator[None]:

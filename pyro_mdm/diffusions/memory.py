@@ -42,8 +42,8 @@ def shared(owner: object, name: Hashable, compute: Callable[[], T]) -> T:
     if _shared is None:
         return compute()
     if (id(owner), name) not in _shared:
-        _shared[id(owner), name] = compute()
-    value: T = _shared[id(owner), name]
+        _shared[id(owner), name] = owner, compute()  # held, so that no other comes to its place
+    value: T = _shared[id(owner), name][1]
     return value
 
 
@@ -81,7 +81,7 @@ class Remembering(nn.Module):
             return shared(self, name, compute)
         self._look()
         if name not in self._cache:
-            with torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad():
                 self._cache[name] = compute()
         value: T = self._cache[name]
         return value
@@ -101,7 +101,7 @@ class Remembering(nn.Module):
         self._cache.clear()
         self._seen = state, [p.detach().clone() for p in parameters]
         if _shared is not None:
-            _shared[id(self), looked_at] = True
+            _shared[id(self), looked_at] = self, True
 
     def forget(self) -> None:
         """Forget all values, which anything beside the parameters has changed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from pathlib import Path
@@ -56,7 +57,8 @@ def from_pipeline(
     Raises:
         ImportError: a folder, and ``diffusers`` is not installed.
         FileNotFoundError: no folder of a pipeline.
-        ValueError: a pipeline without a network that is known, or with an autoencoder.
+        ValueError: a pipeline without a network that is known, or with an autoencoder; a network of
+            texts without ``call``.
     """
     if isinstance(pipeline, Path | str):
         name, parts = f"the pipeline in {pipeline}", _parts(Path(pipeline))
@@ -109,6 +111,12 @@ def _parts(folder: Path) -> dict[str, Any]:
 
 def _read(network: nn.Module, options: dict[str, Any]) -> nn.Module:
     """The network as it is called, with what its configuration says put among the options."""
+    text = inspect.signature(network.forward).parameters.get("encoder_hidden_states")
+    if text is not None and text.default is text.empty and "call" not in options:
+        raise ValueError(
+            f"{type(network).__name__} is given texts, encoder_hidden_states, and no call is; give "
+            "call=, a function of the network, w and the time that passes them"
+        )
     config: Any = network.config
     channels = getattr(config, "in_channels", None)
     if channels is not None and getattr(config, "out_channels", None) == 2 * channels:

@@ -39,7 +39,7 @@ class DenoiserScore(Score):
     data_variance: Tensor
     trained_min: Tensor
     trained_max: Tensor
-    _range_read: tuple[object, tuple[float, float]] | None = None
+    _range_read: tuple[object, object, tuple[float, float]] | None = None
 
     def __init__(
         self, network: nn.Module, event_shape: tuple[int, ...] | None, maps: bool = False
@@ -331,10 +331,13 @@ class DenoiserScore(Score):
 
     def _trained_range(self) -> tuple[float, float]:
         """The trained range as numbers, which are read once until it changes."""
-        state = writes((self.trained_min, self.trained_max))
-        if self._range_read is None or self._range_read[0] != state:
-            self._range_read = state, (self.trained_min.item(), self.trained_max.item())
-        return self._range_read[1]
+        ends = self.trained_min, self.trained_max
+        if ends[0].is_inference() or ends[1].is_inference():  # nobody counts writes to these
+            return ends[0].item(), ends[1].item()
+        if self._range_read is None or self._range_read[0] != writes(ends):
+            # held, so that no others come to their places
+            self._range_read = writes(ends), ends, (ends[0].item(), ends[1].item())
+        return self._range_read[2]
 
     def _report_log_snr(self, lam: Tensor, inside: Tensor) -> None:
         outside = ~inside

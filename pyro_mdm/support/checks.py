@@ -9,10 +9,11 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
+import threading
 from collections.abc import Callable
 from functools import partial
 from numbers import Integral
-from typing import SupportsFloat
+from typing import Protocol, SupportsFloat
 
 import torch
 from torch import Tensor, nn
@@ -159,8 +160,25 @@ def real_tensor(name: str, value: object, expected: str) -> Tensor:
 Report = Callable[[], object]
 """A function that raises the error of a check that failed, or returns where it finds nothing."""
 
-_unread: list[tuple[Callable[[], bool], Tensor, Report]] = []
-"""Answers that a GPU has not given yet: whether they have come, they, and what reports a no."""
+
+class Event(Protocol):
+    """What tells when an answer has come, such as an event of CUDA."""
+
+    def query(self) -> bool:
+        """Whether it has."""
+
+    def synchronize(self) -> None:
+        """Wait for it."""
+
+
+class _Unread(threading.local):
+    """Answers that a GPU has not given yet to a thread, with what reports a no."""
+
+    def __init__(self) -> None:
+        self.answers: list[tuple[Event, Tensor, Report]] = []
+
+
+_unread = _Unread()
 
 
 def check_values(right: Tensor, report: Report) -> None:
@@ -177,8 +195,8 @@ def check_values(right: Tensor, report: Report) -> None:
         return
     if right.device.type == "cuda":
         answer, event = right.to("cpu", non_blocking=True), torch.cuda.Event()
-        event.record()
-        check_later(event.query, answer, report)
+        event.record(torch.cuda.current_stream(right.device))
+        check_later(event, answer, report)
         return
     try:
         torch._assert_async(right)
@@ -190,35 +208,40 @@ def check_values(right: Tensor, report: Report) -> None:
         report()
 
 
-def check_later(has_come: Callable[[], bool], answer: Tensor, report: Report) -> None:
+def check_later(event: Event, answer: Tensor, report: Report) -> None:
     """A check whose answer is still on its way; those that have come are read, the oldest first.
 
     Args:
-        has_come: whether the answer may be read.
+        event: event after which the answer may be read.
         answer, report: as of :func:`check_values`, with the answer on the CPU.
     """
-    _unread.append((has_come, answer, report))
-    while _unread and _unread[0][0]():
+    _unread.answers.append((event, answer, report))
+    while _unread.answers and _unread.answers[0][0].query():
         _read_first()
 
 
 def settle() -> None:
-    """Waits for the answers to all checks, where Python reads a number of the GPU anyway."""
-    if _unread and torch.cuda.is_available():
-        torch.cuda.synchronize()
-    while _unread:
+    """Waits for the answers to all checks of this thread, where Python reads a number of the GPU
+    anyway."""
+    while _unread.answers:
+        _unread.answers[0][0].synchronize()
         _read_first()
 
 
 def _read_first() -> None:
-    _, answer, report = _unread.pop(0)
-    if not bool(answer):
+    _, answer, report = _unread.answers.pop(0)
+    if bool(answer):
+        return
+    try:
         report()
+    except BaseException:
+        _unread.answers.clear()  # the rest may follow from it, and are of what is given up
+        raise
 
 
 def finite(value: Tensor) -> Tensor:
     """Whether all entries are finite, bool, 0-dim: the largest size is."""
-    if not value.numel():
+    if not value.numel() or not (value.is_floating_point() or value.is_complex()):
         return torch.ones((), dtype=torch.bool, device=value.device)
     with torch.no_grad():
         return torch.linalg.vector_norm(value, math.inf) < math.inf
