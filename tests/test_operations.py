@@ -10,7 +10,7 @@ import threading
 import pytest
 import torch
 
-from pyro_mdm import CLD, MDM_ELBO, VPSDE, Denoiser, DiffusionGuide, DiffusionModel
+from pyro_mdm import CLD, MDM_ELBO, VPSDE, Denoiser, DiffusionGuide, DiffusionModel, bound
 from pyro_mdm.networks import MLP
 from pyro_mdm.support.checks import check_later, check_values, settle
 from tests.benchmarks.operations import MODELS, STEPS, counted, sampler_counts, step_counts
@@ -123,6 +123,9 @@ def test_a_loss_that_was_wrong_leaves_no_gradient(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ValueError, match="float32"):
         loss.loss_and_grads(model, guide, torch.full((2, 2), 1e6))  # noise is below its rounding
     assert all(p.grad is None for p in model.parameters())
+    for ask in (lambda x: bound(model, guide, x, draws=2), model.log_prob):
+        with pytest.raises(ValueError, match="float32"):  # in place of a number
+            ask(torch.full((8, 2), 1e6))
     assert math.isfinite(loss.loss_and_grads(model, guide, torch.zeros(2, 2)))
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.evaluation.weights import pareto_limit
+from pyro_mdm.support.checks import settle
 from pyro_mdm.support.measured import ALL_TERMS, NO_TERM, Measured, reach, table
 
 __all__ = [
@@ -41,6 +42,9 @@ class InBits:
     mean: float
     standard_error: float
     num_dims: int
+
+    def __post_init__(self) -> None:
+        settle()  # no number without the answers to the checks on the way to it
 
     @property
     def bits_per_dim(self) -> float:

@@ -29,7 +29,7 @@ from pyro_mdm.paths.divergence import path_divergence
 from pyro_mdm.paths.flow import Solver, flow_log_prob
 from pyro_mdm.paths.generative import GenerativePath
 from pyro_mdm.paths.laws import noising_law
-from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.checks import check_count, settle
 
 __all__ = [
     "Estimator",
@@ -117,6 +117,7 @@ class Estimator:
         with self._drawing(len(x)), shared_ends():
             estimates = self._one(many).expand(len(many)).reshape(self.draws, -1)
         value = log_mean_weight(estimates) if self.is_exact else estimates.mean(0)
+        settle()
         return value.to(x.dtype)
 
     @property
