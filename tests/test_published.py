@@ -46,7 +46,9 @@ def test_the_page_says_what_its_intervals_say() -> None:
     for learned in ("learned2", "learned3"):
         assert low[f"{learned} − vpsde"] > 0 and high[f"{learned} − malda"] < 0
         assert low[f"{learned} − cld"] < 0 < high[f"{learned} − cld"]
-    words = "VPSDE, which is better, and from MALDA, which is worse. They do not tell them\nfrom CLD"
+    words = (
+        "VPSDE, which is better, and from MALDA, which is worse. They do not tell them\nfrom CLD"
+    )
     assert words in PAGE
 
 

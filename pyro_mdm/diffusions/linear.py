@@ -7,17 +7,15 @@ A linear diffusion consists of its :class:`Matrices` Q and D, and its
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
-from torch.autograd import forward_ad
 
 from pyro_mdm.diffusions import kernels
+from pyro_mdm.diffusions.ahead import Foreseeing
 from pyro_mdm.diffusions.base import (
     Marginal,
     Matrix,
@@ -29,7 +27,6 @@ from pyro_mdm.diffusions.base import (
     same_time,
 )
 from pyro_mdm.diffusions.clocks import Clock, LinearBeta
-from pyro_mdm.diffusions.closed import OneBlock
 from pyro_mdm.diffusions.curve import Curve, decay, volume_rate
 from pyro_mdm.diffusions.end_laws import EndLaws
 from pyro_mdm.diffusions.ends import Ends
@@ -41,10 +38,9 @@ from pyro_mdm.diffusions.matrices import (
     Matrices,
     covariance_matrix,
 )
-from pyro_mdm.diffusions.memory import Remembering
 from pyro_mdm.diffusions.propagator import Propagator
 from pyro_mdm.support.checks import check_values
-from pyro_mdm.support.modules import of_part, writes
+from pyro_mdm.support.modules import of_part
 from pyro_mdm.support.settings import described
 
 __all__ = ["Frozen", "LinearDiffusion"]
@@ -58,44 +54,6 @@ class Frozen(NamedTuple):
     unit_drift: Tensor  # A_0 = -(Q + D) Σ_∞^{-1}
 
 
-class LawsAhead:
-    """Laws at times that were computed before they are asked for, recognized by their place.
-
-    Args:
-        times: (N,), of which tensors that hold a single one are views.
-        laws: at these, (N, …).
-    """
-
-    def __init__(self, times: Tensor, laws: Marginal) -> None:
-        self._times, self._laws = times, laws  # held, so that no other time comes to its place
-        self._written, self._has_grad = writes((times,)), torch.is_grad_enabled()
-        self._places = {s.data_ptr(): i for i, s in enumerate(times.unbind())}
-        self._for_batches: dict[torch.Size, list[Marginal]] = {}
-
-    def at(self, s: Tensor) -> Marginal | None:
-        """The law at one time, repeated for times s (…) that are one by ``expand``; None for
-        other times."""
-        moves = s.requires_grad or is_functorch_wrapped_tensor(s)
-        if moves or forward_ad.unpack_dual(s).tangent is not None:
-            return None  # it has derivatives in s
-        if torch.is_grad_enabled() != self._has_grad or writes((self._times,)) != self._written:
-            return None
-        if any(s.stride()) and s.numel() != 1:
-            return None
-        i = self._places.get(s.data_ptr()) if s.numel() and s.dtype == torch.float64 else None
-        if i is None:
-            return None
-        if s.shape not in self._for_batches:
-            fields = (
-                t.reshape(len(t), *[1] * s.dim(), *t.shape[1:])
-                .expand(-1, *s.shape, *[-1] * (t.dim() - 1))
-                .unbind()
-                for t in self._laws
-            )
-            self._for_batches[s.shape] = [Marginal(*law) for law in zip(*fields, strict=True)]
-        return self._for_batches[s.shape][i]
-
-
 def _report_zero() -> None:
     raise ValueError(
         "the law of y_s given x at s = 0, where y holds x itself: Σ is singular and log SNR "
@@ -103,7 +61,19 @@ def _report_zero() -> None:
     )
 
 
-class LinearDiffusion(Remembering, OneBlock):
+def _report_precision(diffusion: LinearDiffusion, growth: Tensor, tau: Tensor, what: str) -> None:
+    diffusion.check_controllable()  # a more specific error than one of precision
+    worst = int(growth.flatten().argmax())
+    s = diffusion.inverse_clock(tau.detach())
+    raise kernels.KernelPrecisionError(
+        f"{type(diffusion).__name__}: float64 cannot hold {what} at s = "
+        f"{s.expand(growth.shape).flatten()[worst].item():.3g} (rounding grows by "
+        f"{growth.max().item():.1e}, expected at most {MAX_AMPLIFICATION:.0e}); lower "
+        "max_log_snr, take longer steps, or bring the time scales of its matrices together"
+    )
+
+
+class LinearDiffusion(Foreseeing):
     r"""A linear diffusion ``dy = -(Q + D) Σ_∞^{-1} y β ds + sqrt(2 D β) dB``.
 
     Args:
@@ -300,10 +270,7 @@ class LinearDiffusion(Remembering, OneBlock):
 
     def clock(self, s: Times) -> Tensor:
         """The clock time b(s) = ∫_0^s β, like s, on which kernels depend."""
-        return self._clock(self.checked_time("s", s))
-
-    def _clock(self, s: Tensor) -> Tensor:
-        return self.clock_scale() * self.beta.integral(s)
+        return self.clock_scale() * self.beta.integral(self.checked_time("s", s))
 
     def inverse_clock(self, tau: Tensor) -> Tensor:
         return self.beta.inverse(tau / self.clock_scale())
@@ -384,29 +351,16 @@ class LinearDiffusion(Remembering, OneBlock):
             KernelPrecisionError: float64 cannot hold log SNR(s).
         """
         if isinstance(s, Tensor):
-            if self._ahead is not None and (law := self._ahead.at(s)) is not None:
+            if (law := self.law_ahead(s)) is not None:
                 return law
             if (one := same_time(s)) is not None:
                 return Marginal(*(t.expand(*s.shape, *t.shape) for t in self.marginal(one)))
         return self.clock_marginal(self.positive_clock(s))
 
-    _ahead: LawsAhead | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_ahead": None}  # of places that a copy does not have
-
-    @contextmanager
-    def laws_ahead(self, times: Tensor) -> Iterator[None]:
-        outer, self._ahead = self._ahead, LawsAhead(times, self.marginal(times))
-        try:
-            yield
-        finally:
-            self._ahead = outer
-
     def positive_clock(self, s: Times) -> Tensor:
         s = self.checked_time("s", s)
         check_values((s.detach() > 0).all(), _report_zero)
-        return self._clock(s)
+        return self.clock_scale() * self.beta.integral(s)
 
     def clock_marginal(self, tau: Tensor) -> Marginal:
         a, Sigma, factor = self.factorization(tau)
@@ -498,18 +452,7 @@ class LinearDiffusion(Remembering, OneBlock):
     def check_precision(self, growth: Tensor, tau: Tensor, what: str) -> None:
         if growth.numel():
             held = (growth <= MAX_AMPLIFICATION).all()
-            check_values(held, partial(self._report_precision, growth, tau, what))
-
-    def _report_precision(self, growth: Tensor, tau: Tensor, what: str) -> None:
-        self.check_controllable()  # a more specific error than one of precision
-        worst = int(growth.flatten().argmax())
-        s = self.inverse_clock(tau.detach())
-        raise kernels.KernelPrecisionError(
-            f"{type(self).__name__}: float64 cannot hold {what} at s = "
-            f"{s.expand(growth.shape).flatten()[worst].item():.3g} (rounding grows by "
-            f"{growth.max().item():.1e}, expected at most {MAX_AMPLIFICATION:.0e}); lower "
-            "max_log_snr, take longer steps, or bring the time scales of its matrices together"
-        )
+            check_values(held, partial(_report_precision, self, growth, tau, what))
 
     def extra_repr(self) -> str:
         text = f"num_variables={self.num_variables}, max_log_snr={self.max_log_snr:g}"
