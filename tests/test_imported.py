@@ -249,7 +249,7 @@ def test_it_answers_all_that_a_model_does() -> None:
     spread = (MIXTURE.covariances[:, 0, 0] + variance).sqrt()
     laws = torch.distributions.Normal(MIXTURE.means[:, 0], spread).log_prob(obs[0])
     evidence = float((MIXTURE.log_weights + laws).logsumexp(0))
-    assert particles.extrapolated.mean == pytest.approx(evidence, abs=0.4)
+    assert particles.extrapolated.mean == pytest.approx(evidence, abs=0.6)
 
 
 def test_classes_by_the_rule_of_bayes() -> None:
