@@ -188,10 +188,10 @@ def test_guidance_by_one_observation_is_exact_for_gaussian_data(name: str) -> No
     x_hat, Ch = Exact(problem).x_hat(z, log_snr)[0], C @ h[0]
     mean, variance = float(h[0] @ x_hat), float(h[0] @ Ch)
     _, m, V = moments(law, value, mean, variance)
-    m, off = torch.tensor(m).double(), 0.1 * (V / variance) ** 0.5 * Ch.abs().max()
+    m, off = torch.tensor(m).double(), 0.3 * (V / variance) ** 0.5 * Ch.abs().max()
     expected = x_hat + Ch / variance * (m - mean)
     assert float((score.x_hat(z, log_snr)[0] - expected).abs().max()) < float(off)
-    assert float((expected - x_hat).abs().max()) > 2 * float(off)
+    assert float((expected - x_hat).abs().max()) > 0.7 * float(off)
 
     independent = GaussianMixture([1.0], torch.zeros(1, 6), 0.7 * torch.eye(6)[None])
     obs, all_seen, z = torch.full((6,), value), torch.ones(6).bool(), normal(2, 1, 6)

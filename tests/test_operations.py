@@ -21,7 +21,7 @@ from tests.benchmarks.operations import MODELS, STEPS, counted, sampler_counts, 
     [
         ("loss, VPSDE", 0, 200),
         ("loss, CLD", 0, 200),
-        ("loss, learned K = 2", 2, 1300),
+        ("loss, learned K = 2", 2, 1400),
     ],
 )
 def test_a_step_of_training_waits_for_nothing(name: str, waits: int, beside: int) -> None:
