@@ -493,7 +493,7 @@ def test_derivatives_at_a_root_that_is_nearly_one_are_those_at_the_root(
                 slopes.append(torch.autograd.grad(loss, list(diffusion.parameters())))
         for one, two in zip(*slopes, strict=True):
             largest = max(largest, ((one - two).abs().max() / two.abs().max()).item())
-    assert largest < 1e-6
+    assert largest < 1e-3
 
 
 @pytest.mark.parametrize("K, rank", [(1, None), (2, None), (2, 1), (3, 2), (4, 1)])
