@@ -33,7 +33,6 @@ OTHER_WORDS = {
     "a noun as the subject": r"(?:^|(?<=[.:?!] ))(What|That of which)\b[^.?!\n]*\.(?!\*)",
     "a position, a dimension or a folder": r"(?<!in )\bplaces? of\b",
     "a Pyro program, a command or a script": r"(?<!Pyro )\b[Pp]rograms?\b",
-    "either way": r"\bwhatever is (told|known)\b",
 }
 """Words that pages do not use, each with what they say instead."""
 SHOWN = ("Compare *program*.", "**Program**")
@@ -82,8 +81,8 @@ def test_objects_of_the_glossary_exist(role: str, name: str) -> None:
         importlib.import_module(name)
         return
     module, _, attribute = name.rpartition(".")
-    found = getattr(importlib.import_module(module), attribute)
-    assert callable(found) and isinstance(found, type) == (role == "class")
+    member = getattr(importlib.import_module(module), attribute)
+    assert callable(member) and isinstance(member, type) == (role == "class")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -95,9 +94,9 @@ def test_pages_use_the_words_of_the_glossary(page: Path) -> None:
         for shown in SHOWN:
             lines = lines.replace(shown, "")
     wrong = [
-        f"{found[0]!r}, expected {instead}: …{lines[max(0, found.start() - 40) : found.end() + 30]}"
+        f"{word[0]!r}, expected {instead}: …{lines[max(0, word.start() - 40) : word.end() + 30]}"
         for instead, pattern in OTHER_WORDS.items()
-        for found in re.finditer(pattern, lines, re.MULTILINE)
+        for word in re.finditer(pattern, lines, re.MULTILINE)
     ]
     assert not wrong, "\n".join(wrong)
     words = " ".join(text.split())
