@@ -4,8 +4,9 @@
     python -m tests.benchmarks.paper_table runs/paper-digits \\
         --command "python -m inference.experiment paper --model digits --workers 2"
 
-``paper-<data set>.csv`` has a row for each diffusion, its bound and what it is less VPSDE;
-``paper-<data set>-learned.csv`` each learned diffusion less each fixed one.
+``paper-<data set>.csv`` has a row for each diffusion, its bound and its difference to VPSDE's;
+``paper-<data set>-learned.csv`` has learned − fixed for each pair. ``--name`` is another name than
+that of the data set, for a second study of it.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ NOTE = (
 )
 
 
-def tables(folder: Path, command: str, out: Path) -> None:
+def tables(folder: Path, command: str, out: Path, name: str | None = None) -> None:
     """Write both tables of a folder, which ``command`` has made, into another."""
-    images = folder.name.removeprefix("paper-")
+    study = name or folder.name.removeprefix("paper-")
     bounds, learned = (pd.read_csv(folder / f"{name}.csv") for name in ("summary", "learned"))
     seeds = int(bounds["seeds"].iloc[0])
     config = read_settings(folder / f"noise-{bounds['guide'].iloc[0]}-0")
-    commands = [command, f'python -m tests.benchmarks.paper_table runs/{folder.name} --command "…"']
+    renamed = f" --name {name}" if name else ""
+    made_by = f'python -m tests.benchmarks.paper_table runs/{folder.name}{renamed} --command "…"'
     notes = [
         f"{config['steps']} steps of {config['batch_size']}, network {config['network']}",
         NOTE,
@@ -58,8 +60,8 @@ def tables(folder: Path, command: str, out: Path) -> None:
             "difference_high": learned["difference_high_95"],
         }
     )
-    for name, table in ((f"paper-{images}", rows), (f"paper-{images}-learned", pairs)):
-        write(out / f"{name}.csv", table, commands, of_seeds, "bits/dim", notes)
+    for file, table in ((f"paper-{study}", rows), (f"paper-{study}-learned", pairs)):
+        write(out / f"{file}.csv", table, [command, made_by], of_seeds, "bits/dim", notes)
 
 
 def main() -> None:
@@ -67,8 +69,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--command", required=True, help="that has trained and compared the runs")
     parser.add_argument("--summary", type=Path, default=Path("docs/measured/data"))
+    parser.add_argument("--name", help="of the study, in the names of the files")
     arguments = parser.parse_args()
-    tables(arguments.folder, arguments.command, arguments.summary)
+    tables(arguments.folder, arguments.command, arguments.summary, arguments.name)
 
 
 if __name__ == "__main__":
