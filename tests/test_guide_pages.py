@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from docs import __main__ as builder
+
 ROOT = Path(__file__).resolve().parent.parent
 GUIDE = ROOT / "docs" / "guide"
 PAGE = GUIDE / "troubleshooting.md"
@@ -75,3 +77,12 @@ def test_answers_run_one_after_another(tmp_path: Path, monkeypatch: pytest.Monke
         exec(compile(block, "how-do-i.md", "exec"), defined)
     assert defined["samples"].shape == (64, 2) and defined["restored"].shape == (4, 2)
     assert (tmp_path / "mine" / "model.safetensors").exists()
+
+
+def test_the_builder_of_pages_says_what_it_takes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["docs", "--help"])
+    builder.main()
+    said = capsys.readouterr().out
+    assert "python -m docs" in said and "sphinx-build" in said
