@@ -101,7 +101,7 @@ class Matrix(SphinxDirective):
             columns = [cell.column for cell in next(iter(rest.values()))]
             heads_of_columns = [[_title(column)] for column in columns]
             body = [
-                [[nodes.literal(text=row)], *([_cell(cell, messages)] for cell in cells)]
+                [[nodes.literal(text=row)], *(_cell(cell, messages) for cell in cells)]
                 for row, cells in rest.items()
             ]
             out += [_table([[nodes.Text("")], *heads_of_columns], body), *_reasons(messages)]
@@ -112,10 +112,12 @@ def _title(column: str) -> nodes.Node:
     return nodes.Text(TITLES[column]) if column in TITLES else nodes.literal(text=column)
 
 
-def _cell(outcome: Outcome, messages: Sequence[str]) -> nodes.Node:
+def _cell(outcome: Outcome, messages: Sequence[str]) -> list[nodes.Node]:
+    """A tick, or a dash with the number of the message."""
     if outcome.refused is None:
-        return nodes.Text("yes")
-    return nodes.Text(f"no ({messages.index(outcome.refused) + 1})")
+        return [nodes.Text("✓")]
+    number = str(messages.index(outcome.refused) + 1)
+    return [nodes.Text("–"), nodes.superscript(text=number)]
 
 
 def _list(parts: Sequence[nodes.Node]) -> list[nodes.Node]:
