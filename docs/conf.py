@@ -27,6 +27,7 @@ extensions = [
     "docs._ext.api",
     "docs._ext.formulas",
     "docs._ext.mathml",
+    "docs._ext.matrix",
     "docs._ext.measured",
     "docs._ext.programs",
     "docs._ext.references",

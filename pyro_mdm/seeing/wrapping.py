@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from pyro_mdm import likelihoods
-from pyro_mdm.diffusions.base import Cap, Diffusion, UnsupportedDiffusionError
+from pyro_mdm.diffusions.base import Cap, Diffusion, UnsupportedDiffusionError, require
 from pyro_mdm.scores.base import Score
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.support.checks import check_instance
@@ -77,6 +77,8 @@ class WrappedDenoiser(Score):
         return {"denoiser": self.denoiser}
 
     def check_diffusion(self, diffusion: Diffusion) -> None:
+        fix = "use ResidualScore or RawScore"
+        require(diffusion, Cap.KERNELS, who=type(self).__name__, fix=fix)
         if self.instead_of in diffusion.caps:
             raise UnsupportedDiffusionError(
                 f"{type(self).__name__} is for diffusions that a denoiser alone does not serve, "
