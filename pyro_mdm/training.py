@@ -182,7 +182,8 @@ class Trainer:
         average: the decay of the :class:`MovingAverage`, or the average itself; None: none.
         skip: whether a step whose gradient is not finite is left out; this waits for the device.
         patience: number of looks in turn that find nothing better, after which training stops.
-        seconds: number of seconds after which training stops, at the end of a step.
+        seconds: number of seconds after which training stops, at the end of a step. Rates fall
+            with the share of steps or of seconds that has passed, whichever is larger.
         precision: "32-true" or "bf16-mixed", of the networks of scores alone, while they are
             trained; None: as they are.
         compile: a backend of ``torch.compile`` for the networks of scores.
@@ -276,6 +277,7 @@ class Trainer:
         self._best: list[Tensor] = []  # averaged weights and buffers
         self._worse = 0  # looks since the best
         self._ended = False
+        self._began: float | None = None  # when the loop did, by the clock
         self._bar: Progress | None = None
         self._random: list[Tensor] = []  # states that the next loop begins with
         self._dtypes: list[tuple[Score, torch.dtype | None]] = []  # before this training
@@ -304,6 +306,8 @@ class Trainer:
         """Set learning rates and clear gradients: the first half of :meth:`step`, for losses in
         several pieces."""
         factor = schedule(self.step_number, self.steps, self.warmup, self.decay)
+        if self.decay == "cosine":  # seconds may pass sooner than steps
+            factor = min(factor, schedule(int(1e6 * self._share_of_time()), 10**6))
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         self.optimizer.zero_grad(set_to_none=True)
@@ -342,14 +346,14 @@ class Trainer:
             )
         self._set_random(self._random)
         self._random = []
-        end = math.inf if self.seconds is None else time.monotonic() + self.seconds
+        self._began = time.monotonic()
         if self._module is not None:
             self._module.train()
         what = self.progress if isinstance(self.progress, str) else "training"
         done, shown = self.step_number, bool(self.progress)
         with progress_bar(self.steps, what, "steps", initial=done, shown=shown) as self._bar:
             while self.step_number < self.steps and not self._is_out_of_patience:
-                if time.monotonic() > end and self.step_number > done:
+                if self._share_of_time() == 1 and self.step_number > done:
                     break
                 before = self.step_number
                 yield before
@@ -360,6 +364,12 @@ class Trainer:
                     )
                 self._bar.update(self.step_number - before)
         self.end()
+
+    def _share_of_time(self) -> float:
+        """The share of the loop's seconds that has passed; 0 outside a loop, or without a limit."""
+        if self.seconds is None or self._began is None:
+            return 0.0
+        return min(1.0, (time.monotonic() - self._began) / self.seconds)
 
     @property
     def _is_out_of_patience(self) -> bool:

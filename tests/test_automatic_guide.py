@@ -229,7 +229,7 @@ def test_particles_start_as_wide_as_the_prior(monkeypatch: pytest.MonkeyPatch) -
         starts.append(first)
         return temper(first, *rest)
 
-    monkeypatch.setattr("pyro_mdm.automatic.guide.temper", seen)
+    monkeypatch.setattr("pyro_mdm.automatic.fitting.temper", seen)
 
     def program() -> None:
         pyro.sample("x", dist.Normal(5.0, 3.0))

@@ -33,6 +33,7 @@ with Applications to Sampling", 2025.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple
@@ -71,6 +72,11 @@ class Ratio:
     def inverse(self, x: Tensor) -> Tensor:
         """u of x."""
         return _solved(self.scale_tril, (x - self.loc).mT).mT
+
+    def log_unit(self, u: Tensor) -> Tensor:
+        """log density of x = loc + scale_tril u for u of N(0, I), (n,)."""
+        constant = u.shape[-1] * math.log(2 * math.pi)
+        return -(u.square().sum(-1) + constant) / 2 - self.scale_tril.diagonal().log().sum()
 
     def __call__(self, u: Tensor) -> Tensor:
         return self.log_density(self.place(u)) + u.square().sum(-1) / 2
@@ -160,6 +166,10 @@ class Chain(nn.Module, ABC):
     def paths(self, h: Ratio, n: int) -> Path:
         """n paths, through whose states gradients pass where they are enabled."""
 
+    @abstractmethod
+    def noising_cost(self, h: Ratio, u: Tensor) -> Tensor:
+        """Σ_k (log q/r* - log r/r°) of paths that r draws from their ends u (n, d), (n,)."""
+
     def shares(self) -> Tensor:
         """Logarithms of the steps' shares of time, up to a constant, (N,)."""
         return self.gaps.double()
@@ -218,12 +228,22 @@ class Annealed(Chain):
         self.trust = nn.Parameter(torch.zeros(steps + 1, K, dim))
         self.log_scale_back = nn.Parameter(torch.zeros(steps, K, dim))  # log σ of r
 
+    @property
+    def _moving(self) -> tuple[Tensor, ...]:
+        """Parameters that are 0 where the chain doesn't change N(0, I)."""
+        network = (self.last.weight, self.last.bias)
+        return (*network, self.power, self.trust, self.log_scale, self.log_scale_back)
+
     @torch.no_grad()
     def rest(self) -> None:
         """Make the chain one that doesn't change N(0, I)."""
-        still = (self.last.weight, self.last.bias, self.power, self.trust)
-        for parameter in (*still, self.log_scale, self.log_scale_back):
+        for parameter in self._moving:
             parameter.zero_()
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether the chain doesn't change N(0, I)."""
+        return not any(bool(parameter.any()) for parameter in self._moving)
 
     def control(self, y: Tensor, slope: Tensor, k: int) -> Tensor:
         """u (n, K, d), of states y and ∇log h there."""
@@ -259,13 +279,44 @@ class Annealed(Chain):
             back = _solved(S, kicked - R @ moved)
             aim = drift_back[:, None] * pull[:, None] - pace * u
             epsilon_back = (back - aim) * (-self.log_scale_back[k]).exp()
-            total = total + _cost(noise, epsilon, self.log_scale[k])
-            total = total - _cost(back, epsilon_back, self.log_scale_back[k])
+            total = total + self._cost(k, noise, epsilon, back, epsilon_back)
             if self.K > 1:
-                total = total - _log_rest(root, kicked) + _log_rest(root, y)
-                total = total - _log_rest(root, after) + _log_rest(root, moved)
+                total = total + _kick_cost(root, y, kicked) + _kick_cost(root, moved, after)
             y = after
         return Path(y[:, 0], total)
+
+    def _cost(
+        self, k: int, noise: Tensor, epsilon: Tensor, back: Tensor, epsilon_back: Tensor
+    ) -> Tensor:
+        """log q/r* - log r/r° of step k by the noise of both directions, (n,)."""
+        forth = _cost(noise, epsilon, self.log_scale[k])
+        return forth - _cost(back, epsilon_back, self.log_scale_back[k])
+
+    def noising_cost(self, h: Ratio, u: Tensor) -> Tensor:
+        kernels, root, after = self.kernels(), self.root(), self.start(len(u))
+        after[:, 0] = u  # v_0 is at rest, and does not correlate with x
+        slope = h.gradient(after[:, 0])
+        pull, control = self.power[0] * _bounded(slope, LIMIT), self.control(after, slope, 0)
+        total = u.new_zeros(len(u))
+        for k in range(self.steps):
+            M, L, R, S, kick, drift, drift_back, _, _, pace = (tensor[k] for tensor in kernels)
+            moved = after - kick[:, None] * pull[:, None]
+            epsilon_back = torch.randn_like(after)
+            aim = drift_back[:, None] * pull[:, None] - pace * control
+            back = aim + self.log_scale_back[k].exp() * epsilon_back
+            kicked = R @ moved + S @ back
+            slope = h.gradient(kicked[:, 0])  # a kick moves v alone, so that x is that of y
+            pull = self.power[k + 1] * _bounded(slope, LIMIT)
+            y = kicked - kick[:, None] * pull[:, None]
+            control = self.control(y, slope, k + 1)
+            noise = _solved(L, moved - M @ kicked)
+            a = drift[:, None] * pull[:, None] + pace * control
+            epsilon = (noise - a) * (-self.log_scale[k]).exp()
+            total = total + self._cost(k, noise, epsilon, back, epsilon_back)
+            if self.K > 1:
+                total = total + _kick_cost(root, y, kicked) + _kick_cost(root, moved, after)
+            after = y
+        return total
 
 
 class Reversed(Chain):
@@ -299,7 +350,7 @@ class Reversed(Chain):
             total = total + _cost(noise, epsilon, self.log_scale[k])
         return Path(y[:, 0], total)
 
-    def log_ratio(self, h: Ratio, u: Tensor) -> Tensor:
+    def noising_cost(self, h: Ratio, u: Tensor) -> Tensor:
         """log q / r* of noising paths from u (n, d), (n,), whose mean is the forward bound."""
         kernels = self.kernels()
         with torch.no_grad():
@@ -328,9 +379,9 @@ def _solved(triangle: Tensor, y: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(triangle, y, upper=False)
 
 
-def _log_rest(root: Tensor, y: Tensor) -> Tensor:
-    """log N(y; 0, Σ_∞) up to a constant, (n,)."""
-    return -_solved(root, y).square().sum((1, 2)) / 2
+def _kick_cost(root: Tensor, y: Tensor, kicked: Tensor) -> Tensor:
+    """log N(y; 0, Σ_∞) - log N(kicked; 0, Σ_∞), (n,): a kick has unit Jacobian."""
+    return (_solved(root, kicked).square() - _solved(root, y).square()).sum((1, 2)) / 2
 
 
 def _cost(noise: Tensor, epsilon: Tensor, log_scale: Tensor) -> Tensor:

@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
-import functools
+import copy
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NoReturn
 
 import pyro
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.infer.autoguide import AutoMultivariateNormal, init_to_median
+from pyro.ops.provenance import detach_provenance
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import constraints
 
 from pyro_mdm.automatic.chain import Annealed, Chain, Ratio, Reversed
+from pyro_mdm.automatic.checkup import Checkup, checked, second_fit
 from pyro_mdm.automatic.density import ProgramDensity, is_enumerated, run
+from pyro_mdm.automatic.draws import row, unconstrained
+from pyro_mdm.automatic.fitting import COMPARED, Fitting
+from pyro_mdm.automatic.gap import Gap, gap, gap_by_draws
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.presets import VPSDE
 from pyro_mdm.posteriors.guide import ImportanceWeights
-from pyro_mdm.posteriors.tempering import GROUPS, temper
+from pyro_mdm.posteriors.tempering import GROUPS
 from pyro_mdm.support.checks import check_count, check_instance, check_number
-from pyro_mdm.training import Trainer
 
 __all__ = ["AutoMDM"]
 
 STARTS = {"gaussian": Annealed, "particles": Reversed}
 AT_A_TIME = 1_000
 """Paths that are drawn together."""
-CLIP = 10.0
-"""Of the norm of gradients."""
-WORST = 50.0
-"""Nats below the median beyond which a path's weight doesn't count in an update."""
-COMPARED = 1_000
-"""Paths by which the chain and its Gaussian are compared."""
 STORED = (
     "of Pyro's parameter store, where another guide has left them; call pyro.clear_param_store() "
     "before a new guide"
@@ -44,8 +42,6 @@ OF_TAILS = (
     "tails, or none that is proper, has such weights always"
 )
 """What to do about weights that mislead."""
-OF_PRIOR = 200
-"""Draws of the prior, by whose spread particles start."""
 
 
 class _ChainLaw(TorchDistribution):
@@ -68,13 +64,12 @@ class _ChainLaw(TorchDistribution):
         shape = torch.Size([*sample_shape, *self.batch_shape])
         path = self.chain.paths(self.ratio, shape.numel())
         x = self.ratio.place(path.u).reshape(*shape, self.chain.dim)
-        rest = -(path.u.square().sum(1) + self.chain.dim * math.log(2 * math.pi)) / 2
-        volume = self.ratio.scale_tril.diagonal().log().sum()
-        self.drawn = x, (path.cost + rest - volume).reshape(shape)
+        self.drawn = detach_provenance(x), (path.cost + self.ratio.log_unit(path.u)).reshape(shape)
         return x
 
     def log_prob(self, value: Tensor) -> Tensor:
-        if self.drawn is None or self.drawn[0] is not value:
+        same = detach_provenance(value)  # pyro.render_model wraps values
+        if self.drawn is None or self.drawn[0] is not same:
             raise NotImplementedError(
                 "a value that this guide did not draw has no density in closed form; draw from the "
                 "guide, or weigh other values by guide.importance(n)"
@@ -148,6 +143,20 @@ class AutoMDM(AutoMultivariateNormal):
             raise ValueError(f"start is {start!r}, expected one of {', '.join(map(repr, STARTS))}")
         self.start, self._steps, self._width = start, steps, width
         self._program = (model,)  # as it is, without values to start from; not a module of this one
+        self._start_values = {"init_loc_fn": init_loc_fn, "init_scale": init_scale}
+        self._budget: dict[str, Any] = {}  # of the last fit
+        self.losses = torch.zeros(0)
+
+    def _like_this(self, program: Callable[..., Any], *, start: str | None = None) -> AutoMDM:
+        """A guide of a program with the settings of this one, before any fit."""
+        return AutoMDM(
+            program,
+            copy.deepcopy(self._diffusion),
+            steps=self._steps,
+            start=start or self.start,
+            width=self._width,
+            **self._start_values,
+        )
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         stored = [n for n in pyro.get_param_store() if n.startswith(f"{self._pyro_name}.")]
@@ -214,6 +223,8 @@ class AutoMDM(AutoMultivariateNormal):
         paths: int = 128,
         particles: int = 2_048,
         learning_rate: float = 5e-3,
+        draws: Any = None,
+        seconds: float | None = None,
         progress: bool = True,
         **kwargs: Any,
     ) -> AutoMDM:
@@ -232,99 +243,62 @@ class AutoMDM(AutoMultivariateNormal):
             paths: number of paths drawn for an update.
             particles: number of particles that are tempered.
             learning_rate: learning rate of the chain; that of the Gaussian is four times as high.
+            draws: draws of the posterior that exist already, by site, (n, *shape) or
+                (chains, n, *shape), such as ``mcmc.get_samples()`` or an ``InferenceData`` of
+                ArviZ. The chain becomes a denoiser of theirs, as of particles.
+            seconds: number of seconds after which training ends, within ``updates``; tempering
+                takes what it takes. None: no limit.
             progress: whether a progress bar is shown.
+
+        Returns:
+            The guide. Its ``losses`` are those of the chain, (updates,), nats.
+
+        Raises:
+            ValueError: numbers out of range, draws of another program, gradients that are not
+                finite.
         """
         check_count("updates", updates, "of the chain", least=0)
         check_count("start_updates", start_updates, "of the Gaussian", least=0)
         check_count("paths", paths, "of an update")
         check_count("particles", particles, f"in {GROUPS} groups", least=2 * GROUPS)
         check_number("learning_rate", learning_rate, "of the chain", positive=True)
+        if seconds is not None:
+            check_number("seconds", seconds, "of the fit, or None", positive=True)
+        if draws is not None and self.prototype_trace is None:
+            self.start = "particles"  # a chain that denoises draws
         self._set_up(*args, **kwargs)
-        ratio = functools.partial(self._ratio, *args, **kwargs)
-        chain, dim = self.chain, self.latent_dim
-
-        def train(parameters: Iterable[Tensor], bound: Callable[[], Tensor], what: str) -> None:
-            steps = start_updates if what == "Gaussian" else updates
-            trainer = Trainer(
-                parameters,
-                steps=steps,
-                learning_rate=4 * learning_rate if what == "Gaussian" else learning_rate,
-                warmup=0,
-                clip=CLIP,
-                average=None,
-                skip=True,
-                progress=what if progress else False,
-            )
-            for _ in trainer:
-                trainer.step(_worst_left_out(bound()))
-            trainer.optimizer.zero_grad()
-            made = steps - trainer.skipped
-            if made < steps / 2:
-                x = self._log_weights(paths, *args, **kwargs)[0]
-                self._density.check_slope(x, *args, **kwargs)
-                raise ValueError(
-                    f"gradients were finite in {made} of {steps} updates of the {what}, expected "
-                    "most; mend the program's derivatives, or choose another init_loc_fn"
-                )
-
-        if isinstance(chain, Reversed):
+        self._budget = {
+            "updates": updates,
+            "start_updates": start_updates,
+            "paths": paths,
+            "particles": particles,
+            "learning_rate": learning_rate,
+            "seconds": seconds,
+        }
+        fitting = Fitting(
+            self, args, kwargs, updates, start_updates, paths, learning_rate, seconds, progress
+        )
+        if isinstance(self.chain, Reversed):
             with torch.no_grad():
-                x = self._tempered(particles, *args, **kwargs)
-                self._become_gaussian_of(x)
-                data = ratio().inverse(x)
-
-            def forward_bound() -> Tensor:
-                return chain.log_ratio(ratio(), data[torch.randint(len(data), (paths,))])
-
-            train(chain.parameters(), forward_bound, "chain")
-            return self
-
-        def bound_of_gaussian(n: int = paths) -> Tensor:
-            u = torch.randn(n, dim).to(self.loc)
-            return ratio()(u) + self._volume() + dim * math.log(2 * math.pi) / 2
-
-        def bound_of_chain(n: int = paths) -> Tensor:
-            return self._log_weights(n, *args, **kwargs)[1]
-
-        gaussian = [p for name, p in self.named_parameters() if not name.startswith("chain.")]
-        train(gaussian, bound_of_gaussian, "Gaussian")
-        train(chain.parameters(), bound_of_chain, "chain")
-        with torch.no_grad():
-            gain = bound_of_chain(COMPARED).mean() - bound_of_gaussian(COMPARED).mean()
-        if isinstance(chain, Annealed) and not bool(gain >= 0):
-            chain.rest()
+                x = (
+                    fitting.tempered(particles)
+                    if draws is None
+                    else self.rows(draws, *args, **kwargs)
+                )
+            self.losses = fitting.to_draws(x)
+        elif draws is not None:
+            raise ValueError(
+                f"the guide was set up with start={self.start!r}, whose chain does not learn from "
+                "draws; make a new guide, and fit it with draws first"
+            )
+        else:
+            self.losses = fitting.from_gaussian()
         return self
 
-    def _tempered(self, n: int, *args: Any, **kwargs: Any) -> Tensor:
-        """Particles of the posterior (n, latent_dim), from a Gaussian like the prior."""
-        rows = []
-        for _ in range(OF_PRIOR):
-            try:
-                trace = self._density.drawn(*args, **kwargs)
-            except NotImplementedError as error:
-                reason = str(error).partition("\n")[0]
-                raise ValueError(
-                    f"start='particles' draws from the program, which cannot be drawn ({reason}); "
-                    "give its sites proper priors, or take start='gaussian'"
-                ) from error
-            pairs = [(trace.nodes[name], site) for name, site in self._latents()]
-            unconstrained = [
-                biject_to(site["fn"].support).inv(drawn["value"]) for drawn, site in pairs
-            ]
-            rows.append(torch.cat([value.flatten() for value in unconstrained]))
-        low, middle, high = torch.stack(rows).quantile(
-            torch.tensor([0.05, 0.5, 0.95]).to(rows[0]), 0
-        )
-        prior = torch.distributions.Normal(middle, ((high - low) / 3.29).clamp_min(1e-3))
-
-        def start(x: Tensor) -> Tensor:
-            return prior.log_prob(x).sum(1)
-
-        def gain(x: Tensor) -> Tensor:
-            return self.log_density(x, *args, **kwargs) - start(x)
-
-        first = prior.sample((GROUPS, n // (2 * GROUPS) * 2))  # in halves
-        return temper(first, start, [gain]).draws(n)
+    def rows(self, draws: Any, /, *args: Any, **kwargs: Any) -> Tensor:
+        """Unconstrained latents (n, latent_dim) of draws by site, as :meth:`fit` takes them."""
+        self._set_up(*args, **kwargs)
+        return unconstrained(draws, self._latents())
 
     def _become_gaussian_of(self, x: Tensor) -> None:
         covariance = x.T.cov() + torch.diag(1e-4 * x.var(0) + 1e-12)
@@ -337,9 +311,6 @@ class AutoMDM(AutoMultivariateNormal):
         if self.prototype_trace is None:
             with pyro.poutine.block():
                 self(*args, **kwargs)
-
-    def _volume(self) -> Tensor:
-        return (self.scale.log() + self.scale_tril.diagonal(dim1=-2, dim2=-1).log()).sum()
 
     def _latents(self) -> Iterable[tuple[str, dict[str, Any]]]:
         return self.prototype_trace.iter_stochastic_nodes()
@@ -363,6 +334,99 @@ class AutoMDM(AutoMultivariateNormal):
                 stacklevel=3,
             )
         return x, log_weights.double().nan_to_num(nan=-math.inf, posinf=-math.inf)
+
+    @torch.no_grad()
+    def two_sided(
+        self, latents: Mapping[str, Tensor], paths: int, /, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Log weights of the guide's paths, and of noising paths from given latents, (paths,) each.
+
+        The mean of the first is a lower bound on log p(data) in expectation; that of the second is
+        an upper one where the latents are an exact draw of the posterior.
+
+        Args:
+            latents: a value of each latent, by site.
+            paths: number of paths of each kind.
+            args, kwargs: arguments of the program.
+        """
+        self._set_up(*args, **kwargs)
+        x = row(latents, self._latents()).repeat(paths, 1)
+        return self._weighted(paths, *args, **kwargs)[1], self.noised(x, *args, **kwargs)
+
+    def noised(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Log weights of noising paths from unconstrained latents x (n, latent_dim), (n,) nats."""
+        ratio = self._ratio(*args, **kwargs)
+        u = ratio.inverse(x)
+        log_q = self.chain.noising_cost(ratio, u) + ratio.log_unit(u)
+        return (self.log_density(x, *args, **kwargs) - log_q).double()
+
+    def gap(
+        self,
+        *args: Any,
+        simulated: int = 20,
+        draws: Any = None,
+        paths: int = 256,
+        **kwargs: Any,
+    ) -> Gap:
+        """How far the bound may be below log p(data), by draws of the posterior.
+
+        For data that the program simulates, latents that made them are exact draws, and a guide
+        like this one is fitted to each data set by the budget of the last fit. The guide's gap is
+        at most the one returned, in expectation over these data.
+
+        Args:
+            args, kwargs: arguments of the program.
+            simulated: number of simulated data sets.
+            draws: draws of the posterior of the program's own data, as in :meth:`fit`, in place of
+                simulated data. The gap is right as far as they are, and they should not be those
+                of the fit; errors take them as independent.
+            paths: number of paths of each kind: for a data set, or of all draws.
+
+        Returns:
+            :class:`~pyro_mdm.automatic.Gap`, nats.
+
+        Source: Grosse, Ancha & Roy, "Measuring the reliability of MCMC inference with
+        bidirectional Monte Carlo", 2016.
+        """
+        check_count("paths", paths, "the number of paths of each kind")
+        if draws is None:
+
+            def fitted(program: Callable[..., Any]) -> AutoMDM:
+                return self._like_this(program).fit(*args, progress=False, **self._budget, **kwargs)
+
+            return gap(self._program[0], fitted, *args, simulated=simulated, paths=paths, **kwargs)
+        return gap_by_draws(self, draws, paths, args, kwargs)
+
+    def check(
+        self,
+        *args: Any,
+        other: Any = "fit",
+        batches: int = 4,
+        num_samples: int = 1_000,
+        progress: bool = True,
+        **kwargs: Any,
+    ) -> Checkup:
+        """Whether to trust the guide: tails and number of draws that count, agreement with a second
+        fit, and what was kept. Where something is wrong, the first remedy by what is seen.
+
+        Args:
+            args, kwargs: arguments of the program.
+            other: the second fit. "fit": one is made from the other start (particles for up to 20
+                latents, otherwise a Gaussian from another seed), by the budget of the last fit;
+                a guide of the same program that has been fitted; draws of the posterior, as in
+                :meth:`fit`; None: none.
+            batches: number of batches of draws, each with its own k̂.
+            num_samples: number of draws in a batch.
+            progress: whether a progress bar of the second fit is shown.
+
+        Returns:
+            A :class:`~pyro_mdm.automatic.Checkup`, to be printed.
+        """
+        check_count("batches", batches, "of draws")
+        check_count("num_samples", num_samples, "the number of draws in a batch", least=25)
+        self._set_up(*args, **kwargs)
+        second = second_fit(self, other, batches * num_samples, progress, args, kwargs)
+        return checked(self, second, batches, num_samples, args, kwargs)
 
     def importance(self, num_samples: int, /, *args: Any, **kwargs: Any) -> ImportanceWeights:
         """Importance weights of draws, with how many count, k̂ and log p(data).
@@ -405,9 +469,3 @@ class AutoMDM(AutoMultivariateNormal):
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The median of each latent by site, of draws of the guide."""
         return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}
-
-
-def _worst_left_out(bound: Tensor) -> Tensor:
-    """The negative mean of a bound (n,), in which the worst paths do not count."""
-    value = bound.nan_to_num(nan=-math.inf)
-    return -value.clamp_min(value.detach().nanmedian() - WORST).mean()
