@@ -170,7 +170,7 @@ def test_the_sides_of_a_guide_have_the_evidence_as_their_means(start: str) -> No
         guide.scale = torch.full((2,), 1.1 * DEVIATION)
         guide.scale_tril = torch.eye(2)
         for parameter in guide.chain.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
+            parameter.add_(0.05 * torch.randn_like(parameter))
         below = guide._weighted(10_000)[1] - EVIDENCE
         above = EVIDENCE - guide.noised(guide.rows(exact(10_000)))
     for log_shares in (below, above):
@@ -179,23 +179,28 @@ def test_the_sides_of_a_guide_have_the_evidence_as_their_means(start: str) -> No
         assert 1e-3 < error < 0.05 and abs(float(shares.mean()) - 1) < 5.5 * error
 
 
+def center_of(program: Callable[..., Any]) -> Tensor:
+    """The posterior mean of the conjugate program, conditioned on some data."""
+    nodes: dict[str, Any] = pyro.poutine.trace(program).get_trace().nodes
+    center: Tensor = 4 * nodes["data"]["value"].sum(0) / PRECISION
+    return center
+
+
 def wide(program: Callable[..., Any]) -> Callable[..., Any]:
     """The exact posterior, but for twice the deviation."""
-    data = pyro.poutine.trace(program).get_trace().nodes["data"]["value"]
+    center = center_of(program)
 
     def guide() -> None:
-        center = 4 * data.sum(0) / PRECISION
         pyro.sample("mean", dist.Normal(center, 2 * DEVIATION).to_event(1))
 
     return guide
 
 
-def automatic(kind: type[AutoNormal]) -> Callable[[Callable[..., Any]], Any]:
+def automatic(kind: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
     """The same by an automatic guide."""
 
     def fit(program: Callable[..., Any]) -> Any:
-        data = pyro.poutine.trace(program).get_trace().nodes["data"]["value"]
-        center = init_to_value(values={"mean": 4 * data.sum(0) / PRECISION})
+        center = init_to_value(values={"mean": center_of(program)})
         guide = kind(program, init_loc_fn=center, init_scale=2 * DEVIATION)
         guide()
         return guide

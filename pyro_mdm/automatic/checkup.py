@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_mdm.automatic.density import run
+from pyro_mdm.automatic.gap import parameters
 from pyro_mdm.posteriors.guide import ImportanceWeights
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def second_fit(
     if isinstance(other, str) and other == "fit":
         few = guide.latent_dim <= MOST_FOR_PARTICLES
         start = "particles" if few and guide.start == "gaussian" else "gaussian"
-        with pyro.get_param_store().scope(_state_without(guide)):
+        with parameters(lambda name: not name.startswith(f"{guide._pyro_name}.")):
             again = guide._like_this(guide._program[0], start=start)
             again.fit(*args, progress=progress, **guide._budget, **kwargs)
             return second_fit(guide, again, n, progress, args, kwargs)
@@ -172,15 +172,6 @@ def second_fit(
         return Second(f"start {other.start!r}", Moments.from_weights(x, weights), weights)
     x = guide.rows(other, *args, **kwargs)
     return Second("draws", Moments(x.mean(0), x.std(0), float(len(x))), None)
-
-
-def _state_without(guide: AutoMDM) -> dict[str, dict[str, Any]]:
-    """Pyro's parameters without those of the guide."""
-    state = pyro.get_param_store().get_state()
-    return {
-        which: {n: v for n, v in values.items() if not n.startswith(f"{guide._pyro_name}.")}
-        for which, values in state.items()
-    }
 
 
 def checked(
@@ -254,12 +245,12 @@ def _remedies(
 def funnels(guide: AutoMDM, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, list[str]]:
     """Latents on which the scale of other latents depends, by name, with those."""
     latents = [name for name, _ in guide._latents()]
-    base = guide._density.drawn(*args, **kwargs)
-    values = {name: base.nodes[name]["value"] for name in latents}
+    nodes: dict[str, Any] = guide._density.drawn(*args, **kwargs).nodes
+    values = {name: nodes[name]["value"] for name in latents}
     before = _scales(guide, values, args, kwargs)
     result: dict[str, list[str]] = {}
     for parent in latents:
-        to_support = biject_to(base.nodes[parent]["fn"].support)
+        to_support = biject_to(nodes[parent]["fn"].support)
         moved = to_support(to_support.inv(values[parent]) + 0.5)
         after = _scales(guide, values | {parent: moved}, args, kwargs)
         children = [
@@ -277,18 +268,9 @@ def _scales(
 ) -> dict[str, Tensor]:
     """The scale of each latent that has one, given the values of all."""
     program = poutine.condition(guide._program[0], data=values)
-    nodes = run(program, *args, **kwargs).nodes
-    laws = {}
-    for name in values:
-        law = nodes[name]["fn"]
-        while (inner := getattr(law, "base_dist", None)) is not None:
-            law = inner
-        laws[name] = law
-    return {
-        name: law.scale
-        for name, law in laws.items()
-        if isinstance(getattr(law, "scale", None), Tensor)
-    }
+    nodes: dict[str, Any] = run(program, *args, **kwargs).nodes
+    scales = {name: getattr(_base(nodes[name]), "scale", None) for name in values}
+    return {name: scale for name, scale in scales.items() if isinstance(scale, Tensor)}
 
 
 def _base(site: dict[str, Any]) -> Any:

@@ -39,7 +39,8 @@ def unconstrained(draws: Any, latents: Iterable[tuple[str, Site]]) -> Tensor:
         UserWarning: R̂ is above 1.05 for a latent, so that the chains have not mixed.
     """
     values = _by_name(draws)
-    rows, names = [], []
+    rows: list[Tensor] = []
+    names: list[str] = []
     for name, site in latents:
         if name not in values:
             raise ValueError(

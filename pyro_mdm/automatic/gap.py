@@ -37,7 +37,7 @@ from pyro_mdm.support.measured import Measured
 if TYPE_CHECKING:
     from pyro_mdm.automatic.guide import AutoMDM
 
-__all__ = ["Gap", "gap", "gap_by_draws"]
+__all__ = ["Gap", "gap", "gap_by_draws", "parameters"]
 
 PATHS = 64
 """Draws of a guide for each data set."""
@@ -94,28 +94,29 @@ def gap(
     """
     check_count("simulated", simulated, "the number of simulated data sets", least=2)
     check_count("paths", paths, "the number of draws of the guide")
-    store = pyro.get_param_store()
     trace = run(program, *args, **kwargs)
     names = {name for name, site in trace.nodes.items() if site["type"] == "param"}
-    lower, upper = [], []
+    sides: list[Tensor] = []
     for _ in range(simulated):
         conditioned, latents = _simulated(program, *args, **kwargs)
-        state = {
-            which: {name: value for name, value in values.items() if name in names}
-            for which, values in store.get_state().items()
-        }
-        with store.scope(state):  # where no other guide has left parameters
+        with parameters(names.__contains__):  # no other guide has left any here
             guide = fit(conditioned)
-            for bounds, bound in zip(
-                (lower, upper),
-                _bounds(conditioned, guide, latents, paths, *args, **kwargs),
-                strict=True,
-            ):
-                bounds.append(bound)
-    below, above = torch.stack(lower), torch.stack(upper)
+            bounds = _bounds(conditioned, guide, latents, paths, *args, **kwargs)
+        sides.append(torch.stack(bounds))
+    below, above = torch.stack(sides).unbind(1)
     return Gap(
         Measured.of(below), Measured.of(above), Measured.of(above - below), data_sets=simulated
     )
+
+
+def parameters(kept: Callable[[str], bool]) -> Any:
+    """A context in which Pyro's parameter store has some of its parameters alone, by name."""
+    store = pyro.get_param_store()
+    state: Any = {
+        kind: {name: value for name, value in values.items() if kept(name)}
+        for kind, values in dict[str, Any](store.get_state()).items()
+    }
+    return store.scope(state)
 
 
 @torch.no_grad()
@@ -137,8 +138,8 @@ def _simulated(
 ) -> tuple[Callable[..., Any], dict[str, Tensor]]:
     """The program conditioned on data that it has drawn, and the latents that it drew with them."""
     free = poutine.uncondition(program)
-    trace = run(free, *args, **kwargs)
-    sites = {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
+    nodes: dict[str, Any] = run(free, *args, **kwargs).nodes
+    sites = {name: site for name, site in nodes.items() if site["type"] == "sample"}
     observed = {name for name, site in sites.items() if site["infer"].get("was_observed")}
     if factors := [name for name in observed if isinstance(sites[name]["fn"], dist.Unit)]:
         raise ValueError(
@@ -166,10 +167,11 @@ def _bounds(
         below, above = two_sided(latents, paths, *args, **kwargs)
         return below.mean(), above.mean()
     below = -torch.tensor(Trace_ELBO(num_particles=paths).loss(program, guide, *args, **kwargs))
-    joint = run(poutine.condition(program, data=dict(latents)), *args, **kwargs).log_prob_sum()
-    values = _values(guide, latents)
-    trace = run(poutine.condition(guide, data=values), *args, **kwargs)
-    return below.to(joint), joint - trace.log_prob_sum()
+    joint, guided = (
+        torch.as_tensor(run(poutine.condition(f, data=values), *args, **kwargs).log_prob_sum())
+        for f, values in ((program, dict(latents)), (guide, _values(guide, latents)))
+    )
+    return below.to(joint), joint - guided
 
 
 def _values(guide: Any, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:

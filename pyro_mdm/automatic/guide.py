@@ -143,7 +143,7 @@ class AutoMDM(AutoMultivariateNormal):
             raise ValueError(f"start is {start!r}, expected one of {', '.join(map(repr, STARTS))}")
         self.start, self._steps, self._width = start, steps, width
         self._program = (model,)  # as it is, without values to start from; not a module of this one
-        self._start_values = {"init_loc_fn": init_loc_fn, "init_scale": init_scale}
+        self._start_values: dict[str, Any] = {"init_loc_fn": init_loc_fn, "init_scale": init_scale}
         self._budget: dict[str, Any] = {}  # of the last fit
         self.losses = torch.zeros(0)
 
