@@ -150,7 +150,7 @@ class Chain(nn.Module, ABC):
         self.log_time = nn.Parameter(torch.zeros(()))
         self.first = nn.Linear(inputs, width)
         self.second = nn.Linear(width, width)
-        self.told = nn.Parameter(torch.randn(2, moments, width) / 2)
+        self.step_embedding = nn.Parameter(torch.randn(2, moments, width) / 2)
         self.last = nn.Linear(width, outputs)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
@@ -192,7 +192,9 @@ class Chain(nn.Module, ABC):
 
     def network(self, seen: Tensor, k: int | Tensor) -> Tensor:
         """(…, n, inputs) -> (…, n, outputs), at one moment or at each of the first dimension."""
-        embedding = self.told[:, k] if isinstance(k, int) else self.told[:, k, None]
+        embedding = (
+            self.step_embedding[:, k] if isinstance(k, int) else self.step_embedding[:, k, None]
+        )
         hidden = nn.functional.silu(self.first(seen) + embedding[0])
         hidden = hidden + nn.functional.silu(self.second(hidden) + embedding[1])
         return self.last(hidden)

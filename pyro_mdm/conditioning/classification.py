@@ -83,18 +83,18 @@ class ClassPosterior:
     @property
     def bits_per_dim(self) -> Measured:
         """:attr:`mixture` in bits/dim; its error includes :attr:`mixture_gap`."""
-        mean, error = Measured.of(self.mixture)
+        mean, error = Measured.from_values(self.mixture)
         nats = Measured(mean, math.hypot(error, self.mixture_gap))
         return nats.scaled(-1 / (self.num_dims * math.log(2)))
 
     def accuracy(self, labels: Tensor) -> Measured:
         """The fraction of data whose label (n,) is the most probable class."""
-        return Measured.of((self.labels == self._checked(labels)).double())
+        return Measured.from_values((self.labels == self._checked(labels)).double())
 
     def log_loss(self, labels: Tensor) -> Measured:
         """The mean of -log p(c | x) at the labels (n,), nats."""
         classes = self._checked(labels)
-        return Measured.of(-self.log_probs.gather(-1, classes[:, None])[:, 0])
+        return Measured.from_values(-self.log_probs.gather(-1, classes[:, None])[:, 0])
 
     def calibration_error(self, labels: Tensor, bins: int = BINS) -> float:
         """The expected calibration error: the mean distance of confidence from accuracy.

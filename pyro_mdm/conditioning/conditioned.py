@@ -106,7 +106,7 @@ def condition(
     denoiser = checked_denoiser(model.score_function)
     check_noised_apart(model)
     score = ConditionedDenoiser(denoiser, observed, values, left_out)
-    contexts = score.told
+    contexts = score.network_context
     sizes = number_of_data(observed, values, left_out, event_dim=len(model.event_shape))
     if contexts is not None and contexts.dim() > 1 and sizes - {len(contexts)}:
         raise ValueError(

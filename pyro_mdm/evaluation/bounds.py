@@ -166,9 +166,11 @@ def _averaged(
     if draws > 1:
         variance = (square - draws * mean.square()).clamp_min(0).sum(1) / (draws - 1) / draws
         of_mean = variance.sqrt() / n * (reach(n * (draws - 1)) / Z95)
-        per_datum_error = Noise.of(elbo).error
+        per_datum_error = Noise.from_draws(elbo).error
     terms = {
-        name: Measured.of(mean[i]) if n > 1 else Measured(float(mean[i]), float(of_mean[i]))
+        name: Measured.from_values(mean[i])
+        if n > 1
+        else Measured(float(mean[i]), float(of_mean[i]))
         for i, name in enumerate(NAMES)
     }
     return Bound(

@@ -73,7 +73,7 @@ class Share:
     size: int = 1
 
     @classmethod
-    def of_group(cls, device: torch.device) -> Share:
+    def from_group(cls, device: torch.device) -> Share:
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             raise RuntimeError(
                 "distributed=True, but this process belongs to no group; start the program with "
@@ -81,9 +81,9 @@ class Share:
             )
         return cls(device, torch.distributed.get_rank(), torch.distributed.get_world_size())
 
-    def has(self, part: int) -> bool:
-        """Whether this process does part number ``part``."""
-        return part % self.size == self.rank
+    def has(self, number: int) -> bool:
+        """Whether this process does the task of this number."""
+        return number % self.size == self.rank
 
     def first(self, values: Tensor) -> Tensor:
         """The first process's values of a CPU tensor, for decisions common to all."""
@@ -152,7 +152,9 @@ class ClosedFormComparison:
             if asked.adapt and baseline_terms is not None
             else None
         )
-        self.integrals = self._integrals(known=baseline_terms, density=density, adapt=asked.adapt)
+        self.integrals = self._integrals(
+            baseline=baseline_terms, density=density, adapt=asked.adapt
+        )
         self.latent = any(Cap.NO_CONTEXT not in m.diffusion.caps for m in self.models)
         self.context_kl = torch.stack([self._context_kl(m.diffusion) for m in self.models])
         self.prior_kl = torch.stack([self._prior_kl(m) for m in self.models])
@@ -200,7 +202,7 @@ class ClosedFormComparison:
             if wanted is not None and (plan := self._pilot(targets, most, wanted, bar)):
                 done = self.integrals.num_draws
                 need = max(SMALLEST_ROUND, self._needed(plan, wanted))
-                self.integrals = self._integrals(known=self.integrals.known, plan=plan)
+                self.integrals = self._integrals(baseline=self.integrals.baseline, plan=plan)
                 self._round(min(need, most - done), bar)
             else:
                 while (left := most - self.integrals.num_draws) > 0:
@@ -451,7 +453,7 @@ class ClosedFormComparison:
             context,
             shifted(integral.per_datum),
             decoded - kl - context - integral.halves,
-            integral.noise.plus(Noise.of(draws, counts)),
+            integral.noise.plus(Noise.from_draws(draws, counts)),
             self._errors([target])[0],
             integral,
         )
@@ -496,7 +498,7 @@ class ClosedFormComparison:
         terms = self._terms(pair)
         total = terms.diffusion + terms.prior_kl + terms.context - terms.reconstruction
         error = population_error(total, terms.noise.variance, terms.monte_carlo_error)
-        return Difference.of(
+        return Difference.from_nats(
             names,
             Measured(float(total.mean()), error),
             terms.measured(),
@@ -522,9 +524,9 @@ class _Terms(NamedTuple):
         """The mean of each term by name, with its error over data."""
         noise, error = self.integral.noise.variance, self.integral.error
         return {
-            "reconstruction": Measured.of(self.reconstruction),
-            "prior_kl": Measured.of(self.prior_kl),
-            "context": Measured.of(self.context),
+            "reconstruction": Measured.from_values(self.reconstruction),
+            "prior_kl": Measured.from_values(self.prior_kl),
+            "context": Measured.from_values(self.context),
             "diffusion": Measured(
                 float(self.diffusion.mean()), population_error(self.diffusion, noise, error)
             ),

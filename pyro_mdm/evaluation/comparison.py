@@ -165,7 +165,7 @@ def compare(
     """
     _check(programs, x, draws, batch_size, half_width)
     programs, x = _of_present(programs, x)
-    share = Share.of_group(x.device) if distributed else Share(x.device)
+    share = Share.from_group(x.device) if distributed else Share(x.device)
     asked = EstimateSettings(
         draws, half_width, batch_size, seed, control_variate, baseline, bins, adapt, progress, share
     )

@@ -168,7 +168,7 @@ class Difference:
     context: tuple[float, float] = (0.0, 0.0)
 
     @classmethod
-    def of(
+    def from_nats(
         cls,
         pair: tuple[str, str],
         total: Measured,
@@ -277,7 +277,7 @@ class Noise(NamedTuple):
     degrees: Tensor  # (n,) of freedom, by which the variance is known
 
     @classmethod
-    def of(cls, draws: Tensor, counts: Tensor | None = None) -> Noise:
+    def from_draws(cls, draws: Tensor, counts: Tensor | None = None) -> Noise:
         """That of independent draws (R, n).
 
         Args:
@@ -287,10 +287,10 @@ class Noise(NamedTuple):
         number = torch.full((n,), float(R), dtype=torch.float64)
         square = draws.double().square().sum(0)
         spread, *halves = (_variance(some) for some in (draws, draws[::2], draws[1::2]))
-        return cls.of_spread(spread, halves, square, number, counts)
+        return cls.from_spread(spread, halves, square, number, counts)
 
     @classmethod
-    def of_spread(
+    def from_spread(
         cls,
         spread: Tensor,
         halves: Sequence[Tensor],
@@ -305,7 +305,7 @@ class Noise(NamedTuple):
             halves: variance of each half of the draws, two of (n,).
             square: sum of squares of the draws, (n,).
             number: number of draws, (n,).
-            counts: as for :meth:`of`.
+            counts: as for :meth:`from_draws`.
         """
         counts = torch.ones_like(number, dtype=torch.bool) if counts is None else counts
         degrees = torch.where(counts, number - 1, 0).clamp_min(0)

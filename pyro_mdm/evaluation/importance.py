@@ -113,7 +113,7 @@ def draw_weights(
 def weighted(method: str, log_weights: Tensor, num_dims: int, network_calls: int) -> Weighted:
     """The estimate from log-weights (S, n), nats."""
     value, error, k = evidence(log_weights)
-    over_data = Measured.of(value)
+    over_data = Measured.from_values(value)
     of_mean = math.sqrt(float(error.square().sum())) / len(value)
     errors = filter(math.isfinite, (over_data.standard_error, of_mean))
     return Weighted(
@@ -121,7 +121,7 @@ def weighted(method: str, log_weights: Tensor, num_dims: int, network_calls: int
         mean=over_data.mean,
         standard_error=max(errors, default=math.nan),  # the spread over data has the noise in it
         monte_carlo_error=of_mean,
-        bound=Measured.of(log_weights.mean(0)),
+        bound=Measured.from_values(log_weights.mean(0)),
         num_dims=num_dims,
         network_calls=network_calls,
         per_datum=value,

@@ -91,7 +91,7 @@ class StratifiedIntegrals:
         edges: increasing levels, the cells' bounds, (S + 1,).
         covers: mask of the cells in the range of integrand m, (M, S) bool; it is 0 outside.
         num_data: number n of data.
-        known: integral of the baseline over each cell, (n, S); None without a baseline.
+        baseline: integral of the baseline over each cell, (n, S); None without a baseline.
         density: density of the first round over level, (S,), up to a factor; None for uniform.
         adapt: whether later rounds have densities of their own.
         seed: seed of the draws.
@@ -106,7 +106,7 @@ class StratifiedIntegrals:
         covers: Tensor,
         num_data: int,
         *,
-        known: Tensor | None = None,
+        baseline: Tensor | None = None,
         density: Tensor | None = None,
         adapt: bool = True,
         seed: int = 0,
@@ -116,7 +116,7 @@ class StratifiedIntegrals:
         self._plan, self.adapt = plan, adapt and plan is None
         self.folds = FOLDS if plan is None else 1
         self.edges, self.width, self.covers = edges, edges.diff(), covers
-        self.num_data, self.known = num_data, known
+        self.num_data, self.baseline = num_data, baseline
         everything = torch.ones(len(covers), num_data, dtype=torch.bool)
         self.counts = everything if counts is None else counts
         some = self.counts.any(0)
@@ -133,10 +133,10 @@ class StratifiedIntegrals:
         self._rounds: list[tuple[Tensor, Tensor]] = []  # (calls of each fold, their densities)
         self._scale = torch.ones(len(self.width), dtype=torch.float64)
         self._hardness = torch.zeros(num_data, len(self.width), dtype=torch.float64)
-        if known is not None and bool(some.any()):
-            profile = known.mean(0) / self.width
+        if baseline is not None and bool(some.any()):
+            profile = baseline.mean(0) / self.width
             self._scale = profile + SMALL * profile.max()
-            self._hardness = known / self.width / self._scale  # in units of the profile
+            self._hardness = baseline / self.width / self._scale  # in units of the profile
         m = len(covers)
         self._datum, self._round = (torch.empty(0, dtype=torch.int64) for _ in range(2))
         self._level, self._baseline = (torch.empty(0, dtype=torch.float64) for _ in range(2))
@@ -200,7 +200,7 @@ class StratifiedIntegrals:
             mean=float(predicted.sum(1).mean() + value.sum()),
             error=float(self.errors([(first, second)])),
             per_datum=per_datum,
-            noise=Noise.of_spread(varied, of_halves, square, number, counts),
+            noise=Noise.from_spread(varied, of_halves, square, number, counts),
             halves=torch.where(counts, halves, 0),
             density=(predicted.mean(0) + density) / self.width,
             density_error=spread.sqrt() / self.width,
@@ -271,10 +271,10 @@ class StratifiedIntegrals:
                 self._left[m, mine] = left * covered[cell[mine]] * counts[self._datum[mine]]
                 per_unit = beta[:, 0].expand(int(data.sum()), -1)
                 baseline = torch.zeros_like(per_unit)
-                if self.known is not None:
+                if self.baseline is not None:
                     harder = self._hardness[data] - self._hardness.mean(0)
                     per_unit = per_unit + beta[:, 2] * harder
-                    baseline = self.known[data]
+                    baseline = self.baseline[data]
                 predicted = (baseline + self._scale * self.width * per_unit) * covered
                 self._predicted[m, data] = predicted * counts[data, None]
 
@@ -283,7 +283,7 @@ class StratifiedIntegrals:
         cell = cells(self._level, self.edges)
         columns, scale = [torch.ones_like(self._level)], self._scale[cell]
         excess = self._values
-        if self.known is not None:
+        if self.baseline is not None:
             at = self._hardness[self._datum, cell]
             columns += [self._baseline / scale - at, at - self._hardness.mean(0)[cell]]
             excess = excess - self._baseline

@@ -5,7 +5,7 @@ TensorBoard sorts tags by group, the part before the first slash, capitals first
 first two groups of its Time Series page. The groups are, in this order::
 
     Overview        the bound with a band of its error, samples, and the terms of the bound
-    bound           the bound and its terms for each part of the data, in bits/dim
+    bound           the bound and its terms for each split of the data, in bits/dim
     nats            the same in nats per datum, with the signs of ELBOTerms
     noising         the noising diffusion: Q, D and their eigenvalues, the clock, the ends, paths;
                     noised data, and what a guide that sees the data does to them
@@ -71,7 +71,7 @@ __all__ = [
 
 TERMS = ("bits_per_dim", *measured.ALL_TERMS)
 """Terms of the bound that are written, by name."""
-PARTS = ("train", "validation")
+SPLITS = ("train", "validation")
 GROUPS = {"bits/dim": "bound", "nats": "nats"}
 """The groups of tags of the bound, by unit."""
 Terms = Mapping[str, tuple[float, float]]
@@ -147,15 +147,15 @@ def write_terms(
     terms: ELBOTerms,
     step: int,
     *,
-    part: str = "train",
+    split: str = "train",
     num_dims: int | None = None,
 ) -> None:
     """Write the terms of the bound in a training loop of your own, each with its standard error::
 
         write_terms(writer, elbo_terms(model, guide, x), step)
 
-    The scalars are means over the batch: ``nats/elbo/<part>``, ``nats/reconstruction/<part>``,
-    ``nats/prior_kl/<part>`` and ``nats/diffusion/<part>``, in nats per datum, with the signs of
+    The scalars are means over the batch: ``nats/elbo/<split>``, ``nats/reconstruction/<split>``,
+    ``nats/prior_kl/<split>`` and ``nats/diffusion/<split>``, in nats per datum, with the signs of
     :class:`~pyro_mdm.elbo.ELBOTerms`: elbo = reconstruction - prior_kl - diffusion. Errors are
     written by :func:`write_mean`, and shown as bands after one call of::
 
@@ -164,7 +164,7 @@ def write_terms(
     Args:
         terms: the terms from :func:`~pyro_mdm.elbo.elbo_terms`, each (batch,), nats.
         step: number of training steps so far.
-        part: the part of the data that the batch is from, such as ``"validation"``.
+        split: split of the data that the batch is from, such as ``"validation"``.
         num_dims: number d of dimensions of a datum; if given, scalars in bits/dim are written too,
             as by :func:`write_bound`: bits_per_dim = reconstruction + prior_kl + diffusion
             (+ context).
@@ -179,19 +179,19 @@ def write_terms(
             "pass elbo_terms(model, guide, x)"
         )
     nats = dict(terms.items())
-    scalars = {f"nats/{name}/{part}": values for name, values in nats.items()}
+    scalars = {f"nats/{name}/{split}": values for name, values in nats.items()}
     if num_dims is not None:
         costs = {"bits_per_dim": terms.elbo, "reconstruction": terms.reconstruction}
         costs |= {name: -nats[name] for name in measured.ALL_TERMS[1:] if name in nats}
         for name, log_p in costs.items():
-            scalars[f"bound/{name}/{part}"] = bits_per_dim(log_p, num_dims)
+            scalars[f"bound/{name}/{split}"] = bits_per_dim(log_p, num_dims)
     for tag, values in scalars.items():
-        write_mean(writer, tag, *measured.Measured.of(values), step)
+        write_mean(writer, tag, *measured.Measured.from_values(values), step)
 
 
 def write_layout(
     writer: SummaryWriter,
-    parts: Sequence[str] = PARTS,
+    splits: Sequence[str] = SPLITS,
     terms: Sequence[str] = TERMS[:-1],
     *,
     others: Sequence[str] = (),
@@ -202,7 +202,7 @@ def write_layout(
     The last of several calls counts.
 
     Args:
-        parts: parts of the data, as given to :func:`write_bound` or :func:`write_terms`.
+        splits: splits of the data, as given to :func:`write_bound` or :func:`write_terms`.
         terms: the terms whose errors will be written.
         others: further tags that :func:`write_mean` will write.
         unit: the unit, bits/dim or nats.
@@ -213,7 +213,7 @@ def write_layout(
     if unit not in GROUPS:
         raise ValueError(f"unit is {unit!r}, expected one of {', '.join(GROUPS)}")
     group = GROUPS[unit]
-    tags = {term: [f"{group}/{term}/{split}" for split in parts] for term in terms}
+    tags = {term: [f"{group}/{term}/{split}" for split in splits] for term in terms}
     tags |= {tag: [tag] for tag in others}
     layout = {
         f"{term} ({unit} ± 1 s.e.)": {
@@ -243,15 +243,15 @@ def write_mean(writer: SummaryWriter, tag: str, value: float, error: float, step
 
 
 def write_bound(
-    writer: SummaryWriter, part: str, terms: Terms, step: int, *, num_dims: int | None = None
+    writer: SummaryWriter, split: str, terms: Terms, step: int, *, num_dims: int | None = None
 ) -> None:
-    """Write the bound of one part of the data, term by term, with errors as :func:`write_mean`.
+    """Write the bound of one split of the data, term by term, with errors as :func:`write_mean`.
 
-    Tags are ``bound/<term>/<part>``, and without errors ``nats/<term>/<part>`` if ``num_dims`` is
+    Tags are ``bound/<term>/<split>``, and without errors ``nats/<term>/<split>`` if ``num_dims`` is
     given: nats of the data as they are stored, log-determinants and levels included.
 
     Args:
-        part: name of the part of the data, ``"train"``, ``"validation"`` or ``"test"``.
+        split: name of the split of the data, ``"train"``, ``"validation"`` or ``"test"``.
         terms: pairs (value, standard error) in bits/dim of ``bits_per_dim``, ``reconstruction``,
             ``prior_kl`` and ``diffusion``, or of some of these.
         step: number of training steps so far.
@@ -263,12 +263,12 @@ def write_bound(
     if unknown := sorted(set(terms) - set(TERMS)):
         raise ValueError(f"unknown terms {unknown}, expected some of {list(TERMS)}")
     for term, (value, error) in terms.items():
-        write_mean(writer, f"bound/{term}/{part}", value, error, step)
+        write_mean(writer, f"bound/{term}/{split}", value, error, step)
         if num_dims is not None:
             nats = value * num_dims * math.log(2)
             likelihood = term in ("bits_per_dim", "reconstruction")
             name = "elbo" if term == "bits_per_dim" else term
-            writer.add_scalar(f"nats/{name}/{part}", -nats if likelihood else nats, step)
+            writer.add_scalar(f"nats/{name}/{split}", -nats if likelihood else nats, step)
 
 
 def write_diffusion_term(
@@ -288,8 +288,8 @@ def write_bound_history(
     """Write ``Overview/bound``, ``Overview/terms`` and ``training/diffusion_term_by_log_snr``.
 
     Args:
-        bounds: the records of each part, see :mod:`pyro_mdm.plots.figures`; the terms of the last
-            part are shown. Nothing is written before its second record.
+        bounds: the records of each split, see :mod:`pyro_mdm.plots.figures`; the terms of the last
+            split are shown. Nothing is written before its second record.
         step: number of training steps so far.
         title: name of what was trained, in a line.
     """

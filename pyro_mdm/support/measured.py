@@ -25,7 +25,7 @@ class Measured(NamedTuple):
     standard_error: float
 
     @classmethod
-    def of(cls, values: Tensor) -> Measured:
+    def from_values(cls, values: Tensor) -> Measured:
         """The mean of independent values (n,), with its standard error; NaN for a single value."""
         values = values.detach().double()
         n = len(values)

@@ -82,10 +82,10 @@ class _OfPart:
         setattr(getattr(whole, self.owner), self.name, value)
 
 
-def of_part(part: str) -> Any:
+def of_part(owner: str) -> Any:
     """A class's member that is the same member of one of its parts, to read and to set: ``prior
     = of_part("base")``."""
-    return _OfPart(part)
+    return _OfPart(owner)
 
 
 @contextmanager
