@@ -436,8 +436,8 @@ INTERFACE = {
     ("pyro_mdm/tables/network.py", "LevelLogits.told", "told"),
     ("pyro_mdm/tables/training.py", "Schedule.of", "of"),
 }
-"""Public names of this kind that remain, by file and place, which callers may use, and attributes of
-columns, which runs keep. The list only becomes shorter."""
+"""Public names of this kind that remain, by file and place, which callers may use, and attributes
+of columns, which runs keep. The list only becomes shorter."""
 
 
 def unnamed(source: str) -> list[tuple[str, str]]:

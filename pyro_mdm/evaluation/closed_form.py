@@ -49,7 +49,7 @@ PILOT_SHARE = 3
 """The most draws of an estimate for each draw of the pilot that says how many there must be."""
 
 SAFETY = 1.3
-"""The factor on the draws that the pilot says are needed: its word is an estimate."""
+"""The factor on the number of draws that the pilot estimates to be needed."""
 
 DIMS_AT_ONCE = 256
 """The number of dimensions integrated at a time, so that the baseline's tables stay in cache."""
@@ -58,7 +58,7 @@ MANY_CLOCKS = 64
 """The most cells whose clocks a baseline follows; with more it follows the common clock."""
 
 MANY_PASSES = 64
-"""The passes over all data after which a round may be an eighth of all draws before it."""
+"""The number of passes over all data after which a round is an eighth of all draws before it."""
 
 Pair = tuple[DiffusionModel, DiffusionGuide]
 """A model and its guide."""
@@ -187,7 +187,7 @@ class ClosedFormComparison:
         return StratifiedIntegrals(self.edges, self.covers, len(self.x), seed=seed, **options)
 
     def until(self) -> Comparison:
-        """The comparison by all ``draws``, or by as many as a pilot says the half-width takes."""
+        """The comparison by all ``draws``, or by as many as a pilot finds for the half-width."""
         draws, half_width = self.asked.draws, self.asked.half_width
         data = self.num_counted or 1
         most = draws * data
@@ -330,11 +330,10 @@ class ClosedFormComparison:
         return self.share.sum(decoded)
 
     def _reconstruct_enough(self, targets: list[Target], draws: int, wanted: float | None) -> None:
-        """Reconstructs as often as the diffusion term is drawn, or until the error is at most a
-        third of the one wanted.
+        """Draw the reconstruction as often as the diffusion term, or enough for the wanted error.
 
-        The number of draws then comes from two draws of some data, which are no part of the
-        estimate.
+        Its own error is then at most a third of the wanted one. The number of draws comes from two
+        draws of some data, which are no part of the estimate.
         """
         number = max(2, draws)
         if wanted is not None:
@@ -342,7 +341,7 @@ class ClosedFormComparison:
             pilot = torch.stack([self._reconstruct(few) for _ in range(2)])
             variance = max(float(_of_target(pilot, t).var(0).mean()) for t in targets)
             costs = any(getattr(model.likelihood, "network_calls", 0) for model in self.models)
-            need = SAFETY * 9 * variance / (len(self.x) * wanted**2)
+            need = SAFETY * 9 * variance / (len(self.x) * wanted**2)  # 9: a third of the error
             need = float(self.share.first(torch.tensor([need], dtype=torch.float64)))
             number = max(2, min(math.ceil(need), draws if costs else 64))
         everything = torch.arange(len(self.x))
@@ -367,8 +366,10 @@ class ClosedFormComparison:
         return int(torch.randint(2**31, (), generator=self.contexts)) if self.latent else 0
 
     def _of_data(self, model: DiffusionModel, datum: Tensor, seed: int) -> tuple[Any, Any]:
-        """Diffusion and score of the data at indices (m,); with a latent context, at a draw of
-        it by torch's generator, which :func:`compare` restores."""
+        """The diffusion and score of the data at indices (m,).
+
+        A latent context is drawn by torch's generator, whose state :func:`compare` restores.
+        """
         if not self.latent:
             return model.diffusion, model.score_function.for_rows(datum)
         torch.manual_seed(seed)
@@ -415,6 +416,7 @@ class ClosedFormComparison:
         rest = h0 - (baseline_terms / width)[torch.arange(few), cell]
         total = torch.zeros_like(width).index_add_(0, cell, rest.square())
         number = torch.zeros_like(width).index_add_(0, cell, torch.ones_like(rest))
+        # a share of the overall spread: a cell with few of these draws may look quiet by chance
         return (total / number.clamp_min(1)).sqrt() + 0.3 * rest.square().mean().sqrt()
 
     # -- results -----------------------------------------------------------------------------------
@@ -509,7 +511,7 @@ class ClosedFormComparison:
 
 
 class _Terms(NamedTuple):
-    """The terms of one model, or of one less another, for each datum (n,), nats."""
+    """The terms of a model, or of a difference first − second, for each datum (n,), nats."""
 
     reconstruction: Tensor
     prior_kl: Tensor
@@ -542,7 +544,7 @@ def _counts(model: DiffusionModel, x: Tensor) -> Tensor:
 
 
 def _of_target(terms: Tensor, target: Target) -> Tensor:
-    """Terms (draws, n) of one model, or of one less another, from (draws, M, n)."""
+    """Terms (draws, n) of a model, or of the difference of two, from (draws, M, n)."""
     first, second = target
     return terms[:, first] if second is None else terms[:, first] - terms[:, second]
 
@@ -571,8 +573,10 @@ def _edges(lows: Tensor, highs: Tensor, bins: int) -> Tensor:
     """Cells of noise level: ``bins`` even ones, cut at the ends of all ranges."""
     even = torch.linspace(float(lows.min()), float(highs.max()), bins + 1, dtype=torch.float64)
     ends = torch.cat([lows, highs]).unique()
+    # an even edge close to an end is dropped: the sliver between them would get no draws
     apart = (even[:, None] - ends).abs().amin(1) > 1e-3 * (even[1] - even[0])
     edges = torch.cat([even[apart], ends]).sort().values
+    # ends of two models that differ by rounding are one
     keep = torch.cat([edges.new_ones(1, dtype=torch.bool), edges.diff() > 1e-6])
     return edges[keep]
 
