@@ -48,17 +48,18 @@ __all__ = ["Annealed", "Chain", "Path", "Ratio", "Reversed"]
 Density = Callable[[Tensor], Tensor]
 
 LIMIT = 8.0
-"""Of an entry of ∇log h, which chains feel as g / √(1 + (g / LIMIT)²)."""
+"""The limit of an entry g of ∇log h, which enters chains as g / √(1 + (g / LIMIT)²)."""
 SEEN = 3.0
-"""The same of what the network is shown."""
+"""The limit of an entry of ∇log h as an input of the network."""
 
 
 class Ratio:
     """log h = log γ - log N(0, I) of u (n, d), up to a constant, and its gradient.
 
     Args:
-        log_density: log γ of x = loc + scale_tril u, (n, d) -> (n,).
-        loc, scale_tril: the units of u, (d,) and (d, d).
+        log_density: function of x = loc + scale_tril u, (n, d), that returns log γ, (n,).
+        loc: location of the coordinates u, (d,).
+        scale_tril: scale of the coordinates u, (d, d), lower triangular.
     """
 
     def __init__(self, log_density: Density, loc: Tensor, scale_tril: Tensor) -> None:
@@ -91,8 +92,8 @@ class ChainKernels(NamedTuple):
     L: Tensor  # (N, K, K)
     R: Tensor  # (N, K, K)
     S: Tensor  # (N, K, K)
-    kick: Tensor  # (N, K): half of what a gradient moves by Q
-    drift: Tensor  # (N, K): what it moves by D, in units of L
+    kick: Tensor  # (N, K): half of the step of a gradient by Q
+    drift: Tensor  # (N, K): the step of a gradient by D, in units of L
     drift_back: Tensor  # (N, K): the same in units of S
     B: Tensor  # (N, K): the mean of x at rest given y_{k+1} is B y_{k+1}
     C: Tensor  # (N,): its variance
@@ -100,7 +101,7 @@ class ChainKernels(NamedTuple):
 
 
 class Path(NamedTuple):
-    """Ends of paths, and what these cost."""
+    """Ends of paths, and the costs of the paths."""
 
     u: Tensor  # (n, d)
     cost: Tensor  # Σ_k (log q/r* - log r/r°), (n,)
@@ -110,13 +111,14 @@ class Chain(nn.Module, ABC):
     """A chain of dim latents by a linear diffusion in N steps, whose times are learned.
 
     Args:
-        dim: d, the number of latents.
-        diffusion: diffusion of any K, with Σ_∞ whose entry of x is 1 and whose others don't
+        dim: number d of latents.
+        diffusion: diffusion of any K, with a Σ_∞ whose entry of x is 1 and whose others don't
             correlate with x. Its clock doesn't matter.
         steps: number N of steps.
         time: duration of all steps at first, in units of the clock.
-        inputs, outputs: numbers that the network takes and returns.
-        moments: number of moments that the network tells apart.
+        inputs: number of inputs of the network.
+        outputs: number of outputs of the network.
+        moments: number of moments in time for which the network has embeddings.
         width: width of the network's two hidden layers.
     """
 
@@ -141,7 +143,7 @@ class Chain(nn.Module, ABC):
             )
         if not diffusion.at_rest():
             raise ValueError(
-                f"the prior of {type(diffusion).__name__} is no law at rest, expected one: a chain "
+                f"the prior of {type(diffusion).__name__} is no stationary one, expected one: a chain "
                 "begins at rest; give another diffusion, e.g. VPSDE() or CLD()"
             )
         self.dim, self.steps, self.time, self.diffusion = dim, steps, time, diffusion
@@ -341,6 +343,6 @@ def _cost(noise: Tensor, epsilon: Tensor, log_scale: Tensor) -> Tensor:
 
 
 def _bounded(slope: Tensor, limit: float) -> Tensor:
-    """What a chain feels; nothing where a gradient is NaN, whatever the density there."""
+    """A gradient within its limit; 0 where it is NaN, whatever the density there."""
     slope = slope.nan_to_num()
     return slope / (1 + (slope / limit).square()).sqrt()

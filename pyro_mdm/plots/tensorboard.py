@@ -73,7 +73,7 @@ TERMS = ("bits_per_dim", *measured.ALL_TERMS)
 """Terms of the bound that are written, by name."""
 SPLITS = ("train", "validation")
 GROUPS = {"bits/dim": "bound", "nats": "nats"}
-"""The groups of tags of the bound, by unit."""
+"""The group of tags of the bound by unit."""
 Terms = Mapping[str, tuple[float, float]]
 Record = Mapping[str, Any]
 
@@ -82,15 +82,16 @@ Record = Mapping[str, Any]
 def write_settings(
     writer: SummaryWriter, settings: Mapping[str, str | float], metrics: Mapping[str, str]
 ) -> None:
-    """Start this run's row of the hparams table.
+    """Start the row of a run in the hparams table.
 
     The row belongs to the run itself (``SummaryWriter.add_hparams`` would add another run). The
     table takes its columns from one of its runs, so give every run the same names in the same
     order. It opens with five settings and five metrics.
 
     Args:
+        writer: writer of the run.
         settings: texts or numbers by name.
-        metrics: titles by tag of the scalar; the table shows its last value.
+        metrics: titles by tag of a scalar, whose last value the table shows.
     """
     from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
@@ -150,7 +151,7 @@ def write_terms(
     split: str = "train",
     num_dims: int | None = None,
 ) -> None:
-    """Write the terms of the bound in a training loop of your own, each with its standard error::
+    """Write the terms of the bound in your own training loop, each with its standard error::
 
         write_terms(writer, elbo_terms(model, guide, x), step)
 
@@ -162,9 +163,10 @@ def write_terms(
         write_layout(writer, ["train"], ["elbo", "reconstruction", "diffusion"], unit="nats")
 
     Args:
-        terms: the terms from :func:`~pyro_mdm.elbo.elbo_terms`, each (batch,), nats.
+        writer: writer of the run.
+        terms: terms from :func:`~pyro_mdm.elbo.elbo_terms`, (batch,) each, nats.
         step: number of training steps so far.
-        split: split of the data that the batch is from, such as ``"validation"``.
+        split: name of the split of the data that the batch is from, such as ``"validation"``.
         num_dims: number d of dimensions of a datum; if given, scalars in bits/dim are written too,
             as by :func:`write_bound`: bits_per_dim = reconstruction + prior_kl + diffusion
             (+ context).
@@ -202,10 +204,11 @@ def write_layout(
     The last of several calls counts.
 
     Args:
-        splits: splits of the data, as given to :func:`write_bound` or :func:`write_terms`.
-        terms: the terms whose errors will be written.
+        writer: writer of the run.
+        splits: names of the splits that :func:`write_bound` or :func:`write_terms` will write.
+        terms: names of the terms whose errors will be written.
         others: further tags that :func:`write_mean` will write.
-        unit: the unit, bits/dim or nats.
+        unit: unit of the terms, "bits/dim" or "nats".
 
     Raises:
         ValueError: another unit.
@@ -251,6 +254,7 @@ def write_bound(
     given: nats of the data as they are stored, log-determinants and levels included.
 
     Args:
+        writer: writer of the run.
         split: name of the split of the data, ``"train"``, ``"validation"`` or ``"test"``.
         terms: pairs (value, standard error) in bits/dim of ``bits_per_dim``, ``reconstruction``,
             ``prior_kl`` and ``diffusion``, or of some of these.
@@ -288,10 +292,11 @@ def write_bound_history(
     """Write ``Overview/bound``, ``Overview/terms`` and ``training/diffusion_term_by_log_snr``.
 
     Args:
-        bounds: the records of each split, see :mod:`pyro_mdm.plots.figures`; the terms of the last
-            split are shown. Nothing is written before its second record.
+        writer: writer of the run.
+        bounds: records by split, see :mod:`pyro_mdm.plots.figures`; the terms of the last split are
+            shown. Nothing is written before its second record.
         step: number of training steps so far.
-        title: name of what was trained, in a line.
+        title: title of the figure, in a line.
     """
     shown = [records for records in bounds.values() if len(records) > 1]
     if shown:
@@ -345,8 +350,11 @@ def write_simulated(
     ε (``noising/learned_drift/rms_at_data``) and prior draws at T (``…/rms_at_prior``).
 
     Args:
-        x: data, (n, *event_shape), in model space.
-        seed: the seed of the states; the caller's random state is kept.
+        writer: writer of the run.
+        diffusion: diffusion without a closed form.
+        x: data in model space, (n, *event_shape).
+        step: number of training steps so far.
+        seed: seed of the states; the caller's random state is kept.
     """
     _write_ends(writer, diffusion, step)
     for name, parameter in diffusion.named_parameters():
