@@ -21,9 +21,9 @@ which is constant for chains without controls where γ is a standard normal, for
 part by Q moves v alone and has unit Jacobian: half before the step and half after it in q, and
 taken back in r. Its part by D adds to a, and so does a network's u(y, k), which is subtracted in r.
 
-**Reversed** (:class:`Reversed`): r is r°, and a_k = Lᵀ Bᵀ (x̂ - z) / C, with z = B y_{k+1} the mean
-of x at rest given y_{k+1}, C its variance, and x̂ a network's of z and ∇log h(z): a denoiser. Given
-x̂ the continuous limit of the bound is the same for all Q and D.
+**Reversed** (:class:`Reversed`): r is r°, and a_k = Lᵀ Bᵀ (x̂ - z) / C, with ``z = B y_{k+1}`` the
+mean of x at rest given ``y_{k+1}``, C its variance, and x̂ a network's of z and ∇log h(z): a
+denoiser. Given x̂ the continuous limit of the bound is the same for all Q and D.
 
 Sources: Vargas, Grathwohl & Doucet, "Denoising Diffusion Samplers", 2023; Geffner & Domke,
 "Langevin Diffusion Variational Inference", 2023; Vargas et al., "Transport meets Variational
@@ -86,7 +86,7 @@ class Ratio:
 
 
 class ChainKernels(NamedTuple):
-    """The steps of a diffusion at rest from noise to data, and back; step k is y_{k+1} -> y_k."""
+    """The steps of a diffusion at rest from noise to data, and back; step k is that to y_k."""
 
     M: Tensor  # (N, K, K)
     L: Tensor  # (N, K, K)
@@ -143,8 +143,8 @@ class Chain(nn.Module, ABC):
             )
         if not diffusion.at_rest():
             raise ValueError(
-                f"the prior of {type(diffusion).__name__} is no stationary one, expected one: a chain "
-                "begins at rest; give another diffusion, e.g. VPSDE() or CLD()"
+                f"the prior of {type(diffusion).__name__} is no stationary one, expected one: "
+                "a chain begins at rest; give another diffusion, e.g. VPSDE() or CLD()"
             )
         self.dim, self.steps, self.time, self.diffusion = dim, steps, time, diffusion
         self.K = diffusion.num_variables
@@ -317,7 +317,7 @@ class Reversed(Chain):
         return _cost(noise, (noise - a) / log_scale.exp(), log_scale).sum(0)
 
     def noised(self, kernels: ChainKernels, u: Tensor) -> tuple[Tensor, Tensor]:
-        """y_{k+1} and ξ_k (N, n, K, d) of each step of noising paths from u."""
+        """``y_{k+1}`` and ξ_k, (N, n, K, d), of each step of noising paths from u."""
         y = self.start(len(u))
         y[:, 0] = u
         states, noises = [], []

@@ -1,12 +1,12 @@
 r"""The use that is made of auxiliary variables: by a trained score, by the start, and along paths.
 
 Write y_s = a x + L η for the state of a data dimension, x_s for its first variable, v_s for the
-others, and λ = log aᵀ Σ^{-1} a. The diffusion term of a score s_θ is
+others, and ``λ = log aᵀ Σ^{-1} a``. The diffusion term of a score s_θ is
 
     ½ ∫ E ‖h_θ(y_s) - Σ^{-1} a x‖²_{g²} ds,    h_θ(y) = s_θ(y, s) + Σ^{-1} y,
 
-since ∇ log q(y | x) = Σ^{-1} (a x - y). So h_θ is all that a score says of x, ``Σ^{-1} a x̂`` for
-one of denoiser form, and the rest of it is fixed. Three questions have exact answers.
+since ``∇ log q(y | x) = Σ^{-1} (a x - y)``. So h_θ is all that a score says of x, ``Σ^{-1} a x̂``
+for one of denoiser form, and the rest of it is fixed. Three questions have exact answers.
 
 *The loss of a score that may not see v.* Let v' be drawn anew, given x_s alone: x' from the
 distribution of data given x_s, then v' given x' and x_s. The score whose h is E[h_θ(x_s, v') | x_s]
@@ -14,7 +14,7 @@ sees no v, and has a bound of its own. With two such v', independent of each oth
 
     ½ ∫ E ⟨h_θ(x_s, v') - Σ^{-1} a x, h_θ(x_s, v'') - Σ^{-1} a x⟩_{g²} ds.
 
-For the exact score h becomes Σ^{-1} a E[x | x_s], the best there is without v, and the loss is
+For the exact score h becomes ``Σ^{-1} a E[x | x_s]``, the best there is without v, and the loss is
 
     ½ ∫ E ( Var(x | x_s) - Var(x | z_s) ) e^λ (-dλ/ds) ds,    z_s = aᵀ Σ^{-1} y_s e^{-λ}.
 

@@ -133,14 +133,14 @@ def terms_figure(bounds: Mapping[str, Sequence[Record]]) -> Figure:
 
 def _check_records(bounds: Mapping[str, Sequence[Record]]) -> None:
     if not bounds or not all(bounds.values()):
-        raise ValueError(f"records of {list(bounds)}, expected at least one of at least one part")
+        raise ValueError(f"records of {list(bounds)}, expected at least one of at least one split")
 
 
 IN_WORDS = {
-    "diffusion": "diffusion: told by the network",
-    "reconstruction": "reconstruction: told at the start",
+    "diffusion": "diffusion: along the path",
+    "reconstruction": "reconstruction: at the start",
     "prior_kl": "prior KL: left in the noise",
-    "context": "context: told by the context",
+    "context": "context: in the context",
 }
 """The terms of the bound in words."""
 

@@ -15,13 +15,13 @@ the exact posterior q(y_r | y_s, x̂); for K = 1, η = 0 it is DDIM.
 
 There is no closed form for K > 1, because the noises of different times do not commute. A step is
 cut into pieces of about one unit of κ. In a piece that begins (in noising time) at τ_0, with Σ(τ_0)
-= F Fᵀ, W = F^{-1} and all pulled back to τ_0 and whitened there,
+= F Fᵀ, ``W = F^{-1}`` and all pulled back to τ_0 and whitened there,
 
     H(u) = I + W P̃(u) Wᵀ,    X' = (1 + η)/2 H' H^{-1} X,    X(0) = I,
 
-which at η = 0 gives X Xᵀ = H, and log det H is the gain of κ. X^{-1} is computed by collocation at
-Gauss points (``NODES``), to rounding. The mean is then -∫ θ^k d(X^{-1}), and V the integral of η
-X^{-1} H' X^{-T}: positive terms only, no differences of covariances.
+which at η = 0 gives X Xᵀ = H, and log det H is the gain of κ. ``X^{-1}`` is computed by collocation
+at Gauss points (``NODES``), to rounding. The mean is then ``-∫ θ^k d(X^{-1})``, and V the integral
+of ``η X^{-1} H' X^{-T}``: positive terms only, no differences of covariances.
 
 Source for η = 0 and constant x̂: Zhang, Tao & Chen, "gDDIM: Generalized denoising diffusion
 implicit models", ICLR 2023, where an ODE solver computes X.

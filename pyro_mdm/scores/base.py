@@ -306,7 +306,7 @@ class Score(Restorable, ExactBuffers, ABC):
         return likelihoods.Gaussian()
 
     def diffusion_term(self, diffusion: Kernels, x: Tensor) -> tuple[Tensor, Tensor]:
-        """One unbiased estimate of ½ ∫_ε^T E‖s_θ - ∇log q(y_s|x)‖²_{g²} ds for each datum.
+        """One unbiased estimate of ``½ ∫_ε^T E‖s_θ - ∇log q(y_s|x)‖²_{g²} ds`` for each datum.
 
         Scores of the raw state are integrated over log volume κ
         (:meth:`~pyro_mdm.diffusions.LinearDiffusion.log_volume`), drawn uniformly and with low
