@@ -363,6 +363,7 @@ class MDM(TorchDistribution):
         is normalized to 1% of noise, or for SVI a bound by fresh draws.
 
         Args:
+            use: the inference, with its requirements.
             method: method of ``log_prob`` for the values in question; by default that for values
                 without missing entries.
         """

@@ -330,7 +330,12 @@ def run_programs(
 
 def check_programs(model: object, guide: object) -> None:
     """Raises TypeError for two programs that are swapped, and ValueError for those over different
-    diffusions, where both are of this library."""
+    diffusions, where both are of this library.
+
+    Args:
+        model: generative program.
+        guide: noising program.
+    """
     if isinstance(model, DiffusionGuide) or isinstance(guide, DiffusionModel):
         raise TypeError(
             f"model is {describe(model)} and guide {describe(guide)}: they are swapped; the model "

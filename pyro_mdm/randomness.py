@@ -161,12 +161,24 @@ def repeatable(device: torch.device) -> Callable[[], AbstractContextManager[None
 
 
 def normal(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """Standard normal numbers of a shape whose first axis is the data of this piece."""
+    """Standard normal numbers.
+
+    Args:
+        shape: shape of the numbers, whose first axis is the data of this piece.
+        dtype: dtype of the numbers.
+        device: device of the numbers.
+    """
     return _draw(torch.randn, shape, dtype, device)
 
 
 def uniform(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """Uniform numbers in [0, 1) of a shape whose first axis is the data of this piece."""
+    """Uniform numbers in [0, 1).
+
+    Args:
+        shape: shape of the numbers, whose first axis is the data of this piece.
+        dtype: dtype of the numbers.
+        device: device of the numbers.
+    """
     return _draw(torch.rand, shape, dtype, device)
 
 

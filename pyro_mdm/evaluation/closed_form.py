@@ -120,7 +120,13 @@ class EstimateSettings:
 
 
 class ClosedFormComparison:
-    """The state of a comparison: exact terms, and the draws so far."""
+    """The state of a comparison: exact terms, and the draws so far.
+
+    Args:
+        programs: pairs (model, guide) by name, over linear diffusions.
+        x: data in model space, (n, *event_shape).
+        asked: the other arguments of :func:`~pyro_mdm.evaluation.compare`.
+    """
 
     def __init__(self, programs: Mapping[str, Pair], x: Tensor, asked: EstimateSettings) -> None:
         self.asked, self.share = asked, asked.share

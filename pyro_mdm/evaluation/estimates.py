@@ -246,7 +246,12 @@ def resolved(differences: Iterable[Difference]) -> tuple[Difference, ...]:
 
 
 def holm(p_values: list[float], error_rate: float = 0.05) -> list[bool]:
-    """The hypotheses that Holm's step-down procedure rejects, at a family-wise error rate."""
+    """Whether Holm's step-down procedure rejects each hypothesis.
+
+    Args:
+        p_values: p-values of the hypotheses.
+        error_rate: family-wise error rate.
+    """
     rejected = [False] * len(p_values)
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     for rank, i in enumerate(order):

@@ -180,7 +180,17 @@ class Reading(NamedTuple):
 def read_state(
     diffusion: Diffusion, score: StateScore, y: Tensor, event_dim: int | None
 ) -> Reading:
-    """The reading of x from a state at ε; arguments as for :class:`Likelihood`."""
+    """The reading of x from states at ε.
+
+    Args:
+        diffusion: the noising diffusion.
+        score: the score in use.
+        y: states at ``diffusion.start_time``, (*batch, K, *event_shape).
+        event_dim: number of dimensions of a datum; None: as for :meth:`Likelihood.forward`.
+
+    Raises:
+        ValueError: states of another shape.
+    """
     if event_dim is None:
         event_shape = getattr(score, "event_shape", None)
         event_dim = y.dim() - 2 if event_shape is None else len(event_shape)

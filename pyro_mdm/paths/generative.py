@@ -129,6 +129,10 @@ class BoundScore:
 
     States may have any dtype (samplers hold them in float64): the network receives its own, and the
     result is cast back.
+
+    Args:
+        diffusion: the noising diffusion.
+        score: the score.
     """
 
     def __init__(self, diffusion: Diffusion, score: Score) -> None:

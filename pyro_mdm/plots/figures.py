@@ -279,6 +279,10 @@ def snapshot(diffusion: Diffusion, points: int = 65) -> dict[str, Any]:
     ``terminal_log_snr`` λ(T). For a linear diffusion also ``Q`` and ``D``, (K, K), and
     ``eigenvalues`` of b(T) A_0, K pairs (real, imaginary), at the middle of the clock if they vary
     in time.
+
+    Args:
+        diffusion: the diffusion.
+        points: number of times from 0 to T.
     """
     s = torch.linspace(0.0, diffusion.horizon, points, dtype=torch.float64)
     on_device = s.to(diffusion.start_time.device)
@@ -382,6 +386,10 @@ def clock_figure(snapshots: Sequence[Record], most: int = 6) -> Figure:
 
     A clock that never changed is drawn once.
 
+    Args:
+        snapshots: records with ``step``, ``times``, ``rate`` and ``clock``, at least one.
+        most: largest number of snapshots that are drawn.
+
     Raises:
         ValueError: no snapshot.
     """
@@ -413,6 +421,10 @@ def log_snr_map_figure(diffusion: Kernels, points: int = 101) -> Figure:
 
     Left, a line for each different clock. Right, for images, the map at three times; blue
     dimensions are noised early.
+
+    Args:
+        diffusion: diffusion with a clock for each data dimension.
+        points: number of points from ε to T.
     """
     u = torch.linspace(0, 1, points, dtype=torch.float64, device=diffusion.start_time.device)
     maps = diffusion.level(u).log_snr.cpu()
@@ -450,6 +462,7 @@ def views_figures(diffusion: Diffusion, x: Tensor) -> dict[str, Figure]:
     view of the first.
 
     Args:
+        diffusion: diffusion that sees the data.
         x: data in model space, (n, *event_shape); a few images are drawn.
     """
     image = x.dim() == 4
@@ -493,7 +506,12 @@ def _view_of_points(name: str, stages: Tensor, x: Tensor) -> Figure:
 
 @torch.no_grad()
 def curves_figure(diffusion: LinearDiffusion, points: int = 200) -> Figure:
-    """Three panels over time: a(s), the entries of Σ(s), and log SNR(s)."""
+    """Three panels over time: a(s), the entries of Σ(s), and log SNR(s).
+
+    Args:
+        diffusion: linear diffusion of one block.
+        points: number of times from ε to T.
+    """
     T, start = diffusion.horizon, diffusion.start_time
     figure = new_figure(11.0, 3.5)
     left, middle, right = figure.subplots(1, 3)
@@ -513,7 +531,18 @@ def curves_figure(diffusion: LinearDiffusion, points: int = 200) -> Figure:
 def draw_moments(
     left: Axes, right: Axes, diffusion: LinearDiffusion, points: int = 200, fontsize: int = 8
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a(s) and the entries of Σ(s) over time from ε to T; returns times and log SNR."""
+    """Draw a(s) and the entries of Σ(s) over time from ε to T.
+
+    Args:
+        left: axes of a(s).
+        right: axes of Σ(s).
+        diffusion: linear diffusion of one block.
+        points: number of times from ε to T.
+        fontsize: size of the legend's letters, in points.
+
+    Returns:
+        The times and their log SNRs, (points,) each.
+    """
     K, start = diffusion.num_variables, diffusion.start_time
     times = torch.linspace(float(start), diffusion.horizon, points, dtype=torch.float64)
     marginal = diffusion.marginal(times.to(start.device))
@@ -670,7 +699,12 @@ def field_figure(
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches, drawn off screen with any backend."""
+    """An empty figure, drawn off screen with any backend.
+
+    Args:
+        width: width in inches.
+        height: height in inches.
+    """
     figure = Figure((width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure

@@ -142,6 +142,8 @@ def noising_figure(
         diffusion: the noising diffusion.
         x: images, (n, C, H, W), of which the first is drawn, or vectors, (n, features), in model
             space.
+        columns: number of columns, from ε to T.
+        seed: seed of the noise.
 
     Raises:
         ValueError: x of another shape.
@@ -177,7 +179,15 @@ def draw_noising(
     columns: int = 9,
     seed: int = 0,
 ) -> None:
-    """Draw :func:`noising_figure` into an empty figure or subfigure."""
+    """Draw :func:`noising_figure` into an empty figure or subfigure.
+
+    Args:
+        figure: the empty figure.
+        diffusion: the noising diffusion.
+        x: images or vectors, as for :func:`noising_figure`.
+        columns: number of columns, from ε to T.
+        seed: seed of the noise.
+    """
     K, image = diffusion.num_variables, x.dim() == 4
     x = x[:1] if image else x[:512]
     device = diffusion.start_time.device

@@ -46,6 +46,7 @@ def restoration_figure(
         half_width: half-width of the interval, (C, H, W).
         way: estimates x̂ on the way from noise to the image, (L, C, H, W).
         log_snr: log SNRs of the L pictures, (L,).
+        title: title of the page.
         interval: name of the interval, in words.
 
     Raises:

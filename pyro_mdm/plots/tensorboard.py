@@ -137,7 +137,14 @@ def _write_hparams(writer: SummaryWriter, tag: str, **content: Any) -> None:
 def write_text(
     writer: SummaryWriter, tag: str, rows: Mapping[str, str | float], step: int = 0
 ) -> None:
-    """Write names and values as a table on the Text page."""
+    """Write names and values as a table on the Text page.
+
+    Args:
+        writer: writer of the run.
+        tag: tag of the table.
+        rows: values by name.
+        step: number of training steps so far.
+    """
     lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
     writer.add_text(tag, "\n".join(lines), step)
 
@@ -236,6 +243,13 @@ def write_mean(writer: SummaryWriter, tag: str, value: float, error: float, step
 
     The error is ``uncertainty/standard_error/<tag>``, the ends ``uncertainty/low/<tag>`` and
     ``uncertainty/high/<tag>``, for the margin charts. An error that is not finite is left out.
+
+    Args:
+        writer: writer of the run.
+        tag: tag of the mean.
+        value: the mean.
+        error: standard error of the mean.
+        step: number of training steps so far.
     """
     writer.add_scalar(tag, value, step)
     if math.isfinite(error):
@@ -278,7 +292,16 @@ def write_bound(
 def write_diffusion_term(
     writer: SummaryWriter, tag: str, edges: object, mean: object, standard_error: object, step: int
 ) -> None:
-    """Write :func:`~pyro_mdm.plots.figures.diffusion_term_figure` as ``tag``."""
+    """Write :func:`~pyro_mdm.plots.figures.diffusion_term_figure` as ``tag``.
+
+    Args:
+        writer: writer of the run.
+        tag: tag of the figure.
+        edges: increasing bounds of the intervals of log SNR, (n + 1,).
+        mean: diffusion term of each interval, (n,), in bits/dim.
+        standard_error: Monte Carlo standard error of the diffusion term, (n,), in bits/dim.
+        step: number of training steps so far.
+    """
     writer.add_figure(tag, figures.diffusion_term_figure(edges, mean, standard_error), step)
 
 
@@ -313,6 +336,11 @@ def write_diffusion(writer: SummaryWriter, diffusion: LinearDiffusion, step: int
 
     Q is skew-symmetric: its eigenvalues are ±iω, of which the frequencies |ω| are shown. Matrices
     that vary in time are those at the middle of the clock.
+
+    Args:
+        writer: writer of the run.
+        diffusion: linear diffusion of one block.
+        step: number of training steps so far.
     """
     (Q, D, _), K = (matrix.cpu() for matrix in diffusion.frozen()), diffusion.num_variables
     for i in range(K):
@@ -383,7 +411,10 @@ def write_views(writer: SummaryWriter, diffusion: Diffusion, x: Tensor, step: in
     Nothing is written for a diffusion that does not see the data.
 
     Args:
+        writer: writer of the run.
+        diffusion: the noising diffusion.
         x: data in model space, (n, *event_shape).
+        step: number of training steps so far.
     """
     for name, figure in figures.views_figures(diffusion, x).items():
         tag = re.sub(r"\W+", "_", name).strip("_")
@@ -396,6 +427,11 @@ def write_curves(writer: SummaryWriter, diffusion: Kernels, step: int) -> None:
     For a diffusion by dimension they are those of the first block, and
     :func:`~pyro_mdm.plots.figures.log_snr_map_figure` is ``noising/log_snr_map``. Clocks that
     differ between data are left to :func:`write_views`.
+
+    Args:
+        writer: writer of the run.
+        diffusion: diffusion with closed-form kernels.
+        step: number of training steps so far.
     """
     reference: Any = diffusion.reference
     writer.add_figure("noising/curves", figures.curves_figure(reference), step)
@@ -413,7 +449,11 @@ def write_paths(
     ``noising/drift_field``.
 
     Args:
-        x: data, (n, *event_shape), in model space.
+        writer: writer of the run.
+        diffusion: diffusion without a closed form.
+        x: data in model space, (n, *event_shape).
+        step: number of training steps so far.
+        seed: seed of the noise.
     """
     writer.add_figure("noising/paths", figures.paths_figure(diffusion, x, seed=seed), step)
     if x.shape[1:] == (2,):
@@ -428,8 +468,9 @@ def write_diffusion_history(
     As ``noising/clock`` and ``noising/eigenvalues``, the latter for linear diffusions of K > 1.
 
     Args:
+        writer: writer of the run.
         snapshots: records of the diffusion, see :func:`pyro_mdm.plots.figures.snapshot`.
-        diffusion: the diffusion as it is now; the presets are scaled to its log SNR at T.
+        diffusion: the current diffusion; the presets are scaled to its log SNR at T.
         step: number of training steps so far.
     """
     if "eigenvalues" in snapshots[-1] and diffusion.num_variables > 1:
@@ -442,21 +483,43 @@ def write_diffusion_history(
 
 # -- pictures --------------------------------------------------------------------------------------
 def write_samples(writer: SummaryWriter, picture: Tensor, step: int) -> None:
-    """Write a picture, uint8 (3, height, width) of :func:`image_grid`, as ``Overview/samples``."""
+    """Write a picture of samples as ``Overview/samples``.
+
+    Args:
+        writer: writer of the run.
+        picture: picture from :func:`~pyro_mdm.plots.pictures.image_grid`, uint8 (3, height, width).
+        step: number of training steps so far.
+    """
     writer.add_image("Overview/samples", picture, step)
 
 
 def write_pictures(
     writer: SummaryWriter, tag: str, by_title: Mapping[str, Tensor], columns: int, step: int
 ) -> None:
-    """Write :func:`~pyro_mdm.plots.pictures.pictures_figure` as ``tag``."""
+    """Write :func:`~pyro_mdm.plots.pictures.pictures_figure` as ``tag``.
+
+    Args:
+        writer: writer of the run.
+        tag: tag of the figure.
+        by_title: pictures by title, uint8 (3, height, width) each.
+        columns: number of pictures in a row.
+        step: number of training steps so far.
+    """
     writer.add_figure(tag, pictures.pictures_figure(by_title, columns), step)
 
 
 def write_ranked_images(
     writer: SummaryWriter, images: Tensor, bits: Tensor, errors: Tensor, step: int
 ) -> None:
-    """Write :func:`~pyro_mdm.plots.pictures.ranked_images_figure` as ``test/best_and_worst``."""
+    """Write :func:`~pyro_mdm.plots.pictures.ranked_images_figure` as ``test/best_and_worst``.
+
+    Args:
+        writer: writer of the run.
+        images: images, (n, C, H, W) uint8.
+        bits: bits/dim of each image, (n,).
+        errors: Monte Carlo standard errors of the bits/dim, (n,).
+        step: number of training steps so far.
+    """
     figure = pictures.ranked_images_figure(images, bits, errors)
     writer.add_figure("test/best_and_worst", figure, step)
 
@@ -464,7 +527,14 @@ def write_ranked_images(
 def write_pairs(
     writer: SummaryWriter, observed: Mapping[str, Any], drawn: Mapping[str, Any], step: int
 ) -> None:
-    """Write :func:`~pyro_mdm.plots.tables.pairs_figure` of a table as ``samples/pairs``."""
+    """Write :func:`~pyro_mdm.plots.tables.pairs_figure` of a table as ``samples/pairs``.
+
+    Args:
+        writer: writer of the run.
+        observed: columns of the table by name, (n,) each.
+        drawn: columns of drawn rows by name.
+        step: number of training steps so far.
+    """
     writer.add_figure("samples/pairs", tables.pairs_figure(observed, drawn), step)
 
 
@@ -475,12 +545,28 @@ def write_calibration(
     classes: Mapping[str, tuple[Any, Any]] | None,
     step: int,
 ) -> None:
-    """Write :func:`~pyro_mdm.plots.tables.calibration_figure` as ``<group>/calibration``."""
+    """Write :func:`~pyro_mdm.plots.tables.calibration_figure` as ``<group>/calibration``.
+
+    Args:
+        writer: writer of the run.
+        group: group of the tag.
+        pit: probability integral transforms by column, (n,) each.
+        classes: predictions of categories by column; None: none.
+        step: number of training steps so far.
+    """
     writer.add_figure(f"{group}/calibration", tables.calibration_figure(pit, classes), step)
 
 
 def write_noising(
     writer: SummaryWriter, diffusion: LinearDiffusion, x: Tensor, step: int, *, seed: int = 0
 ) -> None:
-    """Write :func:`~pyro_mdm.plots.pictures.noising_figure` as ``noising/noising``."""
+    """Write :func:`~pyro_mdm.plots.pictures.noising_figure` as ``noising/noising``.
+
+    Args:
+        writer: writer of the run.
+        diffusion: the noising diffusion.
+        x: images or vectors in model space.
+        step: number of training steps so far.
+        seed: seed of the noise.
+    """
     writer.add_figure("noising/noising", pictures.noising_figure(diffusion, x, seed=seed), step)

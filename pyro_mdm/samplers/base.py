@@ -204,6 +204,12 @@ class Sampler(Recorded, ABC):
 class Questions:
     """The score and the denoiser, called in their own precision, with results in float64.
 
+    Args:
+        diffusion: the noising diffusion that is reversed.
+        score: function ``score(y, s) -> like y``.
+        dtype: dtype of the score's inputs.
+        watch: function of the time and the state; None: none.
+
     Attributes:
         calls: number of network calls.
         past: estimates of earlier steps for a multistep method, the newest first.

@@ -142,6 +142,7 @@ def _weights(moments: Tensor, volume: Tensor, order: int) -> Tensor:
     Args:
         moments: moments of powers of the fraction of the step that is done, (N, …, 1 or 3, K).
         volume: lengths of the steps in log volume, in which x̂ is extrapolated, (N, …).
+        order: order of the method, 1, 2 or 3.
     """
     held = moments[..., 0, :]
     weights = torch.zeros(*volume.shape, order, held.shape[-1]).to(held)

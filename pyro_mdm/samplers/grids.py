@@ -40,6 +40,10 @@ def log_snr_grid(diffusion: Diffusion, steps: int) -> Tensor:
     """Decreasing times (steps + 1,) from T to ε, equally spaced in log SNR.
 
     For a nonlinear diffusion the log SNR is nominal.
+
+    Args:
+        diffusion: the noising diffusion.
+        steps: number of steps.
     """
     return diffusion.log_snr_grid(steps + 1).flip(0)
 
@@ -50,6 +54,10 @@ def log_volume_grid(diffusion: Kernels, steps: int) -> Tensor:
 
     See :meth:`~pyro_mdm.diffusions.LinearDiffusion.log_volume`. For K = 1 it is log SNR; for K > 1
     it moves where log SNR pauses.
+
+    Args:
+        diffusion: diffusion with closed-form kernels.
+        steps: number of steps.
     """
     low, high = diffusion.log_volume_ends
     s = diffusion.time_at_log_volume(torch.linspace(0, 1, steps + 1).to(low) * (high - low) + low)
@@ -81,6 +89,10 @@ def karras_grid(diffusion: Diffusion, steps: int, rho: float = 7.0) -> Tensor:
 def quadratic_grid(diffusion: Diffusion, steps: int) -> Tensor:
     """Decreasing times (steps + 1,) from T to ε, equally spaced in √s.
 
+    Args:
+        diffusion: the noising diffusion.
+        steps: number of steps.
+
     Source: Song, Meng & Ermon, "Denoising Diffusion Implicit Models", ICLR 2021, appendix D.
     """
     first, last = diffusion.as_tensor(diffusion.horizon).sqrt(), diffusion.start_time.sqrt()
@@ -98,6 +110,10 @@ def information_grid(diffusion: Kernels, steps: int) -> Tensor:
     K > 1 log SNR can pause while auxiliary variables forget fast; steps that are even in λ alone
     are then so long that explicit steps of the score overshoot. With blocks and clocks per data
     dimension, the measure follows at every time the dimension that changes fastest.
+
+    Args:
+        diffusion: diffusion with closed-form kernels.
+        steps: number of steps.
     """
     return _information_grid(diffusion, steps)
 
@@ -135,7 +151,12 @@ class Progressing(Protocol):
 
 
 def simulation_grid(diffusion: Progressing, steps: int) -> Tensor:
-    """Decreasing times (steps + 1,) from T to ε, even in the diffusion's ``progress``."""
+    """Decreasing times (steps + 1,) from T to ε, even in the diffusion's ``progress``.
+
+    Args:
+        diffusion: simulated diffusion.
+        steps: number of steps.
+    """
     fraction = torch.linspace(0, 1, steps + 1).to(diffusion.start_time)
     return diffusion.time_at_progress(fraction).flip(0)
 

@@ -57,6 +57,10 @@ class Score(Restorable, ExactBuffers, ABC):
 
     Scores that use the closed-form distribution of y_s given x serve linear diffusions alone.
     Buffers stay in float64 when the module is cast to another precision.
+
+    Args:
+        network: the network, which the score owns.
+        event_shape: shape of a datum; None: any.
     """
 
     network: nn.Module

@@ -30,6 +30,11 @@ class DenoiserScore(Score):
 
     The baseline is a product of independent dimensions with an exact denoiser, so its bound is in
     closed form: ``log p_0(x)`` plus a mismatch of priors. It is a control variate and a yardstick.
+
+    Args:
+        network: the network, which the score owns.
+        event_shape: shape of a datum; None: any.
+        maps: whether log SNRs may differ between dimensions.
     """
 
     denoises = True
