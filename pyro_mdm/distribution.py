@@ -359,8 +359,10 @@ class MDM(TorchDistribution):
             return estimator(x).reshape(lead)
 
     def check_density(self, use: Inference, method: Method | None = None) -> None:
-        """Raises ValueError unless ``log_prob`` is what an inference needs of it: one density that
-        is normalized to 1% of noise, or for SVI a bound by fresh draws.
+        """Raises ValueError unless ``log_prob`` serves an inference.
+
+        It serves as one density that is normalized to 0.01 nats of noise, or for SVI as a bound by
+        fresh draws.
 
         Args:
             use: the inference, with its requirements.

@@ -175,7 +175,7 @@ class MDM_ELBO(ELBO):
         try:
             settle()
         except BaseException:
-            for program in (model, guide):  # whose gradients are of what was wrong
+            for program in (model, guide):  # whose gradients come from wrong values
                 if isinstance(program, nn.Module):
                     program.zero_grad()
             raise

@@ -37,7 +37,7 @@ class LogSNREmbedding(Recorded, nn.Module):
         φ(λ) = (λ/10, sin(2πkλ/64), cos(2πkλ/64) for k = 1 … 8)
 
     The shortest period is 8 units of λ, so that noise levels a unit apart have similar features and
-    share what is learned. Features are computed in float32 at least, whatever the precision of the
+    are learned together. Features are computed in float32 at least, whatever the precision of the
     weights.
 
     Call: log_snr (n,) -> (n, width).

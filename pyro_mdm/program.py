@@ -39,8 +39,8 @@ class Registered(Restorable, nn.Module):
 
     ``pyro.module`` would put them there at every call, and silently takes those stored under the
     same name: of weights in ``channels_last``, or of a copy of a model, ``SVI`` would then train
-    other tensors than the module's. Here that is an error, and a copy has its own name. What a
-    program had in the store goes when the program is gone and another registers.
+    other tensors than the module's. Here that is an error, and a copy has its own name. The
+    entries of a program in the store go when it is gone and another one registers.
     """
 
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ def _full_name(parameter: Tensor, name: str) -> str:
 
 
 def _forget() -> None:
-    """Take out of the store what only programs had that are gone."""
+    """Take the entries of programs that are gone out of the store."""
     parameters = (p for program in _programs for p in program.parameters())
     kept = {getattr(parameter, "pyro_mdm_name", None) for parameter in parameters}
     store = pyro.get_param_store()

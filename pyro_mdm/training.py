@@ -112,7 +112,7 @@ class MovingAverage:
         >>> network = torch.nn.Linear(2, 1)
         >>> average = MovingAverage(network, decay=0.99)
         >>> before = network.bias.detach().clone()
-        >>> _ = network.bias.data.add_(1.0)  # what a step of training would do
+        >>> _ = network.bias.data.add_(1.0)  # as a step of training would
         >>> average.update()
         >>> with average.applied():
         ...     bool((before < network.bias) & (network.bias < before + 1))
@@ -503,7 +503,7 @@ class Trainer:
         if self._module is not None:
             self._module.eval()
 
-    # -- what a checkpoint holds -------------------------------------------------------------------
+    # -- checkpoints -------------------------------------------------------------------------------
 
     def _save(self) -> None:
         if self._file is not None and self.step_number:

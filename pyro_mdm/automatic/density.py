@@ -38,7 +38,7 @@ UNBATCHED = (
     "Batching rule",
     "broadcast shape",
 )
-"""In errors of what vmap has no rule for, and which is right for a single row."""
+"""Phrases of errors of operations that vmap refuses and that are right for a single row."""
 
 Site = dict[str, Any]
 """The entries of a site in a trace."""

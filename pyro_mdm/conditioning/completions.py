@@ -115,7 +115,7 @@ class Completions:
         drawing.sampler = ExponentialIntegrator(steps)
         x = torch.where(self.missing[chosen], torch.nan, self.x[chosen])
         drawn = impute(drawing, x, num=1, batch_size=batch_size, seed=seed)[0]
-        # what is too far becomes the least or the greatest that is there, never what no row has:
+        # a draw that is too far becomes the least or the largest present value, which a row has:
         # where there are levels, a rare one lies beyond many deviations
         near = (drawn - self._mean).abs() <= self._reach
         drawn = torch.where(near, drawn, drawn.clamp(self._least, self._most))

@@ -67,7 +67,7 @@ def impute(
     missing = x.isnan()
     drawn = missing if left_out is None else missing & ~left_out
     rows = drawn.flatten(1).any(1).nonzero().squeeze(1)
-    # data of one pattern together, as a network may share what depends on the pattern alone
+    # data of one pattern together, which share the work that depends on the pattern alone
     pattern = torch.unique(drawn[rows].flatten(1), dim=0, return_inverse=True)[1]
     rows = rows[pattern.argsort(stable=True)]
     completed = x.repeat(num, *[1] * x.dim())

@@ -60,7 +60,7 @@ class Replacement(Sampler):
             raise TypeError(
                 f"observed is {describe(observed)}, expected a Tensor of bool; write .bool()"
             )
-        values = real_tensor("values", values, "what is observed, (*event_shape)")
+        values = real_tensor("values", values, "the observed values, (*event_shape)")
         if values.shape[max(values.dim() - observed.dim(), 0) :] != observed.shape:
             raise ValueError(
                 f"values has shape {tuple(values.shape)}, expected {tuple(observed.shape)}, that "

@@ -394,7 +394,7 @@ def _on_the_way(
             product = (one * apply_matrix(g2, other)).flatten(1).sum(1)
             return weight * diffusion.on_the_way(product, s, W, g2)
 
-    # the first variable of what `rotated` is given is the noise of z, and the others are r's
+    # the first variable of the argument of `rotated` is the noise of z, and the others are r's
     first = noise()
     again = torch.cat([first[:, :1], noise()[:, 1:]], 1)
     of_z = [error(rotated(law, noises), x) for noises in (first, again)]

@@ -6,7 +6,7 @@ is too low, and so is its spread. The error of log Z is
 
     error² = spread² + (c (w_max / Σ w - 1/S))²,    spread² = Var w / (S (mean w)²).
 
-The second term is what lies beyond the largest weight. About one weight of S would be expected
+The second term is the mass beyond the largest weight. About one weight of S would be expected
 there, and of a tail of index k it exceeds w_max by w_max k / (1 - k) on average: by c = 10 for an
 index of 0.91. That is not the index k̂ of the weights, but a heavier one, since k̂ comes from the
 same draws, and is too low wherever the mean is. From k̂ = ½ on the variance is not finite, and c is

@@ -8,7 +8,7 @@ first two groups of its Time Series page. The groups are, in this order::
     bound           the bound and its terms for each split of the data, in bits/dim
     nats            the same in nats per datum, with the signs of ELBOTerms
     noising         the noising diffusion: Q, D and their eigenvalues, the clock, the ends, paths;
-                    noised data, and what a guide that sees the data does to them
+                    noised data, and the effect of a guide that sees the data
     objective       the objective of training
     samples         samples by sampler; columns of a table in pairs
     test            figures of test data, made once, at the end

@@ -520,7 +520,7 @@ class Score(Restorable, ExactBuffers, ABC):
                 f"{type(self.network).__name__} returned {got} for inputs {tuple(flat.shape)}, "
                 f"expected {expected}; build it with {name}={expected[1]}"
             )
-        # the caller judges what finite weights return
+        # outputs of finite weights are for the caller to judge
         check_values(finite(out), partial(check_weights, self.network))
         if self._watched is not None and self.time_density is not None and out.requires_grad:
             self.time_density.watch(out, *self._watched)

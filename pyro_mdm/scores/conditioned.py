@@ -80,7 +80,7 @@ class ConditionedDenoiser(DerivedDenoiser):
 
     def _checked_values(self, values: Tensor, event: tuple[int, ...]) -> Tensor:
         """The values in float64 where they are observed, the fill elsewhere."""
-        values = real_tensor("values", values, "what is observed, (*event_shape)")
+        values = real_tensor("values", values, "the observed values, (*event_shape)")
         _check_shape("values", values, event)
         if len(number_of_data(self.observed, values, event_dim=len(event))) > 1:
             raise ValueError(

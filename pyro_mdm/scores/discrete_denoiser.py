@@ -326,7 +326,7 @@ class DiscreteDenoiser(DenoiserScore):
         m = mu + s2 / (s2 + v) * (z - mu)
         w = self._spread(s2, v).clamp_min((self.levels.diff().min().item() / 2) ** 2).sqrt()
         c, alpha, beta = discrete.noise_odds(z, with_event_dims(lam, z), self.levels)
-        # u = (δ + c - m)/w; what does not depend on k drops out
+        # u = (δ + c - m)/w; terms that do not depend on k drop out
         return c, alpha + (F1 + 2 * F2 * (c - m) / w) / w, beta + F2 / w.square()
 
     def _mean(self, c: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ and the bound loses ⅛ e^λ/ρ E‖ΔU + ρ ΔR‖² per unit of λ, which for 
 ½ e^λ E‖x - x̂‖².
 
 Given x the paths are Markov, but their mixture over x is not: a path holds more information on x
-than its ends do. No network can win back what that costs the bound
+than its ends do. No network can win back that loss of the bound
 (:func:`pyro_mdm.seeing.path_information_gap`).
 
 Source: written for this library. Means that depend on the data are those of Nielsen et al.,
@@ -90,7 +90,7 @@ class DataDrivenDiffusion(WrappedDiffusion):
 
     Every :class:`~pyro_mdm.Denoiser` serves it, x̂ in the place of x, and so does a score of the raw
     state. Where the network's output is 0, as at the start of this library's networks, it is the
-    linear diffusion. ``drift`` is that of the base, and the score holds what the data add to it.
+    linear diffusion. ``drift`` is that of the base, and the score has the data's addition to it.
 
     Args:
         base: linear diffusion with K = 1, whose ends, kernels, clock and prior it has.

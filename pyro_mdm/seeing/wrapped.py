@@ -37,7 +37,7 @@ class WrappedDiffusion(OneBlock):
         self.base = base
         self.num_variables, self.horizon = base.num_variables, base.horizon
 
-    # -- what is the base's
+    # -- members of the base
 
     max_log_snr = of_part("base")
     min_log_snr = of_part("base")

@@ -1,4 +1,4 @@
-"""Checks of what users pass in, made once, before it is used.
+"""Checks of arguments of users, made once, before they are used.
 
 Every message has the value, the expectation and the fix. Objects of another kind raise TypeError,
 wrong values ValueError, and mistakes in tables and files of data :class:`DataError`.
@@ -201,7 +201,7 @@ def check_values(right: Tensor, report: Report) -> None:
     try:
         torch._assert_async(right)
     except RuntimeError:
-        pass  # a no, or what torch.func says of any tensor under vmap
+        pass  # a no, or the refusal of torch.func for any tensor under vmap
     else:
         return
     if not bool(right):
@@ -238,7 +238,7 @@ def _read_first() -> None:
     try:
         report()
     except BaseException:
-        _unread.answers.clear()  # the rest may follow from it, and are of what is given up
+        _unread.answers.clear()  # the rest may follow from it, and belong to work that is given up
         raise
 
 

@@ -1,7 +1,7 @@
 """Text on a terminal and in figures, whatever it contains.
 
 Messages name files, columns and settings, which may be somebody else's: an escape sequence among
-them could clear the screen, hide what is said, or change the title of the window. And a terminal
+them could clear the screen, hide the message, or change the title of the window. And a terminal
 may lack characters that we write.
 """
 
@@ -25,7 +25,7 @@ MOVES = re.compile(r"(\n|\x1b\[A)*")
 
 
 def shown(text: str, encoding: str | None = "utf-8") -> str:
-    r"""The text with control characters as ``\x1b``, and what ``encoding`` lacks in words."""
+    r"""The text with control characters as ``\x1b``, and words for those not in ``encoding``."""
     text = CONTROLS.sub(lambda match: _escaped(match[0]), text)
     encoding = encoding or "utf-8"
     try:
