@@ -188,7 +188,7 @@ def _averaged(
     mean = total / draws
     of_mean = torch.full((len(NAMES),), math.nan)
     per_datum_error = torch.full((n,), math.nan, dtype=torch.float64)
-    if draws > 1:  # t quantiles of the pooled spread, so that 1.96 errors hold 95%
+    if draws > 1:  # by Student's t, so that 1.96 errors hold 95%; clamped, as rounding goes below 0
         variance = (square - draws * mean.square()).clamp_min(0).sum(1) / (draws - 1) / draws
         of_mean = variance.sqrt() / n * (reach(n * (draws - 1)) / Z95)
         per_datum_error = Noise.from_draws(elbo).error

@@ -421,6 +421,7 @@ def cells(level: Tensor, edges: Tensor) -> Tensor:
 def _variance(total: Tensor, square: Tensor, number: Tensor) -> Tensor:
     """The variance of values with this sum, sum of squares and number; NaN for fewer than two."""
     several = torch.where(number > 1, number - 1, torch.nan)
+    # clamped: the difference of equal values may be rounded below 0
     return (square - total.square() / number).clamp_min(0) / several
 
 

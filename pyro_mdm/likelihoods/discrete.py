@@ -141,7 +141,7 @@ def level_index(x: Tensor, levels: Tensor) -> Tensor:
 def _nearest(x: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest level's index, and whether x is on it, to a thousandth of the smallest gap."""
     levels = levels.to(x.device)
-    value = x.detach().to(levels.dtype).contiguous()
+    value = x.detach().to(levels.dtype).contiguous()  # an index has no gradient
     gaps = levels.diff()
     if _are_even(gaps):
         nearest = ((value - levels[0]) / gaps[0]).nan_to_num_().round_()

@@ -331,7 +331,7 @@ class Score(Restorable, ExactBuffers, ABC):
         u, weight = self._drawn(len(x), x.device)
         with self._watching(u, weight):
             value, log_snr = self._on_the_way(diffusion, x, u, None, self.times)
-        return weighted(value, weight), log_snr.detach()
+        return weighted(value, weight), log_snr.detach()  # for records alone
 
     def integrand(
         self, diffusion: Kernels, x: Tensor, level: Tensor, noise: Tensor | None = None
