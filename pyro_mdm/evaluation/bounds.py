@@ -42,7 +42,7 @@ class Bound:
         >>> found = bound(model, DiffusionGuide(model.diffusion), x)
         >>> [name for name, _ in found.items()]
         ['reconstruction', 'prior_kl', 'diffusion', 'elbo']
-        >>> found.bits_per_dim > 0
+        >>> found.bits_per_dim.mean > 0
         True
     """
 
@@ -68,7 +68,7 @@ class Bound:
 
     @property
     def bits_per_dim(self) -> Measured:
-        """The bound in bits/dim, -elbo / (d ln 2).
+        """The bound in bits/dim, -elbo / (d ln 2), with its standard error.
 
         For dequantized data use :func:`pyro_mdm.bits_per_dim`.
         """
