@@ -299,8 +299,8 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
     ],
     "pyro_mdm/contexts.py": [
         (
-            "return told * (u >= self.dropout).to(told)",
-            "return told * (u < self.dropout).to(told)",
+            "return encodings * (u >= self.dropout).to(encodings)",
+            "return encodings * (u < self.dropout).to(encodings)",
             "test_given_context.py::test_dropout_hides_contexts_in_training_alone",
         ),
     ],

@@ -334,7 +334,7 @@ def test_an_improper_site_starts_where_it_is_told() -> None:
 
 
 def test_it_is_no_transform_of_its_gaussian() -> None:
-    with pytest.raises(NotImplementedError, match="no transform of a simple law"):
+    with pytest.raises(NotImplementedError, match="no transform of a simple distribution"):
         made(conjugate).get_transform()
 
 

@@ -21,9 +21,9 @@ which is constant for chains without controls where γ is a standard normal, for
 part by Q moves v alone and has unit Jacobian: half before the step and half after it in q, and
 taken back in r. Its part by D adds to a, and so does a network's u(y, k), which is subtracted in r.
 
-**Reversed** (:class:`Reversed`): r is r°, and a_k = Lᵀ Bᵀ (x̂ - z) / C, with z = B y_{k+1} the mean
-of x at rest given y_{k+1}, C its variance, and x̂ a network's of z and ∇log h(z): a denoiser. Given
-x̂ the continuous limit of the bound is the same for all Q and D.
+**Reversed** (:class:`Reversed`): r is r°, and a_k = Lᵀ Bᵀ (x̂ - z) / C, with ``z = B y_{k+1}`` the
+mean of x at rest given ``y_{k+1}``, C its variance, and x̂ a network's of z and ∇log h(z): a
+denoiser. Given x̂ the continuous limit of the bound is the same for all Q and D.
 
 Sources: Vargas, Grathwohl & Doucet, "Denoising Diffusion Samplers", 2023; Geffner & Domke,
 "Langevin Diffusion Variational Inference", 2023; Vargas et al., "Transport meets Variational
@@ -49,17 +49,18 @@ __all__ = ["Annealed", "Chain", "Path", "Ratio", "Reversed"]
 Density = Callable[[Tensor], Tensor]
 
 LIMIT = 8.0
-"""Of an entry of ∇log h, which chains feel as g / √(1 + (g / LIMIT)²)."""
+"""The limit of an entry g of ∇log h, which enters chains as g / √(1 + (g / LIMIT)²)."""
 SEEN = 3.0
-"""The same of what the network is shown."""
+"""The limit of an entry of ∇log h as an input of the network."""
 
 
 class Ratio:
     """log h = log γ - log N(0, I) of u (n, d), up to a constant, and its gradient.
 
     Args:
-        log_density: log γ of x = loc + scale_tril u, (n, d) -> (n,).
-        loc, scale_tril: the units of u, (d,) and (d, d).
+        log_density: function of x = loc + scale_tril u, (n, d), that returns log γ, (n,).
+        loc: location of the coordinates u, (d,).
+        scale_tril: scale of the coordinates u, (d, d), lower triangular.
     """
 
     def __init__(self, log_density: Density, loc: Tensor, scale_tril: Tensor) -> None:
@@ -91,14 +92,14 @@ class Ratio:
 
 
 class ChainKernels(NamedTuple):
-    """The steps of a diffusion at rest from noise to data, and back; step k is y_{k+1} -> y_k."""
+    """The steps of a diffusion at rest from noise to data, and back; step k is that to y_k."""
 
     M: Tensor  # (N, K, K)
     L: Tensor  # (N, K, K)
     R: Tensor  # (N, K, K)
     S: Tensor  # (N, K, K)
-    kick: Tensor  # (N, K): half of what a gradient moves by Q
-    drift: Tensor  # (N, K): what it moves by D, in units of L
+    kick: Tensor  # (N, K): half of the step of a gradient by Q
+    drift: Tensor  # (N, K): the step of a gradient by D, in units of L
     drift_back: Tensor  # (N, K): the same in units of S
     B: Tensor  # (N, K): the mean of x at rest given y_{k+1} is B y_{k+1}
     C: Tensor  # (N,): its variance
@@ -106,7 +107,7 @@ class ChainKernels(NamedTuple):
 
 
 class Path(NamedTuple):
-    """Ends of paths, and what these cost."""
+    """Ends of paths, and the costs of the paths."""
 
     u: Tensor  # (n, d)
     cost: Tensor  # Σ_k (log q/r* - log r/r°), (n,)
@@ -116,13 +117,14 @@ class Chain(nn.Module, ABC):
     """A chain of dim latents by a linear diffusion in N steps, whose times are learned.
 
     Args:
-        dim: d, the number of latents.
-        diffusion: diffusion of any K, with Σ_∞ whose entry of x is 1 and whose others don't
+        dim: number d of latents.
+        diffusion: diffusion of any K, with a Σ_∞ whose entry of x is 1 and whose others don't
             correlate with x. Its clock doesn't matter.
         steps: number N of steps.
         time: duration of all steps at first, in units of the clock.
-        inputs, outputs: numbers that the network takes and returns.
-        moments: number of moments that the network tells apart.
+        inputs: number of inputs of the network.
+        outputs: number of outputs of the network.
+        moments: number of moments in time for which the network has embeddings.
         width: width of the network's two hidden layers.
     """
 
@@ -147,8 +149,8 @@ class Chain(nn.Module, ABC):
             )
         if not diffusion.at_rest():
             raise ValueError(
-                f"the prior of {type(diffusion).__name__} is no law at rest, expected one: a chain "
-                "begins at rest; give another diffusion, e.g. VPSDE() or CLD()"
+                f"the prior of {type(diffusion).__name__} is no stationary one, expected one: "
+                "a chain begins at rest; give another diffusion, e.g. VPSDE() or CLD()"
             )
         self.dim, self.steps, self.time, self.diffusion = dim, steps, time, diffusion
         self.K = diffusion.num_variables
@@ -156,7 +158,7 @@ class Chain(nn.Module, ABC):
         self.log_time = nn.Parameter(torch.zeros(()))
         self.first = nn.Linear(inputs, width)
         self.second = nn.Linear(width, width)
-        self.told = nn.Parameter(torch.randn(2, moments, width) / 2)
+        self.step_embedding = nn.Parameter(torch.randn(2, moments, width) / 2)
         self.last = nn.Linear(width, outputs)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
@@ -202,7 +204,9 @@ class Chain(nn.Module, ABC):
 
     def network(self, seen: Tensor, k: int | Tensor) -> Tensor:
         """(…, n, inputs) -> (…, n, outputs), at one moment or at each of the first dimension."""
-        embedding = self.told[:, k] if isinstance(k, int) else self.told[:, k, None]
+        embedding = (
+            self.step_embedding[:, k] if isinstance(k, int) else self.step_embedding[:, k, None]
+        )
         hidden = nn.functional.silu(self.first(seen) + embedding[0])
         hidden = hidden + nn.functional.silu(self.second(hidden) + embedding[1])
         return self.last(hidden)
@@ -364,7 +368,7 @@ class Reversed(Chain):
         return _cost(noise, (noise - a) / log_scale.exp(), log_scale).sum(0)
 
     def noised(self, kernels: ChainKernels, u: Tensor) -> tuple[Tensor, Tensor]:
-        """y_{k+1} and ξ_k (N, n, K, d) of each step of noising paths from u."""
+        """``y_{k+1}`` and ξ_k, (N, n, K, d), of each step of noising paths from u."""
         y = self.start(len(u))
         y[:, 0] = u
         states, noises = [], []
@@ -390,6 +394,6 @@ def _cost(noise: Tensor, epsilon: Tensor, log_scale: Tensor) -> Tensor:
 
 
 def _bounded(slope: Tensor, limit: float) -> Tensor:
-    """What a chain feels; nothing where a gradient is NaN, whatever the density there."""
+    """A gradient within its limit; 0 where it is NaN, whatever the density there."""
     slope = slope.nan_to_num()
     return slope / (1 + (slope / limit).square()).sqrt()

@@ -32,7 +32,7 @@ __all__ = ["AutoMDM"]
 
 STARTS = {"gaussian": Annealed, "particles": Reversed}
 AT_A_TIME = 1_000
-"""Paths that are drawn together."""
+"""The number of paths that are drawn together."""
 STORED = (
     "of Pyro's parameter store, where another guide has left them; call pyro.clear_param_store() "
     "before a new guide"
@@ -41,12 +41,15 @@ OF_TAILS = (
     "train longer, with more steps, or with start='particles'; a program whose posterior has heavy "
     "tails, or none that is proper, has such weights always"
 )
-"""What to do about weights that mislead."""
+"""The advice for weights that mislead."""
 
 
 class _ChainLaw(TorchDistribution):
-    """The law of the ends of paths. A draw's log density is the log ratio of its path's densities
-    under guide and noising chain, of which no other value has one."""
+    """The distribution of the ends of paths.
+
+    A draw's log density is the log ratio of its path's densities under guide and noising chain; no
+    other value has one.
+    """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
     support = constraints.real_vector
@@ -100,7 +103,8 @@ class AutoMDM(AutoMultivariateNormal):
             Or "particles", for posteriors of several modes and up to about twenty latents:
             particles are tempered to the posterior, and the chain is a denoiser of theirs.
         width: width of the network's layers.
-        init_loc_fn, init_scale: start and scale of the Gaussian, as of ``AutoMultivariateNormal``.
+        init_loc_fn: start of the Gaussian, as of ``AutoMultivariateNormal``.
+        init_scale: scale of the Gaussian at the start, as of ``AutoMultivariateNormal``.
 
     Source: Vargas et al., "Transport meets Variational Inference: Controlled Monte Carlo
     Diffusions", 2024; Blessing et al., "Underdamped Diffusion Bridges with Applications to
@@ -201,18 +205,18 @@ class AutoMDM(AutoMultivariateNormal):
         return Ratio(density, self.loc, self.scale[..., None] * self.scale_tril)
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> _ChainLaw:
-        """The law of all latents, unconstrained, whose draws have densities along their paths."""
+        """The distribution of all latents, unconstrained, with densities along paths of draws."""
         return _ChainLaw(self.chain, self._ratio(*args, **kwargs))
 
     def get_base_dist(self) -> NoReturn:
-        """No law: the guide is no transform of its Gaussian."""
+        """Raises NotImplementedError: the guide is no transform of its Gaussian."""
         raise NotImplementedError(
-            "AutoMDM is no transform of a simple law, as NeuTraReparam and others need; start NUTS "
-            "from draws of it instead"
+            "AutoMDM is no transform of a simple distribution, as NeuTraReparam and others need; "
+            "start NUTS from draws of it instead"
         )
 
     def get_transform(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """No transform: the guide is none of its Gaussian."""
+        """Raises NotImplementedError: the guide is no transform of its Gaussian."""
         self.get_base_dist()
 
     def fit(
@@ -236,7 +240,8 @@ class AutoMDM(AutoMultivariateNormal):
         from where they are.
 
         Args:
-            args, kwargs: arguments of the program; functools.partial binds those with the names
+            args: positional arguments of the program.
+            kwargs: keyword arguments of the program; functools.partial binds those with the names
                 below.
             updates: number of updates of the chain.
             start_updates: number of updates of the Gaussian before.
@@ -432,8 +437,9 @@ class AutoMDM(AutoMultivariateNormal):
         """Importance weights of draws, with how many count, k̂ and log p(data).
 
         Args:
-            num_samples: the number of draws.
-            args, kwargs: arguments of the program.
+            num_samples: number of draws.
+            args: positional arguments of the program.
+            kwargs: keyword arguments of the program.
         """
         check_count("num_samples", num_samples, "the number of draws")
         weights = ImportanceWeights(self._weighted(num_samples, *args, **kwargs)[1])
@@ -447,7 +453,8 @@ class AutoMDM(AutoMultivariateNormal):
 
         Args:
             num_samples: number of draws.
-            args, kwargs: arguments of the program.
+            args: positional arguments of the program.
+            kwargs: keyword arguments of the program.
             resample: whether draws are resampled by their weights, from ten times as many.
         """
         check_count("num_samples", num_samples, "the number of draws")
