@@ -199,7 +199,7 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "test_automatic_density.py::test_discrete_sites_are_summed_over_as_by_pyro[1-tenth]",
         ),
     ],
-    "pyro_mdm/automatic/guide.py": [
+    "pyro_mdm/automatic/chain_guide.py": [
         (
             "root / root.diagonal()[:, None]",
             "root / root.diagonal()",

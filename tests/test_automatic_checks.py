@@ -108,7 +108,9 @@ def test_draws_of_a_guide_are_rows_of_its_latents() -> None:
     """Sites with supports of their own, in a plate and outside, and back."""
     guide = made(simplex)
     x = torch.randn(40, guide.latent_dim)
-    torch.testing.assert_close(guide.rows(guide._density.by_site(x)), x, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        guide.rows(guide.program_density.by_site(x)), x, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_chains_that_have_not_mixed_are_said() -> None:
@@ -171,7 +173,7 @@ def test_the_sides_of_a_guide_have_the_evidence_as_their_means(start: str) -> No
         guide.scale_tril = torch.eye(2)
         for parameter in guide.chain.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-        below = guide._weighted(10_000)[1] - EVIDENCE
+        below = guide.weighted(10_000)[1] - EVIDENCE
         above = EVIDENCE - guide.noised(guide.rows(exact(10_000)))
     for log_shares in (below, above):
         shares = log_shares.exp()

@@ -162,7 +162,7 @@ def test_gradients_by_the_gaussian_are_those_of_finite_differences() -> None:
 
     def bound() -> Tensor:
         pyro.set_rng_seed(1)
-        return guide._log_weights(200)[1].mean()
+        return guide.log_weights(200)[1].mean()
 
     for name in ("loc", "scale_unconstrained"):
         parameter = guide.get_parameter(name)

@@ -5,21 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pyro import poutine
 from torch import Tensor
 from torch.distributions import biject_to
 
+from pyro_mdm.automatic.chain import Annealed
+from pyro_mdm.automatic.chain_guide import ChainGuide
 from pyro_mdm.automatic.density import run
-from pyro_mdm.automatic.gap import parameters
 from pyro_mdm.posteriors.guide import ImportanceWeights
 
-if TYPE_CHECKING:
-    from pyro_mdm.automatic.guide import AutoMDM
-
-__all__ = ["Checkup", "Moments", "Second", "checked", "second_fit"]
+__all__ = ["MOST_FOR_PARTICLES", "Checkup", "Moments", "Second", "checked", "second"]
 
 FEWEST = 100
 """Draws that count, below which nothing is trusted."""
@@ -148,26 +146,12 @@ class Checkup:
         )
 
 
-def second_fit(
-    guide: AutoMDM,
-    other: Any,
-    n: int,
-    progress: bool,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> Second | None:
-    """What ``other`` of :meth:`AutoMDM.check` says, by n draws."""
-    if other is None:
-        return None
-    if isinstance(other, str) and other == "fit":
-        few = guide.latent_dim <= MOST_FOR_PARTICLES
-        start = "particles" if few and guide.start == "gaussian" else "gaussian"
-        with parameters(lambda name: not name.startswith(f"{guide._pyro_name}.")):
-            again = guide._like_this(guide._program[0], start=start)
-            again.fit(*args, progress=progress, **guide._budget, **kwargs)
-            return second_fit(guide, again, n, progress, args, kwargs)
-    if isinstance(other, type(guide)):
-        x, log_weights = other._weighted(n, *args, **kwargs)
+def second(
+    guide: ChainGuide, other: object, n: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Second:
+    """What another guide, by n draws, or draws of the posterior say of a guide's program."""
+    if isinstance(other, ChainGuide):
+        x, log_weights = other.weighted(n, *args, **kwargs)
         weights = ImportanceWeights(log_weights)
         return Second(f"start {other.start!r}", Moments.from_weights(x, weights), weights)
     x = guide.rows(other, *args, **kwargs)
@@ -175,29 +159,29 @@ def second_fit(
 
 
 def checked(
-    guide: AutoMDM,
-    second: Second | None,
+    guide: ChainGuide,
+    other: Second | None,
     batches: int,
     num_samples: int,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Checkup:
     """The check of a guide that has been fitted."""
-    pieces = [guide._weighted(num_samples, *args, **kwargs) for _ in range(batches)]
+    pieces = [guide.weighted(num_samples, *args, **kwargs) for _ in range(batches)]
     x, log_weights = (torch.cat(tensors) for tensors in zip(*pieces, strict=True))
     weights = ImportanceWeights(log_weights)
     tails = tuple(ImportanceWeights(piece[1]).pareto_k for piece in pieces)
     first = Moments.from_weights(x, weights)
     distance, distant, is_apart = math.nan, "", False
-    if second is not None:
-        names = [name for name, site in guide._latents() for _ in range(_size(site))]
-        other = second.moments
-        gaps = (first.mean - other.mean).abs() / other.deviation.clamp_min(1e-12)
+    if other is not None:
+        names = [name for name, site in guide.latents() for _ in range(_size(site))]
+        moments = other.moments
+        gaps = (first.mean - moments.mean).abs() / moments.deviation.clamp_min(1e-12)
         at = int(gaps.argmax())
         distance, distant = float(gaps[at]), repr(names[at])
-        error = math.sqrt(1 / first.effective + 1 / other.effective)
+        error = math.sqrt(1 / first.effective + 1 / moments.effective)
         is_apart = distance > max(APART, ERRORS * error)
-    result = Checkup(weights, tails, _kept(guide), second, distance, distant, is_apart, ())
+    result = Checkup(weights, tails, _kept(guide), other, distance, distant, is_apart, ())
     if result.is_trusted:
         return result
     remedies = tuple(_remedies(guide, result, args, kwargs))
@@ -205,7 +189,7 @@ def checked(
 
 
 def _remedies(
-    guide: AutoMDM, result: Checkup, args: tuple[Any, ...], kwargs: dict[str, Any]
+    guide: ChainGuide, result: Checkup, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Iterator[str]:
     for parent, children in funnels(guide, args, kwargs).items():
         names = ", ".join(map(repr, children))
@@ -214,7 +198,7 @@ def _remedies(
             "them, pyro.poutine.reparam(program, config={"
             f"{children[0]!r}: LocScaleReparam(0.0)" + "})"
         )
-    kinds = {name: type(_base(site)).__name__ for name, site in guide._latents()}
+    kinds = {name: type(_base(site)).__name__ for name, site in guide.latents()}
     if heavy := [name for name, kind in kinds.items() if kind in HEAVY]:
         yield (
             f"{heavy[0]!r} has heavy tails ({kinds[heavy[0]]}), which a Gaussian start does not "
@@ -242,10 +226,12 @@ def _remedies(
     )
 
 
-def funnels(guide: AutoMDM, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, list[str]]:
+def funnels(
+    guide: ChainGuide, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, list[str]]:
     """Latents on which the scale of other latents depends, by name, with those."""
-    latents = [name for name, _ in guide._latents()]
-    nodes: dict[str, Any] = guide._density.drawn(*args, **kwargs).nodes
+    latents = [name for name, _ in guide.latents()]
+    nodes: dict[str, Any] = guide.program_density.drawn(*args, **kwargs).nodes
     values = {name: nodes[name]["value"] for name in latents}
     before = _scales(guide, values, args, kwargs)
     result: dict[str, list[str]] = {}
@@ -264,10 +250,10 @@ def funnels(guide: AutoMDM, args: tuple[Any, ...], kwargs: dict[str, Any]) -> di
 
 
 def _scales(
-    guide: AutoMDM, values: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+    guide: ChainGuide, values: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Tensor]:
     """The scale of each latent that has one, given the values of all."""
-    program = poutine.condition(guide._program[0], data=values)
+    program = poutine.condition(guide.program, data=values)
     nodes: dict[str, Any] = run(program, *args, **kwargs).nodes
     scales = {name: getattr(_base(nodes[name]), "scale", None) for name in values}
     return {name: scale for name, scale in scales.items() if isinstance(scale, Tensor)}
@@ -297,9 +283,9 @@ def _rise(losses: Tensor) -> float:
     return float(third.mean() - last.mean()) / max(error, 1e-12)
 
 
-def _kept(guide: AutoMDM) -> str:
+def _kept(guide: ChainGuide) -> str:
     chain = guide.chain
-    if not hasattr(chain, "is_at_rest"):
+    if not isinstance(chain, Annealed):
         return "denoiser"
     return "Gaussian" if chain.is_at_rest else "chain"
 

@@ -22,7 +22,7 @@ FEWEST = 16
 Site = dict[str, Any]
 
 
-def unconstrained(draws: Any, latents: Iterable[tuple[str, Site]]) -> Tensor:
+def unconstrained(draws: object, latents: Iterable[tuple[str, Site]]) -> Tensor:
     """The unconstrained latents of draws, (n, dim), in the order of the latents.
 
     Args:
@@ -68,7 +68,7 @@ def row(values: Mapping[str, Tensor], latents: Iterable[tuple[str, Site]]) -> Te
     return torch.cat(pieces, -1)[0, 0]
 
 
-def _by_name(draws: Any) -> dict[str, Tensor]:
+def _by_name(draws: object) -> dict[str, Tensor]:
     """Tensors by name; those of ArviZ begin with chains and draws, as Pyro's grouped ones do."""
     draws = getattr(draws, "posterior", draws)
     if hasattr(draws, "data_vars"):

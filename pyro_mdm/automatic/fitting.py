@@ -6,27 +6,23 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_mdm.automatic.chain import Annealed, Reversed
+from pyro_mdm.automatic.chain_guide import COMPARED, ChainGuide
 from pyro_mdm.posteriors.tempering import GROUPS, temper
 from pyro_mdm.training import Trainer
 
-if TYPE_CHECKING:
-    from pyro_mdm.automatic.guide import AutoMDM
-
-__all__ = ["COMPARED", "Fitting"]
+__all__ = ["Fitting"]
 
 CLIP = 10.0
 """The norm at which gradients are clipped."""
 WORST = 50.0
 """Nats below the median beyond which a path's weight doesn't count in an update."""
-COMPARED = 1_000
-"""Paths by which the chain and its Gaussian are compared."""
 OF_PRIOR = 200
 """Draws of the prior, by whose spread particles start."""
 OF_START = 0.3
@@ -47,7 +43,7 @@ class Fitting:
         progress: whether progress bars are shown.
     """
 
-    guide: AutoMDM
+    guide: ChainGuide
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     updates: int
@@ -66,12 +62,12 @@ class Fitting:
         assert isinstance(guide.chain, Reversed)
         chain = guide.chain
         with torch.no_grad():
-            guide._become_gaussian_of(x)
-            data = guide._ratio(*self.args, **self.kwargs).inverse(x)
+            guide.become_gaussian(x)
+            data = guide.ratio(*self.args, **self.kwargs).inverse(x)
 
         def forward_bound() -> Tensor:
             rows = data[torch.randint(len(data), (self.paths,))]
-            return chain.noising_cost(guide._ratio(*self.args, **self.kwargs), rows)
+            return chain.noising_cost(guide.ratio(*self.args, **self.kwargs), rows)
 
         return self._train(chain.parameters(), forward_bound, "chain", self.seconds)
 
@@ -94,11 +90,11 @@ class Fitting:
 
     def _bound_of_gaussian(self, n: int | None = None) -> Tensor:
         u = torch.randn(n or self.paths, self.guide.latent_dim).to(self.guide.loc)
-        ratio = self.guide._ratio(*self.args, **self.kwargs)
+        ratio = self.guide.ratio(*self.args, **self.kwargs)
         return ratio.log_density(ratio.place(u)) - ratio.log_unit(u)
 
     def _bound_of_chain(self, n: int | None = None) -> Tensor:
-        return self.guide._log_weights(n or self.paths, *self.args, **self.kwargs)[1]
+        return self.guide.log_weights(n or self.paths, *self.args, **self.kwargs)[1]
 
     def _train(
         self,
@@ -132,8 +128,8 @@ class Fitting:
         taken = trainer.step_number
         if taken - trainer.skipped < taken / 2:
             guide = self.guide
-            x = guide._log_weights(self.paths, *self.args, **self.kwargs)[0]
-            guide._density.check_slope(x, *self.args, **self.kwargs)
+            x = guide.log_weights(self.paths, *self.args, **self.kwargs)[0]
+            guide.program_density.check_slope(x, *self.args, **self.kwargs)
             raise ValueError(
                 f"gradients were finite in {taken - trainer.skipped} of {taken} updates of the "
                 f"{what}, expected most; mend the program's derivatives, or choose another "
@@ -147,14 +143,14 @@ class Fitting:
         rows = []
         for _ in range(OF_PRIOR):
             try:
-                trace = guide._density.drawn(*self.args, **self.kwargs)
+                trace = guide.program_density.drawn(*self.args, **self.kwargs)
             except NotImplementedError as error:
                 reason = str(error).partition("\n")[0]
                 raise ValueError(
                     f"start='particles' draws from the program, which cannot be drawn ({reason}); "
                     "give its sites proper priors, or take start='gaussian'"
                 ) from error
-            pairs = [(trace.nodes[name], site) for name, site in guide._latents()]
+            pairs = [(trace.nodes[name], site) for name, site in guide.latents()]
             unconstrained = [
                 biject_to(site["fn"].support).inv(drawn["value"]) for drawn, site in pairs
             ]

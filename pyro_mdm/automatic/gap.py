@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import pyro
 import pyro.distributions as dist
@@ -34,13 +34,20 @@ from pyro_mdm.automatic.draws import row
 from pyro_mdm.support.checks import check_count
 from pyro_mdm.support.measured import Measured
 
-if TYPE_CHECKING:
-    from pyro_mdm.automatic.guide import AutoMDM
-
 __all__ = ["Gap", "gap", "gap_by_draws", "parameters"]
 
 PATHS = 64
 """Draws of a guide for each data set."""
+
+
+class TwoSided(Protocol):
+    """A guide with weights of its own paths, and of noising paths."""
+
+    def rows(self, draws: object, /, *args: Any, **kwargs: Any) -> Tensor: ...
+
+    def weighted(self, n: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]: ...
+
+    def noised(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor: ...
 
 
 class Gap(NamedTuple):
@@ -105,7 +112,10 @@ def gap(
         sides.append(torch.stack(bounds))
     below, above = torch.stack(sides).unbind(1)
     return Gap(
-        Measured.of(below), Measured.of(above), Measured.of(above - below), data_sets=simulated
+        Measured.from_values(below),
+        Measured.from_values(above),
+        Measured.from_values(above - below),
+        data_sets=simulated,
     )
 
 
@@ -121,14 +131,14 @@ def parameters(kept: Callable[[str], bool]) -> Any:
 
 @torch.no_grad()
 def gap_by_draws(
-    guide: AutoMDM, draws: Any, paths: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    guide: TwoSided, draws: object, paths: int, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Gap:
     """The gap of a guide for its program's data, by draws of the posterior, taken with
     replacement."""
     x = guide.rows(draws, *args, **kwargs)
     x = x[torch.randint(len(x), (paths,))]
-    lower = Measured.of(guide._weighted(paths, *args, **kwargs)[1])
-    upper = Measured.of(guide.noised(x, *args, **kwargs))
+    lower = Measured.from_values(guide.weighted(paths, *args, **kwargs)[1])
+    upper = Measured.from_values(guide.noised(x, *args, **kwargs))
     error = math.hypot(lower.standard_error, upper.standard_error)
     return Gap(lower, upper, Measured(upper.mean - lower.mean, error), data_sets=0)
 
@@ -169,26 +179,31 @@ def _bounds(
     below = -torch.tensor(Trace_ELBO(num_particles=paths).loss(program, guide, *args, **kwargs))
     joint, guided = (
         torch.as_tensor(run(poutine.condition(f, data=values), *args, **kwargs).log_prob_sum())
-        for f, values in ((program, dict(latents)), (guide, _values(guide, latents)))
+        for f, values in (
+            (program, dict(latents)),
+            (guide, _values(guide, latents, *args, **kwargs)),
+        )
     )
     return below.to(joint), joint - guided
 
 
-def _values(guide: Any, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _values(
+    guide: Callable[..., Any], latents: Mapping[str, Tensor], *args: Any, **kwargs: Any
+) -> dict[str, Tensor]:
     """The values of a guide's sites at given latents: automatic guides sample unconstrained ones,
     and have their latents from there."""
-    values, taken = {}, set()
-    modules = guide.modules() if isinstance(guide, torch.nn.Module) else []
-    for module in modules:
-        if isinstance(module, AutoContinuous):
-            sites = [*module.prototype_trace.iter_stochastic_nodes()]
-            values[f"_{module._pyro_name}_latent"] = row(latents, sites)
-        elif isinstance(module, AutoNormal):
-            sites = [*module.prototype_trace.iter_stochastic_nodes()]
-            for name, site in sites:
-                inverse = biject_to(site["fn"].support).inv
-                values[f"{name}_unconstrained"] = inverse(latents[name])
-        else:
+    values, unconstrained = {}, set()
+    nodes: dict[str, Any] = run(guide, *args, **kwargs).nodes
+    auxiliary = [name for name, s in nodes.items() if s.get("infer", {}).get("is_auxiliary")]
+    packed = iter([name for name in auxiliary if name.endswith("_latent")])  # in order of guides
+    for module in guide.modules() if isinstance(guide, torch.nn.Module) else ():
+        if not isinstance(module, (AutoContinuous, AutoNormal)):
             continue
-        taken |= {name for name, _ in sites}
-    return values | {name: value for name, value in latents.items() if name not in taken}
+        sites = [*module.prototype_trace.iter_stochastic_nodes()]
+        if isinstance(module, AutoContinuous):
+            values[next(packed)] = row(latents, sites)
+        else:
+            for name, site in sites:
+                values[f"{name}_unconstrained"] = biject_to(site["fn"].support).inv(latents[name])
+        unconstrained |= {name for name, _ in sites}
+    return values | {name: value for name, value in latents.items() if name not in unconstrained}
