@@ -70,7 +70,7 @@ write_layout(writer, ["test"], ["elbo", "reconstruction", "prior_kl", "diffusion
 for step in trange(first + 1, args.steps + 1, initial=first, total=args.steps):
     svi.step(problem.train[torch.randint(len(problem.train), (128,))])
     if step % 25 == 0 or step == args.steps:
-        write_terms(writer, elbo_terms(model, guide, problem.test), step, part="test")
+        write_terms(writer, elbo_terms(model, guide, problem.test), step, split="test")
         state = {"model": model.state_dict(), "optimizer": optimizer.get_state(), "step": step}
         torch.save(state | {"random": torch.get_rng_state()}, new := logdir / "checkpoint.part")
         new.replace(file)  # whole, whenever the script is stopped

@@ -1,4 +1,4 @@
-r"""Contexts: what is known of each datum beside itself, and how a network is told it.
+r"""Contexts: information c about each datum, and its encoding for a network.
 
 A model of x given c is a :class:`~pyro_mdm.DiffusionModel` with a ``context``. c is the second
 argument of both programs, ``svi.step(x, c)``, so it may be a site of a program around them. The
@@ -44,9 +44,9 @@ class GivenContext(Restorable, nn.Module, ABC):
 
     Args:
         shape: shape of one c.
-        size: number of numbers that the network receives.
-        dropout: fraction of the data whose c is hidden from the network in training. Their share of
-            the objective is a bound on log p(x). At 0 every c must be known.
+        size: width of the encoding that the network receives.
+        dropout: fraction of the data, in [0, 1), whose c is hidden from the network in training.
+            Their share of the objective is a bound on log p(x). At 0 every c must be known.
 
     Raises:
         ValueError: a dropout that is not in [0, 1).
@@ -64,7 +64,7 @@ class GivenContext(Restorable, nn.Module, ABC):
         """The value that stands for an unknown c, (*shape)."""
 
     @abstractmethod
-    def known(self, context: Tensor) -> Tensor:
+    def is_known(self, context: Tensor) -> Tensor:
         """Whether c is known, bool (*batch), for contexts (*batch, *shape)."""
 
     @abstractmethod
@@ -100,13 +100,14 @@ class GivenContext(Restorable, nn.Module, ABC):
         c = self.check(context)
         batch = c.shape[: c.dim() - len(self.shape)]
         flat = c.reshape(-1, *self.shape)
-        is_known = self.known(flat)
+        is_known = self.is_known(flat)
         if not self.dropout and not bool(is_known.all()):
             raise ValueError(
                 f"the context of {int((~is_known).sum())} of {len(flat)} data is not known, and "
                 f"the network always knew it; make the model with {type(self).__name__}(…, "
                 "dropout=0.1) and train it again"
             )
+        # an unknown c never reaches the encoder: its NaN times 0 would be NaN
         safe = torch.where(
             is_known.reshape(-1, *[1] * len(self.shape)), flat, torch.zeros_like(flat)
         )
@@ -118,12 +119,12 @@ class GivenContext(Restorable, nn.Module, ABC):
             )
         return (encoding * is_known.unsqueeze(-1).to(encoding)).reshape(*batch, self.size)
 
-    def drop(self, told: Tensor) -> Tensor:
-        """Encodings (n, size) with a random part ``dropout`` of the rows set to 0."""
+    def drop(self, encodings: Tensor) -> Tensor:
+        """Encodings (n, size) with a random fraction ``dropout`` of the rows set to 0."""
         if not self.dropout:
-            return told
-        u = randomness.uniform((len(told), 1), told.dtype, told.device)
-        return told * (u >= self.dropout).to(told)
+            return encodings
+        u = randomness.uniform((len(encodings), 1), encodings.dtype, encodings.device)
+        return encodings * (u >= self.dropout).to(encodings)
 
     def settings(self) -> dict[str, Any]:
         return {"size": self.size, "dropout": self.dropout}
@@ -134,7 +135,7 @@ class Labels(GivenContext):
 
     Args:
         num_classes: number of classes, at least 2.
-        dropout: see :class:`GivenContext`.
+        dropout: fraction of the data whose label is hidden in training (:class:`GivenContext`).
 
     Example:
         >>> from pyro_mdm import VPSDE, Denoiser, DiffusionModel, condition
@@ -172,7 +173,7 @@ class Labels(GivenContext):
             )
         return labels
 
-    def known(self, context: Tensor) -> Tensor:
+    def is_known(self, context: Tensor) -> Tensor:
         return context >= 0
 
     def extra_repr(self) -> str:
@@ -186,8 +187,9 @@ class Vectors(GivenContext):
     """Vectors of real numbers, encoded in units of their standard deviation; NaN if unknown.
 
     Args:
-        mean, scale: constants of the encoding (c - mean) / scale, each (m,).
-        dropout: see :class:`GivenContext`.
+        mean: mean of the contexts, (m,). The encoding is (c - mean) / scale, and a 1.
+        scale: standard deviation of the contexts, (m,), positive.
+        dropout: fraction of the data whose vector is hidden in training (:class:`GivenContext`).
 
     Raises:
         ValueError: means and scales of another shape, or scales that are not positive.
@@ -218,6 +220,7 @@ class Vectors(GivenContext):
                 "rows of finite numbers; give numbers as contexts[:, None]"
             )
         spread = rows.std(0)
+        # an entry that never varies is encoded as 0 rather than 0/0
         return cls(rows.mean(0), torch.where(spread > 0, spread, 1.0), dropout)
 
     @property
@@ -230,11 +233,12 @@ class Vectors(GivenContext):
             raise TypeError(f"context is {c.dtype}, expected real numbers {self._shapes}")
         return _finite_or_unknown(c.to(self.mean), 1)
 
-    def known(self, context: Tensor) -> Tensor:
+    def is_known(self, context: Tensor) -> Tensor:
         return context.isfinite().all(-1)
 
     def numbers(self, context: Tensor) -> Tensor:
         scaled = (context - self.mean) / self.scale
+        # the last 1 distinguishes a context at the mean from an unknown one, which is all 0
         return torch.cat([scaled, torch.ones_like(scaled[:, :1])], -1)
 
 
@@ -242,11 +246,11 @@ class EncodedContext(GivenContext):
     """Contexts of any shape, encoded by a module of your own, which is trained with the model.
 
     Args:
-        encoder: a module of contexts (n, *shape), which returns (n, size).
-        size: number of numbers that it returns.
+        encoder: module from contexts, (n, *shape), to encodings, (n, size).
+        size: width of the encodings.
         shape: shape of one context.
-        dropout: see :class:`GivenContext`. An unknown context is NaN, or -1 where contexts are
-            whole numbers, in all its entries.
+        dropout: fraction of the data whose context is hidden in training (:class:`GivenContext`).
+            An unknown context is NaN, or -1 where contexts are whole numbers, in all its entries.
         whole: whether contexts are whole numbers, such as tokens.
     """
 
@@ -279,14 +283,15 @@ class EncodedContext(GivenContext):
         c = c.to(tensor_device(self) or c.device)
         return c if self.whole else _finite_or_unknown(c, len(self.shape))
 
-    def known(self, context: Tensor) -> Tensor:
+    def is_known(self, context: Tensor) -> Tensor:
         flat = context.reshape(len(context), -1)
         return ~(flat == -1).all(-1) if self.whole else flat.isfinite().all(-1)
 
     def numbers(self, context: Tensor) -> Tensor:
         encoding: Tensor = self.encoder(context)
         if encoding.dim() != 2:
-            return encoding
+            return encoding  # encode() reports the shape
+        # the last 1 distinguishes an encoding of 0 from an unknown context
         return torch.cat([encoding, torch.ones_like(encoding[:, :1])], -1)
 
 

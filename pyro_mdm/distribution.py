@@ -29,25 +29,27 @@ from pyro_mdm.support.modules import evaluating, in_eval_mode
 __all__ = ["MDM", "MOST"]
 
 MOST = 256
-"""Dimensions up to which the density of a flow, with d derivatives a call, is the default."""
+"""The most dimensions d for which the flow's density, with d derivatives a call, is the default."""
 
 DRAWS = {"flow": 2}
-"""Draws for each datum by default, else 1: a flow has one pair of opposite sign."""
+"""Number of draws for each datum by default, else 1: a flow has one pair of opposite sign."""
 
 AGREE, RELEVANT = 0.1, 8.0
-"""Nats by which densities by n and by 2 n steps of the flow may differ, and the distance from the
-largest density up to which that matters."""
+"""The largest difference of log densities by n and by 2 n steps of the flow, nats, and the distance
+from the largest log density, nats, up to which it counts."""
 
 NORMALIZED, SEEDS = 0.01, 5
-"""Nats by which the log density of fixed draws may change with their seed, and seeds that tell."""
+"""The largest standard deviation of a log density by fixed draws over their seeds, nats, and the
+number of seeds by which it is measured."""
 
 _SPREADS: WeakKeyDictionary[DiffusionModel, dict[Any, float]] = WeakKeyDictionary()
 _STEPS: WeakKeyDictionary[DiffusionModel, int] = WeakKeyDictionary()
 
 
 class MDM(TorchDistribution):
-    r"""The distribution of the data that a model generates: a prior, ``pyro.sample("x",
-    MDM(model))``.
+    r"""The distribution of the data that a model generates.
+
+    It is a prior for the data in any Pyro program: ``pyro.sample("x", MDM(model))``.
 
     ``sample`` runs the model's sampler and decoder. ``rsample`` does so with derivatives in the
     model's parameters (for a fixed grid of the sampler's times), where the sampler is the library's
@@ -67,10 +69,10 @@ class MDM(TorchDistribution):
       call for each step of each: a bound for the chain on that grid, tighter with more draws.
 
     The last two are lower bounds in expectation over draws, which are fresh at every call, so that
-    a variational bound that they are part of stays a bound. A seed fixes them, and with them an
-    error that is the same for all data: what is left is neither a bound nor a density. Pyro's
-    inference takes it only if other seeds change it by less than 0.01 nats, and a
-    bound never where it takes exponentials of it or walks on it, as ``Importance`` and NUTS do.
+    a variational bound that they are part of stays a bound. A seed fixes the draws, and with them
+    an error that is the same for all data: the result is neither a bound nor a density. Pyro's
+    inference takes it only if other seeds change it by less than 0.01 nats. Inference that
+    exponentiates a log density or walks on it, such as ``Importance`` and NUTS, takes no bound.
 
     Entries of x that are NaN are missing, as for :func:`~pyro_mdm.bound`: ``"elbo"`` bounds the
     density of the others, if the denoiser has maps. With a context the distribution is conditional,
@@ -81,15 +83,15 @@ class MDM(TorchDistribution):
         model: a trained model in continuous time; put it in eval mode and freeze it,
             ``model.eval().requires_grad_(False)``, if it is not to be trained further.
         method: method of ``log_prob``; None for the default.
-        draws: number of draws for each datum; by default 2 for ``"flow"``, else 1; to be given with
+        draws: number of draws for each datum; by default 2 for ``"flow"``, else 1. Required with
             the seed of a bound.
         seed: seed of the draws, the same for every datum; the model is then in eval mode. None: 0
             for ``"flow"``, fresh draws at every call for bounds.
-        times: grid of ``"importance"``, a number or the times from ε to T; by default those of a
-            model that is a chain, else 65.
-        solver: solver of the ODE of ``"flow"``; by default as above for a denoiser, and adaptive
-            for another score.
-        batch_shape: batch shape, as for any distribution, broadcast with that of the contexts.
+        times: grid of ``"importance"``: a number N of times, or the times from ε to T, (N,); by
+            default those of a model that is a chain, else 65.
+        solver: solver of the ODE of ``"flow"``; by default Runge–Kutta steps as above for a
+            denoiser, and an adaptive solver for another score.
+        batch_shape: batch shape of the distribution, broadcast with that of the contexts.
         context: context of a model with contexts (:mod:`pyro_mdm.contexts`): one for all data,
             (*shape), or one for each, (*batch_shape, *shape).
 
@@ -104,11 +106,14 @@ class MDM(TorchDistribution):
         >>> from pyro_mdm import VPSDE, Denoiser, DiffusionModel
         >>> from pyro_mdm.networks import MLP
         >>> x = torch.randn(100, 2)
-        >>> prior = MDM(DiffusionModel(VPSDE(), Denoiser.fit(MLP(2), x)))
+        >>> model = DiffusionModel(VPSDE(), Denoiser.fit(MLP(2), x))
+        >>> prior = MDM(model)
         >>> def program(observed):
         ...     x = pyro.sample("x", prior)
         ...     pyro.sample("y", pyro.distributions.Normal(x, 0.1).to_event(1), obs=observed)
-        >>> prior.log_prob(x).shape
+        >>> prior.sample((5,)).shape
+        torch.Size([5, 2])
+        >>> MDM(model, method="elbo").log_prob(x).shape
         torch.Size([100])
     """
 
@@ -205,7 +210,8 @@ class MDM(TorchDistribution):
 
     def _samples(self, number: int) -> Tensor:
         """About so many samples (n, *batch_shape, *event_shape), n ≥ 2."""
-        contexts = self.model.score_function.told  # one for each of some data, or one for all
+        # contexts of one datum each decide the number of rows; one for all leaves it free
+        contexts = self.model.score_function.network_context
         rows = number if contexts is None or contexts.dim() == 1 else len(contexts.flatten(0, -2))
         return self.sample((max(2, rows // math.prod(self.batch_shape)),))
 
@@ -220,6 +226,7 @@ class MDM(TorchDistribution):
         while True:
             finer = density(2 * steps)
             larger = torch.maximum(coarse, finer)
+            # a density that is e^-RELEVANT of the largest moves no inference, whatever its error
             matters = larger > larger.max() - RELEVANT
             off = float((coarse - finer).abs()[matters].max())
             if off < AGREE:
@@ -352,11 +359,15 @@ class MDM(TorchDistribution):
             return estimator(x).reshape(lead)
 
     def check_density(self, use: Inference, method: Method | None = None) -> None:
-        """Raises ValueError unless ``log_prob`` is what an inference needs of it: one density that
-        is normalized to 1% of noise, or for SVI a bound by fresh draws.
+        """Raises ValueError unless ``log_prob`` serves an inference.
+
+        It serves as one density that is normalized to 0.01 nats of noise, or for SVI as a bound by
+        fresh draws.
 
         Args:
-            method: method for the values in question, by default that for complete ones.
+            use: the inference, with its requirements.
+            method: method of ``log_prob`` for the values in question; by default that for values
+                without missing entries.
         """
         method = method or self.method
         estimator = self._estimator(self.model, method)
@@ -385,7 +396,7 @@ class MDM(TorchDistribution):
             )
 
     def _spread_of(self, method: Method) -> float:
-        """The standard deviation of log densities over seeds, at samples, nats; found once."""
+        """The standard deviation of log densities over seeds, at samples, nats; computed once."""
         asked = (method, *map(str, self._asked[1:]))
         kept = _SPREADS.setdefault(self.model, {})
         if asked not in kept:

@@ -33,19 +33,20 @@ def draw_batches(
     kept.
 
     Args:
-        model: the model.
-        num_samples: number of samples.
-        sampler: the integrator; None: the model's.
+        model: the generative model.
+        num_samples: number of samples, at least 1.
+        sampler: integrator of the generative process; None: the model's.
         batch_size: number of samples simulated together.
         seed: seed of the noise.
-        context: contexts, (num_samples, …), for a model that is given some.
-        share: pair (r, S), for every S-th batch from the r-th on.
+        context: contexts of the samples, (num_samples, *shape), for a model with contexts; None:
+            none.
+        share: process r of S, as the pair (r, S): every S-th batch from the r-th on.
 
     Yields:
         The number of the first sample of a batch, and the batch, (b, *event_shape), on the CPU.
 
     Raises:
-        ValueError: numbers below 1, or states that are not finite after too few steps.
+        ValueError: a number below 1, or states that are not finite after too few steps.
 
     Example:
         >>> from pyro_mdm import CLD, Denoiser

@@ -53,9 +53,13 @@ Site = Mapping[str, Any]
 class ELBOTerms:
     """One estimate of the bound per datum, by term; each field (batch,), nats.
 
-    ``terms.items()`` gives the terms and their total by name, e.g. for TensorBoard: ``for name,
-    value in terms.items(): writer.add_scalar(name, value.mean(), step)``. Its text has the means
-    over the batch with their standard errors.
+    Its text has the means over the batch with their standard errors.
+
+    Example:
+        >>> x = torch.zeros(2)
+        >>> terms = ELBOTerms(x - 1.0, x + 0.1, x + 0.4, log_snr=x)
+        >>> {name: value.mean().item() for name, value in terms.items()}["elbo"]
+        -1.5
     """
 
     reconstruction: Tensor  # E log p(x | y_ε)
@@ -71,8 +75,10 @@ class ELBOTerms:
         return self.reconstruction - self.prior_kl - self.diffusion - self.context
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
-        """The terms by name, each (batch,), nats: the fields, without a context that is 0, and
-        elbo."""
+        """The terms and their total ``elbo`` by name, each (batch,), nats.
+
+        The term ``context`` is left out where it is 0 for all data.
+        """
         names = [*TERMS, "elbo"] if bool((self.context == 0).all()) else [*ALL_TERMS, "elbo"]
         return ((name, getattr(self, name)) for name in names)
 
@@ -80,7 +86,7 @@ class ELBOTerms:
         return table(
             f"one estimate for {self.elbo.numel()} data, mean ± standard error",
             ("", "nats per datum"),
-            [(name, str(Measured.of(value.flatten()))) for name, value in self.items()],
+            [(name, str(Measured.from_values(value.flatten()))) for name, value in self.items()],
         )
 
 
@@ -95,14 +101,14 @@ class MDM_ELBO(ELBO):
     Any other latent site contributes
 
     - its KL divergence, if one is registered, model and guide scale and mask it alike, and no
-      earlier site of the model comes later in the guide (otherwise the model's law may depend on a
-      later draw of the guide, and the closed form would be wrong);
+      earlier site of the model comes later in the guide (otherwise the model's distribution may
+      depend on a later draw of the guide, and the closed form would be wrong);
     - else log p - log q at its draw.
 
     Sites that are not reparameterized have score-function gradients, with the costs of other
     elements of a shared plate left out, as in :class:`~pyro.infer.Trace_ELBO`. With one particle, a
     discrete context of a :class:`DiffusionGuide` is drawn twice, with the same noise along the
-    path: the loss is the average of both bounds, and the costs of each are less those of the other
+    path. The loss is the average of both bounds, and each is the baseline of the other's gradient
     (leave-one-out, Kool et al. 2019), so that only the effect of the context remains. Sites of the
     guide that are marked ``is_auxiliary`` contribute -log q. Nothing is enumerated.
 
@@ -111,12 +117,23 @@ class MDM_ELBO(ELBO):
             place of E log p(x | y_ε) the bound has -H[q(y_ε | x)] + H[q(v_0)], as if y_ε itself
             were the data. Observed sites, one for each path, then do not count. Linear diffusions
             only.
-        args, kwargs: arguments of :class:`pyro.infer.ELBO`.
+        args: positional arguments of :class:`pyro.infer.ELBO`, such as ``num_particles``.
+        kwargs: keyword arguments of :class:`pyro.infer.ELBO`.
 
     Raises:
         ValueError: ``decoder=False`` for a diffusion that is simulated or for a program with other
             observed sites; a site that only one of the programs has or that asks for enumeration; a
             path that the programs scale or mask differently.
+
+    Example:
+        >>> from pyro_mdm import VPSDE, Denoiser
+        >>> from pyro_mdm.networks import MLP
+        >>> x = torch.randn(8, 2)
+        >>> model = DiffusionModel(VPSDE(), Denoiser.fit(MLP(2), x))
+        >>> loss = MDM_ELBO()(model, DiffusionGuide(model.diffusion))(x)  # of all 8 data, nats
+        >>> loss.backward()
+        >>> loss.shape
+        torch.Size([])
     """
 
     def __init__(self, *args: Any, decoder: bool = True, **kwargs: Any) -> None:
@@ -126,7 +143,7 @@ class MDM_ELBO(ELBO):
     def differentiable_loss(
         self, model: Program, guide: Program, *args: Any, **kwargs: Any
     ) -> Tensor:
-        """The loss as a scalar tensor with gradients."""
+        """The loss, (), nats, differentiable in the parameters of both programs."""
         several = self.num_particles > 1 or not torch.is_grad_enabled()
         with one_thread(), shared_ends():
             if isinstance(guide, DiffusionGuide) and guide.is_paired and not several:
@@ -144,21 +161,21 @@ class MDM_ELBO(ELBO):
         return loss
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """The loss as a number."""
+        """The loss as a number, nats."""
         with torch.no_grad():
             loss = float(torch_item(self.differentiable_loss(model, guide, *args, **kwargs)))
         settle()
         return loss
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """The loss as a number, after adding its gradients to the parameters'."""
+        """The loss as a number, nats, after a backward pass to the parameters."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
         try:
             settle()
         except BaseException:
-            for program in (model, guide):  # whose gradients are of what was wrong
+            for program in (model, guide):  # whose gradients come from wrong values
                 if isinstance(program, nn.Module):
                     program.zero_grad()
             raise
@@ -246,6 +263,7 @@ def _latent(name: str, model_trace: Trace, guide_trace: Trace) -> _Term:
 def _minus_log_q(site: Site) -> Tensor:
     """-log q at the draw, scaled and masked, with the reparameterized part of its gradient."""
     terms = _score_parts(site)
+    # the value is -log q, the gradient that of Pyro's entropy term, as in Trace_ELBO
     rest = torch.as_tensor(terms.log_prob - terms.entropy_term).detach()
     return -(terms.entropy_term + rest)
 
@@ -276,7 +294,7 @@ def _score_function_gradient(
 
 
 def site_divergence(guide_site: Site, model_site: Site) -> PathKL | None:
-    """The divergence of the laws of a path, by part; None for a site of another kind."""
+    """The divergence of the distributions of a path, by part; None for a site of another kind."""
     q, p = guide_site["fn"], model_site["fn"]
     if isinstance(q, NoisingLaw) and isinstance(p, GenerativeLaw):
         return path_divergence(q, p, guide_site["value"])
@@ -311,7 +329,13 @@ def run_programs(
 
 
 def check_programs(model: object, guide: object) -> None:
-    """Raises if two programs are swapped or, as far as can be told, over different diffusions."""
+    """Raises TypeError for two programs that are swapped, and ValueError for those over different
+    diffusions, where both are of this library.
+
+    Args:
+        model: generative program.
+        guide: noising program.
+    """
     if isinstance(model, DiffusionGuide) or isinstance(guide, DiffusionModel):
         raise TypeError(
             f"model is {describe(model)} and guide {describe(guide)}: they are swapped; the model "
@@ -390,8 +414,8 @@ def _warn_of_order(name: str, model_trace: Trace, guide_trace: Trace) -> None:
     if later := _drawn_later(name, model_trace, guide_trace):
         warnings.warn(
             f"the guide draws the path {name!r} before {later}, the model after it. Its divergence "
-            "is wrong if the guide draws them given the path and the model's law of the path "
-            "depends on them; draw them in the order of the model to be sure",
+            "is wrong if the guide draws them given the path and the model's distribution of the "
+            "path depends on them; draw them in the order of the model to be sure",
             stacklevel=2,
         )
 
@@ -422,6 +446,7 @@ def _start_entropy(guide_site: Site, model_site: Site) -> Tensor:
     log_det = noising.diffusion.start.log_det  # of each data dimension, if they differ
     if Sigma_v.shape[-1]:
         log_det = log_det - torch.logdet(Sigma_v)
+    # of K variables less K - 1, one has its ½ log 2πe left
     entropy = 0.5 * (log_det + math.log(2 * math.pi) + 1)
     counted = score.counts(noising.x)
     if counted is None:
@@ -433,8 +458,8 @@ def _start_entropy(guide_site: Site, model_site: Site) -> Tensor:
 def elbo_terms(model: Program, guide: Program, *args: Any, **kwargs: Any) -> ELBOTerms:
     """One estimate of the bound of each datum, by term: ``elbo_terms(model, guide, x)``.
 
-    It is differentiable, and as noisy as a step of training. For numbers, averaged over draws and
-    data in batches, with standard errors and without gradients, use :func:`pyro_mdm.bound`.
+    It is differentiable, and as noisy as a step of training. For an average over draws and data,
+    with standard errors and without gradients, use :func:`pyro_mdm.bound`.
 
     A latent site named ``"context"`` contributes its divergence as that term. If it is not
     reparameterized, only :class:`MDM_ELBO` has its gradients.
@@ -443,11 +468,25 @@ def elbo_terms(model: Program, guide: Program, *args: Any, **kwargs: Any) -> ELB
     to T, and ``diffusion`` is the rest of the divergence. Where paths arrive at the prior, both
     mean the same as for a linear diffusion.
 
+    Args:
+        model: generative program, such as a :class:`DiffusionModel`.
+        guide: noising program over the same diffusion, such as a :class:`DiffusionGuide`.
+        args: positional arguments of both programs, first the data x, (batch, *event_shape).
+        kwargs: keyword arguments of both programs.
+
     Returns:
         :class:`ELBOTerms`, each (batch,), nats, without the scale of a plate.
 
     Raises:
         ValueError: the programs have no noising and generative path in common, or no observation.
+
+    Example:
+        >>> from pyro_mdm import VPSDE, Denoiser
+        >>> from pyro_mdm.networks import MLP
+        >>> x = torch.randn(8, 2)
+        >>> model = DiffusionModel(VPSDE(), Denoiser.fit(MLP(2), x))
+        >>> elbo_terms(model, DiffusionGuide(model.diffusion), x).elbo.shape
+        torch.Size([8])
     """
     model_trace, guide_trace = run_programs(model, guide, args, kwargs)
     path, reconstruction, context = None, [], None

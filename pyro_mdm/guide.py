@@ -24,17 +24,18 @@ __all__ = ["DiffusionGuide"]
 class DiffusionGuide(Registered):
     """The noising program ``path ~ q(path | x)``, in a plate of the batch like the model's.
 
-    The law of the path is in closed form (:class:`~pyro_mdm.paths.NoisingPath`) where the diffusion
-    has one, as linear ones do, and simulated otherwise (:class:`~pyro_mdm.SimulatedPath`).
+    The path's distribution is in closed form (:class:`~pyro_mdm.paths.NoisingPath`) where the
+    diffusion has one, as linear ones do, and simulated otherwise
+    (:class:`~pyro_mdm.SimulatedPath`).
 
     Args:
         diffusion: the noising diffusion, the same object as the model's.
-        times: times of the path, as the model's: None for the state at ε alone, a number N or (N,)
-            times for a grid.
+        times: times of the path, as the model's: a number N of times or the times from ε to T,
+            (N,), for a grid; None for the state at ε alone.
         simulation: settings for simulating a nonlinear diffusion; the diffusion's by default.
-        plate: name of its own plate of the batch, the model's too.
-        event_dim: number of dimensions of a datum, all of x's but the first by default; for data
-            with sizes of outer plates before the batch's.
+        plate: name of the plate over the batch, the same as the model's.
+        event_dim: number of dimensions of a datum, for data with sizes of outer plates before the
+            batch's; by default all of x's but the first.
 
     Raises:
         TypeError: an object that is no diffusion, e.g. a model or a class.
@@ -43,6 +44,12 @@ class DiffusionGuide(Registered):
 
     Site: ``"path"``, (*batch, N, K, *event_shape); before it ``"context"`` ~ q(c | x), (*batch,
     size), where the diffusion depends on one.
+
+    Example:
+        >>> from pyro_mdm import CLD
+        >>> guide = DiffusionGuide(CLD())
+        >>> guide(torch.randn(8, 2)).shape  # 8 data, one time, K = 2 variables, 2 dimensions
+        torch.Size([8, 1, 2, 2])
     """
 
     def __init__(
@@ -69,8 +76,7 @@ class DiffusionGuide(Registered):
 
     @property
     def is_paired(self) -> bool:
-        """Whether gradients of a draw need a second draw as baseline
-        (:class:`~pyro_mdm.MDM_ELBO`)."""
+        """Whether :class:`~pyro_mdm.MDM_ELBO` draws the context twice, one the other's baseline."""
         context = self.diffusion.context
         return context is not None and not context.reparameterized
 
@@ -90,10 +96,20 @@ class DiffusionGuide(Registered):
         batch_size: int | None = None,
         num_data: int | None = None,
     ) -> Tensor:
-        """The path of noised data x (batch, *event_shape), for the model's arguments.
+        """A noising path of data, for the same arguments as the model's.
 
-        Contexts given to the model do not affect the noise. An entry of x that is NaN is missing
-        and noised as 0; the model leaves it out or raises.
+        Args:
+            x: data, (batch, *event_shape). An entry that is NaN is missing and noised as 0; the
+                model leaves it out or raises.
+            given: contexts of the model, which do not affect the noise.
+            batch_size: size of the batch, for a check against the data's.
+            num_data: size of the data set of which x is a subsample; scales the loss.
+
+        Returns:
+            The path, (*batch, N, K, *event_shape).
+
+        Raises:
+            ValueError: no data, data that the diffusion cannot noise, or sizes that disagree.
         """
         if x is None:
             raise ValueError(f"the guide noises data and was given none (batch_size={batch_size})")
@@ -110,7 +126,13 @@ class DiffusionGuide(Registered):
     def law(
         self, x: Tensor, times: Tensor | None = None, context: Tensor | None = None
     ) -> NoisingLaw:
-        """The law of the path given x (batch, *event_shape), and contexts (batch, size) if any."""
+        """The distribution of the path.
+
+        Args:
+            x: data, (batch, *event_shape).
+            times: times of the path, (N,); None for the state at ε alone.
+            context: latent contexts, (batch, size), of a diffusion that depends on one.
+        """
         ours: dict[str, Any] = {"event_dim": self.event_dim, "simulation": self.simulation}
         diffusion = self.diffusion if context is None else self.diffusion.given(context)
         return noising_law(diffusion, x, times, **ours)

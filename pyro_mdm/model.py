@@ -63,17 +63,18 @@ class DiffusionModel(Registered):
 
     Args:
         diffusion: the noising diffusion that is reversed; the guide is built over the same object.
-        score: the score's parameterization, which owns the network.
-        likelihood: p(x | y_ε), the score's own decoder by default.
-        event_shape: shape of one datum, (features,) or (C, *spatial); that of the score by default,
+        score: the score, with its network.
+        likelihood: the decoder p(x | y_ε); by default the score's
+            (:meth:`~pyro_mdm.scores.Score.default_likelihood`).
+        event_shape: shape of one datum, (features,) or (C, *spatial); by default that of the score,
             if it was fitted to data. Scalars have the shape (1,).
-        sampler: integrator of the generative SDE, for a path that is not given; by default
+        sampler: integrator of the generative SDE; by default
             :func:`~pyro_mdm.samplers.default_sampler`, which takes 25 network calls with a
             denoiser.
-        times: times of the path. None for the continuous-time law seen at ε; a number N, or (N,)
-            times from ε to T, for the Markov chain on that grid (its density is exact, and so are
-            its importance weights).
-        plate: name of its own plate of the batch, the guide's too.
+        times: times of the path: a number N of times or the times from ε to T, (N,), for the Markov
+            chain on that grid (its density is exact, and so are its importance weights); None for
+            the process in continuous time, seen at ε.
+        plate: name of the plate over the batch, the same as the guide's.
         context: kind of context c of a model of x given c, see :mod:`pyro_mdm.contexts`; None for a
             model of x.
 
@@ -88,7 +89,14 @@ class DiffusionModel(Registered):
 
     Sites: ``"path"`` (*batch, N, K, *event_shape) and ``"x"`` (*batch, *event_shape), observed when
     given; before them ``"context"`` (*batch, size), where the diffusion depends on one.
-    ``Predictive(model, num_samples=1)(batch_size=64)["x"]`` samples.
+    ``Predictive(model, num_samples=1)(batch_size=64)["x"]`` draws samples, (1, 64, *event_shape).
+
+    Example:
+        >>> from pyro_mdm import CLD, Denoiser
+        >>> from pyro_mdm.networks import MLP
+        >>> model = DiffusionModel(CLD(), Denoiser.fit(MLP(2), torch.randn(100, 2)))
+        >>> model(batch_size=3).shape
+        torch.Size([3, 2])
     """
 
     def __init__(
@@ -156,7 +164,7 @@ class DiffusionModel(Registered):
                 model conditioned on given contexts.
             OSError: the files cannot be written; earlier ones are unchanged.
         """
-        if self.score_function.told is not None:
+        if self.score_function.network_context is not None:
             raise PretrainedError(
                 "the model is conditioned on a given context, expected one for any context; save "
                 "the model before condition(…), and condition it again after loading"
@@ -183,6 +191,9 @@ class DiffusionModel(Registered):
                 state as they are. A class that inherits from one of this library's is called with
                 its recorded arguments, any other class without any. A class of this library that
                 this version lacks may be named here too, and is called with its recorded arguments.
+
+        Returns:
+            The model, with parameters of the precision in which they were saved.
 
         Raises:
             PretrainedError: no such folder, or one that is damaged, of a newer format, or of
@@ -225,20 +236,28 @@ class DiffusionModel(Registered):
             x: data, (batch, *event_shape).
             method: name of the method, ``"elbo"``, ``"importance"`` or ``"flow"``, see
                 :mod:`pyro_mdm.paths.likelihood`.
-            options: options draws, seed (which fixes those of a batch), times or solver, of
-                :class:`~pyro_mdm.paths.likelihood.Estimator`.
+            options: options ``draws``, ``seed``, ``times`` or ``solver`` of
+                :class:`~pyro_mdm.paths.likelihood.Estimator`. A seed fixes the draws of a batch.
+
+        Returns:
+            The bound of each datum, (batch,), nats.
 
         Raises:
-            TypeError, ValueError: data or options that do not fit.
+            TypeError: data or options of another kind.
+            ValueError: data or options that do not fit.
         """
         self.check_data(x)
         present, x = self.for_present(x)
         return Estimator(present, method, **options)(x)
 
     def for_present(self, x: Tensor) -> tuple[DiffusionModel, Tensor]:
-        """The model of the entries of x (*batch, *event_shape) that are present, and x with 0 for
-        missing ones (NaN). Its bound is one on the density of the present entries. It is that of
-        :meth:`without_context` where none is missing.
+        """The model of the present entries of data, and the data with 0 for missing ones.
+
+        Its bound is on the density of the present entries. It is the model of
+        :meth:`without_context` where no entry is missing.
+
+        Args:
+            x: data, (*batch, *event_shape), NaN where an entry is missing.
 
         Raises:
             TypeError: a score that cannot leave out a dimension, see :func:`leaving_out`.
@@ -279,13 +298,21 @@ class DiffusionModel(Registered):
 
     @property
     def num_dims(self) -> int:
-        """The number of dimensions of a datum that bits are divided by: that of its columns, where
-        a column has several (:attr:`~pyro_mdm.scores.Score.groups`)."""
+        """The number d of dimensions by which bits/dim are divided.
+
+        It is the number of columns, where a column has several dimensions
+        (:attr:`~pyro_mdm.scores.Score.groups`).
+        """
         groups = self.score_function.groups
         return self.event_shape.numel() if groups is None else int(groups.max()) + 1
 
     def path_law(self, context: Tensor | None = None) -> GenerativePath | GenerativeChain:
-        """The law of the generative path of one datum, or of data with contexts (*batch, size)."""
+        """The distribution of the generative path of one datum.
+
+        Args:
+            context: latent contexts, (*batch, size), of a diffusion that depends on one; the batch
+                shape is then theirs.
+        """
         model = self.without_context()
         if self.times is None:
             diffusion, score = model.given(context)
@@ -294,16 +321,16 @@ class DiffusionModel(Registered):
         return GenerativeChain(self.diffusion, model.score_function, self.event_shape, times)
 
     def given_context(self, context: object, *, drop: bool = False) -> DiffusionModel:
-        """The model of data with these contexts, (*shape) or (*batch, *shape); itself for None.
-
-        Parameters are shared.
+        """The model of data with these contexts, which shares its parameters.
 
         Args:
-            drop: whether to hide them from a part of the data, as training does; one for all is not
-                hidden.
+            context: contexts, (*shape) for all data or (*batch, *shape); None: the model itself.
+            drop: whether to hide contexts from a fraction of the data, as training does; one for
+                all data is not hidden.
 
         Raises:
-            TypeError, ValueError: invalid contexts, or a model without contexts.
+            TypeError: contexts of another kind.
+            ValueError: invalid contexts, or a model without contexts.
         """
         if context is None:
             return self
@@ -315,8 +342,9 @@ class DiffusionModel(Registered):
         return replace(self, score_function=score, context=None)
 
     def without_context(self) -> DiffusionModel:
-        """The model of x alone: that of an unknown context, if the network learned it by a dropout
-        above 0; itself where it has no context, or was given it.
+        """The model of x alone: that of an unknown context, which a network learns by dropout.
+
+        It is the model itself where it has no context, or was given one.
 
         Raises:
             ValueError: a network that always knew the context.
@@ -331,10 +359,11 @@ class DiffusionModel(Registered):
         """Contexts (*batch, *shape) as a tensor.
 
         Raises:
-            TypeError, ValueError: invalid contexts, or a model without contexts.
+            TypeError: contexts of another kind.
+            ValueError: invalid contexts, or a model without contexts.
         """
         if self.context is None:
-            is_given = self.score_function.told is not None
+            is_given = self.score_function.network_context is not None
             fix = "condition the model of any context" if is_given else "make it with Labels(10)"
             raise ValueError(
                 f"context is {describe(context)}, but the model "
@@ -352,14 +381,14 @@ class DiffusionModel(Registered):
         return self if score is self.score_function else replace(self, score_function=score)
 
     def given(self, context: Tensor | None) -> tuple[Any, Any]:
-        """Diffusion and score of data with latent contexts (*batch, size); for None the model's."""
+        """The diffusion and score of data with latent contexts, (*batch, size), or the model's."""
         if context is None:
             return self.diffusion, self.score_function
         return self.diffusion.given(context), self.score_function.given_context(context)
 
     def drawn(self, n: int) -> tuple[Any, BoundScore]:
-        """Diffusion and ``bound_score`` for samples of n data, with latent contexts drawn from
-        their prior, if there are any."""
+        """The diffusion and ``bound_score`` of n samples, whose latent contexts, if there are any,
+        are drawn from their prior."""
         drawn = self.diffusion.for_samples(n)
         if drawn.context is None:
             return drawn.diffusion, self.bound_score
@@ -374,21 +403,21 @@ class DiffusionModel(Registered):
         batch_size: int | None = None,
         num_data: int | None = None,
     ) -> Tensor:
-        """Run the program.
+        """Run the program: generate data, or score those that are given.
 
         Args:
-            x: data (batch, *event_shape), or None to generate. Inside plates at dims -2, … it may
-                have their sizes before the batch's. Entries that are NaN are missing: a denoiser
-                with maps leaves them out (:meth:`for_present`), others raise.
+            x: data, (batch, *event_shape); None to generate. Inside plates at dims -2, … they may
+                have the plates' sizes before the batch's. Entries that are NaN are missing: a
+                denoiser with maps leaves them out (:meth:`for_present`), others raise.
             given: contexts of these data in a model with contexts, (batch, *shape), or one for all,
-                (*shape). In training mode they are hidden from a part of the given data
+                (*shape). In training mode they are hidden from a fraction of the given data
                 (:class:`~pyro_mdm.contexts.GivenContext`). None: see :meth:`without_context`;
                 training on data needs them.
-            batch_size: number of data to generate; by default the size of the plate around it.
+            batch_size: number of data to generate; by default the size of the surrounding plate.
             num_data: size of the data set of which x is a subsample; scales the loss.
 
         Returns:
-            x, (batch, *event_shape).
+            The data, given or generated, (batch, *event_shape).
 
         Raises:
             ValueError: x of another shape, sizes of batch and plates that disagree, contexts that
@@ -440,6 +469,7 @@ class DiffusionModel(Registered):
         with torch.no_grad():
             square = (torch.where(x.isnan(), 0, x) if missing else x).square().mean()
             precision = torch.finfo(x.dtype)
+            # the rounding of x, its root mean square times eps, must stay below the noise e^{-λ/2}
             most = min(precision.eps**-2 * math.exp(-self.diffusion.max_log_snr), precision.max)
             check_values(square <= most, partial(self._report_data, x))  # false for NaN too
             self.check_given(x)
@@ -464,7 +494,7 @@ class DiffusionModel(Registered):
     def check_given(self, x: Tensor) -> None:
         """Raises ValueError unless contexts, if there are any, fit data x (*batch,
         *event_shape)."""
-        contexts = self.without_context().score_function.told
+        contexts = self.without_context().score_function.network_context
         lead = x.shape[: x.dim() - len(self.event_shape)]
         if (
             contexts is not None
@@ -485,7 +515,8 @@ def leaving_out(score: Score, model: DiffusionModel, missing: Tensor) -> Diffusi
     ``@leaving_out.register(Kind)`` over (score, model, missing).
 
     Args:
-        score: score of the model.
+        score: score of the model, on whose class the function is dispatched.
+        model: model of complete data.
         missing: mask of the missing entries, bool, (n, *event_shape).
 
     Raises:
@@ -518,7 +549,7 @@ def check_noised_apart(model: DiffusionModel) -> None:
 def check_parts(
     diffusion: Diffusion, score: Score, likelihood: object = None, sampler: object = None
 ) -> None:
-    """Raises TypeError unless all are objects of their kind, the diffusion first."""
+    """Raises TypeError unless the parts of a model are objects of their kind, in this order."""
     from pyro_mdm.likelihoods.base import Likelihood
     from pyro_mdm.scores.base import Score
 
@@ -550,9 +581,9 @@ def check_context(context: GivenContext | None, diffusion: Diffusion, score: Sco
     if context is None:
         latent = diffusion.context
         sizes = (0,) if latent is None else (0, latent.size)
-        if size not in sizes and score.told is None:
+        if size not in sizes and score.network_context is None:
             raise ValueError(
-                f"the network is told a context of {size} numbers and the model has none; pass "
+                f"the network takes a context of {size} numbers and the model has none; pass "
                 f"context=Labels({size}), or build the network without context"
             )
         return
@@ -564,13 +595,13 @@ def check_context(context: GivenContext | None, diffusion: Diffusion, score: Sco
         )
     if size not in (0, context.size):
         raise ValueError(
-            f"the network is told a context of {size} numbers, and {type(context).__name__} has "
+            f"the network takes a context of {size} numbers, and {type(context).__name__} has "
             f"{context.size}; build the network with context={context.size}"
         )
 
 
 def check_diffusion(diffusion: Diffusion) -> None:
-    """Raises TypeError unless given a diffusion."""
+    """Raises TypeError for an object that is no diffusion."""
     if isinstance(diffusion, DiffusionModel):
         raise TypeError(
             "diffusion is a DiffusionModel, expected the diffusion that it reverses; pass "
@@ -588,7 +619,7 @@ def check_ends(diffusion: Diffusion) -> None:
 
 
 def check_times(times: object) -> None:
-    """Raises unless ``times`` is None, a number of times from 2 on, or the times themselves."""
+    """Raises TypeError or ValueError unless ``times`` is None, a number from 2 on, or the times."""
     if times is None or isinstance(times, (Tensor, list, tuple)):
         return
     expected = "that of the times on a grid from ε to T, both among them (or None, or the times)"

@@ -27,8 +27,8 @@ if not TYPE_CHECKING:
 
 _M = TypeVar("_M", bound=nn.Module)
 MAP_UNIT, MAP_LIMIT = 10.0, 3.0
-"""Unit and limit of what networks are told of maps of log SNR."""
-PERIOD = 64.0  # the longest of the embedding, which tells log SNRs in (-32, 32) apart
+"""Unit of a map of log SNR as a network's input, and the limit of that input's size."""
+PERIOD = 64.0  # the longest of the embedding, which is one-to-one for log SNRs in (-32, 32)
 
 
 class LogSNREmbedding(Recorded, nn.Module):
@@ -36,14 +36,15 @@ class LogSNREmbedding(Recorded, nn.Module):
 
         φ(λ) = (λ/10, sin(2πkλ/64), cos(2πkλ/64) for k = 1 … 8)
 
-    The shortest period is 8 units of λ, so that noise levels a unit apart look alike and share what
-    is learned. Features are computed in float32 at least, whatever the precision of the weights.
+    The shortest period is 8 units of λ, so that noise levels a unit apart have similar features and
+    are learned together. Features are computed in float32 at least, whatever the precision of the
+    weights.
 
     Call: log_snr (n,) -> (n, width).
 
     Args:
         width: width of the embedding.
-        frequencies: number of harmonics; the shortest period is 64/frequencies.
+        frequencies: number of harmonics; the shortest period is 64/frequencies units of λ.
     """
 
     def __init__(self, width: int, frequencies: int = 8) -> None:
@@ -55,6 +56,7 @@ class LogSNREmbedding(Recorded, nn.Module):
 
     def forward(self, log_snr: Tensor) -> Tensor:
         dtype = next(self.layers.parameters()).dtype
+        # at λ = 13 bfloat16 has steps of 1/16, which the phases of the shortest period would show
         log_snr = log_snr.to(torch.promote_types(dtype, torch.float32)).unsqueeze(-1)
         k = torch.arange(1, self.frequencies + 1, device=log_snr.device)
         angles = log_snr * (2.0 * math.pi / PERIOD * k)
@@ -78,16 +80,20 @@ class MLP(Recorded, nn.Module):
     """Residual MLP for vectors: each block is h + W₂ SiLU(FiLM(W₁ SiLU(h), λ)).
 
     Args:
-        features: size of the input vectors.
+        features: number of features of the input vectors.
         hidden: width of the hidden layers.
         depth: number of residual blocks.
-        out_features: size of the output; None: ``features``.
-        dropout: probability by which a hidden number of a block is left out in training.
+        out_features: number of features of the output; None: ``features``.
+        dropout: probability of dropout inside the residual blocks, in [0, 1).
 
     Call: x (n, features), log_snr (n,) -> (n, out_features).
 
     Raises:
         ValueError: a size below 1, or arguments of the call of another shape.
+
+    Example:
+        >>> MLP(features=2)(torch.randn(5, 2), torch.zeros(5)).shape
+        torch.Size([5, 2])
     """
 
     def __init__(
@@ -156,13 +162,13 @@ class UNet(Restorable, nn.Module):
             over pixels; if there are any, the middle has one too.
         heads: number of attention heads; must divide the channels where attention is used.
         groups: largest number of groups of a group norm.
-        dropout: dropout probability inside the residual blocks; one for all, or one per level, the
-            last of which is also that of the middle.
+        dropout: probability of dropout inside the residual blocks, in [0, 1): one for all, or one
+            per level, the last of which is also that of the middle.
         embedding: width of the λ embedding; None: 2·base.
         lean: whether to store the blocks' outputs only, and have ``blocks`` per level on the way up
             too, which saves a block per level.
-        patch: side of square patches whose pixels become channels (pixel unshuffle), which divides
-            the work by about patch²; height and width must be multiples of it.
+        patch: side, in pixels, of square patches whose pixels become channels (pixel unshuffle).
+            Patches divide the work by about patch²; height and width must be multiples of it.
 
     Call: x (n, channels, H, W), log_snr (n,) -> (n, out_channels, H, W), for any H and W of at
     least 2^(levels - 1) patches, odd numbers included.
@@ -170,6 +176,10 @@ class UNet(Restorable, nn.Module):
     Raises:
         ValueError: impossible arguments; images of another number of channels, too small for the
             number of levels, or not made of whole patches.
+
+    Example:
+        >>> UNet(1, base=8)(torch.randn(3, 1, 8, 8), torch.zeros(3)).shape
+        torch.Size([3, 1, 8, 8])
     """
 
     def __init__(
@@ -298,7 +308,7 @@ class StridedUNet(Recorded, nn.Module):
     Args:
         channels: number of channels of the input.
         out_channels: number of channels of the output; None: ``channels``.
-        widths: channels by level, multiples of 4.
+        widths: number of channels of each level, multiples of 4.
         embedding: width of the λ embedding.
 
     Call: x (n, channels, H, W), log_snr (n,) -> (n, out_channels, H, W).
@@ -306,6 +316,10 @@ class StridedUNet(Recorded, nn.Module):
     Raises:
         ValueError: widths that are no multiples of 4; images of another number of channels, or too
             small: four levels need 17×17.
+
+    Example:
+        >>> StridedUNet(1, widths=(8, 16))(torch.randn(3, 1, 8, 8), torch.zeros(3)).shape
+        torch.Size([3, 1, 8, 8])
     """
 
     def __init__(

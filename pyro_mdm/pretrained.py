@@ -44,14 +44,16 @@ __all__ = ["CONFIG", "FORMAT", "TENSORS", "TRAINED", "PretrainedError", "load_fo
 __all__ += ["load_state", "names_instead", "save_folder", "trained_folder", "trained_models"]
 
 CONFIG, TENSORS = "config.json", "model.safetensors"
-"""A file of a model's folder."""
+"""Names of the files in a model's folder."""
 TREE = "model"
-"""The checksum of the tree, beside that of the tensors."""
+"""Name of the checksum of the tree, beside that of the tensors."""
 FORMAT = 1
-"""The format of such folders that is written."""
+"""Number of the format in which folders are written."""
 ARGUMENTS = "arguments."
+FORMER_ARGUMENTS = {"CoordinateNetwork": {"told": "untransformed"}}
+"""Present names of arguments by class and former name, which files of earlier versions have."""
 SPARE, TIMES = 2**26, 8
-"""The entries that constructors may make for nothing, and for each entry of the file of tensors."""
+"""The number of tensor entries that constructors may make, and that number per saved entry."""
 
 TRAINED = ROOT / "models" / "trained"
 """The folder of trained models."""
@@ -119,7 +121,14 @@ def save_folder(
 ) -> None:
     """Write a model into a folder; see :meth:`~pyro_mdm.model.DiffusionModel.save_pretrained`.
 
-    ``notes`` are kept beside the tensors, under their checksum, for :func:`load_state`.
+    Args:
+        model: a module whose parts record their arguments.
+        folder: folder of the two files; it is made if it is missing.
+        notes: texts by name, kept beside the tensors, under their checksum, for :func:`load_state`.
+
+    Raises:
+        PretrainedError: a part without a name, or a file in place of the folder.
+        OSError: the files cannot be written.
     """
     writer = _Writer(model)
     tree = writer.encode(model, "model")
@@ -234,7 +243,16 @@ class _Writer:
 
 
 def load_folder(cls: type[M], folder: str | os.PathLike[str], classes: Mapping[str, Any]) -> M:
-    """The model of a folder; see :meth:`~pyro_mdm.model.DiffusionModel.from_pretrained`."""
+    """The model of a folder; see :meth:`~pyro_mdm.model.DiffusionModel.from_pretrained`.
+
+    Args:
+        cls: class of the model.
+        folder: folder that :func:`save_folder` wrote, or the name of a trained model.
+        classes: parts that are not of this library, by name.
+
+    Raises:
+        PretrainedError: no such folder, one that is damaged, or a model of another class.
+    """
     tree, tensors, _, file = _read(Path(folder))
     requested = {} if _is_library(cls) else {cls.__name__: cls}
     reader = _Reader(file, tensors, {**requested, **classes})
@@ -261,10 +279,12 @@ def load_folder(cls: type[M], folder: str | os.PathLike[str], classes: Mapping[s
 
 
 def load_state(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The state dict of the model in a folder, and the notes beside it (PretrainedError: none, or
-    damaged).
+    """The state dict of the model in a folder, and the notes beside it.
 
     No object of the configuration is built.
+
+    Raises:
+        PretrainedError: no such folder, or one that is damaged.
     """
     _, tensors, notes, _ = _read(Path(folder))
     return _state(tensors), notes
@@ -387,6 +407,8 @@ class _Reader:
             case {"your_function": str(name)}:
                 built = self._yours(name, place)
             case {"class": str(name), "arguments": dict(arguments)}:
+                present = FORMER_ARGUMENTS.get(name, {})
+                arguments = {present.get(key, key): v for key, v in arguments.items()}
                 built = self._build(self._library(name, place), arguments, place)
             case {"your_class": str(name), "arguments": dict() | None as arguments}:
                 built = self._yours(name, place)

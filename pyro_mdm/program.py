@@ -26,7 +26,7 @@ from pyro_mdm.support.settings import Restorable
 __all__ = ["OnePath", "Registered", "batch_plate", "grid_times", "one_thread", "restored_times"]
 
 PREFIX = "pyro_mdm_"
-"""Of names of parameters in Pyro's store."""
+"""Beginning of the names of parameters in Pyro's store."""
 _names = itertools.count()
 _programs: WeakSet[Registered] = WeakSet()
 """Programs with parameters in the store."""
@@ -39,8 +39,8 @@ class Registered(Restorable, nn.Module):
 
     ``pyro.module`` would put them there at every call, and silently takes those stored under the
     same name: of weights in ``channels_last``, or of a copy of a model, ``SVI`` would then train
-    other tensors than the module's. Here that is an error, and a copy has its own name. What a
-    program had in the store goes when the program is gone and another registers.
+    other tensors than the module's. Here that is an error, and a copy has its own name. The
+    entries of a program in the store go when it is gone and another one registers.
     """
 
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ def _full_name(parameter: Tensor, name: str) -> str:
 
 
 def _forget() -> None:
-    """Take out of the store what only programs had that are gone."""
+    """Take the entries of programs that are gone out of the store."""
     parameters = (p for program in _programs for p in program.parameters())
     kept = {getattr(parameter, "pyro_mdm_name", None) for parameter in parameters}
     store = pyro.get_param_store()
@@ -131,9 +131,9 @@ def batch_plate(
     """The plate of the batch, at dim -1: the one around the program's call, or its own.
 
     Args:
-        name: name of its own plate.
-        batch_shape: batch shape of the data, whose last size is the batch's; () if there are none.
-        batch_size: the requested size of the batch.
+        name: name of the plate, where the program makes it.
+        batch_shape: batch shape of the data, whose last size is the batch's; () without data.
+        batch_size: size of the batch, where it is requested.
         num_data: size of the data set of which the batch is a subsample; scales the plate.
 
     Raises:
@@ -187,9 +187,9 @@ def _own_plate(name: str, n: int, num_data: int | None) -> Any:
 class OnePath(Messenger):
     """A check that a path given to the model was made for it, for any objective.
 
-    Objectives replay the model against the guide. Here the laws of both are compared before the
-    score receives a path of another shape or of another diffusion. Pyro has no public name for its
-    stack of handlers, which knows what is replayed.
+    Objectives replay the model against the guide. Here the distributions of both are compared
+    before the score receives a path of another shape or of another diffusion. Pyro's stack of
+    handlers has the trace that is replayed, and no public name.
 
     Raises:
         ValueError: guide and model have different diffusions, or their paths different shapes.
@@ -212,10 +212,10 @@ class OnePath(Messenger):
 
 
 def grid_times(diffusion: Diffusion, times: int | Tensor) -> Tensor:
-    """The times of a grid: given, or a number of them, equally spaced in noise level."""
+    """The times of a grid: those given, or a number of them, equally spaced in log SNR."""
     return diffusion.log_snr_grid(times) if isinstance(times, int) else times
 
 
 def restored_times(saved: int | list[float] | None) -> int | Tensor | None:
-    """The times of a program, from its settings."""
+    """The times of a program, from the settings that a state dict holds."""
     return torch.tensor(saved, dtype=torch.float64) if isinstance(saved, list) else saved

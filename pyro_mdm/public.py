@@ -1,5 +1,6 @@
 """The public names of the library, which are those of :mod:`pyro_mdm` too."""
 
+from pyro_mdm.automatic.guide import AutoMDM
 from pyro_mdm.conditioning import condition
 from pyro_mdm.conditioning.imputation import impute
 from pyro_mdm.diffusions.base import Diffusion
@@ -46,6 +47,7 @@ __all__ = [
     "MDM_ELBO",
     "VE",
     "VPSDE",
+    "AutoMDM",
     "Bound",
     "Cosine",
     "DataDrivenDiffusion",

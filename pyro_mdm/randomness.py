@@ -52,7 +52,7 @@ __all__ = [
 
 
 def seed_from(seed: int, *labels: object) -> int:
-    """A seed for the use of randomness that has these labels."""
+    """A seed of 63 bits for one use of randomness, which the labels name."""
     text = repr((seed, *labels)).encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 
@@ -116,7 +116,7 @@ def piece(index: int, count: int, seed: int) -> AbstractContextManager[None]:
     Args:
         index: index r of the piece, 0 ≤ r < count.
         count: number S of pieces; the data of piece r are r, r + S, r + 2S, … of the batch.
-        seed: seed of the batch: the same for all its pieces, another one for each batch.
+        seed: seed of the batch, the same for all its pieces and another one for each batch.
 
     Raises:
         ValueError: an index outside [0, count).
@@ -161,12 +161,24 @@ def repeatable(device: torch.device) -> Callable[[], AbstractContextManager[None
 
 
 def normal(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """Standard normal numbers; the first axis of ``shape`` is the data of this piece."""
+    """Standard normal numbers.
+
+    Args:
+        shape: shape of the numbers, whose first axis is the data of this piece.
+        dtype: dtype of the numbers.
+        device: device of the numbers.
+    """
     return _draw(torch.randn, shape, dtype, device)
 
 
 def uniform(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """Uniform numbers in [0, 1); the first axis of ``shape`` is the data of this piece."""
+    """Uniform numbers in [0, 1).
+
+    Args:
+        shape: shape of the numbers, whose first axis is the data of this piece.
+        dtype: dtype of the numbers.
+        device: device of the numbers.
+    """
     return _draw(torch.rand, shape, dtype, device)
 
 
@@ -205,6 +217,7 @@ def low_discrepancy(n: int, device: torch.device | None = None) -> Tensor:
     """
     device = torch.device("cpu") if device is None else device
     generator = _generator(device)
+    # float64, as the log SNRs and times that follow from these numbers
     offset = torch.rand((), dtype=torch.float64, device=device, generator=generator)
     if isinstance(_current, _Alike):
         return (offset + _current.copy_of(n, device).double() / _current.copies) % 1.0
@@ -225,6 +238,14 @@ def brownian(
 
     It depends on a seed that is drawn like the other numbers, so the same path can be evaluated
     again at other steps.
+
+    Args:
+        n: number of data of this piece.
+        num_dims: number d of dimensions of a datum.
+        num_variables: number K of variables of each dimension.
+        dtype: dtype of the increments.
+        device: device of the increments.
+        levy_area_approximation: torchsde's name of the approximation of Lévy areas.
     """
     total, chosen, by = n, None, _current
     if by is None:
@@ -281,10 +302,15 @@ class _Rows(torchsde.BaseBrownian):
 
 @contextmanager
 def subset(
-    n: int, part: int, device: torch.device, copies: int = 1
+    n: int, one_in: int, device: torch.device, copies: int = 1
 ) -> Iterator[tuple[Tensor, float]]:
-    """A context for one in ``part`` of the batch's data: draws are for n rows and then for those
-    chosen, ``copies`` times.
+    """A context with a random subset of the batch: draws are for n rows and then for the subset's.
+
+    Args:
+        n: number of data of this piece.
+        one_in: inverse of the subset's share of the batch; the subset has at least one datum.
+        device: device of the draws.
+        copies: number of times that the subset's rows follow the n rows.
 
     Yields:
         The indices of the chosen ones among the n data of this piece, (m,) int64 (m varies from
@@ -297,7 +323,7 @@ def subset(
     index, count = (0, 1) if outer_piece is None else (outer_piece.index, outer_piece.count)
     generator = _generator(device)
     total = n * count
-    size = max(1, total // part)
+    size = max(1, total // one_in)
     chosen = torch.randperm(total, device=device, generator=generator)[:size]
     mine = (chosen % count == index).nonzero().squeeze(1)
     if outer_piece is not None:
@@ -325,7 +351,7 @@ def rows_asked() -> Tensor | None:
 # -- samples, however many at a time ---------------------------------------------------------------
 
 BLOCK = 16
-"""Data of a stream that share a generator."""
+"""The number of data of a stream that share a generator."""
 
 
 class _Stream:
@@ -348,9 +374,13 @@ _stream: _Stream | None = None
 
 @contextmanager
 def stream(seed: int, first: int = 0) -> Iterator[None]:
-    """A context in which :func:`for_data` draws, for n data, those of first, …, first + n - 1.
+    """A context in which :func:`for_data` draws for the data first, first + 1, ….
 
-    They depend on the seed and on earlier draws for the same data, on any device.
+    Draws depend on the seed and on earlier draws for the same data, on any device.
+
+    Args:
+        seed: seed of the stream.
+        first: index of the first datum.
     """
     global _stream
     outer, _stream = _stream, _Stream(seed, first)
@@ -369,7 +399,10 @@ def for_data(
     """``draw(n, generator)`` (n, …), or within :func:`stream` the rows of its n data.
 
     Args:
-        draw: a function of a number of data and a generator; None stands for the global one.
+        draw: function of a number n of data and a generator (None: the global one), (n, …).
+        n: number of data.
+        device: device of the result.
+        generator: generator of the draws, which takes precedence over the stream.
     """
     if _stream is None or generator is not None:
         return draw(n, generator).to(device)

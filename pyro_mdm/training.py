@@ -1,4 +1,4 @@
-"""Training of whatever has a loss: steps, rates, averaged weights, and the best on validation."""
+"""Training by any loss: steps, learning rates, averaged weights, and the best by validation."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ __all__ = ["FALL", "MovingAverage", "Trainer", "indices", "last_fall", "schedule
 Decay = Literal["cosine", "constant"]
 Precision = Literal["32-true", "bf16-mixed"]
 LOOKS, WARMUP = 40, 100
-"""Looks at validation data in a training, and steps in which rates rise, by default."""
+"""The default number of looks at validation data, and the largest of steps in which rates rise."""
 FALL = 0.005
-"""The least change of a bound, in bits/dim, that counts as a fall."""
+"""The least change of a bound that counts as a fall, in bits/dim."""
 
 
 def schedule(step: int, steps: int, warmup: int = 0, decay: Decay = "cosine") -> float:
-    """The factor on learning rates: a linear warm-up times the decay.
+    """The factor on learning rates, in [0, 1]: a linear warm-up times the decay.
 
     Args:
-        step: number of the step, from 0.
+        step: index of the step, from 0.
         steps: number of all steps, at whose end a cosine is 0.
         warmup: number of steps in which the factor rises to 1.
-        decay: "cosine", half a wave from 1 to 0, or "constant".
+        decay: name of the decay: "cosine", half a wave from 1 to 0, or "constant".
     """
     share = min(1.0, step / max(1, steps))
     factor = 0.5 * (1 + math.cos(math.pi * share)) if decay == "cosine" else 1.0
@@ -48,7 +48,14 @@ def schedule(step: int, steps: int, warmup: int = 0, decay: Decay = "cosine") ->
 
 
 def indices(step: int, batch_size: int, n: int, seed: int) -> Tensor:
-    """The indices of the data in the batch of ``step``, from whole permutations in turn."""
+    """The indices of the data in a batch, (batch_size,) int64, from whole permutations in turn.
+
+    Args:
+        step: index of the step, from 0.
+        batch_size: number of data in a batch.
+        n: number of training data.
+        seed: seed of the permutations.
+    """
     position = torch.arange(step * batch_size, (step + 1) * batch_size)
     epochs = position // n
     return torch.cat(
@@ -63,9 +70,12 @@ def _permutation(epoch: int, n: int, seed: int) -> Tensor:
 
 
 def last_fall(bounds: Mapping[int, float]) -> tuple[int, int]:
-    """The step at which a bound (bits/dim by step) last fell, and the number of steps after it.
+    """The step at which a bound last fell, and the number of measurements after it.
 
     A fall is by at least :data:`FALL` from the last one; the first measurement counts as a fall.
+
+    Args:
+        bounds: bounds by step, in bits/dim, the earliest first.
     """
     step, *later = bounds
     after = 0
@@ -78,22 +88,22 @@ def last_fall(bounds: Mapping[int, float]) -> tuple[int, int]:
 class MovingAverage:
     r"""An exponential moving average of the weights of a module.
 
-    Update n, from 0, moves an average m to m + (1 - d_n) (w - m), where w is the weight of now and
+    Update n, from 0, moves an average m to m + (1 - d_n) (w - m), where w is the current weight and
     d_n = min(decay, (1 + n) / (forgetting + n)) grows to the decay. So the average forgets where it
     began.
 
     Args:
         weights: the module, or the tensors that training changes in place.
-        decay: the decay in the end, in [0, 1).
-        forgetting: the number in d_n, at least 1; the larger, the sooner the start is forgotten.
-        copy: a copy of the module that is to hold the averages, and whose buffers follow those of
-            the module; its weights begin with those of the first update. None: the averages are
-            tensors here, which begin with the weights of now.
+        decay: final decay, in [0, 1).
+        forgetting: number in d_n, at least 1; the larger, the sooner the start is forgotten.
+        copy: copy of the module for the averages, whose buffers follow the module's and whose
+            weights begin with those of the first update. None: the averages are tensors of this
+            object, which begin with the current weights.
 
     Attributes:
         weights: the weights that are averaged.
         averages: the averages, in the same order.
-        number: number of updates.
+        number: number of updates so far.
 
     Raises:
         ValueError: a decay out of range.
@@ -102,7 +112,7 @@ class MovingAverage:
         >>> network = torch.nn.Linear(2, 1)
         >>> average = MovingAverage(network, decay=0.99)
         >>> before = network.bias.detach().clone()
-        >>> _ = network.bias.data.add_(1.0)  # what a step of training would do
+        >>> _ = network.bias.data.add_(1.0)  # as a step of training would
         >>> average.update()
         >>> with average.applied():
         ...     bool((before < network.bias) & (network.bias < before + 1))
@@ -138,7 +148,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the weights of now into the average."""
+        """Update the averages by the current weights."""
         weights = [weight.detach() for weight in self.weights]
         if self._starts_late and self.number == 0:
             _set(self.averages, weights)
@@ -161,40 +171,42 @@ class MovingAverage:
 
 
 class Trainer:
-    r"""A training of a module: an optimizer, and what one wants beside it.
+    r"""The training of a module: an optimizer with its schedule, averages and checkpoints.
 
-    A step takes the gradient of a loss, clips it, goes on with Adam, or another optimizer, at a
-    rate that warms up and decays, and updates averaged weights. Iterate over a trainer for the
-    numbers of its steps: it counts them, stops after the seconds that are given, and leaves the
-    module in evaluation mode with its averaged weights, or with the best of them, where some were
-    looked at. After a ``break`` call :meth:`end`. :meth:`fit` is that loop. No step waits for the
-    device. :class:`pyro.infer.SVI` is the other way to train.
+    A step takes the gradient of a loss, clips it, updates the weights by Adam, or another
+    optimizer, at a rate that warms up and decays, and updates averaged weights. Iterate over a
+    trainer for the indices of its steps: it counts them, stops when its time is over, and leaves
+    the module in evaluation mode with its averaged weights, or with the best of them, where some
+    were validated (:meth:`look`). After a ``break`` call :meth:`end`. :meth:`fit` is that loop. No
+    step waits for the device. :class:`pyro.infer.SVI` is the other way to train.
 
     Args:
         module: the module that is trained, such as ``MDM_ELBO()(model, guide)``, or its weights.
         steps: number of steps.
-        learning_rate: the highest learning rate of Adam.
-        optimizer: another optimizer of torch, whose groups have highest rates of their own. What it
-            does not have is not trained.
+        learning_rate: highest learning rate of Adam.
+        optimizer: another optimizer of torch, whose groups have highest rates of their own. Weights
+            that it does not have are not trained.
         warmup: number of steps in which rates rise; None: 100, a tenth of all steps at most.
-        decay: "cosine" or "constant", see :func:`schedule`.
-        clip: the norm at which gradients are clipped.
-        average: the decay of the :class:`MovingAverage`, or the average itself; None: none.
+        decay: name of the decay of rates, "cosine" or "constant", see :func:`schedule`.
+        clip: largest norm of a gradient, to which larger ones are clipped; None: no clipping.
+        average: decay of the :class:`MovingAverage`, or the average itself; None: no average.
         skip: whether a step whose gradient is not finite is left out; this waits for the device.
-        patience: number of looks in turn that find nothing better, after which training stops.
-        seconds: number of seconds after which training stops, at the end of a step.
-        precision: "32-true" or "bf16-mixed", of the networks of scores alone, while they are
-            trained; None: as they are.
-        compile: a backend of ``torch.compile`` for the networks of scores.
-        checkpoint: a file that is written as a whole at each look, by :meth:`fit` or
-            :meth:`look`, and at the end. Where it is there, training goes on from it, with its
-            random numbers.
-        progress: whether progress is shown, or the name of what is done.
+        patience: number of validations in turn without a better value, after which training stops;
+            None: no such stop.
+        seconds: time after which training stops, at the end of a step, in seconds; None: no limit.
+            Rates fall with the share of steps or of seconds that has passed, whichever is larger.
+        precision: precision of the networks of scores in training, "32-true" or "bf16-mixed";
+            None: as they are.
+        compile: name of a backend of ``torch.compile`` for the networks of scores; None: none.
+        checkpoint: path of a file that is written as a whole at each validation, by :meth:`fit` or
+            :meth:`look`, and at the end. Where it exists, training goes on from it, with its random
+            numbers. None: no file.
+        progress: whether progress is shown, or the name of the work beside the bar.
 
     Attributes:
         step_number: number of steps taken.
-        skipped: number of them that were left out.
-        best: the least value that was looked at; infinite before.
+        skipped: number of steps that were left out.
+        best: least value of a validation; infinite before the first.
 
     Raises:
         ValueError: numbers out of range; an unknown decay or precision; a module without weights to
@@ -276,6 +288,7 @@ class Trainer:
         self._best: list[Tensor] = []  # averaged weights and buffers
         self._worse = 0  # looks since the best
         self._ended = False
+        self._began: float | None = None  # when the loop did, by the clock
         self._bar: Progress | None = None
         self._random: list[Tensor] = []  # states that the next loop begins with
         self._dtypes: list[tuple[Score, torch.dtype | None]] = []  # before this training
@@ -295,7 +308,7 @@ class Trainer:
     # -- steps -------------------------------------------------------------------------------------
 
     def step(self, loss: Tensor) -> Tensor:
-        """Take a step on a loss (); returns the norm of its gradient before it is clipped, ()."""
+        """Take a step on a loss, (); returns the norm of its gradient before clipping, ()."""
         self.begin()
         loss.backward(inputs=self.weights)
         return self.update()
@@ -304,12 +317,18 @@ class Trainer:
         """Set learning rates and clear gradients: the first half of :meth:`step`, for losses in
         several pieces."""
         factor = schedule(self.step_number, self.steps, self.warmup, self.decay)
+        if self.decay == "cosine":  # seconds may pass sooner than steps
+            factor = min(factor, schedule(int(1e6 * self._share_of_time()), 10**6))
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         self.optimizer.zero_grad(set_to_none=True)
 
     def update(self) -> Tensor:
-        """Update weights by the gradients that they have: the second half of :meth:`step`."""
+        """Update weights by their gradients: the second half of :meth:`step`.
+
+        Returns:
+            The norm of the gradients before clipping, ().
+        """
         norm = self.clip_gradients()
         if self.skip and not bool(norm.isfinite()):
             self.skipped += 1
@@ -342,14 +361,14 @@ class Trainer:
             )
         self._set_random(self._random)
         self._random = []
-        end = math.inf if self.seconds is None else time.monotonic() + self.seconds
+        self._began = time.monotonic()
         if self._module is not None:
             self._module.train()
         what = self.progress if isinstance(self.progress, str) else "training"
         done, shown = self.step_number, bool(self.progress)
         with progress_bar(self.steps, what, "steps", initial=done, shown=shown) as self._bar:
             while self.step_number < self.steps and not self._is_out_of_patience:
-                if time.monotonic() > end and self.step_number > done:
+                if self._share_of_time() == 1 and self.step_number > done:
                     break
                 before = self.step_number
                 yield before
@@ -360,6 +379,12 @@ class Trainer:
                     )
                 self._bar.update(self.step_number - before)
         self.end()
+
+    def _share_of_time(self) -> float:
+        """The share of the loop's seconds that has passed; 0 outside a loop, or without a limit."""
+        if self.seconds is None or self._began is None:
+            return 0.0
+        return min(1.0, (time.monotonic() - self._began) / self.seconds)
 
     @property
     def _is_out_of_patience(self) -> bool:
@@ -373,19 +398,19 @@ class Trainer:
         looks: int = LOOKS,
         unit: str = "nats",
     ) -> float:
-        """Take all steps, and look at validation data in between.
+        """Take all steps, with validation in between.
 
         Args:
-            loss: a function that returns the loss of a new batch, ().
-            validate: a function that returns a loss of validation data, (), which is called with
-                averaged weights in evaluation mode, without gradients. What it draws changes no
-                random number of the training.
-            looks: number of looks.
-            unit: the unit of the loss, in words.
+            loss: function that returns the loss of a new batch, ().
+            validate: function that returns a loss of validation data, (). It is called with
+                averaged weights in evaluation mode, without gradients, and its draws change no
+                random number of the training. None: no validation.
+            looks: number of validations.
+            unit: unit of the loss, in words.
 
         Returns:
-            The least loss of validation data, which is that of the weights that are left. Without
-            validation data the loss of the last step, NaN if none was left to take.
+            The least loss of validation data, which the weights have in the end. Without validation
+            data the loss of the last step, NaN if no step was left to take.
 
         Raises:
             FloatingPointError: the loss is no number, or that of validation data never was one.
@@ -447,8 +472,14 @@ class Trainer:
                 yield
 
     def look(self, value: Tensor | float) -> bool:
-        """Keep the averaged weights of now if a value of theirs, less being better, is the least;
-        returns whether it is."""
+        """Keep the current averaged weights if their value is the least so far.
+
+        Args:
+            value: value of the averaged weights, (); the lower the better.
+
+        Returns:
+            Whether it is the least.
+        """
         value = float(value)
         better = value < self.best
         self._worse = 0 if better else self._worse + 1
@@ -482,7 +513,7 @@ class Trainer:
         if self._module is not None:
             self._module.eval()
 
-    # -- what a checkpoint holds -------------------------------------------------------------------
+    # -- checkpoints -------------------------------------------------------------------------------
 
     def _save(self) -> None:
         if self._file is not None and self.step_number:
@@ -492,7 +523,7 @@ class Trainer:
                 write(self._file, [content.getbuffer()])
 
     def state_dict(self) -> dict[str, Any]:
-        """A copy of all that training goes on from, with the states of random numbers."""
+        """A copy of the state of training: weights, averages, optimizer and random numbers."""
         average = self.average
         return {
             "step_number": self.step_number,
@@ -509,7 +540,14 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a :meth:`state_dict` (ValueError: it is of another module)."""
+        """Restore the state of training.
+
+        Args:
+            state: result of :meth:`state_dict`.
+
+        Raises:
+            ValueError: a state of another module, optimizer or average.
+        """
         if "step_number" not in state:
             raise ValueError(
                 f"the checkpoint has {', '.join(map(str, state)) or 'nothing'}, expected the state "

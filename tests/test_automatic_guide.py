@@ -162,7 +162,7 @@ def test_gradients_by_the_gaussian_are_those_of_finite_differences() -> None:
 
     def bound() -> Tensor:
         pyro.set_rng_seed(1)
-        return guide._log_weights(200)[1].mean()
+        return guide.log_weights(200)[1].mean()
 
     for name in ("loc", "scale_unconstrained"):
         parameter = guide.get_parameter(name)
@@ -229,7 +229,7 @@ def test_particles_start_as_wide_as_the_prior(monkeypatch: pytest.MonkeyPatch) -
         starts.append(first)
         return temper(first, *rest)
 
-    monkeypatch.setattr("pyro_mdm.automatic.guide.temper", seen)
+    monkeypatch.setattr("pyro_mdm.automatic.fitting.temper", seen)
 
     def program() -> None:
         pyro.sample("x", dist.Normal(5.0, 3.0))
@@ -334,7 +334,7 @@ def test_an_improper_site_starts_where_it_is_told() -> None:
 
 
 def test_it_is_no_transform_of_its_gaussian() -> None:
-    with pytest.raises(NotImplementedError, match="no transform of a simple law"):
+    with pytest.raises(NotImplementedError, match="no transform of a simple distribution"):
         made(conjugate).get_transform()
 
 

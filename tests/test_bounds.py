@@ -206,7 +206,7 @@ def test_noise_of_few_draws_is_known_by_students_law(law: str, n: int, draws: in
     """For simulated paths, chains, and less than 8 data, of which nothing else is known. Of 1,200
     shares 0.91 to 0.98: false alarm below 1e-6 at 4.5%."""
     many = LAWS[law](normal(draws, 1200 // n, draws, n))
-    error = torch.stack([Noise.of(one).error for one in many])
+    error = torch.stack([Noise.from_draws(one).error for one in many])
     covered = float((many.mean(1).abs() < 1.96 * error).double().mean())
     assert 0.91 - 0.045 < covered < 0.995
 
@@ -285,7 +285,7 @@ def test_what_is_printed() -> None:
     assert str(found.elbo) in lines[-1] and str(found.bits_per_dim) in lines[-1]
     terms = elbo_terms(model, guide, data(20))
     assert [line.split()[0] for line in str(terms).splitlines()[2:]] == NAMES
-    assert str(Measured.of(terms.diffusion)) in str(terms)
+    assert str(Measured.from_values(terms.diffusion)) in str(terms)
     assert dict(terms.items())["elbo"] is not None and [n for n, _ in terms.items()] == NAMES
     assert torch.equal(dict(terms.items())["elbo"], terms.elbo)
 
@@ -306,7 +306,7 @@ def test_a_measured_number_prints_to_the_digits_of_its_error(value: Measured, te
 
 
 def test_one_value_has_no_error() -> None:
-    assert math.isnan(Measured.of(torch.ones(1)).standard_error)
+    assert math.isnan(Measured.from_values(torch.ones(1)).standard_error)
     values = torch.tensor([1.0, 2.0, 4.0])
-    assert Measured.of(values)[1] == pytest.approx(float(values.std()) / math.sqrt(3))
+    assert Measured.from_values(values)[1] == pytest.approx(float(values.std()) / math.sqrt(3))
     assert isinstance(ELBOTerms(*[values] * 4), ELBOTerms) and "± " in str(ELBOTerms(*[values] * 4))

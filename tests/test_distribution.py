@@ -245,7 +245,7 @@ def test_missing_entries_are_bounded_or_refused() -> None:
     assert float((found - truth).abs().max()) < 0.15
     assert float(found[1]) == 0.0 and float(truth[[0, 2]].abs().min()) > 0.5
     assert law.log_prob(incomplete[2]).shape == ()
-    with pytest.raises(ValueError, match="Denoiser is told one log SNR for all dimensions"):
+    with pytest.raises(ValueError, match="Denoiser takes one log SNR for all dimensions"):
         exact().log_prob(torch.tensor([[0.3, math.nan, math.nan]], dtype=torch.float64))
 
 

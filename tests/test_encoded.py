@@ -351,7 +351,7 @@ def test_mistakes_are_told() -> None:
         (lambda: noise.denoise(diffusion, y, 0.5), "asked for x̂ at another time than ε, needs"),
         (lambda: raw(batch_size=2), "use StateDenoiser, or a sampler by the score"),
         (lambda: narrow.encode(data(3)), r"returned \(3, 2\).*expected \(3, 4\): 2 means"),
-        (lambda: StateDenoiser(maps), "told maps"),
+        (lambda: StateDenoiser(maps), "takes maps"),
         (
             lambda: JointTweedie()(diffusion, model.score_function, y),
             "JointTweedie needs a readout",

@@ -110,7 +110,7 @@ def test_a_comparison_prints_bounds_and_differences_with_intervals() -> None:
         assert repr(of).startswith(f"bits/dim {of.bits_per_dim:.4f} ±") and "tensor" not in repr(of)
     (of_two,) = comparison.differences
     low, high = of_two.interval
-    assert difference.startswith(f"a less b  {Measured(*of_two.bits_per_dim)}")
+    assert difference.startswith(f"a − b  {Measured(*of_two.bits_per_dim)}")
     assert difference.endswith(f"{low:.4f} to {high:.4f}, resolved")
     same = str(compare({"a": pairs["a"], "a too": pairs["a"]}, data(60), draws=2))
     assert same.endswith(" 0.0000 to 0.0000")

@@ -102,8 +102,8 @@ def test_every_term_of_the_bound_has_a_panel() -> None:
         figure.axes,
         ([1.25, 0.75], [0.5, 0.5], [0.25, 0.25]),
         (
-            "diffusion: told by the network, 0.750 ± 0.300",
-            "reconstruction: told at the start, 0.500 ± 0.300",
+            "diffusion: along the path, 0.750 ± 0.300",
+            "reconstruction: at the start, 0.500 ± 0.300",
             "prior KL: left in the noise, 0.250 ± 0.300",
         ),
         strict=True,

@@ -136,7 +136,7 @@ def test_networks_see_pixels() -> None:
             seen.append(inputs)
             return inputs[:, :1]
 
-    network = CoordinateNetwork(Looking(), Frequencies(), told=1)
+    network = CoordinateNetwork(Looking(), Frequencies(), untransformed=1)
     x, channel = normal(0, 2, *SHAPE), normal(1, 2, *SHAPE)
     out = network(torch.cat([Frequencies()(x), channel], 1), torch.zeros(2))
     torch.testing.assert_close(seen[0], torch.cat([x, channel], 1))

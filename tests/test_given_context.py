@@ -78,10 +78,10 @@ class Exact(Denoiser):
         self.problem = problem
 
     def x_hat(self, z: Tensor, log_snr: Any) -> Tensor:
-        assert self.told is not None
+        assert self.network_context is not None
         log_snr = torch.as_tensor(log_snr, dtype=torch.float64)
         each = torch.stack([of_class(self.problem, k).x_hat(z, log_snr) for k in range(3)], -2)
-        told = self.told.reshape(-1, 3).double()
+        told = self.network_context.reshape(-1, 3).double()
         told = told.repeat(len(z) // len(told), 1)
         known = (told.unsqueeze(-1) * each).sum(-2)
         return torch.where(told.sum(-1, keepdim=True) > 0, known, self.problem.x_hat(z, log_snr))
@@ -199,7 +199,7 @@ def test_the_mixture_of_noisy_bounds_is_a_bound_whose_interval_covers() -> None:
         off_before.append(float((before - known).mean()))
         mean, error = found.bits_per_dim
         covered += abs(mean - truth) < 1.96 * error
-    low, high = (Measured.of(torch.tensor(values)) for values in (off, off_before))
+    low, high = (Measured.from_values(torch.tensor(values)) for values in (off, off_before))
     assert low.mean < 5.5 * low.standard_error and high.mean > 5.5 * high.standard_error > 0.1
     assert low.mean > -2  # and says something
     assert covered >= 20  # of 24 at 95%, but for 1 in 170 times
@@ -296,7 +296,7 @@ def test_dropout_hides_contexts_in_training_alone() -> None:
     torch.manual_seed(0)
 
     def spy(self: Any, z: Tensor, log_snr: Any) -> Tensor:
-        asked.append(self.told)
+        asked.append(self.network_context)
         return z
 
     with pytest.MonkeyPatch.context() as patch:
@@ -447,7 +447,7 @@ def test_dimensions_may_be_observed_beside_a_context() -> None:
     guide = DiffusionGuide(model.diffusion)
     model.eval()
     assert torch.equal(_terms(later.eval(), guide, x, labels), _terms(both.eval(), guide, x))
-    untold = both.score_function.without_context().told
+    untold = both.score_function.without_context().network_context
     assert torch.equal(untold, torch.zeros(3))
 
 

@@ -484,5 +484,5 @@ def test_a_chain_from_rest_refuses_a_prior_that_is_none() -> None:
         pyro.sample("x", dist.Normal(0.0, 1.0))
 
     guide = AutoMDM(model, diffusion=VE(prior_variance=1.0))
-    with pytest.raises(ValueError, match="prior of VE is no law at rest, expected one"):
+    with pytest.raises(ValueError, match="prior of VE is no stationary one, expected one"):
         guide()

@@ -43,7 +43,7 @@ from pyro_mdm import (
     elbo_terms,
 )
 from pyro_mdm import pretrained as pretrained_module
-from pyro_mdm.diffusions import LearnedClocks
+from pyro_mdm.diffusions import Frequencies, LearnedClocks
 from pyro_mdm.diffusions.clocks import ConstantBeta
 from pyro_mdm.diffusions.priors import DistributionPrior, GaussianPrior, QuadraturePrior
 from pyro_mdm.likelihoods.base import Likelihood
@@ -61,6 +61,7 @@ from pyro_mdm.samplers import (
     StochasticExponentialIntegrator,
     StochasticHeun,
 )
+from pyro_mdm.scores.coordinates import CoordinateNetwork
 from pyro_mdm.seeing import ContextClocks, ContextDiffusion, DiscreteContext, GaussianContext
 from pyro_mdm.simulated import TorchSDE
 from pyro_mdm.support.settings import Recorded
@@ -641,6 +642,19 @@ def test_what_stands_for_a_class_of_an_earlier_version(folder: Path) -> None:
     classes = {"PredictorCorrector": lambda steps, **_: Ancestral(steps)}
     opened = DiffusionModel.from_pretrained(folder, classes=classes)
     assert repr(opened.sampler) == repr(Ancestral(7))
+
+
+def test_an_argument_of_an_earlier_version_has_its_present_name(tmp_path: Path) -> None:
+    inner = CoordinateNetwork(UNet(2, 1, base=4), Frequencies(), untransformed=1)
+    score = Denoiser(inner, torch.zeros(1, 4, 4), 1.0, maps=True)
+    DiffusionModel(VPSDE(), score).save_pretrained(tmp_path)
+
+    def rename(content: Any) -> None:
+        recorded = content["model"]["arguments"]["score"]["arguments"]["network"]["arguments"]
+        recorded["told"] = recorded.pop("untransformed")
+
+    edit(tmp_path, rename)
+    assert DiffusionModel.from_pretrained(tmp_path).score_function.network.untransformed == 1
 
 
 def test_settings_have_the_last_word(folder: Path) -> None:

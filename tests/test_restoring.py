@@ -83,7 +83,7 @@ def test_a_labelled_run_is_told_what_is_given_alone(
     own = restoring.restored
 
     def looked_at(model: Any, *arguments: Any, **more: Any) -> Any:
-        seen.append(model.score_function.told)
+        seen.append(model.score_function.network_context)
         learned.append(more["data"])
         return own(model, *arguments, **more)
 

@@ -44,7 +44,7 @@ def play(
 ) -> StratifiedIntegrals:
     generator = torch.Generator().manual_seed(seed)
     known = KNOWN if baseline else None
-    game = StratifiedIntegrals(EDGES, EVERYWHERE, N, known=known, seed=seed, **options)
+    game = StratifiedIntegrals(EDGES, EVERYWHERE, N, baseline=known, seed=seed, **options)
     for size in rounds:
         datum, log_snr = game.draw(size)
         shared, own = torch.randn(2, size, generator=generator, dtype=torch.float64)
@@ -131,7 +131,7 @@ def test_each_part_lowers_the_error() -> None:
 
 
 def test_the_baseline_itself_is_known_exactly() -> None:
-    game = StratifiedIntegrals(EDGES, EVERYWHERE[:1], N, known=KNOWN)
+    game = StratifiedIntegrals(EDGES, EVERYWHERE[:1], N, baseline=KNOWN)
     for size in (40, 64):
         draws = game.draw(size)
         h0 = (1 + DIFFICULTY[draws.datum]) * bump(draws.level) * torch.rand(size).double()
@@ -169,7 +169,7 @@ def test_data_that_were_never_drawn_have_a_prediction_without_an_error() -> None
 def test_an_integrand_with_a_shorter_range_is_0_outside() -> None:
     covers = EVERYWHERE.clone()
     covers[1, :7] = False
-    game = StratifiedIntegrals(EDGES, covers, N, known=KNOWN)
+    game = StratifiedIntegrals(EDGES, covers, N, baseline=KNOWN)
     for _ in range(3):
         draws = game.draw(N)
         h0 = (1 + DIFFICULTY[draws.datum]) * bump(draws.level)

@@ -71,8 +71,8 @@ def test_a_loop_of_one_s_own_writes_its_terms_in_one_line(tmp_path: Path) -> Non
     terms, one = ELBOTerms(**values), ELBOTerms(**{name: v[:1] for name, v in values.items()})
     with SummaryWriter(str(tmp_path)) as writer:
         tb.write_terms(writer, terms, 7)
-        tb.write_terms(writer, terms, 7, part="validation", num_dims=2)
-        tb.write_terms(writer, one, 7, part="one")
+        tb.write_terms(writer, terms, 7, split="validation", num_dims=2)
+        tb.write_terms(writer, one, 7, split="one")
         with pytest.raises(TypeError, match=r"terms is a float, expected ELBOTerms; pass elbo_t"):
             tb.write_terms(writer, 1.5, 7)
         with pytest.raises(ValueError, match="num_dims is 0"):

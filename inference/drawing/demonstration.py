@@ -69,7 +69,7 @@ def restored(
 def psnr(estimate: Tensor, truth: Tensor) -> Measured:
     """The peak signal-to-noise ratio of images (n, C, H, W), dB; mean over images and error."""
     square = (estimate - truth).double().square().flatten(1).mean(1)
-    return Measured.of(10 * torch.log10(PEAK**2 / square.clamp_min(1e-12)))
+    return Measured.from_values(10 * torch.log10(PEAK**2 / square.clamp_min(1e-12)))
 
 
 def coverage(restored: Restored, seed: int = 0) -> tuple[float, Measured]:
@@ -90,7 +90,7 @@ def coverage(restored: Restored, seed: int = 0) -> tuple[float, Measured]:
     inside = ((rank >= k) & (rank <= S - k)).double()
     if isinstance(restored.operator, Mask):
         inside = inside[:, ~restored.operator.seen.flatten()]
-    return 1 - 2 * k / (S + 1), Measured.of(inside.mean(1))
+    return 1 - 2 * k / (S + 1), Measured.from_values(inside.mean(1))
 
 
 def summary(restored: Restored) -> str:

@@ -229,7 +229,7 @@ class EvaluatedRun(NamedTuple):
         right, loss = posterior.accuracy(labels), posterior.log_loss(labels)
         d, levels = posterior.num_dims, problem.dequantized_levels
         bits = bits_per_dim(posterior.mixture, d, log_det=log_det, num_levels=levels)
-        mixture = Measured.of(bits)
+        mixture = Measured.from_values(bits)
         noise = posterior.mixture_gap / (d * math.log(2))
         said = (
             f"classes by Bayes' rule from the bounds, {posterior.network_calls:,} network calls: "
@@ -274,7 +274,7 @@ def print_rows(
         write_atomically(out, numbered.to_csv(index_label="row").encode())
         print(f"the bound of each row: {out}")
     values = torch.tensor(rows["log_prob"].tolist())
-    print(f"log p of the entries of a row: at least {Measured.of(values)} nats")
+    print(f"log p of the entries of a row: at least {Measured.from_values(values)} nats")
 
 
 def weights(

@@ -59,12 +59,15 @@ class PosteriorReport(NamedTuple):
     def scores(self, value: Tensor, truth: dict[str, Tensor]) -> str:
         """Mean log densities of true parameters: ours (n,), the exact one, and two baselines."""
         learned, simulator, _ = self
-        rows, notes = [["log density of the truth, nats", str(Measured.of(value))]], []
+        rows, notes = [["log density of the truth, nats", str(Measured.from_values(value))]], []
         if simulator.log_posterior is not None:
             exact = simulator.log_posterior(truth).double()
             rows += [
-                ["of the exact posterior", str(Measured.of(exact))],
-                ["exact less ours, paired: the divergence", str(Measured.of(exact - value))],
+                ["of the exact posterior", str(Measured.from_values(exact))],
+                [
+                    "exact less ours, paired: the divergence",
+                    str(Measured.from_values(exact - value)),
+                ],
             ]
         baselines: list[tuple[str, str, str, Tensor]] = []
         try:
@@ -86,8 +89,11 @@ class PosteriorReport(NamedTuple):
             baselines.append(("a Gaussian", title, "the Gaussian's", gaussian))
         better = []
         for name, title, whose, density in baselines:
-            gain = Measured.of(value - density)
-            rows += [[title, str(Measured.of(density))], [f"ours less {whose}, paired", str(gain)]]
+            gain = Measured.from_values(value - density)
+            rows += [
+                [title, str(Measured.from_values(density))],
+                [f"ours less {whose}, paired", str(gain)],
+            ]
             better += [name] if gain.mean < -2 * gain.standard_error else []
         if better:
             notes.append(

@@ -477,7 +477,7 @@ def _best_and_worst(programs: Programs, seed: int) -> tuple[Tensor, Tensor, Tens
     images = problem.to_images(problem.to_model_space(data.data))
     if images is None:
         raise ValueError(f"{problem.name} are no images, so there are none to show")
-    return images, bits.mean(0), Noise.of(bits).error
+    return images, bits.mean(0), Noise.from_draws(bits).error
 
 
 def _bits(programs: Programs, data: Part, *, draws: int, seed: int) -> Tensor:

@@ -21,9 +21,9 @@ which is constant for chains without controls where γ is a standard normal, for
 part by Q moves v alone and has unit Jacobian: half before the step and half after it in q, and
 taken back in r. Its part by D adds to a, and so does a network's u(y, k), which is subtracted in r.
 
-**Reversed** (:class:`Reversed`): r is r°, and a_k = Lᵀ Bᵀ (x̂ - z) / C, with z = B y_{k+1} the mean
-of x at rest given y_{k+1}, C its variance, and x̂ a network's of z and ∇log h(z): a denoiser. Given
-x̂ the continuous limit of the bound is the same for all Q and D.
+**Reversed** (:class:`Reversed`): r is r°, and a_k = Lᵀ Bᵀ (x̂ - z) / C, with ``z = B y_{k+1}`` the
+mean of x at rest given ``y_{k+1}``, C its variance, and x̂ a network's of z and ∇log h(z): a
+denoiser. Given x̂ the continuous limit of the bound is the same for all Q and D.
 
 Sources: Vargas, Grathwohl & Doucet, "Denoising Diffusion Samplers", 2023; Geffner & Domke,
 "Langevin Diffusion Variational Inference", 2023; Vargas et al., "Transport meets Variational
@@ -33,6 +33,7 @@ with Applications to Sampling", 2025.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple
@@ -48,17 +49,18 @@ __all__ = ["Annealed", "Chain", "Path", "Ratio", "Reversed"]
 Density = Callable[[Tensor], Tensor]
 
 LIMIT = 8.0
-"""Of an entry of ∇log h, which chains feel as g / √(1 + (g / LIMIT)²)."""
+"""The limit of an entry g of ∇log h, which enters chains as g / √(1 + (g / LIMIT)²)."""
 SEEN = 3.0
-"""The same of what the network is shown."""
+"""The limit of an entry of ∇log h as an input of the network."""
 
 
 class Ratio:
     """log h = log γ - log N(0, I) of u (n, d), up to a constant, and its gradient.
 
     Args:
-        log_density: log γ of x = loc + scale_tril u, (n, d) -> (n,).
-        loc, scale_tril: the units of u, (d,) and (d, d).
+        log_density: function of x = loc + scale_tril u, (n, d), that returns log γ, (n,).
+        loc: location of the coordinates u, (d,).
+        scale_tril: scale of the coordinates u, (d, d), lower triangular.
     """
 
     def __init__(self, log_density: Density, loc: Tensor, scale_tril: Tensor) -> None:
@@ -71,6 +73,11 @@ class Ratio:
     def inverse(self, x: Tensor) -> Tensor:
         """u of x."""
         return _solved(self.scale_tril, (x - self.loc).mT).mT
+
+    def log_unit(self, u: Tensor) -> Tensor:
+        """log density of x = loc + scale_tril u for u of N(0, I), (n,)."""
+        constant = u.shape[-1] * math.log(2 * math.pi)
+        return -(u.square().sum(-1) + constant) / 2 - self.scale_tril.diagonal().log().sum()
 
     def __call__(self, u: Tensor) -> Tensor:
         return self.log_density(self.place(u)) + u.square().sum(-1) / 2
@@ -85,14 +92,14 @@ class Ratio:
 
 
 class ChainKernels(NamedTuple):
-    """The steps of a diffusion at rest from noise to data, and back; step k is y_{k+1} -> y_k."""
+    """The steps of a diffusion at rest from noise to data, and back; step k is that to y_k."""
 
     M: Tensor  # (N, K, K)
     L: Tensor  # (N, K, K)
     R: Tensor  # (N, K, K)
     S: Tensor  # (N, K, K)
-    kick: Tensor  # (N, K): half of what a gradient moves by Q
-    drift: Tensor  # (N, K): what it moves by D, in units of L
+    kick: Tensor  # (N, K): half of the step of a gradient by Q
+    drift: Tensor  # (N, K): the step of a gradient by D, in units of L
     drift_back: Tensor  # (N, K): the same in units of S
     B: Tensor  # (N, K): the mean of x at rest given y_{k+1} is B y_{k+1}
     C: Tensor  # (N,): its variance
@@ -100,7 +107,7 @@ class ChainKernels(NamedTuple):
 
 
 class Path(NamedTuple):
-    """Ends of paths, and what these cost."""
+    """Ends of paths, and the costs of the paths."""
 
     u: Tensor  # (n, d)
     cost: Tensor  # Σ_k (log q/r* - log r/r°), (n,)
@@ -110,13 +117,14 @@ class Chain(nn.Module, ABC):
     """A chain of dim latents by a linear diffusion in N steps, whose times are learned.
 
     Args:
-        dim: d, the number of latents.
-        diffusion: diffusion of any K, with Σ_∞ whose entry of x is 1 and whose others don't
+        dim: number d of latents.
+        diffusion: diffusion of any K, with a Σ_∞ whose entry of x is 1 and whose others don't
             correlate with x. Its clock doesn't matter.
         steps: number N of steps.
         time: duration of all steps at first, in units of the clock.
-        inputs, outputs: numbers that the network takes and returns.
-        moments: number of moments that the network tells apart.
+        inputs: number of inputs of the network.
+        outputs: number of outputs of the network.
+        moments: number of moments in time for which the network has embeddings.
         width: width of the network's two hidden layers.
     """
 
@@ -141,8 +149,8 @@ class Chain(nn.Module, ABC):
             )
         if not diffusion.at_rest():
             raise ValueError(
-                f"the prior of {type(diffusion).__name__} is no law at rest, expected one: a chain "
-                "begins at rest; give another diffusion, e.g. VPSDE() or CLD()"
+                f"the prior of {type(diffusion).__name__} is no stationary one, expected one: "
+                "a chain begins at rest; give another diffusion, e.g. VPSDE() or CLD()"
             )
         self.dim, self.steps, self.time, self.diffusion = dim, steps, time, diffusion
         self.K = diffusion.num_variables
@@ -150,7 +158,7 @@ class Chain(nn.Module, ABC):
         self.log_time = nn.Parameter(torch.zeros(()))
         self.first = nn.Linear(inputs, width)
         self.second = nn.Linear(width, width)
-        self.told = nn.Parameter(torch.randn(2, moments, width) / 2)
+        self.step_embedding = nn.Parameter(torch.randn(2, moments, width) / 2)
         self.last = nn.Linear(width, outputs)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
@@ -159,6 +167,10 @@ class Chain(nn.Module, ABC):
     @abstractmethod
     def paths(self, h: Ratio, n: int) -> Path:
         """n paths, through whose states gradients pass where they are enabled."""
+
+    @abstractmethod
+    def noising_cost(self, h: Ratio, u: Tensor) -> Tensor:
+        """Σ_k (log q/r* - log r/r°) of paths that r draws from their ends u (n, d), (n,)."""
 
     def shares(self) -> Tensor:
         """Logarithms of the steps' shares of time, up to a constant, (N,)."""
@@ -192,7 +204,9 @@ class Chain(nn.Module, ABC):
 
     def network(self, seen: Tensor, k: int | Tensor) -> Tensor:
         """(…, n, inputs) -> (…, n, outputs), at one moment or at each of the first dimension."""
-        embedding = self.told[:, k] if isinstance(k, int) else self.told[:, k, None]
+        embedding = (
+            self.step_embedding[:, k] if isinstance(k, int) else self.step_embedding[:, k, None]
+        )
         hidden = nn.functional.silu(self.first(seen) + embedding[0])
         hidden = hidden + nn.functional.silu(self.second(hidden) + embedding[1])
         return self.last(hidden)
@@ -218,12 +232,22 @@ class Annealed(Chain):
         self.trust = nn.Parameter(torch.zeros(steps + 1, K, dim))
         self.log_scale_back = nn.Parameter(torch.zeros(steps, K, dim))  # log σ of r
 
+    @property
+    def _moving(self) -> tuple[Tensor, ...]:
+        """Parameters that are 0 where the chain doesn't change N(0, I)."""
+        network = (self.last.weight, self.last.bias)
+        return (*network, self.power, self.trust, self.log_scale, self.log_scale_back)
+
     @torch.no_grad()
     def rest(self) -> None:
         """Make the chain one that doesn't change N(0, I)."""
-        still = (self.last.weight, self.last.bias, self.power, self.trust)
-        for parameter in (*still, self.log_scale, self.log_scale_back):
+        for parameter in self._moving:
             parameter.zero_()
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether the chain doesn't change N(0, I)."""
+        return not any(bool(parameter.any()) for parameter in self._moving)
 
     def control(self, y: Tensor, slope: Tensor, k: int) -> Tensor:
         """u (n, K, d), of states y and ∇log h there."""
@@ -259,13 +283,44 @@ class Annealed(Chain):
             back = _solved(S, kicked - R @ moved)
             aim = drift_back[:, None] * pull[:, None] - pace * u
             epsilon_back = (back - aim) * (-self.log_scale_back[k]).exp()
-            total = total + _cost(noise, epsilon, self.log_scale[k])
-            total = total - _cost(back, epsilon_back, self.log_scale_back[k])
+            total = total + self._cost(k, noise, epsilon, back, epsilon_back)
             if self.K > 1:
-                total = total - _log_rest(root, kicked) + _log_rest(root, y)
-                total = total - _log_rest(root, after) + _log_rest(root, moved)
+                total = total + _kick_cost(root, y, kicked) + _kick_cost(root, moved, after)
             y = after
         return Path(y[:, 0], total)
+
+    def _cost(
+        self, k: int, noise: Tensor, epsilon: Tensor, back: Tensor, epsilon_back: Tensor
+    ) -> Tensor:
+        """log q/r* - log r/r° of step k by the noise of both directions, (n,)."""
+        forth = _cost(noise, epsilon, self.log_scale[k])
+        return forth - _cost(back, epsilon_back, self.log_scale_back[k])
+
+    def noising_cost(self, h: Ratio, u: Tensor) -> Tensor:
+        kernels, root, after = self.kernels(), self.root(), self.start(len(u))
+        after[:, 0] = u  # v_0 is at rest, and does not correlate with x
+        slope = h.gradient(after[:, 0])
+        pull, control = self.power[0] * _bounded(slope, LIMIT), self.control(after, slope, 0)
+        total = u.new_zeros(len(u))
+        for k in range(self.steps):
+            M, L, R, S, kick, drift, drift_back, _, _, pace = (tensor[k] for tensor in kernels)
+            moved = after - kick[:, None] * pull[:, None]
+            epsilon_back = torch.randn_like(after)
+            aim = drift_back[:, None] * pull[:, None] - pace * control
+            back = aim + self.log_scale_back[k].exp() * epsilon_back
+            kicked = R @ moved + S @ back
+            slope = h.gradient(kicked[:, 0])  # a kick moves v alone, so that x is that of y
+            pull = self.power[k + 1] * _bounded(slope, LIMIT)
+            y = kicked - kick[:, None] * pull[:, None]
+            control = self.control(y, slope, k + 1)
+            noise = _solved(L, moved - M @ kicked)
+            a = drift[:, None] * pull[:, None] + pace * control
+            epsilon = (noise - a) * (-self.log_scale[k]).exp()
+            total = total + self._cost(k, noise, epsilon, back, epsilon_back)
+            if self.K > 1:
+                total = total + _kick_cost(root, y, kicked) + _kick_cost(root, moved, after)
+            after = y
+        return total
 
 
 class Reversed(Chain):
@@ -299,7 +354,7 @@ class Reversed(Chain):
             total = total + _cost(noise, epsilon, self.log_scale[k])
         return Path(y[:, 0], total)
 
-    def log_ratio(self, h: Ratio, u: Tensor) -> Tensor:
+    def noising_cost(self, h: Ratio, u: Tensor) -> Tensor:
         """log q / r* of noising paths from u (n, d), (n,), whose mean is the forward bound."""
         kernels = self.kernels()
         with torch.no_grad():
@@ -313,7 +368,7 @@ class Reversed(Chain):
         return _cost(noise, (noise - a) / log_scale.exp(), log_scale).sum(0)
 
     def noised(self, kernels: ChainKernels, u: Tensor) -> tuple[Tensor, Tensor]:
-        """y_{k+1} and ξ_k (N, n, K, d) of each step of noising paths from u."""
+        """``y_{k+1}`` and ξ_k, (N, n, K, d), of each step of noising paths from u."""
         y = self.start(len(u))
         y[:, 0] = u
         states, noises = [], []
@@ -328,9 +383,9 @@ def _solved(triangle: Tensor, y: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(triangle, y, upper=False)
 
 
-def _log_rest(root: Tensor, y: Tensor) -> Tensor:
-    """log N(y; 0, Σ_∞) up to a constant, (n,)."""
-    return -_solved(root, y).square().sum((1, 2)) / 2
+def _kick_cost(root: Tensor, y: Tensor, kicked: Tensor) -> Tensor:
+    """log N(y; 0, Σ_∞) - log N(kicked; 0, Σ_∞), (n,): a kick has unit Jacobian."""
+    return (_solved(root, kicked).square() - _solved(root, y).square()).sum((1, 2)) / 2
 
 
 def _cost(noise: Tensor, epsilon: Tensor, log_scale: Tensor) -> Tensor:
@@ -339,6 +394,6 @@ def _cost(noise: Tensor, epsilon: Tensor, log_scale: Tensor) -> Tensor:
 
 
 def _bounded(slope: Tensor, limit: float) -> Tensor:
-    """What a chain feels; nothing where a gradient is NaN, whatever the density there."""
+    """A gradient within its limit; 0 where it is NaN, whatever the density there."""
     slope = slope.nan_to_num()
     return slope / (1 + (slope / limit).square()).sqrt()

@@ -38,14 +38,14 @@ UNBATCHED = (
     "Batching rule",
     "broadcast shape",
 )
-"""In errors of what vmap has no rule for, and which is right for a single row."""
+"""Phrases of errors of operations that vmap refuses and that are right for a single row."""
 
 Site = dict[str, Any]
-"""What a trace has of a site."""
+"""The entries of a site in a trace."""
 
 
 def run(program: Callable[..., Any], *args: Any, **kwargs: Any) -> poutine.Trace:
-    """What a program draws and observes in a run, of which nothing outside knows."""
+    """The trace of a run of a program, without effect outside."""
     trace: poutine.Trace = poutine.block(poutine.trace(program).get_trace)(*args, **kwargs)
     return prune_subsample_sites(trace)
 
@@ -63,10 +63,9 @@ class ProgramDensity:
     """log p(x, data) of rows of unconstrained latents, with Jacobians, summed over discrete sites.
 
     Args:
-        program: the program as it is, without values to start from.
-        trace: trace of one run.
-        unpack: function that gives the sites of latents with the values that packed ones (dim,)
-            have.
+        program: the program.
+        trace: trace of one run of the program.
+        unpack: function from packed latents, (dim,), to the sites with their values.
     """
 
     def __init__(
@@ -120,7 +119,7 @@ class ProgramDensity:
     def _of_rows(
         self, of_one: Callable[[Tensor], tuple[Tensor, list[Tensor]]], x: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
-        """What a function gives for each row."""
+        """The results of a function for each row."""
         if self._is_batched:
             batched: tuple[Tensor, list[Tensor]] = torch.func.vmap(of_one)(x)
             return batched
@@ -285,12 +284,12 @@ class _Enumeration(EnumMessenger):
 
 
 def _densities(trace: poutine.Trace) -> list[Any]:
-    """What a trace has drawn or observed."""
+    """The sites that a trace has drawn or observed."""
     return [site for site in trace.nodes.values() if site["type"] == "sample"]
 
 
 class _Factor(NamedTuple):
-    """What a density of discrete sites, and of those that depend on them, is over."""
+    """The density of a site, with the discrete sites on which it depends."""
 
     symbols: dict[int, str]  # of its dimensions
     plates: frozenset[str]

@@ -2,87 +2,23 @@
 
 from __future__ import annotations
 
-import functools
-import math
-import warnings
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar, NoReturn
+from collections.abc import Callable
+from typing import Any
 
-import pyro
 import torch
-from pyro.distributions.torch_distribution import TorchDistribution
-from pyro.infer.autoguide import AutoMultivariateNormal, init_to_median
-from torch import Tensor
-from torch.distributions import biject_to, constraints
 
-from pyro_mdm.automatic.chain import Annealed, Chain, Ratio, Reversed
-from pyro_mdm.automatic.density import ProgramDensity, is_enumerated, run
-from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.presets import VPSDE
-from pyro_mdm.posteriors.guide import ImportanceWeights
-from pyro_mdm.posteriors.tempering import GROUPS, temper
-from pyro_mdm.support.checks import check_count, check_instance, check_number
-from pyro_mdm.training import Trainer
+from pyro_mdm.automatic.chain import Reversed
+from pyro_mdm.automatic.chain_guide import ChainGuide
+from pyro_mdm.automatic.checkup import MOST_FOR_PARTICLES, Checkup, checked, second
+from pyro_mdm.automatic.fitting import Fitting
+from pyro_mdm.automatic.gap import Gap, gap, gap_by_draws
+from pyro_mdm.posteriors.tempering import GROUPS
+from pyro_mdm.support.checks import check_count, check_number
 
 __all__ = ["AutoMDM"]
 
-STARTS = {"gaussian": Annealed, "particles": Reversed}
-AT_A_TIME = 1_000
-"""Paths that are drawn together."""
-CLIP = 10.0
-"""Of the norm of gradients."""
-WORST = 50.0
-"""Nats below the median beyond which a path's weight doesn't count in an update."""
-COMPARED = 1_000
-"""Paths by which the chain and its Gaussian are compared."""
-STORED = (
-    "of Pyro's parameter store, where another guide has left them; call pyro.clear_param_store() "
-    "before a new guide"
-)
-OF_TAILS = (
-    "train longer, with more steps, or with start='particles'; a program whose posterior has heavy "
-    "tails, or none that is proper, has such weights always"
-)
-"""What to do about weights that mislead."""
-OF_PRIOR = 200
-"""Draws of the prior, by whose spread particles start."""
 
-
-class _ChainLaw(TorchDistribution):
-    """The law of the ends of paths. A draw's log density is the log ratio of its path's densities
-    under guide and noising chain, of which no other value has one."""
-
-    arg_constraints: ClassVar[dict[str, Any]] = {}
-    support = constraints.real_vector
-    has_rsample = True
-
-    def __init__(self, chain: Chain, ratio: Ratio, batch_shape: Sequence[int] = ()) -> None:
-        self.chain, self.ratio = chain, ratio
-        self.drawn: tuple[Tensor, Tensor] | None = None
-        super().__init__(torch.Size(batch_shape), torch.Size([chain.dim]), validate_args=False)
-
-    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> _ChainLaw:
-        return _ChainLaw(self.chain, self.ratio, batch_shape)
-
-    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        shape = torch.Size([*sample_shape, *self.batch_shape])
-        path = self.chain.paths(self.ratio, shape.numel())
-        x = self.ratio.place(path.u).reshape(*shape, self.chain.dim)
-        rest = -(path.u.square().sum(1) + self.chain.dim * math.log(2 * math.pi)) / 2
-        volume = self.ratio.scale_tril.diagonal().log().sum()
-        self.drawn = x, (path.cost + rest - volume).reshape(shape)
-        return x
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        if self.drawn is None or self.drawn[0] is not value:
-            raise NotImplementedError(
-                "a value that this guide did not draw has no density in closed form; draw from the "
-                "guide, or weigh other values by guide.importance(n)"
-            )
-        return self.drawn[1]
-
-
-class AutoMDM(AutoMultivariateNormal):
+class AutoMDM(ChainGuide):
     r"""A guide by a diffusion, from a Gaussian to the posterior of a program.
 
     It is :class:`~pyro.infer.autoguide.AutoMultivariateNormal`, followed by steps of a diffusion
@@ -105,7 +41,8 @@ class AutoMDM(AutoMultivariateNormal):
             Or "particles", for posteriors of several modes and up to about twenty latents:
             particles are tempered to the posterior, and the chain is a denoiser of theirs.
         width: width of the network's layers.
-        init_loc_fn, init_scale: start and scale of the Gaussian, as of ``AutoMultivariateNormal``.
+        init_loc_fn: start of the Gaussian, as of ``AutoMultivariateNormal``.
+        init_scale: scale of the Gaussian at the start, as of ``AutoMultivariateNormal``.
 
     Source: Vargas et al., "Transport meets Variational Inference: Controlled Monte Carlo
     Diffusions", 2024; Blessing et al., "Underdamped Diffusion Bridges with Applications to
@@ -122,90 +59,6 @@ class AutoMDM(AutoMultivariateNormal):
         torch.Size([5])
     """
 
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        diffusion: LinearDiffusion | None = None,
-        *,
-        steps: int = 16,
-        start: str = "gaussian",
-        width: int = 64,
-        init_loc_fn: Callable[..., Any] = init_to_median,
-        init_scale: float = 0.1,
-    ) -> None:
-
-        def start_of(site: dict[str, Any]) -> Tensor:
-            drawn: Tensor = site["fn"].sample() if is_enumerated(site) else init_loc_fn(site)
-            return drawn
-
-        super().__init__(model, init_loc_fn=start_of, init_scale=init_scale)
-        self._diffusion = VPSDE() if diffusion is None else diffusion
-        fix = "e.g. VPSDE() or CLD()"
-        check_instance("diffusion", self._diffusion, LinearDiffusion, fix)
-        check_count("steps", steps, "the number of steps of the chain")
-        check_count("width", width, "of the layers of the network")
-        if start not in STARTS:
-            raise ValueError(f"start is {start!r}, expected one of {', '.join(map(repr, STARTS))}")
-        self.start, self._steps, self._width = start, steps, width
-        self._program = (model,)  # as it is, without values to start from; not a module of this one
-
-    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        stored = [n for n in pyro.get_param_store() if n.startswith(f"{self._pyro_name}.")]
-        if stored and not pyro.settings.get("module_local_params"):
-            warnings.warn(f"this guide shares {stored[0]!r} and others {STORED}", stacklevel=2)
-        try:
-            super()._setup_prototype(*args, **kwargs)
-            if self.loc.shape != (self.latent_dim,):
-                raise ValueError(
-                    f"the program has {self.latent_dim} latents, expected {len(self.loc)} as "
-                    f"{STORED}"
-                )
-            chain = STARTS[self.start](self.latent_dim, self._diffusion, self._steps, self._width)
-            self.chain = chain.to(self.loc)
-            trace = run(self.model, *args, **kwargs)
-            self._density = ProgramDensity(self._program[0], trace, self._unpack_latent)
-            near = self.loc.detach() + 0.1 * torch.randn(2, self.latent_dim).to(self.loc)
-            self._density.check(near, *args, **kwargs)
-        except BaseException:
-            self.prototype_trace = None  # the next call sets it up again
-            raise
-
-    @staticmethod
-    def _prototype_hide_fn(site: dict[str, Any]) -> bool:
-        hidden: bool = AutoMultivariateNormal._prototype_hide_fn(site)
-        return hidden or is_enumerated(site)
-
-    def log_density(self, x: Tensor, /, *args: Any, **kwargs: Any) -> Tensor:
-        """log p(x, data) of unconstrained latents (n, latent_dim), with Jacobians, (n,) nats."""
-        self._set_up(*args, **kwargs)
-        if x.dim() != 2 or len(x) == 0 or x.shape[1] != self.latent_dim:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}, expected (n, {self.latent_dim}): a row for each of "
-                "n ≥ 1 values of all latents, unconstrained"
-            )
-        return self._density(x, *args, **kwargs)
-
-    def _ratio(self, *args: Any, **kwargs: Any) -> Ratio:
-        def density(x: Tensor) -> Tensor:
-            return self._density(x, *args, **kwargs)
-
-        return Ratio(density, self.loc, self.scale[..., None] * self.scale_tril)
-
-    def get_posterior(self, *args: Any, **kwargs: Any) -> _ChainLaw:
-        """The law of all latents, unconstrained, whose draws have densities along their paths."""
-        return _ChainLaw(self.chain, self._ratio(*args, **kwargs))
-
-    def get_base_dist(self) -> NoReturn:
-        """No law: the guide is no transform of its Gaussian."""
-        raise NotImplementedError(
-            "AutoMDM is no transform of a simple law, as NeuTraReparam and others need; start NUTS "
-            "from draws of it instead"
-        )
-
-    def get_transform(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """No transform: the guide is none of its Gaussian."""
-        self.get_base_dist()
-
     def fit(
         self,
         *args: Any,
@@ -214,6 +67,8 @@ class AutoMDM(AutoMultivariateNormal):
         paths: int = 128,
         particles: int = 2_048,
         learning_rate: float = 5e-3,
+        draws: object = None,
+        seconds: float | None = None,
         progress: bool = True,
         **kwargs: Any,
     ) -> AutoMDM:
@@ -225,189 +80,139 @@ class AutoMDM(AutoMultivariateNormal):
         from where they are.
 
         Args:
-            args, kwargs: arguments of the program; functools.partial binds those with the names
+            args: positional arguments of the program.
+            kwargs: keyword arguments of the program; functools.partial binds those with the names
                 below.
             updates: number of updates of the chain.
             start_updates: number of updates of the Gaussian before.
             paths: number of paths drawn for an update.
             particles: number of particles that are tempered.
             learning_rate: learning rate of the chain; that of the Gaussian is four times as high.
+            draws: draws of the posterior that exist already, by site, (n, *shape) or
+                (chains, n, *shape), such as ``mcmc.get_samples()`` or an ``InferenceData`` of
+                ArviZ. The chain becomes a denoiser of theirs, as of particles.
+            seconds: number of seconds after which training ends, within ``updates``; tempering
+                takes what it takes. None: no limit.
             progress: whether a progress bar is shown.
+
+        Returns:
+            The guide. Its ``losses`` are those of the chain, (updates,), nats.
+
+        Raises:
+            ValueError: numbers out of range, draws of another program, gradients that are not
+                finite.
         """
         check_count("updates", updates, "of the chain", least=0)
         check_count("start_updates", start_updates, "of the Gaussian", least=0)
         check_count("paths", paths, "of an update")
         check_count("particles", particles, f"in {GROUPS} groups", least=2 * GROUPS)
         check_number("learning_rate", learning_rate, "of the chain", positive=True)
-        self._set_up(*args, **kwargs)
-        ratio = functools.partial(self._ratio, *args, **kwargs)
-        chain, dim = self.chain, self.latent_dim
-
-        def train(parameters: Iterable[Tensor], bound: Callable[[], Tensor], what: str) -> None:
-            steps = start_updates if what == "Gaussian" else updates
-            trainer = Trainer(
-                parameters,
-                steps=steps,
-                learning_rate=4 * learning_rate if what == "Gaussian" else learning_rate,
-                warmup=0,
-                clip=CLIP,
-                average=None,
-                skip=True,
-                progress=what if progress else False,
-            )
-            for _ in trainer:
-                trainer.step(_worst_left_out(bound()))
-            trainer.optimizer.zero_grad()
-            made = steps - trainer.skipped
-            if made < steps / 2:
-                x = self._log_weights(paths, *args, **kwargs)[0]
-                self._density.check_slope(x, *args, **kwargs)
-                raise ValueError(
-                    f"gradients were finite in {made} of {steps} updates of the {what}, expected "
-                    "most; mend the program's derivatives, or choose another init_loc_fn"
-                )
-
-        if isinstance(chain, Reversed):
+        if seconds is not None:
+            check_number("seconds", seconds, "of the fit, or None", positive=True)
+        if draws is not None and self.prototype_trace is None:
+            self.start = "particles"  # a chain that denoises draws
+        self.set_up(*args, **kwargs)
+        self._budget = {
+            "updates": updates,
+            "start_updates": start_updates,
+            "paths": paths,
+            "particles": particles,
+            "learning_rate": learning_rate,
+            "seconds": seconds,
+        }
+        fitting = Fitting(
+            self, args, kwargs, updates, start_updates, paths, learning_rate, seconds, progress
+        )
+        if isinstance(self.chain, Reversed):
             with torch.no_grad():
-                x = self._tempered(particles, *args, **kwargs)
-                self._become_gaussian_of(x)
-                data = ratio().inverse(x)
-
-            def forward_bound() -> Tensor:
-                return chain.log_ratio(ratio(), data[torch.randint(len(data), (paths,))])
-
-            train(chain.parameters(), forward_bound, "chain")
-            return self
-
-        def bound_of_gaussian(n: int = paths) -> Tensor:
-            u = torch.randn(n, dim).to(self.loc)
-            return ratio()(u) + self._volume() + dim * math.log(2 * math.pi) / 2
-
-        def bound_of_chain(n: int = paths) -> Tensor:
-            return self._log_weights(n, *args, **kwargs)[1]
-
-        gaussian = [p for name, p in self.named_parameters() if not name.startswith("chain.")]
-        train(gaussian, bound_of_gaussian, "Gaussian")
-        train(chain.parameters(), bound_of_chain, "chain")
-        with torch.no_grad():
-            gain = bound_of_chain(COMPARED).mean() - bound_of_gaussian(COMPARED).mean()
-        if isinstance(chain, Annealed) and not bool(gain >= 0):
-            chain.rest()
+                x = (
+                    fitting.tempered(particles)
+                    if draws is None
+                    else self.rows(draws, *args, **kwargs)
+                )
+            self.losses = fitting.to_draws(x)
+        elif draws is not None:
+            raise ValueError(
+                f"the guide was set up with start={self.start!r}, whose chain does not learn from "
+                "draws; make a new guide, and fit it with draws first"
+            )
+        else:
+            self.losses = fitting.from_gaussian()
         return self
 
-    def _tempered(self, n: int, *args: Any, **kwargs: Any) -> Tensor:
-        """Particles of the posterior (n, latent_dim), from a Gaussian like the prior."""
-        rows = []
-        for _ in range(OF_PRIOR):
-            try:
-                trace = self._density.drawn(*args, **kwargs)
-            except NotImplementedError as error:
-                reason = str(error).partition("\n")[0]
-                raise ValueError(
-                    f"start='particles' draws from the program, which cannot be drawn ({reason}); "
-                    "give its sites proper priors, or take start='gaussian'"
-                ) from error
-            pairs = [(trace.nodes[name], site) for name, site in self._latents()]
-            unconstrained = [
-                biject_to(site["fn"].support).inv(drawn["value"]) for drawn, site in pairs
-            ]
-            rows.append(torch.cat([value.flatten() for value in unconstrained]))
-        low, middle, high = torch.stack(rows).quantile(
-            torch.tensor([0.05, 0.5, 0.95]).to(rows[0]), 0
-        )
-        prior = torch.distributions.Normal(middle, ((high - low) / 3.29).clamp_min(1e-3))
+    def gap(
+        self,
+        *args: Any,
+        simulated: int = 20,
+        draws: object = None,
+        paths: int = 256,
+        **kwargs: Any,
+    ) -> Gap:
+        """How far the bound may be below log p(data), by draws of the posterior.
 
-        def start(x: Tensor) -> Tensor:
-            return prior.log_prob(x).sum(1)
-
-        def gain(x: Tensor) -> Tensor:
-            return self.log_density(x, *args, **kwargs) - start(x)
-
-        first = prior.sample((GROUPS, n // (2 * GROUPS) * 2))  # in halves
-        return temper(first, start, [gain]).draws(n)
-
-    def _become_gaussian_of(self, x: Tensor) -> None:
-        covariance = x.T.cov() + torch.diag(1e-4 * x.var(0) + 1e-12)
-        root = torch.linalg.cholesky(covariance.reshape(self.latent_dim, -1))
-        self.loc.data = x.mean(0)
-        self.scale = root.diagonal()
-        self.scale_tril = root / root.diagonal()[:, None]
-
-    def _set_up(self, *args: Any, **kwargs: Any) -> None:
-        if self.prototype_trace is None:
-            with pyro.poutine.block():
-                self(*args, **kwargs)
-
-    def _volume(self) -> Tensor:
-        return (self.scale.log() + self.scale_tril.diagonal(dim1=-2, dim2=-1).log()).sum()
-
-    def _latents(self) -> Iterable[tuple[str, dict[str, Any]]]:
-        return self.prototype_trace.iter_stochastic_nodes()
-
-    def _log_weights(self, n: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """n draws (n, latent_dim), unconstrained, and their log weights (n,)."""
-        law = self.get_posterior(*args, **kwargs).expand((n,))
-        x = law.rsample()
-        return x, self.log_density(x, *args, **kwargs) - law.log_prob(x)
-
-    @torch.no_grad()
-    def _weighted(self, n: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        self._set_up(*args, **kwargs)
-        sizes = [min(AT_A_TIME, n - done) for done in range(0, n, AT_A_TIME)]
-        pieces = [self._log_weights(size, *args, **kwargs) for size in sizes]
-        x, log_weights = (torch.cat(tensors) for tensors in zip(*pieces, strict=True))
-        if lost := int((log_weights.isnan() | (log_weights == math.inf)).sum()):
-            warnings.warn(
-                f"{lost:,} of {n:,} draws have a density that is NaN or infinite, expected none, "
-                "and count as impossible; mend the program",
-                stacklevel=3,
-            )
-        return x, log_weights.double().nan_to_num(nan=-math.inf, posinf=-math.inf)
-
-    def importance(self, num_samples: int, /, *args: Any, **kwargs: Any) -> ImportanceWeights:
-        """Importance weights of draws, with how many count, k̂ and log p(data).
+        For data that the program simulates, latents that made them are exact draws, and a guide
+        like this one is fitted to each data set by the budget of the last fit. The guide's gap is
+        at most the one returned, in expectation over these data.
 
         Args:
-            num_samples: the number of draws.
             args, kwargs: arguments of the program.
-        """
-        check_count("num_samples", num_samples, "the number of draws")
-        weights = ImportanceWeights(self._weighted(num_samples, *args, **kwargs)[1])
-        weights.warn(OF_TAILS, stacklevel=3)
-        return weights
+            simulated: number of simulated data sets.
+            draws: draws of the posterior of the program's own data, as in :meth:`fit`, in place of
+                simulated data. The gap is right as far as they are, and they should not be those
+                of the fit; errors take them as independent.
+            paths: number of paths of each kind: for a data set, or of all draws.
 
-    def sample_posterior(
-        self, num_samples: int, /, *args: Any, resample: bool = False, **kwargs: Any
-    ) -> dict[str, Tensor]:
-        """Draws of all latents by site, (num_samples, *shape).
+        Returns:
+            :class:`~pyro_mdm.automatic.Gap`, nats.
+
+        Source: Grosse, Ancha & Roy, "Measuring the reliability of MCMC inference with
+        bidirectional Monte Carlo", 2016.
+        """
+        check_count("paths", paths, "the number of paths of each kind")
+        if draws is None:
+
+            def fitted(program: Callable[..., Any]) -> AutoMDM:
+                return self.like_this(program).fit(*args, progress=False, **self._budget, **kwargs)
+
+            return gap(self.program, fitted, *args, simulated=simulated, paths=paths, **kwargs)
+        return gap_by_draws(self, draws, paths, args, kwargs)
+
+    def check(
+        self,
+        *args: Any,
+        other: object = "fit",
+        batches: int = 4,
+        num_samples: int = 1_000,
+        progress: bool = True,
+        **kwargs: Any,
+    ) -> Checkup:
+        """Whether to trust the guide: tails and number of draws that count, agreement with a second
+        fit, and what was kept. Where something is wrong, the first remedy by what is seen.
 
         Args:
-            num_samples: number of draws.
             args, kwargs: arguments of the program.
-            resample: whether draws are resampled by their weights, from ten times as many.
+            other: the second fit. "fit": one is made from the other start (particles for up to 20
+                latents, otherwise a Gaussian from another seed), by the budget of the last fit;
+                a guide of the same program that has been fitted; draws of the posterior, as in
+                :meth:`fit`; None: none.
+            batches: number of batches of draws, each with its own k̂.
+            num_samples: number of draws in a batch.
+            progress: whether a progress bar of the second fit is shown.
+
+        Returns:
+            A :class:`~pyro_mdm.automatic.Checkup`, to be printed.
         """
-        check_count("num_samples", num_samples, "the number of draws")
-        x, log_weights = self._weighted(num_samples * (10 if resample else 1), *args, **kwargs)
-        if resample:
-            weights = ImportanceWeights(log_weights)
-            weights.warn(OF_TAILS, stacklevel=3)
-            x = x[torch.multinomial(weights.normalized, num_samples, replacement=True)]
-        return self._density.by_site(x)
-
-    def quantiles(self, quantiles: Sequence[float], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Quantiles of each latent by site, (len(quantiles), *shape), of draws of the guide."""
-        levels = torch.as_tensor(quantiles, dtype=self.loc.dtype)
-        return {
-            name: value.quantile(levels.to(value), 0)
-            for name, value in self.sample_posterior(COMPARED, *args, **kwargs).items()
-        }
-
-    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The median of each latent by site, of draws of the guide."""
-        return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}
-
-
-def _worst_left_out(bound: Tensor) -> Tensor:
-    """The negative mean of a bound (n,), in which the worst paths do not count."""
-    value = bound.nan_to_num(nan=-math.inf)
-    return -value.clamp_min(value.detach().nanmedian() - WORST).mean()
+        check_count("batches", batches, "of draws")
+        check_count("num_samples", num_samples, "the number of draws in a batch", least=25)
+        self.set_up(*args, **kwargs)
+        n = batches * num_samples
+        fitted = None
+        if isinstance(other, str) and other == "fit":
+            few = self.latent_dim <= MOST_FOR_PARTICLES and self.start == "gaussian"
+            with self.alone():
+                again = self.like_this(self.program, start="particles" if few else "gaussian")
+                again.fit(*args, progress=progress, **self._budget, **kwargs)
+                fitted = second(self, again, n, args, kwargs)
+        elif other is not None:
+            fitted = second(self, other, n, args, kwargs)
+        return checked(self, fitted, batches, num_samples, args, kwargs)

@@ -63,8 +63,7 @@ class ClassPosterior:
     def mixture(self) -> Tensor:
         """A bound in expectation on log p(x) of the mixture of classes, (n,), nats.
 
-        Noise makes it smaller on average; a single estimate may be above. See the text of the
-        module.
+        Noise makes it smaller on average; a single estimate may be above, see the module's text.
         """
         joint = self.halves + self.log_prior
         log_w = joint.log_softmax(-1)
@@ -72,10 +71,10 @@ class ClassPosterior:
 
     @property
     def mixture_gap(self) -> float:
-        """The most that noise lowers the mean of :attr:`mixture`, in expectation; nats, at least 0.
+        """The largest expected loss of the mean of :attr:`mixture` by noise, nats, at least 0.
 
-        The mean over data of log Σ_c p(c) exp ELBO(x | c) at the estimates, which noise makes
-        larger on average, less that of :attr:`mixture`.
+        It is the mean over data of log Σ_c p(c) exp ELBO(x | c) at the estimates, which noise makes
+        larger on average, minus the mean of :attr:`mixture`.
         """
         larger = (self.elbo + self.log_prior).logsumexp(-1)
         return max(0.0, float((larger - self.mixture).mean()))
@@ -83,24 +82,35 @@ class ClassPosterior:
     @property
     def bits_per_dim(self) -> Measured:
         """:attr:`mixture` in bits/dim; its error includes :attr:`mixture_gap`."""
-        mean, error = Measured.of(self.mixture)
+        mean, error = Measured.from_values(self.mixture)
         nats = Measured(mean, math.hypot(error, self.mixture_gap))
         return nats.scaled(-1 / (self.num_dims * math.log(2)))
 
     def accuracy(self, labels: Tensor) -> Measured:
-        """The fraction of data whose label (n,) is the most probable class."""
-        return Measured.of((self.labels == self._checked(labels)).double())
+        """The fraction of data whose label is the most probable class.
+
+        Args:
+            labels: labels of the data, (n,), whole numbers from 0.
+        """
+        return Measured.from_values((self.labels == self._checked(labels)).double())
 
     def log_loss(self, labels: Tensor) -> Measured:
-        """The mean of -log p(c | x) at the labels (n,), nats."""
+        """The mean of -log p(c | x) at the labels, nats.
+
+        Args:
+            labels: labels of the data, (n,), whole numbers from 0.
+        """
         classes = self._checked(labels)
-        return Measured.of(-self.log_probs.gather(-1, classes[:, None])[:, 0])
+        return Measured.from_values(-self.log_probs.gather(-1, classes[:, None])[:, 0])
 
     def calibration_error(self, labels: Tensor, bins: int = BINS) -> float:
         """The expected calibration error: the mean distance of confidence from accuracy.
 
-        Data are sorted by confidence into ``bins`` of equal size. Source: Guo et al., ICML 2017;
-        Nguyen & O'Connor, EMNLP 2015.
+        Args:
+            labels: labels of the data, (n,), whole numbers from 0.
+            bins: number of bins of equal size into which data are sorted by confidence.
+
+        Source: Guo et al., ICML 2017; Nguyen & O'Connor, EMNLP 2015.
         """
         right = (self.labels == self._checked(labels)).double()
         confidence = self.log_probs.exp().amax(-1)
@@ -141,12 +151,19 @@ def class_posterior(
     """The probabilities p(c | x) of the classes of data, from bounds on log p(x | c).
 
     Args:
-        model, guide: programs over one diffusion; the model's context is
-            :class:`~pyro_mdm.contexts.Labels`.
-        x: data in model space, (n, *event_shape), at least 8.
-        prior: p(c), (classes,), positive and summing to 1; uniform by default.
+        model: generative program whose context is :class:`~pyro_mdm.contexts.Labels`.
+        guide: noising program over the same diffusion.
+        x: data in model space, (n, *event_shape), n ≥ 8.
+        prior: probabilities p(c), (classes,), positive with sum 1; by default uniform.
         draws: number of network calls per datum and class, at least 2.
-        batch_size, seed, progress, distributed: as for :func:`~pyro_mdm.evaluation.compare`.
+        batch_size: number of data per network call.
+        seed: seed of the noise, which all classes share.
+        progress: whether to show the progress on standard error.
+        distributed: whether to share the network calls among processes, as for
+            :func:`~pyro_mdm.evaluation.compare`.
+
+    Returns:
+        :class:`ClassPosterior` of the n data.
 
     Raises:
         TypeError: a model whose context is no label.
@@ -163,6 +180,7 @@ def class_posterior(
     C = context.num_classes
     even = torch.full((C,), 1 / C, dtype=torch.float64)
     p = even if prior is None else real_tensor("prior", prior, f"the probabilities of {C} classes")
+    # 1e-6: float32 probabilities sum to 1 up to their rounding
     if p.shape != (C,) or not bool((p > 0).all()) or abs(float(p.sum()) - 1) > 1e-6:
         raise ValueError(
             f"prior is {describe(prior)}, expected ({C},) positive numbers whose sum is 1; e.g. "

@@ -17,38 +17,38 @@ from pyro_mdm.support.checks import check_instance, describe
 __all__ = ["Completions"]
 
 STEPS = 12
-"""Steps of a draw: the next draws forget its error."""
+"""The number of steps of a draw, whose error the next draws forget."""
 REACH = 10.0
-"""How far a draw may be from the mean of its dimension, in deviations of that or of an average
-dimension, if it is beyond all that is there: a model that diverges for a while must not learn from
-what it draws then."""
+"""The largest distance of a draw from its dimension's mean, in standard deviations of that or of an
+average dimension, where it is beyond all present values: a model that diverges for a while must not
+learn from its draws."""
 
 
 class Completions:
     r"""Training data whose missing entries are draws of the model that is trained: stochastic EM.
 
-    A network that is told which entries are there learns the law of rows that have them, which is
-    that of all rows only where entries are missing completely at random. Completed rows have all
-    entries, so that maps need not know which were missing. If entries are missing at random, that
-    is, depending on those that are there, then p(x_missing | x_present) is the same in all rows,
-    and the fixed point of
+    A network that receives the mask of present entries learns the distribution of rows with these
+    entries, which is that of all rows only where entries are missing completely at random.
+    Completed rows have all entries, so that maps do not depend on which were missing. If entries
+    are missing at random, that is, depending on present ones, then p(x_missing | x_present) is the
+    same in all rows, and the fixed point of
 
         x_missing ~ p_θ(x_missing | x_present)  for all data,    θ by the bound on completed data
 
-    is the maximum of the likelihood of what is there. Where no datum has an entry that depends on
-    others, it stays what the network began with and extrapolates.
+    maximizes the likelihood of the present entries. Entries that no datum has together keep the
+    dependence with which the network began, or extrapolated.
 
     Draw anew several times in a training, at its beginning first. A model that begins as a Gaussian
-    law, such as :meth:`~pyro_mdm.MixedDenoiser.from_gaussian`, begins with that law's completions.
-    Where another law is far from it, set ``x`` to better ones before training, such as those of
-    :func:`~pyro_mdm.tables.chained_completions`.
+    distribution, such as :meth:`~pyro_mdm.MixedDenoiser.from_gaussian`, begins with Gaussian
+    completions. Where the data are far from Gaussian, set ``x`` to better completions before
+    training, such as those of :func:`~pyro_mdm.tables.chained_completions`.
 
     Args:
         x: training data, (N, *event_shape), NaN where an entry is missing.
 
     Attributes:
-        x: the same with completions where they were drawn, and NaN where not yet.
-        incomplete: the numbers of data with missing entries, int64.
+        x: the training data with completions, NaN where none was drawn yet.
+        incomplete: indices of the data with missing entries, int64.
 
     Raises:
         TypeError: x that is no floating-point Tensor.
@@ -102,10 +102,10 @@ class Completions:
         Args:
             model: the model that is trained, or its averaged weights; as for
                 :func:`~pyro_mdm.impute`.
-            rows: the numbers of the data to draw, int64; None: all.
+            rows: indices of the data to complete, int64; None: all.
             steps: number of network calls of a draw.
             batch_size: number of data drawn together.
-            seed: the seed of the noise; the caller's random state is kept.
+            seed: seed of the noise; the caller's random state is kept.
         """
         check_instance("model", model, DiffusionModel, "e.g. DiffusionModel(diffusion, score)")
         chosen = self.incomplete if rows is None else rows[self.missing[rows].flatten(1).any(1)]
@@ -115,7 +115,7 @@ class Completions:
         drawing.sampler = ExponentialIntegrator(steps)
         x = torch.where(self.missing[chosen], torch.nan, self.x[chosen])
         drawn = impute(drawing, x, num=1, batch_size=batch_size, seed=seed)[0]
-        # what is too far becomes the least or the greatest that is there, never what no row has:
+        # a draw that is too far becomes the least or the largest present value, which a row has:
         # where there are levels, a rare one lies beyond many deviations
         near = (drawn - self._mean).abs() <= self._reach
         drawn = torch.where(near, drawn, drawn.clamp(self._least, self._most))
@@ -123,9 +123,10 @@ class Completions:
         self.x[chosen] = torch.where(self.missing[chosen], drawn, x)
 
     def fill(self, x: Tensor, rows: Tensor) -> Tensor:
-        """Data x (n, *event_shape) with completions where it is NaN.
+        """Data with completions in place of NaN, (n, *event_shape).
 
         Args:
-            rows: the number of each datum, (n,) int64.
+            x: data, (n, *event_shape), NaN where an entry is missing.
+            rows: index of each datum among the training data, (n,) int64.
         """
         return torch.where(x.isnan(), self.x[rows].to(x), x)

@@ -1,10 +1,10 @@
 r"""Models of data given a context, p(x | c), or given some of their dimensions, p(x_u | x_o).
 
-For a context the network must be told it (:mod:`pyro_mdm.contexts`); for dimensions it must be told
-a map of log SNR.
+A network is given the context (:mod:`pyro_mdm.contexts`), or a map of log SNR that marks observed
+dimensions.
 
 Given x the noised dimensions are independent. So an observed dimension can be noised like the
-others, and the network be told its value instead. With λ the log SNR of the state,
+others, and the network be given its value instead. With λ the log SNR of the state,
 
     x̂_u( z_u, x_o, λ ),    λ_j = λ for u, generated;  +∞ for o, observed;  -∞, left out,
 
@@ -13,8 +13,8 @@ alone:
 
     log p(x_u | x_o) ≥ E log p(x_u | y_ε) - KL(q(y_T,u | x_u) ‖ π) - ½ ∫ E ‖x_u - x̂_u‖² e^λ dλ.
 
-The guide is that of the unconditional model. The conditional laws of an inexact network need not be
-those of one joint law.
+The guide is that of the unconditional model. The conditional distributions of an inexact network
+need not be those of one joint distribution.
 """
 
 from __future__ import annotations
@@ -54,26 +54,29 @@ def condition(
     ``Trace_ELBO``, importance weights, the probability flow. Given a context alone they are not.
 
     Args:
-        model: a model with a context (:mod:`pyro_mdm.contexts`), if one is given. For masks, a
-            model whose score is a denoiser given :attr:`~pyro_mdm.scores.Score.maps` of log SNR and
-            trained on maps with dimensions observed and left out
-            (:class:`~pyro_mdm.scores.RandomMaps`, or conditional models themselves).
-        observed: the mask of known dimensions, bool, (*event_shape); or (n, *event_shape) for n
-            data that differ. Every call is then for these n data in order, once or several times.
-        values: the known values, (*event_shape) or (n, *event_shape). Only observed entries are
-            read; others may be NaN. Data of a bound must agree with them. None: the bound is for
-            any data, and the model cannot be sampled.
-        left_out: the mask of dimensions that are integrated out, bool, shaped like ``observed``;
-            None: none. They have no part in a bound, whatever the data hold there. In samples they
-            have the data's mean, or the level nearest to it.
-        context: the context of all data, (*shape), or of each of n data, (n, *shape); calls are
-            then for these n in order, once or several times. A trained encoder is called once, now.
+        model: the unconditional model. For a context, one with a context
+            (:mod:`pyro_mdm.contexts`). For masks, one whose score is a denoiser with
+            :attr:`~pyro_mdm.scores.Score.maps` of log SNR, trained on maps with dimensions observed
+            and left out (:class:`~pyro_mdm.scores.RandomMaps`, or conditional models themselves).
+        observed: mask of observed dimensions, bool, (*event_shape); or (n, *event_shape) for n data
+            that differ. Every call is then for these n data in order, once or several times.
+        values: observed values, (*event_shape) or (n, *event_shape). Other entries are not read,
+            and may be NaN. Data of a bound must agree with the values. None: the bound is for any
+            data, and the model cannot be sampled.
+        left_out: mask of dimensions that are integrated out, bool, shaped like ``observed``; None:
+            none. They have no part in a bound, whatever the data hold there. In samples they have
+            the data's mean, or the level nearest to it.
+        context: context of all data, (*shape), or of each of n data, (n, *shape). Calls are then
+            for these n data in order, once or several times. A trained encoder is called once, now.
+
+    Returns:
+        The conditional model, a :class:`DiffusionModel`.
 
     Raises:
         TypeError: nothing to condition on; a model whose score is no denoiser, or is conditioned
             already, or whose decoder's dimensions are not independent; masks that are not bool.
         ValueError: a context for a model without one, or one that it cannot have; a score that is
-            not told maps; a diffusion in frequencies of the data, or whose drift sees the data;
+            without maps; a diffusion in frequencies of the data, or whose drift sees the data;
             masks or values of another shape, a dimension both observed and left out, none left to
             generate, observed values that are not finite or not on the levels. On call: data that
             differ from the values, another number of data than masks and values have; samples
@@ -106,7 +109,7 @@ def condition(
     denoiser = checked_denoiser(model.score_function)
     check_noised_apart(model)
     score = ConditionedDenoiser(denoiser, observed, values, left_out)
-    contexts = score.told
+    contexts = score.network_context
     sizes = number_of_data(observed, values, left_out, event_dim=len(model.event_shape))
     if contexts is not None and contexts.dim() > 1 and sizes - {len(contexts)}:
         raise ValueError(

@@ -16,9 +16,9 @@ from pyro_mdm.training import indices
 __all__ = ["Filling", "Incomplete"]
 
 DRAWS = 10
-"""The number of times that missing entries are drawn in a training."""
+"""The number of draws of missing entries in a training."""
 MOST = 4096
-"""The most data that are completed at a time."""
+"""The largest number of data that are completed at a time."""
 
 
 class Incomplete(Protocol):
@@ -30,7 +30,7 @@ class Incomplete(Protocol):
 
     @property
     def completed(self) -> Tensor | None:
-        """The data without a gap, which training begins with; None: draws of the model."""
+        """The completed data with which training begins; None: draws of the model."""
 
     def training_x(self, data: Tensor, generator: torch.Generator | None = None) -> Dequantized:
         """Stored data in model space, NaN where an entry is missing."""
@@ -39,8 +39,8 @@ class Incomplete(Protocol):
 class Filling:
     """The completions of training data, by step, see :class:`Completions`.
 
-    What is filled is drawn anew ten times in a training, for some of the data if they are
-    many, which are then trained on until the next time.
+    Missing entries are drawn anew ten times in a training, for some of the data if they are many,
+    which are then trained on until the next draw.
 
     Args:
         data: training data, with missing entries.
@@ -49,8 +49,8 @@ class Filling:
         seed: seed of the training.
 
     Attributes:
-        values: the completed data of the present part of the training, in model space; None:
-            nothing was drawn yet.
+        values: completed data of the current period of the training, in model space; None before
+            the first draw.
     """
 
     def __init__(self, data: Incomplete, *, steps: int, batch_size: int, seed: int) -> None:
@@ -61,18 +61,28 @@ class Filling:
         self.values: Tensor | None = None
 
     def rows(self, step: int) -> Tensor:
-        """The numbers of the training data in the batch of a step."""
+        """The indices of the training data in the batch of a step."""
         return self._present(step)[self._places(step)]
 
     def fill(self, x: Tensor, step: int, piece: slice = slice(None)) -> Tensor:
-        """Data x of a piece of the batch of a step, with completions where they are NaN."""
+        """Data of a piece of the batch of a step, with completions in place of NaN.
+
+        Args:
+            x: data of the piece, (m, *event_shape).
+            step: index of the step.
+            piece: slice of the batch.
+        """
         assert self.values is not None
         completed = self.values[self._places(step)[piece].to(x.device)]
         return completed.where(x.isnan(), x)
 
     def begin(self, step: int, model: DiffusionModel) -> None:
-        """Complete the data that are trained on from a step on, if it is the first of a part, or
-        nothing was drawn yet."""
+        """Complete the data of the period that a step begins; otherwise do nothing.
+
+        Args:
+            step: index of the step.
+            model: the model that draws, such as that of averaged weights.
+        """
         if not self.is_due(step):
             return
         data, seed = self._data, seed_from(self._seed, "fill", step)
@@ -95,11 +105,11 @@ class Filling:
         self.values = completions.x
 
     def is_due(self, step: int) -> bool:
-        """Whether data are completed at a step: the first of a part, or nothing was drawn yet."""
+        """Whether a step begins a period, or is the first."""
         return self.values is None or step % self._every == 0
 
     def _present(self, step: int) -> Tensor:
-        """The numbers of the data that are trained on at a step, all if they are few."""
+        """The indices of the data that are trained on at a step, all if they are few."""
         period = step // self._every if self._size < self._number else 0
         return indices(period, self._size, self._number, seed_from(self._seed, "parts"))
 

@@ -36,19 +36,20 @@ def impute(
         x: data in model space, (n, *event_shape), NaN where an entry is missing. All entries of a
             datum may be.
         num: number of completions of each datum.
-        left_out: the mask of missing entries that are integrated out and stay NaN, bool, like x;
-            None: none, all are drawn.
+        left_out: mask of missing entries that are integrated out and stay NaN, bool, like x; None:
+            none, all are drawn.
         batch_size: number of completions simulated together.
-        seed: the seed of the noise. Draws depend on it, on x and on ``batch_size``; the caller's
-            random state is kept.
+        seed: seed of the noise. Draws depend on it, on x and on ``batch_size``; the caller's random
+            state is kept.
         progress: whether to show a progress bar.
 
     Returns:
-        (num, n, *event_shape), in the dtype of x.
+        Completions, (num, n, *event_shape), in the dtype of x.
 
     Raises:
-        TypeError, ValueError: numbers below 1; data that the model refuses, and what
-            :func:`~pyro_mdm.condition` refuses.
+        TypeError: a model whose score is no denoiser.
+        ValueError: numbers below 1; data that the model refuses; else as for
+            :func:`~pyro_mdm.condition`.
 
     Example:
         >>> from pyro_mdm import VPSDE, Denoiser
@@ -66,7 +67,7 @@ def impute(
     missing = x.isnan()
     drawn = missing if left_out is None else missing & ~left_out
     rows = drawn.flatten(1).any(1).nonzero().squeeze(1)
-    # data of one pattern together, as a network may share what depends on the pattern alone
+    # data of one pattern together, which share the work that depends on the pattern alone
     pattern = torch.unique(drawn[rows].flatten(1), dim=0, return_inverse=True)[1]
     rows = rows[pattern.argsort(stable=True)]
     completed = x.repeat(num, *[1] * x.dim())

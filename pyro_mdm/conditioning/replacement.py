@@ -23,17 +23,17 @@ class Replacement(Sampler):
 
         DiffusionModel(diffusion, score, sampler=Replacement(Ancestral(100), observed, values))
 
-    It is an approximation, whatever the score and the steps: the other dimensions are told x_o
+    It is an approximation, whatever the score and the steps: the other dimensions depend on x_o
     through the score alone, at the noise of z, so that early draws do not fit it. ``repeats`` makes
     them fit better. A denoiser trained with maps does not need it (:func:`~pyro_mdm.condition`);
     for others :func:`~pyro_mdm.measurements.condition_on_measurements` is better.
 
     Args:
         sampler: the sampler that takes the steps.
-        observed: the mask of known dimensions, bool, (*event_shape).
-        values: the known values, (*event_shape), or (n, *event_shape) for n data that differ; only
-            observed entries are read.
-        repeats: number of times that each step is taken, with noise added back in between.
+        observed: mask of observed dimensions, bool, (*event_shape).
+        values: observed values, (*event_shape), or (n, *event_shape) for n data that differ; other
+            entries are not read.
+        repeats: number of repetitions of each step, with noise added back in between.
 
     Raises:
         TypeError: no sampler, or one without steps on a grid; a mask that is not bool; on call, a
@@ -60,7 +60,7 @@ class Replacement(Sampler):
             raise TypeError(
                 f"observed is {describe(observed)}, expected a Tensor of bool; write .bool()"
             )
-        values = real_tensor("values", values, "what is observed, (*event_shape)")
+        values = real_tensor("values", values, "the observed values, (*event_shape)")
         if values.shape[max(values.dim() - observed.dim(), 0) :] != observed.shape:
             raise ValueError(
                 f"values has shape {tuple(values.shape)}, expected {tuple(observed.shape)}, that "

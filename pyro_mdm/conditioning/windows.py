@@ -1,14 +1,14 @@
 r"""Models of images larger than those a network was trained on, by overlapping windows.
 
 There is one state, of the whole image. At each noise level the denoiser of the trained size is
-asked in every window, and a pixel's x̂ is the average over the windows that it is in,
+called for every window, and a pixel's x̂ is the average over the windows that it is in,
 
     x̂_j(z, λ) = Σ_w b_wj x̂_j(z_w, λ) / Σ_w b_wj
 
 whose weights b fade to the edges of a window. So nothing is put together in the end, and there is
 no seam. It is right where data are alike in all places, and the noised pixels beyond half a window
-tell little of a pixel: textures, and details of photographs. What a whole image is, windows do not
-know.
+say little of a pixel: textures, and details of photographs. Windows do not see the content of a
+whole image.
 
 Source: Bar-Tal, Yariv, Lipman & Dekel, "MultiDiffusion: Fusing Diffusion Paths for Controlled Image
 Generation", ICML 2023, equation 3.
@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 MOST = 0.1
-"""The largest part of the variance of pixels that may be due to their place."""
+"""The largest share of the variance of pixels that may be due to their place."""
 
 
 def windowed(model: DiffusionModel, size: Sequence[int]) -> DiffusionModel:
@@ -66,9 +66,11 @@ def windowed(model: DiffusionModel, size: Sequence[int]) -> DiffusionModel:
     differences of neighbours, across a window's edges as elsewhere (tests/test_windows.py).
 
     Args:
-        model: a model of images (C, H, W), whose score is a
-            :class:`~pyro_mdm.scores.DenoiserScore`.
-        size: size (H, W) of the images that are wanted, at least those of the model.
+        model: model of images (C, H, W), whose score is a :class:`~pyro_mdm.scores.DenoiserScore`.
+        size: height and width of the larger images, in pixels, at least those of the model.
+
+    Returns:
+        The model of larger images, a :class:`DiffusionModel`.
 
     Raises:
         TypeError: a model whose score is no denoiser of images, or is conditioned already; a
@@ -96,14 +98,14 @@ def windowed(model: DiffusionModel, size: Sequence[int]) -> DiffusionModel:
 
 
 def unwindowed(model: DiffusionModel) -> DiffusionModel:
-    """The model whose windows a model of :func:`windowed` has."""
+    """The model of one window from a model of :func:`windowed`."""
     score, likelihood = model.score_function, model.likelihood
     assert isinstance(score, WindowedDenoiser) and isinstance(likelihood, WindowedLikelihood)
     return model.with_score(score.denoiser, likelihood.likelihood)
 
 
 def share_of_place(denoiser: DenoiserScore) -> float:
-    """The part of the variance of pixels that is due to their place, from 0 for textures to 1.
+    """The share of the variance of pixels that is due to their place, from 0 for textures to 1.
 
     It is Var(μ) / (Var(μ) + mean of σ²) of a denoiser's mean μ and variance σ² of each pixel of
     images (C, H, W), by channel.
@@ -119,8 +121,8 @@ class Windows(Recorded, ExactBuffers):
     """Overlapping windows that cover a larger image, W in all.
 
     Args:
-        window: size (h, w) of a window.
-        size: size (H, W) of the image.
+        window: height and width (h, w) of a window, in pixels.
+        size: height and width (H, W) of the image, in pixels.
     """
 
     index: Tensor  # (W, h·w), the pixels of each window
@@ -145,17 +147,17 @@ class Windows(Recorded, ExactBuffers):
         return len(self.index)
 
     def cut(self, x: Tensor) -> Tensor:
-        """What is in each window, (W, *batch, h, w), of images (*batch, H, W)."""
+        """The windows of images (*batch, H, W), (W, *batch, h, w)."""
         return x.flatten(-2)[..., self.index].movedim(-2, 0).unflatten(-1, self.window)
 
     def blend(self, parts: Tensor) -> Tensor:
-        """The weighted average, (*batch, H, W), of what windows have, (W, *batch, h, w)."""
+        """The weighted average, (*batch, H, W), of values in windows, (W, *batch, h, w)."""
         parts = parts.flatten(-2).movedim(0, -2) * self.weights.to(parts.dtype)
         whole = parts.new_zeros(*parts.shape[:-2], math.prod(self.size))
         return whole.index_add(-1, self.index.flatten(), parts.flatten(-2)).unflatten(-1, self.size)
 
     def choose(self, parts: Tensor) -> Tensor:
-        """The window's value in which a pixel has the largest weight, (*batch, H, W)."""
+        """The value of each pixel in the window of its largest weight, (*batch, H, W)."""
         return (
             parts.flatten(-2).movedim(0, -2).flatten(-2)[..., self.owner].unflatten(-1, self.size)
         )
@@ -191,11 +193,12 @@ class WindowedDenoiser(DerivedDenoiser):
     """The denoiser of larger images by windows; see :func:`windowed`.
 
     Args:
-        denoiser: the denoiser of images (C, h, w).
-        size: size (H, W) of the larger images.
+        denoiser: denoiser of images (C, h, w).
+        size: height and width (H, W) of the larger images, in pixels.
 
     Raises:
-        TypeError, ValueError: see :func:`windowed`.
+        TypeError: a score that is no denoiser of images.
+        ValueError: a size or data that do not fit, see :func:`windowed`.
     """
 
     def __init__(self, denoiser: DenoiserScore, size: Sequence[int]) -> None:
@@ -236,7 +239,7 @@ class WindowedDenoiser(DerivedDenoiser):
     # -- of the whole image ------------------------------------------------------------------------
 
     def _over(self, value: Tensor) -> Tensor:
-        """Numbers of each pixel of a window, (C, h, w), averaged over the larger image."""
+        """Values of the pixels of a window, (C, h, w), averaged over the larger image."""
         shape = self.denoiser.event_shape or ()
         return self.windows.blend(value.expand(len(self.windows), *shape))
 
@@ -252,7 +255,7 @@ class WindowedDenoiser(DerivedDenoiser):
 
     @property
     def typical(self) -> Any:
-        """A value that each pixel can have, (C, H, W)."""
+        """A possible value of each pixel, (C, H, W)."""
         shape = self.denoiser.event_shape or ()
         return self.windows.choose(self.denoiser.typical.expand(len(self.windows), *shape))
 
@@ -275,8 +278,8 @@ class WindowedLikelihood(Likelihood):
     """The decoder of larger images: each pixel by the window in which it has the largest weight.
 
     Args:
-        likelihood: the decoder of a window, whose dimensions are independent given y_ε.
-        windows: the windows of a :class:`WindowedDenoiser`.
+        likelihood: decoder of a window, whose dimensions are independent given y_ε.
+        windows: windows of a :class:`WindowedDenoiser`.
     """
 
     def __init__(self, likelihood: Likelihood, windows: Windows) -> None:
@@ -298,10 +301,10 @@ class WindowedLikelihood(Likelihood):
 
 
 class WindowedDecoder(DecoderDistribution):
-    """The law of a larger image, of independent pixels, from laws of windows (W, *batch).
+    """The distribution of a larger image with independent pixels, from distributions of windows.
 
     Args:
-        law: the distributions of all windows, the first of their batch dimensions.
+        law: distributions of all W windows, with batch shape (W, *batch).
         windows: the windows.
     """
 
@@ -341,7 +344,7 @@ class WindowedDecoder(DecoderDistribution):
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
-        """Draws of x, (*sample_shape, *batch, C, H, W)."""
+        """Samples of x, (*sample_shape, *batch, C, H, W)."""
         pieces = self._law.sample(torch.Size(sample_shape))
         return self._windows.choose(pieces.movedim(len(sample_shape), 0))
 

@@ -1,42 +1,44 @@
 r"""The use that is made of auxiliary variables: by a trained score, by the start, and along paths.
 
 Write y_s = a x + L η for the state of a data dimension, x_s for its first variable, v_s for the
-others, and λ = log aᵀ Σ^{-1} a. The diffusion term of a score s_θ is
+others, and ``λ = log aᵀ Σ^{-1} a``. The diffusion term of a score s_θ is
 
     ½ ∫ E ‖h_θ(y_s) - Σ^{-1} a x‖²_{g²} ds,    h_θ(y) = s_θ(y, s) + Σ^{-1} y,
 
-since ∇ log q(y | x) = Σ^{-1} (a x - y). So h_θ is all that a score says of x, Σ^{-1} a x̂ for one of
-denoiser form, and the rest of it is known. Three questions have exact answers.
+since ``∇ log q(y | x) = Σ^{-1} (a x - y)``. So h_θ is all that a score says of x, ``Σ^{-1} a x̂``
+for one of denoiser form, and the rest of it is fixed. Three questions have exact answers.
 
-*What is lost if the score may not see v?* Let v' be drawn anew, given x_s alone: x' from the law of
-data given x_s, then v' given x' and x_s. The score whose h is E[h_θ(x_s, v') | x_s] sees no v, and
-has a bound of its own. With two such v', independent of each other, its term is
+*The loss of a score that may not see v.* Let v' be drawn anew, given x_s alone: x' from the
+distribution of data given x_s, then v' given x' and x_s. The score whose h is E[h_θ(x_s, v') | x_s]
+sees no v, and has a bound of its own. With two such v', independent of each other, its term is
 
     ½ ∫ E ⟨h_θ(x_s, v') - Σ^{-1} a x, h_θ(x_s, v'') - Σ^{-1} a x⟩_{g²} ds.
 
-For the exact score h becomes Σ^{-1} a E[x | x_s], the best there is without v, and the loss is
+For the exact score h becomes ``Σ^{-1} a E[x | x_s]``, the best there is without v, and the loss is
 
     ½ ∫ E ( Var(x | x_s) - Var(x | z_s) ) e^λ (-dλ/ds) ds,    z_s = aᵀ Σ^{-1} y_s e^{-λ}.
 
-The law of data given x_s is taken to be Gaussian unless another one is given. Any law gives a score
-that sees no v, hence a valid bound, and for the exact score the right law gives the best one.
+The distribution of data given x_s is taken to be Gaussian unless another one is given. Any
+distribution gives a score that sees no v, hence a valid bound, and for the exact score the right
+one gives the best bound.
 
-*What is lost if it may see z alone?* z_s holds all that y_s tells of x, and y_s = a z_s + r_s with
-r_s independent of z_s and x. So nothing can be lost, and a score that makes something of r_s only
-adds noise. Let r' be drawn anew, and y' = a z_s + r'. The score whose h is E[h_θ(y') | z_s] has the
-term less
+*The loss of a score that may see z alone.* z_s holds all that y_s tells of x, and y_s = a z_s + r_s
+with r_s independent of z_s and x. So nothing can be lost, and a score that makes something of r_s
+only adds noise. Let r' be drawn anew, and y' = a z_s + r'. The diffusion term of the score whose h
+is E[h_θ(y') | z_s] is smaller by
 
     ¼ ∫ E ‖h_θ(y_s) - h_θ(y'_s)‖²_{g²} ds,
 
 which is exactly 0 for denoisers, since they read z_s.
 
-*What does the start of v cost?* :class:`~pyro_mdm.likelihoods.JointTweedie` decodes x and v_0
+*The cost of the start of v.* :class:`~pyro_mdm.likelihoods.JointTweedie` decodes x and v_0
 together and takes log q(v_0 | x, y_ε) off. Integrating v_0 out of the same p(x, v_0 | y_ε) instead
 gains E KL(q(v_0 | x, y_ε) ‖ p(v_0 | x, y_ε)), and reading x from z_ε, as
 :class:`~pyro_mdm.likelihoods.Tweedie` does, the rest.
 
-*What do paths tell?* Before any training, v_s tells I(x; v_s | x_s) nats beyond x_s. For Gaussian
-data of variance c that is ½ log (1 + c e^λ)/(1 + c e^{λ_x}) by dimension, with λ_x = log a_x²/Σ_xx.
+*The information in paths.* Before any training, v_s holds I(x; v_s | x_s) nats beyond x_s. For
+Gaussian data of variance c that is ``½ log (1 + c e^λ)/(1 + c e^{λ_x})`` for each dimension, with
+λ_x = log a_x²/Σ_xx.
 
 Source: derived for this library. The auxiliary variables, and the start that is integrated out, are
 those of Singhal, Goldstein & Ranganath, "Where to Diffuse, How to Diffuse, and How to Get Back",
@@ -84,15 +86,15 @@ __all__ = [
 ]
 
 PosteriorDraw = Callable[[Tensor, Tensor], Tensor]
-"""A draw of data, like z, given z = x + e^{-λ/2} ε (n, *event_shape) in float64 and λ (n,)."""
+"""A function of ``z = x + e^{-λ/2} ε``, (n, *event_shape) in float64, and λ, (n,), that draws x."""
 
 LEAST = -60.0
-"""The least λ_x: there x_s tells nothing of x, and e^{-λ_x} is still a number."""
+"""The least λ_x: there x_s says nothing of x, and ``e^{-λ_x}`` is still a number."""
 
 BINS = 128
 UNIFORM_SHARE = 0.5
 CALLS = 6
-"""Network calls of a draw: four on the way, and two at the start."""
+"""The number of network calls of a draw: four on the way, and two at the start."""
 
 TITLES = {
     "diffusion": "diffusion term",
@@ -119,13 +121,14 @@ def auxiliary_information(
 ) -> AuxiliaryInformation:
     """The information on x that v_s holds beyond x_s, for Gaussian data, in closed form.
 
-    It is ½ log (1 + c e^λ)/(1 + c e^{λ_x}) nats per dimension, averaged over variances c, and tends
-    to ½ (λ - λ_x) near the data. For K = 1 it is 0.
+    It is ``½ log (1 + c e^λ)/(1 + c e^{λ_x})`` nats per dimension, averaged over variances c, and
+    tends to ½ (λ - λ_x) near the data. For K = 1 it is 0.
 
     Args:
         diffusion: diffusion with closed-form kernels.
         s: times in (0, T], of any shape.
-        variance: variance of the data, or variances along the axes of their covariance, (m,).
+        variance: variance of the data, a number, or variances along the axes of their covariance,
+            (m,).
 
     Returns:
         :class:`AuxiliaryInformation`, each like s, or by data dimension where these differ.
@@ -165,7 +168,7 @@ def _log_snr_of_x(law: Marginal) -> Tensor:
 
 
 class GaussianPosterior:
-    """Draws of data given z = x + e^{-λ/2} ε, for Gaussian data of any covariance.
+    """The posterior of Gaussian data of any covariance, given ``z = x + e^{-λ/2} ε``.
 
     Args:
         mean: mean of the data, (*event_shape).
@@ -185,7 +188,7 @@ class GaussianPosterior:
         check_finite("mean", mean)
         check_finite("covariance", covariance)
         values, vectors = torch.linalg.eigh(covariance.double())
-        if values[0] < -1e-9 * values[-1].abs():
+        if values[0] < -1e-9 * values[-1].abs():  # a zero eigenvalue may come out below 0
             raise ValueError(
                 f"covariance has the eigenvalue {float(values[0]):.3g}, expected none below 0; "
                 "give a covariance, e.g. x.flatten(1).T.cov()"
@@ -194,7 +197,7 @@ class GaussianPosterior:
 
     @classmethod
     def fit(cls, x: Tensor) -> GaussianPosterior:
-        """That of Gaussian data with the mean and covariance of x (N, *event_shape), N ≥ 2."""
+        """The posterior of Gaussian data with the mean and covariance of x (N, *event_shape)."""
         check_data("x", x)
         check_count("len(x)", len(x), "the number of data", 2)
         return cls(x.double().mean(0), x.double().flatten(1).mT.cov().reshape(x[0].numel(), -1))
@@ -203,7 +206,8 @@ class GaussianPosterior:
         """A draw of x for each z, like it.
 
         Args:
-            z: readouts, (n, *event_shape) in float64;  log_snr: log SNRs λ, (n,).
+            z: readouts, (n, *event_shape), in float64.
+            log_snr: log SNRs λ, (n,).
         """
         mean, c, axes = (t.to(z.device) for t in (self.mean, self.variances, self.axes))
         noise = randomness.normal(z.shape, torch.float64, z.device).flatten(1)
@@ -217,8 +221,8 @@ class GaussianPosterior:
 class AuxiliaryUse:
     """The use of auxiliary variables by a model, in nats per datum, as the module defines it.
 
-    All are means over data with standard errors over them, which include the noise of the estimate;
-    losses are paired. What is lost is positive.
+    All are means over data with standard errors over them, which include the noise of the estimate.
+    Losses are paired, and a positive loss is one of the model without them.
     """
 
     diffusion: Measured  # ½ ∫ E ‖s_θ - ∇ log q‖²_{g²} ds
@@ -227,7 +231,7 @@ class AuxiliaryUse:
     loss_x_alone: Measured  # x_alone - diffusion
     loss_z_alone: Measured  # z_alone - diffusion; never above 0, and 0 for denoisers
     start_gap: Measured  # E KL(q(v_0 | x, y_ε) ‖ p(v_0 | x, y_ε)) of the joint decoder
-    joint_loss: Measured  # log p(x | y_ε) of Tweedie less the bound of JointTweedie
+    joint_loss: Measured  # log p(x | y_ε) of Tweedie - bound of JointTweedie
     num_data: int
     num_dims: int  # d, of a datum
     network_calls: int  # of one datum
@@ -264,7 +268,7 @@ def auxiliary_use(
     seed: int = 0,
     progress: bool = False,
 ) -> AuxiliaryUse:
-    """Estimate what a trained score, and the start, make of the auxiliary variables.
+    """Estimate the use that a trained score, and the start, make of the auxiliary variables.
 
     Every draw of a datum is one time, more often where Gaussian data would lose most, four states
     there, and one state at ε: six network calls. The decoders that are compared are
@@ -272,12 +276,13 @@ def auxiliary_use(
     the model's own.
 
     Args:
-        model, guide: programs over one linear diffusion with K ≥ 2, the same for all data
+        model: generative program over a linear diffusion with K ≥ 2, the same for all data
             dimensions.
+        guide: noising program over the same diffusion.
         x: data in model space, (n, *event_shape), n ≥ 2.
         draws: number of draws for each datum.
-        posterior: draws of data given noised ones, :data:`PosteriorDraw`; by default those of
-            Gaussian data with the mean and covariance of x. For a fit of other data pass
+        posterior: function that draws data given noised ones, a :data:`PosteriorDraw`; by default
+            that of Gaussian data with the mean and covariance of x. For a fit of other data pass
             ``GaussianPosterior.fit(train_x)``.
         batch_size: number of data per network call.
         seed: seed of the noise; the caller's random state stays as it is.
@@ -288,7 +293,7 @@ def auxiliary_use(
 
     Raises:
         TypeError: programs that are swapped or of other kinds; a diffusion without closed-form
-            kernels, that sees the data, or with a law for each data dimension.
+            kernels, that sees the data, or with a distribution for each data dimension.
         ValueError: K = 1, a single datum, numbers below 1, data that the model refuses.
     """
     check_programs(model, guide)
@@ -315,12 +320,12 @@ def auxiliary_use(
                     start = _at_the_start(diffusion, score, chosen)
                     total[:, rows] += torch.cat([way, start]).cpu()
                     bar.update(len(rows))
-    terms = dict(zip(TITLES, map(Measured.of, total / draws), strict=True))
+    terms = dict(zip(TITLES, map(Measured.from_values, total / draws), strict=True))
     return AuxiliaryUse(**terms, num_data=n, num_dims=model.num_dims, network_calls=CALLS * draws)
 
 
 def _checked(model: DiffusionModel) -> Kernels:
-    """The model's diffusion, if it is one that these questions can be asked of."""
+    """The model's diffusion, checked to be one that the module is about."""
     diffusion = model.diffusion
     of_path = (Cap.KERNELS, Cap.READOUT, Cap.OWN_DRIFT, Cap.NO_CONTEXT)
     needed = (*of_path, Cap.ONE_LEVEL, Cap.DATA_STATES)
@@ -338,8 +343,8 @@ def _checked(model: DiffusionModel) -> Kernels:
 def _loss_density(diffusion: Kernels, variance: Tensor) -> Tensor:
     """The density of fractions of the way from ε to T in equal bins, (BINS,), 1 on average.
 
-    Half of it is uniform, and half is as what Gaussian data of a ``variance`` lose without v: most
-    of that is lost in a short part of the way, which even draws would seldom see.
+    Half of it is uniform, and half is proportional to the loss of Gaussian data of a ``variance``
+    without v: most of that loss is in a short part of the way, which even draws would seldom see.
     """
     u = (torch.arange(BINS, dtype=torch.float64, device=variance.device) + 0.5) / BINS
     s = diffusion.time_on_the_way(u)
@@ -374,7 +379,7 @@ def _on_the_way(
         return randomness.normal(shape, torch.float64, x.device)
 
     def error(noise: Tensor, start: Tensor) -> Tensor:
-        """h_θ(y) - Σ^{-1} a x at y = a x' + L η, where x' is ``start``.
+        """``h_θ(y) - Σ^{-1} a x`` at y = a x' + L η, where x' is ``start``.
 
         Of the state as the network receives it: its rounding is then no error of the score.
         """
@@ -389,7 +394,7 @@ def _on_the_way(
             product = (one * apply_matrix(g2, other)).flatten(1).sum(1)
             return weight * diffusion.on_the_way(product, s, W, g2)
 
-    # the first variable of what `rotated` is given is the noise of z, and the others are r's
+    # the first variable of the argument of `rotated` is the noise of z, and the others are r's
     first = noise()
     again = torch.cat([first[:, :1], noise()[:, 1:]], 1)
     of_z = [error(rotated(law, noises), x) for noises in (first, again)]

@@ -33,6 +33,17 @@ class Bound:
     Terms are (mean, standard error). The error is over the data and includes the noise of the
     estimate; for one datum it is that noise alone. ``monte_carlo_error`` is the change in ``elbo``
     that other noise for the same data would make, and falls with more draws.
+
+    Example:
+        >>> from pyro_mdm import VPSDE, Denoiser
+        >>> from pyro_mdm.networks import MLP
+        >>> x = torch.randn(64, 2)
+        >>> model = DiffusionModel(VPSDE(), Denoiser.fit(MLP(2), x))
+        >>> found = bound(model, DiffusionGuide(model.diffusion), x)
+        >>> [name for name, _ in found.items()]
+        ['reconstruction', 'prior_kl', 'diffusion', 'elbo']
+        >>> found.bits_per_dim.mean > 0
+        True
     """
 
     reconstruction: Measured  # E log p(x | y_ε)
@@ -57,7 +68,10 @@ class Bound:
 
     @property
     def bits_per_dim(self) -> Measured:
-        """-elbo / (d ln 2). For dequantized data use :func:`pyro_mdm.bits_per_dim`."""
+        """The bound in bits/dim, -elbo / (d ln 2), with its standard error.
+
+        For dequantized data use :func:`pyro_mdm.bits_per_dim`.
+        """
         return self.elbo.scaled(-1 / self._unit)
 
     def in_bits(self) -> dict[str, Measured]:
@@ -96,25 +110,36 @@ def bound(
     whose exact discrete-time bound it is, for programs of your own, and for fewer than 8 data.
 
     Args:
-        model, guide: programs over one diffusion, linear or not.
-        x: data in model space, (n, *event_shape); n ≥ 1. NaN where an entry is missing, for a
+        model: generative program over a diffusion, linear or not.
+        guide: noising program over the same diffusion.
+        x: data in model space, (n, *event_shape), n ≥ 1. NaN where an entry is missing, for a
             denoiser with maps: the bound is then on the density of the entries that are present,
             exactly 0 where there are none, and bits per dimension are still divided by the number
             of all dimensions.
-        draws: number of network evaluations per datum for the diffusion term, and of calls of the
-            decoder, at least two; for a simulated diffusion rounded up to whole paths, at least
-            two. Of one draw, up to 256 data are drawn twice, so that there is an error.
+        draws: number of network evaluations per datum for the diffusion term; for a simulated
+            diffusion it is rounded up to whole paths, at least two. The decoder is drawn as often,
+            and at least twice. With one draw, up to 256 data are drawn twice, so that there is an
+            error.
         batch_size: number of data per network call, which bounds the memory.
         seed: seed of the noise; the caller's random state stays as it is.
         progress: whether to show a progress bar.
 
     Returns:
-        :class:`Bound`, in nats per datum and bits/dim. Where a prior that is no law at rest does
-        not cover the data, there is a warning with the number.
+        :class:`Bound`, in nats per datum and bits/dim. Where a prior that is no stationary
+        distribution does not cover the data, there is a warning with its KL.
 
     Raises:
         TypeError: x that is no tensor, swapped programs.
         ValueError: data that the programs refuse, numbers below 1.
+
+    Example:
+        >>> from pyro_mdm import VPSDE, Denoiser
+        >>> from pyro_mdm.networks import MLP
+        >>> x = torch.randn(64, 2)
+        >>> model = DiffusionModel(VPSDE(), Denoiser.fit(MLP(2), x))
+        >>> found = bound(model, DiffusionGuide(model.diffusion), x, draws=2)
+        >>> found.per_datum.shape
+        torch.Size([64])
     """
     check_count("draws", draws, "the number of draws for each datum")
     check_count("batch_size", batch_size, "the number of data for each network call")
@@ -163,12 +188,14 @@ def _averaged(
     mean = total / draws
     of_mean = torch.full((len(NAMES),), math.nan)
     per_datum_error = torch.full((n,), math.nan, dtype=torch.float64)
-    if draws > 1:
+    if draws > 1:  # by Student's t, so that 1.96 errors hold 95%; clamped, as rounding goes below 0
         variance = (square - draws * mean.square()).clamp_min(0).sum(1) / (draws - 1) / draws
         of_mean = variance.sqrt() / n * (reach(n * (draws - 1)) / Z95)
-        per_datum_error = Noise.of(elbo).error
+        per_datum_error = Noise.from_draws(elbo).error
     terms = {
-        name: Measured.of(mean[i]) if n > 1 else Measured(float(mean[i]), float(of_mean[i]))
+        name: Measured.from_values(mean[i])
+        if n > 1
+        else Measured(float(mean[i]), float(of_mean[i]))
         for i, name in enumerate(NAMES)
     }
     return Bound(

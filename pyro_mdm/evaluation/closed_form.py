@@ -49,7 +49,7 @@ PILOT_SHARE = 3
 """The most draws of an estimate for each draw of the pilot that says how many there must be."""
 
 SAFETY = 1.3
-"""The factor on the draws that the pilot says are needed: its word is an estimate."""
+"""The factor on the number of draws that the pilot estimates to be needed."""
 
 DIMS_AT_ONCE = 256
 """The number of dimensions integrated at a time, so that the baseline's tables stay in cache."""
@@ -58,7 +58,7 @@ MANY_CLOCKS = 64
 """The most cells whose clocks a baseline follows; with more it follows the common clock."""
 
 MANY_PASSES = 64
-"""The passes over all data after which a round may be an eighth of all draws before it."""
+"""The number of passes over all data after which a round is an eighth of all draws before it."""
 
 Pair = tuple[DiffusionModel, DiffusionGuide]
 """A model and its guide."""
@@ -73,7 +73,7 @@ class Share:
     size: int = 1
 
     @classmethod
-    def of_group(cls, device: torch.device) -> Share:
+    def from_group(cls, device: torch.device) -> Share:
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             raise RuntimeError(
                 "distributed=True, but this process belongs to no group; start the program with "
@@ -81,9 +81,9 @@ class Share:
             )
         return cls(device, torch.distributed.get_rank(), torch.distributed.get_world_size())
 
-    def has(self, part: int) -> bool:
-        """Whether this process does part number ``part``."""
-        return part % self.size == self.rank
+    def has(self, number: int) -> bool:
+        """Whether this process does the task of this number."""
+        return number % self.size == self.rank
 
     def first(self, values: Tensor) -> Tensor:
         """The first process's values of a CPU tensor, for decisions common to all."""
@@ -120,7 +120,13 @@ class EstimateSettings:
 
 
 class ClosedFormComparison:
-    """The state of a comparison: exact terms, and the draws so far."""
+    """The state of a comparison: exact terms, and the draws so far.
+
+    Args:
+        programs: pairs (model, guide) by name, over linear diffusions.
+        x: data in model space, (n, *event_shape).
+        asked: the other arguments of :func:`~pyro_mdm.evaluation.compare`.
+    """
 
     def __init__(self, programs: Mapping[str, Pair], x: Tensor, asked: EstimateSettings) -> None:
         self.asked, self.share = asked, asked.share
@@ -152,7 +158,9 @@ class ClosedFormComparison:
             if asked.adapt and baseline_terms is not None
             else None
         )
-        self.integrals = self._integrals(known=baseline_terms, density=density, adapt=asked.adapt)
+        self.integrals = self._integrals(
+            baseline=baseline_terms, density=density, adapt=asked.adapt
+        )
         self.latent = any(Cap.NO_CONTEXT not in m.diffusion.caps for m in self.models)
         self.context_kl = torch.stack([self._context_kl(m.diffusion) for m in self.models])
         self.prior_kl = torch.stack([self._prior_kl(m) for m in self.models])
@@ -185,7 +193,7 @@ class ClosedFormComparison:
         return StratifiedIntegrals(self.edges, self.covers, len(self.x), seed=seed, **options)
 
     def until(self) -> Comparison:
-        """The comparison by all ``draws``, or by as many as a pilot says the half-width takes."""
+        """The comparison by all ``draws``, or by as many as a pilot finds for the half-width."""
         draws, half_width = self.asked.draws, self.asked.half_width
         data = self.num_counted or 1
         most = draws * data
@@ -200,7 +208,7 @@ class ClosedFormComparison:
             if wanted is not None and (plan := self._pilot(targets, most, wanted, bar)):
                 done = self.integrals.num_draws
                 need = max(SMALLEST_ROUND, self._needed(plan, wanted))
-                self.integrals = self._integrals(known=self.integrals.known, plan=plan)
+                self.integrals = self._integrals(baseline=self.integrals.baseline, plan=plan)
                 self._round(min(need, most - done), bar)
             else:
                 while (left := most - self.integrals.num_draws) > 0:
@@ -328,11 +336,10 @@ class ClosedFormComparison:
         return self.share.sum(decoded)
 
     def _reconstruct_enough(self, targets: list[Target], draws: int, wanted: float | None) -> None:
-        """Reconstructs as often as the diffusion term is drawn, or until the error is at most a
-        third of the one wanted.
+        """Draw the reconstruction as often as the diffusion term, or enough for the wanted error.
 
-        The number of draws then comes from two draws of some data, which are no part of the
-        estimate.
+        Its own error is then at most a third of the wanted one. The number of draws comes from two
+        draws of some data, which are no part of the estimate.
         """
         number = max(2, draws)
         if wanted is not None:
@@ -340,7 +347,7 @@ class ClosedFormComparison:
             pilot = torch.stack([self._reconstruct(few) for _ in range(2)])
             variance = max(float(_of_target(pilot, t).var(0).mean()) for t in targets)
             costs = any(getattr(model.likelihood, "network_calls", 0) for model in self.models)
-            need = SAFETY * 9 * variance / (len(self.x) * wanted**2)
+            need = SAFETY * 9 * variance / (len(self.x) * wanted**2)  # 9: a third of the error
             need = float(self.share.first(torch.tensor([need], dtype=torch.float64)))
             number = max(2, min(math.ceil(need), draws if costs else 64))
         everything = torch.arange(len(self.x))
@@ -365,8 +372,10 @@ class ClosedFormComparison:
         return int(torch.randint(2**31, (), generator=self.contexts)) if self.latent else 0
 
     def _of_data(self, model: DiffusionModel, datum: Tensor, seed: int) -> tuple[Any, Any]:
-        """Diffusion and score of the data at indices (m,); with a latent context, at a draw of
-        it by torch's generator, which :func:`compare` restores."""
+        """The diffusion and score of the data at indices (m,).
+
+        A latent context is drawn by torch's generator, whose state :func:`compare` restores.
+        """
         if not self.latent:
             return model.diffusion, model.score_function.for_rows(datum)
         torch.manual_seed(seed)
@@ -413,6 +422,7 @@ class ClosedFormComparison:
         rest = h0 - (baseline_terms / width)[torch.arange(few), cell]
         total = torch.zeros_like(width).index_add_(0, cell, rest.square())
         number = torch.zeros_like(width).index_add_(0, cell, torch.ones_like(rest))
+        # a share of the overall spread: a cell with few of these draws may look quiet by chance
         return (total / number.clamp_min(1)).sqrt() + 0.3 * rest.square().mean().sqrt()
 
     # -- results -----------------------------------------------------------------------------------
@@ -451,7 +461,7 @@ class ClosedFormComparison:
             context,
             shifted(integral.per_datum),
             decoded - kl - context - integral.halves,
-            integral.noise.plus(Noise.of(draws, counts)),
+            integral.noise.plus(Noise.from_draws(draws, counts)),
             self._errors([target])[0],
             integral,
         )
@@ -496,7 +506,7 @@ class ClosedFormComparison:
         terms = self._terms(pair)
         total = terms.diffusion + terms.prior_kl + terms.context - terms.reconstruction
         error = population_error(total, terms.noise.variance, terms.monte_carlo_error)
-        return Difference.of(
+        return Difference.from_nats(
             names,
             Measured(float(total.mean()), error),
             terms.measured(),
@@ -507,7 +517,7 @@ class ClosedFormComparison:
 
 
 class _Terms(NamedTuple):
-    """The terms of one model, or of one less another, for each datum (n,), nats."""
+    """The terms of a model, or of a difference first − second, for each datum (n,), nats."""
 
     reconstruction: Tensor
     prior_kl: Tensor
@@ -522,9 +532,9 @@ class _Terms(NamedTuple):
         """The mean of each term by name, with its error over data."""
         noise, error = self.integral.noise.variance, self.integral.error
         return {
-            "reconstruction": Measured.of(self.reconstruction),
-            "prior_kl": Measured.of(self.prior_kl),
-            "context": Measured.of(self.context),
+            "reconstruction": Measured.from_values(self.reconstruction),
+            "prior_kl": Measured.from_values(self.prior_kl),
+            "context": Measured.from_values(self.context),
             "diffusion": Measured(
                 float(self.diffusion.mean()), population_error(self.diffusion, noise, error)
             ),
@@ -540,7 +550,7 @@ def _counts(model: DiffusionModel, x: Tensor) -> Tensor:
 
 
 def _of_target(terms: Tensor, target: Target) -> Tensor:
-    """Terms (draws, n) of one model, or of one less another, from (draws, M, n)."""
+    """Terms (draws, n) of a model, or of the difference of two, from (draws, M, n)."""
     first, second = target
     return terms[:, first] if second is None else terms[:, first] - terms[:, second]
 
@@ -569,8 +579,10 @@ def _edges(lows: Tensor, highs: Tensor, bins: int) -> Tensor:
     """Cells of noise level: ``bins`` even ones, cut at the ends of all ranges."""
     even = torch.linspace(float(lows.min()), float(highs.max()), bins + 1, dtype=torch.float64)
     ends = torch.cat([lows, highs]).unique()
+    # an even edge close to an end is dropped: the sliver between them would get no draws
     apart = (even[:, None] - ends).abs().amin(1) > 1e-3 * (even[1] - even[0])
     edges = torch.cat([even[apart], ends]).sort().values
+    # ends of two models that differ by rounding are one
     keep = torch.cat([edges.new_ones(1, dtype=torch.bool), edges.diff() > 1e-6])
     return edges[keep]
 

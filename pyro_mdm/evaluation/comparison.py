@@ -45,26 +45,30 @@ def evidence_lower_bound(
     """Estimate the evidence lower bound of each datum and its mean.
 
     Args:
-        model, guide: programs over one diffusion, linear or not.
-        x: data in model space, (n, *event_shape); NaN where an entry is missing, for a denoiser
-            with maps: the bound is then on the density of the entries that are present.
+        model: generative program over a diffusion, linear or not.
+        guide: noising program over the same diffusion.
+        x: data in model space, (n, *event_shape), n ≥ 8; NaN where an entry is missing, for a
+            denoiser with maps: the bound is then on the density of the entries that are present.
         draws: number of network evaluations per datum for the diffusion term, and of draws of the
-            decoder; with ``half_width`` the most.
-        half_width: wanted half-width in bits/dim of the bound's 95% interval, as far as noise goes.
-            A pilot gives the number of draws that it takes; the pilot is a fourth of all draws, or
-            more if they are few, and no part of the estimate, which is unbiased for that. None: all
+            decoder; with ``half_width`` the largest number.
+        half_width: half-width of the bound's 95% Monte Carlo interval, in bits/dim, for which draws
+            are enough. A pilot gives their number. It takes a fourth of all draws, or more if they
+            are few, and is no part of the estimate, which is therefore unbiased. None: all
             ``draws``.
         batch_size: number of data per network call.
         seed: seed of the noise; the same seed gives different models the same noise.
         control_variate: whether to use a baseline.
-        baseline: a denoiser fitted to such data, whose baseline is used; by default the score
-            itself if it is a denoiser.
+        baseline: denoiser fitted to such data, whose baseline is the control variate; by default
+            the score itself if it is a denoiser.
         bins: number of cells of noise level, for coefficients, the density of draws and the
             estimate's own density.
         progress: whether to show the progress on standard error (:mod:`pyro_mdm.support.progress`).
         distributed: whether to share the network calls among the processes of torch.distributed's
             default group. All must make the same call, and all get the same estimate, which is a
             single process's up to rounding.
+
+    Returns:
+        :class:`Estimate`, in nats per datum.
 
     Raises:
         RuntimeError: ``distributed`` without a process group.
@@ -92,7 +96,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "importance": importance_weighted,
     "flow": probability_flow,
 }
-"""Likelihoods by name."""
+"""The methods of :func:`log_likelihood` by name."""
 
 
 def log_likelihood(
@@ -104,13 +108,14 @@ def log_likelihood(
     be reported side by side, but no order follows from them.
 
     Args:
-        model, guide: programs over one diffusion.
+        model: generative program.
+        guide: noising program over the same diffusion.
         x: data in model space, (n, *event_shape).
         method: name of the method. ``"elbo"``: the bound of the SDE
             (:func:`evidence_lower_bound`, the default); ``"importance"``, the chain on a grid by
             importance weights over its paths (:func:`importance_weighted`); ``"flow"``, the
             probability-flow ODE and the decoder (:func:`probability_flow`).
-        options: keyword arguments of that function.
+        options: keyword arguments of the method's function.
 
     Returns:
         An :class:`Estimate` for ``"elbo"``, else a :class:`~pyro_mdm.evaluation.Weighted`; both
@@ -150,22 +155,33 @@ def compare(
 
     Args:
         programs: pairs (model, guide) by name; scores and diffusions may be of any kind.
-        x, batch_size, seed, control_variate, bins, progress, distributed: as for
-            :func:`evidence_lower_bound`.
+        x: data in model space, (n, *event_shape), n ≥ 8.
         draws: number of network evaluations per datum and model for the diffusion term; with
-            ``half_width`` the most.
-        half_width: as for :func:`evidence_lower_bound`, for every bound and every difference.
-        baseline: as for :func:`evidence_lower_bound`; by default the first score that is a
-            denoiser.
+            ``half_width`` the largest number.
+        half_width: half-width of every 95% Monte Carlo interval, of bounds and differences, in
+            bits/dim, as for :func:`evidence_lower_bound`; None: all ``draws``.
+        batch_size: number of data per network call.
+        seed: seed of the noise, which all models share.
+        control_variate: whether to use a baseline.
+        baseline: denoiser whose baseline is the control variate; by default the first score that is
+            a denoiser.
+        bins: number of cells of noise level.
         adapt: whether the density of noise levels follows earlier draws.
+        progress: whether to show the progress on standard error.
+        distributed: whether to share the network calls among processes, as for
+            :func:`evidence_lower_bound`.
+
+    Returns:
+        :class:`Comparison`, with every estimate and every difference first − second.
 
     Raises:
-        RuntimeError, ValueError: as for :func:`evidence_lower_bound`; no model, or models of
-            different event shapes.
+        RuntimeError: ``distributed`` without a process group.
+        ValueError: as for :func:`evidence_lower_bound`; no model, or models of different event
+            shapes.
     """
     _check(programs, x, draws, batch_size, half_width)
     programs, x = _of_present(programs, x)
-    share = Share.of_group(x.device) if distributed else Share(x.device)
+    share = Share.from_group(x.device) if distributed else Share(x.device)
     asked = EstimateSettings(
         draws, half_width, batch_size, seed, control_variate, baseline, bins, adapt, progress, share
     )
@@ -200,8 +216,10 @@ def compare_paths(
 
     Args:
         diffusion: the first diffusion without a closed form.
-        linear: the comparison of the programs in closed form, if there are any.
-        programs, x, asked: arguments of :func:`compare`.
+        programs: pairs (model, guide) by name, of all models.
+        x: data in model space, (n, *event_shape).
+        linear: comparison of the programs in closed form; None: there are none.
+        asked: the other arguments of :func:`compare`.
     """
     raise NotImplementedError(
         f"no evaluation is registered for {type(diffusion).__name__}; see compare_paths"

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 Z95 = 1.959964
-"""The two-sided 95% quantile of a standard normal law."""
+"""The two-sided 95% quantile of a standard normal distribution."""
 
 FEWEST = 8
 """The fewest data whose spread gives an error."""
@@ -106,8 +106,9 @@ class Weighted(InBits):
     """log p(x) by S weights w for each datum: log (1/S) Σ w, a bound in expectation, nats.
 
     ``method`` names the model; the numbers of different methods are not ordered. The standard error
-    is that of the bound: over the data, with the Monte Carlo error. Where too little counts for the
-    error of a datum, the bound may be far below log p (:mod:`pyro_mdm.evaluation.weights`).
+    is that of the bound: over the data, with the Monte Carlo error. Where too few weights count for
+    a datum to have an error, the bound may be far below log p
+    (:mod:`pyro_mdm.evaluation.weights`).
     """
 
     method: str
@@ -150,7 +151,9 @@ class Weighted(InBits):
 
 @dataclass(frozen=True)
 class Difference:
-    """The bound of ``first`` less that of ``second`` on the same data, in bits/dim: < 0 if better.
+    """The difference of two bounds on the same data, ``first − second``, in bits/dim.
+
+    It is negative where ``first`` is better.
 
     Each term is (mean, standard error over the data, Monte Carlo error included). A
     ``bits_per_dim`` within the range of rounding (:func:`rounding`) is set to 0, so that its
@@ -168,7 +171,7 @@ class Difference:
     context: tuple[float, float] = (0.0, 0.0)
 
     @classmethod
-    def of(
+    def from_nats(
         cls,
         pair: tuple[str, str],
         total: Measured,
@@ -177,11 +180,15 @@ class Difference:
         unit: float,
         floor: float,
     ) -> Difference:
-        """A difference in bits/dim from nats: ``total`` as a cost, ``terms`` as those of a bound.
+        """A difference in bits/dim from one in nats.
 
         Args:
+            pair: names of the first and the second model.
+            total: difference of the costs -elbo, first − second, nats.
+            terms: differences of the terms of the bounds by name, nats.
+            monte_carlo_error: Monte Carlo error of the total, nats.
             unit: number of nats in a bit/dim, d ln 2.
-            floor: a total of at most this size, in nats, becomes 0.
+            floor: size up to which a total becomes 0, nats.
         """
         if abs(total.mean) <= floor < math.inf:
             total = Measured(0.0, total.standard_error)
@@ -225,7 +232,7 @@ class Comparison:
         for d in self.differences:
             low, high = (round(end, 4) + 0.0 for end in d.interval)  # + 0.0: no -0.0000
             interval = f"{low:.4f} to {high:.4f}{', resolved' if d.resolved else ''}"
-            pairs.append((f"{d.first} less {d.second}", f"{Measured(*d.bits_per_dim)}", interval))
+            pairs.append((f"{d.first} − {d.second}", f"{Measured(*d.bits_per_dim)}", interval))
         first = next(iter(self.estimates.values()))
         title = f"bounds of {first.num_data} data of {first.num_dims} dimensions, at the same draws"
         return table(title, ("", "bits/dim", "95% interval"), [*models, *pairs])
@@ -239,7 +246,12 @@ def resolved(differences: Iterable[Difference]) -> tuple[Difference, ...]:
 
 
 def holm(p_values: list[float], error_rate: float = 0.05) -> list[bool]:
-    """The hypotheses that Holm's step-down procedure rejects, at a family-wise error rate."""
+    """Whether Holm's step-down procedure rejects each hypothesis.
+
+    Args:
+        p_values: p-values of the hypotheses.
+        error_rate: family-wise error rate.
+    """
     rejected = [False] * len(p_values)
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     for rank, i in enumerate(order):
@@ -258,6 +270,8 @@ def rounding(first: Estimate, second: Estimate, dtypes: Iterable[torch.dtype]) -
     sign differs from draw to draw, so that it averages out.
 
     Args:
+        first: estimate of one model.
+        second: estimate of the other.
         dtypes: dtypes of the data and of the scores' weights; the coarsest counts.
     """
     terms = [abs(getattr(estimate, name)[0]) for estimate in (first, second) for name in ALL_TERMS]
@@ -265,32 +279,34 @@ def rounding(first: Estimate, second: Estimate, dtypes: Iterable[torch.dtype]) -
 
 
 class Noise(NamedTuple):
-    """The variance that draws give to each datum's mean of them, as far as they tell it.
+    """The Monte Carlo variance of each datum's mean of draws, as estimated from the draws.
 
-    The variance of few draws says little of their law's, and least where tails are heavy: the draws
-    that missed a tail are off and look alike. So each datum's is a mean of its own and of that of
-    all data, with the weight that predicts it best: by the covariance, over data, of the variances
-    of one half of the draws and of the other.
+    The sample variance of few draws is a poor estimate, worst where tails are heavy: draws that
+    missed a tail are off and look alike. So the variance of a datum is a mean of its sample
+    variance and of that of all data, with the weight that predicts it best: by the covariance, over
+    data, of the variances of one half of the draws and of the other.
     """
 
     variance: Tensor  # (n,) of the mean; NaN for a datum without draws
-    degrees: Tensor  # (n,) of freedom, by which the variance is known
+    degrees: Tensor  # (n,) degrees of freedom of the estimated variance
 
     @classmethod
-    def of(cls, draws: Tensor, counts: Tensor | None = None) -> Noise:
-        """That of independent draws (R, n).
+    def from_draws(cls, draws: Tensor, counts: Tensor | None = None) -> Noise:
+        """The noise of means of independent draws.
 
         Args:
-            counts: whether a datum has draws at all, (n,); otherwise all are equal.
+            draws: draws of each datum, (R, n).
+            counts: mask of the data with draws of their own, bool, (n,); the draws of others are
+                all equal, and have no noise. None: all.
         """
         R, n = draws.shape
         number = torch.full((n,), float(R), dtype=torch.float64)
         square = draws.double().square().sum(0)
         spread, *halves = (_variance(some) for some in (draws, draws[::2], draws[1::2]))
-        return cls.of_spread(spread, halves, square, number, counts)
+        return cls.from_spread(spread, halves, square, number, counts)
 
     @classmethod
-    def of_spread(
+    def from_spread(
         cls,
         spread: Tensor,
         halves: Sequence[Tensor],
@@ -298,14 +314,14 @@ class Noise(NamedTuple):
         number: Tensor,
         counts: Tensor | None = None,
     ) -> Noise:
-        """That of draws with known variances.
+        """The noise of means of draws, from their sample variances.
 
         Args:
-            spread: the variance of a datum's draws, (n,); NaN for fewer than two.
-            halves: variance of each half of the draws, two of (n,).
+            spread: sample variance of a datum's draws, (n,); NaN for fewer than two.
+            halves: sample variance of each half of the draws, two of (n,).
             square: sum of squares of the draws, (n,).
             number: number of draws, (n,).
-            counts: as for :meth:`of`.
+            counts: mask of the data with draws of their own, bool, (n,); None: all.
         """
         counts = torch.ones_like(number, dtype=torch.bool) if counts is None else counts
         degrees = torch.where(counts, number - 1, 0).clamp_min(0)
@@ -313,7 +329,7 @@ class Noise(NamedTuple):
         total, share = float(degrees.sum()), 0.0
         if total:
             pooled = (degrees * spread)[several].sum() / total
-        else:  # where none is drawn twice: what differs between data counts too
+        else:  # where none is drawn twice, the differences between data count too
             total = max(float(number[counts].sum()), 1.0)
             pooled = square[counts].sum() / total
         if len(number) < FEWEST:
@@ -329,7 +345,7 @@ class Noise(NamedTuple):
         return cls(torch.where(counts, of_mean, 0), 1 / inverse_degrees)
 
     def plus(self, other: Noise) -> Noise:
-        """That of a sum of two independent means (Welch and Satterthwaite's degrees)."""
+        """The noise of a sum of two independent means (Welch and Satterthwaite's degrees)."""
         variance = self.variance + other.variance
         terms = (noise.variance.square() / noise.degrees for noise in (self, other))
         return Noise(variance, variance.square() / sum(terms))
@@ -349,13 +365,13 @@ def _variance(draws: Tensor) -> Tensor:
 def population_error(per_datum: Tensor, variance: Tensor, monte_carlo_error: float) -> float:
     """The standard error over data of their mean, noise included.
 
-    The spread between data is estimated from those that were drawn, less their noise; the others
-    have only a prediction, with another spread. The noise of single data says little of the mean's,
-    because draws of low discrepancy and densities pooled over rounds reduce it.
+    The variance between data is that of the data that were drawn minus the variance of their noise;
+    the others have only a prediction, with another spread. The noise of single data says little of
+    the mean's, because draws of low discrepancy and densities pooled over rounds reduce it.
 
     Args:
         per_datum: estimates, (n,).
-        variance: variance of their noise, (n,), NaN where a datum was not drawn.
+        variance: variance of their noise, (n,); NaN where a datum was not drawn.
         monte_carlo_error: Monte Carlo error of the mean.
     """
     drawn, n = variance.isfinite(), len(per_datum)

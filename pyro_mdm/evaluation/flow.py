@@ -1,7 +1,7 @@
 """Likelihoods by the probability-flow ODE of a trained model.
 
 The ODE gives a density of y_ε (:mod:`pyro_mdm.paths.flow`). With S draws of y_ε from the noising
-law it gives for the data
+process it gives for the data
 
     log p(x) ≥ E log (1/S) Σ_j w_j,    w_j = p_ode(y_j) p(x | y_j) / q(y_j | x),
 
@@ -40,12 +40,16 @@ def probability_flow(
     """Estimate log p(x) of the probability-flow ODE and the decoder.
 
     Args:
-        model, guide: programs over one diffusion, linear or not.
+        model: generative program over a diffusion, linear or not.
+        guide: noising program over the same diffusion.
         x: data in model space, (n, *event_shape).
         samples: number S of draws of y_ε for each datum.
-        solver: solver of the ODE; exact divergences by default.
+        solver: solver of the ODE; by default an adaptive one with exact divergences.
         seed: seed of the noise and the probes.
         progress: whether to show a progress bar.
+
+    Returns:
+        :class:`~pyro_mdm.evaluation.Weighted`, in nats per datum.
 
     Raises:
         ValueError: several samples with an estimated divergence, numbers below 1.

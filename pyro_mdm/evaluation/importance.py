@@ -9,9 +9,9 @@ with equality as S grows (Burda, Grosse & Salakhutdinov 2016). For S = 1 it is t
 which tends to that of the SDE as N grows. The chain is a model of its own: its numbers are ordered
 among each other, but not relative to those of the SDE.
 
-How many weights count is told by the effective sample size, (Σ w)² / Σ w², and how far they can be
-trusted by their tail and the largest of them (:mod:`pyro_mdm.evaluation.weights`). Of 64 weights
-with a tail index of 0.9, four data of five are flagged by the tail alone, as of 1,024
+The effective sample size (Σ w)² / Σ w² is the number of weights that count. The tail and the
+largest of the weights say how far they can be trusted (:mod:`pyro_mdm.evaluation.weights`). Of 64
+weights with a tail index of 0.9, four data of five are flagged by the tail alone, as of 1,024
 (tests/benchmarks/tails.py).
 """
 
@@ -37,7 +37,7 @@ from pyro_mdm.support.progress import progress_bar
 __all__ = ["draw_weights", "importance_weighted", "weighted"]
 
 NUMBERS = 2**22
-"""The most numbers in states that are weighed together, which bounds the memory."""
+"""The largest number of entries of states that are weighed together, which bounds the memory."""
 
 
 def importance_weighted(
@@ -53,13 +53,18 @@ def importance_weighted(
     """Estimate log p(x) of the chain on a grid by importance weights over its paths.
 
     Args:
-        model, guide: programs over one diffusion in closed form.
+        model: generative program over a diffusion in closed form.
+        guide: noising program over the same diffusion.
         x: data in model space, (n, *event_shape).
         samples: number S of paths for each datum. Each takes as many network calls as the grid has
             steps; the default of 64 is affordable, but too few to rule out a heavy tail.
-        times: grid, a number N or (N,) from ε to T; 65 by default.
+        times: grid: a number N of times, or the times from ε to T, (N,); by default those of a
+            model that is a chain, else 65.
         seed: seed of the noise.
         progress: whether to show a progress bar.
+
+    Returns:
+        :class:`~pyro_mdm.evaluation.Weighted`, in nats per datum.
 
     Raises:
         ValueError: a diffusion without closed-form kernels, numbers below 1.
@@ -93,11 +98,15 @@ def draw_weights(
     seed: int,
     progress: bool,
 ) -> Tensor:
-    """Log-weights (samples, n) float64 of data x (n, *event_shape), in bounded memory.
+    """Log-weights of data, (samples, n) in float64, in bounded memory.
 
     Args:
-        log_weight: a function that draws once for each of the data at indices (m,) -> (m,) nats.
-        size: number of numbers that a draw of one datum takes.
+        log_weight: function of indices of data, (m,), that draws once for each, (m,) nats.
+        x: data, (n, *event_shape).
+        samples: number of draws of each datum.
+        size: number of entries in the states of one draw of one datum.
+        seed: seed of the draws.
+        progress: whether to show a progress bar.
     """
     n = len(x)
     weights = torch.zeros(samples * n, dtype=torch.float64)  # all draws of a pass, then the next
@@ -111,9 +120,16 @@ def draw_weights(
 
 
 def weighted(method: str, log_weights: Tensor, num_dims: int, network_calls: int) -> Weighted:
-    """The estimate from log-weights (S, n), nats."""
+    """The estimate from log-weights.
+
+    Args:
+        method: name of the method.
+        log_weights: log-weights, (S, n), nats.
+        num_dims: number d of dimensions of a datum.
+        network_calls: number of network calls of one datum.
+    """
     value, error, k = evidence(log_weights)
-    over_data = Measured.of(value)
+    over_data = Measured.from_values(value)
     of_mean = math.sqrt(float(error.square().sum())) / len(value)
     errors = filter(math.isfinite, (over_data.standard_error, of_mean))
     return Weighted(
@@ -121,7 +137,7 @@ def weighted(method: str, log_weights: Tensor, num_dims: int, network_calls: int
         mean=over_data.mean,
         standard_error=max(errors, default=math.nan),  # the spread over data has the noise in it
         monte_carlo_error=of_mean,
-        bound=Measured.of(log_weights.mean(0)),
+        bound=Measured.from_values(log_weights.mean(0)),
         num_dims=num_dims,
         network_calls=network_calls,
         per_datum=value,

@@ -4,12 +4,12 @@ The target for every integrand h_m(x, λ, ε) is (1/n) Σ_i ∫ E h_m(x_i, λ, �
 a network call. λ is the level that :meth:`pyro_mdm.scores.Score.integrand` takes. Four things make
 it cheap:
 
-- *A control variate.* A baseline h_0 of the same x, λ and ε has a known integral H_s(x) over each
+- *A control variate.* A baseline h_0 of the same x, λ and ε has an exact integral H_s(x) over each
   cell s of a partition of the range. Near λ the difference h_m - h_0 is predicted by
 
       p = β_0 + β_1 (h_0 - H_s(x)/w_s) + β_2 H_s(x)/w_s,
 
-  where w_s is the cell's width. The integral of p over λ is known for every x, so that only
+  where w_s is the cell's width. The integral of p over λ is exact for every x, so that only
   h_m - h_0 - p is random. β_1 removes the noise that the network shares with the baseline, β_2
   the variation between easier and harder data.
 - *Allocation.* λ is drawn with a density proportional to the standard deviation of the residual
@@ -46,7 +46,7 @@ FOLDS = 4
 UNIFORM_SHARE = 0.1
 SMALL = 0.05  # part of the baseline's largest density below which all data count alike
 Target = tuple[int, int | None]
-"""An integrand by its number, or two for their difference."""
+"""The index of an integrand and None, or the indices of two for their difference."""
 
 Number = TypeVar("Number", float, Tensor)
 
@@ -91,11 +91,11 @@ class StratifiedIntegrals:
         edges: increasing levels, the cells' bounds, (S + 1,).
         covers: mask of the cells in the range of integrand m, (M, S) bool; it is 0 outside.
         num_data: number n of data.
-        known: integral of the baseline over each cell, (n, S); None without a baseline.
-        density: density of the first round over level, (S,), up to a factor; None for uniform.
+        baseline: integral of the baseline over each cell, (n, S); None: no baseline.
+        density: density of the first round over level, (S,), up to a factor; None: uniform.
         adapt: whether later rounds have densities of their own.
         seed: seed of the draws.
-        plan: coefficients and density, from a pilot; None to fit them to the draws, across folds.
+        plan: coefficients and density from a pilot; None: fitted to the draws, across folds.
         counts: mask of the data for which integrand m exists, (M, n) bool; otherwise it is 0 at
             every level, and a datum without any is not drawn. None: all exist.
     """
@@ -106,7 +106,7 @@ class StratifiedIntegrals:
         covers: Tensor,
         num_data: int,
         *,
-        known: Tensor | None = None,
+        baseline: Tensor | None = None,
         density: Tensor | None = None,
         adapt: bool = True,
         seed: int = 0,
@@ -116,7 +116,7 @@ class StratifiedIntegrals:
         self._plan, self.adapt = plan, adapt and plan is None
         self.folds = FOLDS if plan is None else 1
         self.edges, self.width, self.covers = edges, edges.diff(), covers
-        self.num_data, self.known = num_data, known
+        self.num_data, self.baseline = num_data, baseline
         everything = torch.ones(len(covers), num_data, dtype=torch.bool)
         self.counts = everything if counts is None else counts
         some = self.counts.any(0)
@@ -133,10 +133,10 @@ class StratifiedIntegrals:
         self._rounds: list[tuple[Tensor, Tensor]] = []  # (calls of each fold, their densities)
         self._scale = torch.ones(len(self.width), dtype=torch.float64)
         self._hardness = torch.zeros(num_data, len(self.width), dtype=torch.float64)
-        if known is not None and bool(some.any()):
-            profile = known.mean(0) / self.width
+        if baseline is not None and bool(some.any()):
+            profile = baseline.mean(0) / self.width
             self._scale = profile + SMALL * profile.max()
-            self._hardness = known / self.width / self._scale  # in units of the profile
+            self._hardness = baseline / self.width / self._scale  # in units of the profile
         m = len(covers)
         self._datum, self._round = (torch.empty(0, dtype=torch.int64) for _ in range(2))
         self._level, self._baseline = (torch.empty(0, dtype=torch.float64) for _ in range(2))
@@ -177,7 +177,7 @@ class StratifiedIntegrals:
         self._fit()
 
     def integral(self, first: int, second: int | None = None) -> Integral:
-        """The estimate for integrand ``first``, or for it less integrand ``second``."""
+        """The estimate for integrand ``first``, or for the difference ``first`` − ``second``."""
         left, predicted, counts = self._left[first], self._predicted[first], self.counts[first]
         if second is not None:
             left, predicted = left - self._left[second], predicted - self._predicted[second]
@@ -200,7 +200,7 @@ class StratifiedIntegrals:
             mean=float(predicted.sum(1).mean() + value.sum()),
             error=float(self.errors([(first, second)])),
             per_datum=per_datum,
-            noise=Noise.of_spread(varied, of_halves, square, number, counts),
+            noise=Noise.from_spread(varied, of_halves, square, number, counts),
             halves=torch.where(counts, halves, 0),
             density=(predicted.mean(0) + density) / self.width,
             density_error=spread.sqrt() / self.width,
@@ -271,10 +271,10 @@ class StratifiedIntegrals:
                 self._left[m, mine] = left * covered[cell[mine]] * counts[self._datum[mine]]
                 per_unit = beta[:, 0].expand(int(data.sum()), -1)
                 baseline = torch.zeros_like(per_unit)
-                if self.known is not None:
+                if self.baseline is not None:
                     harder = self._hardness[data] - self._hardness.mean(0)
                     per_unit = per_unit + beta[:, 2] * harder
-                    baseline = self.known[data]
+                    baseline = self.baseline[data]
                 predicted = (baseline + self._scale * self.width * per_unit) * covered
                 self._predicted[m, data] = predicted * counts[data, None]
 
@@ -283,7 +283,7 @@ class StratifiedIntegrals:
         cell = cells(self._level, self.edges)
         columns, scale = [torch.ones_like(self._level)], self._scale[cell]
         excess = self._values
-        if self.known is not None:
+        if self.baseline is not None:
             at = self._hardness[self._datum, cell]
             columns += [self._baseline / scale - at, at - self._hardness.mean(0)[cell]]
             excess = excess - self._baseline
@@ -301,6 +301,7 @@ class StratifiedIntegrals:
 
     def _best_density(self, targets: Sequence[Target], use: Tensor) -> Tensor:
         """A density (S,) like the standard deviation of the residuals of draws in ``use``."""
+        # clamped: an exact integral has no error, and cells that no draw is near have no weight
         need = self.errors(targets).square().clamp_min(1e-300)
         importance = (self._left_of(targets).square() / need[:, None]).sum(0)
         kernel = self._kernel(self._level[use])
@@ -310,6 +311,7 @@ class StratifiedIntegrals:
     def _kernel(self, level: Tensor) -> Tensor:
         """Weights (S, m) of draws for each cell's centre, wide enough for some 40 draws."""
         span = float(self.edges[-1] - self.edges[0])
+        # an area of 16 √(2π) ≈ 40 even draws, but no less than a fortieth of the range
         bandwidth = span * min(1.0, max(1 / 40, 16 / max(len(level), 1)))
         centre = (self.edges[1:] + self.edges[:-1]) / 2
         return (-0.5 * ((level - centre[:, None]) / bandwidth).square()).exp()
@@ -336,8 +338,10 @@ class StratifiedIntegrals:
         )
 
     def _weight(self) -> Tensor:
-        """The weight (N,) of each draw in the mean over data of the integral; a fold counts by
-        the number of its data that are drawn."""
+        """The weight (N,) of each draw in the mean over data of the integral.
+
+        A fold counts by the number of its data that are drawn.
+        """
         fold = self._fold_of[self._datum]
         data = self._fold_of[self._drawn]
         share = torch.bincount(data, minlength=self.folds).double() / self.num_data
@@ -367,7 +371,7 @@ class StratifiedIntegrals:
             return error, torch.zeros_like(error)
         off = value[..., 1:-1] - (value[..., :-2] + value[..., 2:]) / 2
         off = off * (same[1:] & same[:-1])  # of which E off² = 3/2 σ², E off³ = 3/4 μ_3
-        variance = (off.square().sum(-1) / 1.5).clamp_min(1e-150)
+        variance = (off.square().sum(-1) / 1.5).clamp_min(1e-150)  # whose power 1.5 is not 0
         return error, off.pow(3).sum(-1) / 0.75 / variance.pow(1.5)
 
     def _pooled_density(self) -> Tensor:
@@ -380,8 +384,10 @@ class StratifiedIntegrals:
         return (pooled / torch.as_tensor(total).clamp_min(1)[:, None])[fold, cell]
 
     def _sums(self, left: Tensor, use: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For each datum, the sum and the sum of squares of the residuals in ``use`` over their
-        density, and their number, (n,)."""
+        """The sum, the sum of squares and the number of each datum's residuals / density, (n,).
+
+        Those of the draws in ``use`` count.
+        """
         density, datum = self._own_density(use), self._datum[use]
         value, nothing = left[use] / density, density.new_zeros(self.num_data)
         total, square = (nothing.index_add(0, datum, v) for v in (value, value.square()))
@@ -415,6 +421,7 @@ def cells(level: Tensor, edges: Tensor) -> Tensor:
 def _variance(total: Tensor, square: Tensor, number: Tensor) -> Tensor:
     """The variance of values with this sum, sum of squares and number; NaN for fewer than two."""
     several = torch.where(number > 1, number - 1, torch.nan)
+    # clamped: the difference of equal values may be rounded below 0
     return (square - total.square() / number).clamp_min(0) / several
 
 

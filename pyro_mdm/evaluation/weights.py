@@ -1,4 +1,4 @@
-r"""What importance weights estimate: the log of their mean, its error, and whether it has one.
+r"""The evidence by importance weights: the log of their mean, and its error where it has one.
 
 The mean of weights w_1, …, w_S is unbiased for the evidence Z, but its spread among them knows only
 of the weights that were drawn. Of a heavy tail the largest are missing in most runs: then the mean
@@ -6,15 +6,15 @@ is too low, and so is its spread. The error of log Z is
 
     error² = spread² + (c (w_max / Σ w - 1/S))²,    spread² = Var w / (S (mean w)²).
 
-The second term is what lies beyond the largest weight. About one weight of S would be expected
+The second term is the mass beyond the largest weight. About one weight of S would be expected
 there, and of a tail of index k it exceeds w_max by w_max k / (1 - k) on average: by c = 10 for an
 index of 0.91. That is not the index k̂ of the weights, but a heavier one, since k̂ comes from the
 same draws, and is too low wherever the mean is. From k̂ = ½ on the variance is not finite, and c is
 20. Both were chosen by coverage (tests/benchmarks/importance_errors.py).
 
-There is no error, but NaN, where too little counts: where k̂ is above its limit (Vehtari et al.,
+The error is NaN where too few weights count: where k̂ is above its limit (Vehtari et al.,
 "Pareto Smoothed Importance Sampling", JMLR 2024), and where the largest weight is more than a tenth
-of the sum. What no draw has come near, such as another mode, no weight can tell.
+of the sum. A mode that no draw has come near changes no weight.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from pyro_mdm.support.measured import Measured
 __all__ = ["LARGEST", "Evidence", "evidence", "of_repeats", "pareto_k", "pareto_limit"]
 
 BEYOND, BEYOND_HEAVY = 10.0, 20.0
-"""What the tail has beyond the largest weight, in units of it: k / (1 - k) for an index of 0.91,
-and of 0.95 where k̂ is above a half."""
+"""The mass of the tail beyond the largest weight, in units of that weight: k / (1 - k) for an index
+k of 0.91, and of 0.95 where k̂ is above a half."""
 LARGEST = 0.1
-"""The part of the sum that the largest weight may have beyond an equal part."""
+"""The largest share of the sum that one weight may have beyond an equal share."""
 FEWEST_FOR_TAIL = 25
-"""Weights of a datum, other than 0, from which a tail index is estimated."""
+"""The least number of weights of a datum, other than 0, for a tail index."""
 FEWEST_ABOVE = 5
-"""Weights above the start of the tail from which it is estimated, where many are alike."""
+"""The least number of weights above the start of the tail, where many are alike."""
 ALIKE = 1e-4
-"""The relative difference of weights that are alike: that of float32's log densities, and more."""
+"""The relative difference up to which weights are alike: float32 log densities differ by less."""
 
 
 class Evidence(NamedTuple):
-    """What weights of n data estimate."""
+    """The log evidence of n data by weights, with its error and tail index."""
 
     value: Tensor  # (n,) log mean weight, nats
-    error: Tensor  # (n,) its standard error, nats; NaN where too little counts
+    error: Tensor  # (n,) its standard error, nats; NaN where too few weights count
     pareto_k: Tensor  # (n,) tail index, see pareto_k
 
 
@@ -56,7 +56,7 @@ def evidence(log_weights: Tensor) -> Evidence:
     """The log mean weight of each datum, with its error and tail, of log-weights (S, n).
 
     The error is NaN for one weight, where k̂ is above :func:`pareto_limit`, where the largest weight
-    is more than a tenth of the sum beyond an equal part, and where weights are all 0, NaN or ∞.
+    is more than a tenth of the sum beyond an equal share, and where weights are all 0, NaN or ∞.
     """
     S = len(log_weights)
     value = log_mean_weight(log_weights)
@@ -73,10 +73,9 @@ def evidence(log_weights: Tensor) -> Evidence:
 def of_repeats(log_means: Tensor) -> Measured:
     """The log of the mean of independent unbiased estimates, from their logs (R,), nats.
 
-    Each is the mean of many weights itself, whose tails it no longer shows. So the error is by the
-    spread of estimates alone, and for intervals it goes with Student's t of R - 1 degrees of
-    freedom. It is NaN for one estimate, and where the largest is more than a tenth of the sum
-    beyond an equal part.
+    Each is the mean of many weights, whose tail it no longer shows. So the error is by the spread
+    of estimates alone, and intervals take Student's t with R - 1 degrees of freedom. It is NaN for
+    one estimate, and where the largest is more than a tenth of the sum beyond an equal share.
     """
     R = len(log_means)
     value = log_mean_weight(log_means)
@@ -87,9 +86,11 @@ def of_repeats(log_means: Tensor) -> Measured:
 
 
 def pareto_limit(S: int) -> float:
-    """The tail index above which S weights are too few to trust: 1 - 1 / log10 S, 0.7 at most
-    (Vehtari et al., "Pareto Smoothed Importance Sampling", JMLR 2024); 0.45 for S = 64."""
-    return min(1 - 1 / math.log10(max(S, 11)), 0.7)
+    """The tail index above which S weights are too few to trust: 1 - 1 / log10 S, at most 0.7.
+
+    It is 0.45 for S = 64. Source: Vehtari et al., "Pareto Smoothed Importance Sampling", JMLR 2024.
+    """
+    return min(1 - 1 / math.log10(max(S, 11)), 0.7)  # up to S = 10 it would not be positive
 
 
 def pareto_k(log_weights: Tensor) -> Tensor:

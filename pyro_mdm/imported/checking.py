@@ -91,7 +91,7 @@ def check_import(
         ValueError: a network that draws: its output is no function of its input.
     """
     check_data("x", x)
-    context = denoiser.told if context is None else context
+    context = denoiser.network_context if context is None else context
     with in_eval_mode(denoiser):
         return _checked(denoiser, x, context, points, seed)
 

@@ -42,16 +42,25 @@ def bits_per_dim(
     r"""Bits per dimension of a log-likelihood: -(log p + log|det|) / (d ln 2) (+ log₂ levels).
 
     Args:
-        log_prob: log p(x) in nats summed over the d dimensions, a number or a tensor (…).
+        log_prob: log-likelihood log p(x), summed over the d dimensions, in nats: a number or a
+            tensor of any shape.
         num_dims: number d of dimensions.
-        log_det: log|det ∂x/∂w| summed over dimensions, where log p is a density of x = T(w) and
-            bits are of w; 0 if nothing was transformed.
+        log_det: log-determinant log|det ∂x/∂w|, summed over dimensions, where log p is a density of
+            x = T(w) and bits are of w; 0 without a transform.
         num_levels: number n of levels if w = (k + u)/n was dequantized by uniform noise u, whose
-            density is then n^d times the probability of k. None for a probability of levels.
+            density is then n^d times the probability of k. None: a density, or a probability of
+            levels.
 
     Returns:
-        Like ``log_prob``; for dequantized data, in expectation over u, at least the bits of the
-        discrete likelihood ∫ p(w) du.
+        Bits/dim, like ``log_prob``; for dequantized data, in expectation over u, at least the bits
+        of the discrete likelihood ∫ p(w) du.
+
+    Raises:
+        ValueError: fewer than one dimension or two levels.
+
+    Example:
+        >>> bits_per_dim(torch.tensor(-2 * math.log(2)), num_dims=2)
+        tensor(1.)
     """
     if num_dims < 1:
         raise ValueError(f"num_dims is {num_dims}, expected the number of data dimensions, ≥ 1")
@@ -65,7 +74,7 @@ class Likelihood(Restorable, ExactBuffers, ABC):
     """A decoder p(x | y_ε), with buffers that stay in float64 when the module is cast."""
 
     network_calls: ClassVar[int] = 0
-    """Network calls that a decoder's distribution takes."""
+    """The number of network calls of a decoder's distribution."""
 
     @abstractmethod
     def forward(
@@ -74,10 +83,11 @@ class Likelihood(Restorable, ExactBuffers, ABC):
         """The decoder's distribution of x.
 
         Args:
-            diffusion: the noising diffusion;  score: the :class:`~pyro_mdm.scores.Score` in use.
-            y: the state at ``diffusion.start_time``, (*batch, K, *event_shape).
-            event_dim: number of event dimensions; None: those of the score's event shape if it has
-                one, else all but one batch dimension.
+            diffusion: the noising diffusion.
+            score: the :class:`~pyro_mdm.scores.Score` in use.
+            y: states at ``diffusion.start_time``, (*batch, K, *event_shape).
+            event_dim: number of dimensions of a datum; None: that of the score's event shape if it
+                has one, else all but one batch dimension.
 
         Returns:
             A Pyro distribution with batch shape (*batch) and event shape (*event_shape).
@@ -102,8 +112,12 @@ class DecoderDistribution(TorchDistribution):
         return new
 
     def log_prob_by_dimension(self, value: Tensor) -> Tensor:
-        """log p(x_j), (*batch, *event_shape), nats, of independent dimensions; ``log_prob`` is
-        their sum.
+        """log p(x_j) of independent dimensions, (*batch, *event_shape), nats.
+
+        Their sum is ``log_prob``.
+
+        Args:
+            value: data, (*batch, *event_shape).
 
         Raises:
             NotImplementedError: dimensions that depend on each other, or a subclass without it.
@@ -124,6 +138,10 @@ class DecoderDistribution(TorchDistribution):
 
 def log_prob_by_dimension(law: object, value: Tensor) -> Tensor:
     """log p(x_j) under a decoder's distribution, like x, nats.
+
+    Args:
+        law: the decoder's distribution, of independent dimensions.
+        value: data x, (*batch, *event_shape).
 
     Raises:
         TypeError: dimensions that depend on each other.
@@ -162,7 +180,17 @@ class Reading(NamedTuple):
 def read_state(
     diffusion: Diffusion, score: StateScore, y: Tensor, event_dim: int | None
 ) -> Reading:
-    """The reading of x from a state at ε; arguments as for :class:`Likelihood`."""
+    """The reading of x from states at ε.
+
+    Args:
+        diffusion: the noising diffusion.
+        score: the score in use.
+        y: states at ``diffusion.start_time``, (*batch, K, *event_shape).
+        event_dim: number of dimensions of a datum; None: as for :meth:`Likelihood.forward`.
+
+    Raises:
+        ValueError: states of another shape.
+    """
     if event_dim is None:
         event_shape = getattr(score, "event_shape", None)
         event_dim = y.dim() - 2 if event_shape is None else len(event_shape)

@@ -34,9 +34,10 @@ class LogitDequantization:
     ``bits_per_dim(log_prob, d, log_det=log_det, num_levels=n)``.
 
     Args:
-        num_levels: number n of levels.
-        margin: margin α, which keeps w = 0 finite; the paper's is 0.05. Bits/dim count the same
-            levels for every α, but Gaussians in x are a different model of them for each.
+        num_levels: number n of levels, at least 2.
+        margin: margin α in [0, ½), for which x is finite at w = 0; the paper's is 0.05. Bits/dim
+            are of the same levels for every α, but Gaussians in x are a different model of them for
+            each.
 
     Raises:
         ValueError: n < 2, α outside [0, ½), k outside {0 … n-1} or not whole.
@@ -70,7 +71,13 @@ class LogitDequantization:
         generator: torch.Generator | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Dequantized:
-        """x and log|det| for level numbers k (N, *event_shape); fresh noise at each call."""
+        """x and log|det| of levels, with fresh noise at each call.
+
+        Args:
+            k: indices of levels, 0 … n - 1, (N, *event_shape).
+            generator: generator of the noise; None: the global one.
+            dtype: dtype of the results, which are computed in float64.
+        """
         codes = k.double()  # uint8 cannot hold the number 256
         off = ~((codes >= 0) & (codes < self.num_levels) & (codes == codes.round()))
         if bool(off.any()):

@@ -5,9 +5,10 @@ library has, up to a constant in k, the log-odds
 
     ℓ_jk = log π_jk + α_j δ_k + β_j δ_k²,    δ_k = v_k - c_j,
 
-for any centre c: the noise N(z; v_k, e^{-λ}) contributes α = e^λ (z - c), β = -½ e^λ, and a tilt by
-a network adds to both. The centre is the point of [v_1, v_n] nearest z, so that float32 works up to
-λ = 16 (raw moments fail at 13) and for z far outside the levels. With E and Cov under softmax(ℓ_j)
+for any centre c: the noise ``N(z; v_k, e^{-λ})`` contributes α = e^λ (z - c), β = -½ e^λ, and a
+tilt by a network adds to both. The centre is the point of [v_1, v_n] nearest z, so that float32
+works up to λ = 16 (raw moments fail at 13) and for z far outside the levels. With E and Cov under
+softmax(ℓ_j)
 
     ∂E[δ]/∂α = Var δ,    ∂E[δ]/∂β = Cov(δ, δ²) = E(δ - E δ)³ + 2 E[δ] Var δ,
 
@@ -56,7 +57,10 @@ SMALLEST = torch.finfo(torch.float64).tiny  # densities are not below it
 
 # -- levels ----------------------------------------------------------------------------------------
 def level_values(levels: int | Sequence[float] | Tensor) -> Tensor:
-    """The levels as a float64 tensor (n,): ``linspace(-1, 1, n)`` for a number n, else the values.
+    """The levels as a float64 tensor, (n,).
+
+    Args:
+        levels: number n of levels for ``linspace(-1, 1, n)``, or increasing values, (n,).
 
     Raises:
         ValueError: fewer than two levels, or values that are not finite and strictly increasing.
@@ -79,8 +83,8 @@ class LevelSupport(Constraint):
     """A constraint that each dimension takes one of some levels, or any number.
 
     Args:
-        levels: levels of every dimension, (n,); or of each of d dimensions of a vector, None where
-            it is continuous.
+        levels: levels of every dimension, (n,); or a sequence with the levels of each dimension of
+            a vector, None for a continuous one.
     """
 
     is_discrete = True
@@ -115,6 +119,10 @@ def _no_way_between(constraint: LevelSupport) -> Any:
 def level_index(x: Tensor, levels: Tensor) -> Tensor:
     """The index k with x = v_k, int64, like x.
 
+    Args:
+        x: values on the levels, of any shape.
+        levels: increasing levels v, (n,).
+
     Raises:
         ValueError: a value further from every level than a thousandth of the smallest gap, or NaN.
     """
@@ -133,7 +141,7 @@ def level_index(x: Tensor, levels: Tensor) -> Tensor:
 def _nearest(x: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest level's index, and whether x is on it, to a thousandth of the smallest gap."""
     levels = levels.to(x.device)
-    value = x.detach().to(levels.dtype).contiguous()
+    value = x.detach().to(levels.dtype).contiguous()  # an index has no gradient
     gaps = levels.diff()
     if _are_even(gaps):
         nearest = ((value - levels[0]) / gaps[0]).nan_to_num_().round_()
@@ -145,6 +153,7 @@ def _nearest(x: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
 
 def _are_even(gaps: Tensor) -> bool:
     """Whether levels with these gaps are evenly spaced, so that the nearest needs no search."""
+    # 1e-9: the rounding of linspace, and far less than the 1e-3 of a gap that counts as off
     return bool((gaps - gaps[0]).abs().max() <= 1e-9 * gaps[0])
 
 
@@ -166,6 +175,7 @@ def check_log_prior(log_prior: Tensor, n: int) -> Tensor:
             f"log_prior holds {bad}, expected finite log-probabilities; smooth the histogram"
         )
     total = log_prior.logsumexp(-1)
+    # float32 is off by its rounding, which is taken off below; more than 1e-4 is a mistake
     if (off := total.abs().max().item()) > 1e-4:
         raise ValueError(
             f"log_prior is not normalized: log Σ_k π_k reaches ±{off:.3g}, expected 0; use "
@@ -184,11 +194,11 @@ def smoothed_histogram(x: Tensor, levels: Tensor) -> Tensor:
     entries are missing, and N counts the others.
 
     Args:
-        x: data on the levels, (N, *event_shape), or NaN.
+        x: data on the levels, (N, *event_shape), NaN where an entry is missing.
         levels: levels v, (n,).
 
     Returns:
-        (*event_shape, n) in float64, finite.
+        Log-probabilities, (*event_shape, n) in float64, finite.
 
     Raises:
         ValueError: a value off the levels; no data.
@@ -207,7 +217,7 @@ def smoothed_histogram(x: Tensor, levels: Tensor) -> Tensor:
     # without one datum its count and its share of the pool are one less
     rest, g = (counts - 1).clamp_min(0), pool / (N.sum() - 1 + n)
     best, kappa = torch.full((2, d), -math.inf, dtype=torch.float64, device=x.device)
-    for k in torch.logspace(0, 5, 51, dtype=torch.float64).tolist():
+    for k in torch.logspace(0, 5, 51, dtype=torch.float64).tolist():  # κ, ten to a decade
         fit = torch.xlogy(counts, (rest + k * g) / (N[:, None] - 1 + k)).sum(-1)
         kappa = torch.where(fit > best, k, kappa)
         best = torch.maximum(fit, best)
@@ -218,14 +228,17 @@ def smoothed_histogram(x: Tensor, levels: Tensor) -> Tensor:
 
 # -- moments ---------------------------------------------------------------------------------------
 def noise_odds(z: Tensor, log_snr: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Centre c, α and β of log N(z; v_k, e^{-λ}) = α δ + β δ² + const, in the dtype of z.
+    """Centre c, α and β of ``log N(z; v_k, e^{-λ}) = α δ + β δ² + const``, in the dtype of z.
 
     Args:
-        z: readouts of any shape;  log_snr: log SNR λ, broadcastable to z;  levels: levels v, (n,).
+        z: readouts of any shape.
+        log_snr: log SNR λ, broadcastable to z.
+        levels: levels v, (n,).
 
     Returns:
-        c and α like z; β, like λ.
+        c and α, like z, and β, like λ.
     """
+    # detached: no result depends on the centre, but for rounding
     c = z.detach().clamp(levels[0].item(), levels[-1].item())
     snr = log_snr.exp().to(z.dtype)
     return c, snr * (z - c), -0.5 * snr
@@ -239,13 +252,14 @@ class Window(NamedTuple):
 
 
 def level_window(levels: Tensor, centre: Tensor, log_snr: float, prior_range: float) -> Window:
-    """The levels that can matter to a posterior under noise alone, in float64.
+    """The levels that change a posterior under noise alone, in float64.
 
     With v_0 the level nearest z, level k weighs at most exp(R - ½ e^λ ((v_k - z)² - (v_0 - z)²)).
 
     Args:
-        levels: levels v, (n,) float64;  centre: point of [v_1, v_n] nearest z, (B, d).
-        log_snr: the smallest λ among the data.
+        levels: levels v, (n,) float64.
+        centre: point of [v_1, v_n] nearest z, (B, d).
+        log_snr: smallest log SNR λ among the data.
         prior_range: range R, the largest difference of log π_jk within a dimension.
     """
     gaps = levels.diff()
@@ -284,8 +298,12 @@ def log_odds_blocks(
     """The log-odds ℓ = log π + α δ + β δ², block by block; each block overwrites the last.
 
     Args:
-        log_prior: log π, (d, n);  levels: levels v, (n,);  centre, linear, quadratic: coefficients
-            c, α and β, (B, d); one dtype.
+        log_prior: log-probabilities log π, (d, n).
+        levels: levels v, (n,), in the dtype of ``log_prior``, as are the coefficients.
+        centre: centres c, (B, d).
+        linear: coefficients α, (B, d).
+        quadratic: coefficients β, (B, d).
+        window: window of levels; None: all.
     """
     B, d = centre.shape
     n = levels.shape[0] if window is None else window.size
@@ -435,15 +453,18 @@ def posterior_mean(
     quadratic: Tensor,
     even: EvenLevels | None = None,
 ) -> Tensor:
-    """E[v_k - c_j] (B, d) under the log-odds log π + α δ + β δ²; differentiable in α and β.
+    """E[v_k - c_j], (B, d), under the log-odds log π + α δ + β δ², differentiable in α and β.
 
     The value c + E[δ] does not depend on c, which is treated as constant. A graph of the gradient
     (``create_graph``) holds all levels at once, (B, d, n); the gradient alone does not.
 
     Args:
-        log_prior: log π, (d, n);  levels: levels v, (n,);  centre, linear, quadratic: coefficients
-            c, α and β, (B, d).
-        even: tables of this prior, which make float32 on a CPU fast.
+        log_prior: log-probabilities log π, (d, n).
+        levels: levels v, (n,).
+        centre: centres c, (B, d).
+        linear: coefficients α, (B, d).
+        quadratic: coefficients β, (B, d).
+        even: tables of this prior, which make float32 on a CPU fast; None: none.
     """
     differentiate = torch.is_grad_enabled() and (linear.requires_grad or quadratic.requires_grad)
     if centre.dtype != torch.float32 or centre.device.type != "cpu":
@@ -461,9 +482,15 @@ def log_normalizer(
     quadratic: Tensor,
     window: Window | None = None,
 ) -> Tensor:
-    """log Σ_k exp(log π + α δ + β δ²) (B, d), over a window of levels if given.
+    """log Σ_k exp(log π + α δ + β δ²), (B, d), differentiable in α and β.
 
-    The arguments are those of :func:`posterior_mean`; differentiable in α and β.
+    Args:
+        log_prior: log-probabilities log π, (d, n).
+        levels: levels v, (n,).
+        centre: centres c, (B, d).
+        linear: coefficients α, (B, d).
+        quadratic: coefficients β, (B, d).
+        window: window of levels over which the sum runs; None: all.
     """
     differentiate = torch.is_grad_enabled() and (linear.requires_grad or quadratic.requires_grad)
     return _LogNormalizer.apply(
@@ -473,24 +500,27 @@ def log_normalizer(
 
 # -- the divergence of a noised datum from the noised prior ----------------------------------------
 def mixture_kl(log_prior: Tensor, levels: Tensor, log_snr: float) -> Tensor:
-    r"""KL( N(v_k, e^{-λ}) ‖ Σ_l π_jl N(v_l, e^{-λ}) ) of every dimension j and level k, in nats.
+    r"""The divergence of a noised level from the noised prior, (d, n), in nats.
 
-    With u_l = e^{λ/2} v_l it is -E_ε[ ½ε² + log Σ_l π_jl exp(-½(u_l - u_k - ε)²) ], ε ~ N(0, 1), by
-    the trapezoidal rule, which converges exponentially for analytic integrands wherever its grid
-    begins. One grid in u serves all levels: the logarithm is computed once at each of its points,
-    and exp(-½(u_l - u)²) are the mixture's components and the weights of the rule.
+    For every dimension j and level k it is ``KL( N(v_k, e^{-λ}) ‖ Σ_l π_jl N(v_l, e^{-λ}) )``. With
+    ``u_l = e^{λ/2} v_l`` that is ``-E_ε[ ½ε² + log Σ_l π_jl exp(-½(u_l - u_k - ε)²) ]``,
+    ε ~ N(0, 1), by the trapezoidal rule, which converges exponentially for analytic integrands
+    wherever its grid begins. One grid in u serves all levels: the logarithm is computed once at
+    each of its points, and exp(-½(u_l - u)²) are the mixture's components and the weights of the
+    rule.
 
     Where two levels compete, the logarithm turns a corner of width 1/τ, where τ is their distance
     in u, and has a branch point at Im ε = π/τ; Gauss–Hermite nodes grow too far apart for such
-    corners. A step h leaves an error of about exp(-ε²/2 - 2π²/(τ h)); τ ≤ 2 (ε² + 2R)^{1/2}, where
-    R is the range of log π, as further levels weigh less than k itself.
+    corners. A step h leaves an error of about exp(-ε²/2 - 2π²/(τ h)); τ ≤ 2 √(ε² + 2R), where R is
+    the range of log π, as further levels weigh less than k itself.
 
     Args:
-        log_prior: log π, (d, n) float64, above -600;  levels: levels v, (n,) float64.
+        log_prior: log-probabilities log π, (d, n) float64, above -600.
+        levels: levels v, (n,) float64.
         log_snr: log SNR λ.
 
     Returns:
-        (d, n) in float64, to about 1e-9.
+        Divergences, (d, n) in float64, to about 1e-9.
     """
     d, n = log_prior.shape
     R = (log_prior.amax(-1) - log_prior.amin(-1)).max().item()

@@ -53,7 +53,9 @@ def gauss_rules(log_prior: Tensor, x: Tensor, sizes: tuple[int, ...]) -> list[tu
     (Golub & Welsch, Math. Comp. 23, 1969).
 
     Args:
-        log_prior: log π, (d, n) float64;  x: points, (n,);  sizes: numbers M of nodes.
+        log_prior: log-probabilities log π, (d, n) float64.
+        x: points, (n,).
+        sizes: numbers M of nodes, one for each rule.
     """
     rules_by_block = []
     for block in log_prior.split(256):  # in cache
@@ -109,7 +111,8 @@ class EvenLevels:
     """Tables of a prior, computed once: Gauss's rules, and log π in the layout of windows.
 
     Args:
-        log_prior: log π, (d, n), normalized;  levels: (n,). See :meth:`serves`.
+        log_prior: log-probabilities log π, (d, n), normalized, that :meth:`serves` accepts.
+        levels: even levels, (n,).
     """
 
     def __init__(self, log_prior: Tensor, levels: Tensor) -> None:
@@ -144,7 +147,14 @@ class EvenLevels:
     def moments(
         self, centre: Tensor, linear: Tensor, quadratic: Tensor, spread: bool
     ) -> tuple[Tensor, ...]:
-        """E[δ] and, if ``spread``, Var δ and Cov(δ, δ²), all (B, d) like the arguments c, α, β."""
+        """E[δ] and, with ``spread``, Var δ and Cov(δ, δ²), (B, d) each.
+
+        Args:
+            centre: centres c, (B, d) float32.
+            linear: coefficients α, (B, d).
+            quadratic: coefficients β, (B, d).
+            spread: whether Var δ and Cov(δ, δ²) are computed too.
+        """
         B, d = centre.shape
         flat = [t.reshape(-1) for t in (centre, linear, quadratic)]
         moments = centre.new_empty(3 if spread else 1, B * d)
@@ -244,7 +254,9 @@ class _Sums:
         """E[x] and, with ``spread``, E(x - E x)² and E(x - E x)³ of every pair.
 
         Args:
-            j: dimensions, (pairs,);  tilts: B and C, (2, pairs).
+            rule: Gauss's rule of every dimension.
+            j: indices of dimensions, (pairs,).
+            tilts: B and C, (2, pairs).
         """
         pairs, M = len(j), rule.x.shape[1]
         moments = tilts.new_empty(len(self.powers) - 1, pairs)
@@ -270,7 +282,8 @@ class _Sums:
         """E[t] and, with ``spread``, E(t - E t)² and E(t - E t)³ of every pair, in float64.
 
         Args:
-            table: log π (…, size);  rows: indices of its rows, (pairs,).
+            table: log-probabilities log π, (…, size).
+            rows: indices of the table's rows, (pairs,).
             coefficients: coefficients of 1, t and t² in the tilt, (pairs, 3), t = -size//2 … .
         """
         pairs, size = len(rows), table.shape[1]

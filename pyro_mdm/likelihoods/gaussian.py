@@ -23,7 +23,7 @@ __all__ = ["Gaussian", "JointTweedie", "Tweedie"]
 
 
 class Gaussian(Likelihood):
-    r"""A decoder for continuous data: the posterior of x given z = x + e^{-λ/2} ε.
+    r"""A decoder for continuous data: the posterior of x given ``z = x + e^{-λ/2} ε``.
 
         N( x; μ + σ²/(σ²+v) (z - μ), σ² v/(σ²+v) ),  v = e^{-λ},    or N(x; z, v) for σ² = ∞
 
@@ -31,7 +31,9 @@ class Gaussian(Likelihood):
     as for :class:`~pyro_mdm.Denoiser`; the distribution returned is still one of the data.
 
     Args:
-        prior_mean, prior_variance: μ, σ²: numbers, or tensors of the event shape. By default flat.
+        prior_mean: mean μ of the prior, a number or (*event_shape), in model space.
+        prior_variance: variance σ² of the prior, a positive number or (*event_shape); inf, the
+            default: a flat prior.
 
     Raises:
         ValueError: a variance that is not positive, a mean that is not finite.
@@ -60,7 +62,8 @@ class Gaussian(Likelihood):
     ) -> TorchDistributionMixin:
         z, log_snr, batch_dim = read_state(diffusion, score, y, event_dim)
         z = diffusion.coordinates(z)
-        ratio = torch.exp(-log_snr) / self.prior_variance  # v/σ², 0 for a flat prior
+        # by the ratio v/σ², which is 0 for a flat prior, where σ²/(σ² + v) would be ∞/∞
+        ratio = torch.exp(-log_snr) / self.prior_variance
         mean = z + ratio / (1 + ratio) * (self.prior_mean - z)
         law = _normal(mean, -(log_snr + ratio.log1p()) / 2, y.dtype, batch_dim)
         if Cap.DATA_STATES in diffusion.caps:
@@ -90,7 +93,7 @@ class _OfCoordinates(Transform):
 
 
 class Tweedie(Likelihood):
-    """A decoder N(x; x̂(y_ε, ε), e^{-λ}) with one network call; the paper's for K = 1."""
+    """A decoder ``N(x; x̂(y_ε, ε), e^{-λ})`` with one network call; the paper's for K = 1."""
 
     network_calls = 1
 
@@ -104,10 +107,10 @@ class Tweedie(Likelihood):
 
 
 class JointTweedie(Likelihood):
-    r"""The paper's decoder: of (x, v_0) from y_ε by the score, less log q(v_0). One network call.
+    r"""The paper's decoder: log p(x, v_0 | y_ε) by the score - log q(v_0). One network call.
 
-    With y_ε | y_0 ~ N(M y_0, P) and y_0 = (x, v_0), Tweedie's formula for the joint state makes
-    p(y_0 | y_ε) = N(M^{-1} (y_ε + P s_θ), M^{-1} P M^{-T}), and with the v_0 that led to y_ε
+    With y_ε | y_0 ~ N(M y_0, P) and y_0 = (x, v_0), Tweedie's formula for the joint state gives
+    ``p(y_0 | y_ε) = N(M^{-1} (y_ε + P s_θ), M^{-1} P M^{-T})``, and with the v_0 that led to y_ε
 
         log p(x | y_ε) ≥ E_{q(v_0 | x, y_ε)}[ log p(x, v_0 | y_ε) - log q(v_0 | x, y_ε) ]
 
@@ -116,8 +119,8 @@ class JointTweedie(Likelihood):
 
         -½ ‖s_θ + Σ^{-1}(y_ε - a x)‖²_P + ½ log det Σ_v - ½ κ(ε) - ½ log 2π + ½ (tr Σ^{-1}P - 1)
 
-    per data dimension, where κ is log volume. For K = 1 it is :class:`Tweedie`; for K > 1 and the
-    exact score it is on average below it, the more the further ε is from 0.
+    per data dimension, where κ is log volume. For K = 1 it is :class:`Tweedie`. For K > 1 and the
+    exact score its bound is lower on average, the more so the further ε is from 0.
 
     Source: Singhal, Goldstein & Ranganath, ICLR 2023, Theorem 1 and the appendix on its likelihood.
     """
@@ -127,10 +130,10 @@ class JointTweedie(Likelihood):
     def forward(
         self, diffusion: Diffusion, score: StateScore, y: Tensor, event_dim: int | None = None
     ) -> JointTweedieDecoder:
-        """The decoder at y_ε; it calls the network when first asked for a number.
+        """The decoder at y_ε; its first number takes the network call.
 
         Raises:
-            TypeError: a diffusion without a closed-form law of y_ε given (x, v_0).
+            TypeError: a diffusion without a closed-form distribution of y_ε given (x, v_0).
         """
         needed = (Cap.READOUT, Cap.ONE_LEVEL, Cap.DATA_STATES, Cap.KERNELS)
         require(diffusion, *needed, who="JointTweedie", fix="decode with Gaussian")
@@ -140,16 +143,22 @@ class JointTweedie(Likelihood):
 
 
 class JointTweedieDecoder(DecoderDistribution):
-    """The law of x under :class:`JointTweedie`, with v_0 integrated out.
+    """The distribution of x under :class:`JointTweedie`, with v_0 integrated out.
 
-    ``log_prob`` is the bound on the log density of the x that ``sample`` draws with v_0 from p(x,
-    v_0 | y_ε); for K = 1 it is that density.
+    ``log_prob`` is the bound on the log density of the x that ``sample`` draws with v_0 from
+    p(x, v_0 | y_ε); for K = 1 it is that density.
+
+    Args:
+        diffusion: diffusion with closed-form kernels.
+        score: the score.
+        y: states at ε, (*batch, K, *event_shape).
+        batch_dim: number of batch dimensions.
     """
 
     def __init__(self, diffusion: Kernels, score: StateScore, y: Tensor, batch_dim: int) -> None:
         self._diffusion, self._score, self._y = diffusion, score, y
         self._cached_score: Tensor | None = None
-        self._root: JointTweedieDecoder = self  # has what an expanded one needs
+        self._root: JointTweedieDecoder = self  # its state and score serve expanded copies
         super().__init__(y.shape[:batch_dim], y.shape[batch_dim + 1 :], validate_args=False)
 
     def _state_score(self) -> Tensor:
@@ -187,7 +196,7 @@ class JointTweedieDecoder(DecoderDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """The mean of the x that ``sample`` draws: variable 0 of M^{-1} (y_ε + P s_θ)."""
+        """The mean of the x that ``sample`` draws: variable 0 of ``M^{-1} (y_ε + P s_θ)``."""
         step = self._diffusion.transition(self._diffusion.start_time)
         back = torch.linalg.inv(step.matrix)
         state = self._apply(back, self._root._y)
@@ -197,7 +206,7 @@ class JointTweedieDecoder(DecoderDistribution):
 
     @property
     def variance(self) -> Tensor:
-        """The variance of the x that ``sample`` draws: variable 0 of M^{-1} P M^{-T}."""
+        """The variance of the x that ``sample`` draws: variable 0 of ``M^{-1} P M^{-T}``."""
         step = self._diffusion.transition(self._diffusion.start_time)
         row = torch.linalg.solve(step.matrix, step.scale_tril)[0]
         return row.square().sum().to(self._y.dtype).expand(self.batch_shape + self.event_shape)
@@ -211,12 +220,12 @@ class JointTweedieDecoder(DecoderDistribution):
 
 
 class _Normal(dist.Normal):
-    """A normal law whose parameters are computed here, so that only values of x are checked."""
+    """A normal distribution whose parameters are computed here, so that only x is checked."""
 
     arg_constraints: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
 
     def _validate_sample(self, value: Tensor) -> None:
-        """As of torch, without waiting for the answer."""
+        """The check of torch, without waiting for the device."""
         try:
             torch.broadcast_shapes(value.shape, self.batch_shape)
         except RuntimeError as error:

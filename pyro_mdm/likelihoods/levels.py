@@ -65,12 +65,12 @@ class LevelPosterior(LevelDistribution):
 
     Args:
         levels: levels v, (n,) float64.
-        log_prior: log π, (*event_shape, n) float64.
-        centre, linear, quadratic: c, α, β, broadcastable to c, which is (*batch, *event_shape). The
-            log-odds are computed in c's dtype.
-        dtype: the dtype of samples and log-probabilities.
-        window: the first levels (B, d) and the number of levels outside which the probability is 0
-            up to rounding.
+        log_prior: log-probabilities log π of the prior, (*event_shape, n) float64.
+        centre: centres c, (*batch, *event_shape); log-odds are computed in their dtype.
+        linear: coefficients α, broadcastable to c.
+        quadratic: coefficients β, broadcastable to c.
+        dtype: dtype of samples and log-probabilities.
+        window: window of levels, beyond which probabilities are 0 up to rounding; None: all levels.
     """
 
     def __init__(
@@ -135,7 +135,11 @@ class LevelPosterior(LevelDistribution):
         return super().log_prob(value).to(self.dtype)
 
     def log_prob_by_dimension(self, value: Tensor) -> Tensor:
-        """log p(x_j), nats, in the log-odds' dtype. Raises ValueError for x off the levels."""
+        """log p(x_j), like x, nats, in the log-odds' dtype.
+
+        Raises:
+            ValueError: x off the levels.
+        """
         shape = self._log_prob_shape(value)
         prior, levels = self._tables()
         index = discrete.level_index(value, self.levels)
@@ -146,7 +150,7 @@ class LevelPosterior(LevelDistribution):
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
-        """Levels, (*sample_shape, *batch, *event_shape)."""
+        """Samples on the levels, (*sample_shape, *batch, *event_shape)."""
         sample_shape = torch.Size(sample_shape)
         odds = self._odds()
         levels, count = odds[1], sample_shape.numel()
@@ -172,11 +176,12 @@ class LevelPosterior(LevelDistribution):
 
 
 class LevelCategorical(LevelDistribution):
-    """Probabilities p(x_j = v_k), given as their logarithms.
+    """Independent dimensions with probabilities p(x_j = v_k), given by their logarithms.
 
     Args:
-        levels: levels v, (n,); log_probs: log probabilities, (*batch, *event_shape, n); event_dim:
-            number len(event_shape) of event dimensions.
+        levels: levels v, (n,).
+        log_probs: log-probabilities, (*batch, *event_shape, n).
+        event_dim: number of dimensions of a datum.
     """
 
     def __init__(
@@ -197,14 +202,18 @@ class LevelCategorical(LevelDistribution):
         return new
 
     def log_prob_by_dimension(self, value: Tensor) -> Tensor:
-        """log p(x_j), nats. Raises ValueError for x off the levels."""
+        """log p(x_j), like x, nats.
+
+        Raises:
+            ValueError: x off the levels.
+        """
         shape = self._log_prob_shape(value)
         index = discrete.level_index(value, self.levels).expand(shape).unsqueeze(-1)
         return self._log_probs.expand(*shape, -1).gather(-1, index).squeeze(-1)
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
-        """Levels, (*sample_shape, *batch, *event_shape)."""
+        """Samples on the levels, (*sample_shape, *batch, *event_shape)."""
         sample_shape = torch.Size(sample_shape)
         p = self._log_probs.exp().flatten(0, -2)
         k = torch.multinomial(p, sample_shape.numel(), replacement=True)
@@ -220,16 +229,16 @@ class LevelCategorical(LevelDistribution):
 
 
 class DiscretizedGaussian(Likelihood):
-    r"""A decoder for data with levels: p(x_j = v_k | y_ε) ∝ π_jk N(z_j; v_k, e^{-λ}), Σ_k = 1.
+    r"""A decoder for data with levels, ``p(x_j = v_k | y_ε) ∝ π_jk N(z_j; v_k, e^{-λ})``.
 
-    It is a probability of levels, so that bits per dimension need no dequantization. Computed in
-    float64; at large λ over the few levels near z that matter to its last digit.
+    It is a probability of levels, so that bits per dimension need no dequantization. It is computed
+    in float64; at large λ over the few levels near z that change its last digit.
 
     Args:
-        levels: number n of levels for ``linspace(-1, 1, n)``, or increasing values (n,).
-        log_prior: log π, (*event_shape, n), for the posterior of the discrete denoiser's baseline,
-            to which that denoiser's bound belongs. None: flat, the decoder of Kingma et al.,
-            "Variational Diffusion Models", 2021, eq. 8.
+        levels: number n of levels for ``linspace(-1, 1, n)``, or increasing values, (n,).
+        log_prior: log-probabilities log π of the prior, (*event_shape, n), for the posterior of the
+            discrete denoiser's baseline, to which that denoiser's bound belongs. None: a flat
+            prior, as for the decoder of Kingma et al., "Variational Diffusion Models", 2021, eq. 8.
 
     Raises:
         ValueError: an invalid prior or levels; from ``log_prob``, x off the levels.
@@ -272,7 +281,7 @@ class DiscretizedGaussian(Likelihood):
             (prior.amax(-1) - prior.amin(-1)).max().item(),
         )
         if window is not None and 2 * window.size > n:
-            window = None
+            window = None  # gathering half of the levels costs more than summing all
         return LevelPosterior(self.levels, prior, centre, linear, quadratic, y.dtype, window)
 
 

@@ -225,8 +225,9 @@ def _measured(model: DiffusionModel, data: Tensor | None, levels: bool) -> Refer
     devices = [device] if device is not None and device.type == "cuda" else []
     with torch.random.fork_rng(devices), evaluating(model):
         torch.manual_seed(0)
-        if denoiser.told is not None and denoiser.told.dim() > 1:  # of some data, however many
-            number = len(denoiser.told.flatten(0, -2))
+        contexts = denoiser.network_context
+        if contexts is not None and contexts.dim() > 1:  # of some data, however many
+            number = len(contexts.flatten(0, -2))
             denoiser = denoiser.for_rows(torch.randperm(DRAWS) * number // DRAWS)
             model = replace(model, score_function=denoiser)
         x = _drawn(model) if data is None else data[torch.randperm(len(data))[:MOST_DRAWS]]

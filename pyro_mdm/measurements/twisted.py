@@ -70,7 +70,9 @@ class Particles(NamedTuple):
 
         Its expectation is below the chain's log p(obs), which it meets as particles grow in number.
         """
-        return Measured.of(self.log_weights.logsumexp(1) - math.log(self.log_weights.shape[1]))
+        return Measured.from_values(
+            self.log_weights.logsumexp(1) - math.log(self.log_weights.shape[1])
+        )
 
     @property
     def extrapolated(self) -> Measured:
@@ -335,9 +337,10 @@ def _checked(model: DiffusionModel) -> MeasuredDenoiser:
             f"obs has shape {tuple(score.obs.shape)}, one for each datum, expected "
             f"{score.operator.obs_shape}, one for all particles; call it for each of them"
         )
-    if score.told is not None and score.told.dim() > 1:
+    contexts = score.network_context
+    if contexts is not None and contexts.dim() > 1:
         raise ValueError(
-            f"contexts are of {tuple(score.told.shape[:-1])} data, expected one for all particles; "
+            f"contexts are of {tuple(contexts.shape[:-1])} data, expected one for all particles; "
             "call it for each of them"
         )
     exact = score.noise == 0 if isinstance(score.noise, Tensor) else torch.zeros(1).bool()

@@ -1,4 +1,4 @@
-"""The base classes of laws of paths, and Gaussian densities of states."""
+"""The base classes of distributions of paths, and Gaussian densities of states."""
 
 from __future__ import annotations
 
@@ -47,8 +47,10 @@ def white_log_prob(white: Tensor, log_det: Tensor, event_dim: int) -> Tensor:
     """log N(r; 0, V) from the whitened residual and log det V per dimension, (*lead), nats.
 
     Args:
-        log_det: log-determinant for all dimensions, 0-dim, or per dimension, (1, *event_shape) or
-            sizes of 1.
+        white: whitened residual ``V^{-1/2} r``, (*lead, K, *event_shape).
+        log_det: log-determinant of V: one for all dimensions, (), or one per dimension,
+            (1, *event_shape), with sizes of 1 along those that share it.
+        event_dim: number of dimensions of a datum.
     """
     dims = tuple(range(-event_dim - 1, 0))
     sizes = white.shape[white.dim() - event_dim - 1 :]
@@ -61,15 +63,29 @@ def white_log_prob(white: Tensor, log_det: Tensor, event_dim: int) -> Tensor:
 def gaussian_log_prob(
     residual: Tensor, scale_tril: Tensor, log_det: Tensor, event_dim: int
 ) -> Tensor:
-    """log N(residual; 0, L Lᵀ) summed over K and the event, (*lead), nats."""
+    """log N(residual; 0, L Lᵀ) summed over K and the event, (*lead), nats.
+
+    Args:
+        residual: residual, (*lead, K, *event_shape).
+        scale_tril: L, (K, K) or per dimension.
+        log_det: log det L Lᵀ, as for :func:`white_log_prob`.
+        event_dim: number of dimensions of a datum.
+    """
     return white_log_prob(_solve(scale_tril, residual, event_dim), log_det, event_dim)
 
 
 class PathLaw(TorchDistribution):
-    """The base class of laws of paths, with event shape (N, K, *event_shape of x)."""
+    """The base class of distributions of paths, with event shape (N, K, *event_shape of x).
+
+    Args:
+        diffusion: the diffusion of the path.
+        batch_shape: batch shape.
+        x_shape: shape of a datum.
+        num_times: number N of times at which the path is seen.
+    """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
-    diffusion: Any  # a Diffusion; of the kind that the law is for
+    diffusion: Any  # a Diffusion of the kind that the distribution is for
     times: Tensor | None  # (N,), at which a path is seen; None for ε alone
 
     def __init__(
@@ -87,7 +103,7 @@ class PathLaw(TorchDistribution):
 
     @property
     def x_dim(self) -> int:
-        """Number of dimensions of a datum."""
+        """The number of axes of a datum."""
         return len(self.x_shape)
 
     @property
@@ -100,7 +116,7 @@ class PathLaw(TorchDistribution):
         return constraints.independent(constraints.real, len(self.event_shape))
 
     def expanded(self: Self, batch_shape: Sequence[int], _instance: object) -> Self:
-        """A copy of the law with another batch shape; the caller expands what depends on data."""
+        """A copy with another batch shape; the caller expands tensors that depend on data."""
         new: Self = self._get_checked_instance(type(self), _instance)
         new.__dict__.update(self.__dict__)
         super(PathLaw, new).__init__(torch.Size(batch_shape), self.event_shape)
@@ -112,18 +128,24 @@ class PathLaw(TorchDistribution):
 
 
 class PathKL(NamedTuple):
-    """The divergence of a noising path from a generative one, by part, each (*batch)."""
+    """The divergence of a noising path from a generative one, by term, each (*batch)."""
 
-    prior: Tensor  # of what does not depend on the score, nats: KL(q(y_T|x) ‖ π) in closed form
+    prior: Tensor  # the term without the score, nats: KL(q(y_T|x) ‖ π) in closed form
     diffusion: Tensor  # one unbiased estimate of the integral, nats
     log_snr: Tensor  # the λ at which it was estimated
 
 
 class NoisingLaw(PathLaw):
-    """The law of a path that starts at data x (*batch, *event_shape), seen at ``times``.
+    """The distribution of a path that starts at data, seen at some times.
 
-    ``x`` holds these data in the coordinates of states. Its divergence from a generative law is
-    :func:`~pyro_mdm.paths.path_divergence`.
+    Its attribute ``x`` holds the data in the coordinates of states. Its divergence from a
+    generative path is :func:`~pyro_mdm.paths.path_divergence`.
+
+    Args:
+        diffusion: the noising diffusion.
+        x: data in model space, (*batch, *event_shape).
+        times: increasing times, (N,); None: the start time ε alone.
+        event_dim: number of dimensions of a datum; by default all of x's but the first.
     """
 
     has_rsample = True
@@ -153,6 +175,7 @@ class NoisingLaw(PathLaw):
         """A divergence by the terms of the bound that are reported: prior KL and diffusion.
 
         Args:
+            kl: divergence, as :func:`~pyro_mdm.paths.path_divergence` returns it.
             path: the path with which the divergence was estimated.
         """
         return kl
@@ -171,7 +194,9 @@ def check_counts_all(score: Score, y: Tensor, what: str) -> None:
     """Raises ValueError if only some dimensions of states y (*batch, K, *event_shape) count.
 
     Args:
-        what: name of what needs all dimensions, for the message.
+        score: a :class:`~pyro_mdm.scores.Score`.
+        y: states, (*batch, K, *event_shape).
+        what: name of the density, for the message.
     """
     first = y.select(y.dim() - 1 - len(score.event_shape or y.shape[2:]), 0)
     if score.counts(first) is not None:
@@ -189,6 +214,7 @@ def checked_times(diffusion: Diffusion, times: Tensor, whole: bool = False) -> T
     if whole:
         start, end = diffusion.start_time.detach(), diffusion.horizon
         first, last = s[0].detach(), s[-1].detach()
+        # 1e-9: the ends of a grid that was computed in another way are rounded otherwise
         if len(s) < 2 or (first - start).abs() > 1e-9 * start or abs(last - end) > 1e-9 * end:
             raise ValueError(
                 f"times run from {first:.6g} to {last:.6g}, expected a grid from the start time "

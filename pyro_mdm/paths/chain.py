@@ -32,16 +32,31 @@ def check_chain(diffusion: Diffusion) -> None:
 
 
 class GenerativeChain(GenerativeLaw):
-    """The generative law on a grid ε = s_1 < … < s_N = T: a Markov chain with an exact density.
+    """The generative path on a grid ε = s_1 < … < s_N = T: a Markov chain with an exact density.
 
-    y_T ~ N(0, Σ_π), and each step is the exact Gaussian posterior q(y_{s_i} | y_{s_{i+1}}, x̂) of
-    the noising process with the denoised estimate in place of x.
+    y_T ~ N(0, Σ_π), and each step is the exact Gaussian posterior ``q(y_{s_i} | y_{s_{i+1}}, x̂)``
+    of the noising process with the denoised estimate in place of x.
 
     Args:
         diffusion: the noising diffusion that is reversed.
-        score: a :class:`~pyro_mdm.scores.Score`.
+        score: the score, a :class:`~pyro_mdm.scores.Score`.
         event_shape: shape of a datum.
-        times: times from ε to T, (N,).
+        times: increasing times from ε to T, (N,), N ≥ 2.
+        batch_shape: batch shape of the distribution.
+
+    Raises:
+        UnsupportedDiffusionError: a diffusion without closed-form kernels, with a latent context,
+            or that sees the data.
+        ValueError: times that do not run from ε to T.
+
+    Example:
+        >>> from pyro_mdm import CLD, Denoiser
+        >>> from pyro_mdm.networks import MLP
+        >>> diffusion = CLD()
+        >>> score = Denoiser.fit(MLP(2), torch.randn(100, 2))
+        >>> chain = GenerativeChain(diffusion, score, (2,), diffusion.log_snr_grid(9))
+        >>> chain.sample((3,)).shape  # 3 paths at 9 times, K = 2 variables of 2 dimensions
+        torch.Size([3, 9, 2, 2])
     """
 
     def __init__(
@@ -69,6 +84,7 @@ class GenerativeChain(GenerativeLaw):
 
         with torch.no_grad():
             steps = posterior(self.diffusion, self.times[1:], self.times[:-1])
+            # cholesky_ex: Σ_π is positive definite, and cholesky would wait for the device
             root = torch.linalg.cholesky_ex(self.diffusion.prior_covariance).L
             y = apply_matrix(root, normal_for_data(shape, device), self.x_dim)
             states = [y]
@@ -85,8 +101,12 @@ class GenerativeChain(GenerativeLaw):
     def log_prob(self, value: Tensor) -> Tensor:
         """log p_θ(path), exact, (*batch), nats. One network call for all steps together.
 
+        Args:
+            value: paths, (*batch, N, K, *event_shape).
+
         Raises:
             ValueError: a score with observed or left-out dimensions.
+            KernelPrecisionError: a dtype whose rounding moves states by a tenth of a step's noise.
         """
         if self._validate_args:
             self._validate_sample(value)
@@ -116,7 +136,7 @@ class GenerativeChain(GenerativeLaw):
         return total.to(value.dtype)
 
     def _check_resolution(self, resolution: Tensor, dtype: torch.dtype) -> None:
-        """Raises for a density at states that is decided by their own rounding."""
+        """Raises KernelPrecisionError where the rounding of states decides their density."""
         ratio = torch.finfo(dtype).eps / torch.finfo(torch.float64).eps
         worst = ratio * resolution.detach().max().item()
         if not worst <= 0.1:

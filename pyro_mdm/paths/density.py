@@ -30,14 +30,19 @@ __all__ = ["density_bound"]
 
 @singledispatch
 def density_bound(diffusion: Diffusion, score: Score, y: Tensor) -> Tensor:
-    """One estimate of a lower bound on log p_θ(y_ε) for each state y (n, K, *event_shape).
+    """One estimate of a lower bound on log p_θ(y_ε) for each state.
 
     In closed form it is the denoising score matching bound from y, at one random time per state
     with noise in ± pairs: two network calls. For simulated paths it is that of
     :mod:`pyro_mdm.simulated.path_integral`.
 
+    Args:
+        diffusion: the noising diffusion, on whose kind the function is dispatched.
+        score: the score.
+        y: states at ε, (n, K, *event_shape).
+
     Returns:
-        (n,) nats, differentiable in the network and the diffusion.
+        The estimate, (n,) nats, differentiable in the network and the diffusion.
 
     Raises:
         NotImplementedError: a kind of diffusion without a registered bound.
@@ -55,6 +60,7 @@ def _closed_form(diffusion: Kernels, score: Score, y: Tensor) -> Tensor:
     check_counts_all(score, y, "log p(y_ε)")
     start = diffusion.start_time
     # s - ε with density ∝ (s - ε)^{-1/2}: ∇ log q grows like that at the lower end
+    # (at u = 0 the step has no noise, and ∇ log q no value: u is at least 1e-4)
     u = randomness.low_discrepancy(len(y), y.device).clamp_min(1e-4)
     s = start + (diffusion.horizon - start) * u.square()
     weight = 2 * (diffusion.horizon - start) * u
@@ -73,7 +79,7 @@ def _closed_form(diffusion: Kernels, score: Score, y: Tensor) -> Tensor:
     g2 = diffusion.noise_covariance(s)
     g2_both = torch.cat([g2, g2])
     inner = theta * apply_matrix(g2_both, target - 0.5 * theta)
-    # control variate: the prior's score, whose own expectation is known
+    # control variate: the prior's score, whose own expectation has a closed form
     of_prior = apply_matrix(-torch.linalg.inv_ex(diffusion.prior_covariance).inverse, both)
     inner = inner - of_prior * apply_matrix(g2_both, target - 0.5 * of_prior)
     integrand = inner.flatten(1).sum(1).reshape(2, -1).mean(0)
@@ -90,7 +96,7 @@ class _Flip(NamedTuple):
     matrix: Tensor  # M (n, K, K)
     root: Tensor  # F (n, K, K)
     inverse: Tensor  # F^{-1} (n, K, K)
-    sign: Tensor  # (n, K), -1 for what G adds last
+    sign: Tensor  # (n, K), -1 for the noise that G adds last
 
 
 def _flipping_root(diffusion: Kernels, s: Tensor, start: Tensor) -> _Flip:
@@ -116,9 +122,9 @@ def _expected_prior_log_prob(diffusion: Kernels, mean: Tensor, P: Tensor) -> Ten
 
 
 def _prior_expectation(diffusion: Kernels, g2: Tensor, mean: Tensor, F: Tensor) -> Tensor:
-    """E[ s · g² (∇ log q - ½ s) ] for s = -Σ_π^{-1} y and y ~ q = N(mean, F Fᵀ); result (n,).
+    """``E[ s · g² (∇ log q - ½ s) ]`` for ``s = -Σ_π^{-1} y`` and y ~ q = N(mean, F Fᵀ), (n,).
 
-    By parts, E[s · g² ∇ log q] = -∇·(g² s) = tr(g² Σ_π^{-1}) per dimension.
+    By parts, ``E[s · g² ∇ log q] = -∇·(g² s) = tr(g² Σ_π^{-1})`` per dimension.
     """
     inverse = torch.linalg.inv_ex(diffusion.prior_covariance).inverse
     W = inverse @ g2 @ inverse

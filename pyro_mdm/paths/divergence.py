@@ -1,4 +1,4 @@
-"""Divergences between the laws of two paths, registered as KL divergences."""
+"""Divergences between two distributions of paths, registered as KL divergences."""
 
 from __future__ import annotations
 
@@ -30,28 +30,29 @@ __all__ = [
 ]
 
 FAR = 0.05
-"""The prior KL, nats per dimension, at which a prior does not cover the data: for VE a σ_max of
-about three of their root mean square."""
+"""The prior KL from which a prior does not cover the data, in nats per dimension: for VE that of a
+σ_max of about three times their root mean square."""
 
 
 @singledispatch
 def path_divergence(noising: object, generative: object, path: Tensor | None = None) -> PathKL:
-    """The divergence of a noising path from a generative one, by part, for each datum.
+    """The divergence of a noising path from a generative one, by term, for each datum.
 
-    Dispatched on the noising law. Register the divergence of a law of your own by
-    ``@path_divergence.register(Law)`` over a function of (noising, generative, path).
+    Dispatched on the noising distribution. Register the divergence of a kind of your own by
+    ``@path_divergence.register(Kind)`` over a function of (noising, generative, path).
 
     Args:
-        noising, generative: distributions of one diffusion.
-        path: the path at which a decoder is evaluated, (*batch, N, K, *event_shape); simulated laws
-            continue it. None to draw it.
+        noising: distribution of the noising path, a :class:`NoisingLaw`.
+        generative: distribution of the generative path over the same diffusion.
+        path: path at whose end a decoder is evaluated, (*batch, N, K, *event_shape); simulated
+            paths continue it. None to draw it.
 
     Returns:
         :class:`PathKL`, (*batch), nats.
 
     Raises:
-        NotImplementedError: no divergence is registered for the laws.
-        ValueError: laws of different diffusions, or seen at different times.
+        NotImplementedError: no divergence is registered for the distributions.
+        ValueError: paths of different diffusions, or seen at different times.
     """
     raise NotImplementedError(
         f"no divergence is registered for {type(noising).__name__}; see path_divergence"
@@ -75,7 +76,8 @@ def prior_kl(
     """KL(q(y_T | x) ‖ N(0, Σ_π)) in closed form, (*batch), nats.
 
     Args:
-        x: data (*batch, *event_shape), in coordinates.
+        diffusion: diffusion with closed-form kernels.
+        x: data in the coordinates of states, (*batch, *event_shape).
         event_dim: number of dimensions of a datum.
         counted: mask of the dimensions that count, bool, broadcastable to x; None: all.
     """
@@ -85,7 +87,8 @@ def prior_kl(
     d = math.prod(x.shape[x.dim() - event_dim :])
 
     def constants() -> tuple[Tensor, Tensor]:
-        """The part of all data, and the factor of ‖x‖² where nothing is displaced."""
+        """The constant of all data, and the factor of ‖x‖² where nothing is displaced."""
+        # solve_ex and inv_ex here: Σ_π is positive definite, and a check would wait for the device
         end, prior = diffusion.terminal, diffusion.prior_covariance
         trace = torch.linalg.solve_ex(prior, end.covariance).result.diagonal().sum()
         volume = torch.logdet(prior) - end.log_det
@@ -121,11 +124,13 @@ def _prior_kl_by_dimension(
 
 @torch.no_grad()
 def warn_of_prior(diffusion: object, x: Tensor) -> None:
-    """Warn where the prior of a diffusion without a law at rest does not cover data.
+    """Warn where the prior of a diffusion without a stationary distribution does not cover data.
 
-    At rest a prior is reached whatever the data are, and a clock that is too short is no mistake.
+    A stationary prior is reached whatever the data are, and a clock that is too short is no
+    mistake.
 
     Args:
+        diffusion: the noising diffusion.
         x: data (n, *event_shape), in model space; NaN where an entry is missing.
     """
     if not isinstance(diffusion, Kernels) or diffusion.at_rest():
@@ -145,16 +150,20 @@ def warn_of_prior(diffusion: object, x: Tensor) -> None:
 
 
 def path_kl(noising: NoisingPath, generative: GenerativeLaw) -> PathKL:
-    r"""The divergence of the continuous-time path laws. One network call.
+    r"""The divergence of paths in continuous time. One network call.
 
     The diffusion term is :meth:`~pyro_mdm.scores.Score.diffusion_term`: over λ = log SNR for a
     denoiser, over log volume for a score of the raw state.
+
+    Args:
+        noising: distribution of the noising path.
+        generative: distribution of the generative path, seen at ε.
 
     Returns:
         :class:`PathKL`, (*batch), nats.
 
     Raises:
-        ValueError: laws of different diffusions, which are mutually singular.
+        ValueError: paths of different diffusions, whose distributions are mutually singular.
     """
     diffusion = shared_diffusion(noising, generative)
     event_dim = noising.x_dim
@@ -166,9 +175,16 @@ def path_kl(noising: NoisingPath, generative: GenerativeLaw) -> PathKL:
 
 
 def chain_kl(noising: NoisingPath, generative: GenerativeLaw) -> PathKL:
-    """The divergence of the chains on one grid: prior KL + Σ ½ (SNR_i - SNR_{i+1}) E‖x - x̂‖².
+    """The divergence of two chains on one grid, prior KL + ``Σ ½ (SNR_i - SNR_{i+1}) E‖x - x̂‖²``.
 
     Noise is drawn once for each time; the sum over the grid is complete. ``log_snr`` is λ(T).
+
+    Args:
+        noising: distribution of the noising chain.
+        generative: distribution of the generative chain.
+
+    Raises:
+        ValueError: chains of different diffusions or grids.
     """
     diffusion = shared_diffusion(noising, generative)
     if noising.times is None or not torch.equal(noising.times, generative.times):
@@ -213,8 +229,8 @@ def different_diffusions(guide: object, model: object) -> str:
     if one == other:
         what = f"the guide and the model each have a {one} of their own, expected one that both use"
     else:
-        what = f"the guide runs {one} and the model reverses {other}; their path laws are mutually "
-        what += "singular"
+        what = f"the guide runs {one} and the model reverses {other}; their path distributions are "
+        what += "mutually singular"
     return f"{what}. Build both over one diffusion object: DiffusionGuide(model.diffusion)"
 
 
@@ -237,7 +253,11 @@ def _in_short(value: object) -> str:
 
 
 def shared_diffusion(noising: PathLaw, generative: GenerativeLaw) -> Any:
-    """The diffusion of two laws; raises ValueError unless both have the same, of one path."""
+    """The diffusion that two distributions of a path share.
+
+    Raises:
+        ValueError: two diffusions, or paths of different shapes or times.
+    """
     if noising.diffusion.origin is not generative.diffusion.origin:
         raise ValueError(different_diffusions(noising.diffusion, generative.diffusion))
     if noising.x_shape != generative.x_shape:

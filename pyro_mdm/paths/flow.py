@@ -2,10 +2,11 @@ r"""The density of a generative path without noise: the probability-flow ODE.
 
     dy/ds = v(y, s) = f - ½ (g² s_θ + ∇·g²),    log p_ode(y_ε) = log π(y_T) + ∫_ε^T ∇·v(y_s, s) ds
 
-It is a model of its own: its law is that of the SDE only where s_θ is the exact score of noised
-data. For a denoiser the ODE is a flow of z, the only part of the state that it depends on; the rest
-of y_ε has its law given z. The divergence is exact, by d derivatives of a denoiser and K·d of other
-scores, or estimated by Hutchinson probes, which stay the same along a path, so that the ODE is one.
+It is a model of its own: its distribution is that of the SDE only where s_θ is the exact score of
+noised data. For a denoiser the ODE is a flow of z, the only part of the state that it depends on;
+the rest of y_ε has its distribution given z. The divergence is exact, by d derivatives of a
+denoiser and K·d of other scores, or estimated by Hutchinson probes, which stay the same along a
+path, so that there is one ODE.
 
 Sources: Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations",
 ICLR 2021; Grathwohl et al., "FFJORD", ICLR 2019 (probes); torchdiffeq solves it.
@@ -49,12 +50,13 @@ class Solver:
     """Settings of torchdiffeq's solver of the probability-flow ODE, in float64.
 
     Args:
-        method: name of an adaptive method such as ``"dopri5"``, or one of fixed steps such as
+        method: name of an adaptive method such as ``"dopri5"``, or of one with fixed steps such as
             ``"rk4"``.
-        rtol, atol: relative and absolute tolerance of an adaptive method, for every step.
+        rtol: relative tolerance of an adaptive method for every step, at least 1e-13.
+        atol: absolute tolerance of an adaptive method for every step, at least 1e-13.
         steps: number of steps of a fixed method.
-        probes: number of Hutchinson probes; 0 for the exact divergence, with d derivatives a call
-            of a denoiser, K·d of other scores.
+        probes: number of Hutchinson probes; 0 for the exact divergence, by d derivatives a call of
+            a denoiser, K·d of other scores.
 
     Raises:
         ValueError: an unknown method, tolerances that float64 cannot hold, numbers below 1.
@@ -91,12 +93,15 @@ class FlowDensity(NamedTuple):
 def flow_log_prob(
     diffusion: Diffusion, score: Score, y: Tensor, solver: Solver | None = None
 ) -> FlowDensity:
-    """log p_ode(y_ε) of states y (n, K, *event_shape), differentiable in y and in the network.
+    """log p_ode(y_ε) of states, differentiable in the states and in the network.
 
-    With probes it is unbiased for the log density, but its exponential is unbiased for nothing.
+    With probes it is unbiased for the log density, but its exponential is not for the density.
 
     Args:
-        score: a :class:`~pyro_mdm.scores.Score`; its network is called in its own precision.
+        diffusion: the noising diffusion.
+        score: the score; its network is called in its own precision.
+        y: states at ε, (n, K, *event_shape).
+        solver: solver of the ODE; None: an adaptive one with exact divergences.
 
     Raises:
         UnsupportedDiffusionError: a diffusion that depends on contexts or on the data.
@@ -109,6 +114,7 @@ def flow_log_prob(
     require(diffusion, *needed, who="log p_ode(y_ε), of one flow for all data,", fix=fix)
     check_counts_all(score, y, "log p_ode(y_ε)")
     solver = Solver() if solver is None else solver
+    # 52 bits, which float64 holds exactly
     seed = int(randomness.uniform((1,), torch.float64, y.device) * 2**52) if solver.probes else 0
     y = y.double()
     by_z = score.denoises and Cap.READOUT in diffusion.caps
@@ -144,7 +150,7 @@ class _Flow(ABC):
 
     @abstractmethod
     def start(self, y: Tensor) -> tuple[Tensor, Tensor | float]:
-        """The start of the flow of states y_ε, and the known part of their log density."""
+        """The start of the flow of states y_ε, and the terms of log p that do not need the ODE."""
 
     @abstractmethod
     def velocity(self, u: Tensor, y: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
@@ -201,19 +207,20 @@ def _linear_flow(
 class _DenoiserFlow(_Flow):
     r"""The flow of z, the only part of the state that a denoiser depends on: the same for every K.
 
-    With v = e^{-λ}, and data of mean μ and variance σ² per dimension, the flow
+    With ``v = e^{-λ}``, and data of mean μ and variance σ² per dimension, the flow
 
         dz/dλ = -½ (z - x̂(z, λ))      is      dw/dλ = ½ (x̂ - x̂_0) / √(σ² + v)
 
     for w = (z - μ)/√(σ² + v), where x̂_0 = μ + σ²/(σ² + v) (z - μ) is exact for N(μ, σ²). So w is
     constant where the network agrees with a Gaussian fit, and nowhere stiff: few steps are enough.
-    It ends in the law of z_T under the prior, N(0, kᵀ Σ_π k). The rest of y_ε has its law given z,
-    whatever the data.
+    It ends in the distribution of z_T under the prior, N(0, kᵀ Σ_π k). The rest of y_ε has its
+    distribution given z, whatever the data.
 
     u is counted in arsinh((λ + log σ²)/4), or in the diffusion's own way where log SNRs differ
     between dimensions.
     """
 
+    # steps are even in λ where noise and data are of one size, and longer far from there
     WIDTH = 4.0
     diffusion: Kernels
 

@@ -25,29 +25,39 @@ Sampler = Callable[..., Tensor]
 
 
 class GenerativeLaw(PathLaw):
-    """The base class of generative laws: they have a score, and do not depend on x."""
+    """The base class of distributions of generative paths, which have a score and no x."""
 
     has_rsample = False
     score: Score
     times: Any = None
-    """The grid of a chain, (N,); None for a law in continuous time, seen at ε alone."""
+    """The grid of a chain, (N,); None for a path in continuous time, seen at ε alone."""
 
     def expand(self: Self, batch_shape: Sequence[int], _instance: object = None) -> Self:
         return self.expanded(batch_shape, _instance)
 
 
 class GenerativePath(GenerativeLaw):
-    """The law of the reverse SDE run from the prior π at T to ε, seen at ε.
+    """The distribution of the reverse SDE run from the prior π at T to ε, seen at ε.
+
+    ``sample`` simulates the SDE. ``log_prob`` is a *stochastic lower bound* on log p(y_ε),
+    :func:`~pyro_mdm.paths.density_bound`. Its exponential estimates no density: importance weights
+    need :class:`GenerativeChain`, and Pyro's inference that takes them is refused.
 
     Args:
         diffusion: the noising diffusion that is reversed.
-        score: a :class:`~pyro_mdm.scores.Score`.
+        score: the score, a :class:`~pyro_mdm.scores.Score`.
         event_shape: shape of a datum.
-        sampler: the integrator of the SDE (:mod:`pyro_mdm.samplers`).
+        sampler: integrator of the SDE (:mod:`pyro_mdm.samplers`); None: no samples.
+        batch_shape: batch shape of the distribution.
 
-    ``sample`` simulates the SDE. ``log_prob`` is a *stochastic lower bound* on log p(y_ε),
-    :func:`~pyro_mdm.paths.density_bound`. Its exponential estimates nothing: importance weights
-    need :class:`GenerativeChain`, and Pyro's inference that takes them is refused.
+    Example:
+        >>> from pyro_mdm import CLD, Denoiser
+        >>> from pyro_mdm.networks import MLP
+        >>> from pyro_mdm.samplers import ExponentialIntegrator
+        >>> score = Denoiser.fit(MLP(2), torch.randn(100, 2))
+        >>> path = GenerativePath(CLD(), score, (2,), sampler=ExponentialIntegrator(10))
+        >>> path.sample((3,)).shape  # 3 states at ε, K = 2 variables of 2 dimensions
+        torch.Size([3, 1, 2, 2])
     """
 
     def __init__(
@@ -84,8 +94,11 @@ class GenerativePath(GenerativeLaw):
     def log_prob(self, value: Tensor) -> Tensor:
         """A stochastic lower bound on log p_θ(y_ε), (*batch), nats.
 
+        Args:
+            value: states at ε, (*batch, 1, K, *event_shape).
+
         Raises:
-            ValueError: Pyro's inference asks for it to take exponentials of it, or to walk on it.
+            ValueError: Pyro's inference would exponentiate the bound, or walk on it.
         """
         if (use := inference_in_use()) is not None:
             self.check_density(use)
@@ -116,6 +129,10 @@ class BoundScore:
 
     States may have any dtype (samplers hold them in float64): the network receives its own, and the
     result is cast back.
+
+    Args:
+        diffusion: the noising diffusion.
+        score: the score.
     """
 
     def __init__(self, diffusion: Diffusion, score: Score) -> None:
@@ -138,8 +155,10 @@ class BoundScore:
         return theta.to(y.dtype), of_score.to(y.dtype)
 
     def denoise(self, y: Tensor, s: Tensor, noise: float = 1.0) -> Tensor:
-        """x̂, (*batch, *event_shape), in y's dtype, for the backward process with noise η g²:
-        the same for every η, unless the drift of noising paths sees the data."""
+        """x̂, (*batch, *event_shape), in y's dtype, for the backward process with noise η g².
+
+        It is the same for every η, unless the drift of noising paths sees the data.
+        """
         return self.parameterization.aim(self.diffusion, y.to(self.dtype), s, noise).to(y.dtype)
 
     def __getattr__(self, name: str) -> Any:

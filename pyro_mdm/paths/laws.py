@@ -1,4 +1,4 @@
-"""The law of the noising path for every kind of diffusion."""
+"""The distribution of the noising path for every kind of diffusion."""
 
 from __future__ import annotations
 
@@ -24,18 +24,21 @@ def noising_law(
     event_dim: int | None = None,
     simulation: Simulation | None = None,
 ) -> NoisingLaw:
-    """The law q(path | x): in closed form where there is one, else simulated.
+    """The distribution q(path | x): in closed form where there is one, else simulated.
 
     Dispatched on the kind of diffusion. Register a function for a kind of your own that is neither
     :class:`~pyro_mdm.diffusions.Kernels` nor simulated.
 
     Args:
-        x: data (batch, *event_shape).
-        times: times at which the path is seen, (N,); None for continuous time.
-        event_dim, simulation: arguments of :class:`~pyro_mdm.DiffusionGuide`.
+        diffusion: the noising diffusion, on whose kind the function is dispatched.
+        x: data, (batch, *event_shape).
+        times: times at which the path is seen, (N,); None: ε alone.
+        event_dim: number of dimensions of a datum; by default all of x's but the first.
+        simulation: settings for simulating a nonlinear diffusion; the diffusion's by default.
     """
     raise NotImplementedError(
-        f"no law of noising paths is registered for {type(diffusion).__name__}; see noising_law"
+        f"no distribution of noising paths is registered for {type(diffusion).__name__}; see "
+        "noising_law"
     )
 
 

@@ -43,10 +43,10 @@ __all__ = [
 ]
 
 Method = Literal["elbo", "importance", "flow"]
-"""The name of a likelihood: the bound, importance weights, or the probability flow."""
+"""The name of an estimator of log p(x): the bound, importance weights, or the probability flow."""
 
 TIMES = 65
-"""The number of times of a grid where none is given."""
+"""The default number of times of a grid."""
 
 
 class Generative(Protocol):
@@ -64,13 +64,13 @@ class Estimator:
 
     Args:
         model: the generative program.
-        method: name of the method, ``elbo``, ``importance`` or ``flow``, see the module.
+        method: name of the method, ``elbo``, ``importance`` or ``flow``, as in the module's text.
         draws: number of draws for each datum: of estimates whose mean is taken (``elbo``, and
             ``flow`` with an estimated divergence), or of weights, for the log of their mean.
         seed: seed of the draws of a batch, by position: they change with its order or size. None
             for fresh draws at every call.
-        times: grid of ``importance``: a number, or (N,) from ε to T; by default the times of a
-            model that is a chain, else :data:`TIMES`.
+        times: grid of ``importance``: a number N of times, or the times from ε to T, (N,); by
+            default the times of a model that is a chain, else :data:`TIMES`.
         solver: solver of the ODE of ``flow``; adaptive by default.
         common: whether the draws of a seed are the same for every datum, so that the estimate is
             one function of x. Its errors are then common to all data.
@@ -145,8 +145,10 @@ class Estimator:
         return self._lower_bound(x)
 
     def _lower_bound(self, x: Tensor) -> Tensor:
-        """The bound at a draw of the context, if there is one; at two where its gradient is that
-        of the score function, each the other's baseline."""
+        """The bound at a draw of the latent context, if there is one.
+
+        It is at two draws, each the other's baseline, where the gradient is a score function's.
+        """
         model = self.model
         one = model.diffusion.for_data(x)
         if one.log_q is None or not torch.is_grad_enabled():
@@ -175,7 +177,11 @@ def _bound(model: Generative, drawn: Drawn, x: Tensor) -> Tensor:
 
 
 def chain_of(model: Generative, times: int | Tensor | None = None) -> GenerativeChain:
-    """The model as a chain on a grid, of :data:`TIMES` times by default.
+    """The model as a chain on a grid.
+
+    Args:
+        model: the generative program.
+        times: a number N of times, or the times from ε to T, (N,); None: :data:`TIMES` of them.
 
     Raises:
         ValueError: a diffusion without closed-form kernels.
@@ -192,7 +198,10 @@ def path_weight(
     """log w of one path on the chain's grid for each datum, (n,) float64.
 
     Args:
-        noising: the distribution of paths from x in float64, at the chain's times.
+        model: the generative program.
+        chain: the program as a chain, from :func:`chain_of`.
+        noising: distribution of paths from x in float64, at the chain's times.
+        x: data, (n, *event_shape).
     """
     path = noising.rsample()
     decoded = _decoded(model, noising.states(path)[0], x)
@@ -205,7 +214,10 @@ def flow_weight(
     """log w of one y_ε for each datum, (n,) float64, and the number of network calls.
 
     Args:
-        noising: the distribution of paths from x in float64, in continuous time.
+        model: the generative program.
+        noising: distribution of paths from x in float64, in continuous time.
+        x: data, (n, *event_shape).
+        solver: solver of the ODE.
     """
     path = noising.rsample()
     (y,) = noising.states(path)

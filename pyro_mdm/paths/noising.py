@@ -17,19 +17,25 @@ __all__ = ["NoisingPath"]
 
 
 class NoisingPath(NoisingLaw):
-    """The law q(y_{s_1}, …, y_{s_N} | x) of a diffusion in closed form: a Gaussian chain.
+    """The distribution ``q(y_{s_1}, …, y_{s_N} | x)`` of a linear diffusion: a Gaussian chain.
 
     Values are (*batch, N, K, *event_shape) in x's dtype; ``rsample`` has gradients in Q, D and the
     clock, and ``log_prob`` is exact.
 
     Args:
-        diffusion: the noising diffusion.
-        x: data, (*batch, *event_shape).
-        times: (N,) increasing times in (0, T]; the start time ε alone by default.
-        event_dim: number of dimensions of a datum; all of x's but the first by default.
+        diffusion: the noising diffusion, with closed-form kernels.
+        x: data in model space, (*batch, *event_shape).
+        times: increasing times in (0, T], (N,); by default the start time ε alone.
+        event_dim: number of dimensions of a datum; by default all of x's but the first.
 
     Raises:
         ValueError: x with no batch dimension or with entries that are not finite.
+
+    Example:
+        >>> from pyro_mdm import CLD
+        >>> path = NoisingPath(CLD(), torch.randn(5, 2), torch.tensor([0.1, 0.5, 1.0]))
+        >>> path.rsample().shape  # 5 data at 3 times, K = 2 variables of 2 dimensions
+        torch.Size([5, 3, 2, 2])
     """
 
     def _kernels(self) -> tuple[Any, Any]:

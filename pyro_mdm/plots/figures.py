@@ -76,7 +76,7 @@ DPI = 160
 CARD = (5.6, 3.2)  # inches: the shape of an image on TensorBoard's first page
 LEAST = 0.005  # bits/dim above and below a curve that an axis shows: less is no change
 TIME = "noising time s   (0 data, T noise)"
-MOST_IMAGES = 6  # rows of pictures of what a diffusion makes of data
+MOST_IMAGES = 6  # rows of pictures of a diffusion's effect on data
 COLUMNS = 100  # of a heat map, at most
 PRIOR_DRAWS = 4096  # for the quantiles that paths should arrive at
 PRESETS = {"VPSDE": VPSDE, "CLD": CLD, "MALDA": MALDA, "ALDA": ALDA}
@@ -85,14 +85,14 @@ Record = Mapping[str, Any]
 
 # -- the bound -------------------------------------------------------------------------------------
 def bound_figure(bounds: Mapping[str, Sequence[Record]], title: str = "") -> Figure:
-    """The bound of each part of the data over training, with bands of ± 1 standard error.
+    """The bound of each split of the data over training, with bands of ± 1 standard error.
 
     Args:
-        bounds: the records of each part of the data, at least one each; a single record has a bar.
-        title: name of what was trained, in a line.
+        bounds: records by split of the data, at least one each; a single record has a bar.
+        title: title of the figure, in a line.
 
     Raises:
-        ValueError: no part, or a part without a record.
+        ValueError: no split, or a split without a record.
     """
     _check_records(bounds)
     figure = new_figure(*CARD)
@@ -109,11 +109,11 @@ def terms_figure(bounds: Mapping[str, Sequence[Record]]) -> Figure:
     """The terms of the bound over training, each in a panel with its band.
 
     Args:
-        bounds: the records of each part of the data, at least one each; the terms of the last part
-            with several are shown.
+        bounds: records by split of the data, at least one each; the terms of the last split with
+            several are shown.
 
     Raises:
-        ValueError: no part, or a part without a record.
+        ValueError: no split, or a split without a record.
     """
     _check_records(bounds)
     split = ([name for name, records in bounds.items() if len(records) > 1] or [*bounds])[-1]
@@ -133,14 +133,14 @@ def terms_figure(bounds: Mapping[str, Sequence[Record]]) -> Figure:
 
 def _check_records(bounds: Mapping[str, Sequence[Record]]) -> None:
     if not bounds or not all(bounds.values()):
-        raise ValueError(f"records of {list(bounds)}, expected at least one of at least one part")
+        raise ValueError(f"records of {list(bounds)}, expected at least one of at least one split")
 
 
 IN_WORDS = {
-    "diffusion": "diffusion: told by the network",
-    "reconstruction": "reconstruction: told at the start",
+    "diffusion": "diffusion: along the path",
+    "reconstruction": "reconstruction: at the start",
     "prior_kl": "prior KL: left in the noise",
-    "context": "context: told by the context",
+    "context": "context: in the context",
 }
 """The terms of the bound in words."""
 
@@ -180,8 +180,8 @@ def diffusion_term_figure(edges: object, mean: object, standard_error: object) -
 
     Args:
         edges: increasing bounds of the intervals of log SNR, (n + 1,).
-        mean: the diffusion term per interval, (n,), in bits/dim; NaN where nothing was drawn.
-        standard_error: its Monte Carlo standard error, (n,).
+        mean: diffusion term of each interval, (n,), in bits/dim; NaN where nothing was drawn.
+        standard_error: Monte Carlo standard error of the diffusion term, (n,), in bits/dim.
 
     Raises:
         ValueError: shapes that do not fit together.
@@ -214,6 +214,9 @@ def diffusion_term_history_figure(bounds: Sequence[Record]) -> Figure:
 
     In bits/dim per unit of log SNR: the integral of a column is the diffusion term at that step.
     Grey: nothing was drawn there. Of many records, about 100 are shown.
+
+    Args:
+        bounds: records of one split of the data, the earliest first.
 
     Raises:
         ValueError: no record.
@@ -264,7 +267,7 @@ def _sides(steps: np.ndarray) -> np.ndarray:
 
 
 MOST_LINES = 256
-"""Lines of different clocks in a picture."""
+"""The largest number of lines of different clocks in a picture."""
 
 
 # -- the diffusion ---------------------------------------------------------------------------------
@@ -276,6 +279,10 @@ def snapshot(diffusion: Diffusion, points: int = 65) -> dict[str, Any]:
     ``terminal_log_snr`` λ(T). For a linear diffusion also ``Q`` and ``D``, (K, K), and
     ``eigenvalues`` of b(T) A_0, K pairs (real, imaginary), at the middle of the clock if they vary
     in time.
+
+    Args:
+        diffusion: the diffusion.
+        points: number of times from 0 to T.
     """
     s = torch.linspace(0.0, diffusion.horizon, points, dtype=torch.float64)
     on_device = s.to(diffusion.start_time.device)
@@ -323,7 +330,7 @@ def eigenvalues_figure(
 
     Args:
         snapshots: records with ``step`` and ``eigenvalues``, at least one.
-        presets: eigenvalues to compare with, see :func:`preset_eigenvalues`.
+        presets: eigenvalues of presets by name, for comparison, see :func:`preset_eigenvalues`.
 
     Raises:
         ValueError: no snapshot.
@@ -379,6 +386,10 @@ def clock_figure(snapshots: Sequence[Record], most: int = 6) -> Figure:
 
     A clock that never changed is drawn once.
 
+    Args:
+        snapshots: records with ``step``, ``times``, ``rate`` and ``clock``, at least one.
+        most: largest number of snapshots that are drawn.
+
     Raises:
         ValueError: no snapshot.
     """
@@ -406,10 +417,14 @@ def clock_figure(snapshots: Sequence[Record], most: int = 6) -> Figure:
 
 @torch.no_grad()
 def log_snr_map_figure(diffusion: Kernels, points: int = 101) -> Figure:
-    """The log SNR of each data dimension, less the common one, from ε to T.
+    """The log SNR of each data dimension − the common one, from ε to T.
 
     Left, a line for each different clock. Right, for images, the map at three times; blue
     dimensions are noised early.
+
+    Args:
+        diffusion: diffusion with a clock for each data dimension.
+        points: number of points from ε to T.
     """
     u = torch.linspace(0, 1, points, dtype=torch.float64, device=diffusion.start_time.device)
     maps = diffusion.level(u).log_snr.cpu()
@@ -423,7 +438,7 @@ def log_snr_map_figure(diffusion: Kernels, points: int = 101) -> Figure:
     axes = figure.add_subplot(grid[0, 0])
     for line in lines.unbind(1)[:MOST_LINES]:
         axes.plot(u.cpu().numpy(), line.numpy(), lw=0.8, alpha=0.7)
-    axes.set(xlabel="part u of the common way", ylabel="log SNR less the common one", xlim=(0, 1))
+    axes.set(xlabel="part u of the common way", ylabel="log SNR − the common one", xlim=(0, 1))
     axes.set_title(f"{lines.shape[1]} different, of {apart[0].numel()} in the map", fontsize=9)
     if image is None:
         return figure
@@ -440,13 +455,14 @@ def log_snr_map_figure(diffusion: Kernels, points: int = 101) -> Figure:
 
 @torch.no_grad()
 def views_figures(diffusion: Diffusion, x: Tensor) -> dict[str, Figure]:
-    """Figures of what a diffusion does to data, one for each of its views, by name.
+    """Figures of the effect of a diffusion on data, one for each of its views, by name.
 
     Columns are the data and then the stages of the view (:meth:`~pyro_mdm.Diffusion.views`). Images
     have a row each. Other data have one row of points, by their first two features, coloured by the
     view of the first.
 
     Args:
+        diffusion: diffusion that sees the data.
         x: data in model space, (n, *event_shape); a few images are drawn.
     """
     image = x.dim() == 4
@@ -490,7 +506,12 @@ def _view_of_points(name: str, stages: Tensor, x: Tensor) -> Figure:
 
 @torch.no_grad()
 def curves_figure(diffusion: LinearDiffusion, points: int = 200) -> Figure:
-    """Three panels over time: a(s), the entries of Σ(s), and log SNR(s)."""
+    """Three panels over time: a(s), the entries of Σ(s), and log SNR(s).
+
+    Args:
+        diffusion: linear diffusion of one block.
+        points: number of times from ε to T.
+    """
     T, start = diffusion.horizon, diffusion.start_time
     figure = new_figure(11.0, 3.5)
     left, middle, right = figure.subplots(1, 3)
@@ -510,7 +531,18 @@ def curves_figure(diffusion: LinearDiffusion, points: int = 200) -> Figure:
 def draw_moments(
     left: Axes, right: Axes, diffusion: LinearDiffusion, points: int = 200, fontsize: int = 8
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a(s) and the entries of Σ(s) over time from ε to T; returns times and log SNR."""
+    """Draw a(s) and the entries of Σ(s) over time from ε to T.
+
+    Args:
+        left: axes of a(s).
+        right: axes of Σ(s).
+        diffusion: linear diffusion of one block.
+        points: number of times from ε to T.
+        fontsize: size of the legend's letters, in points.
+
+    Returns:
+        The times and their log SNRs, (points,) each.
+    """
     K, start = diffusion.num_variables, diffusion.start_time
     times = torch.linspace(float(start), diffusion.horizon, points, dtype=torch.float64)
     marginal = diffusion.marginal(times.to(start.device))
@@ -540,11 +572,11 @@ def paths_figure(
     and 95% quantiles of the prior, which paths should reach.
 
     Args:
-        diffusion: a diffusion without a closed form.
-        x: data, (n, *event_shape), in model space; of more than ``most``, evenly chosen ones.
-        points: the number of times from ε to T, between which lines are straight.
-        most: the most paths.
-        seed: the seed of the noise; the caller's random state is kept.
+        diffusion: diffusion without a closed form.
+        x: data in model space, (n, *event_shape); of more than ``most``, evenly chosen ones.
+        points: number of times from ε to T, between which lines are straight.
+        most: largest number of paths.
+        seed: seed of the noise; the caller's random state is kept.
 
     Raises:
         ValueError: fewer than 2 data.
@@ -608,11 +640,11 @@ def field_figure(
     force is in the velocity's row. Arrows show the direction of the drift, colours its size.
 
     Args:
-        diffusion: a diffusion of points of the plane.
-        x: data (n, 2) in model space, drawn as dots.
-        times: times in [ε, T]; by default ε, T, and the one half way by clock and log SNR.
-        reach: largest coordinate that is drawn, ±; by default as far as the prior and x reach.
-        arrows: the number of arrows in a row.
+        diffusion: diffusion of points of the plane.
+        x: data in model space, (n, 2), drawn as dots.
+        times: times in [ε, T], (m,); by default ε, T, and the one half way by clock and log SNR.
+        reach: largest coordinate that is drawn, ±; by default that of the prior and x.
+        arrows: number of arrows in a row.
 
     Raises:
         ValueError: x of another shape, times outside [ε, T].
@@ -667,7 +699,12 @@ def field_figure(
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches, drawn off screen with any backend."""
+    """An empty figure, drawn off screen with any backend.
+
+    Args:
+        width: width in inches.
+        height: height in inches.
+    """
     figure = Figure((width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure

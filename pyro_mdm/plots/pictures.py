@@ -31,13 +31,13 @@ def image_grid(images: Tensor, *, columns: int | None = None, side: int = 512) -
     """A grid of images, enlarged by a whole factor so that small ones can be seen.
 
     Args:
-        images: images (n, C, H, W) with C = 1 or 3: uint8, or numbers in [0, 1]
-            (others are clipped).
-        columns: number of images per row; None: about as many as rows.
-        side: the most pixels of a side of the enlarged grid.
+        images: images, (n, C, H, W) with C = 1 or 3: uint8, or numbers in [0, 1] (others are
+            clipped).
+        columns: number of images in a row; None: about as many as rows.
+        side: largest side of the enlarged grid, in pixels.
 
     Returns:
-        uint8 (3, height, width).
+        The grid, uint8 (3, height, width).
 
     Raises:
         ValueError: another shape, or no image.
@@ -67,9 +67,9 @@ def ranked_images_figure(images: Tensor, bits: Tensor, errors: Tensor) -> Figure
     """Two rows of images: the better half by bits/dim, best first, and the worse, worst first.
 
     Args:
-        images: images (n, C, H, W) uint8 with C = 1 or 3, n ≥ 2.
-        bits, errors: bits/dim of each image and their Monte Carlo standard errors, (n,), written
-            above it.
+        images: images, (n, C, H, W) uint8 with C = 1 or 3, n ≥ 2.
+        bits: bits/dim of each image, (n,), written above it.
+        errors: Monte Carlo standard errors of the bits/dim, (n,).
 
     Raises:
         ValueError: other shapes.
@@ -139,7 +139,11 @@ def noising_figure(
     each row. Vectors are scattered by their first two coordinates, or by one and ε.
 
     Args:
-        x: images (n, C, H, W), of which the first is drawn, or vectors (n, features).
+        diffusion: the noising diffusion.
+        x: images, (n, C, H, W), of which the first is drawn, or vectors, (n, features), in model
+            space.
+        columns: number of columns, from ε to T.
+        seed: seed of the noise.
 
     Raises:
         ValueError: x of another shape.
@@ -175,7 +179,15 @@ def draw_noising(
     columns: int = 9,
     seed: int = 0,
 ) -> None:
-    """Draw :func:`noising_figure` into an empty figure or subfigure."""
+    """Draw :func:`noising_figure` into an empty figure or subfigure.
+
+    Args:
+        figure: the empty figure.
+        diffusion: the noising diffusion.
+        x: images or vectors, as for :func:`noising_figure`.
+        columns: number of columns, from ε to T.
+        seed: seed of the noise.
+    """
     K, image = diffusion.num_variables, x.dim() == 4
     x = x[:1] if image else x[:512]
     device = diffusion.start_time.device

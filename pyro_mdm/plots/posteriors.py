@@ -1,4 +1,4 @@
-"""Pictures of posteriors: parameters in pairs, and what is simulated from them beside the data."""
+"""Pictures of posteriors: parameters in pairs, and simulations from them beside the data."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ Draws = Mapping[str, Tensor]
 Bands = tuple[tuple[float, float, str], ...]
 
 PRIOR, POSTERIOR, TRUTH = "0.8", "C0", "C3"
-"""The colours of a prior, of a posterior, and of what is true or observed."""
+"""The colours of a prior, of a posterior, and of true or observed values."""
 POINTS, BINS = 2000, 30
-"""The most points of a panel, and the most bins of a histogram."""
+"""The largest numbers of points in a panel and of bins in a histogram."""
 MOST = 12
-"""The most parameters of a picture."""
+"""The largest number of parameters in a picture."""
 BANDS: Bands = ((0.05, 0.95, "#c6dbef"), (0.25, 0.75, "#6baed6"))
 """Quantiles of bands of predictions, and their colours."""
 OF_PRIOR: Bands = ((0.05, 0.95, "0.88"),)
@@ -57,8 +57,8 @@ def posterior_figure(
     Args:
         drawn: draws of the posterior by site, (n, *shape).
         prior: draws of the prior by site, (m, *shape).
-        truth: the true parameters by site, (*shape), where they are known.
-        most: the most parameters, 12 at most.
+        truth: true parameters by site, (*shape); None: not drawn.
+        most: largest number of parameters, from 1 to 12.
 
     Raises:
         ValueError: ``most`` is not from 1 to 12.
@@ -158,14 +158,14 @@ def _label(axes: Axes, i: int, j: int, names: list[str], limits: list[tuple[floa
 
 
 def predictive_figure(replicated: Draws, observed: Draws, prior: Draws | None = None) -> Figure:
-    """What is simulated from a posterior, beside the observation: one panel for each site of data.
+    """Simulations from a posterior beside the observation: one panel for each site of data.
 
     Numbers of a site stand in the order of its value, as bands from the 5% to the 95% quantile and
     from the 25% to the 75% one. A missing number (NaN) has bands alone.
 
     Args:
         replicated: simulations from the posterior by site, (n, *shape).
-        observed: the observation by site, (*shape).
+        observed: observed values by site, (*shape).
         prior: simulations from the prior by site, (m, *shape), whose outer band is drawn beneath.
     """
     from matplotlib.lines import Line2D

@@ -1,4 +1,4 @@
-"""A page for an image that was restored: what was measured, what is likely, what is not known."""
+"""A page for an image that was restored: its measurement, likely images, and their spread."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["restoration_figure"]
 
 COLUMNS = 6
-"""Pictures in a row: of draws, and of the way from noise."""
+"""The number of pictures in a row: of draws, and of the way from noise."""
 UNSEEN = "#9db8de"
 """The colour of pixels that are not seen."""
 
@@ -34,18 +34,19 @@ def restoration_figure(
     title: str = "",
     interval: str = "90%",
 ) -> Figure:
-    """A page of an image, of which pixels range from -1 to 1.
+    """A page of a restored image, whose pixels range from -1 to 1.
 
-    It has what was measured, the mean of the draws, and the half-width of the interval of each
-    pixel, averaged over its channels; some of the draws; and x̂ of the first draw, from noise on.
+    It has the measurement, the mean of the draws, and the half-width of the interval of each pixel,
+    averaged over its channels; some of the draws; and x̂ of the first draw, from noise on.
 
     Args:
-        measured: an image (C, h, w) of any size, or numbers (m,).
+        measured: the measurement, an image (C, h, w) of any size, or numbers, (m,).
         seen: mask of its pixels that are seen, bool (h, w); None: all.
         draws: draws of the image, (S, C, H, W).
         half_width: half-width of the interval, (C, H, W).
-        way: pictures on the way from noise to the image, (L, C, H, W).
+        way: estimates x̂ on the way from noise to the image, (L, C, H, W).
         log_snr: log SNRs of the L pictures, (L,).
+        title: title of the page.
         interval: name of the interval, in words.
 
     Raises:

@@ -2,8 +2,8 @@
 
 A table is its columns by name, each (n,): a mapping of arrays, lists or tensors, or a data frame.
 Numbers and dates are drawn in their own units, all else as categories. These stand in the order of
-a column that knows one, as pandas' categorical ones do, or else by frequency. What is missing is
-None or NaN. A share of rows is one of those where the entry is there.
+the column if it has one, as pandas' categorical columns do, or else by frequency. A missing entry
+is None or NaN. A share of rows is one of the rows where the entry is present.
 """
 
 from __future__ import annotations
@@ -31,39 +31,40 @@ Values = NDArray[np.float64]
 Columns = Mapping[str, Any]
 
 PANEL = (2.0, 1.62)
-"""The size of a small panel, inches."""
+"""The width and height of a small panel, in inches."""
 MOST_COLUMNS = 48
-"""The most columns of a picture of each alone, and panels of one of calibration."""
+"""The largest number of columns in a picture of marginals, and of panels in one of calibration."""
 MOST_LEVELS, MOST_BINS = 10, 30
-"""The most bars of a column of categories, and bins of one of numbers."""
+"""The largest numbers of bars for a column of categories, and of bins for one of numbers."""
 LETTERS = 22
-"""The most letters of a name."""
+"""The largest number of letters of a name."""
 SPIKE = (5, 0.02, 2, 6)
-"""How often a number is there, in which share of rows, and how many times as often as any that is
-no spike, to be drawn beside the bins; and the most of these."""
+"""The least count of a spike, its least share of rows, the least ratio of its count to that of any
+number that is none, and the largest number of spikes."""
 POINTS = 400
-"""The most points of a table in each panel of pairs."""
+"""The largest number of points of a table in each panel of pairs."""
 COMPARED, RANKED = 30, 1000
-"""The most columns, and rows of them, of which dependence is measured."""
+"""The largest numbers of columns and of rows for which dependence is measured."""
 LOOKS: dict[str, dict[str, Any]] = {
     "observed": {"color": "0.5"},
     "drawn": {"color": "C0"},
 }
 BINS = 10
-"""The most bins of a reliability curve, of about as many probabilities each."""
+"""The largest number of bins of a reliability curve, of about as many probabilities each."""
 
 
 def marginals_figure(observed: Columns, drawn: Columns | None = None) -> Figure:
     """Each column of a table by itself, observed and drawn beside each other.
 
-    Numbers have a histogram. One that repeats, such as 0 where there is often nothing, is a spike
-    of its own beside it; where it would dwarf the bins it leaves the panel, and its share stands
-    there. Small whole numbers and categories have bars, with the standard error of a share. Of
-    more than 10 categories the rarest are one bar; of more than 48 columns the first are drawn.
+    Numbers have a histogram. A number that repeats often, such as 0, is a spike of its own beside
+    it; where it would dwarf the bins it leaves the panel, and its share stands there. Small whole
+    numbers and categories have bars, with the standard error of a share. Of more than 10 categories
+    the rarest are one bar; of more than 48 columns the first are drawn.
 
     Args:
-        observed: columns of the table.
-        drawn: columns of rows that a model draws; there may be more. None: the table alone.
+        observed: columns of the table by name, (n,) each.
+        drawn: columns of rows that a model draws, by name; there may be more. None: the table
+            alone.
 
     Raises:
         ValueError: no column; columns of different lengths, or without a value; a column that
@@ -93,12 +94,13 @@ def pairs_figure(observed: Columns, drawn: Columns | None = None, *, most: int =
     30 columns the first 30 are considered.
 
     Args:
-        observed, drawn: see :func:`marginals_figure`.
-        most: the most columns, 12 at most.
+        observed: columns of the table by name, (n,) each.
+        drawn: columns of rows that a model draws, by name; None: the table alone.
+        most: largest number of columns, from 2 to 12.
 
     Raises:
-        ValueError: ``most`` is not from 2 to 12; fewer than two columns; what
-            :func:`marginals_figure` refuses.
+        ValueError: ``most`` is not from 2 to 12; fewer than two columns; else as for
+            :func:`marginals_figure`.
     """
     if not 2 <= most <= 12:
         raise ValueError(f"most is {most}, expected from 2 to 12 columns")
@@ -144,27 +146,27 @@ def calibration_figure(
 ) -> Figure:
     """Whether predictions of entries are calibrated, for all columns together and for each one.
 
-    A panel of numbers has the share of true values inside of central intervals of the predicted
-    law, by the nominal level of these. It is below the diagonal where intervals are too narrow. A
+    A panel of numbers has the share of true values inside of central intervals of the prediction,
+    by the nominal level of these. It is below the diagonal where intervals are too narrow. A
     panel of categories has a reliability curve of all of them: how often a category is true, by
     the probability that was predicted, in bins of about as many.
 
     In 95 of 100 panels of a calibrated model a point of the curve is in the grey band, which is
-    that of the binomial law, or on the error bar of a bin. Entries of a row are not independent:
-    the band of all columns together is by rows.
+    that of the binomial distribution, or on the error bar of a bin. Entries of a row are not
+    independent: the band of all columns together is by rows.
 
     Args:
-        pit: probability integral transforms by column, each (n,), the same rows in all: the mass
-            that the predicted distribution has below the true value, plus a random part of the mass
+        pit: probability integral transforms by column, (n,) each, the same rows in all: the mass
+            of the predicted distribution below the true value, plus a random fraction of the mass
             at it (:func:`pyro_mdm.posteriors.ranks` by draws). NaN where no entry was predicted.
-        classes: predictions of categories by column: probabilities (n, C) and which was true,
-            (n,), NaN where none was predicted. Frequencies among draws are noisy, and the largest
-            one is too large. So give two of them, (2, n, C), of different draws: the first sorts
-            into bins and chooses, the second says how probable what is in them is.
+        classes: predictions of categories by column: probabilities, (n, C), and the index of the
+            true category, (n,), NaN where none was predicted. Frequencies among draws are noisy,
+            and the largest one is too large. So give two of them, (2, n, C), of different draws:
+            the first chooses the bins, the second gives the probabilities in them.
 
     Raises:
-        ValueError: no column; other shapes; numbers outside of [0, 1]; a column where nothing was
-            predicted.
+        ValueError: no column; other shapes; numbers outside of [0, 1]; a column without a
+            prediction.
     """
     numbers = {name: _transforms(name, values) for name, values in pit.items()}
     predicted = {name: _predicted(name, *pair) for name, pair in (classes or {}).items()}
@@ -211,7 +213,7 @@ class _Column:
 
     @property
     def present(self) -> dict[str, Values]:
-        """The numbers that are there."""
+        """The numbers that are present."""
         return {label: v[~np.isnan(v)] for label, v in self.values.items()}
 
     @property

@@ -5,10 +5,10 @@ TensorBoard sorts tags by group, the part before the first slash, capitals first
 first two groups of its Time Series page. The groups are, in this order::
 
     Overview        the bound with a band of its error, samples, and the terms of the bound
-    bound           the bound and its terms for each part of the data, in bits/dim
+    bound           the bound and its terms for each split of the data, in bits/dim
     nats            the same in nats per datum, with the signs of ELBOTerms
     noising         the noising diffusion: Q, D and their eigenvalues, the clock, the ends, paths;
-                    noised data, and what a guide that sees the data does to them
+                    noised data, and the effect of a guide that sees the data
     objective       the objective of training
     samples         samples by sampler; columns of a table in pairs
     test            figures of test data, made once, at the end
@@ -71,9 +71,9 @@ __all__ = [
 
 TERMS = ("bits_per_dim", *measured.ALL_TERMS)
 """Terms of the bound that are written, by name."""
-PARTS = ("train", "validation")
+SPLITS = ("train", "validation")
 GROUPS = {"bits/dim": "bound", "nats": "nats"}
-"""The groups of tags of the bound, by unit."""
+"""The group of tags of the bound by unit."""
 Terms = Mapping[str, tuple[float, float]]
 Record = Mapping[str, Any]
 
@@ -82,15 +82,16 @@ Record = Mapping[str, Any]
 def write_settings(
     writer: SummaryWriter, settings: Mapping[str, str | float], metrics: Mapping[str, str]
 ) -> None:
-    """Start this run's row of the hparams table.
+    """Start the row of a run in the hparams table.
 
     The row belongs to the run itself (``SummaryWriter.add_hparams`` would add another run). The
     table takes its columns from one of its runs, so give every run the same names in the same
     order. It opens with five settings and five metrics.
 
     Args:
+        writer: writer of the run.
         settings: texts or numbers by name.
-        metrics: titles by tag of the scalar; the table shows its last value.
+        metrics: titles by tag of a scalar, whose last value the table shows.
     """
     from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
@@ -136,7 +137,14 @@ def _write_hparams(writer: SummaryWriter, tag: str, **content: Any) -> None:
 def write_text(
     writer: SummaryWriter, tag: str, rows: Mapping[str, str | float], step: int = 0
 ) -> None:
-    """Write names and values as a table on the Text page."""
+    """Write names and values as a table on the Text page.
+
+    Args:
+        writer: writer of the run.
+        tag: tag of the table.
+        rows: values by name.
+        step: number of training steps so far.
+    """
     lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
     writer.add_text(tag, "\n".join(lines), step)
 
@@ -147,24 +155,25 @@ def write_terms(
     terms: ELBOTerms,
     step: int,
     *,
-    part: str = "train",
+    split: str = "train",
     num_dims: int | None = None,
 ) -> None:
-    """Write the terms of the bound in a training loop of your own, each with its standard error::
+    """Write the terms of the bound in your own training loop, each with its standard error::
 
         write_terms(writer, elbo_terms(model, guide, x), step)
 
-    The scalars are means over the batch: ``nats/elbo/<part>``, ``nats/reconstruction/<part>``,
-    ``nats/prior_kl/<part>`` and ``nats/diffusion/<part>``, in nats per datum, with the signs of
+    The scalars are means over the batch: ``nats/elbo/<split>``, ``nats/reconstruction/<split>``,
+    ``nats/prior_kl/<split>`` and ``nats/diffusion/<split>``, in nats per datum, with the signs of
     :class:`~pyro_mdm.elbo.ELBOTerms`: elbo = reconstruction - prior_kl - diffusion. Errors are
     written by :func:`write_mean`, and shown as bands after one call of::
 
         write_layout(writer, ["train"], ["elbo", "reconstruction", "diffusion"], unit="nats")
 
     Args:
-        terms: the terms from :func:`~pyro_mdm.elbo.elbo_terms`, each (batch,), nats.
+        writer: writer of the run.
+        terms: terms from :func:`~pyro_mdm.elbo.elbo_terms`, (batch,) each, nats.
         step: number of training steps so far.
-        part: the part of the data that the batch is from, such as ``"validation"``.
+        split: name of the split of the data that the batch is from, such as ``"validation"``.
         num_dims: number d of dimensions of a datum; if given, scalars in bits/dim are written too,
             as by :func:`write_bound`: bits_per_dim = reconstruction + prior_kl + diffusion
             (+ context).
@@ -179,19 +188,19 @@ def write_terms(
             "pass elbo_terms(model, guide, x)"
         )
     nats = dict(terms.items())
-    scalars = {f"nats/{name}/{part}": values for name, values in nats.items()}
+    scalars = {f"nats/{name}/{split}": values for name, values in nats.items()}
     if num_dims is not None:
         costs = {"bits_per_dim": terms.elbo, "reconstruction": terms.reconstruction}
         costs |= {name: -nats[name] for name in measured.ALL_TERMS[1:] if name in nats}
         for name, log_p in costs.items():
-            scalars[f"bound/{name}/{part}"] = bits_per_dim(log_p, num_dims)
+            scalars[f"bound/{name}/{split}"] = bits_per_dim(log_p, num_dims)
     for tag, values in scalars.items():
-        write_mean(writer, tag, *measured.Measured.of(values), step)
+        write_mean(writer, tag, *measured.Measured.from_values(values), step)
 
 
 def write_layout(
     writer: SummaryWriter,
-    parts: Sequence[str] = PARTS,
+    splits: Sequence[str] = SPLITS,
     terms: Sequence[str] = TERMS[:-1],
     *,
     others: Sequence[str] = (),
@@ -202,10 +211,11 @@ def write_layout(
     The last of several calls counts.
 
     Args:
-        parts: parts of the data, as given to :func:`write_bound` or :func:`write_terms`.
-        terms: the terms whose errors will be written.
+        writer: writer of the run.
+        splits: names of the splits that :func:`write_bound` or :func:`write_terms` will write.
+        terms: names of the terms whose errors will be written.
         others: further tags that :func:`write_mean` will write.
-        unit: the unit, bits/dim or nats.
+        unit: unit of the terms, "bits/dim" or "nats".
 
     Raises:
         ValueError: another unit.
@@ -213,7 +223,7 @@ def write_layout(
     if unit not in GROUPS:
         raise ValueError(f"unit is {unit!r}, expected one of {', '.join(GROUPS)}")
     group = GROUPS[unit]
-    tags = {term: [f"{group}/{term}/{split}" for split in parts] for term in terms}
+    tags = {term: [f"{group}/{term}/{split}" for split in splits] for term in terms}
     tags |= {tag: [tag] for tag in others}
     layout = {
         f"{term} ({unit} ± 1 s.e.)": {
@@ -233,6 +243,13 @@ def write_mean(writer: SummaryWriter, tag: str, value: float, error: float, step
 
     The error is ``uncertainty/standard_error/<tag>``, the ends ``uncertainty/low/<tag>`` and
     ``uncertainty/high/<tag>``, for the margin charts. An error that is not finite is left out.
+
+    Args:
+        writer: writer of the run.
+        tag: tag of the mean.
+        value: the mean.
+        error: standard error of the mean.
+        step: number of training steps so far.
     """
     writer.add_scalar(tag, value, step)
     if math.isfinite(error):
@@ -243,15 +260,16 @@ def write_mean(writer: SummaryWriter, tag: str, value: float, error: float, step
 
 
 def write_bound(
-    writer: SummaryWriter, part: str, terms: Terms, step: int, *, num_dims: int | None = None
+    writer: SummaryWriter, split: str, terms: Terms, step: int, *, num_dims: int | None = None
 ) -> None:
-    """Write the bound of one part of the data, term by term, with errors as :func:`write_mean`.
+    """Write the bound of one split of the data, term by term, with errors as :func:`write_mean`.
 
-    Tags are ``bound/<term>/<part>``, and without errors ``nats/<term>/<part>`` if ``num_dims`` is
+    Tags are ``bound/<term>/<split>``, and without errors ``nats/<term>/<split>`` if ``num_dims`` is
     given: nats of the data as they are stored, log-determinants and levels included.
 
     Args:
-        part: name of the part of the data, ``"train"``, ``"validation"`` or ``"test"``.
+        writer: writer of the run.
+        split: name of the split of the data, ``"train"``, ``"validation"`` or ``"test"``.
         terms: pairs (value, standard error) in bits/dim of ``bits_per_dim``, ``reconstruction``,
             ``prior_kl`` and ``diffusion``, or of some of these.
         step: number of training steps so far.
@@ -263,18 +281,27 @@ def write_bound(
     if unknown := sorted(set(terms) - set(TERMS)):
         raise ValueError(f"unknown terms {unknown}, expected some of {list(TERMS)}")
     for term, (value, error) in terms.items():
-        write_mean(writer, f"bound/{term}/{part}", value, error, step)
+        write_mean(writer, f"bound/{term}/{split}", value, error, step)
         if num_dims is not None:
             nats = value * num_dims * math.log(2)
             likelihood = term in ("bits_per_dim", "reconstruction")
             name = "elbo" if term == "bits_per_dim" else term
-            writer.add_scalar(f"nats/{name}/{part}", -nats if likelihood else nats, step)
+            writer.add_scalar(f"nats/{name}/{split}", -nats if likelihood else nats, step)
 
 
 def write_diffusion_term(
     writer: SummaryWriter, tag: str, edges: object, mean: object, standard_error: object, step: int
 ) -> None:
-    """Write :func:`~pyro_mdm.plots.figures.diffusion_term_figure` as ``tag``."""
+    """Write :func:`~pyro_mdm.plots.figures.diffusion_term_figure` as ``tag``.
+
+    Args:
+        writer: writer of the run.
+        tag: tag of the figure.
+        edges: increasing bounds of the intervals of log SNR, (n + 1,).
+        mean: diffusion term of each interval, (n,), in bits/dim.
+        standard_error: Monte Carlo standard error of the diffusion term, (n,), in bits/dim.
+        step: number of training steps so far.
+    """
     writer.add_figure(tag, figures.diffusion_term_figure(edges, mean, standard_error), step)
 
 
@@ -288,10 +315,11 @@ def write_bound_history(
     """Write ``Overview/bound``, ``Overview/terms`` and ``training/diffusion_term_by_log_snr``.
 
     Args:
-        bounds: the records of each part, see :mod:`pyro_mdm.plots.figures`; the terms of the last
-            part are shown. Nothing is written before its second record.
+        writer: writer of the run.
+        bounds: records by split, see :mod:`pyro_mdm.plots.figures`; the terms of the last split are
+            shown. Nothing is written before its second record.
         step: number of training steps so far.
-        title: name of what was trained, in a line.
+        title: title of the figure, in a line.
     """
     shown = [records for records in bounds.values() if len(records) > 1]
     if shown:
@@ -308,6 +336,11 @@ def write_diffusion(writer: SummaryWriter, diffusion: LinearDiffusion, step: int
 
     Q is skew-symmetric: its eigenvalues are ±iω, of which the frequencies |ω| are shown. Matrices
     that vary in time are those at the middle of the clock.
+
+    Args:
+        writer: writer of the run.
+        diffusion: linear diffusion of one block.
+        step: number of training steps so far.
     """
     (Q, D, _), K = (matrix.cpu() for matrix in diffusion.frozen()), diffusion.num_variables
     for i in range(K):
@@ -345,8 +378,11 @@ def write_simulated(
     ε (``noising/learned_drift/rms_at_data``) and prior draws at T (``…/rms_at_prior``).
 
     Args:
-        x: data, (n, *event_shape), in model space.
-        seed: the seed of the states; the caller's random state is kept.
+        writer: writer of the run.
+        diffusion: diffusion without a closed form.
+        x: data in model space, (n, *event_shape).
+        step: number of training steps so far.
+        seed: seed of the states; the caller's random state is kept.
     """
     _write_ends(writer, diffusion, step)
     for name, parameter in diffusion.named_parameters():
@@ -375,7 +411,10 @@ def write_views(writer: SummaryWriter, diffusion: Diffusion, x: Tensor, step: in
     Nothing is written for a diffusion that does not see the data.
 
     Args:
+        writer: writer of the run.
+        diffusion: the noising diffusion.
         x: data in model space, (n, *event_shape).
+        step: number of training steps so far.
     """
     for name, figure in figures.views_figures(diffusion, x).items():
         tag = re.sub(r"\W+", "_", name).strip("_")
@@ -388,6 +427,11 @@ def write_curves(writer: SummaryWriter, diffusion: Kernels, step: int) -> None:
     For a diffusion by dimension they are those of the first block, and
     :func:`~pyro_mdm.plots.figures.log_snr_map_figure` is ``noising/log_snr_map``. Clocks that
     differ between data are left to :func:`write_views`.
+
+    Args:
+        writer: writer of the run.
+        diffusion: diffusion with closed-form kernels.
+        step: number of training steps so far.
     """
     reference: Any = diffusion.reference
     writer.add_figure("noising/curves", figures.curves_figure(reference), step)
@@ -405,7 +449,11 @@ def write_paths(
     ``noising/drift_field``.
 
     Args:
-        x: data, (n, *event_shape), in model space.
+        writer: writer of the run.
+        diffusion: diffusion without a closed form.
+        x: data in model space, (n, *event_shape).
+        step: number of training steps so far.
+        seed: seed of the noise.
     """
     writer.add_figure("noising/paths", figures.paths_figure(diffusion, x, seed=seed), step)
     if x.shape[1:] == (2,):
@@ -420,8 +468,9 @@ def write_diffusion_history(
     As ``noising/clock`` and ``noising/eigenvalues``, the latter for linear diffusions of K > 1.
 
     Args:
+        writer: writer of the run.
         snapshots: records of the diffusion, see :func:`pyro_mdm.plots.figures.snapshot`.
-        diffusion: the diffusion as it is now; the presets are scaled to its log SNR at T.
+        diffusion: the current diffusion; the presets are scaled to its log SNR at T.
         step: number of training steps so far.
     """
     if "eigenvalues" in snapshots[-1] and diffusion.num_variables > 1:
@@ -434,21 +483,43 @@ def write_diffusion_history(
 
 # -- pictures --------------------------------------------------------------------------------------
 def write_samples(writer: SummaryWriter, picture: Tensor, step: int) -> None:
-    """Write a picture, uint8 (3, height, width) of :func:`image_grid`, as ``Overview/samples``."""
+    """Write a picture of samples as ``Overview/samples``.
+
+    Args:
+        writer: writer of the run.
+        picture: picture from :func:`~pyro_mdm.plots.pictures.image_grid`, uint8 (3, height, width).
+        step: number of training steps so far.
+    """
     writer.add_image("Overview/samples", picture, step)
 
 
 def write_pictures(
     writer: SummaryWriter, tag: str, by_title: Mapping[str, Tensor], columns: int, step: int
 ) -> None:
-    """Write :func:`~pyro_mdm.plots.pictures.pictures_figure` as ``tag``."""
+    """Write :func:`~pyro_mdm.plots.pictures.pictures_figure` as ``tag``.
+
+    Args:
+        writer: writer of the run.
+        tag: tag of the figure.
+        by_title: pictures by title, uint8 (3, height, width) each.
+        columns: number of pictures in a row.
+        step: number of training steps so far.
+    """
     writer.add_figure(tag, pictures.pictures_figure(by_title, columns), step)
 
 
 def write_ranked_images(
     writer: SummaryWriter, images: Tensor, bits: Tensor, errors: Tensor, step: int
 ) -> None:
-    """Write :func:`~pyro_mdm.plots.pictures.ranked_images_figure` as ``test/best_and_worst``."""
+    """Write :func:`~pyro_mdm.plots.pictures.ranked_images_figure` as ``test/best_and_worst``.
+
+    Args:
+        writer: writer of the run.
+        images: images, (n, C, H, W) uint8.
+        bits: bits/dim of each image, (n,).
+        errors: Monte Carlo standard errors of the bits/dim, (n,).
+        step: number of training steps so far.
+    """
     figure = pictures.ranked_images_figure(images, bits, errors)
     writer.add_figure("test/best_and_worst", figure, step)
 
@@ -456,7 +527,14 @@ def write_ranked_images(
 def write_pairs(
     writer: SummaryWriter, observed: Mapping[str, Any], drawn: Mapping[str, Any], step: int
 ) -> None:
-    """Write :func:`~pyro_mdm.plots.tables.pairs_figure` of a table as ``samples/pairs``."""
+    """Write :func:`~pyro_mdm.plots.tables.pairs_figure` of a table as ``samples/pairs``.
+
+    Args:
+        writer: writer of the run.
+        observed: columns of the table by name, (n,) each.
+        drawn: columns of drawn rows by name.
+        step: number of training steps so far.
+    """
     writer.add_figure("samples/pairs", tables.pairs_figure(observed, drawn), step)
 
 
@@ -467,12 +545,28 @@ def write_calibration(
     classes: Mapping[str, tuple[Any, Any]] | None,
     step: int,
 ) -> None:
-    """Write :func:`~pyro_mdm.plots.tables.calibration_figure` as ``<group>/calibration``."""
+    """Write :func:`~pyro_mdm.plots.tables.calibration_figure` as ``<group>/calibration``.
+
+    Args:
+        writer: writer of the run.
+        group: group of the tag.
+        pit: probability integral transforms by column, (n,) each.
+        classes: predictions of categories by column; None: none.
+        step: number of training steps so far.
+    """
     writer.add_figure(f"{group}/calibration", tables.calibration_figure(pit, classes), step)
 
 
 def write_noising(
     writer: SummaryWriter, diffusion: LinearDiffusion, x: Tensor, step: int, *, seed: int = 0
 ) -> None:
-    """Write :func:`~pyro_mdm.plots.pictures.noising_figure` as ``noising/noising``."""
+    """Write :func:`~pyro_mdm.plots.pictures.noising_figure` as ``noising/noising``.
+
+    Args:
+        writer: writer of the run.
+        diffusion: the noising diffusion.
+        x: images or vectors in model space.
+        step: number of training steps so far.
+        seed: seed of the noise.
+    """
     writer.add_figure("noising/noising", pictures.noising_figure(diffusion, x, seed=seed), step)

@@ -150,7 +150,7 @@ class LogDensity(NamedTuple):
     @property
     def mean(self) -> Measured:
         """The mean over the pairs, with its standard error."""
-        return Measured.of(self.value)
+        return Measured.from_values(self.value)
 
 
 class AmortizedPosterior(nn.Module):

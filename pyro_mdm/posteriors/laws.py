@@ -280,7 +280,7 @@ class ContinuousLaw(FactorLaw):
             diffusion, r, level, noise
         )
         gained = (high - low) * apart.double()
-        return Measured.of(gained.reshape(DRAWS_OF_GAIN, -1).mean(0))
+        return Measured.from_values(gained.reshape(DRAWS_OF_GAIN, -1).mean(0))
 
     def each(self, x: Tensor, theta: Tensor, steps: int = STEPS) -> Tensor:
         present = ~x.isnan().any(2)

@@ -4,8 +4,8 @@ In reverse time t = T - s the generative SDE is
 
     du = ( g² s_θ(u, s) + ∇·g² - f(u, s) ) dt + G dB_t,    u_0 ~ π,
 
-for a linear diffusion f = A u, A = -(Q + D) Σ_∞^{-1}, g² = 2 D and π = N(0, Σ_π). Processes with
-less noise have the same marginals where the score is exact, down to the probability-flow ODE
+for a linear diffusion f = A u, ``A = -(Q + D) Σ_∞^{-1}``, g² = 2 D and π = N(0, Σ_π). Processes
+with less noise have the same marginals where the score is exact, down to the probability-flow ODE
 without noise. Each integrator is one class, called as::
 
     sampler(diffusion, score, shape, generator=None, *, dtype=None, progress=False) -> y_ε

@@ -24,7 +24,13 @@ class Ancestral(Sampler):
     """The exact Gaussian posterior ``q(y_{s'} | y_s, x = x̂(y_s, s))``, by default on ``log_snr``.
 
     It samples the discrete-time model of the grid, whose bound is that of the chain. One call of
-    the denoiser a step. Source: Ho, Jain & Abbeel, "Denoising Diffusion Probabilistic Models",
+    the denoiser a step.
+
+    Args:
+        steps: number of steps, which is the number of calls.
+        grid: times at which steps end, see :class:`Sampler`; ``log_snr`` by default.
+
+    Source: Ho, Jain & Abbeel, "Denoising Diffusion Probabilistic Models",
     NeurIPS 2020, equations 6 and 7, here for any K.
     """
 

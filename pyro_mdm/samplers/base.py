@@ -27,9 +27,9 @@ __all__ = ["Noise", "Questions", "Sampler", "Watch", "check_size"]
 
 Score = Callable[[Tensor, Tensor], Tensor]
 Noise = Callable[[], Tensor]
-"""A function that draws standard noise of a state's shape."""
+"""A function that draws standard normal noise of the shape of a state."""
 Watch = Callable[[Tensor, Tensor], object]
-"""A function that is called with the time and the state, before each step and at the end."""
+"""A function of the time and the state, which is called before each step and at the end."""
 
 
 class Sampler(Recorded, ABC):
@@ -37,9 +37,9 @@ class Sampler(Recorded, ABC):
 
     Args:
         steps: number of steps from T to ε, at least 1.
-        grid: times at which steps end: a name in :data:`~pyro_mdm.samplers.grids.GRIDS`, the times
-            from T to ε themselves, or a function of a diffusion and the number of steps that
-            returns them; by default the sampler's own.
+        grid: grid of times: a name in :data:`~pyro_mdm.samplers.grids.GRIDS`, the times from T to
+            ε, (steps + 1,), or a function of a diffusion and the number of steps that returns them;
+            by default the sampler's own grid.
 
     Raises:
         TypeError: on call, a diffusion that the sampler or the grid does not support.
@@ -53,12 +53,14 @@ class Sampler(Recorded, ABC):
     default_grid: ClassVar[str] = "information"
     """The grid for diffusions with a closed form; for others it is ``progress``."""
     noise: float | None = None
-    """η of the process that is followed by x̂, from 0 for the probability flow to 1 for the reversed
-    SDE; None: that of the score, whatever its noise."""
+    """The noise η of the process, from 0 for the probability flow to 1 for the reversed SDE.
+
+    None: that of the score, whatever its noise.
+    """
     is_default: bool = False
-    """Whether nobody chose it: :func:`~pyro_mdm.samplers.default_sampler` did."""
+    """Whether :func:`~pyro_mdm.samplers.default_sampler` made it."""
     calls: int = 0
-    """The number of times that the last run asked the network."""
+    """The number of network calls of the last run."""
 
     def __init__(self, steps: int, grid: Grid | None = None) -> None:
         check_count("steps", steps, "the number of steps from T to ε")
@@ -71,12 +73,13 @@ class Sampler(Recorded, ABC):
         return grid_times(grid, diffusion.for_grids, self.steps)
 
     def plan(self, diffusion: Any, times: Tensor) -> Any:
-        """What all steps need that does not depend on the state; by default the times alone.
+        """The tensors of all steps that do not depend on the state; by default the times alone.
 
         A plan is a named tuple whose fields begin with the steps and whose field ``s`` holds the
         times of the score calls, or the times themselves.
 
         Args:
+            diffusion: the noising diffusion that is reversed.
             times: times of the grid, (steps + 1,), or (steps + 1, …) for a batch of grids.
         """
         return times
@@ -86,16 +89,19 @@ class Sampler(Recorded, ABC):
         """The state after step i, like y (batch, K, *event_shape), in float64.
 
         Args:
-            plan: the result of :meth:`plan`.
+            plan: result of :meth:`plan`.
+            i: index of the step, from 0 at T.
+            y: state before the step, (batch, K, *event_shape), in float64.
             ask: the score and the denoiser.
-            noise: a function that draws standard normal numbers, like y.
+            noise: function that draws standard normal numbers, like y.
         """
 
     def check(self, diffusion: Diffusion, score: object = None) -> None:
         """Raises TypeError for a diffusion or a score that the sampler does not support.
 
         Args:
-            score: the score in use; None if it is not known yet.
+            diffusion: the noising diffusion that is reversed.
+            score: the score in use; None if it is not chosen yet.
         """
         fix = f"use EulerMaruyama({self.steps})"
         require(diffusion, *self.needs, who=type(self).__name__, fix=fix)
@@ -133,15 +139,18 @@ class Sampler(Recorded, ABC):
             score: function ``score(y, s) -> like y``, see :mod:`pyro_mdm.samplers` for optional
                 attributes.
             shape: shape of the states, (batch, K, *event_shape).
-            generator: source of randomness, on the diffusion's device.
-            dtype: precision of the score's inputs and of the result.
-            progress: whether to show the steps (:mod:`pyro_mdm.support.progress`), or a bar to
-                count them.
-            watch: a function called with the time and the state (float64) before each step and at
-                the end.
+            generator: random generator on the diffusion's device; None: the global one.
+            dtype: dtype of the score's inputs and of the result; None: the score's.
+            progress: whether to show the steps (:mod:`pyro_mdm.support.progress`), or a bar that
+                counts them.
+            watch: function of the time and the state (float64), called before each step and at the
+                end; None: none.
             differentiable: whether to keep the graph, so that y_ε has derivatives in the parameters
                 of score and diffusion. The times of the grid are constants, unless the grid is a
                 function that keeps their derivatives.
+
+        Returns:
+            States at ε, (batch, K, *event_shape), in ``dtype``.
         """
         check_instance("diffusion", diffusion, Diffusion, "the order is (diffusion, score, shape)")
         _check_score(score)
@@ -195,9 +204,15 @@ class Sampler(Recorded, ABC):
 class Questions:
     """The score and the denoiser, called in their own precision, with results in float64.
 
+    Args:
+        diffusion: the noising diffusion that is reversed.
+        score: function ``score(y, s) -> like y``.
+        dtype: dtype of the score's inputs.
+        watch: function of the time and the state; None: none.
+
     Attributes:
-        calls: number of calls.
-        past: values that a multistep method keeps, the newest first.
+        calls: number of network calls.
+        past: estimates of earlier steps for a multistep method, the newest first.
     """
 
     def __init__(
@@ -210,7 +225,7 @@ class Questions:
         self.past: deque[Any] = deque(maxlen=3)
 
     def watch(self, s: Tensor, y: Tensor) -> None:
-        """Pass a state y at the time s to the function that watches, if any."""
+        """Pass a state y at the time s to the ``watch`` function, if there is one."""
         if self._watch is not None:
             self._watch(s.detach(), y.detach())
 
@@ -237,8 +252,13 @@ class Questions:
         return self._checked("denoiser", out, y.shape)
 
     def velocity(self, y: Tensor, s: Tensor, noise: float = 0.0) -> Tensor:
-        """The velocity f - (1 + η)/2 (g² s_θ + ∇·g²) of the backward process with noise η g²,
-        like y, at one time s, for any diffusion."""
+        """The velocity f - (1 + η)/2 (g² s_θ + ∇·g²) of the backward process, like y.
+
+        Args:
+            y: states, (batch, K, *event_shape).
+            s: one time, (), for all of them.
+            noise: noise η of the process.
+        """
         value: Tensor = self.diffusion.velocity(y, s, noise, self)
         return value
 
@@ -263,7 +283,7 @@ def _report_size(y: Tensor, s: Tensor, i: int, steps: int) -> None:
 
 
 def _check_score(score: object) -> None:
-    """Raises TypeError unless given the score itself, not an object that has one."""
+    """Raises TypeError for an object that is not callable, or that has a score instead."""
     has_a_score = isinstance(score, Parameterization) or hasattr(score, "bound_score")
     if has_a_score or not callable(score):
         raise TypeError(

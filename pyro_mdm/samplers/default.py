@@ -18,11 +18,15 @@ __all__ = ["default_sampler"]
 def default_sampler(diffusion: Diffusion, score: Score | None = None) -> Sampler:
     """The default sampler of a diffusion and a score.
 
-    ``ExponentialIntegrator(25)`` for a denoiser (or where the score is not known),
+    ``ExponentialIntegrator(25)`` for a denoiser (or where no score is given),
     ``StochasticExponentialIntegrator(50)`` for a score of the raw state, and for a denoiser given
     measurements, because a process without noise would keep their errors, and
     ``EulerMaruyama(256)`` without a closed form, or where v_0's mean depends on data and the score
     does not estimate it. It is marked :attr:`~pyro_mdm.samplers.Sampler.is_default`.
+
+    Args:
+        diffusion: the noising diffusion that is reversed.
+        score: the score; None: a denoiser.
     """
     chosen = _chosen(diffusion, score)
     chosen.is_default = True

@@ -18,7 +18,7 @@ __all__ = ["EulerMaruyama", "EulerPlan"]
 
 
 class EulerPlan(NamedTuple):
-    """What the steps of Euler-Maruyama need of a linear diffusion."""
+    """The matrices of all steps of Euler–Maruyama for a linear diffusion."""
 
     s: Tensor  # (steps,)
     keep: Tensor  # I - h A
@@ -30,6 +30,10 @@ class EulerMaruyama(Sampler):
     """Euler–Maruyama, ``u' = u + h (g² s_θ + ∇·g² - f) + √h G ξ``, for any diffusion.
 
     Weak order 1, one score call a step.
+
+    Args:
+        steps: number of steps, which is the number of calls.
+        grid: times at which steps end, see :class:`Sampler`.
     """
 
     needs = ()

@@ -83,7 +83,7 @@ class ExponentialIntegrator(_Exponential):
     Args:
         steps: number of steps, which is the number of calls.
         order: order of the ODE's error, 1, 2 or 3.
-        grid: see :class:`Sampler`; ``quadratic`` by default.
+        grid: times at which steps end, see :class:`Sampler`; ``quadratic`` by default.
 
     Raises:
         ValueError: another order; see also :class:`Sampler`.
@@ -112,9 +112,9 @@ class StochasticExponentialIntegrator(_Exponential):
 
     Args:
         steps: number of steps, which is the number of calls.
-        noise: amount η of noise, from 0 (none) to 1 (as much as noising adds).
+        noise: amount η of noise, from 0 (none) to 1 (that of the reversed SDE).
         order: weak order, 1 or 2.
-        grid: see :class:`Sampler`; ``quadratic`` by default.
+        grid: times at which steps end, see :class:`Sampler`; ``quadratic`` by default.
 
     Raises:
         ValueError: another order, a noise outside [0, 1]; see also :class:`Sampler`.
@@ -142,15 +142,16 @@ def _weights(moments: Tensor, volume: Tensor, order: int) -> Tensor:
     Args:
         moments: moments of powers of the fraction of the step that is done, (N, …, 1 or 3, K).
         volume: lengths of the steps in log volume, in which x̂ is extrapolated, (N, …).
+        order: order of the method, 1, 2 or 3.
     """
     held = moments[..., 0, :]
     weights = torch.zeros(*volume.shape, order, held.shape[-1]).to(held)
     weights[..., 0, :] = held
-    if order > 1:
+    if order > 1:  # x̂ in the middle of the step: moved on by half its last rate of change in κ
         half = (volume[1:] / volume[:-1] / 2)[..., None] * held[1:]
         weights[1:, ..., 0, :] += half
         weights[1:, ..., 1, :] -= half
-    if order > 2:
+    if order > 2:  # the parabola through the x̂ of three steps, at their distances in κ
         ago = torch.stack([0 * volume[2:], volume[1:-1], volume[1:-1] + volume[:-2]], -1)
         nodes = -ago / volume[2:, ..., None]
         powers = torch.linalg.inv(nodes[..., None] ** torch.arange(3).to(nodes))  # (N, power, node)

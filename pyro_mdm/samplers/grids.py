@@ -40,6 +40,10 @@ def log_snr_grid(diffusion: Diffusion, steps: int) -> Tensor:
     """Decreasing times (steps + 1,) from T to ε, equally spaced in log SNR.
 
     For a nonlinear diffusion the log SNR is nominal.
+
+    Args:
+        diffusion: the noising diffusion.
+        steps: number of steps.
     """
     return diffusion.log_snr_grid(steps + 1).flip(0)
 
@@ -50,16 +54,26 @@ def log_volume_grid(diffusion: Kernels, steps: int) -> Tensor:
 
     See :meth:`~pyro_mdm.diffusions.LinearDiffusion.log_volume`. For K = 1 it is log SNR; for K > 1
     it moves where log SNR pauses.
+
+    Args:
+        diffusion: diffusion with closed-form kernels.
+        steps: number of steps.
     """
     low, high = diffusion.log_volume_ends
     s = diffusion.time_at_log_volume(torch.linspace(0, 1, steps + 1).to(low) * (high - low) + low)
+    # the exact ends, which an inverse may miss by rounding
     s[0], s[-1] = diffusion.start_time, diffusion.horizon
     return s.flip(0)
 
 
 @torch.no_grad()
 def karras_grid(diffusion: Diffusion, steps: int, rho: float = 7.0) -> Tensor:
-    """Decreasing times (steps + 1,) from T to ε, equally spaced in σ^{1/ρ} with σ = e^{-λ/2}.
+    """Decreasing times (steps + 1,) from T to ε, equally spaced in σ^(1/ρ) with ``σ = e^{-λ/2}``.
+
+    Args:
+        diffusion: the noising diffusion.
+        steps: number of steps.
+        rho: exponent ρ; the larger, the shorter the steps near the data.
 
     Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models",
     NeurIPS 2022, equation 5, with ρ = 7.
@@ -75,6 +89,10 @@ def karras_grid(diffusion: Diffusion, steps: int, rho: float = 7.0) -> Tensor:
 def quadratic_grid(diffusion: Diffusion, steps: int) -> Tensor:
     """Decreasing times (steps + 1,) from T to ε, equally spaced in √s.
 
+    Args:
+        diffusion: the noising diffusion.
+        steps: number of steps.
+
     Source: Song, Meng & Ermon, "Denoising Diffusion Implicit Models", ICLR 2021, appendix D.
     """
     first, last = diffusion.as_tensor(diffusion.horizon).sqrt(), diffusion.start_time.sqrt()
@@ -87,11 +105,15 @@ def quadratic_grid(diffusion: Diffusion, steps: int) -> Tensor:
 def information_grid(diffusion: Kernels, steps: int) -> Tensor:
     r"""Decreasing times (steps + 1,) from T to ε, even in the effect of noise on all variables.
 
-    The measure is ``-λ(s) + ∫ tr(Σ^{-1} g²) ds``, in closed form because the integral is ``log det
-    Σ - 2 ∫ tr A``. For K = 1 both parts are -λ and the grid is :func:`log_snr_grid`. For K > 1 log
-    SNR can pause while auxiliary variables forget fast; steps that are even in λ alone are then so
-    long that explicit steps of the score overshoot. With blocks and clocks per data dimension, the
-    measure follows at every time the dimension that changes fastest.
+    The measure is ``-λ(s) + ∫ tr(Σ^{-1} g²) ds``, in closed form because the integral is
+    ``log det Σ - 2 ∫ tr A``. For K = 1 both parts are -λ and the grid is :func:`log_snr_grid`. For
+    K > 1 log SNR can pause while auxiliary variables forget fast; steps that are even in λ alone
+    are then so long that explicit steps of the score overshoot. With blocks and clocks per data
+    dimension, the measure follows at every time the dimension that changes fastest.
+
+    Args:
+        diffusion: diffusion with closed-form kernels.
+        steps: number of steps.
     """
     return _information_grid(diffusion, steps)
 
@@ -120,7 +142,7 @@ def _fastest_grid(diffusion: PerDimensionDiffusion, steps: int) -> Tensor:
 
 
 class Progressing(Protocol):
-    """A diffusion with a ``progress``, the fraction of the way from ε to T, as simulated ones."""
+    """A simulated diffusion, whose ``progress`` is the fraction of the way from ε to T."""
 
     @property
     def start_time(self) -> Tensor: ...
@@ -129,7 +151,12 @@ class Progressing(Protocol):
 
 
 def simulation_grid(diffusion: Progressing, steps: int) -> Tensor:
-    """Decreasing times (steps + 1,) from T to ε, even in the diffusion's ``progress``."""
+    """Decreasing times (steps + 1,) from T to ε, even in the diffusion's ``progress``.
+
+    Args:
+        diffusion: simulated diffusion.
+        steps: number of steps.
+    """
     fraction = torch.linspace(0, 1, steps + 1).to(diffusion.start_time)
     return diffusion.time_at_progress(fraction).flip(0)
 
@@ -150,18 +177,19 @@ NEED = {"information": Cap.KERNELS, "log_volume": Cap.KERNELS, "progress": Cap.S
 
 
 FINE = 513
-"""The number of times of which the grid of several blocks and clocks is made."""
+"""The number of times between which the grid of several blocks and clocks is interpolated."""
 
 
 KNOTS = 1024
-"""The number of times of a table, even in time, and as many even in its logarithm."""
+"""The number of times of a table, even in clock time, and of as many even in its logarithm."""
 
 
 class Tabulated:
     """An increasing function of clock time between ε and T, by linear interpolation.
 
     Args:
-        measure: a function of clock times (n,) and the factorization of Σ there.
+        diffusion: diffusion of one block with closed-form kernels.
+        measure: function of clock times, (n,), and the factorization of Σ there.
     """
 
     def __init__(self, diffusion: OneBlock, measure: Callable[[Tensor, Factor], Tensor]) -> None:
@@ -169,7 +197,7 @@ class Tabulated:
         start = diffusion.clock(diffusion.start_time)
         fraction = torch.linspace(0, 1, KNOTS).to(end)
         tau = torch.cat([start * (end / start) ** fraction, start + (end - start) * fraction[1:-1]])
-        self.tau = tau.clamp(start, end).unique()
+        self.tau = tau.clamp(start, end).unique()  # rounding may repeat or pass an end
         _, _, factor = diffusion.factorization(self.tau)
         self.values = measure(self.tau, factor)
 
@@ -192,7 +220,12 @@ def _interpolated(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
 
 
 def check_grid(grid: object, steps: int) -> None:
-    """Raises unless ``grid`` is a known name, steps + 1 decreasing times, a function, or None."""
+    """Raises TypeError or ValueError unless a sampler can take the grid.
+
+    Args:
+        grid: a name in :data:`GRIDS`, steps + 1 decreasing times, a function, or None.
+        steps: number of steps.
+    """
     if grid is None or callable(grid):
         return
     if isinstance(grid, str):
@@ -207,6 +240,11 @@ def check_grid(grid: object, steps: int) -> None:
 
 def grid_times(grid: Grid, diffusion: Diffusion, steps: int) -> Tensor:
     """Decreasing times (steps + 1,) from T to ε in float64, checked.
+
+    Args:
+        grid: a name in :data:`GRIDS`, the times, or a function that returns them.
+        diffusion: the noising diffusion.
+        steps: number of steps.
 
     Raises:
         TypeError: a grid that this diffusion does not support.
@@ -223,7 +261,7 @@ def grid_times(grid: Grid, diffusion: Diffusion, steps: int) -> Tensor:
     _check_times(times, steps)
     T, start = diffusion.horizon, diffusion.start_time.item()
     first, last = times[0].item(), times[-1].item()
-    room = 1e-6 * T
+    room = 1e-6 * T  # for ends that come rounded, as in float32; they are replaced by exact ones
     if first > T + room or last < start - room:
         bad = first if first > T + room else last
         raise ValueError(
@@ -255,5 +293,5 @@ def _check_times(times: Tensor, steps: int) -> None:
 
 
 def usual_grid(diffusion: Diffusion, closed: str) -> str:
-    """The name of a sampler's default grid; ``closed`` for a diffusion in closed form."""
+    """The name of a sampler's default grid: ``closed`` for closed-form kernels, else "progress"."""
     return closed if Cap.KERNELS in diffusion.caps else "progress"

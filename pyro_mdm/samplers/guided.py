@@ -29,11 +29,11 @@ class Guided(Recorded):
     Kynkäänniemi et al., "Applying Guidance in a Limited Interval", NeurIPS 2024.
 
     Args:
-        sampler: function that is called as those of :mod:`pyro_mdm.samplers`. Each of its network
-            calls becomes two.
+        sampler: function with the call of :mod:`pyro_mdm.samplers`. Each of its network calls
+            becomes two.
         weight: weight w of the guidance.
-        log_snr: the interval of log SNR with guidance; by default all. For diffusions with a closed
-            form.
+        log_snr: interval of log SNR with guidance, its lower end first, for diffusions with a
+            closed form; None: all.
 
     Raises:
         TypeError: an object that cannot be called as a sampler; on call, a score without a context.
@@ -98,7 +98,15 @@ class Guided(Recorded):
         generator: object = None,
         **options: Any,
     ) -> Tensor:
-        """y_ε of the given shape, as the sampler returns it."""
+        """States at ε, (batch, K, *event_shape), as the sampler returns them.
+
+        Args:
+            diffusion: the noising diffusion that is reversed.
+            score: ``bound_score`` of a model whose context is given.
+            shape: shape of the states, (batch, K, *event_shape).
+            generator: random generator on the diffusion's device; None: the global one.
+            options: further options of the sampler's call.
+        """
         if not isinstance(score, BoundScore):
             raise TypeError(
                 f"score is {describe(score)}, expected that of a model whose context is given; "

@@ -23,7 +23,7 @@ ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 """torchdiffeq's solvers that choose their steps."""
 
 ROUNDING = 10.0
-"""A relative tolerance below so many roundings of the score cannot be held."""
+"""The least relative tolerance, in units of the rounding of the score's precision."""
 
 
 class ToleranceError(ArithmeticError):
@@ -40,9 +40,9 @@ class ProbabilityFlow(Sampler):
         steps: number of steps of ``heun`` (order 2, two calls each); the largest number of steps of
             an adaptive solver.
         solver: name of the solver, ``heun`` or one of :data:`ADAPTIVE`.
-        rtol, atol: tolerances of an adaptive solver: the error of a step is kept below rtol |y| +
-            atol.
-        grid: grid of ``heun``; see :class:`Sampler`.
+        rtol: relative tolerance of an adaptive solver, for the error of a step.
+        atol: absolute tolerance of an adaptive solver, for the error of a step.
+        grid: times at which steps of ``heun`` end, see :class:`Sampler`.
 
     Raises:
         ValueError: another solver, a tolerance that is not positive or below the precision of the
@@ -145,5 +145,6 @@ class _Flow:
 
 
 def _time(diffusion: Diffusion, pace: Tensor) -> Tensor:
-    """The time at a pace, clamped to [ε, T], like the pace."""
+    """The time at a pace, like the pace."""
+    # rounding, and a solver that looks past the ends, may leave [ε, T], where kernels are not
     return diffusion.time_at_pace(pace).clamp(diffusion.start_time.item(), diffusion.horizon)

@@ -28,15 +28,15 @@ class Splitting(Sampler):
     r"""Symmetric splitting for any A and g²: half a step of noise, a step of score, half a step.
 
     The reverse drift is ``B u + g² (s_θ + Σ_π^{-1} u)`` with ``B = -(A + g² Σ_π^{-1})``. Its first
-    part and the noise are a linear diffusion, whose kernel is exact; the second part vanishes where
-    the score is that of the prior. With a law at rest, B = (Q - D) Σ_∞^{-1}. Without one the second
-    part is large for most of the way, and more steps are needed.
+    term and the noise are a linear diffusion, whose kernel is exact; the second term vanishes where
+    the score is that of the prior. For a stationary prior, ``B = (Q - D) Σ_∞^{-1}``. Otherwise the
+    second term is large for most of the way, and more steps are needed.
 
     Args:
         steps: number of steps.
         order: weak order: 1 (an Euler step of the score, one score call) or 2 (a midpoint step, two
             calls).
-        grid: see :class:`Sampler`.
+        grid: times at which steps end, see :class:`Sampler`.
 
     Source: for CLD, the symmetric splitting CLD sampler of Dockhorn, Vahdat & Kreis, "Score-Based
     Generative Modeling with Critically-Damped Langevin Diffusion", ICLR 2022.
@@ -53,6 +53,7 @@ class Splitting(Sampler):
     def plan(self, diffusion: OneBlock, times: Tensor) -> _SplittingPlan:
         clock = diffusion.clock(times)
         tau = clock[:-1] - clock[1:]
+        # inv_ex: Σ_π is positive definite, and inv would wait for the device to check that
         precision = torch.linalg.inv_ex(diffusion.prior_covariance).inverse
         halves = diffusion.propagator.halves(clock[1:], tau)
         diffusion.check_precision(halves.growth, clock[1:], "the noise of half a step")

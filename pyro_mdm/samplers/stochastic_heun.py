@@ -13,14 +13,17 @@ __all__ = ["StochasticHeun"]
 
 
 class StochasticHeun(Sampler):
-    r"""The stochastic Heun method: an Euler–Maruyama step, then the mean of the drifts at both
-    ends.
+    r"""The stochastic Heun method: an Euler–Maruyama step, then the mean of both ends' drifts.
 
         u* = u + h F(u, s) + √h G(s) ξ,    u' = u + h/2 ( F(u, s) + F(u*, s') ) + √h (G + G')/2 ξ
 
     with the reverse drift F = g² s_θ - f, linear or not, and the same noise in both. Weak order 2,
     two score calls a step. Noise must not depend on the state: there the method converges to the
     Stratonovich process instead.
+
+    Args:
+        steps: number of steps.
+        grid: times at which steps end, see :class:`Sampler`.
 
     Source: Kloeden & Platen, "Numerical Solution of Stochastic Differential Equations", 1992, for
     additive noise.

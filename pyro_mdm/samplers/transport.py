@@ -15,13 +15,13 @@ the exact posterior q(y_r | y_s, x̂); for K = 1, η = 0 it is DDIM.
 
 There is no closed form for K > 1, because the noises of different times do not commute. A step is
 cut into pieces of about one unit of κ. In a piece that begins (in noising time) at τ_0, with Σ(τ_0)
-= F Fᵀ, W = F^{-1} and all pulled back to τ_0 and whitened there,
+= F Fᵀ, ``W = F^{-1}`` and all pulled back to τ_0 and whitened there,
 
     H(u) = I + W P̃(u) Wᵀ,    X' = (1 + η)/2 H' H^{-1} X,    X(0) = I,
 
-which at η = 0 gives X Xᵀ = H, and log det H is the gain of κ. X^{-1} is computed by collocation at
-Gauss points (``NODES``), to rounding. The mean is then -∫ θ^k d(X^{-1}), and V the integral of η
-X^{-1} H' X^{-T}: positive terms only, no differences of covariances.
+which at η = 0 gives X Xᵀ = H, and log det H is the gain of κ. ``X^{-1}`` is computed by collocation
+at Gauss points (``NODES``), to rounding. The mean is then ``-∫ θ^k d(X^{-1})``, and V the integral
+of ``η X^{-1} H' X^{-T}``: positive terms only, no differences of covariances.
 
 Source for η = 0 and constant x̂: Zhang, Tao & Chen, "gDDIM: Generalized denoising diffusion
 implicit models", ICLR 2023, where an ODE solver computes X.
@@ -43,7 +43,7 @@ from pyro_mdm.samplers.grids import Tabulated
 __all__ = ["Transport", "transport"]
 
 NODES = 10
-"""Gauss points of a piece; with 10 the error is below rounding where κ gains one unit."""
+"""The number of Gauss points of a piece: the error is below rounding where κ gains one unit."""
 
 
 class Transport(NamedTuple):
@@ -61,6 +61,8 @@ def transport(diffusion: OneBlock, times: Tensor, noise: float = 0.0, powers: in
     For a batch of grids, (N + 1, …), all shapes have (N, …) in place of N.
 
     Args:
+        diffusion: diffusion of one block with closed-form kernels.
+        times: decreasing times, (N + 1,) or (N + 1, …).
         noise: amount of noise η ≥ 0.
         powers: number of coefficients of the polynomial x̂.
 
@@ -114,8 +116,10 @@ def transport(diffusion: OneBlock, times: Tensor, noise: float = 0.0, powers: in
 
 
 def _of_one_variable(diffusion: OneBlock, times: Tensor, noise: float, powers: int) -> Transport:
-    """:func:`transport` for K = 1, where the noises of all times commute, for as many grids as
-    data have dimensions. With m = (1 + η)/2 · volume, X^{-1} is e^{-m} at the end of a step."""
+    """:func:`transport` for K = 1, where the noises of all times commute, for many grids at once.
+
+    With m = (1 + η)/2 · volume, ``X^{-1}`` is ``e^{-m}`` at the end of a step.
+    """
     volume = -diffusion.log_volume(times).diff(dim=0)
     m = (1 + noise) / 2 * volume
     move = diffusion.transition(times[:-1], times[1:])
@@ -131,7 +135,13 @@ def _of_one_variable(diffusion: OneBlock, times: Tensor, noise: float, powers: i
 
 
 def _inverse_flow(rate: Tensor, h: Tensor, partial: Tensor) -> Tensor:
-    """Y = X^{-1} at the nodes, of Y' = -Y B, Y(0) = I, for B (…, q, K, K) and lengths h (…)."""
+    """``Y = X^{-1}`` at the nodes, where Y' = -Y B and Y(0) = I.
+
+    Args:
+        rate: B at the nodes, (…, q, K, K).
+        h: lengths of the pieces, (…).
+        partial: integrals of the collocation, (q, q).
+    """
     q, K = rate.shape[-3], rate.shape[-1]
     blocks = torch.einsum("lm,...mij->...milj", partial, rate) * h[..., None, None, None, None]
     system = blocks.reshape(*h.shape, q * K, q * K) + torch.eye(q * K).to(rate)
@@ -169,6 +179,7 @@ def _knots(diffusion: OneBlock, times: Tensor) -> Tensor:
         effort = diffusion.propagator.effort
         table = Tabulated(diffusion, lambda tau, factor: factor.log_det + effort(tau))
         low, high = table(first), table(last)
+        # 1e-9: a gain of one unit is one piece, however it is rounded
         pieces = max(1, math.ceil((high - low).max().item() - 1e-9))
         fraction = (torch.arange(1, pieces).to(tau) / pieces).reshape(-1, *[1] * low.dim())
         inner = table.inverse(low + fraction * (high - low))

@@ -14,8 +14,8 @@ s_θ, the part of it that the loss depends on:
 :class:`RawScore`, or :class:`~pyro_mdm.scores.ResidualScore` in better coordinates.
 
 Shapes: data ``(*batch, *event_shape)``, states ``(*batch, K, *event_shape)``, times and log SNRs
-``(*batch)``, or one number for a single batch dimension (any batch if the event shape is known).
-Networks are called as ``network(inputs, log_snr)`` with ``(n, C, *spatial)`` and ``(n,)``.
+``(*batch)``, or one number for a single batch dimension (any batch if the score has an event
+shape). Networks are called as ``network(inputs, log_snr)`` with ``(n, C, *spatial)`` and ``(n,)``.
 """
 
 from typing import TYPE_CHECKING

@@ -49,14 +49,18 @@ __all__ = [
 Number = float | Tensor
 """One number, or a tensor of them."""
 Times = Literal["log_volume", "vpsde", "adaptive"]
-"""The law that times of training are drawn from."""
+"""The name of the distribution of training times, see :attr:`Score.times`."""
 
 
 class Score(Restorable, ExactBuffers, ABC):
     """A model's score s_θ, for the diffusions whose noising paths it is made for.
 
-    Scores that use the closed-form law of y_s given x serve linear diffusions alone. Buffers stay
-    in float64 when the module is cast to another precision.
+    Scores that use the closed-form distribution of y_s given x serve linear diffusions alone.
+    Buffers stay in float64 when the module is cast to another precision.
+
+    Args:
+        network: the network, which the score owns.
+        event_shape: shape of a datum; None: any.
     """
 
     network: nn.Module
@@ -68,21 +72,24 @@ class Score(Restorable, ExactBuffers, ABC):
     approximates: ClassVar[bool] = False
     """Whether it would be wrong with an exact network too, so that samplers should add noise."""
     maps: bool = False
-    """Whether log SNRs may differ between the dimensions of a datum, and the network is told."""
+    """Whether the network receives a log SNR for each dimension, which may differ."""
 
     _times: Times = "log_volume"
 
     @property
     def times(self) -> Times:
-        """The law of the times at which :meth:`diffusion_term` is estimated, for linear diffusions.
+        """The distribution of the times at which :meth:`diffusion_term` is estimated.
+
+        It is for linear diffusions.
 
         ``"log_volume"``: uniform in log volume, or for denoisers in log SNR. ``"adaptive"``: in
         training mode by a density over these that follows the gradients of earlier steps, see
         :class:`~pyro_mdm.scores.density.AdaptiveDensity`. ``"vpsde"``, for raw scores: the paper's
-        importance times, uniform in the log SNR that VPSDE has on the same clock b, with density ∝
-        β/(1 - e^{-b}) (Song et al. 2021). For VPSDE the first and the last are the same. All are
-        weighted and differentiated to be unbiased. Random maps of log SNR (``training_maps``), and
-        scores that wrap another one, such as conditioned ones, have times of their own.
+        importance times, uniform in the log SNR that VPSDE has on the same clock b, with a density
+        proportional to ``β/(1 - e^{-b})`` (Song et al. 2021). For VPSDE the first and the last are
+        the same. All are weighted and differentiated to be unbiased. Random maps of log SNR
+        (``training_maps``), and scores that wrap another one, such as conditioned ones, have times
+        of their own.
         """
         return self._times
 
@@ -120,7 +127,7 @@ class Score(Restorable, ExactBuffers, ABC):
         finally:
             self._watched = None
 
-    _context_told: Tensor | None = None
+    _network_context: Tensor | None = None
     _knows_unknown: bool = False
     autocast_dtype: torch.dtype | None = None
     """The dtype of mixed precision: the network, and nothing else, runs under autocast to it."""
@@ -202,13 +209,15 @@ class Score(Restorable, ExactBuffers, ABC):
     ) -> tuple[Tensor, Tensor]:
         """s_θ, like y (batch, K, *event_shape), and ∇·(g² s_θ), (batch,) in float64.
 
-        The part that is large near the data, -Σ^{-1} y, is differentiated in closed form, so that
-        probes see only what the network adds.
+        The part that is large near the data, ``-Σ^{-1} y``, is differentiated in closed form, so
+        that probes estimate the network's part alone.
 
         Args:
-            y: states, which require gradients;  s: times (batch,).
+            diffusion: diffusion with closed-form kernels.
+            y: states, (batch, K, *event_shape), which require gradients.
+            s: times, (batch,).
             how: number of probes, and their distribution.
-            create_graph: whether both have derivatives themselves.
+            create_graph: whether both results have derivatives themselves.
         """
         theta = self.score(diffusion, y, s)
         with full_precision(y):
@@ -222,13 +231,18 @@ class Score(Restorable, ExactBuffers, ABC):
 
     @property
     def groups(self) -> Tensor | None:
-        """The column of each dimension of a vector, (d,) int64, where a column has several
-        dimensions, which are known, missing or noised together; None: each dimension is one."""
+        """The column of each dimension of a vector, (d,) int64; None: each dimension is one.
+
+        The dimensions of one column are observed, missing or noised together.
+        """
         return None
 
     def counts(self, x: Tensor) -> Tensor | None:
-        """The dimensions whose probability is asked for, bool, broadcastable to x (*batch,
-        *event_shape); None: all. See :func:`~pyro_mdm.condition`."""
+        """The mask of the dimensions that a bound is about, bool, broadcastable to x; None: all.
+
+        Args:
+            x: data, (*batch, *event_shape), see :func:`~pyro_mdm.condition`.
+        """
         return None
 
     def given(self, x: Tensor) -> Score:
@@ -239,20 +253,21 @@ class Score(Restorable, ExactBuffers, ABC):
         return self
 
     @property
-    def told(self) -> Tensor | None:
+    def network_context(self) -> Tensor | None:
         """The contexts that the network receives, (size,) for all data or (*batch, size)."""
-        return self._context_told
+        return self._network_context
 
     def given_context(self, context: Tensor | None, *, knows_unknown: bool = False) -> Any:
-        """The score whose network receives contexts, (size,) or (*batch, size); None for none.
+        """The score whose network receives contexts.
 
         A network with a ``context_size`` is called with them; for any other they are channels after
         those of its input, the same for all pixels. See :mod:`pyro_mdm.contexts`.
 
         Args:
+            context: encoded contexts, (size,) for all data or (*batch, size); None: none.
             knows_unknown: whether the network was trained with unknown contexts too.
         """
-        return replace(self, _context_told=context, _knows_unknown=knows_unknown)
+        return replace(self, _network_context=context, _knows_unknown=knows_unknown)
 
     def without_context(self) -> Any:
         """The score of data with an unknown context.
@@ -260,7 +275,7 @@ class Score(Restorable, ExactBuffers, ABC):
         Raises:
             ValueError: no context is given, or the network was never trained without one.
         """
-        contexts = self.told
+        contexts = self.network_context
         if contexts is None or not self._knows_unknown:
             why = "the score has no context" if contexts is None else "the network always knew it"
             raise ValueError(
@@ -275,9 +290,9 @@ class Score(Restorable, ExactBuffers, ABC):
 
         It is this score, unless contexts or observations differ between data.
         """
-        if self._context_told is None or self._context_told.dim() == 1:
+        if self._network_context is None or self._network_context.dim() == 1:
             return self
-        contexts = self._context_told.reshape(-1, self._context_told.shape[-1])
+        contexts = self._network_context.reshape(-1, self._network_context.shape[-1])
         of_rows = contexts[
             rows.to(contexts.device) % len(contexts)
         ]  # also for several copies of these data
@@ -295,17 +310,19 @@ class Score(Restorable, ExactBuffers, ABC):
         return likelihoods.Gaussian()
 
     def diffusion_term(self, diffusion: Kernels, x: Tensor) -> tuple[Tensor, Tensor]:
-        """One unbiased estimate of ½ ∫_ε^T E‖s_θ - ∇log q(y_s|x)‖²_{g²} ds for each datum.
+        """One unbiased estimate of ``½ ∫_ε^T E‖s_θ - ∇log q(y_s|x)‖²_{g²} ds`` for each datum.
 
         Scores of the raw state are integrated over log volume κ
         (:meth:`~pyro_mdm.diffusions.LinearDiffusion.log_volume`), drawn uniformly and with low
-        discrepancy over the batch: (κ_T - κ_ε) E_u h(κ_ε + u (κ_T - κ_ε)). With s_θ = -L^{-T} ε_θ,
-        h is a weighted mean of ½ (ε_θ - ε)²; over log SNR, which pauses where the noise is of low
-        rank, its variance would be infinite. At fixed u everything is differentiated, the time and
-        both ends included. :attr:`times` selects another law of times.
+        discrepancy over the batch: (κ_T - κ_ε) E_u h(κ_ε + u (κ_T - κ_ε)). With
+        ``s_θ = -L^{-T} ε_θ``, h is a weighted mean of ½ (ε_θ - ε)²; over log SNR, which pauses
+        where the noise is of low rank, its variance would be infinite. At fixed u everything is
+        differentiated, the time and both ends included. :attr:`times` selects another distribution
+        of times.
 
         Args:
-            x: data (n, *event_shape).
+            diffusion: the noising diffusion.
+            x: data, (n, *event_shape).
 
         Returns:
             (n,) nats, differentiable in the network and the diffusion, and the log SNRs (n,) at
@@ -314,7 +331,7 @@ class Score(Restorable, ExactBuffers, ABC):
         u, weight = self._drawn(len(x), x.device)
         with self._watching(u, weight):
             value, log_snr = self._on_the_way(diffusion, x, u, None, self.times)
-        return weighted(value, weight), log_snr.detach()
+        return weighted(value, weight), log_snr.detach()  # for records alone
 
     def integrand(
         self, diffusion: Kernels, x: Tensor, level: Tensor, noise: Tensor | None = None
@@ -326,9 +343,11 @@ class Score(Restorable, ExactBuffers, ABC):
         too.
 
         Args:
-            x: data (n, *event_shape);  level: (n,).
-            noise: standard normal numbers (n, ≥ K, *event_shape) whose first variable gives z = x +
-                e^{-λ/2} noise_0 for every diffusion; None to draw it.
+            diffusion: the noising diffusion.
+            x: data, (n, *event_shape).
+            level: level of each datum, (n,), in units of log SNR.
+            noise: standard normal numbers, (n, ≥ K, *event_shape), whose first variable ε_0 gives
+                ``z = x + e^{-λ/2} ε_0`` for every diffusion; None to draw them.
 
         Returns:
             (n,), nats per unit of level, for one draw of y_s at each level. One network call.
@@ -350,8 +369,10 @@ class Score(Restorable, ExactBuffers, ABC):
         noise: Tensor | None,
         times: Times = "log_volume",
     ) -> tuple[Tensor, Tensor]:
-        """A draw at the fraction u of the way, by the law of ``times``, whose integral over u is
-        the diffusion term; and λ there."""
+        """A draw of the diffusion term at the fraction u of the way, and λ there.
+
+        The way is that of ``times``, and the integral over u is the diffusion term.
+        """
         if times == "vpsde":
             s, clock_rate = _importance_time(diffusion, u)
         else:
@@ -381,6 +402,7 @@ class Score(Restorable, ExactBuffers, ABC):
 
     def _values(self, name: str, value: Tensor, log_snr: Number) -> tuple[int, Tensor]:
         """The number of batch dimensions of ``value``, and λ in float64; both checked."""
+        # float64, as kernels are; the network receives λ in its own precision
         log_snr = torch.as_tensor(log_snr, dtype=torch.float64, device=value.device)
         if self.event_shape and log_snr.dim() == value.dim() > len(self.event_shape):
             return self._map_values(name, value, log_snr)
@@ -454,12 +476,17 @@ class Score(Restorable, ExactBuffers, ABC):
         factor: int = 1,
         channels: int | None = None,
     ) -> Tensor:
-        """The output of the network for ``inputs`` (*batch, C, *spatial): (*batch, factor·C,
-        *spatial).
+        """The output of the network, (*batch, channels, *spatial).
 
-        With ``channels`` it has that number of channels instead. For a score with :attr:`maps` the
-        network receives 2 C channels, the dimensions and then the log SNR of each, see
-        :func:`map_channels`; its own log SNR is their average.
+        For a score with :attr:`maps` the network receives 2 C channels, the dimensions and then the
+        log SNR of each, see :func:`map_channels`; its own log SNR is their average.
+
+        Args:
+            inputs: inputs of the network, (*batch, C, *spatial).
+            log_snr: log SNR, (*batch) or a map.
+            batch_dim: number of batch dimensions.
+            factor: number of output channels for each input channel.
+            channels: number of output channels; None: factor·C.
         """
         batch, event = inputs.shape[:batch_dim], inputs.shape[batch_dim:]
         if not event:
@@ -473,7 +500,7 @@ class Score(Restorable, ExactBuffers, ABC):
         elif log_snr.dim() > batch_dim:
             raise ValueError(
                 f"log_snr is a map of shape {tuple(log_snr.shape)}, and the network of this "
-                f"{type(self).__name__} is told one log SNR for all dimensions; make it with "
+                f"{type(self).__name__} takes one log SNR for all dimensions; make it with "
                 "maps=True, over a network of twice the channels"
             )
         else:
@@ -493,7 +520,7 @@ class Score(Restorable, ExactBuffers, ABC):
                 f"{type(self.network).__name__} returned {got} for inputs {tuple(flat.shape)}, "
                 f"expected {expected}; build it with {name}={expected[1]}"
             )
-        # the caller judges what finite weights return
+        # outputs of finite weights are for the caller to judge
         check_values(finite(out), partial(check_weights, self.network))
         if self._watched is not None and self.time_density is not None and out.requires_grad:
             self.time_density.watch(out, *self._watched)
@@ -502,12 +529,12 @@ class Score(Restorable, ExactBuffers, ABC):
     def _with_context(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """The network's inputs (n, C, *spatial) with contexts: as a tensor (n, size), or as
         channels."""
-        size, contexts = getattr(self.network, "context_size", 0), self._context_told
+        size, contexts = getattr(self.network, "context_size", 0), self._network_context
         if contexts is None and not size:
             return (inputs,)
         if contexts is None:
             raise ValueError(
-                f"the network is told a context of {size} numbers, and none is given; pass it to "
+                f"the network takes a context of {size} numbers, and none is given; pass it to "
                 "the program, model(x, given=c), or use condition(model, context=c)"
             )
         rows = _rows_of_context(contexts, inputs)
@@ -525,8 +552,9 @@ def map_channels(inputs: Tensor, log_snr: Tensor, batch: Sequence[int]) -> tuple
 
     Args:
         inputs: inputs of the network, (n, C, *spatial), where n counts all batch dimensions.
-        log_snr: log SNR, one number, one for each datum (*batch), or maps, (*batch, C, *spatial)
-            with sizes of 1 along dimensions that share.
+        log_snr: log SNR: one number, one for each datum, (*batch), or maps, (*batch, C, *spatial),
+            with sizes of 1 along dimensions that share it.
+        batch: batch shape.
     """
     event = inputs.shape[1:]
     if log_snr.dim() <= len(batch):
@@ -552,11 +580,15 @@ def _rows_of_context(context: Tensor, inputs: Tensor) -> Tensor:
 
 
 def project(diffusion: Kernels, score: Tensor, y: Tensor, s: Number) -> Tensor:
-    r"""The denoiser of a score: x̂ = aᵀ Σ^{-1} g² (s_θ + Σ^{-1} y) / (aᵀ Σ^{-1} g² Σ^{-1} a).
+    r"""The denoiser x̂ of a score, by its projection on g².
+
+        x̂ = aᵀ Σ^{-1} g² ( s_θ + Σ^{-1} y ) / ( aᵀ Σ^{-1} g² Σ^{-1} a )
 
     Args:
-        score, y: score and state, (*batch, K, *event_shape); s: times, (*batch), or a number for
-            one batch dimension.
+        diffusion: diffusion with closed-form kernels.
+        score: score s_θ(y, s), (*batch, K, *event_shape).
+        y: states, (*batch, K, *event_shape).
+        s: times, (*batch), or a number for one batch dimension.
 
     Returns:
         (*batch, *event_shape), in the dtype of y; computed in float64.
@@ -564,7 +596,7 @@ def project(diffusion: Kernels, score: Tensor, y: Tensor, s: Number) -> Tensor:
     fix = "decode with Gaussian or another likelihood that reads y_ε alone"
     require(diffusion, Cap.KERNELS, who="x̂ by a score", fix=fix)
     marginal, g2 = diffusion.marginal(s), diffusion.noise_covariance(s)
-    with full_precision(y):
+    with full_precision(y):  # near the data s_θ and Σ^{-1} y are large and nearly cancel
         k = marginal.readout.unsqueeze(-1)  # Σ^{-1} a / SNR
         r = g2 @ k
         r = r / ((k.mT @ r) * marginal.log_snr.exp()[..., None, None])
@@ -575,11 +607,13 @@ def project(diffusion: Kernels, score: Tensor, y: Tensor, s: Number) -> Tensor:
 
 
 def _importance_time(diffusion: Kernels, u: Tensor) -> tuple[Tensor, Tensor]:
-    """The time at the part u of the way by F = log(e^b - 1), which is -λ of VPSDE on the same clock
-    b, and db/du there, like u."""
+    """The time at the fraction u of the way by F = log(e^b - 1), and db/du there, like u.
+
+    F is -λ of VPSDE on the same clock b.
+    """
     start = diffusion.clock(diffusion.start_time)
     tau = torch.stack([start, diffusion.clock(diffusion.horizon)])
-    low, high = tau + torch.log(-torch.expm1(-tau))
+    low, high = tau + torch.log(-torch.expm1(-tau))  # log(e^τ - 1) without overflow or cancellation
     F = low + u.clamp(0, 1) * (high - low)
     tau = torch.logaddexp(F, torch.zeros_like(F))
     return diffusion.time_at_clock(tau), (high - low) * -torch.expm1(-tau)
@@ -588,16 +622,18 @@ def _importance_time(diffusion: Kernels, u: Tensor) -> tuple[Tensor, Tensor]:
 def rotated(marginal: Marginal, noise: Tensor) -> Tensor:
     r"""Standard normal η with L η = (y - a x), whose noise of z is the first variable of ``noise``.
 
-    z - x = kᵀ L η = e^{-λ/2} uᵀη for a unit vector u; η = H noise for the reflection H that takes
-    the first axis to u. Two diffusions given the same noise then have the same z at the same λ.
+    ``z - x = kᵀ L η = e^{-λ/2} uᵀη`` for a unit vector u, and η is the image of ``noise`` under the
+    reflection that takes the first axis to u. Two diffusions given the same noise then have the
+    same z at the same λ.
 
     Args:
         marginal: marginal at times (n,), or per data dimension, (n or 1, *event_shape).
-        noise: standard normal numbers (n, ≥ K, *event_shape).
+        noise: standard normal numbers, (n, ≥ K, *event_shape).
     """
     K = marginal.mean.shape[-1]
     u = (marginal.scale_tril.mT @ marginal.readout.unsqueeze(-1)).squeeze(-1)
     u = u * (marginal.log_snr / 2).exp().unsqueeze(-1)
+    # Householder's choice of sign: 1 + |u_0| is at least 1, so nothing cancels
     sign = torch.where(u[..., :1] < 0, -1.0, 1.0).to(u)
     v = torch.cat([u[..., :1] + sign, u[..., 1:]], -1)
     reflection = torch.eye(K, dtype=u.dtype, device=u.device) - v[..., :, None] * (
@@ -626,9 +662,11 @@ def weighted(value: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def check_fit(network: object, train_x: Tensor, *, missing: bool = False) -> None:
-    """Raises TypeError or ValueError unless given a network and then data (N, *event_shape) to fit.
+    """Raises TypeError or ValueError unless given a network and then data to fit a score to.
 
     Args:
+        network: a network.
+        train_x: training data, (N, *event_shape).
         missing: whether entries may be NaN, as long as each dimension has some that are not.
     """
     check_network("network", network, Score, Diffusion)

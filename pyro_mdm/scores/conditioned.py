@@ -1,6 +1,6 @@
 """Denoisers of some dimensions of a datum given others, with their decoder.
 
-A network that is told maps of log SNR denoises x_u given x_o: observed dimensions have log SNR +∞,
+A network that receives maps of log SNR denoises x_u given x_o: observed dimensions have log SNR +∞,
 and those that are left out -∞; see :mod:`pyro_mdm.conditioning.conditioned`.
 """
 
@@ -37,18 +37,22 @@ __all__ = [
 ]
 
 AGREEMENT = 1e-6
-"""Distance of data from observed values, relative to 1 + their size: rounding of float32."""
+"""The largest distance of data from observed values, relative to 1 + their size: float32 rounds."""
 
 
 class ConditionedDenoiser(DerivedDenoiser):
     """The denoiser of x_u given x_o; see :func:`~pyro_mdm.condition`.
 
     Args:
-        denoiser: the denoiser of all dimensions, which is given maps of log SNR.
-        observed, values, left_out: as for :func:`~pyro_mdm.condition`.
+        denoiser: denoiser of all dimensions, with :attr:`~pyro_mdm.scores.Score.maps`.
+        observed: mask of observed dimensions, bool, (*event_shape) or (n, *event_shape).
+        values: observed values, (*event_shape) or (n, *event_shape); None: for any data.
+        left_out: mask of dimensions that are integrated out, bool, shaped like ``observed``; None:
+            none.
 
     Raises:
-        TypeError, ValueError: see :func:`~pyro_mdm.condition`.
+        TypeError: a score that is no denoiser, or masks that are not bool.
+        ValueError: masks or values that do not fit, see :func:`~pyro_mdm.condition`.
     """
 
     observed: Tensor
@@ -76,7 +80,7 @@ class ConditionedDenoiser(DerivedDenoiser):
 
     def _checked_values(self, values: Tensor, event: tuple[int, ...]) -> Tensor:
         """The values in float64 where they are observed, the fill elsewhere."""
-        values = real_tensor("values", values, "what is observed, (*event_shape)")
+        values = real_tensor("values", values, "the observed values, (*event_shape)")
         _check_shape("values", values, event)
         if len(number_of_data(self.observed, values, event_dim=len(event))) > 1:
             raise ValueError(
@@ -142,7 +146,7 @@ class ConditionedDenoiser(DerivedDenoiser):
             "left_out": self.left_out,
         }
 
-    # -- what is known of which data ---------------------------------------------------------------
+    # -- the masks and values of data --------------------------------------------------------------
 
     @property
     def _counted(self) -> Tensor:
@@ -171,9 +175,12 @@ class ConditionedDenoiser(DerivedDenoiser):
         return self.changed(denoiser, observed=observed, values=values, left_out=left_out)
 
     def leaving_out(self, missing: Tensor) -> ConditionedDenoiser:
-        """The denoiser that leaves out missing entries too, (n, *event_shape) bool.
+        """The denoiser that leaves out missing entries too.
 
         The bound of a datum of which nothing remains is 0.
+
+        Args:
+            missing: mask of missing entries, bool, (n, *event_shape).
         """
         self._check_whole("the mask of what is missing (NaN)", missing)
         left_out = missing if self.left_out is None else missing | self.left_out
@@ -182,7 +189,7 @@ class ConditionedDenoiser(DerivedDenoiser):
     def as_noised(self) -> ConditionedDenoiser:
         """The denoiser that sees observed entries as noisy as the others, in z.
 
-        For decoders that call the network, where the noise has variance e^{-λ(ε)}.
+        For decoders that call the network, where the noise has variance ``e^{-λ(ε)}``.
         """
         return self.changed(observed=torch.zeros_like(self.observed), values=None)
 
@@ -204,7 +211,7 @@ class ConditionedDenoiser(DerivedDenoiser):
             raise ValueError(
                 f"{int(off.sum())} observed entries of x differ from the values that are observed, "
                 f"e.g. {x[off][0].item():.6g} where {value:.6g} is; set them in x, or leave out "
-                "values to be asked about any data"
+                "values for a model of any data"
             )
 
     # -- the denoiser ------------------------------------------------------------------------------
@@ -239,7 +246,7 @@ class ConditionedDenoiser(DerivedDenoiser):
         return torch.where(observed, self._for(z, self.values).to(z.dtype), z), maps
 
     def _exact(self, z: Tensor, maps: Tensor, x_hat: Tensor) -> Tensor:
-        """x̂, like z, with exact values where these are known without a network."""
+        """x̂, like z, with observed values and the fill where the network has no say."""
         x_hat = torch.where(maps == math.inf, z, x_hat)
         return torch.where(maps == -math.inf, self.fill.to(z.dtype), x_hat)
 
@@ -283,8 +290,8 @@ class ConditionedLikelihood(Likelihood):
     """The decoder p(x_u | y_ε) of a :class:`ConditionedDenoiser`.
 
     Args:
-        likelihood: a decoder of all dimensions, which are independent given y_ε. One that calls the
-            network (``network_calls``) sees the observed entries as noisy as y_ε has them.
+        likelihood: decoder of all dimensions, independent given y_ε. One that calls the network
+            (``network_calls``) sees the observed entries as noisy as y_ε has them.
 
     Raises:
         TypeError: a decoder whose dimensions depend on each other.
@@ -315,13 +322,14 @@ class ConditionedLikelihood(Likelihood):
 
 
 class ConditionedDecoder(DecoderDistribution):
-    """The law of x with observed entries at their values, and the data's mean where left out.
+    """The distribution of x with observed entries at their values.
 
-    ``log_prob`` is that of the generated entries alone.
+    Entries that are left out have the data's mean. ``log_prob`` is that of the generated entries
+    alone.
 
     Args:
         law: the decoder's distribution of all dimensions, which are independent.
-        score: the denoiser, which has the masks and values.
+        score: the denoiser with the masks and values.
     """
 
     def __init__(self, law: TorchDistributionMixin, score: ConditionedDenoiser) -> None:
@@ -354,7 +362,7 @@ class ConditionedDecoder(DecoderDistribution):
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
-        """Draws of x, (*sample_shape, *batch, *event_shape)."""
+        """Samples of x, (*sample_shape, *batch, *event_shape)."""
         return self._score.completed(self._law.sample(torch.Size(sample_shape)))
 
 
@@ -362,11 +370,11 @@ class ConditionedDecoder(DecoderDistribution):
 
 
 def checked_denoiser(score: Score) -> DenoiserScore:
-    """A score that is a denoiser of all dimensions and told maps.
+    """A score, checked to be a denoiser of all dimensions with maps.
 
     Raises:
         TypeError: another score.
-        ValueError: a denoiser that is told one log SNR.
+        ValueError: a denoiser without maps.
     """
     if isinstance(score, DerivedDenoiser):
         raise TypeError(
@@ -374,12 +382,12 @@ def checked_denoiser(score: Score) -> DenoiserScore:
             "on everything that is observed"
         )
     if not isinstance(score, DenoiserScore):
-        fix = "only denoisers can be told what is observed; train a Denoiser or DiscreteDenoiser"
+        fix = "only denoisers take observed dimensions; train a Denoiser or DiscreteDenoiser"
         what = describe(score) if isinstance(score, Score) else f"{score!r}"
         raise TypeError(f"the model's score is {what}, expected a DenoiserScore; {fix} with maps")
     if not score.maps:
         raise ValueError(
-            f"{type(score).__name__} is told one log SNR for all dimensions, expected maps of "
+            f"{type(score).__name__} takes one log SNR for all dimensions, expected maps of "
             "them; make it with maps=True, over a network of twice the channels, and train it on "
             "maps with dimensions observed and left out"
         )

@@ -22,14 +22,19 @@ from pyro_mdm.support.modules import writes
 __all__ = ["DATA_AT_ONCE", "Denoiser", "DenoiserScore", "moments"]
 
 DATA_AT_ONCE = 256
-"""Data whose baseline is integrated together, in cache."""
+"""The number of data whose baseline is integrated together, so that they stay in cache."""
 
 
 class DenoiserScore(Score):
     """A score by a denoiser x̂(z, λ), with a baseline model p_0 where the network's output is 0.
 
-    The baseline is a product of independent dimensions with an exact denoiser, so its own bound is
-    known: ``log p_0(x)`` plus a mismatch of priors. It is a control variate and a yardstick.
+    The baseline is a product of independent dimensions with an exact denoiser, so its bound is in
+    closed form: ``log p_0(x)`` plus a mismatch of priors. It is a control variate and a yardstick.
+
+    Args:
+        network: the network, which the score owns.
+        event_shape: shape of a datum; None: any.
+        maps: whether log SNRs may differ between dimensions.
     """
 
     denoises = True
@@ -63,7 +68,7 @@ class DenoiserScore(Score):
 
     @property
     def training_maps(self) -> MapLaw | None:
-        """The law of the maps at which :meth:`diffusion_term` is estimated in training mode.
+        """The distribution of the maps of log SNR at which :meth:`diffusion_term` trains.
 
         For a score with :attr:`maps`. None (the default, and always in eval mode): the maps of the
         diffusion, so that the term is that of the bound.
@@ -77,7 +82,7 @@ class DenoiserScore(Score):
             if not self.maps:
                 raise ValueError(
                     f"training_maps is {value}, but the network of this {type(self).__name__} is "
-                    "told one log SNR for all dimensions; make it with maps=True, over a network "
+                    "given one log SNR for all dimensions; make it with maps=True, over a network "
                     "of twice the channels"
                 )
         self._training_maps = value
@@ -94,15 +99,20 @@ class DenoiserScore(Score):
         """The network's input: z in units of its own standard deviation, like z.
 
         Args:
-            z: readouts, (*batch, *event_shape); log_snr: log SNR λ in float64 as :meth:`x_hat` has
-                it.
+            z: readouts, (*batch, *event_shape).
+            log_snr: log SNR λ in float64, as for :meth:`x_hat`.
         """
         with full_precision(z):
             mu, s2, v = self._scales(z, log_snr)
             return (z - mu) * (s2 + v).rsqrt()
 
     def read(self, z: Tensor, log_snr: Tensor, F: Tensor) -> Tensor:
-        """x̂, like z, from the network's output F (*batch, outputs·C, *spatial).
+        """x̂, like z, from the network's output.
+
+        Args:
+            z: readouts, (*batch, *event_shape).
+            log_snr: log SNR λ in float64, as for :meth:`x_hat`.
+            F: output of the network, (*batch, outputs·C, *spatial).
 
         Raises:
             NotImplementedError: a denoiser that is no function of F, z and λ.
@@ -114,14 +124,15 @@ class DenoiserScore(Score):
 
     @property
     def typical(self) -> Tensor:
-        """A value that each dimension can have, (*event_shape) float64: near the data's mean."""
+        """A possible value of each dimension near the data's mean, (*event_shape) float64."""
         return self.data_mean.detach().double()
 
-    def check_values(self, values: Tensor, known: Tensor) -> None:
-        """Raises ValueError for impossible entries of ``values`` (*batch, *event_shape).
+    def check_values(self, values: Tensor, mask: Tensor) -> None:
+        """Raises ValueError for entries that data cannot have.
 
         Args:
-            known: mask of the entries to check, bool, like the values.
+            values: values in model space, (*batch, *event_shape).
+            mask: mask of the entries to check, bool, like the values.
         """
 
     @abstractmethod
@@ -153,10 +164,9 @@ class DenoiserScore(Score):
 
         Args:
             x: data (n, *event_shape).
-            edges: increasing λ, (S + 1,) in float64, or those of each of these dimensions, (S + 1,
-                dims).
-            dims: slice of the flattened dimensions; over all of them it is ``baseline_kl`` at each
-                edge less that at the edge before.
+            edges: increasing λ in float64, (S + 1,), or (S + 1, dims) for each of the dimensions.
+            dims: slice of the flattened dimensions. Over all of them the results are differences of
+                ``baseline_kl`` between neighbouring edges, later − earlier.
             counted: mask of all dimensions that count, bool, broadcastable to x; None: all.
 
         Returns:
@@ -168,7 +178,7 @@ class DenoiserScore(Score):
         require(diffusion, Cap.READOUT, who=type(self).__name__, fix=fix)
 
     def score(self, diffusion: Kernels, y: Tensor, s: Number) -> Tensor:
-        """-Σ^{-1} (y - a x̂(z, λ)), like y; the linear algebra in float64."""
+        """``-Σ^{-1} (y - a x̂(z, λ))``, like y; the linear algebra in float64."""
         s = self.checked_state(diffusion, y, s)
         marginal = diffusion.marginal(s)
         z = apply_vector(marginal.readout, y.double()).to(y.dtype)
@@ -192,14 +202,16 @@ class DenoiserScore(Score):
         return diffusion.aim(self.x_hat(z, marginal.log_snr), z, marginal.log_snr, noise)
 
     def diffusion_term(self, diffusion: Kernels, x: Tensor) -> tuple[Tensor, Tensor]:
-        """One unbiased estimate of ½ ∫ E‖x - x̂(z, λ)‖² e^λ dλ for each datum, (n,) nats, and its
-        λ.
+        """One unbiased estimate of ½ ∫ E‖x - x̂(z, λ)‖² e^λ dλ for each datum.
 
         λ is drawn uniformly, or by :attr:`times`, and with low discrepancy over the batch. The
-        integrand does not depend on the diffusion: only the ends can move, and a few more data give
-        their boundary terms. Where dimensions have clocks of their own, the term is the sum over
-        them at the fraction u of the common way, with u drawn in the same way, and it is
+        integrand does not depend on the diffusion: only the ends can move, and a few more network
+        calls give their boundary terms. Where dimensions have clocks of their own, the term is the
+        sum over them at the fraction u of the common way, with u drawn in the same way, and it is
         differentiated in all that is learned.
+
+        Returns:
+            The estimate, (n,) nats, and its λ, (n,).
 
         Raises:
             ValueError: a learned diffusion with a ``cut_time``, where λ(ε) moves too.
@@ -223,6 +235,7 @@ class DenoiserScore(Score):
                 f"at the time {diffusion.cut_time:g}; set diffusion.max_log_snr instead, or use a "
                 "score of the raw state, such as NoisePrediction"
             )
+        # ends are detached: by Leibniz's rule their gradients are the integrands there
         width = high.detach() - low.detach()
         log_snr = low.detach() + width * u
         moving = [(end, sign) for end, sign in ((low, -1), (high, 1)) if end.requires_grad]
@@ -230,6 +243,7 @@ class DenoiserScore(Score):
             with self._watching(u, weight):
                 value = width.to(x.dtype) * self.integrand(diffusion, x, log_snr)
             return weighted(value, weight), log_snr
+        # all data share the ends, so a sixteenth of them is called at each moving end
         with randomness.subset(len(x), 16, x.device, len(moving)) as (chosen, share):
             both = torch.cat([torch.arange(len(x), device=x.device)] + [chosen] * len(moving))
             at = [log_snr] + [end.detach().expand(len(chosen)) for end, _ in moving]
@@ -247,9 +261,9 @@ class DenoiserScore(Score):
     ) -> Tensor:
         """One draw of ½ e^λ ‖x - x̂(z, λ)‖², (n,), at λ = level, whatever the diffusion.
 
-        Where dimensions have clocks of their own, the level is that of the reference, and each ½
-        e^λ_j (x_j - x̂_j)² is multiplied by dλ_j/dλ. Where the drift sees the data, it is the loss
-        of the bound when x̂ stands for x.
+        Where dimensions have clocks of their own, the level is that of the reference, and each term
+        ``½ e^λ_j (x_j - x̂_j)²`` is multiplied by dλ_j/dλ. Where the drift sees the data, the draw
+        is that of the bound's loss when x̂ stands for x.
         """
         epsilon = _epsilon(x) if noise is None else noise[:, 0]
         denoiser: Any = self.given(x)  # one of its kind
@@ -269,7 +283,7 @@ class DenoiserScore(Score):
         among: dict[str, Any] = {} if present is None else {"present": present.expand_as(x)}
         draw = law.draw if self.groups is None else partial(law.draw_by_group, self.groups)
         maps = draw(x.shape, low.item(), diffusion.max_log_snr, x.device, **among)
-        between = maps.weight > 0
+        between = maps.weight > 0  # elsewhere e^{±∞} times a weight of 0 would be NaN
         log_snr = torch.where(between, maps.log_snr, 0.0)
         z = torch.where(maps.log_snr == OBSERVED, x, noised_data(x, log_snr, _epsilon(x)))
         square = (x - self.x_hat(z, maps.log_snr)).square()
@@ -292,15 +306,17 @@ class DenoiserScore(Score):
         """:meth:`integrand` of the baseline, (n,), without a network call.
 
         Args:
-            noise: as for :meth:`integrand`; the same noise gives the same z.
-            diffusion: diffusion with a clock for each dimension, if these are to be followed.
+            x: data, (n, *event_shape).
+            log_snr: log SNR of each datum, (n,).
+            noise: standard normal numbers as for :meth:`integrand`; the same ones give the same z.
+            diffusion: diffusion whose clocks by dimension are followed; None: one clock.
         """
         epsilon, counted = _epsilon(x) if noise is None else noise[:, 0], self.counts(x)
         error = denoising_error if diffusion is None else diffusion.denoising_error
         return error(x, log_snr, epsilon, self.baseline_x_hat, counted)
 
     def _scales(self, z: Tensor, lam: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """μ, σ² and v = e^{-λ}, broadcastable to z, in its dtype."""
+        """μ, σ² and ``v = e^{-λ}``, broadcastable to z, in its dtype."""
         v = with_event_dims(torch.exp(-lam), z)
         return self.data_mean.to(z.dtype), self.data_variance.to(z.dtype), v.to(z.dtype)
 
@@ -310,14 +326,25 @@ class DenoiserScore(Score):
         return torch.where(v.isinf(), s2, spread) if self.maps else spread
 
     def set_trained_range(self, low: float, high: float) -> None:
-        """Declare the range of λ that the network was trained on; :meth:`x_hat` refuses others."""
+        """Declare the range of log SNR that the network was trained on; others are refused.
+
+        Args:
+            low: least log SNR of training.
+            high: largest log SNR of training.
+
+        Raises:
+            ValueError: low that is not below high.
+        """
         if not low < high:
             raise ValueError(f"trained range of log SNR is [{low}, {high}], expected low < high")
         self.trained_min.fill_(low)
         self.trained_max.fill_(high)
 
     def check_log_snr(self, log_snr: Number) -> None:
-        """Raises ValueError for a λ outside the trained range, with 1e-3 left for rounding."""
+        """Raises ValueError for a log SNR outside the trained range.
+
+        The range is 1e-3 wider at both ends, for the rounding of times and of λ at them.
+        """
         if torch.compiler.is_compiling():
             return
         low, high = self._trained_range()
@@ -350,7 +377,10 @@ class DenoiserScore(Score):
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of the entries of x (N, *event_shape) that are not NaN, per dimension."""
+    """The mean and variance of each dimension of x (N, *event_shape), (*event_shape) in float64.
+
+    NaN entries are left out.
+    """
     n = mean = square = torch.zeros((), dtype=torch.float64, device=x.device)
     for batch in x.split(1024):  # one pass: merge means and sums of squares
         missing, batch = batch.isnan(), batch.double()
@@ -371,16 +401,17 @@ def _epsilon(x: Tensor) -> Tensor:
 class Denoiser(DenoiserScore):
     r"""A denoiser for continuous data, with network inputs and outputs of unit variance.
 
-    With v = e^{-λ} and the data's mean μ and variance σ², per dimension,
+    With ``v = e^{-λ}`` and the data's mean μ and variance σ², per dimension,
 
         x̂ = μ + σ²/(σ²+v) (z - μ) + sqrt(σ² v / (σ²+v)) F( (z - μ)/sqrt(σ²+v), λ ).
 
     At F = 0 it is exact for N(μ, σ²), whose bound is then the model's.
 
     Args:
-        network: module F that is called with z scaled, like z, and λ; it returns the shape of its
-            input.
-        data_mean, data_variance: μ, σ²: numbers, or tensors of the event shape.
+        network: module F called with the scaled z, (n, C, *spatial), and λ, (n,), which returns the
+            shape of its input.
+        data_mean: mean μ of the data, a number or (*event_shape), in model space.
+        data_variance: variance σ² of the data, a positive number or (*event_shape).
         maps: whether log SNRs may differ between dimensions (:meth:`x_hat`). The network then has
             twice the input channels, see :func:`~pyro_mdm.scores.base.map_channels`.
 
@@ -424,10 +455,19 @@ class Denoiser(DenoiserScore):
     def fit(
         cls, network: nn.Module, train_x: Tensor, floor: float = 1e-3, *, maps: bool = False
     ) -> Denoiser:
-        """The denoiser with μ and σ² of ``train_x`` (N, *event_shape), per dimension.
+        """The denoiser with the mean μ and variance σ² of training data, per dimension.
 
-        σ² is at least ``floor`` times its average over dimensions. With ``maps``, NaN entries are
-        allowed and count as missing.
+        Args:
+            network: module F, as for :class:`Denoiser`.
+            train_x: training data in model space, (N, *event_shape). With ``maps``, entries may be
+                NaN and count as missing.
+            floor: least σ², as a fraction of its average over dimensions, so that dimensions that
+                are constant have a positive one.
+            maps: whether log SNRs may differ between dimensions.
+
+        Raises:
+            TypeError: a network or data of another kind.
+            ValueError: data that are all equal, not finite, or without a value in a dimension.
         """
         check_fit(network, train_x, missing=maps)
         mean, variance = moments(train_x)
@@ -444,7 +484,7 @@ class Denoiser(DenoiserScore):
         with full_precision(z):
             mu, s2, v = self._scales(z, log_snr)
             x = mu + s2 / (s2 + v) * (z - mu) + self._spread(s2, v).sqrt() * F
-            return torch.where(v == 0, z, x) if self.maps else x
+            return torch.where(v == 0, z, x) if self.maps else x  # observed: exactly its value
 
     def baseline_x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
         """μ + σ²/(σ²+v) (z - μ), like z."""

@@ -19,9 +19,9 @@ __all__ = ["AdaptiveDensity"]
 
 BINS = 24
 MEMORY = 0.98
-"""The share of a statistic that a step leaves: it is of the last 50 steps or so."""
+"""The factor on a running sum at each step: about the last 50 steps count."""
 FLOOR = 0.1
-"""The least density, so that a weight is 10 at most and no part of the way is lost from sight."""
+"""The least density, so that a weight is 10 at most and every bin is drawn now and then."""
 
 
 class AdaptiveDensity(ExactBuffers):
@@ -71,11 +71,13 @@ class AdaptiveDensity(ExactBuffers):
         """Record gradients when a backward pass reaches the network's output.
 
         Args:
-            output: output F, whose first rows are those of the data (≥ n, …).
-            u, weight: points and weights of the draws, each (n,), as :meth:`place` gives them.
+            output: output F of the network, (≥ n, …), whose first n rows are those of the data.
+            u: fractions of the way of the draws, (n,), as :meth:`place` gives them.
+            weight: weights 1/p of the draws, (n,).
         """
 
         def note(gradient: Tensor) -> None:
+            # float64, in which squares of small gradients do not underflow
             rows = gradient[: len(u)].flatten(1).double().square().sum(1)
             self.note(u, rows * weight.square().reciprocal())
 
@@ -95,8 +97,8 @@ class AdaptiveDensity(ExactBuffers):
         """Update the density by the gradients noted since the last update.
 
         Args:
-            reduce: a function that sums a tensor over processes.
-            unit: a factor of all gradients, if it may differ from step to step.
+            reduce: function that sums a tensor over processes; None: one process.
+            unit: factor of all gradients, which may differ from step to step.
         """
         noted, self._noted = self._noted, None
         if reduce is not None:

@@ -39,9 +39,9 @@ class DerivedDenoiser(DenoiserScore):
         made = new.__dict__["_given"]  # the constructor's arguments of the copy
         return replace(self, denoiser=denoiser, _given=made, **buffers)
 
-    # -- contexts, which the denoiser is told ------------------------------------------------------
+    # -- contexts, which the denoiser's network receives -------------------------------------------
 
-    told = of_part("denoiser")
+    network_context = of_part("denoiser")
 
     def given_context(self: D, context: Tensor | None, *, knows_unknown: bool = False) -> D:
         return self.changed(self.denoiser.given_context(context, knows_unknown=knows_unknown))
@@ -49,7 +49,7 @@ class DerivedDenoiser(DenoiserScore):
     def without_context(self: D) -> D:
         return self.changed(self.denoiser.without_context())
 
-    # -- what is the denoiser's --------------------------------------------------------------------
+    # -- members of the denoiser -------------------------------------------------------------------
 
     @property
     def network(self) -> Any:
@@ -62,6 +62,10 @@ class DerivedDenoiser(DenoiserScore):
 
     def posterior(self, z: Tensor, log_snr: Number) -> likelihoods.LevelDistribution:
         """p_θ(x | z) of a discrete denoiser, see :class:`~pyro_mdm.likelihoods.NetworkPosterior`.
+
+        Args:
+            z: readouts, (*batch, *event_shape).
+            log_snr: log SNR λ, (*batch) or a number.
 
         Raises:
             TypeError: the denoiser is not discrete.

@@ -20,14 +20,14 @@ from pyro_mdm.scores.denoiser import DATA_AT_ONCE, DenoiserScore
 __all__ = ["DiscreteDenoiser", "Form", "outputs_of"]
 
 Form = Literal["tilt", "mixture", "logits"]
-"""The form of a discrete denoiser: what the network's outputs are to the posterior."""
+"""The form of a discrete denoiser, by which the network's outputs change the prior."""
 
 COMPONENTS = 3
 """The number of tilts of a mixture."""
 
 KL_TABLES_BYTES = 256 * 2**20  # memory for the tables of baseline_kl
 NIL = -60.0  # log-odds that change no sum; far smaller ones are subnormal in float32, and slow
-VARIANCE_FLOOR = 0.5  # a dimension's scale has at least this part of the average variance
+VARIANCE_FLOOR = 0.5  # the least variance of a dimension, relative to the average over dimensions
 
 
 class DiscreteDenoiser(DenoiserScore):
@@ -41,21 +41,22 @@ class DiscreteDenoiser(DenoiserScore):
       that a tilt can cancel the curvature of the noise but exceed it by no more than the prior's
       own. After the forward pass no tensor has a level axis.
     - ``form="mixture"``, for many levels, where a pixel may be one of several things: p_θ is a
-      mixture Σ_r w_r p_r of three tilts, w their softmax; nine outputs per dimension, and three
-      times the work of a tilt beside the network. F1 of component r is the sum of its first r
-      outputs, so that the three separate in training.
+      mixture Σ_r w_r p_r of three tilts with softmax weights w; nine outputs per dimension, and
+      three times the work of a tilt beside the network. F1 of component r is the sum of the first r
+      of its outputs, so that the three separate in training.
     - ``form="logits"``, for few levels: T_jk = F_k, one output per level.
 
     At F = 0 the bound is that of the independent dimensions π.
 
     Args:
-        network: module that is called with (z - μ)/sqrt(σ² + e^{-λ}), (n, C, *spatial), where μ and
-            σ² are the mean and variance of π, σ² at least half its average over dimensions. It
-            returns (n, 2·C, *spatial), arranged (F1, F2) × C, for tilts, (n, 9·C, *spatial),
-            arranged (F1, F2, log w) × 3 × C, for mixtures, or (n, levels·C, *spatial), arranged
-            levels × C, for logits.
-        levels: number n of levels for ``linspace(-1, 1, n)``, or increasing values (n,).
-        log_prior: log π, (*event_shape, n), finite and normalized. :meth:`fit` makes one.
+        network: module called with ``(z - μ)/sqrt(σ² + e^{-λ})``, (n, C, *spatial), and λ, (n,),
+            where μ and σ² are the mean and variance of π, σ² at least half its average over
+            dimensions. It returns (n, 2·C, *spatial), arranged (F1, F2) × C, for tilts, (n, 9·C,
+            *spatial), arranged (F1, F2, log w) × 3 × C, for mixtures, or (n, levels·C, *spatial),
+            arranged levels × C, for logits.
+        levels: number n of levels for ``linspace(-1, 1, n)``, or increasing values, (n,).
+        log_prior: log-probabilities log π of the levels, (*event_shape, n), finite and normalized.
+            :meth:`fit` makes them.
         form: name of the form, "tilt", "mixture" or "logits"; None: logits up to 32 levels, else a
             tilt.
         maps: whether log SNRs may differ between dimensions (:meth:`x_hat`). The network then has
@@ -116,10 +117,21 @@ class DiscreteDenoiser(DenoiserScore):
         *,
         maps: bool = False,
     ) -> DiscreteDenoiser:
-        """The denoiser whose prior is the smoothed histogram of ``train_x`` (N, *event_shape).
+        """The denoiser whose prior is the smoothed histogram of training data.
 
-        See :func:`pyro_mdm.likelihoods.discrete.smoothed_histogram`. With ``maps``, NaN entries are
-        allowed and count as missing.
+        See :func:`pyro_mdm.likelihoods.discrete.smoothed_histogram`.
+
+        Args:
+            network: module, as for :class:`DiscreteDenoiser`.
+            train_x: training data on the levels, (N, *event_shape). With ``maps``, entries may be
+                NaN and count as missing.
+            levels: number n of levels, or their values, (n,).
+            form: name of the form; None: by the number of levels.
+            maps: whether log SNRs may differ between dimensions.
+
+        Raises:
+            TypeError: a network or data of another kind.
+            ValueError: values off the levels, or a dimension without a value.
         """
         check_fit(network, train_x, missing=maps)
         values = discrete.level_values(levels).to(train_x.device)
@@ -154,6 +166,7 @@ class DiscreteDenoiser(DenoiserScore):
         if self.form == "logits":
             k = self._batch_dim(z)
             centre, delta, odds = self._level_odds(z, lam, F, k)
+            # softmax does not depend on the shift, so the maximum needs no gradient
             odds = (odds - odds.detach().amax(k, keepdim=True)).clamp_min(NIL)
             return centre + (odds.softmax(k) * delta).sum(k)
         if self.form == "mixture":
@@ -193,11 +206,11 @@ class DiscreteDenoiser(DenoiserScore):
         nearest = (self.data_mean.double().unsqueeze(-1) - self.levels).abs().argmin(-1)
         return self.levels[nearest]
 
-    def check_values(self, values: Tensor, known: Tensor) -> None:
-        discrete.level_index(values[known], self.levels)
+    def check_values(self, values: Tensor, mask: Tensor) -> None:
+        discrete.level_index(values[mask], self.levels)
 
     def baseline_x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
-        """Σ_k v_k π_jk N(z_j; v_k, e^{-λ}) / Σ_k π_jk N(z_j; v_k, e^{-λ}), like z."""
+        """``Σ_k v_k π_jk N(z_j; v_k, e^{-λ}) / Σ_k π_jk N(z_j; v_k, e^{-λ})``, like z."""
         _, lam = self._values("z", z, log_snr)
         with full_precision(z):
             return self._mean(*discrete.noise_odds(z, with_event_dims(lam, z), self.levels))
@@ -211,11 +224,12 @@ class DiscreteDenoiser(DenoiserScore):
         return of_counted(terms, counted).flatten(batch_dim).sum(-1)
 
     def baseline_kl(self, x: Tensor, log_snr: Number, counted: Tensor | None = None) -> Tensor:
-        """Σ_j KL( N(x_j, e^{-λ}) ‖ Σ_k π_jk N(v_k, e^{-λ}) ), (*batch), nats, by quadrature.
-
-        Not differentiable in λ (the derivative is ½ e^λ E‖x - x̂_0‖²): raises ValueError if asked.
+        """``Σ_j KL( N(x_j, e^{-λ}) ‖ Σ_k π_jk N(v_k, e^{-λ}) )``, (*batch), nats, by quadrature.
 
         The first call with a λ computes a table over all levels of all dimensions, which is kept.
+
+        Raises:
+            ValueError: λ that requires a gradient, which is ½ e^λ E‖x - x̂_0‖² and not computed.
         """
         batch_dim, lam = self._values("x", x, log_snr)
         if torch.is_grad_enabled() and lam.requires_grad:
@@ -312,7 +326,7 @@ class DiscreteDenoiser(DenoiserScore):
         m = mu + s2 / (s2 + v) * (z - mu)
         w = self._spread(s2, v).clamp_min((self.levels.diff().min().item() / 2) ** 2).sqrt()
         c, alpha, beta = discrete.noise_odds(z, with_event_dims(lam, z), self.levels)
-        # u = (δ + c - m)/w; what does not depend on k drops out
+        # u = (δ + c - m)/w; terms that do not depend on k drop out
         return c, alpha + (F1 + 2 * F2 * (c - m) / w) / w, beta + F2 / w.square()
 
     def _mean(self, c: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-r"""Maps of log SNR at which a denoiser is trained, so that one network knows every conditional.
+r"""Maps of log SNR at which a denoiser is trained, so that one network has every conditional.
 
 A dimension of a datum is *observed* (log SNR +∞), *left out* (-∞) or *generated* (between). A
 denoiser x̂(z, λ) trained at random maps serves any later choice: samples of, and bounds on, the
 generated dimensions given the observed ones. The conditionals of a network that is not exact need
-not come from one joint law.
+not come from one joint distribution.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from pyro_mdm.support.settings import Recorded
 __all__ = ["LEFT_OUT", "OBSERVED", "MapLaw", "Maps", "Missing", "RandomMaps"]
 
 OBSERVED, LEFT_OUT = float("inf"), float("-inf")
-"""Log SNRs of dimensions that are known, and of those that are never looked at."""
+"""Log SNRs of observed dimensions, and of those that are left out."""
 
 
 Missing = Literal["skip", "leave_out"]
-"""What becomes of data with missing entries in training, see :class:`RandomMaps`."""
+"""The treatment of data with missing entries in training, see :class:`RandomMaps`."""
 
 
 class Maps(NamedTuple):
@@ -38,7 +38,10 @@ class Maps(NamedTuple):
 
 
 class MapLaw(Recorded, ABC):
-    """A law of maps, for :attr:`~pyro_mdm.scores.denoiser.DenoiserScore.training_maps`."""
+    """A distribution of maps of log SNR.
+
+    It is for :attr:`~pyro_mdm.scores.denoiser.DenoiserScore.training_maps`.
+    """
 
     @abstractmethod
     def draw(
@@ -49,10 +52,13 @@ class MapLaw(Recorded, ABC):
         device: torch.device,
         present: Tensor | None = None,
     ) -> Maps:
-        """Maps for data of ``shape`` (n, *event_shape), with log SNRs between λ(T) and λ(ε).
+        """Maps for n data, with log SNRs between λ(T) and λ(ε).
 
         Args:
-            low, high: log SNRs λ(T) and λ(ε).
+            shape: shape of the data, (n, *event_shape).
+            low: log SNR λ(T).
+            high: log SNR λ(ε).
+            device: device of the maps.
             present: mask of the entries that are present, bool, like the data; None: all. Missing
                 ones have no weight.
         """
@@ -66,12 +72,15 @@ class MapLaw(Recorded, ABC):
         device: torch.device,
         present: Tensor | None = None,
     ) -> Maps:
-        """Maps for vectors that :meth:`draw` draws for their columns: the dimensions of one have
-        one log SNR and one weight.
+        """Maps for vectors with columns of several dimensions, which have one log SNR and weight.
 
         Args:
-            groups: the column of each dimension, (d,) int64.
-            shape, low, high, device, present: as for :meth:`draw`.
+            groups: index of the column of each dimension, (d,) int64.
+            shape: shape of the data, (n, d).
+            low: log SNR λ(T).
+            high: log SNR λ(ε).
+            device: device of the maps.
+            present: mask of the entries that are present, bool, (n, d); None: all.
         """
         groups = groups.to(device)
         number = int(groups.max()) + 1
@@ -83,7 +92,7 @@ class MapLaw(Recorded, ABC):
 
 
 class RandomMaps(MapLaw):
-    r"""A law that draws one of three kinds of map for each datum, by their shares.
+    r"""A distribution with three kinds of map of log SNR, one for each datum, by their shares.
 
     - ``levels``: all dimensions at one log SNR, uniform: the term is that of log p(x).
     - ``subsets``: every dimension is generated, observed or left out, by probabilities that are
@@ -91,34 +100,36 @@ class RandomMaps(MapLaw):
       log p(x_u | x_o), times d over the number of generated dimensions.
     - ``independent``: every dimension has a log SNR of its own, uniform.
 
-    The terms of the first two are unbiased estimates of what they bound. All are of one size, so
-    that the loss is an average over kinds of task and no bound on log p(x) alone.
+    The terms of the first two are unbiased estimates of their bounds. All are of one size, so that
+    the loss is an average over kinds of task and no bound on log p(x) alone.
 
-    A network that is told the map learns the law of the data that it saw there. So data with
-    missing entries have a choice of two laws of maps:
+    A network that receives the map learns the distribution of the data that it saw there. So data
+    with missing entries have a choice of two distributions of maps:
 
-    - ``skip``: maps are drawn without a look at what is missing, and a datum that lacks an entry
-      that its map observes or generates counts 0. Then x̂ at a map is that of p(x_u | x_o) where,
-      given x_o, it does not depend on x_u whether both are there. Rare are then the data for maps
-      of many dimensions; :class:`~pyro_mdm.conditioning.Completions` uses all data, and is right
-      wherever entries are missing at random.
+    - ``skip``: maps are drawn whatever is missing, and a datum that lacks an entry that its map
+      observes or generates has the weight 0. Then x̂ at a map is that of p(x_u | x_o) where, given
+      x_o, whether both are there does not depend on x_u. Few data are left for maps of many
+      dimensions; :class:`~pyro_mdm.conditioning.Completions` uses all data, and is right wherever
+      entries are missing at random.
     - ``leave_out``: missing entries are left out, d counts those that are present, and subsets are
-      made of these. All data count at maps of what they have. That is right where entries are
-      missing completely at random, and only there.
+      made of these. All data count, at maps of their present entries. That is right where entries
+      are missing completely at random, and only there.
 
-    With a ``window`` (b, a) terms count by a weight that falls where there is little noise,
+    With a ``window`` (b, a) terms have a weight that falls where there is little noise,
 
         w(λ) = 1 / (1 + e^{λ - a}),
 
-    and λ is drawn by w(λ) / (1 + e^{b - λ}), which has few terms of almost nothing but noise. The
-    average over λ is then no bound. It is for few data: fine structure, which has most of the
-    noise of gradients, cannot be learned from them.
+    and λ is drawn with a density ∝ ``w(λ) / (1 + e^{b - λ})``, which has few terms of almost
+    nothing but noise. The average over λ is then no bound. A window is for few data, which cannot
+    teach the fine structure that makes most of the noise of gradients.
 
     Args:
-        levels, subsets, independent: shares of the kinds of maps, at least 0; only their ratios
-            count.
-        window: log SNRs (b, a); None: λ is uniform.
-        missing: name of what becomes of data with missing entries, as above.
+        levels: share of maps with all dimensions at one log SNR, at least 0; the ratios of the
+            three shares count.
+        subsets: share of maps with dimensions generated, observed and left out, at least 0.
+        independent: share of maps with a log SNR for every dimension, at least 0.
+        window: log SNRs (b, a), b < a; None: λ is uniform.
+        missing: treatment of data with missing entries, "skip" or "leave_out", as above.
 
     Raises:
         ValueError: a share below 0, or all equal to 0; a window that is empty; another word for
@@ -214,18 +225,18 @@ class RandomMaps(MapLaw):
         return Maps(log_snr, weight * generated * (size / count.clamp_min(1)))
 
     def _spread(self, u: Tensor, low: float, high: float) -> tuple[Tensor, Tensor | float]:
-        """Log SNRs at parts of their law, in [0, 1), and w(λ) over its density there."""
+        """Log SNRs at the quantiles u in [0, 1) of their distribution, and w(λ) / density there."""
         if self.window is None:
             return low + (high - low) * u, high - low
         b, a = self.window
 
-        def below(log_snr: float) -> float:
+        def below(log_snr: float) -> float:  # the integral of the density, up to a factor
             return _softplus(log_snr - b) - _softplus(log_snr - a)
 
         start, mass = below(low), below(high) - below(low)
         S = start + mass * u
-        log_snr = b + (S.expm1() / -(S + b - a).expm1()).log()
-        log_snr = log_snr.clamp(low, high)
+        log_snr = b + (S.expm1() / -(S + b - a).expm1()).log()  # the inverse of below
+        log_snr = log_snr.clamp(low, high)  # past the ends by rounding alone
         return log_snr, mass / -math.expm1(b - a) / torch.sigmoid(log_snr - b)
 
 

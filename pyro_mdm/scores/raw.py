@@ -14,15 +14,15 @@ __all__ = ["NoisePrediction", "RawScore"]
 
 
 class NoisePrediction(Score):
-    r"""The paper's parameterization: s_θ = -L^{-T} ε_θ(y_s, λ), with Σ = L Lᵀ lower triangular.
+    r"""The paper's parameterization, ``s_θ = -L^{-T} ε_θ(y_s, λ)`` with Σ = L Lᵀ and L triangular.
 
-    Without a law at rest, the network sees each variable over the standard deviation that it has at
-    s given data of unit variance.
+    For a diffusion without a stationary distribution, the network receives each variable divided by
+    the standard deviation that it has at s given data of unit variance.
 
     Args:
-        network: module ε_θ that is called with the K variables as channels, (n, K·C, *spatial), and
-            λ; it returns the shape of its input. Only its part in the range of G is trained, as the
-            loss depends on g² s_θ.
+        network: module ε_θ called with the K variables as channels, (n, K·C, *spatial), and λ,
+            (n,), which returns the shape of its input. Only its part in the range of G is trained,
+            as the loss depends on g² s_θ.
 
     Raises:
         ValueError: NaN, states of the wrong shape, a network output of another shape.
@@ -30,13 +30,21 @@ class NoisePrediction(Score):
     Source: Singhal, Goldstein & Ranganath, "Where to Diffuse, How to Diffuse, and How to Get Back",
     ICLR 2023, appendix on parameterization; Dockhorn et al., "Score-Based Generative Modeling with
     Critically-Damped Langevin Diffusion", ICLR 2022, eq. 9 and 10.
+
+    Example:
+        >>> import torch
+        >>> from pyro_mdm import CLD
+        >>> from pyro_mdm.networks import MLP
+        >>> score = NoisePrediction(MLP(features=4))  # K = 2 variables of 2 dimensions
+        >>> score.score(CLD(), torch.zeros(3, 2, 2), 0.5).shape
+        torch.Size([3, 2, 2])
     """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)
 
     def score(self, diffusion: Kernels, y: Tensor, s: Number) -> Tensor:
-        """-L^{-T} ε_θ, like y."""
+        """``-L^{-T} ε_θ``, like y."""
         s = self.checked_state(diffusion, y, s)
         marginal = diffusion.marginal(s)
         seen = y if diffusion.at_rest() else scale_variables(_units(marginal), y)
@@ -48,15 +56,23 @@ class NoisePrediction(Score):
 class RawScore(Score):
     """A network used as the score: s_θ(y, s) = F(y, λ(s)), like y, for any diffusion.
 
-    In closed form without a law at rest, s_θ = F(y/c, λ)/c: both in units of the standard
-    deviations c(s) that the variables have given data of unit variance.
+    For a diffusion in closed form without a stationary distribution, s_θ = F(y/c, λ)/c, in units of
+    the standard deviations c(s) that the variables have given data of unit variance.
 
     Args:
-        network: module that is called with the K variables as channels, (n, K·C, *spatial), and the
-            log SNR λ; it returns the shape of its input.
+        network: module called with the K variables as channels, (n, K·C, *spatial), and the log SNR
+            λ, (n,), which returns the shape of its input.
 
     Raises:
         ValueError: NaN, states of the wrong shape, a network output of another shape.
+
+    Example:
+        >>> import torch
+        >>> from pyro_mdm import CLD
+        >>> from pyro_mdm.networks import MLP
+        >>> score = RawScore(MLP(features=4))  # K = 2 variables of 2 dimensions
+        >>> score.score(CLD(), torch.zeros(3, 2, 2), 0.5).shape
+        torch.Size([3, 2, 2])
     """
 
     serves_nonlinear = True
@@ -75,6 +91,6 @@ class RawScore(Score):
 
 
 def _units(marginal: Marginal) -> Tensor:
-    """1/c (…, K), of the standard deviations c of variables given data of unit variance."""
+    """1/c (…, K), for the standard deviations c of the variables given data of unit variance."""
     variance = marginal.covariance.diagonal(dim1=-2, dim2=-1)
     return (marginal.mean.square() + variance).rsqrt()

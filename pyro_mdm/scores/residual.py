@@ -28,14 +28,22 @@ class ResidualScore(Score):
     choose coordinates and need not stay exact while a diffusion is learned.
 
     Args:
-        network: module F that is called with the K variables as channels, (n, K·C, *spatial), and
-            λ; it returns the shape of its input.
-        levels: increasing noise levels, (M,).
-        mean: mean of the state at each level, (M, K, *event_shape).
-        covariance: covariance of the variables, (M, *event_shape, K, K), positive definite.
+        network: module F called with the K variables as channels, (n, K·C, *spatial), and λ, (n,),
+            which returns the shape of its input.
+        levels: increasing log SNRs, (M,), M ≥ 2.
+        mean: mean m of the state at each level, (M, K, *event_shape).
+        covariance: covariance C of the variables, (M, *event_shape, K, K), positive definite.
 
     Raises:
         ValueError: NaN, states of the wrong shape, a network output of another shape.
+
+    Example:
+        >>> from pyro_mdm import CLD
+        >>> from pyro_mdm.networks import MLP
+        >>> network = MLP(features=4)  # K = 2 variables of 2 dimensions
+        >>> score = ResidualScore.fit(network, CLD(), torch.randn(100, 2))
+        >>> score.score(CLD(), torch.zeros(3, 2, 2), 0.5).shape
+        torch.Size([3, 2, 2])
     """
 
     serves_nonlinear = True
@@ -75,10 +83,16 @@ class ResidualScore(Score):
         """The score with m and C of noised data, in closed form or by simulation.
 
         Args:
-            train_x: data in model space, (N, *event_shape).
-            num_levels: number of levels between the ends of the diffusion.
-            num_paths: number of simulated paths to each level.
+            network: module F, as for :class:`ResidualScore`.
+            diffusion: the noising diffusion.
+            train_x: training data in model space, (N, *event_shape).
+            num_levels: number of levels, both ends of the diffusion among them.
+            num_paths: number of simulated paths to each level, without a closed form.
             seed: seed of the paths; the caller's random state stays as it is.
+
+        Raises:
+            TypeError: an argument of another kind.
+            ValueError: data that do not fit, or numbers that are too small.
         """
         check_fit(network, train_x)
         fix = "the order is ResidualScore.fit(network, diffusion, train_x)"
@@ -110,7 +124,7 @@ class ResidualScore(Score):
             1, len(self.levels) - 1
         )
         low, high = self.levels[i - 1], self.levels[i]
-        w = ((log_snr - low) / (high - low)).clamp(0, 1)
+        w = ((log_snr - low) / (high - low)).clamp(0, 1)  # outside the grid, as at its end
         m = torch.lerp(self.mean[i - 1], self.mean[i], with_event_dims(w, self.mean[i]))
         W = torch.lerp(self.whitener[i - 1], self.whitener[i], with_event_dims(w, self.whitener[i]))
         return m, W
@@ -120,14 +134,17 @@ class ResidualScore(Score):
 def noised_moments(
     diffusion: Diffusion, train_x: Tensor, s: Tensor, num_paths: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """The mean (M, K, *event_shape) and covariance (M, *event_shape, K, K) of data noised to times
-    s (M,).
+    """The mean (M, K, *event_shape) and covariance (M, *event_shape, K, K) of noised data.
 
     Dispatched on the kind of diffusion. Register a function for a kind of your own that is neither
     :class:`~pyro_mdm.diffusions.Kernels` nor simulated.
 
     Args:
-        train_x, num_paths, seed: arguments of :meth:`ResidualScore.fit`.
+        diffusion: the noising diffusion.
+        train_x: training data in model space, (N, *event_shape).
+        s: times, (M,).
+        num_paths: number of simulated paths to each time, without a closed form.
+        seed: seed of the paths.
     """
     raise NotImplementedError(
         f"no moments of noised data are registered for {type(diffusion).__name__}; see "

@@ -1,4 +1,4 @@
-r"""Diffusions that depend on a latent context c of each datum, with laws q(c | x) and p(c).
+r"""Diffusions that depend on a latent context c of each datum, with q(c | x) and a prior p(c).
 
 Given c the noising process is linear, with a clock for each data dimension: the guide chooses by
 datum when each dimension is noised. The context is a site of both programs, and KL(q(c | x) ‖ p(c))
@@ -35,11 +35,11 @@ __all__ = ["Context", "ContextClocks", "ContextDiffusion", "DiscreteContext", "G
 
 
 class Context(Restorable, Exact, ABC):
-    """A latent context c of each datum, a vector, with its laws in guide and model.
+    """A latent context c of each datum, a vector, with its distributions in guide and model.
 
     Args:
-        encoder: a module called with data (n, *event_shape); :meth:`posterior` reads its output.
-        size: the number of entries of c.
+        encoder: module called with data, (n, *event_shape), whose output gives :meth:`posterior`.
+        size: number of entries of c.
     """
 
     reparameterized: ClassVar[bool] = True
@@ -53,17 +53,21 @@ class Context(Restorable, Exact, ABC):
 
     @abstractmethod
     def posterior(self, x: Tensor, event_dim: int | None = None) -> TorchDistributionMixin:
-        """q(c | x), batch (*batch), event (size,), for data x (*batch, *event_shape).
+        """q(c | x), with batch shape (*batch) and event shape (size,).
 
         Args:
-            event_dim: number of dimensions of a datum, all of x's but the first by default.
+            x: data, (*batch, *event_shape).
+            event_dim: number of dimensions of a datum; by default all of x's but the first.
         """
 
     @abstractmethod
     def drawn(self, law: Any) -> Tensor:
-        """A draw of a law of :meth:`posterior`, (n, size), by :mod:`pyro_mdm.randomness`.
+        """A draw of q(c | x), (n, size), by :mod:`pyro_mdm.randomness`.
 
-        Differentiable if :attr:`reparameterized`.
+        It is differentiable if :attr:`reparameterized`.
+
+        Args:
+            law: distribution from :meth:`posterior`.
         """
 
     @abstractmethod
@@ -72,7 +76,7 @@ class Context(Restorable, Exact, ABC):
 
     @abstractmethod
     def prior(self) -> TorchDistributionMixin:
-        """p(c), batch (), event (size,)."""
+        """p(c), with batch shape () and event shape (size,)."""
 
     @abstractmethod
     def draw(self, n: int) -> Tensor:
@@ -98,14 +102,14 @@ class GaussianContext(Context):
     """q(c | x) = N(μ(x), diag σ(x)²), p(c) = N(0, I).
 
     Args:
-        encoder: module that is called with data (n, *event_shape) and returns (n, 2·size): μ, then
+        encoder: module called with data, (n, *event_shape), which returns (n, 2·size): μ, then
             log σ, which is clamped to ± 10.
-        size: the number of entries of c.
+        size: number of entries of c.
     """
 
     def posterior(self, x: Tensor, event_dim: int | None = None) -> TorchDistributionMixin:
         mean, log_scale = self.encoded(x, 2 * self.size, event_dim).chunk(2, -1)
-        scale = log_scale.clamp(-10, 10).exp()
+        scale = log_scale.clamp(-10, 10).exp()  # so that σ and 1/σ² are finite from the start
         law: TorchDistributionMixin = dist.Normal(mean, scale).to_event(1)
         return law
 
@@ -143,9 +147,9 @@ class DiscreteContext(Context):
     the same noise; see :class:`~pyro_mdm.MDM_ELBO`.
 
     Args:
-        encoder: module that is called with data (n, *event_shape) and returns (n, size), the logits
-            of q(c | x).
-        size: the number of values, at least 2.
+        encoder: module called with data, (n, *event_shape), which returns the logits of q(c | x),
+            (n, size).
+        size: number of values, at least 2.
     """
 
     reparameterized = False
@@ -162,6 +166,7 @@ class DiscreteContext(Context):
     def drawn(self, law: Any) -> Tensor:
         probs = law.probs.detach()
         u = randomness.uniform((len(probs), 1), probs.dtype, probs.device)
+        # clamped: rounding may leave the sum of probabilities below u
         value = (probs.cumsum(-1) < u).sum(-1).clamp_max(self.size - 1)
         return nn.functional.one_hot(value, self.size).to(probs)
 
@@ -188,9 +193,10 @@ class ContextClocks(Clocks):
 
     Args:
         number: number of clocks.
-        context_size: the number of entries of c.
-        degree, floor: as for :class:`LearnedClocks`.
-        width: number of units of the layer between the context and the weights.
+        context_size: number of entries of c.
+        degree: degree of the rates' polynomials, as for :class:`LearnedClocks`.
+        floor: least weight, as a fraction of an even share, as for :class:`LearnedClocks`.
+        width: width of the hidden layer between the context and the weights.
     """
 
     def __init__(
@@ -239,7 +245,7 @@ class RowClocks(Clocks):
     """Clocks of each of n data: (…, n, number) at u (…, n), or at u (…, 1) for all data.
 
     Args:
-        weights: weights (n, number, degree + 1), each row summing to 1.
+        weights: weights of the polynomials, (n, number, degree + 1), with sums of 1 over the last.
     """
 
     def __init__(self, weights: Tensor) -> None:
@@ -265,10 +271,10 @@ class ContextDiffusion(PerDimensionDiffusion):
     that the decoder, the prior and their terms do not depend on it.
 
     Args:
-        block: the linear diffusion that all dimensions run.
-        context: the distributions of c in guide and model.
-        clocks: the clocks as functions of c.
-        clock_of: the index of each dimension's clock, integers of the shape of a datum.
+        block: linear diffusion that all dimensions run.
+        context: distributions of c in guide and model.
+        clocks: clocks as functions of c.
+        clock_of: index of each dimension's clock, (*event_shape) int64.
 
     Raises:
         TypeError: a part of another type.
@@ -292,14 +298,17 @@ class ContextDiffusion(PerDimensionDiffusion):
 
     @property
     def context(self) -> Context | None:
-        """The laws of the context; None once a context is given."""
+        """The distributions of the context; None once a context is given."""
         return cast("Context | None", self._modules.get("context"))
 
     def given(self, context: Tensor) -> ContextDiffusion:
-        """The diffusion of n data given their contexts (*batch, size), n the size of the batch.
+        """The diffusion of n data given their contexts.
 
         It shares the block's parameters and is differentiable in the context. Times are (…, n), or
         (…, 1) for all data.
+
+        Args:
+            context: contexts, (*batch, size), whose batch has n data.
         """
         clocks: Any = self.clocks
         of_rows = clocks.given(context.reshape(-1, context.shape[-1]))
@@ -361,7 +370,11 @@ class ContextDiffusion(PerDimensionDiffusion):
         return marginal
 
     def views(self, x: Tensor) -> dict[str, Tensor]:
-        """``log SNR less the common one`` at three times from ε to T, at typical contexts."""
+        """The log SNRs − the common one at three times from ε to T, at typical contexts.
+
+        Args:
+            x: data in model space, (n, *event_shape).
+        """
         typical = self.typical(x)
         u = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64, device=x.device)
         maps = typical.level(u[:, None]).log_snr

@@ -1,10 +1,11 @@
 r"""A linear diffusion of one variable whose noising paths depend on the data all along.
 
-With y = α z, v = e^{-λ} and u in [0, 1] how far λ is from λ(ε) to λ(T), the marginals are
+With y = α z, ``v = e^{-λ}`` and u in [0, 1] the fraction of the way of λ from λ(ε) to λ(T), the
+marginals are
 
     z = m(x, u) + S(x, u) ε,    m = x + Σ_j φ_j(u) n_j(x),    log S² = -λ + Σ_j φ_j(u) r_j(x),
 
-where n and r are outputs of one network, called once for each datum and not told the time. φ_j are
+where n and r are outputs of one network, called once for each datum and without the time. φ_j are
 Bernstein polynomials that vanish at both ends, and at ε with their derivative. So the start, the
 end, the decoder and the prior KL are those of the linear diffusion, and derivatives in time are
 exact.
@@ -22,7 +23,7 @@ and the bound loses ⅛ e^λ/ρ E‖ΔU + ρ ΔR‖² per unit of λ, which for 
 ½ e^λ E‖x - x̂‖².
 
 Given x the paths are Markov, but their mixture over x is not: a path holds more information on x
-than its ends do. No network can win back what that costs the bound
+than its ends do. No network can win back that loss of the bound
 (:func:`pyro_mdm.seeing.path_information_gap`).
 
 Source: written for this library. Means that depend on the data are those of Nielsen et al.,
@@ -50,7 +51,7 @@ from pyro_mdm.support.checks import check_count, check_network, check_number
 __all__ = ["Aims", "DataDrivenDiffusion", "DataPath"]
 
 VIEWS = (0.1, 0.3, 0.5, 0.7, 0.9)
-"""Parts of the way that :meth:`DataDrivenDiffusion.views` shows."""
+"""The fractions u of the way that :meth:`DataDrivenDiffusion.views` shows."""
 
 
 class Aims(NamedTuple):
@@ -60,7 +61,7 @@ class Aims(NamedTuple):
     score: Tensor  # R: ∇ log q(z | x) = -(z - R)/v
 
     def with_noise(self, noise: float) -> Tensor:
-        """x̂ = (U + ηR)/(1 + η), with which v b = ½ (1 + η) (z - x̂), η the part of the noise."""
+        """x̂ = (U + ηR)/(1 + η), with which v b = ½ (1 + η) (z - x̂), for noise η."""
         return (self.flow + noise * self.score) / (1 + noise)
 
 
@@ -89,17 +90,17 @@ class DataDrivenDiffusion(WrappedDiffusion):
 
     Every :class:`~pyro_mdm.Denoiser` serves it, x̂ in the place of x, and so does a score of the raw
     state. Where the network's output is 0, as at the start of this library's networks, it is the
-    linear diffusion. ``drift`` is that of the base, and the score holds what the data add to it.
+    linear diffusion. ``drift`` is that of the base, and the score has the data's addition to it.
 
     Args:
-        base: a linear diffusion with K = 1, whose ends, kernels, clock and prior it has.
-        network: module that is called once with data (n, C, *spatial) and zeros (n,) in the place
-            of log SNR; it returns (n, :meth:`outputs`·C, *spatial), means before scales, each
+        base: linear diffusion with K = 1, whose ends, kernels, clock and prior it has.
+        network: module called once with data, (n, C, *spatial), and zeros, (n,), in place of log
+            SNR; it returns (n, :meth:`outputs`·C, *spatial), means before scales, each
             (degree - 2)·C.
-        means: the bound c on n_j = c tanh(output / c): means move by at most c, in units of the
-            data. 0: they do not move.
-        scales: the bound c on r_j, likewise: S² changes by a factor of at most e^c. 0: not at all.
-        degree: the degree of the polynomials, at least 3.
+        means: bound c on n_j = c tanh(output / c), in units of the data: means move by at most c.
+            0: they do not move.
+        scales: bound c on r_j, likewise: S² changes by a factor of at most e^c. 0: not at all.
+        degree: degree of the polynomials, at least 3.
 
     Raises:
         TypeError: a base of another kind.
@@ -150,7 +151,7 @@ class DataDrivenDiffusion(WrappedDiffusion):
     # -- the way of the marginals ------------------------------------------------------------------
 
     def way(self, log_snr: Tensor) -> Tensor:
-        """u, how far λ is from λ(ε) to λ(T), in [0, 1], like λ."""
+        """The fraction u of the way of λ from λ(ε) to λ(T), in [0, 1], like λ."""
         high, low = self._ends()
         return (high - log_snr) / (high - low)
 
@@ -192,9 +193,11 @@ class DataDrivenDiffusion(WrappedDiffusion):
         return means, scales
 
     def aims(self, x: Tensor, z: Tensor, log_snr: Tensor) -> Aims:
-        """The aims at z of a path from x, both (*batch, *event_shape).
+        """The aims at z of a path from x.
 
         Args:
+            x: data, (*batch, *event_shape).
+            z: readouts, (*batch, *event_shape).
             log_snr: log SNR, (*batch), or a number for one batch dimension.
         """
         batch_dim = log_snr.dim() or 1
@@ -205,14 +208,18 @@ class DataDrivenDiffusion(WrappedDiffusion):
 
     @torch.no_grad()
     def views(self, x: Tensor) -> dict[str, Tensor]:
-        """Means and log S² less those of the base, at five log SNRs."""
+        """The means and log S² − those of the base, at five log SNRs.
+
+        Args:
+            x: data in model space, (n, *event_shape).
+        """
         high, low = self._ends()
         paths = [self.path(x, (high + u * (low - high)).expand(len(x))) for u in VIEWS]
         shown = {"mean": (self.means, [p.mean - x for p in paths])}
         shown["scale"] = (self.scales, [p.stretch.expand_as(x) for p in paths])
         return {name: torch.stack(stages) for name, (limit, stages) in shown.items() if limit}
 
-    # -- what scores learn -------------------------------------------------------------------------
+    # -- targets of scores -------------------------------------------------------------------------
 
     def volatility_at(self, s: Times) -> Tensor:
         """The volatility ρ(s), like s."""
@@ -261,7 +268,7 @@ class DataDrivenDiffusion(WrappedDiffusion):
     def denoising_error(
         self, x: Tensor, level: Tensor, noise: Tensor, denoiser: Denoise, counted: Tensor | None
     ) -> Tensor:
-        """⅛ e^λ/ρ ‖ΔU + ρ ΔR‖², (n,), over all dimensions.
+        """``⅛ e^λ/ρ ‖ΔU + ρ ΔR‖²``, (n,), over all dimensions.
 
         In training the errors are recorded for ρ (:class:`~pyro_mdm.seeing.volatility.Volatility`);
         this draw still uses the ρ before.
@@ -291,14 +298,14 @@ class DataDrivenDiffusion(WrappedDiffusion):
         return self.volatility_at(s).sqrt()[..., None, None] * G
 
     def simulate(self, y: Tensor, times: Tensor, simulation: Any = None) -> NoReturn:
-        """Raise TypeError: paths start from data, and not from a state alone."""
+        """Raises TypeError: paths start from data, and not from a state alone."""
         raise TypeError(
             f"paths of {type(self).__name__} are driven by the data that they started from, "
-            "which a state does not hold; see DataDrivenDiffusion.noised for their law at a time"
+            "which a state does not hold; see DataDrivenDiffusion.noised for states at a time"
         )
 
     def forward_sde(self, event_shape: object = ()) -> NoReturn:
-        """Raise TypeError, as :meth:`simulate`."""
+        """Raises TypeError, as :meth:`simulate`."""
         self.simulate(torch.zeros(()), torch.zeros(()))
 
     def settings(self) -> dict[str, Any]:
@@ -310,7 +317,7 @@ class DataDrivenDiffusion(WrappedDiffusion):
 
 
 def _bernstein(u: Tensor, degree: int) -> tuple[Tensor, Tensor]:
-    """φ_j(u) = C(n, j) u^j (1-u)^{n-j} for j = 2 … n - 1, and their derivatives, (n, n - 2)."""
+    """``φ_j(u) = C(n, j) u^j (1-u)^{n-j}`` for j = 2 … n - 1, and the derivatives, (…, n - 2)."""
     j = torch.arange(2, degree, dtype=torch.float64, device=u.device)
     choose = torch.tensor([math.comb(degree, i) for i in range(2, degree)]).to(j)
     u = u.unsqueeze(-1)

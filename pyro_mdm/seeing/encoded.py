@@ -6,7 +6,7 @@ drift's propagator from time 0,
     y_s | x ~ N(M(s) w, Σ(s)),    ∇ log q(y_s | x) = -Σ^{-1} (y_s - M(s) w).
 
 x enters through the start of the path alone, so that the bound is tight with exact networks. The
-learned score is -Σ^{-1} (y - M E[w | y]), for which z is no longer sufficient.
+learned score is ``-Σ^{-1} (y - M E[w | y])``, for which z is no longer sufficient.
 """
 
 from __future__ import annotations
@@ -34,24 +34,30 @@ class EncodedDiffusion(WrappedDiffusion):
     state: :class:`~pyro_mdm.seeing.StateDenoiser`, or one of the raw state.
 
     Decoders subtract M(ε) (0, m_φ(x)), which the encoding adds to the state, and then read x from
-    y_ε as for the base, with the noise of λ(ε). Since x is not known, m_φ is evaluated at x_0, the
-    first variable of M(ε)^{-1} y_ε: an estimate of x that assumes nothing about v_0. It is noisier
-    than what decoders read, but close enough to x for m_φ, and needs no score. What v_0 tells of x
-    beyond that is not used.
+    y_ε as for the base, with the noise of λ(ε). Since x is not given, m_φ is evaluated at x_0, the
+    first variable of ``M(ε)^{-1} y_ε``: an estimate of x that assumes nothing about v_0. It is
+    noisier than the decoders' readout, but close enough to x for m_φ, and needs no score. Further
+    information on x in v_0 is not used.
 
     The loss in the bound is up to 2 (ρ c)² nats for each data dimension, where c is the slope of
     m_φ and ρ the base's readout of M(ε) e_1. For CLD ρ is 0.034 at λ(ε) = 9 and 0.007 at 13 with
     Σ_v = 0.01, and 0.012 and 0.001 with Σ_v = 0.25.
 
     Args:
-        base: a linear diffusion of at least two variables.
-        encoder: module m_φ that is called with data (n, *event_shape) and returns (n, (K-1)·C,
-            *spatial) for data of C channels (or features), those of v_1 first.
+        base: linear diffusion of at least two variables.
+        encoder: module m_φ called with data, (n, *event_shape), which returns
+            (n, (K-1)·C, *spatial) for data of C channels (or features), those of v_1 first.
 
     Raises:
         TypeError: a base that is not linear; an encoder that is not a module.
         ValueError: a base of one variable; on call, an encoder that returns another shape, or
             values that are not finite.
+
+    Example:
+        >>> from pyro_mdm import CLD
+        >>> diffusion = EncodedDiffusion(CLD(), nn.Linear(2, 2))
+        >>> diffusion.encode(torch.randn(5, 2)).shape  # K - 1 = 1 auxiliary variable
+        torch.Size([5, 1, 2])
     """
 
     starts_at_data = True

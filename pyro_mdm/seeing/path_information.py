@@ -43,18 +43,18 @@ def path_information_gap(
     draws: int = 64,
     seed: int = 0,
 ) -> PathInformation:
-    """The information in noising paths beyond that in their ends, for data of a known law.
+    """The information in noising paths beyond that in their ends, for data of a given distribution.
 
-    The law is one of finitely many points: a grid over a density in a few dimensions, or a data
-    set. Posterior means are sums over the points, which stand for the exact network.
+    The distribution is one of finitely many points: a grid over a density in a few dimensions, or a
+    data set. Posterior means are sums over the points, which stand for the exact network.
 
     Args:
-        diffusion: the diffusion of the paths.
-        points: data, (N, *event_shape).
-        weights: the probabilities of the points, (N,), up to a factor; None: equal.
-        levels: the number of log SNRs, one drawn in each of so many equal intervals.
+        diffusion: diffusion of the paths.
+        points: points of the data distribution, (N, *event_shape).
+        weights: probabilities of the points, (N,), up to a factor; None: equal.
+        levels: number of equal intervals of log SNR, in each of which one is drawn.
         draws: number of draws of x and the noise at each log SNR, at least 2.
-        seed: the seed of the draws.
+        seed: seed of the draws.
 
     Returns:
         :class:`PathInformation`. Errors are those of the draws at each log SNR.

@@ -23,16 +23,26 @@ class StateDenoiser(WrappedDenoiser):
         s_θ(y, s) = -Σ^{-1} (y - M(s) ŵ),    ŵ = (x̂, m̂)
 
     Both come from one network call. m̂ is an output; x̂ is the denoiser's at z̃ = kᵀ (y - M (0, m̂)),
-    in which the noise is e^{-λ/2} where m̂ is right. The network sees z, as the denoiser scales it,
-    and the K-1 directions of L^{-1} y without x, whose mean depends on m_φ(x) and whose noise has
-    unit variance. Where encoder and outputs are 0 it is the denoiser.
+    in which the noise is ``e^{-λ/2}`` where m̂ is right. The network sees z, as the denoiser scales
+    it, and the K-1 directions of ``L^{-1} y`` without x, whose mean depends on m_φ(x) and whose
+    noise has unit variance. Where encoder and outputs are 0 it is the denoiser.
 
     Args:
         denoiser: denoiser over a network with K·C channels and (outputs + K - 1)·C outputs.
 
     Raises:
-        TypeError, ValueError: as :class:`~pyro_mdm.seeing.wrapping.WrappedDenoiser`; states of the
-            wrong shape, NaN, a network output of another shape.
+        TypeError: an object that is no denoiser.
+        ValueError: a denoiser with maps, or without the shape of its data; states of the wrong
+            shape, NaN, a network output of another shape.
+
+    Example:
+        >>> from pyro_mdm import CLD, Denoiser, EncodedDiffusion
+        >>> from pyro_mdm.networks import MLP
+        >>> diffusion = EncodedDiffusion(CLD(), torch.nn.Linear(2, 2))
+        >>> denoiser = Denoiser.fit(MLP(features=4), torch.randn(100, 2))  # K = 2, 2 dimensions
+        >>> score = StateDenoiser(denoiser)
+        >>> score.score(diffusion, torch.zeros(3, 2, 2), torch.full((3,), 0.5)).shape
+        torch.Size([3, 2, 2])
     """
 
     instead_of = Cap.READOUT
@@ -46,7 +56,7 @@ class StateDenoiser(WrappedDenoiser):
         return diffusion.num_variables - 1
 
     def score(self, diffusion: Kernels, y: Tensor, s: Number) -> Tensor:
-        """-Σ^{-1} (y - M ŵ), like y; the linear algebra in float64."""
+        """``-Σ^{-1} (y - M ŵ)``, like y; the linear algebra in float64."""
         marginal, state, s, x, m = self._estimates(diffusion, y, s)
         with full_precision(y):
             W = inverse_tril(marginal.scale_tril)

@@ -22,9 +22,9 @@ KNOTS = 33
 MEMORY = 2.0**15
 """The number of data after which a running average keeps 1/e of its past."""
 DOUBT = 64.0
-"""The number of data that ρ = 1 counts for at a knot."""
+"""The number of data for which ρ = 1 counts at a knot, until there are errors of more."""
 LIMIT = 10.0
-"""The bound on ρ, which is between 1/LIMIT and LIMIT."""
+"""The largest ρ; the least is 1/LIMIT."""
 
 
 class Volatility(ExactBuffers, nn.Module):
@@ -46,7 +46,7 @@ class Volatility(ExactBuffers, nn.Module):
     @property
     def log_knots(self) -> Tensor:
         """log ρ at the knots, (knots,) float64."""
-        tiny = torch.finfo(torch.float64).tiny
+        tiny = torch.finfo(torch.float64).tiny  # no errors yet: log(tiny / tiny) is 0
         flow, score = self.errors.clamp_min(tiny)
         best = (0.5 * (flow / score).log()).clamp(-math.log(LIMIT), math.log(LIMIT))
         log_rho = best * self.weight / (self.weight + DOUBT)
@@ -63,8 +63,9 @@ class Volatility(ExactBuffers, nn.Module):
         """Add errors of n data to the averages, over all processes, for the draws to come.
 
         Args:
-            u: points at which they were drawn, (n,).
-            flow, score: errors e^λ ‖ΔU‖² and e^λ ‖ΔR‖² of each datum, (n,).
+            u: fractions of the way at which they were drawn, (n,).
+            flow: error e^λ ‖ΔU‖² of each datum, (n,).
+            score: error e^λ ‖ΔR‖² of each datum, (n,).
         """
         finite = (flow + score).isfinite()
         kept = [torch.where(finite, t, 0.0).double() for t in (finite.double(), flow, score)]

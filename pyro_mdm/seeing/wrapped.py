@@ -19,10 +19,10 @@ __all__ = ["WrappedDiffusion"]
 class WrappedDiffusion(OneBlock):
     """A diffusion with the kernels, clock, ends and prior of ``base``.
 
-    The generative model reverses the base. A subclass says what the data do to noising paths.
+    The generative model reverses the base. A subclass defines the effect of data on noising paths.
 
     Args:
-        base: a linear diffusion, constant, time-varying or learned.
+        base: linear diffusion, constant, time-varying or learned.
 
     Raises:
         TypeError: another kind of diffusion.
@@ -37,7 +37,7 @@ class WrappedDiffusion(OneBlock):
         self.base = base
         self.num_variables, self.horizon = base.num_variables, base.horizon
 
-    # -- what is the base's
+    # -- members of the base
 
     max_log_snr = of_part("base")
     min_log_snr = of_part("base")

@@ -24,12 +24,12 @@ class WrappedDenoiser(Score):
     diffusion.
 
     Args:
-        denoiser: denoiser that is given one log SNR for all dimensions, over a network with as many
-            further channels as :meth:`more_inputs` and :meth:`more_outputs` say.
+        denoiser: denoiser with one log SNR for all dimensions, over a network with the further
+            channels of :meth:`more_inputs` and :meth:`more_outputs`.
 
     Raises:
-        TypeError: no denoiser.
-        ValueError: a denoiser told maps of log SNR, or that does not know the shape of its data.
+        TypeError: an object that is no denoiser.
+        ValueError: a denoiser with maps of log SNR, or without the shape of its data.
     """
 
     instead_of: ClassVar[Cap | None] = None
@@ -39,10 +39,10 @@ class WrappedDenoiser(Score):
         fix = "e.g. Denoiser.fit(network, train_x)"
         check_instance("denoiser", denoiser, DenoiserScore, fix)
         if denoiser.maps or not denoiser.event_shape:
-            what = "is told maps" if denoiser.maps else "does not know the shape of a datum"
+            what = "takes maps" if denoiser.maps else "lacks the shape of a datum"
             raise ValueError(
-                f"denoiser {what}, expected one log SNR for all dimensions of data whose shape is "
-                "known; make it by fit(network, train_x), without maps"
+                f"denoiser {what}, expected one log SNR for all dimensions of data of a given "
+                "shape; make it by fit(network, train_x), without maps"
             )
         super().__init__(denoiser.network, denoiser.event_shape)
         self._modules.pop("network", None)  # it is in the denoiser: once in a state dict

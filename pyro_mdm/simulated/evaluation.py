@@ -97,7 +97,7 @@ def step_size_bias(
                 law: Any = guide.law(x[rows])
                 step = 1 / law.simulation.steps()
                 changes[m, rows] = _halved(model.for_rows(rows), law)
-    return StepSizeBias(step, *Measured.of(changes.mean(0)))
+    return StepSizeBias(step, *Measured.from_values(changes.mean(0)))
 
 
 def _halved(model: DiffusionModel, law: SimulatedPath) -> Tensor:
@@ -208,12 +208,14 @@ class _Rounds:
         totals = self.totals()
         n = totals.shape[1]
         per_datum = totals.mean(0)
-        noise = Noise.of(totals)
+        noise = Noise.from_draws(totals)
         monte_carlo_error = _of_mean(noise.variance)
         number, total, squares = self.histogram
         density = total / number.clamp_min(1)
         variance = (squares / number.clamp_min(1) - density**2).clamp_min(0)
-        terms: dict[str, Any] = {name: Measured.of(term) for name, term in self.means().items()}
+        terms: dict[str, Any] = {
+            name: Measured.from_values(term) for name, term in self.means().items()
+        }
         return Estimate(
             mean=float(per_datum.mean()),
             standard_error=population_error(per_datum, noise.variance, monte_carlo_error),
@@ -324,13 +326,13 @@ def _difference(
     total = Measured(float(per_datum.mean()), population_error(per_datum, variance, error))
     if all(key in simulated for key in pair):  # paired over data
         one, other = (simulated[key].means() for key in pair)
-        terms = {name: Measured.of(one[name] - other[name]) for name in TERMS}
+        terms = {name: Measured.from_values(one[name] - other[name]) for name in TERMS}
     else:
         ends = [(getattr(first, name), getattr(second, name)) for name in TERMS]
         apart = [Measured(a[0] - b[0], math.hypot(a[1], b[1])) for a, b in ends]
         terms = dict(zip(TERMS, apart, strict=True))
     floor = rounding(first, second, dtypes)
-    return Difference.of(pair, total, terms, error, first.num_dims * math.log(2), floor)
+    return Difference.from_nats(pair, total, terms, error, first.num_dims * math.log(2), floor)
 
 
 def _pair_noise(
@@ -339,7 +341,7 @@ def _pair_noise(
     """The variances of the noise of each datum's difference, (n,), and the error of their mean."""
     both = [simulated[name].totals() for name in pair if name in simulated]
     if len(both) == 2 and both[0].shape == both[1].shape:
-        variance = Noise.of(both[0] - both[1]).variance
+        variance = Noise.from_draws(both[0] - both[1]).variance
         return variance, _of_mean(variance)
     first, second = (estimates[name] for name in pair)
     variance = first.per_datum_error.square() + second.per_datum_error.square()

@@ -1,7 +1,7 @@
-"""Checks of what users pass in, made once, before it is used.
+"""Checks of arguments of users, made once, before they are used.
 
 Every message has the value, the expectation and the fix. Objects of another kind raise TypeError,
-wrong values ValueError, and what is wrong in tables and files of data :class:`DataError`.
+wrong values ValueError, and mistakes in tables and files of data :class:`DataError`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
 
 
 class DataError(RuntimeError):
-    """Data, or files of them, are missing, damaged, or not what was expected."""
+    """Data, or files of them, that are missing, damaged, or other than expected."""
 
 
 # -- kinds of objects ------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ def _class_for_object(name: str, cls: type, fix: str) -> TypeError:
 
 
 def check_network(name: str, network: object, *others: type) -> None:
-    """Raises TypeError unless ``network`` can be called as a network, and is none of ``others``.
+    """Raises TypeError for an object that cannot be called as a network, or is one of ``others``.
 
     A score is no network, nor are data; both are often passed in its place.
     """
@@ -158,21 +158,21 @@ def real_tensor(name: str, value: object, expected: str) -> Tensor:
 
 # -- values of tensors -----------------------------------------------------------------------------
 Report = Callable[[], object]
-"""A function that raises the error of a check that failed, or returns where it finds nothing."""
+"""A function that raises the error of a failed check, or returns where it finds no mistake."""
 
 
 class Event(Protocol):
-    """What tells when an answer has come, such as an event of CUDA."""
+    """A signal that the answer of a device has come, such as an event of CUDA."""
 
     def query(self) -> bool:
-        """Whether it has."""
+        """Whether it has come."""
 
     def synchronize(self) -> None:
         """Wait for it."""
 
 
 class _Unread(threading.local):
-    """Answers that a GPU has not given yet to a thread, with what reports a no."""
+    """The answers that a thread waits for from a GPU, each with the function that reports a no."""
 
     def __init__(self) -> None:
         self.answers: list[tuple[Event, Tensor, Report]] = []
@@ -184,12 +184,12 @@ _unread = _Unread()
 def check_values(right: Tensor, report: Report) -> None:
     """A check of values that no step waits for: calls ``report`` unless ``right`` is true.
 
-    On the CPU this is at once. Of a GPU the answer is read when it has come, by a later check or by
-    :func:`settle`, so that the error is as clear and a little late.
+    On the CPU this is at once. From a GPU the answer is read when it has come, by a later check or
+    by :func:`settle`, so that the error is as clear and a little late.
 
     Args:
-        right: whether the values are as expected, bool, 0-dim.
-        report: a function that looks at them and raises the error.
+        right: whether the values are as expected, bool, ().
+        report: function that looks at the values and raises the error.
     """
     if torch.compiler.is_compiling():
         return
@@ -201,7 +201,7 @@ def check_values(right: Tensor, report: Report) -> None:
     try:
         torch._assert_async(right)
     except RuntimeError:
-        pass  # a no, or what torch.func says of any tensor under vmap
+        pass  # a no, or the refusal of torch.func for any tensor under vmap
     else:
         return
     if not bool(right):
@@ -213,7 +213,8 @@ def check_later(event: Event, answer: Tensor, report: Report) -> None:
 
     Args:
         event: event after which the answer may be read.
-        answer, report: as of :func:`check_values`, with the answer on the CPU.
+        answer: whether the values are as expected, bool, (), on the CPU.
+        report: function that looks at the values and raises the error.
     """
     _unread.answers.append((event, answer, report))
     while _unread.answers and _unread.answers[0][0].query():
@@ -221,8 +222,10 @@ def check_later(event: Event, answer: Tensor, report: Report) -> None:
 
 
 def settle() -> None:
-    """Waits for the answers to all checks of this thread, where Python reads a number of the GPU
-    anyway."""
+    """Wait for the answers to all checks of this thread.
+
+    It is called where Python reads a number of the GPU anyway.
+    """
     while _unread.answers:
         _unread.answers[0][0].synchronize()
         _read_first()
@@ -235,7 +238,7 @@ def _read_first() -> None:
     try:
         report()
     except BaseException:
-        _unread.answers.clear()  # the rest may follow from it, and are of what is given up
+        _unread.answers.clear()  # the rest may follow from it, and belong to work that is given up
         raise
 
 
@@ -259,9 +262,11 @@ def check_data(
     """Raises unless ``x`` is data in model space: a tensor of finite float32 or float64 numbers.
 
     Args:
-        device: the device that x must be on, if it is known.
+        name: name of the data, for the message.
+        x: data in model space.
+        device: device that x must be on; None: any.
         missing: whether NaN is allowed, for a missing entry.
-        values: whether to look at the entries.
+        values: whether entries are checked too.
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} is {_not_a_tensor(name, x)}")
@@ -335,7 +340,7 @@ def _report_finite(name: str, value: Tensor) -> None:
 
 
 def check_resolution(max_log_snr: float, dtype: torch.dtype, mean_square: float = 1.0) -> None:
-    """Raises ValueError where z = x + e^{-λ/2} ε equals x up to the rounding of ``dtype``."""
+    """Raises ValueError where ``z = x + e^{-λ/2} ε`` equals x up to the rounding of ``dtype``."""
     if not mean_square > 0:
         return
     limit = -2 * math.log(torch.finfo(dtype).eps) - math.log(mean_square)

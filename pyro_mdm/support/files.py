@@ -11,7 +11,7 @@ from pathlib import Path
 __all__ = ["Write", "check_place", "replacing", "temporary"]
 
 Write = Callable[[Path, Iterable[bytes | memoryview]], str]
-"""Writes a file in pieces and returns the SHA-256 of its content."""
+"""A function that writes a file in pieces and returns the SHA-256 of its content."""
 
 
 def temporary(path: Path) -> Path:
@@ -20,16 +20,16 @@ def temporary(path: Path) -> Path:
 
 
 BLOCK = 4096
-"""The bytes that are written to see whether a file can be."""
+"""The number of bytes that are written to see whether a file can be."""
 
 
 def check_place(path: Path) -> None:
     """See whether a file can be written at ``path``, by writing one beside it and removing it.
 
-    Where folders are missing they are not made: the first of them is what is written.
+    Missing folders are not made: a file of the first one's name is written in place of it.
 
     Raises:
-        OSError: it cannot be: the folder may not be written to, the disk is full, a name is long.
+        OSError: a folder that may not be written to, a full disk, or a name that is too long.
     """
     folder = next(parent for parent in path.parents if parent.is_dir())
     file = temporary(folder / path.relative_to(folder).parts[0])

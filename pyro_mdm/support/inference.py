@@ -1,4 +1,4 @@
-"""What Pyro's inference makes of a log density that it asks for.
+"""The use that Pyro's inference makes of a log density.
 
 The objectives of variational inference average log densities, so that an unbiased estimate of a
 lower bound is enough. All else takes exponentials of them, as importance weights are, or walks on
@@ -27,7 +27,7 @@ AVERAGING = (
     "tracegraph_elbo",
     "util",
 )
-"""Modules of Pyro whose classes average log densities. What is not among them weighs."""
+"""Modules of Pyro whose classes average log densities. All others weigh by them."""
 WALKING = ("autoguide", "mcmc", "svgd")
 """Modules whose classes need one function, the same at every call, if they don't average."""
 LAPLACE = "laplace_approximation"
@@ -35,7 +35,7 @@ LAPLACE = "laplace_approximation"
 
 
 class Inference(NamedTuple):
-    """An inference, and what it needs of a log density."""
+    """An inference, with its requirements of a log density."""
 
     name: str
     weighs: bool = True  # by exponentials of it; else it averages
@@ -43,8 +43,10 @@ class Inference(NamedTuple):
 
 
 def inference_in_use() -> Inference | None:
-    """The inference of Pyro's that asks for the log density that is being computed, if any; the
-    outermost that weighs by it, where one does."""
+    """The inference of Pyro that computes a log density now, if there is one.
+
+    It is the outermost one that weighs by the density, where one does.
+    """
     frame, asking, walks = inspect.currentframe(), None, False
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
@@ -61,6 +63,6 @@ def inference_in_use() -> Inference | None:
 
 
 def _rooms(*modules: str) -> set[str]:
-    """The modules of Pyro's inference among these, a package for all that is in it."""
+    """The modules of Pyro's inference among these, a package for all of its modules."""
     ours = (module for module in modules if module.startswith(PYRO))
     return {module.removeprefix(PYRO).partition(".")[0] for module in ours}

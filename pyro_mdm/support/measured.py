@@ -25,8 +25,12 @@ class Measured(NamedTuple):
     standard_error: float
 
     @classmethod
-    def of(cls, values: Tensor) -> Measured:
-        """The mean of independent values (n,), with its standard error; NaN for a single value."""
+    def from_values(cls, values: Tensor) -> Measured:
+        """The mean of independent values, with its standard error; NaN for a single value.
+
+        Args:
+            values: values, (n,).
+        """
         values = values.detach().double()
         n = len(values)
         error = float(values.std()) / math.sqrt(n) if n > 1 else math.nan
@@ -51,7 +55,7 @@ def reach(degrees: Tensor | float) -> Tensor:
     """The half-width of a 95% interval in standard errors, by Student's t, in float64.
 
     Args:
-        degrees: degrees of freedom of the variance that the error comes from; NaN for none.
+        degrees: degrees of freedom of the error's variance; NaN where there is none.
     """
     from scipy.special import stdtrit  # loads in a tenth of the time of torch
 

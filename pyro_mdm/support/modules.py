@@ -38,9 +38,9 @@ class ExactBuffers(nn.Module):
 
 
 def writes(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
-    """Which tensors these are and how often each was written to, but for writes to its ``data``.
+    """The identity of each tensor, and the number of writes to it but for those to its ``data``.
 
-    It is known without waiting for a device.
+    Neither waits for a device.
     """
     return tuple((id(t), 0 if t.is_inference() else t._version) for t in tensors)
 
@@ -49,6 +49,7 @@ def replace(module: N, **parts: Any) -> N:
     """A copy of a module with these parts replaced; it shares all else, parameters included.
 
     Args:
+        module: the module.
         parts: values by name: modules and buffers replace those of the module; other attributes are
             set.
     """
@@ -82,10 +83,15 @@ class _OfPart:
         setattr(getattr(whole, self.owner), self.name, value)
 
 
-def of_part(part: str) -> Any:
-    """A class's member that is the same member of one of its parts, to read and to set: ``prior
-    = of_part("base")``."""
-    return _OfPart(part)
+def of_part(owner: str) -> Any:
+    """A member of a class that is the member of that name of one of its parts, to read and to set.
+
+    For example ``prior = of_part("base")``.
+
+    Args:
+        owner: name of the attribute that holds the part.
+    """
+    return _OfPart(owner)
 
 
 @contextmanager

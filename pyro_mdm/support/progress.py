@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 __all__ = ["LogProgress", "Progress", "is_hidden", "progress_bar", "without_progress"]
 
 FIRST_LINE, NEXT_LINE = 10.0, 30.0
-"""Seconds from the start to the first line of a log, and the least from one to the next."""
+"""The time to the first line of a log, and the least time between two lines, in seconds."""
 
 
 _hidden: ContextVar[bool] = ContextVar("hidden", default=False)
@@ -67,12 +67,13 @@ def progress_bar(
 
     Args:
         total: number of units.
-        what: name of the work, in a word;  units: name of the units, in the plural.
+        what: name of the work, in a word.
+        units: name of the units, in the plural.
         initial: number of units that were done before.
-        leave: whether the last state stays on a terminal; a log then also says how long short work
-            took.
-        delay: time before a terminal shows it, seconds.
-        shown: whether it is shown; False for a count that shows nothing.
+        leave: whether the last state stays on a terminal; a log then has the time of short work
+            too.
+        delay: time before a terminal shows the count, in seconds.
+        shown: whether the count is shown.
     """
     shown = shown and not is_hidden()
     in_notebook = tqdm is not tqdm_asyncio
@@ -93,9 +94,13 @@ class LogProgress:
     """A line after ``FIRST_LINE`` seconds, then at most every ``NEXT_LINE``, and at the end.
 
     Args:
-        total, what, units, initial, leave: as for :func:`progress_bar`.
-        file: the stream to write to; standard error by default.
-        clock: a function that returns seconds, from any origin.
+        total: number of units.
+        what: name of the work, in a word.
+        units: name of the units, in the plural.
+        initial: number of units that were done before.
+        leave: whether short work has a line too.
+        file: stream of the lines; standard error by default.
+        clock: function that returns the time in seconds, from any origin.
     """
 
     def __init__(

@@ -82,7 +82,10 @@ class Restorable(Recorded):
     def restore(self, saved: dict[str, Any]) -> None:
         """Set those of :meth:`settings` that can be set after construction; by default none.
 
-        What it takes out of ``saved`` is not compared.
+        Settings that it takes out of ``saved`` are not compared.
+
+        Args:
+            saved: settings of the state dict, by name.
         """
 
     def get_extra_state(self) -> Tensor:
@@ -91,6 +94,9 @@ class Restorable(Recorded):
 
     def set_extra_state(self, state: Tensor) -> None:
         """Set the settings from a state dict.
+
+        Args:
+            state: result of :meth:`get_extra_state`, (n,) uint8.
 
         Raises:
             SettingsError: settings of another class, or a difference in one that cannot be set.

@@ -17,7 +17,7 @@ VALIDATION = 8
 
 
 class Rows(NamedTuple):
-    """The indices of each part, int64 and increasing, and how they were split."""
+    """The increasing indices of each part, int64, and the settings of the split."""
 
     train: Tensor
     validation: Tensor
@@ -40,13 +40,13 @@ def split_rows(
     stratum is test, to one datum. Test data are the same with and without ``holdout``.
 
     Args:
-        n: the number of data.
+        n: number of data.
         holdout: whether there is a validation part.
-        seed: the seed of the order. None splits by index, 0, 10, 20, … into test and 8, 18, 28, …
-            into validation, whatever strata and categories.
-        strata: the strata, whole numbers (n,).
-        categories: whole numbers (n,) for each column of categories, below 0 where a datum has
-            none. Data of a category that no other part has go to training.
+        seed: seed of the order. None splits by index, 0, 10, 20, … into test and 8, 18, 28, … into
+            validation, whatever strata and categories.
+        strata: index of the stratum of each datum, (n,); None: one stratum.
+        categories: index of the category of each datum, (n,), for each column of categories; below
+            0 where a datum has none. Data of a category that no other part has go to training.
 
     Raises:
         ValueError: a seed below 0, or of more than 63 bits.

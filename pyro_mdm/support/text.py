@@ -1,7 +1,7 @@
-"""Text on a terminal and in figures, whatever is in it.
+"""Text on a terminal and in figures, whatever it contains.
 
 Messages name files, columns and settings, which may be somebody else's: an escape sequence among
-them could clear the screen, hide what is said, or change the title of the window. And a terminal
+them could clear the screen, hide the message, or change the title of the window. And a terminal
 may lack characters that we write.
 """
 
@@ -16,16 +16,16 @@ WORDS = {
     **{"±": "+/-", "×": "x", "≥": ">=", "≤": "<=", "…": "...", "–": "-", "−": "-", "→": "->"},
     **{"ε": "eps", "λ": "lambda", "Σ": "Sigma", "μ": "mu", "β": "beta", "π": "pi", "∞": "inf"},
 }
-"""What is written for characters of messages that a terminal's encoding lacks."""
+"""The replacements of characters of messages that a terminal's encoding lacks."""
 
 CONTROLS = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 """Control characters, without tabs and line breaks, and those that change directions of writing."""
 MOVES = re.compile(r"(\n|\x1b\[A)*")
-"""What tqdm writes to move to the line of a bar, and nothing else at once."""
+"""The text by which tqdm moves to the line of a bar."""
 
 
 def shown(text: str, encoding: str | None = "utf-8") -> str:
-    r"""The text with control characters as ``\x1b``, and what ``encoding`` lacks in words."""
+    r"""The text with control characters as ``\x1b``, and words for those not in ``encoding``."""
     text = CONTROLS.sub(lambda match: _escaped(match[0]), text)
     encoding = encoding or "utf-8"
     try:
@@ -54,10 +54,10 @@ def _lacks(encoding: str, character: str) -> bool:
 
 
 class Terminal:
-    """A text stream that writes what :func:`shown` makes of a text.
+    """A text stream that writes every text as :func:`shown` returns it.
 
     Args:
-        stream: the stream, such as ``sys.stdout``, which has all other methods.
+        stream: stream, such as ``sys.stdout``, for the texts and all other methods.
     """
 
     def __init__(self, stream: TextIO) -> None:

@@ -71,7 +71,7 @@ class TableCalibration:
             )
         if self.classes:
             right, sure = (np.concatenate(values) for values in zip(*self._hits(), strict=True))
-            gain = Measured.of(torch.from_numpy(right - sure))
+            gain = Measured.from_values(torch.from_numpy(right - sure))
             said.append(
                 f"of {len(right)} categories {right.mean():.1%} are the most probable one, and "
                 f"{sure.mean():.1%} are predicted to be (difference {gain.mean:+.1%} ± "

@@ -323,8 +323,8 @@ class MixedDenoiser(DenoiserScore):
     def typical(self) -> Tensor:
         return self._dims.join([denoiser.typical for denoiser in self.parts])
 
-    def check_values(self, values: Tensor, known: Tensor) -> None:
-        for denoiser, x, here in self._split(values, known.expand_as(values)):
+    def check_values(self, values: Tensor, mask: Tensor) -> None:
+        for denoiser, x, here in self._split(values, mask.expand_as(values)):
             denoiser.check_values(x, here)
 
     # -- the baseline: independent columns ---------------------------------------------------------

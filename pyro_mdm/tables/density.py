@@ -153,5 +153,9 @@ class RowBounds(NamedTuple):
             seed=seed,
         )
         log_probs = (measured.per_datum.cpu() + log_det.double()).unflatten(0, (fresh, -1))
-        error = Noise.of(log_probs, counts).error if fresh > 1 else measured.per_datum_error.cpu()
+        error = (
+            Noise.from_draws(log_probs, counts).error
+            if fresh > 1
+            else measured.per_datum_error.cpu()
+        )
         return torch.stack([log_probs.mean(0), error])

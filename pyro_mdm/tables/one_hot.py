@@ -180,8 +180,8 @@ class OneHotDenoiser(DenoiserScore):
         """The most probable category of each column, one-hot."""
         return _one_hot(self.log_prior.argmax(-1), self.number, torch.float64).flatten()
 
-    def check_values(self, values: Tensor, known: Tensor) -> None:
-        columns = known.unflatten(-1, (-1, self.number)).all(-1)
+    def check_values(self, values: Tensor, mask: Tensor) -> None:
+        columns = mask.unflatten(-1, (-1, self.number)).all(-1)
         one_hot_index(values.unflatten(-1, (-1, self.number))[columns], self.number)
 
     # -- the baseline: independent columns ---------------------------------------------------------

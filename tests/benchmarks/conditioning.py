@@ -181,12 +181,14 @@ def main() -> None:
 
 def cells(cases: list[Case], found: list[Any]) -> tuple[str, str, str, str]:
     off = torch.tensor([errors(one, each.x) for one, each in zip(cases, found, strict=True)])
-    mean, covariance = (Measured.of(column) for column in off.unbind(1))
+    mean, covariance = (Measured.from_values(column) for column in off.unbind(1))
     evidence = "-"
     if found[0].log_evidence is not None:
         pairs = zip(cases, found, strict=True)
         evidence = str(
-            Measured.of(torch.tensor([f.log_evidence.mean - c.log_evidence for c, f in pairs]))
+            Measured.from_values(
+                torch.tensor([f.log_evidence.mean - c.log_evidence for c, f in pairs])
+            )
         )
     calls = sum(each.calls for each in found) / len(found)
     return str(mean), str(covariance), evidence, f"{calls:.0f}"

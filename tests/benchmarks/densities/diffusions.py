@@ -141,7 +141,7 @@ def reversal(target: Target, seconds: float, seed: int, *, K: int = 1, steps: in
 
     def loss() -> Tensor:
         own = data[torch.randint(len(data), (PATHS,))]
-        return -chain.log_ratio(h, own).mean()
+        return -chain.noising_cost(h, own).mean()
 
     updates = descend(chain.parameters(), loss, RATE, clock)
     return Fitted(functools.partial(drawn, chain, h), updates, clock.spent)

@@ -1,0 +1,307 @@
+"""A guide whose latents are the end of a chain: its density, its weights and its draws."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, NoReturn
+
+import pyro
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.infer.autoguide import AutoMultivariateNormal, init_to_median
+from pyro.ops.provenance import detach_provenance
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_mdm.automatic.chain import Annealed, Chain, Ratio, Reversed
+from pyro_mdm.automatic.density import ProgramDensity, is_enumerated, run
+from pyro_mdm.automatic.draws import row, unconstrained
+from pyro_mdm.automatic.gap import parameters
+from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.diffusions.presets import VPSDE
+from pyro_mdm.posteriors.guide import ImportanceWeights
+from pyro_mdm.support.checks import check_count, check_instance
+
+__all__ = ["COMPARED", "ChainGuide"]
+
+STARTS = {"gaussian": Annealed, "particles": Reversed}
+COMPARED = 1_000
+"""The number of paths by which a chain is judged."""
+AT_A_TIME = 1_000
+"""The number of paths that are drawn together."""
+STORED = (
+    "of Pyro's parameter store, where another guide has left them; call pyro.clear_param_store() "
+    "before a new guide"
+)
+OF_TAILS = (
+    "train longer, with more steps, or with start='particles'; a program whose posterior has heavy "
+    "tails, or none that is proper, has such weights always"
+)
+"""The advice for weights that mislead."""
+
+
+class _ChainLaw(TorchDistribution):
+    """The distribution of the ends of paths.
+
+    A draw's log density is the log ratio of its path's densities under guide and noising chain; no
+    other value has one.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, chain: Chain, ratio: Ratio, batch_shape: Sequence[int] = ()) -> None:
+        self.chain, self.ratio = chain, ratio
+        self.drawn: tuple[Tensor, Tensor] | None = None
+        super().__init__(torch.Size(batch_shape), torch.Size([chain.dim]), validate_args=False)
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> _ChainLaw:
+        return _ChainLaw(self.chain, self.ratio, batch_shape)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        shape = torch.Size([*sample_shape, *self.batch_shape])
+        path = self.chain.paths(self.ratio, shape.numel())
+        x = self.ratio.place(path.u).reshape(*shape, self.chain.dim)
+        self.drawn = detach_provenance(x), (path.cost + self.ratio.log_unit(path.u)).reshape(shape)
+        return x
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        same = detach_provenance(value)  # pyro.render_model wraps values
+        if self.drawn is None or self.drawn[0] is not same:
+            raise NotImplementedError(
+                "a value that this guide did not draw has no density in closed form; draw from the "
+                "guide, or weigh other values by guide.importance(n)"
+            )
+        return self.drawn[1]
+
+
+class ChainGuide(AutoMultivariateNormal):
+    """A guide by a chain of a diffusion, from a Gaussian to the posterior of a program.
+
+    Its arguments are those of :class:`AutoMDM`, which can be fitted and checked.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        diffusion: LinearDiffusion | None = None,
+        *,
+        steps: int = 16,
+        start: str = "gaussian",
+        width: int = 64,
+        init_loc_fn: Callable[..., Any] = init_to_median,
+        init_scale: float = 0.1,
+    ) -> None:
+
+        def start_of(site: dict[str, Any]) -> Tensor:
+            drawn: Tensor = site["fn"].sample() if is_enumerated(site) else init_loc_fn(site)
+            return drawn
+
+        super().__init__(model, init_loc_fn=start_of, init_scale=init_scale)
+        self._diffusion = VPSDE() if diffusion is None else diffusion
+        fix = "e.g. VPSDE() or CLD()"
+        check_instance("diffusion", self._diffusion, LinearDiffusion, fix)
+        check_count("steps", steps, "the number of steps of the chain")
+        check_count("width", width, "of the layers of the network")
+        if start not in STARTS:
+            raise ValueError(f"start is {start!r}, expected one of {', '.join(map(repr, STARTS))}")
+        self.start, self._steps, self._width = start, steps, width
+        self._program = (model,)  # as it is, without values to start from; not a module of this one
+        self._start_values: dict[str, Any] = {"init_loc_fn": init_loc_fn, "init_scale": init_scale}
+        self.losses = torch.zeros(0)  # of the last fit
+        self._budget: dict[str, Any] = {}  # of it too
+
+    @property
+    def program(self) -> Callable[..., Any]:
+        """The program as it was given."""
+        return self._program[0]
+
+    def like_this(self, program: Callable[..., Any], *, start: str | None = None) -> Any:
+        """A guide of a program with the settings of this one, before any fit.
+
+        Args:
+            program: the program.
+            start: another start than that of this guide.
+        """
+        return type(self)(
+            program,
+            copy.deepcopy(self._diffusion),
+            steps=self._steps,
+            start=start or self.start,
+            width=self._width,
+            **self._start_values,
+        )
+
+    def alone(self) -> Any:
+        """A context in which Pyro's parameter store has no parameters of this guide."""
+        return parameters(lambda name: not name.startswith(f"{self._pyro_name}."))
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        stored = [n for n in pyro.get_param_store() if n.startswith(f"{self._pyro_name}.")]
+        if stored and not pyro.settings.get("module_local_params"):
+            warnings.warn(f"this guide shares {stored[0]!r} and others {STORED}", stacklevel=2)
+        try:
+            super()._setup_prototype(*args, **kwargs)
+            if self.loc.shape != (self.latent_dim,):
+                raise ValueError(
+                    f"the program has {self.latent_dim} latents, expected {len(self.loc)} as "
+                    f"{STORED}"
+                )
+            chain = STARTS[self.start](self.latent_dim, self._diffusion, self._steps, self._width)
+            self.chain = chain.to(self.loc)
+            trace = run(self.model, *args, **kwargs)
+            self.program_density = ProgramDensity(self.program, trace, self._unpack_latent)
+            near = self.loc.detach() + 0.1 * torch.randn(2, self.latent_dim).to(self.loc)
+            self.program_density.check(near, *args, **kwargs)
+        except BaseException:
+            self.prototype_trace = None  # the next call sets it up again
+            raise
+
+    @staticmethod
+    def _prototype_hide_fn(site: dict[str, Any]) -> bool:
+        hidden: bool = AutoMultivariateNormal._prototype_hide_fn(site)
+        return hidden or is_enumerated(site)
+
+    def log_density(self, x: Tensor, /, *args: Any, **kwargs: Any) -> Tensor:
+        """log p(x, data) of unconstrained latents (n, latent_dim), with Jacobians, (n,) nats."""
+        self.set_up(*args, **kwargs)
+        if x.dim() != 2 or len(x) == 0 or x.shape[1] != self.latent_dim:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}, expected (n, {self.latent_dim}): a row for each of "
+                "n ≥ 1 values of all latents, unconstrained"
+            )
+        return self.program_density(x, *args, **kwargs)
+
+    def ratio(self, *args: Any, **kwargs: Any) -> Ratio:
+        def density(x: Tensor) -> Tensor:
+            return self.program_density(x, *args, **kwargs)
+
+        return Ratio(density, self.loc, self.scale[..., None] * self.scale_tril)
+
+    def get_posterior(self, *args: Any, **kwargs: Any) -> _ChainLaw:
+        """The distribution of all latents, unconstrained, with densities along paths of draws."""
+        return _ChainLaw(self.chain, self.ratio(*args, **kwargs))
+
+    def get_base_dist(self) -> NoReturn:
+        """Raises NotImplementedError: the guide is no transform of its Gaussian."""
+        raise NotImplementedError(
+            "AutoMDM is no transform of a simple distribution, as NeuTraReparam and others need; "
+            "start NUTS from draws of it instead"
+        )
+
+    def get_transform(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raises NotImplementedError: the guide is no transform of its Gaussian."""
+        self.get_base_dist()
+
+    def rows(self, draws: object, /, *args: Any, **kwargs: Any) -> Tensor:
+        """Unconstrained latents (n, latent_dim) of draws by site, as :meth:`fit` takes them."""
+        self.set_up(*args, **kwargs)
+        return unconstrained(draws, self.latents())
+
+    def become_gaussian(self, x: Tensor) -> None:
+        covariance = x.T.cov() + torch.diag(1e-4 * x.var(0) + 1e-12)
+        root = torch.linalg.cholesky(covariance.reshape(self.latent_dim, -1))
+        self.loc.data = x.mean(0)
+        self.scale = root.diagonal()
+        self.scale_tril = root / root.diagonal()[:, None]
+
+    def set_up(self, *args: Any, **kwargs: Any) -> None:
+        if self.prototype_trace is None:
+            with pyro.poutine.block():
+                self(*args, **kwargs)
+
+    def latents(self) -> Iterable[tuple[str, dict[str, Any]]]:
+        return self.prototype_trace.iter_stochastic_nodes()
+
+    def log_weights(self, n: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """n draws (n, latent_dim), unconstrained, and their log weights (n,)."""
+        law = self.get_posterior(*args, **kwargs).expand((n,))
+        x = law.rsample()
+        return x, self.log_density(x, *args, **kwargs) - law.log_prob(x)
+
+    @torch.no_grad()
+    def weighted(self, n: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        self.set_up(*args, **kwargs)
+        sizes = [min(AT_A_TIME, n - done) for done in range(0, n, AT_A_TIME)]
+        pieces = [self.log_weights(size, *args, **kwargs) for size in sizes]
+        x, log_weights = (torch.cat(tensors) for tensors in zip(*pieces, strict=True))
+        if lost := int((log_weights.isnan() | (log_weights == math.inf)).sum()):
+            warnings.warn(
+                f"{lost:,} of {n:,} draws have a density that is NaN or infinite, expected none, "
+                "and count as impossible; mend the program",
+                stacklevel=3,
+            )
+        return x, log_weights.double().nan_to_num(nan=-math.inf, posinf=-math.inf)
+
+    @torch.no_grad()
+    def two_sided(
+        self, latents: Mapping[str, Tensor], paths: int, /, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Log weights of the guide's paths, and of noising paths from given latents, (paths,) each.
+
+        The mean of the first is a lower bound on log p(data) in expectation; that of the second is
+        an upper one where the latents are an exact draw of the posterior.
+
+        Args:
+            latents: a value of each latent, by site.
+            paths: number of paths of each kind.
+            args, kwargs: arguments of the program.
+        """
+        self.set_up(*args, **kwargs)
+        x = row(latents, self.latents()).repeat(paths, 1)
+        return self.weighted(paths, *args, **kwargs)[1], self.noised(x, *args, **kwargs)
+
+    def noised(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Log weights of noising paths from unconstrained latents x (n, latent_dim), (n,) nats."""
+        ratio = self.ratio(*args, **kwargs)
+        u = ratio.inverse(x)
+        log_q = self.chain.noising_cost(ratio, u) + ratio.log_unit(u)
+        return (self.log_density(x, *args, **kwargs) - log_q).double()
+
+    def importance(self, num_samples: int, /, *args: Any, **kwargs: Any) -> ImportanceWeights:
+        """Importance weights of draws, with how many count, k̂ and log p(data).
+
+        Args:
+            num_samples: number of draws.
+            args: positional arguments of the program.
+            kwargs: keyword arguments of the program.
+        """
+        check_count("num_samples", num_samples, "the number of draws")
+        weights = ImportanceWeights(self.weighted(num_samples, *args, **kwargs)[1])
+        weights.warn(OF_TAILS, stacklevel=3)
+        return weights
+
+    def sample_posterior(
+        self, num_samples: int, /, *args: Any, resample: bool = False, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Draws of all latents by site, (num_samples, *shape).
+
+        Args:
+            num_samples: number of draws.
+            args: positional arguments of the program.
+            kwargs: keyword arguments of the program.
+            resample: whether draws are resampled by their weights, from ten times as many.
+        """
+        check_count("num_samples", num_samples, "the number of draws")
+        x, log_weights = self.weighted(num_samples * (10 if resample else 1), *args, **kwargs)
+        if resample:
+            weights = ImportanceWeights(log_weights)
+            weights.warn(OF_TAILS, stacklevel=3)
+            x = x[torch.multinomial(weights.normalized, num_samples, replacement=True)]
+        return self.program_density.by_site(x)
+
+    def quantiles(self, quantiles: Sequence[float], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Quantiles of each latent by site, (len(quantiles), *shape), of draws of the guide."""
+        levels = torch.as_tensor(quantiles, dtype=self.loc.dtype)
+        return {
+            name: value.quantile(levels.to(value), 0)
+            for name, value in self.sample_posterior(COMPARED, *args, **kwargs).items()
+        }
+
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The median of each latent by site, of draws of the guide."""
+        return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}

@@ -1,0 +1,294 @@
+"""Whether a fitted automatic guide can be trusted, in a few lines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import biject_to
+
+from pyro_mdm.automatic.chain import Annealed
+from pyro_mdm.automatic.chain_guide import ChainGuide
+from pyro_mdm.automatic.density import run
+from pyro_mdm.posteriors.guide import ImportanceWeights
+
+__all__ = ["MOST_FOR_PARTICLES", "Checkup", "Moments", "Second", "checked", "second"]
+
+FEWEST = 100
+"""Draws that count, below which nothing is trusted."""
+APART = 0.25
+"""The distance of two means, in deviations, above which two fits differ, if their errors say so."""
+ERRORS = 4.0
+"""The same distance in standard errors."""
+RISING = 5.0
+"""Standard errors by which the bound rises in the last quarter of a training that is too short."""
+FEW_UPDATES = 20
+"""Updates in a quarter of a training, below which nothing is said of their rise."""
+MOST_FOR_PARTICLES = 20
+"""Latents up to which particles find modes; with more they collapse (page *Automatic guides*)."""
+HEAVY = ("Cauchy", "HalfCauchy", "StudentT", "Pareto", "Stable", "InverseGamma", "Horseshoe")
+"""Distributions whose tails a Gaussian does not cover."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Weighted means and deviations of unconstrained latents.
+
+    Args:
+        mean, deviation: of each latent number, (dim,).
+        effective: number of draws that count.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    effective: float
+
+    @classmethod
+    def from_weights(cls, x: Tensor, weights: ImportanceWeights) -> Moments:
+        """Those of draws x (n, dim) with weights."""
+        shares = weights.normalized[:, None].to(x)
+        mean = (shares * x).sum(0)
+        deviation = (shares * (x - mean).square()).sum(0).sqrt()
+        return cls(mean, deviation, max(1.0, weights.effective))
+
+
+@dataclass(frozen=True)
+class Second:
+    """What another fit, or draws of the posterior, say of the same program.
+
+    Args:
+        name: what they are.
+        moments: their means and deviations.
+        weights: their weights; None for draws, which have none.
+    """
+
+    name: str
+    moments: Moments
+    weights: ImportanceWeights | None
+
+
+@dataclass(frozen=True)
+class Checkup:
+    """What :meth:`AutoMDM.check` found; printed, it is four lines and a remedy.
+
+    Args:
+        weights: the weights of all batches together.
+        tails: k̂ of each batch.
+        kept: what the fit kept: "chain", "Gaussian", or "denoiser".
+        second: the other fit; None if there is none.
+        distance: the largest distance of two means, in deviations; NaN without another fit.
+        distant: the latent that has it.
+        is_apart: whether it is more than the errors of both explain.
+        remedies: what to do, the first thing first.
+    """
+
+    weights: ImportanceWeights
+    tails: tuple[float, ...]
+    kept: str
+    second: Second | None
+    distance: float
+    distant: str
+    is_apart: bool
+    remedies: tuple[str, ...]
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether enough draws count, k̂ is within its limit in most batches, the evidence has an
+        error, and the other fit agrees, where there is one."""
+        limit = _limit(len(self.weights.log_weights) // len(self.tails))
+        heavy = sum(k > limit for k in self.tails) > len(self.tails) / 2
+        few = self.weights.effective < FEWEST
+        return not (self.weights.doubt or heavy or few or self.disagrees)
+
+    @property
+    def disagrees(self) -> bool:
+        """Whether the other fit differs in evidence or in a mean by more than the errors."""
+        if self.second is None:
+            return False
+        other = self.second.weights
+        evidence_differs = (
+            other is not None
+            and not other.doubt
+            and not self.weights.doubt
+            and not self.weights.agrees_with(other)
+        )
+        return evidence_differs or self.is_apart
+
+    def __repr__(self) -> str:
+        weights, n = self.weights, len(self.weights.log_weights)
+        tails = ", ".join(f"{k:.2f}" for k in self.tails)
+        lines = [
+            f"weights: k̂ {tails} in {len(self.tails)} batches, expected at most "
+            f"{_limit(n // len(self.tails)):.2f}",
+            f"draws: {weights.effective:,.0f} of {n:,} count; log evidence {weights.log_evidence}"
+            + (f" ({weights.doubt})" if weights.doubt else ""),
+            self._of_second(),
+            f"kept: the {self.kept}",
+            "trust: " + ("yes" if self.is_trusted else "no"),
+        ]
+        if not self.is_trusted:
+            lines[-1] += "; " + (self.remedies[0] if self.remedies else "train longer")
+        return "\n".join(lines)
+
+    def _of_second(self) -> str:
+        if self.second is None:
+            return "second fit: none, so that a missed mode would not be seen"
+        other = self.second.weights
+        evidence = "" if other is None else f" log evidence {other.log_evidence},"
+        return (
+            f"second fit: {self.second.name},{evidence} means differ by at most "
+            f"{self.distance:.2f} deviations ({self.distant})"
+        )
+
+
+def second(
+    guide: ChainGuide, other: object, n: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Second:
+    """What another guide, by n draws, or draws of the posterior say of a guide's program."""
+    if isinstance(other, ChainGuide):
+        x, log_weights = other.weighted(n, *args, **kwargs)
+        weights = ImportanceWeights(log_weights)
+        return Second(f"start {other.start!r}", Moments.from_weights(x, weights), weights)
+    x = guide.rows(other, *args, **kwargs)
+    return Second("draws", Moments(x.mean(0), x.std(0), float(len(x))), None)
+
+
+def checked(
+    guide: ChainGuide,
+    other: Second | None,
+    batches: int,
+    num_samples: int,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Checkup:
+    """The check of a guide that has been fitted."""
+    pieces = [guide.weighted(num_samples, *args, **kwargs) for _ in range(batches)]
+    x, log_weights = (torch.cat(tensors) for tensors in zip(*pieces, strict=True))
+    weights = ImportanceWeights(log_weights)
+    tails = tuple(ImportanceWeights(piece[1]).pareto_k for piece in pieces)
+    first = Moments.from_weights(x, weights)
+    distance, distant, is_apart = math.nan, "", False
+    if other is not None:
+        names = [name for name, site in guide.latents() for _ in range(_size(site))]
+        moments = other.moments
+        gaps = (first.mean - moments.mean).abs() / moments.deviation.clamp_min(1e-12)
+        at = int(gaps.argmax())
+        distance, distant = float(gaps[at]), repr(names[at])
+        error = math.sqrt(1 / first.effective + 1 / moments.effective)
+        is_apart = distance > max(APART, ERRORS * error)
+    result = Checkup(weights, tails, _kept(guide), other, distance, distant, is_apart, ())
+    if result.is_trusted:
+        return result
+    remedies = tuple(_remedies(guide, result, args, kwargs))
+    return replace(result, remedies=remedies)
+
+
+def _remedies(
+    guide: ChainGuide, result: Checkup, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Iterator[str]:
+    for parent, children in funnels(guide, args, kwargs).items():
+        names = ", ".join(map(repr, children))
+        yield (
+            f"{parent!r} scales {names}, a funnel where data say little of them: non-centre "
+            "them, pyro.poutine.reparam(program, config={"
+            f"{children[0]!r}: LocScaleReparam(0.0)" + "})"
+        )
+    kinds = {name: type(_base(site)).__name__ for name, site in guide.latents()}
+    if heavy := [name for name, kind in kinds.items() if kind in HEAVY]:
+        yield (
+            f"{heavy[0]!r} has heavy tails ({kinds[heavy[0]]}), which a Gaussian start does not "
+            "cover: write it as a scale mixture, or as a function of a uniform latent"
+        )
+    if result.disagrees:
+        few = guide.latent_dim <= MOST_FOR_PARTICLES
+        yield "the fits disagree, so that one has missed a mode or has not converged: " + (
+            "take start='particles', and compare two seeds of it"
+            if few and guide.start != "particles"
+            else "fit it to draws of long NUTS chains from several starts, fit(draws=…)"
+        )
+    if (rise := _rise(guide.losses)) > RISING:
+        yield (
+            f"the bound still rose in the last quarter of the updates, by {rise:.0f} standard "
+            "errors: give fit more updates"
+        )
+    yield (
+        "give the guide more steps and fit more updates"
+        + (
+            ", or take start='particles'"
+            if guide.latent_dim <= MOST_FOR_PARTICLES and guide.start != "particles"
+            else ""
+        )
+    )
+
+
+def funnels(
+    guide: ChainGuide, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, list[str]]:
+    """Latents on which the scale of other latents depends, by name, with those."""
+    latents = [name for name, _ in guide.latents()]
+    nodes: dict[str, Any] = guide.program_density.drawn(*args, **kwargs).nodes
+    values = {name: nodes[name]["value"] for name in latents}
+    before = _scales(guide, values, args, kwargs)
+    result: dict[str, list[str]] = {}
+    for parent in latents:
+        to_support = biject_to(nodes[parent]["fn"].support)
+        moved = to_support(to_support.inv(values[parent]) + 0.5)
+        after = _scales(guide, values | {parent: moved}, args, kwargs)
+        children = [
+            name
+            for name in latents
+            if name in before and name in after and not torch.allclose(before[name], after[name])
+        ]
+        if children and children != [parent]:
+            result[parent] = children
+    return result
+
+
+def _scales(
+    guide: ChainGuide, values: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Tensor]:
+    """The scale of each latent that has one, given the values of all."""
+    program = poutine.condition(guide.program, data=values)
+    nodes: dict[str, Any] = run(program, *args, **kwargs).nodes
+    scales = {name: getattr(_base(nodes[name]), "scale", None) for name in values}
+    return {name: scale for name, scale in scales.items() if isinstance(scale, Tensor)}
+
+
+def _base(site: dict[str, Any]) -> Any:
+    """The distribution of a site without what is around it: events, expansions, transforms."""
+    distribution = site["fn"]
+    while (inner := getattr(distribution, "base_dist", None)) is not None:
+        distribution = inner
+    return distribution
+
+
+def _size(site: dict[str, Any]) -> int:
+    """The number of unconstrained numbers of a site."""
+    size: int = biject_to(site["fn"].support).inv(site["value"]).numel()
+    return size
+
+
+def _rise(losses: Tensor) -> float:
+    """How far the loss fell between the last two quarters, in standard errors."""
+    quarter = len(losses) // 4
+    if quarter < FEW_UPDATES:
+        return 0.0
+    third, last = losses[-2 * quarter : -quarter].double(), losses[-quarter:].double()
+    error = math.sqrt(float(third.var() + last.var()) / quarter)
+    return float(third.mean() - last.mean()) / max(error, 1e-12)
+
+
+def _kept(guide: ChainGuide) -> str:
+    chain = guide.chain
+    if not isinstance(chain, Annealed):
+        return "denoiser"
+    return "Gaussian" if chain.is_at_rest else "chain"
+
+
+def _limit(n: int) -> float:
+    return ImportanceWeights(torch.zeros(n)).pareto_limit

@@ -1,0 +1,177 @@
+"""The training of an automatic guide: its Gaussian or particles, then its chain."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import biject_to
+
+from pyro_mdm.automatic.chain import Annealed, Reversed
+from pyro_mdm.automatic.chain_guide import COMPARED, ChainGuide
+from pyro_mdm.posteriors.tempering import GROUPS, temper
+from pyro_mdm.training import Trainer
+
+__all__ = ["Fitting"]
+
+CLIP = 10.0
+"""The norm at which gradients are clipped."""
+WORST = 50.0
+"""Nats below the median beyond which a path's weight doesn't count in an update."""
+OF_PRIOR = 200
+"""Draws of the prior, by whose spread particles start."""
+OF_START = 0.3
+"""The share of the seconds that the start has."""
+
+
+@dataclass
+class Fitting:
+    """One fit of a guide to a program with its arguments.
+
+    Args:
+        guide: the guide, set up.
+        args, kwargs: arguments of the program.
+        updates, start_updates: numbers of updates of the chain, and of the Gaussian.
+        paths: number of paths drawn for an update.
+        learning_rate: learning rate of the chain; that of the Gaussian is four times as high.
+        seconds: number of seconds of both trainings together; None: no limit.
+        progress: whether progress bars are shown.
+    """
+
+    guide: ChainGuide
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    updates: int
+    start_updates: int
+    paths: int
+    learning_rate: float
+    seconds: float | None
+    progress: bool
+
+    def __post_init__(self) -> None:
+        self._began = time.monotonic()
+
+    def to_draws(self, x: Tensor) -> Tensor:
+        """Make the chain a denoiser of draws x (n, dim); returns its losses, (updates,)."""
+        guide = self.guide
+        assert isinstance(guide.chain, Reversed)
+        chain = guide.chain
+        with torch.no_grad():
+            guide.become_gaussian(x)
+            data = guide.ratio(*self.args, **self.kwargs).inverse(x)
+
+        def forward_bound() -> Tensor:
+            rows = data[torch.randint(len(data), (self.paths,))]
+            return chain.noising_cost(guide.ratio(*self.args, **self.kwargs), rows)
+
+        return self._train(chain.parameters(), forward_bound, "chain", self.seconds)
+
+    def from_gaussian(self) -> Tensor:
+        """Fit the Gaussian, and anneal the chain from it; returns the chain's losses, (updates,).
+
+        A chain with a lower bound than the Gaussian alone becomes that Gaussian.
+        """
+        guide = self.guide
+        chain = guide.chain
+        share = None if self.seconds is None else OF_START * self.seconds
+        gaussian = [p for name, p in guide.named_parameters() if not name.startswith("chain.")]
+        self._train(gaussian, self._bound_of_gaussian, "Gaussian", share)
+        losses = self._train(chain.parameters(), self._bound_of_chain, "chain", self.seconds)
+        with torch.no_grad():
+            gain = self._bound_of_chain(COMPARED).mean() - self._bound_of_gaussian(COMPARED).mean()
+        if isinstance(chain, Annealed) and not bool(gain >= 0):
+            chain.rest()
+        return losses
+
+    def _bound_of_gaussian(self, n: int | None = None) -> Tensor:
+        u = torch.randn(n or self.paths, self.guide.latent_dim).to(self.guide.loc)
+        ratio = self.guide.ratio(*self.args, **self.kwargs)
+        return ratio.log_density(ratio.place(u)) - ratio.log_unit(u)
+
+    def _bound_of_chain(self, n: int | None = None) -> Tensor:
+        return self.guide.log_weights(n or self.paths, *self.args, **self.kwargs)[1]
+
+    def _train(
+        self,
+        parameters: Iterable[Tensor],
+        bound: Callable[[], Tensor],
+        what: str,
+        seconds: float | None,
+    ) -> Tensor:
+        is_start = what == "Gaussian"
+        steps = self.start_updates if is_start else self.updates
+        left = None
+        if seconds is not None:  # of all that has passed since the fit began
+            left = max(1e-3, seconds - (time.monotonic() - self._began))
+        trainer = Trainer(
+            parameters,
+            steps=steps,
+            learning_rate=4 * self.learning_rate if is_start else self.learning_rate,
+            warmup=0,
+            clip=CLIP,
+            average=None,
+            skip=True,
+            seconds=left,
+            progress=what if self.progress else False,
+        )
+        losses: list[Tensor] = []
+        for _ in trainer:
+            losses.append(_worst_left_out(bound()))
+            trainer.step(losses[-1])
+            losses[-1] = losses[-1].detach()
+        trainer.optimizer.zero_grad()
+        taken = trainer.step_number
+        if taken - trainer.skipped < taken / 2:
+            guide = self.guide
+            x = guide.log_weights(self.paths, *self.args, **self.kwargs)[0]
+            guide.program_density.check_slope(x, *self.args, **self.kwargs)
+            raise ValueError(
+                f"gradients were finite in {taken - trainer.skipped} of {taken} updates of the "
+                f"{what}, expected most; mend the program's derivatives, or choose another "
+                "init_loc_fn"
+            )
+        return torch.stack(losses) if losses else torch.zeros(0)
+
+    def tempered(self, n: int) -> Tensor:
+        """Particles of the posterior (n, dim), from a Gaussian like the prior."""
+        guide = self.guide
+        rows = []
+        for _ in range(OF_PRIOR):
+            try:
+                trace = guide.program_density.drawn(*self.args, **self.kwargs)
+            except NotImplementedError as error:
+                reason = str(error).partition("\n")[0]
+                raise ValueError(
+                    f"start='particles' draws from the program, which cannot be drawn ({reason}); "
+                    "give its sites proper priors, or take start='gaussian'"
+                ) from error
+            pairs = [(trace.nodes[name], site) for name, site in guide.latents()]
+            unconstrained = [
+                biject_to(site["fn"].support).inv(drawn["value"]) for drawn, site in pairs
+            ]
+            rows.append(torch.cat([value.flatten() for value in unconstrained]))
+        low, middle, high = torch.stack(rows).quantile(
+            torch.tensor([0.05, 0.5, 0.95]).to(rows[0]), 0
+        )
+        # 3.29 deviations lie between these quantiles of a Gaussian, which heavy tails don't move
+        prior = torch.distributions.Normal(middle, ((high - low) / 3.29).clamp_min(1e-3))
+
+        def start(x: Tensor) -> Tensor:
+            return prior.log_prob(x).sum(1)
+
+        def gain(x: Tensor) -> Tensor:
+            return guide.log_density(x, *self.args, **self.kwargs) - start(x)
+
+        first = prior.sample((GROUPS, n // (2 * GROUPS) * 2))  # in halves
+        return temper(first, start, [gain]).draws(n)
+
+
+def _worst_left_out(bound: Tensor) -> Tensor:
+    """The negative mean of a bound (n,), in which the worst paths do not count."""
+    value = bound.nan_to_num(nan=-math.inf)
+    return -value.clamp_min(value.detach().nanmedian() - WORST).mean()

@@ -1,0 +1,315 @@
+"""AutoMDM from draws that exist, its bounds from both sides, and what its check says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal, init_to_value
+from pyro.infer.inspect import get_model_relations
+from pyro.infer.reparam import LocScaleReparam
+from torch import Tensor
+
+from pyro_mdm import CLD, VPSDE, AutoMDM, LinearDiffusion
+from pyro_mdm.automatic import Gap, gap
+from pyro_mdm.automatic.checkup import funnels
+
+ONES = torch.ones(3, 2)
+
+
+def conjugate(data: Tensor = ONES) -> None:
+    mean = pyro.sample("mean", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    with pyro.plate("rows", 3):
+        pyro.sample("data", dist.Normal(mean, 0.5).to_event(1), obs=data)
+
+
+PRECISION = 1 + 3 / 0.25
+CENTER, DEVIATION = 12 / PRECISION, PRECISION**-0.5
+JOINT = dist.MultivariateNormal(torch.zeros(3), 0.25 * torch.eye(3) + torch.ones(3, 3))
+EVIDENCE = 2 * float(JOINT.log_prob(torch.ones(3)))
+
+
+def simplex() -> None:
+    """Latents with supports of their own, in a plate and outside."""
+    weights = pyro.sample("weights", dist.Dirichlet(torch.ones(3)))
+    with pyro.plate("groups", 4):
+        rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+        pyro.sample("count", dist.Poisson(rate * weights[..., 0]), obs=torch.arange(4.0))
+
+
+def two_modes() -> None:
+    x = pyro.sample("x", dist.Normal(0.0, 3.0))
+    pyro.sample("square", dist.Normal(x.square(), 0.5), obs=torch.tensor(4.0))
+
+
+def funnel() -> None:
+    z = pyro.sample("z", dist.Normal(0.0, 3.0))
+    with pyro.plate("rows", 9):
+        pyro.sample("x", dist.Normal(0.0, (z / 2).exp()))
+
+
+def heavy() -> None:
+    with pyro.plate("rows", 4):
+        pyro.sample("x", dist.Cauchy(0.0, 1.0))
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+
+
+def exact(n: int = 1_000) -> dict[str, Tensor]:
+    """Draws of the posterior of the conjugate program."""
+    return {"mean": CENTER + DEVIATION * torch.randn(n, 2)}
+
+
+def made(program: Callable[..., Any], **options: Any) -> AutoMDM:
+    """A guide that has seen its program."""
+    guide = AutoMDM(program, **{"steps": 4, **options})
+    guide()
+    return guide
+
+
+def solved(diffusion: LinearDiffusion | None = None) -> AutoMDM:
+    """The guide whose Gaussian is the posterior of the conjugate program, and whose chain rests."""
+    guide = made(conjugate, diffusion=diffusion)
+    guide.loc.data = torch.full((2,), CENTER)
+    guide.scale = torch.full((2,), DEVIATION)
+    guide.scale_tril = torch.eye(2)
+    guide.chain.rest()  # type: ignore[operator]
+    return guide
+
+
+# -- draws that exist ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", ["draws", "chains", "arviz"])
+def test_draws_train_a_guide_with_the_evidence(shape: str) -> None:
+    draws: Any = exact()
+    if shape != "draws":
+        draws = {name: value.reshape(4, 250, 2) for name, value in draws.items()}
+    if shape == "arviz":
+        arrays = {name: SimpleNamespace(values=value.numpy()) for name, value in draws.items()}
+        draws = SimpleNamespace(posterior=SimpleNamespace(data_vars=arrays))
+    guide = AutoMDM(conjugate, steps=4).fit(draws=draws, updates=30, progress=False)
+    assert guide.start == "particles"
+    value, error = guide.importance(4_000).log_evidence
+    assert 0 < error < 0.2 and abs(value - EVIDENCE) < 5.5 * error
+
+
+def test_draws_of_a_guide_are_rows_of_its_latents() -> None:
+    """Sites with supports of their own, in a plate and outside, and back."""
+    guide = made(simplex)
+    x = torch.randn(40, guide.latent_dim)
+    torch.testing.assert_close(
+        guide.rows(guide.program_density.by_site(x)), x, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_chains_that_have_not_mixed_are_said() -> None:
+    stuck = exact(400)["mean"].reshape(4, 100, 2) + torch.arange(4.0)[:, None, None]
+    with pytest.warns(UserWarning, match=r"not mixed: R̂ is \d.* for 'mean', expected at most 1.05"):
+        made(conjugate).rows({"mean": stuck})
+
+
+MISTAKES: list[tuple[Callable[[], Any], str]] = [
+    (lambda: made(conjugate).rows({"a": torch.zeros(99)}), "no draws of 'mean', but of 'a'"),
+    (lambda: made(conjugate).rows({"mean": torch.zeros(99, 3)}), r"\(99, 3\), expected .*\(2,\)"),
+    (lambda: made(conjugate).rows(exact(9)), "there are 9 draws, expected 16 at least"),
+    (lambda: made(conjugate).rows(torch.zeros(99, 2)), "draws is Tensor, expected values by site"),
+    (lambda: made(conjugate).rows({"mean": torch.full((99, 2), torch.nan)}), "99 draws of 'mean'"),
+    (
+        lambda: made(simplex).rows({"weights": torch.ones(50, 3) / 3, "rate": torch.ones(40, 4)}),
+        r"'rate' has draws of shape \(1, 40\) \(chains, draws\), expected \(1, 50\)",
+    ),
+    (
+        lambda: made(simplex).rows({"weights": torch.ones(50, 3) / 3, "rate": -torch.ones(50, 4)}),
+        "50 draws of 'rate' are outside of its support",
+    ),
+    (lambda: made(conjugate).fit(draws=exact(), progress=False), "does not learn from draws"),
+    (lambda: AutoMDM(conjugate).fit(seconds=-1.0), "seconds is -1"),
+    (lambda: solved().gap(simulated=1), "simulated is 1, expected at least 2"),
+    (lambda: made(funnel).gap(), "observes nothing, expected data"),
+    (lambda: gap(factored, AutoNormal), "'f' is a factor, which has no data to simulate"),
+    (lambda: solved().check(num_samples=5), "num_samples is 5"),
+]
+
+
+def factored() -> None:
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    pyro.factor("f", -x.square())
+
+
+@pytest.mark.parametrize("mistake, message", MISTAKES)
+def test_mistakes_are_named(mistake: Callable[[], Any], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        mistake()
+
+
+# -- bounds from both sides ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("diffusion", [VPSDE(), CLD()])
+def test_an_exact_guide_has_no_gap(diffusion: LinearDiffusion) -> None:
+    below, above = solved(diffusion).two_sided({"mean": torch.tensor([0.7, 1.2])}, 50)
+    for bound in (below, above):
+        assert torch.allclose(bound, torch.full_like(bound, EVIDENCE), atol=1e-3)
+
+
+@pytest.mark.parametrize("start", ["gaussian", "particles"])
+def test_the_sides_of_a_guide_have_the_evidence_as_their_means(start: str) -> None:
+    """E[w] of the guide's paths, and 1 / E[1/w] of those from exact draws, are p(data)."""
+    guide = made(conjugate, start=start)
+    with torch.no_grad():  # anything, as long as weights have a variance on both sides
+        guide.loc.data = torch.full((2,), CENTER + 0.1)
+        guide.scale = torch.full((2,), 1.1 * DEVIATION)
+        guide.scale_tril = torch.eye(2)
+        for parameter in guide.chain.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        below = guide.weighted(10_000)[1] - EVIDENCE
+        above = EVIDENCE - guide.noised(guide.rows(exact(10_000)))
+    for log_shares in (below, above):
+        shares = log_shares.exp()
+        error = float(shares.std()) / math.sqrt(len(shares))
+        assert 1e-3 < error < 0.05 and abs(float(shares.mean()) - 1) < 5.5 * error
+
+
+def center_of(program: Callable[..., Any]) -> Tensor:
+    """The posterior mean of the conjugate program, conditioned on some data."""
+    nodes: dict[str, Any] = pyro.poutine.trace(program).get_trace().nodes
+    center: Tensor = 4 * nodes["data"]["value"].sum(0) / PRECISION
+    return center
+
+
+def wide(program: Callable[..., Any]) -> Callable[..., Any]:
+    """The exact posterior, but for twice the deviation."""
+    center = center_of(program)
+
+    def guide() -> None:
+        pyro.sample("mean", dist.Normal(center, 2 * DEVIATION).to_event(1))
+
+    return guide
+
+
+def automatic(kind: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+    """The same by an automatic guide."""
+
+    def fit(program: Callable[..., Any]) -> Any:
+        center = init_to_value(values={"mean": center_of(program)})
+        guide = kind(program, init_loc_fn=center, init_scale=2 * DEVIATION)
+        guide()
+        return guide
+
+    return fit
+
+
+@pytest.mark.parametrize("fit", [wide, automatic(AutoNormal), automatic(AutoMultivariateNormal)])
+def test_the_gap_is_the_sum_of_both_divergences(fit: Callable[..., Any]) -> None:
+    """Of two Gaussians in two dimensions whose deviations are as 2 to 1: 4 + 1/4 - 2 nats."""
+    result = gap(conjugate, fit, simulated=60, paths=16)
+    assert result.data_sets == 60
+    assert abs(result.gap.mean - 2.25) < 5 * result.gap.standard_error < 2
+    assert not [*pyro.get_param_store()]
+
+
+def test_the_gap_by_draws_is_that_of_the_data() -> None:
+    result = solved().gap(draws=exact(), paths=100)
+    assert abs(result.gap.mean) < 1e-3 and result.data_sets == 0
+    assert "an estimate, no bound" in repr(result)
+
+
+def test_parameters_of_the_program_stay_and_those_of_guides_go() -> None:
+    def program() -> None:
+        shift = pyro.param("shift", torch.tensor(0.3))
+        x = pyro.sample("x", dist.Normal(shift, 1.0))
+        pyro.sample("y", dist.Normal(x, 1.0), obs=torch.tensor(0.0))
+
+    guide = AutoMDM(program, steps=2)
+    guide.fit(updates=2, start_updates=2, progress=False)
+    before = {name: value.clone() for name, value in pyro.get_param_store().items()}
+    result = guide.gap(simulated=2, paths=4)
+    assert isinstance(result, Gap) and "2 simulated data sets" in repr(result)
+    assert set(before) == {*pyro.get_param_store()}
+    for name, value in before.items():
+        assert torch.equal(value, pyro.get_param_store()[name])
+
+
+# -- the check -------------------------------------------------------------------------------------
+
+
+def test_a_good_guide_is_trusted() -> None:
+    result = solved().check(other=exact(4_000))
+    assert result.is_trusted and result.kept == "Gaussian" and not result.remedies
+    assert result.distance < 0.1
+    lines = repr(result).splitlines()
+    assert len(lines) == 5 and lines[-1] == "trust: yes"
+
+
+def test_draws_elsewhere_are_no_agreement() -> None:
+    result = solved().check(other={"mean": exact(4_000)["mean"] + 0.5 * DEVIATION})
+    assert not result.is_trusted and result.is_apart and result.distant == "'mean'"
+    assert "start='particles'" in result.remedies[0]
+
+
+@pytest.mark.filterwarnings("ignore:the weights have a tail")
+def test_a_missed_mode_is_seen_by_a_second_fit() -> None:
+    guide = AutoMDM(two_modes, steps=4)
+    guide.fit(updates=20, start_updates=200, particles=512, progress=False)
+    result = guide.check(progress=False)
+    assert result.second is not None and result.second.name == "start 'particles'"
+    assert result.disagrees and not result.is_trusted
+    assert "missed a mode" in repr(result)
+
+
+@pytest.mark.parametrize(
+    "program, words",
+    [(funnel, "'z' scales 'x', a funnel"), (heavy, "'x' has heavy tails (Cauchy)")],
+)
+def test_remedies_are_by_what_is_seen(program: Callable[..., Any], words: str) -> None:
+    result = made(program).check(other=None)
+    assert not result.is_trusted and words in result.remedies[0]
+    assert f"trust: no; {result.remedies[0]}" in repr(result)
+
+
+def test_the_remedy_of_a_funnel_runs() -> None:
+    program = pyro.poutine.reparam(funnel, config={"x": LocScaleReparam(0.0)})
+    guide = made(program)
+    assert funnels(guide, (), {}) == {}
+    pyro.clear_param_store()
+    assert funnels(made(funnel), (), {}) == {"z": ["x"]}
+
+
+def test_a_bound_that_still_rises_asks_for_updates() -> None:
+    guide = made(heavy_free)
+    guide.losses = torch.linspace(10.0, 0.0, 200)
+    result = guide.check(other=None)
+    assert not result.is_trusted and any("more updates" in remedy for remedy in result.remedies)
+    assert "still rose in the last quarter" in result.remedies[0]
+
+
+def heavy_free() -> None:
+    """A posterior far from where an unfitted guide is."""
+    x = pyro.sample("x", dist.Normal(torch.zeros(3), 10.0).to_event(1))
+    pyro.sample("y", dist.Normal(x, 0.01).to_event(1), obs=torch.full((3,), 20.0))
+
+
+# -- a citizen of Pyro -----------------------------------------------------------------------------
+
+
+def test_a_fit_ends_after_its_seconds() -> None:
+    guide = AutoMDM(conjugate, steps=2)
+    guide.fit(updates=10**6, start_updates=10**6, seconds=0.2, progress=False)
+    assert 0 < len(guide.losses) < 10**6
+
+
+@pytest.mark.filterwarnings("ignore:this guide shares")
+def test_its_graph_can_be_drawn() -> None:
+    relations = get_model_relations(made(conjugate))
+    assert "mean" in relations["sample_sample"]
