@@ -106,11 +106,11 @@ class Tabular(TableRows, Problem):
     @property
     def split_in_words(self) -> str:
         words = super().split_in_words
-        same = self.of_frame and len(self.validation)
+        same = self.is_from_frame and len(self.validation)
         return f"{words}; test data are the validation data" if same else words
 
     @property
-    def of_frame(self) -> bool:
+    def is_from_frame(self) -> bool:
         """Whether the table was a DataFrame, which a run keeps as a JSON file."""
         return self.kept is not None or str(self.source).endswith(".json")
 

@@ -49,7 +49,7 @@ def test_what_differs_is_found_and_no_more(wrong: str) -> None:
     rows, samples = problem.codes(people(800, 1)), problem.codes(people(1000, 2, wrong=wrong))
     rng = np.random.default_rng(0)
     both = _Both(problem.columns, rows.numpy(), samples.numpy(), rng)
-    found = [one.of for one in [*both.marginals(), *both.correlations()] if one.is_large]
+    found = [one.name for one in [*both.marginals(), *both.correlations()] if one.is_large]
     assert {*DIFFERENT[wrong]} <= {*found} <= {*DIFFERENT[wrong], "income"}
     rules = [*_forbidden(problem.columns, problem.train.numpy())]
     names = {problem.columns[k].name for pair in rules for k, _ in pair}

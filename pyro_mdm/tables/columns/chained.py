@@ -236,15 +236,15 @@ class _Chain:
     they are drawn."""
 
     def __init__(self, columns: Sequence[Column], codes: Values, rng: Generator) -> None:
-        self._rng, self._of_column = rng, []
+        self._rng, self._by_column = rng, []
         for column, code in zip(columns, codes.T, strict=True):
             if isinstance(column, SkippedNumbers):
                 exists = _Variable(None, np.where(np.isnan(code), math.nan, code != ABSENT))
                 number = np.where(np.isfinite(code), code, math.nan)
-                self._of_column.append([exists, _Variable(column.column, number, exists)])
+                self._by_column.append([exists, _Variable(column.column, number, exists)])
             else:
-                self._of_column.append([_Variable(column, code)])
-        variables = [variable for variables in self._of_column for variable in variables]
+                self._by_column.append([_Variable(column, code)])
+        variables = [variable for variables in self._by_column for variable in variables]
         end = 0
         for variable in variables:
             variable.place = slice(end, end + variable.width)
@@ -270,7 +270,7 @@ class _Chain:
         """The codes of each column, completed."""
         return [
             first.values if not number else np.where(first.values == 1, number[0].values, ABSENT)
-            for first, *number in self._of_column
+            for first, *number in self._by_column
         ]
 
 

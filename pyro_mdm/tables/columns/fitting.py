@@ -49,7 +49,7 @@ __all__ = [
     "decode",
     "encode",
     "fit_columns",
-    "known_alone",
+    "without_unknown",
     "to_model_space",
     "unknown_in",
 ]
@@ -147,7 +147,7 @@ def _fitted_to_whole_rows(
     if not columns:
         return columns
     rows = table[train]
-    codes = encode(columns, known_alone(rows, unknown_in(columns, rows)))
+    codes = encode(columns, without_unknown(rows, unknown_in(columns, rows)))
     if codes.isnan().all(0).any():
         return columns
     completions = chained_completions(columns, codes)
@@ -223,7 +223,7 @@ def unknown_in(columns: Sequence[Column], table: DataFrame) -> dict[str, Unknown
     return unknown
 
 
-def known_alone(table: DataFrame, unknown: Mapping[str, Unknown]) -> DataFrame:
+def without_unknown(table: DataFrame, unknown: Mapping[str, Unknown]) -> DataFrame:
     """A table without its unknown values, missing there."""
     table = table.copy(deep=False)
     for name, what in unknown.items():

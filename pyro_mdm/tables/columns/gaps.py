@@ -49,9 +49,9 @@ def dependent_gaps(table: DataFrame, names: Sequence[str]) -> dict[str, str]:
     depends: dict[str, str] = {}
     for name, gone in gaps.items():
         exponents = {
-            other: max(_exponent(gone, score) for score in of_other)
-            for other, of_other in scores.items()
-            if other != name and of_other
+            other: max(_exponent(gone, score) for score in others_scores)
+            for other, others_scores in scores.items()
+            if other != name and others_scores
         }
         most = max(exponents, key=lambda other: exponents[other], default=None)
         if most is not None and exponents[most] > math.log(2 * tests / FALSE_ALARM):

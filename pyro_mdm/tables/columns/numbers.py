@@ -533,9 +533,9 @@ def _beside(atoms: Values, values: Values, ends: Ends) -> tuple[Values, Values]:
     below = np.interp(atoms, knots, share, 0.0, 1.0) if len(knots) else 0 * atoms
     before = len(rest) * below + np.searchsorted(values, atoms) - np.searchsorted(rest, atoms)
     counts = np.searchsorted(values, atoms, "right") - np.searchsorted(values, atoms)
-    of_atoms = np.searchsorted(values, knots) - np.searchsorted(rest, knots)
+    atoms_before = np.searchsorted(values, knots) - np.searchsorted(rest, knots)
     w = np.concatenate([knots, atoms, atoms])
-    rank = np.concatenate([len(rest) * share + of_atoms, before, before + counts])
+    rank = np.concatenate([len(rest) * share + atoms_before, before, before + counts])
     order = np.lexsort((rank, w))
     return w[order], smoothed(rank[order], len(values))
 

@@ -87,9 +87,9 @@ class Skipped(Column):
     def codes_in(self, table: DataFrame) -> Values:
         codes = self.codes(table[self.name])
         empty = np.isnan(codes)
-        return np.where(empty, self._of_empty(self.rule.codes(empty, table)), codes)
+        return np.where(empty, self._empty_codes(self.rule.codes(empty, table)), codes)
 
-    def _of_empty(self, codes: Values) -> Values:
+    def _empty_codes(self, codes: Values) -> Values:
         return codes
 
     def read(self, values: Series[Any]) -> Values:
@@ -175,7 +175,7 @@ class SkippedLevels(Skipped, Categorical):
         assert self.column.levels is not None
         return [*self.column.values(np.arange(self.column.levels)), None]
 
-    def _of_empty(self, codes: Values) -> Values:
+    def _empty_codes(self, codes: Values) -> Values:
         """The last level where the entry is absent, and NaN where it is hidden."""
         return np.where(codes == ABSENT, self.absent, math.nan)
 
