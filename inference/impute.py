@@ -76,7 +76,7 @@ def impute(
     if sampler is not None or steps is not None:
         table.use_sampler(sampler, steps)
     pieces = partial(read_pieces, data, PIECE, text_columns(columns))
-    whole = Survey.of(pieces(), table.problem, unknown)
+    whole = Survey.from_pieces(pieces(), table.problem, unknown)
     if not whole.missing:
         names = ", ".join(column.name for column in columns)
         raise ValueError(

@@ -62,7 +62,8 @@ class DataSet(ABC):
         train, validation, test: the data as stored, (n, *event_shape); uint8 for images.
             ``validation`` is empty without ``holdout``.
         rows: the indices of each part in the order of :meth:`load`; None for official parts.
-        context: way in which a network is told contexts, after :meth:`condition_on`; None before.
+        context: the way in which a network is given contexts, after :meth:`condition_on`; None
+            before.
 
     Raises:
         TypeError: an attribute is missing, or data are neither tensor nor NumPy array.
@@ -313,15 +314,15 @@ class DataSet(ABC):
             }
             self.context = Vectors.fit(parts["train"], dropout)
         else:
-            self.context = Labels(self._classes(name, parts, told_always=not dropout), dropout)
+            self.context = Labels(self._classes(name, parts, always_given=not dropout), dropout)
             parts = {part_name: c.long() for part_name, c in parts.items()}
         self._contexts = parts
 
-    def _classes(self, name: str, parts: Mapping[str, Tensor], *, told_always: bool) -> int:
+    def _classes(self, name: str, parts: Mapping[str, Tensor], *, always_given: bool) -> int:
         """The number of classes of labels 0, 1, 2, …; -1 is an unknown one."""
         train = parts["train"]
         classes = int(train.max()) + 1
-        given = set(train.unique().tolist()) - (set() if told_always else {-1})
+        given = set(train.unique().tolist()) - (set() if always_given else {-1})
         missing = set(range(classes)) - given
         unseen = [c for c in torch.cat(list(parts.values())).unique().tolist() if c >= classes]
         if missing or unseen or min(given, default=-1) < 0:

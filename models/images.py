@@ -192,8 +192,8 @@ class Images(ImageProblem):
                 "least, each in a folder; leave out --condition labels"
             )
         labels = {
-            part_name: torch.tensor([names.index(folder) for folder in of_part])
-            for part_name, of_part in classes.items()
+            part_name: torch.tensor([names.index(folder) for folder in folders])
+            for part_name, folders in classes.items()
         }
         divided = self._divided(labels, holdout)
         counts = divided[0].bincount(minlength=len(names)).tolist()

@@ -206,7 +206,7 @@ class Problem(DataSet):
             score: one of ``scores``, "default" (the first where the diffusion has a closed form,
                 else ``residual``), or your own, see :meth:`Assembly.score`.
             likelihood: p(x | y_ε); by default that of :meth:`likelihood`.
-            maps: whether a denoiser is told maps of log SNR even where all dimensions have one.
+            maps: whether a denoiser is given maps of log SNR even where all dimensions have one.
             fitted: False fits the baseline to few data, for a checkpoint that replaces it; it must
                 consist of buffers of the score or the likelihood.
 
@@ -227,7 +227,7 @@ class Assembly:
     Attributes:
         problem: the data set.
         diffusion: the noising diffusion, made with the problem's ``max_log_snr``.
-        maps: whether a denoiser is told maps of log SNR even where all dimensions have one.
+        maps: whether a denoiser is given maps of log SNR even where all dimensions have one.
     """
 
     problem: Problem
@@ -310,7 +310,7 @@ class Assembly:
             return self._denoiser(cls)
         channels = problem.event_shape[0] * diffusion.num_variables
         network = self.network(channels, channels)
-        network = self._of_coordinates(network, self._told_as_channels(network))
+        network = self._on_coordinates(network, self._context_channels(network))
         if issubclass(cls, ResidualScore):
             x, paths = diffusion.coordinates(problem.fit_x()), self._num_paths()
             return cls.fit(network, diffusion, x, num_levels=FIT_LEVELS, num_paths=paths)
@@ -325,8 +325,8 @@ class Assembly:
 
     def _denoiser(self, kind: type[DenoiserScore]) -> Score:
         network = self.denoiser_network(1)
-        told_channels = self.problem.event_shape[0] if self.told_maps else 0
-        network = self._of_coordinates(network, told_channels + self._told_as_channels(network))
+        context_channels = self.problem.event_shape[0] if self.takes_maps else 0
+        network = self._on_coordinates(network, context_channels + self._context_channels(network))
         x = self.diffusion.coordinates(self.problem.fit_x())
         fit = cast(Any, kind).fit
         return self.wrapped(fit(network, x, **self.fit_options))
@@ -334,14 +334,14 @@ class Assembly:
     # -- parts of a score --------------------------------------------------------------------------
 
     @property
-    def told_maps(self) -> bool:
-        """Whether a denoiser is told the log SNR of every dimension."""
+    def takes_maps(self) -> bool:
+        """Whether a denoiser is given the log SNR of every dimension."""
         return self.maps or self.diffusion_kind.by_dimension
 
     @property
     def fit_options(self) -> dict[str, bool]:
         """The options of a denoiser's ``fit`` for maps."""
-        return {"maps": True} if self.told_maps else {}
+        return {"maps": True} if self.takes_maps else {}
 
     def wrapped(self, denoiser: DenoiserScore) -> Score:
         """A denoiser, in the score that the diffusion needs around it, if any."""
@@ -350,7 +350,7 @@ class Assembly:
 
     def denoiser_network(self, outputs: int) -> nn.Module:
         """A new network of ``outputs`` numbers a dimension, and more channels for the diffusion."""
-        inputs, around = 2 if self.told_maps else 1, wrapping(self.diffusion)
+        inputs, around = 2 if self.takes_maps else 1, wrapping(self.diffusion)
         if around is not None:
             inputs += around.more_inputs(self.diffusion)
             outputs += around.more_outputs(self.diffusion)
@@ -358,24 +358,26 @@ class Assembly:
         return self.network(inputs * C, outputs * C)
 
     def network(self, inputs: int, outputs: int) -> nn.Module:
-        """A new network that is told contexts, as an argument or as further channels."""
+        """A new network that is given contexts, as an argument or as further channels."""
         context = self.diffusion_kind.latent
         latent = 0 if context is None else context.size
         network = self.problem.network(inputs + latent, outputs)
-        more = self._told_as_channels(network)
+        more = self._context_channels(network)
         return self.problem.network(inputs + more, outputs) if more else network
 
-    def _told_as_channels(self, network: nn.Module) -> int:
-        """The number of channels by which a network is told contexts."""
+    def _context_channels(self, network: nn.Module) -> int:
+        """The number of channels in which a network is given contexts."""
         by_itself = getattr(network, "context_size", 0)
         given = self.problem.context
         return 0 if by_itself or given is None else given.size
 
-    def _of_coordinates(self, network: nn.Module, told_channels: int = 0) -> nn.Module:
+    def _on_coordinates(self, network: nn.Module, context_channels: int = 0) -> nn.Module:
         """A network that sees data, even where states hold other coordinates of them."""
         transform = self.diffusion_kind.coordinates
         return (
-            network if transform is None else CoordinateNetwork(network, transform, told_channels)
+            network
+            if transform is None
+            else CoordinateNetwork(network, transform, context_channels)
         )
 
     def _num_paths(self) -> int:

@@ -33,7 +33,9 @@ class Survey(NamedTuple):
     texts: Texts
 
     @classmethod
-    def of(cls, pieces: Iterable[Piece], problem: Tabular, unknown: UnknownPolicy) -> Survey:
+    def from_pieces(
+        cls, pieces: Iterable[Piece], problem: Tabular, unknown: UnknownPolicy
+    ) -> Survey:
         """Read a table once (DataError: a missing column, or an invalid value)."""
         names = [column.name for column in problem.columns]
         rows = incomplete = missing = 0
