@@ -24,14 +24,15 @@ from models.data import SHOWN_CLASSES
 from models.files import IDX_BYTES, DataError, check_npz, idx_array
 
 FEWEST = 20
+"""The fewest images that a model is trained on."""
 
 SUFFIXES = frozenset(
     [".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"]
 )
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""What files are read as, whatever their suffix: PIL has others, some by programs such as
-Ghostscript."""
+"""The formats that files are read as, whatever their suffix: PIL reads others, some by programs
+such as Ghostscript."""
 MOST_PIXELS = 2**26
 """The most pixels of a file that is decoded, of which a few kilobytes may claim any number."""
 

@@ -27,6 +27,7 @@ FRAMES = 50
 MOST = 1024
 """The most samples in an animation."""
 MILLISECONDS, LAST = 80, 2000
+"""The durations of a frame and of the last frame, in milliseconds."""
 
 
 def trajectory(

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 RANGE_TOLERANCE = 1e-3
-"""How far λ may leave the trained range, as in :meth:`DenoiserScore.check_log_snr`."""
+"""The largest distance of λ from the trained range, as in :meth:`DenoiserScore.check_log_snr`."""
 
 
 class Another(NamedTuple):
