@@ -72,10 +72,10 @@ class DataSet(ABC):
 
     name: str
     event_shape: tuple[int, ...]
-    """The shape of a datum; by default that of the training data."""
+    """The shape of a datum; without one, that of the training data."""
 
     contexts: ClassVar[tuple[str, ...]] = ()
-    """Names of contexts that data have: whole numbers are labels, others vectors."""
+    """The names of contexts of the data: those of whole numbers are labels, others vectors."""
 
     split_seed: int | None = 0
     """The seed of the split of data without official parts; :meth:`split_by` gives another.
@@ -83,18 +83,20 @@ class DataSet(ABC):
     None splits by index: 0, 10, 20, … are test and 8, 18, 28, … validation."""
 
     facts: Mapping[str, Any] | None = None
-    """What a trained model needs of its data set beside its weights, as JSON, such as the levels
-    and scales of columns, which a run keeps; None: it takes all from the data as they are."""
+    """The properties of the data that a trained model needs beside its weights, as JSON, such as
+    the levels and scales of columns; a run keeps them. None: all follow from the data."""
 
     exact: ClassVar[bool] = False
-    """Whether its numbers are those of a file, to the last bit, on every machine. A run knows them
-    by their bits then, and by sums up to rounding where they are drawn or computed."""
+    """Whether its numbers are those of a file, to the last bit, on every machine. A run compares
+    their bits then, and sums up to rounding where they are drawn or computed."""
 
     class_names: Sequence[str] | None = None
-    """The names of the classes 0, 1, … that data are conditioned on; None: they are numbers."""
+    """The names of the classes 0, 1, … that data are conditioned on; None: classes without
+    names."""
 
     absent: str | None = None
-    """Why the data could not be read, where :attr:`facts` serve without them."""
+    """The reason that the data could not be read, where :attr:`facts` serve without them; None:
+    they were read."""
 
     strata: ClassVar[str] = "classes"
     """The name of the groups that data are split evenly over, in words."""
@@ -109,8 +111,9 @@ class DataSet(ABC):
         """The data set split by another seed than the class's.
 
         Args:
-            split_seed: seed of the split, see :attr:`split_seed`.
-            facts: facts of the data that a model was trained on, in place of this one's own.
+            split_seed: the seed of the split, see :attr:`split_seed`.
+            facts: the facts of the data that a model was trained on, which replace those of the
+                data; None: those of the data.
             options: arguments of the class, such as ``holdout``.
         """
         data = cls.__new__(cls)
@@ -151,8 +154,13 @@ class DataSet(ABC):
             self.check(data, f"{self.name}: the {name} data")
 
     def withhold(self, reason: str) -> None:
-        """Forget the parts, which are not those that a model was trained with: whatever asks for
-        them is a DataError of this ``reason``."""
+        """Forget the parts, which are not those that a model was trained with.
+
+        Their use is a DataError then.
+
+        Args:
+            reason: the reason, in words.
+        """
         for name in PARTS:
             delattr(self, name)
         self._contexts, self._withheld = {}, reason
@@ -279,7 +287,7 @@ class DataSet(ABC):
 
         Args:
             name: the name of the context.
-            dropout: fraction of contexts that are hidden, see
+            dropout: the fraction of contexts that are hidden in training, see
                 :class:`~pyro_mdm.contexts.GivenContext`.
 
         Raises:

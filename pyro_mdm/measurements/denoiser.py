@@ -89,7 +89,7 @@ def condition_on_measurements(
     sampler that was given to the model stays. Its default becomes a stochastic one, which does not
     keep errors. Parameters, network and diffusion are shared with ``model``.
 
-    **What is exact.** Samples are, up to the sampler's steps, for Gaussian data with their exact
+    **Exactness.** Samples are exact, up to the sampler's steps, for Gaussian data with their exact
     denoiser, if the linear systems are solved. Otherwise x given z is taken for Gaussian
     (:mod:`pyro_mdm.measurements.denoiser`), which is nearly right at high λ alone: the modes of a
     mixture may get wrong weights. :func:`~pyro_mdm.measurements.twisted_smc` corrects them.
