@@ -17,7 +17,7 @@ from inference.table import Table
 from pyro_mdm.support.progress import progress_bar
 from pyro_mdm.tables.columns import Center
 from pyro_mdm.tables.frames import PIECE, filled
-from pyro_mdm.tables.rows import OfUnknown
+from pyro_mdm.tables.rows import UnknownPolicy
 
 __all__ = ["fill_cells", "filled", "impute"]
 
@@ -32,7 +32,7 @@ def impute(
     steps: int | None = None,
     batch_size: int = 1024,
     seed: int = 0,
-    unknown: OfUnknown = "missing",
+    unknown: UnknownPolicy = "missing",
     overwrite: bool = False,
     accelerator: str = "auto",
 ) -> None:
@@ -76,7 +76,7 @@ def impute(
     if sampler is not None or steps is not None:
         table.use_sampler(sampler, steps)
     pieces = partial(read_pieces, data, PIECE, text_columns(columns))
-    whole = Survey.of(pieces(), table.problem, unknown)
+    whole = Survey.from_pieces(pieces(), table.problem, unknown)
     if not whole.missing:
         names = ", ".join(column.name for column in columns)
         raise ValueError(

@@ -16,14 +16,14 @@ from pathlib import Path
 from inference.commands.cli import check_positive, command_line
 from inference.drawing import restoring
 from inference.drawing.demonstration import Restored, coverage, picture, psnr, restored, summary
-from inference.drawing.observations import TASKS, Task, how_measured, measured_files
-from inference.drawing.restoring import told
+from inference.drawing.observations import TASKS, Task, chosen_measurement, measured_files
+from inference.drawing.restoring import contexts_of_images
 from inference.folders.loading import load_trained
 from inference.folders.output import check_out, default_out
 from inference.machine.processes import start
 
 __all__ = ["TASKS", "Restored", "coverage", "picture", "psnr", "restore", "restored", "summary"]
-__all__ += ["told"]
+__all__ += ["contexts_of_images"]
 
 FEWEST = 19
 """The fewest samples of an image: their least and largest are the ends of a 90% interval."""
@@ -108,9 +108,9 @@ def restore(
         noise = NOISE if noise is None else noise
     else:
         restoring.check_for_files(noise, num_images)
-    how = how_measured(task, mask, operator)
+    measurement = chosen_measurement(task, mask, operator)
     files = None if data is None else measured_files(data)
-    name = f"restored-{how.name}-{seed}" + (".png" if data is None else "")
+    name = f"restored-{measurement.name}-{seed}" + (".png" if data is None else "")
     out = default_out(run, name) if out is None else out
     check_out(out, (".png",) if data is None else (), overwrite=overwrite)
     programs = load_trained(run)[1]
@@ -121,9 +121,9 @@ def restore(
     programs.model.to(fabric.device)
     options = restoring.RestoreOptions(noise, num_samples, seed, batch_size, sampler, steps)
     if files is None:
-        restoring.demonstrate(programs, problem, how, number, given, options, out)
+        restoring.demonstrate(programs, problem, measurement, number, given, options, out)
     else:
-        restoring.restore_files(programs, problem, how, files, given, options, out)
+        restoring.restore_files(programs, problem, measurement, files, given, options, out)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from pyro_mdm import tables
 from pyro_mdm.support.progress import without_progress
 from pyro_mdm.tables.columns import Center
 from pyro_mdm.tables.completion import DRAW_STEPS
-from pyro_mdm.tables.rows import OfUnknown
+from pyro_mdm.tables.rows import UnknownPolicy
 from pyro_mdm.tables.training import Schedule, Trained
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Table(tables.Table):
         num: int = 20,
         center: Center = "mean",
         progress: bool = False,
-        unknown: OfUnknown = "missing",
+        unknown: UnknownPolicy = "missing",
         **settings: Any,
     ) -> None:
         options: dict[str, Any] = {"columns": columns, "seed": seed, "steps": steps, "num": num}
@@ -94,7 +94,7 @@ class Table(tables.Table):
         folder = Path(self.folder or Path(str(parent)) / "run")
         options: dict[str, Any] = {"figures": False, "guide": "vpsde", "draws": DRAWS}
         options |= self._schedule | self.settings
-        options |= {"columns": self.columns_said, "seed": self.seed}
+        options |= {"columns": self.columns_text, "seed": self.seed}
         threads = torch.get_num_threads()
         try:
             with torch.random.fork_rng(), nullcontext() if self.progress else _silence():

@@ -112,7 +112,7 @@ def _resume(given: Options, folder: Path) -> RunBound:
             f"--resume continues {folder} with its own settings, --steps apart; leave out "
             f"{', '.join(others)}, or start a new run"
         )
-    settings = Decided.of(Run.open(folder).config)
+    settings = Decided.from_config(Run.open(folder).config)
     for number in (given.threads, settings.threads):
         check_threads(number)
     keep_threads(settings.threads, given.threads, folder)
@@ -122,7 +122,7 @@ def _resume(given: Options, folder: Path) -> RunBound:
         facts = run.go_by(checkpoint) if checkpoint.step else None
         if given.steps is not None:
             run.lengthen(given.steps, checkpoint.step)
-        settings = Decided.of(run.config)
+        settings = Decided.from_config(run.config)
         programs = build(settings, fitted=not checkpoint.step, facts=facts)
         if programs.problem.absent is not None:
             raise DataError(programs.problem.absent)

@@ -93,7 +93,7 @@ def trusting() -> Iterator[None]:
         yield
 
 
-def is_said() -> bool:
+def is_trusting() -> bool:
     """Whether --trust is given."""
     return _current().trusts
 
@@ -157,7 +157,7 @@ def _refusal(rule: _Rule, option: str, name: str, path: Path | None, digest: str
             f"{rule.source} names {name} as {option}, of a module without a file, which is not run "
             f"unless you say --trust, or name it yourself: --{option} {name}"
         )
-    changed = ", or it has changed since" if _is_known(path) else ""
+    changed = ", or it has changed since" if _is_remembered(path) else ""
     column = "NAME=" if option == "columns" else ""
     full_name = (
         f"{path}:{name.rpartition(':')[2]}" if name.rpartition(":")[0].endswith(".py") else name
@@ -213,7 +213,7 @@ def _line(path: Path, digest: str) -> bytes:
     return digest.encode() + b"  " + os.fsencode(path) + b"\n"
 
 
-def _is_known(path: Path) -> bool:
+def _is_remembered(path: Path) -> bool:
     """Whether any content of the file is remembered."""
     end = _line(path, "")
     with contextlib.suppress(OSError):

@@ -62,7 +62,8 @@ class DataSet(ABC):
         train, validation, test: the data as stored, (n, *event_shape); uint8 for images.
             ``validation`` is empty without ``holdout``.
         rows: the indices of each part in the order of :meth:`load`; None for official parts.
-        context: way in which a network is told contexts, after :meth:`condition_on`; None before.
+        context: the way in which a network is given contexts, after :meth:`condition_on`; None
+            before.
 
     Raises:
         TypeError: an attribute is missing, or data are neither tensor nor NumPy array.
@@ -71,10 +72,10 @@ class DataSet(ABC):
 
     name: str
     event_shape: tuple[int, ...]
-    """The shape of a datum; by default that of the training data."""
+    """The shape of a datum; without one, that of the training data."""
 
     contexts: ClassVar[tuple[str, ...]] = ()
-    """Names of contexts that data have: whole numbers are labels, others vectors."""
+    """The names of contexts of the data: those of whole numbers are labels, others vectors."""
 
     split_seed: int | None = 0
     """The seed of the split of data without official parts; :meth:`split_by` gives another.
@@ -82,18 +83,20 @@ class DataSet(ABC):
     None splits by index: 0, 10, 20, … are test and 8, 18, 28, … validation."""
 
     facts: Mapping[str, Any] | None = None
-    """What a trained model needs of its data set beside its weights, as JSON, such as the levels
-    and scales of columns, which a run keeps; None: it takes all from the data as they are."""
+    """The properties of the data that a trained model needs beside its weights, as JSON, such as
+    the levels and scales of columns; a run keeps them. None: all follow from the data."""
 
     exact: ClassVar[bool] = False
-    """Whether its numbers are those of a file, to the last bit, on every machine. A run knows them
-    by their bits then, and by sums up to rounding where they are drawn or computed."""
+    """Whether its numbers are those of a file, to the last bit, on every machine. A run compares
+    their bits then, and sums up to rounding where they are drawn or computed."""
 
     class_names: Sequence[str] | None = None
-    """The names of the classes 0, 1, … that data are conditioned on; None: they are numbers."""
+    """The names of the classes 0, 1, … that data are conditioned on; None: classes without
+    names."""
 
     absent: str | None = None
-    """Why the data could not be read, where :attr:`facts` serve without them."""
+    """The reason that the data could not be read, where :attr:`facts` serve without them; None:
+    they were read."""
 
     strata: ClassVar[str] = "classes"
     """The name of the groups that data are split evenly over, in words."""
@@ -108,8 +111,9 @@ class DataSet(ABC):
         """The data set split by another seed than the class's.
 
         Args:
-            split_seed: seed of the split, see :attr:`split_seed`.
-            facts: facts of the data that a model was trained on, in place of this one's own.
+            split_seed: the seed of the split, see :attr:`split_seed`.
+            facts: the facts of the data that a model was trained on, which replace those of the
+                data; None: those of the data.
             options: arguments of the class, such as ``holdout``.
         """
         data = cls.__new__(cls)
@@ -150,8 +154,13 @@ class DataSet(ABC):
             self.check(data, f"{self.name}: the {name} data")
 
     def withhold(self, reason: str) -> None:
-        """Forget the parts, which are not those that a model was trained with: whatever asks for
-        them is a DataError of this ``reason``."""
+        """Forget the parts, which are not those that a model was trained with.
+
+        Their use is a DataError then.
+
+        Args:
+            reason: the reason, in words.
+        """
         for name in PARTS:
             delattr(self, name)
         self._contexts, self._withheld = {}, reason
@@ -278,7 +287,7 @@ class DataSet(ABC):
 
         Args:
             name: the name of the context.
-            dropout: fraction of contexts that are hidden, see
+            dropout: the fraction of contexts that are hidden in training, see
                 :class:`~pyro_mdm.contexts.GivenContext`.
 
         Raises:
@@ -313,15 +322,15 @@ class DataSet(ABC):
             }
             self.context = Vectors.fit(parts["train"], dropout)
         else:
-            self.context = Labels(self._classes(name, parts, told_always=not dropout), dropout)
+            self.context = Labels(self._classes(name, parts, always_given=not dropout), dropout)
             parts = {part_name: c.long() for part_name, c in parts.items()}
         self._contexts = parts
 
-    def _classes(self, name: str, parts: Mapping[str, Tensor], *, told_always: bool) -> int:
+    def _classes(self, name: str, parts: Mapping[str, Tensor], *, always_given: bool) -> int:
         """The number of classes of labels 0, 1, 2, …; -1 is an unknown one."""
         train = parts["train"]
         classes = int(train.max()) + 1
-        given = set(train.unique().tolist()) - (set() if told_always else {-1})
+        given = set(train.unique().tolist()) - (set() if always_given else {-1})
         missing = set(range(classes)) - given
         unseen = [c for c in torch.cat(list(parts.values())).unique().tolist() if c >= classes]
         if missing or unseen or min(given, default=-1) < 0:

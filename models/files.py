@@ -82,7 +82,12 @@ class Published(NamedTuple):
 
 
 def checksum(source: Path | bytes, algorithm: str) -> str:
-    """Hexadecimal digest of a file or of bytes; ``algorithm`` as in "MD5" or "SHA-256"."""
+    """The hexadecimal digest of a file or of bytes.
+
+    Args:
+        source: the file or the bytes.
+        algorithm: the name of the algorithm, such as "MD5" or "SHA-256".
+    """
     name = algorithm.lower().replace("-", "")
     digest = hashlib.new(name, usedforsecurity=False)
     if isinstance(source, bytes):
@@ -168,7 +173,7 @@ def check_npy(file: IO[bytes], size: int) -> None:
 
     Args:
         file: the file.
-        size: its bytes.
+        size: the number of its bytes.
     """
     version = np.lib.format.read_magic(file)
     read = {
@@ -300,9 +305,9 @@ def cached(
     Args:
         path: the file, ending in ``.npy``.
         about: the description of the images, as JSON.
-        shape: (n, C, H, W).
-        make: function that returns the images in batches (m, C, H, W), and appends their sources to
-            the list that it is called with.
+        shape: the shape of all images, (n, C, H, W).
+        make: the function that returns the images in batches, (m, C, H, W), and appends their
+            sources to the list that it is called with.
 
     Raises:
         DataError: the folder cannot be written to, or ``make`` returns another number of images.

@@ -74,8 +74,8 @@ class ImageProblem(Problem):
     Args:
         protocol: ``"discrete"`` or ``"dequantized"``.
         holdout: whether to keep a validation part, see :class:`Problem`.
-        network: a name in ``networks``; None: the first.
-        logit_margin: α of the dequantized protocol, in [0, ½); None: that of
+        network: the name of the network in ``networks``; None: the first.
+        logit_margin: the margin α of the dequantized protocol, in [0, ½); None: that of
             :class:`~pyro_mdm.likelihoods.LogitDequantization`. The paper's is 0.05.
 
     Raises:

@@ -74,7 +74,7 @@ TORRENT = "https://academictorrents.com/details/bf62f5051ef878b9c357e6221e879629
 DOWNLOAD = "https://image-net.org/data/downsample"
 
 ORDER = 1
-"""The version of the order of images in decoded files; files of another are made again."""
+"""The version of the order of images in decoded files; files of another version are made again."""
 
 BATCH = 1024  # images decoded at a time
 

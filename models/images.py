@@ -24,16 +24,17 @@ from models.data import SHOWN_CLASSES
 from models.files import IDX_BYTES, DataError, check_npz, idx_array
 
 FEWEST = 20
+"""The fewest images that a model is trained on."""
 
 SUFFIXES = frozenset(
     [".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"]
 )
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""What files are read as, whatever their suffix: PIL has others, some by programs such as
-Ghostscript."""
+"""The formats that files are read as, whatever their suffix: PIL reads others, some by programs
+such as Ghostscript."""
 MOST_PIXELS = 2**26
-"""The most pixels of a file that is decoded, of which a few kilobytes may claim any number."""
+"""The most pixels of a file that is decoded: a few kilobytes may claim any number."""
 
 PARTS = {
     "train": "train",
@@ -79,9 +80,9 @@ class Images(ImageProblem):
     each of its parts, lie in; they are numbered in the order of their names.
 
     Args:
-        data: the folder or file.
-        image_size: the side in pixels of the middle square of each image after scaling (Lanczos,
-            antialiased); None: images stay as they are.
+        data: the folder or the file.
+        image_size: the side of the middle square of each image after scaling (Lanczos,
+            antialiased), in pixels; None: no scaling.
         options: protocol, holdout, network, …, see :class:`ImageProblem`.
 
     Raises:
@@ -151,7 +152,7 @@ class Images(ImageProblem):
         return self._divided(parts, holdout)
 
     def _divided(self, parts: Mapping[str, Tensor], holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Train, validation and test of what is known of the images of each part, (n, …)."""
+        """Training, validation and test values of images, from values of each part, (n, …)."""
         train, rows = parts["train"], self.rows
         rest = train if rows is None else train[rows.train]
         validation, test = (
@@ -192,8 +193,8 @@ class Images(ImageProblem):
                 "least, each in a folder; leave out --condition labels"
             )
         labels = {
-            part_name: torch.tensor([names.index(folder) for folder in of_part])
-            for part_name, of_part in classes.items()
+            part_name: torch.tensor([names.index(folder) for folder in folders])
+            for part_name, folders in classes.items()
         }
         divided = self._divided(labels, holdout)
         counts = divided[0].bincount(minlength=len(names)).tolist()

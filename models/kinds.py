@@ -20,16 +20,17 @@ class Kind:
     """The properties of a diffusion that models and programs depend on.
 
     Attributes:
-        simulated: whether paths are simulated; only the law at the start time has a closed form.
-        score: the name of the default score; None: the data set's first.
-        sampler: the name of the sampler of runs that name none.
-        by_dimension: whether every data dimension has its own log SNR, which networks are told.
-        latent: the latent context of a datum, which networks are told, if there is one.
-        coordinates: the coordinates of the data in states, if these do not hold the data.
+        simulated: whether paths are simulated; only the start time has a distribution in closed
+            form.
+        score: the name of the default score; None: the first of the data set.
+        sampler: the name of the default sampler of runs.
+        by_dimension: whether every data dimension has its own log SNR, which networks are given.
+        latent: the latent context of a datum, which networks are given; None: no latent context.
+        coordinates: the coordinates of the data in states; None: states hold the data.
         learned_ends: whether λ(ε) or λ(T) is learned.
         path_gap: whether paths hold more information on the data than their ends do, which costs
             every model.
-        unserved: likelihood methods that do not serve it, and what each of them needs.
+        unserved: likelihood methods that do not serve it, each with its requirement.
     """
 
     simulated: bool

@@ -35,22 +35,23 @@ from pyro_mdm.support.checks import describe
 from pyro_mdm.support.splits import spread
 
 FIT_SIZE = 50_000
-"""The most data that a baseline is fitted to; spread evenly over the training part."""
+"""The most data that a baseline is fitted to, spread evenly over the training part."""
 
 ROUGH_SIZE = 64
-"""The number of data for baselines that a checkpoint replaces."""
+"""The number of data that baselines are fitted to which a checkpoint replaces."""
 
 FIT_VALUES = FIT_SIZE * 3 * 32 * 32
 """The most numbers that a baseline is fitted to, which limits images larger than 3×32×32."""
 
 FIT_CHUNK = 2**24
-"""Numbers dequantized at a time, which takes many times their memory."""
+"""The most numbers that are dequantized at a time, which takes many times their memory."""
 
 FIT_LEVELS = 33
 """The number of log SNRs that a residual score is fitted at."""
 
 FIT_PATHS, FIT_STATES = 512, 2**25
-"""The most paths to each of them, and the most numbers in all states; at least 64 paths."""
+"""The most paths to each of these, and the most numbers in all states, which bounds the memory;
+there are at least 64 paths."""
 
 P = TypeVar("P", bound="Problem")
 
@@ -65,7 +66,7 @@ SCORES: dict[str, ScoreKind] = {
     "residual": ResidualScore,
     "mixed": MixedDenoiser,
 }
-"""Parameterizations by name."""
+"""Parameterizations of scores by name."""
 
 
 class Problem(DataSet):
@@ -84,10 +85,10 @@ class Problem(DataSet):
     """
 
     max_log_snr: float
-    """λ at ε, where the decoder takes over. Pass it to the diffusion."""
+    """The log SNR λ at ε, where the decoder takes over; an argument of the diffusion."""
 
     default_maps: ClassVar[str | None] = None
-    """The maps that denoisers are trained at by default, in the words of ``--maps``."""
+    """The default maps that denoisers are trained at, a value of ``--maps``."""
 
     window: tuple[float, float] | None = None
     """The window of these maps, see :class:`~pyro_mdm.scores.RandomMaps`."""
@@ -98,12 +99,12 @@ class Problem(DataSet):
     dtype: torch.dtype = torch.float32
     """The precision of data in model space: float64 where the run's is 64-true."""
     times: ClassVar[Times] = "adaptive"
-    """The law of training times for linear diffusions, see
+    """The distribution of training times for linear diffusions, see
     :attr:`~pyro_mdm.scores.base.Score.times`."""
 
     keeps_best: bool = False
-    """Whether training ends with the averaged weights of the best bound on validation data, for
-    data so few that a network learns them by heart, and else with the last ones."""
+    """Whether training keeps the averaged weights with the best bound on validation data, for data
+    so few that a network overfits; False: the last ones."""
 
     rough: bool = False
     """Whether baselines are fitted to few data, since a checkpoint replaces them."""
@@ -129,7 +130,7 @@ class Problem(DataSet):
         return Dequantized(data.to(self.dtype), torch.zeros(len(data), device=data.device))
 
     def training_x(self, data: Tensor, generator: torch.Generator | None = None) -> Dequantized:
-        """As :meth:`transform`, for training alone."""
+        """A batch of stored data as :meth:`transform` returns it, for training alone."""
         return self.transform(data, generator)
 
     def to_model_space(self, data: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -147,25 +148,26 @@ class Problem(DataSet):
         return None
 
     def to_images(self, x: Tensor) -> Tensor | None:
-        """Model-space x as uint8 images (n, C, H, W); None where x are no images."""
+        """Images, (n, C, H, W) uint8, of data x in model space; None where x are no images."""
         return None
 
     def likelihood(self, score: Score, diffusion: Diffusion) -> Likelihood | None:
-        """p(x | y_ε) for a score; None for the score's own."""
+        """The likelihood p(x | y_ε) for a score; None: that of the score."""
         return None
 
     def own_score(self, kind: type[Score], assembly: Assembly) -> Score | None:
-        """A new score, if these data need another way of making it; None: the usual way."""
+        """A new score, if these data have a construction of their own; None: the usual one."""
         return None
 
     @property
     def completed(self) -> Tensor | None:
-        """Training data without a gap, which a training on gaps begins with, as they are stored;
-        None: it begins with draws of the model."""
+        """Training data without gaps, as stored, with which training on gaps begins; None: it
+        begins
+        with draws of the model."""
         return None
 
     def fit_x(self) -> Tensor:
-        """The x that baselines are fitted to: training data, spread evenly.
+        """The data x that baselines are fitted to: training data, spread evenly.
 
         At most :data:`FIT_SIZE` of them, or fewer if they have more than :data:`FIT_VALUES`
         numbers, so that large data are never float32 all at once.
@@ -203,12 +205,14 @@ class Problem(DataSet):
 
         Args:
             diffusion: the noising diffusion, made with this problem's ``max_log_snr``.
-            score: one of ``scores``, "default" (the first where the diffusion has a closed form,
-                else ``residual``), or your own, see :meth:`Assembly.score`.
-            likelihood: p(x | y_ε); by default that of :meth:`likelihood`.
-            maps: whether a denoiser is told maps of log SNR even where all dimensions have one.
-            fitted: False fits the baseline to few data, for a checkpoint that replaces it; it must
-                consist of buffers of the score or the likelihood.
+            score: the name of one of ``scores``, or "default" (the first where the diffusion has a
+                closed form, else ``residual``), or a class or function of your own, see
+                :meth:`Assembly.score`.
+            likelihood: the likelihood p(x | y_ε); None: that of :meth:`likelihood`.
+            maps: whether a denoiser is given maps of log SNR even where all dimensions have one.
+            fitted: whether the baseline is fitted to the training data; False: to few of them, for
+                a checkpoint that replaces it. It must consist of buffers of the score or the
+                likelihood.
 
         Raises:
             TypeError: a function that returns no score.
@@ -227,7 +231,7 @@ class Assembly:
     Attributes:
         problem: the data set.
         diffusion: the noising diffusion, made with the problem's ``max_log_snr``.
-        maps: whether a denoiser is told maps of log SNR even where all dimensions have one.
+        maps: whether a denoiser is given maps of log SNR even where all dimensions have one.
     """
 
     problem: Problem
@@ -236,11 +240,11 @@ class Assembly:
 
     @property
     def diffusion_kind(self) -> Kind:
-        """The kind of the diffusion, with what it needs of networks and scores."""
+        """The kind of the diffusion, with its requirements of networks and scores."""
         return kind_of(self.diffusion)
 
     def score_name(self, score: str = "default") -> str:
-        """The name of ``score``; "default" is the first of the problem, or ``residual``."""
+        """The name of a score; "default" is the first of the problem, or ``residual``."""
         if score != "default":
             return score
         return self.diffusion_kind.score or self.problem.scores[0]
@@ -310,7 +314,7 @@ class Assembly:
             return self._denoiser(cls)
         channels = problem.event_shape[0] * diffusion.num_variables
         network = self.network(channels, channels)
-        network = self._of_coordinates(network, self._told_as_channels(network))
+        network = self._on_coordinates(network, self._context_channels(network))
         if issubclass(cls, ResidualScore):
             x, paths = diffusion.coordinates(problem.fit_x()), self._num_paths()
             return cls.fit(network, diffusion, x, num_levels=FIT_LEVELS, num_paths=paths)
@@ -325,8 +329,8 @@ class Assembly:
 
     def _denoiser(self, kind: type[DenoiserScore]) -> Score:
         network = self.denoiser_network(1)
-        told_channels = self.problem.event_shape[0] if self.told_maps else 0
-        network = self._of_coordinates(network, told_channels + self._told_as_channels(network))
+        context_channels = self.problem.event_shape[0] if self.takes_maps else 0
+        network = self._on_coordinates(network, context_channels + self._context_channels(network))
         x = self.diffusion.coordinates(self.problem.fit_x())
         fit = cast(Any, kind).fit
         return self.wrapped(fit(network, x, **self.fit_options))
@@ -334,23 +338,24 @@ class Assembly:
     # -- parts of a score --------------------------------------------------------------------------
 
     @property
-    def told_maps(self) -> bool:
-        """Whether a denoiser is told the log SNR of every dimension."""
+    def takes_maps(self) -> bool:
+        """Whether a denoiser is given the log SNR of every dimension."""
         return self.maps or self.diffusion_kind.by_dimension
 
     @property
     def fit_options(self) -> dict[str, bool]:
         """The options of a denoiser's ``fit`` for maps."""
-        return {"maps": True} if self.told_maps else {}
+        return {"maps": True} if self.takes_maps else {}
 
     def wrapped(self, denoiser: DenoiserScore) -> Score:
-        """A denoiser, in the score that the diffusion needs around it, if any."""
+        """A denoiser, wrapped in the score that the diffusion needs, if any."""
         around = wrapping(self.diffusion)
         return denoiser if around is None else around(denoiser)
 
     def denoiser_network(self, outputs: int) -> nn.Module:
-        """A new network of ``outputs`` numbers a dimension, and more channels for the diffusion."""
-        inputs, around = 2 if self.told_maps else 1, wrapping(self.diffusion)
+        """A new network with a number of outputs for each dimension, and channels for the
+        diffusion."""
+        inputs, around = 2 if self.takes_maps else 1, wrapping(self.diffusion)
         if around is not None:
             inputs += around.more_inputs(self.diffusion)
             outputs += around.more_outputs(self.diffusion)
@@ -358,24 +363,26 @@ class Assembly:
         return self.network(inputs * C, outputs * C)
 
     def network(self, inputs: int, outputs: int) -> nn.Module:
-        """A new network that is told contexts, as an argument or as further channels."""
+        """A new network that is given contexts, as an argument or as further channels."""
         context = self.diffusion_kind.latent
         latent = 0 if context is None else context.size
         network = self.problem.network(inputs + latent, outputs)
-        more = self._told_as_channels(network)
+        more = self._context_channels(network)
         return self.problem.network(inputs + more, outputs) if more else network
 
-    def _told_as_channels(self, network: nn.Module) -> int:
-        """The number of channels by which a network is told contexts."""
+    def _context_channels(self, network: nn.Module) -> int:
+        """The number of channels in which a network is given contexts."""
         by_itself = getattr(network, "context_size", 0)
         given = self.problem.context
         return 0 if by_itself or given is None else given.size
 
-    def _of_coordinates(self, network: nn.Module, told_channels: int = 0) -> nn.Module:
+    def _on_coordinates(self, network: nn.Module, context_channels: int = 0) -> nn.Module:
         """A network that sees data, even where states hold other coordinates of them."""
         transform = self.diffusion_kind.coordinates
         return (
-            network if transform is None else CoordinateNetwork(network, transform, told_channels)
+            network
+            if transform is None
+            else CoordinateNetwork(network, transform, context_channels)
         )
 
     def _num_paths(self) -> int:

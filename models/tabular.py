@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def _with_classes(name: str) -> Callable[[], DataFrame]:
-    """A table of scikit-learn's whose target is a category by its name."""
+    """The function that loads a table of scikit-learn, whose target is a category by its name."""
 
     def read() -> DataFrame:
         from sklearn import datasets
@@ -55,27 +55,27 @@ SHIPPED: dict[str, Callable[[], DataFrame]] = {
 
 
 class Tabular(TableRows, Problem):
-    """Rows of a table, with an MLP that is told maps of log SNR.
+    """Rows of a table, with an MLP that is given maps of log SNR.
 
     ``data`` is a CSV or parquet file, whose first row has the names, or the name of one of
-    :data:`SHIPPED`, or a DataFrame; what becomes of columns tells
-    :class:`~pyro_mdm.tables.TableRows`. An empty entry is missing. A tenth of the rows, drawn by
+    :data:`SHIPPED`, or a DataFrame; :class:`~pyro_mdm.tables.TableRows` explains the treatment of
+    columns. An empty entry is missing. A tenth of the rows, drawn by
     ``split_seed``, is test. Those of :data:`SHIPPED` whose target is a category, all but diabetes,
     are split evenly over it. Bits per dimension are bits per column: of the density of a number in
     its own units, and of the probability of an atom, of a rounded number, of a day and of a level.
 
     Args:
-        data: the file, a name, or a DataFrame, which is in ``kept`` then, as
-            :func:`~pyro_mdm.tables.columns.kept.table_bytes`, where columns that are said to be
-            dropped are empty. Of a DataFrame with ``holdout`` no rows are test data: those who have
-            one hold out their own, and what is measured as test are its validation rows. Without
-            ``holdout`` a tenth is test, as of a file.
+        data: the file, a name, or a DataFrame. ``kept`` has a DataFrame as
+            :func:`~pyro_mdm.tables.columns.kept.table_bytes`, with dropped columns empty. With
+            ``holdout`` no rows of a DataFrame are test data, as its owner can hold out others, and
+            its validation rows are measured as test. Without ``holdout`` a tenth is test, as of a
+            file.
         columns, find_kind: arguments of :class:`~pyro_mdm.tables.TableRows`.
-        holdout: see :class:`Problem`.
+        holdout: whether to keep a validation part, see :class:`Problem`.
 
     Raises:
-        DataError: no such file, or one that is no table; what
-            :class:`~pyro_mdm.tables.TableRows` refuses.
+        DataError: no such file, or one that is no table; errors of
+            :class:`~pyro_mdm.tables.TableRows`.
         ValueError: no ``data``, or ``columns`` of another form.
     """
 
@@ -106,11 +106,11 @@ class Tabular(TableRows, Problem):
     @property
     def split_in_words(self) -> str:
         words = super().split_in_words
-        same = self.of_frame and len(self.validation)
+        same = self.is_from_frame and len(self.validation)
         return f"{words}; test data are the validation data" if same else words
 
     @property
-    def of_frame(self) -> bool:
+    def is_from_frame(self) -> bool:
         """Whether the table was a DataFrame, which a run keeps as a JSON file."""
         return self.kept is not None or str(self.source).endswith(".json")
 
@@ -134,8 +134,8 @@ class Tabular(TableRows, Problem):
             return self._stand_ins()
 
     def _stand_ins(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Drawn rows in place of those that cannot be read, for a model that is built of them and
-        then has its own weights."""
+        """Random rows that replace those that cannot be read, for a model that is built from them
+        before its weights are loaded."""
         x = torch.randn(
             3, 2 * FEWEST, *self.event_shape, generator=torch.Generator().manual_seed(0)
         )
@@ -168,7 +168,11 @@ class Tabular(TableRows, Problem):
 
 
 def read_table(source: Path | str) -> DataFrame:
-    """The table of a .csv or .parquet file, or of a name (DataError: it cannot be read)."""
+    """The table of a .csv or .parquet file, or of a name.
+
+    Raises:
+        DataError: a file that cannot be read, or an unknown name.
+    """
     try:
         import pandas as pd
     except ImportError as error:

@@ -996,8 +996,8 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
     ],
     "pyro_mdm/tables/covariance.py": [
         (
-            "(C - gain @ of_there).sum(0)",
-            "0 * (C - gain @ of_there).sum(0)",
+            "(C - gain @ C_there).sum(0)",
+            "0 * (C - gain @ C_there).sum(0)",
             "test_mixed.py::test_moments_of_incomplete_rows_are_those_of_the_law",
         ),
         (

@@ -49,7 +49,7 @@ def test_what_differs_is_found_and_no_more(wrong: str) -> None:
     rows, samples = problem.codes(people(800, 1)), problem.codes(people(1000, 2, wrong=wrong))
     rng = np.random.default_rng(0)
     both = _Both(problem.columns, rows.numpy(), samples.numpy(), rng)
-    found = [one.of for one in [*both.marginals(), *both.correlations()] if one.is_large]
+    found = [one.name for one in [*both.marginals(), *both.correlations()] if one.is_large]
     assert {*DIFFERENT[wrong]} <= {*found} <= {*DIFFERENT[wrong], "income"}
     rules = [*_forbidden(problem.columns, problem.train.numpy())]
     names = {problem.columns[k].name for pair in rules for k, _ in pair}
@@ -57,11 +57,13 @@ def test_what_differs_is_found_and_no_more(wrong: str) -> None:
 
 
 def test_a_distance_is_that_of_its_definition() -> None:
-    from pyro_mdm.tables.agreement import _of_levels, _of_numbers
+    from pyro_mdm.tables.agreement import _levels_distance, _numbers_distance
 
-    assert _of_numbers(np.array([0.0, 1.0]), np.array([0.5, 2.0, 3.0])) == pytest.approx(2 / 3)
-    assert _of_numbers(np.array([1.0, math.inf]), np.array([1.0, 1.0])) == 0.5
-    assert _of_levels(np.array([0.0, 1, 1, 2]), np.array([0.0, 0, 1, 1])) == 0.25
+    assert _numbers_distance(np.array([0.0, 1.0]), np.array([0.5, 2.0, 3.0])) == pytest.approx(
+        2 / 3
+    )
+    assert _numbers_distance(np.array([1.0, math.inf]), np.array([1.0, 1.0])) == 0.5
+    assert _levels_distance(np.array([0.0, 1, 1, 2]), np.array([0.0, 0, 1, 1])) == 0.25
 
 
 def test_what_is_missing_is_drawn_before_rows_are_compared() -> None:

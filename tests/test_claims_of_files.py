@@ -22,7 +22,7 @@ import pytest
 import torch
 from PIL import Image
 
-from inference.drawing.observations import how_measured, read
+from inference.drawing.observations import chosen_measurement, read
 from inference.drawing.pieces import read_pieces
 from inference.folders.config import read_settings
 from models import DataError
@@ -82,7 +82,7 @@ def images(path: Path) -> object:
 
 
 def measured(path: Path) -> object:
-    return read(path, how_measured("denoise", None, None), (1, 8, 8))
+    return read(path, chosen_measurement("denoise", None, None), (1, 8, 8))
 
 
 def pieces(path: Path) -> object:

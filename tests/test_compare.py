@@ -61,7 +61,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 def make_run(folder: Path, *, step: int = 3, weights: int = 0, **settings: Any) -> Path:
     """A run as ``inference.train`` leaves it, with random weights instead of trained ones."""
     run = Run.create(folder, asdict(Training(**settings)))
-    programs = build(Training.of(run.config))
+    programs = build(Training.from_config(run.config))
     run.check_data(fingerprint_of(programs.problem))
     trust.remember(own_names(run.config))
     torch.manual_seed(weights)

@@ -20,7 +20,7 @@ from inference.drawing import pictures, sampling
 from inference.folders.checkpoints import RunError
 from inference.folders.loading import load_trained
 from inference.measuring import bounds
-from inference.measuring.bounds import measure, told_nothing
+from inference.measuring.bounds import measure, without_contexts
 from inference.settings.options import Training
 from inference.settings.plan import build
 from inference.train import train
@@ -115,7 +115,9 @@ def test_labels_go_with_their_data() -> None:
 
 def test_contexts_that_are_no_labels_are_vectors(regression: str, tmp_path: Path) -> None:
     programs = build(
-        Training.of(_settings(tmp_path, model=regression, condition="temperature", guide="vpsde"))
+        Training.from_config(
+            _settings(tmp_path, model=regression, condition="temperature", guide="vpsde")
+        )
     )
     context: Any = programs.model.context
     assert isinstance(context, Vectors) and context.size == 3
@@ -139,7 +141,7 @@ def test_contexts_that_are_wrong_are_named(
     name: str, text: str, regression: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=text):
-        build(Training.of(_settings(tmp_path, model=regression, condition=name)))
+        build(Training.from_config(_settings(tmp_path, model=regression, condition=name)))
 
 
 def _settings(folder: Path, **options: Any) -> dict[str, Any]:
@@ -234,7 +236,7 @@ def test_evaluate_says_what_the_bound_is_of(
     said = capsys.readouterr().out.splitlines()
     programs = load_trained(labelled)[1]
     data = bounds.some(programs.problem.part("test"), 40)
-    nothing = told_nothing(programs, data)
+    nothing = without_contexts(programs, data)
     assert nothing is not None and isinstance(data, Part)
     expected = measure(programs, data, draws=2)
     untold = measure(programs, nothing, draws=2)

@@ -16,7 +16,7 @@ from inference.drawing.pictures import contexts, picture
 from inference.evaluate import evaluate
 from inference.folders.checkpoints import RunError
 from inference.folders.loading import load_trained
-from inference.restore import told
+from inference.restore import contexts_of_images
 from inference.sample import sample
 from inference.train import train
 from models import DataError, Images
@@ -136,7 +136,7 @@ def test_a_run_keeps_the_names_of_its_classes(trained: Path, tmp_path: Path) -> 
     for wrong in ("fox", 1, ["dog", "2"]):
         with pytest.raises(ValueError, match=r"expected the name of a class: 10, Cat, dog"):
             contexts(problem, 4, wrong)
-    _, said = told(problem, 2, "dog", torch.tensor([1, 0]))
+    _, said = contexts_of_images(problem, 2, "dog", torch.tensor([1, 0]))
     assert said == "the network is told the labels dog, dog; those of the images are Cat, 10"
     evaluate(trained, draws=2, out=tmp_path / "rows.csv", classify=True)
     rows = pd.read_csv(tmp_path / "rows.csv", dtype={"label": str})

@@ -102,7 +102,7 @@ def test_it_is_calibrated_and_compared(fitted: Table) -> None:
     calibration = fitted.calibration(patients().head(20), draws=9)
     assert set(calibration.pit) == {"age", "dose"}
     assert set(calibration.classes) == {"ward", "smokes"}
-    assert [distance.of for distance in fitted.agreement().columns] == fitted.names
+    assert [distance.name for distance in fitted.agreement().columns] == fitted.names
 
 
 def test_the_sampler_is_the_models(fitted: Table) -> None:

@@ -219,14 +219,14 @@ def test_the_covariance_of_few_data_is_shrunk() -> None:
         noise = sum((torch.outer(row, row) - S).square().sum() for row in x) / n**2
         part = min(noise / apart, torch.tensor(1.0).double())
         known = part * mean * torch.eye(d) + (1 - part) * S
-        made = DataCovariance.of(x + 5)
+        made = DataCovariance.fit(x + 5)
         assert made.values is not None and made.vectors is not None
         U, e, s = made.vectors, made.values, made.rest
         torch.testing.assert_close(U @ torch.diag(e - s) @ U.mT + s * torch.eye(d), known)
-    many = DataCovariance.of(torch.randn(5000, 3, generator=torch.Generator().manual_seed(0)) * 2)
+    many = DataCovariance.fit(torch.randn(5000, 3, generator=torch.Generator().manual_seed(0)) * 2)
     assert many.values is not None
     torch.testing.assert_close(many.values, torch.full((3,), 4.0).double(), rtol=0.1, atol=0)
-    same = DataCovariance.of(torch.ones(5, 3))
+    same = DataCovariance.fit(torch.ones(5, 3))
     assert bool(same.given(torch.ones(2, 3), by_dimension=False)(torch.ones(2, 3)).eq(0).all())
 
 
@@ -333,7 +333,7 @@ def test_few_directions_are_the_denoisers_and_all_others_linear() -> None:
     whole = torch.eye(D, dtype=torch.float64)
     z, log_snr = normal(3, 200, D), torch.zeros(200)
     obs = normal(4, 200, D)
-    guess = DataCovariance.of(problem.sample(12, 5))
+    guess = DataCovariance.fit(problem.sample(12, 5))
     x_hat = {}
     for most in (0, 1, 2, D):
         level = -math.inf if most else math.inf

@@ -30,7 +30,7 @@ from pyro_mdm import CLD
 from pyro_mdm.plots.posteriors import posterior_figure, predictive_figure
 from pyro_mdm.plots.tables import calibration_figure, marginals_figure, pairs_figure
 from pyro_mdm.support.text import CONTROLS, Terminal, shown
-from pyro_mdm.tables.words import said_of
+from pyro_mdm.tables.words import kinds_text
 from tests.brief import SHORT, be_brief
 from tests.programs import run_program
 
@@ -93,7 +93,7 @@ def test_an_empty_word_is_no_path(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.quick
 @pytest.mark.parametrize("name", NASTY.values(), ids=NASTY)
 def test_csv_holds_every_name(name: str, tmp_path: Path) -> None:
-    (word,) = comma_separated(said_of({name: "continuous"}), "columns")
+    (word,) = comma_separated(kinds_text({name: "continuous"}), "columns")
     assert word == f"{name}=continuous"
     level = f"{name}."  # pandas reads null as a missing entry
     rows = [[name, "y"], [level, "1"], ["b", "2"]]

@@ -82,7 +82,7 @@ def test_steps_are_muons_where_asked_and_adamws_elsewhere() -> None:
 
 def test_convolutions_inside_every_unet_are_muons() -> None:
     given = asdict(Training(model=f"{few_data.__file__}:FourTold", guide="cld"))
-    model = build(Training.of(given)).model
+    model = build(Training.from_config(given)).model
     names = hidden_weights(model)
     parameters = dict(model.named_parameters())
     assert all(parameters[name].dim() == 4 for name in names)

@@ -177,7 +177,7 @@ def test_a_file_is_run_once_unless_it_changes(tmp_path: Path, options: dict[str,
     )
     file.write_text(text)
     own = {"score": f"{file}:Half", "likelihood": f"{file}:wide"}
-    build(Training.of(settings_of(options) | own))
+    build(Training.from_config(settings_of(options) | own))
     assert file.with_suffix(".log").read_text() == "run "
     assert names.find("likelihood", f"{file}:wide") is names.find("likelihood", f"{file}:wide")
     file.write_text(text + "\nnew = wide\n")
@@ -192,7 +192,10 @@ def test_a_file_may_be_called_like_a_package(
     (tmp_path / name).write_text(TINY + OWN)
     own = {"model": f"{tmp_path}/{name}:Tiny", "likelihood": f"{tmp_path}/{name}:wide"}
     assert (
-        float(build(Training.of(settings_of(options | own))).model.likelihood.prior_variance) == 9.0
+        float(
+            build(Training.from_config(settings_of(options | own))).model.likelihood.prior_variance
+        )
+        == 9.0
     )
     assert not hasattr(torch, "wide")
 
@@ -220,11 +223,11 @@ def test_a_part_that_does_not_fit_is_refused(
 ) -> None:
     known = name if name in names.LIKELIHOODS else f"{tmp_path}/own.py:{name}"
     with pytest.raises((TypeError, ValueError), match=message):
-        build(Training.of(settings_of(options) | {kind: known}))
+        build(Training.from_config(settings_of(options) | {kind: known}))
 
 
 def test_a_sampler_must_return_states(tmp_path: Path, options: dict[str, Any]) -> None:
-    model = build(Training.of(settings_of(options))).model
+    model = build(Training.from_config(settings_of(options))).model
     shaped = r"returned None, expected y_ε of shape \(3, 2, 2\), \(n, K, \*event_shape\)"
     with pytest.raises(TypeError, match=shaped):
         sampling.draw(model, 3, sampler=f"{tmp_path}/own.py:none", steps=5)
@@ -234,16 +237,16 @@ def test_what_a_name_may_stand_for(tmp_path: Path, options: dict[str, Any]) -> N
     """Classes and functions of scores, objects of likelihoods, functions of samplers."""
     own = f"{tmp_path}/own.py"
     config = settings_of(options)
-    plain = build(Training.of(config)).model
-    half = build(Training.of(config | {"score": f"{own}:Half"})).model.score_function
+    plain = build(Training.from_config(config)).model
+    half = build(Training.from_config(config | {"score": f"{own}:Half"})).model.score_function
     assert isinstance(half, RawScore) and half.network(torch.ones(1, 4), torch.zeros(1)).shape[1]
-    shifted = build(Training.of(config | {"score": f"{own}:Shifted"})).model.score_function
+    shifted = build(Training.from_config(config | {"score": f"{own}:Shifted"})).model.score_function
     assert torch.equal(shifted.data_mean, plain.score_function.data_mean)
-    fitted = build(Training.of(config | {"score": f"{own}:fitted"})).model.score_function
+    fitted = build(Training.from_config(config | {"score": f"{own}:fitted"})).model.score_function
     assert torch.allclose(fitted.data_mean, plain.score_function.data_mean + 1)
 
-    one = build(Training.of(config | {"likelihood": f"{own}:wide"})).model.likelihood
-    two = build(Training.of(config | {"likelihood": f"{own}:wide"})).model.likelihood
+    one = build(Training.from_config(config | {"likelihood": f"{own}:wide"})).model.likelihood
+    two = build(Training.from_config(config | {"likelihood": f"{own}:wide"})).model.likelihood
     assert one is not two and float(one.prior_variance) == float(two.prior_variance) == 9.0
 
     diffusion = CLD()
@@ -289,13 +292,13 @@ def test_a_built_in_likelihood_serves_levels_or_densities(
     for protocol in ("discrete", "dequantized"):
         this = config | {"protocol": protocol}
         if of_levels == (protocol == "discrete"):
-            found = build(Training.of(this)).model.likelihood
+            found = build(Training.from_config(this)).model.likelihood
             assert type(found) is names.LIKELIHOODS[name]
             if name == "discretized_gaussian":
                 assert len(found.levels) == 17
         else:
             with pytest.raises((TypeError, ValueError), match=f"--likelihood {name}"):
-                build(Training.of(this))
+                build(Training.from_config(this))
 
 
 def test_trying_a_likelihood_draws_nothing(options: dict[str, Any]) -> None:
@@ -306,14 +309,15 @@ def test_trying_a_likelihood_draws_nothing(options: dict[str, Any]) -> None:
         torch.manual_seed(0)
         states.append(
             build(
-                Training.of(config | {"likelihood": likelihood})
+                Training.from_config(config | {"likelihood": likelihood})
             ).model.score_function.state_dict()
         )
         states[-1]["next"] = torch.rand(3)
     for state in states[1:]:
         assert all(torch.equal(state[key], value) for key, value in states[0].items())
     assert isinstance(
-        build(Training.of(config | {"likelihood": "tweedie"})).model.likelihood, likelihoods.Tweedie
+        build(Training.from_config(config | {"likelihood": "tweedie"})).model.likelihood,
+        likelihoods.Tweedie,
     )
 
 

@@ -286,7 +286,7 @@ def test_settings_of_a_checkpoint_are_taken_over_or_refused(
 
 def test_every_parameter_of_network_and_diffusion_has_moved(trained: Path) -> None:
     run, programs, checkpoint = load_trained(trained)
-    start = build(Training.of(run.config)).model
+    start = build(Training.from_config(run.config)).model
     end = checkpoint.part("model")
     for name, parameter in start.named_parameters():
         assert not torch.equal(parameter, end[name]), name

@@ -127,13 +127,13 @@ def test_each_label_is_measured_once_by_its_own_images(
     for name in "abc":
         Image.new("L", (8, 8)).save(tmp_path / f"{name}.png")
     measured: list[int] = []
-    made = covariance.DataCovariance.of
+    made = covariance.DataCovariance.fit
 
     def counted(x: Tensor) -> Any:
         measured.append(len(x))
         return made(x)
 
-    monkeypatch.setattr(covariance.DataCovariance, "of", counted)
+    monkeypatch.setattr(covariance.DataCovariance, "fit", counted)
     monkeypatch.setattr(Restoration, "page", lambda self: PIXEL)
     files = [tmp_path / f"{name}.png" for name in "abc"]
     options: dict[str, Any] = {"task": "denoise", "noise": 0.1, "steps": 1, "accelerator": "cpu"}

@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from inference.drawing.observations import Observation, how_measured
+from inference.drawing.observations import Observation, chosen_measurement
 from inference.drawing.restoration import Restoration, interval_ends
 from inference.restore import restore
 from inference.train import train
@@ -394,7 +394,7 @@ def test_a_colour_network_needs_three_channels(here: Path) -> None:
     """Grey of colours is a measurement of its own."""
     from inference.drawing.observations import read
 
-    how = how_measured("denoise", None, None)
+    how = chosen_measurement("denoise", None, None)
     refused(
         ValueError,
         (

@@ -79,8 +79,8 @@ def test_with_the_same_ends_and_noise_the_diffusion_term_is_the_same_to_rounding
     run: Path, own: str, guide: str
 ) -> None:
     result = reuse(run, guide.format(own=own), min_log_snr=-10.0)
-    assert not torch.equal(result.programs.model.diffusion.Q, result.own.model.diffusion.Q)
-    data = result.own.problem.test
+    assert not torch.equal(result.programs.model.diffusion.Q, result.original.model.diffusion.Q)
+    data = result.original.problem.test
     before, after, difference, *_ = against_own(result, data, draws=4, seed=3)
     assert after.diffusion == pytest.approx(before.diffusion, rel=1e-5)
     assert after.log_snr_edges == pytest.approx(before.log_snr_edges)
@@ -93,7 +93,7 @@ def test_with_the_same_ends_and_noise_the_diffusion_term_is_the_same_to_rounding
 
 def test_a_shorter_path_has_the_rest_of_the_diffusion_term_in_its_prior_kl(run: Path) -> None:
     result = reuse(run, "cld", min_log_snr=-2.0)
-    own, _, difference, *_ = against_own(result, result.own.problem.test, draws=64, seed=3)
+    own, _, difference, *_ = against_own(result, result.original.problem.test, draws=64, seed=3)
     cells = zip(own.log_snr_edges[1:], own.diffusion_by_log_snr, strict=True)
     lost = sum(value for high, value in cells if high < -2 + 1e-6)
     assert -difference.diffusion[0] == pytest.approx(lost, rel=0.1)
@@ -127,7 +127,7 @@ def test_a_clock_that_ends_below_the_trained_range_is_scaled_and_others_are_kept
     assert "its own clock" in kept.notes[-1] and f"{end:.6g}" in kept.notes[-1]
     assert "trained on log SNR [-10, 9]" in kept.notes[0]
     # a shorter path spends less on it, and pays by the prior
-    long, short = bound(kept.own), bound(kept.programs)
+    long, short = bound(kept.original), bound(kept.programs)
     assert short.prior_kl[0] > long.prior_kl[0]
     assert short.log_snr_edges[0] == pytest.approx(end)
 
@@ -142,9 +142,9 @@ def test_ends_can_be_set_also_of_a_guide_that_sets_its_own(run: Path, own: str) 
 
 def test_the_diffusion_of_another_run(run: Path, noise_run: Path) -> None:
     result = reuse(run, f"run:{run}")
-    mine, trained = result.programs.model.diffusion, result.own.model.diffusion
+    mine, trained = result.programs.model.diffusion, result.original.model.diffusion
     assert torch.equal(mine.Q, trained.Q) and torch.equal(mine.D, trained.D)
-    assert bound(result.programs).bits_per_dim == pytest.approx(bound(result.own).bits_per_dim)
+    assert bound(result.programs).bits_per_dim == pytest.approx(bound(result.original).bits_per_dim)
     assert isinstance(reuse(run, f"run:{noise_run}").programs.model.diffusion, CLD)
     start = reuse(run, "learned")
     assert not torch.equal(start.programs.model.diffusion.Q, trained.Q)
@@ -204,7 +204,7 @@ def test_evaluate_prints_both_bounds_and_their_paired_difference(
     run_program("evaluate", "--reuse", run, "--guide", "cld", "--draws", 4, "--seed", 3)
     lines = capsys.readouterr().out.splitlines()
     result = reuse(run, "cld")
-    data = result.own.problem.test
+    data = result.original.problem.test
     before, after, difference, *_ = against_own(result, data, draws=4, seed=3)
     assert lines[-1] == str(after)
     table = {line.split()[0]: line for line in lines if " ± " in line}
@@ -214,7 +214,7 @@ def test_evaluate_prints_both_bounds_and_their_paired_difference(
         assert [*map(str.strip, table[term].removeprefix(term).split("  ")[1:])][-1] == cells[-1]
         assert all(cell in table[term] for cell in cells)
     run_program("evaluate", run, "--draws", 4, "--seed", 3)  # and the plain form as before
-    assert capsys.readouterr().out.splitlines()[-1] == str(bound(result.own))
+    assert capsys.readouterr().out.splitlines()[-1] == str(bound(result.original))
     with pytest.raises(SystemExit, match="error: neither a run nor --reuse"):
         run_program("evaluate", "--draws", 4)
     with pytest.raises(SystemExit, match="2"):

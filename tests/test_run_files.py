@@ -290,7 +290,7 @@ def wrong_values(name: str) -> Iterator[Any]:
     config |= needed | {"sampler_steps": 4}
     for value in VALUES:
         try:
-            Decided.of(config | {name: value})
+            Decided.from_config(config | {name: value})
         except TypeError as error:
             assert f"config.yaml: {name} is " in str(error) and "expected " in str(error)
             yield value

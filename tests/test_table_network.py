@@ -173,9 +173,9 @@ def test_members_share_a_batch_in_training_and_are_averaged_else() -> None:
     each = torch.stack([member(features, level) for member in members])
     network.train()
     rows = torch.stack([each[i % 3, i] for i in range(7)])
-    torch.testing.assert_close(network._of_members(features, level), rows)
+    torch.testing.assert_close(network._members_output(features, level), rows)
     network.eval()
-    torch.testing.assert_close(network._of_members(features, level), each.mean(0))
+    torch.testing.assert_close(network._members_output(features, level), each.mean(0))
     assert not torch.allclose(rows, each.mean(0))
 
 

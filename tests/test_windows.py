@@ -112,7 +112,7 @@ def test_a_larger_image_has_the_covariance_of_its_windows() -> None:
     small, whole = Texture(*WINDOW), both()[1]
     L = torch.linalg.cholesky(small.basis @ small.spectrum.diag() @ small.basis.mT)
     data = (normal(5, 2000, 64) @ L.mT).reshape(-1, 1, *WINDOW)
-    of_window = DataCovariance.of(data)  # not diagonal, so that it matters where it is weighted
+    of_window = DataCovariance.fit(data)  # not diagonal, so that it matters where it is weighted
     made = WindowedCovariance(of_window, WINDOW, SIZE)
     v, V = normal(4, 2, 1, *SIZE), torch.tensor([0.5, 3.0]).double().reshape(2, 1, 1, 1)
     known = torch.zeros_like(v)

@@ -18,7 +18,7 @@ from pyro_mdm.tables.columns.base import Center, Values, check_numbers, no_numbe
 if TYPE_CHECKING:
     from pandas import Series
 
-CIRCLE = 360.0
+CIRCLE = 360.0  # degrees
 
 
 class Angle(Column):

@@ -16,7 +16,7 @@ from models import Tabular
 from pyro_mdm.support.files import replacing
 from pyro_mdm.tables.columns.skipped import ABSENT
 from pyro_mdm.tables.frames import filled, with_levels
-from pyro_mdm.tables.rows import OfUnknown
+from pyro_mdm.tables.rows import UnknownPolicy
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +33,9 @@ class Survey(NamedTuple):
     texts: Texts
 
     @classmethod
-    def of(cls, pieces: Iterable[Piece], problem: Tabular, unknown: OfUnknown) -> Survey:
+    def from_pieces(
+        cls, pieces: Iterable[Piece], problem: Tabular, unknown: UnknownPolicy
+    ) -> Survey:
         """Read a table once (DataError: a missing column, or an invalid value)."""
         names = [column.name for column in problem.columns]
         rows = incomplete = missing = 0

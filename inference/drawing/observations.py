@@ -16,7 +16,15 @@ from models.files import check_npy
 from models.images import SUFFIXES, image_files, read_pixels
 from pyro_mdm.measurements import Blur, Downsample, FunctionOperator, LinearOperator, Mask
 
-__all__ = ["TASKS", "How", "Observation", "Task", "how_measured", "measured_files", "read"]
+__all__ = [
+    "TASKS",
+    "MeasurementChoice",
+    "Observation",
+    "Task",
+    "chosen_measurement",
+    "measured_files",
+    "read",
+]
 
 Shape = tuple[int, ...]
 Task = Literal["deblur", "superresolve", "inpaint", "denoise"]
@@ -37,8 +45,8 @@ TASKS: dict[str, Callable[[Shape], LinearOperator]] = {
 }
 
 
-class How(NamedTuple):
-    """How images are measured: by an operator for images of any shape, or by one alone."""
+class MeasurementChoice(NamedTuple):
+    """The measurement of images: by an operator for images of any shape, or by one alone."""
 
     name: str
     """In names of files."""
@@ -47,7 +55,7 @@ class How(NamedTuple):
     operator: Callable[[Shape], LinearOperator]
     """The operator for images (C, H, W), or the one that there is."""
 
-    def of(self, obs: Shape, image: Shape, where: str) -> LinearOperator:
+    def operator_for(self, obs: Shape, image: Shape, where: str) -> LinearOperator:
         """The operator whose observations have this shape.
 
         An operator for images of any shape is that of images as large as those of the network, or
@@ -96,8 +104,10 @@ def _larger(image: Shape, usual: Shape, obs: Shape) -> Shape | None:
     return (image[0], *map(int, sizes)) if whole else None
 
 
-def how_measured(task: Task | None, mask: Path | None, operator: str | None) -> How:
-    """How images are measured, from the one option that is given.
+def chosen_measurement(
+    task: Task | None, mask: Path | None, operator: str | None
+) -> MeasurementChoice:
+    """The measurement of images, from the one option that is given.
 
     Raises:
         ValueError: none or several are given.
@@ -114,16 +124,16 @@ def how_measured(task: Task | None, mask: Path | None, operator: str | None) -> 
         )
     if mask is not None:
         seen = read_mask(mask)
-        return How("mask", given[0], lambda shape: Mask(seen.repeat(shape[0], 1, 1)))
+        return MeasurementChoice("mask", given[0], lambda shape: Mask(seen.repeat(shape[0], 1, 1)))
     if operator is not None:
         named = find("operator", operator)
-        return How(
+        return MeasurementChoice(
             slug(operator),
             given[0],
             lambda shape: make("operator", operator, named, LinearOperator, {"event_shape": shape}),
         )
     assert task is not None
-    return How(task, given[0], TASKS[task])
+    return MeasurementChoice(task, given[0], TASKS[task])
 
 
 def read_mask(path: Path) -> Tensor:
@@ -204,7 +214,7 @@ def _checked(path: Path, option: str, *more: str) -> Path:
     return path
 
 
-def read(path: Path, how: How, image: Shape) -> Observation:
+def read(path: Path, measurement: MeasurementChoice, image: Shape) -> Observation:
     """What was measured, from a picture or a .npy file.
 
     Args:
@@ -216,14 +226,14 @@ def read(path: Path, how: How, image: Shape) -> Observation:
         DataError: no such file, or one that cannot be read.
         ValueError: another shape, or colours other than those of the network.
     """
-    usual = how.operator(image)
+    usual = measurement.operator(image)
     planes = usual.obs_shape if len(usual.obs_shape) > 1 else usual.event_shape
     if path.suffix.lower() == ".npy":
         obs = _array(path)
         obs = obs.unsqueeze(0) if obs.dim() == 2 < len(planes) else obs  # (H, W) of one channel
     else:
         obs = _picture(path, planes[0])
-    operator = how.of(tuple(obs.shape), image, f"--data {path}")
+    operator = measurement.operator_for(tuple(obs.shape), image, f"--data {path}")
     if obs.shape != operator.obs_shape:  # the image under a mask, which is not seen as a whole
         obs = operator(obs)
     if not bool(obs.isfinite().all()):

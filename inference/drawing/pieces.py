@@ -52,16 +52,16 @@ def read_pieces(data: str, size: int, as_text: Sequence[str] = ()) -> Iterator[P
     """
     path = Path(data).expanduser()
     if path.is_file() and path.suffix == ".csv":
-        yield from _of_csv(path, size, as_text)
+        yield from _csv_pieces(path, size, as_text)
     elif path.is_file() and path.suffix == ".parquet":
-        yield from _of_parquet(path, size)
+        yield from _parquet_pieces(path, size)
     else:
         table = read_table(data)
         for first in range(0, len(table), size):
             yield Piece(table.iloc[first : first + size], None)
 
 
-def _of_csv(path: Path, size: int, as_text: Sequence[str]) -> Iterator[Piece]:
+def _csv_pieces(path: Path, size: int, as_text: Sequence[str]) -> Iterator[Piece]:
     import pandas as pd
 
     try:
@@ -85,7 +85,7 @@ def _of_csv(path: Path, size: int, as_text: Sequence[str]) -> Iterator[Piece]:
         raise DataError(f"{path} cannot be read as a table: {error}") from error
 
 
-def _of_parquet(path: Path, size: int) -> Iterator[Piece]:
+def _parquet_pieces(path: Path, size: int) -> Iterator[Piece]:
     import pandas as pd
 
     try:

@@ -25,12 +25,14 @@ if TYPE_CHECKING:
 __all__ = ["INTERVAL", "Restoration", "ends_of", "interval_ends", "restoration"]
 
 INTERVAL = 0.9
+"""The level of the intervals of pixels."""
 LEVELS = 6
-"""Pictures of the way from noise."""
+"""The number of pictures of the way from noise."""
 
 
 def ends_of(num_samples: int) -> int:
-    """The k of the k-th samples from below and above, which are the ends of a 90% interval."""
+    """The number k such that the k-th samples from below and above are the ends of an interval."""
+    # (1 - 0.9) / 2 * 20 is 0.9999999999999998 in float64
     return math.floor((1 - INTERVAL) / 2 * (num_samples + 1) + 1e-9)
 
 

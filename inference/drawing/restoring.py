@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from inference.drawing.demonstration import picture, restored, summary
-from inference.drawing.observations import How, read
+from inference.drawing.observations import MeasurementChoice, read
 from inference.drawing.pictures import Given, contexts
 from inference.drawing.restoration import restoration
 from inference.folders.checkpoints import write_atomically
@@ -38,10 +38,10 @@ class RestoreOptions(NamedTuple):
     steps: int | None
 
 
-def told(
+def contexts_of_images(
     problem: Problem, n: int, given: Given | None, labels: Tensor | None = None
 ) -> tuple[Tensor | None, str | None]:
-    """The contexts (n, …) of n images, and a sentence about them; None where there are none.
+    """The contexts of n images, (n, …), and a sentence on them; None where there are none.
 
     Args:
         given: labels in turn, or a vector; None: no context.
@@ -83,7 +83,7 @@ def _listed(labels: Tensor | None, names: Sequence[str] | None) -> str:
 def demonstrate(
     programs: Programs,
     problem: ImageProblem,
-    how: How,
+    measurement: MeasurementChoice,
     number: int,
     given: Given | None,
     options: RestoreOptions,
@@ -92,8 +92,8 @@ def demonstrate(
     """Measure test images, restore them, and compare with the truth."""
     test = problem.part("test")[:number]
     labels = test.context if isinstance(problem.context, Labels) else None
-    context, said = told(problem, number, given, labels)
-    truth, operator = problem.to_model_space(test.data), how.operator(problem.event_shape)
+    context, said = contexts_of_images(problem, number, given, labels)
+    truth, operator = problem.to_model_space(test.data), measurement.operator(problem.event_shape)
     model = programs.given(context).model
     alike = None if context is None or bool((context != context[0]).any()) else context[0]
     data = _learned_from(problem, alike)
@@ -102,7 +102,7 @@ def demonstrate(
     if said is not None:
         print(said)
     print(
-        f"{how.name} of {number} test images, {options.num_samples} samples of each: "
+        f"{measurement.name} of {number} test images, {options.num_samples} samples of each: "
         f"{summary(images)}\n{out}"
     )
 
@@ -110,17 +110,17 @@ def demonstrate(
 def restore_files(
     programs: Programs,
     problem: ImageProblem,
-    how: How,
+    measurement: MeasurementChoice,
     files: Sequence[Path],
     given: Given | None,
     options: RestoreOptions,
     out: Path,
 ) -> None:
     """Restore images of files, each by itself, into a folder."""
-    observations = [read(file, how, problem.event_shape) for file in files]
+    observations = [read(file, measurement, problem.event_shape) for file in files]
     for observation in observations:
         check_place((out if out.is_dir() else out.parent) / f"{observation.name}.npz")
-    context, said = told(problem, len(files), given)
+    context, said = contexts_of_images(problem, len(files), given)
     if said is not None:
         print(said)
     prepared: dict[tuple[float, ...], tuple[DiffusionModel, Tensor]] = {}  # measured once for each

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 
 STEPS = {"exponential": 25, "stochastic": 50}
-"""The default steps of these samplers; others take :data:`MANY`."""
+"""The default numbers of steps of these samplers."""
 MANY = 256
+"""The default number of steps of all others."""
 
 
 def default_sampler(model: DiffusionModel) -> str:

@@ -27,6 +27,7 @@ FRAMES = 50
 MOST = 1024
 """The most samples in an animation."""
 MILLISECONDS, LAST = 80, 2000
+"""The durations of a frame and of the last frame, in milliseconds."""
 
 
 def trajectory(
@@ -79,9 +80,9 @@ def animation(
         for k, axes in enumerate(figure.subplots(1, K, squeeze=False)[0]):
             axes.set_title("x" if k == 0 else f"v_{k}", fontsize=10)
             if images:
-                _of_images(axes, y[:, k])
+                _draw_images(axes, y[:, k])
             else:
-                _of_points(axes, y[:, k], width)
+                _draw_points(axes, y[:, k], width)
         canvas.draw()
         pixels = np.asarray(canvas.buffer_rgba())[..., :3]
         pictures.append(Image.fromarray(pixels.copy()))
@@ -92,7 +93,7 @@ def animation(
     return buffer.getvalue()
 
 
-def _of_images(axes: Axes, v: Tensor) -> None:
+def _draw_images(axes: Axes, v: Tensor) -> None:
     """Draw a grid of one variable, grey at 0, white or black at two standard deviations or 1."""
     from pyro_mdm.plots.pictures import image_grid
 
@@ -102,7 +103,7 @@ def _of_images(axes: Axes, v: Tensor) -> None:
     axes.set_axis_off()
 
 
-def _of_points(axes: Axes, v: Tensor, width: float) -> None:
+def _draw_points(axes: Axes, v: Tensor, width: float) -> None:
     v = v.flatten(1)
     second = v[:, 1] if v.shape[1] > 1 else torch.zeros(len(v))
     axes.plot(v[:, 0].numpy(), second.numpy(), "C0.", ms=3, alpha=0.6)

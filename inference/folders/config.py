@@ -110,14 +110,14 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise RunError(f"{path} holds {type(config).__name__}, expected settings as name: value")
     try:
-        config = of_today(config)
+        config = upgraded(config)
     except RunError as error:
         raise RunError(f"{path}: {error}") from None
     kept_here = config.get("data") == OWN_TABLE
     return config | {"data": str(folder.resolve() / OWN_TABLE)} if kept_here else config
 
 
-def of_today(config: Mapping[str, Any]) -> dict[str, Any]:
+def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a run of any version as this one has them (RunError: they are of an option
     that was removed)."""
     return _with_kinds(LATER | without_removed(config))
@@ -157,7 +157,7 @@ def check_settings(
             stacklevel=2,
         )
         return
-    then = of_today(trained)
+    then = upgraded(trained)
     moved: list[str] = []
     others: list[str] = []
     for name in (field.name for field in fields(Training) if field.name != "data"):

@@ -66,6 +66,7 @@ def _sums(tensor: Tensor) -> dict[str, float]:
     total, squares, start = 0.0, 0.0, 0
     for piece in tensor.detach().flatten().split(PIECE):
         x, place = piece.cpu().double(), torch.arange(start, start + len(piece))
+        # Knuth's multiplicative hash, so that neighbours have unlike weights
         u = (place * 0x9E3779B1 % 2**32).double() / 2**31 - 1
         total += float(((u + u.sign()) / 2 * x).sum())
         squares += float(x.square().sum())

@@ -51,7 +51,7 @@ def load_trained(folder: Path) -> tuple[Run, Programs, Checkpoint]:
     facts = None if checkpoint is None else run.go_by(checkpoint)
     try:
         with trust.named_by(folder):
-            programs = build(Training.of(run.config), fitted=False, facts=facts)
+            programs = build(Training.from_config(run.config), fitted=False, facts=facts)
     except DataError as error:
         raise DataError(f"{error}\n{_where(run)}") from error
     checkpoint = run.averaged() if checkpoint is None else checkpoint

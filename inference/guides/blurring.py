@@ -18,6 +18,7 @@ from pyro_mdm import VPSDE, PerDimensionDiffusion
 from pyro_mdm.diffusions import BlurClocks, Frequencies
 
 LEAST = 0.05
+"""The factor d_min by which the highest frequency is damped at the end."""
 
 
 def blurring(
@@ -29,8 +30,9 @@ def blurring(
     """VPSDE with a clock for every frequency; high frequencies are noised first.
 
     Args:
-        event_shape: (C, H, W).
-        min_log_snr: log SNR of the lowest frequency at T.
+        event_shape: the shape of images, (C, H, W).
+        max_log_snr: the log SNR of all frequencies at ε.
+        min_log_snr: the log SNR of the lowest frequency at T.
         blur: the blur of the image at T, in pixels.
     """
     if len(event_shape) != 3:

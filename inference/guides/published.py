@@ -48,6 +48,7 @@ from pyro_mdm import ALDA, CLD, MALDA, VPSDE, LearnedDiffusion, LinearDiffusion
 from pyro_mdm.diffusions.clocks import LinearBeta
 
 START_TIME = 1e-3
+"""The start time ε of the published code."""
 
 DIFFERENCES = {
     "estimators": "ours have the same mean and less variance: the prior KL and the entropies at "

@@ -141,7 +141,7 @@ def estimated(
     programs: Programs, data: Tensor | Part, *, seed: int = 0, **options: Unpack[BoundOptions]
 ) -> tuple[Estimate, Tensor]:
     """The bound on each datum in nats, and log-determinants (n,); see :func:`measure`."""
-    _, model, guide = of_data(programs, data)
+    _, model, guide = given_contexts(programs, data)
     x, log_det = in_model_space(programs, data, seed)
     denoiser = baseline([programs])
     return evidence_lower_bound(model, guide, x, seed=seed, baseline=denoiser, **options), log_det
@@ -152,7 +152,7 @@ def some(data: Stored, most: int = 256) -> Stored:
     return data if len(data) <= most else data[spread(len(data), most)]
 
 
-def of_data(programs: Programs, data: Tensor | Part) -> Programs:
+def given_contexts(programs: Programs, data: Tensor | Part) -> Programs:
     """The programs given the contexts of data, if they have any."""
     return programs.given(data.context) if isinstance(data, Part) else programs
 
@@ -226,7 +226,7 @@ def bound_of(estimate: Estimate, log_det: Tensor | float, levels: int | None) ->
     )
 
 
-def told_nothing(programs: Programs, data: Part) -> Part | None:
+def without_contexts(programs: Programs, data: Part) -> Part | None:
     """A part's data without contexts, if the network was trained for that; else None."""
     context = programs.problem.context
     if context is None or not context.dropout:
@@ -238,7 +238,7 @@ def step_bias(programs: Programs, data: Tensor | Part, *, draws: int, seed: int)
     """The bias of the simulation's step, measured on some data."""
     data = some(data, BIAS_DATA)
     x, _ = in_model_space(programs, data, seed)
-    _, model, guide = of_data(programs, data)
+    _, model, guide = given_contexts(programs, data)
     bias = step_size_bias(model, guide, x, draws=min(draws, BIAS_DRAWS), seed=seed)
     unit = x[0].numel() * math.log(2)
     return StepBias(bias.step_size, bias.difference / unit, bias.standard_error / unit)

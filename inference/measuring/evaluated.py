@@ -136,7 +136,7 @@ class EvaluatedRun(NamedTuple):
             said, classified = self._classes()
             probabilities = classified.log_probs.exp()
             self._say(said)
-        if (nothing := bounds.told_nothing(programs, data)) is not None:
+        if (nothing := bounds.without_contexts(programs, data)) is not None:
             without = bounds.measure(programs, nothing, seed=seed, half_width=half_width, **calls)
             self._say(f"of x alone, without its {self.context_in_words}: {without}")
         if opened.reused is None:
@@ -294,7 +294,7 @@ def weights(
         options: options of :func:`~pyro_mdm.evaluation.importance_weighted` or
             :func:`~pyro_mdm.evaluation.probability_flow`.
     """
-    problem, model, guide = bounds.of_data(programs, data)
+    problem, model, guide = bounds.given_contexts(programs, data)
     x, log_det = bounds.in_model_space(programs, data, seed)
     given = {"samples": samples, "seed": seed} | options
     weighted = log_likelihood(model, guide, x, method=method, progress=True, **given)

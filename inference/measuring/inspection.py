@@ -49,8 +49,8 @@ MIXED = 1e-3  # bits/dim
 FORMING = 5.0  # images form between log SNR -5 and 5
 POINTS = 65  # of [ε, T], equally spaced in log SNR
 STEPS = 256  # of the ancestral sampler, as inference.sample uses it
-EPSILON_32 = 2.0**-23
-EPSILON_64 = 2.0**-52
+EPSILON_32 = 2.0**-23  # relative spacing of float32 numbers
+EPSILON_64 = 2.0**-52  # and of float64 numbers
 
 T = TypeVar("T")
 
@@ -111,7 +111,7 @@ def look(name: str, diffusion: LinearDiffusion, x: Tensor) -> Inspection:
     mu = mu[torch.argsort(-mu.real, stable=True)]
     seen.eigenvalues = [complex(value) for value in mu.tolist()]
     seen.damping, seen.quality = _damping(frozen.unit_drift)
-    slowest = -seen.eigenvalues[0].real
+    slowest = -seen.eigenvalues[0].real  # 0 but for rounding where a mode never relaxes
     seen.relaxation = 1 / slowest if slowest > 1e-10 else math.inf
     _look_at_ends(seen, diffusion)
     if seen.start_time is not None:
@@ -203,6 +203,7 @@ def _damping(A: Tensor) -> tuple[str, float | None]:
         angles = torch.linalg.svdvals(vectors[:, near])
         if (angles[-1] / angles[0]).item() < 1e-3:
             return "critical", 0.5
+    # below 1e-8 an imaginary part is rounding of a real eigenvalue
     if abs(mu[0].imag.item()) > 1e-8 * abs(mu[0].item()):
         return "underdamped", (mu[0].abs() / (2 * mu[0].real.abs())).item()
     real = mu.real[mu.imag.abs() <= 1e-8 * mu.abs()]

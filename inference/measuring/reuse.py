@@ -13,7 +13,13 @@ from inference.folders.checkpoints import Checkpoint
 from inference.folders.loading import load_trained
 from inference.folders.output import aligned
 from inference.folders.runs import Run, RunError
-from inference.measuring.bounds import BoundOptions, RunBound, bound_of, in_model_space, of_data
+from inference.measuring.bounds import (
+    BoundOptions,
+    RunBound,
+    bound_of,
+    given_contexts,
+    in_model_space,
+)
 from inference.settings.diffusion import build_diffusion, title
 from inference.settings.names import GUIDES
 from inference.settings.options import Guide
@@ -30,7 +36,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 RANGE_TOLERANCE = 1e-3
-"""How far λ may leave the trained range, as in :meth:`DenoiserScore.check_log_snr`."""
+"""The largest distance of λ from the trained range, as in :meth:`DenoiserScore.check_log_snr`."""
 
 
 class Another(NamedTuple):
@@ -46,7 +52,7 @@ class Reused(NamedTuple):
 
     run: Run
     checkpoint: Checkpoint
-    own: Programs
+    original: Programs
     programs: Programs  # over the other diffusion
     notes: list[str]  # remarks on the training and on the ends of the other diffusion
 
@@ -196,7 +202,7 @@ class Opened(NamedTuple):
 
     def put_on(self, device: torch.device, autocast: torch.dtype | None) -> None:
         """Put the models on a device, with networks of this precision (None: their own)."""
-        for programs in (self.programs, *([] if self.reused is None else [self.reused.own])):
+        for programs in (self.programs, *([] if self.reused is None else [self.reused.original])):
             programs.model.to(device)
             programs.model.score_function.autocast_dtype = autocast
 
@@ -238,7 +244,7 @@ def open_run(run: Path | None, reused: Path | None, other: Another) -> Opened:
 class Paired(NamedTuple):
     """The bounds of a reused denoiser with its own diffusion and another, at the same draws."""
 
-    own: RunBound
+    original: RunBound
     new: RunBound
     difference: Difference  # new - own
     estimate: Estimate  # the new one, in nats
@@ -250,8 +256,8 @@ class Paired(NamedTuple):
         """The bounds by term with both diffusions, and their paired difference, as text."""
         names = map("{} ({})".format, ("own", "new"), self.diffusions)
         rows = [["", *names, "new - own, paired"]]
-        for term in self.own.terms:
-            row = (self.own.terms[term], self.new.terms[term], getattr(self.difference, term))
+        for term in self.original.terms:
+            row = (self.original.terms[term], self.new.terms[term], getattr(self.difference, term))
             cells = (f"{round(value, 5) + 0.0:.5f} ± {error:.5f}" for value, error in row)  # no -0
             rows.append([term, *cells])
         return aligned(rows)
@@ -266,12 +272,12 @@ def against_own(
     their ranges of log SNR overlap, the diffusion terms differ by rounding. Arguments are those of
     :func:`~inference.measuring.bounds.measure`.
     """
-    x, log_det = in_model_space(reused.own, data, seed)
-    both = {"new": reused.programs, "own": reused.own}
-    pairs = {name: of_data(programs, data)[1:] for name, programs in both.items()}
+    x, log_det = in_model_space(reused.original, data, seed)
+    both = {"new": reused.programs, "own": reused.original}
+    pairs = {name: given_contexts(programs, data)[1:] for name, programs in both.items()}
     comparison = compare(pairs, x, seed=seed, **options)
-    levels, estimates = reused.own.problem.dequantized_levels, comparison.estimates
+    levels, estimates = reused.original.problem.dequantized_levels, comparison.estimates
     original, new = (bound_of(estimates[name], log_det, levels) for name in ("own", "new"))
-    trained, other = (type(p.model.diffusion).__name__ for p in (reused.own, reused.programs))
+    trained, other = (type(p.model.diffusion).__name__ for p in (reused.original, reused.programs))
     names, difference = (trained, other), comparison.differences[0]
     return Paired(original, new, difference, estimates["new"], log_det, names)

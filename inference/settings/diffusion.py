@@ -190,7 +190,7 @@ def check_ends(guide: Guide, diffusion: Diffusion) -> None:
             continue
         start = option == "max"
         actual = diffusion.max_log_snr if start else diffusion.terminal_log_snr.item()
-        if abs(actual - wanted) > 1e-6:
+        if abs(actual - wanted) > 1e-6:  # beyond the rounding of a time that is found for a log SNR
             side = "start" if start else "end"
             raise ValueError(
                 f"--{option}_log_snr is {wanted:g}, but {guide.guide} sets its own {side}, log SNR "

@@ -301,7 +301,7 @@ class Training(Machine, Evaluation, Optimization, ScoreOptions, SimulatedGuide, 
     """Every setting of a run."""
 
     @classmethod
-    def of(cls: type[T], config: Mapping[str, Any]) -> T:
+    def from_config(cls: type[T], config: Mapping[str, Any]) -> T:
         """The settings in a run's configuration (RunError: one is missing; TypeError: one is of
         another type)."""
         settings = {field.name: config[field.name] for field in dataclasses.fields(cls)}

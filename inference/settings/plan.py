@@ -68,7 +68,7 @@ class Plan:
     gaps: Gaps | None
 
     @classmethod
-    def of(cls, settings: Training, facts: Mapping[str, Any] | None = None) -> Plan:
+    def from_settings(cls, settings: Training, facts: Mapping[str, Any] | None = None) -> Plan:
         """The plan of settings, a function of them, and of the facts that a run keeps of its data
         set, alone.
 
@@ -168,8 +168,8 @@ def build(
     settings: Training, *, fitted: bool = True, facts: Mapping[str, Any] | None = None
 ) -> Programs:
     """The untrained programs that settings describe, as :meth:`Plan.build` makes them; ``facts``
-    as in :meth:`Plan.of`."""
-    return Plan.of(settings, facts).build(fitted=fitted)
+    as in :meth:`Plan.from_settings`."""
+    return Plan.from_settings(settings, facts).build(fitted=fitted)
 
 
 def gaps_of(given: Gaps | None, maps: str | None, problem: Problem) -> Gaps | None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from inference.simulators import Simulator
 
 RADIUS, WIDTH, OFFSET = 0.1, 0.01, 0.25
+"""The mean radius of a moon, its standard deviation, and the shift of its centre."""
 
 
 def shift(theta: Tensor) -> Tensor:

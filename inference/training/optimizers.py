@@ -12,6 +12,7 @@ from pyro_mdm import DiffusionModel
 from pyro_mdm.networks import UNet
 
 MOMENTUM = 0.95
+"""The decay of the momentum, that of the source."""
 FACTOR = 10.0
 """The ratio of Muon's rate to AdamW's; its steps have singular values of about 1."""
 
@@ -40,6 +41,7 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     a, b, c = COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
     X = matrices.mT if tall else matrices
+    # singular values at most 1, for which the iteration converges; a zero gradient stays zero
     X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(ITERATIONS):
         A = X @ X.mT

@@ -138,7 +138,7 @@ def columns(settings: dict[str, str | float]) -> dict[str, str | float]:
     return first | {"others": ", ".join(others)}
 
 
-def of_what(run: Run, programs: Programs, step: int) -> str:
+def description(run: Run, programs: Programs, step: int) -> str:
     """What was trained, in a line. It asks nothing of the diffusion, which would remember it."""
     model, guide = (str(run.config[name]).rpartition("/")[2] for name in ("model", "guide"))
     K = programs.model.diffusion.num_variables
@@ -399,7 +399,7 @@ def draw_training(run: Run, writer: SummaryWriter, programs: Programs, step: int
     parts = ("train", "validation", "test")
     bounds = {name: history[name] for name in parts if name in history}
     if bounds:
-        title = of_what(run, programs, step)
+        title = description(run, programs, step)
         tensorboard.write_bound_history(writer, bounds, step, title=title)
     for name, records in history.items():
         if name != "diffusion" and (last := records[-1])["step"] == step:
@@ -482,7 +482,7 @@ def _best_and_worst(programs: Programs, seed: int) -> tuple[Tensor, Tensor, Tens
 
 def _bits(programs: Programs, data: Part, *, draws: int, seed: int) -> Tensor:
     """The bound on each datum in bits/dim, (n,)."""
-    problem, model, guide = bounds.of_data(programs, data)
+    problem, model, guide = bounds.given_contexts(programs, data)
     x, log_det = bounds.in_model_space(programs, data, seed)
     estimate = evidence_lower_bound(model, guide, x, draws=draws, seed=seed)
     d, levels = estimate.num_dims, problem.dequantized_levels

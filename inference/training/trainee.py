@@ -238,6 +238,7 @@ class _FabricTrainer(Trainer):
 
 def _sum(fabric: Fabric, nats: Tensor, signal_number: int) -> tuple[float, int]:
     """The loss over all processes, and the signal that stopped any of them, or 0."""
+    # both in one reduction, as each waits for all processes
     both = torch.stack([nats.double(), nats.new_tensor(signal_number, dtype=torch.float64)])
     total, signals = cast(Tensor, fabric.all_reduce(both, reduce_op="sum")).tolist()
     return total, (signal_number or int(signal.SIGTERM)) if signals else 0

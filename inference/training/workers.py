@@ -41,7 +41,7 @@ def train_all(cells: list[Cell], folder: Path, workers: int | None = None) -> No
     for k in range(workers):
         places.put(devices[k % len(devices)] if devices else None)
     bar = progress_bar(len(cells), folder.name, "runs", initial=finished, leave=True)
-    lock, further = threading.Lock(), ["--trust"] if trust.is_said() else []
+    lock, further = threading.Lock(), ["--trust"] if trust.is_trusting() else []
     processes, taken = _Processes(), list[Cell]()
 
     def run(cell: Cell) -> None:

@@ -1,4 +1,4 @@
-"""Whether a network was read as it was trained: its error beside that of a linear denoiser."""
+"""A check that a network is read as it was trained, by its error and that of a linear denoiser."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ __all__ = ["BETTER", "WORSE", "ImportCheck", "check_import"]
 
 
 BETTER = 0.98
-"""The part of an error, in the geometric mean over log SNRs, below which another reading fits."""
+"""The largest ratio of errors, in the geometric mean over log SNRs, at which another reading fits
+better."""
 WORSE = 1.05
-"""The errors of linear denoisers that an error may be; these are errors of a hundred data."""
+"""The largest ratio of an error and a linear denoiser's that counts as no worse: both are estimates
+by about a hundred data."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,16 @@ class ImportCheck:
 
     Attributes:
         log_snr: log SNRs, (n,).
-        error, linear_error: mean squared errors of x̂ by the network, and by the best denoiser that
-            sees each dimension alone and is linear, (n,), in parts of the data's variance.
-        likely: what would fit the data better than what was said of the network; None: nothing.
+        error: mean squared errors of x̂ by the network, (n,), as fractions of the data's variance.
+        linear_error: those of the best denoiser that is linear in each dimension alone, (n,).
+        likely: the arguments that fit the data better, in words; None: none do.
+
+    Example:
+        >>> levels, error = torch.tensor([0.0, 2.0]), torch.tensor([0.4, 0.1])
+        >>> print(ImportCheck(levels, error, 1.5 * error, None))
+        log SNR   error of the network   of a linear denoiser
+           0.00                    0.4                    0.6
+           2.00                    0.1                   0.15
     """
 
     log_snr: Tensor
@@ -42,8 +51,10 @@ class ImportCheck:
 
     @property
     def is_plausible(self) -> bool:
-        """Whether the network is no worse than the linear denoiser for a bound, in which an error
-        at log SNR λ counts e^λ times."""
+        """Whether the network is no worse than the linear denoiser for a bound.
+
+        There an error at log SNR λ is weighted by ``e^λ``.
+        """
         weight = self.log_snr.exp()
         return bool((weight * self.error).sum() < WORSE * (weight * self.linear_error).sum())
 
@@ -74,21 +85,34 @@ def check_import(
     points: int = 8,
     seed: int = 0,
 ) -> ImportCheck:
-    """Errors of an imported denoiser on data, and what else it may have been trained for.
+    """Errors of an imported denoiser on data, and the reading of it that fits them better.
 
-    Tried are other predictions, an output of the other sign, data of another scale, and times that
-    run the other way. One of them is named if its error is less, in the geometric mean over log
-    SNRs, than :data:`BETTER` times that of what was said and :data:`WORSE` times that of a linear
-    denoiser, and nowhere more than :data:`WORSE` times that of what was said.
+    Other readings are other predictions, an output of the other sign, data of another scale, and
+    times that run the other way. The best of them is named if its error, in the geometric mean over
+    log SNRs, is below :data:`BETTER` times the error as imported and :data:`WORSE` times that of a
+    linear denoiser, and at no log SNR above :data:`WORSE` times the error as imported.
 
     Args:
-        x: data (n, *event_shape); a hundred are enough.
-        context: their contexts, if the network has some and the denoiser is not given them.
+        denoiser: the imported denoiser.
+        x: data, (n, *event_shape); a hundred are enough.
+        context: contexts of the data, (n, context_size), if the network takes some and the denoiser
+            is not given them; None: those of the denoiser, or none.
         points: the number of log SNRs, evenly spaced in the range of the network.
         seed: the seed of the noise.
 
+    Returns:
+        An :class:`ImportCheck`.
+
     Raises:
-        ValueError: a network that draws: its output is no function of its input.
+        ValueError: a network whose output is random, and so no function of its input.
+
+    Example:
+        >>> from pyro_mdm.imported import from_sigma_denoiser
+        >>> from pyro_mdm.networks import MLP
+        >>> x = torch.randn(100, 2)
+        >>> check = check_import(from_sigma_denoiser(MLP(2), x, 0.01, 50.0), x, points=2)
+        >>> check.is_plausible  # an untrained network, whose output is 0
+        False
     """
     check_data("x", x)
     context = denoiser.network_context if context is None else context
@@ -107,6 +131,7 @@ def _checked(
     variance = float(denoiser.data_variance.mean())
     middle = levels[points // 2]
     first, again = (asked.x_hat(x[:4], middle) for _ in range(2))
+    # kernels of a GPU may round two calls differently
     if not torch.allclose(first, again, rtol=1e-3, atol=1e-3 * math.sqrt(variance)):
         raise ValueError(
             f"{type(denoiser.network.network).__name__} returned two outputs for one input and "
@@ -128,7 +153,8 @@ def _checked(
 def _errors(
     x_hat: Callable[[Tensor, Tensor], Tensor], x: Tensor, levels: Tensor, noise: Tensor
 ) -> Tensor:
-    """Mean squared errors of a denoiser x̂(z, λ) at log SNRs (n,), like these."""
+    """Mean squared errors of a denoiser x̂(z, λ) at log SNRs, like these (n,); ∞ where not
+    finite."""
     errors = []
     for lam in levels.to(x.device):
         z = x + torch.exp(-lam / 2).to(x.dtype) * noise
@@ -178,7 +204,7 @@ def _changed(denoiser: ImportedDenoiser, **changes: Any) -> ImportedDenoiser:
         "learned_variance": network.learned_variance,
     }
     changed = ImportedDenoiser(network.network, **arguments | changes)
-    changed.set_trained_range(-math.inf, math.inf)  # the last of its times serves
+    changed.set_trained_range(-math.inf, math.inf)  # beyond its schedule the last time serves
     changed.autocast_dtype = denoiser.autocast_dtype
     return changed.to(denoiser.data_mean.device)
 

@@ -19,23 +19,31 @@ from pyro_mdm.support.settings import Restorable
 __all__ = ["Call", "ImportedDenoiser", "Prediction", "TimedNetwork", "tensor_of"]
 
 Prediction = Literal["noise", "data", "v", "score", "velocity"]
-"""What a network predicts of w = α x + σ ε: ε, x, α ε - σ x, ∇ log q(w), or α' x + σ' ε."""
+"""The prediction of a network for w = α x + σ ε: ε, x, α ε - σ x, ∇ log q(w), or α' x + σ' ε."""
 Call = Callable[..., Any]
-"""How a network is called: ``call(network, w, time)``, or with its context as a fourth argument."""
+"""The function that calls a network: ``call(network, w, time)``, or with its context as a fourth
+argument."""
 
 
 class TimedNetwork(Restorable, nn.Module):
-    """Another network, called with the times that it was trained with.
+    """A network that was trained elsewhere, called with the times that it was trained with.
 
     Args:
-        network: the other network.
-        call: how it is called; None: ``network(w, time)``.
-        context_size: numbers of the context that it is given; 0: none.
-        learned_variance: whether its output has twice the channels, of which the first half counts.
+        network: the network.
+        call: the function that calls it; None: ``network(w, time)``.
+        context_size: the size of its context; 0: no context.
+        learned_variance: whether its output has twice the channels, of which the first half is the
+            prediction.
+
+    Example:
+        >>> from pyro_mdm.networks import MLP
+        >>> timed = TimedNetwork(MLP(2), call=lambda network, w, time: network(w, time / 1000))
+        >>> timed(torch.randn(5, 2), torch.full((5,), 10.0)).shape
+        torch.Size([5, 2])
     """
 
     discrete = False
-    """Whether its times are whole numbers; its denoiser says so."""
+    """Whether its times are whole numbers; its denoiser sets it."""
 
     def __init__(
         self,
@@ -50,7 +58,16 @@ class TimedNetwork(Restorable, nn.Module):
         self.context_size, self.learned_variance = context_size, learned_variance
 
     def forward(self, w: Tensor, time: Tensor, *context: Tensor) -> Tensor:
-        """The output, like w (n, *event_shape), at times (n,), floating."""
+        """The prediction, like w.
+
+        Args:
+            w: noised data, (n, *event_shape).
+            time: times, (n,), floating.
+            context: contexts, (n, context_size), if the network has some.
+
+        Raises:
+            TypeError, ValueError: an output that is no tensor, or of another shape.
+        """
         w = w.to(next((p.dtype for p in self.network.parameters()), w.dtype))
         # in the network's precision, but no less than single
         dtype = torch.long if self.discrete else torch.promote_types(w.dtype, torch.float)
@@ -82,10 +99,14 @@ class TimedNetwork(Restorable, nn.Module):
 
 
 def tensor_of(output: object, network: nn.Module) -> Tensor:
-    """The tensor that a network returned, alone, first in a tuple, or as ``sample``.
+    """The tensor in a network's output.
+
+    Args:
+        output: a tensor, a tuple or list that begins with one, or an object with ``sample``.
+        network: the network, for the message.
 
     Raises:
-        TypeError: something else.
+        TypeError: another output.
     """
     first = output[0] if isinstance(output, tuple | list) and output else output
     tensor = getattr(first, "sample", None) if not isinstance(first, Tensor) else first
@@ -101,27 +122,38 @@ def tensor_of(output: object, network: nn.Module) -> Tensor:
 class ImportedDenoiser(Denoiser):
     r"""A denoiser x̂(z, λ) by a network that was trained for a noise schedule of its own.
 
-    z = x + e^{-λ/2} ε is sufficient for every linear diffusion, so that a network of any of them
-    serves all: it is called with w = α (z - shift) scale, at the time where its schedule has the
-    log SNR λ - 2 log(scale), and x̂ is read off what it predicts. Whatever the network is, x̂ is a
-    function of z and λ, and so a bound by it is a bound.
+    ``z = x + e^{-λ/2} ε`` is sufficient for every linear diffusion, so that a network of any of
+    them serves all: it is called with ``w = α (z - shift) scale``, at the time where its schedule
+    has the log SNR ``λ - 2 log(scale)``, and x̂ follows from its prediction. Whatever the network
+    is, x̂ is a function of z and λ, and so a bound by it is a bound.
 
-    Log SNRs beyond those of the schedule are refused; a diffusion takes its :attr:`ends`.
+    Log SNRs beyond those of the schedule are refused; give a diffusion its :attr:`ends`.
 
     Args:
-        network: the network: ``network(w, time)`` for w (n, *event_shape) and its
-            time (n,). It returns a tensor like w, a tuple that begins with one, or an object
-            that has it as ``sample``.
+        network: the network, ``network(w, time)`` for w, (n, *event_shape), and times, (n,). It
+            returns a tensor like w, a tuple that begins with one, or an object with one as
+            ``sample``.
         schedule: the schedule that it was trained for.
-        predicts: what it predicts.
-        data_mean, data_variance: those of x, per dimension, for the baseline.
-        shift, scale: the network's data are (x - shift) scale; a shift may be a tensor that
-            broadcasts to the event shape.
+        predicts: the prediction that it was trained for.
+        data_mean: the mean of x, a number or (*event_shape), for the baseline.
+        data_variance: the variance of x, a number or (*event_shape), for the baseline.
+        shift: the shift of the network's data, (x - shift) scale, in units of x: a number or a
+            tensor that broadcasts to the event shape.
+        scale: the scale of the network's data, a positive number.
         call, context_size, learned_variance: as for :class:`TimedNetwork`.
 
     Raises:
         ValueError: a velocity of a schedule without rates, a scale that is not positive, an output
             of another shape, a log SNR outside the schedule's range.
+
+    Example:
+        >>> from pyro_mdm import VPSDE
+        >>> from pyro_mdm.networks import MLP
+        >>> schedule = NoiseSchedule.from_betas(torch.linspace(1e-4, 0.02, 1000))
+        >>> denoiser = ImportedDenoiser.fit(MLP(2), torch.randn(100, 2), schedule, "noise")
+        >>> diffusion = VPSDE(**denoiser.ends)
+        >>> denoiser.x_hat(torch.randn(5, 2), diffusion.max_log_snr).shape
+        torch.Size([5, 2])
     """
 
     network: TimedNetwork
@@ -170,6 +202,7 @@ class ImportedDenoiser(Denoiser):
             )
         self.register_buffer("shift", shift)
         low, high = schedule.range
+        # the noise of w/α = (z - shift) scale has scale² times the variance of that of z
         more = 2 * math.log(scale)
         self.set_trained_range(low + more, high + more)
 
@@ -184,11 +217,16 @@ class ImportedDenoiser(Denoiser):
         floor: float = 1e-3,
         **options: Any,
     ) -> ImportedDenoiser:
-        """The denoiser whose baseline has the moments of ``train_x`` (N, *event_shape).
+        """The denoiser whose baseline has the moments of training data.
 
         Args:
-            floor: the least variance, in parts of its average over dimensions.
-            options: other arguments of the class.
+            network, schedule, predicts: as for :class:`ImportedDenoiser`.
+            train_x: data, (N, *event_shape), as x, not as the network sees them.
+            floor: the least variance of a dimension, as a fraction of the average over dimensions.
+            options: other arguments of :class:`ImportedDenoiser`.
+
+        Raises:
+            TypeError, ValueError: as for the class; data of another shape.
         """
         check_instance("network", network, nn.Module, "pass the trained network itself")
         check_data("train_x", train_x)
@@ -211,11 +249,15 @@ class ImportedDenoiser(Denoiser):
 
     @property
     def ends(self) -> dict[str, float]:
-        """``max_log_snr`` and ``min_log_snr`` of what the network knows: ``VPSDE(**ends)``."""
+        """The log SNRs that the network was trained for, as arguments: ``VPSDE(**ends)``."""
         return {"max_log_snr": self.trained_max.item(), "min_log_snr": self.trained_min.item()}
 
     def given_context(self, context: Tensor | None, *, knows_unknown: bool = False) -> Any:
-        """As that of every score, for a network that is given one.
+        """The denoiser given a context, as for every score.
+
+        Args:
+            context: contexts, (*batch, context_size); None: no context.
+            knows_unknown: whether the network was trained without contexts too.
 
         Raises:
             ValueError: a context for a network without ``context_size``.

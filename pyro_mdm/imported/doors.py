@@ -1,6 +1,6 @@
-"""Networks of packages that people use, read by what these packages say of them.
+"""Networks of other packages as denoisers, by the configurations of these packages.
 
-None of the packages is imported: an object of theirs says what is needed.
+None of the packages is imported: attributes of their objects are read.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ class GaussianProcess(Protocol):
     objective: str
 
     def normalize(self, x: Tensor, /) -> Tensor:
-        """The network's data, from those that it is given."""
+        """The network's data for data x of the process, like x."""
 
 
 class ScheduledDenoiser(Protocol):
     """A denoiser of ``azula``."""
 
     def schedule(self, t: Tensor, /) -> tuple[Tensor, Tensor]:
-        """α and σ at times (n,), from 0 to 1."""
+        """α and σ, (n,), at times, (n,), from 0 to 1."""
 
 
 def from_diffusers(
@@ -75,22 +75,35 @@ def from_diffusers(
     flow matching.
 
     Args:
-        model: ``UNet2DModel``, a DiT, or what is called with a state and a time.
+        model: the network, such as ``UNet2DModel`` or a DiT, called with a state and a time.
         scheduler: the scheduler.
-        train_x: data (N, *event_shape), for the baseline.
+        train_x: data, (N, *event_shape), for the baseline.
         interpolated: whether the network, of a scheduler with ``alphas_cumprod``, takes times
-            between whole ones; the nearest is taken otherwise.
-        options: of :class:`ImportedDenoiser`: shift, scale, call, context_size, learned_variance.
+            between whole ones; False: the nearest whole time is taken.
+        options: shift, scale, call, context_size and learned_variance of
+            :class:`ImportedDenoiser`.
+
+    Returns:
+        An :class:`ImportedDenoiser`.
 
     Raises:
-        TypeError: a scheduler that says nothing of its schedule.
-        ValueError: a prediction that is not known.
+        TypeError: a scheduler of another kind.
+        ValueError: an unknown prediction.
+
+    Example:
+        >>> from types import SimpleNamespace  # in the place of diffusers.DDPMScheduler
+        >>> from pyro_mdm.networks import MLP
+        >>> kept = torch.linspace(0.999, 0.001, 100)
+        >>> config = SimpleNamespace(prediction_type="v_prediction")
+        >>> scheduler = SimpleNamespace(config=config, alphas_cumprod=kept)
+        >>> from_diffusers(MLP(2), scheduler, torch.randn(100, 2)).predicts
+        'v'
     """
     config = scheduler.config
-    said = getattr(config, "prediction_type", "epsilon")
+    prediction = getattr(config, "prediction_type", "epsilon")
     kept = getattr(scheduler, "alphas_cumprod", None)
     if kept is not None:
-        predicts = _prediction(said)
+        predicts = _prediction(prediction)
         kept = kept.double().cpu()
         falls = torch.cat([kept[:1] > 0, kept[1:] < kept.cummin(0).values[:-1]])
         numbers, kept = falls.nonzero()[:, 0], kept[falls]  # near 1, float32 has ties
@@ -98,11 +111,13 @@ def from_diffusers(
         schedule = NoiseSchedule(numbers, alpha, sigma, discrete=not interpolated)
         return ImportedDenoiser.fit(model, train_x, schedule, predicts, **options)
     if hasattr(config, "sigma_data") and _is_of_edm(scheduler):
-        if said not in ("epsilon", "v_prediction"):
+        if prediction not in ("epsilon", "v_prediction"):
             raise ValueError(
-                f"a scheduler of EDM predicts {said!r}, expected 'epsilon' or 'v_prediction'"
+                f"a scheduler of EDM predicts {prediction!r}, expected 'epsilon' or 'v_prediction'"
             )
-        network = EDMPreconditioned(model, config.sigma_data, sign=1 if said == "epsilon" else -1)
+        network = EDMPreconditioned(
+            model, config.sigma_data, sign=1 if prediction == "epsilon" else -1
+        )
         return from_sigma_denoiser(network, train_x, config.sigma_min, config.sigma_max, **options)
     is_flow = hasattr(scheduler, "sigmas") and hasattr(config, "shift")
     if is_flow and not getattr(config, "invert_sigmas", False):
@@ -119,15 +134,21 @@ def from_diffusers(
 
 
 class EDMPreconditioned(Restorable, nn.Module):
-    """D(w, σ) = c_skip w + c_out F(c_in w, log σ / 4), for a raw network F of EDM.
+    """The denoiser ``D(w, σ) = c_skip w + c_out F(c_in w, log σ / 4)`` of a raw network F of EDM.
 
     Args:
-        network: F, called with its input and log σ / 4, (n,).
-        sigma_data: the deviation of the data that it was trained for.
-        sign: of c_out; -1 where the network predicts the opposite.
+        network: the network F, called with its input and log σ / 4, (n,).
+        sigma_data: the standard deviation of the data that it was trained for.
+        sign: the sign of c_out, 1 or -1 where the network predicts the opposite.
 
     Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models",
     NeurIPS 2022, table 1.
+
+    Example:
+        >>> from pyro_mdm.networks import MLP
+        >>> D = EDMPreconditioned(MLP(2))
+        >>> D(torch.randn(5, 2), torch.full((5,), 0.1)).shape
+        torch.Size([5, 2])
     """
 
     def __init__(self, network: nn.Module, sigma_data: float = 0.5, *, sign: int = 1) -> None:
@@ -145,13 +166,23 @@ class EDMPreconditioned(Restorable, nn.Module):
 def from_sigma_denoiser(
     network: nn.Module, train_x: Tensor, least: float, most: float, **options: Any
 ) -> ImportedDenoiser:
-    """A denoiser by one that is called D(w, σ), w = x + σ ε: of EDM, k-diffusion or deepinv.
+    """A denoiser by a function D(w, σ) of w = x + σ ε, as of EDM, k-diffusion or deepinv.
 
     Args:
-        network: D, called with w (n, *event_shape) and σ (n,).
-        train_x: data (N, *event_shape), for the baseline.
-        least, most: the range of σ that it was trained for. EDM's is 0.002 to 80.
-        options: of :class:`ImportedDenoiser`.
+        network: the function D, called with w, (n, *event_shape), and σ, (n,).
+        train_x: data, (N, *event_shape), for the baseline.
+        least, most: the range of σ that it was trained for, in units of the data; EDM's is 0.002 to
+            80.
+        options: options of :class:`ImportedDenoiser`.
+
+    Returns:
+        An :class:`ImportedDenoiser`.
+
+    Example:
+        >>> from pyro_mdm.networks import MLP
+        >>> denoiser = from_sigma_denoiser(MLP(2), torch.randn(100, 2), 0.002, 80.0)
+        >>> round(denoiser.ends["max_log_snr"], 2)
+        12.43
     """
     schedule = NoiseSchedule.from_sigmas(least, most)
     return ImportedDenoiser.fit(network, train_x, schedule, "data", **options)
@@ -167,17 +198,28 @@ def from_velocity(
 ) -> ImportedDenoiser:
     """A denoiser by the velocity of a flow on straight lines between noise and data.
 
-    These are drawn independently of each other, as in flow matching. Where they are paired, as by
-    optimal transport or for a reflow, the velocity tells of no denoiser; so do paths with noise of
-    their own.
+    Noise and data must be drawn independently of each other, as in flow matching. Where they are
+    paired, as by optimal transport or for a reflow, or paths have noise of their own, no denoiser
+    follows from the velocity.
 
     Args:
-        network: the velocity, called with w (n, *event_shape) and t (n,).
-        train_x: data (N, *event_shape), for the baseline.
+        network: the velocity, called with w, (n, *event_shape), and t, (n,).
+        train_x: data, (N, *event_shape), for the baseline.
         data_at: the time of the data: 1 for ``torchcfm`` and ``flow_matching``, 0 for rectified
             flows of images.
         time_first: whether the network is called with t first, as those of ``torchcfm``.
-        options: of :class:`ImportedDenoiser`.
+        options: options of :class:`ImportedDenoiser`.
+
+    Returns:
+        An :class:`ImportedDenoiser`.
+
+    Example:
+        >>> from pyro_mdm import VPSDE
+        >>> from pyro_mdm.networks import MLP
+        >>> denoiser = from_velocity(MLP(2), torch.randn(100, 2))
+        >>> diffusion = VPSDE(**denoiser.ends)
+        >>> denoiser.x_hat(torch.randn(5, 2), log_snr=0.0).shape
+        torch.Size([5, 2])
     """
     network = TimeFirst(network) if time_first else network
     schedule = NoiseSchedule.flow(data_at=data_at)
@@ -185,12 +227,24 @@ def from_velocity(
 
 
 def from_azula(denoiser: ScheduledDenoiser, train_x: Tensor, **options: Any) -> ImportedDenoiser:
-    """A denoiser by one of ``azula``, which knows its schedule and returns p(x | w) with a mean.
+    """A denoiser by one of ``azula``, which has its schedule and returns p(x | w) with a mean.
 
     Args:
-        denoiser: an azula ``Denoiser``, with ``schedule``.
-        train_x: data (N, *event_shape), for the baseline.
-        options: of :class:`ImportedDenoiser`.
+        denoiser: the azula ``Denoiser``, with ``schedule``.
+        train_x: data, (N, *event_shape), for the baseline.
+        options: options of :class:`ImportedDenoiser`.
+
+    Returns:
+        An :class:`ImportedDenoiser`.
+
+    Example:
+        >>> class Prior(nn.Module):  # in the place of an azula.denoise.Denoiser
+        ...     def schedule(self, t):
+        ...         return 1 - t, t
+        ...     def forward(self, w, t):
+        ...         return torch.distributions.Normal(torch.zeros_like(w), 1.0)
+        >>> from_azula(Prior(), torch.randn(100, 2)).predicts
+        'data'
     """
     schedule = NoiseSchedule.from_functions(
         lambda t: denoiser.schedule(t)[0].reshape(t.shape),
@@ -205,17 +259,32 @@ def from_denoising_diffusion(
 ) -> ImportedDenoiser:
     """A denoiser by a ``GaussianDiffusion`` of ``denoising_diffusion_pytorch``.
 
-    Its network sees data from -1 to 1; x are data as it is given them, from 0 to 1 unless it was
-    made with ``auto_normalize=False``. A ``LearnedGaussianDiffusion`` is trained to predict noise
-    whatever its objective says; the variance that it learns is not read.
+    Its network sees data from -1 to 1; x are data as the process takes them, from 0 to 1 unless it
+    was made with ``auto_normalize=False``. A ``LearnedGaussianDiffusion`` is trained to predict
+    noise whatever its objective is named; the variance that it learns is not used.
 
     Args:
-        process: the ``GaussianDiffusion``: its ``model``, ``betas`` and ``objective`` are read.
-        train_x: data (N, *event_shape), for the baseline.
-        options: of :class:`ImportedDenoiser`.
+        process: the ``GaussianDiffusion``, whose ``model``, ``betas`` and ``objective`` are read.
+        train_x: data, (N, *event_shape), for the baseline.
+        options: options of :class:`ImportedDenoiser`.
+
+    Returns:
+        An :class:`ImportedDenoiser`.
 
     Raises:
         TypeError: another process, of continuous time or of σ.
+
+    Example:
+        >>> from types import SimpleNamespace  # in the place of a GaussianDiffusion
+        >>> from pyro_mdm.networks import MLP
+        >>> process = SimpleNamespace(
+        ...     model=MLP(2),
+        ...     betas=torch.linspace(1e-4, 0.02, 100),
+        ...     objective="pred_noise",
+        ...     normalize=lambda x: 2 * x - 1,
+        ... )
+        >>> from_denoising_diffusion(process, torch.rand(100, 2)).scale
+        2.0
     """
     if not hasattr(process, "betas") or not hasattr(process, "objective"):
         raise TypeError(
@@ -234,41 +303,64 @@ def from_denoising_diffusion(
 
 
 def _is_of_edm(scheduler: object) -> bool:
-    """Whether networks are given log σ / 4, as those of EDM."""
+    """Whether the scheduler gives networks log σ / 4, as EDM does."""
     noise = getattr(scheduler, "precondition_noise", None)
     sigma = torch.tensor([0.1, 3.0])
     return noise is not None and torch.allclose(noise(sigma), sigma.log() / 4, atol=1e-5)
 
 
-def _prediction(said: str) -> Prediction:
-    if said not in _PREDICTIONS:
+def _prediction(name: str) -> Prediction:
+    if name not in _PREDICTIONS:
         raise ValueError(
-            f"the network predicts {said!r}, expected one of {', '.join(_PREDICTIONS)}; for "
+            f"the network predicts {name!r}, expected one of {', '.join(_PREDICTIONS)}; for "
             "others, make an ImportedDenoiser"
         )
-    return _PREDICTIONS[said]
+    return _PREDICTIONS[name]
 
 
 class TimeFirst(Restorable, nn.Module):
-    """A network that is called with the time first."""
+    """A network whose call takes the time first, as a network that takes it second.
+
+    Args:
+        network: the network, called with the time and w.
+
+    Example:
+        >>> class Velocity(nn.Module):
+        ...     def forward(self, t, w):
+        ...         return -w
+        >>> TimeFirst(Velocity())(torch.ones(2, 1), torch.zeros(2))
+        tensor([[-1.],
+                [-1.]])
+    """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, w: Tensor, time: Tensor, *context: Tensor) -> Any:
-        """What the network returns for w and the time."""
+        """The output of the network for w, (n, *event_shape), and times, (n,)."""
         return self.network(time, w, *context)
 
 
 class Labelled(Restorable, nn.Module):
-    """A network of classes, that is called with labels: for ``context_size`` of their number.
+    """A network that is called with class labels, as one with one-hot contexts.
+
+    Its ``context_size`` is the number of classes.
 
     Args:
-        network: the network, called with w, the time and labels (n,), whole numbers.
-        unknown: the label of data whose class is not known, whose context is all zeros; None: the
-            network always knows it.
-        argument: the name of the argument.
+        network: the network, called with w, the time and labels, (n,), whole numbers.
+        unknown: the label of data of unknown class, whose context is all zeros; None: the network
+            has no such label.
+        argument: the name of the network's argument for labels.
+
+    Example:
+        >>> class Shift(nn.Module):
+        ...     def forward(self, w, time, class_labels):
+        ...         return w + class_labels[:, None]
+        >>> one_hot = torch.tensor([[0.0, 1.0], [0.0, 0.0]])
+        >>> Labelled(Shift(), unknown=2)(torch.zeros(2, 1), torch.zeros(2), one_hot)
+        tensor([[1.],
+                [2.]])
     """
 
     def __init__(
@@ -278,7 +370,8 @@ class Labelled(Restorable, nn.Module):
         self.network, self.unknown, self.argument = network, unknown, argument
 
     def forward(self, w: Tensor, time: Tensor, context: Tensor) -> Any:
-        """What the network returns for w, the time and contexts (n, classes)."""
+        """The output of the network for w, (n, *event_shape), times, (n,), and contexts, (n,
+        classes)."""
         labels = context.argmax(1)
         if self.unknown is not None:
             labels = torch.where(context.any(1), labels, self.unknown)
@@ -286,12 +379,23 @@ class Labelled(Restorable, nn.Module):
 
 
 class MeanOf(Restorable, nn.Module):
-    """A network that returns a law, of which the mean counts."""
+    """A network that returns a distribution, as one that returns its mean.
+
+    Args:
+        network: the network, whose output has a ``mean``.
+
+    Example:
+        >>> class Posterior(nn.Module):
+        ...     def forward(self, w, time):
+        ...         return torch.distributions.Normal(w / 2, 1.0)
+        >>> MeanOf(Posterior())(torch.ones(1, 2), torch.zeros(1))
+        tensor([[0.5000, 0.5000]])
+    """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, w: Tensor, time: Tensor, *context: Tensor) -> Any:
-        """The mean for w and the time."""
+        """The mean for w, (n, *event_shape), and times, (n,)."""
         return self.network(w, time, *context).mean

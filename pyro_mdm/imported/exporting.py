@@ -17,13 +17,20 @@ __all__ = ["SigmaDenoiser", "to_azula"]
 
 
 class SigmaDenoiser(nn.Module):
-    """A model as a denoiser D(w, σ), w = x + σ ε: as EDM, k-diffusion and ``deepinv`` call one.
+    """A model as a denoiser D(w, σ) of w = x + σ ε, as EDM, k-diffusion and ``deepinv`` call one.
 
     Args:
         model: a model with a denoiser, conditioned on its context if it has one.
 
     Raises:
         TypeError: a score that is no denoiser of z.
+
+    Example:
+        >>> from pyro_mdm import VPSDE, Denoiser
+        >>> from pyro_mdm.networks import MLP
+        >>> model = DiffusionModel(VPSDE(), Denoiser.fit(MLP(2), torch.randn(100, 2)))
+        >>> SigmaDenoiser(model)(torch.randn(5, 2), 0.5).shape
+        torch.Size([5, 2])
     """
 
     def __init__(self, model: DiffusionModel) -> None:
@@ -40,8 +47,12 @@ class SigmaDenoiser(nn.Module):
         self.denoiser = score
 
     def forward(self, w: Tensor, sigma: Tensor | float, *_: Any, **__: Any) -> Tensor:
-        """x̂, like w (n, *event_shape), for σ, one or (n,), or with event dimensions of 1; other
-        arguments, such as labels, are left alone."""
+        """x̂, like w; other arguments, such as labels, are ignored.
+
+        Args:
+            w: noised data, (n, *event_shape).
+            sigma: the standard deviation of the noise, a number, (n,), or (n, 1, …, 1).
+        """
         s = torch.as_tensor(sigma, dtype=torch.float64, device=w.device)
         s = s.reshape(-1) if s.numel() > 1 else s.reshape(())
         return self.denoiser.x_hat(w, -2 * s.log())
@@ -53,13 +64,24 @@ def to_azula(
     """A model as a ``Denoiser`` of ``azula``.
 
     Args:
-        model: as for :class:`SigmaDenoiser`.
+        model: a model, as for :class:`SigmaDenoiser`.
         schedule: an azula ``Schedule`` between the model's ends; None: a ``VESchedule`` between
             them.
+
+    Returns:
+        The azula ``Denoiser``, a module.
 
     Raises:
         TypeError: a score that is no denoiser of z.
         ImportError: azula is not installed (``pip install "pyro-mdm[azula]"``).
+
+    Example:
+        >>> from pyro_mdm import VPSDE, Denoiser
+        >>> from pyro_mdm.networks import MLP
+        >>> model = DiffusionModel(VPSDE(), Denoiser.fit(MLP(2), torch.randn(100, 2)))
+        >>> denoiser = to_azula(model)  # doctest: +SKIP
+        >>> denoiser(torch.randn(5, 2), torch.tensor(0.5)).mean.shape  # doctest: +SKIP
+        torch.Size([5, 2])
     """
     from azula.denoise import Denoiser, DiracPosterior
     from azula.noise import VESchedule

@@ -41,24 +41,39 @@ def from_pipeline(
 ) -> ImportedDenoiser:
     """A denoiser by the network and the scheduler of a pipeline of ``diffusers``.
 
-    A network of classes gets a context of one number for each class: give the model
-    ``context=Labels(n)``. One with twice the channels has a learned variance, which is left alone.
-    Networks that are given texts need ``call``.
+    A network of classes takes a context of one number for each class: give the model
+    ``context=Labels(n)``. One with twice the channels has a learned variance, which is ignored.
+    Networks of texts need ``call``.
 
     Args:
-        pipeline: the pipeline, or the folder of one, of safetensors; nothing is downloaded, and no
-            code of the folder is run.
-        train_x: data (N, *event_shape), for the baseline, as the network sees them: pixels from -1
+        pipeline: the pipeline, or the folder of one, with safetensors; nothing is downloaded, and
+            no code of the folder is run.
+        train_x: data, (N, *event_shape), for the baseline, as the network sees them: pixels from -1
             to 1, or give ``shift`` and ``scale``.
-        latents: whether ``train_x`` are latents of the pipeline's autoencoder. The likelihood is
-            that of latents alone.
+        latents: whether ``train_x`` are latents of the pipeline's autoencoder; the likelihood is
+            then that of latents alone.
         options: options of :func:`from_diffusers`.
+
+    Returns:
+        An :class:`ImportedDenoiser`.
 
     Raises:
         ImportError: a folder, and ``diffusers`` is not installed.
         FileNotFoundError: no folder of a pipeline.
-        ValueError: a pipeline without a network that is known, or with an autoencoder; a network of
-            texts without ``call``.
+        ValueError: a pipeline without a known network, or with an autoencoder; a network of texts
+            without ``call``.
+
+    Example:
+        >>> from types import SimpleNamespace  # in the place of a DiffusionPipeline
+        >>> from pyro_mdm.networks import MLP
+        >>> network = MLP(2)
+        >>> network.config = SimpleNamespace()
+        >>> config = SimpleNamespace(prediction_type="epsilon")
+        >>> kept = torch.linspace(0.999, 0.001, 100)
+        >>> scheduler = SimpleNamespace(config=config, alphas_cumprod=kept)
+        >>> pipeline = SimpleNamespace(components={"unet": network, "scheduler": scheduler})
+        >>> from_pipeline(pipeline, torch.randn(100, 2)).predicts
+        'noise'
     """
     if isinstance(pipeline, Path | str):
         name, parts = f"the pipeline in {pipeline}", _parts(Path(pipeline))
@@ -110,7 +125,7 @@ def _parts(folder: Path) -> dict[str, Any]:
 
 
 def _read(network: nn.Module, options: dict[str, Any]) -> nn.Module:
-    """The network as it is called, with what its configuration says put among the options."""
+    """The network, wrapped if it takes labels; options that its configuration implies are added."""
     text = inspect.signature(network.forward).parameters.get("encoder_hidden_states")
     if text is not None and text.default is text.empty and "call" not in options:
         raise ValueError(
@@ -135,18 +150,29 @@ def to_pipeline(
     """A model of images as a ``DDIMPipeline`` of ``diffusers``, for its schedulers and guidance.
 
     Its noise levels are evenly spaced in log SNR between the ends of the model's diffusion. Other
-    schedulers are made from the configuration of this one, as in ``DPMSolverMultistepScheduler
-    .from_config(pipeline.scheduler.config)``.
+    schedulers are made by their ``from_config(pipeline.scheduler.config)``.
 
     Args:
-        model: as for :class:`SigmaDenoiser`, of data (C, H, W).
-        low, high: values of x that are black and white; pipelines have -1 and 1.
+        model: a model, as for :class:`SigmaDenoiser`, of data (C, H, W).
+        low, high: values of x that are black and white; those of pipelines are -1 and 1.
         steps: the number of times of the scheduler.
+
+    Returns:
+        The ``DDIMPipeline``.
 
     Raises:
         TypeError: a score that is no denoiser of z.
         ValueError: data of another shape, an interval without a length.
         ImportError: diffusers is not installed (``pip install "pyro-mdm[diffusers]"``).
+
+    Example:
+        >>> from pyro_mdm import VPSDE, Denoiser
+        >>> from pyro_mdm.networks import UNet
+        >>> denoiser = Denoiser.fit(UNet(1, 8), torch.randn(20, 1, 8, 8))
+        >>> model = DiffusionModel(VPSDE(), denoiser)
+        >>> pipeline = to_pipeline(model, steps=100)  # doctest: +SKIP
+        >>> type(pipeline).__name__  # doctest: +SKIP
+        'DDIMPipeline'
     """
     from diffusers import ConfigMixin, DDIMPipeline, DDIMScheduler, ModelMixin
     from diffusers.configuration_utils import register_to_config
@@ -193,7 +219,7 @@ def to_pipeline(
 
 
 class _Output(tuple[Tensor]):
-    """What networks of ``diffusers`` return, the predicted noise."""
+    """The output of a network of ``diffusers``, the predicted noise."""
 
     def __new__(cls, sample: Tensor) -> _Output:
         return super().__new__(cls, (sample,))

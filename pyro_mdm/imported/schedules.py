@@ -17,7 +17,8 @@ __all__ = ["NoiseSchedule", "SchedulePoint"]
 POINTS = 16385
 """Points of the table of a schedule that is given by functions."""
 REFINED = 3
-"""Times that the table of a schedule by functions is made anew, evenly in log SNR."""
+"""The number of times that the table of a schedule by functions is respaced evenly in log SNR, each
+by the table before."""
 Function = Callable[[Tensor], Tensor]
 
 
@@ -25,6 +26,11 @@ class SchedulePoint(NamedTuple):
     """A schedule at log SNRs of any shape: the network's time, α and σ, and their rates.
 
     All are float64 and of the shape of the log SNRs; a discrete time is a whole number.
+
+    Example:
+        >>> point = NoiseSchedule.from_sigmas(0.01, 50.0).at(torch.tensor(0.0).double())
+        >>> round(float(point.time), 3), round(float(point.sigma), 3)
+        (1.0, 1.0)
     """
 
     time: Tensor
@@ -35,22 +41,27 @@ class SchedulePoint(NamedTuple):
 
 
 class NoiseSchedule(Restorable, ExactBuffers):
-    r"""The noise schedule of a network: w_t = α(t) x + σ(t) ε, and what it is given as its time.
+    r"""The noise schedule of a network, ``w_t = α(t) x + σ(t) ε``, and the times that it is given.
 
-    Between two times of the table t, the norm of (α, σ) and their rates are linear in log SNR λ =
-    2 log(α/σ), and α/σ is e^{λ/2} exactly. Times where α or σ is 0, but for rounding, are left
-    out.
+    Between two times of the table t, the norm of (α, σ) and their rates are linear in the log SNR
+    ``λ = 2 log(α/σ)``, and α/σ is ``e^{λ/2}`` exactly. Times where α or σ is 0, but for rounding,
+    are left out.
 
     Args:
-        time: what the network is given for each t, (n,): t, its number, σ, log σ or λ.
+        time: the number that the network is given for each t, (n,): t, its index, σ, log σ or λ.
         alpha, sigma: α and σ at each time, (n,), not negative; their log SNR is monotone.
-        discrete: whether the network knows the times of the table alone; the nearest in log SNR is
+        discrete: whether the network takes the times of the table alone; the nearest in log SNR is
             then taken, and w is scaled by its α.
         alpha_rate, sigma_rate: dα/dt and dσ/dt, (n,), which velocities need; None: unknown.
 
     Raises:
-        ValueError: tables of different lengths, of fewer than two noisy times, negative or infinite
-            numbers, a log SNR that is not monotone.
+        ValueError: tables of different lengths or of fewer than two noisy times, negative or
+            infinite numbers, a log SNR that is not monotone.
+
+    Example:
+        >>> schedule = NoiseSchedule.from_betas(torch.linspace(1e-4, 0.02, 1000))
+        >>> [round(end, 2) for end in schedule.range]
+        [-10.12, 9.21]
     """
 
     def __init__(
@@ -105,7 +116,7 @@ class NoiseSchedule(Restorable, ExactBuffers):
             )
         self.discrete = discrete
         self.register_buffer("log_snr", log_snr.contiguous())
-        # one tensor, of which all is looked up at once
+        # one tensor, so that all columns are looked up at once
         table = torch.stack([time.double(), *rates, torch.hypot(alpha, sigma), alpha, sigma])
         self.register_buffer("table", table)
 
@@ -114,7 +125,7 @@ class NoiseSchedule(Restorable, ExactBuffers):
 
     @property
     def time(self) -> Tensor:
-        """What the network is given as its time, (n,) float64, by rising log SNR."""
+        """The network's times, (n,) float64, by rising log SNR."""
         return self.table[0]
 
     @property
@@ -148,12 +159,13 @@ class NoiseSchedule(Restorable, ExactBuffers):
         time: Function | None = None,
         points: int = POINTS,
     ) -> NoiseSchedule:
-        """A schedule of real times from α(t) and σ(t), as functions of tensors (n,) float64.
+        """A schedule of real times, from functions.
 
         Args:
+            alpha, sigma: α(t) and σ(t), as functions of times, (n,) float64.
             start, end: the least and the greatest time; either may be the noisy one.
-            time: what the network is given for t; None: t.
-            points: times of the table, evenly spaced in log SNR.
+            time: the function that returns the network's time for t; None: t.
+            points: the number of times of the table, evenly spaced in log SNR.
         """
         t = torch.linspace(start, end, points, dtype=torch.float64)
         for _ in range(REFINED):
@@ -164,10 +176,11 @@ class NoiseSchedule(Restorable, ExactBuffers):
 
     @classmethod
     def from_betas(cls, betas: Tensor, *, first: int = 0) -> NoiseSchedule:
-        """The schedule of a DDPM, which is given the number of its time.
+        """The schedule of a DDPM, whose network is given the index of a time.
 
         Args:
-            betas: β of each time, (n,);  first: the number of the first.
+            betas: β of each time, (n,).
+            first: the index of the first time.
 
         Source: Ho, Jain & Abbeel, "Denoising Diffusion Probabilistic Models", 2020.
         """
@@ -182,7 +195,10 @@ class NoiseSchedule(Restorable, ExactBuffers):
         """The schedule w = x + σ ε, with σ between two positive numbers.
 
         Args:
-            time: what the network is given for σ; None: σ. Raw networks of EDM have log σ / 4.
+            least, most: the least and the largest σ, in units of the data.
+            time: the function that returns the network's time for σ; None: σ. That of raw networks
+                of EDM is log σ / 4.
+            points: the number of times of the table, evenly spaced in log SNR.
 
         Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models",
         NeurIPS 2022.
@@ -197,11 +213,11 @@ class NoiseSchedule(Restorable, ExactBuffers):
 
     @classmethod
     def flow(cls, *, data_at: float = 1.0, least: float = 1e-4) -> NoiseSchedule:
-        """The straight line between data and noise, for t from 0 to 1, but for its two ends.
+        """The straight line between data and noise, for t from 0 to 1 without its ends.
 
         Args:
             data_at: the time of the data, 0 or 1.
-            least: the least α and σ.
+            least: the least α and σ, since the log SNR of the ends is infinite.
 
         Source: Lipman et al., "Flow Matching for Generative Modeling", 2023 (data at 1); Liu, Gong
         & Liu, "Flow Straight and Fast", 2023.
@@ -225,7 +241,14 @@ class NoiseSchedule(Restorable, ExactBuffers):
         return float(self.log_snr[0]), float(self.log_snr[-1])
 
     def at(self, log_snr: Tensor) -> SchedulePoint:
-        """The schedule at log SNRs of any shape, float64. Nothing waits for the host."""
+        """The schedule at log SNRs.
+
+        Args:
+            log_snr: log SNRs of any shape, float64.
+
+        Returns:
+            A :class:`SchedulePoint`. Nothing waits for the host.
+        """
         i = torch.searchsorted(self.log_snr, log_snr.contiguous()).clamp(1, len(self.log_snr) - 1)
         low, high = self.log_snr[i - 1], self.log_snr[i]
         if self.discrete:

@@ -1,13 +1,13 @@
-r"""What is known of the covariance of x given z without a network, and how far one can be trusted.
+r"""The covariance of x given z without a network, and where that of a network can be trusted.
 
-If data were Gaussian, with covariance Σ, the covariance of x given z = x + V^{1/2} ε would be
+If data were Gaussian, with covariance Σ, the covariance of x given ``z = x + V^{1/2} ε`` would be
 
     C = Σ - Σ (Σ + V)^{-1} Σ
 
-For any data it is the mean square error of the best estimate that is linear in z. So the mean over
-z of a denoiser's covariance is at most C, in every direction, and it is C at low λ, where z says
-little. A network's covariance is (∂x̂/∂z) V, with errors of ∂x̂/∂z times V. Where its mean is larger
-than C it is wrong for certain.
+For any data it is the mean squared error of the best estimate that is linear in z. So the mean over
+z of an exact denoiser's covariance is at most C, in every direction, and it tends to C at low λ,
+where z says little. A network's covariance is ``(∂x̂/∂z) V``, so that an error of ``∂x̂/∂z`` is
+multiplied by V. Where its mean is larger than C, it is wrong for certain.
 """
 
 from __future__ import annotations
@@ -36,39 +36,51 @@ __all__ = [
     "DataCovariance",
     "Reference",
     "WindowedCovariance",
-    "of_variance",
+    "posterior_variance",
     "reference",
 ]
 
 Product = Callable[[Tensor], Tensor]
 
 DRAWS, MOST_DRAWS, PROBED = 256, 2048, 64
-"""Draws of a model that its covariance is made of, data used at most, and draws that probe it."""
+"""The samples of a model that its covariance is estimated from, the most data that it is estimated
+from, and the number of either that probe the denoiser's covariance."""
 FEWEST = 3
-"""The fewest data of which a covariance can be taken: that of two is never shrunk."""
+"""The fewest data that a covariance is estimated from: that of two would never be shrunk, as their
+centred values have one square."""
 RANK = 256
-"""Directions of data whose variances are kept apart."""
+"""The most eigenvalues that are kept apart; the variance of all other directions is one number."""
 OTHER_UNITS = 1e4
-"""How different the variance of data may be from that which the model was given."""
+"""The largest ratio between the variances of the data and of the model, either way; beyond it their
+units differ."""
 SLACK = 1.05
-"""How much larger than C the mean of a network's covariance may be, since C comes from draws."""
+"""The largest ratio of the mean of a network's covariance and C, above 1 since C is estimated."""
 
 
 class Covariance(Recorded, ExactBuffers, ABC):
-    """The covariance of data, from which C comes."""
+    """The covariance of data, and the covariance C of x given z that follows from it."""
 
     @abstractmethod
     def given(self, variance: Tensor, *, by_dimension: bool) -> Product:
-        """Products C v, like v, for V and v (n, *event_shape)."""
+        """The product with C, as a function.
+
+        Args:
+            variance: variances V of the noise of z, (n, *event_shape).
+            by_dimension: whether V differs between dimensions.
+
+        Returns:
+            The function that returns C v, like v, for vectors v, (n, *event_shape).
+        """
 
 
 class DataCovariance(Covariance):
-    """The covariance of data, Σ = U diag(e) Uᵀ + s (1 - U Uᵀ), and C from it.
+    """The covariance of data, ``Σ = U diag(e) Uᵀ + s (1 - U Uᵀ)``, and C from it.
 
     Args:
-        rest: variance s in all other directions, (); or, without U, one for each dimension,
-            (*event_shape).
-        values, vectors: eigenvalues e, (r,), and vectors U, (d, r), of flattened data; None: r = 0.
+        rest: variance s in all other directions, (), in squared units of the data; or, without U,
+            the variance of each dimension, (*event_shape).
+        values: eigenvalues e, (r,); None: r = 0.
+        vectors: eigenvectors U of flattened data, (d, r); None: r = 0.
     """
 
     rest: Tensor
@@ -84,20 +96,24 @@ class DataCovariance(Covariance):
         self.register_buffer("vectors", vectors)
 
     @classmethod
-    def of(cls, x: Tensor) -> DataCovariance:
-        """The covariance of draws x (n, *event_shape), shrunk towards a multiple of 1.
+    def fit(cls, x: Tensor) -> DataCovariance:
+        """The covariance of data, shrunk towards a multiple of the identity.
+
+        Args:
+            x: data, (n, *event_shape).
 
         Source: Ledoit & Wolf, "A Well-Conditioned Estimator for Large-Dimensional Covariance
         Matrices", Journal of Multivariate Analysis 2004.
         """
-        flat = x.double().flatten(1)
+        flat = x.double().flatten(1)  # the shrinkage is a ratio of differences of fourth moments
         n, d = flat.shape
         flat = flat - flat.mean(0)
         vectors, singular, _ = torch.linalg.svd(flat.mT / math.sqrt(n), full_matrices=False)
         values = singular.square()
         mean, square = values.sum() / d, values.square().sum()
-        apart = square - d * mean.square()
+        apart = square - d * mean.square()  # of the eigenvalues from their mean; d² in the paper
         noise = (flat.square().sum(1).square().sum() / n - square) / n
+        # at most 1 as in the paper, b² ≤ d²; equal eigenvalues, d² = 0, leave nothing to shrink
         shrunk = (noise / apart).clamp(0, 1) if bool(apart > 0) else torch.ones_like(apart)
         r = min(RANK, len(values))
         total = (1 - shrunk) * values[r:].sum()
@@ -105,23 +121,27 @@ class DataCovariance(Covariance):
         return cls(rest, (1 - shrunk) * values[:r] + shrunk * mean, vectors[:, :r])
 
     def given(self, variance: Tensor, *, by_dimension: bool) -> Product:
-        """Products C v, like v, for V and v (n, *event_shape).
+        """The product with C, as a function.
 
         Args:
+            variance: variances V of the noise of z, (n, *event_shape).
             by_dimension: whether V differs between dimensions. C is then that of independent ones.
+
+        Returns:
+            The function that returns C v, like v, for vectors v, (n, *event_shape).
         """
         variance = variance.double()
         if self.values is None or self.vectors is None:
-            spread = of_variance(self.rest, variance)
+            spread = posterior_variance(self.rest, variance)
             return lambda v: (spread * v.double()).to(v.dtype)
         U, e = self.vectors, self.values
         if by_dimension:
             diagonal = self.rest + U.square() @ (e - self.rest)
-            spread = of_variance(diagonal.reshape(variance.shape[1:]), variance)
+            spread = posterior_variance(diagonal.reshape(variance.shape[1:]), variance)
             return lambda v: (spread * v.double()).to(v.dtype)
         V = variance.flatten(1)[:, :1]
-        rest = of_variance(self.rest, V)
-        more = of_variance(e, V) - rest
+        rest = posterior_variance(self.rest, V)
+        more = posterior_variance(e, V) - rest
 
         def product(v: Tensor) -> Tensor:
             flat = v.double().flatten(1)
@@ -130,19 +150,25 @@ class DataCovariance(Covariance):
         return product
 
 
-def of_variance(prior: Tensor, noise: Tensor) -> Tensor:
-    """The variance of a Gaussian number after an observation with noise."""
-    return prior / (1 + prior / noise)  # also without noise, and with nothing but noise
+def posterior_variance(prior: Tensor, noise: Tensor) -> Tensor:
+    """The variance of a Gaussian number after an observation with noise.
+
+    Args:
+        prior: the variance before it.
+        noise: the variance of the noise, broadcastable to ``prior``; 0 and ∞ too.
+    """
+    return prior / (1 + prior / noise)  # at noise ∞ too, where p n / (p + n) is NaN
 
 
 class WindowedCovariance(Covariance):
-    """C of a larger image by windows, Σ_w P_wᵀ b_w^{½} C b_w^{½} P_w; see
-    :func:`~pyro_mdm.conditioning.windowed`.
+    """C of a larger image by windows, ``Σ_w P_wᵀ b_w^{½} C b_w^{½} P_w``.
+
+    See :func:`~pyro_mdm.conditioning.windowed`.
 
     Args:
         covariance: covariance of a window.
-        window: size (h, w) of a window.
-        size: size (H, W) of the image.
+        window: size (h, w) of a window, in pixels.
+        size: size (H, W) of the image, in pixels.
     """
 
     def __init__(self, covariance: Covariance, window: Sequence[int], size: Sequence[int]) -> None:
@@ -150,7 +176,7 @@ class WindowedCovariance(Covariance):
         self.covariance, self.windows = covariance, Windows(window, size)
 
     def given(self, variance: Tensor, *, by_dimension: bool) -> Product:
-        """Products C v, like v, for V and v (n, C, H, W)."""
+        """The product with C, as a function; V and v are of images, (n, C, H, W)."""
         windows = self.windows
         variances = windows.cut(variance)
         of_window = self.covariance.given(variances.flatten(0, 1), by_dimension=by_dimension)
@@ -165,10 +191,10 @@ class WindowedCovariance(Covariance):
 
 
 class Reference(NamedTuple):
-    """What a model's data say of the covariance of x given z."""
+    """The covariance of a model's data, and the log SNRs at which its denoiser's is trusted."""
 
     covariance: Covariance
-    trusted_from: float  # the λ from which the denoiser's own covariance is used; NaN: not asked
+    trusted_from: float  # the least λ at which the denoiser's is trusted; NaN: not measured
 
 
 _REFERENCES: WeakKeyDictionary[Score, tuple[list[Any], list[Any], Reference]] = WeakKeyDictionary()
@@ -179,14 +205,22 @@ def reference(
 ) -> Reference:
     """The covariance of a model's data, and the λ from which that of its denoiser is trusted.
 
-    It takes 256 draws of the model, unless there are data, and some fifty network calls for each of
-    64 draws. It is kept while parameters, buffers and data stay as they are; changes by way of
-    ``.data`` are not seen. A denoiser that has to be told a context, and has not been, is trusted
-    from λ = 0, and without data has the variances of its dimensions alone. One that is told a
-    context is probed at data of this context, if ``data`` are.
+    It takes 256 samples of the model, unless data are given, and some fifty network calls for each
+    of 64 of them. It is kept while parameters, buffers and data stay as they are; changes by way of
+    ``.data`` are not seen. A denoiser that needs a context and is given none is trusted from λ = 0,
+    and without data the covariance is diagonal. One that is given a context is probed at data of
+    this context, if ``data`` have it.
 
     Args:
-        levels: whether the λ is wanted, which takes the network calls.
+        model: the model, whose score is a denoiser.
+        data: data, (n, *event_shape); None: samples of the model.
+        levels: whether to measure the λ, which takes the network calls.
+
+    Returns:
+        A :class:`Reference`; its λ is NaN without ``levels``.
+
+    Raises:
+        TypeError, ValueError: data of another type, shape or scale, not finite, or all the same.
     """
     if data is not None:
         check_instance("data", data, Tensor, "write torch.as_tensor(data)")
@@ -202,7 +236,7 @@ def reference(
         windows = denoiser.windows
         made = Reference(WindowedCovariance(small, windows.window, windows.size), trusted)
     else:
-        made = _measured(model, data, levels)
+        made = _estimated(model, data, levels)
     _REFERENCES[denoiser] = stamp, sources, made  # sources are kept, so that their ids stay theirs
     return made
 
@@ -212,7 +246,7 @@ def _version(source: object) -> int | None:
     return source._version if isinstance(source, Tensor) and not source.is_inference() else None
 
 
-def _measured(model: DiffusionModel, data: Tensor | None, levels: bool) -> Reference:
+def _estimated(model: DiffusionModel, data: Tensor | None, levels: bool) -> Reference:
     """See :func:`reference`."""
     denoiser: Any = model.score_function
     diagonal = DataCovariance(denoiser.data_variance.detach().clone())
@@ -224,17 +258,17 @@ def _measured(model: DiffusionModel, data: Tensor | None, levels: bool) -> Refer
     device = tensor_device(denoiser)
     devices = [device] if device is not None and device.type == "cuda" else []
     with torch.random.fork_rng(devices), evaluating(model):
-        torch.manual_seed(0)
+        torch.manual_seed(0)  # one model always has one covariance
         contexts = denoiser.network_context
-        if contexts is not None and contexts.dim() > 1:  # of some data, however many
+        if contexts is not None and contexts.dim() > 1:  # a context for each of some data
             number = len(contexts.flatten(0, -2))
             denoiser = denoiser.for_rows(torch.randperm(DRAWS) * number // DRAWS)
             model = replace(model, score_function=denoiser)
-        x = _drawn(model) if data is None else data[torch.randperm(len(data))[:MOST_DRAWS]]
+        x = _samples(model) if data is None else data[torch.randperm(len(data))[:MOST_DRAWS]]
         x = x.to(device)
-        if not bool(x.isfinite().all()):
+        if not bool(x.isfinite().all()):  # an untrained model: trusted nowhere
             return Reference(diagonal, math.inf)
-        covariance = DataCovariance.of(x)
+        covariance = DataCovariance.fit(x)
         if model.context is not None:
             return Reference(covariance, 0.0)
         if not levels:
@@ -242,8 +276,8 @@ def _measured(model: DiffusionModel, data: Tensor | None, levels: bool) -> Refer
         return Reference(covariance, _trusted_from(model, denoiser, covariance, x))
 
 
-def _drawn(model: DiffusionModel) -> Tensor:
-    """256 draws of the model."""
+def _samples(model: DiffusionModel) -> Tensor:
+    """256 samples of the model, (256, *event_shape)."""
     denoiser = model.score_function
     sampled = replace(model, sampler=default_sampler(model.diffusion, denoiser), times=None)
     y = sampled.path_law().expand((DRAWS,)).sample().select(1, 0)
@@ -254,10 +288,10 @@ def _drawn(model: DiffusionModel) -> Tensor:
 def _trusted_from(
     model: DiffusionModel, denoiser: Any, covariance: DataCovariance, x: Tensor
 ) -> float:
-    """The λ above which means of vᵀ C v by the denoiser are at most those of C, or about.
+    """The least λ from which on means of vᵀ C v by the denoiser are at most :data:`SLACK` of C's.
 
-    Directions v are random, and random ones of the data, between two others: those from a datum
-    itself would be large where its own covariance is.
+    Directions v are random signs, and differences of two other data: those of a datum itself would
+    be large where its own covariance is.
     """
     x = x[:PROBED].to(model.bound_score.dtype)
     denoiser = denoiser.for_rows(torch.arange(len(x)))
@@ -284,10 +318,10 @@ def _levels(model: DiffusionModel) -> list[float]:
 
 
 def _check_units(data: Tensor, variance: Tensor) -> None:
-    of_data, of_model = float(data.double().var(0).mean()), float(variance.mean())
-    if not of_model / OTHER_UNITS < of_data < of_model * OTHER_UNITS:
+    data_variance, fitted = float(data.double().var(0).mean()), float(variance.mean())
+    if not fitted / OTHER_UNITS < data_variance < fitted * OTHER_UNITS:
         raise ValueError(
-            f"data have a variance of {of_data:.3g}, and those of the model {of_model:.3g}, "
+            f"data have a variance of {data_variance:.3g}, and those of the model {fitted:.3g}, "
             "expected data in the units of the model; scale them as it was trained, or leave "
             "them out"
         )

@@ -1,8 +1,8 @@
 r"""Models of data given measurements of them, obs = H x + noise, for any denoiser.
 
-z = aᵀ Σ^{-1} y / SNR is a sufficient statistic of the state for x, with any number of variables.
-Its noise is independent of a measurement's. So samplers need E[x | z, obs]. If x given z is taken
-for Gaussian, with the denoiser's mean x̂ and covariance C,
+``z = aᵀ Σ^{-1} y / SNR`` is a sufficient statistic of the state for x, with any number of
+variables. Its noise is independent of a measurement's. So samplers need ``E[x | z, obs]``. If x
+given z is taken for Gaussian, with the denoiser's mean x̂ and covariance C,
 
     E[x | z, obs] = x̂ + C Hᵀ (H C Hᵀ + R)^{-1} (obs - H x̂),    C = e^{-λ} ∂x̂/∂z
 
@@ -57,17 +57,18 @@ __all__ = ["Given", "MeasuredDenoiser", "checked_variance", "condition_on_measur
 Product = Callable[[Tensor], Tensor]
 
 TOLERANCE = 1e-6
-"""The relative residual at which a linear system is solved."""
+"""The relative residual at which a linear system counts as solved."""
 MOST_ITERATIONS = 400
-"""Iterations of conjugate gradients without network calls."""
+"""The most iterations of conjugate gradients with the linear covariance, which call no network."""
 FEW = 4
-"""Observations up to which their variances given z are exact."""
+"""The most observations whose variances given z are exact, by one product for each."""
 SMALLEST = 1e-12
-"""The least variance of a clean measurement given z, beside the largest of the data's."""
+"""The least variance of a clean measurement given z, as a ratio to the largest among data: at 0
+its site would be NaN."""
 EXAMPLES = 256
-"""Data that are measured to see where clean measurements lie."""
+"""The number of simulated data whose clean measurements show where these lie."""
 SINGULAR = 1e-10
-"""Smallest singular value beside the largest, below which H is said to be singular."""
+"""The ratio of a singular value to the largest below which H counts as singular."""
 
 
 @outside_inference_mode
@@ -81,54 +82,57 @@ def condition_on_measurements(
     covariance_from: float | None = None,
     max_iterations: int = 1,
 ) -> DiffusionModel:
-    r"""The model p(x | obs) of data given obs = H x + noise, noise ~ N(0, R), or another law.
+    r"""The model p(x | obs) of data given obs = H x + noise, with Gaussian or other noise.
 
     It needs no training: any denoiser serves, over any linear diffusion. Every sampler serves it,
     and so do ``Predictive``, :class:`~pyro_mdm.MDM` and bounds, which are on its log p(x | obs). A
     sampler that was given to the model stays. Its default becomes a stochastic one, which does not
     keep errors. Parameters, network and diffusion are shared with ``model``.
 
-    **What is exact.** Samples are, up to the sampler's steps, for Gaussian data with their exact
-    denoiser, if the linear systems are solved. Otherwise x given z is taken for Gaussian (text of
-    the module), which is nearly right at high λ alone: the modes of a mixture may get wrong
-    weights. :func:`~pyro_mdm.measurements.twisted_smc` corrects them.
+    **Exactness.** Samples are exact, up to the sampler's steps, for Gaussian data with their exact
+    denoiser, if the linear systems are solved. Otherwise x given z is taken for Gaussian
+    (:mod:`pyro_mdm.measurements.denoiser`), which is nearly right at high λ alone: the modes of a
+    mixture may get wrong weights. :func:`~pyro_mdm.measurements.twisted_smc` corrects them.
 
-    A law of noise that is not Gaussian enters guidance as Gaussian observations with the same
-    moments of each u given z and obs (:mod:`pyro_mdm.measurements.laws`), and a nonlinear H by its
-    derivative at x̂. Both are approximations; the particles weigh by the law and by H themselves.
+    Noise that is not Gaussian enters guidance as Gaussian observations with the same moments of
+    each u given z and obs (:mod:`pyro_mdm.measurements.laws`), and a nonlinear H by its derivative
+    at x̂. Both are approximations; particles are weighted by the noise and by H themselves.
 
-    **The covariance** of x given z is the denoiser's own, (∂x̂/∂z) e^{-λ}, at the levels where its
-    mean is not larger than the mean square error of the best linear estimate, which no exact one
-    exceeds (:mod:`pyro_mdm.measurements.covariance`). Errors of ∂x̂/∂z grow as λ falls, and below
-    these levels the covariance is that of linear estimates, which takes no network calls. It also
-    leads to the direction in which the denoiser's own is used, and serves in all others; with more
-    directions the errors of a network are followed too. The first call for a model draws from it,
-    to measure its levels.
+    **The covariance** of x given z is the denoiser's, ``(∂x̂/∂z) e^{-λ}``, at the log SNRs where its
+    mean is not larger than the mean squared error of the best linear estimate, which no exact one
+    exceeds (:mod:`pyro_mdm.measurements.covariance`). Errors of ``∂x̂/∂z`` grow as λ falls, and at
+    lower log SNRs the covariance is that of linear estimates, which takes no network calls. It also
+    chooses the direction in which the denoiser's is used, and serves in all others; with more
+    directions the errors of a network are followed too. The first call for a model samples from it,
+    to find these log SNRs.
 
     Each x̂ takes a network call, and for each direction a vector-Jacobian product, about one call
-    more. The decoder is the model's and does not see obs, so that samples
-    agree with exact observations up to the noise e^{-λ(ε)/2} of the start.
+    more. The decoder is the model's and does not see obs, so that samples agree with exact
+    observations up to the noise ``e^{-λ(ε)/2}`` of the start.
 
     Args:
         model: a model whose score is a :class:`~pyro_mdm.scores.DenoiserScore`.
-        H: a matrix (m, d) of flattened data, or a :class:`LinearOperator`, such as
-            :class:`Mask`, :class:`Blur`, :class:`Downsample` or :class:`FunctionOperator`; or a
-            :class:`NonlinearOperator`.
-        obs: observations of all data, (*obs_shape), or of each of n data, (n, *obs_shape); every
-            call is then for these n data in order, once or several times.
-        noise: the variances R of Gaussian noise, in squared units of the data: a number, or one for
-            each observation, (*obs_shape); 0: observed exactly. Or a law: a function of clean
-            measurements u = H x in float64, (*batch, *obs_shape), that returns the distribution of
-            obs, entry by entry: ``lambda u: dist.Poisson(u.clamp_min(0) * 100)``,
-            ``lambda u: dist.Laplace(u, 0.1)``, :class:`Quantized`, :class:`Clipped`.
-        data: draws of the data, (n, *event_shape), of which the covariance is taken, such as those
-            that the model was trained on; of a model by windows, draws of a window; of one that is
-            given a context, draws with this context. None: 256 draws of the model.
-        covariance_from: the λ from which the covariance of x given z is the denoiser's; None: as
-            measured, once for a model. -∞: always, as for an exact denoiser; ∞: never, which is
+        H: the operator: a matrix (m, d) that multiplies flattened data; a :class:`LinearOperator`,
+            such as :class:`Mask`, :class:`Blur`, :class:`Downsample` or :class:`FunctionOperator`;
+            or a :class:`NonlinearOperator`.
+        obs: observations, the same for all data, (*obs_shape), or those of n data, (n, *obs_shape);
+            every call is then for these n data in order, once or several times.
+        noise: variances R of Gaussian noise, in squared units of the observations, a number or
+            (*obs_shape); 0: observed exactly. Or a function of clean measurements u = H x in
+            float64, (*batch, *obs_shape), that returns the distribution of obs, entry by entry:
+            ``lambda u: dist.Poisson(u.clamp_min(0) * 100)``, ``lambda u: dist.Laplace(u, 0.1)``,
+            :class:`Quantized`, :class:`Clipped`.
+        data: data whose covariance is used, (n, *event_shape), such as the training data; windows
+            for a model by windows, data with the context for a model that is given one. None: 256
+            samples of the model.
+        covariance_from: the λ from which the covariance of x given z is the denoiser's; None:
+            measured once for a model. -∞: always, as for an exact denoiser; ∞: never, which is
             fastest. With a number nothing is measured.
         max_iterations: the most iterations of conjugate gradients with the denoiser's covariance,
-            each a direction; as many as observations for an exact denoiser.
+            each one direction; the number of observations for an exact denoiser.
+
+    Returns:
+        The conditioned model.
 
     Raises:
         TypeError: a model whose score is no denoiser of z, or is conditioned already; a nonlinear
@@ -136,19 +140,19 @@ def condition_on_measurements(
         ValueError: a diffusion in frequencies of the data, or whose drift sees the data or a
             context; data or obs of another shape or not finite, negative variances, exact
             observations that depend on each other or of a nonlinear H, an H that is 0, not linear,
-            or with a wrong adjoint; a law of another shape, or under which obs are impossible.
+            or with a wrong adjoint; noise of another shape, or under which obs are impossible.
 
     Source: for the formula and conjugate gradients, Rozet et al., "Learning Diffusion Priors from
-    Observations by Expectation Maximization", NeurIPS 2024; for the sites of other laws, Minka,
+    Observations by Expectation Maximization", NeurIPS 2024; for the sites of other noise, Minka,
     "Expectation Propagation for Approximate Bayesian Inference", UAI 2001, in one pass.
 
     Example:
         >>> from pyro_mdm import CLD, Denoiser, DiffusionModel
         >>> from pyro_mdm.networks import MLP
         >>> model = DiffusionModel(CLD(), Denoiser.fit(MLP(2), torch.randn(100, 2)))
-        >>> sum_of_both = torch.ones(1, 2)
-        >>> given = condition_on_measurements(model, sum_of_both, torch.tensor([3.0]), 0.01)
-        >>> given(batch_size=4).shape
+        >>> add_both = torch.ones(1, 2)
+        >>> conditioned = condition_on_measurements(model, add_both, torch.tensor([3.0]), 0.01)
+        >>> conditioned(batch_size=4).shape
         torch.Size([4, 2])
     """
     check_instance("model", model, DiffusionModel, "e.g. DiffusionModel(diffusion, score)")
@@ -156,20 +160,20 @@ def condition_on_measurements(
     fix = "use a linear diffusion of the data, whose dimensions are noised apart"
     require(model.diffusion, *needed, who="conditioning on a measurement", fix=fix)
     denoiser = _checked_denoiser(model.score_function)
-    of_data, trusted_from = reference(model, data, levels=covariance_from is None)
+    data_covariance, trusted_from = reference(model, data, levels=covariance_from is None)
     score = MeasuredDenoiser(
         denoiser,
         as_operator(H, model.event_shape),
         obs,
         noise,
-        data_covariance=of_data,
+        data_covariance=data_covariance,
         covariance_from=trusted_from if covariance_from is None else covariance_from,
         max_iterations=max_iterations,
     )
-    given = model.with_score(score, model.likelihood)
+    conditioned = model.with_score(score, model.likelihood)
     if getattr(model.sampler, "is_default", False):
-        given.sampler = default_sampler(model.diffusion, score)
-    return given
+        conditioned.sampler = default_sampler(model.diffusion, score)
+    return conditioned
 
 
 class Given(NamedTuple):
@@ -181,23 +185,33 @@ class Given(NamedTuple):
 
 
 class MeasuredDenoiser(DerivedDenoiser):
-    """The denoiser of x given obs.
+    """The denoiser E[x | z, obs] of data given measurements of them.
 
     Args:
         denoiser: the denoiser without measurements.
         H: the operator, of data of the denoiser's shape.
         obs, noise, max_iterations: as for :func:`condition_on_measurements`.
         data_covariance: the covariance of the data; None: that of independent dimensions.
-        covariance_from: the λ from which that of x given z is the denoiser's own.
+        covariance_from: the λ from which the covariance of x given z is the denoiser's.
 
     Raises:
         TypeError, ValueError: as for :func:`condition_on_measurements`.
+
+    Example:
+        >>> from pyro_mdm import Denoiser
+        >>> from pyro_mdm.measurements import Matrix
+        >>> from pyro_mdm.networks import MLP
+        >>> denoiser = Denoiser.fit(MLP(2), torch.randn(100, 2))
+        >>> H = Matrix(torch.ones(1, 2))
+        >>> measured = MeasuredDenoiser(denoiser, H, torch.tensor([3.0]), noise=0.01)
+        >>> measured.x_hat(torch.zeros(4, 2), log_snr=1.0).shape
+        torch.Size([4, 2])
     """
 
     approximates = True
     obs: Tensor
-    noise: Any  # R, a buffer; or a law
-    peak: Tensor  # the clean measurements under which a law makes obs likeliest; like obs
+    noise: Any  # R, a buffer; or a function that returns a distribution
+    peak: Tensor  # the clean measurements at which p(obs | u) is largest; like obs
 
     def __init__(
         self,
@@ -232,8 +246,8 @@ class MeasuredDenoiser(DerivedDenoiser):
             data_covariance = DataCovariance(denoiser.data_variance.detach().double())
         self.data_covariance = data_covariance.to(device)
         self.iterations: Tensor | None = None
-        """Directions of the denoiser's covariance in the last call, (n,), of n data; 0 where it is
-        not used."""
+        """The number of directions of the denoiser's covariance in the last call, for each datum,
+        (n,); 0 where it was not used."""
 
     # -- of which data -----------------------------------------------------------------------------
 
@@ -261,15 +275,24 @@ class MeasuredDenoiser(DerivedDenoiser):
 
     @outside_inference_mode
     def given_obs(self, z: Tensor, log_snr: Number) -> Given:
-        """x̂ at z (*batch, *event_shape) with and without obs, and the fit of obs.
+        """Denoised data with and without obs, and the fit of obs.
 
-        It takes one network call, and where its own covariance is used products with vectors.
+        It takes one network call, and where the denoiser's covariance is used a vector-Jacobian
+        product for each direction.
+
+        Args:
+            z: readouts, (*batch, *event_shape).
+            log_snr: log SNRs λ, a number or broadcastable to the batch, or to z for a map.
+
+        Returns:
+            A :class:`Given`.
         """
         batch_dim, lam = self._values("z", z, log_snr)
         batch, event = z.shape[:batch_dim], self.operator.event_shape
         variance = with_event_dims(torch.exp(-lam), z).to(z.dtype)
         variance, states = variance.expand(z.shape).reshape(-1, *event), z.reshape(-1, *event)
         by_dimension = lam.dim() > batch_dim
+        # of a map the noisiest dimension decides, where errors of ∂x̂/∂z are largest
         lowest = lam.flatten(batch_dim).amin(-1) if by_dimension else lam
         trusted = (lowest >= self.covariance_from).expand(batch).reshape(-1)
 
@@ -279,14 +302,15 @@ class MeasuredDenoiser(DerivedDenoiser):
         linear = self.data_covariance.given(variance, by_dimension=by_dimension)
         seen = DenoiserCovariance(denoise, states, variance) if bool(trusted.any()) else None
         x_hat = denoise(states) if seen is None else seen.x_hat
+        # float64: exact observations make H C Hᵀ + R as ill-conditioned as H C Hᵀ is
         clean, H = self.operator(x_hat.double()), self.operator.linearized(x_hat)
-        sites = self._sites(H, _of_rows(trusted, seen, linear), linear, clean, batch)
+        sites = self._sites(H, _by_row(trusted, seen, linear), linear, clean, batch)
         rest = (sites.obs - clean).flatten(1)
         solution = self._solve(H, trusted, seen, linear, rest, sites)
         self.iterations = torch.where(trusted, solution.iterations, 0)
         fit = sites.log_p - 0.5 * (rest * solution.u).sum(-1)
-        given = (x_hat + solution.image.to(x_hat.dtype)).reshape(z.shape)
-        return Given(x_hat.reshape(z.shape), given, fit.reshape(batch))
+        conditioned = (x_hat + solution.image.to(x_hat.dtype)).reshape(z.shape)
+        return Given(x_hat.reshape(z.shape), conditioned, fit.reshape(batch))
 
     def _sites(
         self, H: Linear, inner: Product, linear: Product, clean: Tensor, batch: torch.Size
@@ -303,9 +327,10 @@ class MeasuredDenoiser(DerivedDenoiser):
     def _variance(self, H: Linear, inner: Product, linear: Product, clean: Tensor) -> Tensor:
         """The diagonal of H C Hᵀ, like H x̂ (n, *obs_shape): exact for few observations.
 
-        For others it is that of H Hᵀ times a number, for which the quadratic form of H C Hᵀ with
-        one vector of random signs, always the same, is exact. Where the network's is not positive,
-        it is that of linear estimates. Else clean measurements would count as known.
+        For more it is the diagonal of H Hᵀ times a number, such that the quadratic form of H C Hᵀ
+        with one vector of random signs, always the same, is exact. Where the network's is not
+        positive, that of linear estimates replaces it: else clean measurements would count as
+        observed.
         """
         n, m, shape = len(clean), clean[0].numel(), self.operator.obs_shape
         squares = H.squares().expand_as(clean)
@@ -339,7 +364,7 @@ class MeasuredDenoiser(DerivedDenoiser):
     ) -> Solution:
         """The solution u of (H C Hᵀ + R) u = rest, (n, m) in float64, and C Hᵀ u.
 
-        C is the denoiser's own in the first directions of conjugate gradients, where it is trusted
+        C is the denoiser's in the first directions of conjugate gradients, where it is trusted
         and has positive quadratic forms. In all others it is the linear one, which preconditions
         the first.
         """
@@ -365,11 +390,12 @@ class MeasuredDenoiser(DerivedDenoiser):
             by_denoiser = conjugate_gradients(
                 system(seen), some, TOLERANCE, most, lambda r: solved(r).u
             )
-            left = solved(scale * rest - some + by_denoiser.rest)
+            # what few directions leave, and rows that are not trusted, by the linear covariance
+            remaining = solved(scale * rest - some + by_denoiser.rest)
             solution = Solution(
-                by_denoiser.u + left.u,
-                by_denoiser.image + left.image,
-                left.rest,
+                by_denoiser.u + remaining.u,
+                by_denoiser.image + remaining.image,
+                remaining.rest,
                 by_denoiser.iterations,
             )
         return solution._replace(u=scale * solution.u)
@@ -377,7 +403,13 @@ class MeasuredDenoiser(DerivedDenoiser):
     # -- observations ------------------------------------------------------------------------------
 
     def log_prob_of_obs(self, x: Tensor) -> Tensor:
-        """log p(obs | x), (n,) in float64, of data x (n, *event_shape); R is positive."""
+        """log p(obs | x), nats, (n,) in float64.
+
+        Args:
+            x: data, (n, *event_shape).
+
+        The variances R must be positive.
+        """
         clean = self.operator(x.double())
         if isinstance(self.noise, Tensor):
             rest = (self.obs - clean).square() / self.noise
@@ -388,7 +420,10 @@ class MeasuredDenoiser(DerivedDenoiser):
 
     @torch.no_grad()
     def _peak(self, law: Law) -> Tensor:
-        """Where obs are likeliest, among clean measurements of data like the denoiser's."""
+        """The clean measurements at which p(obs | u) is largest, like obs.
+
+        They are looked for where those of Gaussian data with the denoiser's moments lie.
+        """
         event, obs = self.operator.event_shape, self.obs.reshape(-1, *self.operator.obs_shape)
         normal = torch.randn(
             EXAMPLES, *event, generator=torch.Generator().manual_seed(0), dtype=torch.float64
@@ -398,14 +433,15 @@ class MeasuredDenoiser(DerivedDenoiser):
         return likeliest(law, obs, clean.mean(0), clean.std(0)).reshape(self.obs.shape)
 
 
-def _of_rows(trusted: Tensor, seen: DenoiserCovariance | None, linear: Product) -> Product:
-    """Products with the one covariance in some rows (n,), and with the other elsewhere."""
+def _by_row(trusted: Tensor, seen: DenoiserCovariance | None, linear: Product) -> Product:
+    """Products with the denoiser's covariance in trusted rows (n,), and with the linear
+    elsewhere."""
     if seen is None:
         return linear
-    return lambda v: _rows(trusted, seen(v), linear(v))
+    return lambda v: _where_row(trusted, seen(v), linear(v))
 
 
-def _rows(trusted: Tensor, one: Tensor, other: Tensor) -> Tensor:
+def _where_row(trusted: Tensor, one: Tensor, other: Tensor) -> Tensor:
     return torch.where(trusted.reshape(-1, *[1] * (one.dim() - 1)), one, other)
 
 
@@ -438,7 +474,15 @@ def _checked_obs(obs: object, shape: tuple[int, ...]) -> Tensor:
 
 
 def checked_variance(value: object, shape: Sequence[int]) -> Tensor:
-    """Variances of noise in float64, () or like observations of this shape, checked."""
+    """Variances of noise, checked, in float64, () or (*shape).
+
+    Args:
+        value: a number or numbers.
+        shape: the shape of observations.
+
+    Raises:
+        TypeError, ValueError: no numbers, another shape, a variance below 0 or not finite.
+    """
     shape = tuple(shape)
     variance = real_tensor("noise", value, "a variance, one for each observation, or a law")
     if variance.dim() and variance.shape != shape:

@@ -1,4 +1,4 @@
-"""Derivatives where torch's inference mode is on, which keeps no graph to take them of."""
+"""Derivatives under torch's inference mode, which keeps no graph."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ R = TypeVar("R")
 def outside_inference_mode(function: Callable[P, R]) -> Callable[P, R]:
     """The function, which leaves torch's inference mode for ``no_grad``, as it takes derivatives.
 
-    Positional arguments that are tensors, which inference mode may have made, are copied then.
+    Positional arguments that are tensors are copied then, as no graph can hold tensors that were
+    made in inference mode.
+
+    Args:
+        function: a function that takes derivatives of its own.
+
+    Returns:
+        The wrapped function.
     """
 
     @functools.wraps(function)

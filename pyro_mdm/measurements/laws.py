@@ -1,13 +1,14 @@
-r"""Laws of observations given clean measurements u = H x: the noise of a measurement.
+r"""The noise of a measurement: distributions of observations given clean measurements u = H x.
 
-A law is a function of u that returns the distribution of obs, entry by entry, such as
-``lambda u: dist.Poisson(u.clamp_min(0) * 100)`` or ``lambda u: dist.Laplace(u, 0.1)``. Here are two
-that torch lacks, and what guidance makes of any law: Gaussian sites. With u ~ N(û, v), the moments
-m, V of p(u | obs) ∝ N(u; û, v) p(obs | u) are those after an observation y = u + N(0, r) with
+Noise is a function of u that returns the distribution of obs, entry by entry, such as
+``lambda u: dist.Poisson(u.clamp_min(0) * 100)`` or ``lambda u: dist.Laplace(u, 0.1)``. Two such
+distributions that torch lacks are here, and the Gaussian sites by which guidance replaces any. With
+``u ~ N(û, v)``, the moments m, V of ``p(u | obs) ∝ N(u; û, v) p(obs | u)`` are those after an
+observation ``y = u + N(0, r)`` with
 
     1/r = 1/V - 1/v,    y = û + (m - û) (v + r)/v,    p(obs | u) ≈ ζ N(y; u, r)
 
-which is one pass of expectation propagation. A Gaussian law is its own site.
+which is one pass of expectation propagation. Gaussian noise is its own site.
 """
 
 from __future__ import annotations
@@ -29,32 +30,35 @@ from pyro_mdm.support.checks import describe
 __all__ = ["Clipped", "Law", "Quantized", "Sites", "gaussian_sites", "likeliest", "log_prob_of"]
 
 Law = Callable[[Tensor], Distribution]
-"""The distribution of observations (*batch, *obs_shape) given clean ones of this shape."""
+"""Noise: a function of clean measurements, (*batch, *obs_shape), that returns the distribution of
+observations, with this batch shape."""
 
 WINDOWS, CUT = (17, 17, 49), 18.0
-"""Nodes of windows of u, one inside the other, and the nats below the largest node at which a
-window ends."""
+"""The numbers of nodes of windows of u, one inside the other, and the nats below the largest node
+at which a window ends: e^{-18} = 1.5e-8 of its density."""
 WEAKEST = 1e-3
-"""The least v / r of a site: a law that leaves u as wide as it was, or wider, counts so much."""
+"""The least v / r of a site, for noise that leaves u as wide as it was, or wider: a Gaussian site
+cannot widen it."""
 FAR = 1e6
-"""Standard deviations beyond which the tail of a normal distribution is not told apart."""
+"""Standard deviations at which arguments of log Φ are clamped, so that no infinite one makes
+NaN."""
 SCANNED, AT_ONCE = 257, 2**22
-"""Clean measurements at which a law is looked at for each observation, and all looked at together.
-"""
+"""Clean measurements at which p(obs | u) is evaluated for each observation, and the most numbers
+that are evaluated together, which bounds the memory."""
 
 
-# -- two laws --------------------------------------------------------------------------------------
+# -- distributions ---------------------------------------------------------------------------------
 
 
 class Quantized(TorchDistribution):
-    """The distribution of the nearest of some levels to u + N(0, scale²).
+    """The distribution of the level that is nearest to u + N(0, scale²).
 
-    The first and the last level stand for all that lies beyond them.
+    The first and the last level have all values beyond them.
 
     Args:
-        loc: clean measurement u, (*batch).
-        levels: levels in ascending order, (L,).
-        scale: the standard deviation of noise before rounding, a number or (*batch). 0: none.
+        loc: clean measurements u, (*batch).
+        levels: levels in ascending order, (L,), in the units of u.
+        scale: the standard deviation of noise before rounding, a number or (*batch); 0: no noise.
 
     Raises:
         ValueError: fewer than two levels, levels that do not ascend, a negative scale.
@@ -94,7 +98,7 @@ class Quantized(TorchDistribution):
         return Quantized(loc, self.levels, scale, validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """The log probability of the bin of ``value``."""
+        """The log probability of the bin of ``value``, nats, (*batch)."""
         if self._validate_args:
             self._validate_sample(value)
         edges = (self.levels[1:] + self.levels[:-1]) / 2
@@ -126,6 +130,7 @@ class _Levels(constraints.Constraint):
 
     def check(self, value: Tensor) -> Tensor:
         nearest = self.levels[_nearest(value, self.levels)]
+        # levels that went through float32 are still levels
         return (value - nearest).abs() <= 1e-6 * (self.levels[-1] - self.levels[0])
 
 
@@ -138,14 +143,14 @@ def _nearest(value: Tensor, levels: Tensor) -> Tensor:
 class Clipped(TorchDistribution):
     """The distribution of u + N(0, scale²) clipped to an interval, whose ends have probabilities.
 
-    ``log_prob`` is a log density inside and a log probability at the ends, which float32 values are
-    at if they are the nearest to them. Without noise use a :class:`~pyro_mdm.measurements.Mask` of
-    what is not clipped.
+    ``log_prob`` is a log density inside and a log probability at the ends; the float32 number that
+    is nearest to an end counts as that end. Without noise use a
+    :class:`~pyro_mdm.measurements.Mask` of the dimensions that are not clipped.
 
     Args:
-        loc: clean measurement u, (*batch).
+        loc: clean measurements u, (*batch).
         scale: the standard deviation of noise before clipping, positive, a number or (*batch).
-        low, high: the ends of the interval; infinite for none.
+        low, high: the ends of the interval, in the units of u; infinite: no end.
 
     Raises:
         ValueError: a scale that is not positive, an empty interval.
@@ -186,7 +191,7 @@ class Clipped(TorchDistribution):
         return Clipped(loc, scale, self.low, self.high, validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """The log density of ``value``, or its log probability where it is an end."""
+        """The log density of ``value``, or its log probability at an end, nats, (*batch)."""
         if self._validate_args:
             self._validate_sample(value)
         rest = (value - self.loc) / self.scale
@@ -202,8 +207,7 @@ class Clipped(TorchDistribution):
 
 
 def _both(end: float) -> tuple[float, float]:
-    """An end, and the float32 number that is nearest to it: what data have, whatever their dtype
-    is now."""
+    """An end, and the float32 number that is nearest to it, which data of float32 have there."""
     return end, float(np.float32(end))
 
 
@@ -221,23 +225,34 @@ def _scale(scale: float | Tensor, loc: Tensor) -> Tensor:
 
 
 class Sites(NamedTuple):
-    """Gaussian observations in the place of others, (n, *obs_shape) in float64; see the module."""
+    """Gaussian observations that replace others, (n, *obs_shape) in float64.
+
+    See :mod:`pyro_mdm.measurements.laws`.
+    """
 
     obs: Tensor  # y
     variance: Tensor  # r > 0
-    log_p: Tensor  # Σ log p(obs) + ½ (y - û)² / (v + r), (n,), with the law of u, one by one
-    scale: Tensor | None  # (v + r)^{-½}, by which equations are scaled; None: not at all
+    log_p: Tensor  # Σ log p(obs) + ½ (y - û)² / (v + r), (n,), with u ~ N(û, v) entry by entry
+    scale: Tensor | None  # (v + r)^{-½}, which scales the equations; None: 1
 
 
 def gaussian_sites(law: Law, obs: Tensor, mean: Tensor, variance: Tensor, peak: Tensor) -> Sites:
-    """Sites of observations obs (n, *obs_shape) where u ~ N(mean, variance), entry by entry.
+    """Sites of observations where u ~ N(mean, variance), entry by entry.
 
     Moments are sums over nodes of a window that closes in on p(u | obs). They have derivatives in
-    the mean, the variance and the law. Where p(u | obs) is as wide as N(mean, variance), or wider,
-    the site keeps the mean, and has the variance a thousand v.
+    the mean, the variance and the parameters of the noise. Where p(u | obs) is as wide as
+    N(mean, variance), or wider, the site keeps the mean, and has the variance a thousand v.
 
     Args:
-        peak: point u at which p(obs | u) is largest, or positive, which a window never leaves out.
+        law: the noise.
+        obs: observations, (n, *obs_shape).
+        mean: the means û, like obs.
+        variance: the variances v, like obs, positive.
+        peak: points u at which p(obs | u) is largest, or positive, like obs; no window leaves them
+            out.
+
+    Returns:
+        The :class:`Sites`.
     """
     v = variance
 
@@ -248,7 +263,7 @@ def gaussian_sites(law: Law, obs: Tensor, mean: Tensor, variance: Tensor, peak: 
         fraction = torch.linspace(0, 1, number, dtype=mean.dtype, device=mean.device)
         return low + (high - low) * fraction.reshape(-1, *[1] * mean.dim())
 
-    with torch.no_grad():
+    with torch.no_grad():  # where nodes lie does not change the integral
         low, high = mean - 8 * v.sqrt(), mean + 8 * v.sqrt()
         low, high = torch.minimum(low, peak), torch.maximum(high, peak)
         for number in WINDOWS[:-1]:
@@ -275,14 +290,19 @@ def gaussian_sites(law: Law, obs: Tensor, mean: Tensor, variance: Tensor, peak: 
 
 @torch.no_grad()
 def likeliest(law: Law, obs: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
-    """The clean measurements under which each of obs (n, *obs_shape) is likeliest, like obs.
+    """The clean measurements at which p(obs | u) is largest, like obs.
 
-    They are looked for at obs, and within ten standard deviations of clean measurements, mean and
-    spread (*obs_shape), from the mean outwards.
+    They are looked for at obs, and within ten standard deviations of the mean of clean
+    measurements, from the mean outwards.
+
+    Args:
+        law: the noise.
+        obs: observations, (n, *obs_shape).
+        mean, spread: the mean and the standard deviation of clean measurements, (*obs_shape).
 
     Raises:
-        TypeError: a law that returns no distribution.
-        ValueError: a law that fails for some u, or has other shapes; obs that are impossible.
+        TypeError: noise that returns no distribution.
+        ValueError: noise that fails for some u, or has other shapes; obs that are impossible.
     """
     grid = torch.linspace(-1, 1, SCANNED, dtype=obs.dtype, device=obs.device)
     best, peak = _log_prob(law, obs.unsqueeze(0), obs)[0], obs
@@ -304,15 +324,15 @@ def likeliest(law: Law, obs: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
     return peak
 
 
-def log_prob_of(given: Distribution, obs: Tensor) -> Tensor:
-    """log p(obs), entry by entry; NaN, as of 0 log 0, is -∞."""
-    log_p: Tensor = given.log_prob(obs)
+def log_prob_of(distribution: Distribution, obs: Tensor) -> Tensor:
+    """log p(obs), nats, entry by entry; NaN, as of 0 log 0, is -∞."""
+    log_p: Tensor = distribution.log_prob(obs)
     return torch.where(log_p.isnan(), -math.inf, log_p)
 
 
 @contextmanager
 def _validating() -> Iterator[None]:
-    """torch's own checks of distributions, which some packages turn off for all."""
+    """torch's checks of distributions, which some packages turn off for all."""
     before = Distribution._validate_args
     Distribution.set_default_validate_args(True)
     try:
@@ -325,31 +345,31 @@ def _validating() -> Iterator[None]:
 def _log_prob(law: Law, u: Tensor, obs: Tensor) -> Tensor:
     """log p(obs | u), like u, checked."""
     try:
-        given = law(u)
+        noised = law(u)
     except (ValueError, RuntimeError) as error:
         raise ValueError(
             f"noise(u) fails for u from {u.min().item():.3g} to {u.max().item():.3g}, of shape "
             f"{tuple(u.shape)}: {_first_line(error)}; expected a distribution for all real u; clamp"
             " what must be positive, e.g. dist.Poisson(u.clamp_min(0) * 100)"
         ) from error
-    if not isinstance(given, Distribution):
+    if not isinstance(noised, Distribution):
         raise TypeError(
-            f"noise(u) is {describe(given)}, expected a distribution of obs; give a function of "
+            f"noise(u) is {describe(noised)}, expected a distribution of obs; give a function of "
             "clean measurements, e.g. lambda u: dist.Laplace(u, 0.1)"
         )
-    if given.event_shape or given.batch_shape != u.shape:
+    if noised.event_shape or noised.batch_shape != u.shape:
         raise ValueError(
-            f"noise(u) has batch shape {tuple(given.batch_shape)} and event shape "
-            f"{tuple(given.event_shape)} for u of shape {tuple(u.shape)}, expected a distribution "
+            f"noise(u) has batch shape {tuple(noised.batch_shape)} and event shape "
+            f"{tuple(noised.event_shape)} for u of shape {tuple(u.shape)}, expected a distribution "
             "of each entry of u by itself; leave out .to_event, sums and shapes of its own"
         )
     try:
-        return log_prob_of(given, obs)
+        return log_prob_of(noised, obs)
     except ValueError as error:
         raise ValueError(
             f"obs reaches from {obs.min().item():g} to {obs.max().item():g}, which "
-            f"{type(given).__name__} does not allow: {_first_line(error)}; correct obs or the law, "
-            "or write validate_args=False where its support depends on u"
+            f"{type(noised).__name__} does not allow: {_first_line(error)}; correct obs or the law,"
+            " or write validate_args=False where its support depends on u"
         ) from error
 
 

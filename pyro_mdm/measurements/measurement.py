@@ -1,4 +1,4 @@
-"""What is measured of a model's data, as a site of another program."""
+"""Measurements of a model's data as a site of another program."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ __all__ = ["Measurement"]
 
 
 class Measurement(TorchDistribution):
-    """The distribution of obs = H x + noise where x are a model's data, which are summed out.
+    """The distribution of obs = H x + noise, where a model's data x are integrated out.
 
-    It is a site of a program in which the noise or the operator is unknown, ``pyro.sample("obs",
-    Measurement(model, H, sigma**2), obs=obs)``. ``log_prob`` is the evidence by
-    :func:`twisted_smc`, whose exponential is unbiased, with fresh particles for each object. So the
-    posterior of the unknowns is right in the limit of many samples, however few the particles, by
+    It is a site of a program in which the noise or the operator is unknown:
+    ``pyro.sample("obs", Measurement(model, H, sigma**2), obs=obs)``. ``log_prob`` is the evidence
+    by :func:`twisted_smc`, whose exponential is unbiased, with fresh particles for each object. So
+    the posterior of the unknowns is right in the limit of many draws, however few the particles, by
     ``pyro.infer.Importance`` or Metropolis-Hastings (pseudo-marginal inference), up to the steps of
     the chain. :meth:`particles` are those that gave the evidence, and together with the unknowns of
     the same run they are from the joint posterior. Where none of them can have given obs, the
-    evidence is 0, and so is the weight of the run. There are no derivatives, as SVI and HMC need.
+    evidence is 0, and so is the weight of the run. It has no derivatives, which SVI and HMC need.
 
     Args:
         model, H, noise: as for :func:`condition_on_measurements`.
@@ -39,8 +39,8 @@ class Measurement(TorchDistribution):
         guidance: further options of :func:`condition_on_measurements`.
 
     Raises:
-        TypeError, ValueError: as for :func:`condition_on_measurements`, of a law and obs by
-            ``log_prob``; noise that requires gradients.
+        TypeError, ValueError: as for :func:`condition_on_measurements`; noise and obs are checked
+            by ``log_prob``; noise that requires gradients.
 
     Source: Andrieu & Roberts, "The Pseudo-Marginal Approach for Efficient Monte Carlo
     Computations", Annals of Statistics 2009.
@@ -100,36 +100,46 @@ class Measurement(TorchDistribution):
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Measurements of data drawn from the model, (*sample_shape, *batch_shape, *obs_shape)."""
         x = MDM(self.model, batch_shape=self.batch_shape).sample(torch.Size(sample_shape))
-        drawn: Tensor = self._law(self.operator(x.double())).sample()
-        return drawn
+        obs: Tensor = self._distribution(self.operator(x.double())).sample()
+        return obs
 
     def _has_derivative(self) -> bool:
         if isinstance(self.noise, Tensor):
             return self.noise.requires_grad
         if not callable(self.noise):
             return False
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]):  # one sample more must not move the program's draws
             law = self.noise(torch.zeros(self.operator.obs_shape, dtype=torch.float64))
             is_distribution = isinstance(law, Distribution)  # others are refused with the first obs
             return is_distribution and bool(law.log_prob(law.sample()).requires_grad)
 
-    def _law(self, clean: Tensor) -> Any:
+    def _distribution(self, clean: Tensor) -> Any:
         if callable(self.noise):
             return self.noise(clean)
         scale = torch.as_tensor(self.noise, dtype=clean.dtype, device=clean.device).sqrt()
         return Normal(clean, scale, validate_args=False)  # 0 is allowed: observed exactly
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log p(value) by particles, (*batch) in float64, nats."""
+        """log p(value) by particles, nats, (*batch) in float64.
+
+        Args:
+            value: observations, (*batch, *obs_shape).
+        """
         batch = value.shape[: value.dim() - len(self.event_shape)]
-        estimates = [of_one.log_evidence.mean for of_one in self.particles(value)]
+        estimates = [particles.log_evidence.mean for particles in self.particles(value)]
         evidence = torch.tensor(estimates, dtype=torch.float64, device=value.device)
         return evidence.reshape(batch).expand(torch.broadcast_shapes(batch, self.batch_shape))
 
     def particles(self, obs: Tensor) -> list[Particles]:
-        """Particles of p(x | obs) for each of obs (*batch, *obs_shape), in order.
+        """Particles of p(x | obs) for each observation, in order.
 
         They are drawn once: ``log_prob`` of the same obs is their evidence, before and after.
+
+        Args:
+            obs: observations, (*batch, *obs_shape).
+
+        Returns:
+            :class:`Particles` of one repeat for each observation.
 
         Raises:
             ValueError: obs of another shape.
@@ -148,7 +158,7 @@ class Measurement(TorchDistribution):
         return drawn
 
     def _drawn(self, obs: Tensor) -> Particles:
-        given = condition_on_measurements(
+        conditioned = condition_on_measurements(
             self.model, self.operator, obs, self.noise, **self.guidance
         )
-        return weighted_particles(given, self.num_particles, steps=self.steps)
+        return weighted_particles(conditioned, self.num_particles, steps=self.steps)

@@ -37,11 +37,13 @@ __all__ = [
 ]
 
 LARGEST_MATRIX = 2**21
-"""Entries of an H that is looked at as a matrix."""
+"""The most entries of an H whose matrix is computed, to check it and for its squares."""
 PROBES, FEW_PROBES = 256, 16
-"""Random data by which squares of a larger H, and of a derivative at each x̂, are estimated."""
+"""The numbers of random data by which the diagonal of H Hᵀ is estimated: of a larger H, once, and
+of a derivative, at each x̂."""
 DIGITS = 1e-8
-"""Distance of ⟨H x, y⟩ from ⟨x, Hᵀ y⟩, relative to their sizes: rounding of float64."""
+"""The largest distance of ⟨H x, y⟩ from ⟨x, Hᵀ y⟩, relative to their sizes, that float64 rounding
+may make."""
 
 
 class Operator(Recorded, ExactBuffers, ABC):
@@ -52,7 +54,7 @@ class Operator(Recorded, ExactBuffers, ABC):
         obs_shape: the shape of its observations.
 
     Raises:
-        ValueError: no observation at all.
+        ValueError: an ``obs_shape`` without an observation.
     """
 
     def __init__(self, event_shape: Sequence[int], obs_shape: Sequence[int]) -> None:
@@ -66,15 +68,19 @@ class Operator(Recorded, ExactBuffers, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """H x, (*batch, *obs_shape)."""
+        """H x, (*batch, *obs_shape), for data x, (*batch, *event_shape)."""
 
     @abstractmethod
     def linearized(self, x: Tensor) -> Linear:
-        """Products with the derivative of H at data x (n, *event_shape) and with its adjoint."""
+        """Products with the derivative of H and with its adjoint, a :class:`Linear`.
+
+        Args:
+            x: data at which the derivative is taken, (n, *event_shape).
+        """
 
     @abstractmethod
     def check(self) -> None:
-        """Raise ValueError unless H is what its class says, on two random data."""
+        """Raise ValueError unless H has the properties of its class, on two random data."""
 
     def _two(self, *shape: int, seed: int = 0) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -90,7 +96,7 @@ class Operator(Recorded, ExactBuffers, ABC):
 
 
 class Linear(NamedTuple):
-    """Products of n data with a matrix for each, J (m, d) of flattened data."""
+    """Products with a matrix J (m, d) of flattened data, one for each of n data."""
 
     forward: Callable[[Tensor], Tensor]  # J v, (n, *obs_shape), for v (n, *event_shape)
     adjoint: Callable[[Tensor], Tensor]  # Jᵀ u, (n, *event_shape), for u (n, *obs_shape)
@@ -100,11 +106,20 @@ class Linear(NamedTuple):
 class LinearOperator(Operator):
     """A linear map H of data (*batch, *event_shape) to observations (*batch, *obs_shape).
 
-    It computes in float64.
+    A subclass defines :meth:`forward`, and may define :meth:`adjoint`. It computes in float64.
 
     Args:
         event_shape: the shape of a datum.
         obs_shape: the shape of its observations.
+
+    Example:
+        >>> class Sums(LinearOperator):
+        ...     def forward(self, x):
+        ...         return x.cumsum(-1)
+        >>> H = Sums((3,), (3,))
+        >>> H.check()
+        >>> H.adjoint(torch.ones(3, dtype=torch.float64))
+        tensor([3., 2., 1.], dtype=torch.float64)
     """
 
     independent: ClassVar[bool] = False
@@ -117,14 +132,17 @@ class LinearOperator(Operator):
     @cached_property
     @torch.no_grad()
     def squares(self) -> Tensor:
-        """The diagonal of H Hᵀ, (*obs_shape); of a large H by random data."""
+        """The diagonal of H Hᵀ, (*obs_shape); of a large H an estimate by random data."""
         if math.prod(self.event_shape) * math.prod(self.obs_shape) <= LARGEST_MATRIX:
             return self.matrix().square().sum(1).reshape(self.obs_shape)
         return self(_signs(PROBES, self.event_shape, _device(self))).square().mean(0)
 
     @outside_inference_mode
     def adjoint(self, obs: Tensor) -> Tensor:
-        """Hᵀ obs, (*batch, *event_shape); from the derivative of H unless overridden."""
+        """Hᵀ obs, (*batch, *event_shape), for obs, (*batch, *obs_shape).
+
+        It is the derivative of H unless overridden.
+        """
         batch = obs.shape[: obs.dim() - len(self.obs_shape)]
         with torch.enable_grad():
             x = obs.new_zeros(*batch, *self.event_shape, requires_grad=True)
@@ -134,7 +152,7 @@ class LinearOperator(Operator):
         return gradient
 
     def matrix(self) -> Tensor:
-        """H as a matrix of flattened data and observations, (m, d) in float64."""
+        """H as a matrix (m, d) of flattened data and observations, in float64."""
         d, device = math.prod(self.event_shape), _device(self)
         basis = torch.eye(d, dtype=torch.float64, device=device).reshape(d, *self.event_shape)
         return self(basis).flatten(1).mT
@@ -170,8 +188,15 @@ class Matrix(LinearOperator):
     """The operator of a matrix that multiplies flattened data.
 
     Args:
-        H: the matrix, (m, d), d the number of dimensions of a datum.
-        event_shape: the shape of a datum, (d,) by default.
+        H: the matrix, (m, d), with d the number of dimensions of a datum.
+        event_shape: the shape of a datum; None: (d,).
+
+    Raises:
+        ValueError: numbers that are not finite, another shape than (m, d).
+
+    Example:
+        >>> Matrix(torch.tensor([[1.0, 1.0]]))(torch.tensor([[2.0, 3.0]]))
+        tensor([[5.]])
     """
 
     H: Tensor
@@ -203,14 +228,19 @@ class FunctionOperator(LinearOperator):
     """The operator of a linear function.
 
     Args:
-        function: function that returns H x, (n, *obs_shape), for data x (n, *event_shape) in
+        function: the function that returns H x, (n, *obs_shape), for data x, (n, *event_shape), in
             float64; differentiable, unless the adjoint is given.
         event_shape: the shape of a datum.
-        adjoint: function that returns Hᵀ obs, (n, *event_shape); None: by the derivative of
+        adjoint: the function that returns Hᵀ obs, (n, *event_shape); None: the derivative of
             ``function``.
 
     Raises:
-        ValueError: the function is not linear, or ``adjoint`` is not its adjoint.
+        ValueError: a function that is not linear, or another ``adjoint`` than its own.
+
+    Example:
+        >>> mean = FunctionOperator(lambda x: x.mean((-2, -1)), (1, 4, 4))
+        >>> mean(torch.ones(5, 1, 4, 4)).shape, mean.obs_shape
+        (torch.Size([5, 1]), (1,))
     """
 
     def __init__(
@@ -237,15 +267,16 @@ class FunctionOperator(LinearOperator):
 
 
 class NonlinearOperator(Operator):
-    """The operator of a differentiable function, which guidance takes for linear near x̂.
+    """The operator of a differentiable function, which guidance linearizes at x̂.
 
-    At each step H(x) ≈ H(x̂) + J (x - x̂), with J the derivative at x̂ = E[x | z] (one Gauss-Newton
-    step). So samples of a model conditioned on it are approximate, even for Gaussian data. They are
-    nearly right where H is nearly straight over the width of p(x | z), that is, at high λ.
-    :func:`~pyro_mdm.measurements.twisted_smc` weighs by H itself, and is right in the limit.
+    At each step ``H(x) ≈ H(x̂) + J (x - x̂)``, with J the derivative at ``x̂ = E[x | z]`` (one
+    Gauss-Newton step). So samples of a model conditioned on it are approximate, even for Gaussian
+    data. They are nearly right where H is nearly straight over the width of p(x | z), that is, at
+    high λ. :func:`~pyro_mdm.measurements.twisted_smc` weights by H itself, and is right in the
+    limit.
 
     Args:
-        function: function that returns H(x), (n, *obs_shape), for data x (n, *event_shape) in
+        function: the function that returns H(x), (n, *obs_shape), for data x, (n, *event_shape), in
             float64, each datum by itself; differentiable by ``torch.func``.
         event_shape: the shape of a datum.
 
@@ -269,7 +300,9 @@ class NonlinearOperator(Operator):
         return measured.reshape(*batch, *measured.shape[1:])
 
     def linearized(self, x: Tensor) -> Linear:
-        """The derivative J at x, by reverse mode; a product with J is the derivative of Jᵀ u.
+        """The derivative J at data x, (n, *event_shape), by reverse mode.
+
+        A product with J is the derivative of Jᵀ u, so that functions without a forward mode serve.
 
         Raises:
             ValueError: H(x) or J is not finite at finite x.
@@ -310,10 +343,18 @@ class NonlinearOperator(Operator):
 
 
 class Mask(LinearOperator):
-    """The operator of inpainting: the dimensions that are seen, in order, (number seen,).
+    """The operator of inpainting: the observed dimensions, in order, (number of them,).
 
     Args:
-        seen: the mask of these dimensions, bool, (*event_shape).
+        seen: the mask of the observed dimensions, (*event_shape), bool.
+
+    Raises:
+        TypeError: a mask of another dtype.
+        ValueError: a mask without True.
+
+    Example:
+        >>> Mask(torch.tensor([True, False, True]))(torch.tensor([1.0, 2.0, 3.0]))
+        tensor([1., 3.])
     """
 
     independent = True
@@ -340,8 +381,16 @@ class Blur(LinearOperator):
     """The convolution of every channel with a Gaussian kernel; edges are replicated outwards.
 
     Args:
-        event_shape: shape of a datum, (C, H, W).
-        width: the standard deviation of the kernel, in pixels. The kernel is cut off at three.
+        event_shape: the shape of a datum, (C, H, W).
+        width: the standard deviation of the kernel, in pixels; the kernel ends at three of it.
+
+    Raises:
+        ValueError: another event shape, a width that is not positive.
+
+    Example:
+        >>> blur = Blur((1, 8, 8), width=1.5)
+        >>> blur(torch.ones(1, 8, 8)).allclose(torch.ones(1, 8, 8))  # the kernel sums to 1
+        True
     """
 
     down: Tensor  # (H, H), of a column of pixels
@@ -363,7 +412,7 @@ class Blur(LinearOperator):
 
 
 def _blurring(size: int, width: float) -> Tensor:
-    """The convolution of so many pixels with a Gaussian kernel, (size, size) in float64."""
+    """The matrix of the convolution of a row of pixels with the kernel, (size, size) in float64."""
     reach = math.ceil(3 * width)
     kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1).double() / width).square())
     pixel = torch.arange(size).unsqueeze(1)
@@ -376,8 +425,15 @@ class Downsample(LinearOperator):
     """The operator of superresolution: an image of fewer pixels, each the average of a square.
 
     Args:
-        event_shape: shape of a datum, (C, H, W).
-        factor: the side of a square in pixels, a divisor of H and W.
+        event_shape: the shape of a datum, (C, H, W).
+        factor: the side of a square, in pixels, a divisor of H and W.
+
+    Raises:
+        ValueError: another event shape, a factor that is no divisor.
+
+    Example:
+        >>> Downsample((1, 8, 8), factor=4).obs_shape
+        (1, 2, 2)
     """
 
     independent = True
@@ -405,7 +461,14 @@ class Downsample(LinearOperator):
 def as_operator(
     H: Tensor | LinearOperator | NonlinearOperator, event_shape: Sequence[int]
 ) -> LinearOperator | NonlinearOperator:
-    """H as an operator of data of this shape, checked; a matrix (m, d) becomes one.
+    """H as an operator, checked.
+
+    Args:
+        H: an operator, or a matrix (m, d) that multiplies flattened data.
+        event_shape: the shape of a datum.
+
+    Returns:
+        The operator itself, or a :class:`Matrix`.
 
     Raises:
         TypeError: H is neither operator nor matrix.

@@ -1,11 +1,11 @@
 r"""Products with a denoiser's covariance of x given z, and linear systems with them.
 
-With z = x + V^{1/2} ε and V = e^{-λ}, one number or one for each dimension, Tweedie's formula of
-second order gives the covariance from the denoiser alone:
+With ``z = x + V^{1/2} ε`` and ``V = e^{-λ}``, one number or one for each dimension, Tweedie's
+formula of second order gives the covariance from the denoiser alone:
 
     Cov(x | z) = (∂x̂/∂z) V
 
-It is symmetric for an exact denoiser, and nearly so for a network where noise is low.
+It is symmetric for an exact denoiser, and nearly so for a network where the noise is low.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ Product = Callable[[Tensor], Tensor]
 class DenoiserCovariance:
     """The covariance of x given z by a denoiser, as products with vectors like z, and x̂.
 
-    A product is a vector-Jacobian product, V (∂x̂/∂z)ᵀ v, about the time of a network call. It is
-    differentiable where gradients are enabled.
+    A product is a vector-Jacobian product, ``V (∂x̂/∂z)ᵀ v``, about the time of a network call. It
+    is differentiable where gradients are enabled.
 
     Args:
-        denoise: function that returns x̂, like z.
+        denoise: the function that returns x̂, like z.
         z: readouts, (n, *event_shape).
-        variance: variance V of the noise, broadcastable to z.
+        variance: variances V of the noise, broadcastable to z.
     """
 
     def __init__(self, denoise: Callable[[Tensor], Tensor], z: Tensor, variance: Tensor) -> None:
@@ -46,7 +46,7 @@ class DenoiserCovariance:
         return self._x_hat if self._create_graph else self._x_hat.detach()
 
     def __call__(self, v: Tensor) -> Tensor:
-        """V (∂x̂/∂z)ᵀ v, like z."""
+        """``V (∂x̂/∂z)ᵀ v``, like z, for v like z."""
         (gradient,) = torch.autograd.grad(
             self._x_hat,
             self._z,
@@ -62,7 +62,7 @@ class Solution(NamedTuple):
     """Approximate solutions of n linear systems S u = b."""
 
     u: Tensor  # (n, m)
-    image: Tensor  # B u, of the B that is computed with S u
+    image: Tensor  # B u, for the B that the product computes with S u
     rest: Tensor  # b - S u, (n, m)
     iterations: Tensor  # (n,), int64
 
@@ -80,11 +80,16 @@ def conjugate_gradients(
     with pᵀ S p ≤ 0, which a positive definite S does not have.
 
     Args:
-        product: function that returns S p, (n, m), and B p, (n, *shape), for p (n, m); S is
-            symmetric, and B a matrix whose product is wanted too.
+        product: the function that returns S p, (n, m), and B p, (n, *shape), for p, (n, m); S is
+            symmetric, and B a matrix whose product is needed too.
         b: right-hand sides, (n, m).
-        precondition: function that returns M r, (n, m), of residuals r; M is symmetric, and near to
-            S^{-1}.
+        tolerance: the ratio of the norms of residual and right-hand side at which a system stops.
+        max_iterations: the most iterations, at least 1.
+        precondition: the function that returns M r, (n, m), of residuals r, with M symmetric and
+            near to ``S^{-1}``; None: the identity.
+
+    Returns:
+        A :class:`Solution`.
     """
     u, r, first = torch.zeros_like(b), b, b.square().sum(-1)
     p = q = b if precondition is None else precondition(b)

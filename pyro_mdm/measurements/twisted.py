@@ -1,13 +1,13 @@
 r"""Weighted samples of data given measurements: twisted sequential Monte Carlo.
 
-Particles follow the chain of ancestral sampling, p(y_r | y_s, x̂), with E[x | z, obs] in the place
-of x̂. Their weights correct for it: with ψ(y) > 0 an approximation of p(obs | y),
+Particles follow the chain of ancestral sampling, ``p(y_r | y_s, x̂)``, with ``E[x | z, obs]`` in the
+place of x̂. Their weights correct for it: with ψ(y) > 0 an approximation of p(obs | y),
 
     w ∏= p(y_r | y_s, x̂) ψ(y_r) / ( q(y_r | y_s, E[x | z_s, obs]) ψ(y_s) )
 
-with p(obs | x) in the place of ψ at the end. ψ = exp(-½ rᵀ (H C Hᵀ + R)^{-1} r), r = obs - H x̂.
-Whatever ψ, the mean weight is an unbiased estimate of the chain's p(obs), and weighted particles
-are samples of its p(x | obs) as their number grows.
+with p(obs | x) in the place of ψ at the end. ``ψ = exp(-½ rᵀ (H C Hᵀ + R)^{-1} r)`` with
+``r = obs - H x̂``. Whatever ψ, the mean weight is an unbiased estimate of the chain's p(obs), and
+weighted particles are samples of its p(x | obs) as their number grows.
 
 The chain is a discretization: its log p(obs) differs from that of the process by a term of first
 order in the step. From 16 steps on, a chain of half as many steps estimates that term (Richardson's
@@ -38,20 +38,31 @@ from pyro_mdm.support.modules import evaluating
 __all__ = ["Particles", "twisted_smc", "weighted_particles"]
 
 FEWEST_STEPS = 16
-"""Steps of a chain of which half as many tell what the grid adds."""
+"""The fewest steps of a chain whose grid error is estimated by half as many: the weights of fewer
+are too unequal."""
 FAR_BELOW = 100
-"""How far the variance of noise may be below that of H x by the decoder."""
+"""The largest ratio of the variance of H x by the decoder and that of the noise: beyond it hardly a
+particle agrees with obs."""
 UNCERTAIN = 0.25
-"""How wrong that may be, as a part of it: one standard error (tests/benchmarks/evidence.py)."""
+"""The standard error of the grid error as a fraction of it, since it is of first order alone
+(tests/benchmarks/evidence.py)."""
 
 
 class Particles(NamedTuple):
-    """Weighted samples, P particles in each of R independent repeats."""
+    """Weighted samples, P particles in each of R independent repeats; :func:`twisted_smc` draws
+    them.
+
+    Example:
+        >>> x, log_weights = torch.randn(4, 16, 2), torch.randn(4, 16).double()
+        >>> particles = Particles(x, log_weights, 10, Measured(float("nan"), float("nan")))
+        >>> particles.resampled(5).shape, particles.one_of_each().shape
+        (torch.Size([5, 2]), torch.Size([4, 2]))
+    """
 
     x: Tensor  # (R, P, *event_shape)
     log_weights: Tensor  # (R, P), nats, float64; their exponentials have the mean p(obs)
-    network_calls: int  # per particle, without products with vectors
-    grid_error: Measured  # the term that the grid adds to log_evidence, nats; NaN below 16 steps
+    network_calls: int  # per particle, without vector-Jacobian products
+    grid_error: Measured  # log_evidence of the chain − of the process, nats; NaN below 16 steps
     coarse: Any = None  # Particles of half as many steps; None below 16 steps
 
     @property
@@ -59,8 +70,8 @@ class Particles(NamedTuple):
         """log p(obs) of the chain, nats, with its standard error over repeats.
 
         It is the logarithm of the mean of unbiased estimates. The error is NaN for one repeat, and
-        where the largest estimate is more than a tenth of the sum beyond an equal part: then more
-        particles, or more repeats, are needed. That of the process is :attr:`extrapolated`.
+        where one estimate exceeds its equal share of the sum by more than a tenth of the sum: then
+        more particles or repeats are needed. That of the process is :attr:`extrapolated`.
         """
         return of_repeats(self.log_weights.logsumexp(1) - math.log(self.log_weights.shape[1]))
 
@@ -76,12 +87,12 @@ class Particles(NamedTuple):
 
     @property
     def extrapolated(self) -> Measured:
-        """log p(obs) of the process, nats: that of the chain less ``grid_error``.
+        """log p(obs) of the process, nats: the chain's − ``grid_error``.
 
-        The standard error is of both, and of a quarter of ``grid_error``, since it is of first
-        order alone. The chain's own error is in both, and counts twice: chance that raises the
-        chain's log p(obs) lowers ``grid_error`` as much. Below 16 steps it is the chain's, and so
-        it is where no particle of half as many steps can have given obs.
+        The standard error has those of both, and a quarter of ``grid_error``, since this is of
+        first order alone. The chain's error is in both, and counts twice: chance that raises the
+        chain's log p(obs) lowers ``grid_error`` as much. Below 16 steps the value is the chain's,
+        and also where no particle of half as many steps can have given obs.
         """
         chain, added = self.log_evidence, self.grid_error
         if not math.isfinite(added.mean):
@@ -94,7 +105,8 @@ class Particles(NamedTuple):
     def interval(self) -> tuple[float, float]:
         """95% interval of log p(obs), nats, from :attr:`extrapolated`; NaN where it has no error.
 
-        By Student's t with R - 1 degrees of freedom, since the standard error comes from R repeats.
+        It is by Student's t with R - 1 degrees of freedom, since the standard error comes from R
+        repeats.
         """
         mean, error = self.extrapolated
         half = float(reach(len(self.log_weights) - 1)) * error
@@ -102,7 +114,8 @@ class Particles(NamedTuple):
 
     @property
     def weights(self) -> Tensor:
-        """The weights of all particles, (R, P), which sum to 1; all alike if none is possible."""
+        """The weights of all particles, (R, P), which sum to 1; equal if all have weight 0."""
+        # finite, as softmax of -∞ alone is NaN
         log_w = self.log_weights.flatten().clamp_min(torch.finfo(self.log_weights.dtype).min)
         return log_w.softmax(0).reshape(self.log_weights.shape)
 
@@ -110,35 +123,35 @@ class Particles(NamedTuple):
     def posterior_mean(self) -> tuple[Tensor, Tensor]:
         """E[x | obs] and its standard error, (*event_shape) each; NaN for one repeat.
 
-        The error is that over repeats, and what the grid adds to the mean, to first order, with the
-        error of that. Below 16 steps this is not known, and it is the chain's own error. For an
+        The error has the spread over repeats, and the change of the mean by the grid, to first
+        order, with its own error. Below 16 steps the grid's is not known and is left out. For an
         interval use Student's t, as :attr:`interval` does.
         """
         mean, error = self._mean
         if self.coarse is None:
             return mean, error
-        half, of_half = self.coarse._mean
+        coarse_mean, coarse_error = self.coarse._mean
         ratio = (self.network_calls - self.coarse.network_calls) / self.coarse.network_calls
-        added = (half - mean).square() + error.square() + of_half.square()
+        added = (coarse_mean - mean).square() + error.square() + coarse_error.square()
         return mean, (error.square() + added / (ratio - 1) ** 2).sqrt()
 
     @property
     def _mean(self) -> tuple[Tensor, Tensor]:
         """E[x | obs] of the chain, and its error over repeats."""
-        of_each = self.weights.sum(1)  # (R,)
+        by_repeat = self.weights.sum(1)  # (R,)
         event = self.x.dim() - 2
         w = self.weights.reshape(*self.weights.shape, *[1] * event)
         sums = (w * self.x).sum(1)
         mean = sums.sum(0)
-        off = sums - of_each.reshape(-1, *[1] * event) * mean
-        R = len(of_each)
+        off = sums - by_repeat.reshape(-1, *[1] * event) * mean  # of a ratio estimate
+        R = len(by_repeat)
         error = (R / (R - 1) * off.square().sum(0)).sqrt() if R > 1 else mean * math.nan
         return mean, error
 
     def one_of_each(self) -> Tensor:
         """One particle of each repeat, drawn by its weights, (R, *event_shape).
 
-        These are independent draws of p(x | obs), as exact as the particles of a repeat are many.
+        These are independent samples of p(x | obs), the better the more particles a repeat has.
         Repeats of which no particle can have given obs are left out.
         """
         some = (self.log_weights > -math.inf).any(1)
@@ -149,8 +162,11 @@ class Particles(NamedTuple):
     def resampled(self, n: int) -> Tensor:
         """n particles drawn with their weights as probabilities, (n, *event_shape).
 
-        They share ancestors: of few repeats there are few that differ much. Independent draws are
-        those of :meth:`one_of_each`.
+        They share ancestors: among those of few repeats few differ much. :meth:`one_of_each` has
+        independent ones.
+
+        Args:
+            n: the number of particles that are drawn.
         """
         check_count("n", n, "the number of particles that are drawn")
         chosen = torch.multinomial(self.weights.flatten(), n, replacement=True)
@@ -171,26 +187,30 @@ def twisted_smc(
     approximate, as for data of several modes. The particles needed grow with the number and the
     precision of the observations: look at the spread of the evidence between repeats. Samples and
     evidence are those of the chain of :class:`~pyro_mdm.samplers.Ancestral` on its grid, with the
-    model's decoder. ``grid_error`` estimates what the grid adds to log p(obs), to first order. With
-    few steps this is too little: 0.146 of 0.185 nats for Gaussian data and 30 steps
+    model's decoder. ``grid_error`` estimates the error of the grid in log p(obs), to first order.
+    With few steps this is too little: 0.146 of 0.185 nats for Gaussian data and 30 steps
     (tests/test_measurements.py). Below 16 steps it is NaN and costs nothing, since the weights of
     half as many steps are too unequal.
 
     Args:
         model: a model of :func:`condition_on_measurements` with one obs for all data. Its noise
-            variances are positive and not small beside e^{-λ(ε)}, or all 0 with H a :class:`Mask`.
-        num_particles: number P of particles of each repeat.
-        steps: number of steps of the chain, a network call each. From 16 on a second chain of half
-            as many steps runs for ``grid_error``.
-        repeats: number R of repeats, computed at once. From two on the evidence has a standard
+            variances are positive and not small beside ``e^{-λ(ε)}``, or all 0 with H a
+            :class:`Mask`.
+        num_particles: the number P of particles of each repeat.
+        steps: the number of steps of the chain, a network call each. From 16 on a second chain of
+            half as many steps runs for ``grid_error``.
+        repeats: the number R of repeats, computed at once. From two on the evidence has a standard
             error.
-        threshold: fraction of P; the particles of a repeat are resampled where their effective
-            number falls below it.
+        threshold: the effective number of particles below which those of a repeat are resampled, as
+            a fraction of P.
+
+    Returns:
+        :class:`Particles`.
 
     Raises:
         TypeError: another model, or a diffusion whose steps need more than x̂.
-        ValueError: obs that differ between data, exact observations that are not entries of x, a
-            law under which no particle can have given obs.
+        ValueError: obs that differ between data, exact observations that are not entries of x,
+            noise under which no particle can have given obs.
 
     Source: Wu, Trippe, Naesseth, Blei & Cunningham, "Practical and Asymptotically Exact Conditional
     Sampling in Diffusion Models", NeurIPS 2023, algorithm 1, here for any K and with the
@@ -201,8 +221,9 @@ def twisted_smc(
         >>> from pyro_mdm.measurements import condition_on_measurements
         >>> from pyro_mdm.networks import MLP
         >>> model = DiffusionModel(CLD(max_log_snr=9.0), Denoiser.fit(MLP(2), torch.randn(100, 2)))
-        >>> given = condition_on_measurements(model, torch.ones(1, 2), torch.tensor([3.0]), 0.1)
-        >>> particles = twisted_smc(given, 16, steps=10, repeats=4)
+        >>> obs = torch.tensor([3.0])
+        >>> conditioned = condition_on_measurements(model, torch.ones(1, 2), obs, noise=0.1)
+        >>> particles = twisted_smc(conditioned, 16, steps=10, repeats=4)
         >>> particles.resampled(5).shape
         torch.Size([5, 2])
     """
@@ -231,7 +252,13 @@ def weighted_particles(
 ) -> Particles:
     """The particles of :func:`twisted_smc` by one chain alone, without ``grid_error``.
 
-    They are not refused if none of them can have given obs: the estimate of p(obs), 0, is unbiased.
+    Particles of which none can have given obs are no error: the estimate of p(obs), 0, is unbiased.
+
+    Args:
+        model, num_particles, steps, repeats, threshold: as for :func:`twisted_smc`.
+
+    Returns:
+        :class:`Particles`, whose ``grid_error`` is NaN.
     """
     score = _checked(model)
     check_count("num_particles", num_particles, "the number of particles of a repeat", 2)
@@ -246,7 +273,7 @@ def weighted_particles(
 
 
 def _added_by_grid(fine: Measured, coarse: Measured, ratio: float) -> Measured:
-    """The first-order term that the grid adds to ``fine``, from steps ``ratio`` times longer."""
+    """The first-order error of the grid in ``fine``, from steps ``ratio`` times as long."""
     error = math.hypot(fine.standard_error, coarse.standard_error)
     return Measured(coarse.mean - fine.mean, error).scaled(1 / (ratio - 1))
 
@@ -351,8 +378,8 @@ def _checked(model: DiffusionModel) -> MeasuredDenoiser:
         )
     operator, noise = score.operator, score.noise
     if isinstance(noise, Tensor) and isinstance(operator, LinearOperator) and not bool(exact.any()):
-        of_start = math.exp(-float(torch.as_tensor(model.diffusion.start_log_snr).max()))
-        least = operator.squares * of_start / FAR_BELOW
+        start_variance = math.exp(-float(torch.as_tensor(model.diffusion.start_log_snr).max()))
+        least = operator.squares * start_variance / FAR_BELOW
         if bool((noise < least).any()):
             raise ValueError(
                 f"noise reaches {float(noise.min()):.3g}, expected at least "

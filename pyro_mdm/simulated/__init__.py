@@ -1,6 +1,6 @@
 """Diffusions without a closed form, whose paths and bounds are simulated.
 
-Importing this package registers them with the core: path laws, bounds, fits and comparisons.
+Importing this package registers them with the core: paths, bounds, fits and comparisons.
 """
 
 from pyro_mdm.simulated import moments  # noqa: F401  registers how scores are fitted

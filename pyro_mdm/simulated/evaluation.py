@@ -2,7 +2,7 @@ r"""Bounds of models whose noising diffusion is simulated, with errors, and pair
 
 A round simulates one path for every datum, from y_ε to T. It evaluates the integrand once in every
 stratum of the path, at offsets spread evenly over the data. Rounds are independent: their spread is
-the Monte Carlo error. A pilot of two rounds, left out of the estimate, tells how many rounds a
+the Monte Carlo error. A pilot of two rounds, left out of the estimate, says how many rounds a
 half-width takes. The decoder and the divergence share y_ε, so that its noise cancels.
 
 The step of the simulation adds a bias. :func:`step_size_bias` measures it by simulating the same
@@ -46,27 +46,38 @@ from pyro_mdm.support.progress import Progress, progress_bar
 __all__ = ["StepSizeBias", "step_size_bias"]
 
 ROWS = 2048
-"""Paths that are simulated together: steps cost almost the same for fewer."""
+"""The most paths that are simulated together: a step of fewer takes almost as long."""
 
 PILOT = 2
-"""Rounds that tell how many a half-width takes; they are left out of the estimate."""
+"""Rounds that say how many a half-width takes; they are left out of the estimate, as a stopping
+rule that looks at them would bias it."""
 
 
 @dataclass(frozen=True)
 class StepSizeBias:
-    """The change of the bound when the step is halved, at the same noise, in nats per datum.
+    """The difference of the bound with a step and with half of it, at the same noise.
 
     The bias of the whole step is twice the difference for a method of first order, and 4/3 of it
     for a method of second order (mostly ``srk``).
+
+    Attributes:
+        step_size: the whole step, a fraction of ``progress`` from ε to T.
+        difference: mean bound with the whole step − with half of it, nats per datum.
+        standard_error: the standard error of the difference, over data and noise, nats.
+
+    Example:
+        >>> bias = StepSizeBias(step_size=0.01, difference=-0.02, standard_error=0.005)
+        >>> [round(end, 3) for end in bias.interval]
+        [-0.03, -0.01]
     """
 
     step_size: float
-    difference: float  # mean bound with the step less that with half of it
-    standard_error: float  # of the difference, over data and noise
+    difference: float
+    standard_error: float
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95% interval of the difference."""
+        """95% interval of the difference, nats."""
         half = Z95 * self.standard_error
         return self.difference - half, self.difference + half
 
@@ -79,11 +90,25 @@ def step_size_bias(
     Args:
         model, guide: programs over one simulated diffusion.
         x: data in model space, (n, *event_shape), at least 8.
-        draws: number of paths per datum; each is simulated twice.
+        draws: the number of paths of each datum; each is simulated twice.
         seed: the seed of the noise.
+
+    Returns:
+        A :class:`StepSizeBias`.
 
     Raises:
         ValueError: a linear diffusion, which is not simulated; fewer than 8 data.
+
+    Example:
+        >>> from pyro_mdm import CLD, DiffusionGuide, DiffusionModel, RawScore, Simulation
+        >>> from pyro_mdm.networks import MLP
+        >>> from pyro_mdm.simulated import Simulated
+        >>> diffusion = Simulated(CLD(), Simulation(step_size=0.25))
+        >>> score = RawScore(MLP(2 * 2))  # of K = 2 variables, each of two dimensions
+        >>> model = DiffusionModel(diffusion, score, event_shape=(2,))
+        >>> bias = step_size_bias(model, DiffusionGuide(diffusion), torch.randn(8, 2), draws=1)
+        >>> bias.step_size
+        0.25
     """
     fix = "ask it of a NonlinearDiffusion, or of Simulated(diffusion)"
     require(model.diffusion, Cap.SIMULATED, who="the bias of a step size", fix=fix)
@@ -101,7 +126,8 @@ def step_size_bias(
 
 
 def _halved(model: DiffusionModel, law: SimulatedPath) -> Tensor:
-    """The integral with half the step less that with the whole, (n,): the bound has it negative."""
+    """The integral with half the step − with the whole, (n,): the bound has it with a minus
+    sign."""
     diffusion, settings = model.diffusion, law.simulation
     y = law.rsample().squeeze(1)
     n, d, K = len(y), law.num_dims, diffusion.num_variables
@@ -112,7 +138,7 @@ def _halved(model: DiffusionModel, law: SimulatedPath) -> Tensor:
         "noise": seeded.normal((n * settings.points, d, K), y.dtype, y.device),
     }
     steps = settings.steps()
-    probes = int(seeded.uniform((1,), torch.float64, y.device) * 2**52)  # the same for both
+    probes = int(seeded.uniform((1,), torch.float64, y.device) * 2**52)  # the same for both steps
     values = []
     for times in (1, 2):
         refined = replace(settings, step_size=1 / (times * steps))
@@ -209,9 +235,10 @@ class _Rounds:
         n = totals.shape[1]
         per_datum = totals.mean(0)
         noise = Noise.from_draws(totals)
-        monte_carlo_error = _of_mean(noise.variance)
+        monte_carlo_error = _mean_error(noise.variance)
         number, total, squares = self.histogram
         density = total / number.clamp_min(1)
+        # rounding may take a difference of squares below 0
         variance = (squares / number.clamp_min(1) - density**2).clamp_min(0)
         terms: dict[str, Any] = {
             name: Measured.from_values(term) for name, term in self.means().items()
@@ -256,22 +283,23 @@ def _compare(
     }
     unit = math.log(2) * math.prod(x.shape[1:])
     wanted = None if half_width is None else half_width * unit / Z95
-    most = {n: max(2, asked.draws // of_model.calls_per_path) for n, of_model in simulated.items()}
-    total = sum(most[name] * of_model.calls_per_path for name, of_model in simulated.items())
+    # two rounds at least have a spread, which is the error
+    most = {name: max(2, asked.draws // r.calls_per_path) for name, r in simulated.items()}
+    total = sum(most[name] * rounds.calls_per_path for name, rounds in simulated.items())
     with progress_bar(total * len(x), "evaluating", "calls", shown=asked.progress) as bar:
-        rounds = max(most.values())
+        number = max(most.values())
         if wanted is not None and min(most.values()) >= 2 * PILOT:
-            for _, of_model in itertools.product(range(PILOT), simulated.values()):
-                of_model.add(bar)
+            for _, rounds in itertools.product(range(PILOT), simulated.values()):
+                rounds.add(bar)
             need = PILOT * SAFETY * _needed(programs, linear_estimates, simulated, wanted)
             need = float(share.first(torch.tensor([need], dtype=torch.float64)))
-            rounds = max(2, min(rounds - PILOT, math.ceil(min(need, rounds))))
-            most = {name: number - PILOT for name, number in most.items()}
-            for of_model in simulated.values():
-                of_model.forget()
-        for r, (name, of_model) in itertools.product(range(rounds), simulated.items()):
+            number = max(2, min(number - PILOT, math.ceil(min(need, number))))
+            most = {name: limit - PILOT for name, limit in most.items()}
+            for rounds in simulated.values():
+                rounds.forget()
+        for r, (name, rounds) in itertools.product(range(number), simulated.items()):
             if r < most[name]:
-                of_model.add(bar)
+                rounds.add(bar)
     estimates = {
         name: linear_estimates[name] if name in linear_estimates else simulated[name].estimate()
         for name in programs
@@ -300,7 +328,7 @@ def _needed(
     wanted: float,
 ) -> float:
     """The factor by which the rounds so far must grow to bring every error down to ``wanted``."""
-    estimates = {name: of_model.estimate() for name, of_model in simulated.items()}
+    estimates = {name: rounds.estimate() for name, rounds in simulated.items()}
     need = max((e.monte_carlo_error / wanted) ** 2 for e in estimates.values())
     estimates |= linear
     for pair in itertools.combinations(programs, 2):
@@ -342,19 +370,19 @@ def _pair_noise(
     both = [simulated[name].totals() for name in pair if name in simulated]
     if len(both) == 2 and both[0].shape == both[1].shape:
         variance = Noise.from_draws(both[0] - both[1]).variance
-        return variance, _of_mean(variance)
+        return variance, _mean_error(variance)
     first, second = (estimates[name] for name in pair)
     variance = first.per_datum_error.square() + second.per_datum_error.square()
     return variance, math.hypot(first.monte_carlo_error, second.monte_carlo_error)
 
 
-def _of_mean(variance: Tensor) -> float:
+def _mean_error(variance: Tensor) -> float:
     """The error of the mean of data whose noise has these variances, (n,)."""
     return math.sqrt(float(variance.sum())) / len(variance)
 
 
 def _seed(*numbers: int) -> int:
-    """One seed for each use of randomness."""
+    """One seed for each use of randomness, with the constants of Knuth's MMIX generator."""
     state = 0
     for number in numbers:
         state = (state * 6364136223846793005 + number + 1442695040888963407) % 2**62

@@ -1,11 +1,11 @@
-r"""Noising diffusions with a chosen stationary law, from an energy and two matrix fields.
+r"""Noising diffusions with a chosen stationary distribution, from an energy and two matrix fields.
 
     dy = β(s) ( -(Q + D) ∇H + Γ ) ds + sqrt(2 D β(s)) dB,    Γ_i = Σ_j ∂_j (Q_ij + D_ij)
 
-has the stationary law π ∝ exp(-H) for every skew-symmetric Q(y) and positive semi-definite D(y),
-and every diffusion with that stationary law has this form (Ma, Chen & Fox, "A Complete Recipe for
-Stochastic Gradient MCMC", NeurIPS 2015, equations 2-3 and Theorems 1-2). With a quadratic H and
-constant Q and D it is a :class:`~pyro_mdm.diffusions.LinearDiffusion`.
+has the stationary distribution π ∝ exp(-H) for every skew-symmetric Q(y) and positive semi-definite
+D(y), and every diffusion that is stationary at π has this form (Ma, Chen & Fox, "A Complete Recipe
+for Stochastic Gradient MCMC", NeurIPS 2015, equations 2-3 and Theorems 1-2). With a quadratic H
+and constant Q and D it is a :class:`~pyro_mdm.diffusions.LinearDiffusion`.
 
 Γ corrects for a Q or D that depends on the state. The probability velocity at π is
 F = β (-Q ∇H + ∇·Q), so that F π = β ∇·(Q π), whose divergence vanishes as Q is skew-symmetric.
@@ -44,38 +44,37 @@ Function = Callable[[Tensor], Tensor]
 
 
 SKEW = 1e-9
-"""The largest departure of a function of the state from what it is declared, by its size."""
+"""The largest relative violation of a declared property by a function of the state."""
 
 
 class HamiltonianDiffusion(NonlinearDiffusion):
-    r"""A diffusion with the stationary law π ∝ exp(-H), which is its prior.
+    r"""A diffusion with the stationary distribution π ∝ exp(-H), which is its prior.
 
         dy = β (-(Q + D) ∇H + Γ) ds + sqrt(2 D β) dB
 
-    Everything is computed in float64; modules are cast to it. What is to be learned must be a
-    parameter of a module. Functions take states of any batch size and event shape. Their value at a
-    data dimension may depend on that dimension's variables alone.
+    Everything is computed in float64; modules are cast to it. Parameters that are learned must be
+    those of modules. Functions take states of any batch size and event shape. Their value at a data
+    dimension may depend on that dimension's variables alone.
 
     Args:
-        H: the energy. K functions of one variable each, applied elementwise: the prior is then
-            :class:`~pyro_mdm.diffusions.priors.QuadraturePrior` of them. Or one function
-            ``(batch, K, *event_shape) -> (batch, *event_shape)``, with a ``prior``.
-        Q: skew-symmetric (K, K) matrix, or a function
-            ``(batch, K, *event_shape) -> (batch, *event_shape, K, K)``. Moves mass between
-            variables.
-        D: symmetric positive semi-definite matrix, or a function like Q. Adds noise and damps.
-            Noise must reach all variables, directly or through Q and the energy; this is not
-            checked.
-        root: a function with ``root rootᵀ = D``, of D's shape, where D is a function. By default
-            the Cholesky factor, in which a pivot that is zero up to rounding makes a column of
-            zeros. It is differentiable where D keeps its rank; give a root if D does not. A
-            constant D has its symmetric root.
-        prior: a distribution with log π = -H + const. Needed for a joint H; otherwise it may
-            replace the quadrature by something faster.
-        beta: the clock β(s), :class:`~pyro_mdm.diffusions.clocks.LinearBeta` 0.1 → 20 by default.
-        horizon: time T at which noising ends.
-        initial_variance: variance Σ_v at s = 0: a number, or K-1 of them.
-        max_log_snr: log SNR λ at the start, where the decoder takes over.
+        H: the energy: K functions of one variable each, applied elementwise, whose prior is
+            :class:`~pyro_mdm.diffusions.priors.QuadraturePrior`; or one function of the state
+            (batch, K, *event_shape) that returns (batch, *event_shape), with a ``prior``.
+        Q: the skew-symmetric matrix, (K, K), which moves mass between variables; or a function of
+            the state that returns (batch, *event_shape, K, K).
+        D: the symmetric positive semi-definite matrix, which adds noise and damps; or a function
+            like Q. Noise must reach all variables, directly or through Q and the energy; this is
+            not checked.
+        root: the function of the state with ``root rootᵀ = D``, of D's shape, where D is a
+            function; None: the Cholesky factor, in which a pivot that is zero up to rounding makes
+            a column of zeros. It is differentiable where D keeps its rank; give a root if D does
+            not. A constant D has its symmetric root.
+        prior: the distribution with log π = -H + const; needed for a joint H, otherwise a faster
+            replacement of the quadrature.
+        beta: the clock β(s); None: :class:`~pyro_mdm.diffusions.clocks.LinearBeta` 0.1 → 20.
+        horizon: the time T at which noising ends.
+        initial_variance: the variance Σ_v of the auxiliary variables at s = 0, a number or K - 1.
+        max_log_snr: the log SNR λ at the start, where the decoder takes over.
         min_log_snr: the nominal log SNR at T.
         simulation: settings of the simulation of paths.
 
@@ -164,8 +163,8 @@ class HamiltonianDiffusion(NonlinearDiffusion):
             self.register_buffer("_unit_dispersion", symmetric_root(2 * self.D.constant))
 
     def settings(self) -> dict[str, Any]:
-        given = self.arguments()
-        functions = {name: described(given.get(name)) for name in ("H", "Q", "D", "root")}
+        arguments = self.arguments()
+        functions = {name: described(arguments.get(name)) for name in ("H", "Q", "D", "root")}
         constant = {f.name for f in (self.Q, self.D) if f.function is None}
         return super().settings() | {n: v for n, v in functions.items() if n not in constant}
 
@@ -176,7 +175,10 @@ class HamiltonianDiffusion(NonlinearDiffusion):
         return QuadraturePrior(list(self.H), self._device())
 
     def energy(self, y: Tensor) -> Tensor:
-        """H of each data dimension, (batch, *event_shape) in float64, for y (batch, K, *event).
+        """H of each data dimension, (batch, *event_shape) in float64.
+
+        Args:
+            y: states, (batch, K, *event_shape).
 
         Raises:
             ValueError: y or the energy's value has another shape.
@@ -197,7 +199,12 @@ class HamiltonianDiffusion(NonlinearDiffusion):
         return torch.stack(terms).sum(0)
 
     def drift(self, y: Tensor, s: Times) -> Tensor:
-        """β (-(Q + D) ∇H + Γ), like y (batch, K, *event_shape), for s (batch,) or one time."""
+        """β (-(Q + D) ∇H + Γ), like y.
+
+        Args:
+            y: states, (batch, K, *event_shape).
+            s: times, (batch,), or one time.
+        """
         with torch.enable_grad():
             state = own_node(y).double()
             (gradient,) = torch.autograd.grad(self.energy(state).sum(), state, create_graph=True)
@@ -215,9 +222,15 @@ class HamiltonianDiffusion(NonlinearDiffusion):
         return matrix_divergence(sum(blocks[1:], blocks[0]), state)
 
     def dispersion(self, y: Tensor, s: Times) -> Tensor:
-        """sqrt(β) times a root of 2 D, in float64.
+        """``√β`` times a root of 2 D, in float64.
 
-        (K, K), or (batch, K, K) for s (batch,), if D is constant; else (batch, *event_shape, K, K).
+        Args:
+            y: states, (batch, K, *event_shape).
+            s: times, (batch,), or one time.
+
+        Returns:
+            (K, K), or (batch, K, K) for times (batch,), if D is constant; else (batch,
+            *event_shape, K, K).
         """
         half_rate = self.rate(s).sqrt()
         if not self.noise_depends_on_state:

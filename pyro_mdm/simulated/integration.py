@@ -28,8 +28,9 @@ class _TimedSDE(nn.Module):
     States are (n·d, K), data dimensions folded into the batch.
 
     Args:
-        begin, end: times of the begin and the end, (n,).
-        steps: number of steps that the integrator takes, for messages.
+        begin, end: the first and the last time of each datum, (n,).
+        interval: the interval [low, high] of u.
+        steps: the number of steps that the integrator takes, for messages.
     """
 
     sde_type = "ito"
@@ -99,13 +100,22 @@ def advance(
     simulation: Simulation,
     brownian: object = None,
 ) -> Tensor:
-    """States (M, n, K, *event_shape) at knots[1:] of paths that start from y at knots[0].
+    """States at knots[1:] of paths that start from y at knots[0].
 
     Args:
-        y: states, (n, K, *event_shape).
+        diffusion: the diffusion, by its drift and dispersion.
+        y: states at knots[0], (n, K, *event_shape).
         knots: increasing times, (M + 1,) or (M + 1, n), held fixed in gradients.
-        steps: number of steps between two knots.
-        brownian: a torchsde Brownian motion over [0, 1] of shape (n·d, K).
+        steps: the number of steps between two knots.
+        simulation: the method, and how gradients are taken.
+        brownian: a torchsde Brownian motion over [0, 1] of shape (n·d, K); None: a new one.
+
+    Returns:
+        States, (M, n, K, *event_shape), in the dtype of y.
+
+    Raises:
+        SimulationError: a path exploded.
+        ValueError: a drift of another shape than y.
     """
     event_shape = y.shape[2:]
     knots = knots.detach().reshape(len(knots), -1).expand(-1, len(y))

@@ -33,6 +33,7 @@ class _FromLinear(NonlinearDiffusion, ABC):
             beta=linear.beta,
             horizon=linear.horizon,
             max_log_snr=linear.max_log_snr,
+            # nominal, and below the start even where the linear diffusion hardly noises
             min_log_snr=min(linear.terminal_log_snr.item(), linear.max_log_snr - 1e-6),
             simulation=simulation,
         )
@@ -70,6 +71,20 @@ class Simulated(_FromLinear):
 
     Its bound differs from that in closed form by the bias of the step and by noise, which makes it
     a test of the simulation.
+
+    Args:
+        linear: the linear diffusion.
+        simulation: settings of the simulation of paths.
+
+    Raises:
+        TypeError: a diffusion that is not linear.
+        ValueError: one with ``learn_ends``.
+
+    Example:
+        >>> from pyro_mdm import CLD
+        >>> diffusion = Simulated(CLD(), Simulation(step_size=0.1))
+        >>> diffusion.simulate(torch.randn(4, 2, 3), torch.tensor([0.1, 1.0])).shape
+        torch.Size([4, 2, 2, 3])
     """
 
     def __init__(self, linear: LinearDiffusion, simulation: Simulation | None = None) -> None:
@@ -85,20 +100,30 @@ class LearnedDrift(_FromLinear):
 
         dy = (A y + β u(y, λ)) ds + G dB
 
-    u = c tanh(F / c) is within ± c, so that paths cannot run away. At F = 0, where networks of this
-    library begin, the diffusion is the linear one. The prior is that of the linear diffusion; u may
-    move the law away from it, which the term ∇·(F π) / π of the bound
+    ``u = c tanh(F / c)`` is within ± c, so that paths cannot run away. At F = 0, where networks of
+    this library begin, the diffusion is the linear one. The prior is that of the linear diffusion;
+    u may move the distribution at T away from it, which the term ``∇·(F π) / π`` of the bound
     (:mod:`pyro_mdm.simulated.path_integral`) accounts for.
 
     Args:
-        linear: any linear diffusion, a learned one too.
-        network: module F that is called with the K variables as channels, (n, K·C, *spatial), and
-            log SNR (n,); it returns the shape of its input.
+        linear: the linear diffusion, fixed or learned.
+        network: the module F, called with the K variables as channels, (n, K·C, *spatial), and
+            log SNRs, (n,); it returns the shape of its input.
         limit: the bound c on each entry of u.
         simulation: settings of the simulation of paths.
 
     Raises:
-        ValueError: a limit that is not positive, a network output of another shape.
+        TypeError: a diffusion that is not linear.
+        ValueError: one with ``learn_ends``, a limit that is not positive, a network output of
+            another shape.
+
+    Example:
+        >>> from pyro_mdm import CLD
+        >>> from pyro_mdm.networks import MLP
+        >>> diffusion = LearnedDrift(CLD(), MLP(2 * 3))  # K = 2 variables of 3 dimensions
+        >>> y = torch.randn(4, 2, 3)
+        >>> bool((diffusion.drift(y, 0.5) == CLD().drift(y, 0.5)).all())  # F = 0 at first
+        True
     """
 
     def __init__(
@@ -116,7 +141,12 @@ class LearnedDrift(_FromLinear):
         self.limit = check_number("limit", limit, expected, positive=True)
 
     def added(self, y: Tensor, s: Times) -> Tensor:
-        """β u, like y (batch, K, *event_shape), for s (batch,)."""
+        """The added drift β u, like y.
+
+        Args:
+            y: states, (batch, K, *event_shape).
+            s: times, (batch,), or one time.
+        """
         s = self.as_tensor(s).expand(len(y))
         dtype = next((p.dtype for p in self.network.parameters()), y.dtype)
         log_snr = self.log_snr(s)
@@ -136,6 +166,8 @@ class LearnedDrift(_FromLinear):
         return self.linear.drift(y, s) + self.added(y, s)
 
     def prior_current(self, y: Tensor, s: Tensor) -> Tensor:
-        """The velocity at π, like y: β u alone where the prior is the linear part's law at rest,
-        which has no current."""
+        """The probability velocity at π, like y.
+
+        It is β u alone where the prior is stationary for the linear drift.
+        """
         return self.added(y, s) if self.at_rest else self._prior_current(y, s)

@@ -21,8 +21,8 @@ def _fitted(
     with randomness.piece(0, 1, seed):
         states = _noised_data(diffusion, train_x, s, num_paths)
     mean = states.mean(1)
-    rest = (states - mean.unsqueeze(1)).movedim(2, -1)  # (M, n, *event, K)
-    return mean, torch.einsum("mn...i,mn...j->m...ij", rest, rest) / num_paths
+    centred = (states - mean.unsqueeze(1)).movedim(2, -1)  # (M, n, *event, K)
+    return mean, torch.einsum("mn...i,mn...j->m...ij", centred, centred) / num_paths
 
 
 def _noised_data(

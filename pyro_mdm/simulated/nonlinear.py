@@ -2,21 +2,8 @@ r"""Noising diffusions without a closed form, given by a drift and a dispersion.
 
     dy = f(y, s) ds + G(y, s) dB_s        from ε to T
 
-The law of y_ε given x is an exact Gaussian, so that decoders serve as for linear diffusions.
-Everything later is simulated (:mod:`pyro_mdm.diffusions.simulation`).
-
-Example:
-    >>> class Cubic(NonlinearDiffusion):
-    ...     "Over-damped motion in the potential y⁴/4, with stationary law ∝ exp(-y⁴/4)."
-    ...     stationary_prior = True
-    ...     def __init__(self):
-    ...         super().__init__(1, horizon=3.0, prior=QuadraturePrior([lambda y: y**4 / 4]))
-    ...     def drift(self, y, s):
-    ...         return -(y**3)
-    ...     def dispersion(self, y, s):
-    ...         return 2**0.5 * torch.eye(1, dtype=torch.float64)
-    >>> Cubic().start_time
-    tensor(0., dtype=torch.float64)
+The distribution of y_ε given x is exact and Gaussian, so that decoders serve as for linear
+diffusions. Later states are simulated (:mod:`pyro_mdm.diffusions.simulation`).
 """
 
 from __future__ import annotations
@@ -45,9 +32,10 @@ from pyro_mdm.support.settings import described
 __all__ = ["NonlinearDiffusion", "matrix_divergence"]
 
 CHECKED_DERIVATIVES, PROBES = 64, 64
-"""Up to this K·d a prior that is declared stationary is checked exactly, else with these probes."""
+"""The largest K·d at which a prior that is declared stationary is checked by an exact divergence,
+and the number of Hutchinson's probes beyond it."""
 MISMATCH = 1e-4
-"""The largest ∇·F + F·∇log π, relative to its parts, of a prior that is stationary."""
+"""The largest ∇·F + F·∇log π, relative to its two terms, that counts as 0."""
 
 
 class NonlinearDiffusion(Diffusion, ABC):
@@ -57,31 +45,45 @@ class NonlinearDiffusion(Diffusion, ABC):
     samplers. A network in the drift must cast its inputs, as :class:`LearnedDrift` does.
 
     At ε = 0 the state is ``y = (x + e^{-λ/2} ε_0, v_0)`` with λ = ``max_log_snr`` and
-    ``v_0 ~ N(0, Σ_v)``. Later log SNR is nominal: logarithmic in clock time, from ``max_log_snr``
-    to ``min_log_snr``. It decides how often times are drawn and what the network is told of the
-    time. The bound is valid whatever it is.
+    ``v_0 ~ N(0, Σ_v)``. Later the log SNR is nominal: logarithmic in clock time, from
+    ``max_log_snr`` to ``min_log_snr``. It decides how often times are drawn, and networks are given
+    it for the time. The bound is valid whatever it is.
 
     Args:
-        num_variables: number K of variables.
-        beta: the clock β, :class:`ConstantBeta` (1) by default, which drifts read as
-            ``self.rate(s)``.
-        horizon: time T at which noising ends.
-        initial_variance: variance Σ_v at s = 0: a number, or K-1 of them.
-        max_log_snr: log SNR λ at the start, where the decoder takes over.
+        num_variables: the number K of variables, the data among them.
+        beta: the clock β, which drifts read as ``self.rate(s)``; None: :class:`ConstantBeta` (1).
+        horizon: the time T at which noising ends.
+        initial_variance: the variance Σ_v of the auxiliary variables at s = 0, a number or K - 1.
+        max_log_snr: the log SNR λ at the start, where the decoder takes over.
         min_log_snr: the nominal log SNR at T.
-        prior: prior π, N(0, I) by default. For a prior that depends on parameters of the diffusion,
+        prior: the prior π; None: N(0, I). For a prior that depends on parameters of the diffusion,
             override the property ``prior``, so that a copy of the diffusion has its own.
-        simulation: settings of the simulation of paths.
+        simulation: settings of the simulation of paths; None: the default ones.
 
     Attributes:
-        stationary_prior: whether π is stationary at every s. If declared, it is checked, and the
-            term c of (1) in :mod:`pyro_mdm.simulated.path_integral` is left out. The bound is valid
-            without the declaration too.
+        stationary_prior: whether π is stationary at every s. If it is declared so, this is checked,
+            and the term c of (1) in :mod:`pyro_mdm.simulated.path_integral` is left out. The bound
+            is valid without the declaration too.
 
     Raises:
         ValueError: K < 1, a horizon or variances that are not positive, log SNRs in the wrong
             order, a prior of another K. On first use: a drift or dispersion of another shape than
             declared, a prior declared stationary that is not.
+
+    Example:
+        >>> from pyro_mdm.diffusions import QuadraturePrior
+        >>> class Cubic(NonlinearDiffusion):
+        ...     "Over-damped motion in the potential y⁴/4, stationary at π ∝ exp(-y⁴/4)."
+        ...     stationary_prior = True
+        ...     def __init__(self):
+        ...         super().__init__(1, horizon=3.0, prior=QuadraturePrior([lambda y: y**4 / 4]))
+        ...     def drift(self, y, s):
+        ...         return -(y**3)
+        ...     def dispersion(self, y, s):
+        ...         return 2**0.5 * torch.eye(1, dtype=torch.float64)
+        >>> y = torch.randn(4, 1, 2)  # 4 data of 2 dimensions, one variable
+        >>> Cubic().simulate(y, torch.tensor([0.0, 1.0, 3.0])).shape  # at three times
+        torch.Size([4, 3, 1, 2])
     """
 
     stationary_prior: bool = False
@@ -131,7 +133,7 @@ class NonlinearDiffusion(Diffusion, ABC):
 
     @property
     def prior(self) -> Prior:
-        """π, the law that the generative process starts from; N(0, I) by default."""
+        """The prior π, from which the generative process starts; N(0, I) by default."""
         if self._prior is None:
             return GaussianPrior(torch.eye(self.num_variables).to(self.initial_covariance))
         return self._prior
@@ -151,7 +153,7 @@ class NonlinearDiffusion(Diffusion, ABC):
 
     @property
     def start(self) -> Marginal:
-        """y_ε given x: N((x, 0), diag(e^{-λ}, Σ_v))."""
+        """The distribution of y_ε given x, ``N((x, 0), diag(e^{-λ}, Σ_v))``."""
         a = torch.zeros(self.num_variables).to(self.initial_covariance)
         a[0] = 1.0
         Sigma = self.initial_covariance
@@ -165,7 +167,7 @@ class NonlinearDiffusion(Diffusion, ABC):
         return self.beta.rate(self.checked_time("s", s))
 
     def log_snr(self, s: Times) -> Tensor:
-        """Nominal λ(s), like s: logarithmic in b(s) - b(ε) + e^{-max_log_snr / 2}."""
+        """The nominal λ(s), like s: linear in the logarithm of ``b(s) - b(ε) + e^{-λ(ε) / 2}``."""
         return self.max_log_snr - self._width * (self._done(s) / self._unit).log1p()
 
     def log_snr_rate(self, s: Times) -> Tensor:
@@ -177,9 +179,9 @@ class NonlinearDiffusion(Diffusion, ABC):
         return torch.maximum(self.inverse_clock(tau).clamp(max=self.horizon), self.start_time)
 
     def progress(self, s: Times) -> Tensor:
-        """How far s is from ε to T, in [0, 1]: the mean of the fractions by clock and by log SNR.
+        """The progress of s from ε to T, in [0, 1]: the mean of those by clock and by log SNR.
 
-        Even steps of it are short both early, where scales of the data are small, and late.
+        Even steps of it are short both early, where the noise is small, and late.
         """
         done, whole = self._done(s), self._ends()[1]
         by_level = (done / self._unit).log1p() / (whole / self._unit).log1p()
@@ -199,7 +201,7 @@ class NonlinearDiffusion(Diffusion, ABC):
         whole = whole / self._unit
         end = whole.log1p()
         x = end.expand(wanted.shape)  # log1p(done / unit): Newton's method from above is monotone
-        for _ in range(60):
+        for _ in range(60):  # a limit: convergence is quadratic, and ends the loop
             error = (x.expm1() / whole + x / end) / 2 - wanted
             step = error / ((x.exp() / whole + 1 / end) / 2)
             x = (x - step).clamp_min(0.0)
@@ -240,7 +242,16 @@ class NonlinearDiffusion(Diffusion, ABC):
         return (self.max_log_snr - self._min_log_snr) / (whole / self._unit).log1p()
 
     def simulate(self, y: Tensor, times: Tensor, simulation: Simulation | None = None) -> Tensor:
-        """Paths from torchsde, with steps of at most ``step_size`` in :meth:`progress`."""
+        """Paths by torchsde, with steps of at most ``step_size`` in :meth:`progress`.
+
+        Args:
+            y: states at times[0], (n, K, *event_shape).
+            times: increasing times, (N,).
+            simulation: settings; None: the diffusion's.
+
+        Returns:
+            States, (n, N, K, *event_shape).
+        """
         if len(times) == 1:
             return y.unsqueeze(1)
         simulation = self.simulation if simulation is None else simulation
@@ -252,7 +263,14 @@ class NonlinearDiffusion(Diffusion, ABC):
     # -- what the bound needs ----------------------------------------------------------------------
 
     def noise_divergence(self, y: Tensor, s: Times) -> Tensor:
-        """∇·g², like y: Σ_j ∂_j g²_ij within each data dimension; automatic unless overridden."""
+        """``∇·g²``, like y: ``Σ_j ∂_j g²_ij`` within each data dimension.
+
+        By automatic differentiation unless overridden.
+
+        Args:
+            y: states, (batch, K, *event_shape).
+            s: times, (batch,), or one time.
+        """
         if not self.noise_depends_on_state:
             return torch.zeros_like(y)
         with torch.enable_grad():
@@ -267,9 +285,9 @@ class NonlinearDiffusion(Diffusion, ABC):
         return value if torch.is_grad_enabled() and learned else value.detach()
 
     def prior_current(self, y: Tensor, s: Tensor) -> Tensor | None:
-        """The probability velocity at π, F = f - ½ (g² ∇log π + ∇·g²), like y.
+        """The probability velocity at π, ``F = f - ½ (g² ∇log π + ∇·g²)``, like y.
 
-        None if ∇·(F π) is known to be 0.
+        None where the prior is declared stationary, so that ``∇·(F π)`` is 0.
         """
         if self.stationary_prior:
             return None
@@ -287,10 +305,13 @@ class NonlinearDiffusion(Diffusion, ABC):
         return self.drift(y, at).double() - (1 + noise) / 2 * pull
 
     def check(self, event_shape: Sequence[int]) -> None:
-        """Check what the diffusion declares, on a few states from the prior, once per shape.
+        """Check the declared properties on a few states of the prior, once for each shape.
+
+        Args:
+            event_shape: the shape of a datum.
 
         Raises:
-            ValueError: see the class.
+            ValueError: see :class:`NonlinearDiffusion`.
         """
         event_shape = torch.Size(event_shape)
         if event_shape in self._checked:
@@ -359,6 +380,7 @@ class NonlinearDiffusion(Diffusion, ABC):
             along = (F * self.prior.score(point)).flatten(1).sum(1)
             first, second = trace.value.detach(), along.detach()
         scale = float(first.square().mean().sqrt() + second.square().mean().sqrt())
+        # 7 standard errors of the probes, which chance does not reach
         allowed = MISMATCH * scale + 1e-8 + 7 * trace.variance.detach().sqrt()
         if not bool(((first + second).abs() <= allowed).all()):
             worst = int((first + second).abs().argmax())
@@ -399,9 +421,13 @@ class NonlinearDiffusion(Diffusion, ABC):
 
 
 def matrix_divergence(matrix: Tensor, y: Tensor) -> Tensor:
-    """Σ_j ∂_j m_ij, like y (n, K, *event_shape), for blocks m (n, d, K, K) computed from y.
+    """``Σ_j ∂_j m_ij``, like y.
 
     The block of a data dimension must depend on that dimension's variables alone.
+
+    Args:
+        matrix: blocks m, (n, d, K, K), computed from y.
+        y: states with a graph, (n, K, *event_shape).
     """
     n, K = y.shape[:2]
     rows = []

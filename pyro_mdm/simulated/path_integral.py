@@ -6,18 +6,21 @@ Girsanov's theorem and integration by parts give, with ℓ = log π, g² = G G�
 
     c = ∇·F + F · ∇ℓ,    F = f - ½ (g² ∇ℓ + ∇·g²)
 
-at states y_s of the path from y_ε. It is the implicit (ISM) bound E[ log π(y_T) + ∫ -½ ‖s_θ‖² -
-∇·(g² s_θ - f) - ½ ∇·∇·g² ds ] with log π(y_T) written as log π(y_ε) plus an integral (Itô), so that
-no path need reach T. F is the probability velocity at π: c = ∇·(F π)/π vanishes if π is stationary.
-Then a score of r = 0 has exactly log π(y_ε), and the integral is what a trained one gains over it.
+at states y_s of the path from y_ε. It is the implicit (ISM) bound
+
+    E[ log π(y_T) + ∫ -½ ‖s_θ‖²_{g²} - ∇·(g² s_θ - f) - ½ ∇·∇·g² ds ]
+
+with log π(y_T) written as log π(y_ε) plus an integral (Itô), so that no path need reach T. F is the
+probability velocity at π: ``c = ∇·(F π)/π`` vanishes if π is stationary. Then a score with r = 0
+has exactly log π(y_ε), and minus the integral is the gain of a trained one over it.
 
 The divergence is
 
-- ISM: ∇·(g² r) = (∇·g²)·r + tr(Gᵀ J G), J the Jacobian of r; the trace exactly, or by Hutchinson's
-  probes ξᵀ Gᵀ J G ξ, which see the range of G alone;
-- local denoising score matching: over an Euler-Maruyama increment y_s = y_r + f δ + √δ G ξ, by
-  Stein's identity, E tr(Gᵀ J G)(y_s) = E ⟨Gᵀ r(y_s), ξ⟩ / √δ; exactly for the simulated state if
-  noise does not depend on it, else to first order in δ. ξ is used with both signs: a central
+- ISM: ``∇·(g² r) = (∇·g²)·r + tr(Gᵀ J G)``, with J the Jacobian of r; the trace exactly, or by
+  Hutchinson's probes ``ξᵀ Gᵀ J G ξ``, which see the range of G alone;
+- local denoising score matching: over an Euler-Maruyama increment ``y_s = y_r + f δ + √δ G ξ``, by
+  Stein's identity, ``E tr(Gᵀ J G)(y_s) = E ⟨Gᵀ r(y_s), ξ⟩ / √δ``; exactly for the simulated state
+  if noise does not depend on it, else to first order in δ. ξ is used with both signs: a central
   difference, of finite variance for any δ, without a derivative of the network.
 
 Sources: Singhal, Goldstein & Ranganath, ICLR 2023, Theorem 1 and appendices (ISM, DSM); the same
@@ -49,13 +52,14 @@ ScoreFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 class PathIntegral(NamedTuple):
-    """One estimate of the integral in (1) for each of n data, from P points on each path."""
+    """One estimate of the integral in (1) of the module for each of n data, from P points of a
+    path."""
 
     value: Tensor  # (n,), nats
     level: Tensor  # (P, n) log SNRs at which the integrand was evaluated
     density: Tensor  # (P, n) the integrand per unit of log SNR, nats
     probe_variance: Tensor  # (n,) of the value, by Hutchinson's probes; 0: exact, NaN: one probe
-    end: Tensor | None  # (n, K, *event_shape) the state at T, if asked for
+    end: Tensor | None  # (n, K, *event_shape) the state at T, with ``to_end``
 
 
 def path_integral(
@@ -69,26 +73,31 @@ def path_integral(
     noise: Tensor | None = None,
     to_end: bool = False,
 ) -> PathIntegral:
-    """An estimate of the integral in (1), from one path per datum.
+    """An estimate of the integral in (1) of the module, from one path of each datum.
 
     ``progress`` from ε to T is cut into P equal strata, the ``points`` of the simulation. The
     integrand is evaluated once in each, at the same fraction of the stratum.
 
     Args:
-        score: function ``score(y, s)``, like y, for times (n,).
+        diffusion: the noising diffusion.
+        score: the function ``score(y, s)`` that returns a tensor like y, for times (n,).
         y: states at ε, (n, K, *event_shape).
         simulation: settings of the simulation of paths and of the estimate of the integral.
-        fraction: the fraction of a stratum, (n,) in [0, 1); by default of low discrepancy. Times
-            are held fixed in gradients.
-        brownian: the Brownian motion of the paths over [0, 1], of shape (n·d, K); drawn by default.
-        noise: increments of local DSM, (n·P, d, K); drawn by default.
+        fraction: the place of the points in their strata, (n,) in [0, 1); None: of low discrepancy.
+            Times are held fixed in gradients.
+        brownian: the Brownian motion of the paths over [0, 1], of shape (n·d, K); None: a new one.
+        noise: increments of local DSM, (n·P, d, K); None: new ones.
         to_end: whether to simulate on to T, for ``end``.
+
+    Returns:
+        A :class:`PathIntegral`, in nats.
 
     Raises:
         SimulationError: a path exploded.
-        ValueError: the score has another shape than y.
+        ValueError: a score of another shape than y.
     """
     n, P, steps = len(y), simulation.points, simulation.steps() // simulation.points
+    # times are no part of the estimand: any with right weights have its expectation
     with torch.no_grad():
         start, end = diffusion.start_time, diffusion.as_tensor(diffusion.horizon)
         u = randomness.low_discrepancy(n, y.device) if fraction is None else fraction

@@ -1,7 +1,7 @@
-r"""The law of a simulated noising path, and its divergence from a generative one.
+r"""The distribution of a simulated noising path, and its divergence from a generative one.
 
-The counterpart of :class:`~pyro_mdm.paths.NoisingPath`, which has a closed form: the law is exact
-at the start time ε, and simulated by torchsde beyond it.
+The counterpart of :class:`~pyro_mdm.paths.NoisingPath`, which has a closed form: the distribution
+is exact at the start time ε, and simulated by torchsde beyond it.
 """
 
 from __future__ import annotations
@@ -31,23 +31,31 @@ __all__ = ["SimulatedPath", "arrival", "simulated_kl"]
 
 
 class SimulatedPath(NoisingLaw):
-    """The simulated law q(y_{s_1}, …, y_{s_N} | x) of a nonlinear diffusion.
+    """The simulated distribution ``q(y_{s_1}, …, y_{s_N} | x)`` of a nonlinear diffusion.
+
+    Values are (*batch, N, K, *event_shape) in x's dtype. At ε the distribution is Gaussian and has
+    a density; at later times it can only be sampled.
 
     Args:
         diffusion: the noising diffusion.
         x: data, (*batch, *event_shape).
-        times: (N,) increasing times in (ε, T]; the start time ε alone by default.
-        event_dim: number of dimensions of a datum; all of x's but the first by default.
-        simulation: settings of the simulation of paths and of the bound's estimate; the diffusion's
-            by default.
-
-    Values are (*batch, N, K, *event_shape) in x's dtype. At ε the law is Gaussian and has a
-    density; at later times it can only be sampled.
+        times: increasing times in (ε, T], (N,); None: the start time ε alone.
+        event_dim: the number of dimensions of a datum; None: all of x's but the first.
+        simulation: settings of the simulation of paths and of the bound's estimate; None: the
+            diffusion's.
 
     Raises:
         ValueError: as for :class:`~pyro_mdm.paths.NoisingPath`; times before ε; a diffusion that
             fails :meth:`NonlinearDiffusion.check`.
         SimulationError: a path exploded.
+
+    Example:
+        >>> from pyro_mdm import CLD
+        >>> from pyro_mdm.simulated import Simulated
+        >>> path = SimulatedPath(Simulated(CLD()), torch.randn(4, 3))
+        >>> y = path.rsample()
+        >>> y.shape, path.log_prob(y).shape
+        (torch.Size([4, 1, 2, 3]), torch.Size([4]))
     """
 
     def __init__(
@@ -104,7 +112,12 @@ class SimulatedPath(NoisingLaw):
         return gaussian_log_prob(residual, start.scale_tril, start.log_det, self.x_dim)
 
     def by_term(self, kl: PathKL, path: Tensor) -> PathKL:
-        """The divergence by term, with :func:`arrival` as prior KL, on another path."""
+        """The divergence by term, with :func:`arrival` as its prior KL.
+
+        Args:
+            kl: the divergence, as :func:`simulated_kl` estimates it.
+            path: the state at ε, (*batch, 1, K, *event_shape), from which a new path arrives at T.
+        """
         prior = arrival(self, path)
         return PathKL(prior, kl.prior + kl.diffusion - prior, kl.log_snr)
 
@@ -112,20 +125,32 @@ class SimulatedPath(NoisingLaw):
 def simulated_kl(
     noising: SimulatedPath, generative: GenerativeLaw, path: Tensor | None = None
 ) -> PathKL:
-    """An estimate of the divergence of a noising from a generative law, from one path per datum.
+    """An estimate of KL(q ‖ p), from one path of each datum.
 
     Args:
-        path: the state at ε, (*batch, 1, K, *event_shape), drawn from ``noising``; None to draw it.
-            With the one that the decoder is evaluated at, the noise of both cancels.
+        noising: the distribution q of the noising path.
+        generative: the distribution p of the generative path.
+        path: the state at ε, (*batch, 1, K, *event_shape), drawn from ``noising``; None: a new
+            draw. If the decoder is evaluated at it too, the noise of both cancels.
 
     Returns:
         :class:`PathKL`, (*batch), nats, whose terms sum to the divergence. ``prior`` is one draw of
-        KL(q(y_ε|x) ‖ π), the divergence at r = 0. ``diffusion`` is what the score adds, negative
-        once it has learned; see (1) of :mod:`pyro_mdm.simulated.path_integral`.
+        KL(q(y_ε|x) ‖ π), the divergence at r = 0. ``diffusion`` is the change by the score,
+        negative once it has learned; see (1) of :mod:`pyro_mdm.simulated.path_integral`.
 
     Raises:
-        ValueError: the laws are of different diffusions, and so mutually singular.
+        ValueError: different diffusions, whose paths are mutually singular.
         SimulationError: a path exploded.
+
+    Example:
+        >>> from pyro_mdm import CLD, DiffusionModel, RawScore, Simulation
+        >>> from pyro_mdm.networks import MLP
+        >>> from pyro_mdm.simulated import Simulated
+        >>> diffusion = Simulated(CLD(), Simulation(step_size=0.1))
+        >>> model = DiffusionModel(diffusion, RawScore(MLP(2 * 2)), event_shape=(2,))
+        >>> noising = SimulatedPath(diffusion, torch.randn(8, 2))
+        >>> simulated_kl(noising, model.path_law()).diffusion.shape
+        torch.Size([8])
     """
     diffusion = shared_diffusion(noising, generative)
     y = noising.rsample() if path is None else path
@@ -139,14 +164,23 @@ def simulated_kl(
 
 @torch.no_grad()
 def arrival(noising: SimulatedPath, path: Tensor, end: Tensor | None = None) -> Tensor:
-    """-log π(y_T) - H(π) at the end of one path per datum, (*batch), nats.
+    """-log π(y_T) - H(π) at the end of one path of each datum, (*batch), nats.
 
-    It is the excess of the cross-entropy with the prior over the prior's entropy: 0 on average if
-    y_T has the law π. It may be negative.
+    It is the cross-entropy with the prior − the prior's entropy: 0 on average if the distribution
+    of y_T is π. It may be negative.
 
     Args:
+        noising: the distribution of the noising path.
         path: the state at ε, (*batch, 1, K, *event_shape).
-        end: the states at T, (n, K, *event_shape); None to simulate them.
+        end: the states at T, (n, K, *event_shape); None: simulated from ``path``.
+
+    Example:
+        >>> from pyro_mdm import CLD, Simulation
+        >>> from pyro_mdm.simulated import Simulated
+        >>> diffusion = Simulated(CLD(), Simulation(step_size=0.1))
+        >>> noising = SimulatedPath(diffusion, torch.randn(4, 3))
+        >>> arrival(noising, noising.rsample()).shape
+        torch.Size([4])
     """
     diffusion, settings = noising.diffusion, noising.simulation
     if end is None:

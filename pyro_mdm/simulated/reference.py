@@ -23,12 +23,12 @@ class TorchSDE(Sampler):
     """The reversed SDE by torchsde, with one of its steps for each step of the grid.
 
     Args:
-        steps: number of steps.
-        method: name of the method. ``euler``: :class:`EulerMaruyama`, one score call a step;
-            ``srk``: weak order 2, two calls; ``reversible_heun``, weak order 2, two calls (its
+        steps: the number of steps.
+        method: the name of the method: ``euler``, :class:`EulerMaruyama`, one score call a step;
+            ``srk``, weak order 2, two calls; ``reversible_heun``, weak order 2, two calls (its
             steps are checked before they are made), but for K > 1 its errors grow unless steps are
             very short.
-        grid: see :class:`Sampler`.
+        grid: the grid of times; None: the default one of :class:`Sampler`.
 
     Raises:
         TypeError: on call, another method than ``euler`` for noise that depends on the state.
@@ -37,6 +37,14 @@ class TorchSDE(Sampler):
     Source: Li et al., "Scalable Gradients for Stochastic Differential Equations", AISTATS 2020;
     Rößler, "Runge-Kutta Methods for the Strong Approximation of Solutions of SDEs", 2010; Kidger et
     al., "Efficient and Accurate Gradients for Neural SDEs", NeurIPS 2021.
+
+    Example:
+        >>> from pyro_mdm import VPSDE, Denoiser, DiffusionModel
+        >>> from pyro_mdm.networks import MLP
+        >>> model = DiffusionModel(VPSDE(), Denoiser.fit(MLP(2), torch.randn(100, 2)))
+        >>> model.sampler = TorchSDE(steps=10)
+        >>> model(batch_size=4).shape
+        torch.Size([4, 2])
     """
 
     needs = ()
@@ -77,8 +85,16 @@ class TorchSDE(Sampler):
 
 
 def increments(h: Tensor, noise: Noise, area: bool) -> tuple[Tensor, Tensor | None]:
-    """Brownian increments W over a step of length h, of variance h, like the noise; with
-    ``area`` also U = ∫ W du, of variance h³/3 and covariance h²/2 with W."""
+    """Brownian increments W over a step, of variance h, like the noise.
+
+    Args:
+        h: the length of the step.
+        noise: the function that draws standard normal noise.
+        area: whether to draw U = ∫ W du too, of variance h³/3 and covariance h²/2 with W.
+
+    Returns:
+        W, and U or None.
+    """
     W = h.sqrt() * noise()
     return W, h * (W / 2 + (h / 12).sqrt() * noise()) if area else None
 

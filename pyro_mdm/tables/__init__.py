@@ -1,4 +1,4 @@
-"""Tables: a joint law of columns of several kinds, with denoisers and decoders of them."""
+"""Tables: a joint distribution of columns of several kinds, with their denoisers and decoders."""
 
 from pyro_mdm.tables.columns import (
     Boolean,

@@ -1,7 +1,7 @@
 """The agreement of a model's samples with the rows of a table that it was trained on.
 
-What is missing in rows is drawn given what is there, as a model of rows has it: if it is right, the
-completed rows and the samples have one law, however the entries came to be missing.
+Missing entries of rows are drawn by the model given the others: if it is right, the completed rows
+and the samples have one distribution, whatever the reason that entries are missing.
 """
 
 from __future__ import annotations
@@ -36,34 +36,35 @@ Values = NDArray[np.float64]
 ROWS = 1000
 """The most rows, and the number of samples, that are compared."""
 RESAMPLES = 100
-"""The number of resamples of the rows, for the noise of a distance."""
+"""The number of resamples of the rows, for the noise of a distance: its 95% quantile then has five
+resamples beyond it."""
 COLUMNS = 40
 """The most columns whose pairs are compared."""
 LARGE = 0.1
-"""The distance of two distributions, or change of a correlation, from which on it is said."""
+"""The distance of two distributions, or change of a correlation, above which it is reported."""
 EXPECTED = 12.0
-"""The least number of rows that would have two values together if these were independent, for
-their absence to be a rule."""
+"""The least expected number of rows with two values, were these independent, at which their absence
+counts as a rule: it is 0 by chance with probability e^{-12} = 6e-6."""
 BROKEN = 0.005
-"""The share of samples that break rules from which on there is a warning."""
+"""The fraction of samples that break rules above which there is a warning."""
 LINES, WARNED = 5, 8
-"""The most columns, and pairs of them, that are named; the most of both in a warning."""
+"""The most columns, and the most pairs, that are named; the most of both in a warning."""
 
 
 class Distance(NamedTuple):
-    """The distance of samples from rows, from 0 to 1, and that of resampled rows, 95% of which are
-    nearer."""
+    """The distance between samples and rows, from 0 to 1, with its noise."""
 
-    of: str
+    name: str  # the column or pair
     value: float
-    noise: float
+    noise: float  # the distance below which 95% of resampled rows are
 
     @property
     def is_large(self) -> bool:
+        """Whether it is above :data:`LARGE` and twice its noise."""
         return self.value > max(LARGE, 2 * self.noise)
 
     def __str__(self) -> str:
-        return f"{self.of} {self.value:.2f} (noise {self.noise:.2f})"
+        return f"{self.name} {self.value:.2f} (noise {self.noise:.2f})"
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,13 @@ class Agreement:
     """The agreement of samples with rows.
 
     Attributes:
-        columns: distance of each column: the largest difference of distribution functions of
+        columns: the distance of each column: the largest difference of distribution functions of
             numbers, or half the sum of differences of probabilities of levels.
-        pairs: the change of the correlation of each pair, of ranks of numbers, or of the scores of
-            levels that are most correlated.
-        rules: number of pairs of values that are never together, though often expected to be.
-        broken: the share of samples that have such a pair.
+        pairs: the difference of the correlation of each pair, by ranks of numbers, or by the scores
+            of levels that are most correlated.
+        rules: the number of pairs of values that no row has, though at least :data:`EXPECTED` rows
+            would by chance.
+        broken: the fraction of samples that have such a pair.
         rows, samples: columns by name, as for :func:`pyro_mdm.plots.tables.pairs_figure`.
     """
 
@@ -89,14 +91,19 @@ class Agreement:
 
     @property
     def differs(self) -> list[str]:
-        """What differs by more than noise, in words; none: nothing does."""
-        large = [str(one) for one in [*self.columns, *self.pairs] if one.is_large]
+        """The differences that are larger than noise, in words."""
+        distances = [*self.columns, *self.pairs]
+        large = [str(distance) for distance in distances if distance.is_large]
         if self.broken > BROKEN:
             large.append(f"{self.broken:.1%} of samples break a rule of the rows")
         return large
 
     def warn(self, what: str) -> None:
-        """Warn if samples of ``what``, a model in words, differ by more than noise."""
+        """Warn if samples differ by more than noise.
+
+        Args:
+            what: the model, in words.
+        """
         if differences := self.differs:
             warnings.warn(
                 f"samples of {what} differ from its rows by more than chance: "
@@ -106,7 +113,7 @@ class Agreement:
             )
 
     def figure(self) -> Figure:
-        """Columns in pairs, of rows and of samples."""
+        """The figure of columns in pairs, of rows and of samples."""
         from pyro_mdm.plots.tables import marginals_figure, pairs_figure
 
         draw = pairs_figure if len(self.rows) > 1 else marginals_figure
@@ -138,11 +145,14 @@ def agreement(
     """The agreement of samples of a trained model with its training rows.
 
     Args:
-        table: the rows that were trained on, with their columns.
-        model: its model, which was trained at maps with entries observed.
-        samples: samples of the model, in model space, (m, d); None: 1,000 are drawn.
-        batch_size: rows simulated together.
-        seed: seed of rows, draws and resamples.
+        table: the training rows, with their columns.
+        model: the model of rows, trained at maps with entries observed.
+        samples: samples of the model, in model space, (m, d); None: 1,000 new ones.
+        batch_size: the number of rows simulated together.
+        seed: the seed of the choice of rows, of draws and of resamples.
+
+    Returns:
+        An :class:`Agreement`.
     """
     generator = torch.Generator().manual_seed(seed_from(seed, "agreement"))
     chosen = torch.randperm(len(table.train), generator=generator)[:ROWS]
@@ -184,14 +194,14 @@ class _Both:
     ) -> None:
         self._columns, self._rows, self._samples = columns, rows, samples
         n, m = len(rows), len(samples)
-        # both are samples of one law, as rows and samples are if the model is right
+        # both are drawn from one distribution, as rows and samples are if the model is right
         self._resampled = [(rng.integers(0, n, n), rng.integers(0, n, m)) for _ in range(RESAMPLES)]
 
     def marginals(self) -> list[Distance]:
         distances = []
         for j, column in enumerate(self._columns):
             rows, samples = self._rows[:, j], self._samples[:, j]
-            distance = _of_levels if column.levels is not None else _of_numbers
+            distance = _levels_distance if column.levels is not None else _numbers_distance
             by_chance = [distance(rows[a], rows[b]) for a, b in self._resampled]
             noise = float(np.quantile(by_chance, 0.95))
             distances.append(Distance(column.name, distance(rows, samples), noise))
@@ -206,22 +216,23 @@ class _Both:
         n, m = len(self._rows), len(self._samples)
         for i, j in itertools.combinations(range(len(columns)), 2):
             ranked = all(columns[k].levels is None or columns[k].kind == "ordinal" for k in (i, j))
-            of_rows, of_samples = (_correlation(basis[i], basis[j], ranked) for basis in bases)
+            in_rows, in_samples = (_correlation(basis[i], basis[j], ranked) for basis in bases)
             size = max(bases[0][i].shape[1], 1) * max(bases[0][j].shape[1], 1)
-            noise = 2 * math.sqrt((1 / n + 1 / m) * size) * (1 - of_rows**2)
+            # twice the standard error of a difference, more for the largest of several scores
+            noise = 2 * math.sqrt((1 / n + 1 / m) * size) * (1 - in_rows**2)
             name = f"{columns[i].name} × {columns[j].name}"
-            distances.append(Distance(name, abs(of_rows - of_samples), noise))
+            distances.append(Distance(name, abs(in_rows - in_samples), noise))
         return distances
 
 
-def _of_numbers(rows: Values, samples: Values) -> float:
+def _numbers_distance(rows: Values, samples: Values) -> float:
     """The largest difference of two distribution functions."""
     both = np.unique(np.concatenate([rows, samples]))
     below = [np.searchsorted(np.sort(one), both, "right") / len(one) for one in (rows, samples)]
     return float(np.abs(below[0] - below[1]).max())
 
 
-def _of_levels(rows: Values, samples: Values) -> float:
+def _levels_distance(rows: Values, samples: Values) -> float:
     """Half the sum of the differences of probabilities."""
     levels = np.unique(np.concatenate([rows, samples]))
     shares = [(one[:, None] == levels).mean(0) for one in (rows, samples)]
@@ -229,7 +240,7 @@ def _of_levels(rows: Values, samples: Values) -> float:
 
 
 def _scores(column: Column, codes: Values) -> Values:
-    """An orthonormal basis of centred scores, (n, r): ranks of numbers, which ascend, any of
+    """An orthonormal basis of centred scores, (n, r): the ranks of numbers, or all scores of
     levels."""
     if column.levels is None or column.kind == "ordinal":
         _, places, counts = np.unique(codes, return_inverse=True, return_counts=True)
@@ -254,8 +265,8 @@ def _correlation(one: Values, other: Values, ranked: bool) -> float:
 
 
 def _events(column: Column, codes: Values) -> Values:
-    """The level of each code, (n,), or the number of an atom, -1 of all other numbers, and whether
-    a number is absent; NaN where missing."""
+    """Events of codes, (n,): levels; of numbers the index of an atom, -1 for no atom and -2 for
+    absent; NaN where missing."""
     if column.levels is not None:
         return codes
     there = np.where(np.isfinite(codes), -1.0, codes)
@@ -270,7 +281,7 @@ def _events(column: Column, codes: Values) -> Values:
 def _forbidden(
     columns: list[Column], rows: Values
 ) -> Iterator[tuple[tuple[int, float], tuple[int, float]]]:
-    """Pairs of events of two columns that no row has, though :data:`EXPECTED` many would if the
+    """Pairs of events of two columns that no row has, though :data:`EXPECTED` rows would if the
     columns were independent."""
     events = [_events(column, rows[:, j]) for j, column in enumerate(columns)]
     for i, j in itertools.combinations(range(len(columns)), 2):

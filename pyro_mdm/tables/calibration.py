@@ -1,4 +1,4 @@
-"""Calibration of a model of tables: entries that it was not told, among draws that predict them."""
+"""Calibration of a model of tables: the ranks of hidden entries among draws that predict them."""
 
 from __future__ import annotations
 
@@ -30,18 +30,19 @@ __all__ = ["DRAWS", "TableCalibration", "observes_entries", "table_calibration"]
 DRAWS = 99
 """Draws of each entry by default, so that ranks fall evenly into ten bins."""
 LEVEL = 0.9
-"""The level of the intervals that are told."""
+"""The level of the intervals that are printed."""
 
 
 @dataclass(frozen=True)
 class TableCalibration:
-    """Predictions of entries of a table and what they are, by column.
+    """Predictions of entries of a table, and the entries, by column.
 
     Attributes:
         ranks: ranks of entries that are numbers, and tests that they are uniform.
-        pit: probability integral transforms of these entries, (rows,), NaN where there is no entry.
-        classes: frequencies of each category among half of the draws, and among the others, (2,
-            rows, C), and the category that was there, (rows,), NaN where there is no entry.
+        pit: probability integral transforms of these entries, (rows,), NaN where an entry is
+            missing.
+        classes: frequencies of categories among each half of the draws, (2, rows, C), and the true
+            categories, (rows,), NaN where an entry is missing.
     """
 
     ranks: Calibration
@@ -49,13 +50,13 @@ class TableCalibration:
     classes: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
 
     def figure(self) -> Figure:
-        """:func:`pyro_mdm.plots.tables.calibration_figure` of them."""
+        """The figure of :func:`pyro_mdm.plots.tables.calibration_figure`."""
         from pyro_mdm.plots.tables import calibration_figure
 
         return calibration_figure(self.pit, self.classes)
 
     def __str__(self) -> str:
-        said = []
+        lines = []
         if self.pit:
             inside, present = self._inside()
             shares = inside.sum(1) / present.sum(1).clip(1)  # entries of a row go together
@@ -64,7 +65,7 @@ class TableCalibration:
             error = float(np.sqrt((weight**2 * (shares - share) ** 2).sum()))
             by_chance = self.ranks.smallest > 0.05
             word = "uniform, as far as that tells" if by_chance else "NOT uniform"
-            said.append(
+            lines.append(
                 f"{LEVEL:.0%} intervals hold {share:.1%} ± {error:.1%} of {present.sum()} numbers; "
                 f"ranks are {word} (smallest p-value of {len(self.pit)} columns, times their "
                 f"number: {self.ranks.smallest:.2g})"
@@ -72,21 +73,21 @@ class TableCalibration:
         if self.classes:
             right, sure = (np.concatenate(values) for values in zip(*self._hits(), strict=True))
             gain = Measured.from_values(torch.from_numpy(right - sure))
-            said.append(
+            lines.append(
                 f"of {len(right)} categories {right.mean():.1%} are the most probable one, and "
                 f"{sure.mean():.1%} are predicted to be (difference {gain.mean:+.1%} ± "
                 f"{gain.standard_error:.1%})"
             )
-        return "\n".join(said)
+        return "\n".join(lines)
 
     def _inside(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Which entries are in their interval, and which there are, (rows, columns)."""
+        """Masks of the entries in their interval, and of all entries, (rows, columns)."""
         u = np.stack([*self.pit.values()], 1)
         return np.abs(np.nan_to_num(u, nan=9.0) - 0.5) <= LEVEL / 2, ~np.isnan(u)
 
     def _hits(self) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-        """Whether the category that most draws of one half are is there, and its frequency among
-        the others, by column."""
+        """Whether the most frequent category of one half of the draws is the true one, and its
+        frequency in the other half, by column: in its own half the largest is biased upwards."""
         pairs = []
         for (choosing, frequencies), k in self.classes.values():
             there = np.flatnonzero(~np.isnan(k))
@@ -114,21 +115,26 @@ def table_calibration(
 ) -> TableCalibration:
     """The calibration of a model on held-out rows.
 
-    Of each row a random half of the entries is hidden and drawn given the others, and then these
-    given those. So every entry is predicted once, from about half of its row.
+    A random half of the entries of each row is hidden and drawn given the others, and then the
+    other half given the first. So every entry is predicted once, from about half of its row.
 
     Args:
-        table: the rows that were trained on, with their columns.
-        model: its model, which was trained at maps with entries observed.
-        rows: stored rows, (n, columns), NaN where an entry is missing.
-        draws: number of draws of each entry, at least 2.
-        seed: seed of the choice of hidden entries, and of the draws.
+        table: the training rows, with their columns.
+        model: the model of rows, trained at maps with entries observed.
+        rows: held-out rows as stored, (n, columns), NaN where an entry is missing.
+        draws: the number of draws of each entry, at least 2.
+        seed: the seed of the choice of hidden entries, and of the draws.
+        progress: whether to show progress.
+
+    Returns:
+        A :class:`TableCalibration`.
 
     Raises:
-        ValueError: no entry in any row; a model that was not trained at such maps, or that
+        ValueError: rows without an entry; a model that was not trained at such maps, or that
             :func:`~pyro_mdm.impute` refuses.
     """
-    from pyro_mdm.posteriors.calibration import Calibration, ranks  # which load much else
+    # here, since it loads much else
+    from pyro_mdm.posteriors.calibration import Calibration, ranks
 
     if not observes_entries(model):
         raise ValueError(
@@ -150,16 +156,16 @@ def table_calibration(
     place = ranks(drawn, rows, seed=seed)
     u = (place + torch.rand(rows.shape, generator=generator)) / (draws + 1)
     u = u.double().masked_fill(rows.isnan(), math.nan)
-    of_numbers, pit, classes = {}, {}, {}
+    number_ranks, pit, classes = {}, {}, {}
     for j, column in enumerate(table.columns):
         there = ~rows[:, j].isnan()
         if not bool(there.any()):
             continue
         if column.levels is None or column.kind == "ordinal":
-            of_numbers[column.name] = place[there, j]
+            number_ranks[column.name] = place[there, j]
             pit[column.name] = u[:, j].numpy()
         else:
             one_hot = torch.nn.functional.one_hot(drawn[..., j].long(), column.levels)
             halves = [half.double().mean(0).numpy() for half in (one_hot[::2], one_hot[1::2])]
             classes[column.name] = (np.stack(halves), rows[:, j].numpy())
-    return TableCalibration(Calibration(of_numbers, draws), pit, classes)
+    return TableCalibration(Calibration(number_ranks, draws), pit, classes)

@@ -1,4 +1,4 @@
-"""Completions of rows of a table, each a draw of what is missing given the others."""
+"""Completions of rows of a table, each a draw of the missing entries given the others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pyro_mdm.conditioning.imputation import impute
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.randomness import seed_from
 from pyro_mdm.tables.frames import filled
-from pyro_mdm.tables.rows import OfUnknown, TableRows
+from pyro_mdm.tables.rows import TableRows, UnknownPolicy
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,18 +34,27 @@ def draws(
     only: str | None = None,
     batch_size: int = 1024,
     seed: int = 0,
-    unknown: OfUnknown = "missing",
+    unknown: UnknownPolicy = "missing",
     hidden: Sequence[str] = (),
     progress: bool = False,
 ) -> list[pd.DataFrame]:
-    """Completed rows, a table for each draw, of the columns that are modelled and rows 0, 1, ….
+    """Completed rows, with the modelled columns and rows 0, 1, ….
 
     Args:
+        table: the training rows, with their columns.
+        model: the model of rows.
         rows: incomplete rows, so few that memory holds them ``num`` times.
-        piece: number of these rows among the pieces of a larger table, for their seed.
-        only: name of the one column that is drawn, if the others are integrated out and stay empty.
-        batch_size: number of completions simulated together.
+        num: the number of draws of each row.
+        piece: the index of these rows among the pieces of a larger table, for their seed.
+        only: the name of the one column that is drawn, where missing entries of the others are
+            integrated out and stay empty; None: all are drawn.
+        batch_size: the number of completions simulated together.
+        seed: the seed of the draws.
         unknown, hidden: options of :meth:`TableRows.codes`.
+        progress: whether to show progress.
+
+    Returns:
+        A table for each draw.
     """
     piece_seed = seed_from(seed, "draws", piece)
     noise = torch.Generator().manual_seed(piece_seed)
@@ -67,10 +76,19 @@ def draws_given(
     batch_size: int = 1024,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """n rows that have the values ``given`` of columns by name, their other columns drawn.
+    """Rows with given values of some columns, their other columns drawn.
+
+    Args:
+        table, model: as for :func:`draws`.
+        n: the number of rows.
+        given: values by the names of columns.
+        batch_size, seed: as for :func:`draws`.
+
+    Returns:
+        A table of n rows.
 
     Raises:
-        DataError: no such column, or a value that it cannot have.
+        DataError: an unknown column, or a value that it cannot have.
     """
     import pandas as pd
 

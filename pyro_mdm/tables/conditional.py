@@ -1,4 +1,4 @@
-"""The law of one column of a table in each row, given what is there in the others."""
+"""The distribution of one column of a table in each row, given the entries of the others."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 __all__ = ["Conditional", "JointLaw"]
 
 BATCHES = 8
-"""Independent estimates of probabilities, of which their error is."""
+"""The number of independent estimates of a probability, whose spread is its error."""
 
 
 class JointLaw(Protocol):
-    """What is asked of the joint law of the columns of a table."""
+    """The joint distribution of the columns of a table, as far as :class:`Conditional` uses it."""
 
     seed: int
 
@@ -35,27 +35,35 @@ class JointLaw(Protocol):
         """The names of the columns."""
 
     def column(self, name: str) -> Column:
-        """The column of a name."""
+        """The column with a name."""
 
     @property
     def draws(self) -> Callable[..., list[pd.DataFrame]]:
-        """Completed rows, a table for each draw."""
+        """The function that draws completed rows, a table for each draw."""
 
     @property
     def measured(self) -> Callable[..., pd.DataFrame]:
-        """Bounds on log p of rows, given the entries of others."""
+        """The function that bounds log p of rows given the entries of others."""
 
 
 class Conditional:
-    """The law of one column in each of n rows, given what is there in the other columns.
+    """The distribution of one column in each of n rows, given the entries of the other columns.
 
-    :meth:`~pyro_mdm.tables.Table.conditional` makes it. What needs draws makes them at the first
-    call and keeps them. Everything has the index of the rows.
+    :meth:`~pyro_mdm.tables.Table.conditional` makes it. Draws are made when they are first needed,
+    and kept. All results have the index of the rows.
 
     Attributes:
-        table: the joint law.
-        rows: the rows, without the column's own entries.
-        name: name of the column.
+        table: the joint distribution.
+        rows: the rows, without the entries of the column.
+        name: the name of the column.
+
+    Example:
+        >>> import pandas as pd
+        >>> from pyro_mdm.tables import Table
+        >>> wine = Table.from_pretrained("wine")
+        >>> rows = pd.DataFrame({name: [None, None] for name in wine.names}).assign(ash=[2.0, 2.5])
+        >>> wine.conditional(rows, "alcohol", num=20).interval(0.9).shape
+        (2, 2)
     """
 
     def __init__(
@@ -66,7 +74,7 @@ class Conditional:
         self._draws: pd.DataFrame | None = None
 
     def sample(self) -> pd.DataFrame:
-        """The draws, (n, num)."""
+        """Draws of the column, (n, num)."""
         import pandas as pd
 
         if self._draws is None:
@@ -81,17 +89,22 @@ class Conditional:
         return self._draws
 
     def mean(self) -> pd.Series[Any]:
-        """The mean of the draws, (n,), of a column of numbers or dates."""
+        """The mean of the draws of a column of numbers or dates, (n,)."""
         import pandas as pd
 
         means = self._values(self._numbers().mean(axis=1).to_numpy())
         return pd.Series(means, self.rows.index, name=self.name)
 
     def quantile(self, q: float | Sequence[float]) -> pd.Series[Any] | pd.DataFrame:
-        """Quantiles of the draws, (n,) for one q in [0, 1], or (n, len(q)), of a column of numbers
-        or dates.
+        """Quantiles of the draws of a column of numbers or dates.
 
-        The k-th of S draws in their order is the quantile of k/(S + 1), with a line between.
+        The k-th of S ordered draws is the quantile of k/(S + 1), and quantiles between are linear.
+
+        Args:
+            q: one or more probabilities in [0, 1].
+
+        Returns:
+            (n,) for one q, or (n, len(q)).
         """
         import pandas as pd
 
@@ -103,7 +116,14 @@ class Conditional:
         return whole.set_axis(list(cast("Sequence[float]", q)), axis=1)
 
     def interval(self, level: float = 0.9) -> pd.DataFrame:
-        """The ends low and high of the central interval of so much probability, by the draws."""
+        """Central intervals by the draws.
+
+        Args:
+            level: the probability of an interval, between 0 and 1.
+
+        Returns:
+            Columns low and high, (n, 2).
+        """
         if not 0 < level < 1:
             raise ValueError(f"level is {level}, expected a probability between 0 and 1, e.g. 0.9")
         ends = self.quantile([(1 - level) / 2, (1 + level) / 2])
@@ -116,18 +136,24 @@ class Conditional:
         error: float = 0.01,
         return_errors: bool = False,
     ) -> pd.DataFrame | tuple[pd.DataFrame, pd.DataFrame]:
-        """The probability of each level, (n, levels), of a column that has levels; of one that may
-        be absent None is a level.
+        """The probability of each level of a column with levels; None is one where it may be
+        absent.
 
-        They are those of the bounds on log P(level | what is there), at the same noise, normalized:
-        without the coarseness of draws, and exact where the network is.
+        They are bounds on log P(level | other entries), at the same noise, normalized: without the
+        coarseness of draws, and exact where the network is.
 
         Args:
-            draws: number of network evaluations of a row and level; None: as many as the error
+            draws: the number of network evaluations of a row and level; None: as many as the error
                 takes.
-            error: the standard error of a probability that is asked for. Where a row has a larger
-                one, its draws are doubled, up to 8,192.
-            return_errors: whether to return the standard errors too, in a table like the first.
+            error: the required standard error of a probability. The draws of a row with a larger
+                one are doubled, up to 8,192.
+            return_errors: whether to return the standard errors too.
+
+        Returns:
+            Probabilities, (n, levels), and with ``return_errors`` a table like it.
+
+        Raises:
+            ValueError: a column without levels.
         """
         import pandas as pd
 
@@ -161,24 +187,24 @@ class Conditional:
 
         several = pd.concat([self.rows[rows]] * BATCHES)
         seed = seed_from(self.table.seed, "probabilities", done)
-        of_levels = [
+        bounds = [
             self._measured(several, [level] * len(several), draws, seed=seed)["log_prob"]
             for level in levels
         ]
-        return np.stack(of_levels, 1).reshape(BATCHES, -1, len(levels))
+        return np.stack(bounds, 1).reshape(BATCHES, -1, len(levels))
 
     def log_prob(
         self, values: Sequence[Any], draws: int | None = None, *, error: float = ERROR
     ) -> pd.DataFrame:
-        """A lower bound on log p of a value in each row, given what is there, in nats.
+        """A lower bound on log p of a value in each row, given its other entries, nats.
 
         Args:
-            values: n values of the column, in the order of the rows; a missing one has 0, or, of a
-                column that may be absent, the bound on the log probability that it is.
+            values: values of the column, (n,), in the order of the rows. A missing one has log p 0,
+                or, where the column may be absent, the bound on the log probability of absence.
             draws, error: options of :meth:`~pyro_mdm.tables.Table.log_prob`.
 
         Returns:
-            Columns log_prob and standard_error, as :meth:`~pyro_mdm.tables.Table.log_prob`.
+            Columns log_prob and standard_error, as for :meth:`~pyro_mdm.tables.Table.log_prob`.
         """
         return self._measured(self.rows, values, draws, error=error)
 
@@ -192,7 +218,7 @@ class Conditional:
         )
 
     def _numbers(self) -> pd.DataFrame:
-        """The draws as numbers, which of dates are days."""
+        """The draws as numbers; those of dates are days since 1970."""
         column = self.table.column(self.name)
         levels = () if column.levels is None else column.values(np.arange(column.levels))
         if any(isinstance(level, str) for level in levels) or column.kind == "categorical":
@@ -203,7 +229,7 @@ class Conditional:
         return self.sample().apply(days_of) if self._dates else self.sample().astype(np.float64)
 
     def _values(self, numbers: NDArray[np.float64]) -> Any:
-        """Values of the column of :meth:`_numbers`, (n,)."""
+        """Values of the column for numbers as in :meth:`_numbers`, (n,)."""
         return self.table.column(self.name).values(numbers) if self._dates else numbers
 
     @property
@@ -215,8 +241,11 @@ class Conditional:
 
 
 def _shares(bounds: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Probabilities of independent bounds on their logarithms, (batches, n, levels), and their
-    standard errors by the jackknife, both (n, levels)."""
+    """Probabilities and their standard errors by the jackknife, both (n, levels).
+
+    Args:
+        bounds: independent bounds on their logarithms, (batches, n, levels), nats.
+    """
     log_p = torch.from_numpy(bounds)
     count = len(log_p)
     without = ((log_p.sum(0) - log_p) / (count - 1)).softmax(-1)

@@ -7,21 +7,31 @@ from torch import Tensor
 
 __all__ = ["joint_moments"]
 
-ROWS = 1024  # number of covariances in memory at once
-CLOSE = 1e-6  # relative change of C at which it has converged
+ROWS = 1024
+"""The number of covariances in memory at once."""
+CLOSE = 1e-6
+"""The relative change of C at which it has converged."""
 
 
 @torch.no_grad()
 def joint_moments(x: Tensor, *, rounds: int = 50, shrinkage: float = 1.0) -> tuple[Tensor, Tensor]:
-    r"""The Gaussian law of data (N, d) with missing entries (NaN): μ (d,) and C (d, d), float64.
+    r"""The Gaussian distribution of data with missing entries, by EM.
 
-    By EM: in each round a row counts as its mean and covariance given its present entries, under
-    the law so far. C is shrunk to the variances of the columns, as by ``shrinkage`` rows of
-    independent columns, so that it is not singular. A column without two values has the variance 1.
+    In each round a row counts as its mean and covariance given its present entries, under the
+    distribution so far. C is shrunk to the variances of the columns, so that it is not singular. A
+    column without two values has the variance 1.
+
+    Args:
+        x: data, (N, d), NaN where an entry is missing.
+        rounds: the most rounds.
+        shrinkage: the number of rows of independent columns that C counts besides the data.
+
+    Returns:
+        The mean μ, (d,), and the covariance C, (d, d), in float64.
 
     Source: Little & Rubin, "Statistical Analysis with Missing Data", 2002, chapter 11.2.
     """
-    x = x.double()
+    x = x.double()  # squares are summed over all rows, and the mean's subtracted
     present = (~x.isnan()).double()
     rows, count = torch.nan_to_num(x), present.sum(0)
     mean = rows.sum(0) / count.clamp_min(1)
@@ -42,10 +52,15 @@ def joint_moments(x: Tensor, *, rounds: int = 50, shrinkage: float = 1.0) -> tup
 
 
 def _expected(off: Tensor, there: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-    """The conditional means of x - μ, (n, d), and the sum of the conditional covariances, (d,
-    d), of rows x - μ that are 0 where an entry is missing."""
-    of_there = there.unsqueeze(-1) * C
-    K = of_there * there.unsqueeze(-2) + torch.diag_embed(1 - there)
-    gain = torch.linalg.solve(K, of_there).mT  # C_{·o} C_oo^{-1}, (n, d, d)
+    """Conditional means of rows, (n, d), and the sum of their conditional covariances, (d, d).
+
+    Args:
+        off: rows x - μ, (n, d), 0 where an entry is missing.
+        there: 1 where an entry is present, else 0, (n, d).
+        C: the covariance, (d, d).
+    """
+    C_there = there.unsqueeze(-1) * C
+    K = C_there * there.unsqueeze(-2) + torch.diag_embed(1 - there)
+    gain = torch.linalg.solve(K, C_there).mT  # C_{·o} C_oo^{-1}, (n, d, d)
     filled = (gain @ off.unsqueeze(-1)).squeeze(-1)
-    return torch.where(there == 1, off, filled), (C - gain @ of_there).sum(0)
+    return torch.where(there == 1, off, filled), (C - gain @ C_there).sum(0)

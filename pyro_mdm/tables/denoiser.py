@@ -26,17 +26,20 @@ from pyro_mdm.tables.parts import Parts
 __all__ = ["Elsewhere", "Levels", "MixedDenoiser", "OneHot"]
 
 Levels = int | Sequence[float] | Tensor | OneHot | None
-"""The values of a column, n for ``linspace(-1, 1, n)``; None where it is continuous. A category
-without an order is :class:`OneHot`, which takes as many dimensions as it has values."""
+"""The levels of a column in model space: their number n, for ``linspace(-1, 1, n)``, or their
+values; :class:`OneHot` for categories without an order, which have a dimension each; None:
+continuous."""
 
 GAUSSIAN_ROWS = 10_000
-"""The most rows that the Gaussian law is fitted to, spread evenly."""
+"""The most rows that the Gaussian distribution is fitted to, spread evenly over all."""
 SHRINKAGE = 1.0
-"""Rows of independent columns that the covariance of the Gaussian law counts besides the data's."""
+"""The number of rows of independent columns that its covariance counts besides the data, so that it
+is not singular."""
 
 
 class Elsewhere(Recorded, nn.Module):
-    """A placeholder for the network of a part of a :class:`MixedDenoiser`, which has it itself."""
+    """A placeholder for the network of a part of a :class:`MixedDenoiser`, which has one for
+    all."""
 
     def forward(self, inputs: Tensor, log_snr: Tensor) -> Tensor:
         raise TypeError(
@@ -54,15 +57,15 @@ class MixedDenoiser(DenoiserScore):
     of independent columns, Gaussians and histograms.
 
     A category without an order is :class:`OneHot`: as many neighbouring dimensions as it has
-    values, one of which is 1. Noise then confuses all values alike, as it does no code on a line.
+    values, one of which is 1. Noise then confuses all values alike, which it cannot on a line.
 
     Args:
-        network: called with (z - μ)/sqrt(σ² + e^{-λ}), (n, d) (with ``maps`` (n, 2 d)); returns
-            (n, :meth:`num_outputs`): those of the first part, arranged outputs × dimensions, then
-            those of the second, and so on.
+        network: the module that is called with ``(z - μ)/sqrt(σ² + e^{-λ})``, (n, d), or (n, 2 d)
+            with ``maps``, and log SNRs, (n,). It returns (n, :meth:`num_outputs`): the outputs of
+            the first part, arranged outputs × dimensions, then those of the second, and so on.
         parts: denoisers of vectors, made over :class:`Elsewhere`; :meth:`fit` makes them.
-        part_of: the index of each dimension's part, (d,) int64.
-        maps: whether log SNRs may differ between dimensions; the parts must agree.
+        part_of: the index of the part of each dimension, (d,) int64.
+        maps: whether log SNRs may differ between dimensions; those of the parts must agree.
 
     Raises:
         TypeError: parts that are no denoisers; a diffusion that sees the data or has clocks by
@@ -118,27 +121,32 @@ class MixedDenoiser(DenoiserScore):
         """The denoiser with a baseline fitted to data: means and variances, smoothed histograms.
 
         Args:
+            network: the network, as for :class:`MixedDenoiser`.
             train_x: data, (N, d); with ``maps`` entries may be missing, NaN.
-            levels: the levels of each column; None: it is continuous. All but :class:`OneHot` are
-                of one dimension.
+            levels: the levels of each column, None where it is continuous. All but
+                :class:`OneHot` have one dimension.
+            maps: whether log SNRs may differ between dimensions.
+
+        Raises:
+            ValueError: another number of dimensions, or data that are not at the levels.
         """
         check_fit(network, train_x, missing=maps)
-        of_dims: list[Any] = []
+        by_dim: list[Any] = []
         for column in levels:
             if isinstance(column, OneHot):
-                of_dims += [column] * column.number
+                by_dim += [column] * column.number
             elif column is None:
-                of_dims.append(None)
+                by_dim.append(None)
             else:
-                of_dims.append(tuple(discrete.level_values(column).tolist()))
-        if train_x.dim() != 2 or len(of_dims) != train_x.shape[1]:
+                by_dim.append(tuple(discrete.level_values(column).tolist()))
+        if train_x.dim() != 2 or len(by_dim) != train_x.shape[1]:
             raise ValueError(
-                f"train_x has shape {tuple(train_x.shape)} and levels are of {len(of_dims)} "
+                f"train_x has shape {tuple(train_x.shape)} and levels are of {len(by_dim)} "
                 "dimensions, expected (N, d) and levels of all d, None for a continuous one and "
                 "OneHot(n) for n of a category"
             )
-        kinds = list(dict.fromkeys(of_dims))
-        part_of = torch.tensor([kinds.index(kind) for kind in of_dims])
+        kinds = list(dict.fromkeys(by_dim))
+        part_of = torch.tensor([kinds.index(kind) for kind in by_dim])
         parts: list[DenoiserScore] = []
         for kind, x in zip(kinds, Parts(part_of).split(train_x), strict=True):
             if kind is None:
@@ -162,18 +170,19 @@ class MixedDenoiser(DenoiserScore):
         dropout: float = 0.0,
         logits: bool = True,
     ) -> MixedDenoiser:
-        """The denoiser of a table over a new :class:`~pyro_mdm.tables.MapMLP`, told maps.
+        """The denoiser of a table with maps, over a new :class:`~pyro_mdm.tables.MapMLP`.
 
-        It starts as the denoiser of a Gaussian law of all columns, at every map, and so knows their
-        correlations: exact for continuous ones, and by Bayes' rule for those with levels.
-        Categories (:class:`OneHot`) are columns of that law.
+        It starts as the denoiser of a Gaussian distribution of all columns, at every map, and so
+        has their correlations: exactly between continuous ones, and by Bayes' rule with those that
+        have levels. Categories (:class:`OneHot`) are columns of that distribution.
 
         Args:
-            train_x: rows, (N, d), to which the Gaussian law and the baseline are fitted; entries
-                may be missing, NaN.
-            levels: as for :meth:`fit`.
-            hidden, depth, frequencies, members, dropout: those of the network.
-            logits: whether the logits of levels start from the Gaussian law too, or at 0.
+            train_x: rows, (N, d), which the Gaussian distribution and the baseline are fitted to;
+                entries may be missing, NaN.
+            levels: the levels of each column, as for :meth:`fit`.
+            hidden, depth, frequencies, members, dropout: arguments of the network.
+            logits: whether the logits of levels start from the Gaussian distribution too; False:
+                at 0.
 
         Raises:
             ValueError: as :meth:`fit`.
@@ -201,7 +210,8 @@ class MixedDenoiser(DenoiserScore):
 
     @staticmethod
     def num_outputs(levels: Sequence[Levels]) -> int:
-        """The number of network outputs: 1 for a continuous column, else that of its levels."""
+        """The number of network outputs: 1 for each continuous column, 1 for each level of
+        others."""
         return sum(
             1
             if column is None
@@ -217,7 +227,7 @@ class MixedDenoiser(DenoiserScore):
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
-        """Not defined: it differs between dimensions."""
+        """Undefined, as the number of outputs differs between dimensions."""
         raise TypeError(
             "a MixedDenoiser has a number of outputs for each dimension, expected one for all "
             "dimensions; use a linear diffusion that does not see the data"
@@ -238,7 +248,7 @@ class MixedDenoiser(DenoiserScore):
         return self._groups
 
     def _joined_groups(self) -> Tensor | None:
-        """The columns in the order of their first dimensions; None: each is one dimension."""
+        """The column of each dimension, (d,), in the order of first dimensions; None: one each."""
         if all(denoiser.groups is None for denoiser in self.parts):
             return None
         first = torch.arange(len(self.part_of))
@@ -249,13 +259,14 @@ class MixedDenoiser(DenoiserScore):
         return first.unique(return_inverse=True)[1]
 
     def _split(self, x: Tensor, *others: Any) -> Iterator[tuple[Any, ...]]:
-        """Each part with its dimensions of x (…, d) and of others like x; scalars, None as is."""
+        """Each part with its dimensions of x (…, d), and of others like x; scalars and None as
+        is."""
         for denoiser, dims in zip(self.parts, self._dims.dims, strict=True):
-            of_dims = [
+            selected = [
                 v[..., dims] if v is not None and v.dim() == x.dim() and v.shape[-1] > 1 else v
                 for v in others
             ]
-            yield denoiser, x[..., dims], *of_dims
+            yield denoiser, x[..., dims], *selected
 
     # -- the denoiser ------------------------------------------------------------------------------
 
@@ -272,7 +283,7 @@ class MixedDenoiser(DenoiserScore):
 
     @property
     def direct(self) -> Tensor:
-        """The channel with the F of each dimension, (d,) int64; -1 for one with levels."""
+        """The channel with the F of each dimension, (d,) int64; -1 for dimensions with levels."""
         channel, start = torch.full_like(self.part_of, -1), 0
         for denoiser, dims, size in zip(self.parts, self._dims.dims, self._sizes(), strict=True):
             if isinstance(denoiser, Denoiser):
@@ -282,11 +293,12 @@ class MixedDenoiser(DenoiserScore):
 
     @property
     def level_logits(self) -> LevelLogits | None:
-        """What is known of all levels before anything is learned; None: there are none."""
+        """The levels of all columns and their prior, before training; None: no column has
+        levels."""
         mean, scale = self.data_mean.double(), self.data_variance.double().sqrt()
         d, device = len(mean), mean.device
         columns = torch.arange(d, device=device) if self.groups is None else self.groups
-        rows, priors, outputs, of_levels = [], [], [], []
+        rows, priors, outputs, level_columns = [], [], [], []
         starts = [0, *itertools.accumulate(self._sizes())]
         parts = zip(self.parts, self._dims.dims, starts, self._sizes(), strict=False)
         for denoiser, dims, start, size in parts:
@@ -305,11 +317,11 @@ class MixedDenoiser(DenoiserScore):
                 continue
             rows.append(row)
             outputs.append(start + torch.arange(size, device=device))
-            of_levels.append(columns[at])
+            level_columns.append(columns[at])
         if not rows:
             return None
-        codes, prior, of_network = torch.cat(rows), torch.cat(priors), torch.cat(outputs)
-        return LevelLogits(codes, prior, of_network, columns, torch.cat(of_levels))
+        codes, prior, logits = torch.cat(rows), torch.cat(priors), torch.cat(outputs)
+        return LevelLogits(codes, prior, logits, columns, torch.cat(level_columns))
 
     def _sizes(self) -> list[int]:
         """The number of network outputs for each part."""
@@ -355,12 +367,12 @@ class MixedDenoiser(DenoiserScore):
             inside = ((columns >= start) & (columns < stop)).nonzero().squeeze(1).tolist()
             if inside:
                 here = slice(inside[0], inside[-1] + 1)
-                of_here = edges if edges.dim() == 1 else edges[:, columns[here] - start]
-                total += denoiser.baseline_integrals(w, of_here, here, on)
+                ends = edges if edges.dim() == 1 else edges[:, columns[here] - start]
+                total += denoiser.baseline_integrals(w, ends, here, on)
         return total
 
     def default_likelihood(self) -> likelihoods.Likelihood:
-        """A mixed decoder, with the default decoder of each part."""
+        """The mixed decoder with the default decoder of each part."""
         decoders = [denoiser.default_likelihood() for denoiser in self.parts]
         return MixedLikelihood(decoders, self.part_of)
 

@@ -1,4 +1,4 @@
-"""Bounds on the log density of rows, of what is there, alone or given other entries."""
+"""Bounds on the log density of the entries of rows, alone or given other entries."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.randomness import seed_from
 from pyro_mdm.support.checks import check_number
 from pyro_mdm.tables.frames import in_pieces
-from pyro_mdm.tables.rows import OfUnknown, TableRows
+from pyro_mdm.tables.rows import TableRows, UnknownPolicy
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,29 +27,31 @@ if TYPE_CHECKING:
 __all__ = ["ERROR", "RowBounds"]
 
 PILOT, LEAST, MOST = 32, 128, 8192
-"""Network evaluations of a row that foretell how many an error takes, and the least and the most of
-these, powers of two."""
+"""The number of network evaluations of a row from which the number that an error takes is
+predicted, and the least and the most of these, powers of two."""
 ERROR = 0.25
-"""The standard error of a bound by default, nats."""
+"""The default standard error of a bound, nats."""
 FRESH = 8
-"""Draws from the intervals of integers, rounded numbers and atoms, over which a bound is a mean."""
+"""The number of draws from the intervals of integers, rounded numbers and atoms that a bound is
+averaged over."""
 
 
 class RowBounds(NamedTuple):
-    """Bounds on log p of rows, in nats, of what is there in them.
+    """Bounds on log p of the entries of rows, nats.
 
     Args:
-        table: the rows that were fitted to, with their columns.
+        table: the training rows, with their columns.
         model, guide: the model of rows in model space, and its guide.
-        unknown: treatment of values that a column cannot have, see :meth:`TableRows.codes`.
-        batch_size: number of rows evaluated together.
-        only: name of the one column whose entries are measured, given others; None: all.
+        unknown: the treatment of values that a column cannot have, see :meth:`TableRows.codes`.
+        batch_size: the number of rows evaluated together.
+        only: the name of the one column whose entries are measured, given others; None: all
+            columns.
     """
 
     table: TableRows
     model: DiffusionModel
     guide: DiffusionGuide
-    unknown: OfUnknown = "missing"
+    unknown: UnknownPolicy = "missing"
     batch_size: int = 1024
     only: str | None = None
 
@@ -67,11 +69,11 @@ class RowBounds(NamedTuple):
 
         Args:
             rows: rows whose entries are measured.
-            given: rows of the entries that they are given, as many; None: none.
-            draws: number of network evaluations of a row; None: as many as the error takes.
-            seed: seed of the noise.
-            piece: number of the first of the rows among pieces of a larger table.
-            error: the standard error that is asked for, nats.
+            given: rows of the entries that they are given, as many; None: no entries.
+            draws: the number of network evaluations of a row; None: as many as the error takes.
+            seed: the seed of the noise.
+            piece: the index of the first piece of the rows among those of a larger table.
+            error: the required standard error, nats.
 
         Returns:
             Columns log_prob and standard_error, in nats, with the index of the rows.
@@ -95,7 +97,10 @@ class RowBounds(NamedTuple):
     def _bound_to(
         self, error: float, rows: pd.DataFrame, given: pd.DataFrame | None, seed: int
     ) -> Tensor:
-        """:meth:`_bound` by as many draws as a standard error takes, which a pilot foretells."""
+        """:meth:`_bound` by as many draws as a standard error takes, predicted by a pilot.
+
+        The bound is of other draws than the pilot: stopping by its own draws would bias it.
+        """
         check_number("error", error, "a standard error in nats, e.g. 0.25")
         if not error > 0:
             raise ValueError(f"error is {error}, expected a standard error above 0, e.g. 0.25")
@@ -114,7 +119,8 @@ class RowBounds(NamedTuple):
     def _bound(
         self, rows: pd.DataFrame, given: pd.DataFrame | None, draws: int, seed: int
     ) -> Tensor:
-        """The bound on log p of rows, given others if there are any, and its error, (2, n)."""
+        """The bound on log p of rows, given other entries if there are any, and its error, (2,
+        n)."""
         table, model, only = self.table, self.model, self.only
         others = [] if only is None else [name for name in table.names if name != only]
         fresh = min(FRESH, draws)
@@ -135,7 +141,7 @@ class RowBounds(NamedTuple):
         counts = ~x[: len(rows)].isnan().all(1).cpu()
         if given is not None:
             there = counts.numpy()
-            if not there.all():  # a row of which nothing is asked has log p 0
+            if not there.all():  # a row without a measured entry has log p 0
                 values = torch.zeros(2, len(rows), dtype=torch.float64)
                 if there.any():
                     values[:, there] = self._bound(rows[there], given[there], draws, seed)

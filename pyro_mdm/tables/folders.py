@@ -29,11 +29,11 @@ NOTE, RUN_NOTE = "pyro_mdm.table", "inference.run"
 
 
 class SavedTable(NamedTuple):
-    """The content of a folder."""
+    """The content of a folder that :func:`write_table_folder` wrote."""
 
     rows: TableRows
     model: DiffusionModel
-    names: list[str]  # of all columns that were fitted to
+    names: list[str]  # of all columns of the training table
     settings: dict[str, Any]
 
 
@@ -44,7 +44,21 @@ def write_table_folder(
     names: Sequence[str],
     settings: Mapping[str, Any],
 ) -> None:
-    """Write a folder, which is made if there is none; the model is last, and knows the rows."""
+    """Write a table into a folder, which is made if there is none.
+
+    The model is written last, with the digest of the rows, so that a folder that is not whole is
+    refused.
+
+    Args:
+        folder: the path of the folder.
+        rows: the training rows, with their columns.
+        model: the model of rows.
+        names: the names of all columns of the training table.
+        settings: the settings of the table.
+
+    Raises:
+        PretrainedError: levels that JSON cannot hold, or a path that is a file.
+    """
     if rows.facts is None:
         raise PretrainedError(
             "columns have levels that JSON cannot hold, expected numbers, text, dates or truth "
@@ -62,7 +76,13 @@ def write_table_folder(
 
 
 def read_table_folder(folder: str | os.PathLike[str]) -> SavedTable:
-    """What :func:`write_table_folder` wrote, or a training run of a table.
+    """The table in a folder of :func:`write_table_folder`, or of a training run of a table.
+
+    Args:
+        folder: the path of the folder.
+
+    Returns:
+        A :class:`SavedTable`.
 
     Raises:
         PretrainedError: no such folder, or one that is damaged or of something else.
@@ -81,7 +101,7 @@ def read_table_folder(folder: str | os.PathLike[str]) -> SavedTable:
             )
         train = safetensors.torch.load(data)["train"]
     try:
-        rows = TableRows.of_facts(content["facts"], train)
+        rows = TableRows.from_facts(content["facts"], train)
     except DataError as error:
         raise PretrainedError(f"{folder} has columns that cannot be opened: {error}") from error
     score = model.score_function

@@ -1,4 +1,4 @@
-"""Tables as pandas has them: their names, their pieces, and what is filled in."""
+"""Tables of pandas: their names, their pieces, and the filling of their missing entries."""
 
 from __future__ import annotations
 
@@ -50,14 +50,27 @@ def as_frame(X: Frame) -> pd.DataFrame:
 
 
 def named(table: pd.DataFrame, where: object) -> pd.DataFrame:
-    """A table whose columns have names that differ (DataError: two have one name)."""
+    """A table with the names of its columns as text.
+
+    Args:
+        table: the table.
+        where: its source, for the message.
+
+    Raises:
+        DataError: two columns with one name.
+    """
     table = table.set_axis(table.columns.map(str), axis=1)
     check_names([*table.columns], str(where))
     return table
 
 
 def check_names(names: Sequence[str], what: str) -> None:
-    """Raise DataError where two columns of a table, which ``what`` is in words, have one name."""
+    """Raise DataError where two columns have one name.
+
+    Args:
+        names: the names of all columns.
+        what: the table, in words.
+    """
     seen: set[str] = set()
     for name in names:
         if name in seen:
@@ -68,14 +81,18 @@ def check_names(names: Sequence[str], what: str) -> None:
 
 
 def in_pieces(frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """The rows by :data:`PIECE`, at least one piece."""
+    """The rows in pieces of :data:`PIECE`, at least one piece."""
     for first in range(0, max(1, len(frame)), PIECE):
         yield frame.iloc[first : first + PIECE]
 
 
 def with_levels(types: Mapping[str, Any], columns: Sequence[Column]) -> dict[str, Any]:
-    """Types of a table's columns by name, those of pandas categories with all levels of ``columns``
-    beside their own, so that draws do not change them."""
+    """Types of a table's columns, with categories that hold all levels, so that draws keep them.
+
+    Args:
+        types: types by the names of columns.
+        columns: columns whose levels are added.
+    """
     import pandas as pd
 
     whole = dict(types)
@@ -89,8 +106,14 @@ def with_levels(types: Mapping[str, Any], columns: Sequence[Column]) -> dict[str
 
 
 def filled(table: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
-    """A table with ``values`` where its own columns of these names are empty, its types kept; a
-    column without any entry has the type of the values, unless its own has such numbers too."""
+    """A table with its missing entries filled in, its types kept.
+
+    A column without any entry has the type of the values, unless its own holds such numbers too.
+
+    Args:
+        table: the table.
+        values: a table of as many rows, of some of its columns.
+    """
     import pandas as pd
 
     whole = table.copy()
@@ -113,7 +136,7 @@ def filled(table: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
 
 
 def _holds(dtype: object, new: object) -> bool:
-    """Whether a type of numbers has those of another one."""
+    """Whether a type of numbers holds those of another one."""
     from pandas.api import types
 
     numbers = all(

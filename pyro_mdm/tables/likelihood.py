@@ -27,11 +27,19 @@ class MixedLikelihood(Likelihood):
 
     Args:
         parts: decoders of vectors that do not call the network.
-        part_of: the index of each dimension's part, (d,) int64.
+        part_of: the index of the part of each dimension, (d,) int64.
 
     Raises:
         ValueError: a part without a dimension, an index of no part. On call: a diffusion with
             clocks by dimension.
+
+    Example:
+        >>> from pyro_mdm.likelihoods import Gaussian
+        >>> from pyro_mdm.tables import OneHotLikelihood
+        >>> log_prior = torch.full((1, 3), 1 / 3).log()  # one column of three categories
+        >>> part_of = torch.tensor([0, 1, 1, 1])
+        >>> MixedLikelihood([Gaussian(), OneHotLikelihood(log_prior)], part_of).part_of.tolist()
+        [0, 1, 1, 1]
     """
 
     part_of: Tensor
@@ -51,17 +59,17 @@ class MixedLikelihood(Likelihood):
         needed = (Cap.ONE_LEVEL, Cap.DATA_STATES)
         require(diffusion, *needed, who=type(self).__name__, fix=fix)
         dims = Parts(self.part_of)
-        of_parts = zip(self.parts, dims.split(diffusion.without_displacement(y, 1)), strict=True)
+        pieces = zip(self.parts, dims.split(diffusion.without_displacement(y, 1)), strict=True)
         base = diffusion.reference  # without a displacement by the data
-        return MixedDecoder([decoder(base, score, x.to(y), 1) for decoder, x in of_parts], dims)
+        return MixedDecoder([decoder(base, score, x.to(y), 1) for decoder, x in pieces], dims)
 
 
 class MixedDecoder(DecoderDistribution):
     """A distribution of independent dimensions of several kinds.
 
     Args:
-        laws: the law of each part, batch (*batch), event (d_p,).
-        dims: the indices of each part's dimensions.
+        laws: the distribution of each part, with batch shape (*batch) and event shape (d_p,).
+        dims: the dimensions of each part.
     """
 
     def __init__(self, laws: Sequence[Any], dims: Parts) -> None:
@@ -88,14 +96,14 @@ class MixedDecoder(DecoderDistribution):
         return constraints.independent(LevelSupport(levels), 1)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log p(x | y_ε), (*sample, *batch), nats."""
+        """log p(x | y_ε), nats, (*sample, *batch), for x, (*sample, *batch, d)."""
         return self.log_prob_by_dimension(value).sum(-1).to(value.dtype)
 
     def log_prob_by_dimension(self, value: Tensor) -> Tensor:
-        """log p(x_j | y_ε): a density, or a probability, by the kind of j."""
+        """log p(x_j | y_ε), nats, like x: a density or a probability, by the kind of j."""
         self.check_event(value)
-        of_parts = zip(self._laws, self._dims.split(value), strict=True)
-        return self._dims.join([log_prob_by_dimension(law, x) for law, x in of_parts])
+        pieces = zip(self._laws, self._dims.split(value), strict=True)
+        return self._dims.join([log_prob_by_dimension(law, x) for law, x in pieces])
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:

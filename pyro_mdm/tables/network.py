@@ -1,4 +1,4 @@
-"""The network of tables, which starts as the denoiser of a Gaussian law of all columns."""
+"""The network of tables, which starts as the denoiser of a Gaussian distribution of all columns."""
 
 from __future__ import annotations
 
@@ -17,50 +17,57 @@ __all__ = ["LevelLogits", "MapMLP"]
 
 
 class MapMLP(MLP):
-    r"""Residual MLPs for vectors with maps of log SNR, on top of the denoiser of a Gaussian law.
+    r"""Residual MLPs for vectors with maps of log SNR, added to the denoiser of a Gaussian.
 
     Under x ~ N(μ, C), E[x | z] has a closed form for any map of log SNR, and so has the output F of
     a denoiser that returns it. This network computes that F and adds it to the outputs ``direct``.
-    A column with levels needs logits. There the Gaussian law of the other columns given this one is
-    used alone, p(z_other | v): its logarithm is a quadratic function of the codes v of the levels,
+    A column with levels needs logits. There the Gaussian distribution of the other columns given
+    this one is used alone, p(z_other | v): its logarithm is a quadratic function of the codes v of
+    the levels,
 
         log p(z_other | v) = h·v - ½ v·Λv + const,
 
-    which is added to the logits. The posterior is then that of the column's own histogram, as in
-    linear discriminant analysis. What differs from these laws is learned. The other inputs of the
-    MLPs are, for each dimension, whether it is observed, left out or generated, its value and its
-    log SNR; λ of their blocks is the average over the generated ones. Sines and cosines of values
-    let them learn what changes fast along a column, and posteriors of levels by the noise of their
-    column alone are what joint laws are made of.
+    which is added to the logits. The prior of the posterior is then the histogram of the column, as
+    in linear discriminant analysis. Differences from these distributions are learned. The other
+    inputs of the MLPs are, for each dimension, whether it is observed, left out or generated, its
+    value and its log SNR; λ of their blocks is the average over the generated ones. Sines and
+    cosines of values let them learn fast changes along a column. Posteriors of levels by the noise
+    of their column alone are inputs too, as logits of a joint distribution are made of them.
 
-    Several MLPs, the members, share each training batch, every one seeing its own rows of it. Else
+    Several MLPs, the members, share each training batch, each with other rows of it. In evaluation
     the output is the mean of all.
 
     Args:
-        covariance: C of the data, (d, d), positive definite.
-        scale: standard deviations σ (d,) that the denoiser divides by.
-        hidden: width.
-        depth: number of residual blocks.
-        out_features: size of the output; None: d.
-        direct: the index of the output that is F of dimension j, (d,) int64, and -1 for none; None:
-            the j-th.
-        levels: the levels whose logits start by Bayes' rule; None: there are none.
-        offset: (μ - m)/σ, (d,), where m are the means that the denoiser subtracts, which are not
-            those of the law where what is missing depends on what is there; None: 0.
-        frequencies: those of sines and cosines of the values of dimensions that have an F, in
-            periods by their standard deviation.
-        members: number of MLPs.
-        dropout: probability by which a hidden number is left out in training.
+        covariance: the covariance C of the data, (d, d), positive definite.
+        scale: the standard deviations σ that the denoiser divides by, (d,).
+        hidden: the width.
+        depth: the number of residual blocks.
+        out_features: the size of the output; None: d.
+        direct: the index of the output that is F of dimension j, (d,) int64, or -1 without one;
+            None: j.
+        levels: the levels whose logits start by Bayes' rule; None: no levels.
+        offset: (μ - m)/σ, (d,), with m the means that the denoiser subtracts; they differ from μ
+            where missing entries depend on others; None: 0.
+        frequencies: frequencies of sines and cosines of the values of dimensions that have an F, in
+            periods per standard deviation.
+        members: the number of MLPs.
+        dropout: the probability that a hidden number is left out in training.
 
-    Call: x (n, 2 d), as from :func:`~pyro_mdm.scores.base.map_channels`, log_snr (n,) -> (n,
-    out_features). It solves d linear equations for each datum.
+    Call:
+        x (n, 2 d), as from :func:`~pyro_mdm.scores.base.map_channels`, and log_snr (n,); it returns
+        (n, out_features), and solves d linear equations for each datum.
 
     Raises:
-        ValueError: sizes below 1 or that do not fit, or a C that is no covariance.
+        ValueError: sizes below 1 or that do not fit, or a matrix C that is no covariance.
 
     Source: Hastie, Tibshirani & Friedman, "The Elements of Statistical Learning", 2009, chapter
     4.3; Lakshminarayanan et al., "Simple and scalable predictive uncertainty estimation using deep
     ensembles", 2017.
+
+    Example:
+        >>> network = MapMLP(torch.eye(2), torch.ones(2), hidden=8, depth=1)
+        >>> network(torch.randn(5, 4), torch.zeros(5)).shape  # of values and maps
+        torch.Size([5, 2])
     """
 
     covariance: Tensor
@@ -133,20 +140,20 @@ class MapMLP(MLP):
         parts = [shown * values, some * values, shown, some, maps, gaussian, chances]
         if self.frequencies:
             parts += [self._waves(values, shown), self._waves(values, some)]
-        out = self._of_members(torch.cat(parts, 1), level)
+        out = self._members_output(torch.cat(parts, 1), level)
         return out + start.to(out.dtype)
 
     def _waves(self, values: Tensor, mask: Tensor) -> Tensor:
-        """Sines and cosines of values, (n, 2 · frequencies · dimensions with an F), 0 outside of
-        the mask."""
+        """Sines and cosines of values, (n, 2 · frequencies · dimensions with an F), 0 off the
+        mask."""
         has = self.direct >= 0
         angles = values[:, has] * mask[:, has]
         angles = torch.cat([2 * math.pi * f * angles for f in self.frequencies], 1)
         shown = mask[:, has].repeat(1, len(self.frequencies))
         return torch.cat([angles.sin(), angles.cos() * shown], 1)
 
-    def _of_members(self, features: Tensor, level: Tensor) -> Tensor:
-        """The mean output of the members, or in training that of one for each row, in turn."""
+    def _members_output(self, features: Tensor, level: Tensor) -> Tensor:
+        """The mean output of the members; in training that of one member for each row, in turn."""
         members = [super().forward, *self.others]
         M = len(members)
         if M == 1 or not self.training:
@@ -159,13 +166,14 @@ class MapMLP(MLP):
     def _start(
         self, values: Tensor, log_snr: Tensor, observed: Tensor, left_out: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The outputs of the Gaussian law, (n, out_features), F of all dimensions, (n, d), and what
-        the noise of a column says of its levels, (n, number of levels).
+        """The outputs of the Gaussian, (n, out_features), F of all dimensions, (n, d), and the
+        chances of levels, (n, L), by the noise of their column alone.
 
         With x̃ = (x - m)/σ of mean δ and covariance R, a² = σ²/(σ² + v) and q = 1 - a², the
-        network's inputs i = a x̃ + q^½ ε have the mean a δ and the covariance S = a R a + q, and
-        x̂ = m + σ (a i + q^½ F).
+        network's inputs ``i = a x̃ + q^½ ε`` have the mean a δ and the covariance
+        ``S = a R a + q``, and ``x̂ = m + σ (a i + q^½ F)``.
         """
+        # float64, as S is nearly singular where noise is low and columns depend on each other
         level = log_snr.double() + 2 * self.scale.double().log()
         level = torch.where(observed, math.inf, torch.where(left_out, -math.inf, level))
         generated = ~(observed | left_out)
@@ -177,6 +185,7 @@ class MapMLP(MLP):
         J = law.J if index is None else law.J[index]
         off = i - a * offset
         solved = (J @ off.unsqueeze(-1)).squeeze(-1)
+        # observed dimensions have q = 0, and F = 0 below
         F = (offset + (a * solved) @ R - a * i) / q.clamp_min(1e-12).sqrt()
         F = torch.where(observed, 0, F)
         has = self.direct >= 0
@@ -184,17 +193,17 @@ class MapMLP(MLP):
         start[:, self.direct[has]] = F[:, has]
         chances = F.new_zeros(len(F), 0)
         if self.levels is not None:
-            of_levels = self.levels.evidence(law, index, solved, a)
-            start[:, self.levels.outputs] = torch.where(
-                generated[:, self.levels.first], of_levels, 0
-            )
+            logits = self.levels.evidence(law, index, solved, a)
+            start[:, self.levels.outputs] = torch.where(generated[:, self.levels.first], logits, 0)
             chances = self.levels.chances(i, a, q, generated)
         return start, F.to(values.dtype), chances.to(values.dtype)
 
     def _law(self, R: Tensor, level: Tensor, offset: Tensor) -> tuple[Law, Tensor | None]:
-        """The laws of distinct maps ``level`` (n, d), and which is that of each datum, (n,) int64.
+        """The Gaussians of distinct maps ``level`` (n, d), and the index of that of each datum,
+        (n,).
 
-        Training maps all differ, and are not compared: the index is None, and laws are of data.
+        Training maps all differ, and are not compared: there is a Gaussian for each datum, and the
+        index is None.
         """
         index = None
         if not self.training:
@@ -202,12 +211,15 @@ class MapMLP(MLP):
         q, a = torch.sigmoid(-level), torch.sigmoid(level).sqrt()
         S = a.unsqueeze(-1) * R * a.unsqueeze(-2) + torch.diag_embed(q)
         J = torch.cholesky_inverse(torch.linalg.cholesky(S))
-        evidence = [] if self.levels is None else self.levels.told(J, R, a, q, offset)
+        evidence = [] if self.levels is None else self.levels.column_evidence(J, R, a, q, offset)
         return Law(J, evidence), index
 
 
-class Told(NamedTuple):
-    """What inputs at a map tell of columns b of one width w, as in :meth:`LevelLogits.told`."""
+class ColumnEvidence(NamedTuple):
+    """The evidence of inputs at maps on columns b of one width w.
+
+    See :meth:`LevelLogits.column_evidence`.
+    """
 
     dims: Tensor  # of the columns, (columns, w)
     codes: Tensor  # v - δ of levels in their columns, (L, columns, w)
@@ -218,24 +230,31 @@ class Told(NamedTuple):
 
 
 class Law(NamedTuple):
-    """The Gaussian law of inputs i at maps, as in :class:`MapMLP`."""
+    """The Gaussian distribution of inputs i at maps, as in :class:`MapMLP`."""
 
     J: Tensor  # S^{-1}, (maps, d, d)
-    told: list[Told]  # by width of columns with levels
+    evidence: list[ColumnEvidence]  # by width of columns with levels
 
 
 class LevelLogits(Recorded, nn.Module):
-    r"""Levels of columns, and what is known of them before anything is learned.
+    r"""The levels of columns, with their prior and their evidence before training.
 
     Args:
-        codes: (v - m)/σ of each level v, (L, d), in the dimensions of its column, and 0 elsewhere.
-        prior: the share π of each level in its column, (L,).
-        outputs: the output of the network that is the logit of each level, (L,) int64.
-        columns: the column of each dimension, (d,) int64.
-        of_levels: the column of each level, (L,) int64.
+        codes: codes (v - m)/σ of levels v, (L, d), in the dimensions of their column, 0 elsewhere.
+        prior: the fraction π of each level in its column, (L,).
+        outputs: the index of the network's output that is the logit of each level, (L,) int64.
+        columns: the index of the column of each dimension, (d,) int64.
+        of_levels: the index of the column of each level, (L,) int64.
 
     Raises:
         ValueError: shapes that do not fit.
+
+    Example:
+        >>> codes = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])  # two levels, in the first column
+        >>> prior, index = torch.tensor([0.5, 0.5]), torch.tensor
+        >>> levels = LevelLogits(codes, prior, index([0, 1]), index([0, 1]), index([0, 0]))
+        >>> levels.first.tolist()  # the first dimension of the column of each level
+        [0, 0]
     """
 
     codes: Tensor
@@ -270,22 +289,29 @@ class LevelLogits(Recorded, nn.Module):
         first = (columns == of_levels.unsqueeze(-1)).to(torch.int64).argmax(1)
         self.register_buffer("first", first, persistent=False)
 
-    def told(self, J: Tensor, R: Tensor, a: Tensor, q: Tensor, offset: Tensor) -> list[Told]:
-        """What the inputs of other columns tell of columns with levels, by their width.
+    def column_evidence(
+        self, J: Tensor, R: Tensor, a: Tensor, q: Tensor, offset: Tensor
+    ) -> list[ColumnEvidence]:
+        """The evidence of the inputs of other columns on columns with levels, by their width.
 
-        Given u = x̃_b - δ_b, the inputs o of other columns have the mean a_o δ_o + V u, where V =
-        a_o B and B = R_ob R_bb^{-1}, and the covariance S_oo - V R_bb Vᵀ. So they tell of u
+        Given ``u = x̃_b - δ_b``, the inputs o of other columns have the mean ``a_o δ_o + V u``, with
+        ``V = a_o B`` and ``B = R_ob R_bb^{-1}``, and the covariance ``S_oo - V R_bb Vᵀ``. So their
+        log likelihood of u is ``h·u - ½ u·Λu`` with
 
             Λ = (1 - G R_bb)^{-1} G,    h = (1 - G R_bb)^{-1} Vᵀ S_oo^{-1} (i - a δ)_o,
 
-        with G = Vᵀ S_oo^{-1} V, and S_oo^{-1} = J_oo - J_ob J_bb^{-1} J_bo. No difference of large
-        numbers is taken, as in the precision of u given all inputs less that given those of b: the
-        codes of rare levels are far, and what remains of such a difference would decide.
+        where ``G = Vᵀ S_oo^{-1} V``, and ``S_oo^{-1} = J_oo - J_ob J_bb^{-1} J_bo``. The precision
+        of u given all inputs − given those of b would be a difference of large numbers, whose
+        rounding would decide, as the codes of rare levels are far from the mean.
 
         Args:
-            J, a, q: of maps, (maps, d, d) and (maps, d).
+            J: inverse covariances ``S^{-1}``, (maps, d, d).
             R: the covariance of x̃, (d, d).
+            a, q: coefficients as in :class:`MapMLP`, (maps, d).
             offset: δ, (d,).
+
+        Returns:
+            The evidence for the columns of each width.
         """
         laws = []
         for w in self._widths:
@@ -303,27 +329,28 @@ class LevelLogits(Recorded, nn.Module):
             J_b = torch.where(some, J[:, rows, columns], one)
             without = JV_b.mT @ _inverse(J_b)
             G = V.mT @ JV - without @ JV_b
-            G = torch.where(some, G, 0)  # of the others it is not asked, and may be singular
+            G = torch.where(some, G, 0)  # not used for the others, whose J may be singular
             inverse = _inverse(one - G @ R_b)
             here = self.columns[dims] == self.of_levels[:, None, None]
             codes = self.codes[:, dims] - here * offset[dims]
             products = codes.unsqueeze(-1) * codes.unsqueeze(-2)
             quadratic = 0.5 * (inverse @ G).flatten(1) @ products.flatten(1).mT
             flat = slopes.movedim(1, 0).flatten(1)
-            laws.append(Told(dims, codes, flat, without, inverse, quadratic))
+            laws.append(ColumnEvidence(dims, codes, flat, without, inverse, quadratic))
         return laws
 
     def evidence(self, law: Law, index: Tensor | None, solved: Tensor, a: Tensor) -> Tensor:
-        """h·u - ½ u·Λu of levels at u = v - δ, (n, L), of columns that are generated.
+        """The evidence ``h·u - ½ u·Λu`` at the levels u = v - δ, (n, L); of generated columns
+        alone.
 
         Args:
-            law: of maps.
-            index: the map of each datum, (n,); None: they are of data.
+            law: the Gaussian distributions of inputs at maps.
+            index: the index of the map of each datum, (n,); None: a map for each datum.
             solved: J (i - a δ), (n, d).
-            a: as in :class:`MapMLP`, (n, d).
+            a: coefficients as in :class:`MapMLP`, (n, d).
         """
         logits = solved.new_zeros(len(solved), len(self.codes))
-        for evidence in law.told:
+        for evidence in law.evidence:
             dims, codes, slopes, without, inverse, quadratic = evidence
             if index is not None:
                 without, inverse, quadratic = without[index], inverse[index], quadratic[index]
@@ -334,10 +361,15 @@ class LevelLogits(Recorded, nn.Module):
         return logits
 
     def chances(self, i: Tensor, a: Tensor, q: Tensor, generated: Tensor) -> Tensor:
-        """(p - π)/(s a) of the levels, (n, L), where p is the posterior by the noise of the column
-        alone and s² = π (1 - π); 0 for columns that are not generated.
+        """Chances (p - π)/(s a) of the levels, (n, L); 0 for columns that are not generated.
 
-        The logits of a joint law are logarithms of sums of products of these p.
+        Here p is the posterior by the noise of the column alone, and s² = π (1 - π). The logits of
+        a joint distribution are logarithms of sums of products of these p.
+
+        Args:
+            i: the network's inputs, (n, d).
+            a, q: coefficients as in :class:`MapMLP`, (n, d).
+            generated: the mask of generated dimensions, (n, d).
         """
         a, q = torch.where(generated, a, 1), torch.where(generated, q, 1)
         odds = self.prior.log() + (a * i / q) @ self.codes.mT

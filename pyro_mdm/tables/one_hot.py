@@ -36,24 +36,35 @@ __all__ = [
     "one_hot_kl",
 ]
 
-NIL = -60.0  # log-odds that change no sum
-VARIANCE_FLOOR = 0.5  # a dimension's scale has at least this part of the average variance
-TABLES = 512  # the most divergences that are kept
-REACH = 8.5  # standard deviations of noise that quadrature covers
+NIL = -60.0
+"""Log odds at which they are clamped: e^{-60} changes no sum in float64, and no -∞ makes NaN."""
+VARIANCE_FLOOR = 0.5
+"""The least variance of a dimension, as a fraction of the average, so that rare categories are not
+scaled up."""
+TABLES = 512
+"""The most log SNRs whose divergences are kept."""
+REACH = 8.5
+"""Standard deviations of noise that the quadrature covers: beyond them is 2e-17 of its mass."""
 TINY = torch.finfo(torch.float64).tiny
 
 
 @dataclass(frozen=True)
 class OneHot:
-    """The levels of a category without an order: one of ``number`` values, one-hot.
+    """The levels of a column of categories without an order, one-hot.
 
-    It stands for as many neighbouring dimensions, 1 in that of the value and 0 in the others.
+    It stands for as many neighbouring dimensions as there are categories, 1 in that of the category
+    and 0 in the others.
 
     Args:
-        number: C, at least 2.
+        number: the number C of categories, at least 2.
 
     Raises:
-        TypeError, ValueError: a number that is none.
+        TypeError, ValueError: another number.
+
+    Example:
+        >>> from pyro_mdm import MixedDenoiser
+        >>> MixedDenoiser.num_outputs([None, OneHot(3)])  # a continuous column and a category
+        4
     """
 
     number: int
@@ -63,13 +74,14 @@ class OneHot:
 
 
 def one_hot_index(x: Tensor, number: int) -> Tensor:
-    """The category of each column of x (…, m C), (…, m) int64.
+    """The category of each column, (…, m) int64.
 
     Args:
-        number: C.
+        x: one-hot columns, (…, m C).
+        number: the number C of categories.
 
     Raises:
-        ValueError: C neighbours that are not one 1 and else 0, to a thousandth.
+        ValueError: C neighbours that are not one 1 and zeros, to a thousandth.
     """
     columns = x.detach().unflatten(-1, (-1, number))
     index = columns.argmax(-1)
@@ -88,8 +100,9 @@ def _one_hot(index: Tensor, number: int, dtype: torch.dtype) -> Tensor:
 
 
 def _log_odds(log_prior: Tensor, z: Tensor, log_snr: Tensor) -> Tensor:
-    """log π_k + log N(z; e_k, e^{-λ}) up to a constant, (…, m C), in the dtype of z."""
+    """``log π_k + log N(z; e_k, e^{-λ} I)`` up to a constant, (…, m C), in the dtype of z."""
     snr = with_event_dims(log_snr, z).exp().to(z.dtype)
+    # -½ e^λ ‖z - e_k‖² without -½ e^λ ‖z‖², which all k share
     return log_prior.flatten().to(z.dtype) + snr * (z - 0.5)
 
 
@@ -101,13 +114,22 @@ class OneHotDenoiser(DenoiserScore):
     At F = 0 the bound is that of independent columns with the probabilities π.
 
     Args:
-        network: called with (z - π)/sqrt(σ² + e^{-λ}), (n, m C), with σ² = π (1 - π), at least half
-            its average; returns the logits F, (n, m C).
-        log_prior: log π, (m, C), finite and normalized. :meth:`fit` makes one.
+        network: the module that is called with ``(z - π)/sqrt(σ² + e^{-λ})``, (n, m C), with
+            ``σ² = π (1 - π)`` or half its average if that is more, and log SNRs, (n,); it returns
+            the logits F, (n, m C).
+        log_prior: the log probabilities log π, (m, C), finite and normalized; :meth:`fit` makes
+            them.
         maps: whether log SNRs may differ between columns; all dimensions of a column have one.
 
     Raises:
         ValueError: a prior that is not finite, normalized and (m, C); data that are not one-hot.
+
+    Example:
+        >>> from pyro_mdm.networks import MLP
+        >>> x = torch.nn.functional.one_hot(torch.tensor([0, 1, 2, 2]), 3).float()
+        >>> denoiser = OneHotDenoiser.fit(MLP(3), x, number=3)
+        >>> denoiser.x_hat(x, log_snr=0.0).argmax(-1)  # the most probable categories
+        tensor([0, 1, 2, 2])
     """
 
     log_prior: Tensor
@@ -128,11 +150,16 @@ class OneHotDenoiser(DenoiserScore):
     def fit(
         cls, network: nn.Module, train_x: Tensor, number: int, *, maps: bool = False
     ) -> OneHotDenoiser:
-        """The denoiser whose prior is the smoothed histogram of each column of ``train_x``.
+        """The denoiser whose prior is the smoothed histogram of each column.
 
         Args:
+            network: the network, as for :class:`OneHotDenoiser`.
             train_x: one-hot data, (N, m C); with ``maps`` columns may be missing, NaN in all C.
-            number: C.
+            number: the number C of categories.
+            maps: whether log SNRs may differ between columns.
+
+        Raises:
+            ValueError: data that are not one-hot.
         """
         check_fit(network, train_x, missing=maps)
         missing = train_x.isnan().unflatten(-1, (-1, number)).all(-1)
@@ -157,7 +184,7 @@ class OneHotDenoiser(DenoiserScore):
     # -- the denoiser ------------------------------------------------------------------------------
 
     def x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
-        """p_θ(k | z, λ) of each column, like z."""
+        """The probabilities p_θ(k | z, λ) of each column, like z."""
         batch_dim, lam = self._values("z", z, log_snr)
         self.check_log_snr(lam)
         return self.read(z, lam, self.call_network(self.inputs(z, lam), lam, batch_dim))
@@ -195,25 +222,22 @@ class OneHotDenoiser(DenoiserScore):
     def baseline_log_prob(self, x: Tensor, counted: Tensor | None = None) -> Tensor:
         """Σ log π_k over columns, (*batch), nats."""
         self._values("x", x, 0.0)
-        return self._of_columns(x, self.log_prior, counted).sum(-1)
+        return self._at_categories(x, self.log_prior, counted).sum(-1)
 
     def baseline_kl(self, x: Tensor, log_snr: Number, counted: Tensor | None = None) -> Tensor:
-        """Σ KL( N(e_k, e^{-λ} I) ‖ Σ_l π_l N(e_l, e^{-λ} I) ) over columns, (*batch), nats.
-
-        By :func:`one_hot_kl`, and not differentiable in λ.
-        """
+        """The sum of :func:`one_hot_kl` over columns, (*batch), nats; not differentiable in λ."""
         _, lam = self._values("x", x, log_snr)
         lam = lam.detach().expand(x.shape[:-1])
         total = torch.zeros(x.shape[:-1], dtype=torch.float64, device=x.device)
         for value in lam.unique().tolist():
-            terms = self._of_columns(x, self._kl_table(value), counted)
+            terms = self._at_categories(x, self._kl_table(value), counted)
             total = torch.where(lam == value, terms.sum(-1), total)
         return total
 
     def baseline_integrals(
         self, x: Tensor, edges: Tensor, dims: slice, counted: Tensor | None = None
     ) -> Tensor:
-        """Those of the columns whose first dimension is in ``dims``."""
+        """The integrals of the columns whose first dimension is in ``dims``."""
         self._values("x", x, 0.0)
         start, stop, _ = dims.indices(x.shape[-1])
         total = torch.zeros(len(x), edges.shape[0] - 1, dtype=torch.float64, device=x.device)
@@ -226,7 +250,7 @@ class OneHotDenoiser(DenoiserScore):
             total += of_counted(table[index[:, j]], on)
         return total
 
-    def _of_columns(self, x: Tensor, table: Tensor, counted: Tensor | None) -> Tensor:
+    def _at_categories(self, x: Tensor, table: Tensor, counted: Tensor | None) -> Tensor:
         """The entries of a table (m, C) at the categories of x, (*batch, m)."""
         index = one_hot_index(x, self.number).unsqueeze(-1)
         terms = table.expand(*index.shape[:-1], -1).gather(-1, index).squeeze(-1)
@@ -234,7 +258,7 @@ class OneHotDenoiser(DenoiserScore):
         return of_counted(terms, on)
 
     def _kl_table(self, log_snr: float) -> Tensor:
-        """The divergence of each category, (m, C), kept for later calls."""
+        """The divergence of each category, (m, C), nats, kept for later calls."""
         table = self._kl_tables.get(log_snr)
         if table is None or table.device != self.log_prior.device:
             if len(self._kl_tables) >= TABLES:
@@ -247,31 +271,34 @@ class OneHotDenoiser(DenoiserScore):
         super()._load_from_state_dict(*args, **kwargs)
 
     def default_likelihood(self) -> Likelihood:
-        """The baseline's posterior, :class:`OneHotLikelihood` with π."""
+        """The baseline's posterior, a :class:`OneHotLikelihood` with π."""
         return OneHotLikelihood(self.log_prior)
 
 
 def one_hot_kl(log_prior: Tensor, log_snr: float) -> Tensor:
-    r"""KL( N(e_k, e^{-λ} I) ‖ Σ_l π_l N(e_l, e^{-λ} I) ) of every column and category k, in nats.
+    r"""The divergence of a noised category from the noised prior, for every column and category k.
 
-    With τ = e^{λ/2} it is -E log Σ_l exp(m_l), m_l = log π_l - τ² [l ≠ k] + τ ε_l, over ε ~ N(0,
-    I). For independent Gumbel variables g_l with the mean γ, the largest m_l + g_l is distributed
-    as log Σ_l exp(m_l) + g. Its distribution function is the product of F_l, those of the m_l +
-    g_l, which are independent, so that
+        KL( N(e_k, e^{-λ} I) ‖ Σ_l π_l N(e_l, e^{-λ} I) )
+
+    With ``τ = e^{λ/2}`` it is ``-E log Σ_l exp(m_l)``, ``m_l = log π_l - τ² [l ≠ k] + τ ε_l``, over
+    ε ~ N(0, I). For independent Gumbel variables g_l with the mean γ, the largest ``m_l + g_l`` is
+    distributed as ``log Σ_l exp(m_l) + g``. Its distribution function is the product of those of
+    ``m_l + g_l``, F_l, which are independent, so that
 
         KL = -log π_k - ∫ F_k(x) (1 - Π_{l≠k} F_l(x)) dx.
 
     Both integrals, over x and over ε_l, are by the trapezoidal rule on one lattice, whose step
-    makes an error of about e^{-30}.
+    makes an error of about ``e^{-30}``.
 
     Args:
-        log_prior: log π, (m, C) float64.
-        log_snr: λ.
+        log_prior: the log probabilities log π, (m, C) float64.
+        log_snr: the log SNR λ.
 
     Returns:
-        (m, C) in float64, to about 1e-12.
+        Divergences, nats, (m, C) in float64, to about 1e-12.
 
-    Source: for the law of the largest, Maddison, Tarlow & Minka, "A* Sampling", NeurIPS 2014.
+    Source: for the distribution of the largest, Maddison, Tarlow & Minka, "A* Sampling", NeurIPS
+    2014.
     """
     tau = math.exp(log_snr / 2)
     low, high = log_prior.min().item(), log_prior.max().item()
@@ -301,10 +328,17 @@ def one_hot_kl(log_prior: Tensor, log_snr: float) -> Tensor:
 
 
 class OneHotLikelihood(Likelihood):
-    r"""A decoder of one-hot columns: p(k | y_ε) ∝ π_k N(z; e_k, e^{-λ} I).
+    r"""A decoder of one-hot columns, ``p(k | y_ε) ∝ π_k N(z; e_k, e^{-λ} I)``.
 
     Args:
-        log_prior: log π, (m, C), finite and normalized.
+        log_prior: the log probabilities log π, (m, C), finite and normalized.
+
+    Raises:
+        ValueError: another prior.
+
+    Example:
+        >>> OneHotLikelihood(torch.tensor([[0.5, 0.25, 0.25]]).log()).log_prior.shape
+        torch.Size([1, 3])
     """
 
     log_prior: Tensor
@@ -326,8 +360,8 @@ class OneHotDecoder(DecoderDistribution):
     """A distribution of m independent columns of C categories, as one-hot vectors.
 
     Args:
-        log_probs: log p(k), (*batch, m, C) float64.
-        dtype: of samples and log-probabilities.
+        log_probs: log probabilities of categories, nats, (*batch, m, C) float64.
+        dtype: the dtype of samples and log probabilities.
     """
 
     def __init__(self, log_probs: Tensor, dtype: torch.dtype) -> None:
@@ -349,7 +383,11 @@ class OneHotDecoder(DecoderDistribution):
         return constraints.independent(discrete.LevelSupport(self.levels), 1)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log p(x), (*sample, *batch), nats, summed over columns."""
+        """log p(x), summed over columns, nats, (*sample, *batch).
+
+        Args:
+            value: one-hot columns x, (*sample, *batch, m C).
+        """
         return self.log_prob_by_dimension(value).sum(-1).to(self._dtype)
 
     def log_prob_by_dimension(self, value: Tensor) -> Tensor:

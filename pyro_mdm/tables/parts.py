@@ -25,10 +25,14 @@ class Parts:
 
     @staticmethod
     def checked(part_of: object, count: int) -> Tensor:
-        """``part_of`` as a tensor (d,) int64.
+        """The part of each dimension as a tensor, (d,) int64.
+
+        Args:
+            part_of: the part of each dimension, numbers or a tensor.
+            count: the number of parts.
 
         Raises:
-            ValueError: it does not have exactly the numbers from 0 to ``count`` - 1.
+            ValueError: other numbers than exactly those from 0 to ``count`` - 1.
         """
         parts = torch.as_tensor(part_of)
         if parts.dim() != 1 or parts.unique().tolist() != list(range(count)):
@@ -39,9 +43,9 @@ class Parts:
         return parts.to(torch.int64)
 
     def split(self, x: Tensor) -> list[Tensor]:
-        """The dimensions of each part of x (…, d)."""
+        """The dimensions of each part, (…, d_p), of x, (…, d)."""
         return [x[..., dims] for dims in self.dims]
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
-        """The whole (…, d) from its parts."""
+        """The whole, (…, d), of its parts, (…, d_p), in the dtype of the first."""
         return torch.cat([piece.to(parts[0].dtype) for piece in parts], -1)[..., self._order]

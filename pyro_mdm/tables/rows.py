@@ -1,4 +1,4 @@
-"""Rows of a table for a model of them: their columns, their parts, and the way to model space."""
+"""Rows of a table for a model of them: columns, parts of the data, and the map to model space."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from pyro_mdm.tables.columns import (
 )
 from pyro_mdm.tables.columns.base import as_written
 from pyro_mdm.tables.columns.dates import DAY, days_of
-from pyro_mdm.tables.columns.fitting import Unknown, known_alone, unknown_in
+from pyro_mdm.tables.columns.fitting import Unknown, unknown_in, without_unknown
 from pyro_mdm.tables.columns.gaps import Pattern, never_together, patterns, skip_rules
 from pyro_mdm.tables.columns.kinds import (
     DROP,
@@ -47,23 +47,24 @@ from pyro_mdm.tables.columns.skipped import ABSENT, HIDDEN, Rule, Skipped, Skipp
 from pyro_mdm.tables.columns.spec import OTHERS, PLAIN
 from pyro_mdm.tables.denoiser import MixedDenoiser
 from pyro_mdm.tables.frames import check_names, named
-from pyro_mdm.tables.words import kinds_said, said_of
+from pyro_mdm.tables.words import kinds_text, parse_kinds
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["DEPTH", "FEWEST", "WIDTH", "OfUnknown", "TableRows", "without_dropped"]
+__all__ = ["DEPTH", "FEWEST", "WIDTH", "UnknownPolicy", "TableRows", "without_dropped"]
 
 FEWEST = 20
-"""The fewest rows that are learned from."""
+"""The fewest rows that a model is trained on."""
 SHOWN = 12
 """The most patterns of gaps that are printed."""
-OfUnknown = Literal["missing", "refuse"]
-"""What is done with values that a column cannot have."""
+UnknownPolicy = Literal["missing", "refuse"]
+"""The treatment of values that a column cannot have: missing entries with a warning, or an
+error."""
 TABLES = 4
-"""Completed tables that the Gaussian law of the denoiser is fitted to."""
+"""The number of completed tables that the Gaussian of the denoiser is fitted to."""
 WIDTH, DEPTH = 128, 3
-"""The size of the network of plain columns, the one of older runs."""
+"""The size of the network of plain columns, which older runs have."""
 NETWORK: dict[str, Any] = {
     "hidden": 64,
     "depth": 2,
@@ -73,51 +74,58 @@ NETWORK: dict[str, Any] = {
 }
 """The network of other columns."""
 WINDOW = (-3.0, 3.0)
-"""The log SNRs between which most training maps are."""
+"""The log SNRs between which most training maps are drawn."""
 
 R = TypeVar("R", bound="TableRows")
 
 
 class TableRows:
-    """Rows of a table, with the columns that a model has of them.
+    """Rows of a table, with the columns of a model of them.
 
-    Columns of numbers and dates are made normal by their quantiles and have a Gaussian denoiser;
-    boolean, ordinal and categorical ones have a logit for each level. Three categories or more are
-    one-hot. What columns are taken for says :func:`~pyro_mdm.tables.columns.kind_of`, and which are
-    left out :func:`~pyro_mdm.tables.columns.kinds.left_out`. A tenth of the rows, drawn by
-    ``split_seed``, is held out, and scales and categories are those of the training rows. A
-    category that these do not have, or that is not one of their 100 most frequent, counts as
-    missing.
+    Columns of numbers and dates are mapped to normal ones by their quantiles and have a Gaussian
+    denoiser; boolean, ordinal and categorical ones have a logit for each level. Three categories or
+    more are one-hot. :func:`~pyro_mdm.tables.columns.kind_of` infers the kinds of columns, and
+    :func:`~pyro_mdm.tables.columns.kinds.left_out` the columns without information, which are left
+    out. A tenth of the rows, drawn by ``split_seed``, is held out; scales and categories are those
+    of the training rows. A category that these do not have, or that is not one of their 100 most
+    frequent, counts as missing.
 
     Args:
         table: the rows, a DataFrame of at least 20.
-        columns: what columns are where they are to be others: a kind of
+        columns: the kinds of columns that replace those inferred: a kind of
             ``pyro_mdm.tables.columns.KINDS``, an order, or a range, as in
-            ``"age=continuous,zip=drop,size=small<middle<large,score=0..100"``. The kind of ``*`` is
-            that of all columns that are not named, and may be plain too: continuous, ordinal or
-            categorical, whatever numbers repeat, and categories on a line.
-        holdout: whether a tenth of the rows is for validation, which are then the test data too;
-            else a tenth is test.
-        find_kind: function that returns the class of a kind of columns of your own, which
-            ``columns`` name as ``file.py:Name``.
+            ``"age=continuous,zip=drop,size=small<middle<large,score=0..100"``; None: all are
+            inferred. The kind of ``*`` is that of all columns that are not named, and may be plain
+            too: continuous, ordinal or categorical, whatever numbers repeat, and categories on a
+            line.
+        holdout: whether a tenth of the rows is validation data, and the test data too; False: a
+            tenth is test data, and none is validation data.
+        find_kind: the function that returns the class of a kind of your own by its name in
+            ``columns``, ``file.py:Name``; None: no such kinds.
 
     Attributes:
         columns: the columns of the model.
         train, validation, test: codes of rows, (n, columns), float64, NaN where an entry is
             missing.
         facts: the columns as JSON; None where it cannot hold their levels.
-        left_out: why others that nothing was said of are not among them, by name.
-        doubts: what is doubtful of columns and their kinds, by name, in words.
+        left_out: the columns that are left out without being named, with the reason.
+        doubts: doubts on columns and their kinds, in words, by name.
 
     Raises:
         DataError: fewer than 20 rows; an unknown column or kind; a kind, an order or a range that
-            the values of a column do not have; infinite numbers; no column that a model could learn
-            of.
+            the values of a column do not have; infinite numbers; no column with information.
         ValueError: ``columns`` of another form.
+
+    Example:
+        >>> import pandas as pd
+        >>> frame = pd.DataFrame({"age": np.arange(40) / 7, "works": [True, False] * 20})
+        >>> rows = TableRows(frame, columns="age=continuous")
+        >>> [column.kind for column in rows.columns], rows.train.shape
+        (['continuous', 'boolean'], torch.Size([36, 2]))
     """
 
     max_log_snr: float = 9.0
-    """λ at ε, where the decoder takes over."""
+    """The log SNR λ at ε, where the decoder takes over."""
     window: tuple[float, float] | None = None
     """The window of training maps, see :class:`~pyro_mdm.scores.RandomMaps`."""
     steps: int = 1500
@@ -126,13 +134,13 @@ class TableRows:
     dtype: torch.dtype = torch.float32
     rough: bool = False
     keeps_best: bool = False
-    """Whether the weights that are best on validation data are kept, not the last ones."""
+    """Whether the weights with the best bound on validation data are kept; False: the last ones."""
     KEEPS: ClassVar = True
-    """:attr:`keeps_best`, unless columns are plain."""
+    """The value of :attr:`keeps_best` unless columns are plain."""
     split_seed: int | None = 0
     facts: Mapping[str, Any] | None = None
     refusing: str = 'unknown="refuse"'
-    """What makes values that a column cannot have an error, in the words of who asks."""
+    """The argument or option that refuses values that a column cannot have, for messages."""
     event_shape: tuple[int, ...]
     rows: Rows | None
     train: Tensor
@@ -152,11 +160,15 @@ class TableRows:
         self.train, self.validation, self.test = self.divided(table, holdout=holdout)
 
     @classmethod
-    def of_facts(cls: type[R], facts: Mapping[str, Any], train: Tensor) -> R:
-        """The training rows (n, d), as they are stored, with the columns of :attr:`facts`.
+    def from_facts(cls: type[R], facts: Mapping[str, Any], train: Tensor) -> R:
+        """The rows with the columns of facts.
+
+        Args:
+            facts: the columns as JSON, as in :attr:`facts`.
+            train: training rows as stored, (n, d).
 
         Raises:
-            DataError: the facts are damaged.
+            DataError: damaged facts.
         """
         rows = cls.__new__(cls)
         rows.begin("the table", None)
@@ -168,9 +180,14 @@ class TableRows:
     def begin(
         self, source: Path | str, columns: str | None, find_kind: FindKind | None = None
     ) -> None:
-        """Take what is said of the columns of a table that is read from a source."""
+        """Begin with the kinds of columns of a table that is read from a source.
+
+        Args:
+            source: the file or the table, for messages.
+            columns, find_kind: as for :class:`TableRows`.
+        """
         self._find_kind = find_kind
-        self.source, self._said, self._kinds = source, columns or "", kinds_said(columns)
+        self.source, self._columns_text, self._kinds = source, columns or "", parse_kinds(columns)
         self.columns: list[Column] = []
         if not self.is_plain:
             self.keeps_best, self.window = self.KEEPS, WINDOW
@@ -180,12 +197,12 @@ class TableRows:
         self.rows = None
 
     @property
-    def of_frame(self) -> bool:
-        """Whether the table was a DataFrame, of which no rows are test data alone."""
+    def is_from_frame(self) -> bool:
+        """Whether the table was a DataFrame, without rows that are test data alone."""
         return True
 
     def strata_of(self, table: DataFrame) -> Tensor | None:
-        """The strata that a table is split evenly over, (n,); None: it has none."""
+        """The strata that are split evenly, (n,); None: no strata."""
         return None
 
     @property
@@ -195,11 +212,11 @@ class TableRows:
 
     @property
     def all_kinds(self) -> str:
-        """``columns`` that say what every column is, and so need no table to infer it from; as they
-        were given where the others are plain."""
+        """``columns`` with the kind of every column, so that none is inferred; as given where the
+        others are plain."""
         if self.is_plain:
-            return self._said
-        return said_of({OTHERS: DROP, **{c.name: self._spec_of(c) for c in self.columns}})
+            return self._columns_text
+        return kinds_text({OTHERS: DROP, **{c.name: self._spec_of(c) for c in self.columns}})
 
     def _spec_of(self, column: Column) -> str:
         name = column.name
@@ -208,7 +225,7 @@ class TableRows:
 
     @property
     def columns_in_words(self) -> str:
-        """What each column was taken for, a line each, doubts, and how to say otherwise."""
+        """The kind of each column, a line each, with doubts and the way to change them."""
         rows = {c.name: c.in_words for c in self.columns}
         rows |= {name: f"left out: {reason}" for name, reason in self.left_out.items()}
         width = max(map(len, rows))
@@ -228,17 +245,18 @@ class TableRows:
 
     @property
     def is_incomplete(self) -> bool:
+        """Whether training rows have missing entries."""
         return bool((self.train.isnan() | (self.train == HIDDEN)).any())
 
     @functools.cached_property
     def patterns(self) -> list[Pattern]:
-        """The gaps of the columns of a new run, computed when they are asked for: how predictable
-        they are takes seconds."""
+        """The gaps of the columns of a new run, computed at the first access, which takes
+        seconds."""
         return [] if self._rows_with_gaps is None else patterns(*self._rows_with_gaps)
 
     @property
     def gaps_in_words(self) -> str:
-        """Where columns are empty, a line each; none: they are not."""
+        """The gaps of columns, a line each; empty without gaps."""
         if not self.patterns:
             return ""
         lines = [f"  {pattern.in_words}" for pattern in self.patterns]
@@ -246,7 +264,7 @@ class TableRows:
         return "\n".join(["gaps of the table:", *lines[:SHOWN], *more])
 
     def warn_of_gaps(self) -> None:
-        """Warn of what no row has, so that a model extrapolates it."""
+        """Warn of columns, and pairs of them, that no row has where a model extrapolates them."""
         if self._rows_with_gaps is None:
             return
         rows, names, absent = self._rows_with_gaps
@@ -269,16 +287,26 @@ class TableRows:
             warnings.warn("; ".join(without[:SHOWN]) + more, stacklevel=2)
 
     def divided(self, table: DataFrame, *, holdout: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """The codes of a table's rows in parts: training, validation and test, (n, d).
+        """The codes of a table's rows by part of the data.
 
         Columns are fitted to the training rows, unless :attr:`facts` have them.
+
+        Args:
+            table: the table.
+            holdout: as for :class:`TableRows`.
+
+        Returns:
+            Codes of training, validation and test rows, (n, d) each.
+
+        Raises:
+            DataError: as for :class:`TableRows`.
         """
         table = as_written(table)
         if len(table) < FEWEST:
             raise DataError(f"{self.source} has {len(table)} rows, expected at least {FEWEST}")
-        self._kinds, is_new = kinds_said(self._said, [*table.columns]), self.facts is None
+        self._kinds, is_new = parse_kinds(self._columns_text, [*table.columns]), self.facts is None
         rows = self.rows = split_rows(len(table), holdout, self.split_seed, self.strata_of(table))
-        if self.of_frame and holdout:
+        if self.is_from_frame and holdout:
             others = torch.cat([rows.train, rows.test]).sort().values
             rows = self.rows = rows._replace(train=others, test=rows.validation)
         train = np.zeros(len(table), dtype=np.bool_)
@@ -290,7 +318,7 @@ class TableRows:
         self.left_out = left_out(table, train, self._kinds)
         unknown = unknown_in(self.columns, table)
         self._doubt(table, unknown)
-        rest = known_alone(table, unknown)
+        rest = without_unknown(table, unknown)
         codes = encode(self.columns, rest)
         if is_new and not self.is_plain:
             rules = {c.name: c.rule for c in self.columns if isinstance(c, Skipped)}
@@ -305,7 +333,7 @@ class TableRows:
 
     @property
     def _facts(self) -> dict[str, Any] | None:
-        """The columns as JSON; None where there are levels that it cannot hold."""
+        """The columns as JSON; None where it cannot hold their levels."""
         facts = []
         for column in self.columns:
             try:
@@ -320,7 +348,14 @@ class TableRows:
         return {"columns": facts}
 
     def take_columns(self, facts: Mapping[str, Any]) -> None:
-        """Take the columns of facts (DataError: they are none)."""
+        """Take the columns from facts.
+
+        Args:
+            facts: the columns as JSON.
+
+        Raises:
+            DataError: damaged facts.
+        """
         try:
             self.columns = [column_of_facts(one, self._class_of) for one in facts["columns"]]
         except (KeyError, TypeError, ValueError) as error:
@@ -328,13 +363,13 @@ class TableRows:
         self.event_shape = (sum(column.width for column in self.columns),)
 
     def _class_of(self, name: str) -> type[Column]:
-        """A class of your own that facts name, of the file that the settings name by now."""
+        """A class of your own that facts name, in the file that the settings name now."""
         kinds = [parse_spec(column, text).kind or "" for column, text in self._kinds.items()]
         moved = {kind.rpartition("/")[2]: kind for kind in kinds if is_name(kind)}
         return class_of(moved.get(name.rpartition("/")[2], name), self._find_kind)
 
     def _doubt(self, table: DataFrame, unknown: Mapping[str, Unknown]) -> None:
-        """Set :attr:`doubts`: of inferred kinds, and of categories that count as missing."""
+        """Set :attr:`doubts`, on inferred kinds and on categories that count as missing."""
         inferred = {c.name: c.kind for c in self.columns} | dict.fromkeys(
             self.left_out, "categorical"
         )
@@ -353,16 +388,27 @@ class TableRows:
                 self.doubts[name] = doubts
 
     def transform(self, data: Tensor, generator: torch.Generator | None = None) -> Dequantized:
-        """Stored rows (n, columns) in model space, with log-determinants in nats, (n,), of x by the
-        numbers of the table."""
+        """Stored rows in model space.
+
+        Args:
+            data: codes, (n, columns).
+            generator: the generator of draws from intervals; None: the library's.
+
+        Returns:
+            x, (n, d), and the log determinants of x by the numbers of the table, nats, (n,).
+        """
         x, log_det = to_model_space(self.columns, data, generator)
         return Dequantized(x.to(self.dtype), log_det)
 
     def training_x(self, data: Tensor, generator: torch.Generator | None = None) -> Dequantized:
-        """Rows as :meth:`transform` has them, with numbers from N(0, 1) where there are none.
+        """Stored rows in model space, with draws of N(0, 1) for absent numbers.
 
-        What is independent of all else changes no law of the rest: a pseudo-prior, as in Carlin &
-        Chib, "Bayesian model choice via Markov chain Monte Carlo methods", 1995.
+        Numbers that are independent of all else do not change the distribution of the rest: a
+        pseudo-prior, as in Carlin & Chib, "Bayesian model choice via Markov chain Monte Carlo
+        methods", 1995.
+
+        Args:
+            data, generator: as for :meth:`transform`.
         """
         x, log_det = self.transform(data, generator)
         starts = [0, *itertools.accumulate(column.width for column in self.columns)]
@@ -382,17 +428,19 @@ class TableRows:
 
     @property
     def completed(self) -> Tensor | None:
+        """The first completion of the training rows, (n, d); None where no gap depends on
+        others."""
         return None if self._completions is None else self._completions[0]
 
     def fit_x(self) -> Tensor:
-        """All training rows, of which some may lack a column; or four times these, completed, where
-        gaps depend on other columns."""
+        """Rows in model space that a denoiser is fitted to: the training rows, which may have gaps,
+        or four completions of them where gaps depend on other columns."""
         completions = None if self.rough else self._completions
         rows = self.train if completions is None else completions.flatten(0, 1)
         return self.training_x(rows, torch.Generator().manual_seed(0)).x
 
     def new_denoiser(self) -> MixedDenoiser:
-        """An untrained denoiser of the rows: that of their Gaussian law, and a network."""
+        """An untrained denoiser of the rows: that of their Gaussian, and a network."""
         levels = [levels for column in self.columns for levels in column.denoiser_levels]
         if self.is_plain:
             options: dict[str, Any] = {"hidden": WIDTH, "depth": DEPTH, "logits": False}
@@ -400,44 +448,51 @@ class TableRows:
         return MixedDenoiser.from_gaussian(self.fit_x(), levels, **NETWORK)
 
     def to_model_space(self, data: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Stored rows in model space, x, NaN where an entry is missing."""
+        """Stored rows in model space, (n, d), NaN where an entry is missing; see
+        :meth:`transform`."""
         return self.transform(data, generator).x
 
     @property
     def names(self) -> list[str]:
-        """The names of the columns that are modelled."""
+        """The names of the modelled columns."""
         return [column.name for column in self.columns]
 
     def column(self, name: str) -> Column:
-        """The column of a name (DataError: none that is modelled)."""
+        """The modelled column with a name.
+
+        Raises:
+            DataError: no modelled column has the name.
+        """
         columns = {column.name: column for column in self.columns}
         if name not in columns:
             raise DataError(f"there is no column {name!r}, expected one of {', '.join(columns)}")
         return columns[name]
 
     def dims_of(self, name: str) -> Tensor:
-        """The mask (d,) of the dimensions of model space that a column has."""
+        """The mask of the dimensions of a column in model space, (d,)."""
         self.column(name)  # or an error
         return torch.cat([torch.full((c.width,), c.name == name) for c in self.columns])
 
     def codes(
-        self, table: DataFrame, unknown: OfUnknown = "missing", hidden: Sequence[str] = ()
+        self, table: DataFrame, unknown: UnknownPolicy = "missing", hidden: Sequence[str] = ()
     ) -> Tensor:
-        """The stored data (n, d) of another table, float64, NaN where missing.
+        """The codes of another table, (n, columns), float64, NaN where an entry is missing.
 
         Args:
-            table: a table with all columns of the model, whose order is free, and any others.
-            hidden: columns of which nothing is known; empty entries of others may be absent.
-            unknown: what to do with values that a column of the model cannot have, such as new
-                categories and numbers out of its range: "missing" takes them for missing entries,
-                with a warning, and "refuse" is a DataError.
+            table: a table with all columns of the model, in any order, and any others.
+            unknown: the treatment of values that a column of the model cannot have, such as new
+                categories and numbers out of its range: "missing" makes them missing entries, with
+                a warning, and "refuse" is a DataError.
+            hidden: the names of columns whose entries all count as missing; empty entries of others
+                may be absent.
 
         Raises:
-            DataError: absent columns, infinite numbers, and unknown values if they are refused.
+            DataError: a table without a column, infinite numbers, and refused unknown values.
+            ValueError: another ``unknown``.
         """
-        if unknown not in get_args(OfUnknown):
+        if unknown not in get_args(UnknownPolicy):
             raise ValueError(
-                f"unknown is {unknown!r}, expected one of {', '.join(get_args(OfUnknown))}"
+                f"unknown is {unknown!r}, expected one of {', '.join(get_args(UnknownPolicy))}"
             )
         check_names([*table.columns], "the table")
         table = as_written(table)
@@ -450,13 +505,18 @@ class TableRows:
                     f"{self.refusing} makes this an error",
                     stacklevel=2,
                 )
-            table = known_alone(table, masks)
+            table = without_unknown(table, masks)
         codes = encode(self.columns, table)
         codes[:, [column.name in hidden for column in self.columns]] = math.nan
         return codes
 
     def with_absences(self, codes: Tensor, name: str) -> Tensor:
-        """Codes (n, d) in which a column is absent where nothing is known of it, if it may be."""
+        """Codes in which the missing entries of a column are absent, if they may be.
+
+        Args:
+            codes: codes, (n, columns), which are changed.
+            name: the name of the column.
+        """
         for j, column in enumerate(self.columns):
             if column.name == name and isinstance(column, Skipped):
                 empty = codes[:, j].isnan() | (codes[:, j] == HIDDEN)
@@ -467,21 +527,24 @@ class TableRows:
         self,
         table: DataFrame,
         generator: torch.Generator | None = None,
-        unknown: OfUnknown = "missing",
+        unknown: UnknownPolicy = "missing",
     ) -> Tensor:
-        """Another table in model space, (n, d), NaN where missing; see :meth:`codes`."""
+        """Another table in model space, (n, d), NaN where an entry is missing; see
+        :meth:`codes`."""
         return self.to_model_space(self.codes(table, unknown), generator)
 
     def _in_words(self, name: str) -> str:
         return next(column.in_words for column in self.columns if column.name == name)
 
     def to_table(self, x: Tensor) -> DataFrame:
-        """Data x (n, *event_shape) in model space as a table in its own units and categories."""
+        """The table, in its units and categories, of data x in model space, (n, d)."""
         return decode(self.columns, x)
 
     def as_columns(self, x: Tensor) -> Mapping[str, Any]:
-        """Data x in model space as columns by name, with categories in the order of the model, and
-        dates of whatever form as datetime64."""
+        """The columns by name of data x in model space, (n, d), for figures.
+
+        Categories have the order of the model, and dates of any form are datetime64.
+        """
         import pandas as pd
 
         table = self.to_table(x)
@@ -498,13 +561,17 @@ class TableRows:
 
 
 def without_dropped(table: DataFrame, columns: str | None) -> DataFrame:
-    """A table without the values, of whatever type, of columns that are said to be dropped.
+    """A table without the values of dropped columns, which may have any type.
+
+    Args:
+        table: the table.
+        columns: kinds of columns, as for :class:`TableRows`.
 
     Raises:
-        DataError: two columns have one name.
+        DataError: two columns with one name.
     """
     table = named(table, "the table")
-    kinds = kinds_said(columns, [*table.columns])
+    kinds = parse_kinds(columns, [*table.columns])
     others = kinds.get(OTHERS)
     dropped = [name for name in table if kinds.get(name, others) == DROP]
     return table.assign(**dict.fromkeys(dropped))

@@ -26,9 +26,9 @@ from pyro_mdm.tables.conditional import Conditional
 from pyro_mdm.tables.density import ERROR, RowBounds
 from pyro_mdm.tables.folders import read_table_folder, write_table_folder
 from pyro_mdm.tables.frames import Frame, as_frame, filled, in_pieces, with_levels
-from pyro_mdm.tables.rows import OfUnknown, TableRows
+from pyro_mdm.tables.rows import TableRows, UnknownPolicy
 from pyro_mdm.tables.training import Schedule, Trained, train_rows
-from pyro_mdm.tables.words import in_python, said_of
+from pyro_mdm.tables.words import in_python, kinds_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,12 +39,18 @@ T = TypeVar("T", bound="Table")
 
 
 class NotFittedError(RuntimeError):
-    """A Table that is not fitted yet."""
+    """The use of a Table that is not fitted yet.
+
+    Example:
+        >>> Table().sample(2)  # doctest: +IGNORE_EXCEPTION_DETAIL
+        Traceback (most recent call last):
+        NotFittedError: this Table is not fitted yet
+    """
 
 
 class _Fit:
-    """``fit`` of an estimator, ``Table(steps=500).fit(frame)``; called on the class it makes one
-    with the settings that it is given, ``Table.fit(frame, steps=500)``."""
+    """``fit`` of an estimator, ``Table(steps=500).fit(frame)``, and of the class, which makes an
+    estimator with the given settings, ``Table.fit(frame, steps=500)``."""
 
     def __get__(self, table: T | None, owner: type[T]) -> Callable[..., T]:
         if table is not None:
@@ -62,51 +68,53 @@ def _fitted_to(table: T, X: Frame, y: object = None) -> T:
 
 
 class Table:
-    """A joint law of the columns of a table, whatever their kinds, learned from incomplete rows.
+    """A joint distribution of the columns of a table, of any kinds, learned from incomplete rows.
 
     An estimator in the manner of scikit-learn: the settings are those of :meth:`get_params`,
     ``fit`` trains, and :meth:`transform` completes a table, in a ``Pipeline`` too. Rows are a
-    DataFrame with the columns that it was fitted to, in any order and with others beside them,
-    which stay as they are; or an array, whose columns are called x0, x1, …. What is missing is NaN
-    or None. It may depend on what is there in the row, in any pattern. A column that does not exist
-    for some rows is found, and absence is one of its values: :meth:`columns_in_words` says so.
+    DataFrame with the columns of the training table, in any order and with others beside them,
+    which stay as they are; or an array, whose columns are called x0, x1, …. Missing entries are NaN
+    or None. Whether an entry is missing may depend on the other entries of the row, in any pattern.
+    A column that does not exist for some rows is recognized, and absence is one of its values:
+    :attr:`columns_in_words` names it.
 
     The diffusion is :class:`~pyro_mdm.VPSDE`, which is not learned, as a denoiser of rows hardly
-    gains by it. A tenth of the rows is for validation and chooses the weights, if these are eight
-    at least; no others are held out. With ``holdout=False`` none chooses, and a tenth is not looked
-    at. ``Table.fit(frame, **settings)`` is short for ``Table(**settings).fit(frame)``.
+    gains by it. A tenth of the rows is validation data and chooses the weights, if there are at
+    least eight of them; no others are held out. With ``holdout=False`` none chooses, and a tenth is
+    held out all the same. ``Table.fit(frame, **settings)`` is short for
+    ``Table(**settings).fit(frame)``.
 
     Args:
-        columns: kinds of columns that are to be others than those found, in words:
-            ``"age=integer,zip=drop"``, or a dict of kinds by name.
-        seed: seed of training, and of all draws.
-        steps: number of training steps; None: 800, at a learning rate of 0.002 that falls to zero,
-            and fewer if the bound on validation data has not fallen in three measurements, 100
-            steps apart.
-        num: number of draws of each row for :meth:`transform`.
-        center: centre of these draws that a missing number becomes: mean or median.
+        columns: the kinds of columns that replace those inferred, as text,
+            ``"age=integer,zip=drop"``, or a dict of kinds by name; None: all are inferred.
+        seed: the seed of training, and of all draws.
+        steps: the number of training steps; None: 800, at a learning rate of 0.002 that falls to
+            zero, and fewer if the bound on validation data has not fallen in three measurements,
+            100 steps apart.
+        num: the number of draws of each row for :meth:`transform`.
+        center: the centre of the draws of a number in :meth:`transform`: mean or median.
         progress: whether to print the kinds of columns, and to show progress.
-        unknown: treatment of values of other rows that a column cannot have, such as new
-            categories: "missing" takes them for missing entries, with a warning, and "refuse" is a
+        unknown: the treatment of values of other rows that a column cannot have, such as new
+            categories: "missing" makes them missing entries, with a warning, and "refuse" is a
             DataError.
         learning_rate: the highest learning rate; None: 0.002, or 0.005 where ``steps`` are given.
-        batch_size: number of rows of a step; None: 512, or all.
+        batch_size: the number of rows of a step; None: 512, or all.
         holdout: whether a tenth of the rows chooses the weights.
-        device: device of the model; None: cuda where there is one.
+        device: the device of the model; None: cuda where there is one.
 
     Raises:
-        DataError, ValueError: ``fit``: a table or settings that no model can be of.
-        FloatingPointError: ``fit``: the training diverges.
-        NotFittedError: before ``fit``, whatever needs a trained model.
+        DataError, ValueError: ``fit``: a table or settings that no model can have.
+        FloatingPointError: ``fit``: a loss that is not finite.
+        NotFittedError: a method that needs a trained model, before ``fit``.
 
     Example:
         >>> import numpy as np, pandas as pd
         >>> rng = np.random.default_rng(0)
-        >>> frame = pd.DataFrame({"age": rng.normal(size=99), "of": rng.choice(["a", "b"], 99)})
+        >>> frame = pd.DataFrame({"age": rng.normal(size=99), "work": rng.choice(["a", "b"], 99)})
         >>> table = Table.fit(frame, steps=2)
-        >>> table.impute(frame.assign(of=None).head(2), num=3).shape
+        >>> table.impute(frame.assign(work=None).head(2), num=3).shape
         (6, 2)
-        >>> table.sample(2, given={"of": "b"})["of"].tolist()
+        >>> table.sample(2, given={"work": "b"})["work"].tolist()
         ['b', 'b']
     """
 
@@ -123,7 +131,7 @@ class Table:
         num: int = 20,
         center: Center = "mean",
         progress: bool = False,
-        unknown: OfUnknown = "missing",
+        unknown: UnknownPolicy = "missing",
         learning_rate: float | None = None,
         batch_size: int | None = None,
         holdout: bool = True,
@@ -135,15 +143,15 @@ class Table:
         self.holdout, self.device = holdout, device
 
     def not_fitted(self) -> RuntimeError:
-        """The error of whatever needs a trained model before there is one."""
+        """The error of methods that need a trained model before there is one."""
         return NotFittedError(
             "this Table is not fitted yet; call fit, or use Table.from_pretrained(folder)"
         )
 
     def fit_frame(self, frame: pd.DataFrame) -> None:
-        """Learn from a DataFrame whose labels are text; ``fit`` calls it."""
-        schedule = Schedule.of(self.steps, self.learning_rate)
-        rows = TableRows(frame, columns=self.columns_said, holdout=self.holdout)
+        """Train on a DataFrame whose labels are text; ``fit`` calls it."""
+        schedule = Schedule.of_steps(self.steps, self.learning_rate)
+        rows = TableRows(frame, columns=self.columns_text, holdout=self.holdout)
         if self.progress:
             print(in_python(rows.columns_in_words))
             if words := rows.gaps_in_words:
@@ -160,23 +168,26 @@ class Table:
         compared.warn("the model")
 
     def _take(self, programs: Trained, names: Sequence[str]) -> None:
-        """Become fitted: rows, model and guide, and the names of all columns."""
+        """Become fitted, with rows, model and guide, and the names of all columns."""
         self._programs, self._names_in = programs, list(names)
 
     @property
-    def columns_said(self) -> str | None:
-        """The kinds that ``columns`` say, in words."""
+    def columns_text(self) -> str | None:
+        """The setting ``columns`` as text."""
         if self.columns is None or isinstance(self.columns, str):
             return self.columns
-        return said_of({str(name): kind for name, kind in self.columns.items()})
+        return kinds_text({str(name): kind for name, kind in self.columns.items()})
 
     # -- folders -----------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write the model and the columns, which :meth:`from_pretrained` reads, and the codes of
-        the training rows.
+        """Write the model, the columns and the codes of the training rows into a folder.
 
-        :meth:`~pyro_mdm.DiffusionModel.from_pretrained` opens the model alone.
+        :meth:`from_pretrained` reads it, and :meth:`~pyro_mdm.DiffusionModel.from_pretrained` opens
+        the model alone.
+
+        Args:
+            folder: the path of the folder, which is made if there is none.
 
         Raises:
             PretrainedError: columns whose levels JSON cannot hold.
@@ -193,8 +204,11 @@ class Table:
         """The table that :meth:`save_pretrained` wrote, on the CPU.
 
         The folder of a training run of a table opens too, and a trained model by its name,
-        ``"wine"``, but for :meth:`agreement`, which asks for the training rows. No code is run from
-        the folder.
+        ``"wine"``, but without :meth:`agreement`, which needs the training rows. No code of the
+        folder is run.
+
+        Args:
+            folder: the path of the folder, or the name of a trained model.
 
         Raises:
             PretrainedError: no such folder, or one that is damaged or of something else.
@@ -216,27 +230,33 @@ class Table:
 
     @property
     def rows(self) -> TableRows:
-        """The rows that were fitted to, with their columns."""
+        """The training rows, with their columns."""
         return self._fitted[0]  # by its place: older pickles have another name for it
 
     @property
     def model(self) -> DiffusionModel:
-        """The model of rows in model space, as for :func:`pyro_mdm.condition`. All draws are by its
-        ``sampler``, which may be set: the exponential one, of 16 steps."""
+        """The model of rows in model space, as for :func:`pyro_mdm.condition`.
+
+        All draws are by its ``sampler``, which may be set; it is the exponential one with 16 steps.
+        """
         return self._fitted[1]
 
     @property
     def columns_in_words(self) -> str:
-        """What each column was taken for, a line each."""
+        """The kind of each column, a line each."""
         return in_python(self.rows.columns_in_words)
 
     @property
     def names(self) -> list[str]:
-        """The names of the columns that are modelled."""
+        """The names of the modelled columns."""
         return self.rows.names
 
     def column(self, name: str) -> Column:
-        """The column of a name (DataError: none that is modelled)."""
+        """The modelled column with a name.
+
+        Raises:
+            DataError: no modelled column has the name.
+        """
         return self.rows.column(name)
 
     # -- density -----------------------------------------------------------------------------------
@@ -250,21 +270,22 @@ class Table:
         batch_size: int = 1024,
         seed: int | None = None,
     ) -> pd.DataFrame:
-        """A lower bound on log p of each row, of what is there: missing entries are integrated out.
+        """A lower bound on log p of the entries of each row; missing entries are integrated out.
 
         It is a density in columns of numbers, in their own units, and a probability in the others
         and of integers, rounded numbers and atoms. A row without any entry has 0.
 
         Args:
-            draws: number of network evaluations of a row; None: as many as the error takes.
-            error: the standard error that is asked for, nats. A pilot says how many draws a row
-                needs, 8,192 at most, and the result is of others.
-            batch_size: number of rows evaluated together.
-            seed: seed of the noise; None: the object's.
+            X: rows, a DataFrame or an array.
+            draws: the number of network evaluations of a row; None: as many as the error takes.
+            error: the required standard error, nats. The number of draws of a row, at most 8,192,
+                is predicted by a pilot, and the result is of other draws.
+            batch_size: the number of rows evaluated together.
+            seed: the seed of the noise; None: the object's.
 
         Returns:
             Columns log_prob and standard_error, in nats, with the index of X. The error is that of
-            the noise, 1.96 of which hold 95%; how far log p is above its bound is not known.
+            the noise, 1.96 of which hold 95%; the distance of log p from its bound is not known.
         """
         return self.measured(as_frame(X), None, draws, batch_size, seed, error=error)
 
@@ -279,9 +300,15 @@ class Table:
         only: str | None = None,
         error: float = ERROR,
     ) -> pd.DataFrame:
-        """The bound of :meth:`log_prob` for rows, given the entries of ``given`` if there are any,
-        which has the same rows; ``piece`` is the number of the first of them among pieces of a
-        larger table, and ``only`` the one column whose entries are measured, given others."""
+        """The bound of :meth:`log_prob` for rows, given other entries if there are any.
+
+        Args:
+            rows: rows whose entries are measured.
+            given: rows of the entries that they are given, as many; None: no entries.
+            draws, batch_size, seed, error: as for :meth:`log_prob`.
+            piece: the index of the first piece of the rows among those of a larger table.
+            only: the name of the one column whose entries are measured, given others; None: all.
+        """
         table, model, guide = self._fitted
         bounds = RowBounds(table, model, guide, self.unknown, batch_size, only)
         noise = self.seed if seed is None else seed
@@ -298,18 +325,25 @@ class Table:
         only: str | None = None,
         batch_size: int = 1024,
         seed: int | None = None,
-        unknown: OfUnknown | None = None,
+        unknown: UnknownPolicy | None = None,
         hidden: Sequence[str] = (),
         progress: bool = False,
     ) -> list[pd.DataFrame]:
-        """Completed rows, a table for each draw, of the columns that are modelled and rows 0, 1, ….
+        """Completed rows, with the modelled columns and rows 0, 1, ….
 
         Args:
             rows: incomplete rows, so few that memory holds them ``num`` times.
-            piece: number of these rows among the pieces of a larger table, for their seed.
-            only: name of the one column that is drawn, if the others are integrated out and stay
-                empty.
-            unknown, hidden: options of :meth:`TableRows.codes`; None: the object's.
+            num: the number of draws of each row.
+            piece: the index of these rows among the pieces of a larger table, for their seed.
+            only: the name of the one column that is drawn, where missing entries of the others are
+                integrated out and stay empty; None: all are drawn.
+            batch_size: the number of completions simulated together.
+            seed: the seed of the draws; None: the object's.
+            unknown, hidden: options of :meth:`TableRows.codes`; None: the object's ``unknown``.
+            progress: whether to show progress.
+
+        Returns:
+            A table for each draw.
         """
         draw_seed = self.seed if seed is None else seed
         options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
@@ -324,10 +358,11 @@ class Table:
         """Draws of the missing entries given the others of their row; the others stay as they are.
 
         Args:
-            num: number of draws of each row.
-            batch_size: number of rows simulated together.
-            seed: seed of the noise; None: the object's. Draws depend on it, on ``batch_size``, and
-                on the rows of their piece of 4,096.
+            X: rows, a DataFrame or an array.
+            num: the number of draws of each row.
+            batch_size: the number of rows simulated together.
+            seed: the seed of the noise; None: the object's. Draws depend on it, on ``batch_size``,
+                and on the rows of their piece of 4,096.
 
         Returns:
             ``num`` completed tables, one after another, in the types of X. The index has the number
@@ -351,9 +386,14 @@ class Table:
     def transform(self, X: Frame) -> Frame:
         """A completed table, with the centre of ``num`` draws where an entry was missing.
 
-        Numbers are their mean or median, as ``center`` says, and the most frequent atom if most
-        draws are one; ordinal levels are the median, categories the most frequent. An array comes
-        back as an array.
+        That of numbers is the mean or median, by ``center``, or an atom that most draws are; that
+        of ordinal levels is the median, that of categories the most frequent.
+
+        Args:
+            X: rows, a DataFrame or an array.
+
+        Returns:
+            A DataFrame, or an array for an array.
         """
         import pandas as pd
 
@@ -376,7 +416,12 @@ class Table:
         )
 
     def middle(self, draws: list[pd.DataFrame], center: Center | None = None) -> pd.DataFrame:
-        """The centre of :meth:`draws`, of each entry."""
+        """The centre of each entry over draws.
+
+        Args:
+            draws: completed rows, as :meth:`draws` returns them.
+            center: mean or median for numbers; None: the object's.
+        """
         import pandas as pd
 
         return pd.DataFrame(
@@ -396,10 +441,13 @@ class Table:
         batch_size: int = 1024,
         seed: int | None = None,
     ) -> pd.DataFrame:
-        """Draws of n rows, (n, columns).
+        """Samples of rows, (n, columns).
 
         Args:
+            n: the number of rows.
             given: values of columns by name, which all rows have; the others are drawn given them.
+            batch_size: the number of rows simulated together.
+            seed: the seed of the draws; None: the object's.
         """
         rows, model = self.rows, self.model
         options: dict[str, Any] = {"batch_size": batch_size}
@@ -412,15 +460,16 @@ class Table:
     def conditional(
         self, X: Frame, column: str, *, num: int = 200, batch_size: int = 1024
     ) -> Conditional:
-        """The law of one column in each row, given what is there in the other columns.
+        """The distribution of one column in each row, given the entries of the other columns.
 
-        The column's own entries are ignored, and may be absent; what else is missing is integrated
-        out.
+        Entries of the column itself are ignored, and may be left out of X; missing entries of
+        others are integrated out.
 
         Args:
-            column: name of the column.
-            num: number of draws of each row, for results that are computed by draws.
-            batch_size: number of rows simulated together.
+            X: rows, a DataFrame or an array.
+            column: the name of the column.
+            num: the number of draws of each row, for results that are computed by draws.
+            batch_size: the number of rows simulated together.
         """
         column = str(column)
         self.column(column)  # or an error
@@ -430,27 +479,31 @@ class Table:
     def calibration(
         self, X: Frame, *, draws: int = CALIBRATION_DRAWS, seed: int | None = None
     ) -> TableCalibration:
-        """The calibration of predictions on rows that were not trained on.
+        """The calibration of predictions on held-out rows.
 
-        Each entry is hidden once, with about half of its row, and drawn given the others. ``print``
-        tells how many are in their 90% intervals, ``figure()`` draws it by column.
+        Each entry is hidden once, with about half of its row, and drawn given the others. Printed,
+        it is the fraction of entries in their 90% intervals; ``figure()`` draws it by column.
 
         Args:
-            draws: number of draws of each entry, at least 2.
-            seed: seed of the choice of hidden entries and of the draws; None: the object's.
+            X: rows that were not trained on, a DataFrame or an array.
+            draws: the number of draws of each entry, at least 2.
+            seed: the seed of the choice of hidden entries and of the draws; None: the object's.
         """
         codes = self.rows.codes(as_frame(X), self.unknown)
         chosen = self.seed if seed is None else seed
         return table_calibration(self.rows, self.model, codes, draws=draws, seed=chosen)
 
     def agreement(self, *, seed: int | None = None) -> Agreement:
-        """The agreement of new rows with those that were fitted to, what these lack drawn.
+        """The agreement of samples with the training rows, whose missing entries are drawn.
 
-        ``print`` tells which columns and pairs of them differ most, beside the noise of as many
-        rows, and how many new rows break a rule that no row breaks; ``figure()`` draws it.
+        Printed, it is the columns and pairs that differ most, with the noise of as many rows, and
+        the fraction of samples that break a rule of the rows; ``figure()`` draws it.
 
         Args:
-            seed: seed of the draws; None: the object's.
+            seed: the seed of the draws; None: the object's.
+
+        Raises:
+            ValueError: training rows that are not kept.
         """
         if not len(self.rows.train):
             raise ValueError(
@@ -472,7 +525,7 @@ class Table:
         return {name: getattr(self, name) for name in self._setting_names()}
 
     def set_params(self: T, **params: Any) -> T:
-        """Change settings by name, for the next ``fit``; returns the object."""
+        """The object, with settings changed by name, for the next ``fit``."""
         for name, value in params.items():
             if name not in self._setting_names():
                 raise ValueError(
@@ -487,12 +540,12 @@ class Table:
         return self.fit(X, y).transform(X)
 
     def get_feature_names_out(self, input_features: object = None) -> NDArray[Any]:
-        """The names of the columns that ``transform`` returns: those of the table fitted to."""
+        """The names of the columns that ``transform`` returns, those of the training table."""
         return np.asarray(self.feature_names_in_, dtype=object)
 
     @property
     def feature_names_in_(self) -> NDArray[Any]:
-        """The names of the columns that were fitted to, those that are left out too."""
+        """The names of the columns of the training table, those that are left out too."""
         _ = self._fitted  # or an error
         return np.asarray(self._names_in, dtype=object)
 
@@ -515,9 +568,9 @@ class Table:
         default = {
             p.name: p.default for p in inspect.signature(type(self).__init__).parameters.values()
         }
-        said = [
+        settings = [
             f"{name}={value!r}"
             for name, value in self.get_params().items()
             if name not in default or value != default[name]
         ]
-        return f"{type(self).__name__}({', '.join(said)})"
+        return f"{type(self).__name__}({', '.join(settings)})"

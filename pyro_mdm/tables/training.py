@@ -1,4 +1,4 @@
-"""Training of a model of the rows of a table, on what is there in them."""
+"""Training of a model of the rows of a table, which may be incomplete."""
 
 from __future__ import annotations
 
@@ -27,17 +27,19 @@ from pyro_mdm.training import MovingAverage, Trainer, indices, last_fall
 __all__ = ["Schedule", "Trained", "train_rows"]
 
 STEPS, EVERY, PATIENCE = 800, 100, 3
-"""Training steps of a fit, how many are between measurements of the bound on validation data, and
-after how many of these without a fall training ends."""
+"""The number of training steps, the steps between measurements of the bound on validation data, and
+the number of measurements without a fall after which training ends."""
 RATE = 2e-3
-"""The learning rate of so many steps: 400 at half of it leave log scores of three tables higher."""
+"""The learning rate of 800 steps: 400 at half of it leave log scores of three tables higher."""
 SELDOM, MEASUREMENTS = 250, 10
-"""The least number of steps between measurements where steps are asked for, and how many there are
-of these in more steps."""
+"""The least number of steps between measurements where ``steps`` are given, and the number of
+measurements in many steps."""
 FEWEST, VALIDATED, DRAWS = 8, 256, 2
-"""The fewest and the most validation rows that are measured, and network evaluations of each."""
+"""The fewest and the most validation rows that are measured, and the network evaluations of
+each."""
 CLIP, WARMUP, DECAY, FORGETTING = 1.0, 100, 0.995, 10
-"""The norm of gradients, steps in which rates rise, and the moving average of weights."""
+"""The largest norm of a gradient, the steps in which the rate rises, and the decay
+and forgetting of the moving average of weights."""
 
 
 class Trained(NamedTuple):
@@ -52,13 +54,21 @@ class Schedule(NamedTuple):
     """The steps of a training."""
 
     steps: int = STEPS  # number of steps
-    learning_rate: float = RATE  # the highest
+    learning_rate: float = RATE  # the highest one
     every: int = EVERY  # steps between measurements of the bound on validation data
-    patience: int | None = PATIENCE  # measurements without a fall, after which training ends
+    patience: int | None = PATIENCE  # measurements without a fall that end it; None: no end
 
     @classmethod
-    def of(cls, steps: int | None, learning_rate: float | None = None) -> Schedule:
-        """The schedule of so many steps, all of which are taken; None: the default one."""
+    def of_steps(cls, steps: int | None, learning_rate: float | None = None) -> Schedule:
+        """The schedule of a number of steps, all of which are taken.
+
+        Args:
+            steps: the number of steps; None: the default schedule, which may end early.
+            learning_rate: the highest learning rate; None: the default one.
+
+        Raises:
+            TypeError, ValueError: numbers that are not positive.
+        """
         if learning_rate is not None:
             words = "the highest learning rate, such as 0.002"
             check_number("learning_rate", learning_rate, words, positive=True)
@@ -80,21 +90,24 @@ def train_rows(
 ) -> Trained:
     """A model of the training rows, under :class:`~pyro_mdm.VPSDE`.
 
-    What is missing is completed by the model that is trained, see
-    :class:`~pyro_mdm.conditioning.Completions`. Of the weights that are measured on validation
-    rows, if there are any, the best are kept. Data and noise of a step are functions of the seed
-    and the step.
+    Missing entries are completed by the model in training, see
+    :class:`~pyro_mdm.conditioning.Completions`. If there are validation rows, the weights with the
+    best bound on them are kept. Data and noise of a step are functions of the seed and the step.
 
     Args:
-        rows: the rows.
-        schedule: steps, rates and measurements; None: the default ones.
-        batch_size: number of rows of a step; None: 512, or all.
-        seed: seed of the weights, the order and the noise.
-        device: device of the model.
-        progress: whether progress is shown.
+        rows: the rows, with their columns.
+        schedule: steps, rates and measurements; None: the default schedule.
+        batch_size: the number of rows of a step; None: 512, or all.
+        seed: the seed of the weights, the order and the noise.
+        device: the device of the model.
+        progress: whether to show progress.
+
+    Returns:
+        The rows with their model and its guide.
 
     Raises:
-        FloatingPointError: the loss is no number.
+        FloatingPointError: a loss that is not finite.
+        TypeError, ValueError: a batch size that is no number of rows.
     """
     number = len(rows.train)
     size = min(rows.batch_size, number) if batch_size is None else batch_size
@@ -114,7 +127,7 @@ def train_rows(
 
 
 def new_model(rows: TableRows, seed: int = 0) -> DiffusionModel:
-    """The untrained model of rows, whose network is told maps of log SNR."""
+    """The untrained model of rows, whose network is given maps of log SNR."""
     torch.manual_seed(seed_from(seed, "initial weights"))
     score = rows.new_denoiser()
     score.training_maps = RandomMaps(window=rows.window, missing="skip")
@@ -189,7 +202,13 @@ def _train(
 def validation_bound(
     rows: TableRows, model: DiffusionModel, guide: DiffusionGuide, seed: int = 0
 ) -> float:
-    """The bound on some of the validation rows, in bits by column of what is there."""
+    """The bound on validation rows, in bits per dimension of their entries.
+
+    Args:
+        rows: the rows, with their columns.
+        model, guide: the model of rows and its guide.
+        seed: the seed of the noise, the same at every step, so that bounds are compared paired.
+    """
     codes = rows.validation
     if len(codes) > VALIDATED:
         codes = codes[spread(len(codes), VALIDATED)]

@@ -1,4 +1,4 @@
-"""What is said of columns in words: kinds by name, and messages on them."""
+"""Texts on columns: kinds by name, and messages."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["comma_separated", "in_python", "joined", "kinds_said", "said_of"]
+__all__ = ["comma_separated", "in_python", "joined", "parse_kinds", "kinds_text"]
 
 
-def kinds_said(columns: str | None, names: Sequence[str] = ()) -> dict[str, str]:
-    """Kinds of columns by name, of ``"age=continuous,zip=drop"``, quoted as in a CSV file.
+def parse_kinds(columns: str | None, names: Sequence[str] = ()) -> dict[str, str]:
+    """Kinds of columns by name, from a text such as ``"age=continuous,zip=drop"``.
 
     Args:
-        names: those of the table, which may have = in them, and spaces before and after them that
-            are not said; a name that is said exactly goes before.
+        columns: the text, quoted as in a CSV file; None: no kinds.
+        names: the names of the table, which may have = in them, or spaces around them that the text
+            leaves out; an exact name goes first.
+
+    Raises:
+        ValueError: another text.
     """
     names_of = {name.strip(): name for name in names} | {name: name for name in names}
     kinds = {}
@@ -35,13 +39,13 @@ def kinds_said(columns: str | None, names: Sequence[str] = ()) -> dict[str, str]
     return kinds
 
 
-def said_of(kinds: Mapping[str, str]) -> str:
-    """``columns`` that say kinds of columns by name."""
+def kinds_text(kinds: Mapping[str, str]) -> str:
+    """The text of kinds of columns by name, as :func:`parse_kinds` reads it."""
     return joined([f"{name}={kind}" for name, kind in kinds.items()])
 
 
 def joined(words: Sequence[str]) -> str:
-    """Words with commas between, as :func:`comma_separated` reads them."""
+    """Words joined by commas, as :func:`comma_separated` reads them."""
     text = io.StringIO()
     spaces = any(word.partition("=")[0] != word.partition("=")[0].strip() for word in words)
     options: dict[str, Any] = {"quoting": csv.QUOTE_ALL} if spaces else {}
@@ -50,10 +54,14 @@ def joined(words: Sequence[str]) -> str:
 
 
 def comma_separated(text: str, option: str) -> list[str]:
-    """The words between commas of an option, quoted as in a CSV file.
+    """The words between commas, quoted as in a CSV file.
+
+    Args:
+        text: the text.
+        option: the name of the option that it is of, for the message.
 
     Raises:
-        ValueError: a line break stands outside of quotes.
+        ValueError: a line break outside of quotes.
     """
     try:
         return next(csv.reader([text], skipinitialspace=True), [])
@@ -65,6 +73,6 @@ def comma_separated(text: str, option: str) -> list[str]:
 
 
 def in_python(message: str) -> str:
-    """A message with arguments in place of options of a program."""
+    """A message with arguments of Python in the place of options of a program."""
     message = re.sub(r"--columns (\S+=[^\s;,]+)", r'columns="\1"', message)
     return re.sub(r"--(\w+)", r"\1", message)

@@ -20,7 +20,7 @@ import torch
 
 from inference.drawing.observations import TASKS
 from inference.folders.loading import load_trained
-from inference.restore import told
+from inference.restore import contexts_of_images
 from models import ImageProblem
 from pyro_mdm.measurements import condition_on_measurements
 from pyro_mdm.measurements.covariance import reference
@@ -43,7 +43,7 @@ def measured(options: argparse.Namespace) -> tuple[pd.DataFrame, float]:
     problem = programs.problem
     assert isinstance(problem, ImageProblem)
     n = options.images
-    model = programs.given(told(problem, n, None)[0]).model
+    model = programs.given(contexts_of_images(problem, n, None)[0]).model
     model.sampler = StochasticExponentialIntegrator(options.steps)
     train, test = (problem.to_model_space(problem.part(part).data) for part in ("train", "test"))
     once = seconds(lambda: reference(model, train))

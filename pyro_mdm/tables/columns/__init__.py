@@ -1,7 +1,8 @@
-"""Columns of tables: fitted to rows, they take tables to model space and back.
+"""Columns of tables: fitted to rows, they map tables to model space and back.
 
-:func:`fit_columns` makes a :class:`Column` of each column of a pandas table, by its kind, which its
-values say or you do; :func:`encode`, :func:`to_model_space` and :func:`decode` use them.
+:func:`fit_columns` makes a :class:`Column` of each column of a pandas table, by its kind, which is
+inferred from its values or given; :func:`encode`, :func:`to_model_space` and :func:`decode` use
+them.
 """
 
 from pyro_mdm.tables.columns.base import Center, Column

@@ -1,19 +1,19 @@
 r"""A column of a table: its codes, its numbers in a model, and its values again.
 
-A table's stored data are codes, float64 (n, d): the numbers themselves of a column of numbers, the
-number of the level of any other, and NaN where an entry is missing; infinite ones are those of
-:mod:`pyro_mdm.tables.columns.skipped`. In model space a column of
-numbers is scaled to N(0, 1), levels lie in [-1, 1], and three categories or more are one-hot: as
-many dimensions, one of which is 1.
+A table's stored data are codes, float64 (n, d): the numbers of a column of numbers, the index of
+the level in any other, and NaN where an entry is missing; infinite ones are explained in
+:mod:`pyro_mdm.tables.columns.skipped`. In model space a column of numbers is scaled to N(0, 1),
+levels lie in [-1, 1], and three categories or more are one-hot: as many dimensions, one of which is
+1.
 
 A value w that has a probability, an integer or an atom, is an interval I(w) of model space, whose
-mass is that probability. A row that has w is anywhere in I(w), x ~ q = N(0, 1) given I(w), and any
-x of I(w) is w again. So
+mass is that probability. A row with w has an x that is drawn in I(w) from q, N(0, 1) given I(w),
+and any x of I(w) is w again. So
 
     log P(w) = log ∫_{I(w)} p(x) dx >= E_q[log p(x) - log q(x)],
 
-with equality where p(x) ∝ q(x) in I(w), as it is of the data that the model is trained on. Values
-between have the density p(x) dx/dw, whose integral is the probability of no atom.
+with equality where p(x) ∝ q(x) in I(w), which holds for the data that the model is trained on.
+Values between have the density p(x) dx/dw, whose integral is the probability of no atom.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ __all__ = [
 Values = NDArray[Any]
 """Values or codes of a column."""
 Center = Literal["mean", "median"]
-"""The middle of draws."""
+"""The centre of draws."""
 
 
 class Column(ABC):
@@ -60,13 +60,21 @@ class Column(ABC):
     float64, other columns, and lists and tuples of them.
 
     Attributes:
-        kind: name of the kind.
-        ranged: whether a range of numbers may be said of columns of the kind.
-        most_levels: largest number of levels that a column of the kind may have; None: any, or it
-            is one of numbers.
-        levels: number of levels of the column; None: it is one of numbers.
-        width: number of its dimensions in model space.
-        noisy: whether a value may be many x.
+        name: the name of the column.
+        kind: the name of the kind.
+        ranged: whether columns of the kind may be given a range of numbers.
+        most_levels: the largest number of levels of a column of the kind; None: no limit, or a kind
+            of numbers.
+        levels: the number of levels of the column; None: a column of numbers.
+        width: the number of its dimensions in model space.
+        noisy: whether a value is an interval of model space, from which x is drawn.
+
+    Example:
+        >>> from pyro_mdm.tables import Categorical
+        >>> import pandas as pd
+        >>> size: Column = Categorical("size", pd.Series(["big", "big", "small"]))
+        >>> size.codes(pd.Series(["small", None, "big"])).tolist()
+        [1.0, nan, 0.0]
     """
 
     kind: str
@@ -83,13 +91,22 @@ class Column(ABC):
 
     @classmethod
     def recognizes(cls, values: Series[Any]) -> bool:
-        """Whether values of which nothing is said are of this kind, if of none before it in
-        :data:`~pyro_mdm.tables.columns.kinds.KINDS`."""
+        """Whether values are inferred to be of this kind.
+
+        It is asked where the kind is not given, in the order of
+        :data:`~pyro_mdm.tables.columns.kinds.KINDS`.
+        """
         return False
 
     @classmethod  # noqa: B027  many kinds check nothing
     def check(cls, name: str, values: Series[Any], spec: ColumnSpec) -> None:
-        """Raise DataError unless all values of a column may be of this kind, as it is said."""
+        """Raise DataError unless a column may be of this kind.
+
+        Args:
+            name: the name of the column.
+            values: the values of all rows.
+            spec: the specification of the column.
+        """
 
     @classmethod
     @abstractmethod
@@ -99,22 +116,30 @@ class Column(ABC):
         """A column of this kind, fitted to values.
 
         Args:
-            name: name of the column.
-            values: values of all rows, which :meth:`check` has passed.
-            train: mask of the training rows, (n,), among which two values differ.
-            spec: what is said of the column.
+            name: the name of the column.
+            values: the values of all rows, which :meth:`check` has passed.
+            train: the mask of the training rows, (n,), among which two values differ.
+            spec: the specification of the column.
         """
 
     @classmethod
     def doubts(cls, name: str, values: Series[Any]) -> list[str]:
-        """What is doubtful of values, none missing, that were taken for this kind, in words, with
-        what to do."""
+        """Doubts that values are of this kind, in words, with a remedy each.
+
+        Args:
+            name: the name of the column.
+            values: its values, none missing.
+        """
         return []
 
     # -- the column --------------------------------------------------------------------------------
 
     def codes(self, values: Series[Any]) -> Values:
-        """The codes of values, (n,) float64, NaN where missing (DataError: an unknown value)."""
+        """The codes of values, (n,) float64, NaN where missing.
+
+        Raises:
+            DataError: a value that the column cannot have.
+        """
         codes = self.read(values)
         unknown = np.isnan(codes) & values.notna().to_numpy()
         if unknown.any():
@@ -122,49 +147,67 @@ class Column(ABC):
         return codes
 
     def codes_in(self, table: DataFrame) -> Values:
-        """The codes of the column's values in a table, as :meth:`codes`."""
+        """The codes of the column in a table, as :meth:`codes`."""
         return self.codes(table[self.name])
 
     def unknown(self, values: Series[Any]) -> NDArray[np.bool_]:
-        """Which values the column cannot have, (n,)."""
+        """The mask of values that the column cannot have, (n,)."""
         return np.isnan(self.read(values)) & values.notna().to_numpy()
 
     @abstractmethod
     def read(self, values: Series[Any]) -> Values:
-        """The codes of values, NaN where missing and of those that the column cannot have."""
+        """The codes of values, (n,) float64, NaN where missing or not possible in the column."""
 
     @abstractmethod
     def refusal(self, value: object) -> str:
-        """Why the column cannot have a value, and what to do."""
+        """The message for a value that the column cannot have, with a remedy."""
 
     @abstractmethod
     def values(self, codes: Values) -> Any:
-        """The table's values of codes (n,), none of them NaN."""
+        """The values of codes in the table, (n,).
+
+        Args:
+            codes: codes, (n,), none of them NaN.
+        """
 
     @abstractmethod
     def scaled(self, codes: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x of codes (n,), float64, (n,) or (n, width), and log|dx/dw| or -log q(x), 0 of levels.
+        """Codes in model space, with log determinants.
 
         Args:
-            noise: uniform in [0, 1), like ``codes``, of a noisy column.
+            codes: codes w, (n,) float64, NaN where missing.
+            noise: uniform numbers in [0, 1), (n,), for a noisy column; None: for others.
+
+        Returns:
+            x, (n,) or (n, width), and log|dx/dw|, or -log q(x) in an interval, or 0 for levels,
+            nats, (n,).
         """
 
     @abstractmethod
     def unscaled(self, x: Tensor) -> Tensor:
-        """The codes (n,) of x, float64."""
+        """The codes of x, (n,) float64.
+
+        Args:
+            x: values in model space, (n,) or (n, width).
+        """
 
     @abstractmethod
     def center(self, draws: Values, center: Center) -> Values:
-        """The middle (n,) of draws (num, n) of values."""
+        """The centre of draws, (n,).
+
+        Args:
+            draws: values, (num, n).
+            center: the centre of numbers, mean or median.
+        """
 
     @property
     def places(self) -> int | Sequence[float] | None:
-        """The levels in model space, as for MixedDenoiser: their number where they lie evenly."""
+        """The levels in model space, as for MixedDenoiser: their number if they lie evenly."""
         return self.levels
 
     @property
     def denoiser_levels(self) -> list[Any]:
-        """The levels of its dimensions in model space, as for MixedDenoiser."""
+        """The levels of the column's dimensions in model space, as for MixedDenoiser."""
         if self.levels is None:
             return [self.places] * self.width
         return [OneHot(self.width) if self.width > 1 else self.places]
@@ -176,12 +219,12 @@ class Column(ABC):
 
     @property
     def spec(self) -> str:
-        """The text that says of the column, as a kind, what its values said."""
+        """The text by which :func:`fit_columns` would make the column without inference."""
         return self.kind
 
 
 def numbers_of(values: Series[Any]) -> Values:
-    """Values as float64, NaN where missing or no number."""
+    """Values as float64, NaN where missing or not a number."""
     import pandas as pd
 
     numbers = pd.to_numeric(values, errors="coerce")
@@ -189,7 +232,7 @@ def numbers_of(values: Series[Any]) -> Values:
 
 
 def as_written(table: DataFrame) -> DataFrame:
-    """A table whose float32 numbers are the shortest decimals that float32 has so, in float64.
+    """A table with its float32 numbers as their shortest decimals, in float64.
 
     Columns compare numbers with levels, atoms, ends and decimals, where 0.1 is not 0.10000000149.
     """
@@ -205,7 +248,14 @@ def as_written(table: DataFrame) -> DataFrame:
 
 
 def check_numbers(name: str, values: Series[Any], spec: ColumnSpec, advice: str = "") -> None:
-    """Raise DataError unless values are numbers, in the range that is said if one is."""
+    """Raise DataError unless values are numbers, in the given range if there is one.
+
+    Args:
+        name: the name of the column.
+        values: the values of all rows.
+        spec: the specification of the column, with its range.
+        advice: the end of the message for a value that is no number.
+    """
     numbers = numbers_of(values)
     if (wrong := np.isnan(numbers) & values.notna().to_numpy()).any():
         raise DataError(no_number(name, values[wrong].iloc[0]) + advice)
@@ -218,7 +268,7 @@ def check_numbers(name: str, values: Series[Any], spec: ColumnSpec, advice: str 
 
 
 def no_number(name: str, value: object) -> str:
-    """Why a value is none of a column of numbers."""
+    """The message for a value that is no number in a column of numbers."""
     return (
         f"column {name!r} holds {value!r}, expected a number; correct it, or say --columns "
         f"{name}=categorical"
@@ -226,6 +276,7 @@ def no_number(name: str, value: object) -> str:
 
 
 def as_number(value: Any) -> float | None:
+    """A value as a number; None where it is none."""
     try:
         return float(value)
     except (TypeError, ValueError):

@@ -1,9 +1,9 @@
 """Completions of a table before there is a model of it, by chained equations.
 
-A model of rows that are missing at random completes them itself, see
+A model of rows with entries missing at random completes them itself, see
 :class:`~pyro_mdm.conditioning.Completions`, and begins with scales of its columns and with a first
-completion. Both must be those of whole rows: where one of two groups lacks a column, the values
-that are there are those of the other group, and a model that begins so leaves it slowly.
+completion. Both must be those of whole rows: where one of two groups lacks a column, its present
+values are those of the other group, and a model that begins with these leaves them slowly.
 """
 
 from __future__ import annotations
@@ -31,41 +31,53 @@ if TYPE_CHECKING:
 __all__ = ["chained_completions"]
 
 SWEEPS = 5
-"""Sweeps before the first table is complete."""
+"""The number of sweeps up to the first table that is kept."""
 LEAF = 15
-"""The fewest rows of a leaf: these are the donors of what falls into it."""
+"""The fewest rows of a leaf, which are the donors of entries that fall into it."""
 MOST = 4096
-"""The most rows that regressions and trees are fitted to, drawn from those that have the column."""
+"""The most rows that regressions and trees are fitted to, drawn from those with the column."""
 REACH = 0.5
-"""How far beyond the least and the greatest number that is there one may be drawn, in the distance
-between these."""
+"""The largest distance of a drawn number from the range of present ones, as a fraction of the
+range: a line may extrapolate, but not anywhere."""
 
 
 def chained_completions(
     columns: Sequence[Column], codes: Tensor, *, num: int = 1, seed: int = 0
 ) -> Tensor | None:
-    r"""Codes (num, n, d) of ``num`` tables without a gap, float64, or None if no gap depends on
-    other columns.
+    r"""Completions of a table by chained equations, or None if no gap depends on other columns.
 
-    Each column with gaps is drawn given all others, in turn, and again. A number is the prediction
-    of a linear regression, which goes on where no row has the column, and the residual of a donor:
-    a row in the same leaf of a tree of residuals, or any row if the tree predicts them no better
-    than their mean. The regression is one of numbers or of what the model has for them, whichever
-    predicts better; both are by two folds. A level is that of a donor in the same leaf of a tree of
-    levels. So is an atom of a column of numbers, and a date, and a value of a kind of your own.
+    Each column with gaps is drawn given all others, in turn, repeatedly. A number is the prediction
+    of a linear regression, which extrapolates to rows unlike those with the column, and the
+    residual of a donor: a row in the same leaf of a tree of residuals, or any row if the tree
+    predicts them no better than their mean. The regression is one of numbers or of their values in
+    model space, whichever predicts better; both comparisons are by two folds. A level is that of a
+    donor in the same leaf of a tree of levels. So is an atom of a column of numbers, a date, and a
+    value of a kind of your own.
 
     Args:
-        columns: columns of the table, fitted to it.
-        codes: rows as :func:`~pyro_mdm.tables.columns.encode` has them, (n, d), NaN where missing.
+        columns: the columns of the table, fitted to it.
+        codes: codes of the rows, as by :func:`~pyro_mdm.tables.columns.encode`, (n, d), NaN where
+            an entry is missing.
         num: the number of completed tables, of one chain.
         seed: the seed of the draws.
 
+    Returns:
+        Codes of ``num`` tables without a gap, (num, n, d) float64, or None.
+
     Raises:
-        DataError: a column with gaps that no row has.
+        DataError: a column without any value.
 
     Source: van Buuren & Groothuis-Oudshoorn, "mice: Multivariate imputation by chained equations
     in R", 2011; the donors in leaves are those of Doove, van Buuren & Dusseldorp, "Recursive
     partitioning for missing data imputation in the presence of interaction effects", 2014.
+
+    Example:
+        >>> import pandas as pd
+        >>> from pyro_mdm.tables.columns import encode, fit_columns
+        >>> frame = pd.DataFrame({"a": range(100), "b": [float(k) % 7 for k in range(100)]})
+        >>> columns = fit_columns(frame, np.ones(100, dtype=bool))
+        >>> chained_completions(columns, encode(columns, frame)) is None  # no gaps
+        True
     """
     values = codes.double().cpu().numpy()
     if not (np.isnan(values) | (values == HIDDEN)).any() or not _depends(columns, values):
@@ -83,8 +95,10 @@ def chained_completions(
 
 
 def _depends(columns: Sequence[Column], values: Values) -> bool:
-    """Whether gaps of one column at least depend on another; of one that does not exist for some
-    rows, among the others."""
+    """Whether gaps of at least one column depend on another.
+
+    Of a column that does not exist for some rows, those where it exists count.
+    """
     import pandas as pd
 
     names, series = [column.name for column in columns], {}
@@ -105,13 +119,13 @@ def _depends(columns: Sequence[Column], values: Values) -> bool:
 
 
 class _Variable:
-    """What is drawn at a time: a column, whether its number exists, or its number where it does.
+    """A variable that is drawn: a column, the existence of its number, or that number.
 
     Attributes:
-        values: code of each row, (n,), NaN where it is missing and was not drawn yet.
-        missing: where it is drawn, (n,).
-        exists: the variable that says where it exists; None: in all rows.
-        place: its place among the features of all.
+        values: the code of each row, (n,), NaN where it is missing and not drawn yet.
+        missing: the mask of the rows where it is drawn, (n,).
+        exists: the variable of its existence; None: it exists in all rows.
+        place: the slice of its features among those of all variables.
     """
 
     place: slice
@@ -130,7 +144,7 @@ class _Variable:
 
     @property
     def present(self) -> NDArray[np.bool_]:
-        """The rows where it exists, by what is drawn now."""
+        """The mask of the rows where it exists by the present draws, (n,)."""
         if self.exists is None:
             return np.ones(len(self.values), dtype=np.bool_)
         return np.asarray(self.exists.values == 1)
@@ -141,8 +155,8 @@ class _Variable:
         return 2 if isinstance(self.column, Continuous) else self.one_hot or 1
 
     def features(self) -> Values:
-        """What regressions of other columns see of it, (n, width): a number in deviations from its
-        mean, and as the model has it."""
+        """Its features for regressions of other columns, (n, width): a standardized number, and its
+        value in model space."""
         if self.one_hot is not None:
             return np.asarray(self.values[:, None] == np.arange(self.one_hot), dtype=np.float32)
         present = self.present
@@ -154,7 +168,7 @@ class _Variable:
         return features
 
     def draw(self, features: Values, rng: Generator) -> None:
-        """Draw what is missing given features (n, D) of the others."""
+        """Draw missing values given features of the others, (n, D)."""
         present = self.present
         there, gone = np.flatnonzero(present & ~self.missing), present & self.missing
         if not gone.any():
@@ -169,7 +183,7 @@ class _Variable:
             self.values[gone] = y[_donors(x, y, new, rng)]
 
     def _numbers(self, x: Values, y: Values, new: Values, rng: Generator) -> Values:
-        """Atoms of donors, and numbers on a line where a donor's number is no atom."""
+        """Atoms of donors, and numbers by a regression where a donor's number is no atom."""
         atoms = self.column.atoms.numpy() if isinstance(self.column, Mixed) else np.empty(0)
         if not len(atoms):
             return self._on_line(x, y, new, rng)
@@ -183,9 +197,11 @@ class _Variable:
         return drawn
 
     def _on_line(self, x: Values, y: Values, new: Values, rng: Generator) -> Values:
-        """Numbers that a line predicts, with residuals of donors, as the column has them; those
-        that are too far are the donors' numbers. The line is one of numbers or of what the model
-        has for them, whichever predicts one half of the rows better by the other."""
+        """Numbers predicted by a line, with residuals of donors, as the column can have them.
+
+        Those that are too far are the donors' numbers. The line is one of numbers or of their
+        values in model space, whichever predicts one half of the rows better by the other.
+        """
         from sklearn.linear_model import Ridge
 
         column = self.column
@@ -211,8 +227,10 @@ class _Variable:
 
 
 def _scaled(column: Column, values: Values) -> tuple[Values, Values]:
-    """What the model has for numbers, and the log of its slope; of a rounded column, whose slope is
-    that of a probability, by the step of its last decimal."""
+    """Numbers in model space, and the log of the slope there.
+
+    A rounded column has the slope of a probability, which its last decimal turns into a density's.
+    """
     numbers = torch.from_numpy(values)
     x, log_slope = column.scaled(numbers, torch.full_like(numbers, 0.5))
     decimals = column.decimals if isinstance(column, Rounded) else 0
@@ -220,31 +238,30 @@ def _scaled(column: Column, values: Values) -> tuple[Values, Values]:
 
 
 def _log_density(x: Values, y: Values, half: NDArray[np.bool_]) -> float:
-    """The mean log density of one half of the rows by a normal law about a line of the other, but
-    for a constant."""
+    """The mean log density of each half of the rows, but for a constant, by a normal distribution
+    about a line that is fitted to the other."""
     from sklearn.linear_model import Ridge
 
     total = 0.0
     for fitted in (half, ~half):
         line = Ridge(alpha=1.0).fit(x[fitted], y[fitted])
         total += float(((y[~fitted] - line.predict(x[~fitted])) ** 2).sum())
-    return -0.5 * math.log(total / len(y) + 1e-12)
+    return -0.5 * math.log(total / len(y) + 1e-12)  # an exact line leaves 0
 
 
 class _Chain:
-    """The variables of a table, and what regressions see of them: nothing of those with gaps until
-    they are drawn."""
+    """The variables of a table and their features, which are 0 for those with gaps until drawn."""
 
     def __init__(self, columns: Sequence[Column], codes: Values, rng: Generator) -> None:
-        self._rng, self._of_column = rng, []
+        self._rng, self._by_column = rng, []
         for column, code in zip(columns, codes.T, strict=True):
             if isinstance(column, SkippedNumbers):
                 exists = _Variable(None, np.where(np.isnan(code), math.nan, code != ABSENT))
                 number = np.where(np.isfinite(code), code, math.nan)
-                self._of_column.append([exists, _Variable(column.column, number, exists)])
+                self._by_column.append([exists, _Variable(column.column, number, exists)])
             else:
-                self._of_column.append([_Variable(column, code)])
-        variables = [variable for variables in self._of_column for variable in variables]
+                self._by_column.append([_Variable(column, code)])
+        variables = [variable for variables in self._by_column for variable in variables]
         end = 0
         for variable in variables:
             variable.place = slice(end, end + variable.width)
@@ -257,7 +274,7 @@ class _Chain:
         self._order = sorted(gaps, key=lambda variable: variable.missing.sum())
 
     def sweep(self) -> None:
-        """Draw each variable anew, those that are more often there first."""
+        """Draw each variable anew, those with the fewest gaps first."""
         for variable in self._order:
             self._features[:, variable.place] = 0  # it does not see itself
             for number in self._order:
@@ -270,15 +287,24 @@ class _Chain:
         """The codes of each column, completed."""
         return [
             first.values if not number else np.where(first.values == 1, number[0].values, ABSENT)
-            for first, *number in self._of_column
+            for first, *number in self._by_column
         ]
 
 
 def _donors(
     x: Values, y: Values, new: Values, rng: Generator, *, of_levels: bool = False
 ) -> NDArray[np.int64]:
-    """For rows with features ``new`` the numbers of rows with features x in the same leaf of a tree
-    of y; of any rows, if the tree does not predict numbers y."""
+    """The indices of donors, (m,), drawn from the same leaf of a tree of y.
+
+    If the tree does not predict numbers y, donors are any rows.
+
+    Args:
+        x: features of rows with a value, (n, D).
+        y: these values, (n,).
+        new: features of rows without one, (m, D).
+        rng: the generator.
+        of_levels: whether y are levels.
+    """
     from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
     kind = DecisionTreeClassifier if of_levels else DecisionTreeRegressor
@@ -293,7 +319,7 @@ def _donors(
 
 
 def _predicts(tree: DecisionTreeRegressor, x: Values, y: Values, rng: Generator) -> bool:
-    """Whether a tree of one half of the rows is nearer to the other half than its mean is."""
+    """Whether a tree of one half of the rows predicts the other half better than its mean does."""
     half = rng.permutation(len(y)) % 2 == 0
     if half.sum() < 2 * LEAF or (~half).sum() < 2 * LEAF:
         return False

@@ -1,4 +1,4 @@
-"""Columns of dates: days since 1970, and the form that the table has them in."""
+"""Columns of dates: days since 1970, and their form in the table."""
 
 from __future__ import annotations
 
@@ -21,19 +21,21 @@ if TYPE_CHECKING:
 __all__ = ["DAY", "DateForm", "Dates", "days_of", "is_dates"]
 
 ISO = r"\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}(?::\d{2}(?:\.\d{1,6})?)?)?"
-"""A date in text, with or without a time of day, in no time zone."""
+"""The pattern of a date in text, with or without a time of day, without a time zone."""
 
 DAY = 86_400_000_000
-"""Microseconds of a day."""
+"""The number of microseconds of a day."""
 STEPS = (DAY, 60_000_000, 1_000_000, 1_000, 1)
-"""What dates are multiples of: a day, a minute, a second, a millisecond or a microsecond."""
+"""The steps of dates, in microseconds: a day, a minute, a second, a millisecond, a microsecond."""
 FIRST, LAST = -719_162, 2_932_896
-"""The days of the years 1 and 9999; of nanoseconds in 64 bits, :data:`REACH` around 1970."""
+"""The first day of the year 1 and the last of 9999, in days since 1970: those of datetime
+objects."""
 REACH = 106_000
+"""The most days from 1970 that nanoseconds hold in 64 bits, rounded down."""
 
 
 def is_dates(values: Series[Any]) -> bool:
-    """Whether a column has dates: by its type, or because each value is such an object or text."""
+    """Whether a column has dates, by its type, or by each value, an object or text."""
     import pandas as pd
 
     if pd.api.types.is_datetime64_any_dtype(values):
@@ -51,7 +53,7 @@ def is_dates(values: Series[Any]) -> bool:
 
 
 def days_of(values: Series[Any]) -> Values:
-    """Days since 1970 of dates, (n,) float64, NaN where there is none or it is no date."""
+    """Days since 1970 of dates, (n,) float64, NaN where missing or not a date."""
     import pandas as pd
 
     stamps = values
@@ -63,7 +65,7 @@ def days_of(values: Series[Any]) -> Values:
         text = text.where(iso.eq(True))
         stamps = pd.to_datetime(text, format="ISO8601", errors="coerce")
     if getattr(stamps.dtype, "tz", None) is not None:
-        stamps = stamps.dt.tz_localize(None)  # as the clocks there show it
+        stamps = stamps.dt.tz_localize(None)  # the local time, which a date means
     days = (stamps - pd.Timestamp(0)) / pd.Timedelta(days=1)
     return np.asarray(days.to_numpy(dtype=np.float64, na_value=np.nan))
 
@@ -71,9 +73,9 @@ def days_of(values: Series[Any]) -> Values:
 class DateForm(NamedTuple):
     """The form of the dates of a column."""
 
-    dtype: Any  # of a column of type datetime64, else None
-    pattern: str | None  # of text, as strftime has it; None: they are objects
-    step: int  # microseconds that all dates are multiples of
+    dtype: Any  # the datetime64 type of the column; None: objects or text
+    pattern: str | None  # of text, as for strftime; None: objects
+    step: int  # the number of microseconds that all dates are multiples of
 
     @classmethod
     def from_values(cls, values: Series[Any]) -> DateForm:
@@ -94,7 +96,11 @@ class DateForm(NamedTuple):
         return cls(None, pattern + (".%f" if len(longest) > 19 else ""), step)
 
     def dates(self, days: Values) -> Any:
-        """The dates of days (n,), to the step, in this form."""
+        """Dates in this form, (n,), rounded to the step.
+
+        Args:
+            days: days since 1970, (n,).
+        """
         import pandas as pd
 
         in_nanoseconds = self.dtype is not None and "[ns" in str(self.dtype)
@@ -115,17 +121,24 @@ class DateForm(NamedTuple):
 
 
 class Dates(Column):
-    """A column of dates: a probability of each day, or a density where they have a time of day.
+    """A column of dates: a probability of each day, or a density if they have a time of day.
 
-    Codes are days since 1970. Values have the form that those of the table have.
+    Codes are days since 1970. Values have the form of the table.
 
     Args:
-        name: name of the column.
-        values: dates of all rows.
-        train: mask of the training rows.
+        name: the name of the column.
+        values: the dates of all rows, NaT or None where missing.
+        train: the mask of the training rows, (n,).
 
     Raises:
         DataError: a value that is no date.
+
+    Example:
+        >>> import pandas as pd
+        >>> dates = pd.Series(["2024-01-01", "2024-01-05", "2024-02-01"])
+        >>> born = Dates("born", dates, np.ones(3, dtype=bool))
+        >>> born.codes(dates).tolist()
+        [19723.0, 19727.0, 19754.0]
     """
 
     kind = "date"
@@ -163,7 +176,7 @@ class Dates(Column):
 
         days = days_of(values)
         if self._form.step == DAY and getattr(values.dtype, "tz", None) is not None:
-            days = np.floor(days)  # where a clock was put forward at midnight, the day begins later
+            days = np.floor(days)  # a day whose clock was put forward at midnight begins later
         return self._line.read(pd.Series(days))
 
     def refusal(self, value: object) -> str:

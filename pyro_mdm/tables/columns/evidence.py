@@ -1,4 +1,4 @@
-"""What numbers of a column say of it: which repeat, what they are rounded to, and doubts."""
+"""Properties of the numbers of a column: repeated ones, their rounding, and doubts."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ FEW = 20
 """The most distinct whole numbers of an ordinal column, by default."""
 
 REPEATS, SHARE, CHANCE = 5, 0.02, 1e-3
-"""How often a number is there at least, and in which part of the rows, to be an atom; and how
-improbable that is by chance in a column."""
+"""The least count of an atom, its least fraction of the rows, and the largest probability of such
+counts by chance in a column."""
 DECIMALS = 6
-"""The most digits behind the point of a rounded column."""
+"""The most decimals of a rounded column."""
 STEPS = 10_000
-"""The most steps of its last digit from the least to the greatest number of a column that is taken
-for rounded, though few of its numbers repeat."""
+"""The most steps of the last decimal between the least and the largest number of a column that is
+inferred to be rounded though few of its numbers repeat."""
 WHOLE = 2.0**53
-"""Whole numbers from which on float64 does not have them all."""
+"""The whole number beyond which float64 does not represent all."""
 
 CODES = {"code", "codes", "id", "ids", "key", "phone", "postal", "postcode", "zip", "zipcode"}
-"""Words in names of columns whose numbers are names."""
+"""Words in names of columns whose numbers are identifiers."""
 
 
 def finite_of(values: Series[Any]) -> Values:
-    """Numbers of a column that are there, float64; none where it has others, or infinite ones."""
+    """The present numbers of a column, float64; empty if it has other values, or infinite ones."""
     import pandas as pd
 
     none = np.empty(0)
@@ -59,9 +59,12 @@ def finite_of(values: Series[Any]) -> Values:
 def atoms_of(values: Values) -> Values:
     """Numbers that repeat more often than a density can explain, in order.
 
-    They are those which at least 5 values and 2% of all values are, unless the others mostly repeat
-    too: these are rounded then, and none is an atom. Where numbers are rounded and not so often
-    alike, none is an atom either that as many values might be by chance, at 0.1% for the column.
+    They are at least 5 values and 2% of all. If the others mostly repeat too, numbers are rounded,
+    and none is an atom. If numbers are rounded and others seldom repeat, none is an atom whose
+    count might be chance, at 0.1% for the column.
+
+    Args:
+        values: numbers, (n,), none missing.
     """
     numbers, counts = np.unique(values, return_counts=True)
     often = counts >= max(REPEATS, SHARE * len(values))
@@ -71,6 +74,7 @@ def atoms_of(values: Values) -> Values:
     decimals = decimals_of(values)
     if decimals is None:
         return numbers[often]
+    # expected counts by the density within a fifth of a standard deviation
     reach, step = values.std() / 5, 10.0**-decimals
     chance = [
         _more_than_chance(int(n), ((np.abs(values - a) <= reach).sum() - n) * step / (2 * reach))
@@ -80,13 +84,17 @@ def atoms_of(values: Values) -> Values:
 
 
 def _more_than_chance(count: int, expected: float) -> float:
-    """P(N >= count) of a Poisson number N."""
+    """P(N >= count) of a Poisson number N with an expectation."""
     both = torch.tensor([count, expected], dtype=torch.float64)
     return float(torch.special.gammainc(*both))
 
 
 def decimals_of(values: Values) -> int | None:
-    """Decimals that numbers are rounded to, NaN left out; None: more than :data:`DECIMALS`."""
+    """The number of decimals that numbers are rounded to; None: more than :data:`DECIMALS`.
+
+    Args:
+        values: numbers, (n,), NaN where missing.
+    """
     there = values[~np.isnan(values)]
     for decimals in range(DECIMALS + 1):
         small = bool((np.abs(there) * 10.0**decimals < WHOLE).all())
@@ -96,7 +104,7 @@ def decimals_of(values: Values) -> int | None:
 
 
 def far_nines(numbers: Values) -> list[str]:
-    """The doubt that 999 or so stands for a missing entry, in words, if there is reason for it."""
+    """The doubt that 999 or the like stands for a missing entry, in words, if there is reason."""
     doubts = []
     distinct, counts = np.unique(numbers, return_counts=True)
     for number, next_one in ((distinct[0], distinct[1]), (distinct[-1], distinct[-2])):
@@ -112,7 +120,7 @@ def far_nines(numbers: Values) -> list[str]:
 
 
 def may_be_names(name: str) -> list[str]:
-    """The doubt that numbers of a column are names, in words."""
+    """The doubt that numbers of a column are identifiers, in words."""
     return [
         f"its numbers may be names, which have no order; say --columns {name}=categorical, or "
         f"{name}=drop"
@@ -120,5 +128,5 @@ def may_be_names(name: str) -> list[str]:
 
 
 def is_name_of_codes(name: str) -> bool:
-    """Whether numbers of a column of this name are names."""
+    """Whether a column with this name has identifiers."""
     return any(word.lower() in CODES for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name))

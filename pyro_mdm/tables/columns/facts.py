@@ -1,8 +1,8 @@
-"""Fitted columns as JSON, so that a trained run has the levels and scales of its model in itself.
+"""Fitted columns as JSON, so that a trained run holds the levels and scales of its model.
 
-A column is ``{"class": name, "attributes": {…}}``, where the name is of a class of ours, or that
-which a class of your own was named by, ``file.py:Name``. Attributes are numbers, text, true, false,
-null and lists of these as they are, and ``{kind: content}`` of the other kinds::
+A column is ``{"class": name, "attributes": {…}}``, with the name of a class of the library, or of a
+class of your own, ``file.py:Name``. Attributes are numbers, text, true, false, null and lists of
+these as they are, and ``{kind: content}`` of other kinds::
 
     {"number": "inf"}                     a number that JSON lacks
     {"tensor": [0.5, 1.0]}                float64, (n,)
@@ -35,11 +35,24 @@ EARLIER: dict[tuple[str, str], type[Column]] = {
     ("Mixed", Nonnegative.kind): Nonnegative,
     ("Rounded", Integer.kind): Integer,
 }
-"""Classes of runs of earlier versions, whose columns of several kinds had one class."""
+"""Classes of columns in runs of earlier versions, where several kinds had one class."""
 
 
 def column_facts(column: Column) -> dict[str, Any]:
-    """A column as JSON (TypeError: it has levels of another type than numbers and text)."""
+    """A column as JSON.
+
+    Args:
+        column: the column.
+
+    Raises:
+        TypeError: attributes, such as levels, of another type than numbers, text, tensors and
+            columns.
+
+    Example:
+        >>> from pyro_mdm.tables import Boolean
+        >>> column_facts(Boolean("smokes"))
+        {'class': 'Boolean', 'attributes': {'name': 'smokes'}}
+    """
     attributes = {name: _encoded(value) for name, value in vars(column).items()}
     name = type(column).__name__
     ours = _classes().get(name) is type(column)
@@ -50,11 +63,16 @@ def column_of_facts(facts: Mapping[str, Any], find_kind: FindKind | None = None)
     """The column of :func:`column_facts`.
 
     Args:
-        facts: what it returned.
-        find_kind: function that returns a class of your own by its name.
+        facts: the column as JSON.
+        find_kind: the function that returns a class of your own by its name; None: no such classes.
 
     Raises:
-        ValueError: something else, or a class that is not found.
+        ValueError: damaged facts, or an unknown class.
+
+    Example:
+        >>> facts = {"class": "Boolean", "attributes": {"name": "smokes"}}
+        >>> column_of_facts(facts).values(np.array([0.0, 1.0])).tolist()
+        [False, True]
     """
     try:
         name, attributes = str(facts["class"]), dict(facts["attributes"])
@@ -63,7 +81,7 @@ def column_of_facts(facts: Mapping[str, Any], find_kind: FindKind | None = None)
     cls = EARLIER.get((name, str(attributes.get("kind")))) or _classes().get(name)
     try:
         cls = cls or class_of(name, find_kind)
-    except (ValueError, DataError) as error:  # whoever refuses to run it has other words
+    except (ValueError, DataError) as error:  # find_kind may refuse to run the code of a file
         raise ValueError(f"no column that a run keeps: {error}") from error
     try:
         column = object.__new__(cls)
@@ -73,13 +91,13 @@ def column_of_facts(facts: Mapping[str, Any], find_kind: FindKind | None = None)
             setattr(column, name, _decoded(value, find_kind))
         at = torch.zeros(1, column.width) if column.width > 1 else torch.zeros(1)
         _ = column.name, column.in_words, column.spec, column.values(column.unscaled(at).numpy())
-        return column  # all attributes are there
+        return column  # with all attributes that its methods need
     except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
         raise ValueError(f"no column that a run keeps: {error!r}") from error
 
 
 def _classes() -> dict[str, type[Column]]:
-    """Classes of columns that a run names by their names alone."""
+    """Classes of columns that a run names without a file."""
     ours: list[type[Column]] = [*BUILT_IN, Bounded, SkippedLevels, SkippedNumbers]
     return {cls.__name__: cls for cls in (*KINDS.values(), *ours)}
 

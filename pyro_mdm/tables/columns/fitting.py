@@ -1,4 +1,4 @@
-"""All columns of a table: fitted to it, and between the table, its codes and model space.
+"""All columns of a table: their fit, and the maps between the table, its codes and model space.
 
 See :mod:`pyro_mdm.tables.columns.base`.
 """
@@ -49,13 +49,14 @@ __all__ = [
     "decode",
     "encode",
     "fit_columns",
-    "known_alone",
+    "without_unknown",
     "to_model_space",
     "unknown_in",
 ]
 
 SCALED = (Bounded, Continuous, Integer, Mixed, Nonnegative, Rounded)
-"""The kinds whose scales are those of completed rows; those of one's own may read other values."""
+"""The kinds that are fitted to completed rows; those of your own may read other values than
+numbers."""
 
 
 def fit_columns(
@@ -67,21 +68,31 @@ def fit_columns(
     """The columns of a table, with scales and categories of the training rows.
 
     Args:
-        table: all rows.
-        train: mask of training rows, (n,). Ordinal columns have the values of all rows, and
-            columns of numbers end where all rows do.
-        kinds: by name what replaces :func:`~pyro_mdm.tables.columns.kind_of`: a kind, of which
-            "drop" leaves a column out, an order or a range, see
-            :func:`~pyro_mdm.tables.columns.kinds.parse_spec`. The kind of "*" is that of all
-            columns without one. Those without one that say nothing are left out, see
+        table: the table, with all rows.
+        train: the mask of training rows, (n,). Ordinal columns have the values of all rows, and
+            the ends of columns of numbers are those of all rows.
+        kinds: texts by the names of columns that replace
+            :func:`~pyro_mdm.tables.columns.kind_of`: a kind, of which "drop" leaves a column out,
+            an order or a range, see :func:`~pyro_mdm.tables.columns.kinds.parse_spec`. The kind of
+            "*" is that of all other columns. Other columns without information are left out, see
             :func:`~pyro_mdm.tables.columns.kinds.left_out`.
-        find_kind: function that returns the class of a kind of your own, which ``kinds`` names as
-            ``file.py:Name``.
+        find_kind: the function that returns the class of a kind of your own by its name in
+            ``kinds``, ``file.py:Name``; None: no such kinds.
+
+    Returns:
+        The columns, in the order of the table.
 
     Raises:
         DataError: an unknown column or kind; a column of a kind that its values cannot have, with
             values beyond its range or order, or, if its kind is given, without two values; no
             column is left.
+
+    Example:
+        >>> import pandas as pd
+        >>> frame = pd.DataFrame({"age": [31.5, 42.25, 57.0, 19.5], "work": list("abca")})
+        >>> columns = fit_columns(frame, np.ones(4, dtype=bool), {"age": "continuous"})
+        >>> [(column.kind, column.width) for column in columns]
+        [('continuous', 1), ('categorical', 3)]
     """
     table, kinds = as_written(table), dict(kinds or {})
     for name, text in kinds.items():
@@ -115,7 +126,7 @@ def fit_columns(
 
 
 def _spec_of(name: str, kinds: Mapping[str, str]) -> ColumnSpec:
-    """What is said of a column."""
+    """The specification of a column."""
     spec = parse_spec(name, kinds[name]) if name in kinds else ColumnSpec()
     return spec._replace(plain=kinds.get(OTHERS) == PLAIN)
 
@@ -123,7 +134,7 @@ def _spec_of(name: str, kinds: Mapping[str, str]) -> ColumnSpec:
 def _with_absences(
     table: DataFrame, train: NDArray[np.bool_], kinds: Mapping[str, str], columns: list[Column]
 ) -> list[Column]:
-    """Columns, of which some do not exist for all rows, as is said or as the table has it."""
+    """Columns, of which some do not exist for some rows, as given or as inferred from the table."""
     if kinds.get(OTHERS) == PLAIN:
         return columns
     empty = {c.name: _spec_of(c.name, kinds).empty for c in columns}
@@ -140,14 +151,14 @@ def _with_absences(
 def _fitted_to_whole_rows(
     table: DataFrame, train: NDArray[np.bool_], kinds: Mapping[str, str], columns: list[Column]
 ) -> list[Column]:
-    """Columns, of which those of numbers with gaps have the scales of completed rows, if gaps
-    depend on other columns: what is there has another law."""
+    """Columns, with scales of completed rows for numbers with gaps, if gaps depend on other
+    columns: their present numbers have another distribution."""
     import pandas as pd
 
     if not columns:
         return columns
     rows = table[train]
-    codes = encode(columns, known_alone(rows, unknown_in(columns, rows)))
+    codes = encode(columns, without_unknown(rows, unknown_in(columns, rows)))
     if codes.isnan().all(0).any():
         return columns
     completions = chained_completions(columns, codes)
@@ -163,7 +174,7 @@ def _fitted_to_whole_rows(
             values[np.flatnonzero(train)[drawn.numpy()]] = completed[drawn, j].numpy()
             series = pd.Series(values, table.index, name=column.name)
             whole = type(numbers).fit(column.name, series, train, _spec_of(column.name, kinds))
-            if _atoms(whole) == _atoms(numbers):  # donors repeat numbers
+            if _atoms(whole) == _atoms(numbers):  # numbers of donors repeat, and are no atoms
                 column = skipped(whole, column.rule) if isinstance(column, Skipped) else whole
         fitted.append(column)
     return fitted
@@ -201,16 +212,16 @@ def _check_values(
 
 
 class Unknown(NamedTuple):
-    """Values that a column cannot have: their mask (n,), and in words some of them and where."""
+    """Values that a column cannot have, with words for messages."""
 
-    mask: NDArray[np.bool_]
-    values: str
-    are: str
-    rows: str
+    mask: NDArray[np.bool_]  # where they are, (n,)
+    values: str  # some of them
+    are: str  # "is" or "are"
+    rows: str  # the number of rows
 
 
 def unknown_in(columns: Sequence[Column], table: DataFrame) -> dict[str, Unknown]:
-    """The values of a table that its columns cannot have, by the names of such columns."""
+    """The values of a table that its columns cannot have, by the names of these columns."""
     table, unknown = as_written(table), {}
     for column in columns:
         if column.name in table.columns:
@@ -223,8 +234,8 @@ def unknown_in(columns: Sequence[Column], table: DataFrame) -> dict[str, Unknown
     return unknown
 
 
-def known_alone(table: DataFrame, unknown: Mapping[str, Unknown]) -> DataFrame:
-    """A table without its unknown values, missing there."""
+def without_unknown(table: DataFrame, unknown: Mapping[str, Unknown]) -> DataFrame:
+    """A table with its unknown values missing."""
     table = table.copy(deep=False)
     for name, what in unknown.items():
         table[name] = table[name].mask(what.mask)
@@ -232,7 +243,23 @@ def known_alone(table: DataFrame, unknown: Mapping[str, Unknown]) -> DataFrame:
 
 
 def encode(columns: Sequence[Column], table: DataFrame) -> Tensor:
-    """The codes of a table, (n, d) float64 (DataError: a missing column or an invalid value)."""
+    """The codes of a table, (n, d) float64, NaN where an entry is missing.
+
+    Args:
+        columns: the columns, fitted.
+        table: a table with these columns, and any others.
+
+    Raises:
+        DataError: a table without one of the columns, or a value that a column cannot have.
+
+    Example:
+        >>> import pandas as pd
+        >>> from pyro_mdm.tables import Boolean
+        >>> encode([Boolean("smokes")], pd.DataFrame({"smokes": [True, None, False]}))
+        tensor([[1.],
+                [nan],
+                [0.]], dtype=torch.float64)
+    """
     if absent := [c.name for c in columns if c.name not in table.columns]:
         raise DataError(
             f"the table has no column {', '.join(map(repr, absent))}, expected "
@@ -245,11 +272,25 @@ def encode(columns: Sequence[Column], table: DataFrame) -> Tensor:
 def to_model_space(
     columns: Sequence[Column], codes: Tensor, generator: torch.Generator | None = None
 ) -> Dequantized:
-    """x (n, Σ width) float32 of stored data (n, d), NaN where missing, and the log-determinant (n,)
-    of the rest.
+    """Stored data in model space, with log determinants.
 
     Values that have a probability are fresh draws from their intervals at each call, and
-    log p(x) + log-determinant is a bound of log p(row) in expectation.
+    log p(x) + log determinant is a bound on log p(row) in expectation.
+
+    Args:
+        columns: the columns, fitted.
+        codes: codes, (n, d), NaN where an entry is missing.
+        generator: the generator of these draws; None: the library's.
+
+    Returns:
+        x, (n, Σ width) float32, NaN where an entry is missing, and the log determinants of the
+        present entries, nats, (n,).
+
+    Example:
+        >>> from pyro_mdm.tables import Boolean
+        >>> to_model_space([Boolean("smokes")], torch.tensor([[1.0], [0.0]])).x
+        tensor([[ 1.],
+                [-1.]])
     """
     codes = codes.double()
     noise: list[Tensor | None] = [None] * len(columns)
@@ -269,7 +310,20 @@ def to_model_space(
 
 
 def decode(columns: Sequence[Column], x: Tensor) -> DataFrame:
-    """The table of data x (n, Σ width) in model space, in its own units; NaN becomes empty."""
+    """The table of data in model space, in its units and categories.
+
+    Args:
+        columns: the columns, fitted.
+        x: data in model space, (n, Σ width), NaN where an entry is missing.
+
+    Returns:
+        A table of n rows.
+
+    Example:
+        >>> from pyro_mdm.tables import Boolean
+        >>> decode([Boolean("smokes")], torch.tensor([[0.9], [-1.2]]))["smokes"].tolist()
+        [True, False]
+    """
     import pandas as pd
 
     table = {}

@@ -1,4 +1,4 @@
-"""Gaps of a table: whether they are chance, and whether what is missing exists at all."""
+"""Gaps of a table: whether they are by chance, and whether the missing values exist at all."""
 
 from __future__ import annotations
 
@@ -17,30 +17,33 @@ if TYPE_CHECKING:
 __all__ = ["Pattern", "dependent_gaps", "never_together", "patterns", "skip_rules"]
 
 FALSE_ALARM = 1e-6
-"""The most probability that gaps by chance alone, in any column, count as depending on another."""
+"""The largest probability that gaps by chance alone, in any column, count as dependent."""
 LEVELS = 20
-"""The most levels of a column that are looked at, the most frequent ones."""
+"""The most levels of a column that are tested, the most frequent ones."""
 FEWEST = 10
-"""The least rows with a gap, and without, of which anything is said."""
+"""The fewest rows with a gap, and without one, that are tested."""
 AUC_ROWS = 3000
-"""The most rows by which gaps are predicted, drawn from all."""
+"""The most rows that predictions of gaps are fitted to, drawn from all."""
 MOST_PATTERNS = 20
-"""The most patterns of gaps that are predicted, those of most rows."""
+"""The most patterns of gaps that are predicted, those with most rows."""
 
 
 def dependent_gaps(table: DataFrame, names: Sequence[str]) -> dict[str, str]:
-    """The other column on which the gaps of a column depend most, for those where they do.
+    """The columns whose gaps depend on another column, each with the one on which they depend most.
 
-    Scores of a column, in [0, 1], are the ranks of its numbers, how far these are from the middle,
-    and whether a level holds. Were gaps chance, those of g among n rows would be a sample without
-    replacement, whose sum differs from g times the mean by t with probability at most
-    2 exp(-t²/(2(v min(g, n - g) + t/3))), v the variance of scores: Bernstein's inequality, which
-    holds without replacement too (Hoeffding, Probability inequalities for sums of bounded random
-    variables, 1963, section 6).
+    Scores of a column, in [0, 1], are the ranks of its numbers, the distances of these from the
+    middle, and indicators of levels. Were gaps chance, the scores of the g gaps among n rows would
+    be a sample without replacement, whose sum differs from g times the mean by t with probability
+    at most ``2 exp(-t²/(2(v min(g, n - g) + t/3)))``, with v the variance of scores: Bernstein's
+    inequality, which holds without replacement too (Hoeffding, Probability inequalities for sums of
+    bounded random variables, 1963, section 6).
 
     Args:
         table: the rows.
-        names: the columns that are looked at.
+        names: the names of the columns that are tested.
+
+    Returns:
+        Names of columns, by the names of columns with gaps.
     """
     scores = {name: list(_scores(table[name])) for name in names}
     gaps = {name: table[name].isna().to_numpy() for name in names}
@@ -49,9 +52,9 @@ def dependent_gaps(table: DataFrame, names: Sequence[str]) -> dict[str, str]:
     depends: dict[str, str] = {}
     for name, gone in gaps.items():
         exponents = {
-            other: max(_exponent(gone, score) for score in of_other)
-            for other, of_other in scores.items()
-            if other != name and of_other
+            other: max(_exponent(gone, score) for score in others_scores)
+            for other, others_scores in scores.items()
+            if other != name and others_scores
         }
         most = max(exponents, key=lambda other: exponents[other], default=None)
         if most is not None and exponents[most] > math.log(2 * tests / FALSE_ALARM):
@@ -60,7 +63,7 @@ def dependent_gaps(table: DataFrame, names: Sequence[str]) -> dict[str, str]:
 
 
 def _scores(values: Series[Any]) -> Iterator[NDArray[np.float64]]:
-    """Scores (n,) in [0, 1], NaN where the value is missing."""
+    """Scores of a column, (n,) each, in [0, 1], NaN where the value is missing."""
     import pandas as pd
 
     there = values.notna().to_numpy()
@@ -87,18 +90,18 @@ def _exponent(gone: NDArray[np.bool_], score: NDArray[np.float64]) -> float:
 class Pattern(NamedTuple):
     """Columns that are empty in the same rows.
 
-    The other columns predict where with the area ``auc`` under the ROC curve of rows that the
-    prediction was not fitted to; it is NaN where too few rows are empty, or are not.
+    These rows are predicted by the other columns, with the area ``auc`` under the ROC curve on rows
+    that the prediction was not fitted to; it is NaN where too few rows are empty, or are not.
     """
 
-    columns: list[str]  # their names
-    rows: int  # number of rows where they are empty
-    total: int  # number of all rows
+    columns: list[str]  # the names of the columns
+    rows: int  # the number of rows where they are empty
+    total: int  # the number of all rows
     auc: float
-    error: float  # standard error of auc
-    depends_on: str | None  # the column on which it depends most, if it depends on one
-    rule: Rule | None  # what tells that they do not exist there; None: they do, and are hidden
-    unseen: Rule | None  # values of another column with which no row has an entry
+    error: float  # the standard error of auc
+    depends_on: str | None  # the column on which the pattern depends most, if on any
+    rule: Rule | None  # the rule by which they do not exist there; None: they exist, and are hidden
+    unseen: Rule | None  # the values of another column with which no row has an entry
 
     @property
     def in_words(self) -> str:
@@ -128,12 +131,12 @@ class Pattern(NamedTuple):
 def patterns(
     table: DataFrame, names: Sequence[str], rules: Mapping[str, Rule | None]
 ) -> list[Pattern]:
-    """The patterns of gaps in a table, those of most rows first.
+    """The patterns of gaps in a table, those with most rows first.
 
     Args:
         table: the rows.
-        names: the columns that are looked at.
-        rules: for columns that are absent in places, what tells it.
+        names: the names of the columns that are examined.
+        rules: the rules of columns that do not exist for some rows, by name.
     """
     unseen = skip_rules(table, names, np.ones(len(table), dtype=np.bool_))
     depends, groups = dependent_gaps(table, names), _alike(table, names)
@@ -149,14 +152,14 @@ def patterns(
 
 
 def never_together(table: DataFrame, names: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs of columns that no row has both of."""
+    """Pairs of columns of which no row has both."""
     there = table[[*names]].notna().to_numpy(dtype=np.float64)
     i, j = np.triu(there.T @ there == 0, 1).nonzero()
     return [(names[a], names[b]) for a, b in zip(i, j, strict=True)]
 
 
 def _alike(table: DataFrame, names: Sequence[str]) -> list[list[str]]:
-    """The names of columns with gaps, those together that have them in the same rows."""
+    """The names of columns with gaps, grouped by the rows where they have them."""
     groups: dict[bytes, list[str]] = {}
     for name in names:
         gone = table[name].isna().to_numpy()
@@ -166,18 +169,21 @@ def _alike(table: DataFrame, names: Sequence[str]) -> list[list[str]]:
 
 
 def skip_rules(table: DataFrame, names: Sequence[str], train: NDArray[np.bool_]) -> dict[str, Rule]:
-    """For columns that do not exist in some rows, what tells where: the values of another column at
-    which they are always empty, while elsewhere most are not.
+    """Rules by which columns do not exist for some rows.
 
-    A column is so by chance, if it is empty in a share r of the rows elsewhere, with probability
-    r^n for n rows at these values; it counts as absent where that is below ``FALSE_ALARM`` for
-    all that is looked at. Only levels and repeated numbers are looked at: a column that is empty
-    from some number on is rather hidden.
+    A rule is the values of another column at which a column is always empty, while elsewhere it
+    mostly is not. If a fraction r of the rows elsewhere is empty, n rows at these values are so by
+    chance with probability rⁿ; the column counts as absent where that is below ``FALSE_ALARM`` for
+    all tests together. Only levels and repeated numbers are tested: a column that is empty beyond
+    some number is rather hidden.
 
     Args:
-        table: all rows.
-        names: the columns that are looked at.
-        train: the mask of the training rows, which alone count.
+        table: the table, with all rows.
+        names: the names of the columns that are tested.
+        train: the mask of the training rows, (n,), which alone count.
+
+    Returns:
+        Rules by the names of columns.
     """
     rows = table[train]
     rules: dict[str, Rule] = {}
@@ -190,13 +196,14 @@ def skip_rules(table: DataFrame, names: Sequence[str], train: NDArray[np.bool_])
             explained = int((gone & rows[other].isin([*rule.values]).to_numpy()).sum())
             tried.append((explained, -len(rule.values), other, rule))
         if tried:
-            best = max(tried, key=lambda one: one[:2])[-1]
+            # most gaps explained, then fewest values
+            best = max(tried, key=lambda candidate: candidate[:2])[-1]
             rules |= dict.fromkeys(columns, best)
     return rules
 
 
 def _rule(gone: NDArray[np.bool_], values: Series[Any], number: int) -> Rule | None:
-    """The rule by which the values of another column tell that entries are absent, if any."""
+    """The rule by which values of another column make entries absent, if there is one."""
     there, counts = values.notna().to_numpy(), values.value_counts()
     if values.dtype.kind == "M":
         return None
@@ -209,7 +216,8 @@ def _rule(gone: NDArray[np.bool_], values: Series[Any], number: int) -> Rule | N
     n, rest = int(where.sum()), int(elsewhere.sum())
     if n < FEWEST or rest < FEWEST or 2 * int((gone & where).sum()) < int(gone.sum()):
         return None
-    share = (int(gone[elsewhere].sum()) + 1) / (rest + 2)
+    share = (int(gone[elsewhere].sum()) + 1) / (rest + 2)  # never 0 or 1
+    # any subset of the levels might have been the rule, in any pair of columns
     if n * math.log(share) > math.log(FALSE_ALARM / (number**2 * 2 ** min(len(levels), 60))):
         return None
     exact = not gone[elsewhere].any()

@@ -1,4 +1,4 @@
-"""Tables in JSON, which has every value and type of a pandas table again, without pandas' pickles.
+"""Tables as JSON with every value and type of a pandas table, without pandas' pickles.
 
 ``{"rows": n, "columns": [{"name": …, "dtype": …, "values": […]}, …]}``, null where an entry is
 missing. Numbers have all their digits. A column of pandas categories has them and their codes;
@@ -22,17 +22,25 @@ if TYPE_CHECKING:
 __all__ = ["table_bytes", "table_of"]
 
 SCALARS = (bool, int, float, str)
-"""What a value may be."""
+"""The types of values that JSON holds."""
 
 
 def table_bytes(table: DataFrame) -> bytes:
-    """A table as JSON (DataError: a column of values that are none of numbers, text and times)."""
+    """A table as JSON.
+
+    Raises:
+        DataError: a column with values other than numbers, text and times.
+    """
     columns = [{"name": str(name), **_column(str(name), values)} for name, values in table.items()]
     return json.dumps({"rows": len(table), "columns": columns}).encode()
 
 
 def table_of(content: bytes) -> DataFrame:
-    """The table of :func:`table_bytes`, with rows 0, 1, … (ValueError: of something else)."""
+    """The table of :func:`table_bytes`, with rows 0, 1, ….
+
+    Raises:
+        ValueError: other bytes.
+    """
     import pandas as pd
 
     try:

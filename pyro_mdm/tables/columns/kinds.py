@@ -1,4 +1,4 @@
-"""Kinds of columns: which there are, what is said of a column, and what its values say."""
+"""Kinds of columns: their register, their texts, and their inference from values."""
 
 from __future__ import annotations
 
@@ -49,17 +49,19 @@ BUILT_IN: tuple[type[Column], ...] = (
     Nonnegative,
     Continuous,
 )
-"""Kinds that the library has."""
+"""The kinds of the library."""
 
 KINDS: dict[str, type[Column]] = {kind.kind: kind for kind in BUILT_IN}
-"""Kinds of columns by name. Values of which nothing is said are of the first that recognizes them.
+"""Kinds of columns by name; without a given kind, a column has the first that recognizes its
+values.
 """
 
 DROP = "drop"
-"""What is said of a column that is left out."""
+"""The kind of a column that is left out."""
 
 FindKind = Callable[[str], type[Column]]
-"""Classes by names such as ``file.py:Name``, which are said in place of a kind."""
+"""A function that returns a class by its name, such as ``file.py:Name``, which stands for a
+kind."""
 
 C = TypeVar("C", bound=Column)
 
@@ -68,10 +70,22 @@ def register_kind(kind: type[C]) -> type[C]:
     """Add a kind of your own to :data:`KINDS` by its attribute ``kind``; a decorator of its class.
 
     A class that defines ``recognizes`` itself is asked before all others whether it recognizes a
-    column; one that inherits it is a kind that must be said.
+    column; one that inherits it is never inferred, and must be given.
+
+    Args:
+        kind: the class.
+
+    Returns:
+        The class.
 
     Raises:
         TypeError: a class that is no subclass of :class:`Column`, or has no ``kind``.
+
+    Example:
+        >>> class Percent(Continuous):
+        ...     kind = "percent"
+        >>> register_kind(Percent) is KINDS.pop("percent")
+        True
     """
     if not (issubclass(kind, Column) and isinstance(getattr(kind, "kind", None), str)):
         raise TypeError(
@@ -85,12 +99,20 @@ def register_kind(kind: type[C]) -> type[C]:
 
 
 def kind_names() -> list[str]:
-    """What may be said of a column as its kind."""
+    """The names of all kinds, and ``drop``."""
     return [*reversed(KINDS), DROP]
 
 
 def class_of(kind: str, find_kind: FindKind | None = None) -> type[Column]:
-    """The class of a kind, or of a name such as ``file.py:Name`` (DataError: an unknown one)."""
+    """The class of a kind.
+
+    Args:
+        kind: the name of a kind, or of a class, ``file.py:Name``.
+        find_kind: the function that returns a class by such a name; None: no such classes.
+
+    Raises:
+        DataError: an unknown kind.
+    """
     if kind in KINDS:
         return KINDS[kind]
     if not is_name(kind):
@@ -111,13 +133,19 @@ def is_name(kind: str) -> bool:
     return re.fullmatch(r"(?:[^<]+\.py|[A-Za-z_][\w.]*):[A-Za-z_]\w*", kind) is not None
 
 
-# -- what is said ----------------------------------------------------------------------------------
+# -- texts -----------------------------------------------------------------------------------------
 
 
 def parse_spec(name: str, text: str) -> ColumnSpec:
-    """What a text says of a column: a kind, an order a<b<c, or a range 0..100, which may follow a
-    kind of numbers and have one end alone. A level may begin with <, as in ``<=50K<>50K``. The last
-    word may be absent or mar, or these are all.
+    """The specification of a column from a text.
+
+    The text is a kind, an order a<b<c, or a range 0..100, which may follow a kind of numbers and
+    have one end alone. A level may begin with <, as in ``<=50K<>50K``. The last or only word may be
+    absent or mar.
+
+    Args:
+        name: the name of the column.
+        text: the text.
 
     Raises:
         DataError: another text.
@@ -162,8 +190,12 @@ def _parsed(name: str, text: str) -> ColumnSpec:
 
 
 def kinds_of(table: DataFrame, kinds: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The kind of each column by its name: what is said of it or of :data:`OTHERS`, or else
-    :func:`kind_of` its values."""
+    """The kind of each column by its name: as given, or that of :data:`OTHERS`, or inferred.
+
+    Args:
+        table: the table.
+        kinds: texts by the names of columns; None: all kinds are inferred by :func:`kind_of`.
+    """
     kinds = kinds or {}
     others = kinds.get(OTHERS)
     infer = plain_kind_of if others == PLAIN else kind_of
@@ -179,7 +211,7 @@ def kinds_of(table: DataFrame, kinds: Mapping[str, str] | None = None) -> dict[s
 
 
 def _kind_within_ends(values: Series[Any]) -> str:
-    """The kind of a column by its values if it has a range, so that few numbers are no levels."""
+    """The inferred kind of a column with a range, in which few numbers are no levels."""
     kind = kind_of(values)
     if kind != Ordinal.kind:
         return kind
@@ -187,7 +219,7 @@ def _kind_within_ends(values: Series[Any]) -> str:
     return Continuous.kind if decimals is None else Rounded.kind if decimals else Integer.kind
 
 
-# -- what values say -------------------------------------------------------------------------------
+# -- inference from values -------------------------------------------------------------------------
 
 
 def kind_of(values: Series[Any]) -> str:
@@ -199,6 +231,14 @@ def kind_of(values: Series[Any]) -> str:
     at most 10,000 steps of the last one are between the ends. Else mixed if some repeat more often
     than a density can explain; rounded if most numbers repeat; nonnegative if none is negative;
     else continuous.
+
+    Args:
+        values: the values of the column.
+
+    Example:
+        >>> import pandas as pd
+        >>> kind_of(pd.Series([0.0, 1.0, 2.0, 1.0])), kind_of(pd.Series(["a", "b"]))
+        ('ordinal', 'categorical')
     """
     asked = (name for name, kind in KINDS.items() if "recognizes" in vars(kind))
     return next(name for name in asked if KINDS[name].recognizes(values))
@@ -212,18 +252,23 @@ def plain_kind_of(values: Series[Any]) -> str:
 
 
 def doubts_of(name: str, values: Series[Any], kind: str) -> list[str]:
-    """What is doubtful of a column whose kind was inferred, in words, with what to do."""
+    """Doubts on the inferred kind of a column, in words, with a remedy each."""
     return KINDS[kind].doubts(name, values.dropna())
 
 
 def left_out(
     table: DataFrame, train: NDArray[np.bool_], kinds: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """Columns by name that a model has nothing to learn of, and why, in words.
+    """Columns without information, with the reason in words, by name.
 
     They have no value in the training rows, or one. Of columns whose kind is inferred they are also
-    text of which most values are in one row alone, and whole numbers that count the rows. What is
-    said of a column by its name is done.
+    text of which most values are in one row alone, and whole numbers that count the rows. Columns
+    whose kind is given by name are never among them.
+
+    Args:
+        table: the table.
+        train: the mask of the training rows, (n,).
+        kinds: texts by the names of columns; None: all kinds are inferred.
     """
     kinds = kinds or {}
     others, reasons = kinds.get(OTHERS), {}
@@ -241,7 +286,8 @@ def left_out(
 
 
 def _key(name: str, values: Series[Any]) -> str | None:
-    """Why a column is taken for a key, a name for each row, in words."""
+    """The reason in words to infer that a column is a key, with a name for each row, if there is
+    one."""
     import pandas as pd
 
     there = values.dropna()

@@ -30,13 +30,13 @@ __all__ = ["Boolean", "Categorical", "Ordinal", "are_few", "shown"]
 
 
 MOSTLY = 0.8
-"""The part of a text column that is numbers, from which on it is doubted."""
+"""The fraction of numbers in a text column above which its kind is doubted."""
 PLACEHOLDERS = {"?", "-", "--", ".", "n/a", "n.a.", "na", "nan", "none", "null", "missing"}
-"""Text that stands for a missing entry, in small letters."""
+"""Texts that stand for a missing entry, in lower case."""
 
 
 class _Levels(Column):
-    """Levels k = 0 … n - 1 at linspace(-1, 1, n)."""
+    """A column of levels k = 0 … n - 1, at linspace(-1, 1, n) unless :attr:`places` differ."""
 
     _known: Sequence[Any]
 
@@ -79,7 +79,16 @@ class _Levels(Column):
 
 
 class Boolean(_Levels):
-    """A column of what is true or false."""
+    """A column of true and false.
+
+    Args:
+        name: the name of the column.
+
+    Example:
+        >>> import pandas as pd
+        >>> Boolean("smokes").codes(pd.Series([True, False, None])).tolist()
+        [1.0, 0.0, nan]
+    """
 
     kind = "boolean"
     levels = 2
@@ -111,7 +120,7 @@ class Boolean(_Levels):
         return codes.astype(bool)
 
     def center(self, draws: Values, center: Center) -> Values:
-        """What most draws are."""
+        """The majority of draws."""
         return np.asarray(2 * draws.astype(bool).sum(0) > len(draws))
 
     @property
@@ -123,13 +132,18 @@ class Ordinal(_Levels):
     """A column of few numbers in their order, or of levels in an order that is given.
 
     Args:
-        name: name of the column.
-        values: numbers that it may have, in any order.
-        order: all levels instead, the lowest first.
-        said: whether the order was said, and is not that of the table itself.
-        even: whether numbers lie evenly in model space, as in older runs, and not as they are.
-        ends: least and largest of whole numbers that may all be, also those between that no row
-            has; None: it may have those of ``values`` alone.
+        name: the name of the column.
+        values: the numbers that it may have, in any order.
+        order: all levels, the lowest first, in the place of ``values``; None: those numbers.
+        said: whether the order was given, and is not that of the table.
+        even: whether numbers lie evenly in model space, as in older runs; False: in proportion.
+        ends: the least and the largest of whole numbers that it may all have, also those between
+            that no row has; None: those of ``values`` alone.
+
+    Example:
+        >>> size = Ordinal("size", np.empty(0), order=["small", "middle", "large"])
+        >>> size.scaled(torch.tensor([0.0, 1.0, 2.0]))[0].tolist()
+        [-1.0, 0.0, 1.0]
     """
 
     kind = "ordinal"
@@ -158,7 +172,8 @@ class Ordinal(_Levels):
 
     @classmethod
     def recognizes(cls, values: Series[Any]) -> bool:
-        """Of categories that pandas has in an order, or at most 20 whole numbers, or two."""
+        """Whether values are ordered categories of pandas, at most 20 whole numbers, or two
+        numbers."""
         import pandas as pd
 
         if isinstance(values.dtype, pd.CategoricalDtype) and values.dtype.ordered:
@@ -256,13 +271,20 @@ class Ordinal(_Levels):
 
 
 class Categorical(_Levels):
-    """A column of categories, the most frequent first: one-hot, or if there are two on a line; at
-    most 100.
+    """A column of categories, the most frequent first, at most 100.
+
+    They are one-hot; two categories are at -1 and 1.
 
     Args:
-        name: name of the column.
-        values: values that it is fitted to.
-        one_hot: whether categories are one-hot where there are three or more.
+        name: the name of the column.
+        values: the values that it is fitted to.
+        one_hot: whether three or more categories are one-hot; False: on a line, as in older runs.
+
+    Example:
+        >>> import pandas as pd
+        >>> work = Categorical("work", pd.Series(["a", "b", "b", "c"]))
+        >>> work.scaled(torch.tensor([0.0, 2.0]))[0].tolist()
+        [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
     """
 
     kind = "categorical"
@@ -335,25 +357,25 @@ class Categorical(_Levels):
 
 
 def shown(value: object) -> str:
-    """A value in words: numbers as they are written, all else in quotes."""
+    """A value in words: numbers as written, all else in quotes."""
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
     return f"{value:.15g}" if number else repr(value)
 
 
 def _plain(level: object) -> str:
-    """A level as it is said."""
+    """A level as it is written in an order."""
     return f"{level:.15g}" if isinstance(level, float) else str(level)
 
 
 def are_few(values: Series[Any]) -> bool:
-    """Whether numbers are at most :data:`FEW` different whole ones, or two."""
+    """Whether numbers are at most :data:`FEW` distinct whole ones, or two."""
     distinct = values.dropna().unique()
     whole = all(float(value).is_integer() for value in distinct)
     return len(distinct) <= 2 or (whole and len(distinct) <= FEW)
 
 
 def _whole_ends(values: Series[Any]) -> Ends | None:
-    """The ends of whole numbers of which few between are not there; None: others."""
+    """The ends of whole numbers of which at least half between are present; None: other numbers."""
     numbers = np.unique(numbers_of(values.dropna()))
     low, high = float(numbers[0]), float(numbers[-1])
     whole = bool((numbers == numbers.round()).all())
@@ -361,8 +383,13 @@ def _whole_ends(values: Series[Any]) -> Ends | None:
 
 
 def _order(name: str, order: Sequence[str] | None, values: Series[Any]) -> list[Any] | None:
-    """The levels of an ordinal column in the order that is said or that pandas has, as the table
-    has them; None: they are numbers in their own order."""
+    """The levels of an ordinal column, lowest first, as in the table; None: numbers in their order.
+
+    Args:
+        name: the name of the column.
+        order: the given order; None: that of pandas, if there is one.
+        values: the values of all rows.
+    """
     import pandas as pd
 
     if order is None:
@@ -391,6 +418,6 @@ def _order(name: str, order: Sequence[str] | None, values: Series[Any]) -> list[
 
 
 def _some(values: Series[Any]) -> str:
-    """Some different values in words."""
+    """Some distinct values in words."""
     distinct = [*map(repr, values.unique()[:4])]
     return ", ".join(distinct[:3]) + (", …" if len(distinct) > 3 else "")

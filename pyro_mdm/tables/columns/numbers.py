@@ -65,9 +65,9 @@ __all__ = [
 ]
 
 POINTS = 33
-"""Points of a line of what is beside atoms."""
+"""The number of points of the line of numbers that are no atoms."""
 END = 1.0
-"""The part of a line, in model space, that its tail goes on with."""
+"""The length in model space of the end of a line whose slope its tail continues."""
 
 EVERYWHERE = (-math.inf, math.inf)
 """The ends of a column that has none."""
@@ -76,15 +76,23 @@ EVERYWHERE = (-math.inf, math.inf)
 class Continuous(Column):
     r"""A continuous column, mapped to x ~ N(0, 1) by lines between and beyond quantiles.
 
-    x_i = Φ^{-1}(p_i) at the p_i-quantile, as in scikit-learn's ``QuantileTransformer``; the least
-    and the largest of n values are the quantiles of 1/2n and 1 - 1/2n. ``QuantileTransformer`` is
-    flat outside of the fitted values, where the density would be 0.
+    ``x_i = Φ^{-1}(p_i)`` at the p_i-quantile, as in scikit-learn's ``QuantileTransformer``; the
+    least and the largest of n values are the quantiles of 1/2n and 1 - 1/2n.
+    ``QuantileTransformer`` is flat outside of the fitted values, where the density would be 0. A
+    line with fewer bends replaces it where it fits, see
+    :func:`~pyro_mdm.tables.columns.scales.fewest_bends`.
 
     Args:
-        name: name of the column.
-        values: values that it is fitted to, NaN where missing. The number of knots is the root of
-            theirs, at most 100.
-        plain: whether the line is that through quantiles, however few bends would do.
+        name: the name of the column.
+        values: the values that it is fitted to, (n,), NaN where missing. The number of knots is the
+            square root of theirs, at most 100.
+        plain: whether the line is always that through quantiles.
+
+    Example:
+        >>> age = Continuous("age", np.linspace(20.0, 60.0, 100))
+        >>> x, log_slope = age.scaled(torch.tensor([30.0, 65.0]).double())
+        >>> age.unscaled(x).round().tolist()
+        [30.0, 65.0]
     """
 
     kind: str = "continuous"
@@ -119,7 +127,7 @@ class Continuous(Column):
         return far_nines(values.to_numpy(dtype=np.float64))
 
     def _straighten(self, w: Values, share: Values, number: int, ends: Ends = EVERYWHERE) -> bool:
-        """Set the line with the fewest bends, see :func:`fewest_bends`, if there is one."""
+        """Whether there is a line with few bends, see :func:`fewest_bends`, which is then set."""
         line = fewest_bends(w, share, number, *ends)
         if line is not None:
             self._w, self._x = map(torch.from_numpy, line)
@@ -130,8 +138,8 @@ class Continuous(Column):
         self._x = torch.special.ndtri(torch.from_numpy(share))
 
     def _set_tails(self, low: bool = True, high: bool = True) -> None:
-        """Give the line beyond an end the slope of its last :data:`END` of x, as two values that
-        are next to each other may be close; or none, where nothing lies beyond."""
+        """Extend the line beyond its ends, with the slope of its last :data:`END` of x, as two
+        neighbouring values may be close; or flat at an end that is False."""
         w, x = self._w, self._x
         first = (x < x[0] + END).sum().clamp(int((w == w[0]).sum()), len(x) - 1)
         last = len(x) - 1 - (x > x[-1] - END).sum().clamp(int((w == w[-1]).sum()), len(x) - 1)
@@ -165,20 +173,26 @@ class Continuous(Column):
 
 
 class Mixed(Continuous):
-    r"""A density beside atoms, see :func:`atoms_of`, and none beyond an end: below 0 where no
-    number is, or as said.
+    r"""A column of numbers with a density beside atoms, and no density beyond its ends.
 
-    x = Φ^{-1}(P(value < w)) at quantiles of what is no atom, and at an atom a from P(value < a) to
-    P(value <= a), which is its interval; a line between. The least number is an end if it is an
-    atom, and the greatest; its interval has no end then. Else the line goes on, and before an end e
-    that no number is by w = e + (w_1 - e) exp(s (x - x_1)/(w_1 - e)), s being its slope, or less,
-    so that no x that is drawn reaches e.
+    Atoms are those of :func:`~pyro_mdm.tables.columns.evidence.atoms_of`. An end is given, or 0 if
+    no number is negative. ``x = Φ^{-1}(P(value < w))`` at quantiles of numbers that are no atoms,
+    and at an atom a from P(value < a) to P(value <= a), which is its interval; it is linear
+    between. The least and the largest number are ends if they are atoms, whose intervals are then
+    unbounded. Else the line goes on, and before an end e that is no number it is
+    ``w = e + (w_1 - e) exp(s (x - x_1)/(w_1 - e))``, with s its slope or less, so that no x reaches
+    e.
 
     Args:
-        name: name of the column.
-        values: numbers that it is fitted to, NaN where there is none.
-        everything: numbers of all rows, which say where it ends.
-        ends: least and largest number that may be, if that is said.
+        name: the name of the column.
+        values: the numbers that it is fitted to, (n,), NaN where missing.
+        everything: the numbers of all rows, which decide its ends.
+        ends: the least and the largest number that it may have; None: inferred.
+
+    Example:
+        >>> rain = np.concatenate([np.zeros(50), np.linspace(0.1, 9.0, 50) ** 2])
+        >>> Mixed("rain", rain, rain).in_words
+        'mixed: atoms 0 (49.5%), and a density beside them, none below 0'
     """
 
     kind = "mixed"
@@ -223,7 +237,7 @@ class Mixed(Continuous):
         return cls(name, numbers[train], numbers, spec.ends)
 
     def _repeated(self, values: Values) -> Values:
-        """Numbers among sorted values that are atoms, whether they are ends or not."""
+        """The atoms among sorted values, other than ends."""
         return atoms_of(values)
 
     def read(self, values: Series[Any]) -> Values:
@@ -265,8 +279,8 @@ class Mixed(Continuous):
 
     @property
     def _tails(self) -> list[tuple[float, float, float, float]]:
-        """The ends before which the line turns away, the point (w, x) where it does, and its slope
-        dw/dx there."""
+        """The ends that the line approaches but does not reach: each with the point (w, x) from
+        which it does, and the slope dw/dx there."""
         tails, atoms = [], self.atoms.tolist()
         points = [*zip(self._w.tolist(), self._x.tolist(), strict=True)]
         for end, line in ((self._lower, points), (self._upper, points[::-1])):
@@ -276,7 +290,7 @@ class Mixed(Continuous):
         return tails
 
     def center(self, draws: Values, center: Center) -> Values:
-        """The atom that most draws are, if there is one, else the middle of all draws."""
+        """The atom that most draws are, or else the centre of all draws."""
         middle = super().center(draws, center)
         for atom in self.atoms.tolist():
             middle[2 * (draws == atom).sum(0) > len(draws)] = atom
@@ -298,10 +312,18 @@ class Mixed(Continuous):
 
 
 class Nonnegative(Mixed):
-    """A density on positive numbers, beside an atom at 0 if the column has it.
+    """A column of numbers with a density above 0, and an atom at 0 if a number is 0.
+
+    Args:
+        name, values, everything, ends: as for :class:`Mixed`.
 
     Raises:
-        DataError: a negative number, and no range is said.
+        DataError: a negative number without a given range.
+
+    Example:
+        >>> income = np.linspace(1.0, 9.0, 50) ** 2
+        >>> Nonnegative("income", income, income).in_words
+        'nonnegative: a density, none below 0'
     """
 
     kind = "nonnegative"
@@ -327,7 +349,16 @@ class Nonnegative(Mixed):
 
 
 class Bounded(Mixed):
-    """A continuous column with a range, and atoms at its ends, if numbers are there."""
+    """A continuous column with a range, and atoms at ends that numbers have.
+
+    Args:
+        name, values, everything, ends: as for :class:`Mixed`.
+
+    Example:
+        >>> score = np.linspace(0.0, 10.0, 50)
+        >>> Bounded("score", score, score, ends=(0.0, 20.0)).spec
+        'continuous 0..20'
+    """
 
     kind = "continuous"
 
@@ -336,22 +367,26 @@ class Bounded(Mixed):
 
 
 class Rounded(Continuous):
-    r"""Multiples of a power of ten, each with its probability.
+    r"""A column of multiples of a power of ten, each with its probability.
 
-    The interval of w is that of all that would be rounded to it, w ± ½ step, its ends being
-    x = Φ^{-1}(P(value < end)) at the ends of the values at quantiles, and on a line between and
-    beyond them. There is no greatest one unless it is said. Where no number is negative, 0 has all
-    that is below.
+    The interval of w has all numbers that would be rounded to it, w ± ½ step. Its ends are at
+    ``x = Φ^{-1}(P(value < end))`` for values at quantiles, and on a line between and beyond them.
+    There is no largest multiple unless it is given. If no number is negative, the interval of 0 has
+    all that is below.
 
     Args:
-        name: name of the column.
-        values: numbers that it is fitted to, NaN where there is none.
-        everything: numbers of all rows, which say what they are rounded to and whether they end at
-            0.
-        ends: least and largest number that may be, if that is said.
+        name: the name of the column.
+        values: the numbers that it is fitted to, (n,), NaN where missing.
+        everything: the numbers of all rows, which decide the step and whether 0 is an end.
+        ends: the least and the largest number that it may have; None: inferred.
 
     Raises:
-        DataError: numbers that are not rounded so.
+        DataError: numbers with too many decimals.
+
+    Example:
+        >>> height = np.array([1.5, 1.75, 1.8, 1.65])
+        >>> Rounded("height", height, height).decimals
+        2
     """
 
     kind = "rounded"
@@ -407,7 +442,7 @@ class Rounded(Continuous):
         return super().doubts(name, values) + [few] * (number <= FEW)
 
     def _digits(self, numbers: Values) -> int:
-        """Digits behind the point that numbers are rounded to."""
+        """The number of decimals that numbers are rounded to."""
         decimals = decimals_of(numbers)
         if decimals is None:
             raise DataError(
@@ -456,7 +491,7 @@ class Rounded(Continuous):
 
     @property
     def decimals(self) -> int:
-        """Digits behind the point that its numbers are rounded to."""
+        """The number of decimals of its numbers."""
         return self._decimals
 
     @property
@@ -479,10 +514,18 @@ class Rounded(Continuous):
 
 
 class Integer(Rounded):
-    """Whole numbers, each with its probability.
+    """A column of whole numbers, each with its probability.
+
+    Args:
+        name, values, everything, ends: as for :class:`Rounded`.
 
     Raises:
         DataError: other numbers.
+
+    Example:
+        >>> children = np.array([0.0, 2.0, 1.0, 3.0])
+        >>> Integer("children", children, children).in_words
+        'integer: a probability of each integer, none below 0'
     """
 
     kind = "integer"
@@ -513,7 +556,11 @@ class Integer(Rounded):
 
 
 def finite_numbers(name: str, values: Series[Any]) -> Values:
-    """Values as float64, finite, or NaN where missing or no number."""
+    """Values as float64, finite, or NaN where missing or not a number.
+
+    Raises:
+        DataError: an infinite number.
+    """
     numbers = numbers_of(values)
     if (infinite := np.isinf(numbers)).any():
         raise DataError(
@@ -524,8 +571,8 @@ def finite_numbers(name: str, values: Series[Any]) -> Values:
 
 
 def _beside(atoms: Values, values: Values, ends: Ends) -> tuple[Values, Values]:
-    """Points (w, share) of the line of sorted values, among which each atom is twice: where it
-    begins and where it ends."""
+    """Points (w, share) of the line of sorted values, with each atom twice: at its begin and
+    end."""
     rest = values[~np.isin(values, atoms)]
     knots, share = _scale_of(rest, ends) if len(rest) else (np.empty(0), np.empty(0))
     inner = ~np.isin(knots, atoms)
@@ -533,9 +580,9 @@ def _beside(atoms: Values, values: Values, ends: Ends) -> tuple[Values, Values]:
     below = np.interp(atoms, knots, share, 0.0, 1.0) if len(knots) else 0 * atoms
     before = len(rest) * below + np.searchsorted(values, atoms) - np.searchsorted(rest, atoms)
     counts = np.searchsorted(values, atoms, "right") - np.searchsorted(values, atoms)
-    of_atoms = np.searchsorted(values, knots) - np.searchsorted(rest, knots)
+    atoms_before = np.searchsorted(values, knots) - np.searchsorted(rest, knots)
     w = np.concatenate([knots, atoms, atoms])
-    rank = np.concatenate([len(rest) * share + of_atoms, before, before + counts])
+    rank = np.concatenate([len(rest) * share + atoms_before, before, before + counts])
     order = np.lexsort((rank, w))
     return w[order], smoothed(rank[order], len(values))
 
@@ -562,7 +609,7 @@ def _with_ends(kind: str, ends: Ends | None) -> str:
 def _refused_number(
     name: str, value: object, lower: float, upper: float, open_ends: Sequence[float] = ()
 ) -> str:
-    """Why a column that ends has no such value."""
+    """The message for a value that a column with ends cannot have."""
     number = as_number(value)
     if number is None:
         return no_number(name, value)

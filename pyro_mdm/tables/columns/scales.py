@@ -23,26 +23,27 @@ __all__ = [
 ]
 
 KNOTS = 100
-"""The most quantiles for the scale of a column."""
+"""The most quantiles of the scale of a column."""
 BENDS = (0, 1, 2, 3, 5, 8, 13, 21, 34)
 """The numbers of bends of a line, in the order in which they are tried."""
 SLACK, SLACK_X = 0.03, 0.3
-"""What a share and an x may be off by, for a line with fewer bends."""
+"""The errors of a share and of an x that a line with fewer bends may have beyond those of
+chance."""
 MARGIN = 1e-6
-"""The part of an interval of model space that is left out at each end, which rounding needs."""
+"""The fraction of an interval that is left out at each end, so that a rounded x stays inside."""
 
 Values = NDArray[Any]
 
 
 def shares(values: Values) -> tuple[Values, Values]:
-    """The different values, increasing, and the share of values below each, half of its own among
-    them."""
+    """The distinct values, increasing, and the share of values below each, with half of its
+    equals."""
     w, counts = np.unique(values, return_counts=True)
     return w, (np.cumsum(counts) - counts / 2) / len(values)
 
 
 def quantiles(values: Values) -> tuple[Values, Values]:
-    """Quantiles that differ, at most 100, and the shares of values below them."""
+    """Distinct quantiles, at most 100, and the shares of values below them."""
     from sklearn.preprocessing import QuantileTransformer
 
     number = int(np.clip(math.isqrt(len(values)), 2, KNOTS))
@@ -54,18 +55,20 @@ def quantiles(values: Values) -> tuple[Values, Values]:
 def fewest_bends(
     w: Values, share: Values, number: int, lower: float = -math.inf, upper: float = math.inf
 ) -> tuple[Values, Values] | None:
-    """The line of x = Φ^{-1}(P(value < w)) over w with the fewest bends that values do not refute,
-    as points (w_i, x_i), from the least to the largest value; None: more than 34 bends.
+    """The line with the fewest bends that values do not refute, of ``x = Φ^{-1}(P(value < w))``.
 
-    A normal column keeps its scale so, and what is linear between columns stays linear. A line is
+    So a normal column keeps its scale, and linear relations between columns stay linear. A line is
     refuted by a share that is off by more than 0.03 + 0.8/√n (Lilliefors' test has 0.89/√n at 5%),
     or by an x that is off by more than 0.3 and three standard errors.
 
     Args:
-        w: different values, increasing.
-        share: the share of values below each.
-        number: n of values.
-        lower, upper: ends between which the line must stay.
+        w: distinct values, increasing, (m,).
+        share: the share of values below each, (m,).
+        number: the number n of values.
+        lower, upper: the ends between which the line must stay.
+
+    Returns:
+        Points (w_i, x_i) from the least to the largest value; None: more than 34 bends.
     """
     x = torch.special.ndtri(torch.from_numpy(share)).numpy()
     error = np.sqrt(share * (1 - share) / number) * math.sqrt(2 * math.pi) * np.exp(x**2 / 2)
@@ -77,7 +80,7 @@ def fewest_bends(
         basis = np.maximum(x[:, None] - at[:-1], 0)
         basis = np.concatenate([np.ones((len(x), 1)), basis], 1)
         slope = np.ones_like(x)
-        for _ in range(2):
+        for _ in range(2):  # the second time with errors in w by the slopes of the first
             weight = 1 / (error * slope)
             target = (w - middle) / scale * weight
             fitted = np.linalg.lstsq(basis * weight[:, None], target, rcond=None)[0]
@@ -99,18 +102,27 @@ def fewest_bends(
 
 
 def smoothed(ranks: Values, number: int) -> Values:
-    """Shares that increase, in (0, 1), for ranks among ``number`` values that never fall: a value
-    more is spread evenly over the steps between them, and half a one lies beyond each end."""
+    """Increasing shares in (0, 1), for ranks that do not fall: one value more is spread evenly over
+    them, and half a value lies beyond each end.
+
+    Args:
+        ranks: the numbers of values below points, (m,).
+        number: the number of values.
+    """
     even = np.arange(len(ranks)) / (len(ranks) - 1)
     return np.asarray((ranks + even + 0.5) / (number + 2))
 
 
 def within(low: Tensor, high: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """x ~ N(0, 1) given low < x < high, and its log density, of uniform noise.
+    """A draw x ~ N(0, 1) given low < x < high, and its log density.
 
-    Where float64 has no mass to tell, far out, x is uniform over the unit next to the centre.
+    Far out, where the mass underflows, x is uniform over the unit next to the centre.
+
+    Args:
+        low, high: the ends of intervals, (n,), ±∞ too.
+        noise: uniform numbers in [0, 1), (n,).
     """
-    flip = low + high > 0  # seen from the lower tail, whose masses are exact
+    flip = low + high > 0  # by the lower tail, whose masses have all their digits
     left, right = torch.where(flip, -high, low), torch.where(flip, -low, high)
     noise = MARGIN + (1 - 2 * MARGIN) * noise
     below, above = share_below(left), share_below(right)
@@ -125,12 +137,17 @@ def within(low: Tensor, high: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def share_below(x: Tensor) -> Tensor:
-    """Φ(x), also far below 0, where ``torch.special.ndtr`` has lost it."""
+    """Φ(x), also far below 0, where ``torch.special.ndtr`` underflows early."""
     return 0.5 * torch.special.erfc(-math.sqrt(0.5) * x)
 
 
 def along(value: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-    """The line through points (start_i, end_i), continued beyond both ends, and its log slope."""
+    """The line through points, continued beyond both ends, and its log slope, both like values.
+
+    Args:
+        value: values on the first axis, (n,).
+        start, end: the points on both axes, (m,), increasing.
+    """
     i = torch.searchsorted(start, value.contiguous()).clamp(1, len(start) - 1)
     slope = (end[i] - end[i - 1]) / (start[i] - start[i - 1])
     return end[i - 1] + slope * (value - start[i - 1]), slope.log()

@@ -1,8 +1,8 @@
 """Columns that do not exist for some rows, such as hours of work where nobody works.
 
-Absence is a value then: a column of numbers has one more dimension, which says whether a number is
-there, and a column of levels has one more level. So new rows have the same holes, completions fill
-none of them, and densities count them.
+Absence is a value then: a column of numbers has one more dimension, for whether a number exists,
+and a column of levels has one more level. So new rows have such gaps too, completions leave them,
+and densities have their probability.
 """
 
 from __future__ import annotations
@@ -27,18 +27,23 @@ if TYPE_CHECKING:
 __all__ = ["ABSENT", "HIDDEN", "Rule", "Skipped", "SkippedLevels", "SkippedNumbers", "skipped"]
 
 ABSENT, HIDDEN = math.inf, -math.inf
-"""Codes of a number that does not exist, and of one that does and is not known."""
+"""The codes of a number that does not exist, and of one that exists and is missing."""
 
 
 class Rule(NamedTuple):
-    """What tells whether an empty entry is absent, or hidden."""
+    """The rule by which an empty entry is absent, or hidden."""
 
-    column: str | None = None  # whose values tell it; None: every empty entry is absent
-    values: tuple[Any, ...] = ()  # of this column, where the entry is absent
-    exact: bool = True  # whether it was never empty elsewhere, so that an empty one is absent
+    column: str | None = None  # the column that decides; None: every empty entry is absent
+    values: tuple[Any, ...] = ()  # its values where the entry is absent
+    exact: bool = True  # whether the entry was empty nowhere else, so that an empty one is absent
 
     def codes(self, empty: NDArray[np.bool_], table: DataFrame) -> Values:
-        """:data:`ABSENT`, :data:`HIDDEN` or NaN of each empty entry, (n,); 0 of the others."""
+        """:data:`ABSENT`, :data:`HIDDEN` or NaN, not known, for empty entries, (n,); 0 for others.
+
+        Args:
+            empty: the mask of empty entries, (n,).
+            table: the table, with the column that decides.
+        """
         codes = np.where(empty, ABSENT, 0.0)
         if self.column is not None:
             others = table[self.column]
@@ -58,7 +63,11 @@ class Rule(NamedTuple):
 
 
 class Skipped(Column):
-    """A column that does not exist for some rows; :func:`skipped` makes one of a fitted column.
+    """A column that does not exist for some rows; :func:`skipped` makes it from a fitted column.
+
+    Args:
+        column: the column where it exists, fitted.
+        rule: the rule by which it is absent.
 
     Attributes:
         column: the column where it exists.
@@ -81,15 +90,15 @@ class Skipped(Column):
 
     @property
     def rule(self) -> Rule:
-        """What tells where it is absent."""
+        """The rule by which it is absent."""
         return Rule(self._told_by, self._where, self._exact)
 
     def codes_in(self, table: DataFrame) -> Values:
         codes = self.codes(table[self.name])
         empty = np.isnan(codes)
-        return np.where(empty, self._of_empty(self.rule.codes(empty, table)), codes)
+        return np.where(empty, self._empty_codes(self.rule.codes(empty, table)), codes)
 
-    def _of_empty(self, codes: Values) -> Values:
+    def _empty_codes(self, codes: Values) -> Values:
         return codes
 
     def read(self, values: Series[Any]) -> Values:
@@ -108,7 +117,7 @@ class Skipped(Column):
 
 
 class SkippedNumbers(Skipped):
-    """Numbers or dates with one more dimension in model space, 1 where there is one, else -1."""
+    """Numbers or dates that may be absent, with one more dimension, 1 where they exist, else -1."""
 
     width = 2
     absent = ABSENT
@@ -136,7 +145,7 @@ class SkippedNumbers(Skipped):
         return codes.masked_fill(exists.isnan(), math.nan)
 
     def center(self, draws: Values, center: Center) -> Values:
-        """Absent where most draws are, else the middle of the others."""
+        """Absence where most draws have it, else the centre of the others."""
         import pandas as pd
 
         gone = pd.isna(draws)
@@ -155,7 +164,7 @@ class SkippedNumbers(Skipped):
 
 
 class SkippedLevels(Skipped, Categorical):
-    """Levels with one more, one-hot, of rows that have none."""
+    """Levels that may be absent, one-hot, with one more level for absence."""
 
     kind = "categorical"
 
@@ -175,7 +184,7 @@ class SkippedLevels(Skipped, Categorical):
         assert self.column.levels is not None
         return [*self.column.values(np.arange(self.column.levels)), None]
 
-    def _of_empty(self, codes: Values) -> Values:
+    def _empty_codes(self, codes: Values) -> Values:
         """The last level where the entry is absent, and NaN where it is hidden."""
         return np.where(codes == ABSENT, self.absent, math.nan)
 
@@ -187,7 +196,15 @@ class SkippedLevels(Skipped, Categorical):
 
 
 def skipped(column: Column, rule: Rule) -> Skipped:
-    """A fitted column that does not exist for some rows (DataError: a kind that cannot be so)."""
+    """A column that does not exist for some rows.
+
+    Args:
+        column: the column where it exists, fitted.
+        rule: the rule by which it is absent.
+
+    Raises:
+        DataError: a column of numbers with several dimensions.
+    """
     if column.levels is None and column.width > 1:
         raise DataError(
             f"column {column.name!r}, {column.in_words}, has {column.width} dimensions and does "

@@ -1,4 +1,4 @@
-"""What is said of a column: its kind, an order or a range, and what an empty entry is."""
+"""The specification of a column: its kind, an order or a range, and the meaning of gaps."""
 
 from __future__ import annotations
 
@@ -8,27 +8,36 @@ from typing import Literal, NamedTuple
 __all__ = ["OTHERS", "PLAIN", "ColumnSpec", "Empty", "Ends", "range_in_words"]
 
 Ends = tuple[float, float]
-"""The least and the largest number that may be."""
+"""The least and the largest number that a column may have."""
 
 Empty = Literal["absent", "mar"]
-"""What an empty entry is: of a column that does not exist for the row, or missing at random."""
+"""The meaning of an empty entry: absent, as the column does not exist for the row, or missing at
+random.
+"""
 
 OTHERS = "*"
-"""Stands for the columns that no kind is given for."""
+"""The name that stands for all columns without a given kind."""
 PLAIN = "plain"
-"""Kind of :data:`OTHERS`: continuous, ordinal or categorical, whatever numbers repeat."""
+"""The kind of :data:`OTHERS` by which they are continuous, ordinal or categorical, as in older
+runs."""
 
 
 class ColumnSpec(NamedTuple):
-    """What is said of a column."""
+    """The specification of a column, as far as it is given.
 
-    kind: str | None = None  # name of its kind; None: that which its values say
-    order: tuple[str, ...] | None = None  # levels of an ordinal column, the lowest first
-    ends: Ends | None = None  # least and largest number that may be
-    empty: str | None = None  # what an empty entry is: absent, or mar, missing at random
-    plain: bool = False  # whether PLAIN is said of the others
+    Example:
+        >>> from pyro_mdm.tables.columns.kinds import parse_spec
+        >>> parse_spec("score", "integer 0..100 absent")
+        ColumnSpec(kind='integer', order=None, ends=(0.0, 100.0), empty='absent', plain=False)
+    """
+
+    kind: str | None = None  # the name of its kind; None: inferred from its values
+    order: tuple[str, ...] | None = None  # the levels of an ordinal column, the lowest first
+    ends: Ends | None = None  # the least and the largest number that it may have
+    empty: str | None = None  # the meaning of an empty entry; None: inferred
+    plain: bool = False  # whether the others have the kind PLAIN
 
 
 def range_in_words(ends: Ends) -> str:
-    """A range as it is said."""
+    """A range as text, such as 0..100."""
     return "..".join("" if math.isinf(end) else f"{end:.15g}" for end in ends)
