@@ -200,6 +200,14 @@ class Diffusion(Restorable, Exact, ABC):
     noise_depends_on_state: bool = False
     """Whether G(y, s) depends on y: then each data dimension's block on its own K variables."""
 
+    learns_ends: bool = False
+    """Whether λ(ε) or λ(T) is learned; ask it of :attr:`reference`."""
+    learns_stationary: bool = False
+    """Whether the stationary covariance is learned; ask it of :attr:`reference`."""
+    context: Any = None
+    """The latent :class:`~pyro_mdm.seeing.Context` of a datum; None if none, or if given."""
+    transform: Any = None
+    """The coordinates of the data that states hold; None for the data themselves."""
     rows: int | None = None
     """The number of data whose contexts are given; None: it serves any number."""
     starts_at_data: bool = False
@@ -268,16 +276,6 @@ class Diffusion(Restorable, Exact, ABC):
     @abstractmethod
     def terminal_log_snr(self) -> Tensor:
         """λ at T, 0-dim."""
-
-    @property
-    def learns_ends(self) -> bool:
-        """Whether λ(ε) or λ(T) is learned; ask it of :attr:`reference`."""
-        return False
-
-    @property
-    def learns_stationary(self) -> bool:
-        """Whether the stationary covariance is learned; ask it of :attr:`reference`."""
-        return False
 
     @property
     @abstractmethod
@@ -355,12 +353,6 @@ class Diffusion(Restorable, Exact, ABC):
 
     # -- diffusions that depend on the data --------------------------------------------------------
 
-    @property
-    def context(self) -> Any:
-        """The latent :class:`~pyro_mdm.seeing.Context` of a datum; None if none, or if
-        given."""
-        return None
-
     def for_data(self, x: Tensor) -> Drawn:
         """The diffusion of data x (n, *event_shape), with a context drawn for each."""
         return Drawn(self, None, x.new_zeros(len(x)), None)
@@ -437,11 +429,6 @@ class Diffusion(Restorable, Exact, ABC):
         So no step of a sampler waits for one. It may do nothing.
         """
         return nullcontext()
-
-    @property
-    def transform(self) -> Any:
-        """The coordinates of the data that states hold; None for the data themselves."""
-        return None
 
     def coordinates(self, x: Tensor) -> Tensor:
         """Data (…, *event_shape) as the state holds them: x itself, or its frequencies."""

@@ -148,7 +148,8 @@ class LinearDiffusion(Foreseeing):
         """Raises UnreachableError unless noise reaches all variables."""
         with torch.no_grad():
             s = self.matrices.check_times
-            basis, _ = kernels.noise_basis(self._drift_at(s), self.clock_noise(s), tolerance=1e-10)
+            A, noise = self.matrices.drift(s), self.matrices.noise(s)
+            basis, _ = kernels.noise_basis(A, noise, tolerance=1e-10)
         if (reached := basis.shape[1]) < self.num_variables:
             raise self._uncontrollable(reached)
 
@@ -207,28 +208,21 @@ class LinearDiffusion(Foreseeing):
 
     @property
     def unit_drift(self) -> Tensor:
-        """A_0 = -(Q + D) Σ_∞^{-1}, (K, K), the drift matrix per unit of clock time b."""
-        return self._drift(self.Q, self.D)
-
-    def _drift(self, Q: Tensor, D: Tensor) -> Tensor:
-        A: Tensor = -torch.linalg.solve_ex(self.stationary_covariance, Q + D, left=False).result
-        return A
-
-    def _drift_at(self, s: Times) -> Tensor:
-        return self._drift(self.matrices.at("Q", s), self.matrices.at("D", s))
+        """A, (K, K), per unit of clock time: -(Q + D) Σ_∞^{-1}. TypeError where it varies."""
+        return self.matrices.drift()
 
     @property
     def unit_noise(self) -> Tensor:
-        """g²_0 = 2 D, (K, K), the noise covariance per unit of clock time b."""
-        return 2 * self.D
+        """g², (K, K), per unit of clock time: 2 D. TypeError where it varies in time."""
+        return self.matrices.noise()
 
     def frozen(self) -> Frozen:
         s = self.time_at_clock(self.clock(self.horizon) / 2)
-        return Frozen(self.Q_at(s), self.D_at(s), self._drift_at(s))
+        return Frozen(self.Q_at(s), self.D_at(s), self.matrices.drift(s))
 
     @property
     def propagator(self) -> Propagator:
-        return self.matrices.propagator()
+        return self.kept("propagator", self.matrices.propagator)
 
     def settings(self) -> dict[str, Any]:
         settings = {"horizon": self.horizon, "beta": described(self.beta)}
@@ -283,13 +277,13 @@ class LinearDiffusion(Foreseeing):
         return self.clock_scale() * self.beta.rate(self.checked_time("s", s))
 
     def drift_matrix(self, s: Times) -> Tensor:
-        return self.rate(s)[..., None, None] * self._drift_at(s)
+        return self.rate(s)[..., None, None] * self.matrices.drift(s)
 
     def noise_covariance(self, s: Times) -> Tensor:
-        return self.rate(s)[..., None, None] * self.clock_noise(s)
+        return self.rate(s)[..., None, None] * self.matrices.noise(s)
 
     def clock_noise(self, s: Times) -> Tensor:
-        return 2 * self.matrices.at("D", s)
+        return self.matrices.noise(s)
 
     def dispersion_matrix(self, s: Times) -> Tensor:
         return self.rate(s).sqrt()[..., None, None] * self.matrices.root(s)
@@ -422,7 +416,7 @@ class LinearDiffusion(Foreseeing):
         """-dλ/ds = SNR · kᵀ g² k > 0, like s, with k the readout of :meth:`marginal`."""
         s = self.checked_time("s", s)
         _, _, factor = self.factorization(self.clock(s))
-        return self.rate(s) * decay(factor, self.clock_noise(s))
+        return self.rate(s) * decay(factor, self.matrices.noise(s))
 
     # -- log volume --------------------------------------------------------------------------------
 
@@ -445,7 +439,7 @@ class LinearDiffusion(Foreseeing):
     def log_volume_rate(self, s: Times) -> Tensor:
         tau = self.positive_clock(s)
         _, _, factor = self.factorization(tau)
-        return self.rate(s) * volume_rate(factor, self.clock_noise(s))
+        return self.rate(s) * volume_rate(factor, self.matrices.noise(s))
 
     # -- the door ----------------------------------------------------------------------------------
 

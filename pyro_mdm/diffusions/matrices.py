@@ -277,17 +277,43 @@ class Matrices(ABC):
         """The time at which messages show the matrices, in brackets; empty for constant ones."""
         return ""
 
-    @abstractmethod
     def constant(self, name: str) -> Tensor:
-        """Q or D, by its name, (K, K). Raises TypeError where it varies in time."""
+        """Q or D, by its name, (K, K). Raises TypeError where it varies in time, or is not given."""
+        raise self.without(name)
 
-    @abstractmethod
     def at(self, name: str, s: Times) -> Tensor:
         """Q or D, by its name, at times s, (*s.shape, K, K), or (K, K) where it is constant."""
+        return self.constant(name)
+
+    @abstractmethod
+    def drift(self, s: Times | None = None) -> Tensor:
+        """A per unit of clock time at times s, of the shape of :meth:`at`; None: constant A.
+
+        Raises TypeError for None where it varies in time, as do :meth:`noise` and :meth:`root`.
+        """
+
+    @abstractmethod
+    def noise(self, s: Times | None = None) -> Tensor:
+        """g² per unit of clock time, likewise."""
 
     @abstractmethod
     def root(self, s: Times | None = None) -> Tensor:
-        """G_0 with G_0 G_0ᵀ = 2 D, of the shape of :meth:`at`; for None of the constant D."""
+        """G per unit of clock time, G Gᵀ = g², likewise."""
+
+    def without(self, name: str) -> TypeError:
+        """The error for Q or D of a diffusion that is not given by them."""
+        return TypeError(
+            f"{type(self.linear).__name__} is given by its drift and dispersion and has no {name}, "
+            "expected a diffusion that is given by these; use drift_matrix(s) and "
+            "noise_covariance(s), or such a diffusion, e.g. VPSDE() or CLD()"
+        )
+
+    def no_constant(
+        self, name: str, fix: str = "drift_matrix(s) and noise_covariance(s)"
+    ) -> TypeError:
+        """The error for a constant matrix of one that varies in time; ``fix`` is used instead."""
+        kind = type(self.linear).__name__
+        return TypeError(f"{kind} has no constant {name}: it varies in time; use {fix}")
 
     @abstractmethod
     def propagator(self) -> Propagator:
@@ -339,11 +365,20 @@ class Constant(Matrices):
         matrix: Tensor = getattr(self.linear, name)  # as a subclass may have it
         return matrix
 
+    def drift(self, s: Times | None = None) -> Tensor:
+        moved, Sigma = self.linear.Q + self.linear.D, self.linear.stationary_covariance
+        A: Tensor = -torch.linalg.solve_ex(Sigma, moved, left=False).result
+        return A
+
+    def noise(self, s: Times | None = None) -> Tensor:
+        noise: Tensor = 2 * self.linear.D
+        return noise
+
     def root(self, s: Times | None = None) -> Tensor:
         """The symmetric root, or for a learned D a triangular one, differentiable at any rank."""
 
         def root() -> Tensor:
-            noise = self.linear.unit_noise
+            noise = self.noise()
             if noise.requires_grad:
                 return kernels.semidefinite_cholesky(noise)
             return symmetric_root(noise)
@@ -356,20 +391,9 @@ class Constant(Matrices):
         return False
 
     def propagator(self) -> Propagator:
-        """The propagator, kept where nothing carries a gradient, even within :func:`shared_ends`.
-
-        A shared graph would add gradients in another order.
-        """
-        if torch.is_grad_enabled() and self.linear.is_learned():
-            return self._propagator()
-        kept: Propagator = self.linear.kept("propagator", self._propagator)
-        return kept
-
-    def _propagator(self) -> Propagator:
-        linear = self.linear
         return ConstantPropagator(
-            linear.unit_drift,
-            linear.unit_noise,
+            self.drift(),
+            self.noise(),
             backward=self.backward_drift,
             root=self.root,
             basis=self._basis,
@@ -382,13 +406,11 @@ class Constant(Matrices):
         The reverse drift is B u + g² (s_θ + Σ_π^{-1} u). With Σ_π at rest B = (Q - D) Σ_∞^{-1}.
         """
         precision: Tensor = torch.linalg.inv_ex(self.linear.prior_covariance).inverse
-        drift: Tensor = -(self.linear.unit_drift + self.linear.unit_noise @ precision)
-        return drift
+        return -(self.drift() + self.noise() @ precision)
 
     def _basis(self) -> tuple[Tensor, Tensor]:
-        linear = self.linear
-        basis: tuple[Tensor, Tensor] = linear.kept(
-            "basis", lambda: kernels.noise_basis(linear.unit_drift, linear.unit_noise)
+        basis: tuple[Tensor, Tensor] = self.linear.kept(
+            "basis", lambda: kernels.noise_basis(self.drift(), self.noise())
         )
         return basis
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Exact", "ExactBuffers", "evaluating", "in_eval_mode", "of_part", "replace", "writes"]
+__all__ = ["Exact", "ExactBuffers", "evaluating", "in_eval_mode", "of_part", "replace"]
 
 E = TypeVar("E", bound="Exact")
 M = TypeVar("M", bound="ExactBuffers")
@@ -37,14 +38,6 @@ class ExactBuffers(nn.Module):
         return self
 
 
-def writes(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
-    """Which tensors these are and how often each was written to, but for writes to its ``data``.
-
-    It is known without waiting for a device.
-    """
-    return tuple((id(t), 0 if t.is_inference() else t._version) for t in tensors)
-
-
 def replace(module: N, **parts: Any) -> N:
     """A copy of a module with these parts replaced; it shares all else, parameters included.
 
@@ -69,17 +62,17 @@ def replace(module: N, **parts: Any) -> N:
 
 
 class _OfPart:
-    def __init__(self, owner: str) -> None:
-        self.owner = owner
+    def __init__(self, part: str) -> None:
+        self._part = part
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
+        part = attrgetter(self._part)
 
-    def __get__(self, whole: object | None, owner: type | None = None) -> Any:
-        return self if whole is None else getattr(getattr(whole, self.owner), self.name)
+        def write(whole: object, value: object) -> None:
+            setattr(part(whole), name, value)
 
-    def __set__(self, whole: object, value: object) -> None:
-        setattr(getattr(whole, self.owner), self.name, value)
+        # the getter of operator is no call of Python: members are read in every step
+        setattr(owner, name, property(attrgetter(f"{self._part}.{name}"), write))
 
 
 def of_part(part: str) -> Any:

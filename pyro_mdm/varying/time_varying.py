@@ -95,13 +95,26 @@ class Varying(Matrices, ABC):
     # -- matrices ----------------------------------------------------------------------------------
 
     def constant(self, name: str) -> NoReturn:
-        raise TypeError(
-            f"{type(self.linear).__name__} has no constant {name}: it varies in time; use "
-            f"{name}_at(s)"
-        )
+        raise self.no_constant(name, f"{name}_at(s)")
 
     def at(self, name: str, s: Times) -> Tensor:
         return self.evaluate(name, self.linear.checked_time("s", s))
+
+    def drift(self, s: Times | None = None) -> Tensor:
+        return self.drift_at(self._times("A", s))
+
+    def noise(self, s: Times | None = None) -> Tensor:
+        return self.noise_at(self._times("g²", s))
+
+    def root(self, s: Times | None = None) -> Tensor:
+        return self.root_at(self._times("G", s))
+
+    def _times(self, name: str, s: Times | None) -> Tensor:
+        """Times in float64; raises TypeError for those of a constant matrix of this name."""
+        if s is None:
+            raise self.no_constant(name)
+        time: Tensor = self.linear.checked_time("s", s)
+        return time
 
     def drift_at(self, s: Tensor) -> Tensor:
         """A per unit of clock time at times s in float64, (*s.shape, K, K)."""
@@ -111,9 +124,6 @@ class Varying(Matrices, ABC):
     def noise_at(self, s: Tensor) -> Tensor:
         """g² per unit of clock time at times s in float64, (*s.shape, K, K)."""
         return 2 * self.evaluate("D", s)
-
-    def root(self, s: Times | None = None) -> Tensor:
-        return self.constant("D") if s is None else self.root_at(self.linear.checked_time("s", s))
 
     def root_at(self, s: Tensor) -> Tensor:
         """A root of g²(s), (*s.shape, K, K), differentiable."""
@@ -125,17 +135,14 @@ class Varying(Matrices, ABC):
     # -- the grid ----------------------------------------------------------------------------------
 
     def propagator(self) -> MagnusPropagator:
-        def build() -> MagnusPropagator:
-            scale = self.linear.clock_scale()
-            move = self.propagator_at(scale)
-            if scale.requires_grad and self.linear.min_log_snr is not None:
-                move = move.with_moved(self._near(scale.detach()).at(scale))
-            if not torch.is_grad_enabled():
-                bounds = self.linear.time_at_clock(move.bounds).clamp(0.0, self.linear.horizon)
-                self._check_values(bounds)
-            return move
-
-        return self.linear.kept("propagator", build)
+        scale = self.linear.clock_scale()
+        move = self.propagator_at(scale)
+        if scale.requires_grad and self.linear.min_log_snr is not None:
+            move = move.with_moved(self._near(scale.detach()).at(scale))
+        if not torch.is_grad_enabled():
+            bounds = self.linear.time_at_clock(move.bounds).clamp(0.0, self.linear.horizon)
+            self._check_values(bounds)
+        return move
 
     def propagator_at(self, scale: Tensor) -> MagnusPropagator:
         """The propagator with the clock multiplied by ``scale``, 0-dim."""
@@ -408,11 +415,7 @@ class DriftAndDispersionFunctions(Functions):
     def _check_values(self, s: Tensor) -> None:
         """Nothing to check: any A and G will do."""
 
-    def constant(self, name: str) -> NoReturn:
-        raise TypeError(
-            f"{type(self.linear).__name__} has no constant {name.replace('GG', 'g²')}: it "
-            "varies in time; use drift_matrix(s) and noise_covariance(s)"
-        )
+    constant, at = Matrices.constant, Matrices.at  # type: ignore[assignment]
 
     def drift_at(self, s: Tensor) -> Tensor:
         return self.evaluate("A", s)
@@ -423,13 +426,6 @@ class DriftAndDispersionFunctions(Functions):
 
     def root_at(self, s: Tensor) -> Tensor:
         return self.evaluate("G", s)
-
-    def at(self, name: str, s: Times) -> Tensor:
-        time: Tensor = self.linear.checked_time("s", s)
-        return self.drift_at(time) if name == "A" else self.noise_at(time)
-
-    def root(self, s: Times | None = None) -> Tensor:
-        return self.constant("G") if s is None else self.root_at(self.linear.checked_time("s", s))
 
     def fast(self) -> float:
         noise: Tensor = torch.linalg.matrix_norm(self.noise_at(self.check_times).detach(), ord=2)
