@@ -59,6 +59,10 @@ class InterpolantEnds(EndLaws):
     def clocks(self) -> Tensor:
         return torch.exp(-self.targets())
 
+    def clock_scale(self) -> Tensor:
+        scale: Tensor = self.linear.as_tensor(1.0)
+        return scale
+
     def terminal_clock(self) -> Tensor:
         if self.given.low is not None:
             return self.clocks()[1]
@@ -154,9 +158,6 @@ class Interpolant(LinearSDE):
         self.horizon = saved["horizon"]  # with its last digit, wherever it was computed
 
     # -- closed forms ------------------------------------------------------------------------------
-
-    def clock_scale(self) -> Tensor:
-        return self.as_tensor(1.0)
 
     def drift_matrix(self, s: Times) -> Tensor:
         return self.beta.drift(self.checked_time("s", s))[..., None, None]
@@ -308,9 +309,6 @@ class _Signal(Matrices):
 
     def last_clock(self) -> float:
         return self.linear.clock(self.linear.horizon).log().item()
-
-    def end_clock(self) -> Tensor:
-        return self.linear.end_laws.clocks()[1]
 
 
 class InterpolantPropagator(Propagator):

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.base import Marginal, Times
 from pyro_mdm.diffusions.closed import OneBlock
-from pyro_mdm.diffusions.curve import decay, times, volume_rate
+from pyro_mdm.diffusions.propagator import decay, times, volume_rate
 
 __all__ = ["LOG_SNR", "LOG_VOLUME", "MovingEnds", "Inversion"]
 
@@ -74,13 +74,11 @@ class Inversion:
 
     def _coordinate(self, name: str, tau: Tensor) -> tuple[Tensor, Tensor]:
         """-λ or κ at clock times τ, and its derivative in τ."""
-        curve = self.linear.curve()
-        *_, factor = curve.factorized(tau)
-        noise = curve.move.noise(tau)
-        if name == LOG_SNR:
-            return -factor.log_snr, decay(factor, noise)
-        # by another curve: a shared graph would add gradients in another order
-        return self.linear.curve().log_volume(factor.log_det, tau), volume_rate(factor, noise)
+        move, initial = self.linear.propagator, self.linear.initial_covariance
+        if name == LOG_VOLUME:
+            return move.log_volume(tau, initial)
+        log_snr, slope = move.log_snr(tau, initial)
+        return -log_snr, slope
 
     def root(self, value: Tensor, name: str = LOG_SNR) -> Tensor:
         """The τ with λ(τ) or κ(τ) = value, by safe steps in log τ.

@@ -13,7 +13,12 @@ from torch import Tensor, nn
 from pyro_mdm.diffusions.base import Matrix, Times
 from pyro_mdm.diffusions.ends import reach_of
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.matrices import Constant, Matrices, covariance_matrix, hides_noise
+from pyro_mdm.diffusions.matrices import (
+    Matrices,
+    SkewAndSemidefinite,
+    covariance_matrix,
+    hides_noise,
+)
 
 __all__ = ["REMEDY", "Learned", "LearnedFamily"]
 
@@ -100,7 +105,7 @@ class LearnedFamily(LinearDiffusion):
         return L @ L.mT
 
 
-class Learned(Constant):
+class Learned(SkewAndSemidefinite):
     """Q = W - Wᵀ and D = B Bᵀ, or diag(softplus(d) + 0.001), all of them parameters.
 
     Args:
@@ -192,10 +197,7 @@ class Learned(Constant):
         """Whether rounding of D may hide noise: D = B Bᵀ has half of B's digits."""
         if self.diagonal:
             return False
-        values = self.linear.kept(
-            "spread of B", lambda: torch.linalg.svdvals(self._parameter("B"))
-        ).detach()
-        return hides_noise(values)
+        return hides_noise(torch.linalg.svdvals(self._parameter("B").detach()))
 
 
 def _inverse_softplus(value: Tensor) -> Tensor:

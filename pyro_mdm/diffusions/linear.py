@@ -27,18 +27,16 @@ from pyro_mdm.diffusions.base import (
     same_time,
 )
 from pyro_mdm.diffusions.clocks import Clock, LinearBeta
-from pyro_mdm.diffusions.curve import Curve, decay, volume_rate
 from pyro_mdm.diffusions.end_laws import EndLaws
 from pyro_mdm.diffusions.ends import Ends
-from pyro_mdm.diffusions.host_search import HostNumbers
 from pyro_mdm.diffusions.inversion import Inversion
 from pyro_mdm.diffusions.matrices import (
     MAX_AMPLIFICATION,
-    Constant,
     Matrices,
+    SkewAndSemidefinite,
     covariance_matrix,
 )
-from pyro_mdm.diffusions.propagator import Propagator
+from pyro_mdm.diffusions.propagator import Propagator, decay, volume_rate
 from pyro_mdm.support.checks import check_values
 from pyro_mdm.support.modules import of_part
 from pyro_mdm.support.settings import described
@@ -124,7 +122,7 @@ class LinearDiffusion(Foreseeing):
         self.horizon = check_horizon(horizon)
         ends = Ends(max_log_snr, min_log_snr, cut_time).checked(self.horizon)
         self.end_laws, self.inversion = self.ends_kind(self, ends), self.inversion_kind(self)
-        self.matrices = Q if isinstance(Q, Matrices) else Constant(Q, D)  # type: ignore[arg-type]
+        self.matrices = Q if isinstance(Q, Matrices) else SkewAndSemidefinite(Q, D)  # type: ignore[arg-type]
         self.matrices.linear = self
         K = self.num_variables = self.matrices.register()
         self.beta = beta if beta is not None else LinearBeta(horizon=horizon)
@@ -251,17 +249,6 @@ class LinearDiffusion(Foreseeing):
 
     # -- the clock ---------------------------------------------------------------------------------
 
-    def clock_scale(self) -> Tensor:
-        """The number by which β is multiplied, 0-dim."""
-
-        def scale() -> Tensor:
-            end = self.beta.integral(self.as_tensor(self.horizon))
-            if self.min_log_snr is None:
-                return torch.ones_like(end)
-            return self.matrices.end_clock() / end
-
-        return self.kept("clock_scale", scale)
-
     def clock(self, s: Times) -> Tensor:
         """The clock time b(s) = ∫_0^s β, like s, on which kernels depend."""
         return self.clock_scale() * self.beta.integral(self.checked_time("s", s))
@@ -370,28 +357,7 @@ class LinearDiffusion(Foreseeing):
         return factor.log_snr
 
     def factorization(self, tau: Tensor) -> tuple[Tensor, Tensor, kernels.Factor]:
-        return self.factorization_by(self.propagator, tau)
-
-    def factorization_by(
-        self, move: Propagator, tau: Tensor, host: HostNumbers | None = None
-    ) -> tuple[Tensor, Tensor, kernels.Factor]:
-        """a, Σ and its factorization by a propagator other than the diffusion's own.
-
-        ``host`` is what Python knows of τ, see :meth:`Curve.factorized`.
-
-        The growth of rounding has three parts: that of the factorization; the distance that the
-        drift travels, as the last digits of A for slow modes are lost to fast ones; and the ratio
-        of what is left of the other variables to what is left of x, each in units of its stationary
-        law.
-        """
-        M, a, Sigma, factor = Curve(move, self.initial_covariance).factorized(tau, host)
-        with torch.no_grad():
-            travelled = move.travelled(tau)
-            unit = self.units()
-            left = (M * unit / unit[:, None]).square().sum(-2)
-            left = (left.mean(-1) / left[..., 0].clamp_min(1e-300)).sqrt()
-            growth = travelled.clamp_min(1.0) * left.clamp_min(1.0)
-        return a, Sigma, factor._replace(amplification=factor.amplification * growth)
+        return self.propagator.factorization(tau, self.initial_covariance, self.units())
 
     def units(self) -> Tensor:
         """Standard deviations of the variables, (K,), in which what is left of them is compared."""
@@ -409,6 +375,7 @@ class LinearDiffusion(Foreseeing):
     start: Marginal = of_part("end_laws")
     terminal: Marginal = of_part("end_laws")
     log_volume_ends: Tensor = of_part("end_laws")
+    clock_scale = of_part("end_laws")
     time_at_log_snr = of_part("inversion")
     time_at_log_volume = of_part("inversion")
 
@@ -420,10 +387,6 @@ class LinearDiffusion(Foreseeing):
 
     # -- log volume --------------------------------------------------------------------------------
 
-    def curve(self) -> Curve:
-        """λ and κ along clock time."""
-        return Curve(self.propagator, self.initial_covariance)
-
     def log_volume(self, s: Times) -> Tensor:
         """The log volume κ(s) = log det Σ(s) - 2 ∫_0^s tr A of Σ pulled back to time 0, like s.
 
@@ -434,7 +397,7 @@ class LinearDiffusion(Foreseeing):
         tau = self.positive_clock(s)
         _, _, factor = self.factorization(tau)
         self.check_precision(factor.amplification, tau, "the log volume")
-        return self.curve().log_volume(factor.log_det, tau)
+        return factor.log_det - 2 * self.propagator.trace(None, tau)
 
     def log_volume_rate(self, s: Times) -> Tensor:
         tau = self.positive_clock(s)

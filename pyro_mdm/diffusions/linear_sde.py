@@ -164,8 +164,6 @@ class DriftAndDispersion(Constant):
     def check(self) -> None:
         """Nothing to check: any A and G will do."""
 
-    constant, at = Matrices.constant, Matrices.at
-
     def drift(self, s: Times | None = None) -> Tensor:
         A: Tensor = self.linear.get_buffer("_A")
         return A

@@ -19,6 +19,7 @@ __all__ = [
     "MAX_AMPLIFICATION",
     "Constant",
     "Matrices",
+    "SkewAndSemidefinite",
     "apply_matrix",
     "apply_noise",
     "apply_to_rows",
@@ -252,7 +253,7 @@ class Matrices(ABC):
         remedy: advice for error messages where the matrices are at fault.
         searched: the number of ends that are searched for along one curve; None: all that are
             given. It is 1 where the curve depends on the scale of the clock: the scale is found
-            first, and with it λ(T).
+            first, and with it λ(T), by :meth:`end_clock`.
     """
 
     linear: Any
@@ -278,7 +279,7 @@ class Matrices(ABC):
         return ""
 
     def constant(self, name: str) -> Tensor:
-        """Q or D, by its name, (K, K). Raises TypeError where it varies in time, or is not given."""
+        """Q or D, by its name, (K, K). Raises TypeError where it varies or is not given."""
         raise self.without(name)
 
     def at(self, name: str, s: Times) -> Tensor:
@@ -327,9 +328,15 @@ class Matrices(ABC):
     def last_clock(self) -> float:
         """The logarithm of the latest clock time at which λ is searched for."""
 
-    @abstractmethod
+    def precision(self) -> Tensor:
+        """Σ_π^{-1} of the prior, (K, K), which may follow from the propagator."""
+        precision: Tensor = torch.linalg.inv_ex(self.linear.prior_covariance).inverse
+        return precision
+
     def end_clock(self) -> Tensor:
-        """The clock time of T at which log SNR is ``min_log_snr``, 0-dim."""
+        """The clock time of T at which log SNR is ``min_log_snr``, 0-dim, where it is not on the
+        one curve that is searched."""
+        raise NotImplementedError
 
     def settings(self) -> dict[str, Any]:
         """Settings of the matrices beside parameters and buffers, for a state dict."""
@@ -337,7 +344,42 @@ class Matrices(ABC):
 
 
 class Constant(Matrices):
-    """Given matrices that are the same at all times.
+    """Matrices that are the same at all times."""
+
+    def hides_noise(self) -> bool:
+        """Whether rounding of g² hides noise in some direction."""
+        return False
+
+    def rates(self) -> tuple[Tensor, Tensor]:
+        """A and g² per unit of clock time, (K, K)."""
+        return self.drift(), self.noise()
+
+    def root(self, s: Times | None = None) -> Tensor:
+        """The symmetric root, or of a learned g² a triangular one, differentiable at any rank."""
+
+        def root() -> Tensor:
+            noise = self.noise()
+            if noise.requires_grad:
+                return kernels.semidefinite_cholesky(noise)
+            return symmetric_root(noise)
+
+        value: Tensor = self.linear.kept("unit_dispersion", root)
+        return value
+
+    def propagator(self) -> Propagator:
+        return ConstantPropagator(
+            *self.rates(),
+            precision=self.precision,
+            root=self.root,
+            hides_noise=self.hides_noise,
+        )
+
+    def last_clock(self) -> float:
+        return 3.5 - float(self.linear.propagator.decay.log())
+
+
+class SkewAndSemidefinite(Constant):
+    """Given Q and D that are the same at all times.
 
     Args:
         Q, D: (K, K).
@@ -365,58 +407,13 @@ class Constant(Matrices):
         matrix: Tensor = getattr(self.linear, name)  # as a subclass may have it
         return matrix
 
+    def rates(self) -> tuple[Tensor, Tensor]:
+        Q, D, Sigma = self.linear.Q, self.linear.D, self.linear.stationary_covariance
+        return -torch.linalg.solve_ex(Sigma, Q + D, left=False).result, 2 * D
+
     def drift(self, s: Times | None = None) -> Tensor:
-        moved, Sigma = self.linear.Q + self.linear.D, self.linear.stationary_covariance
-        A: Tensor = -torch.linalg.solve_ex(Sigma, moved, left=False).result
-        return A
+        return self.rates()[0]
 
     def noise(self, s: Times | None = None) -> Tensor:
         noise: Tensor = 2 * self.linear.D
         return noise
-
-    def root(self, s: Times | None = None) -> Tensor:
-        """The symmetric root, or for a learned D a triangular one, differentiable at any rank."""
-
-        def root() -> Tensor:
-            noise = self.noise()
-            if noise.requires_grad:
-                return kernels.semidefinite_cholesky(noise)
-            return symmetric_root(noise)
-
-        value: Tensor = self.linear.kept("unit_dispersion", root)
-        return value
-
-    def hides_noise(self) -> bool:
-        """Whether rounding of D hides noise in some direction."""
-        return False
-
-    def propagator(self) -> Propagator:
-        return ConstantPropagator(
-            self.drift(),
-            self.noise(),
-            backward=self.backward_drift,
-            root=self.root,
-            basis=self._basis,
-            hides_noise=self.hides_noise,
-        )
-
-    def backward_drift(self) -> Tensor:
-        """B = -(A + g² Σ_π^{-1}), (K, K), per unit of clock time.
-
-        The reverse drift is B u + g² (s_θ + Σ_π^{-1} u). With Σ_π at rest B = (Q - D) Σ_∞^{-1}.
-        """
-        precision: Tensor = torch.linalg.inv_ex(self.linear.prior_covariance).inverse
-        return -(self.drift() + self.noise() @ precision)
-
-    def _basis(self) -> tuple[Tensor, Tensor]:
-        basis: tuple[Tensor, Tensor] = self.linear.kept(
-            "basis", lambda: kernels.noise_basis(self.drift(), self.noise())
-        )
-        return basis
-
-    def last_clock(self) -> float:
-        return 3.5 - float(self.linear.propagator.decay.log())
-
-    def end_clock(self) -> Tensor:
-        end: Tensor = self.linear.end_laws.clocks()[1]
-        return end

@@ -163,14 +163,10 @@ class Varying(Matrices, ABC):
             s = self.linear.beta.inverse(tau)
             return s - (s.detach() - self.linear.horizon).clamp_min(0) - s.detach().clamp_max(0)
 
-        def precision() -> Tensor:  # of the prior, which may follow from the propagator
-            inverse: Tensor = torch.linalg.inv_ex(self.linear.prior_covariance).inverse
-            return inverse
-
         return MagnusPropagator(
             lambda tau: self.drift_at(time(tau)),
             lambda tau: self.noise_at(time(tau)),
-            lambda tau: -(self.drift_at(time(tau)) + self.noise_at(time(tau)) @ precision()),
+            lambda tau: -(self.drift_at(time(tau)) + self.noise_at(time(tau)) @ self.precision()),
             self.linear.beta.integral(s),
             lambda tau: self.root_at(time(tau)),
             self.linear.num_variables,
