@@ -145,9 +145,8 @@ class LinearDiffusion(Foreseeing):
     def check_controllable(self) -> None:
         """Raises UnreachableError unless noise reaches all variables."""
         with torch.no_grad():
-            s = self.matrices.check_times
-            A, noise = self.matrices.drift(s), self.matrices.noise(s)
-            basis, _ = kernels.noise_basis(A, noise, tolerance=1e-10)
+            rates = self.matrices.rates(self.matrices.check_times)
+            basis, _ = kernels.noise_basis(*rates, tolerance=1e-10)
         if (reached := basis.shape[1]) < self.num_variables:
             raise self._uncontrollable(reached)
 

@@ -297,6 +297,10 @@ class Matrices(ABC):
     def noise(self, s: Times | None = None) -> Tensor:
         """g² per unit of clock time, likewise."""
 
+    def rates(self, s: Times | None = None) -> tuple[Tensor, Tensor]:
+        """:meth:`drift` and :meth:`noise`."""
+        return self.drift(s), self.noise(s)
+
     @abstractmethod
     def root(self, s: Times | None = None) -> Tensor:
         """G per unit of clock time, G Gᵀ = g², likewise."""
@@ -349,10 +353,6 @@ class Constant(Matrices):
     def hides_noise(self) -> bool:
         """Whether rounding of g² hides noise in some direction."""
         return False
-
-    def rates(self) -> tuple[Tensor, Tensor]:
-        """A and g² per unit of clock time, (K, K)."""
-        return self.drift(), self.noise()
 
     def root(self, s: Times | None = None) -> Tensor:
         """The symmetric root, or of a learned g² a triangular one, differentiable at any rank."""
@@ -407,7 +407,7 @@ class SkewAndSemidefinite(Constant):
         matrix: Tensor = getattr(self.linear, name)  # as a subclass may have it
         return matrix
 
-    def rates(self) -> tuple[Tensor, Tensor]:
+    def rates(self, s: Times | None = None) -> tuple[Tensor, Tensor]:
         Q, D, Sigma = self.linear.Q, self.linear.D, self.linear.stationary_covariance
         return -torch.linalg.solve_ex(Sigma, Q + D, left=False).result, 2 * D
 

@@ -316,20 +316,14 @@ class ConstantPropagator(Propagator):
             return kernels.noise_basis(self._A, self._GG)
 
     @cached_property
-    def _forward(self) -> kernels.Series:
-        return kernels.exponential_series(self._A)
-
-    @cached_property
-    def _backward(self) -> kernels.Series:
-        return self._forward.reversed()
-
-    @cached_property
     def _both(self) -> kernels.Series:
-        terms = torch.stack([self._forward.terms, self._backward.terms])
-        return kernels.Series(self._forward.norm, terms)
+        return kernels.both_series(self._A)
+
+    def _one(self, way: int) -> kernels.Series:
+        return kernels.Series(self._both.norm, self._both.terms[way])
 
     def moments(self, start: Tensor | None, duration: Tensor) -> tuple[Tensor, Tensor]:
-        return kernels.transition_moments(self._A, self._GG, duration, self._forward)
+        return kernels.transition_moments(self._A, self._GG, duration, self._one(0))
 
     def both_moments(
         self, tau: Tensor, back: Tensor | None = None, reach: float | None = None
@@ -350,7 +344,7 @@ class ConstantPropagator(Propagator):
         return self._pulled_back(duration)
 
     def _pulled_back(self, duration: Tensor) -> tuple[Tensor, Tensor]:
-        return kernels.transition_moments(-self._A, self._GG, duration, self._backward)
+        return kernels.transition_moments(-self._A, self._GG, duration, self._one(1))
 
     def root(self, start: Tensor | None, duration: Tensor, *, noise_last: bool = False) -> Root:
         U, order = self._basis
