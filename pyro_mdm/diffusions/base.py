@@ -65,13 +65,13 @@ class Cap(Enum):
     ONE_LEVEL = "one log SNR for all data dimensions"
     READOUT = "a readout z that says all that the state says of the data"
     OWN_DRIFT = "a drift that does not see the data"
-    NO_CONTEXT = "one law of paths for all data"
+    NO_CONTEXT = "one distribution of paths for all data"
     DATA_STATES = "states that hold the data themselves"
     PLAIN_NOISE = "noise that does not depend on the state"
 
 
 class Marginal(NamedTuple):
-    """The law y_s | x ~ N(a x, Σ), per data dimension, and its readout z = kᵀ y."""
+    """The distribution y_s | x ~ N(a x, Σ), per data dimension, and its readout z = kᵀ y."""
 
     mean: Tensor  # a (…, K)
     covariance: Tensor  # Σ (…, K, K)
@@ -81,12 +81,12 @@ class Marginal(NamedTuple):
     log_det: Tensor  # log det Σ, (…)
 
     def at(self, i: int) -> Marginal:
-        """The law at the i-th of N times; laws per data dimension keep a batch dimension of 1."""
+        """The kernel at the i-th of N times; one per dimension keeps a batch dimension of 1."""
         return Marginal(*(t[place(self.log_det, i)] for t in self))
 
 
 class Transition(NamedTuple):
-    """The law y_s | y_r ~ N(M y_r, P), per data dimension."""
+    """The distribution y_s | y_r ~ N(M y_r, P), per data dimension."""
 
     matrix: Tensor  # M (…, K, K)
     covariance: Tensor  # P (…, K, K)
@@ -94,7 +94,7 @@ class Transition(NamedTuple):
     log_det: Tensor  # log det P, (…)
 
     def at(self, i: int) -> Transition:
-        """The law to the i-th of N times; laws per data dimension keep a batch dimension of 1."""
+        """The kernel to the i-th of N times; one per dimension keeps a batch dimension of 1."""
         return Transition(*(t[place(self.log_det, i)] for t in self))
 
 
@@ -110,7 +110,7 @@ class Noised(NamedTuple):
 
 
 REASONS = {
-    Cap.KERNELS: "its law past the start time has no closed form",
+    Cap.KERNELS: "its distribution past the start time has no closed form",
     Cap.SIMULATED: "its paths are known in closed form",
     Cap.ONE_LEVEL: "its data dimensions have log SNRs of their own",
     Cap.READOUT: "the mean of its v_0 depends on the data",
@@ -160,7 +160,7 @@ def same_time(s: Times) -> Tensor | None:
 
 
 def place(of_law: Tensor, i: int) -> int | slice:
-    """The index of the i-th of N laws: a number, or a slice of one for laws per data dimension."""
+    """The index of the i-th of N kernels: a number, or a slice of one for kernels per dimension."""
     return i if of_law.dim() == 1 else slice(i, i + 1)
 
 
@@ -178,12 +178,12 @@ class Diffusion(Restorable, Exact, ABC):
     """A noising diffusion ``dy = f(y, s) ds + G(y, s) dB_s`` of K variables per data dimension.
 
     It starts at ε, where y_ε given x is Gaussian per data dimension, and runs to the horizon T,
-    where the generative process takes its prior. Between them its law has a closed form
+    where the generative process takes its prior. Between them its distribution has a closed form
     (:class:`~pyro_mdm.diffusions.Kernels`) or is simulated
     (:class:`~pyro_mdm.NonlinearDiffusion`); :attr:`closed_form` says which.
 
     ``log_snr(s)`` falls from :attr:`max_log_snr` at ε to :attr:`terminal_log_snr` at T. Networks
-    are told it in place of the time, and times are drawn by it. Without a closed form it is the
+    are given it in place of the time, and times are drawn by it. Without a closed form it is the
     true log SNR at ε only, and nominal later.
 
     Floating-point parameters and buffers stay in float64 when the module is cast to another
@@ -260,7 +260,7 @@ class Diffusion(Restorable, Exact, ABC):
     @property
     @abstractmethod
     def prior(self) -> Prior:
-        """π, the law that the generative process starts from at T."""
+        """π, the distribution that the generative process starts from at T."""
 
     @property
     @abstractmethod
@@ -285,7 +285,7 @@ class Diffusion(Restorable, Exact, ABC):
     @property
     @abstractmethod
     def start(self) -> Marginal:
-        """The law of y_ε given x."""
+        """The distribution of y_ε given x."""
 
     @abstractmethod
     def log_snr(self, s: Times) -> Tensor:
@@ -424,7 +424,7 @@ class Diffusion(Restorable, Exact, ABC):
         return plan(self, times)
 
     def laws_ahead(self, times: Tensor) -> AbstractContextManager[None]:
-        """A block in which laws at entries of ``times`` (N,) are ready, computed all at once.
+        """A block in which kernels at entries of ``times`` (N,) are ready, computed all at once.
 
         So no step of a sampler waits for one. It may do nothing.
         """

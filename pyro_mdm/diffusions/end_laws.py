@@ -1,4 +1,4 @@
-"""Both ends of a linear diffusion: where they are in clock time, and the laws there."""
+"""Both ends of a linear diffusion: where they are in clock time, and the kernels there."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class EndLaws:
         return self._kept("ends", compute)
 
     def _from_one_factorization(self) -> MovingEnds | None:
-        """The laws at ε and T, if λ is given at one or both and gradients pass through these."""
+        """The kernels at ε and T, if λ is given at one or both and gradients pass through these."""
         if self.cut_time is not None or not torch.is_grad_enabled():
             return None
 

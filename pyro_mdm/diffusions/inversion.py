@@ -177,7 +177,7 @@ class Inversion:
 
 
 class MovingEnds:
-    """The laws at both ends, and their derivatives in the clock times at which λ is held.
+    """The kernels at both ends, and their derivatives in the clock times at which λ is held.
 
     With Σ' = A Σ + Σ Aᵀ + g² and X = L^{-1} A L, one factorization gives the times, by a Newton
     step as in :meth:`Inversion.with_gradient`, and the derivatives in time of
@@ -213,7 +213,7 @@ class MovingEnds:
     def close(self) -> bool:
         """Whether the clock times are close to the roots.
 
-        Laws are wrong by the square of the distance in log τ and their derivatives by the distance,
+        Kernels are wrong by the square of the distance in log τ, their derivatives by the distance,
         times the rate at which they vary in log τ: about 1, and up to 1,000 where λ nearly pauses.
         """
         with torch.no_grad():
@@ -221,7 +221,7 @@ class MovingEnds:
             return bool((left.abs() < 1e-9).all())
 
     def marginal(self, clocks: Tensor) -> Marginal:
-        """The laws at ``clocks``, which are near the roots, with first derivatives only."""
+        """The kernels at ``clocks``, which are near the roots, with first derivatives only."""
         factor, A, noise = self.factor, self._A, self._noise
         L = kernels.lower_triangular(factor.root)
         with torch.no_grad():

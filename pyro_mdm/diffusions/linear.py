@@ -54,8 +54,8 @@ class Frozen(NamedTuple):
 
 def _report_zero() -> None:
     raise ValueError(
-        "the law of y_s given x at s = 0, where y holds x itself: Σ is singular and log SNR "
-        "infinite; use s > 0, e.g. the start_time ε"
+        "the distribution of y_s given x at s = 0, where y holds x itself: Σ is singular and log "
+        "SNR infinite; use s > 0, e.g. the start_time ε"
     )
 
 
@@ -103,7 +103,7 @@ class LinearDiffusion(Foreseeing):
     inversion_kind: type[Inversion] = Inversion
     matrices: Matrices
     stationary_covariance: Tensor
-    """Σ_∞ (K, K), of the law at rest, where there is one by construction."""
+    """Σ_∞ (K, K), of the stationary distribution, where there is one by construction."""
 
     def __init__(
         self,
@@ -154,8 +154,8 @@ class LinearDiffusion(Foreseeing):
         return UnreachableError(
             f"{type(self).__name__}: noise reaches {reached} of {self.num_variables} variables "
             f"with {self.shown()}: (A, G) is not controllable and the process does not "
-            "converge to its stationary law; couple the variables through Q or widen the range "
-            f"of D{self.matrices.remedy}"
+            "converge to its stationary distribution; couple the variables through Q or widen the "
+            f"range of D{self.matrices.remedy}"
         )
 
     def shown(self) -> str:
@@ -229,7 +229,7 @@ class LinearDiffusion(Foreseeing):
         )
 
     def options(self) -> dict[str, Any]:
-        """Keyword arguments for another diffusion with the same clock, laws and ends."""
+        """Keyword arguments for another diffusion with the same clock, covariances and ends."""
         cut = {} if self.cut_time is None else {"cut_time": self.cut_time}
         return cut | {
             "beta": self.beta,
@@ -277,7 +277,7 @@ class LinearDiffusion(Foreseeing):
     # -- kernels -----------------------------------------------------------------------------------
 
     def transition(self, s: Times, r: Times = 0.0) -> Transition:
-        r"""The law of y_s given y_r: N(M(s, r) y_r, P(s, r)).
+        r"""The distribution of y_s given y_r: N(M(s, r) y_r, P(s, r)).
 
         Args:
             s, r: times in [0, T] with s > r, broadcast together to shape (…).
@@ -318,7 +318,7 @@ class LinearDiffusion(Foreseeing):
         return M, F, inverse, move.new
 
     def marginal(self, s: Times) -> Marginal:
-        r"""The law of y_s given x, with v_0 marginalized: N(a(s) x, Σ(s)) per data dimension.
+        r"""The distribution of y_s given x, v_0 marginalized: N(a(s) x, Σ(s)) per data dimension.
 
         Args:
             s: times in (0, T], any shape (…).

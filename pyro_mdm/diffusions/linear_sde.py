@@ -2,10 +2,10 @@ r"""Linear diffusions of any drift and dispersion, at rest or not, and the prior
 
     dy = A y β ds + G sqrt(β) dB,    M' = A M,    Σ' = A Σ + Σ Aᵀ + G Gᵀ
 
-in clock time. With A = -(Q + D) Σ_∞^{-1} and G Gᵀ = 2 D there is a law at rest, N(0, Σ_∞); see
-:class:`~pyro_mdm.LinearDiffusion`. Others have none: noise is added and nothing is forgotten. Their
-kernels, readout and log SNR are computed in the same way. The prior is whatever is near the law of
-y_T; by default it is that of data that are 0.
+in clock time. With A = -(Q + D) Σ_∞^{-1} and G Gᵀ = 2 D there is a stationary distribution,
+N(0, Σ_∞); see :class:`~pyro_mdm.LinearDiffusion`. Others have none: noise is added and nothing is
+forgotten. Their kernels, readout and log SNR are computed in the same way. The prior is whatever is
+near the distribution of y_T; by default it is that of data that are 0.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class LinearSDE(LinearDiffusion):
             :class:`~pyro_mdm.LinearDiffusion`; the clock is scaled to ``min_log_snr``.
 
     Raises:
-        TypeError: on use, of Q, D or Σ_∞, which only a diffusion with a law at rest has.
+        TypeError: on use, of Q and D, which only a diffusion that is given by them has.
         ValueError: a matrix of the wrong shape or not finite, a prior that is not positive
             definite, ends that make no sense.
         UnreachableError: noise that does not reach all variables, or a log SNR that is not reached.
@@ -113,7 +113,7 @@ class LinearSDE(LinearDiffusion):
         raise self.matrices.without("Q and D")
 
     def frozen(self) -> Frozen:
-        """Half of g² as D, and as Q what A Σ_π turns, which with a law at rest are Q and D."""
+        """Half of g² as D, and as Q what A Σ_π turns; Q and D if the prior is stationary."""
         s = self.time_at_clock(self.clock(self.horizon) / 2)
         A = self.matrices.drift(s)
         moved = A @ self.prior_covariance
@@ -132,8 +132,8 @@ class LinearSDE(LinearDiffusion):
     def _uncontrollable(self, reached: int) -> UnreachableError:
         return UnreachableError(
             f"{type(self).__name__}: noise reaches {reached} of {self.num_variables} variables "
-            f"with {self.shown()}: (A, G) is not controllable, and the law of y_s is singular; "
-            "couple the variables through A, or give G more columns"
+            f"with {self.shown()}: (A, G) is not controllable, and the covariance of y_s is "
+            "singular; couple the variables through A, or give G more columns"
         )
 
 
@@ -200,7 +200,7 @@ class MomentumVE(LinearSDE):
 
     Nothing is damped and nothing pulls back: x is the integral of a Brownian motion, so that its
     paths have a derivative, and Σ grows like ``[[τ³/3, τ²/2], [τ²/2, τ]]`` with the clock time τ =
-    b(s). There is no law at rest.
+    b(s). There is no stationary distribution.
 
     Args:
         sigma_min, sigma_max: where the clock begins to be fast, and where it ends, as standard

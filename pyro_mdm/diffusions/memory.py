@@ -19,7 +19,7 @@ _shared: dict[tuple[int, Any], Any] | None = None
 
 @contextmanager
 def shared_ends() -> Iterator[None]:
-    """A block in which the laws at learned ends are computed once, gradients included.
+    """A block in which the kernels at learned ends are computed once, gradients included.
 
     Use it around one loss and its gradients; what it keeps ends with the block.
     """

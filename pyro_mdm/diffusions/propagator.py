@@ -1,4 +1,4 @@
-r"""Propagators: the law by which a linear diffusion moves between two clock times.
+r"""Propagators: how a linear diffusion moves between two clock times.
 
 For ``dy = A(τ) y dτ + G(τ) dB`` in clock time τ = b(s), over the time τ_0 to τ_1,
 
@@ -124,7 +124,7 @@ class Propagator(ABC):
         W, pulled = self.pulled_back_at(tau.flatten(), tau, index)
         return forward, (W.reshape(forward[0].shape), pulled.reshape(forward[0].shape))
 
-    # -- the law given x ---------------------------------------------------------------------------
+    # -- given x -----------------------------------------------------------------------------------
 
     def factorization(
         self, tau: Tensor, initial: Tensor, units: Tensor, host: HostNumbers | None = None

@@ -534,8 +534,8 @@ class TimeVaryingDiffusion(LinearDiffusion):
 class TimeVaryingSDE(LinearSDE):
     r"""A linear diffusion ``dy = A(s) y β(s) ds + G(s) sqrt(β(s)) dB`` of given functions A and G.
 
-    There need be no law at rest. Kernels are the Magnus steps of :class:`TimeVaryingDiffusion`,
-    with its errors.
+    There need be no stationary distribution. Kernels are the Magnus steps of
+    :class:`TimeVaryingDiffusion`, with its errors.
 
     Args:
         A, G: functions or ``nn.Module`` of times s (…) in float64 within [0, T], which return

@@ -1,12 +1,10 @@
 """How often a walk through the code moves from one file of the repository into another.
 
-    python -m tests.benchmarks.moves
-    python -m tests.benchmarks.moves --arrows 20 --functions
+    python -m tests.benchmarks.moves --arrows 20
 
-A *move* is a call of Python code of the repository by code of another file of it, properties and
-comprehensions included, and whatever of torch, Pyro or Python lies between the two. Walks are taken
-a second time, when what is kept for good is there. Printed are moves, files, and the arrows between
-files, or functions of them, that have most of them.
+A *move* is a call of the repository's Python code by that of another file of it, properties and
+comprehensions included, whatever code of others lies between the two. Walks are counted the second
+time, when what is kept for good is there.
 """
 
 from __future__ import annotations
@@ -27,16 +25,17 @@ from pyro_mdm.measurements import Mask, condition_on_measurements
 from tests.benchmarks.operations import ROOT, program
 
 PARTS = tuple(f"{ROOT / part}/" for part in ("pyro_mdm", "models", "inference"))
-Arrows = collections.Counter[tuple[str, str]]
+Walk = Callable[[], object]
+Place = tuple[str, str]
+"""A file, and a function in it."""
 
 
-def moves(walk: Callable[[], object], *, functions: bool = False) -> Arrows:
-    """The number of moves of a walk between each two files, or functions of two files."""
-    arrows = Arrows()
+def moves(walk: Walk) -> collections.Counter[tuple[Place, Place]]:
+    """The number of moves of a walk between each two places."""
+    arrows: collections.Counter[tuple[Place, Place]] = collections.Counter()
 
-    def place(frame: FrameType) -> str:
-        file = frame.f_code.co_filename.removeprefix(f"{ROOT}/")
-        return f"{file} {frame.f_code.co_qualname}" if functions else file
+    def place(frame: FrameType) -> Place:
+        return frame.f_code.co_filename.removeprefix(f"{ROOT}/"), frame.f_code.co_qualname
 
     def step(frame: FrameType, event: str, _: object) -> None:
         if event != "call" or not frame.f_code.co_filename.startswith(PARTS):
@@ -55,36 +54,28 @@ def moves(walk: Callable[[], object], *, functions: bool = False) -> Arrows:
     return arrows
 
 
-def guide_to_kernel() -> object:
-    return Plan.of(Training(guide="learned")).build().model.diffusion.marginal(0.5)
-
-
-def walks() -> dict[str, Callable[[], object]]:
+def walks() -> dict[str, Walk]:
     problem, model, guide = Plan.of(Training(guide="cld")).build()
     loss, x = MDM_ELBO()(model, guide), problem.to_model_space(problem.train[:16])
     seen = torch.ones(1, 8, 8, dtype=torch.bool)
     given = condition_on_measurements(model, Mask(seen), x[0].flatten(), 0.1, data=x)
+    learned = Training(guide="learned")
     return {
-        "--guide learned to kernel": guide_to_kernel,
-        "data to loss": lambda: loss(x),
+        "--guide learned to a kernel": lambda: Plan.of(learned).build()[1].diffusion.marginal(0.5),
+        "data to a loss": lambda: loss(x),
         "a sample given a measurement": torch.no_grad()(lambda: given(batch_size=1)),
         "a program to AutoMDM and a draw": lambda: AutoMDM(program)(),
     }
 
 
-def main() -> None:
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arrows", type=int, default=5, help="how many arrows are shown")
-    parser.add_argument("--functions", action="store_true", help="arrows between functions")
-    options = parser.parse_args()
+    number = parser.parse_args().arrows
     for name, walk in walks().items():
         walk()
-        files = {file for arrow in moves(walk) for file in arrow}
-        arrows = moves(walk, functions=options.functions)
-        print(f"{name}: {sum(arrows.values())} moves in {len(files)} files")
-        for (start, end), n in arrows.most_common(options.arrows):
-            print(f"  {n:5d}  {start} > {end}")
-
-
-if __name__ == "__main__":
-    main()
+        counts = moves(walk)
+        files = {file for arrow in counts for file, _ in arrow}
+        print(f"{name}: {counts.total()} moves in {len(files)} files")
+        for (start, end), n in counts.most_common(number):
+            print(f"  {n:5d}  {' '.join(start)} > {' '.join(end)}")
