@@ -75,10 +75,9 @@ class Inversion:
     def _coordinate(self, name: str, tau: Tensor) -> tuple[Tensor, Tensor]:
         """-λ or κ at clock times τ, and its derivative in τ."""
         move, initial = self.linear.propagator, self.linear.initial_covariance
-        if name == LOG_VOLUME:
-            return move.log_volume(tau, initial)
-        log_snr, slope = move.log_snr(tau, initial)
-        return -log_snr, slope
+        along = move.log_volume if name == LOG_VOLUME else move.log_snr
+        value, slope = along(tau, initial)
+        return (value if name == LOG_VOLUME else -value), slope
 
     def root(self, value: Tensor, name: str = LOG_SNR) -> Tensor:
         """The τ with λ(τ) or κ(τ) = value, by safe steps in log τ.

@@ -53,6 +53,7 @@ class LearnedFamily(LinearDiffusion):
             of Σ_∞ is free.
     """
 
+    stationary_scale: Tensor
     lower: nn.Parameter
     B: nn.Parameter
     d: nn.Parameter

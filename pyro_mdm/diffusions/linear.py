@@ -7,7 +7,7 @@ A linear diffusion consists of its :class:`Matrices` Q and D, and its
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -374,7 +374,7 @@ class LinearDiffusion(Foreseeing):
     start: Marginal = of_part("end_laws")
     terminal: Marginal = of_part("end_laws")
     log_volume_ends: Tensor = of_part("end_laws")
-    clock_scale = of_part("end_laws")
+    clock_scale: Callable[[], Tensor] = of_part("end_laws")
     time_at_log_snr = of_part("inversion")
     time_at_log_volume = of_part("inversion")
 

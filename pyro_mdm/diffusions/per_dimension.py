@@ -121,7 +121,7 @@ class PerDimensionDiffusion(Kernels):
         return len(self._clock_of_cell)
 
     @property
-    def transform(self) -> Any:  # type: ignore[override]
+    def transform(self) -> Any:
         return self._coordinates
 
     def coordinates(self, x: Tensor) -> Tensor:

@@ -291,7 +291,7 @@ class ContextDiffusion(PerDimensionDiffusion):
         self._modules["context"] = context
 
     @property
-    def context(self) -> Context | None:  # type: ignore[override]
+    def context(self) -> Context | None:
         """The laws of the context; None once a context is given."""
         return cast("Context | None", self._modules.get("context"))
 
