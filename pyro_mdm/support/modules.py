@@ -62,17 +62,17 @@ def replace(module: N, **parts: Any) -> N:
 
 
 class _OfPart:
-    def __init__(self, part: str) -> None:
-        self._part = part
+    def __init__(self, owner: str) -> None:
+        self.owner = owner
 
-    def __set_name__(self, owner: type, name: str) -> None:
-        part = attrgetter(self._part)
+    def __set_name__(self, whole: type, name: str) -> None:
+        owner = attrgetter(self.owner)
 
         def write(whole: object, value: object) -> None:
-            setattr(part(whole), name, value)
+            setattr(owner(whole), name, value)
 
         # the getter of operator is no call of Python: members are read in every step
-        setattr(owner, name, property(attrgetter(f"{self._part}.{name}"), write))
+        setattr(whole, name, property(attrgetter(f"{self.owner}.{name}"), write))
 
 
 def of_part(part: str) -> Any:
