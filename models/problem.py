@@ -8,6 +8,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch
@@ -238,7 +239,7 @@ class Assembly:
     diffusion: Diffusion
     maps: bool = False
 
-    @property
+    @cached_property
     def diffusion_kind(self) -> Kind:
         """The kind of the diffusion, with its requirements of networks and scores."""
         return kind_of(self.diffusion)

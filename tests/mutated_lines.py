@@ -329,10 +329,15 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "test_the_gradient_of_the_whole_bound_is_that_of_the_closed_form[constant-given]",
         ),
     ],
-    "pyro_mdm/diffusions/curve.py": [
+    "pyro_mdm/diffusions/propagator.py": [
         (
-            "log_det=pulled.log_det + 2 * move.trace(None, tau)",
-            "log_det=pulled.log_det + move.trace(None, tau)",
+            "-(self._A + self._GG @ self._precision())",
+            "-(self._A + self._GG @ self._precision() / 2)",
+            "test_sampler_orders.py::test_every_sampler_has_its_weak_order[splitting_1-vpsde]",
+        ),
+        (
+            "log_det=pulled.log_det + 2 * self.trace(None, tau)",
+            "log_det=pulled.log_det + self.trace(None, tau)",
             "test_kernels.py::test_marginals_have_their_digits[cld]",
         ),
     ],
@@ -387,18 +392,6 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "test_marginals_are_transitions_from_the_start_and_have_their_factors[vpsde]",
         ),
     ],
-    "pyro_mdm/diffusions/linear.py": [
-        (
-            "solve_ex(self.stationary_covariance, Q + D, left=False)",
-            "solve_ex(self.stationary_covariance, D - Q, left=False)",
-            "test_kernels.py::test_marginals_have_their_digits[cld]",
-        ),
-        (
-            "return 2 * self.D",
-            "return 1 * self.D",
-            "test_diffusions.py::test_transitions_compose_and_keep_the_stationary_law[vpsde]",
-        ),
-    ],
     "pyro_mdm/diffusions/linear_sde.py": [
         (
             "noise = G @ G.mT",
@@ -413,9 +406,14 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
     ],
     "pyro_mdm/diffusions/matrices.py": [
         (
-            "-(self.linear.unit_drift + self.linear.unit_noise @ precision)",
-            "-(self.linear.unit_drift + self.linear.unit_noise @ precision / 2)",
-            "test_sampler_orders.py::test_every_sampler_has_its_weak_order[splitting_1-vpsde]",
+            "solve_ex(Sigma, Q + D, left=False)",
+            "solve_ex(Sigma, D - Q, left=False)",
+            "test_kernels.py::test_marginals_have_their_digits[cld]",
+        ),
+        (
+            "left=False).result, 2 * D",
+            "left=False).result, 1 * D",
+            "test_diffusions.py::test_transitions_compose_and_keep_the_stationary_law[vpsde]",
         ),
     ],
     "pyro_mdm/diffusions/per_dimension.py": [

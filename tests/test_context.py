@@ -360,11 +360,11 @@ def test_mistakes_are_told() -> None:
         (TypeError, ValueError),
         (lambda: diffusion.marginal(0.5), "which is not given; use diffusion.given"),
         (lambda: Ancestral(3)(diffusion, model.bound_score, (4, 1, D)), r"drawn\(4\), shape\)"),
-        (lambda: replacing(*model.drawn(4), (4, 1, D)), "needs one law of paths for all data"),
+        (lambda: replacing(*model.drawn(4), (4, 1, D)), "needs one distribution of paths"),
         (lambda: DiffusionModel(diffusion, exact(), times=5), "steps back by x̂ alone"),
         (
             lambda: DiffusionGuide(diffusion, times=5)(data(3)),
-            "one law of paths for all .*leave out times",
+            "one distribution of paths for all .*leave out times",
         ),
         (lambda: model.log_prob(data(3), method="flow"), "one flow for all data"),
         (lambda: condition(model, torch.tensor([True, False, False])), "led by a context"),

@@ -67,7 +67,7 @@ STRICT = ("pyro_mdm",)
 COPIES = {
     "pyro_mdm.measurements.covariance": {"_version"},  # torch counts changes in place by it alone
     "pyro_mdm.support.checks": {"_assert_async"},  # torch's only check that waits for no device
-    "pyro_mdm.support.modules": {"_version"},
+    "pyro_mdm.diffusions.memory": {"_version"},
     "pyro_mdm.measurements.laws": {"_validate_args"},  # torch sets this by a method, and reads none
 }
 """Private attributes of others that are read still, by module, none of them ours."""

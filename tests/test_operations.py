@@ -13,6 +13,7 @@ import torch
 from pyro_mdm import CLD, MDM_ELBO, VPSDE, Denoiser, DiffusionGuide, DiffusionModel, bound
 from pyro_mdm.networks import MLP
 from pyro_mdm.support.checks import check_later, check_values, settle
+from tests.benchmarks.moves import moves, walks
 from tests.benchmarks.operations import MODELS, STEPS, counted, sampler_counts, step_counts
 
 
@@ -39,6 +40,17 @@ def test_a_call_of_a_sampler_waits_for_nothing(name: str) -> None:
     assert not call.waits
     assert call.network > 50
     assert call.beside <= 120
+
+
+def test_walks_through_the_code_are_short() -> None:
+    """Of the second time, with little room: people who look for a mistake go the same ways."""
+    most = {"--guide learned to a kernel": 300, "data to a loss": 115}
+    for name, walk in walks().items():
+        if name in most:
+            walk()
+            counts = moves(walk)
+            assert most[name] / 2 < counts.total() <= most[name], counts.most_common(10)
+            assert all(start != end for (start, _), (end, _) in counts)
 
 
 def test_counts_are_of_operations_and_waits() -> None:

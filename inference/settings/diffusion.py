@@ -63,7 +63,8 @@ def build_diffusion(
                 f"{linear.cut_time:g}, and the clock would be scaled; leave out --min_log_snr, "
                 "or use a guide that is cut at a log SNR"
             )
-        linear.min_log_snr = guide.min_log_snr
+        if linear.min_log_snr != guide.min_log_snr:
+            linear.min_log_snr = guide.min_log_snr
     _set_simulation(guide.guide, diffusion, simulation or SimulatedGuide())
     return diffusion
 

@@ -6,7 +6,8 @@ and follows
     dy = A(s) y ds + G(s) dB_s,    A = -(Q + D) Σ_∞^{-1},    G Gᵀ = 2 D,    Q = -Qᵀ,    D ⪰ 0,
 
 times a common clock β(s). N(0, Σ_∞) is stationary for every such Q and D, and every linear
-diffusion with a non-degenerate centred Gaussian stationary law has this form (Ma, Chen & Fox 2015).
+diffusion with a non-degenerate centred Gaussian stationary distribution has this form (Ma, Chen &
+Fox 2015).
 Those without one are in :mod:`~pyro_mdm.diffusions.linear_sde` and
 :mod:`~pyro_mdm.diffusions.interpolants`.
 Given x, with ``v_0 ~ N(0, Σ_v)`` marginalized, ``y_s ~ N(a(s) x, Σ(s))``: Gaussian, exact, and all

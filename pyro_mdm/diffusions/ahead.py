@@ -1,4 +1,4 @@
-"""Laws at the times of a sampler's grid, computed all at once before its steps."""
+"""Kernels at the times of a sampler's grid, computed all at once before its steps."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from torch.autograd import forward_ad
 
 from pyro_mdm.diffusions.base import Marginal
 from pyro_mdm.diffusions.closed import OneBlock
-from pyro_mdm.diffusions.memory import Remembering
-from pyro_mdm.support.modules import writes
+from pyro_mdm.diffusions.memory import Remembering, writes
 
 __all__ = ["Foreseeing"]
 
 
 class LawsAhead:
-    """Laws at times that were computed before they are asked for, recognized by their place.
+    """Kernels at times that were computed before they are asked for, recognized by their place.
 
     Args:
         times: (N,), of which tensors that hold a single one are views.
@@ -34,7 +33,7 @@ class LawsAhead:
         self._for_batches: dict[torch.Size, list[Marginal]] = {}
 
     def at(self, s: Tensor) -> Marginal | None:
-        """The law at one time, repeated for times s (…) that are one by ``expand``; None for
+        """The kernel at one time, repeated for times s (…) that are one by ``expand``; None for
         other times."""
         moves = s.requires_grad or is_functorch_wrapped_tensor(s)
         if moves or forward_ad.unpack_dual(s).tangent is not None:
@@ -58,17 +57,17 @@ class LawsAhead:
 
 
 class Foreseeing(Remembering, OneBlock):
-    """A diffusion in closed form that can compute its laws ahead."""
+    """A diffusion in closed form that can compute its kernels ahead."""
 
     _ahead: LawsAhead | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state without laws ahead, which are of places that a copy does not have."""
+        """The state without kernels ahead, which are of places that a copy does not have."""
         return super().__getstate__() | {"_ahead": None}
 
     @contextmanager
     def laws_ahead(self, times: Tensor) -> Iterator[None]:
-        """A block in which laws at entries of ``times`` (N,) are ready."""
+        """A block in which kernels at entries of ``times`` (N,) are ready."""
         outer, self._ahead = self._ahead, LawsAhead(times, self.marginal(times))
         try:
             yield
@@ -76,5 +75,5 @@ class Foreseeing(Remembering, OneBlock):
             self._ahead = outer
 
     def law_ahead(self, s: Tensor) -> Marginal | None:
-        """The law at times s (…) if it is ready."""
+        """The kernel at times s (…) if it is ready."""
         return None if self._ahead is None else self._ahead.at(s)

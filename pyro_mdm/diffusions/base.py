@@ -65,13 +65,13 @@ class Cap(Enum):
     ONE_LEVEL = "one log SNR for all data dimensions"
     READOUT = "a readout z that says all that the state says of the data"
     OWN_DRIFT = "a drift that does not see the data"
-    NO_CONTEXT = "one law of paths for all data"
+    NO_CONTEXT = "one distribution of paths for all data"
     DATA_STATES = "states that hold the data themselves"
     PLAIN_NOISE = "noise that does not depend on the state"
 
 
 class Marginal(NamedTuple):
-    """The law y_s | x ~ N(a x, Σ), per data dimension, and its readout z = kᵀ y."""
+    """The distribution y_s | x ~ N(a x, Σ), per data dimension, and its readout z = kᵀ y."""
 
     mean: Tensor  # a (…, K)
     covariance: Tensor  # Σ (…, K, K)
@@ -81,12 +81,12 @@ class Marginal(NamedTuple):
     log_det: Tensor  # log det Σ, (…)
 
     def at(self, i: int) -> Marginal:
-        """The law at the i-th of N times; laws per data dimension keep a batch dimension of 1."""
+        """The kernel at the i-th of N times; one per dimension keeps a batch dimension of 1."""
         return Marginal(*(t[place(self.log_det, i)] for t in self))
 
 
 class Transition(NamedTuple):
-    """The law y_s | y_r ~ N(M y_r, P), per data dimension."""
+    """The distribution y_s | y_r ~ N(M y_r, P), per data dimension."""
 
     matrix: Tensor  # M (…, K, K)
     covariance: Tensor  # P (…, K, K)
@@ -94,7 +94,7 @@ class Transition(NamedTuple):
     log_det: Tensor  # log det P, (…)
 
     def at(self, i: int) -> Transition:
-        """The law to the i-th of N times; laws per data dimension keep a batch dimension of 1."""
+        """The kernel to the i-th of N times; one per dimension keeps a batch dimension of 1."""
         return Transition(*(t[place(self.log_det, i)] for t in self))
 
 
@@ -110,7 +110,7 @@ class Noised(NamedTuple):
 
 
 REASONS = {
-    Cap.KERNELS: "its law past the start time has no closed form",
+    Cap.KERNELS: "its distribution past the start time has no closed form",
     Cap.SIMULATED: "its paths are known in closed form",
     Cap.ONE_LEVEL: "its data dimensions have log SNRs of their own",
     Cap.READOUT: "the mean of its v_0 depends on the data",
@@ -160,7 +160,7 @@ def same_time(s: Times) -> Tensor | None:
 
 
 def place(of_law: Tensor, i: int) -> int | slice:
-    """The index of the i-th of N laws: a number, or a slice of one for laws per data dimension."""
+    """The index of the i-th of N kernels: a number, or a slice of one for kernels per dimension."""
     return i if of_law.dim() == 1 else slice(i, i + 1)
 
 
@@ -178,12 +178,12 @@ class Diffusion(Restorable, Exact, ABC):
     """A noising diffusion ``dy = f(y, s) ds + G(y, s) dB_s`` of K variables per data dimension.
 
     It starts at ε, where y_ε given x is Gaussian per data dimension, and runs to the horizon T,
-    where the generative process takes its prior. Between them its law has a closed form
+    where the generative process takes its prior. Between them its distribution has a closed form
     (:class:`~pyro_mdm.diffusions.Kernels`) or is simulated
     (:class:`~pyro_mdm.NonlinearDiffusion`); :attr:`closed_form` says which.
 
     ``log_snr(s)`` falls from :attr:`max_log_snr` at ε to :attr:`terminal_log_snr` at T. Networks
-    are told it in place of the time, and times are drawn by it. Without a closed form it is the
+    are given it in place of the time, and times are drawn by it. Without a closed form it is the
     true log SNR at ε only, and nominal later.
 
     Floating-point parameters and buffers stay in float64 when the module is cast to another
@@ -200,6 +200,14 @@ class Diffusion(Restorable, Exact, ABC):
     noise_depends_on_state: bool = False
     """Whether G(y, s) depends on y: then each data dimension's block on its own K variables."""
 
+    learns_ends: bool = False
+    """Whether λ(ε) or λ(T) is learned; ask it of :attr:`reference`."""
+    learns_stationary: bool = False
+    """Whether the stationary covariance is learned; ask it of :attr:`reference`."""
+    context: Any = None
+    """The latent :class:`~pyro_mdm.seeing.Context` of a datum; None if none, or if given."""
+    transform: Any = None
+    """The coordinates of the data that states hold; None for the data themselves."""
     rows: int | None = None
     """The number of data whose contexts are given; None: it serves any number."""
     starts_at_data: bool = False
@@ -252,7 +260,7 @@ class Diffusion(Restorable, Exact, ABC):
     @property
     @abstractmethod
     def prior(self) -> Prior:
-        """π, the law that the generative process starts from at T."""
+        """π, the distribution that the generative process starts from at T."""
 
     @property
     @abstractmethod
@@ -270,16 +278,6 @@ class Diffusion(Restorable, Exact, ABC):
         """λ at T, 0-dim."""
 
     @property
-    def learns_ends(self) -> bool:
-        """Whether λ(ε) or λ(T) is learned; ask it of :attr:`reference`."""
-        return False
-
-    @property
-    def learns_stationary(self) -> bool:
-        """Whether the stationary covariance is learned; ask it of :attr:`reference`."""
-        return False
-
-    @property
     @abstractmethod
     def start_time(self) -> Tensor:
         """ε, 0-dim."""
@@ -287,7 +285,7 @@ class Diffusion(Restorable, Exact, ABC):
     @property
     @abstractmethod
     def start(self) -> Marginal:
-        """The law of y_ε given x."""
+        """The distribution of y_ε given x."""
 
     @abstractmethod
     def log_snr(self, s: Times) -> Tensor:
@@ -354,12 +352,6 @@ class Diffusion(Restorable, Exact, ABC):
         """
 
     # -- diffusions that depend on the data --------------------------------------------------------
-
-    @property
-    def context(self) -> Any:
-        """The latent :class:`~pyro_mdm.seeing.Context` of a datum; None if none, or if
-        given."""
-        return None
 
     def for_data(self, x: Tensor) -> Drawn:
         """The diffusion of data x (n, *event_shape), with a context drawn for each."""
@@ -432,16 +424,11 @@ class Diffusion(Restorable, Exact, ABC):
         return plan(self, times)
 
     def laws_ahead(self, times: Tensor) -> AbstractContextManager[None]:
-        """A block in which laws at entries of ``times`` (N,) are ready, computed all at once.
+        """A block in which kernels at entries of ``times`` (N,) are ready, computed all at once.
 
         So no step of a sampler waits for one. It may do nothing.
         """
         return nullcontext()
-
-    @property
-    def transform(self) -> Any:
-        """The coordinates of the data that states hold; None for the data themselves."""
-        return None
 
     def coordinates(self, x: Tensor) -> Tensor:
         """Data (…, *event_shape) as the state holds them: x itself, or its frequencies."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -33,9 +34,9 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 class Kernels(Diffusion):
     """A diffusion with a closed form: given the data, its paths are a Gaussian chain.
 
-    Laws are per data dimension. Where dimensions have different laws (:attr:`maps`), their tensors
-    have the dimensions of a datum after those of the times, with sizes of 1 along dimensions that
-    share, and a batch dimension of 1 for one time.
+    Kernels are per data dimension. Where dimensions have different ones (:attr:`maps`), their
+    tensors have the dimensions of a datum after those of the times, with sizes of 1 along
+    dimensions that share, and a batch dimension of 1 for one time.
     """
 
     closed_form = True
@@ -46,16 +47,16 @@ class Kernels(Diffusion):
 
     @abstractmethod
     def marginal(self, s: Times) -> Marginal:
-        """The law of y_s given x, for s (…) in (0, T], differentiable in the diffusion."""
+        """The distribution of y_s given x, for s (…) in (0, T], differentiable in the diffusion."""
 
     @abstractmethod
     def transition(self, s: Times, r: Times = 0.0) -> Transition:
-        """The law of y_s given y_r, for s > r broadcast together to (…), differentiable too."""
+        """The distribution of y_s given y_r, for s > r broadcast to (…), differentiable too."""
 
     @property
     @abstractmethod
     def terminal(self) -> Marginal:
-        """The law of y_T given x."""
+        """The distribution of y_T given x."""
 
     @property
     @abstractmethod
@@ -67,7 +68,7 @@ class Kernels(Diffusion):
         return GaussianPrior(self.prior_covariance)
 
     def at_rest(self) -> bool:
-        """Whether the prior is the law at rest: A Σ_π + Σ_π Aᵀ + g² = 0, between 0 and T."""
+        """Whether the prior is stationary: A Σ_π + Σ_π Aᵀ + g² = 0, between 0 and T."""
         s = self.as_tensor(torch.linspace(0, 1, CHECKED + 2, dtype=torch.float64)[1:-1])
         with torch.no_grad():
             noise = self.noise_covariance(s * self.horizon)
@@ -99,13 +100,19 @@ class Kernels(Diffusion):
         """Q, D and A per unit of clock time, halfway through the clock, for pictures."""
 
     @abstractmethod
-    def each(self, law: Callable[..., Any], *times: Tensor) -> Any:
-        """``law(linear, *times)`` of the linear diffusion of all data dimensions, or of each.
+    def by_dimension(self, function: Callable[..., Any], *times: Tensor) -> Any:
+        """``function(linear, *times)`` of the linear diffusion of all data dimensions, or of each.
 
         Args:
-            law: a function of a linear diffusion and times, all of one shape. It returns tensors
-                whose shape begins with that of the times, or named tuples of them.
+            function: a function of a linear diffusion and times, all of one shape. It returns
+                tensors whose shape begins with that of the times, or named tuples of them.
+            times: its times, of one shape.
         """
+
+    def each(self, law: Callable[..., Any], *times: Tensor) -> Any:
+        """The former name of :meth:`by_dimension`."""
+        warnings.warn("each is deprecated; use by_dimension", FutureWarning, stacklevel=2)
+        return self.by_dimension(law, *times)
 
     def drift(self, y: Tensor, s: Times) -> Tensor:
         """A(s) y, like y (*batch, K, *event_shape)."""
@@ -177,7 +184,7 @@ class Kernels(Diffusion):
 
         Args:
             square: ‖·‖² in g² per unit of clock time, (n,);  s: times (n,).
-            whitener: L^{-1} of the law of y_s given x;  g2: :meth:`clock_noise`.
+            whitener: L^{-1} of the distribution of y_s given x;  g2: :meth:`clock_noise`.
         """
         rate = ((whitener @ g2) * whitener).sum((-2, -1))  # dκ by clock time, as the square is
         if rate.dim() > s.dim():
@@ -289,8 +296,8 @@ class OneBlock(Kernels):
     def check_precision(self, growth: Tensor, tau: Tensor, what: str) -> None:
         """Raises KernelPrecisionError where rounding errors grow beyond the digits of float64."""
 
-    def each(self, law: Callable[..., Any], *times: Tensor) -> Any:
-        return law(self, *times)
+    def by_dimension(self, function: Callable[..., Any], *times: Tensor) -> Any:
+        return function(self, *times)
 
     def divergence(self, s: Times, r: Times, dimensions: int = 1) -> Tensor:
         """The growth of the log volume of states, ``dimensions · ∫_r^s tr A``, (…) as s and r."""

@@ -47,7 +47,7 @@ def divergence(
     Args:
         field: (n, K, *event_shape), computed from y, which requires gradients.
         G: (n, d or 1, K, K), held fixed.
-        simulation: the number of probes, or ``exact``, and their law.
+        simulation: the number of probes, or ``exact``, and their distribution.
         create_graph: whether the divergence has derivatives itself.
     """
     n, K = y.shape[:2]

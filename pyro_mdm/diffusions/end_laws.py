@@ -1,4 +1,4 @@
-"""Both ends of a linear diffusion: where they are in clock time, and the laws there."""
+"""Both ends of a linear diffusion: where they are in clock time, and the kernels there."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class EndLaws:
         return self._kept("ends", compute)
 
     def _from_one_factorization(self) -> MovingEnds | None:
-        """The laws at ε and T, if λ is given at one or both and gradients pass through these."""
+        """The kernels at ε and T, if λ is given at one or both and gradients pass through these."""
         if self.cut_time is not None or not torch.is_grad_enabled():
             return None
 
@@ -150,10 +150,10 @@ class EndLaws:
             if not isinstance(move, ConstantPropagator) or not inversion.is_learned(targets):
                 return None
             A, noise = move.drift(targets).detach(), move.noise(targets).detach()
-            initial = self.linear.initial_covariance
+            initial, units = self.linear.initial_covariance, self.linear.units()
 
             def ends_at(times: Tensor, host: HostNumbers | None = None) -> MovingEnds:
-                a, Sigma, factor = self.linear.factorization_by(move, times, host)
+                a, Sigma, factor = move.factorization(times, initial, units, host)
                 return MovingEnds(times, targets, a, Sigma, factor, A, noise)
 
             with torch.no_grad():
@@ -210,11 +210,23 @@ class EndLaws:
 
         def compute() -> Tensor:
             tau = torch.stack([self.start_clock(), self.terminal_clock()])
-            log_det = self.laws().log_det
-            ends: Tensor = self.linear.curve().log_volume(log_det, tau)
+            ends: Tensor = self.laws().log_det - 2 * self.linear.propagator.trace(None, tau)
             return ends
 
         return self._kept("log_volume_ends", compute)
+
+    def clock_scale(self) -> Tensor:
+        """The number that β is multiplied by, 0-dim."""
+
+        def scale() -> Tensor:
+            end: Tensor = self.linear.beta.integral(self.linear.as_tensor(self.linear.horizon))
+            if self.given.low is None:
+                return torch.ones_like(end)
+            matrices = self.linear.matrices
+            scaled = self.clocks()[1] if matrices.searched is None else matrices.end_clock()
+            return scaled / end
+
+        return self._kept("clock_scale", scale)
 
     # -- errors ------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,6 +58,10 @@ class InterpolantEnds(EndLaws):
 
     def clocks(self) -> Tensor:
         return torch.exp(-self.targets())
+
+    def clock_scale(self) -> Tensor:
+        scale: Tensor = self.linear.as_tensor(1.0)
+        return scale
 
     def terminal_clock(self) -> Tensor:
         if self.given.low is not None:
@@ -154,9 +158,6 @@ class Interpolant(LinearSDE):
         self.horizon = saved["horizon"]  # with its last digit, wherever it was computed
 
     # -- closed forms ------------------------------------------------------------------------------
-
-    def clock_scale(self) -> Tensor:
-        return self.as_tensor(1.0)
 
     def drift_matrix(self, s: Times) -> Tensor:
         return self.beta.drift(self.checked_time("s", s))[..., None, None]
@@ -286,24 +287,20 @@ class _Signal(Matrices):
     def when(self) -> str:
         return f"({self.linear.horizon / 2:g})"
 
-    def constant(self, name: str) -> NoReturn:
-        raise TypeError(
-            f"{type(self.linear).__name__} has no constant {name}: it varies in time; use "
-            "drift_matrix(s) and noise_covariance(s)"
-        )
+    def drift(self, s: Times | None = None) -> Tensor:
+        if s is None:
+            raise self.no_constant("A")
+        s, clock = self.linear.checked_time("s", s), self.linear.beta
+        return _matrix(clock.drift(s) / clock.rate(s))
 
-    def at(self, name: str, s: Times) -> Tensor:
-        s = self.linear.checked_time("s", s)
-        clock = self.linear.beta
-        value = clock.signal(clock.integral(s))
-        value = clock.drift(s) / clock.rate(s) if name == "A" else value.square()
-        return value[..., None, None]
+    def noise(self, s: Times | None = None) -> Tensor:
+        return self.root(s).square()
 
     def root(self, s: Times | None = None) -> Tensor:
         if s is None:
-            return self.constant("G")
+            raise self.no_constant("G")
         clock = self.linear.beta
-        return clock.signal(clock.integral(self.linear.checked_time("s", s)))[..., None, None]
+        return _matrix(clock.signal(clock.integral(self.linear.checked_time("s", s))))
 
     def propagator(self) -> Propagator:
         return InterpolantPropagator(
@@ -312,9 +309,6 @@ class _Signal(Matrices):
 
     def last_clock(self) -> float:
         return self.linear.clock(self.linear.horizon).log().item()
-
-    def end_clock(self) -> Tensor:
-        return self.linear.end_laws.clocks()[1]
 
 
 class InterpolantPropagator(Propagator):

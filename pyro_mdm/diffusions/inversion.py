@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.base import Marginal, Times
 from pyro_mdm.diffusions.closed import OneBlock
-from pyro_mdm.diffusions.curve import decay, times, volume_rate
+from pyro_mdm.diffusions.propagator import decay, times, volume_rate
 
 __all__ = ["LOG_SNR", "LOG_VOLUME", "MovingEnds", "Inversion"]
 
@@ -74,13 +74,10 @@ class Inversion:
 
     def _coordinate(self, name: str, tau: Tensor) -> tuple[Tensor, Tensor]:
         """-λ or κ at clock times τ, and its derivative in τ."""
-        curve = self.linear.curve()
-        *_, factor = curve.factorized(tau)
-        noise = curve.move.noise(tau)
-        if name == LOG_SNR:
-            return -factor.log_snr, decay(factor, noise)
-        # by another curve: a shared graph would add gradients in another order
-        return self.linear.curve().log_volume(factor.log_det, tau), volume_rate(factor, noise)
+        move, initial = self.linear.propagator, self.linear.initial_covariance
+        along = move.log_volume if name == LOG_VOLUME else move.log_snr
+        value, slope = along(tau, initial)
+        return (value if name == LOG_VOLUME else -value), slope
 
     def root(self, value: Tensor, name: str = LOG_SNR) -> Tensor:
         """The τ with λ(τ) or κ(τ) = value, by safe steps in log τ.
@@ -179,7 +176,7 @@ class Inversion:
 
 
 class MovingEnds:
-    """The laws at both ends, and their derivatives in the clock times at which λ is held.
+    """The kernels at both ends, and their derivatives in the clock times at which λ is held.
 
     With Σ' = A Σ + Σ Aᵀ + g² and X = L^{-1} A L, one factorization gives the times, by a Newton
     step as in :meth:`Inversion.with_gradient`, and the derivatives in time of
@@ -215,7 +212,7 @@ class MovingEnds:
     def close(self) -> bool:
         """Whether the clock times are close to the roots.
 
-        Laws are wrong by the square of the distance in log τ and their derivatives by the distance,
+        Kernels are wrong by the square of the distance in log τ, their derivatives by the distance,
         times the rate at which they vary in log τ: about 1, and up to 1,000 where λ nearly pauses.
         """
         with torch.no_grad():
@@ -223,7 +220,7 @@ class MovingEnds:
             return bool((left.abs() < 1e-9).all())
 
     def marginal(self, clocks: Tensor) -> Marginal:
-        """The laws at ``clocks``, which are near the roots, with first derivatives only."""
+        """The kernels at ``clocks``, which are near the roots, with first derivatives only."""
         factor, A, noise = self.factor, self._A, self._noise
         L = kernels.lower_triangular(factor.root)
         with torch.no_grad():

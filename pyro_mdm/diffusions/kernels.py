@@ -34,6 +34,7 @@ __all__ = [
     "Series",
     "apply_to_dimensions",
     "both_factors",
+    "both_series",
     "check_reached",
     "direct_factor",
     "exponential_series",
@@ -85,16 +86,18 @@ class Series(NamedTuple):
     norm: Tensor  # ‖A‖, 0-dim, without gradient
     terms: Tensor  # (A / ‖A‖)^k / k!, (TAYLOR_TERMS, K K), or (n, …) of several
 
-    def reversed(self) -> Series:
-        """The power series of -A."""
-        signs = 1.0 - 2.0 * (torch.arange(TAYLOR_TERMS, device=self.terms.device) % 2)
-        return Series(self.norm, self.terms * signs.to(self.terms)[:, None])
-
 
 def exponential_series(A: Tensor) -> Series:
     """The power series of A (K, K)."""
     norm = torch.linalg.matrix_norm(A.detach(), ord=1).clamp_min(1e-300)
     return Series(norm, _powers(A / norm).flatten(-2))
+
+
+def both_series(A: Tensor) -> Series:
+    """The power series of A and -A (K, K)."""
+    norm, terms = exponential_series(A)
+    signs = 1.0 - 2.0 * (torch.arange(TAYLOR_TERMS, device=terms.device) % 2)
+    return Series(norm, torch.stack([terms, terms * signs.to(terms)[:, None]]))
 
 
 def _powers(A: Tensor) -> Tensor:

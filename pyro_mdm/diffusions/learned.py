@@ -5,15 +5,20 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.diffusions.base import Times
+from pyro_mdm.diffusions.base import Matrix, Times
 from pyro_mdm.diffusions.ends import reach_of
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.diffusions.matrices import Constant, Matrices, hides_noise
+from pyro_mdm.diffusions.matrices import (
+    Matrices,
+    SkewAndSemidefinite,
+    covariance_matrix,
+    hides_noise,
+)
 
 __all__ = ["REMEDY", "Learned", "LearnedFamily"]
 
@@ -48,6 +53,7 @@ class LearnedFamily(LinearDiffusion):
             of Σ_∞ is free.
     """
 
+    stationary_scale: Tensor
     lower: nn.Parameter
     B: nn.Parameter
     d: nn.Parameter
@@ -67,7 +73,6 @@ class LearnedFamily(LinearDiffusion):
             self.ends = nn.Parameter(torch.zeros(2, dtype=torch.float64))
         if learn_stationary:
             self._learn_stationary()
-        self.forget()  # it may be of fewer parameters
 
     def _learn_stationary(self) -> None:
         K = self.num_variables
@@ -76,21 +81,22 @@ class LearnedFamily(LinearDiffusion):
                 "learn_stationary is True, but with K = 1 variable nothing of Σ_∞ is learned: the "
                 "variance of x is held fixed; leave it out, or raise num_variables"
             )
-        L = torch.linalg.cholesky(self.stationary_covariance)
-        del self.stationary_covariance
+        L = torch.linalg.cholesky(self._buffers.pop("stationary_covariance"))
+        self.learns_stationary = True
         self.register_buffer("stationary_scale", L[0, 0].clone())
         self.stationary_log_diagonal = nn.Parameter(L.diagonal()[1:].log())
         self.stationary_lower = nn.Parameter(L[tuple(torch.tril_indices(K, K, offset=-1))])
 
-    @property
-    def learns_stationary(self) -> bool:
-        return "stationary_lower" in self._parameters
+    def register_reference(self, variance: float | Sequence[float] | Matrix) -> None:
+        name = "stationary_covariance"
+        self._buffers[name] = covariance_matrix("stationary_variance", variance, self.num_variables)
 
-    def __getattr__(self, name: str) -> Any:
-        """Σ_∞, where it is computed from parameters and no buffer."""
-        if name == "stationary_covariance" and self.learns_stationary:
-            return self.kept(name, self._stationary)
-        return super().__getattr__(name)
+    @property
+    def stationary_covariance(self) -> Tensor:  # type: ignore[override]
+        """Σ_∞ (K, K), a buffer or computed from parameters."""
+        if self.learns_stationary:
+            return self.kept("stationary covariance", self._stationary)
+        return cast(Tensor, self._buffers["stationary_covariance"])
 
     def _stationary(self) -> Tensor:
         K = self.num_variables
@@ -100,7 +106,7 @@ class LearnedFamily(LinearDiffusion):
         return L @ L.mT
 
 
-class Learned(Constant):
+class Learned(SkewAndSemidefinite):
     """Q = W - Wᵀ and D = B Bᵀ, or diag(softplus(d) + 0.001), all of them parameters.
 
     Args:
@@ -192,10 +198,7 @@ class Learned(Constant):
         """Whether rounding of D may hide noise: D = B Bᵀ has half of B's digits."""
         if self.diagonal:
             return False
-        values = self.linear.kept(
-            "spread of B", lambda: torch.linalg.svdvals(self._parameter("B"))
-        ).detach()
-        return hides_noise(values)
+        return hides_noise(torch.linalg.svdvals(self._parameter("B").detach()))
 
 
 def _inverse_softplus(value: Tensor) -> Tensor:

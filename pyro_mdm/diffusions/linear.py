@@ -7,7 +7,7 @@ A linear diffusion consists of its :class:`Matrices` Q and D, and its
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,18 +27,16 @@ from pyro_mdm.diffusions.base import (
     same_time,
 )
 from pyro_mdm.diffusions.clocks import Clock, LinearBeta
-from pyro_mdm.diffusions.curve import Curve, decay, volume_rate
 from pyro_mdm.diffusions.end_laws import EndLaws
 from pyro_mdm.diffusions.ends import Ends
-from pyro_mdm.diffusions.host_search import HostNumbers
 from pyro_mdm.diffusions.inversion import Inversion
 from pyro_mdm.diffusions.matrices import (
     MAX_AMPLIFICATION,
-    Constant,
     Matrices,
+    SkewAndSemidefinite,
     covariance_matrix,
 )
-from pyro_mdm.diffusions.propagator import Propagator
+from pyro_mdm.diffusions.propagator import Propagator, decay, volume_rate
 from pyro_mdm.support.checks import check_values
 from pyro_mdm.support.modules import of_part
 from pyro_mdm.support.settings import described
@@ -56,8 +54,8 @@ class Frozen(NamedTuple):
 
 def _report_zero() -> None:
     raise ValueError(
-        "the law of y_s given x at s = 0, where y holds x itself: Σ is singular and log SNR "
-        "infinite; use s > 0, e.g. the start_time ε"
+        "the distribution of y_s given x at s = 0, where y holds x itself: Σ is singular and log "
+        "SNR infinite; use s > 0, e.g. the start_time ε"
     )
 
 
@@ -105,7 +103,7 @@ class LinearDiffusion(Foreseeing):
     inversion_kind: type[Inversion] = Inversion
     matrices: Matrices
     stationary_covariance: Tensor
-    """Σ_∞ (K, K), of the law at rest, where there is one by construction."""
+    """Σ_∞ (K, K), of the stationary distribution, where there is one by construction."""
 
     def __init__(
         self,
@@ -124,7 +122,7 @@ class LinearDiffusion(Foreseeing):
         self.horizon = check_horizon(horizon)
         ends = Ends(max_log_snr, min_log_snr, cut_time).checked(self.horizon)
         self.end_laws, self.inversion = self.ends_kind(self, ends), self.inversion_kind(self)
-        self.matrices = Q if isinstance(Q, Matrices) else Constant(Q, D)  # type: ignore[arg-type]
+        self.matrices = Q if isinstance(Q, Matrices) else SkewAndSemidefinite(Q, D)  # type: ignore[arg-type]
         self.matrices.linear = self
         K = self.num_variables = self.matrices.register()
         self.beta = beta if beta is not None else LinearBeta(horizon=horizon)
@@ -147,8 +145,8 @@ class LinearDiffusion(Foreseeing):
     def check_controllable(self) -> None:
         """Raises UnreachableError unless noise reaches all variables."""
         with torch.no_grad():
-            s = self.matrices.check_times
-            basis, _ = kernels.noise_basis(self._drift_at(s), self.clock_noise(s), tolerance=1e-10)
+            rates = self.matrices.rates(self.matrices.check_times)
+            basis, _ = kernels.noise_basis(*rates, tolerance=1e-10)
         if (reached := basis.shape[1]) < self.num_variables:
             raise self._uncontrollable(reached)
 
@@ -156,8 +154,8 @@ class LinearDiffusion(Foreseeing):
         return UnreachableError(
             f"{type(self).__name__}: noise reaches {reached} of {self.num_variables} variables "
             f"with {self.shown()}: (A, G) is not controllable and the process does not "
-            "converge to its stationary law; couple the variables through Q or widen the range "
-            f"of D{self.matrices.remedy}"
+            "converge to its stationary distribution; couple the variables through Q or widen the "
+            f"range of D{self.matrices.remedy}"
         )
 
     def shown(self) -> str:
@@ -207,28 +205,21 @@ class LinearDiffusion(Foreseeing):
 
     @property
     def unit_drift(self) -> Tensor:
-        """A_0 = -(Q + D) Σ_∞^{-1}, (K, K), the drift matrix per unit of clock time b."""
-        return self._drift(self.Q, self.D)
-
-    def _drift(self, Q: Tensor, D: Tensor) -> Tensor:
-        A: Tensor = -torch.linalg.solve_ex(self.stationary_covariance, Q + D, left=False).result
-        return A
-
-    def _drift_at(self, s: Times) -> Tensor:
-        return self._drift(self.matrices.at("Q", s), self.matrices.at("D", s))
+        """A, (K, K), per unit of clock time: -(Q + D) Σ_∞^{-1}. TypeError where it varies."""
+        return self.matrices.drift()
 
     @property
     def unit_noise(self) -> Tensor:
-        """g²_0 = 2 D, (K, K), the noise covariance per unit of clock time b."""
-        return 2 * self.D
+        """g², (K, K), per unit of clock time: 2 D. TypeError where it varies in time."""
+        return self.matrices.noise()
 
     def frozen(self) -> Frozen:
         s = self.time_at_clock(self.clock(self.horizon) / 2)
-        return Frozen(self.Q_at(s), self.D_at(s), self._drift_at(s))
+        return Frozen(self.Q_at(s), self.D_at(s), self.matrices.drift(s))
 
     @property
     def propagator(self) -> Propagator:
-        return self.matrices.propagator()
+        return self.kept("propagator", self.matrices.propagator)
 
     def settings(self) -> dict[str, Any]:
         settings = {"horizon": self.horizon, "beta": described(self.beta)}
@@ -238,7 +229,7 @@ class LinearDiffusion(Foreseeing):
         )
 
     def options(self) -> dict[str, Any]:
-        """Keyword arguments for another diffusion with the same clock, laws and ends."""
+        """Keyword arguments for another diffusion with the same clock, covariances and ends."""
         cut = {} if self.cut_time is None else {"cut_time": self.cut_time}
         return cut | {
             "beta": self.beta,
@@ -257,17 +248,6 @@ class LinearDiffusion(Foreseeing):
 
     # -- the clock ---------------------------------------------------------------------------------
 
-    def clock_scale(self) -> Tensor:
-        """The number by which β is multiplied, 0-dim."""
-
-        def scale() -> Tensor:
-            end = self.beta.integral(self.as_tensor(self.horizon))
-            if self.min_log_snr is None:
-                return torch.ones_like(end)
-            return self.matrices.end_clock() / end
-
-        return self.kept("clock_scale", scale)
-
     def clock(self, s: Times) -> Tensor:
         """The clock time b(s) = ∫_0^s β, like s, on which kernels depend."""
         return self.clock_scale() * self.beta.integral(self.checked_time("s", s))
@@ -283,13 +263,13 @@ class LinearDiffusion(Foreseeing):
         return self.clock_scale() * self.beta.rate(self.checked_time("s", s))
 
     def drift_matrix(self, s: Times) -> Tensor:
-        return self.rate(s)[..., None, None] * self._drift_at(s)
+        return self.rate(s)[..., None, None] * self.matrices.drift(s)
 
     def noise_covariance(self, s: Times) -> Tensor:
-        return self.rate(s)[..., None, None] * self.clock_noise(s)
+        return self.rate(s)[..., None, None] * self.matrices.noise(s)
 
     def clock_noise(self, s: Times) -> Tensor:
-        return 2 * self.matrices.at("D", s)
+        return self.matrices.noise(s)
 
     def dispersion_matrix(self, s: Times) -> Tensor:
         return self.rate(s).sqrt()[..., None, None] * self.matrices.root(s)
@@ -297,7 +277,7 @@ class LinearDiffusion(Foreseeing):
     # -- kernels -----------------------------------------------------------------------------------
 
     def transition(self, s: Times, r: Times = 0.0) -> Transition:
-        r"""The law of y_s given y_r: N(M(s, r) y_r, P(s, r)).
+        r"""The distribution of y_s given y_r: N(M(s, r) y_r, P(s, r)).
 
         Args:
             s, r: times in [0, T] with s > r, broadcast together to shape (…).
@@ -338,7 +318,7 @@ class LinearDiffusion(Foreseeing):
         return M, F, inverse, move.new
 
     def marginal(self, s: Times) -> Marginal:
-        r"""The law of y_s given x, with v_0 marginalized: N(a(s) x, Σ(s)) per data dimension.
+        r"""The distribution of y_s given x, v_0 marginalized: N(a(s) x, Σ(s)) per data dimension.
 
         Args:
             s: times in (0, T], any shape (…).
@@ -376,28 +356,7 @@ class LinearDiffusion(Foreseeing):
         return factor.log_snr
 
     def factorization(self, tau: Tensor) -> tuple[Tensor, Tensor, kernels.Factor]:
-        return self.factorization_by(self.propagator, tau)
-
-    def factorization_by(
-        self, move: Propagator, tau: Tensor, host: HostNumbers | None = None
-    ) -> tuple[Tensor, Tensor, kernels.Factor]:
-        """a, Σ and its factorization by a propagator other than the diffusion's own.
-
-        ``host`` is what Python knows of τ, see :meth:`Curve.factorized`.
-
-        The growth of rounding has three parts: that of the factorization; the distance that the
-        drift travels, as the last digits of A for slow modes are lost to fast ones; and the ratio
-        of what is left of the other variables to what is left of x, each in units of its stationary
-        law.
-        """
-        M, a, Sigma, factor = Curve(move, self.initial_covariance).factorized(tau, host)
-        with torch.no_grad():
-            travelled = move.travelled(tau)
-            unit = self.units()
-            left = (M * unit / unit[:, None]).square().sum(-2)
-            left = (left.mean(-1) / left[..., 0].clamp_min(1e-300)).sqrt()
-            growth = travelled.clamp_min(1.0) * left.clamp_min(1.0)
-        return a, Sigma, factor._replace(amplification=factor.amplification * growth)
+        return self.propagator.factorization(tau, self.initial_covariance, self.units())
 
     def units(self) -> Tensor:
         """Standard deviations of the variables, (K,), in which what is left of them is compared."""
@@ -415,6 +374,7 @@ class LinearDiffusion(Foreseeing):
     start: Marginal = of_part("end_laws")
     terminal: Marginal = of_part("end_laws")
     log_volume_ends: Tensor = of_part("end_laws")
+    clock_scale: Callable[[], Tensor] = of_part("end_laws")
     time_at_log_snr = of_part("inversion")
     time_at_log_volume = of_part("inversion")
 
@@ -422,13 +382,9 @@ class LinearDiffusion(Foreseeing):
         """-dλ/ds = SNR · kᵀ g² k > 0, like s, with k the readout of :meth:`marginal`."""
         s = self.checked_time("s", s)
         _, _, factor = self.factorization(self.clock(s))
-        return self.rate(s) * decay(factor, self.clock_noise(s))
+        return self.rate(s) * decay(factor, self.matrices.noise(s))
 
     # -- log volume --------------------------------------------------------------------------------
-
-    def curve(self) -> Curve:
-        """λ and κ along clock time."""
-        return Curve(self.propagator, self.initial_covariance)
 
     def log_volume(self, s: Times) -> Tensor:
         """The log volume κ(s) = log det Σ(s) - 2 ∫_0^s tr A of Σ pulled back to time 0, like s.
@@ -440,12 +396,12 @@ class LinearDiffusion(Foreseeing):
         tau = self.positive_clock(s)
         _, _, factor = self.factorization(tau)
         self.check_precision(factor.amplification, tau, "the log volume")
-        return self.curve().log_volume(factor.log_det, tau)
+        return factor.log_det - 2 * self.propagator.trace(None, tau)
 
     def log_volume_rate(self, s: Times) -> Tensor:
         tau = self.positive_clock(s)
         _, _, factor = self.factorization(tau)
-        return self.rate(s) * volume_rate(factor, self.clock_noise(s))
+        return self.rate(s) * volume_rate(factor, self.matrices.noise(s))
 
     # -- the door ----------------------------------------------------------------------------------
 

@@ -2,10 +2,10 @@ r"""Linear diffusions of any drift and dispersion, at rest or not, and the prior
 
     dy = A y β ds + G sqrt(β) dB,    M' = A M,    Σ' = A Σ + Σ Aᵀ + G Gᵀ
 
-in clock time. With A = -(Q + D) Σ_∞^{-1} and G Gᵀ = 2 D there is a law at rest, N(0, Σ_∞); see
-:class:`~pyro_mdm.LinearDiffusion`. Others have none: noise is added and nothing is forgotten. Their
-kernels, readout and log SNR are computed in the same way. The prior is whatever is near the law of
-y_T; by default it is that of data that are 0.
+in clock time. With A = -(Q + D) Σ_∞^{-1} and G Gᵀ = 2 D there is a stationary distribution,
+N(0, Σ_∞); see :class:`~pyro_mdm.LinearDiffusion`. Others have none: noise is added and nothing is
+forgotten. Their kernels, readout and log SNR are computed in the same way. The prior is whatever is
+near the distribution of y_T; by default it is that of data that are 0.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class LinearSDE(LinearDiffusion):
             :class:`~pyro_mdm.LinearDiffusion`; the clock is scaled to ``min_log_snr``.
 
     Raises:
-        TypeError: on use, of Q, D or Σ_∞, which only a diffusion with a law at rest has.
+        TypeError: on use, of Q and D, which only a diffusion that is given by them has.
         ValueError: a matrix of the wrong shape or not finite, a prior that is not positive
             definite, ends that make no sense.
         UnreachableError: noise that does not reach all variables, or a log SNR that is not reached.
@@ -108,57 +108,16 @@ class LinearSDE(LinearDiffusion):
 
     # -- matrices ----------------------------------------------------------------------------------
 
-    @property
-    def Q(self) -> NoReturn:
-        """No Q. Raises TypeError."""
-        raise self._without("Q")
-
-    @property
-    def D(self) -> NoReturn:
-        """No D. Raises TypeError."""
-        raise self._without("D")
-
-    def Q_at(self, s: Times) -> NoReturn:
-        """No Q. Raises TypeError."""
-        raise self._without("Q")
-
-    def D_at(self, s: Times) -> NoReturn:
-        """No D. Raises TypeError."""
-        raise self._without("D")
-
     def options(self) -> NoReturn:
         """No options for one of Q and D. Raises TypeError."""
-        raise self._without("Q and D")
-
-    def _without(self, what: str) -> TypeError:
-        return TypeError(
-            f"{type(self).__name__} is given by its drift and dispersion and has no {what}, "
-            "expected a diffusion that is given by these; use drift_matrix(s) and "
-            "noise_covariance(s), or such a diffusion, e.g. VPSDE() or CLD()"
-        )
-
-    @property
-    def unit_drift(self) -> Tensor:
-        """A (K, K), the drift matrix per unit of clock time. TypeError where it varies in time."""
-        return self.matrices.constant("A")
-
-    @property
-    def unit_noise(self) -> Tensor:
-        """g² (K, K) per unit of clock time. TypeError where it varies in time."""
-        return self.matrices.constant("GG")
-
-    def _drift_at(self, s: Times) -> Tensor:
-        return self.matrices.at("A", s)
-
-    def clock_noise(self, s: Times) -> Tensor:
-        return self.matrices.at("GG", s)
+        raise self.matrices.without("Q and D")
 
     def frozen(self) -> Frozen:
-        """Half of g² as D, and as Q what A Σ_π turns, which with a law at rest are Q and D."""
+        """Half of g² as D, and as Q what A Σ_π turns; Q and D if the prior is stationary."""
         s = self.time_at_clock(self.clock(self.horizon) / 2)
-        A = self._drift_at(s)
+        A = self.matrices.drift(s)
         moved = A @ self.prior_covariance
-        return Frozen((moved.mT - moved) / 2, self.clock_noise(s) / 2, A)
+        return Frozen((moved.mT - moved) / 2, self.matrices.noise(s) / 2, A)
 
     def units(self) -> Tensor:
         return torch.ones_like(self.initial_covariance[0])
@@ -167,14 +126,14 @@ class LinearSDE(LinearDiffusion):
         s, when = self.checked_time("s", self.horizon / 2), self.matrices.when
         return ", ".join(
             f"{name}{when} = {[[float(f'{v:.4g}') for v in row] for row in matrix.tolist()]}"
-            for name, matrix in (("A", self._drift_at(s)), ("g²", self.clock_noise(s)))
+            for name, matrix in (("A", self.matrices.drift(s)), ("g²", self.matrices.noise(s)))
         )
 
     def _uncontrollable(self, reached: int) -> UnreachableError:
         return UnreachableError(
             f"{type(self).__name__}: noise reaches {reached} of {self.num_variables} variables "
-            f"with {self.shown()}: (A, G) is not controllable, and the law of y_s is singular; "
-            "couple the variables through A, or give G more columns"
+            f"with {self.shown()}: (A, G) is not controllable, and the covariance of y_s is "
+            "singular; couple the variables through A, or give G more columns"
         )
 
 
@@ -205,16 +164,14 @@ class DriftAndDispersion(Constant):
     def check(self) -> None:
         """Nothing to check: any A and G will do."""
 
-    def constant(self, name: str) -> Tensor:
-        if name == "A":
-            A: Tensor = self.linear.get_buffer("_A")
-            return A
+    def drift(self, s: Times | None = None) -> Tensor:
+        A: Tensor = self.linear.get_buffer("_A")
+        return A
+
+    def noise(self, s: Times | None = None) -> Tensor:
         G: Tensor = self.linear.get_buffer("_G")
         noise = G @ G.mT
         return (noise + noise.mT) / 2
-
-    def at(self, name: str, s: Times) -> Tensor:
-        return self.constant(name)
 
     def root(self, s: Times | None = None) -> Tensor:
         """G itself, with columns of zeros if it has fewer than K; a square root if it has more."""
@@ -227,11 +184,11 @@ class DriftAndDispersion(Constant):
         return hides_noise(torch.linalg.svdvals(self.linear.get_buffer("_G")))
 
     def fast(self) -> float:
-        noise: Tensor = torch.linalg.matrix_norm(self.linear.unit_noise, ord=2)
+        noise: Tensor = torch.linalg.matrix_norm(self.noise(), ord=2)
         return math.log(max(self.linear.propagator.speed.item(), noise.item()))
 
     def last_clock(self) -> float:
-        growth = torch.linalg.eigvals(self.linear.unit_drift).real.max().item()
+        growth = torch.linalg.eigvals(self.drift()).real.max().item()
         if growth < -1e-10:
             return 3.5 - math.log(-growth)
         # λ of a growing mode comes to rest, and exp(A τ) soon is too large for its digits
@@ -243,7 +200,7 @@ class MomentumVE(LinearSDE):
 
     Nothing is damped and nothing pulls back: x is the integral of a Brownian motion, so that its
     paths have a derivative, and Σ grows like ``[[τ³/3, τ²/2], [τ²/2, τ]]`` with the clock time τ =
-    b(s). There is no law at rest.
+    b(s). There is no stationary distribution.
 
     Args:
         sigma_min, sigma_max: where the clock begins to be fast, and where it ends, as standard

@@ -19,6 +19,7 @@ __all__ = [
     "MAX_AMPLIFICATION",
     "Constant",
     "Matrices",
+    "SkewAndSemidefinite",
     "apply_matrix",
     "apply_noise",
     "apply_to_rows",
@@ -252,7 +253,7 @@ class Matrices(ABC):
         remedy: advice for error messages where the matrices are at fault.
         searched: the number of ends that are searched for along one curve; None: all that are
             given. It is 1 where the curve depends on the scale of the clock: the scale is found
-            first, and with it λ(T).
+            first, and with it λ(T), by :meth:`end_clock`.
     """
 
     linear: Any
@@ -277,17 +278,47 @@ class Matrices(ABC):
         """The time at which messages show the matrices, in brackets; empty for constant ones."""
         return ""
 
-    @abstractmethod
     def constant(self, name: str) -> Tensor:
-        """Q or D, by its name, (K, K). Raises TypeError where it varies in time."""
+        """Q or D, by its name, (K, K). Raises TypeError where it varies or is not given."""
+        raise self.without(name)
 
-    @abstractmethod
     def at(self, name: str, s: Times) -> Tensor:
         """Q or D, by its name, at times s, (*s.shape, K, K), or (K, K) where it is constant."""
+        return self.constant(name)
+
+    @abstractmethod
+    def drift(self, s: Times | None = None) -> Tensor:
+        """A per unit of clock time at times s, of the shape of :meth:`at`; None: constant A.
+
+        Raises TypeError for None where it varies in time, as do :meth:`noise` and :meth:`root`.
+        """
+
+    @abstractmethod
+    def noise(self, s: Times | None = None) -> Tensor:
+        """g² per unit of clock time, likewise."""
+
+    def rates(self, s: Times | None = None) -> tuple[Tensor, Tensor]:
+        """:meth:`drift` and :meth:`noise`."""
+        return self.drift(s), self.noise(s)
 
     @abstractmethod
     def root(self, s: Times | None = None) -> Tensor:
-        """G_0 with G_0 G_0ᵀ = 2 D, of the shape of :meth:`at`; for None of the constant D."""
+        """G per unit of clock time, G Gᵀ = g², likewise."""
+
+    def without(self, name: str) -> TypeError:
+        """The error for Q or D of a diffusion that is not given by them."""
+        return TypeError(
+            f"{type(self.linear).__name__} is given by its drift and dispersion and has no {name}, "
+            "expected a diffusion that is given by these; use drift_matrix(s) and "
+            "noise_covariance(s), or such a diffusion, e.g. VPSDE() or CLD()"
+        )
+
+    def no_constant(
+        self, name: str, fix: str = "drift_matrix(s) and noise_covariance(s)"
+    ) -> TypeError:
+        """The error for a constant matrix of one that varies in time; ``fix`` is used instead."""
+        kind = type(self.linear).__name__
+        return TypeError(f"{kind} has no constant {name}: it varies in time; use {fix}")
 
     @abstractmethod
     def propagator(self) -> Propagator:
@@ -301,9 +332,15 @@ class Matrices(ABC):
     def last_clock(self) -> float:
         """The logarithm of the latest clock time at which λ is searched for."""
 
-    @abstractmethod
+    def precision(self) -> Tensor:
+        """Σ_π^{-1} of the prior, (K, K), which may follow from the propagator."""
+        precision: Tensor = torch.linalg.inv_ex(self.linear.prior_covariance).inverse
+        return precision
+
     def end_clock(self) -> Tensor:
-        """The clock time of T at which log SNR is ``min_log_snr``, 0-dim."""
+        """The clock time of T at which log SNR is ``min_log_snr``, 0-dim, where it is not on the
+        one curve that is searched."""
+        raise NotImplementedError
 
     def settings(self) -> dict[str, Any]:
         """Settings of the matrices beside parameters and buffers, for a state dict."""
@@ -311,7 +348,38 @@ class Matrices(ABC):
 
 
 class Constant(Matrices):
-    """Given matrices that are the same at all times.
+    """Matrices that are the same at all times."""
+
+    def hides_noise(self) -> bool:
+        """Whether rounding of g² hides noise in some direction."""
+        return False
+
+    def root(self, s: Times | None = None) -> Tensor:
+        """The symmetric root, or of a learned g² a triangular one, differentiable at any rank."""
+
+        def root() -> Tensor:
+            noise = self.noise()
+            if noise.requires_grad:
+                return kernels.semidefinite_cholesky(noise)
+            return symmetric_root(noise)
+
+        value: Tensor = self.linear.kept("unit_dispersion", root)
+        return value
+
+    def propagator(self) -> Propagator:
+        return ConstantPropagator(
+            *self.rates(),
+            precision=self.precision,
+            root=self.root,
+            hides_noise=self.hides_noise,
+        )
+
+    def last_clock(self) -> float:
+        return 3.5 - float(self.linear.propagator.decay.log())
+
+
+class SkewAndSemidefinite(Constant):
+    """Given Q and D that are the same at all times.
 
     Args:
         Q, D: (K, K).
@@ -339,62 +407,13 @@ class Constant(Matrices):
         matrix: Tensor = getattr(self.linear, name)  # as a subclass may have it
         return matrix
 
-    def root(self, s: Times | None = None) -> Tensor:
-        """The symmetric root, or for a learned D a triangular one, differentiable at any rank."""
+    def rates(self, s: Times | None = None) -> tuple[Tensor, Tensor]:
+        Q, D, Sigma = self.linear.Q, self.linear.D, self.linear.stationary_covariance
+        return -torch.linalg.solve_ex(Sigma, Q + D, left=False).result, 2 * D
 
-        def root() -> Tensor:
-            noise = self.linear.unit_noise
-            if noise.requires_grad:
-                return kernels.semidefinite_cholesky(noise)
-            return symmetric_root(noise)
+    def drift(self, s: Times | None = None) -> Tensor:
+        return self.rates()[0]
 
-        value: Tensor = self.linear.kept("unit_dispersion", root)
-        return value
-
-    def hides_noise(self) -> bool:
-        """Whether rounding of D hides noise in some direction."""
-        return False
-
-    def propagator(self) -> Propagator:
-        """The propagator, kept where nothing carries a gradient, even within :func:`shared_ends`.
-
-        A shared graph would add gradients in another order.
-        """
-        if torch.is_grad_enabled() and self.linear.is_learned():
-            return self._propagator()
-        kept: Propagator = self.linear.kept("propagator", self._propagator)
-        return kept
-
-    def _propagator(self) -> Propagator:
-        linear = self.linear
-        return ConstantPropagator(
-            linear.unit_drift,
-            linear.unit_noise,
-            backward=self.backward_drift,
-            root=self.root,
-            basis=self._basis,
-            hides_noise=self.hides_noise,
-        )
-
-    def backward_drift(self) -> Tensor:
-        """B = -(A + g² Σ_π^{-1}), (K, K), per unit of clock time.
-
-        The reverse drift is B u + g² (s_θ + Σ_π^{-1} u). With Σ_π at rest B = (Q - D) Σ_∞^{-1}.
-        """
-        precision: Tensor = torch.linalg.inv_ex(self.linear.prior_covariance).inverse
-        drift: Tensor = -(self.linear.unit_drift + self.linear.unit_noise @ precision)
-        return drift
-
-    def _basis(self) -> tuple[Tensor, Tensor]:
-        linear = self.linear
-        basis: tuple[Tensor, Tensor] = linear.kept(
-            "basis", lambda: kernels.noise_basis(linear.unit_drift, linear.unit_noise)
-        )
-        return basis
-
-    def last_clock(self) -> float:
-        return 3.5 - float(self.linear.propagator.decay.log())
-
-    def end_clock(self) -> Tensor:
-        end: Tensor = self.linear.end_laws.clocks()[1]
-        return end
+    def noise(self, s: Times | None = None) -> Tensor:
+        noise: Tensor = 2 * self.linear.D
+        return noise

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.support.modules import writes
-
-__all__ = ["Remembering", "kept", "shared", "shared_ends"]
+__all__ = ["Remembering", "kept", "shared", "shared_ends", "writes"]
 
 R = TypeVar("R", bound="Remembering")
 T = TypeVar("T")
@@ -21,7 +19,7 @@ _shared: dict[tuple[int, Any], Any] | None = None
 
 @contextmanager
 def shared_ends() -> Iterator[None]:
-    """A block in which the laws at learned ends are computed once, gradients included.
+    """A block in which the kernels at learned ends are computed once, gradients included.
 
     Use it around one loss and its gradients; what it keeps ends with the block.
     """
@@ -50,6 +48,14 @@ def shared(owner: object, name: Hashable, compute: Callable[[], T]) -> T:
 def kept(owner: object, name: str, compute: Callable[[], T]) -> T:
     """``compute()``, by :meth:`Remembering.kept` where the owner remembers."""
     return owner.kept(name, compute) if isinstance(owner, Remembering) else compute()
+
+
+def writes(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
+    """Which tensors these are and how often each was written to, but for writes to its ``data``.
+
+    It is known without waiting for a device.
+    """
+    return tuple((id(t), 0 if t.is_inference() else t._version) for t in tensors)
 
 
 class Remembering(nn.Module):

@@ -228,7 +228,7 @@ class PerDimensionDiffusion(Kernels):
         common = plan(self.reference, times)
         if isinstance(common, Tensor):
             return common  # the times themselves
-        return _by_step(self.each(plan, times))._replace(s=common.s)
+        return _by_step(self.by_dimension(plan, times))._replace(s=common.s)
 
     def local_times(self, s: Tensor) -> list[Tensor]:
         """The time of each cell in its own block, (*s.shape, cells of the block), by block.
@@ -272,12 +272,12 @@ class PerDimensionDiffusion(Kernels):
             of_cells.append(times.clamp_min(0).clamp_max(block.horizon))
         return of_cells
 
-    def each(self, law: Callable[..., Any], *times: Tensor) -> Any:
+    def by_dimension(self, function: Callable[..., Any], *times: Tensor) -> Any:
         times = tuple(map(self._vector, times))
         local = [self.local_times(t) for t in times]
         dim = times[0].dim()
         laws = [
-            law(block, *(t[i] for t in local))
+            function(block, *(t[i] for t in local))
             for i, block in enumerate(self._each_block())
             if self._cells_of_block[i]
         ]
@@ -286,12 +286,14 @@ class PerDimensionDiffusion(Kernels):
     def marginal(self, s: Times) -> Marginal:
         if (one := same_time(s)) is not None and isinstance(s, Tensor):
             return Marginal(*(t.expand(*s.shape, *t.shape[1:]) for t in self.marginal(one)))
-        law: Marginal = self.each(lambda block, t: ManyTimes(block).marginal(t), self.as_tensor(s))
+        law: Marginal = self.by_dimension(
+            lambda block, t: ManyTimes(block).marginal(t), self.as_tensor(s)
+        )
         return law
 
     def transition(self, s: Times, r: Times = 0.0) -> Transition:
         ends = torch.broadcast_tensors(self.checked_time("s", s), self.checked_time("r", r))
-        law: Transition = self.each(lambda block, s, r: block.transition(s, r), *ends)
+        law: Transition = self.by_dimension(lambda block, s, r: block.transition(s, r), *ends)
         return law
 
     @property
@@ -374,7 +376,7 @@ class PerDimensionDiffusion(Kernels):
     def divergence(self, s: Times, r: Times, dimensions: int = 1) -> Tensor:
         """``Σ_j ∫_r^s tr A_j`` over ``dimensions`` dimensions, (…) as s and r, 0-dim as (1,)."""
         ends = torch.broadcast_tensors(self.checked_time("s", s), self.checked_time("r", r))
-        traces = self.each(lambda block, s, r: block.divergence(s, r), *ends)
+        traces = self.by_dimension(lambda block, s, r: block.divergence(s, r), *ends)
         average: Tensor = traces.flatten(max(ends[0].dim(), 1)).mean(-1)
         return dimensions * average
 
@@ -386,7 +388,7 @@ class PerDimensionDiffusion(Kernels):
         if self.num_variables == 1:  # κ is -λ, given by the clocks
             volumes = -self.log_snr_map_at(s)
         else:
-            volumes = self.each(lambda block, t: block.log_volume(t), s)
+            volumes = self.by_dimension(lambda block, t: block.log_volume(t), s)
         return volumes.flatten(max(s.dim(), 1)).mean(-1).reshape(s.shape)
 
     def log_volume_rate(self, s: Times) -> Tensor:
@@ -395,7 +397,7 @@ class PerDimensionDiffusion(Kernels):
         if self.num_variables == 1:
             return self.log_snr_map_rate(at).flatten(1).mean(-1).reshape(s.shape)
         rates = iter(self._speed(at, self.local_times(at)))
-        laws = self.each(lambda block, t: block.log_volume_rate(t) * next(rates), at)
+        laws = self.by_dimension(lambda block, t: block.log_volume_rate(t) * next(rates), at)
         value: Tensor = laws.flatten(1).mean(-1).reshape(s.shape)
         return value
 
@@ -471,7 +473,7 @@ class PerDimensionDiffusion(Kernels):
 
 
 class ManyTimes(NamedTuple):
-    """A block's laws at very many times, for one variable without a factorization."""
+    """A block's distributions at very many times, for one variable without a factorization."""
 
     block: LinearDiffusion
 

@@ -32,7 +32,7 @@ SHORT = 1.0  # ‖A‖τ of the steps that are pulled back
 
 
 class StepPosterior(NamedTuple):
-    """The law y_r | y_s, x ~ N(gain y_s + mean_coefficient x, covariance), per data dimension.
+    """The distribution y_r | y_s, x ~ N(gain y_s + mean_coefficient x, covariance), per dimension.
 
     A covariance whose narrow directions are not axes (D of low rank) exceeds what the K² numbers of
     ``covariance`` and ``scale_tril`` can hold; ``whitener``, ``signal`` and ``log_det`` keep the
@@ -50,14 +50,14 @@ class StepPosterior(NamedTuple):
     resolution: Tensor  # (…): how far rounding y_r to float64 moves ``whitener y_r``, see below
 
     def at(self, i: int) -> StepPosterior:
-        """The law of the i-th of N steps; laws per data dimension keep a batch dimension of 1."""
+        """That of the i-th of N steps; one per data dimension keeps a batch dimension of 1."""
         return StepPosterior(*(t[place(self.log_det, i)] for t in self))
 
 
 def posterior(diffusion: Kernels, s: Times, r: Times) -> StepPosterior:
-    r"""The law of y_r given y_s and x, for times s > r > 0 broadcast together to shape (…).
+    r"""The distribution of y_r given y_s and x, for times s > r > 0 broadcast together to (…).
 
-    Where data dimensions have different blocks there is a law for each, see
+    Where data dimensions have different blocks there is a distribution for each, see
     :class:`~pyro_mdm.diffusions.PerDimensionDiffusion`.
 
     Returns:
@@ -78,7 +78,7 @@ def posterior(diffusion: Kernels, s: Times, r: Times) -> StepPosterior:
             f"{later[wrong][0].item():.6g}, expected s > r > 0; generation runs backward and stops "
             "before 0"
         )
-    law: StepPosterior = diffusion.each(_posterior, later, earlier)
+    law: StepPosterior = diffusion.by_dimension(_posterior, later, earlier)
     return law
 
 

@@ -26,13 +26,13 @@ POINTS = 4001
 REACH = 36.0
 """The integrand of a quadrature is followed to e^-36 of its highest value."""
 FARTHEST = 1e18
-"""The farthest place at which a quadrature looks for the end of a law."""
+"""The farthest place at which a quadrature looks for the end of a distribution."""
 ROUGH = 1e-4
 """The most, in nats, that a normalizer may change if every second node is left out."""
 
 
 class Prior(Recorded, ABC):
-    """A prior π(y) = Π_j π_1(y_j) over data dimensions j, with π_1 a law of K variables.
+    """A prior π(y) = Π_j π_1(y_j) over data dimensions j, with π_1 a distribution of K variables.
 
     Raises:
         ValueError: a y that is not (batch, K, *event_shape).
@@ -210,8 +210,8 @@ class QuadraturePrior(Prior):
 
     Raises:
         ValueError: on use, an energy that returns another shape, is not finite on the support of
-            its law, grows too slowly in either direction for exp(-H) to be integrable, or varies
-            too quickly for the quadrature.
+            its distribution, grows too slowly in either direction for exp(-H) to be integrable, or
+            varies too quickly for the quadrature.
 
     Example:
         >>> quartic = QuadraturePrior([lambda y: y**4 / 4])

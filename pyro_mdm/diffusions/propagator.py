@@ -1,4 +1,4 @@
-r"""Propagators: the law by which a linear diffusion moves between two clock times.
+r"""Propagators: how a linear diffusion moves between two clock times.
 
 For ``dy = A(τ) y dτ + G(τ) dB`` in clock time τ = b(s), over the time τ_0 to τ_1,
 
@@ -14,14 +14,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions import kernels
+from pyro_mdm.diffusions.host_search import HostNumbers
 
-__all__ = ["ConstantPropagator", "Halves", "Propagator", "Root"]
+__all__ = ["ConstantPropagator", "Halves", "Propagator", "Root", "decay", "times", "volume_rate"]
+
+TRAVELLED = 20.0  # beyond, M^{-1} has no correct digit
+FEW = 16  # times: for so few, computing both routes costs less than choosing
 
 
 class Root(NamedTuple):
@@ -41,6 +45,27 @@ class Halves(NamedTuple):
     second: Tensor
     second_root: Tensor
     growth: Tensor  # of rounding errors, (…)
+
+
+def decay(factor: kernels.Factor, unit_noise: Tensor) -> Tensor:
+    """-dλ/dτ = SNR kᵀ g² k."""
+    root = (factor.log_snr / 2).exp()[..., None] * factor.readout
+    if root.shape[-1] == 1:  # the square first, for the same last bits as before
+        return root[..., 0].square() * unit_noise[..., 0, 0]
+    return (times(unit_noise, root) * root).sum(-1)
+
+
+def times(matrix: Tensor, vector: Tensor) -> Tensor:
+    """Products of (…, K, K) and (…, K), (…, K)."""
+    if matrix.dim() == 2:
+        return vector @ matrix.mT
+    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
+
+
+def volume_rate(factor: kernels.Factor, unit_noise: Tensor) -> Tensor:
+    """dκ/dτ = tr(Σ^{-1} g²)."""
+    W = factor.whitener
+    return ((W @ unit_noise) * W).sum((-2, -1))
 
 
 class Propagator(ABC):
@@ -99,6 +124,94 @@ class Propagator(ABC):
         W, pulled = self.pulled_back_at(tau.flatten(), tau, index)
         return forward, (W.reshape(forward[0].shape), pulled.reshape(forward[0].shape))
 
+    # -- given x -----------------------------------------------------------------------------------
+
+    def factorization(
+        self, tau: Tensor, initial: Tensor, units: Tensor, host: HostNumbers | None = None
+    ) -> tuple[Tensor, Tensor, kernels.Factor]:
+        """a, Σ and the factorization of Σ at clock times τ (…).
+
+        The growth of rounding has three parts: that of the factorization; the distance that the
+        drift travels, as the last digits of A for slow modes are lost to fast ones; and the ratio
+        of what is left of the other variables to what is left of x, each in its unit.
+
+        Args:
+            initial: Σ_0 (K, K).
+            units: standard deviations of the variables, (K,).
+            host: as for :meth:`factorized`.
+        """
+        M, a, Sigma, factor = self.factorized(tau, initial, host)
+        with torch.no_grad():
+            left = (M * units / units[:, None]).square().sum(-2)
+            left = (left.mean(-1) / left[..., 0].clamp_min(1e-300)).sqrt()
+            growth = self.travelled(tau).clamp_min(1.0) * left.clamp_min(1.0)
+        return a, Sigma, factor._replace(amplification=factor.amplification * growth)
+
+    def log_snr(self, tau: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
+        """λ at clock times τ (…) from Σ_0, and -dλ/dτ."""
+        *_, factor = self.factorized(tau, initial)
+        return factor.log_snr, decay(factor, self.noise(tau))
+
+    def log_volume(self, tau: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
+        """κ at clock times τ (…) from Σ_0, and dκ/dτ."""
+        *_, factor = self.factorized(tau, initial)
+        return factor.log_det - 2 * self.trace(None, tau), volume_rate(factor, self.noise(tau))
+
+    def factorized(
+        self, tau: Tensor, initial: Tensor, host: HostNumbers | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, kernels.Factor]:
+        """M, a, Σ and its factor at clock times τ from Σ_0.
+
+        Σ is factored itself or pulled back to time 0, by whichever route keeps more digits.
+
+        Args:
+            host: what Python knows of a constant propagator and of τ; else this waits for the
+                device.
+        """
+        shape = tau.shape
+        near = self.travelled(tau) < TRAVELLED
+        back: Any = None
+        early = [] if host is None else host.near(TRAVELLED)
+        if host is not None and early and isinstance(self, ConstantPropagator):
+            back = None if len(early) == len(host.clocks) else torch.where(near, tau, min(early))
+            (M, P), back = self.both_moments(tau, back, host.reach)
+        elif tau.numel() > 0 and bool(near.all()):
+            (M, P), back = self.both_moments(tau)
+        elif isinstance(self, ConstantPropagator) and tau.numel() <= FEW and bool(near.any()):
+            (M, P), back = self.both_moments(tau, torch.where(near, tau, tau[near].detach().min()))
+        else:
+            M, P = self.moments(None, tau)
+        a, Sigma = M[..., 0], P + M @ initial @ M.mT
+        if back is not None:
+            W, of_start = back
+            direct, pulled = kernels.both_factors(Sigma, M, W, of_start, initial)
+            pulled = pulled._replace(log_det=pulled.log_det + 2 * self.trace(None, tau))
+            better = near & (pulled.amplification < direct.amplification)
+            if host is None and bool(better.all()):  # no gradient then passes the other route
+                return M, a, Sigma, pulled
+            fields = []
+            for d, p in zip(direct, pulled, strict=True):
+                here = better.reshape(shape + (1,) * (d.dim() - len(shape)))
+                fields.append(torch.where(here, p, d))
+            return M, a, Sigma, kernels.Factor(*fields)
+        direct = kernels.direct_factor(Sigma, a)
+        if not bool(near.any()):
+            return M, a, Sigma, direct
+        index = near.flatten().nonzero()[:, 0]
+        near_tau = tau.flatten()[index]
+        pulled = kernels.pulled_back_factor(
+            M.reshape(-1, *M.shape[-2:])[index], *self.pulled_back_at(near_tau, tau, index), initial
+        )
+        log_det = pulled.log_det + 2 * self.trace(None, near_tau)
+        pulled = pulled._replace(log_det=log_det)
+        better = pulled.amplification < direct.amplification.flatten()[index]
+        index = index[better]
+        fields = []
+        for d, p in zip(direct, pulled, strict=True):
+            flat = d.reshape(-1, *d.shape[len(shape) :])
+            fields.append(flat.index_put((index,), p[better]).reshape(d.shape))
+        return M, a, Sigma, kernels.Factor(*fields)
+
     @abstractmethod
     def pulled_back(self, start: Tensor, duration: Tensor) -> tuple[Tensor, Tensor]:
         """M^{-1} and P̃, (…, K, K). Raises KernelPrecisionError as :meth:`moments` does."""
@@ -146,9 +259,8 @@ class ConstantPropagator(Propagator):
 
     Args:
         drift, noise: A and g² per unit of clock time, (K, K).
-        backward: B of :meth:`halves`.
+        precision: Σ_π^{-1} of the prior, for :meth:`halves`.
         root: G per unit of clock time.
-        basis: the directions that noise reaches, as from ``kernels.noise_basis``.
         hides_noise: whether rounding of D hides noise in some direction.
     """
 
@@ -157,14 +269,13 @@ class ConstantPropagator(Propagator):
         drift: Tensor,
         noise: Tensor,
         *,
-        backward: Callable[[], Tensor],
+        precision: Callable[[], Tensor],
         root: Callable[[], Tensor],
-        basis: Callable[[], Basis],
         hides_noise: Callable[[], bool],
     ) -> None:
         self._A, self._GG = drift, noise
-        self._reversed, self._root = backward, root
-        self._basis, self._hides_noise = basis, hides_noise
+        self._precision, self._root = precision, root
+        self._hiding = hides_noise
 
     def drift(self, tau: Tensor) -> Tensor:
         return self._A
@@ -195,20 +306,24 @@ class ConstantPropagator(Propagator):
         return copies * self._A.diagonal().sum() * duration
 
     @cached_property
-    def _forward(self) -> kernels.Series:
-        return kernels.exponential_series(self._A)
+    def _hides_noise(self) -> bool:
+        return self._hiding()
 
     @cached_property
-    def _backward(self) -> kernels.Series:
-        return self._forward.reversed()
+    def _basis(self) -> Basis:
+        """The directions that noise reaches."""
+        with torch.inference_mode(False):  # gradients of durations may pass it later
+            return kernels.noise_basis(self._A, self._GG)
 
     @cached_property
     def _both(self) -> kernels.Series:
-        terms = torch.stack([self._forward.terms, self._backward.terms])
-        return kernels.Series(self._forward.norm, terms)
+        return kernels.both_series(self._A)
+
+    def _one(self, way: int) -> kernels.Series:
+        return kernels.Series(self._both.norm, self._both.terms[way])
 
     def moments(self, start: Tensor | None, duration: Tensor) -> tuple[Tensor, Tensor]:
-        return kernels.transition_moments(self._A, self._GG, duration, self._forward)
+        return kernels.transition_moments(self._A, self._GG, duration, self._one(0))
 
     def both_moments(
         self, tau: Tensor, back: Tensor | None = None, reach: float | None = None
@@ -229,28 +344,28 @@ class ConstantPropagator(Propagator):
         return self._pulled_back(duration)
 
     def _pulled_back(self, duration: Tensor) -> tuple[Tensor, Tensor]:
-        return kernels.transition_moments(-self._A, self._GG, duration, self._backward)
+        return kernels.transition_moments(-self._A, self._GG, duration, self._one(1))
 
     def root(self, start: Tensor | None, duration: Tensor, *, noise_last: bool = False) -> Root:
-        U, order = self._basis()
+        U, order = self._basis
         basis = (U.flip(-1), order.flip(0)) if noise_last else (U, order)
         return self._rooted(self._A, duration, basis)
 
     def _rooted(self, A: Tensor, duration: Tensor, basis: Basis) -> Root:
         root, inverse, log_det, growth = kernels.transition_factor(A, self._GG, duration, basis)
-        if self._hides_noise():
+        if self._hides_noise:
             growth = torch.full_like(growth, torch.inf)
         return Root(root, inverse, log_det, growth)
 
     @property
     def new(self) -> int:
-        return int((self._basis()[1] == 0).sum())
+        return int((self._basis[1] == 0).sum())
 
     def pulled_back_root(self, start: Tensor | None, duration: Tensor) -> Root:
-        return self._rooted(-self._A, duration, self._basis())
+        return self._rooted(-self._A, duration, self._basis)
 
     def halves(self, start: Tensor, duration: Tensor) -> Halves:
-        A, half = self._reversed(), duration / 2
+        A, half = -(self._A + self._GG @ self._precision()), duration / 2
         M, _ = kernels.transition_moments(A, self._GG, half)
-        root, _, _, growth = kernels.transition_factor(A, self._GG, half, self._basis())
+        root, _, _, growth = kernels.transition_factor(A, self._GG, half, self._basis)
         return Halves(M, root, M, root, growth)

@@ -106,7 +106,7 @@ def _flipping_root(diffusion: Kernels, s: Tensor, start: Tensor) -> _Flip:
         sign[-m:] = -1
         return _Flip(M, F, inverse, sign.expand(M.shape[:-1]))
 
-    flip: _Flip = diffusion.each(law, s, start.expand(s.shape))
+    flip: _Flip = diffusion.by_dimension(law, s, start.expand(s.shape))
     return flip
 
 

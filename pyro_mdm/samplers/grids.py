@@ -133,7 +133,7 @@ def _information_grid(diffusion: Any, steps: int) -> Tensor:
 @_information_grid.register(PerDimensionDiffusion)
 def _fastest_grid(diffusion: PerDimensionDiffusion, steps: int) -> Tensor:
     knots = diffusion.log_snr_grid(FINE)
-    change = diffusion.each(lambda block, t: block.log_volume(t) - block.log_snr(t), knots)
+    change = diffusion.by_dimension(lambda block, t: block.log_volume(t) - block.log_snr(t), knots)
     fastest = change.diff(dim=0).flatten(1).amax(1)
     measure = torch.cat([fastest.new_zeros(1), fastest.cumsum(0)])
     s = _interpolated(torch.linspace(0, 1, steps + 1).to(measure) * measure[-1], measure, knots)

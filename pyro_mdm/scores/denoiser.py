@@ -14,10 +14,10 @@ from pyro_mdm import likelihoods, randomness
 from pyro_mdm.diffusions.base import Cap, Diffusion, UnsupportedDiffusionError, require
 from pyro_mdm.diffusions.closed import Kernels, denoising_error, noised_data
 from pyro_mdm.diffusions.matrices import apply_vector, full_precision, of_counted, with_event_dims
+from pyro_mdm.diffusions.memory import writes
 from pyro_mdm.scores.base import Number, Score, check_fit, weighted
 from pyro_mdm.scores.maps import OBSERVED, MapLaw
 from pyro_mdm.support.checks import check_finite, check_instance, check_values
-from pyro_mdm.support.modules import writes
 
 __all__ = ["DATA_AT_ONCE", "Denoiser", "DenoiserScore", "moments"]
 

@@ -349,7 +349,7 @@ class ContextDiffusion(PerDimensionDiffusion):
         common = plan(self.reference, times)
         if isinstance(common, Tensor):
             return common
-        return self.each(plan, times.unsqueeze(1))._replace(s=common.s)
+        return self.by_dimension(plan, times.unsqueeze(1))._replace(s=common.s)
 
     def time_on_the_way(self, u: Tensor) -> Tensor:
         """The time, by the log SNR of the block, which is common to all data."""

@@ -75,7 +75,7 @@ class WrappedDiffusion(OneBlock):
     factorization = of_part("base")
     check_precision = of_part("base")
     frozen = of_part("base")
-    each = of_part("base")
+    by_dimension = of_part("base")
     simulate = of_part("base")
     check = of_part("base")
 

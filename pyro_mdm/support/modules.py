@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Exact", "ExactBuffers", "evaluating", "in_eval_mode", "of_part", "replace", "writes"]
+__all__ = ["Exact", "ExactBuffers", "evaluating", "in_eval_mode", "of_part", "replace"]
 
 E = TypeVar("E", bound="Exact")
 M = TypeVar("M", bound="ExactBuffers")
@@ -35,14 +36,6 @@ class ExactBuffers(nn.Module):
             if moved is not None and not buffer.is_meta:
                 self._buffers[name] = buffer.to(moved.device)
         return self
-
-
-def writes(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
-    """The identity of each tensor, and the number of writes to it but for those to its ``data``.
-
-    Neither waits for a device.
-    """
-    return tuple((id(t), 0 if t.is_inference() else t._version) for t in tensors)
 
 
 def replace(module: N, **parts: Any) -> N:
@@ -73,14 +66,14 @@ class _OfPart:
     def __init__(self, owner: str) -> None:
         self.owner = owner
 
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
+    def __set_name__(self, whole: type, name: str) -> None:
+        owner = attrgetter(self.owner)
 
-    def __get__(self, whole: object | None, owner: type | None = None) -> Any:
-        return self if whole is None else getattr(getattr(whole, self.owner), self.name)
+        def write(whole: object, value: object) -> None:
+            setattr(owner(whole), name, value)
 
-    def __set__(self, whole: object, value: object) -> None:
-        setattr(getattr(whole, self.owner), self.name, value)
+        # the getter of operator is no call of Python: members are read in every step
+        setattr(whole, name, property(attrgetter(f"{self.owner}.{name}"), write))
 
 
 def of_part(owner: str) -> Any:

@@ -95,13 +95,26 @@ class Varying(Matrices, ABC):
     # -- matrices ----------------------------------------------------------------------------------
 
     def constant(self, name: str) -> NoReturn:
-        raise TypeError(
-            f"{type(self.linear).__name__} has no constant {name}: it varies in time; use "
-            f"{name}_at(s)"
-        )
+        raise self.no_constant(name, f"{name}_at(s)")
 
     def at(self, name: str, s: Times) -> Tensor:
         return self.evaluate(name, self.linear.checked_time("s", s))
+
+    def drift(self, s: Times | None = None) -> Tensor:
+        return self.drift_at(self._times("A", s))
+
+    def noise(self, s: Times | None = None) -> Tensor:
+        return self.noise_at(self._times("g²", s))
+
+    def root(self, s: Times | None = None) -> Tensor:
+        return self.root_at(self._times("G", s))
+
+    def _times(self, name: str, s: Times | None) -> Tensor:
+        """Times in float64; raises TypeError for those of a constant matrix of this name."""
+        if s is None:
+            raise self.no_constant(name)
+        time: Tensor = self.linear.checked_time("s", s)
+        return time
 
     def drift_at(self, s: Tensor) -> Tensor:
         """A per unit of clock time at times s in float64, (*s.shape, K, K)."""
@@ -111,9 +124,6 @@ class Varying(Matrices, ABC):
     def noise_at(self, s: Tensor) -> Tensor:
         """g² per unit of clock time at times s in float64, (*s.shape, K, K)."""
         return 2 * self.evaluate("D", s)
-
-    def root(self, s: Times | None = None) -> Tensor:
-        return self.constant("D") if s is None else self.root_at(self.linear.checked_time("s", s))
 
     def root_at(self, s: Tensor) -> Tensor:
         """A root of g²(s), (*s.shape, K, K), differentiable."""
@@ -125,17 +135,14 @@ class Varying(Matrices, ABC):
     # -- the grid ----------------------------------------------------------------------------------
 
     def propagator(self) -> MagnusPropagator:
-        def build() -> MagnusPropagator:
-            scale = self.linear.clock_scale()
-            move = self.propagator_at(scale)
-            if scale.requires_grad and self.linear.min_log_snr is not None:
-                move = move.with_moved(self._near(scale.detach()).at(scale))
-            if not torch.is_grad_enabled():
-                bounds = self.linear.time_at_clock(move.bounds).clamp(0.0, self.linear.horizon)
-                self._check_values(bounds)
-            return move
-
-        return self.linear.kept("propagator", build)
+        scale = self.linear.clock_scale()
+        move = self.propagator_at(scale)
+        if scale.requires_grad and self.linear.min_log_snr is not None:
+            move = move.with_moved(self._near(scale.detach()).at(scale))
+        if not torch.is_grad_enabled():
+            bounds = self.linear.time_at_clock(move.bounds).clamp(0.0, self.linear.horizon)
+            self._check_values(bounds)
+        return move
 
     def propagator_at(self, scale: Tensor) -> MagnusPropagator:
         """The propagator with the clock multiplied by ``scale``, 0-dim."""
@@ -156,14 +163,10 @@ class Varying(Matrices, ABC):
             s = self.linear.beta.inverse(tau)
             return s - (s.detach() - self.linear.horizon).clamp_min(0) - s.detach().clamp_max(0)
 
-        def precision() -> Tensor:  # of the prior, which may follow from the propagator
-            inverse: Tensor = torch.linalg.inv_ex(self.linear.prior_covariance).inverse
-            return inverse
-
         return MagnusPropagator(
             lambda tau: self.drift_at(time(tau)),
             lambda tau: self.noise_at(time(tau)),
-            lambda tau: -(self.drift_at(time(tau)) + self.noise_at(time(tau)) @ precision()),
+            lambda tau: -(self.drift_at(time(tau)) + self.noise_at(time(tau)) @ self.precision()),
             self.linear.beta.integral(s),
             lambda tau: self.root_at(time(tau)),
             self.linear.num_variables,
@@ -408,11 +411,7 @@ class DriftAndDispersionFunctions(Functions):
     def _check_values(self, s: Tensor) -> None:
         """Nothing to check: any A and G will do."""
 
-    def constant(self, name: str) -> NoReturn:
-        raise TypeError(
-            f"{type(self.linear).__name__} has no constant {name.replace('GG', 'g²')}: it "
-            "varies in time; use drift_matrix(s) and noise_covariance(s)"
-        )
+    constant, at = Matrices.constant, Matrices.at  # type: ignore[assignment]
 
     def drift_at(self, s: Tensor) -> Tensor:
         return self.evaluate("A", s)
@@ -423,13 +422,6 @@ class DriftAndDispersionFunctions(Functions):
 
     def root_at(self, s: Tensor) -> Tensor:
         return self.evaluate("G", s)
-
-    def at(self, name: str, s: Times) -> Tensor:
-        time: Tensor = self.linear.checked_time("s", s)
-        return self.drift_at(time) if name == "A" else self.noise_at(time)
-
-    def root(self, s: Times | None = None) -> Tensor:
-        return self.constant("G") if s is None else self.root_at(self.linear.checked_time("s", s))
 
     def fast(self) -> float:
         noise: Tensor = torch.linalg.matrix_norm(self.noise_at(self.check_times).detach(), ord=2)
@@ -542,8 +534,8 @@ class TimeVaryingDiffusion(LinearDiffusion):
 class TimeVaryingSDE(LinearSDE):
     r"""A linear diffusion ``dy = A(s) y β(s) ds + G(s) sqrt(β(s)) dB`` of given functions A and G.
 
-    There need be no law at rest. Kernels are the Magnus steps of :class:`TimeVaryingDiffusion`,
-    with its errors.
+    There need be no stationary distribution. Kernels are the Magnus steps of
+    :class:`TimeVaryingDiffusion`, with its errors.
 
     Args:
         A, G: functions or ``nn.Module`` of times s (…) in float64 within [0, T], which return

@@ -56,7 +56,8 @@ def grid(diffusion: TimeVaryingLearnedDiffusion, gradients: bool) -> None:
     scale = end / diffusion.matrices.unscaled_end()
     with torch.set_grad_enabled(gradients):
         move = diffusion.matrices.propagator_at(scale)
-        _, Sigma, factor = diffusion.factorization_by(move, torch.stack([end / 1000, end]))
+        tau = torch.stack([end / 1000, end])
+        _, Sigma, factor = move.factorization(tau, diffusion.initial_covariance, diffusion.units())
         if gradients:
             (Sigma.sum() + factor.log_snr.sum()).backward()
 
