@@ -378,10 +378,10 @@ def test_programs_of_closed_forms_say_so(
     for guide in (f"{mine}:learned", f"run:{runs['learned']}"):
         with pytest.raises(ValueError, match=r"LearnedDrift, .*closed form.*paths_figure"):
             inspect(guide, tiny)
-        with pytest.raises(RunError, match=r"LearnedDrift \(K = 2\), .*by simulation alone.*train"):
+        with pytest.raises(RunError, match=r"LearnedDrift \(K = 2\), .*is simulated.*train"):
             evaluate(reuse=runs["linear"], guide=guide)
     with pytest.raises(
-        RunError, match=r"under LearnedDrift .*score is for that alone.*--guide cld"
+        RunError, match=r"under LearnedDrift .*score serves this diffusion alone.*--guide cld"
     ):
         sample(reuse=runs["learned"], guide="cld")
     with pytest.raises(
