@@ -60,14 +60,14 @@ def evaluate(
         draws: number of network evaluations per test datum, at log SNRs of low discrepancy.
         batch_size: number of data per network call.
         seed: seed of the noise; with the same seed an evaluation repeats exactly.
-        reuse: run folder whose denoiser is put under --guide.
-        guide: diffusion that the denoiser of --reuse is put under: vpsde, cld, malda, alda, hold,
+        reuse: run folder whose denoiser is used under --guide.
+        guide: diffusion under which the denoiser of --reuse is used: vpsde, cld, malda, alda, hold,
             ve, subvp, rectified_flow, cosine, momentum_ve, learned (as it starts), module:Name,
             file.py:Name, or run:FOLDER for the diffusion that another run ended with.
         max_log_snr: log SNR at the start time, with --reuse; by default the run's.
         min_log_snr: log SNR at time T, with --reuse, to which the clock is scaled; by default the
-            guide keeps its own clock, which is scaled if it would leave the range that the network
-            was trained on.
+            diffusion keeps its own clock, which is scaled if it would leave the range that the
+            network was trained on.
         half_width: half-width, in bits/dim, of the 95% interval for the noise. A pilot finds how
             many draws it takes; --draws is then their largest number, including those of the pilot.
         method: method: elbo, the bound; importance, importance weights over paths of the chain on a

@@ -61,8 +61,8 @@ def experiment(
         steps: number of training steps, in place of the table's.
         seeds: number of seeds, in place of the table's.
         scores: list of some of the table's scores, e.g. [noise]; the summary has only these.
-        guides: list of some of the table's guides, e.g. [vpsde, learned2]; all are compared with
-            the first.
+        guides: list of some of the table's diffusions, e.g. [vpsde, learned2]; all are compared
+            with the first.
         half_width: half-width of the comparisons, bits/dim, as for inference.compare.
         draws: largest number of network calls per image and run of the comparisons.
         num_data: largest number of test data of the comparisons; all by default.

@@ -81,7 +81,7 @@ def inspect(
     if "learned" not in names and surplus:
         raise ValueError(
             f"{', '.join(surplus)} is for --guide learned, and {guide} has its own; leave it out, "
-            "or add learned to the guides"
+            "or add learned to --guide"
         )
     if draws is not None:
         check_positive(draws=draws)

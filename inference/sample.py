@@ -69,14 +69,14 @@ def sample(
             samples.
         seed: seed of the noise.
         overwrite: whether the file of --out is replaced if it exists.
-        reuse: run folder whose denoiser is put under --guide.
-        guide: diffusion that the denoiser of --reuse is put under: vpsde, cld, malda, alda, hold,
+        reuse: run folder whose denoiser is used under --guide.
+        guide: diffusion under which the denoiser of --reuse is used: vpsde, cld, malda, alda, hold,
             ve, subvp, rectified_flow, cosine, momentum_ve, learned (as it starts), module:Name,
             file.py:Name, or run:FOLDER for the diffusion that another run ended with.
         max_log_snr: log SNR at the start time, with --reuse; by default the run's.
         min_log_snr: log SNR at time T, with --reuse, to which the clock is scaled; by default the
-            guide keeps its own clock, which is scaled if it would leave the range that the network
-            was trained on.
+            diffusion keeps its own clock, which is scaled if it would leave the range that the
+            network was trained on.
         accelerator: kind of device: cpu, cuda, … or auto. Under torchrun all processes share the
             work.
         given: context of the samples, for a run of --condition: a class, such as 3, or several in

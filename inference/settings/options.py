@@ -85,24 +85,25 @@ class Guide:
     Args:
         guide: noising diffusion: vpsde, cld, malda, alda, hold, ve, subvp, rectified_flow, cosine,
             momentum_ve, learned, module:Name or file.py:Name.
-        num_variables: number K of variables, of a learned guide (2 by default) or of hold (3 by
+        num_variables: number K of variables, of a learned diffusion (2 by default) or of hold (3 by
             default).
-        rank: rank of the matrix D of a learned guide, K by default.
-        learn_beta: whether the clock of a learned guide is learned too.
-        time_varying: whether Q and D of a learned guide vary in time: every entry is a polynomial
-            of degree 3 (four numbers in place of one), which starts constant.
-        learn_ends: distance within which a learned guide may move its two ends of log SNR from
+        rank: rank of the matrix D of a learned diffusion, K by default.
+        learn_beta: whether the clock of a learned diffusion is learned too.
+        time_varying: whether Q and D of a learned diffusion vary in time: every entry is a
+            polynomial of degree 3 (four numbers in place of one), which starts constant.
+        learn_ends: distance within which a learned diffusion may move its two ends of log SNR from
             their starts, e.g. 2.0 for both, or [1.0, 3.0] for the ends at the start time and at T.
             0 fixes an end; by default both are fixed.
-        learn_stationary: whether Σ_∞ of a learned guide is learned too, except for the variance of
-            x.
-        learned_from: guide with a closed form, as for --guide, whose Q, D and clock a learned guide
-            starts from; by default D = ½ on the last variables of a chain, as many as --rank.
-        stationary_variance: Σ_∞ of a learned guide, the covariance of its noise at the end: a
+        learn_stationary: whether Σ_∞ of a learned diffusion is learned too, except for the variance
+            of x.
+        learned_from: diffusion with a closed form, as for --guide, whose Q, D and clock a learned
+            diffusion starts from; by default D = ½ on the last variables of a chain, as many as
+            --rank.
+        stationary_variance: Σ_∞ of a learned diffusion, the covariance of its noise at the end: a
             number, K variances or K rows of a covariance, x first; by default 1 for all.
         max_log_snr: log SNR where the decoder takes over; by default the data set's.
-        min_log_snr: log SNR at time T, to which the guide's clock is scaled; an interpolant (ve,
-            subvp, rectified_flow, cosine) is cut at it instead. By default -10 for a learned guide,
+        min_log_snr: log SNR at time T, to which the clock is scaled; an interpolant (ve, subvp,
+            rectified_flow, cosine) is cut at it instead. By default -10 for a learned diffusion,
             also one of your own, with a denoiser; others keep their clock.
     """
 
@@ -121,7 +122,7 @@ class Guide:
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatedGuide:
-    """The simulation of a nonlinear guide, in place of the guide's own settings.
+    """The simulation of a nonlinear diffusion, in place of its own settings.
 
     Args:
         step_size: step of simulated paths, as a fraction of the time from data to noise.
@@ -141,8 +142,8 @@ class ScoreOptions:
 
     Args:
         score: parameterization of the score: discrete, denoiser, noise, score, residual, mixed,
-            module:Name or file.py:Name; "default" for the data set's own, or residual for a guide
-            without a closed form.
+            module:Name or file.py:Name; "default" for the data set's own, or residual for a
+            diffusion without a closed form.
         network: name of the network of images, such as small or paper; the file of the data set
             lists them. By default the one that this file names for training, or else its first.
         likelihood: likelihood p(x | y_ε): gaussian, tweedie, joint_tweedie, discretized_gaussian,
@@ -154,7 +155,7 @@ class ScoreOptions:
         times: distribution of training times: adaptive, denser where gradients vary more;
             log_volume, uniform in log volume, or in log SNR for denoisers; or vpsde, the importance
             times of the paper, for scores of the raw state. By default the data set's; nonlinear
-            guides and --maps have their own.
+            diffusions and --maps have their own.
         maps: maps of log SNR, a number for every dimension, with which a denoiser's network is
             trained, so that the model can be conditioned: levels (one log SNR for all dimensions),
             subsets (some dimensions observed, some left out), independent (one for each), or mixed,
@@ -233,7 +234,8 @@ class Evaluation:
         num_samples: number of samples at the end.
         sampler: sampler at the end: splitting, euler, ancestral, exponential, stochastic,
             probability_flow, stochastic_heun, torchsde, module:Name or file.py:Name; by default
-            exponential, stochastic for a score of the raw state, or euler for a nonlinear guide.
+            exponential, stochastic for a score of the raw state, or euler for a nonlinear
+            diffusion.
         sampler_steps: number of steps of the sampler, with one network call in each for most
             samplers; by default 25 for exponential, 50 for stochastic, 256 for others.
         grid: grid of times of the sampler: information, log_snr, log_volume, karras, quadratic or
