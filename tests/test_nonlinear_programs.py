@@ -322,7 +322,7 @@ def test_a_linear_and_a_nonlinear_run_are_compared(
     run_program("compare", runs["linear"], runs["learned"], *given)
     text = capsys.readouterr().out
     assert "simulated: learned" in text and "NOT reached" not in text
-    assert "what is left to the prior" not in text  # nominal for one of the two
+    assert "the log SNR at T" not in text  # nominal for one of the two
     bounds = pd.read_csv(out / "bounds.csv").set_index("run")
     assert bounds.simulated.to_dict() == {"linear": False, "learned": True}
     assert bounds.score.to_dict() == {"linear": "denoiser", "learned": "residual"}
