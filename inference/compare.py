@@ -3,8 +3,8 @@
     python -m inference.compare runs/cld runs/learned --out comparison
 
 All runs are evaluated on the same data, at the same noise levels, with the same noise, so that
-shared errors cancel. A pilot says how many network calls it takes to know every bound and every
-difference to --half_width, as far as the noise goes. The folder holds
+shared errors cancel. A pilot finds the number of network calls with which the noise of every bound
+and difference is within --half_width. The folder contains
 
     bounds.csv        a row for each run
     differences.csv   a row for each pair of runs
@@ -51,21 +51,20 @@ def compare(
 ) -> Comparison:
     """Compare the bounds of runs, with their averaged weights, on the same data and noise.
 
-    Differences are printed with 95% intervals and whether they exclude 0. They are written with the
-    bounds of each run as CSV, and drawn.
+    Differences are printed with 95% intervals and with whether these exclude 0. They are written as
+    CSV together with the bounds of each run, and drawn.
 
     Args:
         runs: run folders, of one --model and one --protocol, which are only read.
-        half_width: half-width, in bits/dim, that the 95% intervals for the noise of every bound and
-            difference are to have; network calls are made until they have it. null: all the draws
-            are made.
+        half_width: half-width, in bits/dim, of the 95% intervals for the noise of every bound and
+            difference, up to which network calls are made. null: all --draws are made.
         draws: largest number of network calls per datum and run for the diffusion term.
         part: part of the data; choose settings on validation, for which runs need --holdout true.
         num_data: largest number of data of that part, spread evenly over it; all by default.
         out: folder for bounds.csv, differences.csv, by_log_snr.csv and comparison.png.
         batch_size: number of data per network call.
         seed: seed of the noise.
-        overwrite: replace a comparison in the folder --out.
+        overwrite: whether a comparison in the folder --out is replaced.
         accelerator: kind of device: cpu, cuda, … or auto.
 
     Raises:

@@ -60,45 +60,45 @@ def evaluate(
         draws: number of network evaluations per test datum, at log SNRs of low discrepancy.
         batch_size: number of data per network call.
         seed: seed of the noise; with the same seed an evaluation repeats exactly.
-        reuse: run folder whose denoiser is put under --guide.
-        guide: diffusion that the denoiser of --reuse is put under: vpsde, cld, malda, alda, hold,
+        reuse: run folder whose denoiser is used under --guide.
+        guide: diffusion under which the denoiser of --reuse is used: vpsde, cld, malda, alda, hold,
             ve, subvp, rectified_flow, cosine, momentum_ve, learned (as it starts), module:Name,
             file.py:Name, or run:FOLDER for the diffusion that another run ended with.
         max_log_snr: log SNR at the start time, with --reuse; by default the run's.
         min_log_snr: log SNR at time T, with --reuse, to which the clock is scaled; by default the
-            guide keeps its own clock, which is scaled if it would leave the range that the network
-            was trained on.
-        half_width: half-width, in bits/dim, that the 95% interval for the noise is to have. A pilot
-            says how many draws it takes; --draws is then the most that are made, with those of the
-            pilot.
+            diffusion keeps its own clock, which is scaled if it would leave the range that the
+            network was trained on.
+        half_width: half-width, in bits/dim, of the 95% interval for the noise. A pilot finds how
+            many draws it takes; --draws is then their largest number, including those of the pilot.
         method: method: elbo, the bound; importance, importance weights over paths of the chain on a
             grid; flow, the probability-flow ODE and the decoder; or all. They estimate log p of
-            different models, which agree where the score is exact: do not rank them.
+            different models, which agree where the score is exact, so they cannot be ranked.
         samples: number of weights per datum; by default 64 for importance, and 1 for flow.
         times: number of times in the grid of --method importance, even in log SNR; 65 by default.
         probes: number of Hutchinson's probes of --method flow, or 0 for the exact divergence, which
-            takes d derivatives a call of a denoiser, and K·d of other scores; by default 0 up to 16
-            states, and 1 for more.
+            takes d derivatives per call of a denoiser, and K·d of other scores; by default 0 up to
+            16 states, and 1 for more.
         rtol: tolerance of the solver (dopri5) of --method flow, relative and absolute; 1e-4 by
             default.
         test_size: largest number of test data, spread evenly over the test part; by default all.
-        classify: classify the test data by Bayes' rule from the bounds given each class, with
-            --draws network calls per datum and class; for a run of --condition labels.
+        classify: whether the test data are classified by Bayes' rule from the bounds given each
+            class, with --draws network calls per datum and class; for a run of --condition labels.
         accelerator: kind of device: cpu, cuda, … or auto. Under torchrun all processes share the
             work of elbo.
-        precision: precision of the network; a run of 64-true stays so.
+        precision: precision of the network; a run of 64-true keeps its own.
         out: name of a .csv file for the bound on each datum, its Monte Carlo error, its label and,
             with --classify, the probability of each class. The column ``row`` is the index of the
             datum, from 0, in the data set, such as a row of the table, or in an official test part.
-            For dequantized images the bound is at one draw of the dequantization, by --seed, and
-            its error leaves that out. With --half_width both are empty for data that were never
+            For dequantized images the bound is at one draw of the dequantization, by --seed, which
+            its error does not include. With --half_width both are empty for data that were never
             drawn.
         calibration: name of a .png file for the calibration of a table's test rows, whose entries
             are drawn 99 times, given about half of the others in their row.
-        overwrite: replace the files of --out and --calibration if they exist.
+        overwrite: whether the files of --out and --calibration are replaced if they exist.
         data: table of new rows, which are evaluated in place of the test data, for a run of a
             table: a .csv or .parquet file, or a name as for inference.train. The file of --out then
-            has for each row a bound on log p of what is there, in nats, and its standard error.
+            has for each row a bound on log p of its observed entries, in nats, and its standard
+            error.
     """
     check_evaluation(locals())
     if run is not None and data is not None:

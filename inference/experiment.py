@@ -8,12 +8,12 @@
     python -m inference.experiment drift --workers 2
     python -m inference.experiment linear --workers 2
 
-Trains every (guide, score, seed) of a table in a run folder of its own,
-``runs/<table>/<score>-<guide>-<seed>``, then compares them
-(:mod:`inference.measuring.experiment_summary`): ``summary.md``, ``summary.csv`` and pictures in
-``runs/<table>``. A run that is finished is kept and one that was interrupted goes on, so the
-command can be stopped and given again, also on several machines that share the folder. The tables
-are in :mod:`inference.measuring.experiment_tables`.
+Every (guide, score, seed) of a table is trained in a run folder of its own,
+``runs/<table>/<score>-<guide>-<seed>``. Then all are compared
+(:mod:`inference.measuring.experiment_summary`): ``summary.md``, ``summary.csv`` and pictures are in
+``runs/<table>``. A finished run is kept and an interrupted one continues, so the command can be
+stopped and repeated, also on several machines that share the folder. The tables are in
+:mod:`inference.measuring.experiment_tables`.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ def experiment(
         table: name of the table.
         model: data set of the table paper: mnist, cifar10, imagenet32, fashion_mnist, mnist5k or
             digits. Its folder is paper-<model>.
-        workers: number of runs trained at a time; by default one for each GPU, which each has
-            alone, or one without GPUs. On a CPU each has one thread.
+        workers: number of runs trained at a time; by default one for each GPU, which it has alone,
+            or one without GPUs. On a CPU each has one thread.
         steps: number of training steps, in place of the table's.
         seeds: number of seeds, in place of the table's.
-        scores: list of some of the table's scores, e.g. [noise]; the summary has these alone.
-        guides: list of some of the table's guides, e.g. [vpsde, learned2]; all are compared with
-            the first.
+        scores: list of some of the table's scores, e.g. [noise]; the summary has only these.
+        guides: list of some of the table's diffusions, e.g. [vpsde, learned2]; all are compared
+            with the first.
         half_width: half-width of the comparisons, bits/dim, as for inference.compare.
         draws: largest number of network calls per image and run of the comparisons.
         num_data: largest number of test data of the comparisons; all by default.

@@ -39,11 +39,11 @@ def impute(
     """Complete a table with a run's averaged weights: missing entries given the others.
 
     Two files are written: the table with one value for each missing entry, and beside it
-    NAME-draws.csv with all draws, whose column draw counts them. What was there stays as it was,
-    also columns that the run does not know: of a CSV file the text of each cell, of a table in
-    parquet the types and the index. The table is read, completed and written in pieces of 4,096
-    rows, so that any number of rows takes the memory of one piece; both files are put in place at
-    the end. It is :meth:`inference.Table.impute`, which has the same draws.
+    NAME-draws.csv with all draws, which the column draw counts. Observed entries stay as they are,
+    also in columns that the run does not know: the text of each cell in a CSV file, the types and
+    the index in a parquet file. The table is read, completed and written in pieces of 4,096 rows,
+    so any number of rows takes the memory of one piece; both files appear at the end.
+    :meth:`inference.Table.impute` makes the same draws.
 
     Args:
         run: run folder, of --model tabular (--run may be left out), or the name of such a trained
@@ -52,9 +52,9 @@ def impute(
             trained on; or a name as for inference.train.
         out: name of the file of the completed table, .csv or .parquet.
         num: number of draws of each row.
-        center: value that a missing number gets in the completed table: the mean or the median of
-            its draws, rounded as the column is; where most draws are one atom, that atom. A missing
-            level of an ordinal column gets the median, and of a categorical one the most frequent
+        center: value of a missing number in the completed table: the mean or the median of its
+            draws, rounded like its column; or an atom, if most draws are this atom. A missing level
+            of an ordinal column gets the median, and one of a categorical column the most frequent
             category.
         sampler: sampler, as for inference.sample; by default exponential.
         steps: number of steps of the sampler.
@@ -62,9 +62,9 @@ def impute(
         seed: seed of the noise. The draws of a row depend on it, on --batch_size and on the rows of
             its piece.
         unknown: treatment of values that the run does not know, such as new categories and numbers
-            out of a column's range: missing takes them for missing entries, with a warning; refuse
+            outside a column's range: missing takes them for missing entries, with a warning; refuse
             is an error. Their cells stay as they are.
-        overwrite: replace both files if they exist.
+        overwrite: whether both files are replaced if they exist.
         accelerator: kind of device: cpu, cuda, … or auto.
     """
     check_positive(num=num, steps=steps, batch_size=batch_size)

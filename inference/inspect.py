@@ -1,11 +1,11 @@
-"""An inspection of diffusions: a table and a figure, without a network unless a run's is asked.
+"""An inspection of diffusions by a table and a figure, without a network except a run's.
 
     python -m inference.inspect --guide cld
     python -m inference.inspect --guide vpsde,cld,malda,alda --model mnist5k
     python -m inference.inspect --guide run:runs/digits-learned-0-0
     python -m inference.inspect --guide run:runs/digits-learned-0-0 --draws 16
 
-What is printed is defined in :mod:`inference.measuring.inspection`.
+:mod:`inference.measuring.inspection` defines the printed quantities.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ def inspect(
         max_log_snr: log SNR at the start time; by default the data set's.
         min_log_snr: log SNR at time T, to which clocks are scaled; by default -10 for learned and
             for learned diffusions of your own; other clocks are not scaled.
-        draws: number of draws of each test datum by which it is measured, for run:FOLDER, how much
-            the run's network makes of the auxiliary variables; 16 are enough for a first look. By
+        draws: number of draws of each test datum, for run:FOLDER, by which it is measured how much
+            the run's network uses the auxiliary variables; 16 are enough for a first look. By
             default this is not measured.
         out: name of a .png file for the figure; by default inspect-<model>-<guides>.png in the
             current folder.
-        overwrite: replace the file of --out if it exists.
+        overwrite: whether the file of --out is replaced if it exists.
     """
     names = [name.strip() for name in guide.split(",")]
     asked = Guide(
@@ -81,7 +81,7 @@ def inspect(
     if "learned" not in names and surplus:
         raise ValueError(
             f"{', '.join(surplus)} is for --guide learned, and {guide} has its own; leave it out, "
-            "or add learned to the guides"
+            "or add learned to --guide"
         )
     if draws is not None:
         check_positive(draws=draws)

@@ -8,15 +8,16 @@ A simulator is a Pyro program without arguments, which draws its parameters and 
 diffusion model of the parameters given the data learns from simulations alone
 (:mod:`pyro_mdm.posteriors`).
 
-The program prints the log density of the true parameters of new simulations. Beside it stand the
-exact one, where it is known, that of the prior, and that of a Gaussian with a mean linear in the
-data, fitted to the same simulations. It also tests whether the ranks of true parameters among draws
-are uniform, which is necessary and not sufficient: those of the prior are.
+The command prints the log density of the true parameters of new simulations. For comparison it
+prints the exact one, where it is known, that of the prior, and that of a Gaussian with a mean
+linear in the data, fitted to the same simulations. It also tests whether the ranks of true
+parameters among draws are uniform, which is necessary but not sufficient: the prior has uniform
+ranks too.
 
-With --data it answers for an observation of one's own: draws of its posterior in a file, pictures
-of them and of what they predict, how usual the observation is for the simulator, and whether ranks
-are uniform near it. Where the program has densities it prints the evidence log p(x) too: that of
-two simulators of the same data, less each other, is the log Bayes factor.
+With --data it gives the posterior of your own observation: draws in a file, pictures of them and of
+their predictions, how usual the observation is for the simulator, and whether ranks are uniform
+near it. Where the Pyro program has densities, the command also prints the evidence log p(x); the
+difference of two of these, for two simulators of the same data, is the log Bayes factor.
 """
 
 from __future__ import annotations
@@ -79,15 +80,15 @@ def posterior(
         data: file of an observation by site: a .json, or a .csv with a column for each site, in
             which null or an empty cell is missing. It may have true parameters too. By default a
             new simulation is observed.
-        num_samples: number of draws of the posterior of the observation.
-        near: number of new simulations, with --data, of which the twentieth that is nearest to the
+        num_samples: number of draws from the posterior of the observation.
+        near: number of new simulations, with --data; the twentieth of them that is nearest to the
             observation is ranked too; 0 for none.
-        out: name of a .png file for draws of the posterior of the observation; by default
+        out: name of a .png file for draws from the posterior of the observation; by default
             posterior-<name>.png. Beside it are written -predictive.png and, with --data,
             -draws.csv.
         save: folder for the posterior, which AmortizedPosterior.from_pretrained opens.
         seed: seed of all random numbers.
-        overwrite: replace the file of --out and the content of --save if they exist.
+        overwrite: whether the file of --out and the content of --save are replaced if they exist.
     """
     from pyro_mdm.plots import posteriors as plots  # loads matplotlib
 

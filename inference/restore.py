@@ -4,8 +4,8 @@
     python -m inference.restore runs/mine --data torn.png --mask mask.png --noise 0.01
     python -m inference.restore runs/mine --data photos --operator mine.py:Lens --noise 0.02
 
-With --data the images are one's own, already blurred, coarse or torn; what is said of them is what
-can be known without the truth. Without it test images of the run are measured, to show how good
+With --data the images are your own, already blurred, coarse or torn; the command prints only what
+can be known without the truth. Without it, test images of the run are measured, to show how good
 restorations are.
 """
 
@@ -52,11 +52,12 @@ def restore(
     """Restore images from measurements of them, with a run's averaged weights.
 
     The run needs a denoiser (--score discrete or denoiser), trained on whole images. With --data
-    the images are your own, and what the files hold is the measurement: already blurred, coarse or
-    partly seen. Of each there is a page of pictures (.png) and all numbers (.npz): draws, mean,
-    90% interval of each pixel, and the way of a draw from noise. It prints how far draws are from
-    the measurement, beside the noise, and how wide intervals are. Images larger than the network's
-    are restored by overlapping windows, if the run's images are alike in all places.
+    the images are your own, and the files contain the measurement: already blurred, coarse or
+    partly seen. Each image gets a page of pictures (.png) and a file of all numbers (.npz): draws,
+    mean, 90% interval of each pixel, and the path of a draw from noise. The command prints how far
+    draws are from the measurement, compared with the noise, and how wide intervals are. Images
+    larger than the network's are restored by overlapping windows, if the run's images are
+    statistically alike in all places.
 
     Without --data test images are measured, with noise. The picture has a row for each image: the
     measurement, the mean of the samples, three samples, the truth. It prints the peak
@@ -75,10 +76,10 @@ def restore(
             pyro_mdm.measurements.LinearOperator, or a function of event_shape, (C, H, W), that
             returns one.
         noise: standard deviation of the measurements' noise, in units in which pixels go from -1 to
-            1, so that one of 255 levels is 0.0078; 0.05 for test images. It is needed with --data,
-            where it may be 0, for pixels that are seen exactly.
+            1, so that one of 255 levels is 0.0078; 0.05 for test images. With --data it is
+            required; it may be 0 there, for pixels that are seen exactly.
         num_images: number of test images, from the first one on; by default 8.
-        num_samples: number of samples of each image; at least 19, the extremes of which are a 90%
+        num_samples: number of samples of each image; at least 19, whose extremes are a 90%
             interval.
         sampler: sampler, as for inference.sample.
         steps: number of steps of the sampler, as for inference.sample.
@@ -88,12 +89,13 @@ def restore(
         batch_size: number of images, or of windows of the network's size, computed together; of
             test images, rounded to a multiple of --num_images.
         seed: seed of all noise.
-        overwrite: replace the file of --out, or the files in that folder, if they exist.
+        overwrite: whether the file of --out, or the files in that folder, are replaced if they
+            exist.
         accelerator: kind of device: cpu, cuda, … or auto.
         given: context of the images, for a run of --condition: a label, such as 3, or several in
-            turn, [3, 5], by the names of classes that have names; or a vector. By default none.
+            turn, [3, 5], by the names of classes if they have names; or a vector. By default none.
             Where all images have one label, or with --data, the covariance of pixels is that of
-            training images of their label.
+            training images with their label.
     """
     if num_samples < FEWEST:
         raise ValueError(

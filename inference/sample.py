@@ -53,9 +53,9 @@ def sample(
         run: run folder, or the name of a trained model in models/trained, such as digits.
         num_samples: number of samples.
         sampler: sampler: exponential (of the probability flow, and the default), stochastic (the
-            same with noise put back), euler (Euler-Maruyama, for any diffusion, and the default of
-            one without a closed form), ancestral (the exact Gaussian posteriors of a chain),
-            splitting, probability_flow, stochastic_heun, torchsde, module:Name or file.py:Name.
+            same with added noise), euler (Euler-Maruyama, for any diffusion, and the default of one
+            without a closed form), ancestral (the exact Gaussian posteriors of a chain), splitting,
+            probability_flow, stochastic_heun, torchsde, module:Name or file.py:Name.
         steps: number of steps of the sampler, with one network call in each for most samplers; by
             default 25 for exponential, 50 for stochastic, 256 for others.
         grid: grid of times: information, log_snr, log_volume, karras, quadratic or progress; by
@@ -65,26 +65,27 @@ def sample(
             data. A .npy and a .csv hold any number of samples. By default a picture in the run
             folder (for a model in models/trained, in the current folder), named after the sampler,
             steps, grid, seed and the guide of --reuse.
-        batch_size: number of data that each process simulates together; it changes no sample.
+        batch_size: number of data that each process simulates together; it does not change the
+            samples.
         seed: seed of the noise.
-        overwrite: replace the file of --out if it exists.
-        reuse: run folder whose denoiser is put under --guide.
-        guide: diffusion that the denoiser of --reuse is put under: vpsde, cld, malda, alda, hold,
+        overwrite: whether the file of --out is replaced if it exists.
+        reuse: run folder whose denoiser is used under --guide.
+        guide: diffusion under which the denoiser of --reuse is used: vpsde, cld, malda, alda, hold,
             ve, subvp, rectified_flow, cosine, momentum_ve, learned (as it starts), module:Name,
             file.py:Name, or run:FOLDER for the diffusion that another run ended with.
         max_log_snr: log SNR at the start time, with --reuse; by default the run's.
         min_log_snr: log SNR at time T, with --reuse, to which the clock is scaled; by default the
-            guide keeps its own clock, which is scaled if it would leave the range that the network
-            was trained on.
+            diffusion keeps its own clock, which is scaled if it would leave the range that the
+            network was trained on.
         accelerator: kind of device: cpu, cuda, … or auto. Under torchrun all processes share the
             work.
         given: context of the samples, for a run of --condition: a class, such as 3, or several in
-            turn, [3, 5], by the names of the folders of images if they are the classes; or a
+            turn, [3, 5], by the names of the folders of images if these are the classes; or a
             vector. By default each class in turn, in a column of its own, or contexts of test data.
             For a table and --out rows.csv: values that all rows have, such as age=50,sex=f.
         guidance: weight of classifier-free guidance, for a run of --condition, such as 2; 1 is
-            none. Guided samples come from no model with a known density.
-        pairs: draw the columns of a table in pairs, in place of each alone.
+            none. Guided samples do not come from a model with a known density.
+        pairs: whether the columns of a table are drawn in pairs, in place of each alone.
     """
     check_positive(num_samples=num_samples, steps=steps, batch_size=batch_size)
     other = Another(guide, max_log_snr, min_log_snr)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--data", default="tumours", help="tumours, digits, or a .csv or .npy file")
-parser.add_argument("--guide", default="cld", help="as for inference.train, such as malda or MALDA")
+parser.add_argument("--guide", default="cld", help="diffusion, as for inference.train")
 parser.add_argument("--score", default="default", help="default, denoiser, noise, score, residual")
-parser.add_argument("--steps", type=int, default=1000)
-parser.add_argument("--logdir", type=Path, help="default runs/svi-DATA-GUIDE; given again, goes on")
+parser.add_argument("--steps", type=int, default=1000, help="number of training steps")
+parser.add_argument("--logdir", type=Path, help="folder to begin or continue: runs/svi-DATA-GUIDE")
 args = parser.parse_args()
 logdir = args.logdir or Path(f"runs/svi-{Path(args.data).stem}-{args.guide.split(':')[-1]}")
 import numpy as np

@@ -7,8 +7,8 @@
 
 It ends with the test bound, ``bits/dim 1.234 ± 0.005 (reconstruction …, prior KL …, diffusion …)``,
 and a picture of samples in the run folder (see :mod:`inference.folders.runs`). Every random number
-is a function of the seed and the step, so that a run that is killed and resumed ends with the same
-weights, on one kind of machine bit for bit.
+is a function of the seed and the step, so a run that is killed and resumed ends with the same
+weights, bit for bit on the same kind of machine.
 """
 
 from __future__ import annotations

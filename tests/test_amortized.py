@@ -500,7 +500,7 @@ def test_the_program_scores_ranks_and_draws(
         r"linear_gaussian: 200 simulations, 3 steps",
         r"log density of the truth, nats +-?\d+\.\d+ ± ",
         r"of the exact posterior +-?\d",
-        r"exact less ours, paired: the divergence +-?\d",
+        r"exact − ours, paired: the divergence +-?\d",
         r"ranks of the truth among 99 draws, 20 simulations: .*theta \d.*",
     ):
         assert re.search(line, said), line
@@ -518,7 +518,7 @@ def test_the_program_scores_ranks_and_draws(
     assert prior == pytest.approx(float(expected), abs=0.01)
     exact = number("of the exact posterior")  # which is Gaussian, where ours starts
     assert abs(gaussian - exact) < 0.5 and abs(gaussian - ours) < 0.5
-    assert number("ours less the prior's, paired") == pytest.approx(ours - prior, abs=0.02)
+    assert number("ours − the prior's, paired") == pytest.approx(ours - prior, abs=0.02)
     assert number("ours less the Gaussian's, paired") == pytest.approx(ours - gaussian, abs=0.02)
     own = tmp_path / "mine.py"
     own.write_text(

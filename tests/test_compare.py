@@ -153,14 +153,14 @@ def test_the_files_hold_the_numbers_of_the_library(
     for name in names:
         value = f"{bounds.loc[name].bits_per_dim:.4f} ± "
         assert any(line.startswith(name) and value in line for line in text.splitlines())
-    lines = {frozenset(line.split()[:3:2]): line for line in text.splitlines() if " - " in line}
+    lines = {frozenset(line.split()[:3:2]): line for line in text.splitlines() if " − " in line}
     assert len(lines) == 6
     for d in expected.differences:
         line = lines[frozenset((d.first, d.second))]
         assert line.endswith("yes" if d.resolved else "no")
-        assert f" {abs(d.bits_per_dim[0]):.4f}" in line.replace("+", "")  # worse less better
+        assert f" {abs(d.bits_per_dim[0]):.4f}" in line.replace("+", "")  # worse − better
         better = min((d.first, d.second), key=lambda name: bounds.loc[name].bits_per_dim)
-        assert f"- {better} " in line
+        assert f"− {better} " in line
     assert f"network calls: {calls:,} in all" in text
     assert max(map(len, text.splitlines()[:-1])) <= 120  # the last names the folder
 
@@ -361,11 +361,11 @@ def test_different_ends_of_log_snr_are_warned_of(
     assert "warning" not in capsys.readouterr().out  # both from -10 to 9
     compare([runs["cld"], runs["learned"]], None, draws=2, out=tmp_path / "min")
     text = capsys.readouterr().out
-    assert "one --min_log_snr" in text and "one --max_log_snr" not in text
+    assert "same --min_log_snr" in text and "same --max_log_snr" not in text
     high = make_run(tmp_path / "high", model=tiny, guide="learned", max_log_snr=10.0)
     compare([runs["learned"], high], None, draws=2, out=tmp_path / "max")
     text = capsys.readouterr().out
-    assert "9 to 10" in text and "one --max_log_snr" in text and "one --min_log_snr" not in text
+    assert "9 to 10" in text and "same --max_log_snr" in text and "same --min_log_snr" not in text
 
 
 @pytest.mark.slow
@@ -384,7 +384,7 @@ def test_many_runs_fit_the_terminal_and_the_figure(
     printed = [line for line in text.splitlines() if line.endswith(("yes", "no"))]
     assert pairs > PRINTED and len(printed) == min(PRINTED, number - 1)
     assert f"of {pairs} differences" in text
-    assert all(f"- {bounds.index[0]} " in line for line in printed)
+    assert all(f"− {bounds.index[0]} " in line for line in printed)
     with Image.open(tmp_path / "out" / "comparison.png") as image:
         assert image.size[0] > 1000
 

@@ -207,9 +207,7 @@ def test_a_run_goes_on_to_the_same_weights(
 
 
 def test_options_that_need_each_other(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"--context_dropout is 0.2, but the data are given nothing"
-    ):
+    with pytest.raises(ValueError, match=r"--context_dropout is 0.2, but the data have no context"):
         train(run=tmp_path / "run", **SHORT | {"context_dropout": 0.2})
     with pytest.raises(ValueError, match="expected no context for tiny"):
         Tiny().condition_on("labels")
@@ -396,7 +394,7 @@ def test_runs_that_are_given_different_things_are_compared_with_a_word(
 ) -> None:
     plain = tmp_path / "plain"
     train(run=plain, **SHORT | {"guide": "cld"})
-    with pytest.raises(ValueError, match="the run is a model of data that are given nothing"):
+    with pytest.raises(ValueError, match="the model of the run has no context"):
         sample.sample(plain, 2, given=3, accelerator="cpu")
     capsys.readouterr()
     found = compare([labelled, plain], draws=2, half_width=None, num_data=40, out=tmp_path / "c")

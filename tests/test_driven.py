@@ -494,4 +494,4 @@ def test_evaluation_says_what_no_network_wins_back() -> None:
     said = path_gap(programs, problem.test[:12], seed=3)
     x = problem.to_model_space(problem.test[:12], torch.Generator().manual_seed(3))
     known = path_information_gap(model.diffusion, x, levels=64, seed=3).gap
-    assert f"{known.scaled(1 / (2 * math.log(2)))} bits/dim, computed as if 12 of the data" in said
+    assert f"{known.scaled(1 / (2 * math.log(2)))} bits/dim, computed from 12 of the data" in said

@@ -280,7 +280,7 @@ def test_what_half_the_step_gives_is_read_from_the_runs(tmp_path: Path) -> None:
     rows = summary_rows(tmp_path, {"s": ["a", "b"]}, range(2))
     assert rows[0]["half_the_step"] == pytest.approx(0.03) and math.isnan(rows[1]["half_the_step"])
     head, rule, a, b = markdown(rows).splitlines()
-    assert head.endswith("| half the step gives |") and rule.count("---|") == 7
+    assert head.endswith("| half step − whole |") and rule.count("---|") == 7
     assert a.endswith("| 0 | +0.0300 ± 0.0100 |") and b.endswith(" | - |")
 
 

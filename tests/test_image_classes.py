@@ -137,7 +137,7 @@ def test_a_run_keeps_the_names_of_its_classes(trained: Path, tmp_path: Path) -> 
         with pytest.raises(ValueError, match=r"expected the name of a class: 10, Cat, dog"):
             contexts(problem, 4, wrong)
     _, said = contexts_of_images(problem, 2, "dog", torch.tensor([1, 0]))
-    assert said == "the network is told the labels dog, dog; those of the images are Cat, 10"
+    assert said == "the network is given the labels dog, dog; those of the images are Cat, 10"
     evaluate(trained, draws=2, out=tmp_path / "rows.csv", classify=True)
     rows = pd.read_csv(tmp_path / "rows.csv", dtype={"label": str})
     assert set(rows["label"]) <= set(NAMES)

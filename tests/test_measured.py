@@ -511,7 +511,7 @@ def sums(*counts: tuple[int, int, int]) -> tuple[int, ...]:
 RECOUNTED: list[tuple[str, str, Callable[[], bool]]] = [
     (
         "index",
-        "three seeds do not tell them apart",
+        "three seeds do not tell the two models apart",
         lambda: all(
             sides(f"peers-{data}", "less_ours", model="PixelCNN") == (0, 1, 0)
             for data in ("mnist5k", "fashion_mnist")
@@ -519,7 +519,7 @@ RECOUNTED: list[tuple[str, str, Callable[[], bool]]] = [
     ),
     (
         "index",
-        "the density of the diffusion is the best of four on one table of five",
+        "the diffusion has the best density of four methods on one table of five",
         lambda: (
             sum(
                 max(values("tables-density", "log_prob_less_ours", table=table)) < 0
@@ -530,8 +530,8 @@ RECOUNTED: list[tuple[str, str, Callable[[], bool]]] = [
     ),
     (
         "index",
-        "Of three other programs it has modes that other guides lose, and of two of these the "
-        "worse bound",
+        "On three other programs the diffusion keeps modes that other guides lose, and on two of "
+        "these it has the worse bound",
         lambda: (
             sum(
                 sides("automatic-guides-best", "theirs_less_ours", score="gap", target=target)[0]
@@ -542,7 +542,7 @@ RECOUNTED: list[tuple[str, str, Callable[[], bool]]] = [
     ),
     (
         "denoisers",
-        "Of their 24 differences from VPSDE two are told from 0",
+        "Of their 24 differences from VPSDE, two have an interval that excludes 0",
         lambda: (
             sums(*(sides(f"denoisers-{d}", "less_vpsde") for d in ("mnist5k", "fashion_mnist")))
             == (0, 22, 2)
@@ -558,8 +558,8 @@ RECOUNTED: list[tuple[str, str, Callable[[], bool]]] = [
     ),
     (
         "chosen",
-        "Of eighteen comparisons of K = 2 and 3 with K = 1, two have an interval without 0, one in "
-        "each direction",
+        "Of eighteen comparisons of K = 2 and 3 with K = 1, two have an interval that excludes 0, "
+        "one in each direction",
         lambda: (
             sums(*(sides("chosen-after-training", f"{k}_less_one") for k in ("two", "three")))
             == (1, 16, 1)
@@ -572,7 +572,7 @@ RECOUNTED: list[tuple[str, str, Callable[[], bool]]] = [
     ),
     (
         "raw-scores",
-        "Three seeds tell all differences from 0",
+        "With three seeds, all differences exclude 0",
         lambda: (
             sides("raw-scores-mnist5k", "less_start") == (6, 0, 0)
             and sides("raw-scores-mnist5k", "less_vpsde") == (1, 0, 10)
@@ -580,12 +580,12 @@ RECOUNTED: list[tuple[str, str, Callable[[], bool]]] = [
     ),
     (
         "raw-scores",
-        "Here most are above the 8 bits that a pixel has",
+        "most bounds are above the 8 bits of a pixel",
         lambda: statistics.median(values("raw-scores-mnist5k", "test_bits_per_dim")) > 8,
     ),
     (
         "raw-scores",
-        "For the others two seeds do not tell",
+        "For the others, the intervals of two seeds contain 0",
         lambda: sides("raw-scores-fashion_mnist", "less_start") == (2, 4, 0),
     ),
     (
@@ -604,7 +604,7 @@ RECOUNTED: list[tuple[str, str, Callable[[], bool]]] = [
     ),
     (
         "linear-diffusions",
-        "No richer linear diffusion is told to pay",
+        "No richer linear diffusion is better than VPSDE by more than chance",
         lambda: (
             sides("linear-diffusions-bounds", "less_vpsde")[0] == 0
             and min(values("linear-diffusions-bounds", "less_vpsde"))
@@ -615,7 +615,7 @@ RECOUNTED: list[tuple[str, str, Callable[[], bool]]] = [
     ),
     (
         "objectives",
-        "three seeds tell no difference",
+        "three seeds show no difference",
         lambda: sides("objectives-warm", "warm_less_cold") == (0, 3, 0),
     ),
     (
@@ -657,7 +657,8 @@ RECOUNTED: list[tuple[str, str, Callable[[], bool]]] = [
     ),
     (
         "measurements",
-        "No method of others is ahead of the default by more than chance, in PSNR or in CRPS",
+        "No method of another package is ahead of the default by more than chance, in PSNR or in "
+        "CRPS",
         lambda: (
             sides("measurements-digits", "psnr_less_ours")[2] == 0
             and sides("measurements-digits", "crps_less_ours")[0] == 0
@@ -665,7 +666,7 @@ RECOUNTED: list[tuple[str, str, Callable[[], bool]]] = [
     ),
     (
         "measurements",
-        "No method is told to be ahead of the default but in one restoration",
+        "In one restoration only, a method is ahead of the default by more than chance",
         lambda: (
             sides("measurements-fashion_mnist", "psnr_less_ours")[2] == 1
             and sides("measurements-fashion_mnist", "crps_less_ours")[0] == 0
@@ -674,7 +675,7 @@ RECOUNTED: list[tuple[str, str, Callable[[], bool]]] = [
     (
         "posteriors",
         "the likelihood is ahead on the Gaussian with a uniform prior, the mixture and SIR, the "
-        "amortized posterior on the linear Gaussian, and two tasks tell nothing",
+        "amortized posterior is ahead on the linear Gaussian, and two tasks show no difference",
         lambda: (
             sums(
                 *(
@@ -698,7 +699,7 @@ RECOUNTED: list[tuple[str, str, Callable[[], bool]]] = [
     ),
     (
         "imputation",
-        "It has the best mean rank in all four scores of draws",
+        "The diffusion has the best mean rank in all four scores of draws",
         lambda: all(
             min(load(DOCS, "imputation-ranks").rows, key=lambda row: float(row[score] or "inf"))[
                 "method"
@@ -712,7 +713,7 @@ RECOUNTED: list[tuple[str, str, Callable[[], bool]]] = [
     ),
     (
         "test-bounds",
-        "That split is the lowest of six",
+        "Its split is the lowest of six",
         lambda: (
             min(
                 values("test-bounds-digits", "test_bits_per_dim", training=f"split {i}")[0]

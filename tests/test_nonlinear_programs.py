@@ -322,7 +322,7 @@ def test_a_linear_and_a_nonlinear_run_are_compared(
     run_program("compare", runs["linear"], runs["learned"], *given)
     text = capsys.readouterr().out
     assert "simulated: learned" in text and "NOT reached" not in text
-    assert "what is left to the prior" not in text  # nominal for one of the two
+    assert "the log SNR at T" not in text  # nominal for one of the two
     bounds = pd.read_csv(out / "bounds.csv").set_index("run")
     assert bounds.simulated.to_dict() == {"linear": False, "learned": True}
     assert bounds.score.to_dict() == {"linear": "denoiser", "learned": "residual"}
@@ -378,10 +378,10 @@ def test_programs_of_closed_forms_say_so(
     for guide in (f"{mine}:learned", f"run:{runs['learned']}"):
         with pytest.raises(ValueError, match=r"LearnedDrift, .*closed form.*paths_figure"):
             inspect(guide, tiny)
-        with pytest.raises(RunError, match=r"LearnedDrift \(K = 2\), .*by simulation alone.*train"):
+        with pytest.raises(RunError, match=r"LearnedDrift \(K = 2\), .*is simulated.*train"):
             evaluate(reuse=runs["linear"], guide=guide)
     with pytest.raises(
-        RunError, match=r"under LearnedDrift .*score is for that alone.*--guide cld"
+        RunError, match=r"under LearnedDrift .*score serves this diffusion alone.*--guide cld"
     ):
         sample(reuse=runs["learned"], guide="cld")
     with pytest.raises(

@@ -77,9 +77,9 @@ def test_the_program_answers_for_an_observation(
     posterior("linear_gaussian", **few)
     said = capsys.readouterr().out
     for line in (
-        r"central intervals hold the truth: 50% ones( \d+%){3} \(± 11%\), 90% ones( \d+%){3} ",
+        r"central intervals contain the truth: 50% ones( \d+%){3} \(± 11%\), 90% ones( \d+%){3} ",
         r"parameter +mean +sd +5% +95% +truth\ntheta\[0\]( +-?[\d.]+){4} +0\.5\ntheta\[1\]",
-        r"prior predictive p-value of the observation: [01]\.?\d*, small",
+        r"prior predictive p-value of the observation: [01]\.?\d* \(small",
         r"\nthe evidence log p\(x\) is not known: numbers of the observation are missing\n",
         r"near the observation, the nearest 5%: ranks .* 5 simulations",
         r"mine-draws\.csv\n.*mine\.png\n.*mine-predictive\.png",

@@ -181,7 +181,7 @@ REFUSED: dict[str, str] = {
     f"{POINTS} --guide {{it}}:three": "returns 3, expected a",
     "train --model pyro_mdm:CLD": "is the class CLD, expected a subclass of",
     "train --model {it}:of": "is a function, expected a",
-    f"{POINTS} --guide run:a": "which inference.inspect and --reuse take",
+    f"{POINTS} --guide run:a": "which only inference.inspect and --reuse take",
     f"{POINTS} --learned_from run:a": "run:a is the diffusion that a",
     f"{POINTS} --learned_from cdl": r"did you mean cld\?",
     # data sets of one's own

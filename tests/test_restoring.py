@@ -49,7 +49,8 @@ def test_every_task_of_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
         number = r"-?\d+\.\d+ ± \d+\.\d+"
         assert re.fullmatch(
             rf"{task} of 2 test images, 19 samples of each: PSNR {number} dB of the posterior "
-            rf"mean, {number} of a sample; 90% intervals hold {number}% of the pixels; samples .*",
+            rf"mean, {number} of a sample; 90% intervals contain {number}% of the pixels; "
+            r"samples .*",
             said[-2],
         )
         assert said[-1] == str(out)
@@ -97,8 +98,10 @@ def test_a_labelled_run_is_told_what_is_given_alone(
         return capsys.readouterr().out
 
     capsys.readouterr()
-    assert "the network is not told the labels of the images; --given tells it" in said_of("some")
-    told = "the network is told the labels 3, 5, 3; those of the images are 0, 0, 0"
+    assert "the network is not given the labels of the images; --given is for them" in said_of(
+        "some"
+    )
+    told = "the network is given the labels 3, 5, 3; those of the images are 0, 0, 0"
     problem = Digits()
     problem.condition_on("labels")
     three = problem.part("test")[:3].context

@@ -369,7 +369,7 @@ def test_a_page_has_all_of_it() -> None:
         ("sums.npy --task deblur --noise 1", "sums.npy has shape 4, expected 1×8×8, as --task d"),
         ("photo.png --task deblur --noise 1 --out some", "some exists; give another --out, or --"),
         ("photo.png --task deblur --noise 1 --out photo.png", "photo.png, which is a file, expect"),
-        ("photo.png --task deblur --noise 1 --given 3", "--given is 3.*data that are given nothi"),
+        ("photo.png --task deblur --noise 1 --given 3", "--given is 3.*run has no context"),
     ],
 )
 def test_mistakes(
@@ -399,7 +399,7 @@ def test_a_colour_network_needs_three_channels(here: Path) -> None:
         ValueError,
         (
             lambda: read(here / "photo.png", how, (3, 8, 8)),
-            "photo.png is grey, expected 3 channels, .* say by --operator how grey was made",
+            "photo.png is grey, expected 3 channels, .* give by --operator how colours became grey",
         ),
     )
     assert read(here / "colour.png", how, (3, 8, 8)).obs.shape == (3, 8, 8)

@@ -93,14 +93,14 @@ def _check_sizes(settings: Decided, programs: Programs) -> None:
 def _check_simulated(settings: Decided, diffusion: NonlinearDiffusion) -> None:
     if not settings.decoder_in_loss:
         raise ValueError(
-            f"--decoder_in_loss false needs the law of y_ε given x in closed form, and "
+            f"--decoder_in_loss false needs the distribution of y_ε given x in closed form, and "
             f"{settings.guide} is simulated; leave it out"
         )
     backend, twice = settings.compile, diffusion.simulation.objective == "ism"
     if backend not in (None, "eager") and twice:
         raise ValueError(
-            f"--compile {backend} makes a network that is differentiated once, and --objective "
-            "ism does so twice; use --objective local_dsm, or leave out --compile"
+            f"--compile {backend} gives a network first derivatives alone, and --objective ism "
+            "needs second ones; use --objective local_dsm, or leave out --compile"
         )
 
 
@@ -220,8 +220,8 @@ def check_evaluation(options: Mapping[str, Any]) -> None:
     if options["data"] is not None:
         if others := [f"--{n}" for n in OF_TEST_DATA if options[n] != USUAL.get(n)]:
             raise ValueError(
-                f"--data asks for bounds on new rows of a table, which no other option but --draws "
-                f"changes; leave out {', '.join(others)}"
+                f"--data is for bounds on new rows of a table, on which only --draws has an "
+                f"effect; leave out {', '.join(others)}"
             )
         check_positive(**calls)
     else:

@@ -95,14 +95,14 @@ def coverage(restored: Restored, seed: int = 0) -> tuple[float, Measured]:
 
 
 def summary(restored: Restored) -> str:
-    """Quality and coverage in words, as the program prints them."""
+    """Quality and coverage in words, as the command prints them."""
     mean = restored.samples.double().mean(0)
     rest = restored.operator(restored.samples.double()) - restored.obs
     probability, covered = coverage(restored)
     return (
         f"PSNR {psnr(mean, restored.truth)} dB of the posterior mean, "
         f"{psnr(restored.samples[0], restored.truth)} of a sample; "
-        f"{100 * probability:.0f}% intervals hold {100 * covered.mean:.1f} ± "
+        f"{100 * probability:.0f}% intervals contain {100 * covered.mean:.1f} ± "
         f"{100 * covered.standard_error:.1f}% of the pixels; "
         f"samples differ from the measurement by {float(rest.square().mean().sqrt()):.3f}"
     )

@@ -268,10 +268,14 @@ def _picture(path: Path, channels: int) -> Tensor:
         kind, expected, fix = (
             ("in colour", "a grey picture", "convert it to grey")
             if channels == 1
-            else ("grey", f"{channels} channels", "say by --operator how grey was made of colours")
+            else (
+                "grey",
+                f"{channels} channels",
+                "give by --operator how colours became grey",
+            )
         )
         raise ValueError(
-            f"--data {path} is {kind}, expected {expected}, as the run's images have been; {fix}, "
+            f"--data {path} is {kind}, expected {expected}, like the run's images; {fix}, "
             "or use a run of such images"
         )
     return 2 * pixels.double() / 255 - 1

@@ -47,7 +47,7 @@ def contexts(problem: Problem, n: int, given: Given | None) -> Tensor | None:
         return problem.contexts_in_turn(n)
     if context is None:
         raise ValueError(
-            f"--given is {given}, but the run is a model of data that are given nothing; leave it "
+            f"--given is {given}, but the model of the run has no context; leave it "
             "out, or use a run with --condition"
         )
     if problem.class_names is not None:

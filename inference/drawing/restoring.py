@@ -66,9 +66,9 @@ def contexts_of_images(
     is_labelled = isinstance(context, Labels)
     what = "labels" if is_labelled else "contexts"
     if given is None:
-        return given_to, f"the network is not told the {what} of the images; --given tells it"
+        return given_to, f"the network is not given the {what} of the images; --given is for them"
     names = problem.class_names
-    said = f"the network is told the {what} {_listed(given_to, names) if is_labelled else given}"
+    said = f"the network is given the {what} {_listed(given_to, names) if is_labelled else given}"
     if labels is not None and is_labelled:
         said += f"; those of the images are {_listed(labels, names)}"
     return given_to, said

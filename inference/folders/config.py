@@ -67,8 +67,8 @@ def without_removed(config: Mapping[str, Any]) -> dict[str, Any]:
 def _instead(name: str) -> str:
     if name in ("members", "augment", "weight_decay"):
         return (
-            "it brought no gain, as docs/measured/recipes.md shows, and the programs of "
-            "tests/benchmarks/ladder still have it"
+            "it brought no gain, as docs/measured/recipes.md shows, and tests/benchmarks/ladder "
+            "still has it"
         )
     return "a guide's own Simulation says how it is simulated, see docs/guide/simulated.md"
 

@@ -33,8 +33,8 @@ class WriteLock:
         lock = folder / LOCK
         if lock.exists() and lock.stat().st_nlink > 1 and lock.stat().st_size:
             raise RunError(
-                f"{lock} is a file of several names, hard links, and not an empty one, as locks "
-                "are; remove it"
+                f"{lock} is not an empty file, as locks are, and it has several names (hard "
+                "links); remove it"
             )
         self._writer, self._pid = folder / WRITER, os.getpid()
         self._lock = FileLock(str(folder / LOCK), timeout=0, thread_local=False)

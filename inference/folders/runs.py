@@ -284,7 +284,7 @@ class Run:
         if changed:
             warnings.warn(
                 f"{self.folder} was started with {' and with '.join(changed)}; its results "
-                "may not be, bit for bit, those that it would have had",
+                "may not be the same, bit for bit, as without this change",
                 stacklevel=2,
             )
 

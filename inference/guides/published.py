@@ -54,23 +54,22 @@ DIFFERENCES = {
     "estimators": "ours have the same mean and less variance: the prior KL and the entropies at "
     "both ends are in closed form, v_0 is integrated out of the decoder, times are of low "
     "discrepancy, and evaluation takes several times per datum, in log volume",
-    "interval": "theirs multiplies the diffusion term by T - ε, a little less than 1, which no "
-    "bound has",
-    "kernels": "ours are float64 by factorizations that keep their digits; theirs are float32 by "
-    "matrix exponentials, with 1e-4 added to Σ where its Cholesky factorization fails",
-    "time": "our network sees log SNR, theirs the time, because a learned diffusion moves log SNR "
-    "at each time",
-    "network": "ours begin at zero output, and those of 32×32 differ by a few of their 35 million "
-    "parameters, in attention and embedding",
-    "W": "ours is strictly lower triangular, theirs full: its Adam moves Q = W - Wᵀ at twice the "
-    "rate",
-    "order": "the order of our data is drawn anew for each epoch, as training usually is; theirs, "
-    "of the files, stays",
-    "choice": "our result is that of the last weights on the test set as it is; theirs saves the "
-    "best by the bound on the test set too, and mirrors CIFAR-10's test images at random",
-    "samples": "ours end with a draw of p(x | y_ε), theirs with x of the last mean",
-    "ImageNet": "no configuration was released: the version of 2017, which has the ten training "
-    "files that their loader reads, and the settings of CIFAR-10 without mirrored images are ours",
+    "interval": "theirs multiplies the diffusion term by T - ε, slightly below 1, so it is not "
+    "quite a bound",
+    "kernels": "ours are computed in float64 by factorizations that keep their digits; theirs in "
+    "float32 by matrix exponentials, with 1e-4 added to Σ where its Cholesky factorization fails",
+    "time": "our network sees log SNR and theirs the time, because a learned diffusion changes the "
+    "log SNR of each time",
+    "network": "ours begin with an output of zero, and those for 32×32 pixels differ by a few of "
+    "their 35 million parameters, in attention and embedding",
+    "W": "ours is strictly lower triangular and theirs is full, so that Adam moves their Q = W - "
+    "Wᵀ at twice the rate",
+    "order": "our data are shuffled in each epoch, as is usual; theirs keep the order of the files",
+    "choice": "our result is that of the last weights on the unchanged test set; theirs also saves "
+    "the weights with the best bound on the test set, and mirrors CIFAR-10's test images at random",
+    "samples": "ours end with a draw from p(x | y_ε), theirs with x from the mean of the last step",
+    "ImageNet": "no configuration was released; we chose the version of 2017, which has the ten "
+    "training files that their loader reads, and the settings of CIFAR-10 without mirrored images",
     "ALDA": "no configuration was released; its log SNR at their start time needs float64, in "
     "which it trains here",
 }

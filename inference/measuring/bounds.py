@@ -250,6 +250,6 @@ def path_gap(programs: Programs, data: Tensor | Part, *, seed: int) -> str:
     information = path_information_gap(programs.model.diffusion, points, levels=64, seed=seed)
     gap = information.gap.scaled(1 / (points[0].numel() * math.log(2)))
     return (
-        f"part of the bound that no network wins back, since a path tells more of its datum than "
-        f"its ends do: {gap} bits/dim, computed as if {len(points)} of the data were all"
+        f"part of the bound that is lost with any network, since a path has more information about "
+        f"its datum than its ends have: {gap} bits/dim, computed from {len(points)} of the data"
     )

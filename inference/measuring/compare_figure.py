@@ -133,7 +133,7 @@ def _diffusion_term(
 def _cumulative_differences(
     axes: Axes, names: Sequence[str], by_log_snr: Sequence[Row], colors: dict[str, Any]
 ) -> None:
-    """Draw ∫_{λ_min}^λ of the diffusion term, less that of the best run."""
+    """Draw ∫_{λ_min}^λ of the diffusion term − that of the best run."""
     sums = {name: _cumulative(by_log_snr, name) for name in names}
     edges = np.unique(np.concatenate([x for x, _ in sums.values()]))
     best = np.interp(edges, *sums[names[0]])
@@ -143,7 +143,7 @@ def _cumulative_differences(
     axes.set_xlabel("log SNR λ   (noise ← → data)")
     axes.set_ylabel("bits/dim")
     axes.set_title(
-        f"diffusion term from λ(T) up to λ, less that of {names[0]} (no errors shown)", fontsize=10
+        f"diffusion term from λ(T) up to λ − that of {names[0]} (no errors shown)", fontsize=10
     )
 
 

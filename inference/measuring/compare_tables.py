@@ -37,7 +37,7 @@ RANGE_TOLERANCE = 1e-3
 class Tables(NamedTuple):
     """Rows of the three CSV files, each a mapping from column to value.
 
-    ``bounds`` is sorted by bits/dim, best first; ``differences`` are of first less second, in the
+    ``bounds`` is sorted by bits/dim, best first; ``differences`` are first − second, in the
     order in which the runs were given. Numbers are bits/dim where their column's name ends so.
     """
 
@@ -140,7 +140,7 @@ def _difference_row(difference: Difference) -> Row:
 
 
 def turned(row: Row) -> Row:
-    """A row of differences for second less first."""
+    """A row of differences for second − first."""
     signed = ("difference_bits_per_dim", *(f"{term}_bits_per_dim" for term in ALL_TERMS))
     return row | {
         "first": row["second"],
@@ -201,7 +201,7 @@ def _bounds_text(bounds: Sequence[Row], terms: Sequence[str]) -> str:
 
 
 def _differences_text(numbers: Tables, terms: Sequence[str]) -> list[str]:
-    """Differences of the worse less the better run, or from the best where pairs are many."""
+    """Differences, the worse − the better run, or from the best where pairs are many."""
     rank = {row["run"]: i for i, row in enumerate(numbers.bounds)}
     rows = [
         row if rank[row["first"]] > rank[row["second"]] else turned(row)
@@ -220,7 +220,7 @@ def _differences_text(numbers: Tables, terms: Sequence[str]) -> list[str]:
     cells = [
         (
             row["first"],
-            f"- {row['second']}",
+            f"− {row['second']}",
             _signed(row["difference_bits_per_dim"]),
             f"[{_signed(row['low_95_bits_per_dim'])}, {_signed(row['high_95_bits_per_dim'])}]",
             f"{row['monte_carlo_half_width_95_bits_per_dim']:.4f}",
@@ -237,9 +237,9 @@ def _notes(numbers: Tables, comparison: Comparison, draws: int) -> list[str]:
     n, bounds = numbers.bounds[0]["num_data"], numbers.bounds
     notes = [
         _calls(numbers, comparison, draws),
-        f"± s.e.: standard error over the {n} data, the noise included. noise ±: half of the 95% "
-        "interval that\nother noise for the same data would give; more network calls make it "
-        "small, more data the rest.",
+        f"± s.e.: standard error over the {n} data, including the noise. noise ±: half-width of "
+        "the 95% interval\nfor the noise alone, with the same data; more network calls reduce it, "
+        "and more data the rest.",
     ]
     if numbers.differences:
         many = len(numbers.differences)
@@ -251,22 +251,22 @@ def _notes(numbers: Tables, comparison: Comparison, draws: int) -> list[str]:
         )
     if simulated := [row["run"] for row in bounds if row["simulated"]]:
         notes.append(
-            f"simulated: {', '.join(simulated)}. The step of the simulation is an error that no ± "
-            "holds (see\npyro_mdm.simulated.step_size_bias), log SNR is a nominal noise "
-            "level but for that at ε, and only sums of\nprior KL and diffusion term compare with "
-            "those of others."
+            f"simulated: {', '.join(simulated)}. The step of the simulation causes an error "
+            "that is in no ±\n(see pyro_mdm.simulated.step_size_bias). Except at ε, log SNR is a "
+            "nominal noise level, and only sums\nof prior KL and diffusion term can be compared "
+            "with those of others."
         )
     for side, what in (
-        ("max", "where the decoder takes over, log SNR at ε,"),
-        ("min", "what is left to the prior, log SNR at T,"),
+        ("max", "the log SNR at ε, where the decoder takes over,"),
+        ("min", "the log SNR at T, where the prior begins,"),
     ):
         comparable = [row for row in bounds if side == "max" or not row["simulated"]]
         values = [row[f"log_snr_{side}"] for row in comparable]
         if values and max(values) - min(values) > RANGE_TOLERANCE:
             notes.append(
                 f"warning: {what} is {min(values):.4g} to {max(values):.4g}: differences include "
-                "that truncation, not\nthe diffusion and the network alone. To exclude it train "
-                f"with one --{side}_log_snr."
+                "this truncation,\nand not only the diffusion and the network. To exclude it, "
+                f"train all runs with the same --{side}_log_snr."
             )
     return notes
 
@@ -286,7 +286,7 @@ def _calls(numbers: Tables, comparison: Comparison, draws: int) -> str:
         return f"{calls};\n± {comparison.half_width:g} is reached for all ({widest})"
     return (
         f"{calls};\n± {comparison.half_width:g} is NOT reached with --draws {draws} ({widest}): "
-        "raise --draws, or if\nthey are not spent (the pilot foresaw too few), lower --half_width"
+        "raise --draws, or if\nthey are not used up (the pilot planned too few), lower --half_width"
     )
 
 

@@ -202,7 +202,7 @@ class EvaluatedRun(NamedTuple):
         notes.append(f"Monte Carlo error {error:.4f} bits/dim (part of the ± below)")
         if half_width is not None:
             word = "reached" if Z95 * error <= half_width else "NOT reached"
-            asked = f"± {half_width:g} bits/dim at 95%, as far as noise goes"
+            asked = f"± {half_width:g} bits/dim at 95%, for the noise alone"
             notes.append(f"{asked}, is {word}: ± {Z95 * error:.4f}")
         if isinstance(problem, Tabular):
             value, error = (model.num_dims * math.log(2) * number for number in bound.bits_per_dim)
@@ -299,7 +299,7 @@ def weights(
     given = {"samples": samples, "seed": seed} | options
     weighted = log_likelihood(model, guide, x, method=method, progress=True, **given)
     value, error = bounds.in_bits(weighted, log_det, problem.dequantized_levels)
-    single = weighted.bound.mean - weighted.mean  # nats, of one weight less all
+    single = weighted.bound.mean - weighted.mean  # nats, one weight − all
     gain = -single / (weighted.num_dims * math.log(2))
     words = f"{weighted.weights_in_words}; {gain:.3f} bits/dim below one weight; "
     note = words if samples > 1 else ""

@@ -160,7 +160,7 @@ def learned_rows(
 def learned_markdown(rows: Sequence[Row]) -> str:
     """Does a learned diffusion match or surpass fixed ones? A table, and the answer in words."""
     lines = [
-        "| learned | fixed | learned less fixed, bits/dim (95% interval) | so the learned one |",
+        "| learned | fixed | learned − fixed, bits/dim (95% interval) | the learned one |",
         "|---|---|---|---|",
     ]
     for row in rows:
@@ -183,7 +183,7 @@ def markdown(rows: Sequence[Row]) -> str:
     simulated = any(not math.isnan(row["half_the_step"]) for row in rows)
     lines = [
         "| score | guide | log SNR | test bits/dim ± s.e. over seeds | prior KL | "
-        f"less {rows[0]['guide']} (95% interval) |" + " half the step gives |" * simulated,
+        f"row − {rows[0]['guide']} (95% interval) |" + " half step − whole |" * simulated,
         "|---|---|---|---|---|---|" + "---|" * simulated,
     ]
     for row in rows:
@@ -200,7 +200,7 @@ def markdown(rows: Sequence[Row]) -> str:
     if learned:
         lines += [
             "",
-            "| score | learned | started as | less its start (95% interval) |",
+            "| score | learned | started as | row − its start (95% interval) |",
             "|---|---|---|---|",
         ]
     for row in learned:
@@ -306,7 +306,7 @@ def _number(text: str) -> Any:
 
 
 def _pair(differences: Sequence[Row], first: str, second: str) -> tuple[float, float]:
-    """``first`` less ``second`` in bits/dim with its error over images; NaN without a second."""
+    """``first`` − ``second`` in bits/dim with its error over images; NaN without a second."""
     if first == second:
         return 0.0, 0.0
     if not second:

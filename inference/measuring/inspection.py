@@ -363,7 +363,7 @@ def table(seen: Sequence[Inspection]) -> str:
         ("log SNR at T", lambda f: number(f.terminal_log_snr)),
         (f"share of [0, T] at |log SNR| < {FORMING:g}", lambda f: number(f.forming, 3)),
         ("prior KL, bits/dim", lambda f: pair(f.prior_kl)),
-        ("  mismatch, a longer clock gains it", share),
+        ("  mismatch, which a longer clock avoids", share),
         (f"mixing time, s: prior KL ≤ {MIXED}", lambda f: number(f.mixing_time)),
         ("relaxation time, s: b(s) = next row", lambda f: number(f.relaxation_time)),
         ("  1/min|Re μ|, units of the clock", lambda f: number(f.relaxation)),

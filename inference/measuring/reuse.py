@@ -87,7 +87,8 @@ def reuse(
     notes = [f"{trained} under {title(source)}, to step {checkpoint.step}"]
     if guide == "learned":
         notes.append(
-            "learned is as it is before its first step; run:FOLDER is what a run ended with"
+            "learned is the start, before any training; run:FOLDER is the diffusion at the end of "
+            "a run"
         )
     diffusion = _other(guide, original, max_log_snr)
     if diffusion.max_log_snr > high + RANGE_TOLERANCE:
@@ -117,9 +118,9 @@ def _denoiser(
     score, source = original.model.score_function, original.model.diffusion
     if kind_of(source).simulated:
         raise RunError(
-            f"{folder} was trained under {title(source)}, and its score is for that alone: only a "
-            "denoiser serves other diffusions, and it is for those with a closed form. "
-            f"Train for the other one: python -m inference.train --guide {guide}"
+            f"{folder} was trained under {title(source)}, and its score serves this diffusion "
+            "alone: only a denoiser serves others, and only those with a closed form. "
+            f"Train a score for the other one: python -m inference.train --guide {guide}"
         )
     if not isinstance(score, DenoiserScore):
         raise RunError(
@@ -152,8 +153,9 @@ def _other(guide: str, original: Programs, max_log_snr: float | None) -> LinearD
 def _with_closed_form(guide: str, diffusion: Diffusion) -> LinearDiffusion:
     if kind_of(diffusion).simulated:
         raise RunError(
-            f"{guide} is {title(diffusion)}, which is known by simulation alone. A denoiser reads "
-            "z = aᵀ Σ^{-1} y / SNR, of the closed-form law of y_s given x; train a score for it "
+            f"{guide} is {title(diffusion)}, which is simulated. A denoiser reads "
+            "z = aᵀ Σ^{-1} y / SNR, which needs the distribution of y_s given x in closed form; "
+            "train a score for it "
             f"instead: python -m inference.train --guide {guide}"
         )
     return cast(LinearDiffusion, diffusion)
@@ -246,7 +248,7 @@ class Paired(NamedTuple):
 
     original: RunBound
     new: RunBound
-    difference: Difference  # new - own
+    difference: Difference  # new − own
     estimate: Estimate  # the new one, in nats
     log_det: Tensor  # (n,), nats
     diffusions: tuple[str, str]  # the names of their classes, own first
@@ -255,7 +257,7 @@ class Paired(NamedTuple):
     def table(self) -> str:
         """The bounds by term with both diffusions, and their paired difference, as text."""
         names = map("{} ({})".format, ("own", "new"), self.diffusions)
-        rows = [["", *names, "new - own, paired"]]
+        rows = [["", *names, "new − own, paired"]]
         for term in self.original.terms:
             row = (self.original.terms[term], self.new.terms[term], getattr(self.difference, term))
             cells = (f"{round(value, 5) + 0.0:.5f} ± {error:.5f}" for value, error in row)  # no -0

@@ -64,10 +64,7 @@ class PosteriorReport(NamedTuple):
             exact = simulator.log_posterior(truth).double()
             rows += [
                 ["of the exact posterior", str(Measured.from_values(exact))],
-                [
-                    "exact less ours, paired: the divergence",
-                    str(Measured.from_values(exact - value)),
-                ],
+                ["exact − ours, paired: the divergence", str(Measured.from_values(exact - value))],
             ]
         baselines: list[tuple[str, str, str, Tensor]] = []
         try:
@@ -78,8 +75,8 @@ class PosteriorReport(NamedTuple):
             baselines.append(("the prior", "of the prior", "the prior's", prior))
         if learned.gaussian is None:
             notes.append(
-                "no Gaussian was fitted: that takes ten simulations for each number of the data, "
-                "and data that do not determine a parameter exactly"
+                "no Gaussian was fitted: it needs ten simulations for each number of the data, and "
+                "data that do not determine a parameter exactly"
             )
         else:
             r, log_det = learned.coordinates(truth, learned.data(truth))
@@ -92,7 +89,7 @@ class PosteriorReport(NamedTuple):
             gain = Measured.from_values(value - density)
             rows += [
                 [title, str(Measured.from_values(density))],
-                [f"ours less {whose}, paired", str(gain)],
+                [f"ours − {whose}, paired", str(gain)],
             ]
             better += [name] if gain.mean < -2 * gain.standard_error else []
         if better:
@@ -119,7 +116,9 @@ class PosteriorReport(NamedTuple):
             truth = [f"{float(true[name]):.4g}" if name in true else ""] if true else []
             rows.append([name, *(f"{cell:.4g}" for cell in cells), *truth])
         p = float(self.learned.predictive_p_value(one))
-        usual = f"prior predictive p-value of the observation: {p:.2g}, small if unlike simulations"
+        usual = (
+            f"prior predictive p-value of the observation: {p:.2g} (small: unlike the simulations)"
+        )
         return f"{aligned(rows)}\n{usual}"
 
     def evidence(self, one: Mapping[str, Tensor]) -> str:
@@ -140,7 +139,7 @@ class PosteriorReport(NamedTuple):
             try:
                 importance = Importance(conditioned, guide, num_samples=WEIGHTS).run()
             except NotImplementedError as error:
-                return f"{unknown}: a law of the program has no density ({error})"
+                return f"{unknown}: a distribution of the program has no density ({error})"
             weights = posteriors.ImportanceWeights.of(importance)
         said = (
             f"the evidence log p(x): {weights.log_evidence} nats, by {WEIGHTS:,} weights that "
@@ -185,7 +184,7 @@ def uniformity(drawn: Calibration) -> str:
         f"{name} {' '.join(f'{p:.2g}' for p in values.reshape(-1).tolist())}"
         for name, values in drawn.p_values().items()
     )
-    word = "uniform, as far as that tells" if drawn.smallest > 0.05 else "NOT uniform"
+    word = "uniform, as far as this test shows" if drawn.smallest > 0.05 else "NOT uniform"
     return (
         f"ranks of the truth among {drawn.draws} draws, {n} simulations: {word} (p-values of a χ² "
         f"test: {values}; smallest times their number {drawn.smallest:.2g})"
@@ -193,10 +192,10 @@ def uniformity(drawn: Calibration) -> str:
 
 
 def central_intervals(drawn: Calibration) -> str:
-    """How often central intervals hold the truth, in words."""
+    """How often central intervals contain the truth, in words."""
     held, words = posteriors.Coverage.of(drawn), []
     for level in (0.5, 0.9):
         every = torch.cat([share.reshape(-1) for share in held.by_site(level).values()])
         shares = " ".join(f"{share:.0%}" for share in every.tolist())
         words.append(f"{level:.0%} ones {shares} (± {held.error(level):.0%})")
-    return f"central intervals hold the truth: {', '.join(words)}"
+    return f"central intervals contain the truth: {', '.join(words)}"

@@ -123,8 +123,8 @@ def find(option: str, name: str) -> Any:
         return objects[builtin]
     if option == "guide" and name.startswith("run:"):
         raise NameNotFoundError(
-            f"{name} is the diffusion that a run ended with, which inference.inspect and --reuse "
-            "take alone; --resume goes on with a run"
+            f"{name} is the diffusion that a run ended with, which only inference.inspect and "
+            "--reuse take; --resume continues a run"
         )
     place, colon, attribute = name.rpartition(":")
     if not colon:

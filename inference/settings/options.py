@@ -39,30 +39,30 @@ class DataOptions:
         data: folder of data sets that are read from files, "data" by default; for --model images
             your folder of images or .npz file; for --model tabular your .csv or .parquet file, or
             breast_cancer, diabetes, iris or wine.
-        columns: kinds of columns that are to be others than those found, with --model tabular, e.g.
+        columns: kinds of columns that replace those found in the data, with --model tabular, e.g.
             age=continuous,zip=drop. Kinds are continuous, nonnegative, mixed, rounded, integer,
             boolean, ordinal, categorical, date and drop, or file.py:Name, a class of your own.
             Levels may have an order, size=small<middle<large, and numbers a range, score=0..100 or
-            score=integer 0..; put these in quotes. A last word says what an empty entry is:
+            score=integer 0..; put these in quotes. A last word gives the meaning of an empty entry:
             absent, or mar, missing at random. The kind of * is that of all columns that are not
             named.
         image_size: side in pixels that images are scaled to, with --model images, after the middle
             square of each is cut out.
         logit_margin: margin α of x = logit(α + (1 - 2α) w), for dequantized images; 1e-6 by
             default, and 0.05 in the paper.
-        holdout: keep a part of the training data for validation; choose settings there.
+        holdout: whether a part of the training data is kept for validation; choose settings there.
         split_seed: seed of the split of data without official parts, 0 by default; where data have
-            labels, the split is even over them. "index" makes every tenth datum test; it is the
-            default of toy, digits and mnist5k, whose published numbers have this split. Older runs
-            have it too, and their config.yaml does not say so: give it together with their
-            --config.
-        flip: mirror training images left to right at random.
-        condition: context that the model is given: labels, of digits, mnist5k, mnist,
-            fashion_mnist, cifar10, toy, and of --model images with a folder for each class; or a
+            labels, the split is balanced over them. "index" makes every tenth datum a test datum;
+            it is the default of toy, digits and mnist5k, whose published numbers have this split.
+            Older runs have it too, but their config.yaml does not contain it: give it together with
+            their --config.
+        flip: whether training images are mirrored left to right at random.
+        condition: context that the model is given: labels, for digits, mnist5k, mnist,
+            fashion_mnist, cifar10, toy, and for --model images with a folder for each class; or a
             name in the contexts of your own data set. All bounds are then on data given the
             context.
         context_dropout: fraction of each batch whose context is hidden from the network, which then
-            models data without context too and allows guidance; 0.1 by default.
+            also models data without context and allows guidance; 0.1 by default.
     """
 
     model: str = "digits"
@@ -85,23 +85,25 @@ class Guide:
     Args:
         guide: noising diffusion: vpsde, cld, malda, alda, hold, ve, subvp, rectified_flow, cosine,
             momentum_ve, learned, module:Name or file.py:Name.
-        num_variables: number K of variables, of a learned guide (2 by default) or of hold (3 by
+        num_variables: number K of variables, of a learned diffusion (2 by default) or of hold (3 by
             default).
-        rank: rank of the matrix D of a learned guide, K by default.
-        learn_beta: learn the clock of a learned guide too.
-        time_varying: let Q and D of a learned guide vary in time: every entry is a polynomial of
-            degree 3 (four numbers in place of one), which starts constant.
-        learn_ends: distance within which a learned guide may move its two ends of log SNR from
-            where they begin, e.g. 2.0 for both, or [1.0, 3.0] for the ends at the start time and at
-            T. 0 holds an end; by default both are held.
-        learn_stationary: learn Σ_∞ of a learned guide too, except for the variance of x.
-        learned_from: guide with a closed form, as for --guide, whose Q, D and clock a learned guide
-            starts from; by default D = ½ on the last variables of a chain, as many as --rank.
-        stationary_variance: Σ_∞ of a learned guide, the covariance of its noise at the end: a
+        rank: rank of the matrix D of a learned diffusion, K by default.
+        learn_beta: whether the clock of a learned diffusion is learned too.
+        time_varying: whether Q and D of a learned diffusion vary in time: every entry is a
+            polynomial of degree 3 (four numbers in place of one), which starts constant.
+        learn_ends: distance within which a learned diffusion may move its two ends of log SNR from
+            their starts, e.g. 2.0 for both, or [1.0, 3.0] for the ends at the start time and at T.
+            0 fixes an end; by default both are fixed.
+        learn_stationary: whether Σ_∞ of a learned diffusion is learned too, except for the variance
+            of x.
+        learned_from: diffusion with a closed form, as for --guide, whose Q, D and clock a learned
+            diffusion starts from; by default D = ½ on the last variables of a chain, as many as
+            --rank.
+        stationary_variance: Σ_∞ of a learned diffusion, the covariance of its noise at the end: a
             number, K variances or K rows of a covariance, x first; by default 1 for all.
         max_log_snr: log SNR where the decoder takes over; by default the data set's.
-        min_log_snr: log SNR at time T, to which the guide's clock is scaled; an interpolant (ve,
-            subvp, rectified_flow, cosine) is cut at it instead. By default -10 for a learned guide,
+        min_log_snr: log SNR at time T, to which the clock is scaled; an interpolant (ve, subvp,
+            rectified_flow, cosine) is cut at it instead. By default -10 for a learned diffusion,
             also one of your own, with a denoiser; others keep their clock.
     """
 
@@ -120,10 +122,10 @@ class Guide:
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatedGuide:
-    """The simulation of a nonlinear guide, in place of the guide's own settings.
+    """The simulation of a nonlinear diffusion, in place of its own settings.
 
     Args:
-        step_size: step of simulated paths, as a fraction of the way from data to noise.
+        step_size: step of simulated paths, as a fraction of the time from data to noise.
         points: number of points on each path at which the bound is estimated.
         objective: estimate of the score's divergence: ism, or local_dsm, which needs no derivative
             of the network.
@@ -140,29 +142,29 @@ class ScoreOptions:
 
     Args:
         score: parameterization of the score: discrete, denoiser, noise, score, residual, mixed,
-            module:Name or file.py:Name; "default" for the data set's own, or residual for a guide
-            without a closed form.
-        network: name of the network of images, such as small or paper; the data set's file lists
-            them. By default the one that the file names for training, or its first.
+            module:Name or file.py:Name; "default" for the data set's own, or residual for a
+            diffusion without a closed form.
+        network: name of the network of images, such as small or paper; the file of the data set
+            lists them. By default the one that this file names for training, or else its first.
         likelihood: likelihood p(x | y_ε): gaussian, tweedie, joint_tweedie, discretized_gaussian,
             network_posterior, module:Name or file.py:Name; by default the data set's. For
-            dequantized images that is tweedie, the law of x given the denoised state; the paper's
-            is joint_tweedie, the law of x and v_0 divided by the density of v_0.
-        decoder_in_loss: keep the decoder's term in the training loss. The paper leaves it out, and
-            its training objective is then no bound on data; measurements still are.
-        times: law of training times: adaptive, denser where gradients vary more; log_volume,
-            uniform in log volume, or in log SNR for denoisers; or vpsde, the importance times of
-            the paper, for scores of the raw state. By default the data set's; nonlinear guides and
-            --maps have their own.
-        maps: maps of log SNR, a number for every dimension, that a denoiser's network is told and
-            trained at, so that the model can be conditioned: levels (one log SNR for all
-            dimensions), subsets (some dimensions observed, some left out), independent (one for
-            each), or mixed, of which half are levels. With other maps than levels the training
-            objective is no bound on whole data; measurements still are. By default mixed for
-            tables, and none for other data.
+            dequantized images that is tweedie, the distribution of x given the denoised state; the
+            paper's is joint_tweedie, the distribution of x and v_0 divided by the density of v_0.
+        decoder_in_loss: whether the training loss has the decoder's term. The paper leaves it out,
+            and its training objective is then not a bound on data; measurements still are bounds.
+        times: distribution of training times: adaptive, denser where gradients vary more;
+            log_volume, uniform in log volume, or in log SNR for denoisers; or vpsde, the importance
+            times of the paper, for scores of the raw state. By default the data set's; nonlinear
+            diffusions and --maps have their own.
+        maps: maps of log SNR, a number for every dimension, with which a denoiser's network is
+            trained, so that the model can be conditioned: levels (one log SNR for all dimensions),
+            subsets (some dimensions observed, some left out), independent (one for each), or mixed,
+            of which half are levels. With maps other than levels the training objective is not a
+            bound on whole data; measurements still are bounds. By default mixed for tables, and
+            none for other data.
         gaps: treatment of missing entries in training with --maps: fill draws them from the model
-            that is trained, which is right where what is missing depends on what is there; skip
-            leaves out data at maps that need what they lack; leave_out leaves out the missing
+            in training, which is right where missing entries depend on observed ones; skip leaves
+            out data at maps that need their missing entries; leave_out leaves out the missing
             entries, which is right where they are missing by chance alone. By default fill, where a
             table has missing entries.
     """
@@ -182,18 +184,18 @@ class Optimization:
 
     Args:
         steps: number of training steps; by default the data set's. 0 leaves the network as it is.
-            With --resume it is the number in all, with the steps already taken.
+            With --resume it is the total number, which includes the steps already taken.
         batch_size: number of data per step, over all processes; by default the data set's, or that
-            of all training data if they are fewer.
+            of all training data if there are fewer.
         optimizer: optimizer: adam; or muon, which is Muon for the convolutions inside a U-Net, with
             steps of singular values of about 1 at ten times the rate, and Adam for the rest. By
             default the data set's.
         micro_batches: number of pieces in which each process computes its part of a batch, to save
             memory.
         learning_rate: highest learning rate of the network; by default the data set's.
-        diffusion_learning_rate: highest learning rate of the diffusion; 0 keeps it as it starts,
-            without gradients.
-        warmup: steps of linear warm-up, at most a tenth of all.
+        diffusion_learning_rate: highest learning rate of the diffusion; 0 keeps its start, without
+            gradients.
+        warmup: number of steps of linear warm-up, at most a tenth of all.
         decay: learning rate after the warm-up: a cosine that falls to zero, or constant.
         clip: largest norm of the gradient of the loss in nats per dimension.
         adam_epsilon: ε of Adam, for gradients of the loss in nats per dimension; 1e-8 for the loss
@@ -222,26 +224,27 @@ class Evaluation:
     """Measurements, samples and checkpoints.
 
     Args:
-        log_every: steps between entries of the training objective.
-        measure_every: steps between measurements of the bound, with averaged weights; by default a
-            tenth of all steps, and at least 250.
-        checkpoint_every: steps between checkpoints.
+        log_every: number of steps between entries of the training objective.
+        measure_every: number of steps between measurements of the bound, with averaged weights; by
+            default a tenth of all steps, and at least 250.
+        checkpoint_every: number of steps between checkpoints.
         draws: number of network evaluations per test datum at the end.
         test_size: largest number of test data at the end, spread evenly over the test part; by
             default all. inference.evaluate and compare take all.
         num_samples: number of samples at the end.
         sampler: sampler at the end: splitting, euler, ancestral, exponential, stochastic,
             probability_flow, stochastic_heun, torchsde, module:Name or file.py:Name; by default
-            exponential, stochastic for a score of the raw state, or euler for a nonlinear guide.
+            exponential, stochastic for a score of the raw state, or euler for a nonlinear
+            diffusion.
         sampler_steps: number of steps of the sampler, with one network call in each for most
             samplers; by default 25 for exponential, 50 for stochastic, 256 for others.
-        grid: the sampler's grid of times: information, log_snr, log_volume, karras, quadratic or
-            progress; by default its own.
-        figures: draw figures for TensorBoard, which take some seconds each; without them it has
-            numbers and samples alone.
-        patience: number of measurements in a row without a fall of the bound on validation data by
-            0.005 bits/dim, after which training stops. The learning rate has then not fallen to its
-            end: a run of just so many steps would have a better bound.
+        grid: grid of times of the sampler: information, log_snr, log_volume, karras, quadratic or
+            progress; by default the sampler's own.
+        figures: whether figures are drawn for TensorBoard, which take some seconds each; otherwise
+            it shows numbers and samples only.
+        patience: number of measurements in a row in which the bound on validation data has not
+            fallen by 0.005 bits/dim, after which training stops. The learning rate has not reached
+            its end by then: a run with exactly that many steps would have a better bound.
     """
 
     log_every: int = 50
@@ -266,9 +269,10 @@ class Machine:
         precision: precision of the network. Kernels are always float64; data, noise and the bound
             are float32, or float64 with 64-true, which log SNRs above 30 need.
         compile: backend of torch.compile for the network, such as inductor.
-        channels_last: store the network's weights with channels last; faster on recent GPUs.
+        channels_last: whether the network's weights are stored with channels last; faster on recent
+            GPUs.
         threads: number of CPU threads; by default OMP_NUM_THREADS, or the number of idle cores when
-            the run begins. A resumed run keeps its number, as far as there are so many cores; with
+            the run begins. A resumed run keeps its number, unless there are fewer cores; with
             another number it may round differently.
     """
 
@@ -285,10 +289,11 @@ class Folder:
 
     Args:
         run: run folder; by default a new one, runs/<model>-<guide>-<seed>-<k>.
-        resume: folder of a run to continue, with its own settings. With --steps it goes on to so
-            many steps in all, also where it has ended, at the learning rates of a run of so many.
-        overwrite: replace a run that is already in the folder --run. One that ended before its
-            first checkpoint is always replaced.
+        resume: folder of a run to continue, with its own settings. With --steps the run continues
+            to that total number of steps, even if it has ended, at the learning rates of a run of
+            that length.
+        overwrite: whether a run that is already in the folder --run is replaced. One that ended
+            before its first checkpoint is always replaced.
     """
 
     run: Path | None = None

@@ -68,7 +68,7 @@ def build_problem(
         problem.condition_on(data.condition, CONTEXT_DROPOUT if dropout is None else dropout)
     elif dropout is not None:
         raise ValueError(
-            f"--context_dropout is {dropout}, but the data are given nothing; give --condition "
+            f"--context_dropout is {dropout}, but the data have no context; give --condition "
             "labels too, or leave it out"
         )
     return problem

@@ -349,7 +349,7 @@ def _explained(step: int, run: Run) -> Iterator[None]:
         raise FloatingPointError(f"step {step}: {error}. {_advice(step, run, rates)}") from error
     except (SimulationError, UnreachableError, KernelPrecisionError) as error:
         reason = str(error).partition("\nTrace Shapes:")[0]  # of Pyro
-        rates = "if the diffusion was trained into this, lower --diffusion_learning_rate"
+        rates = "if training led the diffusion here, lower --diffusion_learning_rate"
         raise type(error)(f"step {step}: {reason}. {_advice(step, run, rates)}") from error
 
 

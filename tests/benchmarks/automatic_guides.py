@@ -1,4 +1,4 @@
-"""Automatic guides: diffusions beside what a Pyro user can import, for the same processor time.
+"""Automatic guides: diffusions and guides that a Pyro user can import, in equal processor time.
 
     python -m tests.benchmarks.automatic_guides --workers 2 --out runs/automatic-guides.csv
     python -m tests.benchmarks.automatic_guides --out runs/automatic-guides.csv \\

@@ -1,4 +1,4 @@
-"""Are the auxiliary variables used? By trained scores, and what paths tell; run by hand.
+"""Are the auxiliary variables used by trained scores? And the information in paths; run by hand.
 
     python -m tests.benchmarks.auxiliary --runs runs/auxiliary --tables docs/measured/data
 
@@ -146,8 +146,8 @@ def main() -> None:
         seeds,
         "bits/dim",
         [
-            "What v tells beyond x_s of Gaussian data with the training digits' covariance, by "
-            "log SNR of the whole state; for noise predictions after training",
+            "information of v beyond x_s about Gaussian data with the covariance of the training "
+            "digits, by log SNR of the whole state; for noise predictions after training",
             "± is the standard error over seeds",
         ],
         digits=4,

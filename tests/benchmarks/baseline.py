@@ -1,4 +1,4 @@
-"""What the baseline of an evaluation costs before the first network call; run by hand.
+"""The cost of an evaluation's baseline before the first network call; run by hand.
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.baseline [--images 250 1000 4000 7000] [--repeat 5]
 

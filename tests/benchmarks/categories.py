@@ -1,4 +1,4 @@
-"""How close one-hot categories come to a law that is known; run by hand.
+"""The gap of one-hot categories to a known distribution; run by hand.
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.categories
 

@@ -1,4 +1,4 @@
-"""Ways of sampling p(x | obs) beside the exact answer, by networks that were never told; by hand.
+"""Samplers of p(x | obs) by networks trained without obs, beside the exact answer; by hand.
 
     python -m tests.benchmarks.conditioning
 

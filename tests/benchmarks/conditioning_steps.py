@@ -1,4 +1,4 @@
-"""What a step of training costs at random maps of log SNR, and with labels; run by hand.
+"""The cost of a training step at random maps of log SNR, and with labels; run by hand.
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.conditioning_steps fashion_mnist
 

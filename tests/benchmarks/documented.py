@@ -1,4 +1,4 @@
-"""Tables of benchmarks for the documentation: CSV files with their command, machine and day."""
+"""Tables of benchmarks for the documentation: CSV files with command, machine and date."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Virtual environments of what benchmarks compare with, whose versions differ from ours."""
+"""Virtual environments of packages that benchmarks compare with, in other versions than ours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The evidence of measurements by particles, beside the exact one: does its interval cover it?
+"""The evidence of measurements by particles: does its interval cover the exact value?
 
     python -m tests.benchmarks.evidence --summary docs/measured/data
 
@@ -113,8 +113,8 @@ def main() -> None:
     print(table.to_string(index=False))
     if options.summary:
         notes = [
-            f"{n} problems; covered is the part whose 95% interval holds the exact log p(obs), "
-            "width that of the interval, rms the root mean square error of log p(obs), by "
+            f"{n} problems; covered is the share whose 95% interval contains the exact log "
+            "p(obs), width that of the interval, rms the root mean square error of log p(obs), by "
             "extrapolation and of the chain, bound the lower bound − the exact value, in nats"
         ]
         file = options.summary / "measurements-intervals.csv"

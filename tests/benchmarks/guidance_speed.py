@@ -1,4 +1,4 @@
-"""What guidance takes beside plain sampling: processor time of the same steps, in one process.
+"""The cost of guidance relative to plain sampling: processor time of the same steps.
 
     python -m tests.benchmarks.guidance_speed digits --summary docs/measured/data
 

@@ -1,4 +1,4 @@
-"""What a step of training costs under each guide of the table ``linear``; run by hand.
+"""The cost of a training step under each diffusion of the table ``linear``; run by hand.
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.guide_steps discrete
     OMP_NUM_THREADS=1 python -m tests.benchmarks.guide_steps discrete mnist5k

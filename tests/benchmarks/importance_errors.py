@@ -1,4 +1,4 @@
-"""Do the errors of evidences by importance weights hold, and where is there none? Run by hand.
+"""Are the errors of evidences by importance weights right, and where are there none? By hand.
 
     python -m tests.benchmarks.importance_errors              laws that constants were chosen on
     python -m tests.benchmarks.importance_errors --held_out   others of the same kinds

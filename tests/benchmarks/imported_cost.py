@@ -1,4 +1,4 @@
-"""What reading a network of others costs, and whether times between those of a table pay.
+"""The cost of an imported network, and whether times between those of its table help.
 
     python -m tests.benchmarks.imported_cost --summary docs/measured/data
 

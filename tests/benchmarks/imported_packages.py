@@ -1,4 +1,4 @@
-"""Likelihoods of networks that other packages trained, each by the loss of its code.
+"""Likelihoods of networks that other packages trained, each with its own loss.
 
     python -m tests.benchmarks.imported_packages
     python -m tests.benchmarks.imported_packages --summary docs/measured/data

@@ -1,4 +1,4 @@
-"""What kernels cost that are found automatically, beside formulas by hand; run by hand.
+"""The cost of automatic kernels, beside formulas by hand; run by hand.
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.kernel_times --tables docs/measured/data
 

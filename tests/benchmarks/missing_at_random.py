@@ -1,4 +1,4 @@
-"""Laws of rows whose entries are missing at random, beside the law of whole rows.
+"""Models of rows whose entries are missing at random, beside the distribution of whole rows.
 
     python -m tests.benchmarks.missing_at_random --seeds 5 --out runs/missing_at_random.csv
     python -m tests.benchmarks.missing_at_random --out runs/missing_at_random.csv \\
@@ -205,7 +205,7 @@ def summarize(file: Path, folder: Path) -> None:
                 cells[name], cells[f"{name}_se"] = mean_and_error(fits[name])
             made.append(cells | {"cpu_seconds": f"{fits.cpu_seconds.mean():.0f}"})
     command = "python -m tests.benchmarks.missing_at_random --out runs/missing_at_random.csv"
-    notes = ["errors are the largest of all columns; coverage is of intervals of 90%"]
+    notes = ["errors are the largest of all columns; coverage is that of 90% intervals"]
     write(
         folder / "gaps-laws.csv", pd.DataFrame(made), [command], seeds_in_words(rows), None, notes
     )

@@ -1,4 +1,4 @@
-"""How many operations a step takes beside its network, and how often it waits for the host.
+"""The number of a step's operations beside its network, and of its waits for the host.
 
     python -m tests.benchmarks.operations
     python -m tests.benchmarks.operations --who "loss, CLD"

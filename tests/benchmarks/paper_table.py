@@ -1,4 +1,4 @@
-"""The tables of docs/measured/paper-protocol.md, of what the experiment ``paper`` has compared.
+"""The tables of docs/measured/paper-protocol.md, from the results of the experiment ``paper``.
 
     python -m inference.experiment paper --model digits --workers 2
     python -m tests.benchmarks.paper_table runs/paper-digits \\

@@ -1,4 +1,4 @@
-"""What a user may train instead of a diffusion, on images of discrete levels.
+"""Models that a user may train instead of a diffusion, on images of discrete levels.
 
 Each :class:`Peer` is of codes k = 0 … levels - 1, int64 (n, C, H, W), and tells its log-probability
 or a lower bound on it. All but the histogram and the Gaussian mixture are trained by gradients of

@@ -451,7 +451,7 @@ def as_csv(rows: Sequence[dict[str, Any]], facts: dict[str, str]) -> str:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """In Markdown."""
     lines = [
-        "| | test bits/dim | less ours | seeds | | parameters | training, s | a sample, s |",
+        "| | test bits/dim | row − ours | seeds | | parameters | training, s | a sample, s |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:

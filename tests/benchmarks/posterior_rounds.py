@@ -1,4 +1,4 @@
-"""Simulations where the posterior is: a learned likelihood by one round, and by two.
+"""Simulations at draws of the posterior: a learned likelihood by one round, and by two.
 
     python -m tests.benchmarks.arena.peers
     python -m tests.benchmarks.posterior_rounds --out docs/measured/data/posteriors-rounds.csv

@@ -1,4 +1,4 @@
-"""Jobs of a benchmark, several at a time, with rows in a file that a later call goes on with."""
+"""Jobs of a benchmark, several at a time, with rows in a file that a later call continues."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What simulation costs a bound: the bias of the step, and the spread of its estimators.
+"""The errors of a simulated bound: the bias of the step, and the spread of its estimators.
 
     python -m tests.benchmarks.simulation
 
@@ -78,7 +78,7 @@ def main() -> None:
     data = torch.randn(8, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     x = data.repeat(options.paths // 8, 1)
 
-    print("bias: simulated bound less closed form, nats ± standard error")
+    print("bias: simulated bound − closed form, nats ± standard error")
     steps = (16, 32, 64, 128)
     print(f"{'':36}" + "".join(f"{f'step 1/{n}':>20}" for n in steps))
     for name, make in DIFFUSIONS.items():

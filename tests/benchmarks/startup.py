@@ -1,4 +1,4 @@
-"""What programs take before they do anything; run by hand.
+"""The start-up time of commands; run by hand.
 
     python -m tests.benchmarks.startup [--rounds 5]
 

@@ -1,4 +1,4 @@
-"""What the recipe of tables is made of: each part left out, on tables that it was chosen on.
+"""The recipe of tables with each part left out, on tables that it was chosen on.
 
     python -m tests.benchmarks.tables.peers
     OMP_NUM_THREADS=1 python -m tests.benchmarks.table_ladder --out runs/ladder.csv

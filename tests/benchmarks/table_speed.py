@@ -1,4 +1,4 @@
-"""What a Table takes: processor seconds of its fit and draws, memory of imputing long files.
+"""The cost of a Table: processor seconds of its fit and draws, memory of imputing long files.
 
     python -m tests.benchmarks.table_speed --out runs/speed.csv
     python -m tests.benchmarks.table_speed --out runs/speed.csv --summary docs/measured/data

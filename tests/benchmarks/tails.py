@@ -1,4 +1,4 @@
-"""How often a heavy tail of importance weights is flagged, by their number; run by hand.
+"""The share of heavy tails of importance weights that are flagged, by their number; by hand.
 
     python -m tests.benchmarks.tails
 

@@ -1,4 +1,4 @@
-"""What threads cost training, alone and beside other work; run by hand.
+"""The cost of threads in training, alone and beside other work; run by hand.
 
     python -m tests.benchmarks.threads [--steps 60] [--rounds 5] [--beside 0 2]
     python -m tests.benchmarks.threads --settings "10,000 spins" chosen --beside 0 3

@@ -1,4 +1,4 @@
-"""What a diffusion that varies in time costs, and how exact it is; run by hand.
+"""The cost and the errors of a diffusion that varies in time; run by hand.
 
     python -m tests.benchmarks.time_varying --variables 2 --cells 256
 

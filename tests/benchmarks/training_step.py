@@ -1,4 +1,4 @@
-"""What a training step costs beside its network; run by hand.
+"""The cost of a training step beside its network; run by hand.
 
     python tests/benchmarks/training_step.py [--size mnist|digits] [--batch 128] [--repeat 15]
     python tests/benchmarks/training_step.py --diffusions

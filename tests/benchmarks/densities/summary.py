@@ -49,7 +49,7 @@ def of_guides(file: Path, folder: Path) -> None:
             pd.DataFrame(made).dropna(axis=1, how="all"),
             [f"{command} {seeds}"],
             seeds_in_words(of),
-            notes=[f"each method has {seconds} seconds of the processor", *notes],
+            notes=[f"each method has {seconds} seconds of processor time", *notes],
             digits=4,
         )
 
@@ -62,8 +62,8 @@ def of_guides(file: Path, folder: Path) -> None:
         "best",
         own,
         [cells for cells in pairs if cells is not None],
-        "ours and theirs: the methods whose means over seeds are best, of those that have all "
-        f"seeds; differences are {paired}; of log Z, sizes of errors",
+        "ours and theirs: the methods with the best means over seeds, among those that have all "
+        f"seeds; differences are {paired}; for log Z, sizes of errors",
     )
     if is_variant.any():
         made = []

@@ -119,9 +119,9 @@ def of_ratios(rows: pd.DataFrame, folder: Path, seeds: str, of_what: str) -> Non
     table = pd.DataFrame(made).dropna(how="all", subset=pd.DataFrame(made).columns[1:])
     notes = [
         of_what,
-        "squared energy distances over those of the default for the same problem: geometric means "
-        "over problems, with Student's t; the last, of the method's most calls over the default's "
-        "fewest, is near equal time for azula",
+        "squared energy distances relative to those of the default for the same problem: geometric "
+        "means over problems, with Student's t; the last one compares the method's most calls with "
+        "the default's fewest, which take about equal time for azula",
     ]
     write(folder / "measurements-ratios.csv", table, COMMANDS, seeds, notes=notes)
 
@@ -225,7 +225,8 @@ def of_run(run: str, rows: pd.DataFrame, folder: Path) -> None:
     notes = [
         f"{rows.images.max()} test images, {rows.draws.max()} draws of each; errors are over "
         "images; differences from ours are paired by image, with Student's t",
-        "psnr is that of the draws' mean, dB; inside is the fraction of pixels in intervals of 90%",
+        "psnr is that of the mean of the draws, in dB; inside is the fraction of pixels in 90% "
+        "intervals",
         "a call of the network is one, a product of its Jacobian with a vector two; seconds are of "
         "the processor, for all draws of all images",
         VERSIONS,

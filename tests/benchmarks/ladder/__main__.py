@@ -146,7 +146,7 @@ def run(model: str, name: str, seed: int, steps: int, draws: int, fabric: Fabric
 def table(found: dict[str, dict[int, dict[str, Any]]]) -> str:
     """Means over seeds with standard errors, and paired differences from the base."""
     lines = [
-        "| | validation bits/dim | less base | training objective | steps | CPU s |",
+        "| | validation bits/dim | row − base | training objective | steps | CPU s |",
         "|---|---|---|---|---|---|",
     ]
     base = found["base"]

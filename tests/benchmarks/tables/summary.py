@@ -65,9 +65,10 @@ def of_imputation(file: Path, folder: Path) -> None:
             commands,
             seeds_in_words(ranks(rows, ["rmse"], methods)),
             notes=[
-                "ranks, 1 being best, are means over tasks; rmse ratio is to the least RMSE of the "
-                "task; accuracy − best is to the highest of the task; coverage is that of the "
-                "tables that have the least and the most; errors are over tables and mechanisms"
+                "ranks are means over tasks, where 1 is the best; rmse ratio is relative to the "
+                "lowest RMSE of the task; accuracy − best is relative to the highest of the task; "
+                "coverages are the lowest and the highest of a table; errors are over tables and "
+                "mechanisms"
             ],
         )
     write(
@@ -88,7 +89,7 @@ def of_imputation(file: Path, folder: Path) -> None:
         coverage[order].reset_index(),
         commands,
         seeds_in_words(rows),
-        notes=["of intervals of 90%, over mechanisms and seeds"],
+        notes=["of 90% intervals, over mechanisms and seeds"],
     )
     costs = rows.pivot_table(index="table", columns="method", values="cpu_seconds", sort=False)
     write(
@@ -97,7 +98,7 @@ def of_imputation(file: Path, folder: Path) -> None:
         commands,
         seeds_in_words(rows),
         unit="seconds of processor time",
-        notes=["fit and 50 draws of a fifth of the rows, mean over mechanisms and seeds"],
+        notes=["fit and 50 draws of a fifth of the rows, means over mechanisms and seeds"],
         digits=0,
     )
 
