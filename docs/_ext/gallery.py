@@ -17,6 +17,10 @@ from sphinx.util.docutils import SphinxDirective
 __all__ = ["figures", "setup"]
 
 
+HEAVIEST = 300_000
+"""Characters of a drawing, above which it is on its own page alone."""
+
+
 class gallery(nodes.General, nodes.Element):  # docutils names nodes so
     """Stands for the figures until all pages are read."""
 
@@ -34,6 +38,8 @@ class Gallery(SphinxDirective):
 def _is_figure(node: nodes.Node) -> bool:
     """A drawing, or a picture in its version for light pages; that for dark ones follows it."""
     drawn = isinstance(node, nodes.raw) and "drawn" in node["classes"]
+    if drawn and len(node.astext()) > HEAVIEST:
+        return False
     return drawn or (isinstance(node, nodes.image) and "only-dark" not in node["classes"])
 
 
