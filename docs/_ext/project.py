@@ -7,16 +7,18 @@ pages link to their sources in the site itself.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import re
-import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import yaml
 from docutils import nodes
+from jupyter_cache import get_cache
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -188,7 +190,12 @@ def _notebook(app: Sphinx, page: str, context: dict[str, Any]) -> str:
     """Where a notebook is to be had as a file, with what its cells have printed and drawn."""
     target = Path(app.outdir) / "_downloads" / f"{page}.ipynb"
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(Path(app.outdir).parent / "jupyter_execute" / f"{page}.ipynb", target)
+    notebook = nbformat.read(Path(app.outdir).parent / "jupyter_execute" / f"{page}.ipynb", 4)
+    with contextlib.suppress(KeyError):  # it did not run; outputs from the cache are only in pages
+        _, notebook = get_cache(app.config.nb_execution_cache_path).merge_match_into_notebook(
+            notebook
+        )
+    nbformat.write(notebook, target)
     return str(context["pathto"](f"_downloads/{page}.ipynb", True))
 
 
