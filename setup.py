@@ -42,6 +42,7 @@ docs = [
     "latex2mathml>=3.77",
     "myst-nb>=1.1",
     "sphinx>=8.1",
+    "sphinx-copybutton>=0.5.2",
 ]
 test = [
     *benchmarks,

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
-NEEDED = ("sphinx", "furo", "latex2mathml", "myst_nb")
+NEEDED = ("sphinx", "furo", "latex2mathml", "myst_nb", "sphinx_copybutton")
 """Modules that the extra ``docs`` brings."""
 
 

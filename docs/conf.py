@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,35 +11,46 @@ from typing import Any
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "docs" / "_build"
 sys.path.insert(0, str(ROOT))
 
 import inference  # noqa: F401  # first: it sets how threads wait, before torch is loaded
 from docs._ext.cache import digest, folder
+from docs._ext.project import citation, repository, resolve
 
 project = "pyro_mdm"
-author = "the authors of pyro_mdm"
-copyright = author
+author = copyright = citation()["authors"][0]["name"]
+version = release = citation()["version"]
 
 extensions = [
     "myst_nb",
+    "sphinx_copybutton",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.intersphinx",
     "docs._ext.api",
+    "docs._ext.figures",
     "docs._ext.formulas",
+    "docs._ext.gallery",
     "docs._ext.mathml",
     "docs._ext.matrix",
     "docs._ext.measured",
     "docs._ext.programs",
+    "docs._ext.project",
     "docs._ext.references",
+    "sphinx.ext.linkcode" if repository() else "sphinx.ext.viewcode",
 ]
-exclude_patterns = ["_build", "_ext"]
+linkcode_resolve = resolve
+exclude_patterns = ["_build", "_ext", "_style"]
 
 smartquotes_action = "D"  # dashes, and quotes as they are
 
 html_theme = "furo"
-html_title = project
-html_copy_source = html_show_sourcelink = False
+html_title = f"{project} {version}"
+html_copy_source = html_show_sourcelink = not repository()  # else sources are there
+templates_path = ["_templates"]
+copybutton_exclude = ".linenos, .gp, .go"
+copybutton_selector = "div.cell_input pre, div:not(.output) > div.highlight pre"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 
@@ -73,7 +85,7 @@ myst_heading_anchors = 3
 
 nb_execution_mode = "cache"
 nb_execution_cache_path = str(
-    folder(ROOT / "docs" / "_build", [ROOT / name for name in ("pyro_mdm", "models", "inference")])
+    folder(BUILD, [ROOT / name for name in ("pyro_mdm", "models", "inference", "docs/_style")])
 )
 nb_execution_raise_on_error = True
 nb_execution_timeout = 1800  # seconds of a cell, on a machine that is busy with other work
@@ -85,6 +97,9 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 )
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # bars are off in notebooks
+os.environ["IPYTHONDIR"] = str(BUILD / "ipython")
+profile = BUILD / "ipython" / "profile_default"
+shutil.copytree(ROOT / "docs" / "_style", profile, dirs_exist_ok=True)  # IPython writes there too
 
 # -- names of others -------------------------------------------------------------------------------
 

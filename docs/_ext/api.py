@@ -2,7 +2,8 @@
 
 A name that stands at a door (``pyro_mdm`` itself, one of its packages, or a module beside those)
 has a page of its own, under the shortest name that it is imported by. What else a module lists in
-``__all__`` stands on the module's page.
+``__all__`` stands on the module's page. The first page has the names by what they are for
+(:mod:`docs._ext.roles`), and a page ``inside`` the modules that users do not import from.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from typing import Any
 from sphinx.application import Sphinx
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.inspect import signature, stringify_signature
+
+from docs._ext.roles import DOORS, ROLES, Role
 
 __all__ = ["Door", "described", "doors", "names_of", "pages", "setup"]
 
@@ -126,47 +129,152 @@ def _table(title: str, names: list[str]) -> list[str]:
     return [f".. rubric:: {title}", "", ".. autosummary::", "   :nosignatures:", "", *rows, ""]
 
 
+def _inherited(cls: type) -> list[str]:
+    """Links to what a class has from others that users import, by the class that describes it."""
+    taken = {name for base in _undescribed(cls) for name in vars(base)}
+    lines: list[str] = []
+    for base in cls.__mro__[1:]:
+        page = described().get(f"{base.__module__}.{base.__qualname__}", "")
+        if page.rpartition(".")[0] not in (LIBRARY, *DOORS):
+            continue
+        names = sorted(name for name, member in vars(base).items() if _is_described(name, member))
+        links = [f":py:obj:`~{page}.{name}`" for name in names if name not in taken]
+        taken |= {*names}
+        if links:
+            lines += [
+                f"From :py:class:`{page.rpartition('.')[2]} <{page}>`: {', '.join(links)}.",
+                "",
+            ]
+    return [".. rubric:: Inherited", "", *lines] if lines else []
+
+
+def _undescribed(cls: type) -> list[type]:
+    """A class and the private ones before its first base with a page: its page has them too."""
+    bases = [cls]
+    for base in cls.__mro__[1:]:
+        if f"{base.__module__}.{base.__qualname__}" in described():
+            break
+        bases.append(base)
+    return bases
+
+
+def _is_described(name: str, member: Any) -> bool:
+    """Whether autodoc describes a member of a class."""
+    if name.startswith("_") or not getattr(member, "__doc__", None):
+        return False
+    return inspect.isroutine(member) or isinstance(member, (classmethod, property, staticmethod))
+
+
+def _of_class(whole: str, cls: type) -> list[str]:
+    """A class with its members, those of private bases, and where the others are."""
+    private = [base for base in _undescribed(cls)[1:] if base.__module__.startswith(LIBRARY)]
+    options = ["   :members:", "   :show-inheritance:"]
+    if private:
+        others = {base.__name__ for base in cls.__mro__[1:] if base not in private}
+        options.append(f"   :inherited-members: {', '.join(sorted(others))}")
+    return [f".. autoclass:: {whole}", *options, "", *_inherited(cls)]
+
+
 def _of_name(door: Door, name: str) -> str:
     thing = getattr(import_module(door.module), name)
-    directive = "autoclass" if inspect.isclass(thing) else "autofunction"
-    options = ["   :members:", "   :show-inheritance:"] if inspect.isclass(thing) else []
-    return "\n".join(
-        [*_heading(name), f".. {directive}:: {door.module}.{name}", *options, ""],
-    )
+    whole = f"{door.module}.{name}"
+    if inspect.isclass(thing):
+        return "\n".join([*_heading(name), *_of_class(whole, thing)])
+    return "\n".join([*_heading(name), f".. autofunction:: {whole}", ""])
 
 
 def _of_module(door: Door, inner: list[str]) -> str:
     lines = [*_heading(door.module), f".. automodule:: {door.module}", ""]
     lines += _table("Names", door.alone)
     lines += _table("Names that are described elsewhere", sorted(door.elsewhere))
-    lines += _table("Modules", [module.removeprefix(f"{door.module}.") for module in inner])
+    inside = [module for module in inner if module not in DOORS]
+    lines += _table("Modules", [m.removeprefix(f"{door.module}.") for m in inner if m in DOORS])
+    lines += _table("Inside", [module.removeprefix(f"{door.module}.") for module in inside])
     for name in door.here:
         thing = getattr(import_module(door.module), name)
         whole = f"{door.module}.{name}"
         if inspect.isclass(thing):
-            lines += [f".. autoclass:: {whole}", "   :members:", "   :show-inheritance:", ""]
+            lines += _of_class(whole, thing)
         elif inspect.isroutine(thing):
             lines += [f".. autofunction:: {whole}", ""]
         else:
             lines += [f".. autodata:: {whole}", "   :no-value:", ""]
-    below = [*map(page_of, inner), *(file_of(door, name) for name in door.alone)]
-    if below:
-        lines += [".. toctree::", "   :hidden:", "", *(f"   /api/{page}" for page in below), ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_below([*map(page_of, inner), *_pages_of(door)])])
+
+
+def _pages_of(door: Door) -> list[str]:
+    return [file_of(door, name) for name in door.alone]
+
+
+def _below(pages: Iterable[str]) -> list[str]:
+    """The pages that are below a page in the contents."""
+    below = [f"   /api/{page}" for page in pages]
+    return [".. toctree::", "   :hidden:", "", *below, ""] if below else []
+
+
+FRONT = f"""
+.. automodule:: {LIBRARY}
+
+The names that are used most are in ``{LIBRARY}`` itself: ``from {LIBRARY} import CLD``. All others
+are in the packages that are named below: ``from {LIBRARY}.samplers import Splitting``. The modules
+that these are made of are on another page, :doc:`inside </api/inside>`.
+"""
+INSIDE = """
+Few users import from these modules, of which the others are made. To write a diffusion, a score or
+a sampler of your own, begin with :doc:`/guide/extending`. The names that they list in ``__all__``
+are public too, and go as :doc:`/project/contributing` says.
+"""
+
+
+def _of_role(role: Role, found: dict[str, Door]) -> list[str]:
+    """The names of one purpose: a table of those of the library, and what its packages have."""
+    guides = " and ".join(f":doc:`/{page}`" for page in role.guides)
+    lines = [*_heading(role.title, "-"), f"Explained in {guides}.", ""]
+    if role.names:
+        rows = [f"   {name}" for name in role.names]
+        lines += [".. autosummary::", "   :nosignatures:", "", *rows, ""]
+    for name in role.doors:
+        door = found[f"{LIBRARY}.{name}"]
+        links = ", ".join(f":py:obj:`~{door.module}.{name}`" for name in [*door.alone, *door.here])
+        lines += [f"In :py:mod:`{door.module}`: {links}.", ""]
+    return lines
+
+
+def _front(found: dict[str, Door], inner: list[str]) -> str:
+    """The first page: names by what they are for."""
+    lines = [*_heading(LIBRARY), FRONT]
+    for role in ROLES:
+        lines += _of_role(role, found)
+    doors = [module for module in inner if not _is_inside(module)]
+    return "\n".join(
+        [*lines, *_below([*map(page_of, doors), *_pages_of(found[LIBRARY]), "inside"])]
+    )
+
+
+def _is_inside(module: str) -> bool:
+    """Whether users import neither from a module nor from one in it."""
+    return not any(door == module or door.startswith(f"{module}.") for door in DOORS)
 
 
 def pages() -> dict[str, str]:
     """The source of every page, by name."""
-    found = doors()
+    found = {door.module: door for door in doors()}
     result = {}
-    for door in found:
+    for door in found.values():
         level = door.module.count(".") + 1
         inner = [
-            other.module
+            other
             for other in found
-            if other.module.startswith(f"{door.module}.") and other.module.count(".") == level
+            if other.startswith(f"{door.module}.") and other.count(".") == level
         ]
-        result[page_of(door.module)] = _of_module(door, inner)
+        if door.module == LIBRARY:
+            inside = list(filter(_is_inside, inner))
+            lines = [*_heading("Inside"), INSIDE, ".. autosummary::", ""]
+            lines += [*(f"   {module}" for module in inside), ""]
+            result["inside"] = "\n".join([*lines, *_below(map(page_of, inside))])
+            result[LIBRARY] = _front(found, inner)
+        else:
+            result[page_of(door.module)] = _of_module(door, inner)
         result |= {file_of(door, name): _of_name(door, name) for name in door.alone}
     return result
 

@@ -48,7 +48,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import html
 import io
 import itertools
 import math
@@ -67,6 +66,8 @@ from sphinx.application import Sphinx
 from sphinx.errors import SphinxError
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
+from docs._ext.figures import in_page
+
 FACTS = ("command", "machine", "date", "seeds", "unit", "note")
 """What a file's comments may say, in the order in which a page gives it."""
 PAIRS = (("_low", "_high"), ("_q1", "_q3"))
@@ -76,8 +77,6 @@ ERRORS = ("_se", *itertools.chain(*PAIRS))
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?")
 UNFOLDED = 15
 """Rows of a table that is not folded."""
-INK = "#010203"
-"""Stands for the colour of the page's text while a plot is made."""
 COLOURS = ("#2f7fc1", "#d0672c", "#35925a", "#a060c0", "#8a8a30")
 MARKERS = ("o", "s", "^", "D", "v")
 
@@ -381,13 +380,13 @@ def draw(
         style = {"color": COLOURS[i], "marker": MARKERS[i], "markersize": 4.5, "linestyle": "none"}
         axes.plot(values, heights, label=each.label, **style)  # type: ignore[arg-type]
     if line is not None:
-        axes.axvline(line, color=INK, linewidth=0.8, linestyle="--", zorder=0)
+        axes.axvline(line, color="black", linewidth=0.8, linestyle="--", zorder=0)
     if log:
         axes.set_xscale("log")
     axes.set_yticks(range(len(places)), [textwrap.fill(place, 34) for place in places])
     axes.set_ylim(len(places) - 0.4, -0.6)
     figure.supxlabel(axis, fontsize="medium")
-    axes.grid(axis="x", color=INK, alpha=0.15, linewidth=0.6)
+    axes.grid(axis="x", color="black", alpha=0.15, linewidth=0.6)
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     if len(drawn) > 1:
@@ -398,23 +397,13 @@ def draw(
 def svg(
     drawn: Sequence[Series], axis: str, alt: str, line: float | None = None, log: bool = False
 ) -> str:
-    """A plot as part of a page: its text has the page's fonts and colour, light or dark."""
-    ink = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": alt, **dict.fromkeys(ink, INK)}
+    """A plot as part of a page, which says ``alt`` to those who do not see it."""
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": alt}
     with matplotlib.rc_context(settings):
         file = io.StringIO()
         figure = draw(drawn, axis, line, log)
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    picture = file.getvalue()
-    picture = picture[picture.index("<svg") :].replace(INK, "currentColor")
-    picture = re.sub(r"<metadata>.*?</metadata>", "", picture, flags=re.DOTALL)
-    picture = re.sub(r"<style[^>]*>.*?</style>", "", picture, flags=re.DOTALL)
-    picture = re.sub(r'<g id="[^"]*"', "<g", picture)
-    picture = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", picture)
-    style = "max-width: 100%; height: auto; stroke-linejoin: round"
-    return picture.replace(
-        "<svg", f'<svg role="img" aria-label="{html.escape(alt)}" style="{style}"', 1
-    )
+    return in_page(file.getvalue(), alt)
 
 
 class MeasuredNumber(SphinxRole):
@@ -478,7 +467,8 @@ class MeasuredFile(SphinxDirective):
         what = " and ".join(title(column) for column in columns)
         alt = f"Plot of {what}, {len(every)} values from {min(values):g} to {max(values):g}"
         picture = svg(drawn, axis, alt, self.options.get("line"), "log" in self.options)
-        figure = nodes.figure("", nodes.raw("", picture, format="html"), classes=["measured"])
+        raw = nodes.raw("", picture, format="html", classes=["drawn"], alt=alt)
+        figure = nodes.figure("", raw, classes=["measured"])
         if self.content:
             text, messages = self.parse_inline(" ".join(self.content))
             figure += [nodes.caption("", "", *text), *messages]
