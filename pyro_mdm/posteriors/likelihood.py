@@ -398,6 +398,7 @@ class AmortizedLikelihood(nn.Module):
         self,
         theta: Mapping[str, Tensor],
         *,
+        program: Callable[..., Any] | None = None,
         draws: Draws | None = None,
         steps: int = 6_000,
         batch_size: int = 256,
@@ -417,6 +418,8 @@ class AmortizedLikelihood(nn.Module):
 
         Args:
             theta: parameters by site, (*batch, *shape), of which each is simulated once.
+            program: the simulator, where the likelihood was fitted with a quick one in its place;
+                None: that one.
             draws: the simulations so far, where the likelihood was opened from a folder.
             steps, batch_size, learning_rate, diffusion: see :meth:`fit`.
             vectorized, workers, folder, leave_out: see :func:`simulate`.
@@ -435,7 +438,7 @@ class AmortizedLikelihood(nn.Module):
         rows, _ = self.sites.rows(theta)
         how: dict[str, Any] = {"vectorized": vectorized, "workers": workers, "folder": folder}
         how |= {"leave_out": leave_out, "seed": seed, "progress": progress}
-        new = simulate(self._program, at=rows, **how)
+        new = simulate(self._program if program is None else program, at=rows, **how)
         names = [*self.latent, *self.observed]
         both = {name: torch.cat([first[name], new[name].to(first[name])]) for name in names}
         return self.fit(

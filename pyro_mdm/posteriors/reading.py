@@ -33,7 +33,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import MixtureSameFamily, biject_to, constraints
 
-from pyro_mdm.posteriors.dependence import is_computed, parents_of
+from pyro_mdm.posteriors.dependence import is_computed, parents_of, with_other_draws
 from pyro_mdm.posteriors.independence import (
     SUPPORT_RUNS,
     Laws,
@@ -77,10 +77,14 @@ Draws = dict[str, Tensor]
 
 
 def nodes_of(program: Program, seed: int = 0) -> dict[str, Any]:
-    """The sample sites of one run of a program, by name."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        nodes = poutine.trace(program).get_trace().nodes.items()
+    """The sample sites of one run of a program that does not fail, by name."""
+
+    def traced(seed: int) -> Any:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return poutine.trace(program).get_trace().nodes.items()
+
+    nodes = with_other_draws(traced, seed)
     draws = ((name, site) for name, site in nodes if site["type"] == "sample")
     return {name: site for name, site in draws if not site_is_subsample(site)}
 

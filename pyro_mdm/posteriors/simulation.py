@@ -196,12 +196,17 @@ def _run_batch(plan: _Plan, runs: Sequence[int], given: Draws | None) -> Batch:
                 with _seeded(plan.seed, run, given is not None):
                     rows.append(_run(plan.program, values))
             except Exception as error:  # of any code
-                failed[run] = f"{type(error).__name__}: {error}"
+                failed[run] = _said(error)
                 if not plan.leave_out:
                     break
             else:
                 done.append(run)
         return Batch(torch.tensor(done, dtype=torch.int64), _stacked(rows), failed)
+
+
+def _said(error: Exception) -> str:
+    """What a run failed by, in a line: Pyro adds the shapes of all sites to it."""
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def _run_in_plate(plan: _Plan, runs: Sequence[int], given: Draws | None) -> Batch:
@@ -210,8 +215,8 @@ def _run_in_plate(plan: _Plan, runs: Sequence[int], given: Draws | None) -> Batc
         with _seeded(plan.seed, runs[0], 2 + (given is not None)):
             draws = Predictive(plan.program, given, num_samples=len(runs), parallel=True)()
     except Exception as error:  # of any code
-        said = f"{type(error).__name__}: {error}"
-        return Batch(torch.empty(0, dtype=torch.int64), {}, dict.fromkeys(runs, said))
+        none = torch.empty(0, dtype=torch.int64)
+        return Batch(none, {}, dict.fromkeys(runs, _said(error)))
     draws = (given or {}) | draws
     values = {
         name: draws[name].detach().reshape(len(runs), *shape)
