@@ -305,8 +305,8 @@ def _results(tasks: Iterable[tuple[Any, ...]], workers: int | None) -> Iterator[
         from joblib import Parallel, delayed
     except ImportError as error:
         raise ImportError(
-            "workers are those of joblib, which is not installed: pip install 'joblib>=1.4', or "
-            "leave workers out"
+            "workers are those of joblib, which is not installed: "
+            'pip install "pyro-mdm[simulators]", or leave workers out'
         ) from error
     parallel = Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)
     results = parallel(delayed(_run_batch)(*task) for task in tasks)

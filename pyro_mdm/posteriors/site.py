@@ -31,10 +31,10 @@ from pyro_mdm.posteriors.factors import (
 from pyro_mdm.posteriors.laws import DataBounds
 from pyro_mdm.posteriors.reading import DataFactor, Draws, Structure
 
-__all__ = ["DataDistribution", "Likelihood"]
+__all__ = ["DataDistribution", "LearnedLikelihood"]
 
 
-class Likelihood(Protocol):
+class LearnedLikelihood(Protocol):
     """What is asked of a likelihood that is a site."""
 
     structure: Structure
@@ -117,7 +117,7 @@ class DataDistribution(TorchDistribution):
 
     def __init__(
         self,
-        likelihood: Likelihood,
+        likelihood: LearnedLikelihood,
         theta: Mapping[str, Tensor] | Tensor,
         *,
         sites: str | Sequence[str] | None = None,

@@ -232,8 +232,8 @@ def _of_parquet(path: Path, names: Sequence[str]) -> Draws:
         table = pd.read_parquet(path)
     except ImportError as error:
         raise ImportError(
-            f"{path} is read by pandas and pyarrow, which are not installed: pip install pandas "
-            "pyarrow"
+            f"{path} is read by pandas and pyarrow, which are not installed: "
+            'pip install "pyro-mdm[simulators]"'
         ) from error
     draws = Draws()
     for name in names:
@@ -276,7 +276,7 @@ def _of_zarr(path: Path, names: Sequence[str]) -> Mapping[str, Any]:
         import zarr
     except ImportError as error:
         raise ImportError(
-            f"{path} is read by zarr, which is not installed: pip install zarr"
+            f'{path} is read by zarr, which is not installed: pip install "pyro-mdm[simulators]"'
         ) from (error)
     group = zarr.open_group(str(path), mode="r")
     available = dict.fromkeys(group.array_keys())
