@@ -73,9 +73,9 @@ def test_draws_outside_are_warned_of_with_their_fraction(exact: Any) -> None:
     theta = torch.zeros(50, 6)
     theta[:10, 0] = 50.0
     with pytest.warns(UserWarning, match=r"3.3% of 300 draws of the parameters are unlike all"):
-        part = exact.part_outside({"theta": theta})
+        part = exact.fraction_outside({"theta": theta})
     assert part == pytest.approx(10 / 300)
-    assert exact.part_outside({"theta": torch.zeros(50, 6)}) == 0.0
+    assert exact.fraction_outside({"theta": torch.zeros(50, 6)}) == 0.0
     refused(
         ValueError,
         (lambda: exact.outside({"mu": theta}), "no value of 'theta' among"),

@@ -75,7 +75,7 @@ def test_any_number_of_exchangeable_data_and_missing_ones(exact: Any) -> None:
 def test_a_plate_of_the_simulator_may_be_one_of_the_program(exact: Any) -> None:
     torch.manual_seed(0)
     theta, x = torch.randn(3, 1), torch.randn(3, 6)
-    law = exact.given(theta, each="trials")
+    law = exact.given(theta, datum_of="trials")
     assert law.event_shape == () and law.batch_shape == (3, 1)
     torch.testing.assert_close(law.log_prob(x), dist.Normal(theta, NOISE).log_prob(x), **SINGLE)
     assert law.expand((3, 6)).sample((2,)).shape == (2, 3, 6)
@@ -209,7 +209,7 @@ def test_sites_apart_add_up_to_all_of_them(learned: Any) -> None:
     for names in (["count"], ["pair"]):
         if len([f for f in likelihood.structure.factors if f.plate == "places"]) == 1:
             names = ["count", "pair"]
-        each = likelihood.given(alone, sites=names, each="places")
+        each = likelihood.given(alone, sites=names, datum_of="places")
         all_of_them = likelihood.given(theta, sites=names)
         torch.testing.assert_close(
             each.log_prob(each.joined(some)).sum(1),
@@ -352,7 +352,7 @@ def test_simulator_plates_are_subsampled_too(exact: Any) -> None:
         with units as rows:
             theta = pyro.sample("theta", dist.Normal(0.0, 3.0))
             with pyro.plate("trials", 4, subsample_size=2, dim=-1) as columns:
-                pyro.sample("x", exact.given(theta, each="trials"), obs=x[rows][:, columns])
+                pyro.sample("x", exact.given(theta, datum_of="trials"), obs=x[rows][:, columns])
 
     pyro.set_rng_seed(0)
     trace = poutine.trace(program).get_trace()
@@ -476,8 +476,8 @@ def test_mistakes_are_named_with_both_shapes(exact: Any, learned: Any) -> None:
             r"plates has 'times', .*there are none.*'x' has shape \(5,\) there, as one datum",
         ),
         (
-            lambda: of_series.given(torch.zeros(3), each="times"),
-            r"each has 'times', .*'x' has shape \(5,\) there, as one datum",
+            lambda: of_series.given(torch.zeros(3), datum_of="times"),
+            r"datum_of has 'times', .*'x' has shape \(5,\) there, as one datum",
         ),
         (
             lambda: of_series.given(torch.zeros(3)).log_prob(torch.zeros(3, 7)),
@@ -488,11 +488,11 @@ def test_mistakes_are_named_with_both_shapes(exact: Any, learned: Any) -> None:
             "plates has 'subjects', .*trials.*the program has no such plate",
         ),
         (
-            lambda: exact.given(torch.zeros(3), plates={"trials": 2}, each="trials"),
-            "plates and each have 'trials', expected one of them",
+            lambda: exact.given(torch.zeros(3), plates={"trials": 2}, datum_of="trials"),
+            "plates and datum_of have 'trials', expected one of them",
         ),
         (
-            lambda: likelihood.given(theta, each="places"),
+            lambda: likelihood.given(theta, datum_of="places"),
             "share has no place in it, expected sites of that plate",
         ),
         (lambda: likelihood.given(theta, sites="y"), "sites has 'y', expected sites of the data"),

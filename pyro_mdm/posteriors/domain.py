@@ -55,13 +55,13 @@ class Domain(PriorPredictive):
 def warn_of_outside(domain: Domain, outside: Tensor) -> float:
     """The fraction of draws that are outside of a domain, (n,) bool, with a warning of more than
     0.01 of them, and more than chance makes of new parameters of the simulations."""
-    count, part = int(outside.sum()), float(outside.double().mean())
-    if part > FEW_OUTSIDE and not domain.is_chance(count, len(outside)):
+    count, fraction = int(outside.sum()), float(outside.double().mean())
+    if fraction > FEW_OUTSIDE and not domain.is_chance(count, len(outside)):
         warnings.warn(
-            f"{part:.1%} of {len(outside):,} draws of the parameters are unlike all that were "
+            f"{fraction:.1%} of {len(outside):,} draws of the parameters are unlike all that were "
             "simulated. There the likelihood is a guess; simulate there too, by "
             "likelihood.refined(draws), or make such parameters impossible, by "
             "likelihood.given(theta, known_only=True)",
             stacklevel=3,
         )
-    return part
+    return fraction

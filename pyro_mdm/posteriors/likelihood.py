@@ -384,7 +384,7 @@ class AmortizedLikelihood(nn.Module):
         rows, batch = self.sites.rows(theta)
         return self.domain.outside(self._standardized(rows)).reshape(batch)
 
-    def part_outside(self, theta: Mapping[str, Tensor]) -> float:
+    def fraction_outside(self, theta: Mapping[str, Tensor]) -> float:
         """The fraction of draws that are outside (:meth:`outside`), with a warning above 0.01.
 
         Args:
@@ -464,7 +464,7 @@ class AmortizedLikelihood(nn.Module):
         *,
         sites: str | Sequence[str] | None = None,
         plates: Mapping[str, int] | None = None,
-        each: str | None = None,
+        datum_of: str | None = None,
         known_only: bool = False,
     ) -> DataDistribution:
         """The distribution of data given θ, for a sample site of any program.
@@ -474,7 +474,7 @@ class AmortizedLikelihood(nn.Module):
             sites: sites of the data that are the value, whole factors; None: all of them.
             plates: the numbers of data in plates along which they are exchangeable, by name; those
                 of the program by default.
-            each: the name of such a plate, of which a value is one datum.
+            datum_of: the name of such a plate, of which a value is one datum.
             known_only: whether parameters unlike all that were simulated are impossible
                 (:meth:`outside`).
 
@@ -482,7 +482,7 @@ class AmortizedLikelihood(nn.Module):
             ValueError: what :class:`~pyro_mdm.posteriors.DataDistribution` refuses.
         """
         return DataDistribution(
-            self, theta, sites=sites, plates=plates, each=each, known_only=known_only
+            self, theta, sites=sites, plates=plates, datum_of=datum_of, known_only=known_only
         )
 
     def log_prob(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -181,18 +181,18 @@ class LikelihoodMembers(nn.Module):
         Raises:
             PretrainedError: the folder is missing or damaged.
         """
-        found = sorted(Path(folder).glob("member-*"), key=lambda p: int(p.name.partition("-")[2]))
-        if not found:
+        paths = sorted(Path(folder).glob("member-*"), key=lambda p: int(p.name.partition("-")[2]))
+        if not paths:
             raise PretrainedError(
                 f"{folder} has no member-0, expected what LikelihoodMembers.save_pretrained writes"
             )
-        return cls([AmortizedLikelihood.from_pretrained(path, program) for path in found])
+        return cls([AmortizedLikelihood.from_pretrained(path, program) for path in paths])
 
     def __len__(self) -> int:
         return len(self.members)
 
-    def __iter__(self) -> Any:
-        return iter(self.members)
+    def __iter__(self) -> Iterator[AmortizedLikelihood]:
+        return iter(self.members)  # type: ignore[arg-type]
 
     @property
     def structure(self) -> Structure:
@@ -215,12 +215,12 @@ class LikelihoodMembers(nn.Module):
         *,
         sites: str | Sequence[str] | None = None,
         plates: Mapping[str, int] | None = None,
-        each: str | None = None,
+        datum_of: str | None = None,
         known_only: bool = False,
     ) -> DataDistribution:
         """The distribution of data given θ, as :meth:`AmortizedLikelihood.given`."""
         return DataDistribution(
-            self, theta, sites=sites, plates=plates, each=each, known_only=known_only
+            self, theta, sites=sites, plates=plates, datum_of=datum_of, known_only=known_only
         )
 
     def log_prob(
@@ -232,8 +232,8 @@ class LikelihoodMembers(nn.Module):
     ) -> Tensor:
         """The log of the members' mean density of n pairs, as
         :meth:`AmortizedLikelihood.log_prob`."""
-        each = torch.stack([m.log_prob(data, theta, sites=sites) for m in self.members])
-        return each.logsumexp(0) - math.log(len(self.members))
+        log_p = torch.stack([m.log_prob(data, theta, sites=sites) for m in self.members])
+        return log_p.logsumexp(0) - math.log(len(self.members))
 
     @torch.no_grad()
     def sample(
@@ -266,11 +266,11 @@ class LikelihoodMembers(nn.Module):
             progress: whether to show a progress bar.
         """
         with progress_bar(len(self), "evidence", "members", shown=progress) as bar:
-            found = []
-            for member in self.members:
-                found.append(Measured(*estimate(member)))  # type: ignore[arg-type]
+            evidences = list[Measured]()
+            for member in self:
+                evidences.append(estimate(member))
                 bar.update()
-        return LearnedEvidence.of(found)
+        return LearnedEvidence.of(evidences)
 
     def posterior(
         self,
@@ -289,16 +289,16 @@ class LikelihoodMembers(nn.Module):
             seed: the seed of the draws.
         """
         check_count("n", n, "the number of draws", len(self))
-        found = [
+        posteriors = [
             member.posterior(
                 data, -(-n // len(self)), particles=particles, moves=moves, seed=seed + place
             )
-            for place, member in enumerate(self.members)
+            for place, member in enumerate(self)
         ]
         order = torch.randperm(
-            sum(len(next(iter(one.draws.values()))) for one in found),
+            sum(len(next(iter(one.draws.values()))) for one in posteriors),
             generator=torch.Generator().manual_seed(seed),
         )[:n]
-        names = found[0].draws
-        draws = {name: torch.cat([one.draws[name] for one in found])[order] for name in names}
-        return MemberDraws(draws, LearnedEvidence.of([one.log_evidence for one in found]))
+        names = posteriors[0].draws
+        draws = {name: torch.cat([one.draws[name] for one in posteriors])[order] for name in names}
+        return MemberDraws(draws, LearnedEvidence.of([one.log_evidence for one in posteriors]))

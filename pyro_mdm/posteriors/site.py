@@ -68,7 +68,7 @@ class DataDistribution(TorchDistribution):
     """The distribution of a simulator's data given θ, by a learned likelihood.
 
     A value is what one simulation gives, so that the plates of the simulator are in the event. With
-    ``each`` it is one datum of a plate, which is then a plate of the program around it: for a
+    ``datum_of`` it is one datum of a plate, which is then a plate of the program around it: for a
     subsample of them. Of several sites a value is all numbers side by side, one site after the
     other (:meth:`joined`, :meth:`by_site`).
 
@@ -84,7 +84,7 @@ class DataDistribution(TorchDistribution):
         sites: sites of the data that are the value, whole factors; None: all of them.
         plates: the numbers of data in plates along which they are exchangeable, by name; those of
             the simulator by default.
-        each: the name of such a plate, of which a value is one datum.
+        datum_of: the name of such a plate, of which a value is one datum.
         known_only: whether parameters unlike all that were simulated are impossible.
         batch_shape: the batch shape, broadcast with that of θ.
 
@@ -122,18 +122,18 @@ class DataDistribution(TorchDistribution):
         *,
         sites: str | Sequence[str] | None = None,
         plates: Mapping[str, int] | None = None,
-        each: str | None = None,
+        datum_of: str | None = None,
         known_only: bool = False,
         batch_shape: Sequence[int] = (),
     ) -> None:
-        self.likelihood, self.known_only, self.each = likelihood, known_only, each
+        self.likelihood, self.known_only, self.datum_of = likelihood, known_only, datum_of
         structure = likelihood.structure
         self.theta, lead = _parameters(structure, theta)
         names = [sites] if isinstance(sites, str) else sites
         self._factors = factors_of(structure, names)
         self._plates = check_plates(structure, plates)
-        if each is not None:
-            self._check_each(structure, each)
+        if datum_of is not None:
+            self._check_datum_of(structure, datum_of)
         chosen = [site.name for factor in self._factors for site in factor.sites]
         self.sites = [site.name for site in structure.data if site.name in chosen]
         self.shapes = self._event_shapes()
@@ -144,17 +144,17 @@ class DataDistribution(TorchDistribution):
         # values may have NaN, which validation of supports refuses
         super().__init__(torch.Size(shape), torch.Size(event), validate_args=False)
 
-    def _check_each(self, structure: Structure, each: str) -> None:
-        check_exchangeable(structure, each, "each")
-        if others := [factor for factor in self._factors if factor.plate != each]:
+    def _check_datum_of(self, structure: Structure, datum_of: str) -> None:
+        check_exchangeable(structure, datum_of, "datum_of")
+        if others := [factor for factor in self._factors if factor.plate != datum_of]:
             raise ValueError(
-                f"each is {each!r} and {name_of(others[0])} has no place in it, expected sites of "
-                "that plate alone; name them in sites, and have another site for the others"
+                f"datum_of is {datum_of!r} and {name_of(others[0])} has no place in it, expected "
+                "sites of that plate alone; name them in sites, and have another site for the others"
             )
-        if each in self._plates:
+        if datum_of in self._plates:
             raise ValueError(
-                f"plates and each have {each!r}, expected one of them: with each a value is one "
-                "datum, and the plate around the site has their number"
+                f"plates and datum_of have {datum_of!r}, expected one of them: with datum_of a "
+                "value is one datum, and the plate around the site has their number"
             )
 
     def _event_shapes(self) -> dict[str, torch.Size]:
@@ -163,7 +163,7 @@ class DataDistribution(TorchDistribution):
         for factor in self._factors:
             for site in factor.sites:
                 shape, dim = list(site.shape), place_dim(factor, site)
-                if dim is not None and factor.plate == self.each:
+                if dim is not None and factor.plate == self.datum_of:
                     del shape[dim]
                 elif dim is not None:
                     shape[dim] = self._plates.get(factor.plate or "", shape[dim])
@@ -238,7 +238,7 @@ class DataDistribution(TorchDistribution):
         for factor, bounds in pairs:
             if factor not in self._factors:
                 continue
-            size = 1 if factor.plate == self.each and self.each else self._size(factor)
+            size = 1 if factor.plate == self.datum_of and self.datum_of else self._size(factor)
             for kind, numbers in zip(ends, bounds, strict=True):
                 by_site = values_by_site(factor, numbers.expand(1, size, -1))
                 kind |= {n: v.reshape(self.shapes[n]) for n, v in by_site.items()}
@@ -307,7 +307,9 @@ class DataDistribution(TorchDistribution):
 
     def _advice(self) -> str:
         """What to do about a value of another shape."""
-        plates = [f.plate for f in self._factors if f.plate is not None and f.plate != self.each]
+        plates = [
+            f.plate for f in self._factors if f.plate is not None and f.plate != self.datum_of
+        ]
         if plates:
             return (
                 f"; for another number of exchangeable data give plates={{{plates[0]!r}: n}}, "
@@ -316,8 +318,9 @@ class DataDistribution(TorchDistribution):
         return "; the likelihood is of data of that shape alone"
 
     def _with_place(self, name: str, value: Tensor) -> Tensor:
-        """Data of a site (n, *shape) as the likelihood takes them, one of its plate with each."""
-        if self.each is None:
+        """Data of a site (n, *shape) as the likelihood takes them, with the dimension of a plate of
+        which each is one datum."""
+        if self.datum_of is None:
             return value
         for factor in self._factors:
             for site in factor.sites:
@@ -337,7 +340,7 @@ class DataDistribution(TorchDistribution):
         for site in self.likelihood.structure.parameters:
             value = self.theta[site.name].expand(torch.Size([*lead, *site.shape]))
             parameters[site.name] = value.reshape(-1, *site.shape)
-        plates = self._plates | ({} if self.each is None else {self.each: 1})
+        plates = self._plates | ({} if self.datum_of is None else {self.datum_of: 1})
         drawn = self.likelihood.sample(parameters, plates=plates, sites=self.sites)
         data = {n: v.reshape(torch.Size([*lead, *self.shapes[n]])) for n, v in drawn.items()}
         return self.joined(data)
@@ -450,12 +453,12 @@ class _AllRows(torch.autograd.Function):
         return law._scored(value, theta, batch)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    def setup_context(ctx: object, inputs: object, output: object) -> None:
         pass
 
     @staticmethod
     def vmap(
-        info: Any,
+        info: object,
         in_dims: Sequence[int | None],
         law: DataDistribution,
         batch: Sequence[int],
@@ -468,7 +471,8 @@ class _AllRows(torch.autograd.Function):
         rows = [
             t if d is None else _with_lead(t.movedim(d, 0), len(s), deepest) for t, s, d in tensors
         ]
-        whole = (info.batch_size, *[1] * (deepest - len(batch)), *batch)
+        n = next(t.shape[d] for t, _, d in tensors if d is not None)
+        whole = (n, *[1] * (deepest - len(batch)), *batch)
         return law._scored(rows[0], rows[1:], whole), 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -266,9 +266,10 @@ def _of_parquet(path: Path, names: Sequence[str]) -> Draws:
     return draws
 
 
-def _nested(cell: Any) -> Any:
+def _nested(cell: Iterable[object]) -> np.ndarray:
     """An array of a list, whose entries may be lists."""
-    return np.stack([_nested(inner) for inner in cell]) if hasattr(cell, "__len__") else cell
+    entries = [_nested(entry) if isinstance(entry, Iterable) else entry for entry in cell]
+    return np.stack(entries)
 
 
 def _of_zarr(path: Path, names: Sequence[str]) -> Mapping[str, Any]:
