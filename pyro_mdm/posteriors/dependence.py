@@ -67,6 +67,8 @@ class _Leaks(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if func is Tensor.new:  # of a shape, which Pyro's tensors would take for numbers
+            return detach_provenance(args[0]).new(*args[1:], **kwargs)
         result = func(*args, **kwargs)
         if origin := get_provenance([args, kwargs]):
             name = getattr(func, "__name__", "")

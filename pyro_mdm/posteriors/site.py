@@ -149,7 +149,7 @@ class DataDistribution(TorchDistribution):
         if others := [factor for factor in self._factors if factor.plate != datum_of]:
             raise ValueError(
                 f"datum_of is {datum_of!r} and {name_of(others[0])} has no place in it, expected "
-                "sites of that plate alone; name them in sites, and have another site for the others"
+                "sites of that plate alone; name them in sites, with another site for the others"
             )
         if datum_of in self._plates:
             raise ValueError(

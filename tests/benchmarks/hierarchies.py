@@ -16,6 +16,7 @@ alike, so that what differs is what is learned.
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -63,12 +64,18 @@ def log_normal(x: Tensor, mean: Any, scale: Any) -> Tensor:
     return torch.distributions.Normal(mean, scale, validate_args=False).log_prob(x)
 
 
-def of_hyperparameters(log_likelihood: Tensor) -> Tensor:
-    """log p(data, μ, log τ) on the grid, (means, spreads), of log p(x_i | θ) of units, (θ, n)."""
+@functools.cache
+def of_units_given_hyperparameters() -> Tensor:
+    """p(θ | μ, τ) at all places, (means spreads, θ), times the width of a cell."""
     spread = LOG_SPREAD.exp().reshape(1, -1, 1)
     weight = log_normal(THETA, MEAN.reshape(-1, 1, 1), spread).exp() * (THETA[1] - THETA[0])
+    return weight.reshape(-1, len(THETA))
+
+
+def of_hyperparameters(log_likelihood: Tensor) -> Tensor:
+    """log p(data, μ, log τ) on the grid, (means, spreads), of log p(x_i | θ) of units, (θ, n)."""
     largest = log_likelihood.amax(0)
-    of_units = weight.reshape(-1, len(THETA)) @ (log_likelihood - largest).exp()
+    of_units = of_units_given_hyperparameters() @ (log_likelihood - largest).exp()
     joint = (of_units.clamp_min(1e-300).log() + largest).sum(1).reshape(len(MEAN), -1)
     prior = log_normal(MEAN, 0.0, 2.0).unsqueeze(1) + log_normal(LOG_SPREAD, math.log(0.8), 0.5)
     cell = (MEAN[1] - MEAN[0]) * (LOG_SPREAD[1] - LOG_SPREAD[0])
