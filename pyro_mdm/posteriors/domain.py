@@ -48,8 +48,8 @@ class Domain(PriorPredictive):
         """
         near, limit = self._near
         finite = x.isfinite().all(1)
-        inside = torch.cdist(self._whitened(torch.where(finite.unsqueeze(1), x, 0.0)), near)
-        return ~finite | (inside.amin(1) > limit)
+        distance = torch.cdist(self._whitened(torch.where(finite.unsqueeze(1), x, 0.0)), near)
+        return ~finite | (distance.amin(1) > limit)
 
 
 def warn_of_outside(domain: Domain, outside: Tensor) -> float:

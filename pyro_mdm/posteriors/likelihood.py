@@ -239,7 +239,7 @@ class AmortizedLikelihood(nn.Module):
 
     def bounds(self) -> list[DataBounds]:
         """The values that the numbers of a datum of each factor can have."""
-        return [law.bounds for law in self.laws]
+        return [law.bounds for _, law in self._factors]
 
     @property
     def gains(self) -> dict[str, Measured | None]:

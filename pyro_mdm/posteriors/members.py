@@ -157,15 +157,14 @@ class LikelihoodMembers(nn.Module):
             halves = [torch.randperm(n)[: max(2, n // 2)] for _ in range(members)]
         for place, rows in enumerate(halves):
             half = {name: chosen[name][rows] for name in names}
-            options_of_member = {"draws": half, "seed": seed + place, "progress": progress}
-            fitted.append(
-                AmortizedLikelihood.fit(program, latent, observed, **options_of_member, **training)
-            )
+            options_of_member: dict[str, Any] = {"draws": half, "seed": seed + place}
+            options_of_member |= {"progress": progress} | training
+            fitted.append(AmortizedLikelihood.fit(program, latent, observed, **options_of_member))
         return cls(fitted)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write each member to a folder of its own in this one."""
-        for place, member in enumerate(self.members):
+        for place, member in enumerate(self):
             member.save_pretrained(Path(folder) / f"member-{place}")
 
     @classmethod
@@ -197,17 +196,15 @@ class LikelihoodMembers(nn.Module):
     @property
     def structure(self) -> Structure:
         """What the program says of its parameters and data."""
-        structure: Structure = self.members[0].structure
-        return structure
+        return next(iter(self)).structure
 
     def bounds(self) -> list[DataBounds]:
         """The values that the numbers of a datum of each factor can have."""
-        bounds: list[DataBounds] = self.members[0].bounds()
-        return bounds
+        return next(iter(self)).bounds()
 
     def outside(self, theta: Mapping[str, Tensor]) -> Tensor:
         """Whether parameters are unlike all that were simulated for any member, (*batch,) bool."""
-        return torch.stack([member.outside(theta) for member in self.members]).all(0)
+        return torch.stack([member.outside(theta) for member in self]).all(0)
 
     def given(
         self,
@@ -232,7 +229,7 @@ class LikelihoodMembers(nn.Module):
     ) -> Tensor:
         """The log of the members' mean density of n pairs, as
         :meth:`AmortizedLikelihood.log_prob`."""
-        log_p = torch.stack([m.log_prob(data, theta, sites=sites) for m in self.members])
+        log_p = torch.stack([m.log_prob(data, theta, sites=sites) for m in self])
         return log_p.logsumexp(0) - math.log(len(self.members))
 
     @torch.no_grad()
@@ -249,7 +246,7 @@ class LikelihoodMembers(nn.Module):
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
-            drawn = [m.sample(theta, plates=plates, sites=sites) for m in self.members]
+            drawn = [m.sample(theta, plates=plates, sites=sites) for m in self]
             n = max(map(len, drawn[0].values()))
             which = torch.randint(len(drawn), (n,))
         rows = torch.arange(n)

@@ -37,7 +37,9 @@ __all__ = ["DataDistribution", "LearnedLikelihood"]
 class LearnedLikelihood(Protocol):
     """What is asked of a likelihood that is a site."""
 
-    structure: Structure
+    @property
+    def structure(self) -> Structure:
+        """What the program says of its parameters and data."""
 
     def log_prob(
         self,
@@ -138,11 +140,11 @@ class DataDistribution(TorchDistribution):
         self.sites = [site.name for site in structure.data if site.name in chosen]
         self.shapes = self._event_shapes()
         several = len(self.sites) > 1
-        event = (sum(map(math.prod, self.shapes.values())),)
-        event = event if several else self.shapes[self.sites[0]]
+        side_by_side = torch.Size([sum(map(math.prod, self.shapes.values()))])
+        event = side_by_side if several else self.shapes[self.sites[0]]
         shape = torch.broadcast_shapes(lead, tuple(batch_shape))
         # values may have NaN, which validation of supports refuses
-        super().__init__(torch.Size(shape), torch.Size(event), validate_args=False)
+        super().__init__(torch.Size(shape), event, validate_args=False)
 
     def _check_datum_of(self, structure: Structure, datum_of: str) -> None:
         check_exchangeable(structure, datum_of, "datum_of")
@@ -212,7 +214,7 @@ class DataDistribution(TorchDistribution):
         return {name: block.reshape(*value.shape[:-1], *shape) for (name, shape), block in pairs}
 
     @property
-    def support(self) -> Any:  # type: ignore[override]
+    def support(self) -> Any:
         """The values that data can have, by the bounds of their laws."""
         lower, upper, is_discrete = (
             self.joined({name: ends[name] for name in self.sites}) for ends in self._ends()

@@ -268,8 +268,7 @@ def _of_parquet(path: Path, names: Sequence[str]) -> Draws:
 
 def _nested(cell: Iterable[object]) -> np.ndarray:
     """An array of a list, whose entries may be lists."""
-    entries = [_nested(entry) if isinstance(entry, Iterable) else entry for entry in cell]
-    return np.stack(entries)
+    return np.stack([np.asarray(_nested(e) if isinstance(e, Iterable) else e) for e in cell])
 
 
 def _of_zarr(path: Path, names: Sequence[str]) -> Mapping[str, Any]:
