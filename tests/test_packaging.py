@@ -160,15 +160,20 @@ def test_the_citation_is_that_of_the_package_and_of_the_paper(described):
 def test_what_the_library_imports_is_required(described):
     """Also inside functions: by itself, not because something else happens to bring it."""
     known = {r.name for r in required(described)}
-    plots, tables, azula, diffusers = (
+    plots, tables, azula, diffusers, simulators = (
         known | {r.name for r in required(described, extra)}
-        for extra in ("plots", "tables", "azula", "diffusers")
+        for extra in ("plots", "tables", "azula", "diffusers", "simulators")
     )
     for path in sorted((ROOT / "pyro_mdm").rglob("*.py")):
         drawing = ("figures", "pictures", "posteriors", "restorations", "tables")
         allowed = plots if path.stem in drawing else known
         allowed = tables | plots if "tables" in path.parts else allowed
-        allowed = {"exporting": azula, "pipelines": diffusers}.get(path.stem, allowed)
+        allowed = {
+            "exporting": azula,
+            "pipelines": diffusers,
+            "simulation": simulators,
+            "stored": simulators,
+        }.get(path.stem, allowed)
         for module in imported(path):
             names = {canonicalize_name(d) for d in DISTRIBUTIONS.get(module, [module])}
             assert names & allowed, f"{path.name} imports {module}, which setup.py does not ask for"

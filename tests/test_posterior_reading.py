@@ -500,3 +500,18 @@ def test_mistakes_are_named() -> None:
     )
     (site,) = read_program(led, ["a"], ["k"]).data
     assert site.is_discrete and site.parameters == ("a",) and site.plates == ()
+
+
+def waiting() -> None:
+    """Times whose distribution makes a tensor of the shape of its rate."""
+    rate = pyro.sample("rate", dist.LogNormal(0.0, 1.0))
+    with pyro.plate("places", 3):
+        pyro.sample("time", dist.Exponential(rate))
+    pyro.sample("other", dist.Exponential(2.0 * torch.ones(())))
+
+
+def test_data_of_exponential_laws_are_read() -> None:
+    structure = read_program(waiting, ["rate"], ["time", "other"])
+    factors = {f.sites[0].name: (f.plate, f.parameters) for f in structure.factors}
+    assert factors == {"time": ("places", ("rate",)), "other": (None, ())}
+    assert not structure.notes

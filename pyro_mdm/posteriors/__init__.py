@@ -5,6 +5,8 @@ from pyro_mdm.posteriors.calibration import Calibration, calibrate, ranks
 from pyro_mdm.posteriors.checks import Coverage, calibrate_at, expected_coverage
 from pyro_mdm.posteriors.guide import ImportanceWeights, PosteriorGuide, ScoredDraws
 from pyro_mdm.posteriors.likelihood import AmortizedLikelihood, PosteriorDraws
+from pyro_mdm.posteriors.local import LocalGuide
+from pyro_mdm.posteriors.members import LearnedEvidence, LikelihoodMembers, MemberDraws
 from pyro_mdm.posteriors.prior import log_prior
 from pyro_mdm.posteriors.reading import (
     DataFactor,
@@ -13,19 +15,26 @@ from pyro_mdm.posteriors.reading import (
     Plate,
     Structure,
     read_program,
-    simulate,
 )
+from pyro_mdm.posteriors.simulation import simulate
+from pyro_mdm.posteriors.site import DataDistribution
+from pyro_mdm.posteriors.stored import read_draws
 
 __all__ = [
     "AmortizedLikelihood",
     "AmortizedPosterior",
     "Calibration",
     "Coverage",
-    "DataSite",
+    "DataDistribution",
     "DataFactor",
+    "DataSite",
     "ImportanceWeights",
+    "LearnedEvidence",
+    "LikelihoodMembers",
     "LinearGaussian",
+    "LocalGuide",
     "LogDensity",
+    "MemberDraws",
     "ParameterSite",
     "Plate",
     "PosteriorGuide",
@@ -37,6 +46,7 @@ __all__ = [
     "expected_coverage",
     "log_prior",
     "ranks",
+    "read_draws",
     "read_program",
     "simulate",
 ]

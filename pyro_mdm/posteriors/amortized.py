@@ -41,6 +41,7 @@ from pyro_mdm.posteriors.folders import (
     write_folder,
 )
 from pyro_mdm.posteriors.guide import PosteriorGuide, ScoredDraws, draw_by_flow, one_row
+from pyro_mdm.posteriors.local import LocalGuide
 from pyro_mdm.posteriors.parameters import Parameters, spread_of
 from pyro_mdm.posteriors.predictive import PriorPredictive
 from pyro_mdm.posteriors.prior import log_prior
@@ -49,8 +50,8 @@ from pyro_mdm.posteriors.reading import (
     check_data,
     named_sites,
     rows_of,
-    simulate,
 )
+from pyro_mdm.posteriors.simulation import simulate
 from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from, train
 from pyro_mdm.pretrained import CONFIG, PretrainedError
 from pyro_mdm.scores.denoiser import Denoiser
@@ -236,7 +237,7 @@ class AmortizedPosterior(nn.Module):
         latent: Sequence[str],
         observed: Sequence[str],
         *,
-        draws: Draws | None = None,
+        draws: Draws | str | os.PathLike[str] | None = None,
         simulations: int = 10_000,
         missing: float = 0.0,
         steps: int = 8_000,
@@ -246,6 +247,9 @@ class AmortizedPosterior(nn.Module):
         diffusion: LinearDiffusion | None = None,
         encoder: nn.Module | None = None,
         vectorized: bool = False,
+        workers: int | None = None,
+        folder: str | os.PathLike[str] | None = None,
+        leave_out: bool = False,
         seed: int = 0,
         progress: bool = False,
     ) -> AmortizedPosterior:
@@ -255,13 +259,14 @@ class AmortizedPosterior(nn.Module):
 
         Args:
             program, latent, observed, network, diffusion, encoder: see the class.
-            draws: simulations, (n, *shape) by site, as from :func:`simulate`; None: new ones.
+            draws: simulations, (n, *shape) by site, as from :func:`simulate`, or the path of a
+                folder that it wrote, of ``*.parquet`` or ``*.zarr``; None: new ones.
             simulations: the number of new simulations.
             missing: fraction of the simulations of a step of which numbers of x are hidden, each
                 number by a probability that is uniform for a simulation. Then data may have NaN.
             steps, batch_size, learning_rate: settings of Adam, with a cosine schedule that ends at
                 zero. Of the moving averages of the weights the best are kept.
-            vectorized: see :func:`simulate`.
+            vectorized, workers, folder, leave_out: see :func:`simulate`.
             seed: the seed of simulations, weights and noise.
             progress: whether to show a progress bar.
 
@@ -272,8 +277,10 @@ class AmortizedPosterior(nn.Module):
         if not 0 <= check_number("missing", missing, "a part of the simulations, e.g. 0.3") <= 1:
             raise ValueError(f"missing is {missing}, expected a number in [0, 1], e.g. 0.3")
         options = TrainingOptions(steps, batch_size, learning_rate, progress)
+        how = {"vectorized": vectorized, "workers": workers, "folder": folder}
+        names = [*latent, *observed]
         with to_learn_from(
-            program, draws, simulations, options, vectorized=vectorized, seed=seed
+            program, draws, simulations, options, names=names, seed=seed, leave_out=leave_out, **how
         ) as chosen:
             settings: dict[str, Any] = {"missing": missing > 0, "encoder": encoder}
             posterior = cls(program, latent, observed, chosen, network, diffusion, **settings)
@@ -512,6 +519,34 @@ class AmortizedPosterior(nn.Module):
         return PosteriorGuide(
             self, self.program, self.sites.sites, data, nuisance=nuisance, seed=seed
         )
+
+    def scored_draws_of_each(self, data: Mapping[str, Tensor], n: int) -> ScoredDraws:
+        """n draws of p(θ | x) for each of m data, (m n, *shape) by site, those of a datum one after
+        another, with the density of the distribution that they are drawn from."""
+        check_count("n", n, "the number of draws for each datum")
+        repeated = self.data(data).repeat_interleave(n, 0)
+        maps = partial(self.parameters_of, x=repeated), partial(self.coordinates, x=repeated)
+        return draw_by_flow(self.model.given_context(repeated), *maps, len(repeated))
+
+    def local_guide(
+        self,
+        data: Mapping[str, Tensor],
+        *,
+        names: Mapping[str, str] | None = None,
+        block: int = 16,
+    ) -> LocalGuide:
+        """The posteriors of m data as the guide of local latents of a hierarchical program.
+
+        Args:
+            data: data by site, (m, *shape).
+            names: names of the program's sites by those of the simulator, where they differ.
+            block: number of draws of a datum that are made together.
+        """
+        x = self.data(data)
+        self._warn_of(x)
+        rows = {name: torch.as_tensor(data[name]) for name in self._data_shapes}
+        sites = self.sites.sites
+        return LocalGuide(self, sites, rows, len(x), names=names, block=block)
 
     @torch.no_grad()
     def log_prob(

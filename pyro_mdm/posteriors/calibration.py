@@ -16,7 +16,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pyro_mdm.posteriors.reading import Draws, simulate
+from pyro_mdm.posteriors.reading import Draws
+from pyro_mdm.posteriors.simulation import simulate
 
 __all__ = ["NEW_SEED", "Calibration", "Sampled", "calibrate", "new_simulations", "ranks"]
 

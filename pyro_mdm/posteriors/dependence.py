@@ -13,7 +13,7 @@ import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from pyro.distributions.torch_distribution import MaskedDistribution
@@ -23,7 +23,12 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["ProgramRun", "is_computed", "parents_of", "run_holding"]
+__all__ = ["ProgramRun", "is_computed", "parents_of", "run_holding", "with_other_draws"]
+
+T = TypeVar("T")
+
+ATTEMPTS, APART = 10, 1_000_003
+"""Runs with other draws where one fails, and how far their seeds are apart."""
 
 ABOUT = {
     "__get__", "__len__", "dim", "element_size", "get_device", "is_complex", "is_contiguous",
@@ -62,6 +67,8 @@ class _Leaks(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if func is Tensor.new:  # of a shape, which Pyro's tensors would take for numbers
+            return detach_provenance(args[0]).new(*args[1:], **kwargs)
         result = func(*args, **kwargs)
         if origin := get_provenance([args, kwargs]):
             name = getattr(func, "__name__", "")
@@ -98,6 +105,28 @@ class _Following(Messenger):
         msg["value"] = ProvenanceTensor(value, frozenset({name}))
 
 
+def with_other_draws(run: Callable[[int], T], seed: int) -> T:
+    """What a run of a program gives by the first seed by which it does not fail.
+
+    Simulators fail at some parameters, and at others they do not.
+
+    Args:
+        run: function of a seed that runs the program.
+        seed: the first seed.
+
+    Raises:
+        Exception: the first error, if all of some runs fail.
+    """
+    first: Exception | None = None
+    for attempt in range(ATTEMPTS):
+        try:
+            return run(seed + attempt * APART)
+        except Exception as error:  # of any code
+            first = error if first is None else first
+    assert first is not None
+    raise first
+
+
 def parents_of(
     program: Callable[..., Any], named: Collection[str], seeds: Collection[int]
 ) -> dict[str, frozenset[str]]:
@@ -109,12 +138,16 @@ def parents_of(
         seeds: the seeds of the runs.
     """
     parents: dict[str, frozenset[str]] = {}
-    for seed in seeds:
+
+    def followed(seed: int) -> _Following:
         with _seeded(seed), warnings.catch_warnings(), _Leaks() as leaks:
             warnings.simplefilter("ignore")  # of tensors that are made from tensors
             with _Following(named, leaks) as following:
                 program()
-        for name, from_ in following.parents.items():
+        return following
+
+    for seed in seeds:
+        for name, from_ in with_other_draws(followed, seed).parents.items():
             parents[name] = parents.get(name, frozenset()) | from_
     return parents
 
@@ -161,12 +194,16 @@ def run_holding(
     Returns:
         :class:`ProgramRun`; what has no density has no law. Empty if the program can't be run so.
     """
-    try:
+
+    def run(seed: int) -> ProgramRun:
         with _seeded(seed), _Holding(held) as holding:
             program()
+        return holding.run
+
+    try:
+        return with_other_draws(run, seed)
     except Exception:  # of any program, at values that it never draws together
         return ProgramRun({}, {})
-    return holding.run
 
 
 @contextmanager

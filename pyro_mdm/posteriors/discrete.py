@@ -24,6 +24,7 @@ from pyro_mdm.posteriors.laws import (
     STEPS,
     Bounds,
     ContinuousLaw,
+    DataBounds,
     FactorLaw,
     Residual,
 )
@@ -206,6 +207,14 @@ class DiscreteLaw(FactorLaw):
 
     # -- data --------------------------------------------------------------------------------------
 
+    @property
+    def bounds(self) -> DataBounds:
+        lower, upper = (
+            torch.tensor([getattr(lattice, end) for lattice in self.lattices])
+            for end in ("lower", "upper")
+        )
+        return DataBounds(lower, upper, torch.ones_like(lower, dtype=torch.bool))
+
     @torch.no_grad()
     def cells(self, x: Tensor) -> Cells:
         """Where data x (n, k, m) are."""
@@ -337,6 +346,12 @@ class MixedLaw(FactorLaw):
         given, real = self._given(x, theta)
         self.continuous.fit(real, given, (lower, upper), options, diffusion)
         self.gain = self.continuous.gain
+
+    @property
+    def bounds(self) -> DataBounds:
+        kinds = zip(self.discrete.bounds, self.continuous.bounds, strict=True)
+        order = torch.tensor(self.counted + self.real).argsort()
+        return DataBounds(*(torch.cat(pair)[order] for pair in kinds))
 
     def _given(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         """What the real numbers of each datum are given, (n k, inputs), and these, (n k, 1, m)."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,12 +34,22 @@ __all__ = [
     "Bounds",
     "ConditionalGaussian",
     "ContinuousLaw",
+    "DataBounds",
     "FactorLaw",
     "Residual",
 ]
 
 Bounds = tuple[Tensor, Tensor]
 """The ends of the support of each number, (m,) each, infinite where there is none."""
+
+
+class DataBounds(NamedTuple):
+    """The values that the numbers of a datum can have."""
+
+    lower: Tensor  # (m,), -∞ where there is no bound
+    upper: Tensor  # (m,), ∞ likewise
+    is_discrete: Tensor  # (m,) bool
+
 
 MAX_LOG_SNR = 9.0
 """λ where the flow of what a Gaussian leaves ends: noise of 0.011 of its standard deviation."""
@@ -144,6 +154,11 @@ class FactorLaw(nn.Module, ABC):
         gain = self.gain
         return gain is not None and gain.mean > LEAST_GAIN and gain.mean > 2 * gain.standard_error
 
+    @property
+    @abstractmethod
+    def bounds(self) -> DataBounds:
+        """The values that the numbers of a datum can have."""
+
     @abstractmethod
     def fit(
         self, x: Tensor, theta: Tensor, bounds: Bounds, options: TrainingOptions, diffusion: bool
@@ -238,6 +253,10 @@ class ContinuousLaw(FactorLaw):
             return
         rows = torch.arange(n - held_out, n)
         self.gain = self._measured(*chosen(rows.repeat(DRAWS_OF_GAIN)))
+
+    @property
+    def bounds(self) -> DataBounds:
+        return DataBounds(self.lower, self.upper, torch.zeros_like(self.lower, dtype=torch.bool))
 
     def _unbounded(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Numbers without bounds, like x (*batch, m), and log|det| of the map, (*batch): NaN where

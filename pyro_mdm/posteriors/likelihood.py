@@ -27,9 +27,21 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from torch import Tensor, nn
-from torch.distributions import biject_to, constraints
+from torch.distributions import constraints
 
 from pyro_mdm.posteriors.discrete import Lattice, law_of
+from pyro_mdm.posteriors.domain import Domain, warn_of_outside
+from pyro_mdm.posteriors.factors import (
+    bounds_of_factor,
+    check_plates,
+    data_of,
+    factors_of,
+    inputs_of,
+    lattices_of,
+    name_of,
+    size_of,
+    values_by_site,
+)
 from pyro_mdm.posteriors.folders import (
     check_program,
     damage_of,
@@ -37,19 +49,17 @@ from pyro_mdm.posteriors.folders import (
     read_tensors,
     write_folder,
 )
-from pyro_mdm.posteriors.laws import STEPS, Bounds, ConditionalGaussian, FactorLaw
+from pyro_mdm.posteriors.laws import STEPS, ConditionalGaussian, DataBounds, FactorLaw
 from pyro_mdm.posteriors.parameters import Parameters, spread_of
 from pyro_mdm.posteriors.prior import ParameterPrior
 from pyro_mdm.posteriors.reading import (
     DataFactor,
-    DataSite,
     Draws,
     ParameterSite,
-    Program,
-    bounds_of,
     read_program,
-    sites_of,
 )
+from pyro_mdm.posteriors.simulation import simulate
+from pyro_mdm.posteriors.site import DataDistribution
 from pyro_mdm.posteriors.tempering import GROUPS, Density, temper
 from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from
 from pyro_mdm.pretrained import PretrainedError
@@ -64,9 +74,6 @@ NAMES, TENSORS = "likelihood.json", "likelihood.safetensors"
 
 FEW_STEPS = 2
 """Steps of the flow that particles are led by first: what they miss is small, and weighted."""
-
-LEAST_DISTINCT = 0.5
-"""The part of simulations that have a value of their own, below which a number is discrete."""
 
 LEAST_PARTICLES = {False: 20_000, True: 4_000}
 """Particles of sequential Monte Carlo, where fewer draws are asked for: without and with densities
@@ -108,6 +115,8 @@ class AmortizedLikelihood(nn.Module):
 
     mean: Tensor
     scale: Tensor
+    domain: Domain | None  # where parameters were simulated; None: an earlier version's
+    simulations: Draws | None = None  # that it was fitted to; a folder does not keep them
 
     def __init__(
         self,
@@ -122,10 +131,11 @@ class AmortizedLikelihood(nn.Module):
         super().__init__()
         self._read(program, latent, observed, hidden, depth)
         self.structure.check(draws)
-        self._make_laws([_lattices(program, factor, draws) for factor in self.structure.factors])
+        self._make_laws([lattices_of(program, factor, draws) for factor in self.structure.factors])
         seen = self._seen(self.sites.values(draws))
         self.scale.copy_(spread_of(seen))
         self.mean.copy_(seen.mean(0))
+        self.domain = Domain((seen - self.mean) / self.scale)
 
     def _read(
         self,
@@ -140,6 +150,7 @@ class AmortizedLikelihood(nn.Module):
         self.latent, self.observed = list(latent), list(observed)
         self.hidden, self.depth = hidden, depth
         self._program = program
+        self.domain = None
         sizes = {site.name: _numbers(site) for site in self.structure.parameters}
         self._places, first = dict[str, slice](), 0
         for name, size in sizes.items():
@@ -168,7 +179,7 @@ class AmortizedLikelihood(nn.Module):
         latent: Sequence[str],
         observed: Sequence[str],
         *,
-        draws: Draws | None = None,
+        draws: Draws | str | os.PathLike[str] | None = None,
         simulations: int = 10_000,
         steps: int = 6_000,
         batch_size: int = 256,
@@ -177,6 +188,9 @@ class AmortizedLikelihood(nn.Module):
         depth: int = 3,
         diffusion: bool = True,
         vectorized: bool = False,
+        workers: int | None = None,
+        folder: str | os.PathLike[str] | None = None,
+        leave_out: bool = False,
         seed: int = 0,
         progress: bool = False,
     ) -> AmortizedLikelihood:
@@ -187,12 +201,13 @@ class AmortizedLikelihood(nn.Module):
 
         Args:
             program, latent, observed, hidden, depth: see the class.
-            draws: simulations, (n, *shape) by site, as from :func:`simulate`; None: new ones.
+            draws: simulations, (n, *shape) by site, as from :func:`simulate`, or the path of a
+                folder that it wrote, of ``*.parquet`` or ``*.zarr``; None: new ones.
             simulations: the number of new simulations.
             steps, batch_size, learning_rate: settings of Adam for each network, with a cosine
                 schedule that ends at zero. Of the moving averages of the weights the best are kept.
             diffusion: whether to learn what differs from a Gaussian law; kept where it is better.
-            vectorized: see :func:`simulate`.
+            vectorized, workers, folder, leave_out: see :func:`simulate`.
             seed: the seed of simulations, weights and noise.
             progress: whether to show a progress bar.
 
@@ -201,25 +216,36 @@ class AmortizedLikelihood(nn.Module):
             TypeError, ValueError: what the class refuses; numbers that are too small.
         """
         options = TrainingOptions(steps, batch_size, learning_rate, progress)
+        how = {"vectorized": vectorized, "workers": workers, "folder": folder}
+        names = [*latent, *observed]
         with to_learn_from(
-            program, draws, simulations, options, vectorized=vectorized, seed=seed
+            program, draws, simulations, options, names=names, seed=seed, leave_out=leave_out, **how
         ) as chosen:
             likelihood = cls(program, latent, observed, chosen, hidden=hidden, depth=depth)
+            likelihood.simulations = {name: chosen[name] for name in names}
             theta = likelihood._inputs(likelihood.sites.values(chosen))
             for factor, law in likelihood._factors:
-                x, bounds = factor.data(chosen), _bounds(program, factor)
-                law.fit(x, _of_factor(theta, factor), bounds, options, diffusion)
+                x, bounds = factor.data(chosen), bounds_of_factor(program, factor)
+                law.fit(x, inputs_of(theta, factor), bounds, options, diffusion)
         return likelihood.eval().requires_grad_(False)
 
     @property
     def _factors(self) -> list[tuple[DataFactor, Any]]:
         return list(zip(self.structure.factors, self.laws, strict=True))
 
+    def _chosen(self, sites: Sequence[str] | None) -> list[tuple[DataFactor, Any]]:
+        chosen = factors_of(self.structure, sites)
+        return [(factor, law) for factor, law in self._factors if factor in chosen]
+
+    def bounds(self) -> list[DataBounds]:
+        """The values that the numbers of a datum of each factor can have."""
+        return [law.bounds for _, law in self._factors]
+
     @property
     def gains(self) -> dict[str, Measured | None]:
         """Nats per datum by which the diffusion is better than the Gaussian on held-out
         simulations, with standard errors, by the sites of a factor; None where none was learned."""
-        return {_name(factor): law.gain for factor, law in self._factors}
+        return {name_of(factor): law.gain for factor, law in self._factors}
 
     # -- folders -----------------------------------------------------------------------------------
 
@@ -270,8 +296,10 @@ class AmortizedLikelihood(nn.Module):
                 f"the sites of the program are {new._described}, expected those of the likelihood "
                 f"in {folder}, {described}; give the simulator that it is of"
             )
+        if (kept := state.get("domain.kept")) is not None:
+            new.domain = Domain(kept)
         if not lattices:  # of an earlier version, whose data are all real
-            lattices = [[None] * _size(factor) for factor in new.structure.factors]
+            lattices = [[None] * size_of(factor) for factor in new.structure.factors]
         with torch.random.fork_rng(devices=[]):  # weights are drawn that are replaced
             new._make_laws(lattices)
         for name, value in new.state_dict().items():
@@ -305,19 +333,27 @@ class AmortizedLikelihood(nn.Module):
             columns.append(value if _is_bounded(site) else site.unconstrained(value)[0])
         return torch.cat([column.reshape(len(column), -1) for column in columns], 1)
 
+    def _standardized(self, values: Mapping[str, Tensor]) -> Tensor:
+        """What networks see of all parameters, (n, k)."""
+        return (self._seen(values) - self.mean) / self.scale
+
     def _inputs(self, values: Mapping[str, Tensor]) -> Draws:
         """What networks see of each site, (n, k), standardized."""
-        seen = (self._seen(values) - self.mean) / self.scale
+        seen = self._standardized(values)
         return {name: seen[:, place] for name, place in self._places.items()}
 
-    def data(self, data: Mapping[str, Tensor]) -> list[Tensor]:
+    def data(self, data: Mapping[str, Tensor], sites: Sequence[str] | None = None) -> list[Tensor]:
         """Data of each factor, (n or 1, places, m), of which NaN are missing.
+
+        Args:
+            data: data by site, (n, *shape) or (*shape).
+            sites: names of the sites of whole factors; None: all.
 
         Raises:
             ValueError: a site is missing, or of another shape; numbers of data differ; infinite
                 numbers, or places of which a part is missing.
         """
-        by_factor = [_data(factor, data) for factor in self.structure.factors]
+        by_factor = [data_of(factor, data) for factor in factors_of(self.structure, sites)]
         n = max(map(len, by_factor))
         if odd := [len(values) for values in by_factor if len(values) not in (1, n)]:
             raise ValueError(
@@ -326,9 +362,136 @@ class AmortizedLikelihood(nn.Module):
             )
         return by_factor
 
+    # -- where it knows parameters -----------------------------------------------------------------
+
+    def outside(self, theta: Mapping[str, Tensor]) -> Tensor:
+        """Whether parameters are unlike all that were simulated, (*batch,) bool.
+
+        Outside the likelihood is a guess. Of new parameters of the simulations one in 500 is, by
+        chance (:mod:`pyro_mdm.posteriors.domain`).
+
+        Args:
+            theta: parameters by site, (*batch, *shape), such as those of all units of a plate.
+
+        Raises:
+            ValueError: parameters of another shape; a likelihood of an earlier version.
+        """
+        if self.domain is None:
+            raise ValueError(
+                "the likelihood was saved by an earlier version, which kept no parameters, "
+                "expected those of simulations; fit it again"
+            )
+        rows, batch = self.sites.rows(theta)
+        return self.domain.outside(self._standardized(rows)).reshape(batch)
+
+    def fraction_outside(self, theta: Mapping[str, Tensor]) -> float:
+        """The fraction of draws that are outside (:meth:`outside`), with a warning above 0.01.
+
+        Args:
+            theta: draws by site, (*batch, *shape), such as a posterior's.
+        """
+        outside = self.outside(theta).reshape(-1)
+        assert self.domain is not None  # or outside would have raised
+        return warn_of_outside(self.domain, outside)
+
+    def refined(
+        self,
+        theta: Mapping[str, Tensor],
+        *,
+        program: Callable[..., Any] | None = None,
+        draws: Draws | None = None,
+        steps: int = 6_000,
+        batch_size: int = 256,
+        learning_rate: float = 3e-3,
+        diffusion: bool = True,
+        vectorized: bool = False,
+        workers: int | None = None,
+        folder: str | os.PathLike[str] | None = None,
+        leave_out: bool = False,
+        seed: int = 1,
+        progress: bool = False,
+    ) -> AmortizedLikelihood:
+        """A likelihood of these simulations and of new ones, one at each θ: a further round.
+
+        A likelihood needs no correction for where its parameters come from. So they may be draws of
+        a posterior, of all units of a hierarchical program too.
+
+        Args:
+            theta: parameters by site, (*batch, *shape), of which each is simulated once.
+            program: the simulator, where the likelihood was fitted with a quick one in its place;
+                None: that one.
+            draws: the simulations so far, where the likelihood was opened from a folder.
+            steps, batch_size, learning_rate, diffusion: see :meth:`fit`.
+            vectorized, workers, folder, leave_out: see :func:`simulate`.
+            seed: the seed of simulations, weights and noise.
+            progress: whether to show progress bars.
+
+        Raises:
+            ValueError: parameters of another shape, or no simulations; what :meth:`fit` refuses.
+        """
+        first = self.simulations if draws is None else draws
+        if first is None:
+            raise ValueError(
+                "the likelihood is from a folder, which keeps no simulations, expected those of "
+                "the first round; give them as draws"
+            )
+        rows, _ = self.sites.rows(theta)
+        how: dict[str, Any] = {"vectorized": vectorized, "workers": workers, "folder": folder}
+        how |= {"leave_out": leave_out, "seed": seed, "progress": progress}
+        new = simulate(self._program if program is None else program, at=rows, **how)
+        names = [*self.latent, *self.observed]
+        both = {name: torch.cat([first[name], new[name].to(first[name])]) for name in names}
+        return self.fit(
+            self._program,
+            self.latent,
+            self.observed,
+            draws=both,
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            hidden=self.hidden,
+            depth=self.depth,
+            diffusion=diffusion,
+            seed=seed,
+            progress=progress,
+        )
+
     # -- densities and draws -----------------------------------------------------------------------
 
-    def log_prob(self, data: Mapping[str, Tensor], theta: Mapping[str, Tensor]) -> Tensor:
+    def given(
+        self,
+        theta: Mapping[str, Tensor] | Tensor,
+        *,
+        sites: str | Sequence[str] | None = None,
+        plates: Mapping[str, int] | None = None,
+        datum_of: str | None = None,
+        known_only: bool = False,
+    ) -> DataDistribution:
+        """The distribution of data given θ, for a sample site of any program.
+
+        Args:
+            theta: parameters by site, (*batch, *shape); of a single site, its values alone.
+            sites: sites of the data that are the value, whole factors; None: all of them.
+            plates: the numbers of data in plates along which they are exchangeable, by name; those
+                of the program by default.
+            datum_of: the name of such a plate, of which a value is one datum.
+            known_only: whether parameters unlike all that were simulated are impossible
+                (:meth:`outside`).
+
+        Raises:
+            ValueError: what :class:`~pyro_mdm.posteriors.DataDistribution` refuses.
+        """
+        return DataDistribution(
+            self, theta, sites=sites, plates=plates, datum_of=datum_of, known_only=known_only
+        )
+
+    def log_prob(
+        self,
+        data: Mapping[str, Tensor],
+        theta: Mapping[str, Tensor],
+        *,
+        sites: Sequence[str] | None = None,
+    ) -> Tensor:
         """log p(x | θ) of n pairs, (n,) float64, nats, differentiable in θ and x.
 
         Along a plate whose data are exchangeable there may be any number of data, whose log
@@ -338,11 +501,12 @@ class AmortizedLikelihood(nn.Module):
             data: data by site, (n, *shape), or one datum, (*shape), for all.
             theta: parameters by site, (n, *shape), or one for all data. Outside of the interior of
                 their support the value is -∞.
+            sites: names of the sites of whole factors, whose density it is; None: all.
 
         Raises:
             ValueError: parameters that are NaN; numbers n that differ; what :meth:`data` refuses.
         """
-        values, x = self.sites.values(theta), self.data(data)
+        values, x = self.sites.values(theta), self.data(data, sites)
         n, m = len(next(iter(values.values()))), max(map(len, x))
         if n != m and 1 not in (n, m):
             raise ValueError(
@@ -350,23 +514,28 @@ class AmortizedLikelihood(nn.Module):
             )
         inside = self.sites.inside(values)
         if bool(inside.all()):
-            return self._log_prob(x, values).expand(max(n, m))
+            return self._log_prob(x, values, sites=sites).expand(max(n, m))
         if n == 1 or not bool(inside.any()):
             return torch.full((max(n, m),), -math.inf, dtype=torch.float64)
         some = self._log_prob(
             [block[inside] if len(block) > 1 else block for block in x],
             {name: value[inside] for name, value in values.items()},
+            sites=sites,
         )
         nowhere = torch.full((n,), -math.inf, dtype=torch.float64)
         return nowhere.masked_scatter(inside, some)
 
     def _log_prob(
-        self, x: Sequence[Tensor], values: Mapping[str, Tensor], steps: int = STEPS
+        self,
+        x: Sequence[Tensor],
+        values: Mapping[str, Tensor],
+        steps: int = STEPS,
+        sites: Sequence[str] | None = None,
     ) -> Tensor:
         inputs, total = self._inputs(values), torch.zeros((), dtype=torch.float64)
-        for (factor, law), block in zip(self._factors, x, strict=True):
+        for (factor, law), block in zip(self._chosen(sites), x, strict=True):
             with in_eval_mode(law):
-                total = total + law.log_prob(block, _of_factor(inputs, factor), steps)
+                total = total + law.log_prob(block, inputs_of(inputs, factor), steps)
         return total
 
     @torch.no_grad()
@@ -375,6 +544,7 @@ class AmortizedLikelihood(nn.Module):
         theta: Mapping[str, Tensor],
         *,
         plates: Mapping[str, int] | None = None,
+        sites: Sequence[str] | None = None,
         seed: int | None = None,
     ) -> Draws:
         """Data of n parameters, (n, *shape) by site.
@@ -383,21 +553,15 @@ class AmortizedLikelihood(nn.Module):
             theta: parameters by site, (n, *shape).
             plates: the numbers of data in plates along which they are exchangeable, by name; those
                 of the program by default.
+            sites: names of the sites of whole factors that are drawn; None: all.
             seed: the seed of the draws; None: the global generator.
 
         Raises:
             ValueError: parameters that are NaN or outside of their support; a plate of another
                 kind.
         """
-        values, plates = self.sites.values(theta), dict(plates or {})
-        names = [factor.plate for factor in self.structure.factors if factor.plate is not None]
-        if other := [name for name in plates if name not in names]:
-            raise ValueError(
-                f"plates has {other[0]!r}, expected plates along which data are exchangeable given "
-                f"the parameters ({', '.join(names) or 'there are none'}); leave it out"
-            )
-        for name, size in plates.items():
-            check_count(f"plates[{name!r}]", size, "the number of data")
+        values = self.sites.values(theta)
+        plates = check_plates(self.structure, plates)
         if outside := int((~self.sites.inside(values)).sum()):
             raise ValueError(
                 f"{outside} parameters are outside of their support, expected none; leave them out"
@@ -407,11 +571,11 @@ class AmortizedLikelihood(nn.Module):
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
-            for factor, law in self._factors:
+            for factor, law in self._chosen(sites):
                 size = plates.get(factor.plate or "", factor.size)
                 with evaluating(law):
-                    drawn |= _by_site(factor, law.sample(_of_factor(inputs, factor), size))
-        return {name: drawn[name] for name in self.observed}
+                    drawn |= values_by_site(factor, law.sample(inputs_of(inputs, factor), size))
+        return {name: drawn[name] for name in self.observed if name in drawn}
 
     @torch.no_grad()
     def posterior(
@@ -471,6 +635,8 @@ class AmortizedLikelihood(nn.Module):
             )
             chosen = result.draws(n)
         values = self.sites.by_site(chosen)[0]
+        if self.domain is not None:
+            warn_of_outside(self.domain, self.domain.outside(self._standardized(values)))
         return PosteriorDraws(values, result.log_constant, result.effective, result.acceptance)
 
     def _unconstrained(self, prior: ParameterPrior) -> Density:
@@ -503,137 +669,3 @@ def _is_bounded(site: ParameterSite) -> bool:
 def _numbers(site: ParameterSite) -> int:
     """How many numbers a network sees of a parameter's site."""
     return math.prod(site.shape if _is_bounded(site) else site.transform.inverse_shape(site.shape))
-
-
-def _of_factor(inputs: Mapping[str, Tensor], factor: DataFactor) -> Tensor:
-    """The inputs of the parameters of a factor, (n, k); a zero where it has none."""
-    if factor.parameters:
-        return torch.cat([inputs[name] for name in factor.parameters], 1)
-    return torch.zeros(len(next(iter(inputs.values()))), 1)
-
-
-def _size(factor: DataFactor) -> int:
-    """The number of numbers of a datum."""
-    return sum(math.prod(site.shape) for site in factor.sites) // factor.size
-
-
-def _bounds(program: Program, factor: DataFactor) -> Bounds:
-    """The ends of the support of each number of a datum, in all places."""
-    ends = bounds_of(program, [site.name for site in factor.sites])
-    lower, upper = (factor.data({name: pair[i] for name, pair in ends.items()}) for i in (0, 1))
-    return lower.amin((0, 1)), upper.amax((0, 1))
-
-
-def _lattices(program: Program, factor: DataFactor, draws: Draws) -> list[Lattice | None]:
-    """The values of each number of a datum; None for real numbers.
-
-    Raises:
-        TypeError: numbers that repeat more often than a density can explain, and are not whole;
-            numbers that others determine.
-        ValueError: discrete numbers outside of their support.
-    """
-    lower, upper = (bound.tolist() for bound in _bounds(program, factor))
-    x, sites = factor.data(draws), list[DataSite]()
-    for site in factor.sites:
-        _check_freedom(program, site)
-        sites += [site] * _size(DataFactor((site,), factor.plate))
-    return [_lattice(site, x[:, :, j], lower[j], upper[j]) for j, site in enumerate(sites)]
-
-
-def _check_freedom(program: Program, site: DataSite) -> None:
-    """Raise TypeError for data on a support of fewer dimensions, where they have no density."""
-    try:
-        support = sites_of(program, [site.name])[site.name]["fn"].support
-        free = math.prod(biject_to(support).inverse_shape(site.shape))
-    except NotImplementedError:  # no support is known, or it is discrete
-        return
-    if free < (numbers := math.prod(site.shape)):
-        raise TypeError(
-            f"the {numbers} numbers of {site.name!r} have {free} degrees of freedom ({support}), "
-            "expected free numbers, which have a density; observe as many of them, by "
-            "pyro.deterministic"
-        )
-
-
-def _lattice(site: DataSite, x: Tensor, lower: float, upper: float) -> Lattice | None:
-    """The values of a number x (n, places) of a site; None for a real number."""
-    distinct = [place.unique().numel() for place in x.unbind(1) if bool((place != place[0]).any())]
-    repeats = bool(distinct) and min(distinct) < LEAST_DISTINCT * len(x)
-    if not (site.is_discrete or repeats):
-        return None
-    if bool((x != x.round()).any()):
-        raise TypeError(
-            f"a number of {site.name!r} has {min(distinct, default=1)} values in {len(x)} "
-            "simulations and is not whole, expected whole numbers, which have probabilities, or "
-            "numbers that do not repeat, which have a density; observe the draw that it is made "
-            "from, or use AmortizedPosterior, which learns from any data"
-        )
-    values = [int(value) for value in x.unique().tolist()]
-    gap = 1
-    if not (math.isfinite(lower) or math.isfinite(upper)):
-        gap = math.gcd(*(value - values[0] for value in values)) or 1
-    origin = lower if math.isfinite(lower) else upper if math.isfinite(upper) else values[0]
-    lattice = Lattice(float(origin), float(gap), lower, upper)
-    if not bool(lattice.has(x).all()):
-        raise ValueError(
-            f"{site.name!r} has the values {values[0]} to {values[-1]} in the simulations, "
-            f"expected whole numbers from {lower:g} to {upper:g}, its support by the program; "
-            "leave others out"
-        )
-    return lattice
-
-
-def _name(factor: DataFactor) -> str:
-    return ", ".join(site.name for site in factor.sites)
-
-
-def _dim(factor: DataFactor, site: DataSite) -> int | None:
-    """The dimension of a site's value that counts the places of the factor's plate, if any."""
-    return next((plate.dim for plate in site.plates if plate.name == factor.plate), None)
-
-
-def _data(factor: DataFactor, data: Mapping[str, Tensor]) -> Tensor:
-    """Data by place, (n, places, m), of any number of places."""
-    sites, places = [], dict[str, int]()
-    for site in factor.sites:
-        dim, shape = _dim(factor, site), list(site.shape)
-        if dim is not None and site.name in data:
-            given = torch.as_tensor(data[site.name]).shape
-            if len(given) >= len(shape):
-                shape[dim] = places[site.name] = given[dim]
-        sites.append(site._replace(shape=torch.Size(shape)))
-    if len(set(places.values())) > 1:
-        counts = ", ".join(f"{number} of {name!r}" for name, number in places.items())
-        raise ValueError(
-            f"the numbers of data in the plate {factor.plate!r} differ between sites ({counts}), "
-            "expected one number; give NaN where a datum is missing"
-        )
-    x = factor._replace(sites=tuple(sites)).data(data)
-    missing = x.isnan()
-    if bool(x.isinf().any()):
-        raise ValueError(
-            f"{int(x.isinf().sum())} numbers of {_name(factor)} are infinite, expected finite "
-            "numbers; leave these data out"
-        )
-    if bool((missing.any(2) & ~missing.all(2)).any()):
-        raise ValueError(
-            f"a part of the {x.shape[2]} numbers of a datum of {_name(factor)} is NaN, expected "
-            "all or none, since their joint law is learned; use AmortizedPosterior.fit(…, "
-            "missing=0.3), which takes any part"
-        )
-    return x
-
-
-def _by_site(factor: DataFactor, x: Tensor) -> Draws:
-    """Data by site, (n, *shape), of data by place (n, places, m)."""
-    values, first = Draws(), 0
-    for site in factor.sites:
-        dim, shape = _dim(factor, site), list(site.shape)
-        if dim is not None:
-            del shape[dim]
-        size = math.prod(shape)
-        value = x[:, :, first : first + size].reshape(*x.shape[:2], *shape)
-        place = len(site.shape) + dim + 1 if dim is not None else 0
-        values[site.name] = value.movedim(1, place) if dim is not None else value.squeeze(1)
-        first += size
-    return values

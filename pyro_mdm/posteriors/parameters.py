@@ -48,6 +48,35 @@ class Parameters:
                 )
         return values
 
+    def rows(self, draws: Mapping[str, Tensor]) -> tuple[Draws, torch.Size]:
+        """Values by site as rows, (n, *shape), of a batch (*batch, *shape), and its shape.
+
+        Raises:
+            ValueError: a site is missing or has another shape, or batches differ.
+        """
+        rows, batches = Draws(), dict[str, torch.Size]()
+        for site in self:
+            if site.name not in draws:
+                raise ValueError(
+                    f"there is no value of {site.name!r} among {list(draws)}, expected one; give "
+                    "each site by its name"
+                )
+            value = torch.as_tensor(draws[site.name]).detach().to(torch.get_default_dtype())
+            lead = value.dim() - len(site.shape)
+            if lead < 0 or value.shape[lead:] != site.shape:
+                sizes = ", ".join(["*batch", *map(str, site.shape)])
+                raise ValueError(
+                    f"{site.name!r} has shape {tuple(value.shape)}, expected ({sizes})"
+                )
+            rows[site.name] = value.reshape(-1, *site.shape)
+            batches[site.name] = value.shape[:lead]
+        if len(set(batches.values())) > 1:
+            raise ValueError(
+                f"the batches of parameters differ ({batches}), expected one; give each site the "
+                "same draws"
+            )
+        return rows, next(iter(batches.values()))
+
     def unconstrained(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """u of values (n, *shape) by site, (n, d), and log|det ∂u/∂θ|, (n,)."""
         pairs = [site.unconstrained(values[site.name]) for site in self]

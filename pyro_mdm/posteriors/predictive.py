@@ -93,17 +93,27 @@ class PriorPredictive(nn.Module):
             value[rows] = (1 + farther.double()) / (1 + self.compared)
         return value
 
+    def is_chance(self, farther: int, n: int) -> bool:
+        """Whether of n new simulations so many are farther than all by chance, in one case of 100.
+
+        Of n data k are so with probability ∏_i (n - i) / (n + compared - i), i from 0 to k - 1: all
+        orders of distances are alike.
+
+        Args:
+            farther: the number k of data that are farther than all that are kept.
+            n: the number of data.
+        """
+        chance = math.prod((n - i) / (n + self.compared - i) for i in range(farther))
+        return chance > 1 / (1 + FEWEST)
+
     def warning(self, x: Tensor, seen: Tensor) -> str | None:
         """What is said of data (n, m) of which some are farther than all simulations, if anything.
 
-        A datum of the simulator is so by chance with probability one over their number. Of n data k
-        are so with probability ∏_i (n - i) / (n + compared - i), i from 0 to k - 1: all orders of
-        distances are alike.
+        A datum of the simulator is so by chance with probability one over their number.
         """
         least = 1 / (1 + self.compared)
         farther = int((self.p_values(x, seen) <= least * (1 + 1e-9)).sum())
-        chance = math.prod((len(x) - i) / (len(x) + self.compared - i) for i in range(farther))
-        if chance > 1 / (1 + FEWEST):
+        if self.is_chance(farther, len(x)):
             return None
         those = "the observation is" if len(x) == 1 else f"{farther} of {len(x)} observations are"
         return (

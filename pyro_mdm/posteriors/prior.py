@@ -17,7 +17,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_mdm.posteriors.reading import SUPPORT_RUNS, Draws, Program, rows_of, sites_of
+from pyro_mdm.posteriors.reading import SUPPORT_RUNS, Draws, Program, nodes_of, rows_of, sites_of
 from pyro_mdm.support.checks import check_count
 
 __all__ = ["ParameterPrior", "log_prior"]
@@ -163,10 +163,8 @@ class ParameterPrior:
 
 def _nesting(program: Program) -> int:
     """The number of dimensions that the plates of a program take."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        nodes = poutine.trace(program).get_trace().nodes.values()
-    sites = [node for node in nodes if node["type"] == "sample"]
+    with torch.no_grad():
+        sites = nodes_of(program).values()
     frames = [frame for site in sites for frame in site["cond_indep_stack"]]
     dims = [frame.dim for frame in frames if frame.dim is not None]
     return -min(dims, default=0)

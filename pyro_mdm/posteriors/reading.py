@@ -1,7 +1,8 @@
 r"""What a simulator's program says of itself: its parameters, its data, and how these are related.
 
-:func:`simulate` draws from a program, and :func:`read_program` reads it. It says which parameters
-data depend on, and into which factors the law of data given the parameters θ falls,
+:func:`read_program` reads a program, which :mod:`~pyro_mdm.posteriors.simulation` draws from. It
+says which parameters data depend on, and into which factors the law of data given the parameters θ
+falls,
 
     p(x | θ) = ∏_f p(x_f | θ),  with  p(x_f | θ) = ∏_i p(x_{f,i} | θ)
 
@@ -19,23 +20,20 @@ the program; that laws are the same for more of them is for its author to say.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import Predictive
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import MixtureSameFamily, biject_to, constraints
 
-from pyro_mdm.posteriors.dependence import is_computed, parents_of
+from pyro_mdm.posteriors.dependence import is_computed, parents_of, with_other_draws
 from pyro_mdm.posteriors.independence import (
     SUPPORT_RUNS,
     Laws,
@@ -44,8 +42,7 @@ from pyro_mdm.posteriors.independence import (
     grouped,
     plates_of,
 )
-from pyro_mdm.support.checks import check_count, describe
-from pyro_mdm.support.progress import progress_bar
+from pyro_mdm.support.checks import describe
 
 __all__ = [
     "SUPPORT_RUNS",
@@ -55,16 +52,16 @@ __all__ = [
     "ParameterSite",
     "Plate",
     "Program",
+    "SameSites",
     "Structure",
     "bounds_of",
     "check_data",
     "drawn_sites",
     "is_interior",
     "named_sites",
+    "nodes_of",
     "read_program",
     "rows_of",
-    "shuffled",
-    "simulate",
     "sites_of",
 ]
 
@@ -76,84 +73,23 @@ Program = Callable[..., Any]
 Draws = dict[str, Tensor]
 """Values of sites by name, (n, *shape)."""
 
-# -- draws -----------------------------------------------------------------------------------------
+# -- runs -----------------------------------------------------------------------------------------
 
 
-def shuffled(draws: Draws) -> Draws:
-    """Draws in a random order, so that their last ones are like the others.
+def nodes_of(program: Program, seed: int = 0) -> dict[str, Any]:
+    """The sample sites of one run of a program that does not fail, by name."""
 
-    Raises:
-        ValueError: sites with different numbers of draws.
-    """
-    numbers = {name: len(value) for name, value in draws.items()}
-    if len(set(numbers.values())) > 1:
-        counts = ", ".join(f"{n} of {name!r}" for name, n in numbers.items())
-        raise ValueError(
-            f"the numbers of draws differ between sites ({counts}), expected one number n; give "
-            "each site (n, *shape) values"
-        )
-    order = torch.randperm(min(map(len, draws.values())))
-    return {name: value[order] for name, value in draws.items()}
-
-
-def simulate(
-    program: Program,
-    n: int,
-    *,
-    seed: int | None = None,
-    vectorized: bool = False,
-    progress: bool = False,
-) -> Draws:
-    """Draws of all sites of a program, observed ones included, (n, *shape) each.
-
-    Args:
-        program: a Pyro program without arguments, whose data are drawn, not observed.
-        n: the number of draws.
-        seed: the seed of the draws; the caller's random state is kept. None: the global generator.
-        vectorized: whether to run the program once in a plate of n (``Predictive(parallel=True)``),
-            which is quicker than n times. It must then not mix entries of its batch, which cannot
-            be checked.
-        progress: whether to show a progress bar, where the program runs n times.
-
-    Raises:
-        ValueError: sites or their shapes change from run to run.
-    """
-    check_count("n", n, "the number of simulations")
-    shown = progress and not vectorized
-    nodes = _nodes(program)
-    same = _SameSites(nodes)
-    checked = program if vectorized else same.around(program)
-    with progress_bar(n, "simulating", "runs", shown=shown) as bar, ExitStack() as stack:
-        runs = itertools.count()
-
-        def counted() -> Any:
-            value = checked()
-            if next(runs) < n:  # Predictive runs it once more, to list its sites
-                bar.update()
-            return value
-
-        draws = Predictive(counted if shown else checked, num_samples=n, parallel=vectorized)
-        if seed is not None:
-            stack.enter_context(torch.random.fork_rng(devices=[]))
+    def traced(seed: int) -> Any:
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-        drawn = same.held_by(draws)
-    return {
-        name: value.detach().reshape(n, *site["value"].shape)
-        for name, site in nodes.items()
-        if (value := drawn.get(name)) is not None
-    }
+            return poutine.trace(program).get_trace().nodes.items()
 
-
-def _nodes(program: Program, seed: int = 0) -> dict[str, Any]:
-    """The sample sites of one run of a program, by name."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        nodes = poutine.trace(program).get_trace().nodes.items()
+    nodes = with_other_draws(traced, seed)
     draws = ((name, site) for name, site in nodes if site["type"] == "sample")
     return {name: site for name, site in draws if not site_is_subsample(site)}
 
 
-class _SameSites(Messenger):
+class SameSites(Messenger):
     """Around runs of a program: they have the sites and shapes that one run had."""
 
     def __init__(self, nodes: Mapping[str, Any]) -> None:
@@ -345,7 +281,7 @@ def check_data(draws: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]])
 
 def drawn_sites(program: Program) -> list[str]:
     """The names of the sites that a program draws, in order; none that is observed or computed."""
-    return [name for name, site in _nodes(program).items() if not site["is_observed"]]
+    return [name for name, site in nodes_of(program).items() if not site["is_observed"]]
 
 
 def sites_of(program: Program, names: Sequence[str]) -> dict[str, Any]:
@@ -354,7 +290,7 @@ def sites_of(program: Program, names: Sequence[str]) -> dict[str, Any]:
     Raises:
         ValueError: an unknown site, or no site.
     """
-    return _chosen(_nodes(program), names)
+    return _chosen(nodes_of(program), names)
 
 
 def bounds_of(program: Program, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -364,7 +300,7 @@ def bounds_of(program: Program, names: Sequence[str]) -> dict[str, tuple[Tensor,
     Raises:
         ValueError: as :func:`sites_of`.
     """
-    runs = [_chosen(_nodes(program, seed), names) for seed in range(SUPPORT_RUNS)]
+    runs = [_chosen(nodes_of(program, seed), names) for seed in range(SUPPORT_RUNS)]
     bounds = {}
     for name in names:
         ends = [_ends(run[name]) for run in runs]
@@ -424,7 +360,7 @@ def named_sites(
         ValueError: unknown sites, or named twice; data that are observed; a parameter whose support
             depends on others; sites or shapes that change from run to run.
     """
-    nodes = _nodes(program)
+    nodes = nodes_of(program)
     chosen, data = _chosen(nodes, latent), _chosen(nodes, observed)
     parameters = [_of_parameter(name, site) for name, site in chosen.items()]
     for names in (latent, observed):
@@ -442,9 +378,9 @@ def named_sites(
             f"site {fixed[0]!r} is observed in the program, expected data that it draws; leave "
             "out obs"
         )
-    same = _SameSites(nodes)
+    same = SameSites(nodes)
     for seed in range(1, SUPPORT_RUNS):
-        now = same.held_by(partial(_nodes, same.around(program), seed))
+        now = same.held_by(partial(nodes_of, same.around(program), seed))
         _check_supports(parameters, now)
     return parameters, data
 
@@ -530,7 +466,7 @@ def read_program(program: Program, latent: Sequence[str], observed: Sequence[str
         >>> factor.plate, factor.size
         ('days', 5)
     """
-    same = _SameSites(_nodes(program))
+    same = SameSites(nodes_of(program))
     return same.held_by(lambda: _read(same.around(program), latent, observed))
 
 
@@ -545,7 +481,7 @@ def _read(program: Program, latent: Sequence[str], observed: Sequence[str]) -> S
             fed = {name: list(latent) for name in data}
             notes = [f"the program cannot be followed ({type(error).__name__}: {error})"]
         else:
-            laws = Laws(program, latent, _nodes(program))
+            laws = Laws(program, latent, nodes_of(program))
             fed, groups, notes = grouped(latent, list(data), laws.completed(parents))
             if not notes:
                 parts, notes = laws.parts(groups)

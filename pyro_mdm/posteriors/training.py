@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.posteriors.reading import Draws, Program, shuffled, simulate
+from pyro_mdm.posteriors.reading import Draws, Program
+from pyro_mdm.posteriors.simulation import (
+    shuffled,
+    simulate,
+    warn_of_failures,
+    without_gaps,
+)
+from pyro_mdm.posteriors.stored import read_draws
 from pyro_mdm.support.checks import check_count
 from pyro_mdm.training import Trainer
 
@@ -33,22 +41,27 @@ class TrainingOptions(NamedTuple):
 @contextmanager
 def to_learn_from(
     program: Program,
-    draws: Draws | None,
+    draws: Draws | str | os.PathLike[str] | None,
     simulations: int,
     options: TrainingOptions,
     *,
-    vectorized: bool,
+    names: Sequence[str],
     seed: int,
+    leave_out: bool = False,
+    **how: Any,
 ) -> Iterator[Draws]:
     """Simulations in a random order, and a random state of its own, in which all is learned.
 
     Args:
         program: the simulator, without arguments.
-        draws: simulations, (n, *shape) by site; None: new ones.
+        draws: simulations, (n, *shape) by site, or where they are (:func:`read_draws`); None: new
+            ones.
         simulations: the number of new simulations.
         options: options of the training.
-        vectorized: see :func:`simulate`.
+        names: the sites of parameters and data.
         seed: the seed of that state.
+        leave_out: whether simulations with NaN or infinite numbers are left out.
+        how: options of :func:`simulate`.
 
     Raises:
         ValueError: numbers that are too small; what :func:`simulate` and :func:`shuffled` refuse.
@@ -59,7 +72,13 @@ def to_learn_from(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if draws is None:
-            draws = simulate(program, simulations, vectorized=vectorized, progress=options.progress)
+            how["progress"] = options.progress
+            draws = simulate(program, simulations, leave_out=leave_out, **how)
+        elif not isinstance(draws, Mapping):
+            draws = read_draws(draws, names)
+        if leave_out:
+            draws, reasons = without_gaps(draws, names)
+            warn_of_failures(reasons, len(reasons) + max(map(len, draws.values())))
         yield shuffled(draws)
 
 

@@ -1,0 +1,238 @@
+"""Data of the factors of p(x | θ): by place and by site, with the values that numbers can have."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.distributions import biject_to
+
+from pyro_mdm.posteriors.discrete import Lattice
+from pyro_mdm.posteriors.laws import Bounds
+from pyro_mdm.posteriors.reading import (
+    DataFactor,
+    DataSite,
+    Draws,
+    Program,
+    Structure,
+    bounds_of,
+    sites_of,
+)
+from pyro_mdm.support.checks import check_count
+
+__all__ = [
+    "bounds_of_factor",
+    "check_exchangeable",
+    "check_plates",
+    "data_of",
+    "factors_of",
+    "inputs_of",
+    "lattices_of",
+    "name_of",
+    "place_dim",
+    "size_of",
+    "values_by_site",
+]
+
+LEAST_DISTINCT = 0.5
+"""The part of simulations that have a value of their own, below which a number is discrete."""
+
+
+def factors_of(structure: Structure, sites: Sequence[str] | None) -> list[DataFactor]:
+    """The factors that some sites of the data are.
+
+    Args:
+        structure: the structure of the program.
+        sites: names of the sites; None: all.
+
+    Raises:
+        ValueError: an unknown site, or a part of the sites of a factor.
+    """
+    if sites is None:
+        return list(structure.factors)
+    available = [site.name for site in structure.data]
+    if unknown := [name for name in sites if name not in available]:
+        raise ValueError(
+            f"sites has {unknown[0]!r}, expected sites of the data, of {', '.join(available)}"
+        )
+    if not sites:
+        raise ValueError(f"sites is empty, expected some of {', '.join(available)}")
+    chosen = []
+    for factor in structure.factors:
+        names = [site.name for site in factor.sites]
+        some = [name for name in names if name in sites]
+        if some and len(some) < len(names):
+            raise ValueError(
+                f"sites has {', '.join(some)} of {name_of(factor)}, expected all of them or none, "
+                "since their joint law is learned; name the others too"
+            )
+        if some:
+            chosen.append(factor)
+    return chosen
+
+
+def check_plates(structure: Structure, plates: Mapping[str, int] | None) -> dict[str, int]:
+    """Numbers of data in plates along which data are exchangeable, by name.
+
+    Raises:
+        ValueError: a plate of another kind; a number that is no count.
+    """
+    plates = dict(plates or {})
+    for name, size in plates.items():
+        check_exchangeable(structure, name, "plates")
+        check_count(f"plates[{name!r}]", size, "the number of data")
+    return plates
+
+
+def check_exchangeable(structure: Structure, plate: str, argument: str) -> None:
+    """Raise ValueError for a plate along which data are not exchangeable given the parameters."""
+    names = [factor.plate for factor in structure.factors if factor.plate is not None]
+    if plate in names:
+        return
+    shapes = [
+        f"{site.name!r} has shape {tuple(site.shape)} there"
+        for site in structure.data
+        if plate in [frame.name for frame in site.plates]
+    ]
+    there = f"{', '.join(shapes)}, as one datum; " if shapes else "the program has no such plate; "
+    notes = f" ({'; '.join(structure.notes)})" if structure.notes and shapes else ""
+    raise ValueError(
+        f"{argument} has {plate!r}, expected plates along which data are exchangeable given the "
+        f"parameters ({', '.join(names) or 'there are none'}){notes}; {there}leave it out"
+    )
+
+
+def inputs_of(inputs: Mapping[str, Tensor], factor: DataFactor) -> Tensor:
+    """The inputs of the parameters of a factor, (n, k); a zero where it has none."""
+    if factor.parameters:
+        return torch.cat([inputs[name] for name in factor.parameters], 1)
+    return torch.zeros(len(next(iter(inputs.values()))), 1)
+
+
+def size_of(factor: DataFactor) -> int:
+    """The number of numbers of a datum."""
+    return sum(math.prod(site.shape) for site in factor.sites) // factor.size
+
+
+def bounds_of_factor(program: Program, factor: DataFactor) -> Bounds:
+    """The ends of the support of each number of a datum, in all places."""
+    ends = bounds_of(program, [site.name for site in factor.sites])
+    lower, upper = (factor.data({name: pair[i] for name, pair in ends.items()}) for i in (0, 1))
+    return lower.amin((0, 1)), upper.amax((0, 1))
+
+
+def lattices_of(program: Program, factor: DataFactor, draws: Draws) -> list[Lattice | None]:
+    """The values of each number of a datum; None for real numbers.
+
+    Raises:
+        TypeError: numbers that repeat more often than a density can explain, and are not whole;
+            numbers that others determine.
+        ValueError: discrete numbers outside of their support.
+    """
+    lower, upper = (bound.tolist() for bound in bounds_of_factor(program, factor))
+    x, sites = factor.data(draws), list[DataSite]()
+    for site in factor.sites:
+        _check_freedom(program, site)
+        sites += [site] * size_of(DataFactor((site,), factor.plate))
+    return [_lattice(site, x[:, :, j], lower[j], upper[j]) for j, site in enumerate(sites)]
+
+
+def _check_freedom(program: Program, site: DataSite) -> None:
+    """Raise TypeError for data on a support of fewer dimensions, where they have no density."""
+    try:
+        support = sites_of(program, [site.name])[site.name]["fn"].support
+        free = math.prod(biject_to(support).inverse_shape(site.shape))
+    except NotImplementedError:  # no support is known, or it is discrete
+        return
+    if free < (numbers := math.prod(site.shape)):
+        raise TypeError(
+            f"the {numbers} numbers of {site.name!r} have {free} degrees of freedom ({support}), "
+            "expected free numbers, which have a density; observe as many of them, by "
+            "pyro.deterministic"
+        )
+
+
+def _lattice(site: DataSite, x: Tensor, lower: float, upper: float) -> Lattice | None:
+    """The values of a number x (n, places) of a site; None for a real number."""
+    distinct = [place.unique().numel() for place in x.unbind(1) if bool((place != place[0]).any())]
+    repeats = bool(distinct) and min(distinct) < LEAST_DISTINCT * len(x)
+    if not (site.is_discrete or repeats):
+        return None
+    if bool((x != x.round()).any()):
+        raise TypeError(
+            f"a number of {site.name!r} has {min(distinct, default=1)} values in {len(x)} "
+            "simulations and is not whole, expected whole numbers, which have probabilities, or "
+            "numbers that do not repeat, which have a density; observe the draw that it is made "
+            "from, or use AmortizedPosterior, which learns from any data"
+        )
+    values = [int(value) for value in x.unique().tolist()]
+    gap = 1
+    if not (math.isfinite(lower) or math.isfinite(upper)):
+        gap = math.gcd(*(value - values[0] for value in values)) or 1
+    origin = lower if math.isfinite(lower) else upper if math.isfinite(upper) else values[0]
+    lattice = Lattice(float(origin), float(gap), lower, upper)
+    if not bool(lattice.has(x).all()):
+        raise ValueError(
+            f"{site.name!r} has the values {values[0]} to {values[-1]} in the simulations, "
+            f"expected whole numbers from {lower:g} to {upper:g}, its support by the program; "
+            "leave others out"
+        )
+    return lattice
+
+
+def name_of(factor: DataFactor) -> str:
+    return ", ".join(site.name for site in factor.sites)
+
+
+def place_dim(factor: DataFactor, site: DataSite) -> int | None:
+    """The dimension of a site's value that counts the places of the factor's plate, if any."""
+    return next((plate.dim for plate in site.plates if plate.name == factor.plate), None)
+
+
+def data_of(factor: DataFactor, data: Mapping[str, Tensor]) -> Tensor:
+    """Data by place, (n, places, m), of any number of places."""
+    sites, places = [], dict[str, int]()
+    for site in factor.sites:
+        dim, shape = place_dim(factor, site), list(site.shape)
+        if dim is not None and site.name in data:
+            given = torch.as_tensor(data[site.name]).shape
+            if len(given) >= len(shape):
+                shape[dim] = places[site.name] = given[dim]
+        sites.append(site._replace(shape=torch.Size(shape)))
+    if len(set(places.values())) > 1:
+        counts = ", ".join(f"{number} of {name!r}" for name, number in places.items())
+        raise ValueError(
+            f"the numbers of data in the plate {factor.plate!r} differ between sites ({counts}), "
+            "expected one number; give NaN where a datum is missing"
+        )
+    x = factor._replace(sites=tuple(sites)).data(data)
+    missing = x.isnan()
+    if bool(x.isinf().any()):
+        raise ValueError(
+            f"{int(x.isinf().sum())} numbers of {name_of(factor)} are infinite, expected finite "
+            "numbers; leave these data out"
+        )
+    if bool((missing.any(2) & ~missing.all(2)).any()):
+        raise ValueError(
+            f"a part of the {x.shape[2]} numbers of a datum of {name_of(factor)} is NaN, expected "
+            "all or none, since their joint law is learned; use AmortizedPosterior.fit(…, "
+            "missing=0.3), which takes any part"
+        )
+    return x
+
+
+def values_by_site(factor: DataFactor, x: Tensor) -> Draws:
+    """Data by site, (n, *shape), of data by place (n, places, m)."""
+    values, first = Draws(), 0
+    for site in factor.sites:
+        dim, shape = place_dim(factor, site), list(site.shape)
+        if dim is not None:
+            del shape[dim]
+        size = math.prod(shape)
+        value = x[:, :, first : first + size].reshape(*x.shape[:2], *shape)
+        place = len(site.shape) + dim + 1 if dim is not None else 0
+        values[site.name] = value.movedim(1, place) if dim is not None else value.squeeze(1)
+        first += size
+    return values

@@ -1,0 +1,301 @@
+r"""Several likelihoods of one simulator, whose spread is the error of learning.
+
+Each member is learned from a random half of the simulations. Where the variance of what is learned
+falls as one over their number, the variance among halves of n simulations, which are fixed, is
+that of what all n of them teach: 1/(n/2) - 1/n = 1/n. The mean of M members has that variance and
+1/M of it more. So the error of learning is √(1 + 1/M) of the standard deviation among members
+(half-sampling: McCarthy, "Pseudo-replication: half samples", Review of the International
+Statistical Institute 1969). It does not know what all members have in common, such as networks that
+are too small.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pyro_mdm.evaluation.estimates import Z95
+from pyro_mdm.posteriors.laws import DataBounds
+from pyro_mdm.posteriors.likelihood import AmortizedLikelihood
+from pyro_mdm.posteriors.reading import Draws, Structure
+from pyro_mdm.posteriors.site import DataDistribution
+from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from
+from pyro_mdm.pretrained import PretrainedError
+from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.measured import Measured, reach
+from pyro_mdm.support.progress import progress_bar
+
+__all__ = ["LearnedEvidence", "LikelihoodMembers", "MemberDraws"]
+
+
+class LearnedEvidence(NamedTuple):
+    """The log evidence under learned likelihoods, nats, with both of its errors.
+
+    Each is a standard error such that 1.96 of it are a 95% interval; that of learning by Student's
+    t, since members are few.
+    """
+
+    mean: float  # of the members' log evidences
+    monte_carlo: float  # by the draws of each
+    learning: float  # by the spread among members, that of their draws included
+
+    @classmethod
+    def of(cls, members: Sequence[Measured]) -> LearnedEvidence:
+        """The evidence of the log evidences of members, two or more.
+
+        Args:
+            members: the log evidence of each, with its Monte Carlo error.
+        """
+        values = torch.tensor([member.mean for member in members], dtype=torch.float64)
+        M = len(members)
+        of_draws = math.hypot(*(member.standard_error for member in members)) / M
+        learning = float(values.std() * reach(M - 1)) / Z95 * math.sqrt(1 + 1 / M)
+        return cls(float(values.mean()), of_draws, learning)
+
+    @property
+    def whole(self) -> Measured:
+        """The log evidence with one error for both: the larger, as learning's has both in it."""
+        return Measured(self.mean, max(self.monte_carlo, self.learning))
+
+    def __str__(self) -> str:
+        digits = Measured(self.mean, self.monte_carlo), Measured(self.mean, self.learning)
+        both = [str(one).partition(" ± ")[2] or "unknown" for one in digits]
+        finest = max((str(one).partition(" ± ")[0] for one in digits), key=len)
+        return f"log evidence {finest} ± {both[0]} (Monte Carlo) ± {both[1]} (learning)"
+
+
+class MemberDraws(NamedTuple):
+    """Draws of the posteriors of members, an equal part of each."""
+
+    draws: Draws  # (n, *shape) by site
+    log_evidence: LearnedEvidence
+
+
+class LikelihoodMembers(nn.Module):
+    """Likelihoods of one simulator, each learned from a random half of the simulations.
+
+    As a likelihood they are one: the mean of their densities of what a simulation gives
+    (:meth:`given`). Their spread is the error of learning (:meth:`evidence`).
+
+    Args:
+        members: the likelihoods, two or more, of the same sites.
+
+    Raises:
+        ValueError: fewer than two, or of different sites.
+
+    Example:
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> def program():
+        ...     a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("x", dist.Normal(a, 1.0))
+        >>> few = {"simulations": 100, "steps": 2, "vectorized": True}
+        >>> members = LikelihoodMembers.fit(program, ["a"], ["x"], members=2, **few)
+        >>> found = members.posterior({"x": torch.tensor(0.5)}, 10, particles=800)
+        >>> found.draws["a"].shape
+        torch.Size([10])
+    """
+
+    def __init__(self, members: Sequence[AmortizedLikelihood]) -> None:
+        super().__init__()
+        if len(members) < 2:
+            raise ValueError(
+                f"there are {len(members)} members, expected two or more, whose spread is the error"
+            )
+        sites = [(member.latent, member.observed) for member in members]
+        if odd := [pair for pair in sites if pair != sites[0]]:
+            raise ValueError(
+                f"a member is of the sites {odd[0]} and the first of {sites[0]}, expected the same"
+            )
+        self.members = nn.ModuleList(members)
+
+    @classmethod
+    def fit(
+        cls,
+        program: Callable[..., Any],
+        latent: Sequence[str],
+        observed: Sequence[str],
+        *,
+        members: int = 4,
+        draws: Draws | str | os.PathLike[str] | None = None,
+        simulations: int = 10_000,
+        vectorized: bool = False,
+        workers: int | None = None,
+        folder: str | os.PathLike[str] | None = None,
+        leave_out: bool = False,
+        seed: int = 0,
+        progress: bool = False,
+        **training: Any,
+    ) -> LikelihoodMembers:
+        """Members trained on random halves of simulations.
+
+        Args:
+            program, latent, observed: see :class:`AmortizedLikelihood`.
+            members: the number of members.
+            draws, simulations, vectorized, workers, folder, leave_out, progress: see
+                :meth:`AmortizedLikelihood.fit`.
+            seed: the seed of simulations, halves, weights and noise.
+            training: further options of :meth:`AmortizedLikelihood.fit`.
+
+        Raises:
+            FloatingPointError, TypeError, ValueError: as there.
+        """
+        check_count("members", members, "the number of likelihoods, whose spread is the error", 2)
+        how = {"vectorized": vectorized, "workers": workers, "folder": folder}
+        options, names = TrainingOptions(1, 1, 1.0, progress), [*latent, *observed]
+        fitted = []
+        with to_learn_from(
+            program, draws, simulations, options, names=names, seed=seed, leave_out=leave_out, **how
+        ) as chosen:
+            n = len(chosen[names[0]])
+            halves = [torch.randperm(n)[: max(2, n // 2)] for _ in range(members)]
+        for place, rows in enumerate(halves):
+            half = {name: chosen[name][rows] for name in names}
+            options_of_member: dict[str, Any] = {"draws": half, "seed": seed + place}
+            options_of_member |= {"progress": progress} | training
+            fitted.append(AmortizedLikelihood.fit(program, latent, observed, **options_of_member))
+        return cls(fitted)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write each member to a folder of its own in this one."""
+        for place, member in enumerate(self):
+            member.save_pretrained(Path(folder) / f"member-{place}")
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | os.PathLike[str], program: Callable[..., Any] | None = None
+    ) -> LikelihoodMembers:
+        """The members that :meth:`save_pretrained` wrote, for the same simulator.
+
+        Args:
+            folder: the folder they were written to.
+            program: the simulator; the folder holds no code.
+
+        Raises:
+            PretrainedError: the folder is missing or damaged.
+        """
+        paths = sorted(Path(folder).glob("member-*"), key=lambda p: int(p.name.partition("-")[2]))
+        if not paths:
+            raise PretrainedError(
+                f"{folder} has no member-0, expected what LikelihoodMembers.save_pretrained writes"
+            )
+        return cls([AmortizedLikelihood.from_pretrained(path, program) for path in paths])
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __iter__(self) -> Iterator[AmortizedLikelihood]:
+        return iter(self.members)  # type: ignore[arg-type]
+
+    @property
+    def structure(self) -> Structure:
+        """What the program says of its parameters and data."""
+        return next(iter(self)).structure
+
+    def bounds(self) -> list[DataBounds]:
+        """The values that the numbers of a datum of each factor can have."""
+        return next(iter(self)).bounds()
+
+    def outside(self, theta: Mapping[str, Tensor]) -> Tensor:
+        """Whether parameters are unlike all that were simulated for any member, (*batch,) bool."""
+        return torch.stack([member.outside(theta) for member in self]).all(0)
+
+    def given(
+        self,
+        theta: Mapping[str, Tensor] | Tensor,
+        *,
+        sites: str | Sequence[str] | None = None,
+        plates: Mapping[str, int] | None = None,
+        datum_of: str | None = None,
+        known_only: bool = False,
+    ) -> DataDistribution:
+        """The distribution of data given θ, as :meth:`AmortizedLikelihood.given`."""
+        return DataDistribution(
+            self, theta, sites=sites, plates=plates, datum_of=datum_of, known_only=known_only
+        )
+
+    def log_prob(
+        self,
+        data: Mapping[str, Tensor],
+        theta: Mapping[str, Tensor],
+        *,
+        sites: Sequence[str] | None = None,
+    ) -> Tensor:
+        """The log of the members' mean density of n pairs, as
+        :meth:`AmortizedLikelihood.log_prob`."""
+        log_p = torch.stack([m.log_prob(data, theta, sites=sites) for m in self])
+        return log_p.logsumexp(0) - math.log(len(self.members))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        theta: Mapping[str, Tensor],
+        *,
+        plates: Mapping[str, int] | None = None,
+        sites: Sequence[str] | None = None,
+        seed: int | None = None,
+    ) -> Draws:
+        """Data of n parameters, (n, *shape) by site, each by a random member, as
+        :meth:`AmortizedLikelihood.sample`."""
+        with torch.random.fork_rng(devices=[], enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            drawn = [m.sample(theta, plates=plates, sites=sites) for m in self]
+            n = max(map(len, drawn[0].values()))
+            which = torch.randint(len(drawn), (n,))
+        rows = torch.arange(n)
+        return {name: torch.stack([d[name] for d in drawn])[which, rows] for name in drawn[0]}
+
+    def evidence(
+        self, estimate: Callable[[AmortizedLikelihood], Measured], *, progress: bool = False
+    ) -> LearnedEvidence:
+        """The log evidence of any program with a learned likelihood, with both errors.
+
+        Args:
+            estimate: a function of a likelihood that returns the log evidence of the program with
+                it, and its Monte Carlo error, such as ``log_evidence`` of ``AutoMDM.importance``.
+            progress: whether to show a progress bar.
+        """
+        with progress_bar(len(self), "evidence", "members", shown=progress) as bar:
+            evidences = list[Measured]()
+            for member in self:
+                evidences.append(estimate(member))
+                bar.update()
+        return LearnedEvidence.of(evidences)
+
+    def posterior(
+        self,
+        data: Mapping[str, Tensor],
+        n: int = 10_000,
+        *,
+        particles: int | None = None,
+        moves: float | None = None,
+        seed: int = 0,
+    ) -> MemberDraws:
+        """n draws of p(θ | x) for one datum, an equal part by each member, and log p(x).
+
+        Args:
+            data, particles, moves: see :meth:`AmortizedLikelihood.posterior`.
+            n: the number of draws.
+            seed: the seed of the draws.
+        """
+        check_count("n", n, "the number of draws", len(self))
+        posteriors = [
+            member.posterior(
+                data, -(-n // len(self)), particles=particles, moves=moves, seed=seed + place
+            )
+            for place, member in enumerate(self)
+        ]
+        order = torch.randperm(
+            sum(len(next(iter(one.draws.values()))) for one in posteriors),
+            generator=torch.Generator().manual_seed(seed),
+        )[:n]
+        names = posteriors[0].draws
+        draws = {name: torch.cat([one.draws[name] for one in posteriors])[order] for name in names}
+        return MemberDraws(draws, LearnedEvidence.of([one.log_evidence for one in posteriors]))

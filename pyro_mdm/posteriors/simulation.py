@@ -1,0 +1,375 @@
+r"""Draws of a simulator: in this process, or on many workers, kept in a folder as they come.
+
+On workers each run has random numbers of its own, by a seed that follows from the seed of all and
+the number of the run. So draws do not depend on how many workers there are, on what other runs did,
+or on where a folder was resumed. Workers are those of joblib: processes of this machine, or with
+``joblib.parallel_config(backend="dask")`` or ``"ray"`` those of a cluster.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import threading
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from pyro import poutine
+from pyro.infer import Predictive
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_mdm.posteriors.reading import Draws, Program, SameSites, nodes_of
+from pyro_mdm.posteriors.stored import Batch, Store
+from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.progress import progress_bar
+
+__all__ = ["check_same", "shuffled", "simulate", "warn_of_failures", "without_gaps"]
+
+MOST_BATCHES = 1000
+"""Batches that runs fall into, at most, by default; of one run each, where there are fewer."""
+IN_A_PLATE = 1000
+"""Runs of a batch that are drawn in a plate, at most, by default."""
+NAMED = 5
+"""Failed runs that a message names."""
+
+_one_at_a_time = threading.Lock()  # Pyro's handlers and generators are those of a process
+
+
+def shuffled(draws: Draws) -> Draws:
+    """Draws in a random order, so that their last ones are like the others.
+
+    Raises:
+        ValueError: sites with different numbers of draws.
+    """
+    numbers = {name: len(value) for name, value in draws.items()}
+    if len(set(numbers.values())) > 1:
+        counts = ", ".join(f"{n} of {name!r}" for name, n in numbers.items())
+        raise ValueError(
+            f"the numbers of draws differ between sites ({counts}), expected one number n; give "
+            "each site (n, *shape) values"
+        )
+    order = torch.randperm(min(map(len, draws.values())))
+    return {name: value[order] for name, value in draws.items()}
+
+
+def simulate(
+    program: Program,
+    n: int | None = None,
+    *,
+    at: Mapping[str, Tensor] | None = None,
+    seed: int | None = None,
+    vectorized: bool = False,
+    workers: int | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    batch_size: int | None = None,
+    leave_out: bool = False,
+    progress: bool = False,
+) -> Draws:
+    """Draws of all sites of a program, observed ones included, (n, *shape) each.
+
+    With ``at``, ``workers``, ``folder`` or ``leave_out`` each run has a seed of its own, so that
+    draws are the same whatever the number of workers, and others than without.
+
+    Args:
+        program: a Pyro program without arguments, whose data are drawn, not observed.
+        n: the number of draws.
+        at: values of some sites at which the program runs, (n, *shape) each; None: all are drawn.
+        seed: the seed of the draws; the caller's random state is kept. None: the global generator,
+            or that of the folder.
+        vectorized: whether to run the program once in a plate of n (``Predictive(parallel=True)``),
+            which is quicker than n times. It must then not mix entries of its batch, which cannot
+            be checked.
+        workers: the number of workers of joblib, -1 for all; None: this process.
+        folder: the folder that draws are kept in as they come. Called again, it goes on where it
+            was; a kill loses the batches that are being run.
+        batch_size: the number of runs that a worker makes at a time, which are kept together; by
+            default one, up to 1,000 runs, and 1,000 in a plate.
+        leave_out: whether runs that fail, or have NaN or infinite numbers, are left out, with a
+            warning that counts and names them. Otherwise a run that fails is an error.
+        progress: whether to show a progress bar.
+
+    Raises:
+        ImportError: joblib is not installed.
+        RuntimeError: a run on workers fails, or all are left out.
+        ValueError: sites or their shapes change from run to run; a folder of other draws.
+    """
+    if n is None:
+        n = 0 if at is None else max(map(len, at.values()), default=0)
+    check_count("n", n, "the number of simulations")
+    apart = workers is not None or folder is not None or leave_out or at is not None
+    if not apart:
+        return _simulated(program, n, seed, vectorized, progress)
+    given = None if at is None else _values_at(at, n)
+    default = min(n, IN_A_PLATE) if vectorized else -(-n // MOST_BATCHES)
+    if batch_size is not None:
+        check_count("batch_size", batch_size, "the number of runs of a batch")
+    store = Store(folder, seed, batch_size or default, n if vectorized else None, given)
+    plan = _Plan(program, store.seed, vectorized, leave_out)
+    _run_all(plan, store, n, given, workers, progress)
+    return _gathered(store, n, leave_out)
+
+
+def _simulated(
+    program: Program, n: int, seed: int | None, vectorized: bool, progress: bool
+) -> Draws:
+    """n draws by one stream of random numbers, in this process."""
+    shown = progress and not vectorized
+    nodes = nodes_of(program)
+    same = SameSites(nodes)
+    checked = program if vectorized else same.around(program)
+    with progress_bar(n, "simulating", "runs", shown=shown) as bar, ExitStack() as stack:
+        runs = itertools.count()
+
+        def counted() -> Any:
+            value = checked()
+            if next(runs) < n:  # Predictive runs it once more, to list its sites
+                bar.update()
+            return value
+
+        draws = Predictive(counted if shown else checked, num_samples=n, parallel=vectorized)
+        if seed is not None:
+            stack.enter_context(torch.random.fork_rng(devices=[]))
+            torch.manual_seed(seed)
+        drawn = same.held_by(draws)
+    return {
+        name: value.detach().reshape(n, *site["value"].shape)
+        for name, site in nodes.items()
+        if (value := drawn.get(name)) is not None
+    }
+
+
+def _values_at(at: Mapping[str, Tensor], n: int) -> Draws:
+    """Values of sites that runs are given, (n, *shape) each."""
+    values = {name: torch.as_tensor(value).detach() for name, value in at.items()}
+    counts = {name: len(value) if value.dim() else 0 for name, value in values.items()}
+    if odd := [name for name, count in counts.items() if count != n]:
+        raise ValueError(
+            f"at has {counts[odd[0]]} values of {odd[0]!r}, expected n = {n}; give each site "
+            "(n, *shape) values"
+        )
+    return values
+
+
+# -- runs on workers -------------------------------------------------------------------------------
+
+
+class _Plan(NamedTuple):
+    """What all workers are given."""
+
+    program: Program
+    seed: int
+    vectorized: bool
+    leave_out: bool
+
+
+@contextmanager
+def _seeded(*entropy: int) -> Iterator[None]:
+    """Random numbers of torch, NumPy and Python by a seed, and afterwards those of before."""
+    state = np.random.SeedSequence(entropy).generate_state(4, np.uint64)
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(state[0] >> np.uint64(1)))
+            random.seed(int(state[1]))
+            np.random.seed((state[2:] >> np.uint64(32)).astype(np.uint32))
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
+
+
+def _run_batch(plan: _Plan, runs: Sequence[int], given: Draws | None) -> Batch:
+    """Runs of a program by their numbers, on a worker."""
+    with _one_at_a_time:
+        if plan.vectorized:
+            return _run_in_plate(plan, runs, given)
+        rows, done, failed = list[Draws](), list[int](), dict[int, str]()
+        for place, run in enumerate(runs):
+            values = None if given is None else {n: v[place] for n, v in given.items()}
+            try:
+                with _seeded(plan.seed, run, given is not None):
+                    rows.append(_run(plan.program, values))
+            except Exception as error:  # of any code
+                failed[run] = _said(error)
+                if not plan.leave_out:
+                    break
+            else:
+                done.append(run)
+        return Batch(torch.tensor(done, dtype=torch.int64), _stacked(rows), failed)
+
+
+def _said(error: Exception) -> str:
+    """What a run failed by, in a line: Pyro adds the shapes of all sites to it."""
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
+
+
+def _run_in_plate(plan: _Plan, runs: Sequence[int], given: Draws | None) -> Batch:
+    shapes = {name: site["value"].shape for name, site in nodes_of(plan.program).items()}
+    try:
+        with _seeded(plan.seed, runs[0], 2 + (given is not None)):
+            draws = Predictive(plan.program, given, num_samples=len(runs), parallel=True)()
+    except Exception as error:  # of any code
+        none = torch.empty(0, dtype=torch.int64)
+        return Batch(none, {}, dict.fromkeys(runs, _said(error)))
+    draws = (given or {}) | draws
+    values = {
+        name: draws[name].detach().reshape(len(runs), *shape)
+        for name, shape in shapes.items()
+        if name in draws
+    }
+    return Batch(torch.tensor(list(runs)), values, {})
+
+
+def _run(program: Program, given: Draws | None) -> Draws:
+    """The values of all sites in one run."""
+    program = program if given is None else poutine.condition(program, data=given)
+    with torch.no_grad():
+        trace = poutine.block(poutine.trace(program).get_trace)()
+    sites = [(name, site) for name, site in trace.nodes.items() if site["type"] == "sample"]
+    return {
+        name: torch.as_tensor(site["value"]).detach()
+        for name, site in sites
+        if not site_is_subsample(site)
+    }
+
+
+def _stacked(rows: Sequence[Draws]) -> Draws:
+    """Values of runs by site, (n, *shape).
+
+    Raises:
+        ValueError: runs have other sites or shapes.
+    """
+    if not rows:
+        return {}
+    shapes = [{name: tuple(value.shape) for name, value in row.items()} for row in rows]
+    for other in shapes:
+        check_same(shapes[0], other)
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def check_same(first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    """Raise ValueError where two runs have other sites, or other shapes of them."""
+    if first == other:
+        return
+    changed = sorted(
+        name for name in first.keys() | other.keys() if first.get(name) != other.get(name)
+    )
+    shapes = [str(shapes.get(changed[0], "none")) for shapes in (first, other)]
+    raise ValueError(
+        f"the program draws {changed[0]!r} of shape {shapes[0]} and in another run {shapes[1]}, "
+        "expected the same sites of the same shapes in every run; draw as many numbers each time, "
+        "or hide sites that are neither parameters nor data: poutine.block(program, expose=[…])"
+    )
+
+
+def _run_all(
+    plan: _Plan,
+    store: Store,
+    n: int,
+    given: Draws | None,
+    workers: int | None,
+    progress: bool,
+) -> None:
+    """Make all runs that a store lacks, and keep them as they come."""
+    missing = store.missing(n)
+    size = store.batch_size
+    batches = [missing[i : i + size] for i in range(0, len(missing), size)]
+    tasks = (
+        (plan, runs, None if given is None else {m: v[runs] for m, v in given.items()})
+        for runs in batches
+    )
+    with progress_bar(n, "simulating", "runs", initial=n - len(missing), shown=progress) as bar:
+        for batch in _results(tasks, workers):
+            if batch.failed and not plan.leave_out:
+                run, said = next(iter(batch.failed.items()))
+                raise RuntimeError(
+                    f"run {run} of the program failed ({said}), expected draws; mend the program, "
+                    "or leave such runs out by leave_out=True"
+                )
+            store.keep(batch)
+            bar.update(len(batch.runs) + len(batch.failed))
+
+
+def _results(tasks: Iterable[tuple[Any, ...]], workers: int | None) -> Iterator[Batch]:
+    """Batches as they come."""
+    if workers is None:
+        yield from itertools.starmap(_run_batch, tasks)
+        return
+    try:
+        from joblib import Parallel, delayed
+    except ImportError as error:
+        raise ImportError(
+            "workers are those of joblib, which is not installed: "
+            'pip install "pyro-mdm[simulators]", or leave workers out'
+        ) from error
+    parallel = Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)
+    results = parallel(delayed(_run_batch)(*task) for task in tasks)
+    try:
+        yield from results
+    finally:
+        results.close()
+
+
+def _gathered(store: Store, n: int, leave_out: bool) -> Draws:
+    """All draws of a store in the order of their runs, without those that are left out."""
+    whole = store.all(n)
+    failed = dict(whole.failed)
+    draws = whole.values
+    if leave_out:
+        draws, gaps = without_gaps(draws)
+        failed |= {int(whole.runs[i]): said for i, said in gaps.items()}
+    warn_of_failures(failed, n)
+    if not draws or len(next(iter(draws.values()))) == 0:
+        first = next(iter(failed.values()), "none was made")
+        raise RuntimeError(f"all {n} runs of the program failed ({first}), expected draws")
+    return draws
+
+
+def without_gaps(
+    draws: Mapping[str, Tensor], names: Sequence[str] | None = None
+) -> tuple[Draws, dict[int, str]]:
+    """Draws without those that have NaN or infinite numbers, and which these were, with the reason.
+
+    Args:
+        draws: values by site, (n, *shape).
+        names: the sites that are looked at; None: all.
+    """
+    reasons = dict[int, str]()
+    for name in draws if names is None else names:
+        if name in draws and draws[name].is_floating_point():
+            odd = ~draws[name].reshape(len(draws[name]), -1).isfinite().all(1)
+            for place in odd.nonzero().flatten().tolist():
+                reasons.setdefault(place, f"NaN or infinite numbers of {name!r}")
+    n = max(map(len, draws.values()), default=0)
+    kept = [i for i in range(n) if i not in reasons]
+    return {name: value[kept] for name, value in draws.items()}, reasons
+
+
+def warn_of_failures(failed: Mapping[int, str], n: int) -> None:
+    """Warn of runs that are left out, of n, by the reasons that they failed for; of none, nothing.
+
+    Args:
+        failed: the reasons by the numbers of the runs.
+        n: the number of all runs.
+    """
+    if not failed:
+        return
+    by_reason = dict[str, list[int]]()
+    for run, said in sorted(failed.items()):
+        by_reason.setdefault(said, []).append(run)
+    words = []
+    for said, runs in by_reason.items():
+        named = ", ".join(map(str, runs[:NAMED])) + (", …" if len(runs) > NAMED else "")
+        words.append(f"{len(runs)} by {said} ({'run' if len(runs) == 1 else 'runs'} {named})")
+    warnings.warn(
+        f"{len(failed):,} of {n:,} runs of the program are left out: {'; '.join(words)}. Where "
+        "runs fail depends on the parameters, so the distribution of what is left is that given "
+        "success",
+        stacklevel=5,
+    )

@@ -1,0 +1,484 @@
+r"""A learned likelihood as a distribution, for a sample site of any Pyro program.
+
+``likelihood.given(theta)`` is the distribution of a simulator's data given its parameters. So
+subjects are in a plate, their parameters have a population's distribution, and their data are
+observed at a site whose density is learned. It is one function of θ and x with derivatives, so that
+NUTS, SVI and :class:`~pyro_mdm.automatic.AutoMDM` run such a program.
+
+Densities have batches of θ and of data that are broadcast, as those of any distribution. A batch of
+many rows, as of :func:`torch.func.vmap`, is one call of the networks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_mdm.posteriors.factors import (
+    check_exchangeable,
+    check_plates,
+    factors_of,
+    name_of,
+    place_dim,
+    values_by_site,
+)
+from pyro_mdm.posteriors.laws import DataBounds
+from pyro_mdm.posteriors.reading import DataFactor, Draws, Structure
+
+__all__ = ["DataDistribution", "LearnedLikelihood"]
+
+
+class LearnedLikelihood(Protocol):
+    """What is asked of a likelihood that is a site."""
+
+    @property
+    def structure(self) -> Structure:
+        """What the program says of its parameters and data."""
+
+    def log_prob(
+        self,
+        data: Mapping[str, Tensor],
+        theta: Mapping[str, Tensor],
+        *,
+        sites: Sequence[str] | None = None,
+    ) -> Tensor:
+        """log p(x | θ) of n pairs, (n,)."""
+
+    def sample(
+        self,
+        theta: Mapping[str, Tensor],
+        *,
+        plates: Mapping[str, int] | None = None,
+        sites: Sequence[str] | None = None,
+    ) -> Draws:
+        """Data of n parameters, (n, *shape) by site."""
+
+    def outside(self, theta: Mapping[str, Tensor]) -> Tensor:
+        """Whether n parameters are unlike all that were simulated, (n,) bool."""
+
+    def bounds(self) -> list[DataBounds]:
+        """The values that the numbers of a datum of each factor can have."""
+
+
+class DataDistribution(TorchDistribution):
+    """The distribution of a simulator's data given θ, by a learned likelihood.
+
+    A value is what one simulation gives, so that the plates of the simulator are in the event. With
+    ``datum_of`` it is one datum of a plate, which is then a plate of the program around it: for a
+    subsample of them. Of several sites a value is all numbers side by side, one site after the
+    other (:meth:`joined`, :meth:`by_site`).
+
+    A datum that is NaN is missing: it is left out of ``log_prob``. So units with fewer data are
+    filled with NaN. ``sample`` is the emulator. ``log_prob`` is -∞ where θ is outside of its
+    support or NaN.
+
+    It is made by ``likelihood.given(theta)``.
+
+    Args:
+        likelihood: the learned likelihood.
+        theta: parameters by site, (*batch, *shape); of a single site, its values alone.
+        sites: sites of the data that are the value, whole factors; None: all of them.
+        plates: the numbers of data in plates along which they are exchangeable, by name; those of
+            the simulator by default.
+        datum_of: the name of such a plate, of which a value is one datum.
+        known_only: whether parameters unlike all that were simulated are impossible.
+        batch_shape: the batch shape, broadcast with that of θ.
+
+    Raises:
+        ValueError: parameters of other names or shapes; plates that are not exchangeable; a part of
+            the sites of a factor. ``log_prob``: data of another shape, or infinite. ``sample``:
+            parameters outside of their support.
+
+    Example:
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> from pyro_mdm.posteriors import AmortizedLikelihood
+        >>> def simulator():
+        ...     rate = pyro.sample("rate", dist.LogNormal(0.0, 1.0))
+        ...     with pyro.plate("days", 5):
+        ...         pyro.sample("x", dist.Normal(rate, 1.0))
+        >>> few = {"simulations": 50, "steps": 2}
+        >>> likelihood = AmortizedLikelihood.fit(simulator, ["rate"], ["x"], **few)
+        >>> def population(x):
+        ...     scale = pyro.sample("scale", dist.HalfNormal(1.0))
+        ...     with pyro.plate("subjects", len(x)):
+        ...         rate = pyro.sample("rate", dist.LogNormal(0.0, scale))
+        ...         pyro.sample("x", likelihood.given(rate), obs=x)
+        >>> trace = pyro.poutine.trace(population).get_trace(torch.randn(7, 5))
+        >>> trace.nodes["x"]["fn"].batch_shape, trace.nodes["x"]["fn"].event_shape
+        (torch.Size([7]), torch.Size([5]))
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    def __init__(
+        self,
+        likelihood: LearnedLikelihood,
+        theta: Mapping[str, Tensor] | Tensor,
+        *,
+        sites: str | Sequence[str] | None = None,
+        plates: Mapping[str, int] | None = None,
+        datum_of: str | None = None,
+        known_only: bool = False,
+        batch_shape: Sequence[int] = (),
+    ) -> None:
+        self.likelihood, self.known_only, self.datum_of = likelihood, known_only, datum_of
+        structure = likelihood.structure
+        self.theta, lead = _parameters(structure, theta)
+        names = [sites] if isinstance(sites, str) else sites
+        self._factors = factors_of(structure, names)
+        self._plates = check_plates(structure, plates)
+        if datum_of is not None:
+            self._check_datum_of(structure, datum_of)
+        chosen = [site.name for factor in self._factors for site in factor.sites]
+        self.sites = [site.name for site in structure.data if site.name in chosen]
+        self.shapes = self._event_shapes()
+        several = len(self.sites) > 1
+        side_by_side = torch.Size([sum(map(math.prod, self.shapes.values()))])
+        event = side_by_side if several else self.shapes[self.sites[0]]
+        shape = torch.broadcast_shapes(lead, tuple(batch_shape))
+        # values may have NaN, which validation of supports refuses
+        super().__init__(torch.Size(shape), event, validate_args=False)
+
+    def _check_datum_of(self, structure: Structure, datum_of: str) -> None:
+        check_exchangeable(structure, datum_of, "datum_of")
+        if others := [factor for factor in self._factors if factor.plate != datum_of]:
+            raise ValueError(
+                f"datum_of is {datum_of!r} and {name_of(others[0])} has no place in it, expected "
+                "sites of that plate alone; name them in sites, with another site for the others"
+            )
+        if datum_of in self._plates:
+            raise ValueError(
+                f"plates and datum_of have {datum_of!r}, expected one of them: with datum_of a "
+                "value is one datum, and the plate around the site has their number"
+            )
+
+    def _event_shapes(self) -> dict[str, torch.Size]:
+        """The shape of a value by site."""
+        shapes = {}
+        for factor in self._factors:
+            for site in factor.sites:
+                shape, dim = list(site.shape), place_dim(factor, site)
+                if dim is not None and factor.plate == self.datum_of:
+                    del shape[dim]
+                elif dim is not None:
+                    shape[dim] = self._plates.get(factor.plate or "", shape[dim])
+                shapes[site.name] = torch.Size(shape)
+        return {name: shapes[name] for name in self.sites}
+
+    def expand(
+        self, batch_shape: Sequence[int], _instance: DataDistribution | None = None
+    ) -> DataDistribution:
+        new = self._get_checked_instance(DataDistribution, _instance)
+        new.__dict__.update(self.__dict__, _batch_shape=torch.Size(batch_shape))
+        return new
+
+    # -- values ------------------------------------------------------------------------------------
+
+    def joined(self, data: Mapping[str, Tensor]) -> Tensor:
+        """The value (*batch, *event_shape) of data by site, (*batch, *shape) each.
+
+        Raises:
+            ValueError: a site is missing or has another shape.
+        """
+        blocks = []
+        for name, shape in self.shapes.items():
+            if name not in data:
+                raise ValueError(
+                    f"there is no value of {name!r} among {list(data)}, expected one; give NaN of "
+                    f"shape {tuple(shape)} where it is missing"
+                )
+            value = torch.as_tensor(data[name])
+            blocks.append((value, _lead_of(value, shape, name)))
+        if len(blocks) == 1:
+            return blocks[0][0]
+        lead = torch.broadcast_shapes(*(shape for _, shape in blocks))
+        rows = [
+            value.reshape(*shape, -1).expand(*lead, value.shape[len(shape) :].numel())
+            for value, shape in blocks
+        ]
+        return torch.cat(rows, -1)
+
+    def by_site(self, value: Tensor) -> Draws:
+        """Data by site, (*batch, *shape), of a value (*batch, *event_shape)."""
+        if len(self.sites) == 1:
+            return {self.sites[0]: value}
+        blocks = value.split([shape.numel() for shape in self.shapes.values()], -1)
+        pairs = zip(self.shapes.items(), blocks, strict=True)
+        return {name: block.reshape(*value.shape[:-1], *shape) for (name, shape), block in pairs}
+
+    @property
+    def support(self) -> Any:
+        """The values that data can have, by the bounds of their laws."""
+        lower, upper, is_discrete = (
+            self.joined({name: ends[name] for name in self.sites}) for ends in self._ends()
+        )
+        event_dim = len(self.event_shape)
+        if bool(is_discrete.any()):
+            return _SomeDiscrete(lower, upper, is_discrete, event_dim)
+        kinds = [_constraint(*pair) for pair in zip(lower.flatten(), upper.flatten(), strict=True)]
+        if len({type(kind) for kind in kinds}) == 1:
+            kind = _constraint(lower, upper) if lower.dim() else kinds[0]
+            return constraints.independent(kind, event_dim) if event_dim else kind
+        if event_dim == 1:
+            return constraints.independent(constraints.cat(kinds, -1, [1] * len(kinds)), 1)
+        raise NotImplementedError(
+            f"some numbers of {', '.join(self.sites)} are bounded and others are not, and a value "
+            f"has {event_dim} dimensions, expected one kind of numbers, or one dimension"
+        )
+
+    def _ends(self) -> list[Draws]:
+        """The least and greatest value of each number, and whether it is discrete, by site."""
+        ends: list[Draws] = [{}, {}, {}]
+        pairs = zip(self.likelihood.structure.factors, self.likelihood.bounds(), strict=True)
+        for factor, bounds in pairs:
+            if factor not in self._factors:
+                continue
+            size = 1 if factor.plate == self.datum_of and self.datum_of else self._size(factor)
+            for kind, numbers in zip(ends, bounds, strict=True):
+                by_site = values_by_site(factor, numbers.expand(1, size, -1))
+                kind |= {n: v.reshape(self.shapes[n]) for n, v in by_site.items()}
+        return ends
+
+    def _size(self, factor: DataFactor) -> int:
+        return self._plates.get(factor.plate or "", factor.size)
+
+    # -- densities and draws -----------------------------------------------------------------------
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(x | θ), (*batch,) in the precision of θ, nats.
+
+        Raises:
+            ValueError: data of another shape, infinite ones, or a datum of which a part is NaN.
+        """
+        scored: Tensor = self._scored(value, list(self.theta.values()), self.batch_shape)
+        return scored
+
+    def _scored(self, value: Tensor, theta: Sequence[Tensor], batch: Sequence[int]) -> Tensor:
+        try:
+            return self._log_prob(value, theta, batch)
+        except RuntimeError as error:
+            if not str(error).startswith("vmap:"):
+                raise
+        rows: Tensor = _AllRows.apply(self, batch, value, *theta)
+        return rows
+
+    def _log_prob(self, value: Tensor, theta: Sequence[Tensor], batch: Sequence[int]) -> Tensor:
+        value = torch.as_tensor(value)
+        of_data = self._lead(value, batch)
+        shapes = [site.shape for site in self.likelihood.structure.parameters]
+        leads = [v.shape[: v.dim() - len(s)] for v, s in zip(theta, shapes, strict=True)]
+        of_theta = torch.broadcast_shapes(*leads)
+        lead = torch.broadcast_shapes(of_data, of_theta, tuple(batch))
+        if lead.numel() == 0:
+            return torch.zeros(lead, dtype=_dtype(theta))
+        rows = _rows(value, of_data, lead, self.event_shape)
+        parameters = Draws()
+        for name, v, shape in zip(self.theta, theta, shapes, strict=True):
+            v = v.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)  # has no density
+            v = v.expand(torch.Size([*of_theta, *shape]))
+            parameters[name] = _rows(v, of_theta, lead, shape)
+        data = {name: self._with_place(name, v) for name, v in self.by_site(rows).items()}
+        log_p = self.likelihood.log_prob(data, parameters, sites=self.sites)
+        if self.known_only:
+            log_p = torch.where(self.likelihood.outside(parameters), -math.inf, log_p)
+        return log_p.expand(lead.numel()).reshape(lead).to(_dtype(theta))
+
+    def _lead(self, value: Tensor, batch: Sequence[int]) -> torch.Size:
+        """The batch shape of a value."""
+        named = ", ".join(self.sites)
+        if len(self.sites) == 1:
+            lead = _lead_of(value, self.event_shape, named, self._advice())
+        else:
+            lead = _lead_of(value, self.event_shape, f"({named})", "; use joined")
+        try:
+            torch.broadcast_shapes(lead, tuple(batch))
+        except RuntimeError:
+            raise ValueError(
+                f"{named} has shape {tuple(value.shape)}, of a batch {tuple(lead)}, expected "
+                f"(*batch, *{tuple(self.event_shape)}) for parameters of the batch {tuple(batch)}; "
+                "give a datum for each"
+            ) from None
+        return lead
+
+    def _advice(self) -> str:
+        """What to do about a value of another shape."""
+        plates = [
+            f.plate for f in self._factors if f.plate is not None and f.plate != self.datum_of
+        ]
+        if plates:
+            return (
+                f"; for another number of exchangeable data give plates={{{plates[0]!r}: n}}, "
+                "with NaN for data that are missing. A series has a likelihood of its own length"
+            )
+        return "; the likelihood is of data of that shape alone"
+
+    def _with_place(self, name: str, value: Tensor) -> Tensor:
+        """Data of a site (n, *shape) as the likelihood takes them, with the dimension of a plate of
+        which each is one datum."""
+        if self.datum_of is None:
+            return value
+        for factor in self._factors:
+            for site in factor.sites:
+                if site.name == name and (dim := place_dim(factor, site)) is not None:
+                    return value.unsqueeze(dim)
+        return value
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Data (*sample_shape, *batch_shape, *event_shape).
+
+        Raises:
+            ValueError: parameters outside of their support, or NaN.
+        """
+        lead = torch.Size([*sample_shape, *self.batch_shape])
+        parameters = {}
+        for site in self.likelihood.structure.parameters:
+            value = self.theta[site.name].expand(torch.Size([*lead, *site.shape]))
+            parameters[site.name] = value.reshape(-1, *site.shape)
+        plates = self._plates | ({} if self.datum_of is None else {self.datum_of: 1})
+        drawn = self.likelihood.sample(parameters, plates=plates, sites=self.sites)
+        data = {n: v.reshape(torch.Size([*lead, *self.shapes[n]])) for n, v in drawn.items()}
+        return self.joined(data)
+
+
+def _parameters(
+    structure: Structure, theta: Mapping[str, Tensor] | Tensor
+) -> tuple[Draws, torch.Size]:
+    """Parameters by site, (*batch, *shape), and their batch shape.
+
+    Raises:
+        ValueError: parameters of other names or shapes.
+    """
+    sites = structure.parameters
+    expected = ", ".join(f"{site.name!r} of shape (*batch, *{tuple(site.shape)})" for site in sites)
+    if not isinstance(theta, Mapping):
+        if len(sites) > 1:
+            raise ValueError(
+                f"theta is one tensor, expected parameters by site, {expected}; give a dictionary"
+            )
+        theta = {sites[0].name: theta}
+    names = [site.name for site in sites]
+    if set(theta) != set(names):
+        raise ValueError(
+            f"theta has {', '.join(map(repr, theta)) or 'no sites'}, expected {expected}; name "
+            "parameters as the simulator does"
+        )
+    values, leads = Draws(), []
+    for site in sites:
+        value = torch.as_tensor(theta[site.name])
+        leads.append(_lead_of(value, site.shape, site.name, f"; parameters are {expected}"))
+        values[site.name] = value
+    try:
+        return values, torch.broadcast_shapes(*leads)
+    except RuntimeError:
+        shapes = ", ".join(f"{name!r} {tuple(value.shape)}" for name, value in values.items())
+        raise ValueError(
+            f"theta has the shapes {shapes}, expected batches that are broadcast, {expected}"
+        ) from None
+
+
+def _lead_of(value: Tensor, shape: Sequence[int], name: str, advice: str = "") -> torch.Size:
+    """The batch shape of values (*batch, *shape).
+
+    Raises:
+        ValueError: they end on another shape.
+    """
+    lead = value.dim() - len(shape)
+    if lead < 0 or tuple(value.shape[lead:]) != tuple(shape):
+        sizes = ", ".join(["*batch", *map(str, shape)])
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, expected ({sizes}){advice}")
+    return value.shape[:lead]
+
+
+def _dtype(theta: Sequence[Tensor]) -> torch.dtype:
+    """The precision of parameters: float64 beside float32 would make all latents float64."""
+    dtype = torch.get_default_dtype()
+    for value in theta:
+        dtype = torch.promote_types(dtype, value.dtype)
+    return dtype
+
+
+def _rows(value: Tensor, batch: Sequence[int], lead: torch.Size, shape: Sequence[int]) -> Tensor:
+    """Values (*batch, *shape) as rows of a batch ``lead``, (n, *shape); one where they are one."""
+    if math.prod(batch) == 1:
+        return value.reshape(1, *shape)
+    return value.expand(*lead, *shape).reshape(-1, *shape)
+
+
+class _SomeDiscrete(constraints.Constraint):
+    """Numbers between bounds, some of which are whole; NaN are missing."""
+
+    is_discrete = True
+
+    def __init__(self, lower: Tensor, upper: Tensor, whole: Tensor, event_dim: int) -> None:
+        self.lower, self.upper, self.whole = lower, upper, whole
+        self._event_dim = event_dim
+        super().__init__()
+
+    @property
+    def event_dim(self) -> int:  # type: ignore[override]
+        return self._event_dim
+
+    def check(self, value: Tensor) -> Tensor:
+        inside = (value >= self.lower) & (value <= self.upper)
+        inside = inside & (~self.whole | (value == value.round()))
+        inside = inside | value.isnan()
+        return inside.flatten(inside.dim() - self.event_dim).all(-1) if self.event_dim else inside
+
+
+def _constraint(lower: Tensor, upper: Tensor) -> Any:
+    """The constraint of numbers that have bounds of one kind."""
+    low, high = bool(lower.isfinite().all()), bool(upper.isfinite().all())
+    if low and high:
+        return constraints.interval(lower, upper)
+    if low:
+        return constraints.greater_than(lower)
+    return constraints.less_than(upper) if high else constraints.real
+
+
+class _AllRows(torch.autograd.Function):
+    """``log_prob`` under :func:`torch.func.vmap`, of all of its rows in one call."""
+
+    generate_vmap_rule = False
+
+    @staticmethod
+    def forward(
+        law: DataDistribution, batch: Sequence[int], value: Tensor, *theta: Tensor
+    ) -> Tensor:
+        return law._scored(value, theta, batch)
+
+    @staticmethod
+    def setup_context(ctx: object, inputs: object, output: object) -> None:
+        pass
+
+    @staticmethod
+    def vmap(
+        info: object,
+        in_dims: Sequence[int | None],
+        law: DataDistribution,
+        batch: Sequence[int],
+        value: Tensor,
+        *theta: Tensor,
+    ) -> Any:
+        shapes = [law.event_shape, *(s.shape for s in law.likelihood.structure.parameters)]
+        tensors = list(zip((value, *theta), shapes, in_dims[2:], strict=True))
+        deepest = max(len(batch), *(t.dim() - len(s) - (d is not None) for t, s, d in tensors))
+        rows = [
+            t if d is None else _with_lead(t.movedim(d, 0), len(s), deepest) for t, s, d in tensors
+        ]
+        n = next(t.shape[d] for t, _, d in tensors if d is not None)
+        whole = (n, *[1] * (deepest - len(batch)), *batch)
+        return law._scored(rows[0], rows[1:], whole), 0
+
+
+def _with_lead(value: Tensor, event_dim: int, deepest: int) -> Tensor:
+    """Values (n, *lead, *event) with as many dimensions of their batch as asked for."""
+    ones = [1] * (deepest - (value.dim() - 1 - event_dim))
+    return value.reshape(value.shape[0], *ones, *value.shape[1:])

@@ -1,0 +1,284 @@
+"""Draws of simulators in files: a folder that is written batch by batch, parquet and Zarr."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pyro_mdm.posteriors.reading import Draws
+from pyro_mdm.support.files import replacing
+
+__all__ = ["Batch", "Store", "read_draws"]
+
+HEADER = "simulations.json"
+"""The file of a folder that says which draws it has."""
+RUNS = ".runs"
+"""The key of the numbers of the runs in a file of draws; no site has such a name."""
+FAILED = "failed"
+"""The key of the runs that failed in the comments of a file of draws."""
+
+
+class Batch(NamedTuple):
+    """Some runs of a program."""
+
+    runs: Tensor  # (n,) int64, the numbers of those that succeeded
+    values: Draws  # (n, *shape) by site
+    failed: dict[int, str]  # what others failed by
+
+
+class Store:
+    """Draws that are kept in a folder as they come, or in memory.
+
+    Args:
+        folder: the folder; None: memory.
+        seed: the seed of the draws; None: that of the folder, or one by the global generator.
+        batch_size: the number of runs of a batch, of a new folder.
+        in_plates: the number of all runs, where those of a batch are drawn together; None: each
+            has draws of its own.
+        at: values at which the program runs, (n, *shape) by site, if any.
+
+    Raises:
+        ValueError: a folder of other draws.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str] | None,
+        seed: int | None,
+        batch_size: int,
+        in_plates: int | None,
+        at: Mapping[str, Tensor] | None,
+    ) -> None:
+        self._folder = None if folder is None else Path(folder)
+        self._batches: list[Batch] = []
+        saved = None if self._folder is None else _header(self._folder)
+        if seed is None:
+            seed = saved["seed"] if saved else int(torch.randint(2**62, ()))
+        self.seed = seed
+        facts = {"seed": seed, "in_plates": in_plates, "at": None if at is None else _digest(at)}
+        self.batch_size = batch_size
+        if self._folder is None:
+            return
+        if saved is not None:
+            self._check(saved, facts)
+            self.batch_size = saved["batch_size"] if in_plates is not None else batch_size
+            self._batches = [_read(path) for path in sorted(self._folder.glob("*.safetensors"))]
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        facts["batch_size"] = batch_size
+        with replacing() as write:
+            write(self._folder / HEADER, [json.dumps(facts).encode()])
+
+    def _check(self, saved: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        for name, value in facts.items():
+            if saved.get(name) != value:
+                raise ValueError(
+                    f"{self._folder} has simulations with {name} = {saved.get(name)}, expected "
+                    f"{value}; give another folder, or the program and options that it is of"
+                )
+
+    def missing(self, n: int) -> list[int]:
+        """The numbers of the runs that are not there yet, of n."""
+        there = {run for batch in self._batches for run in batch.runs.tolist()}
+        there |= {run for batch in self._batches for run in batch.failed}
+        return [run for run in range(n) if run not in there]
+
+    def keep(self, batch: Batch) -> None:
+        """Keep a batch, on the disk when this returns."""
+        self._batches.append(batch)
+        if self._folder is None:
+            return
+        first = min([*batch.runs.tolist(), *batch.failed])
+        tensors = {name: value.contiguous() for name, value in batch.values.items()}
+        failed = {FAILED: json.dumps(batch.failed)}
+        data = safetensors.torch.save({**tensors, RUNS: batch.runs}, failed)
+        with replacing() as write:
+            write(self._folder / f"runs-{first:08d}.safetensors", [data])
+
+    def all(self, n: int | None = None) -> Batch:
+        """The first n runs, in order; None: all."""
+        return _joined(self._batches, n)
+
+
+def _joined(batches: Sequence[Batch], n: int | None) -> Batch:
+    some = [batch for batch in batches if len(batch.runs)]
+    failed = {run: said for batch in batches for run, said in batch.failed.items()}
+    if n is not None:
+        failed = {run: said for run, said in failed.items() if run < n}
+    if not some:
+        return Batch(torch.empty(0, dtype=torch.int64), {}, failed)
+    shapes = [{m: tuple(v.shape[1:]) for m, v in batch.values.items()} for batch in some]
+    for batch, other in zip(some, shapes, strict=True):
+        if other != shapes[0]:
+            raise ValueError(
+                f"runs from {int(batch.runs[0])} on have the sites {other} and others {shapes[0]}, "
+                "expected the same sites of the same shapes in every run; draw as many numbers "
+                "each time"
+            )
+    runs = torch.cat([batch.runs for batch in some])
+    order = runs.argsort()
+    order = order if n is None else order[runs[order] < n]
+    values = {name: torch.cat([b.values[name] for b in some])[order] for name in shapes[0]}
+    return Batch(runs[order], values, failed)
+
+
+def _digest(at: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(at):
+        digest.update(name.encode())
+        digest.update(at[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _header(folder: Path) -> dict[str, Any] | None:
+    """What a folder says of its draws; None: it has none.
+
+    Raises:
+        ValueError: it has other files, or cannot be read.
+    """
+    path = folder / HEADER
+    if path.is_file():
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is damaged ({error}), expected what simulate wrote; give another folder"
+            ) from error
+    others = sorted(p.name for p in folder.glob("*") if not p.name.startswith("."))
+    if others:
+        raise ValueError(
+            f"{folder} has other files ({others[0]}), expected an empty folder, or one that "
+            "simulate wrote; give another folder"
+        )
+    return None
+
+
+def _read(path: Path) -> Batch:
+    try:
+        with safe_open(path, "pt") as file:
+            failed = json.loads(file.metadata()[FAILED])
+        values = safetensors.torch.load_file(path)
+        runs = values.pop(RUNS)
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}), expected draws that simulate wrote; remove it, and its "
+            "runs are made anew"
+        ) from error
+    return Batch(runs, values, {int(run): said for run, said in failed.items()})
+
+
+# -- draws from elsewhere --------------------------------------------------------------------------
+
+
+def read_draws(source: str | os.PathLike[str], names: Sequence[str]) -> Draws:
+    """Draws of some sites, (n, *shape) each, from a file or folder.
+
+    - a folder that :func:`simulate` wrote;
+    - a file of parquet, ``*.parquet``, with a row for each draw. A column has the name of its site,
+      and numbers or lists of them; or columns are ``site[0]``, ``site[1]`` and so on, or
+      ``site[0,2]`` of more dimensions;
+    - a group of Zarr, ``*.zarr``, with an array (n, *shape) by the name of each site.
+
+    Args:
+        source: its path.
+        names: the sites that are read.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ImportError: what reads it is not installed.
+        ValueError: it is of another kind, or has not these sites.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"there are no draws at {path}, expected a file or folder")
+    if (path / HEADER).is_file():
+        batches = [_read(file) for file in sorted(path.glob("*.safetensors"))]
+        draws: Mapping[str, Any] = _joined(batches, None).values
+    elif path.suffix in (".parquet", ".pq"):
+        return _of_parquet(path, names)
+    elif path.suffix == ".zarr" or (path / "zarr.json").exists() or (path / ".zgroup").exists():
+        draws = _of_zarr(path, names)
+    else:
+        raise ValueError(
+            f"{path} is no kind of draws that is known, expected a folder that simulate wrote, "
+            "*.parquet or *.zarr; read it yourself, and give tensors (n, *shape) by site"
+        )
+    _check_names(path, names, draws)
+    return {name: torch.as_tensor(draws[name]) for name in names}
+
+
+def _check_names(path: Path, names: Sequence[str], available: Mapping[str, Any]) -> None:
+    if lacking := [name for name in names if name not in available]:
+        raise ValueError(
+            f"{path} has no site {lacking[0]!r}, expected it among {', '.join(available)}; name "
+            "its columns or arrays as the program's sites"
+        )
+
+
+def _of_parquet(path: Path, names: Sequence[str]) -> Draws:
+    try:
+        import pandas as pd
+
+        table = pd.read_parquet(path)
+    except ImportError as error:
+        raise ImportError(
+            f"{path} is read by pandas and pyarrow, which are not installed: "
+            'pip install "pyro-mdm[simulators]"'
+        ) from error
+    draws = Draws()
+    for name in names:
+        if name in table.columns:
+            cells = table[name].tolist()
+            lists = bool(cells) and hasattr(cells[0], "__len__")
+            try:
+                values = np.stack([_nested(c) for c in cells]) if lists else np.asarray(cells)
+                draws[name] = torch.as_tensor(values)
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"column {name!r} of {path} has not numbers of one shape in every row "
+                    f"({error}), expected numbers, or lists of one length"
+                ) from error
+            continue
+        places = {
+            tuple(map(int, column[len(name) + 1 : -1].split(","))): column
+            for column in table.columns
+            if str(column).startswith(f"{name}[") and str(column).endswith("]")
+        }
+        _check_names(path, [name], dict.fromkeys(table.columns) if not places else {name: None})
+        shape = tuple(max(place[d] for place in places) + 1 for d in range(len(min(places))))
+        if len(places) != int(np.prod(shape)):
+            raise ValueError(
+                f"{path} has {len(places)} columns of {name!r}, expected {int(np.prod(shape))}, of "
+                f"shape {shape}; name them {name}[0], {name}[1] and so on"
+            )
+        columns = np.stack([table[places[place]].to_numpy() for place in sorted(places)], 1)
+        draws[name] = torch.as_tensor(columns.reshape(-1, *shape))
+    return draws
+
+
+def _nested(cell: Iterable[object]) -> np.ndarray:
+    """An array of a list, whose entries may be lists."""
+    return np.stack([np.asarray(_nested(e) if isinstance(e, Iterable) else e) for e in cell])
+
+
+def _of_zarr(path: Path, names: Sequence[str]) -> Mapping[str, Any]:
+    try:
+        import zarr
+    except ImportError as error:
+        raise ImportError(
+            f'{path} is read by zarr, which is not installed: pip install "pyro-mdm[simulators]"'
+        ) from (error)
+    group = zarr.open_group(str(path), mode="r")
+    available = dict.fromkeys(group.array_keys())
+    _check_names(path, names, available)
+    return {name: np.asarray(group[name][...]) for name in names}
