@@ -162,7 +162,6 @@ class MapMLP(MLP):
         order = torch.cat([torch.arange(m, len(level), M) for m in range(M)]).argsort()
         return torch.cat(outputs)[order.to(features.device)]
 
-    @torch.no_grad()
     def _start(
         self, values: Tensor, log_snr: Tensor, observed: Tensor, left_out: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -207,7 +206,10 @@ class MapMLP(MLP):
         """
         index = None
         if not self.training:
-            level, index = torch.unique(level, dim=0, return_inverse=True)
+            maps, index = torch.unique(level.detach(), dim=0, return_inverse=True)
+            rows = torch.arange(len(index), device=index.device)
+            # a datum of each map, as unique itself has no derivative
+            level = level[index.new_zeros(len(maps)).scatter(0, index, rows)]
         q, a = torch.sigmoid(-level), torch.sigmoid(level).sqrt()
         S = a.unsqueeze(-1) * R * a.unsqueeze(-2) + torch.diag_embed(q)
         J = torch.cholesky_inverse(torch.linalg.cholesky(S))
