@@ -118,7 +118,11 @@ def test_the_program_runs_at_given_parameters() -> None:
     assert torch.equal(there["a"], at["a"]) and there["x"].shape == (7, 2)
     assert bool(((there["x"] - at["a"].unsqueeze(1)).abs() < 5).all())
     assert equal(there, simulate(program, at=at, seed=0, workers=1, batch_size=4))
-    refused(ValueError, (lambda: simulate(program, 6, at=at), "at has 7 values of 'a', expected"))
+    refused(
+        ValueError,
+        (lambda: simulate(program, 6, at=at), "at has 7 values of 'a', expected"),
+        (lambda: simulate(program, at={"b": torch.zeros(2)}), "at has 'b', which the program does"),
+    )
 
 
 # -- folders ---------------------------------------------------------------------------------------

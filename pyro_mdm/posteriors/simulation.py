@@ -112,7 +112,13 @@ def simulate(
     store = Store(folder, seed, batch_size or default, n if vectorized else None, given)
     plan = _Plan(program, store.seed, vectorized, leave_out)
     _run_all(plan, store, n, given, workers, progress)
-    return _gathered(store, n, leave_out)
+    draws = _gathered(store, n, leave_out)
+    if odd := [name for name in given or {} if name not in draws]:
+        raise ValueError(
+            f"at has {odd[0]!r}, which the program does not draw, expected some of "
+            f"{', '.join(draws)}; name its sites"
+        )
+    return draws
 
 
 def _simulated(

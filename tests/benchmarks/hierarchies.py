@@ -383,9 +383,9 @@ def engines(groups: Sequence[int]) -> pd.DataFrame:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parts: dict[str, tuple[Callable[[int], pd.DataFrame], int]] = {
-        "gaussian": (gaussian, 40),
+        "gaussian": (gaussian, 100),
         "ranks": (ranks, 400),
-        "factor": (factor, 40),
+        "factor": (factor, 60),
         "ricker": (ricker_units, 20),
         "engines": (lambda repeats: engines(GROUPS[:repeats]), 3),
     }
