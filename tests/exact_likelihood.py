@@ -43,7 +43,7 @@ class NormalLaw(FactorLaw):
     def center(self, theta: Tensor) -> Tensor:
         return (theta * self.scale + self.mean).unsqueeze(1)
 
-    def each(self, x: Tensor, theta: Tensor, steps: int = STEPS) -> Tensor:
+    def by_datum(self, x: Tensor, theta: Tensor, steps: int = STEPS) -> Tensor:
         there = ~x.isnan()
         value = torch.where(there, x, 0.0)
         log_p = torch.distributions.Normal(self.center(theta), NOISE).log_prob(value)

@@ -236,7 +236,7 @@ def test_numbers_inside_of_bounds_have_a_density_there_alone() -> None:
     theta = torch.randn(1, 1)
     drawn = law.sample(theta.expand(2000, 1), 2)
     assert bool(((drawn > lower) & (drawn < upper)).all())
-    assert bool(law.each(drawn, theta).isfinite().all())
+    assert bool(law.by_datum(drawn, theta).isfinite().all())
     x = drawn[0, 0]
     u, log_det = law._unbounded(x)
     torch.testing.assert_close(law._bounded(u), x)
@@ -249,7 +249,7 @@ def test_numbers_inside_of_bounds_have_a_density_there_alone() -> None:
     for place in range(3):
         outside = x.clone()
         outside[place] = (-3.0, 6.0, 7.0)[place]
-        assert law.each(outside.expand(1, 1, 4), theta).item() == -math.inf
+        assert law.by_datum(outside.expand(1, 1, 4), theta).item() == -math.inf
 
 
 def share() -> None:

@@ -69,7 +69,7 @@ def test_probabilities_sum_to_one(lattice: Lattice) -> None:
     for pair in ((LEVELS, lattice), (lattice, LEVELS), (lattice, COUNT)):
         law = random_law(*pair)
         grid = torch.cartesian_prod(*(values(own) for own in pair))
-        p = law.each(grid.unsqueeze(0), THETA).exp()
+        p = law.by_datum(grid.unsqueeze(0), THETA).exp()
         torch.testing.assert_close(p.sum(1), torch.ones(3).double(), atol=2e-3, rtol=0)
         assert float(p.max()) < 0.97
 
@@ -92,7 +92,7 @@ def test_draws_have_the_probabilities(pair: tuple[Lattice, Lattice]) -> None:
     drawn = law.sample(theta, n)
     assert drawn.shape == (1, n, 2)
     seen, counts = drawn[0].unique(dim=0, return_counts=True)
-    expected = n * law.each(seen.unsqueeze(0), theta)[0].exp()
+    expected = n * law.by_datum(seen.unsqueeze(0), theta)[0].exp()
     often = expected > 5
     apart = ((counts - expected).square() / expected)[often]
     rest = float(counts[~often].sum()), n - float(expected[often].sum())
@@ -104,7 +104,7 @@ def test_draws_have_the_probabilities(pair: tuple[Lattice, Lattice]) -> None:
 def test_data_that_are_no_values_have_none_and_missing_ones_do_not_count() -> None:
     law, theta = random_law(LEVELS, COUNT), torch.randn(2, 2)
     x = torch.tensor([[1.0, 4.0], [1.0, -1.0], [3.0, 4.0], [0.5, 4.0], [1.0, 4.5]])
-    log_p = law.each(x.unsqueeze(0), theta)
+    log_p = law.by_datum(x.unsqueeze(0), theta)
     assert bool(log_p[:, 0].isfinite().all()) and bool((log_p[:, 1:] == -math.inf).all())
     missing = torch.cat([x[:1], x[:1] * math.nan]).unsqueeze(0)
     torch.testing.assert_close(law.log_prob(missing, theta), log_p[:, 0], rtol=1e-5, atol=1e-5)
@@ -121,10 +121,10 @@ def test_many_densities_are_those_of_each(lattices: Any) -> None:
         nn.init.normal_(parameter, std=0.3)
     law.requires_grad_(False)
     x, theta = torch.randint(0, 3, (9, 1000, 2)).float(), torch.randn(9, 2)
-    whole, near = law.each(x, theta), {"atol": 1e-4, "rtol": 1e-4}
-    torch.testing.assert_close(law.each(x[:1], theta)[0], whole[0], **near)
-    torch.testing.assert_close(law.each(x, theta[:1])[0], whole[0], **near)
-    alone = torch.cat([law.each(x[i : i + 1], theta[i : i + 1]) for i in range(9)])
+    whole, near = law.by_datum(x, theta), {"atol": 1e-4, "rtol": 1e-4}
+    torch.testing.assert_close(law.by_datum(x[:1], theta)[0], whole[0], **near)
+    torch.testing.assert_close(law.by_datum(x, theta[:1])[0], whole[0], **near)
+    alone = torch.cat([law.by_datum(x[i : i + 1], theta[i : i + 1]) for i in range(9)])
     torch.testing.assert_close(whole, alone, **near)
     assert whole.shape == (9, 1000)
 
@@ -142,9 +142,9 @@ def test_real_numbers_have_a_law_given_the_discrete_ones_before_or_after_them() 
     means = torch.zeros(3, 3).double()
     for level in range(3):
         x = torch.stack([real, torch.full_like(real, level)], 1).unsqueeze(0)
-        p = law.each(x, theta).exp() * float(real[1] - real[0])
+        p = law.by_datum(x, theta).exp() * float(real[1] - real[0])
         of_level[:, level], means[:, level] = p.sum(1), (p * real).sum(1) / p.sum(1)
-        alone = law.discrete.each(torch.full((1, 1, 1), float(level)), theta)[:, 0].exp()
+        alone = law.discrete.by_datum(torch.full((1, 1, 1), float(level)), theta)[:, 0].exp()
         torch.testing.assert_close(of_level[:, level], alone, atol=1e-3, rtol=0)
     assert float((means[:, 0] - means[:, 2]).abs().max()) > 0.01
     drawn, errors = law.sample(theta, 3000), []

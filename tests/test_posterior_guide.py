@@ -107,7 +107,9 @@ def standing_prior(**options: Any) -> tuple[Standing, PosteriorGuide]:
 def test_the_weights_of_an_exact_posterior_are_the_evidence() -> None:
     posterior, guide = standing_exact()
     conditioned = pyro.condition(LINEAR_GAUSSIAN.program, OBSERVED)
-    weights = ImportanceWeights.of(Importance(conditioned, guide, num_samples=300).run())
+    weights = ImportanceWeights.from_importance(
+        Importance(conditioned, guide, num_samples=300).run()
+    )
     _, evidence = exact()
     torch.testing.assert_close(
         weights.log_weights, torch.full((300,), evidence).double(), atol=1e-4, rtol=0
@@ -130,7 +132,7 @@ def test_weights_make_a_bad_posterior_exact(hardly_trained: AmortizedPosterior) 
     guide = hardly_trained.guide(OBSERVED, seed=3)
     conditioned = pyro.condition(LINEAR_GAUSSIAN.program, OBSERVED)
     importance = Importance(conditioned, guide, num_samples=700).run()
-    weights = ImportanceWeights.of(importance)
+    weights = ImportanceWeights.from_importance(importance)
     theta = torch.stack([trace.nodes["theta"]["value"] for trace in importance.exec_traces])
     w, (law, evidence) = weights.normalized[:, None], exact()
     mean = (w * theta).sum(0)
@@ -274,7 +276,7 @@ def test_chains_start_at_draws() -> None:
 def test_weights_are_counted() -> None:
     log_weights = torch.tensor([0.0, math.log(3.0), -math.inf, 0.0])
     with pytest.warns(UserWarning, match="largest of 4 weights is 60% of their sum"):
-        weights = ImportanceWeights.of(SimpleNamespace(log_weights=[*log_weights]))
+        weights = ImportanceWeights.from_importance(SimpleNamespace(log_weights=[*log_weights]))
     assert weights.effective == pytest.approx(25 / 11)
     assert weights.log_evidence.mean == pytest.approx(math.log(5 / 4))
     assert "4 weights count as 2 draws" in repr(weights)
@@ -295,7 +297,7 @@ def test_heavy_tails_are_a_warning(log_weights: Any, reason: str) -> None:
             torch.manual_seed(0)
             log_weights = log_weights.sample((500,))
     with pytest.warns(UserWarning, match=f"{reason}: weighted means"):
-        ImportanceWeights.of(SimpleNamespace(log_weights=log_weights))
+        ImportanceWeights.from_importance(SimpleNamespace(log_weights=log_weights))
 
 
 def test_mistakes_are_named(hardly_trained: AmortizedPosterior) -> None:
@@ -306,7 +308,7 @@ def test_mistakes_are_named(hardly_trained: AmortizedPosterior) -> None:
         (lambda: hardly_trained.scored_draws(two, 3), "the data are 2 observations"),
         (lambda: hardly_trained.guide({}), "there is no value of 'x'"),
         (
-            lambda: ImportanceWeights.of(SimpleNamespace(log_weights=[])),
+            lambda: ImportanceWeights.from_importance(SimpleNamespace(log_weights=[])),
             r"expected those of importance.run\(\)",
         ),
         (lambda: standing_exact()[1].initial_params(0), "chains is 0, expected at least 1"),
@@ -323,4 +325,4 @@ def test_weights_without_data_are_refused() -> None:
     posterior = AmortizedPosterior.fit(program, ["a"], ["x"], draws=draws, steps=1)
     guide = posterior.guide({"x": torch.tensor(0.5)})
     with pytest.raises(ValueError, match="condition"):
-        ImportanceWeights.of(Importance(program, guide, num_samples=5).run())
+        ImportanceWeights.from_importance(Importance(program, guide, num_samples=5).run())

@@ -140,7 +140,7 @@ class PosteriorReport(NamedTuple):
                 importance = Importance(conditioned, guide, num_samples=WEIGHTS).run()
             except NotImplementedError as error:
                 return f"{unknown}: a distribution of the program has no density ({error})"
-            weights = posteriors.ImportanceWeights.of(importance)
+            weights = posteriors.ImportanceWeights.from_importance(importance)
         said = (
             f"the evidence log p(x): {weights.log_evidence} nats, by {WEIGHTS:,} weights that "
             f"count as {weights.effective:,.0f} draws"
@@ -193,7 +193,7 @@ def uniformity(drawn: Calibration) -> str:
 
 def central_intervals(drawn: Calibration) -> str:
     """How often central intervals contain the truth, in words."""
-    held, words = posteriors.Coverage.of(drawn), []
+    held, words = posteriors.Coverage.from_calibration(drawn), []
     for level in (0.5, 0.9):
         every = torch.cat([share.reshape(-1) for share in held.by_site(level).values()])
         shares = " ".join(f"{share:.0%}" for share in every.tolist())

@@ -41,7 +41,7 @@ class Calibration:
     draws: int  # from each posterior
 
     @classmethod
-    def of(cls, truth: Draws, drawn: Draws) -> Calibration:
+    def from_draws(cls, truth: Draws, drawn: Draws) -> Calibration:
         """Ranks of true parameters (n, *shape) by site among draws (n, draws, *shape)."""
         by_site = {
             name: ranks(value.transpose(0, 1), truth[name].reshape(len(value), *value.shape[2:]))
@@ -105,7 +105,7 @@ def calibrate(
         :class:`Calibration`, with ranks and p-values.
     """
     truth = new_simulations(program, simulations, vectorized, seed, progress)
-    return Calibration.of(truth, posterior.sample(truth, draws, seed=seed + 1))
+    return Calibration.from_draws(truth, posterior.sample(truth, draws, seed=seed + 1))
 
 
 def new_simulations(

@@ -46,7 +46,9 @@ class Coverage:
     joint: Tensor | None = None  # of the highest-density region of all parameters, (simulations,)
 
     @classmethod
-    def of(cls, calibration: Calibration, joint: Tensor | None = None, seed: int = 0) -> Coverage:
+    def from_calibration(
+        cls, calibration: Calibration, joint: Tensor | None = None, seed: int = 0
+    ) -> Coverage:
         """The levels of central intervals, which ranks of the truth say.
 
         Args:
@@ -108,12 +110,12 @@ def expected_coverage(
     """
     truth = new_simulations(program, simulations, vectorized, seed, progress)
     drawn = posterior.sample(truth, draws, seed=seed + 1)
-    central = Calibration.of(truth, drawn)
+    central = Calibration.from_draws(truth, drawn)
     if not joint:
-        return Coverage.of(central, seed=seed)
+        return Coverage.from_calibration(central, seed=seed)
     log_p = _densities(posterior, truth, drawn, draws, seed)
     sparser = ranks(-log_p[:, 1:].mT, -log_p[:, 0])  # draws of higher density than the truth
-    return Coverage.of(central, _places(sparser, draws, seed + 1), seed)
+    return Coverage.from_calibration(central, _places(sparser, draws, seed + 1), seed)
 
 
 def _places(rank: Tensor, draws: int, seed: int) -> Tensor:
@@ -186,4 +188,4 @@ def calibrate_at(
     distance = posterior.predictive.distances(values, encoding.values(one), seen)
     rows = distance.argsort()[:nearest]
     near = {name: value[rows] for name, value in truth.items()}
-    return Calibration.of(near, posterior.sample(near, draws, seed=seed + 1))
+    return Calibration.from_draws(near, posterior.sample(near, draws, seed=seed + 1))

@@ -92,7 +92,7 @@ class Lattice(NamedTuple):
 class Cells(NamedTuple):
     """Where discrete data (n, k, m) are: what networks are told of them, and at which values."""
 
-    told: Tensor  # (n, k, features)
+    features: Tensor  # (n, k, features)
     level: Tensor  # (n, k, f), places of the numbers with few values among these, int64
     middle: Tensor  # (n, k, w), of the cells of others, in units of their spread
     width: Tensor  # (n, k, w)
@@ -268,7 +268,7 @@ class DiscreteLaw(FactorLaw):
 
     def _log_prob(self, cells: Cells, theta: Tensor) -> Tensor:
         """log P of each datum given θ, (n, k), -∞ where it is not among the values."""
-        logits, raw = self._heads(cells.told, theta)
+        logits, raw = self._heads(cells.features, theta)
         shape = torch.broadcast_shapes(logits.shape[:3], cells.level.shape)
         level = cells.level.unsqueeze(-1).expand(*shape, 1)
         of_few = logits.expand(*shape, -1).gather(3, level).squeeze(3).sum(2)
@@ -287,7 +287,7 @@ class DiscreteLaw(FactorLaw):
         total = (of_few + of_wide).double()
         return torch.where(cells.is_value, total, -math.inf)
 
-    def each(self, x: Tensor, theta: Tensor, steps: int = STEPS) -> Tensor:
+    def by_datum(self, x: Tensor, theta: Tensor, steps: int = STEPS) -> Tensor:
         cells = self.cells(x)
         log_p = [
             self._log_prob(
@@ -302,7 +302,7 @@ class DiscreteLaw(FactorLaw):
         origin = torch.tensor([lattice.origin for lattice in self.lattices])
         x = origin.to(theta).expand(len(theta), k, -1).clone()
         for j, lattice in enumerate(self.lattices):
-            logits, raw = self._heads(self.cells(x).told, theta)
+            logits, raw = self._heads(self.cells(x).features, theta)
             if j in self.few:
                 chances = logits[:, :, self.few.index(j)].exp().expand(-1, k, -1)
                 level = torch.multinomial(chances.flatten(0, 1), 1).reshape(-1, k)
@@ -355,18 +355,18 @@ class MixedLaw(FactorLaw):
 
     def _given(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         """What the real numbers of each datum are given, (n k, inputs), and these, (n k, 1, m)."""
-        features = self.discrete.cells(x[..., self.counted]).told
+        features = self.discrete.cells(x[..., self.counted]).features
         n, k = max(len(x), len(theta)), x.shape[1]
         given = torch.cat([theta.unsqueeze(1).expand(n, k, -1), features.expand(n, -1, -1)], 2)
         real = x[..., self.real].expand(n, -1, -1)
         return given.flatten(0, 1), real.reshape(n * k, 1, -1)
 
-    def each(self, x: Tensor, theta: Tensor, steps: int = STEPS) -> Tensor:
-        discrete = self.discrete.each(x[..., self.counted], theta)
+    def by_datum(self, x: Tensor, theta: Tensor, steps: int = STEPS) -> Tensor:
+        discrete = self.discrete.by_datum(x[..., self.counted], theta)
         log_p = []
         for rows in _pieces(x, theta):
             given, real = self._given(_chosen(x, rows), _chosen(theta, rows))
-            log_p.append(self.continuous.each(real, given, steps).reshape(-1, x.shape[1]))
+            log_p.append(self.continuous.by_datum(real, given, steps).reshape(-1, x.shape[1]))
         return discrete + torch.cat(log_p)
 
     def sample(self, theta: Tensor, k: int) -> Tensor:

@@ -156,7 +156,7 @@ class Encoding(nn.Module):
         m = len(self.center)
         return encoded[:, m:] > 0 if self.missing else torch.ones_like(encoded, dtype=torch.bool)
 
-    def hide(self, encoded: Tensor, part: float) -> Tensor:
+    def hide(self, encoded: Tensor, fraction: float) -> Tensor:
         """Encodings (n, 2 m) of which numbers are hidden at random.
 
         Args:
@@ -164,6 +164,6 @@ class Encoding(nn.Module):
                 uniform for a row.
         """
         n, m = len(encoded), len(self.center)
-        rate = torch.rand(n, 1) * (torch.rand(n, 1) < part)
+        rate = torch.rand(n, 1) * (torch.rand(n, 1) < fraction)
         shown = (torch.rand(n, m) >= rate) & self.seen(encoded)
         return self._masked(self.values(encoded), shown)

@@ -278,7 +278,7 @@ class PosteriorGuide:
         >>> guide = posterior.guide(observed, seed=0)
         >>> replicated = Predictive(program, guide=guide, num_samples=7)()
         >>> conditioned = pyro.condition(program, observed)
-        >>> weights = ImportanceWeights.of(Importance(conditioned, guide, num_samples=20).run())
+        >>> weights = ImportanceWeights.from_importance(Importance(conditioned, guide, num_samples=20).run())
         >>> replicated["x"].shape, weights.log_weights.shape
         (torch.Size([7]), torch.Size([20]))
     """
@@ -363,7 +363,7 @@ class ImportanceWeights:
     log_weights: Tensor
 
     @classmethod
-    def of(cls, importance: Importance) -> ImportanceWeights:
+    def from_importance(cls, importance: Importance) -> ImportanceWeights:
         """The weights of Pyro's ``Importance`` after ``run``, with a warning if they mislead.
 
         Raises:

@@ -172,7 +172,7 @@ class FactorLaw(nn.Module, ABC):
         """
 
     @abstractmethod
-    def each(self, x: Tensor, theta: Tensor, steps: int = STEPS) -> Tensor:
+    def by_datum(self, x: Tensor, theta: Tensor, steps: int = STEPS) -> Tensor:
         """log p of each of k data x (n or 1, k, m) given each θ, (n, k) float64; 0 if it is NaN."""
 
     def log_prob(self, x: Tensor, theta: Tensor, steps: int = STEPS) -> Tensor:
@@ -182,7 +182,7 @@ class FactorLaw(nn.Module, ABC):
             steps: number of steps of the flow, if a diffusion is part of the distribution; 0 for
                 the Gaussian alone.
         """
-        return self.each(x, theta, steps).sum(1)
+        return self.by_datum(x, theta, steps).sum(1)
 
     @abstractmethod
     def sample(self, theta: Tensor, k: int) -> Tensor:
@@ -301,7 +301,7 @@ class ContinuousLaw(FactorLaw):
         gained = (high - low) * apart.double()
         return Measured.from_values(gained.reshape(DRAWS_OF_GAIN, -1).mean(0))
 
-    def each(self, x: Tensor, theta: Tensor, steps: int = STEPS) -> Tensor:
+    def by_datum(self, x: Tensor, theta: Tensor, steps: int = STEPS) -> Tensor:
         present = ~x.isnan().any(2)
         x, of_scale = self._scaled(x)
         given = ~of_scale.isnan() & present
