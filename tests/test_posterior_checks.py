@@ -80,7 +80,7 @@ def test_regions_of_the_exact_posterior_hold_what_they_say() -> None:
     assert wide.of_region(0.5) > 0.6 and float(wide.by_site(0.5)["theta"].min()) > 0.6
     assert right.of_region(0.9) == pytest.approx(0.9, abs=5 * right.error(0.9))
     assert right.error(0.9) == pytest.approx(0.015)
-    assert "400 simulations: 50% intervals hold" in repr(right)
+    assert "400 simulations: 50% intervals contain" in repr(right)
     plain = expected_coverage(Exactly(), program, 20, 9, vectorized=True)
     assert plain.joint is None and math.isnan(plain.of_region(0.5)) and "joint" not in repr(plain)
 

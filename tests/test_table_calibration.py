@@ -142,7 +142,7 @@ def test_programs_draw_tables(
     capsys.readouterr()
     evaluate(run, draws=1, accelerator="cpu", calibration=tmp_path / "calibration.png")
     lines = capsys.readouterr().out.splitlines()
-    assert any(line.startswith("90% intervals hold") for line in lines)
+    assert any(line.startswith("90% intervals contain") for line in lines)
     assert lines[-1].startswith("bits/dim") and (tmp_path / "calibration.png").exists()
 
 

@@ -107,7 +107,7 @@ def _differences(
         axes.text(1.01, i, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
     axes.tick_params(labelleft=False)
     axes.grid(axis="x", alpha=0.3)
-    axes.set_xlabel(f"bits/dim more than {plain(best)}")
+    axes.set_xlabel(f"bits/dim − that of {plain(best)}")
     axes.set_title("paired difference from the best ± 95%: ● resolved, ○ not", fontsize=10)
 
 

@@ -81,7 +81,7 @@ class Coverage:
             low, high = float(shares.min()), float(shares.max())
             held = f"{low:.0%}" if low == high else f"{low:.0%} to {high:.0%}"
             joint = "" if self.joint is None else f", joint regions {self.of_region(level):.0%}"
-            words.append(f"{level:.0%} intervals hold {held}{joint}, ± {self.error(level):.0%}")
+            words.append(f"{level:.0%} intervals contain {held}{joint}, ± {self.error(level):.0%}")
         return f"Coverage({len(self)} simulations: {'; '.join(words)})"
 
 

@@ -64,9 +64,9 @@ class TableCalibration:
             weight = present.sum(1) / present.sum()
             error = float(np.sqrt((weight**2 * (shares - share) ** 2).sum()))
             by_chance = self.ranks.smallest > 0.05
-            word = "uniform, as far as that tells" if by_chance else "NOT uniform"
+            word = "uniform, as far as this test shows" if by_chance else "NOT uniform"
             lines.append(
-                f"{LEVEL:.0%} intervals hold {share:.1%} ± {error:.1%} of {present.sum()} numbers; "
+                f"{LEVEL:.0%} intervals contain {share:.1%} ± {error:.1%} of {present.sum()} numbers; "
                 f"ranks are {word} (smallest p-value of {len(self.pit)} columns, times their "
                 f"number: {self.ranks.smallest:.2g})"
             )
