@@ -325,7 +325,7 @@ def test_automdm_has_the_density_for_many_rows_at_once(exact: Any) -> None:
         densities.append(
             guide.log_density(torch.linspace(-1, 1, 72).reshape(9, 8), observed(), likelihood)
         )
-        assert guide._density._is_batched
+        assert guide.program_density._is_batched
     torch.testing.assert_close(*densities, **SINGLE)
 
 

@@ -530,7 +530,7 @@ RECOUNTED: list[tuple[str, str, Callable[[], bool]]] = [
     ),
     (
         "index",
-        "On three other programs the diffusion keeps modes that other guides lose, and on two of "
+        "On three other Pyro programs the diffusion keeps modes that other guides lose, and on two of "
         "these it has the worse bound",
         lambda: (
             sum(

@@ -49,6 +49,7 @@ class AutoMDM(ChainGuide):
     Sampling", 2025.
 
     Example:
+        >>> import pyro
         >>> import pyro.distributions as dist
         >>> def program():
         ...     a = pyro.sample("a", dist.Normal(0.0, 1.0))
