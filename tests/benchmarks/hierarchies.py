@@ -331,7 +331,7 @@ def ricker_units(repeats: int, n: int = 5) -> pd.DataFrame:
         print("ricker", repeat, rows[-1], flush=True)
     table = pd.DataFrame(rows)
     made = summary(table, "units")
-    made["mean_shift"] = math.sqrt((table["shift"] ** 2).mean())
+    made["shift"] = math.sqrt((table["shift"] ** 2).mean())
     made["filters"] = table.filters.mean()
     return made
 
