@@ -656,7 +656,8 @@ def test_a_diffusion_that_loses_its_coupling_names_its_step_and_its_matrices(
     options |= {"measure_every": 6, "checkpoint_every": 1, "diffusion_learning_rate": 0.015}
     message = (
         r"error: step (\d): Losing: noise reaches 1 of 2 variables with Q = .*, D = .*rank"
-        r"\. If training led the diffusion here, lower --diffusion_learning_rate; the last checkpoint is good"
+        r"\. If training led the diffusion here, lower --diffusion_learning_rate; the last "
+        r"checkpoint is good"
     )
     with pytest.raises(SystemExit, match=message):
         words = [f"--{k}={v}" for k, v in options.items()]

@@ -595,7 +595,7 @@ def test_no_reader_of_a_run_folder_runs_what_it_reads(tmp_path: Path) -> None:
 UNPICKLES = [
     r"^\s*(?:import|from) (?:pickle|_pickle|cPickle|dill|cloudpickle|shelve|marshal)\b",
     r"^\s*from joblib\b(?! import Parallel, delayed$)",  # between processes of one run alone
-    r"\bjoblib\.(?!cpu_count\b)\w+",
+    r"\bjoblib\.(?!(?:cpu_count|parallel_config)\b)\w+",
     r"\bfrom (?:torch|numpy) import .*\bload\b",
     r"(?<!safetensors\.)\btorch\.load\b(?!\([^()]*\bweights_only=True\))",
     r"\b(?:np|numpy)\.load\b(?!\()",

@@ -278,7 +278,8 @@ class PosteriorGuide:
         >>> guide = posterior.guide(observed, seed=0)
         >>> replicated = Predictive(program, guide=guide, num_samples=7)()
         >>> conditioned = pyro.condition(program, observed)
-        >>> weights = ImportanceWeights.from_importance(Importance(conditioned, guide, num_samples=20).run())
+        >>> importance = Importance(conditioned, guide, num_samples=20).run()
+        >>> weights = ImportanceWeights.from_importance(importance)
         >>> replicated["x"].shape, weights.log_weights.shape
         (torch.Size([7]), torch.Size([20]))
     """
