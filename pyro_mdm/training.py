@@ -317,8 +317,9 @@ class Trainer:
         """Set learning rates and clear gradients: the first half of :meth:`step`, for losses in
         several pieces."""
         factor = schedule(self.step_number, self.steps, self.warmup, self.decay)
-        if self.decay == "cosine":  # seconds may pass sooner than steps
-            factor = min(factor, schedule(int(1e6 * self._share_of_time()), 10**6))
+        if self.seconds is not None:  # which may pass sooner than the steps
+            at = int(1e6 * self._share_of_time())
+            factor = min(factor, schedule(at, 10**6, decay=self.decay))
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         self.optimizer.zero_grad(set_to_none=True)

@@ -405,3 +405,18 @@ def test_a_loss_that_is_no_number_ends_a_fit() -> None:
     network, loss, _ = line()
     with pytest.raises(FloatingPointError, match="the loss is nan after 1 steps"):
         Trainer(network, steps=30).fit(lambda: loss() * math.nan)
+
+
+def test_rates_fall_with_the_seconds_that_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ten steps a second, of which 5 of 100 fit into half a second."""
+    now = [0.0]
+    monkeypatch.setattr("pyro_mdm.training.time.monotonic", lambda: now[0])
+    network = nn.Linear(1, 1)
+    trainer = Trainer(network, steps=100, seconds=0.5, warmup=0, learning_rate=1.0)
+    rates = []
+    for _ in trainer:
+        trainer.step(network.weight.sum())
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        now[0] += 0.1
+    expected = [0.5 * (1 + math.cos(math.pi * step / 5)) for step in range(5)]
+    assert rates == pytest.approx(expected, abs=1e-4)
