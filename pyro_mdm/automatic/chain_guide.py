@@ -235,7 +235,7 @@ class ChainGuide(AutoMultivariateNormal):
                 "and count as impossible; mend the program",
                 stacklevel=3,
             )
-        return x, log_weights.double().nan_to_num(nan=-math.inf, posinf=-math.inf)
+        return x, log_weights.double().nan_to_num(-math.inf, -math.inf, -math.inf)
 
     @torch.no_grad()
     def two_sided(
