@@ -112,6 +112,25 @@ def test_runs_in_a_plate_are_kept_too(tmp_path: Path) -> None:
     assert bool(((there["x"] - at["a"].unsqueeze(1)).abs() < 5).all())
 
 
+def test_sites_that_share_memory_are_kept(tmp_path: Path) -> None:
+    def copied() -> None:
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        pyro.deterministic("copy", a)
+
+    drawn = simulate(copied, 6, seed=0, vectorized=True, folder=tmp_path)
+    assert torch.equal(drawn["copy"], drawn["a"])
+    assert torch.equal(read_draws(tmp_path, ["copy"])["copy"], drawn["a"])
+
+
+def test_a_fit_is_the_same_from_a_folder_that_is_there(tmp_path: Path) -> None:
+    names = ["a"], ["x"]
+    one, again = (
+        AmortizedLikelihood.fit(program, *names, simulations=40, seed=3, folder=tmp_path, **FEW)
+        for _ in range(2)
+    )
+    assert equal(one.state_dict(), again.state_dict())
+
+
 def test_the_program_runs_at_given_parameters() -> None:
     at = {"a": torch.linspace(-50, 50, 7)}
     there = simulate(program, at=at, seed=0)
