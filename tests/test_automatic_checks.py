@@ -17,7 +17,7 @@ from pyro.infer.inspect import get_model_relations
 from pyro.infer.reparam import LocScaleReparam
 from torch import Tensor
 
-from pyro_mdm import CLD, VPSDE, AutoMDM, LinearDiffusion
+from pyro_mdm import CLD, VPSDE, AutoMDM, LearnedDiffusion, LinearDiffusion
 from pyro_mdm.automatic import Gap, gap
 from pyro_mdm.automatic.checkup import Moments, Second, checked, funnels
 from pyro_mdm.posteriors import ImportanceWeights
@@ -273,6 +273,17 @@ def test_parameters_that_a_fit_trains_stay_too() -> None:
 
     gap(program, fit, simulated=2, paths=2)
     assert pyro.param("scale").item() == before and before not in trained
+
+
+def test_a_guide_like_another_begins_without_its_fit() -> None:
+    guide = AutoMDM(conjugate, LearnedDiffusion(num_variables=2), steps=2)
+    first = guide.like_this(conjugate)
+    guide.fit(updates=2, start_updates=2, progress=False)
+    second = guide.like_this(conjugate)
+    trained = dict(guide._diffusion.named_parameters())
+    for name, value in first._diffusion.named_parameters():
+        assert torch.equal(value, dict(second._diffusion.named_parameters())[name])
+        assert not torch.equal(value, trained[name])
 
 
 def test_what_a_program_computes_follows_its_latents() -> None:
