@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import CLD, HOLD, VPSDE, LearnedDiffusion, LinearDiffusion
-from pyro_mdm.automatic.chain import Annealed, Chain, Ratio, Reversed
+from pyro_mdm.automatic.chain import LIMIT, Annealed, Chain, Ratio, Reversed, _bounded
 
 MEAN = torch.tensor([0.5, -0.3])
 SPREAD = torch.tensor([0.6, 1.1])
@@ -125,6 +125,15 @@ def test_noising_paths_are_weighed_as_generated_ones(kind: type[Chain], K: int |
         error = math.sqrt(float(generated.var() + noised.var()) / len(w))
         assert abs(float(generated.mean() - noised.mean())) < 5 * error
         assert noised.std() > 0.01, "weights that differ"
+
+
+def test_steep_gradients_are_at_their_limit() -> None:
+    """Their squares are beyond float32, and NaN is no gradient."""
+    slope = torch.tensor([1e30, -math.inf, math.nan], requires_grad=True)
+    bounded = _bounded(slope, LIMIT)
+    assert torch.allclose(bounded, torch.tensor([LIMIT, -LIMIT, 0.0]))
+    (derivative,) = torch.autograd.grad(bounded.sum(), slope)
+    assert bool(derivative.isfinite().all())
 
 
 def test_gradients_through_paths_are_those_of_finite_differences() -> None:

@@ -11,14 +11,16 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal, init_to_value
 from pyro.infer.inspect import get_model_relations
 from pyro.infer.reparam import LocScaleReparam
 from torch import Tensor
 
-from pyro_mdm import CLD, VPSDE, AutoMDM, LinearDiffusion
+from pyro_mdm import CLD, VPSDE, AutoMDM, LearnedDiffusion, LinearDiffusion
 from pyro_mdm.automatic import Gap, gap
-from pyro_mdm.automatic.checkup import funnels
+from pyro_mdm.automatic.checkup import Moments, Second, checked, funnels
+from pyro_mdm.posteriors import ImportanceWeights
 
 ONES = torch.ones(3, 2)
 
@@ -57,6 +59,12 @@ def funnel() -> None:
 def heavy() -> None:
     with pyro.plate("rows", 4):
         pyro.sample("x", dist.Cauchy(0.0, 1.0))
+
+
+def heavy_transform() -> None:
+    """Torch has it as a transform of a gamma distribution."""
+    with pyro.plate("rows", 4):
+        pyro.sample("x", dist.InverseGamma(1.0, 1.0))
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +131,10 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: made(conjugate).rows({"a": torch.zeros(99)}), "no draws of 'mean', but of 'a'"),
     (lambda: made(conjugate).rows({"mean": torch.zeros(99, 3)}), r"\(99, 3\), expected .*\(2,\)"),
     (lambda: made(conjugate).rows(exact(9)), "there are 9 draws, expected 16 at least"),
+    (
+        lambda: made(conjugate).rows({"mean": torch.randn(8, 3, 2)}),
+        "there are 3 draws in each of 8 chains, expected 4 at least",
+    ),
     (lambda: made(conjugate).rows(torch.zeros(99, 2)), "draws is Tensor, expected values by site"),
     (lambda: made(conjugate).rows({"mean": torch.full((99, 2), torch.nan)}), "99 draws of 'mean'"),
     (
@@ -241,6 +253,53 @@ def test_parameters_of_the_program_stay_and_those_of_guides_go() -> None:
         assert torch.equal(value, pyro.get_param_store()[name])
 
 
+def test_parameters_that_a_fit_trains_stay_too() -> None:
+    """And they are trained on data of which their gradients do not pass the simulation."""
+    scale = pyro.param("scale", torch.tensor(2.0), constraint=dist.constraints.positive)
+    before, trained = scale.item(), list[float]()
+
+    def program() -> None:
+        scale = pyro.param("scale", torch.tensor(2.0), constraint=dist.constraints.positive)
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(x, scale), obs=torch.tensor(0.0))
+
+    def fit(program: Callable[..., Any]) -> AutoNormal:
+        guide = AutoNormal(program)
+        svi = SVI(program, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+        for _ in range(2):
+            svi.step()
+        trained.append(pyro.param("scale").item())
+        return guide
+
+    gap(program, fit, simulated=2, paths=2)
+    assert pyro.param("scale").item() == before and before not in trained
+
+
+def test_a_guide_like_another_begins_without_its_fit() -> None:
+    guide = AutoMDM(conjugate, LearnedDiffusion(num_variables=2), steps=2)
+    first = guide.like_this(conjugate)
+    guide.fit(updates=2, start_updates=2, progress=False)
+    second = guide.like_this(conjugate)
+    trained = dict(guide._diffusion.named_parameters())
+    for name, value in first._diffusion.named_parameters():
+        assert torch.equal(value, dict(second._diffusion.named_parameters())[name])
+        assert not torch.equal(value, trained[name])
+
+
+def test_what_a_program_computes_follows_its_latents() -> None:
+    def program() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        twice = pyro.deterministic("twice", 2 * x)
+        pyro.sample("y", dist.Normal(twice, 1.0), obs=torch.tensor(0.0))
+
+    def posterior(program: Callable[..., Any]) -> Callable[[], Any]:
+        y = pyro.poutine.trace(program).get_trace().nodes["y"]["value"]
+        return lambda: pyro.sample("x", dist.Normal(2 * y / 5, 5**-0.5))
+
+    result = gap(program, posterior, simulated=3, paths=4)
+    assert abs(result.gap.mean) < 1e-4 and result.gap.standard_error < 1e-4
+
+
 # -- the check -------------------------------------------------------------------------------------
 
 
@@ -258,6 +317,26 @@ def test_draws_elsewhere_are_no_agreement() -> None:
     assert "start='particles'" in result.remedies[0]
 
 
+def test_a_second_fit_without_weights_is_no_agreement() -> None:
+    nothing = ImportanceWeights(torch.full((100,), -math.inf))
+    nowhere = Moments.from_weights(torch.zeros(100, 2), nothing)
+    result = checked(solved(), Second("start", nowhere, nothing), 4, 1_000, (), {})
+    assert math.isnan(result.distance) and not result.is_trusted
+
+
+@pytest.mark.filterwarnings("ignore:all of 50 weights are 0")
+def test_draws_that_are_impossible_have_no_weight() -> None:
+    def program() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.factor("positive", torch.where(x > 0, 0.0, -math.inf))
+
+    guide = AutoMDM(program, steps=2, init_loc_fn=init_to_value(values={"x": torch.tensor(2.0)}))
+    guide.set_up()
+    guide.loc.data = torch.tensor([-50.0])
+    weights = guide.importance(50)
+    assert bool((weights.log_weights == -math.inf).all()) and weights.effective == 0
+
+
 @pytest.mark.filterwarnings("ignore:the weights have a tail")
 def test_a_missed_mode_is_seen_by_a_second_fit() -> None:
     guide = AutoMDM(two_modes, steps=4)
@@ -270,7 +349,11 @@ def test_a_missed_mode_is_seen_by_a_second_fit() -> None:
 
 @pytest.mark.parametrize(
     "program, words",
-    [(funnel, "'z' scales 'x', a funnel"), (heavy, "'x' has heavy tails (Cauchy)")],
+    [
+        (funnel, "'z' scales 'x', a funnel"),
+        (heavy, "'x' has heavy tails (Cauchy)"),
+        (heavy_transform, "'x' has heavy tails (InverseGamma)"),
+    ],
 )
 def test_remedies_are_by_what_is_seen(program: Callable[..., Any], words: str) -> None:
     result = made(program).check(other=None)

@@ -188,10 +188,12 @@ def test_members_learn_from_different_halves_and_are_saved(tmp_path: Path) -> No
     again = LikelihoodMembers.from_pretrained(tmp_path, trials)
     theta, x = torch.randn(5), torch.randn(5, 4)
     assert torch.equal(again.given(theta).log_prob(x), found.given(theta).log_prob(x))
+    LikelihoodMembers([*found, *found]).save_pretrained(tmp_path)
     other = AmortizedLikelihood.fit(trials, ["theta"], ["x"], draws=draws, **FEW)
     other.observed = ["y"]
     refused(
         (ValueError, PretrainedError),
+        (lambda: found.save_pretrained(tmp_path), "has member-2, expected 2 members at most"),
         (lambda: LikelihoodMembers([other]), "there are 1 members, expected two or more"),
         (lambda: LikelihoodMembers([*found, other]), "expected the same"),
         (lambda: LikelihoodMembers.from_pretrained(tmp_path / "none", trials), "has no member-0"),
@@ -238,6 +240,8 @@ def test_a_second_round_is_one_call(exact: Any) -> None:
     x = second.simulations["x"][there]
     assert float(x.mean()) == pytest.approx(2.0, abs=5 * 0.5 / math.sqrt(400))
     assert second.given(torch.zeros(3)).log_prob(torch.zeros(3, 4)).shape == (3,)
+    third = second.refined({"theta": theta}, steps=2, diffusion=False)
+    assert len(third.simulations["x"].unique(dim=0)) == len(third.simulations["x"])
     far = {"theta": torch.full((1,), 30.0)}
     assert bool(exact.outside(far).all())
     wider = exact.refined({"theta": 30 + torch.rand(400)}, steps=2, diffusion=False)

@@ -424,6 +424,7 @@ def test_local_guides_refuse_what_are_no_rows(exact: Any) -> None:
     refused(
         ValueError,
         (lambda: local(torch.tensor([0, 6])), r"values up to 6, expected \(b,\) numbers from 0"),
+        (lambda: local(torch.tensor([2, 2])), "rows has 2 numbers, 1 of them different"),
         (
             lambda: LocalGuide(Conjugate(), sites, {"x": observed(6)}, 6, names={"t": "u"}),
             "names has 't', expected parameters of the simulator, of theta",

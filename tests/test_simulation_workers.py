@@ -57,6 +57,7 @@ def test_each_run_has_draws_of_its_own_whatever_the_batches(tmp_path: Path) -> N
     more = simulate(program, 9, seed=5, workers=1, batch_size=2)
     assert equal({name: value[:7] for name, value in more.items()}, one)
     assert not torch.equal(simulate(program, 7, seed=6, workers=1)["a"], one["a"])
+    assert not torch.equal(simulate(program, 7, seed=-5, workers=1)["a"], one["a"])
 
 
 def test_draws_have_the_law_of_the_program() -> None:
@@ -110,6 +111,25 @@ def test_runs_in_a_plate_are_kept_too(tmp_path: Path) -> None:
     there = simulate(batched, at=at, **options)
     assert torch.equal(there["a"], at["a"])
     assert bool(((there["x"] - at["a"].unsqueeze(1)).abs() < 5).all())
+
+
+def test_sites_that_share_memory_are_kept(tmp_path: Path) -> None:
+    def copied() -> None:
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        pyro.deterministic("copy", a)
+
+    drawn = simulate(copied, 6, seed=0, vectorized=True, folder=tmp_path)
+    assert torch.equal(drawn["copy"], drawn["a"])
+    assert torch.equal(read_draws(tmp_path, ["copy"])["copy"], drawn["a"])
+
+
+def test_a_fit_is_the_same_from_a_folder_that_is_there(tmp_path: Path) -> None:
+    names = ["a"], ["x"]
+    one, again = (
+        AmortizedLikelihood.fit(program, *names, simulations=40, seed=3, folder=tmp_path, **FEW)
+        for _ in range(2)
+    )
+    assert equal(one.state_dict(), again.state_dict())
 
 
 def test_the_program_runs_at_given_parameters() -> None:

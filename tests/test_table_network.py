@@ -242,7 +242,7 @@ def test_derivatives_of_the_start_are_those_of_finite_differences(training: bool
         maps = torch.where(lam.isfinite(), lam + level, lam)
         return score.call_network(score.inputs(z, maps), maps, 1, channels=score.channels)
 
-    level = torch.zeros((), dtype=torch.float64)
+    level = torch.zeros(3, 1, dtype=torch.float64)  # of each datum, two of which have one map
     assert torch.autograd.gradcheck(
         start, (z.requires_grad_(), level.requires_grad_()), eps=1e-5, atol=1e-5, rtol=1e-4
     )

@@ -50,6 +50,8 @@ Density = Callable[[Tensor], Tensor]
 
 LIMIT = 8.0
 """The limit of an entry g of ∇log h, which enters chains as g / √(1 + (g / LIMIT)²)."""
+STEEPEST = 1e9
+"""The limit of an entry of ∇log h before its square, which would overflow in float32."""
 SEEN = 3.0
 """The limit of an entry of ∇log h as an input of the network."""
 
@@ -395,5 +397,5 @@ def _cost(noise: Tensor, epsilon: Tensor, log_scale: Tensor) -> Tensor:
 
 def _bounded(slope: Tensor, limit: float) -> Tensor:
     """A gradient within its limit; 0 where it is NaN, whatever the density there."""
-    slope = slope.nan_to_num()
+    slope = slope.nan_to_num().clamp(-STEEPEST, STEEPEST)
     return slope / (1 + (slope / limit).square()).sqrt()

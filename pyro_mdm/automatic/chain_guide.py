@@ -110,7 +110,8 @@ class ChainGuide(AutoMultivariateNormal):
         if start not in STARTS:
             raise ValueError(f"start is {start!r}, expected one of {', '.join(map(repr, STARTS))}")
         self.start, self._steps, self._width = start, steps, width
-        self._program = (model,)  # as it is, without values to start from; not a module of this one
+        # as they are, without values to start from or a fit; no modules of this one
+        self._given = model, copy.deepcopy(self._diffusion)
         self._start_values: dict[str, Any] = {"init_loc_fn": init_loc_fn, "init_scale": init_scale}
         self.losses = torch.zeros(0)  # of the last fit
         self._budget: dict[str, Any] = {}  # of it too
@@ -118,7 +119,7 @@ class ChainGuide(AutoMultivariateNormal):
     @property
     def program(self) -> Callable[..., Any]:
         """The program as it was given."""
-        return self._program[0]
+        return self._given[0]
 
     def like_this(self, program: Callable[..., Any], *, start: str | None = None) -> Any:
         """A guide of a program with the settings of this one, before any fit.
@@ -129,7 +130,7 @@ class ChainGuide(AutoMultivariateNormal):
         """
         return type(self)(
             program,
-            copy.deepcopy(self._diffusion),
+            copy.deepcopy(self._given[1]),
             steps=self._steps,
             start=start or self.start,
             width=self._width,
@@ -235,7 +236,7 @@ class ChainGuide(AutoMultivariateNormal):
                 "and count as impossible; mend the program",
                 stacklevel=3,
             )
-        return x, log_weights.double().nan_to_num(nan=-math.inf, posinf=-math.inf)
+        return x, log_weights.double().nan_to_num(-math.inf, -math.inf, -math.inf)
 
     @torch.no_grad()
     def two_sided(

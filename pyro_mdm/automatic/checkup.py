@@ -31,7 +31,7 @@ FEW_UPDATES = 20
 """Updates in a quarter of a training, below which nothing is said of their rise."""
 MOST_FOR_PARTICLES = 20
 """Latents up to which particles find modes; with more they collapse (page *Automatic guides*)."""
-HEAVY = ("Cauchy", "HalfCauchy", "StudentT", "Pareto", "Stable", "InverseGamma", "Horseshoe")
+HEAVY = ("Cauchy", "HalfCauchy", "StudentT", "Pareto", "Stable", "InverseGamma")
 """Distributions whose tails a Gaussian does not cover."""
 
 
@@ -180,7 +180,7 @@ def checked(
         at = int(gaps.argmax())
         distance, distant = float(gaps[at]), repr(names[at])
         error = math.sqrt(1 / first.effective + 1 / moments.effective)
-        is_apart = distance > max(APART, ERRORS * error)
+        is_apart = not distance <= max(APART, ERRORS * error)  # NaN: the other has no mean
     result = Checkup(weights, tails, _kept(guide), other, distance, distant, is_apart, ())
     if result.is_trusted:
         return result
@@ -198,12 +198,16 @@ def _remedies(
             "them, pyro.poutine.reparam(program, config={"
             f"{children[0]!r}: LocScaleReparam(0.0)" + "})"
         )
-    kinds = {name: type(_base(site)).__name__ for name, site in guide.latents()}
-    if heavy := [name for name, kind in kinds.items() if kind in HEAVY]:
+    for name, site in guide.latents():
+        kinds = [type(distribution).__name__ for distribution in _layers(site)]
+        heavy = [kind for kind in kinds if kind in HEAVY]  # some are transforms of other kinds
+        if not heavy:
+            continue
         yield (
-            f"{heavy[0]!r} has heavy tails ({kinds[heavy[0]]}), which a Gaussian start does not "
+            f"{name!r} has heavy tails ({heavy[0]}), which a Gaussian start does not "
             "cover: write it as a scale mixture, or as a function of a uniform latent"
         )
+        break
     if result.disagrees:
         few = guide.latent_dim <= MOST_FOR_PARTICLES
         yield "the fits disagree, so that one has missed a mode or has not converged: " + (
@@ -255,16 +259,16 @@ def _scales(
     """The scale of each latent that has one, given the values of all."""
     program = poutine.condition(guide.program, data=values)
     nodes: dict[str, Any] = run(program, *args, **kwargs).nodes
-    scales = {name: getattr(_base(nodes[name]), "scale", None) for name in values}
+    scales = {name: getattr(_layers(nodes[name])[-1], "scale", None) for name in values}
     return {name: scale for name, scale in scales.items() if isinstance(scale, Tensor)}
 
 
-def _base(site: dict[str, Any]) -> Any:
-    """The distribution of a site without what is around it: events, expansions, transforms."""
-    distribution = site["fn"]
-    while (inner := getattr(distribution, "base_dist", None)) is not None:
-        distribution = inner
-    return distribution
+def _layers(site: dict[str, Any]) -> list[Any]:
+    """The distribution of a site, and those inside of events, expansions and transforms."""
+    layers = [site["fn"]]
+    while (inner := getattr(layers[-1], "base_dist", None)) is not None:
+        layers.append(inner)
+    return layers
 
 
 def _size(site: dict[str, Any]) -> int:

@@ -18,6 +18,8 @@ MIXED = 1.05
 """The split R̂ up to which chains count as mixed."""
 FEWEST = 16
 """Draws at least, of all chains together."""
+FEWEST_OF_CHAIN = 4
+"""Draws at least of a chain, whose halves R̂ compares."""
 
 Site = dict[str, Any]
 
@@ -58,6 +60,11 @@ def unconstrained(draws: object, latents: Iterable[tuple[str, Site]]) -> Tensor:
     x = torch.cat(rows, -1)
     if x.shape[:2].numel() < FEWEST:
         raise ValueError(f"there are {x.shape[:2].numel()} draws, expected {FEWEST} at least")
+    if x.shape[1] < FEWEST_OF_CHAIN:
+        raise ValueError(
+            f"there are {x.shape[1]} draws in each of {x.shape[0]} chains, expected "
+            f"{FEWEST_OF_CHAIN} at least; give independent draws as (n, *shape)"
+        )
     _warn_unless_mixed(rows, names)
     return x.flatten(0, 1)
 

@@ -31,6 +31,7 @@ from torch.distributions import biject_to
 
 from pyro_mdm.automatic.density import run
 from pyro_mdm.automatic.draws import row
+from pyro_mdm.posteriors.dependence import is_computed
 from pyro_mdm.support.checks import check_count
 from pyro_mdm.support.measured import Measured
 
@@ -120,11 +121,15 @@ def gap(
 
 
 def parameters(kept: Callable[[str], bool]) -> Any:
-    """A context in which Pyro's parameter store has some of its parameters alone, by name."""
+    """A context in which Pyro's parameter store has copies of some of its parameters, by name."""
     store = pyro.get_param_store()
     state: Any = {
         kind: {name: value for name, value in values.items() if kept(name)}
         for kind, values in dict[str, Any](store.get_state()).items()
+    }
+    state["params"] = {  # an optimizer writes to them in place
+        name: value.detach().clone().requires_grad_(value.requires_grad)
+        for name, value in state["params"].items()
     }
     return store.scope(state)
 
@@ -147,9 +152,9 @@ def _simulated(
     program: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> tuple[Callable[..., Any], dict[str, Tensor]]:
     """The program conditioned on data that it has drawn, and the latents that it drew with them."""
-    free = poutine.uncondition(program)
-    nodes: dict[str, Any] = run(free, *args, **kwargs).nodes
-    sites = {name: site for name, site in nodes.items() if site["type"] == "sample"}
+    nodes: dict[str, Any] = run(poutine.uncondition(program), *args, **kwargs).nodes
+    drawn = ((name, site) for name, site in nodes.items() if site["type"] == "sample")
+    sites = {name: site for name, site in drawn if not is_computed(site)}  # they follow others
     observed = {name for name, site in sites.items() if site["infer"].get("was_observed")}
     if factors := [name for name in observed if isinstance(sites[name]["fn"], dist.Unit)]:
         raise ValueError(
@@ -158,9 +163,10 @@ def _simulated(
         )
     if not observed:
         raise ValueError("the program observes nothing, expected data by pyro.sample with obs=")
-    data = {name: sites[name]["value"] for name in observed}
-    latents = {name: site["value"] for name, site in sites.items() if name not in observed}
-    return poutine.condition(free, data=data), latents
+    # a graph to the program's parameters would take their derivative out of its density
+    data = {name: sites[name]["value"].detach() for name in observed}
+    latents = {name: s["value"].detach() for name, s in sites.items() if name not in observed}
+    return poutine.condition(program, data=data), latents
 
 
 @torch.no_grad()

@@ -437,7 +437,9 @@ class AmortizedLikelihood(nn.Module):
             )
         rows, _ = self.sites.rows(theta)
         how: dict[str, Any] = {"vectorized": vectorized, "workers": workers, "folder": folder}
-        how |= {"leave_out": leave_out, "seed": seed, "progress": progress}
+        how |= {"leave_out": leave_out, "progress": progress}
+        # of another seed in each round, or the noise of its runs would be that of the last round's
+        how["seed"] = seed + max(map(len, first.values()))
         new = simulate(self._program if program is None else program, at=rows, **how)
         names = [*self.latent, *self.observed]
         both = {name: torch.cat([first[name], new[name].to(first[name])]) for name in names}

@@ -93,7 +93,7 @@ class LocalGuide:
             rows: their numbers, (b,) int64, as a plate with a subsample gives them; None: all.
 
         Raises:
-            ValueError: rows that are no numbers of data.
+            ValueError: rows that are no numbers of data, or one of them twice.
         """
         m = self._pool.m
         rows = torch.arange(m) if rows is None else torch.as_tensor(rows)
@@ -101,6 +101,11 @@ class LocalGuide:
             raise ValueError(
                 f"rows has shape {tuple(rows.shape)} and values up to {int(rows.max())}, expected "
                 f"(b,) numbers from 0 to {m - 1}; give what the plate gives, `with plate as rows`"
+            )
+        if rows.unique().numel() < rows.numel():
+            raise ValueError(
+                f"rows has {rows.numel()} numbers, {rows.unique().numel()} of them different, "
+                "expected each once: a repeated datum would have one draw of its parameters twice"
             )
         name = "_posterior_" + "_".join(site.name for site in self.sites)
         law = _Local(self._pool, rows)

@@ -163,7 +163,19 @@ class LikelihoodMembers(nn.Module):
         return cls(fitted)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write each member to a folder of its own in this one."""
+        """Write each member to a folder of its own in this one.
+
+        Args:
+            folder: the folder.
+
+        Raises:
+            ValueError: the folder has more members, of another save.
+        """
+        if (beyond := Path(folder) / f"member-{len(self)}").exists():
+            raise ValueError(
+                f"{folder} has {beyond.name}, expected {len(self)} members at most, since it would "
+                "be read as one of these; give another folder"
+            )
         for place, member in enumerate(self):
             member.save_pretrained(Path(folder) / f"member-{place}")
 

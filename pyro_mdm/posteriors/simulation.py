@@ -177,7 +177,8 @@ class _Plan(NamedTuple):
 @contextmanager
 def _seeded(*entropy: int) -> Iterator[None]:
     """Random numbers of torch, NumPy and Python by a seed, and afterwards those of before."""
-    state = np.random.SeedSequence(entropy).generate_state(4, np.uint64)
+    positive = [number % 2**64 for number in entropy]  # torch has negative seeds, NumPy has none
+    state = np.random.SeedSequence(positive).generate_state(4, np.uint64)
     of_python, of_numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):

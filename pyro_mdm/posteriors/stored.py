@@ -63,7 +63,8 @@ class Store:
         self._batches: list[Batch] = []
         saved = None if self._folder is None else _header(self._folder)
         if seed is None:
-            seed = saved["seed"] if saved else int(torch.randint(2**62, ()))
+            new = int(torch.randint(2**62, ()))  # in any case, so that what comes next is the same
+            seed = saved["seed"] if saved else new
         self.seed = seed
         facts = {"seed": seed, "in_plates": in_plates, "at": None if at is None else _digest(at)}
         self.batch_size = batch_size
@@ -99,7 +100,11 @@ class Store:
         if self._folder is None:
             return
         first = min([*batch.runs.tolist(), *batch.failed])
-        tensors = {name: value.contiguous() for name, value in batch.values.items()}
+        # clones, as sites may share memory, which the format refuses
+        tensors = {
+            name: value.clone(memory_format=torch.contiguous_format)
+            for name, value in batch.values.items()
+        }
         failed = {FAILED: json.dumps(batch.failed)}
         data = safetensors.torch.save({**tensors, RUNS: batch.runs}, failed)
         with replacing() as write:

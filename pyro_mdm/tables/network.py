@@ -202,14 +202,11 @@ class MapMLP(MLP):
         (n,).
 
         Training maps all differ, and are not compared: there is a Gaussian for each datum, and the
-        index is None.
+        index is None. So too where maps have derivatives, each of its own datum.
         """
         index = None
-        if not self.training:
-            maps, index = torch.unique(level.detach(), dim=0, return_inverse=True)
-            rows = torch.arange(len(index), device=index.device)
-            # a datum of each map, as unique itself has no derivative
-            level = level[index.new_zeros(len(maps)).scatter(0, index, rows)]
+        if not (self.training or level.requires_grad):
+            level, index = torch.unique(level, dim=0, return_inverse=True)
         q, a = torch.sigmoid(-level), torch.sigmoid(level).sqrt()
         S = a.unsqueeze(-1) * R * a.unsqueeze(-2) + torch.diag_embed(q)
         J = torch.cholesky_inverse(torch.linalg.cholesky(S))
