@@ -55,13 +55,15 @@ def moves(walk: Walk) -> collections.Counter[tuple[Place, Place]]:
 
 
 def walks() -> dict[str, Walk]:
-    problem, model, guide = Plan.of(Training(guide="cld")).build()
+    problem, model, guide = Plan.from_settings(Training(guide="cld")).build()
     loss, x = MDM_ELBO()(model, guide), problem.to_model_space(problem.train[:16])
     seen = torch.ones(1, 8, 8, dtype=torch.bool)
     given = condition_on_measurements(model, Mask(seen), x[0].flatten(), 0.1, data=x)
     learned = Training(guide="learned")
     return {
-        "--guide learned to a kernel": lambda: Plan.of(learned).build()[1].diffusion.marginal(0.5),
+        "--guide learned to a kernel": lambda: (
+            Plan.from_settings(learned).build()[1].diffusion.marginal(0.5)
+        ),
         "data to a loss": lambda: loss(x),
         "a sample given a measurement": torch.no_grad()(lambda: given(batch_size=1)),
         "a program to AutoMDM and a draw": lambda: AutoMDM(program)(),
