@@ -206,6 +206,7 @@ def _lattice(site: DataSite, x: Tensor, lower: float, upper: float) -> Lattice |
 
 
 def name_of(factor: DataFactor) -> str:
+    """The names of a factor's sites, for messages."""
     return ", ".join(site.name for site in factor.sites)
 
 

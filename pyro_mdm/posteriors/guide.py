@@ -424,7 +424,7 @@ class ImportanceWeights:
 
         Args:
             fix: the advice at the end of the warning.
-            stacklevel: as for :func:`warnings.warn`.
+            stacklevel: the stack level of the warning, 1 for the call of this method.
         """
         if self.doubt:
             warnings.warn(

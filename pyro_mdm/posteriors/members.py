@@ -37,8 +37,8 @@ __all__ = ["LearnedEvidence", "LikelihoodMembers", "MemberDraws"]
 class LearnedEvidence(NamedTuple):
     """The log evidence under learned likelihoods, nats, with its two errors.
 
-    ±1.96 of each error are a 95% interval. As members are few, the error of learning is Student's
-    t interval, divided by 1.96.
+    Each error is such that ±1.96 of it is a 95% interval. For the error of learning this is
+    Student's t interval, as members are few.
     """
 
     mean: float  # the mean of the members' log evidences, nats

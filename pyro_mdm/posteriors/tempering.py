@@ -65,8 +65,8 @@ class TemperedParticles(NamedTuple):
     def log_constant(self) -> Measured:
         """The log normalizing constant, nats, with its error.
 
-        As groups are few, the error is a 95% interval by Student's t, divided by 1.96. It is NaN
-        where groups differ too much (:func:`~pyro_mdm.evaluation.weights.of_repeats`).
+        The error is such that ±1.96 of it is a 95% interval, by Student's t as groups are few. It
+        is NaN where groups differ too much (:func:`~pyro_mdm.evaluation.weights.of_repeats`).
         """
         value, error = of_repeats(self.log_weights)
         return Measured(value, float(error * reach(len(self.log_weights) - 1)) / Z95)
