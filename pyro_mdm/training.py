@@ -379,6 +379,7 @@ class Trainer:
                         "trainer.step(loss) in it"
                     )
                 self._bar.update(self.step_number - before)
+        self._began = None
         self.end()
 
     def _share_of_time(self) -> float:

@@ -419,7 +419,7 @@ def test_mistakes_are_named(random: Any) -> None:
             lambda: fit(led_by_a_hidden_site, ["a"], ["x"], simulations=20, steps=1).posterior(
                 {"x": torch.tensor(6.0)}, 100
             ),
-            "the law of a depends on sites that are not among them",
+            "the distribution of a depends on sites that are not among them",
         ),
         (
             lambda: fit(plated, ["a"], ["x"], draws=draws | {"x": draws["x"][:9]}),

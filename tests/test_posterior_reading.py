@@ -253,7 +253,7 @@ def test_places_of_other_laws_or_that_depend_on_each_other_are_one_datum(law: An
     assert [factor.plate for factor in structure.factors] == [None]
     assert structure.data[0].parameters == ("a",) and structure.data[0].plates == (("p", 8, -1),)
     (note,) = structure.notes
-    assert "data in the plate 'p' are not exchangeable given the parameters: the law of" in note
+    assert "are not exchangeable given the parameters: the distribution of" in note
 
 
 def test_a_plate_of_one_place_shows_nothing() -> None:

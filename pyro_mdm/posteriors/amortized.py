@@ -72,37 +72,41 @@ __all__ = [
 ]
 
 KEPT = "simulations.safetensors"
-"""The file beside it that has the data of some simulations."""
+"""The file of encoded data of some simulations, beside a model's."""
 
 NAMES = "posterior.json"
-"""The file beside a model's that has the names of the sites and the scales of the parameters."""
+"""The file of the sites' names and the parameters' scales, beside a model's."""
 
 MIN_LOG_SNR, MAX_LOG_SNR = -5.0, 12.0
-"""λ(T) and the λ where the decoder takes over, for residuals of unit variance: noise of 0.0025."""
+"""λ(T), and λ(ε), where the decoder takes over. Residuals have unit variance, so the noise at ε has
+a standard deviation of 0.0025."""
 
 PER_NUMBER = 10
-"""Simulations for each number that a parameter is regressed on, below which a Gaussian is not
-fitted."""
+"""The fewest simulations for each regressor of a Gaussian; with fewer, none is fitted."""
 
 HIDDEN, DEPTH = 128, 3
-"""Width and number of blocks of the MLP."""
+"""The width and the number of blocks of the MLP."""
 
 
 class LinearGaussian(NamedTuple):
-    """A Gaussian law of θ given x with a mean linear in x, as a baseline for posteriors."""
+    """The Gaussian distribution of θ given x with a mean linear in x, a baseline for posteriors."""
 
     center: Tensor  # (m,), the mean of x
     unit: Tensor  # (m,), the scale of x
-    weight: Tensor  # (1 + m, d)
+    weight: Tensor  # (1 + m, d), the coefficients of 1 and of standardized x
     root: Tensor  # (d, d), the lower triangular root of the covariance
 
     @classmethod
     def fit(cls, theta: Tensor, x: Tensor) -> LinearGaussian | None:
-        """The least-squares fit to n pairs of θ (n, d) and x (n, m), float64.
+        """The least-squares fit to n pairs, in float64.
+
+        Args:
+            theta: the parameters, (n, d).
+            x: the data, (n, m).
 
         Returns:
-            None if there are fewer than ten pairs for each regressor, or if x determines some
-            linear combination of θ exactly.
+            The Gaussian. None if there are fewer than ten pairs for each regressor, or if x
+            determines a linear combination of θ exactly.
         """
         theta, x = theta.double(), x.double()
         if len(x) < PER_NUMBER * (1 + x.shape[1]):
@@ -113,27 +117,27 @@ class LinearGaussian(NamedTuple):
         rest = theta - inputs @ solved.solution
         covariance = rest.mT @ rest / (len(x) - int(solved.rank))
         root, info = torch.linalg.cholesky_ex(covariance)
-        # variances that float32 draws cannot tell from 0 are 0
+        # float32 draws cannot tell variances below this from 0, so they count as 0
         least = torch.finfo(torch.float32).eps * theta.std(0)
         if int(info) or bool((root.diagonal() <= least).any()):
             return None
         return cls(center, unit, solved.solution, root)
 
     def mean(self, x: Tensor) -> Tensor:
-        """E[θ | x], (n, d), float64."""
+        """The mean E[θ | x], (n, d) float64, of data x (n, m)."""
         return _with_one((x.double() - self.center) / self.unit) @ self.weight
 
     def roots(self, spread: Tensor) -> Tensor:
-        """The triangular roots of the covariance, (n, d, d), where of x the mean alone is known.
+        """The triangular roots of the covariance of θ, (n, d, d), where x itself is uncertain.
 
         Args:
-            spread: the covariance of each x about it, (n, m, m).
+            spread: the covariance of each x about its mean, (n, m, m).
         """
         weight = self.weight[1:] / self.unit.unsqueeze(-1)
         return torch.linalg.cholesky(self.root @ self.root.mT + weight.mT @ spread @ weight)
 
     def log_prob(self, theta: Tensor, x: Tensor) -> Tensor:
-        """log p(θ | x) of n pairs, (n,), nats."""
+        """The log density log p(θ | x) of n pairs of θ (n, d) and x (n, m), (n,) float64, nats."""
         law = torch.distributions.MultivariateNormal(self.mean(x), scale_tril=self.root)
         return law.log_prob(theta.double())
 
@@ -143,10 +147,10 @@ def _with_one(x: Tensor) -> Tensor:
 
 
 class LogDensity(NamedTuple):
-    """log p(θ | x) of n pairs, nats, with the Monte Carlo error of each."""
+    """The log density log p(θ | x) of n pairs, nats, with the Monte Carlo error of each."""
 
     value: Tensor  # (n,)
-    error: Tensor  # (n,); NaN where too little counts, and for one sample
+    error: Tensor  # (n,), standard errors; NaN where too few draws count, and for one draw
 
     @property
     def mean(self) -> Measured:
@@ -157,30 +161,35 @@ class LogDensity(NamedTuple):
 class AmortizedPosterior(nn.Module):
     """The posterior p(θ | x) for any x: a diffusion model of θ given x.
 
-    θ is unconstrained, and the model is one of the residual r of a Gaussian law whose mean is
-    linear in x (:class:`LinearGaussian`), fitted to the simulations: what differs from that law is
-    learned. With few simulations for the numbers in x, r is θ in units of its standard deviation.
-    :meth:`fit` makes a posterior and trains it. ``model`` and ``noising`` are the two programs, for
-    a loop of your own over :meth:`coordinates`. ``gaussian`` is the law; None if there is none.
+    θ is unconstrained. A Gaussian distribution whose mean is linear in x
+    (:class:`LinearGaussian`) is fitted to the simulations, and the model is of its residual r, so
+    that only the difference from a Gaussian is learned. Where there are too few simulations for a
+    Gaussian, r is θ in units of its standard deviation. :meth:`fit` makes a posterior and trains
+    it.
 
     Args:
         program: the simulator, without arguments.
-        latent: the names of its parameters' sites.
-        observed: the names of its data's sites.
-        draws: simulations, for the scales of θ and x (:func:`simulate`).
-        network: module that is called with z, the encoded x and 1, (n, d + m + 1), and log SNR
-            (n,); it returns (n, d). With ``missing`` it is given m more numbers, which are 1 where
-            a number of x is there. An MLP by default.
+        latent: the names of the parameters' sites.
+        observed: the names of the data's sites.
+        draws: simulations for the scales of θ and x, (n, *shape) by site (:func:`simulate`).
+        network: the module that takes z, encoded x and 1, (n, d + m + 1), and the log SNR, (n,),
+            and returns (n, d). With ``missing`` its input has m more numbers, 1 where a number of x
+            is present and 0 elsewhere. An MLP by default.
         diffusion: the diffusion that noises r, VPSDE by default.
-        missing: whether numbers of x may be missing.
-        encoder: a module of encoded x, (n, m) or (n, 2 m) with ``missing``, that returns (n, size),
-            for sets, sequences or images; it is trained along. The network is given its numbers
-            in place of x. None: it is given x.
+        missing: whether numbers of x may be missing (NaN).
+        encoder: the module that takes encoded x, (n, m), or (n, 2 m) with ``missing``, and returns
+            (n, size), for sets, sequences or images. It is trained with the network, whose input
+            has these numbers in place of x. None: no encoder.
+
+    Attributes:
+        model: the model of r given encoded x.
+        noising: its guide; with ``model`` and :meth:`coordinates` for a training loop of your own.
+        gaussian: the Gaussian distribution; None if none was fitted.
 
     Raises:
-        TypeError: sites that are not continuous.
-        ValueError: unknown or observed sites, or one named twice; a parameter that never varies, or
-            whose support depends on others.
+        TypeError: parameters that are not continuous.
+        ValueError: a site that is unknown, observed or named twice; a parameter that never varies,
+            or whose support depends on others; numbers of parameters and data that differ.
     """
 
     mean: Tensor
@@ -253,26 +262,33 @@ class AmortizedPosterior(nn.Module):
         seed: int = 0,
         progress: bool = False,
     ) -> AmortizedPosterior:
-        """A posterior trained on simulations, nine tenths of them.
+        """The posterior trained on nine tenths of the simulations.
 
-        The last tenth, at most 1,000, chooses between weights.
+        The last tenth, at most 1,000, is validation data: of the moving averages of the weights,
+        those with the lowest loss on it are kept.
 
         Args:
-            program, latent, observed, network, diffusion, encoder: see the class.
-            draws: simulations, (n, *shape) by site, as from :func:`simulate`, or the path of a
-                folder that it wrote, of ``*.parquet`` or ``*.zarr``; None: new ones.
+            program, latent, observed, network, diffusion, encoder: as for the class.
+            draws: simulations, (n, *shape) by site, or the path of a folder that :func:`simulate`
+                wrote, of a ``*.parquet`` file or of a ``*.zarr`` group; None: new simulations.
             simulations: the number of new simulations.
-            missing: fraction of the simulations of a step of which numbers of x are hidden, each
-                number by a probability that is uniform for a simulation. Then data may have NaN.
-            steps, batch_size, learning_rate: settings of Adam, with a cosine schedule that ends at
-                zero. Of the moving averages of the weights the best are kept.
-            vectorized, workers, folder, leave_out: see :func:`simulate`.
+            missing: the fraction of the simulations of a step that have numbers of x hidden. Each
+                of these simulations draws a probability uniformly, and hides each number with it.
+                If the fraction is positive, data may have NaN.
+            steps: the number of steps of Adam.
+            batch_size: the number of simulations of a step.
+            learning_rate: the highest learning rate of Adam, with a cosine schedule that ends at 0.
+            vectorized, workers, folder, leave_out: as for :func:`simulate`.
             seed: the seed of simulations, weights and noise.
             progress: whether to show a progress bar.
 
+        Returns:
+            The posterior, in evaluation mode.
+
         Raises:
-            FloatingPointError: the loss is no number.
-            ValueError: numbers that are too small; ``missing`` outside [0, 1].
+            FloatingPointError: a loss that is not finite.
+            TypeError, ValueError: as for the class, :func:`simulate` and :func:`read_draws`;
+                numbers that are too small; ``missing`` outside [0, 1].
         """
         if not 0 <= check_number("missing", missing, "a part of the simulations, e.g. 0.3") <= 1:
             raise ValueError(f"missing is {missing}, expected a number in [0, 1], e.g. 0.3")
@@ -305,9 +321,12 @@ class AmortizedPosterior(nn.Module):
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the posterior to a folder.
 
-        It holds the model (:meth:`DiffusionModel.save_pretrained`), in ``posterior.json`` the names
-        of the sites and the scales of the parameters, and in ``simulations.safetensors`` the
-        encoded data of 1,000 simulations at most, for :meth:`predictive_p_value`.
+        The model is as :meth:`DiffusionModel.save_pretrained` writes it. ``posterior.json`` has the
+        names of the sites and the scales of the parameters, and ``simulations.safetensors`` the
+        encoded data of at most 1,000 simulations, for :meth:`predictive_p_value`.
+
+        Args:
+            folder: the folder; it is made if there is none.
         """
         self.model.save_pretrained(folder)
         named = {"latent": self.latent, "observed": self.observed, "shapes": self._shapes}
@@ -330,13 +349,13 @@ class AmortizedPosterior(nn.Module):
         """The posterior that :meth:`save_pretrained` wrote, for the same simulator.
 
         Args:
-            folder: the folder it was written to.
-            program: the simulator, for the supports of its parameters; the folder holds no code.
-            classes: an encoder or a network of one's own by name, as for
+            folder: the folder that the posterior was written to.
+            program: the simulator, for the supports of its parameters; the folder has no code.
+            classes: the classes of an encoder or a network of your own by name, as for
                 :meth:`DiffusionModel.from_pretrained`.
 
         Raises:
-            PretrainedError: the folder is missing or damaged, or sites have other shapes.
+            PretrainedError: a missing or damaged folder; sites of other shapes.
             TypeError: no program.
             ValueError: a program without these sites.
         """
@@ -374,7 +393,8 @@ class AmortizedPosterior(nn.Module):
         self, program: Callable[..., Any], latent: Sequence[str], observed: Sequence[str]
     ) -> None:
         self.latent, self.observed = list(latent), list(observed)
-        object.__setattr__(self, "program", program)  # which may be a module: no part of this one
+        # a simulator that is a module must not become a submodule, whose weights would be trained
+        object.__setattr__(self, "program", program)
         sites, data = named_sites(program, self.latent, self.observed)
         self.sites = Parameters(sites)
         self._data_shapes = {n: site["value"].shape for n, site in data.items()}
@@ -390,11 +410,14 @@ class AmortizedPosterior(nn.Module):
     # -- coordinates -------------------------------------------------------------------------------
 
     def data(self, draws: Mapping[str, Tensor]) -> Tensor:
-        """Data by site as one vector each, (n, m), as the network sees them (:class:`Encoding`).
+        """The encoded data that networks take, (n, m), or (n, 2 m) with ``missing``.
+
+        Args:
+            draws: data by site, (n, *shape), or one datum, (*shape) (:class:`Encoding`).
 
         Raises:
-            ValueError: a site is missing, or of another shape; infinite numbers, or NaN where none
-                may be missing.
+            ValueError: a site that is missing or has another shape; infinite numbers, or NaN where
+                none may be missing; numbers of data that differ between sites.
         """
         encoded: Tensor = self.encoding(self._numbers(draws))
         return encoded
@@ -412,11 +435,11 @@ class AmortizedPosterior(nn.Module):
         )
 
     def coordinates(self, draws: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-        """The model's coordinates r of parameters by site, (n, d), and log|det ∂r/∂θ|, (n,).
+        """The model's coordinates r of parameters, (n, d), and log|det ∂r/∂θ|, (n,).
 
         Args:
             draws: parameters by site, (n, *shape).
-            x: data of each, (n, m), from :meth:`data`.
+            x: the encoded datum of each, (n, m) or (n, 2 m), from :meth:`data`.
         """
         u, log_det = self.sites.unconstrained(self.sites.values(draws))
         u, log_det = (u - self.mean) / self.scale, log_det - self.scale.log().sum()
@@ -436,7 +459,13 @@ class AmortizedPosterior(nn.Module):
         return gaussian.roots(covariances)[which]
 
     def parameters_of(self, r: Tensor, x: Tensor) -> Draws:
-        """The parameters by site, (n, *shape), at coordinates r (n, d) given data x (n, m)."""
+        """The parameters by site, (n, *shape), at coordinates r: the inverse of
+        :meth:`coordinates`.
+
+        Args:
+            r: the coordinates, (n, d).
+            x: the encoded datum of each, (n, m) or (n, 2 m), from :meth:`data`.
+        """
         if self.gaussian is not None:
             root = self._roots(self.gaussian, x)
             mean = self.gaussian.mean(self.encoding.values(x))
@@ -447,15 +476,18 @@ class AmortizedPosterior(nn.Module):
 
     @torch.no_grad()
     def sample(self, data: Mapping[str, Tensor], n: int, *, seed: int | None = None) -> Draws:
-        """n draws of p(θ | x) for each of m data, (m, n, *shape) by site.
+        """Draws of p(θ | x) for each of m data.
 
         Args:
-            data: data by site, (m, *shape), or one datum, (*shape); then draws are (n, *shape).
+            data: data by site, (m, *shape), or one datum, (*shape).
             n: the number of draws for each datum.
             seed: the seed of the draws; None: the global generator.
 
+        Returns:
+            Draws by site, (m, n, *shape), or (n, *shape) of one datum.
+
         Raises:
-            ValueError: what :meth:`data` refuses.
+            ValueError: as for :meth:`data`.
         """
         check_count("n", n, "the number of draws for each datum")
         x = self.data(data)
@@ -475,14 +507,17 @@ class AmortizedPosterior(nn.Module):
         return {name: value.reshape(*lead, *value.shape[1:]) for name, value in drawn}
 
     def predictive_p_value(self, data: Mapping[str, Tensor]) -> Tensor:
-        """The prior predictive p-value of n data, (n,); small for data unlike all simulations.
+        """The prior predictive p-values of n data, (n,), small for data unlike all simulations.
 
-        It is that of the distance to the nearest of simulations that are kept
-        (:mod:`pyro_mdm.posteriors.predictive`). Far from these a posterior is a guess, and
-        :meth:`sample` and :meth:`guide` warn of more such data than chance makes.
+        The statistic is the distance to the nearest of the simulations that are kept
+        (:mod:`pyro_mdm.posteriors.predictive`). A posterior far from the simulations is a guess,
+        and :meth:`sample` and :meth:`guide` warn of more such data than chance explains.
 
         Args:
             data: data by site, (n, *shape), or one datum, (*shape).
+
+        Raises:
+            ValueError: as for :meth:`data`.
         """
         x = self.data(data)
         return self.predictive.p_values(self.encoding.values(x), self.encoding.seen(x))
@@ -495,9 +530,18 @@ class AmortizedPosterior(nn.Module):
     def scored_draws(
         self, data: Mapping[str, Tensor], n: int, *, seed: int | None = None
     ) -> ScoredDraws:
-        """n draws of p(θ | x) for one datum, with the density of the law that they are drawn from.
+        """Draws of p(θ | x) for one datum, with the density that they are drawn from.
 
-        These are draws of the probability-flow ODE, for weights (:mod:`pyro_mdm.posteriors.guide`).
+        They are draws by the probability-flow ODE, for importance weights
+        (:mod:`pyro_mdm.posteriors.guide`).
+
+        Args:
+            data: the datum by site, (*shape).
+            n: the number of draws.
+            seed: the seed of the draws; None: the global generator.
+
+        Raises:
+            ValueError: several data; as for :meth:`data`.
         """
         x = one_row(self.data(data))
         check_count("n", n, "the number of draws")
@@ -508,12 +552,15 @@ class AmortizedPosterior(nn.Module):
     def guide(
         self, data: Mapping[str, Tensor], *, nuisance: bool = True, seed: int | None = None
     ) -> PosteriorGuide:
-        """The posterior of one observation, a Pyro guide of the program (:class:`PosteriorGuide`).
+        """The posterior of one observation as a Pyro guide of the program.
 
         Args:
             data: the observation by site, (*shape).
-            nuisance: whether sites that are neither parameters nor data are drawn too.
+            nuisance: whether the guide draws sites that are neither parameters nor data too.
             seed: the seed of the draws; None: the global generator.
+
+        Raises:
+            ValueError: several observations; as for :meth:`data`.
         """
         self._warn_of(one_row(self.data(data)))
         return PosteriorGuide(
@@ -521,8 +568,18 @@ class AmortizedPosterior(nn.Module):
         )
 
     def scored_draws_of_each(self, data: Mapping[str, Tensor], n: int) -> ScoredDraws:
-        """n draws of p(θ | x) for each of m data, (m n, *shape) by site, those of a datum one after
-        another, with the density of the distribution that they are drawn from."""
+        """Draws of p(θ | x) for each of m data, with the density that they are drawn from.
+
+        Args:
+            data: data by site, (m, *shape).
+            n: the number of draws for each datum.
+
+        Returns:
+            Draws by site, (m n, *shape), the n draws of a datum one after another.
+
+        Raises:
+            ValueError: as for :meth:`data`.
+        """
         check_count("n", n, "the number of draws for each datum")
         repeated = self.data(data).repeat_interleave(n, 0)
         maps = partial(self.parameters_of, x=repeated), partial(self.coordinates, x=repeated)
@@ -535,12 +592,15 @@ class AmortizedPosterior(nn.Module):
         names: Mapping[str, str] | None = None,
         block: int = 16,
     ) -> LocalGuide:
-        """The posteriors of m data as the guide of local latents of a hierarchical program.
+        """The posteriors of m data as a guide of the local latents of a hierarchical program.
 
         Args:
             data: data by site, (m, *shape).
-            names: names of the program's sites by those of the simulator, where they differ.
-            block: number of draws of a datum that are made together.
+            names: the names of the program's sites by those of the simulator's, where they differ.
+            block: the number of draws of a datum that are made together.
+
+        Raises:
+            ValueError: names of unknown parameters; as for :meth:`data`.
         """
         x = self.data(data)
         self._warn_of(x)
@@ -559,20 +619,20 @@ class AmortizedPosterior(nn.Module):
         seed: int = 0,
         progress: bool = False,
     ) -> LogDensity:
-        """log p(θ | x) of n pairs, in θ's own space, by the probability-flow ODE.
+        """The log density log p(θ | x) of n pairs in θ's own space, by the probability-flow ODE.
+
+        It is -∞ outside of the support of θ and on its boundary, with error 0.
 
         Args:
-            theta: parameters by site, (n, *shape). Outside of the support and on its boundary log
-                p is -∞, with error 0.
-            data: data by site, (n, *shape), or one datum, (*shape), for all.
-            samples: draws of the state at ε for each pair.
-            solver: the ODE solver; by default dopri5 with tolerances of 1e-4 and exact divergences.
+            theta: parameters by site, (n, *shape).
+            data: data by site, (n, *shape), or one datum for all, (*shape).
+            samples: the number of draws of the state at ε for each pair.
+            solver: the ODE solver, by default dopri5 with tolerances of 1e-4 and exact divergences.
             seed: the seed of the draws.
             progress: whether to show a progress bar.
 
         Raises:
-            ValueError: parameters that are NaN; sites or data of different numbers n; what
-                :meth:`data` refuses.
+            ValueError: parameters that are NaN; numbers n that differ; as for :meth:`data`.
         """
         solver = Solver(rtol=1e-4, atol=1e-4) if solver is None else solver
         values, x = self.sites.values(theta), self.data(data)

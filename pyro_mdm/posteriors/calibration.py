@@ -22,15 +22,21 @@ from pyro_mdm.posteriors.simulation import simulate
 __all__ = ["NEW_SEED", "Calibration", "Sampled", "calibrate", "new_simulations", "ranks"]
 
 NEW_SEED = 2**20
-"""Is added to the seed of simulations that test a posterior: by its own seed they would be those
-that it is learned from."""
+"""The number added to the seed of simulations that test a posterior. With the same seed they would
+be its training data."""
 
 
 class Sampled(Protocol):
-    """What is asked of a posterior that is ranked."""
+    """The method of a posterior that can be calibrated."""
 
     def sample(self, data: Mapping[str, Tensor], n: int, *, seed: int | None = None) -> Draws:
-        """n draws for each of m data, (m, n, *shape) by site."""
+        """Draws for each of m data, (m, n, *shape) by site.
+
+        Args:
+            data: data by site, (m, *shape).
+            n: the number of draws for each datum.
+            seed: the seed of the draws; None: the global generator.
+        """
 
 
 @dataclass(frozen=True, repr=False)
@@ -42,7 +48,12 @@ class Calibration:
 
     @classmethod
     def from_draws(cls, truth: Draws, drawn: Draws) -> Calibration:
-        """Ranks of true parameters (n, *shape) by site among draws (n, draws, *shape)."""
+        """The ranks of true parameters among draws of their posteriors.
+
+        Args:
+            truth: the true parameters by site, (simulations, *shape).
+            drawn: the draws by site, (simulations, draws, *shape).
+        """
         by_site = {
             name: ranks(value.transpose(0, 1), truth[name].reshape(len(value), *value.shape[2:]))
             for name, value in drawn.items()
@@ -50,13 +61,14 @@ class Calibration:
         return cls(by_site, next(iter(drawn.values())).shape[1])
 
     def p_values(self, bins: int = 10) -> dict[str, Tensor]:
-        """P-values of the χ² test that ranks are uniform, by site, (*shape).
+        """The p-values of the χ² test that ranks are uniform, (*shape) by site.
 
         Args:
-            bins: the number of bins, at most ``draws`` + 1; even bins need a divisor of that.
+            bins: the number of bins, at most ``draws`` + 1; bins are of one size if it divides
+                ``draws`` + 1.
 
         Raises:
-            ValueError: more bins than possible ranks.
+            ValueError: fewer than two bins, or more than possible ranks.
         """
         if not 2 <= bins <= self.draws + 1:
             raise ValueError(
@@ -90,19 +102,22 @@ def calibrate(
     seed: int = 0,
     progress: bool = False,
 ) -> Calibration:
-    """Simulation-based calibration of a posterior, on new simulations.
+    """The simulation-based calibration of a posterior, on new simulations.
 
     Args:
-        posterior: the posterior to test.
+        posterior: the posterior.
         program: the simulator, without arguments.
         simulations: the number of pairs of θ* and x.
-        draws: number of draws from each posterior; with 99, ranks 0 to 99 fall evenly into ten
+        draws: the number of draws of each posterior; with 99, ranks 0 to 99 fall evenly into ten
             bins.
-        vectorized, progress: see :func:`simulate`.
+        vectorized, progress: as for :func:`simulate`.
         seed: the seed of simulations and draws.
 
     Returns:
-        :class:`Calibration`, with ranks and p-values.
+        The ranks, with p-values.
+
+    Raises:
+        ValueError: as for :func:`simulate`.
     """
     truth = new_simulations(program, simulations, vectorized, seed, progress)
     return Calibration.from_draws(truth, posterior.sample(truth, draws, seed=seed + 1))
@@ -111,25 +126,32 @@ def calibrate(
 def new_simulations(
     program: Callable[..., Any], n: int, vectorized: bool, seed: int, progress: bool
 ) -> Draws:
-    """n simulations, see :func:`simulate`, that a posterior of this seed was not learned from."""
+    """New simulations, (n, *shape) by site, other than the training data of a posterior.
+
+    Args:
+        program: the simulator, without arguments.
+        n: the number of simulations.
+        vectorized, progress: as for :func:`simulate`.
+        seed: the seed, which may be that of the posterior.
+    """
     return simulate(program, n, seed=NEW_SEED + seed, vectorized=vectorized, progress=progress)
 
 
 def ranks(draws: Tensor, truth: Tensor, *, seed: int = 0) -> Tensor:
-    """Ranks of true values among draws that predict them, whole numbers from 0 to m.
+    """The ranks of true values among draws that predict them, whole numbers from 0 to m.
 
-    A rank is the number of draws below the true value. Where some are equal to it, as integers are
-    and numbers that have a probability, it is one of the places among these, drawn evenly. So it
-    is uniform if the prediction is right. With u uniform in [0, 1), (rank + u) / (m + 1) is a
+    A rank is the number of draws below the true value. Draws that are equal to it, as integers and
+    atoms can be, count as below it in a random number, uniform from 0 to all of them. So ranks are
+    uniform if the prediction is right. With u uniform in [0, 1), (rank + u) / (m + 1) is a
     probability integral transform.
 
     Args:
         draws: draws of the values, (m, *shape).
         truth: the true values, (*shape).
-        seed: the seed of places; the caller's random state is kept.
+        seed: the seed of ranks among equal draws; the caller's random state is kept.
 
     Returns:
-        (*shape), int64.
+        The ranks, (*shape) int64.
 
     Example:
         >>> ranks(torch.tensor([[1.0], [3.0], [5.0]]), torch.tensor([4.0]))

@@ -1,16 +1,17 @@
 r"""Checks of a posterior beyond ranks: expected coverage, and calibration at one observation.
 
-:func:`expected_coverage` asks how often credible regions of level α hold the true parameters of new
-simulations: α of them if the posterior is right, fewer if it is too sure (Hermans et al., "A crisis
-in simulation-based inference? Beware, your posterior approximations can be unfaithful", TMLR 2022).
+:func:`expected_coverage` is the share of credible regions of level α that hold the true parameters
+of new simulations. It is α if the posterior is right, and lower if the posterior is too narrow
+(Hermans et al., "A crisis in simulation-based inference? Beware, your posterior approximations can
+be unfaithful", TMLR 2022).
 
-Both that and ranks are means over all data of the prior. A posterior may be right on average and
-wrong at the observation that matters. :func:`calibrate_at` ranks the true parameters of those new
-simulations alone whose data are nearest to it. Which they are is decided by data alone, so that
-ranks are uniform if the posterior is right at these data: a local form of simulation-based
+Coverage and ranks are means over all data of the prior. A posterior may be right on average and
+wrong at the observation that matters. :func:`calibrate_at` ranks the true parameters of only those
+new simulations whose data are nearest to the observation. They are chosen by their data alone, so
+ranks are uniform if the posterior is right at these data. This is a local form of simulation-based
 calibration, after the local coverage test of Zhao, Dalmasso, Izbicki & Lee ("Diagnostics for
 conditional density models and Bayesian inference algorithms", UAI 2021), with neighbours in place
-of a regression. More simulations bring the neighbours nearer.
+of a regression. With more simulations the neighbours are nearer.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ from pyro_mdm.support.checks import check_count
 __all__ = ["Coverage", "calibrate_at", "expected_coverage"]
 
 PIECE = 2000
-"""Densities that are found together."""
+"""The number of densities that are computed together."""
 
 
 @dataclass(frozen=True, repr=False)
 class Coverage:
     """The levels of the smallest credible regions that hold the truth; uniform if they are right.
 
-    A region of level α holds the truth where its level is at most α.
+    The region of level α holds the truth where this level is at most α.
     """
 
     levels: dict[str, Tensor]  # of central intervals, (simulations, *shape) by site
@@ -49,12 +50,12 @@ class Coverage:
     def from_calibration(
         cls, calibration: Calibration, joint: Tensor | None = None, seed: int = 0
     ) -> Coverage:
-        """The levels of central intervals, which ranks of the truth say.
+        """The levels of central intervals, from the ranks of the truth.
 
         Args:
-            calibration: ranks of the truth.
-            joint: the levels of highest-density regions, (simulations,), if known.
-            seed: the seed of places between ranks.
+            calibration: the ranks of the truth.
+            joint: the levels of highest-density regions, (simulations,); None: not computed.
+            seed: the seed of the uniform numbers that are added to ranks.
         """
         places = {n: _places(r, calibration.draws, seed) for n, r in calibration.ranks.items()}
         return cls({name: (2 * place - 1).abs() for name, place in places.items()}, joint)
@@ -63,15 +64,27 @@ class Coverage:
         return len(next(iter(self.levels.values())))
 
     def by_site(self, level: float) -> dict[str, Tensor]:
-        """The share of central intervals of a level that hold the truth, (*shape) by site."""
+        """The share of central intervals that hold the truth, (*shape) by site.
+
+        Args:
+            level: the level α of the intervals, from 0 to 1.
+        """
         return {name: (levels <= level).double().mean(0) for name, levels in self.levels.items()}
 
     def of_region(self, level: float) -> float:
-        """The share of highest-density regions of a level that hold the truth; NaN: not asked."""
+        """The share of highest-density regions that hold the truth; NaN if not computed.
+
+        Args:
+            level: the level α of the regions, from 0 to 1.
+        """
         return math.nan if self.joint is None else float((self.joint <= level).double().mean())
 
     def error(self, level: float) -> float:
-        """The standard error of a share if the posterior is right: √(α (1 - α) / n)."""
+        """The standard error √(α (1 - α) / n) of a share, if the posterior is right.
+
+        Args:
+            level: the level α.
+        """
         return math.sqrt(level * (1 - level) / len(self))
 
     def __repr__(self) -> str:
@@ -96,17 +109,23 @@ def expected_coverage(
     seed: int = 0,
     progress: bool = False,
 ) -> Coverage:
-    """How often credible regions of a posterior hold the true parameters of new simulations.
+    """The expected coverage of a posterior's credible regions, on new simulations.
 
     Args:
-        posterior: the posterior to test.
+        posterior: the posterior.
         program: the simulator, without arguments.
         simulations: the number of pairs of θ* and x.
-        draws: number of draws from each posterior, from which regions are computed.
-        joint: whether highest-density regions of all parameters are tested too. This takes the
-            densities of all draws, ``simulations`` times ``draws`` of them.
-        vectorized, progress: see :func:`simulate`.
+        draws: the number of draws of each posterior, which regions are computed from.
+        joint: whether highest-density regions of all parameters together are tested too. They need
+            the densities of all ``simulations`` × ``draws`` draws.
+        vectorized, progress: as for :func:`simulate`.
         seed: the seed of simulations and draws.
+
+    Returns:
+        The levels of the smallest regions that hold the truth.
+
+    Raises:
+        ValueError: as for :func:`simulate`.
     """
     truth = new_simulations(program, simulations, vectorized, seed, progress)
     drawn = posterior.sample(truth, draws, seed=seed + 1)
@@ -119,7 +138,7 @@ def expected_coverage(
 
 
 def _places(rank: Tensor, draws: int, seed: int) -> Tensor:
-    """(rank + u) / (draws + 1) with u uniform, like ranks, float64: uniform if these are."""
+    """The levels (rank + u) / (draws + 1) with u uniform, float64; uniform if ranks are."""
     generator = torch.Generator().manual_seed(seed)
     u = torch.rand(rank.shape, generator=generator, dtype=torch.float64)
     return (rank + u) / (draws + 1)
@@ -128,8 +147,8 @@ def _places(rank: Tensor, draws: int, seed: int) -> Tensor:
 def _densities(
     posterior: AmortizedPosterior, truth: Draws, drawn: Draws, draws: int, seed: int
 ) -> Tensor:
-    """log p of the truth and of draws given each datum, (simulations, 1 + draws), by one estimate
-    each, whose error is that of both."""
+    """The log densities of the truth and of draws given each datum, (simulations, 1 + draws), by
+    one method: if the truth had a smaller error than the draws, its rank would not be uniform."""
     n = len(next(iter(drawn.values())))
     theta = {
         name: torch.cat([truth[name].reshape(n, 1, *value.shape[2:]), value], 1).flatten(0, 1)
@@ -158,18 +177,22 @@ def calibrate_at(
     seed: int = 0,
     progress: bool = False,
 ) -> Calibration:
-    """Ranks of true parameters of those new simulations whose data are nearest to an observation.
+    """The calibration of a posterior on the new simulations that are nearest to an observation.
 
     Args:
-        posterior: the posterior to test.
+        posterior: the posterior.
         program: the simulator, without arguments.
-        data: the observation by site, (*shape). Numbers that it lacks (NaN) are hidden in all.
+        data: the observation by site, (*shape). Its missing numbers (NaN) are hidden in all
+            simulations.
         simulations: the number of new simulations.
-        nearest: number of them that are kept, by distance in the data's covariance.
-        draws: number of draws from each posterior; with 99, ranks 0 to 99 fall evenly into ten
+        nearest: the number of simulations that are kept, by Mahalanobis distance.
+        draws: the number of draws of each posterior; with 99, ranks 0 to 99 fall evenly into ten
             bins.
-        vectorized, progress: see :func:`simulate`.
+        vectorized, progress: as for :func:`simulate`.
         seed: the seed of simulations and draws.
+
+    Returns:
+        The ranks of the true parameters of these simulations.
 
     Raises:
         ValueError: several observations; ``nearest`` above ``simulations``.

@@ -1,10 +1,10 @@
-"""How sites of a program depend on each other: values that are followed, and values that are held.
+"""How sites of a program depend on each other, by following values and by holding them.
 
 :func:`parents_of` follows values from site to site through tensors (provenance, as of Wingate et
 al., NeurIPS 2011 workshop on probabilistic programming). A number that leaves tensors, as by
-``float``, NumPy or an ``if``, counts as feeding all that is drawn after it; so nothing is missed
-but what is drawn outside of Pyro. :func:`run_holding` runs a program with values held at some
-sites, or at some of their places, to see whether laws stay as they were.
+``float``, NumPy or an ``if``, counts as feeding every later site, so that only dependence through
+draws outside of Pyro is missed. :func:`run_holding` runs a program with values held at some sites,
+or at some of their places, to see whether distributions stay the same.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ __all__ = ["ProgramRun", "is_computed", "parents_of", "run_holding", "with_other
 T = TypeVar("T")
 
 ATTEMPTS, APART = 10, 1_000_003
-"""Runs with other draws where one fails, and how far their seeds are apart."""
+"""The most runs with other draws where one fails, and the difference of their seeds."""
 
 ABOUT = {
     "__get__", "__len__", "dim", "element_size", "get_device", "is_complex", "is_contiguous",
     "is_floating_point", "is_signed", "ndimension", "nelement", "numel", "size", "stride",
 }  # fmt: skip
-"""Functions whose numbers say nothing of a tensor's values. ``__get__`` is that of attributes."""
+"""Functions whose results do not depend on a tensor's values. ``__get__`` reads attributes."""
 
 IN_PLACE = re.compile(
     r"[a-z].*[^_]_|__set\w*__|__i(add|sub|mul|truediv|floordiv|mod|pow|and|or|xor)__"
 )
-"""Functions that write into their first argument."""
+"""Names of functions that write into their first argument."""
 
 
 def is_computed(site: Mapping[str, Any]) -> bool:
-    """Whether a site is of ``pyro.deterministic``."""
+    """Whether a site of a trace is one of ``pyro.deterministic``."""
     return bool(site["infer"].get("_deterministic", False))
 
 
 def _is_constant(site: Any) -> bool:
-    """Whether a site is no draw: a choice of a plate, or a fixed observation."""
+    """Whether a site is no draw, but the rows of a plate or a fixed observation."""
     return site_is_subsample(site) or (site["is_observed"] and not is_computed(site))
 
 
@@ -67,7 +67,7 @@ class _Leaks(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func is Tensor.new:  # of a shape, which Pyro's tensors would take for numbers
+        if func is Tensor.new:  # Pyro's tensors would take its shape for numbers
             return detach_provenance(args[0]).new(*args[1:], **kwargs)
         result = func(*args, **kwargs)
         if origin := get_provenance([args, kwargs]):
@@ -84,7 +84,7 @@ class _Leaks(TorchFunctionMode):
 
 
 class _Following(Messenger):
-    """Marks the values of sites with their names, and keeps which marks their laws had."""
+    """Marks the values of sites with their names, and keeps the marks of their distributions."""
 
     def __init__(self, named: Collection[str], leaks: _Leaks) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class _Following(Messenger):
         value, before = detach_provenance(msg["value"]), self.leaks.names
         from_ = get_provenance(msg["value"]) | before
         if not is_computed(msg):
-            with suppress(NotImplementedError):  # the value itself is followed too
+            with suppress(NotImplementedError):  # without a density, marks of the value suffice
                 from_ |= get_provenance(msg["fn"].log_prob(value))
             from_, self.leaks.names = from_ | self.leaks.names, before
         self.parents[name] = from_
@@ -106,22 +106,22 @@ class _Following(Messenger):
 
 
 def with_other_draws(run: Callable[[int], T], seed: int) -> T:
-    """What a run of a program gives by the first seed by which it does not fail.
+    """The result of the first run of a program that does not fail.
 
-    Simulators fail at some parameters, and at others they do not.
+    Simulators may fail at some parameters and not at others.
 
     Args:
-        run: function of a seed that runs the program.
+        run: the function that runs the program with a seed.
         seed: the first seed.
 
     Raises:
-        Exception: the first error, if all of some runs fail.
+        Exception: the first error, if each of ten runs fails.
     """
     first: Exception | None = None
     for attempt in range(ATTEMPTS):
         try:
             return run(seed + attempt * APART)
-        except Exception as error:  # of any code
+        except Exception as error:  # a program may raise any error
             first = error if first is None else first
     assert first is not None
     raise first
@@ -130,18 +130,22 @@ def with_other_draws(run: Callable[[int], T], seed: int) -> T:
 def parents_of(
     program: Callable[..., Any], named: Collection[str], seeds: Collection[int]
 ) -> dict[str, frozenset[str]]:
-    """Sites that feed each site directly, at most, from a run of the program for each seed.
+    """The sites that may feed each site directly, found in one run of the program for each seed.
 
     Args:
         program: the program, without arguments.
-        named: names of sites of ``pyro.deterministic`` that count; others are seen through.
+        named: the names of sites of ``pyro.deterministic`` that count as sites; others are replaced
+            by the sites that they are computed from.
         seeds: the seeds of the runs.
+
+    Returns:
+        The names of sites by the name of the site that they feed: all that do, and possibly more.
     """
     parents: dict[str, frozenset[str]] = {}
 
     def followed(seed: int) -> _Following:
         with _seeded(seed), warnings.catch_warnings(), _Leaks() as leaks:
-            warnings.simplefilter("ignore")  # of tensors that are made from tensors
+            warnings.simplefilter("ignore")  # torch warns where tensors are made from tensors
             with _Following(named, leaks) as following:
                 program()
         return following
@@ -153,10 +157,10 @@ def parents_of(
 
 
 class ProgramRun(NamedTuple):
-    """A run of a program."""
+    """The values of one run of a program, with the densities of its sites."""
 
     values: dict[str, Tensor]  # by site
-    laws: dict[str, Tensor]  # log densities by place of the site's plates; computed values
+    laws: dict[str, Tensor]  # by site: log densities by place of its plates, or computed values
 
 
 class _Holding(Messenger):
@@ -188,11 +192,13 @@ def run_holding(
 
     Args:
         program: the program, without arguments.
-        held: values by site, each with a mask of where they replace what is drawn; both broadcast.
+        held: the values by site, each with the bool mask of the entries that replace draws; both
+            broadcast to the site's shape.
         seed: the seed of the draws.
 
     Returns:
-        :class:`ProgramRun`; what has no density has no law. Empty if the program can't be run so.
+        The run. Sites without a density are not among ``laws``. The run is empty if the program
+        fails with these values.
     """
 
     def run(seed: int) -> ProgramRun:
@@ -202,7 +208,7 @@ def run_holding(
 
     try:
         return with_other_draws(run, seed)
-    except Exception:  # of any program, at values that it never draws together
+    except Exception:  # a program may raise any error at values that it never draws together
         return ProgramRun({}, {})
 
 

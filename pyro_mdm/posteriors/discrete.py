@@ -1,11 +1,11 @@
-r"""Laws of data with discrete numbers given the parameters θ, learned from simulations.
+r"""Distributions of data with discrete numbers given the parameters θ, learned from simulations.
 
-Discrete numbers have probabilities, one after the other (:class:`DiscreteLaw`),
+The probability of discrete numbers is a product of conditional ones (:class:`DiscreteLaw`),
 
     P(x | θ) = ∏_j P(x_j | x_1, …, x_{j-1}, θ).
 
-Of a datum with numbers of both kinds, the discrete ones come first, and the others have a law given
-θ and these (:class:`MixedLaw`).
+In a datum with numbers of both kinds the discrete ones come first, and the real ones have a
+distribution given θ and these (:class:`MixedLaw`).
 """
 
 from __future__ import annotations
@@ -33,36 +33,36 @@ from pyro_mdm.posteriors.training import TrainingOptions, train
 __all__ = ["Cells", "DiscreteLaw", "Lattice", "Masked", "MixedLaw", "law_of"]
 
 MOST_LEVELS = 32
-"""Values of a discrete number up to which each has a probability of its own."""
+"""The most values of a discrete number that have a probability each; more share a mixture."""
 
 COMPONENTS = 4
-"""Logistic laws in the mixture of a discrete number that has more values."""
+"""The number of logistic distributions in the mixture of a discrete number of more values."""
 
 
 class Lattice(NamedTuple):
     """The evenly spaced values that a discrete number has."""
 
-    origin: float  # one of them
-    gap: float
-    lower: float  # the least of them, -∞ if there is none
-    upper: float  # the greatest, ∞ likewise
+    origin: float  # one of the values
+    gap: float  # the distance of neighbouring values
+    lower: float  # the least value; -∞: there is none
+    upper: float  # the greatest value; ∞: there is none
 
     @property
     def size(self) -> float:
-        """The number of values."""
+        """The number of values, which may be ∞."""
         return (self.upper - self.lower) / self.gap + 1
 
     def has(self, x: Tensor) -> Tensor:
-        """Whether numbers are among the values; bool, like x."""
+        """Whether numbers x (any shape) are among the values, bool of the same shape."""
         steps = (x.double() - self.origin) / self.gap
         return (steps == steps.round()) & (x >= self.lower) & (x <= self.upper)
 
     def coordinate(self, x: Tensor) -> Tensor:
-        """A growing function of numbers x, from half a gap below the values to half a gap above,
-        float64.
+        """The coordinates of numbers x (any shape), an increasing function, float64.
 
-        It is a square root above a lower bound, and an arcsine of one between two: in these the
-        spread of a Poisson and of a binomial number hardly depend on the mean.
+        The function is defined from half a gap below the values to half a gap above. It is a square
+        root above a lower bound and an arcsine of a square root between two bounds: the standard
+        deviation of a Poisson or a binomial number then hardly depends on the mean.
         """
         x = x.double()
         low, high = math.isfinite(self.lower), math.isfinite(self.upper)
@@ -73,7 +73,7 @@ class Lattice(NamedTuple):
         return below if low else -above if high else x
 
     def value(self, z: Tensor) -> Tensor:
-        """The values whose cells have coordinates z, float64; an end, where z is beyond it."""
+        """The values in whose cells coordinates z (any shape) are, float64; an end for z beyond."""
         z = z.double()
         low, high = math.isfinite(self.lower), math.isfinite(self.upper)
         if low and high:
@@ -90,34 +90,34 @@ class Lattice(NamedTuple):
 
 
 class Cells(NamedTuple):
-    """Where discrete data (n, k, m) are: what networks are told of them, and at which values."""
+    """The values of discrete data (n, k, m), with f numbers of few values and w of more."""
 
-    features: Tensor  # (n, k, features)
-    level: Tensor  # (n, k, f), places of the numbers with few values among these, int64
-    middle: Tensor  # (n, k, w), of the cells of others, in units of their spread
-    width: Tensor  # (n, k, w)
-    is_first: Tensor  # (n, k, w), whether it is the least value, bool
-    is_last: Tensor  # (n, k, w)
+    features: Tensor  # (n, k, features), the inputs of networks
+    level: Tensor  # (n, k, f), indices of values, of numbers with few values, int64
+    middle: Tensor  # (n, k, w), middles of the cells of other numbers, standardized
+    width: Tensor  # (n, k, w), widths of these cells, in the same unit
+    is_first: Tensor  # (n, k, w), whether the value is the least one, bool
+    is_last: Tensor  # (n, k, w), whether the value is the greatest one, bool
     is_value: Tensor  # (n, k), whether all numbers are among their values, bool
     is_present: Tensor  # (n, k), whether none is NaN, bool
 
 
 def _pieces(x: Tensor, theta: Tensor) -> list[slice]:
-    """Rows of data (n or 1, k, m) and parameters (n or 1, inputs) that are computed together."""
+    """Slices of rows of data (n or 1, k, m) and parameters (n or 1, inputs) that fit in cache."""
     size = max(1, AT_ONCE // max(1, x.shape[1]))
     return [slice(i, i + size) for i in range(0, max(len(x), len(theta)), size)]
 
 
 def _chosen(values: Tensor, rows: slice) -> Tensor:
-    """Rows of values, or the only one."""
+    """Rows of values, or the only row."""
     return values[rows] if len(values) > 1 else values
 
 
 class Masked(nn.Linear):
-    """A linear map of which some entries are 0.
+    """A linear map with some weights fixed at 0.
 
     Args:
-        mask: mask of the weights that are not zero, (outputs, inputs) bool.
+        mask: the mask of the other weights, (outputs, inputs) bool.
     """
 
     mask: Tensor
@@ -131,19 +131,20 @@ class Masked(nn.Linear):
 
 
 class DiscreteLaw(FactorLaw):
-    """The law of discrete numbers, each given θ and those before it in the datum.
+    """The distribution of discrete numbers, each given θ and the numbers before it in the datum.
 
-    A number of few values has a probability for each. Another one has those of a mixture of
-    logistic laws between the edges of cells around its values, in :meth:`Lattice.coordinate`; the
-    cells of its least and greatest value are open (Salimans et al., "PixelCNN++", ICLR 2017). So
-    probabilities sum to 1 for values of any range. What the network returns of θ is computed once
-    for all data of a plate, and masked layers add to it what earlier numbers say (Germain et al.,
-    "MADE", ICML 2015).
+    A number of few values has a probability for each value. A number of more values has a mixture
+    of logistic distributions of :meth:`Lattice.coordinate`: the probability of a value is the mass
+    of its cell, and the cells of the least and the greatest value are open (Salimans et al.,
+    "PixelCNN++", ICLR 2017). So probabilities sum to 1 for values of any range. The network of θ
+    is evaluated once for all data of a plate, and masked layers add the dependence on earlier
+    numbers (Germain et al., "MADE", ICML 2015).
 
     Args:
-        inputs: number of numbers of θ.
-        lattices: the values of each number of a datum.
-        hidden, depth: the network's width, and its number of blocks.
+        inputs: the number of inputs, which represent θ.
+        lattices: the values of each number of a datum, m of them.
+        hidden: the width of the network.
+        depth: its number of blocks.
     """
 
     center: Tensor
@@ -165,7 +166,7 @@ class DiscreteLaw(FactorLaw):
         place, far = torch.arange(levels), torch.tensor(-math.inf)
         sizes = torch.tensor([[lattices[j].size] for j in few]).reshape(-1, 1)
         self.register_buffer("never", torch.where(place < sizes, 0.0, far), persistent=False)
-        # components start apart, as equal ones would stay equal
+        # components start apart, as equal ones would have equal gradients and stay equal
         start = torch.stack(
             [
                 torch.zeros(COMPONENTS),
@@ -181,7 +182,7 @@ class DiscreteLaw(FactorLaw):
             given = torch.tensor([j for j in few for _ in range(levels)] + wide)
             asked = [j for j in few for _ in range(levels)]
             asked += [j for j in wide for _ in range(of_number)]
-            degree = torch.arange(hidden) * (m - 1) // hidden  # the last number that a unit sees
+            degree = torch.arange(hidden) * (m - 1) // hidden  # the last input of a unit
             self.masked.append(Masked(given <= degree.unsqueeze(1)))
             self.masked.append(Masked(degree <= degree.unsqueeze(1)))
             self.masked.append(Masked(degree < torch.tensor(asked).unsqueeze(1)))
@@ -217,7 +218,7 @@ class DiscreteLaw(FactorLaw):
 
     @torch.no_grad()
     def cells(self, x: Tensor) -> Cells:
-        """Where data x (n, k, m) are."""
+        """The cells of data x (n, k, m). A number that is no value is taken for the origin."""
         is_value = torch.stack(
             [lattice.has(x[..., j]) for j, lattice in enumerate(self.lattices)], -1
         )
@@ -250,7 +251,7 @@ class DiscreteLaw(FactorLaw):
     # -- probabilities -----------------------------------------------------------------------------
 
     def _heads(self, features: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """Log probabilities of few values, (n, k, f, levels), and parameters of mixtures,
+        """The log probabilities of few values, (n, k, f, levels), and the parameters of mixtures,
         (n, k, w, 3, components)."""
         h = self.network.trunk(theta)
         outputs = self.network.outlet(h).unsqueeze(1)
@@ -276,7 +277,7 @@ class DiscreteLaw(FactorLaw):
         sharpness = (-log_scale).exp()
         half = cells.width.unsqueeze(-1) / 2
         apart = cells.middle.unsqueeze(-1) - location
-        # σ(b) - σ(a) = σ(b) σ(-a) (1 - e^{a-b})
+        # σ(b) - σ(a) = σ(b) σ(-a) (1 - e^{a-b}), a product whose log is exact in both tails
         up_to = functional.logsigmoid((apart + half) * sharpness)
         from_ = functional.logsigmoid((half - apart) * sharpness)
         within = (-torch.expm1(-2 * half * sharpness)).log()
@@ -311,6 +312,7 @@ class DiscreteLaw(FactorLaw):
             place = self.wide.index(j)
             weight, location, log_scale = raw[:, :, place].expand(-1, k, -1, -1).unbind(2)
             chosen = torch.multinomial(weight.softmax(-1).flatten(0, 1), 1).reshape(-1, k, 1)
+            # u = 0 or 1 would have an infinite logit
             u = torch.rand(len(theta), k, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
             z = location.gather(2, chosen).squeeze(2).double()
             z = z + log_scale.gather(2, chosen).squeeze(2).double().exp() * u.logit()
@@ -319,12 +321,13 @@ class DiscreteLaw(FactorLaw):
 
 
 class MixedLaw(FactorLaw):
-    """The law of discrete numbers, and of real ones given these.
+    """The distribution of discrete numbers, and of real ones given these.
 
     Args:
-        inputs: number of numbers of θ.
-        lattices: the values of each number of a datum; None for a real number.
-        hidden, depth: width and number of blocks of the networks.
+        inputs: the number of inputs, which represent θ.
+        lattices: the values of each number of a datum, m of them; None for a real number.
+        hidden: the width of the networks.
+        depth: their number of blocks.
     """
 
     def __init__(
@@ -354,7 +357,7 @@ class MixedLaw(FactorLaw):
         return DataBounds(*(torch.cat(pair)[order] for pair in kinds))
 
     def _given(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """What the real numbers of each datum are given, (n k, inputs), and these, (n k, 1, m)."""
+        """The inputs of the distribution of real numbers, (n k, inputs), and these, (n k, 1, m)."""
         features = self.discrete.cells(x[..., self.counted]).features
         n, k = max(len(x), len(theta)), x.shape[1]
         given = torch.cat([theta.unsqueeze(1).expand(n, k, -1), features.expand(n, -1, -1)], 2)
@@ -379,12 +382,13 @@ class MixedLaw(FactorLaw):
 
 
 def law_of(inputs: int, lattices: Sequence[Lattice | None], hidden: int, depth: int) -> FactorLaw:
-    """The law of data whose numbers have values on lattices, or are real (None).
+    """The untrained distribution of data with discrete numbers, real ones or both.
 
     Args:
-        inputs: number of numbers of θ.
-        lattices: lattice of each number of a datum.
-        hidden, depth: width and number of blocks of the networks.
+        inputs: the number of inputs, which represent θ.
+        lattices: the values of each number of a datum, m of them; None for a real number.
+        hidden: the width of the networks.
+        depth: their number of blocks.
     """
     values = [lattice for lattice in lattices if lattice is not None]
     if not values:

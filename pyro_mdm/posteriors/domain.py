@@ -1,9 +1,10 @@
-r"""Where a likelihood knows its parameters: near those that were simulated.
+r"""The parameters at which a learned likelihood can be trusted: those near simulated ones.
 
-A learned likelihood has a value for any θ, and outside of the simulations it is a guess. So some of
-their parameters are kept, as data are for :class:`~pyro_mdm.posteriors.predictive.PriorPredictive`.
-A θ is outside if it is farther from the nearest of one half than each of the other half is: of new
-parameters of the same distribution, one in their number + 1 is, by chance.
+A learned likelihood has a value for any θ, but away from the simulations it is a guess. So some of
+their parameters are kept in two halves, as data are in
+:class:`~pyro_mdm.posteriors.predictive.PriorPredictive`. A θ is outside if its distance to the
+nearest parameters of one half is larger than that of all parameters of the other half, n of them.
+New parameters of the same distribution are outside with probability 1 / (n + 1).
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from pyro_mdm.posteriors.predictive import PriorPredictive
 __all__ = ["Domain", "warn_of_outside"]
 
 FEW_OUTSIDE = 0.01
-"""The fraction of draws outside, above which a warning says so; chance makes 0.002 with 1,000
-simulations."""
+"""The fraction of draws outside above which there is a warning; with 1,000 simulations it is 0.002
+by chance."""
 
 
 class Domain(PriorPredictive):
-    """Parameters of some simulations, to which others are compared.
+    """The parameters of some simulations, which others are compared with.
 
     Args:
-        x: parameters as networks see them, (n, k); of more than 1,000 the first are kept.
+        x: the parameters as inputs of networks, (n, k); of more than 1,000 the first are kept.
     """
 
     @cached_property
     def _near(self) -> tuple[Tensor, Tensor]:
-        """The half that distances are to, and the largest of the other half's distances."""
+        """The half that distances are to, and the largest distance of the other half."""
         near = self._whitened(self.kept[self.compared :])
         usual = torch.cdist(self._whitened(self.kept[: self.compared]), near).amin(1)
         return near, usual.max()
@@ -42,9 +43,12 @@ class Domain(PriorPredictive):
 
     @torch.no_grad()
     def outside(self, x: Tensor) -> Tensor:
-        """Whether parameters (n, k) are farther from others than all that are kept, (n,) bool.
+        """Whether parameters are outside of the simulations, (n,) bool.
 
-        Parameters that are not finite are.
+        Parameters that are not finite are outside.
+
+        Args:
+            x: the parameters as inputs of networks, (n, k).
         """
         near, limit = self._near
         finite = x.isfinite().all(1)
@@ -53,8 +57,13 @@ class Domain(PriorPredictive):
 
 
 def warn_of_outside(domain: Domain, outside: Tensor) -> float:
-    """The fraction of draws that are outside of a domain, (n,) bool, with a warning of more than
-    0.01 of them, and more than chance makes of new parameters of the simulations."""
+    """The fraction of draws that are outside, with a warning if it is above 0.01, and larger than
+    chance explains for new parameters of the same distribution.
+
+    Args:
+        domain: the parameters of the simulations.
+        outside: whether each draw is outside, (n,) bool.
+    """
     count, fraction = int(outside.sum()), float(outside.double().mean())
     if fraction > FEW_OUTSIDE and not domain.is_chance(count, len(outside)):
         warnings.warn(

@@ -1,4 +1,4 @@
-"""Data of simulators as a network sees them: of unit scale, without far tails, missing or not."""
+"""The encoding of simulated data for networks: unit scale, no far tails, missing numbers filled."""
 
 from __future__ import annotations
 
@@ -11,35 +11,36 @@ from torch import Tensor, nn
 __all__ = ["Encoding", "center_and_unit"]
 
 FAR_TAILS = 1.5
-"""The ratio of a standard deviation to half the width of the central 68%, 1 for a Gaussian law,
-above which numbers are bent."""
+"""The ratio of the standard deviation to half the width of the central 68%, 1 for a Gaussian, above
+which numbers are transformed by asinh."""
 
 CENTRAL = (0.16, 0.84)
-"""The parts of a Gaussian law below one standard deviation under its mean and above."""
+"""The probabilities below one standard deviation under the mean of a Gaussian, and over it."""
 
 RIDGE, TINY = 1e-6, 1e-6
-"""Of variances, and of units squared: what is added to variances of encoded numbers, some of which
-may be sums of others, or constant."""
+"""The fraction of itself and the constant that are added to each variance of encoded numbers. Some
+may be sums of others, or constant, and the covariance needs a Cholesky root."""
 
 
 def center_and_unit(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The means of numbers (n, m), and their standard deviations; 1 of those that never vary."""
+    """The means and standard deviations of numbers x (n, m), (m,) each; 1 for a constant one."""
     spread = x.std(0)
     return x.mean(0), torch.where(spread > 0, spread, 1.0)
 
 
 class Encoding(nn.Module):
-    """Numbers of data x (n, m) in units of their spread, (x - center) / unit.
+    """The numbers of data x (n, m) in units of their spread, (x - center) / unit.
 
-    Where tails are far, asinh of that. What is missing (NaN) is its mean given what is there, under
-    a Gaussian law of encoded x. Where numbers may be missing, a mask follows that is 1 where one is
-    there, so that the encoding has 2 m numbers.
+    Numbers with far tails are transformed by asinh. A missing number (NaN) is replaced by its mean
+    given the others, under a Gaussian distribution of encoded x. Where numbers may be missing, the
+    encoding has 2 m numbers: the last m are 1 where a number is present and 0 elsewhere.
 
     Args:
-        center, unit: center and unit of each number, (m,).
-        bent: mask of the numbers of which asinh is taken, (m,) bool.
-        mean, covariance: moments of encoded x, (m,) and (m, m) float64; None: no number is ever
-            missing.
+        center: the center of each number, (m,).
+        unit: the unit of each number, (m,).
+        bent: the mask of the numbers that are transformed by asinh, (m,) bool.
+        mean: the mean of encoded x, (m,) float64; None: no number is ever missing.
+        covariance: the covariance of encoded x, (m, m) float64; None: no number is ever missing.
     """
 
     center: Tensor
@@ -65,7 +66,7 @@ class Encoding(nn.Module):
 
     @classmethod
     def of_lists(cls, buffers: Mapping[str, list[Any]]) -> Encoding:
-        """The encoding with buffers that were written as lists."""
+        """The encoding of buffers by name that were written as lists."""
         exact = ("mean", "covariance")
         tensors = {
             n: torch.tensor(b, dtype=torch.float64 if n in exact else None)
@@ -75,12 +76,17 @@ class Encoding(nn.Module):
 
     @property
     def missing(self) -> bool:
-        """Whether numbers may be missing."""
+        """Whether numbers of data may be missing."""
         return self.covariance is not None
 
     @classmethod
     def fit(cls, x: Tensor, missing: bool) -> Encoding:
-        """The encoding of simulations x (n, m)."""
+        """The encoding fitted to simulations.
+
+        Args:
+            x: their data, (n, m), finite.
+            missing: whether numbers of other data may be missing.
+        """
         ordered, (center, unit) = x.sort(0).values, center_and_unit(x)
         low, middle, high = (
             ordered[int(quantile * (len(x) - 1))] for quantile in (CENTRAL[0], 0.5, CENTRAL[1])
@@ -95,10 +101,13 @@ class Encoding(nn.Module):
         return new
 
     def forward(self, x: Tensor) -> Tensor:
-        """The encoding of x, (n, m) or (n, 2 m).
+        """The encoded data, (n, m), or (n, 2 m) where numbers may be missing.
+
+        Args:
+            x: the data, (n, m), NaN where a number is missing.
 
         Raises:
-            ValueError: infinite numbers, or missing ones that may not be.
+            ValueError: infinite numbers, or NaN where none may be missing.
         """
         observed = x.isfinite()
         off = ~observed if not self.missing else ~observed & ~x.isnan()
@@ -112,11 +121,11 @@ class Encoding(nn.Module):
         return self._masked(scaled, observed) if self.missing else scaled
 
     def _masked(self, values: Tensor, observed: Tensor) -> Tensor:
-        """Encoded numbers, the unknown ones filled in, and the mask, (n, 2 m)."""
+        """The encoded numbers, with the missing ones filled in, and the mask, (n, 2 m)."""
         mean, _ = self._law()
         gain, which = self._gains(observed)
         apart = values - mean
-        if len(gain) == 1:  # many rows that lack the same numbers
+        if len(gain) == 1:  # rows that miss the same numbers take one product of matrices
             filled = mean + apart @ gain[0].mT
         else:
             filled = mean + (gain[which] @ apart.unsqueeze(-1)).squeeze(-1)
@@ -127,20 +136,27 @@ class Encoding(nn.Module):
         return self.mean, self.covariance
 
     def _gain(self, mask: Tensor) -> Tensor:
-        """The matrix (n, m, m) from numbers that are there to the mean of all given them."""
+        """The matrices (n, m, m) from present numbers to the mean of all numbers given them."""
         _, C = self._law()
         some = mask.unsqueeze(-1) * C
         factor = torch.linalg.cholesky(some * mask.unsqueeze(-2) + torch.diag_embed(1 - mask))
         return torch.cholesky_solve(some, factor).mT
 
     def _gains(self, observed: Tensor) -> tuple[Tensor, Tensor]:
-        """The matrices of p patterns of known numbers, (p, m, m), and which is that of each row."""
+        """The matrices of p patterns of present numbers, (p, m, m), and the pattern of each row."""
         patterns, which = observed.unique(dim=0, return_inverse=True)
         return self._gain(patterns.double()), which
 
     def spread(self, encoded: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Covariances of encoded numbers given those that are there, (p, m, m) float64, for each of
-        p patterns, and which is that of each datum, (n,); None where no number may be missing."""
+        """The covariances of encoded numbers given the present ones, by pattern of missing numbers.
+
+        Args:
+            encoded: the encoded data, (n, 2 m).
+
+        Returns:
+            The covariances of p patterns, (p, m, m) float64, and the pattern of each datum, (n,)
+            int64. None where no number may be missing.
+        """
         if not self.missing:
             return None
         _, C = self._law()
@@ -148,20 +164,21 @@ class Encoding(nn.Module):
         return C - gain @ C, which
 
     def values(self, encoded: Tensor) -> Tensor:
-        """The encoded numbers without their mask, (n, m)."""
+        """The encoded numbers (n, m) of encoded data (n, m) or (n, 2 m), without the mask."""
         return encoded[:, : len(self.center)]
 
     def seen(self, encoded: Tensor) -> Tensor:
-        """Which of the encoded numbers are there, (n, m) bool."""
+        """The mask of present numbers, (n, m) bool, of encoded data (n, m) or (n, 2 m)."""
         m = len(self.center)
         return encoded[:, m:] > 0 if self.missing else torch.ones_like(encoded, dtype=torch.bool)
 
     def hide(self, encoded: Tensor, fraction: float) -> Tensor:
-        """Encodings (n, 2 m) of which numbers are hidden at random.
+        """The encoded data with numbers hidden at random, (n, 2 m).
 
         Args:
-            part: fraction of the rows of which numbers are hidden, each by a probability that is
-                uniform for a row.
+            encoded: the encoded data, (n, 2 m).
+            fraction: the fraction of the rows that have numbers hidden. Each of these rows draws a
+                probability uniformly, and hides each number with it.
         """
         n, m = len(encoded), len(self.center)
         rate = torch.rand(n, 1) * (torch.rand(n, 1) < fraction)

@@ -1,4 +1,4 @@
-"""Data of the factors of p(x | θ): by place and by site, with the values that numbers can have."""
+"""The data of the factors of p(x | θ), by place and by site, and the values of their numbers."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ __all__ = [
 ]
 
 LEAST_DISTINCT = 0.5
-"""The part of simulations that have a value of their own, below which a number is discrete."""
+"""The fraction of distinct values among simulations, below which a number is discrete."""
 
 
 def factors_of(structure: Structure, sites: Sequence[str] | None) -> list[DataFactor]:
-    """The factors that some sites of the data are.
+    """The factors of some sites of the data.
 
     Args:
         structure: the structure of the program.
-        sites: names of the sites; None: all.
+        sites: the names of the sites, of whole factors; None: all.
 
     Raises:
-        ValueError: an unknown site, or a part of the sites of a factor.
+        ValueError: an unknown site; some but not all sites of a factor.
     """
     if sites is None:
         return list(structure.factors)
@@ -66,7 +66,7 @@ def factors_of(structure: Structure, sites: Sequence[str] | None) -> list[DataFa
         if some and len(some) < len(names):
             raise ValueError(
                 f"sites has {', '.join(some)} of {name_of(factor)}, expected all of them or none, "
-                "since their joint law is learned; name the others too"
+                "since their joint distribution is learned; name the others too"
             )
         if some:
             chosen.append(factor)
@@ -74,10 +74,14 @@ def factors_of(structure: Structure, sites: Sequence[str] | None) -> list[DataFa
 
 
 def check_plates(structure: Structure, plates: Mapping[str, int] | None) -> dict[str, int]:
-    """Numbers of data in plates along which data are exchangeable, by name.
+    """The numbers of data in plates along which data are exchangeable, by name.
+
+    Args:
+        structure: the structure of the program.
+        plates: the numbers by the plates' names; None: none.
 
     Raises:
-        ValueError: a plate of another kind; a number that is no count.
+        ValueError: a plate along which data are not exchangeable; a number that is no count.
     """
     plates = dict(plates or {})
     for name, size in plates.items():
@@ -87,7 +91,16 @@ def check_plates(structure: Structure, plates: Mapping[str, int] | None) -> dict
 
 
 def check_exchangeable(structure: Structure, plate: str, argument: str) -> None:
-    """Raise ValueError for a plate along which data are not exchangeable given the parameters."""
+    """Check that data are exchangeable along a plate, given the parameters.
+
+    Args:
+        structure: the structure of the program.
+        plate: the name of the plate.
+        argument: the argument that names it, for the message.
+
+    Raises:
+        ValueError: they are not.
+    """
     names = [factor.plate for factor in structure.factors if factor.plate is not None]
     if plate in names:
         return
@@ -105,30 +118,40 @@ def check_exchangeable(structure: Structure, plate: str, argument: str) -> None:
 
 
 def inputs_of(inputs: Mapping[str, Tensor], factor: DataFactor) -> Tensor:
-    """The inputs of the parameters of a factor, (n, k); a zero where it has none."""
+    """The inputs of networks for the parameters of a factor, (n, k); one zero if it has none.
+
+    Args:
+        inputs: the inputs of each site of parameters by name, (n, inputs).
+        factor: the factor.
+    """
     if factor.parameters:
         return torch.cat([inputs[name] for name in factor.parameters], 1)
     return torch.zeros(len(next(iter(inputs.values()))), 1)
 
 
 def size_of(factor: DataFactor) -> int:
-    """The number of numbers of a datum."""
+    """The number of numbers of a datum of a factor."""
     return sum(math.prod(site.shape) for site in factor.sites) // factor.size
 
 
 def bounds_of_factor(program: Program, factor: DataFactor) -> Bounds:
-    """The ends of the support of each number of a datum, in all places."""
+    """The ends of the support of each number of a factor's datum in all places, (m,) each."""
     ends = bounds_of(program, [site.name for site in factor.sites])
     lower, upper = (factor.data({name: pair[i] for name, pair in ends.items()}) for i in (0, 1))
     return lower.amin((0, 1)), upper.amax((0, 1))
 
 
 def lattices_of(program: Program, factor: DataFactor, draws: Draws) -> list[Lattice | None]:
-    """The values of each number of a datum; None for real numbers.
+    """The values of each number of a factor's datum, m of them; None for a real number.
+
+    Args:
+        program: the simulator, without arguments.
+        factor: the factor.
+        draws: the simulations by site, (n, *shape).
 
     Raises:
         TypeError: numbers that repeat more often than a density can explain, and are not whole;
-            numbers that others determine.
+            numbers that are determined by others.
         ValueError: discrete numbers outside of their support.
     """
     lower, upper = (bound.tolist() for bound in bounds_of_factor(program, factor))
@@ -144,7 +167,7 @@ def _check_freedom(program: Program, site: DataSite) -> None:
     try:
         support = sites_of(program, [site.name])[site.name]["fn"].support
         free = math.prod(biject_to(support).inverse_shape(site.shape))
-    except NotImplementedError:  # no support is known, or it is discrete
+    except NotImplementedError:  # the support is unknown, or discrete
         return
     if free < (numbers := math.prod(site.shape)):
         raise TypeError(
@@ -183,16 +206,27 @@ def _lattice(site: DataSite, x: Tensor, lower: float, upper: float) -> Lattice |
 
 
 def name_of(factor: DataFactor) -> str:
+    """The names of a factor's sites, for messages."""
     return ", ".join(site.name for site in factor.sites)
 
 
 def place_dim(factor: DataFactor, site: DataSite) -> int | None:
-    """The dimension of a site's value that counts the places of the factor's plate, if any."""
+    """The dimension of a site's value along the factor's plate; None: the factor has no plate."""
     return next((plate.dim for plate in site.plates if plate.name == factor.plate), None)
 
 
 def data_of(factor: DataFactor, data: Mapping[str, Tensor]) -> Tensor:
-    """Data by place, (n, places, m), of any number of places."""
+    """The data of a factor by place, (n, places, m), the sites side by side.
+
+    Args:
+        factor: the factor.
+        data: data by site, (n, *shape), or one datum, (*shape), with any number of places along the
+            factor's plate, and NaN where a datum is missing.
+
+    Raises:
+        ValueError: a site that is missing or has another shape; numbers of places that differ;
+            infinite numbers; a datum with NaN in some but not all of its numbers.
+    """
     sites, places = [], dict[str, int]()
     for site in factor.sites:
         dim, shape = place_dim(factor, site), list(site.shape)
@@ -217,14 +251,19 @@ def data_of(factor: DataFactor, data: Mapping[str, Tensor]) -> Tensor:
     if bool((missing.any(2) & ~missing.all(2)).any()):
         raise ValueError(
             f"a part of the {x.shape[2]} numbers of a datum of {name_of(factor)} is NaN, expected "
-            "all or none, since their joint law is learned; use AmortizedPosterior.fit(…, "
+            "all or none, since their joint distribution is learned; use AmortizedPosterior.fit(…, "
             "missing=0.3), which takes any part"
         )
     return x
 
 
 def values_by_site(factor: DataFactor, x: Tensor) -> Draws:
-    """Data by site, (n, *shape), of data by place (n, places, m)."""
+    """The data of a factor by site, (n, *shape): the inverse of :func:`data_of`.
+
+    Args:
+        factor: the factor.
+        x: the data by place, (n, places, m).
+    """
     values, first = Draws(), 0
     for site in factor.sites:
         dim, shape = place_dim(factor, site), list(site.shape)

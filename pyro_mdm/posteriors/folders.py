@@ -1,7 +1,7 @@
-"""Folders of what is learned of a program: names and numbers in JSON, which knows the other files.
+"""Folders of learned posteriors and likelihoods: a JSON file, and files of tensors.
 
-The JSON file is written last, with the SHA-256 of each of the others. So files of two savings, as a
-kill may leave, are not taken for one.
+The JSON file has names, sizes and the SHA-256 of each other file, and is written last. So files of
+two savings, as a kill may leave them, are not taken for one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["check_program", "damage_of", "read_names", "read_tensors", "write_fo
 
 EXPECTED = "expected what save_pretrained writes"
 DIGESTS = "sha256"
-"""The key of the digests of other files, by name."""
+"""The key of the SHA-256 of the other files by name."""
 
 
 def write_folder(
@@ -41,9 +41,9 @@ def write_folder(
     Args:
         folder: the folder.
         name: the name of its JSON file.
-        content: content of that file.
-        tensors: tensors of each file of tensors, by the file's name.
-        beside: names of files that are there already, and belong to it.
+        content: the content of that file.
+        tensors: the tensors by name of each file of tensors, by the file's name.
+        beside: the names of other files of the folder that have been written already.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,8 +58,12 @@ def write_folder(
 def read_names(folder: str | os.PathLike[str], name: str) -> dict[str, Any]:
     """The content of a folder's JSON file.
 
+    Args:
+        folder: the folder.
+        name: the name of the file.
+
     Raises:
-        PretrainedError: it is missing or damaged.
+        PretrainedError: a missing or damaged file.
     """
     path = Path(folder) / name
     if not path.is_file():
@@ -71,15 +75,15 @@ def read_names(folder: str | os.PathLike[str], name: str) -> dict[str, Any]:
 def read_tensors(
     folder: str | os.PathLike[str], content: Mapping[str, Any], name: str
 ) -> dict[str, Tensor]:
-    """The tensors of a file, if this and all others are those that the folder was written with.
+    """The tensors of a file by name, after a check of all files of the folder.
 
     Args:
         folder: the folder.
-        content: content of its JSON file.
+        content: the content of its JSON file.
         name: the name of the file of tensors.
 
     Raises:
-        PretrainedError: a file is missing, damaged or another.
+        PretrainedError: a file that is missing, damaged, or of another saving.
     """
     digests = content.get(DIGESTS, {})  # earlier versions wrote none, or one
     digests = {name: digests} if isinstance(digests, str) else digests
@@ -98,7 +102,14 @@ def read_tensors(
 
 @contextmanager
 def damage_of(path: Path) -> Iterator[None]:
-    """Errors of what is read from a file say that it is damaged."""
+    """A context in which errors of reading a file are raised as :class:`PretrainedError`.
+
+    Args:
+        path: the file, for the message.
+
+    Raises:
+        PretrainedError: the content of the file is damaged.
+    """
     try:
         yield
     except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
@@ -111,16 +122,16 @@ def check_program(
     folder: str | os.PathLike[str],
     names: Sequence[str],
 ) -> Callable[..., Any]:
-    """The program that is given.
+    """The program, if it is one.
 
     Args:
-        program: the argument that is given as the program.
-        kind: name of the class of what is opened.
-        folder: the folder that it is in.
-        names: the sites of the program.
+        program: the argument for the program.
+        kind: the name of the class that is opened.
+        folder: the folder that it is opened from.
+        names: the names of the program's sites.
 
     Raises:
-        TypeError: none is given.
+        TypeError: no program.
     """
     if not callable(program):
         raise TypeError(

@@ -1,23 +1,23 @@
 r"""The posterior of one observation as a guide of its program, and weights that make it exact.
 
-A learned posterior q(θ | x) is not quite p(θ | x). Where the program has densities, draws of q with
-the weights
+A learned posterior q(θ | x) approximates p(θ | x). If the program has densities, draws of q have
+the importance weights
 
-    w = p(θ, x) / q(θ | x)
+    w = p(θ, x) / q(θ | x),
 
-are exact: weighted means tend to those of p(θ | x), and the mean weight to p(x), the evidence.
-:class:`PosteriorGuide` is a Pyro guide, so that Pyro's own ``Importance`` finds them, and
-:class:`ImportanceWeights` says how far they can be trusted.
+with which they are exact: weighted means tend to those of p(θ | x), and the mean weight to p(x),
+the evidence. :class:`PosteriorGuide` is a Pyro guide, so that Pyro's own ``Importance`` computes
+the weights, and :class:`ImportanceWeights` says how far they can be trusted.
 
-Draws and their density have to be of one law. They are those of the probability-flow ODE, whose
-state y_ε gives θ by the decoder p(θ | y_ε). With this y_1 and more draws y_2, …, y_S of the noising
-law q(y | θ) the density is estimated by
+Draws and their density have to be of one distribution. Here it is that of the probability-flow
+ODE, whose state y_ε gives θ by the decoder p(θ | y_ε). With this state y_1 and further draws
+y_2, …, y_S of the noising distribution q(y | θ) the density is estimated by
 
-    q̂(θ) = (1/S) Σ_j p_ode(y_j) p(θ | y_j) / q(y_j | θ),
+    q̂(θ) = (1/S) Σ_j p_ode(y_j) p(θ | y_j) / q(y_j | θ).
 
-of which 1/q̂ is unbiased for 1/q for any S, so that no error of q̂ is left in weighted means (the
-identity behind bounds from above: Grosse, Ghahramani & Adams, "Sandwiching the marginal likelihood
-using bidirectional Monte Carlo", 2015).
+1/q̂ is unbiased for 1/q for any S, so the error of q̂ does not bias weighted means (Grosse,
+Ghahramani & Adams, "Sandwiching the marginal likelihood using bidirectional Monte Carlo", 2015,
+has the identity, for upper bounds).
 """
 
 from __future__ import annotations
@@ -62,21 +62,22 @@ __all__ = [
 ]
 
 JOINT = "_posterior"
-"""The auxiliary site of a guide, which has the density of all parameters together."""
+"""The name of a guide's auxiliary site, which has the density of all parameters together."""
 
 FIRST, MOST = 100, 10_000
-"""Draws that are made together: at first, and at most. Otherwise as many as there were before."""
+"""The first and the largest number of draws that are made together. In between it is the number of
+draws made so far."""
 
 TOLERANCE = 1e-5
-"""Relative and absolute tolerance of the ODE, for draws and densities alike."""
+"""The relative and the absolute tolerance of the ODE, for draws and densities alike."""
 
 
 class ScoredDraws:
-    """Draws of parameters with their log density, which is computed when it is first asked for.
+    """Draws of parameters with their log density, which is computed at the first access.
 
     Args:
-        theta: parameters by site, (n, *shape).
-        score: a function that returns log q(θ), (n,), nats, in θ's own space.
+        theta: the parameters by site, (n, *shape).
+        score: the function that returns log q(θ) in θ's own space, (n,), nats.
     """
 
     def __init__(self, theta: Draws, score: Callable[[], Tensor]) -> None:
@@ -84,20 +85,31 @@ class ScoredDraws:
 
     @cached_property
     def log_prob(self) -> Tensor:
-        """log q(θ) of the draws, (n,) float64, nats, in θ's own space."""
+        """The log densities log q(θ) of the draws in θ's own space, (n,) float64, nats."""
         return self._score().detach().double()
 
 
 class Posterior(Protocol):
-    """What a guide asks of a posterior."""
+    """The methods of a posterior that a guide can be made of."""
 
     def scored_draws(
         self, data: Mapping[str, Tensor], n: int, *, seed: int | None = None
     ) -> ScoredDraws:
-        """n draws of the posterior of one observation, with the density of their own law."""
+        """Draws of the posterior of one observation, with the density that they are drawn from.
+
+        Args:
+            data: the observation by site, (*shape).
+            n: the number of draws.
+            seed: the seed of the draws; None: the global generator.
+        """
 
     def log_prob(self, theta: Mapping[str, Tensor], data: Mapping[str, Tensor]) -> Any:
-        """log p(θ | x) of other parameters, with ``value`` (n,)."""
+        """The log densities log p(θ | x) of other parameters, with ``value``, (n,), nats.
+
+        Args:
+            theta: the parameters by site, (n, *shape).
+            data: the observation by site, (*shape).
+        """
 
 
 class _Flow(NamedTuple):
@@ -116,7 +128,8 @@ class _Flow(NamedTuple):
         return law.sample(), y
 
     def log_prob(self, z: Tensor, y: Tensor) -> Tensor:
-        """log q̂ of draws, (n,), by the states that they were decoded from and further ones."""
+        """The log densities log q̂ of draws, (n,), by the states that they were decoded from and
+        further states."""
         model = self.model
         noising = noising_law(model.diffusion, z.double(), event_dim=z.dim() - 1)
         solver, weights = Solver(rtol=TOLERANCE, atol=TOLERANCE), []
@@ -132,14 +145,17 @@ class _Flow(NamedTuple):
 
 
 def one_row(x: Tensor) -> Tensor:
-    """Data (1, m) of one observation.
+    """The data of one observation, (1, m).
+
+    Args:
+        x: data, (n, m).
 
     Raises:
-        ValueError: there are several.
+        ValueError: several observations.
     """
     if len(x) != 1:
         raise ValueError(
-            f"the data are {len(x)} observations, expected one, of which the guide is; make a "
+            f"the data are {len(x)} observations, expected one, as a guide is of one; make a "
             "guide for each"
         )
     return x
@@ -155,14 +171,15 @@ def draw_by_flow(
     samples: int = 1,
     seed: int | None = None,
 ) -> ScoredDraws:
-    """n draws of a model by the probability-flow ODE, with the density of that law.
+    """Draws of a model by the probability-flow ODE, with the density that they are drawn from.
 
     Args:
-        model: the model of the parameters' coordinates for these n draws.
-        parameters_of, coordinates: functions from coordinates to parameters by site, and back with
-            log|det|.
+        model: the model of the parameters' coordinates, for n rows of context.
+        parameters_of: the function from coordinates (n, d) to parameters by site, (n, *shape).
+        coordinates: its inverse, which also returns log|det|, (n,), of the map to coordinates.
         n: the number of draws.
-        samples: number S of states for each density; one makes weights right, and more steadier.
+        samples: the number S of states for each density. Weights are right for any S, and vary less
+            for a larger one.
         seed: the seed of the draws; None: the global generator.
     """
     flow = _Flow(model, samples)
@@ -181,7 +198,7 @@ def draw_by_flow(
 
 
 class _Draws:
-    """Draws of a posterior, handed out one by one, whose densities are known."""
+    """Draws of a posterior with their densities, handed out one by one."""
 
     def __init__(self, draw: Callable[[int, int], ScoredDraws], names: Sequence[str]) -> None:
         self.draw, self.names = draw, names
@@ -198,7 +215,7 @@ class _Draws:
         return rows
 
     def _make(self, n: int) -> None:
-        with poutine.block():  # programs that run for it are none of the guide's
+        with poutine.block():  # sites of programs that run for draws are not the guide's
             block = self.draw(n, len(self.blocks))
         rows = torch.cat([block.theta[name].reshape(n, -1) for name in self.names], 1)
         self.place |= {_key(row): (len(self.blocks), i) for i, row in enumerate(rows)}
@@ -207,7 +224,7 @@ class _Draws:
         self.made += n
 
     def log_prob(self, rows: Tensor) -> Tensor | None:
-        """log q of rows (n, size), (n,); None: not all are draws of these."""
+        """The log densities of rows (n, size), (n,); None: some rows are not among these draws."""
         places = [self.place.get(_key(row)) for row in rows]
         with poutine.block():
             log_probs = [self.blocks[at[0]].log_prob[at[1]] for at in places if at is not None]
@@ -219,7 +236,7 @@ def _key(row: Tensor) -> bytes:
 
 
 class _Joint(TorchDistribution):
-    """The law of all parameters, side by side."""
+    """The distribution of all parameters, side by side."""
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
     support = constraints.real_vector
@@ -251,20 +268,20 @@ class _Joint(TorchDistribution):
 class PosteriorGuide:
     """The posterior of one observation as a Pyro guide of its program.
 
-    Each call samples all parameters jointly, at their own sites and in their own plates. Draws are
+    Each call draws all parameters jointly, at their own sites and in their own plates. Draws are
     made and scored in blocks, and handed out one by one. Sites that are neither parameters nor data
     are drawn from the program given the parameters and the observation, so that weights are right.
-    Arguments of a call are ignored, as the program takes none.
+    The arguments of a call are ignored, as the program takes none.
 
-    It is made by ``posterior.guide(data)``.
+    ``posterior.guide(data)`` makes it.
 
     Args:
-        posterior: the posterior, see :class:`Posterior`.
+        posterior: the posterior (:class:`Posterior`).
         program: the simulator, without arguments.
         sites: the sites of the parameters.
-        data: one observation by site, (*shape).
-        nuisance: whether other sites are drawn here. False leaves them to the program, for sites
-            that are enumerated.
+        data: the observation by site, (*shape).
+        nuisance: whether the guide draws sites that are neither parameters nor data. False: the
+            program draws them, or they are enumerated.
         seed: the seed of the draws; None: the global generator.
 
     Example:
@@ -319,12 +336,16 @@ class PosteriorGuide:
         return {site.name: block.reshape(-1, *site.shape) for site, block in pairs}
 
     def _score(self, rows: Tensor) -> Tensor:
-        """log q of parameters that are no draws of this guide, (n,)."""
+        """The log densities of parameters that are no draws of this guide, (n,)."""
         value: Tensor = self._posterior.log_prob(self._split(rows), self._data).value
         return value
 
     def __call__(self, *args: Any, **kwargs: Any) -> Draws:
-        """Sample all parameters; returned by site."""
+        """Draw all parameters, each at its site.
+
+        Returns:
+            The parameters by site, (*shape).
+        """
         joint = pyro.sample(JOINT, self._joint, infer={"is_auxiliary": True})
         batch, values = joint.shape[:-1], self._split(joint.reshape(-1, joint.shape[-1]))
         every = {p.name: (p.size, p.dim + s.event_dim) for s in self.sites for p in s.plates}
@@ -342,10 +363,14 @@ class PosteriorGuide:
         return values
 
     def initial_params(self, chains: int = 1) -> Draws:
-        """Draws in unconstrained coordinates, where chains of NUTS start.
+        """Draws in unconstrained coordinates, from which chains of NUTS start.
 
-        They are as ``MCMC(NUTS(program), …, num_chains=chains, initial_params=…)`` takes them:
-        (chains, *unconstrained shape) by site, without the first dimension for one chain.
+        Args:
+            chains: the number of chains.
+
+        Returns:
+            The draws as ``MCMC(NUTS(program), …, num_chains=chains, initial_params=…)`` takes them:
+            (chains, *unconstrained shape) by site, without the first dimension for one chain.
         """
         check_count("chains", chains, "the number of chains of MCMC")
         drawn = self._split(self._joint.sample((chains,)))
@@ -358,7 +383,7 @@ class ImportanceWeights:
     """Importance weights, how many of them count, and the evidence that they estimate.
 
     Args:
-        log_weights: log p(θ, x) - log q(θ | x) of S draws, (S,), nats.
+        log_weights: the log weights log p(θ, x) − log q(θ | x) of S draws, (S,), nats.
     """
 
     log_weights: Tensor
@@ -367,8 +392,12 @@ class ImportanceWeights:
     def from_importance(cls, importance: Importance) -> ImportanceWeights:
         """The weights of Pyro's ``Importance`` after ``run``, with a warning if they mislead.
 
+        Args:
+            importance: the ``Importance`` of a conditioned program and a guide.
+
         Raises:
-            ValueError: it has not been run, or its program observes nothing that has a density.
+            ValueError: no weights, as it has not been run; a program that observes no data with a
+                density.
         """
         log_weights = torch.as_tensor(importance.log_weights)
         if not len(log_weights):
@@ -391,7 +420,12 @@ class ImportanceWeights:
         return weights
 
     def warn(self, fix: str, stacklevel: int = 2) -> None:
-        """Warn, with a fix, if the weights mislead."""
+        """Warn if the weights mislead.
+
+        Args:
+            fix: the advice at the end of the warning.
+            stacklevel: the stack level of the warning, 1 for the call of this method.
+        """
         if self.doubt:
             warnings.warn(
                 f"{self.doubt}: weighted means are not to be trusted, nor is the evidence; {fix}",
@@ -400,9 +434,9 @@ class ImportanceWeights:
 
     @property
     def doubt(self) -> str:
-        """Why the evidence has no error, and weighted means mislead, in words; "" if they do not.
+        """The reason why the evidence has no error and weighted means mislead; "" if there is none.
 
-        That there is none says nothing of what no draw has come near, such as another mode.
+        Weights cannot show a mode that no draw has come near.
         """
         if math.isfinite(self.log_evidence.standard_error):
             return ""
@@ -423,10 +457,13 @@ class ImportanceWeights:
         )
 
     def agrees_with(self, other: ImportanceWeights) -> bool:
-        """Whether two evidences differ by no more than their errors at 95%; False without errors.
+        """Whether two evidences are within their 95% error of each other; False without errors.
 
-        Weights cannot tell what their draws never came near. Those of another guide, which was
-        fitted from another start, can: it finds what the first has missed, or misses it too.
+        Weights cannot show a mode that no draw has come near. The draws of another guide, fitted
+        from another start, may come near it.
+
+        Args:
+            other: the weights of the other guide.
         """
         first, second = self.log_evidence, other.log_evidence
         error = math.hypot(first.standard_error, second.standard_error)
@@ -455,13 +492,13 @@ class ImportanceWeights:
 
     @property
     def pareto_limit(self) -> float:
-        """The k̂ above which S weights mislead, min(1 - 1 / log10 S, 0.7), from the same source."""
+        """The k̂ above which S weights mislead, min(1 − 1 / log10 S, 0.7), from the same source."""
         return pareto_limit(len(self.log_weights))
 
     @property
     def log_evidence(self) -> Measured:
-        """log p(x) by the mean weight, nats, with its error, NaN where too little counts
-        (:func:`~pyro_mdm.evaluation.weights.evidence`)."""
+        """The log evidence log p(x), the log of the mean weight, nats, with its standard error, NaN
+        where too few weights count (:func:`~pyro_mdm.evaluation.weights.evidence`)."""
         value, error, _ = evidence(self.log_weights.unsqueeze(1))
         return Measured(float(value), float(error))
 

@@ -1,8 +1,8 @@
-r"""Which data of a program are independent given its parameters, and which are exchangeable.
+r"""The data of a program that are independent given its parameters, and those exchangeable.
 
-Data that no common site feeds, other than parameters, are a group (:func:`grouped`). Then the
-program is run with some values held and all others drawn anew: the laws of what is held have to
-stay as they were (:class:`Laws`). In doubt data are together, and it is said why.
+Data are in one group if a common site feeds them, other than parameters (:func:`grouped`). Then the
+program is run with some values held and all others drawn anew: the distributions of held values
+have to stay the same (:class:`Laws`). If in doubt, data stay together, with a note of the reason.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from pyro_mdm.posteriors.dependence import ProgramRun, is_computed, run_holding
 __all__ = ["SUPPORT_RUNS", "Group", "Laws", "Parts", "Plate", "grouped", "plates_of"]
 
 SUPPORT_RUNS = 4
-"""Runs of the program, in which supports and shapes have to be the same, and laws are compared."""
+"""The number of runs that have to agree on supports and shapes, and are compared."""
 
 RTOL, ATOL = 1e-5, 1e-4
-"""Tolerances within which log densities are the same, ATOL in nats. Computed values are the same
-within ATOL of their spread."""
+"""The tolerances within which log densities are the same, ATOL in nats. Computed values are the
+same within ATOL times their range."""
 
 FRESH = 1000
-"""The first seed of runs in which values are held, away from the seeds of other runs."""
+"""The first seed of runs with held values, away from the seeds of other runs."""
 
 ALL = torch.tensor(True)
-"""The mask of values that are held in all places."""
+"""The mask of values that are held at all places."""
 
 
 class Plate(NamedTuple):
@@ -36,11 +36,11 @@ class Plate(NamedTuple):
 
     name: str
     size: int
-    dim: int  # of the site's value that counts places, from the right: negative
+    dim: int  # the dimension of the site's value along the plate, negative
 
 
 def plates_of(site: Mapping[str, Any]) -> tuple[Plate, ...]:
-    """Plates of a site that are entered by ``with``, and whose places its value has."""
+    """The plates of a site of a trace that are entered by ``with`` and are in its value's shape."""
     plates, shape = [], site["value"].shape
     for frame in site["cond_indep_stack"]:
         if frame.dim is None:
@@ -48,35 +48,40 @@ def plates_of(site: Mapping[str, Any]) -> tuple[Plate, ...]:
         dims = [d for d in range(-len(shape), 0) if shape[d] == frame.size]
         dim = frame.dim - site["fn"].event_dim
         if dim not in dims and is_computed(site) and len(dims) == 1:
-            dim = dims[0]  # all dimensions of a computed value count as those of one event
+            dim = dims[0]  # a computed value has no batch shape, only one event
         if dim in dims:
             plates.append(Plate(frame.name, frame.size, dim))
     return tuple(plates)
 
 
 class Group(NamedTuple):
-    """Data that depend on common sites."""
+    """The data that depend on common sites."""
 
-    data: list[str]
-    sites: set[str]  # these, and what they depend on given the parameters
+    data: list[str]  # names of sites
+    sites: set[str]  # the data and all sites that they depend on given the parameters
 
 
 Parts = list[tuple[str | None, list[str]]]
-"""Names of data that are independent of others given the parameters, with their plate."""
+"""The names of data that are independent of others given the parameters, with their plate."""
 
 
 def grouped(
     latent: Sequence[str], data: Sequence[str], parents: Mapping[str, Collection[str]]
 ) -> tuple[dict[str, list[str]], list[Group], list[str]]:
-    """Parameters that data depend on; data that depend on common sites; why there are no groups.
+    """The parameters that data depend on, and the groups of data that depend on common sites.
 
     Args:
-        latent, data: the names of sites.
-        parents: names of the sites that feed a site directly, by site.
+        latent: the names of the parameters' sites.
+        data: the names of the data's sites.
+        parents: the names of the sites that feed a site directly, by site.
+
+    Returns:
+        The names of parameters by site of the data, the groups, and the reasons why there are not
+        more of them.
     """
 
     def above(name: str) -> set[str]:
-        """Sites that feed one, without parameters and what feeds it by way of them alone."""
+        """The sites that feed a site, except parameters and sites that feed only these."""
         reached, waiting = set[str](), [name]
         while waiting:
             new = {p for p in parents[waiting.pop()] if p not in latent} - reached
@@ -104,12 +109,12 @@ def grouped(
 
 
 class Laws:
-    """Laws of sites given the parameters, compared between places and runs of a program.
+    """The distributions of sites given the parameters, compared between places and runs.
 
     Args:
         program: the program, without arguments.
-        latent: the names of its parameters' sites.
-        nodes: sites of the program in one run, by name.
+        latent: the names of the parameters' sites.
+        nodes: the sites of one run of the program by name.
     """
 
     def __init__(
@@ -119,9 +124,13 @@ class Laws:
         self.plates = {name: {p.name: p for p in plates_of(s)} for name, s in self.nodes.items()}
 
     def completed(self, parents: Mapping[str, Collection[str]]) -> dict[str, set[str]]:
-        """Sites that feed each site directly, with parameters that were not seen to.
+        """The sites that feed each site directly, with parameters that following values missed.
 
-        One parameter is drawn anew and all else is held; laws that change are fed by it.
+        One parameter at a time is drawn anew while all else is held: it feeds the sites whose
+        distributions change.
+
+        Args:
+            parents: the names of the sites that feed a site directly, by site.
         """
         all_parents = {name: set(names) for name, names in parents.items()}
         drawn = [name for name in parents if not is_computed(self.nodes[name])]
@@ -140,10 +149,13 @@ class Laws:
         return all_parents
 
     def parts(self, groups: Sequence[Group]) -> tuple[Parts, list[str]]:
-        """Data that are independent given the parameters, with their plate, and why not more are.
+        """The data that are independent given the parameters, with their plate.
 
         Args:
-            groups: data that depend on common sites.
+            groups: the groups of data that depend on common sites.
+
+        Returns:
+            The names of data with their plate, and the reasons why there are not more parts.
         """
         by_plate: dict[str, Group] = {}
         rest, notes, odd = list[Group](), list[str](), dict[str, set[str]]()
@@ -163,7 +175,8 @@ class Laws:
                 if strange := group.sites & odd[plate.name]:
                     notes.append(
                         f"data in the plate {plate.name!r} are not exchangeable given the "
-                        f"parameters: the law of {min(strange)!r} differs between places, depends "
+                        f"parameters: the distribution of {min(strange)!r} differs between places, "
+                        "depends "
                         "on other places, or is not known"
                     )
                     continue
@@ -176,18 +189,18 @@ class Laws:
         if not self._are_apart([*by_plate.values(), *rest]):
             names = [name for group in groups for name in group.data]
             notes.append(
-                f"{', '.join(names)} are not seen to be independent given the parameters: laws "
-                "change where all that feeds them is held, or are not known; draw all random "
-                "numbers by pyro.sample"
+                f"{', '.join(names)} are not seen to be independent given the parameters: "
+                "distributions change where all that feeds them is held, or are not known; draw "
+                "all random numbers by pyro.sample"
             )
             return [(None, names)], notes
         parts: Parts = [(plate, group.data) for plate, group in by_plate.items()]
         return [*parts, *((None, group.data) for group in rest)], notes
 
     def _odd(self, plate: Plate, sites: set[str]) -> set[str]:
-        """Sites in a plate whose law in some place is another, or depends on other places.
+        """The sites in a plate whose distribution differs between places or depends on others.
 
-        One place's values are held in half of the places, then in the other half, and all else is
+        One place's values are held at half of the places, then at the other half, and all else is
         drawn anew. For any two places there is a run that holds the first and not the second.
         """
         dims = {
@@ -222,7 +235,7 @@ class Laws:
         return odd
 
     def _are_apart(self, groups: Sequence[Group]) -> bool:
-        """Whether laws of some groups stay as they are where others are drawn anew.
+        """Whether the distributions of some groups stay the same if others are drawn anew.
 
         For any two groups there is a run that holds the first and not the second.
         """
@@ -250,7 +263,7 @@ class Laws:
         before: Callable[[Tensor], Tensor] = Tensor.double,
         now: Callable[[Tensor], Tensor] = Tensor.double,
     ) -> bool:
-        """Whether a site's law in one run is as it was in another, each at a part of it."""
+        """Whether a site's distribution is the same in two runs, each at some of its places."""
         if name not in reference.laws or name not in run.laws:
             return False
         old, new = reference.laws[name].double(), run.laws[name].double()
@@ -261,7 +274,7 @@ class Laws:
 
 
 def _halvings(n: int) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
-    """Halves of n things by the digits of their numbers, two masks (n,) each, with a seed."""
+    """The halves of n indices by each binary digit, two masks (n,) bool, with a seed."""
     digits = max(1, (n - 1).bit_length())
     for seed in range(max(SUPPORT_RUNS, digits)):
         half = (torch.arange(n) >> seed % digits) % 2 == 0

@@ -1,10 +1,10 @@
-r"""Laws of the data of one factor given the parameters θ, learned from simulations.
+r"""Distributions of the data of one factor given the parameters θ, learned from simulations.
 
-Real numbers of a datum have first a Gaussian law N(x; m(θ), S(θ)), whose mean and covariance are a
-network's. What is left, r = S^{-½} (x - m), is a diffusion model given θ, if that is better on
-held-out simulations; else it is N(0, I). Its density is that of the probability flow, in a few
-steps (:class:`ContinuousLaw`). Numbers in an interval, or above or below a bound, are seen without
-bounds. Laws of discrete numbers are in :mod:`pyro_mdm.posteriors.discrete`.
+The real numbers of a datum first have a Gaussian distribution N(x; m(θ), S(θ)), whose mean and
+covariance a network computes. The residual r = S^{-½} (x − m) has a diffusion model given θ if this
+is better on held-out simulations; otherwise it is N(0, I). Its density is that of the probability
+flow in a few steps (:class:`ContinuousLaw`). Numbers with bounds are transformed to numbers without
+them. Distributions of discrete numbers are in :mod:`pyro_mdm.posteriors.discrete`.
 """
 
 from __future__ import annotations
@@ -47,32 +47,34 @@ class DataBounds(NamedTuple):
     """The values that the numbers of a datum can have."""
 
     lower: Tensor  # (m,), -∞ where there is no bound
-    upper: Tensor  # (m,), ∞ likewise
+    upper: Tensor  # (m,), ∞ where there is no bound
     is_discrete: Tensor  # (m,) bool
 
 
 MAX_LOG_SNR = 9.0
-"""λ where the flow of what a Gaussian leaves ends: noise of 0.011 of its standard deviation."""
+"""The λ where the flow of residuals, of unit variance, ends: noise of standard deviation 0.011."""
 
 STEPS = 8
-"""Steps of the flow, of the classical Runge-Kutta method."""
+"""The number of steps of the flow, of the classical Runge-Kutta method."""
 
 AT_ONCE = 4096
-"""Data whose densities are computed together, in cache."""
+"""The number of data whose densities are computed together, so that they fit in cache."""
 
 LEAST_GAIN = 0.05
-"""Nats per datum by which a diffusion has to be better than the Gaussian, to be worth its time."""
+"""The least gain of a diffusion over the Gaussian that is worth its time, nats per datum."""
 
 DRAWS_OF_GAIN = 8
-"""Draws of noise for each simulation that the gain is measured by."""
+"""The number of draws of noise for each simulation that the gain is measured with."""
 
 
 class Residual(nn.Module):
-    """A residual network, whose outputs are zeros at first.
+    """A residual network whose initial outputs are zeros.
 
     Args:
-        inputs, outputs: numbers of numbers that the network takes and returns.
-        hidden, depth: width and number of blocks of the network.
+        inputs: the number of inputs.
+        outputs: the number of outputs.
+        hidden: the width of the network.
+        depth: its number of blocks.
     """
 
     def __init__(self, inputs: int, outputs: int, hidden: int, depth: int) -> None:
@@ -92,7 +94,7 @@ class Residual(nn.Module):
             nn.init.zeros_(parameter)
 
     def trunk(self, theta: Tensor) -> Tensor:
-        """What the outputs are linear in, (n, hidden), of inputs (n, k)."""
+        """The last hidden layer, (n, hidden), of inputs theta (n, inputs)."""
         h: Tensor = self.inlet(theta)
         for block in self.blocks:
             h = h + block(h)
@@ -100,14 +102,16 @@ class Residual(nn.Module):
 
 
 class ConditionalGaussian(Residual):
-    """The law N(x; m(θ), S(θ)) by a residual network of θ.
+    """The distribution N(x; m(θ), S(θ)) with m and S by a residual network of θ.
 
-    The network returns m, log scales s, and the part L below the diagonal of a unit triangular
-    matrix, so that r = e^{-s} (1 + L) (x - m) is N(0, I).
+    The network returns m, log scales s and a strictly lower triangular matrix L, such that
+    r = e^{-s} (1 + L) (x − m) is N(0, I).
 
     Args:
-        inputs, outputs: numbers of θ, and of x.
-        hidden, depth: the network's width, and its number of blocks.
+        inputs: the number of inputs, which represent θ.
+        outputs: the number of numbers of x.
+        hidden: the width of the network.
+        depth: its number of blocks.
     """
 
     def __init__(self, inputs: int, outputs: int, hidden: int = 64, depth: int = 2) -> None:
@@ -115,7 +119,7 @@ class ConditionalGaussian(Residual):
         self.outputs = outputs
 
     def forward(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """m and s, (n, m) each, and 1 + L, (n, m, m), of θ (n, k)."""
+        """The mean and log scales, (n, m) each, and 1 + L, (n, m, m), of theta (n, inputs)."""
         h, m = self.trunk(theta), self.outputs
         mean, log_scale, below = self.outlet(h).split([m, m, m * (m - 1) // 2], 1)
         factor = torch.eye(m, dtype=h.dtype, device=h.device).repeat(len(h), 1, 1)
@@ -124,13 +128,18 @@ class ConditionalGaussian(Residual):
         return mean, log_scale, factor
 
     def residual(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """r, (n, k, m), of k data x (n or 1, k, m) of each θ, and log|det ∂r/∂x|, (n,)."""
+        """The residuals r of k data of each θ, (n, k, m), and log|det ∂r/∂x|, (n,).
+
+        Args:
+            x: the data, (n or 1, k, m).
+            theta: the inputs, (n, inputs).
+        """
         mean, log_scale, factor = self(theta)
         apart = (x - mean.unsqueeze(1)) @ factor.mT
         return apart * (-log_scale).exp().unsqueeze(1), -log_scale.sum(1)
 
     def data(self, r: Tensor, theta: Tensor) -> Tensor:
-        """x at r, (n, k, m): the inverse of :meth:`residual`."""
+        """The data at residuals r, (n, k, m): the inverse of :meth:`residual`."""
         mean, log_scale, factor = self(theta)
         apart = (r * log_scale.exp().unsqueeze(1)).mT
         solved = torch.linalg.solve_triangular(factor, apart, upper=False, unitriangular=True)
@@ -138,19 +147,20 @@ class ConditionalGaussian(Residual):
 
 
 def _normal(r: Tensor) -> Tensor:
-    """log N(r; 0, I), (*batch), of r (*batch, m)."""
+    """The log density log N(r; 0, I), (*batch), of r (*batch, m)."""
     return -0.5 * (r.square() + math.log(2 * math.pi)).sum(-1)
 
 
 class FactorLaw(nn.Module, ABC):
-    """The learned law of the data of a factor, one datum of a plate at a time, given θ."""
+    """The learned distribution of a datum of a factor given θ; data of a plate are independent."""
 
     gain: Measured | None = None
-    """Nats per datum by which a diffusion is better than the Gaussian; None: none was learned."""
+    """The gain of the diffusion over the Gaussian on held-out simulations, nats per datum; None: no
+    diffusion was learned."""
 
     @property
     def is_corrected(self) -> bool:
-        """Whether a diffusion is part of the law."""
+        """Whether a diffusion is part of the distribution."""
         gain = self.gain
         return gain is not None and gain.mean > LEAST_GAIN and gain.mean > 2 * gain.standard_error
 
@@ -163,47 +173,67 @@ class FactorLaw(nn.Module, ABC):
     def fit(
         self, x: Tensor, theta: Tensor, bounds: Bounds, options: TrainingOptions, diffusion: bool
     ) -> None:
-        """Learn the law of x (n, k, m) given θ (n, inputs).
+        """Learn the distribution from simulations.
 
         Args:
-            bounds: bounds of the support of each number.
-            options: options of the training.
-            diffusion: whether a diffusion is learned too.
+            x: k data of each simulation, (n, k, m).
+            theta: the inputs, which represent θ, (n, inputs).
+            bounds: the ends of the support of each number, (m,) each.
+            options: the options of the training.
+            diffusion: whether to learn a diffusion too.
+
+        Raises:
+            FloatingPointError: a loss that is not finite.
         """
 
     @abstractmethod
     def by_datum(self, x: Tensor, theta: Tensor, steps: int = STEPS) -> Tensor:
-        """log p of each of k data x (n or 1, k, m) given each θ, (n, k) float64; 0 if it is NaN."""
-
-    def log_prob(self, x: Tensor, theta: Tensor, steps: int = STEPS) -> Tensor:
-        """log p(x | θ), (n,) float64, of k data x (n or 1, k, m) of each θ (n, inputs).
+        """The log density of each of k data given each θ, (n, k) float64, nats; 0 for a NaN datum.
 
         Args:
-            steps: number of steps of the flow, if a diffusion is part of the distribution; 0 for
-                the Gaussian alone.
+            x: the data, (n or 1, k, m).
+            theta: the inputs, (n, inputs).
+            steps: as for :meth:`log_prob`.
+        """
+
+    def log_prob(self, x: Tensor, theta: Tensor, steps: int = STEPS) -> Tensor:
+        """The log density log p(x | θ) of k data given each θ, (n,) float64, nats.
+
+        Args:
+            x: the data, (n or 1, k, m).
+            theta: the inputs, (n, inputs).
+            steps: the number of steps of the flow, if a diffusion is part of the distribution; 0
+                for the Gaussian alone.
         """
         return self.by_datum(x, theta, steps).sum(1)
 
     @abstractmethod
     def sample(self, theta: Tensor, k: int) -> Tensor:
-        """k data for each θ (n, inputs), (n, k, m)."""
+        """Random data for each θ, (n, k, m).
+
+        Args:
+            theta: the inputs, (n, inputs).
+            k: the number of data for each θ.
+        """
 
 
 class ContinuousLaw(FactorLaw):
-    """The law of real numbers: a Gaussian, and a diffusion of what it leaves.
+    """The distribution of real numbers: a Gaussian, and a diffusion of its residuals.
 
-    Numbers that have a lower bound are seen by the log of what they are above it, and those in an
-    interval by their logit. Outside of its bounds a datum has the density 0.
+    A number with one bound is transformed by the log of its distance to the bound, and a number in
+    an interval by its logit. Outside of its bounds a datum has the density 0.
 
     Args:
-        inputs, outputs: numbers of θ, and of a datum.
-        hidden, depth: width and number of blocks of the networks.
+        inputs: the number of inputs, which represent θ.
+        outputs: the number m of numbers of a datum.
+        hidden: the width of the networks.
+        depth: their number of blocks.
     """
 
     center: Tensor
     unit: Tensor
     lower: Tensor  # (m,), -∞ where there is no bound
-    upper: Tensor  # (m,), ∞ likewise
+    upper: Tensor  # (m,), ∞ where there is no bound
 
     def __init__(self, inputs: int, outputs: int, hidden: int, depth: int) -> None:
         super().__init__()
@@ -221,6 +251,7 @@ class ContinuousLaw(FactorLaw):
         self, x: Tensor, theta: Tensor, bounds: Bounds, options: TrainingOptions, diffusion: bool
     ) -> None:
         (lower, upper), flat, n = bounds, x.flatten(0, 1), len(x)
+        # a bound that simulations reach, as rounded numbers do, would have an infinite logarithm
         self.lower.copy_(torch.where((flat > lower).all(0), lower, -math.inf))
         self.upper.copy_(torch.where((flat < upper).all(0), upper, math.inf))
         flat = self._unbounded(flat)[0]
@@ -241,7 +272,7 @@ class ContinuousLaw(FactorLaw):
         loss = MDM_ELBO()(self.model, DiffusionGuide(self.model.diffusion))
 
         def chosen(rows: Tensor) -> tuple[Tensor, Tensor]:
-            """A datum of each simulation, and its parameters."""
+            """A random datum of each simulation, and its parameters."""
             return r[rows, torch.randint(r.shape[1], (len(rows),))], theta[rows]
 
         def of_diffusion(rows: Tensor) -> Tensor:
@@ -259,8 +290,8 @@ class ContinuousLaw(FactorLaw):
         return DataBounds(self.lower, self.upper, torch.zeros_like(self.lower, dtype=torch.bool))
 
     def _unbounded(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Numbers without bounds, like x (*batch, m), and log|det| of the map, (*batch): NaN where
-        x is outside of its bounds."""
+        """Numbers without bounds of x (*batch, m), and log|det| of the map, (*batch); NaN where x
+        is outside of its bounds."""
         low, high = self.lower.isfinite(), self.upper.isfinite()
         above = torch.where(low, x - torch.where(low, self.lower, 0.0), 1.0).log()
         below = torch.where(high, torch.where(high, self.upper, 0.0) - x, 1.0).log()
@@ -271,27 +302,29 @@ class ContinuousLaw(FactorLaw):
         return u, (width - (above + below)).sum(-1)
 
     def _bounded(self, u: Tensor) -> Tensor:
-        """x at numbers without bounds, inside of its bounds: the inverse of :meth:`_unbounded`."""
+        """Numbers inside of their bounds: the inverse of :meth:`_unbounded`."""
         low, high = self.lower.isfinite(), self.upper.isfinite()
         between = self.lower + (self.upper - self.lower) * u.sigmoid()
         one_sided = torch.where(low, self.lower + u.exp(), self.upper - (-u).exp())
         x = torch.where(low & high, between, torch.where(low | high, one_sided, u))
+        # rounding may reach a bound, where the density is 0
         inside = self.upper.new_tensor(math.inf)
         first = torch.where(low, self.lower.nextafter(inside), self.lower)
         last = torch.where(high, self.upper.nextafter(-inside), self.upper)
         return torch.minimum(torch.maximum(x, first), last)
 
     def _scaled(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x in the coordinates of the laws, and log|det| of the map, as :meth:`_unbounded`."""
+        """x in the networks' coordinates, and log|det| of the map, as :meth:`_unbounded`."""
         x, log_det = self._unbounded(x)
         return (x - self.center) / self.unit, log_det - self.unit.log().sum()
 
     @torch.no_grad()
     def _measured(self, r: Tensor, theta: Tensor) -> Measured:
-        """The gain on data r (n, m), whose noise is the same for both laws."""
+        """The gain of the diffusion on residuals r (n, m), with the same noise for both."""
         diffusion = self.model.diffusion
         score: Any = self.model.given_context(theta).score_function
         low, high = diffusion.terminal_log_snr, diffusion.start_log_snr
+        # stratified levels vary less; random rows have them, as each repeats DRAWS_OF_GAIN times
         level = low + (high - low) * (torch.rand(len(r)) + torch.arange(len(r))) / len(r)
         level = level[torch.randperm(len(r))]
         noise = torch.randn(len(r), 1, r.shape[1])
@@ -306,6 +339,7 @@ class ContinuousLaw(FactorLaw):
         x, of_scale = self._scaled(x)
         given = ~of_scale.isnan() & present
         r, log_det = self.gaussian.residual(torch.where(given.unsqueeze(2), x, 0.0), theta)
+        # float64, as the densities of many data are summed
         log_p = _normal(r).double() + log_det.double().unsqueeze(1)
         log_p = log_p + torch.where(given, of_scale, 0.0).double()
         if steps and self.is_corrected and bool(given.any()):
@@ -317,9 +351,9 @@ class ContinuousLaw(FactorLaw):
         return torch.where(given, log_p, outside)
 
     def _flow(self, r: Tensor, theta: Tensor, steps: int) -> Tensor:
-        """log p(r | θ) under the diffusion, (n,) float64: that of r with the noise at ε."""
+        """The log density of r with the noise at ε under the diffusion, given θ, (n,) float64."""
         diffusion, values = self.model.diffusion, list[Tensor]()
-        scale = diffusion.start.mean  # of r in the state at ε, (1,)
+        scale = diffusion.start.mean  # a(ε), (1,): the state at ε is a r plus noise
         for block, context in zip(r.split(AT_ONCE), theta.split(AT_ONCE), strict=True):
             score = self.model.given_context(context).score_function
             y = block.double().unsqueeze(1) * scale.double().unsqueeze(1)

@@ -1,16 +1,16 @@
 r"""The likelihood p(x | θ) of a simulator that is a Pyro program, learned from its draws.
 
-The program says which data are independent given θ (:func:`~pyro_mdm.posteriors.read_program`), and
-so into which factors p(x | θ) falls. Each is learned by itself, and data that are exchangeable
+The program shows which data are independent given θ (:func:`~pyro_mdm.posteriors.read_program`), so
+p(x | θ) is a product of factors. Each factor is learned by itself, and data that are exchangeable
 along a plate are learned one by one: 10,000 simulations of four data are 40,000 examples of one
-law. For any number of data the log densities are added, with the same networks.
+distribution. For any number of data the log densities are added, with the same networks.
 
-Real numbers have a Gaussian law whose mean and covariance are a network's, and a diffusion of what
-is left; discrete ones have probabilities (:mod:`pyro_mdm.posteriors.laws`).
+Real numbers have a Gaussian distribution whose mean and covariance a network computes, and a
+diffusion of the residuals; discrete numbers have probabilities (:mod:`pyro_mdm.posteriors.laws`).
 
-With it the posterior p(θ | x) ∝ p(θ) p(x | θ) has draws by sequential Monte Carlo from the prior,
-and the evidence p(x). Nothing of this is amortized over x, but a network that has to know the law
-of few numbers learns it well from few simulations.
+Sequential Monte Carlo from the prior gives draws of the posterior p(θ | x) ∝ p(θ) p(x | θ), and the
+evidence p(x). It is not amortized over x, but the distribution of a few numbers is learned well
+from few simulations.
 
 Source of the approach: Papamakarios, Sterratt & Murray, "Sequential Neural Likelihood", AISTATS
 2019; for data that are independent given θ, Geffner, Papamakarios & Mnih, ICML 2023.
@@ -70,53 +70,53 @@ from pyro_mdm.support.modules import evaluating, in_eval_mode
 __all__ = ["AmortizedLikelihood", "ConditionalGaussian", "PosteriorDraws"]
 
 NAMES, TENSORS = "likelihood.json", "likelihood.safetensors"
-"""The files of a likelihood: names of sites and sizes of networks, and the networks' weights."""
+"""The files of a likelihood: of the names of sites and the sizes of networks, and of weights."""
 
 FEW_STEPS = 2
-"""Steps of the flow that particles are led by first: what they miss is small, and weighted."""
+"""The steps of the flow that particles meet first. Later weights correct its small error."""
 
 LEAST_PARTICLES = {False: 20_000, True: 4_000}
-"""Particles of sequential Monte Carlo, where fewer draws are asked for: without and with densities
-of a flow, which take longer."""
+"""The least number of particles, without and with a flow, whose densities take longer."""
 
 MOVES = {False: 5.0, True: 2.0}
-"""Accepted moves of a particle at each temperature, likewise."""
+"""The accepted moves of a particle at each temperature, without and with a flow."""
 
 
 class PosteriorDraws(NamedTuple):
-    """Draws of a posterior by sequential Monte Carlo."""
+    """Draws of a posterior by sequential Monte Carlo, with the evidence."""
 
     draws: Draws  # (n, *shape) by site
-    log_evidence: Measured  # log p(x), nats; its error, by 8 groups, is Student's: 1.96 are 95%
-    effective: float  # the least effective part of the particles in a step of the temperature
-    acceptance: float  # of the moves at the posterior
+    log_evidence: Measured  # log p(x), nats; ±1.96 errors are Student's 95% interval of 8 groups
+    effective: float  # the least effective fraction of the particles at a step of the temperature
+    acceptance: float  # the accepted fraction of the moves at the posterior
 
 
 class AmortizedLikelihood(nn.Module):
     """The likelihood p(x | θ) for any θ, a density that is differentiable in θ and x.
 
-    :meth:`fit` makes one and trains it. It has draws of data (:meth:`sample`), and for given data
-    draws of the posterior with the evidence (:meth:`posterior`).
+    :meth:`fit` makes a likelihood and trains it. :meth:`sample` draws data, and :meth:`posterior`
+    parameters for given data, with the evidence.
 
     Args:
         program: the simulator, without arguments.
-        latent: the names of its parameters' sites.
-        observed: the names of its data's sites.
-        draws: simulations, for the scales of θ (:func:`simulate`).
-        hidden, depth: width and number of blocks of the networks. Small ones have quick densities.
+        latent: the names of the parameters' sites.
+        observed: the names of the data's sites.
+        draws: simulations for the scales of θ, (n, *shape) by site (:func:`simulate`).
+        hidden: the width of the networks; small networks have quick densities.
+        depth: their number of blocks.
 
     Raises:
-        TypeError: parameters that are not continuous; data that repeat and are not whole, or of
-            which some determine others.
-        ValueError: unknown or observed sites, or one named twice; a parameter that never varies, or
-            whose support depends on others; data that never vary, are not finite, or are outside of
-            their support.
+        TypeError: parameters that are not continuous; data that repeat and are not whole; numbers
+            of data that are determined by others.
+        ValueError: a site that is unknown, observed or named twice; a parameter that never varies,
+            or whose support depends on others; data that never vary, are not finite, or are outside
+            of their support.
     """
 
     mean: Tensor
     scale: Tensor
-    domain: Domain | None  # where parameters were simulated; None: an earlier version's
-    simulations: Draws | None = None  # that it was fitted to; a folder does not keep them
+    domain: Domain | None  # the parameters of simulations; None: saved by an earlier version
+    simulations: Draws | None = None  # the training data; None: from a folder, which has none
 
     def __init__(
         self,
@@ -159,7 +159,7 @@ class AmortizedLikelihood(nn.Module):
         self.register_buffer("scale", torch.ones(first))
 
     def _make_laws(self, lattices: Sequence[Sequence[Lattice | None]]) -> None:
-        """Networks that have learned nothing, for the values of each number of each factor."""
+        """Make untrained networks for the values of each number of each factor."""
         inputs = {name: place.stop - place.start for name, place in self._places.items()}
         self.lattices = [tuple(of_factor) for of_factor in lattices]
         self.laws = nn.ModuleList(
@@ -194,26 +194,32 @@ class AmortizedLikelihood(nn.Module):
         seed: int = 0,
         progress: bool = False,
     ) -> AmortizedLikelihood:
-        """A likelihood trained on simulations, nine tenths of them.
+        """The likelihood trained on nine tenths of the simulations.
 
-        The last tenth, at most 1,000, chooses between weights, and between the diffusion and the
-        Gaussian alone.
+        The last tenth, at most 1,000, is validation data. Of the moving averages of the weights,
+        those with the lowest loss on it are kept, and a diffusion is kept if it is better there
+        than the Gaussian alone.
 
         Args:
-            program, latent, observed, hidden, depth: see the class.
-            draws: simulations, (n, *shape) by site, as from :func:`simulate`, or the path of a
-                folder that it wrote, of ``*.parquet`` or ``*.zarr``; None: new ones.
+            program, latent, observed, hidden, depth: as for the class.
+            draws: simulations, (n, *shape) by site, or the path of a folder that :func:`simulate`
+                wrote, of a ``*.parquet`` file or of a ``*.zarr`` group; None: new simulations.
             simulations: the number of new simulations.
-            steps, batch_size, learning_rate: settings of Adam for each network, with a cosine
-                schedule that ends at zero. Of the moving averages of the weights the best are kept.
-            diffusion: whether to learn what differs from a Gaussian law; kept where it is better.
-            vectorized, workers, folder, leave_out: see :func:`simulate`.
+            steps: the number of steps of Adam for each network.
+            batch_size: the number of simulations of a step.
+            learning_rate: the highest learning rate of Adam, with a cosine schedule that ends at 0.
+            diffusion: whether to learn a diffusion of the residuals of real numbers.
+            vectorized, workers, folder, leave_out: as for :func:`simulate`.
             seed: the seed of simulations, weights and noise.
             progress: whether to show a progress bar.
 
+        Returns:
+            The likelihood, in evaluation mode.
+
         Raises:
-            FloatingPointError: the loss is no number.
-            TypeError, ValueError: what the class refuses; numbers that are too small.
+            FloatingPointError: a loss that is not finite.
+            TypeError, ValueError: as for the class, :func:`simulate` and :func:`read_draws`;
+                numbers that are too small.
         """
         options = TrainingOptions(steps, batch_size, learning_rate, progress)
         how = {"vectorized": vectorized, "workers": workers, "folder": folder}
@@ -238,13 +244,13 @@ class AmortizedLikelihood(nn.Module):
         return [(factor, law) for factor, law in self._factors if factor in chosen]
 
     def bounds(self) -> list[DataBounds]:
-        """The values that the numbers of a datum of each factor can have."""
+        """The bounds of the numbers of a datum, of each factor."""
         return [law.bounds for _, law in self._factors]
 
     @property
     def gains(self) -> dict[str, Measured | None]:
-        """Nats per datum by which the diffusion is better than the Gaussian on held-out
-        simulations, with standard errors, by the sites of a factor; None where none was learned."""
+        """The gain of the diffusion over the Gaussian on held-out simulations, nats per datum, with
+        its standard error, by the sites of a factor; None where no diffusion was learned."""
         return {name_of(factor): law.gain for factor, law in self._factors}
 
     # -- folders -----------------------------------------------------------------------------------
@@ -252,8 +258,11 @@ class AmortizedLikelihood(nn.Module):
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the likelihood to a folder.
 
-        It holds the weights of the networks, and in ``likelihood.json`` their sizes and the names
-        of the sites.
+        ``likelihood.json`` has the names of the sites and the sizes of the networks, and
+        ``likelihood.safetensors`` their weights.
+
+        Args:
+            folder: the folder; it is made if there is none.
         """
         gains = [None if law.gain is None else list(law.gain) for _, law in self._factors]
         named = {"latent": self.latent, "observed": self.observed, "sites": self._described}
@@ -268,11 +277,11 @@ class AmortizedLikelihood(nn.Module):
         """The likelihood that :meth:`save_pretrained` wrote, for the same simulator.
 
         Args:
-            folder: the folder it was written to.
-            program: the simulator, for the prior of its parameters; the folder holds no code.
+            folder: the folder that the likelihood was written to.
+            program: the simulator, for the prior of its parameters; the folder has no code.
 
         Raises:
-            PretrainedError: the folder is missing or damaged, or the program has other factors.
+            PretrainedError: a missing or damaged folder; a program with other factors.
             TypeError: no program.
             ValueError: a program without these sites.
         """
@@ -298,12 +307,12 @@ class AmortizedLikelihood(nn.Module):
             )
         if (kept := state.get("domain.kept")) is not None:
             new.domain = Domain(kept)
-        if not lattices:  # of an earlier version, whose data are all real
+        if not lattices:  # saved by an earlier version, whose data are all real
             lattices = [[None] * size_of(factor) for factor in new.structure.factors]
-        with torch.random.fork_rng(devices=[]):  # weights are drawn that are replaced
+        with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced
             new._make_laws(lattices)
         for name, value in new.state_dict().items():
-            if name.endswith(".upper"):  # which an earlier version does not have
+            if name.endswith(".upper"):  # an earlier version saved none
                 state.setdefault(name, value)
         with damage_of(path.with_name(TENSORS)):
             new.load_state_dict(state)
@@ -315,7 +324,7 @@ class AmortizedLikelihood(nn.Module):
 
     @property
     def _described(self) -> list[dict[str, Any]]:
-        """Shapes of the parameters, and of the data in each factor with its plate."""
+        """The shapes of the parameters, and of the data of each factor with its plate."""
         parameters = {site.name: list(site.shape) for site in self.structure.parameters}
         factors = [
             {site.name: list(site.shape) for site in factor.sites} | {"plate": factor.plate}
@@ -326,7 +335,7 @@ class AmortizedLikelihood(nn.Module):
     # -- parameters and data -----------------------------------------------------------------------
 
     def _seen(self, values: Mapping[str, Tensor]) -> Tensor:
-        """The parameters as numbers (n, k): as they are in an interval, else unconstrained."""
+        """The parameters as numbers, (n, k), unconstrained unless they are in an interval."""
         columns = []
         for site in self.sites:
             value = values[site.name]
@@ -334,24 +343,24 @@ class AmortizedLikelihood(nn.Module):
         return torch.cat([column.reshape(len(column), -1) for column in columns], 1)
 
     def _standardized(self, values: Mapping[str, Tensor]) -> Tensor:
-        """What networks see of all parameters, (n, k)."""
+        """The standardized inputs of networks for all parameters, (n, k)."""
         return (self._seen(values) - self.mean) / self.scale
 
     def _inputs(self, values: Mapping[str, Tensor]) -> Draws:
-        """What networks see of each site, (n, k), standardized."""
+        """The standardized inputs of networks for each site, (n, k)."""
         seen = self._standardized(values)
         return {name: seen[:, place] for name, place in self._places.items()}
 
     def data(self, data: Mapping[str, Tensor], sites: Sequence[str] | None = None) -> list[Tensor]:
-        """Data of each factor, (n or 1, places, m), of which NaN are missing.
+        """The data of each factor by place, (n or 1, places, m), NaN where a datum is missing.
 
         Args:
-            data: data by site, (n, *shape) or (*shape).
-            sites: names of the sites of whole factors; None: all.
+            data: data by site, (n, *shape), or one datum, (*shape).
+            sites: the names of the sites, of whole factors; None: all.
 
         Raises:
-            ValueError: a site is missing, or of another shape; numbers of data differ; infinite
-                numbers, or places of which a part is missing.
+            ValueError: a site that is missing or has another shape; numbers of data that differ;
+                infinite numbers; a datum with NaN in some but not all of its numbers.
         """
         by_factor = [data_of(factor, data) for factor in factors_of(self.structure, sites)]
         n = max(map(len, by_factor))
@@ -362,19 +371,20 @@ class AmortizedLikelihood(nn.Module):
             )
         return by_factor
 
-    # -- where it knows parameters -----------------------------------------------------------------
+    # -- parameters like simulated ones ------------------------------------------------------------
 
     def outside(self, theta: Mapping[str, Tensor]) -> Tensor:
-        """Whether parameters are unlike all that were simulated, (*batch,) bool.
+        """Whether parameters are unlike all simulated ones, (*batch,) bool.
 
-        Outside the likelihood is a guess. Of new parameters of the simulations one in 500 is, by
-        chance (:mod:`pyro_mdm.posteriors.domain`).
+        There the likelihood is a guess. New parameters of the distribution of the simulated ones
+        are outside with a chance of about 1 in 500 (:mod:`pyro_mdm.posteriors.domain`).
 
         Args:
             theta: parameters by site, (*batch, *shape), such as those of all units of a plate.
 
         Raises:
-            ValueError: parameters of another shape; a likelihood of an earlier version.
+            ValueError: parameters of another shape; a likelihood saved by an earlier version, which
+                kept no parameters.
         """
         if self.domain is None:
             raise ValueError(
@@ -388,7 +398,10 @@ class AmortizedLikelihood(nn.Module):
         """The fraction of draws that are outside (:meth:`outside`), with a warning above 0.01.
 
         Args:
-            theta: draws by site, (*batch, *shape), such as a posterior's.
+            theta: draws by site, (*batch, *shape), such as draws of a posterior.
+
+        Raises:
+            ValueError: as for :meth:`outside`.
         """
         outside = self.outside(theta).reshape(-1)
         assert self.domain is not None  # or outside would have raised
@@ -411,23 +424,24 @@ class AmortizedLikelihood(nn.Module):
         seed: int = 1,
         progress: bool = False,
     ) -> AmortizedLikelihood:
-        """A likelihood of these simulations and of new ones, one at each θ: a further round.
+        """The likelihood of a further round, trained on the old simulations and one at each θ.
 
-        A likelihood needs no correction for where its parameters come from. So they may be draws of
-        a posterior, of all units of a hierarchical program too.
+        A likelihood needs no correction for the distribution of its parameters, so θ may be draws
+        of a posterior, including those of all units of a hierarchical program.
 
         Args:
-            theta: parameters by site, (*batch, *shape), of which each is simulated once.
-            program: the simulator, where the likelihood was fitted with a quick one in its place;
-                None: that one.
-            draws: the simulations so far, where the likelihood was opened from a folder.
-            steps, batch_size, learning_rate, diffusion: see :meth:`fit`.
-            vectorized, workers, folder, leave_out: see :func:`simulate`.
+            theta: parameters by site, (*batch, *shape); each is simulated once.
+            program: the simulator, if a quicker one was fitted in its place; None: the fitted one.
+            draws: the simulations so far, (n, *shape) by site, for a likelihood from a folder;
+                None: those that it was fitted to.
+            steps, batch_size, learning_rate, diffusion: as for :meth:`fit`.
+            vectorized, workers, folder, leave_out: as for :func:`simulate`.
             seed: the seed of simulations, weights and noise.
             progress: whether to show progress bars.
 
         Raises:
-            ValueError: parameters of another shape, or no simulations; what :meth:`fit` refuses.
+            FloatingPointError, TypeError: as for :meth:`fit`.
+            ValueError: parameters of another shape; no simulations; as for :meth:`fit`.
         """
         first = self.simulations if draws is None else draws
         if first is None:
@@ -472,16 +486,17 @@ class AmortizedLikelihood(nn.Module):
         """The distribution of data given θ, for a sample site of any program.
 
         Args:
-            theta: parameters by site, (*batch, *shape); of a single site, its values alone.
-            sites: sites of the data that are the value, whole factors; None: all of them.
+            theta: parameters by site, (*batch, *shape), or the values of a single site.
+            sites: the names of the data's sites in a value, of whole factors; None: all.
             plates: the numbers of data in plates along which they are exchangeable, by name; those
-                of the program by default.
-            datum_of: the name of such a plate, of which a value is one datum.
-            known_only: whether parameters unlike all that were simulated are impossible
-                (:meth:`outside`).
+                of the simulator by default.
+            datum_of: the name of such a plate, if a value is one datum of it; None: a value is a
+                whole simulation.
+            known_only: whether parameters unlike all simulated ones (:meth:`outside`) have the
+                density 0.
 
         Raises:
-            ValueError: what :class:`~pyro_mdm.posteriors.DataDistribution` refuses.
+            ValueError: as for :class:`~pyro_mdm.posteriors.DataDistribution`.
         """
         return DataDistribution(
             self, theta, sites=sites, plates=plates, datum_of=datum_of, known_only=known_only
@@ -494,19 +509,19 @@ class AmortizedLikelihood(nn.Module):
         *,
         sites: Sequence[str] | None = None,
     ) -> Tensor:
-        """log p(x | θ) of n pairs, (n,) float64, nats, differentiable in θ and x.
+        """The log density log p(x | θ) of n pairs, (n,) float64, nats, differentiable in θ and x.
 
-        Along a plate whose data are exchangeable there may be any number of data, whose log
-        densities are added. A datum that is NaN is missing: it is left out.
+        It is -∞ outside of the support of θ and on its boundary. Along a plate whose data are
+        exchangeable there may be any number of data, whose log densities are added. A datum that is
+        NaN is missing and left out.
 
         Args:
-            data: data by site, (n, *shape), or one datum, (*shape), for all.
-            theta: parameters by site, (n, *shape), or one for all data. Outside of the interior of
-                their support the value is -∞.
-            sites: names of the sites of whole factors, whose density it is; None: all.
+            data: data by site, (n, *shape), or one datum for all, (*shape).
+            theta: parameters by site, (n, *shape), or those of all data, (*shape).
+            sites: the names of the data's sites, of whole factors; None: all.
 
         Raises:
-            ValueError: parameters that are NaN; numbers n that differ; what :meth:`data` refuses.
+            ValueError: parameters that are NaN; numbers n that differ; as for :meth:`data`.
         """
         values, x = self.sites.values(theta), self.data(data, sites)
         n, m = len(next(iter(values.values()))), max(map(len, x))
@@ -549,18 +564,18 @@ class AmortizedLikelihood(nn.Module):
         sites: Sequence[str] | None = None,
         seed: int | None = None,
     ) -> Draws:
-        """Data of n parameters, (n, *shape) by site.
+        """Random data, (n, *shape) by site, one datum for each θ.
 
         Args:
             theta: parameters by site, (n, *shape).
             plates: the numbers of data in plates along which they are exchangeable, by name; those
-                of the program by default.
-            sites: names of the sites of whole factors that are drawn; None: all.
+                of the simulator by default.
+            sites: the names of the sites that are drawn, of whole factors; None: all.
             seed: the seed of the draws; None: the global generator.
 
         Raises:
-            ValueError: parameters that are NaN or outside of their support; a plate of another
-                kind.
+            ValueError: parameters that are NaN or outside of their support; a plate along which
+                data are not exchangeable.
         """
         values = self.sites.values(theta)
         plates = check_plates(self.structure, plates)
@@ -589,25 +604,25 @@ class AmortizedLikelihood(nn.Module):
         moves: float | None = None,
         seed: int = 0,
     ) -> PosteriorDraws:
-        """n draws of p(θ | x) for one datum, and log p(x), by sequential Monte Carlo.
+        """Draws of p(θ | x) for one datum, and log p(x), by sequential Monte Carlo.
 
-        From draws of the program's prior particles are led to the posterior under the Gaussian
-        laws, and from it to that under the diffusions where there are some
-        (:mod:`pyro_mdm.posteriors.tempering`). More particles and moves make it more exact; the
-        error of the learned likelihood stays, and is no part of the error of the evidence.
+        Particles go from the program's prior to the posterior under the Gaussian distributions,
+        and, where there are diffusions, from there to the posterior under these
+        (:mod:`pyro_mdm.posteriors.tempering`). More particles and moves reduce the Monte Carlo
+        error. The error of the evidence does not include the error of the learned likelihood.
 
         Args:
-            data: data by site, (*shape), as for :meth:`log_prob`.
+            data: the datum by site, (*shape), as for :meth:`log_prob`.
             n: the number of draws.
-            particles: number of particles. By default it is n, but at least 20,000, or 4,000 where
-                a diffusion is part of the likelihood.
-            moves: number of accepted moves of a particle at each temperature, and at the end; by
-                default 5, or 2 where a diffusion is part of the likelihood.
+            particles: the number of particles; by default n, but at least 20,000, or 4,000 where a
+                diffusion is part of the likelihood.
+            moves: the mean number of accepted moves of a particle at each temperature, and at the
+                end; by default 5, or 2 where a diffusion is part of the likelihood.
             seed: the seed of the draws.
 
         Raises:
-            ValueError: data that no parameters make; several data; parameters whose law depends on
-                sites that are not among them; what :meth:`data` refuses.
+            ValueError: data with density 0 at all particles; several data; parameters whose prior
+                depends on sites that are not among them; as for :meth:`data`.
         """
         check_count("n", n, "the number of draws")
         corrected = any(law.is_corrected for _, law in self._factors)
@@ -642,7 +657,7 @@ class AmortizedLikelihood(nn.Module):
         return PosteriorDraws(values, result.log_constant, result.effective, result.acceptance)
 
     def _unconstrained(self, prior: ParameterPrior) -> Density:
-        """The prior's log density of unconstrained numbers (n, d)."""
+        """The prior's log density as a function of unconstrained numbers (n, d)."""
 
         def density(u: Tensor) -> Tensor:
             values, log_det = self.sites.by_site(u)
@@ -669,5 +684,5 @@ def _is_bounded(site: ParameterSite) -> bool:
 
 
 def _numbers(site: ParameterSite) -> int:
-    """How many numbers a network sees of a parameter's site."""
+    """The number of inputs of networks for a parameter's site."""
     return math.prod(site.shape if _is_bounded(site) else site.transform.inverse_shape(site.shape))

@@ -1,10 +1,10 @@
 r"""A learned posterior as the guide of local latents: the parameters of each unit of a plate.
 
 In a hierarchical program unit i has parameters θ_i ~ p(θ | η) and data x_i. A posterior that is
-amortized over x has draws of q(θ_i | x_i) for all of them, and of any subsample, with the density
-that they are drawn from (:mod:`pyro_mdm.posteriors.guide`). It knows the prior that it was trained
-under, not the population: so as a guide it is wide where units have much in common. The bound of
-SVI is one for it as it is. Weights make it exact.
+amortized over x has draws of q(θ_i | x_i) for all units, or for a subsample, with the density that
+they are drawn from (:mod:`pyro_mdm.posteriors.guide`). It was trained under its own prior, not the
+population's distribution, so it is too wide a guide where units have much in common. The bound of
+SVI holds for any guide, and importance weights make it exact.
 """
 
 from __future__ import annotations
@@ -27,29 +27,39 @@ __all__ = ["LocalGuide"]
 
 
 class AmortizedDraws(Protocol):
-    """What a guide of local latents asks of a posterior."""
+    """The method of a posterior that a guide of local latents can be made of."""
 
     def scored_draws_of_each(self, data: Mapping[str, Tensor], n: int) -> ScoredDraws:
-        """n draws of the posterior of each of m data, (m n, *shape) by site, the n of a datum one
-        after another, with their densities."""
+        """Draws of the posterior of each of m data, with the density that they are drawn from.
+
+        Args:
+            data: data by site, (m, *shape).
+            n: the number of draws for each datum.
+
+        Returns:
+            Draws by site, (m n, *shape), the n draws of a datum one after another.
+        """
 
 
 class LocalGuide:
     """The posteriors of m data as the guide of their parameters, one by one in a plate.
 
-    A call samples the parameters of some data, each at its own site in the plate that is around it.
-    Numbers of a parameter are dependent there: its site in the program is ``to_event``, whether it
-    is so in the simulator or not. Draws are made in blocks, and handed out once.
+    A call draws the parameters of some data, each at its own site in the plate around the call. The
+    numbers of a parameter are dependent, so its site in the program has them as one event
+    (``to_event``), whatever the simulator has. Draws are made in blocks, and handed out once.
 
-    It is made by ``posterior.local_guide(data)``.
+    ``posterior.local_guide(data)`` makes it.
 
     Args:
         posterior: the posterior.
         sites: the sites of its parameters.
         data: data by site, (m, *shape).
         m: the number of data.
-        names: names of the program's sites by those of the simulator, where they differ.
-        block: number of draws of a datum that are made together.
+        names: the names of the program's sites by those of the simulator's, where they differ.
+        block: the number of draws of a datum that are made together.
+
+    Raises:
+        ValueError: names of unknown parameters.
 
     Example:
         >>> import torch
@@ -87,13 +97,17 @@ class LocalGuide:
         self._sizes = [site.shape.numel() for site in self.sites]
 
     def __call__(self, rows: Tensor | None = None) -> Draws:
-        """Sample the parameters of some data, in the plate around; returned by the program's sites.
+        """Draw the parameters of some data in the plate around the call.
 
         Args:
-            rows: their numbers, (b,) int64, as a plate with a subsample gives them; None: all.
+            rows: the indices of the data, (b,) int64, as a plate with a subsample gives them; None:
+                all data.
+
+        Returns:
+            The parameters by the program's sites, (b, *shape).
 
         Raises:
-            ValueError: rows that are no numbers of data, or one of them twice.
+            ValueError: rows that are no indices of data, or one of them twice.
         """
         m = self._pool.m
         rows = torch.arange(m) if rows is None else torch.as_tensor(rows)
@@ -156,7 +170,7 @@ class _Pool:
 
 
 class _Local(TorchDistribution):
-    """The posteriors of the data of some rows, all parameters of one side by side."""
+    """The posteriors of some data, the parameters of a datum side by side."""
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
     support = constraints.real_vector

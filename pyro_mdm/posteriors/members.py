@@ -1,12 +1,12 @@
 r"""Several likelihoods of one simulator, whose spread is the error of learning.
 
-Each member is learned from a random half of the simulations. Where the variance of what is learned
-falls as one over their number, the variance among halves of n simulations, which are fixed, is
-that of what all n of them teach: 1/(n/2) - 1/n = 1/n. The mean of M members has that variance and
-1/M of it more. So the error of learning is √(1 + 1/M) of the standard deviation among members
-(half-sampling: McCarthy, "Pseudo-replication: half samples", Review of the International
-Statistical Institute 1969). It does not know what all members have in common, such as networks that
-are too small.
+Each member is learned from a random half of n simulations. If the variance of a learned quantity is
+proportional to 1 / (number of simulations), the variance among halves of n fixed simulations is
+that of a quantity learned from all n: 1/(n/2) − 1/n = 1/n. The mean of M members has this variance
+and 1/M of it more. So the error of learning is √(1 + 1/M) times the standard deviation among
+members (half-sampling: McCarthy, "Pseudo-replication: half samples", Review of the International
+Statistical Institute 1969). It does not include errors that all members share, such as those of
+networks that are too small.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ __all__ = ["LearnedEvidence", "LikelihoodMembers", "MemberDraws"]
 
 
 class LearnedEvidence(NamedTuple):
-    """The log evidence under learned likelihoods, nats, with both of its errors.
+    """The log evidence under learned likelihoods, nats, with its two errors.
 
-    Each is a standard error such that 1.96 of it are a 95% interval; that of learning by Student's
-    t, since members are few.
+    Each error is such that ±1.96 of it is a 95% interval. For the error of learning this is
+    Student's t interval, as members are few.
     """
 
-    mean: float  # of the members' log evidences
-    monte_carlo: float  # by the draws of each
-    learning: float  # by the spread among members, that of their draws included
+    mean: float  # the mean of the members' log evidences, nats
+    monte_carlo: float  # its Monte Carlo error, nats
+    learning: float  # its error by the spread among members, which includes that of draws, nats
 
     @classmethod
     def from_members(cls, members: Sequence[Measured]) -> LearnedEvidence:
-        """The evidence of the log evidences of members, two or more.
+        """The log evidence from those of two or more members.
 
         Args:
-            members: the log evidence of each, with its Monte Carlo error.
+            members: the log evidence of each member, with its Monte Carlo error, nats.
         """
         values = torch.tensor([member.mean for member in members], dtype=torch.float64)
         M = len(members)
@@ -60,7 +60,7 @@ class LearnedEvidence(NamedTuple):
 
     @property
     def whole(self) -> Measured:
-        """The log evidence with one error for both: the larger, as learning's has both in it."""
+        """The log evidence with one error, the larger, as the error of learning includes both."""
         return Measured(self.mean, max(self.monte_carlo, self.learning))
 
     def __str__(self) -> str:
@@ -71,7 +71,7 @@ class LearnedEvidence(NamedTuple):
 
 
 class MemberDraws(NamedTuple):
-    """Draws of the posteriors of members, an equal part of each."""
+    """Draws of the members' posteriors, an equal number of each, with the evidence."""
 
     draws: Draws  # (n, *shape) by site
     log_evidence: LearnedEvidence
@@ -80,14 +80,14 @@ class MemberDraws(NamedTuple):
 class LikelihoodMembers(nn.Module):
     """Likelihoods of one simulator, each learned from a random half of the simulations.
 
-    As a likelihood they are one: the mean of their densities of what a simulation gives
+    Together they are one likelihood, the mean of the members' densities of a simulation
     (:meth:`given`). Their spread is the error of learning (:meth:`evidence`).
 
     Args:
         members: the likelihoods, two or more, of the same sites.
 
     Raises:
-        ValueError: fewer than two, or of different sites.
+        ValueError: fewer than two members; members of different sites.
 
     Example:
         >>> import pyro, torch
@@ -136,15 +136,15 @@ class LikelihoodMembers(nn.Module):
         """Members trained on random halves of simulations.
 
         Args:
-            program, latent, observed: see :class:`AmortizedLikelihood`.
+            program, latent, observed: as for :class:`AmortizedLikelihood`.
             members: the number of members.
-            draws, simulations, vectorized, workers, folder, leave_out, progress: see
+            draws, simulations, vectorized, workers, folder, leave_out, progress: as for
                 :meth:`AmortizedLikelihood.fit`.
             seed: the seed of simulations, halves, weights and noise.
             training: further options of :meth:`AmortizedLikelihood.fit`.
 
         Raises:
-            FloatingPointError, TypeError, ValueError: as there.
+            FloatingPointError, TypeError, ValueError: as for :meth:`AmortizedLikelihood.fit`.
         """
         check_count("members", members, "the number of likelihoods, whose spread is the error", 2)
         how = {"vectorized": vectorized, "workers": workers, "folder": folder}
@@ -163,10 +163,10 @@ class LikelihoodMembers(nn.Module):
         return cls(fitted)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write each member to a folder of its own in this one.
+        """Write each member to a folder of its own, ``member-0`` and so on, in a folder.
 
         Args:
-            folder: the folder.
+            folder: the folder; it is made if there is none.
 
         Raises:
             ValueError: the folder has more members, of another save.
@@ -186,11 +186,13 @@ class LikelihoodMembers(nn.Module):
         """The members that :meth:`save_pretrained` wrote, for the same simulator.
 
         Args:
-            folder: the folder they were written to.
-            program: the simulator; the folder holds no code.
+            folder: the folder that the members were written to.
+            program: the simulator; the folder has no code.
 
         Raises:
-            PretrainedError: the folder is missing or damaged.
+            PretrainedError: a missing or damaged folder; a program with other factors.
+            TypeError: no program.
+            ValueError: a program without these sites.
         """
         paths = sorted(Path(folder).glob("member-*"), key=lambda p: int(p.name.partition("-")[2]))
         if not paths:
@@ -207,15 +209,22 @@ class LikelihoodMembers(nn.Module):
 
     @property
     def structure(self) -> Structure:
-        """What the program says of its parameters and data."""
+        """The structure of the program's parameters and data."""
         return next(iter(self)).structure
 
     def bounds(self) -> list[DataBounds]:
-        """The values that the numbers of a datum of each factor can have."""
+        """The bounds of the numbers of a datum, of each factor."""
         return next(iter(self)).bounds()
 
     def outside(self, theta: Mapping[str, Tensor]) -> Tensor:
-        """Whether parameters are unlike all that were simulated for any member, (*batch,) bool."""
+        """Whether parameters are unlike all simulated ones of any member, (*batch,) bool.
+
+        Args:
+            theta: as for :meth:`AmortizedLikelihood.outside`.
+
+        Raises:
+            ValueError: as for :meth:`AmortizedLikelihood.outside`.
+        """
         return torch.stack([member.outside(theta) for member in self]).all(0)
 
     def given(
@@ -227,7 +236,14 @@ class LikelihoodMembers(nn.Module):
         datum_of: str | None = None,
         known_only: bool = False,
     ) -> DataDistribution:
-        """The distribution of data given θ, as :meth:`AmortizedLikelihood.given`."""
+        """The distribution of data given θ, for a sample site of any program.
+
+        Args:
+            theta, sites, plates, datum_of, known_only: as for :meth:`AmortizedLikelihood.given`.
+
+        Raises:
+            ValueError: as for :meth:`AmortizedLikelihood.given`.
+        """
         return DataDistribution(
             self, theta, sites=sites, plates=plates, datum_of=datum_of, known_only=known_only
         )
@@ -239,8 +255,14 @@ class LikelihoodMembers(nn.Module):
         *,
         sites: Sequence[str] | None = None,
     ) -> Tensor:
-        """The log of the members' mean density of n pairs, as
-        :meth:`AmortizedLikelihood.log_prob`."""
+        """The log of the members' mean density of n pairs, (n,) float64, nats.
+
+        Args:
+            data, theta, sites: as for :meth:`AmortizedLikelihood.log_prob`.
+
+        Raises:
+            ValueError: as for :meth:`AmortizedLikelihood.log_prob`.
+        """
         log_p = torch.stack([m.log_prob(data, theta, sites=sites) for m in self])
         return log_p.logsumexp(0) - math.log(len(self.members))
 
@@ -253,8 +275,14 @@ class LikelihoodMembers(nn.Module):
         sites: Sequence[str] | None = None,
         seed: int | None = None,
     ) -> Draws:
-        """Data of n parameters, (n, *shape) by site, each by a random member, as
-        :meth:`AmortizedLikelihood.sample`."""
+        """Random data, (n, *shape) by site, one datum for each θ, each by a random member.
+
+        Args:
+            theta, plates, sites, seed: as for :meth:`AmortizedLikelihood.sample`.
+
+        Raises:
+            ValueError: as for :meth:`AmortizedLikelihood.sample`.
+        """
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
@@ -270,8 +298,9 @@ class LikelihoodMembers(nn.Module):
         """The log evidence of any program with a learned likelihood, with both errors.
 
         Args:
-            estimate: a function of a likelihood that returns the log evidence of the program with
-                it, and its Monte Carlo error, such as ``log_evidence`` of ``AutoMDM.importance``.
+            estimate: the function that takes a likelihood and returns the log evidence of the
+                program with it, and its Monte Carlo error, nats, such as ``log_evidence`` of
+                ``AutoMDM.importance``.
             progress: whether to show a progress bar.
         """
         with progress_bar(len(self), "evidence", "members", shown=progress) as bar:
@@ -290,12 +319,15 @@ class LikelihoodMembers(nn.Module):
         moves: float | None = None,
         seed: int = 0,
     ) -> MemberDraws:
-        """n draws of p(θ | x) for one datum, an equal part by each member, and log p(x).
+        """Draws of p(θ | x) for one datum, an equal number by each member, and log p(x).
 
         Args:
-            data, particles, moves: see :meth:`AmortizedLikelihood.posterior`.
+            data, particles, moves: as for :meth:`AmortizedLikelihood.posterior`.
             n: the number of draws.
             seed: the seed of the draws.
+
+        Raises:
+            ValueError: as for :meth:`AmortizedLikelihood.posterior`.
         """
         check_count("n", n, "the number of draws", len(self))
         posteriors = [

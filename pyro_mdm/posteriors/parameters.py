@@ -1,4 +1,4 @@
-"""The vector of all parameters of a program, unconstrained, and its values by site."""
+"""The unconstrained vector of all parameters of a program, and their values by site."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Parameters:
     """The sites of a program's parameters, side by side in one vector u of unconstrained numbers.
 
     Args:
-        sites: the sites in order.
+        sites: the sites, in the order of the vector.
     """
 
     def __init__(self, sites: Sequence[ParameterSite]) -> None:
@@ -27,10 +27,13 @@ class Parameters:
         return iter(self.sites)
 
     def values(self, draws: Mapping[str, Tensor]) -> Draws:
-        """Values by site, (n, *shape); a single one may be given as (*shape).
+        """The checked values by site, (n, *shape).
+
+        Args:
+            draws: values by site, (n, *shape), or one value, (*shape).
 
         Raises:
-            ValueError: a site is missing, has another shape or another number of values, or is NaN.
+            ValueError: a site that is missing or has another shape; numbers n that differ; NaN.
         """
         values = {site.name: rows_of(draws, site.name, site.shape) for site in self}
         numbers = {name: len(value) for name, value in values.items()}
@@ -49,10 +52,13 @@ class Parameters:
         return values
 
     def rows(self, draws: Mapping[str, Tensor]) -> tuple[Draws, torch.Size]:
-        """Values by site as rows, (n, *shape), of a batch (*batch, *shape), and its shape.
+        """The values of a batch as rows by site, (n, *shape), and the shape of the batch.
+
+        Args:
+            draws: values by site, (*batch, *shape).
 
         Raises:
-            ValueError: a site is missing or has another shape, or batches differ.
+            ValueError: a site that is missing or has another shape; batches that differ.
         """
         rows, batches = Draws(), dict[str, torch.Size]()
         for site in self:
@@ -78,13 +84,21 @@ class Parameters:
         return rows, next(iter(batches.values()))
 
     def unconstrained(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """u of values (n, *shape) by site, (n, d), and log|det ∂u/∂θ|, (n,)."""
+        """The unconstrained vectors u, (n, d), and log|det ∂u/∂θ|, (n,).
+
+        Args:
+            values: values by site, (n, *shape).
+        """
         pairs = [site.unconstrained(values[site.name]) for site in self]
         log_det = torch.stack([log_det for _, log_det in pairs]).sum(0)
         return torch.cat([u for u, _ in pairs], 1), log_det
 
     def by_site(self, u: Tensor) -> tuple[Draws, Tensor]:
-        """Values by site, (n, *shape), at u (n, d), and log|det ∂θ/∂u|, (n,)."""
+        """The values by site, (n, *shape), and log|det ∂θ/∂u|, (n,).
+
+        Args:
+            u: unconstrained vectors, (n, d).
+        """
         values, first, total = Draws(), 0, u.new_zeros(len(u))
         for site in self:
             shape = site.transform.inverse_shape(site.shape)
@@ -97,15 +111,22 @@ class Parameters:
         return values, total
 
     def inside(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Whether values (n, *shape) by site are in the interior of their support, (n,) bool."""
+        """Whether parameters are in the interior of their support, (n,) bool.
+
+        Args:
+            values: values by site, (n, *shape).
+        """
         return torch.stack([is_interior(s.support, values[s.name].detach()) for s in self]).all(0)
 
 
 def spread_of(numbers: Tensor) -> Tensor:
-    """The standard deviations (d,) of what stands for n parameters, (n, d).
+    """The standard deviations of the numbers of parameters, (d,).
+
+    Args:
+        numbers: the numbers that represent n parameters, (n, d).
 
     Raises:
-        ValueError: numbers that do not vary, or are not finite.
+        ValueError: numbers that do not vary or are not finite.
     """
     spread = numbers.std(0)
     if not bool((spread > 0).all() and numbers.isfinite().all()):

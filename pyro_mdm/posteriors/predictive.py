@@ -1,14 +1,14 @@
-r"""Whether an observation is like what its simulator makes: a prior predictive p-value.
+r"""The prior predictive p-value of an observation, which shows if it is unlike simulations.
 
-A posterior is learned where simulations are. Far from all of them it answers too, and nothing says
-that it is wrong. So some simulations are kept, in two halves. The distance of an observation to the
-nearest one of the first half is ranked among those of the second half. Under the simulator all are
-exchangeable, so that the p-value
+A posterior is learned where simulations are. Far from all of them it has draws too, and they do not
+show that it is wrong. So some simulations are kept, in two halves. The distance of an observation
+to the nearest simulation of the first half is ranked among the distances of the second half. For
+data of the simulator all are exchangeable, so that the p-value
 
     p = (1 + #{i : distance_i ≥ distance}) / (1 + number of the second half)
 
 is at most α with probability at most α (Box, "Sampling and Bayes' inference in scientific modelling
-and robustness", JRSS A 1980, for p-values of the prior predictive law).
+and robustness", JRSS A 1980, for p-values of the prior predictive distribution).
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ from torch import Tensor, nn
 __all__ = ["MOST_KEPT", "PriorPredictive"]
 
 MOST_KEPT = 1000
-"""Simulations that are kept, at most."""
+"""The most simulations that are kept."""
 
 FEWEST = 99
-"""Simulations to compare with, below which an observation is not called unlike all of them: chance
-makes a warning in one case of 100 at most."""
+"""The fewest simulations to compare with for a warning, which by chance then comes in one case of
+100 at most."""
 
 
 class PriorPredictive(nn.Module):
-    """Data of some simulations, to which observations are compared.
+    """The data of some simulations, which observations are compared with.
 
-    Distances are Euclidean where the first half has unit covariance, shrunk towards independence
-    where it is small for the numbers in a datum.
+    Distances are Mahalanobis distances in the covariance of the first half, which is shrunk towards
+    independence if the half is small for the numbers in a datum.
 
     Args:
-        x: encoded data of simulations, (n, m), all there; of more than 1,000 the first are kept.
+        x: the encoded data of simulations, (n, m), without missing numbers; of more than 1,000 the
+            first are kept.
 
     Raises:
         ValueError: fewer than two simulations.
@@ -51,17 +52,22 @@ class PriorPredictive(nn.Module):
 
     @property
     def compared(self) -> int:
-        """The number of simulations that observations are ranked among."""
+        """The number of simulations that observations are ranked among, the second half."""
         return len(self.kept) // 2
 
     def whitened(self, x: Tensor, seen: Tensor) -> Tensor:
-        """Numbers of x (n, m) that are ``seen`` (m,), where simulations have unit covariance."""
+        """The seen numbers of data, whitened by the covariance of simulations, (n, number of seen).
+
+        Args:
+            x: the encoded data, (n, m).
+            seen: the mask of the numbers, (m,) bool.
+        """
         near = self.kept[self.compared :].double()[:, seen]
         spread = near.std(0, correction=0)
         unit = torch.where(spread > 0, spread, 1.0)
         scaled = (near - near.mean(0)) / unit
         n, m = scaled.shape
-        shrunk = m / (n + m)
+        shrunk = m / (n + m)  # a covariance by n < m data would be singular
         covariance = (1 - shrunk) * scaled.mT @ scaled / n
         covariance = covariance + shrunk * torch.eye(m).to(covariance)
         root = torch.linalg.cholesky(covariance)
@@ -69,20 +75,27 @@ class PriorPredictive(nn.Module):
         return torch.linalg.solve_triangular(root, rest, upper=False).mT
 
     def distances(self, x: Tensor, one: Tensor, seen: Tensor) -> Tensor:
-        """Distances of encoded data x (n, m) to one (1, m) in numbers that are ``seen``, (n,)."""
+        """The distances of data to one datum, (n,).
+
+        Args:
+            x: the encoded data, (n, m).
+            one: the encoded datum, (1, m).
+            seen: the mask of the numbers that count, (m,) bool.
+        """
         return (self.whitened(x, seen) - self.whitened(one, seen)).norm(dim=1)
 
     def p_values(self, x: Tensor, seen: Tensor) -> Tensor:
-        """P-values of encoded data x (n, m), (n,) float64; small for data unlike simulations.
+        """The p-values of data, (n,) float64, small for data unlike all simulations.
 
         Args:
-            seen: mask of the numbers that are there, (n, m) bool; others are left out of distances.
+            x: the encoded data, (n, m).
+            seen: the mask of present numbers, (n, m) bool; the others are left out of distances.
         """
         value = torch.ones(len(x), dtype=torch.float64)
         for pattern in seen.unique(dim=0):
             rows = (seen == pattern).all(1)
             if not bool(pattern.any()):
-                continue  # nothing is seen, which is like anything
+                continue  # a datum without any number is unlike no simulation
             first, second = (
                 self.whitened(simulations, pattern)
                 for simulations in (self.kept[self.compared :], self.kept[: self.compared])
@@ -94,22 +107,26 @@ class PriorPredictive(nn.Module):
         return value
 
     def is_chance(self, farther: int, n: int) -> bool:
-        """Whether of n new simulations so many are farther than all by chance, in one case of 100.
+        """Whether so many of n new simulations are farther than all kept ones by chance, at 1%.
 
-        Of n data k are so with probability ∏_i (n - i) / (n + compared - i), i from 0 to k - 1: all
-        orders of distances are alike.
+        At least k of n are farther with probability ∏_i (n − i) / (n + compared − i), i from 0 to
+        k − 1, as all orders of distances are equally probable.
 
         Args:
-            farther: the number k of data that are farther than all that are kept.
+            farther: the number k of data that are farther than all kept simulations.
             n: the number of data.
         """
         chance = math.prod((n - i) / (n + self.compared - i) for i in range(farther))
         return chance > 1 / (1 + FEWEST)
 
     def warning(self, x: Tensor, seen: Tensor) -> str | None:
-        """What is said of data (n, m) of which some are farther than all simulations, if anything.
+        """The warning of data that are farther than all simulations; None: no more than by chance.
 
-        A datum of the simulator is so by chance with probability one over their number.
+        A datum of the simulator is farther by chance, with probability 1 / (compared + 1).
+
+        Args:
+            x: the encoded data, (n, m).
+            seen: the mask of present numbers, (n, m) bool.
         """
         least = 1 / (1 + self.compared)
         farther = int((self.p_values(x, seen) <= least * (1 + 1e-9)).sum())

@@ -1,7 +1,7 @@
-"""The law of a program's parameters: their draws and densities, without the rest of the program.
+"""The distribution of a program's parameters: draws and densities without the rest of the program.
 
-A run ends where the last parameter has been drawn, so that no data are simulated. Where the
-parameters can be drawn in a plate, n of them take one run.
+A run ends when the last parameter has been drawn, so no data are simulated. If the parameters can
+be drawn in a plate, n draws take one run.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from pyro_mdm.support.checks import check_count
 __all__ = ["ParameterPrior", "log_prior"]
 
 TESTED = 4
-"""Parameters for which a run in a plate is compared with a run for each."""
+"""The number of parameters in the comparison of a run in a plate with a run for each."""
 
 OTHER = 1000
-"""The seed of a second run, in which what is not a parameter is drawn anew."""
+"""The seed of a second run, in which all sites but parameters are drawn anew."""
 
 
 def log_prior(
@@ -36,20 +36,21 @@ def log_prior(
     *,
     vectorized: bool = False,
 ) -> Tensor:
-    """log p(θ) of n parameters in θ's own space, (n,), nats, float64.
+    """The prior log density log p(θ) of n parameters in θ's own space, (n,) float64, nats.
 
-    The program runs for each of them, as far as its last parameter.
+    The program runs for each of them, up to its last parameter.
 
     Args:
         program: the simulator, without arguments.
         latent: the names of the parameters' sites.
-        draws: values of these sites by name, (n, *shape).
+        draws: the parameters by site, (n, *shape).
         vectorized: whether to run the program once in a plate of n, which is quicker than n times.
-            It must then not mix entries of its batch (:func:`~pyro_mdm.posteriors.simulate`).
+            The program must then not mix entries of its batch
+            (:func:`~pyro_mdm.posteriors.simulate`).
 
     Raises:
-        ValueError: an unknown site; a parameter that is not drawn, or whose law depends on sites
-            that are not parameters, so that its density is not known.
+        ValueError: an unknown site; a parameter that is not drawn; parameters whose distribution
+            depends on other sites, so that their density is not known.
     """
     law = ParameterPrior(program, latent, vectorized)
     values = law.values(draws)
@@ -58,13 +59,13 @@ def log_prior(
 
 
 class ParameterPrior:
-    """The law p(θ) of parameters of a program.
+    """The prior p(θ) of a program's parameters.
 
     Args:
         program: the simulator, without arguments.
         latent: the names of the parameters' sites.
-        vectorized: whether n parameters are drawn by one run in a plate of n. None: if this is seen
-            to give what a run for each gives.
+        vectorized: whether n parameters are drawn by one run in a plate of n; None: if a test finds
+            the same densities as in a run for each.
 
     Raises:
         ValueError: an unknown site, or one that is computed or observed.
@@ -86,25 +87,40 @@ class ParameterPrior:
         self.vectorized = self._can_be_in_a_plate() if vectorized is None else vectorized
 
     def values(self, draws: Mapping[str, Tensor]) -> Draws:
-        """Values of the parameters by site, (n, *shape).
+        """The checked parameters by site, (n, *shape).
+
+        Args:
+            draws: parameters by site, (n, *shape), or one of each, (*shape).
 
         Raises:
-            ValueError: a site is missing or of another shape.
+            ValueError: a site that is missing or has another shape.
         """
         return {name: rows_of(draws, name, shape) for name, shape in self._shapes.items()}
 
     def check(self, draws: Mapping[str, Tensor]) -> None:
-        """Raise ValueError if the density of parameters, (n, *shape) by site, is not known, since
-        their law depends on sites that are not among them."""
+        """Check that the density of the parameters is known.
+
+        Args:
+            draws: parameters by site, (n, *shape).
+
+        Raises:
+            ValueError: their distribution depends on other sites.
+        """
         few = {name: value[:SUPPORT_RUNS] for name, value in self.values(draws).items()}
         if not torch.allclose(self.log_prob(few), self.log_prob(few, OTHER)):
             raise ValueError(
-                f"the law of {', '.join(self._shapes)} depends on sites that are not among them, "
-                "so that its density is not known; name those in latent too"
+                f"the distribution of {', '.join(self._shapes)} depends on sites that are not "
+                "among them, so that its density is not known; name those in latent too"
             )
 
     def sample(self, n: int, *, seed: int | None = None) -> Draws:
-        """n draws by site, (n, *shape); the caller's random state is kept if there is a seed."""
+        """Draws of the parameters by site, (n, *shape).
+
+        Args:
+            n: the number of draws.
+            seed: the seed of the draws, with which the caller's random state is kept; None: the
+                global generator.
+        """
         check_count("n", n, "the number of parameters")
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
@@ -119,10 +135,11 @@ class ParameterPrior:
         return {name: drawn[name].reshape(n, *shape) for name, shape in self._shapes.items()}
 
     def log_prob(self, draws: Mapping[str, Tensor], seed: int = 0) -> Tensor:
-        """log p(θ), (n,) float64, nats, of values by site, (n, *shape).
+        """The log densities log p(θ), (n,) float64, nats.
 
         Args:
-            seed: seed of what else the program draws.
+            draws: parameters by site, (n, *shape).
+            seed: the seed of the program's other draws.
         """
         values = self.values(draws)
         with torch.random.fork_rng(devices=[]):
@@ -147,13 +164,13 @@ class ParameterPrior:
         return torch.stack([term.reshape(n, -1).sum(1) for term in run.log_probs]).sum(0)
 
     def _can_be_in_a_plate(self) -> bool:
-        """Whether a few parameters of a plate differ, and have the densities that each has."""
+        """Whether a few draws in a plate differ, and have the densities of a run for each."""
         with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
             torch.manual_seed(0)
             try:
                 values = self._drawn(TESTED)
                 together = self._log_prob_in_plate(values)
-            except Exception:  # of any code that takes no batch
+            except Exception:  # a program that takes no batch may raise any error
                 return False
         if any(bool((value == value.roll(1, 0)).all()) for value in values.values()):
             return False
@@ -182,7 +199,7 @@ class _Parameters(Messenger):
         self.names, self.values, self.log_probs = names, Draws(), list[Tensor]()
 
     def after(self, program: Callable[[], Any], n: int = 0, nesting: int = 0) -> _Parameters:
-        """Itself after a run, in a plate of n at the dimension after those that are taken."""
+        """The same object after a run, in a plate of n outside of the program's plates."""
         with torch.no_grad(), ExitStack() as stack:
             stack.enter_context(self)
             if n:

@@ -1,21 +1,20 @@
-r"""What a simulator's program says of itself: its parameters, its data, and how these are related.
+r"""The structure of a simulator's program: its parameters, its data, and how these are related.
 
-:func:`read_program` reads a program, which :mod:`~pyro_mdm.posteriors.simulation` draws from. It
-says which parameters data depend on, and into which factors the law of data given the parameters θ
-falls,
+:func:`read_program` finds the parameters that data depend on, and the factors of the distribution
+of data given the parameters θ,
 
     p(x | θ) = ∏_f p(x_f | θ),  with  p(x_f | θ) = ∏_i p(x_{f,i} | θ)
 
-for data that are exchangeable along a plate: each place i has the same law, and places are
+for data that are exchangeable along a plate: each place i has the same distribution, and places are
 independent given θ. Sites that are not named are integrated out, which keeps that true where they
 are in the plate too.
 
-This is found in two ways. Values are followed from site to site, so that it is known what feeds
-what. And the program is run with some values held and all others drawn anew: the laws of what is
-held have to stay as they were. In doubt data are one factor without a plate, which is always true.
-What can be missed is what a few runs do not meet: places that depend on each other in rare cases,
-or numbers drawn outside of Pyro that matter in rare cases. The number of data in a plate is that of
-the program; that laws are the same for more of them is for its author to say.
+There are two tests. Values are followed from site to site, which shows the sites that feed each
+site. And the program is run with some values held and all others drawn anew: the distributions of
+held values have to stay the same. If in doubt, data are one factor without a plate, which is always
+right. A few runs can miss rare cases: places that seldom depend on each other, or draws outside of
+Pyro that seldom matter. The number of data in a plate is that of the program; its author has to
+know whether the same distributions hold for other numbers.
 """
 
 from __future__ import annotations
@@ -71,13 +70,18 @@ Program = Callable[..., Any]
 """A Pyro program."""
 
 Draws = dict[str, Tensor]
-"""Values of sites by name, (n, *shape)."""
+"""Values by the names of sites, (n, *shape) each."""
 
 # -- runs -----------------------------------------------------------------------------------------
 
 
 def nodes_of(program: Program, seed: int = 0) -> dict[str, Any]:
-    """The sample sites of one run of a program that does not fail, by name."""
+    """The sample sites of one run of a program that does not fail, by name, as Pyro traces them.
+
+    Args:
+        program: the program, without arguments.
+        seed: the seed of the first run.
+    """
 
     def traced(seed: int) -> Any:
         with torch.random.fork_rng(devices=[]):
@@ -90,7 +94,11 @@ def nodes_of(program: Program, seed: int = 0) -> dict[str, Any]:
 
 
 class SameSites(Messenger):
-    """Around runs of a program: they have the sites and shapes that one run had."""
+    """A handler around runs of a program that checks their sites and shapes.
+
+    Args:
+        nodes: the sites of one run by name, which all runs must have.
+    """
 
     def __init__(self, nodes: Mapping[str, Any]) -> None:
         super().__init__()
@@ -98,7 +106,11 @@ class SameSites(Messenger):
         self.error: ValueError | None = None
 
     def around(self, program: Program) -> Program:
-        """The program, whose runs fail if they have other sites."""
+        """The program with this handler around each of its runs.
+
+        Args:
+            program: the program, without arguments.
+        """
 
         def run() -> Any:
             with self:
@@ -107,10 +119,13 @@ class SameSites(Messenger):
         return run
 
     def held_by(self, call: Callable[[], T]) -> T:
-        """What a call gives that runs the program.
+        """The result of a call that runs the program.
+
+        Args:
+            call: the function that makes the call, without arguments.
 
         Raises:
-            ValueError: a run has other sites, whatever the call makes of that.
+            ValueError: a run with other sites or shapes, even if the call hides that error.
         """
         try:
             result = call()
@@ -154,10 +169,15 @@ def _shape(site: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def rows_of(values: Mapping[str, Any], name: str, shape: Sequence[int]) -> Tensor:
-    """Values of a site, (n, *shape); a single one may be given as (*shape).
+    """The checked values of a site, (n, *shape).
+
+    Args:
+        values: values by site, (n, *shape), or one value, (*shape).
+        name: the name of the site.
+        shape: the shape of one value.
 
     Raises:
-        ValueError: values are missing or have another shape.
+        ValueError: values that are missing or have another shape.
     """
     if name not in values:
         raise ValueError(
@@ -172,21 +192,25 @@ def rows_of(values: Mapping[str, Any], name: str, shape: Sequence[int]) -> Tenso
     return value if value.dim() > len(shape) else value.unsqueeze(0)
 
 
-# -- what a program is made of ---------------------------------------------------------------------
+# -- parts of a program ----------------------------------------------------------------------------
 
 
 class ParameterSite(NamedTuple):
-    """A latent site of the vector of parameters."""
+    """A site of parameters."""
 
     name: str
     shape: torch.Size  # of one draw
-    support: Any
-    transform: Any  # from unconstrained numbers
-    event_dim: int = 0
+    support: Any  # the constraint of its values
+    transform: Any  # from unconstrained numbers to values
+    event_dim: int = 0  # the number of dimensions of an event
     plates: tuple[Plate, ...] = ()  # outermost first; those entered by ``with``
 
     def unconstrained(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Unconstrained numbers of values, (n, k), and log|det ∂u/∂θ|, (n,)."""
+        """The unconstrained numbers of values, (n, k), and log|det ∂u/∂θ|, (n,).
+
+        Args:
+            value: the values, (n, *shape).
+        """
         u = self.transform.inv(value)
         log_det = self.transform.log_abs_det_jacobian(u, value)
         return u.reshape(len(u), -1), -log_det.reshape(len(u), -1).sum(1)
@@ -199,34 +223,34 @@ class DataSite(NamedTuple):
     shape: torch.Size  # of one draw
     is_discrete: bool
     plates: tuple[Plate, ...]  # outermost first; those entered by ``with``
-    parameters: tuple[str, ...]  # sites that its law given all parameters depends on, at most
+    parameters: tuple[str, ...]  # the parameters that its distribution may depend on
 
 
 class DataFactor(NamedTuple):
     """Data that are independent of all other data given the parameters."""
 
     sites: tuple[DataSite, ...]
-    plate: str | None  # along which they are exchangeable given the parameters, if any
+    plate: str | None  # a plate along which data are exchangeable given the parameters
 
     @property
     def size(self) -> int:
-        """The number of data of one law: places of the plate; 1 without."""
+        """The number of places of the plate; 1 without a plate."""
         sizes = [p.size for site in self.sites for p in site.plates if p.name == self.plate]
         return sizes[0] if sizes else 1
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """Sites of parameters that the law depends on, at most."""
+        """The names of parameters that the distribution may depend on."""
         return tuple(dict.fromkeys(name for site in self.sites for name in site.parameters))
 
     def data(self, draws: Mapping[str, Tensor]) -> Tensor:
-        """Data by place, (n, size, m), the sites side by side.
+        """The data by place, (n, size, m), the sites side by side.
 
         Args:
-            draws: values of the sites by name, (n, *shape); a single one may be (*shape).
+            draws: values by site, (n, *shape), or one value, (*shape).
 
         Raises:
-            ValueError: a site is missing or of another shape.
+            ValueError: a site that is missing or has another shape.
         """
         columns = []
         for site in self.sites:
@@ -238,28 +262,34 @@ class DataFactor(NamedTuple):
 
 
 class Structure(NamedTuple):
-    """What a program says of its parameters and data."""
+    """The structure of a program's parameters and data."""
 
     parameters: tuple[ParameterSite, ...]
     data: tuple[DataSite, ...]
     factors: tuple[DataFactor, ...]  # of p(x | θ)
-    notes: tuple[str, ...]  # why data in plates, or at several sites, are not apart
+    notes: tuple[str, ...]  # the reasons why data in plates, or at several sites, are one factor
 
     def check(self, draws: Mapping[str, Tensor]) -> None:
-        """Raise ValueError for data that never vary between n draws, or are not all finite.
+        """Check the data of simulations.
 
         Args:
             draws: simulations by site, (n, *shape).
+
+        Raises:
+            ValueError: data that never vary or are not finite.
         """
         check_data(draws, {site.name: site.shape for site in self.data})
 
 
 def check_data(draws: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]) -> None:
-    """Raise ValueError for data that never vary between n draws, or are not all finite.
+    """Check the data of simulations.
 
     Args:
         draws: simulations by site, (n, *shape).
-        shapes: shapes of a draw of each site of the data.
+        shapes: the shape of a draw of each site of the data by name.
+
+    Raises:
+        ValueError: data that never vary or are not finite.
     """
     for name, shape in shapes.items():
         value = rows_of(draws, name, shape)
@@ -280,25 +310,38 @@ def check_data(draws: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]])
 
 
 def drawn_sites(program: Program) -> list[str]:
-    """The names of the sites that a program draws, in order; none that is observed or computed."""
+    """The names of the sites that a program draws, in order, without observed and computed ones.
+
+    Args:
+        program: the program, without arguments.
+    """
     return [name for name, site in nodes_of(program).items() if not site["is_observed"]]
 
 
 def sites_of(program: Program, names: Sequence[str]) -> dict[str, Any]:
-    """Sites of the program by name.
+    """The sites of a program by name, as Pyro traces them.
+
+    Args:
+        program: the program, without arguments.
+        names: the names of the sites.
 
     Raises:
-        ValueError: an unknown site, or no site.
+        ValueError: an unknown site; no site.
     """
     return _chosen(nodes_of(program), names)
 
 
 def bounds_of(program: Program, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
-    """The ends of the supports of some sites by name, two tensors (*shape), infinite where there is
-    none. An end that differs between runs of the program depends on its draws and is none.
+    """The ends of the supports of sites by name, two tensors (*shape); ±∞ where there is none.
+
+    An end that differs between runs of the program depends on its draws and counts as none.
+
+    Args:
+        program: the program, without arguments.
+        names: the names of the sites.
 
     Raises:
-        ValueError: as :func:`sites_of`.
+        ValueError: as for :func:`sites_of`.
     """
     runs = [_chosen(nodes_of(program, seed), names) for seed in range(SUPPORT_RUNS)]
     bounds = {}
@@ -321,7 +364,7 @@ def _ends(site: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         support = constraints.real
     while hasattr(law, "base_dist"):
         law = law.base_dist
-    is_mixture = isinstance(law, MixtureSameFamily)  # whose components have bounds of their own
+    is_mixture = isinstance(law, MixtureSameFamily)  # its components may differ in their bounds
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     lower, upper = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
@@ -355,10 +398,15 @@ def named_sites(
 ) -> tuple[list[ParameterSite], dict[str, Any]]:
     """The parameters of a program, and the sites of its data by name, checked in several runs.
 
+    Args:
+        program: the program, without arguments.
+        latent: the names of the parameters' sites.
+        observed: the names of the data's sites.
+
     Raises:
         TypeError: parameters that are not continuous.
-        ValueError: unknown sites, or named twice; data that are observed; a parameter whose support
-            depends on others; sites or shapes that change from run to run.
+        ValueError: a site that is unknown or named twice; data that are observed; a parameter whose
+            support depends on others; sites or shapes that change from run to run.
     """
     nodes = nodes_of(program)
     chosen, data = _chosen(nodes, latent), _chosen(nodes, observed)
@@ -397,7 +445,7 @@ def _of_parameter(name: str, site: Mapping[str, Any]) -> ParameterSite:
 
 
 def _check_supports(sites: Sequence[ParameterSite], nodes: Mapping[str, Any]) -> None:
-    """Raise ValueError for a parameter whose support is another in another run."""
+    """Raise ValueError for a parameter whose support differs between runs."""
     for site in sites:
         now = _of_parameter(site.name, nodes[site.name]).transform
         origin = torch.zeros(site.transform.inverse_shape(site.shape))
@@ -410,9 +458,13 @@ def _check_supports(sites: Sequence[ParameterSite], nodes: Mapping[str, Any]) ->
 
 
 def is_interior(support: constraints.Constraint, value: Tensor) -> Tensor:
-    """Whether values (n, …) are inside a support, (n,) bool, and not on its boundary.
+    """Whether values are inside a support and not on its boundary, (n,) bool.
 
     Closed supports include their boundary, where unconstrained numbers are infinite.
+
+    Args:
+        support: the constraint of the values.
+        value: the values, (n, *shape).
     """
     while isinstance(support, constraints.independent):
         support = support.base_constraint
@@ -434,7 +486,7 @@ def is_interior(support: constraints.Constraint, value: Tensor) -> Tensor:
 
 
 def _of_rows(entries: Tensor) -> Tensor:
-    """Whether all entries (n, …) of a row are true, (n,)."""
+    """Whether all entries (n, *shape) of a row are true, (n,) bool."""
     return entries.reshape(len(entries), -1).all(1)
 
 
@@ -442,19 +494,19 @@ def _of_rows(entries: Tensor) -> Tensor:
 
 
 def read_program(program: Program, latent: Sequence[str], observed: Sequence[str]) -> Structure:
-    """What a program says of its parameters and data, from a few dozen runs of it.
+    """The structure of a program's parameters and data, from a few dozen runs of it.
 
-    Sites that are not named, discrete ones too, are drawn and integrated out. Of these
-    ``pyro.deterministic`` is seen through.
+    Sites that are not named, discrete ones too, are drawn and integrated out. An unnamed site of
+    ``pyro.deterministic`` is replaced by the sites that it is computed from.
 
     Args:
-        program: the simulator, a Pyro program without arguments.
-        latent: the names of its parameters' sites.
-        observed: the names of its data's sites.
+        program: the simulator, without arguments.
+        latent: the names of the parameters' sites.
+        observed: the names of the data's sites.
 
     Raises:
         TypeError: parameters that are not continuous.
-        ValueError: as :func:`named_sites`.
+        ValueError: as for :func:`named_sites`.
 
     Example:
         >>> import pyro.distributions as dist
@@ -477,7 +529,7 @@ def _read(program: Program, latent: Sequence[str], observed: Sequence[str]) -> S
         try:
             seeds = range(SUPPORT_RUNS, 2 * SUPPORT_RUNS)
             parents = parents_of(program, [*latent, *observed], seeds)
-        except Exception as error:  # of any code that takes no tensors that are followed
+        except Exception as error:  # a program that refuses followed tensors may raise any error
             fed = {name: list(latent) for name in data}
             notes = [f"the program cannot be followed ({type(error).__name__}: {error})"]
         else:

@@ -1,8 +1,8 @@
 r"""Draws of a simulator: in this process, or on many workers, kept in a folder as they come.
 
-On workers each run has random numbers of its own, by a seed that follows from the seed of all and
-the number of the run. So draws do not depend on how many workers there are, on what other runs did,
-or on where a folder was resumed. Workers are those of joblib: processes of this machine, or with
+On workers each run has its own seed, computed from the seed of all runs and the number of the run.
+So draws do not depend on the number of workers, on other runs, or on the run at which a folder was
+resumed. Workers are those of joblib: processes of this machine, or with
 ``joblib.parallel_config(backend="dask")`` or ``"ray"`` those of a cluster.
 """
 
@@ -32,20 +32,23 @@ from pyro_mdm.support.progress import progress_bar
 __all__ = ["check_same", "shuffled", "simulate", "warn_of_failures", "without_gaps"]
 
 MOST_BATCHES = 1000
-"""Batches that runs fall into, at most, by default; of one run each, where there are fewer."""
+"""The most batches of runs by default; fewer runs have a batch each."""
 IN_A_PLATE = 1000
-"""Runs of a batch that are drawn in a plate, at most, by default."""
+"""The most runs of a batch that is drawn in a plate, by default."""
 NAMED = 5
-"""Failed runs that a message names."""
+"""The most failed runs that a message names."""
 
-_one_at_a_time = threading.Lock()  # Pyro's handlers and generators are those of a process
+_one_at_a_time = threading.Lock()  # Pyro's handlers and generators are global
 
 
 def shuffled(draws: Draws) -> Draws:
-    """Draws in a random order, so that their last ones are like the others.
+    """The draws in random order, so that the last ones, which validate, are like the others.
+
+    Args:
+        draws: values by site, (n, *shape).
 
     Raises:
-        ValueError: sites with different numbers of draws.
+        ValueError: numbers of draws that differ between sites.
     """
     numbers = {name: len(value) for name, value in draws.items()}
     if len(set(numbers.values())) > 1:
@@ -71,33 +74,34 @@ def simulate(
     leave_out: bool = False,
     progress: bool = False,
 ) -> Draws:
-    """Draws of all sites of a program, observed ones included, (n, *shape) each.
+    """Draws of all sites of a program, including observed ones, (n, *shape) by site.
 
-    With ``at``, ``workers``, ``folder`` or ``leave_out`` each run has a seed of its own, so that
-    draws are the same whatever the number of workers, and others than without.
+    With ``at``, ``workers``, ``folder`` or ``leave_out`` each run has its own seed. Then draws are
+    the same for any number of workers, but differ from those without these options.
 
     Args:
-        program: a Pyro program without arguments, whose data are drawn, not observed.
-        n: the number of draws.
-        at: values of some sites at which the program runs, (n, *shape) each; None: all are drawn.
-        seed: the seed of the draws; the caller's random state is kept. None: the global generator,
-            or that of the folder.
+        program: the simulator, without arguments, whose data are drawn, not observed.
+        n: the number of draws; None: the number of values in ``at``.
+        at: the values of sites at which the program runs, (n, *shape) by site; None: all sites are
+            drawn.
+        seed: the seed of the draws, with which the caller's random state is kept; None: the seed of
+            the folder, or one by the global generator.
         vectorized: whether to run the program once in a plate of n (``Predictive(parallel=True)``),
-            which is quicker than n times. It must then not mix entries of its batch, which cannot
-            be checked.
+            which is quicker than n times. The program must then not mix entries of its batch, which
+            cannot be checked.
         workers: the number of workers of joblib, -1 for all; None: this process.
-        folder: the folder that draws are kept in as they come. Called again, it goes on where it
-            was; a kill loses the batches that are being run.
+        folder: the folder that draws are kept in as they come. Another call resumes it; a kill
+            loses only unfinished batches. None: memory.
         batch_size: the number of runs that a worker makes at a time, which are kept together; by
-            default one, up to 1,000 runs, and 1,000 in a plate.
+            default n / 1,000, rounded up, or in a plate 1,000, or all if they are fewer.
         leave_out: whether runs that fail, or have NaN or infinite numbers, are left out, with a
-            warning that counts and names them. Otherwise a run that fails is an error.
+            warning that counts and names them. False: a run that fails is an error.
         progress: whether to show a progress bar.
 
     Raises:
-        ImportError: joblib is not installed.
-        RuntimeError: a run on workers fails, or all are left out.
-        ValueError: sites or their shapes change from run to run; a folder of other draws.
+        ImportError: workers without joblib.
+        RuntimeError: a run on workers that fails; no run that is not left out.
+        ValueError: sites or shapes that change from run to run; a folder of other draws.
     """
     if n is None:
         n = 0 if at is None else max(map(len, at.values()), default=0)
@@ -124,7 +128,7 @@ def simulate(
 def _simulated(
     program: Program, n: int, seed: int | None, vectorized: bool, progress: bool
 ) -> Draws:
-    """n draws by one stream of random numbers, in this process."""
+    """Draws by one stream of random numbers, in this process."""
     shown = progress and not vectorized
     nodes = nodes_of(program)
     same = SameSites(nodes)
@@ -134,7 +138,7 @@ def _simulated(
 
         def counted() -> Any:
             value = checked()
-            if next(runs) < n:  # Predictive runs it once more, to list its sites
+            if next(runs) < n:  # Predictive runs the program once more, to list its sites
                 bar.update()
             return value
 
@@ -151,7 +155,7 @@ def _simulated(
 
 
 def _values_at(at: Mapping[str, Tensor], n: int) -> Draws:
-    """Values of sites that runs are given, (n, *shape) each."""
+    """The values of sites at which the program runs, (n, *shape) each."""
     values = {name: torch.as_tensor(value).detach() for name, value in at.items()}
     counts = {name: len(value) if value.dim() else 0 for name, value in values.items()}
     if odd := [name for name, count in counts.items() if count != n]:
@@ -166,7 +170,7 @@ def _values_at(at: Mapping[str, Tensor], n: int) -> Draws:
 
 
 class _Plan(NamedTuple):
-    """What all workers are given."""
+    """The options of all workers."""
 
     program: Program
     seed: int
@@ -176,7 +180,7 @@ class _Plan(NamedTuple):
 
 @contextmanager
 def _seeded(*entropy: int) -> Iterator[None]:
-    """Random numbers of torch, NumPy and Python by a seed, and afterwards those of before."""
+    """A context with random numbers of torch, NumPy and Python by a seed; their states are kept."""
     positive = [number % 2**64 for number in entropy]  # torch has negative seeds, NumPy has none
     state = np.random.SeedSequence(positive).generate_state(4, np.uint64)
     of_python, of_numpy = random.getstate(), np.random.get_state()
@@ -192,7 +196,7 @@ def _seeded(*entropy: int) -> Iterator[None]:
 
 
 def _run_batch(plan: _Plan, runs: Sequence[int], given: Draws | None) -> Batch:
-    """Runs of a program by their numbers, on a worker."""
+    """The runs of a program with the given numbers, on a worker."""
     with _one_at_a_time:
         if plan.vectorized:
             return _run_in_plate(plan, runs, given)
@@ -202,7 +206,7 @@ def _run_batch(plan: _Plan, runs: Sequence[int], given: Draws | None) -> Batch:
             try:
                 with _seeded(plan.seed, run, given is not None):
                     rows.append(_run(plan.program, values))
-            except Exception as error:  # of any code
+            except Exception as error:  # a program may raise any error
                 failed[run] = _said(error)
                 if not plan.leave_out:
                     break
@@ -212,7 +216,7 @@ def _run_batch(plan: _Plan, runs: Sequence[int], given: Draws | None) -> Batch:
 
 
 def _said(error: Exception) -> str:
-    """What a run failed by, in a line: Pyro adds the shapes of all sites to it."""
+    """The first line of an error, as Pyro adds lines with the shapes of all sites."""
     return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
@@ -221,7 +225,7 @@ def _run_in_plate(plan: _Plan, runs: Sequence[int], given: Draws | None) -> Batc
     try:
         with _seeded(plan.seed, runs[0], 2 + (given is not None)):
             draws = Predictive(plan.program, given, num_samples=len(runs), parallel=True)()
-    except Exception as error:  # of any code
+    except Exception as error:  # a program may raise any error
         none = torch.empty(0, dtype=torch.int64)
         return Batch(none, {}, dict.fromkeys(runs, _said(error)))
     draws = (given or {}) | draws
@@ -247,10 +251,10 @@ def _run(program: Program, given: Draws | None) -> Draws:
 
 
 def _stacked(rows: Sequence[Draws]) -> Draws:
-    """Values of runs by site, (n, *shape).
+    """The values of runs by site, (n, *shape).
 
     Raises:
-        ValueError: runs have other sites or shapes.
+        ValueError: runs of different sites or shapes.
     """
     if not rows:
         return {}
@@ -261,7 +265,15 @@ def _stacked(rows: Sequence[Draws]) -> Draws:
 
 
 def check_same(first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
-    """Raise ValueError where two runs have other sites, or other shapes of them."""
+    """Check that two runs have the same sites and shapes.
+
+    Args:
+        first: the shapes of one run by site.
+        other: the shapes of the other run by site.
+
+    Raises:
+        ValueError: they differ.
+    """
     if first == other:
         return
     changed = sorted(
@@ -283,7 +295,7 @@ def _run_all(
     workers: int | None,
     progress: bool,
 ) -> None:
-    """Make all runs that a store lacks, and keep them as they come."""
+    """Make the runs that a store does not have, and keep them as they come."""
     missing = store.missing(n)
     size = store.batch_size
     batches = [missing[i : i + size] for i in range(0, len(missing), size)]
@@ -324,7 +336,7 @@ def _results(tasks: Iterable[tuple[Any, ...]], workers: int | None) -> Iterator[
 
 
 def _gathered(store: Store, n: int, leave_out: bool) -> Draws:
-    """All draws of a store in the order of their runs, without those that are left out."""
+    """The draws of a store in the order of their runs, without those that are left out."""
     whole = store.all(n)
     failed = dict(whole.failed)
     draws = whole.values
@@ -341,11 +353,14 @@ def _gathered(store: Store, n: int, leave_out: bool) -> Draws:
 def without_gaps(
     draws: Mapping[str, Tensor], names: Sequence[str] | None = None
 ) -> tuple[Draws, dict[int, str]]:
-    """Draws without those that have NaN or infinite numbers, and which these were, with the reason.
+    """The draws without those that have NaN or infinite numbers.
 
     Args:
         draws: values by site, (n, *shape).
-        names: the sites that are looked at; None: all.
+        names: the names of the sites that are checked; None: all.
+
+    Returns:
+        The remaining draws by site, and the reasons for the others by their index.
     """
     reasons = dict[int, str]()
     for name in draws if names is None else names:
@@ -359,7 +374,7 @@ def without_gaps(
 
 
 def warn_of_failures(failed: Mapping[int, str], n: int) -> None:
-    """Warn of runs that are left out, of n, by the reasons that they failed for; of none, nothing.
+    """Warn of runs that are left out, if there are any, with their reasons.
 
     Args:
         failed: the reasons by the numbers of the runs.

@@ -1,12 +1,12 @@
 r"""A learned likelihood as a distribution, for a sample site of any Pyro program.
 
-``likelihood.given(theta)`` is the distribution of a simulator's data given its parameters. So
-subjects are in a plate, their parameters have a population's distribution, and their data are
-observed at a site whose density is learned. It is one function of θ and x with derivatives, so that
-NUTS, SVI and :class:`~pyro_mdm.automatic.AutoMDM` run such a program.
+``likelihood.given(theta)`` is the distribution of a simulator's data given its parameters. So in a
+hierarchical program subjects are in a plate, their parameters have a population's distribution, and
+their data are observed at a site whose density is learned. The density is differentiable in θ and
+x, so that NUTS, SVI and :class:`~pyro_mdm.automatic.AutoMDM` run such a program.
 
-Densities have batches of θ and of data that are broadcast, as those of any distribution. A batch of
-many rows, as of :func:`torch.func.vmap`, is one call of the networks.
+Batches of θ and of data are broadcast, as for any distribution. A batch of many rows, such as one
+of :func:`torch.func.vmap`, takes one call of the networks.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ __all__ = ["DataDistribution", "LearnedLikelihood"]
 
 
 class LearnedLikelihood(Protocol):
-    """What is asked of a likelihood that is a site."""
+    """The methods of a likelihood that can be a site."""
 
     @property
     def structure(self) -> Structure:
-        """What the program says of its parameters and data."""
+        """The structure of the program's parameters and data."""
 
     def log_prob(
         self,
@@ -48,7 +48,13 @@ class LearnedLikelihood(Protocol):
         *,
         sites: Sequence[str] | None = None,
     ) -> Tensor:
-        """log p(x | θ) of n pairs, (n,)."""
+        """The log densities log p(x | θ) of n pairs, (n,), nats.
+
+        Args:
+            data: data by site, (n, *shape), or one datum for all, (*shape).
+            theta: parameters by site, (n, *shape).
+            sites: the names of the data's sites, of whole factors; None: all.
+        """
 
     def sample(
         self,
@@ -57,43 +63,52 @@ class LearnedLikelihood(Protocol):
         plates: Mapping[str, int] | None = None,
         sites: Sequence[str] | None = None,
     ) -> Draws:
-        """Data of n parameters, (n, *shape) by site."""
+        """Random data, (n, *shape) by site, one datum for each θ.
+
+        Args:
+            theta: parameters by site, (n, *shape).
+            plates: the numbers of data in plates by name; those of the simulator by default.
+            sites: the names of the data's sites, of whole factors; None: all.
+        """
 
     def outside(self, theta: Mapping[str, Tensor]) -> Tensor:
-        """Whether n parameters are unlike all that were simulated, (n,) bool."""
+        """Whether parameters are unlike all simulated ones, (n,) bool.
+
+        Args:
+            theta: parameters by site, (n, *shape).
+        """
 
     def bounds(self) -> list[DataBounds]:
-        """The values that the numbers of a datum of each factor can have."""
+        """The bounds of the numbers of a datum, of each factor."""
 
 
 class DataDistribution(TorchDistribution):
     """The distribution of a simulator's data given θ, by a learned likelihood.
 
-    A value is what one simulation gives, so that the plates of the simulator are in the event. With
-    ``datum_of`` it is one datum of a plate, which is then a plate of the program around it: for a
-    subsample of them. Of several sites a value is all numbers side by side, one site after the
-    other (:meth:`joined`, :meth:`by_site`).
+    A value is the data of one simulation, with the plates of the simulator in the event. With
+    ``datum_of`` a value is one datum of a plate, and the program has that plate around the site,
+    which may take a subsample of the data. If there are several sites, a value has their numbers
+    side by side, one site after the other (:meth:`joined`, :meth:`by_site`).
 
-    A datum that is NaN is missing: it is left out of ``log_prob``. So units with fewer data are
-    filled with NaN. ``sample`` is the emulator. ``log_prob`` is -∞ where θ is outside of its
-    support or NaN.
+    A datum that is NaN is missing and left out of ``log_prob``, so units with fewer data are filled
+    up with NaN. ``log_prob`` is -∞ where θ is NaN or outside of its support.
 
-    It is made by ``likelihood.given(theta)``.
+    ``likelihood.given(theta)`` makes it.
 
     Args:
         likelihood: the learned likelihood.
-        theta: parameters by site, (*batch, *shape); of a single site, its values alone.
-        sites: sites of the data that are the value, whole factors; None: all of them.
+        theta: parameters by site, (*batch, *shape), or the values of a single site.
+        sites: the names of the data's sites in a value, of whole factors; None: all.
         plates: the numbers of data in plates along which they are exchangeable, by name; those of
             the simulator by default.
-        datum_of: the name of such a plate, of which a value is one datum.
-        known_only: whether parameters unlike all that were simulated are impossible.
+        datum_of: the name of such a plate, if a value is one datum of it; None: a value is a whole
+            simulation.
+        known_only: whether parameters unlike all simulated ones have the density 0.
         batch_shape: the batch shape, broadcast with that of θ.
 
     Raises:
-        ValueError: parameters of other names or shapes; plates that are not exchangeable; a part of
-            the sites of a factor. ``log_prob``: data of another shape, or infinite. ``sample``:
-            parameters outside of their support.
+        ValueError: parameters of other names or shapes; a plate along which data are not
+            exchangeable; some but not all sites of a factor.
 
     Example:
         >>> import pyro, torch
@@ -143,7 +158,7 @@ class DataDistribution(TorchDistribution):
         side_by_side = torch.Size([sum(map(math.prod, self.shapes.values()))])
         event = side_by_side if several else self.shapes[self.sites[0]]
         shape = torch.broadcast_shapes(lead, tuple(batch_shape))
-        # values may have NaN, which validation of supports refuses
+        # Pyro's validation of values would refuse NaN, which are missing data
         super().__init__(torch.Size(shape), event, validate_args=False)
 
     def _check_datum_of(self, structure: Structure, datum_of: str) -> None:
@@ -160,7 +175,7 @@ class DataDistribution(TorchDistribution):
             )
 
     def _event_shapes(self) -> dict[str, torch.Size]:
-        """The shape of a value by site."""
+        """The shapes of a value by site."""
         shapes = {}
         for factor in self._factors:
             for site in factor.sites:
@@ -182,10 +197,13 @@ class DataDistribution(TorchDistribution):
     # -- values ------------------------------------------------------------------------------------
 
     def joined(self, data: Mapping[str, Tensor]) -> Tensor:
-        """The value (*batch, *event_shape) of data by site, (*batch, *shape) each.
+        """The value of data, (*batch, *event_shape).
+
+        Args:
+            data: data by site, (*batch, *shape).
 
         Raises:
-            ValueError: a site is missing or has another shape.
+            ValueError: a site that is missing or has another shape.
         """
         blocks = []
         for name, shape in self.shapes.items():
@@ -206,7 +224,11 @@ class DataDistribution(TorchDistribution):
         return torch.cat(rows, -1)
 
     def by_site(self, value: Tensor) -> Draws:
-        """Data by site, (*batch, *shape), of a value (*batch, *event_shape)."""
+        """The data of a value by site, (*batch, *shape).
+
+        Args:
+            value: the value, (*batch, *event_shape).
+        """
         if len(self.sites) == 1:
             return {self.sites[0]: value}
         blocks = value.split([shape.numel() for shape in self.shapes.values()], -1)
@@ -215,7 +237,11 @@ class DataDistribution(TorchDistribution):
 
     @property
     def support(self) -> Any:
-        """The values that data can have, by the bounds of their laws."""
+        """The constraint of values, by the bounds of data.
+
+        Raises:
+            NotImplementedError: bounded and unbounded numbers in a value of several dimensions.
+        """
         lower, upper, is_discrete = (
             self.joined({name: ends[name] for name in self.sites}) for ends in self._ends()
         )
@@ -234,7 +260,7 @@ class DataDistribution(TorchDistribution):
         )
 
     def _ends(self) -> list[Draws]:
-        """The least and greatest value of each number, and whether it is discrete, by site."""
+        """The lower and the upper bound of each number, and whether it is discrete, by site."""
         ends: list[Draws] = [{}, {}, {}]
         pairs = zip(self.likelihood.structure.factors, self.likelihood.bounds(), strict=True)
         for factor, bounds in pairs:
@@ -252,10 +278,14 @@ class DataDistribution(TorchDistribution):
     # -- densities and draws -----------------------------------------------------------------------
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log p(x | θ), (*batch,) in the precision of θ, nats.
+        """The log density log p(x | θ), (*batch,), in the precision of θ, nats.
+
+        Args:
+            value: data, (*batch, *event_shape), NaN where a datum is missing.
 
         Raises:
-            ValueError: data of another shape, infinite ones, or a datum of which a part is NaN.
+            ValueError: data of another shape; infinite numbers; a datum with NaN in some but not
+                all of its numbers.
         """
         scored: Tensor = self._scored(value, list(self.theta.values()), self.batch_shape)
         return scored
@@ -320,8 +350,8 @@ class DataDistribution(TorchDistribution):
         return "; the likelihood is of data of that shape alone"
 
     def _with_place(self, name: str, value: Tensor) -> Tensor:
-        """Data of a site (n, *shape) as the likelihood takes them, with the dimension of a plate of
-        which each is one datum."""
+        """Data of a site (n, *shape) for the likelihood, with a dimension of size 1 for the plate
+        of ``datum_of``."""
         if self.datum_of is None:
             return value
         for factor in self._factors:
@@ -332,10 +362,13 @@ class DataDistribution(TorchDistribution):
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Data (*sample_shape, *batch_shape, *event_shape).
+        """Random data, (*sample_shape, *batch_shape, *event_shape).
+
+        Args:
+            sample_shape: the shape of the draws.
 
         Raises:
-            ValueError: parameters outside of their support, or NaN.
+            ValueError: parameters that are NaN or outside of their support.
         """
         lead = torch.Size([*sample_shape, *self.batch_shape])
         parameters = {}
@@ -351,7 +384,7 @@ class DataDistribution(TorchDistribution):
 def _parameters(
     structure: Structure, theta: Mapping[str, Tensor] | Tensor
 ) -> tuple[Draws, torch.Size]:
-    """Parameters by site, (*batch, *shape), and their batch shape.
+    """The checked parameters by site, (*batch, *shape), and their batch shape.
 
     Raises:
         ValueError: parameters of other names or shapes.
@@ -388,7 +421,7 @@ def _lead_of(value: Tensor, shape: Sequence[int], name: str, advice: str = "") -
     """The batch shape of values (*batch, *shape).
 
     Raises:
-        ValueError: they end on another shape.
+        ValueError: values of another shape.
     """
     lead = value.dim() - len(shape)
     if lead < 0 or tuple(value.shape[lead:]) != tuple(shape):
@@ -398,7 +431,7 @@ def _lead_of(value: Tensor, shape: Sequence[int], name: str, advice: str = "") -
 
 
 def _dtype(theta: Sequence[Tensor]) -> torch.dtype:
-    """The precision of parameters: float64 beside float32 would make all latents float64."""
+    """The widest precision of θ. A float64 density of float32 θ would make all latents float64."""
     dtype = torch.get_default_dtype()
     for value in theta:
         dtype = torch.promote_types(dtype, value.dtype)
@@ -406,14 +439,14 @@ def _dtype(theta: Sequence[Tensor]) -> torch.dtype:
 
 
 def _rows(value: Tensor, batch: Sequence[int], lead: torch.Size, shape: Sequence[int]) -> Tensor:
-    """Values (*batch, *shape) as rows of a batch ``lead``, (n, *shape); one where they are one."""
+    """Values (*batch, *shape) as rows of a batch ``lead``, (n, *shape); one value is one row."""
     if math.prod(batch) == 1:
         return value.reshape(1, *shape)
     return value.expand(*lead, *shape).reshape(-1, *shape)
 
 
 class _SomeDiscrete(constraints.Constraint):
-    """Numbers between bounds, some of which are whole; NaN are missing."""
+    """The constraint of numbers between bounds, some of them whole; NaN are missing."""
 
     is_discrete = True
 
@@ -444,7 +477,7 @@ def _constraint(lower: Tensor, upper: Tensor) -> Any:
 
 
 class _AllRows(torch.autograd.Function):
-    """``log_prob`` under :func:`torch.func.vmap`, of all of its rows in one call."""
+    """``log_prob`` of all rows of :func:`torch.func.vmap` in one call."""
 
     generate_vmap_rule = False
 

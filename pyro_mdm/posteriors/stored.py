@@ -1,4 +1,4 @@
-"""Draws of simulators in files: a folder that is written batch by batch, parquet and Zarr."""
+"""Draws of simulators in files: folders that are written batch by batch, parquet and Zarr."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from pyro_mdm.support.files import replacing
 __all__ = ["Batch", "Store", "read_draws"]
 
 HEADER = "simulations.json"
-"""The file of a folder that says which draws it has."""
+"""The file with the seed and the options of a folder's draws."""
 RUNS = ".runs"
-"""The key of the numbers of the runs in a file of draws; no site has such a name."""
+"""The key of the numbers of runs in a file of draws; no site has such a name."""
 FAILED = "failed"
-"""The key of the runs that failed in the comments of a file of draws."""
+"""The key of failed runs in the metadata of a file of draws."""
 
 
 class Batch(NamedTuple):
-    """Some runs of a program."""
+    """The results of some runs of a program."""
 
-    runs: Tensor  # (n,) int64, the numbers of those that succeeded
+    runs: Tensor  # (n,) int64, the numbers of the runs that succeeded
     values: Draws  # (n, *shape) by site
-    failed: dict[int, str]  # what others failed by
+    failed: dict[int, str]  # the errors of other runs by their numbers
 
 
 class Store:
@@ -42,10 +42,10 @@ class Store:
     Args:
         folder: the folder; None: memory.
         seed: the seed of the draws; None: that of the folder, or one by the global generator.
-        batch_size: the number of runs of a batch, of a new folder.
-        in_plates: the number of all runs, where those of a batch are drawn together; None: each
-            has draws of its own.
-        at: values at which the program runs, (n, *shape) by site, if any.
+        batch_size: the number of runs of a batch, for a new folder.
+        in_plates: the number of all runs, if those of a batch are drawn in a plate; None: each run
+            has its own seed.
+        at: the values of sites at which the program runs, (n, *shape) by site; None: none.
 
     Raises:
         ValueError: a folder of other draws.
@@ -85,17 +85,25 @@ class Store:
             if saved.get(name) != value:
                 raise ValueError(
                     f"{self._folder} has simulations with {name} = {saved.get(name)}, expected "
-                    f"{value}; give another folder, or the program and options that it is of"
+                    f"{value}; give another folder, or the program and options that wrote it"
                 )
 
     def missing(self, n: int) -> list[int]:
-        """The numbers of the runs that are not there yet, of n."""
+        """The numbers of the runs that have not been made.
+
+        Args:
+            n: the number of all runs.
+        """
         there = {run for batch in self._batches for run in batch.runs.tolist()}
         there |= {run for batch in self._batches for run in batch.failed}
         return [run for run in range(n) if run not in there]
 
     def keep(self, batch: Batch) -> None:
-        """Keep a batch, on the disk when this returns."""
+        """Keep a batch, which is on the disk when this returns.
+
+        Args:
+            batch: the results of its runs.
+        """
         self._batches.append(batch)
         if self._folder is None:
             return
@@ -111,7 +119,11 @@ class Store:
             write(self._folder / f"runs-{first:08d}.safetensors", [data])
 
     def all(self, n: int | None = None) -> Batch:
-        """The first n runs, in order; None: all."""
+        """The results of the first runs, in order.
+
+        Args:
+            n: the number of runs; None: all.
+        """
         return _joined(self._batches, n)
 
 
@@ -146,10 +158,10 @@ def _digest(at: Mapping[str, Tensor]) -> str:
 
 
 def _header(folder: Path) -> dict[str, Any] | None:
-    """What a folder says of its draws; None: it has none.
+    """The seed and the options of a folder's draws; None: a new or an empty folder.
 
     Raises:
-        ValueError: it has other files, or cannot be read.
+        ValueError: a folder of other files, or a damaged one.
     """
     path = folder / HEADER
     if path.is_file():
@@ -186,22 +198,24 @@ def _read(path: Path) -> Batch:
 
 
 def read_draws(source: str | os.PathLike[str], names: Sequence[str]) -> Draws:
-    """Draws of some sites, (n, *shape) each, from a file or folder.
+    """Draws of sites from a file or folder, (n, *shape) by site.
+
+    The source is one of
 
     - a folder that :func:`simulate` wrote;
-    - a file of parquet, ``*.parquet``, with a row for each draw. A column has the name of its site,
-      and numbers or lists of them; or columns are ``site[0]``, ``site[1]`` and so on, or
-      ``site[0,2]`` of more dimensions;
-    - a group of Zarr, ``*.zarr``, with an array (n, *shape) by the name of each site.
+    - a parquet file, ``*.parquet``, with a row for each draw. A column has the name of its site,
+      and numbers or lists of numbers; or there are columns ``site[0]``, ``site[1]`` and so on, or
+      ``site[0,2]`` if draws have more dimensions;
+    - a Zarr group, ``*.zarr``, with an array (n, *shape) by the name of each site.
 
     Args:
-        source: its path.
-        names: the sites that are read.
+        source: the path of the file or folder.
+        names: the names of the sites that are read.
 
     Raises:
-        FileNotFoundError: there is none.
-        ImportError: what reads it is not installed.
-        ValueError: it is of another kind, or has not these sites.
+        FileNotFoundError: no such file or folder.
+        ImportError: a package for such files that is not installed.
+        ValueError: a source of another kind, or without these sites; a damaged one.
     """
     path = Path(source)
     if not path.exists():
@@ -272,7 +286,7 @@ def _of_parquet(path: Path, names: Sequence[str]) -> Draws:
 
 
 def _nested(cell: Iterable[object]) -> np.ndarray:
-    """An array of a list, whose entries may be lists."""
+    """The array of a list whose entries may be lists."""
     return np.stack([np.asarray(_nested(e) if isinstance(e, Iterable) else e) for e in cell])
 
 

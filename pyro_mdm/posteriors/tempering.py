@@ -1,19 +1,19 @@
-"""Sequential Monte Carlo by tempering: draws of a law, and its normalizing constant.
+"""Sequential Monte Carlo by tempering: draws of a distribution, and its normalizing constant.
 
-From draws of a prior p_0 particles go to p_0 L_1, and from there to p_0 L_2 and so on, each by way
-of laws
+From draws of a prior p_0 particles go to p_0 L_1, and from there to p_0 L_2 and so on, each through
+the distributions proportional to
 
     p_0(u) L_{k-1}(u)^{1-β} L_k(u)^β,    β from 0 to 1.
 
 At each step particles are weighted and resampled, and then moved by Metropolis steps that leave the
-law as it is. β is chosen for the effective sample size of the weights. The product of their means
-is the normalizing constant. Particles are in groups, which share β and the scale of moves alone and
-whose constants differ by its error.
+distribution invariant. β is chosen for the effective sample size of the weights. The product of the
+mean weights estimates the normalizing constant. Particles are in groups, which share only β and the
+scale of moves, and the spread of the groups' constants gives the error.
 
 A move adds a multiple of the difference of two other particles (ter Braak, "A Markov chain Monte
 Carlo version of the genetic algorithm Differential Evolution", Statistics and Computing 2006). So
-its directions and scales are those of the law, and from mode to mode it jumps. The two are from the
-half of the group that is not moved.
+moves have the directions and scales of the distribution, and some jump from mode to mode. The two
+particles are from the half of the group that is not moved.
 
 Source: Del Moral, Doucet & Jasra, "Sequential Monte Carlo samplers", JRSS B 2006; with adaptive
 temperatures Jasra et al., Scandinavian Journal of Statistics 2011.
@@ -35,42 +35,48 @@ from pyro_mdm.support.measured import Measured, reach
 __all__ = ["GROUPS", "Density", "TemperedParticles", "temper"]
 
 GROUPS = 8
-"""Groups of particles, by which the error of the evidence is measured."""
+"""The number of groups of particles, whose spread is the error of the normalizing constant."""
 KEPT = 0.5
-"""The effective part of the particles that a step of β leaves."""
+"""The effective fraction of the particles after a step of β."""
 ACCEPTED = 0.3
-"""The part of moves that is accepted: scales are adapted to it."""
+"""The accepted fraction of moves that scales are adapted to."""
 SCALES = (-2.5, 0.5)
-"""Logs of the factors between which scales of moves are drawn, since a law may be narrow in some
-places and wide in others."""
+"""The logs of the factors between which scales of moves are drawn, as a distribution may be narrow
+in some places and wide in others."""
 JUMPS = 0.1
-"""The part of moves that are jumps by a whole difference, from mode to mode."""
+"""The fraction of moves that jump by a whole difference, from mode to mode."""
 JITTER = 1e-3
-"""Noise of moves, in standard deviations, so that no particle stays on a line."""
+"""The noise of moves, in standard deviations, so that no particle stays on a line."""
 
 Density = Callable[[Tensor], Tensor]
-"""A log density (n,) of particles (n, d), nats."""
+"""The log density of particles (n, d), (n,), nats."""
 
 
 class TemperedParticles(NamedTuple):
-    """Draws of a law by sequential Monte Carlo."""
+    """The particles of sequential Monte Carlo, with the normalizing constant."""
 
     values: Tensor  # (groups, n, d)
-    log_weights: Tensor  # (groups,), by which groups count: their log normalizing constants
-    effective: float  # the least effective part of the particles in a step of β
-    acceptance: float  # of the moves at the last β
-    steps: int  # of β
+    log_weights: Tensor  # (groups,), log weights of groups: their log normalizing constants, nats
+    effective: float  # the least effective fraction of the particles after a step of β
+    acceptance: float  # the accepted fraction of the moves at the last β
+    steps: int  # the number of steps of β
 
     @property
     def log_constant(self) -> Measured:
-        """The log of the normalizing constant, nats, with its error by the groups: 1.96 of it are a
-        95% interval by Student's t, since groups are few. NaN where they differ too much
-        (:func:`~pyro_mdm.evaluation.weights.of_repeats`)."""
+        """The log normalizing constant, nats, with its error.
+
+        The error is such that ±1.96 of it is a 95% interval, by Student's t as groups are few. It
+        is NaN where groups differ too much (:func:`~pyro_mdm.evaluation.weights.of_repeats`).
+        """
         value, error = of_repeats(self.log_weights)
         return Measured(value, float(error * reach(len(self.log_weights) - 1)) / Z95)
 
     def draws(self, n: int) -> Tensor:
-        """n draws of all groups, (n, d), by systematic resampling, in random order."""
+        """Draws from all groups by systematic resampling, in random order, (n, d).
+
+        Args:
+            n: the number of draws.
+        """
         log_weights = self.log_weights.unsqueeze(1).expand(self.values.shape[:2])
         return self.values.flatten(0, 1)[_systematic(log_weights.reshape(1, -1), n)[0]][
             torch.randperm(n)
@@ -85,16 +91,16 @@ def temper(
     moves: float = 5.0,
     most: int = 60,
 ) -> TemperedParticles:
-    """Draws of p_0 L_K from draws of p_0.
+    """Draws of p_0 L_K, up to its normalization, from draws of p_0.
 
     Args:
         particles: draws of the prior, (groups, n, d), n even.
-        prior: function log p_0, which need not be normalized.
-        likelihoods: functions log L_1, …, log L_K; NaN counts as -∞.
+        prior: the log density log p_0, which need not be normalized.
+        likelihoods: the log densities log L_1, …, log L_K; NaN counts as -∞.
         moves: the mean number of accepted moves of a particle after a step of β that leaves half
-            of the particles effective, and fewer after a smaller one. There are as many once more
-            for the way from one likelihood to the next as a whole.
-        most: largest number of moves after a step of β.
+            of the particles effective. A smaller step has fewer moves. The last step to a
+            likelihood has further moves, as many as for the whole way to it in one step.
+        most: the largest number of moves after a step of β.
 
     Raises:
         ValueError: a likelihood that is 0 at all particles of a group.
@@ -124,13 +130,13 @@ def temper(
 
 
 def _effective(log_weights: Tensor) -> Tensor:
-    """The effective part of particles with log weights (groups, n), (groups,)."""
+    """The effective fraction of particles with log weights (groups, n), (groups,)."""
     one, two = log_weights.logsumexp(1), (2 * log_weights).logsumexp(1)
     return (2 * one - two).exp() / log_weights.shape[1]
 
 
 def _next(beta: float, gain: Tensor) -> float:
-    """The next β, at most 1, at which enough particles are effective, by bisection."""
+    """The next β, at most 1, that leaves enough particles effective, by bisection."""
     low, high = beta, 1.0
 
     def is_enough(after: float) -> bool:
@@ -145,7 +151,7 @@ def _next(beta: float, gain: Tensor) -> float:
 
 
 def _systematic(log_weights: Tensor, n: int) -> Tensor:
-    """Places (groups, n) of particles with log weights (groups, m), resampled systematically."""
+    """The indices (groups, n) of particles resampled by log weights (groups, m)."""
     cumulative = log_weights.softmax(1).cumsum(1)
     start = torch.rand(len(cumulative), 1, dtype=cumulative.dtype)
     at = (torch.arange(n, dtype=cumulative.dtype) + start) / n
@@ -155,7 +161,7 @@ def _systematic(log_weights: Tensor, n: int) -> Tensor:
 
 
 class _Law:
-    """Particles and the densities of all laws at them, (groups, n), float64."""
+    """Particles with their densities under prior and likelihoods, (groups, n), float64."""
 
     def __init__(self, u: Tensor, prior: Density) -> None:
         self.u, self._prior = u, prior
@@ -166,31 +172,35 @@ class _Law:
 
     @staticmethod
     def _evaluated(density: Density | None, u: Tensor) -> Tensor:
-        """A density at u (groups, n, d), (groups, n)."""
+        """A log density at u (groups, n, d), (groups, n) float64."""
         if density is None:
             return torch.zeros(u.shape[:2], dtype=torch.float64)
         value = density(u.flatten(0, 1)).double().reshape(u.shape[:2])
         return value.nan_to_num(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
 
     def aim_at(self, likelihood: Density) -> None:
-        """Take the law that was reached for the old one, and a likelihood for the new."""
+        """Take the last likelihood for the old one, and another for the new one."""
         self._old, self._new = self._new, likelihood
         self.old, self.new = self.new, self._evaluated(likelihood, self.u)
 
     @property
     def gain(self) -> Tensor:
-        """log L_k - log L_{k-1}."""
+        """The difference log L_k − log L_{k-1}, (groups, n)."""
         return self.new - self.old
 
     def choose(self, places: Tensor) -> None:
-        """Particles at these places, (groups, n)."""
+        """Replace the particles by those with the given indices, (groups, n)."""
         self.u = self.u.gather(1, places.unsqueeze(-1).expand_as(self.u))
         self.log_p, self.old, self.new = (
             value.gather(1, places) for value in (self.log_p, self.old, self.new)
         )
 
     def move(self, beta: float, scale: float, moves: float, most: int) -> tuple[float, float]:
-        """Metropolis moves; the scale of differences, adapted, and the part that is accepted."""
+        """Move the particles by Metropolis steps.
+
+        Returns:
+            The adapted scale of differences, and the accepted fraction of the moves.
+        """
         total, shares = 0.0, list[float]()
         # resampled particles are copies of each other until they have moved
         order = torch.rand(self.u.shape[:2]).argsort(1)
@@ -222,6 +232,7 @@ class _Law:
         apart = other[rows, first] - other[rows, second]
         low, high = SCALES
         factor = (low + (high - low) * torch.rand(len(u), n, 1)).exp()
+        # 2.38 / √(2 d) is optimal for differences of a Gaussian (ter Braak)
         factor = scale * 2.38 / math.sqrt(2 * d) * factor
         factor = torch.where(torch.rand(len(u), n, 1) < JUMPS, 1.0, factor)
         there = u + factor * apart + JITTER * spread * torch.randn_like(u)

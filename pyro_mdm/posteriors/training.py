@@ -1,4 +1,4 @@
-"""Simulations to learn from, and training with the weights that validation finds best."""
+"""Simulations for training, and training that keeps the weights with the lowest validation loss."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from pyro_mdm.training import Trainer
 __all__ = ["VALIDATED", "TrainingOptions", "to_learn_from", "train"]
 
 WARM_UP = 100
-"""Steps in which the learning rate rises."""
+"""The number of steps in which the learning rate rises."""
 VALIDATED = 1000
-"""Simulations, at most a tenth, that the loss is validated on."""
+"""The most simulations of the validation data, which are a tenth of all or fewer."""
 
 
 class TrainingOptions(NamedTuple):
-    """Options of training."""
+    """The options of training."""
 
-    steps: int
-    batch_size: int  # simulations of a step
-    learning_rate: float  # of Adam, the highest
+    steps: int  # the number of steps
+    batch_size: int  # the number of simulations of a step
+    learning_rate: float  # the highest learning rate of Adam
     progress: bool = False  # whether to show a progress bar
 
 
@@ -50,21 +50,22 @@ def to_learn_from(
     leave_out: bool = False,
     **how: Any,
 ) -> Iterator[Draws]:
-    """Simulations in a random order, and a random state of its own, in which all is learned.
+    """A context with simulations in random order, and its own random state for training.
 
     Args:
         program: the simulator, without arguments.
-        draws: simulations, (n, *shape) by site, or where they are (:func:`read_draws`); None: new
-            ones.
+        draws: simulations, (n, *shape) by site, or the path of their file or folder
+            (:func:`read_draws`); None: new simulations.
         simulations: the number of new simulations.
-        options: options of the training.
-        names: the sites of parameters and data.
-        seed: the seed of that state.
+        options: the options of the training.
+        names: the names of the sites of parameters and data.
+        seed: the seed of the random state.
         leave_out: whether simulations with NaN or infinite numbers are left out.
-        how: options of :func:`simulate`.
+        how: further options of :func:`simulate`.
 
     Raises:
-        ValueError: numbers that are too small; what :func:`simulate` and :func:`shuffled` refuse.
+        ValueError: numbers that are too small; as for :func:`simulate`, :func:`read_draws` and
+            :func:`shuffled`.
     """
     check_count("simulations", simulations, "the number of draws that are learned from", 2)
     check_count("steps", options.steps, "the number of training steps")
@@ -90,22 +91,25 @@ def train(
     *,
     largest_gradient: float,
 ) -> float:
-    """The mean loss on held-out simulations, nats, of the weights that a module is left with.
+    """Train a module, and keep the weights with the lowest loss on validation data.
 
-    These are moving averages, see :class:`~pyro_mdm.training.Trainer`. Of those looked at, at the
-    start too, they are the ones whose loss on a tenth of the simulations, the last ones, is least.
-    So what few simulations do not tell is not learned.
+    The validation data are the last tenth of the simulations, at most 1,000. Weights are moving
+    averages (:class:`~pyro_mdm.training.Trainer`). The initial weights are compared too, so that
+    nothing is learned from too few simulations that does not hold for others.
 
     Args:
-        module: module that is trained. It is in evaluation mode in the end.
-        loss: function that is called with the indices of simulations, (b,) int64, and returns their
-            mean loss.
+        module: the module. It is in evaluation mode afterwards.
+        loss: the function that takes the indices of simulations, (b,) int64, and returns their mean
+            loss, nats.
         n: the number of simulations.
-        options: options of Adam, whose learning rate has a cosine schedule that ends at 0.
+        options: the options of Adam, whose learning rate has a cosine schedule that ends at 0.
         largest_gradient: the norm at which gradients are clipped.
 
+    Returns:
+        The mean validation loss of the weights that are kept, nats.
+
     Raises:
-        FloatingPointError: the loss is no number.
+        FloatingPointError: a loss that is not finite.
     """
     held_out = min(VALIDATED, n // 10)
     rows = torch.arange(n - held_out, n)
@@ -114,7 +118,7 @@ def train(
         return loss(torch.randint(n - held_out, (options.batch_size,)))
 
     def of_validation() -> Tensor:
-        torch.manual_seed(0)
+        torch.manual_seed(0)  # weights are compared by the same noise
         return torch.stack([loss(rows) for _ in range(4)]).mean()
 
     trainer = Trainer(
