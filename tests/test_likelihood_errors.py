@@ -132,7 +132,7 @@ def test_halves_of_simulations_say_how_far_their_mean_is_off() -> None:
         for row in numbers:
             order = torch.rand(members, n).argsort(1)[:, : n // 2]
             halves = row[order].mean(1) + noise * torch.randn(members)
-            found = LearnedEvidence.of([Measured(float(value), noise) for value in halves])
+            found = LearnedEvidence.from_members([Measured(float(value), noise) for value in halves])
             intervals.append(abs(found.mean) < 1.96 * found.whole.standard_error)
         held.append(sum(intervals) / repeats)
     error = 5 * math.sqrt(0.05 * 0.95 / repeats)
@@ -144,7 +144,7 @@ def test_both_errors_are_printed() -> None:
     found = LearnedEvidence(-12.345678, 0.0123, 0.21)
     assert str(found) == "log evidence -12.346 ± 0.012 (Monte Carlo) ± 0.21 (learning)"
     assert found.whole == (-12.345678, 0.21)
-    alike = LearnedEvidence.of([Measured(-3.0, 0.1)] * 3)
+    alike = LearnedEvidence.from_members([Measured(-3.0, 0.1)] * 3)
     assert alike.learning == 0.0 and alike.monte_carlo == pytest.approx(0.1 / math.sqrt(3))
 
 

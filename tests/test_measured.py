@@ -530,8 +530,8 @@ RECOUNTED: list[tuple[str, str, Callable[[], bool]]] = [
     ),
     (
         "index",
-        "On three other programs the diffusion keeps modes that other guides lose, and on two of "
-        "these it has the worse bound",
+        "On three other Pyro programs the diffusion keeps modes that other guides lose, and on "
+        "two of these it has the worse bound",
         lambda: (
             sum(
                 sides("automatic-guides-best", "theirs_less_ours", score="gap", target=target)[0]

@@ -82,7 +82,7 @@ ROLES = (
     ),
     Role("Priors", ("guide/priors",), ("MDM",)),
     Role("Simulators and their posteriors", ("guide/simulators",), (), ("posteriors",)),
-    Role("Automatic guides", ("guide/automatic",), (), ("automatic",)),
+    Role("Automatic guides", ("guide/automatic",), ("AutoMDM",), ("automatic",)),
     Role(
         "Paths",
         ("guide/pyro", "guide/mathematics"),

@@ -46,7 +46,7 @@ class LearnedEvidence(NamedTuple):
     learning: float  # by the spread among members, that of their draws included
 
     @classmethod
-    def of(cls, members: Sequence[Measured]) -> LearnedEvidence:
+    def from_members(cls, members: Sequence[Measured]) -> LearnedEvidence:
         """The evidence of the log evidences of members, two or more.
 
         Args:
@@ -267,7 +267,7 @@ class LikelihoodMembers(nn.Module):
             for member in self:
                 evidences.append(estimate(member))
                 bar.update()
-        return LearnedEvidence.of(evidences)
+        return LearnedEvidence.from_members(evidences)
 
     def posterior(
         self,
@@ -298,4 +298,4 @@ class LikelihoodMembers(nn.Module):
         )[:n]
         names = posteriors[0].draws
         draws = {name: torch.cat([one.draws[name] for one in posteriors])[order] for name in names}
-        return MemberDraws(draws, LearnedEvidence.of([one.log_evidence for one in posteriors]))
+        return MemberDraws(draws, LearnedEvidence.from_members([one.log_evidence for one in posteriors]))

@@ -239,7 +239,7 @@ def factor(repeats: int) -> pd.DataFrame:
                 integrated(one, "rate", counts) - integrated(other, "success", counts)
                 for one, other in zip(*of_both, strict=True)
             ]
-            found = LearnedEvidence.of([Measured(value, 0.0) for value in pairs])
+            found = LearnedEvidence.from_members([Measured(value, 0.0) for value in pairs])
             truth = exact_factor(counts)
             row = {"data_of": kind, "error": found.mean - truth, "learning": found.learning}
             rows.append(row | {"covered": float(covered(found, truth))})
@@ -315,7 +315,7 @@ def ricker_units(repeats: int, n: int = 5) -> pd.DataFrame:
             posterior(member.given(LOG_R.float().unsqueeze(1)).log_prob(counts).double())
             for member in members
         ]
-        found = LearnedEvidence.of([Measured(one[0], 0.0) for one in of_members])
+        found = LearnedEvidence.from_members([Measured(one[0], 0.0) for one in of_members])
         exact_value = (truth[0][0] + truth[1][0]) / 2
         shift = sum(one[1] for one in of_members) / MEMBERS - truth[0][1]
         rows.append(
