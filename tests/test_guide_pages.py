@@ -65,16 +65,23 @@ def test_a_message_that_nobody_gives_is_found_out(code: list[str]) -> None:
     assert changed != MESSAGES[0] and not any(is_part_of(changed, text) for text in code)
 
 
+def defined_by(page: str, language: str) -> dict[str, Any]:
+    """The names that the blocks of a page define, run in one namespace, one after another."""
+    text = (GUIDE / page).read_text("utf-8")
+    blocks = re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
+    assert len(blocks) > 3
+    defined: dict[str, Any] = {"__name__": page}
+    for block in blocks:
+        exec(compile(block, page, "exec"), defined)
+    return defined
+
+
 @pytest.mark.filterwarnings("ignore:the weights have a tail")  # of a guide that is hardly trained
 def test_answers_run_one_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one namespace, which the first block begins."""
     monkeypatch.chdir(tmp_path)
-    text = (GUIDE / "how-do-i.md").read_text("utf-8")
-    blocks = re.findall(r"^```\{code-block\} python\n(.*?)^```", text, re.M | re.S)
-    assert len(blocks) > 10 and text.count("\n### … ") >= 20
-    defined: dict[str, Any] = {"__name__": "answers"}
-    for block in blocks:
-        exec(compile(block, "how-do-i.md", "exec"), defined)
+    assert (GUIDE / "how-do-i.md").read_text("utf-8").count("\n### … ") >= 20
+    defined = defined_by("how-do-i.md", r"\{code-block\} python")
     assert defined["samples"].shape == (64, 2) and defined["restored"].shape == (4, 2)
     assert (tmp_path / "mine" / "model.safetensors").exists()
 

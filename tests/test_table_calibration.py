@@ -87,7 +87,7 @@ def test_what_calibration_says_is_counted() -> None:
     truth = np.array([0, 0, 0, 1, np.nan])
     place = torch.tensor([0, 1, 10, 18])
     said = str(TableCalibration(Calibration({"x": place}, 19), {"x": u}, {"y": (p, truth)}))
-    assert "hold 50.0% ±" in said and "of 4 numbers" in said
+    assert "contain 50.0% ±" in said and "of 4 numbers" in said
     assert "of 4 categories 75.0% are the most probable one, and 60.0% are predicted" in said
 
 
