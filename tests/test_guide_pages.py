@@ -87,6 +87,8 @@ def test_answers_run_one_after_another(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the chains have not mixed")  # which a hundred draws may not
+@pytest.mark.filterwarnings("ignore:the weights have a tail")
 def test_an_automatic_guide_is_checked_and_made_from_draws() -> None:
     """The blocks after the first, which runs alone, go on from it."""
     defined = defined_by("automatic.md", r"(?:python|\{code-block\} python)")

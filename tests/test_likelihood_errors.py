@@ -132,7 +132,8 @@ def test_halves_of_simulations_say_how_far_their_mean_is_off() -> None:
         for row in numbers:
             order = torch.rand(members, n).argsort(1)[:, : n // 2]
             halves = row[order].mean(1) + noise * torch.randn(members)
-            found = LearnedEvidence.from_members([Measured(float(value), noise) for value in halves])
+            evidences = [Measured(float(value), noise) for value in halves]
+            found = LearnedEvidence.from_members(evidences)
             intervals.append(abs(found.mean) < 1.96 * found.whole.standard_error)
         held.append(sum(intervals) / repeats)
     error = 5 * math.sqrt(0.05 * 0.95 / repeats)

@@ -298,4 +298,5 @@ class LikelihoodMembers(nn.Module):
         )[:n]
         names = posteriors[0].draws
         draws = {name: torch.cat([one.draws[name] for one in posteriors])[order] for name in names}
-        return MemberDraws(draws, LearnedEvidence.from_members([one.log_evidence for one in posteriors]))
+        evidences = [posterior.log_evidence for posterior in posteriors]
+        return MemberDraws(draws, LearnedEvidence.from_members(evidences))

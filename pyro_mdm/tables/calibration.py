@@ -66,8 +66,8 @@ class TableCalibration:
             by_chance = self.ranks.smallest > 0.05
             word = "uniform, as far as this test shows" if by_chance else "NOT uniform"
             lines.append(
-                f"{LEVEL:.0%} intervals contain {share:.1%} ± {error:.1%} of {present.sum()} numbers; "
-                f"ranks are {word} (smallest p-value of {len(self.pit)} columns, times their "
+                f"{LEVEL:.0%} intervals contain {share:.1%} ± {error:.1%} of {present.sum()} "
+                f"numbers; ranks are {word} (smallest p-value of {len(self.pit)} columns, times their "
                 f"number: {self.ranks.smallest:.2g})"
             )
         if self.classes:
