@@ -67,8 +67,8 @@ class TableCalibration:
             word = "uniform, as far as this test shows" if by_chance else "NOT uniform"
             lines.append(
                 f"{LEVEL:.0%} intervals contain {share:.1%} ± {error:.1%} of {present.sum()} "
-                f"numbers; ranks are {word} (smallest p-value of {len(self.pit)} columns, times their "
-                f"number: {self.ranks.smallest:.2g})"
+                f"numbers; ranks are {word} (smallest p-value of {len(self.pit)} columns, times "
+                f"their number: {self.ranks.smallest:.2g})"
             )
         if self.classes:
             right, sure = (np.concatenate(values) for values in zip(*self._hits(), strict=True))
