@@ -139,7 +139,7 @@ def parents_of(
         seeds: the seeds of the runs.
 
     Returns:
-        The names of sites by the name of the site that they feed: all that do, and possibly more.
+        The names of the sites that feed a site, and possibly of more, by its name.
     """
     parents: dict[str, frozenset[str]] = {}
 
