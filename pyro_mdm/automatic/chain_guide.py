@@ -16,10 +16,10 @@ from pyro.ops.provenance import detach_provenance
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_mdm.automatic.bidirectional import parameters
 from pyro_mdm.automatic.chain import Annealed, Chain, Ratio, Reversed
 from pyro_mdm.automatic.density import ProgramDensity, is_enumerated, run
 from pyro_mdm.automatic.draws import row, unconstrained
-from pyro_mdm.automatic.gap import parameters
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.presets import VPSDE
 from pyro_mdm.posteriors.guide import ImportanceWeights
@@ -199,7 +199,9 @@ class ChainGuide(AutoMultivariateNormal):
         self.get_base_dist()
 
     def rows(self, draws: object, /, *args: Any, **kwargs: Any) -> Tensor:
-        """Unconstrained latents (n, latent_dim) of draws by site, as :meth:`fit` takes them."""
+        """Unconstrained latents (n, latent_dim) of draws by site.
+
+        The draws are as in ``AutoMDM.fit``."""
         self.set_up(*args, **kwargs)
         return unconstrained(draws, self.latents())
 

@@ -60,7 +60,7 @@ class Distance(NamedTuple):
 
     @property
     def is_large(self) -> bool:
-        """Whether it is above :data:`LARGE` and twice its noise."""
+        """Whether it is above 0.1 and twice its noise."""
         return self.value > max(LARGE, 2 * self.noise)
 
     def __str__(self) -> str:
@@ -76,7 +76,7 @@ class Agreement:
             numbers, or half the sum of differences of probabilities of levels.
         pairs: the difference of the correlation of each pair, by ranks of numbers, or by the scores
             of levels that are most correlated.
-        rules: the number of pairs of values that no row has, though at least :data:`EXPECTED` rows
+        rules: the number of pairs of values that no row has, though at least 12 rows
             would by chance.
         broken: the fraction of samples that have such a pair.
         rows, samples: columns by name, as for :func:`pyro_mdm.plots.tables.pairs_figure`.
@@ -281,7 +281,7 @@ def _events(column: Column, codes: Values) -> Values:
 def _forbidden(
     columns: list[Column], rows: Values
 ) -> Iterator[tuple[tuple[int, float], tuple[int, float]]]:
-    """Pairs of events of two columns that no row has, though :data:`EXPECTED` rows would if the
+    """Pairs of events of two columns that no row has, though 12 rows would if the
     columns were independent."""
     events = [_events(column, rows[:, j]) for j, column in enumerate(columns)]
     for i, j in itertools.combinations(range(len(columns)), 2):

@@ -68,7 +68,7 @@ def fewest_bends(
         lower, upper: the ends between which the line must stay.
 
     Returns:
-        Points (w_i, x_i) from the least to the largest value; None: more than 34 bends.
+        Points of the line, from the least to the largest value, or None for more than 34 bends.
     """
     x = torch.special.ndtri(torch.from_numpy(share)).numpy()
     error = np.sqrt(share * (1 - share) / number) * math.sqrt(2 * math.pi) * np.exp(x**2 / 2)
