@@ -519,7 +519,7 @@ def test_the_program_scores_ranks_and_draws(
     exact = number("of the exact posterior")  # which is Gaussian, where ours starts
     assert abs(gaussian - exact) < 0.5 and abs(gaussian - ours) < 0.5
     assert number("ours − the prior's, paired") == pytest.approx(ours - prior, abs=0.02)
-    assert number("ours less the Gaussian's, paired") == pytest.approx(ours - gaussian, abs=0.02)
+    assert number("ours − the Gaussian's, paired") == pytest.approx(ours - gaussian, abs=0.02)
     own = tmp_path / "mine.py"
     own.write_text(
         "import pyro, torch\nimport pyro.distributions as dist\n"

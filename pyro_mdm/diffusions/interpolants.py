@@ -177,11 +177,11 @@ class Interpolant(LinearSDE):
 
 
 class VE(Interpolant):
-    """The variance-exploding SDE: α = 1, σ(s)² = σ_min² ((σ_max/σ_min)^{2s} - 1).
+    """The variance-exploding SDE, ``α = 1``, ``σ(s)² = σ_min² ((σ_max/σ_min)^{2s} - 1)``.
 
     Args:
         sigma_min: σ grows geometrically from about here, with the time 0 for the data themselves.
-        sigma_max: where it ends, σ(T)² = σ_max² - σ_min². It is to cover the data: the prior does
+        sigma_max: the end of σ, σ(T)² = σ_max² - σ_min². It is to cover the data: the prior does
             not know where they are. By default 50, or what ``min_log_snr`` needs.
         prior_variance, max_log_snr, min_log_snr: as for :class:`Interpolant`.
 
@@ -211,7 +211,7 @@ class VE(Interpolant):
 
 
 class SubVP(Interpolant):
-    """The sub-VP SDE: α = e^{-b/2}, σ = 1 - e^{-b}, with b the integral of β.
+    """The sub-VP SDE, ``α = e^{-b/2}``, ``σ = 1 - e^{-b}``, where b is the integral of β.
 
     Args:
         beta: β(s), :class:`~pyro_mdm.diffusions.LinearBeta` 0.1 → 20 by default.
@@ -230,7 +230,7 @@ class SubVP(Interpolant):
 
 
 class RectifiedFlow(Interpolant):
-    """The straight interpolant α = 1 - s, σ = s, cut at both ends.
+    """The straight interpolant, ``α = 1 - s``, ``σ = s``, cut at both ends.
 
     Args:
         min_log_snr: λ(T);  options: ``prior_variance`` and ``max_log_snr`` of :class:`Interpolant`.
@@ -244,7 +244,7 @@ class RectifiedFlow(Interpolant):
 
 
 class Cosine(Interpolant):
-    """The interpolant α = cos(π s / 2), σ = sin(π s / 2), cut at both ends.
+    """The cosine interpolant, ``α = cos(π s / 2)``, ``σ = sin(π s / 2)``, cut at both ends.
 
     It preserves a variance of 1, that of the prior, and is the cosine schedule without its offset,
     which the cut replaces.

@@ -196,7 +196,7 @@ class DriftAndDispersion(Constant):
 
 
 class MomentumVE(LinearSDE):
-    r"""Momentum over a variance that explodes, K = 2: dx = v β ds, dv = sqrt(β) dB.
+    r"""Momentum over a variance that explodes, K = 2, ``dx = v β ds``, ``dv = √β dB``.
 
     Nothing is damped and nothing pulls back: x is the integral of a Brownian motion, so that its
     paths have a derivative, and Σ grows like ``[[τ³/3, τ²/2], [τ²/2, τ]]`` with the clock time τ =

@@ -21,7 +21,7 @@ __all__ = ["ALDA", "CLD", "HOLD", "LearnedDiffusion", "MALDA", "VPSDE"]
 
 
 class VPSDE(LinearDiffusion):
-    """The variance-preserving SDE, K = 1: Q = 0, D = ½ (Song et al. 2021).
+    """The variance-preserving SDE, K = 1, ``Q = 0``, ``D = ½`` (Song et al. 2021).
 
     Keyword arguments are those of :class:`LinearDiffusion`.
     """
@@ -111,7 +111,7 @@ class ALDA(LinearDiffusion):
 
 
 class HOLD(LinearDiffusion):
-    r"""High-order Langevin diffusion, a critically damped chain x ↔ v_1 ↔ … ↔ v_{K-1} of any order.
+    r"""High-order Langevin diffusion: a critically damped chain of x and K - 1 auxiliary variables.
 
         Q = Σ_i γ_i (E_{i+1,i} - E_{i,i+1}),    D = diag(0, …, 0, K),    Σ_∞ = I
 
@@ -150,7 +150,7 @@ def _critical_couplings(K: int) -> list[Fraction]:
 
 
 class LearnedDiffusion(LearnedFamily):
-    r"""A learned diffusion: Q = W - Wᵀ, D = B Bᵀ (the paper), and optionally its clock.
+    r"""A learned diffusion, ``Q = W - Wᵀ``, ``D = B Bᵀ`` (the paper), and optionally its clock.
 
     W is strictly lower triangular, so that every skew Q is reached once; B is (K, rank) without
     constraint, so that D may be singular and CLD, MALDA and ALDA are members of the family. It
