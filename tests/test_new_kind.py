@@ -25,7 +25,7 @@ from tests.problems import Silent
 
 ENDS = {"max_log_snr": 7.0, "min_log_snr": -9.0}
 SAMPLERS = [
-    samplers.Ancestral(60),
+    samplers.Ancestral(240),  # of first order: its variance is an eighth too low at 60
     samplers.EulerMaruyama(300),
     samplers.ExponentialIntegrator(20),
     samplers.StochasticExponentialIntegrator(30),
