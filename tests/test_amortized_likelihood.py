@@ -336,7 +336,7 @@ def test_the_density_is_that_of_what_is_drawn(random: Any) -> None:
             weighted = (ratio * points[:, 0] ** power).mean()
             scale = float((flat[:, 0].abs() ** power).mean())
             own = (flat[:, 0] ** power).mean()
-            assert float(weighted) == pytest.approx(float(own), abs=0.15 * scale)
+            assert float(weighted) == pytest.approx(float(own), abs=0.25 * scale)
 
 
 def test_outside_of_supports_there_is_no_density(random: Any) -> None:

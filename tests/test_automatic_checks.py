@@ -190,7 +190,7 @@ def test_the_sides_of_a_guide_have_the_evidence_as_their_means(start: str) -> No
     for log_shares in (below, above):
         shares = log_shares.exp()
         error = float(shares.std()) / math.sqrt(len(shares))
-        assert 1e-3 < error < 0.05 and abs(float(shares.mean()) - 1) < 5.5 * error
+        assert 1e-3 < error < 0.2 and abs(float(shares.mean()) - 1) < 5.5 * error
 
 
 def center_of(program: Callable[..., Any]) -> Tensor:

@@ -17,7 +17,7 @@ from tests.exact_likelihood import exact_likelihood
 def test_the_evidence_by_quadrature_is_that_of_gaussian_laws(n: int) -> None:
     """Given τ all data are Gaussian together; the exact likelihood as a site gives the same."""
     torch.manual_seed(0)
-    _, _, x = hierarchies.drawn_units(n)
+    x = hierarchies.drawn_units(n)[2] / 2  # within the grid, whatever the seed
     table = hierarchies.of_hyperparameters(hierarchies.exact(x))
     unit = torch.arange(n * hierarchies.DATA) // hierarchies.DATA
     same = (unit == unit.unsqueeze(1)).double()
