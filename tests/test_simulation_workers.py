@@ -238,25 +238,26 @@ def failing() -> None:
 
 
 def test_runs_that_fail_are_counted_named_and_left_out(tmp_path: Path) -> None:
-    all_of_a = simulate(lambda: pyro.sample("a", dist.Normal(0.0, 1.0)), 40, seed=2, workers=1)["a"]
+    prior = lambda: pyro.sample("a", dist.Normal(0.0, 1.0))  # noqa: E731
+    all_of_a = simulate(prior, 120, seed=2, workers=1)["a"]
     high, low = (all_of_a > 1.0), (all_of_a < -1.0)
-    assert 0 < int(high.sum()) <= 9 and 0 < int(low.sum()) <= 9
+    assert bool(high.any()) and bool(low.any())
     first = int(high.nonzero()[0])
     with pytest.warns(UserWarning) as said:
-        drawn = simulate(failing, 40, seed=2, leave_out=True, folder=tmp_path)
+        drawn = simulate(failing, 120, seed=2, leave_out=True, folder=tmp_path)
     text = str(said[0].message)
-    assert f"{int((high | low).sum())} of 40 runs of the program are left out" in text
+    assert f"{int((high | low).sum())} of 120 runs of the program are left out" in text
     assert f"{int(high.sum())} by ArithmeticError: no convergence (run" in text
     assert f"{int(low.sum())} by NaN or infinite numbers of 'x' (run" in text
     assert str(first) in text
     assert torch.equal(drawn["a"], all_of_a[~(high | low)])
-    with pytest.warns(UserWarning, match="of 40 runs"):  # of the folder, which knows them
-        again = simulate(failing, 40, leave_out=True, folder=tmp_path)
+    with pytest.warns(UserWarning, match="of 120 runs"):  # of the folder, which knows them
+        again = simulate(failing, 120, leave_out=True, folder=tmp_path)
     assert equal(again, drawn)
     refused(
         RuntimeError,
         (
-            lambda: simulate(failing, 40, seed=2, workers=1),
+            lambda: simulate(failing, 120, seed=2, workers=1),
             rf"run {first} of the program failed \(ArithmeticError: no convergence\)",
         ),
     )
