@@ -165,7 +165,7 @@ def test_a_gaussian_law_is_its_variance(name: str, level: float) -> None:
     ]
     z, log_snr = normal(0, 3, D), torch.tensor([-4.0, 0.0, 5.0]).double()
     each = [score.x_hat(z, log_snr) for score in found]
-    torch.testing.assert_close(*each, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(*each, rtol=1e-3, atol=1e-3)  # twenty iterations of a search
     same = torch.zeros(3).double()  # where measurements have one variance given any z
     fits = [score.given_obs(z, same).fit for score in found]
     apart = fits[1] - fits[0]  # the constants of the law

@@ -68,6 +68,7 @@ def test_draws_have_the_law_of_the_program() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.other_processes
 def test_draws_are_the_same_on_any_number_of_workers(tmp_path: Path) -> None:
     one = simulate(program, 6, seed=5, workers=1)
     two = simulate(program, 6, seed=5, workers=2, folder=tmp_path)
