@@ -17,7 +17,7 @@ from pyro_mdm.posteriors.reading import (
     read_program,
 )
 from pyro_mdm.posteriors.simulation import simulate
-from pyro_mdm.posteriors.site import DataDistribution
+from pyro_mdm.posteriors.site import DataDistribution, LearnedLikelihood
 from pyro_mdm.posteriors.stored import read_draws
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "DataSite",
     "ImportanceWeights",
     "LearnedEvidence",
+    "LearnedLikelihood",
     "LikelihoodMembers",
     "LinearGaussian",
     "LocalGuide",

@@ -59,7 +59,7 @@ from pyro_mdm.posteriors.reading import (
     read_program,
 )
 from pyro_mdm.posteriors.simulation import simulate
-from pyro_mdm.posteriors.site import DataDistribution
+from pyro_mdm.posteriors.site import LearnedLikelihood
 from pyro_mdm.posteriors.tempering import GROUPS, Density, temper
 from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from
 from pyro_mdm.pretrained import PretrainedError
@@ -91,7 +91,7 @@ class PosteriorDraws(NamedTuple):
     acceptance: float  # the accepted fraction of the moves at the posterior
 
 
-class AmortizedLikelihood(nn.Module):
+class AmortizedLikelihood(LearnedLikelihood):
     """The likelihood p(x | θ) for any θ, a density that is differentiable in θ and x.
 
     :meth:`fit` makes a likelihood and trains it. :meth:`sample` draws data, and :meth:`posterior`
@@ -474,34 +474,6 @@ class AmortizedLikelihood(nn.Module):
 
     # -- densities and draws -----------------------------------------------------------------------
 
-    def given(
-        self,
-        theta: Mapping[str, Tensor] | Tensor,
-        *,
-        sites: str | Sequence[str] | None = None,
-        plates: Mapping[str, int] | None = None,
-        datum_of: str | None = None,
-        known_only: bool = False,
-    ) -> DataDistribution:
-        """The distribution of data given θ, for a sample site of any program.
-
-        Args:
-            theta: parameters by site, (*batch, *shape), or the values of a single site.
-            sites: the names of the data's sites in a value, of whole factors; None: all.
-            plates: the numbers of data in plates along which they are exchangeable, by name; those
-                of the simulator by default.
-            datum_of: the name of such a plate, if a value is one datum of it; None: a value is a
-                whole simulation.
-            known_only: whether parameters unlike all simulated ones (:meth:`outside`) have the
-                density 0.
-
-        Raises:
-            ValueError: as for :class:`~pyro_mdm.posteriors.DataDistribution`.
-        """
-        return DataDistribution(
-            self, theta, sites=sites, plates=plates, datum_of=datum_of, known_only=known_only
-        )
-
     def log_prob(
         self,
         data: Mapping[str, Tensor],
@@ -555,28 +527,12 @@ class AmortizedLikelihood(nn.Module):
                 total = total + law.log_prob(block, inputs_of(inputs, factor), steps)
         return total
 
-    @torch.no_grad()
-    def sample(
+    def drawn(
         self,
         theta: Mapping[str, Tensor],
-        *,
-        plates: Mapping[str, int] | None = None,
-        sites: Sequence[str] | None = None,
-        seed: int | None = None,
+        plates: Mapping[str, int] | None,
+        sites: Sequence[str] | None,
     ) -> Draws:
-        """Random data, (n, *shape) by site, one datum for each θ.
-
-        Args:
-            theta: parameters by site, (n, *shape).
-            plates: the numbers of data in plates along which they are exchangeable, by name; those
-                of the simulator by default.
-            sites: the names of the sites that are drawn, of whole factors; None: all.
-            seed: the seed of the draws; None: the global generator.
-
-        Raises:
-            ValueError: parameters that are NaN or outside of their support; a plate along which
-                data are not exchangeable.
-        """
         values = self.sites.values(theta)
         plates = check_plates(self.structure, plates)
         if outside := int((~self.sites.inside(values)).sum()):
@@ -585,13 +541,10 @@ class AmortizedLikelihood(nn.Module):
             )
         drawn: Draws = {}
         inputs = self._inputs(values)
-        with torch.random.fork_rng(devices=[], enabled=seed is not None):
-            if seed is not None:
-                torch.manual_seed(seed)
-            for factor, law in self._chosen(sites):
-                size = plates.get(factor.plate or "", factor.size)
-                with evaluating(law):
-                    drawn |= values_by_site(factor, law.sample(inputs_of(inputs, factor), size))
+        for factor, law in self._chosen(sites):
+            size = plates.get(factor.plate or "", factor.size)
+            with evaluating(law):
+                drawn |= values_by_site(factor, law.sample(inputs_of(inputs, factor), size))
         return {name: drawn[name] for name in self.observed if name in drawn}
 
     @torch.no_grad()

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from pyro_mdm.evaluation.estimates import Z95
 from pyro_mdm.posteriors.laws import DataBounds
 from pyro_mdm.posteriors.likelihood import AmortizedLikelihood
-from pyro_mdm.posteriors.reading import Draws, Structure
-from pyro_mdm.posteriors.site import DataDistribution
+from pyro_mdm.posteriors.reading import Draws
+from pyro_mdm.posteriors.site import LearnedLikelihood
 from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from
 from pyro_mdm.pretrained import PretrainedError
 from pyro_mdm.support.checks import check_count
@@ -77,7 +77,7 @@ class MemberDraws(NamedTuple):
     log_evidence: LearnedEvidence
 
 
-class LikelihoodMembers(nn.Module):
+class LikelihoodMembers(LearnedLikelihood):
     """Likelihoods of one simulator, each learned from a random half of the simulations.
 
     Together they are one likelihood, the mean of the members' densities of a simulation
@@ -114,6 +114,7 @@ class LikelihoodMembers(nn.Module):
                 f"a member is of the sites {odd[0]} and the first of {sites[0]}, expected the same"
             )
         self.members = nn.ModuleList(members)
+        self.structure = members[0].structure
 
     @classmethod
     def fit(
@@ -207,11 +208,6 @@ class LikelihoodMembers(nn.Module):
     def __iter__(self) -> Iterator[AmortizedLikelihood]:
         return iter(self.members)  # type: ignore[arg-type]
 
-    @property
-    def structure(self) -> Structure:
-        """The structure of the program's parameters and data."""
-        return next(iter(self)).structure
-
     def bounds(self) -> list[DataBounds]:
         """The bounds of the numbers of a datum, of each factor."""
         return next(iter(self)).bounds()
@@ -226,27 +222,6 @@ class LikelihoodMembers(nn.Module):
             ValueError: as for :meth:`AmortizedLikelihood.outside`.
         """
         return torch.stack([member.outside(theta) for member in self]).all(0)
-
-    def given(
-        self,
-        theta: Mapping[str, Tensor] | Tensor,
-        *,
-        sites: str | Sequence[str] | None = None,
-        plates: Mapping[str, int] | None = None,
-        datum_of: str | None = None,
-        known_only: bool = False,
-    ) -> DataDistribution:
-        """The distribution of data given θ, for a sample site of any program.
-
-        Args:
-            theta, sites, plates, datum_of, known_only: as for :meth:`AmortizedLikelihood.given`.
-
-        Raises:
-            ValueError: as for :meth:`AmortizedLikelihood.given`.
-        """
-        return DataDistribution(
-            self, theta, sites=sites, plates=plates, datum_of=datum_of, known_only=known_only
-        )
 
     def log_prob(
         self,
@@ -266,31 +241,20 @@ class LikelihoodMembers(nn.Module):
         log_p = torch.stack([m.log_prob(data, theta, sites=sites) for m in self])
         return log_p.logsumexp(0) - math.log(len(self.members))
 
-    @torch.no_grad()
-    def sample(
+    def drawn(
         self,
         theta: Mapping[str, Tensor],
-        *,
-        plates: Mapping[str, int] | None = None,
-        sites: Sequence[str] | None = None,
-        seed: int | None = None,
+        plates: Mapping[str, int] | None,
+        sites: Sequence[str] | None,
     ) -> Draws:
-        """Random data, (n, *shape) by site, one datum for each θ, each by a random member.
-
-        Args:
-            theta, plates, sites, seed: as for :meth:`AmortizedLikelihood.sample`.
-
-        Raises:
-            ValueError: as for :meth:`AmortizedLikelihood.sample`.
-        """
-        with torch.random.fork_rng(devices=[], enabled=seed is not None):
-            if seed is not None:
-                torch.manual_seed(seed)
-            drawn = [m.sample(theta, plates=plates, sites=sites) for m in self]
-            n = max(map(len, drawn[0].values()))
-            which = torch.randint(len(drawn), (n,))
-        rows = torch.arange(n)
-        return {name: torch.stack([d[name] for d in drawn])[which, rows] for name in drawn[0]}
+        """Random data, each datum by a random member; arguments as for :meth:`sample`."""
+        by_member = [member.drawn(theta, plates, sites) for member in self]
+        n = max(map(len, by_member[0].values()))
+        which, rows = torch.randint(len(by_member), (n,)), torch.arange(n)
+        return {
+            name: torch.stack([drawn[name] for drawn in by_member])[which, rows]
+            for name in by_member[0]
+        }
 
     def evidence(
         self, estimate: Callable[[AmortizedLikelihood], Measured], *, progress: bool = False

@@ -12,12 +12,13 @@ of :func:`torch.func.vmap`, takes one call of the networks.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import TorchDistribution
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_mdm.posteriors.factors import (
@@ -34,13 +35,28 @@ from pyro_mdm.posteriors.reading import DataFactor, Draws, Structure
 __all__ = ["DataDistribution", "LearnedLikelihood"]
 
 
-class LearnedLikelihood(Protocol):
-    """The methods of a likelihood that can be a site."""
+class LearnedLikelihood(nn.Module, ABC):
+    """A likelihood p(x | θ) of a simulator, which can be a site of any program.
 
-    @property
-    def structure(self) -> Structure:
-        """The structure of the program's parameters and data."""
+    Attributes:
+        structure: the structure of the program's parameters and data.
+    """
 
+    structure: Structure
+
+    @abstractmethod
+    def bounds(self) -> list[DataBounds]:
+        """The bounds of the numbers of a datum, of each factor."""
+
+    @abstractmethod
+    def outside(self, theta: Mapping[str, Tensor]) -> Tensor:
+        """Whether parameters are unlike all simulated ones, (*batch,) bool.
+
+        Args:
+            theta: parameters by site, (*batch, *shape).
+        """
+
+    @abstractmethod
     def log_prob(
         self,
         data: Mapping[str, Tensor],
@@ -48,38 +64,77 @@ class LearnedLikelihood(Protocol):
         *,
         sites: Sequence[str] | None = None,
     ) -> Tensor:
-        """The log densities log p(x | θ) of n pairs, (n,), nats.
+        """The log densities log p(x | θ) of n pairs, (n,) float64, nats.
 
         Args:
             data: data by site, (n, *shape), or one datum for all, (*shape).
-            theta: parameters by site, (n, *shape).
+            theta: parameters by site, (n, *shape), or those of all data, (*shape).
             sites: the names of the data's sites, of whole factors; None: all.
         """
 
+    @abstractmethod
+    def drawn(
+        self,
+        theta: Mapping[str, Tensor],
+        plates: Mapping[str, int] | None,
+        sites: Sequence[str] | None,
+    ) -> Draws:
+        """Random data of the global generator; arguments as for :meth:`sample`."""
+
+    @torch.no_grad()
     def sample(
         self,
         theta: Mapping[str, Tensor],
         *,
         plates: Mapping[str, int] | None = None,
         sites: Sequence[str] | None = None,
+        seed: int | None = None,
     ) -> Draws:
         """Random data, (n, *shape) by site, one datum for each θ.
 
         Args:
             theta: parameters by site, (n, *shape).
-            plates: the numbers of data in plates by name; those of the simulator by default.
-            sites: the names of the data's sites, of whole factors; None: all.
-        """
+            plates: the numbers of data in plates along which they are exchangeable, by name; those
+                of the simulator by default.
+            sites: the names of the sites that are drawn, of whole factors; None: all.
+            seed: the seed of the draws; None: the global generator.
 
-    def outside(self, theta: Mapping[str, Tensor]) -> Tensor:
-        """Whether parameters are unlike all simulated ones, (n,) bool.
+        Raises:
+            ValueError: parameters that are NaN or outside of their support; a plate along which
+                data are not exchangeable.
+        """
+        with torch.random.fork_rng(devices=[], enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            return self.drawn(theta, plates, sites)
+
+    def given(
+        self,
+        theta: Mapping[str, Tensor] | Tensor,
+        *,
+        sites: str | Sequence[str] | None = None,
+        plates: Mapping[str, int] | None = None,
+        datum_of: str | None = None,
+        known_only: bool = False,
+    ) -> DataDistribution:
+        """The distribution of data given θ, for a sample site of any program.
 
         Args:
-            theta: parameters by site, (n, *shape).
-        """
+            theta: parameters by site, (*batch, *shape), or the values of a single site.
+            sites: the names of the data's sites in a value, of whole factors; None: all.
+            plates: the numbers of data in plates along which they are exchangeable, by name; those
+                of the simulator by default.
+            datum_of: the name of such a plate, if a value is one datum of it; None: a value is a
+                whole simulation.
+            known_only: whether parameters unlike all simulated ones (:meth:`outside`) have the
+                density 0.
 
-    def bounds(self) -> list[DataBounds]:
-        """The bounds of the numbers of a datum, of each factor."""
+        Raises:
+            ValueError: as for :class:`~pyro_mdm.posteriors.DataDistribution`.
+        """
+        return DataDistribution(
+            self, theta, sites=sites, plates=plates, datum_of=datum_of, known_only=known_only
+        )
 
 
 class DataDistribution(TorchDistribution):
