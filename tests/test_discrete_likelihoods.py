@@ -225,7 +225,9 @@ def test_the_posterior_and_the_evidence_of_counts_are_those_of_a_conjugate_law(
 @pytest.mark.slow
 def test_the_bayes_factor_of_the_guide_is_the_exact_one() -> None:
     """Its example with another training: what it prints."""
-    page = (Path(__file__).parents[1] / "docs/guide/simulators.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[1] / "docs/guide/simulator-likelihoods.md").read_text(
+        encoding="utf-8"
+    )
     (block,) = (part.split("```")[0] for part in page.split("```python\n") if "def bursts" in part)
     small = '"simulations": 2000, "steps": 500}'
     assert small in block

@@ -81,7 +81,12 @@ ROLES = (
         ("tables", "tables.columns"),
     ),
     Role("Priors", ("guide/priors",), ("MDM",)),
-    Role("Simulators and their posteriors", ("guide/simulators",), (), ("posteriors",)),
+    Role(
+        "Simulators and their posteriors",
+        ("guide/simulators", "guide/simulator-likelihoods"),
+        (),
+        ("posteriors",),
+    ),
     Role("Automatic guides", ("guide/automatic",), ("AutoMDM",), ("automatic",)),
     Role(
         "Paths",
