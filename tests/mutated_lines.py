@@ -199,7 +199,31 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "test_automatic_density.py::test_discrete_sites_are_summed_over_as_by_pyro[1-tenth]",
         ),
     ],
+    "pyro_mdm/automatic/bidirectional.py": [
+        (
+            "joint - guided",
+            "joint + guided",
+            "test_automatic_checks.py::test_the_gap_is_the_sum_of_both_divergences[wide]",
+        ),
+    ],
+    "pyro_mdm/automatic/checkup.py": [
+        (
+            "math.sqrt(1 / first.effective + 1 / moments.effective)",
+            "math.sqrt(1 / first.effective)",
+            "test_automatic_checks.py::test_few_draws_elsewhere_may_be_off_by_their_error",
+        ),
+        (
+            "<= max(APART, ERRORS * error)",
+            "<= 10 * max(APART, ERRORS * error)",
+            "test_automatic_checks.py::test_draws_elsewhere_are_no_agreement",
+        ),
+    ],
     "pyro_mdm/automatic/chain_guide.py": [
+        (
+            "noising_cost(ratio, u) + ratio.log_unit(u)",
+            "noising_cost(ratio, u) - ratio.log_unit(u)",
+            "test_automatic_checks.py::test_an_exact_guide_has_no_gap[diffusion0]",
+        ),
         (
             "root / root.diagonal()[:, None]",
             "root / root.diagonal()",

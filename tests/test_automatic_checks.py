@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -335,6 +336,17 @@ def test_draws_that_are_impossible_have_no_weight() -> None:
     guide.loc.data = torch.tensor([-50.0])
     weights = guide.importance(50)
     assert bool((weights.log_weights == -math.inf).all()) and weights.effective == 0
+
+
+def test_few_draws_elsewhere_may_be_off_by_their_error() -> None:
+    """By half a deviation, where that is twice the error of 16 draws and many of 4,000."""
+    x = torch.randn(16, 2)
+    x = (x - x.mean(0)) / x.std(0)
+    few = {"mean": CENTER + DEVIATION * (x + 0.5)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # R̂ of so few
+        result = solved().check(other=few)
+    assert result.distance == pytest.approx(0.5, abs=0.1) and not result.is_apart
 
 
 @pytest.mark.filterwarnings("ignore:the weights have a tail")
