@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pyro_mdm import CLD, VPSDE, AutoMDM, LearnedDiffusion, LinearDiffusion
 from pyro_mdm.automatic import Gap, gap
-from pyro_mdm.automatic.checkup import Moments, Second, checked, funnels
+from pyro_mdm.automatic.checkup import Checkup, Moments, Second, funnels, remedies_of
 from pyro_mdm.posteriors import ImportanceWeights
 
 ONES = torch.ones(3, 2)
@@ -371,6 +371,16 @@ def test_remedies_are_by_what_is_seen(program: Callable[..., Any], words: str) -
     result = made(program).check(other=None)
     assert not result.is_trusted and words in result.remedies[0]
     assert f"trust: no; {result.remedies[0]}" in repr(result)
+
+
+def test_no_shape_is_to_blame_where_both_fits_are_sure() -> None:
+    guide = made(funnel)
+    x = torch.zeros(guide.latent_dim)
+    draws = Second("draws", Moments(x, x + 1, 1e4), None)
+    sure = Checkup(ImportanceWeights(torch.zeros(4_000)), (0.0,), "chain", draws, 3.0, "", True, ())
+    assert sure.disagrees and not sure.is_thin
+    first, then, *_ = remedies_of(guide, sure, (), {})
+    assert "missed a mode" in first and "a funnel" in then
 
 
 def test_the_remedy_of_a_funnel_runs() -> None:

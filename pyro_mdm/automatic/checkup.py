@@ -17,7 +17,16 @@ from pyro_mdm.automatic.chain_guide import ChainGuide
 from pyro_mdm.automatic.density import run
 from pyro_mdm.posteriors.guide import ImportanceWeights
 
-__all__ = ["MOST_FOR_PARTICLES", "Checkup", "Moments", "Second", "checked", "second"]
+__all__ = [
+    "MOST_FOR_PARTICLES",
+    "Checkup",
+    "Moments",
+    "Second",
+    "checked",
+    "funnels",
+    "remedies_of",
+    "second",
+]
 
 FEWEST = 100
 """Draws that count, below which nothing is trusted."""
@@ -59,10 +68,10 @@ class Moments:
 
 @dataclass(frozen=True)
 class Second:
-    """What another fit, or draws of the posterior, say of the same program.
+    """The means and the evidence of another fit, or of draws of the posterior.
 
     Args:
-        name: what they are.
+        name: the kind of fit, or "draws".
         moments: their means and deviations.
         weights: their weights; None for draws, which have none.
     """
@@ -74,17 +83,17 @@ class Second:
 
 @dataclass(frozen=True)
 class Checkup:
-    """What :meth:`AutoMDM.check` found; printed, it is four lines and a remedy.
+    """The result of :meth:`AutoMDM.check`; printed, it is four lines, a verdict and a remedy.
 
     Args:
         weights: the weights of all batches together.
         tails: k̂ of each batch.
-        kept: what the fit kept: "chain", "Gaussian", or "denoiser".
+        kept: the part that the fit kept: "chain", "Gaussian", or "denoiser".
         second: the other fit; None if there is none.
         distance: the largest distance of two means, in deviations; NaN without another fit.
         distant: the latent that has it.
         is_apart: whether it is more than the errors of both explain.
-        remedies: what to do, the first thing first.
+        remedies: remedies in words, the first to be tried first.
     """
 
     weights: ImportanceWeights
@@ -98,12 +107,15 @@ class Checkup:
 
     @property
     def is_trusted(self) -> bool:
-        """Whether enough draws count, k̂ is within its limit in most batches, the evidence has an
-        error, and the other fit agrees, where there is one."""
+        """Whether the weights are not thin, and the other fit agrees, where there is one."""
+        return not (self.is_thin or self.disagrees)
+
+    @property
+    def is_thin(self) -> bool:
+        """Whether too few draws count, or k̂ is above its limit in most batches."""
         limit = _limit(len(self.weights.log_weights) // len(self.tails))
         heavy = sum(k > limit for k in self.tails) > len(self.tails) / 2
-        few = self.weights.effective < FEWEST
-        return not (self.weights.doubt or heavy or few or self.disagrees)
+        return bool(self.weights.doubt) or heavy or self.weights.effective < FEWEST
 
     @property
     def disagrees(self) -> bool:
@@ -149,7 +161,7 @@ class Checkup:
 def second(
     guide: ChainGuide, other: object, n: int, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Second:
-    """What another guide, by n draws, or draws of the posterior say of a guide's program."""
+    """The means and the evidence by n draws of another guide, or by draws of the posterior."""
     if isinstance(other, ChainGuide):
         x, log_weights = other.weighted(n, *args, **kwargs)
         weights = ImportanceWeights(log_weights)
@@ -184,13 +196,44 @@ def checked(
     result = Checkup(weights, tails, _kept(guide), other, distance, distant, is_apart, ())
     if result.is_trusted:
         return result
-    remedies = tuple(_remedies(guide, result, args, kwargs))
+    remedies = tuple(remedies_of(guide, result, args, kwargs))
     return replace(result, remedies=remedies)
 
 
-def _remedies(
+def remedies_of(
     guide: ChainGuide, result: Checkup, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Iterator[str]:
+    """Remedies in words. If both fits are sure of themselves, no shape is to blame."""
+    if result.disagrees and not result.is_thin:
+        yield _of_disagreement(guide)
+    yield from _of_shape(guide, args, kwargs)
+    if result.disagrees and result.is_thin:
+        yield _of_disagreement(guide)
+    if (rise := _rise(guide.losses)) > RISING:
+        yield (
+            f"the bound still rose in the last quarter of the updates, by {rise:.0f} standard "
+            "errors: give fit more updates"
+        )
+    yield (
+        "give the guide more steps and fit more updates"
+        + (
+            ", or take start='particles'"
+            if guide.latent_dim <= MOST_FOR_PARTICLES and guide.start != "particles"
+            else ""
+        )
+    )
+
+
+def _of_disagreement(guide: ChainGuide) -> str:
+    few = guide.latent_dim <= MOST_FOR_PARTICLES
+    return "the fits disagree, so that one has missed a mode or has not converged: " + (
+        "take start='particles', and compare two seeds of it"
+        if few and guide.start != "particles"
+        else "fit it to draws of long NUTS chains from several starts, fit(draws=…)"
+    )
+
+
+def _of_shape(guide: ChainGuide, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[str]:
     for parent, children in funnels(guide, args, kwargs).items():
         names = ", ".join(map(repr, children))
         yield (
@@ -208,26 +251,6 @@ def _remedies(
             "cover: write it as a scale mixture, or as a function of a uniform latent"
         )
         break
-    if result.disagrees:
-        few = guide.latent_dim <= MOST_FOR_PARTICLES
-        yield "the fits disagree, so that one has missed a mode or has not converged: " + (
-            "take start='particles', and compare two seeds of it"
-            if few and guide.start != "particles"
-            else "fit it to draws of long NUTS chains from several starts, fit(draws=…)"
-        )
-    if (rise := _rise(guide.losses)) > RISING:
-        yield (
-            f"the bound still rose in the last quarter of the updates, by {rise:.0f} standard "
-            "errors: give fit more updates"
-        )
-    yield (
-        "give the guide more steps and fit more updates"
-        + (
-            ", or take start='particles'"
-            if guide.latent_dim <= MOST_FOR_PARTICLES and guide.start != "particles"
-            else ""
-        )
-    )
 
 
 def funnels(
