@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pyro_mdm import CLD, VPSDE, AutoMDM, LearnedDiffusion, LinearDiffusion
 from pyro_mdm.automatic import Gap, gap
-from pyro_mdm.automatic.checkup import Checkup, Moments, Second, funnels, remedies_of
+from pyro_mdm.automatic.checkup import Checkup, Moments, Second, checked, funnels, remedies_of
 from pyro_mdm.posteriors import ImportanceWeights
 
 ONES = torch.ones(3, 2)
