@@ -329,7 +329,7 @@ def several_supports() -> None:
     ends = dist.Uniform(torch.tensor([-1.0, 2.0]), torch.tensor([0.0, 4.0]))
     pyro.sample("mixture", dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), ends))
     pyro.sample("count", dist.Poisson(theta).mask(False))
-    pyro.sample("trials", dist.Binomial(theta.ceil() + 3, 0.5))
+    pyro.sample("trials", dist.Binomial((1000 * theta).ceil() + 3, 0.5))  # another end in each run
     pyro.sample("coin", dist.Bernoulli(0.5))
     pyro.sample("hot", dist.OneHotCategorical(torch.ones(2)))
     pyro.sample("balls", dist.Multinomial(5, torch.ones(2)))
