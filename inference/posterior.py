@@ -18,19 +18,22 @@ With --data it gives the posterior of your own observation: draws in a file, pic
 their predictions, how usual the observation is for the simulator, and whether ranks are uniform
 near it. Where the Pyro program has densities, the command also prints the evidence log p(x); the
 difference of two of these, for two simulators of the same data, is the log Bayes factor.
+With --hierarchy the simulator is of one unit and --data has many: p(x | θ) is learned, and your
+hierarchical program around it has its posterior and its evidence.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from inference.commands.cli import check_positive, command_line
-from inference.folders.checkpoints import write_atomically
-from inference.folders.output import check_out, csv_bytes, png, rows_of
+from inference.posteriors.files import Files
+from inference.posteriors.hierarchy import HierarchyReport, hierarchy_named, read_units
 from inference.posteriors.observations import is_incomplete, read_observation, simulator_named
 from inference.posteriors.report import PosteriorReport
 from inference.settings.names import short_name, slug
-from pyro_mdm.posteriors import AmortizedPosterior
+from pyro_mdm.posteriors import AmortizedPosterior, LikelihoodMembers
 
 __all__ = ["posterior", "read_observation"]
 
@@ -55,6 +58,8 @@ def posterior(
     scored: int = 200,
     calibration: int = 500,
     vectorized: bool = False,
+    hierarchy: str | None = None,
+    members: int = 4,
     data: Path | None = None,
     num_samples: int = POINTS,
     near: int = 5_000,
@@ -62,7 +67,7 @@ def posterior(
     save: Path | None = None,
     seed: int = 0,
     overwrite: bool = False,
-) -> AmortizedPosterior:
+) -> AmortizedPosterior | LikelihoodMembers:
     """Learn p(θ | x) of a simulator from its draws, score it and check its calibration.
 
     Args:
@@ -77,6 +82,11 @@ def posterior(
         scored: number of new simulations whose true parameters are scored.
         calibration: number of new simulations whose true parameters are ranked.
         vectorized: whether a program of your own may be run in a plate, which is quicker.
+        hierarchy: module:Name or file.py:Name of a Pyro program of two arguments, the learned
+            likelihood and the data of many units by site; --data has them then, with a column unit
+            if it is a .csv.
+        members: number of likelihoods for --hierarchy, each from half of the simulations, whose
+            spread is the error of learning.
         data: file of an observation by site: a .json, or a .csv with a column for each site, in
             which null or an empty cell is missing. It may have true parameters too. By default a
             new simulation is observed.
@@ -86,42 +96,35 @@ def posterior(
         out: name of a .png file for draws from the posterior of the observation; by default
             posterior-<name>.png. Beside it are written -predictive.png and, with --data,
             -draws.csv.
-        save: folder for the posterior, which AmortizedPosterior.from_pretrained opens.
+        save: folder for the posterior, which AmortizedPosterior.from_pretrained opens; with
+            --hierarchy for the likelihoods, which LikelihoodMembers.from_pretrained opens.
         seed: seed of all random numbers.
         overwrite: whether the file of --out and the content of --save are replaced if they exist.
     """
-    from pyro_mdm.plots import posteriors as plots  # loads matplotlib
-
-    check_positive(simulations=simulations, steps=steps, batch_size=batch_size)
-    check_positive(learning_rate=learning_rate, scored=scored, calibration=calibration)
-    check_positive(num_samples=num_samples)
+    check_positive(simulations=simulations, steps=steps, batch_size=batch_size, scored=scored)
+    check_positive(learning_rate=learning_rate, calibration=calibration, num_samples=num_samples)
     if 0 != near < LEAST_NEAR:
         raise ValueError(
             f"--near is {near}, expected 0, or at least {LEAST_NEAR}, so that enough of them are "
             "near the observation"
         )
     chosen = simulator_named(simulator, latent, observed, vectorized=vectorized)
-    out = Path(f"posterior-{slug(simulator)}.png") if out is None else out
-    predictive, table = (out.with_name(out.stem + end) for end in ("-predictive.png", "-draws.csv"))
-    check_out(out, (".png",), overwrite=overwrite)
-    for file in (predictive, *([table] if data is not None else [])):
-        check_out(file, (file.suffix,), overwrite=overwrite)
-    if save is not None:
-        check_out(save, (), overwrite=overwrite, option="save")
+    files = Files.beside(Path(f"posterior-{slug(simulator)}.png") if out is None else out)
+    files.check(save, with_draws=data is not None, overwrite=overwrite)
+    training: dict[str, Any] = {
+        "simulations": simulations, "steps": steps, "batch_size": batch_size, "progress": True,
+        "learning_rate": learning_rate, "vectorized": chosen.vectorized, "seed": seed,
+    }  # fmt: skip
+    if hierarchy is not None:
+        program, units = hierarchy_named(hierarchy), read_units(data, chosen.observed)
+        likelihoods = LikelihoodMembers.fit(*chosen[:3], members=members, **training)
+        files.save(save, likelihoods, simulator)
+        HierarchyReport(likelihoods, program, units, num_samples, seed).write(files)
+        return likelihoods
     one = {} if data is None else read_observation(data, chosen)
     hides = is_incomplete({name: one[name] for name in chosen.observed if name in one})
-    learned = AmortizedPosterior.fit(
-        chosen.program, chosen.latent, chosen.observed,
-        simulations=simulations, missing=HIDDEN if hides else 0.0, steps=steps,
-        batch_size=batch_size, learning_rate=learning_rate, vectorized=chosen.vectorized,
-        seed=seed, progress=True,
-    )  # fmt: skip
-    if save is not None:
-        learned.save_pretrained(save)
-        print(
-            f"{save}: open it by AmortizedPosterior.from_pretrained({str(save)!r}, program), which "
-            f"needs the program of {simulator} too; the folder holds no code"
-        )
+    learned = AmortizedPosterior.fit(*chosen[:3], missing=HIDDEN if hides else 0.0, **training)
+    files.save(save, learned, simulator)
     report = PosteriorReport(learned, chosen, seed)
     truth, said = report.checks(scored, calibration)
     print(f"{short_name(simulator)}: {simulations:,} simulations, {steps:,} steps")
@@ -133,16 +136,11 @@ def posterior(
         print(report.evidence(one))
         if near:
             print(report.near(one, near))
-        columns = {name: value.tolist() for name, value in plots.posterior_columns(drawn).items()}
-        write_atomically(table, csv_bytes(rows_of(columns)))
-        print(table)
-    replicated = report.replicated(drawn, truth)
+        files.write_draws(drawn)
     parameters = {name: one[name] for name in chosen.latent if name in one}
     whole = parameters if len(parameters) == len(chosen.latent) else None
-    write_atomically(out, png(plots.posterior_figure(drawn, truth, whole)))
     observation = {name: one[name] for name in chosen.observed}
-    write_atomically(predictive, png(plots.predictive_figure(replicated, observation, truth)))
-    print(f"{out}\n{predictive}")
+    files.draw(drawn, truth, whole, report.replicated(drawn, truth), observation)
     return learned
 
 

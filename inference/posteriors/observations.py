@@ -66,7 +66,7 @@ def read_observation(path: Path, simulator: Simulator) -> dict[str, Tensor]:
             simulator.program, [*simulator.observed, *simulator.latent]
         ).items()
     }
-    content = _content(path)
+    content = content_of(path)
     if absent := [name for name in simulator.observed if name not in content]:
         raise RunError(
             f"--data {path} has no {absent[0]!r}, expected the sites of the data, "
@@ -80,7 +80,7 @@ def read_observation(path: Path, simulator: Simulator) -> dict[str, Tensor]:
         if path.suffix == ".csv" and not any(cell not in (None, "") for cell in entries[size:]):
             entries = entries[:size]  # shorter columns end in empty cells
         try:
-            value = torch.tensor(_numbers(entries), dtype=torch.get_default_dtype())
+            value = torch.tensor(numbers_of(entries), dtype=torch.get_default_dtype())
         except (TypeError, ValueError) as error:
             raise RunError(
                 f"--data {path}: {name!r} has a value that is no number ({error}), expected "
@@ -95,7 +95,12 @@ def read_observation(path: Path, simulator: Simulator) -> dict[str, Tensor]:
     return values
 
 
-def _content(path: Path) -> dict[str, Any]:
+def content_of(path: Path) -> dict[str, Any]:
+    """What a .json or a .csv has by name, the cells of a column in their order.
+
+    Raises:
+        RunError: no such file, a damaged one, or one of another kind.
+    """
     try:
         if path.suffix == ".json":
             content = json.loads(path.read_text())
@@ -114,10 +119,10 @@ def _content(path: Path) -> dict[str, Any]:
     return content
 
 
-def _numbers(value: Any) -> Any:
+def numbers_of(value: Any) -> Any:
     """Nested lists of numbers, NaN for what is missing."""
     if isinstance(value, list):
-        return [_numbers(one) for one in value]
+        return [numbers_of(one) for one in value]
     return math.nan if value is None or value == "" else float(value)
 
 

@@ -103,18 +103,8 @@ class PosteriorReport(NamedTuple):
 
     def observation(self, one: Mapping[str, Tensor], drawn: Mapping[str, Tensor]) -> str:
         """Draws of the posterior of an observation by parameter, and how usual it is, in words."""
-        from pyro_mdm.plots.posteriors import posterior_columns  # loads matplotlib
-
-        rows = [["parameter", "mean", "sd", "5%", "95%"]]
-        single = {n: one[n].unsqueeze(0) for n in self.simulator.latent if n in one}
-        true = posterior_columns(single)
-        if true:
-            rows[0].append("truth")
-        for name, value in posterior_columns(drawn).items():
-            low, high = value.quantile(value.new_tensor([0.05, 0.95])).tolist()
-            cells = [float(value.mean()), float(value.std()), low, high]
-            truth = [f"{float(true[name]):.4g}" if name in true else ""] if true else []
-            rows.append([name, *(f"{cell:.4g}" for cell in cells), *truth])
+        true = {n: one[n].unsqueeze(0) for n in self.simulator.latent if n in one}
+        rows = quantile_rows(drawn, true)
         p = float(self.learned.predictive_p_value(one))
         usual = (
             f"prior predictive p-value of the observation: {p:.2g} (small: unlike the simulations)"
@@ -175,6 +165,27 @@ class PosteriorReport(NamedTuple):
             data = Predictive(self.simulator.program, few, parallel=self.simulator.vectorized)()
         shapes = {name: truth[name].shape[1:] for name in self.simulator.observed}
         return {name: data[name].reshape(-1, *shape) for name, shape in shapes.items()}
+
+
+def quantile_rows(
+    drawn: Mapping[str, Tensor], truth: Mapping[str, Tensor] | None = None
+) -> list[list[str]]:
+    """Rows of a table of parameters, the first with its titles.
+
+    Args:
+        drawn: draws by site, (n, *shape).
+        truth: true values by site, (1, *shape), of some or no sites.
+    """
+    from pyro_mdm.plots.posteriors import posterior_columns  # loads matplotlib
+
+    true = posterior_columns(truth or {})
+    rows = [["parameter", "mean", "sd", "5%", "95%", *(["truth"] if true else [])]]
+    for name, value in posterior_columns(drawn).items():
+        low, high = value.quantile(value.new_tensor([0.05, 0.95])).tolist()
+        cells = [float(value.mean()), float(value.std()), low, high]
+        last = [f"{float(true[name]):.4g}" if name in true else ""] if true else []
+        rows.append([name, *(f"{cell:.4g}" for cell in cells), *last])
+    return rows
 
 
 def uniformity(drawn: Calibration) -> str:

@@ -87,7 +87,7 @@ SAMPLERS: dict[str, Any] = {
 
 SIMULATORS: dict[str, Any] = {"two_moons": TWO_MOONS, "linear_gaussian": LINEAR_GAUSSIAN}
 
-ASKED: dict[str, Mapping[str, Any]] = {"simulator": SIMULATORS, "operator": {}}
+ASKED: dict[str, Mapping[str, Any]] = {"simulator": SIMULATORS, "hierarchy": {}, "operator": {}}
 """The options of one program alone that are names, with the built-in names of each."""
 
 NAMED: dict[str, Mapping[str, Any]] = {

@@ -394,19 +394,6 @@ class AmortizedLikelihood(LearnedLikelihood):
         rows, batch = self.sites.rows(theta)
         return self.domain.outside(self._standardized(rows)).reshape(batch)
 
-    def fraction_outside(self, theta: Mapping[str, Tensor]) -> float:
-        """The fraction of draws that are outside (:meth:`outside`), with a warning above 0.01.
-
-        Args:
-            theta: draws by site, (*batch, *shape), such as draws of a posterior.
-
-        Raises:
-            ValueError: as for :meth:`outside`.
-        """
-        outside = self.outside(theta).reshape(-1)
-        assert self.domain is not None  # or outside would have raised
-        return warn_of_outside(self.domain, outside)
-
     def refined(
         self,
         theta: Mapping[str, Tensor],

@@ -114,7 +114,7 @@ class LikelihoodMembers(LearnedLikelihood):
                 f"a member is of the sites {odd[0]} and the first of {sites[0]}, expected the same"
             )
         self.members = nn.ModuleList(members)
-        self.structure = members[0].structure
+        self.structure, self.domain = members[0].structure, members[0].domain
 
     @classmethod
     def fit(

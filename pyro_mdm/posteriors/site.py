@@ -21,6 +21,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pyro_mdm.posteriors.domain import Domain, warn_of_outside
 from pyro_mdm.posteriors.factors import (
     check_exchangeable,
     check_plates,
@@ -40,9 +41,11 @@ class LearnedLikelihood(nn.Module, ABC):
 
     Attributes:
         structure: the structure of the program's parameters and data.
+        domain: the parameters of the simulations; None: unknown.
     """
 
     structure: Structure
+    domain: Domain | None
 
     @abstractmethod
     def bounds(self) -> list[DataBounds]:
@@ -55,6 +58,19 @@ class LearnedLikelihood(nn.Module, ABC):
         Args:
             theta: parameters by site, (*batch, *shape).
         """
+
+    def fraction_outside(self, theta: Mapping[str, Tensor]) -> float:
+        """The fraction of draws that are outside (:meth:`outside`), with a warning above 0.01.
+
+        Args:
+            theta: draws by site, (*batch, *shape), such as draws of a posterior.
+
+        Raises:
+            ValueError: as for :meth:`outside`.
+        """
+        outside = self.outside(theta).reshape(-1)
+        assert self.domain is not None  # or outside would have raised
+        return warn_of_outside(self.domain, outside)
 
     @abstractmethod
     def log_prob(
