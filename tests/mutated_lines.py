@@ -642,8 +642,8 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "test_gaps.py::test_both_sides_are_those_in_closed_form[vpsde]",
         ),
         (
-            "sides = (lower, upper, upper - lower)",
-            "sides = (lower, upper, (upper - lower) / 2)",
+            "Measured.from_values(upper - lower)",
+            "Measured.from_values(upper - lower).scaled(0.5)",
             "test_gaps.py::test_both_sides_are_those_in_closed_form[vpsde]",
         ),
         (
@@ -666,8 +666,8 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
     ],
     "pyro_mdm/measurements/twisted.py": [
         (
-            "x[kept.rows] = kept.x.to(x.dtype)",
-            "pass",
+            "kept.states[i + 1] - mean[kept.rows]",
+            "mean[kept.rows] - kept.states[i + 1]",
             "test_gaps.py::test_the_inverse_evidence_with_the_exact_draw_is_unbiased[gaussian]",
         ),
         (

@@ -149,6 +149,7 @@ def test_more_weights_close_the_gap_around_the_evidence() -> None:
         )
         assert lower.mean - 5 * lower.standard_error < evidence
         assert upper.mean + 5 * upper.standard_error > evidence
+        assert upper.mean + 5 * upper.standard_error < evidence + p.kl(q)
         assert 0 < gap.mean + 5 * gap.standard_error < whole
         whole = 0.75 * gap.mean
 
@@ -274,6 +275,11 @@ def test_an_exact_draw_stays_among_resampled_particles() -> None:
     assert bool(((counts - R / P).abs() < 5 * math.sqrt(R * 0.16)).all())
     w = torch.tensor([0.5, 0.2, 0.15, 0.1, 0.05]).double().expand(R, P)
     u = kept.offset(w, torch.rand(R, 1).double())
+    taken = kept._next + u  # uniform on the draw's own interval
+    share, end = w.gather(1, place), w.cumsum(1).gather(1, place)
+    where = 1 - (end - taken / P) / share
+    assert float(where.min()) >= -1e-9 and float(where.max()) <= 1 + 1e-9
+    assert abs(float(where.mean()) - 0.5) < 5 / math.sqrt(12 * R)
     drawn = torch.searchsorted(w.cumsum(1), (torch.arange(P) + u) / P).clamp_max(P - 1)
     assert torch.equal(kept.resampled(drawn, torch.ones(R, 1).bool()), drawn)
     assert torch.equal(drawn.gather(1, kept.place), place)

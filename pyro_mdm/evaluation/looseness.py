@@ -48,8 +48,8 @@ class Gap(NamedTuple):
     @classmethod
     def of_simulated(cls, lower: Tensor, upper: Tensor) -> Gap:
         """The gap by the bounds of simulated data sets, (n,) each, nats."""
-        sides = (lower, upper, upper - lower)
-        return cls(*map(Measured.from_values, sides), data_sets=len(lower))
+        below, above = Measured.from_values(lower), Measured.from_values(upper)
+        return cls(below, above, Measured.from_values(upper - lower), len(lower))
 
     def __repr__(self) -> str:
         between = f"{self.lower} ≤ log p(data) ≤ {self.upper} nats, {self.gap} between"
