@@ -7,7 +7,8 @@
 The second holds every program to its reference draws: how many standard errors its slope is off.
 The third fits, and writes a row for each fit as it ends. Another call goes on from there. Priors
 that are flat have no evidence of a unit; there ELBO and log Z are up to a constant, the same for
-all methods. Energy distances are of unconstrained latents.
+all methods. Energy distances are of unconstrained latents. AutoMDM takes its seconds by the clock,
+so nothing else should run beside it.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def main() -> None:
     parser.add_argument("--posteriors", nargs="+", default=[*POSTERIORS], choices=POSTERIORS)
     parser.add_argument("--methods", nargs="+", default=[*METHODS], choices=METHODS)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=30.0, help="for a fit")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of the processor, for a fit")
     parser.add_argument("--workers", type=int, default=1, help="processes at a time")
     parser.add_argument("--limit", type=float, default=1800.0, help="seconds of a process")
     parser.add_argument("--out", type=Path, default=Path("runs/posteriordb.csv"))

@@ -15,7 +15,7 @@ MOST_UPDATES = 1_000_000
 
 
 def auto_mdm(target: Target, seconds: float, seed: int) -> Fitted:
-    """The guide with its defaults, and seconds by the clock as it takes them."""
+    """The guide with its defaults, for so many seconds by the clock."""
     clock = baselines.Clock(seconds)
     pyro.set_rng_seed(seed)
     pyro.clear_param_store()
