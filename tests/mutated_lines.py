@@ -635,7 +635,41 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "test_measurements.py::test_systems_are_solved_each_with_its_own_steps",
         ),
     ],
+    "pyro_mdm/evaluation/looseness.py": [
+        (
+            "chain.times), x, path).cpu()",
+            "chain.times), x).cpu()",
+            "test_gaps.py::test_both_sides_are_those_in_closed_form[vpsde]",
+        ),
+        (
+            "Measured.from_values(upper - lower)",
+            "Measured.from_values(upper - lower).scaled(0.5)",
+            "test_gaps.py::test_both_sides_are_those_in_closed_form[vpsde]",
+        ),
+        (
+            "torch.cat([exact[None], noised[1:]])",
+            "torch.cat([exact[None], exact[None] + 0 * noised[1:]])",
+            "test_gaps.py::test_more_weights_close_the_gap_around_the_evidence",
+        ),
+    ],
+    "pyro_mdm/measurements/retained.py": [
+        (
+            "(end - share * uniform)",
+            "(end - 0 * uniform)",
+            "test_gaps.py::test_an_exact_draw_stays_among_resampled_particles",
+        ),
+        (
+            "ancestors.scatter(1, self._next, self.place)",
+            "ancestors",
+            "test_gaps.py::test_an_exact_draw_stays_among_resampled_particles",
+        ),
+    ],
     "pyro_mdm/measurements/twisted.py": [
+        (
+            "kept.states[i + 1] - mean[kept.rows]",
+            "mean[kept.rows] - kept.states[i + 1]",
+            "test_gaps.py::test_the_inverse_evidence_with_the_exact_draw_is_unbiased[gaussian]",
+        ),
         (
             "-(apart * (noise + apart / 2))",
             "-(apart * (noise + apart))",

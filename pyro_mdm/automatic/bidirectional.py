@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import pyro
 import pyro.distributions as dist
@@ -31,11 +31,12 @@ from torch.distributions import biject_to
 
 from pyro_mdm.automatic.density import run
 from pyro_mdm.automatic.draws import row
+from pyro_mdm.evaluation.looseness import Gap
 from pyro_mdm.posteriors.dependence import is_computed
 from pyro_mdm.support.checks import check_count
 from pyro_mdm.support.measured import Measured
 
-__all__ = ["Gap", "gap", "gap_by_draws", "parameters"]
+__all__ = ["gap", "gap_by_draws", "parameters"]
 
 PATHS = 64
 """Draws of a guide for each data set."""
@@ -49,21 +50,6 @@ class TwoSided(Protocol):
     def weighted(self, n: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]: ...
 
     def noised(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor: ...
-
-
-class Gap(NamedTuple):
-    """Bounds on log p(data) from both sides, nats, and what is between them."""
-
-    lower: Measured  # by draws of the guide
-    upper: Measured  # by draws of the posterior
-    gap: Measured  # upper - lower, paired by data set where data are simulated
-    data_sets: int  # number of simulated data sets; 0: the program's data, by draws handed over
-
-    def __repr__(self) -> str:
-        between = f"{self.lower} ≤ log p(data) ≤ {self.upper} nats, {self.gap} between"
-        if self.data_sets:
-            return f"{between}, in the mean of {self.data_sets} simulated data sets"
-        return f"{between}, if the draws are exact: an estimate, no bound"
 
 
 def gap(
@@ -111,13 +97,7 @@ def gap(
             guide = fit(conditioned)
             bounds = _bounds(conditioned, guide, latents, paths, *args, **kwargs)
         sides.append(torch.stack(bounds))
-    below, above = torch.stack(sides).unbind(1)
-    return Gap(
-        Measured.from_values(below),
-        Measured.from_values(above),
-        Measured.from_values(above - below),
-        data_sets=simulated,
-    )
+    return Gap.of_simulated(*torch.stack(sides).unbind(1))
 
 
 def parameters(kept: Callable[[str], bool]) -> Any:

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
-from pyro_mdm.automatic.bidirectional import Gap, gap, gap_by_draws
+from pyro_mdm.automatic.bidirectional import gap, gap_by_draws
 from pyro_mdm.automatic.chain import Reversed
 from pyro_mdm.automatic.chain_guide import ChainGuide
 from pyro_mdm.automatic.checkup import MOST_FOR_PARTICLES, Checkup, checked, second
 from pyro_mdm.automatic.fitting import Fitting
+from pyro_mdm.evaluation.looseness import Gap
 from pyro_mdm.posteriors.tempering import GROUPS
 from pyro_mdm.support.checks import check_count, check_number
 

@@ -7,7 +7,8 @@ decoder's term costs no network call unless the decoder is a network. Compared m
 data, noise levels and noise: the first variable of the state noise is that of z, whatever the
 diffusion (z itself is the same where levels are log SNR for both). Models with a simulated
 diffusion are evaluated as in :mod:`pyro_mdm.simulated.evaluation`. :func:`log_likelihood` also has
-other methods: importance weights, and the probability flow.
+other methods: importance weights, and the probability flow. :func:`bound_gap` is the distance of
+bounds from both sides on data that the model draws.
 
 Two errors are reported. The Monte Carlo error is the change that other noise for the same data
 would make, and falls with more network calls; the standard error is over the data and includes it.
@@ -27,6 +28,7 @@ from pyro_mdm.evaluation.comparison import compare, evidence_lower_bound, log_li
 from pyro_mdm.evaluation.estimates import Comparison, Difference, Estimate, Weighted
 from pyro_mdm.evaluation.flow import probability_flow
 from pyro_mdm.evaluation.importance import importance_weighted
+from pyro_mdm.evaluation.looseness import Gap, bound_gap
 from pyro_mdm.support.wings import former_names
 
 if not TYPE_CHECKING:
@@ -39,11 +41,13 @@ __all__ = [
     "Comparison",
     "Difference",
     "Estimate",
+    "Gap",
     "GaussianPosterior",
     "Weighted",
     "auxiliary_information",
     "auxiliary_use",
     "bound",
+    "bound_gap",
     "compare",
     "evidence_lower_bound",
     "importance_weighted",

@@ -28,13 +28,14 @@ from pyro_mdm.evaluation.estimates import Weighted
 from pyro_mdm.evaluation.weights import evidence
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
+from pyro_mdm.paths.chain import GenerativeChain
 from pyro_mdm.paths.likelihood import chain_of, path_weight
 from pyro_mdm.support.checks import check_count
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import progress_bar
 
-__all__ = ["draw_weights", "importance_weighted", "weighted"]
+__all__ = ["draw_weights", "importance_weighted", "path_weights", "weighted"]
 
 NUMBERS = 2**22
 """The largest number of entries of states that are weighed together, which bounds the memory."""
@@ -74,6 +75,29 @@ def importance_weighted(
     model.check_given(x)
     model = model.without_context()
     chain = chain_of(model, times)
+    weights = path_weights(model, guide, chain, x, samples, seed, progress)
+    calls = samples * (len(chain.times) - 1 + model.likelihood.network_calls)
+    return weighted("importance", weights, model.num_dims, calls)
+
+
+def path_weights(
+    model: DiffusionModel,
+    guide: DiffusionGuide,
+    chain: GenerativeChain,
+    x: Tensor,
+    samples: int,
+    seed: int,
+    progress: bool,
+) -> Tensor:
+    """Log-weights of noising paths, (samples, n) in float64.
+
+    Args:
+        model: generative program, whose context is a fixed one or none.
+        guide: noising program over the same diffusion.
+        chain: the model as a chain.
+        x: data, (n, *event_shape).
+        samples, seed, progress: as for :func:`importance_weighted`.
+    """
 
     def log_weight(rows: Tensor) -> Tensor:
         chosen, model_of_rows = x[rows], model.for_rows(rows)
@@ -82,12 +106,9 @@ def importance_weighted(
             model_of_rows, chain_of_rows, guide.law(chosen.double(), chain.times), chosen
         )
 
-    grid = chain.times
-    size = len(grid) * model.diffusion.num_variables * math.prod(model.event_shape)
+    size = len(chain.times) * model.diffusion.num_variables * math.prod(model.event_shape)
     with evaluating(model):
-        weights = draw_weights(log_weight, x, samples, size, seed, progress)
-    calls = samples * (len(grid) - 1 + model.likelihood.network_calls)
-    return weighted("importance", weights, model.num_dims, calls)
+        return draw_weights(log_weight, x, samples, size, seed, progress)
 
 
 def draw_weights(

@@ -2,6 +2,7 @@
 
 from pyro_mdm.measurements.denoiser import MeasuredDenoiser, condition_on_measurements
 from pyro_mdm.measurements.laws import Clipped, Quantized
+from pyro_mdm.measurements.looseness import twisted_smc_gap
 from pyro_mdm.measurements.measurement import Measurement
 from pyro_mdm.measurements.operators import (
     Blur,
@@ -29,4 +30,5 @@ __all__ = [
     "Quantized",
     "condition_on_measurements",
     "twisted_smc",
+    "twisted_smc_gap",
 ]

@@ -28,6 +28,7 @@ from pyro_mdm.evaluation.weights import of_repeats
 from pyro_mdm.likelihoods.base import log_prob_by_dimension
 from pyro_mdm.measurements.denoiser import Given, MeasuredDenoiser
 from pyro_mdm.measurements.operators import LinearOperator, Mask
+from pyro_mdm.measurements.retained import Kept, Retained
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.chain import check_chain
 from pyro_mdm.samplers.ancestral import Ancestral
@@ -35,7 +36,7 @@ from pyro_mdm.support.checks import check_count, check_number
 from pyro_mdm.support.measured import Measured, reach
 from pyro_mdm.support.modules import evaluating
 
-__all__ = ["Particles", "twisted_smc", "weighted_particles"]
+__all__ = ["Particles", "checked_score", "twisted_smc", "weighted_particles"]
 
 FEWEST_STEPS = 16
 """The fewest steps of a chain whose grid error is estimated by half as many: the weights of fewer
@@ -249,6 +250,7 @@ def weighted_particles(
     steps: int,
     repeats: int = 1,
     threshold: float = 0.5,
+    retained: Retained | None = None,
 ) -> Particles:
     """The particles of :func:`twisted_smc` by one chain alone, without ``grid_error``.
 
@@ -256,11 +258,13 @@ def weighted_particles(
 
     Args:
         model, num_particles, steps, repeats, threshold: as for :func:`twisted_smc`.
+        retained: an exact draw given obs, which is then a particle of each repeat; the inverse of
+            the mean weight is unbiased for 1 / p(obs).
 
     Returns:
         :class:`Particles`, whose ``grid_error`` is NaN.
     """
-    score = _checked(model)
+    score = checked_score(model)
     check_count("num_particles", num_particles, "the number of particles of a repeat", 2)
     check_count("steps", steps, "the number of steps from T to ε")
     check_count("repeats", repeats, "the number of independent runs")
@@ -268,7 +272,7 @@ def weighted_particles(
     if not 0 <= check_number("threshold", threshold, expected) <= 1:
         raise ValueError(f"threshold is {threshold}, expected {expected}; write 0.5 for a half")
     with evaluating(model):
-        x, log_w = _run(model, score, repeats, num_particles, steps, threshold)
+        x, log_w = _run(model, score, repeats, num_particles, steps, threshold, retained)
     return Particles(x, log_w, steps, Measured(math.nan, math.nan))
 
 
@@ -285,6 +289,7 @@ def _run(
     particles: int,
     steps: int,
     threshold: float,
+    retained: Retained | None,
 ) -> tuple[Tensor, Tensor]:
     """Data (R, P, *event_shape) and their log-weights (R, P)."""
     diffusion, event = model.diffusion, model.event_shape
@@ -292,13 +297,18 @@ def _run(
     kernels = posterior(diffusion, times[:-1], times[1:])
     n = repeats * particles
     y = diffusion.prior.sample((n, diffusion.num_variables, *event)).double()
+    kept = None if retained is None else Kept(retained, repeats, particles)
+    if kept is not None:
+        y[kept.rows] = kept.states[0]
     seen = _look(model, score, y, times[0])
     log_w = seen.fit.reshape(repeats, particles)
     for i in range(steps):
-        chosen, log_w = _resampled(log_w, threshold)
+        chosen, log_w = _resampled(log_w, threshold, kept)
         y, prior, x_hat, fit = (t[chosen] for t in (y, *seen))
         kernel, noise = kernels.at(i), torch.randn_like(y)
         mean = apply_matrix(kernel.gain, y) + outer(kernel.mean_coefficient, x_hat.double())
+        if kept is not None:
+            noise[kept.rows] = apply_matrix(kernel.whitener, kept.states[i + 1] - mean[kept.rows])
         y = mean + apply_matrix(torch.linalg.inv(kernel.whitener), noise)
         # log p - log q, Gaussians of one covariance, in whose units the means are `apart`
         apart = outer(kernel.signal, (x_hat - prior).double())
@@ -307,7 +317,7 @@ def _run(
             seen = _look(model, score, y, times[i + 1])
             x, later = y, seen.fit
         else:
-            x, later = _decoded(model, score, y)
+            x, later = _decoded(model, score, y, kept)
         log_w = log_w + (ratio + later - fit).reshape(log_w.shape)
     return x.reshape(repeats, particles, *event), log_w
 
@@ -319,7 +329,9 @@ def _look(model: DiffusionModel, score: MeasuredDenoiser, y: Tensor, s: Tensor) 
     return score.given_obs(z, marginal.log_snr)
 
 
-def _decoded(model: DiffusionModel, score: MeasuredDenoiser, y: Tensor) -> tuple[Tensor, Tensor]:
+def _decoded(
+    model: DiffusionModel, score: MeasuredDenoiser, y: Tensor, kept: Kept | None
+) -> tuple[Tensor, Tensor]:
     """x (n, *event_shape) from the decoder, which does not see obs, and log p(obs | x), (n,).
 
     For exact observations, the log probability of the observed entries.
@@ -327,6 +339,8 @@ def _decoded(model: DiffusionModel, score: MeasuredDenoiser, y: Tensor) -> tuple
     y, operator = y.to(model.bound_score.dtype), score.operator
     law = model.likelihood(model.diffusion, score.denoiser, y, len(model.event_shape))
     x = law.sample()
+    if kept is not None:
+        x[kept.rows] = kept.x.to(x.dtype)
     if not isinstance(score.noise, Tensor) or bool((score.noise > 0).all()):
         return x, score.log_prob_of_obs(x)
     seen: Any = operator.seen
@@ -334,7 +348,7 @@ def _decoded(model: DiffusionModel, score: MeasuredDenoiser, y: Tensor) -> tuple
     return x, log_prob_by_dimension(law, x)[:, seen].sum(1).double()
 
 
-def _resampled(log_w: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+def _resampled(log_w: Tensor, threshold: float, kept: Kept | None) -> tuple[Tensor, Tensor]:
     """The indices (R P,) of the particles that go on, and their log-weights (R, P).
 
     Repeats of a small effective number of particles are resampled systematically.
@@ -343,15 +357,17 @@ def _resampled(log_w: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     w = log_w.softmax(1)
     few = 1 / w.square().sum(1, keepdim=True) < threshold * P
     steps = torch.arange(P, device=w.device, dtype=w.dtype)
-    places = (steps + torch.rand(R, 1, device=w.device, dtype=w.dtype)) / P
-    drawn = torch.searchsorted(w.cumsum(1), places).clamp_max(P - 1)
+    offset = torch.rand(R, 1, device=w.device, dtype=w.dtype)
+    offset = offset if kept is None else kept.offset(w, offset)
+    drawn = torch.searchsorted(w.cumsum(1), (steps + offset) / P).clamp_max(P - 1)
+    drawn = drawn if kept is None else kept.resampled(drawn, few)
     chosen = torch.where(few, drawn, steps.long())
     mean = log_w.logsumexp(1, keepdim=True) - math.log(P)
     first = P * torch.arange(R, device=w.device).unsqueeze(1)
     return (first + chosen).flatten(), torch.where(few, mean, log_w)
 
 
-def _checked(model: DiffusionModel) -> MeasuredDenoiser:
+def checked_score(model: DiffusionModel) -> MeasuredDenoiser:
     score = getattr(model, "score_function", None)
     if not isinstance(score, MeasuredDenoiser):
         raise TypeError(

@@ -78,7 +78,14 @@ class GenerativeChain(GenerativeLaw):
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         lead = (*sample_shape, *self.batch_shape)
-        shape = (math.prod(lead), *self.event_shape[1:])
+        path = self.sample_in_float64(math.prod(lead)).to(
+            BoundScore(self.diffusion, self.score).dtype
+        )
+        return path.reshape(*lead, *self.event_shape)
+
+    def sample_in_float64(self, n: int) -> Tensor:
+        """Paths (n, N, K, *event_shape) in float64, in which long grids have a density too."""
+        shape = (n, *self.event_shape[1:])
         device = self.times.device
         score = BoundScore(self.diffusion, self.score)
 
@@ -95,8 +102,7 @@ class GenerativeChain(GenerativeLaw):
                 mean = mean + outer(step.mean_coefficient, x_hat, self.x_dim)
                 y = mean + apply_matrix(step.scale_tril, normal_for_data(shape, device), self.x_dim)
                 states.append(y)
-        path = torch.stack(states[::-1], 1).to(score.dtype)
-        return path.reshape(*lead, *self.event_shape)
+        return torch.stack(states[::-1], 1)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p_θ(path), exact, (*batch), nats. One network call for all steps together.

@@ -193,7 +193,11 @@ def chain_of(model: Generative, times: int | Tensor | None = None) -> Generative
 
 
 def path_weight(
-    model: Generative, chain: GenerativeChain, noising: NoisingLaw, x: Tensor
+    model: Generative,
+    chain: GenerativeChain,
+    noising: NoisingLaw,
+    x: Tensor,
+    path: Tensor | None = None,
 ) -> Tensor:
     """log w of one path on the chain's grid for each datum, (n,) float64.
 
@@ -202,8 +206,9 @@ def path_weight(
         chain: the program as a chain, from :func:`chain_of`.
         noising: distribution of paths from x in float64, at the chain's times.
         x: data, (n, *event_shape).
+        path: paths, (n, N, K, *event_shape) in float64; None: noising ones are drawn.
     """
-    path = noising.rsample()
+    path = noising.rsample() if path is None else path
     decoded = _decoded(model, noising.states(path)[0], x)
     return chain.log_prob(path) - noising.log_prob(path) + decoded.double()
 

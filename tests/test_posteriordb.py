@@ -1,0 +1,99 @@
+"""Programs of posteriordb, by a folder like its own whose posterior is known in closed form."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+from tests.benchmarks.posteriordb.base import Flat, Folder
+from tests.benchmarks.posteriordb.series import two_states
+from tests.benchmarks.posteriordb.targets import POSTERIORS, Loaded, worst_identity
+
+NAME = "earnings-earn_height"
+
+
+@pytest.fixture(autouse=True)
+def _dtype() -> Any:
+    before = torch.get_default_dtype()
+    yield
+    torch.set_default_dtype(before)
+
+
+def zipped(file: Path, value: object) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(file.name.removesuffix(".zip"), json.dumps(value))
+
+
+def exact_draws(X: Tensor, y: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Of a regression with flat coefficients and a flat deviation, β (n, K) and σ (n,)."""
+    N, K = X.shape
+    middle = torch.linalg.lstsq(X, y[:, None]).solution[:, 0]
+    rest = (y - X @ middle).square().sum()
+    # p(σ | y) ∝ σ^{K - N} exp(-rest / 2σ²), so 1/σ² is of a Gamma distribution
+    sigma = dist.Gamma((N - K - 1) / 2, rest / 2).sample((n,)).rsqrt()
+    root = torch.linalg.cholesky(torch.linalg.inv(X.mT @ X))
+    return middle + sigma[:, None] * (torch.randn(n, K).double() @ root.mT), sigma
+
+
+def folder(path: Path, wrong: float = 1.0) -> Folder:
+    torch.manual_seed(0)
+    height = 66 + 4 * torch.randn(40).double()
+    earn = 3 * height + 30 * torch.randn(40).double()
+    beta, sigma = exact_draws(torch.stack([torch.ones(40).double(), height], 1), earn, 8_000)
+    columns = {"beta[1]": beta[:, 0], "beta[2]": beta[:, 1], "sigma": wrong * sigma}
+    chains = [{name: values[k::2].tolist() for name, values in columns.items()} for k in range(2)]
+    inside = path / "posterior_database"
+    zipped(inside / "reference_posteriors" / "draws" / "draws" / f"{NAME}.json.zip", chains)
+    data = {"N": 40, "earn": earn.tolist(), "height": height.tolist()}
+    zipped(inside / "data" / "data" / "earnings.json.zip", data)
+    about = {"data_name": "earnings", "model_name": "earn_height"}
+    (inside / "posteriors").mkdir()
+    (inside / "posteriors" / f"{NAME}.json").write_text(json.dumps(about))
+    return Folder(path)
+
+
+def test_a_program_is_that_of_exact_draws(tmp_path: Path) -> None:
+    loaded = Loaded(NAME, folder(tmp_path))
+    assert loaded.draws.shape == (8_000, 3) and loaded.target.dim == 3
+    assert worst_identity(loaded) < 5
+
+
+def test_a_program_is_not_that_of_other_draws(tmp_path: Path) -> None:
+    assert worst_identity(Loaded(NAME, folder(tmp_path, wrong=1.1))) > 5
+
+
+def test_another_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="git clone"):
+        Folder(tmp_path)
+
+
+def test_there_are_forty_three() -> None:
+    assert len(POSTERIORS) == 43
+
+
+def test_a_flat_site_has_the_support_of_its_start() -> None:
+    flat = Flat(dist.LogNormal(0.0, 1.0))
+    assert flat.support is dist.LogNormal(0.0, 1.0).support
+    assert torch.equal(flat.log_prob(torch.tensor([1.0, 3.0])), torch.zeros(2))
+    assert flat.expand((3,)).sample().shape == (3,)
+
+
+def test_hidden_states_are_summed_over() -> None:
+    torch.manual_seed(0)
+    theta = dist.Dirichlet(torch.ones(2)).sample((2,))
+    log_emission = torch.randn(3, 2)
+    total = torch.tensor(0.0)
+    for a in range(2):
+        for b in range(2):
+            for c in range(2):
+                emitted = log_emission[0, a] + log_emission[1, b] + log_emission[2, c]
+                total = total + theta[a, b] * theta[b, c] * emitted.exp()
+    torch.testing.assert_close(two_states(*theta, log_emission), total.log())
