@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from inference.folders.checkpoints import write_atomically
 from inference.folders.output import Row, csv_bytes, png
-from inference.folders.records import read_sealed
+from inference.folders.records import read_lines, read_sealed
 from pyro_mdm.evaluation.estimates import Z95
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def summarize(
             if "learned" in guide
             and not guide.startswith("learned1")
             and guide not in starts.values()
-            and _entries(folder / f"{score}-{guide}-{seeds[0]}" / "tensorboard")
+            and _entries(folder / f"{score}-{guide}-{seeds[0]}")
         ]
         for score, names in guides.items()
     }
@@ -242,7 +242,7 @@ def movement_figure(
             colors: dict[str, str] = {}
             for seed in seeds:
                 run = folder / f"{score}-{guide}-{seed}"
-                for name, (steps, values) in _entries(run / "tensorboard").items():
+                for name, (steps, values) in _entries(run).items():
                     label = None if name in colors else name
                     color = colors.setdefault(name, f"C{len(colors) % 10}")
                     style = "-" if name.startswith("Q") else "--"
@@ -255,22 +255,16 @@ def movement_figure(
     return figure
 
 
-def _entries(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """The entries of Q and D by step, as a run wrote them for TensorBoard."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
+def _entries(run: Path) -> dict[str, tuple[list[int], list[float]]]:
+    """The entries of D and Q by step, without those below the diagonal, from a run's history."""
     entries: dict[str, tuple[list[int], list[float]]] = {}
-    for tag in sorted(events.Tags()["scalars"]):
-        # runs of older versions have another group, or none
-        of_run = tag.removeprefix("noising/").removeprefix("diffusion/")
-        matrix, slash, entry = of_run.partition("/entry_")
-        if slash and matrix in ("Q", "D"):
-            scalars = events.Scalars(tag)
-            steps, values = entries.setdefault(f"{matrix}[{entry}]", ([], []))
-            steps += [s.step for s in scalars]
-            values += [s.value for s in scalars]
+    for record in read_lines(run / "history.jsonl", {"step", "Q", "D"}):
+        for matrix, first in (("D", 0), ("Q", 1)):
+            for i, row in enumerate(record[matrix]):
+                for j in range(i + first, len(row)):
+                    steps, values = entries.setdefault(f"{matrix}[{i}{j}]", ([], []))
+                    steps.append(record["step"])
+                    values.append(row[j])
     return entries
 
 
