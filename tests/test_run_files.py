@@ -25,7 +25,8 @@ from inference.folders.config import CODE, MACHINE, STATE
 from inference.folders.loading import load_trained
 from inference.folders.records import read_sealed
 from inference.folders.runs import RECORD, Run, RunError
-from inference.settings.options import GROUPS, Decided, Training, is_of
+from inference.settings.kinds import is_of
+from inference.settings.options import GROUPS, Decided, Training
 from inference.train import train
 from tests.brief import SHORT, be_brief
 from tests.programs import TINY, Stopped, assert_same_run, rewrite, stop_after, without
