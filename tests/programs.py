@@ -6,7 +6,8 @@ import dataclasses
 import json
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,30 @@ def stop_after(step: int, patch: pytest.MonkeyPatch) -> None:
             raise Stopped
 
     patch.setattr(Run, "log", stopping)
+
+
+@contextmanager
+def stopped_after(step: int) -> Iterator[None]:
+    """Training in this block ends as :func:`stop_after` says."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        stop_after(step, patch)
+        yield
+
+
+def assert_resumes(step: int, folder: Path, **options: Any) -> Any:
+    """A run that is stopped after a step and resumed is the one that was not, bit for bit.
+
+    Returns the bound of the latter, which stays in the folder ``whole``.
+    """
+    from inference.train import train  # which not every test waits for
+
+    bound = train(**options, run=folder / "whole")
+    with stopped_after(step):
+        train(**options, run=folder / "stopped")
+    assert 0 < latest_checkpoint(folder / "stopped" / "checkpoints").step < step
+    train(resume=folder / "stopped")
+    assert_same_run(folder / "whole", folder / "stopped")
+    return bound
 
 
 def rewrite(run: Path, **changes: Callable[[dict[str, Any]], dict[str, Any]]) -> None:

@@ -6,7 +6,6 @@ import json
 import pickle
 import shutil
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from pyro_mdm.samplers import ExponentialIntegrator
 from pyro_mdm.support.checks import DataError
 from pyro_mdm.tables import Table, training
 from pyro_mdm.tables.table import NotFittedError
-from tests.brief import be_brief
 from tests.mistakes import refused
 from tests.test_columns import typed
 
@@ -45,13 +43,6 @@ def patients(n: int = 120) -> pd.DataFrame:
         }
     )
     return table.mask(rng.random(table.shape) < 0.1)
-
-
-@pytest.fixture(scope="module")
-def brief() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        be_brief(patch)
-        yield
 
 
 @pytest.fixture(scope="module")

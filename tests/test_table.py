@@ -6,7 +6,6 @@ import copy
 import math
 import pickle
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -32,7 +31,7 @@ from inference.train import train
 from models import DataError
 from pyro_mdm.tables.columns import encode
 from pyro_mdm.tables.columns.kept import table_bytes, table_of
-from tests.brief import SHORT, be_brief
+from tests.brief import SHORT
 from tests.mistakes import refused
 from tests.test_columns import typed
 from tests.test_tabular import people
@@ -41,13 +40,6 @@ BRIEF: dict[str, Any] = {k: v for k, v in SHORT.items() if k != "model"}
 BRIEF |= {"steps": 1, "test_size": 8, "guide": "vpsde", "min_log_snr": -9.0}
 UNTRAINED = BRIEF | {"learning_rate": 1e-12, "ema_decay": 0.0}
 """A network as it starts: the exact denoiser of a Gaussian law, and of histograms."""
-
-
-@pytest.fixture(scope="module")
-def brief() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        be_brief(patch)
-        yield
 
 
 def related(n: int = 100) -> pd.DataFrame:
