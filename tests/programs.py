@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 
-from inference.folders.checkpoints import latest_checkpoint, save_checkpoint
+from inference.folders.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
 from inference.folders.runs import Run
 
 ROOT = Path(__file__).parent.parent
@@ -130,6 +130,17 @@ def rewrite(run: Path, **changes: Callable[[dict[str, Any]], dict[str, Any]]) ->
     checkpoint = latest_checkpoint(run / "checkpoints")
     new = {name: change(getattr(checkpoint, name)) for name, change in changes.items()}
     save_checkpoint(run / "checkpoints", dataclasses.replace(checkpoint, **new))
+
+
+def checkpoint(step: int) -> Checkpoint:
+    """A small checkpoint, another for each step."""
+    generator = torch.Generator().manual_seed(step)
+    tensors = {
+        "model/w": torch.randn(9, 7, generator=generator),
+        "model/Q": torch.randn(2, 2, generator=generator, dtype=torch.float64),
+        "optimizer/w/step": torch.tensor(float(step)),
+    }
+    return Checkpoint(step, tensors, {"sum": 0.1 + step, "note": "λ" * 50, "config": {"lr": 1e-3}})
 
 
 def without(*names: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
