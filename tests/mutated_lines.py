@@ -43,7 +43,7 @@ LINES: dict[str, dict[str, list[str]]] = {
             "⟨load_file(file)→torch.load(file, weights_only=False)⟩.items()"
         ],
         "test_runs.py::test_every_single_flipped_bit_of_the_description_is_noticed": [
-            'if ⟨_digest(body) != outer["sha256"]→False⟩:'
+            'if ⟨digest_of(body) != outer["sha256"]→False⟩:'
         ],
     },
     "inference/measuring/compare_tables.py": {
@@ -58,12 +58,12 @@ LINES: dict[str, dict[str, list[str]]] = {
     },
     "inference/measuring/experiment_summary.py": {
         "test_experiment.py::test_the_summary_is_over_seeds_paired_and_of_student": [
-            "stats.t.ppf(0.975, n⟨ - 1→⟩)"
+            "reach(len(pairs)⟨ - 1→⟩)"
         ],
         "test_experiment.py::test_learned_diffusions_are_set_beside_fixed_ones": [
             (
-                "reach = ⟨math.hypot(_reach(len(pairs)) * error, Z95 * "
-                "images)→_reach(len(pairs)) * error⟩"
+                "half = ⟨math.hypot(float(reach(len(pairs) - 1)) * error, Z95 * "
+                "images)→float(reach(len(pairs) - 1)) * error⟩"
             )
         ],
     },

@@ -23,6 +23,7 @@ from inference.folders.checkpoints import write_atomically
 from inference.folders.output import Row, csv_bytes, png
 from inference.folders.records import read_lines, read_sealed
 from pyro_mdm.evaluation.estimates import Z95
+from pyro_mdm.support.measured import reach
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -135,9 +136,9 @@ def _difference(
     values = [value for value, _ in pairs]
     mean, error = statistics.fmean(values), _error(values)
     images = statistics.fmean(error for _, error in pairs)
-    reach = math.hypot(_reach(len(pairs)) * error, Z95 * images)
+    half = math.hypot(float(reach(len(pairs) - 1)) * error, Z95 * images)
     row: Row = {name: mean, f"{name}_standard_error": error, f"{name}_images": images}
-    return row | {f"{name}_low_95": mean - reach, f"{name}_high_95": mean + reach}
+    return row | {f"{name}_low_95": mean - half, f"{name}_high_95": mean + half}
 
 
 def learned_rows(
@@ -319,10 +320,3 @@ def _error(values: Sequence[float]) -> float:
     if len(values) < 2 or any(map(math.isnan, values)):
         return math.nan
     return statistics.stdev(values) / math.sqrt(len(values))
-
-
-def _reach(n: int) -> float:
-    """The half-width of a 95% interval of Student's t in standard errors, for n values."""
-    from scipy import stats
-
-    return float(stats.t.ppf(0.975, n - 1)) if n > 1 else math.nan
