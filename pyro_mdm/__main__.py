@@ -25,7 +25,7 @@ __all__ = ["main"]
 
 NEEDED = (
     *("jsonargparse", "lightning_fabric", "yaml", "filelock", "joblib", "PIL", "sklearn"),
-    "matplotlib",
+    *("matplotlib", "psutil"),
 )
 """The modules that programs need beside those of the library: the extra ``programs``."""
 

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_mdm import networks  # noqa: F401  its classes are known by name
-from pyro_mdm.support.files import replacing
+from pyro_mdm.support.files import digest_of, replacing
 from pyro_mdm.support.places import ROOT
 from pyro_mdm.support.settings import Recorded, is_plain
 from pyro_mdm.support.wings import WINGS, load_wing
@@ -139,7 +139,7 @@ def save_folder(
     folder.mkdir(parents=True, exist_ok=True)
     with replacing() as write:
         digest = write(folder / TENSORS, pieces)
-        digests = {TENSORS: digest, TREE: _digest(tree)}
+        digests = {TENSORS: digest, TREE: digest_of(tree)}
         config = {"pyro_mdm_format": FORMAT, "sha256": digests, "model": tree}
         text = json.dumps(config, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         write(folder / CONFIG, [text.encode()])
@@ -295,10 +295,6 @@ def _state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: t for name, t in tensors.items() if not name.startswith(ARGUMENTS)}
 
 
-def _digest(tree: object) -> str:
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
-
-
 def _read(folder: Path) -> tuple[Any, dict[str, Tensor], dict[str, str], Path]:
     """The tree, the tensors, the notes beside them, and the file that has the tree."""
     folder, given = trained_folder(folder), folder
@@ -320,7 +316,7 @@ def _read(folder: Path) -> tuple[Any, dict[str, Tensor], dict[str, str], Path]:
                 "model, so that changes of it are not noticed; save the model again",
                 stacklevel=4,
             )
-        elif (digest := _digest(tree)) != content["sha256"][TREE]:
+        elif (digest := digest_of(tree)) != content["sha256"][TREE]:
             raise PretrainedError(
                 f"{path} is damaged: what it says of the model has SHA-256 {digest[:12]}…, "
                 f"expected {str(content['sha256'][TREE])[:12]}…; save the model again"

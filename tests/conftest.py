@@ -135,6 +135,16 @@ def tiny(made_once: Callable[..., Path]) -> str:
     return f"{folder / 'tiny.py'}:Tiny"
 
 
+@pytest.fixture(scope="module")
+def brief() -> Iterator[None]:
+    """As ``few_pictures``, for what several tests of a file look at."""
+    from tests.brief import be_brief
+
+    with pytest.MonkeyPatch.context() as patch:
+        be_brief(patch)
+        yield
+
+
 @pytest.fixture
 def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes most of the time of a short run is left out."""

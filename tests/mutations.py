@@ -24,6 +24,7 @@ import hashlib
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -52,7 +53,13 @@ class Mutation(NamedTuple):
     test: str  # as pytest names it in tests/: test_evaluation.py::test_holm
 
 
-MUTATIONS = [Mutation(file, *line) for file, lines in LINES.items() for line in lines]
+CHANGE = re.compile("⟨(.*?)→(.*?)⟩", re.DOTALL)
+MUTATIONS = [
+    Mutation(file, CHANGE.sub(r"\1", line), CHANGE.sub(r"\2", line), test)
+    for file, tests in LINES.items()
+    for test, lines in tests.items()
+    for line in lines
+]
 
 
 def fault(mutation: Mutation, root: Path = ROOT) -> str | None:

@@ -6,7 +6,8 @@ import dataclasses
 import json
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 
-from inference.folders.checkpoints import latest_checkpoint, save_checkpoint
+from inference.folders.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
 from inference.folders.runs import Run
 
 ROOT = Path(__file__).parent.parent
@@ -100,11 +101,46 @@ def stop_after(step: int, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Run, "log", stopping)
 
 
+@contextmanager
+def stopped_after(step: int) -> Iterator[None]:
+    """Training in this block ends as :func:`stop_after` says."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        stop_after(step, patch)
+        yield
+
+
+def assert_resumes(step: int, folder: Path, **options: Any) -> Any:
+    """A run that is stopped after a step and resumed is the one that was not, bit for bit.
+
+    Returns the bound of the latter, which stays in the folder ``whole``.
+    """
+    from inference.train import train  # which not every test waits for
+
+    bound = train(**options, run=folder / "whole")
+    with stopped_after(step):
+        train(**options, run=folder / "stopped")
+    assert 0 < latest_checkpoint(folder / "stopped" / "checkpoints").step < step
+    train(resume=folder / "stopped")
+    assert_same_run(folder / "whole", folder / "stopped")
+    return bound
+
+
 def rewrite(run: Path, **changes: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Change ``tensors`` or ``state`` of a run's newest checkpoint, with the right checksums."""
     checkpoint = latest_checkpoint(run / "checkpoints")
     new = {name: change(getattr(checkpoint, name)) for name, change in changes.items()}
     save_checkpoint(run / "checkpoints", dataclasses.replace(checkpoint, **new))
+
+
+def checkpoint(step: int) -> Checkpoint:
+    """A small checkpoint, another for each step."""
+    generator = torch.Generator().manual_seed(step)
+    tensors = {
+        "model/w": torch.randn(9, 7, generator=generator),
+        "model/Q": torch.randn(2, 2, generator=generator, dtype=torch.float64),
+        "optimizer/w/step": torch.tensor(float(step)),
+    }
+    return Checkpoint(step, tensors, {"sum": 0.1 + step, "note": "λ" * 50, "config": {"lr": 1e-3}})
 
 
 def without(*names: str) -> Callable[[dict[str, Any]], dict[str, Any]]:

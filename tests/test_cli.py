@@ -149,30 +149,32 @@ def test_the_help_has_every_option_once_below_its_title(
             assert re.search(rf"  --{field.name}[ ,]", help_of[title])
 
 
-def test_options_are_called_by_name_or_with_that_of_their_group(tmp_path: Path) -> None:
+SOME: dict[str, type] = {"data": DataOptions, "optimization": Optimization, "machine": Machine}
+
+
+def grouped(*words: str) -> dict[str, Any]:
+    """What a program of some groups of options is called with."""
     found: list[dict[str, Any]] = []
 
     def take(**options: Any) -> None:
         """Take them."""
         found.append(options)
 
-    groups: dict[str, type] = {
-        "data": DataOptions,
-        "optimization": Optimization,
-        "machine": Machine,
-    }
+    command_line(take, words, groups=SOME)
+    return found[0]
+
+
+def test_options_are_called_by_name_or_with_that_of_their_group(tmp_path: Path) -> None:
     (tmp_path / "flat.yaml").write_text("data: a\nsteps: 1000\nlearning_rate: 1e-4\nclip: 2\n")
     (tmp_path / "nested.yaml").write_text(
         "data: {data: a}\noptimization:\n  steps: 1000\n  learning_rate: 1e-4\nclip: 2\n"
     )
+    changed = {f.name: f.default for group in SOME.values() for f in dataclasses.fields(group)}
+    changed |= {"data": Path("a"), "steps": 1000, "learning_rate": 1e-4, "clip": 3.0, "seed": 10}
     for file in ("flat", "nested"):
         for words in ("--clip 3 --seed 1e1 --flip", "--optimization.clip=3 --seed 10 --data.flip"):
             words = f"{words} --config {tmp_path}/{file}.yaml"
-            command_line(take, words.split(), groups=groups)
-    expected = {"data": Path("a"), "steps": 1000, "learning_rate": 1e-4, "clip": 3.0, "seed": 10}
-    assert all(options == found[0] for options in found)
-    changed = {f.name: f.default for group in groups.values() for f in dataclasses.fields(group)}
-    assert found[0] == changed | expected | {"flip": True}
+            assert grouped(*words.split()) == changed | {"flip": True}
 
 
 @pytest.mark.parametrize(
@@ -217,20 +219,9 @@ def test_a_name_in_the_wrong_group_of_a_file_is_no_option(
 
 
 def test_a_group_of_a_file_may_be_empty(tmp_path: Path) -> None:
-    found: list[dict[str, Any]] = []
-
-    def take(**options: Any) -> None:
-        """Take them."""
-        found.append(options)
-
     (tmp_path / "a.yaml").write_text("optimization:\n  # steps: 3\ndata:\nmachine: {}\nseed: 3\n")
-    groups: dict[str, type] = {
-        "data": DataOptions,
-        "optimization": Optimization,
-        "machine": Machine,
-    }
-    command_line(take, ["--config", str(tmp_path / "a.yaml")], groups=groups)
-    assert found[0]["seed"] == 3 and found[0]["data"] is None and found[0]["steps"] is None
+    found = grouped("--config", str(tmp_path / "a.yaml"))
+    assert found["seed"] == 3 and found["data"] is None and found["steps"] is None
 
 
 def test_a_mistake_of_the_program_itself_is_one_sentence_unless_debugged(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import shutil
 from dataclasses import asdict
@@ -16,7 +15,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from inference import trust
-from inference.commands.cli import command_line
 from inference.compare import FILES, compare, short_names
 from inference.folders.checkpoints import Checkpoint, RunError
 from inference.folders.fingerprints import fingerprint_of
@@ -451,23 +449,3 @@ def test_the_command_line_takes_any_number_of_runs(
     with pytest.raises(SystemExit, match=r"error: .*already holds bounds\.csv"):
         run_program("compare", *words, "--out", tmp_path / "a")
     run_program("compare", *words, "--out", tmp_path / "a", "--overwrite", "true")
-
-
-def test_mistakes_on_the_command_line_end_with_their_message(
-    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    program = functools.partial(command_line, compare, unnamed="runs")
-    out = ("--out", str(tmp_path / "out"))
-    with pytest.raises(SystemExit, match=r"error: .*nowhere is not a run folder"):
-        program([str(tmp_path / "nowhere"), *out])
-    with pytest.raises(RunError):
-        program(["--debug", str(tmp_path / "nowhere"), *out])
-    with pytest.raises(SystemExit, match="error: --half_width is -1"):
-        program([str(runs["cld"]), "--half_width", "-1", *out])
-    for words in ([], [str(runs["cld"]), "--part", "train"], [str(runs["cld"]), "--wdith", "1"]):
-        with pytest.raises(SystemExit, match="2"):
-            program(words)
-    assert "--wdith" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="0"):
-        program(["--help"])
-    assert "RUNS …" in capsys.readouterr().out

@@ -49,12 +49,8 @@ from pyro_mdm.seeing import (
 )
 from tests.gradients import assert_gradients, slope
 from tests.mistakes import refused
-from tests.problems import Silent, fixed, normal
-
-ENDS: dict[str, Any] = {"max_log_snr": 8.0, "min_log_snr": -7.0}
-D = 3  # data dimensions
-MEAN = torch.tensor([0.5, -1.0, 0.0], dtype=torch.float64)
-VARIANCE = torch.tensor([1.0, 4.0, 0.25], dtype=torch.float64)
+from tests.problems import fixed, normal
+from tests.test_per_dimension import ENDS, MEAN, VARIANCE, D, data, exact
 
 
 def made(kind: str = "gaussian", block: Any = VPSDE, size: int = 2) -> ContextDiffusion:
@@ -71,14 +67,6 @@ def made(kind: str = "gaussian", block: Any = VPSDE, size: int = 2) -> ContextDi
         for i, p in enumerate(diffusion.parameters()):
             p.copy_(0.6 * fixed(i, *p.shape))
     return diffusion
-
-
-def exact() -> Denoiser:
-    return Denoiser(Silent(D), MEAN, VARIANCE, maps=True)
-
-
-def data(n: int, seed: int = 0) -> Tensor:
-    return MEAN + VARIANCE.sqrt() * normal(seed, n, D)
 
 
 def alone(diffusion: ContextDiffusion, context: Tensor) -> PerDimensionDiffusion:

@@ -899,12 +899,10 @@ def test_every_layout_of_arrays(layout, tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"x": np.zeros((30, 8, 8))}, r"found x float64 \(30, 8, 8\), expected uint8 .*0 … 255"),
         (blank(x=(30, 64)), r"found x uint8 \(30, 64\), expected"),
         (blank(x=(30, 4, 8, 8)), r"found x uint8 \(30, 4, 8, 8\), expected"),
         (blank(x=(30, 3, 8, 3)), r"could be both"),
         (blank(x=(19, 8, 8)), r"has 19 images, expected at least 20"),
-        ({"a": np.zeros(2), "b": np.zeros(2)}, r"has arrays a, b; expected train"),
         ({}, r"has arrays \(none\); expected train"),
         (blank(train=(30, 8, 8), test=(9, 8, 8, 3)), r"channels: \{'train': 1, 'test': 3\}"),
         (blank(train=(30, 8, 8), test=(9, 8, 9)), r"(?s)own.npz is 8×8.*test in .* 8×9.*e_size N"),
@@ -1012,19 +1010,13 @@ def test_folders_that_cannot_be_used(tmp_path):
 
         return call
 
-    (tmp_path / "file.txt").write_text("")
     images = pixels(30, 3, 8, 8)
     for name in ("parts/train", "parts/other", "tested/test", "broken"):
         write_images(tmp_path / name, images)
-    write_images(tmp_path / "few", images[:19])
     sixteen_bits = Image.fromarray(np.zeros((8, 8), np.uint16))
     refused(
         (ValueError, DataError),
-        (Images, r"needs --data PATH"),
         (lambda: Images(data=tmp_path, image_size=0), r"--image_size is 0"),
-        (folder("nowhere"), r"--data .*nowhere is not there; expected a folder"),
-        (folder("file.txt"), r"file\.txt is neither a folder nor an \.npz file"),
-        (folder("few"), r"few has 19 images .*\.png.*, expected at least 20"),
         (folder("parts"), r"has the parts train, but .*other/000\.png is in none"),
         (folder("tested"), r"has test but no train"),
         (with_bad(truncate), r"007\.png is no image that can be read"),

@@ -383,21 +383,11 @@ def test_a_shared_diffusion_is_stepped_once() -> None:
     assert len(names) == len(list(model.parameters()))
 
 
-def test_a_copy_of_a_model_is_trained_apart_from_it() -> None:
-    pyro.clear_param_store()
-    model, guide = tiny(CLD(max_log_snr=6.0))
-    optim = pyro.optim.Adam({"lr": 1e-3})
-    SVI(model, guide, optim, loss=MDM_ELBO()).step(data(32).float())
-    kept = [p.detach().clone() for p in model.parameters()]
-    copied = copy.deepcopy(model)
-    own_guide = DiffusionGuide(copied.diffusion)
-    SVI(copied, own_guide, optim, loss=MDM_ELBO()).step(data(32).float())
-    assert all(map(torch.equal, kept, model.parameters()))
-    assert not all(map(torch.equal, kept, copied.parameters()))
-
-
-def test_a_model_is_pickled_after_a_step_and_trained_apart_from_it() -> None:
-    """With its guide, whose diffusion it shares; so is a copy, of which nothing else is left."""
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["copy", "pickle"]
+)
+def test_a_model_is_copied_after_a_step_and_trained_apart_from_it(copied: Any) -> None:
+    """With its guide, whose diffusion it shares; of a shallow copy nothing else is left."""
     pyro.clear_param_store()
     model, guide = tiny(LearnedDiffusion(2, max_log_snr=6.0))
     optim, x = pyro.optim.Adam({"lr": 1e-3}), data(32).float()
@@ -405,7 +395,7 @@ def test_a_model_is_pickled_after_a_step_and_trained_apart_from_it() -> None:
     svi.step(x)
     list(pyro.get_param_store().items())  # which refers to parameters weakly once more
     kept = [p.detach().clone() for p in model.parameters()]
-    loaded, its_guide = pickle.loads(pickle.dumps((model, guide)))
+    loaded, its_guide = copied((model, guide))
     assert loaded.diffusion is its_guide.diffusion
     assert all(map(torch.equal, kept, loaded.parameters()))
     SVI(loaded, its_guide, optim, loss=MDM_ELBO()).step(x)

@@ -390,13 +390,10 @@ def test_plates_around_at_other_dims(pair: Any) -> None:
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        (lambda m, g, x: m(x, batch_size=5), r"batch_size is 5, but x has 6 data; leave"),
         (lambda m, g, x: g(x, batch_size=5), r"batch_size is 5, but x has 6 data"),
-        (lambda m, g, x: m(), r"neither x nor batch_size is given; pass model\(batch_size=64\)"),
         (lambda m, g, x: inside(m, 10, subsample_size=3)(x), r"size 3 at dim -1.* give it dim=-2"),
         (lambda m, g, x: inside(g, 4)(x), r"x has 6 data, .* plate 'N', which has size 4"),
         (lambda m, g, x: inside(m, 60, subsample_size=6)(x, num_data=60), "scales the loss"),
-        (lambda m, g, x: m(x, num_data=5), r"num_data is 5, expected at least the batch's 6"),
         (lambda m, g, x: m(x.reshape(2, 3, DIMS)), r"plate at dim -2 is missing; .* 2, dim=-2\)"),
         (lambda m, g, x: inside(m, 3, dim=-2)(x.reshape(2, 3, DIMS)), r"dim -2 'N' has size 3"),
     ],

@@ -6,7 +6,6 @@ import json
 import pickle
 import shutil
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,6 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
-from sklearn.base import clone
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 import inference
 from pyro_mdm import DiffusionModel
@@ -27,7 +22,6 @@ from pyro_mdm.samplers import ExponentialIntegrator
 from pyro_mdm.support.checks import DataError
 from pyro_mdm.tables import Table, training
 from pyro_mdm.tables.table import NotFittedError
-from tests.brief import be_brief
 from tests.mistakes import refused
 from tests.test_columns import typed
 
@@ -48,13 +42,6 @@ def patients(n: int = 120) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def brief() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        be_brief(patch)
-        yield
-
-
-@pytest.fixture(scope="module")
 def fitted(brief: None) -> Table:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of so few steps
@@ -66,18 +53,6 @@ def weights(table: Table) -> torch.Tensor:
 
 
 # -- what it answers -------------------------------------------------------------------------------
-
-
-def test_it_completes_and_leaves_what_is_there(fitted: Table) -> None:
-    rows = patients().tail(9).set_index(pd.Index(list("abcdefghi")))
-    draws = fitted.impute(rows, 2)
-    assert draws.index.names == ["draw", None] and not draws.isna().any(axis=None)
-    whole = fitted.transform(rows)
-    for completed in (draws.loc[0], draws.loc[1], whole):
-        assert completed.index.equals(rows.index)
-        assert completed[rows.notna()].equals(rows.where(rows.notna()))
-    assert set(draws["ward"]) <= {"north", "east", "south"}
-    assert not draws.loc[0].equals(draws.loc[1])
 
 
 def test_it_has_densities_laws_and_samples(fitted: Table) -> None:
@@ -230,20 +205,6 @@ def test_damaged_folders_are_refused(fitted: Table, tmp_path: Path) -> None:
 
 
 # -- conventions -----------------------------------------------------------------------------------
-
-
-def test_it_is_an_estimator_of_scikit_learn(brief: None) -> None:
-    table = patients()[["age", "dose"]].to_numpy(dtype=float)
-    labels = np.nan_to_num(table[:, 0]) > 50
-    estimator = Table(num=2, steps=1, columns={"*": "continuous"})
-    assert clone(estimator).get_params() == estimator.get_params()
-    assert repr(estimator) == "Table(columns={'*': 'continuous'}, steps=1, num=2)"
-    pipeline = make_pipeline(estimator, StandardScaler(), LogisticRegression())
-    pipeline.set_params(table__seed=3)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert pipeline.fit(table, labels).score(table, labels) > 0.8
-    assert estimator.seed == 3 and estimator.get_feature_names_out().tolist() == ["x0", "x1"]
 
 
 def test_mistakes_are_told() -> None:

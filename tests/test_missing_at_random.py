@@ -27,7 +27,7 @@ from pyro_mdm.scores.maps import Missing
 from tests.brief import SHORT
 from tests.mistakes import refused
 from tests.problems import ExactDenoiser, bimodal, given_dimensions, normal
-from tests.programs import Stopped, assert_same_run, stop_after
+from tests.programs import assert_resumes
 
 ENDS = {"max_log_snr": 9.0, "min_log_snr": -9.0}
 
@@ -221,12 +221,7 @@ def test_what_is_filled_is_a_function_of_the_step(
     monkeypatch.setattr(filling, "MOST", most)
     options: dict[str, Any] = SHORT | {"model": "tabular", "data": people(), "guide": "vpsde"}
     options |= {"test_size": None, "log_every": 3, "measure_every": 4}
-    train(**options, run=tmp_path / "whole")
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
-        stop_after(3, patch)
-        train(**options, run=tmp_path / "stopped")
-    train(resume=tmp_path / "stopped")
-    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+    assert_resumes(3, tmp_path, **options)
 
 
 def test_what_has_no_effect_on_gaps_is_refused(tmp_path: Any) -> None:

@@ -177,10 +177,8 @@ def test_defaults_build_and_give_a_bound(name, problems):
 
 MISTAKES: list[tuple[Any, str]] = [
     (lambda: Digits(protocol="logit"), "protocol is 'logit'"),
-    (lambda: Digits(logit_margin=0.05), "logit_margin is 0.05.*give --protocol dequantized"),
     (lambda: Digits(protocol="dequantized", logit_margin=0.5), "margin is 0.5, expected .*such as"),
     (lambda: Digits().build(CLD(), score="epsilon"), "score is 'epsilon'.*discrete, denoiser"),
-    (lambda: Toy().build(CLD(), score="discrete"), "denoiser, noise, score, residual for toy"),
 ]
 
 

@@ -44,6 +44,7 @@ def test_all_can_be_tried() -> None:
     faults = {f"{m.file}: {m.old}": fault(m) for m in MUTATIONS}
     assert not {text: why for text, why in faults.items() if why is not None}
     assert len(set(MUTATIONS)) == len(MUTATIONS) > 100
+    assert not [m for m in MUTATIONS if m.old == m.new]
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,12 @@ from pyro_mdm.likelihoods.gaussian import Gaussian, Tweedie
 from pyro_mdm.likelihoods.levels import DiscretizedGaussian
 from pyro_mdm.plots import figures
 from tests.brief import be_brief
-from tests.programs import Stopped, assert_same_run, last_line, run_program, stop_after
+from tests.programs import (
+    assert_same_run,
+    last_line,
+    run_program,
+    stopped_after,
+)
 
 pytestmark = pytest.mark.usefixtures("few_pictures")
 
@@ -174,8 +179,7 @@ def test_any_guide_trains_and_resumes_to_the_same_numbers_bit_for_bit(
         options |= {"micro_batches": 2, "objective": "local_dsm"}
     train(**options, run=tmp_path / "whole")
     line = last_line(capsys)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
-        stop_after(3, patch)
+    with stopped_after(3):
         train(**options, run=tmp_path / "stopped")
     assert latest_checkpoint(tmp_path / "stopped" / "checkpoints").step == 2
     train(resume=tmp_path / "stopped")

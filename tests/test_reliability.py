@@ -32,19 +32,10 @@ from inference.folders.runs import Run, create_default
 from inference.machine import environment
 from pyro_mdm.support import files
 from tests.mistakes import Bomb
+from tests.programs import checkpoint
 
 resource = pytest.importorskip("resource", reason="processes are forked, as Unix does")
 ROOT = Path(__file__).parent.parent
-
-
-def checkpoint(step: int) -> ck.Checkpoint:
-    generator = torch.Generator().manual_seed(step)
-    tensors = {
-        "model/w": torch.randn(9, 7, generator=generator),
-        "model/Q": torch.randn(2, 2, generator=generator, dtype=torch.float64),
-        "optimizer/w/step": torch.tensor(float(step)),
-    }
-    return ck.Checkpoint(step, tensors, {"sum": 0.1 + step, "note": "λ" * 50})
 
 
 def assert_same(one: ck.Checkpoint, other: ck.Checkpoint) -> None:

@@ -204,10 +204,6 @@ def test_the_signal_to_noise_ratio() -> None:
         ("--num_samples 18", "--num_samples is 18, expected at least 19"),
         ("--num_images 181", "--num_images is 181, expected at most the 180 test images"),
         ("--noise 0", "--noise is 0.0, expected a positive number"),
-        (
-            "--task deblurr",
-            "--task is 'deblurr', expected deblur, superresolve, inpaint or denoise",
-        ),
         ("--out {tmp}/a.npy", "expected a name that ends in .png"),
         ("--out {tmp}/there.png", "there.png exists; give another --out, or --overwrite"),
     ],

@@ -25,10 +25,19 @@ from inference.folders.config import CODE, MACHINE, STATE
 from inference.folders.loading import load_trained
 from inference.folders.records import read_sealed
 from inference.folders.runs import RECORD, Run, RunError
-from inference.settings.options import GROUPS, Decided, Training, is_of
+from inference.settings.kinds import is_of
+from inference.settings.options import GROUPS, Decided, Training
 from inference.train import train
 from tests.brief import SHORT, be_brief
-from tests.programs import TINY, Stopped, assert_same_run, rewrite, stop_after, without
+from tests.programs import (
+    TINY,
+    Stopped,
+    assert_same_run,
+    rewrite,
+    stop_after,
+    stopped_after,
+    without,
+)
 
 pytestmark = [pytest.mark.usefixtures("few_pictures"), pytest.mark.without_noise]
 
@@ -47,8 +56,7 @@ def runs(made_once: Callable[..., Path]) -> Path:
             be_brief(patch)
             train(run=folder / "whole", **options)
             for name, seed in {"stopped": 0, "other": 1}.items():
-                with pytest.MonkeyPatch.context() as stop, pytest.raises(Stopped):
-                    stop_after(3, stop)
+                with stopped_after(3):
                     train(run=folder / name, seed=seed, **options)
 
     return made_once("runs-to-damage", make)
@@ -212,8 +220,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_begins_with_nothing(
 ) -> None:
     config = yaml.safe_load((runs / "whole" / "config.yaml").read_text())
     options = config | {"checkpoint_every": 4}
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
-        stop_after(3, patch)
+    with stopped_after(3):
         train(run=tmp_path / "young", **options)
     first = [(r["step"], r["part"]) for r in Run.open(tmp_path / "young").history()]
     assert (0, "diffusion") in first and not Run.open(tmp_path / "young").has_checkpoint

@@ -34,7 +34,7 @@ from inference.machine import environment
 from inference.settings.options import GROUPS
 from inference.train import train
 from tests.brief import SHORT, be_brief
-from tests.programs import without
+from tests.programs import checkpoint, without
 from tests.rounding import RoundingNoise
 
 PACKAGES = functools.cache(environment._packages)
@@ -46,16 +46,6 @@ def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(environment, "_packages", PACKAGES)
     if "repository" not in request.fixturenames:
         monkeypatch.setattr(environment, "_git", lambda *arguments: None)
-
-
-def checkpoint(step: int) -> ck.Checkpoint:
-    generator = torch.Generator().manual_seed(step)
-    tensors = {
-        "model/w": torch.randn(3, 4, generator=generator),
-        "model/Q": torch.randn(2, 2, generator=generator, dtype=torch.float64),
-        "optimizer/w/step": torch.tensor(float(step)),
-    }
-    return ck.Checkpoint(step, tensors, {"sum": 0.1 + step, "config": {"lr": 1e-3}})
 
 
 def newest(folder: Path, suffix: str) -> Path:

@@ -169,7 +169,6 @@ def test_progress_can_be_shown(capsys):
 
 MISTAKES = [
     (lambda: EulerMaruyama(5)(CLD(), lambda y, s: y[:, :1], (4, 2, 3)), r"score has shape \(4, 1"),
-    (lambda: Splitting(5)(CLD(), lambda y, s: -y, (4,)), r"shape is \(4,\), expected \(batch, K"),
     (lambda: Ancestral(5)(CLD(), Recorder(whole=True), (4, 2, 3)), r"denoiser has shape \(4, 2"),
 ]
 

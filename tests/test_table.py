@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -30,9 +30,10 @@ from inference.impute import impute
 from inference.sample import sample
 from inference.train import train
 from models import DataError
+from pyro_mdm import tables
 from pyro_mdm.tables.columns import encode
 from pyro_mdm.tables.columns.kept import table_bytes, table_of
-from tests.brief import SHORT, be_brief
+from tests.brief import SHORT
 from tests.mistakes import refused
 from tests.test_columns import typed
 from tests.test_tabular import people
@@ -41,13 +42,6 @@ BRIEF: dict[str, Any] = {k: v for k, v in SHORT.items() if k != "model"}
 BRIEF |= {"steps": 1, "test_size": 8, "guide": "vpsde", "min_log_snr": -9.0}
 UNTRAINED = BRIEF | {"learning_rate": 1e-12, "ema_decay": 0.0}
 """A network as it starts: the exact denoiser of a Gaussian law, and of histograms."""
-
-
-@pytest.fixture(scope="module")
-def brief() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        be_brief(patch)
-        yield
 
 
 def related(n: int = 100) -> pd.DataFrame:
@@ -196,6 +190,7 @@ def test_what_was_there_stays(mixed: Table) -> None:
     draws = mixed.impute(rows, num=3)
     assert draws.index.names == ["draw", "row"] and len(draws) == 60
     pd.testing.assert_series_equal(draws.dtypes, rows.dtypes)
+    assert set(draws["city"]) == {"Rome", "Oslo", "Bern"}
     there = rows.notna()
     for k in range(3):
         own = draws.loc[k]
@@ -488,14 +483,20 @@ def test_programs_are_doors_to_the_object(
 # -- conventions of scikit-learn -------------------------------------------------------------------
 
 
-def test_it_is_a_transformer_of_scikit_learn(brief: None) -> None:
+@pytest.mark.filterwarnings("ignore:the loss still:UserWarning")
+@pytest.mark.parametrize(("kind", "options"), [(Table, UNTRAINED), (tables.Table, {"steps": 1})])
+def test_it_is_a_transformer_of_scikit_learn(
+    kind: Any, options: dict[str, Any], brief: None
+) -> None:
     table = related().to_numpy()
     labels = np.nan_to_num(table[:, 0]) > 0
-    estimator = Table(num=2, **UNTRAINED)
+    estimator = kind(num=2, **options)
     assert clone(estimator).get_params() == estimator.get_params()
-    assert "learning_rate=1e-12" in repr(estimator) and "seed" not in repr(estimator)
-    assert estimator.set_params(seed=2, warmup=0) is estimator
-    assert estimator.get_params()["seed"] == 2 and estimator.get_params()["warmup"] == 0
+    said = [word.partition("=")[0] for word in re.findall(r"\w+=", repr(estimator))]
+    assert said == sorted(["num", *options], key=[*estimator.get_params()].index)
+    assert estimator.set_params(seed=2) is estimator and estimator.get_params()["seed"] == 2
+    if kind is Table:
+        assert estimator.set_params(warmup=0).get_params()["warmup"] == 0
     pipeline = make_pipeline(estimator, StandardScaler(), LogisticRegression())
     pipeline.set_params(table__columns={"x0": "continuous"})
     assert pipeline.fit(table, labels).score(table, labels) > 0.8

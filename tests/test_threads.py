@@ -9,10 +9,10 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import joblib
+import psutil
 import pytest
 import torch
 
@@ -73,34 +73,21 @@ def test_the_runtime_of_a_program_has_it() -> None:
     assert set(re.findall(r"GOMP_SPINCOUNT\s*=\s*'(\d+)'", shown)) == {"10000"}
 
 
-def look_at(
-    patch: pytest.MonkeyPatch, folder: Path, busy: list[float], most: int | None = None
-) -> list[int]:
+def look_at(patch: pytest.MonkeyPatch, busy: list[float]) -> list[int]:
     """A machine whose cores are busy so much of the time, of 4 more that aren't ours; the calls
     that set a number of threads."""
     set_to: list[int] = []
-    state = {"most": most or len(busy)}
 
-    def set_number(number: int) -> None:
-        set_to.append(number)
-        state["most"] = number
+    def look(interval: float, percpu: bool) -> list[float]:
+        assert interval == environment.LOOK and percpu
+        return [100 * part for part in [*busy, 1.0, 1.0, 1.0, 1.0]]
 
-    def write(ticks: int) -> None:
-        parts = [*busy, 1.0, 1.0, 1.0, 1.0]
-        lines = ["cpu  1 2 3 4 5 6 7 8 9 10"]
-        for i, part in enumerate(parts):
-            work, rest = round(part * ticks), ticks - round(part * ticks)
-            lines.append(f"cpu{i} {work} 0 0 {rest // 2} {rest - rest // 2} 0 0 0 {work} 0")
-        (folder / "stat").write_text("\n".join([*lines, "intr 1 2 3", "ctxt 5"]))
-
-    write(1_000)
     patch.delenv("OMP_NUM_THREADS", raising=False)
-    patch.setattr(environment, "STAT", folder / "stat")
+    patch.setattr(psutil, "cpu_percent", look)
     patch.setattr(os, "cpu_count", lambda: len(busy))
-    patch.setattr(time, "sleep", lambda seconds: write(1_050))
     patch.setattr(os, "sched_getaffinity", lambda pid: set(range(len(busy))), raising=False)
-    patch.setattr(torch, "get_num_threads", lambda: state["most"])
-    patch.setattr(torch, "set_num_threads", set_number)
+    patch.setattr(torch, "get_num_threads", lambda: [len(busy), *set_to][-1])
+    patch.setattr(torch, "set_num_threads", set_to.append)
     return set_to
 
 
@@ -116,9 +103,9 @@ def look_at(
     ],
 )
 def test_there_are_as_many_threads_as_cores_that_other_work_leaves(
-    busy: list[float], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    busy: list[float], expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    set_to = look_at(monkeypatch, tmp_path, busy)
+    set_to = look_at(monkeypatch, busy)
     found = environment.choose_threads()
     assert found.number == torch.get_num_threads() == expected
     assert set_to == ([] if expected == len(busy) else [expected])
@@ -127,30 +114,26 @@ def test_there_are_as_many_threads_as_cores_that_other_work_leaves(
     assert str(found).startswith("1 thread of" if expected == 1 else f"{expected} threads")
 
 
-def test_threads_that_are_given_are_not_chosen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    set_to = look_at(monkeypatch, tmp_path, [1.0, 1.0, 1.0])
+def test_threads_that_are_given_are_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_to = look_at(monkeypatch, [1.0, 1.0, 1.0])
     assert environment.choose_threads(2) == (2, "") and set_to == [2]
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert environment.choose_threads() == (2, "") and set_to == [2]
 
 
-def test_without_linux_there_are_as_many_as_cores(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_where_activity_is_not_known_there_are_as_many_as_cores(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What ran in the last minute says little of now."""
-    set_to = look_at(monkeypatch, tmp_path, [0.0] * 4)
-    monkeypatch.setattr(environment, "STAT", tmp_path / "nothing")
-    monkeypatch.setattr(os, "getloadavg", lambda: (30.0, 30.0, 30.0), raising=False)
+    set_to = look_at(monkeypatch, [0.0] * 4)
+    monkeypatch.setattr(psutil, "cpu_percent", lambda *_, **__: Path("/nowhere").read_text())
     assert environment.choose_threads() == (4, "") and set_to == []
 
 
 @pytest.mark.parametrize("expected", [1, 2, 3, 4])
 def test_a_limit_on_processor_time_is_one_on_threads(
-    expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    look_at(monkeypatch, tmp_path, [0.0] * 4)
+    look_at(monkeypatch, [0.0] * 4)
     monkeypatch.setattr(joblib, "cpu_count", lambda: expected)
     cores = "1 core" if expected == 1 else f"{expected} cores"
     why = "" if expected == 4 else f" of 4, as this process may use {cores}"
@@ -169,7 +152,7 @@ def test_a_run_says_its_threads_and_keeps_them(
     capsys: pytest.CaptureFixture[str],
     few_pictures: None,
 ) -> None:
-    set_to = look_at(monkeypatch, tmp_path, [1.0, 1.0, 0.0])
+    set_to = look_at(monkeypatch, [1.0, 1.0, 0.0])
     train(**SHORT | {"steps": 2}, run=tmp_path / "run")
     said = capsys.readouterr().out
     assert "1 thread of 3, as other work has 2.0 of 3 cores; give --threads N for another " in said
@@ -196,7 +179,7 @@ def test_a_run_says_its_threads_and_keeps_them(
 def test_a_resumed_run_has_its_threads_as_far_as_there_are_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    set_to = look_at(monkeypatch, tmp_path, [0.0] * 4)
+    set_to = look_at(monkeypatch, [0.0] * 4)
     environment.keep_threads(3, None, tmp_path)
     environment.keep_threads(None, None, tmp_path)  # an older run
     assert set_to == [3]

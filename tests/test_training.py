@@ -9,7 +9,7 @@ import random
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +34,12 @@ from pyro_mdm import CLD, Denoiser, DiffusionGuide, DiffusionModel
 from pyro_mdm.evaluation.comparison import log_likelihood
 from pyro_mdm.networks import MLP, UNet
 from pyro_mdm.training import indices
-from tests.brief import be_brief, be_brief_here
+from tests.brief import be_brief_here
 from tests.processes import ROOT, Program, finish, signalled, together
-from tests.programs import TINY, stop_after
-from tests.programs import Stopped as Killed
+from tests.programs import TINY, assert_resumes, assert_same_run, stopped_after
 
+pytestmark = pytest.mark.usefixtures("brief")
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def brief() -> Iterator[None]:
-    """All runs, those that several tests look at too."""
-    with pytest.MonkeyPatch.context() as patch:
-        be_brief(patch)
-        yield
 
 
 @pytest.fixture
@@ -89,21 +81,18 @@ def objective(run: Path) -> pd.DataFrame:
     return table[table.part == "objective"][columns].reset_index(drop=True)
 
 
-def assert_same(one: Path, other: Path, *, rtol: float = 0.0) -> None:
-    """The same losses, weights and results: bit for bit, or to rounding."""
-    exact = {"check_exact": True} if rtol == 0 else {"rtol": rtol}
-    pd.testing.assert_frame_equal(objective(one), objective(other), **exact)
+def assert_close(one: Path, other: Path, rtol: float) -> None:
+    """The same losses, weights and results, but for rounding."""
+    pd.testing.assert_frame_equal(objective(one), objective(other), rtol=rtol)
     first, second = (latest_checkpoint(p / "checkpoints") for p in (one, other))
     assert first.step == second.step and first.tensors.keys() == second.tensors.keys()
     for name, tensor in first.tensors.items():
-        if rtol == 0:
-            assert torch.equal(tensor, second.tensors[name]), name
-        elif tensor.is_floating_point():
+        if tensor.is_floating_point():
             atol = rtol * max(1e-3, tensor.abs().max().item())
             torch.testing.assert_close(tensor, second.tensors[name], rtol=rtol, atol=atol, msg=name)
     results = [json.loads((p / "results.json").read_text()) for p in (one, other)]
     values = [r["bits_per_dim"]["value"] for r in results]
-    assert values[0] == (values[1] if rtol == 0 else pytest.approx(values[1], rel=rtol))
+    assert values[0] == pytest.approx(values[1], rel=rtol)
 
 
 # -- in pieces and in several processes ------------------------------------------------------------
@@ -114,7 +103,7 @@ def test_micro_batches_change_nothing_but_rounding(tmp_path: Path, options: dict
     options |= {"score": "noise", "guide": "learned"}
     train(**options, run=tmp_path / "whole")
     train(**options, micro_batches=4, run=tmp_path / "pieces")
-    assert_same(tmp_path / "whole", tmp_path / "pieces", rtol=2e-3)
+    assert_close(tmp_path / "whole", tmp_path / "pieces", 2e-3)
     first, second = (objective(tmp_path / run) for run in ("whole", "pieces"))
     pd.testing.assert_frame_equal(first[:2], second[:2], rtol=1e-5)  # before rounding grows
 
@@ -127,13 +116,12 @@ def test_two_processes_go_on_where_one_stopped_and_give_its_numbers(
     """Of the program with most to share: a learned diffusion whose log SNR at T moves."""
     options |= {"score": "noise", "guide": "learned", "micro_batches": 2}
     train(**options, run=tmp_path / "one")
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        stop_after(3, patch)
+    with stopped_after(3):
         train(**options, run=tmp_path / "two")
     assert latest_checkpoint(tmp_path / "two" / "checkpoints").step == 2
     out = together(2, "inference.train", "--resume", tmp_path / "two")
     assert "step 2 of 6, 2 processes" in out and out.count("bits/dim") == 1  # one of them speaks
-    assert_same(tmp_path / "one", tmp_path / "two", rtol=2e-3)
+    assert_close(tmp_path / "one", tmp_path / "two", 2e-3)
     first, second = (objective(tmp_path / run) for run in ("one", "two"))
     pd.testing.assert_frame_equal(first[:4], second[:4], rtol=1e-4)
     sessions = (tmp_path / "two" / "sessions.jsonl").read_text().splitlines()
@@ -243,13 +231,8 @@ def test_mixed_precision_is_the_network_s_alone_and_resumes(
 ) -> None:
     """Levels stay levels: a discrete likelihood would refuse rounded data."""
     options |= {"model": tiny.replace(":Tiny", ":Squares"), "precision": "bf16-mixed"}
-    whole = train(**options, run=tmp_path / "whole")
+    whole = assert_resumes(3, tmp_path, **options)
     assert math.isfinite(whole.bits_per_dim[0])
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        stop_after(3, patch)
-        train(**options, run=tmp_path / "stopped")
-    train(resume=tmp_path / "stopped")
-    assert_same(tmp_path / "whole", tmp_path / "stopped")
     state = latest_checkpoint(tmp_path / "whole" / "checkpoints").state
     assert not state["loss_scale"]
     assert whole.bits_per_dim[0] != plain_bits
@@ -262,12 +245,7 @@ def test_double_precision_is_of_all_and_resumes(
 ) -> None:
     squares = tiny.replace(":Tiny", ":Squares")
     options |= {"model": squares, "precision": "64-true"}
-    whole = train(**options, run=tmp_path / "whole")
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        stop_after(3, patch)
-        train(**options, run=tmp_path / "stopped")
-    train(resume=tmp_path / "stopped")
-    assert_same(tmp_path / "whole", tmp_path / "stopped")
+    whole = assert_resumes(3, tmp_path, **options)
     weights = latest_checkpoint(tmp_path / "whole" / "checkpoints").part("ema")
     assert {t.dtype for t in weights.values() if t.is_floating_point()} == {torch.float64}
     assert whole.bits_per_dim[0] == pytest.approx(plain_bits, abs=0.4)  # other random numbers
@@ -298,11 +276,10 @@ def test_a_loss_scale_that_is_too_large_falls_and_costs_steps_not_the_run(
     assert checkpoint.state["averages"] < 6  # some steps were skipped
     assert all(bool(t.isfinite().all()) for t in checkpoint.part("model").values())
     # the scale is part of what a run resumes
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        stop_after(5, patch)
+    with stopped_after(5):
         train(**options, run=tmp_path / "stopped")
     train(resume=tmp_path / "stopped")
-    assert_same(tmp_path / "run", tmp_path / "stopped")
+    assert_same_run(tmp_path / "run", tmp_path / "stopped")
     again = latest_checkpoint(tmp_path / "stopped" / "checkpoints")
     assert again.state["loss_scale"] == checkpoint.state["loss_scale"]
     assert again.state["averages"] == checkpoint.state["averages"]
@@ -313,7 +290,7 @@ def test_a_compiled_network_gives_the_same_numbers_under_the_same_names(
     tmp_path: Path, options: dict[str, Any], whole: tuple[Path, RunBound]
 ) -> None:
     train(**options, compile="aot_eager", run=tmp_path / "compiled")
-    assert_same(whole[0], tmp_path / "compiled", rtol=1e-3)
+    assert_close(whole[0], tmp_path / "compiled", 1e-3)
 
 
 @pytest.mark.slow
@@ -388,7 +365,7 @@ def test_killed_again_and_again_the_losses_are_those_of_an_uninterrupted_run(
         assert not (run / "results.json").exists()
         words = ["--resume", str(run)]
     finish(Program("inference.train", *words, before=be_brief_here))
-    assert_same(uninterrupted, run)
+    assert_same_run(uninterrupted, run)
     assert len((run / "sessions.jsonl").read_text().splitlines()) == 4
     assert not list(run.rglob("*.tmp"))
 
@@ -450,9 +427,7 @@ def test_a_signal_in_the_last_measurement_stops_before_the_evaluation(
         train(**options, run=tmp_path / "run")
     assert stopped.value.code == 143 and not (tmp_path / "run" / "results.json").exists()
     assert train(resume=tmp_path / "run") == bound
-    assert_same(uninterrupted, tmp_path / "run")
-    tables = [pd.read_csv(run / "metrics.csv") for run in (uninterrupted, tmp_path / "run")]
-    pd.testing.assert_frame_equal(*(t.drop(columns="seconds") for t in tables), check_exact=True)
+    assert_same_run(uninterrupted, tmp_path / "run")
 
 
 def test_signals_are_caught_within_the_block_and_nowhere_else() -> None:

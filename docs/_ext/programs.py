@@ -14,14 +14,13 @@ import inspect
 import re
 import runpy
 import sys
-import types
 import typing
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from unittest import mock
 
 import jsonargparse
@@ -30,18 +29,12 @@ from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+from inference.settings.kinds import kinds_of
+
 __all__ = ["Option", "described", "markdown", "parser_of", "setup"]
 
 NOT_LISTED = ("help", "print_config")
 """Options that every program has and nobody looks up."""
-WORDS: dict[Any, str] = {
-    bool: "true | false",
-    float: "number",
-    int: "integer",
-    str: "name",
-    Path: "path",
-    Sequence[Path]: "path …",
-}
 ROLE = re.compile(r":\w+:`~?([^`]+)`")
 
 
@@ -92,16 +85,8 @@ def parser_of(program: str) -> argparse.ArgumentParser:
 
 def _value(hint: Any) -> str:
     """What is written after an option, in words."""
-    if hint in WORDS:
-        return WORDS[hint]
-    parts = [part for part in typing.get_args(hint) if part is not type(None)]
-    if typing.get_origin(hint) is Literal:
-        return " | ".join(str(part) for part in parts)
-    if typing.get_origin(hint) is list:
-        return f"[{_value(parts[0])}, …]"
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " | ".join(_value(part) for part in parts)
-    return getattr(hint, "__name__", str(hint))
+    kinds = " | ".join(kinds_of(hint)) or getattr(hint, "__name__", str(hint))
+    return re.sub(r"\ban? ", "", kinds.replace("one path or more", "path …"))
 
 
 def _options(parser: argparse.ArgumentParser) -> Iterator[Option]:

@@ -21,7 +21,7 @@ import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter
@@ -31,6 +31,7 @@ from inference.folders.checkpoints import FULL, ArchitectureError, CheckpointErr
 from inference.folders.config import load_yaml, without_removed
 from inference.folders.runs import RunError
 from inference.machine.processes import Stopped, raised_signals
+from inference.settings.kinds import INTEGER, SEVERAL, in_words, kinds_of
 from inference.settings.names import ASKED, NAMED, NameNotFoundError, kinds_named
 from models import DataError
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
@@ -241,12 +242,12 @@ class _Parser(ArgumentParser):
         """Read jsonargparse's message, as it says in words alone which option is wrong and why."""
         option = re.search(r"(?:[Kk]ey [\"']|required: |Option ')(\w+)", message)
         name = option[1] if option else ""
-        kinds = _kinds(self.hints.get(name, Path))
+        hint = self.hints.get(name, Path)
         if values := re.findall(r"(?:Got|Given) value: (.*)", message):
-            near = _nearest(values[-1], kinds)
-            text = f"--{name} is {values[-1]!r}, expected {_listed(kinds)}{near}"
+            near = _nearest(values[-1], kinds_of(hint))
+            text = f"--{name} is {values[-1]!r}, expected {in_words(hint)}{near}"
         elif "required" in message:
-            text = f"{name} is missing, expected {_listed(kinds)}"
+            text = f"{name} is missing, expected {in_words(hint)}"
         elif re.search(r"is not (accepted|expected)", message):
             text = f"no option is called {name}{_nearest(name, self.hints)}"
         else:
@@ -327,24 +328,24 @@ def _assign(words: Sequence[str], parser: _Parser, unnamed: str | None) -> list[
             continue
         if name not in options or not word.startswith("--"):
             raise OptionError(f"there is no option {word}{parser.astray(name, '--')}")
-        kinds, follows = _kinds(options[name]), bool(left) and not left[0].startswith("--")
-        if options[name] is bool and unnamed is not None:
-            follows = follows and left[0].lower() in kinds
-        if not (equals or follows or options[name] is bool):
-            raise OptionError(f"{word} has no value, expected {_listed(kinds)}")
+        hint, follows = options[name], bool(left) and not left[0].startswith("--")
+        if hint is bool and unnamed is not None:
+            follows = follows and left[0].lower() in kinds_of(bool)
+        if not (equals or follows or hint is bool):
+            raise OptionError(f"{word} has no value, expected {in_words(hint)}")
         if not equals:
             value = left.pop(0) if follows else "true"
-        if INTEGER in kinds and (power := re.fullmatch(r"(\d+)e(\d\d?)", value)):
+        if INTEGER in kinds_of(hint) and (power := re.fullmatch(r"(\d+)e(\d\d?)", value)):
             value = power[1] + "0" * int(power[2])
-        given.append(f"--{name}={_literal(value, kinds, word)}")
+        given.append(f"--{name}={_literal(value, hint, word)}")
     if alone:
         several = unnamed is not None and hints[unnamed] == SEVERAL
         twice = any(word.startswith(f"--{unnamed}=") for word in given)
         if unnamed is None or twice or (len(alone) > 1 and not several):
             wrong = f"{alone[-1]!r} belongs to no option"
             raise OptionError(f"{wrong}; options are given as --name value")
-        kinds = NAMES[Path] if several else _kinds(hints[unnamed])
-        alone = [_literal(word, kinds, f"--{unnamed}") for word in alone]
+        kind = Path if several else hints[unnamed]
+        alone = [_literal(word, kind, f"--{unnamed}") for word in alone]
         given.append(f"--{unnamed}={json.dumps(alone) if several else alone[0]}")
     return sorted(given, key=lambda word: not word.startswith("--config="))
 
@@ -354,13 +355,14 @@ LIFTED = {ord("#"): 0x10F023, **{0xDC00 + byte: 0x10F000 + byte for byte in rang
 bytes of a path that is not UTF-8."""
 
 
-def _literal(value: str, kinds: Sequence[str], word: str) -> str:
+def _literal(value: str, hint: object, word: str) -> str:
     """The value of a path or a name, so that YAML has nothing to read in it; others unchanged."""
+    kinds = kinds_of(hint)
     if not {"a path", "a name"} & set(kinds) or value.startswith("["):
         return value
     if "a path" in kinds:
         if not value:
-            raise OptionError(f"{word} is empty, expected {_listed(kinds)}")
+            raise OptionError(f"{word} is empty, expected {in_words(hint)}")
         value = value if Path(value).is_absolute() else f"./{value}"  # null is a folder too
     return value.translate(LIFTED)
 
@@ -377,31 +379,3 @@ def _lowered(value: object) -> Any:
 def _nearest(word: str, names: Iterable[str], dashes: str = "") -> str:
     close = difflib.get_close_matches(word.lstrip("-").replace("-", "_"), list(names), n=1)
     return f"; did you mean {dashes}{close[0]}?" if close else ""
-
-
-SEVERAL, INTEGER = Sequence[Path], "an integer"
-NAMES: dict[Any, list[str]] = {
-    SEVERAL: ["one path or more"],
-    Path: ["a path"],
-    bool: ["true", "false"],
-    float: ["a number"],
-    int: [INTEGER],
-    str: ["a name"],
-    type(None): [],
-}
-
-
-def _kinds(hint: object) -> list[str]:
-    """The kinds of value of an annotation, in words."""
-    arguments = typing.get_args(hint)
-    if hint in NAMES:
-        return NAMES[hint]
-    if typing.get_origin(hint) is Literal:
-        return [str(argument) for argument in arguments]
-    if typing.get_origin(hint) is list:
-        return [f"[{_kinds(arguments[0])[0]}, …]"]
-    return [kind for argument in arguments for kind in _kinds(argument)]
-
-
-def _listed(kinds: Sequence[str]) -> str:
-    return " or ".join([", ".join(kinds[:-1]), kinds[-1]]) if len(kinds) > 1 else kinds[0]

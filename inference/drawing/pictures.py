@@ -134,7 +134,7 @@ def picture(
         figure.legend(loc="outside right upper", fontsize=7)
     else:
         for points, style, label in ((data, "C7.", "test data"), (x.flatten(1), "C0.", "samples")):
-            axes.plot(*_plane(points), style, ms=3, alpha=0.6, label=label)
+            axes.plot(*plane(points), style, ms=3, alpha=0.6, label=label)
         axes.legend(loc="upper right", fontsize=8)
     axes.set_xlabel("x_0")
     axes.set_ylabel("x_1")
@@ -169,7 +169,7 @@ Plane = tuple[NDArray[np.float32], NDArray[np.float32]]
 NOWHERE: Plane = (np.zeros(0, np.float32), np.zeros(0, np.float32))
 
 
-def _plane(points: Tensor) -> Plane:
+def plane(points: Tensor) -> Plane:
     """The first two coordinates of points (n, d); the second is 0 for d = 1."""
     second = points[:, 1] if points.shape[1] > 1 else torch.zeros(len(points))
     return points[:, 0].numpy(), second.numpy()
@@ -211,7 +211,7 @@ def _draw_labelled(
         (x, given, "o", 7, 0.9, "samples"),
     ):
         numbers = [-1] * len(points) if classes is None else classes.tolist()
-        scatter(_plane(points), [colour(k) for k in numbers], size, marker, alpha=alpha)
+        scatter(plane(points), [colour(k) for k in numbers], size, marker, alpha=alpha)
         scatter(NOWHERE, "0.4", 14, marker, label=what)
     for k in range(num_classes if num_classes <= LEGEND else 0):
         scatter(NOWHERE, [colour(k)], 14, "s", label=f"label {k}")

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from inference.drawing.pictures import pixels_of, plane
 from inference.settings.names import accepted
 from models import Problem
 from pyro_mdm import DiffusionModel, randomness
@@ -62,7 +63,6 @@ def animation(
     problem: Problem, model: DiffusionModel, states: list[tuple[Tensor, Tensor]]
 ) -> bytes:
     """The content of a GIF file with a panel for each variable and a frame for each step."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     K = model.diffusion.num_variables
@@ -70,7 +70,6 @@ def animation(
     width = float(max(states[0][1].std(), states[-1][1].std()))
     images = problem.to_images(states[0][1][:1, 0].float()) is not None
     figure = Figure((3.2 * K, 3.5), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     pictures = []
     for i in chosen:
         s, y = states[i]
@@ -83,9 +82,7 @@ def animation(
                 _draw_images(axes, y[:, k])
             else:
                 _draw_points(axes, y[:, k], width)
-        canvas.draw()
-        pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-        pictures.append(Image.fromarray(pixels.copy()))
+        pictures.append(Image.fromarray(pixels_of(figure).movedim(0, -1).numpy()))
     first, *others = pictures
     durations = [MILLISECONDS] * len(others) + [LAST]
     buffer = io.BytesIO()
@@ -104,7 +101,5 @@ def _draw_images(axes: Axes, v: Tensor) -> None:
 
 
 def _draw_points(axes: Axes, v: Tensor, width: float) -> None:
-    v = v.flatten(1)
-    second = v[:, 1] if v.shape[1] > 1 else torch.zeros(len(v))
-    axes.plot(v[:, 0].numpy(), second.numpy(), "C0.", ms=3, alpha=0.6)
+    axes.plot(*plane(v.flatten(1)), "C0.", ms=3, alpha=0.6)
     axes.set(xlim=(-4 * width, 4 * width), ylim=(-4 * width, 4 * width), aspect="equal")

@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pyro_mdm.support.files import replacing
+from pyro_mdm.support.files import digest_of, replacing
 from pyro_mdm.support.settings import EXTRA_STATE, SettingsError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -215,13 +215,13 @@ def _body(description: Path) -> dict[str, Any]:
     """The content of a checkpoint's JSON file (CheckpointError: its checksum is another)."""
     outer = json.loads(description.read_bytes())
     body: dict[str, Any] = outer["checkpoint"]
-    if _digest(body) != outer["sha256"]:
+    if digest_of(body) != outer["sha256"]:
         raise CheckpointError(f"{description} is damaged: its checksum does not match its content")
     return body
 
 
 def _text(body: object) -> bytes:
-    return json.dumps({"checkpoint": body, "sha256": _digest(body)}, indent=1).encode()
+    return json.dumps({"checkpoint": body, "sha256": digest_of(body)}, indent=1).encode()
 
 
 def restate(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
@@ -272,10 +272,6 @@ def _descriptions(folder: Path) -> list[Path]:
 
 def _step(description: Path) -> int:
     return int(description.stem.removeprefix("step-"))
-
-
-def _digest(body: object) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 # -- modules and optimizers ------------------------------------------------------------------------

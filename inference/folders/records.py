@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from inference.folders.checkpoints import RunError, explain_full_disk, write_atomically
+from pyro_mdm.support.files import digest_of
 
 SEAL = "sha256"
 """The entry of a JSON file that has the checksum of the others."""
@@ -34,7 +34,7 @@ def finite(content: object) -> Any:
 def sealed(content: Mapping[str, object]) -> dict[str, object]:
     """Content for JSON, with its SHA-256 as the last entry."""
     whole = finite(dict(content))
-    return whole | {SEAL: _digest(whole)}
+    return whole | {SEAL: digest_of(whole)}
 
 
 def read_sealed(path: Path) -> Record:
@@ -44,13 +44,9 @@ def read_sealed(path: Path) -> Record:
         content = dict(json.loads(path.read_bytes()))
     except (ValueError, TypeError, RecursionError) as error:
         raise RunError(f"{path} is damaged: {error}") from error
-    if (seal := content.pop(SEAL, None)) is not None and seal != _digest(content):
+    if (seal := content.pop(SEAL, None)) is not None and seal != digest_of(content):
         raise RunError(f"{path} is damaged: its checksum does not match its content")
     return content
-
-
-def _digest(content: Mapping[str, object]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def encode(text: str) -> bytes:

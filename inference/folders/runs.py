@@ -77,8 +77,8 @@ from inference.folders.records import (
     read_sealed,
 )
 from inference.machine import environment
+from inference.settings.kinds import check_types
 from inference.settings.names import slug
-from inference.settings.options import check_types
 from pyro_mdm import DiffusionModel
 from pyro_mdm.pretrained import (
     CONFIG,

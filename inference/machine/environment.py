@@ -7,7 +7,6 @@ import os
 import platform
 import subprocess
 import sys
-import time
 import warnings
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +18,6 @@ from pyro_mdm.support.places import ROOT
 
 LOOK = 0.5
 """The seconds for which the load is measured."""
-STAT = Path("/proc/stat")
 
 
 def _git(*arguments: str) -> bytes | None:
@@ -112,8 +110,7 @@ def _accelerators() -> list[str]:
 
 # -- threads ---------------------------------------------------------------------------------------
 
-# Idle cores are counted here, as no library that the programs need counts them, and threads that
-# wait for a busy core cost time and gain none (tests/benchmarks/threads.py).
+# Threads that wait for a busy core cost time and gain none (tests/benchmarks/threads.py).
 
 
 class Threads(NamedTuple):
@@ -191,37 +188,15 @@ def usable_cores() -> int:
 def busy_cores() -> tuple[int, float]:
     """The number of cores for this process, and the number of those that are busy.
 
-    On Linux by the activity of each core while this process sleeps for :data:`LOOK` seconds (a load
-    average is of the last minute); elsewhere 0 are taken to be busy.
+    By the activity of each core in :data:`LOOK` seconds, as a load average is of the last minute;
+    0 are taken to be busy where it is not known.
     """
-    cores = _cores()
-    try:
-        before = _busy_and_all(cores)
-        time.sleep(LOOK)
-        after = _busy_and_all(cores)
-        busy, all_ = (b - a for a, b in zip(before, after, strict=True))
-        return len(cores), len(cores) * busy / all_
-    except (OSError, ValueError, ZeroDivisionError):
-        return len(cores), 0.0
+    import psutil
 
-
-def _cores() -> set[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return os.sched_getaffinity(0)
-    return set(range(os.cpu_count() or 1))
-
-
-def _busy_and_all(cores: set[int]) -> tuple[int, int]:
-    """The busy ticks and all ticks of these cores, from ``/proc/stat``.
-
-    A line is ``cpu0 user nice system idle iowait irq softirq steal guest guest_nice``, and guests
-    are in user and nice already (proc_stat(5)).
-    """
-    busy = total = 0
-    for line in STAT.read_text().splitlines():
-        name, *numbers = line.split()
-        if name.startswith("cpu") and name[3:].isdecimal() and int(name[3:]) in cores:
-            ticks = [int(n) for n in numbers[:8]]
-            total += sum(ticks)
-            busy += sum(ticks) - sum(ticks[3:5])
-    return busy, total
+    everywhere = set(range(os.cpu_count() or 1))
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else everywhere
+    with contextlib.suppress(OSError, ZeroDivisionError):
+        shares = psutil.cpu_percent(LOOK, percpu=True)
+        ours = [share / 100 for core, share in enumerate(shares) if core in cores]
+        return len(cores), len(cores) * sum(ours) / len(ours)
+    return len(cores), 0.0

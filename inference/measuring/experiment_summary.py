@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from inference.folders.checkpoints import write_atomically
 from inference.folders.output import Row, csv_bytes, png
-from inference.folders.records import read_sealed
+from inference.folders.records import read_lines, read_sealed
 from pyro_mdm.evaluation.estimates import Z95
+from pyro_mdm.support.measured import reach
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,7 +72,7 @@ def summarize(
             if "learned" in guide
             and not guide.startswith("learned1")
             and guide not in starts.values()
-            and _entries(folder / f"{score}-{guide}-{seeds[0]}" / "tensorboard")
+            and _entries(folder / f"{score}-{guide}-{seeds[0]}")
         ]
         for score, names in guides.items()
     }
@@ -135,9 +136,9 @@ def _difference(
     values = [value for value, _ in pairs]
     mean, error = statistics.fmean(values), _error(values)
     images = statistics.fmean(error for _, error in pairs)
-    reach = math.hypot(_reach(len(pairs)) * error, Z95 * images)
+    half = math.hypot(float(reach(len(pairs) - 1)) * error, Z95 * images)
     row: Row = {name: mean, f"{name}_standard_error": error, f"{name}_images": images}
-    return row | {f"{name}_low_95": mean - reach, f"{name}_high_95": mean + reach}
+    return row | {f"{name}_low_95": mean - half, f"{name}_high_95": mean + half}
 
 
 def learned_rows(
@@ -242,7 +243,7 @@ def movement_figure(
             colors: dict[str, str] = {}
             for seed in seeds:
                 run = folder / f"{score}-{guide}-{seed}"
-                for name, (steps, values) in _entries(run / "tensorboard").items():
+                for name, (steps, values) in _entries(run).items():
                     label = None if name in colors else name
                     color = colors.setdefault(name, f"C{len(colors) % 10}")
                     style = "-" if name.startswith("Q") else "--"
@@ -255,22 +256,16 @@ def movement_figure(
     return figure
 
 
-def _entries(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """The entries of Q and D by step, as a run wrote them for TensorBoard."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
+def _entries(run: Path) -> dict[str, tuple[list[int], list[float]]]:
+    """The entries of D and Q by step, without those below the diagonal, from a run's history."""
     entries: dict[str, tuple[list[int], list[float]]] = {}
-    for tag in sorted(events.Tags()["scalars"]):
-        # runs of older versions have another group, or none
-        of_run = tag.removeprefix("noising/").removeprefix("diffusion/")
-        matrix, slash, entry = of_run.partition("/entry_")
-        if slash and matrix in ("Q", "D"):
-            scalars = events.Scalars(tag)
-            steps, values = entries.setdefault(f"{matrix}[{entry}]", ([], []))
-            steps += [s.step for s in scalars]
-            values += [s.value for s in scalars]
+    for record in read_lines(run / "history.jsonl", {"step", "Q", "D"}):
+        for matrix, first in (("D", 0), ("Q", 1)):
+            for i, row in enumerate(record[matrix]):
+                for j in range(i + first, len(row)):
+                    steps, values = entries.setdefault(f"{matrix}[{i}{j}]", ([], []))
+                    steps.append(record["step"])
+                    values.append(row[j])
     return entries
 
 
@@ -325,10 +320,3 @@ def _error(values: Sequence[float]) -> float:
     if len(values) < 2 or any(map(math.isnan, values)):
         return math.nan
     return statistics.stdev(values) / math.sqrt(len(values))
-
-
-def _reach(n: int) -> float:
-    """The half-width of a 95% interval of Student's t in standard errors, for n values."""
-    from scipy import stats
-
-    return float(stats.t.ppf(0.975, n - 1)) if n > 1 else math.nan

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
 from inference.machine.processes import Precision
+from inference.settings.kinds import check_types, in_words, is_of
 
 T = TypeVar("T", bound="Training")
 
@@ -314,15 +315,6 @@ class Training(Machine, Evaluation, Optimization, ScoreOptions, SimulatedGuide, 
         return cls(**settings)
 
 
-def check_types(what: str, values: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
-    """Raise TypeError for a value from a file that is not of its annotation, by name."""
-    for name, hint in hints.items():
-        if name in values and not is_of(values[name], hint):
-            raise TypeError(
-                f"{what}: {name} is {repr(values[name])[:60]}, expected {in_words(hint)}"
-            )
-
-
 def check_null(settings: Training) -> None:
     """Raise ValueError for a setting that is null in a file of options, and has no such value."""
     for name, hint in typing.get_type_hints(Training).items():
@@ -330,52 +322,6 @@ def check_null(settings: Training) -> None:
             raise ValueError(
                 f"--{name} is null, expected {in_words(hint)}; leave it out for its default"
             )
-
-
-def is_of(value: object, hint: object) -> bool:
-    """Whether a value from a file is of an annotation: as JSON and YAML have it, true is no
-    number, and a whole number is one."""
-    kinds = typing.get_args(hint)
-    if hint is object:
-        return True
-    if typing.get_origin(hint) is Literal:
-        return any(type(value) is type(kind) and value == kind for kind in kinds)
-    if typing.get_origin(hint) in (list, Sequence):
-        return isinstance(value, list | tuple) and all(is_of(v, kinds[0]) for v in value)
-    if typing.get_origin(hint) is dict:
-        return isinstance(value, dict) and all(is_of(v, kinds[1]) for v in value.values())
-    if kinds:
-        return any(is_of(value, kind) for kind in kinds)
-    if isinstance(value, bool) or hint is bool:
-        return isinstance(value, bool) and hint is bool
-    if hint is float:
-        return isinstance(value, int | float) and value == value
-    return isinstance(value, str | Path if hint is Path else cast(type, hint))
-
-
-def in_words(hint: object) -> str:
-    """What an annotation expects, in words."""
-    if hint in WORDS:
-        return WORDS[hint]
-    kinds = typing.get_args(hint)
-    if typing.get_origin(hint) is Literal:
-        return ", ".join(map(str, kinds))
-    if typing.get_origin(hint) in (list, Sequence):
-        return f"[{in_words(kinds[0])}, …]"
-    if typing.get_origin(hint) is dict:
-        return "names with values"
-    return " or ".join(map(in_words, kinds))
-
-
-WORDS: dict[Any, str] = {
-    bool: "true or false",
-    float: "a number",
-    int: "a whole number",
-    str: "text",
-    Path: "a path",
-    type(None): "null",
-}
-"""Types in words."""
 
 
 @dataclass(frozen=True, kw_only=True)

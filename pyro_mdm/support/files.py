@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["Write", "check_place", "replacing", "temporary"]
+__all__ = ["Write", "check_place", "digest_of", "replacing", "temporary"]
 
 Write = Callable[[Path, Iterable[bytes | memoryview]], str]
 """A function that writes a file in pieces and returns the SHA-256 of its content."""
@@ -39,6 +40,11 @@ def check_place(path: Path) -> None:
     finally:
         with suppress(OSError):
             file.unlink(missing_ok=True)
+
+
+def digest_of(content: object) -> str:
+    """The SHA-256 of the JSON of a content, whatever the order of its names."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager

@@ -1,0 +1,69 @@
+"""The kinds of value that annotations of options and records allow: checks, and words for them."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+SEVERAL, INTEGER = Sequence[Path], "an integer"
+WORDS: dict[Any, list[str]] = {
+    SEVERAL: ["one path or more"],
+    Path: ["a path"],
+    bool: ["true", "false"],
+    float: ["a number"],
+    int: [INTEGER],
+    str: ["a name"],
+    type(None): [],
+}
+
+
+def kinds_of(hint: object) -> list[str]:
+    """The kinds of value of an annotation, in words; null is not named."""
+    arguments = typing.get_args(hint)
+    if hint in WORDS:
+        return WORDS[hint]
+    if typing.get_origin(hint) is Literal:
+        return [str(argument) for argument in arguments]
+    if typing.get_origin(hint) in (list, Sequence):
+        return [f"[{in_words(arguments[0])}, …]"]
+    if typing.get_origin(hint) is dict:
+        return ["names with values"]
+    return [kind for argument in arguments for kind in kinds_of(argument)]
+
+
+def in_words(hint: object) -> str:
+    """What an annotation expects, in words."""
+    *others, last = kinds_of(hint)
+    return " or ".join([", ".join(others), last]) if others else last
+
+
+def check_types(what: str, values: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
+    """Raise TypeError for a value from a file that is not of its annotation, by name."""
+    for name, hint in hints.items():
+        if name in values and not is_of(values[name], hint):
+            raise TypeError(
+                f"{what}: {name} is {repr(values[name])[:60]}, expected {in_words(hint)}"
+            )
+
+
+def is_of(value: object, hint: object) -> bool:
+    """Whether a value from a file is of an annotation: as JSON and YAML have it, true is no
+    number, and a whole number is one."""
+    kinds = typing.get_args(hint)
+    if hint is object:
+        return True
+    if typing.get_origin(hint) is Literal:
+        return any(type(value) is type(kind) and value == kind for kind in kinds)
+    if typing.get_origin(hint) in (list, Sequence):
+        return isinstance(value, list | tuple) and all(is_of(v, kinds[0]) for v in value)
+    if typing.get_origin(hint) is dict:
+        return isinstance(value, dict) and all(is_of(v, kinds[1]) for v in value.values())
+    if kinds:
+        return any(is_of(value, kind) for kind in kinds)
+    if isinstance(value, bool) or hint is bool:
+        return isinstance(value, bool) and hint is bool
+    if hint is float:
+        return isinstance(value, int | float) and value == value
+    return isinstance(value, str | Path if hint is Path else cast(type, hint))
