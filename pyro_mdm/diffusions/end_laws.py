@@ -47,7 +47,7 @@ class EndLaws:
         A constant where ``min_log_snr`` is given and not learned.
         """
         if self.given.low is not None:
-            return self.targets()[1]
+            return self._targets()[1]
         return self.terminal.log_snr
 
     @property
@@ -64,14 +64,14 @@ class EndLaws:
 
     @property
     def start_log_snr(self) -> Tensor:
-        return self.targets()[0] if self.cut_time is None else self.start.log_snr
+        return self._targets()[0] if self.cut_time is None else self.start.log_snr
 
     @property
     def min_log_snr(self) -> float | None:
         if self.given.low is None or not self.given.reach[1]:
             return self.given.low
         with torch.no_grad():
-            return float(self.targets()[1])
+            return float(self._targets()[1])
 
     @min_log_snr.setter
     def min_log_snr(self, value: float | None) -> None:
@@ -83,9 +83,17 @@ class EndLaws:
 
     def targets(self) -> Tensor:
         """λ(ε) and, if the clock is scaled to it, λ(T): (1,) or (2,)."""
-        moved: Tensor | None = getattr(self.linear, "ends", None)
-        targets: Tensor = self.linear.as_tensor(self.given.values(moved))
-        return targets
+
+        def compute() -> Tensor:
+            moved: Tensor | None = getattr(self.linear, "ends", None)
+            targets: Tensor = self.linear.as_tensor(self.given.values(moved))
+            return targets
+
+        return self._kept("targets", compute)
+
+    def _targets(self) -> tuple[Tensor, ...]:
+        """:meth:`targets` one by one, 0-dim."""
+        return self._kept("each target", lambda: self.targets().unbind())
 
     def set(self, high: float, low: float | None) -> None:
         """Set both ends by λ; learned ones start anew there."""

@@ -167,6 +167,8 @@ class NoisingLaw(PathLaw):
         super().__init__(diffusion, x.shape[:cut], x.shape[cut:], num_times, validate_args)
 
     def expand(self: Self, batch_shape: Sequence[int], _instance: object = None) -> Self:
+        if tuple(batch_shape) == self.batch_shape and _instance is None:
+            return self
         new = self.expanded(batch_shape, _instance)
         new.__dict__["x"] = self.x.expand(*batch_shape, *self.x_shape)
         return new
