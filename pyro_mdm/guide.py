@@ -7,7 +7,6 @@ import math
 from typing import Any
 
 import pyro
-import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions.base import Cap, Diffusion, require

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -13,8 +12,8 @@ from torch import Tensor
 from pyro_mdm.diffusions.base import Marginal, UnreachableError
 from pyro_mdm.diffusions.closed import OneBlock
 from pyro_mdm.diffusions.ends import Ends
-from pyro_mdm.diffusions.host_search import HostNumbers, find_clocks
-from pyro_mdm.diffusions.inversion import MovingEnds
+from pyro_mdm.diffusions.host_ends import ends_on_host
+from pyro_mdm.diffusions.matrices import MAX_AMPLIFICATION
 from pyro_mdm.diffusions.propagator import ConstantPropagator
 from pyro_mdm.support.checks import check_values
 
@@ -135,55 +134,64 @@ class EndLaws:
         """The marginals at ε and T, (2, …)."""
 
         def compute() -> Marginal:
+            if (found := self._from_host()) is not None:
+                return found[1]
             clocks = torch.stack([self.start_clock(), self.terminal_clock()])
-            ends = self._from_one_factorization()
-            if ends is None:
-                law: Marginal = self.linear.clock_marginal(clocks)
-                return law
-            self.linear.check_precision(
-                ends.factor.amplification, clocks, "the marginal covariance"
-            )
-            return ends.marginal(clocks)
+            law: Marginal = self.linear.clock_marginal(clocks)
+            return law
 
         return self._kept("ends", compute)
 
-    def _from_one_factorization(self) -> MovingEnds | None:
-        """The kernels at ε and T, if λ is given at one or both and gradients pass through these."""
-        if self.cut_time is not None or not torch.is_grad_enabled():
+    def _from_host(self) -> tuple[Tensor, Marginal] | None:
+        """The clock times of ε and T and the kernels there, where matrices are learned and λ is
+        given at one or both; they have first derivatives only."""
+        if self.cut_time is not None:
             return None
 
-        def compute() -> MovingEnds | None:
-            move, inversion = self.linear.propagator, self.linear.inversion
-            targets = self.targets()
-            if not isinstance(move, ConstantPropagator) or not inversion.is_learned(targets):
+        def compute() -> tuple[Tensor, Marginal] | None:
+            move, targets = self.linear.propagator, self.targets()
+            if not isinstance(move, ConstantPropagator):
                 return None
-            A, noise = move.drift(targets).detach(), move.noise(targets).detach()
-            initial, units = self.linear.initial_covariance, self.linear.units()
-
-            def ends_at(times: Tensor, host: HostNumbers | None = None) -> MovingEnds:
-                a, Sigma, factor = move.factorization(times, initial, units, host)
-                return MovingEnds(times, targets, a, Sigma, factor, A, noise)
-
+            if not self.linear.inversion.is_learned(targets):
+                return None
+            # the clock of a T whose λ is not given
+            rest = () if self.given.low is not None else (self.terminal_clock(),)
+            A, noise = move.drift(targets), move.noise(targets)
+            matrices = A, noise, self.linear.initial_covariance, self.linear.units()
             with torch.no_grad():
-                last = () if self.given.low is not None else (self.terminal_clock(),)
-                search = partial(find_clocks, A, noise, initial, targets, *last)
-                host = self._kept("about the ends", search)
-            if all(map(math.isfinite, host.clocks)):
-                move.speed = A.new_tensor(host.speed)
-                if (ends := ends_at(A.new_tensor(host.clocks), host)).close():
-                    return ends
-            root = partial(inversion.root, targets)
-            with torch.no_grad():
-                times = torch.cat([self._kept("roots", root), *(t.reshape(1) for t in last)])
-            return ends_at(times)
+                find = partial(ends_on_host, *matrices, targets, *rest)
+                found = self._kept("ends on the host", find)
+                if found is None:
+                    return None
+                # so that nobody asks the device for these again
+                self._kept("latest clock", lambda: float(found.clocks[1]))
+                move.sizes = found.sizes
+            if not found.clocks[0] < found.clocks[1]:
+                self._report_order()
+            if float(found.growth.max()) > MAX_AMPLIFICATION:
+                what = "the marginal covariance"
+                self.linear.check_precision(found.growth, found.clocks, what)
+            # the change is zero, with the gradients of what the values are computed from
+            ends = torch.cat([targets, *(clock.reshape(1) for clock in rest)])
+            both = torch.cat([A.flatten(), noise.flatten()]).expand(2, -1)
+            given = torch.cat([both, ends.unsqueeze(-1)], -1)
+            change = (given - given.detach()).unsqueeze(-1)
+            row = torch.baddbmm(found.values.unsqueeze(-1), found.slopes, change).squeeze(-1)
+            K = len(A)
+            clocks, a, Sigma, L, k, log_snr, log_det = row.split([1, K, K * K, K * K, K, 1, 1], -1)
+            square = (2, K, K)
+            law = Marginal(a, Sigma.view(square), L.view(square), k, log_snr[:, 0], log_det[:, 0])
+            return clocks[:, 0], law
 
-        return self._kept("moving ends", compute)
+        return self._kept("ends by the host", compute)
 
     def start_clock(self) -> Tensor:
         """The clock time of ε, 0-dim."""
         if self.cut_time is not None:
             cut: Tensor = self.linear.clock(self.cut_time)
             return cut
+        if (found := self._from_host()) is not None:
+            return found[0][0]
         start, end = self.clocks()[0], self.terminal_clock()
         check_values(start.detach() < end.detach(), self._report_order)
         return start
@@ -197,12 +205,20 @@ class EndLaws:
         end = self._kept("terminal clock", lambda: self.linear.clock(self.linear.horizon))
         return end
 
+    def latest(self) -> float | None:
+        """The clock time of T as a number, for which a device is asked once; None where matrices
+        vary in time."""
+        if not isinstance(self.linear.propagator, ConstantPropagator):
+            return None
+        with torch.no_grad():
+            return self._kept("latest clock", lambda: self.terminal_clock().item())
+
     def clocks(self) -> Tensor:
         """Clock times of ``max_log_snr`` and, if given, ``min_log_snr``: (1,) or (2,)."""
 
         def compute() -> Tensor:
-            if (ends := self._from_one_factorization()) is not None:
-                return ends.clocks
+            if (found := self._from_host()) is not None:
+                return found[0][: len(self.targets())]
             targets, n = self.targets(), self.linear.matrices.searched
             inversion = self.linear.inversion
             end = self.linear.clock(self.linear.horizon).reshape(1) if n is not None else None

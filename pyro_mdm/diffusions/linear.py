@@ -356,7 +356,8 @@ class LinearDiffusion(Foreseeing):
         return factor.log_snr
 
     def factorization(self, tau: Tensor) -> tuple[Tensor, Tensor, kernels.Factor]:
-        return self.propagator.factorization(tau, self.initial_covariance, self.units())
+        latest = self.end_laws.latest()
+        return self.propagator.factorization(tau, self.initial_covariance, self.units(), latest)
 
     def units(self) -> Tensor:
         """Standard deviations of the variables, (K,), in which what is left of them is compared."""

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions import kernels
-from pyro_mdm.diffusions.host_search import HostNumbers
 
 __all__ = ["ConstantPropagator", "Halves", "Propagator", "Root", "decay", "times", "volume_rate"]
 
@@ -127,7 +126,7 @@ class Propagator(ABC):
     # -- given x -----------------------------------------------------------------------------------
 
     def factorization(
-        self, tau: Tensor, initial: Tensor, units: Tensor, host: HostNumbers | None = None
+        self, tau: Tensor, initial: Tensor, units: Tensor, latest: float | None = None
     ) -> tuple[Tensor, Tensor, kernels.Factor]:
         """a, Σ and the factorization of Σ at clock times τ (…).
 
@@ -138,9 +137,9 @@ class Propagator(ABC):
         Args:
             initial: Σ_0 (K, K).
             units: standard deviations of the variables, (K,).
-            host: as for :meth:`factorized`.
+            latest: as for :meth:`factorized`.
         """
-        M, a, Sigma, factor = self.factorized(tau, initial, host)
+        M, a, Sigma, factor = self.factorized(tau, initial, latest)
         with torch.no_grad():
             left = (M * units / units[:, None]).square().sum(-2)
             left = (left.mean(-1) / left[..., 0].clamp_min(1e-300)).sqrt()
@@ -152,29 +151,32 @@ class Propagator(ABC):
         *_, factor = self.factorized(tau, initial)
         return factor.log_snr, decay(factor, self.noise(tau))
 
-    def log_volume(self, tau: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
-        """κ at clock times τ (…) from Σ_0, and dκ/dτ."""
-        *_, factor = self.factorized(tau, initial)
+    def log_volume(
+        self, tau: Tensor, initial: Tensor, latest: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """κ at clock times τ (…) from Σ_0, and dκ/dτ; ``latest`` as for :meth:`factorized`."""
+        *_, factor = self.factorized(tau, initial, latest)
         return factor.log_det - 2 * self.trace(None, tau), volume_rate(factor, self.noise(tau))
 
     def factorized(
-        self, tau: Tensor, initial: Tensor, host: HostNumbers | None = None
+        self, tau: Tensor, initial: Tensor, latest: float | None = None
     ) -> tuple[Tensor, Tensor, Tensor, kernels.Factor]:
         """M, a, Σ and its factor at clock times τ from Σ_0.
 
         Σ is factored itself or pulled back to time 0, by whichever route keeps more digits.
 
         Args:
-            host: what Python knows of a constant propagator and of τ; else this waits for the
-                device.
+            latest: a number that no τ exceeds, for a constant propagator; without it this waits
+                for the device.
         """
         shape = tau.shape
         near = self.travelled(tau) < TRAVELLED
         back: Any = None
-        early = [] if host is None else host.near(TRAVELLED)
-        if host is not None and early and isinstance(self, ConstantPropagator):
-            back = None if len(early) == len(host.clocks) else torch.where(near, tau, min(early))
-            (M, P), back = self.both_moments(tau, back, host.reach)
+        if latest is not None and isinstance(self, ConstantPropagator):
+            norm, speed = self.sizes
+            limit = TRAVELLED / speed  # beyond, the second route is not taken
+            back = None if latest < limit else tau.clamp_max(limit)
+            (M, P), back = self.both_moments(tau, back, latest * norm)
         elif tau.numel() > 0 and bool(near.all()):
             (M, P), back = self.both_moments(tau)
         elif isinstance(self, ConstantPropagator) and tau.numel() <= FEW and bool(near.any()):
@@ -187,7 +189,7 @@ class Propagator(ABC):
             direct, pulled = kernels.both_factors(Sigma, M, W, of_start, initial)
             pulled = pulled._replace(log_det=pulled.log_det + 2 * self.trace(None, tau))
             better = near & (pulled.amplification < direct.amplification)
-            if host is None and bool(better.all()):  # no gradient then passes the other route
+            if latest is None and bool(better.all()):  # no gradient then passes the other route
                 return M, a, Sigma, pulled
             fields = []
             for d, p in zip(direct, pulled, strict=True):
@@ -290,6 +292,12 @@ class ConstantPropagator(Propagator):
     def speed(self) -> Tensor:
         norm: Tensor = torch.linalg.matrix_norm(self._A.detach(), ord=2)
         return norm
+
+    @cached_property
+    def sizes(self) -> tuple[float, float]:
+        """‖A‖_1 and ‖A‖_2 as numbers, for which the device is asked once."""
+        norm, speed = torch.stack([self._both.norm, self.speed]).tolist()
+        return norm, max(speed, 1e-300)
 
     @property
     def decay(self) -> Tensor:

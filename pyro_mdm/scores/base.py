@@ -26,9 +26,7 @@ from pyro_mdm.support.checks import (
     check_data,
     check_finite,
     check_network,
-    check_values,
     check_weights,
-    finite,
     tensor_device,
 )
 from pyro_mdm.support.modules import ExactBuffers, replace
