@@ -164,13 +164,13 @@ class EndLaws:
                 if found is None:
                     return None
                 # so that nobody asks the device for these again
-                self._kept("latest clock", lambda: float(found.clocks[1]))
-                move.sizes = found.sizes
+                self._kept("latest clock", lambda: found.clocks[1])
+                move.sizes, move.speed = found.sizes, A.new_tensor(found.sizes[1])
             if not found.clocks[0] < found.clocks[1]:
                 self._report_order()
-            if float(found.growth.max()) > MAX_AMPLIFICATION:
-                what = "the marginal covariance"
-                self.linear.check_precision(found.growth, found.clocks, what)
+            if max(found.growth) > MAX_AMPLIFICATION:
+                growth, clocks = (A.new_tensor(n) for n in (found.growth, found.clocks))
+                self.linear.check_precision(growth, clocks, "the marginal covariance")
             # the change is zero, with the gradients of what the values are computed from
             ends = torch.cat([targets, *(clock.reshape(1) for clock in rest)])
             both = torch.cat([A.flatten(), noise.flatten()]).expand(2, -1)

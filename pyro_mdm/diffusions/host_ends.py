@@ -41,8 +41,8 @@ class HostEnds(NamedTuple):
 
     values: Tensor  # (m, row), of 2 K² + 2 K + 3 numbers
     slopes: Tensor  # (m, row, 2 K² + 1): in A, g² and in λ there, or in τ where that is given
-    growth: Tensor  # of rounding errors, (m,), on the CPU
-    clocks: Tensor  # τ (m,), on the CPU
+    growth: list[float]  # of rounding errors
+    clocks: list[float]  # τ
     sizes: tuple[float, float]  # ‖A‖_1 and ‖A‖_2
 
 
@@ -74,8 +74,8 @@ def ends_on_host(
     return HostEnds(
         torch.from_numpy(np.stack(values)).to(A.device),
         torch.from_numpy(np.stack(slopes)).to(A.device),
-        torch.tensor(growth, dtype=torch.float64),
-        torch.tensor([value[0] for value in values], dtype=torch.float64),
+        list(growth),
+        [float(value[0]) for value in values],
         (law.norm, law.speed),
     )
 

@@ -14,10 +14,11 @@ from pyro_mdm import likelihoods, randomness
 from pyro_mdm.diffusions.base import Cap, Diffusion, UnsupportedDiffusionError, require
 from pyro_mdm.diffusions.closed import Kernels, denoising_error, noised_data
 from pyro_mdm.diffusions.matrices import apply_vector, full_precision, of_counted, with_event_dims
-from pyro_mdm.diffusions.memory import Recalled, writes
+from pyro_mdm.diffusions.memory import kept
 from pyro_mdm.scores.base import Number, Score, check_fit, weighted
 from pyro_mdm.scores.maps import OBSERVED, MapLaw
 from pyro_mdm.support.checks import check_finite, check_instance, check_values
+from pyro_mdm.support.recalled import Recalled, writes
 
 __all__ = ["DATA_AT_ONCE", "Denoiser", "DenoiserScore", "moments"]
 
@@ -290,7 +291,8 @@ class DenoiserScore(Score):
         present = self.counts(x)
         among: dict[str, Any] = {} if present is None else {"present": present.expand_as(x)}
         draw = law.draw if self.groups is None else partial(law.draw_by_group, self.groups)
-        maps = draw(x.shape, low.item(), diffusion.max_log_snr, x.device, **among)
+        last = kept(diffusion, "λ(T) as a number", lambda: low.item())
+        maps = draw(x.shape, last, diffusion.max_log_snr, x.device, **among)
         between = maps.weight > 0  # elsewhere e^{±∞} times a weight of 0 would be NaN
         log_snr = torch.where(between, maps.log_snr, 0.0)
         z = torch.where(maps.log_snr == OBSERVED, x, noised_data(x, log_snr, _epsilon(x)))

@@ -16,6 +16,7 @@ from pyro_mdm.scores.base import Number, check_fit
 from pyro_mdm.scores.denoiser import Denoiser, DenoiserScore
 from pyro_mdm.scores.discrete_denoiser import DiscreteDenoiser
 from pyro_mdm.support.checks import check_instance
+from pyro_mdm.support.recalled import of_tensor
 from pyro_mdm.support.settings import Recorded
 from pyro_mdm.tables.covariance import joint_moments
 from pyro_mdm.tables.likelihood import MixedLikelihood
@@ -235,7 +236,7 @@ class MixedDenoiser(DenoiserScore):
 
     @property
     def _dims(self) -> Parts:
-        return Parts(self.part_of)
+        return of_tensor(self.part_of, "parts", Parts)
 
     def check_diffusion(self, diffusion: Diffusion) -> None:
         super().check_diffusion(diffusion)

@@ -17,6 +17,7 @@ from pyro_mdm.likelihoods.base import (
     log_prob_by_dimension,
 )
 from pyro_mdm.likelihoods.discrete import LevelSupport
+from pyro_mdm.support.recalled import of_tensor
 from pyro_mdm.tables.parts import Parts
 
 __all__ = ["MixedDecoder", "MixedLikelihood"]
@@ -58,7 +59,7 @@ class MixedLikelihood(Likelihood):
         fix = "use a diffusion of the data on one clock"
         needed = (Cap.ONE_LEVEL, Cap.DATA_STATES)
         require(diffusion, *needed, who=type(self).__name__, fix=fix)
-        dims = Parts(self.part_of)
+        dims = of_tensor(self.part_of, "parts", Parts)
         pieces = zip(self.parts, dims.split(diffusion.without_displacement(y, 1)), strict=True)
         base = diffusion.reference  # without a displacement by the data
         return MixedDecoder([decoder(base, score, x.to(y), 1) for decoder, x in pieces], dims)
