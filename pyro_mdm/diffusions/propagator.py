@@ -169,7 +169,10 @@ class Propagator(ABC):
             latest: a number that no τ exceeds, for a constant propagator; without it this waits
                 for the device.
         """
-        shape = tau.shape
+        if tau.dim() != 1:  # products of (n, K, K) are one operation each
+            of_all = self.factorized(tau.reshape(-1), initial, latest)
+            shaped = [t.reshape((*tau.shape, *t.shape[1:])) for t in (*of_all[:3], *of_all[3])]
+            return shaped[0], shaped[1], shaped[2], kernels.Factor(*shaped[3:])
         near = self.travelled(tau) < TRAVELLED
         back: Any = None
         if latest is not None and isinstance(self, ConstantPropagator):
@@ -183,7 +186,7 @@ class Propagator(ABC):
             (M, P), back = self.both_moments(tau, torch.where(near, tau, tau[near].detach().min()))
         else:
             M, P = self.moments(None, tau)
-        a, Sigma = M[..., 0], P + M @ initial @ M.mT
+        a, Sigma = M[..., 0], torch.baddbmm(P, M @ initial, M.mT)
         if back is not None:
             W, of_start = back
             direct, pulled = kernels.both_factors(Sigma, M, W, of_start, initial)
@@ -191,27 +194,23 @@ class Propagator(ABC):
             better = near & (pulled.amplification < direct.amplification)
             if latest is None and bool(better.all()):  # no gradient then passes the other route
                 return M, a, Sigma, pulled
-            fields = []
-            for d, p in zip(direct, pulled, strict=True):
-                here = better.reshape(shape + (1,) * (d.dim() - len(shape)))
-                fields.append(torch.where(here, p, d))
+            here = [better, better[:, None], better[:, None, None]]
+            fields = (
+                torch.where(here[d.dim() - 1], p, d) for d, p in zip(direct, pulled, strict=True)
+            )
             return M, a, Sigma, kernels.Factor(*fields)
         direct = kernels.direct_factor(Sigma, a)
         if not bool(near.any()):
             return M, a, Sigma, direct
-        index = near.flatten().nonzero()[:, 0]
-        near_tau = tau.flatten()[index]
-        pulled = kernels.pulled_back_factor(
-            M.reshape(-1, *M.shape[-2:])[index], *self.pulled_back_at(near_tau, tau, index), initial
-        )
+        index = near.nonzero()[:, 0]
+        near_tau = tau[index]
+        back = self.pulled_back_at(near_tau, tau, index)
+        pulled = kernels.pulled_back_factor(M[index], *back, initial)
         log_det = pulled.log_det + 2 * self.trace(None, near_tau)
         pulled = pulled._replace(log_det=log_det)
-        better = pulled.amplification < direct.amplification.flatten()[index]
-        index = index[better]
-        fields = []
-        for d, p in zip(direct, pulled, strict=True):
-            flat = d.reshape(-1, *d.shape[len(shape) :])
-            fields.append(flat.index_put((index,), p[better]).reshape(d.shape))
+        better = pulled.amplification < direct.amplification[index]
+        chosen = (index[better],)
+        fields = (d.index_put(chosen, p[better]) for d, p in zip(direct, pulled, strict=True))
         return M, a, Sigma, kernels.Factor(*fields)
 
     @abstractmethod
@@ -311,7 +310,7 @@ class ConstantPropagator(Propagator):
         return (self.speed - 2 * self._A.detach().trace()) * tau.detach()
 
     def trace(self, start: Tensor | None, duration: Tensor, copies: int = 1) -> Tensor:
-        return copies * self._A.diagonal().sum() * duration
+        return copies * self._A.trace() * duration
 
     @cached_property
     def _hides_noise(self) -> bool:
@@ -325,7 +324,7 @@ class ConstantPropagator(Propagator):
 
     @cached_property
     def _both(self) -> kernels.Series:
-        return kernels.both_series(self._A)
+        return kernels.both_series(self._A, self._GG)
 
     def _one(self, way: int) -> kernels.Series:
         return kernels.Series(self._both.norm, self._both.terms[way])
