@@ -13,8 +13,7 @@ from torch.autograd import forward_ad
 
 from pyro_mdm.diffusions.base import Marginal
 from pyro_mdm.diffusions.closed import OneBlock
-from pyro_mdm.diffusions.memory import Remembering
-from pyro_mdm.support.recalled import writes
+from pyro_mdm.diffusions.memory import Remembering, writes
 
 __all__ = ["Foreseeing"]
 

@@ -145,14 +145,12 @@ class EndLaws:
     def _from_host(self) -> tuple[Tensor, Marginal] | None:
         """The clock times of ε and T and the kernels there, where matrices are learned and λ is
         given at one or both; they have first derivatives only."""
-        if self.cut_time is not None:
+        if self.cut_time is not None or not self.linear.is_learned():
             return None
 
         def compute() -> tuple[Tensor, Marginal] | None:
             move, targets = self.linear.propagator, self.targets()
             if not isinstance(move, ConstantPropagator):
-                return None
-            if not self.linear.inversion.is_learned(targets):
                 return None
             # the clock of a T whose λ is not given
             rest = () if self.given.low is not None else (self.terminal_clock(),)

@@ -36,6 +36,7 @@ from pyro_mdm.diffusions.matrices import (
     SkewAndSemidefinite,
     covariance_matrix,
 )
+from pyro_mdm.diffusions.memory import shared, writes
 from pyro_mdm.diffusions.propagator import Propagator, decay, volume_rate
 from pyro_mdm.support.checks import check_values
 from pyro_mdm.support.modules import of_part
@@ -335,6 +336,10 @@ class LinearDiffusion(Foreseeing):
                 return law
             if (one := same_time(s)) is not None:
                 return Marginal(*(t.expand(*s.shape, *t.shape) for t in self.marginal(one)))
+            # a loss asks for it, and so does the score in it
+            name = "marginal", writes((s,)), torch.is_grad_enabled()
+            law, _ = shared(self, name, lambda: (self.clock_marginal(self.positive_clock(s)), s))
+            return law
         return self.clock_marginal(self.positive_clock(s))
 
     def positive_clock(self, s: Times) -> Tensor:

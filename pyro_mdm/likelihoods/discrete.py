@@ -29,9 +29,9 @@ from torch import Tensor
 from torch.distributions import biject_to, transform_to
 from torch.distributions.constraints import Constraint
 
+from pyro_mdm.diffusions.memory import of_tensor
 from pyro_mdm.likelihoods.even_levels import EvenLevels
 from pyro_mdm.support.checks import check_count, check_values, real_tensor
-from pyro_mdm.support.recalled import of_tensor
 
 __all__ = [
     "LevelSupport",

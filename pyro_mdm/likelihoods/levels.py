@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.memory import Recalled
 from pyro_mdm.likelihoods import discrete
 from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood, StateScore, read_state
-from pyro_mdm.support.recalled import Recalled
 
 __all__ = [
     "DiscretizedGaussian",

@@ -258,7 +258,8 @@ def shared_diffusion(noising: PathLaw, generative: GenerativeLaw) -> Any:
     Raises:
         ValueError: two diffusions, or paths of different shapes or times.
     """
-    if noising.diffusion.origin is not generative.diffusion.origin:
+    one, other = noising.diffusion, generative.diffusion
+    if one is not other and one.origin is not other.origin:
         raise ValueError(different_diffusions(noising.diffusion, generative.diffusion))
     if noising.x_shape != generative.x_shape:
         raise ValueError(

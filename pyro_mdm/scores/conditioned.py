@@ -18,6 +18,7 @@ from torch import Tensor
 from pyro_mdm import likelihoods
 from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.matrices import of_counted, of_rows, with_event_dims
+from pyro_mdm.diffusions.memory import of_tensor
 from pyro_mdm.likelihoods.base import (
     DecoderDistribution,
     Likelihood,
@@ -34,7 +35,6 @@ from pyro_mdm.support.checks import (
     real_tensor,
     tensor_device,
 )
-from pyro_mdm.support.recalled import of_tensor
 
 __all__ = [
     "ConditionedDecoder",

@@ -14,11 +14,10 @@ from pyro_mdm import likelihoods, randomness
 from pyro_mdm.diffusions.base import Cap, Diffusion, UnsupportedDiffusionError, require
 from pyro_mdm.diffusions.closed import Kernels, denoising_error, noised_data
 from pyro_mdm.diffusions.matrices import apply_vector, full_precision, of_counted, with_event_dims
-from pyro_mdm.diffusions.memory import kept
+from pyro_mdm.diffusions.memory import Recalled, kept, writes
 from pyro_mdm.scores.base import Number, Score, check_fit, weighted
 from pyro_mdm.scores.maps import OBSERVED, MapLaw
 from pyro_mdm.support.checks import check_finite, check_instance, check_values
-from pyro_mdm.support.recalled import Recalled, writes
 
 __all__ = ["DATA_AT_ONCE", "Denoiser", "DenoiserScore", "moments"]
 
@@ -248,6 +247,8 @@ class DenoiserScore(Score):
         moving = [(end, sign) for end, sign in ((low, -1), (high, 1)) if end.requires_grad]
         with torch.no_grad():
             log_snr, width = torch.lerp(low, high, u), (high - low).to(x.dtype)
+        if not moving and weight is None:
+            return width * self.integrand(diffusion, x, log_snr), log_snr
         if not moving:
             with self._watching(u, weight):
                 value = width * self.integrand(diffusion, x, log_snr)

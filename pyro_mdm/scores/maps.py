@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import randomness
+from pyro_mdm.diffusions.memory import of_tensor
 from pyro_mdm.support.checks import check_number
-from pyro_mdm.support.recalled import of_tensor
 from pyro_mdm.support.settings import Recorded
 
 __all__ = ["LEFT_OUT", "OBSERVED", "MapLaw", "Maps", "Missing", "RandomMaps"]

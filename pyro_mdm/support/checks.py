@@ -10,7 +10,7 @@ import inspect
 import itertools
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from numbers import Integral
@@ -23,6 +23,7 @@ __all__ = [
     "DataError",
     "check_all_finite",
     "check_count",
+    "check_counts",
     "check_data",
     "check_encoded",
     "check_finite",
@@ -127,6 +128,12 @@ def check_count(name: str, value: object, expected: str, least: int = 1) -> None
         raise TypeError(f"{name} is {describe(value)}, expected a whole number, {expected}{fix}")
     if value < least:
         raise ValueError(f"{name} is {value}, expected at least {least}; it is {expected}")
+
+
+def check_counts(values: Mapping[str, object], expected: str) -> None:
+    """:func:`check_count` of each value, by its name."""
+    for name, value in values.items():
+        check_count(name, value, expected)
 
 
 def check_number(name: str, value: object, expected: str, *, positive: bool = False) -> float:

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from pyro_mdm import likelihoods
 from pyro_mdm.diffusions.base import Cap, Diffusion, require
+from pyro_mdm.diffusions.memory import of_tensor
 from pyro_mdm.likelihoods import discrete
 from pyro_mdm.scores.base import Number, check_fit
 from pyro_mdm.scores.denoiser import Denoiser, DenoiserScore
 from pyro_mdm.scores.discrete_denoiser import DiscreteDenoiser
 from pyro_mdm.support.checks import check_instance
-from pyro_mdm.support.recalled import of_tensor
 from pyro_mdm.support.settings import Recorded
 from pyro_mdm.tables.covariance import joint_moments
 from pyro_mdm.tables.likelihood import MixedLikelihood

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_mdm.diffusions.base import Cap, Diffusion, require
+from pyro_mdm.diffusions.memory import of_tensor
 from pyro_mdm.likelihoods.base import (
     DecoderDistribution,
     Likelihood,
@@ -17,7 +18,6 @@ from pyro_mdm.likelihoods.base import (
     log_prob_by_dimension,
 )
 from pyro_mdm.likelihoods.discrete import LevelSupport
-from pyro_mdm.support.recalled import of_tensor
 from pyro_mdm.tables.parts import Parts
 
 __all__ = ["MixedDecoder", "MixedLikelihood"]
