@@ -64,7 +64,8 @@ def ends_on_host(
     tensors = [A, GG, initial, units, targets, *clocks]
     read = torch.cat([t.detach().reshape(-1) for t in tensors]).cpu().numpy()
     matrices, units_, ends = np.split(read, [3 * K * K, 3 * K * K + K])
-    law = _Law(*matrices.reshape(3, K, K), units_)
+    A_, noise, start = matrices.reshape(3, K, K)
+    law = _Law(A_, noise, start, units_)
     with np.errstate(all="ignore"):
         rows = [law.at_log_snr(end) for end in ends[:n]] + [law.at_clock(end) for end in ends[n:]]
     found = [row for row in rows if row is not None and np.isfinite(row.slopes).all()]
@@ -94,7 +95,7 @@ class _Dual:
     def __init__(self, value: Array, slope: Array) -> None:
         self.value, self.slope = value, slope
 
-    def __add__(self, other: _Dual | Array) -> _Dual:
+    def __add__(self, other: _Dual | Array | float) -> _Dual:
         if isinstance(other, _Dual):
             return _Dual(self.value + other.value, self.slope + other.slope)
         return _Dual(self.value + other, self.slope)
@@ -262,7 +263,7 @@ def _cholesky(S: _Dual) -> tuple[_Dual, _Dual, float] | None:
     d = np.sqrt(np.maximum(np.diagonal(S.value), 1e-300))
     unit = S * (1 / (d[:, None] * d))
     try:
-        C = np.linalg.cholesky(unit.value)
+        C: Array = np.asarray(np.linalg.cholesky(unit.value), dtype=np.float64)
     except np.linalg.LinAlgError:
         return None
     inverse = _solve(C, np.eye(len(C)))

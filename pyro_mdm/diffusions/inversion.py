@@ -93,7 +93,8 @@ class Inversion:
         """-λ or κ at clock times τ, and its derivative in τ."""
         move, initial = self.linear.propagator, self.linear.initial_covariance
         if name == LOG_VOLUME:  # which is asked for between ε and T alone
-            return move.log_volume(tau, initial, self.linear.end_laws.latest())
+            value, slope = move.log_volume(tau, initial, self.linear.end_laws.latest())
+            return value, slope
         value, slope = move.log_snr(tau, initial)
         return -value, slope
 
@@ -214,7 +215,9 @@ class _Table(NamedTuple):
 
         With all knots the error is a sixteenth; half of that is taken off for what they miss.
         """
-        half = _Table(*(t[::2].contiguous() for t in self[:3]))
+        all_knots = (self.knots, self.levels, self.slope)
+        knots, levels, slope = (t[::2].contiguous() for t in all_knots)
+        half = _Table(knots, levels, slope)
         _, x, _ = half.interpolated(self.levels[1::2].contiguous())
         error, steps = (x - self.knots[1::2]).abs().max().item() / 8, 0
         while not error < ROUNDED and steps < MOST_STEPS:

@@ -154,7 +154,7 @@ def transition_moments(
             f"the drift moves by ‖A‖τ = {reach:.3g} over the requested time, expected at most "
             f"2^{MAX_DOUBLINGS - 1}; scale Q, D or the clock down"
         )
-    K, shape = A.shape[-1], tau.shape
+    K, shape = A.shape[-1], tuple(tau.shape)
     h = tau / 2.0**doublings
     powers = (h * norm).unsqueeze(-1) ** ORDERS.to(A.device)
     if terms.dim() > 2:

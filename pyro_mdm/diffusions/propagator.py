@@ -204,8 +204,8 @@ class Propagator(ABC):
             return M, a, Sigma, direct
         index = near.nonzero()[:, 0]
         near_tau = tau[index]
-        back = self.pulled_back_at(near_tau, tau, index)
-        pulled = kernels.pulled_back_factor(M[index], *back, initial)
+        W, of_start = self.pulled_back_at(near_tau, tau, index)
+        pulled = kernels.pulled_back_factor(M[index], W, of_start, initial)
         log_det = pulled.log_det + 2 * self.trace(None, near_tau)
         pulled = pulled._replace(log_det=log_det)
         better = pulled.amplification < direct.amplification[index]

@@ -250,7 +250,7 @@ class _Normal(dist.Normal):
         super(torch.distributions.Normal, self).__init__(mean.shape)
 
     @property
-    def scale(self) -> Tensor:
+    def scale(self) -> Tensor:  # type: ignore[override]
         """σ, like the mean."""
         return self._scale.scale.expand(self.loc.shape)
 
