@@ -134,8 +134,8 @@ class EndLaws:
         """The marginals at ε and T, (2, …)."""
 
         def compute() -> Marginal:
-            if (found := self._from_host()) is not None:
-                return found[1]
+            if (ends := self._from_host()) is not None:
+                return ends[1]
             clocks = torch.stack([self.start_clock(), self.terminal_clock()])
             law: Marginal = self.linear.clock_marginal(clocks)
             return law
@@ -158,23 +158,23 @@ class EndLaws:
             matrices = A, noise, self.linear.initial_covariance, self.linear.units()
             with torch.no_grad():
                 find = partial(ends_on_host, *matrices, targets, *rest)
-                found = self._kept("ends on the host", find)
-                if found is None:
+                host = self._kept("ends on the host", find)
+                if host is None:
                     return None
                 # so that nobody asks the device for these again
-                self._kept("latest clock", lambda: found.clocks[1])
-                move.sizes, move.speed = found.sizes, A.new_tensor(found.sizes[1])
-            if not found.clocks[0] < found.clocks[1]:
+                self._kept("latest clock", lambda: host.clocks[1])
+                move.sizes, move.speed = host.sizes, A.new_tensor(host.sizes[1])
+            if not host.clocks[0] < host.clocks[1]:
                 self._report_order()
-            if max(found.growth) > MAX_AMPLIFICATION:
-                growth, clocks = (A.new_tensor(n) for n in (found.growth, found.clocks))
+            if max(host.growth) > MAX_AMPLIFICATION:
+                growth, clocks = (A.new_tensor(n) for n in (host.growth, host.clocks))
                 self.linear.check_precision(growth, clocks, "the marginal covariance")
             # the change is zero, with the gradients of what the values are computed from
             ends = torch.cat([targets, *(clock.reshape(1) for clock in rest)])
             both = torch.cat([A.flatten(), noise.flatten()]).expand(2, -1)
             given = torch.cat([both, ends.unsqueeze(-1)], -1)
             change = (given - given.detach()).unsqueeze(-1)
-            row = torch.baddbmm(found.values.unsqueeze(-1), found.slopes, change).squeeze(-1)
+            row = torch.baddbmm(host.values.unsqueeze(-1), host.slopes, change).squeeze(-1)
             K = len(A)
             clocks, a, Sigma, L, k, log_snr, log_det = row.split([1, K, K * K, K * K, K, 1, 1], -1)
             square = (2, K, K)
@@ -188,8 +188,8 @@ class EndLaws:
         if self.cut_time is not None:
             cut: Tensor = self.linear.clock(self.cut_time)
             return cut
-        if (found := self._from_host()) is not None:
-            return found[0][0]
+        if (ends := self._from_host()) is not None:
+            return ends[0][0]
         start, end = self.clocks()[0], self.terminal_clock()
         check_values(start.detach() < end.detach(), self._report_order)
         return start
@@ -215,8 +215,8 @@ class EndLaws:
         """Clock times of ``max_log_snr`` and, if given, ``min_log_snr``: (1,) or (2,)."""
 
         def compute() -> Tensor:
-            if (found := self._from_host()) is not None:
-                return found[0][: len(self.targets())]
+            if (ends := self._from_host()) is not None:
+                return ends[0][: len(self.targets())]
             targets, n = self.targets(), self.linear.matrices.searched
             inversion = self.linear.inversion
             end = self.linear.clock(self.linear.horizon).reshape(1) if n is not None else None

@@ -11,7 +11,7 @@ dual numbers: each value comes with its slopes in A, in g² and in the clock tim
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from pyro_mdm.diffusions.propagator import TRAVELLED
 __all__ = ["HostEnds", "ends_on_host"]
 
 Array = NDArray[np.float64]
+Index = int | slice | range
 STEPS = 8
 """Newton steps at most; the search before leaves an error of about 1e-9 in log τ."""
 NEAR = 1e-9
@@ -68,10 +69,10 @@ def ends_on_host(
     law = _Law(A_, noise, start, units_)
     with np.errstate(all="ignore"):
         rows = [law.at_log_snr(end) for end in ends[:n]] + [law.at_clock(end) for end in ends[n:]]
-    found = [row for row in rows if row is not None and np.isfinite(row.slopes).all()]
-    if len(found) < len(rows):
+    held = [row for row in rows if row is not None and np.isfinite(row.slopes).all()]
+    if len(held) < len(rows):
         return None
-    values, slopes, growth = zip(*found, strict=True)
+    values, slopes, growth = zip(*held, strict=True)
     return HostEnds(
         torch.from_numpy(np.stack(values)).to(A.device),
         torch.from_numpy(np.stack(slopes)).to(A.device),
@@ -109,7 +110,7 @@ class _Dual:
     def __rmatmul__(self, other: Array) -> _Dual:
         return _Dual(other @ self.value, other @ self.slope)
 
-    def __mul__(self, other: Any) -> _Dual:
+    def __mul__(self, other: _Dual | Array | float) -> _Dual:
         """The product with a dual number, or with a constant array or number."""
         if isinstance(other, _Dual):
             ones = [1] * (self.value.ndim - other.value.ndim)
@@ -117,7 +118,7 @@ class _Dual:
             return _Dual(self.value * other.value, self.slope * other.value + self.value * by)
         return _Dual(self.value * other, self.slope * other)
 
-    def __getitem__(self, index: Any) -> _Dual:
+    def __getitem__(self, index: Index | tuple[Index, ...]) -> _Dual:
         index = index if isinstance(index, tuple) else (index,)
         return _Dual(self.value[index], self.slope[(slice(None), *index)])
 
@@ -177,10 +178,9 @@ class _Law:
         """The row where λ is the target, with slopes in A, g² and the target."""
         tau = self.search.clock_at(float(target))
         for _ in range(STEPS):
-            found = self._row(tau)
-            if found is None:
+            if (there := self._row(tau)) is None:
                 return None
-            row, growth = found
+            row, growth = there
             level, slopes = row.value[-2], row.slope[:, -2]
             off = (target - level) / slopes[-1]
             if abs(off) < NEAR * tau:
@@ -193,8 +193,10 @@ class _Law:
 
     def at_clock(self, tau: float) -> _Row | None:
         """The row at a time, with slopes in A, g² and the time."""
-        found = self._row(float(tau))
-        return None if found is None else _Row(found[0].value, found[0].slope.T, found[1])
+        if (there := self._row(float(tau))) is None:
+            return None
+        row, growth = there
+        return _Row(row.value, row.slope.T, growth)
 
     def _row(self, tau: float) -> tuple[_Dual, float] | None:
         """The numbers of :class:`HostEnds` at a time, with slopes, and the growth of rounding."""
@@ -216,10 +218,10 @@ class _Law:
         lost = math.sqrt(left.mean() / max(left[0], 1e-300))
         growth = factor.amplification * max(tau * self.speed, 1.0) * max(lost, 1.0)
         clock = _Dual(np.array([tau]), np.eye(len(M.slope))[:, -1:])
-        parts = [clock, M[:, 0], Sigma, _triangular(factor), factor.readout]
-        parts = [part.reshape(-1) for part in (*parts, factor.log_snr, factor.log_det)]
-        values = np.concatenate([part.value for part in parts])
-        return _Dual(values, np.concatenate([part.slope for part in parts], 1)), growth
+        law = [M[:, 0], Sigma, _triangular(factor), factor.readout, factor.log_snr, factor.log_det]
+        fields = [field.reshape(-1) for field in (clock, *law)]
+        values = np.concatenate([field.value for field in fields])
+        return _Dual(values, np.concatenate([field.slope for field in fields], 1)), growth
 
     def _moments(self, tau: float, way: int) -> tuple[_Dual, _Dual]:
         """``exp(±Aτ)`` and the integral of its noise, as :func:`kernels.transition_moments`."""

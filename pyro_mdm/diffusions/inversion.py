@@ -183,8 +183,8 @@ class Inversion:
             return table if name == LOG_SNR else table.measured()
 
         with torch.no_grad():
-            found: _Table = self.linear.kept(f"table of {name}", build)
-            return found
+            table: _Table = self.linear.kept(f"table of {name}", build)
+            return table
 
 
 class _Table(NamedTuple):

@@ -29,9 +29,14 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "FACTORIALS",
     "Factor",
     "KernelPrecisionError",
+    "MAX_DOUBLINGS",
+    "NODES",
     "Series",
+    "TAYLOR_TERMS",
+    "WEIGHTS",
     "apply_to_dimensions",
     "both_factors",
     "both_series",
@@ -271,7 +276,7 @@ def both_factors(
     fields = (
         field.unflatten(0, both.shape[:-2]).unbind() for field in _cholesky(both.flatten(0, -3))
     )
-    direct, pulled = (_Cholesky(*each) for each in zip(*fields, strict=True))
+    direct, pulled = (_Cholesky(*factored) for factored in zip(*fields, strict=True))
     return _direct(M[..., 0], direct), _pulled_back(M, W, pulled)
 
 

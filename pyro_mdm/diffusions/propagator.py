@@ -21,7 +21,16 @@ from torch import Tensor
 
 from pyro_mdm.diffusions import kernels
 
-__all__ = ["ConstantPropagator", "Halves", "Propagator", "Root", "decay", "times", "volume_rate"]
+__all__ = [
+    "ConstantPropagator",
+    "Halves",
+    "Propagator",
+    "Root",
+    "TRAVELLED",
+    "decay",
+    "times",
+    "volume_rate",
+]
 
 TRAVELLED = 20.0  # beyond, M^{-1} has no correct digit
 FEW = 16  # times: for so few, computing both routes costs less than choosing

@@ -147,7 +147,7 @@ def _nearest(x: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest level's index, and whether x is on it, to a thousandth of the smallest gap."""
     levels = levels.to(x.device)
     value = x.detach().to(levels.dtype).contiguous()  # an index has no gradient
-    gaps = of_tensor(levels, "gaps", _Gaps.of)
+    gaps = of_tensor(levels, "gaps", _Gaps.from_levels)
     if gaps.even:
         nearest = ((value - levels[0]) / gaps.first).nan_to_num_().round_()
         index = nearest.clamp_(0, len(levels) - 1).to(torch.int64)
@@ -166,7 +166,7 @@ class _Gaps(NamedTuple):
     middles: Tensor  # (n - 1,)
 
     @classmethod
-    def of(cls, levels: Tensor) -> _Gaps:
+    def from_levels(cls, levels: Tensor) -> _Gaps:
         """The gaps of increasing levels (n,)."""
         gaps = levels.diff()
         # 1e-9: the rounding of linspace, and far less than the 1e-3 of a gap that counts as off
@@ -289,7 +289,7 @@ def level_span(levels: Tensor, log_snr: Tensor, log_prior: Tensor) -> Span:
     """
     prior_range = (log_prior.amax(-1) - log_prior.amin(-1)).max().item()
     reach = 2 * (prior_range + NEGLIGIBLE) * math.exp(-log_snr.item())
-    radius = math.sqrt(reach + of_tensor(levels, "gaps", _Gaps.of).largest ** 2 / 4)
+    radius = math.sqrt(reach + of_tensor(levels, "gaps", _Gaps.from_levels).largest ** 2 / 4)
     ends = torch.searchsorted(levels, levels + 2 * radius, right=True)
     return Span(radius, int((ends - torch.arange(len(levels), device=levels.device)).max()))
 
@@ -302,7 +302,7 @@ def level_window(levels: Tensor, centre: Tensor, span: Span) -> Window:
         centre: point of [v_1, v_n] nearest z, (B, d).
         span: :func:`level_span`.
     """
-    lowest, gaps = centre.detach() - span.radius, of_tensor(levels, "gaps", _Gaps.of)
+    lowest, gaps = centre.detach() - span.radius, of_tensor(levels, "gaps", _Gaps.from_levels)
     if gaps.even:
         first = ((lowest - levels[0]) / gaps.first).ceil_().nan_to_num_().to(torch.int64)
     else:

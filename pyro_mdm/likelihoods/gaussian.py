@@ -68,7 +68,7 @@ class Gaussian(Likelihood):
         def constants(log_snr: Tensor, variance: Tensor) -> tuple[Tensor, _Scale]:
             # by the ratio v/σ², which is 0 for a flat prior, where σ²/(σ² + v) would be ∞/∞
             ratio = torch.exp(-log_snr) / variance
-            return ratio / (1 + ratio), _Scale.of(-(log_snr + ratio.log1p()) / 2, y.dtype)
+            return ratio / (1 + ratio), _Scale.from_log(-(log_snr + ratio.log1p()) / 2, y.dtype)
 
         weight, scale = self._recalled(constants, log_snr, self.prior_variance, key=y.dtype)
         mean = torch.lerp(z, self.prior_mean, weight).to(y.dtype)
@@ -110,7 +110,7 @@ class Tweedie(Likelihood):
         _, log_snr, batch_dim = read_state(diffusion, score, y, event_dim)
         x = score.denoise(diffusion, y, diffusion.start_time.expand(y.shape[:batch_dim]))
         x = diffusion.from_coordinates(x)
-        return _normal(x.to(y.dtype), _Scale.of(-log_snr / 2, y.dtype), batch_dim)
+        return _normal(x.to(y.dtype), _Scale.from_log(-log_snr / 2, y.dtype), batch_dim)
 
 
 class JointTweedie(Likelihood):
@@ -234,7 +234,7 @@ class _Scale(NamedTuple):
     normalizer: Tensor  # log N(0; 0, σ²)
 
     @classmethod
-    def of(cls, log_scale: Tensor, dtype: torch.dtype) -> _Scale:
+    def from_log(cls, log_scale: Tensor, dtype: torch.dtype) -> _Scale:
         """The numbers of log σ, which is in float64."""
         normalizer = -(log_scale + 0.5 * math.log(2 * math.pi))
         return cls(log_scale.exp().to(dtype), (-log_scale).exp().to(dtype), normalizer.to(dtype))
