@@ -14,7 +14,7 @@ from pyro_mdm.diffusions.closed import OneBlock
 from pyro_mdm.diffusions.ends import Ends
 from pyro_mdm.diffusions.host_ends import ends_on_host
 from pyro_mdm.diffusions.matrices import MAX_AMPLIFICATION
-from pyro_mdm.diffusions.propagator import ConstantPropagator
+from pyro_mdm.diffusions.propagator import ConstantPropagator, Propagator
 from pyro_mdm.support.checks import check_values
 
 __all__ = ["EndLaws"]
@@ -203,10 +203,10 @@ class EndLaws:
         end = self._kept("terminal clock", lambda: self.linear.clock(self.linear.horizon))
         return end
 
-    def latest(self) -> float | None:
-        """The clock time of T as a number, for which a device is asked once; None where matrices
-        vary in time."""
-        if not isinstance(self.linear.propagator, ConstantPropagator):
+    def latest(self, move: Propagator) -> float | None:
+        """The clock time of T as a number, for which a device is asked once; None for matrices that
+        vary in time, whose propagators do not need it."""
+        if not isinstance(move, ConstantPropagator):
             return None
         with torch.no_grad():
             return self._kept("latest clock", lambda: self.terminal_clock().item())

@@ -93,7 +93,7 @@ class Inversion:
         """-λ or κ at clock times τ, and its derivative in τ."""
         move, initial = self.linear.propagator, self.linear.initial_covariance
         if name == LOG_VOLUME:  # which is asked for between ε and T alone
-            value, slope = move.log_volume(tau, initial, self.linear.end_laws.latest())
+            value, slope = move.log_volume(tau, initial, self.linear.end_laws.latest(move))
             return value, slope
         value, slope = move.log_snr(tau, initial)
         return -value, slope

@@ -361,8 +361,8 @@ class LinearDiffusion(Foreseeing):
         return factor.log_snr
 
     def factorization(self, tau: Tensor) -> tuple[Tensor, Tensor, kernels.Factor]:
-        latest = self.end_laws.latest()
-        return self.propagator.factorization(tau, self.initial_covariance, self.units(), latest)
+        move, initial = self.propagator, self.initial_covariance
+        return move.factorization(tau, initial, self.units(), self.end_laws.latest(move))
 
     def units(self) -> Tensor:
         """Standard deviations of the variables, (K,), in which what is left of them is compared."""
