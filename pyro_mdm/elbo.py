@@ -39,7 +39,13 @@ from pyro_mdm.paths.base import NoisingLaw, PathKL
 from pyro_mdm.paths.divergence import different_diffusions, path_divergence
 from pyro_mdm.paths.generative import GenerativeLaw
 from pyro_mdm.program import one_thread
-from pyro_mdm.support.checks import check_values, describe, settle, tensor_device
+from pyro_mdm.support.checks import (
+    check_values,
+    checked_together,
+    describe,
+    settle,
+    tensor_device,
+)
 from pyro_mdm.support.measured import ALL_TERMS, TERMS, Measured, table
 
 __all__ = ["ELBOTerms", "MDM_ELBO", "check_programs", "elbo_terms"]
@@ -145,7 +151,7 @@ class MDM_ELBO(ELBO):
     ) -> Tensor:
         """The loss, (), nats, differentiable in the parameters of both programs."""
         several = self.num_particles > 1 or not torch.is_grad_enabled()
-        with one_thread(), shared_ends():
+        with one_thread(), shared_ends(), checked_together():
             if isinstance(guide, DiffusionGuide) and guide.is_paired and not several:
                 loss = torch.stack(self._pair(model, guide, args, kwargs)).mean()
             else:
@@ -156,8 +162,8 @@ class MDM_ELBO(ELBO):
                 loss = particles[0]
                 if self.num_particles > 1:  # of one trace too, where they are vectorized
                     loss = torch.stack(particles).sum() / self.num_particles
-        with torch.no_grad():
-            check_values(loss == loss, _warn_of_nan)
+            with torch.no_grad():
+                check_values(loss == loss, _warn_of_nan)
         return loss
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
@@ -202,16 +208,17 @@ class MDM_ELBO(ELBO):
 
     def _loss(self, guide_trace: Trace, terms: list[_Term], baseline: list[_Term]) -> Tensor:
         """The negative bound from its terms; those of another draw are a baseline for gradients."""
-        loss: Tensor | float = 0.0
-        for term in terms:
-            if is_validation_enabled():
+        if is_validation_enabled():
+            for term in terms:
                 checked: Any = {**term.site, "log_prob": term.value}
                 check_site_shape(checked, self.max_plate_nesting)
-            loss = loss - term.value.sum()
+        sums = [term.value.sum() for term in terms] or [torch.zeros(())]
+        bound = sum(sums[1:], sums[0])
         if torch.is_grad_enabled():
             for name, site in _samples(guide_trace):
-                loss = loss - _score_function_gradient(name, site, terms, baseline)
-        return torch.as_tensor(loss)
+                surrogate = _score_function_gradient(name, site, terms, baseline)
+                bound = bound if surrogate is None else bound + surrogate
+        return -bound
 
 
 def _warn_of_nan() -> None:
@@ -275,13 +282,14 @@ def _score_parts(site: Site) -> Any:
 
 def _score_function_gradient(
     name: str, site: Site, terms: list[_Term], baseline: list[_Term]
-) -> Tensor | float:
-    """A zero whose gradient is the part of a site's draw that is not reparameterized."""
+) -> Tensor | None:
+    """A zero whose gradient is the part of a site's draw that is not reparameterized, if it has
+    one."""
     if isinstance(site["fn"], NoisingLaw):
-        return 0.0
+        return None
     score_function = _score_parts(site).score_function
     if not getattr(score_function, "requires_grad", False):
-        return 0.0
+        return None
     costs = MultiFrameTensor()
     for term in terms:
         if term.drawn or term.site["name"] != name:

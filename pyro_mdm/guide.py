@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import pyro
-import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions.base import Cap, Diffusion, require
@@ -115,7 +115,8 @@ class DiffusionGuide(Registered):
             raise ValueError(f"the guide noises data and was given none (batch_size={batch_size})")
         times = None if self.times is None else grid_times(self.diffusion, self.times)
         if isinstance(x, Tensor) and x.is_floating_point():
-            x = torch.where(x.isnan(), 0, x)  # a missing entry, at whose noise the model won't look
+            # a missing entry becomes 0: the model does not look at its noise
+            x = x.nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf)
         law = self.law(x, times)
         with self.running(), batch_plate(self.plate, law.batch_shape, batch_size, num_data):
             if (latent := self.diffusion.context) is not None:

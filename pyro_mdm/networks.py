@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyro_mdm.support.checks import check_count, describe
+from pyro_mdm.support.checks import check_counts, describe
 from pyro_mdm.support.settings import Recorded, Restorable
 from pyro_mdm.support.wings import former_names
 
@@ -500,8 +500,7 @@ def _zeroed(module: _M) -> _M:
 
 
 def _check_positive(**sizes: int) -> None:
-    for name, size in sizes.items():
-        check_count(name, size, "a size of the network")
+    check_counts(sizes, "a size of the network")
 
 
 def _check_log_snr(x: Tensor, log_snr: Tensor) -> None:

@@ -222,8 +222,9 @@ def low_discrepancy(n: int, device: torch.device | None = None) -> Tensor:
     if isinstance(_current, _Alike):
         return (offset + _current.copy_of(n, device).double() / _current.copies) % 1.0
     index, count = (0, 1) if _current is None else (_current.index, _current.count)
-    order = torch.randperm(n * count, device=device, generator=generator)[index::count]
-    return (offset + order.double() / (n * count)) % 1.0
+    order = torch.randperm(n * count, dtype=torch.float64, device=device, generator=generator)
+    order = order if count == 1 else order[index::count]
+    return torch.add(offset, order, alpha=1 / (n * count)) % 1.0
 
 
 def brownian(

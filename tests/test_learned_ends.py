@@ -26,7 +26,7 @@ from pyro_mdm import (
     elbo_terms,
     randomness,
 )
-from pyro_mdm.diffusions.host_search import HostNumbers, find_clocks
+from pyro_mdm.diffusions.host_search import LogSNRSearch
 from pyro_mdm.diffusions.learned import LearnedFamily
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.memory import shared_ends
@@ -329,9 +329,9 @@ def test_one_block_of_dimensions_may_learn_its_ends() -> None:
     ],
 )
 def test_ends_of_one_factorization_have_the_derivatives_of_two(
-    K: int, rank: int | None, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    K: int, rank: int | None, options: dict[str, Any]
 ) -> None:
-    """Of all that a law is made of, in all that is learned: one in time, one at given times."""
+    """Of all that a law is made of, in all that is learned: by numpy with slopes, and by torch."""
     ends = {"max_log_snr": 9.0, "min_log_snr": -6.0}
     diffusion = LearnedDiffusion(K, rank, **(ends | options))
     generator = torch.Generator().manual_seed(K)
@@ -345,7 +345,6 @@ def test_ends_of_one_factorization_have_the_derivatives_of_two(
     parameters, targets = list(diffusion.parameters()), diffusion.end_laws.targets()
     with torch.no_grad():
         roots = diffusion.inversion.root(targets)
-    about(roots, monkeypatch)
     with shared_ends():
         clocks = diffusion.end_laws.clocks()
         again = diffusion.inversion.with_gradient(roots, targets)
@@ -403,22 +402,20 @@ def test_ends_of_every_step_are_those_of_a_search_from_afar(
             torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-6 * two.abs().max().item())
 
 
-def about(clocks: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def about(diffusion: Any, clocks: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the search on the host find these clock times of ends."""
-
-    def near(*arguments: Any) -> HostNumbers:
-        host = find_clocks(*arguments)
-        return host._replace(clocks=[*clocks.tolist(), *host.clocks[len(clocks) :]])
-
-    monkeypatch.setattr("pyro_mdm.diffusions.end_laws.find_clocks", near)
+    times = dict(zip(diffusion.end_laws.targets().tolist(), clocks.tolist(), strict=True))
+    monkeypatch.setattr(LogSNRSearch, "clock_at", lambda self, target: times[target])
 
 
-def test_clocks_that_are_off_are_searched_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is about an end is taken only where a step of Newton's says so."""
+def test_clocks_that_are_off_are_corrected_or_searched_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By steps of Newton's; by the search in torch where numpy's finds none."""
     diffusion = LearnedDiffusion(2, max_log_snr=9.0, min_log_snr=-10.0, seed=0)
     expected = diffusion.end_laws.clocks().detach()
-    for off in (1e-4, math.nan):
-        about(expected * (1 + off), monkeypatch)
+    for off in (1e-4, 0.1, math.nan):
+        about(diffusion, expected * (1 + off), monkeypatch)
         diffusion.forget()
         with shared_ends():
             got = diffusion.end_laws.clocks()
@@ -486,7 +483,7 @@ def test_derivatives_at_a_root_that_is_nearly_one_are_those_at_the_root(
         exact = diffusion.inversion.root(diffusion.end_laws.targets())
         slopes = []
         for start in (exact * (1 + 9e-10), exact):
-            about(start, monkeypatch)
+            about(diffusion, start, monkeypatch)
             diffusion.forget()
             with shared_ends():
                 loss = diffusion.terminal.log_det + diffusion.end_laws.clocks().log().sum()
@@ -503,14 +500,13 @@ def test_the_host_finds_the_ends(K: int, rank: int | None, high: float) -> None:
     diffusion = LearnedDiffusion(K, rank, max_log_snr=high, min_log_snr=-10.0, seed=0)
     with torch.no_grad():
         A, noise, initial = diffusion.unit_drift, diffusion.unit_noise, diffusion.initial_covariance
-        targets = torch.tensor([high, -10.0, 1e4], dtype=torch.float64)
-        clocks = diffusion.inversion.root(targets[:2])
-        host = find_clocks(A, noise, initial, targets, clocks[0])
-    *ends, beyond, other = host.clocks
+        clocks = diffusion.inversion.root(torch.tensor([high, -10.0], dtype=torch.float64))
+        search = LogSNRSearch(*(matrix.numpy() for matrix in (A, noise, initial)))
+    ends = [search.clock_at(target) for target in (high, -10.0)]
     assert ends == pytest.approx(clocks.tolist(), rel=1e-9)
-    assert not abs(beyond) < math.inf
-    assert other == clocks[0].item()
-    assert host.reach == pytest.approx(clocks[1].item() * torch.linalg.matrix_norm(A, 1).item())
+    assert not abs(search.clock_at(1e4)) < math.inf
+    assert search.norm == pytest.approx(torch.linalg.matrix_norm(A, 1).item())
+    assert search.speed == pytest.approx(torch.linalg.matrix_norm(A, 2).item())
 
 
 WRITES: dict[str, Callable[[nn.Parameter], object]] = {

@@ -11,8 +11,15 @@ import pytest
 import torch
 
 from pyro_mdm import CLD, MDM_ELBO, VPSDE, Denoiser, DiffusionGuide, DiffusionModel, bound
+from pyro_mdm.diffusions.memory import Recalled, of_tensor
 from pyro_mdm.networks import MLP
-from pyro_mdm.support.checks import check_later, check_values, settle
+from pyro_mdm.support.checks import (
+    check_finite,
+    check_later,
+    check_values,
+    checked_together,
+    settle,
+)
 from tests.benchmarks.moves import moves, walks
 from tests.benchmarks.operations import MODELS, STEPS, counted, sampler_counts, step_counts
 
@@ -20,14 +27,18 @@ from tests.benchmarks.operations import MODELS, STEPS, counted, sampler_counts, 
 @pytest.mark.parametrize(
     ("name", "waits", "beside"),
     [
-        ("loss, VPSDE", 0, 200),
-        ("loss, CLD", 0, 200),
-        ("loss, learned K = 2", 2, 1400),
+        ("loss, VPSDE", 0, 110),
+        ("loss, CLD", 0, 110),
+        ("loss, learned K = 2", 1, 345),
+        ("loss of a raw score, CLD", 0, 650),
+        ("loss of a raw score, learned K = 2", 2, 2250),
+        ("loss of a table", 1, 560),
     ],
 )
 def test_a_step_of_training_waits_for_nothing(name: str, waits: int, beside: int) -> None:
-    """Nothing for fixed diffusions; for learned ones for their matrices, and whether the ends that
-    these give are near enough. Limits leave room for other versions of torch."""
+    """Nothing for fixed diffusions; for learned ones once for their matrices, and once for how many
+    steps their times take; for tables whether entries are missing. Limits leave room for other
+    versions of torch."""
     counts = step_counts(name)
     assert sum(counts.waits.values()) <= waits, counts.waits
     assert counts.network > 200
@@ -44,7 +55,7 @@ def test_a_call_of_a_sampler_waits_for_nothing(name: str) -> None:
 
 def test_walks_through_the_code_are_short() -> None:
     """Of the second time, with little room: people who look for a mistake go the same ways."""
-    most = {"--guide learned to a kernel": 300, "data to a loss": 115}
+    most = {"--guide learned to a kernel": 275, "data to a loss": 105}
     for name, walk in walks().items():
         if name in most:
             walk()
@@ -99,6 +110,57 @@ def test_a_check_on_the_cpu_is_at_once() -> None:
         check_values(torch.tensor(False), wrong)
     with pytest.raises(RuntimeError, match="vmap"):
         torch.func.vmap(lambda x: check_values(x > 0, wrong))(torch.ones(2))
+
+
+def test_checks_of_a_block_are_one_and_name_the_first_mistake() -> None:
+    x = torch.tensor([1.0, math.nan])
+    with checked_together():
+        check_finite("y", torch.ones(2, dtype=torch.float64))
+        check_values(torch.tensor(True), wrong)
+    with pytest.raises(ValueError, match="x of shape"), checked_together():
+        check_finite("y", torch.ones(2))
+        check_finite("x", x)
+        check_values(torch.tensor(False), wrong)
+    with pytest.raises(ValueError, match="x of shape"), checked_together():
+        check_finite("x", x)
+        raise RuntimeError("what came of it")
+    with pytest.raises(RuntimeError, match="another"), checked_together():
+        check_finite("y", torch.ones(2))
+        raise RuntimeError("another")
+    with pytest.raises(RuntimeError, match="vmap"), checked_together():  # at once, not later
+        torch.func.vmap(lambda x: check_values(x > 0, wrong))(torch.ones(2))
+
+    def checks() -> None:
+        with checked_together():
+            for _ in range(5):
+                check_finite("y", torch.ones(2))
+
+    counts = counted(checks, torch.nn.Identity())
+    assert counts.operations <= 5 + 8 and not counts.waits
+
+
+@pytest.mark.parametrize("what", ["one tensor", "several"])
+def test_what_follows_from_a_buffer_is_computed_when_it_changes(what: str) -> None:
+    number, buffer = [0], torch.ones(3)
+    recalled = Recalled()
+
+    def compute(x: torch.Tensor) -> float:
+        number[0] += 1
+        return float(x.sum())
+
+    def ask(x: torch.Tensor) -> float:
+        return of_tensor(x, "sum", compute) if what == "one tensor" else recalled(compute, x)
+
+    assert [ask(buffer), ask(buffer), number[0]] == [3.0, 3.0, 1]
+    buffer.fill_(2.0)
+    assert [ask(buffer), ask(buffer), number[0]] == [6.0, 6.0, 2]
+    assert ask(torch.zeros(3)) == 0.0
+    with torch.inference_mode():
+        seen = torch.ones(3)
+        assert ask(seen) == 3.0
+        seen.zero_()  # which nobody counts
+        assert ask(seen) == 0.0
+    assert copy.deepcopy(recalled)._last is None
 
 
 def test_the_answer_of_a_gpu_is_read_when_it_has_come() -> None:

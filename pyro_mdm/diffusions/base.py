@@ -405,9 +405,10 @@ class Diffusion(Restorable, Exact, ABC):
         Args:
             y: the state at ε, (*batch, K, *event_shape).
         """
-        start, y = self.start, self.without_displacement(y, event_dim)
-        rows = y.double().movedim(y.dim() - 1 - event_dim, -1)
-        return self.from_coordinates(rows @ start.readout), start.log_snr
+        y, k = self.without_displacement(y, event_dim), self.start.readout
+        at = -1 - event_dim  # of the variables; k is in float64, and with it the product
+        z = (k.reshape(-1, *[1] * event_dim) * y).sum(at)
+        return self.from_coordinates(z), self.start_log_snr
 
     def views(self, x: Tensor) -> dict[str, Tensor]:
         """Tensors for pictures of what the diffusion makes of data x (n, *event_shape), by name,

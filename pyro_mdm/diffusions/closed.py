@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 from pyro_mdm import randomness
 from pyro_mdm.diffusions.base import Asked, Diffusion, Level, Marginal, Noised, Times, Transition
@@ -318,19 +320,30 @@ def denoising_error(
 ) -> Tensor:
     """½ e^λ ‖x - x̂(z, λ)‖², (n,), at one draw of z = x + e^{-λ/2} ε; arguments as for
     :meth:`Kernels.denoising_error`."""
-    square = (x - denoiser(noised_data(x, log_snr, noise), log_snr)).square()
-    return 0.5 * torch.exp(log_snr).to(x.dtype) * of_counted(square, counted).flatten(1).sum(1)
+    x_hat = denoiser(noised_data(x, log_snr, noise), log_snr)
+    square = of_counted(mse_loss(x_hat, x, reduction="none"), counted)
+    weight = 0.5 * torch.exp(log_snr).to(x.dtype)
+    return weight * square.sum(tuple(range(1, x.dim())) or None)
 
 
 def noised_data(x: Tensor, log_snr: Tensor, noise: Tensor) -> Tensor:
     """z = x + e^{-λ/2} ε, like x (n, *event_shape), for λ (n,) or maps of log SNR."""
-    return x + with_event_dims(torch.exp(-log_snr / 2), x).to(x.dtype) * noise
+    return torch.addcmul(x, with_event_dims((-0.5 * log_snr).exp().to(x.dtype), x), noise)
 
 
-def noised_state(law: Marginal, x: Tensor, noise: Tensor) -> Tensor:
-    """y = a x + L η, like η (n, K, *event_shape), for data x (n, *event_shape), in x's dtype.
+def noised_state(law: Marginal, x: Tensor, noise: Tensor, event_dim: int | None = None) -> Tensor:
+    """y = a x + L η, like η (*batch, K, *event_shape), for data x (*batch, *event_shape), in x's
+    dtype.
 
     Args:
-        law: of times (n,), or of one time for all.
+        law: of times (*batch), or of one time for all.
+        event_dim: number of dimensions of a datum, all of x's but the first by default.
     """
-    return outer(law.mean, x) + apply_matrix(law.scale_tril, noise)
+    a, L = law.mean.to(x.dtype), law.scale_tril.to(x.dtype)
+    K = a.shape[-1]
+    if a.dim() > 2 or noise.numel() != K * x.numel():  # by data dimension, or several draws
+        return outer(a, x, event_dim) + apply_matrix(L, noise, event_dim)
+    n = math.prod(x.shape[: 1 if event_dim is None else x.dim() - event_dim])
+    with full_precision(x):
+        mean = a.unsqueeze(-1) * x.reshape(n, 1, -1)
+        return torch.baddbmm(mean, L.expand(n, K, K), noise.reshape(n, K, -1)).reshape(noise.shape)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -13,9 +12,9 @@ from torch import Tensor
 from pyro_mdm.diffusions.base import Marginal, UnreachableError
 from pyro_mdm.diffusions.closed import OneBlock
 from pyro_mdm.diffusions.ends import Ends
-from pyro_mdm.diffusions.host_search import HostNumbers, find_clocks
-from pyro_mdm.diffusions.inversion import MovingEnds
-from pyro_mdm.diffusions.propagator import ConstantPropagator
+from pyro_mdm.diffusions.host_ends import ends_on_host
+from pyro_mdm.diffusions.matrices import MAX_AMPLIFICATION
+from pyro_mdm.diffusions.propagator import ConstantPropagator, Propagator
 from pyro_mdm.support.checks import check_values
 
 __all__ = ["EndLaws"]
@@ -47,7 +46,7 @@ class EndLaws:
         A constant where ``min_log_snr`` is given and not learned.
         """
         if self.given.low is not None:
-            return self.targets()[1]
+            return self._targets()[1]
         return self.terminal.log_snr
 
     @property
@@ -64,14 +63,14 @@ class EndLaws:
 
     @property
     def start_log_snr(self) -> Tensor:
-        return self.targets()[0] if self.cut_time is None else self.start.log_snr
+        return self._targets()[0] if self.cut_time is None else self.start.log_snr
 
     @property
     def min_log_snr(self) -> float | None:
         if self.given.low is None or not self.given.reach[1]:
             return self.given.low
         with torch.no_grad():
-            return float(self.targets()[1])
+            return float(self._targets()[1])
 
     @min_log_snr.setter
     def min_log_snr(self, value: float | None) -> None:
@@ -83,9 +82,17 @@ class EndLaws:
 
     def targets(self) -> Tensor:
         """λ(ε) and, if the clock is scaled to it, λ(T): (1,) or (2,)."""
-        moved: Tensor | None = getattr(self.linear, "ends", None)
-        targets: Tensor = self.linear.as_tensor(self.given.values(moved))
-        return targets
+
+        def compute() -> Tensor:
+            moved: Tensor | None = getattr(self.linear, "ends", None)
+            targets: Tensor = self.linear.as_tensor(self.given.values(moved))
+            return targets
+
+        return self._kept("targets", compute)
+
+    def _targets(self) -> tuple[Tensor, ...]:
+        """:meth:`targets` one by one, 0-dim."""
+        return self._kept("each target", lambda: self.targets().unbind())
 
     def set(self, high: float, low: float | None) -> None:
         """Set both ends by λ; learned ones start anew there."""
@@ -127,55 +134,62 @@ class EndLaws:
         """The marginals at ε and T, (2, …)."""
 
         def compute() -> Marginal:
+            if (ends := self._from_host()) is not None:
+                return ends[1]
             clocks = torch.stack([self.start_clock(), self.terminal_clock()])
-            ends = self._from_one_factorization()
-            if ends is None:
-                law: Marginal = self.linear.clock_marginal(clocks)
-                return law
-            self.linear.check_precision(
-                ends.factor.amplification, clocks, "the marginal covariance"
-            )
-            return ends.marginal(clocks)
+            law: Marginal = self.linear.clock_marginal(clocks)
+            return law
 
         return self._kept("ends", compute)
 
-    def _from_one_factorization(self) -> MovingEnds | None:
-        """The kernels at ε and T, if λ is given at one or both and gradients pass through these."""
-        if self.cut_time is not None or not torch.is_grad_enabled():
+    def _from_host(self) -> tuple[Tensor, Marginal] | None:
+        """The clock times of ε and T and the kernels there, where matrices are learned and λ is
+        given at one or both; they have first derivatives only."""
+        if self.cut_time is not None or not self.linear.is_learned():
             return None
 
-        def compute() -> MovingEnds | None:
-            move, inversion = self.linear.propagator, self.linear.inversion
-            targets = self.targets()
-            if not isinstance(move, ConstantPropagator) or not inversion.is_learned(targets):
+        def compute() -> tuple[Tensor, Marginal] | None:
+            move, targets = self.linear.propagator, self.targets()
+            if not isinstance(move, ConstantPropagator):
                 return None
-            A, noise = move.drift(targets).detach(), move.noise(targets).detach()
-            initial, units = self.linear.initial_covariance, self.linear.units()
-
-            def ends_at(times: Tensor, host: HostNumbers | None = None) -> MovingEnds:
-                a, Sigma, factor = move.factorization(times, initial, units, host)
-                return MovingEnds(times, targets, a, Sigma, factor, A, noise)
-
+            # the clock of a T whose λ is not given
+            rest = () if self.given.low is not None else (self.terminal_clock(),)
+            A, noise = move.drift(targets), move.noise(targets)
+            matrices = A, noise, self.linear.initial_covariance, self.linear.units()
             with torch.no_grad():
-                last = () if self.given.low is not None else (self.terminal_clock(),)
-                search = partial(find_clocks, A, noise, initial, targets, *last)
-                host = self._kept("about the ends", search)
-            if all(map(math.isfinite, host.clocks)):
-                move.speed = A.new_tensor(host.speed)
-                if (ends := ends_at(A.new_tensor(host.clocks), host)).close():
-                    return ends
-            root = partial(inversion.root, targets)
-            with torch.no_grad():
-                times = torch.cat([self._kept("roots", root), *(t.reshape(1) for t in last)])
-            return ends_at(times)
+                find = partial(ends_on_host, *matrices, targets, *rest)
+                host = self._kept("ends on the host", find)
+                if host is None:
+                    return None
+                # so that nobody asks the device for these again
+                self._kept("latest clock", lambda: host.clocks[1])
+                move.sizes, move.speed = host.sizes, A.new_tensor(host.sizes[1])
+            if not host.clocks[0] < host.clocks[1]:
+                self._report_order()
+            if max(host.growth) > MAX_AMPLIFICATION:
+                growth, clocks = (A.new_tensor(n) for n in (host.growth, host.clocks))
+                self.linear.check_precision(growth, clocks, "the marginal covariance")
+            # the change is zero, with the gradients of what the values are computed from
+            ends = torch.cat([targets, *(clock.reshape(1) for clock in rest)])
+            both = torch.cat([A.flatten(), noise.flatten()]).expand(2, -1)
+            given = torch.cat([both, ends.unsqueeze(-1)], -1)
+            change = (given - given.detach()).unsqueeze(-1)
+            row = torch.baddbmm(host.values.unsqueeze(-1), host.slopes, change).squeeze(-1)
+            K = len(A)
+            clocks, a, Sigma, L, k, log_snr, log_det = row.split([1, K, K * K, K * K, K, 1, 1], -1)
+            square = (2, K, K)
+            law = Marginal(a, Sigma.view(square), L.view(square), k, log_snr[:, 0], log_det[:, 0])
+            return clocks[:, 0], law
 
-        return self._kept("moving ends", compute)
+        return self._kept("ends by the host", compute)
 
     def start_clock(self) -> Tensor:
         """The clock time of ε, 0-dim."""
         if self.cut_time is not None:
             cut: Tensor = self.linear.clock(self.cut_time)
             return cut
+        if (ends := self._from_host()) is not None:
+            return ends[0][0]
         start, end = self.clocks()[0], self.terminal_clock()
         check_values(start.detach() < end.detach(), self._report_order)
         return start
@@ -189,12 +203,20 @@ class EndLaws:
         end = self._kept("terminal clock", lambda: self.linear.clock(self.linear.horizon))
         return end
 
+    def latest(self, move: Propagator) -> float | None:
+        """The clock time of T as a number, for which a device is asked once; None for matrices that
+        vary in time, whose propagators do not need it."""
+        if not isinstance(move, ConstantPropagator):
+            return None
+        with torch.no_grad():
+            return self._kept("latest clock", lambda: self.terminal_clock().item())
+
     def clocks(self) -> Tensor:
         """Clock times of ``max_log_snr`` and, if given, ``min_log_snr``: (1,) or (2,)."""
 
         def compute() -> Tensor:
-            if (ends := self._from_one_factorization()) is not None:
-                return ends.clocks
+            if (ends := self._from_host()) is not None:
+                return ends[0][: len(self.targets())]
             targets, n = self.targets(), self.linear.matrices.searched
             inversion = self.linear.inversion
             end = self.linear.clock(self.linear.horizon).reshape(1) if n is not None else None

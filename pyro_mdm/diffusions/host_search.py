@@ -1,22 +1,18 @@
-r"""Where log SNR has given values, about, found by Python's own arithmetic.
+"""Where log SNR has given values, about, found by numpy on the host.
 
-A search on a GPU asks it after every step whether to go on. Here the K×K matrices are read once,
-and the times come from tables of log SNR, each between two neighbours of the one before. Digits are
-lost on the way: :class:`~pyro_mdm.diffusions.inversion.MovingEnds` takes a step of Newton's from
-there, and says whether it was near.
+A search on a GPU asks it after every step whether to go on. Here the times come from tables of log
+SNR, each between two neighbours of the one before. Digits are lost on the way:
+:mod:`~pyro_mdm.diffusions.host_ends` takes steps of Newton's from there.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-__all__ = ["HostNumbers", "find_clocks"]
+__all__ = ["LogSNRSearch"]
 
 Array = NDArray[np.float64]
 
@@ -28,46 +24,12 @@ ROUNDS = 3
 """Tables after the first, so that the last is of some 1e-6 in log τ, and a line in it of 1e-12."""
 
 
-class HostNumbers(NamedTuple):
-    """What Python knows of clock times τ (n,) and of a constant A."""
-
-    clocks: list[float]
-    norm: float  # ‖A‖_1
-    speed: float  # ‖A‖_2
-
-    @property
-    def reach(self) -> float:
-        """The largest ‖A‖τ, by which a series is doubled."""
-        return max(self.clocks) * self.norm
-
-    def near(self, limit: float) -> list[float]:
-        """The times before which A travels less than the limit."""
-        return [tau for tau in self.clocks if tau * self.speed < limit]
-
-
-def find_clocks(
-    A: Tensor, GG: Tensor, initial: Tensor, targets: Tensor, *others: Tensor
-) -> HostNumbers:
-    """The clock times at which λ has the targets, about; NaN where it has none.
-
-    This waits for the device, once.
+class LogSNRSearch:
+    """A search for the clock times at which λ has given values, about.
 
     Args:
         A, GG, initial: drift and noise by clock time, and Σ_0, (K, K).
-        targets: λ (n,).
-        others: clock times, 0-dim, that Python is to know too; they come last.
     """
-    K, n = len(A), len(targets)
-    tensors = [A, GG, initial, targets, *others]
-    read = torch.cat([t.detach().flatten() for t in tensors]).cpu().numpy()
-    matrices, values = read[: 3 * K * K].reshape(3, K, K), read[3 * K * K :]
-    law = _Law(*matrices)
-    clocks = [law.clock_at(float(target)) for target in values[:n]]
-    return HostNumbers([*clocks, *map(float, values[n:])], law.norm, law.speed)
-
-
-class _Law:
-    """λ over clock time."""
 
     def __init__(self, A: Array, GG: Array, initial: Array) -> None:
         self.initial = initial
@@ -102,7 +64,7 @@ class _Law:
         return level
 
     def clock_at(self, target: float) -> float:
-        """The τ with λ(τ) = target."""
+        """The τ with λ(τ) = target, about; NaN where there is none."""
         fast = math.log(max(self.speed, 1e-300))
         x = np.concatenate(
             [

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyro_mdm.diffusions import kernels
-from pyro_mdm.diffusions.base import Marginal, Times
+from pyro_mdm.diffusions.base import Times
 from pyro_mdm.diffusions.closed import OneBlock
-from pyro_mdm.diffusions.propagator import decay, times, volume_rate
+from pyro_mdm.diffusions.propagator import ConstantPropagator
+from pyro_mdm.support.checks import check_values
 
-__all__ = ["LOG_SNR", "LOG_VOLUME", "MovingEnds", "Inversion"]
+__all__ = ["LOG_SNR", "LOG_VOLUME", "Inversion"]
 
 LOG_SNR, LOG_VOLUME = "log SNR", "log volume"
 """A coordinate that times are found by."""
 
 KNOTS = 96
-"""The number of knots of a table of λ."""
+"""The number of late knots of a table of λ."""
+COARSE, FINE = 257, 1025
+"""Numbers of knots of a table of κ, odd, so that every other one has both ends."""
+MOST_STEPS = 60
+"""Newton steps at most, each of which halves the bracket where it is no step of Newton's."""
+NEAR = 1e-7
+"""The size in log τ of a step after which the next one is below rounding."""
+ROUNDED = 1e-12
+"""An error in log τ that is taken for rounding."""
 
 
 class Inversion:
@@ -60,24 +69,34 @@ class Inversion:
             ValueError: a value outside [κ(ε), κ(T)].
         """
         wanted: Tensor = self.linear.as_tensor(value)
+
+        def limits() -> tuple[Tensor, Tensor]:
+            low, high = self.linear.log_volume_ends
+            room = 1e-9 * (1 + low.abs() + high.abs())
+            return low - room, high + room
+
         with torch.no_grad():
-            low, high = self.linear.log_volume_ends.tolist()
-        room = 1e-9 * (1 + abs(low) + abs(high))
-        outside = ~((wanted >= low - room) & (wanted <= high + room))
-        if bool(outside.any()):
-            raise ValueError(
-                f"log volume {wanted.detach()[outside][0].item():.6g} is not between that of ε, "
-                f"{low:.6g}, and of T, {high:.6g}; see log_volume_ends"
-            )
+            inside = wanted.clamp(*self.linear.kept("limits of log volume", limits)) == wanted
+        check_values(inside.all(), partial(self._report_log_volume, wanted, inside))
         s: Tensor = self.linear.time_at_clock(self.clock_at(wanted, LOG_VOLUME))
         return s
+
+    def _report_log_volume(self, wanted: Tensor, inside: Tensor) -> None:
+        with torch.no_grad():
+            low, high = self.linear.log_volume_ends.tolist()
+        raise ValueError(
+            f"log volume {wanted.detach()[~inside][0].item():.6g} is not between that of ε, "
+            f"{low:.6g}, and of T, {high:.6g}; see log_volume_ends"
+        )
 
     def _coordinate(self, name: str, tau: Tensor) -> tuple[Tensor, Tensor]:
         """-λ or κ at clock times τ, and its derivative in τ."""
         move, initial = self.linear.propagator, self.linear.initial_covariance
-        along = move.log_volume if name == LOG_VOLUME else move.log_snr
-        value, slope = along(tau, initial)
-        return (value if name == LOG_VOLUME else -value), slope
+        if name == LOG_VOLUME:  # which is asked for between ε and T alone
+            value, slope = move.log_volume(tau, initial, self.linear.end_laws.latest(move))
+            return value, slope
+        value, slope = move.log_snr(tau, initial)
+        return -value, slope
 
     def root(self, value: Tensor, name: str = LOG_SNR) -> Tensor:
         """The τ with λ(τ) or κ(τ) = value, by safe steps in log τ.
@@ -87,28 +106,19 @@ class Inversion:
         """
         with torch.no_grad():
             wanted = value.detach().flatten() * (-1 if name == LOG_SNR else 1)
-            knots, levels, slope = self._table(name)
+            table = self._table(name)
             if name == LOG_SNR:
-                self._check_reached(-wanted, -levels[slope.isfinite()])
-            i = torch.searchsorted(levels, wanted).clamp(1, len(levels) - 1)
-            low, high = knots[i - 1], knots[i]
-            # cubic Hermite interpolation of log τ as a function of the coordinate
-            h = levels[i] - levels[i - 1]
-            u = ((wanted - levels[i - 1]) / h).clamp(0, 1)
-            x = (
-                (1 + 2 * u) * (1 - u) ** 2 * low
-                + u**2 * (3 - 2 * u) * high
-                + u * (1 - u) * h * ((1 - u) * slope[i - 1] - u * slope[i])
-            )
-            x = torch.maximum(torch.minimum(x, high), low)
-            for _ in range(60):
-                if not bool(x.isfinite().all()):
+                self._check_reached(-wanted, -table.levels[table.slope.isfinite()])
+            low, x, high = table.interpolated(wanted)
+            for _ in range(MOST_STEPS if table.steps is None else table.steps):
+                if table.steps is None and not bool(x.isfinite().all()):
                     self._check_reached(-wanted, wanted[:0])  # nothing is known beside it
                 error, step = self._newton(x, wanted, name)
                 low, high = torch.where(error < 0, x, low), torch.where(error < 0, high, x)
                 inside = (x + step >= low) & (x + step <= high)
                 previous, x = x, torch.where(inside, x + step, (low + high) / 2)
-                if bool((((x - previous).abs() < 1e-7) & (error.abs() < 1e-6)).all()):
+                near = ((x - previous).abs() < NEAR) & (error.abs() < 10 * NEAR)
+                if table.steps is None and bool(near.all()):
                     break  # the next Newton step is below rounding
         return x.exp().reshape(value.shape)
 
@@ -149,98 +159,68 @@ class Inversion:
     def _knots(self, name: str) -> Tensor:
         """log τ for λ from far below ε to far past T, for κ from ε to T."""
         if name == LOG_VOLUME:
-            first, last = (
-                self.linear.end_laws.start_clock().log().item(),
-                self.linear.clock(self.linear.horizon).log().item(),
-            )
-            x = torch.linspace(first, last, 129, dtype=torch.float64)
-        else:  # λ falls like -log τ at the least for τ → 0, and like the slowest mode late
-            fast = self.linear.matrices.fast()
-            early, middle = -max(self.linear.max_log_snr + 10.0, 80.0) - fast, -2.0 - fast
-            late = torch.linspace(middle, self.linear.matrices.last_clock(), KNOTS + 1)[1:]
-            x = torch.cat([torch.linspace(early, middle, 65), late])
+            ends = self.linear.end_laws
+            # a table that stays is the finest; one that a step of training makes is not
+            constant = isinstance(self.linear.propagator, ConstantPropagator)
+            number = FINE if constant and not self.linear.is_learned() else COARSE
+            way = torch.linspace(0, 1, number, dtype=torch.float64)
+            first, last = ends.start_clock().log(), ends.terminal_clock().log()
+            return torch.lerp(first, last, way.to(first.device))
+        # λ falls like -log τ at the least for τ → 0, and like the slowest mode late
+        fast = self.linear.matrices.fast()
+        early, middle = -max(self.linear.max_log_snr + 10.0, 80.0) - fast, -2.0 - fast
+        late = torch.linspace(middle, self.linear.matrices.last_clock(), KNOTS + 1)[1:]
+        x = torch.cat([torch.linspace(early, middle, 65), late])
         return x.to(self.linear.initial_covariance)
 
-    def _table(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
-        """The knots in log τ, the coordinate there (increasing), d log τ by d coordinate."""
+    def _table(self, name: str) -> _Table:
 
-        def build() -> tuple[Tensor, Tensor, Tensor]:
+        def build() -> _Table:
             x = self._knots(name)
             tau = x.exp()
             coordinate, slope = self._coordinate(name, tau)
-            return x, coordinate, 1 / (tau * slope)
+            table = _Table(x, coordinate, 1 / (tau * slope))
+            return table if name == LOG_SNR else table.measured()
 
         with torch.no_grad():
-            table: tuple[Tensor, Tensor, Tensor] = self.linear.kept(f"table of {name}", build)
+            table: _Table = self.linear.kept(f"table of {name}", build)
             return table
 
 
-class MovingEnds:
-    """The kernels at both ends, and their derivatives in the clock times at which λ is held.
+class _Table(NamedTuple):
+    """log τ as a function of a coordinate, which increases."""
 
-    With Σ' = A Σ + Σ Aᵀ + g² and X = L^{-1} A L, one factorization gives the times, by a Newton
-    step as in :meth:`Inversion.with_gradient`, and the derivatives in time of
+    knots: Tensor  # log τ (n,)
+    levels: Tensor  # the coordinate there
+    slope: Tensor  # d log τ by d coordinate
+    steps: int | None = None
+    """Newton steps from what is interpolated to rounding; None: not known before they are made."""
 
-        L' = L Φ(X + Xᵀ + L^{-1} g² L^{-T}),    k' = (-λ') k - Aᵀ k - Σ^{-1} g² k,
-
-    where Φ keeps the lower triangle with half of the diagonal, and k is the readout.
-
-    Args:
-        roots: clock times τ of ε and T (2,), as numbers, near where λ is the target.
-        targets: λ at both, or (1,) at ε alone.
-        a, Sigma, factor: at the roots, with gradients at fixed times.
-        A, noise: the drift and g² per unit of clock time, without gradients.
-    """
-
-    def __init__(
-        self,
-        roots: Tensor,
-        targets: Tensor,
-        a: Tensor,
-        Sigma: Tensor,
-        factor: kernels.Factor,
-        A: Tensor,
-        noise: Tensor,
-    ) -> None:
-        self._roots, self._a, self._Sigma, self.factor = roots, a, Sigma, factor
-        self._A, self._noise = A, noise
-        with torch.no_grad():
-            self._rate = decay(factor, noise)
-        n = len(targets)
-        self.clocks = roots[:n] + (factor.log_snr[:n] - targets) / self._rate[:n]
-
-    def close(self) -> bool:
-        """Whether the clock times are close to the roots.
-
-        Kernels are wrong by the square of the distance in log τ, their derivatives by the distance,
-        times the rate at which they vary in log τ: about 1, and up to 1,000 where λ nearly pauses.
-        """
-        with torch.no_grad():
-            left = self.clocks / self._roots[: len(self.clocks)] - 1
-            return bool((left.abs() < 1e-9).all())
-
-    def marginal(self, clocks: Tensor) -> Marginal:
-        """The kernels at ``clocks``, which are near the roots, with first derivatives only."""
-        factor, A, noise = self.factor, self._A, self._noise
-        L = kernels.lower_triangular(factor.root)
-        with torch.no_grad():
-            W, k = factor.whitener, factor.readout
-            turned = self._Sigma @ A.mT
-            Sigma_rate = turned + turned.mT + noise
-            # L^{-1} by way of the whitener, which has digits that L has lost
-            inverse = torch.linalg.solve_triangular(L, factor.root, upper=False) @ W
-            turned = inverse @ A @ L
-            Phi = (turned + turned.mT + inverse @ noise @ inverse.mT).tril()
-            Phi.diagonal(dim1=-2, dim2=-1).mul_(0.5)
-            k_rate = self._rate[:, None] * k - k @ A - times(W.mT, times(W, k @ noise))
-            volume = volume_rate(factor, noise) + 2 * A.diagonal().sum()
-        late = clocks - self._roots
-        one, two = late[:, None], late[:, None, None]
-        return Marginal(
-            torch.addcmul(self._a, one, self._a.detach() @ A.mT),
-            torch.addcmul(self._Sigma, two, Sigma_rate),
-            torch.addcmul(L, two, L.detach() @ Phi),
-            torch.addcmul(factor.readout, one, k_rate),
-            factor.log_snr - late * self._rate,
-            factor.log_det + late * volume,
+    def interpolated(self, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The knot before each log τ (m,), its cubic Hermite interpolation, and the knot after."""
+        knots, levels, slope = self.knots, self.levels, self.slope
+        i = torch.searchsorted(levels, wanted).clamp(1, len(levels) - 1)
+        low, high = knots[i - 1], knots[i]
+        h = levels[i] - levels[i - 1]
+        u = ((wanted - levels[i - 1]) / h).clamp(0, 1)
+        x = (
+            (1 + 2 * u) * (1 - u) ** 2 * low
+            + u**2 * (3 - 2 * u) * high
+            + u * (1 - u) * h * ((1 - u) * slope[i - 1] - u * slope[i])
         )
+        return low, torch.maximum(torch.minimum(x, high), low), high
+
+    def measured(self) -> _Table:
+        """The table with its steps, by how far every other knot misses those between.
+
+        With all knots the error is a sixteenth; half of that is taken off for what they miss.
+        """
+        all_knots = (self.knots, self.levels, self.slope)
+        knots, levels, slope = (t[::2].contiguous() for t in all_knots)
+        half = _Table(knots, levels, slope)
+        _, x, _ = half.interpolated(self.levels[1::2].contiguous())
+        error, steps = (x - self.knots[1::2]).abs().max().item() / 8, 0
+        while not error < ROUNDED and steps < MOST_STEPS:
+            # twice the square, as Newton's error is about half the change of the logarithmic slope
+            error, steps = (2 * error**2 if error < 0.1 else error / 2), steps + 1
+        return self._replace(steps=steps)

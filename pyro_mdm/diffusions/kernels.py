@@ -29,22 +29,28 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "FACTORIALS",
     "Factor",
     "KernelPrecisionError",
+    "MAX_DOUBLINGS",
+    "NODES",
     "Series",
+    "TAYLOR_TERMS",
+    "WEIGHTS",
     "apply_to_dimensions",
     "both_factors",
     "both_series",
     "check_reached",
     "direct_factor",
-    "exponential_series",
     "gauss_legendre",
     "inverse_tril",
     "lower_triangular",
     "noise_basis",
+    "noise_series",
     "pulled_back_factor",
     "scaled_cholesky",
     "semidefinite_cholesky",
+    "times",
     "transition_factor",
     "transition_moments",
 ]
@@ -63,6 +69,11 @@ def gauss_legendre(q: int) -> tuple[Tensor, Tensor]:
 
 NODES, WEIGHTS = gauss_legendre(16)
 PLACES = torch.cat([NODES, torch.ones(1, dtype=torch.float64)])  # in a step; its end
+ORDERS = torch.arange(TAYLOR_TERMS, dtype=torch.float64)
+SIGNS = (1.0 - 2.0 * (ORDERS % 2)).unsqueeze(-1)
+_AREAS = torch.cat([WEIGHTS, torch.zeros(1, dtype=torch.float64)])  # no weight at the end
+PLACE_POWERS = torch.stack([PLACES ** ORDERS[:, None], _AREAS * PLACES ** ORDERS[:, None]])
+PLACE_POWERS = PLACE_POWERS[:, :, None, :, None]  # (2, TAYLOR_TERMS, 1, places, 1)
 
 
 class KernelPrecisionError(ArithmeticError):
@@ -81,23 +92,25 @@ class Factor(NamedTuple):
 
 
 class Series(NamedTuple):
-    """``exp(A u)`` as a power series in ‖A‖u."""
+    """``exp(A u)`` and ``exp(A u) GGᵀ`` at :data:`PLACES` of a step, as power series in ‖A‖ and
+    the step."""
 
     norm: Tensor  # ‖A‖, 0-dim, without gradient
-    terms: Tensor  # (A / ‖A‖)^k / k!, (TAYLOR_TERMS, K K), or (n, …) of several
+    terms: Tensor  # (TAYLOR_TERMS, 2 K · 17 K), the second half weighted; (n, …) of several
 
 
-def exponential_series(A: Tensor) -> Series:
-    """The power series of A (K, K)."""
+def noise_series(A: Tensor, GG: Tensor) -> Series:
+    """The series of A and GG (K, K)."""
     norm = torch.linalg.matrix_norm(A.detach(), ord=1).clamp_min(1e-300)
-    return Series(norm, _powers(A / norm).flatten(-2))
+    powers, at = _powers(A / norm), PLACE_POWERS.to(A.device)
+    plain, noise = powers.unsqueeze(-2), (powers @ GG).unsqueeze(-2)
+    return Series(norm, torch.stack([plain * at[0], noise * at[1]], 1).flatten(1))
 
 
-def both_series(A: Tensor) -> Series:
-    """The power series of A and -A (K, K)."""
-    norm, terms = exponential_series(A)
-    signs = 1.0 - 2.0 * (torch.arange(TAYLOR_TERMS, device=terms.device) % 2)
-    return Series(norm, torch.stack([terms, terms * signs.to(terms)[:, None]]))
+def both_series(A: Tensor, GG: Tensor) -> Series:
+    """The series of A and of -A, each with GG."""
+    norm, terms = noise_series(A, GG)
+    return Series(norm, torch.stack([terms, terms * SIGNS.to(terms.device)]))
 
 
 def _powers(A: Tensor) -> Tensor:
@@ -110,15 +123,6 @@ def _powers(A: Tensor) -> Tensor:
         rows = torch.cat([rows, rows @ top], -2)
     powers = rows.reshape(*rows.shape[:-2], TAYLOR_TERMS, K, K)
     return powers / FACTORIALS.to(A.device)[:, None, None]
-
-
-def _scalar_powers(u: Tensor) -> Tensor:
-    """(…) -> (…, TAYLOR_TERMS): u^k by products, which have gradients at 0 too and are quick."""
-    stack, top = torch.stack([torch.ones_like(u), u], -1), u.unsqueeze(-1)
-    while stack.shape[-1] < TAYLOR_TERMS:
-        top = top * top
-        stack = torch.cat([stack, top * stack], -1)
-    return stack
 
 
 def transition_moments(
@@ -145,7 +149,7 @@ def transition_moments(
     Raises:
         KernelPrecisionError: ‖A‖τ is too large to be reached by doubling.
     """
-    norm, terms = exponential_series(A) if series is None else series
+    norm, terms = noise_series(A, GG) if series is None else series
     if reach is None:
         reach = (tau.detach().max() * norm).item() if tau.numel() else 0.0
     finite = math.isfinite(reach)
@@ -155,24 +159,26 @@ def transition_moments(
             f"the drift moves by ‖A‖τ = {reach:.3g} over the requested time, expected at most "
             f"2^{MAX_DOUBLINGS - 1}; scale Q, D or the clock down"
         )
-    K = A.shape[-1]
+    K, shape = A.shape[-1], tuple(tau.shape)
     h = tau / 2.0**doublings
-    u = (h * norm).unsqueeze(-1) * PLACES.to(A.device)
+    powers = (h * norm).unsqueeze(-1) ** ORDERS.to(A.device)
     if terms.dim() > 2:
-        terms = terms.reshape(len(terms), *[1] * (tau.dim() - 1), *terms.shape[1:])
-    E = (_scalar_powers(u) @ terms).unflatten(-1, (K, K))
-    shape = E.shape[:-3]
-    E, M = E.reshape(-1, len(PLACES), K, K).split([len(NODES), 1], 1)
-    M = M[:, 0]
+        n, shape = len(terms), (len(terms), *shape[1:])
+        powers = powers.reshape(len(powers), -1, TAYLOR_TERMS).expand(n, -1, -1)
+        h = h.reshape(len(h), -1).expand(n, -1)
+        E = torch.bmm(powers, terms)
+    else:
+        E = powers @ terms
     # the sum over nodes as one product of (K, nodes K) with (nodes K, K)
-    E = E.transpose(1, 2)
-    weights = WEIGHTS.to(A.device)[:, None]
-    P = torch.bmm((weights * (E @ GG)).flatten(2), E.flatten(2).mT)
-    P = h.expand(shape).reshape(-1, 1, 1) * P
+    E, noisy = E.reshape(-1, 2, K, len(PLACES) * K).unbind(1)
+    P, M = h.reshape(-1, 1, 1) * torch.bmm(noisy, E.mT), E[..., -K:]
     for _ in range(doublings):
         P = torch.baddbmm(P, torch.bmm(M, P), M.mT)
         M = torch.bmm(M, M)
-    return M.reshape(*shape, K, K), ((P + P.mT) / 2).reshape(*shape, K, K)
+    P = (P + P.mT) / 2
+    if len(shape) == 1:
+        return M, P
+    return M.reshape(*shape, K, K), P.reshape(*shape, K, K)
 
 
 def scaled_cholesky(S: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,8 +194,8 @@ def scaled_cholesky(S: Tensor) -> tuple[Tensor, Tensor]:
     if S.requires_grad:  # zeros times infinities are no gradients
         eye = torch.eye(S.shape[-1], dtype=S.dtype, device=S.device)
         C = torch.linalg.cholesky_ex(torch.where(wrong[..., None, None], eye, S)).L
-    pivots = C.detach().diagonal(dim1=-2, dim2=-1).square().amin(-1)
-    amplification = torch.where(wrong, torch.inf, 1.0 / pivots)
+    amplification = C.detach().diagonal(dim1=-2, dim2=-1).amin(-1) ** -2
+    amplification = torch.where(wrong, torch.inf, amplification)
     return C * d.unsqueeze(-1), torch.nan_to_num(amplification, nan=torch.inf, posinf=torch.inf)
 
 
@@ -207,6 +213,13 @@ def apply_to_dimensions(matrix: Tensor, y: Tensor, event_dim: int) -> Tensor:
     at = y.dim() - event_dim - 1
     rows = y.movedim(at, -1).unsqueeze(-2)  # (*batch, *event_shape, 1, K)
     return (matrix * rows).sum(-1).movedim(-1, at)
+
+
+def times(one: Tensor, two: Tensor) -> Tensor:
+    """The product of matrices, which is one operation for two of shape (n, K, K)."""
+    if one.dim() == two.dim() == 3 and len(one) == len(two):
+        return torch.bmm(one, two)
+    return one @ two
 
 
 def inverse_tril(L: Tensor) -> Tensor:
@@ -259,9 +272,12 @@ def both_factors(
     Sigma: Tensor, M: Tensor, W: Tensor, P: Tensor, Sigma0: Tensor
 ) -> tuple[Factor, Factor]:
     """:func:`direct_factor` and :func:`pulled_back_factor` of the same Σ, computed together."""
-    C, inverse, growth = _cholesky(torch.stack([Sigma, _data_last(P + Sigma0)]))
-    direct = _Cholesky(C[0], inverse[0], growth[0])
-    return _direct(M[..., 0], direct), _pulled_back(M, W, _Cholesky(C[1], inverse[1], growth[1]))
+    both = torch.stack([Sigma, _data_last(P + Sigma0)])
+    fields = (
+        field.unflatten(0, both.shape[:-2]).unbind() for field in _cholesky(both.flatten(0, -3))
+    )
+    direct, pulled = (_Cholesky(*factored) for factored in zip(*fields, strict=True))
+    return _direct(M[..., 0], direct), _pulled_back(M, W, pulled)
 
 
 def _if_factored(factored: _Cholesky, log_snr: Tensor) -> Tensor:
@@ -277,24 +293,24 @@ def _data_last(S: Tensor) -> Tensor:
 
 def _pulled_back(M: Tensor, W: Tensor, factored: _Cholesky) -> Factor:
     C, inverse, amplification = factored
-    last = C[..., -1, -1]
-    whitener = inverse @ W.roll(-1, -2)
-    readout = last.unsqueeze(-1) * whitener[..., -1, :]
-    log_snr, log_det = _if_factored(factored, -2 * last.log()), 2 * _log_diagonal_sum(C)
-    return Factor(M.roll(-1, -1) @ C, whitener, log_snr, readout, log_det, amplification)
+    logs, whitener = C.diagonal(dim1=-2, dim2=-1).log(), times(inverse, W.roll(-1, -2))
+    readout = C[..., -1, -1:] * whitener[..., -1, :]
+    log_snr, log_det = _if_factored(factored, -2 * logs[..., -1]), 2 * logs.sum(-1)
+    return Factor(times(M.roll(-1, -1), C), whitener, log_snr, readout, log_det, amplification)
 
 
 def _direct(a: Tensor, factored: _Cholesky) -> Factor:
     L, whitener, amplification = factored
-    u = whitener @ a.unsqueeze(-1)
+    u = (whitener * a.unsqueeze(-2)).sum(-1)
     # SNR underflows long after the process has forgotten x; scale a so that log SNR does not
-    size = u.detach().abs().amax(-2, keepdim=True)
-    amplification = torch.where(size[..., 0, 0] > 1e-250, amplification, torch.inf)
+    size = u.detach().abs().amax(-1)
+    amplification = torch.where(size > 1e-250, amplification, torch.inf)
     scale = size.clamp_min(1e-300)
-    q = (u / scale).square().sum((-2, -1))
-    log_snr = _if_factored(factored, q.log() + 2 * scale[..., 0, 0].log())
-    w = (whitener.mT @ (u / scale))[..., 0]
-    readout = w / (q * scale[..., 0, 0]).unsqueeze(-1)
+    u = u / scale.unsqueeze(-1)
+    q = u.square().sum(-1)
+    log_snr = _if_factored(factored, torch.add(q.log(), scale.log(), alpha=2))
+    w = (whitener * u.unsqueeze(-1)).sum(-2)
+    readout = w / (q * scale).unsqueeze(-1)
     return Factor(L, whitener, log_snr, readout, 2 * _log_diagonal_sum(L), amplification)
 
 

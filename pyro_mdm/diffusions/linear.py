@@ -36,6 +36,7 @@ from pyro_mdm.diffusions.matrices import (
     SkewAndSemidefinite,
     covariance_matrix,
 )
+from pyro_mdm.diffusions.memory import shared, writes
 from pyro_mdm.diffusions.propagator import Propagator, decay, volume_rate
 from pyro_mdm.support.checks import check_values
 from pyro_mdm.support.modules import of_part
@@ -335,6 +336,10 @@ class LinearDiffusion(Foreseeing):
                 return law
             if (one := same_time(s)) is not None:
                 return Marginal(*(t.expand(*s.shape, *t.shape) for t in self.marginal(one)))
+            # a loss asks for it, and so does the score in it
+            name = "marginal", writes((s,)), torch.is_grad_enabled()
+            law, _ = shared(self, name, lambda: (self.clock_marginal(self.positive_clock(s)), s))
+            return law
         return self.clock_marginal(self.positive_clock(s))
 
     def positive_clock(self, s: Times) -> Tensor:
@@ -356,7 +361,8 @@ class LinearDiffusion(Foreseeing):
         return factor.log_snr
 
     def factorization(self, tau: Tensor) -> tuple[Tensor, Tensor, kernels.Factor]:
-        return self.propagator.factorization(tau, self.initial_covariance, self.units())
+        move, initial = self.propagator, self.initial_covariance
+        return move.factorization(tau, initial, self.units(), self.end_laws.latest(move))
 
     def units(self) -> Tensor:
         """Standard deviations of the variables, (K,), in which what is left of them is compared."""

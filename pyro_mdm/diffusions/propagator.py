@@ -20,9 +20,17 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions import kernels
-from pyro_mdm.diffusions.host_search import HostNumbers
 
-__all__ = ["ConstantPropagator", "Halves", "Propagator", "Root", "decay", "times", "volume_rate"]
+__all__ = [
+    "ConstantPropagator",
+    "Halves",
+    "Propagator",
+    "Root",
+    "TRAVELLED",
+    "decay",
+    "times",
+    "volume_rate",
+]
 
 TRAVELLED = 20.0  # beyond, M^{-1} has no correct digit
 FEW = 16  # times: for so few, computing both routes costs less than choosing
@@ -127,7 +135,7 @@ class Propagator(ABC):
     # -- given x -----------------------------------------------------------------------------------
 
     def factorization(
-        self, tau: Tensor, initial: Tensor, units: Tensor, host: HostNumbers | None = None
+        self, tau: Tensor, initial: Tensor, units: Tensor, latest: float | None = None
     ) -> tuple[Tensor, Tensor, kernels.Factor]:
         """a, Σ and the factorization of Σ at clock times τ (…).
 
@@ -138,9 +146,9 @@ class Propagator(ABC):
         Args:
             initial: Σ_0 (K, K).
             units: standard deviations of the variables, (K,).
-            host: as for :meth:`factorized`.
+            latest: as for :meth:`factorized`.
         """
-        M, a, Sigma, factor = self.factorized(tau, initial, host)
+        M, a, Sigma, factor = self.factorized(tau, initial, latest)
         with torch.no_grad():
             left = (M * units / units[:, None]).square().sum(-2)
             left = (left.mean(-1) / left[..., 0].clamp_min(1e-300)).sqrt()
@@ -152,64 +160,66 @@ class Propagator(ABC):
         *_, factor = self.factorized(tau, initial)
         return factor.log_snr, decay(factor, self.noise(tau))
 
-    def log_volume(self, tau: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
-        """κ at clock times τ (…) from Σ_0, and dκ/dτ."""
-        *_, factor = self.factorized(tau, initial)
+    def log_volume(
+        self, tau: Tensor, initial: Tensor, latest: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """κ at clock times τ (…) from Σ_0, and dκ/dτ; ``latest`` as for :meth:`factorized`."""
+        *_, factor = self.factorized(tau, initial, latest)
         return factor.log_det - 2 * self.trace(None, tau), volume_rate(factor, self.noise(tau))
 
     def factorized(
-        self, tau: Tensor, initial: Tensor, host: HostNumbers | None = None
+        self, tau: Tensor, initial: Tensor, latest: float | None = None
     ) -> tuple[Tensor, Tensor, Tensor, kernels.Factor]:
         """M, a, Σ and its factor at clock times τ from Σ_0.
 
         Σ is factored itself or pulled back to time 0, by whichever route keeps more digits.
 
         Args:
-            host: what Python knows of a constant propagator and of τ; else this waits for the
-                device.
+            latest: a number that no τ exceeds, for a constant propagator; without it this waits
+                for the device.
         """
-        shape = tau.shape
+        if tau.dim() != 1:  # products of (n, K, K) are one operation each
+            of_all = self.factorized(tau.reshape(-1), initial, latest)
+            shaped = [t.reshape((*tau.shape, *t.shape[1:])) for t in (*of_all[:3], *of_all[3])]
+            return shaped[0], shaped[1], shaped[2], kernels.Factor(*shaped[3:])
         near = self.travelled(tau) < TRAVELLED
         back: Any = None
-        early = [] if host is None else host.near(TRAVELLED)
-        if host is not None and early and isinstance(self, ConstantPropagator):
-            back = None if len(early) == len(host.clocks) else torch.where(near, tau, min(early))
-            (M, P), back = self.both_moments(tau, back, host.reach)
+        if latest is not None and isinstance(self, ConstantPropagator):
+            norm, speed = self.sizes
+            limit = TRAVELLED / speed  # beyond, the second route is not taken
+            back = None if latest < limit else tau.clamp_max(limit)
+            (M, P), back = self.both_moments(tau, back, latest * norm)
         elif tau.numel() > 0 and bool(near.all()):
             (M, P), back = self.both_moments(tau)
         elif isinstance(self, ConstantPropagator) and tau.numel() <= FEW and bool(near.any()):
             (M, P), back = self.both_moments(tau, torch.where(near, tau, tau[near].detach().min()))
         else:
             M, P = self.moments(None, tau)
-        a, Sigma = M[..., 0], P + M @ initial @ M.mT
+        a, Sigma = M[..., 0], torch.baddbmm(P, M @ initial, M.mT)
         if back is not None:
             W, of_start = back
             direct, pulled = kernels.both_factors(Sigma, M, W, of_start, initial)
             pulled = pulled._replace(log_det=pulled.log_det + 2 * self.trace(None, tau))
             better = near & (pulled.amplification < direct.amplification)
-            if host is None and bool(better.all()):  # no gradient then passes the other route
+            if latest is None and bool(better.all()):  # no gradient then passes the other route
                 return M, a, Sigma, pulled
-            fields = []
-            for d, p in zip(direct, pulled, strict=True):
-                here = better.reshape(shape + (1,) * (d.dim() - len(shape)))
-                fields.append(torch.where(here, p, d))
+            here = [better, better[:, None], better[:, None, None]]
+            fields = (
+                torch.where(here[d.dim() - 1], p, d) for d, p in zip(direct, pulled, strict=True)
+            )
             return M, a, Sigma, kernels.Factor(*fields)
         direct = kernels.direct_factor(Sigma, a)
         if not bool(near.any()):
             return M, a, Sigma, direct
-        index = near.flatten().nonzero()[:, 0]
-        near_tau = tau.flatten()[index]
-        pulled = kernels.pulled_back_factor(
-            M.reshape(-1, *M.shape[-2:])[index], *self.pulled_back_at(near_tau, tau, index), initial
-        )
+        index = near.nonzero()[:, 0]
+        near_tau = tau[index]
+        W, of_start = self.pulled_back_at(near_tau, tau, index)
+        pulled = kernels.pulled_back_factor(M[index], W, of_start, initial)
         log_det = pulled.log_det + 2 * self.trace(None, near_tau)
         pulled = pulled._replace(log_det=log_det)
-        better = pulled.amplification < direct.amplification.flatten()[index]
-        index = index[better]
-        fields = []
-        for d, p in zip(direct, pulled, strict=True):
-            flat = d.reshape(-1, *d.shape[len(shape) :])
-            fields.append(flat.index_put((index,), p[better]).reshape(d.shape))
+        better = pulled.amplification < direct.amplification[index]
+        chosen = (index[better],)
+        fields = (d.index_put(chosen, p[better]) for d, p in zip(direct, pulled, strict=True))
         return M, a, Sigma, kernels.Factor(*fields)
 
     @abstractmethod
@@ -291,6 +301,12 @@ class ConstantPropagator(Propagator):
         norm: Tensor = torch.linalg.matrix_norm(self._A.detach(), ord=2)
         return norm
 
+    @cached_property
+    def sizes(self) -> tuple[float, float]:
+        """‖A‖_1 and ‖A‖_2 as numbers, for which the device is asked once."""
+        norm, speed = torch.stack([self._both.norm, self.speed]).tolist()
+        return norm, max(speed, 1e-300)
+
     @property
     def decay(self) -> Tensor:
         slowest: Tensor = -torch.linalg.eigvals(self._A.detach()).real.max()
@@ -303,7 +319,7 @@ class ConstantPropagator(Propagator):
         return (self.speed - 2 * self._A.detach().trace()) * tau.detach()
 
     def trace(self, start: Tensor | None, duration: Tensor, copies: int = 1) -> Tensor:
-        return copies * self._A.diagonal().sum() * duration
+        return copies * self._A.trace() * duration
 
     @cached_property
     def _hides_noise(self) -> bool:
@@ -317,7 +333,7 @@ class ConstantPropagator(Propagator):
 
     @cached_property
     def _both(self) -> kernels.Series:
-        return kernels.both_series(self._A)
+        return kernels.both_series(self._A, self._GG)
 
     def _one(self, way: int) -> kernels.Series:
         return kernels.Series(self._both.norm, self._both.terms[way])

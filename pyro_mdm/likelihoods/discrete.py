@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -28,8 +29,9 @@ from torch import Tensor
 from torch.distributions import biject_to, transform_to
 from torch.distributions.constraints import Constraint
 
+from pyro_mdm.diffusions.memory import of_tensor
 from pyro_mdm.likelihoods.even_levels import EvenLevels
-from pyro_mdm.support.checks import check_count, real_tensor
+from pyro_mdm.support.checks import check_count, check_values, real_tensor
 
 __all__ = [
     "LevelSupport",
@@ -37,6 +39,7 @@ __all__ = [
     "check_log_prior",
     "level_index",
     "level_values",
+    "level_span",
     "level_window",
     "log_normalizer",
     "log_odds_blocks",
@@ -127,34 +130,49 @@ def level_index(x: Tensor, levels: Tensor) -> Tensor:
         ValueError: a value further from every level than a thousandth of the smallest gap, or NaN.
     """
     index, on = _nearest(x, levels)
-    if not bool(on.all()):
-        off = ~on
-        bad = x[off][0].item()
-        raise ValueError(
-            f"x holds {bad:.6g} ({int(off.sum())} of {x.numel()} values are off the levels), "
-            f"expected one of the {len(levels)} levels between {levels[0].item():g} and "
-            f"{levels[-1].item():g}; map uint8 values k to linspace(-1, 1, {len(levels)})[k]"
-        )
+    check_values(on.all(), partial(_report_off, x, levels, on))
     return index
+
+
+def _report_off(x: Tensor, levels: Tensor, on: Tensor) -> None:
+    off = ~on
+    raise ValueError(
+        f"x holds {x[off][0].item():.6g} ({int(off.sum())} of {x.numel()} values are off the "
+        f"levels), expected one of the {len(levels)} levels between {levels[0].item():g} and "
+        f"{levels[-1].item():g}; map uint8 values k to linspace(-1, 1, {len(levels)})[k]"
+    )
 
 
 def _nearest(x: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest level's index, and whether x is on it, to a thousandth of the smallest gap."""
     levels = levels.to(x.device)
     value = x.detach().to(levels.dtype).contiguous()  # an index has no gradient
-    gaps = levels.diff()
-    if _are_even(gaps):
-        nearest = ((value - levels[0]) / gaps[0]).nan_to_num_().round_()
+    gaps = of_tensor(levels, "gaps", _Gaps.from_levels)
+    if gaps.even:
+        nearest = ((value - levels[0]) / gaps.first).nan_to_num_().round_()
         index = nearest.clamp_(0, len(levels) - 1).to(torch.int64)
     else:
-        index = torch.bucketize(value, (levels[1:] + levels[:-1]) / 2)
-    return index, (value - levels[index]).abs() <= 1e-3 * gaps.min()
+        index = torch.bucketize(value, gaps.middles)
+    return index, (value - levels[index]).abs() <= 1e-3 * gaps.least
 
 
-def _are_even(gaps: Tensor) -> bool:
-    """Whether levels with these gaps are evenly spaced, so that the nearest needs no search."""
-    # 1e-9: the rounding of linspace, and far less than the 1e-3 of a gap that counts as off
-    return bool((gaps - gaps[0]).abs().max() <= 1e-9 * gaps[0])
+class _Gaps(NamedTuple):
+    """What is between neighbouring levels."""
+
+    even: bool  # whether all are one size, so that the nearest level needs no search
+    first: float
+    least: float
+    largest: float
+    middles: Tensor  # (n - 1,)
+
+    @classmethod
+    def from_levels(cls, levels: Tensor) -> _Gaps:
+        """The gaps of increasing levels (n,)."""
+        gaps = levels.diff()
+        # 1e-9: the rounding of linspace, and far less than the 1e-3 of a gap that counts as off
+        even = bool((gaps - gaps[0]).abs().max() <= 1e-9 * gaps[0])
+        sizes = gaps[0].item(), gaps.min().item(), gaps.max().item()
+        return cls(even, *sizes, (levels[1:] + levels[:-1]) / 2)
 
 
 def check_log_prior(log_prior: Tensor, n: int) -> Tensor:
@@ -239,7 +257,7 @@ def noise_odds(z: Tensor, log_snr: Tensor, levels: Tensor) -> tuple[Tensor, Tens
         c and α, like z, and β, like λ.
     """
     # detached: no result depends on the centre, but for rounding
-    c = z.detach().clamp(levels[0].item(), levels[-1].item())
+    c = z.detach().clamp(levels[0].to(z.dtype), levels[-1].to(z.dtype))
     snr = log_snr.exp().to(z.dtype)
     return c, snr * (z - c), -0.5 * snr
 
@@ -251,29 +269,45 @@ class Window(NamedTuple):
     size: int
 
 
-def level_window(levels: Tensor, centre: Tensor, log_snr: float, prior_range: float) -> Window:
-    """The levels that change a posterior under noise alone, in float64.
+class Span(NamedTuple):
+    """The radius about a centre within which levels count, and their largest number."""
 
-    With v_0 the level nearest z, level k weighs at most exp(R - ½ e^λ ((v_k - z)² - (v_0 - z)²)).
+    radius: float
+    size: int
+
+
+def level_span(levels: Tensor, log_snr: Tensor, log_prior: Tensor) -> Span:
+    """The span of the levels that change a posterior under noise alone, in float64.
+
+    With v_0 the level nearest z, level k weighs at most exp(R - ½ e^λ ((v_k - z)² - (v_0 - z)²)),
+    where R is the largest difference of log π_jk within a dimension. This waits for the device.
+
+    Args:
+        levels: levels v, (n,) float64.
+        log_snr: smallest log SNR λ among the data, 0-dim.
+        log_prior: log π, (d, n).
+    """
+    prior_range = (log_prior.amax(-1) - log_prior.amin(-1)).max().item()
+    reach = 2 * (prior_range + NEGLIGIBLE) * math.exp(-log_snr.item())
+    radius = math.sqrt(reach + of_tensor(levels, "gaps", _Gaps.from_levels).largest ** 2 / 4)
+    ends = torch.searchsorted(levels, levels + 2 * radius, right=True)
+    return Span(radius, int((ends - torch.arange(len(levels), device=levels.device)).max()))
+
+
+def level_window(levels: Tensor, centre: Tensor, span: Span) -> Window:
+    """The levels in a span about each centre.
 
     Args:
         levels: levels v, (n,) float64.
         centre: point of [v_1, v_n] nearest z, (B, d).
-        log_snr: smallest log SNR λ among the data.
-        prior_range: range R, the largest difference of log π_jk within a dimension.
+        span: :func:`level_span`.
     """
-    gaps = levels.diff()
-    gap = gaps.max()
-    reach = 2 * (prior_range + NEGLIGIBLE) * math.exp(-log_snr)
-    radius = (reach + gap.square() / 4).sqrt()
-    ends = torch.searchsorted(levels, levels + 2 * radius, right=True)
-    size = int((ends - torch.arange(len(levels), device=levels.device)).max())
-    lowest = centre.detach() - radius
-    if _are_even(gaps):
-        first = ((lowest - levels[0]) / gaps[0]).ceil_().nan_to_num_().to(torch.int64)
+    lowest, gaps = centre.detach() - span.radius, of_tensor(levels, "gaps", _Gaps.from_levels)
+    if gaps.even:
+        first = ((lowest - levels[0]) / gaps.first).ceil_().nan_to_num_().to(torch.int64)
     else:
         first = torch.searchsorted(levels, lowest.contiguous())
-    return Window(first.clamp(0, len(levels) - size), size)
+    return Window(first.clamp(0, len(levels) - span.size), span.size)
 
 
 class Block(NamedTuple):

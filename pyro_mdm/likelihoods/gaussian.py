@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import pyro.distributions as dist
 import torch
@@ -16,6 +16,7 @@ from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.matrices import apply_matrix
+from pyro_mdm.diffusions.memory import Recalled
 from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood, StateScore, read_state
 from pyro_mdm.support.checks import check_finite
 
@@ -56,16 +57,22 @@ class Gaussian(Likelihood):
             )
         self.register_buffer("prior_mean", mean)
         self.register_buffer("prior_variance", variance)
+        self._recalled = Recalled()
 
     def forward(
         self, diffusion: Diffusion, score: StateScore, y: Tensor, event_dim: int | None = None
     ) -> TorchDistributionMixin:
         z, log_snr, batch_dim = read_state(diffusion, score, y, event_dim)
         z = diffusion.coordinates(z)
-        # by the ratio v/σ², which is 0 for a flat prior, where σ²/(σ² + v) would be ∞/∞
-        ratio = torch.exp(-log_snr) / self.prior_variance
-        mean = z + ratio / (1 + ratio) * (self.prior_mean - z)
-        law = _normal(mean, -(log_snr + ratio.log1p()) / 2, y.dtype, batch_dim)
+
+        def constants(log_snr: Tensor, variance: Tensor) -> tuple[Tensor, _Scale]:
+            # by the ratio v/σ², which is 0 for a flat prior, where σ²/(σ² + v) would be ∞/∞
+            ratio = torch.exp(-log_snr) / variance
+            return ratio / (1 + ratio), _Scale.from_log(-(log_snr + ratio.log1p()) / 2, y.dtype)
+
+        weight, scale = self._recalled(constants, log_snr, self.prior_variance, key=y.dtype)
+        mean = torch.lerp(z, self.prior_mean, weight).to(y.dtype)
+        law = _normal(mean, scale, batch_dim)
         if Cap.DATA_STATES in diffusion.caps:
             return law
         return dist.TransformedDistribution(law, [_OfCoordinates(diffusion, len(law.event_shape))])
@@ -103,7 +110,7 @@ class Tweedie(Likelihood):
         _, log_snr, batch_dim = read_state(diffusion, score, y, event_dim)
         x = score.denoise(diffusion, y, diffusion.start_time.expand(y.shape[:batch_dim]))
         x = diffusion.from_coordinates(x)
-        return _normal(x, -log_snr / 2, y.dtype, batch_dim)
+        return _normal(x.to(y.dtype), _Scale.from_log(-log_snr / 2, y.dtype), batch_dim)
 
 
 class JointTweedie(Likelihood):
@@ -219,10 +226,45 @@ class JointTweedieDecoder(DecoderDistribution):
         return self.mean + self.variance.sqrt() * noise
 
 
+class _Scale(NamedTuple):
+    """A standard deviation σ with what its density takes, each broadcastable to data."""
+
+    scale: Tensor  # σ
+    inverse: Tensor  # 1/σ
+    normalizer: Tensor  # log N(0; 0, σ²)
+
+    @classmethod
+    def from_log(cls, log_scale: Tensor, dtype: torch.dtype) -> _Scale:
+        """The numbers of log σ, which is in float64."""
+        normalizer = -(log_scale + 0.5 * math.log(2 * math.pi))
+        return cls(log_scale.exp().to(dtype), (-log_scale).exp().to(dtype), normalizer.to(dtype))
+
+
 class _Normal(dist.Normal):
     """A normal distribution whose parameters are computed here, so that only x is checked."""
 
     arg_constraints: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
+
+    def __init__(self, mean: Tensor, scale: _Scale) -> None:
+        self.loc, self._scale = mean, scale
+        super(torch.distributions.Normal, self).__init__(mean.shape)
+
+    @property
+    def scale(self) -> Tensor:  # type: ignore[override]
+        """σ, like the mean."""
+        return self._scale.scale.expand(self.loc.shape)
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> _Normal:
+        if tuple(batch_shape) == self.batch_shape:
+            return self
+        return _Normal(self.loc.expand(*batch_shape), self._scale)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        _, inverse, normalizer = self._scale
+        white = (value - self.loc) * inverse
+        return torch.addcmul(normalizer, white, white, value=-0.5)
 
     def _validate_sample(self, value: Tensor) -> None:
         """The check of torch, without waiting for the device."""
@@ -236,6 +278,5 @@ class _Normal(dist.Normal):
         check_finite("x", value)
 
 
-def _normal(mean: Tensor, log_scale: Tensor, dtype: torch.dtype, batch_dim: int) -> Any:
-    scale = log_scale.exp().expand_as(mean)
-    return _Normal(mean.to(dtype), scale.to(dtype)).to_event(mean.dim() - batch_dim)
+def _normal(mean: Tensor, scale: _Scale, batch_dim: int) -> Any:
+    return _Normal(mean, scale).to_event(mean.dim() - batch_dim)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_mdm.diffusions.base import Diffusion
+from pyro_mdm.diffusions.memory import Recalled
 from pyro_mdm.likelihoods import discrete
 from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood, StateScore, read_state
 
@@ -257,6 +258,7 @@ class DiscretizedGaussian(Likelihood):
             values = values.to(log_prior.device)
         self.register_buffer("levels", values)
         self.register_buffer("log_prior", log_prior)
+        self._recalled = Recalled()
 
     def forward(
         self, diffusion: Diffusion, score: StateScore, y: Tensor, event_dim: int | None = None
@@ -274,14 +276,17 @@ class DiscretizedGaussian(Likelihood):
                 f"{tuple(prior.shape[:-1])}"
             )
         centre, linear, quadratic = discrete.noise_odds(z, log_snr, self.levels)
-        window: discrete.Window | None = discrete.level_window(
+        # of a prior that is made here the range is 0, and of learned ends λ is another at each step
+        given = self.levels if self.log_prior is None else self.log_prior
+        span = self._recalled(
+            lambda levels, log_snr, _: discrete.level_span(levels, log_snr, prior),
             self.levels,
-            centre.reshape(-1, event.numel()),
-            log_snr.item(),
-            (prior.amax(-1) - prior.amin(-1)).max().item(),
+            log_snr.detach() if log_snr.requires_grad else log_snr,
+            given,
         )
-        if window is not None and 2 * window.size > n:
-            window = None  # gathering half of the levels costs more than summing all
+        window: discrete.Window | None = None
+        if 2 * span.size <= n:  # gathering half of the levels costs more than summing all
+            window = discrete.level_window(self.levels, centre.reshape(-1, event.numel()), span)
         return LevelPosterior(self.levels, prior, centre, linear, quadratic, y.dtype, window)
 
 

@@ -86,6 +86,7 @@ class PathLaw(TorchDistribution):
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
     diffusion: Any  # a Diffusion of the kind that the distribution is for
+    x_dim: int  # the number of dimensions of a datum
     times: Tensor | None  # (N,), at which a path is seen; None for ε alone
 
     def __init__(
@@ -97,14 +98,9 @@ class PathLaw(TorchDistribution):
         validate_args: bool | None = None,
     ) -> None:
         self.diffusion = diffusion
-        self.x_shape = x_shape
+        self.x_shape, self.x_dim = x_shape, len(x_shape)
         event_shape = torch.Size((num_times, diffusion.num_variables, *x_shape))
         super().__init__(batch_shape, event_shape, validate_args=validate_args)
-
-    @property
-    def x_dim(self) -> int:
-        """The number of axes of a datum."""
-        return len(self.x_shape)
 
     @property
     def num_dims(self) -> int:
@@ -167,6 +163,8 @@ class NoisingLaw(PathLaw):
         super().__init__(diffusion, x.shape[:cut], x.shape[cut:], num_times, validate_args)
 
     def expand(self: Self, batch_shape: Sequence[int], _instance: object = None) -> Self:
+        if tuple(batch_shape) == self.batch_shape and _instance is None:
+            return self
         new = self.expanded(batch_shape, _instance)
         new.__dict__["x"] = self.x.expand(*batch_shape, *self.x_shape)
         return new

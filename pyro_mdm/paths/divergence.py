@@ -106,8 +106,7 @@ def prior_kl(
         whole: Tensor = constant + half
         return whole
     square = x.square().sum(tuple(range(-event_dim, 0))) if event_dim else x.square()
-    kl: Tensor = constant + quadratic * square
-    return kl
+    return torch.addcmul(constant, quadratic, square)
 
 
 def _prior_kl_by_dimension(
@@ -167,11 +166,12 @@ def path_kl(noising: NoisingPath, generative: GenerativeLaw) -> PathKL:
     """
     diffusion = shared_diffusion(noising, generative)
     event_dim = noising.x_dim
-    x = noising.x.reshape(-1, *noising.x_shape)
-    values, log_snr = generative.score.diffusion_term(diffusion, x)
-    shape = noising.batch_shape
-    prior = prior_kl(diffusion, noising.x, event_dim, generative.score.counts(noising.x))
-    return PathKL(prior, values.reshape(shape), log_snr.reshape(shape))
+    shape, x = noising.batch_shape, noising.x
+    prior = prior_kl(diffusion, x, event_dim, generative.score.counts(x))
+    if len(shape) == 1:
+        return PathKL(prior, *generative.score.diffusion_term(diffusion, x))
+    terms = generative.score.diffusion_term(diffusion, x.reshape(-1, *noising.x_shape))
+    return PathKL(prior, *(term.reshape(shape) for term in terms))
 
 
 def chain_kl(noising: NoisingPath, generative: GenerativeLaw) -> PathKL:
@@ -258,7 +258,8 @@ def shared_diffusion(noising: PathLaw, generative: GenerativeLaw) -> Any:
     Raises:
         ValueError: two diffusions, or paths of different shapes or times.
     """
-    if noising.diffusion.origin is not generative.diffusion.origin:
+    one, other = noising.diffusion, generative.diffusion
+    if one is not other and one.origin is not other.origin:
         raise ValueError(different_diffusions(noising.diffusion, generative.diffusion))
     if noising.x_shape != generative.x_shape:
         raise ValueError(

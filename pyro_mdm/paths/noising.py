@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_mdm import randomness
 from pyro_mdm.diffusions.base import Marginal
+from pyro_mdm.diffusions.closed import noised_state
 from pyro_mdm.diffusions.matrices import apply_matrix, outer
 from pyro_mdm.paths.base import NoisingLaw, gaussian_log_prob
 
@@ -46,27 +47,30 @@ class NoisingPath(NoisingLaw):
             return first, None
         return first, self.diffusion.transition(self.times[1:], self.times[:-1])
 
-    def _mean(self, first: Marginal) -> Tensor:
-        """The mean of the first state given x, (*batch, K, *event_shape)."""
-        mean = outer(first.mean, self.x, self.x_dim)
+    def _displaced(self, state: Tensor) -> Tensor:
+        """The first state or its mean, (*lead, K, *event_shape), with what data displace it by."""
         s = self.diffusion.start_time if self.times is None else self.times[0]
         moved = self.diffusion.displacement(self.x, s, self.x_dim)
-        return mean if moved is None else mean + moved
+        return state if moved is None else state + moved
+
+    def _first(self, law: Marginal, noise: Tensor) -> Tensor:
+        """The first state, like its noise (*lead, K, *event_shape)."""
+        return self._displaced(noised_state(law, self.x, noise, self.x_dim))
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         first, steps = self._kernels()
         shape = (*sample_shape, *self.batch_shape, *self.event_shape)
         noise = randomness.normal(shape, self.x.dtype, self.x.device)
-        states: list[Tensor] = []
-        for i, e in enumerate(self.states(noise)):
-            if i == 0:
-                y = self._mean(first) + apply_matrix(first.scale_tril, e, self.x_dim)
-            else:
-                step = steps.at(i - 1)
-                y = apply_matrix(step.matrix, states[-1], self.x_dim)
-                y = y + apply_matrix(step.scale_tril, e, self.x_dim)
-            states.append(y)
-        return torch.stack(states, noise.dim() - len(self.event_shape))
+        at = noise.dim() - len(self.event_shape)
+        if steps is None:
+            return self._first(first, noise.squeeze(at)).unsqueeze(at)
+        e, *others = self.states(noise)
+        states = [self._first(first, e)]
+        for i, e in enumerate(others):
+            step = steps.at(i)
+            y = apply_matrix(step.matrix, states[-1], self.x_dim)
+            states.append(y + apply_matrix(step.scale_tril, e, self.x_dim))
+        return torch.stack(states, at)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log q(path | x), (*batch), nats."""
@@ -74,7 +78,7 @@ class NoisingPath(NoisingLaw):
             self._validate_sample(value)
         first, steps = self._kernels()
         y, *rest = self.states(value)
-        residual = y - self._mean(first)
+        residual = y - self._displaced(outer(first.mean, self.x, self.x_dim))
         total = gaussian_log_prob(residual, first.scale_tril, first.log_det, self.x_dim)
         for i, after in enumerate(rest):
             step = steps.at(i)

@@ -22,12 +22,11 @@ from pyro_mdm.diffusions.simulation import Simulation
 from pyro_mdm.networks import MAP_LIMIT, MAP_UNIT
 from pyro_mdm.scores.density import AdaptiveDensity
 from pyro_mdm.support.checks import (
+    check_all_finite,
     check_data,
     check_finite,
     check_network,
-    check_values,
     check_weights,
-    finite,
     tensor_device,
 )
 from pyro_mdm.support.modules import ExactBuffers, replace
@@ -494,7 +493,7 @@ class Score(Restorable, ExactBuffers, ABC):
                 f"data of shape {tuple(inputs.shape)} has no event dimension, expected "
                 "(*batch, features) or (*batch, C, *spatial); give scalars the event shape (1,)"
             )
-        flat = inputs.reshape(-1, *event)
+        flat = inputs if batch_dim == 1 else inputs.reshape(-1, *event)
         if self.maps:
             flat, lam = map_channels(flat, log_snr, batch)
         elif log_snr.dim() > batch_dim:
@@ -504,7 +503,8 @@ class Score(Restorable, ExactBuffers, ABC):
                 "maps=True, over a network of twice the channels"
             )
         else:
-            lam = log_snr.to(flat.dtype).expand(batch).reshape(-1)
+            lam = log_snr.to(flat.dtype)
+            lam = lam if lam.shape == flat.shape[:1] else lam.expand(batch).reshape(-1)
         flat, *context = self._with_context(flat)
         if self.autocast_dtype is None:
             out = self.network(flat, lam, *context)
@@ -521,10 +521,11 @@ class Score(Restorable, ExactBuffers, ABC):
                 f"expected {expected}; build it with {name}={expected[1]}"
             )
         # outputs of finite weights are for the caller to judge
-        check_values(finite(out), partial(check_weights, self.network))
+        check_all_finite(out, partial(check_weights, self.network))
         if self._watched is not None and self.time_density is not None and out.requires_grad:
             self.time_density.watch(out, *self._watched)
-        return out.to(inputs.dtype).reshape(*batch, *expected[1:])
+        out = out.to(inputs.dtype)
+        return out if batch_dim == 1 else out.reshape(*batch, *expected[1:])
 
     def _with_context(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """The network's inputs (n, C, *spatial) with contexts: as a tensor (n, size), or as

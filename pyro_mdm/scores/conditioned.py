@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from pyro_mdm import likelihoods
 from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.matrices import of_counted, of_rows, with_event_dims
+from pyro_mdm.diffusions.memory import of_tensor
 from pyro_mdm.likelihoods.base import (
     DecoderDistribution,
     Likelihood,
@@ -26,7 +28,13 @@ from pyro_mdm.likelihoods.base import (
 from pyro_mdm.scores.base import Number, Score
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.scores.derived import DerivedDenoiser
-from pyro_mdm.support.checks import check_instance, describe, real_tensor, tensor_device
+from pyro_mdm.support.checks import (
+    check_instance,
+    check_values,
+    describe,
+    real_tensor,
+    tensor_device,
+)
 
 __all__ = [
     "ConditionedDecoder",
@@ -103,16 +111,11 @@ class ConditionedDenoiser(DerivedDenoiser):
         if self.groups is None:
             return
         groups = self.groups.to(mask.device)
-        number = mask.new_zeros(*mask.shape[:-1], int(groups.max()) + 1, dtype=torch.int64)
+        whole = of_tensor(groups, "sizes", torch.bincount)
+        number = mask.new_zeros(*mask.shape[:-1], len(whole), dtype=torch.int64)
         number.index_add_(-1, groups, mask.to(torch.int64))
-        split = (number > 0) & (number < groups.bincount())
-        if bool(split.any()):
-            dimensions = (groups == split.nonzero()[0, -1]).nonzero().squeeze(1).tolist()
-            raise ValueError(
-                f"{name} has some of the dimensions {dimensions[0]} … {dimensions[-1]}, which are "
-                "one category, and not all of them, expected all or none; a category is known, "
-                f"missing or left out as a whole, so set all {len(dimensions)} alike"
-            )
+        right = (number == 0) | (number == whole)
+        check_values(right.all(), partial(_report_split, name, groups, right))
 
     def _check_masks(self) -> None:
         observed, left = self.observed, self.left_out
@@ -127,16 +130,9 @@ class ConditionedDenoiser(DerivedDenoiser):
                     f"{tuple(left.shape)}, expected both, and values, for the same number of data"
                 )
             both = observed & left
-            if bool(both.any()):
-                raise ValueError(
-                    f"{int(both.sum())} dimensions are both observed and left out, expected at "
-                    "most one of the two"
-                )
-        if not bool(self._counted.flatten(self._counted.dim() - event_dim).any(-1).all()):
-            raise ValueError(
-                "observed and left_out leave no dimension of a datum to generate, expected at "
-                "least one that is in neither"
-            )
+            check_values(~both.any(), partial(_report_both, both))
+        some = self._counted.flatten(self._counted.dim() - event_dim).any(-1)
+        check_values(some.all(), _report_nothing)
 
     def arguments(self) -> dict[str, Any]:
         return {
@@ -235,11 +231,7 @@ class ConditionedDenoiser(DerivedDenoiser):
         if self.left_out is not None:
             maps = torch.where(self._for(z, self.left_out), -math.inf, maps)
         if self.values is None:
-            if bool(self.observed.any()):
-                raise ValueError(
-                    "there are no values of what is observed; pass condition(model, observed, "
-                    "values) to draw samples or to ask for x̂"
-                )
+            check_values(~self.observed.any(), _report_no_values)
             return z, maps
         observed = self._for(z, self.observed)
         maps = torch.where(observed, math.inf, maps)
@@ -415,3 +407,33 @@ def _check_shape(name: str, value: Tensor, event: tuple[int, ...]) -> None:
 def number_of_data(*tensors: Tensor | None, event_dim: int) -> set[int]:
     """The numbers of data n that masks and values are for, where they differ between data."""
     return {len(t) for t in tensors if t is not None and t.dim() > event_dim}
+
+
+def _report_split(name: str, groups: Tensor, right: Tensor) -> None:
+    dimensions = (groups == (~right).nonzero()[0, -1]).nonzero().squeeze(1).tolist()
+    raise ValueError(
+        f"{name} has some of the dimensions {dimensions[0]} … {dimensions[-1]}, which are one "
+        "category, and not all of them, expected all or none; a category is known, missing or left "
+        f"out as a whole, so set all {len(dimensions)} alike"
+    )
+
+
+def _report_both(both: Tensor) -> None:
+    raise ValueError(
+        f"{int(both.sum())} dimensions are both observed and left out, expected at most one of "
+        "the two"
+    )
+
+
+def _report_nothing() -> None:
+    raise ValueError(
+        "observed and left_out leave no dimension of a datum to generate, expected at least one "
+        "that is in neither"
+    )
+
+
+def _report_no_values() -> None:
+    raise ValueError(
+        "there are no values of what is observed; pass condition(model, observed, values) to draw "
+        "samples or to ask for x̂"
+    )

@@ -14,13 +14,15 @@ from pyro_mdm import likelihoods, randomness
 from pyro_mdm.diffusions.base import Cap, Diffusion, UnsupportedDiffusionError, require
 from pyro_mdm.diffusions.closed import Kernels, denoising_error, noised_data
 from pyro_mdm.diffusions.matrices import apply_vector, full_precision, of_counted, with_event_dims
-from pyro_mdm.diffusions.memory import writes
+from pyro_mdm.diffusions.memory import Recalled, kept, writes
 from pyro_mdm.scores.base import Number, Score, check_fit, weighted
 from pyro_mdm.scores.maps import OBSERVED, MapLaw
 from pyro_mdm.support.checks import check_finite, check_instance, check_values
 
 __all__ = ["DATA_AT_ONCE", "Denoiser", "DenoiserScore", "moments"]
 
+Scales = tuple[Tensor, Tensor, Tensor]
+"""μ, σ² and ``v = e^{-λ}``."""
 DATA_AT_ONCE = 256
 """The number of data whose baseline is integrated together, so that they stay in cache."""
 
@@ -57,6 +59,7 @@ class DenoiserScore(Score):
             )
         self.maps = maps
         self._training_maps: MapLaw | None = None
+        self._recalled = Recalled()
         self.register_buffer("trained_min", torch.tensor(-math.inf, dtype=torch.float64))
         self.register_buffer("trained_max", torch.tensor(math.inf, dtype=torch.float64))
 
@@ -102,9 +105,14 @@ class DenoiserScore(Score):
             z: readouts, (*batch, *event_shape).
             log_snr: log SNR λ in float64, as for :meth:`x_hat`.
         """
+        return self._scaled(z, self._scales(z, log_snr))[0]
+
+    def _scaled(self, z: Tensor, scales: Scales) -> tuple[Tensor, Tensor]:
+        """The network's input, like z, and ``(σ²+v)^{-½}`` by which it is scaled."""
+        mu, s2, v = scales
         with full_precision(z):
-            mu, s2, v = self._scales(z, log_snr)
-            return (z - mu) * (s2 + v).rsqrt()
+            unit = (s2 + v).rsqrt()
+            return (z - mu) * unit, unit
 
     def read(self, z: Tensor, log_snr: Tensor, F: Tensor) -> Tensor:
         """x̂, like z, from the network's output.
@@ -236,12 +244,14 @@ class DenoiserScore(Score):
                 "score of the raw state, such as NoisePrediction"
             )
         # ends are detached: by Leibniz's rule their gradients are the integrands there
-        width = high.detach() - low.detach()
-        log_snr = low.detach() + width * u
         moving = [(end, sign) for end, sign in ((low, -1), (high, 1)) if end.requires_grad]
+        with torch.no_grad():
+            log_snr, width = torch.lerp(low, high, u), (high - low).to(x.dtype)
+        if not moving and weight is None:
+            return width * self.integrand(diffusion, x, log_snr), log_snr
         if not moving:
             with self._watching(u, weight):
-                value = width.to(x.dtype) * self.integrand(diffusion, x, log_snr)
+                value = width * self.integrand(diffusion, x, log_snr)
             return weighted(value, weight), log_snr
         # all data share the ends, so a sixteenth of them is called at each moving end
         with randomness.subset(len(x), 16, x.device, len(moving)) as (chosen, share):
@@ -250,7 +260,7 @@ class DenoiserScore(Score):
             with self._watching(u, weight):
                 integrands = self.for_rows(both).integrand(diffusion, x[both], torch.cat(at))
         values, *boundaries = integrands.split([len(x)] + [len(chosen)] * len(moving))
-        estimate = weighted(width.to(x.dtype) * values, weight)
+        estimate = weighted(width * values, weight)
         for (end, sign), boundary in zip(moving, boundaries, strict=True):
             change = (end - end.detach()).to(x.dtype)  # zero, with the gradient of the end
             estimate = estimate + sign * change * (boundary.sum().detach() * (share / len(x)))
@@ -282,7 +292,8 @@ class DenoiserScore(Score):
         present = self.counts(x)
         among: dict[str, Any] = {} if present is None else {"present": present.expand_as(x)}
         draw = law.draw if self.groups is None else partial(law.draw_by_group, self.groups)
-        maps = draw(x.shape, low.item(), diffusion.max_log_snr, x.device, **among)
+        last = kept(diffusion, "λ(T) as a number", lambda: low.item())
+        maps = draw(x.shape, last, diffusion.max_log_snr, x.device, **among)
         between = maps.weight > 0  # elsewhere e^{±∞} times a weight of 0 would be NaN
         log_snr = torch.where(between, maps.log_snr, 0.0)
         z = torch.where(maps.log_snr == OBSERVED, x, noised_data(x, log_snr, _epsilon(x)))
@@ -315,10 +326,14 @@ class DenoiserScore(Score):
         error = denoising_error if diffusion is None else diffusion.denoising_error
         return error(x, log_snr, epsilon, self.baseline_x_hat, counted)
 
-    def _scales(self, z: Tensor, lam: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _scales(self, z: Tensor, lam: Tensor) -> Scales:
         """μ, σ² and ``v = e^{-λ}``, broadcastable to z, in its dtype."""
-        v = with_event_dims(torch.exp(-lam), z)
-        return self.data_mean.to(z.dtype), self.data_variance.to(z.dtype), v.to(z.dtype)
+
+        def of_data(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+            return mean.to(z.dtype), variance.to(z.dtype)
+
+        mu, s2 = self._recalled(of_data, self.data_mean, self.data_variance, key=z.dtype)
+        return mu, s2, with_event_dims(torch.exp(-lam).to(z.dtype), z)
 
     def _spread(self, s2: Tensor, v: Tensor) -> Tensor:
         """σ² v / (σ² + v), the variance of x given z under N(μ, σ²), of maps for v = ∞ too."""
@@ -478,13 +493,22 @@ class Denoiser(DenoiserScore):
     def x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
         batch_dim, lam = self._values("z", z, log_snr)
         self.check_log_snr(lam)
-        return self.read(z, lam, self.call_network(self.inputs(z, lam), lam, batch_dim))
+        scales = self._scales(z, lam)
+        scaled, unit = self._scaled(z, scales)
+        F = self.call_network(scaled, lam, batch_dim)
+        return self._read(z, scales, scaled, unit, F)
 
     def read(self, z: Tensor, log_snr: Tensor, F: Tensor) -> Tensor:
+        scales = self._scales(z, log_snr)
+        return self._read(z, scales, *self._scaled(z, scales), F)
+
+    def _read(self, z: Tensor, scales: Scales, scaled: Tensor, unit: Tensor, F: Tensor) -> Tensor:
+        mu, s2, v = scales
         with full_precision(z):
-            mu, s2, v = self._scales(z, log_snr)
-            x = mu + s2 / (s2 + v) * (z - mu) + self._spread(s2, v).sqrt() * F
-            return torch.where(v == 0, z, x) if self.maps else x  # observed: exactly its value
+            if not self.maps:
+                return torch.addcmul(mu, unit, torch.addcmul(s2 * scaled, (s2 * v).sqrt(), F))
+            x = mu + s2 * unit * scaled + self._spread(s2, v).sqrt() * F
+            return torch.where(v == 0, z, x)  # observed: exactly its value
 
     def baseline_x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
         """μ + σ²/(σ²+v) (z - μ), like z."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import randomness
+from pyro_mdm.diffusions.memory import of_tensor
 from pyro_mdm.support.checks import check_number
 from pyro_mdm.support.settings import Recorded
 
@@ -82,8 +83,8 @@ class MapLaw(Recorded, ABC):
             device: device of the maps.
             present: mask of the entries that are present, bool, (n, d); None: all.
         """
+        number = of_tensor(groups, "number", lambda groups: int(groups.max()) + 1)
         groups = groups.to(device)
-        number = int(groups.max()) + 1
         among: dict[str, Tensor] = {}
         if present is not None:
             among["present"] = present.new_empty(shape[0], number).index_copy_(1, groups, present)

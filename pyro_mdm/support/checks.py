@@ -10,7 +10,8 @@ import inspect
 import itertools
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from numbers import Integral
 from typing import Protocol, SupportsFloat
@@ -20,7 +21,9 @@ from torch import Tensor, nn
 
 __all__ = [
     "DataError",
+    "check_all_finite",
     "check_count",
+    "check_counts",
     "check_data",
     "check_encoded",
     "check_finite",
@@ -31,6 +34,7 @@ __all__ = [
     "check_resolution",
     "check_values",
     "check_weights",
+    "checked_together",
     "describe",
     "finite",
     "floating_dtypes",
@@ -126,6 +130,12 @@ def check_count(name: str, value: object, expected: str, least: int = 1) -> None
         raise ValueError(f"{name} is {value}, expected at least {least}; it is {expected}")
 
 
+def check_counts(values: Mapping[str, object], expected: str) -> None:
+    """:func:`check_count` of each value, by its name."""
+    for name, value in values.items():
+        check_count(name, value, expected)
+
+
 def check_number(name: str, value: object, expected: str, *, positive: bool = False) -> float:
     """A real number as a float, checked to be finite, and above 0 if ``positive``."""
     try:
@@ -181,17 +191,71 @@ class _Unread(threading.local):
 _unread = _Unread()
 
 
+class _Collected(threading.local):
+    """The checks of a thread within :func:`checked_together`; None outside."""
+
+    checks: list[tuple[Tensor, Report]] | None = None
+
+
+_collected = _Collected()
+
+
+@contextmanager
+def checked_together() -> Iterator[None]:
+    """A block whose checks of values are one, at its end, in place of a few operations for each.
+
+    The first that fails is reported, also where another error came of it within the block.
+    """
+    if _collected.checks is not None:
+        yield
+        return
+    checks = _collected.checks = []
+    try:
+        yield
+    except Exception:
+        _collected.checks = None
+        _report_each(checks)  # wrong values may be what led here
+        raise
+    finally:
+        _collected.checks = None
+    sizes = [value for value, _ in checks if value.dtype != torch.bool]
+    right = [value for value, _ in checks if value.dtype == torch.bool]
+    with torch.no_grad():
+        if sizes:
+            right.append(torch.stack(torch._foreach_norm(sizes, math.inf)).amax() < math.inf)
+        if right:
+            check_values(torch.stack(right).all(), partial(_report_each, checks))
+
+
+def _report_each(checks: list[tuple[Tensor, Report]]) -> None:
+    for value, report in checks:
+        if not bool(value if value.dtype == torch.bool else finite(value)):
+            report()
+
+
+def _collects(value: Tensor) -> bool:
+    """Whether a check joins those of a block, which are of one device and outlive vmap and grad."""
+    checks = _collected.checks
+    if checks is None or torch._C._functorch.is_functorch_wrapped_tensor(value):
+        return False
+    return not checks or checks[0][0].device == value.device
+
+
 def check_values(right: Tensor, report: Report) -> None:
     """A check of values that no step waits for: calls ``report`` unless ``right`` is true.
 
-    On the CPU this is at once. From a GPU the answer is read when it has come, by a later check or
-    by :func:`settle`, so that the error is as clear and a little late.
+    On the CPU this is at once, or at the end of :func:`checked_together`. From a GPU the answer is
+    read when it has come, by a later check or by :func:`settle`, so that the error is as clear and
+    a little late.
 
     Args:
         right: whether the values are as expected, bool, ().
         report: function that looks at the values and raises the error.
     """
     if torch.compiler.is_compiling():
+        return
+    if _collects(right):
+        _collected.checks.append((right, report))  # type: ignore[union-attr]
         return
     if right.device.type == "cuda":
         answer, event = right.to("cpu", non_blocking=True), torch.cuda.Event()
@@ -206,6 +270,16 @@ def check_values(right: Tensor, report: Report) -> None:
         return
     if not bool(right):
         report()
+
+
+def check_all_finite(value: Tensor, report: Report) -> None:
+    """:func:`check_values` of whether all entries are finite."""
+    if torch.compiler.is_compiling():
+        return
+    if _collects(value) and value.numel() and value.is_floating_point():
+        _collected.checks.append((value, report))  # type: ignore[union-attr]
+        return
+    check_values(finite(value), report)
 
 
 def check_later(event: Event, answer: Tensor, report: Report) -> None:
@@ -292,7 +366,10 @@ def check_data(
         )
     if values:
         report = partial(_report_data, name, x, missing)
-        check_values(~x.isinf().any() if missing else finite(x), report)
+        if missing:
+            check_values(~x.isinf().any(), report)
+        else:
+            check_all_finite(x, report)
 
 
 def _report_data(name: str, x: Tensor, missing: bool) -> None:
@@ -325,7 +402,7 @@ def _not_a_tensor(name: str, x: object) -> str:
 
 def check_finite(name: str, value: Tensor) -> None:
     """Raises ValueError with the first entry that is NaN or infinite, as :func:`check_values`."""
-    check_values(finite(value), partial(_report_finite, name, value))
+    check_all_finite(value, partial(_report_finite, name, value))
 
 
 def _report_finite(name: str, value: Tensor) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pyro_mdm import likelihoods
 from pyro_mdm.diffusions.base import Cap, Diffusion, require
+from pyro_mdm.diffusions.memory import of_tensor
 from pyro_mdm.likelihoods import discrete
 from pyro_mdm.scores.base import Number, check_fit
 from pyro_mdm.scores.denoiser import Denoiser, DenoiserScore
@@ -235,7 +236,7 @@ class MixedDenoiser(DenoiserScore):
 
     @property
     def _dims(self) -> Parts:
-        return Parts(self.part_of)
+        return of_tensor(self.part_of, "parts", Parts)
 
     def check_diffusion(self, diffusion: Diffusion) -> None:
         super().check_diffusion(diffusion)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_mdm.diffusions.base import Cap, Diffusion, require
+from pyro_mdm.diffusions.memory import of_tensor
 from pyro_mdm.likelihoods.base import (
     DecoderDistribution,
     Likelihood,
@@ -58,7 +59,7 @@ class MixedLikelihood(Likelihood):
         fix = "use a diffusion of the data on one clock"
         needed = (Cap.ONE_LEVEL, Cap.DATA_STATES)
         require(diffusion, *needed, who=type(self).__name__, fix=fix)
-        dims = Parts(self.part_of)
+        dims = of_tensor(self.part_of, "parts", Parts)
         pieces = zip(self.parts, dims.split(diffusion.without_displacement(y, 1)), strict=True)
         base = diffusion.reference  # without a displacement by the data
         return MixedDecoder([decoder(base, score, x.to(y), 1) for decoder, x in pieces], dims)

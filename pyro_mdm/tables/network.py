@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pyro_mdm.diffusions.memory import of_tensor
 from pyro_mdm.networks import MAP_LIMIT, MAP_UNIT, MLP
-from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.checks import check_count, check_values
 from pyro_mdm.support.settings import Recorded
 
 __all__ = ["LevelLogits", "MapMLP"]
@@ -146,7 +147,7 @@ class MapMLP(MLP):
     def _waves(self, values: Tensor, mask: Tensor) -> Tensor:
         """Sines and cosines of values, (n, 2 · frequencies · dimensions with an F), 0 off the
         mask."""
-        has = self.direct >= 0
+        has = of_tensor(self.direct, "dimensions", _with_outputs)
         angles = values[:, has] * mask[:, has]
         angles = torch.cat([2 * math.pi * f * angles for f in self.frequencies], 1)
         shown = mask[:, has].repeat(1, len(self.frequencies))
@@ -187,7 +188,7 @@ class MapMLP(MLP):
         # observed dimensions have q = 0, and F = 0 below
         F = (offset + (a * solved) @ R - a * i) / q.clamp_min(1e-12).sqrt()
         F = torch.where(observed, 0, F)
-        has = self.direct >= 0
+        has = of_tensor(self.direct, "dimensions", _with_outputs)
         start = F.new_zeros(len(F), self.outlet.out_features)
         start[:, self.direct[has]] = F[:, has]
         chances = F.new_zeros(len(F), 0)
@@ -209,7 +210,10 @@ class MapMLP(MLP):
             level, index = torch.unique(level, dim=0, return_inverse=True)
         q, a = torch.sigmoid(-level), torch.sigmoid(level).sqrt()
         S = a.unsqueeze(-1) * R * a.unsqueeze(-2) + torch.diag_embed(q)
-        J = torch.cholesky_inverse(torch.linalg.cholesky(S))
+        # checked later, as torch's own check would wait for the device
+        L, info = torch.linalg.cholesky_ex(S)
+        check_values((info == 0).all(), _report_singular)
+        J = torch.cholesky_inverse(L)
         evidence = [] if self.levels is None else self.levels.column_evidence(J, R, a, q, offset)
         return Law(J, evidence), index
 
@@ -373,7 +377,8 @@ class LevelLogits(Recorded, nn.Module):
         a, q = torch.where(generated, a, 1), torch.where(generated, q, 1)
         odds = self.prior.log() + (a * i / q) @ self.codes.mT
         odds = odds - 0.5 * (a.square() / q) @ self.codes.square().mT
-        shape, index = (len(i), int(self.of_levels.max()) + 1), self.of_levels.expand_as(odds)
+        columns = of_tensor(self.of_levels, "columns", lambda of_levels: int(of_levels.max()) + 1)
+        shape, index = (len(i), columns), self.of_levels.expand_as(odds)
         most = odds.new_full(shape, -math.inf).scatter_reduce(1, index, odds, "amax")
         weight = (odds - most[:, self.of_levels]).exp()
         total = odds.new_zeros(shape).scatter_add(1, index, weight)
@@ -385,4 +390,19 @@ class LevelLogits(Recorded, nn.Module):
 
 def _inverse(A: Tensor) -> Tensor:
     """The inverse of matrices, (*batch, w, w)."""
-    return 1 / A if A.shape[-1] == 1 else torch.linalg.inv(A)
+    if A.shape[-1] == 1:
+        return 1 / A
+    inverse: Tensor = torch.linalg.inv_ex(A).inverse
+    return inverse
+
+
+def _with_outputs(direct: Tensor) -> Tensor:
+    """The dimensions with an F among the network's outputs."""
+    return (direct >= 0).nonzero().squeeze(1)
+
+
+def _report_singular() -> None:
+    raise ArithmeticError(
+        "the covariance of the network's inputs is singular in float64: some columns follow from "
+        "others; leave them out, or fit the denoiser to more rows"
+    )

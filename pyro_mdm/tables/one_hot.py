@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from pyro_mdm.likelihoods import discrete
 from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood, StateScore, read_state
 from pyro_mdm.scores.base import Number, check_fit
 from pyro_mdm.scores.denoiser import DenoiserScore
-from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.checks import check_count, check_values
 
 __all__ = [
     "OneHot",
@@ -86,17 +87,22 @@ def one_hot_index(x: Tensor, number: int) -> Tensor:
     columns = x.detach().unflatten(-1, (-1, number))
     index = columns.argmax(-1)
     on = ((columns - _one_hot(index, number, x.dtype)).abs() <= 1e-3).all(-1)
-    if not bool(on.all()):
-        bad = [round(value, 4) for value in columns[~on][0].tolist()]
-        raise ValueError(
-            f"x holds {bad} in a category ({int((~on).sum())} of {on.numel()} are so), expected "
-            f"one 1 and {number - 1} zeros: torch.nn.functional.one_hot(k, {number})"
-        )
+    check_values(on.all(), partial(_report_not_one_hot, columns, on))
     return index
 
 
+def _report_not_one_hot(columns: Tensor, on: Tensor) -> None:
+    number = columns.shape[-1]
+    bad = [round(value, 4) for value in columns[~on][0].tolist()]
+    raise ValueError(
+        f"x holds {bad} in a category ({int((~on).sum())} of {on.numel()} are so), expected "
+        f"one 1 and {number - 1} zeros: torch.nn.functional.one_hot(k, {number})"
+    )
+
+
 def _one_hot(index: Tensor, number: int, dtype: torch.dtype) -> Tensor:
-    return nn.functional.one_hot(index, number).to(dtype)
+    # torch's own looks at the largest index, for which a device would be asked
+    return (index.unsqueeze(-1) == torch.arange(number, device=index.device)).to(dtype)
 
 
 def _log_odds(log_prior: Tensor, z: Tensor, log_snr: Tensor) -> Tensor:
