@@ -65,6 +65,13 @@ NODES, WEIGHTS = gauss_legendre(16)
 PLACES = torch.cat([NODES, torch.ones(1, dtype=torch.float64)])  # in a step; its end
 
 
+@cache
+def _constants(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """FACTORIALS, PLACES and WEIGHTS on a device, copied once: a GPU waits for each copy."""
+    with torch.inference_mode(False):  # gradients need them too
+        return FACTORIALS.to(device), PLACES.to(device), WEIGHTS.to(device)
+
+
 class KernelPrecisionError(ArithmeticError):
     """A kernel whose digits float64 cannot hold."""
 
@@ -109,7 +116,7 @@ def _powers(A: Tensor) -> Tensor:
         top = top @ top
         rows = torch.cat([rows, rows @ top], -2)
     powers = rows.reshape(*rows.shape[:-2], TAYLOR_TERMS, K, K)
-    return powers / FACTORIALS.to(A.device)[:, None, None]
+    return powers / _constants(A.device)[0][:, None, None]
 
 
 def _scalar_powers(u: Tensor) -> Tensor:
@@ -157,7 +164,7 @@ def transition_moments(
         )
     K = A.shape[-1]
     h = tau / 2.0**doublings
-    u = (h * norm).unsqueeze(-1) * PLACES.to(A.device)
+    u = (h * norm).unsqueeze(-1) * _constants(A.device)[1]
     if terms.dim() > 2:
         terms = terms.reshape(len(terms), *[1] * (tau.dim() - 1), *terms.shape[1:])
     E = (_scalar_powers(u) @ terms).unflatten(-1, (K, K))
@@ -166,7 +173,7 @@ def transition_moments(
     M = M[:, 0]
     # the sum over nodes as one product of (K, nodes K) with (nodes K, K)
     E = E.transpose(1, 2)
-    weights = WEIGHTS.to(A.device)[:, None]
+    weights = _constants(A.device)[2][:, None]
     P = torch.bmm((weights * (E @ GG)).flatten(2), E.flatten(2).mT)
     P = h.expand(shape).reshape(-1, 1, 1) * P
     for _ in range(doublings):
