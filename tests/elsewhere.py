@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+GROUPED = torch._C._group_tensors_by_device_and_dtype
 ROOT = Path(__file__).resolve().parents[1]
 NUMBERS = ("aten::where", "aten::index_put", "aten::index_put_", "aten::fill_")
 """Operations beside arithmetic that take single numbers of the CPU."""
@@ -86,6 +87,7 @@ class Elsewhere:
             (torch.random, "fork_rng", lambda devices=None, **options: fork([], **options)),
             (torch.cuda, "Event", lambda: event),
             (torch.cuda, "current_stream", mock.MagicMock()),
+            (torch._C, "_group_tensors_by_device_and_dtype", lambda *lists: self.grouped(*lists)),
         ):
             self._within.enter_context(mock.patch.object(where, name, new))
         self._within.enter_context(_Kernels(self))
@@ -125,6 +127,12 @@ class Elsewhere:
         for other in tensors((args, kwargs)):
             device = CUDA if self.has(other) else CPU
         return device, *others
+
+    def grouped(self, *lists: Any) -> dict[Any, Any]:
+        """Tensors by device, as optimizers take them."""
+        found = GROUPED(*lists)
+        places = {key: self.has(tensors(group)[0]) for key, group in found.items()}
+        return {(CUDA if places[key] else key[0], key[1]): found[key] for key in found}
 
     def to(self, x: Tensor, there: bool) -> Tensor:
         """A tensor in the place that is asked for, with its gradient."""
