@@ -45,8 +45,9 @@ def test_a_row_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore")  # of the compiler
 def test_it_runs_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "small.csv"
-    words = "--small --accelerator cpu --batch 4 --steps 2 --repeat 2 --out".split()
-    monkeypatch.setattr(sys, "argv", ["accelerator", *words, str(path), "--machine", "machine X"])
+    words = [f"--out={path}", "--machine=machine X", "--accelerator=cpu", "--small"]
+    words += ["--batch=4", "--steps=2", "--repeat=2"]
+    monkeypatch.setattr(sys, "argv", ["accelerator", *words])
     accelerator.main()
     row = rows(path)["small"]
     assert row.pop("peak_memory") == ""
