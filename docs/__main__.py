@@ -2,7 +2,7 @@
 
     python -m docs
 
-Warnings are errors. Notebooks run, once for the same sources (:mod:`docs._ext.cache`).
+Warnings are errors. Notebooks and trials run, once for the same sources (:mod:`docs._ext.cache`).
 """
 
 from __future__ import annotations

@@ -197,3 +197,14 @@ def test_outputs_are_kept_for_the_same_sources(tmp_path: Path) -> None:
     (source / "a.py").write_text("x = 1")
     (source / "a.py").rename(source / "b.py")
     assert cache.folder(tmp_path, [source]) != before
+
+
+def test_a_trial_is_not_run_again(tmp_path: Path) -> None:
+    file, runs = tmp_path / "of" / "sources.json", []
+
+    def trial() -> list[tuple[str, str, str | None]]:
+        runs.append(1)
+        return [("bound", "CLD", None), ("impute", "VE", "refused")]
+
+    assert cache.kept(file, trial) == cache.kept(file, trial) == [[*outcome] for outcome in trial()]
+    assert len(runs) == 2  # the second is the one above

@@ -1,15 +1,17 @@
-"""Where outputs of notebooks are kept: by what they were computed with.
+"""Where outputs of notebooks and of trials are kept: by what they were computed with.
 
-A notebook runs again if its code or the library has changed, and else has the outputs that it had.
+They run again if their code or the library has changed, and else have the outputs that they had.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
-__all__ = ["digest", "folder"]
+__all__ = ["digest", "folder", "kept"]
 
 
 def digest(sources: Iterable[Path]) -> str:
@@ -27,3 +29,11 @@ def digest(sources: Iterable[Path]) -> str:
 def folder(build: Path, sources: Iterable[Path]) -> Path:
     """The folder of outputs that belongs to these sources, in the folder of all builds."""
     return build / "notebooks" / digest(sources)
+
+
+def kept(file: Path, compute: Callable[[], Any]) -> Any:
+    """What a file of JSON holds, or else the value of a function, which the file then holds."""
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(compute()), encoding="utf-8")
+    return json.loads(file.read_text(encoding="utf-8"))

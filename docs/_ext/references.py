@@ -16,7 +16,7 @@ from typing import Any
 from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
-from sphinx.domains.python import ObjectEntry
+from sphinx.domains.python import ObjectEntry, PythonDomain
 from sphinx.environment import BuildEnvironment
 
 from docs._ext.api import described
@@ -82,6 +82,13 @@ def _candidates(node: pending_xref) -> Iterator[str]:
     yield f"{LIBRARY}.{target}"
 
 
+@cache
+def _only(domain: PythonDomain, end: str) -> ObjectEntry | None:
+    """The entry whose names end so; None where there is none, or several. All pages are read."""
+    same = {o for name, o in domain.objects.items() if name.endswith(end) and not o.aliased}
+    return same.pop() if len(same) == 1 else None
+
+
 def _resolve(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nodes.Element
 ) -> nodes.Element | None:
@@ -91,9 +98,7 @@ def _resolve(
     candidates = list(_candidates(node))
     entry = next(filter(None, (_described(objects, name) for name in candidates)), None)
     if entry is None:
-        end = f".{candidates[0]}"
-        same = {o for n, o in objects.items() if n.endswith(end) and not o.aliased}
-        entry = same.pop() if len(same) == 1 else None
+        entry = _only(env.domains.python_domain, f".{candidates[0]}")
     if entry is not None:
         uri = app.builder.get_relative_uri(node["refdoc"], entry.docname)
         link = nodes.reference("", "", content, internal=True, refuri=f"{uri}#{entry.node_id}")

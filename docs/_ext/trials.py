@@ -263,9 +263,9 @@ def _conditioned(diffusion: Diffusion, score: Score) -> None:
 
 
 def _imputed(diffusion: Diffusion, score: Score) -> None:
-    incomplete = X.clone()
+    model, incomplete = _model(diffusion, score), X.clone()
     incomplete[0, 0] = math.nan
-    impute(_model(diffusion, score), incomplete, num=2)
+    impute(model, incomplete, num=2)
 
 
 def _measured(diffusion: Diffusion, score: Score) -> None:

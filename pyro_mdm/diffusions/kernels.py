@@ -76,6 +76,22 @@ PLACE_POWERS = torch.stack([PLACES ** ORDERS[:, None], _AREAS * PLACES ** ORDERS
 PLACE_POWERS = PLACE_POWERS[:, :, None, :, None]  # (2, TAYLOR_TERMS, 1, places, 1)
 
 
+class _Constants(NamedTuple):
+    """The constants of series, on a device."""
+
+    factorials: Tensor
+    orders: Tensor
+    signs: Tensor
+    place_powers: Tensor
+
+
+@cache
+def _constants(device: torch.device) -> _Constants:
+    """Constants copied to a device once: a GPU waits for each copy."""
+    with torch.inference_mode(False):  # gradients need them too
+        return _Constants(*(t.to(device) for t in (FACTORIALS, ORDERS, SIGNS, PLACE_POWERS)))
+
+
 class KernelPrecisionError(ArithmeticError):
     """A kernel whose digits float64 cannot hold."""
 
@@ -102,7 +118,7 @@ class Series(NamedTuple):
 def noise_series(A: Tensor, GG: Tensor) -> Series:
     """The series of A and GG (K, K)."""
     norm = torch.linalg.matrix_norm(A.detach(), ord=1).clamp_min(1e-300)
-    powers, at = _powers(A / norm), PLACE_POWERS.to(A.device)
+    powers, at = _powers(A / norm), _constants(A.device).place_powers
     plain, noise = powers.unsqueeze(-2), (powers @ GG).unsqueeze(-2)
     return Series(norm, torch.stack([plain * at[0], noise * at[1]], 1).flatten(1))
 
@@ -110,7 +126,7 @@ def noise_series(A: Tensor, GG: Tensor) -> Series:
 def both_series(A: Tensor, GG: Tensor) -> Series:
     """The series of A and of -A, each with GG."""
     norm, terms = noise_series(A, GG)
-    return Series(norm, torch.stack([terms, terms * SIGNS.to(terms.device)]))
+    return Series(norm, torch.stack([terms, terms * _constants(A.device).signs]))
 
 
 def _powers(A: Tensor) -> Tensor:
@@ -122,7 +138,7 @@ def _powers(A: Tensor) -> Tensor:
         top = top @ top
         rows = torch.cat([rows, rows @ top], -2)
     powers = rows.reshape(*rows.shape[:-2], TAYLOR_TERMS, K, K)
-    return powers / FACTORIALS.to(A.device)[:, None, None]
+    return powers / _constants(A.device).factorials[:, None, None]
 
 
 def transition_moments(
@@ -161,7 +177,7 @@ def transition_moments(
         )
     K, shape = A.shape[-1], tuple(tau.shape)
     h = tau / 2.0**doublings
-    powers = (h * norm).unsqueeze(-1) ** ORDERS.to(A.device)
+    powers = (h * norm).unsqueeze(-1) ** _constants(A.device).orders
     if terms.dim() > 2:
         n, shape = len(terms), (len(terms), *shape[1:])
         powers = powers.reshape(len(powers), -1, TAYLOR_TERMS).expand(n, -1, -1)

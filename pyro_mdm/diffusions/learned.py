@@ -134,8 +134,8 @@ class Learned(SkewAndSemidefinite):
             generator = torch.Generator().manual_seed(self._seed)
 
             def uniform(*shape: int) -> Tensor:
-                unit = torch.rand(shape, dtype=torch.float64, generator=generator)
-                return (2 * unit - 1) / math.sqrt(K)
+                unit = torch.rand(shape, dtype=torch.float64, generator=generator, device="cpu")
+                return (2 * unit.to(Q) - 1) / math.sqrt(K)
 
             W = uniform(K, K)
             Q, B, d = W - W.mT, uniform(*B.shape), uniform(K)

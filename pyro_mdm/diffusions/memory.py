@@ -158,6 +158,7 @@ class Remembering(nn.Module):
     def forget(self) -> None:
         """Forget all values, which anything beside the parameters has changed."""
         self._cache.clear()
+        self._seen = None  # copies that may be on another device
 
     def _apply(self: R, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> R:
         self.forget()

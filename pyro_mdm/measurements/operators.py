@@ -84,7 +84,7 @@ class Operator(Recorded, ExactBuffers, ABC):
 
     def _two(self, *shape: int, seed: int = 0) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
-        drawn = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
+        drawn = torch.randn(2, *shape, generator=generator, dtype=torch.float64, device="cpu")
         return drawn.to(_device(self))
 
     def _check_shape(self, name: str, value: object, shape: tuple[int, ...]) -> None:

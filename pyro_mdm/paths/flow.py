@@ -123,7 +123,7 @@ def flow_log_prob(
     options: dict[str, Any] = {"method": solver.method, "rtol": solver.rtol, "atol": solver.atol}
     if solver.method in FIXED:
         options["options"] = {"step_size": 1 / solver.steps}
-    ends = torch.tensor([0.0, 1.0], dtype=torch.float64, device=y.device)
+    ends = torch.arange(2, dtype=torch.float64, device=y.device)  # 0 and 1, made where y is
     start, correction = flow.start(y)
     states, gained = torchdiffeq.odeint(flow, (start, y.new_zeros(len(y))), ends, **options)
     return FlowDensity(correction + gained[-1] + flow.prior_log_prob(states[-1]), flow.calls)

@@ -216,7 +216,8 @@ class NonlinearDiffusion(Diffusion, ABC):
     def _ends(self) -> tuple[Tensor, Tensor]:
         """The clock at ε, and its increase from there to T; kept if the clock is not learned."""
         at = self.start_time
-        if self._kept_ends is None or not torch.equal(self._kept_ends[0], at):
+        kept = self._kept_ends
+        if kept is None or kept[0].device != at.device or not torch.equal(kept[0], at):
             start = self.clock(at)
             ends = at, start, self.clock(self.horizon) - start
             if any(True for _ in self._clock_parameters()):

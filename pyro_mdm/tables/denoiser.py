@@ -252,7 +252,7 @@ class MixedDenoiser(DenoiserScore):
         """The column of each dimension, (d,), in the order of first dimensions; None: one each."""
         if all(denoiser.groups is None for denoiser in self.parts):
             return None
-        first = torch.arange(len(self.part_of))
+        first = torch.arange(len(self.part_of), device="cpu")
         for denoiser, dims in zip(self.parts, self._dims.dims, strict=True):
             if denoiser.groups is not None:
                 here, columns = dims.cpu(), denoiser.groups.cpu()
@@ -298,7 +298,8 @@ class MixedDenoiser(DenoiserScore):
         levels."""
         mean, scale = self.data_mean.double(), self.data_variance.double().sqrt()
         d, device = len(mean), mean.device
-        columns = torch.arange(d, device=device) if self.groups is None else self.groups
+        groups = self.groups
+        columns = torch.arange(d, device=device) if groups is None else groups.to(device)
         rows, priors, outputs, level_columns = [], [], [], []
         starts = [0, *itertools.accumulate(self._sizes())]
         parts = zip(self.parts, self._dims.dims, starts, self._sizes(), strict=False)

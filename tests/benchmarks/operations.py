@@ -268,19 +268,19 @@ def prior_gradient() -> tuple[Step, nn.Module, nn.Module]:
     return lambda: MDM(model).log_prob(x).backward(), model.score_function.network, model
 
 
-def program() -> None:
+def program(loc: Tensor) -> None:
     """A program with a latent of two numbers."""
-    a = pyro.sample("a", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    a = pyro.sample("a", dist.Normal(loc, 1.0).to_event(1))
     pyro.sample("b", dist.Normal(a.square().sum(), 0.5), obs=torch.tensor(1.0))
 
 
 def automatic() -> tuple[Step, nn.Module, nn.Module]:
     """A step of SVI with :class:`AutoMDM` over :func:`program`."""
     pyro.clear_param_store()
-    guide = AutoMDM(program, steps=8)
-    guide()
+    guide, loc = AutoMDM(program, steps=8), torch.zeros(2)
+    guide(loc)
     svi = SVI(program, guide, ClippedAdam({"lr": 1e-3}), Trace_ELBO())
-    return svi.step, nn.Identity(), nn.Identity()
+    return lambda: svi.step(loc), nn.Identity(), nn.Identity()
 
 
 def table() -> tuple[Step, nn.Module, nn.Module]:

@@ -1,0 +1,136 @@
+"""Models that are on another device than the CPU: no tensor of a step is left behind.
+
+``tests.elsewhere`` is the device, so that no machine needs a GPU for these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from docs._ext import trials
+from pyro_mdm.samplers import ExponentialIntegrator
+from tests.benchmarks.operations import MODELS, STEPS, moved
+from tests.elsewhere import DeviceError, Elsewhere
+
+# -- the device ------------------------------------------------------------------------------------
+
+
+def test_a_tensor_is_where_it_was_put_or_computed() -> None:
+    x = torch.arange(6.0)
+    with Elsewhere():
+        y = x.to("cuda")
+        assert y.device.type == "cuda" and y.is_cuda and x.device.type == "cpu"
+        others = (y + 1, y.view(2, 3), y.new_zeros(2), torch.zeros(2, device="cuda"), y.to(x.dtype))
+        assert all(other.is_cuda for other in others)
+        assert torch.as_tensor([1.0], device=y.device).is_cuda and torch.zeros(2).to(y).is_cuda
+        assert torch.randn(2, device="cuda", generator=torch.Generator("cuda")).is_cuda
+        assert torch.func.vmap(lambda z: z.new_ones(()) * z)(y).is_cuda
+        assert not any(z.is_cuda for z in (y.cpu(), torch.zeros(2), y.to(x), x.to("cpu")))
+        assert nn.Linear(2, 2).to("cuda").weight.is_cuda
+        with torch.device("cuda"):
+            assert nn.Linear(2, 2).weight.is_cuda
+    assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda x, y: x + y,
+        lambda x, y: torch.cat([y, x]),
+        lambda x, y: torch.stack([x[0], y[0]]),
+        lambda x, y: torch.equal(x[0], y[0]),
+        lambda x, y: y.index_put_((torch.tensor([0, 1]),), x[:2]),
+        lambda x, y: torch.randn(2, device="cuda", generator=torch.Generator()),
+        lambda x, y: nn.Linear(6, 1)(y),
+        lambda x, y: torch.func.vmap(torch.mul)(x, y),
+    ],
+)
+def test_two_devices_in_one_operation_are_refused(mix: Callable[[Tensor, Tensor], object]) -> None:
+    with Elsewhere():
+        with pytest.raises(DeviceError):
+            mix(torch.ones(6), torch.ones(6, device="cuda"))
+        with pytest.raises(TypeError, match=r"call \.cpu"):
+            torch.ones(6, device="cuda").numpy()
+
+
+def test_single_numbers_join_arithmetic_and_gradients_come_back() -> None:
+    with Elsewhere() as device:
+        x = torch.ones(3, requires_grad=True)
+        y = x.to("cuda")
+        (y * torch.tensor(2.0) + torch.where(y > 0, y, torch.tensor(0.0))).sum().backward()
+        assert x.grad is not None and not x.grad.is_cuda and x.grad.tolist() == [3.0] * 3
+        assert [shape for shape, _ in device.sent] == [(3,)]
+        y.detach()[torch.tensor([0, 1])]
+        y.detach().copy_(torch.zeros(3))
+        torch.tensor([1.0, 2.0], device="cuda")
+        assert [shape for shape, _ in device.sent] == [(3,), (2,), (3,), (2,)]
+
+
+# -- all that goes with a model --------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # data of eight are too few for weights
+@pytest.mark.parametrize("kind", trials.kinds())
+@pytest.mark.parametrize("table", trials.ROWS)
+def test_what_serves_a_diffusion_serves_it_elsewhere(
+    table: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A score that was fitted on the CPU, and then moved with its diffusion."""
+    model_of, data = trials._model, {name: getattr(trials, name) for name in ("X", "OBSERVED")}
+
+    def elsewhere(*parts: Any, **options: Any) -> Any:
+        for name, value in data.items():
+            monkeypatch.setattr(trials, name, value.to("cuda"))
+        return model_of(*parts, **options).to("cuda")
+
+    served = 0
+    for row in trials.ROWS[table]:
+        trial = partial(trials._try, table, row, trials.CLASSES[kind], None)
+        with monkeypatch.context() as patched, Elsewhere():
+            torch.manual_seed(0)
+            patched.setattr(trials, "_model", elsewhere)
+            refused = trials.refusal(trial)
+        for name, value in data.items():
+            monkeypatch.setattr(trials, name, value)
+        assert "device" not in (refused or ""), (row, refused)
+        served += refused is None
+    assert served
+
+
+# -- steps -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_is_on_one_device(name: str) -> None:
+    """All is made there, by torch's default device; a denoiser's loss sends nothing but an end."""
+    with Elsewhere() as device:
+        with torch.device("cuda"):
+            step, _, trained = STEPS[name]()
+        step()
+        moved(trained)
+        device.sent.clear()
+        step()
+        if name in ("loss, VPSDE", "loss, CLD"):
+            assert len(device.sent) <= 1, device.sent  # λ(T), whose time is looked up
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_call_of_a_sampler_sends_nothing(name: str) -> None:
+    """More steps have no more to send, as it is all of the grid."""
+    sent = []
+    with Elsewhere() as device:
+        with torch.device("cuda"):
+            model = MODELS[name]().eval()
+        for steps in (3, 3, 5):
+            device.sent.clear()
+            model.sampler = ExponentialIntegrator(steps)
+            assert model(batch_size=2).is_cuda
+            sent.append(len(device.sent))
+    assert sent[1] == sent[2]
