@@ -27,10 +27,11 @@ from torch import Tensor
 from pyro_mdm import randomness
 from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.diffusions.closed import Kernels
-from pyro_mdm.diffusions.divergence import divergence, own_node
+from pyro_mdm.diffusions.divergence import AT_ONCE, divergence, jacobian, own_node
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_noise, apply_vector, full_precision
 from pyro_mdm.diffusions.sde import noise_root
 from pyro_mdm.diffusions.simulation import Simulation
+from pyro_mdm.paths.adams import Divergences, walk
 from pyro_mdm.paths.base import check_counts_all
 from pyro_mdm.paths.generative import BoundScore
 from pyro_mdm.paths.noising import NoisingPath
@@ -42,16 +43,19 @@ if TYPE_CHECKING:
 __all__ = ["FlowDensity", "Solver", "flow_log_prob"]
 
 FIXED = ("euler", "midpoint", "heun3", "rk4")
+ADAMS = "adams"
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "adaptive_heun")
 
 
 @dataclass(frozen=True)
 class Solver:
-    """Settings of torchdiffeq's solver of the probability-flow ODE, in float64.
+    """Settings of the solver of the probability-flow ODE, in float64.
 
     Args:
-        method: name of an adaptive method such as ``"dopri5"``, or of one with fixed steps such as
-            ``"rk4"``.
+        method: name of an adaptive method of torchdiffeq such as ``"dopri5"``, of one with fixed
+            steps such as ``"rk4"``, or ``"adams"``: Adams–Bashforth steps of fourth order, each
+            with one call of the network, and for denoisers with all divergences in one pass
+            (:mod:`pyro_mdm.paths.adams`).
         rtol: relative tolerance of an adaptive method for every step, at least 1e-13.
         atol: absolute tolerance of an adaptive method for every step, at least 1e-13.
         steps: number of steps of a fixed method.
@@ -69,17 +73,17 @@ class Solver:
     probes: int = 0
 
     def __post_init__(self) -> None:
-        if self.method not in (*FIXED, *ADAPTIVE):
-            raise ValueError(
-                f"method is {self.method!r}, expected one of {', '.join((*ADAPTIVE, *FIXED))}"
-            )
+        methods = (*ADAPTIVE, *FIXED, ADAMS)
+        if self.method not in methods:
+            raise ValueError(f"method is {self.method!r}, expected one of {', '.join(methods)}")
         for name in ("rtol", "atol"):
             value = check_number(name, getattr(self, name), "a positive tolerance, e.g. 1e-5")
             if not value >= 1e-13:
                 raise ValueError(
                     f"{name} is {value:g}, finer than float64 can hold, expected at least 1e-13"
                 )
-        check_count("steps", self.steps, "the number of steps from ε to T")
+        fewest = 2 if self.method == ADAMS else 1
+        check_count("steps", self.steps, "the number of steps from ε to T", fewest)
         check_count("probes", self.probes, "that of Hutchinson's estimator, 0 for exact", 0)
 
 
@@ -107,8 +111,6 @@ def flow_log_prob(
         UnsupportedDiffusionError: a diffusion that depends on contexts or on the data.
         ValueError: a score with observed or left-out dimensions.
     """
-    import torchdiffeq  # loads scipy
-
     fix = "use the bound: elbo_terms, bound, MDM_ELBO, or method='elbo'"
     needed = (Cap.NO_CONTEXT, Cap.OWN_DRIFT)
     require(diffusion, *needed, who="log p_ode(y_ε), of one flow for all data,", fix=fix)
@@ -118,15 +120,33 @@ def flow_log_prob(
     seed = int(randomness.uniform((1,), torch.float64, y.device) * 2**52) if solver.probes else 0
     y = y.double()
     by_z = score.denoises and Cap.READOUT in diffusion.caps
+    if solver.method == ADAMS and not by_z:
+        raise ValueError(
+            f"method is {ADAMS!r}, which is of the flow of a denoiser, and the score is "
+            f"{type(score).__name__} over {type(diffusion).__name__}; use 'rk4' or 'dopri5'"
+        )
     kernels: Any = diffusion
-    flow = (_DenoiserFlow if by_z else _StateFlow)(kernels, score, solver, seed)
+    flow: Any = (_DenoiserFlow if by_z else _StateFlow)(kernels, score, solver, seed)
+    start, correction = flow.start(y)
+    if solver.method == ADAMS:
+        u = torch.linspace(0, 1, solver.steps + 1, dtype=torch.float64, device=y.device)
+        end, gained = walk(_DenoiserField(flow, u, start), start, solver.steps)
+    else:
+        end, gained = _solved(flow, start, solver)
+    return FlowDensity(correction + gained + flow.prior_log_prob(end), flow.calls)
+
+
+def _solved(flow: _Flow, start: Tensor, solver: Solver) -> tuple[Tensor, Tensor]:
+    """The end of the flow, like its start, and the integral of its divergence, (n,)."""
+    import torchdiffeq  # loads scipy
+
     options: dict[str, Any] = {"method": solver.method, "rtol": solver.rtol, "atol": solver.atol}
     if solver.method in FIXED:
         options["options"] = {"step_size": 1 / solver.steps}
-    ends = torch.tensor([0.0, 1.0], dtype=torch.float64, device=y.device)
-    start, correction = flow.start(y)
-    states, gained = torchdiffeq.odeint(flow, (start, y.new_zeros(len(y))), ends, **options)
-    return FlowDensity(correction + gained[-1] + flow.prior_log_prob(states[-1]), flow.calls)
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64, device=start.device)
+    both = (start, start.new_zeros(len(start)))
+    states, gained = torchdiffeq.odeint(flow, both, ends, **options)
+    return states[-1], gained[-1]
 
 
 class _Flow(ABC):
@@ -232,12 +252,12 @@ class _DenoiserFlow(_Flow):
         self.variance: Tensor = denoiser.data_variance.double()
         self.middle = -self.variance.log().mean().detach()
 
-    def _level(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """λ at the fraction u of the way, a number or a map, and dλ/du."""
+    def level(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """λ at the fractions u (m,) of the way, (m,) or maps (m, *event_shape), and dλ/du."""
         diffusion = self.diffusion
         if diffusion.maps:
-            log_snr, rate = diffusion.level(u.reshape(1))
-            return log_snr[0], -rate[0]
+            log_snr, rate = diffusion.level(u)
+            return log_snr, -rate
         ends = torch.stack([diffusion.start_log_snr, diffusion.terminal_log_snr])
         start, end = ((ends - self.middle) / self.WIDTH).asinh()
         at = start + u * (end - start)
@@ -245,7 +265,7 @@ class _DenoiserFlow(_Flow):
         return log_snr, self.WIDTH * at.cosh() * (end - start)
 
     def start(self, y: Tensor) -> tuple[Tensor, Tensor | float]:
-        log_snr, _ = self._level(y.new_zeros(()))
+        log_snr = self.level(y.new_zeros(1))[0][0]
         z = apply_vector(self.diffusion.start.readout, y)
         law = NoisingPath(self.diffusion, self.diffusion.from_coordinates(z))
         scale = (self.variance + (-log_snr).exp()).sqrt().expand_as(z[0])
@@ -254,7 +274,7 @@ class _DenoiserFlow(_Flow):
         return (z - self.mean) / scale, rest - scale.log().sum()
 
     def velocity(self, u: Tensor, y: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
-        log_snr, speed = self._level(u)
+        log_snr, speed = (both[0] for both in self.level(u.reshape(1)))
         v = (-log_snr).exp()
         scale = (self.variance + v).sqrt()
         z = own_node((self.mean + scale * y).to(self.score.dtype).unsqueeze(1))  # as if K were 1
@@ -268,10 +288,79 @@ class _DenoiserFlow(_Flow):
         return rate * (x.double() - baseline) / scale, change
 
     def prior_log_prob(self, y: Tensor) -> Tensor:
-        log_snr, _ = self._level(y.new_ones(()))
+        log_snr = self.level(y.new_ones(1))[0][0]
         scale = (self.variance + (-log_snr).exp()).sqrt()
         k = self.diffusion.terminal.readout
         variance = (k.unsqueeze(-2) @ self.diffusion.prior_covariance @ k.unsqueeze(-1))[..., 0, 0]
         z = self.mean + scale * y
         terms = z.square() / variance + (2 * math.pi * variance).log()
         return -0.5 * terms.flatten(1).sum(1) + scale.expand_as(z[0]).log().sum()
+
+
+class _DenoiserField:
+    """The velocity of a denoiser's flow at nodes u (S + 1,) of the way, for states like w."""
+
+    def __init__(self, flow: _DenoiserFlow, u: Tensor, w: Tensor) -> None:
+        self.flow = flow
+        self.has_jacobian = flow.trace.probes == "exact"
+        self.level, speed = flow.level(u)
+        # broadcast with states (S + 1, n, *event_shape)
+        shape = (len(u), 1, *self.level.shape[1:], *[1] * (w.dim() - self.level.dim()))
+        v, rate = (-self.level).exp().reshape(shape), 0.5 * speed.reshape(shape)
+        scale, pull = (flow.variance + v).sqrt(), flow.variance / (flow.variance + v)
+        numbers = (rate, scale, rate / scale, rate * pull)
+        self.rate, self.scale, self.gain, self.decay = (
+            t.expand(len(u), 1, *w.shape[1:]) for t in numbers
+        )
+
+    def velocity(self, node: int, w: Tensor) -> Tensor:
+        self.flow.calls += 1
+        log_snr = self.level[node]
+        z = (self.flow.mean + self.scale[node] * w).to(self.flow.score.dtype)
+        x = self.flow.x_hat(z, log_snr.expand_as(w) if log_snr.dim() else log_snr)
+        return self.gain[node] * (x.double() - self.flow.mean) - self.decay[node] * w
+
+    def divergences(self, w: Tensor, *, slopes: bool) -> Divergences:
+        self.flow.calls += len(w)
+        n, d = w.shape[1], w[0, 0].numel()
+        # probes are the same for all nodes, so these are taken one by one
+        many = max(1, AT_ONCE // (n * d * d)) if self.has_jacobian else 1
+        nodes = [slice(i, i + many) for i in range(0, len(w), many)]
+        parts = [self._divergences(w[some], some, slopes) for some in nodes]
+        return Divergences(*map(_joined, zip(*parts, strict=True)))
+
+    def _divergences(self, w: Tensor, nodes: slice, slopes: bool) -> Divergences:
+        """Those at some of the nodes."""
+        graph = slopes or torch.is_grad_enabled()
+        rate, scale = self.rate[nodes], self.scale[nodes]
+        log_snr = self.level[nodes].unsqueeze(1)
+        log_snr = log_snr.expand(w.shape[:2] if log_snr.dim() == 2 else w.shape)
+        with torch.enable_grad(), full_precision(w), randomness.held(self.flow.seed):
+            z = (self.flow.mean + scale * w).to(self.flow.score.dtype)
+            z = own_node(z.flatten(0, 1).unsqueeze(1))  # as if K were 1
+            x = self.flow.x_hat(z.squeeze(1), log_snr.flatten(0, 1)).unsqueeze(1)
+            if not self.has_jacobian:
+                rate = rate.expand_as(w).flatten(0, 1).unsqueeze(1).to(x.dtype)
+                trace = divergence(rate * x, z, None, self.flow.trace, create_graph=graph).value
+                return self._result(trace.double().view(w.shape[:2]), nodes)
+            J = jacobian(x, z, create_graph=graph)
+            diagonal = J.diagonal(dim1=1, dim2=2).reshape(w.shape)
+            trace = (rate.to(x.dtype) * diagonal).flatten(2).sum(2)
+            slope = torch.zeros_like(z)
+            if slopes and trace.requires_grad:
+                (slope,) = torch.autograd.grad(trace.sum(), z)
+        if not slopes:
+            return self._result(trace.double(), nodes)
+        gain, decay, scale = (t[nodes].flatten(2) for t in (self.gain, self.decay, self.scale))
+        J = gain.unsqueeze(3) * J.detach().double().unflatten(0, w.shape[:2]) * scale.unsqueeze(2)
+        J.diagonal(dim1=2, dim2=3).sub_(decay)
+        slope = scale * slope.double().reshape(J.shape[:3])
+        return self._result(trace.detach().double(), nodes)._replace(jacobian=J, slope=slope)
+
+    def _result(self, trace: Tensor, nodes: slice) -> Divergences:
+        trace = trace if torch.is_grad_enabled() else trace.detach()
+        return Divergences(trace - self.decay[nodes].flatten(1).sum(1, keepdim=True))
+
+
+def _joined(parts: tuple[Tensor | None, ...]) -> Tensor | None:
+    return torch.cat([t for t in parts if t is not None]) if parts[0] is not None else None
