@@ -95,16 +95,23 @@ def _states(field: Field, w: Tensor, steps: int, first: Tensor | None = None) ->
     """The states at all nodes, (S + 1, n, *event_shape), from the first value of the field."""
     states, values = [w], []
     for i in range(steps):
-        value = field.velocity(i, states[-1]) if i or first is None else first
-        values.append(value)
-        change: Any = sum(c * f for c, f in zip(_latest(i), values[::-1], strict=False))
-        states.append(states[-1] + change / steps)
+        w = states[-1]
+        values.append(field.velocity(i, w) if i or first is None else first)
+        for c, value in zip(_latest(i), values[::-1], strict=False):
+            w = torch.add(w, value, alpha=c / steps)
+        states.append(w)
     return torch.stack(states)
 
 
 def _latest(node: int) -> tuple[float, ...]:
     """The coefficients of the step from a node: at the start there are few values."""
     return ORDERS[min(node, len(ORDERS) - 1)]
+
+
+def _coefficient(node: int, j: int) -> float:
+    """c_j of the step from a node, 0 for values that it does not have yet."""
+    coefficients = _latest(node)
+    return coefficients[j] if j < len(coefficients) else 0.0
 
 
 @lru_cache(maxsize=16)
@@ -115,16 +122,6 @@ def _weights(steps: int) -> Tensor:
         q[i] += weight - 1
         q[-1 - i] += weight - 1
     return q / steps
-
-
-@lru_cache(maxsize=16)
-def _later(steps: int) -> Tensor:
-    """h c_j of f_i in the step to node i + j + 1, (S, 4) float64, 0 beyond the end."""
-    table = torch.zeros(steps, len(ORDERS), dtype=torch.float64)
-    for node in range(steps):
-        for j, c in enumerate(_latest(node)):
-            table[node - j, j] = c / steps
-    return table
 
 
 class _Walk(torch.autograd.Function):
@@ -152,12 +149,14 @@ class _Walk(torch.autograd.Function):
             both = _recorded(ctx.field, start, ctx.steps)
             (slopes,) = torch.autograd.grad(both, start, (of_end, of_gained), create_graph=True)
             return slopes, None, None, None
-        pulls = _weights(ctx.steps).to(slope)[:, None, None] * slope * of_gained[:, None]
-        later = _later(ctx.steps).to(slope)
-        back = [of_end.flatten(1) + pulls[-1]]  # λ, the latest first
+        weights, h = _weights(ctx.steps).to(slope), 1 / ctx.steps
+        pulls = weights[:, None, None, None] * slope.unsqueeze(2) * of_gained[:, None, None]
+        *earlier, last = pulls.unbind()
+        back = [of_end.flatten(1).unsqueeze(1) + last]  # λ (n, 1, d), the last node's first
+        matrices = jacobian.unbind()
         for i in reversed(range(ctx.steps)):
-            reach = back[: -1 - len(ORDERS) : -1]
-            phi = later[i, : len(reach)] @ torch.stack(reach).flatten(1)
-            moved = phi.view_as(back[-1]).unsqueeze(1) @ jacobian[i]
-            back.append(back[-1] + moved.squeeze(1) + pulls[i])
+            phi = torch.zeros_like(last)
+            for j, later in enumerate(back[: -1 - len(ORDERS) : -1]):  # of nodes i + j + 1
+                phi = torch.add(phi, later, alpha=h * _coefficient(i + j, j))
+            back.append(torch.baddbmm(back[-1] + earlier[i], phi, matrices[i]))
         return back[-1].view_as(w), None, None, None

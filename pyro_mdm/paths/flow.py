@@ -18,7 +18,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import singledispatch
+from functools import cached_property, singledispatch
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -35,7 +35,7 @@ from pyro_mdm.paths.adams import Divergences, walk
 from pyro_mdm.paths.base import check_counts_all
 from pyro_mdm.paths.generative import BoundScore
 from pyro_mdm.paths.noising import NoisingPath
-from pyro_mdm.support.checks import check_count, check_number
+from pyro_mdm.support.checks import check_count, check_finite, check_number
 
 if TYPE_CHECKING:
     from pyro_mdm.scores.base import Score
@@ -156,8 +156,12 @@ class _Flow(ABC):
         self.diffusion = diffusion
         self.seed, self.score = seed, BoundScore(diffusion, score)
         self.trace = Simulation(probes=solver.probes or "exact")
-        self.learned = any(p.requires_grad for m in (diffusion, score) for p in m.parameters())
+        self.parts = (diffusion, score)
         self.calls = 0
+
+    @cached_property
+    def learned(self) -> bool:
+        return any(p.requires_grad for part in self.parts for p in part.parameters())
 
     def __call__(self, u: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         self.calls += 1
@@ -298,30 +302,47 @@ class _DenoiserFlow(_Flow):
 
 
 class _DenoiserField:
-    """The velocity of a denoiser's flow at nodes u (S + 1,) of the way, for states like w."""
+    """The velocity of a denoiser's flow at nodes u (S + 1,) of the way, for states like w.
+
+    It is a factor times (x̂ - x̂_0)/√(σ² + v), or times the network's output, to which that is
+    proportional for a plain :class:`~pyro_mdm.Denoiser`: its input is w.
+    """
 
     def __init__(self, flow: _DenoiserFlow, u: Tensor, w: Tensor) -> None:
-        self.flow = flow
+        self.flow, score = flow, flow.score.parameterization
+        self.score: Any = score if getattr(score, "is_plain", False) else None
         self.has_jacobian = flow.trace.probes == "exact"
+        self.dtype, self.event_dim = flow.score.dtype, w.dim() - 1
         self.level, speed = flow.level(u)
         # broadcast with states (S + 1, n, *event_shape)
         shape = (len(u), 1, *self.level.shape[1:], *[1] * (w.dim() - self.level.dim()))
-        v, rate = (-self.level).exp().reshape(shape), 0.5 * speed.reshape(shape)
-        scale, pull = (flow.variance + v).sqrt(), flow.variance / (flow.variance + v)
-        numbers = (rate, scale, rate / scale, rate * pull)
-        self.rate, self.scale, self.gain, self.decay = (
-            t.expand(len(u), 1, *w.shape[1:]) for t in numbers
-        )
+        v, factor = (-self.level).exp().reshape(shape), 0.5 * speed.reshape(shape)
+        self.scale, self.pull = (flow.variance + v).sqrt(), flow.variance / (flow.variance + v)
+        if self.score is not None:
+            self.score.check_log_snr(self.level)
+            factor = factor * (flow.variance * v).sqrt() / (flow.variance + v)
+        self.factor = factor.expand(len(u), 1, *w.shape[1:])
+        numbers = (self.level, self.scale, self.pull, self.factor)
+        self.at = list(zip(*(t.unbind() for t in numbers), strict=True))
 
     def velocity(self, node: int, w: Tensor) -> Tensor:
+        log_snr, scale, pull, factor = self.at[node]
+        if log_snr.dim():
+            log_snr = log_snr.expand_as(w)
+        return factor * self._departure(w, log_snr, scale, pull)
+
+    def _departure(self, w: Tensor, log_snr: Tensor, scale: Tensor, pull: Tensor) -> Tensor:
+        """(x̂ - x̂_0)/√(σ² + v), or the network's output, like w (*batch, *event_shape)."""
         self.flow.calls += 1
-        log_snr = self.level[node]
-        z = (self.flow.mean + self.scale[node] * w).to(self.flow.score.dtype)
-        x = self.flow.x_hat(z, log_snr.expand_as(w) if log_snr.dim() else log_snr)
-        return self.gain[node] * (x.double() - self.flow.mean) - self.decay[node] * w
+        if self.score is not None:
+            batch_dim = w.dim() - self.event_dim
+            F: Tensor = self.score.call_network(w.to(self.dtype), log_snr, batch_dim)
+            return F.double()
+        z = (self.flow.mean + scale * w).to(self.dtype)
+        return (self.flow.x_hat(z, log_snr).double() - self.flow.mean) / scale - pull * w
 
     def divergences(self, w: Tensor, *, slopes: bool) -> Divergences:
-        self.flow.calls += len(w)
+        check_finite("z", w)
         n, d = w.shape[1], w[0, 0].numel()
         # probes are the same for all nodes, so these are taken one by one
         many = max(1, AT_ONCE // (n * d * d)) if self.has_jacobian else 1
@@ -331,35 +352,28 @@ class _DenoiserField:
 
     def _divergences(self, w: Tensor, nodes: slice, slopes: bool) -> Divergences:
         """Those at some of the nodes."""
-        graph = slopes or torch.is_grad_enabled()
-        rate, scale = self.rate[nodes], self.scale[nodes]
-        log_snr = self.level[nodes].unsqueeze(1)
-        log_snr = log_snr.expand(w.shape[:2] if log_snr.dim() == 2 else w.shape)
+        lead, recorded = w.shape[:2], torch.is_grad_enabled() and not slopes
+        log_snr, factor = self.level[nodes].unsqueeze(1), self.factor[nodes].expand_as(w)
+        log_snr = log_snr.expand(lead if log_snr.dim() == 2 else w.shape)
         with torch.enable_grad(), full_precision(w), randomness.held(self.flow.seed):
-            z = (self.flow.mean + scale * w).to(self.flow.score.dtype)
-            z = own_node(z.flatten(0, 1).unsqueeze(1))  # as if K were 1
-            x = self.flow.x_hat(z.squeeze(1), log_snr.flatten(0, 1)).unsqueeze(1)
+            rows = (w if recorded else w.detach()).flatten(0, 1)
+            y = own_node(rows.unsqueeze(1))  # as if K were 1
+            states = y.reshape(w.shape)
+            field = factor * self._departure(states, log_snr, self.scale[nodes], self.pull[nodes])
+            field = field.reshape(y.shape)
             if not self.has_jacobian:
-                rate = rate.expand_as(w).flatten(0, 1).unsqueeze(1).to(x.dtype)
-                trace = divergence(rate * x, z, None, self.flow.trace, create_graph=graph).value
-                return self._result(trace.double().view(w.shape[:2]), nodes)
-            J = jacobian(x, z, create_graph=graph)
-            diagonal = J.diagonal(dim1=1, dim2=2).reshape(w.shape)
-            trace = (rate.to(x.dtype) * diagonal).flatten(2).sum(2)
-            slope = torch.zeros_like(z)
+                how = self.flow.trace
+                trace = divergence(field, y, None, how, create_graph=recorded).value
+                return Divergences((trace if recorded else trace.detach()).unflatten(0, lead))
+            J = jacobian(field, y, create_graph=recorded or slopes)
+            trace = J.diagonal(dim1=1, dim2=2).sum(1)
+            slope = torch.zeros_like(y)
             if slopes and trace.requires_grad:
-                (slope,) = torch.autograd.grad(trace.sum(), z)
+                (slope,) = torch.autograd.grad(trace.sum(), y)
         if not slopes:
-            return self._result(trace.double(), nodes)
-        gain, decay, scale = (t[nodes].flatten(2) for t in (self.gain, self.decay, self.scale))
-        J = gain.unsqueeze(3) * J.detach().double().unflatten(0, w.shape[:2]) * scale.unsqueeze(2)
-        J.diagonal(dim1=2, dim2=3).sub_(decay)
-        slope = scale * slope.double().reshape(J.shape[:3])
-        return self._result(trace.detach().double(), nodes)._replace(jacobian=J, slope=slope)
-
-    def _result(self, trace: Tensor, nodes: slice) -> Divergences:
-        trace = trace if torch.is_grad_enabled() else trace.detach()
-        return Divergences(trace - self.decay[nodes].flatten(1).sum(1, keepdim=True))
+            return Divergences((trace if recorded else trace.detach()).unflatten(0, lead))
+        J, trace = J.detach().unflatten(0, lead), trace.detach().unflatten(0, lead)
+        return Divergences(trace, J, slope.reshape(J.shape[:3]))
 
 
 def _joined(parts: tuple[Tensor | None, ...]) -> Tensor | None:
