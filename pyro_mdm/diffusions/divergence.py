@@ -104,9 +104,7 @@ def jacobian(field: Tensor, y: Tensor, *, create_graph: bool = True) -> Tensor:
     return torch.cat(batches).movedim(0, 1)
 
 
-def _derivatives(
-    rows: Tensor, y: Tensor, create_graph: bool
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _derivatives(rows: Tensor, y: Tensor, create_graph: bool) -> Iterator[tuple[Tensor, Tensor]]:
     """Indices (m,) of the numbers of a field (n, d, K), and their derivatives, (m, n, d·K).
 
     Where a batch fails, its derivatives are taken one by one, and an error in these is raised. A

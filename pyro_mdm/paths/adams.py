@@ -3,14 +3,15 @@ r"""Adams–Bashforth steps of a flow, with the divergences of all steps in one 
     w_{i+1} = w_i + h Σ_{j<4} c_j f_{i-j},    f_i = f(w_i, u_i),    ∫ ∇·f du ≈ Σ_i q_i tr ∂f_i/∂w
 
 A step takes one evaluation of the field, where a Runge–Kutta step of the same order takes four. The
-steps need no derivative, so the divergences are taken afterwards, at all u_i at once. The same pass
-gives the Jacobians, and with them the gradient follows by a recursion of d×d matrices:
+first three steps are the stages of one step of Heun's method of third order. The steps need no
+derivative, so the divergences are taken afterwards, at all u_i at once. The same pass gives the
+Jacobians, and with them the gradient follows by a recursion of d×d matrices:
 
     λ_i = λ_{i+1} + (∂f_i/∂w)ᵀ φ_i + q_i ∇ tr ∂f_i/∂w,    φ_i = h Σ_j c_j λ_{i+j+1}
 
 It is the gradient of the numbers that the steps give, not of their limit.
 
-Source: Hairer, Nørsett & Wanner, "Solving Ordinary Differential Equations I", 1993, III.1 and II.8.
+Source: Hairer, Nørsett & Wanner, "Solving Ordinary Differential Equations I", 1993, II.1 and III.1.
 """
 
 from __future__ import annotations
@@ -25,13 +26,10 @@ from pyro_mdm.diffusions.divergence import own_node
 
 __all__ = ["Divergences", "Field", "walk"]
 
-ORDERS = (
-    (1.0,),
-    (3 / 2, -1 / 2),
-    (23 / 12, -16 / 12, 5 / 12),
-    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
-)
-"""Coefficients c_j of the latest values of the field, for as many as there are."""
+ADAMS = (55 / 24, -59 / 24, 37 / 24, -9 / 24)
+"""Coefficients c_j of the values of the field in a step, the latest first."""
+HEUN = ((1.0,), (2.0, 0.0), (9 / 4, 0.0, 3 / 4))
+"""Those of the first steps, which all go from the start."""
 ENDS = (3 / 8, 7 / 6, 23 / 24)
 """Weights of the outermost nodes of the quadrature of fourth order, where inner ones have 1."""
 
@@ -69,12 +67,14 @@ def walk(field: Field, w: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     Args:
         field: the field, at ``steps + 1`` nodes.
         w: states at u = 0, (n, *event_shape), in float64.
-        steps: number S of steps, at least 2.
+        steps: number S of steps, at least 3.
     """
     if not torch.is_grad_enabled():
         return _recorded(field, w, steps)
     first = field.velocity(0, w.detach())
-    if first.requires_grad or not field.has_jacobian:  # by a parameter, a context or whatever the field holds
+    if (
+        first.requires_grad or not field.has_jacobian
+    ):  # by a parameter, a context or whatever the field holds
         return _recorded(field, w, steps)
     if w.requires_grad:
         end, gained, *_ = _Walk.apply(w, field, steps, first)
@@ -95,23 +95,18 @@ def _states(field: Field, w: Tensor, steps: int, first: Tensor | None = None) ->
     """The states at all nodes, (S + 1, n, *event_shape), from the first value of the field."""
     states, values = [w], []
     for i in range(steps):
-        w = states[-1]
-        values.append(field.velocity(i, w) if i or first is None else first)
-        for c, value in zip(_latest(i), values[::-1], strict=False):
-            w = torch.add(w, value, alpha=c / steps)
-        states.append(w)
+        values.append(field.velocity(i, states[i]) if i or first is None else first)
+        state = states[i if i >= len(HEUN) else 0]
+        for c, value in zip(_coefficients(i), values[::-1], strict=False):
+            if c:
+                state = torch.add(state, value, alpha=c / steps)
+        states.append(state)
     return torch.stack(states)
 
 
-def _latest(node: int) -> tuple[float, ...]:
-    """The coefficients of the step from a node: at the start there are few values."""
-    return ORDERS[min(node, len(ORDERS) - 1)]
-
-
-def _coefficient(node: int, j: int) -> float:
-    """c_j of the step from a node, 0 for values that it does not have yet."""
-    coefficients = _latest(node)
-    return coefficients[j] if j < len(coefficients) else 0.0
+def _coefficients(node: int) -> tuple[float, ...]:
+    """Those of the step from a node."""
+    return ADAMS if node >= len(HEUN) else HEUN[node]
 
 
 @lru_cache(maxsize=16)
@@ -152,11 +147,15 @@ class _Walk(torch.autograd.Function):
         weights, h = _weights(ctx.steps).to(slope), 1 / ctx.steps
         pulls = weights[:, None, None, None] * slope.unsqueeze(2) * of_gained[:, None, None]
         *earlier, last = pulls.unbind()
-        back = [of_end.flatten(1).unsqueeze(1) + last]  # λ (n, 1, d), the last node's first
-        matrices = jacobian.unbind()
-        for i in reversed(range(ctx.steps)):
+        matrices, back = jacobian.unbind(), {ctx.steps: of_end.flatten(1).unsqueeze(1) + last}
+        for i in reversed(range(ctx.steps)):  # λ (n, 1, d) by node
             phi = torch.zeros_like(last)
-            for j, later in enumerate(back[: -1 - len(ORDERS) : -1]):  # of nodes i + j + 1
-                phi = torch.add(phi, later, alpha=h * _coefficient(i + j, j))
-            back.append(torch.baddbmm(back[-1] + earlier[i], phi, matrices[i]))
-        return back[-1].view_as(w), None, None, None
+            for node in range(i, min(i + len(ADAMS), ctx.steps)):
+                coefficients = _coefficients(node)
+                if node - i < len(coefficients):
+                    phi = torch.add(phi, back[node + 1], alpha=h * coefficients[node - i])
+            # the first steps all go from node 0
+            following = [i + 1] if i >= len(HEUN) else range(1, 1 + len(HEUN)) if i == 0 else []
+            moved: Any = sum((back[node] for node in following), earlier[i])
+            back[i] = torch.baddbmm(moved, phi, matrices[i])
+        return back[0].view_as(w), None, None, None

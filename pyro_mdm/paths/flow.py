@@ -82,7 +82,7 @@ class Solver:
                 raise ValueError(
                     f"{name} is {value:g}, finer than float64 can hold, expected at least 1e-13"
                 )
-        fewest = 2 if self.method == ADAMS else 1
+        fewest = 3 if self.method == ADAMS else 1
         check_count("steps", self.steps, "the number of steps from ε to T", fewest)
         check_count("probes", self.probes, "that of Hutchinson's estimator, 0 for exact", 0)
 
