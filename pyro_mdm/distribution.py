@@ -34,7 +34,7 @@ MOST = 256
 DRAWS = {"flow": 2}
 """Number of draws for each datum by default, else 1: a flow has one pair of opposite sign."""
 
-FEWEST, LARGEST = 20, 160
+FEWEST, LARGEST = 20, 320
 """The least number of steps of the flow, and the largest that is chosen by itself."""
 
 AGREE, RELEVANT = 0.1, 8.0
@@ -64,8 +64,8 @@ class MDM(TorchDistribution):
       with exact divergences. The default for a denoiser of at most :data:`MOST` continuous
       dimensions. The draws are fixed and the same for every datum, so it is one function of x, as
       HMC and NUTS need. The ODE takes Adams–Bashforth steps of one network call each: 20 steps,
-      or 40, 80 or 160 where samples of the model show that fewer are not enough. Then one pass
-      over all steps takes d derivatives of the network, and the gradient in x follows without
+      or up to 320 where samples of the model show that fewer are not enough. Then one pass over
+      all steps takes d derivatives of the network, and the gradient in x follows without
       another call.
     - ``"elbo"``: the mean of ``draws`` estimates of the evidence lower bound, all in one call. The
       default otherwise. Its error is several nats with one draw, and falls as 1/√draws.

@@ -3,7 +3,8 @@ r"""Adams–Bashforth steps of a flow, with the divergences of all steps in one 
     w_{i+1} = w_i + h Σ_{j<4} c_j f_{i-j},    f_i = f(w_i, u_i),    ∫ ∇·f du ≈ Σ_i q_i tr ∂f_i/∂w
 
 A step takes one evaluation of the field, where a Runge–Kutta step of the same order takes four. The
-first three steps are the stages of one step of Heun's method of third order. The steps need no
+first three steps are the stages of one step of Heun's method of third order, so errors fall as h⁴,
+but for a small part of the start that falls as h³. The steps need no
 derivative, so the divergences are taken afterwards, at all u_i at once. The same pass gives the
 Jacobians, and with them the gradient follows by a recursion of d×d matrices:
 
