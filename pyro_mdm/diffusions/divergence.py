@@ -13,7 +13,7 @@ from pyro_mdm import randomness
 from pyro_mdm.diffusions.matrices import apply_to_rows, as_rows
 from pyro_mdm.diffusions.simulation import Simulation
 
-__all__ = ["Trace", "divergence", "jacobian", "own_node"]
+__all__ = ["AT_ONCE", "Trace", "divergence", "jacobian", "own_node"]
 
 EXACT = 8
 """The most derivatives for which a divergence is exact by default."""

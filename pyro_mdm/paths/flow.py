@@ -309,8 +309,8 @@ class _DenoiserField:
     """
 
     def __init__(self, flow: _DenoiserFlow, u: Tensor, w: Tensor) -> None:
-        self.flow, score = flow, flow.score.parameterization
-        self.score: Any = score if getattr(score, "is_plain", False) else None
+        score: Any = flow.score.parameterization
+        self.flow, self.score = flow, score if getattr(score, "is_plain", False) else None
         self.has_jacobian = flow.trace.probes == "exact"
         self.dtype, self.event_dim = flow.score.dtype, w.dim() - 1
         self.level, speed = flow.level(u)
@@ -323,7 +323,9 @@ class _DenoiserField:
             factor = factor * (flow.variance * v).sqrt() / (flow.variance + v)
         self.factor = factor.expand(len(u), 1, *w.shape[1:])
         numbers = (self.level, self.scale, self.pull, self.factor)
-        self.at = list(zip(*(t.unbind() for t in numbers), strict=True))
+        self.at: tuple[tuple[Tensor, ...], ...] = tuple(
+            zip(*(torch.unbind(t) for t in numbers), strict=True)
+        )
 
     def velocity(self, node: int, w: Tensor) -> Tensor:
         log_snr, scale, pull, factor = self.at[node]
@@ -338,8 +340,8 @@ class _DenoiserField:
             batch_dim = w.dim() - self.event_dim
             F: Tensor = self.score.call_network(w.to(self.dtype), log_snr, batch_dim)
             return F.double()
-        z = (self.flow.mean + scale * w).to(self.dtype)
-        return (self.flow.x_hat(z, log_snr).double() - self.flow.mean) / scale - pull * w
+        x: Tensor = self.flow.x_hat((self.flow.mean + scale * w).to(self.dtype), log_snr)
+        return (x.double() - self.flow.mean) / scale - pull * w
 
     def divergences(self, w: Tensor, *, slopes: bool) -> Divergences:
         check_finite("z", w)
@@ -348,7 +350,9 @@ class _DenoiserField:
         many = max(1, AT_ONCE // (n * d * d)) if self.has_jacobian else 1
         nodes = [slice(i, i + many) for i in range(0, len(w), many)]
         parts = [self._divergences(w[some], some, slopes) for some in nodes]
-        return Divergences(*map(_joined, zip(*parts, strict=True)))
+        trace, J, slope = (_joined(values) for values in zip(*parts, strict=True))
+        assert trace is not None
+        return Divergences(trace, J, slope)
 
     def _divergences(self, w: Tensor, nodes: slice, slopes: bool) -> Divergences:
         """Those at some of the nodes."""
