@@ -430,7 +430,7 @@ class _AllRows(torch.autograd.Function):
         return law.log_prob(value)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    def setup_context(ctx: object, inputs: object, output: object) -> None:
         pass
 
     @staticmethod

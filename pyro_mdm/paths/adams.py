@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pyro_mdm.diffusions.divergence import own_node
 
-__all__ = ["Divergences", "Field", "walk"]
+__all__ = ["Divergences", "VelocityField", "walk"]
 
 ADAMS = (55 / 24, -59 / 24, 37 / 24, -9 / 24)
 """Coefficients c_j of the values of the field in a step, the latest first."""
@@ -43,7 +43,7 @@ class Divergences(NamedTuple):
     slope: Tensor | None = None  # ∇ tr ∂f/∂w, (S, n, d)
 
 
-class Field(Protocol):
+class VelocityField(Protocol):
     """A velocity f(w, u) at the S + 1 nodes u_i = i/S."""
 
     has_jacobian: bool
@@ -59,7 +59,7 @@ class Field(Protocol):
         """
 
 
-def walk(field: Field, w: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def walk(field: VelocityField, w: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """The end of the flow that starts at w, like w, and ∫ ∇·f du, (n,).
 
     Both are differentiable, any number of times. Where w alone has a gradient, its first derivative
@@ -85,14 +85,14 @@ def walk(field: Field, w: Tensor, steps: int) -> tuple[Tensor, Tensor]:
 
 
 def _recorded(
-    field: Field, w: Tensor, steps: int, first: Tensor | None = None
+    field: VelocityField, w: Tensor, steps: int, first: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     states = _states(field, w, steps, first)
     trace = field.divergences(states, slopes=False).trace
     return states[-1], _weights(steps).to(trace) @ trace
 
 
-def _states(field: Field, w: Tensor, steps: int, first: Tensor | None = None) -> Tensor:
+def _states(field: VelocityField, w: Tensor, steps: int, first: Tensor | None = None) -> Tensor:
     """The states at all nodes, (S + 1, n, *event_shape), from the first value of the field."""
     states, values = [w], []
     for i in range(steps):
@@ -113,7 +113,8 @@ def _coefficients(node: int) -> tuple[float, ...]:
 @lru_cache(maxsize=16)
 def _weights(steps: int) -> Tensor:
     """The weights q of the quadrature, (S + 1,) float64."""
-    q = torch.ones(steps + 1, dtype=torch.float64)
+    with torch.inference_mode(False):  # it is kept, and may be needed by a gradient later
+        q = torch.ones(steps + 1, dtype=torch.float64)
     for i, weight in enumerate(ENDS):  # both ends add up where they overlap
         q[i] += weight - 1
         q[-1 - i] += weight - 1
@@ -124,7 +125,7 @@ class _Walk(torch.autograd.Function):
     """:func:`walk` where w alone has a gradient."""
 
     @staticmethod
-    def forward(w: Tensor, field: Field, steps: int, first: Tensor) -> tuple[Tensor, ...]:
+    def forward(w: Tensor, field: VelocityField, steps: int, first: Tensor) -> tuple[Tensor, ...]:
         states = _states(field, w, steps, first)
         at = field.divergences(states, slopes=True)
         assert at.jacobian is not None and at.slope is not None
@@ -132,7 +133,9 @@ class _Walk(torch.autograd.Function):
         return states[-1].clone(), gained, at.jacobian, at.slope
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    def setup_context(
+        ctx: Any, inputs: tuple[Tensor, VelocityField, int, Tensor], output: tuple[Tensor, ...]
+    ) -> None:
         w, ctx.field, ctx.steps, _ = inputs
         ctx.mark_non_differentiable(*output[2:])
         ctx.save_for_backward(w, *output[2:])

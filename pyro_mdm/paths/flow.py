@@ -156,12 +156,12 @@ class _Flow(ABC):
         self.diffusion = diffusion
         self.seed, self.score = seed, BoundScore(diffusion, score)
         self.trace = Simulation(probes=solver.probes or "exact")
-        self.parts = (diffusion, score)
+        self.modules = (diffusion, score)
         self.calls = 0
 
     @cached_property
     def learned(self) -> bool:
-        return any(p.requires_grad for part in self.parts for p in part.parameters())
+        return any(p.requires_grad for module in self.modules for p in module.parameters())
 
     def __call__(self, u: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         self.calls += 1
