@@ -215,6 +215,24 @@ def test_rows_of_vmap_are_those_of_a_loop() -> None:
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
 
 
+def test_inference_mode_and_constant_networks_change_nothing() -> None:
+    prior = MDM(wild(2), solver=Solver("adams", steps=12))
+    x = torch.tensor([[0.5, -0.2]], dtype=torch.float64)
+    with torch.inference_mode():
+        inside = prior.log_prob(x)
+    torch.testing.assert_close(inside.clone(), prior.log_prob(x))
+    assert torch.autograd.gradcheck(prior.log_prob, x.clone().requires_grad_())
+
+    class Nothing(nn.Module):
+        def forward(self, w: Tensor, log_snr: Tensor) -> Tensor:
+            return torch.zeros_like(w)
+
+    model = DiffusionModel(VPSDE(), Denoiser(Nothing(), torch.zeros(2), torch.ones(2)))
+    normal = torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(1)
+    found = MDM(model.eval().double(), solver=Solver("adams", steps=4)).log_prob(x)
+    torch.testing.assert_close(found, normal, rtol=0, atol=1e-3)
+
+
 NOISE = 0.8
 
 

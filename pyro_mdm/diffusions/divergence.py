@@ -114,6 +114,9 @@ def _derivatives(rows: Tensor, y: Tensor, create_graph: bool) -> Iterator[tuple[
     unit = torch.eye(d * K, dtype=rows.dtype, device=rows.device)
     options: dict[str, Any] = {"create_graph": create_graph, "retain_graph": True}
     for chunk in torch.arange(d * K, device=rows.device).split(max(1, AT_ONCE // (n * d * K))):
+        if not rows.requires_grad:  # it does not depend on y
+            yield chunk, rows.new_zeros(len(chunk), n, d * K)
+            continue
         along = unit[chunk].reshape(-1, 1, d, K).expand(-1, n, d, K)
         try:
             (grad,) = torch.autograd.grad(rows, y, along, is_grads_batched=True, **options)

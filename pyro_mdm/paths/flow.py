@@ -118,6 +118,9 @@ def flow_log_prob(
     solver = Solver() if solver is None else solver
     # 52 bits, which float64 holds exactly
     seed = int(randomness.uniform((1,), torch.float64, y.device) * 2**52) if solver.probes else 0
+    if y.is_inference():  # divergences are derivatives, which inference mode would make 0
+        with torch.inference_mode(False), torch.no_grad():
+            return flow_log_prob(diffusion, score, y.clone(), solver)
     y = y.double()
     by_z = score.denoises and Cap.READOUT in diffusion.caps
     if solver.method == ADAMS and not by_z:
