@@ -457,7 +457,23 @@ LINES: dict[str, dict[str, list[str]]] = {
             "volume = torch.logdet(prior)⟨ - end.log_det→⟩"
         ],
     },
+    "pyro_mdm/paths/adams.py": {
+        "test_adams.py::test_errors_fall_with_the_steps": [
+            "ADAMS = (55 / 24, -59 / 24, 37 / 24, ⟨-→⟩9 / 24)",
+            "ENDS = (⟨3 / 8, 7 / 6, 23 / 24→1 / 2, 1.0, 1.0⟩)",
+        ],
+        "test_adams.py::test_derivatives_are_those_of_the_recorded_steps[4]": [
+            "moved: Any = sum((back[node] for node in following), ⟨→0 * ⟩earlier[i])",
+            "⟨range(1, 1 + len(HEUN))→[1]⟩ if i == 0 else []",
+        ],
+    },
     "pyro_mdm/paths/flow.py": {
+        "test_adams.py::test_gradients_are_those_of_the_values[own x_hat]": [
+            "/ scale⟨ - pull * w→⟩"
+        ],
+        "test_adams.py::test_gradients_are_those_of_the_values[plain]": [
+            "factor * (flow.variance * v).sqrt()⟨ / (flow.variance + v)→⟩"
+        ],
         "test_distribution.py::test_flow_is_the_density_and_its_gradient[VPSDE]": [
             "⟨+→-⟩ scale.expand_as(z[0]).log().sum()"
         ],

@@ -53,6 +53,14 @@ def test_a_call_of_a_sampler_waits_for_nothing(name: str) -> None:
     assert call.beside <= 120
 
 
+def test_the_gradient_of_a_prior_takes_a_call_of_the_network_for_a_step() -> None:
+    """Forward alone, and one pass for all divergences."""
+    counts = step_counts("gradient of a prior, 2 dimensions")
+    assert sum(counts.waits.values()) <= 3, counts.waits
+    assert counts.network <= 1500
+    assert counts.beside <= 1500
+
+
 def test_walks_through_the_code_are_short() -> None:
     """Of the second time, with little room: people who look for a mistake go the same ways."""
     most = {"--guide learned to a kernel": 275, "data to a loss": 105}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from pyro_mdm import randomness
 from pyro_mdm.diffusions.matrices import apply_to_rows, as_rows
 from pyro_mdm.diffusions.simulation import Simulation
 
-__all__ = ["Trace", "divergence", "own_node"]
+__all__ = ["AT_ONCE", "Trace", "divergence", "jacobian", "own_node"]
 
 EXACT = 8
 """The most derivatives for which a divergence is exact by default."""
@@ -84,7 +85,27 @@ def divergence(
 
 
 def _batched(rows: Tensor, y: Tensor, create_graph: bool) -> Tensor:
-    """tr J, (n,), of a field (n, d, K) at y, by batches of derivatives.
+    """tr J, (n,), of a field (n, d, K) at y, by batches of derivatives."""
+    total = rows.new_zeros(len(rows))
+    for chunk, grad in _derivatives(rows, y, create_graph):
+        total = total + grad[torch.arange(len(chunk)), :, chunk].sum(0)
+    return total
+
+
+def jacobian(field: Tensor, y: Tensor, *, create_graph: bool = True) -> Tensor:
+    """The Jacobian of each datum, (n, K·d, K·d), by batches of derivatives.
+
+    Args:
+        field: values (n, K, *event_shape), computed from y, which requires gradients.
+        y: states, (n, K, *event_shape).
+        create_graph: whether the Jacobian has derivatives itself.
+    """
+    batches = [grad for _, grad in _derivatives(as_rows(field), y, create_graph)]
+    return torch.cat(batches).movedim(0, 1)
+
+
+def _derivatives(rows: Tensor, y: Tensor, create_graph: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """Indices (m,) of the numbers of a field (n, d, K), and their derivatives, (m, n, d·K).
 
     Where a batch fails, its derivatives are taken one by one, and an error in these is raised. A
     batch that exhausts the memory fails at once.
@@ -92,8 +113,10 @@ def _batched(rows: Tensor, y: Tensor, create_graph: bool) -> Tensor:
     n, d, K = rows.shape
     unit = torch.eye(d * K, dtype=rows.dtype, device=rows.device)
     options: dict[str, Any] = {"create_graph": create_graph, "retain_graph": True}
-    total = rows.new_zeros(n)
     for chunk in torch.arange(d * K, device=rows.device).split(max(1, AT_ONCE // (n * d * K))):
+        if not rows.requires_grad:  # it does not depend on y
+            yield chunk, rows.new_zeros(len(chunk), n, d * K)
+            continue
         along = unit[chunk].reshape(-1, 1, d, K).expand(-1, n, d, K)
         try:
             (grad,) = torch.autograd.grad(rows, y, along, is_grads_batched=True, **options)
@@ -101,9 +124,7 @@ def _batched(rows: Tensor, y: Tensor, create_graph: bool) -> Tensor:
             raise
         except RuntimeError:  # a network whose derivative takes no batch
             grad = torch.stack([torch.autograd.grad(rows, y, one, **options)[0] for one in along])
-        of_rows = grad.flatten(3).mT.reshape(len(chunk), n, d * K)  # (…, K, d) -> (…, d, K)
-        total = total + of_rows[torch.arange(len(chunk)), :, chunk].sum(0)
-    return total
+        yield chunk, grad.flatten(3).mT.reshape(len(chunk), n, d * K)  # (…, K, d) -> (…, d, K)
 
 
 def _column(G: Tensor, j: int, k: int) -> Tensor:

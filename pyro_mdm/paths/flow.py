@@ -18,7 +18,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import singledispatch
+from functools import cached_property, singledispatch
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -27,14 +27,15 @@ from torch import Tensor
 from pyro_mdm import randomness
 from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.diffusions.closed import Kernels
-from pyro_mdm.diffusions.divergence import divergence, own_node
+from pyro_mdm.diffusions.divergence import AT_ONCE, divergence, jacobian, own_node
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_noise, apply_vector, full_precision
 from pyro_mdm.diffusions.sde import noise_root
 from pyro_mdm.diffusions.simulation import Simulation
+from pyro_mdm.paths.adams import Divergences, walk
 from pyro_mdm.paths.base import check_counts_all
 from pyro_mdm.paths.generative import BoundScore
 from pyro_mdm.paths.noising import NoisingPath
-from pyro_mdm.support.checks import check_count, check_number
+from pyro_mdm.support.checks import check_count, check_finite, check_number
 
 if TYPE_CHECKING:
     from pyro_mdm.scores.base import Score
@@ -42,16 +43,19 @@ if TYPE_CHECKING:
 __all__ = ["FlowDensity", "Solver", "flow_log_prob"]
 
 FIXED = ("euler", "midpoint", "heun3", "rk4")
+ADAMS = "adams"
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "adaptive_heun")
 
 
 @dataclass(frozen=True)
 class Solver:
-    """Settings of torchdiffeq's solver of the probability-flow ODE, in float64.
+    """Settings of the solver of the probability-flow ODE, in float64.
 
     Args:
-        method: name of an adaptive method such as ``"dopri5"``, or of one with fixed steps such as
-            ``"rk4"``.
+        method: name of an adaptive method of torchdiffeq such as ``"dopri5"``, of one with fixed
+            steps such as ``"rk4"``, or ``"adams"``: Adams–Bashforth steps of fourth order, each
+            with one call of the network, and for denoisers with all divergences in one pass
+            (:mod:`pyro_mdm.paths.adams`).
         rtol: relative tolerance of an adaptive method for every step, at least 1e-13.
         atol: absolute tolerance of an adaptive method for every step, at least 1e-13.
         steps: number of steps of a fixed method.
@@ -69,17 +73,17 @@ class Solver:
     probes: int = 0
 
     def __post_init__(self) -> None:
-        if self.method not in (*FIXED, *ADAPTIVE):
-            raise ValueError(
-                f"method is {self.method!r}, expected one of {', '.join((*ADAPTIVE, *FIXED))}"
-            )
+        methods = (*ADAPTIVE, *FIXED, ADAMS)
+        if self.method not in methods:
+            raise ValueError(f"method is {self.method!r}, expected one of {', '.join(methods)}")
         for name in ("rtol", "atol"):
             value = check_number(name, getattr(self, name), "a positive tolerance, e.g. 1e-5")
             if not value >= 1e-13:
                 raise ValueError(
                     f"{name} is {value:g}, finer than float64 can hold, expected at least 1e-13"
                 )
-        check_count("steps", self.steps, "the number of steps from ε to T")
+        fewest = 3 if self.method == ADAMS else 1
+        check_count("steps", self.steps, "the number of steps from ε to T", fewest)
         check_count("probes", self.probes, "that of Hutchinson's estimator, 0 for exact", 0)
 
 
@@ -107,8 +111,6 @@ def flow_log_prob(
         UnsupportedDiffusionError: a diffusion that depends on contexts or on the data.
         ValueError: a score with observed or left-out dimensions.
     """
-    import torchdiffeq  # loads scipy
-
     fix = "use the bound: elbo_terms, bound, MDM_ELBO, or method='elbo'"
     needed = (Cap.NO_CONTEXT, Cap.OWN_DRIFT)
     require(diffusion, *needed, who="log p_ode(y_ε), of one flow for all data,", fix=fix)
@@ -116,17 +118,38 @@ def flow_log_prob(
     solver = Solver() if solver is None else solver
     # 52 bits, which float64 holds exactly
     seed = int(randomness.uniform((1,), torch.float64, y.device) * 2**52) if solver.probes else 0
+    if y.is_inference():  # divergences are derivatives, which inference mode would make 0
+        with torch.inference_mode(False), torch.no_grad():
+            return flow_log_prob(diffusion, score, y.clone(), solver)
     y = y.double()
     by_z = score.denoises and Cap.READOUT in diffusion.caps
+    if solver.method == ADAMS and not by_z:
+        raise ValueError(
+            f"method is {ADAMS!r}, which is of the flow of a denoiser, and the score is "
+            f"{type(score).__name__} over {type(diffusion).__name__}; use 'rk4' or 'dopri5'"
+        )
     kernels: Any = diffusion
-    flow = (_DenoiserFlow if by_z else _StateFlow)(kernels, score, solver, seed)
+    flow: Any = (_DenoiserFlow if by_z else _StateFlow)(kernels, score, solver, seed)
+    start, correction = flow.start(y)
+    if solver.method == ADAMS:
+        u = torch.linspace(0, 1, solver.steps + 1, dtype=torch.float64, device=y.device)
+        end, gained = walk(_DenoiserField(flow, u, start), start, solver.steps)
+    else:
+        end, gained = _solved(flow, start, solver)
+    return FlowDensity(correction + gained + flow.prior_log_prob(end), flow.calls)
+
+
+def _solved(flow: _Flow, start: Tensor, solver: Solver) -> tuple[Tensor, Tensor]:
+    """The end of the flow, like its start, and the integral of its divergence, (n,)."""
+    import torchdiffeq  # loads scipy
+
     options: dict[str, Any] = {"method": solver.method, "rtol": solver.rtol, "atol": solver.atol}
     if solver.method in FIXED:
         options["options"] = {"step_size": 1 / solver.steps}
-    ends = torch.arange(2, dtype=torch.float64, device=y.device)  # 0 and 1, made where y is
-    start, correction = flow.start(y)
-    states, gained = torchdiffeq.odeint(flow, (start, y.new_zeros(len(y))), ends, **options)
-    return FlowDensity(correction + gained[-1] + flow.prior_log_prob(states[-1]), flow.calls)
+    ends = torch.arange(2, dtype=torch.float64, device=start.device)  # 0 and 1
+    both = (start, start.new_zeros(len(start)))
+    states, gained = torchdiffeq.odeint(flow, both, ends, **options)
+    return states[-1], gained[-1]
 
 
 class _Flow(ABC):
@@ -136,8 +159,12 @@ class _Flow(ABC):
         self.diffusion = diffusion
         self.seed, self.score = seed, BoundScore(diffusion, score)
         self.trace = Simulation(probes=solver.probes or "exact")
-        self.learned = any(p.requires_grad for m in (diffusion, score) for p in m.parameters())
+        self.modules = (diffusion, score)
         self.calls = 0
+
+    @cached_property
+    def learned(self) -> bool:
+        return any(p.requires_grad for module in self.modules for p in module.parameters())
 
     def __call__(self, u: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         self.calls += 1
@@ -232,12 +259,12 @@ class _DenoiserFlow(_Flow):
         self.variance: Tensor = denoiser.data_variance.double()
         self.middle = -self.variance.log().mean().detach()
 
-    def _level(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """λ at the fraction u of the way, a number or a map, and dλ/du."""
+    def level(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """λ at the fractions u (m,) of the way, (m,) or maps (m, *event_shape), and dλ/du."""
         diffusion = self.diffusion
         if diffusion.maps:
-            log_snr, rate = diffusion.level(u.reshape(1))
-            return log_snr[0], -rate[0]
+            log_snr, rate = diffusion.level(u)
+            return log_snr, -rate
         ends = torch.stack([diffusion.start_log_snr, diffusion.terminal_log_snr])
         start, end = ((ends - self.middle) / self.WIDTH).asinh()
         at = start + u * (end - start)
@@ -245,7 +272,7 @@ class _DenoiserFlow(_Flow):
         return log_snr, self.WIDTH * at.cosh() * (end - start)
 
     def start(self, y: Tensor) -> tuple[Tensor, Tensor | float]:
-        log_snr, _ = self._level(y.new_zeros(()))
+        log_snr = self.level(y.new_zeros(1))[0][0]
         z = apply_vector(self.diffusion.start.readout, y)
         law = NoisingPath(self.diffusion, self.diffusion.from_coordinates(z))
         scale = (self.variance + (-log_snr).exp()).sqrt().expand_as(z[0])
@@ -254,7 +281,7 @@ class _DenoiserFlow(_Flow):
         return (z - self.mean) / scale, rest - scale.log().sum()
 
     def velocity(self, u: Tensor, y: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
-        log_snr, speed = self._level(u)
+        log_snr, speed = (both[0] for both in self.level(u.reshape(1)))
         v = (-log_snr).exp()
         scale = (self.variance + v).sqrt()
         z = own_node((self.mean + scale * y).to(self.score.dtype).unsqueeze(1))  # as if K were 1
@@ -268,10 +295,93 @@ class _DenoiserFlow(_Flow):
         return rate * (x.double() - baseline) / scale, change
 
     def prior_log_prob(self, y: Tensor) -> Tensor:
-        log_snr, _ = self._level(y.new_ones(()))
+        log_snr = self.level(y.new_ones(1))[0][0]
         scale = (self.variance + (-log_snr).exp()).sqrt()
         k = self.diffusion.terminal.readout
         variance = (k.unsqueeze(-2) @ self.diffusion.prior_covariance @ k.unsqueeze(-1))[..., 0, 0]
         z = self.mean + scale * y
         terms = z.square() / variance + (2 * math.pi * variance).log()
         return -0.5 * terms.flatten(1).sum(1) + scale.expand_as(z[0]).log().sum()
+
+
+class _DenoiserField:
+    """The velocity of a denoiser's flow at nodes u (S + 1,) of the way, for states like w.
+
+    It is a factor times (x̂ - x̂_0)/√(σ² + v), or times the network's output, to which that is
+    proportional for a plain :class:`~pyro_mdm.Denoiser`: its input is w.
+    """
+
+    def __init__(self, flow: _DenoiserFlow, u: Tensor, w: Tensor) -> None:
+        score: Any = flow.score.parameterization
+        self.flow, self.score = flow, score if getattr(score, "is_plain", False) else None
+        self.has_jacobian = flow.trace.probes == "exact"
+        self.dtype, self.event_dim = flow.score.dtype, w.dim() - 1
+        self.level, speed = flow.level(u)
+        # broadcast with states (S + 1, n, *event_shape)
+        shape = (len(u), 1, *self.level.shape[1:], *[1] * (w.dim() - self.level.dim()))
+        v, factor = (-self.level).exp().reshape(shape), 0.5 * speed.reshape(shape)
+        self.scale, self.pull = (flow.variance + v).sqrt(), flow.variance / (flow.variance + v)
+        if self.score is not None:
+            self.score.check_log_snr(self.level)
+            factor = factor * (flow.variance * v).sqrt() / (flow.variance + v)
+        self.factor = factor.expand(len(u), 1, *w.shape[1:])
+        numbers = (self.level, self.scale, self.pull, self.factor)
+        self.at: tuple[tuple[Tensor, ...], ...] = tuple(
+            zip(*(torch.unbind(t) for t in numbers), strict=True)
+        )
+
+    def velocity(self, node: int, w: Tensor) -> Tensor:
+        log_snr, scale, pull, factor = self.at[node]
+        if log_snr.dim():
+            log_snr = log_snr.expand_as(w)
+        return factor * self._departure(w, log_snr, scale, pull)
+
+    def _departure(self, w: Tensor, log_snr: Tensor, scale: Tensor, pull: Tensor) -> Tensor:
+        """(x̂ - x̂_0)/√(σ² + v), or the network's output, like w (*batch, *event_shape)."""
+        self.flow.calls += 1
+        if self.score is not None:
+            batch_dim = w.dim() - self.event_dim
+            F: Tensor = self.score.call_network(w.to(self.dtype), log_snr, batch_dim)
+            return F.double()
+        x: Tensor = self.flow.x_hat((self.flow.mean + scale * w).to(self.dtype), log_snr)
+        return (x.double() - self.flow.mean) / scale - pull * w
+
+    def divergences(self, w: Tensor, *, slopes: bool) -> Divergences:
+        check_finite("z", w)
+        n, d = w.shape[1], w[0, 0].numel()
+        # probes are the same for all nodes, so these are taken one by one
+        many = max(1, AT_ONCE // (n * d * d)) if self.has_jacobian else 1
+        nodes = [slice(i, i + many) for i in range(0, len(w), many)]
+        parts = [self._divergences(w[some], some, slopes) for some in nodes]
+        trace, J, slope = (_joined(values) for values in zip(*parts, strict=True))
+        assert trace is not None
+        return Divergences(trace, J, slope)
+
+    def _divergences(self, w: Tensor, nodes: slice, slopes: bool) -> Divergences:
+        """Those at some of the nodes."""
+        lead, recorded = w.shape[:2], torch.is_grad_enabled() and not slopes
+        log_snr, factor = self.level[nodes].unsqueeze(1), self.factor[nodes].expand_as(w)
+        log_snr = log_snr.expand(lead if log_snr.dim() == 2 else w.shape)
+        with torch.enable_grad(), full_precision(w), randomness.held(self.flow.seed):
+            rows = (w if recorded else w.detach()).flatten(0, 1)
+            y = own_node(rows.unsqueeze(1))  # as if K were 1
+            states = y.reshape(w.shape)
+            field = factor * self._departure(states, log_snr, self.scale[nodes], self.pull[nodes])
+            field = field.reshape(y.shape)
+            if not self.has_jacobian:
+                how = self.flow.trace
+                trace = divergence(field, y, None, how, create_graph=recorded).value
+                return Divergences((trace if recorded else trace.detach()).unflatten(0, lead))
+            J = jacobian(field, y, create_graph=recorded or slopes)
+            trace = J.diagonal(dim1=1, dim2=2).sum(1)
+            slope = torch.zeros_like(y)
+            if slopes and trace.requires_grad:
+                (slope,) = torch.autograd.grad(trace.sum(), y)
+        if not slopes:
+            return Divergences((trace if recorded else trace.detach()).unflatten(0, lead))
+        J, trace = J.detach().unflatten(0, lead), trace.detach().unflatten(0, lead)
+        return Divergences(trace, J, slope.reshape(J.shape[:3]))
+
+
+def _joined(parts: tuple[Tensor | None, ...]) -> Tensor | None:
+    return torch.cat([t for t in parts if t is not None]) if parts[0] is not None else None

@@ -90,17 +90,20 @@ def of_part(owner: str) -> Any:
 @contextmanager
 def in_eval_mode(*programs: object) -> Iterator[None]:
     """A context with ``programs`` that are modules in evaluation mode; their mode is restored."""
-    modules = [program for program in programs if isinstance(program, nn.Module)]
     training = [
-        (submodule, submodule.training) for module in modules for submodule in module.modules()
+        submodule
+        for program in programs
+        if isinstance(program, nn.Module)
+        for submodule in program.modules()
+        if submodule.training
     ]
-    for module in modules:
-        module.eval()
+    for submodule in training:
+        submodule.training = False
     try:
         yield
     finally:
-        for submodule, was in training:
-            submodule.training = was
+        for submodule in training:
+            submodule.training = True
 
 
 @contextmanager

@@ -263,8 +263,9 @@ def flowing() -> tuple[Step, nn.Module, nn.Module]:
 
 
 def prior_gradient() -> tuple[Step, nn.Module, nn.Module]:
-    """The gradient of ``MDM(model).log_prob`` for one value of two numbers."""
+    """The gradient of ``MDM(model).log_prob`` for one value of two numbers, of a frozen model."""
     model, x = vectors(CLD(max_log_snr=9.0)), torch.zeros(2, requires_grad=True)
+    model.eval().requires_grad_(False)
     return lambda: MDM(model).log_prob(x).backward(), model.score_function.network, model
 
 
