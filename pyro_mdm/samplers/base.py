@@ -8,12 +8,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions.base import Cap, Diffusion, UnsupportedDiffusionError, require
+from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.diffusions.simulation import LIMIT, SimulationError
 from pyro_mdm.randomness import for_data, normal_for_data
 from pyro_mdm.samplers.grids import Grid, check_grid, grid_times, usual_grid
@@ -23,7 +24,16 @@ from pyro_mdm.support.checks import check_count, check_instance, check_values, d
 from pyro_mdm.support.progress import Progress, progress_bar
 from pyro_mdm.support.settings import Recorded
 
-__all__ = ["Noise", "Questions", "Sampler", "Watch", "check_size"]
+__all__ = [
+    "LinearSteps",
+    "Noise",
+    "Questions",
+    "Sampler",
+    "Watch",
+    "by_step",
+    "check_size",
+    "combined",
+]
 
 Score = Callable[[Tensor, Tensor], Tensor]
 Noise = Callable[[], Tensor]
@@ -56,6 +66,11 @@ class Sampler(Recorded, ABC):
     """The noise η of the process, from 0 for the probability flow to 1 for the reversed SDE.
 
     None: that of the score, whatever its noise.
+    """
+    reads_by_step: ClassVar[bool] = False
+    """Whether :meth:`step` reads of every field of the plan the entry ``[i]`` alone.
+
+    The fields are then tuples of their entries, which take no operation to read.
     """
     is_default: bool = False
     """Whether :func:`~pyro_mdm.samplers.default_sampler` made it."""
@@ -113,9 +128,14 @@ class Sampler(Recorded, ABC):
         """y_ε from y at T (batch, K, *event_shape), both in float64."""
         times = self.times(ask.diffusion)
         plan = ask.diffusion.planned(self.plan, times)
-        with ask.diffusion.laws_ahead(getattr(plan, "s", times)):
+        at = getattr(plan, "s", times)
+        ask.look_ahead(at, y.shape)
+        if self.reads_by_step:
+            plan = by_step(plan)
+        starts = times.unbind()
+        with ask.diffusion.laws_ahead(at):
             for i in range(self.steps):
-                ask.watch(times[i], y)
+                ask.watch(starts[i], y)
                 y = self.step(plan, i, y, ask, noise)
                 bar.update()
         return y
@@ -222,7 +242,17 @@ class Questions:
         self._score, self.dtype = score, dtype
         self.calls = 0
         self._watch = watch
+        self._ahead: Any = None
         self.past: deque[Any] = deque(maxlen=3)
+
+    def look_ahead(self, times: Tensor, shape: torch.Size) -> None:
+        """Compute what calls at entries of ``times`` (N,) need, for states of this shape."""
+        ahead = getattr(self._score, "ahead", None)
+        self._ahead = None if ahead is None else ahead(times, shape)
+
+    def _ready(self, y: Tensor, s: Tensor) -> Any:
+        """The coefficients of calls at the time s; None if they were not computed ahead."""
+        return None if self._ahead is None else self._ahead.at(y, s)
 
     def watch(self, s: Tensor, y: Tensor) -> None:
         """Pass a state y at the time s to the ``watch`` function, if there is one."""
@@ -231,11 +261,18 @@ class Questions:
 
     def score(self, y: Tensor, s: Tensor) -> Tensor:
         self.calls += 1
+        if (ready := self._ready(y, s)) is not None:
+            theta: Tensor = self._ahead.score(ready, y)
+            return theta
         out = self._score(y.to(self.dtype), s.expand(len(y)))
         return self._checked("score", out, y.shape)
 
     def denoise(self, y: Tensor, s: Tensor, noise: float = 1.0) -> Tensor:
         """x̂ (batch, *event_shape), for the backward process with noise η g²."""
+        if (ready := self._ready(y, s)) is not None:
+            self.calls += 1
+            x_hat: Tensor = self._ahead.denoise(ready, y)
+            return x_hat
         denoise = getattr(self._score, "denoise", None)
         if denoise is None:
             return project(self.diffusion, self.score(y, s), y, s.expand(len(y)))
@@ -266,6 +303,33 @@ class Questions:
         if out.shape != shape:
             raise ValueError(f"the {name} has shape {tuple(out.shape)}, expected {tuple(shape)}")
         return out.double()
+
+
+class LinearSteps(NamedTuple):
+    """Steps after which the state is a matrix times the state before, estimates and noise."""
+
+    s: Tensor  # (steps,)
+    matrix: Tensor  # (steps, K, columns): of the state, of each estimate, of the noise
+
+
+def combined(matrix: Tensor, y: Tensor, *parts: Tensor) -> Tensor:
+    """The product of a matrix with the variables of y and of other parts, like y.
+
+    Args:
+        matrix: (K, columns), or per data dimension, (1, *event_shape, K, columns).
+        y: states, (n, K, *event_shape).
+        parts: tensors with variables, like y, or x̂ (n, *event_shape), which counts as one.
+    """
+    parts = tuple(part if part.dim() == y.dim() else part.unsqueeze(1) for part in parts)
+    return apply_matrix(matrix, torch.cat([y, *parts], 1))
+
+
+def by_step(plan: Any) -> Any:
+    """A plan whose tensors (N, …) are tuples of N tensors, as in plans within it; or the times."""
+    if not isinstance(plan, tuple):
+        return plan
+    fields = (f.unbind() if isinstance(f, Tensor) else by_step(f) for f in plan)
+    return type(plan)(*fields)
 
 
 def check_size(y: Tensor, s: Tensor, i: int, steps: int) -> None:
