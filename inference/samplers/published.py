@@ -14,8 +14,9 @@ from torch import Tensor
 
 from pyro_mdm.diffusions import Diffusion
 from pyro_mdm.samplers import EulerMaruyama
-from pyro_mdm.samplers.base import LinearSteps, Noise, Questions
+from pyro_mdm.samplers.base import Noise, Questions
 from pyro_mdm.samplers.grids import Grid
+from pyro_mdm.samplers.linear import LinearSteps
 
 
 def quadratic_from_start(diffusion: Diffusion, steps: int) -> Tensor:

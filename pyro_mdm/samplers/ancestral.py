@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions.base import Cap
 from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.posterior import posterior
-from pyro_mdm.samplers.base import LinearSteps, Noise, Questions, Sampler, combined
+from pyro_mdm.samplers.base import Noise
+from pyro_mdm.samplers.linear import Linear, LinearSteps, combined
 
 __all__ = ["Ancestral"]
 
 
-class Ancestral(Sampler):
+class Ancestral(Linear):
     """The exact Gaussian posterior ``q(y_{s'} | y_s, x = x̂(y_s, s))``, by default on ``log_snr``.
 
     It samples the discrete-time model of the grid, whose bound is that of the chain. One call of
@@ -31,12 +34,11 @@ class Ancestral(Sampler):
     noise = 1.0
     needs = (Cap.KERNELS, Cap.READOUT)
 
-    reads_by_step = True
 
     def plan(self, diffusion: Kernels, times: Tensor) -> LinearSteps:
         kernel = posterior(diffusion, times[:-1], times[1:])
         parts = [kernel.gain, kernel.mean_coefficient.unsqueeze(-1), kernel.scale_tril]
         return LinearSteps(times[:-1], torch.cat(parts, -1))
 
-    def step(self, plan: LinearSteps, i: int, y: Tensor, ask: Questions, noise: Noise) -> Tensor:
-        return combined(plan.matrix[i], y, ask.denoise(y, plan.s[i]), noise())
+    def advance(self, at: LinearSteps, y: Tensor, ask: Any, noise: Noise) -> Tensor:
+        return combined(at.matrix, y, ask.denoise(y, at.s), noise())

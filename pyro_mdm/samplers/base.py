@@ -8,13 +8,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions.base import Cap, Diffusion, UnsupportedDiffusionError, require
-from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.diffusions.simulation import LIMIT, SimulationError
 from pyro_mdm.randomness import for_data, normal_for_data
 from pyro_mdm.samplers.grids import Grid, check_grid, grid_times, usual_grid
@@ -25,14 +24,12 @@ from pyro_mdm.support.progress import Progress, progress_bar
 from pyro_mdm.support.settings import Recorded
 
 __all__ = [
-    "LinearSteps",
     "Noise",
     "Questions",
     "Sampler",
     "Watch",
     "by_step",
     "check_size",
-    "combined",
 ]
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -99,6 +96,10 @@ class Sampler(Recorded, ABC):
         """
         return times
 
+    def planned(self, diffusion: Diffusion, times: Tensor) -> Any:
+        """The plan, per data dimension where dimensions differ."""
+        return diffusion.planned(self.plan, times)
+
     @abstractmethod
     def step(self, plan: Any, i: int, y: Tensor, ask: Questions, noise: Noise) -> Tensor:
         """The state after step i, like y (batch, K, *event_shape), in float64.
@@ -127,18 +128,22 @@ class Sampler(Recorded, ABC):
     def integrate(self, y: Tensor, ask: Questions, noise: Noise, bar: Progress) -> Tensor:
         """y_ε from y at T (batch, K, *event_shape), both in float64."""
         times = self.times(ask.diffusion)
-        plan = ask.diffusion.planned(self.plan, times)
+        plan = self.planned(ask.diffusion, times)
         at = getattr(plan, "s", times)
         ask.look_ahead(at, y.shape)
         if self.reads_by_step:
             plan = by_step(plan)
-        starts = times.unbind()
+        starts, step = times.unbind(), self.stepping(ask)
         with ask.diffusion.laws_ahead(at):
             for i in range(self.steps):
                 ask.watch(starts[i], y)
-                y = self.step(plan, i, y, ask, noise)
+                y = step(plan, i, y, ask, noise)
                 bar.update()
         return y
+
+    def stepping(self, ask: Questions) -> Callable[..., Tensor]:
+        """The function that takes the steps of a run, called as :meth:`step`, which it is."""
+        return self.step
 
     def __call__(
         self,
@@ -232,6 +237,7 @@ class Questions:
 
     Attributes:
         calls: number of network calls.
+        ahead: the score at the times of a grid, where that can be computed before; or None.
         past: estimates of earlier steps for a multistep method, the newest first.
     """
 
@@ -242,17 +248,17 @@ class Questions:
         self._score, self.dtype = score, dtype
         self.calls = 0
         self._watch = watch
-        self._ahead: Any = None
+        self.ahead: Any = None
         self.past: deque[Any] = deque(maxlen=3)
 
     def look_ahead(self, times: Tensor, shape: torch.Size) -> None:
         """Compute what calls at entries of ``times`` (N,) need, for states of this shape."""
         ahead = getattr(self._score, "ahead", None)
-        self._ahead = None if ahead is None else ahead(times, shape)
+        self.ahead = None if ahead is None else ahead(times, shape)
 
     def _ready(self, y: Tensor, s: Tensor) -> Any:
         """The coefficients of calls at the time s; None if they were not computed ahead."""
-        return None if self._ahead is None else self._ahead.at(y, s)
+        return None if self.ahead is None else self.ahead.at(y, s)
 
     def watch(self, s: Tensor, y: Tensor) -> None:
         """Pass a state y at the time s to the ``watch`` function, if there is one."""
@@ -262,7 +268,7 @@ class Questions:
     def score(self, y: Tensor, s: Tensor) -> Tensor:
         self.calls += 1
         if (ready := self._ready(y, s)) is not None:
-            theta: Tensor = self._ahead.score(ready, y)
+            theta: Tensor = self.ahead.score(ready, y)
             return theta
         out = self._score(y.to(self.dtype), s.expand(len(y)))
         return self._checked("score", out, y.shape)
@@ -271,7 +277,7 @@ class Questions:
         """x̂ (batch, *event_shape), for the backward process with noise η g²."""
         if (ready := self._ready(y, s)) is not None:
             self.calls += 1
-            x_hat: Tensor = self._ahead.denoise(ready, y)
+            x_hat: Tensor = self.ahead.denoise(ready, y)
             return x_hat
         denoise = getattr(self._score, "denoise", None)
         if denoise is None:
@@ -303,25 +309,6 @@ class Questions:
         if out.shape != shape:
             raise ValueError(f"the {name} has shape {tuple(out.shape)}, expected {tuple(shape)}")
         return out.double()
-
-
-class LinearSteps(NamedTuple):
-    """Steps after which the state is a matrix times the state before, estimates and noise."""
-
-    s: Tensor  # (steps,)
-    matrix: Tensor  # (steps, K, columns): of the state, of each estimate, of the noise
-
-
-def combined(matrix: Tensor, y: Tensor, *parts: Tensor) -> Tensor:
-    """The product of a matrix with the variables of y and of other parts, like y.
-
-    Args:
-        matrix: (K, columns), or per data dimension, (1, *event_shape, K, columns).
-        y: states, (n, K, *event_shape).
-        parts: tensors with variables, like y, or x̂ (n, *event_shape), which counts as one.
-    """
-    parts = tuple(part if part.dim() == y.dim() else part.unsqueeze(1) for part in parts)
-    return apply_matrix(matrix, torch.cat([y, *parts], 1))
 
 
 def by_step(plan: Any) -> Any:

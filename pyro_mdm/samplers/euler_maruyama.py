@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import singledispatch
+from typing import Any
 import torch
 from torch import Tensor
 
@@ -10,19 +11,13 @@ from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.matrices import as_rows
 from pyro_mdm.diffusions.sde import noise_root
-from pyro_mdm.samplers.base import (
-    LinearSteps,
-    Noise,
-    Questions,
-    Sampler,
-    check_size,
-    combined,
-)
+from pyro_mdm.samplers.base import Noise, Questions, check_size
+from pyro_mdm.samplers.linear import Linear, LinearSteps, combined
 
 __all__ = ["EulerMaruyama"]
 
 
-class EulerMaruyama(Sampler):
+class EulerMaruyama(Linear):
     """Euler–Maruyama, ``u' = u + h (g² s_θ + ∇·g² - f) + √h G ξ``, for any diffusion.
 
     Weak order 1, one score call a step.
@@ -33,7 +28,6 @@ class EulerMaruyama(Sampler):
     """
 
     needs = ()
-    reads_by_step = True
 
     def plan(self, diffusion: Diffusion, times: Tensor) -> LinearSteps | Tensor:
         return _planned(diffusion, times)
@@ -43,7 +37,13 @@ class EulerMaruyama(Sampler):
     ) -> Tensor:
         if isinstance(plan, Tensor):
             return self._general(plan, i, y, ask, noise())
-        return combined(plan.matrix[i], y, ask.score(y, plan.s[i]), noise())
+        return super().step(plan, i, y, ask, noise)
+
+    def advance(self, at: LinearSteps, y: Tensor, ask: Any, noise: Noise) -> Tensor:
+        return combined(at.matrix, y, ask.score(y, at.s), noise())
+
+    def _is_whole(self) -> bool:
+        return type(self).step is EulerMaruyama.step
 
     @staticmethod
     def _general(times: Tensor, i: int, y: Tensor, ask: Questions, noise: Tensor) -> Tensor:

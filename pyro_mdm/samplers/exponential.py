@@ -7,35 +7,35 @@ order; there y says little of the data.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.diffusions.closed import OneBlock
-from pyro_mdm.samplers.base import LinearSteps, Noise, Questions, Sampler, combined
+from pyro_mdm.samplers.base import Noise
 from pyro_mdm.samplers.grids import Grid
+from pyro_mdm.samplers.linear import Linear, LinearSteps, combined
 from pyro_mdm.samplers.transport import transport
 from pyro_mdm.support.checks import check_number
 
 __all__ = ["ExponentialIntegrator", "StochasticExponentialIntegrator"]
 
 
-class _Exponential(Sampler):
+class _Exponential(Linear):
     """The base class of the deterministic and the stochastic integrator."""
 
     orders: ClassVar[tuple[int, ...]]
     default_grid = "quadratic"
     noise: float = 0.0
-    reads_by_step = True
 
     def __init__(self, steps: int, order: int, grid: Grid | None) -> None:
         super().__init__(steps, grid)
         if order not in self.orders:
             orders = " or ".join([", ".join(map(str, self.orders[:-1])), str(self.orders[-1])])
             raise ValueError(f"order is {order!r}, expected {orders}")
-        self.order = order
+        self.order, self.remembers = order, order - 1
 
     def check(self, diffusion: Diffusion, score: object = None) -> None:
         super().check(diffusion, score)
@@ -52,14 +52,13 @@ class _Exponential(Sampler):
         parts = [gain, columns] if tril is None else [gain, columns, tril]
         return LinearSteps(times[:-1], torch.cat(parts, -1))
 
-    def step(self, plan: LinearSteps, i: int, y: Tensor, ask: Questions, noise: Noise) -> Tensor:
-        s, matrix, K = plan.s[i], plan.matrix[i], y.shape[1]
-        drawn = K if self.noise else 0
-        at_data = matrix.shape[-1] - K - drawn > self.order  # by ŵ = (x̂, m̂)
+    def advance(self, at: LinearSteps, y: Tensor, ask: Any, noise: Noise) -> Tensor:
+        (s, matrix), K = at, y.shape[1]
+        at_data = matrix.shape[-1] - K - self.draws * K > self.order  # by ŵ = (x̂, m̂)
         ask.past.appendleft(ask.start(y, s) if at_data else ask.denoise(y, s, self.noise))
         # the first steps have no weights of a past, in whose place any estimate may be
         past = [ask.past[min(j, len(ask.past) - 1)] for j in range(self.order)]
-        return combined(matrix, y, *past, *([noise()] if drawn else []))
+        return combined(matrix, y, *past, *(noise() for _ in range(self.draws)))
 
 
 class ExponentialIntegrator(_Exponential):

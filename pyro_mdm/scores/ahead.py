@@ -65,7 +65,7 @@ class ScoreAhead(ABC):
     @property
     def inputs_shape(self) -> tuple[int, ...]:
         """The shape of the network's inputs that follow from the state."""
-        return (len(self), *self.shape[2:])
+        return (self.shape[0], *self.shape[2:])
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -107,7 +107,7 @@ class ScoreAhead(ABC):
 
     def denoise(self, c: Any, y: Tensor) -> Tensor:
         """x̂ (n, *event_shape) for states y (n, K, *event_shape); c: coefficients at their time."""
-        return self._checked(self.x_hat(c, y.flatten(2)), y).reshape(len(y), *y.shape[2:])
+        return self.checked(self.x_hat(c, y.flatten(2)), y).reshape(len(y), *y.shape[2:])
 
     def _output(self, inputs: Tensor, log_snr: Tensor, channels: Tensor | None = None) -> Tensor:
         """The network's output in float64, (n, -1, d), for its inputs (n, 1 or K, d)."""
@@ -117,9 +117,9 @@ class ScoreAhead(ABC):
         if more:
             inputs = torch.cat([inputs, *more], 1)
         out = self.owner.output(shape, inputs, log_snr, *self._context)
-        return out.double().reshape(len(self), -1, math.prod(self.shape[2:]))
+        return out.double().reshape(self.shape[0], -1, math.prod(self.shape[2:]))
 
-    def _checked(self, value: Tensor, y: Tensor) -> Tensor:
+    def checked(self, value: Tensor, y: Tensor) -> Tensor:
         """A value that follows from y and the network, checked to be finite if both are."""
         check_values(finite(value), partial(self._report, y))
         return value
@@ -265,7 +265,7 @@ class _DenoiserAhead(ScoreAhead):
 
     def score(self, c: _OfDenoiser, y: Tensor) -> Tensor:
         flat = y.flatten(2)
-        x_hat = self._checked(self.x_hat(c, flat), y)
+        x_hat = self.checked(self.x_hat(c, flat), y)
         return torch.baddbmm(torch.bmm(c.state, flat), c.data, x_hat).reshape(y.shape)
 
 
@@ -348,7 +348,7 @@ class _RawAhead(ScoreAhead):
         return torch.baddbmm(torch.bmm(c.from_state, flat), c.from_output, F)
 
     def score(self, c: _OfRaw, y: Tensor) -> Tensor:
-        F = self._checked(self._asked(c, y.flatten(2)), y)
+        F = self.checked(self._asked(c, y.flatten(2)), y)
         return torch.bmm(c.matrix, F).reshape(y.shape)
 
 
