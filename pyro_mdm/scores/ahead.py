@@ -25,7 +25,7 @@ from pyro_mdm.scores.denoiser import Denoiser
 from pyro_mdm.scores.raw import NoisePrediction, RawScore, state_units
 from pyro_mdm.support.checks import check_finite, check_values, check_weights, finite
 
-__all__ = ["ScoreAhead", "score_ahead"]
+__all__ = ["ScoreAhead", "is_plain", "score_ahead"]
 
 HELD = 2**23
 """The largest number of coefficients that are held at once; more are computed block by block."""
@@ -273,7 +273,7 @@ class _DenoiserAhead(ScoreAhead):
 def _of_denoiser(
     score: Denoiser, diffusion: Diffusion, times: Tensor, shape: Sequence[int], dtype: torch.dtype
 ) -> ScoreAhead | None:
-    if not (_is_plain(score, Denoiser) and _serves(diffusion, score, shape)):
+    if not (is_plain(score, Denoiser) and _serves(diffusion, score, shape)):
         return None
     return _DenoiserAhead(score, diffusion, times, shape, dtype)  # type: ignore[arg-type]
 
@@ -287,8 +287,8 @@ def _of_conditioned(
     dtype: torch.dtype,
 ) -> ScoreAhead | None:
     inner: Any = score.denoiser
-    affine = isinstance(inner, Denoiser) and _is_plain(inner, Denoiser)
-    plain = affine and _is_plain(score, ConditionedDenoiser)
+    affine = isinstance(inner, Denoiser) and is_plain(inner, Denoiser)
+    plain = affine and is_plain(score, ConditionedDenoiser)
     if not plain or score.values is None or not _serves(diffusion, score, shape):
         return None
     return _DenoiserAhead(inner, diffusion, times, shape, dtype, score)  # type: ignore[arg-type]
@@ -358,18 +358,21 @@ def _of_raw(
     score: Score, diffusion: Diffusion, times: Tensor, shape: Sequence[int], dtype: torch.dtype
 ) -> ScoreAhead | None:
     kind = NoisePrediction if isinstance(score, NoisePrediction) else RawScore
-    if not (_is_plain(score, kind) and _serves(diffusion, score, shape)):
+    if not (is_plain(score, kind) and _serves(diffusion, score, shape)):
         return None
     return _RawAhead(score, diffusion, times, shape, dtype)  # type: ignore[arg-type]
 
 
 # -- what is served --------------------------------------------------------------------------------
 
-ASKED = ("score", "denoise", "aim", "x_hat", "inputs", "read", "call_network", "_with_context")
+ASKED = (
+    *("score", "denoise", "aim", "x_hat", "inputs", "read", "call_network", "_with_context"),
+    *("integrand", "diffusion_term"),
+)
 """The members that say how a network is asked; a subclass that changes one is asked by them."""
 
 
-def _is_plain(score: Score, kind: type[Score]) -> bool:
+def is_plain(score: Score, kind: type[Score]) -> bool:
     """Whether a score is asked in the way of this kind."""
     same = all(getattr(type(score), n, None) is getattr(kind, n, None) for n in ASKED)
     return same and not any(name in vars(score) for name in ASKED)
