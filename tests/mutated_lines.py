@@ -813,8 +813,8 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
     ],
     "pyro_mdm/samplers/ancestral.py": [
         (
-            "return mean + apply_matrix(kernel.scale_tril[i], noise())",
-            "return mean + 1.1 * apply_matrix(kernel.scale_tril[i], noise())",
+            "kernel.mean_coefficient.unsqueeze(-1), kernel.scale_tril]",
+            "kernel.mean_coefficient.unsqueeze(-1), 1.1 * kernel.scale_tril]",
             "test_sampler_orders.py::test_every_sampler_has_its_weak_order[ancestral-vpsde]",
         ),
     ],

@@ -34,7 +34,6 @@ class Ancestral(Linear):
     noise = 1.0
     needs = (Cap.KERNELS, Cap.READOUT)
 
-
     def plan(self, diffusion: Kernels, times: Tensor) -> LinearSteps:
         kernel = posterior(diffusion, times[:-1], times[1:])
         parts = [kernel.gain, kernel.mean_coefficient.unsqueeze(-1), kernel.scale_tril]
