@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import singledispatch
 from typing import Any
+
 import torch
 from torch import Tensor
 
