@@ -20,8 +20,8 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 
 from pyro_mdm import likelihoods, randomness
-from pyro_mdm.diffusions.base import Cap, Marginal
-from pyro_mdm.diffusions.closed import OneBlock, noised_data, noised_state
+from pyro_mdm.diffusions.base import Marginal
+from pyro_mdm.diffusions.closed import OneBlock, is_usual_block, noised_data, noised_state
 from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.matrices import apply_matrix, apply_vector, with_event_dims
 from pyro_mdm.diffusions.memory import kept
@@ -37,7 +37,7 @@ from pyro_mdm.support.checks import check_finite
 __all__ = ["WholeLoss", "negative_bound"]
 
 
-class Draws(NamedTuple):
+class LossDraws(NamedTuple):
     """The draws of a loss, and what follows from them and the diffusion alone."""
 
     noise: Tensor  # of y_ε, (n, K, *event_shape)
@@ -62,7 +62,7 @@ def negative_bound(
     decoder: likelihoods.Gaussian | None,
     at_rest: bool,
     x: Tensor,
-    draws: Draws,
+    draws: LossDraws,
     constants: Constants,
 ) -> Tensor:
     """The negative bound of data at given draws, (n,) nats, of tensors alone.
@@ -75,10 +75,12 @@ def negative_bound(
         draws: draws of the loss.
         constants: numbers of the diffusion.
     """
-    term = _denoising_term if isinstance(score, Denoiser) else _raw_term
     square = x.double().square().flatten(1).sum(1)
-    loss = term(score, at_rest, x, draws, constants).double()
-    loss = loss + constants.prior + constants.prior_square * square
+    if isinstance(score, Denoiser):
+        term = _denoising_term(score, x, draws, constants)
+    else:
+        term = _raw_term(score, at_rest, x, draws, constants)
+    loss = term.double() + constants.prior + constants.prior_square * square
     if constants.entropy is not None:
         loss = loss + constants.entropy
     if decoder is not None:
@@ -86,9 +88,7 @@ def negative_bound(
     return loss.to(x.dtype)
 
 
-def _denoising_term(
-    score: Any, at_rest: bool, x: Tensor, draws: Draws, constants: Constants
-) -> Tensor:
+def _denoising_term(score: Denoiser, x: Tensor, draws: LossDraws, constants: Constants) -> Tensor:
     """½ (λ_ε - λ_T) e^λ ‖x - x̂(z, λ)‖², (n,)."""
     mu, s2 = score.data_mean.to(x.dtype), score.data_variance.to(x.dtype)
     v = with_event_dims(torch.exp(-draws.log_snr).to(x.dtype), x)
@@ -101,7 +101,9 @@ def _denoising_term(
     return weight.to(x.dtype) * (x - x_hat).square().flatten(1).sum(1)
 
 
-def _raw_term(score: Any, at_rest: bool, x: Tensor, draws: Draws, constants: Constants) -> Tensor:
+def _raw_term(
+    score: Score, at_rest: bool, x: Tensor, draws: LossDraws, constants: Constants
+) -> Tensor:
     """½ (κ_T - κ_ε) ‖s_θ - ∇ log q‖²_{g²} by the rate of κ, (n,)."""
     law: Any = draws.law
     g2: Any = draws.clock_noise
@@ -120,7 +122,7 @@ def _raw_term(score: Any, at_rest: bool, x: Tensor, draws: Draws, constants: Con
 
 
 def _decoded(
-    decoder: likelihoods.Gaussian, x: Tensor, draws: Draws, constants: Constants
+    decoder: likelihoods.Gaussian, x: Tensor, draws: LossDraws, constants: Constants
 ) -> Tensor:
     """log p(x | y_ε) of a Gaussian decoder, (n,) in float64."""
     start = constants.start
@@ -186,12 +188,13 @@ class WholeLoss:
             constants = _constants(diffusion, x, isinstance(score, Denoiser), entropy)
             if isinstance(score, Denoiser):
                 score.check_log_snr(draws.log_snr)
-        at_rest = kept(diffusion, "at rest", diffusion.at_rest)
+        fixed: Any = diffusion
+        at_rest = kept(fixed, "at rest", fixed.at_rest)
         decoder = model.likelihood if entropy is None else None
         return self._compiled(score, decoder, at_rest, x, draws, constants).sum()
 
 
-def _draws(score: Score, diffusion: Any, x: Tensor) -> Draws:
+def _draws(score: Score, diffusion: OneBlock, x: Tensor) -> LossDraws:
     """The draws in the order of the programs: the path's, the time's, and those of its noise."""
     K = diffusion.num_variables
     noise = randomness.normal((len(x), 1, K, *x.shape[1:]), x.dtype, x.device)[:, 0]
@@ -199,15 +202,15 @@ def _draws(score: Score, diffusion: Any, x: Tensor) -> Draws:
     if isinstance(score, Denoiser):
         epsilon = randomness.normal(x.shape, x.dtype, x.device)
         low, high = diffusion.terminal_log_snr, diffusion.start_log_snr
-        return Draws(noise, epsilon, torch.lerp(low, high, u), None, None)
+        return LossDraws(noise, epsilon, torch.lerp(low, high, u), None, None)
     s = diffusion.time_on_the_way(u)
     law = diffusion.marginal(s)
     epsilon = randomness.normal((len(x), K, *x.shape[1:]), x.dtype, x.device)
-    return Draws(noise, epsilon, law.log_snr, law, diffusion.clock_noise(s))
+    return LossDraws(noise, epsilon, law.log_snr, law, diffusion.clock_noise(s))
 
 
 def _constants(
-    diffusion: Any, x: Tensor, denoises: bool, entropy: Callable[[Any], Tensor] | None
+    diffusion: OneBlock, x: Tensor, denoises: bool, entropy: Callable[[Any], Tensor] | None
 ) -> Constants:
     shape, device = x.shape[1:], x.device
 
@@ -236,9 +239,9 @@ def _serves(model: DiffusionModel, guide: object, x: object, decoder: bool) -> b
     ours = guide.diffusion is diffusion and model.times is None and guide.times is None
     if not ours or guide.event_dim is not None or not torch.is_grad_enabled():
         return False
-    if not isinstance(diffusion, OneBlock) or diffusion.maps or diffusion.is_learned():
+    if not is_usual_block(diffusion) or diffusion.coordinates(x) is not x:
         return False
-    if not set(Cap) - {Cap.SIMULATED} <= diffusion.caps or not diffusion.closed_form:
+    if any(parameter.requires_grad for parameter in diffusion.parameters()):
         return False
     kind = next((k for k in (Denoiser, NoisePrediction, RawScore) if isinstance(score, k)), None)
     if kind is None or not is_plain(score, kind) or score.maps or score.times != "log_volume":

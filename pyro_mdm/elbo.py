@@ -32,6 +32,7 @@ from torch.distributions import kl_divergence
 from pyro_mdm import randomness
 from pyro_mdm.compiled import WholeLoss
 from pyro_mdm.diffusions.base import Cap, require
+from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.matrices import of_counted
 from pyro_mdm.diffusions.memory import shared_ends
 from pyro_mdm.guide import DiffusionGuide
@@ -462,7 +463,7 @@ def _scaled(value: Tensor, site: Site) -> Tensor:
     return torch.as_tensor(scale_and_mask(value, site["scale"], site["mask"]))
 
 
-def start_entropy(diffusion: Any) -> Tensor:
+def start_entropy(diffusion: Kernels) -> Tensor:
     """H[q(y_ε | x)] - H[q(v_0)] per data dimension, 0-dim or per dimension where they differ."""
     Sigma_v = diffusion.initial_covariance[..., 1:, 1:]
     log_det = diffusion.start.log_det  # of each data dimension, if they differ

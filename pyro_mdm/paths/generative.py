@@ -162,7 +162,7 @@ class BoundScore:
         """
         return self.parameterization.aim(self.diffusion, y.to(self.dtype), s, noise).to(y.dtype)
 
-    def ahead(self, times: Tensor, shape: Sequence[int]) -> ScoreAhead | None:
+    def ahead(self, times: Tensor, shape: Sequence[int]) -> ScoreAhead[Any] | None:
         """The score at times (N,) for states of this shape, with what can be computed ahead.
 
         None where nothing can, see :func:`~pyro_mdm.scores.ahead.score_ahead`.

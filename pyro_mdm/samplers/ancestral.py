@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -11,12 +9,12 @@ from pyro_mdm.diffusions.base import Cap
 from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.posterior import posterior
 from pyro_mdm.samplers.base import Noise
-from pyro_mdm.samplers.linear import Linear, LinearSteps, combined
+from pyro_mdm.samplers.linear import Answers, LinearSampler, LinearSteps, combined
 
 __all__ = ["Ancestral"]
 
 
-class Ancestral(Linear):
+class Ancestral(LinearSampler[LinearSteps]):
     """The exact Gaussian posterior ``q(y_{s'} | y_s, x = x̂(y_s, s))``, by default on ``log_snr``.
 
     It samples the discrete-time model of the grid, whose bound is that of the chain. One call of
@@ -39,5 +37,5 @@ class Ancestral(Linear):
         parts = [kernel.gain, kernel.mean_coefficient.unsqueeze(-1), kernel.scale_tril]
         return LinearSteps(times[:-1], torch.cat(parts, -1))
 
-    def advance(self, at: LinearSteps, y: Tensor, ask: Any, noise: Noise) -> Tensor:
+    def advance(self, at: LinearSteps, y: Tensor, ask: Answers, noise: Noise) -> Tensor:
         return combined(at.matrix, y, ask.denoise(y, at.s), noise())

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 Score = Callable[[Tensor, Tensor], Tensor]
+T = TypeVar("T")
 Noise = Callable[[], Tensor]
 """A function that draws standard normal noise of the shape of a state."""
 Watch = Callable[[Tensor, Tensor], object]
@@ -311,12 +312,14 @@ class Questions:
         return out.double()
 
 
-def by_step(plan: Any) -> Any:
+def by_step(plan: T) -> T:
     """A plan whose tensors (N, …) are tuples of N tensors, as in plans within it; or the times."""
     if not isinstance(plan, tuple):
         return plan
     fields = (f.unbind() if isinstance(f, Tensor) else by_step(f) for f in plan)
-    return type(plan)(*fields)
+    made: Any = type(plan)
+    entries: T = made(*fields)
+    return entries
 
 
 def check_size(y: Tensor, s: Tensor, i: int, steps: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import singledispatch
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,12 +12,12 @@ from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.matrices import as_rows
 from pyro_mdm.diffusions.sde import noise_root
 from pyro_mdm.samplers.base import Noise, Questions, check_size
-from pyro_mdm.samplers.linear import Linear, LinearSteps, combined
+from pyro_mdm.samplers.linear import Answers, LinearSampler, LinearSteps, combined
 
 __all__ = ["EulerMaruyama"]
 
 
-class EulerMaruyama(Linear):
+class EulerMaruyama(LinearSampler[LinearSteps]):
     """Euler–Maruyama, ``u' = u + h (g² s_θ + ∇·g² - f) + √h G ξ``, for any diffusion.
 
     Weak order 1, one score call a step.
@@ -40,7 +39,7 @@ class EulerMaruyama(Linear):
             return self._general(plan, i, y, ask, noise())
         return super().step(plan, i, y, ask, noise)
 
-    def advance(self, at: LinearSteps, y: Tensor, ask: Any, noise: Noise) -> Tensor:
+    def advance(self, at: LinearSteps, y: Tensor, ask: Answers, noise: Noise) -> Tensor:
         return combined(at.matrix, y, ask.score(y, at.s), noise())
 
     def _is_whole(self) -> bool:

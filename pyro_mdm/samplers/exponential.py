@@ -7,7 +7,7 @@ order; there y says little of the data.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,14 +16,14 @@ from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.diffusions.closed import OneBlock
 from pyro_mdm.samplers.base import Noise
 from pyro_mdm.samplers.grids import Grid
-from pyro_mdm.samplers.linear import Linear, LinearSteps, combined
+from pyro_mdm.samplers.linear import Answers, LinearSampler, LinearSteps, combined
 from pyro_mdm.samplers.transport import transport
 from pyro_mdm.support.checks import check_number
 
 __all__ = ["ExponentialIntegrator", "StochasticExponentialIntegrator"]
 
 
-class _Exponential(Linear):
+class _Exponential(LinearSampler[LinearSteps]):
     """The base class of the deterministic and the stochastic integrator."""
 
     orders: ClassVar[tuple[int, ...]]
@@ -52,7 +52,7 @@ class _Exponential(Linear):
         parts = [gain, columns] if tril is None else [gain, columns, tril]
         return LinearSteps(times[:-1], torch.cat(parts, -1))
 
-    def advance(self, at: LinearSteps, y: Tensor, ask: Any, noise: Noise) -> Tensor:
+    def advance(self, at: LinearSteps, y: Tensor, ask: Answers, noise: Noise) -> Tensor:
         (s, matrix), K = at, y.shape[1]
         at_data = matrix.shape[-1] - K - self.draws * K > self.order  # by ŵ = (x̂, m̂)
         ask.past.appendleft(ask.start(y, s) if at_data else ask.denoise(y, s, self.noise))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,10 +16,12 @@ from torch import Tensor
 from pyro_mdm.diffusions.base import UnsupportedDiffusionError
 from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.samplers.base import Noise, Questions, Sampler
+from pyro_mdm.scores.ahead import ScoreAhead
 
-__all__ = ["Linear", "LinearSteps", "combined"]
+__all__ = ["Answers", "LinearSampler", "LinearSteps", "combined"]
 
-L = TypeVar("L", bound="Linear")
+L = TypeVar("L", bound="LinearSampler[Any]")
+P = TypeVar("P", bound=tuple[Any, ...])
 
 
 class LinearSteps(NamedTuple):
@@ -37,11 +39,18 @@ def combined(matrix: Tensor, y: Tensor, *parts: Tensor) -> Tensor:
         y: states, (n, K, *event_shape).
         parts: tensors with variables, like y, or x̂ (n, *event_shape), which counts as one.
     """
-    parts = tuple(part if part.dim() == y.dim() else part.unsqueeze(1) for part in parts)
+    parts = tuple(t if t.dim() == y.dim() else t.unsqueeze(1) for t in parts)
     return apply_matrix(matrix, torch.cat([y, *parts], 1))
 
 
-class Linear(Sampler):
+def entries(plan: P, i: int) -> P:
+    """The i-th entries of the fields of a plan."""
+    made: Any = type(plan)
+    entry: P = made(*(field[i] for field in plan))
+    return entry
+
+
+class LinearSampler(Sampler, Generic[P]):
     """The base class of samplers with such steps."""
 
     reads_by_step = True
@@ -55,11 +64,11 @@ class Linear(Sampler):
         """The number of noises that a step draws."""
         return 1 if self.noise is None or self.noise > 0 else 0
 
-    def step(self, plan: Any, i: int, y: Tensor, ask: Questions, noise: Noise) -> Tensor:
-        return self.advance(type(plan)(*(field[i] for field in plan)), y, ask, noise)
+    def step(self, plan: P, i: int, y: Tensor, ask: Questions, noise: Noise) -> Tensor:
+        return self.advance(entries(plan, i), y, ask, noise)
 
     @abstractmethod
-    def advance(self, at: Any, y: Tensor, ask: Any, noise: Noise) -> Tensor:
+    def advance(self, at: P, y: Tensor, ask: Answers, noise: Noise) -> Tensor:
         """The state after one step, like y (n, K, *event_shape); nothing but tensors matters.
 
         Args:
@@ -69,9 +78,10 @@ class Linear(Sampler):
             noise: function that draws standard normal numbers, like y.
         """
 
-    def times_of(self, at: Any) -> tuple[Tensor, ...]:
+    def times_of(self, at: P) -> tuple[Tensor, ...]:
         """The times of the score calls of a step, in their order."""
-        return (at.s,)
+        s: Tensor = at[0]
+        return (s,)
 
     # -- compiled ----------------------------------------------------------------------------------
 
@@ -100,7 +110,7 @@ class Linear(Sampler):
 
     def _is_whole(self) -> bool:
         """Whether :meth:`advance` is all that a step does."""
-        return type(self).step is Linear.step
+        return type(self).step is LinearSampler.step
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without what was compiled, which a copy compiles again."""
@@ -123,24 +133,25 @@ class Linear(Sampler):
             )
         compiled, past = self._compiled, list[Tensor]()
 
-        def step(plan: Any, i: int, y: Tensor, ask: Questions, noise: Noise) -> Tensor:
+        def step(plan: P, i: int, y: Tensor, ask: Questions, noise: Noise) -> Tensor:
             nonlocal past
-            at = type(plan)(*(field[i] for field in plan))
+            at = entries(plan, i)
             ready = [ahead.at(y, s) for s in self.times_of(at)]
             if not past:
                 past = [y.new_zeros(len(y), *y.shape[2:]) for _ in range(self.remembers)]
             noises = [noise() for _ in range(self.draws)]
             later, past = compiled(self, ahead, at, ready, y, past, noises)
             ask.calls += len(ready)
-            return ahead.checked(later, y)
+            value: Tensor = ahead.checked(later, y)
+            return value
 
         return step
 
 
 def whole_step(
-    sampler: Linear,
-    ahead: Any,
-    at: Any,
+    sampler: LinearSampler[P],
+    ahead: ScoreAhead[Any],
+    at: P,
     ready: list[Any],
     y: Tensor,
     past: list[Tensor],
@@ -157,15 +168,15 @@ def whole_step(
         past: estimates of earlier steps, the newest first.
         noises: standard normal numbers, each like y.
     """
-    ask, drawn = _Ready(ahead, ready, past), iter(noises)
+    ask, drawn = Ready(ahead, ready, past), iter(noises)
     y = sampler.advance(at, y, ask, lambda: next(drawn))
     return y, list(ask.past)[: sampler.remembers]
 
 
-class _Ready:
+class Ready:
     """The score and the denoiser at the times of one step's calls, one after the other."""
 
-    def __init__(self, ahead: Any, ready: list[Any], past: list[Tensor]) -> None:
+    def __init__(self, ahead: ScoreAhead[Any], ready: list[Any], past: list[Tensor]) -> None:
         self.ahead, self.ready, self.asked = ahead, ready, 0
         self.past: deque[Any] = deque(past, maxlen=3)
 
@@ -180,3 +191,10 @@ class _Ready:
     def denoise(self, y: Tensor, s: Tensor, noise: float = 1.0) -> Tensor:
         value: Tensor = self.ahead.denoise(self._next(), y)
         return value
+
+    def start(self, y: Tensor, s: Tensor) -> Tensor:
+        raise NotImplementedError("the mean of v_0 is not computed ahead")
+
+
+Answers = Questions | Ready
+"""The score and the denoiser in use."""

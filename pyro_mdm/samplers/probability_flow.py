@@ -9,7 +9,7 @@ clock, which gives changes near the data as much room as others.
 from __future__ import annotations
 
 from functools import singledispatch
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.closed import Kernels, OneBlock
 from pyro_mdm.samplers.base import Noise, Questions, check_size
 from pyro_mdm.samplers.grids import Grid
-from pyro_mdm.samplers.linear import Linear, combined
+from pyro_mdm.samplers.linear import Answers, LinearSampler, combined
 from pyro_mdm.support.checks import check_number
 from pyro_mdm.support.progress import Progress
 
@@ -44,7 +44,7 @@ class FlowSteps(NamedTuple):
     corrector: Tensor  # (steps, K, 3 K), of the state, the predicted one, and the score there
 
 
-class ProbabilityFlow(Linear):
+class ProbabilityFlow(LinearSampler[FlowSteps]):
     """The probability-flow ODE by Heun's method on a grid, or by an adaptive solver of torchdiffeq.
 
     After a run ``calls`` is the number of score calls. Adaptive solvers weigh the error over the
@@ -104,7 +104,7 @@ class ProbabilityFlow(Linear):
             return self._general(plan, i, y, ask)
         return super().step(plan, i, y, ask, noise)
 
-    def advance(self, at: FlowSteps, y: Tensor, ask: Any, noise: Noise) -> Tensor:
+    def advance(self, at: FlowSteps, y: Tensor, ask: Answers, noise: Noise) -> Tensor:
         ahead = combined(at.predictor, y, ask.score(y, at.s))
         return combined(at.corrector, y, ahead, ask.score(ahead, at.later))
 

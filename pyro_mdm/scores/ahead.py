@@ -10,15 +10,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial, singledispatch
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Generic, NamedTuple, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions.ahead import Places
-from pyro_mdm.diffusions.base import Cap, Diffusion, Marginal
-from pyro_mdm.diffusions.closed import Kernels, OneBlock
+from pyro_mdm.diffusions.base import Diffusion, Marginal
+from pyro_mdm.diffusions.closed import OneBlock, is_usual_block
 from pyro_mdm.diffusions.kernels import inverse_tril
+from pyro_mdm.diffusions.matrices import of_rows
 from pyro_mdm.scores.base import Score, map_channels, projection
 from pyro_mdm.scores.conditioned import ConditionedDenoiser
 from pyro_mdm.scores.denoiser import Denoiser
@@ -27,11 +28,12 @@ from pyro_mdm.support.checks import check_finite, check_values, check_weights, f
 
 __all__ = ["ScoreAhead", "is_plain", "score_ahead"]
 
+C = TypeVar("C", bound=tuple[Any, ...])
 HELD = 2**23
 """The largest number of coefficients that are held at once; more are computed block by block."""
 
 
-class ScoreAhead(ABC):
+class ScoreAhead(ABC, Generic[C]):
     """A score at given times, for states of one shape in float64.
 
     Args:
@@ -56,9 +58,9 @@ class ScoreAhead(ABC):
         self.owner, self.diffusion, self.times = owner, diffusion, times
         self.shape, self.dtype = torch.Size(shape), dtype
         self._places = Places(times)
-        self._first, self._block = 0, list[Any]()
+        self._first, self._block = 0, list[C]()
         inputs = torch.zeros(self.inputs_shape, dtype=dtype, device=times.device)
-        whole, *self._context = owner._with_context(inputs)
+        whole, *self._context = owner.with_context(inputs)
         more = whole[:, inputs.shape[1] :]
         self._context_channels = more if more.shape[1] else None
 
@@ -70,19 +72,19 @@ class ScoreAhead(ABC):
     def __len__(self) -> int:
         return self.shape[0]
 
-    def at(self, y: Tensor, s: Tensor) -> Any:
+    def at(self, y: Tensor, s: Tensor) -> C | None:
         """The coefficients for states y at the time s; None where they are not ready."""
         if y.shape != self.shape or y.dtype != torch.float64:
             return None
         i = self._places.index(s)
         return None if i is None else self.coefficients(i)
 
-    def coefficients(self, i: int) -> Any:
+    def coefficients(self, i: int) -> C:
         """The coefficients at the i-th time, a named tuple of tensors."""
         if not self._first <= i < self._first + len(self._block):
             numbers = max(self.held * self.rows * math.prod(self.shape[2:]), 1)
             times = self.times[i : i + max(HELD // numbers, 1)]
-            made = self.computed(times)
+            made: Any = self.computed(times)
             parts = (len(times) * [None] if t is None else t.unbind() for t in made)
             self._first = i
             self._block = [type(made)(*values) for values in zip(*parts, strict=True)]
@@ -94,18 +96,18 @@ class ScoreAhead(ABC):
         return 1
 
     @abstractmethod
-    def computed(self, times: Tensor) -> Any:
+    def computed(self, times: Tensor) -> C:
         """The coefficients at times (N,), a named tuple of tensors (N, …)."""
 
     @abstractmethod
-    def x_hat(self, c: Any, flat: Tensor) -> Tensor:
+    def x_hat(self, c: C, flat: Tensor) -> Tensor:
         """x̂ (n, 1, d) for states (n, K, d); c: coefficients at their time."""
 
     @abstractmethod
-    def score(self, c: Any, y: Tensor) -> Tensor:
+    def score(self, c: C, y: Tensor) -> Tensor:
         """s_θ, like y (n, K, *event_shape); c: coefficients at its time."""
 
-    def denoise(self, c: Any, y: Tensor) -> Tensor:
+    def denoise(self, c: C, y: Tensor) -> Tensor:
         """x̂ (n, *event_shape) for states y (n, K, *event_shape); c: coefficients at their time."""
         return self.checked(self.x_hat(c, y.flatten(2)), y).reshape(len(y), *y.shape[2:])
 
@@ -140,7 +142,7 @@ def score_ahead(
     times: Tensor,
     shape: Sequence[int],
     dtype: torch.dtype,
-) -> ScoreAhead | None:
+) -> ScoreAhead[Any] | None:
     """The score at given times, if it is of a kind whose coefficients can be computed ahead.
 
     Dispatched on the score. Register a function for a kind of your own by
@@ -174,7 +176,7 @@ class _OfDenoiser(NamedTuple):
     data: Tensor  # Σ^{-1} a (N, n, K, 1)
 
 
-class _DenoiserAhead(ScoreAhead):
+class _DenoiserAhead(ScoreAhead[_OfDenoiser]):
     """A :class:`~pyro_mdm.scores.Denoiser`, conditioned or not."""
 
     held = 6
@@ -196,10 +198,9 @@ class _DenoiserAhead(ScoreAhead):
     def rows(self) -> int:
         if self.conditioned is None:
             return 1
-        like = torch.empty((), device=self.times.device).expand(len(self), *self.shape[2:])
         tensors = (self.conditioned.observed, self.conditioned.values, self.conditioned.left_out)
-        of_rows = (self.conditioned._for(like, t) for t in tensors if t is not None)
-        return len(self) if any(t.dim() == like.dim() for t in of_rows) else 1
+        one_for_all = all(t is None or t.dim() == len(self.shape) - 2 for t in tensors)
+        return 1 if one_for_all else len(self)
 
     def computed(self, times: Tensor) -> _OfDenoiser:
         law, owner = self.diffusion.marginal(times), self.owner
@@ -209,41 +210,40 @@ class _DenoiserAhead(ScoreAhead):
         maps = lam if self.conditioned is None else self._masked(lam)
         v, mu, s2 = torch.exp(-maps), owner.data_mean, owner.data_variance
         scale, keep = (s2 + v).rsqrt(), s2 / (s2 + v)
-        shift, offset, pull = -mu * scale, mu * (1 - keep), owner._spread(s2, v).sqrt()
+        shift, offset, pull = -mu * scale, mu * (1 - keep), (keep * v).sqrt()
         if self.conditioned is not None:
             observed, values, fill = self._observed
-            known = maps.isinf()
+            asked = maps.isfinite()  # neither observed nor left out
             shift = torch.where(observed, (values - mu) * scale, shift)
-            offset = torch.where(observed, values, torch.where(known, fill, offset))
-            scale, keep, pull = (torch.where(known, 0.0, t) for t in (scale, keep, pull))
+            offset = torch.where(observed, values, torch.where(asked, offset, fill))
+            scale, keep, pull = (torch.where(asked, t, 0.0) for t in (scale, keep, pull))
         seen, channels = self._levels(maps)
         W = inverse_tril(law.scale_tril)
         precision = W.mT @ W
-        return _OfDenoiser(
-            self._for_all(law.readout.unsqueeze(-2)),
-            seen,
-            channels,
-            *(t.reshape(*t.shape[:2], 1, -1) for t in (shift, scale, offset, keep, pull)),
-            self._for_all(-precision),
-            self._for_all(precision @ law.mean.unsqueeze(-1)),
+        shift, scale, offset, keep, pull = (
+            t.reshape(*t.shape[:2], 1, -1) for t in (shift, scale, offset, keep, pull)
         )
+        readout, state = self._for_all(law.readout.unsqueeze(-2)), self._for_all(-precision)
+        data = self._for_all(precision @ law.mean.unsqueeze(-1))
+        return _OfDenoiser(readout, seen, channels, shift, scale, offset, keep, pull, state, data)
 
     @property
     def _observed(self) -> tuple[Tensor, Tensor, Tensor]:
         """The mask of observed entries, values, and the fill, (1 or n, *event_shape)."""
         given: Any = self.conditioned
-        like = torch.empty((), device=self.times.device).expand(len(self), *self.shape[2:])
-        observed, values = (given._for(like, t) for t in (given.observed, given.values))
-        return observed, values, given.fill
+        return self._of_data(given.observed), self._of_data(given.values), given.fill
 
     def _masked(self, lam: Tensor) -> Tensor:
         """The maps of log SNR at λ (N, 1, …): ∞ where observed, -∞ where left out."""
         given: Any = self.conditioned
-        like = torch.empty((), device=lam.device).expand(len(self), *self.shape[2:])
         maps = lam.expand(len(lam), self.rows, *self.shape[2:])
         if given.left_out is not None:
-            maps = torch.where(given._for(like, given.left_out), -math.inf, maps)
-        return torch.where(given._for(like, given.observed), math.inf, maps)
+            maps = torch.where(self._of_data(given.left_out), -math.inf, maps)
+        return torch.where(self._of_data(given.observed), math.inf, maps)
+
+    def _of_data(self, value: Tensor) -> Tensor:
+        """A mask or values of these data, which broadcasts to (n, *event_shape)."""
+        return of_rows(value, len(self.shape) - 2, (len(self),))
 
     def _levels(self, maps: Tensor) -> tuple[Tensor, Tensor | None]:
         """The log SNRs that the network receives, (N, n), and their maps (N, n, C, *spatial)."""
@@ -272,10 +272,10 @@ class _DenoiserAhead(ScoreAhead):
 @score_ahead.register(Denoiser)
 def _of_denoiser(
     score: Denoiser, diffusion: Diffusion, times: Tensor, shape: Sequence[int], dtype: torch.dtype
-) -> ScoreAhead | None:
+) -> ScoreAhead[Any] | None:
     if not (is_plain(score, Denoiser) and _serves(diffusion, score, shape)):
         return None
-    return _DenoiserAhead(score, diffusion, times, shape, dtype)  # type: ignore[arg-type]
+    return _DenoiserAhead(score, diffusion, times, shape, dtype)
 
 
 @score_ahead.register(ConditionedDenoiser)
@@ -285,13 +285,13 @@ def _of_conditioned(
     times: Tensor,
     shape: Sequence[int],
     dtype: torch.dtype,
-) -> ScoreAhead | None:
+) -> ScoreAhead[Any] | None:
     inner: Any = score.denoiser
     affine = isinstance(inner, Denoiser) and is_plain(inner, Denoiser)
     plain = affine and is_plain(score, ConditionedDenoiser)
     if not plain or score.values is None or not _serves(diffusion, score, shape):
         return None
-    return _DenoiserAhead(inner, diffusion, times, shape, dtype, score)  # type: ignore[arg-type]
+    return _DenoiserAhead(inner, diffusion, times, shape, dtype, score)
 
 
 # -- scores of the raw state -----------------------------------------------------------------------
@@ -307,7 +307,7 @@ class _OfRaw(NamedTuple):
     from_output: Tensor  # (N, n, 1, K)
 
 
-class _RawAhead(ScoreAhead):
+class _RawAhead(ScoreAhead[_OfRaw]):
     """A :class:`~pyro_mdm.scores.NoisePrediction` or :class:`~pyro_mdm.scores.RawScore`."""
 
     held = 0
@@ -356,17 +356,17 @@ class _RawAhead(ScoreAhead):
 @score_ahead.register(RawScore)
 def _of_raw(
     score: Score, diffusion: Diffusion, times: Tensor, shape: Sequence[int], dtype: torch.dtype
-) -> ScoreAhead | None:
+) -> ScoreAhead[Any] | None:
     kind = NoisePrediction if isinstance(score, NoisePrediction) else RawScore
     if not (is_plain(score, kind) and _serves(diffusion, score, shape)):
         return None
-    return _RawAhead(score, diffusion, times, shape, dtype)  # type: ignore[arg-type]
+    return _RawAhead(score, diffusion, times, shape, dtype)
 
 
 # -- what is served --------------------------------------------------------------------------------
 
 ASKED = (
-    *("score", "denoise", "aim", "x_hat", "inputs", "read", "call_network", "_with_context"),
+    *("score", "denoise", "aim", "x_hat", "inputs", "read", "call_network", "with_context"),
     *("integrand", "diffusion_term"),
 )
 """The members that say how a network is asked; a subclass that changes one is asked by them."""
@@ -378,13 +378,8 @@ def is_plain(score: Score, kind: type[Score]) -> bool:
     return same and not any(name in vars(score) for name in ASKED)
 
 
-def _serves(diffusion: Diffusion, score: Score, shape: Sequence[int]) -> bool:
+def _serves(diffusion: Diffusion, score: Score, shape: Sequence[int]) -> TypeGuard[OneBlock]:
     """Whether scores and x̂ are affine in the state and the output, in one block for all data."""
-    if not isinstance(diffusion, OneBlock) or diffusion.maps or diffusion.context is not None:
-        return False
-    if not {Cap.KERNELS, Cap.READOUT, Cap.OWN_DRIFT, Cap.NO_CONTEXT} <= diffusion.caps:
-        return False
-    kind = type(diffusion)
-    plain = kind.score_from is Kernels.score_from and kind.aim is Kernels.aim
     event = score.event_shape
-    return plain and len(shape) > 2 and (event is None or tuple(shape[2:]) == tuple(event))
+    fits = len(shape) > 2 and (event is None or tuple(shape[2:]) == tuple(event))
+    return fits and is_usual_block(diffusion)

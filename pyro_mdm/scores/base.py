@@ -506,7 +506,7 @@ class Score(Restorable, ExactBuffers, ABC):
             )
         else:
             lam = log_snr.to(flat.dtype).expand(batch).reshape(-1)
-        flat, *context = self._with_context(flat)
+        flat, *context = self.with_context(flat)
         channels = factor * event[0] if channels is None else channels
         out = self.output((flat.shape[0], channels, *event[1:]), flat, lam, *context)
         # outputs of finite weights are for the caller to judge
@@ -532,7 +532,7 @@ class Score(Restorable, ExactBuffers, ABC):
             )
         return out
 
-    def _with_context(self, inputs: Tensor) -> tuple[Tensor, ...]:
+    def with_context(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """The network's inputs (n, C, *spatial) with contexts: as a tensor (n, size), or as
         channels."""
         size, contexts = getattr(self.network, "context_size", 0), self._network_context
