@@ -30,7 +30,9 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from pyro_mdm import randomness
+from pyro_mdm.compiled import WholeLoss
 from pyro_mdm.diffusions.base import Cap, require
+from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.matrices import of_counted
 from pyro_mdm.diffusions.memory import shared_ends
 from pyro_mdm.guide import DiffusionGuide
@@ -145,12 +147,35 @@ class MDM_ELBO(ELBO):
     def __init__(self, *args: Any, decoder: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.decoder = decoder
+        self._whole: WholeLoss | None = None
+
+    def compile(self, backend: str = "inductor", **options: Any) -> MDM_ELBO:
+        """Compile the loss whole, in place; returns the objective.
+
+        Losses are the same up to rounding, with the same draws. It is for
+        :class:`~pyro_mdm.DiffusionModel` and :class:`~pyro_mdm.DiffusionGuide` of a fixed linear
+        diffusion of one block, with a :class:`~pyro_mdm.Denoiser` and the Gaussian decoder, or
+        with a score of the raw state. Other programs, and SVI, are evaluated as before.
+
+        Args:
+            backend: backend of ``torch.compile``.
+            options: further arguments of ``torch.compile``, such as ``mode``.
+        """
+        self._whole = WholeLoss(backend, options)
+        return self
 
     def differentiable_loss(
         self, model: Program, guide: Program, *args: Any, **kwargs: Any
     ) -> Tensor:
         """The loss, (), nats, differentiable in the parameters of both programs."""
         several = self.num_particles > 1 or not torch.is_grad_enabled()
+        if self._whole is not None and self.num_particles == 1:
+            entropy = None if self.decoder else start_entropy
+            whole = self._whole(model, guide, args, kwargs, entropy)
+            if whole is not None:
+                with torch.no_grad():
+                    check_values(whole == whole, _warn_of_nan)
+                return whole
         with one_thread(), shared_ends(), checked_together():
             if isinstance(guide, DiffusionGuide) and guide.is_paired and not several:
                 loss = torch.stack(self._pair(model, guide, args, kwargs)).mean()
@@ -446,16 +471,22 @@ def _scaled(value: Tensor, site: Site) -> Tensor:
     return torch.as_tensor(scale_and_mask(value, site["scale"], site["mask"]))
 
 
+def start_entropy(diffusion: Kernels) -> Tensor:
+    """H[q(y_ε | x)] - H[q(v_0)] per data dimension, 0-dim or per dimension where they differ."""
+    Sigma_v = diffusion.initial_covariance[..., 1:, 1:]
+    log_det = diffusion.start.log_det  # of each data dimension, if they differ
+    if Sigma_v.shape[-1]:
+        log_det = log_det - torch.logdet(Sigma_v)
+    # of K variables less K - 1, one has its ½ log 2πe left
+    value: Tensor = 0.5 * (log_det + math.log(2 * math.pi) + 1)
+    return value
+
+
 def _start_entropy(guide_site: Site, model_site: Site) -> Tensor:
     """H[q(y_ε | x)] - H[q(v_0)], 0-dim or (*batch), nats, differentiable in the diffusion."""
     noising, score = guide_site["fn"], model_site["fn"].score
     require(noising.diffusion, Cap.KERNELS, who="decoder=False", fix="leave decoder out")
-    Sigma_v = noising.diffusion.initial_covariance[..., 1:, 1:]
-    log_det = noising.diffusion.start.log_det  # of each data dimension, if they differ
-    if Sigma_v.shape[-1]:
-        log_det = log_det - torch.logdet(Sigma_v)
-    # of K variables less K - 1, one has its ½ log 2πe left
-    entropy = 0.5 * (log_det + math.log(2 * math.pi) + 1)
+    entropy = start_entropy(noising.diffusion)
     counted = score.counts(noising.x)
     if counted is None:
         return (noising.num_dims * entropy.mean()).to(noising.x.dtype)

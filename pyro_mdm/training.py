@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from pyro_mdm.elbo import MDM_ELBO
 from pyro_mdm.randomness import seed_from
 from pyro_mdm.scores.base import Score
 from pyro_mdm.support.checks import check_count, check_number, settle
@@ -197,7 +198,8 @@ class Trainer:
             Rates fall with the share of steps or of seconds that has passed, whichever is larger.
         precision: precision of the networks of scores in training, "32-true" or "bf16-mixed";
             None: as they are.
-        compile: name of a backend of ``torch.compile`` for the networks of scores; None: none.
+        compile: name of a backend of ``torch.compile``, for the whole loss where
+            :meth:`MDM_ELBO.compile` allows that, and for the networks of scores; None: none.
         checkpoint: path of a file that is written as a whole at each validation, by :meth:`fit` or
             :meth:`look`, and at the end. Where it exists, training goes on from it, with its random
             numbers. None: no file.
@@ -299,6 +301,9 @@ class Trainer:
                     score.autocast_dtype = torch.bfloat16 if precision == "bf16-mixed" else None
                 if compile is not None:
                     score.network.compile(backend=compile)
+        objective = getattr(self._module, "elbo", None)
+        if compile is not None and isinstance(objective, MDM_ELBO):
+            objective.compile(compile)
         self._file = None if checkpoint is None else Path(checkpoint)
         if self._file is not None:
             check_place(self._file)

@@ -54,6 +54,7 @@ FLOORS = (
     ("pretrained", "program"),
     ("model",),
     ("guide", "drawing"),
+    ("compiled",),
     ("elbo", "distribution"),
     ("evaluation",),
     ("training",),

@@ -50,7 +50,7 @@ def test_a_call_of_a_sampler_waits_for_nothing(name: str) -> None:
     _, call = sampler_counts(name, 3, 5)
     assert not call.waits
     assert call.network > 50
-    assert call.beside <= 120
+    assert call.beside <= 25
 
 
 def test_the_gradient_of_a_prior_takes_a_call_of_the_network_for_a_step() -> None:

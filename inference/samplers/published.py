@@ -15,8 +15,8 @@ from torch import Tensor
 from pyro_mdm.diffusions import Diffusion
 from pyro_mdm.samplers import EulerMaruyama
 from pyro_mdm.samplers.base import Noise, Questions
-from pyro_mdm.samplers.euler_maruyama import EulerPlan
 from pyro_mdm.samplers.grids import Grid
+from pyro_mdm.samplers.linear import LinearSteps
 
 
 def quadratic_from_start(diffusion: Diffusion, steps: int) -> Tensor:
@@ -32,7 +32,7 @@ class Euler(EulerMaruyama):
         super().__init__(steps, quadratic_from_start if grid is None else grid)
 
     def step(
-        self, plan: EulerPlan | Tensor, i: int, y: Tensor, ask: Questions, noise: Noise
+        self, plan: LinearSteps | Tensor, i: int, y: Tensor, ask: Questions, noise: Noise
     ) -> Tensor:
         last = i == self.steps - 1
         return super().step(plan, i, y, ask, (lambda: torch.zeros_like(y)) if last else noise)

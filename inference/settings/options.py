@@ -269,7 +269,7 @@ class Machine:
         accelerator: kind of device: cpu, cuda, … or auto, as lightning.fabric names them.
         precision: precision of the network. Kernels are always float64; data, noise and the bound
             are float32, or float64 with 64-true, which log SNRs above 30 need.
-        compile: backend of torch.compile for the network, such as inductor.
+        compile: backend of torch.compile, such as inductor, for the whole loss or the network.
         channels_last: whether the network's weights are stored with channels last; faster on recent
             GPUs.
         threads: number of CPU threads; by default OMP_NUM_THREADS, or the number of idle cores when

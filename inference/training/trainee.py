@@ -92,6 +92,8 @@ class Trainee:
         context = problem.part("train").context
         self.contexts = None if context is None else self._gathered(context)
         objective = MDM_ELBO(decoder=settings.decoder_in_loss)
+        if settings.compile is not None:
+            objective.compile(settings.compile)
         self.loss_of, self.stepper = fabric.setup(objective(model, guide), self.optimizer)
         self.average = MovingAverage(model, settings.ema_decay, forgetting=10, copy=averaged)
         self.trainer = _FabricTrainer(self)

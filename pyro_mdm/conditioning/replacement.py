@@ -83,7 +83,7 @@ class Replacement(Sampler):
 
     def integrate(self, y: Tensor, ask: Questions, noise: Noise, bar: Progress) -> Tensor:
         times = self.times(ask.diffusion)
-        plan = ask.diffusion.planned(self.plan, times)
+        plan = self.sampler.planned(ask.diffusion, times)
         laws, steps = ask.diffusion.marginal(times), ask.diffusion.transition(times[:-1], times[1:])
         observed = self.observed.to(y.device)
         values = of_rows(self.values.to(y.device), observed.dim(), y.shape[:1])

@@ -6,14 +6,23 @@ import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from pyro_mdm import randomness
-from pyro_mdm.diffusions.base import Asked, Diffusion, Level, Marginal, Noised, Times, Transition
+from pyro_mdm.diffusions.base import (
+    Asked,
+    Cap,
+    Diffusion,
+    Level,
+    Marginal,
+    Noised,
+    Times,
+    Transition,
+)
 from pyro_mdm.diffusions.kernels import Factor, inverse_tril
 from pyro_mdm.diffusions.matrices import (
     apply_matrix,
@@ -25,7 +34,15 @@ from pyro_mdm.diffusions.matrices import (
 from pyro_mdm.diffusions.priors import GaussianPrior
 from pyro_mdm.diffusions.propagator import Propagator
 
-__all__ = ["Denoise", "Kernels", "OneBlock", "denoising_error", "noised_data", "noised_state"]
+__all__ = [
+    "Denoise",
+    "Kernels",
+    "OneBlock",
+    "denoising_error",
+    "is_usual_block",
+    "noised_data",
+    "noised_state",
+]
 
 CHECKED = 15
 """Times at which it is checked whether a prior is at rest."""
@@ -313,6 +330,19 @@ class OneBlock(Kernels):
             tau: clock times (…);  a: there, (…, K).
         """
         return a[..., None]
+
+
+USUAL = ("aim", "denoising_error", "noised", "on_the_way", "score_from", "velocity")
+"""The members of a diffusion in whose formulas nothing but its kernels differs."""
+
+
+def is_usual_block(diffusion: Diffusion) -> TypeGuard[OneBlock]:
+    """Whether one linear diffusion of all dimensions and data is scored by its kernels alone."""
+    if not isinstance(diffusion, OneBlock) or diffusion.maps or diffusion.context is not None:
+        return False
+    if not {Cap.READOUT, Cap.OWN_DRIFT, Cap.NO_CONTEXT} <= diffusion.caps:
+        return False
+    return all(getattr(type(diffusion), name) is getattr(Kernels, name) for name in USUAL)
 
 
 def denoising_error(

@@ -51,6 +51,11 @@ def apply_matrix(matrix: Tensor, y: Tensor, event_dim: int | None = None) -> Ten
     dimension, (batch or 1, *event_shape, K, K), with sizes of 1 where they are shared. In y's
     dtype.
     """
+    if matrix.dim() == 2 and event_dim is None:  # in as few operations as can be
+        with full_precision(y):
+            flat = y.flatten(2) if y.dim() > 2 else y.unsqueeze(-1)
+            moved = torch.bmm(matrix.to(y.dtype).expand(len(y), -1, -1), flat)
+            return moved.reshape(len(y), -1, *y.shape[2:])
     dims = matrix.dim() - 3 if event_dim is None else event_dim
     if matrix.dim() > 2 and (event_dim is not None or matrix.dim() == y.dim() + 1 > 3):
         with full_precision(y):

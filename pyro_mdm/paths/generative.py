@@ -13,6 +13,7 @@ from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.simulation import Simulation
 from pyro_mdm.paths.base import PathLaw, Self
 from pyro_mdm.paths.density import density_bound
+from pyro_mdm.scores.ahead import ScoreAhead, score_ahead
 from pyro_mdm.support.checks import describe
 from pyro_mdm.support.inference import Inference, inference_in_use
 
@@ -160,6 +161,15 @@ class BoundScore:
         It is the same for every η, unless the drift of noising paths sees the data.
         """
         return self.parameterization.aim(self.diffusion, y.to(self.dtype), s, noise).to(y.dtype)
+
+    def ahead(self, times: Tensor, shape: Sequence[int]) -> ScoreAhead[Any] | None:
+        """The score at times (N,) for states of this shape, with what can be computed ahead.
+
+        None where nothing can, see :func:`~pyro_mdm.scores.ahead.score_ahead`.
+        """
+        if type(self) is not BoundScore:  # a subclass is asked by its own functions
+            return None
+        return score_ahead(self.parameterization, self.diffusion, times, shape, self.dtype)
 
     def __getattr__(self, name: str) -> Any:
         """The function ``start_hat`` of scores that estimate the mean of v_0 too."""

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
+import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions.base import Cap
 from pyro_mdm.diffusions.closed import Kernels
-from pyro_mdm.diffusions.matrices import apply_matrix, outer
-from pyro_mdm.diffusions.posterior import StepPosterior, posterior
-from pyro_mdm.samplers.base import Noise, Questions, Sampler
+from pyro_mdm.diffusions.posterior import posterior
+from pyro_mdm.samplers.base import Noise
+from pyro_mdm.samplers.linear import Answers, LinearSampler, LinearSteps, combined
 
 __all__ = ["Ancestral"]
 
 
-class _AncestralPlan(NamedTuple):
-    s: Tensor  # (steps,)
-    kernel: StepPosterior
-
-
-class Ancestral(Sampler):
+class Ancestral(LinearSampler[LinearSteps]):
     """The exact Gaussian posterior ``q(y_{s'} | y_s, x = x̂(y_s, s))``, by default on ``log_snr``.
 
     It samples the discrete-time model of the grid, whose bound is that of the chain. One call of
@@ -38,11 +32,10 @@ class Ancestral(Sampler):
     noise = 1.0
     needs = (Cap.KERNELS, Cap.READOUT)
 
-    def plan(self, diffusion: Kernels, times: Tensor) -> _AncestralPlan:
-        return _AncestralPlan(times[:-1], posterior(diffusion, times[:-1], times[1:]))
+    def plan(self, diffusion: Kernels, times: Tensor) -> LinearSteps:
+        kernel = posterior(diffusion, times[:-1], times[1:])
+        parts = [kernel.gain, kernel.mean_coefficient.unsqueeze(-1), kernel.scale_tril]
+        return LinearSteps(times[:-1], torch.cat(parts, -1))
 
-    def step(self, plan: _AncestralPlan, i: int, y: Tensor, ask: Questions, noise: Noise) -> Tensor:
-        x_hat = ask.denoise(y, plan.s[i])
-        kernel = plan.kernel
-        mean = apply_matrix(kernel.gain[i], y) + outer(kernel.mean_coefficient[i], x_hat)
-        return mean + apply_matrix(kernel.scale_tril[i], noise())
+    def advance(self, at: LinearSteps, y: Tensor, ask: Answers, noise: Noise) -> Tensor:
+        return combined(at.matrix, y, ask.denoise(y, at.s), noise())

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,9 +23,17 @@ from pyro_mdm.support.checks import check_count, check_instance, check_values, d
 from pyro_mdm.support.progress import Progress, progress_bar
 from pyro_mdm.support.settings import Recorded
 
-__all__ = ["Noise", "Questions", "Sampler", "Watch", "check_size"]
+__all__ = [
+    "Noise",
+    "Questions",
+    "Sampler",
+    "Watch",
+    "by_step",
+    "check_size",
+]
 
 Score = Callable[[Tensor, Tensor], Tensor]
+T = TypeVar("T")
 Noise = Callable[[], Tensor]
 """A function that draws standard normal noise of the shape of a state."""
 Watch = Callable[[Tensor, Tensor], object]
@@ -57,6 +65,11 @@ class Sampler(Recorded, ABC):
 
     None: that of the score, whatever its noise.
     """
+    reads_by_step: ClassVar[bool] = False
+    """Whether :meth:`step` reads of every field of the plan the entry ``[i]`` alone.
+
+    The fields are then tuples of their entries, which take no operation to read.
+    """
     is_default: bool = False
     """Whether :func:`~pyro_mdm.samplers.default_sampler` made it."""
     calls: int = 0
@@ -83,6 +96,10 @@ class Sampler(Recorded, ABC):
             times: times of the grid, (steps + 1,), or (steps + 1, …) for a batch of grids.
         """
         return times
+
+    def planned(self, diffusion: Diffusion, times: Tensor) -> Any:
+        """The plan, per data dimension where dimensions differ."""
+        return diffusion.planned(self.plan, times)
 
     @abstractmethod
     def step(self, plan: Any, i: int, y: Tensor, ask: Questions, noise: Noise) -> Tensor:
@@ -112,13 +129,22 @@ class Sampler(Recorded, ABC):
     def integrate(self, y: Tensor, ask: Questions, noise: Noise, bar: Progress) -> Tensor:
         """y_ε from y at T (batch, K, *event_shape), both in float64."""
         times = self.times(ask.diffusion)
-        plan = ask.diffusion.planned(self.plan, times)
-        with ask.diffusion.laws_ahead(getattr(plan, "s", times)):
+        plan = self.planned(ask.diffusion, times)
+        at = getattr(plan, "s", times)
+        ask.look_ahead(at, y.shape)
+        if self.reads_by_step:
+            plan = by_step(plan)
+        starts, step = times.unbind(), self.stepping(ask)
+        with ask.diffusion.laws_ahead(at):
             for i in range(self.steps):
-                ask.watch(times[i], y)
-                y = self.step(plan, i, y, ask, noise)
+                ask.watch(starts[i], y)
+                y = step(plan, i, y, ask, noise)
                 bar.update()
         return y
+
+    def stepping(self, ask: Questions) -> Callable[..., Tensor]:
+        """The function that takes the steps of a run, called as :meth:`step`, which it is."""
+        return self.step
 
     def __call__(
         self,
@@ -212,6 +238,7 @@ class Questions:
 
     Attributes:
         calls: number of network calls.
+        ahead: the score at the times of a grid, where that can be computed before; or None.
         past: estimates of earlier steps for a multistep method, the newest first.
     """
 
@@ -222,7 +249,17 @@ class Questions:
         self._score, self.dtype = score, dtype
         self.calls = 0
         self._watch = watch
+        self.ahead: Any = None
         self.past: deque[Any] = deque(maxlen=3)
+
+    def look_ahead(self, times: Tensor, shape: torch.Size) -> None:
+        """Compute what calls at entries of ``times`` (N,) need, for states of this shape."""
+        ahead = getattr(self._score, "ahead", None)
+        self.ahead = None if ahead is None else ahead(times, shape)
+
+    def _ready(self, y: Tensor, s: Tensor) -> Any:
+        """The coefficients of calls at the time s; None if they were not computed ahead."""
+        return None if self.ahead is None else self.ahead.at(y, s)
 
     def watch(self, s: Tensor, y: Tensor) -> None:
         """Pass a state y at the time s to the ``watch`` function, if there is one."""
@@ -231,11 +268,18 @@ class Questions:
 
     def score(self, y: Tensor, s: Tensor) -> Tensor:
         self.calls += 1
+        if (ready := self._ready(y, s)) is not None:
+            theta: Tensor = self.ahead.score(ready, y)
+            return theta
         out = self._score(y.to(self.dtype), s.expand(len(y)))
         return self._checked("score", out, y.shape)
 
     def denoise(self, y: Tensor, s: Tensor, noise: float = 1.0) -> Tensor:
         """x̂ (batch, *event_shape), for the backward process with noise η g²."""
+        if (ready := self._ready(y, s)) is not None:
+            self.calls += 1
+            x_hat: Tensor = self.ahead.denoise(ready, y)
+            return x_hat
         denoise = getattr(self._score, "denoise", None)
         if denoise is None:
             return project(self.diffusion, self.score(y, s), y, s.expand(len(y)))
@@ -266,6 +310,16 @@ class Questions:
         if out.shape != shape:
             raise ValueError(f"the {name} has shape {tuple(out.shape)}, expected {tuple(shape)}")
         return out.double()
+
+
+def by_step(plan: T) -> T:
+    """A plan whose tensors (N, …) are tuples of N tensors, as in plans within it; or the times."""
+    if not isinstance(plan, tuple):
+        return plan
+    fields = (f.unbind() if isinstance(f, Tensor) else by_step(f) for f in plan)
+    made: Any = type(plan)
+    entries: T = made(*fields)
+    return entries
 
 
 def check_size(y: Tensor, s: Tensor, i: int, steps: int) -> None:

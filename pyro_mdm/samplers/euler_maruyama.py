@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 from functools import singledispatch
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.closed import Kernels
-from pyro_mdm.diffusions.matrices import apply_matrix, as_rows
+from pyro_mdm.diffusions.matrices import as_rows
 from pyro_mdm.diffusions.sde import noise_root
-from pyro_mdm.samplers.base import Noise, Questions, Sampler, check_size
+from pyro_mdm.samplers.base import Noise, Questions, check_size
+from pyro_mdm.samplers.linear import Answers, LinearSampler, LinearSteps, combined
 
-__all__ = ["EulerMaruyama", "EulerPlan"]
-
-
-class EulerPlan(NamedTuple):
-    """The matrices of all steps of Euler–Maruyama for a linear diffusion."""
-
-    s: Tensor  # (steps,)
-    keep: Tensor  # I - h A
-    pull: Tensor  # h g²
-    root: Tensor  # √h G
+__all__ = ["EulerMaruyama"]
 
 
-class EulerMaruyama(Sampler):
+class EulerMaruyama(LinearSampler[LinearSteps]):
     """Euler–Maruyama, ``u' = u + h (g² s_θ + ∇·g² - f) + √h G ξ``, for any diffusion.
 
     Weak order 1, one score call a step.
@@ -38,18 +29,21 @@ class EulerMaruyama(Sampler):
 
     needs = ()
 
-    def plan(self, diffusion: Diffusion, times: Tensor) -> EulerPlan | Tensor:
+    def plan(self, diffusion: Diffusion, times: Tensor) -> LinearSteps | Tensor:
         return _planned(diffusion, times)
 
     def step(
-        self, plan: EulerPlan | Tensor, i: int, y: Tensor, ask: Questions, noise: Noise
+        self, plan: LinearSteps | Tensor, i: int, y: Tensor, ask: Questions, noise: Noise
     ) -> Tensor:
         if isinstance(plan, Tensor):
             return self._general(plan, i, y, ask, noise())
-        drifted = apply_matrix(plan.keep[i], y) + apply_matrix(
-            plan.pull[i], ask.score(y, plan.s[i])
-        )
-        return drifted + apply_matrix(plan.root[i], noise())
+        return super().step(plan, i, y, ask, noise)
+
+    def advance(self, at: LinearSteps, y: Tensor, ask: Answers, noise: Noise) -> Tensor:
+        return combined(at.matrix, y, ask.score(y, at.s), noise())
+
+    def _is_whole(self) -> bool:
+        return type(self).step is EulerMaruyama.step
 
     @staticmethod
     def _general(times: Tensor, i: int, y: Tensor, ask: Questions, noise: Tensor) -> Tensor:
@@ -64,15 +58,16 @@ class EulerMaruyama(Sampler):
 
 
 @singledispatch
-def _planned(diffusion: Diffusion, times: Tensor) -> EulerPlan | Tensor:
+def _planned(diffusion: Diffusion, times: Tensor) -> LinearSteps | Tensor:
     """The times, or in closed form the matrices of all steps."""
     return times
 
 
 @_planned.register(Kernels)
-def _in_closed_form(diffusion: Kernels, times: Tensor) -> EulerPlan:
+def _in_closed_form(diffusion: Kernels, times: Tensor) -> LinearSteps:
     s, h = times[:-1], (times[:-1] - times[1:])[..., None, None]
     A = diffusion.drift_matrix(s)
     eye = torch.eye(diffusion.num_variables).to(A)
     root = h.sqrt() * diffusion.dispersion_matrix(s)
-    return EulerPlan(s, eye - h * A, h * diffusion.noise_covariance(s), root)
+    parts = [eye - h * A, h * diffusion.noise_covariance(s), root]
+    return LinearSteps(s, torch.cat(parts, -1))

@@ -7,30 +7,23 @@ order; there y says little of the data.
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.diffusions.closed import OneBlock
-from pyro_mdm.diffusions.matrices import apply_matrix, outer
-from pyro_mdm.samplers.base import Noise, Questions, Sampler
+from pyro_mdm.samplers.base import Noise
 from pyro_mdm.samplers.grids import Grid
+from pyro_mdm.samplers.linear import Answers, LinearSampler, LinearSteps, combined
 from pyro_mdm.samplers.transport import transport
 from pyro_mdm.support.checks import check_number
 
 __all__ = ["ExponentialIntegrator", "StochasticExponentialIntegrator"]
 
 
-class _ExponentialPlan(NamedTuple):
-    s: Tensor  # (steps,)
-    gain: Tensor  # (steps, K, K)
-    weights: Tensor  # (steps, order, K or K·K), of x̂ or ŵ in this step and in those before
-    scale_tril: Tensor | None  # (steps, K, K)
-
-
-class _Exponential(Sampler):
+class _Exponential(LinearSampler[LinearSteps]):
     """The base class of the deterministic and the stochastic integrator."""
 
     orders: ClassVar[tuple[int, ...]]
@@ -42,7 +35,7 @@ class _Exponential(Sampler):
         if order not in self.orders:
             orders = " or ".join([", ".join(map(str, self.orders[:-1])), str(self.orders[-1])])
             raise ValueError(f"order is {order!r}, expected {orders}")
-        self.order = order
+        self.order, self.remembers = order, order - 1
 
     def check(self, diffusion: Diffusion, score: object = None) -> None:
         super().check(diffusion, score)
@@ -50,25 +43,22 @@ class _Exponential(Sampler):
             fix = "use StateDenoiser, or a sampler by the score alone, such as EulerMaruyama(256)"
             require(diffusion, Cap.READOUT, who=f"{type(self).__name__} by x̂", fix=fix)
 
-    def plan(self, diffusion: OneBlock, times: Tensor) -> _ExponentialPlan:
+    def plan(self, diffusion: OneBlock, times: Tensor) -> LinearSteps:
+        """Steps of the state, of x̂ or ŵ in this step and in those before, and of noise."""
         powers = 3 if self.order == 3 else 1
         gain, moments, tril, volume = transport(diffusion, times, self.noise, powers)
-        return _ExponentialPlan(times[:-1], gain, _weights(moments, volume, self.order), tril)
+        weights = _weights(moments, volume, self.order).unflatten(-1, (gain.shape[-1], -1))
+        columns = weights.movedim(-3, -2).flatten(-2)  # (steps, K, order or order·K)
+        parts = [gain, columns] if tril is None else [gain, columns, tril]
+        return LinearSteps(times[:-1], torch.cat(parts, -1))
 
-    def step(
-        self, plan: _ExponentialPlan, i: int, y: Tensor, ask: Questions, noise: Noise
-    ) -> Tensor:
-        s, at_data = plan.s[i], plan.weights.shape[-1] > y.shape[1]  # by ŵ = (x̂, m̂)
+    def advance(self, at: LinearSteps, y: Tensor, ask: Answers, noise: Noise) -> Tensor:
+        (s, matrix), K = at, y.shape[1]
+        at_data = matrix.shape[-1] - K - self.draws * K > self.order  # by ŵ = (x̂, m̂)
         ask.past.appendleft(ask.start(y, s) if at_data else ask.denoise(y, s, self.noise))
-        y = apply_matrix(plan.gain[i], y)
-        for b, estimate in zip(plan.weights[i].unbind(-2), ask.past, strict=False):
-            if at_data:
-                y = y + apply_matrix(b.unflatten(-1, (-1, y.shape[1])), estimate)
-            else:
-                y = y + outer(b, estimate)
-        if plan.scale_tril is None:
-            return y
-        return y + apply_matrix(plan.scale_tril[i], noise())
+        # the first steps have no weights of a past, in whose place any estimate may be
+        past = [ask.past[min(j, len(ask.past) - 1)] for j in range(self.order)]
+        return combined(matrix, y, *past, *(noise() for _ in range(self.draws)))
 
 
 class ExponentialIntegrator(_Exponential):

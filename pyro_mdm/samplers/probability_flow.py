@@ -8,12 +8,17 @@ clock, which gives changes near the data as much room as others.
 
 from __future__ import annotations
 
+from functools import singledispatch
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions.base import Diffusion
-from pyro_mdm.samplers.base import Noise, Questions, Sampler, check_size
+from pyro_mdm.diffusions.closed import Kernels, OneBlock
+from pyro_mdm.samplers.base import Noise, Questions, check_size
 from pyro_mdm.samplers.grids import Grid
+from pyro_mdm.samplers.linear import Answers, LinearSampler, combined
 from pyro_mdm.support.checks import check_number
 from pyro_mdm.support.progress import Progress
 
@@ -30,7 +35,16 @@ class ToleranceError(ArithmeticError):
     """An adaptive solver that did not reach ε."""
 
 
-class ProbabilityFlow(Sampler):
+class FlowSteps(NamedTuple):
+    """The matrices of Heun's steps in closed form."""
+
+    s: Tensor  # (steps + 1,)
+    later: Tensor  # (steps,), the ends of the steps
+    predictor: Tensor  # (steps, K, 2 K), of the state and the score
+    corrector: Tensor  # (steps, K, 3 K), of the state, the predicted one, and the score there
+
+
+class ProbabilityFlow(LinearSampler[FlowSteps]):
     """The probability-flow ODE by Heun's method on a grid, or by an adaptive solver of torchdiffeq.
 
     After a run ``calls`` is the number of score calls. Adaptive solvers weigh the error over the
@@ -75,8 +89,33 @@ class ProbabilityFlow(Sampler):
         self.rtol = check_number("rtol", rtol, "a positive number, e.g. 1e-5", positive=True)
         self.atol = check_number("atol", atol, "a positive number, e.g. 1e-5", positive=True)
 
-    def step(self, plan: Tensor, i: int, y: Tensor, ask: Questions, noise: Noise) -> Tensor:
-        check_size(y, plan[i], i, len(plan) - 1)
+    def plan(self, diffusion: Diffusion, times: Tensor) -> FlowSteps | Tensor:
+        return _planned(diffusion, times)
+
+    def planned(self, diffusion: Diffusion, times: Tensor) -> FlowSteps | Tensor:
+        return self.plan(diffusion, times)  # at the common pace, where dimensions differ
+
+    def step(
+        self, plan: FlowSteps | Tensor, i: int, y: Tensor, ask: Questions, noise: Noise
+    ) -> Tensor:
+        times = plan if isinstance(plan, Tensor) else plan.s
+        check_size(y, times[i], i, len(times) - 1)
+        if isinstance(plan, Tensor):
+            return self._general(plan, i, y, ask)
+        return super().step(plan, i, y, ask, noise)
+
+    def advance(self, at: FlowSteps, y: Tensor, ask: Answers, noise: Noise) -> Tensor:
+        ahead = combined(at.predictor, y, ask.score(y, at.s))
+        return combined(at.corrector, y, ahead, ask.score(ahead, at.later))
+
+    def times_of(self, at: FlowSteps) -> tuple[Tensor, ...]:
+        return at.s, at.later
+
+    def _is_whole(self) -> bool:
+        return type(self).step is ProbabilityFlow.step and self.solver == "heun"
+
+    @staticmethod
+    def _general(plan: Tensor, i: int, y: Tensor, ask: Questions) -> Tensor:
         diffusion = ask.diffusion
         s, later = plan[i], plan[i + 1]
         h = diffusion.pace(later) - diffusion.pace(s)
@@ -123,6 +162,26 @@ class ProbabilityFlow(Sampler):
             ) from error
         bar.update(self.steps - flow.steps)
         return states[-1]
+
+
+@singledispatch
+def _planned(diffusion: Diffusion, times: Tensor) -> FlowSteps | Tensor:
+    """The times, or in closed form the matrices of all steps."""
+    return times
+
+
+@_planned.register(OneBlock)
+def _in_closed_form(diffusion: OneBlock, times: Tensor) -> FlowSteps | Tensor:
+    if type(diffusion).velocity is not Kernels.velocity:
+        return times
+    rate = diffusion.pace_rate(times)[..., None, None]
+    A, half = diffusion.drift_matrix(times) / rate, diffusion.noise_covariance(times) / (2 * rate)
+    pace = diffusion.pace(times)
+    h, eye = (pace[1:] - pace[:-1])[..., None, None], torch.eye(diffusion.num_variables).to(A)
+    predictor = torch.cat([eye + h * A[:-1], -h * half[:-1]], -1)
+    # y + h/2 (here + there) = (y + predicted + h there) / 2
+    parts = [eye.expand_as(A[1:]), eye + h * A[1:], -h * half[1:]]
+    return FlowSteps(times, times[1:], predictor, torch.cat(parts, -1) / 2)
 
 
 class _Flow:

@@ -43,6 +43,7 @@ class Splitting(Sampler):
     """
 
     needs = (Cap.KERNELS, Cap.OWN_DRIFT)
+    reads_by_step = True
 
     def __init__(self, steps: int, order: int = 1, grid: Grid | None = None) -> None:
         super().__init__(steps, grid)

@@ -41,6 +41,7 @@ __all__ = [
     "level_of",
     "map_channels",
     "project",
+    "projection",
     "rotated",
     "weighted",
 ]
@@ -505,29 +506,34 @@ class Score(Restorable, ExactBuffers, ABC):
         else:
             lam = log_snr.to(flat.dtype)
             lam = lam if lam.shape == flat.shape[:1] else lam.expand(batch).reshape(-1)
-        flat, *context = self._with_context(flat)
-        if self.autocast_dtype is None:
-            out = self.network(flat, lam, *context)
-        else:
-            with torch.autocast(flat.device.type, dtype=self.autocast_dtype):
-                out = self.network(flat, lam, *context)
+        flat, *context = self.with_context(flat)
         channels = factor * event[0] if channels is None else channels
-        expected = (flat.shape[0], channels, *event[1:])
-        if not isinstance(out, Tensor) or out.shape != expected:
-            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            name = "out_channels" if len(event) > 1 else "out_features"
-            raise ValueError(
-                f"{type(self.network).__name__} returned {got} for inputs {tuple(flat.shape)}, "
-                f"expected {expected}; build it with {name}={expected[1]}"
-            )
+        out = self.output((flat.shape[0], channels, *event[1:]), flat, lam, *context)
         # outputs of finite weights are for the caller to judge
         check_all_finite(out, partial(check_weights, self.network))
         if self._watched is not None and self.time_density is not None and out.requires_grad:
             self.time_density.watch(out, *self._watched)
         out = out.to(inputs.dtype)
-        return out if batch_dim == 1 else out.reshape(*batch, *expected[1:])
+        return out if batch_dim == 1 else out.reshape(*batch, *out.shape[1:])
 
-    def _with_context(self, inputs: Tensor) -> tuple[Tensor, ...]:
+    def output(self, shape: Sequence[int], *arguments: Tensor) -> Tensor:
+        """The network's output for its own arguments, checked to have this shape."""
+        if self.autocast_dtype is None:
+            out = self.network(*arguments)
+        else:
+            with torch.autocast(arguments[0].device.type, dtype=self.autocast_dtype):
+                out = self.network(*arguments)
+        if not isinstance(out, Tensor) or out.shape != tuple(shape):
+            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            name = "out_channels" if len(shape) > 2 else "out_features"
+            raise ValueError(
+                f"{type(self.network).__name__} returned {got} for inputs "
+                f"{tuple(arguments[0].shape)}, expected {tuple(shape)}; build it with "
+                f"{name}={shape[1]}"
+            )
+        return out
+
+    def with_context(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """The network's inputs (n, C, *spatial) with contexts: as a tensor (n, size), or as
         channels."""
         size, contexts = getattr(self.network, "context_size", 0), self._network_context
@@ -596,15 +602,24 @@ def project(diffusion: Kernels, score: Tensor, y: Tensor, s: Number) -> Tensor:
     """
     fix = "decode with Gaussian or another likelihood that reads y_ε alone"
     require(diffusion, Cap.KERNELS, who="x̂ by a score", fix=fix)
-    marginal, g2 = diffusion.marginal(s), diffusion.noise_covariance(s)
     with full_precision(y):  # near the data s_θ and Σ^{-1} y are large and nearly cancel
-        k = marginal.readout.unsqueeze(-1)  # Σ^{-1} a / SNR
-        r = g2 @ k
-        r = r / ((k.mT @ r) * marginal.log_snr.exp()[..., None, None])
-        W = inverse_tril(marginal.scale_tril)
-        of_y = (W.mT @ (W @ r)).squeeze(-1)
-        x = apply_vector(of_y, y.double()) + apply_vector(r.squeeze(-1), score.double())
+        of_y, r = projection(diffusion.marginal(s), diffusion.noise_covariance(s))
+        x = apply_vector(of_y, y.double()) + apply_vector(r, score.double())
         return x.to(y.dtype)
+
+
+def projection(law: Marginal, g2: Tensor) -> tuple[Tensor, Tensor]:
+    """The vectors of :func:`project` that are applied to the state and to the score, (…, K) each.
+
+    Args:
+        law: distribution of the state given the data, (…).
+        g2: g² at its time, (…, K, K).
+    """
+    k = law.readout.unsqueeze(-1)  # Σ^{-1} a / SNR
+    r = g2 @ k
+    r = r / ((k.mT @ r) * law.log_snr.exp()[..., None, None])
+    W = inverse_tril(law.scale_tril)
+    return (W.mT @ (W @ r)).squeeze(-1), r.squeeze(-1)
 
 
 def _importance_time(diffusion: Kernels, u: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.matrices import apply_matrix, full_precision, scale_variables
 from pyro_mdm.scores.base import Number, Score, call_on_state, level_of
 
-__all__ = ["NoisePrediction", "RawScore"]
+__all__ = ["NoisePrediction", "RawScore", "state_units"]
 
 
 class NoisePrediction(Score):
@@ -47,7 +47,7 @@ class NoisePrediction(Score):
         """``-L^{-T} ε_θ``, like y."""
         s = self.checked_state(diffusion, y, s)
         marginal = diffusion.marginal(s)
-        seen = y if diffusion.at_rest() else scale_variables(_units(marginal), y)
+        seen = y if diffusion.at_rest() else scale_variables(state_units(marginal), y)
         eps = call_on_state(self, seen, level_of(diffusion, marginal, s), s.dim() or 1)
         with full_precision(y):
             return -apply_matrix(inverse_tril(marginal.scale_tril).mT, eps)
@@ -85,12 +85,12 @@ class RawScore(Score):
         log_snr, batch_dim = diffusion.log_snr(s), s.dim() or 1
         if not isinstance(diffusion, Kernels) or diffusion.at_rest():
             return call_on_state(self, y, log_snr, batch_dim)
-        units = _units(diffusion.marginal(s))
+        units = state_units(diffusion.marginal(s))
         score = call_on_state(self, scale_variables(units, y), log_snr, batch_dim)
         return scale_variables(units, score)
 
 
-def _units(marginal: Marginal) -> Tensor:
+def state_units(marginal: Marginal) -> Tensor:
     """1/c (…, K), for the standard deviations c of the variables given data of unit variance."""
     variance = marginal.covariance.diagonal(dim1=-2, dim2=-1)
     return (marginal.mean.square() + variance).rsqrt()

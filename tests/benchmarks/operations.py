@@ -171,8 +171,7 @@ def _recorded(network: nn.Module) -> Iterator[list[tuple[Any, ...]]]:
     calls: list[tuple[Any, ...]] = []
 
     def hook(_: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
-        inputs = [a.detach().requires_grad_(a.requires_grad) for a in args]
-        calls.append((out.requires_grad, *inputs))
+        calls.append((out.requires_grad, *args))
 
     handle = network.register_forward_hook(hook)
     try:
@@ -191,7 +190,8 @@ def counted(step: Callable[[], object], network: nn.Module, *, lines: bool = Fal
     counts, alone = Counts(), Counts()
     with _recorded(network) as calls, _Reads(counts), _Operations(counts, lines):
         step()
-    for with_gradients, *args in calls:
+    for with_gradients, *given in calls:
+        args = [a.detach().requires_grad_(a.requires_grad) for a in given]
         with torch.set_grad_enabled(with_gradients), _Operations(alone, False):
             out = network(*args)
         if with_gradients:
