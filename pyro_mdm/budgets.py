@@ -1,0 +1,119 @@
+"""The time of trainings: the seconds that they share, and how they ended."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import Literal, NamedTuple, get_args
+
+from pyro_mdm.support.checks import check_count, check_number
+
+__all__ = ["ANY_STEPS", "Budget", "Outcome", "Reason", "steps_within"]
+
+ANY_STEPS = 10**9
+"""The number of steps of a training that only its seconds limit."""
+LEAST = 1e-3
+"""The least number of seconds of a training whose time is over before it begins."""
+
+Reason = Literal["all steps", "budget", "no gain", "stopped"]
+"""Why a training ended: all steps were taken, its seconds were over, nothing was gained any more,
+or its loop was left."""
+WORDS: dict[Reason, str] = {
+    "all steps": "all steps were taken",
+    "budget": "its seconds were over",
+    "no gain": "nothing was gained any more",
+    "stopped": "its loop was left",
+}
+assert tuple(WORDS) == get_args(Reason)
+
+
+def check_seconds(seconds: object, name: str = "seconds") -> None:
+    """Raises ValueError unless a time is a positive number of seconds, or None."""
+    if seconds is not None:
+        check_number(name, seconds, "a positive number of seconds, or None", positive=True)
+
+
+def steps_within(steps: int | None, seconds: float | None, usual: int, *, least: int = 1) -> int:
+    """The most steps of a training: those given, or else the usual number, or as many as fit into
+    its seconds.
+
+    Args:
+        steps: number of steps; None: not given.
+        seconds: number of seconds; None: no limit.
+        usual: number of steps if neither is given.
+        least: least number of steps that may be given.
+
+    Raises:
+        TypeError, ValueError: numbers out of range.
+    """
+    check_seconds(seconds)
+    if steps is not None:
+        check_count("steps", steps, "the number of training steps", least=least)
+        return steps
+    return usual if seconds is None else ANY_STEPS
+
+
+class Budget:
+    """The seconds that a training may take, or several in turn.
+
+    Args:
+        seconds: number of seconds; None: no limit.
+        spent: number of seconds spent before, such as those of a run that goes on.
+
+    Example:
+        >>> budget = Budget(60.0, spent=15.0)
+        >>> budget.share, budget.left(), budget.left(0.5)
+        (0.25, 45.0, 15.0)
+    """
+
+    def __init__(self, seconds: float | None = None, *, spent: float = 0.0) -> None:
+        check_seconds(seconds)
+        self.seconds, self._before = seconds, spent
+        self._began: float | None = None  # by the clock; None: it stands
+
+    def start(self) -> Budget:
+        """Let time count; returns the budget."""
+        if self._began is None:
+            self._began = monotonic()
+        return self
+
+    def stop(self) -> None:
+        """Let time count no more."""
+        self._before, self._began = self.spent, None
+
+    @property
+    def spent(self) -> float:
+        """The number of seconds spent, with those before."""
+        now = 0.0 if self._began is None else monotonic() - self._began
+        return self._before + now
+
+    @property
+    def share(self) -> float:
+        """The share of the seconds that is spent, in [0, 1]; 0 without a limit."""
+        return 0.0 if self.seconds is None else min(1.0, self.spent / self.seconds)
+
+    def left(self, share: float = 1.0) -> float | None:
+        """The seconds until a share of all is spent, a millisecond at least; None: no limit."""
+        return None if self.seconds is None else max(LEAST, share * self.seconds - self.spent)
+
+
+class Outcome(NamedTuple):
+    """How a training ended, and what it kept.
+
+    Example:
+        >>> print(Outcome(900, 60.0, "budget", 850, 1.25))
+        900 steps in 60.0 s: its seconds were over; step 850 is kept, of validation loss 1.250 nats
+    """
+
+    steps: int  # the number of steps taken
+    seconds: float  # the time they took, validation included
+    reason: Reason  # why it ended
+    best_step: int | None = None  # the step whose weights are kept; None: the last
+    best: float | None = None  # the validation loss of these weights; None: there was none
+    unit: str = "nats"  # the unit of that loss
+
+    def __str__(self) -> str:
+        time = f"{self.steps:,} steps in {self.seconds:.1f} s: {WORDS[self.reason]}"
+        if self.best_step is None or self.best is None:
+            return f"{time}; the last step is kept"
+        loss = f"of validation loss {self.best:.3f} {self.unit}"
+        return f"{time}; step {self.best_step:,} is kept, {loss}"
