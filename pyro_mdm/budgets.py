@@ -58,16 +58,20 @@ class Budget:
     Args:
         seconds: number of seconds; None: no limit.
         spent: number of seconds spent before, such as those of a run that goes on.
+        trainings: number of trainings in turn.
 
     Example:
-        >>> budget = Budget(60.0, spent=15.0)
-        >>> budget.share, budget.left(), budget.left(0.5)
-        (0.25, 45.0, 15.0)
+        >>> budget = Budget(60.0, spent=15.0, trainings=3)
+        >>> budget.share, budget.left(), budget.left(0.5), round(budget.next())
+        (0.25, 45.0, 15.0, 15)
     """
 
-    def __init__(self, seconds: float | None = None, *, spent: float = 0.0) -> None:
+    def __init__(
+        self, seconds: float | None = None, *, spent: float = 0.0, trainings: int = 1
+    ) -> None:
         check_seconds(seconds)
-        self.seconds, self._before = seconds, spent
+        self.seconds, self.trainings, self._before = seconds, trainings, spent
+        self._turn = 0
         self._began: float | None = None  # by the clock; None: it stands
 
     def start(self) -> Budget:
@@ -94,6 +98,20 @@ class Budget:
     def left(self, share: float = 1.0) -> float | None:
         """The seconds until a share of all is spent, a millisecond at least; None: no limit."""
         return None if self.seconds is None else max(LEAST, share * self.seconds - self.spent)
+
+    def next(self) -> float | None:
+        """The seconds of the next training: an equal part of those that are left; None: no limit.
+
+        Time counts from here on.
+        """
+        left = self.start().left()
+        self._turn += 1
+        return None if left is None else left / max(1, self.trainings - self._turn + 1)
+
+    @property
+    def turn(self) -> str:
+        """The training that :meth:`next` began last, in words."""
+        return f"network {self._turn} of {self.trainings}" if self.trainings > 1 else "training"
 
 
 class Outcome(NamedTuple):

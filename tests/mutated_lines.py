@@ -1138,13 +1138,13 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "test_library_table.py::test_it_is_the_training_of_the_programs[options1]",
         ),
         (
-            "last_fall(bounds)[1] >= schedule.patience",
-            "last_fall(bounds)[1] > schedule.patience",
+            "patience=schedule.patience if",
+            "patience=None if",
             "test_library_table.py::test_training_ends_where_nothing_is_learned",
         ),
         (
-            "if keeps:\n            look(done)",
-            "if False:\n            look(done)",
+            "if keeps:\n            look()",
+            "if False:\n            look()",
             "test_library_table.py::test_training_ends_where_nothing_is_learned",
         ),
     ],
