@@ -49,7 +49,8 @@ def posterior(
     latent: list[str] | None = None,
     observed: list[str] | None = None,
     simulations: int = 10_000,
-    steps: int = 8_000,
+    steps: int | None = None,
+    seconds: float | None = None,
     batch_size: int = 256,
     learning_rate: float = 2e-3,
     scored: int = 200,
@@ -71,7 +72,9 @@ def posterior(
         latent: names of the sites that are parameters; needed for a program of your own.
         observed: names of the sites that are data; needed for a program of your own.
         simulations: number of simulations to learn from.
-        steps: number of training steps.
+        steps: largest number of training steps; by default 8,000, or as many as fit into --seconds.
+        seconds: most seconds of training, without those of simulations; it ends earlier if nothing
+            is gained any more.
         batch_size: number of simulations per step.
         learning_rate: highest learning rate.
         scored: number of new simulations whose true parameters are scored.
@@ -93,7 +96,9 @@ def posterior(
     from pyro_mdm.plots import posteriors as plots  # loads matplotlib
 
     check_positive(simulations=simulations, steps=steps, batch_size=batch_size)
-    check_positive(learning_rate=learning_rate, scored=scored, calibration=calibration)
+    check_positive(
+        seconds=seconds, learning_rate=learning_rate, scored=scored, calibration=calibration
+    )
     check_positive(num_samples=num_samples)
     if 0 != near < LEAST_NEAR:
         raise ValueError(
@@ -113,7 +118,7 @@ def posterior(
     learned = AmortizedPosterior.fit(
         chosen.program, chosen.latent, chosen.observed,
         simulations=simulations, missing=HIDDEN if hides else 0.0, steps=steps,
-        batch_size=batch_size, learning_rate=learning_rate, vectorized=chosen.vectorized,
+        seconds=seconds, batch_size=batch_size, learning_rate=learning_rate, vectorized=chosen.vectorized,
         seed=seed, progress=True,
     )  # fmt: skip
     if save is not None:
@@ -124,7 +129,9 @@ def posterior(
         )
     report = PosteriorReport(learned, chosen, seed)
     truth, said = report.checks(scored, calibration)
-    print(f"{short_name(simulator)}: {simulations:,} simulations, {steps:,} steps")
+    assert learned.outcome is not None
+    taken = learned.outcome.steps
+    print(f"{short_name(simulator)}: {simulations:,} simulations, {taken:,} steps")
     print(said)
     one = one or {name: value[0] for name, value in truth.items()}
     drawn = learned.sample(one, num_samples, seed=seed)

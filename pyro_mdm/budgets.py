@@ -7,10 +7,12 @@ from typing import Literal, NamedTuple, get_args
 
 from pyro_mdm.support.checks import check_count, check_number
 
-__all__ = ["ANY_STEPS", "Budget", "Outcome", "Reason", "steps_within"]
+__all__ = ["ANY_STEPS", "Budget", "Outcome", "Pace", "Reason", "steps_within"]
 
 ANY_STEPS = 10**9
 """The number of steps of a training that only its seconds limit."""
+TIMED = 5
+"""The number of steps after which a training says about how long it will take."""
 LEAST = 1e-3
 """The least number of seconds of a training whose time is over before it begins."""
 
@@ -112,6 +114,35 @@ class Budget:
     def turn(self) -> str:
         """The training that :meth:`next` began last, in words."""
         return f"network {self._turn} of {self.trainings}" if self.trainings > 1 else "training"
+
+
+class Pace:
+    """The time of the first steps of a training, by which that of all is estimated.
+
+    Args:
+        budget: the budget of the training, which has begun.
+        done: number of steps taken before.
+        steps: number of all steps.
+    """
+
+    def __init__(self, budget: Budget, done: int, steps: int) -> None:
+        self._budget, self._steps, self._due = budget, steps, done + TIMED
+        self._first: tuple[int, float] | None = None
+
+    def whole(self, done: int) -> float | None:
+        """About how many seconds the whole training takes, once, after five steps; else None.
+
+        Args:
+            done: number of steps taken.
+        """
+        if self._first is None:  # of a step that compiles and allocates
+            self._first = done, self._budget.spent
+        if done < self._due or done == self._first[0]:
+            return None
+        self._due = self._steps + 1
+        rate = (self._budget.spent - self._first[1]) / (done - self._first[0])
+        whole = self._budget.spent + rate * (self._steps - done)
+        return whole if self._budget.seconds is None else min(whole, self._budget.seconds)
 
 
 class Outcome(NamedTuple):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from pyro_mdm.budgets import ANY_STEPS, Budget, Outcome, Reason, steps_within
+from pyro_mdm.budgets import ANY_STEPS, Budget, Outcome, Pace, Reason, steps_within
 from pyro_mdm.randomness import seed_from
 from pyro_mdm.scores.base import Score
 from pyro_mdm.support.checks import check_count, check_number, settle
@@ -31,8 +31,6 @@ LOOKS, WARMUP = 40, 100
 """The default number of looks at validation data, and the largest of steps in which rates rise."""
 EVERY = 200
 """The number of steps between looks where only seconds limit the steps."""
-TIMED = 5
-"""The number of steps after which a training says about how long it will take."""
 FALL = 0.005
 """The least change of a bound that counts as a fall, in bits/dim."""
 
@@ -405,7 +403,8 @@ class Trainer:
         if self._module is not None:
             self._module.train()
         total = None if self.steps == ANY_STEPS else self.steps
-        done, shown, times = self.step_number, bool(self.progress), [self.budget.spent]
+        done, shown = self.step_number, bool(self.progress)
+        pace = Pace(self.budget, done, self.steps)
         with progress_bar(total, self._work, "steps", initial=done, shown=shown) as self._bar:
             while not self.is_over:
                 before = self.step_number
@@ -418,23 +417,13 @@ class Trainer:
                 self._bar.update(self.step_number - before)
                 if len(self._losses) == self.window:
                     self._compare_losses()
-                if shown and len(times) <= TIMED:
-                    times.append(self.budget.spent)
-                    self._estimate(times)
+                if shown and (whole := pace.whole(self.step_number)) is not None:
+                    show_estimate(self._bar, whole)
         self.end()
 
     @property
     def _work(self) -> str:
         return self.progress if isinstance(self.progress, str) else "training"
-
-    def _estimate(self, times: Sequence[float]) -> None:
-        """Show about how long training takes, by the times after its first steps."""
-        if len(times) <= TIMED or self._bar is None:
-            return
-        # the first step compiles and allocates
-        rate = (times[-1] - times[1]) / (TIMED - 1)
-        whole = times[-1] + rate * (self.steps - self.step_number)
-        show_estimate(self._bar, min(whole, self.budget.seconds or math.inf))
 
     @property
     def share_of_time(self) -> float:
