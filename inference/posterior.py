@@ -118,8 +118,8 @@ def posterior(
     learned = AmortizedPosterior.fit(
         chosen.program, chosen.latent, chosen.observed,
         simulations=simulations, missing=HIDDEN if hides else 0.0, steps=steps,
-        seconds=seconds, batch_size=batch_size, learning_rate=learning_rate, vectorized=chosen.vectorized,
-        seed=seed, progress=True,
+        batch_size=batch_size, learning_rate=learning_rate, vectorized=chosen.vectorized,
+        seconds=seconds, seed=seed, progress=True,
     )  # fmt: skip
     if save is not None:
         learned.save_pretrained(save)

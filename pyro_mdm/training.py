@@ -29,6 +29,8 @@ Decay = Literal["cosine", "constant"]
 Precision = Literal["32-true", "bf16-mixed"]
 LOOKS, WARMUP = 40, 100
 """The default number of looks at validation data, and the largest of steps in which rates rise."""
+RISE = 0.1
+"""The largest share of the seconds in which rates rise."""
 EVERY = 200
 """The number of steps between looks where only seconds limit the steps."""
 FALL = 0.005
@@ -198,7 +200,7 @@ class Trainer:
             None: no such stop.
         least_gain: least fall of the value that counts for patience.
         window: number of steps whose mean loss is a value for patience, in place of a validation;
-            it is better if it is lower by its standard error. None: only validations count.
+            it is better if it is lower by its standard error too. None: only validations count.
         cool_down: part of the steps taken when patience has run out that follow before training
             stops, in which rates fall to 0; 0: it stops at once.
         seconds: time after which training stops, at the end of a step, in seconds; None: no limit.
@@ -353,6 +355,10 @@ class Trainer:
         factor = schedule(self.step_number, self.steps, self.warmup, self.decay)
         if self.budget.seconds is not None:  # which may pass sooner than the steps
             at = int(1e6 * self.share_of_time)
+            if at * self.warmup > RISE * 1e6 * (self.step_number + 1):
+                factor = min(1.0, at / (RISE * 1e6)) * schedule(
+                    self.step_number, self.steps, decay=self.decay
+                )
             factor = min(factor, schedule(at, 10**6, decay=self.decay))
         if self._cooling is not None:
             first, number = self._cooling
@@ -451,14 +457,15 @@ class Trainer:
                 self._reason = "no gain"
         return self._reason is not None
 
-    def is_due(self, every: int) -> bool:
-        """Whether a look at validation data is due after a step: after every so many steps, after
-        each fortieth of the seconds, and at the end.
+    def is_due(self, every: int, looks: int = LOOKS) -> bool:
+        """Whether a look at validation data is due after a step: after every so many steps, after a
+        part of the seconds, and at the end.
 
         Args:
             every: number of steps between looks.
+            looks: number of parts of the seconds.
         """
-        late = self.budget.seconds is not None and self.share_of_time - self._looked >= 1 / LOOKS
+        late = self.budget.seconds is not None and self.share_of_time - self._looked >= 1 / looks
         return self.step_number % every == 0 or late or self.is_over
 
     @property
@@ -482,7 +489,7 @@ class Trainer:
         losses, self._losses = losses[losses.isfinite()], []
         if len(losses) > 1:
             error = float(losses.std()) / math.sqrt(len(losses))
-            self._compare(float(losses.mean()), error)
+            self._compare(float(losses.mean()), max(error, self.least_gain))
 
     def fit(
         self,
@@ -501,8 +508,8 @@ class Trainer:
             validate: function that returns a loss of validation data, (). It is called with
                 averaged weights in evaluation mode, without gradients, and its draws change no
                 random number of the training. None: no validation.
-            looks: number of validations; where only seconds limit the steps, there is one after
-                each fortieth of them, and every 200 steps.
+            looks: number of validations, and of parts of the seconds after which there is one too.
+                Where only seconds limit the steps, there is one every 200 steps.
             unit: unit of the loss, in words.
 
         Returns:
@@ -522,7 +529,7 @@ class Trainer:
         value = torch.tensor(math.nan)
         for step in self:
             self.step(value := loss())
-            if not self.is_due(every):
+            if not self.is_due(every, looks):
                 continue
             last = float(value.detach())
             settle()

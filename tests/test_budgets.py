@@ -27,6 +27,7 @@ from pyro_mdm.budgets import ANY_STEPS, Budget, Outcome, Pace, steps_within
 from pyro_mdm.posteriors import AmortizedLikelihood, AmortizedPosterior
 from pyro_mdm.posteriors.members import LikelihoodMembers
 from pyro_mdm.tables import Table
+from pyro_mdm.tables import training as tables
 from pyro_mdm.training import Trainer
 from tests.brief import SHORT, be_brief
 from tests.programs import Stopped
@@ -165,6 +166,17 @@ def test_rates_fall_with_time_where_only_seconds_are_given(clock: Clock) -> None
         trainer.step(loss())
         rates.append(trainer.optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([0.5 * (1 + math.cos(math.pi * k / 4)) for k in range(4)])
+
+
+def test_rates_rise_in_a_tenth_of_the_seconds_where_steps_are_slow(clock: Clock) -> None:
+    network, loss = line()
+    trainer = Trainer(network, steps=None, seconds=40.0, learning_rate=1.0, decay="constant")
+    rates = []
+    for _ in trainer:
+        trainer.step(loss())
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+    assert trainer.warmup == 100
+    assert rates == pytest.approx([0.01, 0.25, 0.5, 0.75, *[1.0] * 36])
 
 
 def test_a_loop_that_is_left_was_stopped(clock: Clock) -> None:
@@ -334,8 +346,11 @@ def store() -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FITS)
 def test_a_fit_ends_by_its_seconds(
-    name: str, clock: Clock, capsys: pytest.CaptureFixture[str]
+    name: str, clock: Clock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    patience = 50  # which no table's steps of ten seconds reach
+    monkeypatch.setattr(tables, "PATIENCE", patience)
+    monkeypatch.setattr(tables.Schedule.__new__, "__defaults__", (800, 2e-3, 100, patience, None))
     for steps in (None, 1000):
         pyro.clear_param_store()
         outcomes = FITS[name](steps=steps, seconds=10.0, progress=True)
@@ -383,7 +398,7 @@ def test_members_share_their_seconds(clock: Clock) -> None:
 @pytest.mark.parametrize("seconds", [0, -1.0, math.nan, math.inf, "1", True])
 @pytest.mark.parametrize("name", FITS)
 def test_seconds_that_are_none_are_refused(name: str, seconds: Any) -> None:
-    with pytest.raises(ValueError, match="seconds is .*, expected a positive number of seconds"):
+    with pytest.raises(ValueError, match=r"seconds is .*, expected a positive number of seconds"):
         FITS[name](seconds=seconds)
 
 

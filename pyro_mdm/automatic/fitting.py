@@ -27,9 +27,9 @@ OF_PRIOR = 200
 """Draws of the prior, by whose spread particles start."""
 OF_START = 0.3
 """The share of the seconds that the start has."""
-WINDOW, PATIENCE, COOL_DOWN = 50, 3, 0.2
+WINDOW, PATIENCE, LEAST_GAIN, COOL_DOWN = 50, 2, 0.03, 0.3
 """The updates whose mean losses are compared, the number of these without a gain after which the
-rates fall, and the part of the updates so far in which they do."""
+rates fall, the least gain in nats, and the part of the updates so far in which they fall."""
 
 
 @dataclass
@@ -43,6 +43,8 @@ class Fitting:
         paths: number of paths drawn for an update.
         learning_rate: learning rate of the chain; that of the Gaussian is four times as high.
         budget: the seconds of both trainings together, and of tempering.
+        ends: whether the training of the chain ends when nothing is gained; that of the Gaussian
+            does within seconds.
         progress: whether progress bars are shown.
     """
 
@@ -54,6 +56,7 @@ class Fitting:
     paths: int
     learning_rate: float
     budget: Budget
+    ends: bool
     progress: bool
 
     def to_draws(self, x: Tensor) -> Tensor:
@@ -100,6 +103,7 @@ class Fitting:
     ) -> Tensor:
         is_start = what == "Gaussian"
         steps = self.start_updates if is_start else self.updates
+        ends = self.budget.seconds is not None if is_start else self.ends
         trainer = Trainer(
             parameters,
             steps=steps,
@@ -108,8 +112,9 @@ class Fitting:
             clip=CLIP,
             average=None,
             skip=True,
-            patience=PATIENCE,
-            window=WINDOW,
+            patience=PATIENCE if ends else None,
+            least_gain=LEAST_GAIN,
+            window=WINDOW if ends else None,
             cool_down=COOL_DOWN,
             seconds=self.budget.left(OF_START if is_start else 1.0),
             progress=what if self.progress else False,

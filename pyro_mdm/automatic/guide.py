@@ -127,7 +127,10 @@ class AutoMDM(ChainGuide):
             "seconds": seconds,
         }
         chain, start = (steps_within(n, seconds, 1_000, least=0) for n in (updates, start_updates))
-        fitting = Fitting(self, args, kwargs, chain, start, paths, learning_rate, budget, progress)
+        ends = updates is None or seconds is not None
+        fitting = Fitting(
+            self, args, kwargs, chain, start, paths, learning_rate, budget, ends, progress
+        )
         self.outcomes = {}
         if isinstance(self.chain, Reversed):
             with torch.no_grad():

@@ -203,7 +203,7 @@ def _train(
             x = filling.fill(x, step) if filled else x
             loss = loss_of(x) / numbers
         trainer.step(loss)
-        if not trainer.is_due(schedule.every):
+        if not trainer.is_due(schedule.every, MEASUREMENTS):
             continue
         if not bool(loss.isfinite()):
             raise FloatingPointError(
