@@ -161,7 +161,8 @@ class Outcome(NamedTuple):
     unit: str = "nats"  # the unit of that loss
 
     def __str__(self) -> str:
-        time = f"{self.steps:,} steps in {self.seconds:.1f} s: {WORDS[self.reason]}"
+        seconds = f"{self.seconds:.1f}" if self.seconds < 100 else f"{self.seconds:,.0f}"
+        time = f"{self.steps:,} steps in {seconds} s: {WORDS[self.reason]}"
         if self.best_step is None or self.best is None:
             return f"{time}; the last step is kept"
         loss = f"of validation loss {self.best:.3f} {self.unit}"

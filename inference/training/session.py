@@ -85,15 +85,15 @@ def fit(
             session.save(unmeasured=False)
         if caught.number:  # in the last measurement; everything is saved
             raise _stopped(run, session.done, caught.number)
-    outcome = session.outcome()
     bound = session.end()
     if lead:
+        outcome = session.outcome()
         print(f"training: {outcome}")
         if note := _on_validation(run, outcome):
             print(note)
         picture, board = run.folder / "samples.png", run.folder / "tensorboard"
         shown = f"; {picture}" if picture.exists() else ""
-        print(f"{session.seconds:.0f} s; tensorboard --logdir {board}{shown}")
+        print(f"tensorboard --logdir {board}{shown}")
         print(bound)
     return bound
 
