@@ -73,8 +73,7 @@ def posterior(
         observed: names of the sites that are data; needed for a program of your own.
         simulations: number of simulations to learn from.
         steps: largest number of training steps; by default 8,000, or as many as fit into --seconds.
-        seconds: most seconds of training, without those of simulations; it ends earlier if nothing
-            is gained any more.
+        seconds: most seconds of training, which ends earlier if nothing is gained any more.
         batch_size: number of simulations per step.
         learning_rate: highest learning rate.
         scored: number of new simulations whose true parameters are scored.
@@ -95,10 +94,8 @@ def posterior(
     """
     from pyro_mdm.plots import posteriors as plots  # loads matplotlib
 
-    check_positive(simulations=simulations, steps=steps, batch_size=batch_size)
-    check_positive(
-        seconds=seconds, learning_rate=learning_rate, scored=scored, calibration=calibration
-    )
+    check_positive(simulations=simulations, steps=steps, seconds=seconds, batch_size=batch_size)
+    check_positive(learning_rate=learning_rate, scored=scored, calibration=calibration)
     check_positive(num_samples=num_samples)
     if 0 != near < LEAST_NEAR:
         raise ValueError(
@@ -116,10 +113,9 @@ def posterior(
     one = {} if data is None else read_observation(data, chosen)
     hides = is_incomplete({name: one[name] for name in chosen.observed if name in one})
     learned = AmortizedPosterior.fit(
-        chosen.program, chosen.latent, chosen.observed,
-        simulations=simulations, missing=HIDDEN if hides else 0.0, steps=steps,
-        batch_size=batch_size, learning_rate=learning_rate, vectorized=chosen.vectorized,
-        seconds=seconds, seed=seed, progress=True,
+        chosen.program, chosen.latent, chosen.observed, simulations=simulations, steps=steps,
+        seconds=seconds, missing=HIDDEN if hides else 0.0, batch_size=batch_size, seed=seed,
+        learning_rate=learning_rate, vectorized=chosen.vectorized, progress=True,
     )  # fmt: skip
     if save is not None:
         learned.save_pretrained(save)
@@ -129,10 +125,7 @@ def posterior(
         )
     report = PosteriorReport(learned, chosen, seed)
     truth, said = report.checks(scored, calibration)
-    assert learned.outcome is not None
-    taken = learned.outcome.steps
-    print(f"{short_name(simulator)}: {simulations:,} simulations, {taken:,} steps")
-    print(said)
+    print(f"{short_name(simulator)}: {simulations:,} simulations, {learned.outcome}\n{said}")
     one = one or {name: value[0] for name, value in truth.items()}
     drawn = learned.sample(one, num_samples, seed=seed)
     if data is not None:

@@ -301,7 +301,7 @@ class AmortizedPosterior(nn.Module):
         """
         if not 0 <= check_number("missing", missing, "a part of the simulations, e.g. 0.3") <= 1:
             raise ValueError(f"missing is {missing}, expected a number in [0, 1], e.g. 0.3")
-        options = TrainingOptions.of(steps, STEPS, batch_size, learning_rate, progress, seconds)
+        options = TrainingOptions.within(steps, STEPS, batch_size, learning_rate, progress, seconds)
         how = {"vectorized": vectorized, "workers": workers, "folder": folder}
         names = [*latent, *observed]
         with to_learn_from(

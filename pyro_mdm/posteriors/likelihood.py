@@ -231,7 +231,7 @@ class AmortizedLikelihood(LearnedLikelihood):
             TypeError, ValueError: as for the class, :func:`simulate` and :func:`read_draws`;
                 numbers that are too small.
         """
-        options = TrainingOptions.of(steps, USUAL, batch_size, learning_rate, progress, seconds)
+        options = TrainingOptions.within(steps, USUAL, batch_size, learning_rate, progress, seconds)
         how = {"vectorized": vectorized, "workers": workers, "folder": folder}
         names = [*latent, *observed]
         with to_learn_from(

@@ -43,7 +43,7 @@ class TrainingOptions(NamedTuple):
     budget: Budget | None = None  # the time of all trainings; None: no limit
 
     @classmethod
-    def of(
+    def within(
         cls,
         steps: int | None,
         usual: int,
