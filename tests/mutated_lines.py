@@ -25,6 +25,18 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
             "test_cli.py::test_words_are_read_as_the_signature_says[--steps=1e3-expected2]",
         ),
     ],
+    "pyro_mdm/budgets.py": [
+        (
+            "left / max(1, self.trainings - self._turn + 1)",
+            "left / self.trainings",
+            "test_budgets.py::test_what_a_training_leaves_is_for_the_next",
+        ),
+        (
+            "usual if seconds is None else ANY_STEPS",
+            "usual",
+            "test_budgets.py::test_steps_are_those_given_or_usual_or_as_many_as_fit",
+        ),
+    ],
     "pyro_mdm/conditioning/filling.py": [
         (
             "self.values = first.to(model.diffusion.start_time.device)",
@@ -1149,6 +1161,26 @@ LINES: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "pyro_mdm/training.py": [
+        (
+            "self.step_number, self.share_of_time >= 1",
+            "self.step_number, self.share_of_time > 1",
+            "test_budgets.py::test_seconds_end_after_the_steps_that_fit[None]",
+        ),
+        (
+            'spent=state.get("seconds", 0.0)',
+            "spent=0.0",
+            "test_budgets.py::test_a_training_that_died_keeps_its_budget",
+        ),
+        (
+            "factor *= schedule(self.step_number - first, number)",
+            "factor *= 1.0",
+            "test_budgets.py::test_rates_cool_down_after_the_last_gain",
+        ),
+        (
+            "value <= self._lowest - least if least else",
+            "value < self._lowest if least else",
+            "test_budgets.py::test_falls_below_the_least_gain_do_not_count_together_they_do",
+        ),
         (
             "0.5 * (1 + math.cos(math.pi * share))",
             "(1 + math.cos(math.pi * share))",

@@ -241,7 +241,9 @@ class AmortizedLikelihood(LearnedLikelihood):
             likelihood.simulations = {name: chosen[name] for name in names}
             theta = likelihood._inputs(likelihood.sites.values(chosen))
             assert options.budget is not None
-            options.budget.trainings = sum(law.trainings(diffusion) for law in likelihood.laws)
+            options.budget.trainings = sum(
+                law.trainings(diffusion) for _, law in likelihood._factors
+            )
             for factor, law in likelihood._factors:
                 x, bounds = factor.data(chosen), bounds_of_factor(program, factor)
                 outcomes = law.fit(x, inputs_of(theta, factor), bounds, options, diffusion)
