@@ -27,8 +27,8 @@ OF_PRIOR = 200
 """Draws of the prior, by whose spread particles start."""
 OF_START = 0.3
 """The share of the seconds that the start has."""
-WINDOW, PATIENCE, LEAST_GAIN, COOL_DOWN = 50, 2, 0.03, 0.3
-"""The updates whose mean losses are compared, the number of these without a gain after which the
+WINDOW, PATIENCE, LEAST_GAIN, COOL_DOWN = 50, 3, 0.02, 0.3
+"""Within seconds: the updates whose mean losses are compared, the number of these without a gain after which the
 rates fall, the least gain in nats, and the part of the updates so far in which they fall."""
 
 
@@ -43,8 +43,6 @@ class Fitting:
         paths: number of paths drawn for an update.
         learning_rate: learning rate of the chain; that of the Gaussian is four times as high.
         budget: the seconds of both trainings together, and of tempering.
-        ends: whether the training of the chain ends when nothing is gained; that of the Gaussian
-            does within seconds.
         progress: whether progress bars are shown.
     """
 
@@ -56,7 +54,6 @@ class Fitting:
     paths: int
     learning_rate: float
     budget: Budget
-    ends: bool
     progress: bool
 
     def to_draws(self, x: Tensor) -> Tensor:
@@ -103,7 +100,7 @@ class Fitting:
     ) -> Tensor:
         is_start = what == "Gaussian"
         steps = self.start_updates if is_start else self.updates
-        ends = self.budget.seconds is not None if is_start else self.ends
+        ends = self.budget.seconds is not None
         trainer = Trainer(
             parameters,
             steps=steps,

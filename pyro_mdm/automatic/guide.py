@@ -85,9 +85,11 @@ class AutoMDM(ChainGuide):
             args: positional arguments of the program.
             kwargs: keyword arguments of the program; functools.partial binds those with the names
                 below.
-            updates: largest number of updates of the chain; None: 1,000, or as many as fit into
-                ``seconds``.
-            start_updates: largest number of updates of the Gaussian before; None: the same.
+            updates: number of updates of the chain; None: 1,000, or as many as fit into
+                ``seconds``. All are taken where no seconds are given, since the bound still rises
+                slowly when most of them are done.
+            start_updates: number of updates of the Gaussian before; None: 1,000, or as many as fit
+                into three tenths of ``seconds``.
             paths: number of paths drawn for an update.
             particles: number of particles that are tempered.
             learning_rate: learning rate of the chain; that of the Gaussian is four times as high.
@@ -95,11 +97,14 @@ class AutoMDM(ChainGuide):
                 (chains, n, *shape), such as ``mcmc.get_samples()`` or an ``InferenceData`` of
                 ArviZ. The chain becomes a denoiser of theirs, as of particles.
             seconds: number of seconds after which training ends; tempering takes what it takes.
-                None: no limit.
+                Both trainings end earlier if mean losses of 50 updates have fallen by less than
+                0.02 nats three times: learning rates then fall to 0 in three tenths as many
+                updates more. None: no limit.
             progress: whether a progress bar is shown.
 
         Returns:
-            The guide. Its ``losses`` are those of the chain, (updates,), nats.
+            The guide. Its ``losses`` are those of the chain, (updates,), nats, and its ``outcomes``
+            say how the trainings "Gaussian" and "chain" ended.
 
         Raises:
             ValueError: numbers out of range, draws of another program, gradients that are not
@@ -127,10 +132,7 @@ class AutoMDM(ChainGuide):
             "seconds": seconds,
         }
         chain, start = (steps_within(n, seconds, 1_000, least=0) for n in (updates, start_updates))
-        ends = updates is None or seconds is not None
-        fitting = Fitting(
-            self, args, kwargs, chain, start, paths, learning_rate, budget, ends, progress
-        )
+        fitting = Fitting(self, args, kwargs, chain, start, paths, learning_rate, budget, progress)
         self.outcomes = {}
         if isinstance(self.chain, Reversed):
             with torch.no_grad():
