@@ -28,8 +28,9 @@ OF_PRIOR = 200
 OF_START = 0.3
 """The share of the seconds that the start has."""
 WINDOW, PATIENCE, LEAST_GAIN, COOL_DOWN = 50, 3, 0.02, 0.3
-"""Within seconds: the updates whose mean losses are compared, the number of these without a gain after which the
-rates fall, the least gain in nats, and the part of the updates so far in which they fall."""
+"""Within seconds: the updates whose mean losses are compared, the number of these without a gain
+after which rates fall, the least gain in nats, and the part of the updates so far in which they
+fall."""
 
 
 @dataclass
