@@ -31,7 +31,7 @@ from inference.commands.cli import check_positive, command_line
 from inference.posteriors.files import Files
 from inference.posteriors.hierarchy import HierarchyReport, hierarchy_named, read_units
 from inference.posteriors.observations import is_incomplete, read_observation, simulator_named
-from inference.posteriors.report import PosteriorReport
+from inference.posteriors.report import PosteriorReport, check_near
 from inference.settings.names import short_name, slug
 from pyro_mdm.posteriors import AmortizedPosterior, LikelihoodMembers
 
@@ -39,9 +39,6 @@ __all__ = ["posterior", "read_observation"]
 
 POINTS = 1000
 """Draws of the posterior in the picture by default."""
-
-LEAST_NEAR = 100
-"""New simulations below which there are too few near the observation."""
 
 HIDDEN = 0.3
 """The fraction of the simulations of which numbers are hidden, where the observation lacks some."""
@@ -52,7 +49,8 @@ def posterior(
     latent: list[str] | None = None,
     observed: list[str] | None = None,
     simulations: int = 10_000,
-    steps: int = 8_000,
+    steps: int | None = None,
+    seconds: float | None = None,
     batch_size: int = 256,
     learning_rate: float = 2e-3,
     scored: int = 200,
@@ -76,7 +74,8 @@ def posterior(
         latent: names of the sites that are parameters; needed for a program of your own.
         observed: names of the sites that are data; needed for a program of your own.
         simulations: number of simulations to learn from.
-        steps: number of training steps.
+        steps: largest number of training steps; by default 8,000, or as many as fit into --seconds.
+        seconds: most seconds of training, which ends earlier if nothing is gained.
         batch_size: number of simulations per step.
         learning_rate: highest learning rate.
         scored: number of new simulations whose true parameters are scored.
@@ -101,19 +100,18 @@ def posterior(
         seed: seed of all random numbers.
         overwrite: whether the file of --out and the content of --save are replaced if they exist.
     """
-    check_positive(simulations=simulations, steps=steps, batch_size=batch_size, scored=scored)
+    check_positive(
+        simulations=simulations, steps=steps, seconds=seconds, batch_size=batch_size, scored=scored
+    )
     check_positive(learning_rate=learning_rate, calibration=calibration, num_samples=num_samples)
-    if 0 != near < LEAST_NEAR:
-        raise ValueError(
-            f"--near is {near}, expected 0, or at least {LEAST_NEAR}, so that enough of them are "
-            "near the observation"
-        )
+    check_near(near)
     chosen = simulator_named(simulator, latent, observed, vectorized=vectorized)
     files = Files.beside(Path(f"posterior-{slug(simulator)}.png") if out is None else out)
     files.check(save, with_draws=data is not None, overwrite=overwrite)
     training: dict[str, Any] = {
-        "simulations": simulations, "steps": steps, "batch_size": batch_size, "progress": True,
+        "simulations": simulations, "steps": steps, "seconds": seconds, "batch_size": batch_size,
         "learning_rate": learning_rate, "vectorized": chosen.vectorized, "seed": seed,
+        "progress": True,
     }  # fmt: skip
     if hierarchy is not None:
         program, units = hierarchy_named(hierarchy), read_units(data, chosen.observed)
@@ -127,8 +125,7 @@ def posterior(
     files.save(save, learned, simulator)
     report = PosteriorReport(learned, chosen, seed)
     truth, said = report.checks(scored, calibration)
-    print(f"{short_name(simulator)}: {simulations:,} simulations, {steps:,} steps")
-    print(said)
+    print(f"{short_name(simulator)}: {simulations:,} simulations, {learned.outcome}\n{said}")
     one = one or {name: value[0] for name, value in truth.items()}
     drawn = learned.sample(one, num_samples, seed=seed)
     if data is not None:

@@ -118,7 +118,9 @@ class Table(tables.Table):
         if self.steps is not None:
             return {"steps": self.steps}
         usual = Schedule()
-        schedule: dict[str, Any] = {"steps": usual.steps, "learning_rate": usual.learning_rate}
+        schedule: dict[str, Any] = {"learning_rate": usual.learning_rate}
+        if self.settings.get("seconds") is None:
+            schedule["steps"] = usual.steps
         if "measure_every" not in self.settings and self.settings.get("holdout", True):
             schedule |= {"measure_every": usual.every, "patience": usual.patience}
         return schedule

@@ -6,7 +6,6 @@ import copy
 import functools
 import io
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from pyro_mdm.budgets import ANY_STEPS, Budget, Outcome, Pace, Reason, steps_within
 from pyro_mdm.elbo import MDM_ELBO
 from pyro_mdm.randomness import seed_from
 from pyro_mdm.scores.base import Score
 from pyro_mdm.support.checks import check_count, check_number, settle
 from pyro_mdm.support.files import check_place, replacing
 from pyro_mdm.support.modules import evaluating
-from pyro_mdm.support.progress import Progress, progress_bar
+from pyro_mdm.support.progress import Progress, progress_bar, say, show_estimate
 
 __all__ = ["FALL", "MovingAverage", "Trainer", "indices", "last_fall", "schedule"]
 
@@ -30,6 +30,10 @@ Decay = Literal["cosine", "constant"]
 Precision = Literal["32-true", "bf16-mixed"]
 LOOKS, WARMUP = 40, 100
 """The default number of looks at validation data, and the largest of steps in which rates rise."""
+RISE = 0.1
+"""The largest share of the seconds in which rates rise."""
+EVERY = 200
+"""The number of steps between looks where only seconds limit the steps."""
 FALL = 0.005
 """The least change of a bound that counts as a fall, in bits/dim."""
 
@@ -179,11 +183,12 @@ class Trainer:
     trainer for the indices of its steps: it counts them, stops when its time is over, and leaves
     the module in evaluation mode with its averaged weights, or with the best of them, where some
     were validated (:meth:`look`). After a ``break`` call :meth:`end`. :meth:`fit` is that loop. No
-    step waits for the device. :class:`pyro.infer.SVI` is the other way to train.
+    step waits for the device. :attr:`outcome` says why training ended and what it kept.
+    :class:`pyro.infer.SVI` is the other way to train.
 
     Args:
         module: the module that is trained, such as ``MDM_ELBO()(model, guide)``, or its weights.
-        steps: number of steps.
+        steps: number of steps; None: as many as fit into ``seconds``.
         learning_rate: highest learning rate of Adam.
         optimizer: another optimizer of torch, whose groups have highest rates of their own. Weights
             that it does not have are not trained.
@@ -194,8 +199,14 @@ class Trainer:
         skip: whether a step whose gradient is not finite is left out; this waits for the device.
         patience: number of validations in turn without a better value, after which training stops;
             None: no such stop.
+        least_gain: least fall of the value that counts for patience.
+        window: number of steps whose mean loss is a value for patience, in place of a validation;
+            it is better if it is lower by its standard error too. None: only validations count.
+        cool_down: part of the steps taken when patience has run out that follow before training
+            stops, in which rates fall to 0; 0: it stops at once.
         seconds: time after which training stops, at the end of a step, in seconds; None: no limit.
             Rates fall with the share of steps or of seconds that has passed, whichever is larger.
+            The time of a training that goes on from a checkpoint counts up to that checkpoint.
         precision: precision of the networks of scores in training, "32-true" or "bf16-mixed";
             None: as they are.
         compile: name of a backend of ``torch.compile``, for the whole loss where
@@ -203,12 +214,16 @@ class Trainer:
         checkpoint: path of a file that is written as a whole at each validation, by :meth:`fit` or
             :meth:`look`, and at the end. Where it exists, training goes on from it, with its random
             numbers. None: no file.
-        progress: whether progress is shown, or the name of the work beside the bar.
+        progress: whether progress is shown, with the outcome at the end, or the name of the work
+            beside the bar. After five steps it says about how long all will take.
 
     Attributes:
         step_number: number of steps taken.
         skipped: number of steps that were left out.
         best: least value of a validation; infinite before the first.
+        best_step: number of steps before that validation; None before the first.
+        unit: unit of the values of validations, in words.
+        budget: the :class:`~pyro_mdm.budgets.Budget` of seconds.
 
     Raises:
         ValueError: numbers out of range; an unknown decay or precision; a module without weights to
@@ -234,7 +249,7 @@ class Trainer:
         self,
         module: nn.Module | Iterable[Tensor],
         *,
-        steps: int,
+        steps: int | None,
         learning_rate: float = 1e-3,
         optimizer: torch.optim.Optimizer | None = None,
         warmup: int | None = None,
@@ -243,21 +258,33 @@ class Trainer:
         average: float | MovingAverage | None = 0.999,
         skip: bool = False,
         patience: int | None = None,
+        least_gain: float = 0.0,
+        window: int | None = None,
+        cool_down: float = 0.0,
         seconds: float | None = None,
         precision: Precision | None = None,
         compile: str | None = None,
         checkpoint: Path | str | None = None,
         progress: bool | str = False,
     ) -> None:
-        check_count("steps", steps, "the number of training steps", least=0)
+        self.budget = Budget(seconds)
+        if steps is None and seconds is None:
+            raise ValueError("steps is None, expected the number of training steps, or seconds")
+        steps = steps_within(steps, seconds, ANY_STEPS, least=0)
         warmup = min(WARMUP, steps // 10) if warmup is None else warmup
         check_count("warmup", warmup, "the number of steps in which rates rise", least=0)
         check_number("learning_rate", learning_rate, "a positive rate of Adam", positive=True)
-        for name, number in (("clip", clip), ("seconds", seconds)):
-            if number is not None:
-                check_number(name, number, "a positive number, or None", positive=True)
+        if clip is not None:
+            check_number("clip", clip, "a positive number, or None", positive=True)
         if patience is not None:
             check_count("patience", patience, "the number of looks that find nothing better")
+        if window is not None:
+            check_count(
+                "window", window, "the number of steps whose mean loss is compared", least=2
+            )
+        for name, number in (("least_gain", least_gain), ("cool_down", cool_down)):
+            if not check_number(name, number, "a number, at least 0") >= 0:
+                raise ValueError(f"{name} is {number}, expected a number, at least 0")
         for name, word, words in (("decay", decay, Decay), ("precision", precision, Precision)):
             if word is not None and word not in get_args(words):
                 expected = ", ".join(get_args(words))
@@ -278,7 +305,8 @@ class Trainer:
                 "requires_grad_(True) sets them free"
             )
         self.steps, self.warmup, self.decay, self.clip, self.skip = steps, warmup, decay, clip, skip
-        self.patience, self.seconds, self.progress = patience, seconds, progress
+        self.patience, self.least_gain, self.window = patience, least_gain, window
+        self.cool_down, self.progress = cool_down, progress
         self.optimizer = optimizer or torch.optim.Adam(self.weights, lr=learning_rate)
         groups = self.optimizer.param_groups
         self.rates = [group.setdefault("initial_lr", group["lr"]) for group in groups]
@@ -287,10 +315,16 @@ class Trainer:
         else:
             self.average = MovingAverage(self.weights, average)
         self.step_number, self.skipped, self.best = 0, 0, math.inf
+        self.best_step: int | None = None
+        self.unit = "nats"
         self._best: list[Tensor] = []  # averaged weights and buffers
-        self._worse = 0  # looks since the best
+        self._lowest, self._worse = math.inf, 0  # the last gain, and the values since without one
+        self._losses: list[Tensor] = []  # of the window
+        self._cooling: tuple[int, int] | None = None  # the first step, and the number of steps
+        self._late = (-1, False)  # a step, and whether time was over after it
+        self._looked = 0.0  # the share of time at the last look
+        self._reason: Reason | None = None
         self._ended = False
-        self._began: float | None = None  # when the loop did, by the clock
         self._bar: Progress | None = None
         self._random: list[Tensor] = []  # states that the next loop begins with
         self._dtypes: list[tuple[Score, torch.dtype | None]] = []  # before this training
@@ -316,15 +350,24 @@ class Trainer:
         """Take a step on a loss, (); returns the norm of its gradient before clipping, ()."""
         self.begin()
         loss.backward(inputs=self.weights)
+        if self.window is not None:
+            self._losses.append(loss.detach())
         return self.update()
 
     def begin(self) -> None:
         """Set learning rates and clear gradients: the first half of :meth:`step`, for losses in
         several pieces."""
         factor = schedule(self.step_number, self.steps, self.warmup, self.decay)
-        if self.seconds is not None:  # which may pass sooner than the steps
-            at = int(1e6 * self._share_of_time())
+        if self.budget.seconds is not None:  # which may pass sooner than the steps
+            at = int(1e6 * self.share_of_time)
+            if at * self.warmup > RISE * 1e6 * (self.step_number + 1):
+                factor = min(1.0, at / (RISE * 1e6)) * schedule(
+                    self.step_number, self.steps, decay=self.decay
+                )
             factor = min(factor, schedule(at, 10**6, decay=self.decay))
+        if self._cooling is not None:
+            first, number = self._cooling
+            factor *= schedule(self.step_number - first, number)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         self.optimizer.zero_grad(set_to_none=True)
@@ -367,15 +410,14 @@ class Trainer:
             )
         self._set_random(self._random)
         self._random = []
-        self._began = time.monotonic()
+        self.budget.start()
         if self._module is not None:
             self._module.train()
-        what = self.progress if isinstance(self.progress, str) else "training"
+        total = None if self.steps == ANY_STEPS else self.steps
         done, shown = self.step_number, bool(self.progress)
-        with progress_bar(self.steps, what, "steps", initial=done, shown=shown) as self._bar:
-            while self.step_number < self.steps and not self._is_out_of_patience:
-                if self._share_of_time() == 1 and self.step_number > done:
-                    break
+        pace = Pace(self.budget, done, self.steps)
+        with progress_bar(total, self._work, "steps", initial=done, shown=shown) as self._bar:
+            while not self.is_over:
                 before = self.step_number
                 yield before
                 if self.step_number == before:
@@ -384,18 +426,75 @@ class Trainer:
                         "trainer.step(loss) in it"
                     )
                 self._bar.update(self.step_number - before)
-        self._began = None
+                if len(self._losses) == self.window:
+                    self._compare_losses()
+                if shown and (whole := pace.whole(self.step_number)) is not None:
+                    show_estimate(self._bar, whole)
         self.end()
 
-    def _share_of_time(self) -> float:
-        """The share of the loop's seconds that has passed; 0 outside a loop, or without a limit."""
-        if self.seconds is None or self._began is None:
-            return 0.0
-        return min(1.0, (time.monotonic() - self._began) / self.seconds)
+    @property
+    def _work(self) -> str:
+        return self.progress if isinstance(self.progress, str) else "training"
 
     @property
-    def _is_out_of_patience(self) -> bool:
+    def share_of_time(self) -> float:
+        """The share of the seconds that has passed, in [0, 1]; 0 without a limit."""
+        return self.budget.share
+
+    @property
+    def is_out_of_time(self) -> bool:
+        """Whether the seconds were over after the last step; the clock is read once a step."""
+        if self.budget.seconds is None or self.step_number == 0:
+            return False
+        if self._late[0] != self.step_number:
+            self._late = self.step_number, self.share_of_time >= 1
+        return self._late[1]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no step is left to take."""
+        if self._reason is None:
+            if self.step_number >= self.steps:
+                self._reason = "all steps"
+            elif self.is_out_of_time:
+                self._reason = "budget"
+            elif self._has_no_gain:
+                self._reason = "no gain"
+        return self._reason is not None
+
+    def is_due(self, every: int, looks: int = LOOKS) -> bool:
+        """Whether a look at validation data is due after a step: after every so many steps, after a
+        part of the seconds, and at the end.
+
+        Args:
+            every: number of steps between looks.
+            looks: number of parts of the seconds.
+        """
+        late = self.budget.seconds is not None and self.share_of_time - self._looked >= 1 / looks
+        return self.step_number % every == 0 or late or self.is_over
+
+    @property
+    def _has_no_gain(self) -> bool:
+        if self._cooling is not None:
+            first, number = self._cooling
+            return self.step_number - first >= number
         return self.patience is not None and self._worse >= self.patience
+
+    def _compare(self, value: float, least: float) -> None:
+        """Count a value that is not lower than the last gain by as much."""
+        gained = value <= self._lowest - least if least else value < self._lowest
+        self._lowest, self._worse = (value, 0) if gained else (self._lowest, self._worse + 1)
+        is_out = self.patience is not None and self._worse >= self.patience
+        if is_out and self.cool_down and self._cooling is None:
+            self._cooling = self.step_number, math.ceil(self.cool_down * self.step_number)
+
+    def _compare_losses(self) -> None:
+        """Compare the mean loss of a window; the host waits for it here."""
+        losses = torch.stack(self._losses)
+        losses, self._losses = losses[losses.isfinite()], []
+        if len(losses) > 1:
+            error = float(losses.std()) / math.sqrt(len(losses))
+            self._compare(float(losses.mean()), max(error, self.least_gain))
 
     def fit(
         self,
@@ -407,12 +506,15 @@ class Trainer:
     ) -> float:
         """Take all steps, with validation in between.
 
+        Without validation, patience counts mean losses of the steps between two looks.
+
         Args:
             loss: function that returns the loss of a new batch, ().
             validate: function that returns a loss of validation data, (). It is called with
                 averaged weights in evaluation mode, without gradients, and its draws change no
                 random number of the training. None: no validation.
-            looks: number of validations.
+            looks: number of validations, and of parts of the seconds after which there is one too.
+                Where only seconds limit the steps, there is one every 200 steps.
             unit: unit of the loss, in words.
 
         Returns:
@@ -423,12 +525,16 @@ class Trainer:
             FloatingPointError: the loss is no number, or that of validation data never was one.
         """
         check_count("looks", looks, "the number of looks at validation data")
+        self.unit = unit
         if validate is not None and self.step_number == 0:
             self.look(self._validated(validate))
-        every, value = max(1, self.steps // looks), torch.tensor(math.nan)
+        every = EVERY if self.steps == ANY_STEPS else max(1, self.steps // looks)
+        if validate is None and self.patience is not None and self.window is None:
+            self.window = max(2, every)
+        value = torch.tensor(math.nan)
         for step in self:
             self.step(value := loss())
-            if (step + 1) % every and step + 1 < self.steps:
+            if not self.is_due(every, looks):
                 continue
             last = float(value.detach())
             settle()
@@ -441,6 +547,7 @@ class Trainer:
                 self.look(self._validated(validate))
             else:
                 self._save()
+                self._looked = self.share_of_time
             if self._bar is not None:
                 self._bar.set_postfix_str(f"{last if validate is None else self.best:.2f} {unit}")
         if validate is None:
@@ -489,12 +596,13 @@ class Trainer:
         """
         value = float(value)
         better = value < self.best
-        self._worse = 0 if better else self._worse + 1
+        self._compare(value, self.least_gain)
         if better:
-            self.best = value
+            self.best, self.best_step = value, self.step_number
             values = self.weights if self.average is None else self.average.averages
             self._best = [t.detach().clone() for t in (*values, *self._buffers)]
         self._save()
+        self._looked = self.share_of_time
         return better
 
     @property
@@ -510,7 +618,10 @@ class Trainer:
         if self._ended:
             return
         self._save()
+        self.budget.stop()
         self._ended = True
+        if self.progress:
+            say(f"{self._work}: {self.outcome}")
         if self._best:
             _set([*self._averaged_weights, *self._buffers], self._best)
         elif self.average is not None:
@@ -519,6 +630,14 @@ class Trainer:
             score.autocast_dtype = dtype
         if self._module is not None:
             self._module.eval()
+
+    @property
+    def outcome(self) -> Outcome:
+        """Why training ended, and what it kept."""
+        taken = self.step_number, self.budget.spent, self._reason or "stopped"
+        if self.best_step is None:
+            return Outcome(*taken)
+        return Outcome(*taken, self.best_step, self.best, self.unit)
 
     # -- checkpoints -------------------------------------------------------------------------------
 
@@ -540,7 +659,11 @@ class Trainer:
             "averaged": 0 if average is None else average.number,
             "best": self.best,
             "best_tensors": [t.clone() for t in self._best],
+            "best_step": self.best_step,
+            "lowest": self._lowest,
             "worse": self._worse,
+            "cooling": self._cooling,
+            "seconds": self.budget.spent,
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "kind": type(self.optimizer).__name__,
             "random": [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self._devices)],
@@ -584,6 +707,11 @@ class Trainer:
             _set(self.average.averages, state["averages"])
             self.average.number = state["averaged"]
         self.best, self._best, self._worse = state["best"], state["best_tensors"], state["worse"]
+        # earlier versions saved none of these
+        self.best_step, self._lowest = state.get("best_step"), state.get("lowest", self.best)
+        self._cooling = state.get("cooling")
+        self.budget = Budget(self.budget.seconds, spent=state.get("seconds", 0.0))
+        self._looked = self.budget.share
         self.optimizer.load_state_dict(state["optimizer"])
         self._random = state["random"]
 

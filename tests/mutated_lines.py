@@ -20,6 +20,14 @@ LINES: dict[str, dict[str, list[str]]] = {
             'power[1] + "0" * ⟨int(power[2])→(int(power[2]) - 1)⟩'
         ]
     },
+    "pyro_mdm/budgets.py": {
+        "test_budgets.py::test_what_a_training_leaves_is_for_the_next": [
+            "left / ⟨max(1, self.trainings - self._turn + 1)→self.trainings⟩"
+        ],
+        "test_budgets.py::test_steps_are_those_given_or_usual_or_as_many_as_fit": [
+            "usual⟨ if seconds is None else ANY_STEPS→⟩"
+        ],
+    },
     "pyro_mdm/conditioning/filling.py": {
         "test_chained_completions.py::test_a_training_on_gaps_begins_with_them": [
             "self.values = first⟨.to(model.diffusion.start_time.device)→⟩"
@@ -791,11 +799,23 @@ LINES: dict[str, dict[str, list[str]]] = {
             "loss = loss_of(x)⟨ / numbers→⟩"
         ],
         "test_library_table.py::test_training_ends_where_nothing_is_learned": [
-            "last_fall(bounds)[1] >⟨=→⟩ schedule.patience",
-            "if ⟨keeps→False⟩:\n            look(done)",
+            "patience=⟨schedule.patience→None⟩ if",
+            "if ⟨keeps→False⟩:\n            look()",
         ],
     },
     "pyro_mdm/training.py": {
+        "test_budgets.py::test_seconds_end_after_the_steps_that_fit[None]": [
+            "self.step_number, self.share_of_time >⟨=→⟩ 1"
+        ],
+        "test_budgets.py::test_a_training_that_died_keeps_its_budget": [
+            'spent=⟨state.get("seconds", 0.0)→0.0⟩'
+        ],
+        "test_budgets.py::test_rates_cool_down_after_the_last_gain": [
+            "factor *= ⟨schedule(self.step_number - first, number)→1.0⟩"
+        ],
+        "test_budgets.py::test_falls_below_the_least_gain_do_not_count_together_they_do": [
+            "value <⟨= self._lowest - least→ self._lowest⟩ if least else"
+        ],
         "test_trainer.py::test_rates_warm_up_and_fall_to_nothing": [
             "⟨0.5 * →⟩(1 + math.cos(math.pi * share))"
         ],

@@ -45,6 +45,7 @@ BETWEEN_WINGS = {
 table is completed, drawn, and calibrated by ranks."""
 FLOORS = (
     ("support", "randomness"),
+    ("budgets",),
     ("networks", "contexts"),
     ("diffusions",),
     ("likelihoods",),

@@ -96,7 +96,7 @@ def test_it_is_the_training_of_the_programs(
     options: dict[str, Any], brief: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the last bit: order, noise, rates, completions of gaps, averages, the best and the end."""
-    usual = (12, 0.05, 1, 2)  # it ends where patience does
+    usual = (12, 0.05, 1, 2, None)  # it ends where patience does
     monkeypatch.setattr(training.Schedule.__new__, "__defaults__", usual)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -120,7 +120,7 @@ def test_training_ends_where_nothing_is_learned(
         return step(self, loss)
 
     monkeypatch.setattr(training.Trainer, "step", counted)
-    monkeypatch.setattr(training.Schedule.__new__, "__defaults__", (20, 1.0, 2, 2))
+    monkeypatch.setattr(training.Schedule.__new__, "__defaults__", (20, 1.0, 2, 2, None))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         table = Table.fit(patients())

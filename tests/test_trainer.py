@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm import CLD, MDM_ELBO, Denoiser, DiffusionGuide, DiffusionModel, training
+from pyro_mdm import CLD, MDM_ELBO, Denoiser, DiffusionGuide, DiffusionModel, budgets
 from pyro_mdm.networks import MLP
 from pyro_mdm.training import MovingAverage, Trainer, schedule
 
@@ -270,7 +270,7 @@ def test_patience_and_seconds_end_a_training(monkeypatch: pytest.MonkeyPatch) ->
     trainer.fit(loss, lambda: next(falling), looks=100)
     assert trainer.step_number == 2 + 3
     clock = itertools.count()
-    monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(budgets, "monotonic", lambda: next(clock))
     trainer = Trainer(network, steps=100, seconds=7.5)
     trainer.fit(loss)
     assert 1 < trainer.step_number < 10
@@ -410,7 +410,7 @@ def test_a_loss_that_is_no_number_ends_a_fit() -> None:
 def test_rates_fall_with_the_seconds_that_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of ten steps a second, of which 5 of 100 fit into half a second."""
     now = [0.0]
-    monkeypatch.setattr("pyro_mdm.training.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(budgets, "monotonic", lambda: now[0])
     network = nn.Linear(1, 1)
     trainer = Trainer(network, steps=100, seconds=0.5, warmup=0, learning_rate=1.0)
     rates = []

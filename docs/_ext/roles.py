@@ -32,7 +32,7 @@ ROLES = (
         "Model, guide and bound",
         ("guide/concepts", "guide/pyro"),
         ("DiffusionModel", "DiffusionGuide", "MDM_ELBO", "elbo_terms", "ELBOTerms"),
-        ("training",),
+        ("training", "budgets"),
     ),
     Role(
         "Diffusions",

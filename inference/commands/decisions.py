@@ -19,7 +19,11 @@ from inference.training.optimizers import hidden_weights
 from models import ImageProblem, Images, Problem, Tabular
 from models.base import FileImages
 from models.kinds import kind_of
+from pyro_mdm.budgets import ANY_STEPS
 from pyro_mdm.scores.denoiser import DenoiserScore
+
+PATIENCE = 3
+"""The measurements without a fall after which a run that has seconds ends."""
 
 
 def with_canonical_names(settings: Training) -> Training:
@@ -63,8 +67,7 @@ def decide(settings: Training, programs: Programs) -> Decided:
     maps, times = settings.maps or problem.default_maps, settings.times
     if times is None and maps is None and not kind_of(model.diffusion).simulated:
         times = model.score_function.times = problem.times
-    steps = problem.steps if settings.steps is None else settings.steps
-    every, rate = settings.measure_every, settings.learning_rate
+    rate = settings.learning_rate
     sampler = settings.sampler or sampling.default_sampler(model)
     own_steps = sampling.default_steps(sampler)
     decided: dict[str, Any] = {
@@ -75,16 +78,27 @@ def decide(settings: Training, programs: Programs) -> Decided:
         "maps": maps,
         "gaps": gaps_of(settings.gaps, maps, problem),
         "times": times,
-        "steps": steps,
         "batch_size": _batch_size(settings, problem),
         "learning_rate": problem.learning_rate if rate is None else rate,
         "optimizer": settings.optimizer or _optimizer(settings, programs),
-        "measure_every": max(250, steps // 10) if every is None else every,
         "sampler": sampler,
         "sampler_steps": own_steps if settings.sampler_steps is None else settings.sampler_steps,
         "threads": settings.threads or torch.get_num_threads(),
     }
-    return Decided(**vars(settings) | decided)
+    return Decided(**vars(settings) | _length(settings, problem) | decided)
+
+
+def _length(settings: Training, problem: Problem) -> dict[str, int | None]:
+    """The number of steps, those between measurements, and when training ends before."""
+    steps, limited = settings.steps, settings.seconds is not None
+    expected = problem.steps if steps is None else steps
+    if steps is None:
+        steps = ANY_STEPS if limited else expected
+    every, patience = settings.measure_every, settings.patience
+    every = max(250, expected // 10) if every is None else every
+    if limited and patience is None and len(problem.validation) and steps > (PATIENCE + 1) * every:
+        patience = PATIENCE
+    return {"steps": steps, "measure_every": every, "patience": patience}
 
 
 def _where(settings: Training, problem: Problem) -> str | None:

@@ -24,7 +24,7 @@ from pyro_mdm.evaluation.estimates import FEWEST
 
 POSITIVE = (
     *("batch_size", "micro_batches", "learning_rate", "log_every", "measure_every"),
-    *("clip", "checkpoint_every", "draws", "num_samples", "sampler_steps", "patience"),
+    *("clip", "checkpoint_every", "draws", "num_samples", "sampler_steps", "patience", "seconds"),
 )
 
 
@@ -52,6 +52,11 @@ def _check_numbers(settings: Decided, processes: int) -> None:
         raise ValueError(
             f"--steps is {settings.steps}, expected a positive number, or 0 for a network that is "
             "left as it is"
+        )
+    if settings.steps == 0 and settings.seconds is not None:
+        raise ValueError(
+            f"--seconds {settings.seconds} has no effect on --steps 0, which trains nothing; leave "
+            "out one of them"
         )
     if settings.warmup < 0:
         raise ValueError(f"--warmup is {settings.warmup}, expected 0 or more")

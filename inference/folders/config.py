@@ -21,6 +21,7 @@ YOUNGER = (
     *("stationary_variance", "logit_margin", "decoder_in_loss", "times", "maps"),
     *("likelihood", "time_varying", "learn_ends", "learn_stationary", "condition"),
     *("context_dropout", "split_seed", "threads", "patience", "adam_epsilon", "grid"),
+    "seconds",
 )
 """Settings that older run folders lack, which were trained with their defaults."""
 

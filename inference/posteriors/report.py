@@ -29,8 +29,24 @@ REPLICATED = 200
 NEAR = 20
 """New simulations for each that is near the observation."""
 
+LEAST_NEAR = 100
+"""New simulations below which there are too few near the observation."""
+
 WEIGHTS = 1000
 """Draws of the posterior that are weighted for the evidence."""
+
+
+def check_near(near: int) -> None:
+    """Check a number of new simulations of which some are near the observation.
+
+    Raises:
+        ValueError: so few that too few are near.
+    """
+    if 0 != near < LEAST_NEAR:
+        raise ValueError(
+            f"--near is {near}, expected 0, or at least {LEAST_NEAR}, so that enough of them are "
+            "near the observation"
+        )
 
 
 class PosteriorReport(NamedTuple):

@@ -186,6 +186,11 @@ class Optimization:
     Args:
         steps: number of training steps; by default the data set's. 0 leaves the network as it is.
             With --resume it is the total number, which includes the steps already taken.
+        seconds: number of seconds after which training stops, those before a resume included up to
+            the last checkpoint. Learning rates fall to zero by then. Without --steps it takes as
+            many steps as fit, and it stops earlier when the bound on validation data has stopped
+            falling (--patience 3). Such a run depends on the speed of the machine: no other has the
+            same weights.
         batch_size: number of data per step, over all processes; by default the data set's, or that
             of all training data if there are fewer.
         optimizer: optimizer: adam; or muon, which is Muon for the convolutions inside a U-Net, with
@@ -207,6 +212,7 @@ class Optimization:
     """
 
     steps: int | None = None
+    seconds: float | None = None
     batch_size: int | None = None
     optimizer: Literal["adam", "muon"] | None = None
     micro_batches: int = 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import platform
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -27,11 +26,12 @@ from inference.settings.options import Decided
 from inference.settings.plan import Programs
 from inference.training import recipe
 from inference.training.trainee import RunProgress, Step, Trainee
+from pyro_mdm.budgets import ANY_STEPS, Outcome, Pace, Reason
 from pyro_mdm.diffusions.base import UnreachableError
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
 from pyro_mdm.diffusions.simulation import SimulationError
 from pyro_mdm.support.progress import Progress as Bar
-from pyro_mdm.support.progress import progress_bar
+from pyro_mdm.support.progress import progress_bar, show_estimate
 from pyro_mdm.training import FALL, last_fall
 
 if TYPE_CHECKING:
@@ -72,12 +72,11 @@ def fit(
         if writer is not None:
             stack.callback(_flush, writer)
         caught = stack.enter_context(catch_signals())
-        over, done = session.out_of_patience(), progress.step
+        over, done = session.is_over(), progress.step
         if checkpoint is not None:
             session.go_on(over=over)
-        bar = progress_bar(
-            settings.steps, "training", "steps", initial=done, leave=True, shown=lead
-        )
+        total = None if settings.steps == ANY_STEPS else settings.steps
+        bar = progress_bar(total, "training", "steps", initial=done, leave=True, shown=lead)
         stack.enter_context(bar)
         while session.done < settings.steps and not over:
             over = session.step(caught, bar)
@@ -88,11 +87,13 @@ def fit(
             raise _stopped(run, session.done, caught.number)
     bound = session.end()
     if lead:
-        if note := _on_validation(run, session.done, kept=bool(trainee.best)):
+        outcome = session.outcome()
+        print(f"training: {outcome}")
+        if note := _on_validation(run, outcome):
             print(note)
         picture, board = run.folder / "samples.png", run.folder / "tensorboard"
         shown = f"; {picture}" if picture.exists() else ""
-        print(f"{session.seconds:.0f} s; tensorboard --logdir {board}{shown}")
+        print(f"tensorboard --logdir {board}{shown}")
         print(bound)
     return bound
 
@@ -112,22 +113,25 @@ class Session:
         self.run, self.trainee, self.writer, self.done = run, trainee, writer, progress.step
         self.settings, self.fabric, self.report = trainee.settings, trainee.fabric, report
         self.window = recipe.LossWindow(*progress.window)
-        self._began = time.monotonic() - progress.seconds
+        self._budget = self.trainee.trainer.budget.start()
+        self._pace = Pace(self._budget, self.done, self.settings.steps)
 
     @property
     def seconds(self) -> float:
         """The seconds of training, with those before a resume."""
-        return time.monotonic() - self._began
+        return self._budget.spent
 
     def step(self, caught: Signals, bar: Bar) -> bool:
-        """Take a step, and log, measure and save what is due; returns whether patience is out."""
+        """Take a step, and log, measure and save what is due; returns whether training is over."""
         settings = self.settings
         with _explained(self.done, self.run):
             taken = self.trainee.step(self.done, caught.number)
         self.done += 1
         self.window.add(taken.bits)
         bar.update()
-        last = self.done == settings.steps
+        if (whole := self._pace.whole(self.done)) is not None:
+            show_estimate(bar, whole)
+        last = self.done == settings.steps or self.trainee.trainer.is_out_of_time
         if self.done % settings.log_every == 0 or last:
             bar.set_postfix_str(self.log(taken))
         # saved first, so that a process that ends while it measures loses nothing
@@ -141,7 +145,7 @@ class Session:
             raise _stopped(self.run, self.done, taken.stop)
         if due:
             self.measure()
-        return due and self.out_of_patience()
+        return due and self.is_over()
 
     def log(self, taken: Step) -> str:
         """Write the objective since the last time, and return it in words."""
@@ -164,6 +168,24 @@ class Session:
             if self.fabric.broadcast(lead and _best_step(self.run) == self.done):
                 trainee.keep()
 
+    def is_over(self) -> bool:
+        """Whether the run ends before its last step."""
+        return self.trainee.trainer.is_out_of_time or self.out_of_patience()
+
+    def outcome(self) -> Outcome:
+        """Why training ended, and the step whose averaged weights are kept."""
+        reason: Reason = "no gain"
+        if self.done == self.settings.steps:
+            reason = "all steps"
+        elif self.trainee.trainer.is_out_of_time:
+            reason = "budget"
+        taken = self.done, self.seconds, reason
+        bounds = _validation_bounds(self.run) if self.trainee.best else {}
+        if not bounds:
+            return Outcome(*taken)
+        best = min(bounds, key=lambda step: bounds[step])
+        return Outcome(*taken, best, bounds[best], "bits/dim")
+
     def out_of_patience(self) -> bool:
         """Whether the bound has not fallen for --patience measurements."""
         most = self.settings.patience
@@ -177,15 +199,16 @@ class Session:
         """Prepare for the steps after a resume, of a run that may have been lengthened.
 
         Raises:
-            RunError: it was, and ``over``: its patience is out.
+            RunError: it was, and ``over``: its patience or its time is out.
         """
         changes = self.run.lengthened
         if over and changes and changes[-1][0] == self.done:
+            name = "seconds" if self.trainee.trainer.is_out_of_time else "patience"
             raise RunError(
-                f"{self.run.folder} was stopped at step {self.done:,} by --patience "
-                f"{self.settings.patience}, which would stop it there again; start a new run with "
-                "more patience: python -m inference.train --config "
-                f"{self.run.folder / 'config.yaml'} --patience N"
+                f"{self.run.folder} was stopped at step {self.done:,} by --{name} "
+                f"{getattr(self.settings, name)}, which would stop it there again; start a new run "
+                f"with more {name}: python -m inference.train --config "
+                f"{self.run.folder / 'config.yaml'} --{name} N"
             )
         if self.fabric.is_global_zero:
             self.run.keep_length()
@@ -280,7 +303,9 @@ def _open_books(
     shared = f", {world} processes" if world > 1 else ""
     where = f"{settings.model} under {settings.guide}"
     threads = Threads(torch.get_num_threads())
-    at = f"step {progress.step} of {settings.steps}{shared}, {threads}"
+    steps = "" if settings.steps == ANY_STEPS else f" of {settings.steps}"
+    limit = "" if settings.seconds is None else f", at most {settings.seconds:g} s"
+    at = f"step {progress.step}{steps}{limit}{shared}, {threads}"
     print(f"{run.folder}: {where}, {at}", flush=True)
     folder = str(run.folder / "tensorboard")
     again = progress.step + 1 if progress.step else 0
@@ -312,19 +337,17 @@ def _best_step(run: Run) -> int | None:
     return min(finite, key=lambda step: finite[step]) if finite else None
 
 
-def _on_validation(run: Run, done: int, *, kept: bool) -> str | None:
-    """Advice on a run whose bound had stopped falling long before it ended at step ``done``."""
-    if kept:
-        best = f"the averaged weights of step {_best_step(run):,}"
-        return f"{best} are kept, whose bound on validation data was the best"
-    step, after = _since_last_fall(run)
-    steps = run.config["steps"]
-    fell = f"the validation bound last fell by {FALL} bits/dim at step {step:,}"
-    if done < steps:
-        return f"stopped at step {done:,} of {steps:,}, as --patience says: {fell}"
-    if after < 2 or step > LATE * steps:
+def _on_validation(run: Run, outcome: Outcome) -> str | None:
+    """Advice on a run whose bound had stopped falling long before its end."""
+    if outcome.best_step is not None:
         return None
-    return f"{fell} of {steps:,}; fewer --steps, or --patience 2, take less time"
+    step, after = _since_last_fall(run)
+    fell = f"the validation bound last fell by {FALL} bits/dim at step {step:,}"
+    if outcome.reason == "no gain":
+        return fell
+    if outcome.reason == "budget" or after < 2 or step > LATE * outcome.steps:
+        return None
+    return f"{fell} of {outcome.steps:,}; fewer --steps, or --patience 2, take less time"
 
 
 def _flush(writer: SummaryWriter) -> None:

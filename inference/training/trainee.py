@@ -20,6 +20,7 @@ from inference.settings.plan import Programs
 from inference.training import recipe
 from inference.training.batches import Batches
 from pyro_mdm import MDM_ELBO, DiffusionGuide, randomness
+from pyro_mdm.budgets import ANY_STEPS, Budget
 from pyro_mdm.conditioning.filling import Filling
 from pyro_mdm.randomness import seed_from
 from pyro_mdm.training import MovingAverage, Trainer
@@ -87,7 +88,8 @@ class Trainee:
         self.filling: Filling | None = None
         if settings.gaps == "fill":
             batch = {"batch_size": settings.batch_size, "seed": settings.seed}
-            self.filling = Filling(problem, steps=settings.steps, **batch)
+            steps = problem.steps if settings.steps == ANY_STEPS else settings.steps
+            self.filling = Filling(problem, steps=steps, **batch)
         self.batches = self._gathered(problem.train, flip=settings.flip)
         context = problem.part("train").context
         self.contexts = None if context is None else self._gathered(context)
@@ -204,7 +206,12 @@ class Trainee:
         self.average.number = checkpoint.state.get("averages", checkpoint.step)
         self.scale.load(checkpoint.state.get("loss_scale", {}))
         saved = checkpoint.state
-        return RunProgress(**{name: saved[name] for name in RunProgress._fields if name in saved})
+        progress = RunProgress(
+            **{name: saved[name] for name in RunProgress._fields if name in saved}
+        )
+        self.trainer.step_number = progress.step
+        self.trainer.budget = Budget(self.settings.seconds, spent=progress.seconds)
+        return progress
 
 
 class _FabricTrainer(Trainer):
@@ -220,9 +227,15 @@ class _FabricTrainer(Trainer):
             decay=settings.decay,
             clip=settings.clip,
             average=trainee.average,
+            seconds=settings.seconds,
         )
         self._fabric, self._loss, self._scale = trainee.fabric, trainee.loss_of, trainee.scale
         self._stepper = trainee.stepper
+
+    @property
+    def share_of_time(self) -> float:
+        """The share by the clock of the first process, since rates must be the same in all."""
+        return float(self._fabric.broadcast(super().share_of_time))
 
     def clip_gradients(self) -> Tensor:
         clipped = self._fabric.clip_gradients(

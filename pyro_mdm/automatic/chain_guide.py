@@ -20,6 +20,7 @@ from pyro_mdm.automatic.bidirectional import parameters
 from pyro_mdm.automatic.chain import Annealed, Chain, Ratio, Reversed
 from pyro_mdm.automatic.density import ProgramDensity, is_enumerated, run
 from pyro_mdm.automatic.draws import row, unconstrained
+from pyro_mdm.budgets import Outcome
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.presets import VPSDE
 from pyro_mdm.posteriors.guide import ImportanceWeights
@@ -114,6 +115,7 @@ class ChainGuide(AutoMultivariateNormal):
         self._given = model, copy.deepcopy(self._diffusion)
         self._start_values: dict[str, Any] = {"init_loc_fn": init_loc_fn, "init_scale": init_scale}
         self.losses = torch.zeros(0)  # of the last fit
+        self.outcomes: dict[str, Outcome] = {}  # of its trainings
         self._budget: dict[str, Any] = {}  # of it too
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from torch.distributions import biject_to
 
 from pyro_mdm.automatic.chain import Annealed, Reversed
 from pyro_mdm.automatic.chain_guide import COMPARED, ChainGuide
+from pyro_mdm.budgets import Budget
 from pyro_mdm.posteriors.tempering import GROUPS, temper
 from pyro_mdm.training import Trainer
 
@@ -27,6 +27,10 @@ OF_PRIOR = 200
 """Draws of the prior, by whose spread particles start."""
 OF_START = 0.3
 """The share of the seconds that the start has."""
+WINDOW, PATIENCE, LEAST_GAIN, COOL_DOWN = 50, 3, 0.02, 0.3
+"""Within seconds: the updates whose mean losses are compared, the number of these without a gain
+after which rates fall, the least gain in nats, and the part of the updates so far in which they
+fall."""
 
 
 @dataclass
@@ -39,7 +43,7 @@ class Fitting:
         updates, start_updates: numbers of updates of the chain, and of the Gaussian.
         paths: number of paths drawn for an update.
         learning_rate: learning rate of the chain; that of the Gaussian is four times as high.
-        seconds: number of seconds of both trainings together; None: no limit.
+        budget: the seconds of both trainings together, and of tempering.
         progress: whether progress bars are shown.
     """
 
@@ -50,11 +54,8 @@ class Fitting:
     start_updates: int
     paths: int
     learning_rate: float
-    seconds: float | None
+    budget: Budget
     progress: bool
-
-    def __post_init__(self) -> None:
-        self._began = time.monotonic()
 
     def to_draws(self, x: Tensor) -> Tensor:
         """Make the chain a denoiser of draws x (n, dim); returns its losses, (updates,)."""
@@ -69,7 +70,7 @@ class Fitting:
             rows = data[torch.randint(len(data), (self.paths,))]
             return chain.noising_cost(guide.ratio(*self.args, **self.kwargs), rows)
 
-        return self._train(chain.parameters(), forward_bound, "chain", self.seconds)
+        return self._train(chain.parameters(), forward_bound, "chain")
 
     def from_gaussian(self) -> Tensor:
         """Fit the Gaussian, and anneal the chain from it; returns the chain's losses, (updates,).
@@ -78,10 +79,9 @@ class Fitting:
         """
         guide = self.guide
         chain = guide.chain
-        share = None if self.seconds is None else OF_START * self.seconds
         gaussian = [p for name, p in guide.named_parameters() if not name.startswith("chain.")]
-        self._train(gaussian, self._bound_of_gaussian, "Gaussian", share)
-        losses = self._train(chain.parameters(), self._bound_of_chain, "chain", self.seconds)
+        self._train(gaussian, self._bound_of_gaussian, "Gaussian")
+        losses = self._train(chain.parameters(), self._bound_of_chain, "chain")
         with torch.no_grad():
             gain = self._bound_of_chain(COMPARED).mean() - self._bound_of_gaussian(COMPARED).mean()
         if isinstance(chain, Annealed) and not bool(gain >= 0):
@@ -97,17 +97,11 @@ class Fitting:
         return self.guide.log_weights(n or self.paths, *self.args, **self.kwargs)[1]
 
     def _train(
-        self,
-        parameters: Iterable[Tensor],
-        bound: Callable[[], Tensor],
-        what: str,
-        seconds: float | None,
+        self, parameters: Iterable[Tensor], bound: Callable[[], Tensor], what: str
     ) -> Tensor:
         is_start = what == "Gaussian"
         steps = self.start_updates if is_start else self.updates
-        left = None
-        if seconds is not None:  # of all that has passed since the fit began
-            left = max(1e-3, seconds - (time.monotonic() - self._began))
+        ends = self.budget.seconds is not None
         trainer = Trainer(
             parameters,
             steps=steps,
@@ -116,7 +110,11 @@ class Fitting:
             clip=CLIP,
             average=None,
             skip=True,
-            seconds=left,
+            patience=PATIENCE if ends else None,
+            least_gain=LEAST_GAIN,
+            window=WINDOW if ends else None,
+            cool_down=COOL_DOWN,
+            seconds=self.budget.left(OF_START if is_start else 1.0),
             progress=what if self.progress else False,
         )
         losses: list[Tensor] = []
@@ -125,6 +123,7 @@ class Fitting:
             trainer.step(losses[-1])
             losses[-1] = losses[-1].detach()
         trainer.optimizer.zero_grad()
+        self.guide.outcomes[what] = trainer.outcome
         taken = trainer.step_number
         if taken - trainer.skipped < taken / 2:
             guide = self.guide

@@ -12,6 +12,7 @@ from pyro_mdm.automatic.chain import Reversed
 from pyro_mdm.automatic.chain_guide import ChainGuide
 from pyro_mdm.automatic.checkup import MOST_FOR_PARTICLES, Checkup, checked, second
 from pyro_mdm.automatic.fitting import Fitting
+from pyro_mdm.budgets import Budget, steps_within
 from pyro_mdm.evaluation.looseness import Gap
 from pyro_mdm.posteriors.tempering import GROUPS
 from pyro_mdm.support.checks import check_count, check_number
@@ -64,8 +65,8 @@ class AutoMDM(ChainGuide):
     def fit(
         self,
         *args: Any,
-        updates: int = 1_000,
-        start_updates: int = 1_000,
+        updates: int | None = None,
+        start_updates: int | None = None,
         paths: int = 128,
         particles: int = 2_048,
         learning_rate: float = 5e-3,
@@ -85,32 +86,41 @@ class AutoMDM(ChainGuide):
             args: positional arguments of the program.
             kwargs: keyword arguments of the program; functools.partial binds those with the names
                 below.
-            updates: number of updates of the chain.
-            start_updates: number of updates of the Gaussian before.
+            updates: number of updates of the chain; None: 1,000, or as many as fit into
+                ``seconds``. All are taken where no seconds are given, since the bound still rises
+                slowly when most of them are done.
+            start_updates: number of updates of the Gaussian before; None: 1,000, or as many as fit
+                into three tenths of ``seconds``.
             paths: number of paths drawn for an update.
             particles: number of particles that are tempered.
             learning_rate: learning rate of the chain; that of the Gaussian is four times as high.
             draws: draws of the posterior that exist already, by site, (n, *shape) or
                 (chains, n, *shape), such as ``mcmc.get_samples()`` or an ``InferenceData`` of
                 ArviZ. The chain becomes a denoiser of theirs, as of particles.
-            seconds: number of seconds after which training ends, within ``updates``; tempering
-                takes what it takes. None: no limit.
+            seconds: number of seconds after which training ends; tempering takes what it takes.
+                Both trainings end earlier if mean losses of 50 updates have fallen by less than
+                0.02 nats three times: learning rates then fall to 0 in three tenths as many
+                updates more. None: no limit.
             progress: whether a progress bar is shown.
 
         Returns:
-            The guide. Its ``losses`` are those of the chain, (updates,), nats.
+            The guide. Its ``losses`` are those of the chain, (updates,), nats, and its ``outcomes``
+            say how the trainings "Gaussian" and "chain" ended.
 
         Raises:
             ValueError: numbers out of range, draws of another program, gradients that are not
                 finite.
         """
-        check_count("updates", updates, "of the chain", least=0)
-        check_count("start_updates", start_updates, "of the Gaussian", least=0)
+        for name, number, what in (
+            ("updates", updates, "of the chain"),
+            ("start_updates", start_updates, "of the Gaussian"),
+        ):
+            if number is not None:
+                check_count(name, number, what, least=0)
         check_count("paths", paths, "of an update")
         check_count("particles", particles, f"in {GROUPS} groups", least=2 * GROUPS)
         check_number("learning_rate", learning_rate, "of the chain", positive=True)
-        if seconds is not None:
-            check_number("seconds", seconds, "of the fit, or None", positive=True)
+        budget = Budget(seconds).start()
         if draws is not None and self.prototype_trace is None:
             self.start = "particles"  # a chain that denoises draws
         self.set_up(*args, **kwargs)
@@ -122,9 +132,9 @@ class AutoMDM(ChainGuide):
             "learning_rate": learning_rate,
             "seconds": seconds,
         }
-        fitting = Fitting(
-            self, args, kwargs, updates, start_updates, paths, learning_rate, seconds, progress
-        )
+        chain, start = (steps_within(n, seconds, 1_000, least=0) for n in (updates, start_updates))
+        fitting = Fitting(self, args, kwargs, chain, start, paths, learning_rate, budget, progress)
+        self.outcomes = {}
         if isinstance(self.chain, Reversed):
             with torch.no_grad():
                 x = (

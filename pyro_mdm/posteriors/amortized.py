@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pyro_mdm.budgets import Outcome
 from pyro_mdm.contexts import EncodedContext, GivenContext, Vectors
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.presets import VPSDE
@@ -83,6 +84,9 @@ a standard deviation of 0.0025."""
 
 PER_NUMBER = 10
 """The fewest simulations for each regressor of a Gaussian; with fewer, none is fitted."""
+
+STEPS = 8_000
+"""The number of steps where neither steps nor seconds are given."""
 
 HIDDEN, DEPTH = 128, 3
 """The width and the number of blocks of the MLP."""
@@ -185,6 +189,7 @@ class AmortizedPosterior(nn.Module):
         model: the model of r given encoded x.
         noising: its guide; with ``model`` and :meth:`coordinates` for a training loop of your own.
         gaussian: the Gaussian distribution; None if none was fitted.
+        outcome: how the training by :meth:`fit` ended; None: from a folder, or not trained.
 
     Raises:
         TypeError: parameters that are not continuous.
@@ -195,6 +200,7 @@ class AmortizedPosterior(nn.Module):
     mean: Tensor
     scale: Tensor
     program: Callable[..., Any]
+    outcome: Outcome | None = None
 
     def __init__(
         self,
@@ -249,9 +255,10 @@ class AmortizedPosterior(nn.Module):
         draws: Draws | str | os.PathLike[str] | None = None,
         simulations: int = 10_000,
         missing: float = 0.0,
-        steps: int = 8_000,
+        steps: int | None = None,
         batch_size: int = 256,
         learning_rate: float = 2e-3,
+        seconds: float | None = None,
         network: nn.Module | None = None,
         diffusion: LinearDiffusion | None = None,
         encoder: nn.Module | None = None,
@@ -275,9 +282,11 @@ class AmortizedPosterior(nn.Module):
             missing: the fraction of the simulations of a step that have numbers of x hidden. Each
                 of these simulations draws a probability uniformly, and hides each number with it.
                 If the fraction is positive, data may have NaN.
-            steps: the number of steps of Adam.
+            steps: the most steps of Adam; None: 8,000, or as many as fit into ``seconds``.
             batch_size: the number of simulations of a step.
             learning_rate: the highest learning rate of Adam, with a cosine schedule that ends at 0.
+            seconds: the most seconds of training, without those of simulations. Training then ends
+                earlier if nothing is gained any more. None: no limit.
             vectorized, workers, folder, leave_out: as for :func:`simulate`.
             seed: the seed of simulations, weights and noise.
             progress: whether to show a progress bar.
@@ -292,7 +301,7 @@ class AmortizedPosterior(nn.Module):
         """
         if not 0 <= check_number("missing", missing, "a part of the simulations, e.g. 0.3") <= 1:
             raise ValueError(f"missing is {missing}, expected a number in [0, 1], e.g. 0.3")
-        options = TrainingOptions(steps, batch_size, learning_rate, progress)
+        options = TrainingOptions.within(steps, STEPS, batch_size, learning_rate, progress, seconds)
         how = {"vectorized": vectorized, "workers": workers, "folder": folder}
         names = [*latent, *observed]
         with to_learn_from(
@@ -315,7 +324,7 @@ class AmortizedPosterior(nn.Module):
             mean: Tensor = elbo(coordinates, chosen) / len(rows)
             return mean
 
-        train(elbo, loss, len(x), options, largest_gradient=float(r.shape[1]))
+        self.outcome = train(elbo, loss, len(x), options, largest_gradient=float(r.shape[1]))
         self.eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pyro_mdm.budgets import Outcome
 from pyro_mdm.posteriors.encoding import center_and_unit
 from pyro_mdm.posteriors.laws import (
     AT_ONCE,
@@ -190,9 +191,12 @@ class DiscreteLaw(FactorLaw):
             for parameter in self.masked[-1].parameters():
                 nn.init.zeros_(parameter)
 
+    def trainings(self, diffusion: bool) -> int:
+        return 1
+
     def fit(
         self, x: Tensor, theta: Tensor, bounds: Bounds, options: TrainingOptions, diffusion: bool
-    ) -> None:
+    ) -> list[Outcome]:
         flat = x.flatten(0, 1)
         if self.wide:
             z = torch.stack([self.lattices[j].coordinate(flat[:, j]) for j in self.wide], 1)
@@ -204,7 +208,7 @@ class DiscreteLaw(FactorLaw):
         def loss(rows: Tensor) -> Tensor:
             return -self._log_prob(Cells(*(tensor[rows] for tensor in cells)), theta[rows]).mean()
 
-        train(self, loss, len(x), options, largest_gradient=20.0)
+        return [train(self, loss, len(x), options, largest_gradient=20.0)]
 
     # -- data --------------------------------------------------------------------------------------
 
@@ -341,14 +345,18 @@ class MixedLaw(FactorLaw):
         inputs = inputs + self.discrete.features
         self.continuous = ContinuousLaw(inputs, len(self.real), hidden, depth)
 
+    def trainings(self, diffusion: bool) -> int:
+        return 1 + self.continuous.trainings(diffusion)
+
     def fit(
         self, x: Tensor, theta: Tensor, bounds: Bounds, options: TrainingOptions, diffusion: bool
-    ) -> None:
+    ) -> list[Outcome]:
         lower, upper = (bound[self.real] for bound in bounds)
-        self.discrete.fit(x[..., self.counted], theta, bounds, options, diffusion)
+        outcomes = self.discrete.fit(x[..., self.counted], theta, bounds, options, diffusion)
         given, real = self._given(x, theta)
-        self.continuous.fit(real, given, (lower, upper), options, diffusion)
+        outcomes += self.continuous.fit(real, given, (lower, upper), options, diffusion)
         self.gain = self.continuous.gain
+        return outcomes
 
     @property
     def bounds(self) -> DataBounds:

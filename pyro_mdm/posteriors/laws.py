@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pyro_mdm.budgets import Outcome
 from pyro_mdm.contexts import Vectors
 from pyro_mdm.diffusions.presets import VPSDE
 from pyro_mdm.elbo import MDM_ELBO
@@ -170,9 +171,13 @@ class FactorLaw(nn.Module, ABC):
         """The values that the numbers of a datum can have."""
 
     @abstractmethod
+    def trainings(self, diffusion: bool) -> int:
+        """The number of networks that :meth:`fit` trains in turn."""
+
+    @abstractmethod
     def fit(
         self, x: Tensor, theta: Tensor, bounds: Bounds, options: TrainingOptions, diffusion: bool
-    ) -> None:
+    ) -> list[Outcome]:
         """Learn the distribution from simulations.
 
         Args:
@@ -181,6 +186,9 @@ class FactorLaw(nn.Module, ABC):
             bounds: the ends of the support of each number, (m,) each.
             options: the options of the training.
             diffusion: whether to learn a diffusion too.
+
+        Returns:
+            How the training of each network ended.
 
         Raises:
             FloatingPointError: a loss that is not finite.
@@ -247,9 +255,12 @@ class ContinuousLaw(FactorLaw):
         score = Denoiser(network, torch.zeros(outputs), torch.ones(outputs))
         self.model = DiffusionModel(VPSDE(max_log_snr=MAX_LOG_SNR), score, context=context)
 
+    def trainings(self, diffusion: bool) -> int:
+        return 1 + diffusion
+
     def fit(
         self, x: Tensor, theta: Tensor, bounds: Bounds, options: TrainingOptions, diffusion: bool
-    ) -> None:
+    ) -> list[Outcome]:
         (lower, upper), flat, n = bounds, x.flatten(0, 1), len(x)
         # a bound that simulations reach, as rounded numbers do, would have an infinite logarithm
         self.lower.copy_(torch.where((flat > lower).all(0), lower, -math.inf))
@@ -264,9 +275,9 @@ class ContinuousLaw(FactorLaw):
             r, log_det = self.gaussian.residual(x[rows], theta[rows])
             return -(_normal(r).mean(1) + log_det).mean()
 
-        train(self.gaussian, of_gaussian, n, options, largest_gradient=20.0)
+        outcomes = [train(self.gaussian, of_gaussian, n, options, largest_gradient=20.0)]
         if not diffusion:
-            return
+            return outcomes
         with torch.no_grad():
             r = self.gaussian.residual(x, theta)[0]
         loss = MDM_ELBO()(self.model, DiffusionGuide(self.model.diffusion))
@@ -279,11 +290,11 @@ class ContinuousLaw(FactorLaw):
             return loss(*chosen(rows)) / len(rows)
 
         d = float(r.shape[2])
-        train(self.model, of_diffusion, n, options, largest_gradient=d)
-        if not (held_out := min(VALIDATED, n // 10)):
-            return
-        rows = torch.arange(n - held_out, n)
-        self.gain = self._measured(*chosen(rows.repeat(DRAWS_OF_GAIN)))
+        outcomes.append(train(self.model, of_diffusion, n, options, largest_gradient=d))
+        if held_out := min(VALIDATED, n // 10):
+            rows = torch.arange(n - held_out, n)
+            self.gain = self._measured(*chosen(rows.repeat(DRAWS_OF_GAIN)))
+        return outcomes
 
     @property
     def bounds(self) -> DataBounds:

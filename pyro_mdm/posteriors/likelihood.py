@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pyro_mdm.budgets import Outcome
 from pyro_mdm.posteriors.discrete import Lattice, law_of
 from pyro_mdm.posteriors.domain import Domain, warn_of_outside
 from pyro_mdm.posteriors.factors import (
@@ -77,6 +78,9 @@ FEW_STEPS = 2
 
 LEAST_PARTICLES = {False: 20_000, True: 4_000}
 """The least number of particles, without and with a flow, whose densities take longer."""
+
+USUAL = 6_000
+"""The number of steps of a network where neither steps nor seconds are given."""
 
 MOVES = {False: 5.0, True: 2.0}
 """The accepted moves of a particle at each temperature, without and with a flow."""
@@ -151,6 +155,7 @@ class AmortizedLikelihood(LearnedLikelihood):
         self.hidden, self.depth = hidden, depth
         self._program = program
         self.domain = None
+        self.outcomes: dict[str, list[Outcome]] = {}
         sizes = {site.name: _numbers(site) for site in self.structure.parameters}
         self._places, first = dict[str, slice](), 0
         for name, size in sizes.items():
@@ -181,9 +186,10 @@ class AmortizedLikelihood(LearnedLikelihood):
         *,
         draws: Draws | str | os.PathLike[str] | None = None,
         simulations: int = 10_000,
-        steps: int = 6_000,
+        steps: int | None = None,
         batch_size: int = 256,
         learning_rate: float = 3e-3,
+        seconds: float | None = None,
         hidden: int = 64,
         depth: int = 3,
         diffusion: bool = True,
@@ -205,9 +211,13 @@ class AmortizedLikelihood(LearnedLikelihood):
             draws: simulations, (n, *shape) by site, or the path of a folder that :func:`simulate`
                 wrote, of a ``*.parquet`` file or of a ``*.zarr`` group; None: new simulations.
             simulations: the number of new simulations.
-            steps: the number of steps of Adam for each network.
+            steps: the most steps of Adam for each network; None: 6,000, or as many as fit into
+                ``seconds``.
             batch_size: the number of simulations of a step.
             learning_rate: the highest learning rate of Adam, with a cosine schedule that ends at 0.
+            seconds: the most seconds of training of all networks, without those of simulations.
+                The networks have equal parts of it, and end earlier if nothing is gained any more.
+                None: no limit.
             diffusion: whether to learn a diffusion of the residuals of real numbers.
             vectorized, workers, folder, leave_out: as for :func:`simulate`.
             seed: the seed of simulations, weights and noise.
@@ -221,7 +231,7 @@ class AmortizedLikelihood(LearnedLikelihood):
             TypeError, ValueError: as for the class, :func:`simulate` and :func:`read_draws`;
                 numbers that are too small.
         """
-        options = TrainingOptions(steps, batch_size, learning_rate, progress)
+        options = TrainingOptions.within(steps, USUAL, batch_size, learning_rate, progress, seconds)
         how = {"vectorized": vectorized, "workers": workers, "folder": folder}
         names = [*latent, *observed]
         with to_learn_from(
@@ -230,9 +240,14 @@ class AmortizedLikelihood(LearnedLikelihood):
             likelihood = cls(program, latent, observed, chosen, hidden=hidden, depth=depth)
             likelihood.simulations = {name: chosen[name] for name in names}
             theta = likelihood._inputs(likelihood.sites.values(chosen))
+            assert options.budget is not None
+            options.budget.trainings = sum(
+                law.trainings(diffusion) for _, law in likelihood._factors
+            )
             for factor, law in likelihood._factors:
                 x, bounds = factor.data(chosen), bounds_of_factor(program, factor)
-                law.fit(x, inputs_of(theta, factor), bounds, options, diffusion)
+                outcomes = law.fit(x, inputs_of(theta, factor), bounds, options, diffusion)
+                likelihood.outcomes[name_of(factor)] = outcomes
         return likelihood.eval().requires_grad_(False)
 
     @property
@@ -400,9 +415,10 @@ class AmortizedLikelihood(LearnedLikelihood):
         *,
         program: Callable[..., Any] | None = None,
         draws: Draws | None = None,
-        steps: int = 6_000,
+        steps: int | None = None,
         batch_size: int = 256,
         learning_rate: float = 3e-3,
+        seconds: float | None = None,
         diffusion: bool = True,
         vectorized: bool = False,
         workers: int | None = None,

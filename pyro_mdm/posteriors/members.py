@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pyro_mdm.budgets import Budget
 from pyro_mdm.evaluation.estimates import Z95
 from pyro_mdm.posteriors.laws import DataBounds
 from pyro_mdm.posteriors.likelihood import AmortizedLikelihood
@@ -131,6 +132,7 @@ class LikelihoodMembers(LearnedLikelihood):
         folder: str | os.PathLike[str] | None = None,
         leave_out: bool = False,
         seed: int = 0,
+        seconds: float | None = None,
         progress: bool = False,
         **training: Any,
     ) -> LikelihoodMembers:
@@ -142,6 +144,7 @@ class LikelihoodMembers(LearnedLikelihood):
             draws, simulations, vectorized, workers, folder, leave_out, progress: as for
                 :meth:`AmortizedLikelihood.fit`.
             seed: the seed of simulations, halves, weights and noise.
+            seconds: the most seconds of training of all members; None: no limit.
             training: further options of :meth:`AmortizedLikelihood.fit`.
 
         Raises:
@@ -150,7 +153,7 @@ class LikelihoodMembers(LearnedLikelihood):
         check_count("members", members, "the number of likelihoods, whose spread is the error", 2)
         how = {"vectorized": vectorized, "workers": workers, "folder": folder}
         options, names = TrainingOptions(1, 1, 1.0, progress), [*latent, *observed]
-        fitted = []
+        budget, fitted = Budget(seconds, trainings=members), []
         with to_learn_from(
             program, draws, simulations, options, names=names, seed=seed, leave_out=leave_out, **how
         ) as chosen:
@@ -159,7 +162,7 @@ class LikelihoodMembers(LearnedLikelihood):
         for place, rows in enumerate(halves):
             half = {name: chosen[name][rows] for name in names}
             options_of_member: dict[str, Any] = {"draws": half, "seed": seed + place}
-            options_of_member |= {"progress": progress} | training
+            options_of_member |= {"progress": progress, "seconds": budget.next()} | training
             fitted.append(AmortizedLikelihood.fit(program, latent, observed, **options_of_member))
         return cls(fitted)
 

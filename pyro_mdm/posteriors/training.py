@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pyro_mdm.budgets import Budget, Outcome, steps_within
 from pyro_mdm.posteriors.reading import Draws, Program
 from pyro_mdm.posteriors.simulation import (
     shuffled,
@@ -27,15 +28,38 @@ WARM_UP = 100
 """The number of steps in which the learning rate rises."""
 VALIDATED = 1000
 """The most simulations of the validation data, which are a tenth of all or fewer."""
+PATIENCE, COOL_DOWN = 10, 0.2
+"""Within seconds: the looks without a gain after which rates fall, a quarter of all, and the part
+of the steps so far in which they do."""
 
 
 class TrainingOptions(NamedTuple):
     """The options of training."""
 
-    steps: int  # the number of steps
+    steps: int  # the most steps
     batch_size: int  # the number of simulations of a step
     learning_rate: float  # the highest learning rate of Adam
     progress: bool = False  # whether to show a progress bar
+    budget: Budget | None = None  # the time of all trainings; None: no limit
+
+    @classmethod
+    def within(
+        cls,
+        steps: int | None,
+        usual: int,
+        batch_size: int,
+        learning_rate: float,
+        progress: bool,
+        seconds: float | None,
+    ) -> TrainingOptions:
+        """Options with the usual number of steps if none is given, or with as many as fit into the
+        seconds.
+
+        Raises:
+            TypeError, ValueError: numbers of steps or seconds out of range.
+        """
+        steps, budget = steps_within(steps, seconds, usual), Budget(seconds)
+        return cls(steps, batch_size, learning_rate, progress, budget)
 
 
 @contextmanager
@@ -68,7 +92,6 @@ def to_learn_from(
             :func:`shuffled`.
     """
     check_count("simulations", simulations, "the number of draws that are learned from", 2)
-    check_count("steps", options.steps, "the number of training steps")
     check_count("batch_size", options.batch_size, "the number of simulations of a step")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -90,12 +113,14 @@ def train(
     options: TrainingOptions,
     *,
     largest_gradient: float,
-) -> float:
+) -> Outcome:
     """Train a module, and keep the weights with the lowest loss on validation data.
 
     The validation data are the last tenth of the simulations, at most 1,000. Weights are moving
     averages (:class:`~pyro_mdm.training.Trainer`). The initial weights are compared too, so that
-    nothing is learned from too few simulations that does not hold for others.
+    nothing is learned from too few simulations that does not hold for others. With a budget of
+    seconds, training ends when nothing is gained any more: in ten looks at the validation data, or
+    in the mean losses between them where there are none.
 
     Args:
         module: the module. It is in evaluation mode afterwards.
@@ -106,7 +131,7 @@ def train(
         largest_gradient: the norm at which gradients are clipped.
 
     Returns:
-        The mean validation loss of the weights that are kept, nats.
+        How it ended, with the mean validation loss of the weights that are kept, nats.
 
     Raises:
         FloatingPointError: a loss that is not finite.
@@ -121,12 +146,18 @@ def train(
         torch.manual_seed(0)  # weights are compared by the same noise
         return torch.stack([loss(rows) for _ in range(4)]).mean()
 
+    budget = options.budget or Budget()
+    seconds = budget.next()
     trainer = Trainer(
         module,
         steps=options.steps,
         learning_rate=options.learning_rate,
         warmup=WARM_UP,
         clip=largest_gradient,
-        progress=options.progress,
+        patience=None if seconds is None else PATIENCE,
+        cool_down=COOL_DOWN,
+        seconds=seconds,
+        progress=budget.turn if options.progress else False,
     )
-    return trainer.fit(of_batch, of_validation if held_out else None)
+    trainer.fit(of_batch, of_validation if held_out else None)
+    return trainer.outcome

@@ -12,7 +12,15 @@ from typing import Any, Protocol, TextIO
 from tqdm.asyncio import tqdm_asyncio
 from tqdm.auto import tqdm
 
-__all__ = ["LogProgress", "Progress", "is_hidden", "progress_bar", "without_progress"]
+__all__ = [
+    "LogProgress",
+    "Progress",
+    "is_hidden",
+    "progress_bar",
+    "say",
+    "show_estimate",
+    "without_progress",
+]
 
 FIRST_LINE, NEXT_LINE = 10.0, 30.0
 """The time to the first line of a log, and the least time between two lines, in seconds."""
@@ -53,8 +61,24 @@ class Progress(Protocol):
     def __exit__(self, *error: object) -> None: ...
 
 
+def say(text: str) -> None:
+    """Write a line on standard error, above any bar, unless progress is hidden."""
+    if not is_hidden():
+        tqdm.write(text, file=sys.stderr)
+
+
+def show_estimate(bar: Progress, seconds: float) -> None:
+    """Show about how long the work of a count takes in all, once: beside a bar, or as the first
+    line of a log, if the work takes so long that there are others."""
+    words = f"about {tqdm.format_interval(seconds)} in all"
+    if not isinstance(bar, LogProgress):
+        bar.set_postfix_str(words)
+    elif seconds >= FIRST_LINE:
+        bar.write(words)
+
+
 def progress_bar(
-    total: int,
+    total: int | None,
     what: str,
     units: str,
     *,
@@ -66,7 +90,7 @@ def progress_bar(
     """A count on standard error of how many of ``total`` units of work are done.
 
     Args:
-        total: number of units.
+        total: number of units; None: it is not known.
         what: name of the work, in a word.
         units: name of the units, in the plural.
         initial: number of units that were done before.
@@ -94,7 +118,7 @@ class LogProgress:
     """A line after ``FIRST_LINE`` seconds, then at most every ``NEXT_LINE``, and at the end.
 
     Args:
-        total: number of units.
+        total: number of units; None: it is not known.
         what: name of the work, in a word.
         units: name of the units, in the plural.
         initial: number of units that were done before.
@@ -105,7 +129,7 @@ class LogProgress:
 
     def __init__(
         self,
-        total: int,
+        total: int | None,
         what: str,
         units: str,
         *,
@@ -124,10 +148,20 @@ class LogProgress:
 
     def update(self, n: int = 1) -> None:
         self.done += n
-        if (now := self._clock()) >= self._due and self._initial < self.done < self.total:
+        if (now := self._clock()) < self._due or self.done == self._initial:
+            return
+        text = self._times(now)
+        if self.total is not None:
+            if self.done >= self.total:
+                return
             left = (now - self._began) * (self.total - self.done) / (self.done - self._initial)
-            self._write(f"{self._times(now)}, {tqdm.format_interval(left)} to go")
-            self._due, self._says_end = now + NEXT_LINE, True
+            text += f", {tqdm.format_interval(left)} to go"
+        self._write(text)
+        self._due, self._says_end = now + NEXT_LINE, True
+
+    def write(self, text: str) -> None:
+        """Write a line about the work now."""
+        print(f"{self.what}: {text}", file=self._file, flush=True)
 
     def set_postfix_str(self, s: str) -> None:
         """Add a text to every line from now on."""
@@ -146,8 +180,9 @@ class LogProgress:
         self.close()
 
     def _times(self, now: float) -> str:
-        count = f"{self.done:,} of {self.total:,} {self.units}"
-        return f"{self.what}: {count} in {tqdm.format_interval(now - self._began)}"
+        of_all = "" if self.total is None else f" of {self.total:,}"
+        count = f"{self.done:,}{of_all} {self.units}"
+        return f"{count} in {tqdm.format_interval(now - self._began)}"
 
     def _write(self, text: str) -> None:
-        print(text + (f", {self._postfix}" if self._postfix else ""), file=self._file, flush=True)
+        self.write(text + (f", {self._postfix}" if self._postfix else ""))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pyro_mdm.budgets import Outcome
 from pyro_mdm.drawing import draw_batches
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
@@ -90,7 +91,7 @@ class Table:
         seed: the seed of training, and of all draws.
         steps: the number of training steps; None: 800, at a learning rate of 0.002 that falls to
             zero, and fewer if the bound on validation data has not fallen in three measurements,
-            100 steps apart.
+            100 steps apart. With ``seconds``: as many as fit, and fewer in the same way.
         num: the number of draws of each row for :meth:`transform`.
         center: the centre of the draws of a number in :meth:`transform`: mean or median.
         progress: whether to print the kinds of columns, and to show progress.
@@ -101,6 +102,8 @@ class Table:
         batch_size: the number of rows of a step; None: 512, or all.
         holdout: whether a tenth of the rows chooses the weights.
         device: the device of the model; None: cuda where there is one.
+        seconds: the most seconds of training, which ends earlier if the bound on validation data
+            has stopped falling, or the loss where there are none; None: no limit.
 
     Raises:
         DataError, ValueError: ``fit``: a table or settings that no model can have.
@@ -136,11 +139,12 @@ class Table:
         batch_size: int | None = None,
         holdout: bool = True,
         device: torch.device | str | None = None,
+        seconds: float | None = None,
     ) -> None:
         self.columns, self.seed, self.steps = columns, seed, steps
         self.num, self.center, self.progress, self.unknown = num, center, progress, unknown
         self.learning_rate, self.batch_size = learning_rate, batch_size
-        self.holdout, self.device = holdout, device
+        self.holdout, self.device, self.seconds = holdout, device, seconds
 
     def not_fitted(self) -> RuntimeError:
         """The error of methods that need a trained model before there is one."""
@@ -150,7 +154,7 @@ class Table:
 
     def fit_frame(self, frame: pd.DataFrame) -> None:
         """Train on a DataFrame whose labels are text; ``fit`` calls it."""
-        schedule = Schedule.of_steps(self.steps, self.learning_rate)
+        schedule = Schedule.of_steps(self.steps, self.learning_rate, self.seconds)
         rows = TableRows(frame, columns=self.columns_text, holdout=self.holdout)
         if self.progress:
             print(in_python(rows.columns_in_words))
@@ -193,7 +197,7 @@ class Table:
             PretrainedError: columns whose levels JSON cannot hold.
             OSError: the files cannot be written; earlier ones are unchanged.
         """
-        rows, model, _ = self._fitted
+        rows, model = self._fitted[:2]
         # of a subclass too, and of pickles of earlier versions
         names = [name for name in Table._setting_names() if hasattr(self, name)]
         settings = {name: getattr(self, name) for name in names}
@@ -240,6 +244,11 @@ class Table:
         All draws are by its ``sampler``, which may be set; it is the exponential one with 16 steps.
         """
         return self._fitted[1]
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How the training ended, and what it kept; None: of a folder, or an older pickle."""
+        return getattr(self._fitted, "outcome", None)
 
     @property
     def columns_in_words(self) -> str:
@@ -309,7 +318,7 @@ class Table:
             piece: the index of the first piece of the rows among those of a larger table.
             only: the name of the one column whose entries are measured, given others; None: all.
         """
-        table, model, guide = self._fitted
+        table, model, guide = self._fitted[:3]
         bounds = RowBounds(table, model, guide, self.unknown, batch_size, only)
         noise = self.seed if seed is None else seed
         return bounds.measured(rows, given, draws, seed=noise, piece=piece, error=error)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import NamedTuple
 
 import torch
 
+from pyro_mdm.budgets import ANY_STEPS, Outcome, steps_within
 from pyro_mdm.conditioning.filling import Filling
 from pyro_mdm.diffusions.presets import VPSDE
 from pyro_mdm.elbo import MDM_ELBO
@@ -22,7 +22,7 @@ from pyro_mdm.support.checks import check_count, check_number
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.splits import spread
 from pyro_mdm.tables.rows import TableRows
-from pyro_mdm.training import MovingAverage, Trainer, indices, last_fall
+from pyro_mdm.training import FALL, MovingAverage, Trainer, indices
 
 __all__ = ["Schedule", "Trained", "train_rows"]
 
@@ -31,6 +31,8 @@ STEPS, EVERY, PATIENCE = 800, 100, 3
 the number of measurements without a fall after which training ends."""
 RATE = 2e-3
 """The learning rate of 800 steps: 400 at half of it leave log scores of three tables higher."""
+COOL_DOWN = 0.2
+"""The part of the steps so far in which rates fall before training ends within seconds."""
 SELDOM, MEASUREMENTS = 250, 10
 """The least number of steps between measurements where ``steps`` are given, and the number of
 measurements in many steps."""
@@ -48,23 +50,33 @@ class Trained(NamedTuple):
     rows: TableRows
     model: DiffusionModel
     guide: DiffusionGuide
+    outcome: Outcome | None = None  # how the training ended; None: of a folder
 
 
 class Schedule(NamedTuple):
     """The steps of a training."""
 
-    steps: int = STEPS  # number of steps
+    steps: int = STEPS  # largest number of steps
     learning_rate: float = RATE  # the highest one
     every: int = EVERY  # steps between measurements of the bound on validation data
     patience: int | None = PATIENCE  # measurements without a fall that end it; None: no end
+    seconds: float | None = None  # time after which it ends; None: no limit
 
     @classmethod
-    def of_steps(cls, steps: int | None, learning_rate: float | None = None) -> Schedule:
-        """The schedule of a number of steps, all of which are taken.
+    def of_steps(
+        cls,
+        steps: int | None,
+        learning_rate: float | None = None,
+        seconds: float | None = None,
+    ) -> Schedule:
+        """The schedule of a number of steps, all of which are taken where there is no limit of
+        seconds.
 
         Args:
-            steps: the number of steps; None: the default schedule, which may end early.
+            steps: the number of steps; None: the default schedule, which may end early, or as many
+                as fit into the seconds.
             learning_rate: the highest learning rate; None: the default one.
+            seconds: the time after which training ends, if it has not before; None: no limit.
 
         Raises:
             TypeError, ValueError: numbers that are not positive.
@@ -72,11 +84,14 @@ class Schedule(NamedTuple):
         if learning_rate is not None:
             words = "the highest learning rate, such as 0.002"
             check_number("learning_rate", learning_rate, words, positive=True)
+        usual = cls(seconds=seconds)
+        number = steps_within(steps, seconds, usual.steps)
         if steps is None:
-            return cls() if learning_rate is None else cls(learning_rate=learning_rate)
-        check_count("steps", steps, "the number of training steps")
+            rate = usual.learning_rate if learning_rate is None else learning_rate
+            return usual._replace(steps=number, learning_rate=rate)
         rate = TableRows.learning_rate if learning_rate is None else learning_rate
-        return cls(steps, rate, max(SELDOM, steps // MEASUREMENTS), None)
+        patience = None if seconds is None else PATIENCE
+        return cls(number, rate, max(SELDOM, number // MEASUREMENTS), patience, seconds)
 
 
 def train_rows(
@@ -119,11 +134,11 @@ def train_rows(
     with torch.random.fork_rng():
         model = new_model(rows, seed).to(device)
         guide = DiffusionGuide(model.diffusion)
-        _train(rows, model, guide, schedule or Schedule(), size, seed, progress)
+        outcome = _train(rows, model, guide, schedule or Schedule(), size, seed, progress)
     diffusion, score = model.diffusion, model.score_function
     assert isinstance(score, DenoiserScore)
     score.set_trained_range(diffusion.terminal_log_snr.item(), diffusion.max_log_snr)
-    return Trained(rows, model.eval(), guide)
+    return Trained(rows, model.eval(), guide, outcome)
 
 
 def new_model(rows: TableRows, seed: int = 0) -> DiffusionModel:
@@ -143,14 +158,17 @@ def _train(
     batch_size: int,
     seed: int,
     progress: bool,
-) -> None:
+) -> Outcome:
     device, numbers = model.diffusion.start_time.device, batch_size * model.num_dims
     data, steps = rows.train.to(device), schedule.steps
-    filling = Filling(rows, steps=steps, batch_size=batch_size, seed=seed)
+    expected = STEPS if steps == ANY_STEPS else steps
+    filling = Filling(rows, steps=expected, batch_size=batch_size, seed=seed)
     filled = rows.is_incomplete
     loss_of = MDM_ELBO()(model, guide)
     weights = list(loss_of.parameters())
     rate, fused = schedule.learning_rate, device.type in ("cpu", "cuda")
+    keeps = rows.keeps_best and len(rows.validation) >= FEWEST
+    limited = schedule.seconds is not None
     trainer = Trainer(
         loss_of,
         steps=steps,
@@ -159,20 +177,21 @@ def _train(
         warmup=min(WARMUP, steps // 10),
         clip=CLIP,
         average=MovingAverage(model, DECAY, forgetting=FORGETTING, copy=copy.deepcopy(model)),
+        patience=schedule.patience if keeps or limited else None,
+        least_gain=FALL,
+        window=None if keeps or not limited else schedule.every,
+        cool_down=COOL_DOWN if limited else 0.0,
+        seconds=schedule.seconds,
         progress=progress,
     )
-    bounds: dict[int, float] = {}
+    trainer.unit = "bits/dim"
 
-    def look(step: int) -> None:
+    def look() -> None:
         with trainer.averaged():
-            value = validation_bound(rows, model, guide, seed)
-        if math.isfinite(value):
-            bounds[step] = value
-        trainer.look(value)
+            trainer.look(validation_bound(rows, model, guide, seed))
 
-    keeps = rows.keeps_best and len(rows.validation) >= FEWEST
     if keeps:
-        look(0)
+        look()
     for step in trainer:
         if filled and filling.is_due(step):
             with trainer.averaged():
@@ -184,19 +203,16 @@ def _train(
             x = filling.fill(x, step) if filled else x
             loss = loss_of(x) / numbers
         trainer.step(loss)
-        done = step + 1
-        if done % schedule.every and done < steps:
+        if not trainer.is_due(schedule.every, MEASUREMENTS):
             continue
         if not bool(loss.isfinite()):
             raise FloatingPointError(
-                f"the loss is {float(loss.detach())} after {done} steps, expected a number; lower "
-                "learning_rate"
+                f"the loss is {float(loss.detach())} after {step + 1} steps, expected a number; "
+                "lower learning_rate"
             )
         if keeps:
-            look(done)
-        if schedule.patience and bounds and last_fall(bounds)[1] >= schedule.patience:
-            break
-    trainer.end()
+            look()
+    return trainer.outcome
 
 
 def validation_bound(
