@@ -222,8 +222,8 @@ class NonlinearDiffusion(Diffusion, ABC):
             ends = at, start, self.clock(self.horizon) - start
             if any(True for _ in self._clock_parameters()):
                 return ends[1:]
-            self._kept_ends = ends
-        return self._kept_ends[1:]
+            kept = self._kept_ends = ends
+        return kept[1:]
 
     def _clock_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters that the clock depends on."""
