@@ -120,6 +120,15 @@ class DataCovariance(Covariance):
         rest = shrunk * mean + (total / (d - r) if d > r else 0.0)
         return cls(rest, (1 - shrunk) * values[:r] + shrunk * mean, vectors[:, :r])
 
+    def matrix(self, shape: Sequence[int]) -> Tensor:
+        """Σ of flattened data of a shape, (d, d) in float64."""
+        if self.values is None or self.vectors is None:
+            return self.rest.double().expand(tuple(shape)).flatten().diag()
+        U, e = self.vectors, self.values
+        matrix = (U * (e - self.rest)) @ U.mT
+        matrix.diagonal().add_(self.rest)
+        return matrix
+
     def given(self, variance: Tensor, *, by_dimension: bool) -> Product:
         """The product with C, as a function.
 

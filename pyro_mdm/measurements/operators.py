@@ -359,6 +359,7 @@ class Mask(LinearOperator):
 
     independent = True
     seen: Tensor
+    places: Tensor  # of what is seen, among flattened dimensions, (number of them,)
 
     def __init__(self, seen: Tensor) -> None:
         if not isinstance(seen, Tensor) or seen.dtype != torch.bool:
@@ -367,14 +368,16 @@ class Mask(LinearOperator):
             raise ValueError("no dimension is seen, expected at least one True in the mask")
         super().__init__(seen.shape, (int(seen.sum()),))
         self.register_buffer("seen", seen.clone())
+        # by places, since a GPU is asked for the number of True in each mask
+        self.register_buffer("places", seen.flatten().nonzero().squeeze(1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x[..., self.seen]
+        flat = x.flatten(x.dim() - len(self.event_shape)) if self.event_shape else x.unsqueeze(-1)
+        return flat.index_select(-1, self.places)
 
     def adjoint(self, obs: Tensor) -> Tensor:
-        x = obs.new_zeros(*obs.shape[:-1], *self.event_shape)
-        x[..., self.seen] = obs
-        return x
+        x = obs.new_zeros(*obs.shape[:-1], self.seen.numel())
+        return x.index_copy(-1, self.places, obs).reshape(*obs.shape[:-1], *self.event_shape)
 
 
 class Blur(LinearOperator):
