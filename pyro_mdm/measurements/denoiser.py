@@ -12,7 +12,8 @@ which is exact for Gaussian data and their exact denoiser.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -41,6 +42,7 @@ from pyro_mdm.measurements.solve import (
     System,
     conjugate_gradients,
 )
+from pyro_mdm.measurements.structured import Apart, Structured, structured
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.samplers.default import default_sampler
 from pyro_mdm.scores.base import Number, Score
@@ -49,10 +51,8 @@ from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.scores.derived import DerivedDenoiser
 from pyro_mdm.support.checks import (
     check_count,
-    check_finite,
     check_instance,
     describe,
-    real_tensor,
     tensor_device,
 )
 from pyro_mdm.support.modules import replace
@@ -248,7 +248,8 @@ class MeasuredDenoiser(DerivedDenoiser):
         if data_covariance is None:
             data_covariance = DataCovariance(denoiser.data_variance.detach().double())
         self.data_covariance = data_covariance.to(device)
-        self._levels, self._factored = Levels(), None
+        self._levels = Levels()
+        self._kept: tuple[object, tuple[Tensor, ...], Factored | Structured | None] | None = None
         self.iterations: Tensor | None = None
         """The number of directions of the denoiser's covariance in the last call, for each datum,
         (n,); 0 where it was not used."""
@@ -314,18 +315,13 @@ class MeasuredDenoiser(DerivedDenoiser):
         x_hat = denoise(states) if seen is None else seen.x_hat
         # float64: exact observations make H C Hᵀ + R as ill-conditioned as H C Hᵀ is
         clean, H = self.operator(x_hat.double()), self.operator.linearized(x_hat)
-        factors, linear = None if by_dimension else self._factors(), None
-        if factors is None:
-            wide = variance.expand(states.shape)
-            linear = self.data_covariance.given(wide, by_dimension=by_dimension)
+        wide = variance.expand(states.shape)
+        linear = partial(self.data_covariance.given, wide, by_dimension=by_dimension)
         sites = self._sites(H, seen, trusted, linear, clean, batch)
         system = System(H, sites.variance.flatten(1), sites.scale, self.operator.obs_shape)
-        inverse: Inverse
-        if factors is None:
-            assert linear is not None
-            inverse = Iterated(system.product(linear), TOLERANCE, MOST_ITERATIONS)
-        else:
-            inverse = factors.at(variance.flatten(1), event)
+        inverse = self._inverse(system, variance, wide, by_dimension)
+        if inverse is None:
+            inverse = Iterated(system.product(linear()), TOLERANCE, MOST_ITERATIONS)
         rest = (sites.obs - clean).flatten(1)
         u, image, self.iterations = self._solve(system, inverse, seen, trusted, rest, fits)
         fit = rest.new_full((), math.nan) if u is None else sites.log_p - 0.5 * (rest * u).sum(-1)
@@ -345,22 +341,45 @@ class MeasuredDenoiser(DerivedDenoiser):
         some = (lowest >= self.covariance_from).expand(batch).reshape(-1)
         return bool(some.any()) and some
 
-    def _factors(self) -> Factored | None:
-        """The factors of the linear systems at all λ; None where these are not of that kind."""
+    def _inverse(
+        self, system: System, variance: Tensor, wide: Tensor, by_dimension: bool
+    ) -> Inverse | None:
+        """The inverse of the systems with the linear covariance by their structure, if known.
+
+        Args:
+            system: the systems.
+            variance: V, broadcastable to z.
+            wide: V, like z.
+            by_dimension: whether V differs between dimensions.
+        """
+        operator: Any = self.operator
+        covariance: Any = self.data_covariance
+        linear = isinstance(operator, LinearOperator) and isinstance(covariance, DataCovariance)
+        if linear and (by_dimension or covariance.values is None):
+            spread = covariance.spread(wide)
+            if (variances := operator.variances(spread)) is not None:
+                return Apart(system, spread, variances)
+        factors = None if by_dimension else self._factors()
+        if factors is None:
+            return None
+        return factors.at(variance.flatten(1), operator.event_shape)
+
+    def _factors(self) -> Factored | Structured | None:
+        """What is alike in the linear systems at all λ; None where nothing is known to be."""
         if not isinstance(self.noise, Tensor):
             return None
-        if self._factored is None or self._factored[0] != writes((self.noise, *self._factored[1])):
+        if self._kept is None or self._kept[0] != writes((self.noise, *self._kept[1])):
             parts = (*self.operator.buffers(), *self.data_covariance.buffers())
-            made = factored(self.data_covariance, self.operator, self.noise)
-            self._factored = writes((self.noise, *parts)), parts, made
-        return self._factored[2]
+            of = self.data_covariance, self.operator, self.noise
+            self._kept = writes((self.noise, *parts)), parts, factored(*of) or structured(*of)
+        return self._kept[2]
 
     def _sites(
         self,
         H: Linear,
         seen: DenoiserCovariance | None,
         trusted: Tensor | bool,
-        linear: Product | None,
+        linear: Callable[[], Product],
         clean: Tensor,
         batch: torch.Size,
     ) -> Sites:
@@ -370,9 +389,8 @@ class MeasuredDenoiser(DerivedDenoiser):
         if isinstance(self.noise, Tensor):
             return Sites(obs, self.noise.expand(1, *shape), clean.new_zeros(()), None)
         peak = of_rows(self.peak, len(shape), batch).reshape(-1, *shape).expand_as(clean)
-        assert linear is not None
-        inner = _by_row(trusted, seen, linear)
-        variance = self._variance(H, inner, linear, clean)
+        product = linear()
+        variance = self._variance(H, _by_row(trusted, seen, product), product, clean)
         return gaussian_sites(self.noise, obs.expand_as(clean), clean, variance, peak)
 
     def _variance(self, H: Linear, inner: Product, linear: Product, clean: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ SINGULAR = 1e-14
 
 
 def factored(covariance: Covariance, operator: Operator, noise: Tensor) -> Factored | None:
-    """The factors of linear systems, or None where they are too large or are differentiated.
+    """The factors of linear systems, or None where they are too large, or H is learned.
 
     Args:
         covariance: the covariance of data.
@@ -40,7 +40,7 @@ def factored(covariance: Covariance, operator: Operator, noise: Tensor) -> Facto
     if not isinstance(covariance, DataCovariance) or not isinstance(operator, LinearOperator):
         return None
     shapes = operator.event_shape, operator.obs_shape
-    if max(torch.Size(shape).numel() for shape in shapes) > LARGEST or noise.requires_grad:
+    if max(torch.Size(shape).numel() for shape in shapes) > LARGEST:
         return None
     with torch.enable_grad():
         H = operator.matrix()

@@ -33,6 +33,7 @@ __all__ = [
     "Matrix",
     "NonlinearOperator",
     "Operator",
+    "Spectrum",
     "as_operator",
 ]
 
@@ -103,6 +104,33 @@ class Linear(NamedTuple):
     squares: Callable[[], Tensor]  # the diagonal of J Jᵀ, (*obs_shape) or (n, *obs_shape)
 
 
+class Spectrum(NamedTuple):
+    """Orthogonal coordinates of observations in which H Hᵀ is diagonal."""
+
+    squares: Tensor  # the diagonal, (m,) or (1,)
+    vectors: tuple[Tensor, Tensor] | None = None  # of columns and rows of (C, h, w); None: 1
+    obs_shape: tuple[int, ...] = ()
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the coordinates are the observations themselves."""
+        return self.vectors is None
+
+    def turn(self, obs: Tensor) -> Tensor:
+        """The coordinates of observations, both (n, m)."""
+        if self.vectors is None:
+            return obs
+        down, across = self.vectors
+        return (down.mT @ obs.reshape(-1, *self.obs_shape) @ across).flatten(1)
+
+    def back(self, turned: Tensor) -> Tensor:
+        """The observations of coordinates, both (n, m)."""
+        if self.vectors is None:
+            return turned
+        down, across = self.vectors
+        return (down @ turned.reshape(-1, *self.obs_shape) @ across.mT).flatten(1)
+
+
 class LinearOperator(Operator):
     """A linear map H of data (*batch, *event_shape) to observations (*batch, *obs_shape).
 
@@ -150,6 +178,20 @@ class LinearOperator(Operator):
                 self(x), x, obs, create_graph=obs.requires_grad, materialize_grads=True
             )
         return gradient
+
+    def spectrum(self) -> Spectrum | None:
+        """Coordinates in which H Hᵀ is diagonal, where they are known."""
+        return None
+
+    def variances(self, spread: Tensor) -> Tensor | None:
+        """The variances of H x, (n, *obs_shape), of x whose dimensions are independent.
+
+        It is None where entries of H x depend on each other, or may do so.
+
+        Args:
+            spread: the variances of x, (n, *event_shape).
+        """
+        return None
 
     def matrix(self) -> Tensor:
         """H as a matrix (m, d) of flattened data and observations, in float64."""
@@ -379,6 +421,12 @@ class Mask(LinearOperator):
         x = obs.new_zeros(*obs.shape[:-1], self.seen.numel())
         return x.index_copy(-1, self.places, obs).reshape(*obs.shape[:-1], *self.event_shape)
 
+    def spectrum(self) -> Spectrum:
+        return Spectrum(torch.ones(1, dtype=torch.float64, device=self.places.device))
+
+    def variances(self, spread: Tensor) -> Tensor:
+        return self(spread)
+
 
 class Blur(LinearOperator):
     """The convolution of every channel with a Gaussian kernel; edges are replicated outwards.
@@ -412,6 +460,14 @@ class Blur(LinearOperator):
 
     def adjoint(self, obs: Tensor) -> Tensor:
         return self.down.mT.to(obs.dtype) @ obs @ self.across.to(obs.dtype)
+
+    def spectrum(self) -> Spectrum:
+        """The frequencies of an image, which replicated edges change a little."""
+        (down, columns), (across, rows) = (
+            torch.linalg.eigh(matrix @ matrix.mT) for matrix in (self.down, self.across)
+        )
+        squares = (down.unsqueeze(1) * across).expand(self.obs_shape).flatten()
+        return Spectrum(squares.clamp_min(0), (columns, rows), self.obs_shape)
 
 
 def _blurring(size: int, width: float) -> Tensor:
@@ -459,6 +515,13 @@ class Downsample(LinearOperator):
     def adjoint(self, obs: Tensor) -> Tensor:
         spread = obs.repeat_interleave(self.factor, -1).repeat_interleave(self.factor, -2)
         return spread / self.factor**2
+
+    def spectrum(self) -> Spectrum:
+        square = 1 / self.factor**2
+        return Spectrum(torch.full((1,), square, dtype=torch.float64, device=_device(self)))
+
+    def variances(self, spread: Tensor) -> Tensor:
+        return self(spread) / self.factor**2
 
 
 def as_operator(

@@ -23,6 +23,9 @@ __all__ = ["DenoiserCovariance", "Inverse", "Iterated", "Solution", "System", "c
 
 Product = Callable[[Tensor], Tensor]
 
+AT_ONCE = 8
+"""The iterations with the linear covariance between two questions to the device."""
+
 
 class DenoiserCovariance:
     """The covariance of x given z by a denoiser, as products with vectors like z, and x̂.
@@ -75,6 +78,8 @@ def conjugate_gradients(
     tolerance: float,
     max_iterations: int,
     precondition: Product | None = None,
+    *,
+    ask_every: int = 1,
 ) -> Solution:
     """The solutions u of n systems S u = b, each with its own steps.
 
@@ -89,6 +94,8 @@ def conjugate_gradients(
         max_iterations: the most iterations, at least 1.
         precondition: the function that returns M r, (n, m), of residuals r, with M symmetric and
             near to ``S^{-1}``; None: the identity.
+        ask_every: the number of iterations after which Python asks whether a system goes on, for
+            which it waits. It changes no solution.
 
     Returns:
         A :class:`Solution`.
@@ -99,7 +106,7 @@ def conjugate_gradients(
     iterations = torch.zeros(len(b), dtype=torch.int64, device=b.device)
     image: Tensor | None = None
     for i in range(max_iterations):
-        if image is not None and not bool(goes_on.any()):
+        if i and i % ask_every == 0 and not bool(goes_on.any()):
             break
         Sp, Bp = product(torch.where(goes_on.unsqueeze(-1), p, 0))
         curvature = (p * Sp).sum(-1)
@@ -185,5 +192,5 @@ class Iterated:
 
     def solved(self, r: Tensor) -> tuple[Tensor, Tensor]:
         product, tolerance, most = self._options
-        solution = conjugate_gradients(product, r, tolerance, most)
+        solution = conjugate_gradients(product, r, tolerance, most, ask_every=AT_ONCE)
         return solution.u, solution.image
