@@ -68,6 +68,7 @@ COPIES = {
     "pyro_mdm.measurements.covariance": {"_version"},  # torch counts changes in place by it alone
     "pyro_mdm.support.checks": {"_assert_async"},  # torch's only check that waits for no device
     "pyro_mdm.diffusions.memory": {"_version"},
+    "pyro_mdm.measurements.levels": {"_base"},  # the tensor that a view is of
     "pyro_mdm.measurements.laws": {"_validate_args"},  # torch sets this by a method, and reads none
 }
 """Private attributes of others that are read still, by module, none of them ours."""

@@ -370,8 +370,12 @@ class MeasuredDenoiser(DerivedDenoiser):
             return None
         if self._kept is None or self._kept[0] != writes((self.noise, *self._kept[1])):
             parts = (*self.operator.buffers(), *self.data_covariance.buffers())
-            of = self.data_covariance, self.operator, self.noise
-            self._kept = writes((self.noise, *parts)), parts, factored(*of) or structured(*of)
+            system = self.data_covariance, self.operator, self.noise
+            self._kept = (
+                writes((self.noise, *parts)),
+                parts,
+                factored(*system) or structured(*system),
+            )
         return self._kept[2]
 
     def _sites(

@@ -46,7 +46,7 @@ def factored(covariance: Covariance, operator: Operator, noise: Tensor) -> Facto
         H = operator.matrix()
     if H.requires_grad:  # it is learned: the factors would not have its derivatives
         return None
-    return Factored.of(covariance.matrix(shapes[0]), H, noise.expand(shapes[1]).flatten())
+    return Factored.compute(covariance.matrix(shapes[0]), H, noise.expand(shapes[1]).flatten())
 
 
 class Factored(NamedTuple):
@@ -59,7 +59,7 @@ class Factored(NamedTuple):
 
     @classmethod
     @torch.no_grad()
-    def of(cls, covariance: Tensor, H: Tensor, noise: Tensor) -> Factored:
+    def compute(cls, covariance: Tensor, H: Tensor, noise: Tensor) -> Factored:
         """The factors for a covariance Σ (d, d), a matrix H (m, d) and variances R (m,)."""
         spread = covariance @ H.mT
         S = H @ spread + noise.diag()

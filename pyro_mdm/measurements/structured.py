@@ -75,10 +75,10 @@ class Structured(NamedTuple):
 class OfLowRank:
     """The inverse of ``H C Hᵀ + R``; see :class:`Structured`."""
 
-    def __init__(self, known: Structured, variance: Tensor, apart: Tensor) -> None:
-        self._known, self._apart, B = known, apart, known.turned
-        self._rest = posterior_variance(known.rest, variance)
-        self._more = posterior_variance(known.values, variance) - self._rest
+    def __init__(self, systems: Structured, variance: Tensor, apart: Tensor) -> None:
+        self._systems, self._apart, B = systems, apart, systems.turned
+        self._rest = posterior_variance(systems.rest, variance)
+        self._more = posterior_variance(systems.values, variance) - self._rest
         self._root = self._more.clamp_min(0).sqrt()
         inner = B.mT @ (B / apart.mT) if apart.shape[1] > 1 else B.mT @ B / apart.unsqueeze(-1)
         S = self._root.unsqueeze(-1) * inner * self._root.unsqueeze(-2)
@@ -86,22 +86,22 @@ class OfLowRank:
         self._factor = torch.linalg.cholesky_ex(S)[0]  # which waits for no check: S is at least 1
 
     def u(self, r: Tensor) -> Tensor:
-        return self._known.spectrum.back(self._turned(r))
+        return self._systems.spectrum.back(self._turned(r))
 
     def image(self, r: Tensor) -> Tensor:
         return self.solved(r)[1]
 
     def solved(self, r: Tensor) -> tuple[Tensor, Tensor]:
-        v, known = self._turned(r), self._known
-        u = known.spectrum.back(v)
-        pulled = known.operator.adjoint(u.reshape(-1, *known.operator.obs_shape)).flatten(1)
-        low = ((v @ known.turned) * self._more) @ known.vectors.mT
+        v, systems = self._turned(r), self._systems
+        u = systems.spectrum.back(v)
+        pulled = systems.operator.adjoint(u.reshape(-1, *systems.operator.obs_shape)).flatten(1)
+        low = ((v @ systems.turned) * self._more) @ systems.vectors.mT
         image = torch.addcmul(low, self._rest, pulled)
-        return u, image.unflatten(-1, known.operator.event_shape)
+        return u, image.unflatten(-1, systems.operator.event_shape)
 
     def _turned(self, r: Tensor) -> Tensor:
         """Lᵀ u, (n, m)."""
-        B, r = self._known.turned, self._known.spectrum.turn(r) / self._apart
+        B, r = self._systems.turned, self._systems.spectrum.turn(r) / self._apart
         inner = (r @ B) * self._root
         if len(self._factor) > 1:
             inner = torch.cholesky_solve(inner.unsqueeze(-1), self._factor).squeeze(-1)

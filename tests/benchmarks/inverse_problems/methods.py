@@ -22,13 +22,17 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from pyro_mdm import CLD, VPSDE, DiffusionModel
-from pyro_mdm.measurements import condition_on_measurements, twisted_smc
+from pyro_mdm.measurements import (
+    MeasuredDenoiser,
+    condition_on_measurements,
+    twisted_smc,
+)
 from pyro_mdm.samplers import Ancestral, ExponentialIntegrator, StochasticExponentialIntegrator
 from pyro_mdm.scores.denoiser import DenoiserScore
 from tests.benchmarks.inverse_problems.counting import Work, counted
@@ -114,13 +118,25 @@ def particles(diffusion: Any, number: int | None, **options: Any) -> Method:
 
 
 def conditioned(
-    problem: InverseProblem, diffusion: Any, sampler: Any, **options: Any
+    problem: InverseProblem,
+    diffusion: Any,
+    sampler: Any,
+    *,
+    diagonal: bool = False,
+    **options: Any,
 ) -> DiffusionModel:
-    """The model of data given what was measured of each of k data, or of one."""
+    """The model of data given what was measured of each of k data, or of one; by the covariance of
+    independent dimensions with ``diagonal``."""
     model = prior(problem.score, diffusion, problem.max_log_snr, problem.min_log_snr)
     obs = problem.obs.reshape(-1, *problem.operator.obs_shape)
     obs = obs[0] if len(obs) == 1 else obs
-    given = condition_on_measurements(model, problem.operator, obs, problem.noise**2, **options)
+    measured = problem.operator, obs, problem.noise**2
+    if diagonal:
+        denoiser = cast(DenoiserScore, model.score_function)
+        score = MeasuredDenoiser(denoiser, *measured, covariance_from=math.inf)
+        given = model.with_score(score, model.likelihood)
+    else:
+        given = condition_on_measurements(model, *measured, **options)
     given.sampler = sampler
     return given
 
@@ -141,6 +157,7 @@ OURS: dict[str, Method] = {
     "default, ancestral": guided(VPSDE, Ancestral),
     "own covariance": guided(VPSDE, stochastic, **OWN),
     "linear covariance": guided(VPSDE, stochastic, covariance_from=math.inf),
+    "diagonal covariance": guided(VPSDE, stochastic, diagonal=True),
     "default, CLD": guided(CLD, stochastic),
     "default, CLD, without noise": guided(CLD, ExponentialIntegrator),
     "own covariance, CLD": guided(CLD, stochastic, **OWN),

@@ -192,7 +192,8 @@ HALF = "left-half"
 IMAGE_COMMANDS[HALF] = (
     IMAGE_COMMANDS["fashion_mnist"][0],
     f"{OF_IMAGES} runs/fashion_mnist --tasks inpaint --images 8 --budgets '100 calls' --methods "
-    "default 'deepinv, DDRM' 'deepinv, DDRM, whole noise' --out runs/left-half.csv",
+    "default 'linear covariance' 'diagonal covariance' 'deepinv, DDRM' "
+    "'deepinv, DDRM, whole noise' --out runs/left-half.csv",
     f"{OF_IMAGES} runs/fashion_mnist --out runs/left-half.csv --summary docs/measured/data "
     f"--table {HALF}",
 )
