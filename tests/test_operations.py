@@ -61,9 +61,21 @@ def test_the_gradient_of_a_prior_takes_a_call_of_the_network_for_a_step() -> Non
     assert counts.beside <= 1500
 
 
+def test_a_measurement_adds_little_to_a_call_and_no_wait() -> None:
+    """To that of the same sampler without one, by longer runs, in which grids cost the same."""
+    (_, plain), (_, given) = (sampler_counts(n) for n in ("CLD", "given a measurement, CLD"))
+    assert not given.waits
+    assert given.network > plain.network + 50, "a product with the network's covariance"
+    assert given.beside <= plain.beside + 40
+
+
 def test_walks_through_the_code_are_short() -> None:
     """Of the second time, with little room: people who look for a mistake go the same ways."""
-    most = {"--guide learned to a kernel": 275, "data to a loss": 105}
+    most = {
+        "--guide learned to a kernel": 275,
+        "data to a loss": 105,
+        "a sample given a measurement": 3000,
+    }
     for name, walk in walks().items():
         if name in most:
             walk()

@@ -120,6 +120,27 @@ class DataCovariance(Covariance):
         rest = shrunk * mean + (total / (d - r) if d > r else 0.0)
         return cls(rest, (1 - shrunk) * values[:r] + shrunk * mean, vectors[:, :r])
 
+    def matrix(self, shape: Sequence[int]) -> Tensor:
+        """Σ of flattened data of a shape, (d, d) in float64."""
+        if self.values is None or self.vectors is None:
+            return self.rest.double().expand(tuple(shape)).flatten().diag()
+        U, e = self.vectors, self.values
+        matrix = (U * (e - self.rest)) @ U.mT
+        matrix.diagonal().add_(self.rest)
+        return matrix
+
+    def spread(self, variance: Tensor) -> Tensor:
+        """The diagonal of C for independent dimensions, (n, *event_shape).
+
+        Args:
+            variance: variances V of the noise of z, (n, *event_shape).
+        """
+        diagonal = self.rest
+        if self.values is not None and self.vectors is not None:
+            diagonal = self.rest + self.vectors.square() @ (self.values - self.rest)
+            diagonal = diagonal.reshape(variance.shape[1:])
+        return posterior_variance(diagonal, variance.double())
+
     def given(self, variance: Tensor, *, by_dimension: bool) -> Product:
         """The product with C, as a function.
 
@@ -130,16 +151,11 @@ class DataCovariance(Covariance):
         Returns:
             The function that returns C v, like v, for vectors v, (n, *event_shape).
         """
-        variance = variance.double()
-        if self.values is None or self.vectors is None:
-            spread = posterior_variance(self.rest, variance)
+        if self.values is None or self.vectors is None or by_dimension:
+            spread = self.spread(variance)
             return lambda v: (spread * v.double()).to(v.dtype)
         U, e = self.vectors, self.values
-        if by_dimension:
-            diagonal = self.rest + U.square() @ (e - self.rest)
-            spread = posterior_variance(diagonal.reshape(variance.shape[1:]), variance)
-            return lambda v: (spread * v.double()).to(v.dtype)
-        V = variance.flatten(1)[:, :1]
+        V = variance.double().flatten(1)[:, :1]
         rest = posterior_variance(self.rest, V)
         more = posterior_variance(e, V) - rest
 

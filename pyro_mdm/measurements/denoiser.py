@@ -12,19 +12,23 @@ which is exact for Gaussian data and their exact denoiser.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions.base import Cap, require
-from pyro_mdm.diffusions.matrices import of_rows, with_event_dims
+from pyro_mdm.diffusions.matrices import of_rows
+from pyro_mdm.diffusions.memory import writes
+from pyro_mdm.measurements.checked import check_exact, checked_obs, checked_variance
 from pyro_mdm.measurements.covariance import Covariance, DataCovariance, reference
 from pyro_mdm.measurements.derivatives import outside_inference_mode
+from pyro_mdm.measurements.factored import Factored, factored
 from pyro_mdm.measurements.laws import Law, Sites, gaussian_sites, likeliest, log_prob_of
+from pyro_mdm.measurements.levels import Levels
 from pyro_mdm.measurements.operators import (
-    LARGEST_MATRIX,
     Linear,
     LinearOperator,
     NonlinearOperator,
@@ -33,9 +37,12 @@ from pyro_mdm.measurements.operators import (
 )
 from pyro_mdm.measurements.solve import (
     DenoiserCovariance,
-    Solution,
+    Inverse,
+    Iterated,
+    System,
     conjugate_gradients,
 )
+from pyro_mdm.measurements.structured import Apart, Structured, structured
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.samplers.default import default_sampler
 from pyro_mdm.scores.base import Number, Score
@@ -44,15 +51,13 @@ from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.scores.derived import DerivedDenoiser
 from pyro_mdm.support.checks import (
     check_count,
-    check_finite,
     check_instance,
     describe,
-    real_tensor,
     tensor_device,
 )
 from pyro_mdm.support.modules import replace
 
-__all__ = ["Given", "MeasuredDenoiser", "checked_variance", "condition_on_measurements"]
+__all__ = ["Given", "MeasuredDenoiser", "condition_on_measurements"]
 
 Product = Callable[[Tensor], Tensor]
 
@@ -67,8 +72,6 @@ SMALLEST = 1e-12
 its site would be NaN."""
 EXAMPLES = 256
 """The number of simulated data whose clean measurements show where these lie."""
-SINGULAR = 1e-10
-"""The ratio of a singular value to the largest below which H counts as singular."""
 
 
 @outside_inference_mode
@@ -228,7 +231,7 @@ class MeasuredDenoiser(DerivedDenoiser):
         self.event_shape = H.event_shape
         device = tensor_device(denoiser)
         self.operator = H.to(device)
-        self.register_buffer("obs", _checked_obs(obs, H.obs_shape).to(device))
+        self.register_buffer("obs", checked_obs(obs, H.obs_shape).to(device))
         peak = None
         if callable(noise):
             self.noise = noise
@@ -236,7 +239,7 @@ class MeasuredDenoiser(DerivedDenoiser):
         else:
             variance = checked_variance(noise, H.obs_shape).to(device)
             self.register_buffer("noise", variance)
-            _check_exact(self.operator, variance)
+            check_exact(self.operator, variance)
         self.register_buffer("peak", peak, persistent=False)
         if math.isnan(covariance_from):
             raise ValueError("covariance_from is nan, expected a log SNR, -inf or inf")
@@ -245,6 +248,8 @@ class MeasuredDenoiser(DerivedDenoiser):
         if data_covariance is None:
             data_covariance = DataCovariance(denoiser.data_variance.detach().double())
         self.data_covariance = data_covariance.to(device)
+        self._levels = Levels()
+        self._kept: tuple[object, tuple[Tensor, ...], Factored | Structured | None] | None = None
         self.iterations: Tensor | None = None
         """The number of directions of the denoiser's covariance in the last call, for each datum,
         (n,); 0 where it was not used."""
@@ -271,9 +276,8 @@ class MeasuredDenoiser(DerivedDenoiser):
     # -- the denoiser ------------------------------------------------------------------------------
 
     def x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
-        return self.given_obs(z, log_snr).x_hat
+        return self._denoised(z, log_snr, self._levels.number(log_snr), False).x_hat
 
-    @outside_inference_mode
     def given_obs(self, z: Tensor, log_snr: Number) -> Given:
         """Denoised data with and without obs, and the fit of obs.
 
@@ -287,33 +291,101 @@ class MeasuredDenoiser(DerivedDenoiser):
         Returns:
             A :class:`Given`.
         """
+        return self._denoised(z, log_snr, self._levels.number(log_snr), True)
+
+    @outside_inference_mode
+    def _denoised(self, z: Tensor, log_snr: Number, number: float | None, fits: bool) -> Given:
+        """See :meth:`given_obs`.
+
+        Args:
+            z, log_snr: as there.
+            number: λ, where it is one number that Python has read; None: not read.
+            fits: whether the fit is computed; it is NaN otherwise.
+        """
         batch_dim, lam = self._values("z", z, log_snr)
         batch, event = z.shape[:batch_dim], self.operator.event_shape
-        variance = with_event_dims(torch.exp(-lam), z).to(z.dtype)
-        variance, states = variance.expand(z.shape).reshape(-1, *event), z.reshape(-1, *event)
-        by_dimension = lam.dim() > batch_dim
-        # of a map the noisiest dimension decides, where errors of ∂x̂/∂z are largest
-        lowest = lam.flatten(batch_dim).amin(-1) if by_dimension else lam
-        trusted = (lowest >= self.covariance_from).expand(batch).reshape(-1)
+        states, by_dimension = z.reshape(-1, *event), lam.dim() > batch_dim
+        variance = _variance_of(lam, batch, event, by_dimension)
+        trusted = self._trusted(lam, batch, by_dimension, number)
 
         def denoise(at: Tensor) -> Tensor:
             return self.denoiser.x_hat(at.reshape(z.shape), lam).reshape(at.shape)
 
-        linear = self.data_covariance.given(variance, by_dimension=by_dimension)
-        seen = DenoiserCovariance(denoise, states, variance) if bool(trusted.any()) else None
+        seen = None if trusted is False else DenoiserCovariance(denoise, states, variance)
         x_hat = denoise(states) if seen is None else seen.x_hat
         # float64: exact observations make H C Hᵀ + R as ill-conditioned as H C Hᵀ is
         clean, H = self.operator(x_hat.double()), self.operator.linearized(x_hat)
-        sites = self._sites(H, _by_row(trusted, seen, linear), linear, clean, batch)
+        wide = variance.expand(states.shape)
+        linear = partial(self.data_covariance.given, wide, by_dimension=by_dimension)
+        sites = self._sites(H, seen, trusted, linear, clean, batch)
+        system = System(H, sites.variance.flatten(1), sites.scale, self.operator.obs_shape)
+        inverse = self._inverse(system, variance, wide, by_dimension)
+        if inverse is None:
+            inverse = Iterated(system.product(linear()), TOLERANCE, MOST_ITERATIONS)
         rest = (sites.obs - clean).flatten(1)
-        solution = self._solve(H, trusted, seen, linear, rest, sites)
-        self.iterations = torch.where(trusted, solution.iterations, 0)
-        fit = sites.log_p - 0.5 * (rest * solution.u).sum(-1)
-        conditioned = (x_hat + solution.image.to(x_hat.dtype)).reshape(z.shape)
-        return Given(x_hat.reshape(z.shape), conditioned, fit.reshape(batch))
+        u, image, self.iterations = self._solve(system, inverse, seen, trusted, rest, fits)
+        fit = rest.new_full((), math.nan) if u is None else sites.log_p - 0.5 * (rest * u).sum(-1)
+        conditioned = (x_hat + image.to(x_hat.dtype)).reshape(z.shape)
+        return Given(x_hat.reshape(z.shape), conditioned, fit.expand(len(rest)).reshape(batch))
+
+    def _trusted(
+        self, lam: Tensor, batch: torch.Size, by_dimension: bool, number: float | None
+    ) -> Tensor | bool:
+        """Where the denoiser's covariance is used: in all rows, in none, or in some, (n,)."""
+        if math.isinf(self.covariance_from):
+            return self.covariance_from < 0
+        if number is not None:
+            return number >= self.covariance_from
+        # of a map the noisiest dimension decides, where errors of ∂x̂/∂z are largest
+        lowest = lam.flatten(len(batch)).amin(-1) if by_dimension else lam
+        some = (lowest >= self.covariance_from).expand(batch).reshape(-1)
+        return bool(some.any()) and some
+
+    def _inverse(
+        self, system: System, variance: Tensor, wide: Tensor, by_dimension: bool
+    ) -> Inverse | None:
+        """The inverse of the systems with the linear covariance by their structure, if known.
+
+        Args:
+            system: the systems.
+            variance: V, broadcastable to z.
+            wide: V, like z.
+            by_dimension: whether V differs between dimensions.
+        """
+        operator: Any = self.operator
+        covariance: Any = self.data_covariance
+        linear = isinstance(operator, LinearOperator) and isinstance(covariance, DataCovariance)
+        if linear and (by_dimension or covariance.values is None):
+            spread = covariance.spread(wide)
+            if (variances := operator.variances(spread)) is not None:
+                return Apart(system, spread, variances)
+        factors = None if by_dimension else self._factors()
+        if factors is None:
+            return None
+        return factors.at(variance.flatten(1), operator.event_shape)
+
+    def _factors(self) -> Factored | Structured | None:
+        """What is alike in the linear systems at all λ; None where nothing is known to be."""
+        if not isinstance(self.noise, Tensor):
+            return None
+        if self._kept is None or self._kept[0] != writes((self.noise, *self._kept[1])):
+            parts = (*self.operator.buffers(), *self.data_covariance.buffers())
+            system = self.data_covariance, self.operator, self.noise
+            self._kept = (
+                writes((self.noise, *parts)),
+                parts,
+                factored(*system) or structured(*system),
+            )
+        return self._kept[2]
 
     def _sites(
-        self, H: Linear, inner: Product, linear: Product, clean: Tensor, batch: torch.Size
+        self,
+        H: Linear,
+        seen: DenoiserCovariance | None,
+        trusted: Tensor | bool,
+        linear: Callable[[], Product],
+        clean: Tensor,
+        batch: torch.Size,
     ) -> Sites:
         """Gaussian observations in the place of obs, given H x̂ (n, *obs_shape)."""
         shape = self.operator.obs_shape
@@ -321,7 +393,8 @@ class MeasuredDenoiser(DerivedDenoiser):
         if isinstance(self.noise, Tensor):
             return Sites(obs, self.noise.expand(1, *shape), clean.new_zeros(()), None)
         peak = of_rows(self.peak, len(shape), batch).reshape(-1, *shape).expand_as(clean)
-        variance = self._variance(H, inner, linear, clean)
+        product = linear()
+        variance = self._variance(H, _by_row(trusted, seen, product), product, clean)
         return gaussian_sites(self.noise, obs.expand_as(clean), clean, variance, peak)
 
     def _variance(self, H: Linear, inner: Product, linear: Product, clean: Tensor) -> Tensor:
@@ -355,50 +428,33 @@ class MeasuredDenoiser(DerivedDenoiser):
 
     def _solve(
         self,
-        H: Linear,
-        trusted: Tensor,
+        system: System,
+        inverse: Inverse,
         seen: DenoiserCovariance | None,
-        linear: Product,
+        trusted: Tensor | bool,
         rest: Tensor,
-        sites: Sites,
-    ) -> Solution:
-        """The solution u of (H C Hᵀ + R) u = rest, (n, m) in float64, and C Hᵀ u.
+        fits: bool,
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        """The solution u of (H C Hᵀ + R) u = rest, (n, m), if ``fits``, C Hᵀ u, and directions.
 
         C is the denoiser's in the first directions of conjugate gradients, where it is trusted
         and has positive quadratic forms. In all others it is the linear one, which preconditions
         the first.
         """
-        shape, noise = self.operator.obs_shape, sites.variance.flatten(1)
-        scale = torch.ones_like(noise) if sites.scale is None else sites.scale.flatten(1)
-
-        def system(covariance: Product) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-            def product(p: Tensor) -> tuple[Tensor, Tensor]:
-                image = covariance(H.adjoint((scale * p).reshape(-1, *shape)))
-                measured = H.forward(image.double()).flatten(1)
-                return scale * (measured + noise * scale * p), image
-
-            return product
-
-        def solved(b: Tensor) -> Solution:
-            return conjugate_gradients(system(linear), b, TOLERANCE, MOST_ITERATIONS)
-
-        if seen is None:
-            solution = solved(scale * rest)
-        else:
-            some = scale * rest * trusted.unsqueeze(1)
-            most = self.max_iterations
-            by_denoiser = conjugate_gradients(
-                system(seen), some, TOLERANCE, most, lambda r: solved(r).u
+        left, first = system.scaled(rest), None
+        if seen is not None:
+            some = left if trusted is True else left * trusted.unsqueeze(1)  # type: ignore
+            first = conjugate_gradients(
+                system.product(seen), some, TOLERANCE, self.max_iterations, inverse.u
             )
             # what few directions leave, and rows that are not trusted, by the linear covariance
-            remaining = solved(scale * rest - some + by_denoiser.rest)
-            solution = Solution(
-                by_denoiser.u + remaining.u,
-                by_denoiser.image + remaining.image,
-                remaining.rest,
-                by_denoiser.iterations,
-            )
-        return solution._replace(u=scale * solution.u)
+            left = first.rest if trusted is True else left - some + first.rest
+        u, image = inverse.solved(left) if fits else (None, inverse.image(left))
+        if first is None:
+            return u if u is None else system.scaled(u), image, torch.zeros(len(rest)).long()
+        u = u if u is None else system.scaled(first.u + u)
+        iterations = first.iterations if trusted is True else first.iterations * trusted
+        return u, first.image + image, iterations
 
     # -- observations ------------------------------------------------------------------------------
 
@@ -433,11 +489,24 @@ class MeasuredDenoiser(DerivedDenoiser):
         return likeliest(law, obs, clean.mean(0), clean.std(0)).reshape(self.obs.shape)
 
 
-def _by_row(trusted: Tensor, seen: DenoiserCovariance | None, linear: Product) -> Product:
+def _variance_of(
+    lam: Tensor, batch: torch.Size, event: tuple[int, ...], by_dimension: bool
+) -> Tensor:
+    """V = e^{-λ} in float64, (n, *event_shape) of a map, (n, 1, …) of rows, (1, 1, …) of one λ."""
+    if by_dimension:
+        return torch.exp(-lam).expand(*batch, *event).reshape(-1, *event)
+    one = lam.numel() and not any(lam.stride())
+    lam = lam[(0,) * lam.dim()] if one else lam.expand(batch)
+    return torch.exp(-lam).reshape(-1, *[1] * len(event))
+
+
+def _by_row(trusted: Tensor | bool, seen: DenoiserCovariance | None, linear: Product) -> Product:
     """Products with the denoiser's covariance in trusted rows (n,), and with the linear
     elsewhere."""
     if seen is None:
         return linear
+    if isinstance(trusted, bool):
+        return seen
     return lambda v: _where_row(trusted, seen(v), linear(v))
 
 
@@ -459,63 +528,3 @@ def _checked_denoiser(score: Score) -> DenoiserScore:
             "DiscreteDenoiser"
         )
     return score
-
-
-def _checked_obs(obs: object, shape: tuple[int, ...]) -> Tensor:
-    obs = real_tensor("obs", obs, "what is measured, (*obs_shape)")
-    if obs.shape[max(obs.dim() - len(shape), 0) :] != shape or obs.dim() > len(shape) + 1:
-        sizes = ", ".join(map(str, shape))
-        raise ValueError(
-            f"obs has shape {tuple(obs.shape)}, expected that of H x, ({sizes}), or (n, {sizes}) "
-            "of n data"
-        )
-    check_finite("obs", obs)
-    return obs
-
-
-def checked_variance(value: object, shape: Sequence[int]) -> Tensor:
-    """Variances of noise, checked, in float64, () or (*shape).
-
-    Args:
-        value: a number or numbers.
-        shape: the shape of observations.
-
-    Raises:
-        TypeError, ValueError: no numbers, another shape, a variance below 0 or not finite.
-    """
-    shape = tuple(shape)
-    variance = real_tensor("noise", value, "a variance, one for each observation, or a law")
-    if variance.dim() and variance.shape != shape:
-        raise ValueError(
-            f"noise has shape {tuple(variance.shape)}, expected a variance, or one for each "
-            f"observation, {shape}"
-        )
-    if not bool(((variance >= 0) & variance.isfinite()).all()):
-        raise ValueError(
-            f"noise reaches {variance.min().item():.3g}, expected finite variances, none "
-            "below 0 (observed exactly)"
-        )
-    return variance
-
-
-def _check_exact(operator: Operator, variance: Tensor) -> None:
-    """Raise ValueError for exact observations of which some follow from others."""
-    if not isinstance(operator, LinearOperator):
-        if bool((variance == 0).any()):
-            raise ValueError(
-                f"noise is 0, and H is {describe(operator)}, of which no x may have exactly these "
-                "obs; give noise a positive variance"
-            )
-        return
-    exact = (variance == 0).expand(operator.obs_shape).flatten()
-    number, d = int(exact.sum()), math.prod(operator.event_shape)
-    if number == 0 or operator.independent or (number <= d and number * d > LARGEST_MATRIX):
-        return
-    values = torch.linalg.svdvals(operator.matrix()[exact])
-    rank = int((values > SINGULAR * values.max()).sum())
-    if rank < number:
-        raise ValueError(
-            f"noise is 0 for {number} observations, of which H makes only {rank} "
-            "independent of each other, expected full row rank; leave out those that follow from "
-            "others, or give noise a positive variance"
-        )

@@ -33,6 +33,7 @@ __all__ = [
     "Matrix",
     "NonlinearOperator",
     "Operator",
+    "Spectrum",
     "as_operator",
 ]
 
@@ -103,6 +104,33 @@ class Linear(NamedTuple):
     squares: Callable[[], Tensor]  # the diagonal of J Jᵀ, (*obs_shape) or (n, *obs_shape)
 
 
+class Spectrum(NamedTuple):
+    """Orthogonal coordinates of observations in which H Hᵀ is diagonal."""
+
+    squares: Tensor  # the diagonal, (m,) or (1,)
+    vectors: tuple[Tensor, Tensor] | None = None  # of columns and rows of (C, h, w); None: 1
+    obs_shape: tuple[int, ...] = ()
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the coordinates are the observations themselves."""
+        return self.vectors is None
+
+    def turn(self, obs: Tensor) -> Tensor:
+        """The coordinates of observations, both (n, m)."""
+        if self.vectors is None:
+            return obs
+        down, across = self.vectors
+        return (down.mT @ obs.reshape(-1, *self.obs_shape) @ across).flatten(1)
+
+    def back(self, turned: Tensor) -> Tensor:
+        """The observations of coordinates, both (n, m)."""
+        if self.vectors is None:
+            return turned
+        down, across = self.vectors
+        return (down @ turned.reshape(-1, *self.obs_shape) @ across.mT).flatten(1)
+
+
 class LinearOperator(Operator):
     """A linear map H of data (*batch, *event_shape) to observations (*batch, *obs_shape).
 
@@ -150,6 +178,20 @@ class LinearOperator(Operator):
                 self(x), x, obs, create_graph=obs.requires_grad, materialize_grads=True
             )
         return gradient
+
+    def spectrum(self) -> Spectrum | None:
+        """Coordinates in which H Hᵀ is diagonal, where they are known."""
+        return None
+
+    def variances(self, spread: Tensor) -> Tensor | None:
+        """The variances of H x, (n, *obs_shape), of x whose dimensions are independent.
+
+        It is None where entries of H x depend on each other, or may do so.
+
+        Args:
+            spread: the variances of x, (n, *event_shape).
+        """
+        return None
 
     def matrix(self) -> Tensor:
         """H as a matrix (m, d) of flattened data and observations, in float64."""
@@ -359,6 +401,7 @@ class Mask(LinearOperator):
 
     independent = True
     seen: Tensor
+    places: Tensor  # of what is seen, among flattened dimensions, (number of them,)
 
     def __init__(self, seen: Tensor) -> None:
         if not isinstance(seen, Tensor) or seen.dtype != torch.bool:
@@ -367,14 +410,22 @@ class Mask(LinearOperator):
             raise ValueError("no dimension is seen, expected at least one True in the mask")
         super().__init__(seen.shape, (int(seen.sum()),))
         self.register_buffer("seen", seen.clone())
+        # by places, since a GPU is asked for the number of True in each mask
+        self.register_buffer("places", seen.flatten().nonzero().squeeze(1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x[..., self.seen]
+        flat = x.flatten(x.dim() - len(self.event_shape)) if self.event_shape else x.unsqueeze(-1)
+        return flat.index_select(-1, self.places)
 
     def adjoint(self, obs: Tensor) -> Tensor:
-        x = obs.new_zeros(*obs.shape[:-1], *self.event_shape)
-        x[..., self.seen] = obs
-        return x
+        x = obs.new_zeros(*obs.shape[:-1], self.seen.numel())
+        return x.index_copy(-1, self.places, obs).reshape(*obs.shape[:-1], *self.event_shape)
+
+    def spectrum(self) -> Spectrum:
+        return Spectrum(torch.ones(1, dtype=torch.float64, device=self.places.device))
+
+    def variances(self, spread: Tensor) -> Tensor:
+        return self(spread)
 
 
 class Blur(LinearOperator):
@@ -409,6 +460,14 @@ class Blur(LinearOperator):
 
     def adjoint(self, obs: Tensor) -> Tensor:
         return self.down.mT.to(obs.dtype) @ obs @ self.across.to(obs.dtype)
+
+    def spectrum(self) -> Spectrum:
+        """The frequencies of an image, which replicated edges change a little."""
+        (down, columns), (across, rows) = (
+            torch.linalg.eigh(matrix @ matrix.mT) for matrix in (self.down, self.across)
+        )
+        squares = (down.unsqueeze(1) * across).expand(self.obs_shape).flatten()
+        return Spectrum(squares.clamp_min(0), (columns, rows), self.obs_shape)
 
 
 def _blurring(size: int, width: float) -> Tensor:
@@ -456,6 +515,13 @@ class Downsample(LinearOperator):
     def adjoint(self, obs: Tensor) -> Tensor:
         spread = obs.repeat_interleave(self.factor, -1).repeat_interleave(self.factor, -2)
         return spread / self.factor**2
+
+    def spectrum(self) -> Spectrum:
+        square = 1 / self.factor**2
+        return Spectrum(torch.full((1,), square, dtype=torch.float64, device=_device(self)))
+
+    def variances(self, spread: Tensor) -> Tensor:
+        return self(spread) / self.factor**2
 
 
 def as_operator(

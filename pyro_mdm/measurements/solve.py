@@ -11,15 +11,20 @@ It is symmetric for an exact denoiser, and nearly so for a network where the noi
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["DenoiserCovariance", "Solution", "conjugate_gradients"]
+from pyro_mdm.measurements.operators import Linear
+
+__all__ = ["DenoiserCovariance", "Inverse", "Iterated", "Solution", "System", "conjugate_gradients"]
 
 
 Product = Callable[[Tensor], Tensor]
+
+AT_ONCE = 8
+"""The iterations with the linear covariance between two questions to the device."""
 
 
 class DenoiserCovariance:
@@ -55,7 +60,7 @@ class DenoiserCovariance:
             create_graph=self._create_graph,
             materialize_grads=True,
         )
-        return self._variance * gradient
+        return self._variance.to(gradient.dtype) * gradient
 
 
 class Solution(NamedTuple):
@@ -73,6 +78,8 @@ def conjugate_gradients(
     tolerance: float,
     max_iterations: int,
     precondition: Product | None = None,
+    *,
+    ask_every: int = 1,
 ) -> Solution:
     """The solutions u of n systems S u = b, each with its own steps.
 
@@ -87,6 +94,8 @@ def conjugate_gradients(
         max_iterations: the most iterations, at least 1.
         precondition: the function that returns M r, (n, m), of residuals r, with M symmetric and
             near to ``S^{-1}``; None: the identity.
+        ask_every: the number of iterations after which Python asks whether a system goes on, for
+            which it waits. It changes no solution.
 
     Returns:
         A :class:`Solution`.
@@ -97,7 +106,7 @@ def conjugate_gradients(
     iterations = torch.zeros(len(b), dtype=torch.int64, device=b.device)
     image: Tensor | None = None
     for i in range(max_iterations):
-        if image is not None and not bool(goes_on.any()):
+        if i and i % ask_every == 0 and not bool(goes_on.any()):
             break
         Sp, Bp = product(torch.where(goes_on.unsqueeze(-1), p, 0))
         curvature = (p * Sp).sum(-1)
@@ -114,3 +123,74 @@ def conjugate_gradients(
             p = q + (square / torch.where(before > 0, before, 1)).unsqueeze(-1) * p
     assert image is not None
     return Solution(u, image, r, iterations)
+
+
+class System(NamedTuple):
+    """The linear systems ``D (H C Hᵀ + R) D v = D r`` of n data, whose solution is u = D v.
+
+    D is a diagonal matrix that makes the entries of the system alike.
+    """
+
+    H: Linear
+    noise: Tensor  # R, (n, m) or (1, m)
+    scale: Tensor | None  # D, (n, *obs_shape); None: 1
+    obs_shape: tuple[int, ...]
+
+    def scaled(self, r: Tensor) -> Tensor:
+        """D r, (n, m), for r (n, m)."""
+        return r if self.scale is None else self.scale.flatten(1) * r
+
+    def product(self, covariance: Product) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """The function that returns ``D (H C Hᵀ + R) D v`` and ``C Hᵀ D v`` for v (n, m).
+
+        Args:
+            covariance: products with C, of vectors (n, *event_shape).
+        """
+
+        def product(v: Tensor) -> tuple[Tensor, Tensor]:
+            u = self.scaled(v)
+            image = covariance(self.H.adjoint(u.reshape(-1, *self.obs_shape)))
+            measured = self.H.forward(image.double()).flatten(1)
+            return self.scaled(torch.addcmul(measured, self.noise, u)), image
+
+        return product
+
+
+class Inverse(Protocol):
+    """The inverse of a system's matrix, ``S = H C Hᵀ + R``, for r (n, m) in float64."""
+
+    def u(self, r: Tensor) -> Tensor:
+        """The solution u of S u = r, (n, m)."""
+
+    def image(self, r: Tensor) -> Tensor:
+        """C Hᵀ u, (n, *event_shape)."""
+
+    def solved(self, r: Tensor) -> tuple[Tensor, Tensor]:
+        """Both."""
+
+
+class Iterated:
+    """The inverse by conjugate gradients, for systems without a structure that is known.
+
+    Args:
+        product, tolerance, max_iterations: as for :func:`conjugate_gradients`.
+    """
+
+    def __init__(
+        self,
+        product: Callable[[Tensor], tuple[Tensor, Tensor]],
+        tolerance: float,
+        max_iterations: int,
+    ) -> None:
+        self._options = product, tolerance, max_iterations
+
+    def u(self, r: Tensor) -> Tensor:
+        return self.solved(r)[0]
+
+    def image(self, r: Tensor) -> Tensor:
+        return self.solved(r)[1]
+
+    def solved(self, r: Tensor) -> tuple[Tensor, Tensor]:
+        product, tolerance, most = self._options
+        solution = conjugate_gradients(product, r, tolerance, most, ask_every=AT_ONCE)
+        return solution.u, solution.image

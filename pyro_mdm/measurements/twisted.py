@@ -300,25 +300,28 @@ def _run(
     kept = None if retained is None else Kept(retained, repeats, particles)
     if kept is not None:
         y[kept.rows] = kept.states[0]
-    seen = _look(model, score, y, times[0])
-    log_w = seen.fit.reshape(repeats, particles)
-    for i in range(steps):
-        chosen, log_w = _resampled(log_w, threshold, kept)
-        y, prior, x_hat, fit = (t[chosen] for t in (y, *seen))
-        kernel, noise = kernels.at(i), torch.randn_like(y)
-        mean = apply_matrix(kernel.gain, y) + outer(kernel.mean_coefficient, x_hat.double())
-        if kept is not None:
-            noise[kept.rows] = apply_matrix(kernel.whitener, kept.states[i + 1] - mean[kept.rows])
-        y = mean + apply_matrix(torch.linalg.inv(kernel.whitener), noise)
-        # log p - log q, Gaussians of one covariance, in whose units the means are `apart`
-        apart = outer(kernel.signal, (x_hat - prior).double())
-        ratio = -(apart * (noise + apart / 2)).flatten(1).sum(1)
-        if i + 1 < steps:
-            seen = _look(model, score, y, times[i + 1])
-            x, later = y, seen.fit
-        else:
-            x, later = _decoded(model, score, y, kept)
-        log_w = log_w + (ratio + later - fit).reshape(log_w.shape)
+    with diffusion.laws_ahead(times):
+        seen = _look(model, score, y, times[0])
+        log_w = seen.fit.reshape(repeats, particles)
+        for i in range(steps):
+            chosen, log_w = _resampled(log_w, threshold, kept)
+            y, prior, x_hat, fit = (t[chosen] for t in (y, *seen))
+            kernel, noise = kernels.at(i), torch.randn_like(y)
+            mean = apply_matrix(kernel.gain, y) + outer(kernel.mean_coefficient, x_hat.double())
+            if kept is not None:
+                noise[kept.rows] = apply_matrix(
+                    kernel.whitener, kept.states[i + 1] - mean[kept.rows]
+                )
+            y = mean + apply_matrix(torch.linalg.inv(kernel.whitener), noise)
+            # log p - log q, Gaussians of one covariance, in whose units the means are `apart`
+            apart = outer(kernel.signal, (x_hat - prior).double())
+            ratio = -(apart * (noise + apart / 2)).flatten(1).sum(1)
+            if i + 1 < steps:
+                seen = _look(model, score, y, times[i + 1])
+                x, later = y, seen.fit
+            else:
+                x, later = _decoded(model, score, y, kept)
+            log_w = log_w + (ratio + later - fit).reshape(log_w.shape)
     return x.reshape(repeats, particles, *event), log_w
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 from scipy import stats
 
-MACHINE = "machine C"
+MACHINE = "machine E"
 
 
 def write(

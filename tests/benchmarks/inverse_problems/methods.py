@@ -12,21 +12,27 @@ a method does once for a denoiser, before any measurement, is not counted: ours 
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import math
 import sys
+import textwrap
 import time
 import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from pyro_mdm import CLD, VPSDE, DiffusionModel
-from pyro_mdm.measurements import condition_on_measurements, twisted_smc
+from pyro_mdm.measurements import (
+    MeasuredDenoiser,
+    condition_on_measurements,
+    twisted_smc,
+)
 from pyro_mdm.samplers import Ancestral, ExponentialIntegrator, StochasticExponentialIntegrator
 from pyro_mdm.scores.denoiser import DenoiserScore
 from tests.benchmarks.inverse_problems.counting import Work, counted
@@ -112,13 +118,25 @@ def particles(diffusion: Any, number: int | None, **options: Any) -> Method:
 
 
 def conditioned(
-    problem: InverseProblem, diffusion: Any, sampler: Any, **options: Any
+    problem: InverseProblem,
+    diffusion: Any,
+    sampler: Any,
+    *,
+    diagonal: bool = False,
+    **options: Any,
 ) -> DiffusionModel:
-    """The model of data given what was measured of each of k data, or of one."""
+    """The model of data given what was measured of each of k data, or of one; by the covariance of
+    independent dimensions with ``diagonal``."""
     model = prior(problem.score, diffusion, problem.max_log_snr, problem.min_log_snr)
     obs = problem.obs.reshape(-1, *problem.operator.obs_shape)
     obs = obs[0] if len(obs) == 1 else obs
-    given = condition_on_measurements(model, problem.operator, obs, problem.noise**2, **options)
+    measured = problem.operator, obs, problem.noise**2
+    if diagonal:
+        denoiser = cast(DenoiserScore, model.score_function)
+        score = MeasuredDenoiser(denoiser, *measured, covariance_from=math.inf)
+        given = model.with_score(score, model.likelihood)
+    else:
+        given = condition_on_measurements(model, *measured, **options)
     given.sampler = sampler
     return given
 
@@ -139,6 +157,7 @@ OURS: dict[str, Method] = {
     "default, ancestral": guided(VPSDE, Ancestral),
     "own covariance": guided(VPSDE, stochastic, **OWN),
     "linear covariance": guided(VPSDE, stochastic, covariance_from=math.inf),
+    "diagonal covariance": guided(VPSDE, stochastic, diagonal=True),
     "default, CLD": guided(CLD, stochastic),
     "default, CLD, without noise": guided(CLD, ExponentialIntegrator),
     "own covariance, CLD": guided(CLD, stochastic, **OWN),
@@ -289,13 +308,14 @@ def tds(denoiser: Any, problem: InverseProblem, obs: Tensor, **options: Any) -> 
     return TDSSampler(denoiser, twist, **options)
 
 
-def ddrm(problem: InverseProblem, steps: int, n: int) -> Drawn:
+def ddrm(problem: InverseProblem, steps: int, n: int, *, whole: bool = False) -> Drawn:
     """deepinv's DDRM, whose noise has the levels of azula's schedule. The package draws noise of
-    half the variance that it tells the denoiser."""
+    half the variance that it tells the denoiser; of all of it with ``whole``."""
     import numpy as np
     from deepinv.physics import DecomposablePhysics, GaussianNoise
     from deepinv.sampling import DDRM
 
+    kind = with_whole_noise(DDRM) if whole else DDRM
     H = problem.operator.matrix().to(problem.obs.dtype)
     U, values, Vh = torch.linalg.svd(H, full_matrices=True)
     m, d = H.shape
@@ -323,10 +343,21 @@ def ddrm(problem: InverseProblem, steps: int, n: int) -> Drawn:
         log_snr = -2 * torch.as_tensor(sigma, dtype=x.dtype).log()
         return x_hat_of(problem, x, log_snr)
 
-    x = DDRM(denoiser, sigmas=levels)(problem.obs.repeat(n, 1), physics)
+    x = kind(denoiser, sigmas=levels)(problem.obs.repeat(n, 1), physics)
     return Drawn(x.reshape(n, len(problem.obs), -1))
 
 
+def with_whole_noise(ddrm: type) -> Any:
+    """The package's class, whose noise has the variance that the denoiser is told."""
+    source = textwrap.dedent(inspect.getsource(ddrm.forward))  # type: ignore[attr-defined]
+    halved = " / np.sqrt(2.0)"
+    assert source.count(halved) == 2
+    names: dict[str, Any] = {}
+    exec(source.replace(halved, ""), vars(sys.modules[ddrm.__module__]), names)
+    return type("DDRM", (ddrm,), {"forward": names["forward"]})
+
+
+WHOLE = "deepinv, DDRM, whole noise"
 OF_PEERS: dict[str, Method] = {
     "azula, MMPS, 1 iteration": mmps(1),
     "azula, MMPS, 5 iterations": mmps(5),
@@ -340,6 +371,7 @@ OF_PEERS: dict[str, Method] = {
     "azula, DiffPIR, λ = 1, 5 iterations": diffpir(1.0, 5),
     "azula, TDS": azula(tds, one_datum=True),
     "deepinv, DDRM": ddrm,
+    WHOLE: functools.partial(ddrm, whole=True),
 }
 """Methods that need the peers' environment."""
 EXACT = "exact draws"
@@ -348,14 +380,15 @@ COMPARED = [
     *(DEFAULT, "default, without noise", "own covariance"),
     *("own covariance, CLD", "particles", "particles, own covariance"),
     INDEPENDENT,
-    *(name for name in OF_PEERS if not name.endswith("DDIM")),
+    *(name for name in OF_PEERS if not name.endswith(("DDIM", "whole noise"))),
 ]
 """Methods of the documentation's table of problems with known answers."""
 ONE_BUDGET = {EXACT: "0 steps", INDEPENDENT: "100 steps"}
 """Methods that other budgets are nothing for."""
+NOT_BY_IMAGES = ("DDIM", "0.1", "λ = 1, 5 iterations", "whole noise")
 COMPARED_BY_IMAGES = [
     *(DEFAULT, "default, without noise", "linear covariance"),
-    *(name for name in OF_PEERS if not name.endswith(("DDIM", "0.1", "λ = 1, 5 iterations"))),
+    *(name for name in OF_PEERS if not name.endswith(NOT_BY_IMAGES)),
 ]
 
 # -- budgets ---------------------------------------------------------------------------------------
