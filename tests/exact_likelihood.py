@@ -49,6 +49,9 @@ class NormalLaw(FactorLaw):
         log_p = torch.distributions.Normal(self.center(theta), NOISE).log_prob(value)
         return torch.where(there, log_p, 0.0).sum(2).double()
 
+    def trainings(self, diffusion: bool) -> int:
+        return 0
+
     def sample(self, theta: Tensor, k: int) -> Tensor:
         return self.center(theta) + NOISE * torch.randn(len(theta), k, 1)
 

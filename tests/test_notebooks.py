@@ -11,8 +11,8 @@ NOTEBOOKS = Path(__file__).parent.parent / "docs" / "notebooks"
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.md") if path.stem != "index")
 
 
-def test_there_are_nine() -> None:
-    assert len(NAMES) == 9
+def test_there_are_ten() -> None:
+    assert len(NAMES) == 10
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -73,9 +73,7 @@ def walk(field: VelocityField, w: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     if not torch.is_grad_enabled():
         return _recorded(field, w, steps)
     first = field.velocity(0, w.detach())
-    if (
-        first.requires_grad or not field.has_jacobian
-    ):  # by a parameter, a context or whatever the field holds
+    if first.requires_grad or not field.has_jacobian:  # by a parameter or a context, say
         return _recorded(field, w, steps)
     if w.requires_grad:
         end, gained, *_ = _Walk.apply(w, field, steps, first)
@@ -89,7 +87,7 @@ def _recorded(
 ) -> tuple[Tensor, Tensor]:
     states = _states(field, w, steps, first)
     trace = field.divergences(states, slopes=False).trace
-    return states[-1], _weights(steps).to(trace) @ trace
+    return states[-1], _weights(steps, trace.device) @ trace
 
 
 def _states(field: VelocityField, w: Tensor, steps: int, first: Tensor | None = None) -> Tensor:
@@ -111,14 +109,14 @@ def _coefficients(node: int) -> tuple[float, ...]:
 
 
 @lru_cache(maxsize=16)
-def _weights(steps: int) -> Tensor:
+def _weights(steps: int, device: torch.device) -> Tensor:
     """The weights q of the quadrature, (S + 1,) float64."""
     with torch.inference_mode(False):  # it is kept, and may be needed by a gradient later
         q = torch.ones(steps + 1, dtype=torch.float64)
     for i, weight in enumerate(ENDS):  # both ends add up where they overlap
         q[i] += weight - 1
         q[-1 - i] += weight - 1
-    return q / steps
+    return (q / steps).to(device)
 
 
 class _Walk(torch.autograd.Function):
@@ -129,7 +127,7 @@ class _Walk(torch.autograd.Function):
         states = _states(field, w, steps, first)
         at = field.divergences(states, slopes=True)
         assert at.jacobian is not None and at.slope is not None
-        gained = _weights(steps).to(w) @ at.trace
+        gained = _weights(steps, w.device) @ at.trace
         return states[-1].clone(), gained, at.jacobian, at.slope
 
     @staticmethod
@@ -148,7 +146,7 @@ class _Walk(torch.autograd.Function):
             both = _recorded(ctx.field, start, ctx.steps)
             (slopes,) = torch.autograd.grad(both, start, (of_end, of_gained), create_graph=True)
             return slopes, None, None, None
-        weights, h = _weights(ctx.steps).to(slope), 1 / ctx.steps
+        weights, h = _weights(ctx.steps, slope.device), 1 / ctx.steps
         pulls = weights[:, None, None, None] * slope.unsqueeze(2) * of_gained[:, None, None]
         *earlier, last = pulls.unbind()
         matrices, back = jacobian.unbind(), {ctx.steps: of_end.flatten(1).unsqueeze(1) + last}

@@ -343,7 +343,11 @@ class _DenoiserField:
             batch_dim = w.dim() - self.event_dim
             F: Tensor = self.score.call_network(w.to(self.dtype), log_snr, batch_dim)
             return F.double()
-        x: Tensor = self.flow.x_hat((self.flow.mean + scale * w).to(self.dtype), log_snr)
+        z = (self.flow.mean + scale * w).to(self.dtype)
+        if (lead := w.dim() - self.event_dim) > 1:  # nodes and rows are one batch for a score
+            log_snr = log_snr.expand(w.shape[: max(lead, log_snr.dim())]).flatten(0, lead - 1)
+            z = z.flatten(0, lead - 1)
+        x: Tensor = self.flow.x_hat(z, log_snr).reshape(w.shape)
         return (x.double() - self.flow.mean) / scale - pull * w
 
     def divergences(self, w: Tensor, *, slopes: bool) -> Divergences:
