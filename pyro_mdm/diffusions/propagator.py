@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 TRAVELLED = 20.0  # beyond, M^{-1} has no correct digit
+STIFF = 1e3  # ‖A‖τ above which early times do not double as often as late ones: a bit each time
 FEW = 16  # times: for so few, computing both routes costs less than choosing
 
 
@@ -184,6 +185,8 @@ class Propagator(ABC):
             return shaped[0], shaped[1], shaped[2], kernels.Factor(*shaped[3:])
         near = self.travelled(tau) < TRAVELLED
         back: Any = None
+        if latest is not None and isinstance(self, ConstantPropagator):
+            latest = latest if latest * self.sizes[0] < STIFF else None
         if latest is not None and isinstance(self, ConstantPropagator):
             norm, speed = self.sizes
             limit = TRAVELLED / speed  # beyond, the second route is not taken
