@@ -34,7 +34,8 @@ def imported(name: str) -> Any:
         try:
             thing = import_module(".".join(parts[:cut]))
             for part in parts[cut:]:
-                thing = inspect.getattr_static(thing, part, None) or getattr(thing, part)
+                static = inspect.getattr_static(thing, part, None)
+                thing = getattr(thing, part) if static is None else static
         except (ImportError, AttributeError, ValueError):
             continue
         return thing
