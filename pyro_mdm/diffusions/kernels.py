@@ -55,9 +55,12 @@ __all__ = [
     "transition_moments",
 ]
 
-TAYLOR_TERMS = 32  # ‖A h‖ ≤ ½: the remainder is below 2^-32 / 32!, whatever power of h leads
+TAYLOR_TERMS = 32
+"""Terms of a series in ‖A h‖ ≤ ½: the remainder is below 2^-32 / 32!, whatever power of h leads."""
 FACTORIALS = torch.tensor([math.factorial(k) for k in range(TAYLOR_TERMS)], dtype=torch.float64)
+"""k! of the terms."""
 MAX_DOUBLINGS = 60
+"""Doublings of a step at most."""
 
 
 @cache
@@ -68,6 +71,7 @@ def gauss_legendre(q: int) -> tuple[Tensor, Tensor]:
 
 
 NODES, WEIGHTS = gauss_legendre(16)
+"""Those of a step on [0, 1]."""
 PLACES = torch.cat([NODES, torch.ones(1, dtype=torch.float64)])  # in a step; its end
 ORDERS = torch.arange(TAYLOR_TERMS, dtype=torch.float64)
 SIGNS = (1.0 - 2.0 * (ORDERS % 2)).unsqueeze(-1)

@@ -32,7 +32,8 @@ __all__ = [
     "volume_rate",
 ]
 
-TRAVELLED = 20.0  # beyond, M^{-1} has no correct digit
+TRAVELLED = 20.0
+"""‖A‖τ beyond which M^{-1} has no correct digit."""
 STIFF = 1e3  # ‖A‖τ above which early times do not double as often as late ones: a bit each time
 FEW = 16  # times: for so few, computing both routes costs less than choosing
 
