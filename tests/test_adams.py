@@ -203,6 +203,8 @@ def test_pieces_and_probes_give_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
     assert 0 < float((probes - whole).detach().abs().max()) < 0.5
     (by_probes,) = torch.autograd.grad(probes.sum(), x)
     assert float((by_probes - of_whole).abs().max()) < 0.5
+    solver = Solver("adams", steps=8, probes=1)
+    assert not MDM(wild(3), solver=solver).log_prob(x.detach()).requires_grad  # nothing has one
 
 
 def test_rows_of_vmap_are_those_of_a_loop() -> None:
@@ -221,6 +223,17 @@ def test_inference_mode_and_constant_networks_change_nothing() -> None:
     with torch.inference_mode():
         inside = prior.log_prob(x)
     torch.testing.assert_close(inside.clone(), prior.log_prob(x))
+    model = prior.model
+    y = x[:, None] * torch.ones(2, 1, dtype=torch.float64)  # data and velocities
+    for method in ("adams", "rk4"):
+
+        def density(y: Tensor, solver: Solver) -> Tensor:
+            return flow_log_prob(model.diffusion, model.score_function, y, solver).log_prob
+
+        solver = Solver(method, steps=12)
+        with torch.inference_mode():  # of states from outside, and of those made inside
+            inside = torch.stack([density(y, solver), density(y.clone(), solver)])
+        torch.testing.assert_close(inside.clone(), density(y, solver).expand(2, -1))
     assert torch.autograd.gradcheck(prior.log_prob, x.clone().requires_grad_())
 
     class Nothing(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -232,6 +233,38 @@ def test_a_fit_without_validation_ends_by_mean_losses_too() -> None:
     trainer = Trainer(network, steps=400, patience=2, learning_rate=STILL)
     trainer.fit(lambda: loss() + torch.randn(()))
     assert trainer.outcome.reason == "no gain" and trainer.step_number < 400
+
+
+def test_validations_are_no_values_beside_mean_losses() -> None:
+    network, loss = line()
+    trainer = Trainer(network, steps=400, patience=2, window=10, learning_rate=STILL)
+    falls = itertools.count(1)
+    trainer.fit(lambda: loss() + 100 + torch.randn(()), lambda: -float(next(falls)))
+    assert trainer.outcome.reason == "no gain" and trainer.best_step == trainer.step_number < 400
+
+
+def test_a_training_that_died_counts_its_mean_losses(tmp_path: Path) -> None:
+    """The window that ends at a checkpoint is compared after it."""
+    options: dict[str, Any] = {"steps": 1000, "patience": 3, "window": 25}
+
+    def fit(trainer: Trainer, network: Any, died: int) -> tuple[int, str]:
+        calls = itertools.count(1)
+
+        def loss() -> Tensor:
+            if next(calls) == died:
+                raise KeyboardInterrupt
+            return network.weight.sum() * 0 + torch.randn(())
+
+        torch.manual_seed(6)
+        with contextlib.suppress(KeyboardInterrupt):
+            trainer.fit(loss)
+        return trainer.step_number, trainer.outcome.reason
+
+    network, _ = line()
+    ended = fit(Trainer(network, **options), network, 0)
+    options["checkpoint"] = tmp_path / "file"
+    assert fit(Trainer(network, **options), network, 30) == (29, "stopped")
+    assert fit(Trainer(network, **options), network, 0) == ended and ended[1] == "no gain"
 
 
 def test_a_training_that_died_keeps_its_budget(clock: Clock, tmp_path: Path) -> None:
