@@ -368,15 +368,14 @@ class MeasuredDenoiser(DerivedDenoiser):
         """What is alike in the linear systems at all λ; None where nothing is known to be."""
         if not isinstance(self.noise, Tensor):
             return None
-        if self._kept is None or self._kept[0] != writes((self.noise, *self._kept[1])):
-            parts = (*self.operator.buffers(), *self.data_covariance.buffers())
+        kept = self._kept
+        if kept is None or kept[0] != _state((self.noise, *kept[1][1:])):
+            modules = self.operator, self.data_covariance
+            # held, so that no others come to their places
+            parts = self.noise, *(t for m in modules for t in (*m.buffers(), *m.parameters()))
             system = self.data_covariance, self.operator, self.noise
-            self._kept = (
-                writes((self.noise, *parts)),
-                parts,
-                factored(*system) or structured(*system),
-            )
-        return self._kept[2]
+            self._kept = kept = _state(parts), parts, factored(*system) or structured(*system)
+        return kept[2]
 
     def _sites(
         self,
@@ -487,6 +486,11 @@ class MeasuredDenoiser(DerivedDenoiser):
         mean, variance = self.denoiser.data_mean, self.denoiser.data_variance
         clean = self.operator(mean + variance.sqrt() * normal.to(obs.device))
         return likeliest(law, obs, clean.mean(0), clean.std(0)).reshape(self.obs.shape)
+
+
+def _state(tensors: tuple[Tensor, ...]) -> object:
+    """Which tensors these are, how often each was written to, and which of them are learned."""
+    return writes(tensors), [t.requires_grad for t in tensors]
 
 
 def _variance_of(
