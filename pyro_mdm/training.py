@@ -462,14 +462,17 @@ class Trainer:
 
     def is_due(self, every: int, looks: int = LOOKS) -> bool:
         """Whether a look at validation data is due after a step: after every so many steps, after a
-        part of the seconds, and at the end.
+        part of the seconds since the last time, and at the end.
 
         Args:
             every: number of steps between looks.
             looks: number of parts of the seconds.
         """
-        late = self.budget.seconds is not None and self.share_of_time - self._looked >= 1 / looks
-        return self.step_number % every == 0 or late or self.is_over
+        share = 0.0 if self.budget.seconds is None else self.share_of_time
+        due = self.step_number % every == 0 or share - self._looked >= 1 / looks or self.is_over
+        if due:
+            self._looked = share
+        return due
 
     @property
     def _has_no_gain(self) -> bool:
@@ -551,7 +554,6 @@ class Trainer:
                 self.look(self._validated(validate))
             else:
                 self._save()
-                self._looked = self.share_of_time
             if self._bar is not None:
                 self._bar.set_postfix_str(f"{last if validate is None else self.best:.2f} {unit}")
         if validate is None:

@@ -290,6 +290,15 @@ def test_a_training_that_died_keeps_its_budget(clock: Clock, tmp_path: Path) -> 
     assert list(again) == [] and again.outcome[:3] == (12, 12.0, "budget")
 
 
+def test_looks_without_validation_are_apart_in_time(clock: Clock) -> None:
+    network, loss = line()
+    trainer, due = Trainer(network, steps=None, seconds=20.0), []
+    for step in trainer:
+        trainer.step(loss())
+        due += [step + 1] if trainer.is_due(1000, looks=4) else []
+    assert due == [5, 10, 15, 20]
+
+
 def test_no_seconds_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     network, loss = line()
     trainer = Trainer(network, steps=3)
@@ -426,6 +435,16 @@ def test_members_share_their_seconds(clock: Clock) -> None:
         simulator, ["a"], ["b"], members=2, hidden=8, seconds=8.0, diffusion=False, **SMALL
     )
     assert [member.outcomes["b"][0].steps for member in members] == [4, 4]
+
+
+@pytest.mark.slow
+def test_a_further_round_of_a_likelihood_has_its_seconds(clock: Clock) -> None:
+    first = AmortizedLikelihood.fit(
+        simulator, ["a"], ["b"], hidden=8, steps=1, diffusion=False, **SMALL
+    )
+    options: dict[str, Any] = {"vectorized": True, "batch_size": 8, "diffusion": False}
+    second = first.refined({"a": torch.randn(20)}, seconds=6.0, **options)
+    assert second.outcomes["b"][0][:3:2] == (6, "budget")
 
 
 @pytest.mark.parametrize("seconds", [0, -1.0, math.nan, math.inf, "1", True])
