@@ -42,7 +42,7 @@ from pyro_mdm.measurements.solve import (
     System,
     conjugate_gradients,
 )
-from pyro_mdm.measurements.structured import Apart, Structured, structured
+from pyro_mdm.measurements.structured import Diagonal, Structured, structured
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.samplers.default import default_sampler
 from pyro_mdm.scores.base import Number, Score
@@ -358,7 +358,7 @@ class MeasuredDenoiser(DerivedDenoiser):
         if linear and (by_dimension or covariance.values is None):
             spread = covariance.spread(wide)
             if (variances := operator.variances(spread)) is not None:
-                return Apart(system, spread, variances)
+                return Diagonal(system, spread, variances)
         factors = None if by_dimension else self._factors()
         if factors is None:
             return None
