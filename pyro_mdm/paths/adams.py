@@ -73,8 +73,9 @@ def walk(field: VelocityField, w: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     if not torch.is_grad_enabled():
         return _recorded(field, w, steps)
     first = field.velocity(0, w.detach())
-    # the first by a parameter, a context or whatever the field holds
-    if first.requires_grad or (w.requires_grad and not field.has_jacobian):
+    if (
+        first.requires_grad or not field.has_jacobian
+    ):  # by a parameter, a context or whatever the field holds
         return _recorded(field, w, steps)
     if w.requires_grad:
         end, gained, *_ = _Walk.apply(w, field, steps, first)
