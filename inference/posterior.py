@@ -74,8 +74,10 @@ def posterior(
         latent: names of the sites that are parameters; needed for a program of your own.
         observed: names of the sites that are data; needed for a program of your own.
         simulations: number of simulations to learn from.
-        steps: largest number of training steps; by default 8,000, or as many as fit into --seconds.
-        seconds: most seconds of training, which ends earlier if nothing is gained.
+        steps: largest number of training steps; by default 8,000, with --hierarchy 6,000 for each
+            network, or as many as fit into --seconds.
+        seconds: most seconds of training, which ends earlier if nothing is gained; with --hierarchy
+            those of all likelihoods, without the guides of the hierarchical program.
         batch_size: number of simulations per step.
         learning_rate: highest learning rate.
         scored: number of new simulations whose true parameters are scored.

@@ -162,7 +162,8 @@ class Outcome(NamedTuple):
 
     def __str__(self) -> str:
         seconds = f"{self.seconds:.1f}" if self.seconds < 100 else f"{self.seconds:,.0f}"
-        time = f"{self.steps:,} steps in {seconds} s: {WORDS[self.reason]}"
+        steps = "step" if self.steps == 1 else "steps"
+        time = f"{self.steps:,} {steps} in {seconds} s: {WORDS[self.reason]}"
         if self.best_step is None or self.best is None:
             return f"{time}; the last step is kept"
         loss = f"of validation loss {self.best:.3f} {self.unit}"

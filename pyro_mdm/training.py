@@ -417,7 +417,7 @@ class Trainer:
         done, shown = self.step_number, bool(self.progress)
         pace = Pace(self.budget, done, self.steps)
         with progress_bar(total, self._work, "steps", initial=done, shown=shown) as self._bar:
-            while not self.is_over:
+            while not self._is_over_after_losses():
                 before = self.step_number
                 yield before
                 if self.step_number == before:
@@ -426,8 +426,6 @@ class Trainer:
                         "trainer.step(loss) in it"
                     )
                 self._bar.update(self.step_number - before)
-                if len(self._losses) == self.window:
-                    self._compare_losses()
                 if shown and (whole := pace.whole(self.step_number)) is not None:
                     show_estimate(self._bar, whole)
         self.end()
@@ -464,14 +462,17 @@ class Trainer:
 
     def is_due(self, every: int, looks: int = LOOKS) -> bool:
         """Whether a look at validation data is due after a step: after every so many steps, after a
-        part of the seconds, and at the end.
+        part of the seconds since the last time, and at the end.
 
         Args:
             every: number of steps between looks.
             looks: number of parts of the seconds.
         """
-        late = self.budget.seconds is not None and self.share_of_time - self._looked >= 1 / looks
-        return self.step_number % every == 0 or late or self.is_over
+        share = 0.0 if self.budget.seconds is None else self.share_of_time
+        due = self.step_number % every == 0 or share - self._looked >= 1 / looks or self.is_over
+        if due:
+            self._looked = share
+        return due
 
     @property
     def _has_no_gain(self) -> bool:
@@ -487,6 +488,12 @@ class Trainer:
         is_out = self.patience is not None and self._worse >= self.patience
         if is_out and self.cool_down and self._cooling is None:
             self._cooling = self.step_number, math.ceil(self.cool_down * self.step_number)
+
+    def _is_over_after_losses(self) -> bool:
+        """Whether no step is left to take; a whole window of losses is compared first."""
+        if len(self._losses) == self.window:  # also one that a checkpoint was written with
+            self._compare_losses()
+        return self.is_over
 
     def _compare_losses(self) -> None:
         """Compare the mean loss of a window; the host waits for it here."""
@@ -547,7 +554,6 @@ class Trainer:
                 self.look(self._validated(validate))
             else:
                 self._save()
-                self._looked = self.share_of_time
             if self._bar is not None:
                 self._bar.set_postfix_str(f"{last if validate is None else self.best:.2f} {unit}")
         if validate is None:
@@ -596,7 +602,8 @@ class Trainer:
         """
         value = float(value)
         better = value < self.best
-        self._compare(value, self.least_gain)
+        if self.window is None:
+            self._compare(value, self.least_gain)
         if better:
             self.best, self.best_step = value, self.step_number
             values = self.weights if self.average is None else self.average.averages
@@ -662,6 +669,7 @@ class Trainer:
             "best_step": self.best_step,
             "lowest": self._lowest,
             "worse": self._worse,
+            "losses": [loss.clone() for loss in self._losses],
             "cooling": self._cooling,
             "seconds": self.budget.spent,
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
@@ -710,6 +718,7 @@ class Trainer:
         # earlier versions saved none of these
         self.best_step, self._lowest = state.get("best_step"), state.get("lowest", self.best)
         self._cooling = state.get("cooling")
+        self._losses = [loss.to(self.weights[0].device) for loss in state.get("losses", [])]
         self.budget = Budget(self.budget.seconds, spent=state.get("seconds", 0.0))
         self._looked = self.budget.share
         self.optimizer.load_state_dict(state["optimizer"])

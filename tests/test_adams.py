@@ -221,6 +221,17 @@ def test_inference_mode_and_constant_networks_change_nothing() -> None:
     with torch.inference_mode():
         inside = prior.log_prob(x)
     torch.testing.assert_close(inside.clone(), prior.log_prob(x))
+    model = prior.model
+    y = x[:, None] * torch.ones(2, 1, dtype=torch.float64)  # data and velocities
+    for method in ("adams", "rk4"):
+
+        def density(y: Tensor, solver: Solver) -> Tensor:
+            return flow_log_prob(model.diffusion, model.score_function, y, solver).log_prob
+
+        solver = Solver(method, steps=12)
+        with torch.inference_mode():  # of states from outside, and of those made inside
+            inside = torch.stack([density(y, solver), density(y.clone(), solver)])
+        torch.testing.assert_close(inside.clone(), density(y, solver).expand(2, -1))
     assert torch.autograd.gradcheck(prior.log_prob, x.clone().requires_grad_())
 
     class Nothing(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -113,6 +114,7 @@ def test_time_is_estimated_once_after_five_steps_without_the_first(clock: Clock)
     ("outcome", "said"),
     [
         (Outcome(1200, 3.21, "all steps"), "1,200 steps in 3.2 s: all steps were taken; the last "),
+        (Outcome(1, 1.0, "budget"), "1 step in 1.0 s: its seconds were over; the last step is k"),
         (Outcome(3, 1.0, "stopped"), "3 steps in 1.0 s: its loop was left; the last step is kept"),
         (
             Outcome(3000, 1.0, "no gain", 1000, -2.0, "bits/dim"),
@@ -234,6 +236,38 @@ def test_a_fit_without_validation_ends_by_mean_losses_too() -> None:
     assert trainer.outcome.reason == "no gain" and trainer.step_number < 400
 
 
+def test_validations_are_no_values_beside_mean_losses() -> None:
+    network, loss = line()
+    trainer = Trainer(network, steps=400, patience=2, window=10, learning_rate=STILL)
+    falls = itertools.count(1)
+    trainer.fit(lambda: loss() + 100 + torch.randn(()), lambda: -float(next(falls)))
+    assert trainer.outcome.reason == "no gain" and trainer.best_step == trainer.step_number < 400
+
+
+def test_a_training_that_died_counts_its_mean_losses(tmp_path: Path) -> None:
+    """The window that ends at a checkpoint is compared after it."""
+    options: dict[str, Any] = {"steps": 1000, "patience": 3, "window": 25}
+
+    def fit(trainer: Trainer, network: Any, died: int) -> tuple[int, str]:
+        calls = itertools.count(1)
+
+        def loss() -> Tensor:
+            if next(calls) == died:
+                raise KeyboardInterrupt
+            return network.weight.sum() * 0 + torch.randn(())
+
+        torch.manual_seed(6)
+        with contextlib.suppress(KeyboardInterrupt):
+            trainer.fit(loss)
+        return trainer.step_number, trainer.outcome.reason
+
+    network, _ = line()
+    ended = fit(Trainer(network, **options), network, 0)
+    options["checkpoint"] = tmp_path / "file"
+    assert fit(Trainer(network, **options), network, 30) == (29, "stopped")
+    assert fit(Trainer(network, **options), network, 0) == ended and ended[1] == "no gain"
+
+
 def test_a_training_that_died_keeps_its_budget(clock: Clock, tmp_path: Path) -> None:
     """Two steps after the checkpoint of the eighth are lost, and their seconds too."""
     network, loss = line()
@@ -255,6 +289,15 @@ def test_a_training_that_died_keeps_its_budget(clock: Clock, tmp_path: Path) -> 
     clock.now += 1000
     again = Trainer(network, **options)
     assert list(again) == [] and again.outcome[:3] == (12, 12.0, "budget")
+
+
+def test_looks_without_validation_are_apart_in_time(clock: Clock) -> None:
+    network, loss = line()
+    trainer, due = Trainer(network, steps=None, seconds=20.0), []
+    for step in trainer:
+        trainer.step(loss())
+        due += [step + 1] if trainer.is_due(1000, looks=4) else []
+    assert due == [5, 10, 15, 20]
 
 
 def test_no_seconds_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,6 +436,16 @@ def test_members_share_their_seconds(clock: Clock) -> None:
         simulator, ["a"], ["b"], members=2, hidden=8, seconds=8.0, diffusion=False, **SMALL
     )
     assert [member.outcomes["b"][0].steps for member in members] == [4, 4]
+
+
+@pytest.mark.slow
+def test_a_further_round_of_a_likelihood_has_its_seconds(clock: Clock) -> None:
+    first = AmortizedLikelihood.fit(
+        simulator, ["a"], ["b"], hidden=8, steps=1, diffusion=False, **SMALL
+    )
+    options: dict[str, Any] = {"vectorized": True, "batch_size": 8, "diffusion": False}
+    second = first.refined({"a": torch.randn(20)}, seconds=6.0, **options)
+    assert second.outcomes["b"][0][:3:2] == (6, "budget")
 
 
 @pytest.mark.parametrize("seconds", [0, -1.0, math.nan, math.inf, "1", True])

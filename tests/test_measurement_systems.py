@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_mdm import Denoiser
 from pyro_mdm.measurements import (
@@ -218,6 +218,10 @@ def test_a_grids_levels_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert levels.number(grid[0].expand(2, 2)) == -6.0 and read == 2
     assert levels.number(grid) is None and levels.number(grid[:0]) is None
     assert levels.number(1) == 1.0
+    with torch.inference_mode():  # whose writes are not counted
+        lam = torch.zeros((), dtype=torch.float64)
+        assert levels.number(lam) == 0.0
+        assert levels.number(lam.fill_(3.0)) == 3.0
 
 
 @torch.no_grad()
@@ -263,6 +267,30 @@ def test_a_learned_operator_keeps_its_derivative() -> None:
     for _ in range(2):
         (slope,) = torch.autograd.grad(score.x_hat(z, 0.0).sum(), weight)
         assert float(slope.abs()) > 1e-3
+
+
+def test_an_operator_of_a_network_follows_its_weights() -> None:
+    """Frozen, changed while it is frozen, and learned from then on."""
+    covariance = covariances()["full"]
+    weights = nn.Linear(4, 3, bias=False).double().requires_grad_(False)
+    options: dict[str, Any] = {"data_covariance": covariance, "covariance_from": math.inf}
+
+    def made() -> MeasuredDenoiser:
+        operator = FunctionOperator(weights, IMAGE)
+        obs = normal(5, *operator.obs_shape)
+        return MeasuredDenoiser(Gaussian(covariance.matrix(IMAGE)), operator, obs, 0.3, **options)
+
+    score, z = made(), normal(7, 1, *IMAGE)
+    first = score.x_hat(z, 0.0)
+    weights.weight.mul_(2.0)
+    again = score.x_hat(z, 0.0)
+    assert float((again - first).abs().max()) > 0.01
+    torch.testing.assert_close(again, made().x_hat(z, 0.0))
+    weights.requires_grad_(True)
+    slopes = [
+        torch.autograd.grad(one.x_hat(z, 0.0).sum(), weights.weight)[0] for one in (score, made())
+    ]
+    torch.testing.assert_close(*slopes)
 
 
 def test_what_python_asks_of_systems_changes_no_solution() -> None:

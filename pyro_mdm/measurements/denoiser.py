@@ -42,7 +42,7 @@ from pyro_mdm.measurements.solve import (
     System,
     conjugate_gradients,
 )
-from pyro_mdm.measurements.structured import Apart, Structured, structured
+from pyro_mdm.measurements.structured import Diagonal, Structured, structured
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.samplers.default import default_sampler
 from pyro_mdm.scores.base import Number, Score
@@ -358,7 +358,7 @@ class MeasuredDenoiser(DerivedDenoiser):
         if linear and (by_dimension or covariance.values is None):
             spread = covariance.spread(wide)
             if (variances := operator.variances(spread)) is not None:
-                return Apart(system, spread, variances)
+                return Diagonal(system, spread, variances)
         factors = None if by_dimension else self._factors()
         if factors is None:
             return None
@@ -368,15 +368,14 @@ class MeasuredDenoiser(DerivedDenoiser):
         """What is alike in the linear systems at all λ; None where nothing is known to be."""
         if not isinstance(self.noise, Tensor):
             return None
-        if self._kept is None or self._kept[0] != writes((self.noise, *self._kept[1])):
-            parts = (*self.operator.buffers(), *self.data_covariance.buffers())
+        kept = self._kept
+        if kept is None or kept[0] != _state((self.noise, *kept[1][1:])):
+            modules = self.operator, self.data_covariance
+            # held, so that no others come to their places
+            parts = self.noise, *(t for m in modules for t in (*m.buffers(), *m.parameters()))
             system = self.data_covariance, self.operator, self.noise
-            self._kept = (
-                writes((self.noise, *parts)),
-                parts,
-                factored(*system) or structured(*system),
-            )
-        return self._kept[2]
+            self._kept = kept = _state(parts), parts, factored(*system) or structured(*system)
+        return kept[2]
 
     def _sites(
         self,
@@ -487,6 +486,11 @@ class MeasuredDenoiser(DerivedDenoiser):
         mean, variance = self.denoiser.data_mean, self.denoiser.data_variance
         clean = self.operator(mean + variance.sqrt() * normal.to(obs.device))
         return likeliest(law, obs, clean.mean(0), clean.std(0)).reshape(self.obs.shape)
+
+
+def _state(tensors: tuple[Tensor, ...]) -> object:
+    """Which tensors these are, how often each was written to, and which of them are learned."""
+    return writes(tensors), [t.requires_grad for t in tensors]
 
 
 def _variance_of(

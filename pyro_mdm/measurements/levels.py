@@ -38,7 +38,8 @@ class Levels:
         base = log_snr if log_snr._base is None else log_snr._base
         if base.numel() > MOST or not base.is_contiguous():
             return None
-        if base is not self._grid or writes((base,)) != self._writes:
+        # torch does not count the writes to tensors of its inference mode
+        if base is not self._grid or base.is_inference() or writes((base,)) != self._writes:
             self._grid, self._writes = base, writes((base,))
             self._numbers = base.detach().flatten().tolist()
         return self._numbers[log_snr.storage_offset() - base.storage_offset()]

@@ -20,7 +20,7 @@ from pyro_mdm.measurements.covariance import Covariance, DataCovariance, posteri
 from pyro_mdm.measurements.operators import LinearOperator, Operator, Spectrum
 from pyro_mdm.measurements.solve import System
 
-__all__ = ["Apart", "Structured", "structured"]
+__all__ = ["Diagonal", "Structured", "structured"]
 
 SINGULAR = 1e-9
 """The ratio of s h + R to the largest variance of H x up to which it counts as 0: Woodbury's
@@ -110,7 +110,7 @@ class OfLowRank:
         return r - ((inner * self._root) @ B.mT) / self._apart
 
 
-class Apart:
+class Diagonal:
     """The inverse of a system's diagonal matrix.
 
     Args:

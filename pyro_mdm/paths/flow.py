@@ -118,7 +118,8 @@ def flow_log_prob(
     solver = Solver() if solver is None else solver
     # 52 bits, which float64 holds exactly
     seed = int(randomness.uniform((1,), torch.float64, y.device) * 2**52) if solver.probes else 0
-    if y.is_inference():  # divergences are derivatives, which inference mode would make 0
+    # divergences are derivatives, which inference mode would make 0
+    if y.is_inference() or torch.is_inference_mode_enabled():
         with torch.inference_mode(False), torch.no_grad():
             return flow_log_prob(diffusion, score, y.clone(), solver)
     y = y.double()

@@ -437,7 +437,7 @@ class AmortizedLikelihood(LearnedLikelihood):
             program: the simulator, if a quicker one was fitted in its place; None: the fitted one.
             draws: the simulations so far, (n, *shape) by site, for a likelihood from a folder;
                 None: those that it was fitted to.
-            steps, batch_size, learning_rate, diffusion: as for :meth:`fit`.
+            steps, batch_size, learning_rate, seconds, diffusion: as for :meth:`fit`.
             vectorized, workers, folder, leave_out: as for :func:`simulate`.
             seed: the seed of simulations, weights and noise.
             progress: whether to show progress bars.
@@ -468,6 +468,7 @@ class AmortizedLikelihood(LearnedLikelihood):
             steps=steps,
             batch_size=batch_size,
             learning_rate=learning_rate,
+            seconds=seconds,
             hidden=self.hidden,
             depth=self.depth,
             diffusion=diffusion,

@@ -10,9 +10,6 @@ from tests.benchmarks.densities.base import Draws, Fitted, Method, Target
 
 __all__ = ["METHODS"]
 
-MOST_UPDATES = 1_000_000
-"""More than any time is enough for."""
-
 
 def auto_mdm(target: Target, seconds: float, seed: int) -> Fitted:
     """The guide with its defaults, for so many seconds by the clock."""
@@ -20,7 +17,7 @@ def auto_mdm(target: Target, seconds: float, seed: int) -> Fitted:
     pyro.set_rng_seed(seed)
     pyro.clear_param_store()
     guide = AutoMDM(target.program)
-    guide.fit(updates=MOST_UPDATES, seconds=seconds, progress=False)
+    guide.fit(seconds=seconds, progress=False)
 
     def draw(n: int, seed: int) -> Draws:
         pyro.set_rng_seed(seed)
