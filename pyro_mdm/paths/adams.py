@@ -73,7 +73,8 @@ def walk(field: VelocityField, w: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     if not torch.is_grad_enabled():
         return _recorded(field, w, steps)
     first = field.velocity(0, w.detach())
-    if first.requires_grad or not field.has_jacobian:  # by a parameter or a context, say
+    # by a parameter or a context, say
+    if first.requires_grad or (w.requires_grad and not field.has_jacobian):
         return _recorded(field, w, steps)
     if w.requires_grad:
         end, gained, *_ = _Walk.apply(w, field, steps, first)
@@ -112,11 +113,11 @@ def _coefficients(node: int) -> tuple[float, ...]:
 def _weights(steps: int, device: torch.device) -> Tensor:
     """The weights q of the quadrature, (S + 1,) float64."""
     with torch.inference_mode(False):  # it is kept, and may be needed by a gradient later
-        q = torch.ones(steps + 1, dtype=torch.float64)
-    for i, weight in enumerate(ENDS):  # both ends add up where they overlap
-        q[i] += weight - 1
-        q[-1 - i] += weight - 1
-    return (q / steps).to(device)
+        q = torch.full((steps + 1,), 1 / steps, dtype=torch.float64)
+        for i, weight in enumerate(ENDS):  # both ends add up where they overlap
+            q[i] += (weight - 1) / steps
+            q[-1 - i] += (weight - 1) / steps
+        return q.to(device)
 
 
 class _Walk(torch.autograd.Function):
