@@ -10,9 +10,20 @@ import threading
 import pytest
 import torch
 
-from pyro_mdm import CLD, MDM_ELBO, VPSDE, Denoiser, DiffusionGuide, DiffusionModel, bound
+from pyro_mdm import (
+    CLD,
+    MDM_ELBO,
+    VPSDE,
+    Denoiser,
+    DiffusionGuide,
+    DiffusionModel,
+    bound,
+    condition,
+)
+from pyro_mdm.contexts import Labels
 from pyro_mdm.diffusions.memory import Recalled, of_tensor
 from pyro_mdm.networks import MLP
+from pyro_mdm.samplers import EulerMaruyama, ExponentialIntegrator, Guided, Sampler
 from pyro_mdm.support.checks import (
     check_finite,
     check_later,
@@ -51,6 +62,20 @@ def test_a_call_of_a_sampler_waits_for_nothing(name: str) -> None:
     assert not call.waits
     assert call.network > 50
     assert call.beside <= 25
+
+
+@pytest.mark.parametrize("kind", [ExponentialIntegrator, EulerMaruyama])
+def test_guidance_in_an_interval_reads_its_grid_once(kind: type[Sampler]) -> None:
+    score = Denoiser(MLP(4, out_features=2), torch.zeros(2), torch.ones(2))
+    whole = DiffusionModel(CLD(max_log_snr=9.0), score, context=Labels(2, dropout=0.1)).eval()
+    model = condition(whole, context=1)
+
+    def waits(steps: int) -> int:
+        model.sampler = Guided(kind(steps), 2.0, (-3.0, 4.0))
+        model(batch_size=2)
+        return sum(counted(lambda: model(batch_size=2), score.network).waits.values())
+
+    assert waits(4) == waits(8) <= 4
 
 
 def test_the_gradient_of_a_prior_takes_a_call_of_the_network_for_a_step() -> None:
