@@ -420,21 +420,23 @@ def transition_factor(
         KernelPrecisionError: the basis has fewer than K vectors, so that P is singular.
     """
     U, order = basis
-    growth, speed, norm = basis_rounding(A, GG, basis) if rounding is None else rounding
+    rounding = basis_rounding(A, GG, basis) if rounding is None else rounding
     A1, GG1, above, noiseless = _turned(A, GG, basis)
     A1 = A1 - A1.detach() * above
     GG1 = GG1 - GG1.detach() * noiseless
-    _, P1 = transition_moments(A1, GG1, tau, reach=None if latest is None else latest * norm)
+    _, P1 = transition_moments(
+        A1, GG1, tau, reach=None if latest is None else latest * rounding.norm
+    )
     C, amplification = scaled_cholesky(P1)
     # a small eigenvalue of D is known only as well as rounding of its large entries allows
     entering = GG1.detach().diagonal(dim1=-2, dim2=-1).clamp_min(1e-300)
-    rounding = (U.abs().mT @ GG.detach().abs() @ U.abs()).diagonal(dim1=-2, dim2=-1)
+    entries = (U.abs().mT @ GG.detach().abs() @ U.abs()).diagonal(dim1=-2, dim2=-1)
     gained = P1.detach().diagonal(dim1=-2, dim2=-1).clamp_min(1e-300)
-    entered = torch.minimum(rounding / entering, tau.detach().unsqueeze(-1) * rounding / gained)
+    entered = torch.minimum(entries / entering, tau.detach().unsqueeze(-1) * entries / gained)
     entered = torch.where((order == 0).to(P1.device), entered, 0.0).amax(-1)
-    travelled = (tau.detach() * speed).clamp_min(1.0)
-    grown = torch.maximum(amplification, entered) * growth * travelled
-    return U @ C, inverse_tril(C) @ U.mT, 2 * _log_diagonal_sum(C), grown
+    travelled = (tau.detach() * rounding.speed).clamp_min(1.0)
+    growth = torch.maximum(amplification, entered) * rounding.growth * travelled
+    return U @ C, inverse_tril(C) @ U.mT, 2 * _log_diagonal_sum(C), growth
 
 
 def _basis_growth(
