@@ -64,6 +64,31 @@ def test_a_call_of_a_sampler_waits_for_nothing(name: str) -> None:
     assert call.beside <= 25
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_a_whole_run_of_a_sampler_waits_for_its_grid_alone(name: str) -> None:
+    run, _ = sampler_counts(name, 3, 5)
+    assert sum(run.waits.values()) <= 4, run.waits
+
+
+@pytest.mark.parametrize(
+    ("name", "waits", "beside"),
+    [("bound, CLD", 50, 1100), ("step of AutoMDM", 5, 6500)],
+)
+def test_other_steps_wait_a_few_times(name: str, waits: int, beside: int) -> None:
+    """A bound for numbers that are on the host already, but for one read of each batch; a step of
+    SVI for its loss, twice as Pyro reads it, and for the times of its chain."""
+    counts = step_counts(name)
+    assert sum(counts.waits.values()) <= waits, counts.waits
+    assert counts.beside <= beside
+
+
+def test_a_flow_waits_for_its_solver_alone() -> None:
+    counts = step_counts("flow, 2 dimensions", lines=True)
+    ours = [line for line in counts.waiting if " _solved < " not in line]
+    assert not ours
+    assert sum(counts.waits.values()) <= 90
+
+
 @pytest.mark.parametrize("kind", [ExponentialIntegrator, EulerMaruyama])
 def test_guidance_in_an_interval_reads_its_grid_once(kind: type[Sampler]) -> None:
     score = Denoiser(MLP(4, out_features=2), torch.zeros(2), torch.ones(2))
