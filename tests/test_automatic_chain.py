@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_mdm import CLD, HOLD, VPSDE, LearnedDiffusion, LinearDiffusion
 from pyro_mdm.automatic.chain import LIMIT, Annealed, Chain, Ratio, Reversed, _bounded
+from pyro_mdm.diffusions.kernels import KernelPrecisionError
 
 MEAN = torch.tensor([0.5, -0.3])
 SPREAD = torch.tensor([0.6, 1.1])
@@ -195,3 +196,11 @@ def test_a_control_that_follows_the_annealed_target_costs_nothing() -> None:
             _, log_w = weighed(chain, h, 2_000)
         lost.append(-float(log_w.mean()))
     assert lost[2] < lost[1] / 10 and lost[1] < lost[0] / 2
+
+
+def test_steps_too_short_for_their_noise_are_named() -> None:
+    chain = Annealed(2, CLD(), 3)
+    with torch.no_grad():
+        chain.gaps[0] = -25.0
+    with pytest.raises(KernelPrecisionError, match=r"a step of the chain has the time 2.78e-11"):
+        chain.kernels()

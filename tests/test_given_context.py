@@ -82,7 +82,7 @@ class Exact(Denoiser):
         log_snr = torch.as_tensor(log_snr, dtype=torch.float64)
         each = torch.stack([of_class(self.problem, k).x_hat(z, log_snr) for k in range(3)], -2)
         told = self.network_context.reshape(-1, 3).double()
-        told = told.repeat(len(z) // len(told), 1)
+        told = told.repeat(z.shape[-2] // len(told), 1)  # rows come last but one
         known = (told.unsqueeze(-1) * each).sum(-2)
         return torch.where(told.sum(-1, keepdim=True) > 0, known, self.problem.x_hat(z, log_snr))
 

@@ -72,7 +72,7 @@ COPIES = {
     # the only way to know a tensor within vmap or grad
     "pyro_mdm.support.checks": {"_assert_async", "_foreach_norm", "_C", "_functorch"},
     "pyro_mdm.diffusions.memory": {"_version"},
-    "pyro_mdm.measurements.levels": {"_base"},  # the tensor that a view is of
+    "pyro_mdm.scores.levels": {"_base"},  # the tensor that a view is of
     "pyro_mdm.measurements.laws": {"_validate_args"},  # torch sets this by a method, and reads none
 }
 """Private attributes of others that are read still, by module, none of them ours."""

@@ -23,8 +23,8 @@ from pyro_mdm.measurements import (
     factored,
 )
 from pyro_mdm.measurements.covariance import DataCovariance
-from pyro_mdm.measurements.levels import Levels
 from pyro_mdm.measurements.solve import conjugate_gradients
+from pyro_mdm.scores.levels import Levels
 from tests.problems import GaussianMixture, Silent, fixed, given_measurement, normal
 
 IMAGE = (2, 2, 4)

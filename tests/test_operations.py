@@ -10,9 +10,20 @@ import threading
 import pytest
 import torch
 
-from pyro_mdm import CLD, MDM_ELBO, VPSDE, Denoiser, DiffusionGuide, DiffusionModel, bound
+from pyro_mdm import (
+    CLD,
+    MDM_ELBO,
+    VPSDE,
+    Denoiser,
+    DiffusionGuide,
+    DiffusionModel,
+    bound,
+    condition,
+)
+from pyro_mdm.contexts import Labels
 from pyro_mdm.diffusions.memory import Recalled, of_tensor
 from pyro_mdm.networks import MLP
+from pyro_mdm.samplers import EulerMaruyama, ExponentialIntegrator, Guided, Sampler
 from pyro_mdm.support.checks import (
     check_finite,
     check_later,
@@ -51,6 +62,45 @@ def test_a_call_of_a_sampler_waits_for_nothing(name: str) -> None:
     assert not call.waits
     assert call.network > 50
     assert call.beside <= 25
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_whole_run_of_a_sampler_waits_for_its_grid_alone(name: str) -> None:
+    run, _ = sampler_counts(name, 3, 5)
+    assert sum(run.waits.values()) <= 4, run.waits
+
+
+@pytest.mark.parametrize(
+    ("name", "waits", "beside"),
+    [("bound, CLD", 50, 1100), ("step of AutoMDM", 5, 6500)],
+)
+def test_other_steps_wait_a_few_times(name: str, waits: int, beside: int) -> None:
+    """A bound for numbers that are on the host already, but for one read of each batch; a step of
+    SVI for its loss, twice as Pyro reads it, and for the times of its chain."""
+    counts = step_counts(name)
+    assert sum(counts.waits.values()) <= waits, counts.waits
+    assert counts.beside <= beside
+
+
+def test_a_flow_waits_for_its_solver_alone() -> None:
+    counts = step_counts("flow, 2 dimensions", lines=True)
+    ours = [line for line in counts.waiting if " _solved < " not in line]
+    assert not ours
+    assert sum(counts.waits.values()) <= 90
+
+
+@pytest.mark.parametrize("kind", [ExponentialIntegrator, EulerMaruyama])
+def test_guidance_in_an_interval_reads_its_grid_once(kind: type[Sampler]) -> None:
+    score = Denoiser(MLP(4, out_features=2), torch.zeros(2), torch.ones(2))
+    whole = DiffusionModel(CLD(max_log_snr=9.0), score, context=Labels(2, dropout=0.1)).eval()
+    model = condition(whole, context=1)
+
+    def waits(steps: int) -> int:
+        model.sampler = Guided(kind(steps), 2.0, (-3.0, 4.0))
+        model(batch_size=2)
+        return sum(counted(lambda: model(batch_size=2), score.network).waits.values())
+
+    assert waits(4) == waits(8) <= 4
 
 
 def test_the_gradient_of_a_prior_takes_a_call_of_the_network_for_a_step() -> None:

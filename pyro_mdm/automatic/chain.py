@@ -41,8 +41,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.diffusions.kernels import lower_triangular
+from pyro_mdm.diffusions.kernels import KernelPrecisionError, lower_triangular
 from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.support.checks import check_values
 
 __all__ = ["Annealed", "Chain", "Path", "Ratio", "Reversed"]
 
@@ -182,22 +183,26 @@ class Chain(nn.Module, ABC):
         """The steps."""
         times = self.time * self.log_time.double().exp() * self.shares().softmax(0)
         move, start = self.diffusion.propagator, torch.zeros_like(times)
-        M, _ = move.moments(start, times)
-        L = lower_triangular(move.root(start, times).root)
-        to_data, left = move.moments(start, times.cumsum(0))
+        ends = times.cumsum(0)
+        # the only numbers that Python asks the device for
+        longest, latest = torch.stack([times.max(), ends[-1]]).detach().tolist()
+        M, _ = move.moments(start, times, longest)
+        L = lower_triangular(move.root(start, times, latest=longest).root)
+        to_data, left = move.moments(start, ends, latest)
         rest, D = self.diffusion.prior_covariance, move.noise(start[0]) / 2
         Q = -move.drift(start[0]) @ rest - D
         one = torch.eye(self.K, dtype=torch.float64, device=M.device)
-        R = rest @ M.mT @ torch.linalg.inv(rest)
-        S = L if self.K == 1 else torch.linalg.cholesky(rest - R @ rest @ R.mT)
+        # Σ_∞ has an inverse, and so have Q + D and D - Q, whose diffusions come to rest: no checks
+        R = rest @ M.mT @ torch.linalg.inv_ex(rest).inverse
+        S = L if self.K == 1 else _cholesky(rest - R @ rest @ R.mT, times)
         made = (
             M,
             L,
             R,
             S,
             times[:, None] * Q[:, 0] / 2,
-            _solved(L, (one - M) @ rest @ torch.linalg.solve(Q + D, D[:, :1]))[..., 0],
-            _solved(S, (one - R) @ rest @ torch.linalg.solve(D - Q, D[:, :1]))[..., 0],
+            _solved(L, (one - M) @ rest @ torch.linalg.solve_ex(Q + D, D[:, :1]).result)[..., 0],
+            _solved(S, (one - R) @ rest @ torch.linalg.solve_ex(D - Q, D[:, :1]).result)[..., 0],
             to_data[:, 0],
             left[:, 0, 0],
             times.sqrt(),
@@ -215,7 +220,8 @@ class Chain(nn.Module, ABC):
 
     def root(self) -> Tensor:
         """The Cholesky factor of Σ_∞."""
-        return torch.linalg.cholesky(self.diffusion.prior_covariance).to(self.gaps.dtype)
+        root: Tensor = torch.linalg.cholesky_ex(self.diffusion.prior_covariance).L
+        return root.to(self.gaps.dtype)
 
     def start(self, n: int) -> Tensor:
         """y_N at rest (n, K, d)."""
@@ -383,6 +389,21 @@ class Reversed(Chain):
 
 def _solved(triangle: Tensor, y: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(triangle, y, upper=False)
+
+
+def _cholesky(covariance: Tensor, times: Tensor) -> Tensor:
+    """The Cholesky factor of the covariances of steps of these times."""
+    root, wrong = torch.linalg.cholesky_ex(covariance)
+
+    def report() -> None:
+        step = times[wrong > 0].min().item()
+        raise KernelPrecisionError(
+            f"a step of the chain has the time {step:.3g}, expected one whose noise float64 can "
+            "hold; lower the learning rate, or take fewer steps"
+        )
+
+    check_values((wrong == 0).all(), report)
+    return root
 
 
 def _kick_cost(root: Tensor, y: Tensor, kicked: Tensor) -> Tensor:

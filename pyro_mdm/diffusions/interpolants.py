@@ -360,7 +360,9 @@ class InterpolantPropagator(Propagator):
             return torch.ones_like(later), later
         return self._clock.signal(start), self._clock.signal(start + duration)
 
-    def moments(self, start: Tensor | None, duration: Tensor) -> tuple[Tensor, Tensor]:
+    def moments(
+        self, start: Tensor | None, duration: Tensor, latest: float | None = None
+    ) -> tuple[Tensor, Tensor]:
         earlier, later = self._signals(start, duration)
         return _matrix(later / earlier), _matrix(later.square() * duration)
 
@@ -371,7 +373,14 @@ class InterpolantPropagator(Propagator):
     def pulled_back_at(self, near: Tensor, tau: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         return self.pulled_back(None, near)
 
-    def root(self, start: Tensor | None, duration: Tensor, *, noise_last: bool = False) -> Root:
+    def root(
+        self,
+        start: Tensor | None,
+        duration: Tensor,
+        *,
+        noise_last: bool = False,
+        latest: float | None = None,
+    ) -> Root:
         _, later = self._signals(start, duration)
         return _root(later * duration.sqrt())
 

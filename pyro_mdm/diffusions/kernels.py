@@ -370,36 +370,76 @@ def noise_basis(A: Tensor, D: Tensor, tolerance: float = 1e-14) -> tuple[Tensor,
     return U, torch.tensor(orders)
 
 
+class Rounding(NamedTuple):
+    """What rounding does in a basis of :func:`noise_basis`, whatever the time."""
+
+    growth: float  # of the basis; infinite where an entry taken for zero exceeds rounding
+    speed: float  # ‖A‖_2
+    norm: float  # ‖A‖_1 in the basis, for the largest ‖A‖τ
+
+
+def basis_rounding(A: Tensor, GG: Tensor, basis: tuple[Tensor, Tensor]) -> Rounding:
+    """What rounding does in a basis, for which this waits for the device.
+
+    Raises:
+        KernelPrecisionError: the basis has fewer than K vectors.
+    """
+    check_reached(basis[0])
+    with torch.no_grad():
+        A1, GG1, above, noiseless = _turned(A, GG, basis)
+        growth = _basis_growth(A, GG, A1, GG1, *basis, above, noiseless)
+        norm = torch.linalg.matrix_norm(A1 - A1 * above, ord=1).clamp_min(1e-300)
+        speed = torch.linalg.matrix_norm(A, ord=2)
+        return Rounding(growth, *torch.stack([speed, norm]).tolist())
+
+
+def _turned(
+    A: Tensor, GG: Tensor, basis: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A and g² in a basis, and where they vanish there by construction."""
+    U, order = basis
+    above = (order[:, None] > order[None, :] + 1).to(A.device)
+    noiseless = ((order[:, None] > 0) | (order[None, :] > 0)).to(A.device)
+    return U.mT @ A @ U, U.mT @ GG @ U, above, noiseless
+
+
 def transition_factor(
-    A: Tensor, GG: Tensor, tau: Tensor, basis: tuple[Tensor, Tensor]
+    A: Tensor,
+    GG: Tensor,
+    tau: Tensor,
+    basis: tuple[Tensor, Tensor],
+    rounding: Rounding | None = None,
+    latest: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A root F of ``P = F Fᵀ`` (not triangular), F^{-1}, log det P, and the growth of rounding.
 
     P is factored in ``basis`` (see :func:`noise_basis`), where its grading lies along the axes.
     Entries that vanish there by construction are set to zero and keep their gradient.
 
+    Args:
+        rounding: :func:`basis_rounding`, if it is known.
+        latest: a number that no τ exceeds, if Python knows one; else this waits for the device.
+
     Raises:
         KernelPrecisionError: the basis has fewer than K vectors, so that P is singular.
     """
     U, order = basis
-    check_reached(U)
-    above = (order[:, None] > order[None, :] + 1).to(A.device)
-    A1 = U.mT @ A @ U
-    GG1 = U.mT @ GG @ U
-    noiseless = ((order[:, None] > 0) | (order[None, :] > 0)).to(A.device)
-    growth = _basis_growth(A, GG, A1.detach(), GG1.detach(), U, order, above, noiseless)
+    rounding = basis_rounding(A, GG, basis) if rounding is None else rounding
+    A1, GG1, above, noiseless = _turned(A, GG, basis)
     A1 = A1 - A1.detach() * above
     GG1 = GG1 - GG1.detach() * noiseless
-    _, P1 = transition_moments(A1, GG1, tau)
+    _, P1 = transition_moments(
+        A1, GG1, tau, reach=None if latest is None else latest * rounding.norm
+    )
     C, amplification = scaled_cholesky(P1)
     # a small eigenvalue of D is known only as well as rounding of its large entries allows
     entering = GG1.detach().diagonal(dim1=-2, dim2=-1).clamp_min(1e-300)
-    rounding = (U.abs().mT @ GG.detach().abs() @ U.abs()).diagonal(dim1=-2, dim2=-1)
+    entries = (U.abs().mT @ GG.detach().abs() @ U.abs()).diagonal(dim1=-2, dim2=-1)
     gained = P1.detach().diagonal(dim1=-2, dim2=-1).clamp_min(1e-300)
-    entered = torch.minimum(rounding / entering, tau.detach().unsqueeze(-1) * rounding / gained)
+    entered = torch.minimum(entries / entering, tau.detach().unsqueeze(-1) * entries / gained)
     entered = torch.where((order == 0).to(P1.device), entered, 0.0).amax(-1)
-    travelled = tau.detach() * torch.linalg.matrix_norm(A.detach(), ord=2)
-    growth = torch.maximum(amplification, entered) * growth * travelled.clamp_min(1.0)
+    travelled = (tau.detach() * rounding.speed).clamp_min(1.0)
+    growth = torch.maximum(amplification, entered) * rounding.growth * travelled
     return U @ C, inverse_tril(C) @ U.mT, 2 * _log_diagonal_sum(C), growth
 
 

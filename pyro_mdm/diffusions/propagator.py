@@ -120,8 +120,13 @@ class Propagator(ABC):
         """``∫ tr A`` times ``copies``, the number of dimensions, (…)."""
 
     @abstractmethod
-    def moments(self, start: Tensor | None, duration: Tensor) -> tuple[Tensor, Tensor]:
+    def moments(
+        self, start: Tensor | None, duration: Tensor, latest: float | None = None
+    ) -> tuple[Tensor, Tensor]:
         """M and P, (…, K, K).
+
+        Args:
+            latest: a number that no duration exceeds, as for :meth:`factorized`.
 
         Raises:
             KernelPrecisionError: the drift moves further than float64 can follow.
@@ -238,11 +243,19 @@ class Propagator(ABC):
         """
 
     @abstractmethod
-    def root(self, start: Tensor | None, duration: Tensor, *, noise_last: bool = False) -> Root:
+    def root(
+        self,
+        start: Tensor | None,
+        duration: Tensor,
+        *,
+        noise_last: bool = False,
+        latest: float | None = None,
+    ) -> Root:
         """A root of P for positive durations.
 
         Args:
             noise_last: whether the last :attr:`new` columns span G's range at the end.
+            latest: a number that no duration exceeds, as for :meth:`factorized`.
 
         Raises:
             KernelPrecisionError: noise does not reach all variables.
@@ -290,6 +303,7 @@ class ConstantPropagator(Propagator):
         self._A, self._GG = drift, noise
         self._precision, self._root = precision, root
         self._hiding = hides_noise
+        self._roundings: dict[tuple[int, bool], kernels.Rounding] = {}
 
     def drift(self, tau: Tensor) -> Tensor:
         return self._A
@@ -342,8 +356,11 @@ class ConstantPropagator(Propagator):
     def _one(self, way: int) -> kernels.Series:
         return kernels.Series(self._both.norm, self._both.terms[way])
 
-    def moments(self, start: Tensor | None, duration: Tensor) -> tuple[Tensor, Tensor]:
-        return kernels.transition_moments(self._A, self._GG, duration, self._one(0))
+    def moments(
+        self, start: Tensor | None, duration: Tensor, latest: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        reach = None if latest is None else latest * self.sizes[0]
+        return kernels.transition_moments(self._A, self._GG, duration, self._one(0), reach)
 
     def both_moments(
         self, tau: Tensor, back: Tensor | None = None, reach: float | None = None
@@ -366,13 +383,27 @@ class ConstantPropagator(Propagator):
     def _pulled_back(self, duration: Tensor) -> tuple[Tensor, Tensor]:
         return kernels.transition_moments(-self._A, self._GG, duration, self._one(1))
 
-    def root(self, start: Tensor | None, duration: Tensor, *, noise_last: bool = False) -> Root:
-        U, order = self._basis
-        basis = (U.flip(-1), order.flip(0)) if noise_last else (U, order)
-        return self._rooted(self._A, duration, basis)
+    def root(
+        self,
+        start: Tensor | None,
+        duration: Tensor,
+        *,
+        noise_last: bool = False,
+        latest: float | None = None,
+    ) -> Root:
+        return self._rooted(1, duration, noise_last, latest)
 
-    def _rooted(self, A: Tensor, duration: Tensor, basis: Basis) -> Root:
-        root, inverse, log_det, growth = kernels.transition_factor(A, self._GG, duration, basis)
+    def _rooted(
+        self, way: int, duration: Tensor, noise_last: bool = False, latest: float | None = None
+    ) -> Root:
+        """A root of P, or of P̃ for ``way`` = -1."""
+        A, (U, order), key = way * self._A, self._basis, (way, noise_last)
+        basis = (U.flip(-1), order.flip(0)) if noise_last else (U, order)
+        if key not in self._roundings:
+            self._roundings[key] = kernels.basis_rounding(A, self._GG, basis)
+        root, inverse, log_det, growth = kernels.transition_factor(
+            A, self._GG, duration, basis, self._roundings[key], latest
+        )
         if self._hides_noise:
             growth = torch.full_like(growth, torch.inf)
         return Root(root, inverse, log_det, growth)
@@ -382,7 +413,7 @@ class ConstantPropagator(Propagator):
         return int((self._basis[1] == 0).sum())
 
     def pulled_back_root(self, start: Tensor | None, duration: Tensor) -> Root:
-        return self._rooted(-self._A, duration, self._basis)
+        return self._rooted(-1, duration)
 
     def halves(self, start: Tensor, duration: Tensor) -> Halves:
         A, half = -(self._A + self._GG @ self._precision()), duration / 2

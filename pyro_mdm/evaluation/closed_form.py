@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -148,6 +149,7 @@ class ClosedFormComparison:
         lows = torch.stack([m.diffusion.terminal_log_snr.detach().cpu() for m in self.models])
         highs = torch.tensor([m.diffusion.max_log_snr for m in self.models], dtype=torch.float64)
         self.edges = _edges(lows, highs, asked.bins)
+        self.ends = list(zip(lows.tolist(), highs.tolist(), strict=True))  # of λ, by model
         middle = (self.edges[1:] + self.edges[:-1]) / 2
         self.covers = (middle > lows[:, None]) & (middle < highs[:, None])
         self.counts = torch.stack([_counts(m, x) for m in self.models])
@@ -278,38 +280,38 @@ class ClosedFormComparison:
         draws = Draws(*map(self.share.first, self.integrals.draw(size)))
         values = torch.zeros(len(self.models), size, dtype=torch.float64)
         baseline = torch.zeros(size, dtype=torch.float64)
-        cell = cells(draws.level, self.edges)
-        for i, batch in enumerate(torch.arange(size).split(self.asked.batch_size)):
-            noise = self._noise(len(batch))  # drawn by all, so that it does not matter who uses it
+        covered = self.covers[:, cells(draws.level, self.edges)].numpy()
+        for i, batch in enumerate(_slices(size, self.asked.batch_size)):
+            inside = [np.flatnonzero(row) for row in covered[:, batch]]
+            datum = draws.datum[batch].to(self.x.device)
+            noise = self._noise(len(datum))  # drawn by all, so that it does not matter who uses it
             seed = self._context_seed()
-            before = sum(self.calls)
-            for m in range(len(self.models)):
-                self.calls[m] += int(self.covers[m, cell[batch]].sum())
-            bar.update(sum(self.calls) - before)
+            for m, rows in enumerate(inside):
+                self.calls[m] += len(rows)
+            bar.update(sum(map(len, inside)))
             if not self.share.has(i):
                 continue
-            datum = draws.datum[batch].to(self.x.device)
             x = self.x[datum]
             level, noise = draws.level[batch].to(x.device), noise.to(x.device)
-            for m, model in enumerate(self.models):
-                inside = self.covers[m, cell[batch]]
-                here = inside.to(x.device)
-                if not bool(inside.any()):
+            rates = torch.zeros(len(self.models) + 1, len(x), dtype=torch.float64, device=x.device)
+            for m, (model, rows) in enumerate(zip(self.models, inside, strict=True)):
+                if not len(rows):
                     continue
-                ends = (model.diffusion.terminal_log_snr.item(), model.diffusion.max_log_snr)
+                here = torch.from_numpy(rows).to(x.device)
                 diffusion, score = self._of_data(model, datum[here], seed)
                 h = score.integrand(
                     diffusion,
                     diffusion.coordinates(x[here]),
-                    level[here].clamp(*ends),
+                    level[here].clamp(*self.ends[m]),
                     noise[here],
                 )
-                values[m, batch[inside]] = h.double().cpu()
+                rates[m, here] = h.double()
             if self.baseline is not None:
-                h0 = self._baseline(datum).baseline_integrand(
+                rates[-1] = self._baseline(datum).baseline_integrand(
                     self.baseline_x[datum], level, noise, self.clocks
                 )
-                baseline[batch] = h0.double().cpu()
+            *of_models, baseline[batch] = rates.cpu()  # the device is asked once
+            values[:, batch] = torch.stack(of_models)
         values = self.share.sum(values)
         if self.baseline is not None:
             baseline = self.share.sum(baseline)
@@ -319,20 +321,22 @@ class ClosedFormComparison:
         """One draw of log p(x | y_ε) for the data at indices (k,), (M, k)."""
         decoded = torch.zeros(len(self.models), len(data), dtype=torch.float64)
         for i, batch in self._batches("reconstruction", len(data), self.asked.batch_size, "data"):
-            noise, seed = self._noise(len(batch)), self._context_seed()
+            datum = data[batch].to(self.x.device)
+            noise, seed = self._noise(len(datum)), self._context_seed()
             for m, model in enumerate(self.models):
-                self.calls[m] += getattr(model.likelihood, "network_calls", 0) * len(batch)
+                self.calls[m] += getattr(model.likelihood, "network_calls", 0) * len(datum)
             if not self.share.has(i):
                 continue
-            datum = data[batch].to(self.x.device)
             x, noise = self.x[datum], noise.to(self.x.device)
-            for m, model in enumerate(self.models):
+            by_model = []
+            for model in self.models:
                 diffusion, score = self._of_data(model, datum, seed)
                 y = _state(diffusion.start, diffusion.coordinates(x), noise)
                 moved = diffusion.displacement(x, diffusion.start_time)
                 y = y if moved is None else y + moved
                 law = model.likelihood(diffusion, score, y)
-                decoded[m, batch] = law.log_prob(x).double().cpu()
+                by_model.append(law.log_prob(x).double())
+            decoded[:, batch] = torch.stack(by_model).cpu()
         return self.share.sum(decoded)
 
     def _reconstruct_enough(self, targets: list[Target], draws: int, wanted: float | None) -> None:
@@ -355,12 +359,12 @@ class ClosedFormComparison:
 
     def _batches(
         self, what: str, number: int, size: int, units: str
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Indices below ``number`` in parts of ``size``, numbered; with a bar if it takes long."""
+    ) -> Iterator[tuple[int, slice]]:
+        """Slices of ``number`` things by ``size``, numbered; with a bar if it takes long."""
         with progress_bar(number, what, units, delay=1, shown=self.asked.progress) as bar:
-            for i, batch in enumerate(torch.arange(number).split(size)):
+            for i, batch in enumerate(_slices(number, size)):
                 yield i, batch
-                bar.update(len(batch))
+                bar.update(batch.stop - batch.start)
 
     def _noise(self, n: int) -> Tensor:
         K = max(model.diffusion.num_variables for model in self.models)
@@ -398,9 +402,8 @@ class ClosedFormComparison:
         if self.clocks is not None:
             edges = _edges_along(self.clocks, edges, self.x.shape[1:])
         size = math.prod(self.x.shape[1:])
-        for i, batch in self._batches("baseline", size, DIMS_AT_ONCE, "dimensions"):
+        for i, dims in self._batches("baseline", size, DIMS_AT_ONCE, "dimensions"):
             if self.share.has(i):
-                dims = slice(int(batch[0]), int(batch[-1]) + 1)
                 here = edges if edges.dim() == 1 else edges[:, dims]
                 terms += self.baseline.baseline_integrals(self.baseline_x, here, dims).cpu()
         return self.share.sum(terms)
@@ -577,14 +580,18 @@ def _edges_along(diffusion: Kernels, edges: Tensor, event_shape: Sequence[int]) 
 
 def _edges(lows: Tensor, highs: Tensor, bins: int) -> Tensor:
     """Cells of noise level: ``bins`` even ones, cut at the ends of all ranges."""
-    even = torch.linspace(float(lows.min()), float(highs.max()), bins + 1, dtype=torch.float64)
-    ends = torch.cat([lows, highs]).unique()
+    ends = np.unique(torch.cat([lows, highs]).numpy())
+    even = torch.linspace(ends[0], ends[-1], bins + 1, dtype=torch.float64).numpy()
     # an even edge close to an end is dropped: the sliver between them would get no draws
-    apart = (even[:, None] - ends).abs().amin(1) > 1e-3 * (even[1] - even[0])
-    edges = torch.cat([even[apart], ends]).sort().values
+    apart = np.abs(even[:, None] - ends).min(1) > 1e-3 * (even[1] - even[0])
+    edges = np.sort(np.append(even[apart], ends))
     # ends of two models that differ by rounding are one
-    keep = torch.cat([edges.new_ones(1, dtype=torch.bool), edges.diff() > 1e-6])
-    return edges[keep]
+    return torch.from_numpy(edges[np.append(True, np.diff(edges) > 1e-6)])
+
+
+def _slices(number: int, size: int) -> list[slice]:
+    """Slices of ``number`` things, by ``size`` and what is left."""
+    return [slice(first, min(first + size, number)) for first in range(0, number, size)]
 
 
 def _state(marginal: Marginal, x: Tensor, noise: Tensor) -> Tensor:

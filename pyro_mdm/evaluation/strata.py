@@ -26,6 +26,8 @@ themselves look good would stop early, and low, where tails are heavy. (From the
 density depends slightly on its own fold, through the others' coefficients. tests/test_strata.py
 looks for a bias of either kind.)
 
+All of this is done by numpy on the host, where it is small: values of a round are read at once.
+
 Source of the control variate: regression estimators of survey sampling (Cochran, "Sampling
 Techniques", 1977, chapter 7), with coefficients that vary with λ.
 """
@@ -33,9 +35,11 @@ Techniques", 1977, chapter 7), with coefficients that vary with λ.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_mdm.evaluation.estimates import Noise
@@ -48,7 +52,8 @@ SMALL = 0.05  # part of the baseline's largest density below which all data coun
 Target = tuple[int, int | None]
 """The index of an integrand and None, or the indices of two for their difference."""
 
-Number = TypeVar("Number", float, Tensor)
+Array = NDArray[Any]
+Number = TypeVar("Number", float, Array)
 
 
 class Draws(NamedTuple):
@@ -115,34 +120,37 @@ class StratifiedIntegrals:
     ) -> None:
         self._plan, self.adapt = plan, adapt and plan is None
         self.folds = FOLDS if plan is None else 1
-        self.edges, self.width, self.covers = edges, edges.diff(), covers
-        self.num_data, self.baseline = num_data, baseline
-        everything = torch.ones(len(covers), num_data, dtype=torch.bool)
-        self.counts = everything if counts is None else counts
+        self.edges, self.covers = _read(edges), _read(covers)
+        self.width, self.baseline, self.num_data = np.diff(self.edges), baseline, num_data
+        everything = np.ones((len(covers), num_data), dtype=bool)
+        self.counts = everything if counts is None else _read(counts)
         some = self.counts.any(0)
-        self._drawn = (some if bool(some.any()) else everything[0]).nonzero().squeeze(1)
+        self._drawn = np.flatnonzero(some if some.any() else everything[0])
         self._generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(num_data, generator=self._generator)
-        self._fold_of = torch.empty(num_data, dtype=torch.int64)
-        self._fold_of[order] = torch.arange(num_data) % self.folds
-        self._queue = order.new_empty(0)
-        if density is None:
-            density = torch.ones(len(self.width))
-        first = self._with_floor(density) if plan is None else plan.density
-        self._next = first.expand(self.folds, -1).clone()  # density of each fold's next round
-        self._rounds: list[tuple[Tensor, Tensor]] = []  # (calls of each fold, their densities)
-        self._scale = torch.ones(len(self.width), dtype=torch.float64)
-        self._hardness = torch.zeros(num_data, len(self.width), dtype=torch.float64)
-        if baseline is not None and bool(some.any()):
-            profile = baseline.mean(0) / self.width
+        self._fold_of = np.empty(num_data, dtype=np.int64)
+        self._fold_of[self._permuted(num_data)] = np.arange(num_data) % self.folds
+        self._queue = np.empty(0, dtype=np.int64)
+        if plan is None:
+            first = self._with_floor(
+                np.ones_like(self.width) if density is None else _read(density)
+            )
+        else:
+            first, self._planned = _read(plan.density), _read(plan.coefficients)
+        self._next = np.tile(first, (self.folds, 1))  # density of each fold's next round
+        self._rounds: list[tuple[Array, Array]] = []  # (calls of each fold, their densities)
+        self._scale = np.ones_like(self.width)
+        self._hardness = np.zeros((num_data, len(self.width)))
+        self._exact = None if baseline is None else _read(baseline)
+        if self._exact is not None and some.any():
+            profile = self._exact.mean(0) / self.width
             self._scale = profile + SMALL * profile.max()
-            self._hardness = baseline / self.width / self._scale  # in units of the profile
+            self._hardness = self._exact / self.width / self._scale  # in units of the profile
         m = len(covers)
-        self._datum, self._round = (torch.empty(0, dtype=torch.int64) for _ in range(2))
-        self._level, self._baseline = (torch.empty(0, dtype=torch.float64) for _ in range(2))
-        self._values = torch.empty(m, 0, dtype=torch.float64)
-        self._left = torch.empty(m, 0, dtype=torch.float64)  # h - h_0 - p, per unit of level
-        self._predicted = torch.zeros(m, num_data, len(self.width), dtype=torch.float64)
+        self._datum, self._round = (np.empty(0, dtype=np.int64) for _ in range(2))
+        self._level, self._baseline = np.empty(0), np.empty(0)
+        self._values = np.empty((m, 0))
+        self._left = np.empty((m, 0))  # h - h_0 - p, per unit of level
+        self._predicted = np.zeros((m, num_data, len(self.width)))
 
     @property
     def num_draws(self) -> int:
@@ -152,58 +160,61 @@ class StratifiedIntegrals:
     def draw(self, size: int) -> Draws:
         """The next round: ``size`` data, each at one level; pass their values to :meth:`add`."""
         while len(self._queue) < size:
-            more = torch.randperm(len(self._drawn), generator=self._generator)
-            self._queue = torch.cat([self._queue, self._drawn[more]])
-        datum, self._queue = self._queue[:size], self._queue[size:]
-        level = torch.empty(size, dtype=torch.float64)
-        for f in range(self.folds):
-            mine = (self._fold_of[datum] == f).nonzero().squeeze(1)
-            m = len(mine)
-            u = torch.randperm(m, generator=self._generator).double()
-            u = (u + torch.rand(m, generator=self._generator, dtype=torch.float64)) / max(m, 1)
-            level[mine] = self._quantile(self._next[f], u)
-        return Draws(datum, level)
+            more = self._permuted(len(self._drawn))
+            self._queue = np.append(self._queue, self._drawn[more])
+        datum, self._queue = self._queue[:size].copy(), self._queue[size:]
+        by_fold = [np.flatnonzero(self._fold_of[datum] == f) for f in range(self.folds)]
+        even = _read(torch.cat([self._even(len(mine)) for mine in by_fold]))
+        level, first = np.empty(size), 0
+        for mine, density in zip(by_fold, self._next, strict=True):
+            level[mine] = self._quantile(density, even[first : first + len(mine)])
+            first += len(mine)
+        return Draws(torch.from_numpy(datum), torch.from_numpy(level))
 
     def add(self, draws: Draws, values: Tensor, baseline: Tensor | None = None) -> None:
         """Add the values (M, m) and the baseline's (m,) at the round's draws, per unit of level."""
-        calls = torch.bincount(self._fold_of[draws.datum], minlength=self.folds)
-        self._rounds.append((calls, self._next.clone()))
-        self._round = torch.cat([self._round, torch.full_like(draws.datum, len(self._rounds) - 1)])
-        self._datum = torch.cat([self._datum, draws.datum])
-        self._level = torch.cat([self._level, draws.level])
-        self._values = torch.cat([self._values, values], 1)
-        if baseline is not None:
-            self._baseline = torch.cat([self._baseline, baseline])
+        others = [] if baseline is None else [baseline]
+        rows = torch.stack([draws.datum.double(), draws.level, *values, *others])
+        number, level, *values_and_baseline = _read(rows)
+        datum, m = number.astype(np.int64), len(values)
+        calls = np.bincount(self._fold_of[datum], minlength=self.folds)
+        self._rounds.append((calls, self._next.copy()))
+        self._round = np.append(self._round, np.full_like(datum, len(self._rounds) - 1))
+        self._datum = np.append(self._datum, datum)
+        self._level = np.append(self._level, level)
+        self._values = np.append(self._values, np.stack(values_and_baseline[:m]), 1)
+        self._baseline = np.append(self._baseline, values_and_baseline[m:])
         self._fit()
 
+    @np.errstate(divide="ignore", invalid="ignore")
     def integral(self, first: int, second: int | None = None) -> Integral:
         """The estimate for integrand ``first``, or for the difference ``first`` − ``second``."""
         left, predicted, counts = self._left[first], self._predicted[first], self.counts[first]
         if second is not None:
             left, predicted = left - self._left[second], predicted - self._predicted[second]
             counts = counts | self.counts[second]
-        everything = torch.ones_like(self._datum, dtype=torch.bool)
+        everything = np.ones(self.num_draws, dtype=bool)
         mine, square, number = self._sums(left, everything)
-        per_datum = predicted.sum(1) + mine / number.clamp_min(1)
+        per_datum = predicted.sum(1) + mine / np.maximum(number, 1)
         second_half = self._visit() % 2 == 1
         sums_of_halves = [self._sums(left, use) for use in (~second_half, second_half)]
-        halves = torch.stack([predicted.sum(1) + one / count for one, _, count in sums_of_halves])
+        halves = np.stack([predicted.sum(1) + one / count for one, _, count in sums_of_halves])
         varied, *of_halves = (
-            _variance(*sums) for sums in ((mine, square, number), *sums_of_halves)
+            torch.from_numpy(_variance(*sums)) for sums in ((mine, square, number), *sums_of_halves)
         )
-        value = self._weight() * left
-        cell = cells(self._level, self.edges)
-        density, spread = (predicted.new_zeros(len(self.width)) for _ in range(2))
-        density.index_add_(0, cell, value)
-        spread.index_add_(0, cell, value.square())
+        value, S = self._weight() * left, len(self.width)
+        cell = _cells(self._level, self.edges)
+        density, spread = (np.bincount(cell, v, minlength=S) for v in (value, value**2))
+        spread_and_number = (torch.from_numpy(square), torch.from_numpy(number))
+        exists = torch.from_numpy(counts)
         return Integral(
             mean=float(predicted.sum(1).mean() + value.sum()),
-            error=float(self.errors([(first, second)])),
-            per_datum=per_datum,
-            noise=Noise.from_spread(varied, of_halves, square, number, counts),
-            halves=torch.where(counts, halves, 0),
-            density=(predicted.mean(0) + density) / self.width,
-            density_error=spread.sqrt() / self.width,
+            error=float(self._errors([(first, second)])[0]),
+            per_datum=torch.from_numpy(per_datum),
+            noise=Noise.from_spread(varied, of_halves, *spread_and_number, exists),
+            halves=torch.where(exists, torch.from_numpy(halves), 0),
+            density=torch.from_numpy((predicted.mean(0) + density) / self.width),
+            density_error=torch.from_numpy(np.sqrt(spread) / self.width),
         )
 
     def errors(self, targets: Sequence[Target]) -> Tensor:
@@ -215,31 +226,34 @@ class StratifiedIntegrals:
         interval of normal size covers too little: the error is 1 + 3 t² times that of the spread,
         by measurement (tests/benchmarks/coverage.py).
         """
+        return torch.from_numpy(self._errors(targets))
+
+    def _errors(self, targets: Sequence[Target]) -> Array:
         error, skewness = self._error_of_sum(self._weight() * self._left_of(targets))
         plan, N = self._plan, self.num_draws
         if plan is None or not N:
             return error
-        foreseen = torch.tensor([plan.spread[t] for t in targets], dtype=torch.float64)
-        pooled = error.square() * N * N + foreseen.square() * plan.num_draws
-        foreseen_skewness = torch.tensor([plan.skewness[t] for t in targets], dtype=torch.float64)
-        allowance = _allowance(torch.maximum(skewness.abs(), foreseen_skewness))
-        return allowance * (pooled / (N + plan.num_draws) / N).sqrt()
+        foreseen = np.array([plan.spread[t] for t in targets])
+        pooled = error**2 * N * N + foreseen**2 * plan.num_draws
+        foreseen_skewness = np.array([plan.skewness[t] for t in targets])
+        allowance: Array = _allowance(np.maximum(np.abs(skewness), foreseen_skewness))
+        return allowance * np.sqrt(pooled / (N + plan.num_draws) / N)
 
     def plan(self, targets: Sequence[Target]) -> StrataPlan:
         """The coefficients and the density for other draws that serve all ``targets`` best."""
-        everything = torch.ones(self.num_draws, dtype=torch.bool)
+        everything = np.ones(self.num_draws, dtype=bool)
         density = self._best_density(targets, everything) if self.adapt else self._next[0]
         columns, excess, scale = self._regression()
-        q = self._pooled_density() * density[cells(self._level, self.edges)]
-        one = self._left_of(targets) / q.sqrt()  # of pooled draws, with the spread of new ones
-        error, skewness = self._error_of_sum(one, torch.zeros_like(self._round))
+        q = self._pooled_density() * density[_cells(self._level, self.edges)]
+        one = self._left_of(targets) / np.sqrt(q)  # of pooled draws, with the spread of new ones
+        error, skewness = self._error_of_sum(one, np.zeros_like(self._round))
         spread = error / self.num_draws**0.5
         return StrataPlan(
-            self._coefficients(columns, excess, scale, everything),
-            density,
+            torch.from_numpy(self._coefficients(columns, excess, scale, everything)),
+            torch.from_numpy(density),
             self.num_draws,
-            dict(zip(targets, spread.tolist(), strict=True)),
-            dict(zip(targets, skewness.abs().tolist(), strict=True)),
+            dict(zip(targets, map(float, spread), strict=True)),
+            dict(zip(targets, map(float, np.abs(skewness)), strict=True)),
         )
 
     def allocate(self, targets: Sequence[Target]) -> None:
@@ -252,14 +266,24 @@ class StratifiedIntegrals:
 
     # -- the parts ---------------------------------------------------------------------------------
 
+    def _permuted(self, m: int) -> Array:
+        """0 … m - 1 in random order."""
+        return _read(torch.randperm(m, generator=self._generator))
+
+    def _even(self, m: int) -> Tensor:
+        """Random numbers (m,) in [0, 1), one in each m-th part, in random order."""
+        order = torch.randperm(m, generator=self._generator).double()
+        within = torch.rand(m, generator=self._generator, dtype=torch.float64)
+        return (order + within) / max(m, 1)
+
     def _fit(self) -> None:
         """Fit coefficients by cell for each fold, from the others, and all residuals."""
-        cell, fold = cells(self._level, self.edges), self._fold_of[self._datum]
+        cell, fold = _cells(self._level, self.edges), self._fold_of[self._datum]
         columns, excess, scale = self._regression()
-        self._left = torch.zeros_like(self._values)
+        self._left = np.zeros_like(self._values)
         for f in range(self.folds):
             if self._plan is not None:
-                coefficients = self._plan.coefficients
+                coefficients = self._planned
             else:
                 coefficients = self._coefficients(columns, excess, scale, fold != f)
             mine = fold == f
@@ -269,86 +293,90 @@ class StratifiedIntegrals:
                 left = excess[m, mine] - scale[mine] * prediction
                 counts = self.counts[m]
                 self._left[m, mine] = left * covered[cell[mine]] * counts[self._datum[mine]]
-                per_unit = beta[:, 0].expand(int(data.sum()), -1)
-                baseline = torch.zeros_like(per_unit)
-                if self.baseline is not None:
+                per_unit, baseline = beta[:, 0], np.zeros(())
+                if self._exact is not None:
                     harder = self._hardness[data] - self._hardness.mean(0)
                     per_unit = per_unit + beta[:, 2] * harder
-                    baseline = self.baseline[data]
+                    baseline = self._exact[data]
                 predicted = (baseline + self._scale * self.width * per_unit) * covered
                 self._predicted[m, data] = predicted * counts[data, None]
 
-    def _regression(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _regression(self) -> tuple[Array, Array, Array]:
         """Columns (N, p), h_m - h_0 (M, N), and the unit (N,) in which it is predicted."""
-        cell = cells(self._level, self.edges)
-        columns, scale = [torch.ones_like(self._level)], self._scale[cell]
+        cell = _cells(self._level, self.edges)
+        columns, scale = [np.ones_like(self._level)], self._scale[cell]
         excess = self._values
-        if self.baseline is not None:
+        if self._exact is not None:
             at = self._hardness[self._datum, cell]
             columns += [self._baseline / scale - at, at - self._hardness.mean(0)[cell]]
             excess = excess - self._baseline
-        return torch.stack(columns, 1), excess, scale
+        return np.stack(columns, 1), excess, scale
 
-    def _coefficients(self, columns: Tensor, excess: Tensor, scale: Tensor, use: Tensor) -> Tensor:
+    def _coefficients(self, columns: Array, excess: Array, scale: Array, use: Array) -> Array:
         """Coefficients (M, S, p) by weighted least squares near each cell, by draws in ``use``."""
-        kernel, cell = self._kernel(self._level[use]), cells(self._level[use], self.edges)
+        kernel, cell = self._kernel(self._level[use]), _cells(self._level[use], self.edges)
         y = (excess / scale)[:, use]
         here = self.counts[:, self._datum[use]] & self.covers[:, cell]
-        weights = (kernel * inside.double() for inside in here)
-        return torch.stack(
-            [_local_regression(w, columns[use], y[m]) for m, w in enumerate(weights)]
+        return np.stack(
+            [
+                _local_regression(kernel * inside, columns[use], y[m])
+                for m, inside in enumerate(here)
+            ]
         )
 
-    def _best_density(self, targets: Sequence[Target], use: Tensor) -> Tensor:
+    def _best_density(self, targets: Sequence[Target], use: Array) -> Array:
         """A density (S,) like the standard deviation of the residuals of draws in ``use``."""
         # clamped: an exact integral has no error, and cells that no draw is near have no weight
-        need = self.errors(targets).square().clamp_min(1e-300)
-        importance = (self._left_of(targets).square() / need[:, None]).sum(0)
+        need = np.maximum(self._errors(targets) ** 2, 1e-300)
+        importance = (self._left_of(targets) ** 2 / need[:, None]).sum(0)
         kernel = self._kernel(self._level[use])
-        variance = kernel @ importance[use] / kernel.sum(1).clamp_min(1e-12)
-        return self._with_floor(variance.sqrt())
+        variance = kernel @ importance[use] / np.maximum(kernel.sum(1), 1e-12)
+        return self._with_floor(np.sqrt(variance))
 
-    def _kernel(self, level: Tensor) -> Tensor:
+    def _kernel(self, level: Array) -> Array:
         """Weights (S, m) of draws for each cell's centre, wide enough for some 40 draws."""
         span = float(self.edges[-1] - self.edges[0])
         # an area of 16 √(2π) ≈ 40 even draws, but no less than a fortieth of the range
         bandwidth = span * min(1.0, max(1 / 40, 16 / max(len(level), 1)))
         centre = (self.edges[1:] + self.edges[:-1]) / 2
-        return (-0.5 * ((level - centre[:, None]) / bandwidth).square()).exp()
+        weights: Array = np.exp(-0.5 * ((level - centre[:, None]) / bandwidth) ** 2)
+        return weights
 
-    def _quantile(self, density: Tensor, u: Tensor) -> Tensor:
-        mass = torch.cat([density.new_zeros(1), (density * self.width).cumsum(0)])
-        i = cells(u * mass[-1], mass)
-        return torch.minimum(self.edges[i] + (u * mass[-1] - mass[i]) / density[i], self.edges[-1])
+    @np.errstate(divide="ignore", invalid="ignore")
+    def _quantile(self, density: Array, u: Array) -> Array:
+        mass = np.append(0.0, np.cumsum(density * self.width))
+        i = _cells(u * mass[-1], mass)
+        inside = self.edges[i] + (u * mass[-1] - mass[i]) / density[i]
+        return np.minimum(inside, self.edges[-1])
 
-    def _with_floor(self, density: Tensor) -> Tensor:
+    def _with_floor(self, density: Array) -> Array:
         """The density, normalized, mixed with a uniform part, and 0 where there is no integrand."""
-        used = self.covers.any(0).double()
+        used = self.covers.any(0).astype(np.float64)
         uniform = used / (used * self.width).sum()
-        density = density.double() * used
-        total = float((density * self.width).sum())
+        density = density * used
+        total = (density * self.width).sum()
         if not total > 0:
             return uniform
         return (1 - UNIFORM_SHARE) * density / total + UNIFORM_SHARE * uniform
 
-    def _left_of(self, targets: Sequence[Target]) -> Tensor:
+    def _left_of(self, targets: Sequence[Target]) -> Array:
         """The residuals (len(targets), N) of the draws."""
-        return torch.stack(
+        return np.stack(
             [self._left[a] if b is None else self._left[a] - self._left[b] for a, b in targets]
         )
 
-    def _weight(self) -> Tensor:
+    def _weight(self) -> Array:
         """The weight (N,) of each draw in the mean over data of the integral.
 
         A fold counts by the number of its data that are drawn.
         """
         fold = self._fold_of[self._datum]
         data = self._fold_of[self._drawn]
-        share = torch.bincount(data, minlength=self.folds).double() / self.num_data
-        calls = torch.bincount(fold, minlength=self.folds).double()
-        return (share / calls.clamp_min(1))[fold] / self._pooled_density()
+        share = np.bincount(data, minlength=self.folds) / self.num_data
+        calls = np.bincount(fold, minlength=self.folds)
+        return (share / np.maximum(calls, 1))[fold] / self._pooled_density()
 
-    def _error_of_sum(self, value: Tensor, group: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _error_of_sum(self, value: Array, group: Array | None = None) -> tuple[Array, Array]:
         """Standard error and skewness of Σ value (…, N), from neighbours in λ in their group.
 
         Groups (N,) are each round's draws of each fold, unless given.
@@ -358,59 +386,60 @@ class StratifiedIntegrals:
         """
         if group is None:
             group = self._round * self.folds + self._fold_of[self._datum]
-        order = torch.argsort(self._level)
-        order = order[torch.argsort(group[order], stable=True)]
+        order = np.lexsort((self._level, group))
         group, value = group[order], value[..., order]
-        size = torch.bincount(group).double()[group]
+        size = np.bincount(group)[group]
         same = group[1:] == group[:-1]
-        square = 0.5 * value.diff().square() * same
-        alone = value.square() * (size == 1)  # without a neighbour: all of it
-        scaled = square * (size / (size - 1).clamp_min(1))[1:]
-        error = (scaled.sum(-1) + alone.sum(-1)).sqrt()
+        square = 0.5 * np.diff(value) ** 2 * same
+        alone = value**2 * (size == 1)  # without a neighbour: all of it
+        scaled = square * (size / np.maximum(size - 1, 1))[1:]
+        error = np.sqrt(scaled.sum(-1) + alone.sum(-1))
         if value.shape[-1] < 3:
-            return error, torch.zeros_like(error)
+            return error, np.zeros_like(error)
         off = value[..., 1:-1] - (value[..., :-2] + value[..., 2:]) / 2
         off = off * (same[1:] & same[:-1])  # of which E off² = 3/2 σ², E off³ = 3/4 μ_3
-        variance = (off.square().sum(-1) / 1.5).clamp_min(1e-150)  # whose power 1.5 is not 0
-        return error, off.pow(3).sum(-1) / 0.75 / variance.pow(1.5)
+        variance = np.maximum((off**2).sum(-1) / 1.5, 1e-150)  # whose power 1.5 is not 0
+        return error, (off**3).sum(-1) / 0.75 / variance**1.5
 
-    def _pooled_density(self) -> Tensor:
+    def _pooled_density(self) -> Array:
         """The density (N,) of each call's λ, over all rounds of its fold together."""
-        fold, cell = self._fold_of[self._datum], cells(self._level, self.edges)
-        pooled = torch.zeros(self.folds, len(self.width), dtype=torch.float64)
+        fold, cell = self._fold_of[self._datum], _cells(self._level, self.edges)
+        pooled, total = np.zeros((self.folds, len(self.width))), np.zeros((self.folds, 1))
         for calls, density in self._rounds:
-            pooled += calls.double()[:, None] * density
-        total = sum(calls for calls, _ in self._rounds)
-        return (pooled / torch.as_tensor(total).clamp_min(1)[:, None])[fold, cell]
+            pooled += calls[:, None] * density
+            total += calls[:, None]
+        return (pooled / np.maximum(total, 1))[fold, cell]
 
-    def _sums(self, left: Tensor, use: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _sums(self, left: Array, use: Array) -> tuple[Array, Array, Array]:
         """The sum, the sum of squares and the number of each datum's residuals / density, (n,).
 
         Those of the draws in ``use`` count.
         """
-        density, datum = self._own_density(use), self._datum[use]
-        value, nothing = left[use] / density, density.new_zeros(self.num_data)
-        total, square = (nothing.index_add(0, datum, v) for v in (value, value.square()))
-        return total, square, torch.bincount(datum, minlength=self.num_data).double()
+        datum, n = self._datum[use], self.num_data
+        value = left[use] / self._own_density(use)
+        total, square = (np.bincount(datum, v, minlength=n) for v in (value, value**2))
+        return total, square, np.bincount(datum, minlength=n).astype(np.float64)
 
-    def _visit(self) -> Tensor:
+    def _visit(self) -> Array:
         """The number of times (N,) that each call's datum was drawn before."""
-        order = torch.argsort(self._datum, stable=True)
-        number = torch.bincount(self._datum, minlength=self.num_data)
-        first = (number.cumsum(0) - number)[self._datum[order]]
-        return torch.empty_like(order).index_put_((order,), torch.arange(len(order)) - first)
+        order = np.argsort(self._datum, kind="stable")
+        number = np.bincount(self._datum, minlength=self.num_data)
+        first = (number.cumsum() - number)[self._datum[order]]
+        visit = np.empty_like(order)
+        visit[order] = np.arange(len(order)) - first
+        return visit
 
-    def _own_density(self, use: Tensor) -> Tensor:
+    def _own_density(self, use: Array) -> Array:
         """The density (N',) of the λ of calls in ``use``, over the rounds that have their datum."""
-        densities = torch.stack([density for _, density in self._rounds])  # (R, folds, S)
-        visits = torch.zeros(len(self._rounds), self.num_data, dtype=torch.float64)
-        where = (self._round[use], self._datum[use])
-        visits.index_put_(where, torch.ones(len(where[0]), dtype=torch.float64), accumulate=True)
-        visits = visits / visits.sum(0).clamp_min(1)
-        of_datum = torch.empty(self.num_data, len(self.width), dtype=torch.float64)
+        densities = np.stack([density for _, density in self._rounds])  # (R, folds, S)
+        R, n = len(densities), self.num_data
+        places = self._round[use] * n + self._datum[use]
+        visits = np.bincount(places, minlength=R * n).reshape(R, n)
+        visits = visits / np.maximum(visits.sum(0), 1)
+        of_datum = np.empty((n, len(self.width)))
         for f in range(self.folds):
-            of_datum[self._fold_of == f] = visits[:, self._fold_of == f].mT @ densities[:, f]
-        return of_datum[self._datum[use], cells(self._level[use], self.edges)]
+            of_datum[self._fold_of == f] = visits[:, self._fold_of == f].T @ densities[:, f]
+        return of_datum[self._datum[use], _cells(self._level[use], self.edges)]
 
 
 def cells(level: Tensor, edges: Tensor) -> Tensor:
@@ -418,11 +447,20 @@ def cells(level: Tensor, edges: Tensor) -> Tensor:
     return (torch.bucketize(level, edges, right=True) - 1).clamp(0, len(edges) - 2)
 
 
-def _variance(total: Tensor, square: Tensor, number: Tensor) -> Tensor:
+def _cells(level: Array, edges: Array) -> Array:
+    """As :func:`cells`."""
+    return (np.searchsorted(edges, level, side="right") - 1).clip(0, len(edges) - 2)
+
+
+def _read(tensor: Tensor) -> Array:
+    return tensor.detach().cpu().numpy()
+
+
+def _variance(total: Array, square: Array, number: Array) -> Array:
     """The variance of values with this sum, sum of squares and number; NaN for fewer than two."""
-    several = torch.where(number > 1, number - 1, torch.nan)
+    several = np.where(number > 1, number - 1, np.nan)
     # clamped: the difference of equal values may be rounded below 0
-    return (square - total.square() / number).clamp_min(0) / several
+    return np.maximum(square - total**2 / number, 0) / several
 
 
 def _allowance(skewness: Number) -> Number:
@@ -430,15 +468,15 @@ def _allowance(skewness: Number) -> Number:
     return 1 + 3 * skewness**2
 
 
-def _local_regression(weight: Tensor, X: Tensor, y: Tensor) -> Tensor:
+def _local_regression(weight: Array, X: Array, y: Array) -> Array:
     """Weighted least squares of y (m,) on X (m, p) for each row of ``weight`` (S, m): (S, p).
 
     Shrunk to 0 by the weight of one observation, so that few draws do not give wild coefficients.
     """
     p = X.shape[1]
-    normal = (weight @ (X[:, :, None] * X[:, None]).flatten(1)).unflatten(1, (p, p))
+    normal = (weight @ (X[:, :, None] * X[:, None]).reshape(-1, p * p)).reshape(-1, p, p)
     right = weight @ (X * y[:, None])
-    size = weight.sum(1).clamp_min(1e-12)
-    typical = normal.diagonal(dim1=-2, dim2=-1) / size[:, None]  # mean square of each column
-    ridge = torch.diag_embed(typical.clamp_min(1e-12))
-    return torch.linalg.solve(normal + ridge, right) if p else right
+    size = np.maximum(weight.sum(1), 1e-12)
+    typical = normal.diagonal(axis1=1, axis2=2) / size[:, None]  # mean square of each column
+    ridge = np.maximum(typical, 1e-12)[:, None] * np.eye(p)
+    return np.linalg.solve(normal + ridge, right[:, :, None])[:, :, 0]

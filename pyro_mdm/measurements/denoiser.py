@@ -27,7 +27,6 @@ from pyro_mdm.measurements.covariance import Covariance, DataCovariance, referen
 from pyro_mdm.measurements.derivatives import outside_inference_mode
 from pyro_mdm.measurements.factored import Factored, factored
 from pyro_mdm.measurements.laws import Law, Sites, gaussian_sites, likeliest, log_prob_of
-from pyro_mdm.measurements.levels import Levels
 from pyro_mdm.measurements.operators import (
     Linear,
     LinearOperator,
@@ -49,6 +48,7 @@ from pyro_mdm.scores.base import Number, Score
 from pyro_mdm.scores.conditioned import ConditionedDenoiser
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.scores.derived import DerivedDenoiser
+from pyro_mdm.scores.levels import Levels
 from pyro_mdm.support.checks import (
     check_count,
     check_instance,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -15,7 +16,7 @@ from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.scores.base import Score
-from pyro_mdm.support.checks import check_data, tensor_device
+from pyro_mdm.support.checks import check_data, check_values, tensor_device
 
 __all__ = [
     "NoisingLaw",
@@ -117,6 +118,14 @@ class PathLaw(TorchDistribution):
         new.__dict__.update(self.__dict__)
         super(PathLaw, new).__init__(torch.Size(batch_shape), self.event_shape)
         return new
+
+    def _validate_sample(self, value: Tensor) -> None:
+        """The check of torch, which for a value of the whole shape does not wait for the device."""
+        report = partial(super()._validate_sample, value)
+        if value.shape == self.batch_shape + self.event_shape:
+            check_values(self.support.check(value).all(), report)
+        else:
+            report()
 
     def states(self, path: Tensor) -> tuple[Tensor, ...]:
         """The states at each time, each (*lead, K, *event)."""

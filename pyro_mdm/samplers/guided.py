@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_mdm.diffusions.base import Cap, Diffusion, require
 from pyro_mdm.paths.generative import BoundScore
+from pyro_mdm.scores.levels import Levels
 from pyro_mdm.support.checks import check_number, describe
 from pyro_mdm.support.settings import Recorded
 
@@ -129,6 +130,7 @@ class _GuidedScore(BoundScore):
         super().__init__(score.diffusion, score.parameterization)
         self.without = BoundScore(score.diffusion, score.parameterization.without_context())
         self.weight, self.interval = weight, interval
+        self.levels = Levels(self.diffusion.log_snr)
 
     def __call__(self, y: Tensor, s: Tensor) -> Tensor:
         return self._guided(lambda score: BoundScore.__call__(score, y, s), s)
@@ -157,4 +159,7 @@ class _GuidedScore(BoundScore):
         low, high = self.interval
         if math.isinf(low) and math.isinf(high):
             return True
-        return low <= float(self.diffusion.log_snr(s.flatten()[:1])) <= high
+        level = self.levels.number(s)  # of a sampler's grid, which is read once
+        if level is None:
+            level = float(self.diffusion.log_snr(s.flatten()[:1]))
+        return low <= level <= high

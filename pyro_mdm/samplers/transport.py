@@ -88,12 +88,14 @@ def transport(diffusion: OneBlock, times: Tensor, noise: float = 0.0, powers: in
     back, back_whole = back[..., :-1, :, :], back[..., -1, :, :]
     H = eye + start @ P @ start.mT
     root = start @ back @ move.dispersion(at + u[..., :-1])  # of H'
-    rate = (1 + noise) / 2 * torch.linalg.solve(H[..., :-1, :, :], root @ root.mT, left=False)
+    # H is I and a covariance, so that no factorization of it can fail: none is checked
+    rate = torch.linalg.solve_ex(H[..., :-1, :, :], root @ root.mT, left=False).result
+    rate = (1 + noise) / 2 * rate
     X = _inverse_flow(rate, h, partial)  # X^{-1} at the nodes
     flow = weight * X @ rate  # -dX^{-1}
     spread = (noise * weight).sqrt() * X @ root
 
-    gained = 2 * torch.linalg.cholesky(H).diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    gained = 2 * torch.linalg.cholesky_ex(H).L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     volume = gained[..., -1].sum(0)
     before = gained[..., -1].cumsum(0) - gained[..., -1]
     done = 1 - (before[..., None] + gained[..., :-1]) / volume[:, None]  # θ at the nodes
@@ -146,7 +148,8 @@ def _inverse_flow(rate: Tensor, h: Tensor, partial: Tensor) -> Tensor:
     blocks = torch.einsum("lm,...mij->...milj", partial, rate) * h[..., None, None, None, None]
     system = blocks.reshape(*h.shape, q * K, q * K) + torch.eye(q * K).to(rate)
     ones = torch.eye(K).to(rate).repeat(1, q).expand(*h.shape, K, q * K)
-    solution = torch.linalg.solve(system, ones, left=False)
+    # not checked: Y exists, and pieces are short
+    solution = torch.linalg.solve_ex(system, ones, left=False).result
     value: Tensor = solution.unflatten(-1, (q, K)).movedim(-2, -3)
     return value
 

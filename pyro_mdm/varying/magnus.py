@@ -208,7 +208,9 @@ class MagnusPropagator(Propagator):
 
     # -- moments -----------------------------------------------------------------------------------
 
-    def moments(self, start: Tensor | None, duration: Tensor) -> tuple[Tensor, Tensor]:
+    def moments(
+        self, start: Tensor | None, duration: Tensor, latest: float | None = None
+    ) -> tuple[Tensor, Tensor]:
         if start is None:
             return self._from_zero(duration, pulled_back=False)
         return self._moved(self._forward, start, duration)
@@ -345,7 +347,14 @@ class MagnusPropagator(Propagator):
     def new(self) -> int:
         return self._K
 
-    def root(self, start: Tensor | None, duration: Tensor, *, noise_last: bool = False) -> Root:
+    def root(
+        self,
+        start: Tensor | None,
+        duration: Tensor,
+        *,
+        noise_last: bool = False,
+        latest: float | None = None,
+    ) -> Root:
         return self._rooted(self._forward, start, duration)
 
     def pulled_back_root(self, start: Tensor | None, duration: Tensor) -> Root:

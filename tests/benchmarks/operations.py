@@ -275,13 +275,18 @@ def program(loc: Tensor) -> None:
     pyro.sample("b", dist.Normal(a.square().sum(), 0.5), obs=torch.tensor(1.0))
 
 
-def automatic() -> tuple[Step, nn.Module, nn.Module]:
-    """A step of SVI with :class:`AutoMDM` over :func:`program`."""
+def automatic(validation: bool) -> tuple[Step, nn.Module, nn.Module]:
+    """A step of SVI with :class:`AutoMDM` over :func:`program`, with Pyro's validation or not."""
     pyro.clear_param_store()
     guide, loc = AutoMDM(program, steps=8), torch.zeros(2)
     guide(loc)
     svi = SVI(program, guide, ClippedAdam({"lr": 1e-3}), Trace_ELBO())
-    return lambda: svi.step(loc), nn.Identity(), nn.Identity()
+
+    def step() -> None:
+        with pyro.validation_enabled(validation):
+            svi.step(loc)
+
+    return step, nn.Identity(), nn.Identity()
 
 
 def table() -> tuple[Step, nn.Module, nn.Module]:
@@ -307,7 +312,8 @@ STEPS: dict[str, Case] = {
     "bound, CLD": lambda: evaluated(denoising(CLD(max_log_snr=9.0))),
     "flow, 2 dimensions": flowing,
     "gradient of a prior, 2 dimensions": prior_gradient,
-    "step of AutoMDM": automatic,
+    "step of AutoMDM": lambda: automatic(False),
+    "step of AutoMDM, with Pyro's validation": lambda: automatic(True),
 }
 
 
