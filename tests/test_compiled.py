@@ -203,6 +203,16 @@ def test_a_copy_of_a_compiled_sampler_compiles_again() -> None:
         torch.testing.assert_close(drawn(model, 1), expected)
 
 
+@torch._dynamo.config.patch(recompile_limit=1)
+def test_there_may_be_more_shapes_than_torch_compiles_one_code_for() -> None:
+    model = MODELS["vpsde"]()
+    model.sampler, objective = Ancestral(2).compile("eager"), MDM_ELBO().compile("eager")
+    for n in (2, 3, 4):
+        assert model(batch_size=n).shape == (n, D)
+        assert loss_of(objective, model, torch.ones(n, D), 1)[0].isfinite()
+    assert graphs() == 6
+
+
 # -- the loss --------------------------------------------------------------------------------------
 
 
