@@ -490,13 +490,6 @@ class Denoiser(DenoiserScore):
             raise ValueError(f"the {len(train_x)} data are all equal, expected some variance")
         return cls(network, mean, variance.clamp_min(floor * variance.mean()), maps=maps)
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether x̂ is the formula of :class:`Denoiser`, which no subclass has changed."""
-        names = ("x_hat", "inputs", "read", "call_network")
-        same = all(getattr(type(self), name) is getattr(Denoiser, name) for name in names)
-        return same and not any(name in vars(self) for name in names)
-
     def x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
         batch_dim, lam = self._values("z", z, log_snr)
         self.check_log_snr(lam)
