@@ -539,6 +539,15 @@ def test_no_value_of_parameters_outlives_them(how: str, block: Any) -> None:
             assert values(names) == [parameter.sum().item()] * 3
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_parameters_that_are_no_numbers_are_named(value: float) -> None:
+    diffusion = moved("constant")
+    with torch.no_grad():
+        next(p for p in diffusion.parameters() if p.requires_grad).fill_(value)
+    with pytest.raises(FloatingPointError, match="NaN or infinite.* lower the learning rate"):
+        diffusion.start_time  # noqa: B018
+
+
 def test_a_block_is_of_its_thread() -> None:
     """Of two that overlap, the first to begin is the first to end."""
     diffusion, value = moved("constant"), [1.0]
