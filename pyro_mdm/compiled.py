@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +33,7 @@ from pyro_mdm.scores.ahead import is_plain
 from pyro_mdm.scores.base import Score
 from pyro_mdm.scores.denoiser import Denoiser
 from pyro_mdm.scores.raw import NoisePrediction, RawScore, state_units
-from pyro_mdm.support.checks import check_finite
+from pyro_mdm.support.checks import check_all_finite, check_finite, check_weights
 from pyro_mdm.support.whole import WholeFunction
 
 __all__ = ["WholeLoss", "negative_bound"]
@@ -180,6 +181,7 @@ class WholeLoss:
         at_rest = kept(fixed, "at rest", fixed.at_rest)
         decoder = model.likelihood if entropy is None else None
         bound = self._compiled.at(x.shape)(score, decoder, at_rest, x, draws, constants)
+        check_all_finite(bound, partial(check_weights, score.network))
         return torch.as_tensor(bound.sum())
 
 

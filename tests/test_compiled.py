@@ -280,3 +280,10 @@ def test_wrong_data_are_named_before_the_graph() -> None:
     model = MODELS["vpsde"]()
     with pytest.raises(ValueError, match="finite"):
         loss_of(MDM_ELBO().compile("aot_eager"), model, torch.full((4, D), torch.nan), 1)
+
+
+def test_weights_that_are_not_finite_are_named() -> None:
+    model = MODELS["vpsde"]()
+    next(model.score_function.network.parameters()).data[:] = torch.nan
+    with pytest.raises(ValueError, match="expected finite weights"):
+        loss_of(MDM_ELBO().compile("aot_eager"), model, torch.ones(4, D), 1)
