@@ -144,10 +144,11 @@ class MDM_ELBO(ELBO):
         torch.Size([])
     """
 
+    _whole: WholeLoss | None = None
+
     def __init__(self, *args: Any, decoder: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.decoder = decoder
-        self._whole: WholeLoss | None = None
 
     def compile(self, backend: str = "inductor", **options: Any) -> MDM_ELBO:
         """Compile the loss whole, in place; returns the objective.

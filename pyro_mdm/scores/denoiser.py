@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -46,6 +46,7 @@ class DenoiserScore(Score):
     data_variance: Tensor
     trained_min: Tensor
     trained_max: Tensor
+    _recalled = cached_property(lambda _: Recalled())  # of pickles of earlier versions too
     _range_read: tuple[object, object, tuple[float, float]] | None = None
 
     def __init__(
@@ -59,7 +60,6 @@ class DenoiserScore(Score):
             )
         self.maps = maps
         self._training_maps: MapLaw | None = None
-        self._recalled = Recalled()
         self.register_buffer("trained_min", torch.tensor(-math.inf, dtype=torch.float64))
         self.register_buffer("trained_max", torch.tensor(math.inf, dtype=torch.float64))
 
