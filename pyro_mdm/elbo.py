@@ -191,8 +191,8 @@ class MDM_ELBO(ELBO):
     ) -> Tensor:
         """The loss by Pyro's handlers."""
         one = self.num_particles == 1
-        paired = isinstance(guide, DiffusionGuide) and guide.is_paired
-        if one and paired and torch.is_grad_enabled():
+        twice = one and torch.is_grad_enabled()
+        if isinstance(guide, DiffusionGuide) and guide.is_paired and twice:
             return torch.stack(self._pair(model, guide, args, kwargs)).mean()
         particles = [
             self._loss(trace, list(_terms(model_trace, trace, self.decoder)), [])

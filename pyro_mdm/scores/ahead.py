@@ -371,7 +371,7 @@ ASKED = (
 )
 """The members that say how a network is asked; a subclass that changes one is asked by them."""
 # kept here, so that one that is replaced in the class of the library is asked too
-_USUAL = {
+_USUAL: dict[type[Score], dict[str, Any]] = {
     kind: {name: getattr(kind, name, None) for name in ASKED}
     for kind in (Denoiser, ConditionedDenoiser, NoisePrediction, RawScore)
 }
