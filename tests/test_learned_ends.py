@@ -544,7 +544,7 @@ def test_parameters_that_are_no_numbers_are_named(value: float) -> None:
     diffusion = moved("constant")
     with torch.no_grad():
         next(p for p in diffusion.parameters() if p.requires_grad).fill_(value)
-    with pytest.raises(FloatingPointError, match="NaN or infinite.* lower the learning rate"):
+    with pytest.raises(FloatingPointError, match=r"NaN or infinite.* lower the learning rate"):
         diffusion.start_time  # noqa: B018
 
 

@@ -73,9 +73,8 @@ def walk(field: VelocityField, w: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     if not torch.is_grad_enabled():
         return _recorded(field, w, steps)
     first = field.velocity(0, w.detach())
-    if (
-        first.requires_grad or not field.has_jacobian
-    ):  # by a parameter, a context or whatever the field holds
+    # a gradient by a parameter, a context or whatever the field holds
+    if first.requires_grad or not field.has_jacobian:
         return _recorded(field, w, steps)
     if w.requires_grad:
         end, gained, *_ = _Walk.apply(w, field, steps, first)
