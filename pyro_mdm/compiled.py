@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +33,8 @@ from pyro_mdm.scores.ahead import is_plain
 from pyro_mdm.scores.base import Score
 from pyro_mdm.scores.denoiser import Denoiser
 from pyro_mdm.scores.raw import NoisePrediction, RawScore, state_units
-from pyro_mdm.support.checks import check_finite
+from pyro_mdm.support.checks import check_all_finite, check_finite, check_weights
+from pyro_mdm.support.whole import WholeFunction
 
 __all__ = ["WholeLoss", "negative_bound"]
 
@@ -145,12 +147,7 @@ class WholeLoss:
     """
 
     def __init__(self, backend: str, options: Mapping[str, Any]) -> None:
-        self.backend, self.options = backend, dict(options)
-        self._compiled: Callable[..., Tensor] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """The state without what was compiled, which a copy compiles again."""
-        return self.__dict__ | {"_compiled": None}
+        self._compiled = WholeFunction(negative_bound, backend, options)
 
     def __call__(
         self,
@@ -175,14 +172,6 @@ class WholeLoss:
         x, score, diffusion = args[0], model.score_function, model.diffusion
         model.check_data(x)
         check_finite("x", x)
-        if self._compiled is None:
-            self._compiled = torch.compile(
-                negative_bound,
-                backend=self.backend,
-                fullgraph=True,
-                dynamic=False,
-                **self.options,
-            )
         with torch.no_grad():
             draws = _draws(score, diffusion, x)
             constants = _constants(diffusion, x, isinstance(score, Denoiser), entropy)
@@ -191,7 +180,9 @@ class WholeLoss:
         fixed: Any = diffusion
         at_rest = kept(fixed, "at rest", fixed.at_rest)
         decoder = model.likelihood if entropy is None else None
-        return self._compiled(score, decoder, at_rest, x, draws, constants).sum()
+        bound = self._compiled.at(x.shape)(score, decoder, at_rest, x, draws, constants)
+        check_all_finite(bound, partial(check_weights, score.network))
+        return torch.as_tensor(bound.sum())
 
 
 def _draws(score: Score, diffusion: OneBlock, x: Tensor) -> LossDraws:

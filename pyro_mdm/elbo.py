@@ -144,10 +144,11 @@ class MDM_ELBO(ELBO):
         torch.Size([])
     """
 
+    _whole: WholeLoss | None = None
+
     def __init__(self, *args: Any, decoder: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.decoder = decoder
-        self._whole: WholeLoss | None = None
 
     def compile(self, backend: str = "inductor", **options: Any) -> MDM_ELBO:
         """Compile the loss whole, in place; returns the objective.
@@ -168,28 +169,39 @@ class MDM_ELBO(ELBO):
         self, model: Program, guide: Program, *args: Any, **kwargs: Any
     ) -> Tensor:
         """The loss, (), nats, differentiable in the parameters of both programs."""
-        several = self.num_particles > 1 or not torch.is_grad_enabled()
-        if self._whole is not None and self.num_particles == 1:
-            entropy = None if self.decoder else start_entropy
-            whole = self._whole(model, guide, args, kwargs, entropy)
-            if whole is not None:
-                with torch.no_grad():
-                    check_values(whole == whole, _warn_of_nan)
-                return whole
-        with one_thread(), shared_ends(), checked_together():
-            if isinstance(guide, DiffusionGuide) and guide.is_paired and not several:
-                loss = torch.stack(self._pair(model, guide, args, kwargs)).mean()
-            else:
-                particles = [
-                    self._loss(trace, list(_terms(model_trace, trace, self.decoder)), [])
-                    for model_trace, trace in self._get_traces(model, guide, args, kwargs)
-                ]
-                loss = particles[0]
-                if self.num_particles > 1:  # of one trace too, where they are vectorized
-                    loss = torch.stack(particles).sum() / self.num_particles
+        with shared_ends(), checked_together():
+            loss = self._compiled(model, guide, args, kwargs)
+            if loss is None:
+                with one_thread():
+                    loss = self._evaluated(model, guide, args, kwargs)
             with torch.no_grad():
                 check_values(loss == loss, _warn_of_nan)
         return loss
+
+    def _compiled(
+        self, model: Program, guide: Program, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Tensor | None:
+        """The loss compiled whole; None where it is not."""
+        if self._whole is None or self.num_particles > 1:
+            return None
+        return self._whole(model, guide, args, kwargs, None if self.decoder else start_entropy)
+
+    def _evaluated(
+        self, model: Program, guide: Program, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Tensor:
+        """The loss by Pyro's handlers."""
+        one = self.num_particles == 1
+        twice = one and torch.is_grad_enabled()
+        if isinstance(guide, DiffusionGuide) and guide.is_paired and twice:
+            return torch.stack(self._pair(model, guide, args, kwargs)).mean()
+        particles = [
+            self._loss(trace, list(_terms(model_trace, trace, self.decoder)), [])
+            for model_trace, trace in self._get_traces(model, guide, args, kwargs)
+        ]
+        if one:
+            return particles[0]
+        # of one trace too, where they are vectorized
+        return torch.stack(particles).sum() / self.num_particles
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """The loss as a number, nats."""

@@ -203,6 +203,16 @@ def test_a_copy_of_a_compiled_sampler_compiles_again() -> None:
         torch.testing.assert_close(drawn(model, 1), expected)
 
 
+@torch._dynamo.config.patch(recompile_limit=1)
+def test_there_may_be_more_shapes_than_torch_compiles_one_code_for() -> None:
+    model = MODELS["vpsde"]()
+    model.sampler, objective = Ancestral(2).compile("eager"), MDM_ELBO().compile("eager")
+    for n in (2, 3, 4):
+        assert model(batch_size=n).shape == (n, D)
+        assert loss_of(objective, model, torch.ones(n, D), 1)[0].isfinite()
+    assert graphs() == 6
+
+
 # -- the loss --------------------------------------------------------------------------------------
 
 
@@ -270,3 +280,10 @@ def test_wrong_data_are_named_before_the_graph() -> None:
     model = MODELS["vpsde"]()
     with pytest.raises(ValueError, match="finite"):
         loss_of(MDM_ELBO().compile("aot_eager"), model, torch.full((4, D), torch.nan), 1)
+
+
+def test_weights_that_are_not_finite_are_named() -> None:
+    model = MODELS["vpsde"]()
+    next(model.score_function.network.parameters()).data[:] = torch.nan
+    with pytest.raises(ValueError, match="expected finite weights"):
+        loss_of(MDM_ELBO().compile("aot_eager"), model, torch.ones(4, D), 1)

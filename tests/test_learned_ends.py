@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -536,3 +537,39 @@ def test_no_value_of_parameters_outlives_them(how: str, block: Any) -> None:
         with block():
             assert values(order) == [parameter.sum().item()] * 3
             assert values(names) == [parameter.sum().item()] * 3
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_parameters_that_are_no_numbers_are_named(value: float) -> None:
+    diffusion = moved("constant")
+    with torch.no_grad():
+        next(p for p in diffusion.parameters() if p.requires_grad).fill_(value)
+    with pytest.raises(FloatingPointError, match=r"NaN or infinite.* lower the learning rate"):
+        diffusion.start_time  # noqa: B018
+
+
+def test_a_block_is_of_its_thread() -> None:
+    """Of two that overlap, the first to begin is the first to end."""
+    diffusion, value = moved("constant"), [1.0]
+    began, ended = threading.Event(), threading.Event()
+
+    def ask() -> float:
+        return diffusion.kept("value", lambda: value[0])
+
+    def first() -> None:
+        with shared_ends():
+            ask()
+            began.set()
+            ended.wait(10)
+
+    other = threading.Thread(target=first)
+    other.start()
+    began.wait(10)
+    value[0] = 2.0
+    with shared_ends():
+        assert ask() == 2.0
+        ended.set()
+        other.join()
+        value[0] = 3.0
+        assert ask() == 2.0
+    assert ask() == 3.0

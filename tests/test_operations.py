@@ -19,6 +19,7 @@ from pyro_mdm import (
     DiffusionModel,
     bound,
     condition,
+    likelihoods,
 )
 from pyro_mdm.contexts import Labels
 from pyro_mdm.diffusions.memory import Recalled, of_tensor
@@ -300,3 +301,12 @@ def test_laws_ahead_are_of_numbers_alone(mode: str) -> None:
         assert pickle.loads(pickle.dumps(diffusion))._ahead is None
         times.mul_(0.5)
         assert level(times[2]) > ahead + 0.1
+
+
+def test_an_object_that_was_pickled_before_there_was_a_memory_has_one() -> None:
+    decoder = likelihoods.Gaussian()
+    state = {k: v for k, v in vars(decoder).items() if k != "_recalled"}
+    earlier = object.__new__(likelihoods.Gaussian)
+    earlier.__dict__.update(state)
+    assert isinstance(earlier._recalled, Recalled) and earlier._recalled is earlier._recalled
+    assert earlier._recalled is not decoder._recalled

@@ -123,6 +123,13 @@ def test_other_kinds_are_asked_as_usual(number: int) -> None:
     assert asked(others()[number], VPSDE(max_log_snr=9.0))[0] is None
 
 
+def test_a_function_that_is_replaced_in_the_library_is_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Denoiser, "x_hat", lambda self, z, log_snr: z)
+    assert asked(denoiser(), VPSDE(max_log_snr=9.0))[0] is None
+
+
 def test_what_is_not_finite_is_named() -> None:
     ready, times, y = asked(denoiser(), VPSDE(max_log_snr=9.0))
     bad = y[0].clone()

@@ -60,10 +60,19 @@ def ends_on_host(
         units: standard deviations of the variables, (K,), as for :meth:`Propagator.factorization`.
         targets: λ (n,).
         clocks: clock times, 0-dim.
+
+    Raises:
+        FloatingPointError: an argument with entries that are not finite.
     """
     K, n = len(A), len(targets)
     tensors = [A, GG, initial, units, targets, *clocks]
     read = torch.cat([t.detach().reshape(-1) for t in tensors]).cpu().numpy()
+    if not np.isfinite(read).all():
+        raise FloatingPointError(
+            f"the matrices, Σ_0 or ends of the diffusion have {(~np.isfinite(read)).sum()} entries "
+            "that are NaN or infinite, expected finite numbers; lower the learning rate of the "
+            "diffusion, or clip its gradients"
+        )
     matrices, units_, ends = np.split(read, [3 * K * K, 3 * K * K + K])
     A_, noise, start = matrices.reshape(3, K, K)
     law = _Law(A_, noise, start, units_)

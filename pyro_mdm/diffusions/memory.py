@@ -3,6 +3,7 @@ are."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -18,7 +19,15 @@ T = TypeVar("T")
 
 _of_tensors: Any = WeakTensorKeyDictionary()
 """By tensor, for as long as it lives: its writes, and what was computed from it, by name."""
-_shared: dict[tuple[int, Any], Any] | None = None
+
+
+class _Shared(threading.local):
+    """What a thread has computed within :func:`shared_ends`; None outside."""
+
+    values: dict[tuple[int, Any], Any] | None = None
+
+
+_shared = _Shared()
 
 
 @contextmanager
@@ -27,12 +36,11 @@ def shared_ends() -> Iterator[None]:
 
     Use it around one loss and its gradients; what it keeps ends with the block.
     """
-    global _shared
-    outer, _shared = _shared, {}
+    outer, _shared.values = _shared.values, {}
     try:
         yield
     finally:
-        _shared = outer
+        _shared.values = outer
 
 
 def shared(owner: object, name: Hashable, compute: Callable[[], T]) -> T:
@@ -41,11 +49,11 @@ def shared(owner: object, name: Hashable, compute: Callable[[], T]) -> T:
     Args:
         owner, name: what identifies the value; the name is hashable.
     """
-    if _shared is None:
+    if (values := _shared.values) is None:
         return compute()
-    if (id(owner), name) not in _shared:
-        _shared[id(owner), name] = owner, compute()  # held, so that no other comes to its place
-    value: T = _shared[id(owner), name][1]
+    if (id(owner), name) not in values:
+        values[id(owner), name] = owner, compute()  # held, so that no other comes to its place
+    value: T = values[id(owner), name][1]
     return value
 
 
@@ -96,11 +104,12 @@ class Recalled:
         learned = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
         if learned or torch.compiler.is_compiling() or any(t.is_inference() for t in tensors):
             return compute(*tensors)
-        if self._last is None or self._last[0] != (key, writes(tensors)):
+        last, now = self._last, (key, writes(tensors))  # one look, as another thread may write
+        if last is None or last[0] != now:
             with torch.inference_mode(False), torch.no_grad():
                 # the tensors are held, so that no others come to their places
-                self._last = (key, writes(tensors)), tensors, compute(*tensors)
-        value: T = self._last[2]
+                last = self._last = now, tensors, compute(*tensors)
+        value: T = last[2]
         return value
 
 
@@ -132,10 +141,11 @@ class Remembering(nn.Module):
         if torch.is_grad_enabled() and self.is_learned():
             return shared(self, name, compute)
         self._look()
-        if name not in self._cache:
+        cache = self._cache  # which another thread may replace
+        if name not in cache:
             with torch.inference_mode(False), torch.no_grad():
-                self._cache[name] = compute()
-        value: T = self._cache[name]
+                cache[name] = compute()
+        value: T = cache[name]
         return value
 
     def _look(self) -> None:
@@ -150,14 +160,14 @@ class Remembering(nn.Module):
             )
         if not written:
             return
-        self._cache.clear()
+        self._cache = {}
         self._seen = state, [p.detach().clone() for p in parameters]
-        if _shared is not None:
-            _shared[id(self), looked_at] = self, True
+        if _shared.values is not None:
+            _shared.values[id(self), looked_at] = self, True
 
     def forget(self) -> None:
         """Forget all values, which anything beside the parameters has changed."""
-        self._cache.clear()
+        self._cache = {}
         self._seen = None  # copies that may be on another device
 
     def _apply(self: R, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> R:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 import pyro.distributions as dist
@@ -42,6 +43,7 @@ class Gaussian(Likelihood):
 
     prior_mean: Tensor
     prior_variance: Tensor
+    _recalled = cached_property(lambda _: Recalled())  # of pickles of earlier versions too
 
     def __init__(
         self, prior_mean: float | Tensor = 0.0, prior_variance: float | Tensor = math.inf
@@ -57,7 +59,6 @@ class Gaussian(Likelihood):
             )
         self.register_buffer("prior_mean", mean)
         self.register_buffer("prior_variance", variance)
-        self._recalled = Recalled()
 
     def forward(
         self, diffusion: Diffusion, score: StateScore, y: Tensor, event_dim: int | None = None

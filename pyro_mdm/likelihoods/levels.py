@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -248,6 +249,8 @@ class DiscretizedGaussian(Likelihood):
     levels: Tensor
     log_prior: Tensor | None
 
+    _recalled = cached_property(lambda _: Recalled())  # of pickles of earlier versions too
+
     def __init__(
         self, levels: int | Sequence[float] | Tensor, log_prior: Tensor | None = None
     ) -> None:
@@ -258,7 +261,6 @@ class DiscretizedGaussian(Likelihood):
             values = values.to(log_prior.device)
         self.register_buffer("levels", values)
         self.register_buffer("log_prior", log_prior)
-        self._recalled = Recalled()
 
     def forward(
         self, diffusion: Diffusion, score: StateScore, y: Tensor, event_dim: int | None = None

@@ -35,6 +35,8 @@ from pyro_mdm.paths.adams import Divergences, walk
 from pyro_mdm.paths.base import check_counts_all
 from pyro_mdm.paths.generative import BoundScore
 from pyro_mdm.paths.noising import NoisingPath
+from pyro_mdm.scores.ahead import is_plain
+from pyro_mdm.scores.denoiser import Denoiser
 from pyro_mdm.support.checks import check_count, check_finite, check_number
 
 if TYPE_CHECKING:
@@ -314,7 +316,8 @@ class _DenoiserField:
 
     def __init__(self, flow: _DenoiserFlow, u: Tensor, w: Tensor) -> None:
         score: Any = flow.score.parameterization
-        self.flow, self.score = flow, score if getattr(score, "is_plain", False) else None
+        plain = isinstance(score, Denoiser) and is_plain(score, Denoiser)
+        self.flow, self.score = flow, score if plain else None
         self.has_jacobian = flow.trace.probes == "exact"
         self.dtype, self.event_dim = flow.score.dtype, w.dim() - 1
         self.level, speed = flow.level(u)

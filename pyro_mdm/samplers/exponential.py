@@ -35,7 +35,11 @@ class _Exponential(LinearSampler[LinearSteps]):
         if order not in self.orders:
             orders = " or ".join([", ".join(map(str, self.orders[:-1])), str(self.orders[-1])])
             raise ValueError(f"order is {order!r}, expected {orders}")
-        self.order, self.remembers = order, order - 1
+        self.order = order
+
+    @property
+    def remembers(self) -> int:  # type: ignore[override]
+        return self.order - 1
 
     def check(self, diffusion: Diffusion, score: object = None) -> None:
         super().check(diffusion, score)

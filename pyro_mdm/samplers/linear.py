@@ -17,6 +17,7 @@ from pyro_mdm.diffusions.base import UnsupportedDiffusionError
 from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.samplers.base import Noise, Questions, Sampler
 from pyro_mdm.scores.ahead import ScoreAhead
+from pyro_mdm.support.whole import WholeFunction
 
 __all__ = ["Answers", "LinearSampler", "LinearSteps", "combined"]
 
@@ -56,8 +57,7 @@ class LinearSampler(Sampler, Generic[P]):
     reads_by_step = True
     remembers: int = 0
     """The number of estimates of earlier steps that a step uses."""
-    _backend: tuple[str, dict[str, Any]] | None = None
-    _compiled: Callable[..., Any] | None = None
+    _compiled: WholeFunction | None = None
 
     @property
     def draws(self) -> int:
@@ -105,19 +105,15 @@ class LinearSampler(Sampler, Generic[P]):
                 f"{type(self).__name__} has a step of its own, which may depend on more than "
                 "tensors, expected that of the library's sampler; use it without compile()"
             )
-        self._backend, self._compiled = (backend, options), None
+        self._compiled = WholeFunction(whole_step, backend, options)
         return self
 
     def _is_whole(self) -> bool:
         """Whether :meth:`advance` is all that a step does."""
         return type(self).step is LinearSampler.step
 
-    def __getstate__(self) -> dict[str, Any]:
-        """The state without what was compiled, which a copy compiles again."""
-        return self.__dict__ | {"_compiled": None}
-
     def stepping(self, ask: Questions) -> Callable[..., Tensor]:
-        if self._backend is None:
+        if (compiled := self._compiled) is None:
             return self.step
         ahead = ask.ahead
         if ahead is None:
@@ -126,12 +122,7 @@ class LinearSampler(Sampler, Generic[P]):
                 f"{type(ask.diffusion).__name__} cannot be computed ahead for the times of a grid; "
                 "use a Denoiser and a linear diffusion of one block, or a sampler without compile()"
             )
-        if self._compiled is None:
-            backend, options = self._backend
-            self._compiled = torch.compile(
-                whole_step, backend=backend, fullgraph=True, dynamic=False, **options
-            )
-        compiled, past = self._compiled, list[Tensor]()
+        past = list[Tensor]()
 
         def step(plan: P, i: int, y: Tensor, ask: Questions, noise: Noise) -> Tensor:
             nonlocal past
@@ -140,7 +131,7 @@ class LinearSampler(Sampler, Generic[P]):
             if not past:
                 past = [y.new_zeros(len(y), *y.shape[2:]) for _ in range(self.remembers)]
             noises = [noise() for _ in range(self.draws)]
-            later, past = compiled(self, ahead, at, ready, y, past, noises)
+            later, past = compiled.at(y.shape)(self, ahead, at, ready, y, past, noises)
             ask.calls += len(ready)
             value: Tensor = ahead.checked(later, y)
             return value

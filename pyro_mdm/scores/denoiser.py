@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -46,6 +46,7 @@ class DenoiserScore(Score):
     data_variance: Tensor
     trained_min: Tensor
     trained_max: Tensor
+    _recalled = cached_property(lambda _: Recalled())  # of pickles of earlier versions too
     _range_read: tuple[object, object, tuple[float, float]] | None = None
 
     def __init__(
@@ -59,7 +60,6 @@ class DenoiserScore(Score):
             )
         self.maps = maps
         self._training_maps: MapLaw | None = None
-        self._recalled = Recalled()
         self.register_buffer("trained_min", torch.tensor(-math.inf, dtype=torch.float64))
         self.register_buffer("trained_max", torch.tensor(math.inf, dtype=torch.float64))
 
@@ -489,13 +489,6 @@ class Denoiser(DenoiserScore):
         if not variance.mean() > 0:
             raise ValueError(f"the {len(train_x)} data are all equal, expected some variance")
         return cls(network, mean, variance.clamp_min(floor * variance.mean()), maps=maps)
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether x̂ is the formula of :class:`Denoiser`, which no subclass has changed."""
-        names = ("x_hat", "inputs", "read", "call_network")
-        same = all(getattr(type(self), name) is getattr(Denoiser, name) for name in names)
-        return same and not any(name in vars(self) for name in names)
 
     def x_hat(self, z: Tensor, log_snr: Number) -> Tensor:
         batch_dim, lam = self._values("z", z, log_snr)
