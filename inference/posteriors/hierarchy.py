@@ -36,7 +36,7 @@ UNIT = "unit"
 WEIGHTS = 2000
 """Draws that are weighted for the evidence by each likelihood."""
 
-UPDATES = (0, 1000)
+UPDATES = (0, 300)
 """Numbers of updates of a guide: an annealed chain is mostly enough, and is trained if not."""
 
 REPLICATED = 200
@@ -168,7 +168,7 @@ class HierarchyReport:
         if self.doubts:
             said += (
                 f"; by {len(self.doubts)} of {len(self.members)} likelihoods NOT to be trusted, as "
-                f"{self.doubts[0]}"
+                f"{self.doubts[0]}; fit the program by AutoMDM, whose check() names a remedy"
             )
         names = [site.name for site in self.members.structure.parameters]
         if all(name in self.drawn for name in names):
