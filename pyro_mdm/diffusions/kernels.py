@@ -38,6 +38,7 @@ __all__ = [
     "TAYLOR_TERMS",
     "WEIGHTS",
     "apply_to_dimensions",
+    "basis_rounding",
     "both_factors",
     "both_series",
     "check_reached",
