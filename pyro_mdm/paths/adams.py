@@ -128,8 +128,9 @@ class _Walk(torch.autograd.Function):
         states = _states(field, w, steps, first)
         at = field.divergences(states, slopes=True)
         assert at.jacobian is not None and at.slope is not None
-        gained = _weights(steps, w.device) @ at.trace
-        return states[-1].clone(), gained, at.jacobian, at.slope
+        weights = _weights(steps, w.device)
+        gained = weights @ at.trace
+        return states[-1].clone(), gained, at.jacobian, at.slope, weights.clone()
 
     @staticmethod
     def setup_context(
@@ -141,13 +142,13 @@ class _Walk(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, of_end: Tensor, of_gained: Tensor, *_: Any) -> Any:
-        w, jacobian, slope = ctx.saved_tensors
+        w, jacobian, slope, weights = ctx.saved_tensors
         if torch.is_grad_enabled():  # derivatives of the gradient: of the recorded steps
             start = own_node(w)
             both = _recorded(ctx.field, start, ctx.steps)
             (slopes,) = torch.autograd.grad(both, start, (of_end, of_gained), create_graph=True)
             return slopes, None, None, None
-        weights, h = _weights(ctx.steps, slope.device), 1 / ctx.steps
+        h = 1 / ctx.steps
         pulls = weights[:, None, None, None] * slope.unsqueeze(2) * of_gained[:, None, None]
         *earlier, last = pulls.unbind()
         matrices, back = jacobian.unbind(), {ctx.steps: of_end.flatten(1).unsqueeze(1) + last}
