@@ -329,7 +329,7 @@ def _direct(a: Tensor, factored: _Cholesky) -> Factor:
     scale = size.clamp_min(1e-300)
     u = u / scale.unsqueeze(-1)
     q = u.square().sum(-1)
-    log_snr = _if_factored(factored, torch.add(q.log(), scale.log(), alpha=2))
+    log_snr = _if_factored(factored, q.log() + 2 * scale.log())
     w = (whitener * u.unsqueeze(-1)).sum(-2)
     readout = w / (q * scale).unsqueeze(-1)
     return Factor(L, whitener, log_snr, readout, 2 * _log_diagonal_sum(L), amplification)
