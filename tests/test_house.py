@@ -67,11 +67,10 @@ PROGRAMS = ("pyro_mdm", "models", "inference")
 STRICT = ("pyro_mdm",)
 """Packages in which imports for types alone make circles too."""
 COPIES = {
-    "pyro_mdm.measurements.covariance": {"_version"},  # torch counts changes in place by it alone
     # torch's only check that waits for no device, its only norms of several tensors at once, and
     # the only way to know a tensor within vmap or grad
-    "pyro_mdm.support.checks": {"_assert_async", "_foreach_norm", "_C", "_functorch"},
-    "pyro_mdm.diffusions.memory": {"_version"},
+    "pyro_mdm.support.late_checks": {"_assert_async", "_foreach_norm", "_C", "_functorch"},
+    "pyro_mdm.diffusions.memory": {"_version"},  # torch counts changes in place by it alone
     "pyro_mdm.scores.levels": {"_base"},  # the tensor that a view is of
     "pyro_mdm.measurements.laws": {"_validate_args"},  # torch sets this by a method, and reads none
 }

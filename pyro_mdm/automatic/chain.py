@@ -43,7 +43,7 @@ from torch import Tensor, nn
 
 from pyro_mdm.diffusions.kernels import KernelPrecisionError, lower_triangular
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.support.checks import check_values
+from pyro_mdm.support.late_checks import check_values
 
 __all__ = ["Annealed", "Chain", "Path", "Ratio", "Reversed"]
 

@@ -38,7 +38,7 @@ from pyro_mdm.diffusions.matrices import (
 )
 from pyro_mdm.diffusions.memory import shared, writes
 from pyro_mdm.diffusions.propagator import Propagator, decay, volume_rate
-from pyro_mdm.support.checks import check_values
+from pyro_mdm.support.late_checks import check_values
 from pyro_mdm.support.modules import of_part
 from pyro_mdm.support.settings import described
 

@@ -31,7 +31,8 @@ from torch.distributions.constraints import Constraint
 
 from pyro_mdm.diffusions.memory import of_tensor
 from pyro_mdm.likelihoods.even_levels import EvenLevels
-from pyro_mdm.support.checks import check_count, check_values, real_tensor
+from pyro_mdm.support.checks import check_count, real_tensor
+from pyro_mdm.support.late_checks import check_values
 
 __all__ = [
     "LevelSupport",

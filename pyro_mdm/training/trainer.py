@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from pyro_mdm.budgets import ANY_STEPS, Budget, Outcome, Pace, Reason, steps_within
 from pyro_mdm.elbo import MDM_ELBO
 from pyro_mdm.scores.base import Score
-from pyro_mdm.support.checks import check_count, check_number, settle
+from pyro_mdm.support.checks import check_count, check_number
 from pyro_mdm.support.files import check_place, replacing
+from pyro_mdm.support.late_checks import settle
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import Progress, progress_bar, say, show_estimate
 from pyro_mdm.training.averages import MovingAverage, assign
