@@ -187,7 +187,7 @@ class Chain(nn.Module, ABC):
         # the only numbers that Python asks the device for
         longest, latest = torch.stack([times.max(), ends[-1]]).detach().tolist()
         M, _ = move.moments(start, times, longest)
-        L = lower_triangular(move.root(start, times, latest=longest).root)
+        L = lower_triangular(move.root(start, times, longest).root)
         to_data, left = move.moments(start, ends, latest)
         rest, D = self.diffusion.prior_covariance, move.noise(start[0]) / 2
         Q = -move.drift(start[0]) @ rest - D

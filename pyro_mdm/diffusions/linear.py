@@ -314,7 +314,7 @@ class LinearDiffusion(Foreseeing):
         end, start = self.clock(s), self.clock(r)
         tau, move = end - start, self.propagator
         M, _ = move.moments(start, tau)
-        F, inverse, _, growth = move.root(start, tau, noise_last=True)
+        F, inverse, _, growth = move.noise_last_root(start, tau)
         self.check_precision(growth, tau, "the transition covariance")
         return M, F, inverse, move.new
 
