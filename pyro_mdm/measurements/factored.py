@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_mdm.measurements.covariance import Covariance, DataCovariance
-from pyro_mdm.measurements.operators import LinearOperator, Operator
+from pyro_mdm.measurements.covariance import DataCovariance
+from pyro_mdm.measurements.operators import LinearOperator
 
 __all__ = ["AtLevels", "Factored", "factored"]
 
@@ -29,7 +29,9 @@ SINGULAR = 1e-14
 0: exact observations of what does not vary."""
 
 
-def factored(covariance: Covariance, operator: Operator, noise: Tensor) -> Factored | None:
+def factored(
+    covariance: DataCovariance, operator: LinearOperator, noise: Tensor
+) -> Factored | None:
     """The factors of linear systems, or None where they are too large, or H is learned.
 
     Args:
@@ -37,8 +39,6 @@ def factored(covariance: Covariance, operator: Operator, noise: Tensor) -> Facto
         operator: H.
         noise: variances R, () or (*obs_shape).
     """
-    if not isinstance(covariance, DataCovariance) or not isinstance(operator, LinearOperator):
-        return None
     shapes = operator.event_shape, operator.obs_shape
     if max(torch.Size(shape).numel() for shape in shapes) > LARGEST:
         return None
