@@ -145,7 +145,7 @@ class MDM_ELBO(ELBO):
         super().__init__(*args, **kwargs)
         self.decoder = decoder
 
-    def compile(self, backend: str = "inductor", **options: Any) -> MDM_ELBO:
+    def compile(self, backend: str = "inductor", **options: object) -> MDM_ELBO:
         """Compile the loss whole, in place; returns the objective.
 
         Losses are the same up to rounding, with the same draws. It is for
