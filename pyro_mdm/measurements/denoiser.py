@@ -360,9 +360,7 @@ class MeasuredDenoiser(DerivedDenoiser):
             if (variances := operator.variances(spread)) is not None:
                 return Diagonal(system, spread, variances)
         factors = None if by_dimension else self._factors(covariance, operator)
-        if factors is None:
-            return None
-        return factors.at(variance.flatten(1), operator.event_shape)
+        return None if factors is None else factors.at(variance.flatten(1))
 
     def _factors(
         self, covariance: DataCovariance, operator: LinearOperator

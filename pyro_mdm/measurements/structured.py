@@ -62,7 +62,7 @@ class Structured(NamedTuple):
     noise: Tensor  # R, (1, 1) or (1, m)
     turned: Tensor  # B, (m, r)
 
-    def at(self, variance: Tensor, shape: tuple[int, ...]) -> OfLowRank | None:
+    def at(self, variance: Tensor) -> OfLowRank | None:
         """The inverse at variances V, (n, 1) or (1, 1); None where each has its own and ``s h + R``
         differs between observations, since there would be a matrix for each."""
         rest = posterior_variance(self.rest, variance)
