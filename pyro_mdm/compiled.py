@@ -33,7 +33,8 @@ from pyro_mdm.scores.ahead import is_plain
 from pyro_mdm.scores.base import Score
 from pyro_mdm.scores.denoiser import Denoiser
 from pyro_mdm.scores.raw import NoisePrediction, RawScore, state_units
-from pyro_mdm.support.checks import check_all_finite, check_finite, check_weights
+from pyro_mdm.support.checks import check_weights
+from pyro_mdm.support.late_checks import check_all_finite, check_finite
 from pyro_mdm.support.whole import WholeFunction
 
 __all__ = ["WholeLoss", "negative_bound"]

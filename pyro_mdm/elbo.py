@@ -41,13 +41,8 @@ from pyro_mdm.paths.base import NoisingLaw, PathKL
 from pyro_mdm.paths.divergence import different_diffusions, path_divergence
 from pyro_mdm.paths.generative import GenerativeLaw
 from pyro_mdm.program import one_thread
-from pyro_mdm.support.checks import (
-    check_values,
-    checked_together,
-    describe,
-    settle,
-    tensor_device,
-)
+from pyro_mdm.support.checks import describe, tensor_device
+from pyro_mdm.support.late_checks import check_values, checked_together, settle
 from pyro_mdm.support.measured import ALL_TERMS, TERMS, Measured, table
 
 __all__ = ["ELBOTerms", "MDM_ELBO", "check_programs", "elbo_terms"]
@@ -150,7 +145,7 @@ class MDM_ELBO(ELBO):
         super().__init__(*args, **kwargs)
         self.decoder = decoder
 
-    def compile(self, backend: str = "inductor", **options: Any) -> MDM_ELBO:
+    def compile(self, backend: str = "inductor", **options: object) -> MDM_ELBO:
         """Compile the loss whole, in place; returns the objective.
 
         Losses are the same up to rounding, with the same draws. It is for

@@ -33,11 +33,11 @@ from pyro_mdm.support.checks import (
     check_data,
     check_instance,
     check_resolution,
-    check_values,
     describe,
     floating_dtypes,
     tensor_device,
 )
+from pyro_mdm.support.late_checks import check_values
 from pyro_mdm.support.modules import replace
 from pyro_mdm.support.settings import described
 

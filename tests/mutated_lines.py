@@ -825,7 +825,22 @@ LINES: dict[str, dict[str, list[str]]] = {
             "if ⟨keeps→False⟩:\n            look()",
         ],
     },
-    "pyro_mdm/training.py": {
+    "pyro_mdm/training/averages.py": {
+        "test_trainer.py::test_the_average_follows_at_first_and_smooths_later[10]": [
+            "⟨(1 + number)→number⟩ / (self.forgetting + number)"
+        ],
+    },
+    "pyro_mdm/training/patience.py": {
+        "test_budgets.py::test_falls_below_the_least_gain_do_not_count_together_they_do": [
+            "value <⟨= self._lowest - least→ self._lowest⟩ if least else"
+        ],
+    },
+    "pyro_mdm/training/rates.py": {
+        "test_trainer.py::test_rates_warm_up_and_fall_to_nothing": [
+            "⟨0.5 * →⟩(1 + math.cos(math.pi * share))"
+        ],
+    },
+    "pyro_mdm/training/trainer.py": {
         "test_budgets.py::test_seconds_end_after_the_steps_that_fit[None]": [
             "self.step_number, self.share_of_time >⟨=→⟩ 1"
         ],
@@ -834,15 +849,6 @@ LINES: dict[str, dict[str, list[str]]] = {
         ],
         "test_budgets.py::test_rates_cool_down_after_the_last_gain": [
             "factor *= ⟨schedule(self.step_number - first, number)→1.0⟩"
-        ],
-        "test_budgets.py::test_falls_below_the_least_gain_do_not_count_together_they_do": [
-            "value <⟨= self._lowest - least→ self._lowest⟩ if least else"
-        ],
-        "test_trainer.py::test_rates_warm_up_and_fall_to_nothing": [
-            "⟨0.5 * →⟩(1 + math.cos(math.pi * share))"
-        ],
-        "test_trainer.py::test_the_average_follows_at_first_and_smooths_later[10]": [
-            "⟨(1 + number)→number⟩ / (self.forgetting + number)"
         ],
         "test_trainer.py::test_a_killed_training_goes_on_to_the_same_weights[True]": [
             'self._random = ⟨state["random"]→[]⟩'

@@ -233,7 +233,7 @@ def test_an_unfinished_run_and_one_without_a_checkpoint_are_lengthened(tmp_path:
     assert_same_run(tmp_path / "young", tmp_path / "whole")  # which had taken no step
 
 
-def test_what_cannot_be_lengthened_says_why(run: Path, ended: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_lengthened_says_why(run: Path, ended: Path) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     for steps in (4, 1, -2):
         with pytest.raises(RunError, match=rf"--steps is {steps}, .* has taken 4 of 4; expected"):

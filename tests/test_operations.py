@@ -25,7 +25,7 @@ from pyro_mdm.contexts import Labels
 from pyro_mdm.diffusions.memory import Recalled, of_tensor
 from pyro_mdm.networks import MLP
 from pyro_mdm.samplers import EulerMaruyama, ExponentialIntegrator, Guided, Sampler
-from pyro_mdm.support.checks import (
+from pyro_mdm.support.late_checks import (
     check_finite,
     check_later,
     check_values,

@@ -308,7 +308,7 @@ def test_a_stopped_run_resumes_to_the_same_numbers_bit_for_bit(
 
 @pytest.mark.slow
 def test_resume_takes_no_other_settings_and_no_checkpoint_means_from_the_start(
-    tmp_path: Path, trained: Path, options: dict[str, Any]
+    tmp_path: Path, options: dict[str, Any]
 ) -> None:
     with stopped_after(2):
         train(**options, run=tmp_path / "young")

@@ -43,7 +43,7 @@ from torch import Tensor, nn
 
 from pyro_mdm.diffusions.kernels import KernelPrecisionError, lower_triangular
 from pyro_mdm.diffusions.linear import LinearDiffusion
-from pyro_mdm.support.checks import check_values
+from pyro_mdm.support.late_checks import check_values
 
 __all__ = ["Annealed", "Chain", "Path", "Ratio", "Reversed"]
 
@@ -187,7 +187,7 @@ class Chain(nn.Module, ABC):
         # the only numbers that Python asks the device for
         longest, latest = torch.stack([times.max(), ends[-1]]).detach().tolist()
         M, _ = move.moments(start, times, longest)
-        L = lower_triangular(move.root(start, times, latest=longest).root)
+        L = lower_triangular(move.root(start, times, longest).root)
         to_data, left = move.moments(start, ends, latest)
         rest, D = self.diffusion.prior_covariance, move.noise(start[0]) / 2
         Q = -move.drift(start[0]) @ rest - D

@@ -16,7 +16,8 @@ from torch import Tensor
 from pyro_mdm.diffusions.clocks import Clock
 from pyro_mdm.diffusions.priors import Prior
 from pyro_mdm.diffusions.sde import ForwardSDE, ReverseSDE
-from pyro_mdm.support.checks import check_instance, check_number, check_values
+from pyro_mdm.support.checks import check_instance, check_number
+from pyro_mdm.support.late_checks import check_values
 from pyro_mdm.support.modules import Exact
 from pyro_mdm.support.settings import Restorable
 

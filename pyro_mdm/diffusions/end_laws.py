@@ -15,7 +15,7 @@ from pyro_mdm.diffusions.ends import Ends
 from pyro_mdm.diffusions.host_ends import ends_on_host
 from pyro_mdm.diffusions.matrices import MAX_AMPLIFICATION
 from pyro_mdm.diffusions.propagator import ConstantPropagator, Propagator
-from pyro_mdm.support.checks import check_values
+from pyro_mdm.support.late_checks import check_values
 
 __all__ = ["EndLaws"]
 

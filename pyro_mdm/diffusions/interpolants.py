@@ -373,14 +373,7 @@ class InterpolantPropagator(Propagator):
     def pulled_back_at(self, near: Tensor, tau: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         return self.pulled_back(None, near)
 
-    def root(
-        self,
-        start: Tensor | None,
-        duration: Tensor,
-        *,
-        noise_last: bool = False,
-        latest: float | None = None,
-    ) -> Root:
+    def root(self, start: Tensor | None, duration: Tensor, latest: float | None = None) -> Root:
         _, later = self._signals(start, duration)
         return _root(later * duration.sqrt())
 

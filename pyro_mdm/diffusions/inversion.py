@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_mdm.diffusions.base import Times
 from pyro_mdm.diffusions.closed import OneBlock
 from pyro_mdm.diffusions.propagator import ConstantPropagator
-from pyro_mdm.support.checks import check_values
+from pyro_mdm.support.late_checks import check_values
 
 __all__ = ["LOG_SNR", "LOG_VOLUME", "Inversion"]
 

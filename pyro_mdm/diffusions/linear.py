@@ -38,7 +38,7 @@ from pyro_mdm.diffusions.matrices import (
 )
 from pyro_mdm.diffusions.memory import shared, writes
 from pyro_mdm.diffusions.propagator import Propagator, decay, volume_rate
-from pyro_mdm.support.checks import check_values
+from pyro_mdm.support.late_checks import check_values
 from pyro_mdm.support.modules import of_part
 from pyro_mdm.support.settings import described
 
@@ -314,7 +314,7 @@ class LinearDiffusion(Foreseeing):
         end, start = self.clock(s), self.clock(r)
         tau, move = end - start, self.propagator
         M, _ = move.moments(start, tau)
-        F, inverse, _, growth = move.root(start, tau, noise_last=True)
+        F, inverse, _, growth = move.noise_last_root(start, tau)
         self.check_precision(growth, tau, "the transition covariance")
         return M, F, inverse, move.new
 

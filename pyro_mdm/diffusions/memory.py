@@ -78,9 +78,9 @@ def of_tensor(tensor: Tensor, name: str, compute: Callable[[Tensor], T]) -> T:
     if torch.compiler.is_compiling() or tensor.is_inference():
         return compute(tensor)
     written, values = _of_tensors.get(tensor, (None, {}))
-    if written != tensor._version:
+    if written != (now := writes((tensor,))):
         values = {}
-        _of_tensors[tensor] = tensor._version, values
+        _of_tensors[tensor] = now, values
     if name not in values:
         with torch.inference_mode(False), torch.no_grad():
             values[name] = compute(tensor)

@@ -243,23 +243,19 @@ class Propagator(ABC):
         """
 
     @abstractmethod
-    def root(
-        self,
-        start: Tensor | None,
-        duration: Tensor,
-        *,
-        noise_last: bool = False,
-        latest: float | None = None,
-    ) -> Root:
+    def root(self, start: Tensor | None, duration: Tensor, latest: float | None = None) -> Root:
         """A root of P for positive durations.
 
         Args:
-            noise_last: whether the last :attr:`new` columns span G's range at the end.
             latest: a number that no duration exceeds, as for :meth:`factorized`.
 
         Raises:
             KernelPrecisionError: noise does not reach all variables.
         """
+
+    def noise_last_root(self, start: Tensor | None, duration: Tensor) -> Root:
+        """A root of P whose last :attr:`new` columns span G's range at the end."""
+        return self.root(start, duration)
 
     @property
     @abstractmethod
@@ -383,15 +379,11 @@ class ConstantPropagator(Propagator):
     def _pulled_back(self, duration: Tensor) -> tuple[Tensor, Tensor]:
         return kernels.transition_moments(-self._A, self._GG, duration, self._one(1))
 
-    def root(
-        self,
-        start: Tensor | None,
-        duration: Tensor,
-        *,
-        noise_last: bool = False,
-        latest: float | None = None,
-    ) -> Root:
-        return self._rooted(1, duration, noise_last, latest)
+    def root(self, start: Tensor | None, duration: Tensor, latest: float | None = None) -> Root:
+        return self._rooted(1, duration, latest=latest)
+
+    def noise_last_root(self, start: Tensor | None, duration: Tensor) -> Root:
+        return self._rooted(1, duration, noise_last=True)
 
     def _rooted(
         self, way: int, duration: Tensor, noise_last: bool = False, latest: float | None = None

@@ -65,13 +65,8 @@ from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.likelihoods.gaussian import JointTweedie, Tweedie
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.scores.base import Score, rotated
-from pyro_mdm.support.checks import (
-    check_count,
-    check_data,
-    check_finite,
-    check_instance,
-    real_tensor,
-)
+from pyro_mdm.support.checks import check_count, check_data, check_instance, real_tensor
+from pyro_mdm.support.late_checks import check_finite
 from pyro_mdm.support.measured import Measured, table
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import progress_bar

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.evaluation.weights import pareto_limit
-from pyro_mdm.support.checks import settle
+from pyro_mdm.support.late_checks import settle
 from pyro_mdm.support.measured import ALL_TERMS, NO_TERM, Measured, reach, table
 
 __all__ = [

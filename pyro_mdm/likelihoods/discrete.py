@@ -26,12 +26,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 from torch.distributions import biject_to, transform_to
 from torch.distributions.constraints import Constraint
 
 from pyro_mdm.diffusions.memory import of_tensor
 from pyro_mdm.likelihoods.even_levels import EvenLevels
-from pyro_mdm.support.checks import check_count, check_values, real_tensor
+from pyro_mdm.support.checks import check_count, real_tensor
+from pyro_mdm.support.late_checks import check_values
 
 __all__ = [
     "LevelSupport",
@@ -394,12 +396,19 @@ def _moments(p: Tensor, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return mean[..., 0], (centred * delta).sum(-1), (centred * delta.square()).sum(-1)
 
 
+class _Context(FunctionCtx):
+    """The values that a function of ℓ keeps for its gradient."""
+
+    constants: tuple[Tensor, Tensor, Tensor]  # the log prior, the levels and their centre
+    saved_tensors: tuple[Tensor, ...]
+
+
 class _PosteriorMean(torch.autograd.Function):
     """E[δ], which keeps Var δ and Cov(δ, δ²) for its gradient: two numbers per dimension."""
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _Context,
         log_prior: Tensor,
         levels: Tensor,
         centre: Tensor,
@@ -422,7 +431,7 @@ class _PosteriorMean(torch.autograd.Function):
         return mean
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         linear, quadratic, variance, covariance = ctx.saved_tensors
         if torch.is_grad_enabled():
             log_prior, levels, centre = ctx.constants
@@ -436,7 +445,7 @@ class _LogNormalizer(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _Context,
         log_prior: Tensor,
         levels: Tensor,
         centre: Tensor,
@@ -460,7 +469,7 @@ class _LogNormalizer(torch.autograd.Function):
         return value
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         linear, quadratic, mean, square = ctx.saved_tensors
         if torch.is_grad_enabled():
             log_prior, levels, centre = ctx.constants

@@ -19,7 +19,7 @@ from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.diffusions.memory import Recalled
 from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood, StateScore, read_state
-from pyro_mdm.support.checks import check_finite
+from pyro_mdm.support.late_checks import check_finite
 
 __all__ = ["Gaussian", "JointTweedie", "Tweedie"]
 

@@ -23,11 +23,13 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.conditioning.windows import WindowedDenoiser, Windows, unwindowed
+from pyro_mdm.diffusions.memory import writes
 from pyro_mdm.measurements.solve import DenoiserCovariance
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.samplers.default import default_sampler
 from pyro_mdm.scores.base import Score
-from pyro_mdm.support.checks import check_finite, check_instance, real_tensor, tensor_device
+from pyro_mdm.support.checks import check_instance, real_tensor, tensor_device
+from pyro_mdm.support.late_checks import check_finite
 from pyro_mdm.support.modules import ExactBuffers, evaluating, replace
 from pyro_mdm.support.settings import Recorded
 
@@ -213,7 +215,7 @@ class Reference(NamedTuple):
     trusted_from: float  # the least λ at which the denoiser's is trusted; NaN: not measured
 
 
-_REFERENCES: WeakKeyDictionary[Score, tuple[list[Any], list[Any], Reference]] = WeakKeyDictionary()
+_REFERENCES: WeakKeyDictionary[Score, tuple[object, object, Reference]] = WeakKeyDictionary()
 
 
 def reference(
@@ -241,9 +243,9 @@ def reference(
     if data is not None:
         check_instance("data", data, Tensor, "write torch.as_tensor(data)")
     denoiser = model.score_function
-    sources: list[Any] = [model.diffusion, model.likelihood, model.context, data]
-    sources += [*model.parameters(), *model.buffers()]
-    stamp = [(id(source), _version(source)) for source in sources]
+    parts = model.diffusion, model.likelihood, model.context
+    tensors = [*model.parameters(), *model.buffers(), *(() if data is None else (data,))]
+    stamp = *map(id, parts), *writes(tensors)
     cached = _REFERENCES.get(denoiser)
     if cached is not None and cached[0] == stamp and not (levels and math.isnan(cached[2][1])):
         return cached[2]
@@ -253,13 +255,9 @@ def reference(
         made = Reference(WindowedCovariance(small, windows.window, windows.size), trusted)
     else:
         made = _estimated(model, data, levels)
-    _REFERENCES[denoiser] = stamp, sources, made  # sources are kept, so that their ids stay theirs
+    sources = *parts, *tensors  # kept, so that their ids stay theirs
+    _REFERENCES[denoiser] = stamp, sources, made
     return made
-
-
-def _version(source: object) -> int | None:
-    """How often a tensor was changed; None where torch does not count."""
-    return source._version if isinstance(source, Tensor) and not source.is_inference() else None
 
 
 def _estimated(model: DiffusionModel, data: Tensor | None, levels: bool) -> Reference:

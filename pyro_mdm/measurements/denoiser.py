@@ -352,28 +352,28 @@ class MeasuredDenoiser(DerivedDenoiser):
             wide: V, like z.
             by_dimension: whether V differs between dimensions.
         """
-        operator: Any = self.operator
-        covariance: Any = self.data_covariance
-        linear = isinstance(operator, LinearOperator) and isinstance(covariance, DataCovariance)
-        if linear and (by_dimension or covariance.values is None):
+        operator, covariance = self.operator, self.data_covariance
+        if not isinstance(operator, LinearOperator) or not isinstance(covariance, DataCovariance):
+            return None
+        if by_dimension or covariance.values is None:
             spread = covariance.spread(wide)
             if (variances := operator.variances(spread)) is not None:
                 return Diagonal(system, spread, variances)
-        factors = None if by_dimension else self._factors()
-        if factors is None:
-            return None
-        return factors.at(variance.flatten(1), operator.event_shape)
+        factors = None if by_dimension else self._factors(covariance, operator)
+        return None if factors is None else factors.at(variance.flatten(1))
 
-    def _factors(self) -> Factored | Structured | None:
+    def _factors(
+        self, covariance: DataCovariance, operator: LinearOperator
+    ) -> Factored | Structured | None:
         """What is alike in the linear systems at all λ; None where nothing is known to be."""
         if not isinstance(self.noise, Tensor):
             return None
         kept = self._kept
         if kept is None or kept[0] != _state((self.noise, *kept[1][1:])):
-            modules = self.operator, self.data_covariance
+            modules = covariance, operator
             # held, so that no others come to their places
             parts = self.noise, *(t for m in modules for t in (*m.buffers(), *m.parameters()))
-            system = self.data_covariance, self.operator, self.noise
+            system = *modules, self.noise
             self._kept = kept = _state(parts), parts, factored(*system) or structured(*system)
         return kept[2]
 

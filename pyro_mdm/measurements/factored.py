@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_mdm.measurements.covariance import Covariance, DataCovariance
-from pyro_mdm.measurements.operators import LinearOperator, Operator
+from pyro_mdm.measurements.covariance import DataCovariance
+from pyro_mdm.measurements.operators import LinearOperator
 
 __all__ = ["AtLevels", "Factored", "factored"]
 
@@ -29,7 +29,9 @@ SINGULAR = 1e-14
 0: exact observations of what does not vary."""
 
 
-def factored(covariance: Covariance, operator: Operator, noise: Tensor) -> Factored | None:
+def factored(
+    covariance: DataCovariance, operator: LinearOperator, noise: Tensor
+) -> Factored | None:
     """The factors of linear systems, or None where they are too large, or H is learned.
 
     Args:
@@ -37,8 +39,6 @@ def factored(covariance: Covariance, operator: Operator, noise: Tensor) -> Facto
         operator: H.
         noise: variances R, () or (*obs_shape).
     """
-    if not isinstance(covariance, DataCovariance) or not isinstance(operator, LinearOperator):
-        return None
     shapes = operator.event_shape, operator.obs_shape
     if max(torch.Size(shape).numel() for shape in shapes) > LARGEST:
         return None
@@ -46,7 +46,9 @@ def factored(covariance: Covariance, operator: Operator, noise: Tensor) -> Facto
         H = operator.matrix()
     if H.requires_grad:  # it is learned: the factors would not have its derivatives
         return None
-    return Factored.compute(covariance.matrix(shapes[0]), H, noise.expand(shapes[1]).flatten())
+    return Factored.compute(
+        covariance.matrix(shapes[0]), H, noise.expand(shapes[1]).flatten(), shapes[0]
+    )
 
 
 class Factored(NamedTuple):
@@ -56,11 +58,14 @@ class Factored(NamedTuple):
     gain: Tensor  # Wᵀ K, (d, m)
     values: Tensor  # p, (d,)
     vectors: Tensor  # W, (d, d)
+    shape: tuple[int, ...]  # of data
 
     @classmethod
     @torch.no_grad()
-    def compute(cls, covariance: Tensor, H: Tensor, noise: Tensor) -> Factored:
-        """The factors for a covariance Σ (d, d), a matrix H (m, d) and variances R (m,)."""
+    def compute(
+        cls, covariance: Tensor, H: Tensor, noise: Tensor, shape: tuple[int, ...]
+    ) -> Factored:
+        """The factors for Σ (d, d), a matrix H (m, d) and variances R (m,) of data of a shape."""
         spread = covariance @ H.mT
         S = H @ spread + noise.diag()
         # in units of their own, precise observations keep their digits beside others
@@ -72,18 +77,18 @@ class Factored(NamedTuple):
         left.diagonal().add_(1)
         P = left @ covariance @ left.mT + (gain * noise) @ gain.mT  # Joseph's form: none below 0
         values, vectors = torch.linalg.eigh((P + P.mT) / 2)
-        return cls(inverse, vectors.mT @ gain, values.clamp_min(0), vectors)
+        return cls(inverse, vectors.mT @ gain, values.clamp_min(0), vectors, shape)
 
-    def at(self, variance: Tensor, shape: tuple[int, ...]) -> AtLevels:
-        """The inverse at variances V, (n, 1) or (1, 1), of data of a shape."""
-        return AtLevels(self, variance, shape)
+    def at(self, variance: Tensor) -> AtLevels:
+        """The inverse at variances V, (n, 1) or (1, 1)."""
+        return AtLevels(self, variance)
 
 
 class AtLevels:
     """The inverse of ``H C Hᵀ + R`` for noise of z of some variances; see :class:`Factored`."""
 
-    def __init__(self, factors: Factored, variance: Tensor, shape: tuple[int, ...]) -> None:
-        self._factors, self._shape = factors, shape
+    def __init__(self, factors: Factored, variance: Tensor) -> None:
+        self._factors = factors
         self._variance, self._total = variance, factors.values + variance
 
     def u(self, r: Tensor) -> Tensor:
@@ -104,4 +109,4 @@ class AtLevels:
 
     def _image(self, weighed: Tensor) -> Tensor:
         image = (weighed * self._variance) @ self._factors.vectors.mT
-        return image.unflatten(-1, self._shape)
+        return image.unflatten(-1, self._factors.shape)

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_mdm.measurements.covariance import Covariance, DataCovariance, posterior_variance
-from pyro_mdm.measurements.operators import LinearOperator, Operator, Spectrum
+from pyro_mdm.measurements.covariance import DataCovariance, posterior_variance
+from pyro_mdm.measurements.operators import LinearOperator, Spectrum
 from pyro_mdm.measurements.solve import System
 
 __all__ = ["Diagonal", "Structured", "structured"]
@@ -27,16 +27,14 @@ SINGULAR = 1e-9
 identity loses as many digits as this has."""
 
 
-def structured(covariance: Covariance, operator: Operator, noise: Tensor) -> Structured | None:
+def structured(
+    covariance: DataCovariance, operator: LinearOperator, noise: Tensor
+) -> Structured | None:
     """What is alike in the systems of all noise levels; None where their structure is not known.
 
     Args:
-        covariance: the covariance of data.
-        operator: H.
-        noise: variances R, () or (*obs_shape).
+        covariance, operator, noise: as for :func:`~pyro_mdm.measurements.factored.factored`.
     """
-    if not isinstance(operator, LinearOperator) or not isinstance(covariance, DataCovariance):
-        return None
     spectrum = operator.spectrum()
     if spectrum is None or covariance.values is None or covariance.vectors is None:
         return None
@@ -64,7 +62,7 @@ class Structured(NamedTuple):
     noise: Tensor  # R, (1, 1) or (1, m)
     turned: Tensor  # B, (m, r)
 
-    def at(self, variance: Tensor, shape: tuple[int, ...]) -> OfLowRank | None:
+    def at(self, variance: Tensor) -> OfLowRank | None:
         """The inverse at variances V, (n, 1) or (1, 1); None where each has its own and ``s h + R``
         differs between observations, since there would be a matrix for each."""
         rest = posterior_variance(self.rest, variance)

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 from pyro_mdm.diffusions.divergence import own_node
 
@@ -120,6 +121,14 @@ def _weights(steps: int, device: torch.device) -> Tensor:
         return q.to(device)
 
 
+class _Context(FunctionCtx):
+    """The values that a walk keeps for its gradient."""
+
+    field: VelocityField
+    steps: int
+    saved_tensors: tuple[Tensor, ...]
+
+
 class _Walk(torch.autograd.Function):
     """:func:`walk` where w alone has a gradient."""
 
@@ -134,14 +143,16 @@ class _Walk(torch.autograd.Function):
 
     @staticmethod
     def setup_context(
-        ctx: Any, inputs: tuple[Tensor, VelocityField, int, Tensor], output: tuple[Tensor, ...]
+        ctx: _Context, inputs: tuple[Tensor, VelocityField, int, Tensor], output: tuple[Tensor, ...]
     ) -> None:
         w, ctx.field, ctx.steps, _ = inputs
         ctx.mark_non_differentiable(*output[2:])
         ctx.save_for_backward(w, *output[2:])
 
     @staticmethod
-    def backward(ctx: Any, of_end: Tensor, of_gained: Tensor, *_: Any) -> Any:
+    def backward(
+        ctx: _Context, of_end: Tensor, of_gained: Tensor, *_: object
+    ) -> tuple[Tensor | None, ...]:
         w, jacobian, slope, weights = ctx.saved_tensors
         if torch.is_grad_enabled():  # derivatives of the gradient: of the recorded steps
             start = own_node(w)

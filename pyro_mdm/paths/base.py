@@ -16,7 +16,8 @@ from pyro_mdm.diffusions.base import Diffusion
 from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.matrices import apply_matrix
 from pyro_mdm.scores.base import Score
-from pyro_mdm.support.checks import check_data, check_values, tensor_device
+from pyro_mdm.support.checks import check_data, tensor_device
+from pyro_mdm.support.late_checks import check_values
 
 __all__ = [
     "NoisingLaw",

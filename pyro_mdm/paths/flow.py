@@ -37,7 +37,8 @@ from pyro_mdm.paths.generative import BoundScore
 from pyro_mdm.paths.noising import NoisingPath
 from pyro_mdm.scores.ahead import is_plain
 from pyro_mdm.scores.denoiser import Denoiser
-from pyro_mdm.support.checks import check_count, check_finite, check_number
+from pyro_mdm.support.checks import check_count, check_number
+from pyro_mdm.support.late_checks import check_finite
 
 if TYPE_CHECKING:
     from pyro_mdm.scores.base import Score

@@ -29,7 +29,8 @@ from pyro_mdm.paths.divergence import path_divergence
 from pyro_mdm.paths.flow import Solver, flow_log_prob
 from pyro_mdm.paths.generative import GenerativePath
 from pyro_mdm.paths.laws import noising_law
-from pyro_mdm.support.checks import check_count, settle
+from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.late_checks import settle
 
 __all__ = [
     "Estimator",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from pyro_mdm.posteriors.reading import (
     DataFactor,
     DataSite,
     Draws,
+    Names,
+    Plates,
     Program,
     Structure,
     bounds_of,
@@ -40,7 +42,7 @@ LEAST_DISTINCT = 0.5
 """The fraction of distinct values among simulations, below which a number is discrete."""
 
 
-def factors_of(structure: Structure, sites: Sequence[str] | None) -> list[DataFactor]:
+def factors_of(structure: Structure, sites: Names) -> list[DataFactor]:
     """The factors of some sites of the data.
 
     Args:
@@ -73,7 +75,7 @@ def factors_of(structure: Structure, sites: Sequence[str] | None) -> list[DataFa
     return chosen
 
 
-def check_plates(structure: Structure, plates: Mapping[str, int] | None) -> dict[str, int]:
+def check_plates(structure: Structure, plates: Plates) -> dict[str, int]:
     """The numbers of data in plates along which data are exchangeable, by name.
 
     Args:

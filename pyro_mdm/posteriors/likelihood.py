@@ -56,7 +56,9 @@ from pyro_mdm.posteriors.prior import ParameterPrior
 from pyro_mdm.posteriors.reading import (
     DataFactor,
     Draws,
+    Names,
     ParameterSite,
+    Plates,
     read_program,
 )
 from pyro_mdm.posteriors.simulation import simulate
@@ -239,22 +241,23 @@ class AmortizedLikelihood(LearnedLikelihood):
         ) as chosen:
             likelihood = cls(program, latent, observed, chosen, hidden=hidden, depth=depth)
             likelihood.simulations = {name: chosen[name] for name in names}
-            theta = likelihood._inputs(likelihood.sites.values(chosen))
-            assert options.budget is not None
-            options.budget.trainings = sum(
-                law.trainings(diffusion) for _, law in likelihood._factors
-            )
-            for factor, law in likelihood._factors:
-                x, bounds = factor.data(chosen), bounds_of_factor(program, factor)
-                outcomes = law.fit(x, inputs_of(theta, factor), bounds, options, diffusion)
-                likelihood.outcomes[name_of(factor)] = outcomes
+            likelihood._train(chosen, options, diffusion)
         return likelihood.eval().requires_grad_(False)
+
+    def _train(self, draws: Draws, options: TrainingOptions, diffusion: bool) -> None:
+        theta = self._inputs(self.sites.values(draws))
+        assert options.budget is not None
+        options.budget.trainings = sum(law.trainings(diffusion) for _, law in self._factors)
+        for factor, law in self._factors:
+            x, bounds = factor.data(draws), bounds_of_factor(self._program, factor)
+            outcomes = law.fit(x, inputs_of(theta, factor), bounds, options, diffusion)
+            self.outcomes[name_of(factor)] = outcomes
 
     @property
     def _factors(self) -> list[tuple[DataFactor, Any]]:
         return list(zip(self.structure.factors, self.laws, strict=True))
 
-    def _chosen(self, sites: Sequence[str] | None) -> list[tuple[DataFactor, Any]]:
+    def _chosen(self, sites: Names) -> list[tuple[DataFactor, Any]]:
         chosen = factors_of(self.structure, sites)
         return [(factor, law) for factor, law in self._factors if factor in chosen]
 
@@ -366,7 +369,7 @@ class AmortizedLikelihood(LearnedLikelihood):
         seen = self._standardized(values)
         return {name: seen[:, place] for name, place in self._places.items()}
 
-    def data(self, data: Mapping[str, Tensor], sites: Sequence[str] | None = None) -> list[Tensor]:
+    def data(self, data: Mapping[str, Tensor], sites: Names = None) -> list[Tensor]:
         """The data of each factor by place, (n or 1, places, m), NaN where a datum is missing.
 
         Args:
@@ -479,11 +482,7 @@ class AmortizedLikelihood(LearnedLikelihood):
     # -- densities and draws -----------------------------------------------------------------------
 
     def log_prob(
-        self,
-        data: Mapping[str, Tensor],
-        theta: Mapping[str, Tensor],
-        *,
-        sites: Sequence[str] | None = None,
+        self, data: Mapping[str, Tensor], theta: Mapping[str, Tensor], *, sites: Names = None
     ) -> Tensor:
         """The log density log p(x | θ) of n pairs, (n,) float64, nats, differentiable in θ and x.
 
@@ -523,7 +522,7 @@ class AmortizedLikelihood(LearnedLikelihood):
         x: Sequence[Tensor],
         values: Mapping[str, Tensor],
         steps: int = STEPS,
-        sites: Sequence[str] | None = None,
+        sites: Names = None,
     ) -> Tensor:
         inputs, total = self._inputs(values), torch.zeros((), dtype=torch.float64)
         for (factor, law), block in zip(self._chosen(sites), x, strict=True):
@@ -531,12 +530,7 @@ class AmortizedLikelihood(LearnedLikelihood):
                 total = total + law.log_prob(block, inputs_of(inputs, factor), steps)
         return total
 
-    def drawn(
-        self,
-        theta: Mapping[str, Tensor],
-        plates: Mapping[str, int] | None,
-        sites: Sequence[str] | None,
-    ) -> Draws:
+    def drawn(self, theta: Mapping[str, Tensor], plates: Plates, sites: Names) -> Draws:
         values = self.sites.values(theta)
         plates = check_plates(self.structure, plates)
         if outside := int((~self.sites.inside(values)).sum()):

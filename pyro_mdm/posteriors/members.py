@@ -24,7 +24,7 @@ from pyro_mdm.budgets import Budget
 from pyro_mdm.evaluation.estimates import Z95
 from pyro_mdm.posteriors.laws import DataBounds
 from pyro_mdm.posteriors.likelihood import AmortizedLikelihood
-from pyro_mdm.posteriors.reading import Draws
+from pyro_mdm.posteriors.reading import Draws, Names, Plates
 from pyro_mdm.posteriors.site import LearnedLikelihood
 from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from
 from pyro_mdm.pretrained import PretrainedError
@@ -227,11 +227,7 @@ class LikelihoodMembers(LearnedLikelihood):
         return torch.stack([member.outside(theta) for member in self]).all(0)
 
     def log_prob(
-        self,
-        data: Mapping[str, Tensor],
-        theta: Mapping[str, Tensor],
-        *,
-        sites: Sequence[str] | None = None,
+        self, data: Mapping[str, Tensor], theta: Mapping[str, Tensor], *, sites: Names = None
     ) -> Tensor:
         """The log of the members' mean density of n pairs, (n,) float64, nats.
 
@@ -244,12 +240,7 @@ class LikelihoodMembers(LearnedLikelihood):
         log_p = torch.stack([m.log_prob(data, theta, sites=sites) for m in self])
         return log_p.logsumexp(0) - math.log(len(self.members))
 
-    def drawn(
-        self,
-        theta: Mapping[str, Tensor],
-        plates: Mapping[str, int] | None,
-        sites: Sequence[str] | None,
-    ) -> Draws:
+    def drawn(self, theta: Mapping[str, Tensor], plates: Plates, sites: Names) -> Draws:
         """Random data, each datum by a random member; arguments as for :meth:`sample`."""
         by_member = [member.drawn(theta, plates, sites) for member in self]
         n = max(map(len, by_member[0].values()))

@@ -48,8 +48,10 @@ __all__ = [
     "DataSite",
     "Draws",
     "DataFactor",
+    "Names",
     "ParameterSite",
     "Plate",
+    "Plates",
     "Program",
     "SameSites",
     "Structure",
@@ -71,6 +73,12 @@ Program = Callable[..., Any]
 
 Draws = dict[str, Tensor]
 """Values by the names of sites, (n, *shape) each."""
+
+Names = Sequence[str] | None
+"""The names of the data's sites, of whole factors; None: all."""
+
+Plates = Mapping[str, int] | None
+"""The numbers of data in plates along which they are exchangeable; None: those of the simulator."""
 
 # -- runs -----------------------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ from pyro_mdm.posteriors.factors import (
     values_by_site,
 )
 from pyro_mdm.posteriors.laws import DataBounds
-from pyro_mdm.posteriors.reading import DataFactor, Draws, Structure
+from pyro_mdm.posteriors.reading import DataFactor, Draws, Names, Plates, Structure
 
 __all__ = ["DataDistribution", "LearnedLikelihood"]
 
@@ -74,11 +74,7 @@ class LearnedLikelihood(nn.Module, ABC):
 
     @abstractmethod
     def log_prob(
-        self,
-        data: Mapping[str, Tensor],
-        theta: Mapping[str, Tensor],
-        *,
-        sites: Sequence[str] | None = None,
+        self, data: Mapping[str, Tensor], theta: Mapping[str, Tensor], *, sites: Names = None
     ) -> Tensor:
         """The log densities log p(x | θ) of n pairs, (n,) float64, nats.
 
@@ -89,12 +85,7 @@ class LearnedLikelihood(nn.Module, ABC):
         """
 
     @abstractmethod
-    def drawn(
-        self,
-        theta: Mapping[str, Tensor],
-        plates: Mapping[str, int] | None,
-        sites: Sequence[str] | None,
-    ) -> Draws:
+    def drawn(self, theta: Mapping[str, Tensor], plates: Plates, sites: Names) -> Draws:
         """Random data of the global generator; arguments as for :meth:`sample`."""
 
     @torch.no_grad()
@@ -102,8 +93,8 @@ class LearnedLikelihood(nn.Module, ABC):
         self,
         theta: Mapping[str, Tensor],
         *,
-        plates: Mapping[str, int] | None = None,
-        sites: Sequence[str] | None = None,
+        plates: Plates = None,
+        sites: Names = None,
         seed: int | None = None,
     ) -> Draws:
         """Random data, (n, *shape) by site, one datum for each θ.
@@ -128,8 +119,8 @@ class LearnedLikelihood(nn.Module, ABC):
         self,
         theta: Mapping[str, Tensor] | Tensor,
         *,
-        sites: str | Sequence[str] | None = None,
-        plates: Mapping[str, int] | None = None,
+        sites: str | Names = None,
+        plates: Plates = None,
         datum_of: str | None = None,
         known_only: bool = False,
     ) -> DataDistribution:
@@ -208,8 +199,8 @@ class DataDistribution(TorchDistribution):
         likelihood: LearnedLikelihood,
         theta: Mapping[str, Tensor] | Tensor,
         *,
-        sites: str | Sequence[str] | None = None,
-        plates: Mapping[str, int] | None = None,
+        sites: str | Names = None,
+        plates: Plates = None,
         datum_of: str | None = None,
         known_only: bool = False,
         batch_shape: Sequence[int] = (),

@@ -19,7 +19,8 @@ from pyro_mdm.randomness import for_data, normal_for_data
 from pyro_mdm.samplers.grids import Grid, check_grid, grid_times, usual_grid
 from pyro_mdm.scores.base import Score as Parameterization
 from pyro_mdm.scores.base import project
-from pyro_mdm.support.checks import check_count, check_instance, check_values, describe, settle
+from pyro_mdm.support.checks import check_count, check_instance, describe
+from pyro_mdm.support.late_checks import check_values, settle
 from pyro_mdm.support.progress import Progress, progress_bar
 from pyro_mdm.support.settings import Recorded
 

@@ -85,7 +85,7 @@ class LinearSampler(Sampler, Generic[P]):
 
     # -- compiled ----------------------------------------------------------------------------------
 
-    def compile(self: L, backend: str = "inductor", **options: Any) -> L:
+    def compile(self: L, backend: str = "inductor", **options: object) -> L:
         """Compile a whole step, the network included, in place; returns the sampler.
 
         The first step of a run takes much longer, and so does that of every new shape. Results are

@@ -24,7 +24,8 @@ from pyro_mdm.scores.base import Score, map_channels, projection
 from pyro_mdm.scores.conditioned import ConditionedDenoiser
 from pyro_mdm.scores.denoiser import Denoiser
 from pyro_mdm.scores.raw import NoisePrediction, RawScore, state_units
-from pyro_mdm.support.checks import check_finite, check_values, check_weights, finite
+from pyro_mdm.support.checks import check_weights
+from pyro_mdm.support.late_checks import check_finite, check_values, finite
 
 __all__ = ["ScoreAhead", "is_plain", "score_ahead"]
 

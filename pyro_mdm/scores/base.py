@@ -21,14 +21,8 @@ from pyro_mdm.diffusions.sde import check_dispersion
 from pyro_mdm.diffusions.simulation import Simulation
 from pyro_mdm.networks import MAP_LIMIT, MAP_UNIT
 from pyro_mdm.scores.density import AdaptiveDensity
-from pyro_mdm.support.checks import (
-    check_all_finite,
-    check_data,
-    check_finite,
-    check_network,
-    check_weights,
-    tensor_device,
-)
+from pyro_mdm.support.checks import check_data, check_network, check_weights, tensor_device
+from pyro_mdm.support.late_checks import check_all_finite, check_finite
 from pyro_mdm.support.modules import ExactBuffers, replace
 from pyro_mdm.support.settings import Restorable
 

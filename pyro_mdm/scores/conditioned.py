@@ -28,13 +28,8 @@ from pyro_mdm.likelihoods.base import (
 from pyro_mdm.scores.base import Number, Score
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.scores.derived import DerivedDenoiser
-from pyro_mdm.support.checks import (
-    check_instance,
-    check_values,
-    describe,
-    real_tensor,
-    tensor_device,
-)
+from pyro_mdm.support.checks import check_instance, describe, real_tensor, tensor_device
+from pyro_mdm.support.late_checks import check_values
 
 __all__ = [
     "ConditionedDecoder",

@@ -17,7 +17,8 @@ from pyro_mdm.diffusions.matrices import apply_vector, full_precision, of_counte
 from pyro_mdm.diffusions.memory import Recalled, kept, writes
 from pyro_mdm.scores.base import Number, Score, check_fit, weighted
 from pyro_mdm.scores.maps import OBSERVED, MapLaw
-from pyro_mdm.support.checks import check_finite, check_instance, check_values
+from pyro_mdm.support.checks import check_instance
+from pyro_mdm.support.late_checks import check_finite, check_values
 
 __all__ = ["DATA_AT_ONCE", "Denoiser", "DenoiserScore", "moments"]
 

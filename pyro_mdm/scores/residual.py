@@ -12,7 +12,8 @@ from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.matrices import full_precision, with_event_dims
 from pyro_mdm.scores.base import Number, Score, call_on_state, check_fit
-from pyro_mdm.support.checks import check_count, check_finite, check_instance
+from pyro_mdm.support.checks import check_count, check_instance
+from pyro_mdm.support.late_checks import check_finite
 
 __all__ = ["ResidualScore", "noised_moments"]
 

@@ -24,11 +24,11 @@ class WholeFunction:
     """
 
     def __init__(
-        self, function: Callable[..., Any], backend: str, options: Mapping[str, Any]
+        self, function: Callable[..., Any], backend: str, options: Mapping[str, object]
     ) -> None:
         self._function: Any = function
-        static: dict[str, Any] = {"backend": backend, "fullgraph": True, "dynamic": False}
-        self._options = static | dict(options)
+        static = {"backend": backend, "fullgraph": True, "dynamic": False}
+        self._options: dict[str, Any] = {**static, **options}
         self._by_shape: dict[torch.Size, Callable[..., Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:

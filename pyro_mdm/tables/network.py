@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from pyro_mdm.diffusions.memory import of_tensor
 from pyro_mdm.networks import MAP_LIMIT, MAP_UNIT, MLP
-from pyro_mdm.support.checks import check_count, check_values
+from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.late_checks import check_values
 from pyro_mdm.support.settings import Recorded
 
 __all__ = ["LevelLogits", "MapMLP"]

@@ -26,7 +26,8 @@ from pyro_mdm.likelihoods import discrete
 from pyro_mdm.likelihoods.base import DecoderDistribution, Likelihood, StateScore, read_state
 from pyro_mdm.scores.base import Number, check_fit
 from pyro_mdm.scores.denoiser import DenoiserScore
-from pyro_mdm.support.checks import check_count, check_values
+from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.late_checks import check_values
 
 __all__ = [
     "OneHot",

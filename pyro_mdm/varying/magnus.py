@@ -347,14 +347,7 @@ class MagnusPropagator(Propagator):
     def new(self) -> int:
         return self._K
 
-    def root(
-        self,
-        start: Tensor | None,
-        duration: Tensor,
-        *,
-        noise_last: bool = False,
-        latest: float | None = None,
-    ) -> Root:
+    def root(self, start: Tensor | None, duration: Tensor, latest: float | None = None) -> Root:
         return self._rooted(self._forward, start, duration)
 
     def pulled_back_root(self, start: Tensor | None, duration: Tensor) -> Root:

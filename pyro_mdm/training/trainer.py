@@ -1,9 +1,8 @@
-"""Training by any loss: steps, learning rates, averaged weights, and the best by validation."""
+"""The trainer: steps, validation in between, and checkpoints."""
 
 from __future__ import annotations
 
 import copy
-import functools
 import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,166 +12,26 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pyro_mdm.budgets import ANY_STEPS, Budget, Outcome, Pace, Reason, steps_within
 from pyro_mdm.elbo import MDM_ELBO
-from pyro_mdm.randomness import seed_from
 from pyro_mdm.scores.base import Score
-from pyro_mdm.support.checks import check_count, check_number, settle
+from pyro_mdm.support.checks import check_count, check_number
 from pyro_mdm.support.files import check_place, replacing
+from pyro_mdm.support.late_checks import settle
 from pyro_mdm.support.modules import evaluating
 from pyro_mdm.support.progress import Progress, progress_bar, say, show_estimate
+from pyro_mdm.training.averages import MovingAverage, assign
+from pyro_mdm.training.patience import Patience
+from pyro_mdm.training.rates import WARMUP, Decay, schedule, schedule_within
 
-__all__ = ["FALL", "MovingAverage", "Trainer", "indices", "last_fall", "schedule"]
+__all__ = ["Trainer"]
 
-Decay = Literal["cosine", "constant"]
 Precision = Literal["32-true", "bf16-mixed"]
-LOOKS, WARMUP = 40, 100
-"""The default number of looks at validation data, and the largest of steps in which rates rise."""
-RISE = 0.1
-"""The largest share of the seconds in which rates rise."""
+LOOKS = 40
+"""The default number of looks at validation data."""
 EVERY = 200
 """The number of steps between looks where only seconds limit the steps."""
-FALL = 0.005
-"""The least change of a bound that counts as a fall, in bits/dim."""
-
-
-def schedule(step: int, steps: int, warmup: int = 0, decay: Decay = "cosine") -> float:
-    """The factor on learning rates, in [0, 1]: a linear warm-up times the decay.
-
-    Args:
-        step: index of the step, from 0.
-        steps: number of all steps, at whose end a cosine is 0.
-        warmup: number of steps in which the factor rises to 1.
-        decay: name of the decay: "cosine", half a wave from 1 to 0, or "constant".
-    """
-    share = min(1.0, step / max(1, steps))
-    factor = 0.5 * (1 + math.cos(math.pi * share)) if decay == "cosine" else 1.0
-    return min(1.0, (step + 1) / max(1, warmup)) * factor
-
-
-def indices(step: int, batch_size: int, n: int, seed: int) -> Tensor:
-    """The indices of the data in a batch, (batch_size,) int64, from whole permutations in turn.
-
-    Args:
-        step: index of the step, from 0.
-        batch_size: number of data in a batch.
-        n: number of training data.
-        seed: seed of the permutations.
-    """
-    position = torch.arange(step * batch_size, (step + 1) * batch_size)
-    epochs = position // n
-    return torch.cat(
-        [_permutation(e, n, seed)[position[epochs == e] % n] for e in epochs.unique().tolist()]
-    )
-
-
-@functools.lru_cache(maxsize=2)
-def _permutation(epoch: int, n: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed_from(seed, "order", epoch))
-    return torch.randperm(n, generator=generator)
-
-
-def last_fall(bounds: Mapping[int, float]) -> tuple[int, int]:
-    """The step at which a bound last fell, and the number of measurements after it.
-
-    A fall is by at least :data:`FALL` from the last one; the first measurement counts as a fall.
-
-    Args:
-        bounds: bounds by step, in bits/dim, the earliest first.
-    """
-    step, *later = bounds
-    after = 0
-    for other in later:
-        fell = bounds[other] <= bounds[step] - FALL
-        step, after = (other, 0) if fell else (step, after + 1)
-    return step, after
-
-
-class MovingAverage:
-    r"""An exponential moving average of the weights of a module.
-
-    Update n, from 0, moves an average m to m + (1 - d_n) (w - m), where w is the current weight and
-    d_n = min(decay, (1 + n) / (forgetting + n)) grows to the decay. So the average forgets where it
-    began.
-
-    Args:
-        weights: the module, or the tensors that training changes in place.
-        decay: final decay, in [0, 1).
-        forgetting: number in d_n, at least 1; the larger, the sooner the start is forgotten.
-        copy: copy of the module for the averages, whose buffers follow the module's and whose
-            weights begin with those of the first update. None: the averages are tensors of this
-            object, which begin with the current weights.
-
-    Attributes:
-        weights: the weights that are averaged.
-        averages: the averages, in the same order.
-        number: number of updates so far.
-
-    Raises:
-        ValueError: a decay out of range.
-
-    Example:
-        >>> network = torch.nn.Linear(2, 1)
-        >>> average = MovingAverage(network, decay=0.99)
-        >>> before = network.bias.detach().clone()
-        >>> _ = network.bias.data.add_(1.0)  # as a step of training would
-        >>> average.update()
-        >>> with average.applied():
-        ...     bool((before < network.bias) & (network.bias < before + 1))
-        True
-    """
-
-    def __init__(
-        self,
-        weights: nn.Module | Iterable[Tensor],
-        decay: float = 0.999,
-        *,
-        forgetting: int = 20,
-        copy: nn.Module | None = None,
-    ) -> None:
-        check_number("decay", decay, "a decay in [0, 1), such as 0.999")
-        check_count("forgetting", forgetting, "the number in the decay of the first updates")
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay is {decay}, expected a decay in [0, 1), such as 0.999")
-        self.decay, self.forgetting, self.number = decay, forgetting, 0
-        self._starts_late = copy is not None
-        self._buffers: list[tuple[Tensor, Tensor]] = []
-        if isinstance(weights, nn.Module):
-            if copy is not None:
-                self._buffers = [*zip(copy.buffers(), weights.buffers(), strict=True)]
-            weights = weights.parameters()
-        self.weights = list(weights)
-        values = [w.clone() for w in self.weights] if copy is None else [*copy.parameters()]
-        self.averages = [value.detach() for value in values]
-
-    def decay_at(self, number: int) -> float:
-        """The decay d_n of update n, from 0."""
-        return min(self.decay, (1 + number) / (self.forgetting + number))
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Update the averages by the current weights."""
-        weights = [weight.detach() for weight in self.weights]
-        if self._starts_late and self.number == 0:
-            _set(self.averages, weights)
-        elif weights:
-            move = get_ema_multi_avg_fn(self.decay_at(self.number))  # all weights by one call
-            move(self.averages, weights, self.number)
-        for following, buffer in self._buffers:
-            following.copy_(buffer)
-        self.number += 1
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """A context in which the averages stand in place of the weights."""
-        values = [weight.detach().clone() for weight in self.weights]
-        _set(self.weights, self.averages)
-        try:
-            yield
-        finally:
-            _set(self.weights, values)
 
 
 class Trainer:
@@ -276,15 +135,7 @@ class Trainer:
         check_number("learning_rate", learning_rate, "a positive rate of Adam", positive=True)
         if clip is not None:
             check_number("clip", clip, "a positive number, or None", positive=True)
-        if patience is not None:
-            check_count("patience", patience, "the number of looks that find nothing better")
-        if window is not None:
-            check_count(
-                "window", window, "the number of steps whose mean loss is compared", least=2
-            )
-        for name, number in (("least_gain", least_gain), ("cool_down", cool_down)):
-            if not check_number(name, number, "a number, at least 0") >= 0:
-                raise ValueError(f"{name} is {number}, expected a number, at least 0")
+        self._patience = Patience(patience, least_gain, window, cool_down)
         for name, word, words in (("decay", decay, Decay), ("precision", precision, Precision)):
             if word is not None and word not in get_args(words):
                 expected = ", ".join(get_args(words))
@@ -305,8 +156,7 @@ class Trainer:
                 "requires_grad_(True) sets them free"
             )
         self.steps, self.warmup, self.decay, self.clip, self.skip = steps, warmup, decay, clip, skip
-        self.patience, self.least_gain, self.window = patience, least_gain, window
-        self.cool_down, self.progress = cool_down, progress
+        self.progress = progress
         self.optimizer = optimizer or torch.optim.Adam(self.weights, lr=learning_rate)
         groups = self.optimizer.param_groups
         self.rates = [group.setdefault("initial_lr", group["lr"]) for group in groups]
@@ -318,9 +168,6 @@ class Trainer:
         self.best_step: int | None = None
         self.unit = "nats"
         self._best: list[Tensor] = []  # averaged weights and buffers
-        self._lowest, self._worse = math.inf, 0  # the last gain, and the values since without one
-        self._losses: list[Tensor] = []  # of the window
-        self._cooling: tuple[int, int] | None = None  # the first step, and the number of steps
         self._late = (-1, False)  # a step, and whether time was over after it
         self._looked = 0.0  # the share of time at the last look
         self._reason: Reason | None = None
@@ -350,23 +197,17 @@ class Trainer:
         """Take a step on a loss, (); returns the norm of its gradient before clipping, ()."""
         self.begin()
         loss.backward(inputs=self.weights)
-        if self.window is not None:
-            self._losses.append(loss.detach())
+        self._patience.add(loss)
         return self.update()
 
     def begin(self) -> None:
         """Set learning rates and clear gradients: the first half of :meth:`step`, for losses in
         several pieces."""
-        factor = schedule(self.step_number, self.steps, self.warmup, self.decay)
-        if self.budget.seconds is not None:  # which may pass sooner than the steps
-            at = int(1e6 * self.share_of_time)
-            if at * self.warmup > RISE * 1e6 * (self.step_number + 1):
-                factor = min(1.0, at / (RISE * 1e6)) * schedule(
-                    self.step_number, self.steps, decay=self.decay
-                )
-            factor = min(factor, schedule(at, 10**6, decay=self.decay))
-        if self._cooling is not None:
-            first, number = self._cooling
+        factor = schedule_within(
+            self.share_of_time, self.step_number, self.steps, self.warmup, self.decay
+        )
+        if self._patience.cooling is not None:
+            first, number = self._patience.cooling
             factor *= schedule(self.step_number - first, number)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
@@ -456,7 +297,7 @@ class Trainer:
                 self._reason = "all steps"
             elif self.is_out_of_time:
                 self._reason = "budget"
-            elif self._has_no_gain:
+            elif self._patience.is_over(self.step_number):
                 self._reason = "no gain"
         return self._reason is not None
 
@@ -468,40 +309,16 @@ class Trainer:
             every: number of steps between looks.
             looks: number of parts of the seconds.
         """
-        share = 0.0 if self.budget.seconds is None else self.share_of_time
+        share = self.share_of_time
         due = self.step_number % every == 0 or share - self._looked >= 1 / looks or self.is_over
         if due:
             self._looked = share
         return due
 
-    @property
-    def _has_no_gain(self) -> bool:
-        if self._cooling is not None:
-            first, number = self._cooling
-            return self.step_number - first >= number
-        return self.patience is not None and self._worse >= self.patience
-
-    def _compare(self, value: float, least: float) -> None:
-        """Count a value that is not lower than the last gain by as much."""
-        gained = value <= self._lowest - least if least else value < self._lowest
-        self._lowest, self._worse = (value, 0) if gained else (self._lowest, self._worse + 1)
-        is_out = self.patience is not None and self._worse >= self.patience
-        if is_out and self.cool_down and self._cooling is None:
-            self._cooling = self.step_number, math.ceil(self.cool_down * self.step_number)
-
     def _is_over_after_losses(self) -> bool:
         """Whether no step is left to take; a whole window of losses is compared first."""
-        if len(self._losses) == self.window:  # also one that a checkpoint was written with
-            self._compare_losses()
+        self._patience.compare_losses(self.step_number)  # also one that a checkpoint came with
         return self.is_over
-
-    def _compare_losses(self) -> None:
-        """Compare the mean loss of a window; the host waits for it here."""
-        losses = torch.stack(self._losses)
-        losses, self._losses = losses[losses.isfinite()], []
-        if len(losses) > 1:
-            error = float(losses.std()) / math.sqrt(len(losses))
-            self._compare(float(losses.mean()), max(error, self.least_gain))
 
     def fit(
         self,
@@ -536,8 +353,9 @@ class Trainer:
         if validate is not None and self.step_number == 0:
             self.look(self._validated(validate))
         every = EVERY if self.steps == ANY_STEPS else max(1, self.steps // looks)
-        if validate is None and self.patience is not None and self.window is None:
-            self.window = max(2, every)
+        patience = self._patience
+        if validate is None and patience.limit is not None and patience.window is None:
+            patience.window = max(2, every)
         value = torch.tensor(math.nan)
         for step in self:
             self.step(value := loss())
@@ -602,8 +420,7 @@ class Trainer:
         """
         value = float(value)
         better = value < self.best
-        if self.window is None:
-            self._compare(value, self.least_gain)
+        self._patience.look(value, self.step_number)
         if better:
             self.best, self.best_step = value, self.step_number
             values = self.weights if self.average is None else self.average.averages
@@ -630,9 +447,9 @@ class Trainer:
         if self.progress:
             say(f"{self._work}: {self.outcome}")
         if self._best:
-            _set([*self._averaged_weights, *self._buffers], self._best)
+            assign([*self._averaged_weights, *self._buffers], self._best)
         elif self.average is not None:
-            _set(self.average.weights, self.average.averages)
+            assign(self.average.weights, self.average.averages)
         for score, dtype in self._dtypes:
             score.autocast_dtype = dtype
         if self._module is not None:
@@ -667,10 +484,7 @@ class Trainer:
             "best": self.best,
             "best_tensors": [t.clone() for t in self._best],
             "best_step": self.best_step,
-            "lowest": self._lowest,
-            "worse": self._worse,
-            "losses": [loss.clone() for loss in self._losses],
-            "cooling": self._cooling,
+            **self._patience.state_dict(),
             "seconds": self.budget.spent,
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "kind": type(self.optimizer).__name__,
@@ -709,23 +523,15 @@ class Trainer:
                     f"the checkpoint is of {what} of {there}, expected {expected}; build the "
                     "trainer as it was"
                 )
-        _set(tensors, state["tensors"])
+        assign(tensors, state["tensors"])
         self.step_number, self.skipped = state["step_number"], state["skipped"]
         if self.average is not None:
-            _set(self.average.averages, state["averages"])
+            assign(self.average.averages, state["averages"])
             self.average.number = state["averaged"]
-        self.best, self._best, self._worse = state["best"], state["best_tensors"], state["worse"]
-        # earlier versions saved none of these
-        self.best_step, self._lowest = state.get("best_step"), state.get("lowest", self.best)
-        self._cooling = state.get("cooling")
-        self._losses = [loss.to(self.weights[0].device) for loss in state.get("losses", [])]
+        self.best, self._best = state["best"], state["best_tensors"]
+        self.best_step = state.get("best_step")  # earlier versions saved none
+        self._patience.load_state_dict(state, self.weights[0].device)
         self.budget = Budget(self.budget.seconds, spent=state.get("seconds", 0.0))
         self._looked = self.budget.share
         self.optimizer.load_state_dict(state["optimizer"])
         self._random = state["random"]
-
-
-@torch.no_grad()
-def _set(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    for tensor, value in zip(tensors, values, strict=True):
-        tensor.copy_(value)

@@ -1,0 +1,43 @@
+"""Learning rates by the step: a warm-up, and a decay to the end."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+__all__ = ["WARMUP", "Decay", "schedule", "schedule_within"]
+
+Decay = Literal["cosine", "constant"]
+WARMUP = 100
+"""The largest default number of steps in which rates rise."""
+RISE = 0.1
+"""The largest share of the seconds in which rates rise."""
+
+
+def schedule(step: int, steps: int, warmup: int = 0, decay: Decay = "cosine") -> float:
+    """The factor on learning rates, in [0, 1]: a linear warm-up times the decay.
+
+    Args:
+        step: index of the step, from 0.
+        steps: number of all steps, at whose end a cosine is 0.
+        warmup: number of steps in which the factor rises to 1.
+        decay: name of the decay: "cosine", half a wave from 1 to 0, or "constant".
+    """
+    share = min(1.0, step / max(1, steps))
+    factor = 0.5 * (1 + math.cos(math.pi * share)) if decay == "cosine" else 1.0
+    return min(1.0, (step + 1) / max(1, warmup)) * factor
+
+
+def schedule_within(
+    share: float, step: int, steps: int, warmup: int = 0, decay: Decay = "cosine"
+) -> float:
+    """The factor on learning rates by the steps or the seconds, whichever lead further.
+
+    Args:
+        share: share of the seconds that has passed, in [0, 1]; 0 without a limit.
+        step, steps, warmup, decay: as for :func:`~pyro_mdm.training.schedule`.
+    """
+    factor, at = schedule(step, steps, warmup, decay), int(1e6 * share)
+    if at * warmup > RISE * 1e6 * (step + 1):
+        factor = min(1.0, at / (RISE * 1e6)) * schedule(step, steps, decay=decay)
+    return min(factor, schedule(at, 10**6, decay=decay))
