@@ -145,6 +145,9 @@ def test_derivatives_are_those_of_the_recorded_steps(steps: int) -> None:
 
     (fast,), (slow,) = (torch.autograd.grad(loss(f), w) for f in (field, recorded))
     torch.testing.assert_close(fast, slow, rtol=1e-12, atol=1e-12)
+    # gradgradcheck asks a gradient that has a graph for its own derivatives alone
+    (again,) = torch.autograd.grad(loss(field), w, create_graph=True)
+    torch.testing.assert_close(again.detach(), slow, rtol=1e-12, atol=1e-12)
     assert torch.autograd.gradcheck(lambda w: walk(field, w, steps), w)
     assert torch.autograd.gradgradcheck(lambda w: walk(field, w, steps), w)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import math
 import threading
 from collections.abc import Callable, Sequence
@@ -27,6 +28,8 @@ from pyro_mdm import (
     elbo_terms,
     randomness,
 )
+from pyro_mdm.diffusions import kernels
+from pyro_mdm.diffusions.host_ends import ends_on_host
 from pyro_mdm.diffusions.host_search import LogSNRSearch
 from pyro_mdm.diffusions.learned import LearnedFamily
 from pyro_mdm.diffusions.linear import LinearDiffusion
@@ -508,6 +511,43 @@ def test_the_host_finds_the_ends(K: int, rank: int | None, high: float) -> None:
     assert not abs(search.clock_at(1e4)) < math.inf
     assert search.norm == pytest.approx(torch.linalg.matrix_norm(A, 1).item())
     assert search.speed == pytest.approx(torch.linalg.matrix_norm(A, 2).item())
+
+
+def test_the_host_has_the_numbers_and_the_growth_of_torch() -> None:
+    """By both routes, and with slopes in the clock time that are differences of the values."""
+    routes = [0, 0]
+    cases = itertools.product(((1, 1), (2, 1), (2, 2), (3, 1), (3, 3)), (1.0, 4.0))
+    for seed, ((K, rank), stiff) in enumerate(cases):
+        mass = {"stationary_variance": [1.0, 0.25, 3.0][:K]} if K > 1 else {}
+        diffusion = LearnedDiffusion(K, rank, seed=seed, **mass)
+        with torch.no_grad():
+            diffusion.lower.mul_(stiff)
+            A, noise, initial = (
+                diffusion.unit_drift,
+                diffusion.unit_noise,
+                diffusion.initial_covariance,
+            )
+            units, move = diffusion.units(), diffusion.propagator
+            targets = torch.tensor([60.0, 30.0, 9.0, -3.0], dtype=torch.float64)
+            after = torch.tensor([0.3, 0.3 + 1e-6, 6.0, 30.0], dtype=torch.float64)
+            host = ends_on_host(A, noise, initial, units, targets, *after.unbind())
+            assert host is not None
+            tau = torch.tensor(host.clocks, dtype=torch.float64)
+            a, Sigma, factor = move.factorization(tau, initial, units)
+            chosen = move.factorized(tau, initial)[-1].amplification
+            direct = chosen.isclose(kernels.direct_factor(Sigma, a).amplification, rtol=1e-6)
+        L = kernels.lower_triangular(factor.root)
+        fields = [a, Sigma, L, factor.readout, factor.log_snr, factor.log_det]
+        known = torch.cat([tau[:, None], *(field.reshape(len(tau), -1) for field in fields)], 1)
+        torch.testing.assert_close(host.values, known, rtol=1e-8, atol=1e-8)
+        growth = torch.tensor(host.growth, dtype=torch.float64)
+        torch.testing.assert_close(growth, factor.amplification, rtol=1e-5, atol=0)
+        assert float(growth.max()) > 3.0
+        routes = [routes[0] + int(direct.sum()), routes[1] + int((~direct).sum())]
+        moved = (host.values[5] - host.values[4]) / 1e-6
+        slope = host.slopes[4:6, :, -1].mean(0)
+        torch.testing.assert_close(moved, slope, rtol=1e-6, atol=1e-6)
+    assert min(routes) > 5
 
 
 WRITES: dict[str, Callable[[nn.Parameter], object]] = {

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from pyro_mdm.evaluation.strata import StratifiedIntegrals
+from pyro_mdm.evaluation.estimates import Noise
+from pyro_mdm.evaluation.strata import StrataPlan, StratifiedIntegrals
+from tests.problems import fixed
 
 LOW, HIGH, CELLS, N, WIDTH = -6.0, 8.0, 14, 64, 0.7
 EDGES = torch.linspace(LOW, HIGH, CELLS + 1, dtype=torch.float64)
@@ -80,6 +83,120 @@ def test_spread_and_skewness_that_a_plan_tells_are_those_of_the_noise() -> None:
     assert plan.skewness[0, None] * math.sqrt(size) == pytest.approx(2.0, rel=0.2)
     allowance = plan.error((0, None)) / plan.spread[0, None]
     assert allowance == pytest.approx(1 + 3 * plan.skewness[0, None] ** 2)
+
+
+def test_data_count_alike_in_folds_of_different_sizes() -> None:
+    """Where each datum is drawn as often and the level plays no part, all is exact: data that are
+    never drawn, as they have no integrand, are 0 in the mean."""
+    n, span = 11, 3.0
+    exists = torch.ones(2, n, dtype=torch.bool)
+    exists[0, 6:], exists[1, 8:], exists[1, :2] = False, False, False
+    size = exists * torch.arange(1.0, n + 1).double() ** 2
+    edges = torch.tensor([-1.0, -1.0 + span], dtype=torch.float64)
+    game = StratifiedIntegrals(edges, EVERYWHERE[:, :1], n, adapt=False, counts=exists)
+    for _ in range(2):
+        draws = game.draw(8)  # once each: of 11, 8 have an integrand
+        assert draws.datum.sort().values.tolist() == list(range(8))
+        game.add(draws, size[:, draws.datum])
+    for target, known in (((0, None), size[0]), ((1, None), size[1]), ((0, 1), size[0] - size[1])):
+        found = game.integral(*target)
+        assert found.mean == pytest.approx(span * float(known.mean()), rel=1e-12)
+        torch.testing.assert_close(found.per_datum, span * known)
+        torch.testing.assert_close(found.halves, (span * known).expand(2, -1))
+        torch.testing.assert_close(found.density, known.mean().reshape(1))
+
+
+def test_the_error_of_a_sum_is_unbiased_in_groups_of_any_size() -> None:
+    """Of independent numbers without a mean: E error² is their number, also one in a group."""
+    group = np.repeat([0, 1, 2, 3], [1, 2, 3, 6])
+    game = StratifiedIntegrals(EDGES, EVERYWHERE[:1], N)
+    game.add(game.draw(len(group)), torch.zeros(1, len(group)).double())
+    values = np.random.default_rng(0).normal(size=(20_000, len(group)))
+    square = game._error_of_sum(values, group)[0] ** 2
+    assert abs(square.mean() - len(group)) < 5 * square.std() / math.sqrt(len(values))
+    for number in range(4):  # a group that alone is not 0
+        some = game._error_of_sum(values * (group == number), group)[0] ** 2
+        off = some.mean() - (group == number).sum()
+        assert abs(off) < 5 * some.std() / math.sqrt(len(values))
+
+
+def test_an_error_counts_the_larger_of_two_skewnesses() -> None:
+    """That of the draws, and that of the pilot; and the spread of both, by their numbers."""
+    target, size, pilot = (0, None), 60, 20
+    uniform = torch.full((CELLS,), 1 / (HIGH - LOW), dtype=torch.float64)
+    values = -torch.rand(1, size, generator=torch.Generator().manual_seed(3)).double().log()
+
+    def game(skewness: float, spread: float) -> StratifiedIntegrals:
+        none = torch.zeros(1, CELLS, 1, dtype=torch.float64)
+        plan = StrataPlan(none, uniform, pilot, {target: spread}, {target: skewness})
+        made = StratifiedIntegrals(EDGES, EVERYWHERE[:1], N, plan=plan)
+        made.add(made.draw(size), values)
+        return made
+
+    found = game(0.0, 7.0).plan([target])
+    mine, spread = found.skewness[target], found.spread[target]
+    assert mine > 0.05
+    both = math.sqrt((size * spread**2 + pilot * 7.0**2) / (size + pilot) / size)
+    for skewness in (0.0, mine / 2, 2 * mine):
+        error = (1 + 3 * max(skewness, mine) ** 2) * both
+        assert float(game(skewness, 7.0).errors([target])) == pytest.approx(error, rel=1e-9)
+        assert game(skewness, 7.0).integral(0).error == pytest.approx(error, rel=1e-9)
+
+
+@pytest.mark.parametrize("n", [4, 40])
+def test_the_noise_of_data_is_that_of_their_draws(n: int) -> None:
+    """In one cell, where an evaluation is a draw of the integral."""
+    span, target = 3.0, (0, None)
+    edges = torch.tensor([-1.0, -1.0 + span], dtype=torch.float64)
+    none, uniform = torch.zeros(1, 1, 1).double(), torch.full((1,), 1 / span).double()
+    plan = StrataPlan(none, uniform, 10, {target: 1.0}, {target: 0.0})
+    game = StratifiedIntegrals(edges, EVERYWHERE[:1, :1], n, plan=plan)
+    values = fixed(5, 5, n).exp() * fixed(6, n).exp()
+    for row in values:
+        draws = game.draw(n)
+        game.add(draws, row[draws.datum][None])
+    found, known = game.integral(0), Noise.from_draws(span * values)
+    torch.testing.assert_close(found.noise.variance, known.variance)
+    torch.testing.assert_close(found.noise.degrees, known.degrees)
+    whole = span * values / (5 * n)
+    torch.testing.assert_close(found.density_error, (whole / span).square().sum().sqrt()[None])
+
+
+def test_a_datum_is_weighed_by_the_densities_of_its_own_rounds() -> None:
+    """Half of the data are drawn by one density, half by another, for an integrand that is 1 in the
+    lower half of the range."""
+    low = (torch.arange(CELLS) < CELLS // 2).double()
+    off = []
+    for seed in range(60):
+        game = StratifiedIntegrals(EDGES, EVERYWHERE[:1], N, density=1 + 3 * low, seed=seed)
+        seen = torch.zeros(2, N, dtype=torch.bool)
+        for mine in seen:
+            draws = game.draw(N // 2)
+            mine[draws.datum] = True
+            game.add(draws, (draws.level < EDGES[CELLS // 2]).double()[None])
+            game._next = np.tile(game._with_floor((4 - 3 * low).numpy()), (game.folds, 1))
+        off.append([game.integral(0).per_datum[mine].mean() - (HIGH - LOW) / 2 for mine in seen])
+    each = torch.tensor(off, dtype=torch.float64)
+    assert bool((each.mean(0).abs() < 5 * each.std(0) / math.sqrt(len(each))).all())
+
+
+def test_draws_are_as_dense_as_the_deviation_of_what_is_left() -> None:
+    """That of noise which is four times as large in half of the range; a tenth is uniform. For
+    several integrands it does not hang on their units."""
+    size, span = 20_000, HIGH - LOW
+    game, again = (StratifiedIntegrals(EDGES, EVERYWHERE, N) for _ in range(2))
+    draws = game.draw(size)
+    assert torch.equal(again.draw(size).level, draws.level)
+    generator = torch.Generator().manual_seed(1)
+    values = torch.randn(2, size, generator=generator, dtype=torch.float64)
+    values[0] *= 1 + 3 * (draws.level > 1)
+    game.add(draws, values)
+    again.add(draws, torch.stack([values[0], 1000 * values[1]]))
+    density = game.plan([(0, None)]).density * span
+    assert float(density[0]) == pytest.approx(0.9 / 2.5 + 0.1, rel=0.1)
+    assert float(density[-1]) == pytest.approx(0.9 * 4 / 2.5 + 0.1, rel=0.1)
+    both = [(0, None), (1, None)]
+    torch.testing.assert_close(again.plan(both).density, game.plan(both).density)
 
 
 @pytest.mark.parametrize("baseline", [True, False])
