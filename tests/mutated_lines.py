@@ -285,7 +285,15 @@ LINES: dict[str, dict[str, list[str]]] = {
         ): [
             "P.slope[-1] += ⟨→0 * ⟩P.value / tau",
             "moved = np.append(⟨-→⟩slopes[:-1], 1.0) / slopes[-1]",
-        ]
+        ],
+        "test_learned_ends.py::test_the_host_has_the_numbers_and_the_growth_of_torch": [
+            "⟨max(tau * self.speed, 1.0)→1.0⟩ * max(lost, 1.0)",
+            "max(tau * self.speed, 1.0)⟨ * max(lost, 1.0)→⟩",
+            "self.weights = ⟨units / units[:, None]→units[:, None] / units⟩",
+            "return root, turned, ⟨float(1 / np.diagonal(C).min() ** 2)→1.0⟩",
+            "level = q.log() + ⟨2 * →⟩math.log(size)",
+            "if near is not None and (factor is None or near.amplification ⟨<→>⟩ factor",
+        ],
     },
     "pyro_mdm/diffusions/kernels.py": {
         (
@@ -435,6 +443,36 @@ LINES: dict[str, dict[str, list[str]]] = {
             "tolerance⟨**2→⟩ * first"
         ],
     },
+    "pyro_mdm/evaluation/strata.py": {
+        "test_strata.py::test_data_count_alike_in_folds_of_different_sizes": [
+            "minlength=self.folds) / ⟨self.num_data→len(self._drawn)⟩",
+            "return (⟨share→1 / self.folds⟩ / np.maximum(calls, 1))[fold]",
+            "counts = counts ⟨|→&⟩ self.counts[second]",
+        ],
+        "test_strata.py::test_the_error_of_a_sum_is_unbiased_in_groups_of_any_size": [
+            "scaled = square⟨ * (size / np.maximum(size - 1, 1))[1:]→⟩",
+            "alone = ⟨→0 * ⟩value**2 * (size == 1)",
+        ],
+        "test_strata.py::test_an_error_counts_the_larger_of_two_skewnesses": [
+            "_allowance(⟨np.maximum(np.abs(skewness), foreseen_skewness)→foreseen_skewness⟩)",
+            "_allowance(np.⟨maximum→minimum⟩(np.abs(skewness), foreseen_skewness))",
+            "pooled = error**2 * N * N + foreseen**2⟨ * plan.num_draws→⟩",
+        ],
+        "test_strata.py::test_the_noise_of_data_is_that_of_their_draws[4]": [
+            "torch.from_numpy(np.sqrt(spread)⟨ / self.width→⟩)",
+            "np.maximum(square - total**2 / number, 0) / ⟨several→number⟩",
+        ],
+        "test_strata.py::test_a_datum_is_weighed_by_the_densities_of_its_own_rounds": [
+            "value = left[use] / ⟨self._own_density(use)→self._pooled_density()[use]⟩"
+        ],
+        "test_strata.py::test_draws_are_as_dense_as_the_deviation_of_what_is_left": [
+            "importance = (self._left_of(targets) ** 2⟨ / need[:, None]→⟩).sum(0)",
+            "return self._with_floor(⟨np.sqrt(variance)→variance⟩)",
+        ],
+        "test_strata.py::test_spread_and_skewness_that_a_plan_tells_are_those_of_the_noise": [
+            "spread = error / ⟨self.num_draws**0.5→1⟩"
+        ],
+    },
     "pyro_mdm/evaluation/looseness.py": {
         "test_gaps.py::test_both_sides_are_those_in_closed_form[vpsde]": [
             "chain.times), x⟨, path→⟩).cpu()",
@@ -495,6 +533,7 @@ LINES: dict[str, dict[str, list[str]]] = {
         "test_adams.py::test_derivatives_are_those_of_the_recorded_steps[4]": [
             "moved: Any = sum((back[node] for node in following), ⟨→0 * ⟩earlier[i])",
             "⟨range(1, 1 + len(HEUN))→[1]⟩ if i == 0 else []",
+            "torch.autograd.grad(both, start, (of_end, ⟨→0 * ⟩of_gained), create_graph=True)",
         ],
     },
     "pyro_mdm/paths/flow.py": {
@@ -503,6 +542,12 @@ LINES: dict[str, dict[str, list[str]]] = {
         ],
         "test_adams.py::test_gradients_are_those_of_the_values[plain]": [
             "factor * (flow.variance * v).sqrt()⟨ / (flow.variance + v)→⟩"
+        ],
+        "test_per_dimension.py::test_the_flow_without_a_score_is_that_of_the_drift[blocks]": [
+            "(trace.flatten(1)⟨.mean(1)→[:, 0]⟩ if trace.dim() > s.dim() else trace)"
+        ],
+        "test_per_dimension.py::test_the_flow_and_the_bound_on_a_state_know_its_density[clocks]": [
+            "return log_snr, ⟨-→⟩rate"
         ],
         "test_distribution.py::test_flow_is_the_density_and_its_gradient[VPSDE]": [
             "⟨+→-⟩ scale.expand_as(z[0]).log().sum()"
