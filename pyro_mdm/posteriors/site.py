@@ -349,10 +349,16 @@ class DataDistribution(TorchDistribution):
             ValueError: data of another shape; infinite numbers; a datum with NaN in some but not
                 all of its numbers.
         """
-        scored: Tensor = self._scored(value, list(self.theta.values()), self.batch_shape)
-        return scored
+        return self.scored(value, list(self.theta.values()), self.batch_shape)
 
-    def _scored(self, value: Tensor, theta: Sequence[Tensor], batch: Sequence[int]) -> Tensor:
+    def scored(self, value: Tensor, theta: Sequence[Tensor], batch: Sequence[int]) -> Tensor:
+        """:meth:`log_prob` given these parameters, of all rows in one call within ``vmap``.
+
+        Args:
+            value: data, (*batch, *event_shape).
+            theta: the parameters, one tensor (*batch, *shape) for each site.
+            batch: the batch shape of both together.
+        """
         try:
             return self._log_prob(value, theta, batch)
         except RuntimeError as error:
@@ -547,7 +553,7 @@ class _AllRows(torch.autograd.Function):
     def forward(
         law: DataDistribution, batch: Sequence[int], value: Tensor, *theta: Tensor
     ) -> Tensor:
-        return law._scored(value, theta, batch)
+        return law.scored(value, theta, batch)
 
     @staticmethod
     def setup_context(ctx: object, inputs: object, output: object) -> None:
@@ -570,7 +576,7 @@ class _AllRows(torch.autograd.Function):
         ]
         n = next(t.shape[d] for t, _, d in tensors if d is not None)
         whole = (n, *[1] * (deepest - len(batch)), *batch)
-        return law._scored(rows[0], rows[1:], whole), 0
+        return law.scored(rows[0], rows[1:], whole), 0
 
 
 def _with_lead(value: Tensor, event_dim: int, deepest: int) -> Tensor:
