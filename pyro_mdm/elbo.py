@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import pyro.poutine as poutine
 import torch
+from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO
 from pyro.infer.util import MultiFrameTensor, is_validation_enabled, torch_item
@@ -307,7 +308,7 @@ def _minus_log_q(site: Site) -> Tensor:
     return -(terms.entropy_term + rest)
 
 
-def _score_parts(site: Site) -> Any:
+def _score_parts(site: Site) -> ScoreParts:
     terms = site["fn"].score_parts(site["value"], *site["args"], **site["kwargs"])
     return terms.scale_and_mask(site["scale"], site["mask"])
 

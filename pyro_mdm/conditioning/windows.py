@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -244,22 +244,22 @@ class WindowedDenoiser(DerivedDenoiser):
         return self.windows.blend(value.expand(len(self.windows), *shape))
 
     @property
-    def data_mean(self) -> Any:  # type: ignore[override]
+    def data_mean(self) -> Tensor:  # type: ignore[override]
         """The mean of each pixel, (C, H, W)."""
         return self._over(self.denoiser.data_mean)
 
     @property
-    def data_variance(self) -> Any:  # type: ignore[override]
+    def data_variance(self) -> Tensor:  # type: ignore[override]
         """The variance of each pixel, (C, H, W)."""
         return self._over(self.denoiser.data_variance)
 
     @property
-    def typical(self) -> Any:
+    def typical(self) -> Tensor:
         """A possible value of each pixel, (C, H, W)."""
         shape = self.denoiser.event_shape or ()
         return self.windows.choose(self.denoiser.typical.expand(len(self.windows), *shape))
 
-    def _refused(self) -> Any:
+    def _refused(self) -> NoReturn:
         raise TypeError(
             f"a denoiser by {len(self.windows)} windows has no baseline, which control variates "
             "and decoders are made of; take bounds with control_variate=False, and a decoder by "

@@ -122,7 +122,7 @@ class PerDimensionDiffusion(Kernels):
         return len(self._clock_of_cell)
 
     @property
-    def transform(self) -> Any:
+    def transform(self) -> Transform | None:
         return self._coordinates
 
     def coordinates(self, x: Tensor) -> Tensor:

@@ -298,7 +298,7 @@ class DataDistribution(TorchDistribution):
         return {name: block.reshape(*value.shape[:-1], *shape) for (name, shape), block in pairs}
 
     @property
-    def support(self) -> Any:
+    def support(self) -> constraints.Constraint:
         """The constraint of values, by the bounds of data.
 
         Raises:
@@ -534,7 +534,7 @@ class _SomeDiscrete(constraints.Constraint):
         return inside.flatten(inside.dim() - self.event_dim).all(-1) if self.event_dim else inside
 
 
-def _constraint(lower: Tensor, upper: Tensor) -> Any:
+def _constraint(lower: Tensor, upper: Tensor) -> constraints.Constraint:
     """The constraint of numbers that have bounds of one kind."""
     low, high = bool(lower.isfinite().all()), bool(upper.isfinite().all())
     if low and high:
@@ -567,7 +567,7 @@ class _AllRows(torch.autograd.Function):
         batch: Sequence[int],
         value: Tensor,
         *theta: Tensor,
-    ) -> Any:
+    ) -> tuple[Tensor, int]:
         shapes = [law.event_shape, *(s.shape for s in law.likelihood.structure.parameters)]
         tensors = list(zip((value, *theta), shapes, in_dims[2:], strict=True))
         deepest = max(len(batch), *(t.dim() - len(s) - (d is not None) for t, s, d in tensors))
