@@ -33,9 +33,9 @@ from pyro_mdm.likelihoods.base import (
 )
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.scores.base import Number, Score
-from pyro_mdm.scores.denoiser import DenoiserScore
+from pyro_mdm.scores.denoiser import DenoiserScore, denoiser_of
 from pyro_mdm.scores.derived import DerivedDenoiser
-from pyro_mdm.support.checks import check_instance, describe, tensor_device
+from pyro_mdm.support.checks import check_instance, tensor_device
 from pyro_mdm.support.modules import ExactBuffers
 from pyro_mdm.support.settings import Recorded
 
@@ -355,14 +355,9 @@ def _checked_denoiser(score: Score) -> DenoiserScore:
             "the model is conditioned already, expected one of all images; make it larger by "
             "windowed(model, size) first, and condition that"
         )
-    if not isinstance(score, DenoiserScore):
-        what = describe(score) if isinstance(score, Score) else f"{score!r}"
+    denoiser = denoiser_of(score, "x̂ is averaged over windows")
+    if denoiser.event_shape is None or len(denoiser.event_shape) != 3:
         raise TypeError(
-            f"the model's score is {what}, expected a DenoiserScore, since x̂ is averaged over "
-            "windows; train a Denoiser or DiscreteDenoiser"
+            f"the model is of data of shape {denoiser.event_shape}, expected (C, H, W) of images"
         )
-    if score.event_shape is None or len(score.event_shape) != 3:
-        raise TypeError(
-            f"the model is of data of shape {score.event_shape}, expected (C, H, W) of images"
-        )
-    return score
+    return denoiser

@@ -44,18 +44,8 @@ class _Once(torch.autograd.Function):
         return torch.where(torch.ones_like(grad, dtype=torch.bool), grad, refused)
 
 
-class _Refused(torch.autograd.Function):
+class _Refused(_Once):
     """A value that has no derivative; the engine asks for it only where it is needed."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(value: Tensor) -> Tensor:
-        return value.view_as(value)
-
-    @staticmethod
-    def setup_context(ctx: _Context, inputs: tuple[Tensor], output: Tensor) -> None:
-        pass
 
     @staticmethod
     def backward(ctx: _Context, grad: Tensor) -> NoReturn:
