@@ -55,7 +55,7 @@ FLOORS = (
     ("pretrained", "program"),
     ("model",),
     ("guide", "drawing"),
-    ("compiled",),
+    ("compiled", "sites"),
     ("elbo", "distribution"),
     ("evaluation",),
     ("training",),
