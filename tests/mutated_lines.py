@@ -433,7 +433,11 @@ LINES: dict[str, dict[str, list[str]]] = {
         ): [
             "⟨(weighed * self._variance)→weighed⟩ @",
             "torch.addmm(⟨r @ self._factors.inverse→0 * r⟩,",
-        ]
+        ],
+        "test_measurement_systems.py::test_exact_observations_of_small_and_of_no_variance": [
+            "torch.where(S.diagonal() ⟨>→>=⟩ 0",
+            "S.diagonal().⟨rsqrt→sqrt⟩(), 0)",
+        ],
     },
     "pyro_mdm/measurements/laws.py": {
         "test_noise.py::test_sites_have_the_moments_of_their_law[laplace]": [
@@ -502,6 +506,14 @@ LINES: dict[str, dict[str, list[str]]] = {
             "test_measurement_systems.py::"
             "test_every_solver_gives_the_posterior_of_gaussian_data[structured-mask-diagonal-one]"
         ): ["system.scaled(variances.flatten(1)⟨ + system.noise→⟩))"],
+        (
+            "test_measurement_systems.py::"
+            "test_woodburys_identity_serves_above_rounding[0.0-5e-10-False]"
+        ): ["whole = values.⟨max→min⟩() * spectrum"],
+        (
+            "test_measurement_systems.py::"
+            "test_woodburys_identity_serves_above_rounding[2e-09-0.0-False]"
+        ): ["apart = rest ⟨*→/⟩ spectrum.squares + noise.flatten()"],
     },
     "pyro_mdm/measurements/twisted.py": {
         "test_gaps.py::test_the_inverse_evidence_with_the_exact_draw_is_unbiased[gaussian]": [
@@ -677,7 +689,10 @@ LINES: dict[str, dict[str, list[str]]] = {
     "pyro_mdm/compiled.py": {
         "test_compiled.py::test_the_loss_is_one_graph[cld-True-aot_eager]": [
             "weight = ⟨0.5 * →⟩constants.width * draws.log_snr.exp()"
-        ]
+        ],
+        "test_compiled.py::test_the_loss_is_one_graph[not at rest-True-aot_eager]": [
+            "theta = F if units is None else ⟨units * →⟩F"
+        ],
     },
     "pyro_mdm/samplers/probability_flow.py": {
         "test_sampler_orders.py::test_every_sampler_has_its_weak_order[flow_heun-vpsde]": [
@@ -687,7 +702,13 @@ LINES: dict[str, dict[str, list[str]]] = {
     "pyro_mdm/scores/ahead.py": {
         "test_scores_ahead.py::test_they_are_those_of_one_time_after_the_other[given-1]": [
             "offset = torch.where(observed, ⟨values→mu⟩,"
-        ]
+        ],
+        "test_scores_ahead.py::test_states_that_are_not_at_rest_are_in_units[noise]": [
+            "self._output(flat if c.units is None else ⟨flat * c.units→flat⟩, c.log_snr)"
+        ],
+        "test_scores_ahead.py::test_states_that_are_not_at_rest_are_in_units[raw]": [
+            "return eye if units is None else ⟨eye * units.unsqueeze(-1)→eye⟩"
+        ],
     },
     "pyro_mdm/scores/base.py": {
         (
@@ -888,6 +909,14 @@ LINES: dict[str, dict[str, list[str]]] = {
     "pyro_mdm/training/rates.py": {
         "test_trainer.py::test_rates_warm_up_and_fall_to_nothing": [
             "⟨0.5 * →⟩(1 + math.cos(math.pi * share))"
+        ],
+        "test_trainer.py::test_rates_are_of_the_steps_or_of_the_seconds": [
+            "min(1.0, ⟨max→min⟩((step + 1) / max(1, warmup)",
+            "at / (RISE * ⟨1e6→2e6⟩)",
+            "schedule(at, ⟨10→2 * 10⟩**6, decay=decay)",
+        ],
+        "test_trainer.py::test_rates_are_a_rise_times_half_a_wave": [
+            "min(1.0, ⟨(step + 1)→step⟩ / max(1, warmup)) * factor"
         ],
     },
     "pyro_mdm/training/trainer.py": {
