@@ -295,6 +295,11 @@ LINES: dict[str, dict[str, list[str]]] = {
             "if near is not None and (factor is None or near.amplification ⟨<→>⟩ factor",
         ],
     },
+    "pyro_mdm/diffusions/first_order.py": {
+        "test_learned_ends.py::test_a_second_derivative_of_a_root_is_an_error[end_by_the_host]": [
+            "if ⟨not torch.is_grad_enabled()→True⟩:"
+        ]
+    },
     "pyro_mdm/diffusions/kernels.py": {
         (
             "test_diffusions.py::"
