@@ -643,6 +643,12 @@ LINES: dict[str, dict[str, list[str]]] = {
             "⟨(1 - beta) * old + →⟩beta * new"
         ],
     },
+    "pyro_mdm/posteriors/training.py": {
+        "test_budgets.py::test_more_simulations_are_learned_from_in_more_steps": [
+            "steps * max(⟨ratio→ratio * ratio⟩, math.sqrt(ratio))",
+            "steps * max(ratio, ⟨math.sqrt(ratio)→ratio⟩)",
+        ]
+    },
     "pyro_mdm/samplers/ancestral.py": {
         "test_sampler_orders.py::test_every_sampler_has_its_weak_order[ancestral-vpsde]": [
             "kernel.mean_coefficient.unsqueeze(-1), ⟨→1.1 * ⟩kernel.scale_tril]"

@@ -433,14 +433,15 @@ def test_a_fit_ends_where_nothing_is_gained(
 
 @pytest.mark.slow
 def test_more_simulations_are_learned_from_in_more_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By default in proportion to the root of their number; given steps are taken as they are."""
-    monkeypatch.setattr(amortized, "STEPS", 30)
-    monkeypatch.setattr(likelihoods, "USUAL", 30)
+    """By default as the root of their number, or as the number above 10,000; given steps are taken
+    as they are."""
+    monkeypatch.setattr(amortized, "STEPS", 20)
+    monkeypatch.setattr(likelihoods, "USUAL", 20)
     for of_one in (of_posterior, of_likelihood):
-        for n, number in ((100, 3), (400, 6)):
+        for n, number in ((100, 2), (400, 4), (20_000, 40)):
             outcomes = of_one(simulations=n)
             assert {outcome[:3:2] for outcome in outcomes} == {(number, "all steps")}
-            assert {outcome.steps for outcome in of_one(simulations=n, steps=5)} == {5}
+        assert {outcome.steps for outcome in of_one(steps=5)} == {5}
 
 
 @pytest.mark.slow

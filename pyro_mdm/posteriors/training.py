@@ -35,7 +35,10 @@ of the steps so far in which they do."""
 
 
 def usual_steps(steps: int, n: int) -> int:
-    """The usual number of training steps for n simulations, in proportion to √n.
+    """The usual number of training steps for n simulations.
+
+    Above 10,000 simulations it is proportional to n, so that each is seen as often; SLCP gains from
+    that. Below it is proportional to √n: networks have learned what holds for others by then.
 
     Args:
         steps: the number of steps for 10,000 simulations.
@@ -43,9 +46,10 @@ def usual_steps(steps: int, n: int) -> int:
 
     Example:
         >>> [usual_steps(8_000, n) for n in (1_000, 10_000, 100_000)]
-        [2530, 8000, 25298]
+        [2530, 8000, 80000]
     """
-    return max(1, round(steps * math.sqrt(n / 10_000)))
+    ratio = n / 10_000
+    return max(1, round(steps * max(ratio, math.sqrt(ratio))))
 
 
 class TrainingOptions(NamedTuple):
