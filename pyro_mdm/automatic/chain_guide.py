@@ -157,15 +157,18 @@ class ChainGuide(AutoMultivariateNormal):
             chain = STARTS[self.start](self.latent_dim, self._diffusion, self._steps, self._width)
             self.chain = chain.to(self.loc)
             trace = run(self.model, *args, **kwargs)
-            self.program_density = ProgramDensity(self.program, trace, self._unpack_latent)
+            self.program_density = self._made_density(trace)
             near = self.loc.detach() + 0.1 * torch.randn(2, self.latent_dim).to(self.loc)
             self.program_density.check(near, *args, **kwargs)
         except BaseException:
             self.prototype_trace = None  # the next call sets it up again
             raise
 
-    @staticmethod
-    def _prototype_hide_fn(site: dict[str, Any]) -> bool:
+    def _made_density(self, trace: Any) -> ProgramDensity:
+        """The density of the program, of which a trace is given; the chain is there."""
+        return ProgramDensity(self.program, trace, self._unpack_latent)
+
+    def _prototype_hide_fn(self, site: dict[str, Any]) -> bool:
         hidden: bool = AutoMultivariateNormal._prototype_hide_fn(site)
         return hidden or is_enumerated(site)
 
@@ -228,11 +231,15 @@ class ChainGuide(AutoMultivariateNormal):
         x = law.rsample()
         return x, self.log_density(x, *args, **kwargs) - law.log_prob(x)
 
+    def log_weights_of_all(self, n: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """The same by all rows of the program's plates."""
+        return self.log_weights(n, *args, **kwargs)
+
     @torch.no_grad()
     def weighted(self, n: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self.set_up(*args, **kwargs)
         sizes = [min(AT_A_TIME, n - done) for done in range(0, n, AT_A_TIME)]
-        pieces = [self.log_weights(size, *args, **kwargs) for size in sizes]
+        pieces = [self.log_weights_of_all(size, *args, **kwargs) for size in sizes]
         x, log_weights = (torch.cat(tensors) for tensors in zip(*pieces, strict=True))
         if lost := int((log_weights.isnan() | (log_weights == math.inf)).sum()):
             warnings.warn(
