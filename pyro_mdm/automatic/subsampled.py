@@ -18,6 +18,7 @@ Models", 2022.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -48,6 +49,8 @@ __all__ = ["RowWeights", "SubsampledFitting", "SubsampledGuide"]
 
 COMPARED_BY_ALL = 64
 """The number of paths by which a chain is judged, with all rows."""
+SHARED = 16
+"""The number of draws of the globals by which a chain of rows is judged."""
 ROWS_AT_A_TIME = 100_000
 """The number of rows' paths that are drawn together."""
 
@@ -379,12 +382,33 @@ class SubsampledFitting(Fitting):
 
     guide: SubsampledGuide
 
+    def from_gaussian(self) -> Tensor:
+        """Fit the Gaussian, and anneal the chain of the globals from it, together with that of the
+        rows, which stays as it was if it had a higher bound before."""
+        chain = self.guide.chain
+        rows = getattr(chain, "rows", None)
+        before = copy.deepcopy(rows)
+        losses = super().from_gaussian()
+        if rows is not None:
+            with torch.no_grad():
+                x = self.guide.get_posterior(*self.args, **self.kwargs).expand((SHARED,)).rsample()
+                after = self.guide.of_all(x, self.args, self.kwargs)[0].mean()
+                trained = copy.deepcopy(rows.state_dict())
+                rows.load_state_dict(before.state_dict())
+                if not bool(self.guide.of_all(x, self.args, self.kwargs)[0].mean() > after):
+                    rows.load_state_dict(trained)
+        return losses
+
     def _bound_of_gaussian(self, n: int | None = None) -> Tensor:
-        if n is None:
-            return super()._bound_of_gaussian()
         ratio = self.guide.ratio(*self.args, **self.kwargs)
-        u = torch.randn(min(n, COMPARED_BY_ALL), self.guide.latent_dim).to(self.guide.loc)
-        return self.guide.of_all(ratio.place(u), self.args, self.kwargs)[0] - ratio.log_unit(u)
+        half = (min(n or self.paths, COMPARED_BY_ALL) + 1) // 2
+        u = torch.randn(half, self.guide.latent_dim).to(self.guide.loc)
+        # a subsample moves the gradients of all draws alike, which in pairs leaves the scale alone
+        u = torch.cat([u, -u])
+        x = ratio.place(u)
+        if n is None:
+            return ratio.log_density(x) - ratio.log_unit(u)
+        return self.guide.of_all(x, self.args, self.kwargs)[0] - ratio.log_unit(u)
 
     def _bound_of_chain(self, n: int | None = None) -> Tensor:
         if n is None:
