@@ -94,6 +94,8 @@ class ChainGuide(AutoMultivariateNormal):
         steps: int = 16,
         start: str = "gaussian",
         width: int = 64,
+        row_steps: int = 4,
+        row_paths: int = 1,
         init_loc_fn: Callable[..., Any] = init_to_median,
         init_scale: float = 0.1,
     ) -> None:
@@ -110,7 +112,10 @@ class ChainGuide(AutoMultivariateNormal):
         check_count("width", width, "of the layers of the network")
         if start not in STARTS:
             raise ValueError(f"start is {start!r}, expected one of {', '.join(map(repr, STARTS))}")
+        check_count("row_steps", row_steps, "the number of steps of the chain of rows")
+        check_count("row_paths", row_paths, "the number of paths of a row for a weight")
         self.start, self._steps, self._width = start, steps, width
+        self.row_steps, self.row_paths = row_steps, row_paths
         # as they are, without values to start from or a fit; no modules of this one
         self._given = model, copy.deepcopy(self._diffusion)
         self._start_values: dict[str, Any] = {"init_loc_fn": init_loc_fn, "init_scale": init_scale}
@@ -136,6 +141,8 @@ class ChainGuide(AutoMultivariateNormal):
             steps=self._steps,
             start=start or self.start,
             width=self._width,
+            row_steps=self.row_steps,
+            row_paths=self.row_paths,
             **self._start_values,
         )
 

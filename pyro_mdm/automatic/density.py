@@ -193,9 +193,10 @@ class ProgramDensity:
         # draw changes far more
         rounding = 1e3 * torch.finfo(first.dtype).eps
         if not torch.allclose(first, again, rtol=rounding, atol=rounding, equal_nan=True):
+            one, other = (float(density.flatten()[0]) for density in (first, again))
             raise ValueError(
                 "the program's density of the same latents changes from run to run "
-                f"({float(first.flatten()[0]):.8g}, then {float(again.flatten()[0]):.8g}), expected one; {fix}"
+                f"({one:.8g}, then {other:.8g}), expected one; {fix}"
             )
         if not bool(first.isfinite().any()):
             raise ValueError(

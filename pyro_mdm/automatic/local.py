@@ -82,11 +82,10 @@ class RowChain(Annealed):
         seen = globals_dim + 3 * self.dim
         self.first = nn.Linear((self.K + 1) * self.dim + seen, width)
         self.loc = nn.Parameter(start.clone())
-        self.begin = nn.Sequential(
-            nn.Linear(seen, width), nn.SiLU(), nn.Linear(width, 2 * self.dim)
-        )
-        nn.init.zeros_(self.begin[-1].weight)
-        nn.init.zeros_(self.begin[-1].bias)
+        last = nn.Linear(width, 2 * self.dim)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.begin = nn.Sequential(nn.Linear(seen, width), nn.SiLU(), last)
         self._seen = torch.zeros(0)
 
     def control(self, y: Tensor, slope: Tensor, k: int) -> Tensor:

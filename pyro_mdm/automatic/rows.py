@@ -67,7 +67,7 @@ class PlateDensity(ProgramDensity):
                 "latents, expected continuous ones; sum over them by hand, e.g. by "
                 "dist.MixtureSameFamily, or take all rows"
             )
-        self.plate = plate
+        self.plate: str = plate
         frame = self._frames[plate]
         if frame.dim is None:
             raise ValueError(
@@ -122,9 +122,7 @@ class PlateDensity(ProgramDensity):
         """Latents of rows z (n, rows, row_dim) in their supports, by site, (n, *shape)."""
         return {site["name"]: biject_to(site["fn"].support)(u) for site, u in self.unpacked(z)}
 
-    def terms(
-        self, x: Tensor, z: Tensor, index: Tensor, /, *args: Any, **kwargs: Any
-    ) -> Terms:
+    def terms(self, x: Tensor, z: Tensor, index: Tensor, /, *args: Any, **kwargs: Any) -> Terms:
         """log p of globals x (n, dim) and of rows index (B,) with latents z (n, B, row_dim)."""
         result = self(torch.cat([x, z.flatten(1)], 1), index, *args, **kwargs)
         return Terms(result[:, 0], result[:, 1:])
@@ -178,15 +176,15 @@ class PlateDensity(ProgramDensity):
         self._check_latents(*args, **kwargs)
         z = self.start().to(x) + 0.1 * torch.randn(2, self.batch, self.row_dim).to(x)
         index = self.subsample()
-        self._terms_at(torch.cat([x[0], z[0].flatten()]), index, *args, **kwargs)  # by Pyro's checks
+        self._terms_at(
+            torch.cat([x[0], z[0].flatten()]), index, *args, **kwargs
+        )  # by Pyro's checks
         fix = "give the whole program, in which no site that is drawn is hidden"
         self._check_density(fix, torch.cat([x, z.flatten(1)], 1), index, *args, **kwargs)
         self._check_rows(x, z, index, *args, **kwargs)
         self._check_indices(x, z, *args, **kwargs)
 
-    def _check_rows(
-        self, x: Tensor, z: Tensor, index: Tensor, *args: Any, **kwargs: Any
-    ) -> None:
+    def _check_rows(self, x: Tensor, z: Tensor, index: Tensor, *args: Any, **kwargs: Any) -> None:
         """Raise ValueError if half of the rows have another density beside other rows."""
         half = self.batch // 2
         others, beside = z.clone(), index.clone()
@@ -227,8 +225,8 @@ class PlateDensity(ProgramDensity):
         self._check_slope(torch.cat([x, z.flatten(1)], 1), self.subsample(), *args, **kwargs)
 
     @torch.enable_grad()
-    def _check_slope(self, packed: Tensor, *args: Any, **kwargs: Any) -> None:
-        packed = packed.detach().requires_grad_()
+    def _check_slope(self, x: Tensor, *args: Any, **kwargs: Any) -> None:
+        packed = x.detach().requires_grad_()
         total = self(packed, *args, **kwargs).sum(1)
         (slope,) = torch.autograd.grad(total.sum(), packed)
         if bool((slope.isnan().any(1) & total.isfinite()).any()):

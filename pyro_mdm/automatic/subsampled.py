@@ -1,4 +1,4 @@
-r"""A guide of a program whose plate draws a subsample: globals by a chain, rows by chains of theirs.
+r"""A guide of a program whose plate draws a subsample: globals by one chain, rows by another.
 
 With globals x, rows i of the plate, and paths of both,
 
@@ -115,26 +115,19 @@ class _RowsLaw(TorchDistribution):
 class SubsampledGuide(ChainGuide):
     """A :class:`ChainGuide` that is also one of programs whose plate draws a subsample."""
 
-    def __init__(
-        self, *args: Any, row_steps: int = 4, row_paths: int = 1, **kwargs: Any
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        check_count("row_steps", row_steps, "the number of steps of the rows' chain")
-        check_count("row_paths", row_paths, "the number of paths of a row for a weight")
-        self.row_steps, self.row_paths = row_steps, row_paths
-        self._drawn: dict[str, int] = {}  # sizes of the plates that draw a subsample
-        self._packed: Tensor | None = None
-
-    def like_this(self, program: Any, *, start: str | None = None) -> Any:
-        again = super().like_this(program, start=start)
-        again.row_steps, again.row_paths = self.row_steps, self.row_paths
-        return again
+    _packed: Tensor | None = None  # the globals that a call has drawn
 
     @property
     def plate(self) -> PlateDensity | None:
         """The density of globals and rows, where a plate draws a subsample."""
         density = getattr(self, "program_density", None)
         return density if isinstance(density, PlateDensity) else None
+
+    @property
+    def _row_chain(self) -> RowChain:
+        rows = self.chain.rows
+        assert isinstance(rows, RowChain)
+        return rows
 
     # -- the program -------------------------------------------------------------------------------
 
@@ -148,7 +141,7 @@ class SubsampledGuide(ChainGuide):
         return inside or super()._prototype_hide_fn(site)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        self._drawn.clear()
+        self._drawn: dict[str, int] = {}  # sizes of plates that draw a subsample
         try:
             super()._setup_prototype(*args, **kwargs)
         except RuntimeError as error:
@@ -227,10 +220,8 @@ class SubsampledGuide(ChainGuide):
             return plate.terms(x, rows, index, *args, **kwargs).rows.flatten()
 
         scale_tril = (self.scale[..., None] * self.scale_tril).detach()
-        unit = torch.linalg.solve_triangular(
-            scale_tril, (x - self.loc.detach()).mT, upper=False
-        ).mT
-        z, log_q = self.chain.rows.draw(density, unit.repeat_interleave(plate.batch, 0))
+        unit = torch.linalg.solve_triangular(scale_tril, (x - self.loc.detach()).mT, upper=False).mT
+        z, log_q = self._row_chain.draw(density, unit.repeat_interleave(plate.batch, 0))
         return z.view(n, plate.batch, plate.row_dim), log_q.view(n, plate.batch)
 
     @property
@@ -246,13 +237,14 @@ class SubsampledGuide(ChainGuide):
         paths, pieces = self.row_paths, []
         at_a_time = max(1, ROWS_AT_A_TIME // (self._plate.batch * paths))
         for some in x.split(at_a_time):
-            repeated, total, drawn = some.repeat_interleave(paths, 0), 0.0, []
+            repeated, drawn = some.repeat_interleave(paths, 0), []
+            total = some.new_zeros(len(some), dtype=torch.float64)
             for index, new in _batches(self._plate):
                 z, log_w, alone = self._rows(repeated, index, args, kwargs)
                 log_w = log_w.double().view(len(some), paths, -1)[..., :new]
                 total = total + (log_w.logsumexp(1) - math.log(paths)).sum(1)
                 if keep:
-                    drawn.append(_chosen(z.view(len(some), paths, -1, z.shape[-1]), log_w))
+                    drawn.append(_chosen(z.view(len(some), paths, *z.shape[1:]), log_w))
             total = total + alone.double()[::paths]
             pieces.append((total, torch.cat(drawn, 1) if keep else total[:, None, None]))
         log_p, z = (torch.cat(tensors) for tensors in zip(*pieces, strict=True))
@@ -267,7 +259,7 @@ class SubsampledGuide(ChainGuide):
 
     @torch.no_grad()
     def row_weights(self, paths: int, /, *args: Any, **kwargs: Any) -> RowWeights:
-        """Weights of paths of each row of a plate that draws a subsample, given one draw of globals.
+        """Weights of paths of each row, where a plate draws a subsample, given a draw of globals.
 
         Args:
             paths: number of paths of each row.
@@ -296,6 +288,7 @@ class SubsampledGuide(ChainGuide):
         """Draws of the globals, and, in the plate, of the rows that it draws."""
         result: dict[str, Tensor] = super().forward(*args, **kwargs)
         x, self._packed = self._packed, None
+        assert x is not None
         if self.plate is None or not self.plate.row_dim:
             return result
         with self.plates[self.plate.plate] as index:
@@ -385,11 +378,10 @@ class SubsampledFitting(Fitting):
     def from_gaussian(self) -> Tensor:
         """Fit the Gaussian, and anneal the chain of the globals from it, together with that of the
         rows, which stays as it was if it had a higher bound before."""
-        chain = self.guide.chain
-        rows = getattr(chain, "rows", None)
+        rows = getattr(self.guide.chain, "rows", None)
         before = copy.deepcopy(rows)
         losses = super().from_gaussian()
-        if rows is not None:
+        if isinstance(rows, RowChain) and isinstance(before, RowChain):
             with torch.no_grad():
                 x = self.guide.get_posterior(*self.args, **self.kwargs).expand((SHARED,)).rsample()
                 after = self.guide.of_all(x, self.args, self.kwargs)[0].mean()
