@@ -1,4 +1,4 @@
-"""Posteriors of posteriordb as Pyro programs: AutoMDM, a Gaussian and NUTS.
+"""Posteriors of posteriordb as Pyro programs: AutoMDM, a Gaussian, flows and NUTS.
 
     git clone --depth 1 https://github.com/stan-dev/posteriordb
     python -m tests.benchmarks.posteriordb --folder posteriordb --check
@@ -7,8 +7,7 @@
 The second holds every program to its reference draws: how many standard errors its slope is off.
 The third fits, and writes a row for each fit as it ends. Another call goes on from there. Priors
 that are flat have no evidence of a unit; there ELBO and log Z are up to a constant, the same for
-all methods. Energy distances are of unconstrained latents. AutoMDM takes its seconds by the clock,
-so nothing else should run beside it.
+all methods. Energy distances are of unconstrained latents. Seconds are those of the processor.
 """
 
 from __future__ import annotations
