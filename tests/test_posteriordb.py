@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.benchmarks.posteriordb.base import Flat, Folder
+from tests.benchmarks.posteriordb.equations import solved
 from tests.benchmarks.posteriordb.series import two_states
 from tests.benchmarks.posteriordb.targets import POSTERIORS, Loaded, worst_identity
 
@@ -75,8 +76,8 @@ def test_another_folder_is_refused(tmp_path: Path) -> None:
         Folder(tmp_path)
 
 
-def test_there_are_forty_three() -> None:
-    assert len(POSTERIORS) == 43
+def test_there_are_forty_five() -> None:
+    assert len(POSTERIORS) == 45
 
 
 def test_a_flat_site_has_the_support_of_its_start() -> None:
@@ -97,3 +98,16 @@ def test_hidden_states_are_summed_over() -> None:
                 emitted = log_emission[0, a] + log_emission[1, b] + log_emission[2, c]
                 total = total + theta[a, b] * theta[b, c] * emitted.exp()
     torch.testing.assert_close(two_states(*theta, log_emission), total.log())
+
+
+def test_steps_of_an_equation_are_of_the_fourth_order() -> None:
+    rates, times = torch.tensor([[0.5], [2.0]]).double(), torch.tensor([0.5, 2.0]).double()
+
+    def error(steps: int) -> float:
+        # y' = r (y + t) from 1 at 0
+        made = solved(lambda t, y: rates * (y + t), torch.ones(2, 1).double(), 0.0, times, steps)
+        exact = (1 + 1 / rates) * (rates * times).exp() - times - 1 / rates
+        assert made.shape == (2, 2, 1)
+        return float((made[..., 0] - exact).abs().max())
+
+    assert 14 < error(20) / error(40) < 17  # 2⁴, up to the next order
