@@ -10,6 +10,7 @@ import pyro
 from pyro_mdm import AutoMDM
 from tests.benchmarks.densities import baselines
 from tests.benchmarks.densities.base import Draws, Fitted, Method, Target
+from tests.benchmarks.posteriordb.pathfinder import pathfinder
 
 __all__ = ["METHODS"]
 
@@ -37,4 +38,5 @@ IMPORTED = ("auto_multivariate_normal", "nuts", "auto_iaf_normal", "zuko_flow")
 METHODS: dict[str, Method] = {
     "auto_mdm": auto_mdm,
     **{name: baselines.METHODS[name] for name in IMPORTED},
+    "pathfinder": pathfinder,
 }
