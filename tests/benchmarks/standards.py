@@ -3,6 +3,8 @@
     git clone --depth 1 https://github.com/DenisBless/variational_sampling_methods
     python -m tests.benchmarks.standards --folder variational_sampling_methods \\
         --out runs/standards.csv
+    python -m tests.benchmarks.standards --folder variational_sampling_methods \\
+        --out runs/standards.csv --summary docs/measured/data
 
 Another call goes on where the last one ended. Guides start at 0 of the unconstrained latents, as
 the study's do. Seconds are those of the processor.
@@ -21,9 +23,12 @@ import argparse
 import functools
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
+import pandas as pd
 import pyro
 from pyro.infer.autoguide import init_to_uniform
 
@@ -34,6 +39,7 @@ from tests.benchmarks.densities import references
 from tests.benchmarks.densities.base import Draws, Target
 from tests.benchmarks.densities.scores import OTHER, of_modes, of_weights, resampled
 from tests.benchmarks.densities.standards import makers
+from tests.benchmarks.documented import mean_and_error, seeds_in_words, write
 
 KEY = ("target", "method", "seed", "seconds")
 VALUES = ("elbo", "elbo_se", "log_z", "log_z_se", "ess", "k_hat", "mode_distance", "fit_seconds")
@@ -93,6 +99,62 @@ def checked(guide: AutoMDM) -> runs.Row:
     }
 
 
+def of_standards(file: Path, folder: Path) -> None:
+    """posteriordb-standards, of the literature's targets; posteriordb-transitions, of phase
+    transitions, with what ``check`` says."""
+    rows = pd.read_csv(file)
+    is_truth = rows.method == "reference"
+    truths, fits = rows[is_truth].set_index("target"), rows[~is_truth]
+    fits = fits.join(truths[["log_z", "log_z_se"]].add_prefix("true_"), on="target")
+    fits["gap"] = fits.true_log_z - fits.elbo
+    fits["log_z_error"] = fits.log_z - fits.true_log_z
+    fits["other_log_z_error"] = fits.other_log_z - fits.true_log_z
+    fits["sum_log_z_error"] = np.logaddexp(fits.log_z, fits.other_log_z) - fits.true_log_z
+    is_transition = fits.target.str.startswith("phase")
+    seconds = ", ".join(f"{s:g}" for s in sorted(fits.seconds.unique()))
+    command = (
+        "python -m tests.benchmarks.standards --folder variational_sampling_methods "
+        f"--seconds {seconds} --seeds {fits.seed.nunique()}"
+    )
+    note = "means over seeds and their standard errors, which of single seeds are those of draws"
+
+    def save(name: str, part: pd.DataFrame, scores: Sequence[str], *notes: str) -> None:
+        made = [
+            {"target": target, "method": method, "seeds": len(group)} | means(group, scores)
+            for (target, method), group in part.groupby(["target", "method"], sort=False)
+        ]
+        table = pd.DataFrame(made).dropna(axis=1, how="all")
+        path = folder / f"posteriordb-{name}.csv"
+        write(path, table, [command], seeds_in_words(part), notes=[note, *notes], digits=4)
+
+    save(
+        "standards",
+        fits[~is_transition],
+        ("true_log_z", "elbo", "gap", "log_z", "log_z_error", "ess", "k_hat", "fit_seconds"),
+        "gap is log Z of the long runs − ELBO, nats",
+    )
+    save(
+        "transitions",
+        fits[is_transition],
+        (
+            *("true_log_z", "log_z_error", "ess", "k_hat", "mode_distance", "is_trusted"),
+            *("other_log_z_error", "sum_log_z_error"),
+        ),
+        "is_trusted is what check says of the fit beside a second one, 1 for yes; "
+        "other_log_z_error is that of the second fit, and sum_log_z_error that of the sum of both",
+    )
+
+
+def means(fits: pd.DataFrame, scores: Sequence[str]) -> dict[str, float]:
+    """Means over seeds, and their standard errors; of a single seed, the fit's own."""
+    made = {}
+    for score in scores:
+        made[score], made[f"{score}_se"] = mean_and_error(fits[score])
+        if len(fits) == 1 and score in ("elbo", "log_z", "true_log_z"):
+            made[f"{score}_se"] = fits[f"{score}_se"].iloc[0]
+    return made
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True, help="a clone of the study")
@@ -101,7 +163,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=30.0, help="of the processor, for a fit")
     parser.add_argument("--out", type=Path, default=Path("runs/standards.csv"))
+    parser.add_argument("--summary", type=Path, help="folder of the tables made of --out")
     options = parser.parse_args()
+    if options.summary:
+        of_standards(options.out, options.summary)
+        return
     pyro.enable_validation(False)
     by_name = {n: functools.cache(m) for n, m in makers(options.folder).items()}
 

@@ -3,14 +3,16 @@
     git clone --depth 1 https://github.com/stan-dev/posteriordb
     python -m tests.benchmarks.posteriordb --folder posteriordb --check
     python -m tests.benchmarks.posteriordb --folder posteriordb --out runs/posteriordb.csv
-
     python -m tests.benchmarks.posteriordb --folder posteriordb --truths runs/truths.csv
+    python -m tests.benchmarks.posteriordb --folder posteriordb --out runs/posteriordb.csv \\
+        --truths runs/truths.csv --summary docs/measured/data
 
 The second holds every program to its reference draws: how many standard errors its slope is off.
-The third fits, and writes a row for each fit as it ends. Another call goes on from there. The last
-writes what reference draws say by themselves: see truths.py. Priors
-that are flat have no evidence of a unit; there ELBO and log Z are up to a constant, the same for
-all methods. Energy distances are of unconstrained latents. Seconds are those of the processor.
+The third fits, and writes a row for each fit as it ends. Another call goes on from there. The
+fourth writes what reference draws say by themselves: see truths.py. The last makes the
+documentation's tables. Priors that are flat have no evidence of a unit; there ELBO and log Z are up
+to a constant, the same for all methods. Energy distances are of unconstrained latents. Seconds are
+those of the processor.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import sys
 from pathlib import Path
 
 from tests.benchmarks import runs
-from tests.benchmarks.posteriordb import truths
+from tests.benchmarks.posteriordb import summary, truths
 from tests.benchmarks.posteriordb.base import Folder
 from tests.benchmarks.posteriordb.fit import DRAWS
 from tests.benchmarks.posteriordb.methods import METHODS
@@ -73,11 +75,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/posteriordb.csv"))
     parser.add_argument("--check", action="store_true", help="hold programs to their draws")
     parser.add_argument("--truths", type=Path, help="file of the references' own values")
+    parser.add_argument("--summary", type=Path, help="folder of the tables made of both files")
     options = parser.parse_args()
     Folder(options.folder)  # refuses another folder at once
     if options.check:
         wrong = check(options.posteriors, options.folder)
         sys.exit(f"not of their draws: {', '.join(wrong)}" if wrong else 0)
+    if options.summary:
+        summary.of_posteriors(options.out, options.truths, options.folder, options.summary)
+        return
     if options.truths:
         rows = runs.Rows(options.truths, ("posterior",), truths.VALUES)
         jobs = [{"posterior": name} for name in options.posteriors]
