@@ -4,6 +4,7 @@
 
 reads the problem in the folder and writes the answer there, in a process of its own.
 
+    joint       p(any | any): AmortizedJoint
     table       p(any | any): a Table of parameters and data, which draws what is missing in a row
     posterior   p(θ | any part of x): AmortizedPosterior with ``missing=``
     likelihood  p(x | θ), and p(θ | some of the data) by sequential Monte Carlo: AmortizedLikelihood
@@ -29,6 +30,19 @@ from tests.benchmarks.runs import processor_seconds
 
 Conditional = Callable[[Tensor, int], Tensor]
 """From z (d,), NaN where a number is not given, and the number of draws n, to draws (n, d)."""
+
+
+def joint(problem: Problem, z: Tensor) -> Conditional:
+    from pyro_mdm.posteriors import AmortizedJoint
+
+    task = TASKS[problem.task]
+    how = {"seed": problem.seed, "steps": problem.steps or None}
+    fitted = AmortizedJoint.fit(*task.simulator[:3], draws=task.by_site(z), **how)
+
+    def draw(given: Tensor, n: int) -> Tensor:
+        return flat(fitted.sample(task.by_site(given), n, seed=problem.seed), task.sites)
+
+    return draw
 
 
 def table(problem: Problem, z: Tensor) -> Conditional:
@@ -95,6 +109,7 @@ def marginals(problem: Problem, z: Tensor) -> Conditional:
 
 
 METHODS: dict[str, Callable[[Problem, Tensor], Conditional]] = {
+    "joint": joint,
     "table": table,
     "posterior": posterior,
     "likelihood": likelihood,

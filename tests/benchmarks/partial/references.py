@@ -15,6 +15,7 @@ Data that are not given are drawn by the program's own distributions, given all 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -73,7 +74,7 @@ def walk_on_grid(
         known: the numbers that are given.
     """
     step = float(grid[1] - grid[0])
-    between = Normal(grid.unsqueeze(1), scale).log_prob(grid)  # (parent, number)
+    between = _between(float(grid[-1] + step / 2), len(grid), scale)
     below = log_local.clone()
     for j in reversed(range(len(parents))):
         if (up := parents[j]) is None:
@@ -98,8 +99,15 @@ def _grid(half: float, cells: int) -> Tensor:
     return ((torch.arange(cells, dtype=torch.float64) + 0.5) / cells * 2 - 1) * half
 
 
+@functools.cache
+def _between(half: float, cells: int, scale: float) -> Tensor:
+    """log p(number | parent) on the grid, (parent, number)."""
+    grid = _grid(half, cells)
+    return Normal(grid.unsqueeze(1), scale).log_prob(grid)
+
+
 def of_tree(given: Tensor, z: Tensor, n: int, generator: Generator) -> Tensor:
-    grid = _grid(8.0, 2000)
+    grid = _grid(8.0, 1000)
     means = tree_means(grid, grid)
     log_local = grid.new_zeros(3, len(grid))
     for j, (mean, scale) in enumerate(zip(means, TREE_SCALES, strict=True)):
@@ -112,7 +120,7 @@ def of_tree(given: Tensor, z: Tensor, n: int, generator: Generator) -> Tensor:
 
 
 def of_hidden_markov(given: Tensor, z: Tensor, n: int, generator: Generator) -> Tensor:
-    grid = _grid(8.0, 1200)
+    grid = _grid(8.0, 1000)
     log_local = grid.new_zeros(LENGTH, len(grid))
     for j in range(LENGTH):
         if given[LENGTH + j]:
@@ -125,10 +133,21 @@ def of_hidden_markov(given: Tensor, z: Tensor, n: int, generator: Generator) -> 
 
 # -- SLCP ------------------------------------------------------------------------------------------
 
-CELLS = 80
-"""The cells of the grid along each number of the covariance."""
-PROPOSALS = 400_000
-"""The number of draws that are weighted."""
+CELLS, LEAST = 80, 0.01
+"""The cells of the grid along each number of the covariance, and the least size of θ_2 and θ_3 from
+which on cells grow with it. Their squares are scales, which data show up to a factor."""
+PROPOSALS = 200_000
+"""The number of draws that are weighted at first; more are where few of them count."""
+
+
+def slcp_edges(j: int) -> Tensor:
+    """The edges of the cells of θ_2, θ_3 or θ_4, j = 0, 1, 2, (cells + 1,)."""
+    if j == 2:
+        return torch.linspace(-BOX, BOX, CELLS + 1, dtype=torch.float64)
+    ends = math.log(LEAST), math.log(BOX)
+    sizes = torch.linspace(*ends, CELLS // 2, dtype=torch.float64).exp()
+    sizes[-1] = BOX
+    return torch.cat([-sizes.flip(0), sizes.new_zeros(1), sizes])
 
 
 def slcp_means(theta: Tensor, given: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -156,7 +175,9 @@ def slcp_means(theta: Tensor, given: Tensor, z: Tensor) -> tuple[Tensor, Tensor,
     return log_weight, (root @ half.unsqueeze(-1)).squeeze(-1), root
 
 
-def of_slcp(given: Tensor, z: Tensor, n: int, generator: Generator) -> Tensor:
+def of_slcp(
+    given: Tensor, z: Tensor, n: int, generator: Generator, proposals: int = PROPOSALS
+) -> Tensor:
     def uniform(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator, dtype=torch.float64)
 
@@ -164,19 +185,22 @@ def of_slcp(given: Tensor, z: Tensor, n: int, generator: Generator) -> Tensor:
     any_data = bool(given[5:].any())
     if any_data and len(free):
         # cells by their weight, and by its root, so that weights stay small between centres
-        centres = torch.cartesian_prod(*[_grid(BOX, CELLS)] * len(free)).reshape(-1, len(free))
-        whole = z[2:5].repeat(len(centres), 1)
-        whole[:, free] = centres
-        log_weight = slcp_means(whole, given, z)[0]
-        chance = 0.6 * log_weight.softmax(0) + 0.3 * (0.5 * log_weight).softmax(0)
-        chance = chance + 0.1 / len(chance)
-        cell = torch.multinomial(chance, PROPOSALS, replacement=True, generator=generator)
-        theta = z[2:5].repeat(PROPOSALS, 1)
-        theta[:, free] = centres[cell] + (uniform(PROPOSALS, len(free)) - 0.5) * 2 * BOX / CELLS
+        edges = [slcp_edges(int(j)) for j in free]
+        low = torch.cartesian_prod(*[e[:-1] for e in edges]).reshape(-1, len(free))
+        size = torch.cartesian_prod(*[e.diff() for e in edges]).reshape(-1, len(free))
+        whole = z[2:5].repeat(len(low), 1)
+        whole[:, free] = low + size / 2
+        log_weight, log_size = slcp_means(whole, given, z)[0], size.log().sum(1)
+        chance = 0.6 * (log_weight + log_size).softmax(0)
+        chance = chance + 0.3 * (0.5 * log_weight + log_size).softmax(0) + 0.1 / len(low)
+        places = (uniform(proposals) * chance.sum()).contiguous()
+        cell = torch.searchsorted(chance.cumsum(0), places).clamp_max(len(low) - 1)
+        theta = z[2:5].repeat(proposals, 1)
+        theta[:, free] = low[cell] + uniform(proposals, len(free)) * size[cell]
         log_weight, mean, root = slcp_means(theta, given, z)
-        log_weight = log_weight - chance[cell].log()
+        log_weight = log_weight - (chance.log() - log_size)[cell]
     else:
-        m = 50 * n if any_data else n
+        m = max(50 * n, proposals // 4) if any_data else n
         theta = z[2:5].repeat(m, 1)
         theta[:, free] = (2 * uniform(m, len(free)) - 1) * BOX
         log_weight, mean, root = slcp_means(theta, given, z)
@@ -192,7 +216,10 @@ def of_slcp(given: Tensor, z: Tensor, n: int, generator: Generator) -> Tensor:
     if any_data:
         weight = log_weight.softmax(0)
         effective = float(1 / weight.square().sum())
-        assert effective > 5 * n, f"{effective:.0f} effective proposals for {n} draws"
+        if effective < 5 * n:
+            if proposals > 50 * PROPOSALS:
+                raise RuntimeError(f"{effective:.0f} effective proposals for {n} draws")
+            return of_slcp(given, z, n, generator, 8 * proposals)
         rows = torch.multinomial(weight, n, replacement=True, generator=generator)
     else:
         rows = torch.arange(n)
