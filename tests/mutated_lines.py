@@ -628,7 +628,11 @@ LINES: dict[str, dict[str, list[str]]] = {
     "pyro_mdm/posteriors/simulation.py": {
         "test_simulation_workers.py::test_each_run_has_draws_of_its_own_whatever_the_batches": [
             "_seeded(plan.seed, ⟨run→place⟩, given"
-        ]
+        ],
+        "test_simulation_workers.py::"
+        "test_runs_in_a_plate_are_at_vectors_outside_the_plates_of_a_program": [
+            'absent = max(0, ⟨deepest + →⟩nodes[name]["fn"].event_dim'
+        ],
     },
     "pyro_mdm/posteriors/site.py": {
         "test_likelihood_sites.py::test_parameters_that_are_no_numbers_are_impossible": [

@@ -32,7 +32,7 @@ from inference.simulators import Simulator
 from inference.simulators.two_moons import OFFSET, RADIUS, WIDTH, shift
 from pyro_mdm.posteriors import simulate
 from tests.benchmarks.arena.references import ENVIRONMENT, OBSERVATIONS, read
-from tests.benchmarks.arena.tasks import TASKS, by_site, flat, sites_of
+from tests.benchmarks.arena.tasks import TASKS, by_site, distractors, flat, sites_of
 
 
 def data_p_values(task: Simulator, truth: Tensor, x: Tensor, n: int, seed: int) -> Tensor:
@@ -108,8 +108,11 @@ def main() -> None:
                 first, second = radius(draws, x)
             else:
                 data = by_site(task, task.observed, x[0])
-                if name == "bernoulli_glm":
-                    data = {"spikes": read(name, k, "observation_raw", options.environment)[0]}
+                if name == "bernoulli_glm":  # whose data are computed from the raw ones
+                    raw = read("bernoulli_glm_raw", k, "observation", options.environment)
+                    data = {"spikes": raw[0]}
+                elif name == "slcp_distractors":
+                    data = distractors().apart(x[0])
                 first, second = identities(task, draws, data)
             position.append(first)
             scale.append(second)
