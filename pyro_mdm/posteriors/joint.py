@@ -28,7 +28,7 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.posteriors.amortized import HIDDEN, MAX_LOG_SNR, MIN_LOG_SNR
 from pyro_mdm.posteriors.encoding import center_and_unit
 from pyro_mdm.posteriors.parameters import Parameters, spread_of
-from pyro_mdm.posteriors.reading import Draws, check_data, named_sites, rows_of
+from pyro_mdm.posteriors.reading import Draws, check_data, named_sites
 from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from, train
 from pyro_mdm.scores.maps import RandomMaps
 from pyro_mdm.support.checks import check_count
