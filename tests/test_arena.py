@@ -19,9 +19,7 @@ from scipy import stats
 from pyro_mdm.posteriors import simulate
 from tests.benchmarks import posteriors, runs
 from tests.benchmarks.arena import (
-    classifiers,
     methods,
-    published,
     references,
     scores,
     summary,
