@@ -97,6 +97,7 @@ def test_published_results_are_compared_by_observation(tmp_path: Path) -> None:
             "coverage_se": 0.02,
             "fit_seconds": 50.0 + seed,
             "sample_seconds": 1.0,
+            "density_seconds": 0.5,
             "folds": 5,
         }
         for task, seed in (("gaussian_mixture", 0), ("slcp", 0), ("slcp", 1), ("slcp", 2))
@@ -126,3 +127,7 @@ def test_published_results_are_compared_by_observation(tmp_path: Path) -> None:
     assert (means.snle["gaussian_mixture"] == 0.9).all()
     peers = table("peers")
     assert peers.run_less_published.to_dict() == {"slcp": pytest.approx(0.02)}
+    missing = pd.read_csv(tmp_path / "posteriors-missing.csv", comment="#").set_index("method")
+    assert missing.fits.tolist() == [0, 3, 0] and missing.missing.tolist() == [90, 87, 90]
+    hours = (50 + 50.5 + 2 * 15) / 2 / 3600
+    assert missing.missing_hours["likelihood"] == pytest.approx(87 * hours, abs=1e-3)
