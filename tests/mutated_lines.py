@@ -295,6 +295,11 @@ LINES: dict[str, dict[str, list[str]]] = {
             "if near is not None and (factor is None or near.amplification ⟨<→>⟩ factor",
         ],
     },
+    "pyro_mdm/diffusions/first_order.py": {
+        "test_learned_ends.py::test_a_second_derivative_of_a_root_is_an_error[end_by_the_host]": [
+            "if ⟨not torch.is_grad_enabled()→True⟩:"
+        ]
+    },
     "pyro_mdm/diffusions/kernels.py": {
         (
             "test_diffusions.py::"
@@ -641,6 +646,12 @@ LINES: dict[str, dict[str, list[str]]] = {
         "test_amortized_likelihood.py::test_tempering_goes_from_one_likelihood_to_the_next": [
             "⟨(1 - beta) * old + →⟩beta * new"
         ],
+    },
+    "pyro_mdm/posteriors/training.py": {
+        "test_budgets.py::test_more_simulations_are_learned_from_in_more_steps": [
+            "steps * max(⟨ratio→ratio * ratio⟩, math.sqrt(ratio))",
+            "steps * max(ratio, ⟨math.sqrt(ratio)→ratio⟩)",
+        ]
     },
     "pyro_mdm/samplers/ancestral.py": {
         "test_sampler_orders.py::test_every_sampler_has_its_weak_order[ancestral-vpsde]": [

@@ -86,7 +86,7 @@ PER_NUMBER = 10
 """The fewest simulations for each regressor of a Gaussian; with fewer, none is fitted."""
 
 STEPS = 8_000
-"""The number of steps where neither steps nor seconds are given."""
+"""The number of steps for 10,000 simulations where neither steps nor seconds are given."""
 
 HIDDEN, DEPTH = 128, 3
 """The width and the number of blocks of the MLP."""
@@ -282,7 +282,8 @@ class AmortizedPosterior(nn.Module):
             missing: the fraction of the simulations of a step that have numbers of x hidden. Each
                 of these simulations draws a probability uniformly, and hides each number with it.
                 If the fraction is positive, data may have NaN.
-            steps: the most steps of Adam; None: 8,000, or as many as fit into ``seconds``.
+            steps: the most steps of Adam; None: 8,000 for 10,000 simulations, and in proportion to
+                the square root of their number, or as many as fit into ``seconds``.
             batch_size: the number of simulations of a step.
             learning_rate: the highest learning rate of Adam, with a cosine schedule that ends at 0.
             seconds: the most seconds of training, without those of simulations. Training then ends
@@ -324,6 +325,7 @@ class AmortizedPosterior(nn.Module):
             mean: Tensor = elbo(coordinates, chosen) / len(rows)
             return mean
 
+        options = options.for_simulations(len(x))
         self.outcome = train(elbo, loss, len(x), options, largest_gradient=float(r.shape[1]))
         self.eval()
 

@@ -82,7 +82,8 @@ LEAST_PARTICLES = {False: 20_000, True: 4_000}
 """The least number of particles, without and with a flow, whose densities take longer."""
 
 USUAL = 6_000
-"""The number of steps of a network where neither steps nor seconds are given."""
+"""The number of steps of a network for 10,000 simulations where neither steps nor seconds are
+given."""
 
 MOVES = {False: 5.0, True: 2.0}
 """The accepted moves of a particle at each temperature, without and with a flow."""
@@ -213,7 +214,8 @@ class AmortizedLikelihood(LearnedLikelihood):
             draws: simulations, (n, *shape) by site, or the path of a folder that :func:`simulate`
                 wrote, of a ``*.parquet`` file or of a ``*.zarr`` group; None: new simulations.
             simulations: the number of new simulations.
-            steps: the most steps of Adam for each network; None: 6,000, or as many as fit into
+            steps: the most steps of Adam for each network; None: 6,000 for 10,000 simulations, and
+                in proportion to the square root of their number, or as many as fit into
                 ``seconds``.
             batch_size: the number of simulations of a step.
             learning_rate: the highest learning rate of Adam, with a cosine schedule that ends at 0.
@@ -246,6 +248,7 @@ class AmortizedLikelihood(LearnedLikelihood):
 
     def _train(self, draws: Draws, options: TrainingOptions, diffusion: bool) -> None:
         theta = self._inputs(self.sites.values(draws))
+        options = options.for_simulations(len(next(iter(theta.values()))))
         assert options.budget is not None
         options.budget.trainings = sum(law.trainings(diffusion) for _, law in self._factors)
         for factor, law in self._factors:

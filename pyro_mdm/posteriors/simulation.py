@@ -27,6 +27,7 @@ from torch import Tensor
 from pyro_mdm.posteriors.reading import Draws, Program, SameSites, nodes_of
 from pyro_mdm.posteriors.stored import Batch, Store
 from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.places import installing
 from pyro_mdm.support.progress import progress_bar
 
 __all__ = ["check_same", "shuffled", "simulate", "warn_of_failures", "without_gaps"]
@@ -340,7 +341,7 @@ def _results(tasks: Iterable[tuple[Any, ...]], workers: int | None) -> Iterator[
     except ImportError as error:
         raise ImportError(
             "workers are those of joblib, which is not installed: "
-            'pip install "pyro-mdm[simulators]", or leave workers out'
+            f"{installing('simulators')}, or leave workers out"
         ) from error
     parallel = Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)
     results = parallel(delayed(_run_batch)(*task) for task in tasks)
