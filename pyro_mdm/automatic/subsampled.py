@@ -39,7 +39,7 @@ from pyro_mdm.automatic.density import ProgramDensity
 from pyro_mdm.automatic.fitting import Fitting
 from pyro_mdm.automatic.local import RowChain, RowWeights
 from pyro_mdm.automatic.rows import PlateDensity
-from pyro_mdm.posteriors.guide import ImportanceWeights
+from pyro_mdm.posteriors.weights import ImportanceWeights
 from pyro_mdm.support.checks import check_count
 
 __all__ = ["SubsampledFitting", "SubsampledGuide"]

@@ -201,8 +201,8 @@ class ContinuousLaw(FactorLaw):
             return -(_normal(r).mean(1) + log_det).mean()
 
         outcomes = [train(self.gaussian, of_gaussian, n, options, largest_gradient=20.0)]
-        if (loss := self._linear_loss(x, theta)) is not None:
-            outcomes[0] = outcomes[0]._replace(best_step=0, best=loss)
+        if (linear_loss := self._linear_loss(x, theta)) is not None:
+            outcomes[0] = outcomes[0]._replace(best_step=0, best=linear_loss)
         if not diffusion:
             return outcomes
         with torch.no_grad():
