@@ -83,18 +83,20 @@ def test_it_starts_as_all_conditionals_of_a_gaussian(given: dict[str, Tensor]) -
 
 
 def test_training_learns_what_no_gaussian_has() -> None:
+    """The bound of θ and θ² with noise gets better by training, on held-out simulations."""
+
     def bent() -> None:
         theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
         pyro.sample("x", dist.Normal(theta.square(), 0.1))
 
     draws = simulate(bent, 1_000, seed=0, vectorized=True)
-    settings = {"draws": draws, "hidden": 32, "depth": 2}
-    first, last = (
-        AmortizedJoint.fit(bent, ["theta"], ["x"], steps=steps, **settings) for steps in (1, 250)
-    )
-    drawn = last.sample({"theta": torch.tensor(2.0)}, 500, seed=0)["x"]
-    start = first.sample({"theta": torch.tensor(2.0)}, 500, seed=0)["x"]
-    assert abs(float(drawn.mean()) - 4) < 1.0 < abs(float(start.mean()) - 4)
+    losses = []
+    for steps in (1, 120):
+        settings = {"draws": draws, "steps": steps, "hidden": 32, "depth": 2}
+        outcome = AmortizedJoint.fit(bent, ["theta"], ["x"], **settings).outcome
+        assert outcome is not None and outcome.best is not None
+        losses.append(outcome.best)
+    assert losses[1] < losses[0] - 0.1
 
 
 def test_values_that_are_given_stay_and_others_keep_their_support() -> None:

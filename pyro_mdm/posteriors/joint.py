@@ -29,7 +29,7 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.posteriors.amortized import HIDDEN, MAX_LOG_SNR, MIN_LOG_SNR
 from pyro_mdm.posteriors.encoding import center_and_unit
 from pyro_mdm.posteriors.parameters import Parameters, spread_of
-from pyro_mdm.posteriors.reading import Draws, ParameterSite, check_data, named_sites
+from pyro_mdm.posteriors.reading import Draws, ParameterSite, check_data, is_interior, named_sites
 from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from, train
 from pyro_mdm.scores.maps import RandomMaps
 from pyro_mdm.support.checks import check_count
@@ -250,10 +250,12 @@ def _unconstrained(site: ParameterSite, value: Tensor) -> Tensor:
             f"a part of {site.name!r} is given, whose numbers depend on each other, expected all "
             "of them or none"
         )
-    u = site.transform.inv(value).flatten()
-    if int(u.isfinite().sum()) != len(u) - int(absent.sum()):
+    inside = site.transform(value.new_zeros(site.transform.inverse_shape(site.shape)))
+    whole = torch.where(absent, inside, value)
+    if not bool(is_interior(site.support, whole.unsqueeze(0))):
         raise ValueError(
             f"the value of {site.name!r} is {value.tolist()}, which is not inside of its support, "
             f"expected one of {site.support}"
         )
-    return u
+    u: Tensor = site.transform.inv(whole).flatten()
+    return u.masked_fill(absent.flatten(), torch.nan) if bool(absent.any()) else u
