@@ -613,6 +613,17 @@ LINES: dict[str, dict[str, list[str]]] = {
             "flow.log_prob(z, y) ⟨+→-⟩ coordinates(theta)"
         ],
     },
+    "pyro_mdm/posteriors/joint.py": {
+        "test_joint.py::test_it_starts_as_all_conditionals_of_a_gaussian": [
+            "numbers = z * self.unit⟨ + self.center→⟩"
+        ],
+        "test_joint.py::test_values_that_are_given_stay_and_others_keep_their_support": [
+            "torch.where(values[k].isnan(), ⟨v, values[k]→values[k], v⟩)"
+        ],
+        "test_joint.py::test_values_that_no_draw_has_are_refused": [
+            "⟨if transform.domain.event_dim and→if False and⟩ bool(absent.any())"
+        ],
+    },
     "pyro_mdm/posteriors/laws.py": {
         (
             "test_amortized_likelihood.py::"
