@@ -143,6 +143,36 @@ LINES: dict[str, dict[str, list[str]]] = {
             "return ⟨scales.pop() * →⟩total.reshape(n)"
         ],
     },
+    "pyro_mdm/automatic/subsampled.py": {
+        (
+            "test_automatic_subsampled.py::"
+            "test_losses_of_subsamples_are_unbiased_with_their_gradients[weights]"
+        ): ["alone + log_w.sum(1) * ⟨(self.plate.size / self.plate.batch)→1⟩"],
+        "test_automatic_subsampled.py::test_a_full_pass_has_the_evidence_as_its_mean[4-1]": [
+            "⟨min(plate.batch, plate.size - first)→plate.batch⟩"
+        ],
+        "test_automatic_subsampled.py::test_a_full_pass_has_the_evidence_as_its_mean[4-5]": [
+            "log_w.logsumexp(1)⟨ - math.log(paths)→⟩"
+        ],
+        "test_automatic_subsampled.py::test_a_call_has_the_weight_of_its_subsample[heavy]": [
+            "log_density = ⟨-→⟩transform.log_abs_det_jacobian(u, value)"
+        ],
+    },
+    "pyro_mdm/automatic/local.py": {
+        (
+            "test_automatic_subsampled.py::"
+            "test_weights_of_rows_have_their_evidence_as_their_mean[None]"
+        ): ["log().sum(-1) ⟨-→+⟩ self.log_scale.sum(-1)"],
+        "test_automatic_subsampled.py::test_weights_of_normal_rows_are_exact_before_training": [
+            "z = z ⟨+→-⟩ _unwhitened(root, _bounded(slope, LIMIT))"
+        ],
+    },
+    "pyro_mdm/automatic/rows.py": {
+        "test_automatic_subsampled.py::test_terms_are_those_of_pyro[nested]": [
+            'self._by_row(node["log_prob"]) * ⟨(self.batch / self.size)→1⟩',
+            'inner = log_det.dim() - value.dim() ⟨+→-⟩ site["fn"].event_dim',
+        ],
+    },
     "pyro_mdm/automatic/bidirectional.py": {
         "test_automatic_checks.py::test_the_gap_is_the_sum_of_both_divergences[wide]": [
             "joint ⟨-→+⟩ guided"
