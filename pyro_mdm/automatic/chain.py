@@ -40,6 +40,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Transform
 
 from pyro_mdm.diffusions.kernels import KernelPrecisionError, lower_triangular
 from pyro_mdm.diffusions.linear import LinearDiffusion
@@ -61,29 +62,44 @@ class Ratio:
     """log h = log γ - log N(0, I) of u (n, d), up to a constant, and its gradient.
 
     Args:
-        log_density: function of x = loc + scale_tril u, (n, d), that returns log γ, (n,).
+        log_density: function of x = loc + scale_tril w(u), (n, d), that returns log γ, (n,).
         loc: location of the coordinates u, (d,).
         scale_tril: scale of the coordinates u, (d, d), lower triangular.
+        shape: invertible map w of u, so that x = loc + scale_tril w and h has its Jacobian; None:
+            w = u.
     """
 
-    def __init__(self, log_density: Density, loc: Tensor, scale_tril: Tensor) -> None:
+    def __init__(
+        self, log_density: Density, loc: Tensor, scale_tril: Tensor, shape: Transform | None = None
+    ) -> None:
         self.log_density, self.loc, self.scale_tril = log_density, loc, scale_tril
+        self.shape = shape
 
     def place(self, u: Tensor) -> Tensor:
         """x of u."""
-        return self.loc + u @ self.scale_tril.mT
+        return self._placed(u)[0]
+
+    def _placed(self, u: Tensor) -> tuple[Tensor, Tensor | float]:
+        """x of u, and the log determinant of the shape, (n,)."""
+        if self.shape is None:
+            return self.loc + u @ self.scale_tril.mT, 0.0
+        w = self.shape(u)
+        return self.loc + w @ self.scale_tril.mT, self.shape.log_abs_det_jacobian(u, w)
 
     def inverse(self, x: Tensor) -> Tensor:
         """u of x."""
-        return _solved(self.scale_tril, (x - self.loc).mT).mT
+        w = _solved(self.scale_tril, (x - self.loc).mT).mT
+        return w if self.shape is None else self.shape.inv(w)
 
     def log_unit(self, u: Tensor) -> Tensor:
-        """log density of x = loc + scale_tril u for u of N(0, I), (n,)."""
+        """log density of x for u of N(0, I), (n,)."""
         constant = u.shape[-1] * math.log(2 * math.pi)
-        return -(u.square().sum(-1) + constant) / 2 - self.scale_tril.diagonal().log().sum()
+        unit = -(u.square().sum(-1) + constant) / 2 - self.scale_tril.diagonal().log().sum()
+        return unit - self._placed(u)[1]
 
     def __call__(self, u: Tensor) -> Tensor:
-        return self.log_density(self.place(u)) + u.square().sum(-1) / 2
+        x, log_det = self._placed(u)
+        return self.log_density(x) + log_det + u.square().sum(-1) / 2
 
     def gradient(self, u: Tensor) -> Tensor:
         """∇log h, (n, d), through which gradients pass where they are enabled."""

@@ -165,7 +165,7 @@ def second(
     if isinstance(other, ChainGuide):
         x, log_weights = other.weighted(n, *args, **kwargs)
         weights = ImportanceWeights(log_weights)
-        return Second(f"start {other.start!r}", Moments.from_weights(x, weights), weights)
+        return Second(f"start {other.start_name!r}", Moments.from_weights(x, weights), weights)
     x = guide.rows(other, *args, **kwargs)
     return Second("draws", Moments(x.mean(0), x.std(0), float(len(x))), None)
 

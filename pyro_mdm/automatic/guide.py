@@ -145,11 +145,11 @@ class AutoMDM(ChainGuide):
             self.losses = fitting.to_draws(x)
         elif draws is not None:
             raise ValueError(
-                f"the guide was set up with start={self.start!r}, whose chain does not learn from "
+                f"the guide was set up with start={self.start_name!r}, whose chain does not learn from "
                 "draws; make a new guide, and fit it with draws first"
             )
         else:
-            self.losses = fitting.from_gaussian()
+            self.losses = fitting.from_start()
         return self
 
     def gap(
@@ -220,7 +220,7 @@ class AutoMDM(ChainGuide):
         n = batches * num_samples
         fitted = None
         if isinstance(other, str) and other == "fit":
-            few = self.latent_dim <= MOST_FOR_PARTICLES and self.start == "gaussian"
+            few = self.latent_dim <= MOST_FOR_PARTICLES and self.start != "particles"
             with self.alone():
                 again = self.like_this(self.program, start="particles" if few else "gaussian")
                 again.fit(*args, progress=progress, **self._budget, **kwargs)
