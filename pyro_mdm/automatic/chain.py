@@ -62,33 +62,44 @@ class Ratio:
     """log h = log γ - log N(0, I) of u (n, d), up to a constant, and its gradient.
 
     Args:
-        log_density: function of x = loc + scale_tril w(u), (n, d), that returns log γ, (n,).
+        log_density: function of x, (n, d), that is loc + scale_tril u without maps and returns log γ, (n,).
         loc: location of the coordinates u, (d,).
         scale_tril: scale of the coordinates u, (d, d), lower triangular.
-        shape: invertible map w of u, so that x = loc + scale_tril w and h has its Jacobian; None:
-            w = u.
+        shape: invertible map w of u; None: w = u. Its Jacobian is part of h.
+        marginals: invertible map x of loc + scale_tril w; None: the identity.
     """
 
     def __init__(
-        self, log_density: Density, loc: Tensor, scale_tril: Tensor, shape: Transform | None = None
+        self,
+        log_density: Density,
+        loc: Tensor,
+        scale_tril: Tensor,
+        shape: Transform | None = None,
+        marginals: Transform | None = None,
     ) -> None:
         self.log_density, self.loc, self.scale_tril = log_density, loc, scale_tril
-        self.shape = shape
+        self.shape, self.marginals = shape, marginals
 
     def place(self, u: Tensor) -> Tensor:
         """x of u."""
         return self._placed(u)[0]
 
-    def _placed(self, u: Tensor) -> tuple[Tensor, Tensor | float]:
-        """x of u, and the log determinant of the shape, (n,)."""
-        if self.shape is None:
-            return self.loc + u @ self.scale_tril.mT, 0.0
-        w = self.shape(u)
-        return self.loc + w @ self.scale_tril.mT, self.shape.log_abs_det_jacobian(u, w)
+    def _placed(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """x of u, and the log determinant of shape and marginals, (n,)."""
+        w, log_det = u, torch.zeros_like(u[..., 0])
+        if self.shape is not None:
+            w = self.shape(u)
+            log_det = log_det + self.shape.log_abs_det_jacobian(u, w)
+        z = self.loc + w @ self.scale_tril.mT
+        if self.marginals is None:
+            return z, log_det
+        x = self.marginals(z)
+        return x, log_det + self.marginals.log_abs_det_jacobian(z, x)
 
     def inverse(self, x: Tensor) -> Tensor:
         """u of x."""
-        w = _solved(self.scale_tril, (x - self.loc).mT).mT
+        z = x if self.marginals is None else self.marginals.inv(x)
+        w = _solved(self.scale_tril, (z - self.loc).mT).mT
         return w if self.shape is None else self.shape.inv(w)
 
     def log_unit(self, u: Tensor) -> Tensor:

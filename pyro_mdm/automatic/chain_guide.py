@@ -20,6 +20,7 @@ from pyro_mdm.automatic.bidirectional import parameters
 from pyro_mdm.automatic.chain import Annealed, Chain, Ratio, Reversed
 from pyro_mdm.automatic.density import ProgramDensity, is_enumerated, run
 from pyro_mdm.automatic.draws import row, unconstrained
+from pyro_mdm.automatic.marginals import Marginals
 from pyro_mdm.automatic.shape import Shape
 from pyro_mdm.budgets import Outcome
 from pyro_mdm.diffusions.linear import LinearDiffusion
@@ -171,6 +172,9 @@ class ChainGuide(AutoMultivariateNormal):
             chain = kind(self.latent_dim, self._diffusion, self._steps, self._width)
             self.chain = chain.to(self.loc)
             self.shape = self._made_shape()
+            self.marginals = None
+            if self.start == "particles":
+                self.marginals = Marginals(self.latent_dim).to(self.loc)
             trace = run(self.model, *args, **kwargs)
             self.program_density = ProgramDensity(self.program, trace, self._unpack_latent)
             near = self.loc.detach() + 0.1 * torch.randn(2, self.latent_dim).to(self.loc)
@@ -209,7 +213,9 @@ class ChainGuide(AutoMultivariateNormal):
         shape = self.shape
         if not (shape is None or isinstance(shape, Transform)):
             shape = shape()  # zuko's flows make their transform from a context, here none
-        return Ratio(density, self.loc, self.scale[..., None] * self.scale_tril, shape)
+        return Ratio(
+            density, self.loc, self.scale[..., None] * self.scale_tril, shape, self.marginals
+        )
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> _ChainLaw:
         """The distribution of all latents, unconstrained, with densities along paths of draws."""
@@ -234,6 +240,10 @@ class ChainGuide(AutoMultivariateNormal):
         return unconstrained(draws, self.latents())
 
     def become_gaussian(self, x: Tensor) -> None:
+        """Take the marginal distributions of draws x (n, latent_dim), and a Gaussian between."""
+        if self.marginals is not None:
+            self.marginals.fit(x)
+            x = self.marginals.inv(x)
         covariance = x.T.cov() + torch.diag(1e-4 * x.var(0) + 1e-12)
         root = torch.linalg.cholesky(covariance.reshape(self.latent_dim, -1))
         self.loc.data = x.mean(0)
