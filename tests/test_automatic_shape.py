@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -12,8 +13,9 @@ from pyro.distributions.transforms import spline_autoregressive
 from torch import Tensor
 
 from pyro_mdm import VPSDE, AutoMDM
-from pyro_mdm.automatic.chain import Annealed, Ratio, Reversed
+from pyro_mdm.automatic.chain import Annealed, Reversed
 from pyro_mdm.automatic.marginals import Marginals
+from pyro_mdm.automatic.ratio import Ratio
 from pyro_mdm.automatic.shape import Shape
 
 D = 4
@@ -243,3 +245,41 @@ def test_many_wells_need_no_denoiser() -> None:
     weights = guide.importance(4_000)
     assert weights.effective > 2_000
     assert abs(weights.log_evidence.mean - log_z) < 5 * weights.log_evidence.standard_error
+
+
+class Lazy(torch.nn.Module):
+    """A module that makes its transform when it is called, as zuko's do."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.shape = Shape(dim)
+
+    def forward(self) -> Shape:
+        return self.shape
+
+
+def conjugate() -> None:
+    x = pyro.sample("x", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+    pyro.sample("y", dist.Normal(x.sum(), 1.0), obs=torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("start", [spline_autoregressive, Lazy])
+def test_a_start_is_any_function_that_makes_a_transform(start: Any) -> None:
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    guide = AutoMDM(conjugate, start=start, steps=2, init_scale=0.7)
+    guide.fit(updates=2, start_updates=20, progress=False)
+    assert "start" in guide.outcomes and any("shape" in name for name in guide.state_dict())
+    value = guide.importance(5_000).log_evidence
+    exact = float(dist.Normal(0.0, math.sqrt(3)).log_prob(torch.tensor(1.0)))
+    assert abs(value.mean - exact) < 5 * value.standard_error + 1e-3
+    again = guide.like_this(conjugate)
+    again.set_up()
+    again.load_state_dict(guide.state_dict())
+    u = torch.randn(10, 2)
+    assert torch.equal(again.ratio().place(u), guide.ratio().place(u))
+
+
+def test_another_start_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'flow', expected one of .* or a function"):
+        AutoMDM(conjugate, start="flow")

@@ -33,22 +33,18 @@ with Applications to Sampling", 2025.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Transform
 
+from pyro_mdm.automatic.ratio import Ratio, solved
 from pyro_mdm.diffusions.kernels import KernelPrecisionError, lower_triangular
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.support.late_checks import check_values
 
-__all__ = ["Annealed", "Chain", "Path", "Ratio", "Reversed"]
-
-Density = Callable[[Tensor], Tensor]
+__all__ = ["Annealed", "Chain", "Path", "Reversed"]
 
 LIMIT = 8.0
 """The limit of an entry g of ∇log h, which enters chains as g / √(1 + (g / LIMIT)²)."""
@@ -56,69 +52,6 @@ STEEPEST = 1e9
 """The limit of an entry of ∇log h before its square, which would overflow in float32."""
 SEEN = 3.0
 """The limit of an entry of ∇log h as an input of the network."""
-
-
-class Ratio:
-    """log h = log γ - log N(0, I) of u (n, d), up to a constant, and its gradient.
-
-    Args:
-        log_density: function of x, (n, d), that is loc + scale_tril u without maps and returns log γ, (n,).
-        loc: location of the coordinates u, (d,).
-        scale_tril: scale of the coordinates u, (d, d), lower triangular.
-        shape: invertible map w of u; None: w = u. Its Jacobian is part of h.
-        marginals: invertible map x of loc + scale_tril w; None: the identity.
-    """
-
-    def __init__(
-        self,
-        log_density: Density,
-        loc: Tensor,
-        scale_tril: Tensor,
-        shape: Transform | None = None,
-        marginals: Transform | None = None,
-    ) -> None:
-        self.log_density, self.loc, self.scale_tril = log_density, loc, scale_tril
-        self.shape, self.marginals = shape, marginals
-
-    def place(self, u: Tensor) -> Tensor:
-        """x of u."""
-        return self._placed(u)[0]
-
-    def _placed(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """x of u, and the log determinant of shape and marginals, (n,)."""
-        w, log_det = u, torch.zeros_like(u[..., 0])
-        if self.shape is not None:
-            w = self.shape(u)
-            log_det = log_det + self.shape.log_abs_det_jacobian(u, w)
-        z = self.loc + w @ self.scale_tril.mT
-        if self.marginals is None:
-            return z, log_det
-        x = self.marginals(z)
-        return x, log_det + self.marginals.log_abs_det_jacobian(z, x)
-
-    def inverse(self, x: Tensor) -> Tensor:
-        """u of x."""
-        z = x if self.marginals is None else self.marginals.inv(x)
-        w = _solved(self.scale_tril, (z - self.loc).mT).mT
-        return w if self.shape is None else self.shape.inv(w)
-
-    def log_unit(self, u: Tensor) -> Tensor:
-        """log density of x for u of N(0, I), (n,)."""
-        constant = u.shape[-1] * math.log(2 * math.pi)
-        unit = -(u.square().sum(-1) + constant) / 2 - self.scale_tril.diagonal().log().sum()
-        return unit - self._placed(u)[1]
-
-    def __call__(self, u: Tensor) -> Tensor:
-        x, log_det = self._placed(u)
-        return self.log_density(x) + log_det + u.square().sum(-1) / 2
-
-    def gradient(self, u: Tensor) -> Tensor:
-        """∇log h, (n, d), through which gradients pass where they are enabled."""
-        through = torch.is_grad_enabled()
-        with torch.enable_grad():
-            u = u if through and u.requires_grad else u.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(self(u).sum(), u, create_graph=through)
-        return slope
 
 
 class ChainKernels(NamedTuple):
@@ -228,8 +161,8 @@ class Chain(nn.Module, ABC):
             R,
             S,
             times[:, None] * Q[:, 0] / 2,
-            _solved(L, (one - M) @ rest @ torch.linalg.solve_ex(Q + D, D[:, :1]).result)[..., 0],
-            _solved(S, (one - R) @ rest @ torch.linalg.solve_ex(D - Q, D[:, :1]).result)[..., 0],
+            solved(L, (one - M) @ rest @ torch.linalg.solve_ex(Q + D, D[:, :1]).result)[..., 0],
+            solved(S, (one - R) @ rest @ torch.linalg.solve_ex(D - Q, D[:, :1]).result)[..., 0],
             to_data[:, 0],
             left[:, 0, 0],
             times.sqrt(),
@@ -309,13 +242,13 @@ class Annealed(Chain):
             moved = M @ kicked + L @ noise
             if not through:
                 moved = moved.detach()
-                noise = _solved(L, moved - M @ kicked)
+                noise = solved(L, moved - M @ kicked)
                 epsilon = (noise - a) / self.log_scale[k].exp()
             slope = h.gradient(moved[:, 0])
             pull = self.power[k] * _bounded(slope, LIMIT)
             after = moved + kick[:, None] * pull[:, None]
             u = self.control(after, slope, k)
-            back = _solved(S, kicked - R @ moved)
+            back = solved(S, kicked - R @ moved)
             aim = drift_back[:, None] * pull[:, None] - pace * u
             epsilon_back = (back - aim) * (-self.log_scale_back[k]).exp()
             total = total + self._cost(k, noise, epsilon, back, epsilon_back)
@@ -348,7 +281,7 @@ class Annealed(Chain):
             pull = self.power[k + 1] * _bounded(slope, LIMIT)
             y = kicked - kick[:, None] * pull[:, None]
             control = self.control(y, slope, k + 1)
-            noise = _solved(L, moved - M @ kicked)
+            noise = solved(L, moved - M @ kicked)
             a = drift[:, None] * pull[:, None] + pace * control
             epsilon = (noise - a) * (-self.log_scale[k]).exp()
             total = total + self._cost(k, noise, epsilon, back, epsilon_back)
@@ -409,13 +342,9 @@ class Reversed(Chain):
         states, noises = [], []
         for k in range(self.steps):
             after = kernels.R[k] @ y + kernels.S[k] @ torch.randn_like(y)
-            noises.append(_solved(kernels.L[k], y - kernels.M[k] @ after))
+            noises.append(solved(kernels.L[k], y - kernels.M[k] @ after))
             states.append(y := after)
         return torch.stack(states), torch.stack(noises)
-
-
-def _solved(triangle: Tensor, y: Tensor) -> Tensor:
-    return torch.linalg.solve_triangular(triangle, y, upper=False)
 
 
 def _cholesky(covariance: Tensor, times: Tensor) -> Tensor:
@@ -435,7 +364,7 @@ def _cholesky(covariance: Tensor, times: Tensor) -> Tensor:
 
 def _kick_cost(root: Tensor, y: Tensor, kicked: Tensor) -> Tensor:
     """log N(y; 0, Σ_∞) - log N(kicked; 0, Σ_∞), (n,): a kick has unit Jacobian."""
-    return (_solved(root, kicked).square() - _solved(root, y).square()).sum((1, 2)) / 2
+    return (solved(root, kicked).square() - solved(root, y).square()).sum((1, 2)) / 2
 
 
 def _cost(noise: Tensor, epsilon: Tensor, log_scale: Tensor) -> Tensor:

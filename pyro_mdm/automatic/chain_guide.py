@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.distributions import Transform, constraints
 
 from pyro_mdm.automatic.bidirectional import parameters
-from pyro_mdm.automatic.chain import Annealed, Chain, Ratio, Reversed
+from pyro_mdm.automatic.chain import Annealed, Chain, Reversed
 from pyro_mdm.automatic.density import ProgramDensity, is_enumerated, run
 from pyro_mdm.automatic.draws import row, unconstrained
 from pyro_mdm.automatic.marginals import Marginals
+from pyro_mdm.automatic.ratio import Ratio
 from pyro_mdm.automatic.shape import Shape
 from pyro_mdm.budgets import Outcome
 from pyro_mdm.diffusions.linear import LinearDiffusion
@@ -114,8 +115,9 @@ class ChainGuide(AutoMultivariateNormal):
         check_count("width", width, "of the layers of the network")
         if not callable(start) and start not in STARTS:
             raise ValueError(
-                f"start is {start!r}, expected one of {', '.join(map(repr, STARTS))}, or a function "
-                "of the number of latents that makes a transform, such as spline_autoregressive"
+                f"start is {start!r}, expected one of {', '.join(map(repr, STARTS))}, or a "
+                "function of the number of latents that makes a transform, such as "
+                "spline_autoregressive"
             )
         self.start, self._steps, self._width = start, steps, width
         # as they are, without values to start from or a fit; no modules of this one

@@ -1,9 +1,10 @@
 """The marginal distributions of draws, as a map from standard normals.
 
 Each latent is x = m(z), increasing, with z standard normal where x has the distribution of the
-draws. Modes that single latents show are then none of z, and a Gaussian of z covers them. The map is
-a rational quadratic spline within the range of the draws, and linear beyond. Half of its knots are
-quantiles of the draws, where most of these are. The others are evenly spaced, which resolves gaps.
+draws. Modes that single latents show are then none of z, and a Gaussian of z covers them. The map
+is a rational quadratic spline within the range of the draws, and linear beyond. Half of its knots
+are quantiles of the draws, where most of these are. The others are evenly spaced, which resolves
+gaps.
 
 Source: Durkan, Bekasov, Murray & Papamakarios, "Neural Spline Flows", 2019.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import torch
 from pyro.distributions.torch_transform import TransformModule
 from pyro.distributions.transforms import Spline
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import constraints
 
 __all__ = ["Marginals"]

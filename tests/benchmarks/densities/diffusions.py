@@ -29,9 +29,10 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_mdm.automatic.chain import Annealed, Chain, Ratio, Reversed
+from pyro_mdm.automatic.chain import Annealed, Chain, Reversed
 from pyro_mdm.automatic.chain_guide import COMPARED
 from pyro_mdm.automatic.marginals import Marginals
+from pyro_mdm.automatic.ratio import Ratio
 from pyro_mdm.automatic.shape import Shape
 from pyro_mdm.diffusions import CLD, HOLD, VPSDE, LearnedDiffusion, LinearDiffusion
 from tests.benchmarks.densities.base import Draws, Fitted, Method, Target
