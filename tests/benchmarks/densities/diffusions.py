@@ -13,8 +13,8 @@
     annealing_1_8, annealing_1_32, annealing_1_64, annealing_2_64, …
                  so many steps
     reversal_1, reversal_2
-                 a denoiser of particles: a tempered run of a quarter of the time gives the Gaussian
-                 and data, of which the forward bound is learned
+                 a denoiser of particles: a tempered run of a quarter of the time gives the marginal
+                 distributions, the Gaussian and data, of which the forward bound is learned
 
 Rates of gradient descent fall as those of the other methods, from 0.005.
 """
