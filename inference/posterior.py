@@ -74,8 +74,9 @@ def posterior(
         latent: names of the sites that are parameters; needed for a program of your own.
         observed: names of the sites that are data; needed for a program of your own.
         simulations: number of simulations to learn from.
-        steps: largest number of training steps; by default 8,000, with --hierarchy 6,000 for each
-            network, or as many as fit into --seconds.
+        steps: largest number of training steps; by default as many as fit into --seconds, or else
+            8,000 for 10,000 simulations, with --hierarchy 6,000 for each network, in proportion to
+            the number of simulations above, and to its square root below.
         seconds: most seconds of training, which ends earlier if nothing is gained; with --hierarchy
             those of all likelihoods, without the guides of the hierarchical program.
         batch_size: number of simulations per step.

@@ -18,7 +18,7 @@ import subprocess
 import sys
 from typing import NoReturn
 
-from pyro_mdm.support.places import ROOT
+from pyro_mdm.support.places import ROOT, installing
 from pyro_mdm.support.text import shown
 
 __all__ = ["main"]
@@ -48,7 +48,7 @@ def main() -> None:
     if not (ROOT / "inference" / "train.py").is_file():
         raise SystemExit(
             f"error: the programs are not in {ROOT}, where they belong; install the library again: "
-            'pip install "pyro-mdm[programs]"'
+            f"{installing('programs')}"
         )
     name, *words = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
@@ -64,7 +64,7 @@ def main() -> None:
     if absent := [module for module in NEEDED if importlib.util.find_spec(module) is None]:
         raise SystemExit(
             f"error: the programs need {', '.join(absent)}, which pip did not install; "
-            'pip install "pyro-mdm[programs]"'
+            f"{installing('programs')}"
         )
     _run([sys.executable, "-m", f"inference.{name}", *words])
 

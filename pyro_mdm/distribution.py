@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -247,7 +248,7 @@ class MDM(TorchDistribution):
             steps, coarse = 2 * steps, finer
 
     @constraints.dependent_property
-    def support(self) -> Any:
+    def support(self) -> constraints.Constraint:
         """The decoder's support, which is discrete for levels."""
         return self._decoded.support
 
@@ -264,7 +265,7 @@ class MDM(TorchDistribution):
         return bool(self._decoded.has_rsample)
 
     @cached_property
-    def _decoded(self) -> Any:
+    def _decoded(self) -> TorchDistributionMixin:
         """The decoder's distribution of one datum, at state 0."""
         K, device = self.model.diffusion.num_variables, tensor_device(self.model)
         y = torch.zeros(1, K, *self.event_shape, dtype=self.model.bound_score.dtype)
@@ -416,7 +417,9 @@ class MDM(TorchDistribution):
             kept[asked] = float(torch.stack(values).var(0).mean().sqrt())
         return kept[asked]
 
-    def _decoder(self, model: DiffusionModel, y: Tensor, context: Tensor | None = None) -> Any:
+    def _decoder(
+        self, model: DiffusionModel, y: Tensor, context: Tensor | None = None
+    ) -> TorchDistributionMixin:
         return model.likelihood(*model.given(context), y, len(self.event_shape))
 
 
@@ -434,5 +437,7 @@ class _AllRows(torch.autograd.Function):
         pass
 
     @staticmethod
-    def vmap(info: object, in_dims: tuple[int, None], value: Tensor, law: MDM) -> Any:
+    def vmap(
+        info: object, in_dims: tuple[int, None], value: Tensor, law: MDM
+    ) -> tuple[Tensor, int]:
         return law.log_prob(value.movedim(in_dims[0], 0)), 0

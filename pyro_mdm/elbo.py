@@ -9,23 +9,20 @@ Kingma et al., "Variational Diffusion Models", 2021.
 
 from __future__ import annotations
 
-import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import pyro.poutine as poutine
 import torch
+from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO
 from pyro.infer.util import MultiFrameTensor, is_validation_enabled, torch_item
 from pyro.poutine import Trace
-from pyro.poutine.guide import GuideMessenger
-from pyro.poutine.util import prune_subsample_sites
-from pyro.util import check_model_guide_match, check_site_shape
+from pyro.util import check_site_shape
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
@@ -36,20 +33,26 @@ from pyro_mdm.diffusions.closed import Kernels
 from pyro_mdm.diffusions.matrices import of_counted
 from pyro_mdm.diffusions.memory import shared_ends
 from pyro_mdm.guide import DiffusionGuide
-from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.base import NoisingLaw, PathKL
-from pyro_mdm.paths.divergence import different_diffusions, path_divergence
+from pyro_mdm.paths.divergence import path_divergence
 from pyro_mdm.paths.generative import GenerativeLaw
 from pyro_mdm.program import one_thread
-from pyro_mdm.support.checks import describe, tensor_device
+from pyro_mdm.sites import (
+    Program,
+    Site,
+    check_alike,
+    check_no_decoder,
+    drawn_later,
+    run_programs,
+    samples,
+    unlike,
+    warn_of_order,
+)
+from pyro_mdm.support.checks import tensor_device
 from pyro_mdm.support.late_checks import check_values, checked_together, settle
 from pyro_mdm.support.measured import ALL_TERMS, TERMS, Measured, table
 
-__all__ = ["ELBOTerms", "MDM_ELBO", "check_programs", "elbo_terms"]
-
-Program = Callable[..., Any]
-Site = Mapping[str, Any]
-"""A site of a trace, with ``fn``, ``value``, ``scale``, … of Pyro's ``Message``."""
+__all__ = ["ELBOTerms", "MDM_ELBO", "elbo_terms"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -247,7 +250,7 @@ class MDM_ELBO(ELBO):
         sums = [term.value.sum() for term in terms] or [torch.zeros(())]
         bound = sum(sums[1:], sums[0])
         if torch.is_grad_enabled():
-            for name, site in _samples(guide_trace):
+            for name, site in samples(guide_trace):
                 surrogate = _score_function_gradient(name, site, terms, baseline)
                 bound = bound if surrogate is None else bound + surrogate
         return -bound
@@ -268,21 +271,21 @@ class _Term(NamedTuple):
 def _terms(model_trace: Trace, guide_trace: Trace, decoder: bool = True) -> Iterator[_Term]:
     """Every site's part of the bound, in the order of the model."""
     if not decoder:
-        _check_no_decoder(model_trace, guide_trace)
-    for name, site in _samples(model_trace):
+        check_no_decoder(model_trace, guide_trace)
+    for name, site in samples(model_trace):
         if site["is_observed"]:
             if decoder:
                 yield _Term(site, _scaled(site["fn"].log_prob(site["value"]), site))
         elif (kl := site_divergence(guide_trace.nodes[name], site)) is not None:
-            _check_alike(guide_trace.nodes[name], site)
-            _warn_of_order(name, model_trace, guide_trace)
+            check_alike(guide_trace.nodes[name], site)
+            warn_of_order(name, model_trace, guide_trace)
             value = kl.prior + kl.diffusion
             if not decoder:
                 value = value + _start_entropy(guide_trace.nodes[name], site)
             yield _Term(site, -_scaled(value, site))
         else:
             yield _latent(name, model_trace, guide_trace)
-    for name, site in _samples(guide_trace):
+    for name, site in samples(guide_trace):
         if name not in model_trace.nodes:
             yield _Term(site, _minus_log_q(site), drawn=True)
 
@@ -291,8 +294,7 @@ def _latent(name: str, model_trace: Trace, guide_trace: Trace) -> _Term:
     """-KL(q ‖ p) of a latent site, in closed form where that is right, else at its draw."""
     p: Site = model_trace.nodes[name]
     q: Site = guide_trace.nodes[name]
-    alike = all(_same(q[what], p[what]) for what in ("scale", "mask"))
-    if alike and not _drawn_later(name, model_trace, guide_trace):
+    if unlike(q, p) is None and not drawn_later(name, model_trace, guide_trace):
         with suppress(NotImplementedError):
             return _Term(p, -_scaled(kl_divergence(q["fn"], p["fn"]), p))
     log_p = _scaled(p["fn"].log_prob(p["value"]), p)
@@ -307,7 +309,7 @@ def _minus_log_q(site: Site) -> Tensor:
     return -(terms.entropy_term + rest)
 
 
-def _score_parts(site: Site) -> Any:
+def _score_parts(site: Site) -> ScoreParts:
     terms = site["fn"].score_parts(site["value"], *site["args"], **site["kwargs"])
     return terms.scale_and_mask(site["scale"], site["mask"])
 
@@ -339,139 +341,6 @@ def site_divergence(guide_site: Site, model_site: Site) -> PathKL | None:
     if isinstance(q, NoisingLaw) and isinstance(p, GenerativeLaw):
         return path_divergence(q, p, guide_site["value"])
     return None
-
-
-# -- the sites of two programs ---------------------------------------------------------------------
-
-
-def run_programs(
-    model: Program,
-    guide: Program,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    max_plate_nesting: float = math.inf,
-) -> tuple[Trace, Trace]:
-    """The traces of the model, replayed against the guide, and of the guide."""
-    check_programs(model, guide)
-    messenger = poutine.unwrap(guide)
-    if isinstance(messenger, GuideMessenger):
-        guide(*args, **kwargs)
-        model_trace, guide_trace = messenger.get_traces()
-    else:
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        replayed = poutine.replay(model, trace=guide_trace)
-        model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
-    model_trace, guide_trace = map(prune_subsample_sites, (model_trace, guide_trace))
-    check_sites(model_trace, guide_trace)
-    if is_validation_enabled():
-        check_model_guide_match(model_trace, guide_trace, max_plate_nesting)
-    return model_trace, guide_trace
-
-
-def check_programs(model: object, guide: object) -> None:
-    """Raises TypeError for two programs that are swapped, and ValueError for those over different
-    diffusions, where both are of this library.
-
-    Args:
-        model: generative program.
-        guide: noising program.
-    """
-    if isinstance(model, DiffusionGuide) or isinstance(guide, DiffusionModel):
-        raise TypeError(
-            f"model is {describe(model)} and guide {describe(guide)}: they are swapped; the model "
-            "comes first"
-        )
-    for name, program in (("model", model), ("guide", guide)):
-        if isinstance(program, type) or not callable(program):
-            raise TypeError(
-                f"{name} is {describe(program)}, expected a program: DiffusionModel(diffusion, "
-                "score) and DiffusionGuide(diffusion)"
-            )
-    if not isinstance(model, DiffusionModel) or not isinstance(guide, DiffusionGuide):
-        return
-    if model.diffusion is not guide.diffusion:
-        raise ValueError(different_diffusions(guide.diffusion, model.diffusion))
-
-
-def check_sites(model_trace: Trace, guide_trace: Trace) -> None:
-    """Raises ValueError for programs whose sites do not match."""
-    for name, site in _samples(model_trace):
-        if site["is_observed"] and name in guide_trace.nodes:
-            raise ValueError(
-                f"site {name!r} is observed in the model and sampled in the guide; leave it out "
-                "of the guide, or do not observe it"
-            )
-        if not site["is_observed"] and name not in guide_trace.nodes:
-            raise ValueError(
-                f"site {name!r} is latent in the model and absent from the guide; observe it "
-                "(pass x) or sample it in the guide"
-            )
-    for name, site in _samples(guide_trace):
-        if name not in model_trace.nodes and not site["infer"].get("is_auxiliary"):
-            raise ValueError(
-                f"site {name!r} is in the guide and absent from the model; sample it there, or "
-                "mark it with infer={'is_auxiliary': True}"
-            )
-        if site["infer"].get("enumerate"):
-            raise ValueError(
-                f"site {name!r} asks for enumeration, and MDM_ELBO draws every site; leave out "
-                "infer={'enumerate': ...} for score-function gradients, or sum it out in the model"
-            )
-
-
-def _same(a: object, b: object) -> bool:
-    if a is b or a is None or b is None:
-        return a is b
-    if not isinstance(a, Tensor) and not isinstance(b, Tensor):
-        return bool(a == b)
-    a, b = torch.as_tensor(a), torch.as_tensor(b)
-    return bool(a.shape == b.shape and (a == b).all())
-
-
-def _check_alike(q: Site, p: Site) -> None:
-    for what in ("scale", "mask"):
-        if not _same(q[what], p[what]):
-            raise ValueError(
-                f"site {p['name']!r} has the {what} {_text(p[what])} in the model and "
-                f"{_text(q[what])} in the guide; a path's divergence is of both together, so "
-                "give both programs the same plates, scales and masks"
-            )
-
-
-def _text(value: object) -> str:
-    return f"of shape {tuple(shape)}" if (shape := getattr(value, "shape", ())) else f"{value}"
-
-
-def _drawn_later(name: str, model_trace: Trace, guide_trace: Trace) -> list[str]:
-    """Latent sites that come before this one in the model and after it in the guide."""
-    order = [n for n, _ in _samples(guide_trace)]
-    later = set(order[order.index(name) :])
-    before = itertools.takewhile(lambda n: n != name, (n for n, _ in _samples(model_trace)))
-    return [n for n in before if n in later]
-
-
-def _warn_of_order(name: str, model_trace: Trace, guide_trace: Trace) -> None:
-    if later := _drawn_later(name, model_trace, guide_trace):
-        warnings.warn(
-            f"the guide draws the path {name!r} before {later}, the model after it. Its divergence "
-            "is wrong if the guide draws them given the path and the model's distribution of the "
-            "path depends on them; draw them in the order of the model to be sure",
-            stacklevel=2,
-        )
-
-
-def _check_no_decoder(model_trace: Trace, guide_trace: Trace) -> None:
-    observed = [n for n, site in _samples(model_trace) if site["is_observed"]]
-    paths = [n for n, site in _samples(guide_trace) if isinstance(site["fn"], NoisingLaw)]
-    if len(observed) > len(paths):
-        raise ValueError(
-            f"decoder=False leaves out what is observed at the end of each path, but the sites "
-            f"{observed} are observed with the paths {paths}; leave decoder out"
-        )
-
-
-def _samples(trace: Trace) -> Iterator[tuple[str, Site]]:
-    return ((n, site) for n, site in trace.nodes.items() if site["type"] == "sample")
 
 
 def _scaled(value: Tensor, site: Site) -> Tensor:
@@ -536,7 +405,7 @@ def elbo_terms(model: Program, guide: Program, *args: Any, **kwargs: Any) -> ELB
     """
     model_trace, guide_trace = run_programs(model, guide, args, kwargs)
     path, reconstruction, context = None, [], None
-    for name, site in _samples(model_trace):
+    for name, site in samples(model_trace):
         if site["is_observed"]:
             reconstruction.append(_masked(site["fn"].log_prob(site["value"]), site))
             continue

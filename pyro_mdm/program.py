@@ -176,7 +176,7 @@ def batch_plate(
     return nullcontext()
 
 
-def _own_plate(name: str, n: int, num_data: int | None) -> Any:
+def _own_plate(name: str, n: int, num_data: int | None) -> pyro.plate:
     if num_data is None:
         return pyro.plate(name, n, dim=-1)
     if num_data < n:

@@ -23,7 +23,6 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torchsde
@@ -283,7 +282,7 @@ class _Rows(torchsde.BaseBrownian):
 
     def __call__(
         self, ta: object, tb: object = None, return_U: bool = False, return_A: bool = False
-    ) -> Any:
+    ) -> Tensor | tuple[Tensor, ...]:
         drawn = self._whole(ta, tb, return_U=return_U, return_A=return_A)
         if isinstance(drawn, tuple):
             return tuple(tensor[self._rows] for tensor in drawn)

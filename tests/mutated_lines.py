@@ -313,6 +313,11 @@ LINES: dict[str, dict[str, list[str]]] = {
             "if near is not None and (factor is None or near.amplification ⟨<→>⟩ factor",
         ],
     },
+    "pyro_mdm/diffusions/first_order.py": {
+        "test_learned_ends.py::test_a_second_derivative_of_a_root_is_an_error[end_by_the_host]": [
+            "if ⟨not torch.is_grad_enabled()→True⟩:"
+        ]
+    },
     "pyro_mdm/diffusions/kernels.py": {
         (
             "test_diffusions.py::"
@@ -606,6 +611,18 @@ LINES: dict[str, dict[str, list[str]]] = {
             "return C⟨ - gain @ C→⟩, which"
         ]
     },
+    "pyro_mdm/posteriors/gaussian.py": {
+        "test_amortized_likelihood.py::test_densities_integrate_to_one": [
+            ".unsqueeze(1), ⟨-→⟩log_scale.sum(1)"
+        ],
+        (
+            "test_amortized_likelihood.py::"
+            "test_a_network_can_have_the_distribution_of_a_linear_gaussian"
+        ): [
+            "linear.weight[0] ⟨- linear.center @ slope→⟩, scale",
+            "linalg.inv(linear.root)⟨ * scale.unsqueeze(1)→⟩  # 1 + L",
+        ],
+    },
     "pyro_mdm/posteriors/guide.py": {
         "test_posterior_guide.py::test_draws_have_the_density_of_their_own_law": [
             "decoder.log_prob(z).double() ⟨-→+⟩ noising.log_prob(path)"
@@ -614,9 +631,24 @@ LINES: dict[str, dict[str, list[str]]] = {
             "flow.log_prob(z, y) ⟨+→-⟩ coordinates(theta)"
         ],
     },
+    "pyro_mdm/posteriors/joint.py": {
+        "test_joint.py::test_it_starts_as_all_conditionals_of_a_gaussian": [
+            "numbers = z * self.unit⟨ + self.center→⟩"
+        ],
+        "test_joint.py::test_values_that_are_given_stay_and_others_keep_their_support": [
+            "torch.where(values[k].isnan(), ⟨v, values[k]→values[k], v⟩)"
+        ],
+        "test_joint.py::test_values_that_no_draw_has_are_refused": [
+            "⟨if transform.domain.event_dim and→if False and⟩ bool(absent.any())"
+        ],
+    },
     "pyro_mdm/posteriors/laws.py": {
-        "test_amortized_likelihood.py::test_densities_integrate_to_one": [
-            ".unsqueeze(1), ⟨-→⟩log_scale.sum(1)"
+        (
+            "test_amortized_likelihood.py::"
+            "test_the_likelihood_of_linear_gaussian_data_is_exact_without_steps"
+        ): [
+            "if not found ⟨> learned→< learned⟩:",
+            "if not found ⟨> learned→> -math.inf⟩:",
         ],
         "test_amortized_likelihood.py::test_numbers_inside_of_bounds_have_a_density_there_alone": [
             "(⟨width - →-⟩(above + below))"
@@ -641,7 +673,11 @@ LINES: dict[str, dict[str, list[str]]] = {
     "pyro_mdm/posteriors/simulation.py": {
         "test_simulation_workers.py::test_each_run_has_draws_of_its_own_whatever_the_batches": [
             "_seeded(plan.seed, ⟨run→place⟩, given"
-        ]
+        ],
+        "test_simulation_workers.py::"
+        "test_runs_in_a_plate_are_at_vectors_outside_the_plates_of_a_program": [
+            'absent = max(0, ⟨deepest + →⟩nodes[name]["fn"].event_dim'
+        ],
     },
     "pyro_mdm/posteriors/site.py": {
         "test_likelihood_sites.py::test_parameters_that_are_no_numbers_are_impossible": [
@@ -655,6 +691,12 @@ LINES: dict[str, dict[str, list[str]]] = {
         "test_amortized_likelihood.py::test_tempering_goes_from_one_likelihood_to_the_next": [
             "⟨(1 - beta) * old + →⟩beta * new"
         ],
+    },
+    "pyro_mdm/posteriors/training.py": {
+        "test_budgets.py::test_more_simulations_are_learned_from_in_more_steps": [
+            "steps * max(⟨ratio→ratio * ratio⟩, math.sqrt(ratio))",
+            "steps * max(ratio, ⟨math.sqrt(ratio)→ratio⟩)",
+        ]
     },
     "pyro_mdm/samplers/ancestral.py": {
         "test_sampler_orders.py::test_every_sampler_has_its_weak_order[ancestral-vpsde]": [

@@ -25,7 +25,8 @@ from inference.training import report, trainee
 from pyro_mdm import AutoMDM, budgets, training
 from pyro_mdm.automatic import fitting
 from pyro_mdm.budgets import ANY_STEPS, Budget, Outcome, Pace, steps_within
-from pyro_mdm.posteriors import AmortizedLikelihood, AmortizedPosterior
+from pyro_mdm.posteriors import AmortizedLikelihood, AmortizedPosterior, amortized
+from pyro_mdm.posteriors import likelihood as likelihoods
 from pyro_mdm.posteriors.members import LikelihoodMembers
 from pyro_mdm.tables import Table
 from pyro_mdm.tables import training as tables
@@ -339,13 +340,13 @@ SMALL: dict[str, Any] = {"simulations": 100, "vectorized": True, "batch_size": 8
 
 
 def of_posterior(**options: Any) -> list[Outcome]:
-    fitted = AmortizedPosterior.fit(simulator, ["a"], ["b"], **SMALL, **options)
+    fitted = AmortizedPosterior.fit(simulator, ["a"], ["b"], **SMALL | options)
     assert fitted.outcome is not None
     return [fitted.outcome]
 
 
 def of_likelihood(**options: Any) -> list[Outcome]:
-    fitted = AmortizedLikelihood.fit(simulator, ["a"], ["b"], hidden=8, **SMALL, **options)
+    fitted = AmortizedLikelihood.fit(simulator, ["a"], ["b"], hidden=8, **SMALL | options)
     assert list(fitted.outcomes) == ["b"]
     return fitted.outcomes["b"]
 
@@ -428,6 +429,19 @@ def test_a_fit_ends_where_nothing_is_gained(
     assert "nothing was gained any more; " in capsys.readouterr().err
     if name in ("AmortizedPosterior", "Table"):
         assert [outcome.best_step for outcome in outcomes] == [0]
+
+
+@pytest.mark.slow
+def test_more_simulations_are_learned_from_in_more_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default as the root of their number, or as the number above 10,000; given steps are taken
+    as they are."""
+    monkeypatch.setattr(amortized, "STEPS", 20)
+    monkeypatch.setattr(likelihoods, "USUAL", 20)
+    for of_one in (of_posterior, of_likelihood):
+        for n, number in ((100, 2), (400, 4), (20_000, 40)):
+            outcomes = of_one(simulations=n)
+            assert {outcome[:3:2] for outcome in outcomes} == {(number, "all steps")}
+        assert {outcome.steps for outcome in of_one(steps=5)} == {5}
 
 
 @pytest.mark.slow

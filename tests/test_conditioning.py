@@ -34,6 +34,7 @@ from pyro_mdm.evaluation import importance_weighted, probability_flow
 from pyro_mdm.likelihoods import JointTweedie, NetworkPosterior, Tweedie
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.divergence import prior_kl
+from pyro_mdm.seeing import StateDenoiser
 from tests.mistakes import refused
 from tests.problems import (
     ENDS,
@@ -350,6 +351,24 @@ def test_a_shared_network_has_one_name_in_pyro() -> None:
         model(batch_size=1)
         conditioned(batch_size=1)
     assert len(capture.trace.nodes) == len([*model.parameters()]) == 1
+
+
+@pytest.mark.parametrize("wrap", ["condition", "StateDenoiser"])
+def test_a_network_that_is_set_is_the_denoisers(wrap: str) -> None:
+    x = gaussian().sample(12, 1).float()
+    denoiser = Denoiser.fit(
+        MLP(features=2 * D, out_features=D, hidden=8), x, maps=wrap != "StateDenoiser"
+    )
+    model = DiffusionModel(VPSDE(**ENDS), denoiser)
+    observed = torch.tensor([True, False, False, True])
+    made = (
+        condition(model, observed, x[0]).score_function
+        if denoiser.maps
+        else StateDenoiser(denoiser)
+    )
+    made.network = other = MLP(features=2 * D, out_features=D, hidden=9)
+    assert made.network is other and denoiser.network is other
+    assert sum("network" in name for name in made.state_dict()) == len(other.state_dict())
 
 
 def test_it_is_saved_with_one_network(tmp_path: Path) -> None:

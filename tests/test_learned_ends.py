@@ -31,6 +31,7 @@ from pyro_mdm import (
 from pyro_mdm.diffusions import kernels
 from pyro_mdm.diffusions.host_ends import ends_on_host
 from pyro_mdm.diffusions.host_search import LogSNRSearch
+from pyro_mdm.diffusions.interpolant_clocks import GivenSchedule
 from pyro_mdm.diffusions.learned import LearnedFamily
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.memory import shared_ends
@@ -370,6 +371,44 @@ def test_ends_of_one_factorization_have_the_derivatives_of_two(
         torch.testing.assert_close(*slopes, rtol=0, atol=1e-10 * size)
         largest = max(largest, slopes[1].abs().max().item())
     assert largest > 0.1
+
+
+def end_by_the_host() -> tuple[Tensor, Tensor]:
+    diffusion = moved("constant")
+    return diffusion.start_time, diffusion.lower
+
+
+def end_by_a_search() -> tuple[Tensor, Tensor]:
+    diffusion = moved("time_varying")
+    return diffusion.start_time, diffusion.ends
+
+
+def time_of_dimensions() -> tuple[Tensor, Tensor]:
+    value = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    return PerDimensionDiffusion([CLD()], torch.arange(1)).time_at_log_volume(value), value
+
+
+def time_of_a_schedule() -> tuple[Tensor, Tensor]:
+    tau = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    return GivenSchedule(torch.cos, torch.sin, 1.0).inverse(tau), tau
+
+
+ROOTS = [end_by_the_host, end_by_a_search, time_of_dimensions, time_of_a_schedule]
+"""Each makes a time, and a tensor that it depends on."""
+
+
+@pytest.mark.parametrize("make", ROOTS)
+def test_a_second_derivative_of_a_root_is_an_error(
+    make: Callable[[], tuple[Tensor, Tensor]],
+) -> None:
+    """By what the root depends on; by all else the gradient has derivatives."""
+    root, source = make()
+    factor = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad((factor * root).sum(), source, create_graph=True)
+    (by_factor,) = torch.autograd.grad(slope.sum(), factor, retain_graph=True)
+    assert by_factor.item() == pytest.approx(slope.sum().item() / 3) and by_factor.item()
+    with pytest.raises(RuntimeError, match="times at given log SNRs have first derivatives only"):
+        torch.autograd.grad(slope.sum(), source)
 
 
 @pytest.mark.parametrize("options", [{"min_log_snr": -10.0}, {"min_log_snr": None}])

@@ -774,7 +774,7 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: measured(data=torch.randn(2, D)), "data have shape .2, 4., .* of at least 3 draws"),
     (lambda: measured(data=torch.ones(5, D)), "data are 5 times the same, expected draws that"),
     (lambda: measured(max_iterations=0), "max_iterations is 0, expected at least 1"),
-    (raw, "expected a DenoiserScore: a measurement"),
+    (raw, "expected a DenoiserScore; a measurement"),
     (twice, "conditioned already"),
     (lambda: condition(measured(), SEEN), "conditioned already"),
     (

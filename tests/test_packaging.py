@@ -223,7 +223,7 @@ def test_only_pictures_need_more_than_the_library_installs(described):
     for kind, name, message in errors.values():
         assert (kind, name) == ("ModuleNotFoundError", "matplotlib")
         assert "matplotlib, which is not installed" in message
-        assert 'pip install "pyro-mdm[plots]"' in message
+        assert 'pip install -e ".[plots]"' in message
 
 
 def test_a_broken_matplotlib_is_not_called_absent(tmp_path):
@@ -334,7 +334,7 @@ def test_a_table_needs_the_wheel_and_pandas_alone(wheel, tmp_path):
 def test_the_command_says_what_programs_need(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["pyro-mdm", "train"])
     monkeypatch.setattr(__main__, "NEEDED", ("yaml", "nowhere_to_be_found"))
-    with pytest.raises(SystemExit, match=r'need nowhere_to_be_found, .*"pyro-mdm\[programs\]"'):
+    with pytest.raises(SystemExit, match=r'need nowhere_to_be_found, .*-e "\.\[programs\]"'):
         __main__.main()
     monkeypatch.setattr(__main__, "ROOT", Path("nowhere"))
     with pytest.raises(SystemExit, match="the programs are not in nowhere"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.benchmarks.densities.scores import Reference
 from tests.benchmarks.posteriordb.base import Flat, Folder
+from tests.benchmarks.posteriordb.equations import solved
 from tests.benchmarks.posteriordb.series import two_states
 from tests.benchmarks.posteriordb.targets import POSTERIORS, Loaded, worst_identity
+from tests.benchmarks.posteriordb.truths import noise, truths
 
 NAME = "earnings-earn_height"
 
@@ -75,8 +79,8 @@ def test_another_folder_is_refused(tmp_path: Path) -> None:
         Folder(tmp_path)
 
 
-def test_there_are_forty_three() -> None:
-    assert len(POSTERIORS) == 43
+def test_there_are_forty_five() -> None:
+    assert len(POSTERIORS) == 45
 
 
 def test_a_flat_site_has_the_support_of_its_start() -> None:
@@ -97,3 +101,40 @@ def test_hidden_states_are_summed_over() -> None:
                 emitted = log_emission[0, a] + log_emission[1, b] + log_emission[2, c]
                 total = total + theta[a, b] * theta[b, c] * emitted.exp()
     torch.testing.assert_close(two_states(*theta, log_emission), total.log())
+
+
+def test_steps_of_an_equation_are_of_the_fourth_order() -> None:
+    rates, times = torch.tensor([[0.5], [2.0]]).double(), torch.tensor([0.5, 2.0]).double()
+
+    def error(steps: int) -> float:
+        # y' = r (y + t) from 1 at 0
+        made = solved(lambda t, y: rates * (y + t), torch.ones(2, 1).double(), 0.0, times, steps)
+        exact = (1 + 1 / rates) * (rates * times).exp() - times - 1 / rates
+        assert made.shape == (2, 2, 1)
+        return float((made[..., 0] - exact).abs().max())
+
+    assert 14 < error(20) / error(40) < 17  # 2⁴, up to the next order
+
+
+def test_the_evidence_of_exact_draws_is_that_of_a_flat_regression(tmp_path: Path) -> None:
+    loaded = Loaded(NAME, folder(tmp_path))
+    data = Folder(tmp_path).data(NAME)
+    X, y = torch.stack([torch.ones(40).double(), data["height"]], 1), data["earn"]
+    rest = (y - X @ torch.linalg.lstsq(X, y[:, None]).solution[:, 0]).square().sum()
+    # ∫ dσ of (2πσ²)^{-(N - K)/2} |XᵀX|^{-1/2} exp(-rest / 2σ²), of 38 - 1 degrees of freedom
+    exact = -19 * math.log(2 * math.pi) - torch.linalg.slogdet(X.mT @ X).logabsdet / 2
+    exact += math.lgamma(37 / 2) - 37 / 2 * torch.log(rest / 2) - math.log(2)
+    made = truths(loaded, 2_000)
+    assert abs(made["log_z"] - float(exact)) < 5 * made["log_z_se"]
+    assert made["log_z_se"] < 0.01
+
+
+def test_noise_is_what_one_of_a_hundred_perfect_sets_of_draws_exceeds() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1_000, 2).double()
+    limit = noise(x, 400, seed=0)
+    distances = torch.tensor(
+        [Reference(torch.randn(1_000, 2), None).energy(torch.randn(400, 2)) for _ in range(200)]
+    )
+    assert float((distances > limit).double().mean()) < 0.05
+    assert limit < 6 * float(distances.std())

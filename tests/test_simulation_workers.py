@@ -114,6 +114,19 @@ def test_runs_in_a_plate_are_kept_too(tmp_path: Path) -> None:
     assert bool(((there["x"] - at["a"].unsqueeze(1)).abs() < 5).all())
 
 
+def test_runs_in_a_plate_are_at_vectors_outside_the_plates_of_a_program() -> None:
+    def batched() -> None:
+        a = pyro.sample("a", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("places", 3):
+            b = pyro.sample("b", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(a + b, 0.5).to_event(1))
+
+    at = {"a": 50 * torch.randn(7, 2), "b": 50 * torch.randn(7, 3, 2)}
+    there = simulate(batched, at=at, seed=5, vectorized=True)
+    assert torch.equal(there["a"], at["a"]) and torch.equal(there["b"], at["b"])
+    assert bool(((there["x"] - at["a"].unsqueeze(1) - at["b"]).abs() < 5).all())
+
+
 def test_sites_that_share_memory_are_kept(tmp_path: Path) -> None:
     def copied() -> None:
         a = pyro.sample("a", dist.Normal(0.0, 1.0))

@@ -26,7 +26,7 @@ from pyro_mdm.automatic.shape import Shape
 from pyro_mdm.budgets import Outcome
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.presets import VPSDE
-from pyro_mdm.posteriors.guide import ImportanceWeights
+from pyro_mdm.posteriors.weights import ImportanceWeights
 from pyro_mdm.support.checks import check_count, check_instance
 
 __all__ = ["COMPARED", "ChainGuide"]
@@ -99,6 +99,8 @@ class ChainGuide(AutoMultivariateNormal):
         steps: int = 16,
         start: Start = "gaussian",
         width: int = 64,
+        row_steps: int = 4,
+        row_paths: int = 1,
         init_loc_fn: Callable[..., Any] = init_to_median,
         init_scale: float = 0.1,
     ) -> None:
@@ -119,7 +121,10 @@ class ChainGuide(AutoMultivariateNormal):
                 "function of the number of latents that makes a transform, such as "
                 "spline_autoregressive"
             )
+        check_count("row_steps", row_steps, "the number of steps of the chain of rows")
+        check_count("row_paths", row_paths, "the number of paths of a row for a weight")
         self.start, self._steps, self._width = start, steps, width
+        self.row_steps, self.row_paths = row_steps, row_paths
         # as they are, without values to start from or a fit; no modules of this one
         self._given = model, copy.deepcopy(self._diffusion)
         self._start_values: dict[str, Any] = {"init_loc_fn": init_loc_fn, "init_scale": init_scale}
@@ -152,6 +157,8 @@ class ChainGuide(AutoMultivariateNormal):
             steps=self._steps,
             start=start or self.start,
             width=self._width,
+            row_steps=self.row_steps,
+            row_paths=self.row_paths,
             **self._start_values,
         )
 
@@ -178,7 +185,7 @@ class ChainGuide(AutoMultivariateNormal):
             if self.start == "particles":
                 self.marginals = Marginals(self.latent_dim).to(self.loc)
             trace = run(self.model, *args, **kwargs)
-            self.program_density = ProgramDensity(self.program, trace, self._unpack_latent)
+            self.program_density = self._made_density(trace)
             near = self.loc.detach() + 0.1 * torch.randn(2, self.latent_dim).to(self.loc)
             self.program_density.check(near, *args, **kwargs)
         except BaseException:
@@ -193,8 +200,11 @@ class ChainGuide(AutoMultivariateNormal):
         shape = make(self.latent_dim)
         return shape.to(self.loc) if isinstance(shape, torch.nn.Module) else shape
 
-    @staticmethod
-    def _prototype_hide_fn(site: dict[str, Any]) -> bool:
+    def _made_density(self, trace: Any) -> ProgramDensity:
+        """The density of the program, of which a trace is given; the chain is there."""
+        return ProgramDensity(self.program, trace, self._unpack_latent)
+
+    def _prototype_hide_fn(self, site: dict[str, Any]) -> bool:
         hidden: bool = AutoMultivariateNormal._prototype_hide_fn(site)
         return hidden or is_enumerated(site)
 
@@ -266,11 +276,15 @@ class ChainGuide(AutoMultivariateNormal):
         x = law.rsample()
         return x, self.log_density(x, *args, **kwargs) - law.log_prob(x)
 
+    def log_weights_of_all(self, n: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """The same by all rows of the program's plates."""
+        return self.log_weights(n, *args, **kwargs)
+
     @torch.no_grad()
     def weighted(self, n: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self.set_up(*args, **kwargs)
         sizes = [min(AT_A_TIME, n - done) for done in range(0, n, AT_A_TIME)]
-        pieces = [self.log_weights(size, *args, **kwargs) for size in sizes]
+        pieces = [self.log_weights_of_all(size, *args, **kwargs) for size in sizes]
         x, log_weights = (torch.cat(tensors) for tensors in zip(*pieces, strict=True))
         if lost := int((log_weights.isnan() | (log_weights == math.inf)).sum()):
             warnings.warn(

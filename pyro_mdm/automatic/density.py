@@ -68,6 +68,9 @@ class ProgramDensity:
         unpack: function from packed latents, (dim,), to the sites with their values.
     """
 
+    plate: str | None = None
+    """The plate that draws a subsample, where there is one."""
+
     def __init__(
         self,
         program: Callable[..., Any],
@@ -167,9 +170,13 @@ class ProgramDensity:
         subsampled = [f.name for f in self._frames.values() if f.full_size not in (None, f.size)]
         more = f", with all rows of the plate {subsampled[0]!r}" if subsampled else ""
         fix = f"give the whole program, in which no site that is drawn is hidden{more}"
+        self._check_density(fix, x, *args, **kwargs)
+
+    def _check_density(self, fix: str, x: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Raise ValueError unless there is one density of rows x (n, dim), with its gradient."""
         try:
             first, again = self._twice(x, *args, **kwargs)
-            self.check_slope(x, *args, **kwargs)
+            self._check_slope(x, *args, **kwargs)
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             if "randomness" in reason:
@@ -186,9 +193,10 @@ class ProgramDensity:
         # draw changes far more
         rounding = 1e3 * torch.finfo(first.dtype).eps
         if not torch.allclose(first, again, rtol=rounding, atol=rounding, equal_nan=True):
+            one, other = (float(density.flatten()[0]) for density in (first, again))
             raise ValueError(
                 "the program's density of the same latents changes from run to run "
-                f"({first[0]:.8g}, then {again[0]:.8g}), expected one; {fix}"
+                f"({one:.8g}, then {other:.8g}), expected one; {fix}"
             )
         if not bool(first.isfinite().any()):
             raise ValueError(
@@ -230,7 +238,7 @@ class ProgramDensity:
         """Raise ValueError if a latent has no proper density, or not always the same support."""
         for site in self._latents:
             for frame in site["cond_indep_stack"]:
-                if frame.full_size not in (None, frame.size):
+                if frame.name != self.plate and frame.full_size not in (None, frame.size):
                     raise ValueError(
                         f"{site['name']!r} is in the plate {frame.name!r} with {frame.size} of "
                         f"{frame.full_size} rows, expected all; a latent has no density for rows "
@@ -260,9 +268,12 @@ class ProgramDensity:
                 "Uniform(0, 1)"
             )
 
-    @torch.enable_grad()
     def check_slope(self, x: Tensor, *args: Any, **kwargs: Any) -> None:
         """Raise ValueError, with the site, if the density's gradient is NaN where it is finite."""
+        self._check_slope(x, *args, **kwargs)
+
+    @torch.enable_grad()
+    def _check_slope(self, x: Tensor, *args: Any, **kwargs: Any) -> None:
         x = x.detach().requires_grad_()
         density = self(x, *args, **kwargs)
         (slope,) = torch.autograd.grad(density.sum(), x)

@@ -9,9 +9,9 @@ import torch
 
 from pyro_mdm.automatic.bidirectional import gap, gap_by_draws
 from pyro_mdm.automatic.chain import Reversed
-from pyro_mdm.automatic.chain_guide import ChainGuide
 from pyro_mdm.automatic.checkup import MOST_FOR_PARTICLES, Checkup, checked, second
 from pyro_mdm.automatic.fitting import Fitting
+from pyro_mdm.automatic.subsampled import SubsampledFitting, SubsampledGuide
 from pyro_mdm.budgets import Budget, steps_within
 from pyro_mdm.evaluation.looseness import Gap
 from pyro_mdm.posteriors.tempering import GROUPS
@@ -20,7 +20,7 @@ from pyro_mdm.support.checks import check_count, check_number
 __all__ = ["AutoMDM"]
 
 
-class AutoMDM(ChainGuide):
+class AutoMDM(SubsampledGuide):
     r"""A guide by a diffusion, from a Gaussian to the posterior of a program.
 
     It is :class:`~pyro.infer.autoguide.AutoMultivariateNormal`, or another start, followed by
@@ -48,6 +48,9 @@ class AutoMDM(ChainGuide):
             makes a transform of standard normals, such as Pyro's ``spline_autoregressive`` or a
             flow of zuko: the chain is annealed from it, followed by a Gaussian's loc and scale.
         width: width of the network's layers.
+        row_steps: number of steps of the chain of a row's latents, in a plate that draws a
+            subsample.
+        row_paths: number of paths of each of these rows for a weight.
         init_loc_fn: start of the Gaussian, as of ``AutoMultivariateNormal``.
         init_scale: scale of the Gaussian at the start, as of ``AutoMultivariateNormal``.
 
@@ -72,7 +75,7 @@ class AutoMDM(ChainGuide):
         *args: Any,
         updates: int | None = None,
         start_updates: int | None = None,
-        paths: int = 128,
+        paths: int | None = None,
         particles: int = 2_048,
         learning_rate: float = 5e-3,
         draws: object = None,
@@ -96,7 +99,8 @@ class AutoMDM(ChainGuide):
                 slowly when most of them are done.
             start_updates: number of updates of the Gaussian before; None: 1,000, or as many as fit
                 into three tenths of ``seconds``.
-            paths: number of paths drawn for an update.
+            paths: number of paths drawn for an update; None: 128, or 16 where a plate draws a
+                subsample.
             particles: number of particles that are tempered.
             learning_rate: learning rate of the chain; that of the Gaussian is four times as high.
             draws: draws of the posterior that exist already, by site, (n, *shape) or
@@ -122,13 +126,17 @@ class AutoMDM(ChainGuide):
         ):
             if number is not None:
                 check_count(name, number, what, least=0)
-        check_count("paths", paths, "of an update")
+        if paths is not None:
+            check_count("paths", paths, "of an update")
         check_count("particles", particles, f"in {GROUPS} groups", least=2 * GROUPS)
         check_number("learning_rate", learning_rate, "of the chain", positive=True)
         budget = Budget(seconds).start()
         if draws is not None and self.prototype_trace is None:
             self.start = "particles"  # a chain that denoises draws
         self.set_up(*args, **kwargs)
+        kind = Fitting if self.plate is None else SubsampledFitting
+        if paths is None:
+            paths = 128 if self.plate is None else 16
         self._budget = {
             "updates": updates,
             "start_updates": start_updates,
@@ -138,7 +146,7 @@ class AutoMDM(ChainGuide):
             "seconds": seconds,
         }
         chain, start = (steps_within(n, seconds, 1_000, least=0) for n in (updates, start_updates))
-        fitting = Fitting(self, args, kwargs, chain, start, paths, learning_rate, budget, progress)
+        fitting = kind(self, args, kwargs, chain, start, paths, learning_rate, budget, progress)
         self.outcomes = {}
         if isinstance(self.chain, Reversed):
             with torch.no_grad():
@@ -186,6 +194,7 @@ class AutoMDM(ChainGuide):
         bidirectional Monte Carlo", 2016.
         """
         check_count("paths", paths, "the number of paths of each kind")
+        self.refuse_subsample("bounds from both sides")
         if draws is None:
 
             def fitted(program: Callable[..., Any]) -> AutoMDM:
@@ -226,6 +235,7 @@ class AutoMDM(ChainGuide):
         fitted = None
         if isinstance(other, str) and other == "fit":
             few = self.latent_dim <= MOST_FOR_PARTICLES and self.start != "particles"
+            few = few and self.plate is None
             with self.alone():
                 again = self.like_this(self.program, start="particles" if few else "gaussian")
                 again.fit(*args, progress=progress, **self._budget, **kwargs)

@@ -39,9 +39,9 @@ class Ratio:
 
     def place(self, u: Tensor) -> Tensor:
         """x of u."""
-        return self._placed(u)[0]
+        return self.placed(u)[0]
 
-    def _placed(self, u: Tensor) -> tuple[Tensor, Tensor]:
+    def placed(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """x of u, and the log determinant of shape and marginals, (n,)."""
         w, log_det = u, torch.zeros_like(u[..., 0])
         if self.shape is not None:
@@ -63,10 +63,10 @@ class Ratio:
         """log density of x for u of N(0, I), (n,)."""
         constant = u.shape[-1] * math.log(2 * math.pi)
         unit = -(u.square().sum(-1) + constant) / 2 - self.scale_tril.diagonal().log().sum()
-        return unit - self._placed(u)[1]
+        return unit - self.placed(u)[1]
 
     def __call__(self, u: Tensor) -> Tensor:
-        x, log_det = self._placed(u)
+        x, log_det = self.placed(u)
         return self.log_density(x) + log_det + u.square().sum(-1) / 2
 
     def gradient(self, u: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -33,9 +33,9 @@ from pyro_mdm.likelihoods.base import (
 )
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.scores.base import Number, Score
-from pyro_mdm.scores.denoiser import DenoiserScore
+from pyro_mdm.scores.denoiser import DenoiserScore, denoiser_of
 from pyro_mdm.scores.derived import DerivedDenoiser
-from pyro_mdm.support.checks import check_instance, describe, tensor_device
+from pyro_mdm.support.checks import check_instance, tensor_device
 from pyro_mdm.support.modules import ExactBuffers
 from pyro_mdm.support.settings import Recorded
 
@@ -244,22 +244,22 @@ class WindowedDenoiser(DerivedDenoiser):
         return self.windows.blend(value.expand(len(self.windows), *shape))
 
     @property
-    def data_mean(self) -> Any:  # type: ignore[override]
+    def data_mean(self) -> Tensor:  # type: ignore[override]
         """The mean of each pixel, (C, H, W)."""
         return self._over(self.denoiser.data_mean)
 
     @property
-    def data_variance(self) -> Any:  # type: ignore[override]
+    def data_variance(self) -> Tensor:  # type: ignore[override]
         """The variance of each pixel, (C, H, W)."""
         return self._over(self.denoiser.data_variance)
 
     @property
-    def typical(self) -> Any:
+    def typical(self) -> Tensor:
         """A possible value of each pixel, (C, H, W)."""
         shape = self.denoiser.event_shape or ()
         return self.windows.choose(self.denoiser.typical.expand(len(self.windows), *shape))
 
-    def _refused(self) -> Any:
+    def _refused(self) -> NoReturn:
         raise TypeError(
             f"a denoiser by {len(self.windows)} windows has no baseline, which control variates "
             "and decoders are made of; take bounds with control_variate=False, and a decoder by "
@@ -355,14 +355,9 @@ def _checked_denoiser(score: Score) -> DenoiserScore:
             "the model is conditioned already, expected one of all images; make it larger by "
             "windowed(model, size) first, and condition that"
         )
-    if not isinstance(score, DenoiserScore):
-        what = describe(score) if isinstance(score, Score) else f"{score!r}"
+    denoiser = denoiser_of(score, "x̂ is averaged over windows")
+    if denoiser.event_shape is None or len(denoiser.event_shape) != 3:
         raise TypeError(
-            f"the model's score is {what}, expected a DenoiserScore, since x̂ is averaged over "
-            "windows; train a Denoiser or DiscreteDenoiser"
+            f"the model is of data of shape {denoiser.event_shape}, expected (C, H, W) of images"
         )
-    if score.event_shape is None or len(score.event_shape) != 3:
-        raise TypeError(
-            f"the model is of data of shape {score.event_shape}, expected (C, H, W) of images"
-        )
-    return score
+    return denoiser

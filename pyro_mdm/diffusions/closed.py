@@ -141,7 +141,7 @@ class Kernels(Diffusion):
         """G(s), for any state."""
         return self.dispersion_matrix(s)
 
-    def simulate(self, y: Tensor, times: Tensor, simulation: Any = None) -> Tensor:
+    def simulate(self, y: Tensor, times: Tensor, simulation: object = None) -> Tensor:
         """Paths drawn from their exact transitions; ``simulation`` has no effect."""
         states, steps = [y], self.transition(times[1:], times[:-1])
         for i in range(len(times) - 1):

@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_mdm.diffusions.base import Marginal, UnreachableError
 from pyro_mdm.diffusions.closed import OneBlock
 from pyro_mdm.diffusions.ends import Ends
+from pyro_mdm.diffusions.first_order import differentiable_once
 from pyro_mdm.diffusions.host_ends import ends_on_host
 from pyro_mdm.diffusions.matrices import MAX_AMPLIFICATION
 from pyro_mdm.diffusions.propagator import ConstantPropagator, Propagator
@@ -173,7 +174,7 @@ class EndLaws:
             ends = torch.cat([targets, *(clock.reshape(1) for clock in rest)])
             both = torch.cat([A.flatten(), noise.flatten()]).expand(2, -1)
             given = torch.cat([both, ends.unsqueeze(-1)], -1)
-            change = (given - given.detach()).unsqueeze(-1)
+            change = (differentiable_once(given) - given.detach()).unsqueeze(-1)
             row = torch.baddbmm(host.values.unsqueeze(-1), host.slopes, change).squeeze(-1)
             K = len(A)
             clocks, a, Sigma, L, k, log_snr, log_det = row.split([1, K, K * K, K * K, K, 1, 1], -1)

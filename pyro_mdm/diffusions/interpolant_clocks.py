@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_mdm.diffusions.base import check_horizon
 from pyro_mdm.diffusions.clocks import Clock, GeometricBeta
+from pyro_mdm.diffusions.first_order import differentiable_once
 from pyro_mdm.support.checks import describe
 from pyro_mdm.support.settings import described
 
@@ -279,7 +280,7 @@ class GivenSchedule(InterpolantClock):
             s = (s - step).clamp(low, high)
         if not (torch.is_grad_enabled() and tau.requires_grad):
             return s
-        return s + (tau - tau.detach()) / self.rate(s)
+        return s + differentiable_once(tau - tau.detach()) / self.rate(s)
 
     def signal(self, tau: Tensor) -> Tensor:
         return self._value("α", self.alpha, self.inverse(tau))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_mdm.diffusions.base import Times
 from pyro_mdm.diffusions.closed import OneBlock
+from pyro_mdm.diffusions.first_order import differentiable_once
 from pyro_mdm.diffusions.propagator import ConstantPropagator
 from pyro_mdm.support.late_checks import check_values
 
@@ -150,7 +151,7 @@ class Inversion:
             return tau
         here, slope = self._coordinate(name, tau)
         wanted = -value if name == LOG_SNR else value
-        return tau + (wanted - here) / slope.detach()
+        return tau + differentiable_once((wanted - here) / slope.detach())
 
     def is_learned(self, value: Tensor) -> bool:
         """Whether the time of a ``value`` of λ or κ has a gradient."""

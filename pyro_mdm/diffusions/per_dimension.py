@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from pyro_mdm.diffusions.base import Level, Marginal, Times, Transition, same_time
 from pyro_mdm.diffusions.closed import Denoise, Kernels
 from pyro_mdm.diffusions.dimension_clocks import Clocks, SharedClock
+from pyro_mdm.diffusions.first_order import differentiable_once
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.linear_sde import LinearSDE
 from pyro_mdm.diffusions.propagator import ConstantPropagator
@@ -121,7 +122,7 @@ class PerDimensionDiffusion(Kernels):
         return len(self._clock_of_cell)
 
     @property
-    def transform(self) -> Any:
+    def transform(self) -> Transform | None:
         return self._coordinates
 
     def coordinates(self, x: Tensor) -> Tensor:
@@ -413,7 +414,8 @@ class PerDimensionDiffusion(Kernels):
         if not (learned and torch.is_grad_enabled()):
             return s
         inside = s.clamp(self.start_time.item(), self.horizon)
-        return s + (value - self.log_volume(inside)) / self.log_volume_rate(inside).detach()
+        rate = self.log_volume_rate(inside).detach()
+        return s + differentiable_once((value - self.log_volume(inside)) / rate)
 
     def _root(self, wanted: Tensor) -> Tensor:
         """The time, by safe Newton steps from a table, in the logarithm of the common clock."""

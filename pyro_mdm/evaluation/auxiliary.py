@@ -60,11 +60,11 @@ from pyro_mdm.diffusions.base import Cap, Diffusion, Marginal, Times, require
 from pyro_mdm.diffusions.closed import Kernels, noised_state
 from pyro_mdm.diffusions.kernels import inverse_tril
 from pyro_mdm.diffusions.matrices import apply_matrix, full_precision, outer, with_event_dims
-from pyro_mdm.elbo import check_programs
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.likelihoods.gaussian import JointTweedie, Tweedie
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.scores.base import Score, rotated
+from pyro_mdm.sites import check_programs
 from pyro_mdm.support.checks import check_count, check_data, check_instance, real_tensor
 from pyro_mdm.support.late_checks import check_finite
 from pyro_mdm.support.measured import Measured, table

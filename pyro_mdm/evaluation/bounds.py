@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_mdm.elbo import check_programs, elbo_terms
+from pyro_mdm.elbo import elbo_terms
 from pyro_mdm.evaluation.comparison import evidence_lower_bound
 from pyro_mdm.evaluation.estimates import FEWEST, Z95, Estimate, Noise
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.divergence import warn_of_prior
+from pyro_mdm.sites import check_programs
 from pyro_mdm.support.checks import check_count, check_data
 from pyro_mdm.support.measured import ALL_TERMS, NO_TERM, TERMS, Measured, reach, table
 from pyro_mdm.support.modules import evaluating

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_mdm.diffusions.base import Cap, Marginal
 from pyro_mdm.diffusions.closed import Kernels, noised_state
+from pyro_mdm.diffusions.per_dimension import PerDimensionDiffusion
 from pyro_mdm.evaluation.estimates import (
     Z95,
     Comparison,
@@ -558,7 +559,7 @@ def _of_target(terms: Tensor, target: Target) -> Tensor:
     return terms[:, first] if second is None else terms[:, first] - terms[:, second]
 
 
-def _shared_clocks(diffusions: list[Any]) -> Any:
+def _shared_clocks(diffusions: list[Any]) -> PerDimensionDiffusion | None:
     """The first diffusion, if all have clocks by dimension; the baseline then follows its clocks.
 
     None for so many clocks that the baseline's integrals would take long.

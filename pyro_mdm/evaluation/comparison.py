@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from pyro_mdm.diffusions.base import Cap, Diffusion
-from pyro_mdm.elbo import check_programs
 from pyro_mdm.evaluation.closed_form import ClosedFormComparison, EstimateSettings, Pair, Share
 from pyro_mdm.evaluation.estimates import FEWEST, Comparison, Estimate
 from pyro_mdm.evaluation.flow import probability_flow
@@ -21,6 +20,7 @@ from pyro_mdm.evaluation.importance import importance_weighted
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.scores.denoiser import DenoiserScore
+from pyro_mdm.sites import check_programs
 from pyro_mdm.support.checks import check_count, check_instance, check_number, describe
 from pyro_mdm.support.modules import evaluating
 

@@ -24,12 +24,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_mdm.elbo import check_programs
 from pyro_mdm.evaluation.importance import path_weights
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.chain import GenerativeChain
 from pyro_mdm.paths.likelihood import chain_of, log_mean_weight, path_weight
+from pyro_mdm.sites import check_programs
 from pyro_mdm.support.checks import check_count
 from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating

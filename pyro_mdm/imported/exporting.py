@@ -73,7 +73,7 @@ def to_azula(
 
     Raises:
         TypeError: a score that is no denoiser of z.
-        ImportError: azula is not installed (``pip install "pyro-mdm[azula]"``).
+        ImportError: azula is not installed (``pip install -e ".[azula]"``).
 
     Example:
         >>> from pyro_mdm import VPSDE, Denoiser

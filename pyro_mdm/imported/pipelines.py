@@ -163,7 +163,7 @@ def to_pipeline(
     Raises:
         TypeError: a score that is no denoiser of z.
         ValueError: data of another shape, an interval without a length.
-        ImportError: diffusers is not installed (``pip install "pyro-mdm[diffusers]"``).
+        ImportError: diffusers is not installed (``pip install -e ".[diffusers]"``).
 
     Example:
         >>> from pyro_mdm import VPSDE, Denoiser

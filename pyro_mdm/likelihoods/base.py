@@ -101,7 +101,7 @@ class DecoderDistribution(TorchDistribution):
     has_rsample = False
 
     @property
-    def support(self) -> Any:
+    def support(self) -> constraints.Constraint:
         return constraints.independent(constraints.real, len(self.event_shape))
 
     def expand(self: D, batch_shape: Sequence[int], _instance: D | None = None) -> D:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -114,7 +114,7 @@ class LevelSupport(Constraint):
 
 @biject_to.register(LevelSupport)
 @transform_to.register(LevelSupport)
-def _no_way_between(constraint: LevelSupport) -> Any:
+def _no_way_between(constraint: LevelSupport) -> NoReturn:
     raise NotImplementedError(
         f"x takes {constraint!r}, and HMC, NUTS and autoguides need continuous values. Observe x "
         "(obs=...), or hide its site from the inference, e.g. poutine.block(model, hide=['x'])"

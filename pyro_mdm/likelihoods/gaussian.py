@@ -279,5 +279,5 @@ class _Normal(dist.Normal):
         check_finite("x", value)
 
 
-def _normal(mean: Tensor, scale: _Scale, batch_dim: int) -> Any:
+def _normal(mean: Tensor, scale: _Scale, batch_dim: int) -> TorchDistributionMixin:
     return _Normal(mean, scale).to_event(mean.dim() - batch_dim)

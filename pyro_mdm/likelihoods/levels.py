@@ -6,7 +6,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +32,7 @@ class LevelDistribution(DecoderDistribution, ABC):
     levels: Tensor
 
     @property
-    def support(self) -> Any:
+    def support(self) -> constraints.Constraint:
         """The levels, in each dimension."""
         return constraints.independent(discrete.LevelSupport(self.levels), len(self.event_shape))
 

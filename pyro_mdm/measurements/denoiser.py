@@ -46,13 +46,12 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.samplers.default import default_sampler
 from pyro_mdm.scores.base import Number, Score
 from pyro_mdm.scores.conditioned import ConditionedDenoiser
-from pyro_mdm.scores.denoiser import DenoiserScore
+from pyro_mdm.scores.denoiser import DenoiserScore, denoiser_of
 from pyro_mdm.scores.derived import DerivedDenoiser
 from pyro_mdm.scores.levels import Levels
 from pyro_mdm.support.checks import (
     check_count,
     check_instance,
-    describe,
     tensor_device,
 )
 from pyro_mdm.support.modules import replace
@@ -524,11 +523,5 @@ def _checked_denoiser(score: Score) -> DenoiserScore:
             "the model is conditioned already, expected one of all data; measure everything that "
             "is known of a datum by one H"
         )
-    if not isinstance(score, DenoiserScore):
-        what = describe(score) if isinstance(score, Score) else f"{score!r}"
-        raise TypeError(
-            f"the model's score is {what}, expected a DenoiserScore: a measurement is put into "
-            "E[x | z], which a score of the raw state does not have; train a Denoiser or "
-            "DiscreteDenoiser"
-        )
-    return score
+    why = "a measurement is put into E[x | z], which a score of the raw state does not have"
+    return denoiser_of(score, why)

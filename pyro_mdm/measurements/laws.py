@@ -89,7 +89,7 @@ class Quantized(TorchDistribution):
         super().__init__(self.loc.shape, validate_args=validate_args)
 
     @constraints.dependent_property(is_discrete=True, event_dim=0)
-    def support(self) -> Any:
+    def support(self) -> constraints.Constraint:
         """The levels."""
         return _Levels(self.levels)
 
@@ -181,7 +181,7 @@ class Clipped(TorchDistribution):
         super().__init__(self.loc.shape, validate_args=validate_args)
 
     @constraints.dependent_property(is_discrete=False, event_dim=0)
-    def support(self) -> Any:
+    def support(self) -> constraints.Constraint:
         """The interval, with its ends as float32 has them."""
         (low, nearest_low), (high, nearest_high) = map(_both, (self.low, self.high))
         return constraints.interval(min(low, nearest_low), max(high, nearest_high))

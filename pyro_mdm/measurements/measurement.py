@@ -88,7 +88,7 @@ class Measurement(TorchDistribution):
         super().__init__(torch.Size(), obs_shape, validate_args=validate_args)
 
     @constraints.dependent_property(is_discrete=False)
-    def support(self) -> Any:
+    def support(self) -> constraints.Constraint:
         """Real numbers, whatever the noise."""
         return constraints.independent(constraints.real, len(self.event_shape))
 
@@ -114,7 +114,7 @@ class Measurement(TorchDistribution):
             is_distribution = isinstance(law, Distribution)  # others are refused with the first obs
             return is_distribution and bool(law.log_prob(law.sample()).requires_grad)
 
-    def _distribution(self, clean: Tensor) -> Any:
+    def _distribution(self, clean: Tensor) -> Distribution:
         if callable(self.noise):
             return self.noise(clean)
         scale = torch.as_tensor(self.noise, dtype=clean.dtype, device=clean.device).sqrt()

@@ -110,7 +110,7 @@ class PathLaw(TorchDistribution):
         return math.prod(self.x_shape)
 
     @constraints.dependent_property
-    def support(self) -> Any:
+    def support(self) -> constraints.Constraint:
         return constraints.independent(constraints.real, len(self.event_shape))
 
     def expanded(self: Self, batch_shape: Sequence[int], _instance: object) -> Self:

@@ -12,7 +12,7 @@ makes those of the diffusion)::
 A diffusion without a closed form has simulated paths (:func:`paths_figure`) and the field of its
 drift (:func:`field_figure`).
 
-matplotlib comes with ``pip install "pyro-mdm[plots]"``. Without it, importing this module raises
+matplotlib comes with ``pip install -e ".[plots]"``. Without it, importing this module raises
 ModuleNotFoundError.
 """
 
@@ -34,6 +34,7 @@ from pyro_mdm.diffusions.presets import ALDA, CLD, MALDA, VPSDE
 from pyro_mdm.paths.laws import noising_law
 from pyro_mdm.samplers.grids import simulation_grid
 from pyro_mdm.simulated.nonlinear import NonlinearDiffusion
+from pyro_mdm.support.places import installing
 
 __all__ = [
     "bound_figure",
@@ -67,7 +68,7 @@ except ModuleNotFoundError as error:
         raise  # matplotlib is there, something it imports is not
     raise ModuleNotFoundError(
         "pyro_mdm.plots draws with matplotlib, which is not installed "
-        'and which the rest of the library does without; pip install "pyro-mdm[plots]"',
+        f"and which the rest of the library does without; {installing('plots')}",
         name="matplotlib",
     ) from error
 

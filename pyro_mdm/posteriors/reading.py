@@ -144,9 +144,10 @@ class SameSites(Messenger):
             raise self.error
         return result
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> SameSites:
         self.seen: set[str] = set()
-        return super().__enter__()
+        super().__enter__()
+        return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)

@@ -27,6 +27,7 @@ from torch import Tensor
 from pyro_mdm.posteriors.reading import Draws, Program, SameSites, nodes_of
 from pyro_mdm.posteriors.stored import Batch, Store
 from pyro_mdm.support.checks import check_count
+from pyro_mdm.support.places import installing
 from pyro_mdm.support.progress import progress_bar
 
 __all__ = ["check_same", "shuffled", "simulate", "warn_of_failures", "without_gaps"]
@@ -221,10 +222,12 @@ def _said(error: Exception) -> str:
 
 
 def _run_in_plate(plan: _Plan, runs: Sequence[int], given: Draws | None) -> Batch:
-    shapes = {name: site["value"].shape for name, site in nodes_of(plan.program).items()}
+    nodes = nodes_of(plan.program)
+    shapes = {name: site["value"].shape for name, site in nodes.items()}
+    inside = None if given is None else _beside_plates(given, nodes)
     try:
         with _seeded(plan.seed, runs[0], 2 + (given is not None)):
-            draws = Predictive(plan.program, given, num_samples=len(runs), parallel=True)()
+            draws = Predictive(plan.program, inside, num_samples=len(runs), parallel=True)()
     except Exception as error:  # a program may raise any error
         none = torch.empty(0, dtype=torch.int64)
         return Batch(none, {}, dict.fromkeys(runs, _said(error)))
@@ -235,6 +238,19 @@ def _run_in_plate(plan: _Plan, runs: Sequence[int], given: Draws | None) -> Batc
         if name in draws
     }
     return Batch(torch.tensor(list(runs)), values, {})
+
+
+def _beside_plates(given: Draws, nodes: Mapping[str, Any]) -> Draws:
+    """Values (n, *shape) with a dimension for each plate that is in the program but not around
+    their site, which :class:`Predictive` takes the event for."""
+    plates = [frame for site in nodes.values() for frame in site["cond_indep_stack"]]
+    deepest = max((-frame.dim for frame in plates if frame.vectorized), default=0)
+    values = dict(given)
+    for name, value in given.items():
+        if name in nodes:
+            absent = max(0, deepest + nodes[name]["fn"].event_dim - (value.dim() - 1))
+            values[name] = value.reshape(len(value), *[1] * absent, *value.shape[1:])
+    return values
 
 
 def _run(program: Program, given: Draws | None) -> Draws:
@@ -325,7 +341,7 @@ def _results(tasks: Iterable[tuple[Any, ...]], workers: int | None) -> Iterator[
     except ImportError as error:
         raise ImportError(
             "workers are those of joblib, which is not installed: "
-            'pip install "pyro-mdm[simulators]", or leave workers out'
+            f"{installing('simulators')}, or leave workers out"
         ) from error
     parallel = Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)
     results = parallel(delayed(_run_batch)(*task) for task in tasks)

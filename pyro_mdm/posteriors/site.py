@@ -298,7 +298,7 @@ class DataDistribution(TorchDistribution):
         return {name: block.reshape(*value.shape[:-1], *shape) for (name, shape), block in pairs}
 
     @property
-    def support(self) -> Any:
+    def support(self) -> constraints.Constraint:
         """The constraint of values, by the bounds of data.
 
         Raises:
@@ -349,10 +349,16 @@ class DataDistribution(TorchDistribution):
             ValueError: data of another shape; infinite numbers; a datum with NaN in some but not
                 all of its numbers.
         """
-        scored: Tensor = self._scored(value, list(self.theta.values()), self.batch_shape)
-        return scored
+        return self.scored(value, list(self.theta.values()), self.batch_shape)
 
-    def _scored(self, value: Tensor, theta: Sequence[Tensor], batch: Sequence[int]) -> Tensor:
+    def scored(self, value: Tensor, theta: Sequence[Tensor], batch: Sequence[int]) -> Tensor:
+        """:meth:`log_prob` given these parameters, of all rows in one call within ``vmap``.
+
+        Args:
+            value: data, (*batch, *event_shape).
+            theta: the parameters, one tensor (*batch, *shape) for each site.
+            batch: the batch shape of both together.
+        """
         try:
             return self._log_prob(value, theta, batch)
         except RuntimeError as error:
@@ -528,7 +534,7 @@ class _SomeDiscrete(constraints.Constraint):
         return inside.flatten(inside.dim() - self.event_dim).all(-1) if self.event_dim else inside
 
 
-def _constraint(lower: Tensor, upper: Tensor) -> Any:
+def _constraint(lower: Tensor, upper: Tensor) -> constraints.Constraint:
     """The constraint of numbers that have bounds of one kind."""
     low, high = bool(lower.isfinite().all()), bool(upper.isfinite().all())
     if low and high:
@@ -547,7 +553,7 @@ class _AllRows(torch.autograd.Function):
     def forward(
         law: DataDistribution, batch: Sequence[int], value: Tensor, *theta: Tensor
     ) -> Tensor:
-        return law._scored(value, theta, batch)
+        return law.scored(value, theta, batch)
 
     @staticmethod
     def setup_context(ctx: object, inputs: object, output: object) -> None:
@@ -561,7 +567,7 @@ class _AllRows(torch.autograd.Function):
         batch: Sequence[int],
         value: Tensor,
         *theta: Tensor,
-    ) -> Any:
+    ) -> tuple[Tensor, int]:
         shapes = [law.event_shape, *(s.shape for s in law.likelihood.structure.parameters)]
         tensors = list(zip((value, *theta), shapes, in_dims[2:], strict=True))
         deepest = max(len(batch), *(t.dim() - len(s) - (d is not None) for t, s, d in tensors))
@@ -570,7 +576,7 @@ class _AllRows(torch.autograd.Function):
         ]
         n = next(t.shape[d] for t, _, d in tensors if d is not None)
         whole = (n, *[1] * (deepest - len(batch)), *batch)
-        return law._scored(rows[0], rows[1:], whole), 0
+        return law.scored(rows[0], rows[1:], whole), 0
 
 
 def _with_lead(value: Tensor, event_dim: int, deepest: int) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyro_mdm.posteriors.reading import Draws
 from pyro_mdm.support.files import replacing
+from pyro_mdm.support.places import installing
 
 __all__ = ["Batch", "Store", "read_draws"]
 
@@ -252,7 +253,7 @@ def _of_parquet(path: Path, names: Sequence[str]) -> Draws:
     except ImportError as error:
         raise ImportError(
             f"{path} is read by pandas and pyarrow, which are not installed: "
-            'pip install "pyro-mdm[simulators]"'
+            f"{installing('simulators')}"
         ) from error
     draws = Draws()
     for name in names:
@@ -295,8 +296,8 @@ def _of_zarr(path: Path, names: Sequence[str]) -> Mapping[str, Any]:
         import zarr
     except ImportError as error:
         raise ImportError(
-            f'{path} is read by zarr, which is not installed: pip install "pyro-mdm[simulators]"'
-        ) from (error)
+            f"{path} is read by zarr, which is not installed: {installing('simulators')}"
+        ) from error
     group = zarr.open_group(str(path), mode="r")
     available = dict.fromkeys(group.array_keys())
     _check_names(path, names, available)

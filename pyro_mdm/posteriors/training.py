@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from pyro_mdm.posteriors.stored import read_draws
 from pyro_mdm.support.checks import check_count
 from pyro_mdm.training import Trainer
 
-__all__ = ["VALIDATED", "TrainingOptions", "to_learn_from", "train"]
+__all__ = ["VALIDATED", "TrainingOptions", "to_learn_from", "train", "usual_steps"]
 
 WARM_UP = 100
 """The number of steps in which the learning rate rises."""
@@ -33,14 +34,33 @@ PATIENCE, COOL_DOWN = 10, 0.2
 of the steps so far in which they do."""
 
 
+def usual_steps(steps: int, n: int) -> int:
+    """The usual number of training steps for n simulations.
+
+    Above 10,000 simulations it is proportional to n, so that each is seen as often; SLCP gains from
+    that. Below it is proportional to √n: networks have learned what holds for others by then.
+
+    Args:
+        steps: the number of steps for 10,000 simulations.
+        n: the number of simulations.
+
+    Example:
+        >>> [usual_steps(8_000, n) for n in (1_000, 10_000, 100_000)]
+        [2530, 8000, 80000]
+    """
+    ratio = n / 10_000
+    return max(1, round(steps * max(ratio, math.sqrt(ratio))))
+
+
 class TrainingOptions(NamedTuple):
     """The options of training."""
 
-    steps: int  # the most steps
+    steps: int  # the most steps; with ``by_size`` those for 10,000 simulations
     batch_size: int  # the number of simulations of a step
     learning_rate: float  # the highest learning rate of Adam
     progress: bool = False  # whether to show a progress bar
     budget: Budget | None = None  # the time of all trainings; None: no limit
+    by_size: bool = False  # whether steps grow with the number of simulations
 
     @classmethod
     def within(
@@ -52,14 +72,19 @@ class TrainingOptions(NamedTuple):
         progress: bool,
         seconds: float | None,
     ) -> TrainingOptions:
-        """Options with the usual number of steps if none is given, or with as many as fit into the
-        seconds.
+        """Options with the given number of steps, or as many as fit into the seconds, or else the
+        usual number, which :meth:`for_simulations` makes that for their number.
 
         Raises:
             TypeError, ValueError: numbers of steps or seconds out of range.
         """
+        by_size = steps is None and seconds is None
         steps, budget = steps_within(steps, seconds, usual), Budget(seconds)
-        return cls(steps, batch_size, learning_rate, progress, budget)
+        return cls(steps, batch_size, learning_rate, progress, budget, by_size)
+
+    def for_simulations(self, n: int) -> TrainingOptions:
+        """The options with the usual number of steps for n simulations, if that is asked for."""
+        return self._replace(steps=usual_steps(self.steps, n)) if self.by_size else self
 
 
 @contextmanager

@@ -76,7 +76,7 @@ class Guided(Recorded):
             )
 
     @property
-    def steps(self) -> Any:
+    def steps(self) -> int | None:
         """The sampler's number of steps."""
         return getattr(self.sampler, "steps", None)
 

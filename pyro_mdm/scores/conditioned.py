@@ -26,7 +26,7 @@ from pyro_mdm.likelihoods.base import (
     log_prob_by_dimension,
 )
 from pyro_mdm.scores.base import Number, Score
-from pyro_mdm.scores.denoiser import DenoiserScore
+from pyro_mdm.scores.denoiser import DenoiserScore, denoiser_of
 from pyro_mdm.scores.derived import DerivedDenoiser
 from pyro_mdm.support.checks import check_instance, describe, real_tensor, tensor_device
 from pyro_mdm.support.late_checks import check_values
@@ -368,17 +368,14 @@ def checked_denoiser(score: Score) -> DenoiserScore:
             "the model is conditioned already, expected one of all dimensions; condition that one "
             "on everything that is observed"
         )
-    if not isinstance(score, DenoiserScore):
-        fix = "only denoisers take observed dimensions; train a Denoiser or DiscreteDenoiser"
-        what = describe(score) if isinstance(score, Score) else f"{score!r}"
-        raise TypeError(f"the model's score is {what}, expected a DenoiserScore; {fix} with maps")
-    if not score.maps:
+    denoiser = denoiser_of(score, "only denoisers with maps take observed dimensions")
+    if not denoiser.maps:
         raise ValueError(
             f"{type(score).__name__} takes one log SNR for all dimensions, expected maps of "
             "them; make it with maps=True, over a network of twice the channels, and train it on "
             "maps with dimensions observed and left out"
         )
-    return score
+    return denoiser
 
 
 def _mask(name: str, mask: object, event: tuple[int, ...]) -> Tensor:

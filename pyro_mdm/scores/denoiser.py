@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from pyro_mdm.scores.maps import OBSERVED, MapLaw
 from pyro_mdm.support.checks import check_instance
 from pyro_mdm.support.late_checks import check_finite, check_values
 
-__all__ = ["DATA_AT_ONCE", "Denoiser", "DenoiserScore", "moments"]
+__all__ = ["DATA_AT_ONCE", "Denoiser", "DenoiserScore", "denoiser_of", "moments"]
 
 Scales = tuple[Tensor, Tensor, Tensor]
 """μ, σ² and ``v = e^{-λ}``."""
@@ -412,6 +412,21 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _epsilon(x: Tensor) -> Tensor:
     return randomness.normal(x.shape, x.dtype, x.device)
+
+
+def denoiser_of(score: Score, why: str) -> DenoiserScore:
+    """A model's score, where it is a denoiser.
+
+    Args:
+        score: the score.
+        why: the reason why it has to be one, for the message.
+
+    Raises:
+        TypeError: another score.
+    """
+    fix = f"{why}; train a Denoiser or DiscreteDenoiser"
+    check_instance("the model's score", score, DenoiserScore, fix)
+    return cast(DenoiserScore, score)
 
 
 class Denoiser(DenoiserScore):

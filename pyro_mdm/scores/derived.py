@@ -7,16 +7,29 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from pyro_mdm import likelihoods
-from pyro_mdm.scores.base import Number
+from pyro_mdm.scores.base import Number, Score
 from pyro_mdm.scores.denoiser import DenoiserScore
 from pyro_mdm.support.modules import of_part, replace
 
-__all__ = ["DerivedDenoiser"]
+__all__ = ["DerivedDenoiser", "NetworkOfDenoiser"]
 
 D = TypeVar("D", bound="DerivedDenoiser")
 
 
-class DerivedDenoiser(DenoiserScore):
+class NetworkOfDenoiser(Score):
+    """A score whose network is that of its denoiser, so that a state dict has it once."""
+
+    denoiser: DenoiserScore
+    network = of_part("denoiser")
+
+    def __setattr__(self, name: str, value: Tensor | nn.Module) -> None:
+        if name != "network":
+            super().__setattr__(name, value)
+        elif "denoiser" in self._modules:  # torch registers modules past properties
+            setattr(self.denoiser, name, value)
+
+
+class DerivedDenoiser(NetworkOfDenoiser, DenoiserScore):
     """A denoiser derived from another one, with its parameters, baseline and decoder.
 
     Args:
@@ -25,7 +38,6 @@ class DerivedDenoiser(DenoiserScore):
 
     def __init__(self, denoiser: DenoiserScore) -> None:
         super().__init__(denoiser.network, denoiser.event_shape, maps=denoiser.maps)
-        self._modules.pop("network", None)  # it is in the denoiser: once in a state dict
         self.denoiser = denoiser
 
     def arguments(self) -> dict[str, Any]:
@@ -50,15 +62,6 @@ class DerivedDenoiser(DenoiserScore):
         return self.changed(self.denoiser.without_context())
 
     # -- members of the denoiser -------------------------------------------------------------------
-
-    @property
-    def network(self) -> Any:
-        """The denoiser's network."""
-        return self.denoiser.network
-
-    @network.setter
-    def network(self, network: nn.Module) -> None:
-        """Without effect: the network stays the denoiser's."""
 
     def posterior(self, z: Tensor, log_snr: Number) -> likelihoods.LevelDistribution:
         """p_θ(x | z) of a discrete denoiser, see :class:`~pyro_mdm.likelihoods.NetworkPosterior`.

@@ -297,7 +297,7 @@ class DataDrivenDiffusion(WrappedDiffusion):
         G = self.base.dispersion_matrix(s)
         return self.volatility_at(s).sqrt()[..., None, None] * G
 
-    def simulate(self, y: Tensor, times: Tensor, simulation: Any = None) -> NoReturn:
+    def simulate(self, y: Tensor, times: Tensor, simulation: object = None) -> NoReturn:
         """Raises TypeError: paths start from data, and not from a state alone."""
         raise TypeError(
             f"paths of {type(self).__name__} are driven by the data that they started from, "

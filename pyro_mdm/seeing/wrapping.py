@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_mdm import likelihoods
 from pyro_mdm.diffusions.base import Cap, Diffusion, UnsupportedDiffusionError, require
-from pyro_mdm.scores.base import Score
 from pyro_mdm.scores.denoiser import DenoiserScore
+from pyro_mdm.scores.derived import NetworkOfDenoiser
 from pyro_mdm.support.checks import check_instance
 
 __all__ = ["WrappedDenoiser", "wrapping"]
@@ -17,7 +17,7 @@ __all__ = ["WrappedDenoiser", "wrapping"]
 WRAPPERS: list[type[WrappedDenoiser]] = []
 
 
-class WrappedDenoiser(Score):
+class WrappedDenoiser(NetworkOfDenoiser):
     """A score around a denoiser, whose network has further inputs and outputs.
 
     Both read one network; its further channels come last. :func:`wrapping` picks the subclass for a
@@ -45,7 +45,6 @@ class WrappedDenoiser(Score):
                 "shape; make it by fit(network, train_x), without maps"
             )
         super().__init__(denoiser.network, denoiser.event_shape)
-        self._modules.pop("network", None)  # it is in the denoiser: once in a state dict
         self.denoiser = denoiser
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -62,16 +61,6 @@ class WrappedDenoiser(Score):
     def more_outputs(diffusion: Diffusion) -> int:
         """The number of further network outputs for each data dimension."""
         return 0
-
-    @property
-    def network(self) -> Any:
-        """The network, which is the denoiser's."""
-        return self.denoiser.network
-
-    @network.setter
-    def network(self, network: nn.Module) -> None:
-        if "denoiser" in self._modules:
-            self.denoiser.network = network
 
     def arguments(self) -> dict[str, Any]:
         return {"denoiser": self.denoiser}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torchsde
 from torch import Tensor
 
@@ -118,7 +116,7 @@ class _Step(torchsde.BaseBrownian):
 
     def __call__(
         self, ta: object, tb: object = None, return_U: bool = False, return_A: bool = False
-    ) -> Any:
+    ) -> Tensor | tuple[Tensor, Tensor | None]:
         return (self._W, self._U) if return_U else self._W
 
     def __repr__(self) -> str:

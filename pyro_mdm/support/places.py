@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["LIBRARY", "ROOT"]
+__all__ = ["LIBRARY", "ROOT", "installing"]
 
 LIBRARY = Path(__file__).resolve().parent.parent
 """The folder of ``pyro_mdm``."""
@@ -14,3 +14,8 @@ in processes of their own."""
 
 ROOT = COPY if COPY.is_dir() else LIBRARY.parent
 """The folder of ``inference`` and ``models``."""
+
+
+def installing(extra: str) -> str:
+    """How packages of an extra are installed, for the end of a message."""
+    return f'in a checkout of the repository, run pip install -e ".[{extra}]"'

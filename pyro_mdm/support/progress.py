@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Protocol, TextIO
+from typing import Protocol, TextIO
 
 from tqdm.asyncio import tqdm_asyncio
 from tqdm.auto import tqdm
@@ -47,7 +47,7 @@ def is_hidden() -> bool:
 class Progress(Protocol):
     """A count of work done, shown until it is closed, explicitly or at the end of ``with``."""
 
-    def update(self, n: int = 1) -> Any:
+    def update(self, n: int = 1) -> object:
         """Count ``n`` more."""
 
     def set_postfix_str(self, s: str) -> None:
@@ -56,7 +56,7 @@ class Progress(Protocol):
     def close(self) -> None:
         """End the count."""
 
-    def __enter__(self) -> Any: ...
+    def __enter__(self) -> Progress: ...
 
     def __exit__(self, *error: object) -> None: ...
 

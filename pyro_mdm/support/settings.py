@@ -72,7 +72,7 @@ class Recorded:
         return {name: v for name, v in now.items() if is_plain(v) and name not in buffers}
 
 
-def _without_graph(value: object) -> Any:
+def _without_graph(value: object) -> object:
     return value.detach() if isinstance(value, Tensor) else value
 
 

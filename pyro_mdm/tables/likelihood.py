@@ -86,7 +86,7 @@ class MixedDecoder(DecoderDistribution):
         return new
 
     @property
-    def support(self) -> Any:
+    def support(self) -> constraints.Constraint:
         """The levels in dimensions that have some, the real numbers in the others."""
         levels: list[Tensor | None] = [None] * self._dims.number
         for law, dims in zip(self._laws, self._dims.dims, strict=True):

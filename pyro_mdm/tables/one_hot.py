@@ -385,7 +385,7 @@ class OneHotDecoder(DecoderDistribution):
         return new
 
     @property
-    def support(self) -> Any:
+    def support(self) -> constraints.Constraint:
         """0 and 1, in each dimension."""
         return constraints.independent(discrete.LevelSupport(self.levels), 1)
 

@@ -54,7 +54,7 @@ class Rows:
 
     def add(self, row: Row) -> None:
         cells = [row.get(name, "") for name in self.columns]
-        cells = [f"{cell:.6g}" if isinstance(cell, float) else cell for cell in cells]
+        cells = [f"{cell:.9g}" if isinstance(cell, float) else cell for cell in cells]
         with self._lock:
             self._write(cells, "a")
             print(*cells, flush=True)

@@ -97,6 +97,8 @@ class Continuous(Column):
 
     kind: str = "continuous"
     ranged: ClassVar[bool] = True
+    _ends: Ends | None = None
+    """The ends that were given."""
 
     def __init__(self, name: str, values: Values, *, plain: bool = False) -> None:
         super().__init__(name)
@@ -170,6 +172,10 @@ class Continuous(Column):
     @property
     def in_words(self) -> str:
         return f"{self.kind}: a density on the whole line"
+
+    @property
+    def spec(self) -> str:
+        return self.kind if self._ends is None else f"{self.kind} {range_in_words(self._ends)}"
 
 
 class Mixed(Continuous):
@@ -305,10 +311,6 @@ class Mixed(Continuous):
         atoms = [f"{a:g} ({s:.1%})" for a, s in zip(self.atoms.tolist(), shares, strict=True)]
         more = f" and {len(atoms) - 5} more" if len(atoms) > 5 else ""
         return f"{self.kind}: atoms {', '.join(atoms[:5])}{more}, and a density beside them{ends}"
-
-    @property
-    def spec(self) -> str:
-        return _with_ends(self.kind, self._ends)
 
 
 class Nonnegative(Mixed):
@@ -508,10 +510,6 @@ class Rounded(Continuous):
         what = "integer" if self._decimals == 0 else f"number of {self._decimals} decimals"
         return f"{self.kind}: a probability of each {what}{_ends(self._lower, self._upper)}"
 
-    @property
-    def spec(self) -> str:
-        return _with_ends(self.kind, self._ends)
-
 
 class Integer(Rounded):
     """A column of whole numbers, each with its probability.
@@ -600,10 +598,6 @@ def _ends(lower: float, upper: float) -> str:
     """The ends of a column in words."""
     low = f", none below {lower:g}" if lower > -math.inf else ""
     return low + (f", none above {upper:g}" if upper < math.inf else "")
-
-
-def _with_ends(kind: str, ends: Ends | None) -> str:
-    return kind if ends is None else f"{kind} {range_in_words(ends)}"
 
 
 def _refused_number(

@@ -7,6 +7,7 @@ reads the problem in the folder and writes the answer there.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -134,28 +135,43 @@ def simulations_of(problem: Problem) -> dict[str, Tensor]:
     return theta | by_site(task, task.observed, torch.from_numpy(problem.x))
 
 
-def by_likelihood(problem: Problem) -> Posterior:
-    """This library's posterior by a learned likelihood and sequential Monte Carlo."""
+def by_likelihood(problem: Problem, rounds: int = 1) -> Posterior:
+    """This library's posterior by a learned likelihood and sequential Monte Carlo.
+
+    Args:
+        rounds: 1, or 2, where half of the simulations are at draws of the first round's posterior
+            of an observation. So the second round's training is for each observation, and its time
+            is with that of its draws.
+    """
     from pyro_mdm.posteriors import AmortizedLikelihood, log_prior
     from tests.benchmarks.arena.tasks import TASKS, by_site, flat
 
     task, seed = TASKS[problem.task], problem.seed
-    evidence: dict[tuple[float, ...], float] = {}
-    fitted = AmortizedLikelihood.fit(*task[:3], draws=simulations_of(problem), seed=seed)
+    simulations = simulations_of(problem)
+    half = len(problem.theta) // 2
+    first = {name: value[:half] for name, value in simulations.items()}
+    fitted = AmortizedLikelihood.fit(
+        *task[:3], draws=simulations if rounds == 1 else first, seed=seed
+    )
+    of_datum: dict[tuple[float, ...], tuple[AmortizedLikelihood, float]] = {}
 
     class ByLikelihood(Posterior):
         amortized = False
 
         def sample(self, x: Tensor, n: int) -> Tensor:
-            result = fitted.posterior(by_site(task, task.observed, x), n, seed=seed)
-            evidence[tuple(x.tolist())] = result.log_evidence.mean
+            data, likelihood = by_site(task, task.observed, x), fitted
+            if rounds == 2:
+                theta = fitted.posterior(data, half, seed=seed).draws
+                likelihood = fitted.refined(theta, vectorized=True, seed=seed + 1)
+            result = likelihood.posterior(data, n, seed=seed)
+            of_datum[tuple(x.tolist())] = likelihood, result.log_evidence.mean
             return flat(result.draws, task.latent)
 
         def log_prob(self, theta: Tensor, x: Tensor) -> Tensor:
             parameters, data = by_site(task, task.latent, theta), by_site(task, task.observed, x)
             prior = log_prior(task.program, task.latent, parameters, vectorized=True)
-            joint = prior + fitted.log_prob(data, parameters)
-            return joint - evidence[tuple(x.tolist())]
+            likelihood, evidence = of_datum[tuple(x.tolist())]
+            return prior + likelihood.log_prob(data, parameters) - evidence
 
     return ByLikelihood()
 
@@ -242,6 +258,7 @@ METHODS: dict[str, Callable[[Problem], Posterior]] = {
     "prior": prior,
     OURS: ours,
     "likelihood": by_likelihood,
+    "likelihood_2": functools.partial(by_likelihood, rounds=2),
     "npe": of_sbi("NPE"),
     "npse": of_sbi("NPSE"),
     "fmpe": of_sbi("FMPE"),

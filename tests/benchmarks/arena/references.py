@@ -15,6 +15,11 @@ ENVIRONMENT = Path("data/arena")
 """Where the peers' environment is, and in it the package."""
 PACKAGE = "sbibm==1.1.0"
 OBSERVATIONS = tuple(range(1, 11))
+OTHER_DATA = {
+    "slcp_distractors": ("slcp", "observation_distractors"),
+    "bernoulli_glm_raw": ("bernoulli_glm", "observation_raw"),
+}
+"""Tasks with the references of another, and the name of their file of data."""
 
 
 def read(task: str, observation: int, name: str, environment: Path = ENVIRONMENT) -> Tensor:
@@ -24,11 +29,14 @@ def read(task: str, observation: int, name: str, environment: Path = ENVIRONMENT
         task: its name.
         observation: 1 to 10.
         name: ``observation`` and ``true_parameters``, of one row; ``reference_posterior_samples``,
-            of 10,000; ``observation_raw``, the spikes of ``bernoulli_glm``.
+            of 10,000.
 
     Raises:
         SystemExit: the package is not there.
     """
+    if task in OTHER_DATA:
+        task, data = OTHER_DATA[task]
+        name = data if name == "observation" else name
     tasks = environment / "sbibm" / "sbibm" / "tasks"
     if not tasks.is_dir():
         raise SystemExit(

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tests.benchmarks.arena.classifiers import accuracies
 from tests.benchmarks.arena.methods import Answer, Problem
 
 Numbers = NDArray[np.float32]
@@ -28,27 +29,21 @@ LEVEL = 0.9
 def c2st(reference: Numbers, draws: Numbers, folds: int = FOLDS, seed: int = 1) -> float:
     """The accuracy of a classifier that tells draws (n, d) from as many of the reference.
 
-    It is ½ if both have one law. As Lueckmann et al. (AISTATS 2021) have it, the classifier is a
-    network of two hidden layers of 10 d units, and numbers are standardized by the reference. Each
-    fold is a fifth of the draws, which the others train for.
+    It is ½ if both have one distribution. As ``sbibm.metrics.c2st`` of Lueckmann et al. (AISTATS
+    2021) has it, the classifier is a network of two hidden layers of 10 d units, and numbers are
+    standardized by the reference. Each fold is a fifth of the draws, which the others train for.
 
     Args:
         folds: how many of the five folds are scored.
         seed: of the folds and the classifier.
     """
     from sklearn.model_selection import KFold
-    from sklearn.neural_network import MLPClassifier
 
     center, scale = reference.mean(0), reference.std(0, ddof=1)
-    x = (np.concatenate([reference, draws]) - center) / scale
+    x = ((np.concatenate([reference, draws]) - center) / scale).astype(np.float32)
     y = np.repeat([0, 1], [len(reference), len(draws)])
-    accuracies = []
-    split = KFold(FOLDS, shuffle=True, random_state=seed).split(x)
-    for train, test in list(split)[:folds]:
-        width = 10 * x.shape[1]
-        network = MLPClassifier((width, width), max_iter=10_000, random_state=seed)
-        accuracies.append(network.fit(x[train], y[train]).score(x[test], y[test]))
-    return float(np.mean(accuracies))
+    split = list(KFold(FOLDS, shuffle=True, random_state=seed).split(x))
+    return float(accuracies(x, y, split[:folds], seed).mean())
 
 
 def covered(draws: Numbers, truth: Numbers) -> Numbers:

@@ -12,8 +12,10 @@ The benchmark has parameters and data as vectors, :func:`flat`, of the sites in 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyro
@@ -85,16 +87,71 @@ LEAST_SCALE = 1e-3
 """The least standard deviation of a datum of SLCP, so that all covariances have a root."""
 
 
-def slcp() -> Tensor:
-    """Simple likelihood, complex posterior: four draws of a Gaussian law in the plane, with means
-    θ_0 and θ_1, standard deviations θ_2² and θ_3², and correlation tanh θ_4."""
-    theta = pyro.sample("theta", dist.Uniform(torch.full((5,), -3.0), 3.0).to_event(1))
+def _datum_of_slcp(theta: Tensor) -> dist.MultivariateNormal:
+    """The distribution of a datum, with means θ_0 and θ_1, standard deviations θ_2² and θ_3², and
+    correlation tanh θ_4."""
     first, second = theta[..., 2:4].square().clamp_min(LEAST_SCALE).unbind(-1)
     correlation, rest = theta[..., 4].tanh(), 1 / theta[..., 4].cosh()  # √(1 - tanh²)
     rows = [first, torch.zeros_like(first), correlation * second, rest * second]
     root = torch.stack(rows, -1).unflatten(-1, (2, 2))
+    return dist.MultivariateNormal(theta[..., :2], scale_tril=root)
+
+
+def slcp() -> Tensor:
+    """Simple likelihood, complex posterior: four draws of a Gaussian law in the plane."""
+    theta = pyro.sample("theta", dist.Uniform(torch.full((5,), -3.0), 3.0).to_event(1))
     with pyro.plate("data", 4):
-        x: Tensor = pyro.sample("x", dist.MultivariateNormal(theta[..., :2], scale_tril=root))
+        x: Tensor = pyro.sample("x", _datum_of_slcp(theta))
+    return x
+
+
+DISTRACTORS, COMPONENTS = 92, 20
+"""Numbers beside the data of SLCP, and components of their mixture."""
+
+
+class Distractors(NamedTuple):
+    """A mixture of Student's t with 2 degrees of freedom, and a permutation."""
+
+    loc: Tensor  # (components, 92)
+    scale_tril: Tensor  # (components, 92, 92)
+    order: Tensor  # (100,), the place among data and distractors of each observed number
+
+    def law(self) -> dist.MixtureSameFamily:
+        each = dist.MultivariateStudentT(torch.tensor(2.0), self.loc, self.scale_tril)
+        return dist.MixtureSameFamily(dist.Categorical(torch.ones(COMPONENTS)), each)
+
+    def apart(self, x: Tensor) -> dict[str, Tensor]:
+        """The data (4, 2) and the distractors (92,) of observed numbers (100,)."""
+        numbers = torch.empty_like(x)
+        numbers[self.order] = x
+        return {"data": numbers[:8].reshape(4, 2), "distractors": numbers[8:]}
+
+
+@functools.cache
+def distractors() -> Distractors:
+    """Those that the benchmark drew once."""
+    random, d = np.random.RandomState(42), DISTRACTORS
+    loc = [15 * random.normal(size=d) for _ in range(COMPONENTS)]
+    drawn = [
+        np.tril(random.normal(size=(d, d))) + np.diag(np.exp(random.normal(size=d)))
+        for _ in range(COMPONENTS)
+    ]
+    order = torch.from_numpy(random.permutation(d + 8))
+    roots = 3 * torch.from_numpy(np.stack(drawn)).float()
+    # some diagonal entries are negative, without which the covariance is the same
+    roots = roots * roots.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+    return Distractors(torch.from_numpy(np.stack(loc)).float(), roots, order)
+
+
+def slcp_distractors() -> Tensor:
+    """SLCP, whose 8 numbers are among 92 that do not depend on θ, in a fixed order."""
+    theta = pyro.sample("theta", dist.Uniform(torch.full((5,), -3.0), 3.0).to_event(1))
+    datum = _datum_of_slcp(theta.unsqueeze(-2))
+    data = pyro.sample("data", datum.expand((*theta.shape[:-1], 4)).to_event(1))
+    fixed = distractors()
+    noise = pyro.sample("distractors", fixed.law())
+    numbers = torch.cat([data.flatten(-2), noise], -1)
+    x: Tensor = pyro.deterministic("x", numbers[..., fixed.order], event_dim=1)
     return x
 
 
@@ -125,17 +182,19 @@ def _smoothness() -> Tensor:
 DESIGN, SMOOTHNESS = _design(), _smoothness()
 
 
-def bernoulli_glm() -> Tensor:
-    """Spikes of a neuron in bins of time, by its offset and its filter of the last inputs.
-
-    The data are sufficient for them: the number of spikes, and the sums of inputs at each lag
-    before a spike.
-    """
+def bernoulli_glm_raw() -> Tensor:
+    """Spikes of a neuron in bins of time, by its offset and its filter of the last inputs."""
     offset = pyro.sample("offset", dist.Normal(0.0, 2**0.5))
     law = dist.MultivariateNormal(torch.zeros(LAGS), precision_matrix=SMOOTHNESS)
     weights = torch.cat([offset.unsqueeze(-1), pyro.sample("filter", law)], -1)
-    spikes = pyro.sample("spikes", dist.Bernoulli(logits=weights @ DESIGN.mT).to_event(1))
-    x: Tensor = pyro.deterministic("x", spikes @ DESIGN, event_dim=1)
+    spikes: Tensor = pyro.sample("spikes", dist.Bernoulli(logits=weights @ DESIGN.mT).to_event(1))
+    return spikes
+
+
+def bernoulli_glm() -> Tensor:
+    """The spikes' sufficient statistics: their number, and the sums of inputs at each lag before a
+    spike."""
+    x: Tensor = pyro.deterministic("x", bernoulli_glm_raw() @ DESIGN, event_dim=1)
     return x
 
 
@@ -215,20 +274,24 @@ def _task(program: Callable[[], object], latent: str = "theta", observed: str = 
 
 
 SLCP = _task(slcp)
+SLCP_DISTRACTORS = _task(slcp_distractors)
 GAUSSIAN_LINEAR = _task(gaussian_linear)
 GAUSSIAN_LINEAR_UNIFORM = _task(gaussian_linear_uniform)
 GAUSSIAN_MIXTURE = _task(gaussian_mixture)
 BERNOULLI_GLM = _task(bernoulli_glm, "offset filter")
+BERNOULLI_GLM_RAW = _task(bernoulli_glm_raw, "offset filter", "spikes")
 SIR = _task(sir, "beta gamma", "infected")
 LOTKA_VOLTERRA = _task(lotka_volterra, "alpha beta gamma delta", "prey predators")
 
 TASKS = {
     "two_moons": TWO_MOONS,
     "slcp": SLCP,
+    "slcp_distractors": SLCP_DISTRACTORS,
     "gaussian_linear": GAUSSIAN_LINEAR,
     "gaussian_linear_uniform": GAUSSIAN_LINEAR_UNIFORM,
     "gaussian_mixture": GAUSSIAN_MIXTURE,
     "bernoulli_glm": BERNOULLI_GLM,
+    "bernoulli_glm_raw": BERNOULLI_GLM_RAW,
     "sir": SIR,
     "lotka_volterra": LOTKA_VOLTERRA,
 }

@@ -109,12 +109,12 @@ def descend(
     return updates
 
 
-def weigh(target: Target, sample: Sample, n: int, seed: int) -> Draws:
-    """Draws, and their log weights."""
+def weigh(target: Target, sample: Sample, n: int, seed: int, together: int = AT_A_TIME) -> Draws:
+    """Draws, and their log weights, so many together."""
     pyro.set_rng_seed(seed)
     made = []
     with torch.no_grad():
-        for size in (min(AT_A_TIME, n - done) for done in range(0, n, AT_A_TIME)):
+        for size in (min(together, n - done) for done in range(0, n, together)):
             x, log_q = sample(size)
             log_weights = target.log_density(x).double() - log_q.double()
             made.append((x, log_weights.nan_to_num(nan=-math.inf, neginf=-math.inf)))

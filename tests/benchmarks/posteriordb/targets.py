@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.benchmarks.densities.base import Target
 from tests.benchmarks.densities.scores import Reference
 from tests.benchmarks.densities.targets import of_program, sites_of
-from tests.benchmarks.posteriordb import latents, regressions, series
+from tests.benchmarks.posteriordb import equations, latents, regressions, series
 from tests.benchmarks.posteriordb.base import Folder, Posterior
 
 __all__ = ["POSTERIORS", "Loaded", "worst_identity"]
@@ -19,6 +19,7 @@ POSTERIORS: dict[str, Posterior] = {
     **regressions.POSTERIORS,
     **series.POSTERIORS,
     **latents.POSTERIORS,
+    **equations.POSTERIORS,
 }
 
 

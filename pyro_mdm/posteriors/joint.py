@@ -1,0 +1,261 @@
+r"""Every conditional of a simulator that is a Pyro program: any of θ and x given any others.
+
+One diffusion model of parameters and data together is trained at random maps of log SNR
+(:class:`~pyro_mdm.scores.RandomMaps`), at which some numbers are given, some are drawn and others
+are integrated out. It starts as the conditionals of a Gaussian distribution, which are exact for
+every pattern, and learns the difference from them. It answers for the posterior, the likelihood,
+the posterior given a part of the data or of the parameters, and new data given old ones.
+
+Source of the task: Gloeckler, Deistler, Weilbach, Wood & Macke, "All-in-one simulation-based
+inference", ICML 2024. The network and its training are those of tables here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions.transforms import IndependentTransform
+
+from pyro_mdm.budgets import Outcome
+from pyro_mdm.conditioning.imputation import impute
+from pyro_mdm.diffusions.presets import VPSDE
+from pyro_mdm.elbo import MDM_ELBO
+from pyro_mdm.guide import DiffusionGuide
+from pyro_mdm.model import DiffusionModel
+from pyro_mdm.posteriors.amortized import HIDDEN, MAX_LOG_SNR, MIN_LOG_SNR
+from pyro_mdm.posteriors.encoding import center_and_unit
+from pyro_mdm.posteriors.parameters import Parameters, spread_of
+from pyro_mdm.posteriors.reading import Draws, ParameterSite, check_data, is_interior, named_sites
+from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from, train
+from pyro_mdm.scores.maps import RandomMaps
+from pyro_mdm.support.checks import check_count
+from pyro_mdm.tables.denoiser import MixedDenoiser
+
+__all__ = ["AmortizedJoint"]
+
+STEPS, DEPTH = 8_000, 3
+"""The number of steps where neither steps nor seconds are given, and that of the network's
+blocks."""
+LEVELS, SUBSETS = 0.2, 0.8
+"""The shares of maps at which all numbers are drawn, and at which some are given."""
+FREQUENCIES = (0.25, 0.5, 1.0, 2.0)
+"""Those of the sines and cosines of numbers that the network takes, in periods per standard
+deviation."""
+
+
+class AmortizedJoint(nn.Module):
+    """The distribution of parameters and data together, with all of its conditionals.
+
+    :meth:`fit` makes it and trains it, and :meth:`sample` draws any numbers given any others.
+
+    Args:
+        program: the simulator, without arguments.
+        latent: the names of the parameters' sites.
+        observed: the names of the data's sites.
+        draws: simulations for scales and correlations, (n, *shape) by site (:func:`simulate`).
+        hidden: the width of the network.
+        depth: its number of blocks.
+
+    Attributes:
+        model: the model of standardized unconstrained parameters and data, side by side.
+        noising: its guide.
+        outcome: how the training by :meth:`fit` ended; None: not trained.
+
+    Raises:
+        TypeError: parameters that are not continuous; data of whole numbers.
+        ValueError: a site that is unknown, observed or named twice; a parameter or datum that never
+            varies; a parameter whose support depends on others.
+    """
+
+    center: Tensor
+    unit: Tensor
+    outcome: Outcome | None = None
+
+    def __init__(
+        self,
+        program: Callable[..., Any],
+        latent: Sequence[str],
+        observed: Sequence[str],
+        draws: Draws,
+        *,
+        hidden: int = HIDDEN,
+        depth: int = DEPTH,
+    ) -> None:
+        super().__init__()
+        self.latent, self.observed = list(latent), list(observed)
+        sites, data = named_sites(program, self.latent, self.observed)
+        self.sites = Parameters(sites)
+        self._shapes = {site.name: site.shape for site in sites}
+        self._shapes |= {name: data[name]["value"].shape for name in self.observed}
+        check_data(draws, {name: self._shapes[name] for name in self.observed})
+        self.sites.values(draws)  # or an error
+        for name in self.observed:
+            if bool((draws[name] == draws[name].round()).all()):
+                raise TypeError(
+                    f"the data of {name!r} are whole numbers, expected real ones; a Table of "
+                    "parameters and data has columns with levels"
+                )
+        numbers = self._numbers(draws)
+        spread_of(numbers)
+        center, unit = center_and_unit(numbers)
+        self.register_buffer("center", center)
+        self.register_buffer("unit", unit)
+        z = (numbers - self.center) / self.unit
+        score = MixedDenoiser.from_gaussian(
+            z, [None] * z.shape[1], hidden=hidden, depth=depth, frequencies=FREQUENCIES
+        )
+        score.training_maps = RandomMaps(LEVELS, SUBSETS, 0.0)
+        diffusion = VPSDE(min_log_snr=MIN_LOG_SNR, max_log_snr=MAX_LOG_SNR)
+        self.model = DiffusionModel(diffusion, score)
+        self.noising = DiffusionGuide(self.model.diffusion)
+
+    @classmethod
+    def fit(
+        cls,
+        program: Callable[..., Any],
+        latent: Sequence[str],
+        observed: Sequence[str],
+        *,
+        draws: Draws | str | os.PathLike[str] | None = None,
+        simulations: int = 10_000,
+        steps: int | None = None,
+        batch_size: int = 256,
+        learning_rate: float = 2e-3,
+        seconds: float | None = None,
+        hidden: int = HIDDEN,
+        depth: int = DEPTH,
+        vectorized: bool = False,
+        workers: int | None = None,
+        folder: str | os.PathLike[str] | None = None,
+        leave_out: bool = False,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> AmortizedJoint:
+        """The joint distribution trained on nine tenths of the simulations.
+
+        The last tenth, at most 1,000, is validation data: of the moving averages of the weights,
+        those with the best bound on log p(θ, x) there are kept.
+
+        Args:
+            program, latent, observed, hidden, depth: as for the class.
+            draws, simulations, batch_size, learning_rate, seconds, vectorized, workers, folder,
+                leave_out, seed, progress: as for :meth:`AmortizedPosterior.fit`.
+            steps: the most steps of Adam; None: 8,000, or as many as fit into ``seconds``.
+
+        Returns:
+            The joint distribution, in evaluation mode.
+
+        Raises:
+            FloatingPointError: a loss that is not finite.
+            TypeError, ValueError: as for the class, :func:`simulate` and :func:`read_draws`;
+                numbers that are too small.
+        """
+        options = TrainingOptions.within(steps, STEPS, batch_size, learning_rate, progress, seconds)
+        how = {"vectorized": vectorized, "workers": workers, "folder": folder}
+        names = [*latent, *observed]
+        with to_learn_from(
+            program, draws, simulations, options, names=names, seed=seed, leave_out=leave_out, **how
+        ) as chosen:
+            joint = cls(program, latent, observed, chosen, hidden=hidden, depth=depth)
+            z = (joint._numbers(chosen) - joint.center) / joint.unit
+            elbo = MDM_ELBO()(joint.model, joint.noising)
+
+            def loss(rows: Tensor) -> Tensor:
+                mean: Tensor = elbo(z[rows]) / len(rows)
+                return mean
+
+            size = float(z.shape[1])
+            joint.outcome = train(elbo, loss, len(z), options, largest_gradient=size)
+        return joint.eval()
+
+    def _numbers(self, draws: Mapping[str, Tensor]) -> Tensor:
+        """Unconstrained parameters and data of simulations, (n, d)."""
+        u = self.sites.unconstrained(draws)[0]
+        return torch.cat([u, *(draws[name].reshape(len(u), -1) for name in self.observed)], 1)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        given: Mapping[str, Tensor],
+        n: int,
+        *,
+        batch_size: int = 4096,
+        seed: int | None = None,
+    ) -> Draws:
+        """Draws of all parameters and data that are not given.
+
+        Args:
+            given: values by site, (*shape), of any sites. A number that is NaN is not given.
+            n: the number of draws.
+            batch_size: the number of draws that are made together.
+            seed: the seed of the draws; None: the global generator.
+
+        Returns:
+            Draws by site, (n, *shape), with the values that are given.
+
+        Raises:
+            ValueError: an unknown site or another shape; a value outside of the support; a
+                parameter, such as a probability vector, of which only a part is given.
+        """
+        check_count("n", n, "the number of draws")
+        values = self._values(given)
+        u = torch.cat([_unconstrained(site, values[site.name]) for site in self.sites])
+        data = torch.cat([values[name].flatten() for name in self.observed])
+        row = ((torch.cat([u, data]) - self.center) / self.unit).unsqueeze(0)
+        seed = int(torch.randint(2**31, ())) if seed is None else seed
+        z = impute(self.model, row, num=n, batch_size=batch_size, seed=seed)[:, 0]
+        numbers = z * self.unit + self.center
+        drawn, first = self.sites.by_site(numbers[:, : len(u)])[0], len(u)
+        for name in self.observed:
+            size = self._shapes[name].numel()
+            drawn[name] = numbers[:, first : first + size].reshape(n, *self._shapes[name])
+            first += size
+        return {k: torch.where(values[k].isnan(), v, values[k]) for k, v in drawn.items()}
+
+    def _values(self, given: Mapping[str, Tensor]) -> Draws:
+        """The values of all sites, (*shape), NaN where none is given."""
+        if unknown := [name for name in given if name not in self._shapes]:
+            raise ValueError(
+                f"there is no site {unknown[0]!r}, expected sites among {list(self._shapes)}"
+            )
+        values = Draws()
+        for name, shape in self._shapes.items():
+            value = torch.as_tensor(given.get(name, torch.full(shape, torch.nan)))
+            if value.shape != shape:
+                raise ValueError(
+                    f"{name!r} has shape {tuple(value.shape)}, expected {tuple(shape)}; give one "
+                    "value, with NaN where a number is not given"
+                )
+            if bool(value.isinf().any()):
+                raise ValueError(f"{name!r} has infinite values, expected numbers, or NaN")
+            values[name] = value.to(self.center)
+        return values
+
+
+def _unconstrained(site: ParameterSite, value: Tensor) -> Tensor:
+    """The unconstrained numbers of a value, (k,), NaN where a number is not given."""
+    absent = value.isnan()
+    if bool(absent.all()):
+        size = site.transform.inverse_shape(site.shape).numel()
+        return value.new_full((size,), torch.nan)
+    transform = site.transform
+    while isinstance(transform, IndependentTransform):
+        transform = transform.base_transform
+    if transform.domain.event_dim and bool(absent.any()):
+        raise ValueError(
+            f"a part of {site.name!r} is given, whose numbers depend on each other, expected all "
+            "of them or none"
+        )
+    inside = site.transform(value.new_zeros(site.transform.inverse_shape(site.shape)))
+    whole = torch.where(absent, inside, value)
+    if not bool(is_interior(site.support, whole.unsqueeze(0))):
+        raise ValueError(
+            f"the value of {site.name!r} is {value.tolist()}, which is not inside of its support, "
+            f"expected one of {site.support}"
+        )
+    u: Tensor = site.transform.inv(whole).flatten()
+    return u.masked_fill(absent.flatten(), torch.nan) if bool(absent.any()) else u

@@ -1,0 +1,1 @@
+"""Programs whose plate draws a subsample."""

@@ -1,0 +1,150 @@
+"""Methods of this library for the conditionals of the tasks.
+
+    python -m tests.benchmarks.partial.methods FOLDER
+
+reads the problem in the folder and writes the answer there, in a process of its own.
+
+    joint       p(any | any): AmortizedJoint
+    table       p(any | any): a Table of parameters and data, which draws what is missing in a row
+    posterior   p(θ | any part of x): AmortizedPosterior with ``missing=``
+    likelihood  p(x | θ), and p(θ | some of the data) by sequential Monte Carlo: AmortizedLikelihood
+    marginals   each number by itself, as in the simulations: what a method that learned no
+                dependence scores
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tests.benchmarks.arena.tasks import flat
+from tests.benchmarks.partial.problem import Problem, save_answer
+from tests.benchmarks.partial.tasks import TASKS
+from tests.benchmarks.runs import processor_seconds
+
+Conditional = Callable[[Tensor, int], Tensor]
+"""From z (d,), NaN where a number is not given, and the number of draws n, to draws (n, d)."""
+
+
+def joint(problem: Problem, z: Tensor) -> Conditional:
+    from pyro_mdm.posteriors import AmortizedJoint
+
+    task = TASKS[problem.task]
+    how = {"seed": problem.seed, "steps": problem.steps or None}
+    fitted = AmortizedJoint.fit(*task.simulator[:3], draws=task.by_site(z), **how)
+
+    def draw(given: Tensor, n: int) -> Tensor:
+        return flat(fitted.sample(task.by_site(given), n, seed=problem.seed), task.sites)
+
+    return draw
+
+
+def table(problem: Problem, z: Tensor) -> Conditional:
+    import pandas as pd
+
+    from pyro_mdm.tables import Table
+
+    names = [f"z{j}" for j in range(z.shape[1])]
+    frame = pd.DataFrame(z.double().numpy(), columns=names)
+    fitted = Table.fit(frame, seed=problem.seed, steps=problem.steps or None)
+
+    def draw(given: Tensor, n: int) -> Tensor:
+        row = pd.DataFrame(given.double().unsqueeze(0).numpy(), columns=names)
+        return torch.from_numpy(fitted.impute(row, num=n).to_numpy(np.float64))
+
+    return draw
+
+
+def posterior(problem: Problem, z: Tensor) -> Conditional:
+    from pyro_mdm.posteriors import AmortizedPosterior
+
+    task = TASKS[problem.task]
+    sites, data = task.simulator[:3], task.by_site(z)
+    how = {"missing": 0.5, "seed": problem.seed, "steps": problem.steps or None}
+    fitted = AmortizedPosterior.fit(*sites, draws=data, **how)
+
+    def draw(given: Tensor, n: int) -> Tensor:
+        x = {name: task.by_site(given)[name] for name in task.simulator.observed}
+        theta = flat(fitted.sample(x, n, seed=problem.seed), task.simulator.latent)
+        return torch.cat([theta, given[task.parameters :].expand(n, -1)], 1)
+
+    return draw
+
+
+def likelihood(problem: Problem, z: Tensor) -> Conditional:
+    from pyro_mdm.posteriors import AmortizedLikelihood
+
+    task = TASKS[problem.task]
+    latent, observed = task.simulator.latent, task.simulator.observed
+    sites, how = task.simulator[:3], {"seed": problem.seed, "steps": problem.steps or None}
+    fitted = AmortizedLikelihood.fit(*sites, draws=task.by_site(z), **how)
+
+    def draw(given: Tensor, n: int) -> Tensor:
+        values = task.by_site(given)
+        if bool(given[: task.parameters].isnan().any()):
+            data = {name: values[name] for name in observed}
+            theta = fitted.posterior(data, n, seed=problem.seed).draws
+            return torch.cat([flat(theta, latent), given[task.parameters :].expand(n, -1)], 1)
+        theta = {name: values[name].expand(n, *values[name].shape) for name in latent}
+        torch.manual_seed(problem.seed)
+        return torch.cat([flat(theta, latent), flat(fitted.sample(theta), observed)], 1)
+
+    return draw
+
+
+def marginals(problem: Problem, z: Tensor) -> Conditional:
+    generator = torch.Generator().manual_seed(problem.seed)
+
+    def draw(given: Tensor, n: int) -> Tensor:
+        rows = torch.randint(len(z), (n, z.shape[1]), generator=generator)
+        return torch.where(given.isnan(), z.gather(0, rows), given)
+
+    return draw
+
+
+METHODS: dict[str, Callable[[Problem, Tensor], Conditional]] = {
+    "joint": joint,
+    "table": table,
+    "posterior": posterior,
+    "likelihood": likelihood,
+    "marginals": marginals,
+}
+
+
+def answers(method: str, task: str, kind: str) -> bool:
+    """Whether a method has conditionals of a kind of mask."""
+    if method == "posterior":
+        return kind in ("posterior", "part")
+    if method == "likelihood":
+        # the two numbers of two moons are one datum, of which a part is not asked for
+        kinds = ("posterior", "likelihood", *(() if task == "two_moons" else ("part",)))
+        return kind in kinds
+    return True
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    warnings.simplefilter("ignore")
+    problem = Problem.load(folder)
+    import pyro_mdm.posteriors
+    import pyro_mdm.tables  # noqa: F401  (their time is not that of a method)
+
+    torch.manual_seed(problem.seed)
+    began = processor_seconds()
+    draw = METHODS[problem.method](problem, torch.from_numpy(problem.z).float())
+    seconds = {"fit_seconds": processor_seconds() - began}
+    began = processor_seconds()
+    values = torch.from_numpy(problem.values).float()
+    draws = torch.stack([draw(given, problem.draws).double() for given in values])
+    seconds["sample_seconds"] = (processor_seconds() - began) / len(values)
+    save_answer(folder, draws.numpy(), seconds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""The table of the documentation, from the rows of the benchmark."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pandas as pd
+
+from tests.benchmarks.documented import mean_and_error, seeds_in_words, write
+from tests.benchmarks.partial.tasks import KINDS, TASKS
+
+COMMANDS = (
+    "python -m tests.benchmarks.partial.peers",
+    "python -m tests.benchmarks.partial --out runs/partial.csv",
+)
+OF_SOURCE = KINDS[:5]
+"""The kinds of mask of the source, which all count as much in its mean."""
+AXIS = {0.5: 89.006594, 1.0: 20.038594}
+"""The heights of two values of C2ST in the file ``figures/fig3_4/all_cond_task.svg`` of Simformer's
+repository at commit a350556, which is drawn to scale."""
+HEIGHTS = {
+    "tree": (80.300832, 79.072995, 83.336252),
+    "hmm": (79.885644, 68.476475, 83.408875),
+    "two_moons": (85.443844, 79.434801, 85.390877),
+    "slcp": (56.025682, 61.402152, 75.186372),
+}
+"""The heights there at 10,000 simulations: of Simformer, and given a directed or an undirected
+graph of which numbers depend on each other."""
+PUBLISHED = ("simformer, published", "simformer with a graph, published")
+
+
+def published(task: str) -> dict[str, float]:
+    """C2ST of Simformer in its paper, without a graph, and with the better of two graphs."""
+    low, high = AXIS[0.5], AXIS[1.0]
+    plain, *graphs = [0.5 + 0.5 * (low - height) / (low - high) for height in HEIGHTS[task]]
+    return dict(zip(PUBLISHED, (plain, min(graphs)), strict=True))
+
+
+def cells_of(part: pd.DataFrame) -> dict[str, object]:
+    """The cells of a task and a method: the mean over kinds, and each kind."""
+    by_kind = {kind: mean_and_error(part[part.kind == kind].c2st) for kind in KINDS}
+    ours = [by_kind[kind] for kind in OF_SOURCE]
+    cells: dict[str, object] = {}
+    whole = not any(math.isnan(mean) for mean, _ in ours)
+    errors = [0.0 if math.isnan(error) else error for _, error in ours]
+    cells["c2st"] = sum(mean for mean, _ in ours) / len(ours) if whole else math.nan
+    cells["c2st_se"] = math.hypot(*errors) / len(ours) if whole else math.nan
+    for kind, (mean, error) in by_kind.items():
+        cells[f"c2st_{kind}"], cells[f"c2st_{kind}_se"] = mean, error
+    fits = part.groupby("seed").first()
+    for name in ("fit_seconds", "sample_seconds"):
+        cells[name] = float(fits[name].mean())
+    return cells
+
+
+def of_conditionals(file: Path, folder: Path) -> None:
+    """partial-conditionals: a row for each task and method."""
+    rows = pd.read_csv(file)
+    made = []
+    for task in TASKS:
+        of_task = rows[rows.task == task]
+        for method, part in of_task.groupby("method", sort=False):
+            made.append({"conditional": f"{task}, {method}"} | cells_of(part))
+        for name, value in published(task).items():
+            made.append({"conditional": f"{task}, {name}", "c2st": value})
+    draws = ", ".join(map(str, sorted(rows.draws.unique())))
+    simulations = ", ".join(f"{n:,}" for n in sorted(rows.simulations.unique()))
+    conditions = rows[rows.kind != "joint"].condition.max() + 1
+    notes = [
+        f"{simulations} simulations; {draws} draws of each conditional; {conditions} conditions of "
+        "each kind of mask, and one of joint; errors are over conditions; c2st is the mean over "
+        "the five kinds of the source; seconds are of the processor; published values are the "
+        "heights of points in the vector figure all_cond_task.svg of mackelab/simformer",
+    ]
+    table = pd.DataFrame(made)
+    write(folder / "partial-conditionals.csv", table, COMMANDS, seeds_in_words(rows), notes=notes)
