@@ -109,8 +109,8 @@ LINES: dict[str, dict[str, list[str]]] = {
         "test_automatic_chain.py::test_weights_mean_z_whatever_the_parameters[2-Annealed]": [
             "⟨_cholesky(rest - R @ rest @ R.mT, times)→L⟩",
             (
-                "return (_solved(root, ⟨kicked).square() - _solved(root, y→y).square() - "
-                "_solved(root, kicked⟩)"
+                "return (solved(root, ⟨kicked).square() - solved(root, y→y).square() - "
+                "solved(root, kicked⟩)"
             ),
         ],
         "test_automatic_chain.py::test_weights_mean_z_whatever_the_parameters[1-Annealed]": [
@@ -133,6 +133,24 @@ LINES: dict[str, dict[str, list[str]]] = {
         ],
         "test_automatic_guide.py::test_weights_have_the_evidence_as_their_mean[None]": [
             "/ 2 ⟨-→+⟩ self.scale_tril.diagonal().log().sum()"
+        ],
+    },
+    "pyro_mdm/automatic/shape.py": {
+        "test_automatic_shape.py::test_the_jacobian_of_a_shape_is_that_of_autograd": [
+            "square = ⟨self._tails(u) *→⟩ u.square()"
+        ],
+        "test_automatic_shape.py::test_the_inverse_of_a_shape_is_exact": [
+            "return z * (-root⟨ / 2→⟩).exp()"
+        ],
+    },
+    "pyro_mdm/automatic/marginals.py": {
+        "test_automatic_shape.py::test_marginals_are_those_of_draws": [
+            "self._become(⟨_shares(z.diff()), heights→heights, _shares(z.diff())⟩)"
+        ],
+    },
+    "pyro_mdm/automatic/ratio.py": {
+        "test_automatic_shape.py::test_weights_mean_z_from_a_shape[False]": [
+            "return self.log_density(x) ⟨+ log_det→⟩ + u.square().sum(-1) / 2"
         ],
     },
     "pyro_mdm/automatic/density.py": {
