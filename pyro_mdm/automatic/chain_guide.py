@@ -26,7 +26,7 @@ from pyro_mdm.diffusions.presets import VPSDE
 from pyro_mdm.posteriors.guide import ImportanceWeights
 from pyro_mdm.support.checks import check_count, check_instance
 
-__all__ = ["COMPARED", "ChainGuide"]
+__all__ = ["COMPARED", "OF_TAILS", "ChainGuide"]
 
 STARTS = {"gaussian": Annealed, "particles": Reversed}
 COMPARED = 1_000
@@ -171,7 +171,7 @@ class ChainGuide(AutoMultivariateNormal):
             self.prototype_trace = None  # the next call sets it up again
             raise
 
-    def _made_density(self, trace: Any) -> ProgramDensity:
+    def _made_density(self, trace: pyro.poutine.Trace) -> ProgramDensity:
         """The density of the program, of which a trace is given; the chain is there."""
         return ProgramDensity(self.program, trace, self._unpack_latent)
 
