@@ -182,7 +182,7 @@ LINES: dict[str, dict[str, list[str]]] = {
             "test_weights_of_rows_have_their_evidence_as_their_mean[None]"
         ): ["log().sum(-1) ⟨-→+⟩ self.log_scale.sum(-1)"],
         "test_automatic_subsampled.py::test_weights_of_normal_rows_are_exact_before_training": [
-            "z = z ⟨+→-⟩ _unwhitened(root, _bounded(slope, LIMIT))"
+            "z = z ⟨+→-⟩ _unwhitened(root, bounded(slope, LIMIT))"
         ],
     },
     "pyro_mdm/automatic/rows.py": {

@@ -44,7 +44,7 @@ from pyro_mdm.diffusions.kernels import KernelPrecisionError, lower_triangular
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.support.late_checks import check_values
 
-__all__ = ["Annealed", "Chain", "Path", "Reversed"]
+__all__ = ["LIMIT", "SEEN", "Annealed", "Chain", "Path", "Reversed", "bounded"]
 
 LIMIT = 8.0
 """The limit of an entry g of ∇log h, which enters chains as g / √(1 + (g / LIMIT)²)."""
@@ -219,7 +219,7 @@ class Annealed(Chain):
 
     def control(self, y: Tensor, slope: Tensor, k: int) -> Tensor:
         """u (n, K, d), of states y and ∇log h there."""
-        seen = _bounded(slope, SEEN)
+        seen = bounded(slope, SEEN)
         u = self.network(torch.cat([y.flatten(1), seen], 1), k).view(y.shape)
         return u + self.trust[k] * seen[:, None]
 
@@ -231,7 +231,7 @@ class Annealed(Chain):
         """
         kernels, root, y = self.kernels(), self.root(), self.start(n)
         slope = h.gradient(y[:, 0])
-        u, pull = self.control(y, slope, self.steps), self.power[-1] * _bounded(slope, LIMIT)
+        u, pull = self.control(y, slope, self.steps), self.power[-1] * bounded(slope, LIMIT)
         total = y.new_zeros(n)
         for k in reversed(range(self.steps)):
             M, L, R, S, kick, drift, drift_back, _, _, pace = (tensor[k] for tensor in kernels)
@@ -245,7 +245,7 @@ class Annealed(Chain):
                 noise = solved(L, moved - M @ kicked)
                 epsilon = (noise - a) / self.log_scale[k].exp()
             slope = h.gradient(moved[:, 0])
-            pull = self.power[k] * _bounded(slope, LIMIT)
+            pull = self.power[k] * bounded(slope, LIMIT)
             after = moved + kick[:, None] * pull[:, None]
             u = self.control(after, slope, k)
             back = solved(S, kicked - R @ moved)
@@ -268,7 +268,7 @@ class Annealed(Chain):
         kernels, root, after = self.kernels(), self.root(), self.start(len(u))
         after[:, 0] = u  # v_0 is at rest, and does not correlate with x
         slope = h.gradient(after[:, 0])
-        pull, control = self.power[0] * _bounded(slope, LIMIT), self.control(after, slope, 0)
+        pull, control = self.power[0] * bounded(slope, LIMIT), self.control(after, slope, 0)
         total = u.new_zeros(len(u))
         for k in range(self.steps):
             M, L, R, S, kick, drift, drift_back, _, _, pace = (tensor[k] for tensor in kernels)
@@ -278,7 +278,7 @@ class Annealed(Chain):
             back = aim + self.log_scale_back[k].exp() * epsilon_back
             kicked = R @ moved + S @ back
             slope = h.gradient(kicked[:, 0])  # a kick moves v alone, so that x is that of y
-            pull = self.power[k + 1] * _bounded(slope, LIMIT)
+            pull = self.power[k + 1] * bounded(slope, LIMIT)
             y = kicked - kick[:, None] * pull[:, None]
             control = self.control(y, slope, k + 1)
             noise = solved(L, moved - M @ kicked)
@@ -306,7 +306,7 @@ class Reversed(Chain):
     def score(self, z: Tensor, slope: Tensor, C: Tensor, k: int | Tensor) -> Tensor:
         """(x̂ - z) / C (…, n, d)."""
         trust = self.trust[k] if isinstance(k, int) else self.trust[k][:, None]
-        seen = _bounded(C.sqrt() * slope, SEEN)
+        seen = bounded(C.sqrt() * slope, SEEN)
         return (self.network(torch.cat([z, seen], -1), k) + trust * seen) / C.sqrt()
 
     def paths(self, h: Ratio, n: int) -> Path:
@@ -372,7 +372,7 @@ def _cost(noise: Tensor, epsilon: Tensor, log_scale: Tensor) -> Tensor:
     return ((noise.square() - epsilon.square()) / 2 - log_scale).sum((-2, -1))
 
 
-def _bounded(slope: Tensor, limit: float) -> Tensor:
+def bounded(slope: Tensor, limit: float) -> Tensor:
     """A gradient within its limit; 0 where it is NaN, whatever the density there."""
     slope = slope.nan_to_num().clamp(-STEEPEST, STEEPEST)
     return slope / (1 + (slope / limit).square()).sqrt()

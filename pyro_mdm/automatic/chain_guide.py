@@ -29,7 +29,7 @@ from pyro_mdm.diffusions.presets import VPSDE
 from pyro_mdm.posteriors.weights import ImportanceWeights
 from pyro_mdm.support.checks import check_count, check_instance
 
-__all__ = ["COMPARED", "ChainGuide"]
+__all__ = ["COMPARED", "OF_TAILS", "ChainGuide"]
 
 STARTS = {"gaussian": Annealed, "shaped": Annealed, "particles": Reversed}
 Start = str | Callable[[int], Any]
@@ -200,7 +200,7 @@ class ChainGuide(AutoMultivariateNormal):
         shape = make(self.latent_dim)
         return shape.to(self.loc) if isinstance(shape, torch.nn.Module) else shape
 
-    def _made_density(self, trace: Any) -> ProgramDensity:
+    def _made_density(self, trace: pyro.poutine.Trace) -> ProgramDensity:
         """The density of the program, of which a trace is given; the chain is there."""
         return ProgramDensity(self.program, trace, self._unpack_latent)
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.automatic.chain import LIMIT, SEEN, Annealed, _bounded
+from pyro_mdm.automatic.chain import LIMIT, SEEN, Annealed, bounded
 from pyro_mdm.automatic.ratio import Ratio
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.evaluation.weights import pareto_k
@@ -122,9 +122,9 @@ class RowChain(Annealed):
         self._seen = torch.zeros(0)
 
     def control(self, y: Tensor, slope: Tensor, k: int) -> Tensor:
-        bounded = _bounded(slope, SEEN)
-        u = self.network(torch.cat([y.flatten(1), bounded, self._seen], 1), k).view(y.shape)
-        return u + self.trust[k] * bounded[:, None]
+        near = bounded(slope, SEEN)
+        u = self.network(torch.cat([y.flatten(1), near, self._seen], 1), k).view(y.shape)
+        return u + self.trust[k] * near[:, None]
 
     def draw(self, log_density: Density, of_globals: Tensor) -> tuple[Tensor, Tensor]:
         """Latents z (m, d) of rows, and log q(path) / r(path | z), (m,) nats.
@@ -144,12 +144,12 @@ class RowChain(Annealed):
         z = self.loc.expand(len(of_globals), self.dim)
         for _ in range(NEWTON):
             slope, root = _newton(log_density, z)
-            z = z + _unwhitened(root, _bounded(slope, LIMIT))
+            z = z + _unwhitened(root, bounded(slope, LIMIT))
         slope, root = _newton(log_density, z)
         moved = (root.mT @ (z - self.loc)[..., None])[..., 0]
         precision = root.diagonal(0, -2, -1).log()
-        local = [_bounded(tensor, SEEN) for tensor in (slope, moved, precision)]
-        seen = torch.cat([_bounded(of_globals, SEEN), *local], 1)
+        local = [bounded(tensor, SEEN) for tensor in (slope, moved, precision)]
+        seen = torch.cat([bounded(of_globals, SEEN), *local], 1)
         shift, log_scale = self.begin(seen).chunk(2, 1)
         return RowRatio(log_density, z, root, shift, log_scale), seen
 
@@ -180,12 +180,12 @@ def _newton(log_density: Density, z: Tensor) -> tuple[Tensor, Tensor]:
     return torch.linalg.solve_triangular(root, slope[..., None], upper=False)[..., 0], root
 
 
-def _derivative(of: Tensor, z: Tensor, through: bool) -> Tensor:
+def _derivative(value: Tensor, z: Tensor, through: bool) -> Tensor:
     """The derivative, 0 where there is none."""
-    if not of.requires_grad:
+    if not value.requires_grad:
         return torch.zeros_like(z)
     (slope,) = torch.autograd.grad(
-        of, z, create_graph=through, retain_graph=True, allow_unused=True
+        value, z, create_graph=through, retain_graph=True, allow_unused=True
     )
     return torch.zeros_like(z) if slope is None else slope
 

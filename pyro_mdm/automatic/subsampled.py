@@ -122,7 +122,7 @@ class SubsampledGuide(ChainGuide):
                 ) from error
             raise
 
-    def _made_density(self, trace: Any) -> ProgramDensity:
+    def _made_density(self, trace: poutine.Trace) -> ProgramDensity:
         if not self._drawn:
             return super()._made_density(trace)
         if len(self._drawn) > 1:
