@@ -13,6 +13,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.infer.autoguide import AutoMultivariateNormal, init_to_median
 from pyro.ops.provenance import detach_provenance
+from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -171,7 +172,7 @@ class ChainGuide(AutoMultivariateNormal):
             self.prototype_trace = None  # the next call sets it up again
             raise
 
-    def _made_density(self, trace: Any) -> ProgramDensity:
+    def _made_density(self, trace: Trace) -> ProgramDensity:
         """The density of the program, of which a trace is given; the chain is there."""
         return ProgramDensity(self.program, trace, self._unpack_latent)
 
