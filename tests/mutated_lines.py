@@ -990,6 +990,11 @@ LINES: dict[str, dict[str, list[str]]] = {
         "test_budgets.py::test_falls_below_the_least_gain_do_not_count_together_they_do": [
             "value <⟨= self._lowest - least→ self._lowest⟩ if least else"
         ],
+        "test_trainer.py::test_means_of_windows_are_compared_by_their_errors": [
+            "if len(losses) > ⟨1→0⟩:",
+            "⟨max→min⟩(error, self.least_gain)",
+            "float(losses.std()) / ⟨math.sqrt(len(losses))→len(losses)⟩",
+        ],
     },
     "pyro_mdm/training/rates.py": {
         "test_trainer.py::test_rates_warm_up_and_fall_to_nothing": [

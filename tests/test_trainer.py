@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pyro_mdm import CLD, MDM_ELBO, Denoiser, DiffusionGuide, DiffusionModel, budgets
 from pyro_mdm.networks import MLP
 from pyro_mdm.training import MovingAverage, Trainer, schedule
+from pyro_mdm.training.patience import Patience
 from pyro_mdm.training.rates import schedule_within
 
 
@@ -81,6 +82,22 @@ def test_rates_of_groups_keep_their_ratio() -> None:
         trainer.step(one(torch.ones(1)).sum() + two(torch.ones(1)).sum())
         found = [group["lr"] for group in optimizer.param_groups]
         assert found == pytest.approx([0.1 * schedule(step, 10, 4), 0.3 * schedule(step, 10, 4)])
+
+
+def test_means_of_windows_are_compared_by_their_errors() -> None:
+    """The standard error of two losses is half of their difference; what is not finite is left
+    out, and a single loss has none."""
+    patience = Patience(1, 0.0, 2, 0.0)
+    for losses, over in (
+        ((1.0, 3.0), False),  # the first mean is 2
+        ((1.0, 2.0), False),  # 1.5 is lower by an error of 0.5
+        ((math.nan, 0.5), False),
+        ((0.6, 1.6), True),  # 1.1 is not
+    ):
+        for loss in losses:
+            patience.add(torch.tensor(loss))
+        patience.compare_losses(0)
+        assert patience.is_over(0) is over
 
 
 @pytest.mark.parametrize("forgetting", [10, 20])

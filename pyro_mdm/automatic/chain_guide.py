@@ -13,6 +13,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.infer.autoguide import AutoMultivariateNormal, init_to_median
 from pyro.ops.provenance import detach_provenance
+from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import Transform, constraints
 
@@ -200,7 +201,7 @@ class ChainGuide(AutoMultivariateNormal):
         shape = make(self.latent_dim)
         return shape.to(self.loc) if isinstance(shape, torch.nn.Module) else shape
 
-    def _made_density(self, trace: pyro.poutine.Trace) -> ProgramDensity:
+    def _made_density(self, trace: Trace) -> ProgramDensity:
         """The density of the program, of which a trace is given; the chain is there."""
         return ProgramDensity(self.program, trace, self._unpack_latent)
 

@@ -89,9 +89,9 @@ class Marginals(TransformModule):
     def _inverse(self, x: Tensor) -> Tensor:
         return self.spline.inv((x - self.middle) / self.unit)
 
-    def log_abs_det_jacobian(self, z: Tensor, x: Tensor) -> Tensor:
-        slopes = self.spline.log_abs_det_jacobian(z, (x - self.middle) / self.unit)
-        return (slopes.reshape(z.shape) + self.unit.log()).sum(-1)
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        slopes = self.spline.log_abs_det_jacobian(x, (y - self.middle) / self.unit)
+        return (slopes.reshape(x.shape) + self.unit.log()).sum(-1)
 
 
 def _shares(lengths: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ __all__ = ["Shape"]
 
 THIN = 0.01
 """Tails h before training."""
-HALVINGS = 12
+NEWTON = 12
 """Steps of Newton's method for a tail's inverse, which is quadratic and monotone."""
 
 
@@ -68,7 +68,7 @@ class Shape(TransformModule):
         # h u² = W(h z²) by Lambert's W, whose Newton steps start above
         y = self._tails(z) * z.square()
         root = y.log1p()
-        for _ in range(HALVINGS):
+        for _ in range(NEWTON):
             root = (root.square() + y * (-root).exp()) / (1 + root)
         return z * (-root / 2).exp()
 

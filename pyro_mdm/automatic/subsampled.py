@@ -29,6 +29,7 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.poutine import Trace
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import biject_to, constraints
@@ -122,7 +123,7 @@ class SubsampledGuide(ChainGuide):
                 ) from error
             raise
 
-    def _made_density(self, trace: poutine.Trace) -> ProgramDensity:
+    def _made_density(self, trace: Trace) -> ProgramDensity:
         if not self._drawn:
             return super()._made_density(trace)
         if len(self._drawn) > 1:
