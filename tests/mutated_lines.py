@@ -689,8 +689,8 @@ LINES: dict[str, dict[str, list[str]]] = {
             "test_amortized_likelihood.py::"
             "test_the_likelihood_of_linear_gaussian_data_is_exact_without_steps"
         ): [
-            "if not found ⟨> learned→< learned⟩:",
-            "if not found ⟨> learned→> -math.inf⟩:",
+            "if not by_linear ⟨> learned→< learned⟩:",
+            "if not by_linear ⟨> learned→> -math.inf⟩:",
         ],
         "test_amortized_likelihood.py::test_numbers_inside_of_bounds_have_a_density_there_alone": [
             "(⟨width - →-⟩(above + below))"

@@ -239,7 +239,7 @@ def test_the_likelihood_of_linear_gaussian_data_is_exact_without_steps() -> None
     """Least squares have 11 numbers from 7,200 data: within 11 / 7,200 nats of two data, on
     average. Data with a curved mean have the network's Gaussian."""
     few: dict[str, Any] = {"hidden": 16, "depth": 1, "diffusion": False, "vectorized": True}
-    found = AmortizedLikelihood.fit(linear, ["theta"], ["x"], simulations=4000, steps=1, **few)
+    found: Any = AmortizedLikelihood.fit(linear, ["theta"], ["x"], simulations=4000, steps=1, **few)
     assert found.outcomes["x"][0].best_step == 0
     new = simulate(linear, 1000, seed=9, vectorized=True)
     mean = (new["theta"] @ SLOPE.mT).unsqueeze(1)
@@ -401,7 +401,7 @@ def test_outside_of_supports_there_is_no_density(random: Any) -> None:
 def test_a_saved_likelihood_is_the_same(random: Any, tmp_path: Path) -> None:
     likelihood, draws = random
     likelihood.save_pretrained(tmp_path)
-    again = AmortizedLikelihood.from_pretrained(tmp_path, plated)
+    again: Any = AmortizedLikelihood.from_pretrained(tmp_path, plated)
     assert again.gains == likelihood.gains
     few = rows(draws, 0, 1, 2)
     assert torch.equal(again.log_prob(few, few), likelihood.log_prob(few, few))

@@ -243,11 +243,11 @@ class ContinuousLaw(FactorLaw):
         x, theta = x[n - held_out :], theta[n - held_out :]
         r, log_det = self.gaussian.residual(x, theta)
         learned = float((_normal(r).mean(1) + log_det).double().mean())
-        found = float(linear.log_prob(x.flatten(0, 1), theta.repeat_interleave(k, 0)).mean())
-        if not found > learned:
+        by_linear = float(linear.log_prob(x.flatten(0, 1), theta.repeat_interleave(k, 0)).mean())
+        if not by_linear > learned:
             return None
         self.gaussian.become(linear)
-        return -found
+        return -by_linear
 
     @property
     def bounds(self) -> DataBounds:
