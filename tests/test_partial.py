@@ -275,6 +275,7 @@ def test_rows_are_added_and_summed_up(tmp_path: Path, monkeypatch: pytest.Monkey
         assert ended.value.code == 0
     rows = pd.read_csv(out)
     assert len(rows) == 1 + 2 * 5 and rows.c2st.between(0.2, 0.8).all()
+    assert (rows[rows.kind == "part"].numbers == 2).all()  # the parameters alone
     summary.of_conditionals(out, tmp_path)
     table = pd.read_csv(tmp_path / "partial-conditionals.csv", comment="#")
     table = table.set_index("conditional")
