@@ -176,8 +176,10 @@ def slcp_means(theta: Tensor, given: Tensor, z: Tensor) -> tuple[Tensor, Tensor,
 
 
 def of_slcp(
-    given: Tensor, z: Tensor, n: int, generator: Generator, proposals: int = PROPOSALS
+    given: Tensor, z: Tensor, n: int, generator: Generator, proposals: int | None = None
 ) -> Tensor:
+    proposals = PROPOSALS if proposals is None else proposals
+
     def uniform(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator, dtype=torch.float64)
 
