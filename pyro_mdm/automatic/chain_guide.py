@@ -23,7 +23,7 @@ from pyro_mdm.automatic.draws import row, unconstrained
 from pyro_mdm.budgets import Outcome
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.presets import VPSDE
-from pyro_mdm.posteriors.guide import ImportanceWeights
+from pyro_mdm.posteriors.weights import ImportanceWeights
 from pyro_mdm.support.checks import check_count, check_instance
 
 __all__ = ["COMPARED", "ChainGuide"]

@@ -15,7 +15,7 @@ from torch.distributions import biject_to
 from pyro_mdm.automatic.chain import Annealed
 from pyro_mdm.automatic.chain_guide import ChainGuide
 from pyro_mdm.automatic.density import run
-from pyro_mdm.posteriors.guide import ImportanceWeights
+from pyro_mdm.posteriors.weights import ImportanceWeights
 
 __all__ = [
     "MOST_FOR_PARTICLES",

@@ -19,14 +19,17 @@ Likelihoods for Variational Annealed Importance Sampling", 2022.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from pyro_mdm.automatic.chain import LIMIT, SEEN, Annealed, Ratio, _bounded
 from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.evaluation.weights import pareto_k
+from pyro_mdm.paths.likelihood import log_mean_weight
 
-__all__ = ["RowChain"]
+__all__ = ["RowChain", "RowWeights"]
 
 Density = Callable[[Tensor], Tensor]
 
@@ -34,6 +37,34 @@ NEWTON = 3
 """Newton steps towards the mode of a row's latents."""
 LEAST_PRECISION = 1e-4
 """The least curvature along a latent that counts as such: a deviation of 100, unconstrained."""
+
+
+@dataclass(frozen=True)
+class RowWeights:
+    """Weights of the paths of each row, given one draw of the globals.
+
+    Args:
+        log_weights: log weights of S paths of each row, (S, N), nats, whose mean weight is unbiased
+            for p(data_i | globals).
+    """
+
+    log_weights: Tensor
+
+    @property
+    def log_evidence(self) -> Tensor:
+        """log p(data_i | globals) of each row, (N,), nats."""
+        return log_mean_weight(self.log_weights)
+
+    @property
+    def effective(self) -> Tensor:
+        """The effective number of paths of each row, (N,)."""
+        w = self.log_weights
+        return (2 * w.logsumexp(0) - (2 * w).logsumexp(0)).exp()
+
+    @property
+    def pareto_k(self) -> Tensor:
+        """k̂ of each row, (N,); NaN for fewer than 25 weights, or equal ones."""
+        return pareto_k(self.log_weights)
 
 
 class RowRatio(Ratio):
