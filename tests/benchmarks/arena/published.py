@@ -101,23 +101,35 @@ def write_missing(rows: pd.DataFrame, folder: Path) -> None:
     made = []
     for method in WHOLE:
         fits = rows[rows.method == method].groupby(["task", "simulations", "seed"]).first()
+        fits = fits.reset_index()
         whole = len(TASKS) * len(SIMULATIONS) * SEEDS
         cells = {"method": method, "fits": len(fits), "missing": whole - len(fits)}
         if len(fits):
-            of_datum = fits.sample_seconds + fits.density_seconds
-            hours = (fits.fit_seconds + len(OBSERVATIONS) * of_datum) / 3600
-            by_task = hours.groupby("task").mean()
-            cells |= {"hours_of_fit": by_task.mean(), "missing_hours": 0.0}
-            cells["missing_hours"] = by_task.mean() * (whole - len(fits))
+            steps = fits.simulations.map(_steps)
+            of_step = (fits.fit_seconds / steps).groupby(fits.task).mean().mean()
+            of_data = len(OBSERVATIONS) * (fits.sample_seconds + fits.density_seconds)
+            by_size = fits.groupby("simulations").size()
+            seconds = cells["missing"] * of_data.groupby(fits.task).mean().mean()
+            for n in SIMULATIONS.values():
+                absent = len(TASKS) * SEEDS - int(by_size.get(n, 0))
+                seconds += absent * of_step * _steps(n)
+            cells["hours_of_fit"] = float((fits.fit_seconds + of_data).mean() / 3600)
+            cells["missing_hours"] = seconds / 3600
         made.append(cells)
     notes = [
         f"the whole comparison has {len(TASKS)} tasks, {len(SIMULATIONS)} numbers of simulations "
         f"and {SEEDS} seeds; hours are of the processor, without those of C2ST; a missing fit is "
-        "taken to need as long as the mean of the others of its method"
+        "taken to need as long for a step as the mean of the tasks that there are"
     ]
     commands = [f"{RUN} --published docs/measured/data"]
     seeds = ", ".join(map(str, sorted(rows.seed.unique())))
     write(folder / "posteriors-missing.csv", pd.DataFrame(made), commands, seeds, notes=notes)
+
+
+def _steps(n: int) -> int:
+    from pyro_mdm.posteriors.training import usual_steps
+
+    return usual_steps(1_000, n)
 
 
 def in_order(table: pd.DataFrame) -> pd.DataFrame:
