@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import CLD, HOLD, VPSDE, LearnedDiffusion, LinearDiffusion
-from pyro_mdm.automatic.chain import LIMIT, Annealed, Chain, Ratio, Reversed, bounded
+from pyro_mdm.automatic.chain import LIMIT, Annealed, Chain, Reversed, bounded
+from pyro_mdm.automatic.ratio import Ratio
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
 
 MEAN = torch.tensor([0.5, -0.3])

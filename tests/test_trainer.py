@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pyro_mdm import CLD, MDM_ELBO, Denoiser, DiffusionGuide, DiffusionModel, budgets
 from pyro_mdm.networks import MLP
 from pyro_mdm.training import MovingAverage, Trainer, schedule
+from pyro_mdm.training.rates import schedule_within
 
 
 def line(seed: int = 0) -> tuple[nn.Module, Callable[[], Tensor], Callable[[], Tensor]]:
@@ -52,6 +53,23 @@ def test_rates_warm_up_and_fall_to_nothing() -> None:
     assert [schedule(step, 9, decay="constant") for step in range(9)] == [1.0] * 9
     assert schedule(25, 10) == schedule(10, 10) == pytest.approx(0)  # a cosine does not rise again
     assert [Trainer(nn.Linear(1, 1), steps=n).warmup for n in (0, 50, 5000)] == [0, 5, 100]
+
+
+def test_rates_are_a_rise_times_half_a_wave() -> None:
+    assert schedule(25, 100) == pytest.approx((1 + math.sqrt(0.5)) / 2)
+    assert schedule(4, 100, 10, "constant") == 0.5
+    assert schedule(24, 100, 50) == pytest.approx(0.5 * (1 + math.cos(0.24 * math.pi)) / 2)
+    assert schedule(1, 1) == pytest.approx(0)
+
+
+def test_rates_are_of_the_steps_or_of_the_seconds() -> None:
+    """Rises end with the first of both, and decays follow the one that is further."""
+    assert schedule_within(0.05, 0, 1000, 100, "constant") == 0.5
+    assert schedule_within(0.01, 4, 1000, 10, "constant") == 0.5
+    assert schedule_within(0.5, 250, 1000) == pytest.approx(0.5)
+    assert schedule_within(0.25, 500, 1000) == pytest.approx(0.5)
+    assert schedule_within(0.05, 500, 1000, 4000) == pytest.approx(0.25)
+    assert schedule_within(0.2, 100, 1000, 4000, "constant") == 1.0
 
 
 def test_rates_of_groups_keep_their_ratio() -> None:

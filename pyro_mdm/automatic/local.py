@@ -24,7 +24,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.automatic.chain import LIMIT, SEEN, Annealed, Ratio, bounded
+from pyro_mdm.automatic.chain import LIMIT, SEEN, Annealed, bounded
+from pyro_mdm.automatic.ratio import Ratio
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.evaluation.weights import pareto_k
 from pyro_mdm.paths.likelihood import log_mean_weight
@@ -84,8 +85,9 @@ class RowRatio(Ratio):
         self.log_density, self.loc, self.root = log_density, loc, root
         self.shift, self.log_scale = shift, log_scale
 
-    def place(self, u: Tensor) -> Tensor:
-        return self.loc + _unwhitened(self.root, self.shift + self.log_scale.exp() * u)
+    def placed(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        z = self.loc + _unwhitened(self.root, self.shift + self.log_scale.exp() * u)
+        return z, torch.zeros_like(u[..., 0])
 
     def log_unit(self, u: Tensor) -> Tensor:
         standard = torch.distributions.Normal(0.0, 1.0).log_prob(u).sum(-1)

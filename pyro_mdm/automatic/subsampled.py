@@ -33,13 +33,13 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
-from pyro_mdm.automatic.chain import Ratio
 from pyro_mdm.automatic.chain_guide import OF_TAILS, ChainGuide
 from pyro_mdm.automatic.density import ProgramDensity
 from pyro_mdm.automatic.fitting import Fitting
 from pyro_mdm.automatic.local import RowChain, RowWeights
+from pyro_mdm.automatic.ratio import Ratio
 from pyro_mdm.automatic.rows import PlateDensity
-from pyro_mdm.posteriors.guide import ImportanceWeights
+from pyro_mdm.posteriors.weights import ImportanceWeights
 from pyro_mdm.support.checks import check_count
 
 __all__ = ["SubsampledFitting", "SubsampledGuide"]
@@ -345,12 +345,12 @@ class SubsampledFitting(Fitting):
 
     guide: SubsampledGuide
 
-    def from_gaussian(self) -> Tensor:
+    def from_start(self) -> Tensor:
         """Fit the Gaussian, and anneal the chain of the globals from it, together with that of the
         rows, which stays as it was if it had a higher bound before."""
         rows = getattr(self.guide.chain, "rows", None)
         before = copy.deepcopy(rows)
-        losses = super().from_gaussian()
+        losses = super().from_start()
         if isinstance(rows, RowChain) and isinstance(before, RowChain):
             with torch.no_grad():
                 x = self.guide.get_posterior(*self.args, **self.kwargs).expand((SHARED,)).rsample()
@@ -361,7 +361,7 @@ class SubsampledFitting(Fitting):
                     rows.load_state_dict(trained)
         return losses
 
-    def _bound_of_gaussian(self, n: int | None = None) -> Tensor:
+    def _bound_of_start(self, n: int | None = None) -> Tensor:
         ratio = self.guide.ratio(*self.args, **self.kwargs)
         half = (min(n or self.paths, COMPARED_BY_ALL) + 1) // 2
         u = torch.randn(half, self.guide.latent_dim).to(self.guide.loc)

@@ -235,7 +235,7 @@ def of_slcp(
 def of_two_moons(given: Tensor, z: Tensor, n: int, generator: Generator) -> Tensor:
     if int((~given).sum()) == 1:
         j = int((~given).nonzero())
-        whole = z.repeat(400_000, 1)
+        whole = z.repeat(100_000, 1)
         whole[:, j] = _grid(2.0, len(whole))
         place = torch.rand(n, generator=generator, dtype=z.dtype) - 0.5
         law = log_two_moons(whole).unsqueeze(0)
