@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,16 @@ import pytest
 import torch
 from pyro import poutine
 from scipy import stats
-from sklearn.model_selection import KFold
-from sklearn.neural_network import MLPClassifier
 
 from pyro_mdm.posteriors import simulate
 from tests.benchmarks import posteriors, runs
-from tests.benchmarks.arena import classifiers, methods, references, scores, summary, tasks
+from tests.benchmarks.arena import (
+    methods,
+    references,
+    scores,
+    summary,
+    tasks,
+)
 from tests.benchmarks.arena.tasks import TASKS, by_site, flat
 
 SIZES = {
@@ -174,53 +177,6 @@ def test_distractors_do_not_depend_on_the_parameters_and_data_are_among_them() -
 
 
 # -- scores ----------------------------------------------------------------------------------------
-
-
-def test_classifiers_end_where_those_of_scikit_learn_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    # of a coarse tolerance, so that training ends before rounding makes a difference
-    monkeypatch.setattr(classifiers, "TOLERANCE", 3e-3)
-    calls: list[int] = []
-    step = classifiers.Networks.step
-    monkeypatch.setattr(
-        classifiers.Networks, "step", lambda own, x, y: calls.append(len(x)) or step(own, x, y)
-    )
-    random = np.random.default_rng(0)
-    x = random.normal(size=(420, 3)).astype(np.float32)
-    x[210:] += 0.7
-    y = np.repeat([0, 1], 210)
-    folds = list(KFold(5, shuffle=True, random_state=1).split(x))
-    scores = classifiers.accuracies(x, y, folds, seed=3)
-    epochs = []
-    for (trained, held), score in zip(folds, scores, strict=True):
-        network = MLPClassifier((30, 30), max_iter=10_000, random_state=3, tol=3e-3)
-        network.fit(x[trained], y[trained])
-        epochs.append(network.n_iter_)
-        assert score == pytest.approx(network.score(x[held], y[held]), abs=1.5 / len(held))
-    assert len(set(epochs)) > 1 and len(calls) == 2 * max(epochs)  # an epoch has two batches
-    assert sum(calls) == 2 * sum(epochs)
-
-
-def test_the_steps_of_classifiers_are_those_of_scikit_learn() -> None:
-    random = np.random.default_rng(0)
-    x = random.normal(size=(450, 2)).astype(np.float32)
-    y = (random.normal(size=450) < x[:, 0]).astype(int)
-    network = MLPClassifier((20, 20), max_iter=8, random_state=3)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        network.fit(x, y)
-    state = np.random.RandomState(3)
-    ours = classifiers.Networks(1, 2, state)
-    order = np.arange(450)
-    for loss in network.loss_curve_:
-        order = order[state.permutation(450)]
-        total = 0.0
-        for start in range(0, 450, 200):
-            batch = order[start : start + 200]
-            step = ours.step(x[None, batch], y[None, batch, None].astype(np.float32))
-            total += len(batch) / 450 * step[0]
-        assert total == pytest.approx(loss, rel=1e-5)
-    for weights, expected in zip(ours.layers[::2], network.coefs_, strict=True):
-        np.testing.assert_allclose(weights[0], expected, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import CLD, HOLD, VPSDE, LearnedDiffusion, LinearDiffusion
-from pyro_mdm.automatic.chain import LIMIT, Annealed, Chain, Ratio, Reversed, _bounded
+from pyro_mdm.automatic.chain import LIMIT, Annealed, Chain, Reversed, bounded
+from pyro_mdm.automatic.ratio import Ratio
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
 
 MEAN = torch.tensor([0.5, -0.3])
@@ -131,9 +132,9 @@ def test_noising_paths_are_weighed_as_generated_ones(kind: type[Chain], K: int |
 def test_steep_gradients_are_at_their_limit() -> None:
     """Their squares are beyond float32, and NaN is no gradient."""
     slope = torch.tensor([1e30, -math.inf, math.nan], requires_grad=True)
-    bounded = _bounded(slope, LIMIT)
-    assert torch.allclose(bounded, torch.tensor([LIMIT, -LIMIT, 0.0]))
-    (derivative,) = torch.autograd.grad(bounded.sum(), slope)
+    limited = bounded(slope, LIMIT)
+    assert torch.allclose(limited, torch.tensor([LIMIT, -LIMIT, 0.0]))
+    (derivative,) = torch.autograd.grad(limited.sum(), slope)
     assert bool(derivative.isfinite().all())
 
 

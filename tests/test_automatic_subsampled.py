@@ -240,19 +240,34 @@ def test_svi_trains_everything_and_has_the_bound() -> None:
         assert torch.equal(value, before[name]) == (name in of_slopes), name
 
 
+@pytest.mark.parametrize("program", [hierarchy, heavy, nested])
+def test_a_call_has_the_weight_of_its_subsample(program: Callable[[int], None]) -> None:
+    """By Pyro's densities of the sites of a call, scaled as Pyro scales them."""
+    guide = shaken(made(program, 4))
+    plate = guide.plate
+    assert plate is not None
+    drawn = poutine.trace(guide).get_trace(4)
+    replayed = poutine.trace(poutine.replay(program, drawn)).get_trace(4)
+    nodes: dict[str, Any] = drawn.nodes
+    latent, rows = nodes["_AutoMDM_latent"], nodes["_AutoMDM_rows"]
+    z = rows["value"].reshape(1, 4, plate.row_dim)
+    terms = plate.terms(latent["value"][None], z, nodes["rows"]["value"], 4)
+    log_q = rows["fn"].log_q.flatten()
+    weight = terms.alone + N / 4 * (terms.rows - log_q).sum() - latent["fn"].drawn[1]
+    elbo = replayed.log_prob_sum() - drawn.log_prob_sum()
+    assert elbo.item() == pytest.approx(weight.item(), rel=1e-4)
+
+
 @pytest.mark.filterwarnings("ignore:the weights have a tail", "ignore:the largest of")
-@pytest.mark.parametrize("vectorize", [True, False])
-def test_the_bound_of_svi_is_the_mean_log_weight(vectorize: bool) -> None:
+def test_the_bound_of_particles_is_the_mean_log_weight() -> None:
     guide = made(hierarchy, 9, **NEAR)
     with torch.no_grad():
         guide.get_parameter("chain.rows.begin.2.bias").add_(0.3)
-    elbo = Trace_ELBO(
-        num_particles=10 if vectorize else 1, vectorize_particles=vectorize, max_plate_nesting=1
-    )
-    losses = torch.tensor([elbo.loss(hierarchy, guide, 9) for _ in range(60)])
+    elbo = Trace_ELBO(num_particles=20, vectorize_particles=True, max_plate_nesting=1)
+    losses = torch.tensor([elbo.loss(hierarchy, guide, 9) for _ in range(20)])
     log_weights = guide.importance(1_000, 9).log_weights
-    error = math.hypot(losses.std() / math.sqrt(60), log_weights.std() / math.sqrt(1_000))
-    assert abs(float(losses.mean() + log_weights.mean())) < 5.5 * error < 4.0
+    error = math.hypot(losses.std() / math.sqrt(20), log_weights.std() / math.sqrt(1_000))
+    assert abs(float(losses.mean() + log_weights.mean())) < 6.5 * error < 4.0
 
 
 def test_draws_have_all_rows() -> None:

@@ -25,6 +25,7 @@ from pyro_mdm import (
     DiffusionGuide,
     DiffusionModel,
     LearnedDiffusion,
+    MomentumVE,
     NoisePrediction,
     condition,
 )
@@ -92,6 +93,7 @@ MODELS: dict[str, Callable[[], DiffusionModel]] = {
     "maps": lambda: denoising(CLD(max_log_snr=9.0), maps=True),
     "noise": lambda: raw(CLD(max_log_snr=9.0)),
     "raw": lambda: raw(VPSDE(max_log_snr=9.0), RawScore),
+    "not at rest": lambda: raw(MomentumVE(max_log_snr=9.0), RawScore),
 }
 SAMPLERS: dict[str, Callable[[], Any]] = {
     "exponential": lambda: ExponentialIntegrator(5),
@@ -227,7 +229,7 @@ def loss_of(objective: MDM_ELBO, model: DiffusionModel, x: Tensor, seed: int) ->
 
 
 LOSSES = [
-    *((name, True, "aot_eager") for name in ("vpsde", "cld", "noise", "raw")),
+    *((name, True, "aot_eager") for name in ("vpsde", "cld", "noise", "raw", "not at rest")),
     ("cld", False, "aot_eager"),
     ("vpsde", True, BACKEND),
 ]

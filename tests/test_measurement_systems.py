@@ -24,6 +24,7 @@ from pyro_mdm.measurements import (
 )
 from pyro_mdm.measurements.covariance import DataCovariance
 from pyro_mdm.measurements.solve import conjugate_gradients
+from pyro_mdm.measurements.structured import structured
 from pyro_mdm.scores.levels import Levels
 from tests.problems import GaussianMixture, Silent, fixed, given_measurement, normal
 
@@ -248,6 +249,29 @@ def test_factors_follow_what_they_are_made_of() -> None:
     again = score.x_hat(z, 0.0)
     torch.testing.assert_close(again, other.x_hat(z, 0.0))
     assert float((again - first).abs().max()) > 0.1
+
+
+def test_exact_observations_of_small_and_of_no_variance() -> None:
+    """Each in units of its own: the small one counts, and what does not vary says nothing."""
+    sigma = torch.tensor([1.0, 1e-18, 0.0], dtype=torch.float64).diag()
+    one = torch.eye(3, dtype=torch.float64)
+    made = factored.Factored.compute(sigma, one, torch.zeros(3, dtype=torch.float64), (3,))
+    expected = torch.tensor([1.0, 1e18, 0.0], dtype=torch.float64).diag()
+    torch.testing.assert_close(made.inverse, expected, rtol=1e-12, atol=0)
+    assert not made.values.any()
+
+
+@pytest.mark.parametrize(
+    ("rest", "noise", "serves"),
+    [(0.0, 2e-9, True), (0.0, 5e-10, False), (2e-9, 0.0, False), (8e-9, 0.0, True)],
+)
+def test_woodburys_identity_serves_above_rounding(rest: float, noise: float, serves: bool) -> None:
+    """H Hᵀ is 1/4, and the largest variance of H x 1: s h + R has to be above 1e-9."""
+    values = torch.tensor([0.01, 4.0], dtype=torch.float64)
+    vectors = torch.eye(D, dtype=torch.float64)[:, :2].contiguous()
+    low_rank = DataCovariance(torch.tensor(rest, dtype=torch.float64), values, vectors)
+    made = structured(low_rank, Downsample(IMAGE, 2), torch.tensor(noise, dtype=torch.float64))
+    assert (made is not None) is serves
 
 
 def test_a_learned_operator_keeps_its_derivative() -> None:

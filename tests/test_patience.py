@@ -12,6 +12,7 @@ from inference.folders.checkpoints import latest_checkpoint
 from inference.train import train
 from inference.training import report
 from pyro_mdm.training import last_fall
+from pyro_mdm.training.patience import FALL
 from tests.brief import SHORT
 from tests.programs import Stopped
 
@@ -30,6 +31,7 @@ pytestmark = pytest.mark.usefixtures("few_pictures")
         ({250: 3.0, 500: 2.996, 750: 2.9951}, (250, 2)),
         ({250: 3.0, 500: 2.997, 750: 2.994, 1000: 2.991}, (750, 1)),  # slowly, but it falls
         ({250: 3.0, 500: 3.2, 750: 3.1}, (250, 2)),  # it had been lower
+        ({250: FALL, 500: 0.0}, (500, 0)),
     ],
 )
 def test_a_bound_last_fell(bounds: dict[int, float], expected: tuple[int, int]) -> None:

@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_mdm import CLD, VPSDE, Denoiser, DiffusionModel, DiscreteDenoiser, NoisePrediction
+from pyro_mdm import (
+    CLD,
+    VPSDE,
+    Denoiser,
+    DiffusionModel,
+    DiscreteDenoiser,
+    MomentumVE,
+    NoisePrediction,
+)
 from pyro_mdm.diffusions import Diffusion
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.generative import BoundScore
@@ -77,7 +85,15 @@ def test_they_are_those_of_one_time_after_the_other(
 ) -> None:
     """Held for all times, or for one."""
     monkeypatch.setattr(ahead, "HELD", held)
-    diffusion, score = CLD(max_log_snr=9.0), SCORES[name]().double()
+    compare(SCORES[name]().double(), CLD(max_log_snr=9.0))
+
+
+@pytest.mark.parametrize("name", ["noise", "raw"])
+def test_states_that_are_not_at_rest_are_in_units(name: str) -> None:
+    compare(SCORES[name]().double(), MomentumVE(max_log_snr=9.0))
+
+
+def compare(score: Score, diffusion: Diffusion) -> None:
     with torch.no_grad():
         ready, times, states = asked(score, diffusion)
         for s, y in zip(times.unbind(), states.unbind(), strict=True):

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from pyro_mdm import CLD, MDM_ELBO, Denoiser, DiffusionGuide, DiffusionModel, budgets
 from pyro_mdm.networks import MLP
 from pyro_mdm.training import MovingAverage, Trainer, schedule
+from pyro_mdm.training.patience import Patience
+from pyro_mdm.training.rates import schedule_within
 
 
 def line(seed: int = 0) -> tuple[nn.Module, Callable[[], Tensor], Callable[[], Tensor]]:
@@ -54,6 +56,23 @@ def test_rates_warm_up_and_fall_to_nothing() -> None:
     assert [Trainer(nn.Linear(1, 1), steps=n).warmup for n in (0, 50, 5000)] == [0, 5, 100]
 
 
+def test_rates_are_a_rise_times_half_a_wave() -> None:
+    assert schedule(25, 100) == pytest.approx((1 + math.sqrt(0.5)) / 2)
+    assert schedule(4, 100, 10, "constant") == 0.5
+    assert schedule(24, 100, 50) == pytest.approx(0.5 * (1 + math.cos(0.24 * math.pi)) / 2)
+    assert schedule(1, 1) == pytest.approx(0)
+
+
+def test_rates_are_of_the_steps_or_of_the_seconds() -> None:
+    """Rises end with the first of both, and decays follow the one that is further."""
+    assert schedule_within(0.05, 0, 1000, 100, "constant") == 0.5
+    assert schedule_within(0.01, 4, 1000, 10, "constant") == 0.5
+    assert schedule_within(0.5, 250, 1000) == pytest.approx(0.5)
+    assert schedule_within(0.25, 500, 1000) == pytest.approx(0.5)
+    assert schedule_within(0.05, 500, 1000, 4000) == pytest.approx(0.25)
+    assert schedule_within(0.2, 100, 1000, 4000, "constant") == 1.0
+
+
 def test_rates_of_groups_keep_their_ratio() -> None:
     one, two = nn.Linear(1, 1), nn.Linear(1, 1)
     groups = [{"params": one.parameters(), "lr": 0.1}, {"params": two.parameters(), "lr": 0.3}]
@@ -63,6 +82,22 @@ def test_rates_of_groups_keep_their_ratio() -> None:
         trainer.step(one(torch.ones(1)).sum() + two(torch.ones(1)).sum())
         found = [group["lr"] for group in optimizer.param_groups]
         assert found == pytest.approx([0.1 * schedule(step, 10, 4), 0.3 * schedule(step, 10, 4)])
+
+
+def test_means_of_windows_are_compared_by_their_errors() -> None:
+    """The standard error of two losses is half of their difference; what is not finite is left
+    out, and a single loss has none."""
+    patience = Patience(1, 0.0, 2, 0.0)
+    for losses, over in (
+        ((1.0, 3.0), False),  # the first mean is 2
+        ((1.0, 2.0), False),  # 1.5 is lower by an error of 0.5
+        ((math.nan, 0.5), False),
+        ((0.6, 1.6), True),  # 1.1 is not
+    ):
+        for loss in losses:
+            patience.add(torch.tensor(loss))
+        patience.compare_losses(0)
+        assert patience.is_over(0) is over
 
 
 @pytest.mark.parametrize("forgetting", [10, 20])

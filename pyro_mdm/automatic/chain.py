@@ -33,21 +33,18 @@ with Applications to Sampling", 2025.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from pyro_mdm.automatic.ratio import Ratio, solved
 from pyro_mdm.diffusions.kernels import KernelPrecisionError, lower_triangular
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.support.late_checks import check_values
 
-__all__ = ["Annealed", "Chain", "Path", "Ratio", "Reversed"]
-
-Density = Callable[[Tensor], Tensor]
+__all__ = ["LIMIT", "SEEN", "Annealed", "Chain", "Path", "Reversed", "bounded"]
 
 LIMIT = 8.0
 """The limit of an entry g of ∇log h, which enters chains as g / √(1 + (g / LIMIT)²)."""
@@ -55,43 +52,6 @@ STEEPEST = 1e9
 """The limit of an entry of ∇log h before its square, which would overflow in float32."""
 SEEN = 3.0
 """The limit of an entry of ∇log h as an input of the network."""
-
-
-class Ratio:
-    """log h = log γ - log N(0, I) of u (n, d), up to a constant, and its gradient.
-
-    Args:
-        log_density: function of x = loc + scale_tril u, (n, d), that returns log γ, (n,).
-        loc: location of the coordinates u, (d,).
-        scale_tril: scale of the coordinates u, (d, d), lower triangular.
-    """
-
-    def __init__(self, log_density: Density, loc: Tensor, scale_tril: Tensor) -> None:
-        self.log_density, self.loc, self.scale_tril = log_density, loc, scale_tril
-
-    def place(self, u: Tensor) -> Tensor:
-        """x of u."""
-        return self.loc + u @ self.scale_tril.mT
-
-    def inverse(self, x: Tensor) -> Tensor:
-        """u of x."""
-        return _solved(self.scale_tril, (x - self.loc).mT).mT
-
-    def log_unit(self, u: Tensor) -> Tensor:
-        """log density of x = loc + scale_tril u for u of N(0, I), (n,)."""
-        constant = u.shape[-1] * math.log(2 * math.pi)
-        return -(u.square().sum(-1) + constant) / 2 - self.scale_tril.diagonal().log().sum()
-
-    def __call__(self, u: Tensor) -> Tensor:
-        return self.log_density(self.place(u)) + u.square().sum(-1) / 2
-
-    def gradient(self, u: Tensor) -> Tensor:
-        """∇log h, (n, d), through which gradients pass where they are enabled."""
-        through = torch.is_grad_enabled()
-        with torch.enable_grad():
-            u = u if through and u.requires_grad else u.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(self(u).sum(), u, create_graph=through)
-        return slope
 
 
 class ChainKernels(NamedTuple):
@@ -201,8 +161,8 @@ class Chain(nn.Module, ABC):
             R,
             S,
             times[:, None] * Q[:, 0] / 2,
-            _solved(L, (one - M) @ rest @ torch.linalg.solve_ex(Q + D, D[:, :1]).result)[..., 0],
-            _solved(S, (one - R) @ rest @ torch.linalg.solve_ex(D - Q, D[:, :1]).result)[..., 0],
+            solved(L, (one - M) @ rest @ torch.linalg.solve_ex(Q + D, D[:, :1]).result)[..., 0],
+            solved(S, (one - R) @ rest @ torch.linalg.solve_ex(D - Q, D[:, :1]).result)[..., 0],
             to_data[:, 0],
             left[:, 0, 0],
             times.sqrt(),
@@ -259,7 +219,7 @@ class Annealed(Chain):
 
     def control(self, y: Tensor, slope: Tensor, k: int) -> Tensor:
         """u (n, K, d), of states y and ∇log h there."""
-        seen = _bounded(slope, SEEN)
+        seen = bounded(slope, SEEN)
         u = self.network(torch.cat([y.flatten(1), seen], 1), k).view(y.shape)
         return u + self.trust[k] * seen[:, None]
 
@@ -271,7 +231,7 @@ class Annealed(Chain):
         """
         kernels, root, y = self.kernels(), self.root(), self.start(n)
         slope = h.gradient(y[:, 0])
-        u, pull = self.control(y, slope, self.steps), self.power[-1] * _bounded(slope, LIMIT)
+        u, pull = self.control(y, slope, self.steps), self.power[-1] * bounded(slope, LIMIT)
         total = y.new_zeros(n)
         for k in reversed(range(self.steps)):
             M, L, R, S, kick, drift, drift_back, _, _, pace = (tensor[k] for tensor in kernels)
@@ -282,13 +242,13 @@ class Annealed(Chain):
             moved = M @ kicked + L @ noise
             if not through:
                 moved = moved.detach()
-                noise = _solved(L, moved - M @ kicked)
+                noise = solved(L, moved - M @ kicked)
                 epsilon = (noise - a) / self.log_scale[k].exp()
             slope = h.gradient(moved[:, 0])
-            pull = self.power[k] * _bounded(slope, LIMIT)
+            pull = self.power[k] * bounded(slope, LIMIT)
             after = moved + kick[:, None] * pull[:, None]
             u = self.control(after, slope, k)
-            back = _solved(S, kicked - R @ moved)
+            back = solved(S, kicked - R @ moved)
             aim = drift_back[:, None] * pull[:, None] - pace * u
             epsilon_back = (back - aim) * (-self.log_scale_back[k]).exp()
             total = total + self._cost(k, noise, epsilon, back, epsilon_back)
@@ -308,7 +268,7 @@ class Annealed(Chain):
         kernels, root, after = self.kernels(), self.root(), self.start(len(u))
         after[:, 0] = u  # v_0 is at rest, and does not correlate with x
         slope = h.gradient(after[:, 0])
-        pull, control = self.power[0] * _bounded(slope, LIMIT), self.control(after, slope, 0)
+        pull, control = self.power[0] * bounded(slope, LIMIT), self.control(after, slope, 0)
         total = u.new_zeros(len(u))
         for k in range(self.steps):
             M, L, R, S, kick, drift, drift_back, _, _, pace = (tensor[k] for tensor in kernels)
@@ -318,10 +278,10 @@ class Annealed(Chain):
             back = aim + self.log_scale_back[k].exp() * epsilon_back
             kicked = R @ moved + S @ back
             slope = h.gradient(kicked[:, 0])  # a kick moves v alone, so that x is that of y
-            pull = self.power[k + 1] * _bounded(slope, LIMIT)
+            pull = self.power[k + 1] * bounded(slope, LIMIT)
             y = kicked - kick[:, None] * pull[:, None]
             control = self.control(y, slope, k + 1)
-            noise = _solved(L, moved - M @ kicked)
+            noise = solved(L, moved - M @ kicked)
             a = drift[:, None] * pull[:, None] + pace * control
             epsilon = (noise - a) * (-self.log_scale[k]).exp()
             total = total + self._cost(k, noise, epsilon, back, epsilon_back)
@@ -346,7 +306,7 @@ class Reversed(Chain):
     def score(self, z: Tensor, slope: Tensor, C: Tensor, k: int | Tensor) -> Tensor:
         """(x̂ - z) / C (…, n, d)."""
         trust = self.trust[k] if isinstance(k, int) else self.trust[k][:, None]
-        seen = _bounded(C.sqrt() * slope, SEEN)
+        seen = bounded(C.sqrt() * slope, SEEN)
         return (self.network(torch.cat([z, seen], -1), k) + trust * seen) / C.sqrt()
 
     def paths(self, h: Ratio, n: int) -> Path:
@@ -382,13 +342,9 @@ class Reversed(Chain):
         states, noises = [], []
         for k in range(self.steps):
             after = kernels.R[k] @ y + kernels.S[k] @ torch.randn_like(y)
-            noises.append(_solved(kernels.L[k], y - kernels.M[k] @ after))
+            noises.append(solved(kernels.L[k], y - kernels.M[k] @ after))
             states.append(y := after)
         return torch.stack(states), torch.stack(noises)
-
-
-def _solved(triangle: Tensor, y: Tensor) -> Tensor:
-    return torch.linalg.solve_triangular(triangle, y, upper=False)
 
 
 def _cholesky(covariance: Tensor, times: Tensor) -> Tensor:
@@ -408,7 +364,7 @@ def _cholesky(covariance: Tensor, times: Tensor) -> Tensor:
 
 def _kick_cost(root: Tensor, y: Tensor, kicked: Tensor) -> Tensor:
     """log N(y; 0, Σ_∞) - log N(kicked; 0, Σ_∞), (n,): a kick has unit Jacobian."""
-    return (_solved(root, kicked).square() - _solved(root, y).square()).sum((1, 2)) / 2
+    return (solved(root, kicked).square() - solved(root, y).square()).sum((1, 2)) / 2
 
 
 def _cost(noise: Tensor, epsilon: Tensor, log_scale: Tensor) -> Tensor:
@@ -416,7 +372,7 @@ def _cost(noise: Tensor, epsilon: Tensor, log_scale: Tensor) -> Tensor:
     return ((noise.square() - epsilon.square()) / 2 - log_scale).sum((-2, -1))
 
 
-def _bounded(slope: Tensor, limit: float) -> Tensor:
+def bounded(slope: Tensor, limit: float) -> Tensor:
     """A gradient within its limit; 0 where it is NaN, whatever the density there."""
     slope = slope.nan_to_num().clamp(-STEEPEST, STEEPEST)
     return slope / (1 + (slope / limit).square()).sqrt()

@@ -13,22 +13,28 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.infer.autoguide import AutoMultivariateNormal, init_to_median
 from pyro.ops.provenance import detach_provenance
+from pyro.poutine import Trace
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Transform, constraints
 
 from pyro_mdm.automatic.bidirectional import parameters
-from pyro_mdm.automatic.chain import Annealed, Chain, Ratio, Reversed
+from pyro_mdm.automatic.chain import Annealed, Chain, Reversed
 from pyro_mdm.automatic.density import ProgramDensity, is_enumerated, run
 from pyro_mdm.automatic.draws import row, unconstrained
+from pyro_mdm.automatic.marginals import Marginals
+from pyro_mdm.automatic.ratio import Ratio
+from pyro_mdm.automatic.shape import Shape
 from pyro_mdm.budgets import Outcome
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.diffusions.presets import VPSDE
-from pyro_mdm.posteriors.guide import ImportanceWeights
+from pyro_mdm.posteriors.weights import ImportanceWeights
 from pyro_mdm.support.checks import check_count, check_instance
 
-__all__ = ["COMPARED", "ChainGuide"]
+__all__ = ["COMPARED", "OF_TAILS", "ChainGuide"]
 
-STARTS = {"gaussian": Annealed, "particles": Reversed}
+STARTS = {"gaussian": Annealed, "shaped": Annealed, "particles": Reversed}
+Start = str | Callable[[int], Any]
+"""A name of a start, or a function of the number of latents that makes an invertible map."""
 COMPARED = 1_000
 """The number of paths by which a chain is judged."""
 AT_A_TIME = 1_000
@@ -92,7 +98,7 @@ class ChainGuide(AutoMultivariateNormal):
         diffusion: LinearDiffusion | None = None,
         *,
         steps: int = 16,
-        start: str = "gaussian",
+        start: Start = "gaussian",
         width: int = 64,
         row_steps: int = 4,
         row_paths: int = 1,
@@ -110,8 +116,12 @@ class ChainGuide(AutoMultivariateNormal):
         check_instance("diffusion", self._diffusion, LinearDiffusion, fix)
         check_count("steps", steps, "the number of steps of the chain")
         check_count("width", width, "of the layers of the network")
-        if start not in STARTS:
-            raise ValueError(f"start is {start!r}, expected one of {', '.join(map(repr, STARTS))}")
+        if not callable(start) and start not in STARTS:
+            raise ValueError(
+                f"start is {start!r}, expected one of {', '.join(map(repr, STARTS))}, or a "
+                "function of the number of latents that makes a transform, such as "
+                "spline_autoregressive"
+            )
         check_count("row_steps", row_steps, "the number of steps of the chain of rows")
         check_count("row_paths", row_paths, "the number of paths of a row for a weight")
         self.start, self._steps, self._width = start, steps, width
@@ -128,7 +138,14 @@ class ChainGuide(AutoMultivariateNormal):
         """The program as it was given."""
         return self._given[0]
 
-    def like_this(self, program: Callable[..., Any], *, start: str | None = None) -> Any:
+    @property
+    def start_name(self) -> str:
+        """The start in words: its name, or that of the function that makes it."""
+        if isinstance(self.start, str):
+            return self.start
+        return str(getattr(self.start, "__name__", type(self.start).__name__))
+
+    def like_this(self, program: Callable[..., Any], *, start: Start | None = None) -> Any:
         """A guide of a program with the settings of this one, before any fit.
 
         Args:
@@ -161,8 +178,13 @@ class ChainGuide(AutoMultivariateNormal):
                     f"the program has {self.latent_dim} latents, expected {len(self.loc)} as "
                     f"{STORED}"
                 )
-            chain = STARTS[self.start](self.latent_dim, self._diffusion, self._steps, self._width)
+            kind = STARTS[self.start] if isinstance(self.start, str) else Annealed
+            chain = kind(self.latent_dim, self._diffusion, self._steps, self._width)
             self.chain = chain.to(self.loc)
+            self.shape = self._made_shape()
+            self.marginals = None
+            if self.start == "particles":
+                self.marginals = Marginals(self.latent_dim).to(self.loc)
             trace = run(self.model, *args, **kwargs)
             self.program_density = self._made_density(trace)
             near = self.loc.detach() + 0.1 * torch.randn(2, self.latent_dim).to(self.loc)
@@ -171,7 +193,15 @@ class ChainGuide(AutoMultivariateNormal):
             self.prototype_trace = None  # the next call sets it up again
             raise
 
-    def _made_density(self, trace: Any) -> ProgramDensity:
+    def _made_shape(self) -> Any:
+        """The map of the start before its Gaussian, None if it has none."""
+        if self.start in ("gaussian", "particles"):
+            return None
+        make = Shape if isinstance(self.start, str) else self.start
+        shape = make(self.latent_dim)
+        return shape.to(self.loc) if isinstance(shape, torch.nn.Module) else shape
+
+    def _made_density(self, trace: Trace) -> ProgramDensity:
         """The density of the program, of which a trace is given; the chain is there."""
         return ProgramDensity(self.program, trace, self._unpack_latent)
 
@@ -193,7 +223,12 @@ class ChainGuide(AutoMultivariateNormal):
         def density(x: Tensor) -> Tensor:
             return self.program_density(x, *args, **kwargs)
 
-        return Ratio(density, self.loc, self.scale[..., None] * self.scale_tril)
+        shape = self.shape
+        if not (shape is None or isinstance(shape, Transform)):
+            shape = shape()  # zuko's flows make their transform from a context, here none
+        return Ratio(
+            density, self.loc, self.scale[..., None] * self.scale_tril, shape, self.marginals
+        )
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> _ChainLaw:
         """The distribution of all latents, unconstrained, with densities along paths of draws."""
@@ -218,6 +253,10 @@ class ChainGuide(AutoMultivariateNormal):
         return unconstrained(draws, self.latents())
 
     def become_gaussian(self, x: Tensor) -> None:
+        """Take the marginal distributions of draws x (n, latent_dim), and a Gaussian between."""
+        if self.marginals is not None:
+            self.marginals.fit(x)
+            x = self.marginals.inv(x)
         covariance = x.T.cov() + torch.diag(1e-4 * x.var(0) + 1e-12)
         root = torch.linalg.cholesky(covariance.reshape(self.latent_dim, -1))
         self.loc.data = x.mean(0)

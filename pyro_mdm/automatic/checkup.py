@@ -15,7 +15,7 @@ from torch.distributions import biject_to
 from pyro_mdm.automatic.chain import Annealed
 from pyro_mdm.automatic.chain_guide import ChainGuide
 from pyro_mdm.automatic.density import run
-from pyro_mdm.posteriors.guide import ImportanceWeights
+from pyro_mdm.posteriors.weights import ImportanceWeights
 
 __all__ = [
     "MOST_FOR_PARTICLES",
@@ -88,7 +88,7 @@ class Checkup:
     Args:
         weights: the weights of all batches together.
         tails: k̂ of each batch.
-        kept: the part that the fit kept: "chain", "Gaussian", or "denoiser".
+        kept: the part that the fit kept: "chain", "Gaussian" or another "start", or "denoiser".
         second: the other fit; None if there is none.
         distance: the largest distance of two means, in deviations; NaN without another fit.
         distant: the latent that has it.
@@ -165,7 +165,7 @@ def second(
     if isinstance(other, ChainGuide):
         x, log_weights = other.weighted(n, *args, **kwargs)
         weights = ImportanceWeights(log_weights)
-        return Second(f"start {other.start!r}", Moments.from_weights(x, weights), weights)
+        return Second(f"start {other.start_name!r}", Moments.from_weights(x, weights), weights)
     x = guide.rows(other, *args, **kwargs)
     return Second("draws", Moments(x.mean(0), x.std(0), float(len(x))), None)
 
@@ -239,7 +239,9 @@ def _of_shape(guide: ChainGuide, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         yield (
             f"{parent!r} scales {names}, a funnel where data say little of them: non-centre "
             "them, pyro.poutine.reparam(program, config={"
-            f"{children[0]!r}: LocScaleReparam(0.0)" + "})"
+            f"{children[0]!r}: LocScaleReparam(0.0)"
+            + "})"
+            + (", or take start='shaped'" if guide.start == "gaussian" else "")
         )
     for name, site in guide.latents():
         kinds = [type(distribution).__name__ for distribution in _layers(site)]
@@ -248,7 +250,9 @@ def _of_shape(guide: ChainGuide, args: tuple[Any, ...], kwargs: dict[str, Any]) 
             continue
         yield (
             f"{name!r} has heavy tails ({heavy[0]}), which a Gaussian start does not "
-            "cover: write it as a scale mixture, or as a function of a uniform latent"
+            "cover: "
+            + ("take start='shaped', " if guide.start == "gaussian" else "")
+            + "write it as a scale mixture, or as a function of a uniform latent"
         )
         break
 
@@ -314,7 +318,8 @@ def _kept(guide: ChainGuide) -> str:
     chain = guide.chain
     if not isinstance(chain, Annealed):
         return "denoiser"
-    return "Gaussian" if chain.is_at_rest else "chain"
+    start = "Gaussian" if guide.shape is None else "start"
+    return start if chain.is_at_rest else "chain"
 
 
 def _limit(n: int) -> float:

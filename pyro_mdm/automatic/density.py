@@ -28,7 +28,7 @@ from torch.distributions import biject_to
 from pyro_mdm.paths.base import PathLaw
 from pyro_mdm.support.inference import Inference
 
-__all__ = ["ProgramDensity", "is_enumerated", "run"]
+__all__ = ["ProgramDensity", "Site", "is_enumerated", "run"]
 
 UNBATCHED = (
     "boolean mask",

@@ -72,23 +72,23 @@ class Fitting:
 
         return self._train(chain.parameters(), forward_bound, "chain")
 
-    def from_gaussian(self) -> Tensor:
-        """Fit the Gaussian, and anneal the chain from it; returns the chain's losses, (updates,).
+    def from_start(self) -> Tensor:
+        """Fit the start, and anneal the chain from it; returns the chain's losses, (updates,).
 
-        A chain with a lower bound than the Gaussian alone becomes that Gaussian.
+        A chain with a lower bound than the start alone becomes that start.
         """
         guide = self.guide
         chain = guide.chain
-        gaussian = [p for name, p in guide.named_parameters() if not name.startswith("chain.")]
-        self._train(gaussian, self._bound_of_gaussian, "Gaussian")
+        start = [p for name, p in guide.named_parameters() if not name.startswith("chain.")]
+        self._train(start, self._bound_of_start, "Gaussian" if guide.shape is None else "start")
         losses = self._train(chain.parameters(), self._bound_of_chain, "chain")
         with torch.no_grad():
-            gain = self._bound_of_chain(COMPARED).mean() - self._bound_of_gaussian(COMPARED).mean()
+            gain = self._bound_of_chain(COMPARED).mean() - self._bound_of_start(COMPARED).mean()
         if isinstance(chain, Annealed) and not bool(gain >= 0):
             chain.rest()
         return losses
 
-    def _bound_of_gaussian(self, n: int | None = None) -> Tensor:
+    def _bound_of_start(self, n: int | None = None) -> Tensor:
         u = torch.randn(n or self.paths, self.guide.latent_dim).to(self.guide.loc)
         ratio = self.guide.ratio(*self.args, **self.kwargs)
         return ratio.log_density(ratio.place(u)) - ratio.log_unit(u)
@@ -99,7 +99,7 @@ class Fitting:
     def _train(
         self, parameters: Iterable[Tensor], bound: Callable[[], Tensor], what: str
     ) -> Tensor:
-        is_start = what == "Gaussian"
+        is_start = what != "chain"
         steps = self.start_updates if is_start else self.updates
         ends = self.budget.seconds is not None
         trainer = Trainer(

@@ -23,9 +23,9 @@ __all__ = ["AutoMDM"]
 class AutoMDM(SubsampledGuide):
     r"""A guide by a diffusion, from a Gaussian to the posterior of a program.
 
-    It is :class:`~pyro.infer.autoguide.AutoMultivariateNormal`, followed by steps of a diffusion
-    that feel the gradient of the program's density, and a network. The path is an auxiliary
-    variable of the guide, and the program is extended by a noising chain, so that
+    It is :class:`~pyro.infer.autoguide.AutoMultivariateNormal`, or another start, followed by
+    steps of a diffusion that feel the gradient of the program's density, and a network. The path is
+    an auxiliary variable of the guide, and the program is extended by a noising chain, so that
 
         log w = log p(x, data) - log q(path) / r(path | x),    E w = p(data),
 
@@ -40,8 +40,13 @@ class AutoMDM(SubsampledGuide):
         steps: number N of steps of the chain.
         start: kind of start. "gaussian", for posteriors of one mode and any number of latents: the
             chain is annealed from the Gaussian of the highest bound, and learns to raise the bound.
-            Or "particles", for posteriors of several modes and up to about twenty latents:
-            particles are tempered to the posterior, and the chain is a denoiser of theirs.
+            "shaped": the same, but the scale of a latent may depend on earlier ones, as in a
+            funnel, and each latent has tails of its own (:class:`~pyro_mdm.automatic.shape.Shape`).
+            "particles", for posteriors of several modes and up to about twenty latents: particles
+            are tempered to the posterior, and the chain is a denoiser of theirs, in coordinates
+            that their marginal distributions give. Or a function of the number of latents that
+            makes a transform of standard normals, such as Pyro's ``spline_autoregressive`` or a
+            flow of zuko: the chain is annealed from it, followed by a Gaussian's loc and scale.
         width: width of the network's layers.
         row_steps: number of steps of the chain of a row's latents, in a plate that draws a
             subsample.
@@ -78,10 +83,10 @@ class AutoMDM(SubsampledGuide):
         progress: bool = True,
         **kwargs: Any,
     ) -> AutoMDM:
-        """Fit the Gaussian, or temper particles, and then train the chain from there.
+        """Fit the start, or temper particles, and then train the chain from there.
 
         Parameters of the program stay as they are. Learning rates fall to 0 by a cosine. Where an
-        annealed chain ends with a lower bound than its Gaussian alone, it is that Gaussian. ``SVI``
+        annealed chain ends with a lower bound than its start alone, it is that start. ``SVI``
         with ``Trace_ELBO`` trains the Gaussian, the chain and the program's parameters at once,
         from where they are.
 
@@ -109,7 +114,7 @@ class AutoMDM(SubsampledGuide):
 
         Returns:
             The guide. Its ``losses`` are those of the chain, (updates,), nats, and its ``outcomes``
-            say how the trainings "Gaussian" and "chain" ended.
+            say how the trainings "Gaussian", or "start", and "chain" ended.
 
         Raises:
             ValueError: numbers out of range, draws of another program, gradients that are not
@@ -153,11 +158,11 @@ class AutoMDM(SubsampledGuide):
             self.losses = fitting.to_draws(x)
         elif draws is not None:
             raise ValueError(
-                f"the guide was set up with start={self.start!r}, whose chain does not learn from "
-                "draws; make a new guide, and fit it with draws first"
+                f"the guide was set up with start={self.start_name!r}, whose chain does not "
+                "learn from draws; make a new guide, and fit it with draws first"
             )
         else:
-            self.losses = fitting.from_gaussian()
+            self.losses = fitting.from_start()
         return self
 
     def gap(
@@ -229,7 +234,7 @@ class AutoMDM(SubsampledGuide):
         n = batches * num_samples
         fitted = None
         if isinstance(other, str) and other == "fit":
-            few = self.latent_dim <= MOST_FOR_PARTICLES and self.start == "gaussian"
+            few = self.latent_dim <= MOST_FOR_PARTICLES and self.start != "particles"
             few = few and self.plate is None
             with self.alone():
                 again = self.like_this(self.program, start="particles" if few else "gaussian")

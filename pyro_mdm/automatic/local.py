@@ -19,14 +19,18 @@ Likelihoods for Variational Annealed Importance Sampling", 2022.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.automatic.chain import LIMIT, SEEN, Annealed, Ratio, _bounded
+from pyro_mdm.automatic.chain import LIMIT, SEEN, Annealed, bounded
+from pyro_mdm.automatic.ratio import Ratio
 from pyro_mdm.diffusions.linear import LinearDiffusion
+from pyro_mdm.evaluation.weights import pareto_k
+from pyro_mdm.paths.likelihood import log_mean_weight
 
-__all__ = ["RowChain"]
+__all__ = ["RowChain", "RowWeights"]
 
 Density = Callable[[Tensor], Tensor]
 
@@ -34,6 +38,34 @@ NEWTON = 3
 """Newton steps towards the mode of a row's latents."""
 LEAST_PRECISION = 1e-4
 """The least curvature along a latent that counts as such: a deviation of 100, unconstrained."""
+
+
+@dataclass(frozen=True)
+class RowWeights:
+    """Weights of the paths of each row, given one draw of the globals.
+
+    Args:
+        log_weights: log weights of S paths of each row, (S, N), nats, whose mean weight is unbiased
+            for p(data_i | globals).
+    """
+
+    log_weights: Tensor
+
+    @property
+    def log_evidence(self) -> Tensor:
+        """log p(data_i | globals) of each row, (N,), nats."""
+        return log_mean_weight(self.log_weights)
+
+    @property
+    def effective(self) -> Tensor:
+        """The effective number of paths of each row, (N,)."""
+        w = self.log_weights
+        return (2 * w.logsumexp(0) - (2 * w).logsumexp(0)).exp()
+
+    @property
+    def pareto_k(self) -> Tensor:
+        """k̂ of each row, (N,); NaN for fewer than 25 weights, or equal ones."""
+        return pareto_k(self.log_weights)
 
 
 class RowRatio(Ratio):
@@ -53,8 +85,9 @@ class RowRatio(Ratio):
         self.log_density, self.loc, self.root = log_density, loc, root
         self.shift, self.log_scale = shift, log_scale
 
-    def place(self, u: Tensor) -> Tensor:
-        return self.loc + _unwhitened(self.root, self.shift + self.log_scale.exp() * u)
+    def placed(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        z = self.loc + _unwhitened(self.root, self.shift + self.log_scale.exp() * u)
+        return z, torch.zeros_like(u[..., 0])
 
     def log_unit(self, u: Tensor) -> Tensor:
         standard = torch.distributions.Normal(0.0, 1.0).log_prob(u).sum(-1)
@@ -89,9 +122,9 @@ class RowChain(Annealed):
         self._seen = torch.zeros(0)
 
     def control(self, y: Tensor, slope: Tensor, k: int) -> Tensor:
-        bounded = _bounded(slope, SEEN)
-        u = self.network(torch.cat([y.flatten(1), bounded, self._seen], 1), k).view(y.shape)
-        return u + self.trust[k] * bounded[:, None]
+        near = bounded(slope, SEEN)
+        u = self.network(torch.cat([y.flatten(1), near, self._seen], 1), k).view(y.shape)
+        return u + self.trust[k] * near[:, None]
 
     def draw(self, log_density: Density, of_globals: Tensor) -> tuple[Tensor, Tensor]:
         """Latents z (m, d) of rows, and log q(path) / r(path | z), (m,) nats.
@@ -111,12 +144,12 @@ class RowChain(Annealed):
         z = self.loc.expand(len(of_globals), self.dim)
         for _ in range(NEWTON):
             slope, root = _newton(log_density, z)
-            z = z + _unwhitened(root, _bounded(slope, LIMIT))
+            z = z + _unwhitened(root, bounded(slope, LIMIT))
         slope, root = _newton(log_density, z)
         moved = (root.mT @ (z - self.loc)[..., None])[..., 0]
         precision = root.diagonal(0, -2, -1).log()
-        local = [_bounded(tensor, SEEN) for tensor in (slope, moved, precision)]
-        seen = torch.cat([_bounded(of_globals, SEEN), *local], 1)
+        local = [bounded(tensor, SEEN) for tensor in (slope, moved, precision)]
+        seen = torch.cat([bounded(of_globals, SEEN), *local], 1)
         shift, log_scale = self.begin(seen).chunk(2, 1)
         return RowRatio(log_density, z, root, shift, log_scale), seen
 
@@ -147,12 +180,12 @@ def _newton(log_density: Density, z: Tensor) -> tuple[Tensor, Tensor]:
     return torch.linalg.solve_triangular(root, slope[..., None], upper=False)[..., 0], root
 
 
-def _derivative(of: Tensor, z: Tensor, through: bool) -> Tensor:
+def _derivative(value: Tensor, z: Tensor, through: bool) -> Tensor:
     """The derivative, 0 where there is none."""
-    if not of.requires_grad:
+    if not value.requires_grad:
         return torch.zeros_like(z)
     (slope,) = torch.autograd.grad(
-        of, z, create_graph=through, retain_graph=True, allow_unused=True
+        value, z, create_graph=through, retain_graph=True, allow_unused=True
     )
     return torch.zeros_like(z) if slope is None else slope
 

@@ -22,7 +22,6 @@ import copy
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pyro
@@ -30,22 +29,21 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.poutine import Trace
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
-from pyro_mdm.automatic.chain import Ratio
 from pyro_mdm.automatic.chain_guide import OF_TAILS, ChainGuide
 from pyro_mdm.automatic.density import ProgramDensity
 from pyro_mdm.automatic.fitting import Fitting
-from pyro_mdm.automatic.local import RowChain
+from pyro_mdm.automatic.local import RowChain, RowWeights
+from pyro_mdm.automatic.ratio import Ratio
 from pyro_mdm.automatic.rows import PlateDensity
-from pyro_mdm.evaluation.weights import pareto_k
-from pyro_mdm.paths.likelihood import log_mean_weight
-from pyro_mdm.posteriors.guide import ImportanceWeights
+from pyro_mdm.posteriors.weights import ImportanceWeights
 from pyro_mdm.support.checks import check_count
 
-__all__ = ["RowWeights", "SubsampledFitting", "SubsampledGuide"]
+__all__ = ["SubsampledFitting", "SubsampledGuide"]
 
 COMPARED_BY_ALL = 64
 """The number of paths by which a chain is judged, with all rows."""
@@ -53,33 +51,6 @@ SHARED = 16
 """The number of draws of the globals by which a chain of rows is judged."""
 ROWS_AT_A_TIME = 100_000
 """The number of rows' paths that are drawn together."""
-
-
-@dataclass(frozen=True)
-class RowWeights:
-    """Weights of the paths of each row, given one draw of the globals.
-
-    Args:
-        log_weights: log weights, (S, N), whose mean weight is unbiased for p(data_i | globals).
-    """
-
-    log_weights: Tensor
-
-    @property
-    def log_evidence(self) -> Tensor:
-        """log p(data_i | globals) of each row, (N,), nats."""
-        return log_mean_weight(self.log_weights)
-
-    @property
-    def effective(self) -> Tensor:
-        """The effective number of paths of each row, (N,)."""
-        w = self.log_weights
-        return (2 * w.logsumexp(0) - (2 * w).logsumexp(0)).exp()
-
-    @property
-    def pareto_k(self) -> Tensor:
-        """k̂ of each row, (N,); NaN for fewer than 25 weights, or equal ones."""
-        return pareto_k(self.log_weights)
 
 
 class _BlindRatio(Ratio):
@@ -152,7 +123,7 @@ class SubsampledGuide(ChainGuide):
                 ) from error
             raise
 
-    def _made_density(self, trace: Any) -> ProgramDensity:
+    def _made_density(self, trace: Trace) -> ProgramDensity:
         if not self._drawn:
             return super()._made_density(trace)
         if len(self._drawn) > 1:
@@ -375,12 +346,12 @@ class SubsampledFitting(Fitting):
 
     guide: SubsampledGuide
 
-    def from_gaussian(self) -> Tensor:
+    def from_start(self) -> Tensor:
         """Fit the Gaussian, and anneal the chain of the globals from it, together with that of the
         rows, which stays as it was if it had a higher bound before."""
         rows = getattr(self.guide.chain, "rows", None)
         before = copy.deepcopy(rows)
-        losses = super().from_gaussian()
+        losses = super().from_start()
         if isinstance(rows, RowChain) and isinstance(before, RowChain):
             with torch.no_grad():
                 x = self.guide.get_posterior(*self.args, **self.kwargs).expand((SHARED,)).rsample()
@@ -391,7 +362,7 @@ class SubsampledFitting(Fitting):
                     rows.load_state_dict(trained)
         return losses
 
-    def _bound_of_gaussian(self, n: int | None = None) -> Tensor:
+    def _bound_of_start(self, n: int | None = None) -> Tensor:
         ratio = self.guide.ratio(*self.args, **self.kwargs)
         half = (min(n or self.paths, COMPARED_BY_ALL) + 1) // 2
         u = torch.randn(half, self.guide.latent_dim).to(self.guide.loc)

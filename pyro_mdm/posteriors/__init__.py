@@ -3,7 +3,7 @@
 from pyro_mdm.posteriors.amortized import AmortizedPosterior, LinearGaussian, LogDensity
 from pyro_mdm.posteriors.calibration import Calibration, calibrate, ranks
 from pyro_mdm.posteriors.checks import Coverage, calibrate_at, expected_coverage
-from pyro_mdm.posteriors.guide import ImportanceWeights, PosteriorGuide, ScoredDraws
+from pyro_mdm.posteriors.guide import PosteriorGuide, ScoredDraws
 from pyro_mdm.posteriors.joint import AmortizedJoint
 from pyro_mdm.posteriors.likelihood import AmortizedLikelihood, PosteriorDraws
 from pyro_mdm.posteriors.local import LocalGuide
@@ -20,6 +20,7 @@ from pyro_mdm.posteriors.reading import (
 from pyro_mdm.posteriors.simulation import simulate
 from pyro_mdm.posteriors.site import DataDistribution, LearnedLikelihood
 from pyro_mdm.posteriors.stored import read_draws
+from pyro_mdm.posteriors.weights import ImportanceWeights
 
 __all__ = [
     "AmortizedJoint",

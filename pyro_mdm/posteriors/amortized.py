@@ -33,7 +33,7 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.flow import Solver
 from pyro_mdm.posteriors.calibration import NEW_SEED, Calibration, calibrate, ranks
-from pyro_mdm.posteriors.encoding import Encoding, center_and_unit
+from pyro_mdm.posteriors.encoding import Encoding
 from pyro_mdm.posteriors.folders import (
     check_program,
     damage_of,
@@ -41,6 +41,7 @@ from pyro_mdm.posteriors.folders import (
     read_tensors,
     write_folder,
 )
+from pyro_mdm.posteriors.gaussian import LinearGaussian
 from pyro_mdm.posteriors.guide import PosteriorGuide, ScoredDraws, draw_by_flow, one_row
 from pyro_mdm.posteriors.local import LocalGuide
 from pyro_mdm.posteriors.parameters import Parameters, spread_of
@@ -82,72 +83,11 @@ MIN_LOG_SNR, MAX_LOG_SNR = -5.0, 12.0
 """λ(T), and λ(ε), where the decoder takes over. Residuals have unit variance, so the noise at ε has
 a standard deviation of 0.0025."""
 
-PER_NUMBER = 10
-"""The fewest simulations for each regressor of a Gaussian; with fewer, none is fitted."""
-
 STEPS = 8_000
 """The number of steps for 10,000 simulations where neither steps nor seconds are given."""
 
 HIDDEN, DEPTH = 128, 3
 """The width and the number of blocks of the MLP."""
-
-
-class LinearGaussian(NamedTuple):
-    """The Gaussian distribution of θ given x with a mean linear in x, a baseline for posteriors."""
-
-    center: Tensor  # (m,), the mean of x
-    unit: Tensor  # (m,), the scale of x
-    weight: Tensor  # (1 + m, d), the coefficients of 1 and of standardized x
-    root: Tensor  # (d, d), the lower triangular root of the covariance
-
-    @classmethod
-    def fit(cls, theta: Tensor, x: Tensor) -> LinearGaussian | None:
-        """The least-squares fit to n pairs, in float64.
-
-        Args:
-            theta: the parameters, (n, d).
-            x: the data, (n, m).
-
-        Returns:
-            The Gaussian. None if there are fewer than ten pairs for each regressor, or if x
-            determines a linear combination of θ exactly.
-        """
-        theta, x = theta.double(), x.double()
-        if len(x) < PER_NUMBER * (1 + x.shape[1]):
-            return None
-        center, unit = center_and_unit(x)
-        inputs = _with_one((x - center) / unit)
-        solved = torch.linalg.lstsq(inputs, theta, driver="gelsd")  # x may have less than full rank
-        rest = theta - inputs @ solved.solution
-        covariance = rest.mT @ rest / (len(x) - int(solved.rank))
-        root, info = torch.linalg.cholesky_ex(covariance)
-        # float32 draws cannot tell variances below this from 0, so they count as 0
-        least = torch.finfo(torch.float32).eps * theta.std(0)
-        if int(info) or bool((root.diagonal() <= least).any()):
-            return None
-        return cls(center, unit, solved.solution, root)
-
-    def mean(self, x: Tensor) -> Tensor:
-        """The mean E[θ | x], (n, d) float64, of data x (n, m)."""
-        return _with_one((x.double() - self.center) / self.unit) @ self.weight
-
-    def roots(self, spread: Tensor) -> Tensor:
-        """The triangular roots of the covariance of θ, (n, d, d), where x itself is uncertain.
-
-        Args:
-            spread: the covariance of each x about its mean, (n, m, m).
-        """
-        weight = self.weight[1:] / self.unit.unsqueeze(-1)
-        return torch.linalg.cholesky(self.root @ self.root.mT + weight.mT @ spread @ weight)
-
-    def log_prob(self, theta: Tensor, x: Tensor) -> Tensor:
-        """The log density log p(θ | x) of n pairs of θ (n, d) and x (n, m), (n,) float64, nats."""
-        law = torch.distributions.MultivariateNormal(self.mean(x), scale_tril=self.root)
-        return law.log_prob(theta.double())
-
-
-def _with_one(x: Tensor) -> Tensor:
-    return torch.cat([x.new_ones(len(x), 1), x], 1)
 
 
 class LogDensity(NamedTuple):
@@ -282,8 +222,9 @@ class AmortizedPosterior(nn.Module):
             missing: the fraction of the simulations of a step that have numbers of x hidden. Each
                 of these simulations draws a probability uniformly, and hides each number with it.
                 If the fraction is positive, data may have NaN.
-            steps: the most steps of Adam; None: 8,000 for 10,000 simulations, and in proportion to
-                the square root of their number, or as many as fit into ``seconds``.
+            steps: the most steps of Adam; None: as many as fit into ``seconds``, or else 8,000 for
+                10,000 simulations, in proportion to their number above, and to its square root
+                below.
             batch_size: the number of simulations of a step.
             learning_rate: the highest learning rate of Adam, with a cosine schedule that ends at 0.
             seconds: the most seconds of training, without those of simulations. Training then ends

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from pyro_mdm.budgets import Outcome
 from pyro_mdm.posteriors.encoding import center_and_unit
+from pyro_mdm.posteriors.gaussian import Residual
 from pyro_mdm.posteriors.laws import (
     AT_ONCE,
     STEPS,
@@ -27,7 +28,6 @@ from pyro_mdm.posteriors.laws import (
     ContinuousLaw,
     DataBounds,
     FactorLaw,
-    Residual,
 )
 from pyro_mdm.posteriors.training import TrainingOptions, train
 

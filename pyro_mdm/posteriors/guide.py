@@ -7,7 +7,7 @@ the importance weights
 
 with which they are exact: weighted means tend to those of p(θ | x), and the mean weight to p(x),
 the evidence. :class:`PosteriorGuide` is a Pyro guide, so that Pyro's own ``Importance`` computes
-the weights, and :class:`ImportanceWeights` says how far they can be trusted.
+the weights, and :class:`~pyro_mdm.posteriors.ImportanceWeights` says how far they can be trusted.
 
 Draws and their density have to be of one distribution. Here it is that of the probability-flow
 ODE, whose state y_ε gives θ by the decoder p(θ | y_ε). With this state y_1 and further draws
@@ -22,11 +22,8 @@ has the identity, for upper bounds).
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -35,25 +32,19 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistribution
-from pyro.infer import Importance
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_mdm.evaluation.estimates import Z95
-from pyro_mdm.evaluation.weights import LARGEST, evidence, pareto_k, pareto_limit
 from pyro_mdm.model import DiffusionModel
 from pyro_mdm.paths.flow import Solver, flow_log_prob
 from pyro_mdm.paths.laws import noising_law
 from pyro_mdm.paths.likelihood import log_mean_weight
-from pyro_mdm.posteriors.dependence import is_computed
 from pyro_mdm.posteriors.reading import Draws, ParameterSite, drawn_sites
 from pyro_mdm.samplers.probability_flow import ProbabilityFlow
 from pyro_mdm.support.checks import check_count
-from pyro_mdm.support.measured import Measured
 from pyro_mdm.support.modules import evaluating
 
 __all__ = [
-    "ImportanceWeights",
     "Posterior",
     "PosteriorGuide",
     "ScoredDraws",
@@ -286,6 +277,7 @@ class PosteriorGuide:
 
     Example:
         >>> from pyro.infer import Importance, Predictive
+        >>> from pyro_mdm.posteriors import ImportanceWeights
         >>> from pyro_mdm.posteriors import AmortizedPosterior
         >>> def program():
         ...     a = pyro.sample("a", dist.Normal(0.0, 1.0))
@@ -376,140 +368,3 @@ class PosteriorGuide:
         drawn = self._split(self._joint.sample((chains,)))
         starts = {site.name: site.transform.inv(drawn[site.name]) for site in self.sites}
         return starts if chains > 1 else {name: value[0] for name, value in starts.items()}
-
-
-@dataclass(frozen=True, repr=False)
-class ImportanceWeights:
-    """Importance weights, how many of them count, and the evidence that they estimate.
-
-    Args:
-        log_weights: the log weights log p(θ, x) − log q(θ | x) of S draws, (S,), nats.
-    """
-
-    log_weights: Tensor
-
-    @classmethod
-    def from_importance(cls, importance: Importance) -> ImportanceWeights:
-        """The weights of Pyro's ``Importance`` after ``run``, with a warning if they mislead.
-
-        Args:
-            importance: the ``Importance`` of a conditioned program and a guide.
-
-        Raises:
-            ValueError: no weights, as it has not been run; a program that observes no data with a
-                density.
-        """
-        log_weights = torch.as_tensor(importance.log_weights)
-        if not len(log_weights):
-            raise ValueError("there are no weights, expected those of importance.run(); run it")
-        for trace in getattr(importance, "exec_traces", [])[:1]:
-            sites = [s for s in trace.nodes.values() if s["type"] == "sample"]
-            if any(s["is_observed"] and not is_computed(s) for s in sites):
-                continue
-            raise ValueError(
-                "no data that have a density are observed, expected a program conditioned on the "
-                "data, pyro.condition(program, data), which it draws by pyro.sample; computed data "
-                "have no density"
-            )
-        weights = cls(log_weights.detach().double())
-        weights.warn(
-            "train the posterior with more simulations or steps, or run NUTS from "
-            "guide.initial_params()",
-            stacklevel=3,
-        )
-        return weights
-
-    def warn(self, fix: str, stacklevel: int = 2) -> None:
-        """Warn if the weights mislead.
-
-        Args:
-            fix: the advice at the end of the warning.
-            stacklevel: the stack level of the warning, 1 for the call of this method.
-        """
-        if self.doubt:
-            warnings.warn(
-                f"{self.doubt}: weighted means are not to be trusted, nor is the evidence; {fix}",
-                stacklevel=stacklevel,
-            )
-
-    @property
-    def doubt(self) -> str:
-        """The reason why the evidence has no error and weighted means mislead; "" if there is none.
-
-        Weights cannot show a mode that no draw has come near.
-        """
-        if math.isfinite(self.log_evidence.standard_error):
-            return ""
-        S = len(self.log_weights)
-        if not bool((self.log_weights < math.inf).all()):
-            return f"some of {S:,} weights are NaN or infinite, expected finite ones"
-        if self.effective == 0:
-            return f"all of {S:,} weights are 0, expected some above"
-        if S == 1:
-            return "there is a single weight, expected more"
-        if self.pareto_k > self.pareto_limit:
-            limit = self.pareto_limit
-            return f"the weights have a tail of k̂ {self.pareto_k:.2f}, expected at most {limit:.2f}"
-        largest, most = float(self.normalized.max()), LARGEST + 1 / S
-        return (
-            f"the largest of {S:,} weights is {largest:.0%} of their sum, expected at most "
-            f"{most:.0%}"
-        )
-
-    def agrees_with(self, other: ImportanceWeights) -> bool:
-        """Whether two evidences are within their 95% error of each other; False without errors.
-
-        Weights cannot show a mode that no draw has come near. The draws of another guide, fitted
-        from another start, may come near it.
-
-        Args:
-            other: the weights of the other guide.
-        """
-        first, second = self.log_evidence, other.log_evidence
-        error = math.hypot(first.standard_error, second.standard_error)
-        return abs(first.mean - second.mean) <= Z95 * error
-
-    @property
-    def normalized(self) -> Tensor:
-        """The weights divided by their sum, (S,)."""
-        return self.log_weights.softmax(0)
-
-    @property
-    def effective(self) -> float:
-        """The effective sample size, (Σ w)² / Σ w², from 1 to S; 0 if all weights are 0."""
-        log_w = self.log_weights
-        if bool((log_w == -math.inf).all()):
-            return 0.0
-        return float((2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp())
-
-    @property
-    def pareto_k(self) -> float:
-        """The tail index k̂ of the largest weights (Vehtari et al., "Pareto Smoothed Importance
-        Sampling", JMLR 2024); NaN for fewer than 25 weights, or equal ones."""
-        if self.effective == 0:
-            return math.inf
-        return float(pareto_k(self.log_weights.unsqueeze(1))[0])
-
-    @property
-    def pareto_limit(self) -> float:
-        """The k̂ above which S weights mislead, min(1 − 1 / log10 S, 0.7), from the same source."""
-        return pareto_limit(len(self.log_weights))
-
-    @property
-    def log_evidence(self) -> Measured:
-        """The log evidence log p(x), the log of the mean weight, nats, with its standard error, NaN
-        where too few weights count (:func:`~pyro_mdm.evaluation.weights.evidence`)."""
-        value, error, _ = evidence(self.log_weights.unsqueeze(1))
-        return Measured(float(value), float(error))
-
-    def __repr__(self) -> str:
-        counts = f"{len(self.log_weights):,} weights count as {self.effective:,.0f} draws"
-        if self.doubt:
-            return (
-                f"{counts}, too few for an error of log evidence {self.log_evidence.mean:.1f} "
-                f"nats: {self.doubt}; take more draws, or a better guide"
-            )
-        tail = ""
-        if not math.isnan(self.pareto_k):
-            tail = f", k̂ {self.pareto_k:.2f} of at most {self.pareto_limit:.2f}"
-        return f"{counts}{tail}; log evidence {self.log_evidence} nats"

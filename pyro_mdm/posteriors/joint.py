@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions.transforms import IndependentTransform
 
 from pyro_mdm.budgets import Outcome
 from pyro_mdm.conditioning.imputation import impute
@@ -28,7 +29,7 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.posteriors.amortized import HIDDEN, MAX_LOG_SNR, MIN_LOG_SNR
 from pyro_mdm.posteriors.encoding import center_and_unit
 from pyro_mdm.posteriors.parameters import Parameters, spread_of
-from pyro_mdm.posteriors.reading import Draws, check_data, named_sites
+from pyro_mdm.posteriors.reading import Draws, ParameterSite, check_data, is_interior, named_sites
 from pyro_mdm.posteriors.training import TrainingOptions, to_learn_from, train
 from pyro_mdm.scores.maps import RandomMaps
 from pyro_mdm.support.checks import check_count
@@ -171,11 +172,10 @@ class AmortizedJoint(nn.Module):
             joint.outcome = train(elbo, loss, len(z), options, largest_gradient=size)
         return joint.eval()
 
-    def _numbers(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Unconstrained parameters and data, (n, d), NaN where a value is."""
-        u = self.sites.unconstrained(values)[0]
-        data = [values[name].reshape(len(u), -1) for name in self.observed]
-        return torch.cat([u, *data], 1)
+    def _numbers(self, draws: Mapping[str, Tensor]) -> Tensor:
+        """Unconstrained parameters and data of simulations, (n, d)."""
+        u = self.sites.unconstrained(draws)[0]
+        return torch.cat([u, *(draws[name].reshape(len(u), -1) for name in self.observed)], 1)
 
     @torch.no_grad()
     def sample(
@@ -202,21 +202,22 @@ class AmortizedJoint(nn.Module):
                 parameter, such as a probability vector, of which only a part is given.
         """
         check_count("n", n, "the number of draws")
-        values = self._given(given)
-        row = (self._numbers(values) - self.center) / self.unit
+        values = self._values(given)
+        u = torch.cat([_unconstrained(site, values[site.name]) for site in self.sites])
+        data = torch.cat([values[name].flatten() for name in self.observed])
+        row = ((torch.cat([u, data]) - self.center) / self.unit).unsqueeze(0)
         seed = int(torch.randint(2**31, ())) if seed is None else seed
         z = impute(self.model, row, num=n, batch_size=batch_size, seed=seed)[:, 0]
         numbers = z * self.unit + self.center
-        first = row.shape[1] - sum(self._shapes[name].numel() for name in self.observed)
-        drawn = self.sites.by_site(numbers[:, :first])[0]
+        drawn, first = self.sites.by_site(numbers[:, : len(u)])[0], len(u)
         for name in self.observed:
             size = self._shapes[name].numel()
             drawn[name] = numbers[:, first : first + size].reshape(n, *self._shapes[name])
             first += size
         return {k: torch.where(values[k].isnan(), v, values[k]) for k, v in drawn.items()}
 
-    def _given(self, given: Mapping[str, Tensor]) -> Draws:
-        """All values as rows, (1, *shape), NaN where none is given."""
+    def _values(self, given: Mapping[str, Tensor]) -> Draws:
+        """The values of all sites, (*shape), NaN where none is given."""
         if unknown := [name for name in given if name not in self._shapes]:
             raise ValueError(
                 f"there is no site {unknown[0]!r}, expected sites among {list(self._shapes)}"
@@ -229,27 +230,32 @@ class AmortizedJoint(nn.Module):
                     f"{name!r} has shape {tuple(value.shape)}, expected {tuple(shape)}; give one "
                     "value, with NaN where a number is not given"
                 )
-            values[name] = value.to(self.center).unsqueeze(0)
-        for site in self.sites:
-            value = values[site.name]
-            u = site.unconstrained(value)[0]
-            if int(u.isnan().sum()) != int(value.isnan().sum()) or u.shape[1:].numel() != (
-                value.shape[1:].numel()
-            ):
-                some = not bool(value.isnan().all())
-                if some and bool(value.isnan().any()):
-                    raise ValueError(
-                        f"a part of {site.name!r} is given, whose numbers depend on each other, "
-                        "expected all of them or none"
-                    )
-            if not bool((u.isfinite() | u.isnan()).all()) or (
-                not bool(value.isnan().any()) and bool(u.isnan().any())
-            ):
-                raise ValueError(
-                    f"the value of {site.name!r} is outside of its support, expected one inside "
-                    f"of {site.support}"
-                )
-        for name in self.observed:
-            if bool(values[name].isinf().any()):
-                raise ValueError(f"data of {name!r} are infinite, expected numbers, or NaN")
+            if bool(value.isinf().any()):
+                raise ValueError(f"{name!r} has infinite values, expected numbers, or NaN")
+            values[name] = value.to(self.center)
         return values
+
+
+def _unconstrained(site: ParameterSite, value: Tensor) -> Tensor:
+    """The unconstrained numbers of a value, (k,), NaN where a number is not given."""
+    absent = value.isnan()
+    if bool(absent.all()):
+        size = site.transform.inverse_shape(site.shape).numel()
+        return value.new_full((size,), torch.nan)
+    transform = site.transform
+    while isinstance(transform, IndependentTransform):
+        transform = transform.base_transform
+    if transform.domain.event_dim and bool(absent.any()):
+        raise ValueError(
+            f"a part of {site.name!r} is given, whose numbers depend on each other, expected all "
+            "of them or none"
+        )
+    inside = site.transform(value.new_zeros(site.transform.inverse_shape(site.shape)))
+    whole = torch.where(absent, inside, value)
+    if not bool(is_interior(site.support, whole.unsqueeze(0))):
+        raise ValueError(
+            f"the value of {site.name!r} is {value.tolist()}, which is not inside of its support, "
+            f"expected one of {site.support}"
+        )
+    u: Tensor = site.transform.inv(whole).flatten()
+    return u.masked_fill(absent.flatten(), torch.nan) if bool(absent.any()) else u

@@ -1,7 +1,8 @@
 r"""Distributions of the data of one factor given the parameters θ, learned from simulations.
 
 The real numbers of a datum first have a Gaussian distribution N(x; m(θ), S(θ)), whose mean and
-covariance a network computes. The residual r = S^{-½} (x − m) has a diffusion model given θ if this
+covariance a network computes, unless a mean linear in θ and a constant covariance are better on
+held-out simulations. The residual r = S^{-½} (x − m) has a diffusion model given θ if this
 is better on held-out simulations; otherwise it is N(0, I). Its density is that of the probability
 flow in a few steps (:class:`ContinuousLaw`). Numbers with bounds are transformed to numbers without
 them. Distributions of discrete numbers are in :mod:`pyro_mdm.posteriors.discrete`.
@@ -25,6 +26,7 @@ from pyro_mdm.model import DiffusionModel
 from pyro_mdm.networks import MLP
 from pyro_mdm.paths.flow import Solver, flow_log_prob
 from pyro_mdm.posteriors.encoding import center_and_unit
+from pyro_mdm.posteriors.gaussian import ConditionalGaussian, LinearGaussian
 from pyro_mdm.posteriors.training import VALIDATED, TrainingOptions, train
 from pyro_mdm.scores.denoiser import Denoiser
 from pyro_mdm.support.measured import Measured
@@ -33,11 +35,9 @@ __all__ = [
     "AT_ONCE",
     "STEPS",
     "Bounds",
-    "ConditionalGaussian",
     "ContinuousLaw",
     "DataBounds",
     "FactorLaw",
-    "Residual",
 ]
 
 Bounds = tuple[Tensor, Tensor]
@@ -64,87 +64,12 @@ AT_ONCE = 4096
 LEAST_GAIN = 0.05
 """The least gain of a diffusion over the Gaussian that is worth its time, nats per datum."""
 
+MOST_ROWS = 100_000
+"""The most data that a Gaussian with a linear mean is fitted to, whose error is then far below that
+of a network."""
+
 DRAWS_OF_GAIN = 8
 """The number of draws of noise for each simulation that the gain is measured with."""
-
-
-class Residual(nn.Module):
-    """A residual network whose initial outputs are zeros.
-
-    Args:
-        inputs: the number of inputs.
-        outputs: the number of outputs.
-        hidden: the width of the network.
-        depth: its number of blocks.
-    """
-
-    def __init__(self, inputs: int, outputs: int, hidden: int, depth: int) -> None:
-        super().__init__()
-        self.inlet = nn.Linear(inputs, hidden)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.LayerNorm(hidden),
-                nn.Linear(hidden, hidden),
-                nn.SiLU(),
-                nn.Linear(hidden, hidden),
-            )
-            for _ in range(depth)
-        )
-        self.outlet = nn.Linear(hidden, outputs)
-        for parameter in self.outlet.parameters():
-            nn.init.zeros_(parameter)
-
-    def trunk(self, theta: Tensor) -> Tensor:
-        """The last hidden layer, (n, hidden), of inputs theta (n, inputs)."""
-        h: Tensor = self.inlet(theta)
-        for block in self.blocks:
-            h = h + block(h)
-        return h
-
-
-class ConditionalGaussian(Residual):
-    """The distribution N(x; m(θ), S(θ)) with m and S by a residual network of θ.
-
-    The network returns m, log scales s and a strictly lower triangular matrix L, such that
-    r = e^{-s} (1 + L) (x − m) is N(0, I).
-
-    Args:
-        inputs: the number of inputs, which represent θ.
-        outputs: the number of numbers of x.
-        hidden: the width of the network.
-        depth: its number of blocks.
-    """
-
-    def __init__(self, inputs: int, outputs: int, hidden: int = 64, depth: int = 2) -> None:
-        super().__init__(inputs, 2 * outputs + outputs * (outputs - 1) // 2, hidden, depth)
-        self.outputs = outputs
-
-    def forward(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The mean and log scales, (n, m) each, and 1 + L, (n, m, m), of theta (n, inputs)."""
-        h, m = self.trunk(theta), self.outputs
-        mean, log_scale, below = self.outlet(h).split([m, m, m * (m - 1) // 2], 1)
-        factor = torch.eye(m, dtype=h.dtype, device=h.device).repeat(len(h), 1, 1)
-        row, column = torch.tril_indices(m, m, -1)
-        factor[:, row, column] = below
-        return mean, log_scale, factor
-
-    def residual(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """The residuals r of k data of each θ, (n, k, m), and log|det ∂r/∂x|, (n,).
-
-        Args:
-            x: the data, (n or 1, k, m).
-            theta: the inputs, (n, inputs).
-        """
-        mean, log_scale, factor = self(theta)
-        apart = (x - mean.unsqueeze(1)) @ factor.mT
-        return apart * (-log_scale).exp().unsqueeze(1), -log_scale.sum(1)
-
-    def data(self, r: Tensor, theta: Tensor) -> Tensor:
-        """The data at residuals r, (n, k, m): the inverse of :meth:`residual`."""
-        mean, log_scale, factor = self(theta)
-        apart = (r * log_scale.exp().unsqueeze(1)).mT
-        solved = torch.linalg.solve_triangular(factor, apart, upper=False, unitriangular=True)
-        return solved.mT + mean.unsqueeze(1)
 
 
 def _normal(r: Tensor) -> Tensor:
@@ -276,6 +201,8 @@ class ContinuousLaw(FactorLaw):
             return -(_normal(r).mean(1) + log_det).mean()
 
         outcomes = [train(self.gaussian, of_gaussian, n, options, largest_gradient=20.0)]
+        if (linear_loss := self._linear_loss(x, theta)) is not None:
+            outcomes[0] = outcomes[0]._replace(best_step=0, best=linear_loss)
         if not diffusion:
             return outcomes
         with torch.no_grad():
@@ -295,6 +222,32 @@ class ContinuousLaw(FactorLaw):
             rows = torch.arange(n - held_out, n)
             self.gain = self._measured(*chosen(rows.repeat(DRAWS_OF_GAIN)))
         return outcomes
+
+    @torch.no_grad()
+    def _linear_loss(self, x: Tensor, theta: Tensor) -> float | None:
+        """The validation loss, nats, of a Gaussian with a mean linear in θ, which replaces the
+        learned one if it is better; None: it is not.
+
+        Args:
+            x: the data in the networks' coordinates, (n, k, m).
+            theta: the inputs, (n, inputs).
+        """
+        n, k = x.shape[:2]
+        held_out = min(VALIDATED, n // 10)
+        if not held_out:
+            return None
+        first = min(n - held_out, max(1, MOST_ROWS // k))
+        linear = LinearGaussian.fit(x[:first].flatten(0, 1), theta[:first].repeat_interleave(k, 0))
+        if linear is None:
+            return None
+        x, theta = x[n - held_out :], theta[n - held_out :]
+        r, log_det = self.gaussian.residual(x, theta)
+        learned = float((_normal(r).mean(1) + log_det).double().mean())
+        by_linear = float(linear.log_prob(x.flatten(0, 1), theta.repeat_interleave(k, 0)).mean())
+        if not by_linear > learned:
+            return None
+        self.gaussian.become(linear)
+        return -by_linear
 
     @property
     def bounds(self) -> DataBounds:

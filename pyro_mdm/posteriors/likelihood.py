@@ -50,7 +50,8 @@ from pyro_mdm.posteriors.folders import (
     read_tensors,
     write_folder,
 )
-from pyro_mdm.posteriors.laws import STEPS, ConditionalGaussian, DataBounds, FactorLaw
+from pyro_mdm.posteriors.gaussian import ConditionalGaussian
+from pyro_mdm.posteriors.laws import STEPS, DataBounds, FactorLaw
 from pyro_mdm.posteriors.parameters import Parameters, spread_of
 from pyro_mdm.posteriors.prior import ParameterPrior
 from pyro_mdm.posteriors.reading import (
@@ -214,9 +215,9 @@ class AmortizedLikelihood(LearnedLikelihood):
             draws: simulations, (n, *shape) by site, or the path of a folder that :func:`simulate`
                 wrote, of a ``*.parquet`` file or of a ``*.zarr`` group; None: new simulations.
             simulations: the number of new simulations.
-            steps: the most steps of Adam for each network; None: 6,000 for 10,000 simulations, and
-                in proportion to the square root of their number, or as many as fit into
-                ``seconds``.
+            steps: the most steps of Adam for each network; None: as many as fit into ``seconds``,
+                or else 6,000 for 10,000 simulations, in proportion to their number above, and to
+                its square root below.
             batch_size: the number of simulations of a step.
             learning_rate: the highest learning rate of Adam, with a cosine schedule that ends at 0.
             seconds: the most seconds of training of all networks, without those of simulations.
@@ -333,7 +334,7 @@ class AmortizedLikelihood(LearnedLikelihood):
         with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced
             new._make_laws(lattices)
         for name, value in new.state_dict().items():
-            if name.endswith(".upper"):  # an earlier version saved none
+            if name.endswith((".upper", ".slope")):  # an earlier version saved none
                 state.setdefault(name, value)
         with damage_of(path.with_name(TENSORS)):
             new.load_state_dict(state)

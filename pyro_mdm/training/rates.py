@@ -37,7 +37,7 @@ def schedule_within(
         share: share of the seconds that has passed, in [0, 1]; 0 without a limit.
         step, steps, warmup, decay: as for :func:`~pyro_mdm.training.schedule`.
     """
-    factor, at = schedule(step, steps, warmup, decay), int(1e6 * share)
-    if at * warmup > RISE * 1e6 * (step + 1):
-        factor = min(1.0, at / (RISE * 1e6)) * schedule(step, steps, decay=decay)
+    at = int(1e6 * share)
+    risen = min(1.0, max((step + 1) / max(1, warmup), at / (RISE * 1e6)))
+    factor = risen * schedule(step, steps, decay=decay)
     return min(factor, schedule(at, 10**6, decay=decay))

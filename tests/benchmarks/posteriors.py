@@ -3,9 +3,13 @@
     python -m tests.benchmarks.arena.peers
     python -m tests.benchmarks.posteriors --workers 2 --out runs/posteriors.csv
     python -m tests.benchmarks.posteriors --out runs/posteriors.csv --summary docs/measured/data
+    python -m tests.benchmarks.posteriors --out runs/posteriors.csv --published docs/measured/data
 
 The first makes the environment of the others and of the references, the second adds to its file
-what it has not yet, and the third writes the table of the documentation. The tasks are programs in
+what it has not yet, and the third writes the tables of the documentation. The fourth writes those
+beside the published results of the benchmark (arena/published.py), of the rows that have all folds
+and observations. On processors with AVX-512, ``OPENBLAS_CORETYPE=SKYLAKEX`` may halve the time of
+C2ST. The tasks are programs in
 arena/tasks.py, which arena/checks.py compares with the references; methods are described in
 arena/methods.py, scores in arena/scores.py. A method learns one posterior from the simulations of a
 seed, which are the same for all methods, and is asked for that of each observation. It is a process
@@ -20,7 +24,8 @@ and those of all observations of a fit together
     coverage     of central intervals of 90% of each parameter, by new simulations
     fit_seconds, sample_seconds, density_seconds
                  processor time of the fit, simulations included where a method makes them; of the
-                 draws of one observation; and of its densities
+                 draws of one observation, with the second fit of ``likelihood_2``; and of its
+                 densities
 """
 
 from __future__ import annotations
@@ -38,7 +43,7 @@ import torch
 
 from pyro_mdm.posteriors import simulate
 from tests.benchmarks import runs
-from tests.benchmarks.arena import summary
+from tests.benchmarks.arena import published, summary
 from tests.benchmarks.arena.methods import NAMES, OF_PEERS, OURS, SAME_TIME, Problem
 from tests.benchmarks.arena.references import ENVIRONMENT, OBSERVATIONS, read
 from tests.benchmarks.arena.tasks import TASKS, flat
@@ -137,7 +142,13 @@ def main() -> None:
     parser.add_argument("--environment", type=Path, default=ENVIRONMENT, help="of the others")
     parser.add_argument("--out", type=Path, default=Path("runs/posteriors.csv"))
     parser.add_argument("--summary", type=Path, help="folder of the table made of --out")
+    parser.add_argument(
+        "--published", type=Path, help="folder of the tables of --out beside published results"
+    )
     options = parser.parse_args()
+    if options.published:
+        published.write_tables(options.out, options.published, options.environment)
+        return
     if options.summary:
         summary.of_posteriors(options.out, options.summary)
         return

@@ -1,6 +1,7 @@
-"""The programs of the tasks against the references of the public benchmark.
+"""The programs of the tasks and the classifiers of C2ST against those of the public benchmark.
 
     python -m tests.benchmarks.arena.checks
+    python -m tests.benchmarks.arena.checks --classifiers --draws 2000
 
 For each task it prints
 
@@ -14,6 +15,10 @@ For each task it prints
 where θ is unconstrained, and p(θ, x) is of the program. Two moons, whose program has no density of
 its data, has in their place the |z| of the mean and of the variance of the radius that its noise
 has at reference draws, of observations whose crescents are inside of the square.
+
+With ``--classifiers`` it prints C2ST by :func:`~tests.benchmarks.arena.classifiers.accuracies` and
+by scikit-learn, with the processor time of each, of reference draws and others with some noise, and
+the mean difference of all with its standard error.
 """
 
 from __future__ import annotations
@@ -22,9 +27,12 @@ import argparse
 import math
 from pathlib import Path
 
+import numpy as np
 import pyro
 import torch
 from pyro import poutine
+from sklearn.model_selection import KFold, cross_val_score
+from sklearn.neural_network import MLPClassifier
 from torch import Tensor
 from torch.distributions import Normal, biject_to
 
@@ -32,7 +40,9 @@ from inference.simulators import Simulator
 from inference.simulators.two_moons import OFFSET, RADIUS, WIDTH, shift
 from pyro_mdm.posteriors import simulate
 from tests.benchmarks.arena.references import ENVIRONMENT, OBSERVATIONS, read
+from tests.benchmarks.arena.scores import FOLDS, Numbers, c2st, mean_and_error
 from tests.benchmarks.arena.tasks import TASKS, by_site, distractors, flat, sites_of
+from tests.benchmarks.runs import processor_seconds
 
 
 def data_p_values(task: Simulator, truth: Tensor, x: Tensor, n: int, seed: int) -> Tensor:
@@ -88,11 +98,50 @@ def radius(theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     return z_of(w[:, None]), z_of(w[:, None].square() - 1)
 
 
+def by_scikit_learn(reference: Numbers, draws: Numbers, seed: int = 1) -> float:
+    """C2ST as ``sbibm.metrics.c2st`` has it."""
+    center, scale = reference.mean(0), reference.std(0, ddof=1)
+    x = (np.concatenate([reference, draws]) - center) / scale
+    y = np.repeat([0, 1], [len(reference), len(draws)])
+    units = (10 * x.shape[1],) * 2
+    network = MLPClassifier(units, max_iter=10_000, random_state=seed)
+    folds = KFold(FOLDS, shuffle=True, random_state=seed)
+    return float(cross_val_score(network, x, y, cv=folds, scoring="accuracy").mean())
+
+
+def compare_classifiers(names: list[str], n: int, environment: Path) -> None:
+    """Print C2ST of both classifiers for the first observations of tasks."""
+    print("task,observation,noise,ours,scikit-learn,seconds,seconds of scikit-learn")
+    apart = []
+    random = np.random.default_rng(0)
+    for name in names:
+        for k, noise in enumerate((0.2, 0.5, 1.0), 1):
+            reference = read(name, k, "reference_posterior_samples", environment).numpy()
+            one, other = reference[:n], reference[-n:]
+            spread = noise * reference.std(0) * random.standard_normal(other.shape)
+            pair = one, (other + spread).astype(np.float32)
+            began = processor_seconds()
+            ours = c2st(*pair)
+            middle = processor_seconds()
+            theirs = by_scikit_learn(*pair)
+            seconds = middle - began, processor_seconds() - middle
+            apart.append(ours - theirs)
+            scores = (f"{ours:.4f}", f"{theirs:.4f}", *(f"{s:.1f}" for s in seconds))
+            print(name, k, noise, *scores, sep=",", flush=True)
+    mean, error = mean_and_error(np.array(apart))
+    print(f"ours − scikit-learn: {mean:+.5f} ± {error:.5f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--environment", type=Path, default=ENVIRONMENT)
+    parser.add_argument("--classifiers", action="store_true", help="compare these, not the tasks")
+    parser.add_argument("--draws", type=int, default=5_000, help="for classifiers, of each")
     options = parser.parse_args()
+    if options.classifiers:
+        compare_classifiers(options.tasks, options.draws, options.environment)
+        return
     print("task,data,position,scale,expected")
     for name in options.tasks:
         task, p, position, scale = TASKS[name], [], [], []

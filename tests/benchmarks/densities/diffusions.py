@@ -3,6 +3,8 @@
     annealing_1, annealing_2, annealing_3
                  K = 1 (VPSDE), 2 (CLD) and 3 (HOLD): a Gaussian of all latents by a tenth of the
                  time, then 16 steps from it, by reparameterized gradients of the bound
+    shaped_1     the Gaussian's scales depend on earlier latents and its tails are learned, by three
+                 tenths of the time; a chain with a lower bound than this start is dropped
     annealing_learned
                  Q and D of two variables are learned too
     annealing_variance
@@ -11,8 +13,8 @@
     annealing_1_8, annealing_1_32, annealing_1_64, annealing_2_64, …
                  so many steps
     reversal_1, reversal_2
-                 a denoiser of particles: a tempered run of a quarter of the time gives the Gaussian
-                 and data, of which the forward bound is learned
+                 a denoiser of particles: a tempered run of a quarter of the time gives the marginal
+                 distributions, the Gaussian and data, of which the forward bound is learned
 
 Rates of gradient descent fall as those of the other methods, from 0.005.
 """
@@ -27,7 +29,11 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_mdm.automatic.chain import Annealed, Chain, Ratio, Reversed
+from pyro_mdm.automatic.chain import Annealed, Chain, Reversed
+from pyro_mdm.automatic.chain_guide import COMPARED
+from pyro_mdm.automatic.marginals import Marginals
+from pyro_mdm.automatic.ratio import Ratio
+from pyro_mdm.automatic.shape import Shape
 from pyro_mdm.diffusions import CLD, HOLD, VPSDE, LearnedDiffusion, LinearDiffusion
 from tests.benchmarks.densities.base import Draws, Fitted, Method, Target
 from tests.benchmarks.densities.baselines import (
@@ -44,8 +50,10 @@ PATHS = 128
 """Of an update."""
 RATE = 5e-3
 FITTING = 0.1
+SHAPING = 0.3
 TEMPERING = 0.25
 """Parts of the time."""
+RATE_OF_SHAPES = 0.02
 WORST = 50.0
 """Nats below the median beyond which log weights don't count in an update."""
 
@@ -63,8 +71,11 @@ class Units(NamedTuple):
     scale_tril: Tensor
 
 
-def fitted_gaussian(target: Target, seed: int, clock: Clock) -> Units:
-    """The Gaussian of the highest bound, from the prior's center and a third of its spread."""
+def fitted_gaussian(
+    target: Target, seed: int, clock: Clock, shape: Shape | None = None, rate: float = 0.03
+) -> Units:
+    """The Gaussian of the highest bound, from the prior's center and a third of its spread; of a
+    shape, which is trained with it."""
     start = prior_gaussian(target, seed)
     mean = start.loc.float().clone().requires_grad_()
     log_scale = (start.scale.float() / 3).log().requires_grad_()
@@ -76,10 +87,15 @@ def fitted_gaussian(target: Target, seed: int, clock: Clock) -> Units:
 
     def loss() -> Tensor:
         own = units()
-        x = own.loc + torch.randn(64, target.dim) @ own.scale_tril.mT
-        return -(target.log_density(x).mean() + log_scale.sum())
+        u, more = torch.randn(64, target.dim), torch.zeros(())
+        if shape is not None:
+            w = shape(u)
+            u, more = w, shape.log_abs_det_jacobian(u, w).mean()
+        x = own.loc + u @ own.scale_tril.mT
+        return -(target.log_density(x).mean() + log_scale.sum() + more)
 
-    descend([mean, log_scale, lower], loss, 0.03, clock)
+    shaped = [] if shape is None else shape.parameters()
+    descend([mean, log_scale, lower, *shaped], loss, rate, clock)
     return Units(*(part.detach() for part in units()))
 
 
@@ -131,11 +147,35 @@ def annealing(
     return Fitted(functools.partial(drawn, chain, h), updates, clock.spent)
 
 
+def shaped(target: Target, seconds: float, seed: int, *, steps: int = 16) -> Fitted:
+    clock = Clock(seconds)
+    pyro.set_rng_seed(seed)
+    shape = Shape(target.dim)
+    units = fitted_gaussian(target, seed, Clock(SHAPING * seconds), shape, RATE_OF_SHAPES)
+    h = Ratio(target.log_density, *units, shape.requires_grad_(False))
+    chain = Annealed(target.dim, diffusion(1), steps)
+
+    def loss(n: int = PATHS) -> Tensor:
+        _, log_w = weighed(chain, h, n)
+        return -log_w.clamp_min(log_w.detach().nanmedian() - WORST).mean()
+
+    updates = descend(chain.parameters(), loss, RATE, clock)
+    still = Annealed(target.dim, diffusion(1), 1)
+    still.rest()
+    with torch.no_grad():
+        bounds = [float(weighed(made, h, COMPARED)[1].mean()) for made in (chain, still)]
+    kept = chain if bounds[0] >= bounds[1] else still
+    return Fitted(functools.partial(drawn, kept, h), updates, clock.spent)
+
+
 def reversal(target: Target, seconds: float, seed: int, *, K: int = 1, steps: int = 16) -> Fitted:
     clock = Clock(seconds)
     pyro.set_rng_seed(seed)
     particles = tempered_within(target, seed, Clock(TEMPERING * seconds)).x.float()
-    h = Ratio(target.log_density, *gaussian_of(particles))
+    marginals = Marginals(target.dim)
+    marginals.fit(particles)
+    marginals.requires_grad_(False)
+    h = Ratio(target.log_density, *gaussian_of(marginals.inv(particles)), marginals=marginals)
     data = h.inverse(particles)
     chain = Reversed(target.dim, diffusion(K), steps)
 
@@ -155,6 +195,7 @@ METHODS: dict[str, Method] = {
         for K in (1, 2)
         for steps in (8, 32, 64)
     },
+    "shaped_1": shaped,
     "reversal_1": reversal,
     "reversal_2": functools.partial(reversal, K=2),
 }

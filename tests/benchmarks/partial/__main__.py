@@ -88,6 +88,8 @@ def do(fit: runs.Row, rows: runs.Rows, options: argparse.Namespace) -> None:
     exact = references_of(fit["task"], conditions, options.draws, REFERENCE_SEED)
     for k, (row, condition) in enumerate(zip(asked, conditions, strict=True)):
         drawn = (~condition.given).numpy()
+        if condition.kind == "part":  # which asks for parameters alone
+            drawn[TASKS[fit["task"]].parameters :] = False
         score = c2st(exact[k][:, drawn], draws[k][:, drawn])
         costs = {"draws": options.draws, "steps": options.steps}
         rows.add(row | {"numbers": int(drawn.sum()), "c2st": score} | seconds | costs)

@@ -176,8 +176,10 @@ def slcp_means(theta: Tensor, given: Tensor, z: Tensor) -> tuple[Tensor, Tensor,
 
 
 def of_slcp(
-    given: Tensor, z: Tensor, n: int, generator: Generator, proposals: int = PROPOSALS
+    given: Tensor, z: Tensor, n: int, generator: Generator, proposals: int | None = None
 ) -> Tensor:
+    proposals = PROPOSALS if proposals is None else proposals
+
     def uniform(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator, dtype=torch.float64)
 
@@ -235,7 +237,7 @@ def of_slcp(
 def of_two_moons(given: Tensor, z: Tensor, n: int, generator: Generator) -> Tensor:
     if int((~given).sum()) == 1:
         j = int((~given).nonzero())
-        whole = z.repeat(400_000, 1)
+        whole = z.repeat(100_000, 1)
         whole[:, j] = _grid(2.0, len(whole))
         place = torch.rand(n, generator=generator, dtype=z.dtype) - 0.5
         law = log_two_moons(whole).unsqueeze(0)

@@ -157,8 +157,8 @@ TASKS = {
 KINDS = ("joint", "posterior", "likelihood", "few", "many", "part")
 """The kinds of mask. The first five are those of the source, where each has a chance of 1/5:
 nothing is given, all data, all parameters, or each number with a chance of 0.3 or of 0.7. In the
-last one, which is ours, all parameters are asked for and each datum is given with a chance of
-1/2."""
+last one, which is ours, each datum is given with a chance of 1/2, and parameters alone are
+compared."""
 CHANCES = {"few": 0.3, "many": 0.7}
 NEW_SEED = 2_000_000
 """Is added to the number of a condition, for the seed of its vector."""

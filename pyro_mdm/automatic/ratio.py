@@ -1,0 +1,83 @@
+"""The target of a chain in its coordinates, in which the start is a standard normal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.distributions import Transform
+
+__all__ = ["Ratio", "solved"]
+
+Density = Callable[[Tensor], Tensor]
+
+
+class Ratio:
+    """log h = log γ - log N(0, I) of u (n, d), up to a constant, and its gradient.
+
+    Args:
+        log_density: function of x (n, d) that returns log γ, (n,). Without maps x is loc +
+            scale_tril u.
+        loc: location of the coordinates u, (d,).
+        scale_tril: scale of the coordinates u, (d, d), lower triangular.
+        shape: invertible map w of u; None: w = u. Its Jacobian is part of h.
+        marginals: invertible map x of loc + scale_tril w; None: the identity.
+    """
+
+    def __init__(
+        self,
+        log_density: Density,
+        loc: Tensor,
+        scale_tril: Tensor,
+        shape: Transform | None = None,
+        marginals: Transform | None = None,
+    ) -> None:
+        self.log_density, self.loc, self.scale_tril = log_density, loc, scale_tril
+        self.shape, self.marginals = shape, marginals
+
+    def place(self, u: Tensor) -> Tensor:
+        """x of u."""
+        return self.placed(u)[0]
+
+    def placed(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """x of u, and the log determinant of shape and marginals, (n,)."""
+        w, log_det = u, torch.zeros_like(u[..., 0])
+        if self.shape is not None:
+            w = self.shape(u)
+            log_det = log_det + self.shape.log_abs_det_jacobian(u, w)
+        z = self.loc + w @ self.scale_tril.mT
+        if self.marginals is None:
+            return z, log_det
+        x = self.marginals(z)
+        return x, log_det + self.marginals.log_abs_det_jacobian(z, x)
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """u of x."""
+        z = x if self.marginals is None else self.marginals.inv(x)
+        w = solved(self.scale_tril, (z - self.loc).mT).mT
+        return w if self.shape is None else self.shape.inv(w)
+
+    def log_unit(self, u: Tensor) -> Tensor:
+        """log density of x for u of N(0, I), (n,)."""
+        constant = u.shape[-1] * math.log(2 * math.pi)
+        unit = -(u.square().sum(-1) + constant) / 2 - self.scale_tril.diagonal().log().sum()
+        return unit - self.placed(u)[1]
+
+    def __call__(self, u: Tensor) -> Tensor:
+        x, log_det = self.placed(u)
+        return self.log_density(x) + log_det + u.square().sum(-1) / 2
+
+    def gradient(self, u: Tensor) -> Tensor:
+        """∇log h, (n, d), through which gradients pass where they are enabled."""
+        through = torch.is_grad_enabled()
+        with torch.enable_grad():
+            u = u if through and u.requires_grad else u.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self(u).sum(), u, create_graph=through)
+        return slope
+
+
+def solved(triangle: Tensor, y: Tensor) -> Tensor:
+    """The solution x of triangle x = y, for a lower triangular matrix."""
+    return torch.linalg.solve_triangular(triangle, y, upper=False)

@@ -1,0 +1,136 @@
+"""C2ST by the rules of the public benchmark, and our results beside those it published."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.model_selection import KFold
+from sklearn.neural_network import MLPClassifier
+
+from pyro_mdm.posteriors.training import usual_steps
+from tests.benchmarks.arena import classifiers, published
+
+
+def test_classifiers_end_where_those_of_scikit_learn_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    # of a coarse tolerance, so that training ends before rounding makes a difference
+    monkeypatch.setattr(classifiers, "TOLERANCE", 3e-3)
+    calls: list[int] = []
+    step = classifiers.Networks.step
+    monkeypatch.setattr(
+        classifiers.Networks, "step", lambda own, x, y: calls.append(len(x)) or step(own, x, y)
+    )
+    random = np.random.default_rng(0)
+    x = random.normal(size=(420, 3)).astype(np.float32)
+    x[210:] += 0.7
+    y = np.repeat([0, 1], 210)
+    folds = list(KFold(5, shuffle=True, random_state=1).split(x))
+    scores = classifiers.accuracies(x, y, folds, seed=3)
+    epochs = []
+    for (trained, held), score in zip(folds, scores, strict=True):
+        network = MLPClassifier((30, 30), max_iter=10_000, random_state=3, tol=3e-3)
+        network.fit(x[trained], y[trained])
+        epochs.append(network.n_iter_)
+        assert score == pytest.approx(network.score(x[held], y[held]), abs=1.5 / len(held))
+    assert len(set(epochs)) > 1 and len(calls) == 2 * max(epochs)  # an epoch has two batches
+    assert sum(calls) == 2 * sum(epochs)
+
+
+def test_the_steps_of_classifiers_are_those_of_scikit_learn() -> None:
+    random = np.random.default_rng(0)
+    x = random.normal(size=(450, 2)).astype(np.float32)
+    y = (random.normal(size=450) < x[:, 0]).astype(int)
+    network = MLPClassifier((20, 20), max_iter=8, random_state=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network.fit(x, y)
+    state = np.random.RandomState(3)
+    ours = classifiers.Networks(1, 2, state)
+    order = np.arange(450)
+    for loss in network.loss_curve_:
+        order = order[state.permutation(450)]
+        total = 0.0
+        for start in range(0, 450, 200):
+            batch = order[start : start + 200]
+            step = ours.step(x[None, batch], y[None, batch, None].astype(np.float32))
+            total += len(batch) / 450 * step[0]
+        assert total == pytest.approx(loss, rel=1e-5)
+    for weights, expected in zip(ours.layers[::2], network.coefs_, strict=True):
+        np.testing.assert_allclose(weights[0], expected, atol=1e-5)
+
+
+def test_published_results_are_compared_by_observation(tmp_path: Path) -> None:
+    observations = range(1, 11)
+    theirs = [
+        {
+            "task": task,
+            "num_simulations": size,
+            "num_observation": k,
+            "algorithm": name,
+            "C2ST": 0.6 + 0.02 * k + (0.1 if name == "NPE" else 0.2),
+        }
+        for task in ("slcp", "gaussian_mixture")
+        for size in ("10³", "10⁴")
+        for k in observations
+        for name in ("NPE", "NLE", "NRE", "SNPE", "SNLE", "SNRE", "REJ-ABC", "SMC-ABC")
+    ]
+    paper = pd.DataFrame(theirs)
+    with pytest.raises(SystemExit, match="get them by git clone"):
+        published.published(tmp_path)
+    for name, rows in (("paper", paper), ("rerun", paper[20:].assign(C2ST=0.9))):
+        file = tmp_path / "results" / published.FILES[name]
+        file.parent.mkdir(parents=True)
+        rows.to_csv(file, index=False)
+    own = pd.DataFrame(
+        {
+            "task": task,
+            "simulations": 10_000,
+            "seed": seed,
+            "method": "likelihood",
+            "observation": k,
+            "c2st": 0.5 + 0.02 * k + 0.1 * seed,
+            "log_prob": -1.0,
+            "log_prob_se": 0.1,
+            "coverage": 0.9,
+            "coverage_se": 0.02,
+            "fit_seconds": 50.0 + seed,
+            "sample_seconds": 1.0,
+            "density_seconds": 0.5,
+            "folds": 5,
+        }
+        for task, seed in (("gaussian_mixture", 0), ("slcp", 0), ("slcp", 1), ("slcp", 2))
+        for k in observations
+        if not (seed == 2 and k == 7)
+    )
+    own = pd.concat([own, own.assign(seed=3, folds=1)])
+    own.to_csv(tmp_path / "rows.csv", index=False)
+    arena = pd.DataFrame({"posterior": ["slcp, ours", "slcp, npe"], "c2st": [0.5, 0.83]})
+    arena.assign(c2st_se=0.01).to_csv(tmp_path / "posteriors-arena.csv", index=False)
+    published.write_tables(tmp_path / "rows.csv", tmp_path, tmp_path)
+
+    def table(name: str) -> pd.DataFrame:
+        return pd.read_csv(tmp_path / f"posteriors-{name}.csv", comment="#").set_index("task")
+
+    rules = table("rules-10000")
+    assert rules.index.tolist() == ["slcp", "gaussian_mixture"]
+    cells = rules.loc["slcp"]
+    assert (cells.seeds, cells.observations, cells.fit_seconds) == (2, 10, 50.5)
+    assert (cells.c2st, cells.best) == (0.66, "NPE")
+    assert cells.less_npe == cells.less_best == pytest.approx(-0.15)
+    assert cells.less_best_high == cells.less_npe_low == pytest.approx(-0.15)  # all as far apart
+    assert cells.less_snle == pytest.approx(-0.25)
+    assert rules.less_npe["gaussian_mixture"] == pytest.approx(0.61 - 0.9)
+    means = table("published")
+    assert len(means) == 4 and means.npe["slcp"].tolist() == [0.81, 0.81]
+    assert (means.snle["gaussian_mixture"] == 0.9).all()
+    peers = table("peers")
+    assert peers.run_less_published.to_dict() == {"slcp": pytest.approx(0.02)}
+    missing = pd.read_csv(tmp_path / "posteriors-missing.csv", comment="#").set_index("method")
+    assert missing.fits.tolist() == [0, 3, 0] and missing.missing.tolist() == [90, 87, 90]
+    steps = 30 * usual_steps(1_000, 1_000) + 27_000 + 30 * usual_steps(1_000, 100_000)
+    of_step = (50.0 + 50.5) / 2 / 1_000
+    hours = (steps * of_step + 87 * 15) / 3600
+    assert missing.missing_hours["likelihood"] == pytest.approx(hours, abs=1e-3)
