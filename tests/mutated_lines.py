@@ -673,7 +673,7 @@ LINES: dict[str, dict[str, list[str]]] = {
             "flow.log_prob(z, y) ⟨+→-⟩ coordinates(theta)"
         ],
     },
-    "pyro_mdm/posteriors/joint.py": {
+    "pyro_mdm/tables/joint.py": {
         "test_joint.py::test_it_starts_as_all_conditionals_of_a_gaussian": [
             "numbers = z * self.unit⟨ + self.center→⟩"
         ],

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pyro
 import pyro.distributions as dist
@@ -19,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_mdm import CLD, LinearDiffusion
 from pyro_mdm.automatic import AutoMDM
+from pyro_mdm.automatic.checkup import Checkup, remedies_of
 
 N = 10
 NOISE = torch.linspace(0.5, 2.0, N)
@@ -437,6 +440,24 @@ def test_programs_that_cannot_be_subsampled_are_named(
 def test_what_needs_all_rows_is_refused(call: Callable[[AutoMDM], Any]) -> None:
     with pytest.raises(NotImplementedError, match="take all rows, without subsample_size"):
         call(made(hierarchy, 4))
+
+
+def funnel(batch: int = N) -> None:
+    scale = pyro.sample("scale", dist.HalfCauchy(1.0))
+    mean = pyro.sample("mean", dist.Normal(0.0, scale))
+    subsample_size = batch if batch < N else None
+    with pyro.plate("rows", N, subsample_size=subsample_size) as rows:
+        pyro.sample("y", dist.Normal(mean, 1.0), obs=DATA[rows])
+
+
+@pytest.mark.parametrize("batch, starts", [(N, {"particles", "shaped"}), (4, set())])
+def test_remedies_name_starts_that_the_guide_may_take(batch: int, starts: set[str]) -> None:
+    guide = made(funnel, batch)
+    guide.fit(batch, updates=1, start_updates=1, progress=False)
+    result = SimpleNamespace(disagrees=True, is_thin=False)
+    words = " ".join(remedies_of(guide, cast(Checkup, result), (batch,), {}))
+    assert "a funnel" in words and "heavy tails" in words and "disagree" in words
+    assert set(re.findall(r"start='(\w+)'", words)) == starts
 
 
 def test_equal_data_are_no_mistake() -> None:

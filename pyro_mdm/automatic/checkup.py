@@ -216,19 +216,23 @@ def remedies_of(
         )
     yield (
         "give the guide more steps and fit more updates"
-        + (
-            ", or take start='particles'"
-            if guide.latent_dim <= MOST_FOR_PARTICLES and guide.start != "particles"
-            else ""
-        )
+        + (", or take start='particles'" if _may_take(guide, "particles") else "")
     )
 
 
+def _may_take(guide: ChainGuide, start: str) -> bool:
+    """Whether a guide of another start is a remedy; with a subsample there is one start."""
+    if guide.program_density.plate is not None:
+        return False
+    if start == "shaped":
+        return guide.start == "gaussian"
+    return guide.latent_dim <= MOST_FOR_PARTICLES and guide.start != "particles"
+
+
 def _of_disagreement(guide: ChainGuide) -> str:
-    few = guide.latent_dim <= MOST_FOR_PARTICLES
     return "the fits disagree, so that one has missed a mode or has not converged: " + (
         "take start='particles', and compare two seeds of it"
-        if few and guide.start != "particles"
+        if _may_take(guide, "particles")
         else "fit it to draws of long NUTS chains from several starts, fit(draws=…)"
     )
 
@@ -241,7 +245,7 @@ def _of_shape(guide: ChainGuide, args: tuple[Any, ...], kwargs: dict[str, Any]) 
             "them, pyro.poutine.reparam(program, config={"
             f"{children[0]!r}: LocScaleReparam(0.0)"
             + "})"
-            + (", or take start='shaped'" if guide.start == "gaussian" else "")
+            + (", or take start='shaped'" if _may_take(guide, "shaped") else "")
         )
     for name, site in guide.latents():
         kinds = [type(distribution).__name__ for distribution in _layers(site)]
@@ -251,7 +255,7 @@ def _of_shape(guide: ChainGuide, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         yield (
             f"{name!r} has heavy tails ({heavy[0]}), which a Gaussian start does not "
             "cover: "
-            + ("take start='shaped', " if guide.start == "gaussian" else "")
+            + ("take start='shaped', " if _may_take(guide, "shaped") else "")
             + "write it as a scale mixture, or as a function of a uniform latent"
         )
         break

@@ -4,7 +4,6 @@ from pyro_mdm.posteriors.amortized import AmortizedPosterior, LinearGaussian, Lo
 from pyro_mdm.posteriors.calibration import Calibration, calibrate, ranks
 from pyro_mdm.posteriors.checks import Coverage, calibrate_at, expected_coverage
 from pyro_mdm.posteriors.guide import PosteriorGuide, ScoredDraws
-from pyro_mdm.posteriors.joint import AmortizedJoint
 from pyro_mdm.posteriors.likelihood import AmortizedLikelihood, PosteriorDraws
 from pyro_mdm.posteriors.local import LocalGuide
 from pyro_mdm.posteriors.members import LearnedEvidence, LikelihoodMembers, MemberDraws
@@ -23,7 +22,6 @@ from pyro_mdm.posteriors.stored import read_draws
 from pyro_mdm.posteriors.weights import ImportanceWeights
 
 __all__ = [
-    "AmortizedJoint",
     "AmortizedLikelihood",
     "AmortizedPosterior",
     "Calibration",

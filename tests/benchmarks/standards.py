@@ -150,7 +150,7 @@ def means(fits: pd.DataFrame, scores: Sequence[str]) -> dict[str, float]:
     made = {}
     for score in scores:
         made[score], made[f"{score}_se"] = mean_and_error(fits[score])
-        if len(fits) == 1 and score in ("elbo", "log_z", "true_log_z"):
+        if score == "true_log_z" or (len(fits) == 1 and score in ("elbo", "log_z")):
             made[f"{score}_se"] = fits[f"{score}_se"].iloc[0]
     return made
 

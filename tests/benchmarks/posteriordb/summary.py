@@ -26,7 +26,7 @@ RIGHT = 4.0
 """Standard errors of the evidence within which it is right."""
 SLOPPY = 0.1
 """Nats that are added to these: what a Bayes factor does not show."""
-FAR, WIDE = 10.0, 1e4
+FAR, WIDE = 8.0, 1e4
 """The distance of a mean from 0, and the condition number of the covariance, beyond which the
 scales of a posterior are called raw."""
 
@@ -80,16 +80,16 @@ def of_posteriors(file: Path, of_truths: Path, root: Path, folder: Path) -> None
         "of other scales": scores[~scores.is_raw],
         "of all methods": scores[scores.posterior.isin(same)],
     }
+    counts = [
+        summed(group, name, part[part.method == name])
+        for group, part in groups.items()
+        for name in METHODS
+        if name in set(part.method)
+    ]
+    whole = {"trusted": "Int64", "right_evidence": "Int64"}  # NUTS has no weights
     save(
         "methods",
-        pd.DataFrame(
-            [
-                summed(group, name, part[part.method == name])
-                for group, part in groups.items()
-                for name in METHODS
-                if name in set(part.method)
-            ]
-        ),
+        pd.DataFrame(counts).astype(whole),
         f"{trust}; evidence is right within {RIGHT:g} standard errors and {SLOPPY} nats",
         f"scales are raw where a mean is farther than {FAR:g} from 0 or the condition number of "
         f"the covariance is above {WIDE:,.0f}",

@@ -26,7 +26,6 @@ from pyro_mdm.diffusions.presets import VPSDE
 from pyro_mdm.elbo import MDM_ELBO
 from pyro_mdm.guide import DiffusionGuide
 from pyro_mdm.model import DiffusionModel
-from pyro_mdm.posteriors.amortized import HIDDEN, MAX_LOG_SNR, MIN_LOG_SNR
 from pyro_mdm.posteriors.encoding import center_and_unit
 from pyro_mdm.posteriors.parameters import Parameters, spread_of
 from pyro_mdm.posteriors.reading import Draws, ParameterSite, check_data, is_interior, named_sites
@@ -37,9 +36,11 @@ from pyro_mdm.tables.denoiser import MixedDenoiser
 
 __all__ = ["AmortizedJoint"]
 
-STEPS, DEPTH = 8_000, 3
-"""The number of steps where neither steps nor seconds are given, and that of the network's
-blocks."""
+STEPS, HIDDEN, DEPTH = 8_000, 128, 3
+"""The number of steps for 10,000 simulations where neither steps nor seconds are given, and the
+width and the number of blocks of the network."""
+MIN_LOG_SNR, MAX_LOG_SNR = -5.0, 12.0
+"""The range of log SNR of the noising."""
 LEVELS, SUBSETS = 0.2, 0.8
 """The shares of maps at which all numbers are drawn, and at which some are given."""
 FREQUENCIES = (0.25, 0.5, 1.0, 2.0)
@@ -144,7 +145,7 @@ class AmortizedJoint(nn.Module):
             program, latent, observed, hidden, depth: as for the class.
             draws, simulations, batch_size, learning_rate, seconds, vectorized, workers, folder,
                 leave_out, seed, progress: as for :meth:`AmortizedPosterior.fit`.
-            steps: the most steps of Adam; None: 8,000, or as many as fit into ``seconds``.
+            steps: the most steps of Adam; None: as for :meth:`AmortizedPosterior.fit`.
 
         Returns:
             The joint distribution, in evaluation mode.
@@ -163,6 +164,7 @@ class AmortizedJoint(nn.Module):
             joint = cls(program, latent, observed, chosen, hidden=hidden, depth=depth)
             z = (joint._numbers(chosen) - joint.center) / joint.unit
             elbo = MDM_ELBO()(joint.model, joint.noising)
+            options = options.for_simulations(len(z))
 
             def loss(rows: Tensor) -> Tensor:
                 mean: Tensor = elbo(z[rows]) / len(rows)
