@@ -34,7 +34,7 @@ FOLDER = "PYRO_MDM_TRUSTED"
 EXAMPLES = ("guides", "scores", "likelihoods", "samplers", "simulators", "columns")
 LIBRARY = ["automatic", "conditioning", "diffusions", "evaluation", "imported", "likelihoods"]
 LIBRARY += ["measurements", "paths", "plots", "posteriors", "samplers", "scores", "seeing"]
-LIBRARY += ["simulated", "support", "tables", "tables/columns", "varying"]
+LIBRARY += ["simulated", "support", "tables", "tables/columns", "training", "varying"]
 ROOMS = {places.ROOT / "models", *(places.ROOT / "inference" / name for name in EXAMPLES)}
 ROOMS |= {places.LIBRARY, *(places.LIBRARY / name for name in LIBRARY)}
 """Folders whose files are ours, without subfolders, which may be run folders."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyro.poutine as poutine
@@ -175,6 +175,6 @@ def check_no_decoder(model_trace: Trace, guide_trace: Trace) -> None:
         )
 
 
-def samples(trace: Trace) -> Iterator[tuple[str, Site]]:
+def samples(trace: Trace) -> list[tuple[str, Site]]:
     """The sample sites of a trace, by name."""
-    return ((n, site) for n, site in trace.nodes.items() if site["type"] == "sample")
+    return [(n, site) for n, site in trace.nodes.items() if site["type"] == "sample"]

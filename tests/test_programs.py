@@ -37,6 +37,7 @@ from inference.train import decide, train, with_recipe
 from inference.training import recipe, report
 from pyro_mdm import DiffusionGuide, DiffusionModel, elbo_terms, training
 from pyro_mdm.networks import MLP
+from pyro_mdm.training import trainer
 from tests.brief import be_brief
 from tests.mistakes import refused
 from tests.programs import (
@@ -466,7 +467,7 @@ def test_what_fails_at_the_first_step_blames_no_learning_rate_and_no_checkpoint(
     run = tmp_path / "run"
     options |= {"checkpoint_every": 6, "measure_every": 6, "steps": 6}
 
-    schedule, usual = training.schedule, MLP.forward
+    schedule, usual = trainer.schedule, MLP.forward
 
     def failing(step: int) -> str:
         def rate(at: int, *rest: Any) -> float:
@@ -474,7 +475,7 @@ def test_what_fails_at_the_first_step_blames_no_learning_rate_and_no_checkpoint(
 
         with monkeypatch.context() as patch, warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # Pyro's, of the same NaN
-            patch.setattr(training, "schedule", rate)
+            patch.setattr(trainer, "schedule", rate)
             if step == 0:
                 patch.setattr(MLP, "forward", lambda *inputs: usual(*inputs) * math.nan)
             with pytest.raises(FloatingPointError, match=f"step {step}: the loss is") as caught:

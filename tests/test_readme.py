@@ -180,7 +180,7 @@ def commands() -> list[Any]:
 def program(words: list[str]) -> tuple[Path | None, list[str]]:
     """The file that a command runs, None if it is of another package, and the words after it."""
     words = [word for word in words if not re.fullmatch(r"[A-Z_]+=\S+", word)]
-    if words[0] == "tensorboard" or words[:3] == ["python", "-m", "pytest"]:
+    if words[0] in ("git", "tensorboard") or words[:3] == ["python", "-m", "pytest"]:
         return None, words
     if words[0] == "pyro-mdm":
         return ROOT / "inference" / f"{words[1]}.py", words[2:]

@@ -289,7 +289,7 @@ def test_samples_are_data(make: Any) -> None:
     if not can_be_conditioned(diffusion):
         with pytest.raises(
             (TypeError, ValueError),
-            match=r"whose dimensions are noised apart|transform|only denoisers take",
+            match=r"whose dimensions are noised apart|transform|only denoisers with maps take",
         ):
             condition(model, observed, problem.mean, left_out)
         return
