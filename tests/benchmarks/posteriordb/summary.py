@@ -71,20 +71,18 @@ def of_posteriors(file: Path, of_truths: Path, root: Path, folder: Path) -> None
         "farthest is the largest mean of a latent, and condition that of the covariance",
         digits=4,
     )
-    same = set.intersection(
-        *(set(scores[scores.method == name].posterior) for name in compared(scores))
-    )
+    by_laplace = set(scores[scores.method == "auto_mdm_laplace"].posterior)
     groups = {
         "all": scores,
         "of raw scales": scores[scores.is_raw],
         "of other scales": scores[~scores.is_raw],
-        "of all methods": scores[scores.posterior.isin(same)],
+        "tried from Laplace": scores[scores.posterior.isin(by_laplace)],
     }
     counts = [
         summed(group, name, part[part.method == name])
         for group, part in groups.items()
         for name in METHODS
-        if name in set(part.method)
+        if (part.method == name).sum() == part.posterior.nunique()
     ]
     whole = {"trusted": "Int64", "right_evidence": "Int64"}  # NUTS has no weights
     save(
@@ -92,14 +90,9 @@ def of_posteriors(file: Path, of_truths: Path, root: Path, folder: Path) -> None
         pd.DataFrame(counts).astype(whole),
         f"{trust}; evidence is right within {RIGHT:g} standard errors and {SLOPPY} nats",
         f"scales are raw where a mean is farther than {FAR:g} from 0 or the condition number of "
-        f"the covariance is above {WIDE:,.0f}",
+        f"the covariance is above {WIDE:,.0f}; methods are those of all these posteriors",
         digits=2,
     )
-
-
-def compared(scores: pd.DataFrame) -> list[str]:
-    """Methods with at least ten posteriors."""
-    return [name for name in METHODS if (scores.method == name).sum() >= 10]
 
 
 def shape(name: str, folder: Folder) -> dict[str, float]:
