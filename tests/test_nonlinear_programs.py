@@ -363,7 +363,9 @@ def test_a_path_that_explodes_names_its_step_and_leaves_a_good_checkpoint(
     run = tmp_path / "run"
     options |= {"guide": f"{mine}:Growing", "steps": 6, "measure_every": 6, "clip": 1e9}
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "schedule", lambda step, *others: 1e5 if step == 2 else 1.0)
+        patch.setattr(
+            trainer, "schedule_within", lambda share, step, *others: 1e5 if step == 2 else 1.0
+        )
         with pytest.raises(
             SystemExit, match=r"error: step 3: a path of Growing exploded: .*lower "
         ):

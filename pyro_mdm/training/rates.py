@@ -8,6 +8,7 @@ from typing import Literal
 __all__ = ["WARMUP", "Decay", "schedule", "schedule_within"]
 
 Decay = Literal["cosine", "constant"]
+"""A decay of learning rates, by its name."""
 WARMUP = 100
 """The largest default number of steps in which rates rise."""
 RISE = 0.1
