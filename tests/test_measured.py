@@ -702,6 +702,7 @@ RECOUNTED: list[tuple[str, str, Callable[[], bool]]] = [
                 )
             ]
             == [(1, 0, 0)] * 4 + [(0, 1, 0)] * 3
+            and sides("posteriors-rules-10000", "less_snle", task="bernoulli_glm")[2] == 2
         ),
     ),
     (
