@@ -691,8 +691,9 @@ RECOUNTED: list[tuple[str, str, Callable[[], bool]]] = [
     ),
     (
         "posteriors",
-        "ahead of it on two moons, SLCP, the linear Gaussian and the mixture. On the Gaussian with "
-        "a uniform prior, SIR and Lotka-Volterra the ten observations do not tell them apart",
+        "ahead of the best published method on two moons, SLCP, the linear Gaussian and the "
+        "mixture. On the Gaussian with a uniform prior, SIR and Lotka-Volterra the ten "
+        "observations do not tell them apart",
         lambda: (
             [
                 sides("posteriors-rules-10000", "less_best", task=task, method="likelihood")
