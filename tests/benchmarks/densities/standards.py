@@ -1,7 +1,8 @@
 """Standard targets of the literature on samplers, and one with a first-order phase transition.
 
 Tables of sonar, ionosphere and German credit are read from a clone of the *Beyond ELBOs* study,
-https://github.com/DenisBless/variational_sampling_methods, whose models and priors these are.
+https://github.com/DenisBless/variational_sampling_methods, whose models and priors these are; the
+prior of German credit is that of https://github.com/DenisBless/UnderdampedDiffusionBridges.
 """
 
 from __future__ import annotations
