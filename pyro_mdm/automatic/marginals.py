@@ -23,9 +23,12 @@ BOUND = 4.0
 """The standard normals between which the map is a spline."""
 BINS = 32
 """The bins of the spline, even."""
+SHARE = 0.2
+"""The share of Gaussian distributions in all marginal distributions together, without which weights
+in the gaps and the tails of the draws may have no variance."""
 LEAST = 1e-3
 """The least width and height of a bin, as a fraction, and the least slope, by Pyro's spline."""
-BEYOND = 0.05
+BEYOND = 0.15
 """The part of the range of the draws that is added at both of its ends."""
 
 
@@ -52,8 +55,8 @@ class Marginals(TransformModule):
     def fit(self, x: Tensor) -> None:
         """Take the marginal distributions of draws x (n, dim).
 
-        As many draws as there are bins are added to them, of a Gaussian with their mean and
-        deviation, so that few draws give a smooth map and gaps are not empty."""
+        A share of them is of a Gaussian with their mean and deviation, so that gaps are not empty.
+        """
         low, high = x.min(0).values, x.max(0).values
         self.middle = (low + high) / 2
         self.unit = ((0.5 + BEYOND) * (high - low) / BOUND).clamp_min(1e-6)
@@ -67,7 +70,7 @@ class Marginals(TransformModule):
         knots = 2 * BOUND * torch.cat([end.T * 0, heights.cumsum(-1)], -1) - BOUND
         below = torch.searchsorted(y.sort(0).values.T.contiguous(), knots)
         normal = torch.special.ndtr((knots - y.mean(0)[:, None]) / y.std(0)[:, None])
-        levels = (below + BINS * normal) / (len(y) + BINS)
+        levels = below / len(y) + SHARE / self.spline.input_dim * (normal - below / len(y))
         z = torch.special.ndtri(levels).clamp(-BOUND, BOUND)
         z = torch.cat([-end.T, z[:, 1:-1], end.T], -1)
         self._become(_shares(z.diff()), heights)
