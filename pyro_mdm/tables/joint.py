@@ -57,7 +57,8 @@ class AmortizedJoint(nn.Module):
         program: the simulator, without arguments.
         latent: the names of the parameters' sites.
         observed: the names of the data's sites.
-        draws: simulations for scales and correlations, (n, *shape) by site (:func:`simulate`).
+        draws: simulations for scales and correlations, (n, *shape) by site
+            (:func:`~pyro_mdm.posteriors.simulate`).
         hidden: the width of the network.
         depth: its number of blocks.
 
@@ -143,17 +144,17 @@ class AmortizedJoint(nn.Module):
 
         Args:
             program, latent, observed, hidden, depth: as for the class.
-            draws, simulations, batch_size, learning_rate, seconds, vectorized, workers, folder,
-                leave_out, seed, progress: as for :meth:`AmortizedPosterior.fit`.
-            steps: the most steps of Adam; None: as for :meth:`AmortizedPosterior.fit`.
+            draws, simulations: as for :meth:`~pyro_mdm.posteriors.AmortizedPosterior.fit`.
+            steps, batch_size, learning_rate, seconds: as for the same.
+            vectorized, workers, folder, leave_out, seed, progress: as for the same.
 
         Returns:
             The joint distribution, in evaluation mode.
 
         Raises:
             FloatingPointError: a loss that is not finite.
-            TypeError, ValueError: as for the class, :func:`simulate` and :func:`read_draws`;
-                numbers that are too small.
+            TypeError, ValueError: as for the class, :func:`~pyro_mdm.posteriors.simulate` and
+                :func:`~pyro_mdm.posteriors.read_draws`; numbers that are too small.
         """
         options = TrainingOptions.within(steps, STEPS, batch_size, learning_rate, progress, seconds)
         how = {"vectorized": vectorized, "workers": workers, "folder": folder}
