@@ -43,7 +43,7 @@ from tests.benchmarks.operations import MODELS, STEPS, counted, sampler_counts, 
         ("loss, CLD", 0, 110),
         ("loss, learned K = 2", 1, 345),
         ("loss of a raw score, CLD", 0, 650),
-        ("loss of a raw score, learned K = 2", 2, 2250),
+        ("loss of a raw score, learned K = 2", 2, 2400),
         ("loss of a table", 1, 560),
     ],
 )
