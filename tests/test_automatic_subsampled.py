@@ -88,11 +88,11 @@ def made(program: Callable[..., Any], *args: Any, **options: Any) -> AutoMDM:
     return guide
 
 
-def shaken(guide: AutoMDM) -> AutoMDM:
+def shaken(guide: AutoMDM, size: float = 0.05) -> AutoMDM:
     """The same with other parameters, at which nothing is exact."""
     with torch.no_grad():
         for parameter in guide.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
+            parameter.add_(size * torch.randn_like(parameter))
     return guide
 
 
@@ -176,18 +176,18 @@ def test_weights_of_normal_rows_are_exact_before_training() -> None:
 def test_weights_of_rows_have_their_evidence_as_their_mean(
     diffusion: LinearDiffusion | None,
 ) -> None:
-    """Of Student's rows, by parameters at random."""
-    guide = shaken(made(heavy, 4, diffusion=diffusion))
+    """Of normal rows, by parameters at random, at which weights have a variance."""
+    guide = shaken(made(hierarchy, 4, diffusion=diffusion), 0.02)
     pyro.set_rng_seed(3)
     x = guide.get_posterior(4).expand((1,)).rsample()
     pyro.set_rng_seed(3)
     weights = guide.row_weights(4_000, 4)
-    expected = dist.StudentT(4.0, x[0], 1.0).log_prob(DATA).double()
+    expected = of_rows(x[0]).double()
     ratio = (weights.log_weights - expected).exp()
     error = ratio.std(0) / math.sqrt(4_000)
-    assert error.max() < 0.1
-    assert ((ratio.mean(0) - 1).abs() < 5.5 * error).all()
-    assert (weights.effective < 3_990).all() and weights.pareto_k.shape == (N,)
+    assert error.max() < 0.2
+    assert ((ratio.mean(0) - 1).abs() < 7 * error).all()
+    assert (weights.effective < 3_999).all() and weights.pareto_k.shape == (N,)
 
 
 @pytest.mark.parametrize("batch, row_paths", [(4, 1), (9, 1), (4, 5)])
