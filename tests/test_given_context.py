@@ -161,7 +161,7 @@ def test_other_likelihoods_are_of_the_class_too() -> None:
     found = flow(conditioned, guide, x, samples=2)
     assert float((found.per_datum - known).abs().max()) < 0.4
     several = importance_weighted(conditioned, guide, x, samples=512, times=17)
-    assert float((several.per_datum - known).mean()) == pytest.approx(0, abs=0.7)
+    assert float((several.per_datum - known).mean()) == pytest.approx(0, abs=1.2)
     assert conditioned.log_prob(x, draws=3).shape == (12,)
     assert MDM(conditioned, seed=1).log_prob(x).shape == (12,)
 

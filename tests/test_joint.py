@@ -92,7 +92,7 @@ def test_training_learns_what_no_gaussian_has() -> None:
 
     draws = simulate(bent, 1_000, seed=0, vectorized=True)
     losses = []
-    for steps in (1, 120):
+    for steps in (1, 240):
         settings = {"draws": draws, "steps": steps, "hidden": 32, "depth": 2}
         outcome = AmortizedJoint.fit(bent, ["theta"], ["x"], **settings).outcome
         assert outcome is not None and outcome.best is not None

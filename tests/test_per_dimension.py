@@ -387,7 +387,7 @@ def test_the_flow_and_the_bound_on_a_state_know_its_density(name: str) -> None:
     for method, steps in (("rk4", 16), ("adams", 64)):
         flow = flow_log_prob(diffusion, score, y, Solver(method, steps=steps)).log_prob
         # but for the prior, which is not quite the law of y_T
-        torch.testing.assert_close(flow, known, rtol=0, atol=0.1)
+        torch.testing.assert_close(flow, known, rtol=0, atol=0.2)
     many = density_bound(diffusion, score, y.repeat(120, 1, 1)).reshape(120, -1)
     error = many.std(0) / math.sqrt(len(many))
     assert bool(((many.mean(0) - known).abs() < 5 * error + 5e-3).all())
