@@ -257,7 +257,7 @@ def test_a_law_has_derivatives() -> None:
         **OWN,
     )
     log_snr = torch.zeros(2).double()
-    assert_gradients(lambda: score.x_hat(z, log_snr).sum(), [scale, z], h=1e-4, rel=1e-3)
+    assert_gradients(lambda: score.x_hat(z, log_snr).sum(), [scale, z], h=1e-6, rel=1e-3)
 
 
 def counts(u: Tensor) -> dist.Poisson:
