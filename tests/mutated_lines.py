@@ -998,15 +998,18 @@ LINES: dict[str, dict[str, list[str]]] = {
     },
     "pyro_mdm/training/rates.py": {
         "test_trainer.py::test_rates_warm_up_and_fall_to_nothing": [
-            "⟨0.5 * →⟩(1 + math.cos(math.pi * share))"
+            "⟨0.5 * →⟩(1 + math.cos(math.pi * min(1.0, share)))",
+            "math.pi * ⟨min(1.0, share)→share⟩",
         ],
         "test_trainer.py::test_rates_are_of_the_steps_or_of_the_seconds": [
             "min(1.0, ⟨max→min⟩((step + 1) / max(1, warmup)",
-            "at / (RISE * ⟨1e6→2e6⟩)",
-            "schedule(at, ⟨10→2 * 10⟩**6, decay=decay)",
+            "share / ⟨→2 / ⟩RISE",
+            "return ⟨min→max⟩(risen *",
+            "min(⟨risen * →⟩_decayed(step",
+            ", _decayed(⟨share→0.5 * share⟩, decay))",
         ],
         "test_trainer.py::test_rates_are_a_rise_times_half_a_wave": [
-            "min(1.0, ⟨(step + 1)→step⟩ / max(1, warmup)) * factor"
+            "min(1.0, ⟨(step + 1)→step⟩ / max(1, warmup)) *"
         ],
     },
     "pyro_mdm/training/trainer.py": {
@@ -1028,6 +1031,37 @@ LINES: dict[str, dict[str, list[str]]] = {
         ],
         "test_trainer.py::test_a_step_is_that_of_the_optimizer_on_a_clipped_gradient": [
             "nn.utils.clip_grad_norm_(self.weights, ⟨→2 * ⟩self.clip)"
+        ],
+    },
+    "tests/benchmarks/arena/classifiers.py": {
+        "test_arena_rules.py::test_losses_are_compared_with_the_least_that_there_was": [
+            "least = ⟨np.minimum(least, losses)→losses⟩"
+        ],
+        "test_arena_rules.py::test_the_steps_of_classifiers_are_those_of_scikit_learn": [
+            "losses = ⟨0.5 * →⟩np.einsum",
+            "back *= ⟨outputs > 0→1⟩",
+            "* ⟨(1 - SECOND**self.steps) ** 0.5 / →⟩(1 - FIRST**self.steps)",
+        ],
+    },
+    "tests/benchmarks/minibatches/programs.py": {
+        "test_minibatches.py::test_particles_have_a_dimension_outside_of_the_rows[student]": [
+            "mean = ⟨(X[rows] * theta).sum(-1)→X[rows] @ theta⟩"
+        ],
+        "test_minibatches.py::test_the_evidence_of_normal_rows_is_a_density_of_low_rank": [
+            "torch.log(⟨OF_MEAN**2 * →⟩precision)"
+        ],
+        "test_minibatches.py::test_the_evidence_of_schools_is_an_integral_over_both_globals": [
+            "log_prob(scale)⟨ + log_scale→⟩\n    return"
+        ],
+    },
+    "tests/benchmarks/partial/references.py": {
+        "test_partial.py::test_draws_on_a_grid_are_those_of_a_gaussian_tree": [
+            "below[up] += ⟨(between + below[j])→between⟩.logsumexp(1)"
+        ],
+        "test_partial.py::test_the_weight_of_a_covariance_is_an_integral_over_means[known1]": [
+            "log_weight + ⟨0.5→1.0⟩ * half.square()",
+            "log_weight = ⟨0.5→1.0⟩ * k * torch.logdet",
+            "rest = data⟨ - known→⟩",
         ],
     },
 }

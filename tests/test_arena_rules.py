@@ -62,6 +62,23 @@ def test_the_steps_of_classifiers_are_those_of_scikit_learn() -> None:
         np.testing.assert_allclose(weights[0], expected, atol=1e-5)
 
 
+def test_losses_are_compared_with_the_least_that_there_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(classifiers, "PATIENCE", 1)
+    # after a rise, the third loss is a fall from the second alone
+    losses, steps = iter([1.0, 1.5, 1.2, 0.1, 0.1]), []
+
+    def step(networks: classifiers.Networks, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        steps.append(len(x))
+        return np.array([next(losses)])
+
+    monkeypatch.setattr(classifiers.Networks, "step", step)
+    x, y = np.zeros((10, 1), np.float32), np.repeat([0, 1], 5)
+    classifiers.accuracies(x, y, [(np.arange(8), np.arange(8, 10))], seed=0)
+    assert len(steps) == 3
+
+
 def test_published_results_are_compared_by_observation(tmp_path: Path) -> None:
     observations = range(1, 11)
     theirs = [

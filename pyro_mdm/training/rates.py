@@ -24,9 +24,7 @@ def schedule(step: int, steps: int, warmup: int = 0, decay: Decay = "cosine") ->
         warmup: number of steps in which the factor rises to 1.
         decay: name of the decay: "cosine", half a wave from 1 to 0, or "constant".
     """
-    share = min(1.0, step / max(1, steps))
-    factor = 0.5 * (1 + math.cos(math.pi * share)) if decay == "cosine" else 1.0
-    return min(1.0, (step + 1) / max(1, warmup)) * factor
+    return min(1.0, (step + 1) / max(1, warmup)) * _decayed(step / max(1, steps), decay)
 
 
 def schedule_within(
@@ -38,7 +36,9 @@ def schedule_within(
         share: share of the seconds that has passed, in [0, 1]; 0 without a limit.
         step, steps, warmup, decay: as for :func:`~pyro_mdm.training.schedule`.
     """
-    at = int(1e6 * share)
-    risen = min(1.0, max((step + 1) / max(1, warmup), at / (RISE * 1e6)))
-    factor = risen * schedule(step, steps, decay=decay)
-    return min(factor, schedule(at, 10**6, decay=decay))
+    risen = min(1.0, max((step + 1) / max(1, warmup), share / RISE))
+    return min(risen * _decayed(step / max(1, steps), decay), _decayed(share, decay))
+
+
+def _decayed(share: float, decay: Decay) -> float:
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, share))) if decay == "cosine" else 1.0

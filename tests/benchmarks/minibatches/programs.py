@@ -124,7 +124,8 @@ def student(batch: int | None = None) -> None:
     theta = pyro.sample("theta", dist.Normal(torch.zeros(3), 1.0).to_event(1))
     with pyro.plate("N", 18, subsample_size=batch) as rows:
         tau = pyro.sample("tau", dist.Gamma(5.0, 5.0))
-        law = dist.Normal(X[rows] @ theta, 0.1 * tau.rsqrt())
+        mean = (X[rows] * theta).sum(-1)  # particles have a dimension for the plate
+        law = dist.Normal(mean, 0.1 * tau.rsqrt())
         pyro.sample("obs", law, obs=Y[rows])
 
 
