@@ -35,6 +35,9 @@ class Ratio:
         marginals: invertible map x of loc + scale_tril w; None: the identity.
     """
 
+    beside: tuple[Tensor, ...] = ()
+    """Inputs of a chain's network beside its state and the gradient, (n, …) each."""
+
     def __init__(
         self,
         log_density: Density,
