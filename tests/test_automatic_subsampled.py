@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -22,6 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pyro_mdm import CLD, LinearDiffusion
 from pyro_mdm.automatic import AutoMDM
 from pyro_mdm.automatic.checkup import Checkup, remedies_of
+from pyro_mdm.automatic.fitting import Fitting
+from pyro_mdm.automatic.subsampled import _chosen
 
 N = 10
 NOISE = torch.linspace(0.5, 2.0, N)
@@ -78,6 +80,13 @@ def nested(batch: int) -> None:
 def _fresh() -> None:
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
+
+
+@pytest.fixture
+def _double() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 def made(program: Callable[..., Any], *args: Any, **options: Any) -> AutoMDM:
@@ -158,6 +167,42 @@ def test_losses_of_subsamples_are_unbiased_with_their_gradients(
         assert (gradient is None) == (other is None)
         if gradient is not None and other is not None:
             torch.testing.assert_close(gradient, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["loc", "scale", "chain.rows.loc", "chain.rows.first.weight"])
+@pytest.mark.usefixtures("_double")
+def test_gradients_are_those_of_the_bound(name: str) -> None:
+    """By differences, in float64, where the networks of rows see globals and gradients."""
+    guide = shaken(made(heavy, 4, init_scale=0.6), 0.1)
+    parameter = guide.get_parameter(f"{name}_unconstrained" if name == "scale" else name)
+
+    def loss() -> Tensor:
+        pyro.set_rng_seed(1)
+        return -guide.log_weights(3, 4)[1].mean()
+
+    direction = torch.randn_like(parameter)
+    (slope,) = torch.autograd.grad(loss(), parameter)
+    step, losses = 1e-5 * direction / direction.norm(), []
+    with torch.no_grad():
+        for change in (step, -2 * step):
+            parameter += change
+            losses.append(float(loss()))
+    expected = (losses[0] - losses[1]) / 2e-5
+    assert float((slope * direction).sum() / direction.norm()) == pytest.approx(expected, rel=1e-4)
+    assert abs(expected) > 1e-3
+
+
+def test_weights_of_rows_of_student_have_its_density_as_their_mean() -> None:
+    """Where -∇²ℓ is not positive everywhere, and weights are not exact before training."""
+    guide = made(heavy, 4)
+    pyro.set_rng_seed(3)
+    x = guide.get_posterior(4).expand((1,)).rsample()
+    pyro.set_rng_seed(3)
+    log_weights = guide.row_weights(4_000, 4).log_weights
+    ratio = (log_weights - dist.StudentT(4.0, x[0], 1.0).log_prob(DATA).double()).exp()
+    error = ratio.std(0) / math.sqrt(4_000)
+    assert error.min() > 0 and error.max() < 0.1
+    assert ((ratio.mean(0) - 1).abs() < 7 * error).all()
 
 
 def test_weights_of_normal_rows_are_exact_before_training() -> None:
@@ -286,6 +331,17 @@ def test_draws_have_all_rows() -> None:
     assert of_batch["z"].shape == (3, 4, 3)
 
 
+def test_a_path_of_each_row_is_kept_by_its_weight() -> None:
+    """The last of three rows fills up the batch."""
+    n, log_w = 20_000, torch.tensor([[0.0, 1.0], [-1.0, math.nan], [0.5, -math.inf]])
+    z = torch.arange(9.0).view(3, 3, 1).expand(n, 3, 3, 2)  # 3 path + row
+    rows = _chosen(z, log_w.expand(n, 3, 2))
+    assert rows.shape == (n, 2, 2) and (rows[:, 1] == 1).all()
+    shares = torch.stack([(rows[:, 0] == 3 * path).double().mean(0) for path in range(3)])
+    expected = log_w[:, :1].softmax(0).double().expand(3, 2)
+    assert ((shares - expected).abs() < 5 * (expected * (1 - expected) / n).sqrt()).all()
+
+
 def test_resampled_draws_are_the_posterior() -> None:
     guide = made(hierarchy, 5, **NEAR)
     draws = guide.sample_posterior(1_000, 5, resample=True)
@@ -346,6 +402,24 @@ def test_a_fit_ends_and_keeps_what_is_better() -> None:
     guide.fit(5, seconds=0.5, progress=False)
     assert set(guide.outcomes) == {"Gaussian", "chain"}
     assert "kept: " in repr(guide.check(5, other=None, batches=2, num_samples=50))
+
+
+@pytest.mark.parametrize("size, is_kept", [(math.nan, False), (0.3, False), (0.0, True)])
+def test_a_chain_of_rows_is_kept_where_its_bound_rises(
+    size: float, is_kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By trainings that lead to a bias that far from the exact one, 0, and from 0.1."""
+    guide = made(hierarchy, 5, **NEAR)
+    bias = guide.get_parameter("chain.rows.begin.2.bias")
+    bias.data.fill_(0.1)
+
+    def training(_: Fitting) -> Tensor:
+        bias.data.fill_(size)
+        return torch.zeros(0)
+
+    monkeypatch.setattr(Fitting, "from_start", training)
+    guide.fit(5, progress=False)
+    assert (bias == (size if is_kept else 0.1)).all()
 
 
 # -- mistakes --------------------------------------------------------------------------------------

@@ -217,10 +217,10 @@ class Annealed(Chain):
         """Whether the chain doesn't change N(0, I)."""
         return not any(bool(parameter.any()) for parameter in self._moving)
 
-    def control(self, y: Tensor, slope: Tensor, k: int) -> Tensor:
+    def control(self, h: Ratio, y: Tensor, slope: Tensor, k: int) -> Tensor:
         """u (n, K, d), of states y and ∇log h there."""
         seen = bounded(slope, SEEN)
-        u = self.network(torch.cat([y.flatten(1), seen], 1), k).view(y.shape)
+        u = self.network(torch.cat([y.flatten(1), seen, *h.beside], 1), k).view(y.shape)
         return u + self.trust[k] * seen[:, None]
 
     def paths(self, h: Ratio, n: int, *, through: bool = True) -> Path:
@@ -231,7 +231,7 @@ class Annealed(Chain):
         """
         kernels, root, y = self.kernels(), self.root(), self.start(n)
         slope = h.gradient(y[:, 0])
-        u, pull = self.control(y, slope, self.steps), self.power[-1] * bounded(slope, LIMIT)
+        u, pull = self.control(h, y, slope, self.steps), self.power[-1] * bounded(slope, LIMIT)
         total = y.new_zeros(n)
         for k in reversed(range(self.steps)):
             M, L, R, S, kick, drift, drift_back, _, _, pace = (tensor[k] for tensor in kernels)
@@ -247,7 +247,7 @@ class Annealed(Chain):
             slope = h.gradient(moved[:, 0])
             pull = self.power[k] * bounded(slope, LIMIT)
             after = moved + kick[:, None] * pull[:, None]
-            u = self.control(after, slope, k)
+            u = self.control(h, after, slope, k)
             back = solved(S, kicked - R @ moved)
             aim = drift_back[:, None] * pull[:, None] - pace * u
             epsilon_back = (back - aim) * (-self.log_scale_back[k]).exp()
@@ -268,7 +268,7 @@ class Annealed(Chain):
         kernels, root, after = self.kernels(), self.root(), self.start(len(u))
         after[:, 0] = u  # v_0 is at rest, and does not correlate with x
         slope = h.gradient(after[:, 0])
-        pull, control = self.power[0] * bounded(slope, LIMIT), self.control(after, slope, 0)
+        pull, control = self.power[0] * bounded(slope, LIMIT), self.control(h, after, slope, 0)
         total = u.new_zeros(len(u))
         for k in range(self.steps):
             M, L, R, S, kick, drift, drift_back, _, _, pace = (tensor[k] for tensor in kernels)
@@ -280,7 +280,7 @@ class Annealed(Chain):
             slope = h.gradient(kicked[:, 0])  # a kick moves v alone, so that x is that of y
             pull = self.power[k + 1] * bounded(slope, LIMIT)
             y = kicked - kick[:, None] * pull[:, None]
-            control = self.control(y, slope, k + 1)
+            control = self.control(h, y, slope, k + 1)
             noise = solved(L, moved - M @ kicked)
             a = drift[:, None] * pull[:, None] + pace * control
             epsilon = (noise - a) * (-self.log_scale[k]).exp()

@@ -219,16 +219,24 @@ class ChainGuide(AutoMultivariateNormal):
             )
         return self.program_density(x, *args, **kwargs)
 
+    @property
+    def kind_of_ratio(self) -> type[Ratio]:
+        """The class of log h that the chain sees."""
+        return Ratio
+
+    @property
+    def root(self) -> Tensor:
+        """The Cholesky factor of the Gaussian's covariance, (latent_dim, latent_dim)."""
+        return self.scale[..., None] * self.scale_tril
+
     def ratio(self, *args: Any, **kwargs: Any) -> Ratio:
         def density(x: Tensor) -> Tensor:
-            return self.program_density(x, *args, **kwargs)
+            return self.log_density(x, *args, **kwargs)
 
         shape = self.shape
         if not (shape is None or isinstance(shape, Transform)):
             shape = shape()  # zuko's flows make their transform from a context, here none
-        return Ratio(
-            density, self.loc, self.scale[..., None] * self.scale_tril, shape, self.marginals
-        )
+        return self.kind_of_ratio(density, self.loc, self.root, shape, self.marginals)
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> _ChainLaw:
         """The distribution of all latents, unconstrained, with densities along paths of draws."""
@@ -281,17 +289,36 @@ class ChainGuide(AutoMultivariateNormal):
         """The same by all rows of the program's plates."""
         return self.log_weights(n, *args, **kwargs)
 
-    @torch.no_grad()
+    def draws_of_all(self, n: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """The same with the latents of all rows beside each draw, (n, …), as :meth:`by_site` takes
+        them."""
+        return self.log_weights_of_all(n, *args, **kwargs)
+
+    def by_site(self, x: Tensor) -> dict[str, Tensor]:
+        """All latents in their supports by site, (n, *shape), of draws x (n, …)."""
+        return self.program_density.by_site(x)
+
     def weighted(self, n: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return self._in_pieces(self.log_weights_of_all, n, args, kwargs)
+
+    @torch.no_grad()
+    def _in_pieces(
+        self,
+        draw: Callable[..., tuple[Tensor, Tensor]],
+        n: int,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> tuple[Tensor, Tensor]:
+        """n draws and their log weights, by a function that has these of a few at a time."""
         self.set_up(*args, **kwargs)
         sizes = [min(AT_A_TIME, n - done) for done in range(0, n, AT_A_TIME)]
-        pieces = [self.log_weights_of_all(size, *args, **kwargs) for size in sizes]
+        pieces = [draw(size, *args, **kwargs) for size in sizes]
         x, log_weights = (torch.cat(tensors) for tensors in zip(*pieces, strict=True))
         if lost := int((log_weights.isnan() | (log_weights == math.inf)).sum()):
             warnings.warn(
                 f"{lost:,} of {n:,} draws have a density that is NaN or infinite, expected none, "
                 "and count as impossible; mend the program",
-                stacklevel=3,
+                stacklevel=4,
             )
         return x, log_weights.double().nan_to_num(-math.inf, -math.inf, -math.inf)
 
@@ -338,6 +365,8 @@ class ChainGuide(AutoMultivariateNormal):
     ) -> dict[str, Tensor]:
         """Draws of all latents by site, (num_samples, *shape).
 
+        Where a plate draws a subsample, they have the latents of all its rows.
+
         Args:
             num_samples: number of draws.
             args: positional arguments of the program.
@@ -345,12 +374,13 @@ class ChainGuide(AutoMultivariateNormal):
             resample: whether draws are resampled by their weights, from ten times as many.
         """
         check_count("num_samples", num_samples, "the number of draws")
-        x, log_weights = self.weighted(num_samples * (10 if resample else 1), *args, **kwargs)
+        n = num_samples * (10 if resample else 1)
+        x, log_weights = self._in_pieces(self.draws_of_all, n, args, kwargs)
         if resample:
             weights = ImportanceWeights(log_weights)
             weights.warn(OF_TAILS, stacklevel=3)
             x = x[torch.multinomial(weights.normalized, num_samples, replacement=True)]
-        return self.program_density.by_site(x)
+        return self.by_site(x)
 
     def quantiles(self, quantiles: Sequence[float], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Quantiles of each latent by site, (len(quantiles), *shape), of draws of the guide."""

@@ -77,13 +77,20 @@ class RowRatio(Ratio):
         root: Cholesky factor C of a precision, (m, d, d): z = loc + C⁻ᵀ (shift + scale u).
         shift: shift of the coordinates, (m, d).
         log_scale: log of their scale, (m, d).
+        seen: inputs of the chain's network beside its state and the gradient, (m, …).
     """
 
     def __init__(
-        self, log_density: Density, loc: Tensor, root: Tensor, shift: Tensor, log_scale: Tensor
+        self,
+        log_density: Density,
+        loc: Tensor,
+        root: Tensor,
+        shift: Tensor,
+        log_scale: Tensor,
+        seen: Tensor,
     ) -> None:
         self.log_density, self.loc, self.root = log_density, loc, root
-        self.shift, self.log_scale = shift, log_scale
+        self.shift, self.log_scale, self.beside = shift, log_scale, (seen,)
 
     def placed(self, u: Tensor) -> tuple[Tensor, Tensor]:
         z = self.loc + _unwhitened(self.root, self.shift + self.log_scale.exp() * u)
@@ -119,12 +126,6 @@ class RowChain(Annealed):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         self.begin = nn.Sequential(nn.Linear(seen, width), nn.SiLU(), last)
-        self._seen = torch.zeros(0)
-
-    def control(self, y: Tensor, slope: Tensor, k: int) -> Tensor:
-        near = bounded(slope, SEEN)
-        u = self.network(torch.cat([y.flatten(1), near, self._seen], 1), k).view(y.shape)
-        return u + self.trust[k] * near[:, None]
 
     def draw(self, log_density: Density, of_globals: Tensor) -> tuple[Tensor, Tensor]:
         """Latents z (m, d) of rows, and log q(path) / r(path | z), (m,) nats.
@@ -133,14 +134,12 @@ class RowChain(Annealed):
             log_density: function of z (m, d) that returns ℓ of each row, (m,).
             of_globals: what the networks see of each row's globals, (m, globals_dim).
         """
-        ratio, seen = self.ratio(log_density, of_globals)
-        self._seen = seen
+        ratio = self.ratio(log_density, of_globals)
         path = self.paths(ratio, len(of_globals))
-        self._seen = torch.zeros(0)  # holds no graph
         return ratio.place(path.u), path.cost + ratio.log_unit(path.u)
 
-    def ratio(self, log_density: Density, of_globals: Tensor) -> tuple[RowRatio, Tensor]:
-        """The Gaussian from which the chain starts, and what the networks see, (m, …)."""
+    def ratio(self, log_density: Density, of_globals: Tensor) -> RowRatio:
+        """log h by the Gaussian from which the chain starts, with what the networks see."""
         z = self.loc.expand(len(of_globals), self.dim)
         for _ in range(NEWTON):
             slope, root = _newton(log_density, z)
@@ -151,7 +150,7 @@ class RowChain(Annealed):
         local = [bounded(tensor, SEEN) for tensor in (slope, moved, precision)]
         seen = torch.cat([bounded(of_globals, SEEN), *local], 1)
         shift, log_scale = self.begin(seen).chunk(2, 1)
-        return RowRatio(log_density, z, root, shift, log_scale), seen
+        return RowRatio(log_density, z, root, shift, log_scale, seen)
 
 
 def _newton(log_density: Density, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,10 +162,7 @@ def _newton(log_density: Density, z: Tensor) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         z = z if through and z.requires_grad else z.detach().requires_grad_()
         (slope,) = torch.autograd.grad(log_density(z).sum(), z, create_graph=True)
-        columns = [
-            _derivative(entry, z, through or j + 1 < z.shape[1])
-            for j, entry in enumerate(slope.sum(0))
-        ]
+        columns = [_derivative(entry, z, through) for entry in slope.sum(0)]
         slope, curvature = slope.nan_to_num(), torch.stack(columns, 1).nan_to_num()
     precision = -(curvature + curvature.mT) / 2
     if not through:

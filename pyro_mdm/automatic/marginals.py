@@ -12,10 +12,10 @@ Source: Durkan, Bekasov, Murray & Papamakarios, "Neural Spline Flows", 2019.
 from __future__ import annotations
 
 import torch
-from pyro.distributions.torch_transform import TransformModule
 from pyro.distributions.transforms import Spline
 from torch import Tensor
-from torch.distributions import constraints
+
+from pyro_mdm.automatic.ratio import VectorMap
 
 __all__ = ["Marginals"]
 
@@ -32,16 +32,12 @@ BEYOND = 0.15
 """The part of the range of the draws that is added at both of its ends."""
 
 
-class Marginals(TransformModule):
+class Marginals(VectorMap):
     """The map x of z, both (…, dim); the identity until it is fitted.
 
     Args:
         dim: the number of latents.
     """
-
-    domain = constraints.real_vector
-    codomain = constraints.real_vector
-    bijective = True
 
     def __init__(self, dim: int) -> None:
         super().__init__()

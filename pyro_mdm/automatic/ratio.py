@@ -6,12 +6,21 @@ import math
 from collections.abc import Callable
 
 import torch
+from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
-from torch.distributions import Transform
+from torch.distributions import Transform, constraints
 
-__all__ = ["Ratio", "solved"]
+__all__ = ["Ratio", "VectorMap", "solved"]
 
 Density = Callable[[Tensor], Tensor]
+
+
+class VectorMap(TransformModule):
+    """An invertible map of vectors (…, dim), with parameters."""
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
 
 
 class Ratio:
@@ -25,6 +34,9 @@ class Ratio:
         shape: invertible map w of u; None: w = u. Its Jacobian is part of h.
         marginals: invertible map x of loc + scale_tril w; None: the identity.
     """
+
+    beside: tuple[Tensor, ...] = ()
+    """Inputs of a chain's network beside its state and the gradient, (n, …) each."""
 
     def __init__(
         self,

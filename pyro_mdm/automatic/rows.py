@@ -21,7 +21,7 @@ from torch.distributions import biject_to
 
 from pyro_mdm.automatic.density import ProgramDensity, Site, run
 
-__all__ = ["PlateDensity", "Terms"]
+__all__ = ["PlateDensity", "Terms", "placed"]
 
 SUBSAMPLES = 8
 """Subsamples by which it is seen whether a program takes the rows that the plate draws."""
@@ -142,10 +142,10 @@ class PlateDensity(ProgramDensity):
         values: dict[str, Tensor] = {self.plate: index}
         alone, rows = x.new_zeros(()), x.new_zeros(self.batch)
         for site, u in self._unpack(x):
-            values[site["name"]], log_det = _placed(site, u)
+            values[site["name"]], log_det = placed(site, u)
             alone = alone + log_det.sum()
         for site, u in self.unpacked(z.reshape(self.batch, self.row_dim)):
-            values[site["name"]], log_det = _placed(site, u)
+            values[site["name"]], log_det = placed(site, u)
             rows = rows + self._by_row(log_det)
         trace = run(poutine.condition(self.program, data=values), *args, **kwargs)
         trace.compute_log_prob()
@@ -237,7 +237,7 @@ class PlateDensity(ProgramDensity):
             )
 
 
-def _placed(site: Site, u: Tensor) -> tuple[Tensor, Tensor]:
+def placed(site: Site, u: Tensor) -> tuple[Tensor, Tensor]:
     """The value of a site in its support, and log|det| by its batch."""
     transform = biject_to(site["fn"].support)
     value = transform(u)

@@ -19,9 +19,9 @@ from __future__ import annotations
 import math
 
 import torch
-from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
-from torch.distributions import constraints
+
+from pyro_mdm.automatic.ratio import VectorMap
 
 __all__ = ["Shape"]
 
@@ -31,16 +31,12 @@ NEWTON = 12
 """Steps of Newton's method for a tail's inverse, which is quadratic and monotone."""
 
 
-class Shape(TransformModule):
+class Shape(VectorMap):
     """The map w of u, both (…, dim), with tails h and scales A that are learned.
 
     Args:
         dim: the number of latents.
     """
-
-    domain = constraints.real_vector
-    codomain = constraints.real_vector
-    bijective = True
 
     def __init__(self, dim: int) -> None:
         super().__init__()

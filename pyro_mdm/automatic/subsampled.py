@@ -32,15 +32,14 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.poutine import Trace
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import constraints
 
-from pyro_mdm.automatic.chain_guide import OF_TAILS, ChainGuide
+from pyro_mdm.automatic.chain_guide import ChainGuide
 from pyro_mdm.automatic.density import ProgramDensity
 from pyro_mdm.automatic.fitting import Fitting
 from pyro_mdm.automatic.local import RowChain, RowWeights
-from pyro_mdm.automatic.ratio import Ratio
-from pyro_mdm.automatic.rows import PlateDensity
-from pyro_mdm.posteriors.weights import ImportanceWeights
+from pyro_mdm.automatic.ratio import Ratio, solved
+from pyro_mdm.automatic.rows import PlateDensity, placed
 from pyro_mdm.support.checks import check_count
 
 __all__ = ["SubsampledFitting", "SubsampledGuide"]
@@ -149,14 +148,9 @@ class SubsampledGuide(ChainGuide):
 
     # -- weights -----------------------------------------------------------------------------------
 
-    def ratio(self, *args: Any, **kwargs: Any) -> Ratio:
-        if self.plate is None:
-            return super().ratio(*args, **kwargs)
-        return _BlindRatio(
-            lambda x: self.log_density(x, *args, **kwargs),
-            self.loc,
-            self.scale[..., None] * self.scale_tril,
-        )
+    @property
+    def kind_of_ratio(self) -> type[Ratio]:
+        return Ratio if self.plate is None else _BlindRatio
 
     def log_density(self, x: Tensor, /, *args: Any, **kwargs: Any) -> Tensor:
         """log p(x, data) of unconstrained latents (n, latent_dim), with Jacobians, (n,) nats.
@@ -190,8 +184,7 @@ class SubsampledGuide(ChainGuide):
             rows = z.view(n, plate.batch, plate.row_dim)
             return plate.terms(x, rows, index, *args, **kwargs).rows.flatten()
 
-        scale_tril = (self.scale[..., None] * self.scale_tril).detach()
-        unit = torch.linalg.solve_triangular(scale_tril, (x - self.loc.detach()).mT, upper=False).mT
+        unit = solved(self.root, (x - self.loc).mT).mT
         z, log_q = self._row_chain.draw(density, unit.repeat_interleave(plate.batch, 0))
         return z.view(n, plate.batch, plate.row_dim), log_q.view(n, plate.batch)
 
@@ -224,9 +217,30 @@ class SubsampledGuide(ChainGuide):
     def log_weights_of_all(self, n: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if self.plate is None:
             return super().log_weights_of_all(n, *args, **kwargs)
+        x, _, log_weights = self._whole(n, args, kwargs)
+        return x, log_weights
+
+    def draws_of_all(self, n: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if self.plate is None:
+            return super().draws_of_all(n, *args, **kwargs)
+        x, z, log_weights = self._whole(n, args, kwargs, keep=True)
+        return torch.cat([x, z.flatten(1)], 1), log_weights
+
+    def by_site(self, x: Tensor) -> dict[str, Tensor]:
+        result = super().by_site(x[:, : self.latent_dim])
+        if self.plate is None:
+            return result
+        z = x[:, self.latent_dim :].view(len(x), self.plate.size, self.plate.row_dim)
+        return result | self.plate.rows_by_site(z)
+
+    def _whole(
+        self, n: int, args: tuple[Any, ...], kwargs: dict[str, Any], *, keep: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """n draws of the globals, those of all rows, to keep, and log weights."""
         law = self.get_posterior(*args, **kwargs).expand((n,))
         x = law.rsample()
-        return x, self.of_all(x, args, kwargs)[0] - law.log_prob(x)
+        log_p, z = self.of_all(x, args, kwargs, keep=keep)
+        return x, z, log_p - law.log_prob(x)
 
     @torch.no_grad()
     def row_weights(self, paths: int, /, *args: Any, **kwargs: Any) -> RowWeights:
@@ -282,11 +296,8 @@ class SubsampledGuide(ChainGuide):
             batch = site["value"].dim() - event
             lead = x.shape[: -1 - batch] if x.dim() > 1 else ()  # of particles
             u = u.reshape(*lead, *u.shape[1:])
-            transform = biject_to(site["fn"].support)
-            value = transform(u)
-            log_density = -transform.log_abs_det_jacobian(u, value)
-            inner = log_density.dim() - value.dim() + event
-            log_density = log_density.flatten(-inner).sum(-1) if inner else log_density
+            value, log_det = placed(site, u)
+            log_density = -log_det
             if poutine.get_mask() is False:
                 log_density = torch.zeros_like(log_density)
             with ExitStack() as stack:
@@ -295,33 +306,6 @@ class SubsampledGuide(ChainGuide):
                 law = dist.Delta(value, log_density=log_density, event_dim=event)
                 result[site["name"]] = pyro.sample(site["name"], law)
         return result
-
-    def sample_posterior(
-        self, num_samples: int, /, *args: Any, resample: bool = False, **kwargs: Any
-    ) -> dict[str, Tensor]:
-        """Draws of all latents by site, (num_samples, *shape), with those of all rows.
-
-        Args:
-            num_samples: number of draws.
-            args: positional arguments of the program.
-            kwargs: keyword arguments of the program.
-            resample: whether draws are resampled by their weights, from ten times as many.
-        """
-        check_count("num_samples", num_samples, "the number of draws")
-        self.set_up(*args, **kwargs)
-        if self.plate is None:
-            return super().sample_posterior(num_samples, *args, resample=resample, **kwargs)
-        with torch.no_grad():
-            law = self.get_posterior(*args, **kwargs)
-            law = law.expand((num_samples * (10 if resample else 1),))
-            x = law.rsample()
-            log_p, z = self.of_all(x, args, kwargs, keep=True)
-        if resample:
-            weights = ImportanceWeights((log_p - law.log_prob(x)).nan_to_num(-math.inf))
-            weights.warn(OF_TAILS, stacklevel=3)
-            rows = torch.multinomial(weights.normalized, num_samples, replacement=True)
-            x, z = x[rows], z[rows]
-        return self.plate.by_site(x) | self.plate.rows_by_site(z)
 
     def rows(self, draws: object, /, *args: Any, **kwargs: Any) -> Tensor:
         self.set_up(*args, **kwargs)
@@ -355,12 +339,15 @@ class SubsampledFitting(Fitting):
         if isinstance(rows, RowChain) and isinstance(before, RowChain):
             with torch.no_grad():
                 x = self.guide.get_posterior(*self.args, **self.kwargs).expand((SHARED,)).rsample()
-                after = self.guide.of_all(x, self.args, self.kwargs)[0].mean()
-                trained = copy.deepcopy(rows.state_dict())
+                trained, after = copy.deepcopy(rows.state_dict()), self._bound_of_rows(x)
                 rows.load_state_dict(before.state_dict())
-                if not bool(self.guide.of_all(x, self.args, self.kwargs)[0].mean() > after):
+                if bool(after > self._bound_of_rows(x)):
                     rows.load_state_dict(trained)
         return losses
+
+    def _bound_of_rows(self, x: Tensor) -> Tensor:
+        """The mean bound on log p(x, data) of globals x (n, dim); -inf where it is NaN."""
+        return self.guide.of_all(x, self.args, self.kwargs)[0].mean().nan_to_num(-math.inf)
 
     def _bound_of_start(self, n: int | None = None) -> Tensor:
         ratio = self.guide.ratio(*self.args, **self.kwargs)
