@@ -23,7 +23,8 @@ class Ratio:
         loc: location of the coordinates u, (d,).
         scale_tril: scale of the coordinates u, (d, d), lower triangular.
         shape: invertible map w of u; None: w = u. Its Jacobian is part of h.
-        marginals: invertible map x of loc + scale_tril w; None: the identity.
+        marginals: invertible map x of loc + scale_tril w, of marginal distributions or units; None:
+            the identity.
     """
 
     def __init__(
