@@ -173,7 +173,7 @@ LINES: dict[str, dict[str, list[str]]] = {
             "log_w.logsumexp(1)⟨ - math.log(paths)→⟩"
         ],
         "test_automatic_subsampled.py::test_a_call_has_the_weight_of_its_subsample[heavy]": [
-            "log_density = ⟨-→⟩transform.log_abs_det_jacobian(u, value)"
+            "log_density = ⟨-→⟩log_det"
         ],
     },
     "pyro_mdm/automatic/local.py": {

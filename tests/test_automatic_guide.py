@@ -201,6 +201,7 @@ def test_a_chain_that_loses_is_its_gaussian() -> None:
     guide.fit(updates=30, start_updates=300, learning_rate=5e-3, progress=False)
     with torch.no_grad():
         guide.chain.power += 5.0
+        guide.chain.log_scale += 0.5
     guide.fit(updates=1, start_updates=1, learning_rate=1e-6, progress=False)
     assert all(not bool(p.any()) for p in (guide.chain.power, guide.chain.last.weight))
     assert guide.importance(2_000).effective > 1_500

@@ -214,7 +214,7 @@ def test_weights_of_two_modes_mean_z_from_marginals() -> None:
         both = [left.log_prob(x[:, 0]) + math.log(0.3), right.log_prob(x[:, 0]) + math.log(0.7)]
         return torch.stack(both).logsumexp(0) + dist.Normal(5.0, 0.01).log_prob(x[:, 1]) + 1.3
 
-    h = Ratio(log_density, torch.zeros(2).double(), torch.eye(2).double(), marginals=marginals)
+    h = Ratio(log_density, torch.zeros(2).double(), torch.eye(2).double(), outer=marginals)
     chain = Reversed(2, VPSDE(), 8).double()
     with torch.no_grad():
         path = chain.paths(h, n)

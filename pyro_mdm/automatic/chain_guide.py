@@ -21,6 +21,7 @@ from pyro_mdm.automatic.bidirectional import parameters
 from pyro_mdm.automatic.chain import Annealed, Chain, Reversed
 from pyro_mdm.automatic.density import ProgramDensity, is_enumerated, run
 from pyro_mdm.automatic.draws import row, unconstrained
+from pyro_mdm.automatic.laplace import Units
 from pyro_mdm.automatic.marginals import Marginals
 from pyro_mdm.automatic.ratio import Ratio
 from pyro_mdm.automatic.shape import Shape
@@ -187,6 +188,9 @@ class ChainGuide(AutoMultivariateNormal):
                 self.marginals = Marginals(self.latent_dim).to(self.loc)
             trace = run(self.model, *args, **kwargs)
             self.program_density = self._made_density(trace)
+            self.units = None
+            if self.start != "particles" and self.program_density.plate is None:
+                self.units = Units(self.latent_dim).to(self.loc)
             near = self.loc.detach() + 0.1 * torch.randn(2, self.latent_dim).to(self.loc)
             self.program_density.check(near, *args, **kwargs)
         except BaseException:
@@ -236,7 +240,8 @@ class ChainGuide(AutoMultivariateNormal):
         shape = self.shape
         if not (shape is None or isinstance(shape, Transform)):
             shape = shape()  # zuko's flows make their transform from a context, here none
-        return self.kind_of_ratio(density, self.loc, self.root, shape, self.marginals)
+        outer = self.units if self.marginals is None else self.marginals
+        return self.kind_of_ratio(density, self.loc, self.root, shape, outer)
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> _ChainLaw:
         """The distribution of all latents, unconstrained, with densities along paths of draws."""
@@ -270,6 +275,12 @@ class ChainGuide(AutoMultivariateNormal):
         self.loc.data = x.mean(0)
         self.scale = root.diagonal()
         self.scale_tril = root / root.diagonal()[:, None]
+
+    def become_standard(self) -> None:
+        """Take the standard normal."""
+        self.loc.data = torch.zeros_like(self.loc)
+        self.scale = torch.ones_like(self.loc)
+        self.scale_tril = torch.eye(self.latent_dim).to(self.loc)
 
     def set_up(self, *args: Any, **kwargs: Any) -> None:
         if self.prototype_trace is None:

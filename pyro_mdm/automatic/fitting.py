@@ -13,6 +13,7 @@ from torch.distributions import biject_to
 
 from pyro_mdm.automatic.chain import Annealed, Reversed
 from pyro_mdm.automatic.chain_guide import COMPARED, ChainGuide
+from pyro_mdm.automatic.laplace import laplace
 from pyro_mdm.budgets import Budget
 from pyro_mdm.posteriors.tempering import GROUPS, temper
 from pyro_mdm.training import Trainer
@@ -79,6 +80,7 @@ class Fitting:
         """
         guide = self.guide
         chain = guide.chain
+        self._take_units()
         start = [p for name, p in guide.named_parameters() if not name.startswith("chain.")]
         self._train(start, self._bound_of_start, "Gaussian" if guide.shape is None else "start")
         losses = self._train(chain.parameters(), self._bound_of_chain, "chain")
@@ -87,6 +89,29 @@ class Fitting:
         if isinstance(chain, Annealed) and not bool(gain >= 0):
             chain.rest()
         return losses
+
+    def _take_units(self) -> None:
+        """Start as Laplace's approximation, in its units, where its bound is the higher one."""
+        guide, units = self.guide, self.guide.units
+        if units is None:
+            return
+
+        def density(x: Tensor) -> Tensor:
+            return guide.program_density(x, *self.args, **self.kwargs)
+
+        with torch.no_grad():
+            x = guide.ratio(*self.args, **self.kwargs).place(torch.zeros(1, guide.latent_dim))[0]
+        if (approximation := laplace(density, x, self.budget)) is None:
+            return
+        with torch.no_grad():
+            before = self._bound_of_start(COMPARED).mean().nan_to_num(-math.inf)
+            units_before = units.middle.clone(), units.root.clone()
+            kept = guide.loc.clone(), guide.scale.clone(), guide.scale_tril.clone()
+            units.become(*approximation)
+            guide.become_standard()
+            if not bool(self._bound_of_start(COMPARED).mean() > before):
+                units.become(*units_before)
+                guide.loc.data, guide.scale, guide.scale_tril = kept
 
     def _bound_of_start(self, n: int | None = None) -> Tensor:
         u = torch.randn(n or self.paths, self.guide.latent_dim).to(self.guide.loc)

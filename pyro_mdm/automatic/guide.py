@@ -40,6 +40,8 @@ class AutoMDM(SubsampledGuide):
         steps: number N of steps of the chain.
         start: kind of start. "gaussian", for posteriors of one mode and any number of latents: the
             chain is annealed from the Gaussian of the highest bound, and learns to raise the bound.
+            The Gaussian is fitted in the units of Laplace's approximation, from there, where its
+            bound is higher than that of the values of ``init_loc_fn``.
             "shaped": the same, but the scale of a latent may depend on earlier ones, as in a
             funnel, and each latent has tails of its own (:class:`~pyro_mdm.automatic.shape.Shape`).
             "particles", for posteriors of several modes and up to about twenty latents: particles

@@ -32,7 +32,7 @@ class Ratio:
         loc: location of the coordinates u, (d,).
         scale_tril: scale of the coordinates u, (d, d), lower triangular.
         shape: invertible map w of u; None: w = u. Its Jacobian is part of h.
-        marginals: invertible map x of loc + scale_tril w; None: the identity.
+        outer: invertible map x of loc + scale_tril w; None: the identity. Its Jacobian is part too.
     """
 
     beside: tuple[Tensor, ...] = ()
@@ -44,30 +44,30 @@ class Ratio:
         loc: Tensor,
         scale_tril: Tensor,
         shape: Transform | None = None,
-        marginals: Transform | None = None,
+        outer: Transform | None = None,
     ) -> None:
         self.log_density, self.loc, self.scale_tril = log_density, loc, scale_tril
-        self.shape, self.marginals = shape, marginals
+        self.shape, self.outer = shape, outer
 
     def place(self, u: Tensor) -> Tensor:
         """x of u."""
         return self.placed(u)[0]
 
     def placed(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """x of u, and the log determinant of shape and marginals, (n,)."""
+        """x of u, and the log determinant of both maps, (n,)."""
         w, log_det = u, torch.zeros_like(u[..., 0])
         if self.shape is not None:
             w = self.shape(u)
             log_det = log_det + self.shape.log_abs_det_jacobian(u, w)
         z = self.loc + w @ self.scale_tril.mT
-        if self.marginals is None:
+        if self.outer is None:
             return z, log_det
-        x = self.marginals(z)
-        return x, log_det + self.marginals.log_abs_det_jacobian(z, x)
+        x = self.outer(z)
+        return x, log_det + self.outer.log_abs_det_jacobian(z, x)
 
     def inverse(self, x: Tensor) -> Tensor:
         """u of x."""
-        z = x if self.marginals is None else self.marginals.inv(x)
+        z = x if self.outer is None else self.outer.inv(x)
         w = solved(self.scale_tril, (z - self.loc).mT).mT
         return w if self.shape is None else self.shape.inv(w)
 

@@ -7,7 +7,7 @@
 The first adds to its file what it has not yet, the second writes the tables of the documentation.
 Targets are Pyro programs in densities/targets.py; their references, where they have no exact draws,
 are of densities/references.py. Others' methods are described in densities/baselines.py, ours in
-densities/chains.py, scores in densities/scores.py. A fit is a process of one thread, and stops
+densities/diffusions.py, scores in densities/scores.py. A fit is a process of one thread, and stops
 after its seconds of processor time.
 """
 

@@ -7,8 +7,8 @@ from tests.benchmarks.densities.base import Method
 
 __all__ = ["BESIDE", "GUIDES", "IMPORTABLE", "METHODS"]
 
-GUIDES = ("annealing_1", "shaped_1", "reversal_1")
-"""Ours that are compared with others: the starts of the library's guide."""
+GUIDES = tuple(diffusions.STARTS)
+"""Ours that are compared with others."""
 BESIDE = ("smc",)
 """Particles, which are no guide."""
 IMPORTABLE = tuple(name for name in baselines.METHODS if name not in BESIDE)

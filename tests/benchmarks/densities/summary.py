@@ -35,7 +35,7 @@ COMPARED = ("gap", "log_z_error", "energy", "mode_distance")
 def of_guides(file: Path, folder: Path) -> None:
     """automatic-guides-scores, of the library's guide and of others; automatic-guides-best, the
     library's beside the best that a user can import; automatic-guides-variants, chains of other
-    diffusions, steps and gradients."""
+    diffusions and steps."""
     rows = pd.read_csv(file)
     rows["gap"] = rows.log_z - rows.log_z_error - rows.elbo
     seconds = ", ".join(f"{s:g}" for s in sorted(rows.seconds.unique()))
@@ -68,13 +68,12 @@ def of_guides(file: Path, folder: Path) -> None:
     if is_variant.any():
         made = []
         for part in _fits(rows[is_variant]):
-            base = part.method.iloc[0].partition("_")[0] + "_1"
-            same = rows[(rows.target == part.target.iloc[0]) & (rows.method == base)]
+            same = rows[(rows.target == part.target.iloc[0]) & (rows.method == GUIDES[0])]
             apart = part.set_index("seed").gap - same.set_index("seed").gap
             ends = interval(apart.dropna())
             names = ("gap_less_base", "gap_less_base_low", "gap_less_base_high")
             made.append(cells_of(part) | dict(zip(names, ends, strict=True)))
-        note = f"{note}; base is K = 1, 16 steps and reparameterized gradients, {paired}"
+        note = f"{note}; base is K = 1 and 16 steps, {paired}"
         save("variants", rows[is_variant], made, note)
 
 

@@ -71,12 +71,10 @@ def of_posteriors(file: Path, of_truths: Path, root: Path, folder: Path) -> None
         "farthest is the largest mean of a latent, and condition that of the covariance",
         digits=4,
     )
-    by_laplace = set(scores[scores.method == "auto_mdm_laplace"].posterior)
     groups = {
         "all": scores,
         "of raw scales": scores[scores.is_raw],
         "of other scales": scores[~scores.is_raw],
-        "tried from Laplace": scores[scores.posterior.isin(by_laplace)],
     }
     counts = [
         summed(group, name, part[part.method == name])

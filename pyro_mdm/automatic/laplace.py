@@ -1,0 +1,160 @@
+r"""Laplace's approximation of a posterior, as the units in which a Gaussian start is fitted.
+
+Latents of raw scales, such as the coefficient of a year beside that of a share, are far from 0 and
+differ by factors of thousands. Steps of Adam have one length in all of them, and do not arrive. In
+coordinates z of x = m + R z, with the mode m and R Rᵀ the inverse of the curvature there, the
+posterior is near a standard normal, and the same steps do.
+
+Source: MacKay, "Information Theory, Inference, and Learning Algorithms", 2003, chapter 27.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pyro_mdm.automatic.ratio import VectorMap, solved
+from pyro_mdm.budgets import Budget
+
+__all__ = ["MOST_LATENTS", "Units", "laplace"]
+
+Density = Callable[[Tensor], Tensor]
+
+MOST_LATENTS = 500
+"""The most latents whose curvature is asked for, which takes a backward pass of each."""
+ITERATIONS, AT_A_TIME = 500, 20
+"""The most iterations of L-BFGS, and those between two looks at the clock."""
+NEWTON, HALVINGS = 20, 12
+"""The most steps of Newton's method, and the lengths that are tried for each."""
+CLOSE = 1e-3
+"""Twice the nats below the mode, by the curvature, at which the search ends."""
+SHARE = 0.2
+"""The share of the seconds after which it ends too."""
+FLAT = 1e-10
+"""The curvature of a latent below which it has none: a deviation of 100,000, unconstrained."""
+LEAST_CURVATURE = 1e-6
+"""The least curvature along an axis, of latents with a curvature of 1: single precision has it."""
+
+
+class Units(VectorMap):
+    """The map x = middle + root z, both (…, dim); the identity until it is given others.
+
+    Args:
+        dim: the number of latents.
+    """
+
+    middle: Tensor
+    root: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("middle", torch.zeros(dim))
+        self.register_buffer("root", torch.eye(dim))
+
+    def become(self, middle: Tensor, root: Tensor) -> None:
+        """Take a middle (dim,) and a lower triangular root (dim, dim)."""
+        self.middle.copy_(middle)
+        self.root.copy_(root)
+
+    def _call(self, z: Tensor) -> Tensor:
+        return self.middle + z @ self.root.mT
+
+    def _inverse(self, x: Tensor) -> Tensor:
+        return solved(self.root, (x - self.middle).mT).mT
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.root.diagonal().log().sum().expand(x.shape[:-1])
+
+
+def laplace(log_density: Density, start: Tensor, budget: Budget) -> tuple[Tensor, Tensor] | None:
+    """A mode m (dim,) of a density, and a lower triangular R with R Rᵀ = (-∇² log p(m))⁻¹.
+
+    L-BFGS leads near the mode, and Newton's steps from there, which no units slow down.
+
+    Args:
+        log_density: function of x (n, dim) that returns log p up to a constant, (n,), nats.
+        start: the value where the search begins, (dim,).
+        budget: the seconds of all that follows.
+
+    Returns:
+        None if there are too many latents, or no derivatives or no finite numbers.
+    """
+    if len(start) > MOST_LATENTS:
+        return None
+    try:
+        near = _by_lbfgs(log_density, start, budget)
+        curved = _by_newton(log_density, near, budget)
+    except (NotImplementedError, RuntimeError):  # an operation has no second derivative
+        return None
+    if curved is None:
+        return None
+    mode, values, axes = curved
+    covariance = (axes / values) @ axes.mT
+    root, wrong = torch.linalg.cholesky_ex((covariance + covariance.mT) / 2)
+    return None if bool(wrong) else (mode, root.to(mode))
+
+
+@torch.enable_grad()
+def _by_lbfgs(log_density: Density, start: Tensor, budget: Budget) -> Tensor:
+    """The best value that L-BFGS comes to, (dim,)."""
+    x = start.detach().clone().requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [x], max_iter=AT_A_TIME, history_size=20, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        value = -log_density(x[None])[0]
+        (x.grad,) = torch.autograd.grad(value, x)  # parameters of the program have none
+        return value.detach()
+
+    best, least = x.detach().clone(), math.inf
+    for _ in range(ITERATIONS // AT_A_TIME):
+        optimizer.step(closure)
+        with torch.no_grad():
+            value = -float(log_density(x[None])[0])
+        if not value < least:  # no progress, or no number
+            break
+        best, least = x.detach().clone(), value
+        if budget.share > SHARE:
+            break
+    return best
+
+
+def _by_newton(
+    log_density: Density, x: Tensor, budget: Budget
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The value after Newton's steps, (dim,), and curvatures (dim,) along axes (dim, dim) there.
+
+    Latents are scaled by their curvatures first, as second derivatives have few digits.
+    """
+
+    def loss(x: Tensor) -> Tensor:
+        return -log_density(x[None])[0]
+
+    halves = 0.5 ** torch.arange(HALVINGS, dtype=torch.float64, device=x.device)[:, None]
+    for step in range(NEWTON + 1):
+        with torch.enable_grad():
+            moving = x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(loss(moving), moving)
+            curvature = torch.autograd.functional.hessian(loss, x)
+        if not bool(slope.isfinite().all() & curvature.isfinite().all()):
+            return None
+        curvature = curvature.double()
+        diagonal = curvature.diagonal().abs()
+        units = torch.where(diagonal > FLAT, diagonal, 1.0).rsqrt()
+        values, axes = torch.linalg.eigh(units[:, None] * curvature * units)
+        values = values.abs().clamp_min(LEAST_CURVATURE)
+        along = axes.mT @ (units * slope.double())
+        if step == NEWTON or float((along.square() / values).sum()) < CLOSE or budget.share > SHARE:
+            break
+        tried = (x.double() - halves * (units * (axes @ (along / values)))).to(x)
+        with torch.no_grad():
+            losses = torch.cat([loss(x)[None], -log_density(tried)]).nan_to_num(math.inf)
+        best = int(losses.argmin())
+        if best == 0:
+            break
+        x = tried[best - 1]
+    return x, values, units[:, None] * axes

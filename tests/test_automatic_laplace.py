@@ -1,0 +1,120 @@
+"""Laplace's approximation as the units of a start, for latents of raw scales."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_mdm import AutoMDM
+from pyro_mdm.automatic.laplace import MOST_LATENTS, Units, laplace
+from pyro_mdm.budgets import Budget
+
+ROWS = 30
+X = torch.stack(
+    [torch.ones(ROWS), 100.0 * torch.arange(ROWS), torch.linspace(-1, 1, ROWS).exp() / 1e3], 1
+)
+"""An intercept, metres, and a share."""
+WIDTHS = torch.tensor([1e4, 10.0, 1e4])
+Y = 3 * torch.linspace(-1, 1, ROWS).sin() + torch.linspace(0, 60, ROWS) + 100
+
+
+def raw() -> None:
+    b = pyro.sample("b", dist.Normal(torch.zeros(3), WIDTHS).to_event(1))
+    with pyro.plate("rows", ROWS):
+        pyro.sample("y", dist.Normal((X.double() @ b.double()).float(), 5.0), obs=Y)
+
+
+def evidence() -> float:
+    """That of raw, by its normal distribution of data."""
+    x = X.double() * WIDTHS.double()
+    covariance = x @ x.T + 25 * torch.eye(ROWS).double()
+    normal = torch.distributions.MultivariateNormal(torch.zeros(ROWS).double(), covariance)
+    return float(normal.log_prob(Y.double()))
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+
+
+def test_latents_of_raw_scales_are_found_at_once() -> None:
+    guide = AutoMDM(raw, steps=2).fit(updates=0, start_updates=0, progress=False)
+    _, log_weights = guide.weighted(500)
+    # densities of float32, of terms of hundreds
+    assert float((log_weights - evidence()).abs().max()) < 0.05
+
+
+def test_a_fit_of_raw_scales_keeps_what_it_has() -> None:
+    guide = AutoMDM(raw, steps=2).fit(updates=5, start_updates=60, progress=False)
+    result = guide.importance(500)
+    assert result.effective > 300 and abs(result.log_evidence.mean - evidence()) < 0.3
+
+
+def funnel() -> None:
+    v = pyro.sample("v", dist.Normal(0.0, 3.0))
+    pyro.sample("x", dist.Normal(0.0, (v / 2).exp()).expand([9]).to_event(1))
+
+
+def test_a_mode_that_is_no_start_is_left() -> None:
+    """The mode of a funnel is in its neck, where the approximation is far too narrow."""
+    guide = AutoMDM(funnel, steps=2).fit(updates=0, start_updates=0, progress=False)
+    assert torch.equal(guide.units.root, torch.eye(10)) and not guide.units.middle.any()
+    assert float(guide.scale.detach().max()) == pytest.approx(0.1)
+
+
+def quartic(x: Tensor) -> Tensor:
+    return -(x**4).sum(1) - (x[:, 0] - 2).square()
+
+
+def test_the_mode_and_the_curvature_are_those_of_a_density() -> None:
+    A = torch.tensor([[2.0, 0.5], [0.5, 1.0]])
+    mean = torch.tensor([3.0, -400.0])
+
+    def density(x: Tensor) -> Tensor:
+        return -((x - mean) * ((x - mean) @ A)).sum(1) / 2
+
+    approximation = laplace(density, torch.zeros(2), Budget())
+    assert approximation is not None
+    middle, root = approximation
+    torch.testing.assert_close(middle, mean, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(root @ root.mT, A.inverse(), rtol=1e-4, atol=1e-4)
+    assert torch.equal(root, root.tril())
+
+
+def test_a_flat_axis_has_a_wide_deviation() -> None:
+    approximation = laplace(quartic, torch.ones(2), Budget())
+    assert approximation is not None
+    deviations = approximation[1].square().sum(1).sqrt()
+    assert 10 < float(deviations[1]) <= 1_001 and float(deviations[0]) < 1
+
+
+def of_nothing(x: Tensor) -> Tensor:
+    return x.sum(1) * math.nan
+
+
+@pytest.mark.parametrize("density, dim", [(of_nothing, 2), (quartic, MOST_LATENTS + 1)])
+def test_there_is_none_of_no_numbers_or_too_many(density: Any, dim: int) -> None:
+    assert laplace(density, torch.ones(dim), Budget()) is None
+
+
+def test_units_are_a_transform_and_are_saved() -> None:
+    guide = AutoMDM(raw, steps=2).fit(updates=0, start_updates=0, progress=False)
+    z = torch.randn(6, 3)
+    x = guide.units(z)
+    torch.testing.assert_close(guide.units.inv(x), z, rtol=0, atol=2e-2)  # of x near 1e4
+    slope = torch.autograd.functional.jacobian(guide.units, z[0])
+    log_det = guide.units.log_abs_det_jacobian(z, x)
+    torch.testing.assert_close(log_det, slope.logdet().expand(6), rtol=1e-4, atol=1e-4)
+    again = guide.like_this(raw)
+    with guide.alone():
+        again.set_up()
+        again.load_state_dict(guide.state_dict())
+        assert torch.equal(again.ratio().place(z), guide.ratio().place(z))
+    assert not Units(3).middle.any()
