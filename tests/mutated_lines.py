@@ -106,29 +106,23 @@ LINES: dict[str, dict[str, list[str]]] = {
         "test_automatic_chain.py::test_slow_annealing_is_reversible[learned]": [
             "rest @ torch.linalg.solve_ex(⟨D - Q→Q + D⟩, D[:, :1])"
         ],
-        "test_automatic_chain.py::test_weights_mean_z_whatever_the_parameters[2-Annealed]": [
+        "test_automatic_chain.py::test_weights_mean_z_whatever_the_parameters[2]": [
             "⟨_cholesky(rest - R @ rest @ R.mT, times)→L⟩",
             (
                 "return (solved(root, ⟨kicked).square() - solved(root, y→y).square() - "
                 "solved(root, kicked⟩)"
             ),
         ],
-        "test_automatic_chain.py::test_weights_mean_z_whatever_the_parameters[1-Annealed]": [
+        "test_automatic_chain.py::test_weights_mean_z_whatever_the_parameters[1]": [
             "return forth ⟨-→+⟩ _cost(back, epsilon_back"
         ],
         "test_automatic_chain.py::test_a_control_that_follows_the_annealed_target_costs_nothing": [
             "pull[:, None] ⟨-→+⟩ pace * u"
         ],
-        "test_automatic_chain.py::test_an_exact_denoiser_leaves_what_the_grid_costs[2]": [
-            "L⟨.mT→⟩ @ (B[:, None] * score[:, None])"
-        ],
-        "test_automatic_chain.py::test_noising_paths_are_weighed_as_generated_ones[2-Reversed]": [
-            "kernels.⟨S→L⟩[k] @ torch.randn_like(y)"
-        ],
-        "test_automatic_chain.py::test_noising_paths_are_weighed_as_generated_ones[1-Annealed]": [
+        "test_automatic_chain.py::test_noising_paths_are_weighed_as_generated_ones[1]": [
             "pull[:, None] ⟨-→+⟩ pace * control"
         ],
-        "test_automatic_chain.py::test_noising_paths_are_weighed_as_generated_ones[2-Annealed]": [
+        "test_automatic_chain.py::test_noising_paths_are_weighed_as_generated_ones[2]": [
             "moved = after ⟨-→+⟩ kick[:, None]"
         ],
     },
@@ -140,16 +134,27 @@ LINES: dict[str, dict[str, list[str]]] = {
             "return z * (-root⟨ / 2→⟩).exp()"
         ],
     },
-    "pyro_mdm/automatic/marginals.py": {
-        "test_automatic_shape.py::test_marginals_are_those_of_draws": [
-            "self._become(⟨_shares(z.diff()), heights→heights, _shares(z.diff())⟩)"
+    "pyro_mdm/automatic/mixture.py": {
+        "test_automatic_mixture.py::test_weights_mean_z_from_a_mixture": [
+            "return log_unit ⟨-→+⟩ _log_parts",
+        ],
+        (
+            "test_automatic_mixture.py::"
+            "test_noising_paths_from_a_mixture_are_weighed_as_generated_ones"
+        ): ["torch.multinomial(shares.mT⟨→.sign()⟩, 1)"],
+        "test_automatic_mixture.py::test_weights_of_the_start_are_those_of_the_mixture": [
+            "(log_shares ⟨-→+⟩ log_volume)[:, None]"
+        ],
+        "test_automatic_mixture.py::test_components_are_those_of_the_draws[3]": [
+            "means = shares @ w⟨ / counts[:, None]→⟩",
+            "if value ⟨>→<⟩ best:",
         ],
     },
     "pyro_mdm/automatic/ratio.py": {
         "test_automatic_guide.py::test_weights_have_the_evidence_as_their_mean[None]": [
             "/ 2 ⟨-→+⟩ self.scale_tril.diagonal().log().sum()"
         ],
-        "test_automatic_shape.py::test_weights_mean_z_from_a_shape[False]": [
+        "test_automatic_shape.py::test_the_ratio_of_a_shape_is_one_density": [
             "return self.log_density(x) ⟨+ log_det→⟩ + u.square().sum(-1) / 2"
         ],
     },
@@ -207,9 +212,6 @@ LINES: dict[str, dict[str, list[str]]] = {
     "pyro_mdm/automatic/chain_guide.py": {
         "test_automatic_checks.py::test_an_exact_guide_has_no_gap[diffusion0]": [
             "noising_cost(ratio, u) ⟨+→-⟩ ratio.log_unit(u)"
-        ],
-        "test_automatic_guide.py::test_particles_of_a_gaussian_are_its_units": [
-            "root / root.diagonal()⟨[:, None]→⟩"
         ],
     },
     "pyro_mdm/imported/checking.py": {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import CLD, HOLD, VPSDE, LearnedDiffusion, LinearDiffusion
-from pyro_mdm.automatic.chain import LIMIT, Annealed, Chain, Reversed, bounded
+from pyro_mdm.automatic.chain import LIMIT, TIME, Chain, bounded
 from pyro_mdm.automatic.ratio import Ratio
 from pyro_mdm.diffusions.kernels import KernelPrecisionError
 
@@ -33,9 +33,9 @@ def ratio() -> Ratio:
     return Ratio(gaussian, torch.zeros(2), torch.eye(2))
 
 
-def weighed(chain: Chain, h: Ratio, n: int, **options: bool) -> tuple[Tensor, Tensor]:
+def weighed(chain: Chain, h: Ratio, n: int) -> tuple[Tensor, Tensor]:
     """Ends of paths, and their log weights."""
-    path = chain.paths(h, n, **options)
+    path = chain.paths(h, n)
     constant = h.scale_tril.diagonal().log().sum() + math.log(2 * math.pi)
     return path.u, h(path.u) - path.cost + constant
 
@@ -48,11 +48,10 @@ def rough(chain: Chain, size: float = 0.02) -> Chain:
     return chain
 
 
-@pytest.mark.parametrize("kind", [Annealed, Reversed])
 @pytest.mark.parametrize("K", VARIABLES)
-def test_weights_mean_z_whatever_the_parameters(kind: type[Chain], K: int | str) -> None:
+def test_weights_mean_z_whatever_the_parameters(K: int | str) -> None:
     torch.manual_seed(0)
-    chain = rough(kind(2, diffusion(K), 8))
+    chain = rough(Chain(2, diffusion(K), 8))
     with torch.no_grad():
         _, log_w = weighed(chain, ratio(), 20_000)
     shares = (log_w.double() - LOG_Z).exp()
@@ -60,13 +59,12 @@ def test_weights_mean_z_whatever_the_parameters(kind: type[Chain], K: int | str)
     assert 0.1 < shares.std() < 5, "neither constant nor wide"
 
 
-@pytest.mark.parametrize("kind", [Annealed, Reversed])
 @pytest.mark.parametrize("K", VARIABLES)
-def test_where_units_are_the_target_weights_are_constant(kind: type[Chain], K: int | str) -> None:
+def test_where_units_are_the_target_weights_are_constant(K: int | str) -> None:
     torch.manual_seed(0)
     h = Ratio(gaussian, MEAN, SPREAD.diag())
     with torch.no_grad():
-        u, log_w = weighed(kind(2, diffusion(K), 4), h, 5_000)
+        u, log_w = weighed(Chain(2, diffusion(K), 4), h, 5_000)
     assert torch.allclose(log_w, torch.full_like(log_w, LOG_Z), atol=1e-3)
     assert torch.allclose(h.place(u).std(0), SPREAD, rtol=0.05)
 
@@ -78,36 +76,16 @@ def test_slow_annealing_is_reversible(K: int | str) -> None:
     with torch.no_grad():
         for time in (3.0, 24.0):
             torch.manual_seed(0)
-            chain = Annealed(2, diffusion(K), int(8 * time))
-            chain.log_time += math.log(time / chain.time)
+            chain = Chain(2, diffusion(K), int(8 * time))
+            chain.log_time += math.log(time / TIME)
             _, log_w = weighed(chain, ratio(), 1_000)
             lost.append(LOG_Z - float(log_w.mean()))
     assert 0 < lost[1] < lost[0] / 2
     assert lost[1] < 0.15
 
 
-class Exact(Reversed):
-    """The reversal that knows the mean of x given z."""
-
-    def score(self, z: Tensor, slope: Tensor, C: Tensor, k: int | Tensor) -> Tensor:
-        more = SPREAD**-2 - 1  # of the precision
-        return (MEAN / SPREAD**2 - more * z) / (1 + C * more)
-
-
-@pytest.mark.parametrize("K", [1, 2, 3])
-def test_an_exact_denoiser_leaves_what_the_grid_costs(K: int) -> None:
-    lost = []
-    with torch.no_grad():
-        for steps in (16, 64):
-            torch.manual_seed(0)
-            _, log_w = weighed(Exact(2, diffusion(K), steps), ratio(), 2_000)
-            lost.append(LOG_Z - float(log_w.mean()))
-    assert -0.005 < lost[1] < lost[0] / 2 < 0.1
-
-
-@pytest.mark.parametrize("kind", [Annealed, Reversed])
 @pytest.mark.parametrize("K", VARIABLES)
-def test_noising_paths_are_weighed_as_generated_ones(kind: type[Chain], K: int | str) -> None:
+def test_noising_paths_are_weighed_as_generated_ones(K: int | str) -> None:
     """E_q[w g(w)] = Z E_r[g(w)] for any g, where exact draws are noised by r."""
     torch.manual_seed(0)
     spread = torch.tensor([0.9, 1.1])  # narrower ones have weights without a variance
@@ -115,7 +93,7 @@ def test_noising_paths_are_weighed_as_generated_ones(kind: type[Chain], K: int |
     def density(x: Tensor) -> Tensor:
         return torch.distributions.Normal(MEAN, spread).log_prob(x).sum(-1) + LOG_Z
 
-    chain = rough(kind(2, diffusion(K), 4), 0.1)
+    chain = rough(Chain(2, diffusion(K), 4), 0.1)
     h = Ratio(density, torch.zeros(2), torch.eye(2))
     with torch.no_grad():
         _, log_w = weighed(chain, h, 20_000)
@@ -140,7 +118,7 @@ def test_steep_gradients_are_at_their_limit() -> None:
 
 def test_gradients_through_paths_are_those_of_finite_differences() -> None:
     torch.manual_seed(0)
-    chain, h = rough(Annealed(2, diffusion(2), 3)), ratio()
+    chain, h = rough(Chain(2, diffusion(2), 3)), ratio()
 
     def value() -> Tensor:
         torch.manual_seed(1)
@@ -162,23 +140,6 @@ def test_gradients_through_paths_are_those_of_finite_differences() -> None:
         )
 
 
-def test_variance_gradients_agree_with_those_through_paths() -> None:
-    """Where r has no parameters of its own both are estimates of the bound's gradient."""
-    torch.manual_seed(0)
-    chain, h = rough(Annealed(2, diffusion(1), 3)), ratio()
-    parameter = chain.log_scale
-    _, log_w = weighed(chain, h, 40_000)
-    (through,) = torch.autograd.grad(log_w.mean(), parameter)
-    halves = []
-    for seed in range(8):
-        torch.manual_seed(seed)
-        _, log_w = weighed(chain, h, 10_000, through=False)
-        halves.append(torch.autograd.grad(-log_w.var() / 2, parameter)[0])
-    each = torch.stack(halves)
-    error = each.std(0) / math.sqrt(len(each)) + 0.02
-    assert ((each.mean(0) - through).abs() < 5 * error).all()
-
-
 def test_a_control_that_follows_the_annealed_target_costs_nothing() -> None:
     """N(0, I) moves to N(m, I) by b m; the velocity that particles lack is the control."""
     m, steps = torch.tensor([1.0, -0.5]), 64
@@ -190,7 +151,7 @@ def test_a_control_that_follows_the_annealed_target_costs_nothing() -> None:
     h = Ratio(moved, torch.zeros(2), torch.eye(2))
     for part in (-1.0, 0.0, 1.0):
         torch.manual_seed(0)
-        chain = Annealed(2, VPSDE(), steps)
+        chain = Chain(2, VPSDE(), steps)
         with torch.no_grad():
             kernels = chain.kernels()
             chain.last.bias.copy_(part * m / steps / (kernels.L[0, 0, 0] * kernels.pace[0]))
@@ -200,7 +161,7 @@ def test_a_control_that_follows_the_annealed_target_costs_nothing() -> None:
 
 
 def test_steps_too_short_for_their_noise_are_named() -> None:
-    chain = Annealed(2, CLD(), 3)
+    chain = Chain(2, CLD(), 3)
     with torch.no_grad():
         chain.gaps[0] = -25.0
     with pytest.raises(KernelPrecisionError, match=r"a step of the chain has the time 2.78e-11"):

@@ -13,8 +13,7 @@ from pyro.distributions.transforms import spline_autoregressive
 from torch import Tensor
 
 from pyro_mdm import VPSDE, AutoMDM
-from pyro_mdm.automatic.chain import Annealed, Reversed
-from pyro_mdm.automatic.marginals import Marginals
+from pyro_mdm.automatic.chain import Chain
 from pyro_mdm.automatic.ratio import Ratio
 from pyro_mdm.automatic.shape import Shape
 
@@ -116,7 +115,7 @@ def test_weights_mean_z_from_a_shape(noised: bool) -> None:
     """E_q[w] = Z, and E[1/w] = 1/Z of noising paths from exact draws."""
     torch.manual_seed(0)
     n, h = 40_000, nearly()
-    chain = Annealed(D, VPSDE(), 4)
+    chain = Chain(D, VPSDE(), 4)
     with torch.no_grad():
         for parameter in chain.parameters():
             parameter += 0.02 * torch.randn_like(parameter)
@@ -124,7 +123,7 @@ def test_weights_mean_z_from_a_shape(noised: bool) -> None:
         if noised:
             v = 3 * torch.randn(n, 1)
             x = torch.cat([v, (v / 2).exp() * torch.randn(n, D - 1)], 1)
-            u = h.inverse(x)
+            _, u = h.ending_at(x)
             log_w = 1.3 - (density(x) - chain.noising_cost(h, u) - h.log_unit(u))
         else:
             path = chain.paths(h, n)
@@ -135,15 +134,14 @@ def test_weights_mean_z_from_a_shape(noised: bool) -> None:
 
 
 def test_the_ratio_of_a_shape_is_one_density() -> None:
-    """h and log_unit are of the same x: h - log N(u) = log γ(x) - log_unit(u)."""
+    """h = γ / N(0, I) in the coordinates u, up to the volume of the Gaussian."""
     torch.manual_seed(0)
     h, u = nearly(), torch.randn(50, D)
-    unit = Ratio(density, torch.zeros(D), torch.eye(D)).log_unit(u)
+    constant = h.scale_tril.diagonal().log().sum() + D / 2 * math.log(2 * math.pi)
     with torch.no_grad():
-        assert torch.allclose(
-            h(u) + unit + D / 2 * math.log(2 * math.pi), h(u) - u.square().sum(1) / 2
-        )
-        assert torch.allclose(h.inverse(h.place(u)), u, atol=1e-4)
+        expected = density(h.place(u)) - h.log_unit(u)
+        assert torch.allclose(h(u) + constant, expected, atol=1e-4)
+        assert torch.allclose(h.ending_at(h.place(u))[1], u, atol=1e-4)
 
 
 def made(start: object, **settings: object) -> AutoMDM:
@@ -160,91 +158,6 @@ def test_a_fitted_shape_beats_the_gaussian_on_the_funnel() -> None:
         guide.fit(updates=0, start_updates=1_500, progress=False)
         bounds[start] = guide.weighted(4_000)[1].mean()
     assert bounds["shaped"] > -0.1 > bounds["gaussian"] + 0.2
-
-
-def modes(n: int) -> Tensor:
-    """Draws of two narrow modes, and of a latent with a scale of its own, float64."""
-    x = torch.randn(n, 2).double()
-    x[:, 0] = torch.where(torch.rand(n) < 0.3, -3.0, 2.0) + 0.2 * x[:, 0]
-    x[:, 1] = 5 + 0.01 * x[:, 1]
-    return x
-
-
-def fitted(n: int = 4_000) -> Marginals:
-    torch.manual_seed(0)
-    marginals = Marginals(2).double().requires_grad_(False)
-    marginals.fit(modes(n))
-    return marginals
-
-
-def test_marginals_are_the_identity_at_first() -> None:
-    z = 2 * torch.randn(100, 3).double()
-    marginals = Marginals(3).double()
-    log_det = marginals.log_abs_det_jacobian(z, marginals(z))
-    assert torch.allclose(marginals(z), z, atol=1e-3) and bool((log_det.abs() < 1e-2).all())
-
-
-def test_marginals_are_those_of_draws() -> None:
-    """Draws of the map, and its inverse of new draws: quantiles within their errors."""
-    marginals, n = fitted(), 20_000
-    z = marginals.inv(modes(n))
-    assert (z.mean(0).abs() < 0.1).all() and ((z.std(0) - 1).abs() < 0.1).all()
-    x = marginals(torch.randn(n, 2).double())
-    # the fit's draws have an error of 0.007, and Gaussian ones at most 0.008
-    assert abs(float((x[:, 0] < 0).double().mean()) - 0.3) < 0.05
-    assert abs(float(x[:, 1].mean()) - 5) < 0.002 and abs(float(x[:, 1].std()) - 0.01) < 0.002
-
-
-def test_the_map_of_marginals_is_exact() -> None:
-    marginals = fitted()
-    z = torch.cat([torch.randn(200, 2), 5 + torch.rand(20, 2), -5 - torch.rand(20, 2)]).double()
-    x = marginals(z)
-    assert torch.allclose(marginals.inv(x), z, atol=1e-7)
-    exact = torch.stack([torch.autograd.functional.jacobian(marginals, row).logdet() for row in z])
-    assert torch.allclose(marginals.log_abs_det_jacobian(z, x), exact)
-
-
-def test_weights_of_two_modes_mean_z_from_marginals() -> None:
-    """The start has nearly equal weights on a product of modes, whose Z is known."""
-    torch.manual_seed(1)
-    marginals, n = fitted(), 20_000
-
-    def log_density(x: Tensor) -> Tensor:
-        left, right = dist.Normal(-3.0, 0.2), dist.Normal(2.0, 0.2)
-        both = [left.log_prob(x[:, 0]) + math.log(0.3), right.log_prob(x[:, 0]) + math.log(0.7)]
-        return torch.stack(both).logsumexp(0) + dist.Normal(5.0, 0.01).log_prob(x[:, 1]) + 1.3
-
-    h = Ratio(log_density, torch.zeros(2).double(), torch.eye(2).double(), outer=marginals)
-    chain = Reversed(2, VPSDE(), 8).double()
-    with torch.no_grad():
-        path = chain.paths(h, n)
-        w = (log_density(h.place(path.u)) - path.cost - h.log_unit(path.u) - 1.3).exp()
-    assert abs(float(w.mean()) - 1) < 5 * float(w.std()) / math.sqrt(n)
-    assert 0.01 < w.std() < 0.5
-
-
-def test_many_wells_need_no_denoiser() -> None:
-    """Five double wells have 32 modes, of which marginals have all, and Z is by quadrature."""
-
-    def log_density(x: Tensor) -> Tensor:
-        return -(x**4) + 6 * x**2 + x / 2
-
-    def program() -> None:
-        x = pyro.sample("x", dist.Normal(0.0, 1.0).expand([5]).to_event(1))
-        pyro.factor("wells", (log_density(x) - dist.Normal(0.0, 1.0).log_prob(x)).sum())
-
-    grid = torch.linspace(-4, 4, 20_001).double()
-    log_p = log_density(grid)
-    log_z = 5 * float(log_p.logsumexp(0) + math.log(8 / 20_000))
-    pyro.set_rng_seed(0)
-    shares = log_p.softmax(0)
-    exact = grid[torch.multinomial(shares, 5 * 2_000, replacement=True)].float().reshape(-1, 5)
-    pyro.clear_param_store()
-    guide = AutoMDM(program, start="particles", steps=4)
-    guide.fit(draws={"x": exact}, updates=0, progress=False)
-    weights = guide.importance(4_000)
-    assert weights.effective > 2_000
-    assert abs(weights.log_evidence.mean - log_z) < 5 * weights.log_evidence.standard_error
 
 
 class Lazy(torch.nn.Module):

@@ -17,13 +17,9 @@ is ξ = a + σ ε instead of ε costs log q/r* = ½|ξ|² - ½|ε|² - log σ. W
 
 which is constant for chains without controls where γ is a standard normal, for any Q and D.
 
-**Annealed** (:class:`Annealed`): both chains feel b_k ∇log h(x_k), where b rises from 0 to 1. Its
-part by Q moves v alone and has unit Jacobian: half before the step and half after it in q, and
-taken back in r. Its part by D adds to a, and so does a network's u(y, k), which is subtracted in r.
-
-**Reversed** (:class:`Reversed`): r is r°, and a_k = Lᵀ Bᵀ (x̂ - z) / C, with ``z = B y_{k+1}`` the
-mean of x at rest given ``y_{k+1}``, C its variance, and x̂ a network's of z and ∇log h(z): a
-denoiser. Given x̂ the continuous limit of the bound is the same for all Q and D.
+Both chains feel b_k ∇log h(x_k), where b rises from 0 to 1. Its part by Q moves v alone and has
+unit Jacobian: half before the step and half after it in q, and taken back in r. Its part by D adds
+to a, and so does a network's u(y, k), which is subtracted in r.
 
 Sources: Vargas, Grathwohl & Doucet, "Denoising Diffusion Samplers", 2023; Geffner & Domke,
 "Langevin Diffusion Variational Inference", 2023; Vargas et al., "Transport meets Variational
@@ -33,7 +29,6 @@ with Applications to Sampling", 2025.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -44,8 +39,10 @@ from pyro_mdm.diffusions.kernels import KernelPrecisionError, lower_triangular
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.support.late_checks import check_values
 
-__all__ = ["LIMIT", "SEEN", "Annealed", "Chain", "Path", "Reversed", "bounded"]
+__all__ = ["LIMIT", "SEEN", "Chain", "Path", "bounded"]
 
+TIME = 4.0
+"""The duration of all steps before training, in units of the clock."""
 LIMIT = 8.0
 """The limit of an entry g of ∇log h, which enters chains as g / √(1 + (g / LIMIT)²)."""
 STEEPEST = 1e9
@@ -64,8 +61,6 @@ class ChainKernels(NamedTuple):
     kick: Tensor  # (N, K): half of the step of a gradient by Q
     drift: Tensor  # (N, K): the step of a gradient by D, in units of L
     drift_back: Tensor  # (N, K): the same in units of S
-    B: Tensor  # (N, K): the mean of x at rest given y_{k+1} is B y_{k+1}
-    C: Tensor  # (N,): its variance
     pace: Tensor  # (N,): root of a step's time
 
 
@@ -76,7 +71,7 @@ class Path(NamedTuple):
     cost: Tensor  # Σ_k (log q/r* - log r/r°), (n,)
 
 
-class Chain(nn.Module, ABC):
+class Chain(nn.Module):
     """A chain of dim latents by a linear diffusion in N steps, whose times are learned.
 
     Args:
@@ -84,25 +79,10 @@ class Chain(nn.Module, ABC):
         diffusion: diffusion of any K, with a Σ_∞ whose entry of x is 1 and whose others don't
             correlate with x. Its clock doesn't matter.
         steps: number N of steps.
-        time: duration of all steps at first, in units of the clock.
-        inputs: number of inputs of the network.
-        outputs: number of outputs of the network.
-        moments: number of moments in time for which the network has embeddings.
         width: width of the network's two hidden layers.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        diffusion: LinearDiffusion,
-        steps: int,
-        *,
-        time: float,
-        inputs: int,
-        outputs: int,
-        moments: int,
-        width: int,
-    ) -> None:
+    def __init__(self, dim: int, diffusion: LinearDiffusion, steps: int, width: int = 64) -> None:
         super().__init__()
         rest = diffusion.prior_covariance
         if not torch.allclose(rest[0], torch.eye(len(rest)).to(rest)[0], atol=1e-6):
@@ -115,89 +95,20 @@ class Chain(nn.Module, ABC):
                 f"the prior of {type(diffusion).__name__} is no stationary one, expected one: "
                 "a chain begins at rest; give another diffusion, e.g. VPSDE() or CLD()"
             )
-        self.dim, self.steps, self.time, self.diffusion = dim, steps, time, diffusion
-        self.K = diffusion.num_variables
+        self.dim, self.steps, self.diffusion = dim, steps, diffusion
+        self.K = K = diffusion.num_variables
         self.gaps = nn.Parameter(torch.zeros(steps))
         self.log_time = nn.Parameter(torch.zeros(()))
-        self.first = nn.Linear(inputs, width)
+        self.first = nn.Linear((K + 1) * dim, width)
         self.second = nn.Linear(width, width)
-        self.step_embedding = nn.Parameter(torch.randn(2, moments, width) / 2)
-        self.last = nn.Linear(width, outputs)
+        self.step_embedding = nn.Parameter(torch.randn(2, steps + 1, width) / 2)
+        self.last = nn.Linear(width, K * dim)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
-        self.log_scale = nn.Parameter(torch.zeros(steps, self.K, dim))  # log σ
-
-    @abstractmethod
-    def paths(self, h: Ratio, n: int) -> Path:
-        """n paths, through whose states gradients pass where they are enabled."""
-
-    @abstractmethod
-    def noising_cost(self, h: Ratio, u: Tensor) -> Tensor:
-        """Σ_k (log q/r* - log r/r°) of paths that r draws from their ends u (n, d), (n,)."""
-
-    def shares(self) -> Tensor:
-        """Logarithms of the steps' shares of time, up to a constant, (N,)."""
-        return self.gaps.double()
-
-    def kernels(self) -> ChainKernels:
-        """The steps."""
-        times = self.time * self.log_time.double().exp() * self.shares().softmax(0)
-        move, start = self.diffusion.propagator, torch.zeros_like(times)
-        ends = times.cumsum(0)
-        # the only numbers that Python asks the device for
-        longest, latest = torch.stack([times.max(), ends[-1]]).detach().tolist()
-        M, _ = move.moments(start, times, longest)
-        L = lower_triangular(move.root(start, times, longest).root)
-        to_data, left = move.moments(start, ends, latest)
-        rest, D = self.diffusion.prior_covariance, move.noise(start[0]) / 2
-        Q = -move.drift(start[0]) @ rest - D
-        one = torch.eye(self.K, dtype=torch.float64, device=M.device)
-        # Σ_∞ has an inverse, and so have Q + D and D - Q, whose diffusions come to rest: no checks
-        R = rest @ M.mT @ torch.linalg.inv_ex(rest).inverse
-        S = L if self.K == 1 else _cholesky(rest - R @ rest @ R.mT, times)
-        made = (
-            M,
-            L,
-            R,
-            S,
-            times[:, None] * Q[:, 0] / 2,
-            solved(L, (one - M) @ rest @ torch.linalg.solve_ex(Q + D, D[:, :1]).result)[..., 0],
-            solved(S, (one - R) @ rest @ torch.linalg.solve_ex(D - Q, D[:, :1]).result)[..., 0],
-            to_data[:, 0],
-            left[:, 0, 0],
-            times.sqrt(),
-        )
-        return ChainKernels(*(tensor.to(self.gaps.dtype) for tensor in made))
-
-    def network(self, seen: Tensor, k: int | Tensor) -> Tensor:
-        """(…, n, inputs) -> (…, n, outputs), at one moment or at each of the first dimension."""
-        embedding = (
-            self.step_embedding[:, k] if isinstance(k, int) else self.step_embedding[:, k, None]
-        )
-        hidden = nn.functional.silu(self.first(seen) + embedding[0])
-        hidden = hidden + nn.functional.silu(self.second(hidden) + embedding[1])
-        return self.last(hidden)
-
-    def root(self) -> Tensor:
-        """The Cholesky factor of Σ_∞."""
-        root: Tensor = torch.linalg.cholesky_ex(self.diffusion.prior_covariance).L
-        return root.to(self.gaps.dtype)
-
-    def start(self, n: int) -> Tensor:
-        """y_N at rest (n, K, d)."""
-        return self.root() @ torch.randn(n, self.K, self.dim).to(self.gaps)
-
-
-class Annealed(Chain):
-    """A chain whose two directions feel the annealed target."""
-
-    def __init__(self, dim: int, diffusion: LinearDiffusion, steps: int, width: int = 64) -> None:
-        K = diffusion.num_variables
-        sizes = {"inputs": (K + 1) * dim, "outputs": K * dim, "moments": steps + 1}
-        super().__init__(dim, diffusion, steps, time=4.0, width=width, **sizes)
         rising = 1 - torch.arange(steps + 1) / steps
         self.power = nn.Parameter(rising[:, None].repeat(1, dim))  # b
         self.trust = nn.Parameter(torch.zeros(steps + 1, K, dim))
+        self.log_scale = nn.Parameter(torch.zeros(steps, K, dim))  # log σ
         self.log_scale_back = nn.Parameter(torch.zeros(steps, K, dim))  # log σ of r
 
     @property
@@ -217,33 +128,65 @@ class Annealed(Chain):
         """Whether the chain doesn't change N(0, I)."""
         return not any(bool(parameter.any()) for parameter in self._moving)
 
+    def kernels(self) -> ChainKernels:
+        """The steps."""
+        times = TIME * self.log_time.double().exp() * self.gaps.double().softmax(0)
+        move, start = self.diffusion.propagator, torch.zeros_like(times)
+        longest = times.detach().max().item()  # the only number that Python asks the device for
+        M, _ = move.moments(start, times, longest)
+        L = lower_triangular(move.root(start, times, longest).root)
+        rest, D = self.diffusion.prior_covariance, move.noise(start[0]) / 2
+        Q = -move.drift(start[0]) @ rest - D
+        one = torch.eye(self.K, dtype=torch.float64, device=M.device)
+        # Σ_∞ has an inverse, and so have Q + D and D - Q, whose diffusions come to rest: no checks
+        R = rest @ M.mT @ torch.linalg.inv_ex(rest).inverse
+        S = L if self.K == 1 else _cholesky(rest - R @ rest @ R.mT, times)
+        made = (
+            M,
+            L,
+            R,
+            S,
+            times[:, None] * Q[:, 0] / 2,
+            solved(L, (one - M) @ rest @ torch.linalg.solve_ex(Q + D, D[:, :1]).result)[..., 0],
+            solved(S, (one - R) @ rest @ torch.linalg.solve_ex(D - Q, D[:, :1]).result)[..., 0],
+            times.sqrt(),
+        )
+        return ChainKernels(*(tensor.to(self.gaps.dtype) for tensor in made))
+
+    def network(self, seen: Tensor, k: int) -> Tensor:
+        """(n, inputs) -> (n, K d), at moment k."""
+        embedding = self.step_embedding[:, k]
+        hidden = nn.functional.silu(self.first(seen) + embedding[0])
+        hidden = hidden + nn.functional.silu(self.second(hidden) + embedding[1])
+        return self.last(hidden)
+
+    def root(self) -> Tensor:
+        """The Cholesky factor of Σ_∞."""
+        root: Tensor = torch.linalg.cholesky_ex(self.diffusion.prior_covariance).L
+        return root.to(self.gaps.dtype)
+
+    def start(self, n: int) -> Tensor:
+        """y_N at rest (n, K, d)."""
+        return self.root() @ torch.randn(n, self.K, self.dim).to(self.gaps)
+
     def control(self, h: Ratio, y: Tensor, slope: Tensor, k: int) -> Tensor:
         """u (n, K, d), of states y and ∇log h there."""
         seen = bounded(slope, SEEN)
         u = self.network(torch.cat([y.flatten(1), seen, *h.beside], 1), k).view(y.shape)
         return u + self.trust[k] * seen[:, None]
 
-    def paths(self, h: Ratio, n: int, *, through: bool = True) -> Path:
-        """n paths.
-
-        Gradients pass through their states, or take these as given (``through=False``): then they
-        are those of the log-derivative, for a loss that is the variance of log weights.
-        """
+    def paths(self, h: Ratio, n: int) -> Path:
+        """n paths, through whose states gradients pass where they are enabled."""
         kernels, root, y = self.kernels(), self.root(), self.start(n)
         slope = h.gradient(y[:, 0])
         u, pull = self.control(h, y, slope, self.steps), self.power[-1] * bounded(slope, LIMIT)
         total = y.new_zeros(n)
         for k in reversed(range(self.steps)):
-            M, L, R, S, kick, drift, drift_back, _, _, pace = (tensor[k] for tensor in kernels)
+            M, L, R, S, kick, drift, drift_back, pace = (tensor[k] for tensor in kernels)
             kicked = y + kick[:, None] * pull[:, None]
             epsilon = torch.randn_like(y)
-            a = drift[:, None] * pull[:, None] + pace * u
-            noise = a + self.log_scale[k].exp() * epsilon
+            noise = drift[:, None] * pull[:, None] + pace * u + self.log_scale[k].exp() * epsilon
             moved = M @ kicked + L @ noise
-            if not through:
-                moved = moved.detach()
-                noise = solved(L, moved - M @ kicked)
-                epsilon = (noise - a) / self.log_scale[k].exp()
             slope = h.gradient(moved[:, 0])
             pull = self.power[k] * bounded(slope, LIMIT)
             after = moved + kick[:, None] * pull[:, None]
@@ -265,13 +208,14 @@ class Annealed(Chain):
         return forth - _cost(back, epsilon_back, self.log_scale_back[k])
 
     def noising_cost(self, h: Ratio, u: Tensor) -> Tensor:
+        """Σ_k (log q/r* - log r/r°) of paths that r draws from their ends u (n, d), (n,)."""
         kernels, root, after = self.kernels(), self.root(), self.start(len(u))
         after[:, 0] = u  # v_0 is at rest, and does not correlate with x
         slope = h.gradient(after[:, 0])
         pull, control = self.power[0] * bounded(slope, LIMIT), self.control(h, after, slope, 0)
         total = u.new_zeros(len(u))
         for k in range(self.steps):
-            M, L, R, S, kick, drift, drift_back, _, _, pace = (tensor[k] for tensor in kernels)
+            M, L, R, S, kick, drift, drift_back, pace = (tensor[k] for tensor in kernels)
             moved = after - kick[:, None] * pull[:, None]
             epsilon_back = torch.randn_like(after)
             aim = drift_back[:, None] * pull[:, None] - pace * control
@@ -289,62 +233,6 @@ class Annealed(Chain):
                 total = total + _kick_cost(root, y, kicked) + _kick_cost(root, moved, after)
             after = y
         return total
-
-
-class Reversed(Chain):
-    """A chain that reverses the noising of a linear diffusion, by a denoiser."""
-
-    def __init__(self, dim: int, diffusion: LinearDiffusion, steps: int, width: int = 64) -> None:
-        sizes = {"inputs": 2 * dim, "outputs": dim, "moments": steps}
-        super().__init__(dim, diffusion, steps, time=8.0, width=width, **sizes)
-        self.trust = nn.Parameter(torch.zeros(steps, dim))
-
-    def shares(self) -> Tensor:
-        """Steps are shorter at the data."""
-        return super().shares() + torch.arange(1, self.steps + 1).to(self.gaps).double().log()
-
-    def score(self, z: Tensor, slope: Tensor, C: Tensor, k: int | Tensor) -> Tensor:
-        """(x̂ - z) / C (…, n, d)."""
-        trust = self.trust[k] if isinstance(k, int) else self.trust[k][:, None]
-        seen = bounded(C.sqrt() * slope, SEEN)
-        return (self.network(torch.cat([z, seen], -1), k) + trust * seen) / C.sqrt()
-
-    def paths(self, h: Ratio, n: int) -> Path:
-        kernels, y = self.kernels(), self.start(n)
-        total = y.new_zeros(n)
-        for k in reversed(range(self.steps)):
-            B, C, L = kernels.B[k], kernels.C[k], kernels.L[k]
-            z = torch.einsum("k,nkd->nd", B, y)
-            score = self.score(z, h.gradient(z), C, k)
-            epsilon = torch.randn_like(y)
-            noise = L.mT @ (B[:, None] * score[:, None]) + self.log_scale[k].exp() * epsilon
-            y = kernels.M[k] @ y + L @ noise
-            total = total + _cost(noise, epsilon, self.log_scale[k])
-        return Path(y[:, 0], total)
-
-    def noising_cost(self, h: Ratio, u: Tensor) -> Tensor:
-        """log q / r* of noising paths from u (n, d), (n,), whose mean is the forward bound."""
-        kernels = self.kernels()
-        with torch.no_grad():
-            y, noise = self.noised(kernels, u)
-        z = torch.einsum("sk,snkd->snd", kernels.B, y)
-        with torch.no_grad():
-            slope = h.gradient(z.flatten(0, 1)).view(z.shape)
-        score = self.score(z, slope, kernels.C[:, None, None], torch.arange(self.steps))
-        a = kernels.L.mT[:, None] @ (kernels.B[:, None, :, None] * score[:, :, None])
-        log_scale = self.log_scale[:, None]
-        return _cost(noise, (noise - a) / log_scale.exp(), log_scale).sum(0)
-
-    def noised(self, kernels: ChainKernels, u: Tensor) -> tuple[Tensor, Tensor]:
-        """``y_{k+1}`` and ξ_k, (N, n, K, d), of each step of noising paths from u."""
-        y = self.start(len(u))
-        y[:, 0] = u
-        states, noises = [], []
-        for k in range(self.steps):
-            after = kernels.R[k] @ y + kernels.S[k] @ torch.randn_like(y)
-            noises.append(solved(kernels.L[k], y - kernels.M[k] @ after))
-            states.append(y := after)
-        return torch.stack(states), torch.stack(noises)
 
 
 def _cholesky(covariance: Tensor, times: Tensor) -> Tensor:

@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.distributions import Transform, constraints
 
 from pyro_mdm.automatic.bidirectional import parameters
-from pyro_mdm.automatic.chain import Annealed, Chain, Reversed
+from pyro_mdm.automatic.chain import Chain
 from pyro_mdm.automatic.density import ProgramDensity, is_enumerated, run
 from pyro_mdm.automatic.draws import row, unconstrained
 from pyro_mdm.automatic.laplace import Units
-from pyro_mdm.automatic.marginals import Marginals
-from pyro_mdm.automatic.ratio import Ratio
+from pyro_mdm.automatic.mixture import Mixture
+from pyro_mdm.automatic.ratio import Branches, Ratio, solved
 from pyro_mdm.automatic.shape import Shape
 from pyro_mdm.budgets import Outcome
 from pyro_mdm.diffusions.linear import LinearDiffusion
@@ -33,7 +33,7 @@ from pyro_mdm.support.checks import check_count, check_instance
 
 __all__ = ["COMPARED", "OF_TAILS", "ChainGuide"]
 
-STARTS = {"gaussian": Annealed, "shaped": Annealed, "particles": Reversed}
+STARTS = {"gaussian": None, "shaped": Shape, "particles": Mixture}
 Start = str | Callable[[int], Any]
 """A name of a start, or a function of the number of latents that makes an invertible map."""
 COMPARED = 1_000
@@ -72,9 +72,10 @@ class _ChainLaw(TorchDistribution):
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         shape = torch.Size([*sample_shape, *self.batch_shape])
-        path = self.chain.paths(self.ratio, shape.numel())
-        x = self.ratio.place(path.u).reshape(*shape, self.chain.dim)
-        self.drawn = detach_provenance(x), (path.cost + self.ratio.log_unit(path.u)).reshape(shape)
+        ratio = self.ratio.of_paths(shape.numel())
+        path = self.chain.paths(ratio, shape.numel())
+        x = ratio.place(path.u).reshape(*shape, self.chain.dim)
+        self.drawn = detach_provenance(x), (path.cost + ratio.log_unit(path.u)).reshape(shape)
         return x
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -179,13 +180,9 @@ class ChainGuide(AutoMultivariateNormal):
                     f"the program has {self.latent_dim} latents, expected {len(self.loc)} as "
                     f"{STORED}"
                 )
-            kind = STARTS[self.start] if isinstance(self.start, str) else Annealed
-            chain = kind(self.latent_dim, self._diffusion, self._steps, self._width)
+            chain = Chain(self.latent_dim, self._diffusion, self._steps, self._width)
             self.chain = chain.to(self.loc)
             self.shape = self._made_shape()
-            self.marginals = None
-            if self.start == "particles":
-                self.marginals = Marginals(self.latent_dim).to(self.loc)
             trace = run(self.model, *args, **kwargs)
             self.program_density = self._made_density(trace)
             self.units = None
@@ -199,9 +196,9 @@ class ChainGuide(AutoMultivariateNormal):
 
     def _made_shape(self) -> Any:
         """The map of the start before its Gaussian, None if it has none."""
-        if self.start in ("gaussian", "particles"):
+        make: Any = STARTS[self.start] if isinstance(self.start, str) else self.start
+        if make is None:
             return None
-        make = Shape if isinstance(self.start, str) else self.start
         shape = make(self.latent_dim)
         return shape.to(self.loc) if isinstance(shape, torch.nn.Module) else shape
 
@@ -238,10 +235,9 @@ class ChainGuide(AutoMultivariateNormal):
             return self.log_density(x, *args, **kwargs)
 
         shape = self.shape
-        if not (shape is None or isinstance(shape, Transform)):
+        if not (shape is None or isinstance(shape, Transform | Branches)):
             shape = shape()  # zuko's flows make their transform from a context, here none
-        outer = self.units if self.marginals is None else self.marginals
-        return self.kind_of_ratio(density, self.loc, self.root, shape, outer)
+        return self.kind_of_ratio(density, self.loc, self.root, shape, self.units)
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> _ChainLaw:
         """The distribution of all latents, unconstrained, with densities along paths of draws."""
@@ -265,16 +261,15 @@ class ChainGuide(AutoMultivariateNormal):
         self.set_up(*args, **kwargs)
         return unconstrained(draws, self.latents())
 
-    def become_gaussian(self, x: Tensor) -> None:
-        """Take the marginal distributions of draws x (n, latent_dim), and a Gaussian between."""
-        if self.marginals is not None:
-            self.marginals.fit(x)
-            x = self.marginals.inv(x)
+    def become_mixture(self, x: Tensor) -> None:
+        """Take the mixture of draws x (n, latent_dim), in units of their Gaussian."""
         covariance = x.T.cov() + torch.diag(1e-4 * x.var(0) + 1e-12)
         root = torch.linalg.cholesky(covariance.reshape(self.latent_dim, -1))
         self.loc.data = x.mean(0)
         self.scale = root.diagonal()
         self.scale_tril = root / root.diagonal()[:, None]
+        w = solved(root, (x - self.loc).mT).mT
+        self.shape.fit(w[torch.randperm(len(w))])
 
     def become_standard(self) -> None:
         """Take the standard normal."""
@@ -353,8 +348,7 @@ class ChainGuide(AutoMultivariateNormal):
 
     def noised(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Log weights of noising paths from unconstrained latents x (n, latent_dim), (n,) nats."""
-        ratio = self.ratio(*args, **kwargs)
-        u = ratio.inverse(x)
+        ratio, u = self.ratio(*args, **kwargs).ending_at(x)
         log_q = self.chain.noising_cost(ratio, u) + ratio.log_unit(u)
         return (self.log_density(x, *args, **kwargs) - log_q).double()
 

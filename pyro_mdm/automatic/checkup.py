@@ -12,7 +12,6 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pyro_mdm.automatic.chain import Annealed
 from pyro_mdm.automatic.chain_guide import ChainGuide
 from pyro_mdm.automatic.density import run
 from pyro_mdm.posteriors.weights import ImportanceWeights
@@ -88,7 +87,7 @@ class Checkup:
     Args:
         weights: the weights of all batches together.
         tails: k̂ of each batch.
-        kept: the part that the fit kept: "chain", "Gaussian" or another "start", or "denoiser".
+        kept: the part that the fit kept: "chain", or "Gaussian" or another "start".
         second: the other fit; None if there is none.
         distance: the largest distance of two means, in deviations; NaN without another fit.
         distant: the latent that has it.
@@ -320,8 +319,6 @@ def _rise(losses: Tensor) -> float:
 
 def _kept(guide: ChainGuide) -> str:
     chain = guide.chain
-    if not isinstance(chain, Annealed):
-        return "denoiser"
     start = "Gaussian" if guide.shape is None else "start"
     return start if chain.is_at_rest else "chain"
 

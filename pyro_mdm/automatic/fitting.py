@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pyro_mdm.automatic.chain import Annealed, Reversed
 from pyro_mdm.automatic.chain_guide import COMPARED, ChainGuide
 from pyro_mdm.automatic.laplace import laplace
+from pyro_mdm.automatic.mixture import Mixture
 from pyro_mdm.budgets import Budget
 from pyro_mdm.posteriors.tempering import GROUPS, temper
 from pyro_mdm.training import Trainer
@@ -27,7 +27,7 @@ WORST = 50.0
 OF_PRIOR = 200
 """Draws of the prior, by whose spread particles start."""
 OF_START = 0.3
-"""The share of the seconds that the start has."""
+"""The share of the seconds that the start has, of those that are left."""
 WINDOW, PATIENCE, LEAST_GAIN, COOL_DOWN = 50, 3, 0.02, 0.3
 """Within seconds: the updates whose mean losses are compared, the number of these without a gain
 after which rates fall, the least gain in nats, and the part of the updates so far in which they
@@ -58,21 +58,6 @@ class Fitting:
     budget: Budget
     progress: bool
 
-    def to_draws(self, x: Tensor) -> Tensor:
-        """Make the chain a denoiser of draws x (n, dim); returns its losses, (updates,)."""
-        guide = self.guide
-        assert isinstance(guide.chain, Reversed)
-        chain = guide.chain
-        with torch.no_grad():
-            guide.become_gaussian(x)
-            data = guide.ratio(*self.args, **self.kwargs).inverse(x)
-
-        def forward_bound() -> Tensor:
-            rows = data[torch.randint(len(data), (self.paths,))]
-            return chain.noising_cost(guide.ratio(*self.args, **self.kwargs), rows)
-
-        return self._train(chain.parameters(), forward_bound, "chain")
-
     def from_start(self) -> Tensor:
         """Fit the start, and anneal the chain from it; returns the chain's losses, (updates,).
 
@@ -81,12 +66,13 @@ class Fitting:
         guide = self.guide
         chain = guide.chain
         self._take_units()
-        start = [p for name, p in guide.named_parameters() if not name.startswith("chain.")]
+        of_start = "shape." if isinstance(guide.shape, Mixture) else ("loc", "scale", "shape.")
+        start = [p for name, p in guide.named_parameters() if name.startswith(of_start)]
         self._train(start, self._bound_of_start, "Gaussian" if guide.shape is None else "start")
         losses = self._train(chain.parameters(), self._bound_of_chain, "chain")
         with torch.no_grad():
             gain = self._bound_of_chain(COMPARED).mean() - self._bound_of_start(COMPARED).mean()
-        if isinstance(chain, Annealed) and not bool(gain >= 0):
+        if not bool(gain >= 0):
             chain.rest()
         return losses
 
@@ -115,7 +101,7 @@ class Fitting:
 
     def _bound_of_start(self, n: int | None = None) -> Tensor:
         u = torch.randn(n or self.paths, self.guide.latent_dim).to(self.guide.loc)
-        ratio = self.guide.ratio(*self.args, **self.kwargs)
+        ratio = self.guide.ratio(*self.args, **self.kwargs).of_paths(len(u))
         return ratio.log_density(ratio.place(u)) - ratio.log_unit(u)
 
     def _bound_of_chain(self, n: int | None = None) -> Tensor:
@@ -126,7 +112,8 @@ class Fitting:
     ) -> Tensor:
         is_start = what != "chain"
         steps = self.start_updates if is_start else self.updates
-        ends = self.budget.seconds is not None
+        left = self.budget.left()
+        ends = left is not None
         trainer = Trainer(
             parameters,
             steps=steps,
@@ -139,7 +126,7 @@ class Fitting:
             least_gain=LEAST_GAIN,
             window=WINDOW if ends else None,
             cool_down=COOL_DOWN,
-            seconds=self.budget.left(OF_START if is_start else 1.0),
+            seconds=None if left is None else (OF_START if is_start else 1.0) * left,
             progress=what if self.progress else False,
         )
         losses: list[Tensor] = []

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from pyro_mdm.automatic.bidirectional import gap, gap_by_draws
-from pyro_mdm.automatic.chain import Reversed
 from pyro_mdm.automatic.checkup import MOST_FOR_PARTICLES, Checkup, checked, second
 from pyro_mdm.automatic.fitting import Fitting
+from pyro_mdm.automatic.mixture import Mixture
 from pyro_mdm.automatic.subsampled import SubsampledFitting, SubsampledGuide
 from pyro_mdm.budgets import Budget, steps_within
 from pyro_mdm.evaluation.looseness import Gap
@@ -45,8 +45,9 @@ class AutoMDM(SubsampledGuide):
             "shaped": the same, but the scale of a latent may depend on earlier ones, as in a
             funnel, and each latent has tails of its own (:class:`~pyro_mdm.automatic.shape.Shape`).
             "particles", for posteriors of several modes and up to about twenty latents: particles
-            are tempered to the posterior, and the chain is a denoiser of theirs, in coordinates
-            that their marginal distributions give. Or a function of the number of latents that
+            are tempered to the posterior, a mixture of Gaussians is fitted to them
+            (:class:`~pyro_mdm.automatic.mixture.Mixture`), and the chain is annealed from that,
+            within its components. Or a function of the number of latents that
             makes a transform of standard normals, such as Pyro's ``spline_autoregressive`` or a
             flow of zuko: the chain is annealed from it, followed by a Gaussian's loc and scale.
         width: width of the network's layers.
@@ -78,7 +79,7 @@ class AutoMDM(SubsampledGuide):
         updates: int | None = None,
         start_updates: int | None = None,
         paths: int | None = None,
-        particles: int = 2_048,
+        particles: int = 4_096,
         learning_rate: float = 5e-3,
         draws: object = None,
         seconds: float | None = None,
@@ -107,7 +108,7 @@ class AutoMDM(SubsampledGuide):
             learning_rate: learning rate of the chain; that of the Gaussian is four times as high.
             draws: draws of the posterior that exist already, by site, (n, *shape) or
                 (chains, n, *shape), such as ``mcmc.get_samples()`` or an ``InferenceData`` of
-                ArviZ. The chain becomes a denoiser of theirs, as of particles.
+                ArviZ. The start becomes their mixture, as of particles.
             seconds: number of seconds after which training ends; tempering takes what it takes.
                 Both trainings end earlier if mean losses of 50 updates have fallen by less than
                 0.02 nats three times: learning rates then fall to 0 in three tenths as many
@@ -134,7 +135,7 @@ class AutoMDM(SubsampledGuide):
         check_number("learning_rate", learning_rate, "of the chain", positive=True)
         budget = Budget(seconds).start()
         if draws is not None and self.prototype_trace is None:
-            self.start = "particles"  # a chain that denoises draws
+            self.start = "particles"
         self.set_up(*args, **kwargs)
         kind = Fitting if self.plate is None else SubsampledFitting
         if paths is None:
@@ -150,21 +151,19 @@ class AutoMDM(SubsampledGuide):
         chain, start = (steps_within(n, seconds, 1_000, least=0) for n in (updates, start_updates))
         fitting = kind(self, args, kwargs, chain, start, paths, learning_rate, budget, progress)
         self.outcomes = {}
-        if isinstance(self.chain, Reversed):
+        if isinstance(self.shape, Mixture):
             with torch.no_grad():
-                x = (
+                self.become_mixture(
                     fitting.tempered(particles)
                     if draws is None
                     else self.rows(draws, *args, **kwargs)
                 )
-            self.losses = fitting.to_draws(x)
         elif draws is not None:
             raise ValueError(
-                f"the guide was set up with start={self.start_name!r}, whose chain does not "
-                "learn from draws; make a new guide, and fit it with draws first"
+                f"the guide was set up with start={self.start_name!r}, which does not learn from "
+                "draws; make a new guide, and fit it with draws first"
             )
-        else:
-            self.losses = fitting.from_start()
+        self.losses = fitting.from_start()
         return self
 
     def gap(

@@ -6,7 +6,7 @@ All rows share it. What tells them apart is the gradient and the curvature of th
 1. From a point that rows share, Newton steps lead towards the mode of ℓ, where the curvature gives
    a Gaussian (Laplace). Where -∇²ℓ is not positive, its diagonal stands in.
 2. A network of the globals and of what was found there moves and scales this Gaussian.
-3. From it a chain is annealed to the row's posterior (:class:`~pyro_mdm.automatic.chain.Annealed`),
+3. From it a chain is annealed to the row's posterior (:class:`~pyro_mdm.automatic.chain.Chain`),
    whose network sees the same.
 
 So log w = ℓ(z) - log q(path) / r(path | z) has E w = p(data_i | x) for any parameters and any x.
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.automatic.chain import LIMIT, SEEN, Annealed, bounded
+from pyro_mdm.automatic.chain import LIMIT, SEEN, Chain, bounded
 from pyro_mdm.automatic.ratio import Ratio
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.evaluation.weights import pareto_k
@@ -101,13 +101,13 @@ class RowRatio(Ratio):
         return standard + self.root.diagonal(0, -2, -1).log().sum(-1) - self.log_scale.sum(-1)
 
 
-class RowChain(Annealed):
+class RowChain(Chain):
     """A chain from a Gaussian near the mode of each row's latents to their posterior.
 
     Args:
         start: a value of a row's latents, (d,).
         globals_dim: number of globals.
-        diffusion, steps, width: as of :class:`~pyro_mdm.automatic.chain.Annealed`.
+        diffusion, steps, width: as of :class:`~pyro_mdm.automatic.chain.Chain`.
     """
 
     def __init__(

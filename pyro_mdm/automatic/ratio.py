@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -10,7 +12,7 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 from torch.distributions import Transform, constraints
 
-__all__ = ["Ratio", "VectorMap", "solved"]
+__all__ = ["Branches", "Ratio", "VectorMap", "solved"]
 
 Density = Callable[[Tensor], Tensor]
 
@@ -23,6 +25,18 @@ class VectorMap(TransformModule):
     bijective = True
 
 
+class Branches(ABC):
+    """A start of several maps, of which a path has one: another latent of the guide."""
+
+    @abstractmethod
+    def drawn(self, n: int) -> Transform:
+        """The maps w of u, both (n, dim), of n paths, which are drawn."""
+
+    @abstractmethod
+    def drawn_at(self, w: Tensor) -> Transform:
+        """The same for paths that end at w (n, dim), drawn given their ends."""
+
+
 class Ratio:
     """log h = log γ - log N(0, I) of u (n, d), up to a constant, and its gradient.
 
@@ -31,8 +45,9 @@ class Ratio:
             scale_tril u.
         loc: location of the coordinates u, (d,).
         scale_tril: scale of the coordinates u, (d, d), lower triangular.
-        shape: invertible map w of u; None: w = u. Its Jacobian is part of h.
-        outer: invertible map x of loc + scale_tril w; None: the identity. Its Jacobian is part too.
+        shape: invertible map w of u; None: w = u. Its Jacobian is part of h. Or branches, before
+            :meth:`of_paths` or :meth:`ending_at`.
+        units: invertible map x of loc + scale_tril w; None: the identity. Its Jacobian is part too.
     """
 
     beside: tuple[Tensor, ...] = ()
@@ -43,11 +58,29 @@ class Ratio:
         log_density: Density,
         loc: Tensor,
         scale_tril: Tensor,
-        shape: Transform | None = None,
-        outer: Transform | None = None,
+        shape: Transform | Branches | None = None,
+        units: Transform | None = None,
     ) -> None:
         self.log_density, self.loc, self.scale_tril = log_density, loc, scale_tril
-        self.shape, self.outer = shape, outer
+        self.branches = shape if isinstance(shape, Branches) else None
+        self.shape = None if isinstance(shape, Branches) else shape
+        self.units = units
+
+    def of_paths(self, n: int) -> Ratio:
+        """The same for n paths, whose branches are drawn."""
+        return self if self.branches is None else self._with(self.branches.drawn(n))
+
+    def ending_at(self, x: Tensor) -> tuple[Ratio, Tensor]:
+        """The same for paths that end at x (n, d), and their u (n, d)."""
+        z = x if self.units is None else self.units.inv(x)
+        w = solved(self.scale_tril, (z - self.loc).mT).mT
+        same = self if self.branches is None else self._with(self.branches.drawn_at(w))
+        return same, w if same.shape is None else same.shape.inv(w)
+
+    def _with(self, shape: Transform) -> Ratio:
+        made = copy.copy(self)
+        made.shape = shape
+        return made
 
     def place(self, u: Tensor) -> Tensor:
         """x of u."""
@@ -60,16 +93,10 @@ class Ratio:
             w = self.shape(u)
             log_det = log_det + self.shape.log_abs_det_jacobian(u, w)
         z = self.loc + w @ self.scale_tril.mT
-        if self.outer is None:
+        if self.units is None:
             return z, log_det
-        x = self.outer(z)
-        return x, log_det + self.outer.log_abs_det_jacobian(z, x)
-
-    def inverse(self, x: Tensor) -> Tensor:
-        """u of x."""
-        z = x if self.outer is None else self.outer.inv(x)
-        w = solved(self.scale_tril, (z - self.loc).mT).mT
-        return w if self.shape is None else self.shape.inv(w)
+        x = self.units(z)
+        return x, log_det + self.units.log_abs_det_jacobian(z, x)
 
     def log_unit(self, u: Tensor) -> Tensor:
         """log density of x for u of N(0, I), (n,)."""

@@ -33,7 +33,7 @@ import pyro
 from pyro.infer.autoguide import init_to_uniform
 
 from pyro_mdm import AutoMDM
-from pyro_mdm.automatic.chain import Annealed
+from pyro_mdm.automatic.chain import Chain
 from tests.benchmarks import runs
 from tests.benchmarks.densities import references
 from tests.benchmarks.densities.base import Draws, Target
@@ -70,7 +70,7 @@ def scores(target: Target, method: str, seconds: float, seed: int) -> runs.Row:
     with mock.patch("pyro_mdm.budgets.monotonic", time.process_time):
         if method == "gaussian":
             guide.fit(updates=0, seconds=seconds / OF_START, progress=False)
-            assert isinstance(guide.chain, Annealed)
+            assert isinstance(guide.chain, Chain)
             guide.chain.rest()
         else:
             guide.fit(seconds=seconds, progress=False)
