@@ -148,6 +148,50 @@ def test_tempering_goes_from_one_likelihood_to_the_next() -> None:
     assert abs(found.log_constant.mean - known) < 2
 
 
+@pytest.mark.parametrize("leaps", [0, 5])
+def test_moves_by_gradients_reach_modes_of_many_dimensions(leaps: int) -> None:
+    """Correlated Gaussians, in which particles without gradients collapse."""
+    torch.manual_seed(0)
+    d = 30
+    root = torch.linalg.qr(torch.randn(d, d))[0] * torch.logspace(-1, -0.3, d)
+    means = torch.zeros(2, d)
+    means[:, 0] = torch.tensor([1.5, -1.5])
+
+    def mixture(u: Tensor) -> Tensor:
+        each = dist.MultivariateNormal(means, scale_tril=torch.linalg.cholesky(root @ root.mT))
+        return dist.MixtureSameFamily(dist.Categorical(torch.tensor([0.3, 0.7])), each).log_prob(u)
+
+    def prior(u: Tensor) -> Tensor:
+        return log_normal(u, 0.0, 1.5).sum(1)
+
+    start = 1.5 * torch.randn(8, 128, d)
+    found = temper(start, prior, [lambda u: mixture(u) - prior(u)], leaps=leaps)
+    x = found.draws(1_024)
+    z = (x - torch.where(x[:, :1] > 0, means[0], means[1])) @ torch.linalg.inv(root).mT
+    spread = float(z.var(0).mean())
+    if leaps:
+        assert abs(found.log_constant.mean) < 0.8
+        assert 0.2 < float((x[:, 0] > 0).float().mean()) < 0.4 and 0.93 < spread < 1.07
+    else:
+        assert spread < 0.9
+
+
+def test_moves_by_gradients_leave_the_distribution_as_it_is() -> None:
+    """Exact draws of a skewed distribution, whose moments are known, stay exact."""
+    torch.manual_seed(0)
+    gamma = torch.distributions.Gamma(3.0, 1.0)
+
+    def log_density(u: Tensor) -> Tensor:  # of the logarithms, with the Jacobian
+        return (gamma.log_prob(u.exp()) + u).sum(1)
+
+    u = gamma.sample((2, 20_000, 2)).log()
+    found = temper(u, log_density, [lambda u: torch.zeros(len(u)).to(u) * u[:, 0]], leaps=3)
+    x = found.values.exp().flatten(0, 1).double()
+    assert bool((found.values != u).any())
+    assert (x.mean(0) - 3).abs().max() < 5 * math.sqrt(3 / len(x))
+    assert (x.square().mean(0) - 12).abs().max() < 5 * math.sqrt((360 - 144) / len(x))
+
+
 @pytest.mark.parametrize("groups", [2, 4, 8])
 def test_the_error_of_the_constant_is_students(groups: int) -> None:
     """Of the constant 1, by groups: 2,000 shares of 95%, false alarm 1e-6 at 2.4%."""

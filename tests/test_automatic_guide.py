@@ -226,9 +226,9 @@ def test_particles_find_both_modes() -> None:
 def test_particles_start_as_wide_as_the_prior(monkeypatch: pytest.MonkeyPatch) -> None:
     starts = []
 
-    def seen(first: Tensor, *rest: Any) -> TemperedParticles:
+    def seen(first: Tensor, *rest: Any, **options: Any) -> TemperedParticles:
         starts.append(first)
-        return temper(first, *rest)
+        return temper(first, *rest, **options)
 
     monkeypatch.setattr("pyro_mdm.automatic.fitting.temper", seen)
 

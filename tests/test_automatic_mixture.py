@@ -62,7 +62,8 @@ def ratio(mixture: Mixture) -> Ratio:
 
 def weights(n: int, *, noised: bool) -> Tensor:
     """w / Z of paths that the chain generates, or of noising paths from exact draws, (n,)."""
-    h, chain = ratio(near()), Chain(3, CLD(), 3)
+    pyro.set_rng_seed(0)  # of the parameters
+    h, chain = ratio(near()), Chain(3, CLD(), 3, beside=MOST)
     with torch.no_grad():
         for parameter in chain.parameters():
             parameter += 0.02 * torch.randn_like(parameter)

@@ -19,7 +19,7 @@ from tests.benchmarks.densities.base import Modes, Target
 from tests.benchmarks.densities.references import Students, annealed, reference
 from tests.benchmarks.densities.targets import NAMES, sites_of, target
 
-EXACT = ("many_well", "funnel", "mixture40", "brownian_motion", "two_sinusoids")
+EXACT = ("many_well", "funnel", "mixture40", "brownian_motion", "two_sinusoids", "two_gaussians_25")
 
 
 def within(values: Tensor, expected: float, errors: float = 5) -> bool:

@@ -151,6 +151,19 @@ def test_zeros_and_weights_that_repeat_are_no_tail() -> None:
     assert pareto_k(columns([1.0] * 960 + [2.0**i for i in range(1, 41)])) > 1
 
 
+def test_weights_that_hardly_differ_have_an_error_whatever_their_tail() -> None:
+    """A heavy tail whose largest weight is 1.9 or 2.1 times the mean."""
+    quantiles = torch.linspace(0, 1, 2_001, dtype=torch.float64)[:-1]
+    excess = (1 - quantiles) ** -1.2 - 1  # of index 1.2
+    for largest, has_error in ((1.9, True), (2.1, False)):
+        w = 1 + excess * (largest - 1) / excess.max()
+        w[-1] = largest * w[:-1].sum() / (len(w) - largest)  # in units of the mean
+        found = evidence(w.log()[:, None])
+        assert found.pareto_k > 0.7 and found.error.isfinite() == has_error
+        if has_error:
+            assert found.error < 0.02
+
+
 def test_tails_are_those_of_known_laws() -> None:
     torch.manual_seed(2)
     shape = torch.tensor([4.0, 1.0]).repeat(50).double()

@@ -80,9 +80,12 @@ class Chain(nn.Module):
             correlate with x. Its clock doesn't matter.
         steps: number N of steps.
         width: width of the network's two hidden layers.
+        beside: number of further inputs of the network, which the ratio has.
     """
 
-    def __init__(self, dim: int, diffusion: LinearDiffusion, steps: int, width: int = 64) -> None:
+    def __init__(
+        self, dim: int, diffusion: LinearDiffusion, steps: int, width: int = 64, beside: int = 0
+    ) -> None:
         super().__init__()
         rest = diffusion.prior_covariance
         if not torch.allclose(rest[0], torch.eye(len(rest)).to(rest)[0], atol=1e-6):
@@ -99,7 +102,7 @@ class Chain(nn.Module):
         self.K = K = diffusion.num_variables
         self.gaps = nn.Parameter(torch.zeros(steps))
         self.log_time = nn.Parameter(torch.zeros(()))
-        self.first = nn.Linear((K + 1) * dim, width)
+        self.first = nn.Linear((K + 1) * dim + beside, width)
         self.second = nn.Linear(width, width)
         self.step_embedding = nn.Parameter(torch.randn(2, steps + 1, width) / 2)
         self.last = nn.Linear(width, K * dim)

@@ -22,7 +22,7 @@ from pyro_mdm.automatic.chain import Chain
 from pyro_mdm.automatic.density import ProgramDensity, is_enumerated, run
 from pyro_mdm.automatic.draws import row, unconstrained
 from pyro_mdm.automatic.laplace import Units
-from pyro_mdm.automatic.mixture import Mixture
+from pyro_mdm.automatic.mixture import MOST, Mixture
 from pyro_mdm.automatic.ratio import Branches, Ratio, solved
 from pyro_mdm.automatic.shape import Shape
 from pyro_mdm.budgets import Outcome
@@ -180,9 +180,10 @@ class ChainGuide(AutoMultivariateNormal):
                     f"the program has {self.latent_dim} latents, expected {len(self.loc)} as "
                     f"{STORED}"
                 )
-            chain = Chain(self.latent_dim, self._diffusion, self._steps, self._width)
-            self.chain = chain.to(self.loc)
             self.shape = self._made_shape()
+            beside = MOST if isinstance(self.shape, Mixture) else 0
+            chain = Chain(self.latent_dim, self._diffusion, self._steps, self._width, beside)
+            self.chain = chain.to(self.loc)
             trace = run(self.model, *args, **kwargs)
             self.program_density = self._made_density(trace)
             self.units = None

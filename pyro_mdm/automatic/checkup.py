@@ -37,8 +37,8 @@ RISING = 5.0
 """Standard errors by which the bound rises in the last quarter of a training that is too short."""
 FEW_UPDATES = 20
 """Updates in a quarter of a training, below which nothing is said of their rise."""
-MOST_FOR_PARTICLES = 20
-"""Latents up to which particles find modes; with more they collapse (page *Automatic guides*)."""
+MOST_FOR_PARTICLES = 50
+"""Latents up to which particles find modes in reasonable time (page *Automatic guides*)."""
 HEAVY = ("Cauchy", "HalfCauchy", "StudentT", "Pareto", "Stable", "InverseGamma")
 """Distributions whose tails a Gaussian does not cover."""
 
@@ -87,6 +87,7 @@ class Checkup:
     Args:
         weights: the weights of all batches together.
         tails: k̂ of each batch.
+        doubtful: number of batches whose weights mislead.
         kept: the part that the fit kept: "chain", or "Gaussian" or another "start".
         second: the other fit; None if there is none.
         distance: the largest distance of two means, in deviations; NaN without another fit.
@@ -97,6 +98,7 @@ class Checkup:
 
     weights: ImportanceWeights
     tails: tuple[float, ...]
+    doubtful: int
     kept: str
     second: Second | None
     distance: float
@@ -111,9 +113,8 @@ class Checkup:
 
     @property
     def is_thin(self) -> bool:
-        """Whether too few draws count, or k̂ is above its limit in most batches."""
-        limit = _limit(len(self.weights.log_weights) // len(self.tails))
-        heavy = sum(k > limit for k in self.tails) > len(self.tails) / 2
+        """Whether too few draws count, or the weights of most batches mislead."""
+        heavy = self.doubtful > len(self.tails) / 2
         return bool(self.weights.doubt) or heavy or self.weights.effective < FEWEST
 
     @property
@@ -181,7 +182,8 @@ def checked(
     pieces = [guide.weighted(num_samples, *args, **kwargs) for _ in range(batches)]
     x, log_weights = (torch.cat(tensors) for tensors in zip(*pieces, strict=True))
     weights = ImportanceWeights(log_weights)
-    tails = tuple(ImportanceWeights(piece[1]).pareto_k for piece in pieces)
+    by_batch = [ImportanceWeights(piece[1]) for piece in pieces]
+    tails, doubtful = tuple(w.pareto_k for w in by_batch), sum(bool(w.doubt) for w in by_batch)
     first = Moments.from_weights(x, weights)
     distance, distant, is_apart = math.nan, "", False
     if other is not None:
@@ -192,7 +194,7 @@ def checked(
         distance, distant = float(gaps[at]), repr(names[at])
         error = math.sqrt(1 / first.effective + 1 / moments.effective)
         is_apart = not distance <= max(APART, ERRORS * error)  # NaN: the other has no mean
-    result = Checkup(weights, tails, _kept(guide), other, distance, distant, is_apart, ())
+    result = Checkup(weights, tails, doubtful, _kept(guide), other, distance, distant, is_apart, ())
     if result.is_trusted:
         return result
     remedies = tuple(remedies_of(guide, result, args, kwargs))

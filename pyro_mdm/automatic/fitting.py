@@ -28,6 +28,9 @@ OF_PRIOR = 200
 """Draws of the prior, by whose spread particles start."""
 OF_START = 0.3
 """The share of the seconds that the start has, of those that are left."""
+LEAPS, FEW_LATENTS = 5, 10
+"""The leapfrog steps of particles' Hamiltonian moves, and the latents up to which moves by
+differences of particles serve, at a fraction of the cost."""
 WINDOW, PATIENCE, LEAST_GAIN, COOL_DOWN = 50, 3, 0.02, 0.3
 """Within seconds: the updates whose mean losses are compared, the number of these without a gain
 after which rates fall, the least gain in nats, and the part of the updates so far in which they
@@ -179,7 +182,8 @@ class Fitting:
             return guide.log_density(x, *self.args, **self.kwargs) - start(x)
 
         first = prior.sample((GROUPS, n // (2 * GROUPS) * 2))  # in halves
-        return temper(first, start, [gain]).draws(n)
+        leaps = LEAPS if guide.latent_dim > FEW_LATENTS else 0
+        return temper(first, start, [gain], leaps=leaps).draws(n)
 
 
 def _worst_left_out(bound: Tensor) -> Tensor:

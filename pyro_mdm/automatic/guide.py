@@ -44,7 +44,7 @@ class AutoMDM(SubsampledGuide):
             bound is higher than that of the values of ``init_loc_fn``.
             "shaped": the same, but the scale of a latent may depend on earlier ones, as in a
             funnel, and each latent has tails of its own (:class:`~pyro_mdm.automatic.shape.Shape`).
-            "particles", for posteriors of several modes and up to about twenty latents: particles
+            "particles", for posteriors of several modes and up to about fifty latents: particles
             are tempered to the posterior, a mixture of Gaussians is fitted to them
             (:class:`~pyro_mdm.automatic.mixture.Mixture`), and the chain is annealed from that,
             within its components. Or a function of the number of latents that
@@ -218,7 +218,7 @@ class AutoMDM(SubsampledGuide):
 
         Args:
             args, kwargs: arguments of the program.
-            other: the second fit. "fit": one is made from the other start (particles for up to 20
+            other: the second fit. "fit": one is made from the other start (particles for up to 50
                 latents, otherwise a Gaussian from another seed), by the budget of the last fit;
                 a guide of the same program that has been fitted; draws of the posterior, as in
                 :meth:`fit`; None: none.

@@ -118,9 +118,8 @@ class RowChain(Chain):
         steps: int,
         width: int = 64,
     ) -> None:
-        super().__init__(len(start), diffusion, steps, width)
-        seen = globals_dim + 3 * self.dim
-        self.first = nn.Linear((self.K + 1) * self.dim + seen, width)
+        seen = globals_dim + 3 * len(start)
+        super().__init__(len(start), diffusion, steps, width, beside=seen)
         self.loc = nn.Parameter(start.clone())
         last = nn.Linear(width, 2 * self.dim)
         nn.init.zeros_(last.weight)

@@ -21,9 +21,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.automatic.ratio import Branches, VectorMap, solved
+from pyro_mdm.automatic.ratio import Branch, Branches, solved
 
-__all__ = ["Mixture"]
+__all__ = ["MOST", "Mixture"]
 
 MOST = 64
 """The most components."""
@@ -102,11 +102,11 @@ class Mixture(nn.Module, Branches):
         return Component(components, torch.multinomial(shares.mT, 1)[:, 0])
 
 
-class Component(VectorMap):
+class Component(Branch):
     """The map w = m_k + R_k u of n paths, both (n, dim), whose components are given.
 
     Its log determinant has the probability of the component too: it is the log density of u less
-    that of the mixture at w.
+    that of the mixture at w. The network sees which component it is.
 
     Args:
         components: those of a mixture.
@@ -117,6 +117,7 @@ class Component(VectorMap):
         super().__init__()
         self._components = components
         self._mean, self._root = components[0][k], components[1][k]
+        self.beside = nn.functional.one_hot(k, MOST).to(self._mean)
 
     def _call(self, u: Tensor) -> Tensor:
         return self._mean + (self._root @ u[..., None])[..., 0]

@@ -12,7 +12,7 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 from torch.distributions import Transform, constraints
 
-__all__ = ["Branches", "Ratio", "VectorMap", "solved"]
+__all__ = ["Branch", "Branches", "Ratio", "VectorMap", "solved"]
 
 Density = Callable[[Tensor], Tensor]
 
@@ -25,15 +25,21 @@ class VectorMap(TransformModule):
     bijective = True
 
 
+class Branch(VectorMap):
+    """Maps w of u, both (n, dim), of n paths, with what a network sees of them, (n, …)."""
+
+    beside: Tensor
+
+
 class Branches(ABC):
     """A start of several maps, of which a path has one: another latent of the guide."""
 
     @abstractmethod
-    def drawn(self, n: int) -> Transform:
+    def drawn(self, n: int) -> Branch:
         """The maps w of u, both (n, dim), of n paths, which are drawn."""
 
     @abstractmethod
-    def drawn_at(self, w: Tensor) -> Transform:
+    def drawn_at(self, w: Tensor) -> Branch:
         """The same for paths that end at w (n, dim), drawn given their ends."""
 
 
@@ -77,9 +83,9 @@ class Ratio:
         same = self if self.branches is None else self._with(self.branches.drawn_at(w))
         return same, w if same.shape is None else same.shape.inv(w)
 
-    def _with(self, shape: Transform) -> Ratio:
+    def _with(self, shape: Branch) -> Ratio:
         made = copy.copy(self)
-        made.shape = shape
+        made.shape, made.beside = shape, (shape.beside,)
         return made
 
     def place(self, u: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ same draws, and is too low wherever the mean is. From k̂ = ½ on the variance i
 
 The error is NaN where too few weights count: where k̂ is above its limit (Vehtari et al.,
 "Pareto Smoothed Importance Sampling", JMLR 2024), and where the largest weight is more than a tenth
-of the sum. A mode that no draw has come near changes no weight.
+of the sum. k̂ does not know the scale of weights, and says nothing where none is more than twice the
+mean. A mode that no draw has come near changes no weight.
 """
 
 from __future__ import annotations
@@ -29,13 +30,15 @@ from torch import Tensor
 from pyro_mdm.paths.likelihood import log_mean_weight
 from pyro_mdm.support.measured import Measured
 
-__all__ = ["LARGEST", "Evidence", "evidence", "of_repeats", "pareto_k", "pareto_limit"]
+__all__ = ["LARGEST", "LEVEL", "Evidence", "evidence", "of_repeats", "pareto_k", "pareto_limit"]
 
 BEYOND, BEYOND_HEAVY = 10.0, 20.0
 """The mass of the tail beyond the largest weight, in units of that weight: k / (1 - k) for an index
 k of 0.91, and of 0.95 where k̂ is above a half."""
 LARGEST = 0.1
 """The largest share of the sum that one weight may have beyond an equal share."""
+LEVEL = 2.0
+"""The largest weight, in units of the mean, up to which weights have no tail that could mislead."""
 FEWEST_FOR_TAIL = 25
 """The least number of weights of a datum, other than 0, for a tail index."""
 FEWEST_ABOVE = 5
@@ -55,8 +58,9 @@ class Evidence(NamedTuple):
 def evidence(log_weights: Tensor) -> Evidence:
     """The log mean weight of each datum, with its error and tail, of log-weights (S, n).
 
-    The error is NaN for one weight, where k̂ is above :func:`pareto_limit`, where the largest weight
-    is more than a tenth of the sum beyond an equal share, and where weights are all 0, NaN or ∞.
+    The error is NaN for one weight, where k̂ is above :func:`pareto_limit` and a weight is more than
+    twice the mean, where the largest weight is more than a tenth of the sum beyond an equal share,
+    and where weights are all 0, NaN or ∞.
     """
     S = len(log_weights)
     value = log_mean_weight(log_weights)
@@ -64,7 +68,8 @@ def evidence(log_weights: Tensor) -> Evidence:
     largest = (relative.amax(0) - 1) / S
     spread = relative.std(0) / math.sqrt(S) if S > 1 else value * math.nan
     k = pareto_k(log_weights)
-    counts = (largest <= LARGEST) & ~(k.to(value) > pareto_limit(S))
+    is_level = relative.amax(0) <= LEVEL
+    counts = (largest <= LARGEST) & (is_level | ~(k.to(value) > pareto_limit(S)))
     beyond = torch.where(k.to(value) > 0.5, BEYOND_HEAVY, BEYOND)
     error = torch.hypot(spread, beyond * largest)
     return Evidence(value, torch.where(counts, error, math.nan), k)

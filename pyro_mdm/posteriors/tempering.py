@@ -13,10 +13,13 @@ scale of moves, and the spread of the groups' constants gives the error.
 A move adds a multiple of the difference of two other particles (ter Braak, "A Markov chain Monte
 Carlo version of the genetic algorithm Differential Evolution", Statistics and Computing 2006). So
 moves have the directions and scales of the distribution, and some jump from mode to mode. The two
-particles are from the half of the group that is not moved.
+particles are from the half of the group that is not moved. In more than about ten dimensions such
+moves are too slow, and particles collapse; moves by Hamiltonian dynamics, which need gradients, do
+not.
 
 Source: Del Moral, Doucet & Jasra, "Sequential Monte Carlo samplers", JRSS B 2006; with adaptive
-temperatures Jasra et al., Scandinavian Journal of Statistics 2011.
+temperatures Jasra et al., Scandinavian Journal of Statistics 2011. Neal, "MCMC using Hamiltonian
+dynamics", 2011.
 """
 
 from __future__ import annotations
@@ -45,6 +48,8 @@ SCALES = (-2.5, 0.5)
 in some places and wide in others."""
 JUMPS = 0.1
 """The fraction of moves that jump by a whole difference, from mode to mode."""
+AIM = 0.7
+"""The accepted fraction of Hamiltonian moves that their steps are adapted to."""
 JITTER = 1e-3
 """The noise of moves, in standard deviations, so that no particle stays on a line."""
 
@@ -90,6 +95,7 @@ def temper(
     *,
     moves: float = 5.0,
     most: int = 60,
+    leaps: int = 0,
 ) -> TemperedParticles:
     """Draws of p_0 L_K, up to its normalization, from draws of p_0.
 
@@ -101,11 +107,13 @@ def temper(
             of the particles effective. A smaller step has fewer moves. The last step to a
             likelihood has further moves, as many as for the whole way to it in one step.
         most: the largest number of moves after a step of β.
+        leaps: the number of leapfrog steps of a Hamiltonian move, which follows every move by
+            differences where densities have gradients; 0: none.
 
     Raises:
         ValueError: a likelihood that is 0 at all particles of a group.
     """
-    law = _Law(particles, prior)
+    law = _Law(particles, prior, leaps)
     log_weights = particles.new_zeros(len(particles), dtype=torch.float64)
     effective, steps, scale, accepted = 1.0, 0, 1.0, math.nan
     for likelihood in likelihoods:
@@ -163,8 +171,8 @@ def _systematic(log_weights: Tensor, n: int) -> Tensor:
 class _Law:
     """Particles with their densities under prior and likelihoods, (groups, n), float64."""
 
-    def __init__(self, u: Tensor, prior: Density) -> None:
-        self.u, self._prior = u, prior
+    def __init__(self, u: Tensor, prior: Density, leaps: int = 0) -> None:
+        self.u, self._prior, self._leaps, self._leap = u, prior, leaps, 0.3
         self._old: Density | None = None
         self._new: Density | None = None
         self.log_p = self._evaluated(prior, u)
@@ -215,6 +223,8 @@ class _Law:
             ]
             share = sum(both) / 2
             scale = min(max(scale * math.exp(share - ACCEPTED), 1e-3), 4.0)
+            if self._leaps:
+                share = max(share, self._slid(beta, spread))
             total, shares = total + share, [*shares, share]
             if total >= moves:
                 break
@@ -236,15 +246,47 @@ class _Law:
         factor = scale * 2.38 / math.sqrt(2 * d) * factor
         factor = torch.where(torch.rand(len(u), n, 1) < JUMPS, 1.0, factor)
         there = u + factor * apart + JITTER * spread * torch.randn_like(u)
+        return float(self._taken(beta, places, there, 0.0).double().mean())
+
+    def _taken(self, beta: float, places: slice, there: Tensor, gain: Tensor | float) -> Tensor:
+        """Take proposed values, or not, by the density at β and a gain that the proposal adds."""
         log_p, old, new = (self._evaluated(f, there) for f in (self._prior, self._old, self._new))
-
-        def at(log_p: Tensor, old: Tensor, new: Tensor) -> Tensor:
-            return log_p + (1 - beta) * old + beta * new if beta < 1 else log_p + new
-
-        here = at(self.log_p[:, places], self.old[:, places], self.new[:, places])
-        gained = at(log_p, old, new) - here
+        here = _at(beta, self.log_p[:, places], self.old[:, places], self.new[:, places])
+        gained = _at(beta, log_p, old, new) - here + gain
         is_accepted = torch.rand(gained.shape, dtype=gained.dtype).log() < gained
-        self.u[:, places] = torch.where(is_accepted.unsqueeze(-1), there, u)
+        self.u[:, places] = torch.where(is_accepted.unsqueeze(-1), there, self.u[:, places])
         for mine, theirs in ((self.log_p, log_p), (self.old, old), (self.new, new)):
             mine[:, places] = torch.where(is_accepted, theirs, mine[:, places])
-        return float(is_accepted.double().mean())
+        return is_accepted
+
+    def _slid(self, beta: float, spread: Tensor) -> float:
+        """Move all particles by Hamiltonian dynamics whose masses know their spread."""
+        u, p = self.u, torch.randn_like(self.u)
+        energy = p.square().sum(-1)
+        step = self._leap * (0.5 + torch.rand(*u.shape[:2], 1)) * spread
+        slope = self._slope(beta, u)
+        for _ in range(self._leaps):
+            p = p + step / 2 * slope
+            u = u + step * p
+            slope = self._slope(beta, u)
+            p = p + step / 2 * slope
+        lost = (energy - p.square().sum(-1)).double() / 2
+        accepted = float(self._taken(beta, slice(None), u, lost).double().mean())
+        self._leap = min(max(self._leap * math.exp(accepted - AIM), 1e-4), 2.0)
+        return accepted
+
+    def _slope(self, beta: float, u: Tensor) -> Tensor:
+        """The gradient of the log density at β, (groups, n, d); 0 where there is none."""
+        with torch.enable_grad():
+            x = u.flatten(0, 1).detach().requires_grad_()
+            parts = [
+                torch.zeros(()) if density is None else density(x)
+                for density in (self._prior, self._old, self._new)
+            ]
+            (slope,) = torch.autograd.grad(_at(beta, *parts).sum(), x)
+        return slope.nan_to_num(0.0, 0.0, 0.0).view(u.shape)
+
+
+def _at(beta: float, log_p: Tensor, old: Tensor, new: Tensor) -> Tensor:
+    """The log density p_0 L_{k-1}^{1-β} L_k^β."""
+    return log_p + (1 - beta) * old + beta * new if beta < 1 else log_p + new

@@ -9,7 +9,7 @@ doesn't have are left out: weights are those of guides, modes those of targets w
     log_z                 log of the mean weight, or the method's own estimate
     log_z_error           the same less the truth, or less that of the reference
     ess                   effective draws of all, by the weights
-    k_hat                 tail index of the weights
+    k_hat, largest        tail index of the weights, and the largest, in units of their mean
     energy                squared energy distance to reference draws, in units of the reference's
                           standard deviations, of draws resampled by their weights
     energy_raw            the same of draws as they are
@@ -93,6 +93,7 @@ def of_weights(log_weights: Tensor) -> dict[str, float]:
         "log_z": float(total) - math.log(n),
         "ess": float((2 * total - (2 * log_weights).logsumexp(0)).exp()) / n,
         "k_hat": float(pareto_k(log_weights[:, None])[0]),
+        "largest": float((log_weights.max() - total).exp()) * n,
     }
 
 

@@ -19,6 +19,7 @@ SCORES = (
     "log_z_error",
     "ess",
     "k_hat",
+    "largest",
     "energy",
     "energy_raw",
     "floor",

@@ -137,6 +137,33 @@ def many_well() -> Target:
     )
 
 
+def two_gaussians(dim: int) -> Target:
+    """A mixture of two Gaussians with one covariance, whose eigenvalues have a ratio of 25."""
+    g = seeded(0)
+    root = torch.linalg.qr(torch.randn(dim, dim, generator=g))[0]
+    root = root * torch.logspace(math.log10(0.1), math.log10(0.5), dim)
+    mean = torch.zeros(dim)
+    mean[0] = 1.5
+    means, shares = torch.stack([mean, -mean]), torch.tensor([0.3, 0.7])
+    each = dist.MultivariateNormal(means, root @ root.mT)
+    law = dist.MixtureSameFamily(dist.Categorical(shares), each)
+
+    def exact(n: int, seed: int) -> Tensor:
+        generator = seeded(seed)
+        k = torch.multinomial(shares, n, replacement=True, generator=generator)
+        return means[k] + torch.randn(n, dim, generator=generator) @ root.mT
+
+    return of_density(
+        f"two_gaussians_{dim}",
+        law.log_prob,
+        dim,
+        scale=1.5,
+        log_z=0.0,
+        exact=exact,
+        modes=Modes(of=lambda x: (x @ mean < 0).long(), probabilities=shares),
+    )
+
+
 def funnel() -> Target:
     """Nine normals whose scale is that of a log scale (Neal, *Slice sampling*, 2003)."""
 
@@ -402,7 +429,7 @@ MAKERS: dict[str, Callable[[], Target]] = {
         label_switching,
         two_sinusoids,
     )
-}
+} | {f"two_gaussians_{dim}": functools.partial(two_gaussians, dim) for dim in (25, 50)}
 NAMES = tuple(MAKERS)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from pyro_mdm.evaluation.weights import LEVEL
 from tests.benchmarks.documented import seeds_in_words, write
 from tests.benchmarks.posteriordb.base import Folder
 from tests.benchmarks.posteriordb.fit import DRAWS
@@ -56,7 +57,10 @@ def of_posteriors(file: Path, of_truths: Path, root: Path, folder: Path) -> None
         f"{COMMAND} --seconds {seconds} --methods {methods}",
         f"{COMMAND} --truths runs/truths.csv",
     ]
-    trust = f"weights are trusted where k̂ is at most {LIMIT:.2f} and {FEWEST} draws count"
+    trust = (
+        f"weights are trusted where {FEWEST} draws count, and k̂ is at most {LIMIT:.2f} or no "
+        f"weight is more than {LEVEL:g} times the mean"
+    )
 
     def save(name: str, made: pd.DataFrame, *notes: str, digits: int = 3) -> None:
         target = folder / f"posteriordb-{name}.csv"
@@ -108,7 +112,8 @@ def cells_of(row: Any, truth: Any, shape: dict[str, float]) -> dict[str, Any]:
     error = math.sqrt(max(0.0, 1 / row["ess"] - 1) / DRAWS) if has_weights else math.nan
     se = math.hypot(error, truth["log_z_se"])
     off = row["log_z"] - truth["log_z"]
-    trusted = bool(row["k_hat"] <= LIMIT and row["ess"] * DRAWS >= FEWEST)
+    no_tail = row["largest"] <= LEVEL or not row["k_hat"] > LIMIT
+    trusted = bool(no_tail and row["ess"] * DRAWS >= FEWEST)
     raw = shape["farthest"] > FAR or shape["condition"] > WIDE
     return {
         "posterior": row["posterior"],
