@@ -147,12 +147,15 @@ LINES: dict[str, dict[str, list[str]]] = {
             "test_automatic_mixture.py::"
             "test_noising_paths_from_a_mixture_are_weighed_as_generated_ones"
         ): ["torch.multinomial(shares.mT⟨→.sign()⟩, 1)"],
+        "test_automatic_mixture.py::test_repeated_draws_are_no_components": [
+            "if distinct is ⟨→not ⟩None"
+        ],
         "test_automatic_mixture.py::test_weights_of_the_start_are_those_of_the_mixture": [
             "(log_shares ⟨-→+⟩ log_volume)[:, None]"
         ],
         "test_automatic_mixture.py::test_components_are_those_of_the_draws[3]": [
             "means = shares @ w⟨ / counts[:, None]→⟩",
-            "if value ⟨>→<⟩ best:",
+            "if value ⟨>→<⟩ best +",
         ],
     },
     "pyro_mdm/automatic/ratio.py": {

@@ -255,6 +255,6 @@ def test_a_density_that_is_nowhere_in_part_is_said_and_counts_as_zero() -> None:
     grid = torch.linspace(-1, 8, 100_001)[1:].double()
     log_p = dist.Normal(0.0, 1.0).log_prob(grid) + 2 * torch.log(grid + 1)
     evidence = float(log_p.logsumexp(0) + math.log(9 / 100_000))
-    for value in (raw.log_evidence, trained.log_evidence):
-        assert abs(value.mean - evidence) < 5.5 * value.standard_error
-        assert value.standard_error < 0.8  # the tail counts
+    assert abs(raw.log_evidence.mean - evidence) < 5.5 * raw.log_evidence.standard_error
+    assert abs(trained.log_evidence.mean - evidence) < 0.1
+    assert raw.log_evidence.standard_error < 0.8  # the tail counts

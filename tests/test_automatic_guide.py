@@ -241,6 +241,29 @@ def test_particles_start_as_wide_as_the_prior(monkeypatch: pytest.MonkeyPatch) -
     assert 2.5 < first.std() < 3.5 and abs(float(first.mean()) - 5) < 1
 
 
+@pytest.mark.parametrize("price, number", [(0.5, 4_000), (30.0, 850), (1e4, 256)])
+def test_particles_are_as_many_as_there_is_time_for(
+    price: float, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that 1,000 particles move on."""
+    now, sizes = [0.0], []
+
+    def seen(first: Tensor, *rest: Any, **options: Any) -> TemperedParticles:
+        sizes.append(first.shape[:2].numel())
+        now[0] += price * sizes[-1] / 1_000
+        return temper(first, *rest, **options)
+
+    def program() -> None:
+        pyro.sample("x", dist.Normal(0.0, 3.0))
+
+    monkeypatch.setattr("pyro_mdm.automatic.fitting.temper", seen)
+    monkeypatch.setattr("pyro_mdm.budgets.monotonic", lambda: now[0])
+    guide = made(program, start="particles")
+    options = {"updates": 1, "start_updates": 1, "progress": False}
+    guide.fit(particles=4_000, seconds=72.0, **options)
+    assert sizes[0] == 256 and sizes[-1] == pytest.approx(number, abs=16)
+
+
 def test_particles_of_a_gaussian_are_its_units() -> None:
     """Correlated latents off 0: the chain of the exact units has equal weights."""
 

@@ -118,3 +118,30 @@ def test_units_are_a_transform_and_are_saved() -> None:
         again.load_state_dict(guide.state_dict())
         assert torch.equal(again.ratio().place(z), guide.ratio().place(z))
     assert not Units(3).middle.any()
+
+
+@pytest.mark.parametrize("start", ["gaussian", "shaped", "particles"])
+def test_programs_of_float64_are_fitted(start: str) -> None:
+    def program() -> None:
+        pyro.sample("x", dist.Normal(torch.zeros(2).double(), 1.0).to_event(1))
+
+    guide = AutoMDM(program, start=start, steps=2)
+    guide.fit(updates=2, start_updates=4, particles=512, progress=False)
+    assert guide.weighted(10)[1].isfinite().all()
+
+
+def centred() -> None:
+    """A hierarchy whose density has no bound where its scale goes to 0."""
+    scale = pyro.sample("scale", dist.HalfNormal(1.0))
+    with pyro.plate("groups", 4):
+        x = pyro.sample("x", dist.Normal(0.0, scale))
+        pyro.sample("y", dist.Normal(x, 1.0), obs=torch.tensor([-1.0, 2.0, 0.5, 1.5]))
+
+
+def test_a_mode_that_is_none_is_not_kept() -> None:
+    """Laplace's approximation of a spike has a higher bound than the usual start, untrained."""
+    for updates, is_kept in ((0, True), (400, False)):
+        pyro.clear_param_store()
+        guide = AutoMDM(centred, steps=2)
+        guide.fit(updates=0, start_updates=updates, progress=False)
+        assert bool(guide.units.middle.any()) == is_kept

@@ -108,11 +108,11 @@ class Chain(nn.Module):
         self.last = nn.Linear(width, K * dim)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
-        rising = 1 - torch.arange(steps + 1) / steps
-        self.power = nn.Parameter(rising[:, None].repeat(1, dim))  # b
+        self.power = nn.Parameter(torch.empty(steps + 1, dim))  # b
         self.trust = nn.Parameter(torch.zeros(steps + 1, K, dim))
         self.log_scale = nn.Parameter(torch.zeros(steps, K, dim))  # log σ
         self.log_scale_back = nn.Parameter(torch.zeros(steps, K, dim))  # log σ of r
+        self.reset()
 
     @property
     def _moving(self) -> tuple[Tensor, ...]:
@@ -125,6 +125,14 @@ class Chain(nn.Module):
         """Make the chain one that doesn't change N(0, I)."""
         for parameter in self._moving:
             parameter.zero_()
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Make the chain one that follows the gradient alone, as before training."""
+        self.rest()
+        self.power.copy_(1 - torch.arange(self.steps + 1)[:, None] / self.steps)
+        self.gaps.zero_()
+        self.log_time.zero_()
 
     @property
     def is_at_rest(self) -> bool:

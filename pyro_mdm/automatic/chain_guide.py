@@ -23,7 +23,7 @@ from pyro_mdm.automatic.density import ProgramDensity, is_enumerated, run
 from pyro_mdm.automatic.draws import row, unconstrained
 from pyro_mdm.automatic.laplace import Units
 from pyro_mdm.automatic.mixture import MOST, Mixture
-from pyro_mdm.automatic.ratio import Branches, Ratio, solved
+from pyro_mdm.automatic.ratio import Branches, Ratio
 from pyro_mdm.automatic.shape import Shape
 from pyro_mdm.budgets import Outcome
 from pyro_mdm.diffusions.linear import LinearDiffusion
@@ -228,7 +228,8 @@ class ChainGuide(AutoMultivariateNormal):
 
     @property
     def root(self) -> Tensor:
-        """The Cholesky factor of the Gaussian's covariance, (latent_dim, latent_dim)."""
+        """The Cholesky factor of the Gaussian's covariance, in coordinates of ``units`` where these
+        are not None, (latent_dim, latent_dim)."""
         return self.scale[..., None] * self.scale_tril
 
     def ratio(self, *args: Any, **kwargs: Any) -> Ratio:
@@ -262,15 +263,14 @@ class ChainGuide(AutoMultivariateNormal):
         self.set_up(*args, **kwargs)
         return unconstrained(draws, self.latents())
 
-    def become_mixture(self, x: Tensor) -> None:
-        """Take the mixture of draws x (n, latent_dim), in units of their Gaussian."""
-        covariance = x.T.cov() + torch.diag(1e-4 * x.var(0) + 1e-12)
-        root = torch.linalg.cholesky(covariance.reshape(self.latent_dim, -1))
-        self.loc.data = x.mean(0)
-        self.scale = root.diagonal()
-        self.scale_tril = root / root.diagonal()[:, None]
-        w = solved(root, (x - self.loc).mT).mT
-        self.shape.fit(w[torch.randperm(len(w))])
+    def become_mixture(self, x: Tensor) -> Tensor:
+        """Take the mixture of draws x (n, latent_dim), and return them in its units."""
+        self.loc.data, self.scale = x.mean(0), x.std(0).clamp_min(1e-6)
+        self.scale_tril = torch.eye(self.latent_dim).to(self.loc)
+        self.chain.reset()
+        w = (x - self.loc) / self.scale
+        self.shape.fit(w, x.unique(dim=0, return_inverse=True)[1])
+        return w
 
     def become_standard(self) -> None:
         """Take the standard normal."""

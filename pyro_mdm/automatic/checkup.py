@@ -14,6 +14,7 @@ from torch.distributions import biject_to
 
 from pyro_mdm.automatic.chain_guide import ChainGuide
 from pyro_mdm.automatic.density import run
+from pyro_mdm.evaluation.weights import LEVEL
 from pyro_mdm.posteriors.weights import ImportanceWeights
 
 __all__ = [
@@ -134,9 +135,11 @@ class Checkup:
     def __repr__(self) -> str:
         weights, n = self.weights, len(self.weights.log_weights)
         tails = ", ".join(f"{k:.2f}" for k in self.tails)
+        limit = _limit(n // len(self.tails))
+        level = any(k > limit for k in self.tails) and not self.doubtful
         lines = [
-            f"weights: k̂ {tails} in {len(self.tails)} batches, expected at most "
-            f"{_limit(n // len(self.tails)):.2f}",
+            f"weights: k̂ {tails} in {len(self.tails)} batches, expected at most {limit:.2f}"
+            + (f", or no weight above {LEVEL:g} times the mean, as here" if level else ""),
             f"draws: {weights.effective:,.0f} of {n:,} count; log evidence {weights.log_evidence}"
             + (f" ({weights.doubt})" if weights.doubt else ""),
             self._of_second(),
@@ -254,7 +257,7 @@ def _of_shape(guide: ChainGuide, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         if not heavy:
             continue
         yield (
-            f"{name!r} has heavy tails ({heavy[0]}), which a Gaussian start does not "
+            f"{name!r} has heavy tails ({heavy[0]}), which Gaussians do not "
             "cover: "
             + ("take start='shaped', " if _may_take(guide, "shaped") else "")
             + "write it as a scale mixture, or as a function of a uniform latent"

@@ -28,6 +28,12 @@ OF_PRIOR = 200
 """Draws of the prior, by whose spread particles start."""
 OF_START = 0.3
 """The share of the seconds that the start has, of those that are left."""
+RACED = 0.25
+"""The share of the start's training that the usual start and Laplace's approximation have each,
+before the better of them has the rest."""
+OF_TEMPERING, FEW_PARTICLES = 0.4, 256
+"""The share of the seconds that particles have, and the number of those that are tempered first,
+which tells how many there is time for."""
 LEAPS, FEW_LATENTS = 5, 10
 """The leapfrog steps of particles' Hamiltonian moves, and the latents up to which moves by
 differences of particles serve, at a fraction of the cost."""
@@ -44,11 +50,12 @@ class Fitting:
     Args:
         guide: the guide, set up.
         args, kwargs: arguments of the program.
-        updates, start_updates: numbers of updates of the chain, and of the Gaussian.
+        updates, start_updates: numbers of updates of the chain, and of the start.
         paths: number of paths drawn for an update.
-        learning_rate: learning rate of the chain; that of the Gaussian is four times as high.
+        learning_rate: learning rate of the chain; that of the start is four times as high.
         budget: the seconds of both trainings together, and of tempering.
         progress: whether progress bars are shown.
+        draws: draws to which the start was fitted, in its units, (n, dim); None: none.
     """
 
     guide: ChainGuide
@@ -60,6 +67,8 @@ class Fitting:
     learning_rate: float
     budget: Budget
     progress: bool
+    draws: Tensor | None = None
+    _seconds_of_start: float = 0.0
 
     def from_start(self) -> Tensor:
         """Fit the start, and anneal the chain from it; returns the chain's losses, (updates,).
@@ -68,10 +77,8 @@ class Fitting:
         """
         guide = self.guide
         chain = guide.chain
-        self._take_units()
-        of_start = "shape." if isinstance(guide.shape, Mixture) else ("loc", "scale", "shape.")
-        start = [p for name, p in guide.named_parameters() if name.startswith(of_start)]
-        self._train(start, self._bound_of_start, "Gaussian" if guide.shape is None else "start")
+        self._seconds_of_start = OF_START * (self.budget.left() or 0.0)
+        self._train_start(1.0 - self._raced())
         losses = self._train(chain.parameters(), self._bound_of_chain, "chain")
         with torch.no_grad():
             gain = self._bound_of_chain(COMPARED).mean() - self._bound_of_start(COMPARED).mean()
@@ -79,28 +86,65 @@ class Fitting:
             chain.rest()
         return losses
 
-    def _take_units(self) -> None:
-        """Start as Laplace's approximation, in its units, where its bound is the higher one."""
-        guide, units = self.guide, self.guide.units
-        if units is None:
-            return
-
-        def density(x: Tensor) -> Tensor:
-            return guide.program_density(x, *self.args, **self.kwargs)
-
+    def _raced(self) -> float:
+        """Train the usual start and Laplace's approximation in turn, and keep that with the higher
+        bound; returns the share of the start's training that this took."""
+        guide = self.guide
+        if guide.units is None:
+            return 0.0
+        ratio = guide.ratio(*self.args, **self.kwargs)
         with torch.no_grad():
-            x = guide.ratio(*self.args, **self.kwargs).place(torch.zeros(1, guide.latent_dim))[0]
-        if (approximation := laplace(density, x, self.budget)) is None:
-            return
-        with torch.no_grad():
-            before = self._bound_of_start(COMPARED).mean().nan_to_num(-math.inf)
-            units_before = units.middle.clone(), units.root.clone()
-            kept = guide.loc.clone(), guide.scale.clone(), guide.scale_tril.clone()
-            units.become(*approximation)
-            guide.become_standard()
-            if not bool(self._bound_of_start(COMPARED).mean() > before):
-                units.become(*units_before)
-                guide.loc.data, guide.scale, guide.scale_tril = kept
+            x = ratio.place(torch.zeros(1, guide.latent_dim).to(guide.loc))[0]
+        if (approximation := laplace(ratio.log_density, x, self.budget)) is None:
+            return 0.0
+        first = self._copied()
+        self._train_start(RACED)
+        usual, bound = self._copied(), self._compared()
+        self._restore(first)
+        guide.units.become(*approximation)
+        guide.become_standard()
+        self._train_start(RACED)
+        if not bool(self._compared() > bound):
+            self._restore(usual)
+        return 2 * RACED
+
+    def _train_start(self, share: float) -> None:
+        """Train the start for a share of its updates."""
+        what = "Gaussian" if self.guide.shape is None else "start"
+        bound = self._bound_of_start if self.draws is None else self._both_bounds
+        self._train(self._of_start().values(), bound, what, share)
+
+    def _both_bounds(self) -> Tensor:
+        """The bound of a mixture, and its log density of draws that it was fitted to, (paths,).
+
+        The first alone would leave tails and gaps between modes out, where weights are then large.
+        """
+        assert self.draws is not None
+        rows = self.draws[torch.randint(len(self.draws), (self.paths,))]
+        return self._bound_of_start() + self.guide.shape.log_density(rows)
+
+    def _of_start(self) -> dict[str, Tensor]:
+        """The parameters of the start, of which a mixture has its components alone."""
+        is_mixture = isinstance(self.guide.shape, Mixture)
+        names = "shape." if is_mixture else ("loc", "scale", "shape.")
+        return {n: p for n, p in self.guide.named_parameters() if n.startswith(names)}
+
+    def _copied(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in self._state().items()}
+
+    def _state(self) -> dict[str, Tensor]:
+        units = self.guide.units
+        return self._of_start() | ({} if units is None else dict(units.named_buffers("units")))
+
+    @torch.no_grad()
+    def _restore(self, values: dict[str, Tensor]) -> None:
+        state = self._state()
+        for name, value in values.items():
+            state[name].copy_(value)
+
+    @torch.no_grad()
+    def _compared(self) -> Tensor:
+        return self._bound_of_start(COMPARED).mean().nan_to_num(-math.inf, -math.inf, -math.inf)
 
     def _bound_of_start(self, n: int | None = None) -> Tensor:
         u = torch.randn(n or self.paths, self.guide.latent_dim).to(self.guide.loc)
@@ -111,12 +155,16 @@ class Fitting:
         return self.guide.log_weights(n or self.paths, *self.args, **self.kwargs)[1]
 
     def _train(
-        self, parameters: Iterable[Tensor], bound: Callable[[], Tensor], what: str
+        self,
+        parameters: Iterable[Tensor],
+        bound: Callable[[], Tensor],
+        what: str,
+        share: float = 1.0,
     ) -> Tensor:
         is_start = what != "chain"
-        steps = self.start_updates if is_start else self.updates
-        left = self.budget.left()
-        ends = left is not None
+        steps = round(share * self.start_updates) if is_start else self.updates
+        ends = self.budget.seconds is not None
+        seconds = self._seconds_of_start * share if is_start else self.budget.left()
         trainer = Trainer(
             parameters,
             steps=steps,
@@ -129,7 +177,7 @@ class Fitting:
             least_gain=LEAST_GAIN,
             window=WINDOW if ends else None,
             cool_down=COOL_DOWN,
-            seconds=None if left is None else (OF_START if is_start else 1.0) * left,
+            seconds=seconds if ends else None,
             progress=what if self.progress else False,
         )
         losses: list[Tensor] = []
@@ -181,9 +229,19 @@ class Fitting:
         def gain(x: Tensor) -> Tensor:
             return guide.log_density(x, *self.args, **self.kwargs) - start(x)
 
-        first = prior.sample((GROUPS, n // (2 * GROUPS) * 2))  # in halves
         leaps = LEAPS if guide.latent_dim > FEW_LATENTS else 0
-        return temper(first, start, [gain], leaps=leaps).draws(n)
+
+        def particles(n: int) -> Tensor:
+            first = prior.sample((GROUPS, n // (2 * GROUPS) * 2))  # in halves
+            return temper(first, start, [gain], leaps=leaps).draws(n)
+
+        before = self.budget.left()
+        if before is None or n <= FEW_PARTICLES:
+            return particles(n)
+        few = particles(FEW_PARTICLES)
+        left = self.budget.left() or 0.0
+        affordable = FEW_PARTICLES * OF_TEMPERING * left / max(before - left, 1e-9)
+        return few if affordable < 2 * FEW_PARTICLES else particles(min(n, int(affordable)))
 
 
 def _worst_left_out(bound: Tensor) -> Tensor:

@@ -40,8 +40,8 @@ class AutoMDM(SubsampledGuide):
         steps: number N of steps of the chain.
         start: kind of start. "gaussian", for posteriors of one mode and any number of latents: the
             chain is annealed from the Gaussian of the highest bound, and learns to raise the bound.
-            The Gaussian is fitted in the units of Laplace's approximation, from there, where its
-            bound is higher than that of the values of ``init_loc_fn``.
+            Laplace's approximation, up to 500 latents, and the values of ``init_loc_fn`` are both
+            tried for a quarter of the Gaussian's updates, and the better has the rest.
             "shaped": the same, but the scale of a latent may depend on earlier ones, as in a
             funnel, and each latent has tails of its own (:class:`~pyro_mdm.automatic.shape.Shape`).
             "particles", for posteriors of several modes and up to about fifty latents: particles
@@ -88,8 +88,8 @@ class AutoMDM(SubsampledGuide):
     ) -> AutoMDM:
         """Fit the start, or temper particles, and then train the chain from there.
 
-        Parameters of the program stay as they are. Learning rates fall to 0 by a cosine. Where an
-        annealed chain ends with a lower bound than its start alone, it is that start. ``SVI``
+        Parameters of the program stay as they are. Learning rates fall to 0 by a cosine. Where the
+        chain ends with a lower bound than its start alone, it is that start. ``SVI``
         with ``Trace_ELBO`` trains the Gaussian, the chain and the program's parameters at once,
         from where they are.
 
@@ -100,19 +100,19 @@ class AutoMDM(SubsampledGuide):
             updates: number of updates of the chain; None: 1,000, or as many as fit into
                 ``seconds``. All are taken where no seconds are given, since the bound still rises
                 slowly when most of them are done.
-            start_updates: number of updates of the Gaussian before; None: 1,000, or as many as fit
+            start_updates: number of updates of the start before; None: 1,000, or as many as fit
                 into three tenths of ``seconds``.
             paths: number of paths drawn for an update; None: 128, or 16 where a plate draws a
                 subsample.
             particles: number of particles that are tempered.
-            learning_rate: learning rate of the chain; that of the Gaussian is four times as high.
+            learning_rate: learning rate of the chain; that of the start is four times as high.
             draws: draws of the posterior that exist already, by site, (n, *shape) or
                 (chains, n, *shape), such as ``mcmc.get_samples()`` or an ``InferenceData`` of
                 ArviZ. The start becomes their mixture, as of particles.
-            seconds: number of seconds after which training ends; tempering takes what it takes.
-                Both trainings end earlier if mean losses of 50 updates have fallen by less than
-                0.02 nats three times: learning rates then fall to 0 in three tenths as many
-                updates more. None: no limit.
+            seconds: number of seconds after which training ends. Particles are as many as two
+                fifths of them allow, 256 at least. Both trainings end earlier if mean losses of 50
+                updates have fallen by less than 0.02 nats three times: learning rates then fall to
+                0 in three tenths as many updates more. None: no limit.
             progress: whether a progress bar is shown.
 
         Returns:
@@ -125,7 +125,7 @@ class AutoMDM(SubsampledGuide):
         """
         for name, number, what in (
             ("updates", updates, "of the chain"),
-            ("start_updates", start_updates, "of the Gaussian"),
+            ("start_updates", start_updates, "of the start"),
         ):
             if number is not None:
                 check_count(name, number, what, least=0)
@@ -153,7 +153,7 @@ class AutoMDM(SubsampledGuide):
         self.outcomes = {}
         if isinstance(self.shape, Mixture):
             with torch.no_grad():
-                self.become_mixture(
+                fitting.draws = self.become_mixture(
                     fitting.tempered(particles)
                     if draws is None
                     else self.rows(draws, *args, **kwargs)

@@ -72,7 +72,8 @@ class Units(VectorMap):
 def laplace(log_density: Density, start: Tensor, budget: Budget) -> tuple[Tensor, Tensor] | None:
     """A mode m (dim,) of a density, and a lower triangular R with R Rᵀ = (-∇² log p(m))⁻¹.
 
-    L-BFGS leads near the mode, and Newton's steps from there, which no units slow down.
+    L-BFGS leads near the mode, and Newton's steps from there, which no units slow down. Curvatures
+    count by their size, with a least one, so that R is there at any m.
 
     Args:
         log_density: function of x (n, dim) that returns log p up to a constant, (n,), nats.
@@ -144,7 +145,7 @@ def _by_newton(
             return None
         curvature = curvature.double()
         diagonal = curvature.diagonal().abs()
-        units = torch.where(diagonal > FLAT, diagonal, 1.0).rsqrt()
+        units = diagonal.clamp_min(FLAT).rsqrt()
         values, axes = torch.linalg.eigh(units[:, None] * curvature * units)
         values = values.abs().clamp_min(LEAST_CURVATURE)
         along = axes.mT @ (units * slope.double())

@@ -3,12 +3,12 @@ r"""A mixture of Gaussians as the start of a chain, for posteriors of several mo
 A path begins in a component k, with probability π_k, and the component is another latent of the
 guide. The program is extended by the probability that the mixture q gives to it,
 
-    r(k | x) = π_k N(x; m_k, R_k R_kᵀ) / q(x),
+    r(k | w) = π_k N(w; m_k, R_k R_kᵀ) / q(w),
 
-so that weights without a chain are those of the mixture, p(x, data) / q(x), and chains move within
-the coordinates u of their components, x = m_k + R_k u. Components are fitted to draws by the EM
-algorithm, as many as explain a half of the draws that was held out. Training then moves and widens
-components, whose probabilities stay as they are: no mode is given up.
+so that weights without a chain are those of the mixture, p(w, data) / q(w), and chains move within
+the coordinates u of their components, w = m_k + R_k u. Components are fitted to draws by the EM
+algorithm. Their number, a power of 2, is that with the largest log density of a half of the draws
+that is held out. Training then moves and widens components; their probabilities stay as they are.
 
 Sources: Dempster, Laird & Rubin, "Maximum likelihood from incomplete data via the EM algorithm",
 1977; Arthur & Vassilvitskii, "k-means++: the advantages of careful seeding", 2007.
@@ -27,10 +27,15 @@ __all__ = ["MOST", "Mixture"]
 
 MOST = 64
 """The most components."""
-TRIALS = 2
-"""The fits of as many components, from other draws."""
+CANDIDATES = 8
+"""The number of draws of which one becomes a seed."""
+TRIALS = 3
+"""The number of fits for each number of components, from other draws."""
 ITERATIONS, ENOUGH = 50, 1e-3
-"""The most iterations of the EM algorithm, and the gain of the mean log density at its end."""
+"""The most iterations of the EM algorithm, and the gain of the mean log density, nats, below which
+they end."""
+WORTH = 0.02
+"""The gain of the mean log density of held-out draws that more components are worth, nats."""
 LEAST_VARIANCE = 1e-9
 """Is added to the variances of components, of draws with a variance of 1."""
 
@@ -65,15 +70,26 @@ class Mixture(nn.Module, Branches):
         self.number = state
 
     @torch.no_grad()
-    def fit(self, w: Tensor) -> None:
-        """Take as many components as explain draws w (n, dim), which are in random order."""
+    def fit(self, w: Tensor, distinct: Tensor | None = None) -> None:
+        """Fit the components to draws.
+
+        Args:
+            w: the draws, (n, dim).
+            distinct: the number of the distinct draw that each of them is, (n,), as particles and
+                chains repeat some, which are held out together; None: all are distinct.
+        """
         w = w.double()
-        learned, held_out = w.chunk(2)
+        if distinct is None:
+            distinct = torch.arange(len(w))
+        is_learned = (torch.randperm(int(distinct.max()) + 1) % 2 == 0).to(w.device)[distinct]
+        learned, held_out = w[is_learned], w[~is_learned]
         best, number, self.number = -math.inf, 1, 1
+        if len(held_out) == 0:
+            held_out = learned
         while number <= min(MOST, len(learned) // 4, 4 * self.number):
             for _ in range(TRIALS):
                 value = float(_log_parts(held_out, *_fitted(learned, number)).logsumexp(0).mean())
-                if value > best:
+                if value > best + (WORTH if number > self.number else 0.0):
                     best, self.number = value, number
             number *= 2
         trials = [_fitted(w, self.number) for _ in range(TRIALS)]
@@ -91,6 +107,10 @@ class Mixture(nn.Module, Branches):
         means = self.means[used] + (roots @ self.shifts[used, :, None])[..., 0]
         change = self.lower[used].tril(-1) + torch.diag_embed(self.log_scales[used].exp())
         return means, roots @ change, self.log_shares[used]
+
+    def log_density(self, w: Tensor) -> Tensor:
+        """log q(w) of w (n, dim), (n,) nats."""
+        return _log_parts(w, *self.components()).logsumexp(0)
 
     def drawn(self, n: int) -> Component:
         components = self.components()
@@ -156,12 +176,16 @@ def _fitted(w: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _seeds(w: Tensor, number: int) -> Tensor:
-    """Draws far from each other, (number, dim): each by its squared distance to those before."""
+    """Draws far from each other, (number, dim): each is drawn by its squared distance to those
+    before, the best of a few that leaves the least distances."""
     seeds = [w[torch.randint(len(w), ())]]
     distances = (w - seeds[0]).square().sum(1)
     for _ in range(number - 1):
-        seeds.append(w[torch.multinomial(distances.clamp_min(1e-12), 1)[0]])
-        distances = torch.minimum(distances, (w - seeds[-1]).square().sum(1))
+        tried = w[torch.multinomial(distances.clamp_min(1e-12), CANDIDATES, replacement=True)]
+        left = torch.minimum(distances, torch.cdist(tried, w).square())
+        best = left.sum(1).argmin()
+        distances = left[best]
+        seeds.append(tried[best])
     return torch.stack(seeds)
 
 
@@ -172,10 +196,14 @@ def _maximized(w: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     dim, counts = w.shape[1], shares.sum(1).clamp_min(1e-6)
     means = shares @ w / counts[:, None]
-    apart = w - means[:, None]
-    covariances = (shares[..., None] * apart).mT @ apart / counts[:, None, None]
-    variances = covariances.diagonal(0, -2, -1) + LEAST_VARIANCE
-    kept = (counts / (counts + dim))[:, None, None]
-    covariances = kept * covariances + (1 - kept) * torch.diag_embed(variances)
+    made = []
+    for share, mean, count in zip(
+        shares, means, counts, strict=True
+    ):  # one after the other: memory
+        apart = w - mean
+        made.append((share[:, None] * apart).mT @ apart / count)
+    covariances, kept = torch.stack(made), (counts / (counts + dim))[:, None, None]
+    diagonals = torch.diag_embed(covariances.diagonal(0, -2, -1))
+    covariances = kept * covariances + (1 - kept) * diagonals
     roots = torch.linalg.cholesky(covariances + LEAST_VARIANCE * torch.eye(dim).to(w))
     return means, roots, (counts / counts.sum()).log()

@@ -8,7 +8,7 @@ the distributions proportional to
 At each step particles are weighted and resampled, and then moved by Metropolis steps that leave the
 distribution invariant. β is chosen for the effective sample size of the weights. The product of the
 mean weights estimates the normalizing constant. Particles are in groups, which share only β and the
-scale of moves, and the spread of the groups' constants gives the error.
+scales of moves, and the spread of the groups' constants gives the error.
 
 A move adds a multiple of the difference of two other particles (ter Braak, "A Markov chain Monte
 Carlo version of the genetic algorithm Differential Evolution", Statistics and Computing 2006). So
@@ -48,8 +48,10 @@ SCALES = (-2.5, 0.5)
 in some places and wide in others."""
 JUMPS = 0.1
 """The fraction of moves that jump by a whole difference, from mode to mode."""
-AIM = 0.7
-"""The accepted fraction of Hamiltonian moves that their steps are adapted to."""
+ACCEPTED_LEAPS = 0.7
+"""The accepted fraction of Hamiltonian moves that the sizes of their steps are adapted to."""
+FIRST_SIZE, SIZES = 0.3, (1e-4, 2.0)
+"""The size of a leapfrog step at first, in units of the spread, and its limits."""
 JITTER = 1e-3
 """The noise of moves, in standard deviations, so that no particle stays on a line."""
 
@@ -108,7 +110,7 @@ def temper(
             likelihood has further moves, as many as for the whole way to it in one step.
         most: the largest number of moves after a step of β.
         leaps: the number of leapfrog steps of a Hamiltonian move, which follows every move by
-            differences where densities have gradients; 0: none.
+            differences and needs densities with gradients; 0: none.
 
     Raises:
         ValueError: a likelihood that is 0 at all particles of a group.
@@ -172,7 +174,7 @@ class _Law:
     """Particles with their densities under prior and likelihoods, (groups, n), float64."""
 
     def __init__(self, u: Tensor, prior: Density, leaps: int = 0) -> None:
-        self.u, self._prior, self._leaps, self._leap = u, prior, leaps, 0.3
+        self.u, self._prior, self._leaps, self._size = u, prior, leaps, FIRST_SIZE
         self._old: Density | None = None
         self._new: Density | None = None
         self.log_p = self._evaluated(prior, u)
@@ -260,10 +262,14 @@ class _Law:
         return is_accepted
 
     def _slid(self, beta: float, spread: Tensor) -> float:
-        """Move all particles by Hamiltonian dynamics whose masses know their spread."""
+        """Move all particles by Hamiltonian dynamics, with masses 1/spread².
+
+        Returns:
+            The accepted fraction.
+        """
         u, p = self.u, torch.randn_like(self.u)
         energy = p.square().sum(-1)
-        step = self._leap * (0.5 + torch.rand(*u.shape[:2], 1)) * spread
+        step = self._size * (0.5 + torch.rand(*u.shape[:2], 1)) * spread
         slope = self._slope(beta, u)
         for _ in range(self._leaps):
             p = p + step / 2 * slope
@@ -272,7 +278,8 @@ class _Law:
             p = p + step / 2 * slope
         lost = (energy - p.square().sum(-1)).double() / 2
         accepted = float(self._taken(beta, slice(None), u, lost).double().mean())
-        self._leap = min(max(self._leap * math.exp(accepted - AIM), 1e-4), 2.0)
+        size = self._size * math.exp(accepted - ACCEPTED_LEAPS)
+        self._size = min(max(size, SIZES[0]), SIZES[1])
         return accepted
 
     def _slope(self, beta: float, u: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from pyro.infer import Importance
 from torch import Tensor
 
 from pyro_mdm.evaluation.estimates import Z95
-from pyro_mdm.evaluation.weights import LARGEST, evidence, pareto_k, pareto_limit
+from pyro_mdm.evaluation.weights import LARGEST, LEVEL, evidence, pareto_k, pareto_limit
 from pyro_mdm.posteriors.dependence import is_computed
 from pyro_mdm.support.measured import Measured
 
@@ -132,7 +132,10 @@ class ImportanceWeights:
 
     @property
     def pareto_limit(self) -> float:
-        """The k̂ above which S weights mislead, min(1 − 1 / log10 S, 0.7), from the same source."""
+        """The k̂ above which S weights mislead, min(1 − 1 / log10 S, 0.7), from the same source.
+
+        Where no weight is more than twice the mean, k̂ does not matter: it does not know how much
+        weights differ."""
         return pareto_limit(len(self.log_weights))
 
     @property
@@ -150,6 +153,8 @@ class ImportanceWeights:
                 f"nats: {self.doubt}; take more draws, or a better guide"
             )
         tail = ""
-        if not math.isnan(self.pareto_k):
+        if self.pareto_k > self.pareto_limit:
+            tail = f", none above {LEVEL:g} times the mean"
+        elif not math.isnan(self.pareto_k):
             tail = f", k̂ {self.pareto_k:.2f} of at most {self.pareto_limit:.2f}"
         return f"{counts}{tail}; log evidence {self.log_evidence} nats"

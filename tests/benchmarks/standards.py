@@ -12,7 +12,7 @@ the study's do. Seconds are those of the processor.
     reference   log Z by long runs (densities/references.py), or in closed form
     gaussian    the guide's Gaussian alone
     chain       AutoMDM with its Gaussian start
-    particles   AutoMDM with particles, up to 20 latents
+    particles   AutoMDM with particles, up to 20 latents here
 
 Of phase transitions ``check`` says whether to trust the fit, and the distance of a second one.
 """
