@@ -130,7 +130,7 @@ def test_programs_of_float64_are_fitted(start: str) -> None:
     assert guide.weighted(10)[1].isfinite().all()
 
 
-@pytest.mark.parametrize("updates, is_kept", [(0, True), (400, False)])
+@pytest.mark.parametrize("updates, is_kept", [(0, True), (2_000, False)])
 def test_the_better_start_is_that_of_the_race(
     updates: int, is_kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
