@@ -146,3 +146,14 @@ def test_the_better_start_is_that_of_the_race(
     assert bool(guide.units.middle.any()) == is_kept
     if not is_kept:
         assert abs(float(guide.loc.detach()) - 5) < 0.5
+
+
+def test_a_start_without_gradients_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    nowhere = torch.tensor([math.nan]), torch.eye(1)
+    monkeypatch.setattr("pyro_mdm.automatic.fitting.laplace", lambda *_: nowhere)
+
+    def program() -> None:
+        pyro.sample("x", dist.Normal(1.0, 1.0))
+
+    guide = AutoMDM(program, steps=2).fit(updates=0, start_updates=400, progress=False)
+    assert abs(float(guide.loc.detach()) - 1) < 0.5 and not bool(guide.units.middle.any())

@@ -97,15 +97,27 @@ class Fitting:
             x = ratio.place(torch.zeros(1, guide.latent_dim).to(guide.loc))[0]
         if (approximation := laplace(ratio.log_density, x, self.budget)) is None:
             return 0.0
+        errors = list[ValueError]()
+
+        def trained() -> float:
+            try:
+                self._train_start(RACED)
+            except ValueError as error:  # there are no finite gradients from there
+                errors.append(error)
+                return -math.inf
+            with torch.no_grad():
+                bound = float(self._bound_of_start(COMPARED).mean())
+            return bound if math.isfinite(bound) else -math.inf
+
         first = self._copied()
-        self._train_start(RACED)
-        usual, bound = self._copied(), self._compared()
+        bound, usual = trained(), self._copied()
         self._restore(first)
         guide.units.become(*approximation)
         guide.become_standard()
-        self._train_start(RACED)
-        if not bool(self._compared() > bound):
+        if not trained() > bound:
             self._restore(usual)
+        if len(errors) == 2:
+            raise errors[0]
         return 2 * RACED
 
     def _train_start(self, share: float) -> None:
@@ -141,10 +153,6 @@ class Fitting:
         state = self._state()
         for name, value in values.items():
             state[name].copy_(value)
-
-    @torch.no_grad()
-    def _compared(self) -> Tensor:
-        return self._bound_of_start(COMPARED).mean().nan_to_num(-math.inf, -math.inf, -math.inf)
 
     def _bound_of_start(self, n: int | None = None) -> Tensor:
         u = torch.randn(n or self.paths, self.guide.latent_dim).to(self.guide.loc)
