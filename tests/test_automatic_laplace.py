@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_mdm import AutoMDM
+from pyro_mdm.automatic.fitting import Fitting
 from pyro_mdm.automatic.laplace import MOST_LATENTS, Units, laplace
 from pyro_mdm.budgets import Budget
 
@@ -157,3 +158,24 @@ def test_a_start_without_gradients_is_dropped(monkeypatch: pytest.MonkeyPatch) -
 
     guide = AutoMDM(program, steps=2).fit(updates=0, start_updates=400, progress=False)
     assert abs(float(guide.loc.detach()) - 1) < 0.5 and not bool(guide.units.middle.any())
+
+
+def test_a_start_that_loses_its_gradients_is_that_of_the_race(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def program() -> None:
+        pyro.sample("x", dist.Normal(1.0, 1.0))
+
+    train, shares = Fitting._train_start, list[float]()
+
+    def trained(self: Fitting, share: float) -> None:
+        shares.append(share)
+        train(self, share)
+        if share > 0.25:
+            with torch.no_grad():
+                self.guide.loc.fill_(9.0)
+            raise ValueError("gradients were finite in 0 of 9 updates")
+
+    monkeypatch.setattr(Fitting, "_train_start", trained)
+    guide = AutoMDM(program, steps=2).fit(updates=0, start_updates=400, progress=False)
+    assert shares == [0.25, 0.25, 0.5] and abs(float(guide.loc.detach())) < 0.5

@@ -78,7 +78,14 @@ class Fitting:
         guide = self.guide
         chain = guide.chain
         self._seconds_of_start = OF_START * (self.budget.left() or 0.0)
-        self._train_start(1.0 - self._raced())
+        raced = self._raced()
+        before = self._copied()
+        try:
+            self._train_start(1.0 - raced)
+        except ValueError:  # no finite gradients any more: the race has a start at least
+            if raced == 0:
+                raise
+            self._restore(before)
         losses = self._train(chain.parameters(), self._bound_of_chain, "chain")
         with torch.no_grad():
             gain = self._bound_of_chain(COMPARED).mean() - self._bound_of_start(COMPARED).mean()
