@@ -145,6 +145,7 @@ def test_the_better_start_is_that_of_the_race(
     guide = AutoMDM(program, steps=2, init_loc_fn=lambda site: torch.tensor(0.0))
     guide.fit(updates=0, start_updates=updates, progress=False)
     assert bool(guide.units.middle.any()) == is_kept
+    assert guide.outcomes["Gaussian"].steps == updates
     if not is_kept:
         assert abs(float(guide.loc.detach()) - 5) < 0.5
 

@@ -201,7 +201,11 @@ class Fitting:
             trainer.step(losses[-1])
             losses[-1] = losses[-1].detach()
         trainer.optimizer.zero_grad()
-        self.guide.outcomes[what] = trainer.outcome
+        outcome, raced = trainer.outcome, self.guide.outcomes.get(what)
+        if raced is not None:
+            steps, seconds = raced.steps + outcome.steps, raced.seconds + outcome.seconds
+            outcome = outcome._replace(steps=steps, seconds=seconds)
+        self.guide.outcomes[what] = outcome
         taken = trainer.step_number
         if taken - trainer.skipped < taken / 2:
             guide = self.guide

@@ -142,7 +142,8 @@ def summarize(options: Any) -> None:
         pd.DataFrame(table),
         [
             f"python -m tests.benchmarks.minibatches --updates {options.updates} --steps "
-            f"{options.steps}"
+            f"{options.steps} --seeds {rows.seed.nunique()} --programs "
+            + " ".join(rows.program.unique())
         ],
         documented.seeds_in_words(rows),
         "nats",
