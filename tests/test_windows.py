@@ -76,10 +76,10 @@ def test_a_texture_has_no_seam() -> None:
     found, exact = (draws(model, 256) for model in both())
     assert float((found - exact).square().mean()) < 0.04**2
     for of, most in (
-        (lambda x: x, 0.03),
-        (lambda x: x.diff(dim=1), 0.03),
-        (lambda x: x.diff(dim=2), 0.03),
-        (lambda x: x[:, :, 6:] - x[:, :, :-6], 0.04),
+        (lambda x: x, 0.04),
+        (lambda x: x.diff(dim=1), 0.04),
+        (lambda x: x.diff(dim=2), 0.04),
+        (lambda x: x[:, :, 6:] - x[:, :, :-6], 0.05),
     ):
         ratio = of(found).square().mean(0) / of(exact).square().mean(0)
         assert float((ratio - 1).abs().max()) < most
