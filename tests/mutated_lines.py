@@ -139,6 +139,19 @@ LINES: dict[str, dict[str, list[str]]] = {
             "(is_level ⟨|→&⟩ ~(k.to(value)"
         ],
     },
+    "pyro_mdm/automatic/fitting.py": {
+        "test_automatic_laplace.py::test_the_gaussian_leaves_its_units[gaussian]": [
+            "Ratio(h.log_density, ⟨middle +→⟩ root @ h.loc"
+        ],
+        "test_automatic_mixture.py::test_many_modes_need_no_chain": [
+            "return self._bound_of_start() ⟨+→-⟩ self.guide.shape.log_density(rows)"
+        ],
+    },
+    "pyro_mdm/automatic/laplace.py": {
+        "test_automatic_laplace.py::test_the_mode_and_the_curvature_are_those_of_a_density": [
+            "covariance = (axes ⟨/→*⟩ values) @ axes.mT"
+        ],
+    },
     "pyro_mdm/automatic/mixture.py": {
         "test_automatic_mixture.py::test_weights_mean_z_from_a_mixture": [
             "return log_unit ⟨-→+⟩ _log_parts",

@@ -34,7 +34,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.automatic.ratio import Ratio, solved
+from pyro_mdm.automatic.maps import solved
+from pyro_mdm.automatic.ratio import Ratio
 from pyro_mdm.diffusions.kernels import KernelPrecisionError, lower_triangular
 from pyro_mdm.diffusions.linear import LinearDiffusion
 from pyro_mdm.support.late_checks import check_values

@@ -21,9 +21,8 @@ from pyro_mdm.automatic.bidirectional import parameters
 from pyro_mdm.automatic.chain import Chain
 from pyro_mdm.automatic.density import ProgramDensity, is_enumerated, run
 from pyro_mdm.automatic.draws import row, unconstrained
-from pyro_mdm.automatic.laplace import Units
 from pyro_mdm.automatic.mixture import MOST, Mixture
-from pyro_mdm.automatic.ratio import Branches, Ratio
+from pyro_mdm.automatic.ratio import Ratio
 from pyro_mdm.automatic.shape import Shape
 from pyro_mdm.budgets import Outcome
 from pyro_mdm.diffusions.linear import LinearDiffusion
@@ -186,9 +185,6 @@ class ChainGuide(AutoMultivariateNormal):
             self.chain = chain.to(self.loc)
             trace = run(self.model, *args, **kwargs)
             self.program_density = self._made_density(trace)
-            self.units = None
-            if self.start != "particles" and self.program_density.plate is None:
-                self.units = Units(self.latent_dim).to(self.loc)
             near = self.loc.detach() + 0.1 * torch.randn(2, self.latent_dim).to(self.loc)
             self.program_density.check(near, *args, **kwargs)
         except BaseException:
@@ -228,8 +224,7 @@ class ChainGuide(AutoMultivariateNormal):
 
     @property
     def root(self) -> Tensor:
-        """The Cholesky factor of the Gaussian's covariance, in coordinates of ``units`` where these
-        are not None, (latent_dim, latent_dim)."""
+        """The Cholesky factor of the Gaussian's covariance, (latent_dim, latent_dim)."""
         return self.scale[..., None] * self.scale_tril
 
     def ratio(self, *args: Any, **kwargs: Any) -> Ratio:
@@ -237,9 +232,9 @@ class ChainGuide(AutoMultivariateNormal):
             return self.log_density(x, *args, **kwargs)
 
         shape = self.shape
-        if not (shape is None or isinstance(shape, Transform | Branches)):
+        if not (shape is None or isinstance(shape, Transform | Mixture)):
             shape = shape()  # zuko's flows make their transform from a context, here none
-        return self.kind_of_ratio(density, self.loc, self.root, shape, self.units)
+        return self.kind_of_ratio(density, self.loc, self.root, shape)
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> _ChainLaw:
         """The distribution of all latents, unconstrained, with densities along paths of draws."""
@@ -264,19 +259,18 @@ class ChainGuide(AutoMultivariateNormal):
         return unconstrained(draws, self.latents())
 
     def become_mixture(self, x: Tensor) -> Tensor:
-        """Take the mixture of draws x (n, latent_dim), and return them in its units."""
-        self.loc.data, self.scale = x.mean(0), x.std(0).clamp_min(1e-6)
-        self.scale_tril = torch.eye(self.latent_dim).to(self.loc)
+        """Take the mixture of draws x (n, latent_dim), and return them in units of their
+        deviations."""
+        self.become_gaussian(x.mean(0), torch.diag(x.std(0).clamp_min(1e-6)))
         self.chain.reset()
         w = (x - self.loc) / self.scale
         self.shape.fit(w, x.unique(dim=0, return_inverse=True)[1])
         return w
 
-    def become_standard(self) -> None:
-        """Take the standard normal."""
-        self.loc.data = torch.zeros_like(self.loc)
-        self.scale = torch.ones_like(self.loc)
-        self.scale_tril = torch.eye(self.latent_dim).to(self.loc)
+    def become_gaussian(self, loc: Tensor, root: Tensor) -> None:
+        """Take a mean (latent_dim,) and a Cholesky factor (latent_dim, latent_dim)."""
+        self.loc.data, self.scale = loc, root.diagonal()
+        self.scale_tril = root / root.diagonal()[:, None]
 
     def set_up(self, *args: Any, **kwargs: Any) -> None:
         if self.prototype_trace is None:

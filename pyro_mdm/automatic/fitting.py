@@ -14,6 +14,7 @@ from torch.distributions import biject_to
 from pyro_mdm.automatic.chain_guide import COMPARED, ChainGuide
 from pyro_mdm.automatic.laplace import laplace
 from pyro_mdm.automatic.mixture import Mixture
+from pyro_mdm.automatic.ratio import Ratio
 from pyro_mdm.budgets import Budget
 from pyro_mdm.posteriors.tempering import GROUPS, temper
 from pyro_mdm.training import Trainer
@@ -56,6 +57,8 @@ class Fitting:
         budget: the seconds of both trainings together, and of tempering.
         progress: whether progress bars are shown.
         draws: draws to which the start was fitted, in its units, (n, dim); None: none.
+        units: m and R of the coordinates z of x = m + R z in which the start is fitted; None: x.
+        seconds_of_start: the seconds of the start's training.
     """
 
     guide: ChainGuide
@@ -68,7 +71,8 @@ class Fitting:
     budget: Budget
     progress: bool
     draws: Tensor | None = None
-    _seconds_of_start: float = 0.0
+    units: tuple[Tensor, Tensor] | None = None
+    seconds_of_start: float = 0.0
 
     def from_start(self) -> Tensor:
         """Fit the start, and anneal the chain from it; returns the chain's losses, (updates,).
@@ -77,7 +81,7 @@ class Fitting:
         """
         guide = self.guide
         chain = guide.chain
-        self._seconds_of_start = OF_START * (self.budget.left() or 0.0)
+        self.seconds_of_start = OF_START * (self.budget.left() or 0.0)
         raced = self._raced()
         before = self._copied()
         try:
@@ -86,6 +90,7 @@ class Fitting:
             if raced == 0:
                 raise
             self._restore(before)
+        self._leave_units()
         losses = self._train(chain.parameters(), self._bound_of_chain, "chain")
         with torch.no_grad():
             gain = self._bound_of_chain(COMPARED).mean() - self._bound_of_start(COMPARED).mean()
@@ -97,12 +102,13 @@ class Fitting:
         """Train the usual start and Laplace's approximation in turn, and keep that with the higher
         bound; returns the share of the start's training that this took."""
         guide = self.guide
-        if guide.units is None:
+        if isinstance(guide.shape, Mixture) or guide.program_density.plate is not None:
             return 0.0
         ratio = guide.ratio(*self.args, **self.kwargs)
         with torch.no_grad():
             x = ratio.place(torch.zeros(1, guide.latent_dim).to(guide.loc))[0]
-        if (approximation := laplace(ratio.log_density, x, self.budget)) is None:
+            approximation = laplace(ratio.log_density, x, self.budget)
+        if approximation is None:
             return 0.0
         errors = list[ValueError]()
 
@@ -119,9 +125,10 @@ class Fitting:
         first = self._copied()
         bound, usual = trained(), self._copied()
         self._restore(first)
-        guide.units.become(*approximation)
-        guide.become_standard()
+        self.units = approximation
+        guide.become_gaussian(torch.zeros_like(guide.loc), torch.eye(guide.latent_dim).to(x))
         if not trained() > bound:
+            self.units = None
             self._restore(usual)
         if len(errors) == 2:
             raise errors[0]
@@ -149,22 +156,34 @@ class Fitting:
         return {n: p for n, p in self.guide.named_parameters() if n.startswith(names)}
 
     def _copied(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().clone() for name, tensor in self._state().items()}
-
-    def _state(self) -> dict[str, Tensor]:
-        units = self.guide.units
-        return self._of_start() | ({} if units is None else dict(units.named_buffers("units")))
+        return {name: tensor.detach().clone() for name, tensor in self._of_start().items()}
 
     @torch.no_grad()
     def _restore(self, values: dict[str, Tensor]) -> None:
-        state = self._state()
+        parameters = self._of_start()
         for name, value in values.items():
-            state[name].copy_(value)
+            parameters[name].copy_(value)
+
+    def _ratio_of_start(self) -> Ratio:
+        """That of the guide, whose Gaussian may be in other units."""
+        h = self.guide.ratio(*self.args, **self.kwargs)
+        if self.units is None:
+            return h
+        middle, root = self.units
+        return Ratio(h.log_density, middle + root @ h.loc, root @ h.scale_tril, h.shape)
+
+    @torch.no_grad()
+    def _leave_units(self) -> None:
+        """Make the guide's Gaussian the one that was fitted in other units."""
+        h = self._ratio_of_start()
+        if self.units is not None:
+            self.guide.become_gaussian(h.loc, h.scale_tril)
+        self.units = None
 
     def _bound_of_start(self, n: int | None = None) -> Tensor:
         u = torch.randn(n or self.paths, self.guide.latent_dim).to(self.guide.loc)
-        ratio = self.guide.ratio(*self.args, **self.kwargs).of_paths(len(u))
-        return ratio.log_density(ratio.place(u)) - ratio.log_unit(u)
+        h = self._ratio_of_start().of_paths(len(u))
+        return h.log_density(h.place(u)) - h.log_unit(u)
 
     def _bound_of_chain(self, n: int | None = None) -> Tensor:
         return self.guide.log_weights(n or self.paths, *self.args, **self.kwargs)[1]
@@ -179,7 +198,7 @@ class Fitting:
         is_start = what != "chain"
         steps = round(share * self.start_updates) if is_start else self.updates
         ends = self.budget.seconds is not None
-        seconds = self._seconds_of_start * share if is_start else self.budget.left()
+        seconds = self.seconds_of_start * share if is_start else self.budget.left()
         trainer = Trainer(
             parameters,
             steps=steps,

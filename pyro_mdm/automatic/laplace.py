@@ -16,10 +16,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pyro_mdm.automatic.ratio import VectorMap, solved
 from pyro_mdm.budgets import Budget
 
-__all__ = ["MOST_LATENTS", "Units", "laplace"]
+__all__ = ["MOST_LATENTS", "laplace"]
 
 Density = Callable[[Tensor], Tensor]
 
@@ -32,41 +31,11 @@ NEWTON, HALVINGS = 20, 12
 CLOSE = 1e-3
 """Twice the nats below the mode, by the curvature, at which the search ends."""
 SHARE = 0.2
-"""The share of the seconds after which it ends too."""
+"""The share of the seconds after which it ends too; there is none without a curvature by then."""
 FLAT = 1e-10
 """The curvature of a latent below which it has none: a deviation of 100,000, unconstrained."""
 LEAST_CURVATURE = 1e-6
 """The least curvature along an axis, of latents with a curvature of 1: single precision has it."""
-
-
-class Units(VectorMap):
-    """The map x = middle + root z, both (…, dim); the identity until it is given others.
-
-    Args:
-        dim: the number of latents.
-    """
-
-    middle: Tensor
-    root: Tensor
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.register_buffer("middle", torch.zeros(dim))
-        self.register_buffer("root", torch.eye(dim))
-
-    def become(self, middle: Tensor, root: Tensor) -> None:
-        """Take a middle (dim,) and a lower triangular root (dim, dim)."""
-        self.middle.copy_(middle)
-        self.root.copy_(root)
-
-    def _call(self, z: Tensor) -> Tensor:
-        return self.middle + z @ self.root.mT
-
-    def _inverse(self, x: Tensor) -> Tensor:
-        return solved(self.root, (x - self.middle).mT).mT
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.root.diagonal().log().sum().expand(x.shape[:-1])
 
 
 def laplace(log_density: Density, start: Tensor, budget: Budget) -> tuple[Tensor, Tensor] | None:
@@ -137,18 +106,15 @@ def _by_newton(
 
     halves = 0.5 ** torch.arange(HALVINGS, dtype=torch.float64, device=x.device)[:, None]
     for step in range(NEWTON + 1):
-        with torch.enable_grad():
-            moving = x.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(loss(moving), moving)
-            curvature = torch.autograd.functional.hessian(loss, x)
-        if not bool(slope.isfinite().all() & curvature.isfinite().all()):
+        derivatives = _derivatives(loss, x, budget)
+        if derivatives is None:
             return None
-        curvature = curvature.double()
+        slope, curvature = derivatives
         diagonal = curvature.diagonal().abs()
         units = diagonal.clamp_min(FLAT).rsqrt()
         values, axes = torch.linalg.eigh(units[:, None] * curvature * units)
         values = values.abs().clamp_min(LEAST_CURVATURE)
-        along = axes.mT @ (units * slope.double())
+        along = axes.mT @ (units * slope)
         if step == NEWTON or float((along.square() / values).sum()) < CLOSE or budget.share > SHARE:
             break
         tried = (x.double() - halves * (units * (axes @ (along / values)))).to(x)
@@ -159,3 +125,24 @@ def _by_newton(
             break
         x = tried[best - 1]
     return x, values, units[:, None] * axes
+
+
+@torch.enable_grad()
+def _derivatives(loss: Density, x: Tensor, budget: Budget) -> tuple[Tensor, Tensor] | None:
+    """The gradient (dim,) and the Hessian (dim, dim) of a function, float64; None where they are
+    not finite, or take too long."""
+    moving, rows = x.detach().requires_grad_(), list[Tensor]()
+    (slope,) = torch.autograd.grad(loss(moving), moving, create_graph=True)
+    for entry in slope:
+        if budget.share > SHARE:
+            return None
+        rows.append(
+            torch.autograd.grad(
+                entry, moving, retain_graph=True, allow_unused=True, materialize_grads=True
+            )[0]
+            if entry.requires_grad
+            else torch.zeros_like(x)
+        )
+    slope, curvature = slope.detach().double(), torch.stack(rows).double()
+    is_finite = bool(slope.isfinite().all() & curvature.isfinite().all())
+    return (slope, curvature) if is_finite else None

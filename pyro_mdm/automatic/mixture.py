@@ -21,9 +21,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.automatic.ratio import Branch, Branches, solved
+from pyro_mdm.automatic.maps import VectorMap, solved
 
-__all__ = ["MOST", "Mixture"]
+__all__ = ["MOST", "Component", "Mixture"]
 
 MOST = 64
 """The most components."""
@@ -40,7 +40,7 @@ LEAST_VARIANCE = 1e-9
 """Is added to the variances of components, of draws with a variance of 1."""
 
 
-class Mixture(nn.Module, Branches):
+class Mixture(nn.Module):
     """A mixture of Gaussians of w (n, dim), one standard normal until it is fitted to draws.
 
     Args:
@@ -113,16 +113,18 @@ class Mixture(nn.Module, Branches):
         return _log_parts(w, *self.components()).logsumexp(0)
 
     def drawn(self, n: int) -> Component:
+        """The map of n paths, whose components are drawn."""
         components = self.components()
         return Component(components, torch.multinomial(components[2].exp(), n, replacement=True))
 
     def drawn_at(self, w: Tensor) -> Component:
+        """The map of paths that end at w (n, dim), whose components are drawn given their ends."""
         components = self.components()
         shares = _log_parts(w, *components).softmax(0)
         return Component(components, torch.multinomial(shares.mT, 1)[:, 0])
 
 
-class Component(Branch):
+class Component(VectorMap):
     """The map w = m_k + R_k u of n paths, both (n, dim), whose components are given.
 
     Its log determinant has the probability of the component too: it is the log density of u less
@@ -197,12 +199,11 @@ def _maximized(w: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     dim, counts = w.shape[1], shares.sum(1).clamp_min(1e-6)
     means = shares @ w / counts[:, None]
     made = []
-    for share, mean, count in zip(
-        shares, means, counts, strict=True
-    ):  # one after the other: memory
+    for share, mean in zip(shares, means, strict=True):  # all at once would take much memory
         apart = w - mean
-        made.append((share[:, None] * apart).mT @ apart / count)
-    covariances, kept = torch.stack(made), (counts / (counts + dim))[:, None, None]
+        made.append((share[:, None] * apart).mT @ apart)
+    covariances = torch.stack(made) / counts[:, None, None]
+    kept = (counts / (counts + dim))[:, None, None]
     diagonals = torch.diag_embed(covariances.diagonal(0, -2, -1))
     covariances = kept * covariances + (1 - kept) * diagonals
     roots = torch.linalg.cholesky(covariances + LEAST_VARIANCE * torch.eye(dim).to(w))

@@ -4,43 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
-from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
-from torch.distributions import Transform, constraints
+from torch.distributions import Transform
 
-__all__ = ["Branch", "Branches", "Ratio", "VectorMap", "solved"]
+from pyro_mdm.automatic.maps import solved
+from pyro_mdm.automatic.mixture import Component, Mixture
+
+__all__ = ["Ratio"]
 
 Density = Callable[[Tensor], Tensor]
-
-
-class VectorMap(TransformModule):
-    """An invertible map of vectors (…, dim), with parameters."""
-
-    domain = constraints.real_vector
-    codomain = constraints.real_vector
-    bijective = True
-
-
-class Branch(VectorMap):
-    """Maps w of u, both (n, dim), of n paths, with what a network sees of them, (n, …)."""
-
-    beside: Tensor
-
-
-class Branches(ABC):
-    """A start of several maps, of which a path has one: another latent of the guide."""
-
-    @abstractmethod
-    def drawn(self, n: int) -> Branch:
-        """The maps w of u, both (n, dim), of n paths, which are drawn."""
-
-    @abstractmethod
-    def drawn_at(self, w: Tensor) -> Branch:
-        """The same for paths that end at w (n, dim), drawn given their ends."""
 
 
 class Ratio:
@@ -51,9 +26,8 @@ class Ratio:
             scale_tril u.
         loc: location of the coordinates u, (d,).
         scale_tril: scale of the coordinates u, (d, d), lower triangular.
-        shape: invertible map w of u; None: w = u. Its Jacobian is part of h. Or branches, before
-            :meth:`of_paths` or :meth:`ending_at`.
-        units: invertible map x of loc + scale_tril w; None: the identity. Its Jacobian is part too.
+        shape: invertible map w of u; None: w = u. Its Jacobian is part of h. Or a mixture, before
+            :meth:`of_paths` or :meth:`ending_at` choose a component for each path.
     """
 
     beside: tuple[Tensor, ...] = ()
@@ -64,28 +38,25 @@ class Ratio:
         log_density: Density,
         loc: Tensor,
         scale_tril: Tensor,
-        shape: Transform | Branches | None = None,
-        units: Transform | None = None,
+        shape: Transform | Mixture | None = None,
     ) -> None:
         self.log_density, self.loc, self.scale_tril = log_density, loc, scale_tril
-        self.branches = shape if isinstance(shape, Branches) else None
-        self.shape = None if isinstance(shape, Branches) else shape
-        self.units = units
+        self.mixture = shape if isinstance(shape, Mixture) else None
+        self.shape = None if isinstance(shape, Mixture) else shape
 
     def of_paths(self, n: int) -> Ratio:
-        """The same for n paths, whose branches are drawn."""
-        return self if self.branches is None else self._with(self.branches.drawn(n))
+        """The same for n paths, whose components are drawn."""
+        return self if self.mixture is None else self._with(self.mixture.drawn(n))
 
     def ending_at(self, x: Tensor) -> tuple[Ratio, Tensor]:
         """The same for paths that end at x (n, d), and their u (n, d)."""
-        z = x if self.units is None else self.units.inv(x)
-        w = solved(self.scale_tril, (z - self.loc).mT).mT
-        same = self if self.branches is None else self._with(self.branches.drawn_at(w))
+        w = solved(self.scale_tril, (x - self.loc).mT).mT
+        same = self if self.mixture is None else self._with(self.mixture.drawn_at(w))
         return same, w if same.shape is None else same.shape.inv(w)
 
-    def _with(self, shape: Branch) -> Ratio:
+    def _with(self, component: Component) -> Ratio:
         made = copy.copy(self)
-        made.shape, made.beside = shape, (shape.beside,)
+        made.shape, made.beside = component, (component.beside,)
         return made
 
     def place(self, u: Tensor) -> Tensor:
@@ -93,16 +64,12 @@ class Ratio:
         return self.placed(u)[0]
 
     def placed(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """x of u, and the log determinant of both maps, (n,)."""
+        """x of u, and the log determinant of the shape, (n,)."""
         w, log_det = u, torch.zeros_like(u[..., 0])
         if self.shape is not None:
             w = self.shape(u)
-            log_det = log_det + self.shape.log_abs_det_jacobian(u, w)
-        z = self.loc + w @ self.scale_tril.mT
-        if self.units is None:
-            return z, log_det
-        x = self.units(z)
-        return x, log_det + self.units.log_abs_det_jacobian(z, x)
+            log_det = self.shape.log_abs_det_jacobian(u, w)
+        return self.loc + w @ self.scale_tril.mT, log_det
 
     def log_unit(self, u: Tensor) -> Tensor:
         """log density of x for u of N(0, I), (n,)."""
@@ -121,8 +88,3 @@ class Ratio:
             u = u if through and u.requires_grad else u.detach().requires_grad_()
             (slope,) = torch.autograd.grad(self(u).sum(), u, create_graph=through)
         return slope
-
-
-def solved(triangle: Tensor, y: Tensor) -> Tensor:
-    """The solution x of triangle x = y, for a lower triangular matrix."""
-    return torch.linalg.solve_triangular(triangle, y, upper=False)

@@ -21,7 +21,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pyro_mdm.automatic.ratio import VectorMap
+from pyro_mdm.automatic.maps import VectorMap
 
 __all__ = ["Shape"]
 

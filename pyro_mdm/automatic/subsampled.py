@@ -38,7 +38,8 @@ from pyro_mdm.automatic.chain_guide import ChainGuide
 from pyro_mdm.automatic.density import ProgramDensity
 from pyro_mdm.automatic.fitting import Fitting
 from pyro_mdm.automatic.local import RowChain, RowWeights
-from pyro_mdm.automatic.ratio import Ratio, solved
+from pyro_mdm.automatic.maps import solved
+from pyro_mdm.automatic.ratio import Ratio
 from pyro_mdm.automatic.rows import PlateDensity, placed
 from pyro_mdm.support.checks import check_count
 

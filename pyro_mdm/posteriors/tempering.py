@@ -65,7 +65,7 @@ class TemperedParticles(NamedTuple):
     values: Tensor  # (groups, n, d)
     log_weights: Tensor  # (groups,), log weights of groups: their log normalizing constants, nats
     effective: float  # the least effective fraction of the particles after a step of β
-    acceptance: float  # the accepted fraction of the moves at the last β
+    acceptance: float  # the accepted fraction of the moves by differences at the last β
     steps: int  # the number of steps of β
 
     @property
@@ -225,9 +225,8 @@ class _Law:
             ]
             share = sum(both) / 2
             scale = min(max(scale * math.exp(share - ACCEPTED), 1e-3), 4.0)
-            if self._leaps:
-                share = max(share, self._slid(beta, spread))
-            total, shares = total + share, [*shares, share]
+            moved = max(share, self._slid(beta, spread)) if self._leaps else share
+            total, shares = total + moved, [*shares, share]
             if total >= moves:
                 break
         return scale, sum(shares) / len(shares)
