@@ -750,7 +750,7 @@ LINES: dict[str, dict[str, list[str]]] = {
         ]
     },
     "pyro_mdm/posteriors/tempering.py": {
-        "test_amortized_likelihood.py::test_moves_by_gradients_leave_the_distribution_as_it_is": [
+        "test_amortized_likelihood.py::test_moves_by_gradients_have_the_exact_posterior": [
             "lost = (energy ⟨-→+⟩ p.square()"
         ],
         "test_amortized_likelihood.py::test_tempering_finds_all_modes_and_the_constant": [

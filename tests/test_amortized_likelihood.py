@@ -176,20 +176,23 @@ def test_moves_by_gradients_reach_modes_of_many_dimensions(leaps: int) -> None:
         assert spread < 0.9
 
 
-def test_moves_by_gradients_leave_the_distribution_as_it_is() -> None:
-    """Exact draws of a skewed distribution, whose moments are known, stay exact."""
+def test_moves_by_gradients_have_the_exact_posterior() -> None:
+    """Logarithms of Gamma(3, 1), a likelihood exp(-x): Gamma(3, 2), and the constant 2⁻³ of each.
+
+    Eight seeds were off by up to 0.02 in the mean, 0.07 in the square and 0.02 in the constant.
+    """
     torch.manual_seed(0)
     gamma = torch.distributions.Gamma(3.0, 1.0)
 
-    def log_density(u: Tensor) -> Tensor:  # of the logarithms, with the Jacobian
+    def prior(u: Tensor) -> Tensor:  # with the Jacobian
         return (gamma.log_prob(u.exp()) + u).sum(1)
 
-    u = gamma.sample((2, 20_000, 2)).log()
-    found = temper(u, log_density, [lambda u: torch.zeros(len(u)).to(u) * u[:, 0]], leaps=3)
-    x = found.values.exp().flatten(0, 1).double()
-    assert bool((found.values != u).any())
-    assert (x.mean(0) - 3).abs().max() < 5 * math.sqrt(3 / len(x))
-    assert (x.square().mean(0) - 12).abs().max() < 5 * math.sqrt((360 - 144) / len(x))
+    start = gamma.sample((8, 1_000, 2)).log()
+    found = temper(start, prior, [lambda u: -u.exp().sum(1)], leaps=3)
+    x = found.draws(8_000).exp().double()
+    assert (x.mean(0) - 1.5).abs().max() < 0.07
+    assert (x.square().mean(0) - 3).abs().max() < 0.3
+    assert abs(found.log_constant.mean + 6 * math.log(2)) < 0.1
 
 
 @pytest.mark.parametrize("groups", [2, 4, 8])

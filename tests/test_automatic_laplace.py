@@ -136,6 +136,11 @@ def test_the_gaussian_leaves_its_units(start: str) -> None:
     with torch.no_grad():
         for parameter in guide.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
+        if start == "gaussian":
+            u, (middle, R) = torch.randn(5, 3), fitting.units
+            z = guide.loc + u @ guide.root.mT
+            placed = fitting._ratio_of_start().place(u)
+            torch.testing.assert_close(placed, middle + z @ R.mT, rtol=1e-4, atol=1e-2)
         for _ in range(2):
             pyro.set_rng_seed(1)
             bounds.append(fitting._bound_of_start(50))
