@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyro_mdm import CLD, VPSDE, LinearDiffusion
 from pyro_mdm.automatic import AutoMDM
+from pyro_mdm.posteriors import ImportanceWeights
 from pyro_mdm.posteriors.tempering import TemperedParticles, temper
 
 DATA = torch.tensor([1.0, 0.5, -1.0, 2.0])
@@ -219,8 +220,8 @@ def test_particles_find_both_modes() -> None:
     log_p = dist.Normal(0.0, 3.0).log_prob(grid)
     log_p = log_p + dist.Normal(grid.square(), 0.5).log_prob(torch.tensor(4.0))
     evidence = float(log_p.logsumexp(0) + math.log(12 / 20_000))
-    value = guide.importance(4_000).log_evidence
-    assert value.standard_error < 0.3 and abs(value.mean - evidence) < 5 * value.standard_error
+    weights = ImportanceWeights(guide.weighted(4_000)[1])  # between the modes some seeds have tails
+    assert weights.effective > 2_000 and abs(weights.log_evidence.mean - evidence) < 0.1
 
 
 def test_particles_start_as_wide_as_the_prior(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +242,7 @@ def test_particles_start_as_wide_as_the_prior(monkeypatch: pytest.MonkeyPatch) -
     assert 2.5 < first.std() < 3.5 and abs(float(first.mean()) - 5) < 1
 
 
-@pytest.mark.parametrize("price, number", [(0.5, 4_000), (30.0, 850), (1e4, 256)])
+@pytest.mark.parametrize("price, number", [(0.5, 4_000), (30.0, 700), (1e4, 256)])
 def test_particles_are_as_many_as_there_is_time_for(
     price: float, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,7 +116,8 @@ def test_components_are_those_of_the_draws(number: int) -> None:
     mixture = Mixture(3)
     mixture.fit(truth.sample((4_000,)))
     assert mixture.number == {1: 1, 3: 4}[number]
-    means, roots, log_shares = mixture.components()
+    with torch.no_grad():
+        means, roots, log_shares = mixture.components()
     each = dist.MultivariateNormal(means, scale_tril=roots)
     fitted = dist.MixtureSameFamily(dist.Categorical(logits=log_shares), each)
     x = truth.sample((10_000,))
@@ -142,6 +143,24 @@ def test_draws_of_no_width_have_components() -> None:
     mixture = Mixture(2)
     mixture.fit(w)
     assert all(bool(tensor.isfinite().all()) for tensor in mixture.components())
+
+
+def test_shares_are_learned_where_particles_are_in_wrong_numbers() -> None:
+    """Nine of ten draws are in the mode that has a quarter."""
+
+    def program() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 10.0).expand([2]).to_event(1))
+        logits = torch.tensor([math.log(3.0), 0.0])
+        modes = dist.Normal(torch.tensor([-4.0, 4.0]), 1.0)
+        log_p = (modes.log_prob(x[..., :1]) + logits).logsumexp(-1) - x[..., 1].square() / 2
+        pyro.factor("modes", log_p - dist.Normal(0.0, 10.0).log_prob(x).sum(-1))
+
+    x = torch.randn(4_000, 2)
+    x[:, 0] += torch.where(torch.rand(4_000) < 0.9, 4.0, -4.0)
+    guide = AutoMDM(program, start="particles", steps=2)
+    guide.fit(draws={"x": x}, updates=0, start_updates=1_000, progress=False)
+    right = (guide.sample_posterior(20_000)["x"][:, 0] > 0).double().mean()
+    assert 0.25 < right < 0.7
 
 
 def wells() -> None:

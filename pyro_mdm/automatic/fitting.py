@@ -13,7 +13,7 @@ from torch.distributions import biject_to
 
 from pyro_mdm.automatic.chain_guide import COMPARED, ChainGuide
 from pyro_mdm.automatic.laplace import laplace
-from pyro_mdm.automatic.mixture import Mixture
+from pyro_mdm.automatic.mixture import Component, Mixture
 from pyro_mdm.automatic.ratio import Ratio
 from pyro_mdm.budgets import Budget
 from pyro_mdm.posteriors.tempering import GROUPS, temper
@@ -32,9 +32,11 @@ OF_START = 0.3
 RACED = 0.25
 """The share of the start's training that the usual start and Laplace's approximation have each,
 before the better of them has the rest."""
-OF_TEMPERING, FEW_PARTICLES = 0.4, 256
-"""The share of the seconds that particles have, and the number of those that are tempered first,
-which tells how many there is time for."""
+OF_TEMPERING = 0.4
+"""The most of the seconds that particles have."""
+PARTICLES, FIRST_PARTICLES, MOST_PARTICLES = 4_096, 256, 16_384
+"""The number of particles, which a program sees at once too, and within seconds the number of those
+that are tempered first, which tells how many there is time for, and the most."""
 LEAPS, FEW_LATENTS = 5, 10
 """The leapfrog steps of particles' Hamiltonian moves, and the latents up to which moves by
 differences of particles serve, at a fraction of the cost."""
@@ -183,7 +185,11 @@ class Fitting:
     def _bound_of_start(self, n: int | None = None) -> Tensor:
         u = torch.randn(n or self.paths, self.guide.latent_dim).to(self.guide.loc)
         h = self._ratio_of_start().of_paths(len(u))
-        return h.log_density(h.place(u)) - h.log_unit(u)
+        bound = h.log_density(h.place(u)) - h.log_unit(u)
+        if isinstance(h.shape, Component):  # gradients of shares, by the score function
+            gain = _clamped(bound.detach())
+            bound = bound + (gain - gain.mean()) * (h.shape.log_share - h.shape.log_share.detach())
+        return bound
 
     def _bound_of_chain(self, n: int | None = None) -> Tensor:
         return self.guide.log_weights(n or self.paths, *self.args, **self.kwargs)[1]
@@ -237,8 +243,12 @@ class Fitting:
             )
         return torch.stack(losses) if losses else torch.zeros(0)
 
-    def tempered(self, n: int) -> Tensor:
-        """Particles of the posterior (n, dim), from a Gaussian like the prior."""
+    def tempered(self, n: int | None) -> Tensor:
+        """Particles of the posterior (n, dim), from a Gaussian like the prior.
+
+        Args:
+            n: their number, or fewer if there is no time; None: as many as there is time for.
+        """
         guide = self.guide
         rows = []
         for _ in range(OF_PRIOR):
@@ -265,7 +275,10 @@ class Fitting:
             return prior.log_prob(x).sum(1)
 
         def gain(x: Tensor) -> Tensor:
-            return guide.log_density(x, *self.args, **self.kwargs) - start(x)
+            densities = [
+                guide.log_density(y, *self.args, **self.kwargs) for y in x.split(PARTICLES)
+            ]
+            return torch.cat(densities) - start(x)
 
         leaps = LEAPS if guide.latent_dim > FEW_LATENTS else 0
 
@@ -273,16 +286,28 @@ class Fitting:
             first = prior.sample((GROUPS, n // (2 * GROUPS) * 2))  # in halves
             return temper(first, start, [gain], leaps=leaps).draws(n)
 
-        before = self.budget.left()
-        if before is None or n <= FEW_PARTICLES:
-            return particles(n)
-        few = particles(FEW_PARTICLES)
-        left = self.budget.left() or 0.0
-        affordable = FEW_PARTICLES * OF_TEMPERING * left / max(before - left, 1e-9)
-        return few if affordable < 2 * FEW_PARTICLES else particles(min(n, int(affordable)))
+        left = self.budget.left()
+        if left is None:
+            return particles(n or PARTICLES)
+        allowed, most = OF_TEMPERING * left, n or MOST_PARTICLES
+        tempered = min(most, FIRST_PARTICLES)
+        while True:  # few take longer for each than many, so that time may suffice for more
+            before, drawn = left, particles(tempered)
+            left = self.budget.left() or 0.0
+            spent = max(before - left, 1e-9)
+            allowed -= spent
+            affordable = int(tempered * allowed / spent)
+            if tempered == most or affordable < 2 * tempered:
+                return drawn
+            tempered = min(most, affordable)
 
 
 def _worst_left_out(bound: Tensor) -> Tensor:
     """The negative mean of a bound (n,), in which the worst paths do not count."""
+    return -_clamped(bound).mean()
+
+
+def _clamped(bound: Tensor) -> Tensor:
+    """A bound (n,) without values far below the median."""
     value = bound.nan_to_num(nan=-math.inf)
-    return -value.clamp_min(value.detach().nanmedian() - WORST).mean()
+    return value.clamp_min(value.detach().nanmedian() - WORST)

@@ -79,7 +79,7 @@ class AutoMDM(SubsampledGuide):
         updates: int | None = None,
         start_updates: int | None = None,
         paths: int | None = None,
-        particles: int = 4_096,
+        particles: int | None = None,
         learning_rate: float = 5e-3,
         draws: object = None,
         seconds: float | None = None,
@@ -104,15 +104,15 @@ class AutoMDM(SubsampledGuide):
                 into three tenths of ``seconds``.
             paths: number of paths drawn for an update; None: 128, or 16 where a plate draws a
                 subsample.
-            particles: number of particles that are tempered.
+            particles: number of particles that are tempered; None: 4,096, or as many as fit into
+                two fifths of ``seconds``, from 256 to 16,384.
             learning_rate: learning rate of the chain; that of the start is four times as high.
             draws: draws of the posterior that exist already, by site, (n, *shape) or
                 (chains, n, *shape), such as ``mcmc.get_samples()`` or an ``InferenceData`` of
                 ArviZ. The start becomes their mixture, as of particles.
-            seconds: number of seconds after which training ends. Particles are as many as two
-                fifths of them allow, 256 at least. Both trainings end earlier if mean losses of 50
-                updates have fallen by less than 0.02 nats three times: learning rates then fall to
-                0 in three tenths as many updates more. None: no limit.
+            seconds: number of seconds after which training ends. Both trainings end earlier if
+                mean losses of 50 updates have fallen by less than 0.02 nats three times: learning
+                rates then fall to 0 in three tenths as many updates more. None: no limit.
             progress: whether a progress bar is shown.
 
         Returns:
@@ -131,7 +131,8 @@ class AutoMDM(SubsampledGuide):
                 check_count(name, number, what, least=0)
         if paths is not None:
             check_count("paths", paths, "of an update")
-        check_count("particles", particles, f"in {GROUPS} groups", least=2 * GROUPS)
+        if particles is not None:
+            check_count("particles", particles, f"in {GROUPS} groups", least=2 * GROUPS)
         check_number("learning_rate", learning_rate, "of the chain", positive=True)
         budget = Budget(seconds).start()
         if draws is not None and self.prototype_trace is None:

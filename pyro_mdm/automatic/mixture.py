@@ -8,7 +8,9 @@ guide. The program is extended by the probability that the mixture q gives to it
 so that weights without a chain are those of the mixture, p(w, data) / q(w), and chains move within
 the coordinates u of their components, w = m_k + R_k u. Components are fitted to draws by the EM
 algorithm. Their number, a power of 2, is that with the largest log density of a half of the draws
-that is held out. Training then moves and widens components; their probabilities stay as they are.
+that is held out, and so is the weight of the components' mean covariance in that of each. Training
+then moves and widens components, and changes their probabilities by the score function, since
+particles come to a mode in numbers that vary.
 
 Sources: Dempster, Laird & Rubin, "Maximum likelihood from incomplete data via the EM algorithm",
 1977; Arthur & Vassilvitskii, "k-means++: the advantages of careful seeding", 2007.
@@ -29,15 +31,22 @@ MOST = 64
 """The most components."""
 CANDIDATES = 8
 """The number of draws of which one becomes a seed."""
-TRIALS = 3
-"""The number of fits for each number of components, from other draws."""
+POWERS = 1, 2, 3
+"""Of dim: the numbers of draws that the mean covariance counts for in that of a component."""
 ITERATIONS, ENOUGH = 50, 1e-3
 """The most iterations of the EM algorithm, and the gain of the mean log density, nats, below which
 they end."""
+FEW = 16_384
+"""The most draws by which the number of components is chosen; all are fitted to."""
+NUMBERS = 2**22
+"""The numbers that moments of draws have at a time."""
 WORTH = 0.02
 """The gain of the mean log density of held-out draws that more components are worth, nats."""
 LEAST_VARIANCE = 1e-9
 """Is added to the variances of components, of draws with a variance of 1."""
+
+Components = tuple[Tensor, Tensor, Tensor]
+"""Means (C, dim), Cholesky factors of covariances (C, dim, dim), and log probabilities (C,)."""
 
 
 class Mixture(nn.Module):
@@ -58,10 +67,11 @@ class Mixture(nn.Module):
         self.register_buffer("means", torch.zeros(MOST, dim))
         self.register_buffer("roots", torch.eye(dim).repeat(MOST, 1, 1))
         self.register_buffer("log_shares", torch.zeros(MOST))
-        # changes of the components, in their units
+        # changes of the components, in their units, and of their probabilities
         self.shifts = nn.Parameter(torch.zeros(MOST, dim))
         self.log_scales = nn.Parameter(torch.zeros(MOST, dim))
         self.lower = nn.Parameter(torch.zeros(MOST, dim, dim))
+        self.log_factors = nn.Parameter(torch.zeros(MOST))
 
     def get_extra_state(self) -> int:
         return self.number
@@ -79,34 +89,36 @@ class Mixture(nn.Module):
                 chains repeat some, which are held out together; None: all are distinct.
         """
         w = w.double()
-        if distinct is None:
-            distinct = torch.arange(len(w))
-        is_learned = (torch.randperm(int(distinct.max()) + 1) % 2 == 0).to(w.device)[distinct]
-        learned, held_out = w[is_learned], w[~is_learned]
+        chosen = torch.randperm(len(w))[:FEW]
+        few, which = w[chosen], chosen if distinct is None else distinct.cpu()[chosen]
+        is_learned = (torch.randperm(int(which.max()) + 1) % 2 == 0)[which]
+        learned, held_out = few[is_learned], few[~is_learned]
         best, number, self.number = -math.inf, 1, 1
         if len(held_out) == 0:
             held_out = learned
         while number <= min(MOST, len(learned) // 4, 4 * self.number):
-            for _ in range(TRIALS):
-                value = float(_log_parts(held_out, *_fitted(learned, number)).logsumexp(0).mean())
+            for power in POWERS:
+                weight = float(w.shape[1] ** power)
+                tried = _climbed(learned, _seeded(learned, number), weight)
+                value = float(_log_parts(held_out, *tried).logsumexp(0).mean())
                 if value > best + (WORTH if number > self.number else 0.0):
-                    best, self.number = value, number
+                    best, self.number, fit = value, number, (tried, weight)
             number *= 2
-        trials = [_fitted(w, self.number) for _ in range(TRIALS)]
-        fitted = max(trials, key=lambda made: float(_log_parts(w, *made).logsumexp(0).mean()))
+        fitted = _climbed(w, *fit)
         for kept, tensor in zip((self.means, self.roots, self.log_shares), fitted, strict=True):
             kept[: self.number] = tensor.to(kept)
-        for change in (self.shifts, self.log_scales, self.lower):
+        for change in (self.shifts, self.log_scales, self.lower, self.log_factors):
             change.zero_()
 
-    def components(self) -> tuple[Tensor, Tensor, Tensor]:
+    def components(self) -> Components:
         """The means (C, dim) of the components, the Cholesky factors of their covariances, and the
         logarithms of their probabilities (C,)."""
         used = slice(self.number)
         roots = self.roots[used]
         means = self.means[used] + (roots @ self.shifts[used, :, None])[..., 0]
         change = self.lower[used].tril(-1) + torch.diag_embed(self.log_scales[used].exp())
-        return means, roots @ change, self.log_shares[used]
+        log_shares = (self.log_shares + self.log_factors)[used].log_softmax(0)
+        return means, roots @ change, log_shares
 
     def log_density(self, w: Tensor) -> Tensor:
         """log q(w) of w (n, dim), (n,) nats."""
@@ -135,10 +147,10 @@ class Component(VectorMap):
         k: the component of each path, (n,).
     """
 
-    def __init__(self, components: tuple[Tensor, Tensor, Tensor], k: Tensor) -> None:
+    def __init__(self, components: Components, k: Tensor) -> None:
         super().__init__()
         self._components = components
-        self._mean, self._root = components[0][k], components[1][k]
+        self._mean, self._root, self.log_share = (tensor[k] for tensor in components)
         self.beside = nn.functional.one_hot(k, MOST).to(self._mean)
 
     def _call(self, u: Tensor) -> Tensor:
@@ -156,30 +168,12 @@ def _log_parts(w: Tensor, means: Tensor, roots: Tensor, log_shares: Tensor) -> T
     """log π_k N(w; m_k, R_k R_kᵀ), (C, n)."""
     inverse = solved(roots, torch.eye(w.shape[-1]).to(w).expand_as(roots))
     u = (w - means[:, None]) @ inverse.mT
-    log_volume = roots.diagonal(0, -2, -1).log().sum(-1) + w.shape[-1] / 2 * math.log(2 * math.pi)
-    return (log_shares - log_volume)[:, None] - u.square().sum(-1) / 2
+    return (log_shares - _log_volume(roots))[:, None] - u.square().sum(-1) / 2
 
 
-def _fitted(w: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Means, Cholesky factors of covariances, and log shares of components, by the EM algorithm."""
-    k = torch.cdist(w, _seeds(w, number)).argmin(1)
-    shares = nn.functional.one_hot(k, number).to(w).T
-    before = -math.inf
-    for _ in range(ITERATIONS):
-        components = _maximized(w, shares)
-        parts = _log_parts(w, *components)
-        log_density = parts.logsumexp(0)
-        shares = (parts - log_density).exp()
-        after = float(log_density.mean())
-        if after - before < ENOUGH:
-            break
-        before = after
-    return components
-
-
-def _seeds(w: Tensor, number: int) -> Tensor:
-    """Draws far from each other, (number, dim): each is drawn by its squared distance to those
-    before, the best of a few that leaves the least distances."""
+def _seeded(w: Tensor, number: int) -> Components:
+    """Components of one variance around draws far from each other: each is drawn by its squared
+    distance to those before, the best of a few that leaves the least distances."""
     seeds = [w[torch.randint(len(w), ())]]
     distances = (w - seeds[0]).square().sum(1)
     for _ in range(number - 1):
@@ -188,23 +182,62 @@ def _seeds(w: Tensor, number: int) -> Tensor:
         best = left.sum(1).argmin()
         distances = left[best]
         seeds.append(tried[best])
-    return torch.stack(seeds)
+    spread = (distances.mean() / w.shape[1] + LEAST_VARIANCE).sqrt()
+    roots = spread * torch.eye(w.shape[1]).to(w).expand(number, -1, -1)
+    return torch.stack(seeds), roots, w.new_full((number,), -math.log(number))
 
 
-def _maximized(w: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The components of draws w (n, dim) by shares (C, n) of these.
+def _climbed(w: Tensor, components: Components, weight: float) -> Components:
+    """The components of draws w (n, dim), float64, by the EM algorithm from others.
 
-    Correlations of components of few draws are drawn to 0.
+    Args:
+        w: the draws.
+        components: the first components.
+        weight: the number of draws that the mean covariance counts for in that of a component.
     """
-    dim, counts = w.shape[1], shares.sum(1).clamp_min(1e-6)
-    means = shares @ w / counts[:, None]
-    made = []
-    for share, mean in zip(shares, means, strict=True):  # all at once would take much memory
-        apart = w - mean
-        made.append((share[:, None] * apart).mT @ apart)
-    covariances = torch.stack(made) / counts[:, None, None]
-    kept = (counts / (counts + dim))[:, None, None]
-    diagonals = torch.diag_embed(covariances.diagonal(0, -2, -1))
-    covariances = kept * covariances + (1 - kept) * diagonals
-    roots = torch.linalg.cholesky(covariances + LEAST_VARIANCE * torch.eye(dim).to(w))
+    before, dim = -math.inf, w.shape[1]
+    for _ in range(ITERATIONS):
+        coefficients, sums, total = _of_moments(*components), w.new_zeros(()), w.new_zeros(())
+        for rows in w.split(max(NUMBERS // dim**2, 1)):
+            moments = _moments(rows)
+            log_parts = coefficients @ moments.mT
+            log_density = log_parts.logsumexp(0)
+            sums = sums + (log_parts - log_density).exp() @ moments
+            total = total + log_density.sum()
+        after = float(total) / len(w)
+        if after - before < ENOUGH:
+            break
+        before, components = after, _of_sums(sums, dim, weight)
+    return components
+
+
+def _of_sums(sums: Tensor, dim: int, weight: float) -> Components:
+    """The components whose shares of the draws have these sums of moments, (C, 1 + dim + dim²)."""
+    counts = sums[:, 0].clamp_min(1e-6)
+    means = sums[:, 1 : 1 + dim] / counts[:, None]
+    covariances = (sums[:, 1 + dim :] / counts[:, None]).view(-1, dim, dim)
+    covariances = covariances - means[:, :, None] * means[:, None]
+    pooled = (counts[:, None, None] * covariances).sum(0) / counts.sum()
+    kept = (counts / (counts + weight))[:, None, None]
+    covariances = kept * covariances + (1 - kept) * pooled
+    roots = torch.linalg.cholesky(covariances + LEAST_VARIANCE * torch.eye(dim).to(sums))
     return means, roots, (counts / counts.sum()).log()
+
+
+def _moments(w: Tensor) -> Tensor:
+    """1, w and w wᵀ of draws w (n, dim), (n, 1 + dim + dim²)."""
+    return torch.cat([w.new_ones(len(w), 1), w, (w[:, :, None] * w[:, None]).flatten(1)], 1)
+
+
+def _of_moments(means: Tensor, roots: Tensor, log_shares: Tensor) -> Tensor:
+    """The coefficients (C, 1 + dim + dim²) of moments in log π_k N(w; m_k, R_k R_kᵀ)."""
+    precisions = torch.cholesky_inverse(roots)
+    linear = (precisions @ means[:, :, None])[..., 0]
+    constant = log_shares - _log_volume(roots) - (linear * means).sum(1) / 2
+    return torch.cat([constant[:, None], linear, -precisions.flatten(1) / 2], 1)
+
+
+def _log_volume(roots: Tensor) -> Tensor:
+    """log √|2π R Rᵀ|, (C,)."""
+    log_scales = roots.diagonal(0, -2, -1).log().sum(-1)
+    return log_scales + roots.shape[-1] / 2 * math.log(2 * math.pi)
